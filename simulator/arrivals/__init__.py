@@ -1,0 +1,21 @@
+"""When requests arrive. One process a file."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class ArrivalProcess(Protocol):
+    """A file in this folder: a frozen pydantic model whose fields are its configuration keys."""
+
+    @property
+    def concurrency(self) -> int | None:
+        """Requests kept in flight by a closed loop; ``None`` for open-loop processes."""
+        ...
+
+    def arrival_s(self, num_requests: int, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Sorted arrival times in seconds of ``num_requests`` requests, the first at its own gap from 0."""
+        ...

@@ -1,0 +1,51 @@
+"""Where the data folders ``workloads/`` and ``cluster_configs/`` are found.
+
+A folder of that name in the current directory is looked at first (a user's own models and clusters), then the one that ships
+with moesim: beside the package in a checkout, inside it in an installed wheel.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from simulator.errors import UserError, did_you_mean
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def shipped_folder() -> Path:
+    """The folder that holds the shipped ``workloads/`` and ``cluster_configs/``."""
+    inside = _PACKAGE / "_data"
+    return inside if inside.is_dir() else _PACKAGE.parent
+
+
+def search_folders(family: str) -> list[Path]:
+    """Existing folders for ``family`` (such as ``"workloads/models"``), the user's own first."""
+    candidates = [Path.cwd() / family, shipped_folder() / family]
+    found: list[Path] = []
+    for folder in candidates:
+        if folder.is_dir() and folder.resolve() not in found:
+            found.append(folder.resolve())
+    return found
+
+
+def available_files(family: str) -> dict[str, Path]:
+    """Name (file stem) to path of every TOML file of ``family``; the user's own files win."""
+    files: dict[str, Path] = {}
+    for folder in search_folders(family):
+        for path in sorted(folder.glob("*.toml")):
+            files.setdefault(path.stem, path)
+    return files
+
+
+def find_file(family: str, name: str, where: str) -> Path:
+    """Path of the TOML file called ``name`` in ``family``.
+
+    Raises:
+        UserError: if there is none; the nearest name is suggested.
+    """
+    files = available_files(family)
+    if name not in files:
+        noun = family.rsplit("/", 1)[-1].removesuffix("s")
+        raise UserError(f"{where}: unknown {noun} '{name}'; {did_you_mean(name, files)}")
+    return files[name]

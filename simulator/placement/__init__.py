@@ -1,0 +1,33 @@
+"""Which rank holds which expert. One policy a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Physical experts (slots) of every MoE layer. Several slots may hold copies of one expert."""
+
+    expert_LP: NDArray[np.int64]
+    """Expert that each slot holds, ``[L, P]``."""
+    rank_LP: NDArray[np.int64]
+    """Rank that each slot lies on, ``[L, P]``."""
+    num_ranks: int
+
+
+class PlacementPolicy(Protocol):
+    """A file in this folder: a frozen pydantic model whose fields are its configuration keys."""
+
+    def place(self, load_LE: NDArray[np.float64], num_ranks: int, rng: np.random.Generator) -> Placed:
+        """Spread the experts of every layer over the ranks; slot counts of two ranks differ by at most one.
+
+        Args:
+            load_LE: tokens that each expert got *yesterday* (a sample that is not the one being run), ``[L, E]``.
+            num_ranks: ``R``, at most ``E``.
+        """
+        ...
