@@ -19,6 +19,9 @@ class AcceleratorSpec(Frozen):
     int8_flops_per_s: Positive | None = None
     fp4_flops_per_s: Positive | None = None
     memory_bytes: Positive
+    """As the vendor prints it, in bytes of 10^9 to the GB."""
+    visible_memory_bytes: Positive | None = None
+    """What the driver reports as the whole memory: an "80 GB" H100 shows 85.5e9 bytes, since the chips count in powers of two."""
     memory_bytes_per_s: Positive
     num_multiprocessors: Size
     """Streaming multiprocessors, compute units or GPU cores: what a kernel's tiles are spread over."""
@@ -29,16 +32,26 @@ class AcceleratorSpec(Frozen):
     sources: dict[str, str]
     """A source for each number above."""
 
+    @property
+    def servable_memory_bytes(self) -> float:
+        """Memory that a serving engine divides into weights, activations and KV blocks: what the driver shows, where known."""
+        return self.visible_memory_bytes or self.memory_bytes
+
     def flops_per_s(self, dtype: str) -> float:
-        """Peak dense rate for matrices stored as ``dtype``, computed at the nearest format that the hardware has."""
-        four = self.fp4_flops_per_s if dtype in ("mxfp4", "nvfp4") else None
-        if dtype == "int8" and self.int8_flops_per_s:
-            return self.int8_flops_per_s
-        if dtype in ("fp8", "int8", "mxfp4", "nvfp4"):
-            return four or (self.fp8_flops_per_s if dtype != "int8" else None) or self.bf16_flops_per_s
+        """Peak dense rate for matrices whose weights are stored as ``dtype``.
+
+        A format that the hardware cannot multiply is expanded to bf16 first, as weight-only kernels do: fp8 on A100, mxfp4 on
+        H100 (whose measured kernels stay below the bf16 peak), int4 everywhere.
+        """
         if dtype == "fp32":
             return self.bf16_flops_per_s / 2
-        return self.bf16_flops_per_s
+        native = {
+            "fp8": self.fp8_flops_per_s,
+            "int8": self.int8_flops_per_s,
+            "mxfp4": self.fp4_flops_per_s,
+            "nvfp4": self.fp4_flops_per_s,
+        }
+        return native.get(dtype) or self.bf16_flops_per_s
 
 
 def load_accelerator(name: str, where: str) -> AcceleratorSpec:

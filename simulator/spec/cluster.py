@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from typing import Annotated, Self
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -12,6 +15,8 @@ from simulator.errors import UserError, did_you_mean
 from simulator.spec.accelerator import AcceleratorSpec, load_accelerator
 from simulator.spec.base import Frozen, NonNegative, Policy, Positive, Size, validate
 from simulator.spec.loading import read_toml
+
+_FAMILY = "cluster_configs"
 
 
 class WireSpec(Frozen):
@@ -28,6 +33,8 @@ class ClusterSpec(Frozen):
 
     name: str
     title: str
+    based_on: str | None = None
+    """Another cluster file, whose keys hold where this one gives none (its sources too)."""
     accelerator: str
     num_gpus: Size
     gpus_per_node: Size
@@ -45,11 +52,13 @@ class ClusterSpec(Frozen):
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
-        if self.num_gpus > self.gpus_per_node:
-            if self.num_gpus % self.gpus_per_node:
-                raise ValueError(f"num_gpus ({self.num_gpus}) must be whole nodes of {self.gpus_per_node}")
+        for key, num_gpus in [("num_gpus", self.num_gpus), *(("sizes", size) for size in self.sizes)]:
+            if num_gpus <= self.gpus_per_node:
+                continue
+            if num_gpus % self.gpus_per_node:
+                raise ValueError(f"{key} ({num_gpus}) must be whole nodes of {self.gpus_per_node}")
             if self.scale_out is None:
-                raise ValueError(f"num_gpus ({self.num_gpus}) needs several nodes, so scale_out must be given")
+                raise ValueError(f"{key} ({num_gpus}) needs several nodes, so scale_out must be given")
         return self
 
     @property
@@ -60,35 +69,88 @@ class ClusterSpec(Frozen):
 
 def available_clusters() -> list[str]:
     """Every cluster name that :func:`load_cluster` takes."""
-    names: list[str] = []
-    for stem, path in available_files("cluster_configs").items():
-        sizes = read_toml(path).get("sizes")
-        names += [f"{stem}-{size}" for size in sizes] if sizes else [stem]
-    return names
+    files = available_files(_FAMILY)
+    return [name for stem in files for name in _names(stem, _read(stem, files))]
 
 
 def load_cluster(name: str, where: str) -> tuple[ClusterSpec, AcceleratorSpec]:
     """The cluster called ``name`` and its accelerator.
 
+    ``<file>-<size>`` is one of the ``sizes`` of a file; the bare file name is its ``num_gpus`` (or one whole node), which a file
+    with ``sizes`` need not have.
+
     Raises:
-        UserError: if there is none, or a file is wrong.
+        UserError: if there is none, it does not come in that size, or a file is wrong.
     """
-    files = available_files("cluster_configs")
-    sized = re.fullmatch(r"(.+)-(\d+)", name)
+    files = available_files(_FAMILY)
+    sized = re.fullmatch(r"(.+)-([1-9][0-9]*)", name)
     if name in files:
-        path, size = files[name], None
+        stem, size = name, None
     elif sized and sized[1] in files:
-        path, size = files[sized[1]], int(sized[2])
+        stem, size = sized[1], int(sized[2])
     else:
-        raise UserError(f"{where}: unknown cluster '{name}'; {did_you_mean(name, available_clusters())}")
-    table = read_toml(path)
+        raise UserError(f"{where}: unknown cluster '{name}'; {_suggestion(name, files)}")
+    table = _read(stem, files)
+    has_bare_name = stem in _names(stem, table)
+    table.setdefault("num_gpus", _default_num_gpus(table))
+    cluster = validate(ClusterSpec, {**table, "name": stem}, str(files[stem]))
+    in_words = ", ".join(map(str, cluster.sizes))
+    if size is None and not has_bare_name:
+        example = min(cluster.sizes, key=lambda n: abs(n - cluster.gpus_per_node))
+        raise UserError(f"{where}: cluster '{name}' comes in {in_words} GPUs: say how many, as in '{stem}-{example}'")
     if size is not None:
-        sizes = table.get("sizes", [])
-        if size not in sizes:
-            raise UserError(
-                f"{where}: cluster '{sized[1] if sized else name}' comes in {', '.join(map(str, sizes))} GPUs, not {size}"
-            )
-        table["num_gpus"] = size
-    table.setdefault("num_gpus", table.get("sizes", [table.get("gpus_per_node", 1)])[0])
-    cluster = validate(ClusterSpec, {**table, "name": name}, str(path))
-    return cluster, load_accelerator(cluster.accelerator, str(path))
+        if not cluster.sizes:
+            only = f"comes in one size only (num_gpus = {cluster.num_gpus}), not {size}"
+            raise UserError(f"{where}: cluster '{stem}' {only}; write '{stem}'")
+        if size not in cluster.sizes:
+            raise UserError(f"{where}: cluster '{stem}' comes in {in_words} GPUs, not {size}")
+        cluster = cluster.model_copy(update={"name": name, "num_gpus": size})
+    return cluster, load_accelerator(cluster.accelerator, str(files[stem]))
+
+
+def _read(stem: str, files: Mapping[str, Path], below: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The table of a cluster file, completed from the one that it is ``based_on``."""
+    path = files[stem]
+    own = read_toml(path)
+    base = own.get("based_on")
+    if not isinstance(base, str):
+        return own
+    if base not in files:
+        raise UserError(f"{path}: based_on names an unknown cluster file '{base}'; {did_you_mean(base, files)}")
+    chain = (*below, stem)
+    if base in chain:
+        raise UserError(f"{path}: based_on goes round in a circle: {' -> '.join((*chain, base))}")
+    inherited = _read(base, files, chain)
+    if "num_gpus" in own or "sizes" in own:  # together they say what the file comes in, so they are replaced together
+        inherited = {key: value for key, value in inherited.items() if key not in ("num_gpus", "sizes")}
+    merged = {**inherited, **own}
+    sources = [table["sources"] for table in (inherited, own) if isinstance(table.get("sources"), dict)]
+    if sources:
+        merged["sources"] = {key: text for table in sources for key, text in table.items()}
+    return merged
+
+
+def _names(stem: str, table: Mapping[str, Any]) -> list[str]:
+    """The names that a file answers to; a wrong ``sizes`` is reported when the file is loaded."""
+    sizes = table.get("sizes")
+    if not isinstance(sizes, list) or not sizes:
+        return [stem]
+    bare = [stem] if "num_gpus" in table else []
+    return bare + [f"{stem}-{size}" for size in sizes]
+
+
+def _default_num_gpus(table: Mapping[str, Any]) -> int:
+    sizes = table.get("sizes")
+    candidates = [*(sizes if isinstance(sizes, list) else []), table.get("gpus_per_node")]
+    return next((n for n in candidates if type(n) is int), 1)
+
+
+def _suggestion(name: str, files: Mapping[str, Path]) -> str:
+    """The names that hold what was written, or the nearest one, or each file with its sizes left open (all names are too many)."""
+    word = name.lower()
+    patterns = [stem if stem in _names(stem, table) else f"{stem}-<GPUs>" for stem, table in ((s, _read(s, files)) for s in files)]
+    holding = [pattern for pattern in patterns if word and word in pattern]
+    near = difflib.get_close_matches(word, available_clusters(), n=1, cutoff=0.7)
+    if near and not holding:
+        return f"did you mean '{near[0]}'?"
+    return "choose one of: " + ", ".join(holding or patterns) if patterns else "there are none"

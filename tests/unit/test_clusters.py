@@ -1,0 +1,201 @@
+"""Finding a cluster by name, and what a stranger reads when there is none."""
+
+from pathlib import Path
+
+import pytest
+
+from simulator.errors import UserError
+from simulator.spec.accelerator import load_accelerator
+from simulator.spec.cluster import available_clusters, load_cluster
+
+BOX = """
+title = "a box"
+accelerator = "h100-sxm"
+gpus_per_node = 8
+topology = { kind = "switch" }
+scale_up = { bytes_per_s = 450e9, latency_s = 1e-6 }
+sources = { gpus_per_node = "the box" }
+"""
+WIRE = "scale_out = { bytes_per_s = 50e9, latency_s = 3e-6 }\n"
+
+
+def message(name):
+    with pytest.raises(UserError) as caught:
+        load_cluster(name, "chat.toml [deployments.0]")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Writes a cluster file of the user's own into the current directory."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "cluster_configs"
+    folder.mkdir()
+
+    def write(stem, text):
+        path = folder / f"{stem}.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_the_number_at_the_end_of_a_name_is_its_gpus():
+    cluster, accelerator = load_cluster("h100-sxm-32", "a test")
+    assert (cluster.name, cluster.num_gpus, cluster.num_nodes) == ("h100-sxm-32", 32, 4)
+    assert accelerator.name == "h100-sxm"
+
+
+def test_a_part_of_a_box_is_one_node():
+    cluster, _ = load_cluster("h100-sxm-2", "a test")
+    assert (cluster.num_gpus, cluster.num_nodes) == (2, 1)
+
+
+def test_a_file_without_sizes_is_called_by_its_bare_name_even_where_that_ends_in_digits():
+    cluster, _ = load_cluster("gb200-nvl72", "a test")
+    assert (cluster.num_gpus, cluster.gpus_per_node, cluster.num_nodes) == (72, 72, 1)
+    assert "gb200-nvl72" in available_clusters()
+
+
+def test_several_racks_are_several_fast_domains():
+    assert load_cluster("gb200-144", "a test")[0].num_nodes == 2
+
+
+def test_what_a_file_does_not_give_comes_from_the_one_it_is_based_on():
+    base, _ = load_cluster("h100-sxm-64", "a test")
+    cluster, accelerator = load_cluster("h100-sxm-leafspine-64", "a test")
+    assert cluster.topology["kind"] == "leaf_spine"
+    assert cluster.scale_out == base.scale_out
+    assert cluster.sources.items() >= base.sources.items()
+    assert accelerator.name == "h100-sxm"
+
+
+def test_the_bare_name_is_num_gpus_where_a_file_gives_both():
+    assert load_cluster("h100-sxm-leafspine", "a test")[0].num_gpus == 64
+
+
+def test_a_size_it_does_not_come_in_is_answered_with_those_it_does():
+    assert message("l40s-3") == "chat.toml [deployments.0]: cluster 'l40s' comes in 1, 2, 4, 8 GPUs, not 3"
+
+
+def test_a_family_without_a_size_asks_for_one_and_shows_how():
+    assert message("l40s") == "chat.toml [deployments.0]: cluster 'l40s' comes in 1, 2, 4, 8 GPUs: say how many, as in 'l40s-8'"
+
+
+def test_a_size_for_a_cluster_of_one_size():
+    said = "cluster 'laptop-m4-max' comes in one size only (num_gpus = 1), not 2; write 'laptop-m4-max'"
+    assert message("laptop-m4-max-2") == f"chat.toml [deployments.0]: {said}"
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("h100-smx-32", "h100-sxm-32"),
+        ("h100-sxm8", "h100-sxm-8"),
+        ("H100-SXM-8", "h100-sxm-8"),
+        ("h100-8", "h100-sxm-8"),
+        ("h100-sxm-08", "h100-sxm-8"),
+        ("gb200-nvl-72", "gb200-nvl72"),
+    ],
+)
+def test_a_misspelt_name_is_answered_with_the_nearest(written, meant):
+    assert message(written) == f"chat.toml [deployments.0]: unknown cluster '{written}'; did you mean '{meant}'?"
+
+
+def test_a_part_of_a_name_is_answered_with_the_names_that_hold_it():
+    said = message("H100")
+    assert "choose one of: " in said
+    assert "h100-sxm-<GPUs>" in said
+    assert "h100-pcie-<GPUs>" in said
+    assert "l40s" not in said
+
+
+def test_a_name_like_none_is_answered_with_every_file_but_not_every_size():
+    said = message("tpu-v5e-16")
+    assert "h100-sxm-<GPUs>" in said
+    assert "gb200-nvl72," in said
+    assert "h100-sxm-8" not in said
+
+
+def test_an_unknown_accelerator_is_answered_with_the_nearest():
+    with pytest.raises(UserError, match=r"^x\.toml: unknown accelerator 'h100-smx'; did you mean 'h100-sxm'\?$"):
+        load_accelerator("h100-smx", "x.toml")
+
+
+def test_a_users_own_file_is_found_and_is_one_node_unless_it_says_otherwise(own):
+    own("mybox", BOX)
+    cluster, accelerator = load_cluster("mybox", "a test")
+    assert cluster.num_gpus == 8
+    assert accelerator.name == "h100-sxm"
+    assert "mybox" in available_clusters()
+
+
+def test_a_users_own_file_may_be_based_on_one_that_ships(own):
+    own("cheap", 'based_on = "h100-sxm"\ntitle = "cheap"\nprice_per_gpu_hour = 1.5\nsources = { price_per_gpu_hour = "offer" }\n')
+    cluster, _ = load_cluster("cheap-16", "a test")
+    assert cluster.price_per_gpu_hour == 1.5
+    assert cluster.sources["price_per_gpu_hour"] == "offer"
+    assert cluster.num_nodes == 2
+
+
+def test_an_unknown_key_names_the_file_and_the_right_key(own):
+    path = own("mybox", BOX + "gpus_pernode = 4\n")
+    assert message("mybox") == f"{path}: unknown key 'gpus_pernode'; did you mean 'gpus_per_node'?"
+
+
+def test_an_unknown_base_names_the_file_and_the_nearest(own):
+    path = own("mybox", 'based_on = "h100-smx"\n')
+    assert message("mybox") == f"{path}: based_on names an unknown cluster file 'h100-smx'; did you mean 'h100-sxm'?"
+
+
+def test_a_circle_of_bases_is_shown(own):
+    own("one", 'based_on = "two"\n')
+    path = own("two", 'based_on = "one"\n')
+    assert message("one") == f"{path}: based_on goes round in a circle: one -> two -> one"
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ("sizes = 8\n", "sizes must be a list, got 8"),
+        ('sizes = [8, "x"]\n', 'sizes.1 must be a whole number, got "x"'),
+        ("sizes = [8, 12]\n" + WIRE, "sizes (12) must be whole nodes of 8"),
+        ("num_gpus = 12\n" + WIRE, "num_gpus (12) must be whole nodes of 8"),
+        ("num_gpus = 16\n", "num_gpus (16) needs several nodes, so scale_out must be given"),
+        ("based_on = 3\n", "based_on must be a text in quotes, got 3"),
+    ],
+)
+def test_a_wrong_file_says_what_is_wrong_rather_than_failing(own, extra, said):
+    path = own("mybox", BOX + extra)
+    for name in ("mybox", "mybox-8"):
+        assert message(name).startswith(str(path))
+        assert said in message(name)
+
+
+def test_a_missing_gpus_per_node_is_named(own):
+    path = own("mybox", BOX.replace("gpus_per_node = 8\n", ""))
+    assert message("mybox") == f"{path}: missing key 'gpus_per_node'"
+
+
+def test_formats_that_the_hardware_cannot_multiply_run_at_the_bf16_rate():
+    a100 = load_accelerator("a100-sxm", "a test")
+    h100 = load_accelerator("h100-sxm", "a test")
+    b200 = load_accelerator("b200-sxm", "a test")
+    assert a100.flops_per_s("fp8") == a100.flops_per_s("bf16")
+    assert h100.flops_per_s("mxfp4") == h100.flops_per_s("int4") == h100.flops_per_s("bf16")
+    assert h100.flops_per_s("fp8") == h100.fp8_flops_per_s
+    assert b200.flops_per_s("nvfp4") == b200.fp4_flops_per_s
+    assert h100.flops_per_s("fp32") == h100.flops_per_s("bf16") / 2
+
+
+def test_memory_to_serve_from_is_what_the_driver_shows_where_that_is_known():
+    h100 = load_accelerator("h100-sxm", "a test")
+    assert h100.servable_memory_bytes == 81559 * 2**20
+    assert h100.model_copy(update={"visible_memory_bytes": None}).servable_memory_bytes == 80e9
+
+
+def test_files_are_found_from_any_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_cluster("h100-sxm-8", "a test")[0].num_gpus == 8
+    assert Path.cwd() == tmp_path
