@@ -1,0 +1,19 @@
+"""One copy for every rank that holds any of the token's experts."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.dispatch._count import count_pairs, hits
+from simulator.spec.base import Frozen
+
+
+class PerRank(Frozen):
+    """A token whose experts share a rank is sent there once."""
+
+    def copies(
+        self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        token, rank = hits(rank_TK, len(node_R))
+        return count_pairs(source_T[token], rank, len(node_R))

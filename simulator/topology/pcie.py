@@ -1,0 +1,32 @@
+"""GPUs on PCIe slots of one or two sockets; traffic between sockets shares the link between them."""
+
+from __future__ import annotations
+
+from simulator.spec.base import Frozen, Positive, Size
+from simulator.spec.cluster import ClusterSpec
+from simulator.topology import Fabric
+from simulator.topology._ports import Wiring
+
+
+class PCIe(Frozen):
+    """A message crosses the sender's slot, the link between sockets where they differ, and the receiver's slot."""
+
+    gpus_per_socket: Size = 4
+    socket_link_slots: Positive = 2.0
+    """Rate of the link between sockets, in PCIe slots (assumed: a UPI or xGMI bundle carries about two x16 slots)."""
+
+    def wire(self, cluster: ClusterSpec, num_ranks: int) -> Fabric:
+        wiring = Wiring(cluster, num_ranks)
+        out, into = wiring.ports("scale_up", cluster.scale_up, num_ranks)
+        far_out, far_into = wiring.ports("scale_out", wiring.scale_out, num_ranks) if wiring.has_several_nodes else (out, into)
+        num_sockets = (num_ranks - 1) // self.gpus_per_socket + 1
+        socket_out, socket_into = wiring.ports("scale_up", cluster.scale_up, num_sockets, "socket", self.socket_link_slots)
+        for source, destination in wiring.pairs():
+            here, there = source // self.gpus_per_socket, destination // self.gpus_per_socket
+            if wiring.node[source] != wiring.node[destination]:
+                wiring.path(source, destination, far_out[source], far_into[destination])
+            elif here == there:
+                wiring.path(source, destination, out[source], into[destination])
+            else:
+                wiring.path(source, destination, out[source], socket_out[here], socket_into[there], into[destination])
+        return wiring.freeze()

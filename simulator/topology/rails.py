@@ -1,0 +1,30 @@
+"""Rail-optimised nodes: GPU ``i`` of every node hangs on network ``i``; NVLink changes rails inside the node."""
+
+from __future__ import annotations
+
+from simulator.spec.base import Frozen
+from simulator.spec.cluster import ClusterSpec
+from simulator.topology import Fabric
+from simulator.topology._ports import Wiring
+
+
+class Rails(Frozen):
+    """Between nodes a message leaves by the card of the receiver's rail: over NVLink to that card's GPU first where needed.
+
+    This is what NCCL calls PXN, and how rail-optimised clusters are meant to be used (NVIDIA, "Doubling all2all Performance
+    with NVIDIA Collective Communication Library 2.12", 2022).
+    """
+
+    def wire(self, cluster: ClusterSpec, num_ranks: int) -> Fabric:
+        wiring = Wiring(cluster, num_ranks)
+        out, into = wiring.ports("scale_up", cluster.scale_up, num_ranks)
+        card_out, card_into = wiring.ports("scale_out", wiring.scale_out, num_ranks) if wiring.has_several_nodes else (out, into)
+        for source, destination in wiring.pairs():
+            if wiring.node[source] == wiring.node[destination]:
+                wiring.path(source, destination, out[source], into[destination])
+                continue
+            rail = destination % cluster.gpus_per_node
+            relay = min(wiring.node[source] * cluster.gpus_per_node + rail, num_ranks - 1)
+            change = () if relay == source else (out[source], into[relay])
+            wiring.path(source, destination, *change, card_out[relay], card_into[destination])
+        return wiring.freeze()
