@@ -6,9 +6,9 @@ looking back at the context costs and stores (:class:`ContextTerm`), and the fix
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from simulator.spec.base import Count, Frozen, Size
 from simulator.spec.linear import Linear
@@ -33,7 +33,7 @@ class ContextTerm(NamedTuple):
 
 class _Mixer(Frozen):
     norms: Count = 0
-    """Extra norm weights of the mixer (QK norms, latent norms), in numbers."""
+    """Norm weights that the kind does not imply (norms on queries and keys, a norm behind the mixer), in numbers."""
 
     def linears(self, hidden_size: int) -> tuple[Linear, ...]:
         """The matrices that every token passes through."""
@@ -52,7 +52,7 @@ class _Mixer(Frozen):
         return 0
 
     def recurrent_flops_per_token(self) -> float:
-        """FLOPs to update and read the recurrent state for one token."""
+        """FLOPs to update and read the recurrent state and the convolution for one token, as decode does it."""
         return 0.0
 
     def num_parameters(self, hidden_size: int) -> int:
@@ -75,6 +75,12 @@ class GroupedQueryAttention(_Mixer):
     """An extra query-sized projection gates the output (Qwen3.5)."""
     num_sinks: Count = 0
     """Learned attention sinks, one number a head (gpt-oss)."""
+
+    @model_validator(mode="after")
+    def _shares_heads(self) -> Self:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_kv_heads ({self.num_kv_heads}) must divide num_heads ({self.num_heads})")
+        return self
 
     def linears(self, hidden_size: int) -> tuple[Linear, ...]:
         query = self.num_heads * self.head_size
@@ -143,6 +149,10 @@ class LatentAttention(_Mixer):
             *indexer,
         )
 
+    def num_small_parameters(self, hidden_size: int) -> int:
+        # One norm on each latent; the index keys have a LayerNorm, which has two vectors.
+        return self.norms + (self.query_rank or 0) + self.kv_rank + (2 * self.index.head_size if self.index else 0)
+
     def context_terms(self) -> tuple[ContextTerm, ...]:
         prefill = 2.0 * self.num_heads * (self.nope_head_size + self.rope_head_size + self.value_head_size)
         decode = 2.0 * self.num_heads * (2 * self.kv_rank + self.rope_head_size)
@@ -160,7 +170,10 @@ class CompressedAttention(_Mixer):
     """DeepSeek-V4's mix: a sliding window over tokens plus attention over compressed groups of ``compression`` tokens.
 
     One key-value head of ``head_size`` serves all heads (keys are values). ``compression`` 0 has the window only. With an
-    ``index``, the best ``top_k`` compressed entries are attended, otherwise all.
+    ``index``, the best ``top_k`` compressed entries are attended, otherwise all. An entry is a gated sum over its tokens, with a
+    learned position inside the group; indexed layers let neighbouring groups overlap, which doubles the width of the sums. Shapes
+    after the tensors of DeepSeek-V4-Flash (two sums ``[4096 x 1024]`` and positions ``[4 x 1024]`` at compression 4, ``[4096 x 512]``
+    and ``[128 x 512]`` at 128).
     """
 
     kind: Literal["compressed"]
@@ -174,6 +187,25 @@ class CompressedAttention(_Mixer):
     output_rank: Size
     rope_head_size: Size = 64
 
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.index is not None and not self.compression:
+            raise ValueError("index selects among compressed entries, so compression must be above 0")
+        if self.num_heads * self.head_size % self.output_groups:
+            raise ValueError(f"output_groups ({self.output_groups}) must divide num_heads * head_size")
+        return self
+
+    @property
+    def _overlap(self) -> int:
+        return 2 if self.index is not None else 1
+
+    @property
+    def _compressed_widths(self) -> tuple[int, ...]:
+        """Numbers in a compressed entry, and in its index key."""
+        if not self.compression:
+            return ()
+        return (self.head_size,) if self.index is None else (self.head_size, self.index.head_size)
+
     def linears(self, hidden_size: int) -> tuple[Linear, ...]:
         width = self.num_heads * self.head_size
         linears = [
@@ -184,12 +216,11 @@ class CompressedAttention(_Mixer):
             Linear("attention output", self.output_groups * self.output_rank, hidden_size, "row"),
         ]
         if self.compression:
-            overlap = 2 if self.index is not None else 1  # the indexed layers compress with overlapping groups
-            linears.append(Linear("compress", hidden_size, 2 * overlap * self.head_size, "whole"))
+            linears.append(Linear("compress", hidden_size, 2 * self._overlap * self.head_size, "whole"))
         if self.index is not None:
             linears += [
                 Linear("index query", self.query_rank, self.index.num_heads * self.index.head_size, "whole"),
-                Linear("index compress", hidden_size, 4 * self.index.head_size, "whole"),
+                Linear("index compress", hidden_size, 2 * self._overlap * self.index.head_size, "whole"),
                 Linear("index weight", hidden_size, self.index.num_heads, "whole"),
             ]
         return tuple(linears)
@@ -202,8 +233,17 @@ class CompressedAttention(_Mixer):
             terms.append(ContextTerm(pair, pair, cached, 1, top_k, self.compression, keeps_window_only=False))
         if self.index is not None:
             scores = 2.0 * self.index.num_heads * self.index.head_size
-            terms.append(ContextTerm(scores, scores, float(self.index.head_size), 1, None, self.compression or 1))
+            terms.append(ContextTerm(scores, scores, float(self.index.head_size), 1, None, self.compression))
         return tuple(terms)
+
+    def num_small_parameters(self, hidden_size: int) -> int:
+        latent_norms = self.query_rank + self.head_size
+        compressors = sum(width * (self._overlap * self.compression + 1) for width in self._compressed_widths)  # positions, norm
+        return self.norms + latent_norms + self.num_heads + compressors  # a sink a head
+
+    def state_elements(self) -> int:
+        # Values and gates of the tokens that are not compressed yet, the overlapping group included.
+        return sum(2 * self._overlap**2 * self.compression * width for width in self._compressed_widths)
 
 
 class GatedDeltaNet(_Mixer):
@@ -216,6 +256,14 @@ class GatedDeltaNet(_Mixer):
     value_head_size: Size
     conv_size: Size
 
+    @property
+    def _channels(self) -> int:
+        return 2 * self.num_key_heads * self.key_head_size + self.num_value_heads * self.value_head_size
+
+    @property
+    def _state(self) -> int:
+        return self.num_value_heads * self.key_head_size * self.value_head_size
+
     def linears(self, hidden_size: int) -> tuple[Linear, ...]:
         key, value = self.num_key_heads * self.key_head_size, self.num_value_heads * self.value_head_size
         return (
@@ -225,15 +273,14 @@ class GatedDeltaNet(_Mixer):
         )
 
     def num_small_parameters(self, hidden_size: int) -> int:
-        channels = 2 * self.num_key_heads * self.key_head_size + self.num_value_heads * self.value_head_size
-        return self.norms + channels * self.conv_size + 2 * self.num_value_heads + self.value_head_size
+        return self.norms + self._channels * self.conv_size + 2 * self.num_value_heads + self.value_head_size
 
     def state_elements(self) -> int:
-        channels = 2 * self.num_key_heads * self.key_head_size + self.num_value_heads * self.value_head_size
-        return self.num_value_heads * self.key_head_size * self.value_head_size + channels * (self.conv_size - 1)
+        return self._state + self._channels * (self.conv_size - 1)
 
     def recurrent_flops_per_token(self) -> float:
-        return 8.0 * self.num_value_heads * self.key_head_size * self.value_head_size  # decay, read, write, query: 2 each
+        # Decay is one multiply; reading by key, writing the correction and reading by query a multiply and an add each.
+        return 7.0 * self._state + 2.0 * self._channels * self.conv_size
 
 
 class Mamba2(_Mixer):
@@ -269,7 +316,8 @@ class Mamba2(_Mixer):
         return self._inner * self.state_size + self._channels * (self.conv_size - 1)
 
     def recurrent_flops_per_token(self) -> float:
-        return 6.0 * self._inner * self.state_size  # decay, write, read: a multiply and an add each
+        # Decay is one multiply; writing the input and reading by C a multiply and an add each.
+        return 5.0 * self._inner * self.state_size + 2.0 * self._channels * self.conv_size
 
 
 Mixer = Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from simulator.data import find_file
-from simulator.spec.base import Count, Frozen, Policy, Positive, Size, validate
+from simulator.spec.base import Count, Frozen, NonNegative, Policy, Positive, Size, validate
 from simulator.spec.dtypes import DType
 from simulator.spec.ffn import FFN, MoE
 from simulator.spec.loading import read_json, read_toml
@@ -27,6 +27,11 @@ class Published(Frozen):
 
     total_parameters: Positive
     active_parameters: Positive | None = None
+    total_rounded_to: NonNegative = 0.0
+    """Value of the last digit that the makers print, where it is coarser than 2 % of the number (17B: 1e9)."""
+    active_rounded_to: NonNegative = 0.0
+    disagreement: str = ""
+    """Why a count that follows from the layers differs by more than 1 % and by more than half of the last printed digit."""
 
 
 class ModelSpec(Frozen):
@@ -46,7 +51,7 @@ class ModelSpec(Frozen):
     norm_vectors: Size = 1
     """Vectors of ``hidden_size`` in one norm: 1 for RMSNorm, 2 for LayerNorm."""
     num_extra_parameters: Count = 0
-    """Parameters in no layer, used by every token (hyper-connections and the like)."""
+    """Parameters in no block, used by every token (hyper-connections and the like)."""
     weight_dtype: DType = "bf16"
     """As released; a deployment may say otherwise."""
     expert_dtype: DType | None = None
@@ -54,6 +59,8 @@ class ModelSpec(Frozen):
     max_context_tokens: Size | None = None
     active_counts_embedding: bool = True
     """Whether the makers' count of active parameters includes the input embedding table."""
+    active_counts_head: bool = True
+    """Whether it includes the output matrix."""
     published: Published | None = None
     is_rumour: bool = False
     """Not published by its makers: marked wherever the model appears."""
@@ -62,7 +69,8 @@ class ModelSpec(Frozen):
     routing_source: str = ""
     """Where the skew in ``routing`` comes from."""
     notes: str = ""
-    sources: dict[str, str] = {}
+    sources: dict[str, str] = Field(default_factory=dict)
+    """A source for each group of numbers above."""
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
@@ -72,6 +80,13 @@ class ModelSpec(Frozen):
                     raise ValueError(f"layers name the mixer '{mixer}', which is not in mixers ({', '.join(self.mixers)})")
                 if ffn != "none" and ffn not in self.ffns:
                     raise ValueError(f"layers name the ffn '{ffn}', which is not in ffns ({', '.join(self.ffns)})")
+        return self
+
+    @model_validator(mode="after")
+    def _experts_agree(self) -> Self:
+        shapes = {(ffn.num_experts, ffn.top_k, ffn.intermediate_size) for ffn in self.ffns.values() if isinstance(ffn, MoE)}
+        if len(shapes) > 1:
+            raise ValueError("all ffns with experts must have the same num_experts, top_k and intermediate_size")
         return self
 
     @property
@@ -112,10 +127,12 @@ class ModelSpec(Frozen):
 
     @property
     def num_active_parameters(self) -> int:
-        """Parameters that one token uses, with the input embedding counted as the model's makers count it."""
+        """Parameters that one token uses, with the embedding and the output matrix counted as the model's makers count them."""
         left_out = 0
         if not self.active_counts_embedding and not self.ties_embeddings:
-            left_out = self.num_embedding_parameters
+            left_out += self.num_embedding_parameters
+        if not self.active_counts_head:
+            left_out += self.num_head_parameters
         return self._num_parameters(active_only=True) - left_out
 
     def _num_parameters(self, *, active_only: bool) -> int:
@@ -135,6 +152,7 @@ def load_model(name: str, where: str, folder: Path | None = None) -> ModelSpec:
     """The model called ``name``: a shipped or user's name, or the path of a TOML or Hugging Face ``config.json``.
 
     Args:
+        name: ends in ``.toml`` or ``.json`` where it is a path.
         where: what the error of an unknown name begins with (the file and section that named it).
         folder: paths are relative to this folder (the scenario's), then to the current one.
 

@@ -1,0 +1,275 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from simulator.data import available_files
+from simulator.errors import UserError
+from simulator.spec.model import load_model
+
+SHARED = Path(__file__).parents[2].parent / "shared"
+CONFIGS = sorted((SHARED / "traces" / "formats" / "hf_configs").glob("*_config.json"))
+needs_configs = pytest.mark.skipif(not CONFIGS, reason="the folder of real config.json files is not beside the project")
+
+
+def shipped_twin(config: Path):
+    """The shipped model whose sources name the repository that ``config`` was read from."""
+    repository = config.name.removesuffix("_config.json").replace("--", "/")
+    models = [load_model(name, "test") for name in available_files("workloads/models")]
+    return next((model for model in models if f" {repository} " in model.sources["shape"] + " "), None) if models else None
+
+
+@needs_configs
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_a_real_config_gives_the_shipped_model_layer_by_layer(config):
+    read = load_model(str(config), "test")
+    shipped = shipped_twin(config)
+    if shipped is None:
+        pytest.skip("no shipped model names this repository")
+
+    def layers(model):
+        return [(model.mixers.get(mixer), model.ffns.get(ffn)) for mixer, ffn in model.layer_names]
+
+    assert layers(read) == layers(shipped)
+    assert read.num_parameters == shipped.num_parameters
+    for key in ("hidden_size", "vocab_size", "weight_dtype", "expert_dtype", "max_context_tokens", "num_extra_parameters"):
+        assert getattr(read, key) == getattr(shipped, key), key
+
+
+@needs_configs
+def test_a_config_of_another_program_is_refused_with_the_key_it_lacks():
+    path = SHARED / "traces/measured/llmservingsim_vllm_RTXPRO6000/Llama-3.1-8B/config.json"
+    with pytest.raises(UserError, match=r"Llama-3.1-8B/config.json: missing key 'hidden_size'"):
+        load_model(str(path), "test")
+
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "num_hidden_layers": 32,
+    "vocab_size": 128256,
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "rms_norm_eps": 1e-05,
+    "max_position_embeddings": 131072,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+}
+MISTRAL = {**LLAMA, "model_type": "mistral", "vocab_size": 32000, "sliding_window": 4096}
+QWEN2 = {
+    **LLAMA,
+    "model_type": "qwen2",
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+    "sliding_window": 131072,
+    "use_sliding_window": False,
+    "max_window_layers": 28,
+}
+GEMMA2 = {
+    "model_type": "gemma2",
+    "hidden_size": 3584,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 42,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 256,
+    "vocab_size": 256000,
+    "hidden_act": "gelu_pytorch_tanh",
+    "hidden_activation": "gelu_pytorch_tanh",
+    "sliding_window": 4096,
+    "torch_dtype": "float32",
+}
+MOE = {**LLAMA, "model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2}
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(config, **changes):
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps({key: value for key, value in {**config, **changes}.items() if value is not ...}))
+        return load_model(str(path), "test")
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ("config", "num_parameters"),  # elements of the released weights: Llama 3.1 8B, Mistral 7B, Qwen2.5 7B, Gemma 2 9B
+    [(LLAMA, 8_030_261_248), (MISTRAL, 7_241_732_096), (QWEN2, 7_615_616_512), (GEMMA2, 9_241_705_984)],
+    ids=lambda value: value["model_type"] if isinstance(value, dict) else "",
+)
+def test_dense_architectures_count_to_the_last_parameter(load, config, num_parameters):
+    assert load(config).num_parameters == num_parameters
+
+
+QWEN2_MOE = {
+    **LLAMA,
+    "model_type": "qwen2_moe",
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "moe_intermediate_size": 1408,
+    "shared_expert_intermediate_size": 5632,
+    "num_experts": 60,
+    "num_experts_per_tok": 4,
+    "decoder_sparse_step": 1,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "vocab_size": 151936,
+}
+OLMOE = {
+    **LLAMA,
+    "model_type": "olmoe",
+    "hidden_size": 2048,
+    "intermediate_size": 1024,
+    "num_experts": 64,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "vocab_size": 50304,
+}
+DEEPSEEK_V2_LITE = {
+    **LLAMA,
+    "model_type": "deepseek_v2",
+    "hidden_size": 2048,
+    "intermediate_size": 10944,
+    "moe_intermediate_size": 1408,
+    "n_routed_experts": 64,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 6,
+    "first_k_dense_replace": 1,
+    "moe_layer_freq": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "topk_method": "greedy",
+    "scoring_func": "softmax",
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "kv_lora_rank": 512,
+    "q_lora_rank": None,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "vocab_size": 102400,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [(QWEN2_MOE, "qwen1.5-moe-a2.7b"), (OLMOE, "olmoe-1b-7b"), (DEEPSEEK_V2_LITE, "deepseek-v2-lite")],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_older_moe_architectures_count_as_shipped(load, config, name):
+    shipped, read = load_model(name, "test"), load(config)
+    assert read.num_parameters == shipped.num_parameters
+    assert read.num_moe_layers == shipped.num_moe_layers
+
+
+def test_the_norms_on_queries_and_keys_can_be_switched_off(load):
+    with_norms, without = (
+        load(LLAMA, model_type="glm4_moe", use_qk_norm=True),
+        load(LLAMA, model_type="glm4_moe", use_qk_norm=False),
+    )
+    assert with_norms.num_parameters - without.num_parameters == 32 * 2 * 128
+
+
+def test_the_language_model_of_a_multimodal_one_is_read(load):
+    nested = {"model_type": "llava", "vision_config": {"hidden_size": 1024}, "text_config": LLAMA, "torch_dtype": "bfloat16"}
+    assert load(nested).num_parameters == 8_030_261_248
+
+
+def test_windows_are_where_the_configuration_puts_them(load):
+    assert {mixer for mixer, _ in load(MISTRAL).layer_names} == {"sliding"}
+    assert {mixer for mixer, _ in load(QWEN2).layer_names} == {"full"}
+    assert [mixer for mixer, _ in load(GEMMA2).layer_names][:4] == ["sliding", "full", "sliding", "full"]
+    mixers = [mixer for mixer, _ in load(QWEN2, use_sliding_window=True, max_window_layers=20).layer_names]
+    assert mixers == ["full"] * 20 + ["sliding"] * 8
+
+
+def test_dense_and_moe_layers_are_where_the_configuration_puts_them(load):
+    def ffns(**changes):
+        return "".join(ffn[0] for _, ffn in load(MOE, num_hidden_layers=6, moe_intermediate_size=64, **changes).layer_names)
+
+    assert ffns() == "mmmmmm"
+    assert ffns(first_k_dense_replace=2) == "ddmmmm"
+    assert ffns(first_k_dense_replace=1, moe_layer_freq=2) == "ddmdmd"
+    assert ffns(decoder_sparse_step=2, mlp_only_layers=[5]) == "dmdmdd"
+    assert ffns(moe_layer_freq=[0, 1, 1, 0, 1, 1]) == "dmmdmm"
+    assert ffns(mlp_layer_types=["dense"] + ["sparse"] * 5) == "dmmmmm"
+
+
+@pytest.mark.parametrize(
+    ("changes", "weights", "experts"),
+    [
+        ({}, "bf16", None),
+        ({"torch_dtype": ..., "dtype": "float16"}, "fp16", None),
+        ({"quantization_config": {"quant_method": "fp8"}}, "fp8", None),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "int4", None),
+        ({"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"}}, "nvfp4", None),
+        (
+            {"quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]}},
+            "bf16",
+            "mxfp4",
+        ),
+        (
+            {
+                "quantization_config": {
+                    "quant_method": "compressed-tensors",
+                    "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "int"}}},
+                    "ignore": ["lm_head", "re:.*self_attn.*"],
+                }
+            },
+            "bf16",
+            "int4",
+        ),
+    ],
+)
+def test_formats_come_from_the_quantization(load, changes, weights, experts):
+    model = load(MOE, **changes)
+    assert (model.weight_dtype, model.expert_dtype) == (weights, experts)
+
+
+def test_an_unknown_architecture_loads_when_its_keys_suffice(load):
+    model = load(LLAMA, model_type="brand_new", architectures=["BrandNewForCausalLM"])
+    assert model.num_parameters == 8_030_261_248
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_key_value_heads": ...}, "missing key 'num_key_value_heads'"),
+        ({"vocab_size": 0}, "vocab_size must be above 0"),
+        ({"hidden_size": "4096"}, "hidden_size must be a whole number, got '4096'"),
+        ({"num_attention_heads": 31}, "missing key 'head_dim': num_attention_heads = 31 does not divide hidden_size = 4096"),
+        ({"torch_dtype": ...}, "missing key 'torch_dtype'"),
+        ({"model_type": "new", "tie_word_embeddings": ...}, "missing key 'tie_word_embeddings'"),
+        ({"model_type": "new", "rms_norm_eps": ...}, "missing key 'rms_norm_eps'"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu': whether the feed-forward block has a gate cannot be told"),
+        ({"model_type": "new", "use_qk_norm": True}, "use_qk_norm is true, but the size of the norms cannot be told"),
+        ({"layer_types": ["full_attention"]}, "layer_types must have an entry for each of num_hidden_layers = 32 layers, has 1"),
+        ({"layer_types": ["odd_attention"] * 32}, "layer_types holds 'odd_attention', which is not understood"),
+        ({"attention_chunk_size": 8192}, "missing key 'layer_types': which layers have chunked attention cannot be told"),
+        ({"moe_num_experts": 64}, "key 'moe_num_experts' describes a part of the model that is not understood"),
+        ({"attn_layer_period": 8, "mamba_d_state": 16}, "key 'attn_layer_period' describes a part of the model"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantization_config describes 'bitsandbytes'"),
+        ({"num_experts": 8, "num_experts_per_tok": 9}, r"top_k \(9\) must be between 1 and num_experts \(8\)"),
+        ({"num_experts": 8}, "missing key 'num_experts_per_tok'"),
+        ({"num_experts": 8, "num_local_experts": 16}, "contradictory keys: num_experts = 8, num_local_experts = 16"),
+        ({"kv_lora_rank": 512}, "missing key 'qk_nope_head_dim'"),
+    ],
+)
+def test_what_cannot_be_told_is_refused_with_file_and_key(load, changes, message):
+    with pytest.raises(UserError, match=message) as caught:
+        load(LLAMA, **changes)
+    assert "config.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
