@@ -29,5 +29,6 @@ class PlacementPolicy(Protocol):
         Args:
             load_LE: tokens that each expert got *yesterday* (a sample that is not the one being run), ``[L, E]``.
             num_ranks: ``R``, at most ``E``.
+            rng: for policies that draw.
         """
         ...

@@ -1,0 +1,59 @@
+"""Placements of small examples worked by hand."""
+
+import numpy as np
+import pytest
+
+from simulator.errors import UserError
+from simulator.placement.contiguous import Contiguous
+from simulator.placement.greedy import Greedy
+from simulator.placement.random import Random
+
+
+def place(policy, load, num_ranks, seed=0):
+    return policy.place(np.array(load, dtype=np.float64), num_ranks, np.random.default_rng(seed))
+
+
+def load_of_ranks(placed, load):
+    return np.bincount(placed.rank_LP[0], weights=np.array(load)[placed.expert_LP[0]], minlength=placed.num_ranks).tolist()
+
+
+def test_contiguous_gives_the_first_ranks_one_more_where_experts_do_not_divide():
+    placed = place(Contiguous(), [[1.0] * 7], 3)
+    assert placed.expert_LP.tolist() == [[0, 1, 2, 3, 4, 5, 6]]
+    assert placed.rank_LP.tolist() == [[0, 0, 0, 1, 1, 2, 2]]
+
+
+def test_random_shuffles_every_layer_its_own_way():
+    placed = place(Random(), np.ones((2, 64)), 8)
+    assert placed.expert_LP[0].tolist() != placed.expert_LP[1].tolist()
+    assert placed.expert_LP.tolist() != place(Random(), np.ones((2, 64)), 8, seed=1).expert_LP.tolist()
+
+
+def test_greedy_pairs_the_heaviest_with_the_lightest():
+    load = [8.0, 7.0, 2.0, 1.0]
+    placed = place(Greedy(), [load], 2)
+    assert load_of_ranks(placed, load) == [9.0, 9.0]
+
+
+def test_greedy_keeps_slots_even_although_one_expert_outweighs_all_others():
+    load = [100.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    placed = place(Greedy(), [load], 2)
+    assert sorted(load_of_ranks(placed, load)) == [3.0, 102.0]
+
+
+def test_greedy_puts_the_extra_slot_where_the_load_is_small():
+    load = [9.0, 8.0, 1.0, 1.0, 1.0]
+    placed = place(Greedy(), [load], 2)
+    assert sorted(load_of_ranks(placed, load)) == [10.0, 10.0]
+
+
+def test_greedy_keeps_the_contiguous_order_where_that_is_as_good():
+    # Heaviest first gives 7 and 5 here; 3 + 3 against 2 + 2 + 2 is better, and is the order the experts already have.
+    load = [2.0, 2.0, 2.0, 3.0, 3.0]
+    assert place(Greedy(), [load], 2).expert_LP.tolist() == [[0, 1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize("policy", [Contiguous(), Random(), Greedy()])
+def test_more_ranks_than_experts_are_refused(policy):
+    with pytest.raises(UserError, match="cannot place 8 experts on 16 ranks"):
+        place(policy, [[1.0] * 8], 16)
