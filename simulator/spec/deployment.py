@@ -1,0 +1,62 @@
+"""A deployment: one model on one cluster, how it is split, and the policies that run it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from simulator.spec.base import Frozen, NonNegative, Policy, Size
+from simulator.spec.dtypes import DType
+
+
+class ParallelSpec(Frozen):
+    """How one replica is split over its GPUs: ``tp x attention_dp`` ranks, whose routed experts form groups of ``ep``."""
+
+    tp: Size = 1
+    """Tensor parallelism: ranks that share attention heads and dense blocks."""
+    attention_dp: Size = 1
+    """Attention data parallelism: groups of ``tp`` ranks that hold different requests and step together."""
+    ep: Size | None = None
+    """Expert parallelism: ranks that share the routed experts whole. Absent = 1: experts are split like dense blocks."""
+
+    @property
+    def num_ranks(self) -> int:
+        """``R``, GPUs of one replica."""
+        return self.tp * self.attention_dp
+
+
+class DeploymentSpec(Frozen):
+    """One entry of a scenario's ``deployments``."""
+
+    name: str = Field(min_length=1)
+    model: str
+    """A model's name, or the path of a TOML or Hugging Face ``config.json``."""
+    cluster: str
+    parallel: ParallelSpec = ParallelSpec()
+    replicas: Size | None = None
+    """Absent = as many as fill the cluster."""
+    weight_dtype: DType | None = None
+    """All matrices; absent = as the model is released (experts may then differ from the rest)."""
+    kv_dtype: DType = "bf16"
+    dispatch_dtype: DType | None = None
+    """Activations on their way to the experts; absent = fp8 for fp8 and fp4 weights, else bf16."""
+    combine_dtype: DType = "bf16"
+    memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of each GPU's memory that weights, activations and the KV cache may use (vLLM's ``gpu_memory_utilization``)."""
+    activation_bytes: NonNegative = 2e9
+    """Held free on each GPU for activations and communication buffers. Assumed."""
+    kv_block_tokens: Size = 16
+    """Tokens of one KV block."""
+    prefix_caching: bool = True
+    """Keep KV blocks of finished prompts for requests with the same prefix (only traces with prefix blocks gain)."""
+    routing: Policy | None = None
+    """Absent = the model's own default."""
+    placement: Policy = {"kind": "contiguous"}
+    dispatch: Policy = {"kind": "per_node"}
+    scheduling: Policy = {"kind": "chunked"}
+    balancing: Policy = {"kind": "least_outstanding"}
+    compute: Policy = {"kind": "roofline"}
+    communication: Policy = {"kind": "alpha_beta"}
+    calibration: str | None = None
+    """A file in ``cluster_configs/calibration``; absent = the accelerator's."""

@@ -1,0 +1,64 @@
+"""Looking back: how many (query, key) pairs and cached entries a sequence's new tokens touch. Compiled, for the inner loop."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+NO_WINDOW = 1 << 60
+"""Stands for an unlimited window in compiled code."""
+
+
+@numba.njit(cache=True)
+def pairs(context: int, new: int, window: int, compression: int) -> float:
+    """(query, key) pairs when ``new`` tokens follow ``context`` earlier ones: token ``t`` (from 1) sees ``min(t / compression, window)``.
+
+    >>> float(pairs(0, 4, NO_WINDOW, 1))     # causal: 1 + 2 + 3 + 4
+    10.0
+    >>> float(pairs(10, 1, NO_WINDOW, 1))    # a decode token sees the 10 before it and itself
+    11.0
+    >>> float(pairs(0, 4, 2, 1))             # 1 + 2 + 2 + 2
+    7.0
+    """
+    if new <= 0:
+        return 0.0
+    first, last = context + 1, context + new
+    full = window * compression  # from this token on, the window is full
+    if last <= full:
+        return (first + last) * 0.5 * new / compression
+    if first > full:
+        return float(window) * new
+    rising = full - first + 1
+    return (first + full) * 0.5 * rising / compression + float(window) * (new - rising)
+
+
+@numba.njit(cache=True)
+def entries(context: int, new: int, window: int, compression: int) -> float:
+    """Cached entries that a step must read (or write) for a sequence: all that its new tokens see, each once.
+
+    >>> float(entries(10, 1, NO_WINDOW, 1))
+    11.0
+    >>> float(entries(1000, 1, 128, 1))
+    128.0
+    """
+    seen = (context + new) / compression
+    return min(seen, float(window) + (new - 1) / compression)
+
+
+@numba.njit(cache=True)
+def total_pairs(context: NDArray[np.int64], new: NDArray[np.int64], window: int, compression: int) -> float:
+    """:func:`pairs`, summed over sequences."""
+    total = 0.0
+    for i in range(len(new)):
+        total += pairs(context[i], new[i], window, compression)
+    return total
+
+
+@numba.njit(cache=True)
+def total_entries(context: NDArray[np.int64], new: NDArray[np.int64], window: int, compression: int) -> float:
+    """:func:`entries`, summed over sequences."""
+    total = 0.0
+    for i in range(len(new)):
+        total += entries(context[i], new[i], window, compression)
+    return total

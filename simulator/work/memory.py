@@ -1,0 +1,89 @@
+"""Bytes that one rank must hold: weights, KV cache, recurrent state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from simulator.spec.dtypes import BYTES_PER_ELEMENT
+from simulator.spec.ffn import MoE
+from simulator.spec.linear import Linear
+from simulator.spec.model import ModelSpec
+from simulator.work.layout import Layout, shard
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Number formats of one deployment."""
+
+    weights: str
+    experts: str
+    """Routed experts."""
+    kv: str
+    dispatch: str
+    combine: str
+
+
+def weight_bytes(model: ModelSpec, layout: Layout, precision: Precision) -> float:
+    """Weights on the fullest rank. Embeddings, norms, biases and the router stay in bf16, as engines keep them."""
+    bf16 = BYTES_PER_ELEMENT["bf16"]
+    total = (model.num_embedding_parameters + model.num_head_parameters) / layout.tp * bf16
+    total += model.num_extra_parameters * bf16
+    for mixer_name, ffn_name in model.layer_names:
+        total += 2 * model.norm_vectors * model.hidden_size * bf16
+        if mixer_name != "none":
+            mixer = model.mixers[mixer_name]
+            total += linear_bytes(mixer.linears(model.hidden_size), layout.tp, precision.weights)
+            total += mixer.num_small_parameters(model.hidden_size) * bf16
+        if ffn_name != "none":
+            ffn = model.ffns[ffn_name]
+            total += linear_bytes(ffn.linears(model.hidden_size), layout.tp, precision.weights)
+            if isinstance(ffn, MoE):
+                total += expert_bytes_per_layer(ffn, model.hidden_size, layout, precision)
+    return total
+
+
+def linear_bytes(linears: tuple[Linear, ...], tp: int, dtype: str) -> float:
+    """Bytes of one rank's parts of the matrices."""
+    total = 0.0
+    for linear in linears:
+        in_features, out_features, copies = shard(linear, tp)
+        total += in_features * out_features * copies * BYTES_PER_ELEMENT["bf16" if linear.name == "router" else dtype]
+    return total
+
+
+def expert_bytes_per_layer(moe: MoE, hidden_size: int, layout: Layout, precision: Precision) -> float:
+    """Bytes of the routed experts of one layer on the fullest rank."""
+    slots = -(-moe.num_experts // layout.ep)
+    return slots * moe.num_expert_parameters(hidden_size) / layout.moe_tp * BYTES_PER_ELEMENT[precision.experts]
+
+
+@dataclass(frozen=True)
+class CacheSize:
+    """What one sequence's cache takes on one rank."""
+
+    bytes_per_token: float
+    """Grows with the sequence."""
+    bytes_per_sequence: float
+    """Does not: recurrent state, and the windows of sliding layers at their fullest."""
+
+    def bytes_for(self, num_tokens: int) -> float:
+        """Bytes of a sequence of ``num_tokens``."""
+        return self.bytes_per_token * num_tokens + self.bytes_per_sequence
+
+
+def cache_size(model: ModelSpec, layout: Layout, precision: Precision) -> CacheSize:
+    """Cache of one sequence on one rank, over all layers."""
+    element = BYTES_PER_ELEMENT[precision.kv]
+    per_token = per_sequence = 0.0
+    for mixer_name, _ in model.layer_names:
+        if mixer_name == "none":
+            continue
+        mixer = model.mixers[mixer_name]
+        per_sequence += mixer.state_elements() / layout.tp * BYTES_PER_ELEMENT["fp32"]
+        for term in mixer.context_terms():
+            share = term.cached_elements_per_entry * element / min(layout.tp, term.num_shards)
+            if term.window is not None and term.keeps_window_only:
+                per_sequence += share * term.window
+            else:
+                per_token += share / term.compression
+    return CacheSize(per_token, per_sequence)
