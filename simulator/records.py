@@ -6,9 +6,11 @@ time since the first arrival. :mod:`simulator.results` writes them, :mod:`simula
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 STEP_PHASES = ("attention", "dense", "experts", "dispatch", "combine", "wait", "collective", "overhead")
 """Where a step's time goes, along the critical path; the eight add up to the step.
@@ -79,6 +81,28 @@ SPAN_COLUMNS = {
 }
 
 
+GAP_BINS_PER_DECADE = 500
+"""Gaps between tokens are kept as a histogram: 500 bins a decade are 0.46 % wide."""
+SHORTEST_GAP_S = 1e-6
+NUM_GAP_BINS = 10 * GAP_BINS_PER_DECADE
+"""From a microsecond to ten thousand seconds."""
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """A histogram of the gaps between output tokens, in logarithmic bins."""
+
+    counts: NDArray[np.int64]
+
+    def quantile_s(self, level: float) -> float:
+        """The gap below which the share ``level`` of all gaps lies, to the middle of its bin (0.23 %); NaN without any."""
+        total = int(self.counts.sum())
+        if total == 0:
+            return float("nan")
+        number = int(np.searchsorted(np.cumsum(self.counts), level * total))
+        return float(SHORTEST_GAP_S * 10 ** ((number + 0.5) / GAP_BINS_PER_DECADE))
+
+
 @dataclass(frozen=True)
 class DeploymentRecord:
     """What one deployment's run produced."""
@@ -96,5 +120,9 @@ class DeploymentRecord:
     """``TRAFFIC_COLUMNS``; empty where no tokens travel."""
     spans: pd.DataFrame
     """``SPAN_COLUMNS``, the timeline of the representative steps."""
-    facts: dict[str, object] = field(default_factory=dict)
-    """What the report says about the deployment: see :mod:`simulator.results`."""
+    itl: Gaps
+    """Gaps between output tokens, pooled over requests."""
+    load_imbalance: float
+    """Tokens of the busiest rank over the mean rank's, mean over MoE layers and busy time; NaN for a dense model."""
+    read_bytes: float
+    """Weights and cache that all ranks of all replicas had to read, in bytes."""

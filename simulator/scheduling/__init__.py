@@ -1,1 +1,26 @@
-"""scheduling."""
+"""How a step is filled. A policy says it as numbers, which the engine's one compiled loop follows. One policy a file."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+
+class Rules(NamedTuple):
+    """What the batching loop needs to know, per attention data-parallel rank."""
+
+    token_budget: int
+    """Tokens computed in one step at most."""
+    max_sequences: int
+    """Requests that may hold KV blocks at once."""
+    mixes_phases: bool
+    """Whether prompt chunks and decodes share a step; if not, prompts go first and decodes wait."""
+    splits_prompts: bool
+    """Whether a prompt may be computed over several steps; if not, a prompt larger than the budget has a step alone."""
+
+
+class SchedulingPolicy(Protocol):
+    """A file in this folder: a frozen pydantic model whose fields are its configuration keys."""
+
+    def rules(self) -> Rules:
+        """The policy as numbers."""
+        ...

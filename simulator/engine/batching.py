@@ -1,0 +1,178 @@
+"""What is in a step, and what follows from it: continuous batching with KV admission and preemption. Compiled.
+
+All fidelities call these same functions, so that they differ in how long a step takes and in nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba
+
+from simulator.engine.blocks import available, blocks_for, count_hits, hold, release, share_prompt, take
+from simulator.engine.state import Clock, Limits, Ranks, Requests
+from simulator.records import GAP_BINS_PER_DECADE, NUM_GAP_BINS, SHORTEST_GAP_S
+
+
+@numba.njit(cache=True)
+def push(requests: Requests, ranks: Ranks, clock: Clock, r: int) -> None:
+    """Queue request ``r`` at the data-parallel rank with the fewest unfinished requests."""
+    best = 0
+    for d in range(1, len(ranks.head)):
+        if ranks.num_waiting[d] + ranks.num_running[d] < ranks.num_waiting[best] + ranks.num_running[best]:
+            best = d
+    requests.dp_rank[r] = best
+    requests.following[r] = -1
+    if ranks.tail[best] < 0:
+        ranks.head[best] = r
+    else:
+        requests.following[ranks.tail[best]] = r
+    ranks.tail[best] = r
+    ranks.num_waiting[best] += 1
+    clock.num_pushed[0] += 1
+    clock.outstanding_tokens[0] += requests.num_input[r] + requests.num_output[r]
+
+
+@numba.njit(cache=True)
+def form_step(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> bool:
+    """Fill ``ranks.chunk`` for the next step. Returns whether there is anything to compute."""
+    has_work = False
+    for d in range(len(ranks.head)):
+        ranks.chunk[d, : ranks.num_running[d]] = 0
+        budget = limits.token_budget
+        if limits.mixes_phases:
+            budget, preempted = _schedule_running(requests, ranks, d, budget, limits, True, True)
+            if not preempted:
+                budget = _admit(requests, ranks, d, budget, limits, now_s)
+        else:
+            budget, preempted = _schedule_running(requests, ranks, d, budget, limits, True, False)
+            if not preempted:
+                budget = _admit(requests, ranks, d, budget, limits, now_s)
+            if budget == limits.token_budget:
+                budget, preempted = _schedule_running(requests, ranks, d, budget, limits, False, True)
+        has_work = has_work or budget < limits.token_budget
+    return has_work
+
+
+@numba.njit(cache=True)
+def _schedule_running(
+    requests: Requests, ranks: Ranks, d: int, budget: int, limits: Limits, prompts: bool, decodes: bool
+) -> tuple[int, bool]:
+    """Give running requests their tokens in order of admission; the latest admitted lose their blocks when these run out."""
+    preempted = False
+    i = 0
+    while i < ranks.num_running[d] and budget > 0:
+        r = ranks.running[d, i]
+        remaining = requests.num_input[r] + requests.generated[r] - requests.computed[r]
+        is_decode = remaining == 1 and requests.generated[r] > 0
+        if (is_decode and not decodes) or (not is_decode and not prompts):
+            i += 1
+            continue
+        new = min(remaining, budget)
+        held = requests.blocks[r] + requests.shared[r] * limits.prefix_blocks
+        need = blocks_for(requests.computed[r] + new, limits) - held
+        while need > available(ranks, d, limits):
+            last = ranks.num_running[d] - 1
+            _preempt(requests, ranks, d, last)
+            preempted = True
+            if last == i:
+                return budget, preempted
+        if need > 0:
+            take(ranks, d, need, limits)
+            requests.blocks[r] += need
+        ranks.chunk[d, i] = new
+        budget -= new
+        i += 1
+    return budget, preempted
+
+
+@numba.njit(cache=True)
+def _preempt(requests: Requests, ranks: Ranks, d: int, i: int) -> None:
+    """Take the blocks of the ``i``-th (the last) running request; it waits first in line and is computed again."""
+    r = ranks.running[d, i]
+    release(requests, ranks, d, r)
+    requests.computed[r] = 0
+    requests.preemptions[r] += 1
+    ranks.chunk[d, i] = 0
+    ranks.num_running[d] -= 1
+    requests.following[r] = ranks.head[d]
+    ranks.head[d] = r
+    if ranks.tail[d] < 0:
+        ranks.tail[d] = r
+    ranks.num_waiting[d] += 1
+
+
+@numba.njit(cache=True)
+def _admit(requests: Requests, ranks: Ranks, d: int, budget: int, limits: Limits, now_s: float) -> int:
+    """Admit waiting requests in order while tokens, places and blocks last."""
+    while ranks.head[d] >= 0 and budget > 0 and ranks.num_running[d] < limits.max_sequences:
+        r = ranks.head[d]
+        hits = count_hits(requests, ranks, d, r, limits)
+        start = requests.prefix_starts[r]
+        for i in range(hits):
+            hold(ranks, d, requests.prefix_ids[start + i])
+        computed = hits * limits.prefix_tokens
+        remaining = requests.num_input[r] + requests.generated[r] - computed
+        new = remaining if not limits.splits_prompts else min(remaining, budget)
+        need = blocks_for(computed + new, limits) - hits * limits.prefix_blocks
+        reserve = limits.watermark_blocks if ranks.num_running[d] > 0 else 0
+        fits_budget = new <= budget or budget == limits.token_budget
+        requests.shared[r] = hits
+        if need + reserve > available(ranks, d, limits) or not fits_budget:
+            release(requests, ranks, d, r)
+            return budget
+        take(ranks, d, need, limits)
+        requests.blocks[r] = need
+        requests.computed[r] = computed
+        if math.isnan(requests.scheduled_s[r]):
+            requests.scheduled_s[r] = now_s
+            requests.cached[r] = computed
+        ranks.head[d] = requests.following[r]
+        if ranks.head[d] < 0:
+            ranks.tail[d] = -1
+        ranks.num_waiting[d] -= 1
+        i = ranks.num_running[d]
+        ranks.running[d, i] = r
+        ranks.chunk[d, i] = new
+        ranks.num_running[d] += 1
+        budget = max(0, budget - new)
+    return budget
+
+
+@numba.njit(cache=True)
+def complete_step(requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, now_s: float) -> int:
+    """The step has run: count its tokens, emit, finish. Returns how many requests finished."""
+    finished = 0
+    last_gap, last_bin = -1.0, 0
+    for d in range(len(ranks.head)):
+        kept = 0
+        for i in range(ranks.num_running[d]):
+            r = ranks.running[d, i]
+            requests.computed[r] += ranks.chunk[d, i]
+            is_done = False
+            if ranks.chunk[d, i] > 0 and requests.computed[r] == requests.num_input[r] + requests.generated[r]:
+                if requests.generated[r] == 0:
+                    requests.first_s[r] = now_s
+                    share_prompt(requests, ranks, d, r, limits)
+                else:
+                    gap = now_s - requests.last_s[r]
+                    if gap != last_gap:
+                        last_gap = gap
+                        decades = math.log10(max(gap, SHORTEST_GAP_S) / SHORTEST_GAP_S)
+                        last_bin = min(int(decades * GAP_BINS_PER_DECADE), NUM_GAP_BINS - 1)
+                    clock.gap_counts[last_bin] += 1
+                requests.generated[r] += 1
+                requests.last_s[r] = now_s
+                if requests.generated[r] == requests.num_output[r]:
+                    is_done = True
+            if is_done:
+                requests.finish_s[r] = now_s
+                release(requests, ranks, d, r)
+                clock.outstanding_tokens[0] -= requests.num_input[r] + requests.num_output[r]
+                finished += 1
+            else:
+                ranks.running[d, kept] = r
+                kept += 1
+        ranks.num_running[d] = kept
+    clock.num_finished[0] += finished
+    return finished

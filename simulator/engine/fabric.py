@@ -1,0 +1,114 @@
+"""The ``rank`` fidelity's wires: each exchange is one fluid over all its links, and exchanges share links max-min fairly.
+
+All messages of an exchange progress together and end together, as in a coflow scheduled with minimum allocation (Chowdhury et
+al., "Efficient Coflow Scheduling with Varys", SIGCOMM 2014), so an exchange alone takes its latency plus its busiest link.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import simpy
+from numpy.typing import NDArray
+from simpy.events import Event, ProcessGenerator
+
+from simulator.cost.comm import Exchange
+
+
+class Wires(Protocol):
+    """Carries exchanges in virtual time."""
+
+    def carry(self, exchange: Exchange) -> Event:
+        """Start an exchange; the event succeeds when its last byte has arrived."""
+        ...
+
+
+@dataclass(eq=False)
+class _Flow:
+    busy_s: NDArray[np.float64]
+    done: Event
+    remaining: float = 1.0
+    """Share of the exchange still to carry."""
+    rate: float = field(default=0.0)
+    """Share carried each second."""
+
+
+class FluidWires:
+    """Carries exchanges as fluids; rates change when one begins or ends."""
+
+    def __init__(self, env: simpy.Environment) -> None:
+        self.env = env
+        self._flows: list[_Flow] = []
+        self._updated_s = 0.0
+        self._round = 0
+
+    def carry(self, exchange: Exchange) -> Event:
+        """Start an exchange: its latency, then its bytes."""
+        if not exchange.busy_s.size or exchange.busy_s.max() == 0.0:
+            return self.env.timeout(exchange.latency_s)
+        if not self._flows and exchange.latency_s == 0.0:
+            return self._start(exchange.busy_s)
+        return self.env.process(self._after_latency(exchange))
+
+    def _after_latency(self, exchange: Exchange) -> ProcessGenerator:
+        yield self.env.timeout(exchange.latency_s)
+        yield self._start(exchange.busy_s)
+
+    def _start(self, busy_s: NDArray[np.float64]) -> Event:
+        flow = _Flow(busy_s, self.env.event())
+        self._advance()
+        self._flows.append(flow)
+        self._reschedule()
+        return flow.done
+
+    def _advance(self) -> None:
+        elapsed_s = self.env.now - self._updated_s
+        self._updated_s = self.env.now
+        for flow in self._flows:
+            flow.remaining -= flow.rate * elapsed_s
+
+    def _reschedule(self) -> None:
+        for flow, rate in zip(self._flows, fair_rates([flow.busy_s for flow in self._flows]), strict=True):
+            flow.rate = rate
+        self._round += 1
+        if self._flows:
+            self.env.process(self._wake(min(max(flow.remaining, 0.0) / flow.rate for flow in self._flows), self._round))
+
+    def _wake(self, delay_s: float, round_: int) -> ProcessGenerator:
+        yield self.env.timeout(delay_s)
+        if round_ != self._round:
+            return  # rates have changed since; a later wake-up holds
+        self._advance()
+        finished = [flow for flow in self._flows if flow.remaining <= 1e-9]
+        self._flows = [flow for flow in self._flows if flow.remaining > 1e-9]
+        for flow in finished:
+            flow.done.succeed()
+        self._reschedule()
+
+
+def fair_rates(busy_s: list[NDArray[np.float64]]) -> list[float]:
+    """Max-min fair rates of fluids over links, in shares of a fluid per second.
+
+    All rates rise together, in proportion to what each fluid would reach alone, until a link is full; the fluids on it keep
+    their rate and the rest rise on (progressive filling; Bertsekas and Gallager, "Data Networks", 6.5).
+
+    Args:
+        busy_s: for each fluid, the seconds that each link would need for all of it.
+    """
+    alone = [1.0 / float(seconds.max()) for seconds in busy_s]
+    if len(busy_s) <= 1:
+        return alone
+    load_FL = np.stack([seconds * rate for seconds, rate in zip(busy_s, alone, strict=True)])
+    level_F = np.zeros(len(busy_s))
+    rising_F = np.ones(len(busy_s), dtype=np.bool_)
+    while rising_F.any():
+        used_L = level_F @ load_FL
+        growth_L = load_FL[rising_F].sum(axis=0)
+        room_L = np.divide(1.0 - used_L, growth_L, out=np.full(len(used_L), np.inf), where=growth_L > 1e-15)
+        step = max(float(room_L.min()), 0.0)
+        level_F[rising_F] += step
+        full_L = (room_L <= step + 1e-12) & (growth_L > 1e-15)
+        rising_F &= ~(load_FL[:, full_L] > 1e-15).any(axis=1)
+    return [float(level * rate) for level, rate in zip(level_F, alone, strict=True)]

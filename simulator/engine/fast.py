@@ -1,0 +1,202 @@
+"""The ``step`` fidelity's inner loop: form a step, price it from the table, complete it, until a given time. Compiled."""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.engine.batching import complete_step, form_step, push
+from simulator.engine.blocks import available
+from simulator.engine.state import Clock, Limits, Ranks, Requests
+from simulator.engine.table import StepTable
+from simulator.work.context import entries, pairs
+
+LOG_COLUMNS = (
+    "start_s",
+    "duration_s",
+    "prefill_tokens",
+    "decode_tokens",
+    "running",
+    "waiting",
+    "kv_used",
+    "attention_s",
+    "dense_s",
+    "experts_s",
+    "dispatch_s",
+    "combine_s",
+    "wait_s",
+    "collective_s",
+    "overhead_s",
+    "load_imbalance",
+    "read_bytes",
+)
+"""Columns of a step's row in the log: those of :data:`simulator.records.STEP_COLUMNS`, the expert load imbalance, and the bytes
+of weights and cache that the mean rank had to read."""
+_ATTENTION = 7
+
+
+@numba.njit(cache=True)
+def observe(requests: Requests, ranks: Ranks, limits: Limits, row: NDArray[np.float64]) -> None:
+    """Write what the formed step holds into columns 2 to 6 of a log row."""
+    prefill = decode = running = waiting = 0
+    used = 0.0
+    num_ranks = len(ranks.head)
+    for d in range(num_ranks):
+        for i in range(ranks.num_running[d]):
+            r, new = ranks.running[d, i], ranks.chunk[d, i]
+            if new == 1 and requests.generated[r] > 0:
+                decode += 1
+            else:
+                prefill += new
+        running += ranks.num_running[d]
+        waiting += ranks.num_waiting[d]
+        held = ranks.capacity_blocks[d] - available(ranks, d, limits)
+        used += held / ranks.capacity_blocks[d] / num_ranks
+    row[2], row[3], row[4], row[5], row[6] = prefill, decode, running, waiting, used
+
+
+@numba.njit(cache=True)
+def price_step(requests: Requests, ranks: Ranks, table: StepTable, row: NDArray[np.float64]) -> float:
+    """Seconds of the formed step; its parts go into the log row from column 7 on.
+
+    Data-parallel ranks wait for the slowest: the mean rank's time counts as work, the rest as waiting.
+    """
+    num_ranks, num_ways, num_terms = len(ranks.head), len(table.windows), len(table.term_window)
+    sums = np.empty((num_ways, 4))
+    attention = dense = slowest = 0.0
+    read_bytes = table.weight_bytes
+    total_tokens = fullest = most_sequences = 0
+    for d in range(num_ranks):
+        sums[:] = 0.0
+        tokens = sequences = logits = 0
+        for i in range(ranks.num_running[d]):
+            new = ranks.chunk[d, i]
+            if new == 0:
+                continue
+            r = ranks.running[d, i]
+            context = requests.computed[r]
+            tokens += new
+            sequences += 1
+            logits += context + new == requests.num_input[r] + requests.generated[r]
+            first = 1 if new == 1 and requests.generated[r] > 0 else 0
+            for w in range(num_ways):
+                sums[w, first] += pairs(context, new, table.windows[w], table.compressions[w])
+                sums[w, 2 + first] += entries(context, new, table.windows[w], table.compressions[w])
+        mixing = table.mixer_s[tokens]
+        for j in range(num_terms):
+            way = table.term_window[j]
+            for phase in range(2):
+                if sums[way, 2 + phase] > 0.0:
+                    flops_s = sums[way, phase] * table.term_costs[j, phase] / table.rates[phase, 0]
+                    num_bytes = sums[way, 2 + phase] * table.term_costs[j, 2 + phase]
+                    bytes_s = num_bytes / table.rates[phase, 1]
+                    read_bytes += table.term_layers[j] * num_bytes / num_ranks
+                    mixing += table.term_layers[j] * (table.rates[phase, 2] + max(flops_s, bytes_s))
+        feeding = table.ffn_s[tokens] + table.head_s[logits]
+        attention += mixing / num_ranks
+        dense += feeding / num_ranks
+        slowest = max(slowest, mixing + feeding)
+        total_tokens += tokens
+        fullest = max(fullest, tokens)
+        most_sequences = max(most_sequences, sequences)
+    row[_ATTENTION:] = 0.0
+    row[_ATTENTION + 9] = read_bytes
+    row[_ATTENTION] = attention
+    row[_ATTENTION + 1] = dense
+    row[_ATTENTION + 5] = slowest - attention - dense
+    if len(table.expert_tokens):
+        _interpolate_experts(table, total_tokens, fullest * num_ranks / total_tokens, row)
+    row[_ATTENTION + 6] = table.collective_s[fullest]
+    row[_ATTENTION + 7] = table.step_s + most_sequences * table.sequence_s
+    return float(row[_ATTENTION : _ATTENTION + 8].sum())
+
+
+@numba.njit(cache=True)
+def _below(grid: NDArray[np.float64], value: float) -> int:
+    """Index of the grid interval that ``value`` lies in, or of the nearest one."""
+    low, high = 0, len(grid) - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if grid[middle] <= value:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+@numba.njit(cache=True)
+def _interpolate_experts(table: StepTable, tokens: int, share: float, row: NDArray[np.float64]) -> None:
+    """Add the routed experts' part: linear in tokens and in the fullest rank's share between table entries."""
+    g = _below(table.expert_tokens, tokens)
+    low, high = table.expert_tokens[g], table.expert_tokens[g + 1]
+    a = min(max((tokens - low) / (high - low), 0.0), 1.0)
+    s, b = 0, 0.0
+    if len(table.expert_shares) > 1:
+        s = _below(table.expert_shares, share)
+        b = (share - table.expert_shares[s]) / (table.expert_shares[s + 1] - table.expert_shares[s])
+        b = min(max(b, 0.0), 1.0)
+    s2 = min(s + 1, len(table.expert_shares) - 1)
+    for c in range(6):
+        near = table.expert_s[g, s, c] * (1 - b) + table.expert_s[g, s2, c] * b
+        far = table.expert_s[g + 1, s, c] * (1 - b) + table.expert_s[g + 1, s2, c] * b
+        value = near * (1 - a) + far * a
+        if c < 4:
+            row[_ATTENTION + 2 + c] += value
+        else:
+            row[_ATTENTION + 4 + c] += value
+
+
+@numba.njit(cache=True)
+def advance(
+    requests: Requests,
+    ranks: Ranks,
+    limits: Limits,
+    clock: Clock,
+    table: StepTable,
+    queue: NDArray[np.int64],
+    position: int,
+    until_s: float,
+    log: NDArray[np.float64],
+) -> tuple[int, int]:
+    """Run steps until the clock reaches ``until_s``, taking requests from ``queue`` as they arrive.
+
+    A step in flight at ``until_s`` stays in flight, so nothing is known before it has happened.
+
+    Args:
+        queue: requests in order of arrival; those before ``position`` have been taken.
+        log: rows for steps; the loop stops early when it is full.
+
+    Returns:
+        The new position in the queue, and the rows written.
+    """
+    rows = 0
+    while rows < len(log):
+        if clock.end_s[0] < math.inf:
+            if clock.end_s[0] > until_s:
+                return position, rows
+            clock.now_s[0] = clock.end_s[0]
+            clock.end_s[0] = math.inf
+            complete_step(requests, ranks, limits, clock, clock.now_s[0])
+        while position < len(queue) and requests.arrival_s[queue[position]] <= clock.now_s[0]:
+            push(requests, ranks, clock, queue[position])
+            position += 1
+        if clock.num_pushed[0] == clock.num_finished[0]:  # idle: jump to the next arrival
+            if position == len(queue) or requests.arrival_s[queue[position]] > until_s:
+                clock.now_s[0] = max(clock.now_s[0], min(until_s, 1e300)) if until_s < math.inf else clock.now_s[0]
+                return position, rows
+            clock.now_s[0] = requests.arrival_s[queue[position]]
+            continue
+        if clock.now_s[0] >= until_s:
+            return position, rows
+        if not form_step(requests, ranks, limits, clock.now_s[0]):
+            raise RuntimeError("requests wait, but none can run: the KV cache is smaller than one of them")
+        row = log[rows]
+        row[0] = clock.now_s[0]
+        observe(requests, ranks, limits, row)
+        row[1] = price_step(requests, ranks, table, row)
+        clock.end_s[0] = clock.now_s[0] + row[1]
+        rows += 1
+    return position, rows

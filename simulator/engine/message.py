@@ -1,0 +1,69 @@
+"""The ``message`` fidelity's wires: every message is a process that crosses its links in parcels, queueing at each.
+
+The reference that the ``rank`` fidelity is tested against. Slow on purpose: at 32 ranks an exchange is some 30,000 events.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import simpy
+from numpy.typing import NDArray
+from simpy.events import Event, ProcessGenerator
+
+from simulator.cost.comm import Exchange
+from simulator.topology import Fabric
+
+_PARCELS = 8
+"""Parcels that a message is cut into. A link serves waiting parcels in turn, so messages that share it progress together, and
+the last parcel's extra hops cost an eighth of a message and not a whole one."""
+
+
+class MessageWires:
+    """Carries every message on its own. A link is busy with one parcel at a time, first come, first served."""
+
+    def __init__(self, env: simpy.Environment, fabric: Fabric) -> None:
+        self.env = env
+        self.fabric = fabric
+        self._lanes = [simpy.Resource(env) for _ in fabric.links]
+
+    def carry(self, exchange: Exchange) -> Event:
+        """Start all messages of an exchange after its latency."""
+        return self.env.process(self._carry(exchange))
+
+    def _carry(self, exchange: Exchange) -> ProcessGenerator:
+        yield self.env.timeout(exchange.latency_s)
+        if not exchange.busy_s.size:
+            return
+        bytes_L = self.fabric.bytes_per_link(exchange.bytes_SR)
+        seconds_per_byte_L = np.divide(exchange.busy_s, bytes_L, out=np.zeros(len(bytes_L)), where=bytes_L > 0)
+        num_ranks = self.fabric.num_ranks
+        messages = []
+        # Each sender begins with its next neighbour, so that not all call on the same receiver first.
+        for turn in range(1, num_ranks):
+            for source in range(num_ranks):
+                destination = (source + turn) % num_ranks
+                num_bytes = float(exchange.bytes_SR[source, destination])
+                if num_bytes:
+                    messages.append(self.env.process(self._message(source, destination, num_bytes, seconds_per_byte_L)))
+        yield self.env.all_of(messages)
+
+    def _message(
+        self, source: int, destination: int, num_bytes: float, seconds_per_byte_L: NDArray[np.float64]
+    ) -> ProcessGenerator:
+        """Hand the parcels to the first link one after another; each finds its own way through the rest."""
+        path = [int(link) for link in self.fabric.path_SRH[source, destination] if link >= 0]
+        parcel = num_bytes / _PARCELS
+        arrivals = []
+        for _ in range(_PARCELS):
+            yield self.env.process(self._hop(path[0], parcel * seconds_per_byte_L[path[0]]))
+            arrivals.append(self.env.process(self._parcel(path[1:], parcel, seconds_per_byte_L)))
+        yield self.env.all_of(arrivals)
+
+    def _parcel(self, path: list[int], num_bytes: float, seconds_per_byte_L: NDArray[np.float64]) -> ProcessGenerator:
+        for link in path:
+            yield self.env.process(self._hop(link, num_bytes * seconds_per_byte_L[link]))
+
+    def _hop(self, link: int, seconds: float) -> ProcessGenerator:
+        with self._lanes[link].request() as turn:
+            yield turn
+            yield self.env.timeout(seconds)

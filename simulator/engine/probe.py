@@ -1,0 +1,118 @@
+"""Two representative steps at the ``rank`` fidelity: what the report shows of ranks, experts, traffic and time inside a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import simpy
+
+from simulator.engine.fabric import FluidWires
+from simulator.engine.rank import finish_step, run_step
+from simulator.plan import Plan
+from simulator.price import Prices
+from simulator.program import Batch
+from simulator.records import EXPERT_COLUMNS, RANK_COLUMNS, SPAN_COLUMNS, TRAFFIC_COLUMNS
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Tables of :mod:`simulator.records`, without the deployment's name."""
+
+    ranks: pd.DataFrame
+    experts: pd.DataFrame
+    traffic: pd.DataFrame
+    spans: pd.DataFrame
+
+
+def probe(plan: Plan, prices: Prices, steps: pd.DataFrame, requests: pd.DataFrame) -> Probe:
+    """Run the median decode step and the median step with prompt tokens again, rank by rank.
+
+    Args:
+        steps: the run's log.
+        requests: what it served, for the typical context of a sequence.
+    """
+    ranks, traffic, spans = [], [], []
+    for phase, batch in _representative(plan, steps, requests).items():
+        env = simpy.Environment()
+        program = prices.program(batch, 0)
+        times = finish_step(env, run_step(env, FluidWires(env), program, plan.layout.num_ranks, keep_spans=True))
+        spans += [(phase, *span) for span in times.spans or []]
+        if plan.experts is not None:
+            rows, sent = _expert_ranks(plan, prices, batch, phase)
+            ranks += rows
+            traffic += sent
+    return Probe(
+        ranks=_frame(ranks, list(RANK_COLUMNS)[1:]),
+        experts=_expert_load(plan),
+        traffic=_frame(traffic, list(TRAFFIC_COLUMNS)[1:]),
+        spans=_frame(spans, ["phase", "rank", "name", "layer", "start_s", "duration_s"])[list(SPAN_COLUMNS)[1:]],
+    )
+
+
+def _frame(rows: Sequence[tuple[object, ...]], columns: list[str]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _representative(plan: Plan, steps: pd.DataFrame, requests: pd.DataFrame) -> dict[str, Batch]:
+    """The median decode step and the median step with prompt tokens, spread evenly over the data-parallel ranks."""
+    context = max(1, int((requests["num_input"] + requests["num_output"] / 2).mean()))
+    found: dict[str, Batch] = {}
+    decodes = steps[(steps["prefill_tokens"] == 0) & (steps["decode_tokens"] > 0)]
+    if len(decodes):
+        found["decode"] = _batch(plan, 0, max(1, int(decodes["decode_tokens"].median())), context)
+    prompts = steps[steps["prefill_tokens"] > 0]
+    if len(prompts):
+        tokens, others = int(prompts["prefill_tokens"].median()), int(prompts["decode_tokens"].median())
+        found["prefill"] = _batch(plan, max(1, tokens), others, context)
+    return found
+
+
+def _batch(plan: Plan, prefill_tokens: int, decode_tokens: int, context: int) -> Batch:
+    dp = plan.layout.attention_dp
+    order = np.arange(dp)
+    prompts = prefill_tokens // dp + (order < prefill_tokens % dp)
+    decodes = decode_tokens // dp + (order < decode_tokens % dp)
+    new = [np.array([1] * n + [p] * bool(p), dtype=np.int64) for p, n in zip(prompts.tolist(), decodes.tolist(), strict=True)]
+    is_decode = [
+        np.array([True] * n + [False] * bool(p), dtype=np.bool_) for p, n in zip(prompts.tolist(), decodes.tolist(), strict=True)
+    ]
+    contexts = [np.where(flags, context, 0).astype(np.int64) for flags in is_decode]
+    logits = np.array([len(row) for row in new], dtype=np.int64)
+    return Batch(tuple(new), tuple(contexts), tuple(is_decode), logits)
+
+
+def _expert_ranks(
+    plan: Plan, prices: Prices, batch: Batch, phase: str
+) -> tuple[list[tuple[object, ...]], list[tuple[object, ...]]]:
+    rows: list[tuple[object, ...]] = []
+    num_ranks, num_layers = plan.layout.num_ranks, plan.model.num_moe_layers
+    bytes_SR = {"dispatch": np.zeros((num_ranks, num_ranks)), "combine": np.zeros((num_ranks, num_ranks))}
+    for layer in range(num_layers):
+        step = prices.expert_step(layer, batch.tokens_d, 0)
+        slowest_s = float(step.experts_R.max())
+        for rank in range(num_ranks):
+            seconds = float(step.experts_R[rank])
+            rows.append((phase, layer, rank, float(step.pairs_R[rank]), seconds, slowest_s - seconds))
+        for direction, exchange in (("dispatch", step.dispatch), ("combine", step.combine)):
+            if exchange.bytes_SR.size:
+                bytes_SR[direction] += exchange.bytes_SR / num_layers
+    sent: list[tuple[object, ...]] = [
+        (phase, direction, int(source), int(destination), float(matrix[source, destination]))
+        for direction, matrix in bytes_SR.items()
+        for source, destination in zip(*np.nonzero(matrix), strict=True)
+    ]
+    return rows, sent
+
+
+def _expert_load(plan: Plan) -> pd.DataFrame:
+    columns = list(EXPERT_COLUMNS)[1:]
+    if plan.experts is None or plan.model.moe is None:
+        return pd.DataFrame(columns=columns)
+    frames = []
+    for layer, topk_ids_TK in enumerate(plan.experts.topk_ids_LTK):
+        pairs_E = np.bincount(topk_ids_TK.ravel(), minlength=plan.model.moe.num_experts)
+        frames.append(pd.DataFrame({"layer": layer, "expert": np.arange(len(pairs_E)), "load": pairs_E / pairs_E.mean()}))
+    return pd.concat(frames, ignore_index=True)[columns]

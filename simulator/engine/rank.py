@@ -1,0 +1,116 @@
+"""Run one step with every rank as a SimPy process: it computes, meets the others of its group, exchanges, and goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import simpy
+from simpy.events import Event, ProcessGenerator
+
+from simulator.cost.comm import Exchange
+from simulator.engine.fabric import Wires
+from simulator.program import Busy, Operation, Together
+from simulator.records import STEP_PHASES
+
+
+class Span(NamedTuple):
+    """What a rank did for a while."""
+
+    rank: int
+    phase: str
+    layer: int
+    start_s: float
+    duration_s: float
+
+
+@dataclass
+class StepTimes:
+    """Where a step's time went: seconds by phase, mean over ranks; they add up to the step's duration."""
+
+    phases: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEP_PHASES, 0.0))
+    spans: list[Span] | None = None
+    """Every rank's timeline, when asked for."""
+
+    @property
+    def duration_s(self) -> float:
+        """Length of the step."""
+        return sum(self.phases.values())
+
+
+class _Meeting:
+    """One group at one operation: the last to come starts the exchange, all leave when it ends."""
+
+    def __init__(self, env: simpy.Environment, size: int, exchange: Exchange) -> None:
+        self.missing = size
+        self.exchange = exchange
+        self.started_s = 0.0
+        self.over: Event = env.event()
+
+
+def run_step(
+    env: simpy.Environment, wires: Wires, program: list[Operation], num_ranks: int, *, keep_spans: bool = False
+) -> ProcessGenerator:
+    """Execute a program; the process's value is its :class:`StepTimes`."""
+    times = StepTimes(spans=[] if keep_spans else None)
+    everyone = Together("wait", -1, (tuple(range(num_ranks)),), (Exchange.nothing(),))
+    operations = [*program, everyone]
+    meetings: dict[tuple[int, int], _Meeting] = {}
+    started_s = env.now
+    ranks = [env.process(_rank(env, wires, operations, rank, num_ranks, meetings, times, started_s)) for rank in range(num_ranks)]
+    yield env.all_of(ranks)
+    return times
+
+
+def finish_step(env: simpy.Environment, step: ProcessGenerator) -> StepTimes:
+    """Let virtual time run until the step is over."""
+    process = env.process(step)
+    env.run(process)
+    if not isinstance(process.value, StepTimes):
+        raise TypeError("not a step")
+    return process.value
+
+
+def _rank(
+    env: simpy.Environment,
+    wires: Wires,
+    operations: list[Operation],
+    rank: int,
+    num_ranks: int,
+    meetings: dict[tuple[int, int], _Meeting],
+    times: StepTimes,
+    started_s: float,
+) -> ProcessGenerator:
+    """The life of one rank through the step."""
+
+    def account(phase: str, layer: int, since_s: float, until_s: float) -> None:
+        if until_s > since_s:
+            times.phases[phase] += (until_s - since_s) / num_ranks
+            if times.spans is not None:
+                times.spans.append(Span(rank, phase, layer, since_s - started_s, until_s - since_s))
+
+    for number, operation in enumerate(operations):
+        since_s = env.now
+        if isinstance(operation, Busy):
+            seconds = float(operation.seconds_R[rank])
+            if seconds > 0.0:
+                yield env.timeout(seconds)
+                account(operation.phase, operation.layer, since_s, env.now)
+            continue
+        group = next(g for g, members in enumerate(operation.groups) if rank in members)
+        meeting = meetings.get((number, group))
+        if meeting is None:
+            meeting = meetings[number, group] = _Meeting(env, len(operation.groups[group]), operation.exchanges[group])
+        meeting.missing -= 1
+        if meeting.missing == 0:
+            meeting.started_s = env.now
+            env.process(_exchange(env, wires, meeting))
+        yield meeting.over
+        account("wait", operation.layer, since_s, meeting.started_s)
+        account(operation.phase, operation.layer, meeting.started_s, env.now)
+
+
+def _exchange(env: simpy.Environment, wires: Wires, meeting: _Meeting) -> ProcessGenerator:
+    if meeting.exchange.latency_s > 0.0 or meeting.exchange.busy_s.size:
+        yield wires.carry(meeting.exchange)
+    meeting.over.succeed()

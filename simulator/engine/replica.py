@@ -1,0 +1,147 @@
+"""One replica: its requests, its ranks and its clock; and how the SimPy fidelities run its steps one by one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import simpy
+from numpy.typing import NDArray
+from simpy.events import Event, ProcessGenerator
+
+from simulator.engine.batching import complete_step, form_step, push
+from simulator.engine.fabric import Wires
+from simulator.engine.fast import LOG_COLUMNS, advance, observe, price_step
+from simulator.engine.rank import StepTimes, run_step
+from simulator.engine.state import Limits, Requests, start_clock, start_ranks
+from simulator.engine.table import StepTable
+from simulator.price import Prices
+from simulator.program import Batch
+from simulator.records import STEP_PHASES
+
+_LOG_ROWS = 8192
+
+
+class Replica:
+    """State of one replica, and the log of its steps."""
+
+    def __init__(self, requests: Requests, limits: Limits, num_dp: int, capacity_blocks: int, num_prefixes: int) -> None:
+        self.requests = requests
+        self.limits = limits
+        self.ranks = start_ranks(num_dp, limits.max_sequences, capacity_blocks, num_prefixes)
+        self.clock = start_clock()
+        self.queue = np.zeros(len(requests.arrival_s), dtype=np.int64)
+        self.num_queued = 0
+        self._position = 0
+        self._logs: list[NDArray[np.float64]] = []
+
+    @property
+    def outstanding(self) -> int:
+        """Requests that it has and has not finished, those on their way included."""
+        return int(self.clock.num_pushed[0] - self.clock.num_finished[0]) + self.num_queued - self._position
+
+    def assign(self, request: int) -> None:
+        """Send it a request, which it takes at the request's arrival. Requests come in order of arrival."""
+        self.queue[self.num_queued] = request
+        self.num_queued += 1
+
+    def push(self, request: int) -> None:
+        """Give it a request now."""
+        push(self.requests, self.ranks, self.clock, request)
+
+    def advance(self, table: StepTable, until_s: float, tick: Callable[[], None]) -> None:
+        """Run steps in compiled code until ``until_s``; ``tick`` is called now and then."""
+        while True:
+            log = np.empty((_LOG_ROWS if until_s == math.inf else 256, len(LOG_COLUMNS)))
+            queue = self.queue[: self.num_queued]
+            self._position, rows = advance(
+                self.requests, self.ranks, self.limits, self.clock, table, queue, self._position, until_s, log
+            )
+            if rows:
+                self._logs.append(log[:rows])
+            tick()
+            if rows < len(log):
+                return
+
+    def log(self) -> NDArray[np.float64]:
+        """Rows of all steps so far, ``[steps, LOG_COLUMNS]``."""
+        return np.concatenate(self._logs) if self._logs else np.empty((0, len(LOG_COLUMNS)))
+
+    def batch(self) -> Batch:
+        """What the formed step computes."""
+        new, context, decodes, logits = [], [], [], []
+        for d in range(len(self.ranks.head)):
+            chosen = np.flatnonzero(self.ranks.chunk[d, : self.ranks.num_running[d]])
+            ids = self.ranks.running[d, chosen]
+            new.append(self.ranks.chunk[d, chosen].copy())
+            context.append(self.requests.computed[ids])
+            decodes.append((new[-1] == 1) & (self.requests.generated[ids] > 0))
+            target = self.requests.num_input[ids] + self.requests.generated[ids]
+            logits.append(int((context[-1] + new[-1] == target).sum()))
+        return Batch(tuple(new), tuple(context), tuple(decodes), np.array(logits, dtype=np.int64))
+
+    def run(
+        self, env: simpy.Environment, execute: Execute, wake: list[Event], on_finish: Callable[[int], None]
+    ) -> ProcessGenerator:
+        """The SimPy process of the replica: step after step, asleep while there is nothing to do.
+
+        Args:
+            wake: its first entry is an event that succeeds when a request has been pushed; replaced after each sleep.
+            on_finish: called with the number of requests that a step finished.
+        """
+        while True:
+            if self.outstanding == 0:
+                yield wake[0]
+                wake[0] = env.event()
+                continue
+            if not form_step(self.requests, self.ranks, self.limits, env.now):
+                raise RuntimeError("requests wait, but none can run: the KV cache is smaller than one of them")
+            row = np.zeros(len(LOG_COLUMNS))
+            row[0] = env.now
+            observe(self.requests, self.ranks, self.limits, row)
+            yield from execute(env, self, row)
+            self._logs.append(row[None, :])
+            self.clock.now_s[0] = env.now
+            finished = complete_step(self.requests, self.ranks, self.limits, self.clock, env.now)
+            if finished:
+                on_finish(finished)
+
+
+class Execute(Protocol):
+    """Lets a formed step happen in virtual time and fills in its log row from column 1."""
+
+    def __call__(self, env: simpy.Environment, replica: Replica, row: NDArray[np.float64]) -> ProcessGenerator:
+        """The step as a process."""
+        ...
+
+
+class ByTable:
+    """One timeout of the table's price."""
+
+    def __init__(self, table: StepTable) -> None:
+        self.table = table
+
+    def __call__(self, env: simpy.Environment, replica: Replica, row: NDArray[np.float64]) -> ProcessGenerator:
+        row[1] = price_step(replica.requests, replica.ranks, self.table, row)
+        yield env.timeout(row[1])
+
+
+class ByRanks:
+    """Every rank a process; messages or fluids between them, as the wires are."""
+
+    def __init__(self, prices: Prices, make_wires: Callable[[simpy.Environment], Wires], rng: np.random.Generator) -> None:
+        self.prices = prices
+        self.make_wires = make_wires
+        self.rng = rng
+
+    def __call__(self, env: simpy.Environment, replica: Replica, row: NDArray[np.float64]) -> ProcessGenerator:
+        batch = replica.batch()
+        offset = int(self.rng.integers(1 << 30))
+        program = self.prices.program(batch, offset)
+        wires = self.make_wires(env)  # replicas have wires of their own
+        times: StepTimes = yield env.process(run_step(env, wires, program, self.prices.plan.layout.num_ranks))
+        row[1] = env.now - row[0]
+        row[7 : 7 + len(STEP_PHASES)] = [times.phases[phase] for phase in STEP_PHASES]
+        row[-2:] = self.prices.loads(batch, offset)

@@ -1,0 +1,166 @@
+"""The arrays that batching works on. Named tuples, because compiled code takes them as they are."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.records import NUM_GAP_BINS
+from simulator.traces import RequestTrace
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+class Requests(NamedTuple):
+    """What is asked, and how far it is. One entry a request of the trace; shared by all replicas."""
+
+    arrival_s: Floats
+    num_input: Ints
+    num_output: Ints
+    prefix_starts: Ints
+    """``[N + 1]`` into ``prefix_ids``."""
+    prefix_ids: Ints
+    computed: Ints
+    """Tokens whose keys and values are in the cache."""
+    generated: Ints
+    """Output tokens emitted."""
+    blocks: Ints
+    """KV blocks held by the request alone."""
+    shared: Ints
+    """Leading prefix blocks held together with others."""
+    cached: Ints
+    """Prompt tokens found in the prefix cache at first admission."""
+    preemptions: Ints
+    scheduled_s: Floats
+    first_s: Floats
+    last_s: Floats
+    finish_s: Floats
+    dp_rank: Ints
+    following: Ints
+    """Next request in the same waiting queue, -1 at its end."""
+
+
+class Ranks(NamedTuple):
+    """The attention data-parallel ranks of one replica: ``[dp]`` or ``[dp, ...]``."""
+
+    head: Ints
+    """First waiting request, -1 for none."""
+    tail: Ints
+    num_waiting: Ints
+    running: Ints
+    """``[dp, max_sequences]`` requests in order of admission."""
+    chunk: Ints
+    """``[dp, max_sequences]`` tokens of each that the step computes; 0 = sits out."""
+    num_running: Ints
+    free_blocks: Ints
+    capacity_blocks: Ints
+    refs: Ints
+    """``[dp, U]`` running requests that hold each prefix block."""
+    in_cache: NDArray[np.bool_]
+    older: Ints
+    """``[dp, U + 1]`` evictable prefix blocks, a ring from the most to the least recently used; entry ``U`` is its ends."""
+    newer: Ints
+    num_evictable: Ints
+
+
+class Limits(NamedTuple):
+    """Numbers that batching goes by."""
+
+    token_budget: int
+    max_sequences: int
+    mixes_phases: bool
+    splits_prompts: bool
+    block_tokens: int
+    sequence_blocks: int
+    """KV blocks that every running sequence takes whatever its length (windows, recurrent state)."""
+    prefix_tokens: int
+    """Tokens of one prefix block, 0 without prefix caching."""
+    prefix_blocks: int
+    """KV blocks of one prefix block."""
+    watermark_blocks: int
+    """KV blocks kept free when a request is admitted while others run (vLLM: 1 %)."""
+
+
+class Clock(NamedTuple):
+    """Where a replica is in time; arrays of one number, so that compiled code can move it."""
+
+    now_s: Floats
+    end_s: Floats
+    """End of the step in flight; infinity when idle."""
+    num_finished: Ints
+    num_pushed: Ints
+    outstanding_tokens: Ints
+    gap_counts: Ints
+    """``[NUM_GAP_BINS]`` gaps between output tokens."""
+
+
+def start_requests(trace: RequestTrace, *, with_prefixes: bool) -> Requests:
+    """No request has begun."""
+    count = trace.num_requests
+
+    def zeros() -> Ints:
+        return np.zeros(count, dtype=np.int64)
+
+    def nans() -> Floats:
+        return np.full(count, np.nan)
+
+    has_prefixes = with_prefixes and trace.prefix_block_tokens > 0
+    return Requests(
+        arrival_s=trace.arrival_s.astype(np.float64),
+        num_input=trace.num_input.astype(np.int64),
+        num_output=trace.num_output.astype(np.int64),
+        prefix_starts=trace.prefix_starts.astype(np.int64) if has_prefixes else np.zeros(count + 1, dtype=np.int64),
+        prefix_ids=trace.prefix_ids.astype(np.int64) if has_prefixes else np.zeros(0, dtype=np.int64),
+        computed=zeros(),
+        generated=zeros(),
+        blocks=zeros(),
+        shared=zeros(),
+        cached=zeros(),
+        preemptions=zeros(),
+        scheduled_s=nans(),
+        first_s=nans(),
+        last_s=nans(),
+        finish_s=nans(),
+        dp_rank=zeros(),
+        following=np.full(count, -1, dtype=np.int64),
+    )
+
+
+def start_ranks(num_ranks: int, max_sequences: int, capacity_blocks: int, num_prefixes: int) -> Ranks:
+    """Nothing waits, nothing runs, all blocks are free."""
+
+    def zeros() -> Ints:
+        return np.zeros(num_ranks, dtype=np.int64)
+
+    ring = np.zeros((num_ranks, num_prefixes + 1), dtype=np.int64)
+    ring[:, num_prefixes] = num_prefixes
+    return Ranks(
+        head=zeros() - 1,
+        tail=zeros() - 1,
+        num_waiting=zeros(),
+        running=np.full((num_ranks, max_sequences), -1, dtype=np.int64),
+        chunk=np.zeros((num_ranks, max_sequences), dtype=np.int64),
+        num_running=zeros(),
+        free_blocks=zeros() + capacity_blocks,
+        capacity_blocks=zeros() + capacity_blocks,
+        refs=np.zeros((num_ranks, num_prefixes), dtype=np.int64),
+        in_cache=np.zeros((num_ranks, num_prefixes), dtype=np.bool_),
+        older=ring,
+        newer=ring.copy(),
+        num_evictable=zeros(),
+    )
+
+
+def start_clock() -> Clock:
+    """Time zero, idle."""
+    return Clock(
+        now_s=np.zeros(1),
+        end_s=np.full(1, np.inf),
+        num_finished=np.zeros(1, dtype=np.int64),
+        num_pushed=np.zeros(1, dtype=np.int64),
+        outstanding_tokens=np.zeros(1, dtype=np.int64),
+        gap_counts=np.zeros(NUM_GAP_BINS, dtype=np.int64),
+    )

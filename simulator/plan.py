@@ -1,0 +1,183 @@
+"""The frozen plan: a deployment with every policy built, every expert placed, and every check passed. Backends execute it."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.balancing import BalancingPolicy
+from simulator.cost.comm import CommModel
+from simulator.cost.compute import ComputeModel
+from simulator.dispatch import DispatchPolicy
+from simulator.errors import UserError
+from simulator.fit import Capacity, check_memory
+from simulator.placement import Placed
+from simulator.plugins import build
+from simulator.scheduling import Rules
+from simulator.spec.accelerator import AcceleratorSpec
+from simulator.spec.base import Policy
+from simulator.spec.calibration import Calibration, load_calibration
+from simulator.spec.cluster import ClusterSpec, load_cluster
+from simulator.spec.deployment import DeploymentSpec
+from simulator.spec.model import ModelSpec, load_model
+from simulator.topology import Fabric
+from simulator.work.layout import Layout, make_layout
+from simulator.work.memory import Precision
+
+POOL_TOKENS = 4096
+"""Tokens whose expert choices are drawn once for each MoE layer; steps take theirs from this pool, larger ones scale it up."""
+_RUN_TOKENS = 256
+"""Tokens of one run in the pool: consecutive tokens of one sequence, as far as the routing policy lets them share experts."""
+
+
+@dataclass(frozen=True)
+class ExpertPlan:
+    """The routed experts of a plan."""
+
+    topk_ids_LTK: NDArray[np.int16]
+    """The pool, ``[L, POOL_TOKENS, K]``, in an order in which neighbours are independent (a decode batch)."""
+    placed: Placed
+    """On the ``ep`` expert-parallel ranks."""
+    dispatch: DispatchPolicy
+    routing: Policy
+    """The policy's table, the model's default filled in."""
+    routing_source: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to execute."""
+
+    spec: DeploymentSpec
+    model: ModelSpec
+    cluster: ClusterSpec
+    accelerator: AcceleratorSpec
+    calibration: Calibration
+    layout: Layout
+    replicas: int
+    precision: Precision
+    fabric: Fabric
+    compute: ComputeModel
+    comm: CommModel
+    rules: Rules
+    balancing: BalancingPolicy
+    capacity: Capacity
+    experts: ExpertPlan | None
+    """``None`` for a dense model."""
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The deployment's name."""
+        return self.spec.name
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of all replicas."""
+        return self.replicas * self.layout.num_ranks
+
+    def rng(self, stream: str) -> np.random.Generator:
+        """The random stream of one component. Deployments of one seed share streams (common random numbers)."""
+        return np.random.default_rng([self.seed, zlib.crc32(stream.encode())])
+
+
+def make_plan(spec: DeploymentSpec, seed: int, where: str, folder: Path) -> Plan:
+    """Build and check everything that a deployment names.
+
+    Args:
+        where: the scenario's file, for errors.
+        folder: what paths in the deployment are relative to.
+
+    Raises:
+        UserError: if a name is unknown, the split is impossible, or the model does not fit.
+    """
+    place = f"{where} [deployments '{spec.name}']"
+    model = load_model(spec.model, place, folder)
+    cluster, accelerator = load_cluster(spec.cluster, place)
+    calibration = load_calibration(spec.calibration or accelerator.calibration, place)
+    layout = make_layout(spec.parallel, model, place)
+    if layout.num_ranks > cluster.num_gpus:
+        raise UserError(f"{place} [parallel]: needs {layout.num_ranks} GPUs, but cluster '{cluster.name}' has {cluster.num_gpus}")
+    replicas = spec.replicas or cluster.num_gpus // layout.num_ranks
+    if replicas * layout.num_ranks > cluster.num_gpus:
+        needed = replicas * layout.num_ranks
+        raise UserError(f"{place}: {replicas} replicas need {needed} GPUs, but cluster '{cluster.name}' has {cluster.num_gpus}")
+    precision = _precision(spec, model)
+    rules: Rules = build("scheduling", spec.scheduling, f"{place} [scheduling]").rules()
+    fabric: Fabric = build("topology", cluster.topology, f"{place}: cluster '{cluster.name}' [topology]").wire(
+        cluster, layout.num_ranks
+    )
+    return Plan(
+        spec=spec,
+        model=model,
+        cluster=cluster,
+        accelerator=accelerator,
+        calibration=calibration,
+        layout=layout,
+        replicas=replicas,
+        precision=precision,
+        fabric=fabric,
+        compute=build("cost.compute", spec.compute, f"{place} [compute]").prepare(accelerator, calibration),
+        comm=build("cost.comm", spec.communication, f"{place} [communication]").prepare(fabric, calibration),
+        rules=rules,
+        balancing=build("balancing", spec.balancing, f"{place} [balancing]"),
+        capacity=check_memory(spec, model, accelerator, layout, precision, place),
+        experts=_plan_experts(spec, model, layout, seed, place, folder),
+        seed=seed,
+    )
+
+
+def _precision(spec: DeploymentSpec, model: ModelSpec) -> Precision:
+    weights = spec.weight_dtype or model.weight_dtype
+    experts = spec.weight_dtype or model.expert_dtype or model.weight_dtype
+    narrow = experts in ("fp8", "mxfp4", "nvfp4")
+    return Precision(weights, experts, spec.kv_dtype, spec.dispatch_dtype or ("fp8" if narrow else "bf16"), spec.combine_dtype)
+
+
+def _plan_experts(spec: DeploymentSpec, model: ModelSpec, layout: Layout, seed: int, place: str, folder: Path) -> ExpertPlan | None:
+    moe = model.moe
+    if moe is None:
+        if spec.routing is not None:
+            raise UserError(f"{place} [routing]: {model.name} is dense and routes nothing; leave it out")
+        return None
+    routing, source = spec.routing, "the scenario"
+    if routing is None:
+        if model.routing is None:
+            raise UserError(f"{place}: {model.name} names no default routing; add a [deployments.routing] table")
+        routing, source = model.routing, model.routing_source
+    routing = _with_path(routing, folder)
+
+    def stream(name: str, *numbers: int) -> np.random.Generator:
+        return np.random.default_rng([seed, zlib.crc32(name.encode()), *numbers])
+
+    router = build("routing", routing, f"{place} [routing]").prepare(moe, model.num_moe_layers, stream("routing"))
+    runs = np.full(POOL_TOKENS // _RUN_TOKENS, _RUN_TOKENS, dtype=np.int64)
+    order = stream("pool order").permutation(POOL_TOKENS)
+    layers = range(model.num_moe_layers)
+    # The same stream in every layer, so that a token keeps its domain (or its place in a recording) from layer to layer.
+    today = np.stack([router.topk_ids(layer, runs, stream("tokens"))[order] for layer in layers])
+    load_LE = np.empty((len(layers), moe.num_experts))
+    for layer in layers:
+        ids = router.topk_ids(layer, runs, stream("yesterday"))
+        load_LE[layer] = np.bincount(ids.ravel(), minlength=moe.num_experts)
+    placement = build("placement", spec.placement, f"{place} [placement]")
+    return ExpertPlan(
+        topk_ids_LTK=today,
+        placed=placement.place(load_LE, layout.ep, stream("placement")),
+        dispatch=build("dispatch", spec.dispatch, f"{place} [dispatch]"),
+        routing=routing,
+        routing_source=source,
+    )
+
+
+def _with_path(routing: Policy, folder: Path) -> Policy:
+    """Paths are relative to the scenario's folder."""
+    trace: Any = routing.get("trace")
+    if isinstance(trace, str) and (folder / trace).exists():
+        return {**routing, "trace": str(folder / trace)}
+    return routing

@@ -1,0 +1,278 @@
+"""What a plan's steps cost: every block's work, priced by the plan's cost models.
+
+All fidelities take their seconds from here. Matrix products depend on the number of tokens only, so they are priced once for
+every possible number; looking back is a closed form in a few sums; routed experts and their exchanges depend on which experts
+the tokens chose, and are priced from ``topk_ids``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.cost.comm import Exchange
+from simulator.plan import POOL_TOKENS, ExpertPlan, Plan
+from simulator.program import Batch, Busy, Operation, Together
+from simulator.spec.dtypes import BYTES_PER_ELEMENT
+from simulator.spec.ffn import MoE
+from simulator.spec.linear import Linear
+from simulator.work.context import total_entries, total_pairs
+from simulator.work.experts import SlotMap
+from simulator.work.layout import shard
+from simulator.work.lookback import Lookback, lookbacks
+from simulator.work.memory import expert_bytes_per_layer
+
+_STREAM_PASSES = 8.0
+"""Times that a layer's small kernels (two norms, two residuals) read or write the hidden vectors."""
+
+
+@dataclass(frozen=True)
+class ExpertStep:
+    """The routed experts of one layer in one step."""
+
+    pairs_R: NDArray[np.float64]
+    """Token-expert pairs on each rank."""
+    experts_R: NDArray[np.float64]
+    """Seconds of each rank's experts."""
+    read_bytes: float
+    """Expert weights that the mean rank reads: those of the experts it has tokens for."""
+    dispatch: Exchange
+    combine: Exchange
+
+
+class Prices:
+    """Prices of one plan's steps, for batches of up to ``max_tokens`` tokens on a data-parallel rank."""
+
+    def __init__(self, plan: Plan, max_tokens: int) -> None:
+        self.plan = plan
+        self.max_tokens = max_tokens
+        self._rows = np.arange(max_tokens + 1, dtype=np.int64)
+        self.lookbacks: tuple[Lookback, ...] = lookbacks(plan.model, plan.layout, plan.precision)
+        self.rates = {"prefill": plan.compute.context_rates("prefill"), "decode": plan.compute.context_rates("decode")}
+
+    @cached_property
+    def mixer_s(self) -> dict[str, NDArray[np.float64]]:
+        """Seconds of one layer's mixer without looking back, by mixer and number of tokens."""
+        model = self.plan.model
+        return {name: self._linears_s(mixer.linears(model.hidden_size)) + self._small_s for name, mixer in model.mixers.items()}
+
+    @cached_property
+    def ffn_s(self) -> dict[str, NDArray[np.float64]]:
+        """Seconds of one layer's feed-forward block without routed experts, by block and number of tokens."""
+        model = self.plan.model
+        return {name: self._linears_s(ffn.linears(model.hidden_size)) for name, ffn in model.ffns.items()}
+
+    @cached_property
+    def head_s(self) -> NDArray[np.float64]:
+        """Seconds of the output matrix by number of sequences that get a token."""
+        model = self.plan.model
+        return self._linears_s((Linear("head", model.hidden_size, model.vocab_size, "column"),), dtype="bf16")
+
+    @cached_property
+    def _small_s(self) -> NDArray[np.float64]:
+        num_bytes = self._rows.astype(np.float64) * (self.plan.model.hidden_size * 2.0 * _STREAM_PASSES)
+        return np.where(self._rows > 0, self.plan.calibration.engine.layer_s + self.plan.compute.stream_s(num_bytes), 0.0)
+
+    def _linears_s(self, linears: tuple[Linear, ...], dtype: str | None = None) -> NDArray[np.float64]:
+        total = np.zeros(len(self._rows))
+        for linear in linears:
+            stored = dtype or ("bf16" if linear.name == "router" else self.plan.precision.weights)
+            in_features, out_features, copies = shard(linear, self.plan.layout.tp)
+            total += self.plan.compute.gemm_s(self._rows, in_features, out_features, stored, copies)
+        return total
+
+    def lookback_s(self, term: Lookback, batch: Batch, d: int) -> float:
+        """Seconds of one context kernel in one layer on data-parallel rank ``d``."""
+        total = 0.0
+        for phase, wanted in (("prefill", False), ("decode", True)):
+            chosen = batch.is_decode[d] == wanted
+            if not chosen.any():
+                continue
+            new, context = batch.new_tokens[d][chosen], batch.context_tokens[d][chosen]
+            num_pairs = total_pairs(context, new, term.window, term.compression)
+            num_entries = total_entries(context, new, term.window, term.compression)
+            flops, num_bytes = (term.decode_flops, term.decode_bytes) if wanted else (term.prefill_flops, term.prefill_bytes)
+            rates = self.rates[phase]
+            total += rates.floor_s + max(num_pairs * flops / rates.flops_per_s, num_entries * num_bytes / rates.bytes_per_s)
+        return total
+
+    def all_reduces(self, ffn_name: str, mixer_name: str) -> tuple[int, int]:
+        """All-reduces over each tensor-parallel group after the mixer and after the feed-forward block of a layer.
+
+        Where tokens travel to experts, the reduce-scatter before and the all-gather after are one all-reduce together.
+        """
+        layout = self.plan.layout
+        if layout.tp == 1:
+            return 0, 0
+        is_travelling = isinstance(self.plan.model.ffns.get(ffn_name), MoE) and layout.travels
+        return int(mixer_name != "none"), int(ffn_name != "none" and not is_travelling)
+
+    @cached_property
+    def num_all_reduces(self) -> int:
+        """All-reduces of one step."""
+        return sum(sum(self.all_reduces(ffn, mixer)) for mixer, ffn in self.plan.model.layer_names)
+
+    @cached_property
+    def tensor_groups(self) -> tuple[tuple[int, ...], ...]:
+        """Ranks of every tensor-parallel group, in order of data-parallel rank."""
+        tp = self.plan.layout.tp
+        return tuple(tuple(range(d * tp, (d + 1) * tp)) for d in range(self.plan.layout.attention_dp))
+
+    def all_reduce(self, d: int, num_tokens: int) -> Exchange:
+        """Sum the hidden vectors of ``num_tokens`` tokens over tensor-parallel group ``d``."""
+        return self.plan.comm.all_reduce(num_tokens * self.plan.model.hidden_size * 2.0, self.tensor_groups[d])
+
+    @cached_property
+    def _slot_maps(self) -> list[SlotMap]:
+        experts, moe = self._experts
+        return [SlotMap(experts.placed, layer, moe.num_experts) for layer in range(len(experts.topk_ids_LTK))]
+
+    @property
+    def _experts(self) -> tuple[ExpertPlan, MoE]:
+        if self.plan.experts is None or self.plan.model.moe is None:
+            raise ValueError(f"{self.plan.model.name} has no routed experts")
+        return self.plan.experts, self.plan.model.moe
+
+    def expert_step(self, layer: int, tokens_d: NDArray[np.int64], offset: int) -> ExpertStep:
+        """Price the routed experts of MoE layer ``layer`` for ``tokens_d`` tokens on each data-parallel rank.
+
+        Args:
+            offset: where in the pool of recorded choices the step's tokens begin.
+        """
+        experts, moe = self._experts
+        layout, hidden = self.plan.layout, self.plan.model.hidden_size
+        total = int(tokens_d.sum())
+        sampled = min(total, POOL_TOKENS)
+        scale = total / max(sampled, 1)
+        position_T = (offset + np.arange(sampled)) % POOL_TOKENS
+        slots = self._slot_maps[layer]
+        slot_TK = slots.slots(experts.topk_ids_LTK[layer, position_T])
+        rows_RG = slots.rows(slot_TK, scale)
+        experts_R = self._experts_s(rows_RG, moe)
+        dispatch = combine = Exchange.nothing()
+        if layout.travels:
+            ep_rank_TK = slots.rank_P[slot_TK]
+            rank_TK = ep_rank_TK
+            if layout.moe_tp > 1:  # each expert is split over moe_tp ranks, and a token must reach all of them
+                rank_TK = (ep_rank_TK[..., None] * layout.moe_tp + np.arange(layout.moe_tp)).reshape(sampled, -1)
+            copies_SR = experts.dispatch.copies(rank_TK, self._sources(tokens_d, sampled), self.plan.fabric.node_R) * scale
+            out_bytes = hidden * BYTES_PER_ELEMENT[self.plan.precision.dispatch]
+            back_bytes = hidden * BYTES_PER_ELEMENT[self.plan.precision.combine]
+            dispatch = self.plan.comm.exchange("dispatch", copies_SR * out_bytes)
+            combine = self.plan.comm.exchange("combine", copies_SR.T * back_bytes)
+        pairs_R = np.repeat(rows_RG.sum(axis=1), layout.moe_tp)
+        expert_bytes = moe.num_expert_parameters(hidden) / layout.moe_tp * BYTES_PER_ELEMENT[self.plan.precision.experts]
+        read_bytes = float((rows_RG > 0).sum(axis=1).mean()) * expert_bytes
+        return ExpertStep(pairs_R, np.repeat(experts_R, layout.moe_tp), read_bytes, dispatch, combine)
+
+    def _sources(self, tokens_d: NDArray[np.int64], sampled: int) -> NDArray[np.int64]:
+        """Rank of each sampled token: a data-parallel rank's tokens are spread over its tensor-parallel ranks."""
+        layout = self.plan.layout
+        tokens_R = np.repeat(tokens_d // layout.tp, layout.tp)
+        extra = np.repeat(tokens_d % layout.tp, layout.tp) > np.tile(np.arange(layout.tp), layout.attention_dp)
+        ends = np.cumsum(tokens_R + extra)
+        # Evenly spaced tokens stand for all when there are more than the pool holds.
+        wanted = ((np.arange(sampled) + 0.5) * (ends[-1] / max(sampled, 1))).astype(np.int64)
+        source_T: NDArray[np.int64] = np.searchsorted(ends, wanted, side="right").astype(np.int64)
+        return source_T
+
+    def _experts_s(self, rows_RG: NDArray[np.float64], moe: MoE) -> NDArray[np.float64]:
+        layout, hidden, compute = self.plan.layout, self.plan.model.hidden_size, self.plan.compute
+        total_R = np.zeros(len(rows_RG))
+        for linear in moe.expert_linears(hidden):
+            in_features, out_features, _ = shard(linear, layout.moe_tp)
+            total_R += compute.grouped_gemm_s(rows_RG, in_features, out_features, self.plan.precision.experts)
+        # The activation between the two products, and sorting the tokens by expert and back: read once, written once.
+        width = 3.0 * moe.intermediate_size / layout.moe_tp + 4.0 * hidden
+        return total_R + compute.stream_s(rows_RG.sum(axis=1) * (width * 2.0))
+
+    def program(self, batch: Batch, offset: int) -> list[Operation]:
+        """The whole step as operations of all ranks, engine overhead last."""
+        plan, layout = self.plan, self.plan.layout
+        tokens_d = batch.tokens_d
+        operations: list[Operation] = []
+        looking_s = {
+            name: np.array(
+                [sum(self.lookback_s(t, batch, d) for t in self.lookbacks if t.mixer == name) for d in range(layout.attention_dp)]
+            )
+            for name in plan.model.mixers
+        }
+        reduce = tuple(self.all_reduce(d, int(tokens_d[d])) for d in range(layout.attention_dp)) if layout.tp > 1 else ()
+        moe_layer = 0
+        for layer, (mixer, ffn) in enumerate(plan.model.layer_names):
+            after_mixer, after_ffn = self.all_reduces(ffn, mixer)
+            if mixer != "none":
+                operations.append(Busy("attention", layer, np.repeat(self.mixer_s[mixer][tokens_d] + looking_s[mixer], layout.tp)))
+            if after_mixer:
+                operations.append(Together("collective", layer, self.tensor_groups, reduce))
+            if ffn != "none":
+                operations.append(Busy("dense", layer, np.repeat(self.ffn_s[ffn][tokens_d], layout.tp)))
+                if isinstance(plan.model.ffns[ffn], MoE):
+                    operations += self.expert_operations(self.expert_step(moe_layer, tokens_d, offset), layer)
+                    moe_layer += 1
+            if after_ffn:
+                operations.append(Together("collective", layer, self.tensor_groups, reduce))
+        operations.append(Busy("dense", -1, np.repeat(self.head_s[batch.num_logits], layout.tp)))
+        num_sequences = np.array([len(new) for new in batch.new_tokens])
+        operations.append(Busy("overhead", -1, np.full(layout.num_ranks, self.overhead_s(int(num_sequences.max(initial=0))))))
+        return operations
+
+    def expert_operations(self, step: ExpertStep, layer: int) -> list[Operation]:
+        """Dispatch, experts, combine of one layer."""
+        everyone = (tuple(range(self.plan.layout.num_ranks)),)
+        busy = Busy("experts", layer, step.experts_R)
+        if not self.plan.layout.travels:
+            return [busy]
+        return [
+            Together("dispatch", layer, everyone, (step.dispatch,)),
+            busy,
+            Together("combine", layer, everyone, (step.combine,)),
+        ]
+
+    def loads(self, batch: Batch, offset: int) -> tuple[float, float]:
+        """Expert load imbalance of a step (mean over MoE layers), and the bytes of weights and cache that the mean rank reads."""
+        dp = self.plan.layout.attention_dp
+        read_bytes = self.read_bytes_per_step
+        for term in self.lookbacks:
+            for d in range(dp):
+                for is_decode, cost in ((False, term.prefill_bytes), (True, term.decode_bytes)):
+                    chosen = batch.is_decode[d] == is_decode
+                    context, new = batch.context_tokens[d][chosen], batch.new_tokens[d][chosen]
+                    read_bytes += term.num_layers * cost * total_entries(context, new, term.window, term.compression) / dp
+        imbalance = 0.0
+        num_layers = self.plan.model.num_moe_layers
+        for layer in range(num_layers):
+            step = self.expert_step(layer, batch.tokens_d, offset)
+            imbalance += float(step.pairs_R.max() / step.pairs_R.mean()) / num_layers
+            read_bytes += step.read_bytes
+        return imbalance, read_bytes
+
+    def overhead_s(self, num_sequences: int) -> float:
+        """The engine's own time for a step with ``num_sequences`` on its fullest data-parallel rank."""
+        engine = self.plan.calibration.engine
+        return engine.step_s + num_sequences * engine.sequence_s
+
+    @cached_property
+    def read_bytes_per_step(self) -> float:
+        """Weights other than routed experts and the embedding table that one rank reads in every step."""
+        plan, model = self.plan, self.plan.model
+        left_out = model.num_embedding_parameters / plan.layout.tp * BYTES_PER_ELEMENT["bf16"]
+        if model.ties_embeddings:
+            left_out = 0.0  # the table is the output matrix too
+        if model.moe is not None:
+            left_out += model.num_moe_layers * expert_bytes_per_layer(model.moe, model.hidden_size, plan.layout, plan.precision)
+        return plan.capacity.weights_bytes - left_out
+
+    @cached_property
+    def mixer_layers(self) -> Counter[str]:
+        """How many layers have each mixer."""
+        return Counter(mixer for mixer, _ in self.plan.model.layer_names if mixer != "none")
+
+    @cached_property
+    def ffn_layers(self) -> Counter[str]:
+        """How many layers have each feed-forward block."""
+        return Counter(ffn for _, ffn in self.plan.model.layer_names if ffn != "none")

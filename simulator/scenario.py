@@ -1,0 +1,96 @@
+"""A scenario: one workload and the deployments to compare on it, as written in a TOML file."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from simulator.data import available_files, find_file
+from simulator.errors import UserError
+from simulator.spec.base import Count, Frozen, validate
+from simulator.spec.deployment import DeploymentSpec
+from simulator.spec.loading import read_toml
+from simulator.spec.workload import WorkloadSpec
+
+
+class Scenario(Frozen):
+    """What ``moesim run`` takes."""
+
+    name: str
+    seed: Count = 0
+    notes: str = ""
+    workload: WorkloadSpec
+    deployments: Annotated[tuple[DeploymentSpec, ...], Field(strict=False, min_length=1)]
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [deployment.name for deployment in self.deployments]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two deployments are called '{twice[0]}'; give each its own name")
+        return self
+
+
+def load_scenario(name: str, overrides: list[str], seed: int | None = None) -> tuple[Scenario, Path]:
+    """The scenario in a file, or a shipped one by name, and the file.
+
+    Args:
+        overrides: ``path=value`` texts; the path is dotted (``workload.num_requests``, ``deployments.0.parallel.tp``; ``*`` means
+            every deployment) and the value is TOML, or a bare text.
+
+    Raises:
+        UserError: if the file is missing or wrong, or an override names no place.
+    """
+    path = Path(name)
+    if path.suffix != ".toml" and not path.exists():
+        if name not in available_files("workloads"):
+            raise UserError(_unknown(name))
+        path = find_file("workloads", name, "moesim run")
+    table = read_toml(path)
+    table.setdefault("name", path.stem)
+    for override in overrides:
+        _override(table, override)
+    if seed is not None:
+        table["seed"] = seed
+    return validate(Scenario, table, str(path)), path
+
+
+def _unknown(name: str) -> str:
+    shipped = ", ".join(sorted(available_files("workloads")))
+    return f"{name}: no such file, and no shipped scenario of that name; shipped: {shipped}"
+
+
+def _override(table: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise UserError(f"--set {override}: must be path=value, such as workload.num_requests=1000")
+    _put(table, keys, _value(text.strip()), override)
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _put(node: Any, keys: list[str], value: Any, override: str) -> None:
+    key, rest = keys[0], keys[1:]
+    if isinstance(node, list):
+        if key != "*" and not (key.isdigit() and int(key) < len(node)):
+            raise UserError(f"--set {override}: '{key}' must be * or a number below {len(node)}")
+        for entry in range(len(node)) if key == "*" else [int(key)]:
+            if rest:
+                _put(node[entry], rest, value, override)
+            else:
+                node[entry] = value
+    elif not isinstance(node, dict):
+        raise UserError(f"--set {override}: '{key}' lies inside a value that is not a table")
+    elif rest:
+        _put(node.setdefault(key, {}), rest, value, override)
+    else:
+        node[key] = value

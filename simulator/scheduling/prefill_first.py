@@ -1,0 +1,16 @@
+"""Whole prompts first, in steps of their own, while decodes wait (Orca-style batching as in vLLM V0)."""
+
+from __future__ import annotations
+
+from simulator.scheduling import Rules
+from simulator.spec.base import Frozen, Size
+
+
+class PrefillFirst(Frozen):
+    """Best first-token latency, at the price of stalls between the tokens of running requests (arXiv:2309.06180)."""
+
+    token_budget: Size = 8192
+    max_sequences: Size = 256
+
+    def rules(self) -> Rules:
+        return Rules(self.token_budget, self.max_sequences, mixes_phases=False, splits_prompts=False)
