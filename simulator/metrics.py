@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from simulator.plan import Plan
+from simulator.records import STEP_PHASES, DeploymentRecord
+from simulator.spec.workload import SLO
+from simulator.work.flops import served_flops
 
 
 class Metric(NamedTuple):
@@ -47,10 +56,7 @@ METRICS: dict[str, Metric] = {
     "load_imbalance": Metric(
         "Expert load imbalance", "ratio", "tokens of the busiest rank over the mean rank, mean over MoE layers; 1.0 = even", "lower"
     ),
-    **{
-        f"{phase}_share": Metric(f"Time in {phase}", "ratio", f"share of step time: {phase}", "")
-        for phase in ("attention", "dense", "experts", "dispatch", "combine", "wait", "collective", "overhead")
-    },
+    **{f"{phase}_share": Metric(f"Time in {phase}", "ratio", f"share of step time: {phase}", "") for phase in STEP_PHASES},
     "mfu": Metric("MFU", "ratio", "model FLOPs of the tokens served over peak dense FLOPs in busy time", "higher"),
     "mbu": Metric(
         "MBU", "ratio", "bytes of weights and KV cache that had to be read over peak memory traffic in busy time", "higher"
@@ -63,3 +69,87 @@ METRICS: dict[str, Metric] = {
         "Cost per million output tokens", "currency", "price of all GPUs for the duration over output tokens", "lower"
     ),
 }
+
+
+def summarise(plans: Sequence[Plan], records: Sequence[DeploymentRecord], slo: SLO) -> pd.DataFrame:
+    """``summary.csv``: a row a deployment, the columns of :data:`METRICS`; what is undefined is NaN."""
+    rows = []
+    for plan, record in zip(plans, records, strict=True):
+        rows.append({"deployment": plan.name, **{key: float(value) for key, value in _measure(plan, record, slo).items()}})
+    return pd.DataFrame(rows, columns=["deployment", *METRICS])
+
+
+def latencies(requests: pd.DataFrame) -> pd.DataFrame:
+    """``ttft_s``, ``tpot_s`` and ``e2e_s`` of every request; TPOT is NaN for a request of one output token."""
+    later_tokens = requests["num_output"] - 1
+    tpot_s = (requests["finish_s"] - requests["first_token_s"]) / later_tokens.where(later_tokens > 0)
+    return pd.DataFrame(
+        {
+            "ttft_s": requests["first_token_s"] - requests["arrival_s"],
+            "tpot_s": tpot_s,
+            "e2e_s": requests["finish_s"] - requests["arrival_s"],
+        }
+    )
+
+
+def meets(latency: pd.DataFrame, slo: SLO) -> pd.Series:
+    """Whether each request met every target that is set; a request of one token cannot miss the TPOT target."""
+    met = pd.Series(data=True, index=latency.index)
+    for name in ("ttft_s", "tpot_s", "e2e_s"):
+        limit = getattr(slo, name)
+        if limit is not None:
+            met &= ~(latency[name] > limit)
+    return met
+
+
+def _measure(plan: Plan, record: DeploymentRecord, slo: SLO) -> dict[str, float]:
+    requests, steps = record.requests, record.steps
+    latency = latencies(requests)
+    duration_s = float(requests["finish_s"].max() - requests["arrival_s"].min())
+    num_input, num_output = float(requests["num_input"].sum()), float(requests["num_output"].sum())
+    has_slo = any(limit is not None for limit in (slo.ttft_s, slo.tpot_s, slo.e2e_s))
+    met = meets(latency, slo)
+    busy_s = float(steps["duration_s"].sum())
+    found = {
+        "num_requests": len(requests),
+        "num_gpus": plan.num_gpus,
+        "duration_s": duration_s,
+        "input_tokens_per_s": num_input / duration_s,
+        "output_tokens_per_s": num_output / duration_s,
+        "total_tokens_per_s_per_gpu": (num_input + num_output) / duration_s / plan.num_gpus,
+        "output_tokens_per_s_per_gpu": num_output / duration_s / plan.num_gpus,
+        "slo_attainment": float(met.mean()) if has_slo else np.nan,
+        "goodput_per_s": float(met.sum()) / duration_s if has_slo else np.nan,
+        "utilisation": busy_s / plan.replicas / duration_s,
+        "load_imbalance": record.load_imbalance,
+        "mfu": _mfu(plan, requests, busy_s),
+        "mbu": record.read_bytes / (plan.accelerator.memory_bytes_per_s * plan.layout.num_ranks * busy_s),
+        "kv_used_mean": float((steps["kv_used"] * steps["duration_s"]).sum() / busy_s),
+        "kv_used_max": float(steps["kv_used"].max()),
+        "prefix_hit_ratio": float(requests["num_cached"].sum()) / num_input,
+        "num_preemptions": float(requests["num_preemptions"].sum()),
+        "cost_per_million_tokens": _cost(plan, duration_s, num_output),
+    }
+    for name, levels in (("ttft_s", (50, 90, 99)), ("tpot_s", (50, 90, 99)), ("e2e_s", (50, 90, 99))):
+        stem = name.removesuffix("_s")
+        values = latency[name].dropna()
+        for level in levels:
+            found[f"{stem}_p{level}_s"] = float(values.quantile(level / 100)) if len(values) else np.nan
+        found[f"{stem}_mean_s"] = float(values.mean()) if len(values) else np.nan
+    for level in (50, 99):
+        found[f"itl_p{level}_s"] = record.itl.quantile_s(level / 100)
+    for phase in STEP_PHASES:
+        found[f"{phase}_share"] = float(steps[f"{phase}_s"].sum()) / busy_s
+    return {key: found[key] for key in METRICS}
+
+
+def _mfu(plan: Plan, requests: pd.DataFrame, busy_s: float) -> float:
+    arrays = [requests[column].to_numpy(np.int64) for column in ("num_input", "num_output", "num_cached")]
+    flops = served_flops(plan.model, *arrays)
+    peak = plan.accelerator.flops_per_s(plan.precision.experts if plan.experts else plan.precision.weights)
+    return flops / (peak * plan.layout.num_ranks * busy_s)
+
+
+def _cost(plan: Plan, duration_s: float, num_output: float) -> float:
+    price = plan.cluster.price_per_gpu_hour
+    return np.nan if price is None else price * plan.num_gpus * duration_s / 3600 / num_output * 1e6

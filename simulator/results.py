@@ -82,6 +82,35 @@ def write(results: Results, folder: Path, render: Callable[[Results], str]) -> N
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def merge(runs: list[tuple[Path, Results]]) -> Results:
+    """Several runs as one, for one report. Deployments of one name are told apart by their folder's.
+
+    Raises:
+        UserError: if the runs served different requests, which no comparison survives.
+    """
+    first = runs[0][1]
+    if len(runs) == 1:
+        return first
+    names = [name for _, results in runs for name in results.deployments]
+    renamed: list[Results] = []
+    for folder, results in runs:
+        if results.run["workload"] != first.run["workload"]:
+            raise UserError(
+                f"{folder}: served other requests than {runs[0][0]}; only runs of one workload and seed can be compared"
+            )
+        new_name = {name: f"{name} ({folder.name})" if names.count(name) > 1 else name for name in results.deployments}
+        tables = {table: _rename(getattr(results, table), new_name) for table in ("summary", *TABLES)}
+        facts = {new_name[name]: entry for name, entry in results.run["deployments"].items()}
+        renamed.append(Results(run={**results.run, "deployments": facts}, **tables))
+    run = {**first.run, "deployments": {name: entry for r in renamed for name, entry in r.run["deployments"].items()}}
+    together = {table: pd.concat([getattr(r, table) for r in renamed], ignore_index=True) for table in ("summary", *TABLES)}
+    return Results(run=run, **together)
+
+
+def _rename(table: pd.DataFrame, new_name: dict[str, str]) -> pd.DataFrame:
+    return table.assign(deployment=table["deployment"].map(new_name))
+
+
 def check_writable(folder: Path) -> None:
     """Refuse a folder that holds something other than a run, before any work is done.
 
@@ -120,8 +149,9 @@ def chrome_trace(spans: pd.DataFrame) -> dict[str, Any]:
         for rank in sorted(group["rank"].unique()):
             thread = {"ph": "M", "pid": number, "tid": int(rank), "name": "thread_name", "args": {"name": f"rank {rank}"}}
             events.append(thread)
-        for row in group.itertuples():
-            event = {"ph": "X", "pid": number, "tid": int(row.rank), "name": row.name, "cat": row.name}
-            event |= {"ts": row.start_s * 1e6, "dur": row.duration_s * 1e6, "args": {"layer": int(row.layer)}}
+        columns = (group[column].tolist() for column in ("rank", "name", "layer", "start_s", "duration_s"))
+        for rank, name, layer, start_s, duration_s in zip(*columns, strict=True):
+            event = {"ph": "X", "pid": number, "tid": int(rank), "name": name, "cat": name}
+            event |= {"ts": start_s * 1e6, "dur": duration_s * 1e6, "args": {"layer": int(layer)}}
             events.append(event)
     return {"traceEvents": events, "displayTimeUnit": "ms"}

@@ -1,0 +1,52 @@
+# `make run` and `make test` do all the set-up by themselves; a second run finds it done.
+PYTHON ?= python3
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: run test check golden report clean
+
+run: .venv/installed
+	$(BIN)/moesim run mixtral_vs_llama2
+
+test: .venv/tested .venv/browser
+	$(PYTEST) --doctest-modules simulator
+	$(PYTEST) -n 2 tests
+
+check: .venv/tested
+	$(BIN)/ruff format --check simulator tests
+	$(BIN)/ruff check simulator tests
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/codespell README.md DESIGN.md CHANGELOG.md CONTRIBUTING.md simulator tests workloads cluster_configs
+
+# Recompute the committed numbers; read the difference before committing it.
+golden: .venv/tested
+	MOESIM_UPDATE_GOLDEN=1 $(PYTEST) tests/golden
+
+# The committed example reports.
+report: .venv/installed
+	for name in mixtral_vs_llama2 deepseek_v3_vs_llama_405b gpt_oss_vs_qwen3_32b; do $(BIN)/moesim run $$name --out reports/$$name || exit 1; done
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("moesim needs Python 3.11 or newer, found " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+
+.venv/installed: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/tested: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[real]' --group dev
+	touch $@
+
+# A browser for the report's tests: any that is there, else Debian's where this runs as root with apt.
+.venv/browser: .venv/bin/python
+	@if command -v chromium chromium-browser google-chrome google-chrome-stable chrome >/dev/null 2>&1; then true; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; \
+	else echo "no Chromium or Chrome found: the tests that open the report in a browser will be skipped"; fi
+	@touch $@
+
+clean:
+	rm -rf .venv reports/out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

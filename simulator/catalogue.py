@@ -1,0 +1,88 @@
+"""What there is to choose from, found by looking: data files, and the policies in their folders."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from simulator.data import available_files
+from simulator.errors import UserError, did_you_mean
+from simulator.plugins import available
+from simulator.spec.cluster import available_clusters
+from simulator.spec.loading import read_toml
+
+_DATA = {
+    "scenarios": "workloads",
+    "workloads": "workloads/requests",
+    "models": "workloads/models",
+    "accelerators": "cluster_configs/accelerators",
+    "calibrations": "cluster_configs/calibration",
+}
+_POLICIES = {
+    "routing": "routing",
+    "placement": "placement",
+    "dispatch": "dispatch",
+    "topology": "topology",
+    "scheduling": "scheduling",
+    "balancing": "balancing",
+    "arrivals": "arrivals",
+    "lengths": "lengths",
+    "traces": "traces",
+    "compute": "cost.compute",
+    "communication": "cost.comm",
+    "figures": "report.figures",
+}
+
+
+def catalogue(family: str | None = None) -> dict[str, dict[str, str]]:
+    """For each family (or the one named) its entries, each with a line that says what it is.
+
+    Raises:
+        UserError: if there is no such family.
+    """
+    families: dict[str, Callable[[], dict[str, str]]] = {
+        **{name: partial(_files, folder) for name, folder in _DATA.items()},
+        "clusters": _clusters,
+        **{name: partial(_policies, package) for name, package in _POLICIES.items()},
+    }
+    if family is None:
+        return {name: entries() for name, entries in families.items()}
+    if family not in families:
+        raise UserError(f"list: unknown family '{family}'; {did_you_mean(family, families)}")
+    return {family: families[family]()}
+
+
+def _files(folder: str) -> dict[str, str]:
+    return {name: _headline(path) for name, path in available_files(folder).items()}
+
+
+def _headline(path: Path) -> str:
+    table = read_toml(path)
+    title = str(table.get("title") or table.get("name") or path.stem)
+    return f"{title} (rumour)" if table.get("is_rumour") else title
+
+
+def _clusters() -> dict[str, str]:
+    """Clusters by family, the sizes together: naming all would fill pages."""
+    files = available_files("cluster_configs")
+    names = available_clusters()
+    found = {}
+    for stem, path in files.items():
+        sizes = [
+            name.removeprefix(f"{stem}-")
+            for name in names
+            if name.startswith(f"{stem}-") and name.removeprefix(f"{stem}-").isdigit()
+        ]
+        exact = stem in names
+        found[stem if exact else f"{stem}-N"] = _headline(path) + ("" if exact else f"; N = {', '.join(sizes)}")
+    return found
+
+
+def _policies(package: str) -> dict[str, str]:
+    found = {}
+    for kind in available(package):
+        module = importlib.import_module(f"simulator.{package}.{kind}")
+        found[kind] = (module.__doc__ or "").strip().splitlines()[0]
+    return found

@@ -1,0 +1,154 @@
+"""What the report says about a deployment: the model's counts, the memory, the policies, and what every number rests on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from simulator.plan import Plan
+from simulator.spec.base import Policy
+from simulator.spec.calibration import Fit, OperationFit
+
+
+def facts_of(plan: Plan) -> dict[str, Any]:
+    """The deployment's entry in ``run.json``; plain numbers and texts."""
+    model, experts = plan.model, plan.experts
+    capacity = plan.capacity
+    return {
+        "model": model.name,
+        "model_title": model.title or model.name,
+        "is_rumour": model.is_rumour,
+        "is_moe": model.moe is not None,
+        "cluster": plan.cluster.name,
+        "cluster_title": plan.cluster.title,
+        "accelerator": plan.accelerator.title,
+        "num_gpus": plan.num_gpus,
+        "replicas": plan.replicas,
+        "layout": f"{plan.layout.text()}, {plan.replicas} replica{'s' if plan.replicas > 1 else ''}",
+        "routing": policy_text(experts.routing) if experts else None,
+        "routing_source": " ".join(experts.routing_source.split()) if experts else None,
+        "placement": policy_text(plan.spec.placement) if experts else None,
+        "dispatch": _dispatch_text(plan),
+        "topology": policy_text(plan.cluster.topology),
+        "scheduling": policy_text({**plan.spec.scheduling, **plan.rules._asdict()}),
+        "balancing": policy_text(plan.spec.balancing),
+        "weight_dtype": _weights_text(plan),
+        "kv_dtype": plan.precision.kv,
+        "total_parameters": model.num_parameters,
+        "active_parameters": model.num_active_parameters,
+        "published_total": model.published.total_parameters if model.published else None,
+        "published_active": model.published.active_parameters if model.published else None,
+        "model_note": " ".join(model.notes.split()),
+        "memory": {
+            "weights_bytes": capacity.weights_bytes,
+            "kv_bytes": capacity.kv_bytes,
+            "reserve_bytes": capacity.reserve_bytes,
+            "total_bytes": capacity.total_bytes,
+        },
+        "kv_tokens": capacity.tokens * plan.layout.attention_dp,
+        "assumptions": _assumptions(plan),
+        "warnings": warnings_of(plan),
+        "currency": plan.cluster.currency,
+    }
+
+
+def policy_text(policy: Policy) -> str:
+    """A policy's table for people: ``lognormal (sigma 1.06, affinity 0.5)``."""
+    fields = ", ".join(f"{key} {value}" for key, value in policy.items() if key != "kind")
+    return f"{policy['kind']} ({fields})" if fields else str(policy["kind"])
+
+
+def warnings_of(plan: Plan) -> list[str]:
+    """What a reader must know before believing the numbers."""
+    found = []
+    model = plan.model
+    if model.is_rumour:
+        found.append(f"{model.title or model.name} is a rumour: its makers publish no size or shape.")
+    operations = {"dispatch": plan.calibration.dispatch, "combine": plan.calibration.combine}
+    nodes = plan.fabric.num_nodes
+    for name, fit in operations.items():
+        if plan.experts is not None and plan.layout.travels and nodes > fit.max_nodes:
+            found.append(f"Extrapolated: {name} over {nodes} nodes; its calibration covers up to {fit.max_nodes}.")
+    assumed = [name for name, fit in _fits(plan).items() if fit.kind == "assumed"]
+    if assumed:
+        found.append(f"Assumed, not measured on {plan.accelerator.title}: {', '.join(assumed)}.")
+    return found
+
+
+def _fits(plan: Plan) -> dict[str, Fit]:
+    """The calibration entries that the plan's prices use."""
+    calibration = plan.calibration
+    fits: dict[str, Fit] = {f"{plan.precision.weights} matrices": calibration.kernel("gemm", plan.precision.weights)}
+    if plan.experts is not None:
+        fits[f"{plan.precision.experts} experts"] = calibration.kernel("grouped_gemm", plan.precision.experts)
+        if plan.layout.travels:
+            fits |= {"dispatch": calibration.dispatch, "combine": calibration.combine}
+    if plan.layout.tp > 1:
+        fits["all-reduce"] = calibration.all_reduce
+    fits |= {"attention over prompts": calibration.attention["prefill"], "attention in decode": calibration.attention["decode"]}
+    fits["engine overhead"] = calibration.engine
+    return fits
+
+
+def _assumptions(plan: Plan) -> list[dict[str, str]]:
+    rows = []
+    for what, fit in _fits(plan).items():
+        error = "" if fit.median_error is None else f"; median error {fit.median_error:.0%} on what it was fitted on"
+        rows.append({"what": what, "value": _fit_text(fit) + error, "kind": fit.kind, "source": fit.source})
+    if plan.experts is not None:
+        source = " ".join(plan.experts.routing_source.split())
+        kind = "assumed" if source.lower().startswith("assumed") else "measured" if source.startswith("Measured") else "published"
+        kind = "assumed" if plan.spec.routing is not None and plan.experts.routing["kind"] != "replay" else kind
+        kind = "measured" if plan.experts.routing["kind"] == "replay" else kind
+        rows.append({"what": "routing", "value": policy_text(plan.experts.routing), "kind": kind, "source": source})
+    accelerator = plan.accelerator
+    peak = accelerator.flops_per_s(plan.precision.weights)
+    rows.append(
+        {
+            "what": "accelerator peaks",
+            "value": f"{peak / 1e12:,.0f} TFLOP/s dense in {plan.precision.weights}, {accelerator.memory_bytes_per_s / 1e12:.2f} TB/s",
+            "kind": "published",
+            "source": accelerator.sources.get("memory_bytes_per_s", ""),
+        }
+    )
+    reserve = f"{plan.spec.activation_bytes / 1e9:.1f} GB a GPU, and {1 - plan.spec.memory_fraction:.0%} of the memory left free"
+    rows.append({"what": "memory held back", "value": reserve, "kind": "assumed", "source": "deployment, or its default"})
+    if plan.cluster.price_per_gpu_hour is not None:
+        price = f"{plan.cluster.price_per_gpu_hour:.2f} {plan.cluster.currency} a GPU-hour"
+        source = plan.cluster.sources.get("price_per_gpu_hour", "")
+        kind = "published" if source and not source.lower().startswith("assumed") else "assumed"
+        rows.append({"what": "price", "value": price, "kind": kind, "source": source})
+    return rows
+
+
+def _fit_text(fit: Fit) -> str:
+    if isinstance(fit, OperationFit):
+        return (
+            f"{fit.latency_s * 1e6:.1f} us in a node, {fit.scale_out_latency_s * 1e6:.1f} us + "
+            f"{fit.latency_per_doubling_s * 1e6:.1f} us a doubling across nodes; "
+            f"{fit.scale_up_fraction:.0%} / {fit.scale_out_fraction:.0%} of the wires' peaks"
+        )
+    numbers = fit.model_dump(exclude={"kind", "source", "median_error"})
+    return ", ".join(_number_text(key, value) for key, value in numbers.items() if isinstance(value, float | int))
+
+
+def _number_text(key: str, value: float) -> str:
+    if key.endswith("_s"):
+        return f"{key.removesuffix('_s').replace('_', ' ')} {value * 1e6:.1f} us"
+    if key.endswith("_fraction"):
+        return f"{key.removesuffix('_fraction')} {value:.0%} of peak"
+    return f"{key.replace('_', ' ')} {value:g}"
+
+
+def _dispatch_text(plan: Plan) -> str | None:
+    if plan.experts is None:
+        return None
+    if not plan.layout.travels:
+        return "none: every rank has every token; partial results are summed with all-reduce"
+    return f"{policy_text(plan.spec.dispatch)}, {plan.precision.dispatch} out, {plan.precision.combine} back"
+
+
+def _weights_text(plan: Plan) -> str:
+    precision = plan.precision
+    if plan.model.moe is not None and precision.experts != precision.weights:
+        return f"{precision.weights}, experts {precision.experts}"
+    return precision.weights

@@ -1,0 +1,96 @@
+"""``moesim run``: a scenario through plan, engine and metrics to a results folder."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from simulator import __version__
+from simulator.engine.cluster import Fidelity, run_plan
+from simulator.facts import facts_of
+from simulator.metrics import summarise
+from simulator.plan import make_plan
+from simulator.results import Results, gather
+from simulator.scenario import Scenario
+from simulator.verdict import verdict
+from simulator.workload import describe, load_requests
+
+Tick = Callable[[str, int, int], None]
+"""Told what is being done, how many requests of it are done, and how many there are."""
+
+_PACKAGES = ("numba", "numpy", "pandas", "plotly", "pyarrow", "pydantic", "scipy", "simpy")
+
+
+def run_scenario(scenario: Scenario, path: Path, fidelity: Fidelity = "step", tick: Tick = lambda *_: None) -> Results:
+    """Serve the scenario's workload on every deployment, with the same arrivals.
+
+    Args:
+        path: the scenario's file; paths in it are relative to its folder.
+
+    Raises:
+        UserError: if anything that the scenario names is wrong or does not fit. All deployments are checked before one runs.
+    """
+    started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
+    folder = path.resolve().parent
+    plans = [make_plan(deployment, scenario.seed, str(path), folder) for deployment in scenario.deployments]
+    trace = load_requests(scenario.workload, folder, scenario.seed, f"{path} [workload]")
+    records = []
+    for plan in plans:
+        tick(plan.name, 0, trace.num_requests)
+        records.append(run_plan(plan, trace, fidelity, partial(_forward, tick, plan.name, trace.num_requests)))
+    slo = scenario.workload.slo
+    requests = scenario.workload.requests
+    run: dict[str, Any] = {
+        "name": scenario.name,
+        "seed": scenario.seed,
+        "fidelity": fidelity,
+        "started": started.isoformat(timespec="seconds"),
+        "versions": versions(),
+        "revision": revision(),
+        "workload": {
+            "name": requests if isinstance(requests, str) else "generated",
+            "provenance": trace.provenance,
+            "notes": list(trace.notes),
+            **describe(trace),
+        },
+        "slo": slo.model_dump(),
+        "deployments": {plan.name: facts_of(plan) for plan in plans},
+        "scenario": scenario.model_dump(mode="json"),
+    }
+    results = gather(run, summarise(plans, records, slo), records)
+    run["verdict"] = verdict(results)
+    run["wall_s"] = round(time.perf_counter() - clock, 3)
+    return replace(results, run=run)
+
+
+def _forward(tick: Tick, name: str, total: int, done: int) -> None:
+    tick(name, done, total)
+
+
+def versions() -> dict[str, str]:
+    """Of everything that can move a number."""
+    return {
+        "moesim": __version__,
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in _PACKAGES},
+    }
+
+
+def revision() -> str | None:
+    """The commit of the checkout that runs, with ``+`` for changes on top; ``None`` outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty=+"], capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None
