@@ -6,9 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def count_pairs(
-    source: NDArray[np.int64], destination: NDArray[np.int64], num_ranks: int
-) -> NDArray[np.float64]:
+def count_pairs(source: NDArray[np.int64], destination: NDArray[np.int64], num_ranks: int) -> NDArray[np.float64]:
     """How often each (source, destination) occurs, ``[R, R]``, the diagonal set to 0."""
     counts = np.bincount(source * num_ranks + destination, minlength=num_ranks * num_ranks)
     counts_SR = counts.astype(np.float64).reshape(num_ranks, num_ranks)

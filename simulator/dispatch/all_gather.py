@@ -11,9 +11,7 @@ from simulator.spec.base import Frozen
 class AllGather(Frozen):
     """Each rank sends each of its tokens once to each other rank, wherever the token's experts are."""
 
-    def copies(
-        self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
+    def copies(self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]) -> NDArray[np.float64]:
         tokens_S = np.bincount(source_T, minlength=len(node_R)).astype(np.float64)
         copies_SR = np.repeat(tokens_S[:, None], len(node_R), axis=1)
         np.fill_diagonal(copies_SR, 0.0)

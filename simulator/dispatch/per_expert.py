@@ -12,8 +12,6 @@ from simulator.spec.base import Frozen
 class PerExpert(Frozen):
     """``K`` copies a token, less those that stay on the token's own rank."""
 
-    def copies(
-        self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
+    def copies(self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]) -> NDArray[np.float64]:
         source = np.repeat(source_T, rank_TK.shape[1])
         return count_pairs(source, rank_TK.ravel(), len(node_R))

@@ -15,9 +15,7 @@ class PerNode(Frozen):
     The two hops are pipelined in chunks, so they load their links at the same time. Nodes hold equal numbers of ranks.
     """
 
-    def copies(
-        self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
+    def copies(self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]) -> NDArray[np.float64]:
         num_ranks = len(node_R)
         num_nodes = int(node_R[-1]) + 1 if num_ranks else 0
         ranks_per_node = -(-num_ranks // max(num_nodes, 1))

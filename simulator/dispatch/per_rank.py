@@ -12,8 +12,6 @@ from simulator.spec.base import Frozen
 class PerRank(Frozen):
     """A token whose experts share a rank is sent there once."""
 
-    def copies(
-        self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
+    def copies(self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]) -> NDArray[np.float64]:
         token, rank = hits(rank_TK, len(node_R))
         return count_pairs(source_T[token], rank, len(node_R))

@@ -53,7 +53,7 @@ class Fabric:
     def bytes_per_link(self, bytes_SR: NDArray[np.float64]) -> NDArray[np.float64]:
         """Bytes that cross each link when rank ``s`` sends ``bytes_SR[s, r]`` to rank ``r``."""
         pair, link = self._hops
-        return np.bincount(link, weights=bytes_SR.ravel()[pair], minlength=len(self.links))
+        return np.bincount(link, weights=bytes_SR.ravel()[pair], minlength=len(self.links)).astype(np.float64)
 
 
 class TopologyPolicy(Protocol):

@@ -23,7 +23,8 @@ class Wiring:
         first = len(self._links)
         for direction in ("out", "in"):
             self._links += [
-                Link(f"{label} {number} {kind} {direction}", kind, wire.bytes_per_s * width, wire.latency_s) for number in range(count)
+                Link(f"{label} {number} {kind} {direction}", kind, wire.bytes_per_s * width, wire.latency_s)
+                for number in range(count)
             ]
         return list(range(first, first + count)), list(range(first + count, first + 2 * count))
 

@@ -1,0 +1,113 @@
+"""Laws of pricing: more work never takes less time, better hardware never more, names of ranks do not matter."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simulator.cost.comm.alpha_beta import AlphaBeta
+from simulator.cost.compute.roofline import Roofline
+from simulator.spec.accelerator import load_accelerator
+from simulator.spec.calibration import load_calibration
+from simulator.spec.cluster import load_cluster
+from simulator.topology.rails import Rails
+from simulator.topology.switch import Switch
+
+ACCELERATORS = [load_accelerator(name, "test") for name in ("h100-sxm", "b200-sxm", "rtx-4090", "mi300x", "apple-m4-max")]
+SLACK = 1 + 1e-12
+
+accelerators = st.sampled_from(ACCELERATORS)
+dtypes = st.sampled_from(["bf16", "fp8", "nvfp4", "int4", "fp32"])
+rows = st.integers(1, 20_000)
+features = st.integers(16, 20_000)
+groups = st.lists(st.integers(0, 3000), min_size=2, max_size=16)
+
+
+def prepare(accelerator):
+    return Roofline().prepare(accelerator, load_calibration(accelerator.calibration, "test"))
+
+
+def one(model, num_rows, in_features, out_features, dtype):
+    return model.gemm_s(np.array([num_rows]), in_features, out_features, dtype)[0]
+
+
+@given(accelerators, dtypes, rows, features, features, st.integers(1, 3000))
+def test_more_rows_or_features_never_take_less_time(accelerator, dtype, num_rows, in_features, out_features, more):
+    model = prepare(accelerator)
+    base = one(model, num_rows, in_features, out_features, dtype)
+    assert base <= one(model, num_rows + more, in_features, out_features, dtype) * SLACK
+    assert base <= one(model, num_rows, in_features + more, out_features, dtype) * SLACK
+    assert base <= one(model, num_rows, in_features, out_features + more, dtype) * SLACK
+
+
+@given(accelerators, dtypes, groups, features, features, st.data())
+def test_more_tokens_for_an_expert_never_take_less_time(accelerator, dtype, counts, in_features, out_features, data):
+    model = prepare(accelerator)
+    fewer = np.array([counts], dtype=float)
+    more = fewer.copy()
+    more[0, data.draw(st.integers(0, len(counts) - 1))] += data.draw(st.integers(1, 3000))
+    args = (in_features, out_features, dtype)
+    assert model.grouped_gemm_s(fewer, *args)[0] <= model.grouped_gemm_s(more, *args)[0] * SLACK
+
+
+@given(accelerators, dtypes, groups, features, features)
+def test_experts_have_no_order_and_ranks_no_influence_on_each_other(accelerator, dtype, counts, in_features, out_features):
+    model = prepare(accelerator)
+    forward = np.array(counts, dtype=float)
+    both = model.grouped_gemm_s(np.stack([forward, forward[::-1]]), in_features, out_features, dtype)
+    alone = model.grouped_gemm_s(forward[None], in_features, out_features, dtype)
+    np.testing.assert_allclose(both, alone[0], rtol=1e-12)
+
+
+@given(accelerators, dtypes, st.lists(st.integers(0, 5000), min_size=1, max_size=5), features, features)
+def test_a_one_expert_layer_costs_exactly_what_the_dense_layer_costs(accelerator, dtype, counts, in_features, out_features):
+    # Exactly, with no tolerance: a rank that holds one expert is priced as the one matrix product that it is.
+    model = prepare(accelerator)
+    dense = model.gemm_s(np.array(counts), in_features, out_features, dtype)
+    grouped = model.grouped_gemm_s(np.array(counts, dtype=float)[:, None], in_features, out_features, dtype)
+    np.testing.assert_array_equal(dense, grouped)
+
+
+@given(accelerators, dtypes, rows, features, features, st.floats(1, 4), st.floats(1, 4))
+def test_faster_hardware_is_never_slower(accelerator, dtype, num_rows, in_features, out_features, flops, memory):
+    rates = {key: rate * flops for key, rate in accelerator if key.endswith("_flops_per_s") and rate is not None}
+    faster = accelerator.model_copy(update={**rates, "memory_bytes_per_s": accelerator.memory_bytes_per_s * memory})
+    args = (num_rows, in_features, out_features, dtype)
+    assert one(prepare(faster), *args) <= one(prepare(accelerator), *args) * SLACK
+
+
+@given(accelerators, dtypes, rows, features, features)
+def test_no_product_beats_the_vendor_peaks(accelerator, dtype, num_rows, in_features, out_features):
+    seconds = one(prepare(accelerator), num_rows, in_features, out_features, dtype)
+    assert seconds >= 2.0 * num_rows * in_features * out_features / accelerator.flops_per_s(dtype)
+    assert seconds >= 2.0 * num_rows * out_features / accelerator.memory_bytes_per_s
+
+
+def wired(num_gpus, topology):
+    cluster, accelerator = load_cluster(f"h100-sxm-{num_gpus}", "test")
+    return AlphaBeta().prepare(topology.wire(cluster, num_gpus), load_calibration(accelerator.calibration, "test"))
+
+
+@given(
+    st.sampled_from([2, 8, 16]), st.sampled_from([Rails(), Switch()]), st.sampled_from(["dispatch", "combine"]), st.integers(0, 99)
+)
+def test_an_exchange_is_never_faster_than_its_busiest_link_at_peak(num_gpus, topology, operation, seed):
+    comm = wired(num_gpus, topology)
+    bytes_SR = np.random.default_rng(seed).exponential(1e6, (num_gpus, num_gpus)) * (1 - np.eye(num_gpus))
+    peaks = np.array([link.bytes_per_s for link in comm.fabric.links])
+    assert comm.exchange(operation, bytes_SR).alone_s >= (comm.fabric.bytes_per_link(bytes_SR) / peaks).max()
+
+
+@given(st.permutations(range(8)), st.integers(0, 99))
+def test_ranks_of_a_switch_can_be_renamed(order, seed):
+    comm = wired(8, Switch())
+    bytes_SR = np.random.default_rng(seed).exponential(1e6, (8, 8)) * (1 - np.eye(8))
+    renamed = bytes_SR[np.ix_(order, order)]
+    assert np.isclose(comm.exchange("dispatch", bytes_SR).alone_s, comm.exchange("dispatch", renamed).alone_s, rtol=1e-12)
+
+
+@given(st.sampled_from([2, 4, 8]), st.floats(1, 1e9), st.floats(1, 1e9))
+def test_an_all_reduce_of_more_bytes_or_more_ranks_never_takes_less_time(num_ranks, num_bytes, more):
+    comm, ranks = wired(8, Rails()), tuple(range(num_ranks))
+    base = comm.all_reduce(num_bytes, ranks).alone_s
+    assert base <= comm.all_reduce(num_bytes + more, ranks).alone_s
+    assert comm.all_reduce(num_bytes, (0, 1)).alone_s <= base * SLACK
