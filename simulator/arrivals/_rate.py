@@ -9,8 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from simulator.arrivals._renewal import Pattern
+from simulator.arrivals._renewal import Cv, Pattern
 from simulator.spec.base import Frozen, NonNegative, Positive
+
+FEWEST_REQUESTS = 0.1
+"""Mean requests of one round (all windows, or a span) below which drawing them window by window would take for ever."""
 
 
 class Window(Frozen):
@@ -19,7 +22,7 @@ class Window(Frozen):
     duration_s: Positive
     rate_per_s: NonNegative
     """Mean requests per second; 0 where nobody asks."""
-    cv: Positive = 1.0
+    cv: Cv = 1.0
     """Coefficient of variation of the gaps in the window."""
     pattern: Pattern = "gamma"
     """Distribution of the gaps."""

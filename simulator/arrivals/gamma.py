@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 
-from simulator.arrivals._renewal import unit_gaps
+from simulator.arrivals._renewal import Cv, unit_gaps
 from simulator.spec.base import Frozen, Positive
 
 
@@ -17,7 +17,7 @@ class Gamma(Frozen):
 
     rate_per_s: Positive
     """Mean requests per second."""
-    cv: Positive
+    cv: Cv
     """Coefficient of variation of the gaps: standard deviation over mean."""
 
     @property

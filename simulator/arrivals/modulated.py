@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, model_validator
 
-from simulator.arrivals._rate import Pauses, Swing
-from simulator.arrivals._renewal import fill_window
+from simulator.arrivals._rate import FEWEST_REQUESTS, Pauses, Swing
+from simulator.arrivals._renewal import Cv, fill_window
 from simulator.spec.base import Frozen, Positive
 
 _CELLS_PER_SCALE = 8
@@ -39,7 +39,7 @@ class Modulated(Frozen):
 
     rate_per_s: Positive
     """Mean requests per second."""
-    cv: Positive = 1.0
+    cv: Cv = 1.0
     """Coefficient of variation of the gaps while the rate stands still."""
     span_s: Positive
     """Seconds over which the mean rate is kept."""
@@ -51,7 +51,9 @@ class Modulated(Frozen):
     """Random silences."""
 
     @model_validator(mode="after")
-    def _grid_is_feasible(self) -> Self:
+    def _is_feasible(self) -> Self:
+        if self.rate_per_s * self.span_s < FEWEST_REQUESTS:
+            raise ValueError(f"span_s ({self.span_s}) is too short for a request at rate_per_s ({self.rate_per_s})")
         if self._cells_per_part() * len(self.profile) > _MAX_CELLS:
             raise ValueError(f"span_s ({self.span_s}) is too long for the shortest swing or pause; keep the ratio below 500000")
         return self

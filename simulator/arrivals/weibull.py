@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, model_validator
 
-from simulator.arrivals._renewal import unit_gaps, weibull_shape
+from simulator.arrivals._renewal import Cv, unit_gaps, weibull_shape
 from simulator.spec.base import Frozen, Positive
 
 
@@ -19,7 +19,7 @@ class Weibull(Frozen):
 
     rate_per_s: Positive
     """Mean requests per second."""
-    cv: Positive
+    cv: Cv
     """Coefficient of variation of the gaps: standard deviation over mean."""
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, model_validator
 
-from simulator.arrivals._rate import Window
+from simulator.arrivals._rate import FEWEST_REQUESTS, Window
 from simulator.arrivals._renewal import fill_window, weibull_shape
 from simulator.spec.base import Frozen
 
@@ -33,8 +33,8 @@ class Windowed(Frozen):
 
     @model_validator(mode="after")
     def _somebody_asks(self) -> Self:
-        if not any(window.rate_per_s for window in self.windows):
-            raise ValueError("windows: at least one rate_per_s must be above 0")
+        if sum(window.rate_per_s * window.duration_s for window in self.windows) < FEWEST_REQUESTS:
+            raise ValueError("windows: all together must have a request; raise a rate_per_s or a duration_s")
         for window in self.windows:
             if window.pattern == "weibull":
                 weibull_shape(window.cv)

@@ -45,7 +45,7 @@ class TraceFormat(Protocol):
     """A file in this folder: a frozen pydantic model without fields."""
 
     def recognises(self, path: Path, head: bytes) -> bool:
-        """Whether the file (or folder, then ``head`` is empty) is of this format, judged by its first 64 KiB."""
+        """Whether the file (or folder, then ``head`` is empty) is of this format, judged by its first 64 KiB (unpacked)."""
         ...
 
     def read(self, path: Path) -> RequestTrace:

@@ -24,20 +24,7 @@ def unpacked(path: Path) -> bytes:
     Raises:
         UserError: if the file is missing, unreadable, damaged or empty.
     """
-    try:
-        data = path.read_bytes()
-        if data.startswith(_GZIP):
-            data = gzip.decompress(data)
-        elif data.startswith(_XZ):
-            data = lzma.decompress(data)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    data = data.removeprefix(_BOM)
-    if not data.strip():
-        raise UserError(f"{path}: the file is empty; a request trace has at least one request")
-    return data
+    return _read(path, -1)
 
 
 def head_of(path: Path) -> bytes:
@@ -46,28 +33,29 @@ def head_of(path: Path) -> bytes:
     Raises:
         UserError: if the file is missing, unreadable, damaged or empty.
     """
-    if path.is_dir():
-        return b""
+    return b"" if path.is_dir() else _read(path, HEAD_BYTES)
+
+
+def _read(path: Path, num_bytes: int) -> bytes:
     try:
         with path.open("rb") as raw:
-            magic = raw.read(6)
-        if magic.startswith(_GZIP):
-            with gzip.open(path) as packed:
-                head = packed.read(HEAD_BYTES)
-        elif magic == _XZ:
-            with lzma.open(path) as packed_xz:
-                head = packed_xz.read(HEAD_BYTES)
-        else:
-            with path.open("rb") as plain:
-                head = plain.read(HEAD_BYTES)
+            magic = raw.read(len(_XZ))
+            raw.seek(0)
+            if magic.startswith(_GZIP):
+                data = gzip.GzipFile(fileobj=raw).read(num_bytes)
+            elif magic == _XZ:
+                with lzma.LZMAFile(raw) as packed:
+                    data = packed.read(num_bytes)
+            else:
+                data = raw.read(num_bytes)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
-    head = head.removeprefix(_BOM)
-    if not head.strip():
+    data = data.removeprefix(_BOM)
+    if not data.strip():
         raise UserError(f"{path}: the file is empty; a request trace has at least one request")
-    return head
+    return data
 
 
 def csv_header(head: bytes) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """LLMServingSim's JSON lines: workloads (``arrival_time_ns``, ns) and its vLLM benchmark logs (``arrival_time``, s).
 
-https://github.com/casys-kaist/LLMServingSim, MIT. Agentic sessions with chained sub-requests are another layout and are not read.
+https://github.com/casys-kaist/LLMServingSim, MIT. Sessions with chained sub-requests are another layout and are not read.
 """
 
 from __future__ import annotations

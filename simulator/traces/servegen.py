@@ -117,9 +117,9 @@ def _windows(where: str, text: str) -> list[_Window]:
         except (ValueError, IndexError):
             raise UserError(f"{where}, line {number}: must be window_start_s, rate, cv, pattern, ..., got '{line[:60]}'") from None
         is_right = np.isfinite([start_s, rate_per_s, cv]).all() and rate_per_s >= 0 and pattern in ("", "gamma", "weibull")
-        if not is_right or (rate_per_s > 0 and pattern and cv <= 0):
+        if not is_right or (rate_per_s > 0 and pattern and not 0.001 <= cv <= 1000):
             raise UserError(
-                f"{where}, line {number}: rate and cv must be at least 0 and the pattern Gamma or Weibull, got '{line[:60]}'"
+                f"{where}, line {number}: rate must be at least 0, cv in 0.001 .. 1000 and the pattern Gamma or Weibull, got '{line[:60]}'"
             )
         # No pattern: too few requests in the window for a fit, so they arrive as Poisson ones would.
         windows.append(_Window(start_s, rate_per_s, cv if pattern else 1.0, "weibull" if pattern == "weibull" else "gamma"))

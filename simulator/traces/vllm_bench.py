@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ class VllmBench(Frozen):
             raise UserError(f"{path}: not valid JSON: {error}") from None
         num_input = _numbers(path, result, "input_lens", None)
         num_output = _numbers(path, result, "output_lens", len(num_input))
-        concurrency = result.get("max_concurrency") if result.get("request_rate") == "inf" else None
+        concurrency = result.get("max_concurrency") if result.get("request_rate") in ("inf", math.inf) else None
         notes: list[str] = []
         time_s = None
         if concurrency is not None:

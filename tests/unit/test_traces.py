@@ -1,0 +1,261 @@
+"""Every reader on the real file and on hand-made rows, and what each refuses, with the line and the value."""
+
+import gzip
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simulator import plugins
+from simulator.traces._bytes import head_of
+from simulator.traces.table import write_table
+from simulator.workload import describe, read_trace
+
+SHARED = Path(__file__).parents[3] / "shared" / "traces"
+AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens"
+MOONCAKE = [
+    {"timestamp": 0, "input_length": 600, "output_length": 5, "hash_ids": [7, 9]},
+    {"timestamp": 3000, "input_length": 1025, "output_length": 6, "hash_ids": [7, 9, 11]},
+]
+SIXTEEN = [
+    {"timestamp": 1.5, "input_length": 17, "output_length": 5, "hash_ids": [70, 71]},
+    {"timestamp": 61.114, "input_length": 521, "output_length": 132, "hash_ids": list(range(70, 103))},
+]
+BENCH = {
+    "date": "20251101-120000",
+    "endpoint_type": "openai",
+    "num_prompts": 3,
+    "request_rate": "inf",
+    "max_concurrency": None,
+    "completed": 2,
+    "total_input_tokens": 30,
+    "request_throughput": 1.0,
+    "input_lens": [10, 20, 5],
+    "output_lens": [3, 4, 0],
+    "start_times": [100.25, 100.0, 100.5],
+}
+
+
+def lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def written(tmp_path, text, name="trace"):
+    path = tmp_path / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def read(tmp_path, text):
+    return read_trace(written(tmp_path, text))
+
+
+def real(relative):
+    path = SHARED / relative
+    if not path.exists():
+        pytest.skip(f"the measured trace {relative} is not on this machine")
+    return path
+
+
+# Real files
+
+
+def test_azure_conversation_has_its_published_statistics():
+    trace = read_trace(real("requests/azure2023/AzureLLMInferenceTrace_conv.csv"))
+    found = describe(trace)
+    assert found["num_requests"] == 19_366
+    assert found["duration_s"] == pytest.approx(3501.721937, abs=1e-6)
+    assert [round(found[f"fano_{window}s"], 1) for window in (1, 10, 60)] == [1.4, 3.9, 16.1]
+    assert found["iat_cv"] == pytest.approx(1.094, abs=1e-3)
+    assert (found["input"]["p50"], found["input"]["p99"], found["input"]["max"]) == (1020, 4142, 14050)
+    assert (found["output"]["p50"], found["output"]["p90"], found["output"]["max"]) == (129, 424, 1000)
+    assert trace.arrival_s[1] == pytest.approx(4.314579)
+    assert trace.notes == ()
+
+
+def test_mooncake_has_its_prefix_blocks():
+    trace = read_trace(real("requests/mooncake/conversation_trace_first20min.jsonl"))
+    found = describe(trace)
+    assert found["num_requests"] == 3658
+    assert found["duration_s"] == pytest.approx(1200, abs=1)
+    assert found["prefix"]["block_tokens"] == 512
+    assert found["prefix"]["ideal_hit_ratio"] == pytest.approx(0.318, abs=1e-3)
+    assert (np.diff(trace.prefix_starts) == -(-trace.num_input // 512)).all()
+    assert trace.prefix_ids.min() == 0
+    assert trace.prefix_ids.max() == found["prefix"]["num_unique"] - 1
+
+
+@pytest.mark.parametrize(
+    ("name", "num_requests", "input_p50", "output_p50"),
+    [
+        ("arxiv_summarization_stats_llama2_tokenizer_filtered_v2", 28_257, 2730, 167),
+        ("sharegpt_8k_filtered_stats_llama2_tokenizer", 30_731, 1730, 415),
+    ],
+)
+def test_length_files_are_read_packed(name, num_requests, input_p50, output_p50):
+    trace = read_trace(real(f"requests/lengths/{name}.csv.gz"))
+    assert (trace.num_requests, trace.has_arrivals) == (num_requests, False)
+    assert (np.median(trace.num_input), np.median(trace.num_output)) == (input_p50, output_p50)
+
+
+def test_a_benchmark_log_matches_the_workload_it_replayed():
+    workload = read_trace(real("requests/llmservingsim/sharegpt-llama-3.1-8b-300-sps10.lengths.jsonl"))
+    log = read_trace(real("measured/llmservingsim_vllm_RTXPRO6000/Llama-3.1-8B/vllm/requests.jsonl"))
+    assert workload.num_requests == log.num_requests == 300
+    np.testing.assert_array_equal(workload.num_input, log.num_input)
+    np.testing.assert_allclose(workload.arrival_s, log.arrival_s, atol=0.05)
+
+
+@pytest.mark.parametrize("folder", ["requests", "measured"])
+def test_every_real_file_is_of_exactly_one_format(folder):
+    files = [
+        path
+        for path in real(folder).rglob("*")
+        if path.is_file() and "LICENSE" not in path.name and (folder == "requests" or path.name == "requests.jsonl")
+    ]
+    assert files
+    for path in files:
+        head = head_of(path)
+        fitting = [k for k in plugins.available("traces") if plugins.build("traces", {"kind": k}, "t").recognises(path, head)]
+        assert len(fitting) == 1, path
+
+
+def test_large_files_are_read_fast():
+    path = real("requests/azure2023/AzureLLMInferenceTrace_conv.csv")
+    read_trace(path)  # imports are not what is timed
+    start = time.perf_counter()
+    read_trace(path)
+    assert time.perf_counter() - start < 0.3
+
+
+# Hand-made rows
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n", "\n\n"])
+@pytest.mark.parametrize("bom", ["", "\ufeff"])
+def test_azure_whatever_the_line_ends(tmp_path, end, bom):
+    newline = "\r\n" if end == "\r\n" else "\n"
+    rows = [AZURE, "2023-11-16 18:15:46.6805900,374,44", "2023-11-16 18:15:50.9951690,396,109"]
+    trace = read(tmp_path, bom + newline.join(rows) + end)
+    np.testing.assert_allclose(trace.arrival_s, [0, 4.314579], atol=1e-9)
+    assert trace.num_input.tolist() == [374, 396]
+    assert trace.num_output.tolist() == [44, 109]
+
+
+def test_azure_2024_names_the_zone_and_skips_zero_fractions(tmp_path):
+    rows = [AZURE, "2024-05-10 00:00:00.009930+00:00,2162,5", "2024-05-10 00:00:01+00:00,2399,6"]
+    assert read(tmp_path, "\n".join(rows)).arrival_s.tolist() == [0, 0.99007]
+
+
+def test_azure_multimodal_counts_images_in_a_note(tmp_path):
+    rows = ["TIMESTAMP,NumImages,ContextTokens,GeneratedTokens", "2025-01-01 00:00:00,2,1000,5", "2025-01-01 00:00:01,0,10,6"]
+    trace = read(tmp_path, "\n".join(rows))
+    assert trace.num_input.tolist() == [1000, 10]
+    assert trace.notes == ("1 requests carry images, which count only through ContextTokens",)
+
+
+def test_burstgpt_is_read_by_name_in_every_version(tmp_path):
+    v1 = (
+        "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+        "5,ChatGPT,472,18,490,Conversation log\n45,ChatGPT,1087,230,1317,Conversation log\n"
+        "50,GPT-4,0,0,0,API log\n118,GPT-4,417,276,693,Conversation log"
+    )
+    v3 = (
+        "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+        "5.0,1,0.7,ChatGPT,472,18,490,Conversation log\n45.0,,9.1,ChatGPT,1087,230,1317,Conversation log\n"
+        "50.0,,0,GPT-4,99,0,99,API log\n118.0,2,3,GPT-4,417,276,693,Conversation log\n"
+    )
+    for text in (v1, v3):
+        trace = read(tmp_path, text)
+        assert trace.arrival_s.tolist() == [0, 40, 113]
+        assert trace.num_input.tolist() == [472, 1087, 417]
+        assert trace.num_output.tolist() == [18, 230, 276]
+        assert trace.notes == ("1 of 4 rows with 0 tokens left out",)
+
+
+def test_mooncake_is_told_from_bailian_by_its_blocks(tmp_path):
+    mooncake = read(tmp_path, lines(MOONCAKE))
+    assert mooncake.arrival_s.tolist() == [0, 3]
+    assert mooncake.prefix_block_tokens == 512
+    assert mooncake.prefix_starts.tolist() == [0, 2, 5]
+    assert mooncake.prefix_ids.tolist() == [0, 1, 0, 1, 2]
+    bailian = read(tmp_path, lines({"chat_id": 159, "parent_chat_id": -1, **row, "type": "text", "turn": 1} for row in SIXTEEN))
+    vllm = read(tmp_path, lines(SIXTEEN))
+    for trace in (bailian, vllm):
+        np.testing.assert_allclose(trace.arrival_s, [0, 59.614])
+        assert trace.prefix_block_tokens == 16
+        assert trace.prefix_starts.tolist() == [0, 2, 35]
+    assert "Bailian" in bailian.provenance
+    assert "timed trace" in vllm.provenance
+
+
+def test_block_ids_may_be_wider_than_64_bits(tmp_path):
+    wide = [{**row, "hash_ids": [block + 2**70 for block in row["hash_ids"]]} for row in MOONCAKE]
+    assert read(tmp_path, lines(wide)).prefix_ids.tolist() == [0, 1, 0, 1, 2]
+
+
+def test_mooncake_without_blocks_is_what_other_tools_write(tmp_path):
+    trace = read(tmp_path, lines({k: v for k, v in row.items() if k != "hash_ids"} for row in MOONCAKE))
+    assert trace.prefix_block_tokens == 0
+    assert trace.notes == ("timestamps read as milliseconds",)
+
+
+def test_splitwise_and_lengths_differ_by_their_arrivals(tmp_path):
+    timed = read(tmp_path, "arrived_at,num_prefill_tokens,num_decode_tokens\n0.5,10,1\n2.5,20,2\n")
+    assert timed.arrival_s.tolist() == [0, 2]
+    bare = read(tmp_path, gzip.compress(b"num_prefill_tokens,num_decode_tokens,num_total_tokens,pd_ratio\n10,1,11,10.0\n"))
+    assert not bare.has_arrivals
+
+
+def test_vllm_results_with_an_infinite_rate(tmp_path):
+    trace = read(tmp_path, json.dumps(BENCH))
+    assert trace.arrival_s.tolist() == [0, 0.25]
+    assert trace.num_input.tolist() == [20, 10]
+    assert trace.notes == ("1 of 3 rows with 0 tokens left out", "1 rows were out of order by start_times and have been sorted")
+    closed = read(tmp_path, json.dumps({**BENCH, "max_concurrency": 2}, indent=1))
+    assert closed.concurrency == 2
+    assert not closed.arrival_s.any()
+    assert closed.num_input.tolist() == [10, 20]
+    finite = read(tmp_path, json.dumps({**BENCH, "max_concurrency": 2, "request_rate": 4.0}))
+    assert finite.concurrency is None
+    old = read(tmp_path, json.dumps({key: value for key, value in BENCH.items() if key != "start_times"}))
+    assert not old.has_arrivals
+
+
+def test_a_custom_data_set_has_exact_answers_and_estimated_prompts(tmp_path):
+    trace = read(tmp_path, lines([{"prompt": "a" * 400, "output_tokens": 7}, {"prompt": "b", "output_tokens": 9}]))
+    assert trace.num_input.tolist() == [100, 1]
+    assert trace.num_output.tolist() == [7, 9]
+    assert "estimated" in trace.notes[0]
+    assert not trace.has_arrivals
+
+
+def test_sharegpt_lengths_are_estimates_and_say_so(tmp_path):
+    turns = [{"from": "human", "value": "w" * 40}, {"from": "gpt", "value": "b" * 80}, {"from": "human", "value": "more"}]
+    trace = read(tmp_path, json.dumps([{"id": "x", "conversations": turns}, {"id": "y", "conversations": turns[:1]}]))
+    assert trace.num_input.tolist() == [10]
+    assert trace.num_output.tolist() == [20]
+    assert "estimated" in trace.notes[0]
+    assert trace.notes[1] == "1 of 2 conversations of fewer than two turns left out"
+
+
+def test_tables_hold_lengths_alone_too(tmp_path):
+    assert not read(tmp_path, "num_input,num_output\n1,2\n").has_arrivals
+    trace = read(tmp_path, "arrival_s,num_input,num_output\n5,1,2\n7.5,374.0,4\n")
+    assert trace.arrival_s.tolist() == [0, 2.5]
+    assert trace.num_input.tolist() == [1, 374]
+    write_table(trace, tmp_path / "again.parquet")
+    assert read_trace(tmp_path / "again.parquet").arrival_s.tolist() == [0, 2.5]
+
+
+def test_a_million_rows_take_seconds(tmp_path):
+    rng = np.random.default_rng(0)
+    times = np.cumsum(rng.exponential(0.1, 1_000_000)).round(4)
+    tokens = rng.integers(1, 9999, (1_000_000, 2))
+    body = "\n".join(f"{t},{i},{o}" for t, (i, o) in zip(times.tolist(), tokens.tolist(), strict=True))
+    path = written(tmp_path, "arrived_at,num_prefill_tokens,num_decode_tokens\n" + body)
+    start = time.perf_counter()
+    assert read_trace(path).num_requests == 1_000_000
+    assert time.perf_counter() - start < 2
