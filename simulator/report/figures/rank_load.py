@@ -1,0 +1,37 @@
+"""How evenly the placement spreads that load over ranks."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import numpy as np
+import plotly.graph_objects as go
+
+from simulator.report import style
+from simulator.report.figures._heat import grid, load_map
+from simulator.results import Results
+from simulator.spec.base import Frozen
+
+
+class RankLoad(Frozen):
+    """A heat map a deployment and representative step: layer by rank."""
+
+    title: ClassVar[str] = "Load of each rank"
+    section: ClassVar[str] = "Experts and ranks"
+    definition: ClassVar[str] = (
+        "Token-expert pairs computed on each rank over the mean of its layer, in one representative step; every layer waits for its reddest rank."
+    )
+    absent: ClassVar[str] = "No deployment in this run recorded its ranks (a dense model has no experts to spread)."
+    order: ClassVar[int] = 42
+    width: ClassVar[Literal["full", "half", "quarter"]] = "half"
+
+    def draw(self, results: Results) -> dict[str, go.Figure]:
+        label = style.labels(results)
+        plots = {}
+        for (name, phase), table in results.ranks.groupby(["deployment", "phase"], sort=False):
+            pairs = grid(table, "layer", "rank", "num_pairs")
+            counted = np.isfinite(pairs)
+            mean = np.where(counted, pairs, 0).sum(axis=1, keepdims=True) / np.maximum(counted.sum(axis=1, keepdims=True), 1)
+            with np.errstate(invalid="ignore"):
+                plots[f"{label[str(name)]}: {phase} step"] = load_map(pairs / mean, "Rank", "token-expert pairs")
+        return plots

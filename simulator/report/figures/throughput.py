@@ -1,0 +1,37 @@
+"""Output tokens a second over the run."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+
+from simulator.report.figures._curves import events_in_bins, over_time
+from simulator.results import Results
+from simulator.spec.base import Frozen
+
+
+class Throughput(Frozen):
+    """Tokens counted where the engine finished them."""
+
+    title: ClassVar[str] = "Output throughput"
+    section: ClassVar[str] = "Over time"
+    definition: ClassVar[str] = (
+        "Output tokens per second of the whole deployment: first tokens, and the tokens of decode steps as they end; mean of each bin."
+    )
+    absent: ClassVar[str] = "No step was run."
+    order: ClassVar[int] = 30
+    width: ClassVar[Literal["full", "half", "quarter"]] = "half"
+
+    def draw(self, results: Results) -> go.Figure | None:
+        def in_bins(steps: pd.DataFrame, name: str, edges_s: NDArray[np.float64]) -> NDArray[np.float64]:
+            requests = results.requests[results.requests["deployment"] == name]
+            decoded = events_in_bins(
+                (steps["start_s"] + steps["duration_s"]).to_numpy(), steps["decode_tokens"].to_numpy(), edges_s
+            )
+            return decoded + events_in_bins(requests["first_token_s"].to_numpy(), np.ones(len(requests)), edges_s)
+
+        return over_time(results, "Output throughput (token/s)", in_bins, "%{y:,.4~r} token/s")

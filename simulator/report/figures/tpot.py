@@ -1,0 +1,34 @@
+"""How time per output token is spread over requests."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+
+from simulator.report.figures._curves import distribution
+from simulator.results import Results
+from simulator.spec.base import Frozen
+
+
+class Tpot(Frozen):
+    """The cumulative distribution, a curve a deployment, with the target."""
+
+    title: ClassVar[str] = "Time per output token"
+    section: ClassVar[str] = "Latency"
+    definition: ClassVar[str] = "Share of requests whose time per output token, (E2E - TTFT) / (output tokens - 1), is at most x."
+    absent: ClassVar[str] = "No request has two output tokens, so time per output token is undefined."
+    order: ClassVar[int] = 21
+    width: ClassVar[Literal["full", "half", "quarter"]] = "half"
+
+    def draw(self, results: Results) -> go.Figure | None:
+        values = {str(name): self._values(group) for name, group in results.requests.groupby("deployment", sort=False)}
+        return distribution(results, values, "TPOT", (results.run.get("slo") or {}).get("tpot_s"))
+
+    @staticmethod
+    def _values(requests: pd.DataFrame) -> NDArray[np.float64]:
+        several = requests[requests["num_output"] > 1]
+        return ((several["finish_s"] - several["first_token_s"]) / (several["num_output"] - 1)).to_numpy(float)

@@ -1,0 +1,83 @@
+"""What the all-to-alls carry between ranks."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+from plotly.subplots import make_subplots
+
+from simulator.report import style
+from simulator.report.figures._heat import integer_axes
+from simulator.report.formats import bytes_axis
+from simulator.results import Results
+from simulator.spec.base import Frozen
+
+MAX_CELLS = 64
+"""Ranks on a side; more are added up in equal groups."""
+
+
+class Traffic(Frozen):
+    """Dispatch and combine side by side, a plot a deployment and representative step."""
+
+    title: ClassVar[str] = "Bytes from rank to rank"
+    section: ClassVar[str] = "Traffic between ranks"
+    definition: ClassVar[str] = (
+        "Bytes that each rank sends to each other rank in a mean MoE layer of one representative step; what stays on a rank is no traffic."
+    )
+    absent: ClassVar[str] = "No tokens travel between ranks in this run."
+    order: ClassVar[int] = 60
+    width: ClassVar[Literal["full", "half", "quarter"]] = "half"
+
+    def draw(self, results: Results) -> dict[str, go.Figure]:
+        label = style.labels(results)
+        return {
+            f"{label[str(name)]}: {phase} step": _pair(table)
+            for (name, phase), table in results.traffic.groupby(["deployment", "phase"], sort=False)
+        }
+
+
+def _pair(table: pd.DataFrame) -> go.Figure:
+    num_ranks = int(table[["source", "destination"]].to_numpy().max()) + 1
+    group = -(-num_ranks // MAX_CELLS)
+    matrices = {str(direction): _matrix(part, num_ranks, group) for direction, part in table.groupby("direction", sort=False)}
+    largest = max(float(np.nanmax(matrix, initial=0)) for matrix in matrices.values())
+    unit_bytes, unit = bytes_axis(largest)
+    drawn = make_subplots(cols=len(matrices), subplot_titles=list(matrices), shared_yaxes=True, horizontal_spacing=0.06)
+    what = "rank" if group == 1 else f"group of {group} ranks"
+    for column, (direction, matrix) in enumerate(matrices.items(), start=1):
+        drawn.add_heatmap(
+            z=np.float32(matrix / unit_bytes),
+            coloraxis="coloraxis",
+            hovertemplate=f"{what} %{{y}} to {what} %{{x}}<br>%{{z:.3~g}} {unit}<extra>{direction}</extra>",
+            row=1,
+            col=column,
+        )
+        integer_axes(drawn, *matrix.shape, row=1, col=column)
+        drawn.update_xaxes(title_text="To rank (index)" if group == 1 else f"To ranks (groups of {group})", row=1, col=column)
+        drawn.update_xaxes(constrain="domain", matches="x" if column > 1 else None, row=1, col=column)
+    # Squares, so that a row and a column weigh the same.
+    drawn.update_yaxes(constrain="domain", constraintoward="top")
+    drawn.update_yaxes(scaleanchor="x", row=1, col=1)
+    drawn.update_yaxes(title_text="From rank (index)" if group == 1 else f"From ranks (groups of {group})", row=1, col=1)
+    scale = {
+        "colorscale": style.AMOUNT_COLOURS,
+        "cmin": 0,
+        "cmax": (largest or 1.0) / unit_bytes,
+        "colorbar": {"title": {"text": unit}},
+    }
+    drawn.update_layout(height=310, meta={"width_factor": 0.5, "plus": 30}, margin_t=30, coloraxis=scale)
+    drawn.update_annotations(font_size=12)
+    return drawn
+
+
+def _matrix(part: pd.DataFrame, num_ranks: int, group: int) -> NDArray[np.float64]:
+    sent = np.zeros((-(-num_ranks // group),) * 2)
+    places = (part["source"].to_numpy(int) // group, part["destination"].to_numpy(int) // group)
+    np.add.at(sent, places, part["num_bytes"].to_numpy(float))
+    if group == 1:
+        np.fill_diagonal(sent, np.nan)
+    return sent

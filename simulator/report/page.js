@@ -1,0 +1,47 @@
+// Draws the figures, in the reader's theme, and lets legends hide and show.
+(() => {
+  "use strict";
+  const payload = JSON.parse(document.getElementById("payload").textContent);
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  // On a touch screen a finger must scroll the page, not drag a zoom box.
+  const touch = matchMedia("(pointer: coarse)").matches;
+
+  const template = () => payload.templates[dark.matches ? "dark" : "light"];
+  // A plot of squares is as high as its width allows: meta says the height as a factor of the width plus a margin.
+  const heightOf = ({ id, layout: { height, meta } }) =>
+    meta?.width_factor ? Math.min(height, document.getElementById(id).clientWidth * meta.width_factor + meta.plus) : height;
+  const layoutOf = (plot) => ({ ...plot.layout, height: heightOf(plot), template: template(), dragmode: touch ? false : "zoom" });
+  const configOf = (plot) => ({
+    displaylogo: false,
+    responsive: true,
+    displayModeBar: touch || plot.layout.height < 230 ? false : "hover",
+    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d", "pan2d"],
+  });
+
+  const draw = async () => {
+    for (const plot of payload.plots) {
+      document.getElementById(plot.id).style.height = `${heightOf(plot)}px`;
+      await Plotly.newPlot(plot.id, plot.data, layoutOf(plot), configOf(plot));
+      await new Promise((done) => setTimeout(done)); // the page stays scrollable meanwhile
+    }
+    document.documentElement.dataset.drawn = String(payload.plots.length);
+  };
+
+  const hideOrShow = (button) => {
+    const shown = button.getAttribute("aria-pressed") !== "true";
+    button.setAttribute("aria-pressed", String(shown));
+    for (const element of button.closest(".card").querySelectorAll(".js-plotly-plot")) {
+      const traces = element.data.flatMap((trace, i) => (trace.name === button.dataset.name ? [i] : []));
+      if (traces.length) Plotly.restyle(element, { visible: shown }, traces);
+    }
+  };
+
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest(".legend button");
+    if (button) hideOrShow(button);
+  });
+  dark.addEventListener("change", () => {
+    for (const plot of payload.plots) Plotly.react(plot.id, plot.data, layoutOf(plot), configOf(plot));
+  });
+  draw();
+})();

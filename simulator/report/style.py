@@ -1,0 +1,152 @@
+"""The look that all figures share: one colour a deployment on the whole page, fixed colours for phases, two themes."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+import plotly.graph_objects as go
+
+from simulator.records import STEP_PHASES
+from simulator.results import Results
+
+DEPLOYMENT_COLOURS = ("#0077BB", "#EE7733", "#009E73", "#CC5599", "#33BBEE", "#B8860B", "#7766CC", "#7F7F7F")
+"""Told apart with any of the usual colour-vision deficiencies (after Okabe and Ito, and Tol), and on light and dark."""
+DASHES = ("solid", "dash", "dot", "dashdot")
+"""Tell deployments apart beyond the eighth, and decode from prefill."""
+PHASE_COLOURS = dict(
+    zip(STEP_PHASES, ("#4477AA", "#66CCEE", "#228833", "#AA8811", "#EECC66", "#EE6677", "#AA3377", "#A5ACB5"), strict=True)
+)
+MEMORY_COLOURS = {"weights": "#4477AA", "KV cache": "#66CCEE", "reserve": "#A5ACB5"}
+MUTED = "#808B99"
+"""For target lines: visible on light and on dark."""
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+LOAD_COLOURS = [[0.0, "#2166AC"], [0.25, "#92C5DE"], [0.5, "#F2F2F0"], [0.75, "#F4A582"], [1.0, "#B2182B"]]
+"""Blue below the mean, red above it: safe for red-green deficiency."""
+AMOUNT_COLOURS = "Cividis"
+
+
+def facts(results: Results, name: str) -> dict[str, Any]:
+    """What ``run.json`` says about a deployment; empty where it says nothing."""
+    return dict(results.run.get("deployments", {}).get(name) or {})
+
+
+def labels(results: Results) -> dict[str, str]:
+    """The text that stands for each deployment in a figure: escaped for Plotly's markup, with the mark of a rumoured model."""
+    return {
+        name: html.escape(name, quote=False) + (" (rumoured)" if facts(results, name).get("is_rumour") else "")
+        for name in results.deployments
+    }
+
+
+def short(label: str, length: int = 44) -> str:
+    """A label cut in its middle to a phone's width: names of variants differ at the end.
+
+    >>> short("a deployment with a very long name, no. 3", 24)
+    'a deployment…name, no. 3'
+    """
+    text = html.unescape(label)
+    if len(text) <= length:
+        return label
+    end = length // 2 - 1
+    return html.escape(f"{text[: length - 1 - end].rstrip()}…{text[-end:].lstrip()}", quote=False)
+
+
+def colours(results: Results) -> dict[str, str]:
+    """The colour of each deployment."""
+    return {name: DEPLOYMENT_COLOURS[i % len(DEPLOYMENT_COLOURS)] for i, name in enumerate(results.deployments)}
+
+
+def _rounds(results: Results) -> dict[str, int]:
+    """How many times the colours had run out before each deployment."""
+    return {name: i // len(DEPLOYMENT_COLOURS) for i, name in enumerate(results.deployments)}
+
+
+def lines(results: Results) -> dict[str, dict[str, Any]]:
+    """The line of each deployment: its colour, and a dash beyond the eighth."""
+    colour = colours(results)
+    return {name: {"color": colour[name], "dash": DASHES[i % len(DASHES)], "width": 2} for name, i in _rounds(results).items()}
+
+
+def markers(results: Results) -> dict[str, dict[str, Any]]:
+    """The bar of each deployment: its colour, and stripes beyond the eighth."""
+    colour = colours(results)
+    return {name: {"color": colour[name], "pattern": {"shape": "/" if i else ""}} for name, i in _rounds(results).items()}
+
+
+def swatch(colour: str, is_striped: bool) -> str:
+    """CSS for the patch of colour in a legend.
+
+    >>> swatch("#0077BB", is_striped=False)
+    'background:#0077BB'
+    """
+    if not is_striped:
+        return f"background:{colour}"
+    return f"background:repeating-linear-gradient(-45deg,{colour} 0 3px,transparent 3px 5px)"
+
+
+def swatches(results: Results) -> dict[str, str]:
+    """CSS for the patch of colour of each deployment."""
+    colour = colours(results)
+    return {name: swatch(colour[name], is_striped=i > 0) for name, i in _rounds(results).items()}
+
+
+def figure(x: str, y: str, height: int = 300, **layout: Any) -> go.Figure:
+    """An empty figure with titled axes.
+
+    Args:
+        x: title of the horizontal axis, its unit in parentheses at the end.
+        y: title of the vertical axis, likewise.
+        height: pixels; the width is the page's.
+    """
+    drawn = go.Figure()
+    drawn.update_layout(height=height, xaxis_title_text=x, yaxis_title_text=y, **layout)
+    return drawn
+
+
+def template(ink: str, muted: str, grid: str, card: str) -> dict[str, Any]:
+    """Fonts, margins and colours of every figure in one theme; the page puts it under each figure."""
+    axis = {
+        "automargin": True,
+        "tickangle": 0,
+        "gridcolor": grid,
+        "linecolor": grid,
+        "zeroline": False,
+        "tickcolor": grid,
+        "tickfont": {"color": muted, "size": 12},
+        "title": {"font": {"color": muted, "size": 12}, "standoff": 8},
+    }
+    bar = {
+        "outlinewidth": 0,
+        "thickness": 10,
+        "tickfont": {"color": muted, "size": 11},
+        "title": {"font": {"color": muted, "size": 11}},
+    }
+    return {
+        "layout": {
+            "font": {"family": FONT, "size": 12, "color": ink},
+            "colorway": list(DEPLOYMENT_COLOURS),
+            "paper_bgcolor": "rgba(0,0,0,0)",
+            "plot_bgcolor": "rgba(0,0,0,0)",
+            "margin": {"l": 8, "r": 12, "t": 12, "b": 8},
+            "xaxis": axis,
+            "yaxis": axis,
+            "coloraxis": {"colorbar": bar},
+            "showlegend": False,  # the page draws the legend itself, so that it wraps on a phone
+            "hoverlabel": {
+                "bgcolor": card,
+                "bordercolor": grid,
+                "font": {"family": FONT, "size": 12, "color": ink},
+                "namelength": -1,
+            },
+            "annotationdefaults": {"font": {"color": ink, "size": 12}, "showarrow": False},
+            "bargap": 0.3,
+        },
+        "data": {"heatmap": [{"colorbar": bar}]},
+    }
+
+
+TEMPLATES = {
+    "light": template(ink="#1A2230", muted="#4A5563", grid="#E3E7ED", card="#FFFFFF"),
+    "dark": template(ink="#E6EAF0", muted="#A9B4C2", grid="#313B49", card="#1A2028"),
+}

@@ -1,0 +1,197 @@
+"""The page's tables: the metrics compared, the models and deployments, and what was assumed."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from simulator.metrics import METRICS
+from simulator.report import style
+from simulator.report.formats import TIMES, UNDEFINED, heading_unit, metric, num_bytes, number, parameters, winners
+from simulator.report.markup import Markup, join, tag
+from simulator.results import Results
+
+KINDS = ("assumed", "fitted", "interpolated", "published", "measured")
+"""What a number can be, the least certain first: that is what a reader should see first."""
+
+
+def rumour_mark() -> Markup:
+    """What stands behind every name of a model that is not published."""
+    return tag("span", "rumoured", class_="badge rumour", title="This model is not published; its figures are rumours.")
+
+
+def name_with_mark(results: Results, name: str, length: int = 48) -> Markup:
+    """A deployment's name, cut to ``length``, with its colour and the mark of a rumoured model."""
+    swatch = tag("span", class_="swatch", style=style.swatches(results)[name])
+    shown = html.unescape(style.short(html.escape(name, quote=False), length))
+    marks = [rumour_mark()] if style.facts(results, name).get("is_rumour") else []
+    return tag(
+        "span", swatch, tag("span", shown, class_="name"), *marks, class_="deployment", title=False if shown == name else name
+    )
+
+
+def _table(head: Sequence[str], rows: Iterable[Markup], class_: str, label: str) -> Markup:
+    header = tag("thead", tag("tr", *(tag("th", cell, scope="col") for cell in head)))
+    # Focusable, so that a keyboard can scroll it.
+    return tag(
+        "div",
+        tag("table", header, tag("tbody", *rows), class_=class_),
+        class_="scroll",
+        tabindex=0,
+        role="region",
+        aria_label=label,
+    )
+
+
+def metrics_table(results: Results, names: Iterable[str], with_definitions: bool) -> Markup:
+    """A row a metric, a column a deployment, the best value of each row marked."""
+    label = "Full metric table" if with_definitions else "Key metrics"
+    head = ["Metric", *(name_with_mark(results, name) for name in results.deployments)]
+    rows = [_metric_row(results, name, with_definitions) for name in names]
+    return _table(head, rows, "metrics", label)
+
+
+def _metric_row(results: Results, name: str, with_definition: bool) -> Markup:
+    described = METRICS[name]
+    raw = results.summary[name].tolist() if name in results.summary else [math.nan] * len(results.deployments)
+    values = [math.nan if value is None else value for value in raw]
+    best = winners(name, values)
+    heading = [tag("span", described.label, title=described.definition)]
+    better = f"{described.better} is better" if described.better else ""
+    if hint := ", ".join(filter(None, [heading_unit(name), "" if with_definition else better])):
+        heading.append(tag("span", hint, class_="hint"))
+    if with_definition:
+        heading.append(tag("span", described.definition, class_="definition"))
+    cells = []
+    for place, (deployment, value) in enumerate(zip(results.deployments, values, strict=True)):
+        shown = metric(name, float(value), str(style.facts(results, deployment).get("currency") or ""))
+        marked = [tag("span", shown, class_="best", title="best of the row")] if place in best else [shown]
+        cells.append(tag("td", *marked, data_metric=name, data_deployment=deployment, data_value=repr(value)))
+    return tag("tr", tag("th", *heading, scope="row"), *cells)
+
+
+def deployments_table(results: Results) -> Markup:
+    """What was deployed: a row a fact, a column a deployment; facts that none states are left out."""
+    rows = []
+    for title, key in _FACTS.items():
+        cells = [_fact(style.facts(results, name), key) for name in results.deployments]
+        if any(cells):
+            rows.append(tag("tr", tag("th", title, scope="row"), *(tag("td", cell or UNDEFINED) for cell in cells)))
+    head = ["Deployment", *(name_with_mark(results, name, length=200) for name in results.deployments)]
+    return _table(head, rows, "facts", "Models and deployments")
+
+
+_FACTS = {
+    "Model": "model_title",
+    "Parameters in all": "total_parameters",
+    "Parameters active per token": "active_parameters",
+    "Why this many": "model_note",
+    "Cluster": "cluster_title",
+    "Accelerators": "num_gpus",
+    "Layout": "layout",
+    "Weights in": "weight_dtype",
+    "KV cache in": "kv_dtype",
+    "KV cache of a replica": "kv_tokens",
+    "Memory of one accelerator": "memory",
+    "Expert routing": "routing",
+    "Routing comes from": "routing_source",
+    "Expert placement": "placement",
+    "Dispatch": "dispatch",
+    "Topology": "topology",
+    "Scheduling": "scheduling",
+    "Load balancing": "balancing",
+}
+
+
+def _fact(facts: dict[str, Any], key: str) -> str:
+    value = facts.get(key)
+    if value is None or value == "":
+        return ""
+    if key == "model_title":
+        kind = "mixture of experts" if facts.get("is_moe") else "dense"
+        return join([str(value), " ", tag("span", kind, class_="badge"), *([rumour_mark()] if facts.get("is_rumour") else [])])
+    if key == "total_parameters":
+        return _against_published(float(value), facts.get("published_total"))
+    if key == "active_parameters":
+        published = facts.get("published_active") or (None if facts.get("is_moe") else facts.get("published_total"))
+        return _against_published(float(value), published)
+    if key == "num_gpus":
+        replicas = int(facts.get("replicas") or 1)
+        return f"{value} {TIMES} {facts.get('accelerator', '')}, {replicas} {'replica' if replicas == 1 else 'replicas'}"
+    if key == "kv_tokens":
+        return f"{number(float(value))} tokens"
+    if key == "memory":
+        sizes = {part: num_bytes(float(value.get(f"{part}_bytes") or 0)) for part in ("weights", "kv", "reserve", "total")}
+        return "weights {weights} + KV cache {kv} + reserve {reserve} of {total}".format(**sizes)
+    return str(value)
+
+
+def _against_published(counted: float, published: float | None) -> Markup:
+    if not published:
+        return join([parameters(counted), " ", tag("span", "none published", class_="muted")])
+    percent = 100 * (counted / published - 1)
+    difference = "equal" if abs(percent) < 0.05 else f"{percent:+.1f} %".replace("-", "\N{MINUS SIGN}")
+    return join([parameters(counted), " ", tag("span", f"published {parameters(published)}, {difference}", class_="muted")])
+
+
+def assumptions_table(results: Results) -> Markup | None:
+    """Every number that is not the run's own, the least certain first; one row where deployments share it."""
+    users: dict[tuple[str, str, str, str], list[str]] = {}
+    for name in results.deployments:
+        for row in style.facts(results, name).get("assumptions") or []:
+            key = (str(row["what"]), str(row["value"]), str(row["kind"]), str(row["source"]))
+            users.setdefault(key, []).append(name)
+    if not users:
+        return None
+    certainty = {kind: place for place, kind in enumerate(KINDS)}
+    rows = []
+    for (what, value, kind, source), names in sorted(users.items(), key=lambda item: certainty.get(item[0][2], -1)):
+        badge = tag("span", kind, class_=f"badge {kind if kind in KINDS else 'assumed'}")
+        used = "all" if len(names) == len(results.deployments) else join([name_with_mark(results, n) for n in names])
+        cells = (
+            tag("td", what),
+            tag("td", value, class_="value"),
+            tag("td", badge),
+            tag("td", source, class_="source"),
+            tag("td", used),
+        )
+        rows.append(tag("tr", *cells))
+    return _table(["What", "Value", "Kind", "Source", "Deployments"], rows, "assumptions", "What was assumed")
+
+
+def warnings_list(results: Results) -> Markup | None:
+    """The deployments' warnings, with the names of those that share one."""
+    users: dict[str, list[str]] = {}
+    for name in results.deployments:
+        for warning in style.facts(results, name).get("warnings") or []:
+            users.setdefault(str(warning), []).append(name)
+    if not users:
+        return None
+    items = [
+        tag("li", warning, " ", tag("span", *(name_with_mark(results, n) for n in names), class_="whose"))
+        for warning, names in users.items()
+    ]
+    return tag("ul", *items, class_="warnings")
+
+
+def provenance(results: Results) -> Markup:
+    """How the run was made: what is needed to make it again."""
+    run = results.run
+    versions = run.get("versions") or {}
+    rows = {
+        "Command": run.get("command"),
+        "Seed": run.get("seed"),
+        "Fidelity": run.get("fidelity"),
+        "Started": run.get("started"),
+        "Took": f"{number(float(run['wall_s']))} s of wall time" if run.get("wall_s") is not None else None,
+        "Source revision": run.get("revision"),
+        "Versions": ", ".join(f"{package} {version}" for package, version in versions.items()),
+        "Workload": (run.get("workload") or {}).get("provenance"),
+    }
+    listed = [tag("div", tag("dt", key), tag("dd", str(value))) for key, value in rows.items() if value not in (None, "")]
+    scenario = json.dumps(run.get("scenario") or {}, indent=2, ensure_ascii=False, default=str)
+    opened = tag("details", tag("summary", "The scenario as it was resolved"), tag("pre", scenario, tabindex=0))
+    return join([tag("dl", *listed, class_="provenance"), opened])

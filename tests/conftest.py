@@ -1,0 +1,142 @@
+"""Small models and plans that the engine runs in milliseconds, for every test that needs a whole deployment."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from simulator import plugins
+from simulator.data import find_file
+from simulator.plan import make_plan
+from simulator.spec.base import validate
+from simulator.spec.cluster import load_cluster
+from simulator.spec.deployment import DeploymentSpec
+from simulator.spec.model import ModelSpec
+from simulator.traces import RequestTrace
+
+_GQA = 'kind = "gqa", num_heads = 16, num_kv_heads = 4, head_size = 64'
+_MIXERS = {
+    "full": f"{{ {_GQA} }}",
+    "sliding": f"{{ {_GQA}, window = 128 }}",
+    "latent": '{ kind = "mla", num_heads = 16, query_rank = 256, kv_rank = 128, nope_head_size = 64, rope_head_size = 32, value_head_size = 64 }',
+    "state": '{ kind = "mamba2", num_heads = 16, head_size = 64, state_size = 64, num_groups = 4, conv_size = 4 }',
+    "compressed": '{ kind = "compressed", num_heads = 16, head_size = 64, query_rank = 256, window = 128, compression = 128, output_groups = 4, output_rank = 64 }',
+}
+_DENSE = '{ kind = "dense", intermediate_size = 2048 }'
+_FFNS = {
+    "dense": _DENSE,
+    "moe": '{ kind = "moe", num_experts = 16, top_k = 2, intermediate_size = 1024 }',
+    "shared": '{ kind = "moe", num_experts = 32, top_k = 4, intermediate_size = 512, num_shared_experts = 1, shared_intermediate_size = 512 }',
+    "one": '{ kind = "moe", num_experts = 1, top_k = 1, intermediate_size = 2048 }',
+}
+_MODELS = {
+    "dense": [("full", "dense")],
+    "moe": [("full", "moe")],
+    "sliding-moe": [("sliding", "moe"), ("full", "moe")],
+    "sliding-dense": [("sliding", "dense"), ("full", "dense")],
+    "windows-only": [("sliding", "dense")],
+    "latent-moe": [("latent", "shared")],
+    "state-moe": [("state", "moe"), ("full", "moe")],
+    "state-only": [("state", "dense")],
+    "compressed-moe": [("compressed", "moe"), ("full", "moe")],
+    "one-expert": [("full", "one")],
+}
+
+
+def _model_toml(name, num_layers):
+    pattern = _MODELS[name]
+    mixers = {mixer for mixer, _ in pattern}
+    ffns = {ffn for _, ffn in pattern}
+    return "\n".join(
+        [
+            "hidden_size = 1024",
+            "vocab_size = 8192",
+            'routing = { kind = "lognormal", sigma = 0.7, num_domains = 2 }' if ffns != {"dense"} else "",
+            f"layers = [{{ repeat = {num_layers // len(pattern)}, pattern = {[list(layer) for layer in pattern]} }}]",
+            "[mixers]",
+            *(f"{mixer} = {_MIXERS[mixer]}" for mixer in sorted(mixers)),
+            "[ffns]",
+            *(f"{ffn} = {_FFNS[ffn]}" for ffn in sorted(ffns)),
+        ]
+    )
+
+
+def _trace(num_requests=40, rate_per_s=400.0, longest_input=600, longest_output=24, seed=3, **changes):
+    """Poisson arrivals with uniform lengths."""
+    rng = np.random.default_rng(seed)
+    arrival_s = np.cumsum(rng.exponential(1 / rate_per_s, num_requests))
+    return RequestTrace(
+        arrival_s=arrival_s - arrival_s[0],
+        num_input=rng.integers(1, longest_input + 1, num_requests),
+        num_output=rng.integers(1, longest_output + 1, num_requests),
+        provenance="made up",
+        **changes,
+    )
+
+
+def _with_blocks(plan, num_blocks):
+    """The same plan with a KV cache of so many blocks a rank."""
+    kv_bytes = num_blocks * plan.capacity.block_bytes
+    return dataclasses.replace(plan, capacity=dataclasses.replace(plan.capacity, kv_bytes=kv_bytes))
+
+
+def _on(plan, cluster=None, accelerator=None, topology=None):
+    """The same plan on other hardware: wires and kernels priced anew."""
+    cluster, accelerator = cluster or plan.cluster, accelerator or plan.accelerator
+    fabric = plugins.build("topology", topology or cluster.topology, "test").wire(cluster, plan.layout.num_ranks)
+    return dataclasses.replace(
+        plan,
+        cluster=cluster,
+        accelerator=accelerator,
+        fabric=fabric,
+        compute=plugins.build("cost.compute", plan.spec.compute, "test").prepare(accelerator, plan.calibration),
+        comm=plugins.build("cost.comm", plan.spec.communication, "test").prepare(fabric, plan.calibration),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """``tiny.plan("moe", attention_dp=4, ep=4)``, ``tiny.trace()``, ``tiny.model("latent-moe")``, ``tiny.cluster(16, 4)`` ..."""
+    folder = tmp_path_factory.mktemp("tiny")
+    known = {}
+
+    def model_path(name, num_layers=4):
+        path = folder / f"{name}-{num_layers}.toml"
+        if not path.exists():
+            path.write_text(_model_toml(name, num_layers).replace("'", '"'))
+        return path.name
+
+    def model(name, num_layers=4):
+        from simulator.spec.loading import read_toml
+
+        return validate(ModelSpec, {"name": name, **read_toml(folder / model_path(name, num_layers))}, name)
+
+    def plan(name, *, num_layers=4, replicas=1, seed=1, cluster="h100-sxm-16", tp=1, attention_dp=1, ep=None, **keys):
+        shipped = find_file_or_none(name)
+        parallel = {"tp": tp, "attention_dp": attention_dp, "ep": ep}
+        key = repr((name, num_layers, replicas, seed, cluster, parallel, keys))
+        if key not in known:
+            table = {
+                "name": name,
+                "model": name if shipped else model_path(name, num_layers),
+                "cluster": cluster,
+                "parallel": parallel,
+                "replicas": replicas,
+                **keys,
+            }
+            known[key] = make_plan(validate(DeploymentSpec, table, "test"), seed, "test", folder)
+        return known[key]
+
+    def cluster(num_gpus, gpus_per_node=8):
+        spec, _ = load_cluster("h100-sxm-128", "test")
+        return spec.model_copy(update={"num_gpus": num_gpus, "gpus_per_node": gpus_per_node})
+
+    return SimpleNamespace(plan=plan, model=model, trace=_trace, with_blocks=_with_blocks, on=_on, cluster=cluster, models=_MODELS)
+
+
+def find_file_or_none(name):
+    """Whether a model is shipped under this name."""
+    if name in _MODELS:
+        return None
+    return find_file("workloads/models", name, "test")

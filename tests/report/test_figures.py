@@ -1,0 +1,82 @@
+"""What every figure must keep, whichever figures there are."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from simulator import plugins
+from simulator.report import style
+from simulator.report.figures import Figure, plots
+from simulator.report.figures._curves import mean_in_bins, quantiles
+from simulator.results import Results
+
+
+@pytest.fixture(params=plugins.available("report.figures"))
+def figure(request: pytest.FixtureRequest) -> Figure:
+    return plugins.build("report.figures", {"kind": request.param}, "test")
+
+
+def test_figure_introduces_itself(figure):
+    assert figure.title
+    assert figure.title[0].isupper()
+    assert figure.section
+    assert figure.definition.endswith(".")
+    assert "\n" not in figure.definition
+    assert figure.absent.endswith(".")
+    assert figure.width in ("full", "half", "quarter")
+    assert isinstance(figure.order, int)
+
+
+def test_orders_differ():
+    kinds = plugins.available("report.figures")
+    orders = [plugins.policy_class("report.figures", kind, "test").order for kind in kinds]
+    assert len(set(orders)) == len(orders)
+
+
+def test_figure_draws_a_full_run(figure, runs):
+    assert plots(figure, runs["plain"])
+
+
+def test_plots_have_units_and_leave_theme_and_legend_to_the_page(figure, run):
+    for heading, plot in plots(figure, run).items():
+        layout = plot.to_dict()["layout"]
+        for name, axis in layout.items():
+            if not re.fullmatch(r"[xy]axis\d*", name) or axis.get("visible") is False or axis.get("showticklabels") is False:
+                continue
+            title = axis.get("title", {}).get("text", "")
+            assert re.search(r"\S.* \([^()]+\)$", title), f"{heading} {name}: {title!r} lacks a unit"
+        assert plot.layout.height, heading
+        assert not plot.layout.showlegend
+        assert sum(len(trace.x) if getattr(trace, "x", None) is not None else 0 for trace in plot.data) < 5000
+
+
+def test_a_deployment_has_one_colour_everywhere(figure, runs):
+    run = runs["plain"]
+    colour_of = {style.labels(run)[name]: colour for name, colour in style.colours(run).items()}
+    for plot in plots(figure, run).values():
+        for trace in plot.data:
+            if trace.name in colour_of:
+                assert (trace.line if trace.type == "scatter" else trace.marker).color == colour_of[trace.name]
+
+
+def test_a_rumoured_model_is_marked_in_every_label(runs):
+    assert style.labels(runs["many"])["a rumoured one"] == "a rumoured one (rumoured)"
+
+
+def test_quantiles_thin_a_long_run_and_keep_its_ends():
+    x, share = quantiles(np.random.default_rng(0).lognormal(size=140_000))
+    assert len(x) < 500
+    assert (share[0], share[-1]) == (0, 1)
+    assert np.all(np.diff(x) >= 0)
+
+
+def test_binning_keeps_the_area(runs: dict[str, Results]):
+    steps = runs["plain"].steps
+    steps = steps[steps["deployment"] == steps["deployment"].iloc[0]]
+    end_s = float((steps["start_s"] + steps["duration_s"]).max())
+    edges_s = np.linspace(0, end_s, 41)
+    area = float((mean_in_bins(steps, "running", edges_s) * np.diff(edges_s)).sum())
+    assert area == pytest.approx(float((steps["running"] * steps["duration_s"]).sum()))

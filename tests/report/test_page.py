@@ -1,0 +1,145 @@
+"""The page as HTML: complete, offline, escaped, and saying the numbers of summary.csv."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from simulator import results as results_module
+from simulator.metrics import METRICS
+from simulator.report import formats
+from simulator.report.page import render
+from simulator.results import Results
+
+
+class Cells(HTMLParser):
+    """Collects the metric cells, the headings and the elements of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.cells: list[dict[str, str | None]] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        named = dict(attrs)
+        self.tags.append((tag, named))
+        if "data-metric" in named:
+            self.cells.append(named)
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def page(runs) -> str:
+    return render(runs["plain"])
+
+
+def test_every_run_renders(run):
+    page = render(run)
+    assert page.startswith("<!doctype html>")
+    assert len(page) < 8e6
+
+
+def test_page_fetches_nothing(page):
+    for tag, attributes in Cells(page).tags:
+        for name in ("src", "href", "action", "poster", "data"):
+            value = attributes.get(name)
+            assert not value or value.startswith("#"), f"<{tag} {name}={value}>"
+    assert "@import" not in page.split("</style>")[0]
+
+
+@pytest.mark.parametrize("name", ["plain", "one request", "no steps", "bare"])
+def test_numbers_are_those_of_the_summary(runs, name, tmp_path):
+    run: Results = runs[name]
+    run.summary.to_csv(tmp_path / "summary.csv", index=False)
+    with (tmp_path / "summary.csv").open(newline="") as file:
+        rows = {row["deployment"]: row for row in csv.DictReader(file)}
+    cells = Cells(render(run)).cells
+    said = {(cell["data-deployment"], cell["data-metric"]) for cell in cells}
+    assert said == {(deployment, metric) for deployment in rows for metric in METRICS}
+    for cell in cells:
+        value, written = float(cell["data-value"] or "nan"), rows[cell["data-deployment"]][cell["data-metric"]]
+        if written == "":
+            assert math.isnan(value)
+        else:
+            assert value == float(written)
+
+
+def test_undefined_numbers_are_dashes(runs):
+    page = render(runs["one request"])
+    cells = re.findall(r'<td data-metric="tpot_p99_s"[^>]*data-value="nan">(.*?)</td>', page)
+    assert cells == [formats.UNDEFINED] * 4
+
+
+def test_best_value_is_marked_only_where_there_is_one(runs):
+    assert 'class="best"' in render(runs["plain"])
+    assert 'class="best"' not in render(runs["single"])
+
+
+def test_verdict_comes_first(page, runs):
+    order = [page.index(f">{title}<") for title in ("Key numbers", "Comparison", "Models and deployments", "All metrics")]
+    assert page.index("<h1>") < order[0]
+    assert order == sorted(order)
+
+
+def test_user_text_is_escaped(runs, hostile_name):
+    page = render(runs["hostile"])
+    assert "<script>alert" not in page
+    assert "<b>bold</b>" not in page
+    assert page.count("<script") == 3
+    assert hostile_name in "".join(Cells(page).words)
+
+
+def test_rumour_stands_behind_the_name(runs):
+    page = render(runs["many"])
+    assert 'a rumoured one</span><span class="badge rumour"' in page
+
+
+def test_what_is_not_drawn_says_why(runs):
+    page = render(runs["dense only"])
+    assert "Not drawn for this run" in page
+    assert "No tokens travel between ranks in this run." in page
+
+
+def test_full_run_leaves_nothing_out(page):
+    assert "Not drawn for this run" not in page
+
+
+def test_payload_is_json(page):
+    payload = re.search(r'<script type="application/json" id="payload">(.*?)</script>', page)
+    assert payload is not None
+    plots = json.loads(payload[1])["plots"]
+    assert len({plot["id"] for plot in plots}) == len(plots) > 10
+    assert all("template" not in plot["layout"] for plot in plots)
+
+
+def test_chrome_trace_is_valid(runs):
+    trace = json.loads(json.dumps(results_module.chrome_trace(runs["plain"].spans), allow_nan=False))
+    assert trace["traceEvents"]
+    last: dict[tuple[int, int], float] = {}
+    for event in trace["traceEvents"]:
+        assert isinstance(event["pid"], int)
+        assert event["name"]
+        if event["name"] != "process_name":
+            assert isinstance(event["tid"], int)
+        if event["ph"] == "X":
+            track = (event["pid"], event["tid"])
+            assert event["ts"] >= last.get(track, 0.0)
+            assert event["dur"] >= 0
+            last[track] = event["ts"]
+
+
+def test_results_folder_holds_the_page(runs, tmp_path):
+    results_module.write(runs["plain"], tmp_path / "run", render)
+    again = results_module.read(tmp_path / "run")
+    assert again.deployments == runs["plain"].deployments
+    assert (tmp_path / "run" / "report.html").read_text(encoding="utf-8") == render(runs["plain"])
+    assert render(again)
