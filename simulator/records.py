@@ -41,7 +41,7 @@ STEP_COLUMNS = {
     "start_s": "start of the step",
     "duration_s": "time until every rank was done",
     "prefill_tokens": "prompt tokens computed, all ranks of the replica",
-    "decode_tokens": "sequences that each got one more token",
+    "decode_tokens": "running sequences that each got one more token; first tokens, which come out of the prompt's last chunk, not counted",
     "running": "requests holding KV blocks",
     "waiting": "requests queued for KV blocks or their first chunk",
     "kv_used": "share of KV blocks in use, mean over ranks",

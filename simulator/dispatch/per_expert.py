@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.dispatch._count import count_pairs
+from simulator.dispatch._count import count_copies
 from simulator.spec.base import Frozen
 
 
@@ -13,5 +13,4 @@ class PerExpert(Frozen):
     """``K`` copies a token, less those that stay on the token's own rank."""
 
     def copies(self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]) -> NDArray[np.float64]:
-        source = np.repeat(source_T, rank_TK.shape[1])
-        return count_pairs(source, rank_TK.ravel(), len(node_R))
+        return np.asarray(count_copies(rank_TK, source_T, len(node_R), False))

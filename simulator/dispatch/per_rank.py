@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.dispatch._count import count_pairs, hits
+from simulator.dispatch._count import count_copies
 from simulator.spec.base import Frozen
 
 
@@ -13,5 +13,4 @@ class PerRank(Frozen):
     """A token whose experts share a rank is sent there once."""
 
     def copies(self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]) -> NDArray[np.float64]:
-        token, rank = hits(rank_TK, len(node_R))
-        return count_pairs(source_T[token], rank, len(node_R))
+        return np.asarray(count_copies(rank_TK, source_T, len(node_R), True))

@@ -1,6 +1,9 @@
 """What is in a step, and what follows from it: continuous batching with KV admission and preemption. Compiled.
 
 All fidelities call these same functions, so that they differ in how long a step takes and in nothing else.
+
+Arrays that a loop uses are named before it: numba counts references at each look into a tuple, which costs twenty times the
+arithmetic of a sequence.
 """
 
 from __future__ import annotations
@@ -34,22 +37,26 @@ def push(requests: Requests, ranks: Ranks, clock: Clock, r: int) -> None:
 
 
 @numba.njit(cache=True)
+def is_decode(new: int, num_input: int, generated: int, computed: int) -> bool:
+    """Whether ``new`` tokens of a request are one more output token's, and not a chunk of a prompt or of what was preempted."""
+    return new == 1 and generated > 0 and computed + 1 == num_input + generated
+
+
+@numba.njit(cache=True)
 def form_step(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> bool:
     """Fill ``ranks.chunk`` for the next step. Returns whether there is anything to compute."""
+    head, chunk, num_running = ranks.head, ranks.chunk, ranks.num_running
     has_work = False
-    for d in range(len(ranks.head)):
-        ranks.chunk[d, : ranks.num_running[d]] = 0
+    for d in range(len(head)):
+        chunk[d, : num_running[d]] = 0
         budget = limits.token_budget
-        if limits.mixes_phases:
-            budget, preempted = _schedule_running(requests, ranks, d, budget, limits, True, True)
-            if not preempted:
-                budget = _admit(requests, ranks, d, budget, limits, now_s)
-        else:
-            budget, preempted = _schedule_running(requests, ranks, d, budget, limits, True, False)
-            if not preempted:
-                budget = _admit(requests, ranks, d, budget, limits, now_s)
-            if budget == limits.token_budget:
-                budget, preempted = _schedule_running(requests, ranks, d, budget, limits, False, True)
+        preempted = False
+        if num_running[d] > 0:
+            budget, preempted = _schedule_running(requests, ranks, d, budget, limits, True, limits.mixes_phases)
+        if head[d] >= 0 and not preempted:
+            budget = _admit(requests, ranks, d, budget, limits, now_s)
+        if not limits.mixes_phases and budget == limits.token_budget:
+            budget, preempted = _schedule_running(requests, ranks, d, budget, limits, False, True)
         has_work = has_work or budget < limits.token_budget
     return has_work
 
@@ -59,28 +66,30 @@ def _schedule_running(
     requests: Requests, ranks: Ranks, d: int, budget: int, limits: Limits, prompts: bool, decodes: bool
 ) -> tuple[int, bool]:
     """Give running requests their tokens in order of admission; the latest admitted lose their blocks when these run out."""
+    running, chunk, num_running = ranks.running, ranks.chunk, ranks.num_running
+    num_input, generated, computed = requests.num_input, requests.generated, requests.computed
+    blocks, shared = requests.blocks, requests.shared
     preempted = False
     i = 0
-    while i < ranks.num_running[d] and budget > 0:
-        r = ranks.running[d, i]
-        remaining = requests.num_input[r] + requests.generated[r] - requests.computed[r]
-        is_decode = remaining == 1 and requests.generated[r] > 0
-        if (is_decode and not decodes) or (not is_decode and not prompts):
+    while i < num_running[d] and budget > 0:
+        r = running[d, i]
+        remaining = num_input[r] + generated[r] - computed[r]
+        wanted = decodes if is_decode(remaining, num_input[r], generated[r], computed[r]) else prompts
+        if not wanted:
             i += 1
             continue
         new = min(remaining, budget)
-        held = requests.blocks[r] + requests.shared[r] * limits.prefix_blocks
-        need = blocks_for(requests.computed[r] + new, limits) - held
-        while need > available(ranks, d, limits):
-            last = ranks.num_running[d] - 1
-            _preempt(requests, ranks, d, last)
-            preempted = True
-            if last == i:
-                return budget, preempted
+        need = blocks_for(computed[r] + new, limits) - blocks[r] - shared[r] * limits.prefix_blocks
         if need > 0:
+            while need > available(ranks, d, limits):
+                last = num_running[d] - 1
+                _preempt(requests, ranks, d, last)
+                preempted = True
+                if last == i:
+                    return budget, preempted
             take(ranks, d, need, limits)
-            requests.blocks[r] += need
-        ranks.chunk[d, i] = new
+            blocks[r] += need
+        chunk[d, i] = new
         budget -= new
         i += 1
     return budget, preempted
@@ -125,7 +134,7 @@ def _admit(requests: Requests, ranks: Ranks, d: int, budget: int, limits: Limits
         requests.blocks[r] = need
         requests.computed[r] = computed
         if math.isnan(requests.scheduled_s[r]):
-            requests.scheduled_s[r] = now_s
+            requests.scheduled_s[r] = max(now_s, requests.arrival_s[r])  # SimPy adds delays, which may round a hair early
             requests.cached[r] = computed
         ranks.head[d] = requests.following[r]
         if ranks.head[d] < 0:
@@ -142,37 +151,40 @@ def _admit(requests: Requests, ranks: Ranks, d: int, budget: int, limits: Limits
 @numba.njit(cache=True)
 def complete_step(requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, now_s: float) -> int:
     """The step has run: count its tokens, emit, finish. Returns how many requests finished."""
+    running, chunk, num_running = ranks.running, ranks.chunk, ranks.num_running
+    num_input, num_output = requests.num_input, requests.num_output
+    computed, generated, last_s = requests.computed, requests.generated, requests.last_s
+    gap_counts = clock.gap_counts
     finished = 0
     last_gap, last_bin = -1.0, 0
-    for d in range(len(ranks.head)):
+    for d in range(len(num_running)):
         kept = 0
-        for i in range(ranks.num_running[d]):
-            r = ranks.running[d, i]
-            requests.computed[r] += ranks.chunk[d, i]
+        for i in range(num_running[d]):
+            r = running[d, i]
+            computed[r] += chunk[d, i]
             is_done = False
-            if ranks.chunk[d, i] > 0 and requests.computed[r] == requests.num_input[r] + requests.generated[r]:
-                if requests.generated[r] == 0:
+            if chunk[d, i] > 0 and computed[r] == num_input[r] + generated[r]:
+                if generated[r] == 0:
                     requests.first_s[r] = now_s
                     share_prompt(requests, ranks, d, r, limits)
                 else:
-                    gap = now_s - requests.last_s[r]
+                    gap = now_s - last_s[r]
                     if gap != last_gap:
                         last_gap = gap
                         decades = math.log10(max(gap, SHORTEST_GAP_S) / SHORTEST_GAP_S)
                         last_bin = min(int(decades * GAP_BINS_PER_DECADE), NUM_GAP_BINS - 1)
-                    clock.gap_counts[last_bin] += 1
-                requests.generated[r] += 1
-                requests.last_s[r] = now_s
-                if requests.generated[r] == requests.num_output[r]:
-                    is_done = True
+                    gap_counts[last_bin] += 1
+                generated[r] += 1
+                last_s[r] = now_s
+                is_done = generated[r] == num_output[r]
             if is_done:
                 requests.finish_s[r] = now_s
                 release(requests, ranks, d, r)
-                clock.outstanding_tokens[0] -= requests.num_input[r] + requests.num_output[r]
+                clock.outstanding_tokens[0] -= num_input[r] + num_output[r]
                 finished += 1
             else:
-                ranks.running[d, kept] = r
+                running[d, kept] = r
                 kept += 1
-        ranks.num_running[d] = kept
+        num_running[d] = kept
     clock.num_finished[0] += finished
     return finished

@@ -106,7 +106,7 @@ class _Run:
 
     def _choose(self, request: int) -> Replica:
         outstanding = np.array([replica.outstanding for replica in self.replicas], dtype=np.int64)
-        tokens = np.array([replica.clock.outstanding_tokens[0] for replica in self.replicas], dtype=np.int64)
+        tokens = np.array([replica.outstanding_tokens for replica in self.replicas], dtype=np.int64)
         chosen = self._balancer.choose(outstanding, tokens)
         self.replica_of[request] = chosen
         return self.replicas[chosen]
@@ -154,13 +154,15 @@ class _Run:
     def _send(self, env: simpy.Environment, wakes: list[list[Event]], freed: simpy.Container | None) -> ProcessGenerator:
         for request in range(len(self.replica_of)):
             if freed is None:
-                yield env.timeout(max(0.0, float(self.requests.arrival_s[request]) - env.now))
+                wait_s = float(self.requests.arrival_s[request]) - env.now
+                if wait_s > 0.0:  # requests of one instant are sent at once, so that one step may hold them all
+                    yield env.timeout(wait_s)
             else:
                 if self.concurrency is not None and request >= self.concurrency:
                     yield freed.get(1)
                 self.requests.arrival_s[request] = env.now
             replica = self._choose(request)
-            replica.push(request)
+            replica.assign(request)
             wake = wakes[self.replicas.index(replica)][0]
             if not wake.triggered:
                 wake.succeed()

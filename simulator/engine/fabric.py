@@ -74,16 +74,19 @@ class FluidWires:
             flow.rate = rate
         self._round += 1
         if self._flows:
-            self.env.process(self._wake(min(max(flow.remaining, 0.0) / flow.rate for flow in self._flows), self._round))
+            left_s = [max(flow.remaining, 0.0) / flow.rate for flow in self._flows]
+            first_s = min(left_s)
+            due = [flow for flow, seconds in zip(self._flows, left_s, strict=True) if seconds <= first_s * (1 + 1e-9)]
+            self.env.process(self._wake(first_s, due, self._round))
 
-    def _wake(self, delay_s: float, round_: int) -> ProcessGenerator:
+    def _wake(self, delay_s: float, due: list[_Flow], round_: int) -> ProcessGenerator:
+        """End the flows that are due. What is left of them is rounding: late in a run the clock cannot tell 10 us to 1e-9 of it."""
         yield self.env.timeout(delay_s)
         if round_ != self._round:
             return  # rates have changed since; a later wake-up holds
         self._advance()
-        finished = [flow for flow in self._flows if flow.remaining <= 1e-9]
-        self._flows = [flow for flow in self._flows if flow.remaining > 1e-9]
-        for flow in finished:
+        self._flows = [flow for flow in self._flows if flow not in due]
+        for flow in due:
             flow.done.succeed()
         self._reschedule()
 

@@ -8,8 +8,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.engine.batching import complete_step, form_step, push
-from simulator.engine.blocks import available
+from simulator.engine.batching import complete_step, form_step, is_decode, push
 from simulator.engine.state import Clock, Limits, Ranks, Requests
 from simulator.engine.table import StepTable
 from simulator.work.context import entries, pairs
@@ -41,21 +40,24 @@ _ATTENTION = 7
 @numba.njit(cache=True)
 def observe(requests: Requests, ranks: Ranks, limits: Limits, row: NDArray[np.float64]) -> None:
     """Write what the formed step holds into columns 2 to 6 of a log row."""
-    prefill = decode = running = waiting = 0
+    running, chunk, num_running, num_waiting = ranks.running, ranks.chunk, ranks.num_running, ranks.num_waiting
+    num_input, generated, computed = requests.num_input, requests.generated, requests.computed
+    capacity_blocks, free_blocks, num_evictable = ranks.capacity_blocks, ranks.free_blocks, ranks.num_evictable
+    prefill = decode = holding = queued = 0
     used = 0.0
-    num_ranks = len(ranks.head)
+    num_ranks = len(num_running)
     for d in range(num_ranks):
-        for i in range(ranks.num_running[d]):
-            r, new = ranks.running[d, i], ranks.chunk[d, i]
-            if new == 1 and requests.generated[r] > 0:
+        for i in range(num_running[d]):
+            r, new = running[d, i], chunk[d, i]
+            if is_decode(new, num_input[r], generated[r], computed[r]):
                 decode += 1
             else:
                 prefill += new
-        running += ranks.num_running[d]
-        waiting += ranks.num_waiting[d]
-        held = ranks.capacity_blocks[d] - available(ranks, d, limits)
-        used += held / ranks.capacity_blocks[d] / num_ranks
-    row[2], row[3], row[4], row[5], row[6] = prefill, decode, running, waiting, used
+        holding += num_running[d]
+        queued += num_waiting[d]
+        held = capacity_blocks[d] - free_blocks[d] - num_evictable[d] * limits.prefix_blocks
+        used += held / capacity_blocks[d] / num_ranks
+    row[2], row[3], row[4], row[5], row[6] = prefill, decode, holding, queued, used
 
 
 @numba.njit(cache=True)
@@ -64,41 +66,48 @@ def price_step(requests: Requests, ranks: Ranks, table: StepTable, row: NDArray[
 
     Data-parallel ranks wait for the slowest: the mean rank's time counts as work, the rest as waiting.
     """
-    num_ranks, num_ways, num_terms = len(ranks.head), len(table.windows), len(table.term_window)
+    running, chunk, num_running = ranks.running, ranks.chunk, ranks.num_running
+    num_input, generated, computed = requests.num_input, requests.generated, requests.computed
+    windows, compressions, term_window = table.windows, table.compressions, table.term_window
+    term_layers, term_costs, rates = table.term_layers, table.term_costs, table.rates
+    mixer_s, ffn_s, head_s, collective_s = table.mixer_s, table.ffn_s, table.head_s, table.collective_s
+    num_ranks, num_ways, num_terms = len(num_running), len(windows), len(term_window)
     sums = np.empty((num_ways, 4))
-    attention = dense = slowest = 0.0
+    attention = dense = collective = slowest = 0.0
     read_bytes = table.weight_bytes
     total_tokens = fullest = most_sequences = 0
     for d in range(num_ranks):
         sums[:] = 0.0
         tokens = sequences = logits = 0
-        for i in range(ranks.num_running[d]):
-            new = ranks.chunk[d, i]
+        for i in range(num_running[d]):
+            new = chunk[d, i]
             if new == 0:
                 continue
-            r = ranks.running[d, i]
-            context = requests.computed[r]
+            r = running[d, i]
+            context = computed[r]
             tokens += new
             sequences += 1
-            logits += context + new == requests.num_input[r] + requests.generated[r]
-            first = 1 if new == 1 and requests.generated[r] > 0 else 0
+            logits += context + new == num_input[r] + generated[r]
+            first = 1 if is_decode(new, num_input[r], generated[r], context) else 0
             for w in range(num_ways):
-                sums[w, first] += pairs(context, new, table.windows[w], table.compressions[w])
-                sums[w, 2 + first] += entries(context, new, table.windows[w], table.compressions[w])
-        mixing = table.mixer_s[tokens]
+                sums[w, first] += pairs(context, new, windows[w], compressions[w])
+                sums[w, 2 + first] += entries(context, new, windows[w], compressions[w])
+        mixing = mixer_s[tokens]
         for j in range(num_terms):
-            way = table.term_window[j]
+            way = term_window[j]
             for phase in range(2):
                 if sums[way, 2 + phase] > 0.0:
-                    flops_s = sums[way, phase] * table.term_costs[j, phase] / table.rates[phase, 0]
-                    num_bytes = sums[way, 2 + phase] * table.term_costs[j, 2 + phase]
-                    bytes_s = num_bytes / table.rates[phase, 1]
-                    read_bytes += table.term_layers[j] * num_bytes / num_ranks
-                    mixing += table.term_layers[j] * (table.rates[phase, 2] + max(flops_s, bytes_s))
-        feeding = table.ffn_s[tokens] + table.head_s[logits]
+                    flops_s = sums[way, phase] * term_costs[j, phase] / rates[phase, 0]
+                    num_bytes = sums[way, 2 + phase] * term_costs[j, 2 + phase]
+                    bytes_s = num_bytes / rates[phase, 1]
+                    read_bytes += term_layers[j] * num_bytes / num_ranks
+                    mixing += term_layers[j] * (rates[phase, 2] + max(flops_s, bytes_s))
+        feeding = ffn_s[tokens] + head_s[logits]
+        reducing = collective_s[tokens]
         attention += mixing / num_ranks
         dense += feeding / num_ranks
-        slowest = max(slowest, mixing + feeding)
+        collective += reducing / num_ranks
+        slowest = max(slowest, mixing + feeding + reducing)
         total_tokens += tokens
         fullest = max(fullest, tokens)
         most_sequences = max(most_sequences, sequences)
@@ -106,10 +115,10 @@ def price_step(requests: Requests, ranks: Ranks, table: StepTable, row: NDArray[
     row[_ATTENTION + 9] = read_bytes
     row[_ATTENTION] = attention
     row[_ATTENTION + 1] = dense
-    row[_ATTENTION + 5] = slowest - attention - dense
+    row[_ATTENTION + 5] = slowest - attention - dense - collective
     if len(table.expert_tokens):
         _interpolate_experts(table, total_tokens, fullest * num_ranks / total_tokens, row)
-    row[_ATTENTION + 6] = table.collective_s[fullest]
+    row[_ATTENTION + 6] = collective
     row[_ATTENTION + 7] = table.step_s + most_sequences * table.sequence_s
     return float(row[_ATTENTION : _ATTENTION + 8].sum())
 

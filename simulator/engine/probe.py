@@ -74,7 +74,8 @@ def _batch(plan: Plan, prefill_tokens: int, decode_tokens: int, context: int) ->
     dp = plan.layout.attention_dp
     order = np.arange(dp)
     prompts = prefill_tokens // dp + (order < prefill_tokens % dp)
-    decodes = decode_tokens // dp + (order < decode_tokens % dp)
+    # Remainders go to opposite ends, so that no rank gets more tokens than a full step has.
+    decodes = decode_tokens // dp + (order >= dp - decode_tokens % dp)
     new = [np.array([1] * n + [p] * bool(p), dtype=np.int64) for p, n in zip(prompts.tolist(), decodes.tolist(), strict=True)]
     is_decode = [
         np.array([True] * n + [False] * bool(p), dtype=np.bool_) for p, n in zip(prompts.tolist(), decodes.tolist(), strict=True)

@@ -36,38 +36,50 @@ class Replica:
         self.num_queued = 0
         self._position = 0
         self._logs: list[NDArray[np.float64]] = []
+        self._log = np.empty((_LOG_ROWS, len(LOG_COLUMNS)))
+        self._rows = 0
 
     @property
     def outstanding(self) -> int:
         """Requests that it has and has not finished, those on their way included."""
         return int(self.clock.num_pushed[0] - self.clock.num_finished[0]) + self.num_queued - self._position
 
+    @property
+    def outstanding_tokens(self) -> int:
+        """Prompt and output tokens of these requests."""
+        coming = self.queue[self._position : self.num_queued]
+        tokens = self.requests.num_input[coming].sum() + self.requests.num_output[coming].sum()
+        return int(self.clock.outstanding_tokens[0] + tokens)
+
     def assign(self, request: int) -> None:
         """Send it a request, which it takes at the request's arrival. Requests come in order of arrival."""
         self.queue[self.num_queued] = request
         self.num_queued += 1
 
-    def push(self, request: int) -> None:
-        """Give it a request now."""
-        push(self.requests, self.ranks, self.clock, request)
+    def take(self) -> None:
+        """Queue the requests that have come since the last step at its ranks."""
+        for request in self.queue[self._position : self.num_queued]:
+            push(self.requests, self.ranks, self.clock, request)
+        self._position = self.num_queued
 
     def advance(self, table: StepTable, until_s: float, tick: Callable[[], None]) -> None:
         """Run steps in compiled code until ``until_s``; ``tick`` is called now and then."""
         while True:
-            log = np.empty((_LOG_ROWS if until_s == math.inf else 256, len(LOG_COLUMNS)))
+            room = self._log[self._rows :]
             queue = self.queue[: self.num_queued]
             self._position, rows = advance(
-                self.requests, self.ranks, self.limits, self.clock, table, queue, self._position, until_s, log
+                self.requests, self.ranks, self.limits, self.clock, table, queue, self._position, until_s, room
             )
-            if rows:
-                self._logs.append(log[:rows])
+            self._rows += rows
             tick()
-            if rows < len(log):
+            if rows < len(room):
                 return
+            self._logs.append(self._log)
+            self._log, self._rows = np.empty_like(self._log), 0
 
     def log(self) -> NDArray[np.float64]:
         """Rows of all steps so far, ``[steps, LOG_COLUMNS]``."""
-        return np.concatenate(self._logs) if self._logs else np.empty((0, len(LOG_COLUMNS)))
+        return np.concatenate([*self._logs, self._log[: self._rows]])
 
     def batch(self) -> Batch:
         """What the formed step computes."""
@@ -77,9 +89,9 @@ class Replica:
             ids = self.ranks.running[d, chosen]
             new.append(self.ranks.chunk[d, chosen].copy())
             context.append(self.requests.computed[ids])
-            decodes.append((new[-1] == 1) & (self.requests.generated[ids] > 0))
-            target = self.requests.num_input[ids] + self.requests.generated[ids]
-            logits.append(int((context[-1] + new[-1] == target).sum()))
+            is_last = context[-1] + new[-1] == self.requests.num_input[ids] + self.requests.generated[ids]
+            decodes.append((new[-1] == 1) & (self.requests.generated[ids] > 0) & is_last)
+            logits.append(int(is_last.sum()))
         return Batch(tuple(new), tuple(context), tuple(decodes), np.array(logits, dtype=np.int64))
 
     def run(
@@ -88,7 +100,7 @@ class Replica:
         """The SimPy process of the replica: step after step, asleep while there is nothing to do.
 
         Args:
-            wake: its first entry is an event that succeeds when a request has been pushed; replaced after each sleep.
+            wake: its first entry is an event that succeeds when a request has been assigned; replaced after each sleep.
             on_finish: called with the number of requests that a step finished.
         """
         while True:
@@ -96,6 +108,7 @@ class Replica:
                 yield wake[0]
                 wake[0] = env.event()
                 continue
+            self.take()
             if not form_step(self.requests, self.ranks, self.limits, env.now):
                 raise RuntimeError("requests wait, but none can run: the KV cache is smaller than one of them")
             row = np.zeros(len(LOG_COLUMNS))

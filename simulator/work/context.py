@@ -6,8 +6,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-NO_WINDOW = 1 << 60
-"""Stands for an unlimited window in compiled code."""
+NO_WINDOW = 1 << 40
+"""Stands for an unlimited window in compiled code; small enough that a window times the tokens of an entry stays an int64."""
 
 
 @numba.njit(cache=True)

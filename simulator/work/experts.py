@@ -31,6 +31,8 @@ class SlotMap:
     def slots(self, topk_ids_TK: NDArray[np.int16]) -> NDArray[np.int64]:
         """Slot of every token-expert pair, ``[T, K]``; copies take turns by the token's position."""
         ids = topk_ids_TK.astype(np.int64)
+        if self._slot_EC.shape[1] == 1:
+            return np.asarray(self._slot_EC[ids, 0])
         turn_TK = np.arange(len(ids))[:, None] % self._copies_E[ids]
         return np.asarray(self._slot_EC[ids, turn_TK])
 
