@@ -54,7 +54,7 @@ METRICS: dict[str, Metric] = {
     "goodput_per_s": Metric("Goodput", "request/s", "requests per second that meet all latency targets", "higher"),
     "utilisation": Metric("Busy", "ratio", "share of the duration in which a replica runs a step, mean over replicas", "lower"),
     "load_imbalance": Metric(
-        "Expert load imbalance", "ratio", "tokens of the busiest rank over the mean rank, mean over MoE layers; 1.0 = even", "lower"
+        "Expert load imbalance", "x", "tokens of the busiest rank over the mean rank, mean over MoE layers; 1.0 = even", "lower"
     ),
     **{f"{phase}_share": Metric(f"Time in {phase}", "ratio", f"share of step time: {phase}", "") for phase in STEP_PHASES},
     "mfu": Metric("MFU", "ratio", "model FLOPs of the tokens served over peak dense FLOPs in busy time", "higher"),
@@ -120,7 +120,7 @@ def _measure(plan: Plan, record: DeploymentRecord, slo: SLO) -> dict[str, float]
         "output_tokens_per_s_per_gpu": num_output / duration_s / plan.num_gpus,
         "slo_attainment": float(met.mean()) if has_slo else np.nan,
         "goodput_per_s": float(met.sum()) / duration_s if has_slo else np.nan,
-        "utilisation": busy_s / plan.replicas / duration_s,
+        "utilisation": min(1.0, busy_s / plan.replicas / duration_s),
         "load_imbalance": record.load_imbalance,
         "mfu": _mfu(plan, requests, busy_s),
         "mbu": record.read_bytes / (plan.accelerator.memory_bytes_per_s * plan.layout.num_ranks * busy_s),

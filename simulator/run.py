@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import platform
+import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -51,12 +53,13 @@ def run_scenario(scenario: Scenario, path: Path, fidelity: Fidelity = "step", ti
     run: dict[str, Any] = {
         "name": scenario.name,
         "seed": scenario.seed,
+        "command": shlex.join(["moesim", *sys.argv[1:]]),
         "fidelity": fidelity,
         "started": started.isoformat(timespec="seconds"),
         "versions": versions(),
         "revision": revision(),
         "workload": {
-            "name": requests if isinstance(requests, str) else "generated",
+            "name": Path(requests).name if isinstance(requests, str) else "generated",
             "provenance": trace.provenance,
             "notes": list(trace.notes),
             **describe(trace),

@@ -119,8 +119,9 @@ def metric(name: str, value: float, currency: str) -> str:
     if unit == "s":
         return seconds(value, keep_zeros=True)
     if unit == "ratio":
-        # A share reads as per cent; a ratio above one (the busiest over the mean) as a factor.
-        return f"{value:.2f}{TIMES}" if value > 1 else f"{number(100 * value, keep_zeros=True)} %"
+        return f"{number(100 * value, keep_zeros=True)} %"
+    if unit == "x":
+        return f"{value:.2f}{TIMES}"
     return f"{number(value, keep_zeros=bool(unit))} {currency if unit == 'currency' else ''}".rstrip()
 
 
@@ -131,7 +132,7 @@ def heading_unit(name: str) -> str:
     ('request/s', '')
     """
     unit = METRICS[name].unit
-    return "" if unit in ("s", "ratio", "currency") else unit
+    return "" if unit in ("s", "ratio", "x", "currency") else unit
 
 
 def winners(name: str, values: Iterable[float]) -> set[int]:

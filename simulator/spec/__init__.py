@@ -1,1 +1,1 @@
-"""spec."""
+"""Inert descriptions: models, accelerators, clusters, workloads, deployments. Validated when made, they do nothing."""

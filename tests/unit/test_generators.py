@@ -175,7 +175,7 @@ def test_lengths_stay_between_their_limits():
         ({"p50": 10, "p90": 20, "sigma": 1}, "give either p90 or sigma"),
         ({"p50": 10, "p90": 10}, r"p90 \(10.0\) must be above p50"),
         ({"p50": 10, "sigma": 1, "min": 9, "max": 8}, r"max \(8\) must be at least min"),
-        ({"p50": -10, "sigma": 1}, "greater than 0, got -10"),
+        ({"p50": -10, "sigma": 1}, "above 0, got -10"),
     ],
 )
 def test_wrong_log_normal_tables_are_refused(table, message):
@@ -190,7 +190,7 @@ def test_wrong_log_normal_tables_are_refused(table, message):
         ([0.1, 1], [1, 2], "must begin with 0 and end with 1"),
         ([0, 0.5, 0.5, 1], [1, 2, 3, 4], "probabilities must rise"),
         ([0, 0.5, 1], [1, 3, 2], "lengths must not fall"),
-        ([0, 2], [1, 3], "less than or equal to 1"),
+        ([0, 2], [1, 3], "at most 1"),
     ],
 )
 def test_wrong_quantile_tables_are_refused(probabilities, values, message):
@@ -323,17 +323,17 @@ def test_a_users_own_generator_file_is_read_from_a_path(tmp_path):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"requests": "azure-cnv"}, "unknown request 'azure-cnv'; did you mean 'azure-conv'?"),
+        ({"requests": "azure-cnv"}, "unknown workload 'azure-cnv'; did you mean 'azure-conv'?"),
         ({"requests": "missing.csv"}, "missing.csv: no such file"),
         ({"requests": {"arrivals": POISSON}}, "missing key 'lengths'"),
         ({"requests": {"arrivals": POISSON, "lengths": FIXED, "number": 3}}, "unknown key 'number'"),
         ({"requests": {"arrivals": {"kind": "poison"}, "lengths": FIXED, "num_requests": 1}}, "did you mean 'poisson'?"),
-        ({"requests": "azure-conv", "rate_scale": 0.0}, "rate_scale must be greater than 0"),
-        ({"requests": "azure-conv", "num_requests": 0}, "num_requests must be greater than or equal to 1"),
+        ({"requests": "azure-conv", "rate_scale": 0.0}, "rate_scale must be above 0"),
+        ({"requests": "azure-conv", "num_requests": 0}, "num_requests must be at least 1"),
         ({"requests": "azure-conv", "num_requests": 10.5}, "num_requests must be a whole number"),
         ({"requests": "azure-conv", "duration_s": "60"}, "duration_s must be a number"),
         ({"requests": "azure-conv", "slo": {"ttft": 2}}, "unknown key 'ttft'; did you mean 'ttft_s'?"),
-        ({"requests": "azure-conv", "slo": {"tpot_s": -1}}, "tpot_s must be greater than 0"),
+        ({"requests": "azure-conv", "slo": {"tpot_s": -1}}, "tpot_s must be above 0"),
     ],
 )
 def test_wrong_workloads_are_refused_in_one_line(table, message, tmp_path):
