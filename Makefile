@@ -23,9 +23,12 @@ check: .venv/tested
 golden: .venv/tested
 	MOESIM_UPDATE_GOLDEN=1 $(PYTEST) tests/golden
 
-# The committed example reports.
+# The committed example reports: the page, its numbers, and the resolved scenario.
 report: .venv/installed
-	for name in mixtral_vs_llama2 deepseek_v3_vs_llama_405b gpt_oss_vs_qwen3_32b; do $(BIN)/moesim run $$name --out reports/$$name || exit 1; done
+	for name in mixtral_vs_llama2 deepseek_v3_vs_llama_405b gpt_oss_vs_qwen3_32b; do \
+	  $(BIN)/moesim run $$name --out reports/out/$$name && mkdir -p reports/$$name && \
+	  cp reports/out/$$name/report.html reports/out/$$name/summary.csv reports/out/$$name/run.json reports/$$name/ || exit 1; \
+	done
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("moesim needs Python 3.11 or newer, found " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 from simulator.data import available_files
@@ -61,7 +62,7 @@ def _files(folder: str) -> dict[str, str]:
 def _headline(path: Path) -> str:
     table = read_toml(path)
     title = str(table.get("title") or table.get("name") or path.stem)
-    return f"{title} (rumour)" if table.get("is_rumour") else title
+    return f"{title} (rumour)" if table.get("is_rumour") and "rumour" not in title.lower() else title
 
 
 def _clusters() -> dict[str, str]:
@@ -71,18 +72,35 @@ def _clusters() -> dict[str, str]:
     found = {}
     for stem, path in files.items():
         sizes = [
-            name.removeprefix(f"{stem}-")
+            int(name.removeprefix(f"{stem}-"))
             for name in names
-            if name.startswith(f"{stem}-") and name.removeprefix(f"{stem}-").isdigit()
+            if name.startswith(f"{stem}-") and name.removeprefix(f"{stem}-").isdecimal()
         ]
-        exact = stem in names
-        found[stem if exact else f"{stem}-N"] = _headline(path) + ("" if exact else f"; N = {', '.join(sizes)}")
+        if stem in names:
+            found[stem] = _headline(path)
+        if sizes:
+            found[f"{stem}-N"] = f"{_headline(path)}; N = {_sizes_text(sizes)}"
     return found
+
+
+def _sizes_text(sizes: list[int]) -> str:
+    """Sizes in words, a long even tail shortened.
+
+    >>> _sizes_text([1, 2, 4, 8, 16, 24, 32, 40])
+    '1, 2, 4, 8, 16, ..., 40'
+    """
+    first = len(sizes) - 1
+    while first > 0 and len({after - before for before, after in pairwise(sizes[first - 1 :])}) == 1:
+        first -= 1
+    shown = [str(size) for size in sizes]
+    if len(sizes) - first > 3:
+        shown = [*shown[: first + 2], "...", shown[-1]]
+    return ", ".join(shown)
 
 
 def _policies(package: str) -> dict[str, str]:
     found = {}
     for kind in available(package):
         module = importlib.import_module(f"simulator.{package}.{kind}")
-        found[kind] = (module.__doc__ or "").strip().splitlines()[0]
+        found[kind] = " ".join((module.__doc__ or "").split("\n\n")[0].split())
     return found

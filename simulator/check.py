@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
+from simulator.data import available_files
 from simulator.errors import UserError, did_you_mean
 from simulator.fit import check_requests
 from simulator.plan import make_plan
+from simulator.plugins import build
 from simulator.scenario import Scenario, load_scenario
-from simulator.spec.accelerator import AcceleratorSpec
+from simulator.spec import cluster as clusters
+from simulator.spec.accelerator import AcceleratorSpec, load_accelerator
 from simulator.spec.base import validate
-from simulator.spec.calibration import Calibration
+from simulator.spec.calibration import Calibration, load_calibration
 from simulator.spec.cluster import ClusterSpec
 from simulator.spec.loading import read_json, read_toml
 from simulator.spec.model import ModelSpec, load_model
+from simulator.spec.workload import NamedWorkloadSpec, WorkloadSpec
 from simulator.workload import load_requests
 
 _KINDS: dict[str, type[BaseModel]] = {
     "scenario": Scenario,
+    "workload": NamedWorkloadSpec,
     "model": ModelSpec,
     "accelerator": AcceleratorSpec,
     "cluster": ClusterSpec,
@@ -28,54 +34,110 @@ _KINDS: dict[str, type[BaseModel]] = {
 }
 _TELLING_KEYS = {
     "deployments": "scenario",
+    "workload": "scenario",
+    "lengths": "workload",
     "mixers": "model",
     "memory_bytes_per_s": "accelerator",
     "gemm": "calibration",
     "topology": "cluster",
+    "based_on": "cluster",
 }
+"""The first of these keys that a file holds tells its kind."""
 
 
-def check_file(file: Path, overrides: list[str]) -> str:
-    """Check a file of any kind, told by its keys; the answer is a line for the user.
+class Checked(NamedTuple):
+    """A file that is right."""
+
+    file: str
+    kind: str
+    details: str
+    """What there is to say about it, to be put behind the kind."""
+
+
+def check_file(name: str, overrides: list[str]) -> Checked:
+    """Check a file of any kind, told by its keys.
+
+    Args:
+        name: a path, or the name of a shipped scenario.
+        overrides: as for :func:`simulator.scenario.load_scenario`; for scenarios only.
 
     Raises:
         UserError: with what is wrong.
     """
-    if file.suffix == ".json":
-        read_json(file)
-        return _model_line(file)
-    table = read_toml(file)
-    kind = next((kind for key, kind in _TELLING_KEYS.items() if key in table), None)
-    if kind is None:
-        raise UserError(f"{file}: is none of the files that moesim knows ({', '.join(_KINDS)}): it has none of their keys")
-    if kind == "model":
-        return _model_line(file)
-    if kind == "scenario":
-        return _check_scenario(file, overrides)
-    defaults: dict[str, Any] = {"name": file.stem}
-    if kind == "cluster":
-        defaults["num_gpus"] = (table.get("sizes") or [table.get("gpus_per_node", 1)])[0]
-    validate(_KINDS[kind], {**defaults, **table} if kind != "calibration" else table, str(file))
-    return f"{file}: a valid {kind}"
+    path = Path(name)
+    if not path.is_file() and name in available_files("workloads"):
+        path = available_files("workloads")[name]
+    if path.suffix == ".json":
+        read_json(path)
+        kind = "model"
+    else:
+        table = read_toml(path)
+        kind = next((kind for key, kind in _TELLING_KEYS.items() if key in table), "")
+    if not kind:
+        keys = ", ".join(f"{kind}: {key}" for key, kind in _TELLING_KEYS.items())
+        raise UserError(f"{path}: is no file that moesim knows; a key would tell its kind ({keys})")
+    if overrides and kind != "scenario":
+        raise UserError(f"--set {overrides[0]}: overrides a scenario's keys, but {path} is a {kind}")
+    details = _CHECKS[kind](path, overrides)
+    return Checked(str(path), kind, details)
 
 
-def _model_line(file: Path) -> str:
-    model = load_model(str(file), str(file))
-    total, active = model.num_parameters, model.num_active_parameters
-    return f"{file}: a valid model, {total / 1e9:,.2f} B parameters, {active / 1e9:,.2f} B active, {model.num_layers} layers"
-
-
-def _check_scenario(file: Path, overrides: list[str]) -> str:
-    scenario, path = load_scenario(str(file), overrides)
+def _check_scenario(path: Path, overrides: list[str]) -> str:
+    scenario, _ = load_scenario(str(path), overrides)
     folder = path.resolve().parent
     plans = [make_plan(deployment, scenario.seed, str(path), folder) for deployment in scenario.deployments]
     trace = load_requests(scenario.workload, folder, scenario.seed, f"{path} [workload]")
     for plan in plans:
-        check_requests(plan.capacity, int((trace.num_input + trace.num_output).max()), f"deployment '{plan.name}'")
+        check_requests(plan.capacity, int((trace.num_input + trace.num_output).max()), f"{path} [deployments '{plan.name}']")
     fits = "; ".join(
         f"{p.name}: {p.num_gpus} GPUs, KV cache of {p.capacity.tokens * p.layout.attention_dp:,} tokens a replica" for p in plans
     )
-    return f"{file}: a valid scenario, {trace.num_requests:,} requests; {fits}"
+    return f", {trace.num_requests:,} requests; {fits}"
+
+
+def _check_workload(path: Path, _: list[str]) -> str:
+    trace = load_requests(WorkloadSpec(requests=str(path.resolve())), Path.cwd(), 0, str(path))
+    return f", {trace.num_requests:,} requests, {trace.num_input.mean():,.0f} tokens in and {trace.num_output.mean():,.0f} out on average"
+
+
+def _check_model(path: Path, _: list[str]) -> str:
+    model = load_model(str(path), str(path))
+    if model.routing is not None and model.moe is not None:
+        build("routing", model.routing, f"{path} [routing]")
+    total, active = model.num_parameters, model.num_active_parameters
+    return f", {total / 1e9:,.2f} B parameters, {active / 1e9:,.2f} B active, {model.num_layers} layers"
+
+
+def _check_accelerator(path: Path, _: list[str]) -> str:
+    found = validate(AcceleratorSpec, {"name": path.stem, **read_toml(path)}, str(path))
+    load_calibration(found.calibration, str(path))
+    return f", {found.title}"
+
+
+def _check_calibration(path: Path, _: list[str]) -> str:
+    return f", {validate(Calibration, read_toml(path), str(path)).title}"
+
+
+def _check_cluster(path: Path, _: list[str]) -> str:
+    table = clusters._read(path.stem, {**available_files("cluster_configs"), path.stem: path})
+    table.setdefault("num_gpus", clusters._default_num_gpus(table))
+    found = validate(ClusterSpec, {**table, "name": path.stem}, str(path))
+    load_accelerator(found.accelerator, str(path))
+    sizes = found.sizes or (found.num_gpus,)
+    topology = build("topology", found.topology, f"{path} [topology]")
+    for num_gpus in {min(sizes), max(sizes)}:
+        topology.wire(found.model_copy(update={"num_gpus": num_gpus}), num_gpus)
+    return f", {found.title}; {', '.join(map(str, sizes))} GPUs"
+
+
+_CHECKS: dict[str, Callable[[Path, list[str]], str]] = {
+    "scenario": _check_scenario,
+    "workload": _check_workload,
+    "model": _check_model,
+    "accelerator": _check_accelerator,
+    "calibration": _check_calibration,
+    "cluster": _check_cluster,
+}
 
 
 def schema_of(kind: str) -> dict[str, Any]:
@@ -86,4 +148,4 @@ def schema_of(kind: str) -> dict[str, Any]:
     """
     if kind not in _KINDS:
         raise UserError(f"schema: unknown kind '{kind}'; {did_you_mean(kind, _KINDS)}")
-    return _KINDS[kind].model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_KINDS[kind].model_json_schema()}

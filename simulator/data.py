@@ -10,6 +10,8 @@ from pathlib import Path
 
 from simulator.errors import UserError, did_you_mean
 
+_NOUNS = {"workloads": "scenario", "workloads/requests": "workload"}
+"""What a file is called where its folder does not say so."""
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -46,6 +48,6 @@ def find_file(family: str, name: str, where: str) -> Path:
     """
     files = available_files(family)
     if name not in files:
-        noun = family.rsplit("/", 1)[-1].removesuffix("s")
+        noun = _NOUNS.get(family, family.rsplit("/", 1)[-1].removesuffix("s"))
         raise UserError(f"{where}: unknown {noun} '{name}'; {did_you_mean(name, files)}")
     return files[name]

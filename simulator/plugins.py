@@ -7,9 +7,11 @@ loads a user's own module.
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Mapping
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 from simulator.errors import UserError, did_you_mean
@@ -27,13 +29,11 @@ def policy_class(family: str, kind: str, where: str) -> type[Frozen]:
     """The one public :class:`Frozen` that the file of ``kind`` defines.
 
     Raises:
-        UserError: if there is no such kind, or a user's module cannot be imported or defines none or several.
+        UserError: if there is no such kind, or a user's module cannot be imported, defines none or several, or its class lacks
+            what the family's protocol asks for.
     """
     if "." in kind:
-        try:
-            module = importlib.import_module(kind)
-        except ImportError as error:
-            raise UserError(f"{where}: cannot import {family} kind '{kind}': {error}") from error
+        module = _user_module(family, kind, where)
     elif kind in available(family):
         module = importlib.import_module(f"simulator.{family}.{kind}")
     else:
@@ -47,8 +47,55 @@ def policy_class(family: str, kind: str, where: str) -> type[Frozen]:
         and not name.startswith("_")
     ]
     if len(classes) != 1:
-        raise UserError(f"{where}: {family} kind '{kind}' must define exactly one policy class, found {len(classes)}")
+        found = f"found {', '.join(cls.__name__ for cls in classes) or 'none'}"
+        raise UserError(
+            f"{where}: {family} kind '{kind}' ({module.__file__}) must define exactly one public class derived from "
+            f"simulator.spec.base.Frozen, {found}"
+        )
+    lacking = _lacking(classes[0], _protocol(family))
+    if lacking:
+        raise UserError(f"{where}: {family} kind '{kind}' ({module.__file__}): {classes[0].__name__} {lacking}")
     return classes[0]
+
+
+def _user_module(family: str, kind: str, where: str) -> ModuleType:
+    try:
+        return importlib.import_module(kind)
+    except Exception as error:  # whatever is wrong with it is the user's to mend
+        raise UserError(f"{where}: cannot import {family} kind '{kind}': {type(error).__name__}: {error}") from error
+
+
+@cache
+def _protocol(family: str) -> type:
+    """What the files of a family keep: the one protocol in its package, or the one called ``...Policy`` where there are several."""
+    package = importlib.import_module(f"simulator.{family}")
+    protocols = [
+        member
+        for member in vars(package).values()
+        if isinstance(member, type) and getattr(member, "_is_protocol", False) and member.__module__ == package.__name__
+    ]
+    return protocols[0] if len(protocols) == 1 else next(cls for cls in protocols if cls.__name__.endswith("Policy"))
+
+
+def _lacking(cls: type[Frozen], protocol: type) -> str:
+    """What ``cls`` lacks of ``protocol``, in words; empty where it lacks nothing."""
+    for name in dict.fromkeys((*vars(protocol), *inspect.get_annotations(protocol))):
+        if name.startswith("_"):
+            continue
+        wanted, found = getattr(protocol, name, None), getattr(cls, name, None)
+        if not inspect.isfunction(wanted):
+            if not hasattr(cls, name) and name not in cls.model_fields:
+                return f"must have an attribute '{name}'"
+            continue
+        arguments = list(inspect.signature(wanted).parameters)
+        call = f"{name}({', '.join(arguments[1:])})"
+        if not callable(found):
+            return f"must have a method {call}"
+        try:
+            inspect.signature(found).bind(*arguments)
+        except TypeError:
+            return f"must have a method {call}; its own is {name}{inspect.signature(found)}"
+    return ""
 
 
 def build(family: str, table: Mapping[str, Any], where: str) -> Any:

@@ -16,6 +16,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from simulator.errors import UserError
 from simulator.records import DeploymentRecord
 
 TABLES = ("requests", "steps", "ranks", "experts", "traffic", "spans")
+_FILES = {"run.json", "summary.csv", "timeline.json", "report.html", *(f"{name}.parquet" for name in TABLES)}
+_PARTIAL = ".moesim-partial-"
+_NEW = "new"
 
 
 @dataclass(frozen=True)
@@ -62,49 +66,87 @@ def write(results: Results, folder: Path, render: Callable[[Results], str]) -> N
         render: makes the report's HTML.
 
     Raises:
-        UserError: if ``folder`` exists and is not a results folder, or cannot be written.
+        UserError: if ``folder`` exists and is not a results folder, or cannot be written; nothing is left behind then.
     """
     check_writable(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".moesim-partial-", dir=folder.parent))
+    page = render(results)
+    target = folder.resolve()
+    made = [parent for parent in target.parents if not parent.exists()]
+    partial: Path | None = None
     try:
-        partial.chmod(0o755)
-        (partial / "run.json").write_text(json.dumps(results.run, indent=1, allow_nan=False) + "\n")
-        results.summary.to_csv(partial / "summary.csv", index=False)
-        for name in TABLES:
-            getattr(results, name).to_parquet(partial / f"{name}.parquet", index=False)
-        (partial / "timeline.json").write_text(json.dumps(chrome_trace(results.spans)))
-        (partial / "report.html").write_text(render(results))
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(partial, folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=target.parent))
+        _fill(partial / _NEW, results, page)
+        if target.exists():
+            os.replace(target, partial / "old")
+        os.replace(partial / _NEW, target)
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be written: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial is not None:
+            if not target.exists() and (partial / "old").exists():
+                os.replace(partial / "old", target)
+            shutil.rmtree(partial, ignore_errors=True)
+        if not target.exists():
+            for parent in made:
+                with suppress(OSError):
+                    parent.rmdir()
+
+
+def _fill(folder: Path, results: Results, page: str) -> None:
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps(results.run, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    results.summary.to_csv(folder / "summary.csv", index=False)
+    for name in TABLES:
+        getattr(results, name).to_parquet(folder / f"{name}.parquet", index=False)
+    (folder / "timeline.json").write_text(json.dumps(chrome_trace(results.spans)), encoding="utf-8")
+    (folder / "report.html").write_text(page, encoding="utf-8")
 
 
 def merge(runs: list[tuple[Path, Results]]) -> Results:
     """Several runs as one, for one report. Deployments of one name are told apart by their folder's.
 
+    The verdict is left out, being about one run's deployments only.
+
     Raises:
-        UserError: if the runs served different requests, which no comparison survives.
+        UserError: if a folder is named twice, or the runs served different requests or made other promises, which no comparison
+            survives.
     """
-    first = runs[0][1]
-    if len(runs) == 1:
+    (first_folder, first), *others = runs
+    if not others:
         return first
-    names = [name for _, results in runs for name in results.deployments]
-    renamed: list[Results] = []
-    for folder, results in runs:
+    folders = [folder.resolve() for folder, _ in runs]
+    for number, (folder, results) in enumerate(runs):
+        if folders[number] in folders[:number]:
+            raise UserError(f"{folder}: is named twice")
         if results.run["workload"] != first.run["workload"]:
             raise UserError(
-                f"{folder}: served other requests than {runs[0][0]}; only runs of one workload and seed can be compared"
+                f"{folder}: served other requests than {first_folder}; only runs of one workload and seed can be compared"
             )
-        new_name = {name: f"{name} ({folder.name})" if names.count(name) > 1 else name for name in results.deployments}
+        if results.run["slo"] != first.run["slo"]:
+            raise UserError(f"{folder}: had other latency targets than {first_folder}; run it again with the same [workload.slo]")
+    names = [name for _, results in runs for name in results.deployments]
+    labels = _labels(folders)
+    renamed: list[Results] = []
+    for label, (_, results) in zip(labels, runs, strict=True):
+        new_name = {name: f"{name} ({label})" if names.count(name) > 1 else name for name in results.deployments}
         tables = {table: _rename(getattr(results, table), new_name) for table in ("summary", *TABLES)}
         facts = {new_name[name]: entry for name, entry in results.run["deployments"].items()}
         renamed.append(Results(run={**results.run, "deployments": facts}, **tables))
-    run = {**first.run, "deployments": {name: entry for r in renamed for name, entry in r.run["deployments"].items()}}
+    run = {key: value for key, value in first.run.items() if key != "verdict"}
+    run["name"] = " and ".join(dict.fromkeys(str(results.run["name"]) for _, results in runs))
+    run["deployments"] = {name: entry for r in renamed for name, entry in r.run["deployments"].items()}
     together = {table: pd.concat([getattr(r, table) for r in renamed], ignore_index=True) for table in ("summary", *TABLES)}
     return Results(run=run, **together)
+
+
+def _labels(folders: list[Path]) -> list[str]:
+    """The shortest ends of the folders' paths that differ."""
+    for depth in range(1, max(len(folder.parts) for folder in folders)):
+        labels = ["/".join(folder.parts[-depth:]) for folder in folders]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [str(folder) for folder in folders]
 
 
 def _rename(table: pd.DataFrame, new_name: dict[str, str]) -> pd.DataFrame:
@@ -112,16 +154,23 @@ def _rename(table: pd.DataFrame, new_name: dict[str, str]) -> pd.DataFrame:
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse a folder that holds something other than a run, before any work is done.
+    """Refuse a folder that cannot be written, or holds something other than a run, before any work is done.
 
     Raises:
         UserError: with what stands in the way.
     """
-    if folder.exists() and not (folder / "run.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--out {folder}: exists and is not a results folder; name another, or remove it")
-    ancestor = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
-        raise UserError(f"--out {folder}: cannot be written")
+    if folder.exists():
+        if not folder.is_dir():
+            raise UserError(f"--out {folder}: is a file; name a folder that is empty, absent or an earlier run's")
+        foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in _FILES)
+        if foreign or (any(folder.iterdir()) and not (folder / "run.json").is_file()):
+            holds = f"holds '{foreign[0]}', which is no part of a run" if foreign else "is not a whole results folder"
+            raise UserError(f"--out {folder}: {holds}; name another folder, or remove what is in it")
+    ancestor = next(p for p in (folder.absolute().parent, *folder.absolute().parents) if p.exists())
+    if not ancestor.is_dir():
+        raise UserError(f"--out {folder}: cannot be written: {ancestor} is a file, not a folder")
+    if not os.access(ancestor, os.W_OK | os.X_OK):
+        raise UserError(f"--out {folder}: cannot be written: no permission to write in {ancestor}")
 
 
 def read(folder: Path) -> Results:
@@ -135,9 +184,11 @@ def read(folder: Path) -> Results:
     try:
         tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES}
         summary = pd.read_csv(folder / "summary.csv")
-        run = json.loads((folder / "run.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: is not a whole results folder: {error}") from error
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        if list(run["deployments"]) != list(summary["deployment"]):
+            raise ValueError("run.json and summary.csv name other deployments")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}: is not a whole results folder: {' '.join(str(error).split())}") from error
     return Results(run=run, summary=summary, **tables)
 
 

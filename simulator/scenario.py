@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from simulator.data import available_files, find_file
-from simulator.errors import UserError
+from simulator.errors import UserError, did_you_mean
 from simulator.spec.base import Count, Frozen, validate
 from simulator.spec.deployment import DeploymentSpec
 from simulator.spec.loading import read_toml
@@ -45,22 +45,25 @@ def load_scenario(name: str, overrides: list[str], seed: int | None = None) -> t
         UserError: if the file is missing or wrong, or an override names no place.
     """
     path = Path(name)
-    if path.suffix != ".toml" and not path.exists():
-        if name not in available_files("workloads"):
+    if path.suffix != ".toml" and not path.is_file():
+        if name in available_files("workloads"):
+            path = find_file("workloads", name, name)
+        elif not path.exists():
             raise UserError(_unknown(name))
-        path = find_file("workloads", name, "moesim run")
+    if path.suffix == ".json":
+        raise UserError(f"{path}: a scenario is a TOML file; a model's config.json is named by a scenario's model key")
     table = read_toml(path)
     table.setdefault("name", path.stem)
     for override in overrides:
         _override(table, override)
     if seed is not None:
         table["seed"] = seed
-    return validate(Scenario, table, str(path)), path
+    changed = " with --set " + " --set ".join(overrides) if overrides else ""
+    return validate(Scenario, table, f"{path}{changed}"), path
 
 
 def _unknown(name: str) -> str:
-    shipped = ", ".join(sorted(available_files("workloads")))
-    return f"{name}: no such file, and no shipped scenario of that name; shipped: {shipped}"
+    return f"{name}: no such file, and no shipped scenario of that name; {did_you_mean(name, available_files('workloads'))}"
 
 
 def _override(table: dict[str, Any], override: str) -> None:
@@ -68,28 +71,35 @@ def _override(table: dict[str, Any], override: str) -> None:
     keys = path.strip().split(".")
     if not equals or not all(keys):
         raise UserError(f"--set {override}: must be path=value, such as workload.num_requests=1000")
-    _put(table, keys, _value(text.strip()), override)
+    if not text.strip():
+        raise UserError(f'--set {override}: has no value behind the =; an empty text is ""')
+    _put(table, [key.strip() for key in keys], _value(text.strip(), override), override)
 
 
-def _value(text: str) -> Any:
+def _value(text: str, override: str) -> Any:
+    """A TOML value; what is none is a text without quotes, unless it looks like a list, a table or a quoted text."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        found = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError as error:
+        if text[0] in "[{\"'":
+            raise UserError(f"--set {override}: {text} is not a TOML value: {error}") from None
         return text
+    return found["value"] if len(found) == 1 else text
 
 
 def _put(node: Any, keys: list[str], value: Any, override: str) -> None:
     key, rest = keys[0], keys[1:]
     if isinstance(node, list):
-        if key != "*" and not (key.isdigit() and int(key) < len(node)):
-            raise UserError(f"--set {override}: '{key}' must be * or a number below {len(node)}")
+        if key != "*" and not (key.isdecimal() and int(key) < len(node)):
+            numbers = "0" if len(node) < 2 else f"a number from 0 to {len(node) - 1}"
+            raise UserError(f"--set {override}: '{key}' must be {numbers}, or * for every entry")
         for entry in range(len(node)) if key == "*" else [int(key)]:
             if rest:
                 _put(node[entry], rest, value, override)
             else:
                 node[entry] = value
     elif not isinstance(node, dict):
-        raise UserError(f"--set {override}: '{key}' lies inside a value that is not a table")
+        raise UserError(f"--set {override}: '{key}' lies inside a value that is not a table; shorten the path")
     elif rest:
         _put(node.setdefault(key, {}), rest, value, override)
     else:

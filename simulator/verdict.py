@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,10 @@ _ATTAINMENT_STEP = 0.005
 """Shares of requests in time that differ by less than half a percentage point count as equal."""
 _LATENCY_STEP = 1.02
 """Latencies within 2 % count as equal: closer than the fidelities agree among themselves."""
+_QUEUE = 0.5
+"""Requests waiting on average from which a queue is worth a word."""
+_LATE = 1.02
+"""A run that lasts longer than its arrivals by this factor (and a mean request) has fallen behind."""
 _PHASE_WORDS = {
     "attention": "attention",
     "dense": "dense blocks",
@@ -27,21 +32,36 @@ _PHASE_WORDS = {
 
 
 def verdict(results: Results) -> dict[str, Any]:
-    """``{"headline", "reasons", "winner"}`` from a run's summary and steps; the winner is ``None`` for a tie or a single deployment."""
+    """``{"headline", "reasons", "winner"}`` of a run; the winner is ``None`` for a tie, a trade-off or a single deployment."""
     rows = {str(row["deployment"]): row for _, row in results.summary.iterrows()}
+    short = short_names(results)
+    insides = [_inside(results, name, rows[name], short[name]) for name in rows]
+    queues = [text for name in rows if (text := _queue(results, name, rows[name], short[name]))]
     if len(rows) == 1:
-        name, row = next(iter(rows.items()))
-        return {"headline": f"{name} serves the traffic with {_numbers(row)}.", "reasons": _inside(results, rows), "winner": None}
+        ((name, row),) = rows.items()
+        headline = f"{short[name]} serves this traffic with {_numbers(row)}."
+        return {"headline": headline, "reasons": [*queues, *insides, *_notes(results, short)], "winner": None}
     ranked = sorted(rows, key=lambda name: _order(rows[name]))
-    best, second = ranked[0], ranked[1]
-    headline, winner = _compare(best, rows[best], second, rows[second])
+    best, second = ranked[:2]
+    headline, winner = _compare(best, rows[best], second, rows[second], short)
     if len(ranked) > 2:
-        headline += f" Behind them: {', '.join(ranked[2:])}."
-    return {
-        "headline": headline,
-        "reasons": [*_costs(best, rows[best], second, rows[second]), *_inside(results, rows)],
-        "winner": winner,
-    }
+        headline += f" Behind them: {', '.join(short[name] for name in ranked[2:])}."
+    if not queues:
+        queues = ["No queue builds up: hardly a request waits for a place in any deployment."]
+    why = _why(results, best, second, short)
+    return {"headline": headline, "reasons": [*why, *queues, *insides, *_notes(results, short)], "winner": winner}
+
+
+def with_verdict(results: Results) -> Results:
+    """The results with their verdict made again, for runs put together."""
+    return replace(results, run={**results.run, "verdict": verdict(results)})
+
+
+def short_names(results: Results) -> dict[str, str]:
+    """For each deployment its name, or what stands before its first comma where that tells the deployments apart."""
+    names = results.deployments
+    heads = [name.split(",")[0] for name in names]
+    return {name: head if heads.count(head) == 1 else name for name, head in zip(names, heads, strict=True)}
 
 
 def _order(row: pd.Series) -> tuple[float, float]:
@@ -51,31 +71,40 @@ def _order(row: pd.Series) -> tuple[float, float]:
     return -attainment, float(np.exp(np.mean(np.log(medians)))) if medians else 0.0
 
 
-def _compare(best: str, first: pd.Series, other: str, second: pd.Series) -> tuple[str, str | None]:
+def _compare(best: str, first: pd.Series, other: str, second: pd.Series, short: dict[str, str]) -> tuple[str, str | None]:
+    winner, loser = short[best], short[other]
     attained, missed = float(first["slo_attainment"]), float(second["slo_attainment"])
-    if not np.isnan(attained) and attained - missed >= _ATTAINMENT_STEP:
-        latency = f"TTFT p50 {_pair(first, second, 'ttft_p50_s')}, TPOT p50 {_pair(first, second, 'tpot_p50_s')}"
-        return (
-            f"{best} serves this traffic better: {attained:.1%} of requests meet the targets against {missed:.1%} of {other} ({latency}).",
-            best,
+    has_targets = not np.isnan(attained)
+    if has_targets and attained - missed >= _ATTAINMENT_STEP:
+        numbers = f"TTFT p50 {_pair(first, second, 'ttft_p50_s')}, TPOT p50 {_pair(first, second, 'tpot_p50_s')}"
+        shares = f"{_share(attained)} of requests meet the targets, against {_share(missed)} with {loser}"
+        return f"{winner} serves this traffic better: {shares} ({numbers}).", best
+    both = ""
+    if has_targets:
+        lowest = min(attained, missed)
+        both = (
+            f" Both meet the targets for {_share(lowest)} of requests."
+            if lowest >= _ATTAINMENT_STEP
+            else " Neither meets the targets."
         )
-    ttft = float(second["ttft_p50_s"]) / float(first["ttft_p50_s"])
-    tpot = float(second["tpot_p50_s"]) / float(first["tpot_p50_s"])
-    tpot = 1.0 if np.isnan(tpot) else tpot
-    both = "" if np.isnan(attained) else f" Both meet the targets for {min(attained, missed):.1%} of requests or more."
+    ttft, tpot = (_ratio(second, first, key) for key in ("ttft_p50_s", "tpot_p50_s"))
     numbers = f"TPOT p50 {_pair(first, second, 'tpot_p50_s')}, TTFT p50 {_pair(first, second, 'ttft_p50_s')}"
     if max(ttft, tpot) < _LATENCY_STEP:
-        return f"{best} and {other} serve this traffic equally well ({numbers}).{both}", None
+        return f"{winner} and {loser} serve this traffic equally well ({numbers}).{both}", None
     if min(ttft, tpot) < 1 / _LATENCY_STEP:
-        sooner, faster = (best, other) if ttft > tpot else (other, best)
+        sooner, faster = (winner, loser) if ttft > tpot else (loser, winner)
         return (
-            f"It is a trade-off: {sooner} gives the first token sooner, {faster} the rest faster ({best} against {other}: {numbers}).{both}",
+            f"It is a trade-off: {sooner} gives the first token sooner, {faster} the following ones faster "
+            f"({winner} against {loser}: {numbers}).{both}",
             None,
         )
-    return (
-        f"{best} serves this traffic better: {max(ttft, tpot):.2f}x lower {'TPOT' if tpot >= ttft else 'TTFT'} than {other} ({numbers}).{both}",
-        best,
-    )
+    factor, what = (tpot, "time per output token") if tpot >= ttft else (ttft, "time to first token")
+    return f"{winner} serves this traffic better than {loser}: {factor:.2f} times less {what} ({numbers}).{both}", best
+
+
+def _ratio(second: pd.Series, first: pd.Series, key: str) -> float:
+    ratio = float(second[key]) / float(first[key])
+    return 1.0 if np.isnan(ratio) else ratio
 
 
 def _pair(first: pd.Series, second: pd.Series, key: str) -> str:
@@ -83,59 +112,108 @@ def _pair(first: pd.Series, second: pd.Series, key: str) -> str:
 
 
 def _numbers(row: pd.Series) -> str:
+    targets = "" if np.isnan(row["slo_attainment"]) else f"; {_share(float(row['slo_attainment']))} of requests meet the targets"
     return (
         f"TTFT p50 {seconds_text(float(row['ttft_p50_s']))}, TPOT p50 {seconds_text(float(row['tpot_p50_s']))} and "
-        f"{float(row['output_tokens_per_s']):,.0f} output tokens/s on {int(row['num_gpus'])} GPUs"
+        f"{float(row['output_tokens_per_s']):,.0f} output tokens/s on {_count(int(row['num_gpus']), 'GPU')}{targets}"
     )
 
 
-def _costs(best: str, first: pd.Series, other: str, second: pd.Series) -> list[str]:
-    reasons = []
-    if first["num_gpus"] != second["num_gpus"]:
-        reasons.append(f"Not the same hardware: {best} has {int(first['num_gpus'])} GPUs, {other} has {int(second['num_gpus'])}.")
-    reasons.append(
-        f"Room to grow: a replica of {best} is busy {float(first['utilisation']):.0%} of the time, one of {other} {float(second['utilisation']):.0%}; "
-        "the lower, the more traffic fits before queues build up."
-        if max(first["utilisation"], second["utilisation"]) < 0.995
-        else f"At least one is saturated: a replica of {best} is busy {float(first['utilisation']):.0%} of the time, one of {other} "
-        f"{float(second['utilisation']):.0%}; output {float(first['output_tokens_per_s']):,.0f} against {float(second['output_tokens_per_s']):,.0f} tokens/s."
+def _decodes(results: Results, name: str) -> pd.DataFrame:
+    steps = results.steps[results.steps["deployment"] == name]
+    return steps[(steps["prefill_tokens"] == 0) & (steps["decode_tokens"] > 0)]
+
+
+def _why(results: Results, best: str, second: str, short: dict[str, str]) -> list[str]:
+    """What makes one's decode step shorter than the other's: the two phases that differ most, against and for it."""
+    steps = {name: _decodes(results, name) for name in (best, second)}
+    if any(frame.empty for frame in steps.values()):
+        return []
+    mean_s = {name: float(frame["duration_s"].mean()) for name, frame in steps.items()}
+    quick, slow = sorted(mean_s, key=lambda name: mean_s[name])
+    spent = {name: {phase: float(frame[f"{phase}_s"].mean()) for phase in STEP_PHASES} for name, frame in steps.items()}
+    saved = sorted(((spent[slow][phase] - spent[quick][phase], phase) for phase in STEP_PHASES), reverse=True)
+    gained = [(seconds, phase) for seconds, phase in saved if seconds > 0.05 * mean_s[slow]][:2]
+    lost = [(-seconds, phase) for seconds, phase in reversed(saved) if -seconds > 0.05 * mean_s[slow]][:2]
+    if not gained:
+        return [f"A decode step takes about as long with both: {seconds_text(mean_s[quick])} and {seconds_text(mean_s[slow])}."]
+    text = (
+        f"Why: a decode step takes {seconds_text(mean_s[quick])} with {short[quick]} and {seconds_text(mean_s[slow])} with {short[slow]}. "
+        f"It saves {_phases(gained)}"
     )
-    return reasons
+    return [f"{text}, and pays {_phases(lost)} more." if lost else f"{text}."]
 
 
-def _inside(results: Results, rows: dict[str, pd.Series]) -> list[str]:
-    """For each deployment, where the time of its steps goes."""
-    reasons = []
-    for name, row in rows.items():
-        facts = results.run["deployments"][name]
-        steps = results.steps[results.steps["deployment"] == name]
-        decodes = steps[(steps["prefill_tokens"] == 0) & (steps["decode_tokens"] > 0)]
-        step = (
-            f"a decode step takes {seconds_text(float(decodes['duration_s'].mean()))} for {float(decodes['decode_tokens'].mean()):.0f} sequences"
-            if len(decodes)
-            else "it never runs a pure decode step"
+def _phases(times: list[tuple[float, str]]) -> str:
+    return " and ".join(f"{seconds_text(seconds)} of {_PHASE_WORDS[phase]}" for seconds, phase in times)
+
+
+def _queue(results: Results, name: str, row: pd.Series, short: str) -> str | None:
+    """Whether requests pile up, which says more of headroom than how busy an engine is: it is always busy."""
+    steps = results.steps[results.steps["deployment"] == name]
+    requests = results.requests[results.requests["deployment"] == name]
+    waiting = float((steps["waiting"] * steps["duration_s"]).sum() / steps["duration_s"].sum())
+    arrivals_s = float(requests["arrival_s"].max())
+    falls_behind = float(row["duration_s"]) > _LATE * arrivals_s + float(row["e2e_p50_s"]) and arrivals_s > 0 and waiting > _QUEUE
+    kept = f"its KV cache is {float(row['kv_used_max']):.0%} full at the peak"
+    if falls_behind:
+        late = seconds_text(float(row["duration_s"]) - arrivals_s)
+        return f"{short} is overloaded: {_count(round(waiting), 'request')} wait on average, it ends {late} after the last arrival, and {kept}."
+    if waiting > _QUEUE:
+        return f"{short} queues at times: {waiting:.1f} requests wait on average, and {kept}."
+    return None
+
+
+def _inside(results: Results, name: str, row: pd.Series, short: str) -> str:
+    """What a deployment's steps are spent on."""
+    facts = results.run["deployments"][name]
+    decodes = _decodes(results, name)
+    active, total = facts["active_parameters"] / 1e9, facts["total_parameters"] / 1e9
+    size = f"{active:.3g}B of its {total:.3g}B parameters" if facts["is_moe"] else f"all its {total:.3g}B parameters"
+    step = (
+        f" A decode step holds {float(decodes['decode_tokens'].mean()):.1f} sequences a replica on average." if len(decodes) else ""
+    )
+    shares = sorted(((float(row[f"{phase}_share"]), phase) for phase in STEP_PHASES), reverse=True)[:3]
+    spent = ", ".join(f"{_PHASE_WORDS[phase]} {share:.0%}" for share, phase in shares)
+    imbalance = float(row["load_imbalance"])
+    skew = f" Its busiest rank computes {imbalance:.2f} times the mean rank's tokens." if imbalance > 1.005 else ""
+    return f"{short} uses {size} for each token.{step} Of its step time: {spent}.{skew}"
+
+
+def _notes(results: Results, short: dict[str, str]) -> list[str]:
+    facts = results.run["deployments"]
+    notes = []
+    gpus = {short[name]: int(facts[name]["num_gpus"]) for name in results.deployments}
+    if len(set(gpus.values())) > 1:
+        notes.append(
+            "Not the same hardware: " + ", ".join(f"{name} has {_count(count, 'GPU')}" for name, count in gpus.items()) + "."
         )
-        shares = sorted(((float(row[f"{phase}_share"]), phase) for phase in STEP_PHASES), reverse=True)[:3]
-        spent = ", ".join(f"{_PHASE_WORDS[phase]} {share:.0%}" for share, phase in shares)
-        active, total = facts["active_parameters"] / 1e9, facts["total_parameters"] / 1e9
-        size = (
-            f"uses {active:.3g} B of its {total:.3g} B parameters for a token"
-            if facts["is_moe"]
-            else f"uses all its {total:.3g} B parameters for every token"
-        )
-        skew = (
-            f"; its busiest rank has {float(row['load_imbalance']):.2f} times the mean load"
-            if facts["is_moe"] and facts["layout"].find("EP ") >= 0
-            else ""
-        )
-        reasons.append(f"{name} {size}: {step}. Of all step time: {spent}{skew}.")
-    return reasons
+    for name in results.deployments:
+        if facts[name]["is_rumour"]:
+            notes.append(
+                f"Rumour: the size and shape of {facts[name]['model_title']} ({short[name]}) are not published by its makers."
+            )
+    return notes
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _share(share: float) -> str:
+    """A share of requests for people: never all or none unless it is."""
+    if share == 1.0:
+        return "100 %"
+    if share == 0.0:
+        return "none"
+    return f"{min(max(share, 0.001), 0.999):.1%}".replace("%", " %")
 
 
 def seconds_text(seconds: float) -> str:
-    """Seconds for people: ``8.04 ms``, ``1.20 s``."""
+    """Seconds for people, three digits: ``8.04 ms``, ``1.2 s``, ``31.6 min``."""
     if np.isnan(seconds):
         return "undefined"
-    if seconds < 1e-3:
-        return f"{seconds * 1e6:.3g} us"
-    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+    for limit, scale, unit in ((1e-3, 1e6, "us"), (1.0, 1e3, "ms"), (120.0, 1.0, "s"), (7200.0, 1 / 60, "min")):
+        if seconds < limit:
+            return f"{seconds * scale:.3g} {unit}"
+    return f"{seconds / 3600:.3g} h"

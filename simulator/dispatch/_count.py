@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 
 
 @numba.njit(cache=True)
-def count_copies(rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], num_ranks: int, only_distinct: bool) -> NDArray[np.float64]:
+def count_copies(
+    rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], num_ranks: int, only_distinct: bool
+) -> NDArray[np.float64]:
     """Copies from each rank to each other one, ``[R, R]``: one for each expert, or one for each distinct rank of a token's experts."""
     copies_SR = np.zeros((num_ranks, num_ranks))
     for t in range(len(rank_TK)):

@@ -27,17 +27,27 @@ Policy = dict[str, Any]
 AnyFrozen = TypeVar("AnyFrozen", bound=BaseModel)
 
 _PHRASES = {
-    "int_type": "must be a whole number",
-    "int_from_float": "must be a whole number",
-    "float_type": "must be a number",
-    "string_type": "must be a text in quotes",
-    "bool_type": "must be true or false",
-    "dict_type": "must be a table",
-    "model_type": "must be a table",
-    "tuple_type": "must be a list",
-    "list_type": "must be a list",
-    "finite_number": "must be a finite number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "string_type": "a text in quotes",
+    "bool_type": "true or false",
+    "dict_type": "a table",
+    "model_type": "a table",
+    "model_attributes_type": "a table",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "finite_number": "a finite number",
+    "greater_than": "above {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "below {lt:g}",
+    "less_than_equal": "at most {le:g}",
+    "literal_error": "one of {expected}",
+    "string_too_short": "a text that is not empty",
+    "too_short": "a list of at least {min_length} entries",
+    "too_long": "a list of at most {max_length} entries",
 }
+"""What a key ``must be``, by pydantic's name of the problem."""
 
 
 def validate(cls: type[AnyFrozen], table: object, where: str) -> AnyFrozen:
@@ -52,32 +62,63 @@ def validate(cls: type[AnyFrozen], table: object, where: str) -> AnyFrozen:
     try:
         return cls.model_validate(table)
     except ValidationError as error:
-        raise UserError(_describe(cls, error, where)) from None
+        raise UserError(_describe(cls, error, table, where)) from None
 
 
-def _describe(cls: type[BaseModel], error: ValidationError, where: str) -> str:
+def _describe(cls: type[BaseModel], error: ValidationError, table: object, where: str) -> str:
     problems = error.errors(include_url=False)
     # An unknown key is the likeliest cause of a missing one, so it is named first.
     first = min(
         problems,
         key=lambda p: ("extra_forbidden", "missing").index(p["type"]) if p["type"] in ("extra_forbidden", "missing") else -1,
     )
-    location = [str(part) for part in first["loc"] if not str(part).startswith("function-")]
     kind, value = first["type"], first.get("input")
+    where, keys = _locate(table, first["loc"], where)
     if kind == "extra_forbidden":
-        known = _keys_at(cls, first["loc"][:-1])
-        section = f" [{'.'.join(location[:-1])}]" if location[:-1] else ""
-        return f"{where}{section}: unknown key '{location[-1]}'; {did_you_mean(location[-1], known)}"
-    key = ".".join(location)
+        section = f" [{'.'.join(keys[:-1])}]" if keys[:-1] else ""
+        return f"{where}{section}: unknown key '{keys[-1]}'; {did_you_mean(keys[-1], _keys_at(cls, first['loc'][:-1]))}"
+    key = ".".join(keys)
     if kind == "missing":
         return f"{where}: missing key '{key}'"
     if kind == "value_error":
         reason = str(first["ctx"]["error"]) if "ctx" in first else first["msg"]
         return f"{where} [{key}]: {reason}" if key else f"{where}: {reason}"
-    reason = _PHRASES.get(kind, first["msg"].removeprefix("Input should be ").strip())
-    if not reason.startswith(("must", "Value")):
-        reason = f"must be {reason}"
+    if kind in ("union_tag_not_found", "union_tag_invalid"):
+        tag = str(first["ctx"]["discriminator"]).strip("'")
+        if kind == "union_tag_not_found":
+            return f"{where}: missing key '{key}.{tag}'"
+        return f"{where}: {key}.{tag} must be one of {first['ctx']['expected_tags']}, got {_show(first['ctx']['tag'])}"
+    # Of a key that may be of several types there is a problem for each.
+    same = [p for p in problems if _locate(table, p["loc"], "")[1] == keys and p["type"] in _PHRASES and p["input"] is value]
+    phrases = dict.fromkeys(_PHRASES[p["type"]].format(**p.get("ctx", {})) for p in same)
+    reason = "must be " + " or ".join(phrases or [first["msg"].removeprefix("Input should be ").strip()])
+    if kind in ("tuple_type", "list_type") and isinstance(value, dict):
+        reason += f" of tables; write [[{key}]] with two brackets"
     return f"{where}: {key} {reason}, got {_show(value)}"
+
+
+def _locate(table: object, path: tuple[int | str, ...], where: str) -> tuple[str, list[str]]:
+    """The place in words, down to the last entry of a list of tables (by its name where it has one), and the keys below it.
+
+    What pydantic puts into a path beside keys (the type that it tried, a validator) is left out: it is no place in the file.
+    """
+    keys: list[str] = []
+    node = table
+    for depth, part in enumerate(path):
+        is_last = depth == len(path) - 1
+        if isinstance(node, list | tuple) and isinstance(part, int) and part < len(node):
+            entry = node[part]
+            if isinstance(entry, dict):
+                name = entry.get("name")
+                label = f"'{name}'" if isinstance(name, str) and name else f"entry {part + 1} of {len(node)}"
+                where, keys = f"{where} [{'.'.join(keys)} {label}]", []
+            else:
+                keys.append(str(part))
+            node = entry
+        elif isinstance(node, dict) and (part in node or (is_last and isinstance(part, str))):
+            keys.append(str(part))
+            node = node.get(part)
+    return where, keys
 
 
 def _keys_at(cls: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
@@ -112,6 +153,9 @@ def _resolve(node: Any, definitions: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _show(value: object) -> str:
+    """A value as the file would write it."""
+    if isinstance(value, float):
+        return str(value)
     try:
         text = json.dumps(value)
     except (TypeError, ValueError):
