@@ -188,11 +188,11 @@ def _notes(results: Results, short: dict[str, str]) -> list[str]:
         notes.append(
             "Not the same hardware: " + ", ".join(f"{name} has {_count(count, 'GPU')}" for name, count in gpus.items()) + "."
         )
-    for name in results.deployments:
-        if facts[name]["is_rumour"]:
-            notes.append(
-                f"Rumour: the size and shape of {facts[name]['model_title']} ({short[name]}) are not published by its makers."
-            )
+    notes += [
+        f"Rumour: the size and shape of {facts[name]['model_title']} ({short[name]}) are not published by its makers."
+        for name in results.deployments
+        if facts[name]["is_rumour"]
+    ]
     return notes
 
 

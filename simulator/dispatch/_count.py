@@ -52,7 +52,7 @@ def count_forwarded(
 @numba.njit(cache=True)
 def _is_repeat(rank_K: NDArray[np.int64], k: int) -> bool:
     """Whether an earlier expert of the token lies on the same rank."""
-    for j in range(k):
+    for j in range(k):  # noqa: SIM110  numba compiles loops, not generators
         if rank_K[j] == rank_K[k]:
             return True
     return False

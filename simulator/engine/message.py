@@ -36,16 +36,25 @@ class MessageWires:
             return
         bytes_L = self.fabric.bytes_per_link(exchange.bytes_SR)
         seconds_per_byte_L = np.divide(exchange.busy_s, bytes_L, out=np.zeros(len(bytes_L)), where=bytes_L > 0)
-        num_ranks = self.fabric.num_ranks
         messages = []
-        # Each sender begins with its next neighbour, so that not all call on the same receiver first.
-        for turn in range(1, num_ranks):
-            for source in range(num_ranks):
-                destination = (source + turn) % num_ranks
+        for source in range(self.fabric.num_ranks):
+            for destination in self._order(source):
                 num_bytes = float(exchange.bytes_SR[source, destination])
                 if num_bytes:
                     messages.append(self.env.process(self._message(source, destination, num_bytes, seconds_per_byte_L)))
         yield self.env.all_of(messages)
+
+    def _order(self, source: int) -> list[int]:
+        """Receivers in the order in which a sender turns to them: from its own place in its own and each following node on.
+
+        So that senders do not all call on the same receiver first, as they would if each began with rank 0.
+        """
+        node_R = self.fabric.node_R
+        size = int((node_R == node_R[0]).sum())
+        node, place = divmod(source, size)
+        num_nodes = -(-len(node_R) // size)
+        turns = [((node + a) % num_nodes) * size + (place + b) % size for a in range(num_nodes) for b in range(size)]
+        return [rank for rank in turns if rank != source and rank < len(node_R)]
 
     def _message(
         self, source: int, destination: int, num_bytes: float, seconds_per_byte_L: NDArray[np.float64]
