@@ -22,7 +22,7 @@ from simulator.spec.cluster import ClusterSpec
 from simulator.spec.loading import read_json, read_toml
 from simulator.spec.model import ModelSpec, load_model
 from simulator.spec.workload import NamedWorkloadSpec, WorkloadSpec
-from simulator.workload import load_requests
+from simulator.workload import load_requests, longest_tokens
 
 _KINDS: dict[str, type[BaseModel]] = {
     "scenario": Scenario,
@@ -88,7 +88,7 @@ def _check_scenario(path: Path, overrides: list[str]) -> str:
     plans = [make_plan(deployment, scenario.seed, str(path), folder) for deployment in scenario.deployments]
     trace = load_requests(scenario.workload, folder, scenario.seed, f"{path} [workload]")
     for plan in plans:
-        check_requests(plan.capacity, int((trace.num_input + trace.num_output).max()), f"{path} [deployments '{plan.name}']")
+        check_requests(plan.capacity, longest_tokens(trace), f"{path} [deployments '{plan.name}']")
     fits = "; ".join(
         f"{p.name}: {p.num_gpus} GPUs, KV cache of {p.capacity.tokens * p.layout.attention_dp:,} tokens a replica" for p in plans
     )

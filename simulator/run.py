@@ -18,12 +18,13 @@ from typing import Any
 from simulator import __version__
 from simulator.engine.cluster import Fidelity, run_plan
 from simulator.facts import facts_of
+from simulator.fit import check_requests
 from simulator.metrics import summarise
 from simulator.plan import make_plan
 from simulator.results import Results, gather
 from simulator.scenario import Scenario
 from simulator.verdict import verdict
-from simulator.workload import describe, load_requests
+from simulator.workload import describe, load_requests, longest_tokens
 
 Tick = Callable[[str, int, int], None]
 """Told what is being done, how many requests of it are done, and how many there are."""
@@ -44,6 +45,8 @@ def run_scenario(scenario: Scenario, path: Path, fidelity: Fidelity = "step", ti
     folder = path.resolve().parent
     plans = [make_plan(deployment, scenario.seed, str(path), folder) for deployment in scenario.deployments]
     trace = load_requests(scenario.workload, folder, scenario.seed, f"{path} [workload]")
+    for plan in plans:
+        check_requests(plan.capacity, longest_tokens(trace), f"{path} [deployments '{plan.name}']")
     records = []
     for plan in plans:
         tick(plan.name, 0, trace.num_requests)

@@ -22,7 +22,7 @@ from simulator.traces import RequestTrace
 from simulator.traces._check import take_prefixes
 from simulator.traces._detect import read_trace
 
-__all__ = ["describe", "fano_factor", "load_requests", "read_trace"]
+__all__ = ["describe", "fano_factor", "load_requests", "longest_tokens", "read_trace"]
 
 _FAMILY = "workloads/requests"
 _MOST_REQUESTS = 50_000_000
@@ -101,6 +101,11 @@ def describe(trace: RequestTrace) -> dict[str, Any]:
             "single_use_ratio": float((uses == 1).mean()),
         }
     return found
+
+
+def longest_tokens(trace: RequestTrace) -> int:
+    """Prompt and output tokens of the longest request."""
+    return int((trace.num_input + trace.num_output).max())
 
 
 def fano_factor(arrival_s: NDArray[np.float64], window_s: float) -> float | None:

@@ -24,6 +24,7 @@ from simulator.plan import Plan
 from simulator.price import Prices
 from simulator.records import NUM_GAP_BINS, STEP_COLUMNS, DeploymentRecord, Gaps
 from simulator.traces import RequestTrace
+from simulator.workload import longest_tokens
 
 Fidelity = Literal["step", "rank", "message"]
 Progress = Callable[[int], None]
@@ -36,10 +37,9 @@ def run_plan(plan: Plan, trace: RequestTrace, fidelity: Fidelity = "step", progr
     Raises:
         UserError: if the trace's longest request does not fit in the KV cache.
     """
-    where = f"deployment '{plan.name}'"
-    check_requests(plan.capacity, int((trace.num_input + trace.num_output).max()), where)
+    longest = longest_tokens(trace)
+    check_requests(plan.capacity, longest, f"deployment '{plan.name}'")
     limits = make_limits(plan, trace)
-    longest = int((trace.num_input + trace.num_output).max())
     prices = Prices(plan, limits.token_budget if limits.splits_prompts else max(limits.token_budget, longest))
     requests = start_requests(trace, with_prefixes=limits.prefix_tokens > 0)
     num_prefixes = int(trace.prefix_ids.max()) + 1 if limits.prefix_tokens and len(trace.prefix_ids) else 0

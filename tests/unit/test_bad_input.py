@@ -1,0 +1,156 @@
+"""Wrong input: exit status 2, one line that says where, what and what would be right, and nothing written."""
+
+import json
+
+import pytest
+
+from simulator import cli
+
+GOOD = """
+[workload]
+requests = { arrivals = { kind = "poisson", rate_per_s = 50.0 }, lengths = { kind = "fixed", num_input = 100, num_output = 4 }, num_requests = 20 }
+
+[[deployments]]
+name = "moe"
+model = "mixtral-8x7b"
+cluster = "h100-sxm-8"
+weight_dtype = "fp8"
+parallel = { attention_dp = 8, ep = 8 }
+
+[[deployments]]
+name = "dense"
+model = "llama-3.1-8b"
+cluster = "h100-sxm-8"
+"""
+AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr("sys.argv", ["moesim", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return stopped.value.code, capsys.readouterr().err
+
+
+def refused(folder, monkeypatch, capsys, text, *options):
+    (folder / "scenario.toml").write_text(text)
+    before = sorted(folder.rglob("*"))
+    code, message = run(monkeypatch, capsys, "run", "scenario.toml", *options)
+    assert code == 2, message
+    assert len(message.strip().splitlines()) == 1, message
+    assert "Traceback" not in message
+    assert sorted(folder.rglob("*")) == before, "something was written"
+    return message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('weight_dtype = "fp8"', 'weight_dtyp = "fp8"', ["scenario.toml", "weight_dtyp", "weight_dtype"]),
+        ('weight_dtype = "fp8"', 'weight_dtype = "fp9"', ["weight_dtype", "fp9", "fp8"]),
+        ("attention_dp = 8", 'attention_dp = "8"', ["attention_dp", "whole number", '"8"']),
+        ("attention_dp = 8", "attention_dp = 0", ["attention_dp", "at least 1"]),
+        ('model = "mixtral-8x7b"', "", ["missing", "model"]),
+        ('model = "mixtral-8x7b"', 'model = "mixtral-8x7"', ["mixtral-8x7", "did you mean 'mixtral-8x7b'"]),
+        ('model = "mixtral-8x7b"', 'model = "nowhere/config.json"', ["nowhere/config.json", "no such file"]),
+        ('cluster = "h100-sxm-8"\nweight', 'cluster = "h100-sxm-12"\nweight', ["h100-sxm", "12", "8"]),
+        ('cluster = "h100-sxm-8"\nweight', 'cluster = "h100-smx-8"\nweight', ["h100-smx-8", "h100-sxm-8"]),
+        ("ep = 8", "ep = 3", ["ep (3)", "divide", "8"]),
+        ("attention_dp = 8, ep = 8", "attention_dp = 16, ep = 16", ["16", "8"]),
+        ("attention_dp = 8, ep = 8", "tp = 3", ["tp (3)", "32 heads"]),
+        ('model = "llama-3.1-8b"', 'model = "llama-3.1-405b"', ["does not fit", "needs", "has", "what would fit", "tp = "]),
+        ('model = "llama-3.1-8b"', 'model = "llama-3.1-8b"\nparallel = { tp = 2, ep = 2 }', ["dense", "ep"]),
+        ('model = "llama-3.1-8b"', 'model = "llama-3.1-8b"\nrouting = { kind = "uniform" }', ["dense", "routing"]),
+        ("ep = 8 }", 'ep = 8 }\nrouting = { kind = "zpf" }', ["zpf", "zipf"]),
+        ("ep = 8 }", 'ep = 8 }\nrouting = { kind = "zipf", exponent = -1.0 }', ["exponent", "-1"]),
+        ("ep = 8 }", 'ep = 8 }\nplacement = { knd = "greedy" }', ["kind"]),
+        ("ep = 8 }", 'ep = 8 }\nrouting = { kind = "replay", trace = "absent.npz" }', ["absent.npz"]),
+        ('name = "dense"', 'name = "moe"', ["moe", "name"]),
+        ('name = "dense"', "name = ", ["scenario.toml", "line 13"]),
+        ("num_requests = 20", "num_requests = 0", ["num_requests", "at least 1", "0"]),
+        ("num_output = 4", "num_output = -4", ["num_output", "-4"]),
+        ("rate_per_s = 50.0", "rate_per_s = nan", ["rate_per_s", "finite"]),
+        ("num_input = 100", "num_input = 90000000", ["longest request", "KV cache holds"]),
+    ],
+)
+def test_a_wrong_scenario(folder, monkeypatch, capsys, old, new, said):
+    assert old in GOOD
+    message = refused(folder, monkeypatch, capsys, GOOD.replace(old, new, 1))
+    for words in said:
+        assert words in message
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("absent.csv", None, ["absent.csv"]),
+        ("empty.csv", "", ["empty.csv"]),
+        ("header.csv", AZURE, ["header.csv"]),
+        ("unknown.csv", "a,b\n1,2\n", ["unknown.csv"]),
+        ("broken.csv", AZURE + "2023-11-16 18:15:46.68,374,44\n2023-11-16 18:15:47.00,abc,44\n", ["broken.csv", "3", "abc"]),
+        ("negative.csv", AZURE + "2023-11-16 18:15:46.68,374,-44\n", ["negative.csv", "2", "-44"]),
+        ("unsorted.csv", "arrival_s,num_input,num_output\n5.0,10,10\n1.0,10,10\n", ["unsorted.csv", "3"]),
+        ("nan.csv", "arrival_s,num_input,num_output\n0.0,10,10\nnan,10,10\n", ["nan.csv", "3"]),
+        (
+            "lengths.csv",
+            "num_prefill_tokens,num_decode_tokens,num_total_tokens,pd_ratio\n7,9,16,0.8\n",
+            ["lengths.csv", "arrivals"],
+        ),
+    ],
+)
+def test_a_wrong_trace(folder, monkeypatch, capsys, name, content, said):
+    if content is not None:
+        (folder / name).write_text(content)
+    first, last = GOOD.index("requests = "), GOOD.index("\n\n[[")
+    message = refused(folder, monkeypatch, capsys, GOOD[:first] + f'requests = "{name}"' + GOOD[last:])
+    for words in said:
+        assert words in message
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--set", "workload.num_request=5"], ["num_request", "num_requests"]),
+        (["--set", "workload"], ["workload", "path=value"]),
+        (["--set", "deployments.7.name=x"], ["7"]),
+        (["--fidelity", "exact"], ["exact", "step"]),
+        (["--out", "scenario.toml"], ["scenario.toml"]),
+        (["--out", "mine"], ["mine"]),
+    ],
+)
+def test_a_wrong_option(folder, monkeypatch, capsys, options, said):
+    (folder / "mine").mkdir()
+    (folder / "mine" / "thesis.txt").write_text("do not touch")
+    message = refused(folder, monkeypatch, capsys, GOOD, *options)
+    for words in said:
+        assert words in message
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x81\xff", b"[1, 2", b'{"a": 1}'])
+def test_a_file_that_is_no_scenario(folder, monkeypatch, capsys, content):
+    (folder / "other.toml").write_bytes(content)
+    code, message = run(monkeypatch, capsys, "run", "other.toml")
+    assert code == 2
+    assert "other.toml" in message
+    assert len(message.strip().splitlines()) == 1
+
+
+def test_a_folder_or_an_unknown_name(folder, monkeypatch, capsys):
+    for name in (".", "nothing-like-it"):
+        code, message = run(monkeypatch, capsys, "run", name)
+        assert code == 2
+        assert name in message
+
+
+def test_a_config_that_is_a_list(folder, monkeypatch, capsys):
+    (folder / "config.json").write_text(json.dumps([1, 2]))
+    code, message = run(monkeypatch, capsys, "check", "config.json")
+    assert code == 2
+    assert "config.json" in message
+    assert "list" in message
