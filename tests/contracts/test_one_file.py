@@ -1,0 +1,138 @@
+"""Adding an accelerator, a cluster, a model, a policy or a figure is one new file, which appears by itself."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[2]
+SHORT = ("run", "mixtral_vs_llama2", "--set", "workload.num_requests=20", "--out", "out", "--json")
+
+
+def moesim(cwd, *arguments, path=PROJECT):
+    """Run the command in a folder, with the package that lies in ``path``."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(path), str(cwd)])}
+    command = [sys.executable, "-m", "simulator", *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def listed(cwd, family, path=PROJECT):
+    return json.loads(moesim(cwd, "list", family, "--json", path=path).stdout)[family]
+
+
+def test_an_accelerator_a_cluster_and_a_model_of_the_users_own(tmp_path):
+    gpus, machines, models = (tmp_path / name for name in ("cluster_configs/accelerators", "cluster_configs", "workloads/models"))
+    gpus.mkdir(parents=True)
+    models.mkdir(parents=True)
+    shipped = (PROJECT / "cluster_configs/accelerators/h100-sxm.toml").read_text()
+    (gpus / "h900.toml").write_text(shipped.replace("NVIDIA H100", "NVIDIA H900"))
+    machine = (PROJECT / "cluster_configs/h100-sxm.toml").read_text()
+    (machines / "h900-box.toml").write_text(machine.replace('"h100-sxm"', '"h900"'))
+    shutil.copy(PROJECT / "workloads/models/mixtral-8x7b.toml", models / "my-mixtral.toml")
+    assert "h900" in listed(tmp_path, "accelerators")
+    assert "my-mixtral" in listed(tmp_path, "models")
+    own = ("--set", "deployments.0.model=my-mixtral", "--set", "deployments.*.cluster=h900-box-8")
+    done = moesim(tmp_path, *SHORT, *own)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads((tmp_path / "out" / "run.json").read_text())["deployments"]
+    assert all("H900" in entry["accelerator"] for entry in facts.values())
+
+
+ROUTING = '''"""Every token goes to the first K experts."""
+
+import numpy as np
+
+from simulator.spec.base import Frozen
+
+
+class Hottest(Frozen):
+    """The whole load on K experts."""
+
+    def prepare(self, moe, num_layers, rng):
+        return _Router(moe.top_k)
+
+
+class _Router:
+    def __init__(self, top_k):
+        self.top_k = top_k
+
+    def topk_ids(self, layer, run_lengths, rng):
+        return np.tile(np.arange(self.top_k, dtype=np.int16), (int(run_lengths.sum()), 1))
+'''
+
+FIGURE = '''"""How many requests."""
+
+from typing import ClassVar
+
+import plotly.graph_objects as go
+
+from simulator.spec.base import Frozen
+
+
+class Number(Frozen):
+    """One bar."""
+
+    title: ClassVar[str] = "A figure from one new file"
+    section: ClassVar[str] = "Mine"
+    definition: ClassVar[str] = "Requests that were served."
+    absent: ClassVar[str] = "There is always one."
+    order: ClassVar[int] = 999
+    width: ClassVar[str] = "full"
+
+    def draw(self, results):
+        return go.Figure(go.Bar(x=results.deployments, y=results.summary["num_requests"]))
+'''
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """A copy of the package and its data, to add files to."""
+    for name in ("simulator", "workloads", "cluster_configs"):
+        shutil.copytree(PROJECT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+def test_a_routing_policy_and_a_figure_are_one_file_each(copied):
+    (copied / "simulator/routing/hottest.py").write_text(ROUTING)
+    (copied / "simulator/report/figures/number.py").write_text(FIGURE)
+    assert listed(copied, "routing", path=copied)["hottest"] == "Every token goes to the first K experts."
+    done = moesim(copied, *SHORT, "--set", "deployments.0.routing.kind=hottest", path=copied)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["summary"][0]["load_imbalance"] == pytest.approx(4.0)  # two of eight ranks do all the work
+    assert "A figure from one new file" in (copied / "out" / "report.html").read_text()
+
+
+def test_a_policy_outside_the_project(tmp_path):
+    package = tmp_path / "my_package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "hottest.py").write_text(ROUTING)
+    done = moesim(tmp_path, *SHORT, "--set", "deployments.0.routing.kind=my_package.hottest")
+    assert done.returncode == 0, done.stderr
+    (package / "empty.py").write_text('"""Nothing."""')
+    for kind in ("my_package.empty", "my_package.absent"):
+        done = moesim(tmp_path, *SHORT, "--set", f"deployments.0.routing.kind={kind}")
+        assert done.returncode == 2
+        assert kind in done.stderr
+
+
+def test_the_wheel_holds_its_data_and_runs_from_any_folder(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "installed"
+    source.mkdir()
+    for name in ("simulator", "workloads", "cluster_configs"):
+        shutil.copytree(PROJECT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(PROJECT / name, source)
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(source)]
+    subprocess.run(install, check=True, capture_output=True, timeout=120)
+    for path in ("_data/workloads/models/mixtral-8x7b.toml", "_data/cluster_configs/h100-sxm.toml", "report/page.css"):
+        assert (target / "simulator" / path).is_file()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = moesim(elsewhere, *SHORT, path=target)
+    assert done.returncode == 0, done.stderr
+    assert (elsewhere / "out" / "report.html").is_file()

@@ -1,0 +1,137 @@
+"""The command as a user meets it."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from simulator import cli
+from simulator.data import available_files
+
+PROJECT = Path(__file__).parents[2]
+SHORT = ("mixtral_vs_llama2", "--set", "workload.num_requests=60")
+
+
+@pytest.fixture
+def moesim(tmp_path, monkeypatch, capsys):
+    """Run the command in this process, in an empty folder; returns exit status, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["moesim", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stopped:
+            code = stopped.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_run_writes_a_whole_folder_and_prints_the_comparison(moesim, tmp_path):
+    code, out, err = moesim("run", *SHORT)
+    assert code == 0
+    folder = tmp_path / "reports" / "out" / "mixtral_vs_llama2"
+    tables = ("requests", "steps", "ranks", "experts", "traffic", "spans")
+    files = {"run.json", "summary.csv", "timeline.json", "report.html", *(f"{name}.parquet" for name in tables)}
+    assert {path.name for path in folder.iterdir()} == files
+    assert {path.name for path in folder.parent.iterdir()} == {folder.name}
+    assert "TTFT p50" in out
+    assert "report.html" in err
+
+
+def test_json_is_alone_on_standard_output_and_a_second_run_replaces_the_first(moesim, tmp_path):
+    first = json.loads(moesim("run", *SHORT, "--json", "--out", "here")[1])
+    second = json.loads(moesim("run", *SHORT, "--json", "--out", "here", "--seed", "8")[1])
+    assert [row["deployment"] for row in first["summary"]] == [row["deployment"] for row in second["summary"]]
+    assert first["summary"] != second["summary"]
+    assert json.loads((tmp_path / "here" / "run.json").read_text())["seed"] == 8
+
+
+def test_report_puts_runs_together(moesim, tmp_path):
+    moesim("run", *SHORT, "--out", "one")
+    moesim("run", *SHORT, "--out", "two", "--set", "deployments.0.placement.kind=greedy")
+    code, _, _ = moesim("report", "one", "two", "--out", "both.html")
+    assert code == 0
+    assert "(two)" in (tmp_path / "both.html").read_text()
+
+
+def test_a_defect_is_ours_with_a_traceback(moesim, monkeypatch):
+    def broken(*_, **__):
+        raise ZeroDivisionError("made for the test")
+
+    monkeypatch.setattr("simulator.run.run_scenario", broken)
+    code, _, err = moesim("run", *SHORT)
+    assert code == 1
+    assert "ZeroDivisionError" in err
+    assert "defect" in err
+
+
+def test_list_shows_every_family_and_a_rumour_as_one(moesim):
+    code, out, _ = moesim("list")
+    assert code == 0
+    for word in ("mixtral-8x7b", "h100-sxm", "zipf", "leaf_spine", "azure-conv", "mixtral_vs_llama2"):
+        assert word in out
+    models = json.loads(moesim("list", "models", "--json")[1])["models"]
+    assert "rumour" in models["gpt-4-rumoured"]
+    assert moesim("list", "modles")[0] == 2
+
+
+@pytest.mark.parametrize(
+    "family", ["workloads", "workloads/models", "cluster_configs", "cluster_configs/accelerators", "cluster_configs/calibration"]
+)
+def test_check_finds_every_shipped_file_right(moesim, family):
+    for path in available_files(family).values():
+        code, _, err = moesim("check", path)
+        assert code == 0, err
+
+
+def test_schema_and_version(moesim):
+    assert "deployments" in json.loads(moesim("schema")[1])["properties"]
+    assert moesim("schema", "galaxy")[0] == 2
+    assert moesim("--version")[1].startswith("moesim ")
+
+
+def test_traces_are_generated_described_and_converted(moesim, tmp_path):
+    assert moesim("trace", "generate", "sharegpt-like", "a.parquet", "--seed", "3")[0] == 0
+    assert moesim("trace", "convert", "a.parquet", "b.csv")[0] == 0
+    first, second = (json.loads(moesim("trace", "info", name, "--json")[1]) for name in ("a.parquet", "b.csv"))
+    assert first["num_requests"] == second["num_requests"] > 0
+    assert first["input"] == second["input"]
+
+
+def test_help_is_quick_because_it_loads_nothing_heavy():
+    heavy = ("torch", "ray", "numba", "pandas", "plotly", "simpy", "scipy")
+    program = (
+        "import sys\nsys.argv = ['moesim', '--help']\nfrom simulator.cli import main\n"
+        f"try:\n    main()\nexcept SystemExit:\n    pass\nprint([n for n in {heavy} if n in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=PROJECT, check=True)
+    assert "run" in done.stdout
+    assert done.stderr.strip() == "[]"
+
+
+def test_ctrl_c_leaves_nothing_behind(tmp_path):
+    command = [sys.executable, "-m", "simulator", "run", "deepseek_v3_vs_llama_405b", "--out", str(tmp_path / "out")]
+    running = subprocess.Popen(
+        command,
+        cwd=PROJECT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # A test runner in the background ignores Ctrl-C, and its children would too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert running.stderr.readline()  # the first deployment has begun
+    time.sleep(0.5)
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
