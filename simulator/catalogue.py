@@ -93,7 +93,7 @@ def _sizes_text(sizes: list[int]) -> str:
     while first > 0 and len({after - before for before, after in pairwise(sizes[first - 1 :])}) == 1:
         first -= 1
     shown = [str(size) for size in sizes]
-    if len(sizes) - first > 3:
+    if len(sizes) - first > 4:
         shown = [*shown[: first + 2], "...", shown[-1]]
     return ", ".join(shown)
 

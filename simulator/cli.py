@@ -45,6 +45,7 @@ Seed = Annotated[int | None, typer.Option("--seed", parser=_seed, metavar="N", h
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override any key, such as workload.num_requests=1000.")
 ]
+_INTERRUPTED = 130
 
 
 def main() -> None:
@@ -52,13 +53,14 @@ def main() -> None:
     if "" not in sys.path:
         sys.path.append("")  # a user's own policies (kind = "my_package.my_policy") are found from the current folder
     try:
-        app(standalone_mode=False)
+        if app(standalone_mode=False) == _INTERRUPTED:  # typer returns the status of a Ctrl-C instead of raising it
+            raise KeyboardInterrupt
         sys.stdout.flush()
     except UserError as error:
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
         err.print("stopped; nothing was written", highlight=False)
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
     except BrokenPipeError:  # the reader has seen enough (moesim list | head)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

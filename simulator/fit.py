@@ -129,7 +129,7 @@ def _what_would_fit(
         if found is not None:
             split, num_gpus = found
             format_ = "" if dtype == precision.weights else f' with weight_dtype = "{dtype}"'
-            answers.append((num_gpus, f"{split} ({num_gpus} GPUs){format_}"))
+            answers.append((num_gpus, f"{split} ({num_gpus} GPU{'s' if num_gpus > 1 else ''}){format_}"))
     if not answers:
         return "no split over up to 1,024 of these GPUs fits"
     fewest: list[tuple[int, str]] = []

@@ -94,7 +94,8 @@ def _lacking(cls: type[Frozen], protocol: type) -> str:
         try:
             inspect.signature(found).bind(*arguments)
         except TypeError:
-            return f"must have a method {call}; its own is {name}{inspect.signature(found)}"
+            own = ", ".join(list(inspect.signature(found).parameters)[1:])
+            return f"must have a method {call}; its own is {name}({own})"
     return ""
 
 

@@ -27,7 +27,7 @@ from simulator.errors import UserError
 from simulator.records import DeploymentRecord
 
 TABLES = ("requests", "steps", "ranks", "experts", "traffic", "spans")
-_FILES = {"run.json", "summary.csv", "timeline.json", "report.html", *(f"{name}.parquet" for name in TABLES)}
+_FILES = {"run.json", "summary.csv", "timeline.json", "report.html", "comparison.html", *(f"{name}.parquet" for name in TABLES)}
 _PARTIAL = ".moesim-partial-"
 _NEW = "new"
 
@@ -183,7 +183,7 @@ def read(folder: Path) -> Results:
         raise UserError(f"{folder}: is not a results folder (no run.json in it)")
     try:
         tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES}
-        summary = pd.read_csv(folder / "summary.csv")
+        summary = _read_summary(folder / "summary.csv")
         run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         if list(run["deployments"]) != list(summary["deployment"]):
             raise ValueError("run.json and summary.csv name other deployments")
@@ -192,11 +192,18 @@ def read(folder: Path) -> Results:
     return Results(run=run, summary=summary, **tables)
 
 
+def _read_summary(path: Path) -> pd.DataFrame:
+    """The table with every digit that was written, and names as they are (``NA`` and ``1`` are names too)."""
+    texts = pd.read_csv(path, dtype=str, keep_default_na=False)
+    numbers = {key: [float(value or "nan") for value in texts[key]] for key in texts.columns if key != "deployment"}
+    return pd.DataFrame({"deployment": texts["deployment"], **numbers})
+
+
 def chrome_trace(spans: pd.DataFrame) -> dict[str, Any]:
     """The spans in Chrome's trace-event format: a process a deployment and step, a thread a rank, microseconds."""
     events: list[dict[str, Any]] = []
     for number, ((deployment, phase), group) in enumerate(spans.groupby(["deployment", "phase"], sort=False)):
-        events.append({"ph": "M", "pid": number, "name": "process_name", "args": {"name": f"{deployment}: {phase} step"}})
+        events.append({"ph": "M", "pid": number, "tid": 0, "name": "process_name", "args": {"name": f"{deployment}: {phase} step"}})
         for rank in sorted(group["rank"].unique()):
             thread = {"ph": "M", "pid": number, "tid": int(rank), "name": "thread_name", "args": {"name": f"rank {rank}"}}
             events.append(thread)

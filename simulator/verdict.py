@@ -17,6 +17,8 @@ _LATENCY_STEP = 1.02
 """Latencies within 2 % count as equal: closer than the fidelities agree among themselves."""
 _QUEUE = 0.5
 """Requests waiting on average from which a queue is worth a word."""
+_FULL = 0.9
+"""Share of the KV cache from which on there is little room left."""
 _LATE = 1.02
 """A run that lasts longer than its arrivals by this factor (and a mean request) has fallen behind."""
 _PHASE_WORDS = {
@@ -43,11 +45,16 @@ def verdict(results: Results) -> dict[str, Any]:
         return {"headline": headline, "reasons": [*queues, *insides, *_notes(results, short)], "winner": None}
     ranked = sorted(rows, key=lambda name: _order(rows[name]))
     best, second = ranked[:2]
+    if abs(_attained(rows[best]) - _attained(rows[second])) < _ATTAINMENT_STEP and _latency(rows[second]) < _latency(rows[best]):
+        best, second = second, best  # the shares lie on either side of a step's edge
     headline, winner = _compare(best, rows[best], second, rows[second], short)
     if len(ranked) > 2:
         headline += f" Behind them: {', '.join(short[name] for name in ranked[2:])}."
     if not queues:
-        queues = ["No queue builds up: hardly a request waits for a place in any deployment."]
+        peaks = {short[name]: float(row["kv_used_max"]) for name, row in rows.items()}
+        full = ", ".join(f"{peak:.0%} ({name})" for name, peak in peaks.items())
+        room = ", so there is room for more traffic" if max(peaks.values()) < _FULL else ""
+        queues = [f"No queue builds up: hardly a request waits for a place, and at the peak the KV caches are {full} full{room}."]
     why = _why(results, best, second, short)
     return {"headline": headline, "reasons": [*why, *queues, *insides, *_notes(results, short)], "winner": winner}
 
@@ -58,17 +65,28 @@ def with_verdict(results: Results) -> Results:
 
 
 def short_names(results: Results) -> dict[str, str]:
-    """For each deployment its name, or what stands before its first comma where that tells the deployments apart."""
+    """For each deployment its name, or what stands before its first comma where that tells the deployments apart.
+
+    A rumour keeps its whole name, by which the page marks it.
+    """
     names = results.deployments
-    heads = [name.split(",")[0] for name in names]
+    heads = [name if results.run["deployments"][name]["is_rumour"] else name.split(",")[0] for name in names]
     return {name: head if heads.count(head) == 1 else name for name, head in zip(names, heads, strict=True)}
 
 
 def _order(row: pd.Series) -> tuple[float, float]:
-    """Share of requests in time, then latency: the geometric mean of the medians of TTFT and TPOT."""
-    attainment = 0.0 if np.isnan(row["slo_attainment"]) else round(float(row["slo_attainment"]) / _ATTAINMENT_STEP)
+    """Share of requests in time, then latency."""
+    return -round(_attained(row) / _ATTAINMENT_STEP), _latency(row)
+
+
+def _attained(row: pd.Series) -> float:
+    return 0.0 if np.isnan(row["slo_attainment"]) else float(row["slo_attainment"])
+
+
+def _latency(row: pd.Series) -> float:
+    """Geometric mean of the medians of TTFT and TPOT."""
     medians = [float(row[key]) for key in ("ttft_p50_s", "tpot_p50_s") if float(row[key]) > 0]
-    return -attainment, float(np.exp(np.mean(np.log(medians)))) if medians else 0.0
+    return float(np.exp(np.mean(np.log(medians)))) if medians else 0.0
 
 
 def _compare(best: str, first: pd.Series, other: str, second: pd.Series, short: dict[str, str]) -> tuple[str, str | None]:
@@ -83,9 +101,9 @@ def _compare(best: str, first: pd.Series, other: str, second: pd.Series, short: 
     if has_targets:
         lowest = min(attained, missed)
         both = (
-            f" Both meet the targets for {_share(lowest)} of requests."
+            f" Both meet the targets for {'at least ' if lowest < 1 else ''}{_share(lowest)} of requests."
             if lowest >= _ATTAINMENT_STEP
-            else " Neither meets the targets."
+            else " Neither meets the targets, or hardly ever."
         )
     ttft, tpot = (_ratio(second, first, key) for key in ("ttft_p50_s", "tpot_p50_s"))
     numbers = f"TPOT p50 {_pair(first, second, 'tpot_p50_s')}, TTFT p50 {_pair(first, second, 'ttft_p50_s')}"
@@ -112,7 +130,8 @@ def _pair(first: pd.Series, second: pd.Series, key: str) -> str:
 
 
 def _numbers(row: pd.Series) -> str:
-    targets = "" if np.isnan(row["slo_attainment"]) else f"; {_share(float(row['slo_attainment']))} of requests meet the targets"
+    attained = float(row["slo_attainment"])
+    targets = "" if np.isnan(attained) else f"; {_share(attained)} of requests meet{'s' if attained == 0 else ''} the targets"
     return (
         f"TTFT p50 {seconds_text(float(row['ttft_p50_s']))}, TPOT p50 {seconds_text(float(row['tpot_p50_s']))} and "
         f"{float(row['output_tokens_per_s']):,.0f} output tokens/s on {_count(int(row['num_gpus']), 'GPU')}{targets}"
@@ -135,11 +154,11 @@ def _why(results: Results, best: str, second: str, short: dict[str, str]) -> lis
     saved = sorted(((spent[slow][phase] - spent[quick][phase], phase) for phase in STEP_PHASES), reverse=True)
     gained = [(seconds, phase) for seconds, phase in saved if seconds > 0.05 * mean_s[slow]][:2]
     lost = [(-seconds, phase) for seconds, phase in reversed(saved) if -seconds > 0.05 * mean_s[slow]][:2]
-    if not gained:
+    if not gained or mean_s[slow] < _LATENCY_STEP * mean_s[quick]:
         return [f"A decode step takes about as long with both: {seconds_text(mean_s[quick])} and {seconds_text(mean_s[slow])}."]
     text = (
-        f"Why: a decode step takes {seconds_text(mean_s[quick])} with {short[quick]} and {seconds_text(mean_s[slow])} with {short[slow]}. "
-        f"It saves {_phases(gained)}"
+        f"{'Why: a' if quick == best else 'Yet a'} decode step takes {seconds_text(mean_s[quick])} with {short[quick]} and {seconds_text(mean_s[slow])} with {short[slow]}. "
+        f"The shorter one saves {_phases(gained)}"
     )
     return [f"{text}, and pays {_phases(lost)} more." if lost else f"{text}."]
 

@@ -17,6 +17,5 @@ class PerNode(Frozen):
     """
 
     def copies(self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]) -> NDArray[np.float64]:
-        num_nodes = int(node_R[-1]) + 1
-        ranks_per_node = -(-len(node_R) // num_nodes)
+        ranks_per_node = int((node_R == node_R[0]).sum())  # only the last node may hold fewer
         return np.asarray(count_forwarded(rank_TK, source_T, node_R, ranks_per_node))

@@ -34,6 +34,7 @@ class Replica:
         self.queue = np.zeros(len(requests.arrival_s), dtype=np.int64)
         self.num_queued = 0
         self._position = 0
+        self._coming_tokens = 0
         self._logs: list[NDArray[np.float64]] = []
         self._log = np.empty((_LOG_ROWS, len(LOG_COLUMNS)))
         self._rows = 0
@@ -46,29 +47,35 @@ class Replica:
     @property
     def outstanding_tokens(self) -> int:
         """Prompt and output tokens of these requests."""
-        coming = self.queue[self._position : self.num_queued]
-        tokens = self.requests.num_input[coming].sum() + self.requests.num_output[coming].sum()
-        return int(self.clock.outstanding_tokens[0] + tokens)
+        return int(self.clock.outstanding_tokens[0]) + self._coming_tokens
 
     def assign(self, request: int) -> None:
         """Send it a request, which it takes at the request's arrival. Requests come in order of arrival."""
         self.queue[self.num_queued] = request
         self.num_queued += 1
+        self._coming_tokens += int(self.requests.num_input[request] + self.requests.num_output[request])
 
     def take(self) -> None:
         """Queue the requests that have come since the last step at its ranks."""
         for request in self.queue[self._position : self.num_queued]:
             push(self.requests, self.ranks, self.clock, request)
-        self._position = self.num_queued
+        self._have_come(self.num_queued)
+
+    def _have_come(self, position: int) -> None:
+        """Requests of the queue before ``position`` are at the ranks."""
+        come = self.queue[self._position : position]
+        self._coming_tokens -= int(self.requests.num_input[come].sum() + self.requests.num_output[come].sum())
+        self._position = position
 
     def advance(self, table: StepTable, until_s: float, tick: Callable[[], None]) -> None:
         """Run steps in compiled code until ``until_s``; ``tick`` is called now and then."""
         while True:
             room = self._log[self._rows :]
             queue = self.queue[: self.num_queued]
-            self._position, rows = advance(
+            position, rows = advance(
                 self.requests, self.ranks, self.limits, self.clock, table, queue, self._position, until_s, room
             )
+            self._have_come(position)
             self._rows += rows
             tick()
             if rows < len(room):

@@ -22,7 +22,7 @@ EXPERT_PHASES = ("experts", "dispatch", "combine", "wait")
 _GROWTHS = ((512, 1.3), (4096, 1.6), (1 << 60, 2.5))
 """Up to so many tokens, the ratio of neighbouring entries; linear in between. Beyond some hundred tokens each expert has its
 share and prices are nearly straight lines; the pool's 4,096 tokens stand for more of them in proportion."""
-_SHARES = (1.0, 1.6, 3.0, 8.0)
+_SHARES = (1.0, 1.25, 1.6, 3.0, 8.0)
 """Tokens of the fullest data-parallel rank over the mean rank's."""
 _DRAWS = 64
 """Layers whose choices an entry is the mean of: models with fewer draw several times. With 4 layers, one draw of a few tokens

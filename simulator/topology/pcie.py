@@ -19,10 +19,14 @@ class PCIe(Frozen):
         wiring = Wiring(cluster, num_ranks)
         out, into = wiring.ports("scale_up", cluster.scale_up, num_ranks)
         far_out, far_into = wiring.ports("scale_out", wiring.scale_out, num_ranks) if wiring.has_several_nodes else (out, into)
-        num_sockets = (num_ranks - 1) // self.gpus_per_socket + 1
+        sockets_per_node = -(-cluster.gpus_per_node // self.gpus_per_socket)
+        socket = [
+            node * sockets_per_node + rank % cluster.gpus_per_node // self.gpus_per_socket for rank, node in enumerate(wiring.node)
+        ]
+        num_sockets = socket[-1] + 1
         socket_out, socket_into = wiring.ports("scale_up", cluster.scale_up, num_sockets, "socket", self.socket_link_slots)
         for source, destination in wiring.pairs():
-            here, there = source // self.gpus_per_socket, destination // self.gpus_per_socket
+            here, there = socket[source], socket[destination]
             if wiring.node[source] != wiring.node[destination]:
                 wiring.path(source, destination, far_out[source], far_into[destination])
             elif here == there:

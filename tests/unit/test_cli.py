@@ -8,11 +8,14 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from simulator import cli
 from simulator.data import available_files
+from simulator.results import read
 
 PROJECT = Path(__file__).parents[2]
+TRACES = PROJECT.parent / "shared" / "traces" / "requests"
 SHORT = ("mixtral_vs_llama2", "--set", "workload.num_requests=60")
 
 
@@ -52,14 +55,6 @@ def test_json_is_alone_on_standard_output_and_a_second_run_replaces_the_first(mo
     assert [row["deployment"] for row in first["summary"]] == [row["deployment"] for row in second["summary"]]
     assert first["summary"] != second["summary"]
     assert json.loads((tmp_path / "here" / "run.json").read_text())["seed"] == 8
-
-
-def test_report_puts_runs_together(moesim, tmp_path):
-    moesim("run", *SHORT, "--out", "one")
-    moesim("run", *SHORT, "--out", "two", "--set", "deployments.0.placement.kind=greedy")
-    code, _, _ = moesim("report", "one", "two", "--out", "both.html")
-    assert code == 0
-    assert "(two)" in (tmp_path / "both.html").read_text()
 
 
 def test_a_defect_is_ours_with_a_traceback(moesim, monkeypatch):
@@ -135,3 +130,51 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path):
     assert running.returncode == 130
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_stops_early_is_no_error(tmp_path):
+    command = f"{sys.executable} -m simulator schema | head -n 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["{", "0"]
+    assert done.stderr == ""
+
+
+def test_report_puts_runs_together_and_leaves_their_own_reports_alone(moesim, tmp_path):
+    moesim("run", *SHORT, "--out", "one")
+    before = (tmp_path / "one" / "report.html").read_bytes()
+    moesim("run", *SHORT, "--out", "two", "--set", "deployments.0.placement.kind=greedy")
+    printed = json.loads(moesim("report", "one", "two", "--json")[1])
+    assert printed["verdict"]["headline"]
+    assert (tmp_path / "one" / "report.html").read_bytes() == before
+    assert "(two)" in (tmp_path / "one" / "comparison.html").read_text()
+
+
+def test_on_a_terminal_no_line_is_wider_than_it(moesim, monkeypatch, capsys):
+    moesim("run", *SHORT, "--out", "run")
+    for columns in (80, 100):
+        monkeypatch.setattr(cli, "out", Console(force_terminal=True, width=columns, color_system=None))
+        for arguments in (("list",), ("list", "clusters"), ("trace", "info", "azure-conv")):
+            code, out, _ = moesim(*arguments)
+            assert code == 0
+            assert max(len(line) for line in out.splitlines()) <= columns
+        cli._print_run(read(Path("run")))
+        printed = capsys.readouterr().out
+        assert max(len(line) for line in printed.splitlines()) <= columns
+        table = printed.split("\n\n")[-1].splitlines()
+        assert any(line.startswith("TTFT p50") for line in table)
+        assert all(len(line.split()) >= 3 for line in table[1:]), "a label or a value was wrapped"
+
+
+FILES = [path for path in sorted(TRACES.rglob("*")) if path.is_file() and not path.name.startswith("LICENSE")]
+
+
+@pytest.mark.skipif(not FILES, reason="the real traces are not part of the repository")
+@pytest.mark.parametrize("source", FILES, ids=lambda path: path.name)
+def test_real_traces_survive_conversion(moesim, source):
+    code, out, err = moesim("trace", "info", source, "--json")
+    assert code == 0, err
+    assert moesim("trace", "convert", source, "own.parquet")[0] == 0
+    own = json.loads(moesim("trace", "info", "own.parquet", "--json")[1])
+    theirs = json.loads(out)
+    told = ("source", "provenance", "notes")
+    assert {k: v for k, v in own.items() if k not in told} == {k: v for k, v in theirs.items() if k not in told}

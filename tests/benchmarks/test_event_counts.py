@@ -1,0 +1,43 @@
+"""SimPy events of one step, exactly: what the detailed fidelities cost. A change here is a change of speed, so it is read."""
+
+import numpy as np
+import pytest
+import simpy
+
+from simulator.engine.fabric import FluidWires
+from simulator.engine.message import MessageWires
+from simulator.engine.rank import run_step
+from simulator.price import Prices
+from simulator.program import Batch
+
+
+class Counting(simpy.Environment):
+    num_events = 0
+
+    def step(self):
+        self.num_events += 1
+        super().step()
+
+
+def count(plan, fidelity):
+    dp = plan.layout.attention_dp
+    rows = tuple(np.ones(8, dtype=np.int64) for _ in range(dp))
+    batch = Batch(rows, tuple(row * 100 for row in rows), tuple(row > 0 for row in rows), np.full(dp, 8))
+    env = Counting()
+    wires = FluidWires(env) if fidelity == "rank" else MessageWires(env, plan.fabric)
+    env.process(run_step(env, wires, Prices(plan, 8).program(batch, 0), plan.layout.num_ranks))
+    while env.peek() < float("inf"):
+        env.step()
+    return env.num_events
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "fidelity", "expected"),
+    [
+        ("dense", {"tp": 4}, "rank", 134),
+        ("moe", {"attention_dp": 4, "ep": 4}, "rank", 150),
+        ("moe", {"attention_dp": 4, "ep": 4}, "message", 9234),
+    ],
+)
+def test_events_of_a_step(tiny, name, split, fidelity, expected):
+    assert count(tiny.plan(name, **split), fidelity) == expected

@@ -1,0 +1,78 @@
+"""What every topology, dispatch, scheduling and balancing policy promises. Discovered, never listed."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simulator.plugins import available, build
+
+
+@pytest.mark.parametrize(("num_gpus", "gpus_per_node"), [(1, 8), (8, 8), (16, 4), (12, 4)])
+@pytest.mark.parametrize("topology", available("topology"))
+def test_topologies_join_every_pair_and_conserve_bytes(tiny, topology, num_gpus, gpus_per_node):
+    cluster = tiny.cluster(max(num_gpus, gpus_per_node), gpus_per_node)
+    fabric = build("topology", {"kind": topology}, "test").wire(cluster, num_gpus)
+    has_path = (fabric.path_SRH >= 0).any(axis=2)
+    assert np.array_equal(has_path, ~np.eye(num_gpus, dtype=bool))
+    assert fabric.path_SRH.max() < len(fabric.links)
+    hops_SR = (fabric.path_SRH >= 0).sum(axis=2)
+    assert all(link.bytes_per_s > 0 and link.latency_s >= 0 for link in fabric.links)
+    assert fabric.node_R.tolist() == [rank // gpus_per_node for rank in range(num_gpus)]
+    bytes_SR = np.random.default_rng(0).integers(0, 100, (num_gpus, num_gpus)).astype(np.float64)
+    np.fill_diagonal(bytes_SR, 0.0)
+    bytes_L = fabric.bytes_per_link(bytes_SR)
+    assert bytes_L.sum() == pytest.approx((bytes_SR * hops_SR).sum())
+    # No path crosses a link twice, and the first and the last links together carry everything.
+    for path in fabric.path_SRH.reshape(-1, fabric.path_SRH.shape[-1]):
+        assert len(set(path[path >= 0])) == (path >= 0).sum()
+    firsts = np.zeros(len(fabric.links))
+    np.add.at(firsts, fabric.path_SRH[..., 0][has_path], bytes_SR[has_path])
+    assert firsts.sum() == bytes_SR.sum()
+    assert (firsts <= bytes_L + 1e-9).all()
+
+
+def copies_of(dispatch, rank_TK, source_T, node_R):
+    return build("dispatch", {"kind": dispatch}, "test").copies(rank_TK, source_T, node_R)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 60), st.integers(1, 6), st.sampled_from([(1, 8), (8, 4), (12, 4), (8, 8)]), st.integers(0, 1000))
+def test_dispatch_policies_send_what_they_say(num_tokens, top_k, shape, seed):
+    num_ranks, per_node = shape
+    rng = np.random.default_rng(seed)
+    rank_TK, source_T = rng.integers(0, num_ranks, (num_tokens, top_k)), rng.integers(0, num_ranks, num_tokens)
+    node_R = np.arange(num_ranks) // per_node
+    found = {name: copies_of(name, rank_TK, source_T, node_R) for name in available("dispatch")}
+    for copies_SR in found.values():
+        assert copies_SR.shape == (num_ranks, num_ranks)
+        assert (copies_SR >= 0).all()
+        assert not np.diagonal(copies_SR).any()
+        assert num_tokens or not copies_SR.any()
+    assert (found["per_rank"] <= found["per_expert"]).all()
+    crosses = node_R[:, None] != node_R
+    assert found["per_node"][crosses].sum() <= found["per_rank"][crosses].sum()
+    assert found["per_expert"].sum() == (rank_TK != source_T[:, None]).sum()
+    again = copies_of("all_gather", np.tile(rank_TK, 2), source_T, node_R)
+    assert np.array_equal(found["all_gather"], again)
+    assert found["all_gather"].sum() == num_tokens * (num_ranks - 1)
+
+
+@pytest.mark.parametrize("scheduling", available("scheduling"))
+def test_scheduling_policies_give_rules(scheduling):
+    rules = build("scheduling", {"kind": scheduling, "token_budget": 100, "max_sequences": 7}, "test").rules()
+    assert (rules.token_budget, rules.max_sequences) == (100, 7)
+    assert isinstance(rules.mixes_phases, bool)
+    assert isinstance(rules.splits_prompts, bool)
+
+
+@pytest.mark.parametrize("balancing", available("balancing"))
+def test_balancing_policies_choose_a_replica_and_do_so_again(balancing):
+    policy = build("balancing", {"kind": balancing}, "test")
+    loads = np.random.default_rng(0).integers(0, 50, (60, 2, 5))
+    chosen = []
+    for _ in range(2):
+        balancer = policy.prepare(5, np.random.default_rng(1))
+        chosen.append([balancer.choose(outstanding, tokens) for outstanding, tokens in loads])
+    assert chosen[0] == chosen[1]
+    assert set(chosen[0]) == set(range(5))

@@ -1,0 +1,161 @@
+"""Whole runs where a defect would hide: between two ways to run them, at full ranks, in small caches, among many replicas."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from simulator import plugins
+from simulator.engine import cluster as engine
+from simulator.engine.cluster import make_limits, run_plan, scaled_blocks
+from simulator.engine.replica import ByTable, Replica
+from simulator.engine.state import start_requests
+from simulator.engine.table import make_table, price_experts
+from simulator.errors import UserError
+from simulator.metrics import latencies
+from simulator.price import Prices
+
+SMALL = {"attention_dp": 2, "ep": 2, "scheduling": {"kind": "chunked", "token_budget": 64, "max_sequences": 64}}
+"""A table of few entries, which is quickly filled."""
+
+
+@pytest.mark.parametrize("kind", plugins.available("balancing"))
+def test_simpy_and_compiled_code_run_the_same_steps(tiny, kind):
+    plan, trace = tiny.plan("moe", replicas=2, balancing={"kind": kind}, **SMALL), tiny.trace(60, 2000.0)
+    compiled = run_plan(plan, trace).requests
+    limits = make_limits(plan, trace)
+    table = make_table(Prices(plan, limits.token_budget), plan.rng("steps"))
+    requests = start_requests(trace, with_prefixes=False)
+    replicas = [Replica(requests, limits, 2, scaled_blocks(plan, limits), 0) for _ in range(2)]
+    run = engine._Run(plan, requests, replicas, None, lambda _: None)
+    run.in_simpy(ByTable(table))
+    assert np.array_equal(compiled["replica"], run.replica_of)
+    assert np.array_equal(compiled["dp_rank"], requests.dp_rank)
+    np.testing.assert_allclose(compiled["finish_s"], requests.finish_s, rtol=1e-9)
+    np.testing.assert_allclose(compiled["scheduled_s"], requests.scheduled_s, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("fidelity", ["step", "rank"])
+@pytest.mark.parametrize("kind", plugins.available("balancing"))
+def test_requests_of_one_instant_are_spread_by_whoever_looks_at_load(tiny, kind, fidelity):
+    """Most arrive while a step runs, so they are at no rank yet: they must count all the same."""
+    trace = tiny.trace(32, longest_input=300, longest_output=8)
+    trace = dataclasses.replace(trace, arrival_s=np.where(np.arange(32) < 4, 0.0, 1e-5))
+    plan = tiny.plan("dense", replicas=4, balancing={"kind": kind})
+    counts = run_plan(plan, trace, fidelity).requests["replica"].value_counts()
+    assert len(counts) == 4
+    if plan.balancing.needs_load:
+        assert counts.max() <= 14
+
+
+def test_outstanding_tokens_are_those_of_unfinished_requests(tiny):
+    plan, trace = tiny.plan("dense"), tiny.trace(30, 3000.0)
+    limits = make_limits(plan, trace)
+    table = make_table(Prices(plan, limits.token_budget), plan.rng("steps"))
+    requests = start_requests(trace, with_prefixes=False)
+    replica = Replica(requests, limits, 1, scaled_blocks(plan, limits), 0)
+    for request, arrival_s in enumerate(trace.arrival_s):
+        replica.advance(table, float(arrival_s), lambda: None)
+        replica.assign(request)
+        given = np.arange(request + 1)
+        unfinished = given[np.isnan(requests.finish_s[given])]
+        assert replica.outstanding == len(unfinished)
+        assert replica.outstanding_tokens == (trace.num_input + trace.num_output)[unfinished].sum()
+    replica.advance(table, np.inf, lambda: None)
+    assert replica.outstanding == replica.outstanding_tokens == 0
+
+
+def mean_ttft_s(tiny, kind):
+    """Over 5 traces of very uneven lengths, at a load where queues form."""
+    found = []
+    for seed in range(5):
+        trace = tiny.trace(300, 700.0, seed=seed)
+        lengths = np.random.default_rng(seed).choice([50, 4000], 300, p=[0.8, 0.2])
+        trace = dataclasses.replace(trace, num_input=lengths, num_output=1 + lengths // 100)
+        plan = tiny.plan("dense", num_layers=16, replicas=4, balancing={"kind": kind})
+        found.append(latencies(run_plan(plan, trace).requests)["ttft_s"].mean())
+    return np.mean(found)
+
+
+def test_looking_at_load_beats_chance(tiny):
+    by_chance = mean_ttft_s(tiny, "random")
+    assert mean_ttft_s(tiny, "least_outstanding") < by_chance
+    assert mean_ttft_s(tiny, "least_tokens") < by_chance
+
+
+def test_a_run_leaves_its_trace_as_it_was(tiny):
+    trace = tiny.trace(20, concurrency=4)
+    before = trace.arrival_s.copy()
+    run_plan(tiny.plan("dense"), trace)
+    assert np.array_equal(trace.arrival_s, before)
+
+
+def test_every_full_data_parallel_rank_can_be_looked_into(tiny):
+    """9 + 7 tokens over 2 full ranks: rounding both up on one rank would ask for a batch that no step has."""
+    plan = tiny.plan("moe", attention_dp=2, ep=2, scheduling={"kind": "chunked", "token_budget": 9, "max_sequences": 9})
+    record = run_plan(plan, tiny.trace(60, 1e5, longest_input=60, longest_output=30))
+    tokens = record.steps["prefill_tokens"] + record.steps["decode_tokens"]
+    assert tokens.max() == 18
+    assert set(record.spans["phase"]) == {"prefill", "decode"}
+
+
+@pytest.mark.parametrize("budget", [1, 2, 7])
+@pytest.mark.parametrize("kind", plugins.available("scheduling"))
+def test_a_tiny_budget_or_a_prompt_far_beyond_it_still_ends(tiny, kind, budget):
+    plan = tiny.plan("moe", scheduling={"kind": kind, "token_budget": budget, "max_sequences": 3})
+    record = run_plan(plan, tiny.trace(5, longest_input=40, longest_output=4))
+    assert np.isfinite(record.steps["duration_s"]).all()
+    assert (record.steps["duration_s"] > 0).all()
+
+
+@pytest.mark.parametrize("fidelity", ["step", "rank"])
+@pytest.mark.parametrize("model", ["dense", "sliding-dense", "state-moe", "state-only", "windows-only", "latent-moe"])
+def test_a_small_cache_preempts_and_loses_nothing(tiny, fidelity, model):
+    trace = tiny.trace(12, 1e5, longest_input=80, longest_output=80)
+    longest = int((trace.num_input + trace.num_output).max())
+    plan = tiny.plan(model, kv_block_tokens=8)
+    plan = tiny.with_blocks(plan, plan.capacity.blocks_for(longest) + 1 + plan.capacity.sequence_blocks)
+    record = run_plan(plan, trace, fidelity)
+    assert record.steps["kv_used"].between(0, 1 + 1e-9).all()
+    times = record.requests[["arrival_s", "scheduled_s", "first_token_s", "finish_s"]].to_numpy()
+    assert (np.diff(times, axis=1) >= 0).all()
+    if model == "dense":
+        assert record.requests["num_preemptions"].sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("model", "shares"), [("dense", True), ("sliding-dense", True), ("windows-only", False), ("state-moe", False)]
+)
+def test_prefixes_are_shared_where_the_cache_grows_and_all_blocks_are_counted(tiny, model, shares):
+    trace = tiny.trace(20, 50.0, longest_input=600, longest_output=4)
+    counts = -(-trace.num_input // 64)
+    trace = dataclasses.replace(
+        trace,
+        prefix_block_tokens=64,
+        prefix_starts=np.concatenate([[0], np.cumsum(counts)]),
+        prefix_ids=np.concatenate([np.arange(count) for count in counts]),
+    )
+    record = run_plan(tiny.plan(model), trace)
+    assert (record.requests["num_cached"] < record.requests["num_input"]).all()
+    assert record.steps["kv_used"].between(0, 1).all()
+    assert (record.requests["num_cached"].sum() > 0) == shares
+
+
+def test_a_request_that_can_never_fit_is_refused_with_both_numbers(tiny):
+    plan = tiny.with_blocks(tiny.plan("dense"), 10)
+    trace = dataclasses.replace(tiny.trace(1), num_input=np.array([150]), num_output=np.array([11]))
+    with pytest.raises(UserError, match=r"161 tokens.*holds 160 "):
+        run_plan(plan, trace)
+
+
+@pytest.mark.parametrize("parallel", [{"tp": 4, "ep": 4}, {"attention_dp": 4, "ep": 4}])
+def test_the_table_holds_what_ranks_take_that_meet_after_every_layer(tiny, parallel):
+    """Also where no token travels: ranks meet in the all-reduce behind each layer, so each layer's slowest rank counts."""
+    plan = tiny.plan("moe", **parallel)
+    prices = Prices(plan, 512)
+    tokens_d = np.full(plan.layout.attention_dp, 40)
+    phases = price_experts(prices, tokens_d, 5)
+    steps = [prices.expert_step(layer, tokens_d, 5) for layer in range(plan.model.num_moe_layers)]
+    wanted = sum(step.experts_R.max() + step.dispatch.alone_s + step.combine.alone_s for step in steps)
+    assert phases[:4].sum() == pytest.approx(wanted, rel=1e-9)
+    assert phases[4] == pytest.approx(np.mean([step.pairs_R.max() / step.pairs_R.mean() for step in steps]))

@@ -1,0 +1,106 @@
+"""Copies that each dispatch policy sends, on examples worked by hand and against brute force."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simulator.dispatch.all_gather import AllGather
+from simulator.dispatch.per_expert import PerExpert
+from simulator.dispatch.per_node import PerNode
+from simulator.dispatch.per_rank import PerRank
+
+QUICK = settings(max_examples=60, deadline=None)
+NODES = ([0, 0, 1, 1], [0] * 4, [0, 1, 2, 3], [0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 1, 1, 1, 1, 2])
+
+
+def sent(policy, rank_TK, source_T, node_R):
+    copies_SR = policy.copies(np.array(rank_TK), np.array(source_T), np.array(node_R))
+    return {(int(s), int(r)): int(copies_SR[s, r]) for s, r in zip(*np.nonzero(copies_SR), strict=True)}
+
+
+def test_one_token_by_every_policy():
+    """On rank 0, with experts on ranks 0, 2, 2 and 3; ranks 2 and 3 are another node."""
+    token = ([[0, 2, 2, 3]], [0], [0, 0, 1, 1])
+    assert sent(PerExpert(), *token) == {(0, 2): 2, (0, 3): 1}
+    assert sent(PerRank(), *token) == {(0, 2): 1, (0, 3): 1}
+    assert sent(PerNode(), *token) == {(0, 2): 1, (2, 3): 1}  # it lands on its own position, which forwards it
+    assert sent(AllGather(), *token) == {(0, 1): 1, (0, 2): 1, (0, 3): 1}
+
+
+def test_a_token_lands_on_its_own_position_even_where_no_expert_of_it_is():
+    assert sent(PerNode(), [[2]], [1], [0, 0, 1, 1]) == {(1, 3): 1, (3, 2): 1}
+
+
+def test_a_smaller_node_takes_positions_in_turn():
+    # Node 1 has ranks 4 and 5 only: position 3 begins again at its second rank.
+    assert sent(PerNode(), [[4]], [3], [0, 0, 0, 0, 1, 1]) == {(3, 5): 1, (5, 4): 1}
+    assert sent(PerNode(), [[4]], [2], [0, 0, 0, 0, 1, 1]) == {(2, 4): 1}
+
+
+cases = st.sampled_from(NODES).flatmap(
+    lambda node_R: st.tuples(
+        st.lists(
+            st.tuples(st.integers(0, len(node_R) - 1), st.lists(st.integers(0, len(node_R) - 1), min_size=3, max_size=3)),
+            min_size=1,
+            max_size=12,
+        ),
+        st.just(node_R),
+    )
+)
+
+
+def arrays(case):
+    tokens, node_R = case
+    return np.array([ranks for _, ranks in tokens]), np.array([source for source, _ in tokens]), np.array(node_R)
+
+
+@QUICK
+@given(cases)
+def test_every_expert_gets_its_token(case):
+    """Brute force: follow each token along the copies that exist for it alone; every rank with an expert of it is reached."""
+    rank_TK, source_T, node_R = arrays(case)
+    for policy in (PerExpert(), PerRank(), PerNode(), AllGather()):
+        total_SR = np.zeros((len(node_R), len(node_R)))
+        for ranks_K, source in zip(rank_TK, source_T, strict=True):
+            copies_SR = policy.copies(ranks_K[None], np.array([source]), node_R)
+            total_SR += copies_SR
+            reached = {int(source)}
+            for _ in range(2):
+                reached |= {int(r) for s in reached for r in np.flatnonzero(copies_SR[s])}
+            assert set(ranks_K.tolist()) <= reached
+        assert np.array_equal(total_SR, policy.copies(rank_TK, source_T, node_R))
+
+
+@QUICK
+@given(cases)
+def test_per_node_crosses_to_each_node_once(case):
+    rank_TK, source_T, node_R = arrays(case)
+    is_far = node_R[:, None] != node_R[None, :]
+    wanted = sum(len({int(node_R[r]) for r in ranks} - {int(node_R[s])}) for ranks, s in zip(rank_TK, source_T, strict=True))
+    assert PerNode().copies(rank_TK, source_T, node_R)[is_far].sum() == wanted
+    assert wanted <= PerRank().copies(rank_TK, source_T, node_R)[is_far].sum()
+
+
+@QUICK
+@given(cases)
+def test_on_one_node_per_node_is_per_rank(case):
+    rank_TK, source_T, node_R = arrays(case)
+    together = np.zeros_like(node_R)
+    assert np.array_equal(PerNode().copies(rank_TK, source_T, together), PerRank().copies(rank_TK, source_T, together))
+
+
+@QUICK
+@given(cases, st.integers(1, 3))
+def test_all_gather_has_no_top_k_factor(case, top_k):
+    rank_TK, source_T, node_R = arrays(case)
+    copies = [AllGather().copies(ids, source_T, node_R) for ids in (rank_TK, rank_TK[:, :top_k], np.zeros_like(rank_TK))]
+    assert np.array_equal(copies[0], copies[1])
+    assert np.array_equal(copies[0], copies[2])
+
+
+@pytest.mark.parametrize("policy", [PerExpert(), PerRank(), PerNode(), AllGather()])
+def test_no_tokens_no_copies(policy):
+    copies_SR = policy.copies(np.zeros((0, 2), dtype=np.int64), np.zeros(0, dtype=np.int64), np.array([0, 0, 1, 1]))
+    assert copies_SR.shape == (4, 4)
+    assert not copies_SR.any()

@@ -1,0 +1,150 @@
+"""Every column of the summary against a plain loop over a record made by hand."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from simulator.metrics import METRICS, meets, summarise
+from simulator.records import GAP_BINS_PER_DECADE, NUM_GAP_BINS, SHORTEST_GAP_S, STEP_PHASES, DeploymentRecord, Gaps
+from simulator.spec.workload import SLO
+from simulator.work.flops import served_flops
+
+#   arrival, first token, finish, input, output, cached, preemptions
+REQUESTS = [
+    (0.0, 0.5, 2.5, 100, 5, 0, 0),
+    (1.0, 1.25, 1.25, 40, 1, 20, 0),  # one token: no TPOT
+    (2.0, 4.0, 10.0, 300, 13, 0, 2),
+    (3.0, 3.5, 4.0, 60, 11, 0, 1),
+]
+#   start, duration, used
+STEPS = [(0.0, 2.0, 0.1), (2.0, 1.0, 0.6), (4.0, 5.0, 0.3)]
+GAPS_S = [0.01] * 60 + [0.02] * 38 + [0.5] * 2
+PARTS = np.arange(1.0, len(STEP_PHASES) + 1) / sum(range(1, len(STEP_PHASES) + 1))
+TARGETS = SLO(ttft_s=1.0, tpot_s=0.1)
+
+
+def gaps(values_s):
+    counts = np.zeros(NUM_GAP_BINS, np.int64)
+    for value in values_s:
+        counts[int(math.log10(value / SHORTEST_GAP_S) * GAP_BINS_PER_DECADE)] += 1
+    return Gaps(counts)
+
+
+@pytest.fixture(scope="module")
+def plan(tiny):
+    return tiny.plan("moe", attention_dp=4, ep=4, replicas=2)
+
+
+def record(requests=REQUESTS):
+    arrival, first, finish, num_input, num_output, cached, preempted = (np.array(column) for column in zip(*requests, strict=True))
+    duration = np.array([step[1] for step in STEPS])
+    empty = pd.DataFrame()
+    return DeploymentRecord(
+        name="it",
+        requests=pd.DataFrame(
+            {"arrival_s": arrival, "first_token_s": first, "finish_s": finish, "num_input": num_input, "num_output": num_output}
+            | {"num_cached": cached, "num_preemptions": preempted}
+        ),
+        steps=pd.DataFrame(
+            {"start_s": [s[0] for s in STEPS], "duration_s": duration, "kv_used": [s[2] for s in STEPS]}
+            | {f"{phase}_s": duration * part for phase, part in zip(STEP_PHASES, PARTS, strict=True)}
+        ),
+        ranks=empty,
+        experts=empty,
+        traffic=empty,
+        spans=empty,
+        itl=gaps(GAPS_S),
+        load_imbalance=1.75,
+        read_bytes=5e12,
+    )
+
+
+def percentile(values, level):
+    """Linear between the two nearest, as numpy and most papers have it."""
+    values = sorted(values)
+    place = (len(values) - 1) * level / 100
+    low = math.floor(place)
+    return values[low] + (place - low) * (values[min(low + 1, len(values) - 1)] - values[low])
+
+
+def expected(plan):
+    ttft = [first - arrival for arrival, first, *_ in REQUESTS]
+    e2e = [finish - arrival for arrival, _, finish, *_ in REQUESTS]
+    tpot = [(finish - first) / (output - 1) for _, first, finish, _, output, *_ in REQUESTS if output > 1]
+    duration = 10.0
+    inputs, outputs = sum(r[3] for r in REQUESTS), sum(r[4] for r in REQUESTS)
+    met = 2  # the third is late in both, the fourth meets both; a single token has no TPOT to miss; the first has 0.5 s a token
+    busy = sum(step[1] for step in STEPS)
+    flops = sum(served_flops(plan.model, *(np.array([r[i]]) for i in (3, 4, 5))) for r in REQUESTS)
+    peak = plan.accelerator.bf16_flops_per_s
+    found = {
+        "num_requests": 4,
+        "num_gpus": 8,
+        "duration_s": duration,
+        "input_tokens_per_s": inputs / duration,
+        "output_tokens_per_s": outputs / duration,
+        "total_tokens_per_s_per_gpu": (inputs + outputs) / duration / 8,
+        "output_tokens_per_s_per_gpu": outputs / duration / 8,
+        "slo_attainment": met / 4,
+        "goodput_per_s": met / duration,
+        "utilisation": busy / duration / 2,
+        "load_imbalance": 1.75,
+        "mfu": flops / (peak * 4 * busy),
+        "mbu": 5e12 / (plan.accelerator.memory_bytes_per_s * 4 * busy),
+        "kv_used_mean": sum(step[1] * step[2] for step in STEPS) / busy,
+        "kv_used_max": 0.6,
+        "prefix_hit_ratio": 20 / inputs,
+        "num_preemptions": 3,
+        "cost_per_million_tokens": plan.cluster.price_per_gpu_hour * 8 * duration / 3600 / outputs * 1e6,
+        **{f"{phase}_share": part for phase, part in zip(STEP_PHASES, PARTS, strict=True)},
+    }
+    for name, values in (("ttft", ttft), ("tpot", tpot), ("e2e", e2e)):
+        found |= {f"{name}_p{level}_s": percentile(values, level) for level in (50, 90, 99)}
+        found |= {f"{name}_mean_s": sum(values) / len(values)} if name != "e2e" else {}
+    return found
+
+
+def test_every_column_agrees_with_a_plain_loop(plan):
+    row = summarise([plan], [record()], TARGETS).iloc[0]
+    wanted = expected(plan)
+    pooled = {"itl_p50_s": 0.01, "itl_p99_s": 0.5}
+    assert list(row.index) == ["deployment", *METRICS]
+    assert {*wanted, *pooled} == set(METRICS), "every metric is computed here by hand"
+    for key, value in wanted.items():
+        assert row[key] == pytest.approx(value, rel=1e-12), key
+    for key, value in pooled.items():
+        assert row[key] == pytest.approx(value, rel=0.005), key
+
+
+def test_without_targets_there_is_nothing_to_attain(plan):
+    row = summarise([plan], [record()], SLO()).iloc[0]
+    assert math.isnan(row["slo_attainment"])
+    assert math.isnan(row["goodput_per_s"])
+
+
+def test_one_token_answers_have_no_tpot_and_cannot_miss_its_target(plan):
+    row = summarise([plan], [record([(0.0, 0.5, 0.5, 10, 1, 0, 0)])], SLO(tpot_s=1e-6)).iloc[0]
+    assert math.isnan(row["tpot_p50_s"])
+    assert row["slo_attainment"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("slo", "met"), [(SLO(e2e_s=2.0), [0, 1]), (SLO(ttft_s=1.0), [1, 1]), (SLO(ttft_s=1.0, tpot_s=0.3), [0, 1])]
+)
+def test_a_target_is_met_at_its_limit_and_all_must_be(slo, met):
+    latency = pd.DataFrame({"ttft_s": [1.0, 0.5], "tpot_s": [0.4, np.nan], "e2e_s": [3.0, 2.0]})
+    assert meets(latency, slo).tolist() == [bool(one) for one in met]
+
+
+def test_gaps_between_tokens_without_any_are_undefined():
+    assert math.isnan(Gaps(np.zeros(NUM_GAP_BINS, np.int64)).quantile_s(0.5))
+
+
+def test_every_metric_says_what_it_is():
+    for key, metric in METRICS.items():
+        assert metric.label
+        assert metric.definition, key
+        assert metric.better in ("higher", "lower", "")
+        assert key.endswith("_s") == (metric.unit == "s") or "_per_s" in key

@@ -1,0 +1,173 @@
+"""The results folder: whole or not at all, read back unchanged, merged only where that is fair."""
+
+import dataclasses
+import json
+import os
+
+import pandas as pd
+import pytest
+
+from simulator.errors import UserError
+from simulator.records import SPAN_COLUMNS
+from simulator.results import TABLES, Results, check_writable, chrome_trace, merge, read, write
+
+
+def made(*names, **run):
+    names = names or ("a",)
+    tables = {table: pd.DataFrame({"deployment": list(names), "value": [0.1 * n for n in range(len(names))]}) for table in TABLES}
+    spans = {"phase": "decode", "rank": 0, "name": "wait", "layer": 1, "start_s": 0.5, "duration_s": 0.25}
+    tables["spans"] = pd.DataFrame([{"deployment": name, **spans} for name in names], columns=list(SPAN_COLUMNS))
+    facts = {"name": "r", "workload": {"rate_per_s": 1.5}, "slo": {"ttft_s": 1.0}, "verdict": {"headline": "old"}, **run}
+    return Results(
+        run={**facts, "deployments": {name: {"of": name} for name in names}},
+        summary=pd.DataFrame({"deployment": list(names), "ttft_p50_s": 0.1 + 0.2}),
+        **tables,
+    )
+
+
+def page(_):
+    return "<html>é</html>"
+
+
+def test_what_is_written_is_read_back_unchanged(tmp_path):
+    results = made("a", "b, c", "NA", "1")
+    write(results, tmp_path / "deep" / "er" / "run", page)
+    found = read(tmp_path / "deep" / "er" / "run")
+    assert found.run == results.run
+    assert found.deployments == ["a", "b, c", "NA", "1"]
+    assert found.summary["ttft_p50_s"][0] == 0.1 + 0.2
+    for table in ("summary", *TABLES):
+        pd.testing.assert_frame_equal(getattr(found, table), getattr(results, table), check_dtype=False)
+    assert [path.name for path in (tmp_path / "deep" / "er").iterdir()] == ["run"]
+
+
+def test_a_second_run_replaces_the_first_whole(tmp_path):
+    write(made("a"), tmp_path / "run", page)
+    (tmp_path / "run" / "comparison.html").write_text("made by report")
+    write(made("b"), tmp_path / "run", page)
+    assert read(tmp_path / "run").deployments == ["b"]
+    assert not (tmp_path / "run" / "comparison.html").exists()
+
+
+def test_a_link_to_a_folder_stays_a_link(tmp_path):
+    write(made("a"), tmp_path / "run", page)
+    (tmp_path / "link").symlink_to(tmp_path / "run", target_is_directory=True)
+    write(made("b"), tmp_path / "link", page)
+    assert (tmp_path / "link").is_symlink()
+    assert read(tmp_path / "run").deployments == ["b"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device"), ZeroDivisionError])
+def test_what_goes_wrong_half_way_leaves_the_earlier_run_and_nothing_else(tmp_path, monkeypatch, error):
+    write(made("a"), tmp_path / "run", page)
+
+    def stop(*_, **__):
+        raise error
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", stop)
+    kind = UserError if isinstance(error, OSError) else error
+    for folder in (tmp_path / "run", tmp_path / "new" / "run"):
+        with pytest.raises(kind) as refused:
+            write(made("b"), folder, page)
+        if kind is UserError:
+            assert "No space left on device" in str(refused.value)
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert read(tmp_path / "run").deployments == ["a"]
+
+
+def test_an_interrupt_between_the_two_renames_brings_the_earlier_run_back(tmp_path, monkeypatch):
+    write(made("a"), tmp_path / "run", page)
+    replace, calls = os.replace, []
+
+    def stop_at_the_second(source, target):
+        calls.append(source)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr("os.replace", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        write(made("b"), tmp_path / "run", page)
+    assert read(tmp_path / "run").deployments == ["a"]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_report_that_cannot_be_drawn_writes_nothing_and_is_no_error_of_the_users(tmp_path):
+    def broken(_):
+        raise FileNotFoundError("page.css")
+
+    with pytest.raises(FileNotFoundError):
+        write(made("a"), tmp_path / "run", broken)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_anything_else_in_it_is_left_alone(tmp_path):
+    write(made("a"), tmp_path / "run", page)
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds 'notes\.txt'"):
+        check_writable(tmp_path / "run")
+    (tmp_path / "half").mkdir()
+    check_writable(tmp_path / "half")
+    (tmp_path / "half" / "summary.csv").touch()
+    with pytest.raises(UserError, match="not a whole results folder"):
+        check_writable(tmp_path / "half")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="is a file"):
+        check_writable(tmp_path / "file")
+    with pytest.raises(UserError, match=r"file is a file, not a folder"):
+        check_writable(tmp_path / "file" / "below")
+
+
+def test_a_place_without_permission_is_refused_before_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(UserError, match="no permission to write in"):
+        check_writable(tmp_path / "run")
+
+
+def test_what_is_no_whole_folder_is_not_read(tmp_path):
+    with pytest.raises(UserError, match=r"no run\.json"):
+        read(tmp_path)
+    write(made("a", "b"), tmp_path / "run", page)
+    (tmp_path / "run" / "summary.csv").write_text("deployment\na\n")
+    with pytest.raises(UserError, match="name other deployments"):
+        read(tmp_path / "run")
+    (tmp_path / "run" / "steps.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"^[^\n]*is not a whole results folder[^\n]*$"):
+        read(tmp_path / "run")
+
+
+def test_merged_runs_keep_their_deployments_apart(tmp_path):
+    paths = [tmp_path / name for name in ("x/run", "y/run", "z")]
+    found = merge([(paths[0], made("a", "b")), (paths[1], made("a", name="second")), (paths[2], made("c"))])
+    assert found.deployments == ["a (x/run)", "b", "a (y/run)", "c"]
+    assert list(found.run["deployments"]) == found.deployments
+    assert found.run["name"] == "r and second"
+    assert "verdict" not in found.run
+    for table in TABLES:
+        assert set(getattr(found, table)["deployment"]) == set(found.deployments)
+
+
+def test_runs_that_cannot_be_compared_are_not_merged(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone = made("a")
+    assert merge([(one, alone)]) is alone
+    with pytest.raises(UserError, match="two: served other requests than"):
+        merge([(one, made("a")), (two, made("b", workload={"rate_per_s": 3.0}))])
+    with pytest.raises(UserError, match="two: had other latency targets"):
+        merge([(one, made("a")), (two, made("b", slo={}))])
+    with pytest.raises(UserError, match="named twice"):
+        merge([(one, made("a")), (one, made("a"))])
+
+
+def test_the_timeline_opens_in_perfetto():
+    trace = json.loads(json.dumps(chrome_trace(made("a", "b").spans)))
+    events = trace["traceEvents"]
+    assert {event["pid"] for event in events} == {0, 1}
+    (first, _) = [event for event in events if event["ph"] == "X"]
+    assert (first["ts"], first["dur"], first["tid"], first["args"]) == (0.5e6, 0.25e6, 0, {"layer": 1})
+
+
+def test_results_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made().run = {}

@@ -1,0 +1,86 @@
+"""Which links each topology's messages cross, on clusters small enough to draw."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from simulator.topology.leaf_spine import LeafSpine
+from simulator.topology.nvlink_domain import NVLinkDomain
+from simulator.topology.pcie import PCIe
+from simulator.topology.rails import Rails
+from simulator.topology.switch import Switch
+
+
+def path(fabric, source, destination):
+    return [fabric.links[link].name for link in fabric.path_SRH[source, destination] if link >= 0]
+
+
+@pytest.mark.parametrize("topology", [Rails(), NVLinkDomain(), LeafSpine(), PCIe(), Switch()])
+def test_inside_one_node_a_message_crosses_two_ports(tiny, topology):
+    fabric = topology.wire(tiny.cluster(4, 4), 4)
+    assert path(fabric, 1, 2) == ["gpu 1 scale_up out", "gpu 2 scale_up in"]
+    assert fabric.num_nodes == 1
+
+
+@pytest.mark.parametrize("topology", [Rails(), NVLinkDomain(), LeafSpine(), PCIe(), Switch()])
+def test_one_rank_needs_no_path(tiny, topology):
+    fabric = topology.wire(tiny.cluster(4, 4), 1)
+    assert (fabric.path_SRH == -1).all()
+    assert not fabric.bytes_per_link(np.zeros((1, 1))).any()
+
+
+def test_rails_leave_by_the_card_of_the_receivers_rail(tiny):
+    fabric = Rails().wire(tiny.cluster(8, 4), 8)
+    assert path(fabric, 1, 5) == ["gpu 1 scale_out out", "gpu 5 scale_out in"]
+    assert path(fabric, 1, 6) == ["gpu 1 scale_up out", "gpu 2 scale_up in", "gpu 2 scale_out out", "gpu 6 scale_out in"]
+
+
+def test_rails_of_a_node_that_is_not_full_leave_by_a_card_that_is_there(tiny):
+    fabric = Rails().wire(tiny.cluster(8, 4), 6)
+    for source, destination in itertools.permutations(range(6), 2):
+        cards = [name for name in path(fabric, source, destination) if "scale_out out" in name]
+        for name in cards:
+            assert fabric.node_R[int(name.split()[1])] == fabric.node_R[source]
+
+
+def test_leaves_are_crossed_between_leaves_only(tiny):
+    fabric = LeafSpine(oversubscription=2.0, nodes_per_leaf=2).wire(tiny.cluster(16, 4), 16)
+    assert path(fabric, 0, 5) == ["gpu 0 scale_out out", "gpu 5 scale_out in"]
+    assert path(fabric, 0, 9) == ["gpu 0 scale_out out", "leaf 0 scale_out out", "leaf 1 scale_out in", "gpu 9 scale_out in"]
+    rates = {link.name: link.bytes_per_s for link in fabric.links}
+    assert rates["leaf 0 scale_out out"] == rates["gpu 0 scale_out out"] * 2 * 4 / 2.0
+
+
+def test_sockets_are_crossed_between_sockets_only(tiny):
+    fabric = PCIe(gpus_per_socket=2).wire(tiny.cluster(4, 4), 4)
+    assert path(fabric, 0, 1) == ["gpu 0 scale_up out", "gpu 1 scale_up in"]
+    assert path(fabric, 0, 2) == ["gpu 0 scale_up out", "socket 0 scale_up out", "socket 1 scale_up in", "gpu 2 scale_up in"]
+
+
+def test_a_socket_lies_in_one_node(tiny):
+    """Nodes of 6 with sockets of 4: ranks 4, 5 and 6, 7 are neighbours by number, but in different boxes."""
+    fabric = PCIe(gpus_per_socket=4).wire(tiny.cluster(12, 6), 12)
+    nodes_of = {}
+    for source, destination in itertools.permutations(range(12), 2):
+        for name in path(fabric, source, destination):
+            if name.startswith("socket"):
+                nodes_of.setdefault(name, set()).update({int(fabric.node_R[source]), int(fabric.node_R[destination])})
+    assert nodes_of
+    assert all(len(nodes) == 1 for nodes in nodes_of.values())
+
+
+def test_a_switch_knows_no_boxes(tiny):
+    fabric = Switch().wire(tiny.cluster(8, 4), 8)
+    assert path(fabric, 0, 1) == ["gpu 0 scale_out out", "gpu 1 scale_out in"]
+
+
+def test_bytes_of_a_link_are_those_of_the_messages_that_cross_it(tiny):
+    fabric = LeafSpine().wire(tiny.cluster(32, 8), 32)
+    bytes_SR = np.random.default_rng(0).exponential(1e6, (32, 32)) * (1 - np.eye(32))
+    wanted = np.zeros(len(fabric.links))
+    for source, destination in itertools.permutations(range(32), 2):
+        for link in fabric.path_SRH[source, destination]:
+            if link >= 0:
+                wanted[link] += bytes_SR[source, destination]
+    np.testing.assert_allclose(fabric.bytes_per_link(bytes_SR), wanted, rtol=1e-12)
