@@ -9,6 +9,7 @@ import textwrap
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -29,8 +30,8 @@ app = typer.Typer(
 )
 err = Console(stderr=True)
 out = Console()
-_LONGEST_NAME = 24
-"""Characters of a deployment's name over its column."""
+_LONGEST_NAME = 22
+"""Characters of a line of a deployment's name over its column."""
 
 
 def _seed(text: str) -> int:
@@ -366,9 +367,9 @@ def _comparison(results: Any, width: int) -> Iterator[Text]:
     from simulator.report.formats import KEY_METRICS, heading_unit, metric, winners
     from simulator.verdict import short_names
 
-    names = [_cropped(name) for name in short_names(results).values()]
+    names = [textwrap.wrap(name, _LONGEST_NAME) for name in short_names(results).values()]
     currencies = [results.run["deployments"][name]["currency"] for name in results.deployments]
-    rows: list[tuple[str, list[str], set[int]]] = [("", names, set())]
+    rows: list[tuple[str, list[str], set[int]]] = [("", list(lines), set()) for lines in zip_longest(*names, fillvalue="")]
     for key in (*KEY_METRICS, "kv_used_max", "load_imbalance"):
         values = [float(value) for value in results.summary[key]]
         unit = heading_unit(key)
@@ -383,6 +384,8 @@ def _comparison(results: Any, width: int) -> Iterator[Text]:
         while last < len(names) and label_width + sum(widths[first : last + 1]) <= width:
             last += 1
         for label, cells, best in rows:
+            if not any(cells[first:last]):
+                continue
             line = Text(label.ljust(label_width))
             for number in range(first, last):
                 line.append(cells[number].rjust(widths[number]), "bold" if number in best or not label else "")
@@ -390,10 +393,6 @@ def _comparison(results: Any, width: int) -> Iterator[Text]:
         first = last
         if first < len(names):
             yield Text()
-
-
-def _cropped(name: str) -> str:
-    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from simulator.errors import UserError
@@ -9,7 +10,7 @@ from simulator.spec.accelerator import AcceleratorSpec
 from simulator.spec.deployment import DeploymentSpec
 from simulator.spec.dtypes import BYTES_PER_ELEMENT
 from simulator.spec.model import ModelSpec
-from simulator.work.layout import Layout
+from simulator.work.layout import Layout, uneven_heads
 from simulator.work.memory import CacheSize, Precision, cache_size, weight_bytes
 
 
@@ -142,22 +143,30 @@ def _what_would_fit(
 def _smallest_split(
     spec: DeploymentSpec, model: ModelSpec, accelerator: AcceleratorSpec, layout: Layout, precision: Precision
 ) -> tuple[str, int] | None:
-    """The smallest multiple of the layout that fits: of the dimension that spreads the weights (experts, else heads)."""
+    """The smallest multiple of the layout that fits and that the model can be split into."""
     factor = 1
     while layout.num_ranks * factor <= 1024:
-        if layout.ep > 1 and model.moe is not None and layout.ep * factor <= model.moe.num_experts:
-            grown = Layout(layout.tp, layout.attention_dp * factor, layout.ep * factor)
-            text = f"attention_dp = {grown.attention_dp}, ep = {grown.ep}"
-            if layout.attention_dp == 1:
-                grown = Layout(layout.tp * factor, 1, layout.ep * factor)
-                text = f"tp = {grown.tp}, ep = {grown.ep}"
-        else:
-            grown = Layout(layout.tp * factor, layout.attention_dp, layout.ep)
-            text = f"tp = {grown.tp}"
-        if _fits(_capacity(spec, model, accelerator, grown, precision), model):
-            return text, grown.num_ranks
+        for grown, text in _grown(layout, model, factor):
+            is_possible = uneven_heads(model, grown.tp) is None and (model.moe is None or grown.ep <= model.moe.num_experts)
+            if is_possible and _fits(_capacity(spec, model, accelerator, grown, precision), model):
+                return text, grown.num_ranks
         factor *= 2
     return None
+
+
+def _grown(layout: Layout, model: ModelSpec, factor: int) -> Iterator[tuple[Layout, str]]:
+    """Layouts of ``factor`` times the ranks, likeliest first: more of what spreads the weights now, experts or else heads."""
+    spreads = layout.ep > 1
+    if spreads and layout.attention_dp == 1:
+        grown = Layout(layout.tp * factor, 1, layout.ep * factor)
+        yield grown, f"tp = {grown.tp}, ep = {grown.ep}"
+    more_experts = [1 << power for power in range(factor.bit_length())] if model.moe is not None else [1]
+    for experts in reversed(more_experts) if spreads else more_experts:
+        grown = Layout(layout.tp * factor // experts, layout.attention_dp * experts, layout.ep * experts)
+        named = [f"tp = {grown.tp}"] if experts < factor or not spreads else []
+        if experts > 1 or spreads:
+            named.append(f"attention_dp = {grown.attention_dp}, ep = {grown.ep}")
+        yield grown, ", ".join(named)
 
 
 def _gb(num_bytes: float) -> str:

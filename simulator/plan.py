@@ -24,6 +24,7 @@ from simulator.spec.base import Policy
 from simulator.spec.calibration import Calibration, load_calibration
 from simulator.spec.cluster import ClusterSpec, load_cluster
 from simulator.spec.deployment import DeploymentSpec
+from simulator.spec.ffn import MoE
 from simulator.spec.model import ModelSpec, load_model
 from simulator.topology import Fabric
 from simulator.work.layout import Layout, make_layout
@@ -160,7 +161,7 @@ def _plan_experts(spec: DeploymentSpec, model: ModelSpec, layout: Layout, seed: 
     order = stream("pool order").permutation(POOL_TOKENS)
     layers = range(model.num_moe_layers)
     # The same stream in every layer, so that a token keeps its domain (or its place in a recording) from layer to layer.
-    today = np.stack([router.topk_ids(layer, runs, stream("tokens"))[order] for layer in layers])
+    today = np.stack([_checked(router.topk_ids(layer, runs, stream("tokens")), moe, routing, place)[order] for layer in layers])
     load_LE = np.empty((len(layers), moe.num_experts))
     for layer in layers:
         ids = router.topk_ids(layer, runs, stream("yesterday"))
@@ -173,6 +174,17 @@ def _plan_experts(spec: DeploymentSpec, model: ModelSpec, layout: Layout, seed: 
         routing=routing,
         routing_source=source,
     )
+
+
+def _checked(topk_ids_TK: NDArray[np.int16], moe: MoE, routing: Policy, place: str) -> NDArray[np.int16]:
+    """What a router returned, if it is what a router must return: a user's own policy may not."""
+    wanted = (POOL_TOKENS, moe.top_k)
+    found = np.shape(topk_ids_TK)
+    if found != wanted:
+        raise UserError(f"{place} [routing]: '{routing['kind']}' must return ids of shape {wanted}, returned {found}")
+    if topk_ids_TK.min() < 0 or topk_ids_TK.max() >= moe.num_experts:
+        raise UserError(f"{place} [routing]: '{routing['kind']}' must return ids from 0 to {moe.num_experts - 1}")
+    return topk_ids_TK
 
 
 def _with_path(routing: Policy, folder: Path) -> Policy:

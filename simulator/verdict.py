@@ -52,7 +52,7 @@ def verdict(results: Results) -> dict[str, Any]:
         headline += f" Behind them: {', '.join(short[name] for name in ranked[2:])}."
     if not queues:
         peaks = {short[name]: float(row["kv_used_max"]) for name, row in rows.items()}
-        full = ", ".join(f"{peak:.0%} ({name})" for name, peak in peaks.items())
+        full = ", ".join(f"{_percent(peak)} ({name})" for name, peak in peaks.items())
         room = ", so there is room for more traffic" if max(peaks.values()) < _FULL else ""
         queues = [f"No queue builds up: hardly a request waits for a place, and at the peak the KV caches are {full} full{room}."]
     why = _why(results, best, second, short)
@@ -158,13 +158,13 @@ def _why(results: Results, best: str, second: str, short: dict[str, str]) -> lis
         return [f"A decode step takes about as long with both: {seconds_text(mean_s[quick])} and {seconds_text(mean_s[slow])}."]
     text = (
         f"{'Why: a' if quick == best else 'Yet a'} decode step takes {seconds_text(mean_s[quick])} with {short[quick]} and {seconds_text(mean_s[slow])} with {short[slow]}. "
-        f"The shorter one saves {_phases(gained)}"
+        f"The shorter one saves {' and '.join(f'{seconds_text(seconds)} of {_PHASE_WORDS[phase]}' for seconds, phase in gained)}"
     )
-    return [f"{text}, and pays {_phases(lost)} more." if lost else f"{text}."]
-
-
-def _phases(times: list[tuple[float, str]]) -> str:
-    return " and ".join(f"{seconds_text(seconds)} of {_PHASE_WORDS[phase]}" for seconds, phase in times)
+    return [
+        f"{text}, but spends {' and '.join(f'{seconds_text(seconds)} more on {_PHASE_WORDS[phase]}' for seconds, phase in lost)}."
+        if lost
+        else f"{text}."
+    ]
 
 
 def _queue(results: Results, name: str, row: pd.Series, short: str) -> str | None:
@@ -174,7 +174,7 @@ def _queue(results: Results, name: str, row: pd.Series, short: str) -> str | Non
     waiting = float((steps["waiting"] * steps["duration_s"]).sum() / steps["duration_s"].sum())
     arrivals_s = float(requests["arrival_s"].max())
     falls_behind = float(row["duration_s"]) > _LATE * arrivals_s + float(row["e2e_p50_s"]) and arrivals_s > 0 and waiting > _QUEUE
-    kept = f"its KV cache is {float(row['kv_used_max']):.0%} full at the peak"
+    kept = f"its KV cache is {_percent(row['kv_used_max'])} full at the peak"
     if falls_behind:
         late = seconds_text(float(row["duration_s"]) - arrivals_s)
         return f"{short} is overloaded: {_count(round(waiting), 'request')} wait on average, it ends {late} after the last arrival, and {kept}."
@@ -188,12 +188,14 @@ def _inside(results: Results, name: str, row: pd.Series, short: str) -> str:
     facts = results.run["deployments"][name]
     decodes = _decodes(results, name)
     active, total = facts["active_parameters"] / 1e9, facts["total_parameters"] / 1e9
-    size = f"{active:.3g}B of its {total:.3g}B parameters" if facts["is_moe"] else f"all its {total:.3g}B parameters"
+    size = (
+        f"{_billions(active)} of its {_billions(total)} parameters" if facts["is_moe"] else f"all its {_billions(total)} parameters"
+    )
     step = (
         f" A decode step holds {float(decodes['decode_tokens'].mean()):.1f} sequences a replica on average." if len(decodes) else ""
     )
     shares = sorted(((float(row[f"{phase}_share"]), phase) for phase in STEP_PHASES), reverse=True)[:3]
-    spent = ", ".join(f"{_PHASE_WORDS[phase]} {share:.0%}" for share, phase in shares)
+    spent = ", ".join(f"{_PHASE_WORDS[phase]} {_percent(share)}" for share, phase in shares)
     imbalance = float(row["load_imbalance"])
     skew = f" Its busiest rank computes {imbalance:.2f} times the mean rank's tokens." if imbalance > 1.005 else ""
     return f"{short} uses {size} for each token.{step} Of its step time: {spent}.{skew}"
@@ -215,8 +217,16 @@ def _notes(results: Results, short: dict[str, str]) -> list[str]:
     return notes
 
 
+def _billions(number: float) -> str:
+    return f"{number:,.0f}B" if number >= 999.5 else f"{number:.3g}B"
+
+
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _share(share: float) -> str:

@@ -52,13 +52,20 @@ def make_layout(parallel: ParallelSpec, model: ModelSpec, where: str) -> Layout:
         raise UserError(f"{where} [parallel]: ep ({ep}) must divide tp x attention_dp ({parallel.num_ranks})")
     if model.moe is not None and ep > model.moe.num_experts:
         raise UserError(f"{where} [parallel]: ep ({ep}) must be at most the {model.moe.num_experts} experts of {model.name}")
+    uneven = uneven_heads(model, parallel.tp)
+    if uneven is not None:
+        name, heads = uneven
+        raise UserError(f"{where} [parallel]: tp ({parallel.tp}) must divide the {heads} heads of {model.name}'s mixer '{name}'")
+    return Layout(parallel.tp, parallel.attention_dp, ep)
+
+
+def uneven_heads(model: ModelSpec, tp: int) -> tuple[str, int] | None:
+    """The first mixer whose heads ``tp`` does not divide, and how many it has."""
     for name, mixer in model.mixers.items():
         heads: int = mixer.num_heads if hasattr(mixer, "num_heads") else mixer.num_value_heads
-        if heads % parallel.tp:
-            raise UserError(
-                f"{where} [parallel]: tp ({parallel.tp}) must divide the {heads} heads of {model.name}'s mixer '{name}'"
-            )
-    return Layout(parallel.tp, parallel.attention_dp, ep)
+        if heads % tp:
+            return name, heads
+    return None
 
 
 def shard(linear: Linear, tp: int) -> tuple[int, int, int]:

@@ -134,15 +134,16 @@ def faster(plan, tiny, what):
     return tiny.on(plan, accelerator=accelerator.model_copy(update={key: getattr(accelerator, key) * 2 for key in keys}))
 
 
-@pytest.mark.parametrize("what", ["links", "memory", "FLOPs"])
-@pytest.mark.parametrize("split", [{"attention_dp": 4, "ep": 4}, {"tp": 4}])
-def test_better_hardware_is_never_slower(tiny, what, split):
+@pytest.mark.parametrize("split", [{"attention_dp": 2, "ep": 2}, {"tp": 4}])
+def test_better_hardware_is_never_slower(tiny, split):
     trace = dataclasses.replace(tiny.trace(), arrival_s=np.zeros(40))
     plan = tiny.plan("moe", **split)
-    before, after = (run_plan(each, trace) for each in (plan, faster(plan, tiny, what)))
-    assert len(before.steps) == len(after.steps)
-    assert (after.steps["duration_s"] <= before.steps["duration_s"] * (1 + 1e-9)).all()
-    assert after.requests["finish_s"].max() < before.requests["finish_s"].max()
+    before = run_plan(plan, trace)
+    for what in ("links", "memory", "FLOPs"):
+        after = run_plan(faster(plan, tiny, what), trace)
+        assert len(before.steps) == len(after.steps)
+        assert (after.steps["duration_s"] <= before.steps["duration_s"] * (1 + 1e-9)).all(), what
+        assert after.requests["finish_s"].max() < before.requests["finish_s"].max(), what
 
 
 def test_fewer_requests_a_second_never_wait_much_longer(tiny):

@@ -1,0 +1,100 @@
+"""The cache of prefix blocks by hand: who is evicted first, what a holder protects, what is left in private."""
+
+import numpy as np
+import pytest
+
+from simulator.engine.blocks import available, blocks_for, count_hits, hold, release, share_prompt, take
+from simulator.engine.state import Limits, start_ranks, start_requests
+from simulator.traces import RequestTrace
+
+LIMITS = Limits(64, 8, True, True, 4, 0, 8, 2, 0)
+"""KV blocks of 4 tokens, prefix blocks of 8."""
+
+
+@pytest.fixture
+def cache():
+    """Two requests of 24 tokens with prefix blocks 0, 1, 2 and 0, 1, 3; ten KV blocks."""
+    trace = RequestTrace(
+        arrival_s=np.zeros(2),
+        num_input=np.array([24, 24]),
+        num_output=np.array([1, 1]),
+        provenance="made up",
+        prefix_block_tokens=8,
+        prefix_starts=np.array([0, 3, 6]),
+        prefix_ids=np.array([0, 1, 2, 0, 1, 3]),
+    )
+    return start_requests(trace, with_prefixes=True), start_ranks(1, 8, 10, 4)
+
+
+def compute(cache, r, hits=0):
+    """A prompt is computed: its blocks are taken and shared."""
+    requests, ranks = cache
+    for block in requests.prefix_ids[requests.prefix_starts[r] :][:hits]:
+        hold(ranks, 0, block)
+    requests.shared[r] = hits
+    take(ranks, 0, 6 - 2 * hits, LIMITS)
+    requests.blocks[r] = 6 - 2 * hits
+    share_prompt(requests, ranks, 0, r, LIMITS)
+
+
+def cached(cache):
+    return np.flatnonzero(cache[1].in_cache[0]).tolist()
+
+
+@pytest.mark.parametrize(("tokens", "wanted"), [(1, 1), (4, 1), (5, 2), (9, 3)])
+def test_blocks_are_rounded_up_and_a_state_is_added(tokens, wanted):
+    assert blocks_for(tokens, LIMITS) == wanted
+    assert blocks_for(tokens, LIMITS._replace(sequence_blocks=3)) == wanted + 3
+
+
+def test_a_computed_prompt_moves_from_its_request_to_the_cache(cache):
+    compute(cache, 0)
+    requests, ranks = cache
+    assert cached(cache) == [0, 1, 2]
+    assert (requests.blocks[0], requests.shared[0], ranks.free_blocks[0]) == (0, 3, 4)
+    assert available(ranks, 0, LIMITS) == 4  # held by the request that runs, so none can be evicted
+    release(requests, ranks, 0, 0)
+    assert available(ranks, 0, LIMITS) == 10
+    assert ranks.free_blocks[0] == 4
+
+
+def test_the_block_with_the_last_prompt_token_is_computed_again(cache):
+    compute(cache, 0)
+    assert count_hits(*cache, 0, 0, LIMITS) == 2  # of 24 tokens in 3 blocks
+    cache[0].num_input[0] = 25
+    assert count_hits(*cache, 0, 0, LIMITS) == 3
+    assert count_hits(*cache, 0, 1, LIMITS) == 2
+    assert count_hits(*cache, 0, 1, LIMITS._replace(prefix_tokens=0)) == 0
+
+
+def test_the_deepest_block_goes_first(cache):
+    compute(cache, 0)
+    release(cache[0], cache[1], 0, 0)
+    take(cache[1], 0, 5, LIMITS)
+    assert cached(cache) == [0, 1]
+    take(cache[1], 0, 1, LIMITS)  # the evicted prefix block left one KV block
+    assert cached(cache) == [0, 1]
+    take(cache[1], 0, 1, LIMITS)
+    assert cached(cache) == [0]
+
+
+def test_what_a_request_holds_is_not_evicted(cache):
+    compute(cache, 0)
+    release(cache[0], cache[1], 0, 0)
+    compute(cache, 1, hits=2)
+    assert cached(cache) == [0, 1, 2, 3]
+    assert cache[1].refs[0].tolist() == [1, 1, 0, 1]
+    take(cache[1], 0, available(cache[1], 0, LIMITS), LIMITS)
+    assert cached(cache) == [0, 1, 3]
+
+
+def test_two_that_compute_the_same_block_keep_one_in_the_cache_and_one_copy_in_private(cache):
+    requests, ranks = cache
+    ranks.free_blocks[0] = ranks.capacity_blocks[0] = 12
+    compute(cache, 0)
+    compute(cache, 1)
+    assert cached(cache) == [0, 1, 2]
+    assert (requests.shared[1], requests.blocks[1]) == (0, 6)
+    release(requests, ranks, 0, 1)
+    assert ranks.free_blocks[0] == 6
+    assert ranks.refs[0].tolist() == [1, 1, 1, 0]
