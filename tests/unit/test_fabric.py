@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import simpy
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.cost.comm import Exchange
 from simulator.engine.fabric import FluidWires, fair_rates
+from simulator.engine.message import MessageWires
+from simulator.topology.switch import Switch
 
 
 def exchange(*busy_s, latency_s=0.0):
@@ -73,3 +75,56 @@ def test_rates_are_max_min_fair(rows):
     for f, busy_L in enumerate(busy_FL):
         full_L = (busy_L > 0) & (used_L > 1 - 1e-9)
         assert any(level_F[busy_FL[:, link] > 0].max() <= level_F[f] + 1e-9 for link in np.flatnonzero(full_L))
+
+
+seconds = st.one_of(st.just(0.0), st.floats(1e-7, 1e-2))
+several = st.integers(1, 6).flatmap(
+    lambda links: st.lists(st.lists(seconds, min_size=links, max_size=links).filter(any).map(np.array), min_size=1, max_size=4)
+)
+
+
+def ends_s(flows, now_s=0.0):
+    """When each ends, if all start at once at ``now_s``; fails where the wires never come to rest."""
+    env = simpy.Environment(now_s)
+    wires = FluidWires(env)
+    found = [0.0] * len(flows)
+
+    def carry(number, busy_s):
+        yield wires.carry(Exchange(1e-5, busy_s, np.zeros((2, 2))))
+        found[number] = env.now - now_s
+
+    for number, busy_s in enumerate(flows):
+        env.process(carry(number, busy_s))
+    for _ in range(10_000):
+        if env.peek() == float("inf"):
+            return found
+        env.step()
+    raise AssertionError("the wires never come to rest")
+
+
+@settings(max_examples=60, deadline=None)
+@given(several)
+def test_together_they_end_no_sooner_than_the_links_can_carry_them_and_no_later_than_in_turn(flows):
+    found = ends_s(flows)
+    assert max(found) >= (1e-5 + np.sum(flows, axis=0).max()) * (1 - 1e-9)
+    assert max(found) <= (1e-5 + sum(flow.max() for flow in flows)) * (1 + 1e-9)
+    for end_s, flow in zip(found, flows, strict=True):
+        assert end_s >= (1e-5 + flow.max()) * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("now_s", [0.0, 1e3, 1e5, 3e7])
+def test_exchanges_end_however_late_in_a_run(now_s):
+    """A year into a run the clock resolves 4 ns only; what is left of an exchange then must not keep the wires busy forever."""
+    lengths = [1.2345e-5 * number for number in range(1, 9)]
+    found = ends_s([np.array([length]) for length in lengths], now_s)
+    assert max(found) == pytest.approx(1e-5 + sum(lengths), abs=100 * np.spacing(now_s), rel=1e-6)
+
+
+def test_a_message_crosses_its_links_in_parcels(tiny):
+    fabric = Switch().wire(tiny.cluster(8), 2)
+    bytes_SR = np.array([[0.0, 8e6], [0.0, 0.0]])
+    env = simpy.Environment()
+    exchange = Exchange(0.0, fabric.bytes_per_link(bytes_SR) / 1e9, bytes_SR)
+    env.run(MessageWires(env, fabric).carry(exchange))
+    assert exchange.alone_s == pytest.approx(8e-3)
+    assert env.now == pytest.approx(9e-3)  # the last of 8 parcels has one more link to cross
