@@ -34,11 +34,15 @@ class Convention(NamedTuple):
     is_rms_norm: bool = True
     full_attention_every: int | None = None
     """Every how many layers one has full attention among sliding or chunked ones."""
+    active_counts_embedding: bool = True
+    """Whether its makers count the input embedding among the active parameters, as far as their printed figures tell."""
+    active_counts_head: bool = True
 
 
 _GEMMA = Convention(ties_embeddings=True, is_gated=True)
 _QWEN_HYBRID = Convention(qk_norm="head", has_shared_gate=True, has_output_gate=True)
 _UNKNOWN = Convention(ties_embeddings=None, is_rms_norm=False)
+_WITHOUT_EMBEDDING = _UNKNOWN._replace(active_counts_embedding=False)
 _CONVENTIONS = {
     "llama": Convention(),
     "mistral": Convention(),
@@ -49,15 +53,21 @@ _CONVENTIONS = {
     "qwen3_moe": Convention(qk_norm="head"),
     "qwen3_next": _QWEN_HYBRID,
     "qwen3_5_text": _QWEN_HYBRID,
-    "qwen3_5_moe_text": _QWEN_HYBRID,
+    "qwen3_5_moe_text": _QWEN_HYBRID._replace(active_counts_embedding=False),
     "olmoe": Convention(qk_norm="all"),
     "gemma": _GEMMA,
     "gemma2": _GEMMA._replace(has_post_norms=True, full_attention_every=2),
     "gemma3_text": _GEMMA._replace(has_post_norms=True, qk_norm="head", full_attention_every=6),
     "glm4_moe": Convention(qk_norm="head", has_output_bias=False, has_router_bias=True, scoring="sigmoid"),
-    "gpt_oss": Convention(has_sinks=True, has_router_bias=True, has_expert_bias=True),
+    "gpt_oss": Convention(has_sinks=True, has_router_bias=True, has_expert_bias=True, active_counts_embedding=False),
+    "deepseek_v2": _WITHOUT_EMBEDDING,
+    "deepseek_v3": _WITHOUT_EMBEDDING,
+    "deepseek_v4": _WITHOUT_EMBEDDING,
+    "kimi_k2": _WITHOUT_EMBEDDING,
+    "minimax_m2": _WITHOUT_EMBEDDING,
+    "glm_moe_dsa": _WITHOUT_EMBEDDING._replace(active_counts_head=False),
     "llama4_text": Convention(qk_norm="none", num_shared_experts=1, scoring="sigmoid", full_attention_every=4),
-    "nemotron_h": Convention(has_router_bias=True, scoring="sigmoid"),
+    "nemotron_h": Convention(has_router_bias=True, scoring="sigmoid", active_counts_embedding=False),
 }
 
 _PARTS = re.compile(

@@ -49,6 +49,8 @@ def model_table(config: Table, path: Path) -> Table:
         "ties_embeddings": ties,
         "num_extra_parameters": _hyper_connections(read, hidden_size, num_layers),
         "weight_dtype": weight_dtype,
+        "active_counts_embedding": read.convention.active_counts_embedding,
+        "active_counts_head": read.convention.active_counts_head,
         "sources": {"all": str(path)},
     }
     if expert_dtype != weight_dtype and any(ffn["kind"] == "moe" for ffn in ffns.values()):

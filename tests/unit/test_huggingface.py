@@ -32,6 +32,7 @@ def test_a_real_config_gives_the_shipped_model_layer_by_layer(config):
 
     assert layers(read) == layers(shipped)
     assert read.num_parameters == shipped.num_parameters
+    assert read.num_active_parameters == shipped.num_active_parameters
     for key in ("hidden_size", "vocab_size", "weight_dtype", "expert_dtype", "max_context_tokens", "num_extra_parameters"):
         assert getattr(read, key) == getattr(shipped, key), key
 
