@@ -85,8 +85,6 @@ def test_a_narrower_format_is_never_slower_except_int8_where_the_vendor_cut_it(a
 
 
 def test_its_calibration_exists(accelerator):
-    if not CALIBRATIONS:
-        pytest.skip("no calibration files in this checkout yet")
     assert accelerator.calibration in CALIBRATIONS
 
 
