@@ -119,8 +119,8 @@ def _check_calibration(path: Path, _: list[str]) -> str:
 
 
 def _check_cluster(path: Path, _: list[str]) -> str:
-    table = clusters._read(path.stem, {**available_files("cluster_configs"), path.stem: path})
-    table.setdefault("num_gpus", clusters._default_num_gpus(table))
+    table = clusters.read_cluster_table(path.stem, {**available_files("cluster_configs"), path.stem: path})
+    table.setdefault("num_gpus", clusters.default_num_gpus(table))
     found = validate(ClusterSpec, {**table, "name": path.stem}, str(path))
     load_accelerator(found.accelerator, str(path))
     sizes = found.sizes or (found.num_gpus,)

@@ -70,7 +70,7 @@ class ClusterSpec(Frozen):
 def available_clusters() -> list[str]:
     """Every cluster name that :func:`load_cluster` takes."""
     files = available_files(_FAMILY)
-    return [name for stem in files for name in _names(stem, _read(stem, files))]
+    return [name for stem in files for name in _names(stem, read_cluster_table(stem, files))]
 
 
 def load_cluster(name: str, where: str) -> tuple[ClusterSpec, AcceleratorSpec]:
@@ -90,9 +90,9 @@ def load_cluster(name: str, where: str) -> tuple[ClusterSpec, AcceleratorSpec]:
         stem, size = sized[1], int(sized[2])
     else:
         raise UserError(f"{where}: unknown cluster '{name}'; {_suggestion(name, files)}")
-    table = _read(stem, files)
+    table = read_cluster_table(stem, files)
     has_bare_name = stem in _names(stem, table)
-    table.setdefault("num_gpus", _default_num_gpus(table))
+    table.setdefault("num_gpus", default_num_gpus(table))
     cluster = validate(ClusterSpec, {**table, "name": stem}, str(files[stem]))
     in_words = ", ".join(map(str, cluster.sizes))
     if size is None and not has_bare_name:
@@ -108,7 +108,7 @@ def load_cluster(name: str, where: str) -> tuple[ClusterSpec, AcceleratorSpec]:
     return cluster, load_accelerator(cluster.accelerator, str(files[stem]))
 
 
-def _read(stem: str, files: Mapping[str, Path], below: tuple[str, ...] = ()) -> dict[str, Any]:
+def read_cluster_table(stem: str, files: Mapping[str, Path], below: tuple[str, ...] = ()) -> dict[str, Any]:
     """The table of a cluster file, completed from the one that it is ``based_on``."""
     path = files[stem]
     own = read_toml(path)
@@ -120,7 +120,7 @@ def _read(stem: str, files: Mapping[str, Path], below: tuple[str, ...] = ()) -> 
     chain = (*below, stem)
     if base in chain:
         raise UserError(f"{path}: based_on goes round in a circle: {' -> '.join((*chain, base))}")
-    inherited = _read(base, files, chain)
+    inherited = read_cluster_table(base, files, chain)
     if "num_gpus" in own or "sizes" in own:  # together they say what the file comes in, so they are replaced together
         inherited = {key: value for key, value in inherited.items() if key not in ("num_gpus", "sizes")}
     merged = {**inherited, **own}
@@ -139,7 +139,8 @@ def _names(stem: str, table: Mapping[str, Any]) -> list[str]:
     return bare + [f"{stem}-{size}" for size in sizes]
 
 
-def _default_num_gpus(table: Mapping[str, Any]) -> int:
+def default_num_gpus(table: Mapping[str, Any]) -> int:
+    """GPUs where a name gives no size: the first size listed, else one node."""
     sizes = table.get("sizes")
     candidates = [*(sizes if isinstance(sizes, list) else []), table.get("gpus_per_node")]
     return next((n for n in candidates if type(n) is int), 1)
@@ -148,7 +149,10 @@ def _default_num_gpus(table: Mapping[str, Any]) -> int:
 def _suggestion(name: str, files: Mapping[str, Path]) -> str:
     """The names that hold what was written, or the nearest one, or each file with its sizes left open (all names are too many)."""
     word = name.lower()
-    patterns = [stem if stem in _names(stem, table) else f"{stem}-<GPUs>" for stem, table in ((s, _read(s, files)) for s in files)]
+    patterns = [
+        stem if stem in _names(stem, table) else f"{stem}-<GPUs>"
+        for stem, table in ((s, read_cluster_table(s, files)) for s in files)
+    ]
     holding = [pattern for pattern in patterns if word and word in pattern]
     near = difflib.get_close_matches(word, available_clusters(), n=1, cutoff=0.7)
     if near and not holding:

@@ -6,6 +6,7 @@ looking back at the context costs and stores (:class:`ContextTerm`), and the fix
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
@@ -31,13 +32,13 @@ class ContextTerm(NamedTuple):
     """Whether entries that left the window are also dropped from the cache (false where any may be selected again)."""
 
 
-class _Mixer(Frozen):
+class _Mixer(Frozen, ABC):
     norms: Count = 0
     """Norm weights that the kind does not imply (norms on queries and keys, a norm behind the mixer), in numbers."""
 
+    @abstractmethod
     def linears(self, hidden_size: int) -> tuple[Linear, ...]:
         """The matrices that every token passes through."""
-        raise NotImplementedError
 
     def context_terms(self) -> tuple[ContextTerm, ...]:
         """What looking back costs; empty for a layer that carries a fixed state instead."""
