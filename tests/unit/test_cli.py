@@ -11,6 +11,8 @@ import pytest
 from rich.console import Console
 
 from simulator import cli
+from simulator.cli import console
+from simulator.cli.run import print_run
 from simulator.data import available_files
 from simulator.results import read
 
@@ -153,12 +155,12 @@ def test_report_puts_runs_together_and_leaves_their_own_reports_alone(moesim, tm
 def test_on_a_terminal_no_line_is_wider_than_it(moesim, monkeypatch, capsys):
     moesim("run", *SHORT, "--out", "run")
     for columns in (80, 100):
-        monkeypatch.setattr(cli, "out", Console(force_terminal=True, width=columns, color_system=None))
+        monkeypatch.setattr(console, "out", Console(force_terminal=True, width=columns, color_system=None))
         for arguments in (("list",), ("list", "clusters"), ("trace", "info", "azure-conv")):
             code, out, _ = moesim(*arguments)
             assert code == 0
             assert max(len(line) for line in out.splitlines()) <= columns
-        cli._print_run(read(Path("run")))
+        print_run(read(Path("run")))
         printed = capsys.readouterr().out
         assert max(len(line) for line in printed.splitlines()) <= columns
         table = printed.split("\n\n")[-1].splitlines()

@@ -1,0 +1,90 @@
+"""The ``moesim`` command. All printing is in this package: results on standard output, everything else on standard error.
+
+A command is a function of one of the modules, which are registered here; slow packages are imported inside the functions.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from simulator import __version__
+from simulator.cli import console, describe, run, trace
+from simulator.errors import UserError
+
+app = typer.Typer(
+    name="moesim",
+    help="Replay real traffic on mixture-of-experts and dense deployments, and see which serves it better and why.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command; exit status 2 for wrong input, 1 for a defect of ours, 130 for Ctrl-C."""
+    if "" not in sys.path:
+        sys.path.append("")  # a user's own policies (kind = "my_package.my_policy") are found from the current folder
+    try:
+        if app(standalone_mode=False) == _INTERRUPTED:  # typer returns the status of a Ctrl-C instead of raising it
+            raise KeyboardInterrupt
+        sys.stdout.flush()
+    except UserError as error:
+        _fail(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        console.err.print("stopped; nothing was written", highlight=False)
+        sys.exit(_INTERRUPTED)
+    except BrokenPipeError:  # the reader has seen enough (moesim list | head)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        if hasattr(error, "exit_code") and hasattr(error, "format_message"):
+            _fail_usage(error)
+        traceback.print_exc()
+        console.err.print(
+            f"\nThis is a defect of moesim {__version__}, not of your input. Please report it with the lines above and the scenario.",
+            highlight=False,
+            soft_wrap=True,
+        )
+        sys.exit(1)
+
+
+def _fail(message: str) -> NoReturn:
+    console.err.print(f"error: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
+    sys.exit(2)
+
+
+def _fail_usage(error: Any) -> NoReturn:
+    """A usage error of the command line itself, in one line; without any argument the help has been printed already."""
+    message = error.format_message()
+    if not message or type(error).__name__ == "NoArgsIsHelpError":
+        sys.exit(error.exit_code)
+    command = error.ctx.command_path if getattr(error, "ctx", None) else "moesim"
+    _fail(f"{message[0].lower()}{message[1:].rstrip('.')}; see '{command} --help'")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.out.print(f"moesim {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Replay real traffic on mixture-of-experts and dense deployments, and see which serves it better and why."""
+
+
+# The help lists the commands in this order.
+app.command()(run.run)
+app.command()(run.report)
+app.command("list")(describe.list_)
+app.command()(describe.check)
+app.command()(describe.schema)
+app.add_typer(trace.app, name="trace")

@@ -1,0 +1,110 @@
+"""What every command prints with and asks for: the two streams, common options, rows, bars and whole files."""
+
+from __future__ import annotations
+
+import json
+import os
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from simulator.errors import UserError
+
+err = Console(stderr=True)
+out = Console()
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise UserError(f"--seed {text}: must be a whole number of at least 0")
+    return int(text)
+
+
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder to write; by default reports/out/<name>.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+Seed = Annotated[int | None, typer.Option("--seed", parser=_seed, metavar="N", help="Overrides the scenario's seed.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override any key, such as workload.num_requests=1000.")
+]
+
+
+def emit(value: Any) -> None:
+    """Print a result as JSON, in one line."""
+    print(json.dumps(value))  # noqa: T201
+
+
+def print_rows(rows: dict[str, str]) -> None:
+    """A name and what it is; long texts are wrapped on a terminal, and stay on one line where another program reads."""
+    name_width = max((len(name) for name in rows), default=0) + 2
+    for name, text in rows.items():
+        lines = textwrap.wrap(text, max(20, out.width - name_width), break_on_hyphens=False) if out.is_terminal else [text]
+        for number, line in enumerate(lines or [""]):
+            row = Text(name.ljust(name_width), "bold") if number == 0 else Text(" " * name_width)
+            out.print(row.append(line, "not bold"), soft_wrap=True, highlight=False)
+
+
+def plain(value: object) -> str:
+    """A value as a person reads it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {plain(entry)}" for key, entry in value.items())
+    if isinstance(value, list):
+        return "; ".join(map(str, value)) or "-"
+    return "-" if value is None else str(value)
+
+
+@contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """A path to write to, which becomes ``target`` when all went well."""
+    if target.is_dir():
+        raise UserError(f"{target}: is a folder; name a file to write")
+    if not target.parent.is_dir():
+        raise UserError(f"{target}: the folder {target.parent} does not exist")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise UserError(f"{target}: no permission to write in {target.parent}")
+    partial = target.with_name(f".moesim-partial-{os.getpid()}{target.suffix}")
+    try:
+        yield partial
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def progress(unit: str = "requests", waiting: str = "checking models, clusters and requests") -> Iterator[Any]:
+    """A bar a name on standard error, counting in ``unit``; one plain line each where that is no terminal.
+
+    ``waiting`` is what the bar says before the first name comes.
+    """
+    columns = (
+        SpinnerColumn(finished_text=" "),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[count]}"),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+    )
+    tasks: dict[str, Any] = {}
+    with Progress(*columns, console=err, disable=not err.is_terminal) as bars:
+        before = bars.add_task(waiting, total=None, count="")
+
+        def tick(name: str, done: int, total: int | None) -> None:
+            if name not in tasks:
+                bars.update(before, visible=False)
+                tasks[name] = bars.add_task(name, total=total, count="")
+                if total is not None and not err.is_terminal:
+                    err.print(f"{name}: {total:,} {unit}", highlight=False, soft_wrap=True, markup=False)
+            bars.update(tasks[name], completed=done, count=f"{done:,} of {total:,} {unit}" if total else "")
+
+        yield tick

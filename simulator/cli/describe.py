@@ -1,0 +1,57 @@
+"""``moesim list``, ``check`` and ``schema``: what there is, and whether a file is right; they run nothing."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from simulator.cli import console
+from simulator.cli.console import AsJson, Set
+
+
+def list_(
+    family: Annotated[str | None, typer.Argument(help="A family, such as models, clusters or routing; absent = all.")] = None,
+    as_json: AsJson = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")] = False,
+) -> None:
+    """List what there is: scenarios, workloads, models, clusters, accelerators and every kind of policy."""
+    from simulator.catalogue import catalogue
+
+    found = catalogue(family)
+    if as_json:
+        console.emit(found)
+    elif markdown:
+        for name, entries in found.items():
+            print(f"### {name}\n\n| name | what it is |\n|---|---|")  # noqa: T201
+            print("".join(f"| `{entry}` | {text} |\n" for entry, text in entries.items()))  # noqa: T201
+    elif family is not None:
+        console.print_rows(found[family])
+    else:
+        console.print_rows({name: ", ".join(entries) for name, entries in found.items()})
+        console.err.print("moesim list FAMILY says what each is", highlight=False, style="dim")
+
+
+def check(
+    file: Annotated[str, typer.Argument(help="A scenario, workload, model, cluster, accelerator or calibration file.")],
+    overrides: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether a file is right, down to every name in it and whether the models fit their GPUs; runs nothing."""
+    from simulator.check import check_file
+
+    found = check_file(file, overrides or [])
+    if as_json:
+        console.emit(found._asdict())
+    else:
+        console.out.print(f"{found.file}: a valid {found.kind}{found.details}", highlight=False, soft_wrap=True, markup=False)
+
+
+def schema(
+    what: Annotated[str, typer.Argument(help="scenario, workload, model, accelerator, cluster or calibration.")] = "scenario",
+) -> None:
+    """Print the JSON Schema of a kind of file, for editors."""
+    from simulator.check import schema_of
+
+    print(json.dumps(schema_of(what), indent=1))  # noqa: T201

@@ -1,0 +1,131 @@
+"""``moesim run`` and ``moesim report``: replay a scenario, print the comparison, write the report."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator
+from itertools import zip_longest
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from simulator.cli import console
+from simulator.cli.console import AsJson, Out, Seed, Set
+from simulator.errors import UserError
+
+_LONGEST_NAME = 22
+"""Characters of a line of a deployment's name over its column."""
+
+
+def run(
+    scenario: Annotated[str, typer.Argument(help="A scenario's TOML file, or the name of a shipped one.")],
+    out_folder: Out = None,
+    fidelity: Annotated[
+        str, typer.Option(metavar="NAME", help="step (fast), rank or message (detailed; for small traces).")
+    ] = "step",
+    seed: Seed = None,
+    overrides: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Replay a workload on every deployment of a scenario, and write a results folder with a report."""
+    if fidelity not in ("step", "rank", "message"):
+        raise UserError(f"--fidelity {fidelity or repr(fidelity)}: must be step, rank or message")
+    from simulator.report.page import render
+    from simulator.results import check_writable, write
+    from simulator.run import run_scenario
+    from simulator.scenario import load_scenario
+
+    loaded, path = load_scenario(scenario, overrides or [], seed)
+    folder = out_folder or Path("reports/out") / path.stem
+    check_writable(folder)
+    with console.progress() as tick:
+        results = run_scenario(loaded, path, fidelity, tick)  # type: ignore[arg-type]
+        tick("writing the report", 0, None)
+        write(results, folder, render)
+    if as_json:
+        summary = json.loads(results.summary.to_json(orient="records", double_precision=15))
+        console.emit({"folder": str(folder), "verdict": results.run["verdict"], "summary": summary})
+    else:
+        print_run(results)
+    console.err.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True, markup=False)
+
+
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Results folders; several are shown in one report.")],
+    out_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE", help="HTML file; by default report.html (of several: comparison.html) in the first folder."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Build the report again from results folders."""
+    from simulator.report.page import render
+    from simulator.results import merge, read
+    from simulator.verdict import with_verdict
+
+    results = with_verdict(merge([(folder, read(folder)) for folder in folders]))
+    target = out_file or folders[0] / ("report.html" if len(folders) == 1 else "comparison.html")
+    with console.whole_file(target) as partial:
+        partial.write_text(render(results), encoding="utf-8")
+    if as_json:
+        console.emit({"report": str(target), "verdict": results.run["verdict"]})
+    console.err.print(f"report: {target}", highlight=False, soft_wrap=True, markup=False)
+
+
+def print_run(results: Any) -> None:
+    """Print the verdict with its reasons, then the table of key metrics."""
+    verdict = results.run["verdict"]
+    console.out.print(_wrapped(verdict["headline"], ""), style="bold", highlight=False, soft_wrap=True, markup=False)
+    for reason in verdict["reasons"]:
+        console.out.print(_wrapped(reason, "  "), highlight=False, soft_wrap=True, markup=False)
+    console.out.print()
+    for line in _comparison(results, console.out.width if console.out.is_terminal else 10_000):
+        console.out.print(line, soft_wrap=True, highlight=False)
+
+
+def _wrapped(text: str, indent: str) -> str:
+    first = "- " if indent else ""
+    return (
+        textwrap.fill(text, console.out.width, initial_indent=first, subsequent_indent=indent)
+        if console.out.is_terminal
+        else first + text
+    )
+
+
+def _comparison(results: Any, width: int) -> Iterator[Text]:
+    """The key metrics, a column a deployment, the best in bold; as many columns side by side as fit in ``width``."""
+    from simulator.metrics import METRICS
+    from simulator.report.formats import KEY_METRICS, heading_unit, metric, winners
+    from simulator.verdict import short_names
+
+    names = [textwrap.wrap(name, _LONGEST_NAME) for name in short_names(results).values()]
+    currencies = [results.run["deployments"][name]["currency"] for name in results.deployments]
+    rows: list[tuple[str, list[str], set[int]]] = [("", list(lines), set()) for lines in zip_longest(*names, fillvalue="")]
+    for key in (*KEY_METRICS, "kv_used_max", "load_imbalance"):
+        values = [float(value) for value in results.summary[key]]
+        unit = heading_unit(key)
+        cells = [f"{metric(key, value, currency)} {unit}".rstrip() for value, currency in zip(values, currencies, strict=True)]
+        if any(value == value for value in values):
+            rows.append((METRICS[key].label, cells, winners(key, values) if len(set(cells)) > 1 else set()))
+    label_width = max(len(label) for label, _, _ in rows)
+    widths = [max(len(cells[number]) for _, cells, _ in rows) + 3 for number in range(len(names))]
+    first = 0
+    while first < len(names):
+        last = first + 1
+        while last < len(names) and label_width + sum(widths[first : last + 1]) <= width:
+            last += 1
+        for label, cells, best in rows:
+            if not any(cells[first:last]):
+                continue
+            line = Text(label.ljust(label_width))
+            for number in range(first, last):
+                line.append(cells[number].rjust(widths[number]), "bold" if number in best or not label else "")
+            yield line
+        first = last
+        if first < len(names):
+            yield Text()

@@ -1,0 +1,74 @@
+"""``moesim trace``: describe, convert and make request traces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from simulator.cli import console
+from simulator.cli.console import AsJson, Seed
+from simulator.errors import UserError, did_you_mean
+
+app = typer.Typer(no_args_is_help=True, help="Describe, convert and make request traces.")
+
+
+@app.command()
+def info(
+    source: Annotated[str, typer.Argument(help="A trace file or folder, or a workload's name or TOML file.")],
+    seed: Seed = None,
+    as_json: AsJson = False,
+) -> None:
+    """Describe a trace: where it comes from, rate, burstiness, lengths, prefixes."""
+    from simulator.workload import describe
+
+    trace = _load_trace(source, seed)
+    found = {"source": source, "provenance": trace.provenance, **describe(trace), "notes": list(trace.notes)}
+    if as_json:
+        console.emit(found)
+    else:
+        console.print_rows({key: console.plain(value) for key, value in found.items()})
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="A trace in any known format.")],
+    target: Annotated[Path, typer.Argument(help="Parquet or CSV file to write.")],
+) -> None:
+    """Convert a trace to our own table (Parquet or CSV)."""
+    _write_trace(source, None, target)
+
+
+@app.command()
+def generate(
+    workload: Annotated[str, typer.Argument(help="A shipped workload's name, or a workload's TOML file.")],
+    target: Annotated[Path, typer.Argument(help="Parquet or CSV file to write.")],
+    seed: Seed = None,
+) -> None:
+    """Write the requests that a workload generates."""
+    _write_trace(workload, seed, target)
+
+
+def _load_trace(source: str, seed: int | None) -> Any:
+    from simulator.data import available_files
+    from simulator.spec.workload import WorkloadSpec
+    from simulator.workload import load_requests, read_trace
+
+    path, shipped = Path(source), available_files("workloads/requests")
+    if path.exists() and path.suffix != ".toml":
+        return read_trace(path)
+    if not path.exists() and source not in shipped:
+        raise UserError(f"{source}: no such file, and no workload of that name; {did_you_mean(source, shipped)}")
+    return load_requests(WorkloadSpec(requests=source), Path.cwd(), seed or 0, source)
+
+
+def _write_trace(source: str, seed: int | None, target: Path) -> None:
+    from simulator.traces.table import write_table
+
+    if target.suffix not in (".parquet", ".csv"):
+        raise UserError(f"{target}: must end in .parquet or .csv, which says the format to write")
+    with console.whole_file(target) as partial:
+        trace = _load_trace(source, seed)
+        write_table(trace, partial)
+    console.err.print(f"{trace.num_requests:,} requests: {target}", highlight=False, soft_wrap=True, markup=False)
