@@ -12,17 +12,20 @@ from simulator.data import available_files, find_file
 from simulator.errors import UserError, did_you_mean
 from simulator.spec.base import Count, Frozen, validate
 from simulator.spec.deployment import DeploymentSpec
+from simulator.spec.execution import ExecutionSpec
 from simulator.spec.loading import read_toml
 from simulator.spec.workload import WorkloadSpec
 
 
 class Scenario(Frozen):
-    """What ``moesim run`` takes."""
+    """What ``moesim run`` and ``moesim execute`` take."""
 
     name: str
     seed: Count = 0
     notes: str = ""
     workload: WorkloadSpec
+    execution: ExecutionSpec = ExecutionSpec()
+    """What ``moesim execute`` runs; ``moesim run`` does not look at it."""
     deployments: Annotated[tuple[DeploymentSpec, ...], Field(strict=False, min_length=1)]
 
     @model_validator(mode="after")

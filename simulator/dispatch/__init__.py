@@ -5,7 +5,7 @@ The way back (combine) is the way there reversed: ``copies_SR`` transposed.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,5 +24,34 @@ class DispatchPolicy(Protocol):
 
         Returns:
             ``copies_SR``, ``[R, R]``, the diagonal 0 (what stays on a rank does not travel).
+        """
+        ...
+
+
+class Rows(NamedTuple):
+    """What a rank really sends for its tokens: ``N`` rows, each a hidden vector and which of its token's experts it is for."""
+
+    token_N: NDArray[np.int64]
+    rank_N: NDArray[np.int64]
+    """Receiving rank; may be the sender itself."""
+    choice_NW: NDArray[np.int64]
+    """Places among the token's ``K`` experts, padded with -1: an expert of this row has its tokens on ``rank_N``."""
+
+
+@runtime_checkable
+class ExecutableDispatch(Protocol):
+    """A dispatch policy that can also be executed: its copies can be listed, not only counted."""
+
+    def rows(self, rank_TK: NDArray[np.int64], node_R: NDArray[np.int64]) -> Rows:
+        """List what a rank sends for its tokens.
+
+        Counted by receiving rank, without what stays on the sender, they are the sender's line of ``copies``.
+
+        Args:
+            rank_TK: rank of each token's experts, ``[T, K]``.
+            node_R: fast domain of each rank, ``[R]``.
+
+        Raises:
+            UserError: if the policy forwards between nodes, which rows cannot say.
         """
         ...

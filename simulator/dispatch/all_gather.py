@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.dispatch import Rows
 from simulator.spec.base import Frozen
 
 
@@ -16,3 +17,9 @@ class AllGather(Frozen):
         copies_SR = np.repeat(tokens_S[:, None], len(node_R), axis=1)
         np.fill_diagonal(copies_SR, 0.0)
         return copies_SR
+
+    def rows(self, rank_TK: NDArray[np.int64], node_R: NDArray[np.int64]) -> Rows:
+        num_tokens, top_k = rank_TK.shape
+        rank_N = np.tile(np.arange(len(node_R)), num_tokens)
+        token_N = np.repeat(np.arange(num_tokens), len(node_R))
+        return Rows(token_N, rank_N, np.where(rank_TK[token_N] == rank_N[:, None], np.arange(top_k), -1))

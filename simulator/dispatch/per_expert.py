@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.dispatch import Rows
 from simulator.dispatch._count import count_copies
 from simulator.spec.base import Frozen
 
@@ -14,3 +15,8 @@ class PerExpert(Frozen):
 
     def copies(self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]) -> NDArray[np.float64]:
         return np.asarray(count_copies(rank_TK, source_T, len(node_R), False))
+
+    def rows(self, rank_TK: NDArray[np.int64], node_R: NDArray[np.int64]) -> Rows:
+        num_tokens, top_k = rank_TK.shape
+        choice_NW = np.tile(np.arange(top_k), num_tokens)[:, None]
+        return Rows(np.repeat(np.arange(num_tokens), top_k), rank_TK.reshape(-1), choice_NW)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.dispatch import Rows
 from simulator.dispatch._count import count_forwarded
+from simulator.dispatch._rows import row_per_rank
+from simulator.errors import UserError
 from simulator.spec.base import Frozen
 
 
@@ -19,3 +22,10 @@ class PerNode(Frozen):
     def copies(self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]) -> NDArray[np.float64]:
         ranks_per_node = int((node_R == node_R[0]).sum())  # only the last node may hold fewer
         return np.asarray(count_forwarded(rank_TK, source_T, node_R, ranks_per_node))
+
+    def rows(self, rank_TK: NDArray[np.int64], node_R: NDArray[np.int64]) -> Rows:
+        if len(np.unique(node_R)) > 1:
+            raise UserError(
+                "dispatch 'per_node' forwards tokens inside each node, which is not executed on several; use 'per_rank'"
+            )
+        return row_per_rank(rank_TK)

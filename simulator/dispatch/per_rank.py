@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.dispatch import Rows
 from simulator.dispatch._count import count_copies
+from simulator.dispatch._rows import row_per_rank
 from simulator.spec.base import Frozen
 
 
@@ -14,3 +16,6 @@ class PerRank(Frozen):
 
     def copies(self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]) -> NDArray[np.float64]:
         return np.asarray(count_copies(rank_TK, source_T, len(node_R), True))
+
+    def rows(self, rank_TK: NDArray[np.int64], node_R: NDArray[np.int64]) -> Rows:
+        return row_per_rank(rank_TK)

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from simulator.errors import UserError
 from simulator.layers.experts import Experts, activate
 from simulator.layers.part import WHOLE, Part
 from simulator.layers.pruned import PrunedMatrix, kept
 from simulator.layers.router import Router
 from simulator.layers.weights import Weights, empty, fill
 from simulator.spec.ffn import DenseFFN, MoE
-from simulator.spec.pruning import Pruning
+from simulator.spec.pruning import Block, Pruning, TwoFour
 
 
 class FeedForward(nn.Module):
@@ -25,6 +26,8 @@ class FeedForward(nn.Module):
         self.hidden_size, self.width, self.is_gated, self.part, self.pruning = hidden_size, width, is_gated, part, pruning
         own = part.num(width)
         rows = 2 * own if is_gated else own
+        if pruning is not None and part.size > 1:
+            _check_whole_blocks(part.bounds(width), pruning)
         self.up: nn.Parameter | PrunedMatrix = PrunedMatrix(pruning) if pruning else empty(rows, hidden_size)
         self.down: nn.Parameter | PrunedMatrix = PrunedMatrix(pruning) if pruning else empty(hidden_size, own)
         self.up_bias = empty(rows) if has_bias else None
@@ -65,6 +68,14 @@ class FeedForward(nn.Module):
             result: Tensor = holder(x)
             return result if bias is None else result + bias
         return functional.linear(x, holder, bias)
+
+
+def _check_whole_blocks(bounds: tuple[int, int], pruning: Pruning) -> None:
+    """A rank's part of a pruned block begins and ends between blocks, or it would store more than its share."""
+    size = pruning.block_size if isinstance(pruning, Block) else 4 if isinstance(pruning, TwoFour) else 1
+    if any(bound % size for bound in bounds):
+        first, end = bounds
+        raise UserError(f"pruning '{pruning.kind}' cannot be split at features {first} and {end}: not multiples of {size}")
 
 
 def dense_ffn(ffn: DenseFFN, hidden_size: int, part: Part = WHOLE, pruning: Pruning | None = None) -> FeedForward:

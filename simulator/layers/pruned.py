@@ -63,16 +63,32 @@ class PrunedMatrix(nn.Module):
         Args:
             like: its device and number format are taken over.
         """
+        if not like.is_cuda and like.dtype not in (torch.float32, torch.float64) and not isinstance(self.pruning, TwoFour):
+            raise UserError(f"pruning '{self.pruning.kind}' needs fp32 on a CPU, which has no sparse product in {like.dtype}")
         weights = (matrix * mask).to(like)
         self.num_stored = int(mask.sum())
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Sparse", UserWarning)  # PyTorch calls CSR and BSR a beta in every process
+            warnings.filterwarnings("ignore", ".*Sparse", UserWarning)  # PyTorch calls CSR and BSR a beta in every process
             if isinstance(self.pruning, TwoFour):
                 self._store_two_four(weights, mask)
-            elif isinstance(self.pruning, Block):
-                self._matrix = _narrow(weights.to_sparse_bsr((self.pruning.block_size,) * 2))
             else:
-                self._matrix = _narrow(weights.to_sparse_csr())
+                self._store_indexed(weights, mask.to(weights.device), self.pruning)
+
+    def _store_indexed(self, weights: Tensor, mask: Tensor, pruning: Unstructured | Block) -> None:
+        """The places come from the mask, so that a weight that is left and happens to be zero is stored like any other.
+
+        Indices have 32 bits: half the bytes of 64, and 20 % faster on few tokens.
+        """
+        if isinstance(pruning, Block):
+            size = pruning.block_size
+            places = mask.to_sparse_bsr((size, size))
+            blocks = weights.unflatten(0, (-1, size)).unflatten(2, (-1, size)).transpose(1, 2)
+            values, maker = blocks[mask[::size, ::size]], torch.sparse_bsr_tensor
+        else:
+            places = mask.to_sparse_csr()
+            values, maker = weights[mask], torch.sparse_csr_tensor
+        indices = (places.crow_indices().int(), places.col_indices().int())
+        self._matrix = maker(*indices, values, weights.shape, check_invariants=False)
 
     def _store_two_four(self, weights: Tensor, mask: Tensor) -> None:
         if weights.is_cuda:
@@ -94,19 +110,15 @@ class PrunedMatrix(nn.Module):
         rows = len(self._matrix)
         fours = self._matrix.new_zeros(rows, self._place.shape[1], 4)
         place = torch.stack([self._place // 4, self._place % 4], dim=2).long()
-        return fours.scatter_(2, place, self._matrix.view(rows, -1, 2)).flatten(1)
+        return fours.scatter_(2, place, self._matrix.view(rows, -1 if rows else 0, 2)).flatten(1)
 
     @property
     def stored_bytes(self) -> int:
         """Bytes that the matrix takes, indices included."""
         if isinstance(self.pruning, TwoFour):
-            return self._matrix.numel() * self._matrix.element_size() + self._place.numel()
-        tensors = (self._matrix.values(), self._matrix.col_indices(), self._matrix.crow_indices())
+            # On CUDA the matrix is a wrapper as large as the dense one; it holds packed weights, and places beside or in them.
+            packed, meta = getattr(self._matrix, "packed", self._matrix), getattr(self._matrix, "meta", None)
+            tensors: list[Tensor] = [packed, self._place if meta is None else meta]
+        else:
+            tensors = [self._matrix.values(), self._matrix.col_indices(), self._matrix.crow_indices()]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _narrow(matrix: Tensor) -> Tensor:
-    """The same with 32-bit indices: half the index bytes, and 20 % faster on few tokens."""
-    maker = torch.sparse_csr_tensor if matrix.layout == torch.sparse_csr else torch.sparse_bsr_tensor
-    indices = (matrix.crow_indices().int(), matrix.col_indices().int())
-    return maker(*indices, matrix.values(), matrix.shape, check_invariants=False)

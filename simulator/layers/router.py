@@ -48,9 +48,10 @@ class Router(nn.Module):
         """Scores of every expert, positive, in fp32: softmax's add up to one, the others stand alone."""
         logit_TE = functional.linear(x_TH, self.weight).float()
         if self.moe.scoring == "softmax":
-            return logit_TE.softmax(dim=1)
-        score_TE = logit_TE.sigmoid() if self.moe.scoring == "sigmoid" else functional.softplus(logit_TE).sqrt()
-        return score_TE.clamp_min(1e-20)
+            score_TE = logit_TE.softmax(dim=1)
+        else:
+            score_TE = logit_TE.sigmoid() if self.moe.scoring == "sigmoid" else functional.softplus(logit_TE).sqrt()
+        return score_TE.clamp_min(1e-20)  # replayed experts may all have a score of zero, and weights are divided by their sum
 
     def choose(self, score_TE: Tensor) -> Tensor:
         """Ids of the best ``top_k``. A bias moves the choice but not the weights, as in balancing without an auxiliary loss.

@@ -41,7 +41,8 @@ class SeededWeights:
     def tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
         if len(shape) == 1:
             return torch.ones(shape) if name.endswith("norm") else torch.zeros(shape)
-        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + (self.seed << 32))
+        # PyTorch's generator looks at the low 32 bits of its seed only, so both must be in them.
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed} {name}".encode()))
         matrix: Tensor = torch.randn(shape, generator=generator) / shape[-1] ** 0.5
         return matrix
 

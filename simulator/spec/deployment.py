@@ -8,6 +8,7 @@ from pydantic import Field
 
 from simulator.spec.base import Frozen, NonNegative, Policy, Size
 from simulator.spec.dtypes import DType
+from simulator.spec.pruning import Pruning
 
 
 class ParallelSpec(Frozen):
@@ -50,6 +51,10 @@ class DeploymentSpec(Frozen):
     """Tokens of one KV block."""
     prefix_caching: bool = True
     """Keep KV blocks of finished prompts for requests with the same prefix (only traces with prefix blocks gain)."""
+    pruning: Pruning | None = None
+    """Of the matrices of dense feed-forward blocks; absent = none."""
+    weights: str | None = None
+    """A safetensors file for ``execute``, relative to the scenario; absent = weights are drawn from the seed."""
     routing: Policy | None = None
     """Absent = the model's own default."""
     placement: Policy = {"kind": "contiguous"}

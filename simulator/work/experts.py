@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,12 +30,16 @@ class SlotMap:
         self._group_P[order] = np.concatenate([np.arange(count) for count in slots_R])
         self._num_groups = int(slots_R.max())
 
-    def slots(self, topk_ids_TK: NDArray[np.int16]) -> NDArray[np.int64]:
-        """Slot of every token-expert pair, ``[T, K]``; copies take turns by the token's position."""
+    def slots(self, topk_ids_TK: NDArray[np.integer[Any]], first_token: int = 0) -> NDArray[np.int64]:
+        """Slot of every token-expert pair, ``[T, K]``; copies take turns by the token's position.
+
+        Args:
+            first_token: position of the first token in the whole batch.
+        """
         ids = topk_ids_TK.astype(np.int64)
         if self._slot_EC.shape[1] == 1:
             return np.asarray(self._slot_EC[ids, 0])
-        turn_TK = np.arange(len(ids))[:, None] % self._copies_E[ids]
+        turn_TK = (first_token + np.arange(len(ids)))[:, None] % self._copies_E[ids]
         return np.asarray(self._slot_EC[ids, turn_TK])
 
     def rows(self, slot_TK: NDArray[np.int64], scale: float = 1.0) -> NDArray[np.float64]:

@@ -1,0 +1,151 @@
+"""What a shard is told: the part of a plan that real execution needs, small enough to send to every process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from simulator.dispatch import ExecutableDispatch
+from simulator.errors import UserError
+from simulator.layers.part import WHOLE, Part
+from simulator.layers.transformer import check_executable
+from simulator.placement import Placed
+from simulator.plan import POOL_TOKENS, Plan
+from simulator.spec.ffn import MoE
+from simulator.spec.model import ModelSpec
+from simulator.spec.pruning import Pruning
+from simulator.work.layout import Layout
+
+TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Number formats that shards compute in."""
+
+
+@dataclass(frozen=True)
+class RoutedExperts:
+    """Where the experts of every MoE layer lie, and which of them the tokens choose."""
+
+    topk_ids_LTK: NDArray[np.int16] | None
+    """The plan's pool of choices; ``None`` = the router's own choice counts."""
+    placed: Placed
+    dispatch: ExecutableDispatch
+
+
+@dataclass(frozen=True)
+class Job:
+    """One deployment for real."""
+
+    name: str
+    model: ModelSpec
+    layout: Layout
+    node_R: NDArray[np.int64]
+    dtype: str
+    dispatch_dtype: str
+    combine_dtype: str
+    experts: RoutedExperts | None
+    pruning: Pruning | None
+    seed: int
+    weights: str | None
+
+    @property
+    def moe(self) -> MoE | None:
+        """The model's experts."""
+        return self.model.moe
+
+    def dense_part(self, rank: int) -> Part:
+        """The rank's part of what tensor parallelism splits."""
+        return Part(rank % self.layout.tp, self.layout.tp) if self.layout.tp > 1 else WHOLE
+
+    def expert_part(self, rank: int) -> Part:
+        """The rank's part of its experts."""
+        return Part(rank % self.layout.moe_tp, self.layout.moe_tp) if self.layout.moe_tp > 1 else WHOLE
+
+    def sequences(self, rank: int, num_sequences: int) -> tuple[int, int]:
+        """First sequence of the rank's data-parallel group, and the first one behind it."""
+        return Part(rank // self.layout.tp, self.layout.attention_dp).bounds(num_sequences)
+
+    def topk_ids_TK(self, moe_layer: int, offset: int, num_tokens: int) -> NDArray[np.int64] | None:
+        """Choices of a layer's tokens, from place ``offset`` of the pool on, as the simulator takes them."""
+        if self.experts is None or self.experts.topk_ids_LTK is None:
+            return None
+        place_T = (offset + np.arange(num_tokens)) % POOL_TOKENS
+        topk_ids_TK: NDArray[np.int64] = self.experts.topk_ids_LTK[moe_layer, place_T].astype(np.int64)
+        return topk_ids_TK
+
+
+def make_job(plan: Plan, folder: Path) -> Job:
+    """The job of a plan.
+
+    Args:
+        folder: what the path of a weights file is relative to.
+
+    Raises:
+        UserError: if the plan has something that is simulated only.
+    """
+    where, spec, layout = f"deployment '{plan.name}'", plan.spec, plan.layout
+    check_executable(plan.model)
+    for key, dtype in (
+        ("weight_dtype", plan.precision.weights),
+        ("weight_dtype", plan.precision.experts),
+        ("dispatch_dtype", plan.precision.dispatch),
+        ("combine_dtype", plan.precision.combine),
+    ):
+        if dtype not in TORCH_DTYPES:
+            raise UserError(f"{where}: {key} = '{dtype}' can be simulated, but not executed; use one of {', '.join(TORCH_DTYPES)}")
+    if plan.replicas > 1:
+        raise UserError(f"{where}: has {plan.replicas} replicas; execution runs one, so say replicas = 1")
+    if layout.tp > 1 and layout.travels:
+        raise UserError(f"{where}: attention split by tensor and by data at once can be simulated, but not executed")
+    experts = None
+    if plan.experts is not None:
+        dispatch = plan.experts.dispatch
+        if not isinstance(dispatch, ExecutableDispatch):
+            raise UserError(f"{where}: dispatch '{spec.dispatch['kind']}' has no method 'rows', which execution needs")
+        experts = RoutedExperts(plan.experts.topk_ids_LTK, plan.experts.placed, dispatch)
+        if layout.travels:
+            dispatch.rows(np.zeros((0, 1), dtype=np.int64), plan.fabric.node_R)
+    weights = None if spec.weights is None else str((folder / spec.weights).resolve())
+    if weights is not None and not Path(weights).is_file():
+        raise UserError(f"{where}: weights = '{spec.weights}': no such file")
+    return Job(
+        name=plan.name,
+        model=plan.model,
+        layout=layout,
+        node_R=plan.fabric.node_R,
+        dtype=plan.precision.weights,
+        dispatch_dtype=plan.precision.dispatch,
+        combine_dtype=plan.precision.combine,
+        experts=experts,
+        pruning=spec.pruning,
+        seed=plan.seed,
+        weights=weights,
+    )
+
+
+@dataclass(frozen=True)
+class Step:
+    """One forward pass over new tokens of equal sequences."""
+
+    number: int
+    """Inputs and caches are drawn from it and the job's seed."""
+    num_sequences: int
+    """Over all ranks."""
+    new_tokens: int
+    context_tokens: int
+    offset: int
+    """Where in the pool of expert choices its tokens begin."""
+    keeps_output: bool = False
+    """Whether hidden vectors and the experts used are returned."""
+
+    @property
+    def num_tokens(self) -> int:
+        """New tokens over all ranks."""
+        return self.num_sequences * self.new_tokens
+
+    @property
+    def kind(self) -> str:
+        """``"decode"`` or ``"prompt"``."""
+        return "decode" if self.new_tokens == 1 and self.context_tokens > 0 else "prompt"

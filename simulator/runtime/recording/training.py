@@ -1,0 +1,273 @@
+"""Training of small byte-level language models side by side: the same batches in the same order, each model on its own clock.
+
+The models take turns at every step, so nobody gets an idle machine, and who begins changes from step to step. Everything else is
+the same for all: seed, AdamW (Loshchilov and Hutter, arXiv:1711.05101), a learning rate that rises over a few steps and falls like
+a cosine (arXiv:1608.03983), and clipped gradients (Pascanu et al., arXiv:1211.5063). The mixture of experts has an auxiliary loss
+for balance besides: Switch Transformer's (Fedus et al., arXiv:2101.03961, equations 4 to 6), with top-k as in GShard
+(arXiv:2006.16668). Losses that are reported are cross-entropies, in nats a byte.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from simulator.layers.attention import Chunk
+from simulator.layers.router import Router
+from simulator.layers.transformer import Transformer
+from simulator.layers.weights import SeededWeights
+from simulator.runtime.recording.corpus import Bytes, Corpus
+from simulator.runtime.recording.models import Shape
+from simulator.spec.model import ModelSpec
+
+_WARM_UP_ROUNDS = 2
+_EVALUATION_SEQUENCES = 32
+"""Sequences that are evaluated at a time."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How all models are trained. None of it was tuned for one of them."""
+
+    learning_rate: float = 3e-3
+    """At its highest."""
+    last_learning_rate: float = 3e-4
+    warm_up_share: float = 0.05
+    """Share of the steps in which the learning rate rises."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.1
+    """Of matrices."""
+    gradient_norm: float = 1.0
+    balance: float = 0.01
+    """Weight of the auxiliary loss; Switch Transformer's."""
+    num_evaluations: int = 16
+    """Evenly over the steps, besides the one before the first."""
+
+    def rate(self, step: int, num_steps: int) -> float:
+        """The learning rate of a step, counted from 0.
+
+        >>> [round(Recipe().rate(step, 100), 5) for step in (0, 4, 5, 99)]
+        [0.0006, 0.003, 0.003, 0.0003]
+        """
+        rising = max(1, round(self.warm_up_share * num_steps))
+        if step < rising:
+            return self.learning_rate * (step + 1) / rising
+        along = (step - rising) / max(1, num_steps - 1 - rising)
+        return self.last_learning_rate + (self.learning_rate - self.last_learning_rate) * (1 + math.cos(math.pi * along)) / 2
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Sequences that no model is trained on: the loss is measured, and the routing recorded, on the same ones."""
+
+    tokens_QS: NDArray[np.uint8]
+    """``S`` is one more than the context: the last byte is predicted only."""
+    domain_Q: list[str]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One model after so many steps: a row of the curve."""
+
+    model: str
+    step: int
+    tokens: int
+    seconds: float
+    """Of this model's own steps: forward, backward and optimiser; evaluations are not in it."""
+    train_loss: float
+    """Mean over the steps since the last point; NaN before the first step."""
+    held_out_loss: float
+
+
+@dataclass
+class _Trained:
+    """A model in training."""
+
+    transformer: Transformer
+    optimiser: torch.optim.Optimizer
+    routed: list[tuple[Router, Tensor]] = field(default_factory=list)
+    """What each router of the last forward pass saw."""
+    losses: list[float] = field(default_factory=list)
+    """Since the last point."""
+    seconds: float = 0.0
+
+
+def held_out(corpus: Corpus, context: int, num_tokens: int) -> HeldOut:
+    """About ``num_tokens`` tokens of held-out text, as many of each domain where there is enough, in sequences evenly spaced."""
+    length = context + 1
+    wanted = max(1, round(num_tokens / context / len(corpus.domains)))
+    sequences: list[Bytes] = []
+    names: list[str] = []
+    for name, text in corpus.domains.items():
+        number = min(wanted, len(text.held_out) // length)
+        starts = np.linspace(0, len(text.held_out) - length, number).astype(int)
+        sequences += [text.held_out[start : start + length] for start in starts]
+        names += [name] * number
+    return HeldOut(np.stack(sequences), names)
+
+
+class Training:
+    """Several models on the same batches; ``run`` trains them, ``curve`` says how they did."""
+
+    def __init__(
+        self, models: dict[str, ModelSpec], corpus: Corpus, held: HeldOut, shape: Shape, seed: int, recipe: Recipe | None = None
+    ) -> None:
+        self.corpus, self.held, self.shape = corpus, held, shape
+        self.recipe = recipe or Recipe()
+        self.curve: list[Point] = []
+        self.loss_Q: dict[str, NDArray[np.float64]] = {}
+        """Held-out loss of each sequence at the last evaluation, by model."""
+        self._batches = np.random.default_rng(seed)
+        self._models = {name: _begin(model, seed, self.recipe) for name, model in models.items()}
+
+    def seconds_a_step(self) -> tuple[float, float]:
+        """How long a step of all models takes, and an evaluation of them; nothing is learned. Runs what is slow only once, too."""
+        batch = self._batch(np.random.default_rng(0))
+        step_s = math.inf
+        with _reproducible():
+            for _ in range(_WARM_UP_ROUNDS):
+                began = time.perf_counter()
+                for trained in self._models.values():
+                    self._loss(trained, batch)[1].backward()
+                    trained.optimiser.zero_grad()
+                step_s = min(step_s, time.perf_counter() - began)
+            began = time.perf_counter()
+            for trained in self._models.values():
+                self._evaluate(trained.transformer)
+        return step_s, time.perf_counter() - began
+
+    def run(self, num_steps: int) -> Iterator[int]:
+        """Train every model for so many steps; yields how many are done. May be called once."""
+        evaluated = {round(share * num_steps) for share in np.linspace(0, 1, self.recipe.num_evaluations + 1)}
+        names = list(self._models)
+        with _reproducible():
+            self._add_points(0)
+            for step in range(num_steps):
+                batch = self._batch(self._batches)
+                rate = self.recipe.rate(step, num_steps)
+                for turn in range(len(names)):
+                    self._step(self._models[names[(step + turn) % len(names)]], batch, rate)
+                if step + 1 in evaluated:
+                    self._add_points(step + 1)
+                yield step + 1
+
+    def transformer(self, name: str) -> Transformer:
+        """A model as it is now."""
+        return self._models[name].transformer
+
+    def _batch(self, rng: np.random.Generator) -> Tensor:
+        """``[batch, context + 1]`` bytes; each sequence is of a domain drawn evenly."""
+        texts = [text.training for text in self.corpus.domains.values()]
+        length = self.shape.context + 1
+        sequences = []
+        for domain in rng.integers(len(texts), size=self.shape.batch):
+            start = int(rng.integers(len(texts[domain]) - length + 1))
+            sequences.append(texts[domain][start : start + length])
+        return torch.from_numpy(np.stack(sequences).astype(np.int64))
+
+    def _step(self, trained: _Trained, batch: Tensor, rate: float) -> None:
+        began = time.perf_counter()
+        for group in trained.optimiser.param_groups:
+            group["lr"] = rate
+        reported, loss = self._loss(trained, batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained.transformer.parameters(), self.recipe.gradient_norm)
+        trained.optimiser.step()
+        trained.optimiser.zero_grad()
+        trained.losses.append(float(reported))
+        trained.seconds += time.perf_counter() - began
+
+    def _loss(self, trained: _Trained, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy, without and with the auxiliary loss."""
+        trained.routed.clear()
+        hidden_TH, topk_ids_LTK = trained.transformer(batch[:, :-1].flatten(), _chunk(batch))
+        reported = functional.cross_entropy(trained.transformer.logits(hidden_TH), batch[:, 1:].flatten())
+        loss = reported
+        for (router, x_TH), topk_ids_TK in zip(trained.routed, topk_ids_LTK, strict=True):
+            loss = loss + self.recipe.balance * balance_loss(router.scores(x_TH), topk_ids_TK)
+        trained.routed.clear()
+        return reported.detach(), loss
+
+    def _add_points(self, step: int) -> None:
+        for name, trained in self._models.items():
+            loss_Q = self._evaluate(trained.transformer)
+            self.loss_Q[name] = loss_Q
+            train_loss = float(np.mean(trained.losses)) if trained.losses else math.nan
+            tokens = step * self.shape.tokens_per_step
+            self.curve.append(Point(name, step, tokens, trained.seconds, train_loss, float(loss_Q.mean())))
+            trained.losses.clear()
+            trained.routed.clear()
+
+    def _evaluate(self, transformer: Transformer) -> NDArray[np.float64]:
+        """Mean loss of each held-out sequence, ``[Q]``."""
+        losses = []
+        with torch.no_grad():
+            for batch in torch.from_numpy(self.held.tokens_QS.astype(np.int64)).split(_EVALUATION_SEQUENCES):
+                hidden_TH, _ = transformer(batch[:, :-1].flatten(), _chunk(batch))
+                loss_T = functional.cross_entropy(transformer.logits(hidden_TH), batch[:, 1:].flatten(), reduction="none")
+                losses.append(loss_T.view(len(batch), -1).mean(dim=1))
+        return torch.cat(losses).double().numpy()
+
+
+def route(transformer: Transformer, tokens_QS: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The experts that a mixture of experts chooses for every byte of the sequences but the last.
+
+    Returns:
+        ``topk_ids_LTK``, sequence after sequence.
+    """
+    found = []
+    with torch.no_grad(), _reproducible():
+        for batch in torch.from_numpy(tokens_QS.astype(np.int64)).split(_EVALUATION_SEQUENCES):
+            found.append(transformer(batch[:, :-1].flatten(), _chunk(batch))[1])
+    return torch.cat(found, dim=1).to(torch.uint8).numpy()
+
+
+def balance_loss(score_TE: Tensor, topk_ids_TK: Tensor) -> Tensor:
+    """Switch Transformer's auxiliary loss: 1 for even loads, up to ``E`` where all tokens like one expert.
+
+    Args:
+        score_TE: softmax over the experts.
+        topk_ids_TK: those that were chosen.
+    """
+    num_experts = score_TE.shape[1]
+    share_E = topk_ids_TK.flatten().bincount(minlength=num_experts) / topk_ids_TK.numel()
+    return num_experts * (share_E * score_TE.mean(dim=0)).sum()
+
+
+def _begin(model: ModelSpec, seed: int, recipe: Recipe) -> _Trained:
+    transformer = Transformer(model)
+    transformer.load(SeededWeights(seed))
+    decayed = [parameter for parameter in transformer.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in transformer.parameters() if parameter.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    trained = _Trained(transformer, torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True))
+    for module in transformer.modules():
+        if isinstance(module, Router):
+            module.register_forward_hook(lambda router, seen, _: trained.routed.append((router, seen[0])))
+    return trained
+
+
+def _chunk(batch: Tensor) -> Chunk:
+    return Chunk(num_sequences=len(batch), new_tokens=batch.shape[1] - 1, context_tokens=0)
+
+
+@contextmanager
+def _reproducible() -> Iterator[None]:
+    """The same sums in the same order every time: adding up gradients of one row from several threads is not, otherwise."""
+    was, filled = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # would only cost time: no kernel here reads what it has not written
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was)
+        torch.utils.deterministic.fill_uninitialized_memory = filled

@@ -1,0 +1,44 @@
+"""The same step in one process, with one whole model: what every distributed run must equal."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from simulator.layers.attention import Chunk
+from simulator.layers.transformer import Transformer
+from simulator.layers.weights import weights_from
+from simulator.runtime.inputs import Contexts, token_ids
+from simulator.runtime.job import TORCH_DTYPES, Job, Step
+from simulator.work.layout import Layout
+
+
+class Reference:
+    """A job's whole model."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        with torch.no_grad():
+            self.model = Transformer(job.model, job.pruning).to(TORCH_DTYPES[job.dtype])
+            self.model.load(weights_from(job.weights, job.seed))
+        self._contexts = Contexts(_whole(job), 0, torch.device("cpu"))
+
+    def hidden(self, step: Step) -> NDArray[np.float32]:
+        """Hidden vectors behind the last norm of all tokens, ``[T, H]``."""
+        job = self.job
+        chunk = Chunk(step.num_sequences, step.new_tokens, step.context_tokens)
+        ids = [job.topk_ids_TK(layer, step.offset, step.num_tokens) for layer in range(job.model.num_moe_layers)]
+        known = [torch.from_numpy(ids_TK) for ids_TK in ids if ids_TK is not None]
+        caches = self._contexts.of(step, 0, step.num_sequences) if step.context_tokens else None
+        with torch.inference_mode():
+            hidden_TH, _ = self.model(token_ids(job, step), chunk, caches, torch.stack(known) if known else None)
+        found: NDArray[np.float32] = hidden_TH.float().numpy()
+        return found
+
+
+def _whole(job: Job) -> Job:
+    """The job on one rank."""
+    return replace(job, layout=Layout(1, 1, 1))

@@ -1,0 +1,124 @@
+"""One rank's shard of a model, as a plain class: it runs in a thread, in a Ray actor, or wherever it is put."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from simulator import plugins
+from simulator.layers.attention import Cache, Chunk
+from simulator.layers.weights import weights_from
+from simulator.runtime.blocks import RankModel
+from simulator.runtime.inputs import Contexts, token_ids
+from simulator.runtime.job import TORCH_DTYPES, Job, Step
+from simulator.runtime.timeline import Moment, Timeline
+from simulator.runtime.transport import Transport
+
+
+@dataclass(frozen=True)
+class ShardStep:
+    """What a rank hands back of a step."""
+
+    rank: int
+    moments: list[Moment]
+    num_tokens: int
+    """New tokens of the rank's own sequences."""
+    pairs_L: list[int]
+    """Token-expert pairs that the rank computed, by MoE layer."""
+    rows_LR: list[list[int]]
+    """Rows that it sent to each rank, by MoE layer; empty where tokens do not travel."""
+    hidden_TH: NDArray[np.float32] | None
+    """Hidden vectors behind the last norm of its own sequences' tokens, where the step keeps its output."""
+    topk_ids_LTK: NDArray[np.int16] | None
+    """Experts used by those tokens."""
+
+
+class Shard:
+    """Rank ``rank`` of ``size``."""
+
+    def __init__(self, rank: int, size: int, num_threads: int) -> None:
+        torch.set_num_threads(num_threads)
+        self.rank, self.size = rank, size
+        self.device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+        self._transport: Transport | None = None
+        self._job: Job | None = None
+        self._model: RankModel | None = None
+        self._contexts: Contexts | None = None
+
+    def process(self) -> tuple[int, str]:
+        """The process that the shard lives in, and what clock it reads: processes of one boot share it."""
+        boot = Path("/proc/sys/kernel/random/boot_id")
+        return os.getpid(), boot.read_text().strip() if boot.exists() else f"{os.uname().nodename}"
+
+    def clock_s(self) -> float:
+        """The clock of the shard's moments."""
+        return time.perf_counter()
+
+    def join(self, transport: dict[str, Any], address: Any, timeout_s: float) -> None:
+        """Meet the other ranks, leaving an earlier meeting behind."""
+        if self._transport is not None:
+            self._transport.close()
+            self._transport = None
+        policy = plugins.build("runtime.transport", transport, "[execution.transport]")
+        self._transport = policy.connect(address, self.rank, self.size, timeout_s)
+
+    def load(self, job: Job) -> int:
+        """Build the rank's part of the model; every weight depends on the seed and its own name, or comes from the file.
+
+        Returns:
+            Parameters on this rank.
+        """
+        self._job, self._model = job, None
+        self._contexts = Contexts(job, self.rank, self.device)
+        with torch.no_grad():
+            model = RankModel(job, self.rank).to(device=self.device, dtype=TORCH_DTYPES[job.dtype])
+            model.load(weights_from(job.weights, job.seed))
+        self._model = model
+        return sum(parameter.numel() for parameter in model.parameters())
+
+    def step(self, step: Step) -> ShardStep:
+        """Run one forward pass with the other ranks.
+
+        Raises:
+            PeerLostError: if another rank is gone, or does not come in time.
+        """
+        job, model, transport = self._job, self._model, self._transport
+        if job is None or model is None or transport is None or self._contexts is None:
+            raise RuntimeError(f"rank {self.rank} was told to run a step before it had a model and a transport")
+        first, end = job.sequences(self.rank, step.num_sequences)
+        chunk = Chunk(end - first, step.new_tokens, step.context_tokens)
+        ids_T = token_ids(job, step)[first * step.new_tokens : end * step.new_tokens].to(self.device)
+        caches: list[Cache] | None = self._contexts.of(step, first, end) if step.context_tokens else None
+        timeline = Timeline()
+        with torch.inference_mode():
+            transport.barrier()
+            result = model.run(ids_T, chunk, caches, step, first * step.new_tokens, transport, timeline)
+        kept: Tensor | None = result.hidden_TH if step.keeps_output else None
+        ids_LTK = [ids for ids in result.topk_ids_LTK if ids is not None]
+        return ShardStep(
+            rank=self.rank,
+            moments=timeline.moments,
+            num_tokens=chunk.num_tokens,
+            pairs_L=result.pairs_L,
+            rows_LR=result.rows_LR,
+            hidden_TH=None if kept is None else kept.float().cpu().numpy(),
+            topk_ids_LTK=np.stack(ids_LTK).astype(np.int16) if step.keeps_output and ids_LTK else None,
+        )
+
+    def close(self) -> None:
+        """Leave the other ranks."""
+        if self._transport is not None:
+            self._transport.close()
+
+
+def num_threads_of(ranks_on_machine: int) -> int:
+    """Threads of each rank's kernels: the cores, shared out; one where there are more ranks than cores."""
+    return max(1, (os.cpu_count() or 1) // ranks_on_machine)

@@ -1,0 +1,97 @@
+"""When each rank did what: the same operations in the same order on every rank, as in the simulator's programs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from simulator.records import STEP_PHASES
+
+
+class Moment(NamedTuple):
+    """One operation on one rank."""
+
+    phase: str
+    layer: int
+    is_together: bool
+    """Whether the ranks of a group meet in it, so that the first to come waits for the last."""
+    start_s: float
+    end_s: float
+
+
+@dataclass
+class Timeline:
+    """Collects a rank's moments."""
+
+    moments: list[Moment] = field(default_factory=list)
+
+    @contextmanager
+    def busy(self, phase: str, layer: int) -> Iterator[None]:
+        """The rank computes on its own."""
+        start_s = time.perf_counter()
+        yield
+        self.moments.append(Moment(phase, layer, False, start_s, time.perf_counter()))
+
+    @contextmanager
+    def together(self, phase: str, layer: int) -> Iterator[None]:
+        """The rank meets the others of its group."""
+        start_s = time.perf_counter()
+        yield
+        self.moments.append(Moment(phase, layer, True, start_s, time.perf_counter()))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Where a step's time went."""
+
+    duration_s: float
+    """From the first rank's start to the last one's end."""
+    phases: dict[str, float]
+    """Seconds by phase, mean over ranks; they add up to the step's length."""
+    spans: list[tuple[int, str, int, float, float]]
+    """Rank, phase, layer, start and length, from the step's start on."""
+
+
+def combine(moments_R: list[list[Moment]], groups: tuple[tuple[int, ...], ...]) -> Measured:
+    """Put the ranks' moments together, with the waits in them told apart: an exchange begins when its last rank has come.
+
+    Args:
+        moments_R: of each rank, on one clock.
+        groups: ranks that meet in an exchange.
+    """
+    num_ranks = len(moments_R)
+    start_s = min(moments[0].start_s for moments in moments_R)
+    end_s = max(moments[-1].end_s for moments in moments_R)
+    begun_s = np.array([[moment.start_s for moment in moments] for moments in moments_R])
+    group_of = {rank: members for members in groups for rank in members}
+    phases = dict.fromkeys(STEP_PHASES, 0.0)
+    spans: list[tuple[int, str, int, float, float]] = []
+
+    def account(rank: int, phase: str, layer: int, since_s: float, until_s: float) -> None:
+        if until_s > since_s:
+            phases[phase] += (until_s - since_s) / num_ranks
+            spans.append((rank, phase, layer, since_s - start_s, until_s - since_s))
+
+    for rank, moments in enumerate(moments_R):
+        last_s = start_s
+        for number, moment in enumerate(moments):
+            account(rank, "overhead", moment.layer, last_s, moment.start_s)
+            met_s = moment.start_s
+            if moment.is_together:
+                met_s = min(float(begun_s[list(group_of[rank]), number].max()), moment.end_s)
+                account(rank, "wait", moment.layer, moment.start_s, met_s)
+            account(rank, moment.phase, moment.layer, met_s, moment.end_s)
+            last_s = moment.end_s
+        account(rank, "wait", -1, last_s, end_s)
+    return Measured(end_s - start_s, phases, spans)
+
+
+def layer_seconds(moments_R: list[list[Moment]], layer: int, phases: tuple[str, ...]) -> float:
+    """Length of some phases of one layer: from the first rank's start to the last one's end."""
+    own = [moment for moments in moments_R for moment in moments if moment.layer == layer and moment.phase in phases]
+    return max(moment.end_s for moment in own) - min(moment.start_s for moment in own)

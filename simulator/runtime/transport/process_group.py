@@ -1,0 +1,98 @@
+"""``torch.distributed``: gloo between CPUs, NCCL between GPUs."""
+
+from __future__ import annotations
+
+import datetime
+import socket
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # exported at run time
+
+from simulator.runtime.transport import PeerLostError
+from simulator.spec.base import Frozen
+
+
+class Address(NamedTuple):
+    """Where the ranks find each other."""
+
+    host: str
+    port: int
+
+
+class ProcessGroup(Frozen):
+    """One process group over all ranks, formed anew after every failure."""
+
+    def meeting(self, size: int, timeout_s: float) -> Listener:
+        return Listener(size, timeout_s)
+
+    def connect(self, address: Address, rank: int, size: int, timeout_s: float) -> ProcessGroupTransport:
+        return ProcessGroupTransport(address, rank, size, timeout_s)
+
+
+class Listener:
+    """The driver's end: a store that the ranks come to. It only introduces them; no tokens pass through it."""
+
+    def __init__(self, size: int, timeout_s: float) -> None:
+        host = _own_address()
+        self._store = TCPStore(host, 0, size + 1, True, datetime.timedelta(seconds=timeout_s), wait_for_workers=False)
+        self.address = Address(host, self._store.port)
+
+
+def _own_address() -> str:
+    """The address that other machines reach this one by; no packet is sent to find it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("10.255.255.255", 1))
+            return str(probe.getsockname()[0])
+        except OSError:
+            return "127.0.0.1"
+
+
+class ProcessGroupTransport:
+    """One process's end."""
+
+    def __init__(self, address: Address, rank: int, size: int, timeout_s: float) -> None:
+        self.rank, self.size = rank, size
+        self.device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+        timeout = datetime.timedelta(seconds=timeout_s)
+        try:
+            store = TCPStore(address.host, address.port, size + 1, False, timeout)
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+        except RuntimeError as error:
+            raise _lost(rank, "forming the process group", error) from None
+
+    def all_to_all(self, send: Tensor, send_rows_R: list[int], receive_rows_R: list[int] | None = None) -> tuple[Tensor, list[int]]:
+        if receive_rows_R is None:
+            counts = torch.tensor(send_rows_R, device=self.device)
+            others = torch.empty_like(counts)
+            self._run(dist.all_to_all_single, others, counts)
+            receive_rows_R = others.tolist()
+        received = send.new_empty((sum(receive_rows_R), *send.shape[1:]))
+        self._run(dist.all_to_all_single, received, send.contiguous(), receive_rows_R, send_rows_R)
+        return received, receive_rows_R
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        self._run(dist.all_reduce, x)
+        return x
+
+    def barrier(self) -> None:
+        self._run(dist.barrier)
+
+    def close(self) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _run(self, operation: Any, *arguments: Any) -> None:
+        try:
+            operation(*arguments)
+        except RuntimeError as error:
+            raise _lost(self.rank, operation.__name__, error) from None
+
+
+def _lost(rank: int, doing: str, error: Exception) -> PeerLostError:
+    """The first line of the library's message; the rest is its own stack."""
+    return PeerLostError(f"rank {rank}, {doing}: {str(error).splitlines()[0]}")
