@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 from simulator.runtime.job import Job, Step
-from simulator.runtime.shard import Shard, ShardStep, num_threads_of
+from simulator.runtime.shard import Shard, ShardStep, threads_per_rank
 from simulator.runtime.transport import PeerLostError
 from simulator.runtime.transport.in_process import InProcess
 
@@ -14,7 +14,9 @@ class InProcessBackend:
     """``size`` shards, each in its own thread."""
 
     def __init__(self, size: int, timeout_s: float = 30.0) -> None:
-        self.shards = [Shard(rank, size, num_threads_of(size)) for rank in range(size)]
+        self.shards = [Shard(rank, size) for rank in range(size)]
+        for shard in self.shards:
+            shard.use_threads(threads_per_rank(size))
         self._threads = ThreadPoolExecutor(size)
         meeting = InProcess().meeting(size, timeout_s)
         for shard in self.shards:

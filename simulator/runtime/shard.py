@@ -44,8 +44,7 @@ class ShardStep:
 class Shard:
     """Rank ``rank`` of ``size``."""
 
-    def __init__(self, rank: int, size: int, num_threads: int) -> None:
-        torch.set_num_threads(num_threads)
+    def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
         self.device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
         self._transport: Transport | None = None
@@ -57,6 +56,10 @@ class Shard:
         """The process that the shard lives in, and what clock it reads: processes of one boot share it."""
         boot = Path("/proc/sys/kernel/random/boot_id")
         return os.getpid(), boot.read_text().strip() if boot.exists() else f"{os.uname().nodename}"
+
+    def use_threads(self, number: int) -> None:
+        """Threads that the rank's kernels may use."""
+        torch.set_num_threads(number)
 
     def clock_s(self) -> float:
         """The clock of the shard's moments."""
@@ -119,6 +122,6 @@ class Shard:
             self._transport.close()
 
 
-def num_threads_of(ranks_on_machine: int) -> int:
+def threads_per_rank(ranks_on_machine: int) -> int:
     """Threads of each rank's kernels: the cores, shared out; one where there are more ranks than cores."""
     return max(1, (os.cpu_count() or 1) // ranks_on_machine)

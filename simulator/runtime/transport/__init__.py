@@ -50,6 +50,10 @@ class Meeting(Protocol):
         """What each rank is sent to find the others."""
         ...
 
+    def abort(self) -> None:
+        """A rank is gone: let nobody wait for it, if that can be helped."""
+        ...
+
 
 class TransportPolicy(Protocol):
     """A file in this folder: a frozen pydantic model whose fields are its configuration keys."""

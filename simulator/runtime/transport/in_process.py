@@ -19,6 +19,10 @@ class Room:
         """The room itself: nothing has to be sent."""
         return self
 
+    def abort(self) -> None:
+        """Let nobody wait any longer."""
+        self.barrier.abort()
+
     def __init__(self, size: int, timeout_s: float) -> None:
         self.barrier = threading.Barrier(size, timeout=timeout_s)
         self.given: list[list[Tensor]] = [[] for _ in range(size)]

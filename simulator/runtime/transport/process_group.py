@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import TCPStore  # type: ignore[attr-defined]  # exported at run time
+from torch.distributed import TCPStore, distributed_c10d  # type: ignore[attr-defined]  # exported at run time
 
 from simulator.runtime.transport import PeerLostError
 from simulator.spec.base import Frozen
@@ -37,8 +37,13 @@ class Listener:
 
     def __init__(self, size: int, timeout_s: float) -> None:
         host = _own_address()
-        self._store = TCPStore(host, 0, size + 1, True, datetime.timedelta(seconds=timeout_s), wait_for_workers=False)
-        self.address = Address(host, self._store.port)
+        store = TCPStore(host, 0, size + 1, True, datetime.timedelta(seconds=timeout_s), wait_for_workers=False)
+        self.address = Address(host, store.port)
+        self._store: TCPStore | None = store
+
+    def abort(self) -> None:
+        """End the introductions: ranks that still wait for each other give up. Connections to a process that is gone break anyway."""
+        self._store = None
 
 
 def _own_address() -> str:
@@ -60,6 +65,8 @@ class ProcessGroupTransport:
         timeout = datetime.timedelta(seconds=timeout_s)
         try:
             store = TCPStore(address.host, address.port, size + 1, False, timeout)
+            # Names of groups count up in each process. One whose last attempt failed would look under another name than a new one.
+            distributed_c10d._world.group_count = 0
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         except RuntimeError as error:

@@ -1,0 +1,34 @@
+"""What goes wrong while shards run, and what is written down about it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+FAULT_COLUMNS = {
+    "deployment": "name of the deployment",
+    "step": "number of the step that was running",
+    "ranks": "ranks that were replaced",
+    "what": "what happened",
+    "recovery_s": "from noticing it until all ranks were ready again",
+}
+
+
+class Fault(NamedTuple):
+    """One failure that was recovered from: ``FAULT_COLUMNS``."""
+
+    deployment: str
+    step: int
+    ranks: list[int]
+    what: str
+    recovery_s: float
+
+
+class ShardsLostError(Exception):
+    """Some ranks cannot go on."""
+
+    def __init__(self, died: set[int], hung: set[int], complaints: list[str]) -> None:
+        super().__init__(f"died: {sorted(died)}, hung: {sorted(hung)}; {'; '.join(complaints)}")
+        self.died = died
+        self.hung = hung
+        self.complaints = complaints
+        """What the other ranks said."""

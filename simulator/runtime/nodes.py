@@ -1,0 +1,134 @@
+"""The machines that shards run on: this one, this one as several simulated nodes, or a Ray cluster of the user's."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+import ray._private.worker as ray_worker
+from ray.cluster_utils import Cluster
+
+from simulator.errors import UserError
+
+
+def _mark(number: int) -> str:
+    return f"moesim_node_{number}"
+
+
+@dataclass
+class Nodes:
+    """A connection to Ray."""
+
+    simulated: Cluster | None = None
+    _simulated_nodes: list[Any] = field(default_factory=list)
+    _killed: set[str] = field(default_factory=set)
+    """Ray itself notices a node's death only after its heartbeats have failed to come."""
+
+    @property
+    def alive(self) -> dict[str, float]:
+        """Id and CPUs of every living node that has any."""
+        return {
+            node["NodeID"]: float(node["Resources"]["CPU"])
+            for node in ray.nodes()
+            if node["Alive"] and node["Resources"].get("CPU", 0) > 0 and node["NodeID"] not in self._killed
+        }
+
+    def resources(self, number: int) -> dict[str, float]:
+        """What a placement asks for to land on node ``number`` of the plan: on a simulated node, its own mark."""
+        return {} if self.simulated is None else {_mark(number): 0.001}
+
+    def kill(self, number: int) -> None:
+        """Kill a simulated node with everything on it.
+
+        Raises:
+            UserError: if there is no such node.
+        """
+        if self.simulated is None or not 0 <= number < len(self._simulated_nodes):
+            raise UserError(
+                f"execution.faults: node {number} cannot be killed: start it with --simulated-nodes {number + 1} or more"
+            )
+        node = self._simulated_nodes[number]
+        if node is not None:
+            self._simulated_nodes[number] = None
+            self._killed.add(node.node_id)
+            self.simulated.remove_node(node, allow_graceful=False)
+
+
+@contextlib.contextmanager
+def connect(simulated_nodes: int | None = None, address: str | None = None) -> Iterator[Nodes]:
+    """Start Ray here, or join a cluster; what was started is stopped again, also after Ctrl-C and SIGTERM.
+
+    Args:
+        simulated_nodes: start so many raylets on this machine, each a node to Ray.
+        address: of a running cluster (``host:port``, or ``ray://host:port``); no process of it is touched.
+
+    Raises:
+        UserError: if the cluster cannot be joined.
+    """
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    nodes = Nodes()
+    # Neither a stale address file nor the environment may lead to a cluster that nobody named.
+    before = {key: os.environ.pop(key) for key in ("RAY_ADDRESS",) if key in os.environ}
+    # Ray prints the death of a process, and the log of a raylet that was killed, on standard output, which is for results, and has
+    # no setting for it. What died is in the record of the run.
+    ray_worker.print_to_stdstream = lambda *_, **__: None
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_enable_open_telemetry", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        with _stops_on_terminate():
+            if address is not None:
+                _join(address, quiet)
+            elif simulated_nodes is not None:
+                _simulate(nodes, simulated_nodes, quiet)
+            else:
+                ray.init(address="local", include_dashboard=False, **quiet)
+            yield nodes
+    finally:
+        os.environ.update(before)
+        ray.shutdown()
+        if nodes.simulated is not None:
+            with contextlib.suppress(Exception):  # a node that was killed on purpose cannot be stopped again
+                nodes.simulated.shutdown()
+
+
+def _join(address: str, quiet: dict[str, Any]) -> None:
+    try:
+        ray.init(address=address, **quiet)
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"--address {address}: no Ray cluster can be joined there: {reason}") from None
+
+
+def _simulate(nodes: Nodes, number: int, quiet: dict[str, Any]) -> None:
+    # The head has no CPUs, so that no shard lands on it and every simulated node can be killed.
+    nodes.simulated = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for i in range(number):
+        started = nodes.simulated.add_node(num_cpus=os.cpu_count() or 1, resources={_mark(i): 1.0}, include_dashboard=False)
+        nodes._simulated_nodes.append(started)
+    ray.init(address=nodes.simulated.address, **quiet)
+    nodes.simulated.wait_for_nodes()
+
+
+@contextlib.contextmanager
+def _stops_on_terminate() -> Iterator[None]:
+    """A polite kill ends like Ctrl-C, so that no raylet outlives the command."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

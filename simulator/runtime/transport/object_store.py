@@ -1,0 +1,93 @@
+"""Through Ray's object store, where no process group can form. Slower: every exchange asks an actor who has come."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+from torch import Tensor
+
+from simulator.runtime.transport import PeerLostError
+from simulator.runtime.transport._swap import SwapTransport
+from simulator.spec.base import Frozen
+
+_PATIENCE_S = 5.0
+"""A switchboard says itself that a rank did not come; only if it does not answer either is it given up after this."""
+
+
+class ObjectStore(Frozen):
+    """Rows lie in the object store of the node that has them, and are fetched by the node that needs them."""
+
+    def meeting(self, size: int, timeout_s: float) -> Desk:
+        return Desk(size, timeout_s)
+
+    def connect(self, address: Any, rank: int, size: int, timeout_s: float) -> ObjectStoreTransport:
+        return ObjectStoreTransport(address, rank, size, timeout_s)
+
+
+class Desk:
+    """The driver's end: owns the switchboard."""
+
+    def __init__(self, size: int, timeout_s: float) -> None:
+        self.address = ray.remote(Switchboard).options(num_cpus=0).remote(size, timeout_s)
+
+    def abort(self) -> None:
+        """Let nobody wait any longer."""
+        ray.kill(self.address)
+
+
+class Switchboard:
+    """Tells every rank where the others' rows lie, once all have come."""
+
+    def __init__(self, size: int, timeout_s: float) -> None:
+        self.size, self.timeout_s = size, timeout_s
+        self._given: dict[int, dict[int, list[Any]]] = {}
+        self._is_full: dict[int, asyncio.Event] = {}
+        self._num_taken: dict[int, int] = {}
+
+    async def swap(self, number: int, rank: int, references_R: list[Any]) -> list[Any]:
+        """References that each rank gave to ``rank`` in exchange ``number``.
+
+        Raises:
+            TimeoutError: if some ranks do not come; they are named.
+        """
+        given = self._given.setdefault(number, {})
+        is_full = self._is_full.setdefault(number, asyncio.Event())
+        given[rank] = references_R
+        if len(given) == self.size:
+            is_full.set()
+        try:
+            await asyncio.wait_for(is_full.wait(), self.timeout_s)
+        except TimeoutError:
+            missing = ", ".join(str(other) for other in range(self.size) if other not in given)
+            raise TimeoutError(f"rank {missing} did not come within {self.timeout_s:g} s") from None
+        found = [given[other][rank] for other in range(self.size)]
+        self._num_taken[number] = self._num_taken.get(number, 0) + 1
+        if self._num_taken[number] == self.size:
+            del self._given[number], self._is_full[number], self._num_taken[number]
+        return found
+
+
+class ObjectStoreTransport(SwapTransport):
+    """One actor's end."""
+
+    def __init__(self, switchboard: Any, rank: int, size: int, timeout_s: float) -> None:
+        super().__init__(rank, size)
+        self._switchboard, self._timeout_s = switchboard, timeout_s
+        self._number = 0
+        self._kept: list[list[Any]] = []
+
+    def swap(self, give_R: list[Tensor]) -> list[Tensor]:
+        references = [ray.put(tensor.cpu()) for tensor in give_R]
+        # The others fetch these while this rank is in its next exchange already, and nobody is behind that.
+        self._kept = [*self._kept[-1:], references]
+        self._number += 1
+        try:
+            answer = self._switchboard.swap.remote(self._number, self.rank, references)
+            theirs = ray.get(answer, timeout=self._timeout_s + _PATIENCE_S)
+            received: list[Tensor] = ray.get(theirs, timeout=self._timeout_s)
+        except (RayError, GetTimeoutError) as error:
+            raise PeerLostError(f"rank {self.rank}, swap: {str(error).strip().splitlines()[-1]}") from None
+        return [tensor.to(give_R[0].device) for tensor in received]
