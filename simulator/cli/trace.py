@@ -1,4 +1,4 @@
-"""``moesim trace``: describe, convert and make request traces."""
+"""``moesim trace``: describe, convert and make request traces; ``trace record`` is in :mod:`simulator.cli.record`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from simulator.cli import console
+from simulator.cli import console, record
 from simulator.cli.console import AsJson, Seed
 from simulator.errors import UserError, did_you_mean
 
-app = typer.Typer(no_args_is_help=True, help="Describe, convert and make request traces.")
+app = typer.Typer(no_args_is_help=True, help="Describe, convert and make request traces, and record expert choices.")
+app.add_typer(record.app, name="record")
 
 
 @app.command()

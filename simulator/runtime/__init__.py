@@ -1,1 +1,31 @@
 """Plans executed for real: PyTorch shards in one process, or on Ray actors; and what they teach the simulator, as files."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from simulator.errors import UserError
+
+_INSTALL = {
+    "torch": (
+        "PyTorch",
+        "pip install 'moesim[real]' (CPU only: first pip install torch --index-url https://download.pytorch.org/whl/cpu)",
+    ),
+    "ray": ("Ray", "pip install 'moesim[real]'"),
+    "safetensors": ("safetensors", "pip install 'moesim[real]'"),
+    "transformers": ("transformers", "pip install 'moesim[real,hf]'"),
+}
+
+
+def require(package: str, what: str = "this command") -> None:
+    """Refuse to go on without an optional package; it is looked for, not imported.
+
+    Args:
+        what: needs it, as the error's subject.
+
+    Raises:
+        UserError: with the command that installs it.
+    """
+    if importlib.util.find_spec(package) is None:
+        name, install = _INSTALL[package]
+        raise UserError(f"{what} needs {name}: {install}")

@@ -97,7 +97,7 @@ def model_toml(model: ModelSpec, title: str, trace: str, source: str) -> str:
         source: where weights and routing come from, in a sentence.
     """
     moe = model.moe
-    assert moe is not None  # noqa: S101
+    assert moe is not None
     run = model.layers[0]
     (mixer,) = model.mixers.values()
     heads = mixer.model_dump()

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from simulator.runtime.recording.corpus import Bytes, Corpus
 from simulator.runtime.recording.models import Shape
 from simulator.spec.model import ModelSpec
 
+MIXTURE_NAME = "byte-moe"
 _WARM_UP_ROUNDS = 2
 _EVALUATION_SEQUENCES = 32
 """Sequences that are evaluated at a time."""
@@ -73,6 +75,11 @@ class HeldOut:
     """``S`` is one more than the context: the last byte is predicted only."""
     domain_Q: list[str]
 
+    @property
+    def lengths_Q(self) -> NDArray[np.int64]:
+        """Tokens of each sequence that are read, and routed."""
+        return np.full(len(self.tokens_QS), self.tokens_QS.shape[1] - 1, dtype=np.int64)
+
 
 @dataclass(frozen=True)
 class Point:
@@ -81,8 +88,8 @@ class Point:
     model: str
     step: int
     tokens: int
-    seconds: float
-    """Of this model's own steps: forward, backward and optimiser; evaluations are not in it."""
+    wall_seconds: float
+    """Spent in this model's own steps (forward, backward and optimiser); evaluations are not in it."""
     train_loss: float
     """Mean over the steps since the last point; NaN before the first step."""
     held_out_loss: float
@@ -98,7 +105,8 @@ class _Trained:
     """What each router of the last forward pass saw."""
     losses: list[float] = field(default_factory=list)
     """Since the last point."""
-    seconds: float = 0.0
+    step_s: list[float] = field(default_factory=list)
+    """Wall time of every step."""
 
 
 def held_out(corpus: Corpus, context: int, num_tokens: int) -> HeldOut:
@@ -164,6 +172,10 @@ class Training:
         """A model as it is now."""
         return self._models[name].transformer
 
+    def median_step_s(self) -> dict[str, float]:
+        """Wall time of each model's median step. All steps do the same work, so the others were held up by other programs."""
+        return {name: float(np.median(trained.step_s)) for name, trained in self._models.items()}
+
     def _batch(self, rng: np.random.Generator) -> Tensor:
         """``[batch, context + 1]`` bytes; each sequence is of a domain drawn evenly."""
         texts = [text.training for text in self.corpus.domains.values()]
@@ -184,7 +196,7 @@ class Training:
         trained.optimiser.step()
         trained.optimiser.zero_grad()
         trained.losses.append(float(reported))
-        trained.seconds += time.perf_counter() - began
+        trained.step_s.append(time.perf_counter() - began)
 
     def _loss(self, trained: _Trained, batch: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy, without and with the auxiliary loss."""
@@ -203,7 +215,7 @@ class Training:
             self.loss_Q[name] = loss_Q
             train_loss = float(np.mean(trained.losses)) if trained.losses else math.nan
             tokens = step * self.shape.tokens_per_step
-            self.curve.append(Point(name, step, tokens, trained.seconds, train_loss, float(loss_Q.mean())))
+            self.curve.append(Point(name, step, tokens, sum(trained.step_s), train_loss, float(loss_Q.mean())))
             trained.losses.clear()
             trained.routed.clear()
 
@@ -224,10 +236,9 @@ def route(transformer: Transformer, tokens_QS: NDArray[np.uint8]) -> NDArray[np.
     Returns:
         ``topk_ids_LTK``, sequence after sequence.
     """
-    found = []
+    batches = torch.from_numpy(tokens_QS.astype(np.int64)).split(_EVALUATION_SEQUENCES)
     with torch.no_grad(), _reproducible():
-        for batch in torch.from_numpy(tokens_QS.astype(np.int64)).split(_EVALUATION_SEQUENCES):
-            found.append(transformer(batch[:, :-1].flatten(), _chunk(batch))[1])
+        found = [transformer(batch[:, :-1].flatten(), _chunk(batch))[1] for batch in batches]
     return torch.cat(found, dim=1).to(torch.uint8).numpy()
 
 
@@ -241,6 +252,11 @@ def balance_loss(score_TE: Tensor, topk_ids_TK: Tensor) -> Tensor:
     num_experts = score_TE.shape[1]
     share_E = topk_ids_TK.flatten().bincount(minlength=num_experts) / topk_ids_TK.numel()
     return num_experts * (share_E * score_TE.mean(dim=0)).sum()
+
+
+def how_computed() -> str:
+    """What the numbers of a run depend on besides its seed."""
+    return f"torch {torch.__version__}, {torch.get_num_threads()} threads"
 
 
 def _begin(model: ModelSpec, seed: int, recipe: Recipe) -> _Trained:
@@ -263,11 +279,12 @@ def _chunk(batch: Tensor) -> Chunk:
 @contextmanager
 def _reproducible() -> Iterator[None]:
     """The same sums in the same order every time: adding up gradients of one row from several threads is not, otherwise."""
-    was, filled = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    deterministic: Any = torch.utils.deterministic  # its setting is made at run time, which type checkers cannot see
+    was, filled = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # would only cost time: no kernel here reads what it has not written
+    deterministic.fill_uninitialized_memory = False  # would only cost time: no kernel here reads what it has not written
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(was)
-        torch.utils.deterministic.fill_uninitialized_memory = filled
+        deterministic.fill_uninitialized_memory = filled

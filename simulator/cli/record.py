@@ -1,0 +1,119 @@
+"""``moesim trace record``: make recordings of expert choices, a command for each source of them."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from simulator.cli import console
+from simulator.cli.console import AsJson, Seed
+from simulator.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True, help="Record which experts a model chooses, as a file that routing = { kind = 'replay' } reads."
+)
+
+Target = Annotated[Path, typer.Argument(metavar="OUT.npz", help="Recording to write.")]
+Text = Annotated[
+    Path | None,
+    typer.Option("--text", metavar="FOLDER", help="Text files, a subfolder a domain; by default Python's standard library."),
+]
+Tokens = Annotated[int, typer.Option("--tokens", metavar="N", help="Tokens to record.")]
+_BESIDE = {"curve": ".csv", "page": ".html", "model": ".toml"}
+"""What is written beside the recording."""
+
+
+@app.command()
+def train(
+    target: Target,
+    text: Text = None,
+    minutes: Annotated[float | None, typer.Option(metavar="M", help="How long the run may take; by default 2.")] = None,
+    steps: Annotated[int | None, typer.Option(metavar="N", help="Steps to train, whatever they take; repeats a run.")] = None,
+    tokens: Tokens = 8192,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", metavar="FILE", help="Also write the mixture's weights (.safetensors).")
+    ] = None,
+    seed: Seed = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a small mixture of experts beside dense twins, record its choices, and say which learned faster."""
+    if minutes is not None and steps is not None:
+        raise UserError("--minutes and --steps: give one of them")
+    _check_suffix(target, ".npz")
+    files = {"recording": target, **{what: target.with_suffix(suffix) for what, suffix in _BESIDE.items()}}
+    if weights is not None:
+        _check_suffix(weights, ".safetensors")
+        files["weights"] = weights
+    from simulator.record import train_and_record, write_training
+
+    with ExitStack() as stack:
+        # All files or none: each is renamed to its name when all are written.
+        partial = {what: stack.enter_context(console.whole_file(file)) for what, file in files.items()}
+        with console.progress("steps", "reading text") as tick:
+            made = train_and_record(text, 2.0 if minutes is None else minutes, steps, tokens, seed or 0, tick)
+            tick("recording, and writing the page", 0, None)
+            write_training(made, target, partial)
+    if as_json:
+        console.emit({"files": {what: str(file) for what, file in files.items()}, **made.summary()})
+    else:
+        _print_training(made)
+    for file in files.values():
+        console.err.print(f"wrote {file}", highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command()
+def transformers(
+    model: Annotated[str, typer.Argument(help="A model's folder, or its name on the Hugging Face Hub.")],
+    target: Target,
+    text: Text = None,
+    tokens: Tokens = 8192,
+    seed: Seed = None,
+    as_json: AsJson = False,
+) -> None:
+    """Record the choices of a Hugging Face mixture of experts (Mixtral, OLMoE, Qwen-MoE, DeepSeek ...)."""
+    _check_suffix(target, ".npz")
+    from simulator.record import describe, record_transformers
+    from simulator.runtime.recording.trace_file import write_recording
+
+    with console.whole_file(target) as partial:
+        with console.progress("tokens", "reading text") as tick:
+            recording = record_transformers(model, text, tokens, seed or 0, tick)
+        write_recording(recording, partial)
+    found = describe(recording)
+    if as_json:
+        console.emit({"files": {"recording": str(target)}, **found})
+    else:
+        console.print_rows({key.replace("_", " "): console.plain(value) for key, value in found.items()})
+    console.err.print(f"wrote {target}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _check_suffix(path: Path, suffix: str) -> None:
+    if path.suffix != suffix:
+        raise UserError(f"{path}: must end in {suffix}")
+
+
+def _print_training(made: Any) -> None:
+    """The headline, the table, and what else the numbers say."""
+    console.out.print(made.headline, style="bold", highlight=False, markup=False)
+    console.out.print()
+    head = ("", "parameters", "active", "own time", "a step", "train loss", "held-out loss", "at the mixture's loss after")
+    cells = [head]
+    steps = max(int(made.curve["step"].max()), 1)
+    for row in made.outcomes:
+        reached = "not reached" if row.seconds_to_moe_loss is None else f"{row.seconds_to_moe_loss:.1f} s"
+        times = (f"{row.seconds:.1f} s", f"{1e3 * row.seconds / steps:.0f} ms")
+        counts = (f"{row.num_parameters:,}", f"{row.num_active_parameters:,}")
+        cells.append((row.model, *counts, *times, f"{row.train_loss:.3f}", f"{row.held_out_loss:.3f}", reached))
+    widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
+    for line in cells:
+        shown = [
+            cell.ljust(width) if not column else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        console.out.print("   ".join(shown), highlight=False, soft_wrap=True, markup=False)
+    console.out.print()
+    for said in made.findings:
+        console.out.print(said, highlight=False, markup=False)

@@ -1,0 +1,173 @@
+"""Expert choices of a mixture-of-experts model of the ``transformers`` library, recorded by hooks on its routers.
+
+A router is a module called ``gate`` or ``router`` beside one called ``experts``. One that returns expert ids (all of transformers 5,
+DeepSeek's before) is believed; of one that returns logits alone (Mixtral, OLMoE, Qwen before) the ``top_k`` largest are taken, which
+is the choice of every router without groups and biases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from simulator.errors import UserError
+from simulator.runtime.recording.trace_file import Recording
+
+MAX_CONTEXT = 512
+"""Tokens of a recorded sequence at most."""
+_ROUTERS = {"gate", "router"}
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "moe_top_k")
+
+Tick = Callable[[int, int], None]
+"""Told how many tokens are done, and how many there are."""
+
+
+def record_transformers(name: str, texts: dict[str, bytes], num_tokens: int, where: str, tick: Tick) -> Recording:
+    """Run a model over text, and keep what its routers choose.
+
+    Args:
+        name: a folder, or a name on the Hugging Face Hub.
+        texts: by domain; as many tokens of each, where it has them.
+        where: the text is from, for the provenance.
+
+    Raises:
+        UserError: if the model cannot be loaded, has no router that is understood, or the text is too short.
+    """
+    import transformers
+
+    model = _loaded(name)
+    config = model.config.get_text_config()
+    tokenizer, tokenised = _tokenizer(name)
+    context = min(MAX_CONTEXT, int(getattr(config, "max_position_embeddings", MAX_CONTEXT)), num_tokens)
+    wanted = max(1, round(num_tokens / context / len(texts)))
+    sequences: list[tuple[str, list[int]]] = []
+    for domain, text in texts.items():
+        # Four bytes a token are typical; more text than that would only be tokenised and thrown away.
+        ids = _token_ids(text[: 16 * wanted * context], tokenizer, int(config.vocab_size))
+        sequences += [(domain, ids[start : start + context]) for start in range(0, len(ids) - context + 1, context)][:wanted]
+    if not sequences:
+        raise UserError(f"{where}: too little text: no domain has the {context} tokens of a sequence")
+    recorded, done = [], 0
+    for _, ids in sequences:
+        tick(done, context * len(sequences))
+        recorded.append(routed_ids(model, ids))
+        done += context
+    tick(done, context * len(sequences))
+    return Recording(
+        topk_ids_LTK=np.concatenate(recorded, axis=1),
+        seq_lens_Q=np.full(len(sequences), context),
+        domain_Q=[domain for domain, _ in sequences],
+        num_experts=_number(config, _NUM_EXPERTS, name),
+        provenance=(
+            f"{name} ({type(model).__name__}), run by transformers {transformers.__version__} and torch {torch.__version__}; "
+            f"{done:,} tokens of {where}, {tokenised}; sequences of {context} tokens"
+        ),
+    )
+
+
+def routed_ids(model: Any, token_ids: list[int]) -> NDArray[np.int16]:
+    """The experts that a model's routers choose for a sequence, ``topk_ids_LTK``.
+
+    Raises:
+        UserError: if it has no router, or one that is not understood.
+    """
+    with _listening(model) as chosen, torch.no_grad():
+        model(input_ids=torch.tensor([token_ids], device=model.device), use_cache=False)
+    return torch.stack([ids_TK.cpu() for ids_TK in chosen]).to(torch.int16).numpy()
+
+
+@contextmanager
+def _listening(model: Any) -> Iterator[list[Tensor]]:
+    """Hooks on every router, which add its choice, ``[T, K]``, to the list."""
+    chosen: list[Tensor] = []
+    hooks = []
+    for owner in model.modules():
+        children = dict(owner.named_children())
+        for called, router in children.items():
+            if called in _ROUTERS and "experts" in children:
+                hooks.append(router.register_forward_hook(_keeper(model, chosen)))
+    if not hooks:
+        raise UserError(
+            f"{type(model).__name__}: has no router (a module 'gate' or 'router' beside 'experts'); is it a mixture of experts?"
+        )
+    try:
+        yield chosen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _keeper(model: Any, chosen: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
+    config = model.config.get_text_config()
+    top_k = _number(config, _TOP_K, type(model).__name__)
+
+    def keep(router: nn.Module, _: Any, result: Any) -> None:
+        tensors = [entry for entry in (result if isinstance(result, tuple) else (result,)) if isinstance(entry, Tensor)]
+        ids = [tensor for tensor in tensors if not tensor.is_floating_point() and tensor.shape[-1] == top_k]
+        has_groups = int(getattr(config, "n_group", None) or 1) > 1
+        if ids:
+            chosen.append(ids[0].reshape(-1, top_k))
+        elif len(tensors) == 1 and not has_groups and not hasattr(router, "e_score_correction_bias"):
+            chosen.append(tensors[0].flatten(0, -2).topk(top_k, dim=-1).indices)
+        else:
+            raise UserError(
+                f"{type(model).__name__}: its router {type(router).__name__} returns neither expert ids nor logits alone, so what it "
+                "chooses is not known; recording needs another version of transformers"
+            )
+
+    return keep
+
+
+def _loaded(name: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    if "/" in name and not Path(name).exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise UserError(f"{name}: no such folder")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, torch_dtype="auto")
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(f"{name}: transformers cannot load it as a language model: {reason}") from None
+    return model.eval()
+
+
+def _tokenizer(name: str) -> tuple[Any, str]:
+    """The model's tokenizer and what it is; ``None`` for a folder without one."""
+    from transformers import AutoTokenizer
+
+    folder = Path(name)
+    if folder.is_dir() and not any((folder / file).exists() for file in _TOKENIZER_FILES):
+        return None, "bytes modulo the vocabulary as token ids (the folder has no tokenizer)"
+    try:
+        return AutoTokenizer.from_pretrained(name), "its own tokenizer"
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(f"{name}: its tokenizer cannot be loaded: {reason}") from None
+
+
+def _token_ids(text: bytes, tokenizer: Any, vocab_size: int) -> list[int]:
+    if tokenizer is None:
+        return [byte % vocab_size for byte in text]
+    ids: list[int] = tokenizer(text.decode("utf-8", errors="replace"), add_special_tokens=False, verbose=False)["input_ids"]
+    return ids
+
+
+def _number(config: Any, names: tuple[str, ...], where: str) -> int:
+    """The first of some keys that a configuration has.
+
+    Raises:
+        UserError: if it has none.
+    """
+    for key in names:
+        if isinstance(value := getattr(config, key, None), int):
+            return value
+    raise UserError(f"{where}: its configuration has none of {', '.join(names)}; is it a mixture of experts?")
