@@ -37,9 +37,9 @@ class TrainedRecording:
     recording: Recording
     models: dict[str, ModelSpec]
     curve: pd.DataFrame
-    """Columns ``model``, ``step``, ``tokens``, ``seconds``, ``wall_seconds``, ``train_loss``, ``held_out_loss``; a row a model and
-    evaluation. ``seconds`` are steps times the model's median step: every step does the same work, so what a step takes longer is
-    other programs'; ``wall_seconds`` is the sum as it was."""
+    """Columns ``model``, ``step``, ``tokens``, ``seconds``, ``wall_seconds``, ``cpu_seconds``, ``train_loss``, ``held_out_loss``; a
+    row a model and evaluation. ``seconds`` are steps times the model's median step: every step does the same work, so what a step
+    takes longer is other programs'. ``wall_seconds`` is the sum as it was, ``cpu_seconds`` the processor time."""
     outcomes: list[Outcome]
     training: Training
 
@@ -137,7 +137,7 @@ def write_training(made: TrainedRecording, target: Path, partial: dict[str, Path
 
     write_recording(made.recording, partial["recording"])
     made.curve.to_csv(partial["curve"], index=False, float_format="%.6g")
-    facts = {"How it was made": made.recording.provenance, "Recording": target.name}
+    facts = {"Provenance": made.recording.provenance, "Recording": target.name}
     loads = {"all domains": made.recording.load()} | {name: made.recording.load(name) for name in made.recording.domains}
     rows = pd.DataFrame([dataclasses.asdict(row) for row in made.outcomes])
     page = render(made.headline, made.findings, rows, made.curve, loads, facts)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import tomllib
 
 import numpy as np
@@ -21,6 +22,7 @@ from simulator.plan import make_plan
 from simulator.record import TrainedRecording, record_transformers, train_and_record, write_training
 from simulator.runtime.recording.comparison import Outcome, findings, headline
 from simulator.runtime.recording.corpus import OTHER, read_corpus, read_texts
+from simulator.runtime.recording.huggingface import routed_ids
 from simulator.runtime.recording.models import MOE, SAME_ACTIVE, SAME_TOTAL, Shape, three_models
 from simulator.runtime.recording.trace_file import write_recording
 from simulator.runtime.recording.training import Recipe, balance_loss
@@ -237,12 +239,12 @@ def outcome(model, seconds, loss, reached, above=0.0):
 def test_the_headline_follows_the_numbers():
     moe = outcome(MOE, 10.0, 2.0, 10.0)
     slower = [moe, outcome(SAME_TOTAL, 30.0, 1.9, 25.0, -0.1), outcome(SAME_ACTIVE, 8.0, 2.1, None, 0.1)]
-    assert "same total parameters needed 25 s, 2.5 times as long" in headline(slower)
-    assert "same active parameters did not reach it in its 8 s (it ended at 2.10)" in headline(slower)
+    assert "same total size needed 25 s, 2.5 times as long" in headline(slower)
+    assert "same active size did not reach it in its 8 s (it ended at 2.10)" in headline(slower)
     assert "0.100 ± 0.010 nats below it" in findings(slower)[0]
     assert "0.100 ± 0.010 nats above it" in findings(slower)[1]
     level = [moe, outcome(SAME_TOTAL, 5.0, 2.0, 4.0, 0.005), outcome(SAME_ACTIVE, 8.0, 2.0, 8.0)]
-    assert "same total parameters needed 4 s, 0.4 times as long" in headline(level)
+    assert "same total size needed 4 s, 0.4 times as long" in headline(level)
     assert "level with it" in findings(level)[0]
 
 
@@ -286,6 +288,38 @@ def test_ids_of_a_transformers_model_are_the_top_k_of_its_router_logits(mixtral,
     replay = plugins.build("routing", {"kind": "replay", "trace": str(tmp_path / "m.npz")}, "test")
     moe = load_model(str(mixtral / "config.json"), "test").moe
     assert replay.prepare(moe, 3, np.random.default_rng(0)) is not None
+
+
+def test_a_model_with_a_tokenizer_reads_the_text_with_it(mixtral, text, tmp_path):
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {word: number for number, word in enumerate(["?", *WORDS["prose"]])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    folder = tmp_path / "whole"
+    shutil.copytree(mixtral, folder)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="?").save_pretrained(folder)
+    recording = record_transformers(str(folder), text, 128, 0, lambda *_: None)
+    assert "its own tokenizer" in recording.provenance
+    model = transformers.MixtralForCausalLM.from_pretrained(folder).eval()
+    first = read_texts(text, 0)[0]["prose"].decode().split()[:64]
+    ids_LTK = routed_ids(model, [words[word] for word in first])
+    assert np.array_equal(recording.topk_ids_LTK[:, 64:], ids_LTK)
+
+
+@pytest.mark.parametrize("family", ["OlmoeConfig", "Qwen2MoeConfig", "Qwen3MoeConfig", "GptOssConfig"])
+def test_routers_of_other_families_are_understood(family):
+    transformers = pytest.importorskip("transformers", reason="needs pip install 'moesim[hf]'")
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    experts = {"num_local_experts" if family == "GptOssConfig" else "num_experts": 6, "num_experts_per_tok": 3, "eos_token_id": 1}
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, family)(vocab_size=100, **sizes, **experts)).eval()
+    ids_LTK = routed_ids(model, list(range(50)))
+    with torch.no_grad():
+        logits = model(torch.arange(50)[None], output_router_logits=True, use_cache=False).router_logits
+    best_LTK = np.stack([logits_TE.topk(3, dim=-1).indices.numpy() for logits_TE in logits])
+    assert np.array_equal(np.sort(ids_LTK), np.sort(best_LTK))
 
 
 def test_a_dense_or_missing_transformers_model_is_refused(text, tmp_path):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from simulator.runtime.recording.models import MOE, SAME_ACTIVE, SAME_TOTAL
 from simulator.spec.model import ModelSpec
 
+_WORDS = {SAME_TOTAL: "dense model of the same total size", SAME_ACTIVE: "dense model of the same active size"}
 _CLEAR = 2.0
 """Standard errors from which on a difference is called one."""
 
@@ -84,9 +85,9 @@ def reached(seconds: NDArray[np.float64], loss: NDArray[np.float64], target: flo
 def headline(rows: list[Outcome]) -> str:
     """The result in a sentence, whichever way it came out."""
     moe, total, active = (next(row for row in rows if row.model == name) for name in (MOE, SAME_TOTAL, SAME_ACTIVE))
-    twins = f"the dense model of the same total parameters {_time(total, moe)}, the one of the same active parameters {_time(active, moe)}"
+    twins = f"the dense model of the same total size {_time(total, moe)}, the one of the same active size {_time(active, moe)}"
     return (
-        f"After {moe.seconds:.0f} s of its own compute and {moe.tokens:,} tokens the mixture of experts reached a held-out loss of "
+        f"After {moe.seconds:.3g} s of its own compute and {moe.tokens:,} tokens the mixture of experts reached a held-out loss of "
         f"{moe.held_out_loss:.2f} nats a byte; {twins}."
     )
 
@@ -94,9 +95,9 @@ def headline(rows: list[Outcome]) -> str:
 def findings(rows: list[Outcome]) -> list[str]:
     """What else the numbers say, and what they cannot."""
     moe, *twins = rows
-    said = [f"On the same {moe.tokens:,} tokens the {row.model} model ended {_difference(row)}." for row in twins]
-    faster = [f"{row.seconds / moe.seconds:.2f} times as long for the {row.model} model" for row in twins]
-    said.append(f"The same tokens took {' and '.join(faster)} as for the mixture of experts.")
+    said = [f"On the same {moe.tokens:,} tokens the {_WORDS[row.model]} ended {_difference(row)}." for row in twins]
+    longer = [f"{row.seconds / moe.seconds:.2f} times as long for the {_WORDS[row.model]}" for row in twins]
+    said.append(f"The same tokens took {' and '.join(longer)} as for the mixture of experts.")
     said.append(
         "One run, one seed, one learning rate for all, on this machine's processor: it says nothing of larger models. All learning "
         "rates fall over the same steps, so a model that needs more time for them is compared before its rate has fallen, which "
@@ -107,8 +108,8 @@ def findings(rows: list[Outcome]) -> list[str]:
 
 def _time(row: Outcome, moe: Outcome) -> str:
     if row.seconds_to_moe_loss is None:
-        return f"did not reach it in its {row.seconds:.0f} s (it ended at {row.held_out_loss:.2f})"
-    return f"needed {row.seconds_to_moe_loss:.0f} s, {row.seconds_to_moe_loss / max(moe.seconds, 1e-9):.2g} times as long"
+        return f"did not reach it in its {row.seconds:.3g} s (it ended at {row.held_out_loss:.2f})"
+    return f"needed {row.seconds_to_moe_loss:.3g} s, {row.seconds_to_moe_loss / max(moe.seconds, 1e-9):.2g} times as long"
 
 
 def _difference(row: Outcome) -> str:

@@ -1,8 +1,8 @@
 """Expert choices of a mixture-of-experts model of the ``transformers`` library, recorded by hooks on its routers.
 
 A router is a module called ``gate`` or ``router`` beside one called ``experts``. One that returns expert ids (all of transformers 5,
-DeepSeek's before) is believed; of one that returns logits alone (Mixtral, OLMoE, Qwen before) the ``top_k`` largest are taken, which
-is the choice of every router without groups and biases.
+DeepSeek's before) is believed; of one that returns logits (Llama 4; Mixtral, OLMoE and Qwen before) the ``top_k`` largest are taken,
+which is the choice of every router without groups and biases.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def record_transformers(name: str, texts: dict[str, bytes], num_tokens: int, whe
     model = _loaded(name)
     config = model.config.get_text_config()
     tokenizer, tokenised = _tokenizer(name)
-    context = min(MAX_CONTEXT, int(getattr(config, "max_position_embeddings", MAX_CONTEXT)), num_tokens)
+    longest = int(getattr(config, "max_position_embeddings", MAX_CONTEXT))
+    context = min(MAX_CONTEXT, longest, max(1, num_tokens // len(texts)))
     wanted = max(1, round(num_tokens / context / len(texts)))
     sequences: list[tuple[str, list[int]]] = []
     for domain, text in texts.items():
@@ -109,19 +110,21 @@ def _listening(model: Any) -> Iterator[list[Tensor]]:
 def _keeper(model: Any, chosen: list[Tensor]) -> Callable[[nn.Module, Any, Any], None]:
     config = model.config.get_text_config()
     top_k = _number(config, _TOP_K, type(model).__name__)
+    num_experts = _number(config, _NUM_EXPERTS, type(model).__name__)
 
     def keep(router: nn.Module, _: Any, result: Any) -> None:
         tensors = [entry for entry in (result if isinstance(result, tuple) else (result,)) if isinstance(entry, Tensor)]
         ids = [tensor for tensor in tensors if not tensor.is_floating_point() and tensor.shape[-1] == top_k]
+        logits = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.shape[-1] == num_experts]
         has_groups = int(getattr(config, "n_group", None) or 1) > 1
         if ids:
             chosen.append(ids[0].reshape(-1, top_k))
-        elif len(tensors) == 1 and not has_groups and not hasattr(router, "e_score_correction_bias"):
-            chosen.append(tensors[0].flatten(0, -2).topk(top_k, dim=-1).indices)
+        elif logits and not has_groups and not hasattr(router, "e_score_correction_bias"):
+            chosen.append(logits[-1].reshape(-1, num_experts).topk(top_k, dim=-1).indices)
         else:
             raise UserError(
-                f"{type(model).__name__}: its router {type(router).__name__} returns neither expert ids nor logits alone, so what it "
-                "chooses is not known; recording needs another version of transformers"
+                f"{type(model).__name__}: its router {type(router).__name__} returns no expert ids, nor logits that alone decide, so "
+                "what it chooses is not known"
             )
 
     return keep

@@ -90,6 +90,8 @@ class Point:
     tokens: int
     wall_seconds: float
     """Spent in this model's own steps (forward, backward and optimiser); evaluations are not in it."""
+    cpu_seconds: float
+    """Processor time of the same, of all threads: what to compare where other programs had the cores meanwhile."""
     train_loss: float
     """Mean over the steps since the last point; NaN before the first step."""
     held_out_loss: float
@@ -107,6 +109,7 @@ class _Trained:
     """Since the last point."""
     step_s: list[float] = field(default_factory=list)
     """Wall time of every step."""
+    cpu_seconds: float = 0.0
 
 
 def held_out(corpus: Corpus, context: int, num_tokens: int) -> HeldOut:
@@ -187,7 +190,7 @@ class Training:
         return torch.from_numpy(np.stack(sequences).astype(np.int64))
 
     def _step(self, trained: _Trained, batch: Tensor, rate: float) -> None:
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
         for group in trained.optimiser.param_groups:
             group["lr"] = rate
         reported, loss = self._loss(trained, batch)
@@ -197,6 +200,7 @@ class Training:
         trained.optimiser.zero_grad()
         trained.losses.append(float(reported))
         trained.step_s.append(time.perf_counter() - began)
+        trained.cpu_seconds += time.process_time() - cpu_began
 
     def _loss(self, trained: _Trained, batch: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy, without and with the auxiliary loss."""
@@ -215,7 +219,7 @@ class Training:
             self.loss_Q[name] = loss_Q
             train_loss = float(np.mean(trained.losses)) if trained.losses else math.nan
             tokens = step * self.shape.tokens_per_step
-            self.curve.append(Point(name, step, tokens, sum(trained.step_s), train_loss, float(loss_Q.mean())))
+            self.curve.append(Point(name, step, tokens, sum(trained.step_s), trained.cpu_seconds, train_loss, float(loss_Q.mean())))
             trained.losses.clear()
             trained.routed.clear()
 
