@@ -17,8 +17,9 @@ from simulator.scenario import Scenario, load_scenario
 from simulator.spec import cluster as clusters
 from simulator.spec.accelerator import AcceleratorSpec, load_accelerator
 from simulator.spec.base import validate
-from simulator.spec.calibration import Calibration, load_calibration
+from simulator.spec.calibration import Calibration
 from simulator.spec.cluster import ClusterSpec
+from simulator.spec.host import HostCalibration, load_any_calibration
 from simulator.spec.loading import read_json, read_toml
 from simulator.spec.model import ModelSpec, load_model
 from simulator.spec.workload import NamedWorkloadSpec, WorkloadSpec
@@ -31,6 +32,7 @@ _KINDS: dict[str, type[BaseModel]] = {
     "accelerator": AcceleratorSpec,
     "cluster": ClusterSpec,
     "calibration": Calibration,
+    "host calibration": HostCalibration,
 }
 _TELLING_KEYS = {
     "deployments": "scenario",
@@ -39,6 +41,7 @@ _TELLING_KEYS = {
     "mixers": "model",
     "memory_bytes_per_s": "accelerator",
     "gemm": "calibration",
+    "kernels": "host calibration",
     "topology": "cluster",
     "based_on": "cluster",
 }
@@ -110,12 +113,18 @@ def _check_model(path: Path, _: list[str]) -> str:
 
 def _check_accelerator(path: Path, _: list[str]) -> str:
     found = validate(AcceleratorSpec, {"name": path.stem, **read_toml(path)}, str(path))
-    load_calibration(found.calibration, str(path))
+    load_any_calibration(found.calibration, str(path))
     return f", {found.title}"
 
 
 def _check_calibration(path: Path, _: list[str]) -> str:
     return f", {validate(Calibration, read_toml(path), str(path)).title}"
+
+
+def _check_host_calibration(path: Path, _: list[str]) -> str:
+    found = validate(HostCalibration, read_toml(path), str(path))
+    ranks = ", ".join(str(entry.num_ranks) for entry in found.collectives)
+    return f", {found.title}, of {found.machine}; collectives of {ranks or 'no'} ranks"
 
 
 def _check_cluster(path: Path, _: list[str]) -> str:
@@ -136,6 +145,7 @@ _CHECKS: dict[str, Callable[[Path, list[str]], str]] = {
     "model": _check_model,
     "accelerator": _check_accelerator,
     "calibration": _check_calibration,
+    "host calibration": _check_host_calibration,
     "cluster": _check_cluster,
 }
 

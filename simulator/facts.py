@@ -7,6 +7,7 @@ from typing import Any
 from simulator.plan import Plan
 from simulator.spec.base import Policy
 from simulator.spec.calibration import Fit, OperationFit
+from simulator.spec.host import ExchangeTable, MatrixTable, Steps
 
 
 def facts_of(plan: Plan) -> dict[str, Any]:
@@ -32,6 +33,7 @@ def facts_of(plan: Plan) -> dict[str, Any]:
         "scheduling": policy_text({**plan.spec.scheduling, **plan.rules._asdict()}),
         "balancing": policy_text(plan.spec.balancing),
         "weight_dtype": _weights_text(plan),
+        "pruning": policy_text(plan.spec.pruning.model_dump()) if plan.spec.pruning else None,
         "kv_dtype": plan.precision.kv,
         "total_parameters": model.num_parameters,
         "active_parameters": model.num_active_parameters,
@@ -63,10 +65,9 @@ def warnings_of(plan: Plan) -> list[str]:
     model = plan.model
     if model.is_rumour:
         found.append(f"{model.title or model.name} is a rumour: its makers publish no size or shape.")
-    operations = {"dispatch": plan.calibration.dispatch, "combine": plan.calibration.combine}
     nodes = plan.fabric.num_nodes
-    for name, fit in operations.items():
-        if plan.experts is not None and plan.layout.travels and nodes > fit.max_nodes:
+    for name, fit in _fits(plan).items():
+        if name in ("dispatch", "combine") and isinstance(fit, OperationFit) and nodes > fit.max_nodes:
             found.append(f"Extrapolated: {name} over {nodes} nodes; its calibration covers up to {fit.max_nodes}.")
     assumed = [name for name, fit in _fits(plan).items() if fit.kind == "assumed"]
     if assumed:
@@ -76,17 +77,13 @@ def warnings_of(plan: Plan) -> list[str]:
 
 def _fits(plan: Plan) -> dict[str, Fit]:
     """The calibration entries that the plan's prices use."""
-    calibration = plan.calibration
-    fits: dict[str, Fit] = {f"{plan.precision.weights} matrices": calibration.kernel("gemm", plan.precision.weights)}
-    if plan.experts is not None:
-        fits[f"{plan.precision.experts} experts"] = calibration.kernel("grouped_gemm", plan.precision.experts)
-        if plan.layout.travels:
-            fits |= {"dispatch": calibration.dispatch, "combine": calibration.combine}
-    if plan.layout.tp > 1:
-        fits["all-reduce"] = calibration.all_reduce
-    fits |= {"attention over prompts": calibration.attention["prefill"], "attention in decode": calibration.attention["decode"]}
-    fits["engine overhead"] = calibration.engine
-    return fits
+    has_experts = plan.experts is not None
+    return plan.calibration.fits(
+        plan.precision.weights,
+        plan.precision.experts if has_experts else None,
+        travels=has_experts and plan.layout.travels,
+        is_split=plan.layout.tp > 1,
+    )
 
 
 def _assumptions(plan: Plan) -> list[dict[str, str]]:
@@ -127,6 +124,12 @@ def _fit_text(fit: Fit) -> str:
             f"{fit.latency_per_doubling_s * 1e6:.1f} us a doubling across nodes; "
             f"{fit.scale_up_fraction:.0%} / {fit.scale_out_fraction:.0%} of the wires' peaks"
         )
+    if isinstance(fit, MatrixTable):
+        return f"{len(fit.rows) * len(fit.sizes) * len(fit.working_bytes)} measured products, interpolated"
+    if isinstance(fit, ExchangeTable):
+        return f"{fit.latency_s * 1e6:,.0f} us empty, {fit.seconds[-1] * 1e6:,.0f} us with {fit.num_bytes[-1] / 1e3:,.0f} kB a rank"
+    if isinstance(fit, Steps):
+        return f"{fit.seconds['call'] * 1e6:.1f} us a call, and by " + ", ".join(key for key in fit.seconds if key != "call")
     numbers = fit.model_dump(exclude={"kind", "source", "median_error"})
     return ", ".join(_number_text(key, value) for key, value in numbers.items() if isinstance(value, float | int))
 

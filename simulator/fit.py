@@ -101,7 +101,7 @@ def _capacity(
     spec: DeploymentSpec, model: ModelSpec, accelerator: AcceleratorSpec, layout: Layout, precision: Precision
 ) -> Capacity:
     total = accelerator.servable_memory_bytes
-    weights = weight_bytes(model, layout, precision)
+    weights = weight_bytes(model, layout, precision, spec.pruning)
     usable = total * spec.memory_fraction
     return Capacity(
         total_bytes=total,

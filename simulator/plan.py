@@ -21,10 +21,11 @@ from simulator.plugins import build
 from simulator.scheduling import Rules
 from simulator.spec.accelerator import AcceleratorSpec
 from simulator.spec.base import Policy
-from simulator.spec.calibration import Calibration, load_calibration
+from simulator.spec.calibration import Calibration
 from simulator.spec.cluster import ClusterSpec, load_cluster
 from simulator.spec.deployment import DeploymentSpec
-from simulator.spec.ffn import MoE
+from simulator.spec.ffn import DenseFFN, MoE
+from simulator.spec.host import HostCalibration, HostRates, load_any_calibration
 from simulator.spec.model import ModelSpec, load_model
 from simulator.topology import Fabric
 from simulator.work.layout import Layout, make_layout
@@ -58,7 +59,7 @@ class Plan:
     model: ModelSpec
     cluster: ClusterSpec
     accelerator: AcceleratorSpec
-    calibration: Calibration
+    calibration: Calibration | HostRates
     layout: Layout
     replicas: int
     precision: Precision
@@ -100,7 +101,10 @@ def make_plan(spec: DeploymentSpec, seed: int, where: str, folder: Path) -> Plan
     place = f"{where} [deployments '{spec.name}']"
     model = load_model(spec.model, place, folder)
     cluster, accelerator = load_cluster(spec.cluster, place)
-    calibration = load_calibration(spec.calibration or accelerator.calibration, place)
+    loaded = load_any_calibration(spec.calibration or accelerator.calibration, place)
+    spec = spec.model_copy(
+        update={"compute": spec.compute or loaded.compute, "communication": spec.communication or loaded.communication}
+    )
     layout = make_layout(spec.parallel, model, place)
     if layout.num_ranks > cluster.num_gpus:
         raise UserError(f"{place} [parallel]: needs {layout.num_ranks} GPUs, but cluster '{cluster.name}' has {cluster.num_gpus}")
@@ -109,9 +113,14 @@ def make_plan(spec: DeploymentSpec, seed: int, where: str, folder: Path) -> Plan
         needed = replicas * layout.num_ranks
         raise UserError(f"{place}: {replicas} replicas need {needed} GPUs, but cluster '{cluster.name}' has {cluster.num_gpus}")
     precision = _precision(spec, model)
+    _check_pruning(spec, model, loaded, place)
     rules: Rules = build("scheduling", spec.scheduling, f"{place} [scheduling]").rules()
     fabric: Fabric = build("topology", cluster.topology, f"{place}: cluster '{cluster.name}' [topology]").wire(
         cluster, layout.num_ranks
+    )
+    capacity = check_memory(spec, model, accelerator, layout, precision, place)
+    calibration = (
+        loaded.on(layout.num_ranks, capacity.weights_bytes * layout.num_ranks) if isinstance(loaded, HostCalibration) else loaded
     )
     return Plan(
         spec=spec,
@@ -123,11 +132,11 @@ def make_plan(spec: DeploymentSpec, seed: int, where: str, folder: Path) -> Plan
         replicas=replicas,
         precision=precision,
         fabric=fabric,
-        compute=build("cost.compute", spec.compute, f"{place} [compute]").prepare(accelerator, calibration),
-        comm=build("cost.comm", spec.communication, f"{place} [communication]").prepare(fabric, calibration),
+        compute=build("cost.compute", spec.compute or {}, f"{place} [compute]").prepare(accelerator, calibration),
+        comm=build("cost.comm", spec.communication or {}, f"{place} [communication]").prepare(fabric, calibration),
         rules=rules,
         balancing=build("balancing", spec.balancing, f"{place} [balancing]"),
-        capacity=check_memory(spec, model, accelerator, layout, precision, place),
+        capacity=capacity,
         experts=_plan_experts(spec, model, layout, seed, place, folder),
         seed=seed,
     )
@@ -136,8 +145,22 @@ def make_plan(spec: DeploymentSpec, seed: int, where: str, folder: Path) -> Plan
 def _precision(spec: DeploymentSpec, model: ModelSpec) -> Precision:
     weights = spec.weight_dtype or model.weight_dtype
     experts = spec.weight_dtype or model.expert_dtype or model.weight_dtype
+    wide = "fp32" if weights == "fp32" else "bf16"
     narrow = experts in ("fp8", "mxfp4", "nvfp4")
-    return Precision(weights, experts, spec.kv_dtype, spec.dispatch_dtype or ("fp8" if narrow else "bf16"), spec.combine_dtype)
+    dispatch = spec.dispatch_dtype or ("fp8" if narrow else wide)
+    return Precision(weights, experts, spec.kv_dtype or wide, dispatch, spec.combine_dtype or wide)
+
+
+def _check_pruning(spec: DeploymentSpec, model: ModelSpec, calibration: Calibration | HostCalibration, place: str) -> None:
+    if spec.pruning is None:
+        return
+    if not any(isinstance(ffn, DenseFFN) for ffn in model.ffns.values()):
+        raise UserError(f"{place} [pruning]: prunes dense feed-forward blocks, and {model.name} has none; leave it out")
+    if isinstance(calibration, Calibration):
+        raise UserError(
+            f"{place} [pruning]: products with pruned matrices are measured by moesim calibrate on this machine only; "
+            f"there are none in the calibration '{calibration.title}', so use a cluster such as 'this-machine-2'"
+        )
 
 
 def _plan_experts(spec: DeploymentSpec, model: ModelSpec, layout: Layout, seed: int, place: str, folder: Path) -> ExpertPlan | None:

@@ -18,16 +18,13 @@ from simulator.cost.comm import Exchange
 from simulator.plan import POOL_TOKENS, ExpertPlan, Plan
 from simulator.program import Batch, Busy, Operation, Together
 from simulator.spec.dtypes import BYTES_PER_ELEMENT
-from simulator.spec.ffn import MoE
+from simulator.spec.ffn import FFN, MoE
 from simulator.spec.linear import Linear
 from simulator.work.context import total_entries, total_pairs
 from simulator.work.experts import SlotMap
 from simulator.work.layout import shard
 from simulator.work.lookback import Lookback, lookbacks
 from simulator.work.memory import expert_bytes_per_layer
-
-_STREAM_PASSES = 8.0
-"""Times that a layer's small kernels (two norms, two residuals) read or write the hidden vectors."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +39,10 @@ class ExpertStep:
     """Expert weights that the mean rank reads: those of the experts it has tokens for."""
     dispatch: Exchange
     combine: Exchange
+    pack_R: NDArray[np.float64] | None = None
+    """Seconds of each rank to pack its rows before they travel; ``None`` where the exchange's own kernels do it."""
+    unpack_R: NDArray[np.float64] | None = None
+    """Seconds to add up what comes back."""
 
 
 class Prices:
@@ -58,24 +59,36 @@ class Prices:
     def mixer_s(self) -> dict[str, NDArray[np.float64]]:
         """Seconds of one layer's mixer without looking back, by mixer and number of tokens."""
         model = self.plan.model
-        return {name: self._linears_s(mixer.linears(model.hidden_size)) + self._small_s for name, mixer in model.mixers.items()}
+        small_s = self.plan.compute.mixer_s(self._rows, model.hidden_size)
+        return {name: self._linears_s(mixer.linears(model.hidden_size)) + small_s for name, mixer in model.mixers.items()}
 
     @cached_property
     def ffn_s(self) -> dict[str, NDArray[np.float64]]:
         """Seconds of one layer's feed-forward block without routed experts, by block and number of tokens."""
-        model = self.plan.model
-        return {name: self._linears_s(ffn.linears(model.hidden_size)) for name, ffn in model.ffns.items()}
+        return {name: self._ffn_s(ffn) for name, ffn in self.plan.model.ffns.items()}
+
+    def _ffn_s(self, ffn: FFN) -> NDArray[np.float64]:
+        plan, hidden, tp = self.plan, self.plan.model.hidden_size, self.plan.layout.tp
+        if isinstance(ffn, MoE):
+            total = self._linears_s(ffn.linears(hidden)) + plan.compute.router_s(self._rows, hidden, ffn.num_experts)
+            width = ffn.shared_intermediate_size
+            return total + plan.compute.ffn_s(self._rows, hidden, -(-width // tp)) if width else total
+        linears = ffn.linears(hidden)
+        around_s = plan.compute.ffn_s(self._rows, hidden, -(-ffn.intermediate_size // tp))
+        if plan.spec.pruning is None:
+            return self._linears_s(linears) + around_s
+        for linear in linears:
+            in_features, out_features, _ = shard(linear, tp)
+            around_s = around_s + plan.compute.pruned_s(
+                self._rows, in_features, out_features, plan.precision.weights, plan.spec.pruning
+            )
+        return around_s
 
     @cached_property
     def head_s(self) -> NDArray[np.float64]:
         """Seconds of the output matrix by number of sequences that get a token."""
         model = self.plan.model
         return self._linears_s((Linear("head", model.hidden_size, model.vocab_size, "column"),), dtype="bf16")
-
-    @cached_property
-    def _small_s(self) -> NDArray[np.float64]:
-        num_bytes = self._rows.astype(np.float64) * (self.plan.model.hidden_size * 2.0 * _STREAM_PASSES)
-        return np.where(self._rows > 0, self.plan.calibration.engine.layer_s + self.plan.compute.stream_s(num_bytes), 0.0)
 
     def _linears_s(self, linears: tuple[Linear, ...], dtype: str | None = None) -> NDArray[np.float64]:
         total = np.zeros(len(self._rows))
@@ -124,7 +137,8 @@ class Prices:
 
     def all_reduce(self, d: int, num_tokens: int) -> Exchange:
         """Sum the hidden vectors of ``num_tokens`` tokens over tensor-parallel group ``d``."""
-        return self.plan.comm.all_reduce(num_tokens * self.plan.model.hidden_size * 2.0, self.tensor_groups[d])
+        value_bytes = BYTES_PER_ELEMENT[self.plan.precision.activations]
+        return self.plan.comm.all_reduce(num_tokens * self.plan.model.hidden_size * value_bytes, self.tensor_groups[d])
 
     @cached_property
     def _slot_maps(self) -> list[SlotMap]:
@@ -154,20 +168,26 @@ class Prices:
         rows_RG = slots.rows(slot_TK, scale)
         experts_R = self._experts_s(rows_RG, moe)
         dispatch = combine = Exchange.nothing()
+        packing = None
         if layout.travels:
             ep_rank_TK = slots.rank_P[slot_TK]
             rank_TK = ep_rank_TK
             if layout.moe_tp > 1:  # each expert is split over moe_tp ranks, and a token must reach all of them
                 rank_TK = (ep_rank_TK[..., None] * layout.moe_tp + np.arange(layout.moe_tp)).reshape(sampled, -1)
-            copies_SR = experts.dispatch.copies(rank_TK, self._sources(tokens_d, sampled), self.plan.fabric.node_R) * scale
+            source_T = self._sources(tokens_d, sampled)
+            copies_SR = experts.dispatch.copies(rank_TK, source_T, self.plan.fabric.node_R) * scale
             out_bytes = hidden * BYTES_PER_ELEMENT[self.plan.precision.dispatch]
             back_bytes = hidden * BYTES_PER_ELEMENT[self.plan.precision.combine]
             dispatch = self.plan.comm.exchange("dispatch", copies_SR * out_bytes)
             combine = self.plan.comm.exchange("combine", copies_SR.T * back_bytes)
+            stays_R = np.bincount(source_T[(rank_TK == source_T[:, None]).any(axis=1)], minlength=layout.num_ranks)
+            choices_R = np.repeat(tokens_d / layout.tp, layout.tp) * rank_TK.shape[1]
+            packing = self.plan.compute.pack_s(choices_R, copies_SR.sum(axis=1) + stays_R * scale, hidden)
         pairs_R = np.repeat(rows_RG.sum(axis=1), layout.moe_tp)
         expert_bytes = moe.num_expert_parameters(hidden) / layout.moe_tp * BYTES_PER_ELEMENT[self.plan.precision.experts]
         read_bytes = float((rows_RG > 0).sum(axis=1).mean()) * expert_bytes
-        return ExpertStep(pairs_R, np.repeat(experts_R, layout.moe_tp), read_bytes, dispatch, combine)
+        pack_R, unpack_R = packing or (None, None)
+        return ExpertStep(pairs_R, np.repeat(experts_R, layout.moe_tp), read_bytes, dispatch, combine, pack_R, unpack_R)
 
     def _sources(self, tokens_d: NDArray[np.int64], sampled: int) -> NDArray[np.int64]:
         """Rank of each sampled token: a data-parallel rank's tokens are spread over its tensor-parallel ranks."""
@@ -186,9 +206,8 @@ class Prices:
         for linear in moe.expert_linears(hidden):
             in_features, out_features, _ = shard(linear, layout.moe_tp)
             total_R += compute.grouped_gemm_s(rows_RG, in_features, out_features, self.plan.precision.experts)
-        # The activation between the two products, and sorting the tokens by expert and back: read once, written once.
-        width = 3.0 * moe.intermediate_size / layout.moe_tp + 4.0 * hidden
-        return total_R + compute.stream_s(rows_RG.sum(axis=1) * (width * 2.0))
+        touched_R = (rows_RG > 0).sum(axis=1)
+        return total_R + compute.expert_moves_s(rows_RG.sum(axis=1), touched_R, hidden, moe.intermediate_size / layout.moe_tp)
 
     def program(self, batch: Batch, offset: int) -> list[Operation]:
         """The whole step as operations of all ranks, engine overhead last."""
@@ -227,10 +246,14 @@ class Prices:
         busy = Busy("experts", layer, step.experts_R)
         if not self.plan.layout.travels:
             return [busy]
+        before = [] if step.pack_R is None else [Busy("experts", layer, step.pack_R)]
+        behind = [] if step.unpack_R is None else [Busy("experts", layer, step.unpack_R)]
         return [
+            *before,
             Together("dispatch", layer, everyone, (step.dispatch,)),
             busy,
             Together("combine", layer, everyone, (step.combine,)),
+            *behind,
         ]
 
     def loads(self, batch: Batch, offset: int) -> tuple[float, float]:

@@ -38,7 +38,17 @@ def probe(plan: Plan, prices: Prices, steps: pd.DataFrame, requests: pd.DataFram
     for phase, batch in _representative(plan, steps, requests).items():
         env = simpy.Environment()
         program = prices.program(batch, 0)
-        times = finish_step(env, run_step(env, FluidWires(env), program, plan.layout.num_ranks, keep_spans=True))
+        times = finish_step(
+            env,
+            run_step(
+                env,
+                FluidWires(env),
+                program,
+                plan.layout.num_ranks,
+                shared_cores=plan.calibration.shared_cores,
+                keep_spans=True,
+            ),
+        )
         spans += [(phase, *span) for span in times.spans or []]
         if plan.experts is not None:
             rows, sent = _expert_ranks(plan, prices, batch, phase)

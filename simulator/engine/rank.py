@@ -9,6 +9,7 @@ import simpy
 from simpy.events import Event, ProcessGenerator
 
 from simulator.cost.comm import Exchange
+from simulator.engine.cores import SharedCores
 from simulator.engine.fabric import Wires
 from simulator.program import Busy, Operation, Together
 from simulator.records import STEP_PHASES
@@ -49,15 +50,28 @@ class _Meeting:
 
 
 def run_step(
-    env: simpy.Environment, wires: Wires, program: list[Operation], num_ranks: int, *, keep_spans: bool = False
+    env: simpy.Environment,
+    wires: Wires,
+    program: list[Operation],
+    num_ranks: int,
+    *,
+    shared_cores: int | None = None,
+    keep_spans: bool = False,
 ) -> ProcessGenerator:
-    """Execute a program; the process's value is its :class:`StepTimes`."""
+    """Execute a program; the process's value is its :class:`StepTimes`.
+
+    Args:
+        shared_cores: cores that all ranks compute on, where there are fewer than ranks.
+    """
     times = StepTimes(spans=[] if keep_spans else None)
     everyone = Together("wait", -1, (tuple(range(num_ranks)),), (Exchange.nothing(),))
     operations = [*program, everyone]
     meetings: dict[tuple[int, int], _Meeting] = {}
     started_s = env.now
-    ranks = [env.process(_rank(env, wires, operations, rank, num_ranks, meetings, times, started_s)) for rank in range(num_ranks)]
+    cores = None if shared_cores is None else SharedCores(env, num_ranks, shared_cores)
+    ranks = [
+        env.process(_rank(env, wires, cores, operations, rank, num_ranks, meetings, times, started_s)) for rank in range(num_ranks)
+    ]
     yield env.all_of(ranks)
     return times
 
@@ -74,6 +88,7 @@ def finish_step(env: simpy.Environment, step: ProcessGenerator) -> StepTimes:
 def _rank(
     env: simpy.Environment,
     wires: Wires,
+    cores: SharedCores | None,
     operations: list[Operation],
     rank: int,
     num_ranks: int,
@@ -94,7 +109,7 @@ def _rank(
         if isinstance(operation, Busy):
             seconds = float(operation.seconds_R[rank])
             if seconds > 0.0:
-                yield env.timeout(seconds)
+                yield env.timeout(seconds) if cores is None else cores.work(rank, seconds)
                 account(operation.phase, operation.layer, since_s, env.now)
             continue
         group = next(g for g, members in enumerate(operation.groups) if rank in members)

@@ -160,7 +160,9 @@ class ByRanks:
         offset = int(self.rng.integers(1 << 30))
         program = self.prices.program(batch, offset)
         wires = self.make_wires(env)  # replicas have wires of their own
-        times: StepTimes = yield env.process(run_step(env, wires, program, self.prices.plan.layout.num_ranks))
+        times: StepTimes = yield env.process(
+            run_step(env, wires, program, self.prices.plan.layout.num_ranks, shared_cores=self.prices.plan.calibration.shared_cores)
+        )
         row[1] = env.now - row[0]
         row[7 : 7 + len(STEP_PHASES)] = [times.phases[phase] for phase in STEP_PHASES]
         row[-2:] = self.prices.loads(batch, offset)

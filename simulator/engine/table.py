@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from simulator.cost.comm import Exchange
 from simulator.engine.fabric import FluidWires
 from simulator.engine.rank import finish_step, run_step
+from simulator.errors import UserError
 from simulator.plan import POOL_TOKENS
 from simulator.price import Prices
 from simulator.program import Operation, Together
@@ -66,6 +67,11 @@ class StepTable(NamedTuple):
 def make_table(prices: Prices, rng: np.random.Generator) -> StepTable:
     """Price everything once. The routed experts take the time: one run of all MoE layers for each entry."""
     layout = prices.plan.layout
+    if prices.plan.calibration.shared_cores is not None:
+        raise UserError(
+            f"{prices.plan.name}: its {layout.num_ranks} ranks share {prices.plan.calibration.shared_cores} cores, which takes "
+            "--fidelity rank"
+        )
     terms = prices.lookbacks
     ways = list(dict.fromkeys((t.window, t.compression) for t in terms))
     zeros = np.zeros(prices.max_tokens + 1)

@@ -17,7 +17,7 @@ _KEPT = 4
 
 def token_ids(job: Job, step: Step) -> Tensor:
     """Ids of all ranks' new tokens, sequence after sequence."""
-    generator = torch.Generator().manual_seed((job.seed << 32) + step.number)
+    generator = _generator(job.seed, f"tokens {step.number}")
     return torch.randint(job.model.vocab_size, (step.num_tokens,), generator=generator)
 
 
@@ -53,5 +53,10 @@ class Contexts:
 
 
 def _draw(seed: int, name: str, shape: tuple[int, ...]) -> Tensor:
-    generator = torch.Generator().manual_seed((seed << 32) + zlib.crc32(name.encode()))
+    generator = _generator(seed, name)
     return torch.randn(shape, generator=generator)
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    # PyTorch's generator looks at the low 32 bits of its seed only, so both must be in them.
+    return torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from simulator.data import find_file
-from simulator.spec.base import Frozen, NonNegative, Positive, Size, validate
+from simulator.spec.base import Frozen, NonNegative, Policy, Positive, Size, validate
 from simulator.spec.loading import read_toml
 
 Kind = Literal["measured", "interpolated", "fitted", "published", "assumed"]
@@ -77,6 +77,10 @@ class EngineFit(Fit):
 class Calibration(Frozen):
     """One file: achieved fractions of one accelerator family."""
 
+    compute: ClassVar[Policy] = {"kind": "roofline"}
+    communication: ClassVar[Policy] = {"kind": "alpha_beta"}
+    shared_cores: ClassVar[int | None] = None
+
     title: str
     gemm: dict[str, KernelFit]
     """Dense matrices by weight dtype; ``other`` for dtypes that have no entry."""
@@ -93,9 +97,22 @@ class Calibration(Frozen):
         fits: dict[str, KernelFit] = getattr(self, family)
         return fits[dtype] if dtype in fits else fits["other"]
 
+    def fits(self, weights: str, experts: str | None, *, travels: bool, is_split: bool) -> dict[str, Fit]:
+        """The entries that a plan's prices use, by what they price."""
+        found: dict[str, Fit] = {f"{weights} matrices": self.kernel("gemm", weights)}
+        if experts is not None:
+            found[f"{experts} experts"] = self.kernel("grouped_gemm", experts)
+        if travels:
+            found |= {"dispatch": self.dispatch, "combine": self.combine}
+        if is_split:
+            found["all-reduce"] = self.all_reduce
+        found |= {"attention over prompts": self.attention["prefill"], "attention in decode": self.attention["decode"]}
+        found["engine overhead"] = self.engine
+        return found
+
 
 def load_calibration(name: str, where: str) -> Calibration:
-    """The calibration called ``name``.
+    """The calibration of an accelerator family called ``name``.
 
     Raises:
         UserError: if there is none, or its file is wrong.

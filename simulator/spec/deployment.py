@@ -39,10 +39,11 @@ class DeploymentSpec(Frozen):
     """Absent = as many as fill the cluster."""
     weight_dtype: DType | None = None
     """All matrices; absent = as the model is released (experts may then differ from the rest)."""
-    kv_dtype: DType = "bf16"
+    kv_dtype: DType | None = None
+    """Absent = bf16, or fp32 with fp32 weights; likewise below."""
     dispatch_dtype: DType | None = None
-    """Activations on their way to the experts; absent = fp8 for fp8 and fp4 weights, else bf16."""
-    combine_dtype: DType = "bf16"
+    """Activations on their way to the experts; absent = fp8 for fp8 and fp4 weights."""
+    combine_dtype: DType | None = None
     memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of each GPU's memory that weights, activations and the KV cache may use (vLLM's ``gpu_memory_utilization``)."""
     activation_bytes: NonNegative = 2e9
@@ -61,7 +62,8 @@ class DeploymentSpec(Frozen):
     dispatch: Policy = {"kind": "per_node"}
     scheduling: Policy = {"kind": "chunked"}
     balancing: Policy = {"kind": "least_outstanding"}
-    compute: Policy = {"kind": "roofline"}
-    communication: Policy = {"kind": "alpha_beta"}
+    compute: Policy | None = None
+    """Absent = as the calibration needs: ``roofline`` for shares of peaks, ``host`` for times of a machine; likewise below."""
+    communication: Policy | None = None
     calibration: str | None = None
     """A file in ``cluster_configs/calibration``; absent = the accelerator's."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from simulator.spec.dtypes import BYTES_PER_ELEMENT
-from simulator.spec.ffn import MoE
+from simulator.spec.ffn import DenseFFN, MoE
 from simulator.spec.linear import Linear
 from simulator.spec.model import ModelSpec
+from simulator.spec.pruning import Pruning
 from simulator.work.layout import Layout, shard
 
 
@@ -22,8 +23,13 @@ class Precision:
     dispatch: str
     combine: str
 
+    @property
+    def activations(self) -> str:
+        """Hidden vectors inside a rank and in all-reduces."""
+        return "fp32" if self.weights == "fp32" else "bf16"
 
-def weight_bytes(model: ModelSpec, layout: Layout, precision: Precision) -> float:
+
+def weight_bytes(model: ModelSpec, layout: Layout, precision: Precision, pruning: Pruning | None = None) -> float:
     """Weights on the fullest rank. Embeddings, norms, biases and the router stay in bf16, as engines keep them."""
     bf16 = BYTES_PER_ELEMENT["bf16"]
     total = (model.num_embedding_parameters + model.num_head_parameters) / layout.tp * bf16
@@ -36,17 +42,22 @@ def weight_bytes(model: ModelSpec, layout: Layout, precision: Precision) -> floa
             total += mixer.num_small_parameters(model.hidden_size) * bf16
         if ffn_name != "none":
             ffn = model.ffns[ffn_name]
-            total += linear_bytes(ffn.linears(model.hidden_size), layout.tp, precision.weights)
+            own = pruning if isinstance(ffn, DenseFFN) else None
+            total += linear_bytes(ffn.linears(model.hidden_size), layout.tp, precision.weights, own)
             if isinstance(ffn, MoE):
                 total += expert_bytes_per_layer(ffn, model.hidden_size, layout, precision)
     return total
 
 
-def linear_bytes(linears: tuple[Linear, ...], tp: int, dtype: str) -> float:
-    """Bytes of one rank's parts of the matrices."""
+def linear_bytes(linears: tuple[Linear, ...], tp: int, dtype: str, pruning: Pruning | None = None) -> float:
+    """Bytes of one rank's parts of the matrices; of pruned ones what is left, and the indices that say where it lies."""
     total = 0.0
     for linear in linears:
         in_features, out_features, copies = shard(linear, tp)
+        if pruning is not None:
+            total += pruning.num_stored(out_features, in_features) * copies * BYTES_PER_ELEMENT[dtype]
+            total += pruning.index_bytes(out_features, in_features) * copies
+            continue
         total += in_features * out_features * copies * BYTES_PER_ELEMENT["bf16" if linear.name == "router" else dtype]
     return total
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.spec.calibration import Calibration
+from simulator.spec.host import HostRates
 from simulator.topology import Fabric
 
 Operation = Literal["dispatch", "combine", "all_reduce"]
@@ -58,6 +59,10 @@ class CommModel(Protocol):
 class CommPolicy(Protocol):
     """A file in this folder: a frozen pydantic model whose fields are its configuration keys."""
 
-    def prepare(self, fabric: Fabric, calibration: Calibration) -> CommModel:
-        """Price exchanges on ``fabric``."""
+    def prepare(self, fabric: Fabric, calibration: Calibration | HostRates) -> CommModel:
+        """Price exchanges on ``fabric``.
+
+        Raises:
+            UserError: if the calibration is of another kind than this model needs.
+        """
         ...

@@ -8,15 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.cost.comm import Exchange, Operation
+from simulator.errors import UserError
 from simulator.spec.base import Frozen
 from simulator.spec.calibration import Calibration, OperationFit
+from simulator.spec.host import HostRates
 from simulator.topology import Fabric
 
 
 class AlphaBeta(Frozen):
     """The constants come from the calibration, one set an operation."""
 
-    def prepare(self, fabric: Fabric, calibration: Calibration) -> AlphaBetaModel:
+    def prepare(self, fabric: Fabric, calibration: Calibration | HostRates) -> AlphaBetaModel:
+        if isinstance(calibration, HostRates):
+            raise UserError(
+                "communication kind 'alpha_beta' needs shares of the wires' peaks; the calibration holds times of a machine"
+            )
         return AlphaBetaModel(fabric, calibration)
 
 

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from simulator.spec.accelerator import AcceleratorSpec
 from simulator.spec.calibration import Calibration
+from simulator.spec.host import HostRates
+from simulator.spec.pruning import Pruning
 
 Phase = Literal["prefill", "decode"]
 
@@ -43,14 +45,59 @@ class ComputeModel(Protocol):
         """How fast attention reads the context. The engine's compiled loop evaluates these, so the form is fixed."""
         ...
 
-    def stream_s(self, num_bytes: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Seconds to read or write bytes that no matrix product hides (norms, permutes, copies)."""
+    def mixer_s(self, rows: NDArray[np.int64], hidden_size: int) -> NDArray[np.float64]:
+        """Seconds of the small kernels of a layer with a mixer (norms, rotation, residuals) for every entry of ``rows``."""
+        ...
+
+    def ffn_s(self, rows: NDArray[np.int64], hidden_size: int, width: int) -> NDArray[np.float64]:
+        """Seconds that a dense block or a shared expert takes beyond its matrices."""
+        ...
+
+    def router_s(self, rows: NDArray[np.int64], hidden_size: int, num_experts: int) -> NDArray[np.float64]:
+        """Seconds that choosing experts takes beyond the router's matrix."""
+        ...
+
+    def expert_moves_s(
+        self, pairs_R: NDArray[np.float64], touched_R: NDArray[np.int64], hidden_size: int, width: float
+    ) -> NDArray[np.float64]:
+        """Seconds ``[R]`` that routed experts take beyond their matrices: sorting rows by expert, the activation, and back.
+
+        Args:
+            touched_R: experts of each rank that have rows.
+        """
+        ...
+
+    def pack_s(
+        self, choices_R: NDArray[np.float64], rows_R: NDArray[np.float64], hidden_size: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        """Seconds ``[R]`` that each rank takes to pack its rows before they travel, and to add up what comes back.
+
+        ``None`` where the kernels of the exchange do both.
+
+        Args:
+            choices_R: token-expert pairs of each rank's own tokens.
+            rows_R: rows that it sends.
+        """
+        ...
+
+    def pruned_s(
+        self, rows: NDArray[np.int64], in_features: int, out_features: int, dtype: str, pruning: Pruning
+    ) -> NDArray[np.float64]:
+        """Seconds of a product with a pruned matrix.
+
+        Raises:
+            UserError: if such products were not measured.
+        """
         ...
 
 
 class ComputePolicy(Protocol):
     """A file in this folder: a frozen pydantic model whose fields are its configuration keys."""
 
-    def prepare(self, accelerator: AcceleratorSpec, calibration: Calibration) -> ComputeModel:
-        """Price kernels on ``accelerator``."""
+    def prepare(self, accelerator: AcceleratorSpec, calibration: Calibration | HostRates) -> ComputeModel:
+        """Price kernels on ``accelerator``.
+
+        Raises:
+            UserError: if the calibration is of another kind than this model needs.
+        """
         ...

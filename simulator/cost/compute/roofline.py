@@ -13,10 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.cost.compute import Phase, Rates
+from simulator.errors import UserError
 from simulator.spec.accelerator import AcceleratorSpec
 from simulator.spec.base import Frozen
 from simulator.spec.calibration import Calibration, KernelFit
 from simulator.spec.dtypes import BYTES_PER_ELEMENT
+from simulator.spec.host import HostRates
+from simulator.spec.pruning import Pruning
 
 _TILES = ((16, 128), (32, 128), (64, 64), (64, 128), (128, 128), (128, 256), (256, 128))
 """Output tiles (rows, columns) that GEMM libraries choose from; the fastest one is taken, as their heuristics mean to."""
@@ -25,6 +28,8 @@ _REREAD = 40.0
 50 on bf16 GEMMs on H100 and B200, 11 to 51 on grouped GEMMs on H100, with little to choose between."""
 _LARGEST_TILE_READS = 1 + _REREAD * (1 / 128 + 1 / 256)
 _OVERLAP = 3.0
+_STREAM_PASSES = 8.0
+"""Times that a layer's small kernels (two norms, two residuals) read or write the hidden vectors."""
 _INPUT_BYTES = {"fp8": 1.0, "int8": 1.0, "nvfp4": 0.5625}
 """Of a number in the input as the product reads it; others stay in 16 bits, as with weight-only formats."""
 
@@ -32,7 +37,11 @@ _INPUT_BYTES = {"fp8": 1.0, "int8": 1.0, "nvfp4": 0.5625}
 class Roofline(Frozen):
     """Compute in whole tiles and streaming the operands once, partly overlapped, plus a floor."""
 
-    def prepare(self, accelerator: AcceleratorSpec, calibration: Calibration) -> RooflineModel:
+    def prepare(self, accelerator: AcceleratorSpec, calibration: Calibration | HostRates) -> RooflineModel:
+        if isinstance(calibration, HostRates):
+            raise UserError(
+                "compute kind 'roofline' needs shares of an accelerator's peaks; the calibration holds times of a machine"
+            )
         return RooflineModel(accelerator, calibration)
 
 
@@ -58,7 +67,32 @@ class RooflineModel:
         fit = self.calibration.attention[phase]
         return Rates(self._flops_per_s("bf16", fit), self._bytes_per_s(fit), fit.floor_s)
 
+    def mixer_s(self, rows: NDArray[np.int64], hidden_size: int) -> NDArray[np.float64]:
+        num_bytes = rows.astype(np.float64) * (hidden_size * 2.0 * _STREAM_PASSES)
+        return np.where(rows > 0, self.calibration.engine.layer_s + self.stream_s(num_bytes), 0.0)
+
+    def ffn_s(self, rows: NDArray[np.int64], hidden_size: int, width: int) -> NDArray[np.float64]:
+        return np.zeros(len(rows))  # fused into the products
+
+    def router_s(self, rows: NDArray[np.int64], hidden_size: int, num_experts: int) -> NDArray[np.float64]:
+        return np.zeros(len(rows))
+
+    def expert_moves_s(
+        self, pairs_R: NDArray[np.float64], touched_R: NDArray[np.int64], hidden_size: int, width: float
+    ) -> NDArray[np.float64]:
+        # The activation between the two products, and sorting the rows by expert and back: read once, written once.
+        return self.stream_s(pairs_R * ((3.0 * width + 4.0 * hidden_size) * 2.0))
+
+    def pack_s(self, choices_R: NDArray[np.float64], rows_R: NDArray[np.float64], hidden_size: int) -> None:
+        return None  # the kernels of the exchange read tokens where they lie
+
+    def pruned_s(
+        self, rows: NDArray[np.int64], in_features: int, out_features: int, dtype: str, pruning: Pruning
+    ) -> NDArray[np.float64]:
+        raise UserError(f"no measured products with pruned matrices ('{pruning.kind}') on {self.accelerator.title}")
+
     def stream_s(self, num_bytes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Seconds to read or write bytes that no matrix product hides."""
         return np.asarray(num_bytes / self._bytes_per_s(self.calibration.kernel("gemm", "bf16")), dtype=np.float64)
 
     def _matrix_s(

@@ -1,0 +1,62 @@
+"""Exchanges between processes of one machine, interpolated from what ``moesim calibrate`` measured there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.cost.comm import Exchange, Operation
+from simulator.errors import UserError
+from simulator.spec.base import Frozen
+from simulator.spec.calibration import Calibration
+from simulator.spec.host import ExchangeTable, HostRates
+from simulator.topology import Fabric
+
+
+class Host(Frozen):
+    """Tables by the busiest rank's bytes; needs a calibration that ``moesim calibrate cpu`` wrote."""
+
+    def prepare(self, fabric: Fabric, calibration: Calibration | HostRates) -> HostCommModel:
+        if not isinstance(calibration, HostRates):
+            raise UserError("communication kind 'host' needs a calibration that moesim calibrate cpu wrote")
+        if fabric.num_nodes > 1:
+            raise UserError("communication kind 'host' knows one machine; its calibration says nothing of wires between several")
+        return HostCommModel(fabric, calibration)
+
+
+@dataclass(frozen=True)
+class HostCommModel:
+    """:class:`Host` for one plan."""
+
+    fabric: Fabric
+    rates: HostRates
+
+    def exchange(self, operation: Operation, bytes_SR: NDArray[np.float64]) -> Exchange:
+        # Unlike kernels on a GPU, processes talk even when there is nothing to send: first they say how much comes.
+        table = self._table(operation)
+        return Exchange(table.latency_s, table.seconds_for(self.fabric.bytes_per_link(bytes_SR)), bytes_SR)
+
+    def all_reduce(self, num_bytes: float, ranks: tuple[int, ...]) -> Exchange:
+        size = len(ranks)
+        if size == 1 or num_bytes == 0:
+            return Exchange.nothing()
+        bytes_SR = np.zeros((self.fabric.num_ranks, self.fabric.num_ranks))
+        for rank, following in zip(ranks, ranks[1:] + ranks[:1], strict=True):
+            bytes_SR[rank, following] = 2.0 * (size - 1) / size * num_bytes
+        table = self._table("all_reduce")
+        seconds = float(table.seconds_for(np.array([num_bytes]))[0])
+        return Exchange(table.latency_s, np.full(len(self.fabric.links), seconds), bytes_SR)
+
+    def link_bytes_per_s(self, operation: Operation) -> NDArray[np.float64]:
+        table = self._table(operation)
+        rate = table.num_bytes[-1] / max(table.seconds[-1] - table.seconds[0], 1e-9)
+        return np.full(len(self.fabric.links), rate)
+
+    def latency_s(self, operation: Operation, num_nodes: int, num_ranks: int) -> float:
+        return self._table(operation).latency_s
+
+    def _table(self, operation: Operation) -> ExchangeTable:
+        table: ExchangeTable = getattr(self.rates.collectives, operation)
+        return table

@@ -1,0 +1,94 @@
+"""Times of a machine whose ranks are processes on its cores, interpolated from what ``moesim calibrate`` measured there.
+
+Kernels run one after the other, so a block takes the sum of its parts: each matrix from a table of measured products, and what
+is around them from sums fitted on whole blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.cost.compute import Phase, Rates
+from simulator.errors import UserError
+from simulator.spec.accelerator import AcceleratorSpec
+from simulator.spec.base import Frozen
+from simulator.spec.calibration import Calibration
+from simulator.spec.dtypes import BYTES_PER_ELEMENT
+from simulator.spec.host import HostRates, KernelTables
+from simulator.spec.pruning import Pruning
+
+_NEVER = 1e30
+"""A rate that never holds anything up."""
+
+
+class Host(Frozen):
+    """Tables of measured times; needs a calibration that ``moesim calibrate cpu`` wrote."""
+
+    def prepare(self, accelerator: AcceleratorSpec, calibration: Calibration | HostRates) -> HostModel:
+        if not isinstance(calibration, HostRates):
+            raise UserError("compute kind 'host' needs a calibration that moesim calibrate cpu wrote")
+        return HostModel(calibration)
+
+
+@dataclass(frozen=True)
+class HostModel:
+    """:class:`Host` for one plan."""
+
+    rates: HostRates
+
+    @property
+    def _tables(self) -> KernelTables:
+        return self.rates.tables
+
+    def gemm_s(
+        self, rows: NDArray[np.int64], in_features: int, out_features: int, dtype: str, copies: int = 1
+    ) -> NDArray[np.float64]:
+        found = self._tables.matrix.seconds_for(np.asarray(rows, float), in_features * out_features, self.rates.working_bytes)
+        return found * copies
+
+    def grouped_gemm_s(self, rows_RG: NDArray[np.float64], in_features: int, out_features: int, dtype: str) -> NDArray[np.float64]:
+        # One expert after the other, each with its own weights.
+        found = self._tables.matrix.seconds_for(rows_RG, in_features * out_features, self.rates.working_bytes)
+        return np.asarray(found.sum(axis=1))
+
+    def context_rates(self, phase: Phase) -> Rates:
+        if phase == "prefill":
+            seconds = self._tables.prompt.seconds
+            return Rates(1.0 / max(seconds["flops"], 1 / _NEVER), _NEVER, seconds["call"])
+        seconds = self._tables.decode.seconds
+        return Rates(_NEVER, 1.0 / max(seconds["bytes"], 1 / _NEVER), seconds["call"])
+
+    def mixer_s(self, rows: NDArray[np.int64], hidden_size: int) -> NDArray[np.float64]:
+        return np.where(rows > 0, self._tables.mixer.total(values=rows * float(hidden_size)), 0.0)
+
+    def ffn_s(self, rows: NDArray[np.int64], hidden_size: int, width: int) -> NDArray[np.float64]:
+        return np.where(rows > 0, self._tables.ffn.total(values=rows * float(hidden_size), hidden=rows * float(width)), 0.0)
+
+    def router_s(self, rows: NDArray[np.int64], hidden_size: int, num_experts: int) -> NDArray[np.float64]:
+        return self._tables.router.total(values=rows * float(hidden_size), scores=rows * float(num_experts))
+
+    def expert_moves_s(
+        self, pairs_R: NDArray[np.float64], touched_R: NDArray[np.int64], hidden_size: int, width: float
+    ) -> NDArray[np.float64]:
+        return self._tables.experts.total(touched=touched_R, values=pairs_R * float(hidden_size), hidden=pairs_R * float(width))
+
+    def pack_s(
+        self, choices_R: NDArray[np.float64], rows_R: NDArray[np.float64], hidden_size: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        num_bytes = rows_R * (hidden_size * BYTES_PER_ELEMENT[self.rates.host.dtype])
+        return self._tables.pack.total(choices=choices_R, bytes=num_bytes), self._tables.unpack.total(bytes=num_bytes)
+
+    def pruned_s(
+        self, rows: NDArray[np.int64], in_features: int, out_features: int, dtype: str, pruning: Pruning
+    ) -> NDArray[np.float64]:
+        entries = sorted((entry for entry in self.rates.host.pruned if entry.pruning == pruning.kind), key=lambda e: e.sparsity)
+        if not entries:
+            raise UserError(f"no measured products with pruned matrices ('{pruning.kind}') on {self.rates.host.machine}")
+        wanted = np.log(np.maximum(rows, 1))
+        ratios = [np.interp(wanted, np.log(np.array(entry.rows)), np.log(np.array(entry.ratio))) for entry in entries]
+        known = [entry.sparsity for entry in entries]
+        ratio = np.array([np.interp(pruning.sparsity, known, column) for column in np.array(ratios).T])
+        return np.asarray(self.gemm_s(rows, in_features, out_features, dtype) * np.exp(ratio))
