@@ -1,0 +1,73 @@
+"""The page of a recording made by training: it says the numbers that it is given, and draws them offline."""
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from simulator.report.formats import TIMES
+from simulator.report.training_page import render
+
+MODELS = ["mixture of experts", "dense, same total", "<dense & small>"]
+HEADLINE = "After 10 s the mixture of experts reached a loss of 2.00 nats a byte."
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    curve = pd.DataFrame(
+        [
+            {"model": name, "tokens": 1000 * step, "seconds": (1.5 + place) * step, "held_out_loss": 5.5 - step - 0.1 * place}
+            for place, name in enumerate(MODELS)
+            for step in range(4)
+        ]
+    )
+    outcomes = pd.DataFrame(
+        {
+            "model": MODELS,
+            "num_parameters": [3_400_000, 3_400_000, 700_000],
+            "num_active_parameters": [700_000, 3_400_000, 700_000],
+            "tokens": 3000,
+            "seconds": [4.5, 7.5, 10.5],
+            "train_loss": [2.4, 2.3, 2.2],
+            "held_out_loss": [2.5, 2.4, 2.3],
+            "seconds_to_moe_loss": [4.5, 7.0, None],
+        }
+    )
+    loads = {name: np.random.default_rng(0).exponential(size=(4, 16)) for name in ("all domains", "tests & <more>")}
+    loads["tests & <more>"][0, 0] = 0.0
+    return render(HEADLINE, ["One run."], outcomes, curve, loads, {"Provenance": "a test"})
+
+
+def test_it_says_the_numbers_and_escapes_the_names(page):
+    for said in (HEADLINE, "One run.", "a test", "not reached", f"4.5 s (1.00{TIMES})", "2.400", "&lt;dense &amp; small&gt;"):
+        assert said in page
+    assert "<dense" not in page
+    assert "tests & <more>" not in page
+    payload = json.loads(re.search(r'id="payload">(.*?)</script>', page)[1])
+    assert [len(plot["data"]) for plot in payload["plots"]] == [3, 3, 1, 1]
+    assert payload["plots"][0]["data"][0]["name"] == MODELS[0]
+
+
+@pytest.mark.parametrize("width", [1280, 390], ids=["desk", "phone"])
+def test_it_opens_offline_and_draws_everything(browser, page, tmp_path, width):
+    file = tmp_path / "page.html"
+    file.write_text(page, encoding="utf-8")
+    context = browser.new_context(viewport={"width": width, "height": 844})
+    context.set_offline(True)
+    opened = context.new_page()
+    problems: list[str] = []
+    opened.on("console", lambda message: problems.append(message.text) if message.type != "log" else None)
+    opened.on("pageerror", lambda error: problems.append(str(error)))
+    opened.goto(file.as_uri())
+    opened.wait_for_selector("html[data-drawn]", state="attached", timeout=60_000)
+    assert problems == []
+    assert opened.locator(".js-plotly-plot").count() == 4
+    assert opened.evaluate("document.documentElement.scrollWidth") <= width
+    buttons = opened.locator(".legend button")
+    assert buttons.count() == 2 * len(MODELS)
+    buttons.last.click()
+    shown = opened.evaluate("document.querySelectorAll('.js-plotly-plot')[1].data.map((trace) => trace.visible)")
+    assert shown[-1] is False
+    context.close()
