@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def text(tmp_path_factory):
         for number in range(4):
             (folder / domain / f"{number}.txt").write_text(" ".join(rng.choice(words, 400)))
     (folder / "prose" / "picture.bin").write_bytes(b"\x00\x01" * 5000)
-    (folder / "prose" / "latin.txt").write_bytes(b"caf\xe9 " * 5000)
+    (folder / "prose" / "latin.txt").write_bytes(b"\xe9t\xe9 " * 5000)
     (folder / ".hidden").write_text("not to be read " * 500)
     return folder
 
@@ -95,6 +96,10 @@ def test_loss_falls_on_both_kinds_of_text(made, name):
     assert curve["held_out_loss"].iloc[-1] < curve["held_out_loss"].iloc[0] - 1
     assert curve["train_loss"].iloc[-1] < curve["train_loss"].iloc[1]
     assert curve["seconds"].is_monotonic_increasing
+    last_s = min(row.seconds for row in made.outcomes)
+    (row,) = [row for row in made.outcomes if row.model == name]
+    assert row.loss_at_first_end == pytest.approx(np.interp(last_s, curve["seconds"], curve["held_out_loss"]))
+    assert row.loss_at_first_end >= row.held_out_loss
     assert (curve["seconds"].iloc[1:] <= 1.5 * curve["wall_seconds"].iloc[1:]).all()
 
 
@@ -233,7 +238,7 @@ def test_balance_loss_is_one_for_even_loads_and_the_number_of_experts_for_one():
 
 
 def outcome(model, seconds, loss, reached, above=0.0):
-    return Outcome(model, 4, 2, 1000, seconds, loss, loss, above, 0.01, reached)
+    return Outcome(model, 4, 2, 1000, seconds, loss, loss, above, 0.01, loss, reached)
 
 
 def test_the_headline_follows_the_numbers():
@@ -243,6 +248,7 @@ def test_the_headline_follows_the_numbers():
     assert "same active size did not reach it in its 8 s (it ended at 2.10)" in headline(slower)
     assert "0.100 ± 0.010 nats below it" in findings(slower)[0]
     assert "0.100 ± 0.010 nats above it" in findings(slower)[1]
+    assert findings(slower)[3].startswith("After 8 s of its own compute each")
     level = [moe, outcome(SAME_TOTAL, 5.0, 2.0, 4.0, 0.005), outcome(SAME_ACTIVE, 8.0, 2.0, 8.0)]
     assert "same total size needed 4 s, 0.4 times as long" in headline(level)
     assert "level with it" in findings(level)[0]
@@ -331,3 +337,17 @@ def test_a_dense_or_missing_transformers_model_is_refused(text, tmp_path):
         record_transformers(str(tmp_path), text, 64, 0, lambda *_: None)
     with pytest.raises(UserError, match=r"cannot load it|no such folder"):
         record_transformers(str(tmp_path / "none"), text, 64, 0, lambda *_: None)
+
+
+def test_a_shipped_scenario_can_name_the_shipped_recording():
+    folder = Path(__file__).parents[2] / "workloads"
+    routing = {"kind": "replay", "trace": "traces/stdlib-moe.npz", "domain": "tests"}
+    table = {"name": "d", "model": "stdlib-moe", "cluster": "h100-sxm-4", "parallel": {"attention_dp": 4, "ep": 4}}
+    plan = make_plan(validate(DeploymentSpec, table | {"routing": routing}, "test"), 0, "test", folder)
+    model = plan.model
+    assert (model.num_moe_layers, model.moe.num_experts, model.moe.top_k) == (4, 16, 2)
+    assert three_models(Shape(), "stdlib-moe")[MOE].num_parameters == model.num_parameters
+    with np.load(folder / "traces" / "stdlib-moe.npz") as recorded:
+        assert recorded["ids"].shape == (4, 8192, 2)
+        assert str(recorded["provenance"]).startswith("moesim 0.1.0 trace record train --steps 400 --tokens 8192 --seed 1")
+        assert len(set(recorded["domain"].tolist())) == 8

@@ -32,6 +32,8 @@ class Outcome:
     loss_above_moe: float
     """Held-out loss less the mixture of experts', on the same sequences; its standard error over sequences is next."""
     loss_above_moe_error: float
+    loss_at_first_end: float
+    """Held-out loss when it had computed as long as the fastest model took for the whole run."""
     seconds_to_moe_loss: float | None
     """When it reached the mixture of experts' last loss; ``None`` if it did not."""
 
@@ -44,6 +46,7 @@ def outcomes(models: dict[str, ModelSpec], curve: pd.DataFrame, loss_Q: dict[str
         loss_Q: held-out loss of each sequence at the end, by model.
     """
     target = float(curve.loc[curve["model"] == MOE, "held_out_loss"].iloc[-1])
+    first_end_s = float(curve.groupby("model")["seconds"].max().min())
     rows = []
     for name, model in models.items():
         own = curve[curve["model"] == name]
@@ -60,6 +63,7 @@ def outcomes(models: dict[str, ModelSpec], curve: pd.DataFrame, loss_Q: dict[str
             held_out_loss=float(last["held_out_loss"]),
             loss_above_moe=float(above_Q.mean()),
             loss_above_moe_error=error,
+            loss_at_first_end=float(np.interp(first_end_s, own["seconds"], own["held_out_loss"])),
             seconds_to_moe_loss=reached(own["seconds"].to_numpy(float), own["held_out_loss"].to_numpy(float), target),
         )
         rows.append(row)
@@ -98,10 +102,13 @@ def findings(rows: list[Outcome]) -> list[str]:
     said = [f"On the same {moe.tokens:,} tokens the {_WORDS[row.model]} ended {_difference(row)}." for row in twins]
     longer = [f"{row.seconds / moe.seconds:.2f} times as long for the {_WORDS[row.model]}" for row in twins]
     said.append(f"The same tokens took {' and '.join(longer)} as for the mixture of experts.")
+    first_end_s = min(row.seconds for row in rows)
+    losses = ", ".join(f"{row.loss_at_first_end:.3f} ({row.model})" for row in rows)
+    said.append(f"After {first_end_s:.3g} s of its own compute each, when the fastest was done, the held-out losses were {losses}.")
     said.append(
         "One run, one seed, one learning rate for all, on this machine's processor: it says nothing of larger models. All learning "
-        "rates fall over the same steps, so a model that needs more time for them is compared before its rate has fallen, which "
-        "makes its time to the same loss longer."
+        "rates fall over the same steps, so at the same time a slower model is compared before its rate has fallen, which makes it "
+        "look worse than a run of that length would."
     )
     return said
 
