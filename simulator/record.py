@@ -13,7 +13,7 @@ import pandas as pd
 from simulator import __version__
 from simulator.errors import UserError
 from simulator.runtime import require
-from simulator.runtime.recording.comparison import Outcome, findings, headline, outcomes
+from simulator.runtime.recording.comparison import SAME_TIME, SAME_TOKENS, Outcome, findings, headline, outcomes
 from simulator.runtime.recording.corpus import read_corpus, read_texts
 from simulator.runtime.recording.models import MOE, Shape, model_toml, three_models
 from simulator.runtime.recording.trace_file import Recording, write_recording
@@ -37,9 +37,9 @@ class TrainedRecording:
     recording: Recording
     models: dict[str, ModelSpec]
     curve: pd.DataFrame
-    """Columns ``model``, ``step``, ``tokens``, ``seconds``, ``wall_seconds``, ``cpu_seconds``, ``train_loss``, ``held_out_loss``; a
-    row a model and evaluation. ``seconds`` are steps times the model's median step: every step does the same work, so what a step
-    takes longer is other programs'. ``wall_seconds`` is the sum as it was, ``cpu_seconds`` the processor time."""
+    """Columns ``run``, ``model``, ``step``, ``tokens``, ``seconds``, ``wall_seconds``, ``cpu_seconds``, ``train_loss``,
+    ``held_out_loss``; a row a run, model and evaluation. ``seconds`` are steps times the model's median step in the first run: every
+    step does the same work, so what a step takes longer is other programs'. ``wall_seconds`` is the sum as it was, ``cpu_seconds`` the processor time."""
     outcomes: list[Outcome]
     training: Training
 
@@ -75,9 +75,12 @@ def train_and_record(
 ) -> TrainedRecording:
     """Train a mixture of experts and its dense twins side by side, and record the mixture's choices on held-out text.
 
+    Two runs: all models on the same tokens, then the dense ones anew for as long as the mixture computed.
+
     Args:
         text: a folder of text files; ``None`` for Python's standard library.
-        minutes: the whole run should take, where ``steps`` is ``None``; the number of steps is then chosen by timing a few.
+        minutes: all of it should take, where ``steps`` is ``None``; the number of steps is then chosen by timing a few.
+        steps: of every model in the first run.
         tokens: held-out tokens to record (and to measure the loss on).
 
     Raises:
@@ -98,17 +101,15 @@ def train_and_record(
     training = Training(models, corpus, held, shape, seed, recipe)
     if steps is None:
         tick("timing the first steps", 0, None)
-        step_s, evaluation_s = training.seconds_a_step()
-        left_s = minutes * 60 - (training.recipe.num_evaluations + 1) * evaluation_s
-        steps = max(_MIN_STEPS, round(left_s / step_s))
-    label = f"training {len(models)} models"
-    tick(label, 0, steps)
-    for done in training.run(steps):
-        tick(label, done, steps)
-    median_s = training.median_step_s()
-    curve = pd.DataFrame([dataclasses.asdict(point) for point in training.curve])
-    curve.insert(3, "seconds", curve["step"] * curve["model"].map(median_s))
-    rows = outcomes(models, curve, training.loss_Q)
+        steps = _steps_in(minutes * 60, *training.time_a_step(), training.recipe.num_evaluations)
+    _train(training, dict.fromkeys(models, steps), f"training {len(models)} models on the same tokens", tick)
+    # The dense models again, for as long as the mixture computed: cut off early, their learning rates would not have fallen.
+    step_s = training.median_step_s()
+    dense = {name: max(1, round(steps * step_s[MOE] / step_s[name])) for name in models if name != MOE}
+    again = Training({name: models[name] for name in dense}, corpus, held, shape, seed, recipe)
+    _train(again, dense, "training the dense ones for the same time", tick)
+    curve = pd.concat([_curve(training, SAME_TOKENS, step_s), _curve(again, SAME_TIME, step_s)], ignore_index=True)
+    rows = outcomes(models, curve, {SAME_TOKENS: training.loss_Q, SAME_TIME: again.loss_Q})
     moe = rows[0]
     recording = Recording(
         topk_ids_LTK=route(training.transformer(MOE), held.tokens_QS),
@@ -124,6 +125,27 @@ def train_and_record(
         ),
     )
     return TrainedRecording(recording, models, curve, rows, training)
+
+
+def _steps_in(limit_s: float, step_s: dict[str, float], evaluation_s: float, num_evaluations: int) -> int:
+    """Steps of the first run that leave time for the second one, in which each dense model computes as long as the mixture."""
+    round_s = sum(step_s.values()) + (len(step_s) - 1) * step_s[MOE]
+    runs = 1 + (len(step_s) - 1) / len(step_s)
+    return max(_MIN_STEPS, round((limit_s - runs * (num_evaluations + 1) * evaluation_s) / round_s))
+
+
+def _train(training: Training, steps: dict[str, int], label: str, tick: Tick) -> None:
+    num_rounds = max(steps.values())
+    tick(label, 0, num_rounds)
+    for done in training.run(steps):
+        tick(label, done, num_rounds)
+
+
+def _curve(training: Training, run: str, step_s: dict[str, float]) -> pd.DataFrame:
+    curve = pd.DataFrame([dataclasses.asdict(point) for point in training.curve])
+    curve.insert(0, "run", run)
+    curve.insert(4, "seconds", curve["step"] * curve["model"].map(step_s))
+    return curve
 
 
 def write_training(made: TrainedRecording, target: Path, partial: dict[str, Path]) -> None:

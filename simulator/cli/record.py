@@ -99,14 +99,14 @@ def _print_training(made: Any) -> None:
     """The headline, the table, and what else the numbers say."""
     console.out.print(made.headline, style="bold", highlight=False, markup=False)
     console.out.print()
-    head = ("", "parameters", "active", "own time", "a step", "train loss", "held-out loss", "at the mixture's loss after")
+    head = ("", "parameters", "active", "a step", "loss, same tokens", "loss, same time", "at the mixture's loss after")
     cells = [head]
-    steps = max(int(made.curve["step"].max()), 1)
+    steps = max(int(made.curve.loc[made.curve["model"] == made.outcomes[0].model, "step"].max()), 1)
     for row in made.outcomes:
         reached = "not reached" if row.seconds_to_moe_loss is None else f"{row.seconds_to_moe_loss:.1f} s"
-        times = (f"{row.seconds:.1f} s", f"{1e3 * row.seconds / steps:.0f} ms")
-        counts = (f"{row.num_parameters:,}", f"{row.num_active_parameters:,}")
-        cells.append((row.model, *counts, *times, f"{row.train_loss:.3f}", f"{row.held_out_loss:.3f}", reached))
+        counts = (f"{row.num_parameters:,}", f"{row.num_active_parameters:,}", f"{1e3 * row.seconds / steps:.0f} ms")
+        losses = (f"{row.held_out_loss:.3f} in {row.seconds:.1f} s", f"{row.same_time_loss:.3f} with {row.same_time_tokens:,}")
+        cells.append((row.model, *counts, *losses, reached))
     widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
     for line in cells:
         shown = [

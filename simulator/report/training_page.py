@@ -41,8 +41,9 @@ def render(
         headline: the result in a sentence.
         findings: what else the numbers say, a sentence each.
         outcomes: a row a model: ``model``, ``num_parameters``, ``num_active_parameters``, ``tokens``, ``seconds``, ``train_loss``,
-            ``held_out_loss``, ``seconds_to_moe_loss``.
-        curve: a row a model and evaluation: ``model``, ``tokens``, ``seconds``, ``held_out_loss``.
+            ``held_out_loss``, ``same_time_tokens``, ``same_time_loss``, ``seconds_to_moe_loss``.
+        curve: a row a run, model and evaluation: ``run``, ``model``, ``tokens``, ``seconds``, ``held_out_loss``; in the first run all
+            models saw the same tokens, in others they had the same time.
         loads: by domain, how often each expert was chosen over the layer's mean, ``[L, E]``.
         facts: how it was made, by name.
     """
@@ -51,7 +52,8 @@ def render(
     by_time = _card(
         plots,
         "Held-out loss against time",
-        "Seconds of each model's own steps: steps so far times its median step. Lower and further left is better.",
+        "Seconds of each model's own steps: steps so far times its median step. Solid: all models on the same tokens. Dashed: the "
+        "dense ones anew, for as long as the mixture of experts computed. Lower and further left is better.",
         {"": _curves(curve, models, "seconds", "Own compute (s)")},
         models,
         class_="card half",
@@ -59,7 +61,7 @@ def render(
     by_tokens = _card(
         plots,
         "Held-out loss against tokens",
-        "All models see the same batches in the same order. Lower is better.",
+        "All models see the same batches in the same order; solid and dashed as beside. Lower is better.",
         {"": _curves(curve, models, "tokens", "Training tokens (bytes)")},
         models,
         class_="card half",
@@ -92,16 +94,19 @@ def render(
 def _curves(curve: pd.DataFrame, models: list[str], column: str, title: str) -> go.Figure:
     """The loss of every model but for the untrained one's, which would flatten the rest."""
     drawn = style.figure(title, _LOSS, height=340)
-    for number, name in enumerate(models):
-        own = curve[(curve["model"] == name) & (curve["tokens"] > 0)]
-        drawn.add_scatter(
-            x=own[column].to_numpy(float),
-            y=own["held_out_loss"].to_numpy(float),
-            name=html.escape(name, quote=False),
-            line={"color": style.DEPLOYMENT_COLOURS[number], "dash": "solid", "width": 2},
-            mode="lines+markers",
-            hovertemplate="%{y:.3f} nats at %{x:,.4~g}",
-        )
+    for place, (run, of_run) in enumerate(curve[curve["tokens"] > 0].groupby("run", sort=False)):
+        for number, name in enumerate(models):
+            own = of_run[of_run["model"] == name]
+            if own.empty:
+                continue
+            drawn.add_scatter(
+                x=own[column].to_numpy(float),
+                y=own["held_out_loss"].to_numpy(float),
+                name=html.escape(name, quote=False),
+                line={"color": style.DEPLOYMENT_COLOURS[number], "dash": style.DASHES[place], "width": 2},
+                mode="lines+markers",
+                hovertemplate=f"%{{y:.3f}} nats at %{{x:,.4~g}}, {run}",
+            )
     return drawn
 
 
@@ -150,7 +155,17 @@ def _legend(names: list[str]) -> Markup:
 
 
 def _table(outcomes: pd.DataFrame) -> Markup:
-    head = ("Model", "Parameters", "Active", "Tokens", "Own time", "Training loss", "Held-out loss", "Time to the mixture's loss")
+    head = (
+        "Model",
+        "Parameters",
+        "Active",
+        "Own time for the same tokens",
+        "Training loss",
+        "Held-out loss",
+        "Tokens in the same time",
+        "Held-out loss in the same time",
+        "Time to the mixture's loss",
+    )
     first = float(outcomes["seconds"].iloc[0])
     rows = []
     for row in outcomes.to_dict("records"):
@@ -159,10 +174,11 @@ def _table(outcomes: pd.DataFrame) -> Markup:
         cells = [
             parameters(row["num_parameters"]),
             parameters(row["num_active_parameters"]),
-            f"{row['tokens']:,}",
             f"{seconds(row['seconds'])} ({row['seconds'] / first:.2f}{TIMES})" if first else seconds(row["seconds"]),
             f"{row['train_loss']:.3f}",
             f"{row['held_out_loss']:.3f}",
+            f"{row['same_time_tokens']:,}",
+            f"{row['same_time_loss']:.3f}",
             seconds(reached) if is_reached else "not reached",
         ]
         rows.append(tag("tr", tag("th", str(row["model"]), scope="row"), *(tag("td", cell) for cell in cells)))

@@ -18,8 +18,15 @@ HEADLINE = "After 10 s the mixture of experts reached a loss of 2.00 nats a byte
 def page() -> str:
     curve = pd.DataFrame(
         [
-            {"model": name, "tokens": 1000 * step, "seconds": (1.5 + place) * step, "held_out_loss": 5.5 - step - 0.1 * place}
-            for place, name in enumerate(MODELS)
+            {
+                "run": run,
+                "model": name,
+                "tokens": 1000 * step,
+                "seconds": (1.5 + place) * step,
+                "held_out_loss": 5.5 - step - 0.1 * place,
+            }
+            for run, names in (("same tokens", MODELS), ("same time", MODELS[1:]))
+            for place, name in enumerate(names)
             for step in range(4)
         ]
     )
@@ -32,6 +39,8 @@ def page() -> str:
             "seconds": [4.5, 7.5, 10.5],
             "train_loss": [2.4, 2.3, 2.2],
             "held_out_loss": [2.5, 2.4, 2.3],
+            "same_time_tokens": [3000, 1800, 1300],
+            "same_time_loss": [2.5, 2.7, 2.8],
             "seconds_to_moe_loss": [4.5, 7.0, None],
         }
     )
@@ -41,12 +50,22 @@ def page() -> str:
 
 
 def test_it_says_the_numbers_and_escapes_the_names(page):
-    for said in (HEADLINE, "One run.", "a test", "not reached", f"4.5 s (1.00{TIMES})", "2.400", "&lt;dense &amp; small&gt;"):
+    for said in (
+        HEADLINE,
+        "One run.",
+        "a test",
+        "not reached",
+        f"4.5 s (1.00{TIMES})",
+        "2.400",
+        "2.700",
+        "1,300",
+        "&lt;dense &amp; small&gt;",
+    ):
         assert said in page
     assert "<dense" not in page
     assert "tests & <more>" not in page
     payload = json.loads(re.search(r'id="payload">(.*?)</script>', page)[1])
-    assert [len(plot["data"]) for plot in payload["plots"]] == [3, 3, 1, 1]
+    assert [len(plot["data"]) for plot in payload["plots"]] == [5, 5, 1, 1]
     assert payload["plots"][0]["data"][0]["name"] == MODELS[0]
 
 

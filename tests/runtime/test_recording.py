@@ -21,7 +21,7 @@ from simulator.layers.transformer import Transformer
 from simulator.layers.weights import SafetensorsWeights
 from simulator.plan import make_plan
 from simulator.record import TrainedRecording, record_transformers, train_and_record, write_training
-from simulator.runtime.recording.comparison import Outcome, findings, headline
+from simulator.runtime.recording.comparison import SAME_TIME, SAME_TOKENS, Above, Outcome, findings, headline
 from simulator.runtime.recording.corpus import OTHER, read_corpus, read_texts
 from simulator.runtime.recording.huggingface import routed_ids
 from simulator.runtime.recording.models import MOE, SAME_ACTIVE, SAME_TOTAL, Shape, three_models
@@ -88,19 +88,32 @@ def files(made, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", [MOE, SAME_TOTAL, SAME_ACTIVE])
-def test_loss_falls_on_both_kinds_of_text(made, name):
-    curve = made.curve[made.curve["model"] == name]
+def test_loss_falls_on_the_same_tokens(made, name):
+    curve = made.curve[(made.curve["model"] == name) & (made.curve["run"] == SAME_TOKENS)]
     assert curve["step"].tolist() == [0, 13, 27, 40]
     assert curve["tokens"].tolist() == [step * 128 for step in curve["step"]]
     assert curve["held_out_loss"].is_monotonic_decreasing
     assert curve["held_out_loss"].iloc[-1] < curve["held_out_loss"].iloc[0] - 1
     assert curve["train_loss"].iloc[-1] < curve["train_loss"].iloc[1]
     assert curve["seconds"].is_monotonic_increasing
-    last_s = min(row.seconds for row in made.outcomes)
-    (row,) = [row for row in made.outcomes if row.model == name]
-    assert row.loss_at_first_end == pytest.approx(np.interp(last_s, curve["seconds"], curve["held_out_loss"]))
-    assert row.loss_at_first_end >= row.held_out_loss
-    assert (curve["seconds"].iloc[1:] <= 1.5 * curve["wall_seconds"].iloc[1:]).all()
+    assert (curve["cpu_seconds"].iloc[1:] > 0).all()
+
+
+def test_dense_models_are_trained_anew_for_the_time_of_the_mixture(made):
+    moe, *twins = made.outcomes
+    step_s = {row.model: row.seconds / STEPS for row in made.outcomes}
+    again = made.curve[made.curve["run"] == SAME_TIME]
+    assert set(again["model"]) == {SAME_TOTAL, SAME_ACTIVE}
+    for row in twins:
+        own = again[again["model"] == row.model]
+        assert abs(own["seconds"].iloc[-1] - moe.seconds) <= step_s[row.model] / 2 + 1e-9
+        assert own["tokens"].iloc[-1] == row.same_time_tokens
+        assert own["held_out_loss"].iloc[-1] == pytest.approx(row.same_time_loss)
+        assert row.same_time_loss < own["held_out_loss"].iloc[0]
+        assert row.same_time_loss - moe.held_out_loss == pytest.approx(row.same_time_above_moe.loss)
+    # Until their learning rates part, both runs of a model are one: the same start and batches.
+    first = made.curve[made.curve["step"] == 0].groupby("model")["held_out_loss"]
+    assert (first.nunique() == 1).all()
 
 
 @pytest.mark.parametrize("shape", [SHAPE, Shape()], ids=["tiny", "default"])
@@ -168,7 +181,7 @@ def test_the_page_says_the_result_and_fetches_nothing(files, made):
     assert "default-src &#x27;none&#x27;" in page
     payload = json.loads(re.search(r'id="payload">(.*?)</script>', page)[1])
     assert len(payload["plots"]) == 2 + 1 + len(WORDS)
-    assert [len(plot["data"]) for plot in payload["plots"]] == [3, 3, 1, 1, 1]
+    assert [len(plot["data"]) for plot in payload["plots"]] == [5, 5, 1, 1, 1]
     for name in (MOE, SAME_TOTAL, SAME_ACTIVE, *WORDS):
         assert name in page
 
@@ -237,21 +250,31 @@ def test_balance_loss_is_one_for_even_loads_and_the_number_of_experts_for_one():
     assert float(balance_loss(one_TE, torch.zeros(4, 1, dtype=torch.int64))) == pytest.approx(4.0)
 
 
-def outcome(model, seconds, loss, reached, above=0.0):
-    return Outcome(model, 4, 2, 1000, seconds, loss, loss, above, 0.01, loss, reached)
+def outcome(model, seconds, same_tokens, same_time, reached=None):
+    """Losses beside a mixture that ends at 2.0; differences have a standard error of 0.01."""
+    above = (Above(same_tokens - 2.0, 0.01), Above(same_time - 2.0, 0.01))
+    return Outcome(model, 4, 2, 1000, seconds, 1.9, same_tokens, above[0], 500, same_time, above[1], reached)
 
 
-def test_the_headline_follows_the_numbers():
-    moe = outcome(MOE, 10.0, 2.0, 10.0)
-    slower = [moe, outcome(SAME_TOTAL, 30.0, 1.9, 25.0, -0.1), outcome(SAME_ACTIVE, 8.0, 2.1, None, 0.1)]
-    assert "same total size needed 25 s, 2.5 times as long" in headline(slower)
-    assert "same active size did not reach it in its 8 s (it ended at 2.10)" in headline(slower)
-    assert "0.100 ± 0.010 nats below it" in findings(slower)[0]
-    assert "0.100 ± 0.010 nats above it" in findings(slower)[1]
-    assert findings(slower)[3].startswith("After 8 s of its own compute each")
-    level = [moe, outcome(SAME_TOTAL, 5.0, 2.0, 4.0, 0.005), outcome(SAME_ACTIVE, 8.0, 2.0, 8.0)]
-    assert "same total size needed 4 s, 0.4 times as long" in headline(level)
-    assert "level with it" in findings(level)[0]
+def test_the_headline_and_findings_follow_the_numbers():
+    moe = outcome(MOE, 10.0, 2.0, 2.0, 10.0)
+    total = outcome(SAME_TOTAL, 30.0, 1.9, 2.5, 25.0)
+    rows = [moe, total, outcome(SAME_ACTIVE, 8.0, 2.1, 2.05)]
+    assert headline(rows) == (
+        "After 10 s of its own compute the mixture of experts reached a held-out loss of 2.00 nats a byte; in the same time the dense "
+        "model of the same total size reached 2.50 and the one of the same active size 2.05: the mixture of experts learned fastest."
+    )
+    said = findings(rows)
+    assert said[0] == "The dense model of the same total size needed 25 s to reach the mixture's loss."
+    assert said[1].startswith("The dense model of the same active size did not reach the mixture's loss in any run")
+    assert "same total size 0.100 ± 0.010 below it and the dense model of the same active size 0.100 ± 0.010 above it" in said[2]
+    assert "3.00 times as long for the dense model of the same total size and 0.80 times" in said[3]
+    assert headline([moe, total, outcome(SAME_ACTIVE, 8.0, 2.1, 1.9)]).endswith(
+        "the dense model of the same active size learned fastest."
+    )
+    for level in (1.99, 2.01):
+        assert "no clear difference" in headline([moe, total, outcome(SAME_ACTIVE, 8.0, 2.01, level)])
+    assert "level with it (0.010 ± 0.010 apart)" in findings([moe, total, outcome(SAME_ACTIVE, 8.0, 2.01, 2.0)])[2]
 
 
 @pytest.fixture(scope="module")

@@ -17,42 +17,61 @@ _CLEAR = 2.0
 """Standard errors from which on a difference is called one."""
 
 
+SAME_TOKENS, SAME_TIME = "same tokens", "same time"
+"""The two runs: all models for as many steps, and the dense ones anew for as long as the mixture of experts computed."""
+
+
+@dataclass(frozen=True)
+class Above:
+    """A held-out loss less the mixture of experts', on the same sequences, in nats a byte."""
+
+    loss: float
+    error: float | None
+    """Standard error over sequences; ``None`` for a single one."""
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the difference is more than chance."""
+        return self.error is None or abs(self.loss) >= _CLEAR * self.error
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """One model at the end of the run, beside the mixture of experts."""
+    """One model at the end, beside the mixture of experts."""
 
     model: str
     num_parameters: int
     num_active_parameters: int
     tokens: int
+    """Of every model in the first run."""
     seconds: float
-    """Of its own steps."""
+    """Of its own steps, for those tokens."""
     train_loss: float
     held_out_loss: float
-    loss_above_moe: float
-    """Held-out loss less the mixture of experts', on the same sequences; its standard error over sequences is next."""
-    loss_above_moe_error: float
-    loss_at_first_end: float
-    """Held-out loss when it had computed as long as the fastest model took for the whole run."""
+    above_moe: Above
+    same_time_tokens: int
+    """Tokens that it saw in as much time as the mixture of experts had computed, and what came of it."""
+    same_time_loss: float
+    same_time_above_moe: Above
     seconds_to_moe_loss: float | None
-    """When it reached the mixture of experts' last loss; ``None`` if it did not."""
+    """When it reached the mixture of experts' last loss, in the faster of both runs; ``None`` if it did not."""
 
 
-def outcomes(models: dict[str, ModelSpec], curve: pd.DataFrame, loss_Q: dict[str, NDArray[np.float64]]) -> list[Outcome]:
-    """A row a model.
+def outcomes(models: dict[str, ModelSpec], curve: pd.DataFrame, loss_Q: dict[str, dict[str, NDArray[np.float64]]]) -> list[Outcome]:
+    """A row a model, the mixture of experts first.
 
     Args:
-        curve: columns ``model``, ``step``, ``tokens``, ``seconds``, ``train_loss``, ``held_out_loss``.
-        loss_Q: held-out loss of each sequence at the end, by model.
+        curve: columns ``run``, ``model``, ``step``, ``tokens``, ``seconds``, ``train_loss``, ``held_out_loss``.
+        loss_Q: held-out loss of each sequence at the end, by run and model. The mixture of experts is in the first run only.
     """
-    target = float(curve.loc[curve["model"] == MOE, "held_out_loss"].iloc[-1])
-    first_end_s = float(curve.groupby("model")["seconds"].max().min())
+    moe_Q = loss_Q[SAME_TOKENS][MOE]
+    target = float(moe_Q.mean())
     rows = []
     for name, model in models.items():
-        own = curve[curve["model"] == name]
-        last = own.iloc[-1]
-        above_Q = loss_Q[name] - loss_Q[MOE]
-        error = float(above_Q.std(ddof=1) / math.sqrt(len(above_Q))) if len(above_Q) > 1 else math.nan
+        second = SAME_TOKENS if name == MOE else SAME_TIME
+        by_run = {run: curve[(curve["run"] == run) & (curve["model"] == name)] for run in (SAME_TOKENS, second)}
+        last = by_run[SAME_TOKENS].iloc[-1]
+        times = [reached(own["seconds"].to_numpy(float), own["held_out_loss"].to_numpy(float), target) for own in by_run.values()]
         row = Outcome(
             model=name,
             num_parameters=model.num_parameters,
@@ -61,13 +80,20 @@ def outcomes(models: dict[str, ModelSpec], curve: pd.DataFrame, loss_Q: dict[str
             seconds=float(last["seconds"]),
             train_loss=float(last["train_loss"]),
             held_out_loss=float(last["held_out_loss"]),
-            loss_above_moe=float(above_Q.mean()),
-            loss_above_moe_error=error,
-            loss_at_first_end=float(np.interp(first_end_s, own["seconds"], own["held_out_loss"])),
-            seconds_to_moe_loss=reached(own["seconds"].to_numpy(float), own["held_out_loss"].to_numpy(float), target),
+            above_moe=_above(loss_Q[SAME_TOKENS][name], moe_Q),
+            same_time_tokens=int(by_run[second]["tokens"].iloc[-1]),
+            same_time_loss=float(by_run[second]["held_out_loss"].iloc[-1]),
+            same_time_above_moe=_above(loss_Q[second][name], moe_Q),
+            seconds_to_moe_loss=min((time for time in times if time is not None), default=None),
         )
         rows.append(row)
     return rows
+
+
+def _above(loss_Q: NDArray[np.float64], moe_Q: NDArray[np.float64]) -> Above:
+    above_Q = loss_Q - moe_Q
+    error = float(above_Q.std(ddof=1) / math.sqrt(len(above_Q))) if len(above_Q) > 1 else None
+    return Above(float(above_Q.mean()), error)
 
 
 def reached(seconds: NDArray[np.float64], loss: NDArray[np.float64], target: float) -> float | None:
@@ -89,39 +115,51 @@ def reached(seconds: NDArray[np.float64], loss: NDArray[np.float64], target: flo
 def headline(rows: list[Outcome]) -> str:
     """The result in a sentence, whichever way it came out."""
     moe, total, active = (next(row for row in rows if row.model == name) for name in (MOE, SAME_TOTAL, SAME_ACTIVE))
-    twins = f"the dense model of the same total size {_time(total, moe)}, the one of the same active size {_time(active, moe)}"
     return (
-        f"After {moe.seconds:.3g} s of its own compute and {moe.tokens:,} tokens the mixture of experts reached a held-out loss of "
-        f"{moe.held_out_loss:.2f} nats a byte; {twins}."
+        f"After {moe.seconds:.3g} s of its own compute the mixture of experts reached a held-out loss of {moe.held_out_loss:.2f} nats "
+        f"a byte; in the same time the dense model of the same total size reached {total.same_time_loss:.2f} and the one of the same "
+        f"active size {active.same_time_loss:.2f}: {_fastest(moe, total, active)}."
     )
 
 
 def findings(rows: list[Outcome]) -> list[str]:
     """What else the numbers say, and what they cannot."""
     moe, *twins = rows
-    said = [f"On the same {moe.tokens:,} tokens the {_WORDS[row.model]} ended {_difference(row)}." for row in twins]
-    longer = [f"{row.seconds / moe.seconds:.2f} times as long for the {_WORDS[row.model]}" for row in twins]
-    said.append(f"The same tokens took {' and '.join(longer)} as for the mixture of experts.")
-    first_end_s = min(row.seconds for row in rows)
-    losses = ", ".join(f"{row.loss_at_first_end:.3f} ({row.model})" for row in rows)
-    said.append(f"After {first_end_s:.3g} s of its own compute each, when the fastest was done, the held-out losses were {losses}.")
+    said = [f"{_time(row)}." for row in twins]
+    same = [f"the {_WORDS[row.model]} {_difference(row.above_moe)}" for row in twins]
     said.append(
-        "One run, one seed, one learning rate for all, on this machine's processor: it says nothing of larger models. All learning "
-        "rates fall over the same steps, so at the same time a slower model is compared before its rate has fallen, which makes it "
-        "look worse than a run of that length would."
+        f"On the same {moe.tokens:,} tokens, whatever they took, the mixture of experts ended at {moe.held_out_loss:.3f}, "
+        f"{' and '.join(same)} (nats a byte; standard error over sequences)."
+    )
+    longer = [f"{row.seconds / moe.seconds:.2f} times as long for the {_WORDS[row.model]}" for row in twins]
+    said.append(f"Those tokens took {' and '.join(longer)} as for the mixture of experts.")
+    said.append(
+        "One seed, one learning rate for all, none tuned, on this machine's processor: it says nothing of larger models or longer "
+        "training. In each run a model's learning rate falls to its end, so its last loss is what a run of that length gives."
     )
     return said
 
 
-def _time(row: Outcome, moe: Outcome) -> str:
+def _fastest(moe: Outcome, *twins: Outcome) -> str:
+    """Who learned most in the same time, and by how much that is more than chance."""
+    best = min((moe, *twins), key=lambda row: row.same_time_loss)
+    if best is moe:
+        level = [row for row in twins if not row.same_time_above_moe.is_clear]
+        return f"no clear difference to the {_WORDS[level[0].model]}" if level else "the mixture of experts learned fastest"
+    if not best.same_time_above_moe.is_clear:
+        return f"no clear difference between the mixture of experts and the {_WORDS[best.model]}"
+    return f"the {_WORDS[best.model]} learned fastest"
+
+
+def _time(row: Outcome) -> str:
+    name = f"The {_WORDS[row.model]}"
     if row.seconds_to_moe_loss is None:
-        return f"did not reach it in its {row.seconds:.3g} s (it ended at {row.held_out_loss:.2f})"
-    return f"needed {row.seconds_to_moe_loss:.3g} s, {row.seconds_to_moe_loss / max(moe.seconds, 1e-9):.2g} times as long"
+        return f"{name} did not reach the mixture's loss in any run; its longest took {row.seconds:.3g} s and ended at {row.held_out_loss:.2f}"
+    return f"{name} needed {row.seconds_to_moe_loss:.3g} s to reach the mixture's loss"
 
 
-def _difference(row: Outcome) -> str:
-    size, error = abs(row.loss_above_moe), row.loss_above_moe_error
-    spread = f"{size:.3f} ± {error:.3f} nats" if math.isfinite(error) else f"{size:.3f} nats"
-    if math.isfinite(error) and size < _CLEAR * error:
-        return f"level with it ({spread} apart, standard error over sequences)"
-    return f"{spread} {'above' if row.loss_above_moe > 0 else 'below'} it (standard error over sequences)"
+def _difference(above: Above) -> str:
+    spread = f"{abs(above.loss):.3f} ± {above.error:.3f}" if above.error is not None else f"{abs(above.loss):.3f}"
+    if not above.is_clear:
+        return f"level with it ({spread} apart)"
+    return f"{spread} {'above' if above.loss > 0 else 'below'} it"

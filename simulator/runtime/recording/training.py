@@ -1,7 +1,7 @@
 """Training of small byte-level language models side by side: the same batches in the same order, each model on its own clock.
 
-The models take turns at every step, so nobody gets an idle machine, and who begins changes from step to step. Everything else is
-the same for all: seed, AdamW (Loshchilov and Hutter, arXiv:1711.05101), a learning rate that rises over a few steps and falls like
+The models take turns, so nobody gets an idle machine, and who begins changes from step to step. Everything else is the same for
+all: seed, AdamW (Loshchilov and Hutter, arXiv:1711.05101), a learning rate that rises over a few steps and falls like
 a cosine (arXiv:1608.03983), and clipped gradients (Pascanu et al., arXiv:1211.5063). The mixture of experts has an auxiliary loss
 for balance besides: Switch Transformer's (Fedus et al., arXiv:2101.03961, equations 4 to 6), with top-k as in GShard
 (arXiv:2006.16668). Losses that are reported are cross-entropies, in nats a byte.
@@ -51,7 +51,7 @@ class Recipe:
     gradient_norm: float = 1.0
     balance: float = 0.01
     """Weight of the auxiliary loss; Switch Transformer's."""
-    num_evaluations: int = 16
+    num_evaluations: int = 12
     """Evenly over the steps, besides the one before the first."""
 
     def rate(self, step: int, num_steps: int) -> float:
@@ -103,6 +103,8 @@ class _Trained:
 
     transformer: Transformer
     optimiser: torch.optim.Optimizer
+    batches: np.random.Generator
+    """Each model draws the same ones."""
     routed: list[tuple[Router, Tensor]] = field(default_factory=list)
     """What each router of the last forward pass saw."""
     losses: list[float] = field(default_factory=list)
@@ -137,39 +139,48 @@ class Training:
         self.curve: list[Point] = []
         self.loss_Q: dict[str, NDArray[np.float64]] = {}
         """Held-out loss of each sequence at the last evaluation, by model."""
-        self._batches = np.random.default_rng(seed)
         self._models = {name: _begin(model, seed, self.recipe) for name, model in models.items()}
 
-    def seconds_a_step(self) -> tuple[float, float]:
-        """How long a step of all models takes, and an evaluation of them; nothing is learned. Runs what is slow only once, too."""
+    def time_a_step(self) -> tuple[dict[str, float], float]:
+        """Seconds of a step of each model, and of an evaluation of all; nothing is learned. Pays what is slow only once, too."""
         batch = self._batch(np.random.default_rng(0))
-        step_s = math.inf
+        step_s: dict[str, float] = dict.fromkeys(self._models, math.inf)
         with _reproducible():
             for _ in range(_WARM_UP_ROUNDS):
-                began = time.perf_counter()
-                for trained in self._models.values():
+                for name, trained in self._models.items():
+                    began = time.perf_counter()
                     self._loss(trained, batch)[1].backward()
                     trained.optimiser.zero_grad()
-                step_s = min(step_s, time.perf_counter() - began)
+                    step_s[name] = min(step_s[name], time.perf_counter() - began)
             began = time.perf_counter()
             for trained in self._models.values():
                 self._evaluate(trained.transformer)
         return step_s, time.perf_counter() - began
 
-    def run(self, num_steps: int) -> Iterator[int]:
-        """Train every model for so many steps; yields how many are done. May be called once."""
-        evaluated = {round(share * num_steps) for share in np.linspace(0, 1, self.recipe.num_evaluations + 1)}
-        names = list(self._models)
+    def run(self, steps: dict[str, int]) -> Iterator[int]:
+        """Train every model for its number of steps; may be called once.
+
+        Models take turns, and who begins changes. One that has fewer steps than another sits out some rounds, so that all end
+        together; the learning rate of each falls over its own steps.
+
+        Yields:
+            how many rounds are done, of as many as the largest number of steps.
+        """
+        names, num_rounds = list(self._models), max(steps.values())
+        evaluated = {name: _evaluated(number, self.recipe.num_evaluations) for name, number in steps.items()}
         with _reproducible():
-            self._add_points(0)
-            for step in range(num_steps):
-                batch = self._batch(self._batches)
-                rate = self.recipe.rate(step, num_steps)
+            for name in names:
+                self._add_point(name, 0)
+            for done in range(num_rounds):
                 for turn in range(len(names)):
-                    self._step(self._models[names[(step + turn) % len(names)]], batch, rate)
-                if step + 1 in evaluated:
-                    self._add_points(step + 1)
-                yield step + 1
+                    name = names[(done + turn) % len(names)]
+                    step = steps[name] * done // num_rounds
+                    if step == steps[name] * (done + 1) // num_rounds:
+                        continue
+                    self._step(self._models[name], self.recipe.rate(step, steps[name]))
+                    if step + 1 in evaluated[name]:
+                        self._add_point(name, step + 1)
+                yield done + 1
 
     def transformer(self, name: str) -> Transformer:
         """A model as it is now."""
@@ -189,7 +200,8 @@ class Training:
             sequences.append(texts[domain][start : start + length])
         return torch.from_numpy(np.stack(sequences).astype(np.int64))
 
-    def _step(self, trained: _Trained, batch: Tensor, rate: float) -> None:
+    def _step(self, trained: _Trained, rate: float) -> None:
+        batch = self._batch(trained.batches)
         began, cpu_began = time.perf_counter(), time.process_time()
         for group in trained.optimiser.param_groups:
             group["lr"] = rate
@@ -213,15 +225,15 @@ class Training:
         trained.routed.clear()
         return reported.detach(), loss
 
-    def _add_points(self, step: int) -> None:
-        for name, trained in self._models.items():
-            loss_Q = self._evaluate(trained.transformer)
-            self.loss_Q[name] = loss_Q
-            train_loss = float(np.mean(trained.losses)) if trained.losses else math.nan
-            tokens = step * self.shape.tokens_per_step
-            self.curve.append(Point(name, step, tokens, sum(trained.step_s), trained.cpu_seconds, train_loss, float(loss_Q.mean())))
-            trained.losses.clear()
-            trained.routed.clear()
+    def _add_point(self, name: str, step: int) -> None:
+        trained = self._models[name]
+        loss_Q = self._evaluate(trained.transformer)
+        self.loss_Q[name] = loss_Q
+        train_loss = float(np.mean(trained.losses)) if trained.losses else math.nan
+        tokens = step * self.shape.tokens_per_step
+        self.curve.append(Point(name, step, tokens, sum(trained.step_s), trained.cpu_seconds, train_loss, float(loss_Q.mean())))
+        trained.losses.clear()
+        trained.routed.clear()
 
     def _evaluate(self, transformer: Transformer) -> NDArray[np.float64]:
         """Mean loss of each held-out sequence, ``[Q]``."""
@@ -269,11 +281,21 @@ def _begin(model: ModelSpec, seed: int, recipe: Recipe) -> _Trained:
     decayed = [parameter for parameter in transformer.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in transformer.parameters() if parameter.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    trained = _Trained(transformer, torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True))
+    optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
+    trained = _Trained(transformer, optimiser, np.random.default_rng(seed))
     for module in transformer.modules():
         if isinstance(module, Router):
             module.register_forward_hook(lambda router, seen, _: trained.routed.append((router, seen[0])))
     return trained
+
+
+def _evaluated(num_steps: int, num_evaluations: int) -> set[int]:
+    """Steps after which a model is evaluated: evenly, the last one included.
+
+    >>> sorted(_evaluated(40, 3))
+    [0, 13, 27, 40]
+    """
+    return {round(share * num_steps) for share in np.linspace(0, 1, num_evaluations + 1)}
 
 
 def _chunk(batch: Tensor) -> Chunk:
