@@ -27,7 +27,10 @@ from simulator.errors import UserError
 from simulator.records import DeploymentRecord
 
 TABLES = ("requests", "steps", "ranks", "experts", "traffic", "spans")
-_FILES = {"run.json", "summary.csv", "timeline.json", "report.html", "comparison.html", *(f"{name}.parquet" for name in TABLES)}
+_FILES = {
+    *("run.json", "summary.csv", "faults.csv", "timeline.json", "report.html", "comparison.html"),
+    *(f"{name}.parquet" for name in TABLES),
+}
 _PARTIAL = ".moesim-partial-"
 _NEW = "new"
 
@@ -70,13 +73,25 @@ def write(results: Results, folder: Path, render: Callable[[Results], str]) -> N
     """
     check_writable(folder)
     page = render(results)
+    replace_folder(folder, lambda new: _fill(new, results, page))
+
+
+def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Write a folder under a temporary name, and rename it when it is whole.
+
+    Args:
+        fill: makes the folder that it is given, and writes its files.
+
+    Raises:
+        UserError: if it cannot be written; nothing is left behind then.
+    """
     target = folder.resolve()
     made = [parent for parent in target.parents if not parent.exists()]
     partial: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=target.parent))
-        _fill(partial / _NEW, results, page)
+        fill(partial / _NEW)
         if target.exists():
             os.replace(target, partial / "old")
         os.replace(partial / _NEW, target)

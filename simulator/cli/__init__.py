@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from simulator import __version__
-from simulator.cli import console, describe, run, trace
+from simulator.cli import console, describe, execute, run, trace
 from simulator.errors import UserError
 
 app = typer.Typer(
@@ -83,6 +83,8 @@ def options(
 
 # The help lists the commands in this order.
 app.command()(run.run)
+app.command()(execute.execute)
+app.command()(execute.calibrate)
 app.command()(run.report)
 app.command("list")(describe.list_)
 app.command()(describe.check)

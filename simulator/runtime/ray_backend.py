@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -59,6 +60,7 @@ class RayBackend:
         self._offset_s = [0.0] * self.size
         self._meeting: Meeting | None = None
         self._home: dict[int, tuple[PlacementGroup, int]] = {}
+        self._started_on: dict[int, str | None] = {}
         self._boots: dict[int, str] = {}
         self._empty: set[int] = set()
         """Ranks that were replaced and have no model yet."""
@@ -94,11 +96,13 @@ class RayBackend:
         strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
         self._actors[rank] = RemoteShard.options(num_cpus=self._cpus, scheduling_strategy=strategy).remote(rank, self.size)
         self._home[rank] = (group, bundle)
+        self._pids[rank] = 0
 
     def _greet(self, ranks: Any) -> None:
         """Learn each rank's process and clock, and share out the cores of each machine."""
         own_boot = Shard(0, 1).process()[1]
         found = self._ask({rank: self._actors[rank].process.remote() for rank in ranks}, _START_S)
+        self._started_on |= {rank: self._node_of(rank) for rank in found}
         self._boots |= {rank: boot for rank, (_, boot) in found.items()}
         for rank, (pid, boot) in found.items():
             self._pids[rank] = pid if boot == own_boot else 0
@@ -140,6 +144,11 @@ class RayBackend:
         """Build every rank's part of the model; parameters on each."""
         self._job = job
         found = self._ask({rank: actor.load.remote(job) for rank, actor in enumerate(self._actors)}, None)
+        return [found[rank] for rank in range(self.size)]
+
+    def apply(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """Call ``function(shard, *arguments)`` on every rank at once."""
+        found = self._ask({rank: actor.apply.remote(function, *arguments) for rank, actor in enumerate(self._actors)}, None)
         return [found[rank] for rank in range(self.size)]
 
     def step(self, step: Step) -> list[ShardStep]:
@@ -218,6 +227,10 @@ class RayBackend:
 
     def _break(self, fault: FaultSpec) -> None:
         if fault.node is not None:
+            node = self.nodes.id_of(fault.node)
+            for rank in range(self.size):  # a process outlives its raylet for a moment, in which it could finish the step
+                if self._started_on[rank] == node:
+                    self.kill(rank)
             self.nodes.kill(fault.node)
         elif fault.rank is not None and fault.rank < self.size:
             self.kill(fault.rank)
@@ -225,7 +238,8 @@ class RayBackend:
     def kill(self, rank: int) -> None:
         """Kill a rank's process without notice."""
         if self._pids[rank]:
-            os.kill(self._pids[rank], signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pids[rank], signal.SIGKILL)
         else:
             ray.kill(self._actors[rank])
 
@@ -237,7 +251,7 @@ class RayBackend:
             fault = Fault(self._job.name if self._job else "", step.number, gone, self._describe(lost), 0.0)
             try:
                 for rank in lost.hung:
-                    ray.kill(self._actors[rank])
+                    self.kill(rank)  # Ray would ask the process first, for seconds, and keep its place taken
                 self._replace(gone)
                 for planned in self._due(step, attempt, in_recovery=True):
                     self._break(planned)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,17 @@ class Shard:
             hidden_TH=None if kept is None else kept.float().cpu().numpy(),
             topk_ids_LTK=np.stack(ids_LTK).astype(np.int16) if step.keeps_output and ids_LTK else None,
         )
+
+    def apply(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call ``function(shard, *arguments)`` in the shard's process."""
+        return function(self, *arguments)
+
+    @property
+    def transport(self) -> Transport:
+        """The rank's end of what joins it to the others."""
+        if self._transport is None:
+            raise RuntimeError(f"rank {self.rank} has not met the others")
+        return self._transport
 
     def close(self) -> None:
         """Leave the other ranks."""

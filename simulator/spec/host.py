@@ -11,7 +11,7 @@ from pydantic import Field
 
 from simulator.data import find_file
 from simulator.errors import UserError
-from simulator.spec.base import Count, Frozen, NonNegative, Policy, Size, validate
+from simulator.spec.base import Frozen, NonNegative, Policy, Size, validate
 from simulator.spec.calibration import Calibration, EngineFit, Fit
 from simulator.spec.loading import read_toml
 
@@ -49,7 +49,7 @@ def _between(points: NDArray[np.float64], values: NDArray[np.float64], at: float
     """Values along the first axis, linear between ``points``; beyond the last one in proportion, unless clipped."""
     last = len(points) - 1
     if last == 0 or at <= points[0]:
-        return values[0]
+        return np.asarray(values[0])
     if at >= points[-1]:
         return values[-1] if clip else np.asarray(values[-1] + (at - points[-1]))
     upper = int(np.searchsorted(points, at))
@@ -146,7 +146,6 @@ class HostCalibration(Frozen):
     collectives: Annotated[tuple[Collectives, ...], Field(strict=False)] = ()
     pruned: Annotated[tuple[Pruned, ...], Field(strict=False)] = ()
     notes: str = ""
-    num_measurements: Count = 0
 
     compute: ClassVar[Policy] = {"kind": "host"}
     communication: ClassVar[Policy] = {"kind": "host"}

@@ -1,0 +1,146 @@
+"""``moesim execute`` and ``moesim calibrate``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from simulator.cli import console
+from simulator.cli.console import AsJson, Out, Seed, Set
+from simulator.errors import UserError
+
+
+def execute(
+    scenario: Annotated[str, typer.Argument(help="A scenario's TOML file, or the name of a shipped one.")],
+    out_folder: Out = None,
+    simulated_nodes: Annotated[
+        int | None, typer.Option("--simulated-nodes", metavar="N", min=1, help="Spread the ranks over N Ray nodes on this machine.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Run on the Ray cluster there; by default Ray is started here.")
+    ] = None,
+    seed: Seed = None,
+    overrides: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run every deployment of a scenario for real, on PyTorch shards in Ray actors, beside the simulator's prediction."""
+    if simulated_nodes is not None and address is not None:
+        raise UserError(
+            "--simulated-nodes and --address: nodes are simulated on this machine or found in a cluster; give one of them"
+        )
+    from simulator.execute import execute_scenario
+    from simulator.executed import write
+    from simulator.report.execution import render
+    from simulator.results import check_writable
+    from simulator.scenario import load_scenario
+
+    loaded, path = load_scenario(scenario, overrides or [], seed)
+    folder = out_folder or Path("reports/out") / f"{path.stem}_executed"
+    check_writable(folder)
+    with console.progress(unit="steps", waiting="checking models and clusters") as tick:
+        executed = execute_scenario(loaded, path, simulated_nodes=simulated_nodes, address=address, tick=tick)
+        tick("writing the report", 0, None)
+        write(executed, folder, render)
+    if as_json:
+        summary = json.loads(executed.summary.to_json(orient="records", double_precision=15))
+        faults = json.loads(executed.faults.to_json(orient="records"))
+        console.emit({"folder": str(folder), "summary": summary, "faults": faults})
+    else:
+        print_executed(executed)
+    console.err.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True, markup=False)
+
+
+def print_executed(executed: Any) -> None:
+    """Tokens a second and phases, measured beside predicted."""
+    from simulator.executed import KINDS
+
+    for kind in dict.fromkeys(executed.summary["kind"]):
+        own = executed.summary[executed.summary["kind"] == kind]
+        rows: list[tuple[str, ...]] = [("", "tokens/s", "predicted", "step", "predicted", "error", "against one process")]
+        rows += [
+            (
+                entry.deployment,
+                f"{entry.tokens_per_s:,.0f}",
+                f"{entry.predicted_tokens_per_s:,.0f}",
+                f"{entry.step_s * 1e3:.1f} ms",
+                f"{entry.predicted_step_s * 1e3:.1f} ms",
+                f"{entry.error:+.0%}",
+                f"{entry.largest_difference:.0e}",
+            )
+            for entry in own.itertuples()
+        ]
+        console.out.print(Text(f"{KINDS[kind]}:", style="bold"))
+        _print_table(rows)
+        console.out.print()
+    console.out.print(Text("Where a step's time goes, ms measured / predicted:", style="bold"))
+    _print_table(_phase_rows(executed))
+    for fault in executed.faults.itertuples():
+        console.out.print(f"step {fault.step} of {fault.deployment}: {fault.what}; ready again after {fault.recovery_s:.1f} s")
+    known = executed.run["calibration"]
+    if known["machine"] not in (None, executed.run["machine"]):
+        console.err.print(
+            f"note: the prediction rests on times of another machine ({known['machine']}); "
+            f"moesim calibrate cpu measures this one ({executed.run['machine']})",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _phase_rows(executed: Any) -> list[tuple[str, ...]]:
+    from simulator.executed import KINDS, SOURCES
+    from simulator.records import STEP_PHASES
+
+    columns = [f"{phase}_s" for phase in STEP_PHASES]
+    median = executed.steps.groupby(["deployment", "kind", "source"], sort=False)[columns].median()
+    used = [column for column in columns if median[column].max() > 0]
+    rows: list[tuple[str, ...]] = [("", *(column.removesuffix("_s") for column in used))]
+    for deployment in executed.deployments:
+        for kind in dict.fromkeys(executed.steps["kind"]):
+            measured, predicted = (median.loc[(deployment, kind, source)] for source in SOURCES)
+            cells = (f"{measured[column] * 1e3:.1f} / {predicted[column] * 1e3:.1f}" for column in used)
+            rows.append((f"{deployment}, {KINDS[kind]}", *cells))
+    return rows
+
+
+def _print_table(rows: list[tuple[str, ...]]) -> None:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for number, row in enumerate(rows):
+        line = row[0].ljust(widths[0]) + "".join("   " + cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        console.out.print(Text(line, style="" if number else "bold"), soft_wrap=True, highlight=False)
+
+
+def calibrate(
+    device: Annotated[str, typer.Argument(help="cpu; shards on CUDA are executed, but not calibrated yet.")] = "cpu",
+    out_file: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="Where the calibration goes; execute finds it at the default.")
+    ] = Path("cluster_configs/calibration/this-machine.toml"),
+    ranks: Annotated[
+        list[int] | None, typer.Option(metavar="N", min=1, help="Numbers of ranks to time; by default up to twice the cores.")
+    ] = None,
+) -> None:
+    """Time this machine's kernels and exchanges through the shards that run on it, for what execute predicts."""
+    if device != "cpu":
+        raise UserError(f"calibrate {device}: must be cpu")
+    from simulator.runtime import require
+
+    require("torch")
+    require("ray")
+    from simulator.runtime.calibration.file import calibration_toml
+    from simulator.runtime.calibration.host import calibrate as time_machine
+    from simulator.runtime.calibration.host import default_ranks
+    from simulator.runtime.nodes import connect
+
+    out_file.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        console.whole_file(out_file) as partial,
+        console.progress(unit="parts", waiting="starting Ray") as tick,
+        connect() as nodes,
+    ):
+        found = time_machine(nodes, ranks or default_ranks(), tick)
+        partial.write_text(calibration_toml(found), encoding="utf-8")
+    console.err.print(f"calibration of {found.machine}: {out_file}", highlight=False, soft_wrap=True, markup=False)

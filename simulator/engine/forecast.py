@@ -1,0 +1,51 @@
+"""What single steps take, rank by rank: the prediction beside a real execution."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import simpy
+
+from simulator.engine.fabric import FluidWires
+from simulator.engine.rank import StepTimes, finish_step, run_step
+from simulator.plan import Plan
+from simulator.price import Prices
+from simulator.program import Batch
+
+
+class EvenStep(NamedTuple):
+    """A step over sequences that are alike, spread over the data-parallel ranks."""
+
+    sequences_d: tuple[int, ...]
+    """Of each data-parallel rank."""
+    new_tokens: int
+    context_tokens: int
+    offset: int
+    """Where in the plan's pool of expert choices its tokens begin."""
+
+    def batch(self) -> Batch:
+        """As the simulator's engine forms them."""
+        is_decode = self.new_tokens == 1 and self.context_tokens > 0
+        return Batch(
+            new_tokens=tuple(np.full(number, self.new_tokens, dtype=np.int64) for number in self.sequences_d),
+            context_tokens=tuple(np.full(number, self.context_tokens, dtype=np.int64) for number in self.sequences_d),
+            is_decode=tuple(np.full(number, is_decode) for number in self.sequences_d),
+            num_logits=np.array(self.sequences_d, dtype=np.int64),
+        )
+
+
+def forecast(plan: Plan, steps: Sequence[EvenStep], *, keep_spans: bool = False) -> Iterator[StepTimes]:
+    """Simulate each step on its own at the ``rank`` fidelity."""
+    if not steps:
+        return
+    prices = Prices(plan, max(max(step.sequences_d) * step.new_tokens for step in steps))
+    num_ranks = plan.layout.num_ranks
+    for step in steps:
+        env = simpy.Environment()
+        program = prices.program(step.batch(), step.offset)
+        yield finish_step(
+            env,
+            run_step(env, FluidWires(env), program, num_ranks, shared_cores=plan.calibration.shared_cores, keep_spans=keep_spans),
+        )
