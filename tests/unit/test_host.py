@@ -1,0 +1,162 @@
+"""Times of a machine: tables interpolated between what was measured, and cores that ranks share."""
+
+import numpy as np
+import pytest
+import simpy
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simulator.data import available_files
+from simulator.engine.cores import SharedCores
+from simulator.engine.forecast import EvenStep, forecast
+from simulator.errors import UserError
+from simulator.plan import make_plan
+from simulator.spec.base import validate
+from simulator.spec.calibration import Calibration
+from simulator.spec.deployment import DeploymentSpec
+from simulator.spec.host import ExchangeTable, HostCalibration, MatrixTable, load_any_calibration
+
+ROWS, SIZES, WORKING = (1, 8, 64), (1024, 65536), (1 << 20, 1 << 26)
+
+
+def table(seconds=None):
+    rng = np.random.default_rng(0)
+    values = rng.uniform(1e-6, 1e-3, (2, 2, 3)) if seconds is None else seconds
+    return MatrixTable(kind="measured", source="a test", rows=ROWS, sizes=SIZES, working_bytes=WORKING, seconds=values.tolist())
+
+
+def test_what_was_measured_is_given_back():
+    found = table()
+    for w, working in enumerate(WORKING):
+        for s, size in enumerate(SIZES):
+            assert found.seconds_for(np.array(ROWS), size, working) == pytest.approx(found.seconds[w][s])
+
+
+@given(st.floats(1, 64), st.floats(1024, 65536), st.floats(1 << 20, 1 << 26))
+def test_between_measurements_it_lies_between_them(rows, size, working):
+    found = table()
+    low, high = np.min(found.seconds), np.max(found.seconds)
+    assert low * 0.999 <= found.seconds_for(np.array([rows]), size, working)[0] <= high * 1.001
+
+
+def test_no_rows_take_no_time_and_more_than_was_measured_grows_in_proportion():
+    found = table()
+    assert found.seconds_for(np.array([0]), 1024, 1 << 20)[0] == 0.0
+    last = found.seconds[0][0][-1]
+    assert found.seconds_for(np.array([640]), 1024, 1 << 20)[0] == pytest.approx(10 * last)
+    assert found.seconds_for(np.array([64]), 10 * 65536, 1 << 20)[0] == pytest.approx(10 * found.seconds[0][1][-1])
+
+
+def test_an_exchange_is_linear_between_measurements_and_goes_on_beyond_them():
+    exchange = ExchangeTable(kind="measured", source="a test", num_bytes=(0.0, 100.0, 200.0), seconds=(1.0, 2.0, 4.0))
+    assert exchange.latency_s == 1.0
+    assert exchange.seconds_for(np.array([0.0, 50.0, 150.0, 300.0])).tolist() == [0.0, 0.5, 2.0, 5.0]
+
+
+@given(st.lists(st.floats(1e-4, 10.0), min_size=1, max_size=6), st.integers(1, 6))
+def test_shared_cores_are_never_idle_while_there_is_work_for_them(seconds, num_cores):
+    env = simpy.Environment()
+    cores = SharedCores(env, len(seconds), num_cores)
+    ends = []
+
+    def rank(number, duration_s):
+        yield cores.work(number, duration_s)
+        ends.append((number, env.now))
+
+    for number, duration_s in enumerate(seconds):
+        env.process(rank(number, duration_s))
+    env.run()
+    end_s = dict(ends)
+    bound_s = max(max(seconds), sum(seconds) / num_cores)
+    assert bound_s * (1 - 1e-6) <= env.now
+    if len(seconds) <= num_cores:
+        assert [end_s[i] for i in range(len(seconds))] == pytest.approx(seconds)
+    assert env.now <= sum(seconds) / num_cores + max(seconds) + 1e-6
+    assert all(end_s[i] >= seconds[i] * (1 - 1e-6) for i in range(len(seconds)))
+
+
+def test_equal_ranks_on_half_as_many_cores_take_twice_as_long():
+    env = simpy.Environment()
+    cores = SharedCores(env, 4, 2)
+    for rank in range(4):
+        cores.work(rank, 1.0)
+    env.run()
+    assert env.now == pytest.approx(2.0)
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("local")
+    (folder / "moe.toml").write_text(
+        'hidden_size = 256\nvocab_size = 64\nlayers = [{ repeat = 2, pattern = [["a", "f"]] }]\n'
+        '[mixers]\na = { kind = "gqa", num_heads = 4, num_kv_heads = 4, head_size = 64 }\n'
+        '[ffns]\nf = { kind = "moe", num_experts = 8, top_k = 2, intermediate_size = 512 }\n'
+    )
+    (folder / "dense.toml").write_text(
+        'hidden_size = 256\nvocab_size = 64\nlayers = [{ repeat = 2, pattern = [["a", "f"]] }]\n'
+        '[mixers]\na = { kind = "gqa", num_heads = 4, num_kv_heads = 4, head_size = 64 }\n'
+        '[ffns]\nf = { kind = "dense", intermediate_size = 2048 }\n'
+    )
+
+    def plan(model="moe", num_ranks=2, **keys):
+        table = {"name": model, "model": f"{model}.toml", "cluster": f"this-machine-{num_ranks}", "weight_dtype": "fp32"}
+        if model == "moe":
+            table |= {"parallel": {"attention_dp": num_ranks, "ep": num_ranks}, "routing": {"kind": "uniform"}}
+        else:
+            table |= {"parallel": {"tp": num_ranks}}
+        return make_plan(validate(DeploymentSpec, {**table, **keys}, "test"), 1, "test", folder)
+
+    return plan
+
+
+def seconds_of(plan, sequences, new=1, context=0):
+    dp = plan.layout.attention_dp
+    [times] = forecast(plan, [EvenStep((sequences // dp,) * dp, new, context, 0)])
+    return times
+
+
+def test_a_step_costs_more_with_more_tokens_and_its_phases_add_up(local):
+    few, many = (seconds_of(local(), number) for number in (8, 512))
+    assert many.duration_s > few.duration_s
+    assert few.phases["experts"] > 0
+    assert few.phases["dispatch"] > 0
+
+
+def test_ranks_beyond_the_cores_share_them(local):
+    plan = local(num_ranks=4)
+    assert plan.calibration.shared_cores == plan.calibration.host.num_cores
+    assert local(num_ranks=2).calibration.shared_cores is None
+
+
+def test_a_number_of_ranks_that_was_not_measured_is_refused_with_what_to_do(local):
+    with pytest.raises(UserError, match=r"no collectives of 16 ranks .* moesim calibrate cpu --ranks 16"):
+        seconds_of(local("dense", num_ranks=1), 4) and local("dense", num_ranks=1, parallel={"attention_dp": 1}).calibration.host.on(
+            16, 1.0
+        ).collectives
+
+
+def test_pruned_blocks_store_less_and_are_priced_from_measured_products(local):
+    whole, pruned = local("dense"), local("dense", pruning={"kind": "unstructured", "sparsity": 0.95})
+    assert pruned.capacity.weights_bytes < 0.5 * whole.capacity.weights_bytes
+    assert seconds_of(pruned, 1).phases["dense"] != seconds_of(whole, 1).phases["dense"]
+
+
+def test_pruning_where_nothing_was_measured_is_refused(local):
+    with pytest.raises(UserError, match="measured by moesim calibrate on this machine only"):
+        local("dense", cluster="h100-sxm-2", pruning={"kind": "two_four"})
+    with pytest.raises(UserError, match="has none; leave it out"):
+        local("moe", pruning={"kind": "two_four"})
+
+
+def test_cost_models_refuse_a_calibration_of_the_other_kind(local):
+    with pytest.raises(UserError, match="'roofline' needs shares of an accelerator's peaks"):
+        local("dense", compute={"kind": "roofline"})
+    with pytest.raises(UserError, match="'host' needs a calibration that moesim calibrate cpu wrote"):
+        local("dense", cluster="h100-sxm-2", compute={"kind": "host"})
+
+
+@pytest.mark.parametrize("name", sorted(available_files("cluster_configs/calibration")))
+def test_every_calibration_says_where_its_numbers_come_from(name):
+    found = load_any_calibration(name, "test")
+    assert isinstance(found, Calibration | HostCalibration)
+    assert found.title
