@@ -6,15 +6,21 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ray
 import ray._private.worker as ray_worker
+from ray._private.utils import get_ray_address_file
 from ray.cluster_utils import Cluster
 
 from simulator.errors import UserError
+
+_ANSWER_S = 5.0
+"""A cluster whose address does not answer for so long is not there."""
 
 
 def _mark(number: int) -> str:
@@ -43,8 +49,8 @@ class Nodes:
         """What a placement asks for to land on node ``number`` of the plan: on a simulated node, its own mark."""
         return {} if self.simulated is None else {_mark(number): 0.001}
 
-    def kill(self, number: int) -> None:
-        """Kill a simulated node with everything on it.
+    def id_of(self, number: int) -> str | None:
+        """Id of a simulated node; ``None`` once it was killed.
 
         Raises:
             UserError: if there is no such node.
@@ -54,9 +60,18 @@ class Nodes:
                 f"execution.faults: node {number} cannot be killed: start it with --simulated-nodes {number + 1} or more"
             )
         node = self._simulated_nodes[number]
-        if node is not None:
-            self._simulated_nodes[number] = None
-            self._killed.add(node.node_id)
+        return None if node is None else str(node.node_id)
+
+    def kill(self, number: int) -> None:
+        """Kill a simulated node with everything on it.
+
+        Raises:
+            UserError: if there is no such node.
+        """
+        node_id = self.id_of(number)
+        if self.simulated is not None and node_id is not None:
+            node, self._simulated_nodes[number] = self._simulated_nodes[number], None
+            self._killed.add(node_id)
             self.simulated.remove_node(node, allow_graceful=False)
 
 
@@ -94,21 +109,45 @@ def connect(simulated_nodes: int | None = None, address: str | None = None) -> I
         os.environ.update(before)
         ray.shutdown()
         if nodes.simulated is not None:
-            with contextlib.suppress(Exception):  # a node that was killed on purpose cannot be stopped again
+            with _keeps_address_file(), contextlib.suppress(Exception):  # a node that was killed on purpose cannot be stopped again
                 nodes.simulated.shutdown()
 
 
 def _join(address: str, quiet: dict[str, Any]) -> None:
     try:
+        _check_answers(address)
         ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+    except (OSError, OverflowError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"--address {address}: no Ray cluster can be joined there: {reason}") from None
 
 
+def _check_answers(address: str) -> None:
+    """Knock first: Ray itself waits for minutes, and complains on standard error, where nobody is."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S).close()
+
+
+@contextlib.contextmanager
+def _keeps_address_file() -> Iterator[None]:
+    """Put back what tells other programs where this machine's cluster is: Ray's simulated one writes itself there, and deletes it."""
+    path = Path(get_ray_address_file(None))
+    before = path.read_text() if path.exists() else None
+    try:
+        yield
+    finally:
+        if before is None:
+            path.unlink(missing_ok=True)
+        else:
+            path.write_text(before)
+
+
 def _simulate(nodes: Nodes, number: int, quiet: dict[str, Any]) -> None:
     # The head has no CPUs, so that no shard lands on it and every simulated node can be killed.
-    nodes.simulated = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    with _keeps_address_file():
+        nodes.simulated = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for i in range(number):
         started = nodes.simulated.add_node(num_cpus=os.cpu_count() or 1, resources={_mark(i): 1.0}, include_dashboard=False)
         nodes._simulated_nodes.append(started)
