@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 from torch import Tensor
@@ -47,12 +48,15 @@ class InProcessTransport(SwapTransport):
 
     def swap(self, give_R: list[Tensor]) -> list[Tensor]:
         try:
+            if self.room.barrier.broken:
+                raise threading.BrokenBarrierError
             self.room.given[self.rank] = give_R
-            self.room.barrier.wait()
-            received = [given[self.rank] for given in self.room.given]
             self.room.barrier.wait()
         except threading.BrokenBarrierError:
             raise PeerLostError(f"rank {self.rank}: another rank failed or did not come in time") from None
+        received = [given[self.rank] for given in self.room.given]
+        with contextlib.suppress(threading.BrokenBarrierError):  # all have come; one that has left since takes nothing away
+            self.room.barrier.wait()
         return received
 
     def close(self) -> None:
