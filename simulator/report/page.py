@@ -2,66 +2,36 @@
 
 from __future__ import annotations
 
-import html
-import json
 import re
-from pathlib import Path
 from typing import Any
-
-import plotly.graph_objects as go
-import plotly.io as pio
-from plotly.offline import get_plotlyjs
 
 from simulator.metrics import METRICS
 from simulator.report import style, tables
-from simulator.report.figures import Figure, figures, plots
+from simulator.report.cards import Cards, drawn_sections
+from simulator.report.document import described, document, facts_list, in_sections
+from simulator.report.figures import figures, plots
 from simulator.report.formats import KEY_METRICS, UNDEFINED, number, seconds
 from simulator.report.markup import Markup, join, tag, text
 from simulator.results import Results
 
-_HERE = Path(__file__).parent
-# Nothing may be fetched: the page must read the same on a plane, and say nothing to anyone.
-_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
-
 
 def render(results: Results) -> str:
     """The page as one HTML document."""
-    drawn = _Drawn(results)
+    cards = Cards()
     sections = [
         ("Key numbers", _key_numbers(results)),
-        *drawn.sections(),
-        ("Models and deployments", _described(_MODELS, tables.deployments_table(results))),
-        ("What was assumed", _assumed(results)),
-        ("How this run was made", tables.provenance(results)),
-        ("All metrics", _described(_ALL_METRICS, tables.metrics_table(results, METRICS, with_definitions=True))),
+        *drawn_sections(cards, [(figure, plots(figure, results)) for figure in figures()]),
+        ("Models and deployments", described(_MODELS, tables.deployments_table(results))),
+        ("What was assumed", tables.assumed(results)),
+        ("How this run was made", _provenance(results.run)),
+        ("All metrics", described(_ALL_METRICS, tables.metrics_table(results, METRICS, with_definitions=True))),
     ]
-    anchors = {title: re.sub(r"[^a-z]+", "-", title.lower()).strip("-") for title, _ in sections}
-    contents = tag("nav", *(tag("a", title, href=f"#{anchors[title]}") for title, _ in sections), aria_label="Contents", tabindex=0)
-    body = [tag("section", tag("h2", title), content, id=anchors[title]) for title, content in sections]
     name = str(results.run.get("name") or "run")
-    head = [
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", f"{name} · moesim"),
-        tag("style", Markup((_HERE / "page.css").read_text(encoding="utf-8"))),
-    ]
-    scripts = [
-        Markup(f'<script type="application/json" id="payload">{_json_in_html(drawn.payload)}</script>'),
-        tag("script", Markup(get_plotlyjs())),
-        tag("script", Markup((_HERE / "page.js").read_text(encoding="utf-8"))),
-    ]
-    main = tag("main", _hero(results, name), contents, *body)
-    return f'<!doctype html>\n<html lang="en">{tag("head", *head)}{tag("body", main, *scripts)}</html>\n'
+    return document(name, in_sections(_hero(results, name), sections), cards.payload)
 
 
 _MODELS = "Parameters are counted from each model's configuration and set against what its authors publish."
 _ALL_METRICS = "The numbers of summary.csv, with what each one means; percentiles are over requests that finished."
-
-
-def _described(definition: str, content: Markup) -> Markup:
-    return join([tag("p", definition, class_="lead"), content])
 
 
 def _hero(results: Results, name: str) -> Markup:
@@ -108,9 +78,8 @@ def _setting(run: dict[str, Any]) -> Markup:
             shown.append((f"{side.capitalize()} tokens", f"mean {number(float(lengths['mean']))}{p99}"))
     targets = [f"{key[:-2].upper()} ≤ {seconds(float(limit))}" for key, limit in slo.items() if limit is not None]
     shown.append(("Targets", ", ".join(targets) or "none set"))
-    listed = [tag("div", tag("dt", key), tag("dd", value)) for key, value in shown]
     notes = [tag("p", str(note), class_="note") for note in workload.get("notes") or []]
-    return join([tag("dl", *listed, class_="setting"), *notes])
+    return join([facts_list(dict(shown), "setting"), *notes])
 
 
 def _notice(results: Results) -> list[Markup]:
@@ -126,96 +95,13 @@ def _key_numbers(results: Results) -> Markup:
     return tables.metrics_table(results, KEY_METRICS, with_definitions=False)
 
 
-def _assumed(results: Results) -> Markup:
-    said = [tables.warnings_list(results), tables.assumptions_table(results)]
-    told = [part for part in said if part is not None]
-    lead = "Every number that the run took from elsewhere, the least certain first."
-    return _described(lead, join(told)) if told else tag("p", "The run states no assumption.", class_="lead")
-
-
-class _Drawn:
-    """The figures as cards, and what the page's script needs to draw them."""
-
-    def __init__(self, results: Results) -> None:
-        self.results = results
-        self.payload: dict[str, Any] = {"templates": style.TEMPLATES, "plots": []}
-
-    def sections(self) -> list[tuple[str, Markup]]:
-        """Title and content of each section; a section stands where its first figure does.
-
-        What this run has nothing to show for is named at the end, with the reason, so that no heading stands over nothing.
-        """
-        every = [(figure, plots(figure, self.results)) for figure in figures()]
-        missing = [tag("p", tag("b", figure.title), f": {figure.absent}", class_="absent") for figure, found in every if not found]
-        by_section: dict[str, list[tuple[Figure, dict[str, go.Figure]]]] = {}
-        for figure, found in every:
-            if found:
-                by_section.setdefault(figure.section, []).append((figure, found))
-        sections = [(title, self._cards(shown)) for title, shown in by_section.items()]
-        return [*sections, *([("Not drawn for this run", join(missing))] if missing else [])]
-
-    def _cards(self, shown: list[tuple[Figure, dict[str, go.Figure]]]) -> Markup:
-        is_half = [figure.width == "half" and len(found) == 1 for figure, found in shown] + [False]
-        cards, is_second = [], False
-        for place, (figure, found) in enumerate(shown):
-            # Two halves share a row; one without a neighbour takes the row, so that none is left half empty.
-            spans_half = is_half[place] and (is_second or is_half[place + 1])
-            cards.append(self._card(figure, found, spans_half))
-            is_second = spans_half and not is_second
-        return tag("div", *cards, class_="cards")
-
-    def _card(self, figure: Figure, found: dict[str, go.Figure], spans_half: bool) -> Markup:
-        width = "full" if len(found) == 1 else figure.width
-        cells = []
-        for heading, plot in found.items():
-            height = int(plot.layout.height or 320)
-            holder = tag("div", id=self._add(plot), class_="plot", style=f"height:{height}px", role="img", aria_label=figure.title)
-            above = [tag("h4", Markup(heading))] if heading else []
-            cells.append(tag("div", *above, holder, class_="cell"))
-        return tag(
-            "article",
-            tag("h3", figure.title),
-            tag("p", figure.definition, class_="definition"),
-            _legend(list(found.values())),
-            tag("div", *cells, class_=f"plots {width}"),
-            class_="card half" if spans_half else "card",
-        )
-
-    def _add(self, plot: go.Figure) -> str:
-        name = f"plot-{len(self.payload['plots'])}"
-        drawn = json.loads(pio.to_json(plot, validate=False))
-        drawn["layout"].pop("template", None)
-        self.payload["plots"].append({"id": name, "data": drawn["data"], "layout": drawn["layout"]})
-        return name
-
-
-def _legend(found: list[go.Figure]) -> Markup:
-    """The legend of a card: a button a name, which hides and shows it in all plots of the card."""
-    keys: dict[str, str] = {}
-    for plot in found:
-        for trace in plot.data:
-            if not trace.name or trace.showlegend is False:
-                continue
-            if trace.type == "scatter":
-                keys.setdefault(trace.name, style.swatch(str(trace.line.color), trace.line.dash not in (None, "solid")))
-            elif trace.type == "bar":
-                keys.setdefault(trace.name, style.swatch(str(trace.marker.color), bool(trace.marker.pattern.shape)))
-    buttons = [
-        tag(
-            "button",
-            tag("span", class_="swatch", style=patch),
-            html.unescape(style.short(name, 34)),
-            type="button",
-            title=f"{html.unescape(name)}: hide or show",
-            data_name=name,
-            aria_pressed="true",
-        )
-        for name, patch in keys.items()
-    ]
-    return tag("div", *buttons, class_="legend") if buttons else Markup("")
-
-
-def _json_in_html(payload: dict[str, Any]) -> str:
-    """JSON that cannot end the element it stands in."""
-    written = json.dumps(payload, allow_nan=False, separators=(",", ":"))
-    return written.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+def _provenance(run: dict[str, Any]) -> Markup:
+    """How the run was made: what is needed to make it again."""
+    rows = {
+        "Command": run.get("command"),
+        "Seed": run.get("seed"),
+        "Fidelity": run.get("fidelity"),
+        **tables.made_of(run),
+        "Workload": (run.get("workload") or {}).get("provenance"),
+    }
+    return join([facts_list(rows), tables.scenario(run)])

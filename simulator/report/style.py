@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import html
-from typing import Any
+from typing import Any, Protocol
 
 import plotly.graph_objects as go
 
 from simulator.records import STEP_PHASES
-from simulator.results import Results
 
 DEPLOYMENT_COLOURS = ("#0077BB", "#EE7733", "#009E73", "#CC5599", "#33BBEE", "#B8860B", "#7766CC", "#7F7F7F")
 """Told apart with any of the usual colour-vision deficiencies (after Okabe and Ito, and Tol), and on light and dark."""
@@ -26,12 +25,26 @@ LOAD_COLOURS = [[0.0, "#2166AC"], [0.25, "#92C5DE"], [0.5, "#F2F2F0"], [0.75, "#
 AMOUNT_COLOURS = "Cividis"
 
 
-def facts(results: Results, name: str) -> dict[str, Any]:
+class Shown(Protocol):
+    """What any results folder says about its deployments, simulated or executed."""
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """``run.json``."""
+        ...
+
+    @property
+    def deployments(self) -> list[str]:
+        """Names of the deployments, in the scenario's order."""
+        ...
+
+
+def facts(results: Shown, name: str) -> dict[str, Any]:
     """What ``run.json`` says about a deployment; empty where it says nothing."""
     return dict(results.run.get("deployments", {}).get(name) or {})
 
 
-def labels(results: Results) -> dict[str, str]:
+def labels(results: Shown) -> dict[str, str]:
     """The text that stands for each deployment in a figure: escaped for Plotly's markup, with the mark of a rumoured model."""
     return {
         name: html.escape(name, quote=False) + (" (rumoured)" if facts(results, name).get("is_rumour") else "")
@@ -52,23 +65,23 @@ def short(label: str, length: int = 44) -> str:
     return html.escape(f"{text[: length - 1 - end].rstrip()}…{text[-end:].lstrip()}", quote=False)
 
 
-def colours(results: Results) -> dict[str, str]:
+def colours(results: Shown) -> dict[str, str]:
     """The colour of each deployment."""
     return {name: DEPLOYMENT_COLOURS[i % len(DEPLOYMENT_COLOURS)] for i, name in enumerate(results.deployments)}
 
 
-def _rounds(results: Results) -> dict[str, int]:
+def _rounds(results: Shown) -> dict[str, int]:
     """How many times the colours had run out before each deployment."""
     return {name: i // len(DEPLOYMENT_COLOURS) for i, name in enumerate(results.deployments)}
 
 
-def lines(results: Results) -> dict[str, dict[str, Any]]:
+def lines(results: Shown) -> dict[str, dict[str, Any]]:
     """The line of each deployment: its colour, and a dash beyond the eighth."""
     colour = colours(results)
     return {name: {"color": colour[name], "dash": DASHES[i % len(DASHES)], "width": 2} for name, i in _rounds(results).items()}
 
 
-def markers(results: Results) -> dict[str, dict[str, Any]]:
+def markers(results: Shown) -> dict[str, dict[str, Any]]:
     """The bar of each deployment: its colour, and stripes beyond the eighth."""
     colour = colours(results)
     return {name: {"color": colour[name], "pattern": {"shape": "/" if i else ""}} for name, i in _rounds(results).items()}
@@ -85,7 +98,7 @@ def swatch(colour: str, is_striped: bool) -> str:
     return f"background:repeating-linear-gradient(-45deg,{colour} 0 3px,transparent 3px 5px)"
 
 
-def swatches(results: Results) -> dict[str, str]:
+def swatches(results: Shown) -> dict[str, str]:
     """CSS for the patch of colour of each deployment."""
     colour = colours(results)
     return {name: swatch(colour[name], is_striped=i > 0) for name, i in _rounds(results).items()}

@@ -5,13 +5,15 @@ from __future__ import annotations
 import html
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from simulator.metrics import METRICS
 from simulator.report import style
+from simulator.report.document import described
 from simulator.report.formats import TIMES, UNDEFINED, heading_unit, metric, num_bytes, number, parameters, winners
 from simulator.report.markup import Markup, join, tag
+from simulator.report.style import Shown
 from simulator.results import Results
 
 KINDS = ("assumed", "fitted", "interpolated", "published", "measured")
@@ -23,7 +25,7 @@ def rumour_mark() -> Markup:
     return tag("span", "rumoured", class_="badge rumour", title="This model is not published; its figures are rumours.")
 
 
-def name_with_mark(results: Results, name: str, length: int = 48) -> Markup:
+def name_with_mark(results: Shown, name: str, length: int = 48) -> Markup:
     """A deployment's name, cut to ``length``, with its colour and the mark of a rumoured model."""
     swatch = tag("span", class_="swatch", style=style.swatches(results)[name])
     shown = html.unescape(style.short(html.escape(name, quote=False), length))
@@ -33,7 +35,8 @@ def name_with_mark(results: Results, name: str, length: int = 48) -> Markup:
     )
 
 
-def _table(head: Sequence[str], rows: Iterable[Markup], class_: str, label: str) -> Markup:
+def table(head: Sequence[str], rows: Iterable[Markup], class_: str, label: str) -> Markup:
+    """A table in a box that scrolls sideways."""
     header = tag("thead", tag("tr", *(tag("th", cell, scope="col") for cell in head)))
     # Focusable, so that a keyboard can scroll it.
     return tag(
@@ -51,7 +54,7 @@ def metrics_table(results: Results, names: Iterable[str], with_definitions: bool
     label = "Full metric table" if with_definitions else "Key metrics"
     head = ["Metric", *(name_with_mark(results, name) for name in results.deployments)]
     rows = [_metric_row(results, name, with_definitions) for name in names]
-    return _table(head, rows, "metrics", label)
+    return table(head, rows, "metrics", label)
 
 
 def _metric_row(results: Results, name: str, with_definition: bool) -> Markup:
@@ -73,15 +76,21 @@ def _metric_row(results: Results, name: str, with_definition: bool) -> Markup:
     return tag("tr", tag("th", *heading, scope="row"), *cells)
 
 
-def deployments_table(results: Results) -> Markup:
-    """What was deployed: a row a fact, a column a deployment; facts that none states are left out."""
+def deployments_table(results: Shown, left_out: Collection[str] = ()) -> Markup:
+    """What was deployed: a row a fact, a column a deployment; facts that none states are left out.
+
+    Args:
+        left_out: further facts to leave out, by their key in ``run.json``.
+    """
     rows = []
     for title, key in _FACTS.items():
+        if key in left_out:
+            continue
         cells = [_fact(style.facts(results, name), key) for name in results.deployments]
         if any(cells):
             rows.append(tag("tr", tag("th", title, scope="row"), *(tag("td", cell or UNDEFINED) for cell in cells)))
     head = ["Deployment", *(name_with_mark(results, name, length=200) for name in results.deployments)]
-    return _table(head, rows, "facts", "Models and deployments")
+    return table(head, rows, "facts", "Models and deployments")
 
 
 _FACTS = {
@@ -93,6 +102,7 @@ _FACTS = {
     "Accelerators": "num_gpus",
     "Layout": "layout",
     "Weights in": "weight_dtype",
+    "Pruning": "pruning",
     "KV cache in": "kv_dtype",
     "KV cache of a replica": "kv_tokens",
     "Memory of one accelerator": "memory",
@@ -137,7 +147,7 @@ def _against_published(counted: float, published: float | None) -> Markup:
     return join([parameters(counted), " ", tag("span", f"published {parameters(published)}, {difference}", class_="muted")])
 
 
-def assumptions_table(results: Results) -> Markup | None:
+def assumptions_table(results: Shown) -> Markup | None:
     """Every number that is not the run's own, the least certain first; one row where deployments share it."""
     users: dict[tuple[str, str, str, str], list[str]] = {}
     for name in results.deployments:
@@ -159,10 +169,10 @@ def assumptions_table(results: Results) -> Markup | None:
             tag("td", used),
         )
         rows.append(tag("tr", *cells))
-    return _table(["What", "Value", "Kind", "Source", "Deployments"], rows, "assumptions", "What was assumed")
+    return table(["What", "Value", "Kind", "Source", "Deployments"], rows, "assumptions", "What was assumed")
 
 
-def warnings_list(results: Results) -> Markup | None:
+def warnings_list(results: Shown) -> Markup | None:
     """The deployments' warnings, with the names of those that share one."""
     users: dict[str, list[str]] = {}
     for name in results.deployments:
@@ -177,21 +187,24 @@ def warnings_list(results: Results) -> Markup | None:
     return tag("ul", *items, class_="warnings")
 
 
-def provenance(results: Results) -> Markup:
-    """How the run was made: what is needed to make it again."""
-    run = results.run
-    versions = run.get("versions") or {}
-    rows = {
-        "Command": run.get("command"),
-        "Seed": run.get("seed"),
-        "Fidelity": run.get("fidelity"),
+def assumed(results: Shown) -> Markup:
+    """What the numbers rest on: the warnings, then the assumptions."""
+    said = [part for part in (warnings_list(results), assumptions_table(results)) if part is not None]
+    lead = "Every number that the run took from elsewhere, the least certain first."
+    return described(lead, join(said)) if said else tag("p", "The run states no assumption.", class_="lead")
+
+
+def made_of(run: Mapping[str, Any]) -> dict[str, Any]:
+    """When a run was made, how long it took, and of which versions, for :func:`facts_list`."""
+    return {
         "Started": run.get("started"),
         "Took": f"{number(float(run['wall_s']))} s of wall time" if run.get("wall_s") is not None else None,
         "Source revision": run.get("revision"),
-        "Versions": ", ".join(f"{package} {version}" for package, version in versions.items()),
-        "Workload": (run.get("workload") or {}).get("provenance"),
+        "Versions": ", ".join(f"{package} {version}" for package, version in (run.get("versions") or {}).items()),
     }
-    listed = [tag("div", tag("dt", key), tag("dd", str(value))) for key, value in rows.items() if value not in (None, "")]
-    scenario = json.dumps(run.get("scenario") or {}, indent=2, ensure_ascii=False, default=str)
-    opened = tag("details", tag("summary", "The scenario as it was resolved"), tag("pre", scenario, tabindex=0))
-    return join([tag("dl", *listed, class_="provenance"), opened])
+
+
+def scenario(run: Mapping[str, Any]) -> Markup:
+    """The scenario as it was resolved, folded away."""
+    written = json.dumps(run.get("scenario") or {}, indent=2, ensure_ascii=False, default=str)
+    return tag("details", tag("summary", "The scenario as it was resolved"), tag("pre", written, tabindex=0))

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-import plotly.io as pio
 from numpy.typing import NDArray
-from plotly.offline import get_plotlyjs
 
-from simulator.report import style
+from simulator.report import style, tables
+from simulator.report.cards import Cards
+from simulator.report.document import document, facts_list
 from simulator.report.figures._heat import load_map
 from simulator.report.formats import TIMES, parameters, seconds
-from simulator.report.markup import Markup, join, tag
+from simulator.report.markup import Markup, tag
 
-_HERE = Path(__file__).parent
-_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 _TITLE = "Recorded by training"
 _LOSS = "Held-out loss (nats a byte)"
 _MAP_HEIGHT = 230
@@ -47,34 +42,27 @@ def render(
         loads: by domain, how often each expert was chosen over the layer's mean, ``[L, E]``.
         facts: how it was made, by name.
     """
-    plots: list[dict[str, Any]] = []
+    cards = Cards()
     models = [str(name) for name in outcomes["model"]]
-    by_time = _card(
-        plots,
+    by_time = cards.card(
         "Held-out loss against time",
         "Seconds of each model's own steps: steps so far times its median step. Solid: all models on the same tokens. Dashed: the "
         "dense ones anew, for as long as the mixture of experts computed. Lower and further left is better.",
         {"": _curves(curve, models, "seconds", "Own compute (s)")},
-        models,
-        class_="card half",
+        spans_half=True,
     )
-    by_tokens = _card(
-        plots,
+    by_tokens = cards.card(
         "Held-out loss against tokens",
         "All models see the same batches in the same order; solid and dashed as beside. Lower is better.",
         {"": _curves(curve, models, "tokens", "Training tokens (bytes)")},
-        models,
-        class_="card half",
+        spans_half=True,
     )
-    maps = _card(
-        plots,
+    maps = cards.card(
         "Expert load by layer and domain",
         "How often the mixture of experts chose each expert on held-out text, over the layer's mean; one scale for all maps.",
-        {name: _map(load) for name, load in loads.items()},
-        [],
-        class_="card",
+        {html.escape(name, quote=False): _map(load) for name, load in loads.items()},
+        width="half" if len(loads) > 1 else "full",
     )
-    listed = [tag("div", tag("dt", name), tag("dd", value)) for name, value in facts.items()]
     main = tag(
         "main",
         tag(
@@ -86,9 +74,9 @@ def render(
         tag("section", tag("h2", "How fast they learned"), tag("div", by_time, by_tokens, class_="cards")),
         tag("section", tag("h2", "At the end of the run"), _table(outcomes)),
         tag("section", tag("h2", "What the experts did"), tag("div", maps, class_="cards")),
-        tag("section", tag("h2", "How it was made"), tag("dl", *listed, class_="provenance")),
+        tag("section", tag("h2", "How it was made"), facts_list(facts)),
     )
-    return _document(main, {"templates": style.TEMPLATES, "plots": plots})
+    return document(_TITLE, main, cards.payload)
 
 
 def _curves(curve: pd.DataFrame, models: list[str], column: str, title: str) -> go.Figure:
@@ -112,46 +100,6 @@ def _curves(curve: pd.DataFrame, models: list[str], column: str, title: str) -> 
 
 def _map(load_LE: NDArray[np.float64]) -> go.Figure:
     return load_map(load_LE, "Expert", "choices").update_layout(height=_MAP_HEIGHT)
-
-
-def _card(
-    plots: list[dict[str, Any]], title: str, definition: str, figures: Mapping[str, go.Figure], legend: list[str], class_: str
-) -> Markup:
-    """A card with its figures, which are added to what the page's script draws."""
-    cells = []
-    for heading, figure in figures.items():
-        name = f"plot-{len(plots)}"
-        drawn = json.loads(pio.to_json(figure, validate=False))
-        drawn["layout"].pop("template", None)
-        plots.append({"id": name, "data": drawn["data"], "layout": drawn["layout"]})
-        label = f"{title}: {heading}" if heading else title
-        holder = tag("div", id=name, class_="plot", style=f"height:{figure.layout.height}px", role="img", aria_label=label)
-        cells.append(tag("div", *([tag("h4", heading)] if heading else []), holder, class_="cell"))
-    width = "half" if len(figures) > 1 else "full"
-    return tag(
-        "article",
-        tag("h3", title),
-        tag("p", definition, class_="definition"),
-        _legend(legend),
-        tag("div", *cells, class_=f"plots {width}"),
-        class_=class_,
-    )
-
-
-def _legend(names: list[str]) -> Markup:
-    buttons = [
-        tag(
-            "button",
-            tag("span", class_="swatch", style=style.swatch(style.DEPLOYMENT_COLOURS[number], is_striped=False)),
-            name,
-            type="button",
-            title=f"{name}: hide or show",
-            data_name=html.escape(name, quote=False),
-            aria_pressed="true",
-        )
-        for number, name in enumerate(names)
-    ]
-    return tag("div", *buttons, class_="legend") if buttons else Markup("")
 
 
 def _table(outcomes: pd.DataFrame) -> Markup:
@@ -182,27 +130,4 @@ def _table(outcomes: pd.DataFrame) -> Markup:
             seconds(reached) if is_reached else "not reached",
         ]
         rows.append(tag("tr", tag("th", str(row["model"]), scope="row"), *(tag("td", cell) for cell in cells)))
-    header = tag("thead", tag("tr", *(tag("th", cell, scope="col") for cell in head)))
-    table = tag("table", header, tag("tbody", *rows), class_="metrics")
-    return tag("div", table, class_="scroll", tabindex=0, role="region", aria_label="The models at the end of the run")
-
-
-def _document(main: Markup, payload: dict[str, Any]) -> str:
-    """The whole file: the report's own style and script, and nothing that is fetched."""
-    head = [
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", f"{_TITLE} · moesim"),
-        tag("style", Markup((_HERE / "page.css").read_text(encoding="utf-8"))),
-    ]
-    written = json.dumps(payload, allow_nan=False, separators=(",", ":"))
-    for letter in "<>&":  # JSON that cannot end the element it stands in
-        written = written.replace(letter, f"\\u{ord(letter):04x}")
-    scripts = [
-        Markup(f'<script type="application/json" id="payload">{written}</script>'),
-        tag("script", Markup(get_plotlyjs())),
-        tag("script", Markup((_HERE / "page.js").read_text(encoding="utf-8"))),
-    ]
-    return f'<!doctype html>\n<html lang="en">{tag("head", *head)}{join([tag("body", main, *scripts)])}</html>\n'
+    return tables.table(head, rows, "metrics", "The models at the end of the run")
