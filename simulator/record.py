@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from simulator import __version__
-from simulator.errors import UserError
+from simulator.errors import UserError, did_you_mean
+from simulator.plan import make_plan
 from simulator.runtime import require
 from simulator.runtime.recording.comparison import SAME_TIME, SAME_TOKENS, Outcome, findings, headline, outcomes
 from simulator.runtime.recording.corpus import read_corpus, read_texts
 from simulator.runtime.recording.models import MOE, Shape, model_toml, three_models
 from simulator.runtime.recording.trace_file import Recording, write_recording
+from simulator.scenario import Scenario
 from simulator.spec.model import ModelSpec
 
 if TYPE_CHECKING:
@@ -193,6 +195,60 @@ def record_transformers(name: str, text: Path | None, tokens: int, seed: int, ti
     from simulator.runtime.recording.huggingface import record_transformers as record
 
     return record(name, texts, tokens, f"{description} (seed {seed})", lambda done, total: tick("recording", done, total))
+
+
+def record_runtime(
+    scenario: Scenario,
+    path: Path,
+    deployment: str | None,
+    text: Path | None,
+    tokens: int,
+    simulated_nodes: int | None,
+    address: str | None,
+    tick: Tick,
+) -> Recording:
+    """Record what the routers of a deployment choose while its shards run for real.
+
+    Args:
+        path: the scenario's file.
+        deployment: its name; ``None`` for the first one with experts.
+        text: a folder of text files; ``None`` for Python's standard library.
+        tokens: at least so many.
+
+    Raises:
+        UserError: if a package is missing, the scenario is wrong, or it has no such deployment.
+    """
+    _check_tokens(tokens)
+    for package in ("torch", "ray"):
+        require(package, "running shards")
+    from simulator.runtime.job import make_job
+    from simulator.runtime.nodes import connect
+    from simulator.runtime.ray_backend import RayBackend
+    from simulator.runtime.recording.shards import record_shards
+
+    folder = path.resolve().parent
+    names = [entry.name for entry in scenario.deployments]
+    if deployment is not None and deployment not in names:
+        raise UserError(f"--deployment {deployment}: {path} has none of that name; {did_you_mean(deployment, names)}")
+    chosen = [entry for entry in scenario.deployments if deployment in (None, entry.name)]
+    plans = [make_plan(entry, scenario.seed, str(path), folder) for entry in chosen]
+    plan = next((plan for plan in plans if plan.experts is not None), plans[0])
+    job = make_job(plan, folder)
+    texts, description = read_texts(text, scenario.seed)
+    drawn = "weights drawn from the seed" if job.weights is None else f"weights of {Path(job.weights).name}"
+    provenance = (
+        f"moesim {__version__} trace record runtime: {plan.model.title or plan.model.name} ({drawn}) on {description}, "
+        f"every byte a token;"
+    )
+    tick("starting Ray", 0, None)
+    with connect(simulated_nodes, address) as nodes:
+        backend = RayBackend(nodes, plan.fabric.node_R, scenario.execution)
+        try:
+            return record_shards(
+                backend, job, scenario.execution, texts, tokens, provenance, lambda done, total: tick("recording", done, total)
+            )
+        finally:
+            backend.close()
 
 
 def describe(recording: Recording) -> dict[str, Any]:

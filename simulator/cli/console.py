@@ -30,6 +30,12 @@ def _seed(text: str) -> int:
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder to write; by default reports/out/<name>.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Seed = Annotated[int | None, typer.Option("--seed", parser=_seed, metavar="N", help="Overrides the scenario's seed.")]
+SimulatedNodes = Annotated[
+    int | None, typer.Option("--simulated-nodes", metavar="N", min=1, help="Spread the ranks over N Ray nodes on this machine.")
+]
+Address = Annotated[
+    str | None, typer.Option("--address", metavar="HOST:PORT", help="Run on the Ray cluster there; by default Ray is started here.")
+]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override any key, such as workload.num_requests=1000.")
 ]

@@ -10,19 +10,15 @@ import typer
 from rich.text import Text
 
 from simulator.cli import console
-from simulator.cli.console import AsJson, Out, Seed, Set
+from simulator.cli.console import Address, AsJson, Out, Seed, Set, SimulatedNodes
 from simulator.errors import UserError
 
 
 def execute(
     scenario: Annotated[str, typer.Argument(help="A scenario's TOML file, or the name of a shipped one.")],
     out_folder: Out = None,
-    simulated_nodes: Annotated[
-        int | None, typer.Option("--simulated-nodes", metavar="N", min=1, help="Spread the ranks over N Ray nodes on this machine.")
-    ] = None,
-    address: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Run on the Ray cluster there; by default Ray is started here.")
-    ] = None,
+    simulated_nodes: SimulatedNodes = None,
+    address: Address = None,
     seed: Seed = None,
     overrides: Set = None,
     as_json: AsJson = False,

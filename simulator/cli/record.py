@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from simulator.cli import console
-from simulator.cli.console import AsJson, Seed
+from simulator.cli.console import Address, AsJson, Seed, Set, SimulatedNodes
 from simulator.errors import UserError
 
 app = typer.Typer(
@@ -82,7 +82,37 @@ def transformers(
         with console.progress("tokens", "reading text") as tick:
             recording = record_transformers(model, text, tokens, seed or 0, tick)
         write_recording(recording, partial)
-    found = describe(recording)
+    _print_recording(target, describe(recording), as_json)
+
+
+@app.command()
+def runtime(
+    scenario: Annotated[str, typer.Argument(help="A scenario's TOML file, or the name of a shipped one.")],
+    target: Target,
+    deployment: Annotated[str | None, typer.Option(metavar="NAME", help="By default the first one with experts.")] = None,
+    text: Text = None,
+    tokens: Tokens = 8192,
+    simulated_nodes: SimulatedNodes = None,
+    address: Address = None,
+    seed: Seed = None,
+    overrides: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Record what the routers of a deployment choose while its shards run for real."""
+    _check_suffix(target, ".npz")
+    from simulator.record import describe, record_runtime
+    from simulator.runtime.recording.trace_file import write_recording
+    from simulator.scenario import load_scenario
+
+    loaded, path = load_scenario(scenario, overrides or [], seed)
+    with console.whole_file(target) as partial:
+        with console.progress("steps", "checking the scenario") as tick:
+            recording = record_runtime(loaded, path, deployment, text, tokens, simulated_nodes, address, tick)
+        write_recording(recording, partial)
+    _print_recording(target, describe(recording), as_json)
+
+
+def _print_recording(target: Path, found: dict[str, Any], as_json: bool) -> None:
     if as_json:
         console.emit({"files": {"recording": str(target)}, **found})
     else:

@@ -95,12 +95,12 @@ class Packer:
         is_used_NW = choice_NW >= 0
         at_NW = np.where(is_used_NW, choice_NW, 0)
         slot_NW = np.where(is_used_NW, local_TK[token_N[:, None], at_NW], -1).astype(np.int32)
-        token = torch.from_numpy(token_N)
-        weight_NW = weight_TK.float()[token[:, None], torch.from_numpy(at_NW)]
-        parts = (x_TH.to(self.out_dtype)[token], torch.from_numpy(slot_NW), weight_NW)
+        token, at, slot = (torch.from_numpy(array).to(x_TH.device) for array in (token_N, at_NW, slot_NW))
+        weight_NW = weight_TK.float()[token[:, None], at]
+        parts = (x_TH.to(self.out_dtype)[token], slot, weight_NW)
         payload = torch.cat([part.contiguous().view(torch.uint8) for part in parts], dim=1) if len(token_N) else None
         if payload is None:
-            payload = torch.empty(0, self.row_bytes(choice_NW.shape[1]), dtype=torch.uint8)
+            payload = x_TH.new_empty((0, self.row_bytes(choice_NW.shape[1])), dtype=torch.uint8)
         return Outgoing(payload, token, np.bincount(rows.rank_N, minlength=num_ranks).tolist())
 
     def row_bytes(self, width: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +17,13 @@ _KEPT = 4
 
 
 def token_ids(job: Job, step: Step) -> Tensor:
-    """Ids of all ranks' new tokens, sequence after sequence."""
+    """Ids of all ranks' new tokens, sequence after sequence: of the job's text where it has one, else drawn."""
+    if job.texts:
+        turn, which = divmod(step.number, len(job.texts))
+        text = job.texts[which]
+        first = turn * step.num_tokens
+        read = np.take(text, range(first, first + step.num_tokens), mode="wrap").astype(np.int64)
+        return torch.from_numpy(read % job.model.vocab_size)
     generator = _generator(job.seed, f"tokens {step.number}")
     return torch.randint(job.model.vocab_size, (step.num_tokens,), generator=generator)
 

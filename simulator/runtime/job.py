@@ -49,6 +49,8 @@ class Job:
     pruning: Pruning | None
     seed: int
     weights: str | None
+    texts: tuple[NDArray[np.uint8], ...] = ()
+    """Bytes to read instead of drawn token ids; each step reads the next text in turn."""
 
     @property
     def moe(self) -> MoE | None:
