@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: run test check golden report clean
+.PHONY: run test check golden report bench-twin clean
 
 run: .venv/installed
 	$(BIN)/moesim run mixtral_vs_llama2
@@ -29,6 +29,11 @@ report: .venv/installed
 	  $(BIN)/moesim run $$name --out reports/out/$$name && mkdir -p reports/$$name && \
 	  cp reports/out/$$name/report.html reports/out/$$name/summary.csv reports/out/$$name/run.json reports/$$name/ || exit 1; \
 	done
+
+# How far the prediction of a MoE layer is from its run on this machine; nothing else should run meanwhile. About ten minutes.
+bench-twin: .venv/tested
+	$(BIN)/moesim calibrate cpu
+	$(BIN)/python tests/benchmarks/twin.py reports/twin.csv
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("moesim needs Python 3.11 or newer, found " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
