@@ -35,7 +35,7 @@ def render(
     Args:
         headline: the result in a sentence.
         findings: what else the numbers say, a sentence each.
-        outcomes: a row a model: ``model``, ``num_parameters``, ``num_active_parameters``, ``tokens``, ``seconds``, ``train_loss``,
+        outcomes: a row a model: ``model``, ``num_parameters``, ``num_active_parameters``, ``tokens``, ``seconds``,
             ``held_out_loss``, ``same_time_tokens``, ``same_time_loss``, ``seconds_to_moe_loss``.
         curve: a row a run, model and evaluation: ``run``, ``model``, ``tokens``, ``seconds``, ``held_out_loss``; in the first run all
             models saw the same tokens, in others they had the same time.
@@ -108,7 +108,6 @@ def _table(outcomes: pd.DataFrame) -> Markup:
         "Parameters",
         "Active",
         "Own time for the same tokens",
-        "Training loss",
         "Held-out loss",
         "Tokens in the same time",
         "Held-out loss in the same time",
@@ -123,7 +122,6 @@ def _table(outcomes: pd.DataFrame) -> Markup:
             parameters(row["num_parameters"]),
             parameters(row["num_active_parameters"]),
             f"{seconds(row['seconds'])} ({row['seconds'] / first:.2f}{TIMES})" if first else seconds(row["seconds"]),
-            f"{row['train_loss']:.3f}",
             f"{row['held_out_loss']:.3f}",
             f"{row['same_time_tokens']:,}",
             f"{row['same_time_loss']:.3f}",
