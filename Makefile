@@ -10,7 +10,7 @@ run: .venv/installed
 
 test: .venv/tested .venv/browser
 	$(PYTEST) --doctest-modules simulator
-	$(PYTEST) -n 2 tests
+	$(PYTEST) -n 2 --dist loadgroup tests
 
 check: .venv/tested
 	$(BIN)/ruff format --check simulator tests

@@ -1,0 +1,228 @@
+"""Shards on Ray actors on four simulated nodes: they equal the whole model, also after processes and nodes are killed for real."""
+
+# ruff: noqa: E402 (what follows needs torch and ray, and is skipped without)
+
+import dataclasses
+import os
+import signal
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+ray = pytest.importorskip("ray")
+
+from simulator import plugins
+from simulator.errors import UserError
+from simulator.runtime.nodes import connect
+from simulator.runtime.ray_backend import RayBackend
+from simulator.runtime.reference import Reference
+from simulator.spec.execution import ExecutionSpec, FaultSpec
+from tests.runtime import contract
+from tests.runtime.equality import STEPS, by_its_router, check, check_step, decode, prompts, replicated, with_noise, with_placed
+from tests.runtime.processes import NOWHERE, descendants, left_of, stale_address
+
+# One worker runs them all, or each would start a cluster of its own.
+pytestmark = pytest.mark.xdist_group("ray")
+
+ray.cloudpickle.register_pickle_by_value(contract)
+
+NUM_NODES = 4
+TRANSPORTS = [kind for kind in plugins.available("runtime.transport") if kind != "in_process"]
+TIMEOUT_S = 5.0
+"""Much longer than any exchange takes; a rank that hangs costs this."""
+PLANNED, TWICE = 20, 30
+"""Steps in which something is killed."""
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    before = descendants(os.getpid())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "cpu_count", lambda: 2)  # of a simulated node, whatever machine runs this
+        with stale_address() as path, connect(simulated_nodes=NUM_NODES) as found:
+            assert path.read_text() == NOWHERE  # other programs' way to their own cluster
+            started = descendants(os.getpid()) - before
+            yield found
+            started |= descendants(os.getpid()) - before
+    assert left_of(started) == set()  # though processes and a node were killed in between
+
+
+@pytest.fixture(scope="module")
+def job(real, tiny):
+    """Experts with copies on four nodes of one rank each."""
+    plan = real.plan({"num_experts": 8, "top_k": 2, "has_expert_bias": True}, attention_dp=4, ep=4, dispatch={"kind": "per_rank"})
+    plan = tiny.on(plan, cluster=tiny.cluster(NUM_NODES, 1))
+    plan = with_placed(plan, replicated(plan.experts.placed, 8, 3, np.random.default_rng(0)))
+    return with_noise(real.job(plan), real.folder)
+
+
+@pytest.fixture(scope="module")
+def reference(job):
+    return Reference(job)
+
+
+def start(nodes, job, transport, faults=()):
+    execution = ExecutionSpec(transport={"kind": transport}, timeout_s=TIMEOUT_S, faults=faults)
+    backend = RayBackend(nodes, job.node_R, execution)
+    backend.load(job)
+    return backend
+
+
+@pytest.fixture(scope="class", params=TRANSPORTS)
+def backend(request, nodes, job):
+    faults = (FaultSpec(step=PLANNED, rank=1), FaultSpec(step=TWICE, rank=2), FaultSpec(step=TWICE, rank=0, during_recovery=True))
+    running = start(nodes, job, request.param, faults)
+    yield running
+    running.close()
+
+
+def processes(backend):
+    """Process of each rank."""
+    return [pid for pid, _ in ray.get([actor.process.remote() for actor in backend._actors])]
+
+
+def homes(backend):
+    """Node that each rank is on."""
+    return ray.get([actor.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id()) for actor in backend._actors])
+
+
+def new_faults(backend, known):
+    """Faults that were noted since, all of them recovered from."""
+    found = backend.faults[known:]
+    assert all(fault.recovery_s > 0 and fault.deployment == "tiny" for fault in found)
+    return found
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+class TestEachTransport:
+    def test_experts_on_four_nodes_equal_the_whole_model(self, backend, job, reference):
+        check(job, backend, reference)
+        assert backend.faults == []
+
+    def test_the_routers_own_choice_equals_the_whole_model(self, backend, job):
+        chosen_by_router = by_its_router(job)
+        backend.load(chosen_by_router)
+        check(chosen_by_router, backend, Reference(chosen_by_router), STEPS[:2])
+        backend.load(job)
+
+    def test_every_rank_is_on_the_node_that_the_plan_says(self, backend, job):
+        number_of = {
+            node["NodeID"]: int(mark.rpartition("_")[2])
+            for node in ray.nodes()
+            for mark in node["Resources"]
+            if mark.startswith("moesim_node_")
+        }
+        assert [number_of[node] for node in homes(backend)] == job.node_R.tolist() == [0, 1, 2, 3]
+
+    def test_a_rank_killed_as_planned_is_replaced_and_the_step_repeated(self, backend, job, reference):
+        known, before = len(backend.faults), processes(backend)
+        step = prompts(PLANNED)
+        check_step(job, step, backend.step(step), reference)
+        (fault,) = new_faults(backend, known)
+        assert (fault.step, fault.ranks, fault.what) == (PLANNED, [1], "rank 1 died")
+        assert [pid for pid in processes(backend) if pid not in before] == [processes(backend)[1]]
+        assert homes(backend)[1] in backend.nodes.alive
+        check(job, backend, reference, [decode(PLANNED + 1)])
+        assert len(backend.faults) == known + 1
+
+    def test_a_second_rank_killed_during_the_recovery_is_replaced_too(self, backend, job, reference):
+        known = len(backend.faults)
+        step = decode(TWICE)
+        check_step(job, step, backend.step(step), reference)
+        found = new_faults(backend, known)
+        assert [fault.step for fault in found] == [TWICE, TWICE]
+        assert found[0].ranks == [2]
+        assert 0 in found[1].ranks
+
+    def test_a_rank_killed_from_outside_in_the_middle_of_a_step_is_replaced(self, backend, job, reference):
+        known, victim = len(backend.faults), processes(backend)[3]
+        step = prompts(40, sequences=16, tokens=256)
+        backend.step(step)
+        began_s = time.perf_counter()
+        backend.step(step)
+        killer = threading.Timer((time.perf_counter() - began_s) / 2, os.kill, (victim, signal.SIGKILL))
+        killer.start()
+        check_step(job, step, backend.step(step), reference)
+        killer.join()
+        check(job, backend, reference, [decode(41)])
+        (fault,) = new_faults(backend, known)
+        assert fault.ranks == [3]
+        assert fault.what == "rank 3 died"
+        assert victim not in processes(backend)
+
+    def test_a_rank_that_hangs_is_named_and_replaced(self, backend, job, reference):
+        if backend._transport["kind"] != "process_group":
+            pytest.skip("what finds it does not depend on the transport, and takes its time")
+        known, victim = len(backend.faults), processes(backend)[2]
+        os.kill(victim, signal.SIGSTOP)
+        check(job, backend, reference, [decode(60), prompts(61)])
+        (fault,) = new_faults(backend, known)
+        assert (fault.step, fault.ranks) == (60, [2])
+        assert f"rank 2 did not answer for {TIMEOUT_S:g} s" in fault.what
+        until_s = time.monotonic() + 10
+        while is_alive(victim) and time.monotonic() < until_s:
+            time.sleep(0.1)
+        assert not is_alive(victim)
+
+
+def test_more_nodes_than_there_are_is_an_error_that_says_what_to_do(nodes):
+    with pytest.raises(UserError, match=f"5 nodes.*has {NUM_NODES}.*--simulated-nodes 5"):
+        RayBackend(nodes, np.arange(5), ExecutionSpec())
+
+
+class Peer:
+    def keep(self, *arguments):
+        return contract.keep(*arguments)
+
+    def wait_alone(self, *arguments):
+        return contract.wait_alone(*arguments)
+
+
+def test_transports_between_processes_keep_the_contract(nodes):
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    peers = [ray.remote(Peer).options(num_cpus=0).remote() for _ in range(3)]
+    for transport in TRANSPORTS:
+        meeting = contract.policy(transport).meeting(3, 20.0)
+        contract.check_all(ray.get([p.keep.remote(transport, meeting.address, r, 3) for r, p in enumerate(peers)], timeout=60))
+        alone = contract.policy(transport).meeting(2, 1.0)
+        waited_s = ray.get(peers[0].wait_alone.remote(transport, alone.address, 2, 1.0), timeout=60)
+        assert 0.5 < waited_s < 15
+        alone.abort()
+    for peer in peers:
+        ray.kill(peer)
+
+
+def test_ranks_of_a_killed_node_go_on_elsewhere_though_they_were_more_than_its_cores(nodes, real):
+    job = real.job(real.plan({"num_experts": 8, "top_k": 2}, attention_dp=5, ep=5, dispatch={"kind": "per_rank"}))
+    job = dataclasses.replace(job, node_R=np.array([1, 2, 3, 3, 3]))  # three on two cores
+    reference = Reference(job)
+    backend = start(nodes, job, "process_group", (FaultSpec(step=PLANNED, node=3),))
+    try:
+        check(job, backend, reference)
+        assert backend.ranks_per_machine == [5] * 5
+        before = homes(backend)
+        assert before[2] == before[3] == before[4]
+        assert len(set(before)) == 3
+        step = prompts(PLANNED)
+        check_step(job, step, backend.step(step), reference)
+        (fault,) = new_faults(backend, 0)
+        assert (fault.step, fault.ranks) == (PLANNED, [2, 3, 4])
+        assert fault.what == "; ".join(f"rank {rank} died with its node" for rank in fault.ranks)
+        assert before[2] not in nodes.alive
+        assert homes(backend)[:2] == before[:2]
+        assert set(homes(backend)) <= set(nodes.alive)
+        check(job, backend, reference, [decode(PLANNED + 1)])
+        assert len(backend.faults) == 1
+    finally:
+        backend.close()
