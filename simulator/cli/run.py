@@ -63,17 +63,54 @@ def report(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Build the report again from results folders."""
+    """Build the report again from results folders of moesim run, or from one of moesim execute."""
     from simulator.report.page import render
     from simulator.results import merge, read
     from simulator.verdict import with_verdict
 
+    executed = [folder for folder in folders if _is_executed(folder)]
+    if len(executed) == 1 == len(folders):
+        _report_executed(folders[0], out_file, as_json)
+        return
+    if executed:
+        others = [folder for folder in folders if folder not in executed]
+        mixed = f", and {others[0]} of moesim run" if others else ""
+        raise UserError(
+            f"{executed[0]}: is a folder of moesim execute{mixed}; name one such folder alone, or several of moesim run"
+        )
     results = with_verdict(merge([(folder, read(folder)) for folder in folders]))
     target = out_file or folders[0] / ("report.html" if len(folders) == 1 else "comparison.html")
     with console.whole_file(target) as partial:
         partial.write_text(render(results), encoding="utf-8")
     if as_json:
         console.emit({"report": str(target), "verdict": results.run["verdict"]})
+    console.err.print(f"report: {target}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _is_executed(folder: Path) -> bool:
+    """Whether a folder is of ``moesim execute``, which names the machine; one that cannot be read is left to the reader of runs."""
+    try:
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(run, dict) and "machine" in run
+
+
+def _report_executed(folder: Path, out_file: Path | None, as_json: bool) -> None:
+    from simulator.executed import read
+    from simulator.report.execution import render
+    from simulator.report.execution_verdict import verdict
+
+    try:
+        executed = read(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}: is not a whole results folder: {' '.join(str(error).split())}") from error
+    target = out_file or folder / "report.html"
+    page, found = render(executed), verdict(executed)
+    with console.whole_file(target) as partial:
+        partial.write_text(page, encoding="utf-8")
+    if as_json:
+        console.emit({"report": str(target), "verdict": {"headline": found.headline, "reasons": found.reasons}})
     console.err.print(f"report: {target}", highlight=False, soft_wrap=True, markup=False)
 
 

@@ -107,6 +107,19 @@ def bytes_axis(largest: float) -> tuple[float, str]:
     return _scaled(largest, _BYTES) if math.isfinite(largest) else (1.0, "B")
 
 
+def log_ticks(low: float, high: float) -> dict[str, list[float] | list[str]]:
+    """Ticks of a logarithmic axis from ``low`` to ``high``: 1, 2, 5, 10 and so on, or powers of ten over a wide range.
+
+    >>> log_ticks(0.9, 21)["ticktext"], log_ticks(0.1, 1e4)["ticktext"]
+    (['1', '2', '5', '10', '20'], ['0.1', '1', '10', '100', '1,000', '10,000'])
+    """
+    digits = (1, 2, 5) if high < 300 * low else (1,)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    values = [float(f"{digit}e{power}") for power in powers for digit in digits]
+    shown = [value for value in values if low <= value <= high]
+    return {"tickvals": shown, "ticktext": [number(value) for value in shown]}
+
+
 def metric(name: str, value: float, currency: str) -> str:
     """The value of a column of ``summary.csv``, with the unit that :func:`heading_unit` leaves to it.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from simulator.metrics import METRICS
@@ -11,7 +10,7 @@ from simulator.report.cards import Cards, drawn_sections
 from simulator.report.document import described, document, facts_list, in_sections
 from simulator.report.figures import figures, plots
 from simulator.report.formats import KEY_METRICS, UNDEFINED, number, seconds
-from simulator.report.markup import Markup, join, tag, text
+from simulator.report.markup import Markup, join, tag
 from simulator.results import Results
 
 
@@ -36,32 +35,15 @@ _ALL_METRICS = "The numbers of summary.csv, with what each one means; percentile
 
 def _hero(results: Results, name: str) -> Markup:
     verdict = results.run.get("verdict") or {}
-    reasons = [tag("li", _marked(results, str(reason))) for reason in verdict.get("reasons") or []]
+    reasons = [tag("li", tables.marked(results, str(reason))) for reason in verdict.get("reasons") or []]
     return tag(
         "header",
         tag("p", name, class_="eyebrow"),
-        tag("h1", _marked(results, str(verdict.get("headline") or "No verdict: the run says nothing to compare."))),
+        tag("h1", tables.marked(results, str(verdict.get("headline") or "No verdict: the run says nothing to compare."))),
         *([tag("ul", *reasons, class_="reasons")] if reasons else []),
         _setting(results.run),
         *_notice(results),
     )
-
-
-def _marked(results: Results, sentence: str) -> Markup:
-    """A sentence with the rumour mark behind each deployment or model that is one."""
-    rumoured = {
-        str(word)
-        for name in results.deployments
-        if (facts := style.facts(results, name)).get("is_rumour")
-        for word in (name, facts.get("model_title"))
-        if word
-    }
-    if not rumoured:
-        return text(sentence)
-    # The longest name first, so that a name within a name is not marked instead.
-    names = sorted(rumoured, key=len, reverse=True)
-    pieces = re.split(f"({'|'.join(re.escape(word) for word in names)})", sentence)
-    return join([join([piece, " ", tables.rumour_mark()]) if piece in rumoured else piece for piece in pieces])
 
 
 def _setting(run: dict[str, Any]) -> Markup:

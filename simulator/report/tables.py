@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from simulator.metrics import METRICS
 from simulator.report import style
 from simulator.report.document import described
 from simulator.report.formats import TIMES, UNDEFINED, heading_unit, metric, num_bytes, number, parameters, winners
-from simulator.report.markup import Markup, join, tag
+from simulator.report.markup import Markup, join, tag, text
 from simulator.report.style import Shown
 from simulator.results import Results
 
@@ -33,6 +34,23 @@ def name_with_mark(results: Shown, name: str, length: int = 48) -> Markup:
     return tag(
         "span", swatch, tag("span", shown, class_="name"), *marks, class_="deployment", title=False if shown == name else name
     )
+
+
+def marked(results: Shown, sentence: str) -> Markup:
+    """A sentence with the rumour mark behind each deployment or model that is one."""
+    rumoured = {
+        str(word)
+        for name in results.deployments
+        if (facts := style.facts(results, name)).get("is_rumour")
+        for word in (name, facts.get("model_title"))
+        if word
+    }
+    if not rumoured:
+        return text(sentence)
+    # The longest name first, so that a name within a name is not marked instead.
+    names = sorted(rumoured, key=len, reverse=True)
+    pieces = re.split(f"({'|'.join(re.escape(word) for word in names)})", sentence)
+    return join([join([piece, " ", rumour_mark()]) if piece in rumoured else piece for piece in pieces])
 
 
 def table(head: Sequence[str], rows: Iterable[Markup], class_: str, label: str) -> Markup:
@@ -76,17 +94,18 @@ def _metric_row(results: Results, name: str, with_definition: bool) -> Markup:
     return tag("tr", tag("th", *heading, scope="row"), *cells)
 
 
-def deployments_table(results: Shown, left_out: Collection[str] = ()) -> Markup:
+def deployments_table(results: Shown, left_out: Collection[str] = (), with_published: bool = True) -> Markup:
     """What was deployed: a row a fact, a column a deployment; facts that none states are left out.
 
     Args:
         left_out: further facts to leave out, by their key in ``run.json``.
+        with_published: set counted parameters against what a model's authors publish.
     """
     rows = []
     for title, key in _FACTS.items():
         if key in left_out:
             continue
-        cells = [_fact(style.facts(results, name), key) for name in results.deployments]
+        cells = [_fact(style.facts(results, name), key, with_published) for name in results.deployments]
         if any(cells):
             rows.append(tag("tr", tag("th", title, scope="row"), *(tag("td", cell or UNDEFINED) for cell in cells)))
     head = ["Deployment", *(name_with_mark(results, name, length=200) for name in results.deployments)]
@@ -116,13 +135,15 @@ _FACTS = {
 }
 
 
-def _fact(facts: dict[str, Any], key: str) -> str:
+def _fact(facts: dict[str, Any], key: str, with_published: bool) -> str:
     value = facts.get(key)
     if value is None or value == "":
         return ""
     if key == "model_title":
         kind = "mixture of experts" if facts.get("is_moe") else "dense"
         return join([str(value), " ", tag("span", kind, class_="badge"), *([rumour_mark()] if facts.get("is_rumour") else [])])
+    if key in ("total_parameters", "active_parameters") and not with_published:
+        return parameters(float(value))
     if key == "total_parameters":
         return _against_published(float(value), facts.get("published_total"))
     if key == "active_parameters":

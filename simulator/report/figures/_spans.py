@@ -40,13 +40,14 @@ def window_s(spans: pd.DataFrame) -> tuple[float, float]:
     return max(0.0, first_s - 0.08 * (end_s - first_s)), end_s
 
 
-def add_bars(drawn: go.Figure, spans: pd.DataFrame, row: str, extra: str, unit_s: float) -> None:
+def add_bars(drawn: go.Figure, spans: pd.DataFrame, row: str, extra: str, unit_s: float, thickness: float | None = None) -> None:
     """Add a bar a span, a trace a phase.
 
     Args:
         row: column with the bar's place on the vertical axis.
         extra: what the hover says beside the bar.
         unit_s: seconds of a unit of the horizontal axis.
+        thickness: of a bar, where rows are not evenly spaced.
     """
     for phase in STEP_PHASES:
         part = spans[spans["name"] == phase]
@@ -59,6 +60,7 @@ def add_bars(drawn: go.Figure, spans: pd.DataFrame, row: str, extra: str, unit_s
             base=(part["start_s"] / unit_s).to_numpy(np.float32),
             x=(part["duration_s"] / unit_s).to_numpy(np.float32),
             name=phase,
+            width=thickness,
             marker={"color": style.PHASE_COLOURS[phase], "line": {"width": 0}},
             customdata=list(zip(layer, map(seconds, part["duration_s"]), map(seconds, part["start_s"]), strict=True)),
             hovertemplate=f"{phase}, %{{customdata[0]}}: %{{customdata[1]}} from %{{customdata[2]}}<extra>{extra}</extra>",

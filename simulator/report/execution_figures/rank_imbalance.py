@@ -1,0 +1,49 @@
+"""The busiest rank of each layer."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import plotly.graph_objects as go
+
+from simulator.executed import Executed
+from simulator.report import style
+from simulator.report.execution_numbers import TITLES, imbalance, kinds
+from simulator.report.formats import TIMES
+from simulator.spec.base import Frozen
+
+
+class RankImbalance(Frozen):
+    """A curve a deployment over layers, a plot a kind of step."""
+
+    title: ClassVar[str] = "Imbalance between ranks, layer by layer"
+    section: ClassVar[str] = "Load of the ranks"
+    definition: ClassVar[str] = "Pairs on the busiest rank of a step over the mean rank's, mean over steps; 1.0 is even."
+    absent: ClassVar[str] = "No deployment has routed experts."
+    order: ClassVar[int] = 41
+    width: ClassVar[Literal["full", "half", "quarter"]] = "half"
+
+    def draw(self, executed: Executed) -> dict[str, go.Figure]:
+        label, line = style.labels(executed), style.lines(executed)
+        plots = {}
+        for kind in kinds(executed):
+            of_kind = executed.ranks[executed.ranks["kind"] == kind]
+            curves = {name: imbalance(of_kind[of_kind["deployment"] == name]) for name in executed.deployments}
+            if all(curve.empty for curve in curves.values()):
+                continue
+            drawn = style.figure("MoE layer (index)", "Busiest over mean rank (ratio)", height=240)
+            for name, curve in curves.items():
+                if curve.empty:
+                    continue
+                drawn.add_scatter(
+                    x=curve.index.to_numpy(),
+                    y=curve.to_numpy(float),
+                    name=label[name],
+                    line=line[name],
+                    mode="lines+markers" if len(curve) < 12 else "lines",
+                    hovertemplate="layer %{x}: %{y:.2f}" + TIMES + f"<extra>{label[name]}</extra>",
+                )
+            drawn.update_yaxes(rangemode="tozero", nticks=6)
+            drawn.update_xaxes(dtick=1 if max(len(curve) for curve in curves.values()) <= 12 else None, nticks=9)
+            plots[TITLES[kind]] = drawn
+        return plots

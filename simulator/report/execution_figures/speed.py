@@ -1,0 +1,80 @@
+"""How many tokens a second each deployment computed."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import numpy as np
+import plotly.graph_objects as go
+
+from simulator.executed import Executed
+from simulator.report import style
+from simulator.report.execution_numbers import TITLES, kinds, row, spread_s
+from simulator.report.formats import number
+from simulator.spec.base import Frozen
+
+BAR_PIXELS = 54
+_DIAMOND = "\N{WHITE DIAMOND}"
+
+
+class Speed(Frozen):
+    """A bar a deployment with its spread, and a diamond where it was predicted; a plot a kind of step."""
+
+    title: ClassVar[str] = "Tokens per second"
+    section: ClassVar[str] = "Speed"
+    definition: ClassVar[str] = (
+        "Bars: measured, new tokens of a step over its median duration. Whiskers: from the 10th to the 90th percentile of steps, less those "
+        "in which shards were lost. Diamonds: predicted."
+    )
+    absent: ClassVar[str] = "No step was run."
+    order: ClassVar[int] = 10
+    width: ClassVar[Literal["full", "half", "quarter"]] = "half"
+
+    def draw(self, executed: Executed) -> dict[str, go.Figure]:
+        return {TITLES[kind]: _bars(executed, kind) for kind in kinds(executed)}
+
+
+def _bars(executed: Executed, kind: str) -> go.Figure:
+    label, marker = style.labels(executed), style.markers(executed)
+    shown = [(name, found) for name in executed.deployments if (found := row(executed, name, kind)) is not None]
+    drawn = style.figure("Tokens per second (1/s)", "", height=60 + BAR_PIXELS * len(shown), bargap=0.6, margin_l=12)
+    ends = [1e-9]
+    for place, (name, found) in enumerate(shown):
+        measured, predicted = float(found["tokens_per_s"]), float(found["predicted_tokens_per_s"])
+        tokens = measured * float(found["step_s"])
+        low, high = (tokens / limit_s if limit_s > 0 else measured for limit_s in reversed(spread_s(executed, name, kind)))
+        said = f"{number(measured)} measured, {number(low)} to {number(high)}; {number(predicted)} predicted"
+        drawn.add_bar(
+            orientation="h",
+            x=[measured],
+            y=[place],
+            name=label[name],
+            showlegend=False,
+            marker=marker[name] | {"line": {"width": 0}},
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": [max(high - measured, 0.0)],
+                "arrayminus": [max(measured - low, 0.0)],
+                "color": style.MUTED,
+                "thickness": 2,
+                "width": 6,
+            },
+            hovertemplate=f"{said}<extra>{label[name]}</extra>",
+        )
+        drawn.add_scatter(
+            x=[predicted],
+            y=[place],
+            name=label[name],
+            showlegend=False,
+            mode="markers",
+            marker={"symbol": "diamond", "size": 12, "color": "#FFFFFF", "line": {"color": "#1A2230", "width": 2}},
+            hovertemplate=f"{said}<extra>{label[name]}</extra>",
+        )
+        drawn.add_annotation(x=0, y=place - 0.22, xanchor="left", yanchor="bottom", text=style.short(label[name], 34))
+        numbers = f"<b>{number(measured)}</b> · {_DIAMOND} {number(predicted)}"
+        drawn.add_annotation(x=1, xref="paper", y=place - 0.22, xanchor="right", yanchor="bottom", text=numbers)
+        ends += [measured, predicted, high]
+    drawn.update_yaxes(visible=False, range=[len(shown) - 0.6, -0.8])
+    drawn.update_xaxes(range=[0, 1.04 * float(np.nanmax(ends))], nticks=6)
+    return drawn

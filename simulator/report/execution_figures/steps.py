@@ -1,0 +1,88 @@
+"""How long each step took, one after the other."""
+
+from __future__ import annotations
+
+import html
+from typing import ClassVar, Literal
+
+import plotly.graph_objects as go
+
+from simulator.executed import Executed
+from simulator.report import style
+from simulator.report.execution_numbers import TITLES, kind_of_step, kinds, steps
+from simulator.report.formats import log_ticks, seconds, time_axis
+from simulator.spec.base import Frozen
+
+_WIDE = 12.0
+"""From this factor between the longest and the shortest step on, a logarithmic axis shows both."""
+_FAULT = "#D7263D"
+
+
+class Steps(Frozen):
+    """A curve a deployment, a plot a kind of step; faults are crosses."""
+
+    title: ClassVar[str] = "Duration of every step"
+    section: ClassVar[str] = "Step by step"
+    definition: ClassVar[str] = (
+        "Measured steps in their order, without those that warmed up; a step in which shards were lost (a cross) holds their recovery."
+    )
+    absent: ClassVar[str] = "No step was run."
+    order: ClassVar[int] = 50
+    width: ClassVar[Literal["full", "half", "quarter"]] = "half"
+
+    def draw(self, executed: Executed) -> dict[str, go.Figure]:
+        return {TITLES[kind]: _curves(executed, kind) for kind in kinds(executed)}
+
+
+def _curves(executed: Executed, kind: str) -> go.Figure:
+    label, line = style.labels(executed), style.lines(executed)
+    every_s = executed.steps[(executed.steps["kind"] == kind) & (executed.steps["source"] == "measured")]["duration_s"]
+    shortest_s, longest_s = (float(every_s.min()), float(every_s.max())) if len(every_s) else (0.0, 0.0)
+    unit_s, unit = time_axis(longest_s)
+    drawn = style.figure("Step (number)", f"Duration ({unit})", height=300)
+    for name in executed.deployments:
+        own = steps(executed, name, kind)
+        if own.empty:
+            continue
+        drawn.add_scatter(
+            x=own["number"].to_numpy(),
+            y=own["duration_s"].to_numpy(float) / unit_s,
+            name=label[name],
+            line=line[name] | {"width": 1.6},
+            mode="lines+markers",
+            marker={"size": 5},
+            customdata=[seconds(value) for value in own["duration_s"]],
+            hovertemplate=f"step %{{x}}: %{{customdata}}<extra>{label[name]}</extra>",
+        )
+    _add_faults(drawn, executed, kind, unit_s, shortest_s)
+    if shortest_s > 0 and longest_s / shortest_s > _WIDE:
+        drawn.update_yaxes(type="log", **log_ticks(shortest_s / unit_s, longest_s / unit_s))
+    else:
+        drawn.update_yaxes(rangemode="tozero", nticks=6)
+    drawn.update_xaxes(nticks=8)
+    return drawn
+
+
+def _add_faults(drawn: go.Figure, executed: Executed, kind: str, unit_s: float, floor_s: float) -> None:
+    """Crosses on the steps in which shards were lost; at the foot for a step that only warmed up."""
+    faults = [fault for fault in executed.faults.to_dict("records") if kind_of_step(executed, int(fault["step"])) == kind]
+    if not faults:
+        return
+    label = style.labels(executed)
+    heights, texts = [], []
+    for fault in faults:
+        own = steps(executed, str(fault["deployment"]), kind)
+        found = own.loc[own["number"] == int(fault["step"]), "duration_s"]
+        heights.append((float(found.iloc[0]) if len(found) else floor_s) / unit_s)
+        name = label.get(str(fault["deployment"]), "")
+        texts.append([html.escape(str(fault["what"]), quote=False), seconds(float(fault["recovery_s"])), name])
+    drawn.add_scatter(
+        x=[int(fault["step"]) for fault in faults],
+        y=heights,
+        name="fault",
+        mode="markers",
+        line={"color": _FAULT},
+        marker={"symbol": "x", "size": 11, "color": _FAULT},
+        customdata=texts,
+        hovertemplate="step %{x}: %{customdata[0]}; ready after %{customdata[1]}<extra>%{customdata[2]}</extra>",
+    )

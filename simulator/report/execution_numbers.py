@@ -1,0 +1,87 @@
+"""What the page of ``moesim execute`` computes from its tables, for its sentences and its figures alike."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from simulator.executed import KINDS, Executed
+from simulator.records import STEP_PHASES
+
+TITLES = {kind: words.capitalize() for kind, words in KINDS.items()}
+"""Kinds of step as headings."""
+LOW, HIGH = 0.1, 0.9
+"""The quantiles between which a spread is shown."""
+
+
+def tidy(executed: Executed) -> Executed:
+    """The same with names of deployments as texts, and numbers as numbers.
+
+    A name such as ``1`` is read from a file as a number, and a table to which a deployment adds nothing may hold its numbers as objects.
+    """
+    names = ("summary", "steps", "ranks", "spans", "faults")
+    tables = {name: getattr(executed, name) for name in names}
+    return replace(
+        executed,
+        **{
+            name: table.infer_objects().assign(deployment=[str(deployment) for deployment in table["deployment"]])
+            for name, table in tables.items()
+        },
+    )
+
+
+def kinds(executed: Executed) -> list[str]:
+    """The kinds of step that were run, in their order."""
+    return [str(kind) for kind in dict.fromkeys(executed.summary["kind"])]
+
+
+def row(executed: Executed, deployment: str, kind: str) -> pd.Series | None:
+    """The summary's row; None where this deployment ran no such steps."""
+    found = executed.summary[(executed.summary["deployment"] == deployment) & (executed.summary["kind"] == kind)]
+    return None if found.empty else found.iloc[0]
+
+
+def steps(executed: Executed, deployment: str, kind: str, source: str = "measured") -> pd.DataFrame:
+    """The steps of one deployment and kind."""
+    every = executed.steps
+    return every[(every["deployment"] == deployment) & (every["kind"] == kind) & (every["source"] == source)]
+
+
+def spread_s(executed: Executed, deployment: str, kind: str) -> tuple[float, float]:
+    """Between which durations the measured steps lie, but for a tenth at either end; NaN without any.
+
+    Steps in which shards were lost are left out: their recovery says nothing about speed.
+    """
+    broken = executed.faults.loc[executed.faults["deployment"] == deployment, "step"].astype(int)
+    own = steps(executed, deployment, kind)
+    duration_s = own.loc[~own["number"].isin(broken), "duration_s"].to_numpy(float)
+    if len(duration_s) == 0:
+        return float("nan"), float("nan")
+    low, high = np.quantile(duration_s, [LOW, HIGH])
+    return float(low), float(high)
+
+
+def phase_medians_s(executed: Executed, deployment: str, kind: str, source: str) -> dict[str, float]:
+    """Median over steps of each phase; empty without steps."""
+    found = steps(executed, deployment, kind, source)
+    return {} if found.empty else {phase: float(found[f"{phase}_s"].median()) for phase in STEP_PHASES}
+
+
+def imbalance(ranks: pd.DataFrame) -> pd.Series:
+    """Pairs of the busiest rank over the mean rank's, by layer, mean over steps; layers without pairs are left out.
+
+    Args:
+        ranks: ``RANK_COLUMNS`` of one deployment and kind.
+    """
+    pairs = ranks.groupby(["layer", "number"])["num_pairs"]
+    mean = pairs.mean()
+    ratio = (pairs.max()[mean > 0] / mean[mean > 0]).astype(float)
+    return ratio.groupby("layer").mean()
+
+
+def kind_of_step(executed: Executed, number: int) -> str:
+    """The kind of a step by its number, also of one that warmed up and is in no table."""
+    last = executed.steps.groupby("kind", sort=False)["number"].max()
+    return next((str(kind) for kind, largest in last.sort_values().items() if number <= largest), str(last.idxmax()))

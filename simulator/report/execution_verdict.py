@@ -1,0 +1,265 @@
+"""What an execution showed, in sentences: how fast which model was, how far the prediction, and whether the shards were right."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from simulator.executed import KINDS, Executed
+from simulator.report import style
+from simulator.report.execution_numbers import kinds, row, spread_s, tidy
+from simulator.report.formats import TIMES, number, parameters, seconds
+
+_SAME = 0.15
+"""Models whose parameters differ by less than this share have "as many"."""
+_EQUAL = 0.05
+"""Speeds that differ by less than this share count as equal."""
+_SPREAD = 1.2
+"""From this factor between the 10th and 90th percentile of steps on, the spread is worth a sentence."""
+_EXACT = 1e-3
+"""Hidden values are of order one, and fp32 sums in another order differ by less than this."""
+_VERBS = {"prompt": "computes prompts", "decode": "decodes"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The headline, and what else the numbers say."""
+
+    headline: str
+    reasons: list[str]
+
+
+def verdict(executed: Executed) -> Verdict:
+    """What the measurement says, whichever way it came out."""
+    executed = tidy(executed)
+    moes, dense, pruned = _roles(executed)
+    machine = str(executed.run.get("machine") or "machine not recorded")
+    first, *others = kinds(executed) or ["prompt"]
+    if moes and dense:
+        said, reasons = _against_dense(executed, moes, dense, first, others)
+    else:
+        said, reasons = _ranking(executed, first), [f"{KINDS[kind].capitalize()}: {_ranking(executed, kind)}." for kind in others]
+    reasons += [*_pruned(executed, dense, pruned), *_prediction(executed), *_reference(executed), *_faults(executed)]
+    return Verdict(f"On this machine ({machine}) {said}.", [*reasons, *_noise(executed)])
+
+
+def _roles(executed: Executed) -> tuple[list[str], list[str], list[str]]:
+    """The mixtures of experts, the dense models, and the pruned ones of either kind."""
+    facts = {name: style.facts(executed, name) for name in executed.deployments}
+    pruned = [name for name, known in facts.items() if known.get("pruning")]
+    moes = [name for name, known in facts.items() if known.get("is_moe") and name not in pruned]
+    return moes, [name for name in facts if name not in moes and name not in pruned], pruned
+
+
+def _against_dense(executed: Executed, moes: list[str], dense: list[str], first: str, others: list[str]) -> tuple[str, list[str]]:
+    """The first mixture of experts against every dense model in the headline, and what is left in sentences."""
+    subject = {name: "the MoE" if len(moes) == 1 else name for name in moes}
+    if len({style.facts(executed, name).get("num_gpus") for name in (*moes, *dense)}) > 1:
+        subject = {name: f"{words} (on {_ranks(executed, name)})" for name, words in subject.items()}
+    sentences = [
+        f"{subject[moe]} {_VERBS[kind]} {compared}"
+        for kind in (first, *others)
+        for moe in moes
+        if (compared := _compared(executed, moe, dense, kind))
+    ]
+    if not sentences:
+        return _ranking(executed, first), []
+    said = [f"{text[0].upper()}{text[1:]}." for text in sentences[1:]]
+    return sentences[0], [*said, *_predicted_ratios(executed, moes[0], dense, (first, *others))]
+
+
+def _compared(executed: Executed, moe: str, dense: list[str], kind: str) -> str:
+    """How fast a mixture of experts is beside each dense model; empty where they ran no such steps."""
+    words = _descriptions(executed, moe, [name for name in dense if row(executed, name, kind) is not None])
+    if row(executed, moe, kind) is None:
+        return ""
+    return _listed([_as_fast(_ratio(executed, moe, name, kind)[0], described) for name, described in words.items()])
+
+
+def _predicted_ratios(executed: Executed, moe: str, dense: list[str], every: tuple[str, ...]) -> list[str]:
+    """The same ratios as they were predicted, in the same order."""
+    said = []
+    for kind in every:
+        ratios = [_ratio(executed, moe, name, kind)[1] for name in dense]
+        if numbers := [f"{number(ratio)}{TIMES}" for ratio in ratios if np.isfinite(ratio)]:
+            said.append(f"{' and '.join(numbers)} for {KINDS[kind]}")
+    of = f" of {moe}" if len(_roles(executed)[0]) > 1 else ""
+    return [f"The prediction of these ratios{of} was {', and '.join(said)}."] if said else []
+
+
+def _descriptions(executed: Executed, moe: str, dense: list[str]) -> dict[str, str]:
+    """What each dense model is to a mixture of experts: its twin in all parameters, in active ones, or just itself."""
+    own = style.facts(executed, moe)
+    twins = {"parameters": float(own.get("total_parameters") or 0), "active parameters": float(own.get("active_parameters") or 0)}
+    found: dict[str, str] = {}
+    for name in dense:
+        count = float(style.facts(executed, name).get("total_parameters") or 0)
+        twin = next((what for what, of_moe in twins.items() if of_moe and abs(count / of_moe - 1) < _SAME), None)
+        described = f"the dense model with as many {twin}" if twin else name
+        if described in found.values() or not twin:
+            described = f"{name} ({parameters(count)} parameters)" if count else name
+        elif "the dense model with as many parameters" in found.values():
+            described = "the one with as many active ones"
+        if style.facts(executed, name).get("num_gpus") != own.get("num_gpus"):
+            described += f" on {_ranks(executed, name)}"
+        found[name] = described
+    return found
+
+
+def _ranks(executed: Executed, name: str) -> str:
+    count = style.facts(executed, name).get("num_gpus")
+    return "1 rank" if count == 1 else f"{count or 'unknown'} ranks"
+
+
+def _ratio(executed: Executed, one: str, other: str, kind: str) -> tuple[float, float]:
+    """How many times as fast one deployment is as another, measured and predicted; NaN where that is undefined."""
+    found = []
+    for column in ("tokens_per_s", "predicted_tokens_per_s"):
+        mine, its = (row(executed, name, kind) for name in (one, other))
+        speeds = [float("nan") if entry is None else float(entry[column]) for entry in (mine, its)]
+        found.append(speeds[0] / speeds[1] if speeds[1] > 0 else float("nan"))
+    return found[0], found[1]
+
+
+def _as_fast(ratio: float, other: str) -> str:
+    """A ratio of speeds in words.
+
+    >>> _as_fast(2.38, "B").replace(TIMES, "x"), _as_fast(0.512, "B").replace(TIMES, "x"), _as_fast(1.02, "B")
+    ('2.38x as fast as B', 'at 0.512x the speed of B', 'about as fast as B')
+    """
+    if not np.isfinite(ratio):
+        return f"at a speed that cannot be compared with {other}"
+    if abs(ratio - 1) < _EQUAL:
+        return f"about as fast as {other}"
+    return f"{number(ratio)}{TIMES} as fast as {other}" if ratio > 1 else f"at {number(ratio)}{TIMES} the speed of {other}"
+
+
+def _listed(parts: list[str]) -> str:
+    """Parts of a sentence, put together.
+
+    >>> _listed(["a", "b", "c"]), _listed(["a", "b"]), _listed(["a"])
+    ('a, b, and c', 'a, and b', 'a')
+    """
+    return ", and ".join(filter(None, (", ".join(parts[:-1]), parts[-1]))) if parts else ""
+
+
+def _ranking(executed: Executed, kind: str) -> str:
+    """The fastest deployment and the next, where there is no mixture of experts to compare with a dense model."""
+    speeds = {
+        name: float(found["tokens_per_s"]) for name in executed.deployments if (found := row(executed, name, kind)) is not None
+    }
+    ranked = sorted(speeds, key=lambda name: -speeds[name])
+    if not ranked:
+        return "nothing was measured"
+    best = f"{ranked[0]} {_VERBS[kind]}"
+    if len(ranked) == 1:
+        return f"{best} at {number(speeds[ranked[0]])} tokens per second"
+    ratio = speeds[ranked[0]] / speeds[ranked[1]] if speeds[ranked[1]] else float("nan")
+    return (
+        f"{best} fastest of {len(ranked)} deployments, at {number(speeds[ranked[0]])} tokens per second: "
+        f"{_as_fast(ratio, ranked[1])}"
+    )
+
+
+def _pruned(executed: Executed, dense: list[str], pruned: list[str]) -> list[str]:
+    """Each pruned model against the one it was pruned from, or else what it computed."""
+    sentences = []
+    for name in pruned:
+        model = style.facts(executed, name).get("model")
+        whole = next((other for other in dense if style.facts(executed, other).get("model") == model), None)
+        if whole is None:
+            continue
+        ratios = {kind: _ratio(executed, name, whole, kind)[0] for kind in kinds(executed)}
+        said = [f"{KINDS[kind]} {number(ratio)}{TIMES}" for kind, ratio in ratios.items() if np.isfinite(ratio)]
+        if said:
+            sentences.append(f"{name}: {' and '.join(said)}")
+    return [f"Pruned models against the speed of the one that they were pruned from: {'; '.join(sentences)}."] if sentences else []
+
+
+def _prediction(executed: Executed) -> list[str]:
+    """How far the prediction was, and whether it puts deployments in the right order."""
+    errors = {(str(r["deployment"]), str(r["kind"])): float(r["error"]) for r in executed.summary.to_dict("records")}
+    errors = {key: error for key, error in errors.items() if np.isfinite(error)}
+    if not errors:
+        return []
+    (name, kind), worst = max(errors.items(), key=lambda item: abs(item[1]))
+    if len(errors) == 1:
+        return [f"The predicted duration of a step is {_off(worst)}."]
+    middle = statistics.median(abs(error) for error in errors.values())
+    of = f"{len(executed.deployments)} deployments" if len(executed.deployments) > 1 else "one deployment"
+    kinds_text = f"{len(kinds(executed))} kinds of step" if len(kinds(executed)) > 1 else "one kind of step"
+    sentence = (
+        f"The predicted duration of a step is off by {100 * middle:.0f} % (median of the absolute errors over {of} and {kinds_text}); "
+        f"furthest for {KINDS[kind]} of {name}, which is {_off(worst)}."
+    )
+    right, total = _order(executed)
+    pairs = "pair" if total == 1 else "pairs"
+    order = f" Of {total} {pairs} whose measured speeds differ by more than {_EQUAL:.0%}, it puts {right} in the right order."
+    return [sentence + (order.replace("%", " %", 1) if total else "")]
+
+
+def _order(executed: Executed) -> tuple[int, int]:
+    """Pairs of deployments that the prediction orders as the measurement does, and all that are not equally fast."""
+    right = total = 0
+    for kind in kinds(executed):
+        for one, other in itertools.combinations(executed.deployments, 2):
+            measured, predicted = _ratio(executed, one, other, kind)
+            if np.isfinite(measured) and np.isfinite(predicted) and abs(measured - 1) >= _EQUAL:
+                total += 1
+                right += (measured > 1) == (predicted > 1)
+    return right, total
+
+
+def _off(error: float) -> str:
+    """A signed error of a duration in words.
+
+    >>> _off(-0.231), _off(0.5), _off(0.001)
+    ('23 % too short', '50 % too long', 'right within 1 %')
+    """
+    if abs(error) < 0.01:
+        return "right within 1 %"
+    return f"{100 * abs(error):.0f} % too {'long' if error > 0 else 'short'}"
+
+
+def _reference(executed: Executed) -> list[str]:
+    """Whether the distributed runs compute what one process does."""
+    found: list[Any] = executed.summary["largest_difference"].to_list()
+    known = [float(value) for value in found if value is not None and np.isfinite(float(value))]
+    if not known:
+        return ["The distributed runs were not compared with a one-process reference (they need a step of warm-up for that)."]
+    worst = max(known)
+    part = "" if len(known) == len(found) else f" ({len(known)} of {len(found)} were compared)"
+    if worst < _EXACT:
+        return [f"The distributed runs equal the one-process reference: no hidden value differs by more than {worst:.1e}{part}."]
+    return [f"The distributed runs do not equal the one-process reference: hidden values differ by up to {worst:.1e}{part}."]
+
+
+def _faults(executed: Executed) -> list[str]:
+    count = len(executed.faults)
+    if not count:
+        return []
+    slowest = seconds(float(executed.faults["recovery_s"].max()))
+    shards = "Shards were lost once" if count == 1 else f"Shards were lost {count} times"
+    return [f"{shards}; every step was finished, after at most {slowest} of recovery."]
+
+
+def _noise(executed: Executed) -> list[str]:
+    """How much the steps of one kind vary, where that limits what the numbers can tell."""
+    factors = {}
+    for name in executed.deployments:
+        for kind in kinds(executed):
+            low_s, high_s = spread_s(executed, name, kind)
+            if low_s > 0:
+                factors[name, kind] = high_s / low_s
+    if not factors or max(factors.values()) < _SPREAD:
+        return []
+    (name, kind), worst = max(factors.items(), key=lambda item: item[1])
+    middle = statistics.median(factors.values())
+    return [
+        f"Steps vary: the 90th percentile is {number(middle)}{TIMES} the 10th in the median, and {number(worst)}{TIMES} for "
+        f"{KINDS[kind]} of {name}; small differences say little."
+    ]
