@@ -60,14 +60,13 @@ def _setting(run: dict[str, Any]) -> dict[str, str | None]:
     """What was run, as short facts."""
     execution = (run.get("scenario") or {}).get("execution") or {}
     prompts, sequences = execution.get("prompts"), execution.get("sequences")
+    warm_up = f" after {execution['warm_up']:,} of warm-up" if execution.get("warm_up") else ""
     return {
         "Machine": run.get("machine"),
         "Ray": run.get("nodes"),
         "Prompt step": f"{prompts:,} prompts of {execution.get('prompt_tokens'):,} tokens" if prompts else None,
         "Decode step": f"{sequences:,} sequences, {execution.get('context_tokens'):,} tokens in each cache" if sequences else None,
-        "Steps of each kind": f"{execution['steps']:,} after {execution.get('warm_up', 0):,} of warm-up"
-        if execution.get("steps")
-        else None,
+        "Steps of each kind": f"{execution['steps']:,}{warm_up}" if execution.get("steps") else None,
     }
 
 

@@ -88,8 +88,8 @@ def calibration_warning(run: dict[str, Any]) -> str | None:
         return None
     if known.get("machine"):
         return (
-            f"The prediction rests on times of another machine ({known['machine']}) than the one that ran the steps ({machine}); "
-            "moesim calibrate cpu measures it there."
+            f"The prediction rests on times of another machine ({known['machine']}) than the one that ran the steps ({machine}). "
+            "Run moesim calibrate cpu on the latter to measure it."
         )
     title = known.get("title") or "no calibration that is named"
     return f"The prediction rests on {title}, not on times of the machine that ran the steps ({machine})."
