@@ -62,6 +62,7 @@ def execute_scenario(
     folder = path.resolve().parent
     plans = [make_plan(deployment, scenario.seed, str(path), folder) for deployment in scenario.deployments]
     jobs = [make_job(plan, folder) for plan in plans]
+    _check_faults(scenario.execution, plans, simulated_nodes)
     tables: dict[str, list[pd.DataFrame]] = {name: [] for name in ("summary", "steps", "ranks", "spans", "faults")}
     tick("starting Ray", 0, None)
     with connect(simulated_nodes, address) as nodes:
@@ -90,6 +91,20 @@ def execute_scenario(
     return Executed(run=run, **joined)
 
 
+def _check_faults(execution: ExecutionSpec, plans: list[Plan], simulated_nodes: int | None) -> None:
+    for fault in execution.faults:
+        for plan in plans:
+            if fault.rank is not None and fault.rank >= plan.layout.num_ranks:
+                last = plan.layout.num_ranks - 1
+                raise UserError(f"execution.faults: rank {fault.rank}: '{plan.name}' has ranks 0 to {last}")
+        if fault.node is not None and fault.node >= (simulated_nodes or 0):
+            raise UserError(
+                f"execution.faults: node {fault.node} cannot be killed: start it with --simulated-nodes {fault.node + 1} or more"
+            )
+        if fault.step > _steps(execution)[-1][1].number:
+            raise UserError(f"execution.faults: step {fault.step}: the last one is {_steps(execution)[-1][1].number}")
+
+
 def _calibration(plans: list[Plan]) -> dict[str, Any]:
     """What the predictions rest on."""
     from simulator.spec.host import HostRates
@@ -106,7 +121,7 @@ class _Runner:
     def __init__(self, nodes: Any, execution: ExecutionSpec, simulated_nodes: int | None, tick: Tick) -> None:
         from simulator.runtime.calibration.host import machine
 
-        self.nodes, self.execution, self.simulated_nodes, self.tick = nodes, execution, simulated_nodes, tick
+        self.nodes, self.execution, self.tick = nodes, execution, tick
         self.machine = machine()
         self.nodes_text = f"{simulated_nodes} simulated nodes" if simulated_nodes else f"{len(nodes.alive)} node(s)"
         self._backend: Any = None
@@ -118,13 +133,12 @@ class _Runner:
     def _ready(self, plan: Plan) -> Any:
         from simulator.runtime.ray_backend import RayBackend
 
-        num_ranks = plan.layout.num_ranks
-        node_R = plan.fabric.node_R if self.simulated_nodes is None else np.arange(num_ranks) * self.simulated_nodes // num_ranks
+        node_R = self.nodes.spread(plan.fabric.node_R)
         if self._backend is not None and list(self._backend.node_R) == list(node_R) and not self.execution.faults:
             return self._backend
         self.close()
         self._backend = None
-        self.tick(f"starting {num_ranks} shards", 0, None)
+        self.tick(f"starting {plan.layout.num_ranks} shards", 0, None)
         self._backend = RayBackend(self.nodes, node_R, self.execution)
         return self._backend
 
@@ -132,8 +146,6 @@ class _Runner:
         from simulator.runtime.reference import Reference
 
         execution = self.execution
-        if execution.prompts == 0 and execution.sequences == 0:
-            raise UserError("nothing to execute")
         backend = self._ready(plan)
         total = (execution.steps + execution.warm_up) * (bool(execution.prompts) + bool(execution.sequences))
         self.tick(plan.name, 0, total)

@@ -242,7 +242,7 @@ def record_runtime(
     )
     tick("starting Ray", 0, None)
     with connect(simulated_nodes, address) as nodes:
-        backend = RayBackend(nodes, plan.fabric.node_R, scenario.execution)
+        backend = RayBackend(nodes, nodes.spread(plan.fabric.node_R), scenario.execution)
         try:
             return record_shards(
                 backend, job, scenario.execution, texts, tokens, provenance, lambda done, total: tick("recording", done, total)

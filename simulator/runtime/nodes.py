@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import ray._private.worker as ray_worker
 from ray._private.utils import get_ray_address_file
+from numpy.typing import NDArray
 from ray.cluster_utils import Cluster
 
 from simulator.errors import UserError
@@ -62,6 +64,12 @@ class Nodes:
         node = self._simulated_nodes[number]
         return None if node is None else str(node.node_id)
 
+    def spread(self, node_R: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Node of each rank: as the plan says, or evenly over the simulated nodes, which the plan knows nothing of."""
+        if self.simulated is None:
+            return node_R
+        return np.arange(len(node_R)) * len(self._simulated_nodes) // len(node_R)
+
     def kill(self, number: int) -> None:
         """Kill a simulated node with everything on it.
 
@@ -81,7 +89,7 @@ def connect(simulated_nodes: int | None = None, address: str | None = None) -> I
 
     Args:
         simulated_nodes: start so many raylets on this machine, each a node to Ray.
-        address: of a running cluster (``host:port``, or ``ray://host:port``); no process of it is touched.
+        address: of a running cluster (``host:port``); no process of it is touched.
 
     Raises:
         UserError: if the cluster cannot be joined.
