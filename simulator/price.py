@@ -58,9 +58,13 @@ class Prices:
     @cached_property
     def mixer_s(self) -> dict[str, NDArray[np.float64]]:
         """Seconds of one layer's mixer without looking back, by mixer and number of tokens."""
-        model = self.plan.model
-        small_s = self.plan.compute.mixer_s(self._rows, model.hidden_size)
-        return {name: self._linears_s(mixer.linears(model.hidden_size)) + small_s for name, mixer in model.mixers.items()}
+        hidden, tp = self.plan.model.hidden_size, self.plan.layout.tp
+        found = {}
+        for name, mixer in self.plan.model.mixers.items():
+            linears = mixer.linears(hidden)
+            width = shard(linears[0], tp)[1] if linears else 0
+            found[name] = self._linears_s(linears) + self.plan.compute.mixer_s(self._rows, hidden, width)
+        return found
 
     @cached_property
     def ffn_s(self) -> dict[str, NDArray[np.float64]]:

@@ -126,6 +126,9 @@ def _rank(
 
 
 def _exchange(env: simpy.Environment, wires: Wires, meeting: _Meeting) -> ProcessGenerator:
+    if meeting.exchange.stagger_s > 0.0:
+        yield env.timeout(meeting.exchange.stagger_s)
+        meeting.started_s = env.now
     if meeting.exchange.latency_s > 0.0 or meeting.exchange.busy_s.size:
         yield wires.carry(meeting.exchange)
     meeting.over.succeed()

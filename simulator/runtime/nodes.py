@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import ray
 import ray._private.worker as ray_worker
-from ray._private.utils import get_ray_address_file
 from numpy.typing import NDArray
+from ray._private.utils import get_ray_address_file
 from ray.cluster_utils import Cluster
 
 from simulator.errors import UserError

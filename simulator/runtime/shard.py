@@ -101,9 +101,9 @@ class Shard:
         chunk = Chunk(end - first, step.new_tokens, step.context_tokens)
         ids_T = token_ids(job, step)[first * step.new_tokens : end * step.new_tokens].to(self.device)
         caches: list[Cache] | None = self._contexts.of(step, first, end) if step.context_tokens else None
-        timeline = Timeline()
         with torch.inference_mode():
             transport.barrier()
+            timeline = Timeline()
             result = model.run(ids_T, chunk, caches, step, first * step.new_tokens, transport, timeline)
         kept: Tensor | None = result.hidden_TH if step.keeps_output else None
         ids_LTK = [ids for ids in result.topk_ids_LTK if ids is not None]

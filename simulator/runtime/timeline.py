@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -24,25 +24,28 @@ class Moment(NamedTuple):
     end_s: float
 
 
-@dataclass
 class Timeline:
-    """Collects a rank's moments."""
+    """Collects a rank's moments. Each begins where the last one ended, so that no time of a step is left out."""
 
-    moments: list[Moment] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.moments: list[Moment] = []
+        self._last_s = time.perf_counter()
 
     @contextmanager
     def busy(self, phase: str, layer: int) -> Iterator[None]:
         """The rank computes on its own."""
-        start_s = time.perf_counter()
         yield
-        self.moments.append(Moment(phase, layer, False, start_s, time.perf_counter()))
+        self._end(phase, layer, is_together=False)
 
     @contextmanager
     def together(self, phase: str, layer: int) -> Iterator[None]:
         """The rank meets the others of its group."""
-        start_s = time.perf_counter()
         yield
-        self.moments.append(Moment(phase, layer, True, start_s, time.perf_counter()))
+        self._end(phase, layer, is_together=True)
+
+    def _end(self, phase: str, layer: int, *, is_together: bool) -> None:
+        start_s, self._last_s = self._last_s, time.perf_counter()
+        self.moments.append(Moment(phase, layer, is_together, start_s, self._last_s))
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,9 @@ class ExchangeTable(Fit):
 
     num_bytes: Numbers
     seconds: Numbers
+    """From the last rank's coming."""
+    stagger_s: NonNegative = 0.0
+    """Ranks with equal work do not come at once: what the mean one waits for the last."""
 
     def seconds_for(self, num_bytes: NDArray[np.float64]) -> NDArray[np.float64]:
         """Seconds beyond those of an empty exchange."""
@@ -95,7 +98,8 @@ class KernelTables(Frozen):
     """Of each rank."""
     matrix: MatrixTable
     mixer: Steps
-    """Attention without its matrices and without looking back: norm, rotation, residual. By ``values`` (rows x hidden size)."""
+    """Attention without its matrices and without looking back: norm, rotation, residual. By ``values`` (rows x hidden size) and
+    ``heads`` (rows x width of queries, keys and values)."""
     prompt: Steps
     """Looking back in prompts, by ``flops``."""
     decode: Steps

@@ -81,13 +81,11 @@ def rows(backend, folder, num_ranks):
         plan = plan_of(folder, num_ranks, experts, top_k, skew)
         backend.load(make_job(plan, folder))
         for num_tokens in TOKENS:
-            measured, predicted = [], []
-            for step in steps_of(num_tokens):
-                shards = backend.step(step)
-                if step.number >= WARM_UP:
-                    moments = [shard.moments for shard in shards]
-                    measured += [layer_seconds(moments, layer, PHASES) for layer in range(plan.model.num_layers)]
-                    predicted.append(predicted_seconds(plan, step))
+            steps = steps_of(num_tokens)
+            moments = [[shard.moments for shard in backend.step(step)] for step in steps][WARM_UP:]
+            measured = [layer_seconds(found, layer, PHASES) for found in moments for layer in range(plan.model.num_layers)]
+            # Only now: predicting between the steps would empty their caches.
+            predicted = [predicted_seconds(plan, step) for step in steps[WARM_UP:]]
             yield {
                 "ep": num_ranks,
                 "experts": experts,

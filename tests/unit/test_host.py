@@ -130,9 +130,9 @@ def test_ranks_beyond_the_cores_share_them(local):
 
 def test_a_number_of_ranks_that_was_not_measured_is_refused_with_what_to_do(local):
     with pytest.raises(UserError, match=r"no collectives of 16 ranks .* moesim calibrate cpu --ranks 16"):
-        seconds_of(local("dense", num_ranks=1), 4) and local("dense", num_ranks=1, parallel={"attention_dp": 1}).calibration.host.on(
-            16, 1.0
-        ).collectives
+        seconds_of(local("dense", num_ranks=1), 4) and local(
+            "dense", num_ranks=1, parallel={"attention_dp": 1}
+        ).calibration.host.on(16, 1.0).collectives
 
 
 def test_pruned_blocks_store_less_and_are_priced_from_measured_products(local):

@@ -24,6 +24,8 @@ class Exchange:
     """``[links]``: seconds that each link needs for its bytes when nothing else uses it."""
     bytes_SR: NDArray[np.float64]
     """``[R, R]``: bytes from each rank to each other one."""
+    stagger_s: float = 0.0
+    """What ranks with equal work wait for the last of them, by chance."""
 
     @classmethod
     def nothing(cls) -> Exchange:
@@ -32,8 +34,8 @@ class Exchange:
 
     @property
     def alone_s(self) -> float:
-        """Time of the exchange when it has the links to itself: latency plus the busiest link."""
-        return self.latency_s + (float(self.busy_s.max()) if self.busy_s.size else 0.0)
+        """Time of the exchange when it has the links to itself: waiting for the last rank, latency, and the busiest link."""
+        return self.stagger_s + self.latency_s + (float(self.busy_s.max()) if self.busy_s.size else 0.0)
 
 
 class CommModel(Protocol):

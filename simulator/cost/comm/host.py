@@ -36,7 +36,8 @@ class HostCommModel:
     def exchange(self, operation: Operation, bytes_SR: NDArray[np.float64]) -> Exchange:
         # Unlike kernels on a GPU, processes talk even when there is nothing to send: first they say how much comes.
         table = self._table(operation)
-        return Exchange(table.latency_s, table.seconds_for(self.fabric.bytes_per_link(bytes_SR)), bytes_SR)
+        busy_s = table.seconds_for(self.fabric.bytes_per_link(bytes_SR))
+        return Exchange(table.latency_s, busy_s, bytes_SR, table.stagger_s)
 
     def all_reduce(self, num_bytes: float, ranks: tuple[int, ...]) -> Exchange:
         size = len(ranks)
@@ -47,7 +48,7 @@ class HostCommModel:
             bytes_SR[rank, following] = 2.0 * (size - 1) / size * num_bytes
         table = self._table("all_reduce")
         seconds = float(table.seconds_for(np.array([num_bytes]))[0])
-        return Exchange(table.latency_s, np.full(len(self.fabric.links), seconds), bytes_SR)
+        return Exchange(table.latency_s, np.full(len(self.fabric.links), seconds), bytes_SR, table.stagger_s)
 
     def link_bytes_per_s(self, operation: Operation) -> NDArray[np.float64]:
         table = self._table(operation)

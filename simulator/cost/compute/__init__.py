@@ -45,8 +45,12 @@ class ComputeModel(Protocol):
         """How fast attention reads the context. The engine's compiled loop evaluates these, so the form is fixed."""
         ...
 
-    def mixer_s(self, rows: NDArray[np.int64], hidden_size: int) -> NDArray[np.float64]:
-        """Seconds of the small kernels of a layer with a mixer (norms, rotation, residuals) for every entry of ``rows``."""
+    def mixer_s(self, rows: NDArray[np.int64], hidden_size: int, width: int) -> NDArray[np.float64]:
+        """Seconds of the small kernels of a layer with a mixer (norms, rotation, residuals) for every entry of ``rows``.
+
+        Args:
+            width: of what the mixer's first matrices make of a token on this rank (queries, keys and values).
+        """
         ...
 
     def ffn_s(self, rows: NDArray[np.int64], hidden_size: int, width: int) -> NDArray[np.float64]:

@@ -61,8 +61,8 @@ class HostModel:
         seconds = self._tables.decode.seconds
         return Rates(_NEVER, 1.0 / max(seconds["bytes"], 1 / _NEVER), seconds["call"])
 
-    def mixer_s(self, rows: NDArray[np.int64], hidden_size: int) -> NDArray[np.float64]:
-        return np.where(rows > 0, self._tables.mixer.total(values=rows * float(hidden_size)), 0.0)
+    def mixer_s(self, rows: NDArray[np.int64], hidden_size: int, width: int) -> NDArray[np.float64]:
+        return np.where(rows > 0, self._tables.mixer.total(values=rows * float(hidden_size), heads=rows * float(width)), 0.0)
 
     def ffn_s(self, rows: NDArray[np.int64], hidden_size: int, width: int) -> NDArray[np.float64]:
         return np.where(rows > 0, self._tables.ffn.total(values=rows * float(hidden_size), hidden=rows * float(width)), 0.0)

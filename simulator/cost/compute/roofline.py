@@ -67,7 +67,7 @@ class RooflineModel:
         fit = self.calibration.attention[phase]
         return Rates(self._flops_per_s("bf16", fit), self._bytes_per_s(fit), fit.floor_s)
 
-    def mixer_s(self, rows: NDArray[np.int64], hidden_size: int) -> NDArray[np.float64]:
+    def mixer_s(self, rows: NDArray[np.int64], hidden_size: int, width: int) -> NDArray[np.float64]:
         num_bytes = rows.astype(np.float64) * (hidden_size * 2.0 * _STREAM_PASSES)
         return np.where(rows > 0, self.calibration.engine.layer_s + self.stream_s(num_bytes), 0.0)
 

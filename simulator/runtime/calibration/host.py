@@ -7,28 +7,28 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from simulator.runtime.calibration.fit import fit_steps
+from simulator.runtime.calibration.fit import fit_exchange, fit_steps
 from simulator.runtime.calibration.layers import REPEATS, Samples, collect, shapes
-from simulator.runtime.calibration.measure import exchange_moments, matrix_seconds, pruned_ratios
+from simulator.runtime.calibration.measure import matrix_seconds, pruned_ratios
 from simulator.runtime.nodes import Nodes
 from simulator.runtime.ray_backend import RayBackend
 from simulator.spec.calibration import EngineFit
 from simulator.spec.execution import ExecutionSpec
-from simulator.spec.host import Collectives, ExchangeTable, HostCalibration, KernelTables, MatrixTable, Pruned, Steps
+from simulator.spec.host import Collectives, HostCalibration, KernelTables, MatrixTable, Pruned, Steps
 from simulator.spec.pruning import Block, Pruning, TwoFour, Unstructured
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 SIZES = (1 << 13, 1 << 16, 1 << 18, 1 << 20, 1 << 22)
-WORKING_BYTES = (1 << 20, 1 << 23, 1 << 25, 3 << 26)
+WORKING_BYTES = (1 << 20, 1 << 23, 3 << 23, 3 << 24, 3 << 26)
 """1 MB lies in a core's own cache, 192 MB in none."""
-NUM_BYTES = (0, 1 << 12, 1 << 15, 1 << 18, 1 << 20, 1 << 22)
-_EXCHANGES = 40
+_EXCHANGES = ("dispatch", "combine", "collective")
+_MOMENTS = ("prompt", "decode", "ffn", "router", "experts", "pack", "unpack", *_EXCHANGES, *(f"{name} wait" for name in _EXCHANGES))
 _MOST_WORK = 1 << 32
 """Multiply-adds beyond which a product is not timed but extrapolated from fewer rows."""
 _PRUNED: tuple[Pruning, ...] = (
@@ -56,7 +56,7 @@ def default_ranks() -> list[int]:
 
 
 def calibrate(nodes: Nodes, ranks: list[int], tick: Tick = lambda *_: None) -> HostCalibration:
-    """Time everything; takes about a minute.
+    """Time everything; takes about a minute and a half on two cores.
 
     Args:
         ranks: numbers of ranks to time collectives of; kernels are timed for those that have a core each.
@@ -65,32 +65,38 @@ def calibrate(nodes: Nodes, ranks: list[int], tick: Tick = lambda *_: None) -> H
     source = f"moesim calibrate cpu, {datetime.date.today().isoformat()}, {machine()}, torch {torch.__version__}"
     kernels: dict[int, KernelTables] = {}
     collectives, overheads_s, pruned = [], [], []
-    done, total = 0, len(ranks) + sum(1 for r in ranks if r <= cores) + 1
-    for num_ranks in sorted(set(ranks)):
+    most = max((number for number in ranks if number <= cores), default=1)
+    total = sum(_num_parts(number, cores, most) for number in set(ranks))
+    done = 0
+
+    def finished(parts: int) -> None:
+        nonlocal done
+        done += parts
         tick("timing this machine", done, total)
+
+    finished(0)
+    for num_ranks in sorted(set(ranks)):
         backend = RayBackend(nodes, np.zeros(num_ranks, dtype=np.int64), ExecutionSpec())
         try:
+            samples, overhead_s = _run_layers(backend, finished)
             if num_ranks <= cores:
-                tables, overhead_s = _kernels(backend, source)
-                kernels.setdefault(tables.num_threads, tables)
                 overheads_s.append(overhead_s)
-                done += 1
-                tick("timing this machine", done, total)
+                matrix = _matrix(backend, source, finished)
+                kernels.setdefault(max(1, cores // num_ranks), _kernels(samples, matrix, max(1, cores // num_ranks), source))
             if num_ranks > 1:
-                collectives.append(_collectives(backend, source))
-            if num_ranks == max(r for r in ranks if r <= cores):
+                collectives.append(_collectives(samples, num_ranks, source))
+            if num_ranks == most:
                 pruned = [_pruned(backend, pruning, source) for pruning in _PRUNED]
+                finished(1)
         finally:
             backend.close()
-        done += 1
-    tick("timing this machine", total, total)
-    engine = EngineFit(kind="measured", source=source, step_s=statistics.median(overheads_s), sequence_s=0.0, layer_s=0.0)
+    step_s = statistics.median(overheads_s) if overheads_s else 0.0
     return HostCalibration(
         title=f"This machine: {machine()}",
         machine=machine(),
         num_cores=cores,
         dtype="fp32",
-        engine=engine,
+        engine=EngineFit(kind="measured", source=source, step_s=step_s, sequence_s=0.0, layer_s=0.0),
         kernels=tuple(kernels.values()),
         collectives=tuple(collectives),
         pruned=tuple(pruned),
@@ -98,56 +104,56 @@ def calibrate(nodes: Nodes, ranks: list[int], tick: Tick = lambda *_: None) -> H
     )
 
 
-def _kernels(backend: RayBackend, source: str) -> tuple[KernelTables, float]:
-    num_ranks = backend.size
-    threads = max(1, (os.cpu_count() or 1) // num_ranks)
-    matrix = _matrix(backend, source)
-    samples = {name: Samples() for name in ("prompt", "decode", "ffn", "router", "experts", "pack", "unpack")}
+def _num_parts(num_ranks: int, cores: int, most: int) -> int:
+    return len(list(shapes())) + (len(WORKING_BYTES) if num_ranks <= cores else 0) + (num_ranks == most)
+
+
+def _run_layers(backend: RayBackend, finished: Callable[[int], None]) -> tuple[dict[str, Samples], float]:
+    """Samples of every kind of moment, and seconds to start a step and hear of its end."""
+    samples = {name: Samples() for name in _MOMENTS}
     overheads_s = []
     rng = np.random.default_rng(0)
     for shape in shapes():
-        job = shape.job(num_ranks, rng)
+        if shape.is_split and backend.size == 1:
+            finished(1)
+            continue
+        job = shape.job(backend.size, rng)
         backend.load(job)
-        for number in range(len(shape.steps)):
-            step = shape.step(number, num_ranks)
-            runs = []
-            for _ in range(REPEATS + 1):
-                started_s = time.perf_counter()
-                run = backend.step(step)
-                elapsed_s = time.perf_counter() - started_s
-                runs.append(run)
+        for step in shape.every_step(backend.size):
+            started_s = time.perf_counter()
+            run = backend.step(step)
+            elapsed_s = time.perf_counter() - started_s
+            if step.number % (REPEATS + 1):
                 inside_s = max(r.moments[-1].end_s for r in run) - min(r.moments[0].start_s for r in run)
                 overheads_s.append(elapsed_s - inside_s)
-            collect(samples, shape, job, step, runs[1:])
+                collect(samples, shape, job, step, run)
+        finished(1)
+    return samples, statistics.median(overheads_s)
 
+
+def _kernels(samples: dict[str, Samples], matrix: MatrixTable, threads: int, source: str) -> KernelTables:
     def steps(kind: str, *names: str) -> Steps:
         return fit_steps(samples[kind], matrix, names, source)
 
-    decode, prompt = steps("decode", "values", "bytes"), steps("prompt", "values", "flops")
-    none = Steps(kind="fitted", source="one rank packs nothing", seconds={"call": 0.0, "choices": 0.0, "bytes": 0.0})
-    return (
-        KernelTables(
-            num_threads=threads,
-            matrix=matrix,
-            mixer=Steps(kind="fitted", source=source, seconds={"call": prompt.seconds["call"], "values": prompt.seconds["values"]}),
-            prompt=_without_values(prompt, "flops", 0.0),
-            decode=_without_values(decode, "bytes", max(0.0, decode.seconds["call"] - prompt.seconds["call"])),
-            ffn=steps("ffn", "values", "hidden"),
-            router=steps("router", "values", "scores"),
-            experts=steps("experts", "touched", "values", "hidden"),
-            pack=steps("pack", "choices", "bytes") if samples["pack"].seconds else none,
-            unpack=steps("unpack", "bytes") if samples["unpack"].seconds else none,
-        ),
-        statistics.median(overheads_s),
+    prompt = steps("prompt", "values", "heads", "flops")
+    mixer = {name: prompt.seconds[name] for name in ("call", "values", "heads")}
+    decode = fit_steps(samples["decode"], matrix, ("bytes",), source, known=mixer)
+    nothing = Steps(kind="fitted", source="one rank packs nothing", seconds={"call": 0.0, "choices": 0.0, "bytes": 0.0})
+    return KernelTables(
+        num_threads=threads,
+        matrix=matrix,
+        mixer=prompt.model_copy(update={"seconds": mixer}),
+        prompt=prompt.model_copy(update={"seconds": {"call": 0.0, "flops": prompt.seconds["flops"]}}),
+        decode=decode,
+        ffn=steps("ffn", "values", "hidden"),
+        router=steps("router", "values", "scores"),
+        experts=steps("experts", "touched", "values", "hidden"),
+        pack=steps("pack", "choices", "bytes") if samples["pack"].seconds else nothing,
+        unpack=steps("unpack", "bytes") if samples["unpack"].seconds else nothing,
     )
 
 
-def _without_values(fit: Steps, name: str, call_s: float) -> Steps:
-    """What looking back adds to the mixer's own small kernels."""
-    return Steps(kind="fitted", source=fit.source, median_error=fit.median_error, seconds={"call": call_s, name: fit.seconds[name]})
-
-
-def _matrix(backend: RayBackend, source: str) -> MatrixTable:
+def _matrix(backend: RayBackend, source: str, finished: Callable[[int], None]) -> MatrixTable:
     seconds = []
     for working in WORKING_BYTES:
         by_size = []
@@ -157,26 +163,17 @@ def _matrix(backend: RayBackend, source: str) -> MatrixTable:
             found += [found[-1] * rows / timed[-1] for rows in ROWS[len(timed) :]]
             by_size.append(tuple(found))
         seconds.append(tuple(by_size))
+        finished(1)
     return MatrixTable(kind="measured", source=source, rows=ROWS, sizes=SIZES, working_bytes=WORKING_BYTES, seconds=tuple(seconds))
 
 
-def _collectives(backend: RayBackend, source: str) -> Collectives:
-    def table(operation: str) -> ExchangeTable:
-        seconds = list(_exchange_seconds(backend, operation))
-        # More bytes never take less time; where a measurement says so, it is noise.
-        return ExchangeTable(
-            kind="measured", source=source, num_bytes=NUM_BYTES, seconds=tuple(np.maximum.accumulate(seconds).tolist())
-        )
-
-    return Collectives(num_ranks=backend.size, dispatch=table("dispatch"), combine=table("combine"), all_reduce=table("all_reduce"))
-
-
-def _exchange_seconds(backend: RayBackend, operation: str) -> Iterator[float]:
-    for num_bytes in NUM_BYTES:
-        moments_RN2 = np.array(backend.apply(exchange_moments, operation, num_bytes, _EXCHANGES))
-        met_N = moments_RN2[:, :, 0].max(axis=0)
-        # As a step's phases count it: from the last rank's coming to each rank's end, mean over ranks.
-        yield float(np.median((moments_RN2[:, :, 1] - met_N).mean(axis=0)))
+def _collectives(samples: dict[str, Samples], num_ranks: int, source: str) -> Collectives:
+    return Collectives(
+        num_ranks=num_ranks,
+        dispatch=fit_exchange(samples["dispatch"], samples["dispatch wait"], source),
+        combine=fit_exchange(samples["combine"], samples["combine wait"], source),
+        all_reduce=fit_exchange(samples["collective"], samples["collective wait"], source),
+    )
 
 
 def _pruned(backend: RayBackend, pruning: Pruning, source: str) -> Pruned:

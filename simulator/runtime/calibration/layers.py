@@ -19,10 +19,11 @@ from simulator.spec.mixers import GroupedQueryAttention
 from simulator.spec.model import ModelSpec
 from simulator.work.layout import Layout
 
-REPEATS = 5
-"""Times that each step is run; the median of each moment counts."""
+REPEATS = 8
+"""Times that each kind of step is run, each time with other tokens: the same ones again would find their experts in a cache."""
 _LAYERS = 2
 _HEADS = 4
+_SPLIT_HEAD_SIZE = 32
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,16 @@ class Shape:
     top_k: int = 1
     steps: tuple[tuple[int, int, int], ...] = ()
     """Sequences of each rank, new tokens and context tokens of each."""
+    is_split: bool = False
+    """Whether the ranks split the model as tensor parallelism does, rather than the sequences."""
 
-    def model(self) -> ModelSpec:
+    def model(self, num_ranks: int) -> ModelSpec:
         """Attention and feed-forward block, twice, and next to no vocabulary."""
         ffn: dict[str, Any] = {"kind": "dense", "intermediate_size": self.width}
         if self.num_experts:
             ffn = {"kind": "moe", "num_experts": self.num_experts, "top_k": self.top_k, "intermediate_size": self.width}
-        mixer = {"kind": "gqa", "num_heads": _HEADS, "num_kv_heads": _HEADS, "head_size": self.hidden_size // _HEADS}
+        heads, head_size = (num_ranks, _SPLIT_HEAD_SIZE) if self.is_split else (_HEADS, self.hidden_size // _HEADS)
+        mixer = {"kind": "gqa", "num_heads": heads, "num_kv_heads": heads, "head_size": head_size}
         table = {
             "name": f"timed {self}",
             "hidden_size": self.hidden_size,
@@ -65,8 +69,8 @@ class Shape:
             experts = RoutedExperts(ids_LTK, placed, PerRank())
         return Job(
             name=str(self),
-            model=self.model(),
-            layout=Layout(1, num_ranks, num_ranks if experts else 1),
+            model=self.model(num_ranks),
+            layout=Layout(num_ranks, 1, 1) if self.is_split else Layout(1, num_ranks, num_ranks if experts else 1),
             node_R=np.zeros(num_ranks, dtype=np.int64),
             dtype="fp32",
             dispatch_dtype="fp32",
@@ -77,10 +81,13 @@ class Shape:
             weights=None,
         )
 
-    def step(self, number: int, num_ranks: int) -> Step:
-        """One of its steps over all ranks."""
-        sequences, new, context = self.steps[number]
-        return Step(number, sequences * num_ranks, new, context, offset=997 * number)
+    def every_step(self, num_ranks: int) -> Iterator[Step]:
+        """Its steps over all ranks, each several times; the first of each is for warming up."""
+        for kind, (sequences, new, context) in enumerate(self.steps):
+            for repeat in range(REPEATS + 1):
+                number = kind * (REPEATS + 1) + repeat
+                total = sequences if self.is_split else sequences * num_ranks
+                yield Step(number, total, new, context, offset=997 * number)
 
 
 @dataclass
@@ -101,31 +108,57 @@ class Samples:
         self.working_bytes.append(working_bytes)
 
 
-def collect(samples: dict[str, Samples], shape: Shape, job: Job, step: Step, runs: list[list[ShardStep]]) -> None:
-    """Explain the moments of a step that was run several times."""
+def collect(samples: dict[str, Samples], shape: Shape, job: Job, step: Step, run: list[ShardStep]) -> None:
+    """Explain the moments of a step."""
     num_ranks, hidden = job.layout.num_ranks, shape.hidden_size
-    working = 4.0 * job.model.num_parameters * (num_ranks if not shape.num_experts else 1)
-    for rank in range(num_ranks):
-        tokens = runs[0][rank].num_tokens
+    working = 4.0 * job.model.num_parameters * (1 if shape.num_experts or shape.is_split else num_ranks)
+    _exchanges(samples, shape, step, run, working)
+    if shape.is_split:
+        return
+    for rank, shard in enumerate(run):
+        tokens = shard.num_tokens
         if tokens == 0:
             continue
-        seconds = np.median([[m.end_s - m.start_s for m in run[rank].moments] for run in runs], axis=0)
-        labels = [(m.phase, m.layer) for m in runs[0][rank].moments]
         for layer in range(_LAYERS):
-            own = {
-                phase: [seconds[i] for i, label in enumerate(labels) if label == (phase, layer)]
-                for phase in ("attention", "dense", "experts")
-            }
-            _attention(samples, shape, job, step, tokens, float(own["attention"][0]), working)
+            own: dict[str, list[float]] = {"attention": [], "dense": [], "experts": []}
+            for moment in shard.moments:
+                if moment.layer == layer and moment.phase in own:
+                    own[moment.phase].append(moment.end_s - moment.start_s)
+            _attention(samples, shape, job, step, tokens, own["attention"][0], working)
+            values = float(tokens * hidden)
             if not shape.num_experts:
                 matrices = [(float(tokens), 2 * hidden * shape.width, 1.0), (float(tokens), hidden * shape.width, 1.0)]
-                samples["ffn"].add(float(own["dense"][0]), working, matrices, values=tokens * hidden, hidden=tokens * shape.width)
+                samples["ffn"].add(own["dense"][0], working, matrices, values=values, hidden=float(tokens * shape.width))
                 continue
             router = [(float(tokens), hidden * shape.num_experts, 1.0)]
-            samples["router"].add(
-                float(own["dense"][0]), working, router, values=tokens * hidden, scores=tokens * shape.num_experts
-            )
-            _experts(samples, shape, job, step, rank, layer, runs[0][rank], [float(s) for s in own["experts"]], working)
+            samples["router"].add(own["dense"][0], working, router, values=values, scores=float(tokens * shape.num_experts))
+            _experts(samples, shape, job, step, rank, layer, shard, own["experts"], working)
+
+
+def _exchanges(samples: dict[str, Samples], shape: Shape, step: Step, run: list[ShardStep], working: float) -> None:
+    """An exchange lasts from its last rank's coming, mean over ranks, and is explained by the busiest rank's bytes.
+
+    What the mean rank waits for the last one has two reasons: more work (``spread``, over the mean), and chance.
+    """
+    for number, moment in enumerate(run[0].moments):
+        if not moment.is_together:
+            continue
+        met_s = max(shard.moments[number].start_s for shard in run)
+        waited_s = met_s - float(np.mean([shard.moments[number].start_s for shard in run]))
+        spread = 0.0
+        if moment.phase == "combine":
+            pairs_R = [shard.pairs_L[moment.layer] for shard in run]
+            spread = (max(pairs_R) - sum(pairs_R) / len(pairs_R)) * float(shape.hidden_size * shape.width)
+        samples[f"{moment.phase} wait"].add(max(waited_s, 1e-6), working, [], spread=spread)
+        seconds = float(np.mean([max(shard.moments[number].end_s - met_s, 1e-6) for shard in run]))
+        if moment.phase == "collective":
+            num_bytes = 4.0 * shape.hidden_size * step.num_tokens
+        else:
+            row_bytes = 4.0 * shape.hidden_size
+            rows_SR = np.array([shard.rows_LR[moment.layer] for shard in run], dtype=float)
+            np.fill_diagonal(rows_SR, 0.0)
+            num_bytes = row_bytes * max(rows_SR.sum(axis=0).max(), rows_SR.sum(axis=1).max())
+        samples[moment.phase].add(seconds, working, [], bytes=float(num_bytes))
 
 
 def _attention(
@@ -138,12 +171,15 @@ def _attention(
     term = mixer.context_terms()[0]
     sequences = tokens // step.new_tokens
     values = float(tokens * shape.hidden_size)
+    heads = float(tokens * mixer.linears(shape.hidden_size)[0].out_features)
     if step.kind == "decode":
         entries = sequences * (step.context_tokens + 1)
-        samples["decode"].add(seconds, working, matrices, values=values, bytes=entries * term.cached_elements_per_entry * 4)
+        samples["decode"].add(
+            seconds, working, matrices, values=values, heads=heads, bytes=entries * term.cached_elements_per_entry * 4
+        )
         return
     pairs = sequences * step.new_tokens * (step.new_tokens + 1) / 2
-    samples["prompt"].add(seconds, working, matrices, values=values, flops=pairs * term.prefill_flops_per_pair)
+    samples["prompt"].add(seconds, working, matrices, values=values, heads=heads, flops=pairs * term.prefill_flops_per_pair)
 
 
 def _experts(
@@ -158,6 +194,8 @@ def _experts(
     working: float,
 ) -> None:
     hidden, num_ranks = shape.hidden_size, job.layout.num_ranks
+    if step.num_tokens == 0:
+        return
     rows_E = _rows(job, step, layer)
     own_E = rows_E[[e for e in range(shape.num_experts) if e * num_ranks // shape.num_experts == rank]]
     matrices = [(float(rows), size, 1.0) for rows in own_E if rows for size in (2 * hidden * shape.width, hidden * shape.width)]
@@ -179,7 +217,7 @@ def _rows(job: Job, step: Step, layer: int) -> NDArray[np.int64]:
 
 def shapes() -> Iterator[Shape]:
     """Models that are timed: small enough to take seconds, apart enough to tell constants from slopes."""
-    prompts = ((1, 1, 0), (1, 16, 0), (2, 64, 0), (4, 256, 0))
+    prompts = ((1, 1, 0), (4, 4, 0), (4, 32, 0), (16, 64, 0))
     for hidden, width, experts, top_k in (
         (128, 256, 8, 1),
         (128, 512, 32, 4),
@@ -190,3 +228,5 @@ def shapes() -> Iterator[Shape]:
         yield Shape(hidden, width, experts, top_k, prompts)
     for hidden, width in ((128, 256), (256, 2048), (512, 1024)):
         yield Shape(hidden, width, steps=(*prompts, (4, 1, 64), (32, 1, 128), (16, 1, 512)))
+    for hidden, width in ((128, 256), (512, 1024)):
+        yield Shape(hidden, width, steps=prompts, is_split=True)

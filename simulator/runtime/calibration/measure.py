@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +17,7 @@ from simulator.runtime.shard import Shard
 from simulator.spec.pruning import Pruning
 
 _PASSES = 5
-"""Times that everything is timed; the shortest counts, since other programs can only make it longer."""
+"""Times that everything is timed; the median counts, as in a step, where other processes of the machine take their share."""
 _PASS_S = 0.006
 """Shortest that one timing lasts."""
 
@@ -54,7 +55,7 @@ class _Turn:
 
 
 def _seconds(run: Callable[[int], None]) -> float:
-    """Seconds of one run, as the shortest of some timings of several."""
+    """Seconds of one run, as the median of some timings of several."""
     run(2)
     started_s = time.perf_counter()
     run(2)
@@ -65,7 +66,7 @@ def _seconds(run: Callable[[int], None]) -> float:
         started_s = time.perf_counter()
         run(times)
         found.append((time.perf_counter() - started_s) / times)
-    return min(found)
+    return statistics.median(found)
 
 
 def pruned_ratios(shard: Shard, rows: tuple[int, ...], pruning: Pruning, shape: tuple[int, int]) -> list[float]:
@@ -92,34 +93,3 @@ def _each(function: Callable[..., object], arguments: list[tuple[object, ...]], 
 
 def _apply(holder: PrunedMatrix, x: Tensor) -> object:
     return holder(x)
-
-
-def exchange_moments(shard: Shard, operation: str, num_bytes: int, repeats: int) -> list[tuple[float, float]]:
-    """Start and end of an exchange on this rank, ``repeats`` times.
-
-    Before each, ranks compute for a while that differs a little, as they do in a step.
-
-    Args:
-        operation: ``dispatch`` (the receivers do not know yet how much comes), ``combine``, or ``all_reduce``.
-        num_bytes: that this rank sends to all others together; an all-reduce sums so many.
-    """
-    transport, size = shard.transport, shard.size
-    row_bytes = 1024
-    each = 0 if size == 1 else -(-num_bytes // (size - 1) // row_bytes)
-    rows_R = [each] * size
-    payload = torch.zeros(each * size, row_bytes, dtype=torch.uint8)
-    values = torch.zeros(max(1, num_bytes // 4))
-    work = torch.randn(64, 64)
-    found = []
-    generator = np.random.default_rng(shard.rank)
-    for _ in range(repeats + 2):
-        until_s = time.perf_counter() + float(generator.uniform(0.0001, 0.0004))
-        while time.perf_counter() < until_s:
-            torch.mm(work, work)
-        started_s = time.perf_counter()
-        if operation == "all_reduce":
-            transport.all_reduce(values)
-        else:
-            transport.all_to_all(payload, rows_R, None if operation == "dispatch" else rows_R)
-        found.append((started_s, time.perf_counter()))
-    return found[2:]
