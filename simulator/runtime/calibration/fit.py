@@ -26,7 +26,6 @@ def fit_steps(
         names: amounts that it may depend on; a constant is always among them.
         known: seconds of amounts that are known already, and taken off.
     """
-    measured = np.array(samples.seconds)
     expected = np.array(
         [
             sum(float(matrix.seconds_for(np.array([rows]), size, working)[0]) * count for rows, size, count in entry)
