@@ -160,7 +160,7 @@ class _Runner:
             began_s = time.perf_counter()
             shards = backend.step(step)
             wall_s = time.perf_counter() - began_s
-            if not counts and kind not in differences:
+            if step.keeps_output:
                 differences[kind] = _largest_difference(plan, shards, reference.hidden(step))
             if counts:
                 measured = _measured(plan, shards)

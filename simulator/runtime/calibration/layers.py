@@ -228,5 +228,5 @@ def shapes() -> Iterator[Shape]:
         yield Shape(hidden, width, experts, top_k, prompts)
     for hidden, width in ((128, 256), (256, 2048), (512, 1024)):
         yield Shape(hidden, width, steps=(*prompts, (4, 1, 64), (32, 1, 128), (16, 1, 512)))
-    for hidden, width in ((128, 256), (512, 1024)):
+    for hidden, width in ((128, 256), (512, 1024), (256, 8192)):
         yield Shape(hidden, width, steps=prompts, is_split=True)
