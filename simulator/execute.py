@@ -22,6 +22,7 @@ from simulator.errors import UserError
 from simulator.executed import RANK_COLUMNS, STEP_COLUMNS, SUMMARY_COLUMNS, Executed
 from simulator.facts import facts_of
 from simulator.plan import Plan, make_plan
+from simulator.plugins import build
 from simulator.records import SPAN_COLUMNS, STEP_PHASES
 from simulator.run import revision, versions
 from simulator.runtime import require
@@ -62,6 +63,7 @@ def execute_scenario(
     folder = path.resolve().parent
     plans = [make_plan(deployment, scenario.seed, str(path), folder) for deployment in scenario.deployments]
     jobs = [make_job(plan, folder) for plan in plans]
+    _check_transport(scenario.execution, path)
     _check_faults(scenario.execution, plans, simulated_nodes)
     tables: dict[str, list[pd.DataFrame]] = {name: [] for name in ("summary", "steps", "ranks", "spans", "faults")}
     tick("starting Ray", 0, None)
@@ -89,6 +91,14 @@ def execute_scenario(
     }
     joined = {name: pd.concat(found, ignore_index=True) for name, found in tables.items()}
     return Executed(run=run, **joined)
+
+
+def _check_transport(execution: ExecutionSpec, path: Path) -> None:
+    where = f"{path} [execution.transport]"
+    if not build("runtime.transport", execution.transport, where).joins_processes:
+        raise UserError(
+            f"{where}: '{execution.transport['kind']}' joins threads of one process, and shards are processes of their own"
+        )
 
 
 def _check_faults(execution: ExecutionSpec, plans: list[Plan], simulated_nodes: int | None) -> None:

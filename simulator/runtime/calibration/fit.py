@@ -11,7 +11,7 @@ from simulator.spec.host import ExchangeTable, MatrixTable, Steps
 
 _NUM_BYTES = (0.0, 1e5, 1e6, 1e7)
 """Where an exchange's line is written down."""
-_FAR_KERNEL, _FAR_EXCHANGE = 0.1, 0.5
+_FAR_KERNEL, _FAR_EXCHANGE = 0.1, 1.0
 """Relative errors from which on a sample is far off. What a rank computes takes the same time again, and what takes longer was held
 up by others; an exchange that takes longer is one of its own kind, so more of them count in full."""
 _ROUNDS = 25

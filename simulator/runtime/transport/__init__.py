@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
@@ -57,6 +57,9 @@ class Meeting(Protocol):
 
 class TransportPolicy(Protocol):
     """A file in this folder: a frozen pydantic model whose fields are its configuration keys."""
+
+    joins_processes: ClassVar[bool]
+    """Whether its ranks may be processes, on one machine or several."""
 
     def meeting(self, size: int, timeout_s: float) -> Meeting:
         """Prepare a place for the ranks to meet, in the driver's process. Called again after every failure."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -31,6 +32,8 @@ class Room:
 
 class InProcess(Frozen):
     """Tensors are handed over in memory, without a copy."""
+
+    joins_processes: ClassVar[bool] = False
 
     def meeting(self, size: int, timeout_s: float) -> Room:
         return Room(size, timeout_s)

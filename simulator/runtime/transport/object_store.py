@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, ClassVar
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
@@ -19,6 +19,8 @@ _PATIENCE_S = 5.0
 
 class ObjectStore(Frozen):
     """Rows lie in the object store of the node that has them, and are fetched by the node that needs them."""
+
+    joins_processes: ClassVar[bool] = True
 
     def meeting(self, size: int, timeout_s: float) -> Desk:
         return Desk(size, timeout_s)

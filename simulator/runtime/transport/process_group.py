@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import socket
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,8 @@ class Address(NamedTuple):
 
 class ProcessGroup(Frozen):
     """One process group over all ranks, formed anew after every failure."""
+
+    joins_processes: ClassVar[bool] = True
 
     def meeting(self, size: int, timeout_s: float) -> Listener:
         return Listener(size, timeout_s)

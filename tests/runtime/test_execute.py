@@ -1,0 +1,215 @@
+"""`moesim execute` and `moesim trace record runtime` as a user runs them: real actors, a results folder, Ctrl-C, wrong input."""
+
+# ruff: noqa: E402 (what follows needs torch and ray, and is skipped without)
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+torch = pytest.importorskip("torch")
+ray = pytest.importorskip("ray")
+
+from simulator.executed import SUMMARY_COLUMNS, read
+from simulator.records import STEP_PHASES
+from tests.runtime.processes import descendants, left_of
+
+pytestmark = pytest.mark.xdist_group("ray")
+
+SCENARIO = """
+name = "tiny"
+seed = 3
+[workload]
+requests = { arrivals = { kind = "poisson", rate_per_s = 2.0 }, lengths = { kind = "fixed", num_input = 8, num_output = 4 }, num_requests = 4 }
+[execution]
+prompts = 3
+prompt_tokens = 5
+sequences = 5
+context_tokens = 7
+steps = 3
+warm_up = 1
+timeout_s = 10.0
+[[deployments]]
+name = "moe"
+model = "moe.toml"
+cluster = "this-machine-2"
+parallel = { attention_dp = 2, ep = 2 }
+[[deployments]]
+name = "pruned"
+model = "dense.toml"
+cluster = "this-machine-2"
+parallel = { tp = 2 }
+pruning = { kind = "unstructured", sparsity = 0.5 }
+"""
+MODEL = """
+hidden_size = 32
+vocab_size = 256
+weight_dtype = "fp32"
+layers = [{ repeat = 2, pattern = [["a", "f"]] }]
+[mixers]
+a = { kind = "gqa", num_heads = 4, num_kv_heads = 2, head_size = 8 }
+[ffns]
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    here = tmp_path_factory.mktemp("execute")
+    (here / "tiny.toml").write_text(SCENARIO)
+    moe = 'f = { kind = "moe", num_experts = 8, top_k = 2, intermediate_size = 16 }\n'
+    (here / "moe.toml").write_text('routing = { kind = "uniform" }\n' + MODEL + moe)
+    (here / "dense.toml").write_text(MODEL + 'f = { kind = "dense", intermediate_size = 64 }\n')
+    return here
+
+
+def moesim(folder, *arguments):
+    # A process that the test runner's workers start ignores Ctrl-C unless it is told otherwise.
+    return subprocess.Popen(
+        [sys.executable, "-m", "simulator", *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+@pytest.fixture(scope="module")
+def executed(folder):
+    faults = "execution.faults=[{ step = 2, rank = 1 }]"
+    process = moesim(folder, "execute", "tiny.toml", "--out", "out", "--json", "--simulated-nodes", "2", "--set", faults)
+    out, err = process.communicate(timeout=110)
+    assert process.returncode == 0, err
+    return json.loads(out), read(folder / "out")
+
+
+def test_standard_output_is_the_result_and_nothing_else(executed):
+    said, found = executed
+    assert [row["deployment"] for row in said["summary"]] == ["moe", "moe", "pruned", "pruned"]
+    assert set(said["summary"][0]) == set(SUMMARY_COLUMNS)
+    assert found.deployments == ["moe", "pruned"]
+
+
+def test_every_step_is_measured_and_predicted_and_its_phases_add_up(executed):
+    _, found = executed
+    counts = found.steps.groupby(["deployment", "kind", "source"]).size()
+    assert (counts == 3).all()
+    assert len(counts) == 8
+    phases = found.steps[[f"{phase}_s" for phase in STEP_PHASES]].sum(axis=1)
+    assert phases.to_numpy() == pytest.approx(found.steps["duration_s"].to_numpy(), rel=1e-6)
+    tokens = found.steps.groupby("kind")["tokens"].unique()
+    assert tokens["prompt"].tolist() == [15]
+    assert tokens["decode"].tolist() == [5]
+
+
+def test_the_distributed_run_equals_the_whole_model(executed):
+    _, found = executed
+    assert (found.summary["largest_difference"] < 1e-4).all()
+
+
+def test_no_pair_is_lost_or_counted_twice(executed):
+    _, found = executed
+    pairs = found.ranks.groupby(["kind", "number", "layer"])["num_pairs"].sum()
+    assert set(pairs["prompt"]) == {15 * 2}
+    assert set(pairs["decode"]) == {5 * 2}
+
+
+def test_what_was_killed_is_in_the_record(executed):
+    said, found = executed
+    assert found.faults["what"].tolist() == ["rank 1 died"] * 2
+    assert found.faults["deployment"].tolist() == ["moe", "pruned"]
+    assert (found.faults["recovery_s"] > 0).all()
+    assert len(said["faults"]) == 2
+
+
+def test_the_folder_holds_the_report_and_the_timeline(executed, folder):
+    out = folder / "out"
+    assert "moe" in (out / "report.html").read_text()
+    events = json.loads((out / "timeline.json").read_text())["traceEvents"]
+    assert {event["name"] for event in events if event["ph"] == "X"} >= {"attention", "experts", "dispatch", "combine"}
+    run = json.loads((out / "run.json").read_text())
+    assert run["nodes"] == "2 simulated nodes"
+    assert set(run["versions"]) >= {"torch", "ray"}
+
+
+def test_ctrl_c_writes_nothing_and_leaves_no_process(folder):
+    process = moesim(folder, "execute", "tiny.toml", "--out", "never", "--set", "execution.steps=100000")
+    until_s = time.monotonic() + 60
+    while time.monotonic() < until_s and len(descendants(process.pid)) < 6:
+        time.sleep(0.5)
+    time.sleep(2)
+    started = descendants(process.pid)
+    assert started
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "stopped; nothing was written" in err
+    assert not (folder / "never").exists()
+    assert left_of(started) == set()
+
+
+def test_running_shards_are_recorded_in_a_file_that_replays(folder):
+    process = moesim(folder, "trace", "record", "runtime", "tiny.toml", "ids.npz", "--tokens", "40", "--json")
+    out, err = process.communicate(timeout=110)
+    assert process.returncode == 0, err
+    said = json.loads(out)
+    with np.load(folder / "ids.npz") as arrays:
+        assert arrays["ids"].shape == (2, 45, 2)
+        assert arrays["seq_lens"].tolist() == [5] * 9
+        assert arrays["ids"].max() < 8
+        assert len(set(arrays["domain"].tolist())) == 3
+    assert said["experts"] == 8
+    replay = "deployments.0.routing={ kind = 'replay', trace = 'ids.npz' }"
+    checked = moesim(folder, "check", "tiny.toml", "--set", replay)
+    out, err = checked.communicate(timeout=60)
+    assert checked.returncode == 0, err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--set", "execution.faults=[{ step = 1, rank = 7 }]"], "rank 7: 'moe' has ranks 0 to 1"),
+        (["--set", "execution.faults=[{ step = 1, node = 0 }]"], "start it with --simulated-nodes 1 or more"),
+        (["--set", "execution.faults=[{ step = 99, rank = 0 }]"], "step 99: the last one is 7"),
+        (["--set", "execution.faults=[{ step = 1 }]"], "a fault kills either a rank or a node"),
+        (["--set", "execution.prompts=0", "--set", "execution.sequences=0"], "there is nothing to execute"),
+        (["--set", "execution.transport.kind=pigeon"], "unknown runtime.transport kind 'pigeon'"),
+        (["--set", "execution.transport.kind=in_process"], "joins threads of one process"),
+        (["--set", "deployments.0.weight_dtype=fp8"], "weight_dtype = 'fp8' can be simulated, but not executed"),
+        (["--set", "deployments.0.weights=none.safetensors"], "no such file"),
+        (["--set", "deployments.0.cluster=this-machine-4"], "has 2 replicas; execution runs one"),
+        (["--simulated-nodes", "2", "--address", "x:1"], "give one of them"),
+        (["--simulated-nodes", "0"], "should be greater than or equal to 1"),
+    ],
+)
+def test_wrong_input_is_one_line_before_anything_starts(folder, arguments, said):
+    process = moesim(folder, "execute", "tiny.toml", "--out", "wrong", *arguments)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2, err
+    assert said in err
+    assert "Traceback" not in err
+    assert not (folder / "wrong").exists()
+
+
+def test_a_missing_torch_is_an_error_that_says_what_to_install(monkeypatch):
+    import importlib.util
+
+    from simulator.errors import UserError
+    from simulator.runtime import require
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'moesim\[real\]'"):
+        require("torch")
+
+
+def test_summaries_survive_the_folder(executed):
+    said, found = executed
+    assert pd.DataFrame(said["summary"])["tokens_per_s"].to_numpy() == pytest.approx(found.summary["tokens_per_s"].to_numpy())
