@@ -24,11 +24,13 @@ golden: .venv/tested
 	MOESIM_UPDATE_GOLDEN=1 $(PYTEST) tests/golden
 
 # The committed example reports: the page, its numbers, and the resolved scenario.
-report: .venv/installed
+report: .venv/tested
 	for name in mixtral_vs_llama2 deepseek_v3_vs_llama_405b gpt_oss_vs_qwen3_32b; do \
 	  $(BIN)/moesim run $$name --out reports/out/$$name && mkdir -p reports/$$name && \
 	  cp reports/out/$$name/report.html reports/out/$$name/summary.csv reports/out/$$name/run.json reports/$$name/ || exit 1; \
 	done
+	$(BIN)/moesim execute moe_vs_dense_local --out reports/out/moe_vs_dense_local_executed && mkdir -p reports/moe_vs_dense_local && \
+	  cd reports/out/moe_vs_dense_local_executed && cp report.html summary.csv run.json ../../moe_vs_dense_local/
 
 # How far the prediction of a MoE layer is from its run on this machine; nothing else should run meanwhile. About ten minutes.
 bench-twin: .venv/tested

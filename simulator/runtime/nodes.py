@@ -47,6 +47,11 @@ class Nodes:
             if node["Alive"] and node["Resources"].get("CPU", 0) > 0 and node["NodeID"] not in self._killed
         }
 
+    @property
+    def gpus(self) -> int:
+        """GPUs of the living node that has the fewest."""
+        return min((int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["NodeID"] in self.alive), default=0)
+
     def resources(self, number: int) -> dict[str, float]:
         """What a placement asks for to land on node ``number`` of the plan: on a simulated node, its own mark."""
         return {} if self.simulated is None else {_mark(number): 0.001}
@@ -101,7 +106,7 @@ def connect(simulated_nodes: int | None = None, address: str | None = None) -> I
     # Ray prints the death of a process, and the log of a raylet that was killed, on standard output, which is for results, and has
     # no setting for it. What died is in the record of the run.
     ray_worker.print_to_stdstream = lambda *_, **__: None
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # a rank that asked for no GPU sees none
     os.environ.setdefault("RAY_enable_open_telemetry", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:

@@ -77,12 +77,18 @@ class RayBackend:
         # Ranks beyond a node's CPUs share them: that is slow, and measured as such, but not forbidden.
         share = min(1.0, min(sorted(alive.values())[-wanted:]) / max(ranks_of.values()))
         self._cpus = max(int(share * 1000) / 1000, 0.001)
-        bundles = [{"CPU": self._cpus * ranks_of[node], **self.nodes.resources(node)} for node in sorted(ranks_of)]
+        # A GPU a rank where there are enough, and none for anybody otherwise: all ranks must speak the same protocol.
+        self._gpus = int(self.nodes.gpus >= max(ranks_of.values()))
+        bundles = [{**self._share(ranks_of[node]), **self.nodes.resources(node)} for node in sorted(ranks_of)]
         group = placement_group(bundles, strategy="STRICT_SPREAD" if wanted > 1 else "PACK")
         self._wait_for(group, f"{wanted} nodes with {max(ranks_of.values())} ranks each")
         for rank in range(self.size):
             self._start(rank, group, sorted(ranks_of).index(self.node_R[rank]))
         self._greet(range(self.size))
+
+    def _share(self, num_ranks: int) -> dict[str, float]:
+        """What so many ranks ask a node for."""
+        return {"CPU": self._cpus * num_ranks} | ({"GPU": float(num_ranks)} if self._gpus else {})
 
     def _wait_for(self, group: PlacementGroup, what: str) -> None:
         if not group.wait(_START_S):
@@ -94,7 +100,9 @@ class RayBackend:
 
     def _start(self, rank: int, group: PlacementGroup, bundle: int) -> None:
         strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
-        self._actors[rank] = RemoteShard.options(num_cpus=self._cpus, scheduling_strategy=strategy).remote(rank, self.size)
+        self._actors[rank] = RemoteShard.options(num_cpus=self._cpus, num_gpus=self._gpus, scheduling_strategy=strategy).remote(
+            rank, self.size
+        )
         self._home[rank] = (group, bundle)
         self._pids[rank] = 0
 
@@ -297,7 +305,7 @@ class RayBackend:
             if rank not in homeless:
                 self._start(rank, *self._home[rank])
         if homeless:
-            group = placement_group([{"CPU": self._cpus}] * len(homeless), strategy="SPREAD")
+            group = placement_group([self._share(1)] * len(homeless), strategy="SPREAD")
             self._wait_for(group, f"the {len(homeless)} ranks of the node that was lost")
             for bundle, rank in enumerate(homeless):
                 self._start(rank, group, bundle)
