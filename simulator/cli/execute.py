@@ -77,10 +77,15 @@ def print_executed(executed: Any) -> None:
     for fault in executed.faults.itertuples():
         console.out.print(f"step {fault.step} of {fault.deployment}: {fault.what}; ready again after {fault.recovery_s:.1f} s")
     known = executed.run["calibration"]
-    if known["machine"] not in (None, executed.run["machine"]):
+    if known["machine"] != executed.run["machine"]:
+        rests_on = (
+            f"times of another machine ({known['machine']})"
+            if known["machine"]
+            else f"{known['title']}, not on times of this machine"
+        )
         console.err.print(
-            f"note: the prediction rests on times of another machine ({known['machine']}); "
-            f"moesim calibrate cpu measures this one ({executed.run['machine']})",
+            f"note: the prediction rests on {rests_on}; moesim calibrate cpu measures this one ({executed.run['machine']}), "
+            "for deployments on a cluster 'this-machine-<ranks>'",
             style="yellow",
             highlight=False,
             soft_wrap=True,
