@@ -63,6 +63,8 @@ def execute_scenario(
     folder = path.resolve().parent
     plans = [make_plan(deployment, scenario.seed, str(path), folder) for deployment in scenario.deployments]
     jobs = [make_job(plan, folder) for plan in plans]
+    for plan in plans:
+        _check_measured(plan)
     _check_transport(scenario.execution, path)
     _check_faults(scenario.execution, plans, simulated_nodes)
     tables: dict[str, list[pd.DataFrame]] = {name: [] for name in ("summary", "steps", "ranks", "spans", "faults")}
@@ -91,6 +93,14 @@ def execute_scenario(
     }
     joined = {name: pd.concat(found, ignore_index=True) for name, found in tables.items()}
     return Executed(run=run, **joined)
+
+
+def _check_measured(plan: Plan) -> None:
+    """Refuse a number of ranks whose collectives were not measured before it has run, not after."""
+    from simulator.spec.host import HostRates
+
+    if isinstance(plan.calibration, HostRates) and plan.layout.num_ranks > 1:
+        _ = plan.calibration.collectives
 
 
 def _check_transport(execution: ExecutionSpec, path: Path) -> None:

@@ -38,6 +38,10 @@ def main() -> None:
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
         console.err.print("stopped; nothing was written", highlight=False)
+        if "ray" in sys.modules:  # everything is stopped; threads of libraries that die late have crashed the interpreter's own end
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(_INTERRUPTED)
         sys.exit(_INTERRUPTED)
     except BrokenPipeError:  # the reader has seen enough (moesim list | head)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

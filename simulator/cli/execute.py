@@ -76,6 +76,14 @@ def print_executed(executed: Any) -> None:
     _print_table(_phase_rows(executed))
     for fault in executed.faults.itertuples():
         console.out.print(f"step {fault.step} of {fault.deployment}: {fault.what}; ready again after {fault.recovery_s:.1f} s")
+    transport = executed.run["scenario"]["execution"]["transport"]["kind"]
+    if transport != "process_group":
+        console.err.print(
+            f"note: exchanges were timed between process groups, not through '{transport}', so their prediction is too short",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
+        )
     known = executed.run["calibration"]
     if known["machine"] != executed.run["machine"]:
         rests_on = (

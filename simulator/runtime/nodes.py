@@ -127,12 +127,28 @@ def connect(simulated_nodes: int | None = None, address: str | None = None) -> I
 
 
 def _join(address: str, quiet: dict[str, Any]) -> None:
+    logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         _check_answers(address)
+        _show_token_where_asked(address)
         ray.init(address=address, **quiet)
     except (OSError, OverflowError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"--address {address}: no Ray cluster can be joined there: {reason}") from None
+
+
+def _show_token_where_asked(address: str) -> None:
+    """``ray start`` asks for this machine's token as soon as there is one, but ``ray.init`` does not show it by itself."""
+    with contextlib.suppress(ImportError):  # older versions of Ray know no tokens
+        from ray._private.authentication import authentication_token_setup as tokens
+        from ray.exceptions import AuthenticationError
+
+        try:
+            ray._raylet.GcsClient(address=address).internal_kv_get(b"moesim", None, timeout=_ANSWER_S)
+        except AuthenticationError:
+            tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+        except Exception:  # whatever else is wrong, joining will say it
+            pass
 
 
 def _check_answers(address: str) -> None:

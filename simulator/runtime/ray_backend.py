@@ -221,6 +221,8 @@ class RayBackend:
                 except RayActorError:
                     died.add(rank)
                 except RayTaskError as error:
+                    if isinstance(error.cause, UserError):
+                        raise error.cause from None
                     if not isinstance(error.cause, PeerLostError):
                         raise
                     complaints.append(str(error.cause))

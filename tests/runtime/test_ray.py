@@ -38,6 +38,11 @@ PLANNED, TWICE = 20, 30
 """Steps in which something is killed."""
 
 
+def of_ray(processes):
+    """Those of a cluster: other tests of the same worker start browsers."""
+    return {(pid, args) for pid, args in processes if "ray" in args}
+
+
 @pytest.fixture(scope="module")
 def nodes():
     before = descendants(os.getpid())
@@ -45,9 +50,9 @@ def nodes():
         patch.setattr(os, "cpu_count", lambda: 2)  # of a simulated node, whatever machine runs this
         with stale_address() as path, connect(simulated_nodes=NUM_NODES) as found:
             assert path.read_text() == NOWHERE  # other programs' way to their own cluster
-            started = descendants(os.getpid()) - before
+            started = of_ray(descendants(os.getpid()) - before)
             yield found
-            started |= descendants(os.getpid()) - before
+            started |= of_ray(descendants(os.getpid()) - before)
     assert left_of(started) == set()  # though processes and a node were killed in between
 
 
