@@ -30,8 +30,10 @@ RemoteShard = ray.remote(Shard)
 
 _START_S = 120.0
 """Longest that actors may take to start: every one imports PyTorch."""
-_GRACE_S = 3.0
-"""After one rank has failed, the others have this long to say so too."""
+_GRACE_S = 10.0
+"""After one rank has died, the others have this long to say that they miss it; on a busy machine they need it."""
+_HUNG_GRACE_S = 3.0
+"""After one rank has waited in vain, the others that waited have this long to say so."""
 _MOST_RECOVERIES = 8
 """Failures of one step before it is given up: something is broken that replacing does not mend."""
 
@@ -208,7 +210,7 @@ class RayBackend:
         died: set[int] = set()
         complaints: list[str] = []
         # Twice: a rank may come to an exchange just before the others give up on it.
-        until_s = None if timeout_s is None else time.monotonic() + 2 * timeout_s + _GRACE_S
+        until_s = None if timeout_s is None else time.monotonic() + 2 * timeout_s + _HUNG_GRACE_S
         while pending:
             left_s = 1.0 if until_s is None else min(1.0, until_s - time.monotonic())
             if left_s <= 0:
@@ -227,7 +229,7 @@ class RayBackend:
                         raise
                     complaints.append(str(error.cause))
             if (died or complaints) and ready:
-                grace_s = _GRACE_S if died else max(_GRACE_S, 0.2 * self._timeout_s)
+                grace_s = _GRACE_S if died else max(_HUNG_GRACE_S, 0.2 * self._timeout_s)
                 until_s = time.monotonic() + grace_s
                 if died and self._meeting is not None:
                     self._meeting.abort()
