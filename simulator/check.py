@@ -17,7 +17,7 @@ from simulator.scenario import Scenario, load_scenario
 from simulator.spec import cluster as clusters
 from simulator.spec.accelerator import AcceleratorSpec, load_accelerator
 from simulator.spec.base import validate
-from simulator.spec.calibration import Calibration
+from simulator.spec.calibration import CalibrationFile, read_calibration
 from simulator.spec.cluster import ClusterSpec
 from simulator.spec.host import HostCalibration, load_any_calibration
 from simulator.spec.loading import read_json, read_toml
@@ -31,7 +31,7 @@ _KINDS: dict[str, type[BaseModel]] = {
     "model": ModelSpec,
     "accelerator": AcceleratorSpec,
     "cluster": ClusterSpec,
-    "calibration": Calibration,
+    "calibration": CalibrationFile,
     "host calibration": HostCalibration,
 }
 _TELLING_KEYS = {
@@ -74,7 +74,7 @@ def check_file(name: str, overrides: list[str]) -> Checked:
         read_json(path)
         kind = "model"
     else:
-        table = read_toml(path)
+        table = read_calibration(path) if path.with_suffix("").is_dir() else read_toml(path)
         kind = next((kind for key, kind in _TELLING_KEYS.items() if key in table), "")
     if not kind:
         keys = ", ".join(f"{kind}: {key}" for key, kind in _TELLING_KEYS.items())
@@ -118,7 +118,7 @@ def _check_accelerator(path: Path, _: list[str]) -> str:
 
 
 def _check_calibration(path: Path, _: list[str]) -> str:
-    return f", {validate(Calibration, read_toml(path), str(path)).title}"
+    return f", {validate(CalibrationFile, read_calibration(path), str(path)).title}"
 
 
 def _check_host_calibration(path: Path, _: list[str]) -> str:

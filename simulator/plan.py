@@ -21,7 +21,7 @@ from simulator.plugins import build
 from simulator.scheduling import Rules
 from simulator.spec.accelerator import AcceleratorSpec
 from simulator.spec.base import Policy
-from simulator.spec.calibration import Calibration
+from simulator.spec.calibration import Calibration, CalibrationFile
 from simulator.spec.cluster import ClusterSpec, load_cluster
 from simulator.spec.deployment import DeploymentSpec
 from simulator.spec.ffn import DenseFFN, MoE
@@ -120,7 +120,9 @@ def make_plan(spec: DeploymentSpec, seed: int, where: str, folder: Path) -> Plan
     )
     capacity = check_memory(spec, model, accelerator, layout, precision, place)
     calibration = (
-        loaded.on(layout.num_ranks, capacity.weights_bytes * layout.num_ranks) if isinstance(loaded, HostCalibration) else loaded
+        loaded.on(layout.num_ranks, capacity.weights_bytes * layout.num_ranks)
+        if isinstance(loaded, HostCalibration)
+        else loaded.on(spec.engine)
     )
     return Plan(
         spec=spec,
@@ -151,12 +153,12 @@ def _precision(spec: DeploymentSpec, model: ModelSpec) -> Precision:
     return Precision(weights, experts, spec.kv_dtype or wide, dispatch, spec.combine_dtype or wide)
 
 
-def _check_pruning(spec: DeploymentSpec, model: ModelSpec, calibration: Calibration | HostCalibration, place: str) -> None:
+def _check_pruning(spec: DeploymentSpec, model: ModelSpec, calibration: CalibrationFile | HostCalibration, place: str) -> None:
     if spec.pruning is None:
         return
     if not any(isinstance(ffn, DenseFFN) for ffn in model.ffns.values()):
         raise UserError(f"{place} [pruning]: prunes dense feed-forward blocks, and {model.name} has none; leave it out")
-    if isinstance(calibration, Calibration):
+    if isinstance(calibration, CalibrationFile):
         raise UserError(
             f"{place} [pruning]: products with pruned matrices are measured by moesim calibrate on this machine only; "
             f"there are none in the calibration '{calibration.title}', so use a cluster such as 'this-machine-2'"

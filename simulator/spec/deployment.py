@@ -35,6 +35,9 @@ class DeploymentSpec(Frozen):
     """A model's name, or the path of a TOML or Hugging Face ``config.json``."""
     cluster: str
     parallel: ParallelSpec = ParallelSpec()
+    engine: str = "vllm"
+    """The serving engine whose kernels and overheads are priced: ``vllm``, ``sglang``, ``trtllm``, or one that a calibration adds;
+    what it has no entry for is priced as for any engine."""
     replicas: Size | None = None
     """Absent = as many as fill the cluster."""
     weight_dtype: DType | None = None

@@ -12,8 +12,7 @@ from pydantic import Field
 from simulator.data import find_file
 from simulator.errors import UserError
 from simulator.spec.base import Frozen, NonNegative, Policy, Size, validate
-from simulator.spec.calibration import Calibration, EngineFit, Fit
-from simulator.spec.loading import read_toml
+from simulator.spec.calibration import CalibrationFile, EngineFit, Fit, read_calibration
 
 Numbers = Annotated[tuple[NonNegative, ...], Field(strict=False, min_length=1)]
 Sizes = Annotated[tuple[Size, ...], Field(strict=False, min_length=1)]
@@ -216,14 +215,14 @@ class HostRates:
         return found
 
 
-def load_any_calibration(name: str, where: str) -> Calibration | HostCalibration:
+def load_any_calibration(name: str, where: str) -> CalibrationFile | HostCalibration:
     """The calibration called ``name``: of an accelerator family, or of a machine that ``moesim calibrate`` timed.
 
     Raises:
         UserError: if there is none, or its file is wrong.
     """
     path = find_file("cluster_configs/calibration", name, where)
-    table = read_toml(path)
+    table = read_calibration(path)
     if "kernels" in table:
         return validate(HostCalibration, table, str(path))
-    return validate(Calibration, table, str(path))
+    return validate(CalibrationFile, table, str(path))

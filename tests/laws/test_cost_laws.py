@@ -23,7 +23,7 @@ groups = st.lists(st.integers(0, 3000), min_size=2, max_size=16)
 
 
 def prepare(accelerator):
-    return Roofline().prepare(accelerator, load_calibration(accelerator.calibration, "test"))
+    return Roofline().prepare(accelerator, load_calibration(accelerator.calibration, "test").on("any"))
 
 
 def one(model, num_rows, in_features, out_features, dtype):
@@ -84,7 +84,7 @@ def test_no_product_beats_the_vendor_peaks(accelerator, dtype, num_rows, in_feat
 
 def wired(num_gpus, topology):
     cluster, accelerator = load_cluster(f"h100-sxm-{num_gpus}", "test")
-    return AlphaBeta().prepare(topology.wire(cluster, num_gpus), load_calibration(accelerator.calibration, "test"))
+    return AlphaBeta().prepare(topology.wire(cluster, num_gpus), load_calibration(accelerator.calibration, "test").on("any"))
 
 
 @given(

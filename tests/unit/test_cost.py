@@ -7,33 +7,35 @@ from simulator.cost.comm.alpha_beta import AlphaBeta
 from simulator.cost.compute.roofline import Roofline
 from simulator.data import available_files
 from simulator.spec.accelerator import load_accelerator
-from simulator.spec.calibration import Calibration, KernelFit, OperationFit, load_calibration
+from simulator.spec.calibration import Calibration, CalibrationFile, KernelFit, OperationFit, load_calibration
 from simulator.spec.cluster import load_cluster
 from simulator.spec.host import load_any_calibration
 from simulator.topology.rails import Rails
 from simulator.topology.switch import Switch
 
 NAMED = sorted({load_accelerator(name, "test").calibration for name in available_files("cluster_configs/accelerators")})
-FAMILIES = [name for name in NAMED if isinstance(load_any_calibration(name, "test"), Calibration)]
+FAMILIES = [name for name in NAMED if isinstance(load_any_calibration(name, "test"), CalibrationFile)]
 """Those that hold shares of peaks; a machine's own times are tested with it."""
 
 
 def model(name="h100-sxm"):
     accelerator = load_accelerator(name, "test")
-    return Roofline().prepare(accelerator, load_calibration(accelerator.calibration, "test"))
+    return Roofline().prepare(accelerator, load_calibration(accelerator.calibration, "test").on("any"))
 
 
 def fabric(num_gpus, topology=None):
     cluster, accelerator = load_cluster(f"h100-sxm-{num_gpus}", "test")
-    return AlphaBeta().prepare((topology or Rails()).wire(cluster, num_gpus), load_calibration(accelerator.calibration, "test"))
+    return AlphaBeta().prepare(
+        (topology or Rails()).wire(cluster, num_gpus), load_calibration(accelerator.calibration, "test").on("any")
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_calibration_that_an_accelerator_names_is_plausible(family):
-    calibration = load_calibration(family, "test")
+    calibration = load_calibration(family, "test").on("any")
     kernels = [*calibration.gemm.values(), *calibration.grouped_gemm.values(), *calibration.attention.values()]
     assert all(fit.compute_fraction <= 1 and fit.memory_fraction <= 1 and fit.floor_s < 1e-3 for fit in kernels)
-    operations = [calibration.dispatch, calibration.combine, calibration.all_reduce]
+    operations = [*calibration.exchange["low_latency"].values(), *calibration.collective.values()]
     assert all(fit.scale_up_fraction <= 1 and fit.scale_out_fraction <= 1 for fit in operations)
     fits = [*kernels, *operations, calibration.engine]
     assert all(fit.median_error is not None for fit in [*kernels, *operations] if fit.kind == "fitted")
@@ -42,7 +44,7 @@ def test_every_calibration_that_an_accelerator_names_is_plausible(family):
 
 def test_a_dtype_without_an_entry_is_priced_by_other():
     fit = KernelFit(kind="assumed", source="test", compute_fraction=0.5, memory_fraction=0.5, floor_s=0.0)
-    calibration = load_calibration("hopper", "test")
+    calibration = load_calibration("hopper", "test").on("any")
     changed = Calibration.model_validate({**dict(calibration), "gemm": {"other": fit}})
     assert changed.kernel("gemm", "int8") is fit
 
@@ -95,12 +97,12 @@ def test_an_exchange_takes_its_latency_and_its_busiest_link():
     comm = fabric(8)
     bytes_SR = np.zeros((8, 8))
     bytes_SR[0, 1] = bytes_SR[0, 2] = 45e6
-    fit = comm.calibration.dispatch
+    fit = comm.calibration.exchange["low_latency"]["dispatch"]
     assert comm.exchange("dispatch", bytes_SR).alone_s == pytest.approx(fit.latency_s + 90e6 / (450e9 * fit.scale_up_fraction))
 
 
 def test_latency_grows_with_the_doublings_of_the_nodes():
-    comm, fit = fabric(32), load_calibration("hopper", "test").dispatch
+    comm, fit = fabric(32), load_calibration("hopper", "test").on("any").exchange["low_latency"]["dispatch"]
     assert comm.latency_s("dispatch", 4, 32) == pytest.approx(fit.scale_out_latency_s + 2 * fit.latency_per_doubling_s)
     assert comm.latency_s("dispatch", 1, 8) == pytest.approx(fit.latency_s)
 
@@ -108,6 +110,6 @@ def test_latency_grows_with_the_doublings_of_the_nodes():
 def test_a_ring_sends_nearly_twice_the_data_over_each_link():
     comm = fabric(4, Switch())
     num_bytes = 64e6
-    fit: OperationFit = comm.calibration.all_reduce
+    fit: OperationFit = comm.calibration.collective["all_reduce"]
     expected = fit.total_latency_s(1, 4) + 1.5 * num_bytes / (450e9 * fit.scale_up_fraction)
     assert comm.all_reduce(num_bytes, (0, 1, 2, 3)).alone_s == pytest.approx(expected)

@@ -12,7 +12,7 @@ from simulator.engine.forecast import EvenStep, forecast
 from simulator.errors import UserError
 from simulator.plan import make_plan
 from simulator.spec.base import validate
-from simulator.spec.calibration import Calibration
+from simulator.spec.calibration import CalibrationFile
 from simulator.spec.deployment import DeploymentSpec
 from simulator.spec.host import ExchangeTable, HostCalibration, MatrixTable, load_any_calibration
 
@@ -158,5 +158,5 @@ def test_cost_models_refuse_a_calibration_of_the_other_kind(local):
 @pytest.mark.parametrize("name", sorted(available_files("cluster_configs/calibration")))
 def test_every_calibration_says_where_its_numbers_come_from(name):
     found = load_any_calibration(name, "test")
-    assert isinstance(found, Calibration | HostCalibration)
+    assert isinstance(found, CalibrationFile | HostCalibration)
     assert found.title

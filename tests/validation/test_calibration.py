@@ -31,7 +31,7 @@ def table(name, query, size=None):
 
 def model(gpu):
     accelerator = load_accelerator(GPUS[gpu], "test")
-    return Roofline().prepare(accelerator, load_calibration(accelerator.calibration, "test"))
+    return Roofline().prepare(accelerator, load_calibration(accelerator.calibration, "test").on("any"))
 
 
 def check(predicted_s, measured_s, median, tail, bias):
@@ -174,7 +174,7 @@ def test_low_latency_all_to_all(gpu, operation, many_nodes, median, tail):
     for num_nodes in rows.node_num.unique():
         num_ranks = 8 * int(num_nodes)
         cluster, accelerator = load_cluster(f"{GPUS[gpu]}-{num_ranks}", "test")
-        comm = AlphaBeta().prepare(Rails().wire(cluster, num_ranks), load_calibration(accelerator.calibration, "test"))
+        comm = AlphaBeta().prepare(Rails().wire(cluster, num_ranks), load_calibration(accelerator.calibration, "test").on("any"))
         # Uniform routing, one copy an expert: every rank sends T K / R copies to each other one.
         one = comm.exchange(operation, 1.0 - np.eye(num_ranks))
         here = (rows.node_num == num_nodes).to_numpy()
@@ -195,6 +195,6 @@ def test_all_reduce(gpu, median, tail):
     predicted = []
     for num_gpus, elements in best.index:
         cluster, accelerator = load_cluster(f"{GPUS[gpu]}-8", "test")
-        comm = AlphaBeta().prepare(Switch().wire(cluster, 8), load_calibration(accelerator.calibration, "test"))
+        comm = AlphaBeta().prepare(Switch().wire(cluster, 8), load_calibration(accelerator.calibration, "test").on("any"))
         predicted.append(comm.all_reduce(2.0 * elements, tuple(range(num_gpus))).alone_s)
     check(predicted, best.to_numpy() / 1e3, median, tail, bias=0.03)

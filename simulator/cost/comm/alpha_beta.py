@@ -60,5 +60,6 @@ class AlphaBetaModel:
         return self._fit(operation).total_latency_s(num_nodes, num_ranks)
 
     def _fit(self, operation: Operation) -> OperationFit:
-        fit: OperationFit = getattr(self.calibration, operation)
-        return fit
+        if operation == "all_reduce":
+            return self.calibration.collective[operation]
+        return self.calibration.exchange["low_latency"][operation]

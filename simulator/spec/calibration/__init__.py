@@ -1,0 +1,121 @@
+"""What is achieved of the peaks: data files in ``cluster_configs/calibration``, fitted on measurements or assumed, and said so.
+
+A calibration is ``NAME.toml``, and beside it a folder ``NAME/`` whose files hold one table each (``NAME/gemm.toml`` is ``gemm``):
+what a command fits is written there, and what a person wrote stays as it is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from simulator.data import find_file
+from simulator.errors import UserError
+from simulator.spec.base import Frozen, Policy, validate
+from simulator.spec.calibration.engine import EngineFit
+from simulator.spec.calibration.exchange import OperationFit
+from simulator.spec.calibration.fit import Fit, Kind
+from simulator.spec.calibration.kernels import KernelFit
+from simulator.spec.loading import read_toml
+
+__all__ = ["Calibration", "CalibrationFile", "EngineFit", "Fit", "KernelFit", "Kind", "OperationFit", "load_calibration"]
+
+AnyFit = TypeVar("AnyFit")
+ANY = "any"
+"""In the place of a serving engine: where an engine has no entry of its own."""
+
+
+class Calibration(Frozen):
+    """What one engine achieves on one accelerator family."""
+
+    compute: ClassVar[Policy] = {"kind": "roofline"}
+    communication: ClassVar[Policy] = {"kind": "alpha_beta"}
+    shared_cores: ClassVar[int | None] = None
+
+    title: str
+    gemm: dict[str, KernelFit]
+    """Dense matrices by weight dtype; ``other`` for dtypes that have no entry."""
+    grouped_gemm: dict[str, KernelFit]
+    """Routed experts by weight dtype; ``other`` likewise."""
+    attention: dict[str, KernelFit]
+    """``prefill`` and ``decode``."""
+    exchange: dict[str, dict[Literal["dispatch", "combine"], OperationFit]]
+    """Tokens to experts and back, by the kernels that do it."""
+    collective: dict[str, OperationFit]
+    """``all_reduce`` and others."""
+    engine: EngineFit
+
+    def kernel(self, family: Literal["gemm", "grouped_gemm"], dtype: str) -> KernelFit:
+        """The fit for ``dtype``, or the one that the file names for others (its ``kind`` says that it is assumed)."""
+        fits: dict[str, KernelFit] = getattr(self, family)
+        return fits[dtype] if dtype in fits else fits["other"]
+
+    def fits(self, weights: str, experts: str | None, *, travels: bool, is_split: bool) -> dict[str, Fit]:
+        """The entries that a plan's prices use, by what they price."""
+        found: dict[str, Fit] = {f"{weights} matrices": self.kernel("gemm", weights)}
+        if experts is not None:
+            found[f"{experts} experts"] = self.kernel("grouped_gemm", experts)
+        if travels:
+            found |= {"dispatch": self.exchange["low_latency"]["dispatch"], "combine": self.exchange["low_latency"]["combine"]}
+        if is_split:
+            found["all-reduce"] = self.collective["all_reduce"]
+        found |= {"attention over prompts": self.attention["prefill"], "attention in decode": self.attention["decode"]}
+        found["engine overhead"] = self.engine
+        return found
+
+
+class CalibrationFile(Frozen):
+    """One accelerator family, for all engines: each table has an entry ``any``, and one for each engine that differs."""
+
+    compute: ClassVar[Policy] = Calibration.compute
+    communication: ClassVar[Policy] = Calibration.communication
+
+    title: str
+    gemm: dict[str, dict[str, KernelFit]]
+    """By engine, then weight dtype."""
+    grouped_gemm: dict[str, dict[str, KernelFit]]
+    attention: dict[str, dict[str, KernelFit]]
+    exchange: dict[str, dict[Literal["dispatch", "combine"], OperationFit]]
+    """By kernels (``low_latency``, ...), which engines share."""
+    collective: dict[str, dict[str, OperationFit]]
+    engine: dict[str, EngineFit]
+
+    def on(self, engine: str) -> Calibration:
+        """What ``engine`` achieves: its own entries, and those of any engine where it has none."""
+        return Calibration(
+            title=self.title,
+            gemm=_of(self.gemm, engine),
+            grouped_gemm=_of(self.grouped_gemm, engine),
+            attention=_of(self.attention, engine),
+            exchange=self.exchange,
+            collective=_of(self.collective, engine),
+            engine=self.engine.get(engine, self.engine[ANY]),
+        )
+
+
+def _of(table: dict[str, dict[str, AnyFit]], engine: str) -> dict[str, AnyFit]:
+    return {**table[ANY], **table.get(engine, {})}
+
+
+def read_calibration(path: Path) -> dict[str, Any]:
+    """The whole table of a calibration, its folder included.
+
+    Raises:
+        UserError: if a file is no TOML, or the same table is in both.
+    """
+    table = read_toml(path)
+    for part in sorted(path.with_suffix("").glob("*.toml")):
+        if part.stem in table:
+            raise UserError(f"{path}: [{part.stem}] is in {part} too; keep one")
+        table[part.stem] = read_toml(part)
+    return table
+
+
+def load_calibration(name: str, where: str) -> CalibrationFile:
+    """The calibration of an accelerator family called ``name``.
+
+    Raises:
+        UserError: if there is none, or its file is wrong.
+    """
+    path = find_file("cluster_configs/calibration", name, where)
+    return validate(CalibrationFile, read_calibration(path), str(path))

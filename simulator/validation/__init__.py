@@ -1,0 +1,97 @@
+"""The accuracy scoreboard: measurements beside what the cost models and the engine predict for them.
+
+A suite reads a table of measurements and answers every row: with seconds, a band, and a status (``ok``; ``extrapolated: why``
+outside the measured domain, with a wider band; ``unsupported: why``). It prices rows with the same cost models that the engine
+and the planner use, so the scoreboard's errors are theirs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from simulator.errors import UserError, did_you_mean
+
+OK = "ok"
+_COVERAGE_COLUMNS = ("low", "high")
+
+
+class Measure(NamedTuple):
+    """One measured quantity of a table."""
+
+    name: str
+    """``predicted_<name>_s`` is its column in the result."""
+    column: str
+    unit_s: float
+    """Seconds of one unit of the column: 1e-3 for milliseconds."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a suite says about ``n`` rows with ``M`` measures each. Seconds are not a number where unsupported."""
+
+    seconds: NDArray[np.float64]
+    """``[n, M]``."""
+    low: NDArray[np.float64]
+    """``[n, M]``: lower end of the 80 % band, likewise ``high``."""
+    high: NDArray[np.float64]
+    status: list[str]
+    """``[n]``."""
+    group: list[str]
+    """``[n]``: what errors are reported by, such as a GPU, an engine and a dtype."""
+
+    @classmethod
+    def unsupported(cls, num_rows: int, num_measures: int) -> Answers:
+        """Nothing answered yet; a suite fills in what it can."""
+        nothing = np.full((num_rows, num_measures), np.nan)
+        return cls(nothing, nothing.copy(), nothing.copy(), ["unsupported"] * num_rows, [""] * num_rows)
+
+
+def require(table: pd.DataFrame, columns: tuple[str, ...], where: str) -> None:
+    """Check that a table has the columns that a suite needs.
+
+    Raises:
+        UserError: naming the first one that is missing, and the nearest that is there.
+    """
+    for column in columns:
+        if column not in table.columns:
+            raise UserError(f"{where}: missing column '{column}'; {did_you_mean(column, list(map(str, table.columns)))}")
+
+
+def with_answers(table: pd.DataFrame, measures: tuple[Measure, ...], answers: Answers) -> pd.DataFrame:
+    """The table with ``predicted_<name>_s``, ``low_<name>_s``, ``high_<name>_s`` of every measure, and ``status``."""
+    new = {}
+    for m, measure in enumerate(measures):
+        new[f"predicted_{measure.name}_s"] = answers.seconds[:, m]
+        for column in _COVERAGE_COLUMNS:
+            new[f"{column}_{measure.name}_s"] = getattr(answers, column)[:, m]
+    new["status"] = np.array(answers.status, dtype=object)
+    return table.assign(**new)
+
+
+def score_rows(suite: str, table: pd.DataFrame, measures: tuple[Measure, ...], answers: Answers) -> pd.DataFrame:
+    """The long table (:data:`simulator.scores.SCORE_COLUMNS`) of what was measured; rows that a measure leaves empty are left out."""
+    found = []
+    for m, measure in enumerate(measures):
+        if measure.column not in table.columns:
+            continue
+        rows = pd.DataFrame(
+            {
+                "suite": suite,
+                "group": answers.group,
+                "subject": table.index.astype(str),
+                "quantity": measure.name,
+                "unit": "s",
+                "measured": table[measure.column].to_numpy(dtype=float) * measure.unit_s,
+                "predicted": answers.seconds[:, m],
+                "low": answers.low[:, m],
+                "high": answers.high[:, m],
+                "status": np.array(answers.status, dtype=object),
+            }
+        )
+        found.append(rows[np.isfinite(rows["measured"])])
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()

@@ -1,0 +1,25 @@
+"""Kernel and exchange timings, one family a file: how its tables are read, and how a row is priced.
+
+``moesim validate kernels FAMILY TABLE`` takes the family of that name. Tables have the columns that NVIDIA's aiconfigurator-core
+0.12.0 (Apache-2.0) writes, since whoever times kernels for a planner has them.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import pandas as pd
+
+from simulator.validation import Answers, Measure
+
+
+class KernelFamily(Protocol):
+    """A file in this folder: a frozen pydantic model without fields."""
+
+    columns: tuple[str, ...]
+    """What a table must have; the measured columns may be missing."""
+    measures: tuple[Measure, ...]
+
+    def answer(self, table: pd.DataFrame) -> Answers:
+        """Price every row, vectorised where rows are many: 100,000 rows take seconds. Measured columns are not looked at."""
+        ...
