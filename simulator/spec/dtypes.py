@@ -19,3 +19,6 @@ BYTES_PER_ELEMENT: dict[str, float] = {
     "int4": 0.5 + 2.0 / 128,
 }
 """Bytes that one weight takes, its share of the scales included."""
+
+INPUT_BYTES: dict[str, float] = {"fp8": 1.0, "int8": 1.0, "nvfp4": 0.5625}
+"""Of a number in a product's input as the product reads it; others stay in 16 bits, as with weight-only formats."""

@@ -7,7 +7,7 @@ from simulator.cost.comm.alpha_beta import AlphaBeta
 from simulator.cost.compute.roofline import Roofline
 from simulator.data import available_files
 from simulator.spec.accelerator import load_accelerator
-from simulator.spec.calibration import Calibration, CalibrationFile, KernelFit, OperationFit, load_calibration
+from simulator.spec.calibration import Calibration, CalibrationFile, GemmFit, OperationFit, load_calibration
 from simulator.spec.cluster import load_cluster
 from simulator.spec.host import load_any_calibration
 from simulator.topology.rails import Rails
@@ -43,10 +43,10 @@ def test_every_calibration_that_an_accelerator_names_is_plausible(family):
 
 
 def test_a_dtype_without_an_entry_is_priced_by_other():
-    fit = KernelFit(kind="assumed", source="test", compute_fraction=0.5, memory_fraction=0.5, floor_s=0.0)
+    fit = GemmFit(kind="assumed", source="test", compute_fraction=0.5, memory_fraction=0.5, floor_s=0.0)
     calibration = load_calibration("hopper", "test").on("any")
     changed = Calibration.model_validate({**dict(calibration), "gemm": {"other": fit}})
-    assert changed.kernel("gemm", "int8") is fit
+    assert changed.matrices("int8") is fit
 
 
 def test_reading_weights_once_bounds_a_product_with_few_rows():
@@ -68,7 +68,7 @@ def test_no_rows_take_no_time():
 def test_experts_without_tokens_are_not_read():
     roofline = model()
     few, many = roofline.grouped_gemm_s(np.array([[8.0, 0, 0, 0], [2.0, 2, 2, 2]]), 7168, 4096, "bf16")
-    floor_s = roofline.calibration.kernel("grouped_gemm", "bf16").floor_s
+    floor_s = roofline.calibration.experts("bf16").floor_s
     # Not quite 4: tiles of one expert alone leave multiprocessors idle.
     assert (many - floor_s) / (few - floor_s) == pytest.approx(4, rel=0.05)
 

@@ -13,25 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.cost.compute import Phase, Rates
+from simulator.cost.compute._attention import context_rates
+from simulator.cost.compute._gemm import gemm_s
+from simulator.cost.compute._grouped_gemm import grouped_gemm_s
 from simulator.errors import UserError
 from simulator.spec.accelerator import AcceleratorSpec
 from simulator.spec.base import Frozen
-from simulator.spec.calibration import Calibration, KernelFit
-from simulator.spec.dtypes import BYTES_PER_ELEMENT
+from simulator.spec.calibration import Calibration
 from simulator.spec.host import HostRates
 from simulator.spec.pruning import Pruning
 
-_TILES = ((16, 128), (32, 128), (64, 64), (64, 128), (128, 128), (128, 256), (256, 128))
-"""Output tiles (rows, columns) that GEMM libraries choose from; the fastest one is taken, as their heuristics mean to."""
-_REREAD = 40.0
-"""A tile of ``a x b`` reads ``1/a + 1/b`` numbers for each multiply-add, which slows it by ``1 + 40 (1/a + 1/b)``. Fitted: 21 to
-50 on bf16 GEMMs on H100 and B200, 11 to 51 on grouped GEMMs on H100, with little to choose between."""
-_LARGEST_TILE_READS = 1 + _REREAD * (1 / 128 + 1 / 256)
-_OVERLAP = 3.0
 _STREAM_PASSES = 8.0
 """Times that a layer's small kernels (two norms, two residuals) read or write the hidden vectors."""
-_INPUT_BYTES = {"fp8": 1.0, "int8": 1.0, "nvfp4": 0.5625}
-"""Of a number in the input as the product reads it; others stay in 16 bits, as with weight-only formats."""
 
 
 class Roofline(Frozen):
@@ -55,17 +48,18 @@ class RooflineModel:
     def gemm_s(
         self, rows: NDArray[np.int64], in_features: int, out_features: int, dtype: str, copies: int = 1
     ) -> NDArray[np.float64]:
-        fit = self.calibration.kernel("gemm", dtype)
-        return self._matrix_s(fit, np.asarray(rows, dtype=np.float64)[..., None], in_features, out_features, dtype, copies)
+        fit = self.calibration.matrices(dtype)
+        return gemm_s(self.accelerator, fit, np.asarray(rows, dtype=np.float64), in_features, out_features, dtype, copies)
 
     def grouped_gemm_s(self, rows_RG: NDArray[np.float64], in_features: int, out_features: int, dtype: str) -> NDArray[np.float64]:
         # One expert on a rank is an ordinary matrix product, and engines run it as one: the dense model and the 1-expert MoE agree.
-        fit = self.calibration.kernel("gemm" if rows_RG.shape[1] == 1 else "grouped_gemm", dtype)
-        return self._matrix_s(fit, rows_RG, in_features, out_features, dtype)
+        if rows_RG.shape[1] == 1:
+            return gemm_s(self.accelerator, self.calibration.matrices(dtype), rows_RG[:, 0], in_features, out_features, dtype)
+        fit = self.calibration.experts(dtype)
+        return grouped_gemm_s(self.accelerator, fit, rows_RG, in_features, out_features, dtype)
 
     def context_rates(self, phase: Phase) -> Rates:
-        fit = self.calibration.attention[phase]
-        return Rates(self._flops_per_s("bf16", fit), self._bytes_per_s(fit), fit.floor_s)
+        return context_rates(self.accelerator, self.calibration.attention[phase])
 
     def mixer_s(self, rows: NDArray[np.int64], hidden_size: int, width: int) -> NDArray[np.float64]:
         num_bytes = rows.astype(np.float64) * (hidden_size * 2.0 * _STREAM_PASSES)
@@ -93,43 +87,7 @@ class RooflineModel:
 
     def stream_s(self, num_bytes: NDArray[np.float64]) -> NDArray[np.float64]:
         """Seconds to read or write bytes that no matrix product hides."""
-        return np.asarray(num_bytes / self._bytes_per_s(self.calibration.kernel("gemm", "bf16")), dtype=np.float64)
-
-    def _matrix_s(
-        self, fit: KernelFit, rows_G: NDArray[np.float64], in_features: int, out_features: int, dtype: str, copies: int = 1
-    ) -> NDArray[np.float64]:
-        """Seconds of one kernel that multiplies each group's rows (last axis) by the group's own matrix."""
-        rows = rows_G.sum(axis=-1) * copies
-        touched = (rows_G > 0).sum(axis=-1) * copies
-        weight_bytes = touched * (in_features * out_features * BYTES_PER_ELEMENT[dtype])
-        operand_bytes = rows * (in_features * _INPUT_BYTES.get(dtype, 2.0) + out_features * 2.0)
-        memory_s = (weight_bytes + operand_bytes) / self._bytes_per_s(fit)
-        compute_s = self._compute_s(fit, rows_G, in_features, out_features, dtype, copies)
-        quantise_s = rows * (in_features * fit.quantise_bytes) / self._bytes_per_s(fit)
-        busy_s = (compute_s**_OVERLAP + memory_s**_OVERLAP) ** (1 / _OVERLAP)
-        return np.where(rows > 0, fit.floor_s + busy_s + quantise_s, 0.0)
-
-    def _compute_s(
-        self, fit: KernelFit, rows_G: NDArray[np.float64], in_features: int, out_features: int, dtype: str, copies: int
-    ) -> NDArray[np.float64]:
-        """Seconds to compute whole tiles, each on one multiprocessor.
-
-        A kernel starts a tile wherever one ends (persistent kernels, stream-K), so waves need not be whole: charging whole waves
-        raised the 90th percentile of the error of bf16 GEMMs on B200 from 0.16 to 0.27. Fewer tiles than multiprocessors are split along ``in_features``, down
-        to ``min_split_k``.
-        """
-        count = self.accelerator.num_multiprocessors
-        rate = self._flops_per_s(dtype, fit) / count
-        seconds = np.full(rows_G.shape[:-1], np.inf)
-        for tile_rows, tile_columns in _TILES:
-            tiles = np.ceil(rows_G / tile_rows).sum(axis=-1) * (np.ceil(out_features / tile_columns) * copies)
-            depth = np.maximum(tiles / count * in_features, min(in_features, fit.min_split_k))
-            slowdown = (1 + _REREAD * (1 / tile_rows + 1 / tile_columns)) / _LARGEST_TILE_READS
-            seconds = np.minimum(seconds, depth * (2.0 * tile_rows * tile_columns * slowdown / rate))
-        return seconds
-
-    def _flops_per_s(self, dtype: str, fit: KernelFit) -> float:
-        return self.accelerator.flops_per_s(dtype) * fit.compute_fraction
-
-    def _bytes_per_s(self, fit: KernelFit) -> float:
-        return self.accelerator.memory_bytes_per_s * fit.memory_fraction
+        return np.asarray(
+            num_bytes / (self.accelerator.memory_bytes_per_s * self.calibration.matrices("bf16").memory_fraction),
+            dtype=np.float64,
+        )

@@ -12,13 +12,26 @@ from typing import Any, ClassVar, Literal, TypeVar
 from simulator.data import find_file
 from simulator.errors import UserError
 from simulator.spec.base import Frozen, Policy, validate
+from simulator.spec.calibration.attention import AttentionFit
 from simulator.spec.calibration.engine import EngineFit
 from simulator.spec.calibration.exchange import OperationFit
 from simulator.spec.calibration.fit import Fit, Kind
-from simulator.spec.calibration.kernels import KernelFit
+from simulator.spec.calibration.gemm import GemmFit
+from simulator.spec.calibration.grouped_gemm import GroupedGemmFit
 from simulator.spec.loading import read_toml
 
-__all__ = ["Calibration", "CalibrationFile", "EngineFit", "Fit", "KernelFit", "Kind", "OperationFit", "load_calibration"]
+__all__ = [
+    "AttentionFit",
+    "Calibration",
+    "CalibrationFile",
+    "EngineFit",
+    "Fit",
+    "GemmFit",
+    "GroupedGemmFit",
+    "Kind",
+    "OperationFit",
+    "load_calibration",
+]
 
 AnyFit = TypeVar("AnyFit")
 ANY = "any"
@@ -33,11 +46,11 @@ class Calibration(Frozen):
     shared_cores: ClassVar[int | None] = None
 
     title: str
-    gemm: dict[str, KernelFit]
+    gemm: dict[str, GemmFit]
     """Dense matrices by weight dtype; ``other`` for dtypes that have no entry."""
-    grouped_gemm: dict[str, KernelFit]
+    grouped_gemm: dict[str, GroupedGemmFit]
     """Routed experts by weight dtype; ``other`` likewise."""
-    attention: dict[str, KernelFit]
+    attention: dict[str, AttentionFit]
     """``prefill`` and ``decode``."""
     exchange: dict[str, dict[Literal["dispatch", "combine"], OperationFit]]
     """Tokens to experts and back, by the kernels that do it."""
@@ -45,16 +58,19 @@ class Calibration(Frozen):
     """``all_reduce`` and others."""
     engine: EngineFit
 
-    def kernel(self, family: Literal["gemm", "grouped_gemm"], dtype: str) -> KernelFit:
-        """The fit for ``dtype``, or the one that the file names for others (its ``kind`` says that it is assumed)."""
-        fits: dict[str, KernelFit] = getattr(self, family)
-        return fits[dtype] if dtype in fits else fits["other"]
+    def matrices(self, dtype: str) -> GemmFit:
+        """The fit for dense matrices of ``dtype``, or the one that the file names for others (its ``kind`` says "assumed")."""
+        return self.gemm.get(dtype) or self.gemm["other"]
+
+    def experts(self, dtype: str) -> GroupedGemmFit:
+        """Likewise for routed experts."""
+        return self.grouped_gemm.get(dtype) or self.grouped_gemm["other"]
 
     def fits(self, weights: str, experts: str | None, *, travels: bool, is_split: bool) -> dict[str, Fit]:
         """The entries that a plan's prices use, by what they price."""
-        found: dict[str, Fit] = {f"{weights} matrices": self.kernel("gemm", weights)}
+        found: dict[str, Fit] = {f"{weights} matrices": self.matrices(weights)}
         if experts is not None:
-            found[f"{experts} experts"] = self.kernel("grouped_gemm", experts)
+            found[f"{experts} experts"] = self.experts(experts)
         if travels:
             found |= {"dispatch": self.exchange["low_latency"]["dispatch"], "combine": self.exchange["low_latency"]["combine"]}
         if is_split:
@@ -71,10 +87,10 @@ class CalibrationFile(Frozen):
     communication: ClassVar[Policy] = Calibration.communication
 
     title: str
-    gemm: dict[str, dict[str, KernelFit]]
+    gemm: dict[str, dict[str, GemmFit]]
     """By engine, then weight dtype."""
-    grouped_gemm: dict[str, dict[str, KernelFit]]
-    attention: dict[str, dict[str, KernelFit]]
+    grouped_gemm: dict[str, dict[str, GroupedGemmFit]]
+    attention: dict[str, dict[str, AttentionFit]]
     exchange: dict[str, dict[Literal["dispatch", "combine"], OperationFit]]
     """By kernels (``low_latency``, ...), which engines share."""
     collective: dict[str, dict[str, OperationFit]]
