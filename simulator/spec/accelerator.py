@@ -47,6 +47,7 @@ class AcceleratorSpec(Frozen):
             return self.bf16_flops_per_s / 2
         native = {
             "fp8": self.fp8_flops_per_s,
+            "fp8_block": self.fp8_flops_per_s,
             "int8": self.int8_flops_per_s,
             "mxfp4": self.fp4_flops_per_s,
             "nvfp4": self.fp4_flops_per_s,

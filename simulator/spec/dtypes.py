@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-DType = Literal["fp32", "bf16", "fp16", "fp8", "int8", "mxfp4", "nvfp4", "int4"]
-"""``fp8`` is E4M3 with 128x128 block scales (or per tensor), ``mxfp4`` has one 8-bit scale per 32 values (OCP MX v1.0), ``nvfp4``
+DType = Literal["fp32", "bf16", "fp16", "fp8", "fp8_block", "int8", "mxfp4", "nvfp4", "int4"]
+"""``fp8`` is E4M3 with a scale for each tensor or channel, ``fp8_block`` with one for each 128x128 block (DeepSeek-V3), ``mxfp4`` has one 8-bit scale per 32 values (OCP MX v1.0), ``nvfp4``
 one per 16, ``int4`` is weight-only with one 16-bit scale per 128."""
 
 BYTES_PER_ELEMENT: dict[str, float] = {
     "fp32": 4.0,
     "bf16": 2.0,
     "fp16": 2.0,
-    "fp8": 1.0 + 4.0 / (128 * 128),
+    "fp8": 1.0,
+    "fp8_block": 1.0 + 4.0 / (128 * 128),
     "int8": 1.0,
     "mxfp4": 0.5 + 1.0 / 32,
     "nvfp4": 0.5 + 1.0 / 16,
@@ -20,5 +21,5 @@ BYTES_PER_ELEMENT: dict[str, float] = {
 }
 """Bytes that one weight takes, its share of the scales included."""
 
-INPUT_BYTES: dict[str, float] = {"fp8": 1.0, "int8": 1.0, "nvfp4": 0.5625}
+INPUT_BYTES: dict[str, float] = {"fp8": 1.0, "fp8_block": 1.0 + 4.0 / 128, "int8": 1.0, "nvfp4": 0.5625}
 """Of a number in a product's input as the product reads it; others stay in 16 bits, as with weight-only formats."""

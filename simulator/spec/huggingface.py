@@ -319,7 +319,7 @@ def _hyper_connections(read: ConfigKeys, hidden_size: int, num_layers: int) -> i
 
 # Number formats
 
-_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "fp8": "fp8", "fp4": "mxfp4"}
+_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "fp8": "fp8_block", "fp4": "mxfp4"}
 _QUANTIZED = {
     "fp8": "fp8",
     "fbgemm_fp8": "fp8",
@@ -367,4 +367,5 @@ def _quantized(read: ConfigKeys, quantization: Any) -> str:
     if shown not in _QUANTIZED:
         known = ", ".join(sorted(_QUANTIZED))
         raise read.error(f"quantization_config describes '{shown}', which is not understood; choose one of: {known}")
-    return _QUANTIZED[shown]
+    found = _QUANTIZED[shown]
+    return "fp8_block" if found == "fp8" and quantization.get("weight_block_size") else found

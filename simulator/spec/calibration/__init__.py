@@ -34,6 +34,8 @@ __all__ = [
 ]
 
 AnyFit = TypeVar("AnyFit")
+_LIKE = {"fp8_block": "fp8", "fp16": "bf16"}
+"""Formats that are priced as another one where they have no entry."""
 ANY = "any"
 """In the place of a serving engine: where an engine has no entry of its own."""
 
@@ -60,11 +62,11 @@ class Calibration(Frozen):
 
     def matrices(self, dtype: str) -> GemmFit:
         """The fit for dense matrices of ``dtype``, or the one that the file names for others (its ``kind`` says "assumed")."""
-        return self.gemm.get(dtype) or self.gemm["other"]
+        return _entry(self.gemm, dtype)
 
     def experts(self, dtype: str) -> GroupedGemmFit:
         """Likewise for routed experts."""
-        return self.grouped_gemm.get(dtype) or self.grouped_gemm["other"]
+        return _entry(self.grouped_gemm, dtype)
 
     def fits(self, weights: str, experts: str | None, *, travels: bool, is_split: bool) -> dict[str, Fit]:
         """The entries that a plan's prices use, by what they price."""
@@ -107,6 +109,10 @@ class CalibrationFile(Frozen):
             collective=_of(self.collective, engine),
             engine=self.engine.get(engine, self.engine[ANY]),
         )
+
+
+def _entry(table: dict[str, AnyFit], dtype: str) -> AnyFit:
+    return next(table[name] for name in (dtype, _LIKE.get(dtype, dtype), "other") if name in table)
 
 
 def _of(table: dict[str, dict[str, AnyFit]], engine: str) -> dict[str, AnyFit]:
