@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import pandas as pd
 
@@ -23,3 +23,21 @@ class KernelFamily(Protocol):
     def answer(self, table: pd.DataFrame) -> Answers:
         """Price every row, vectorised where rows are many: 100,000 rows take seconds. Measured columns are not looked at."""
         ...
+
+
+@runtime_checkable
+class MeasuresByTable(Protocol):
+    """A family whose tables differ in what they measure; its ``measures`` are those that every table has, often none."""
+
+    def measures_of(self, table: pd.DataFrame) -> tuple[Measure, ...]:
+        """What ``table`` measures, by its columns.
+
+        Raises:
+            UserError: if it is none of the tables that this family reads.
+        """
+        ...
+
+
+def measures_of(family: KernelFamily, table: pd.DataFrame) -> tuple[Measure, ...]:
+    """What ``family`` answers for ``table``: columns of its ``Answers``, in order."""
+    return family.measures_of(table) if isinstance(family, MeasuresByTable) else family.measures
