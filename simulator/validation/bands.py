@@ -1,0 +1,67 @@
+"""From a prediction to its 80 % band: what the calibration's residuals say, wider where nothing was measured.
+
+A band is a pair of factors that a prediction is multiplied with. It widens in log space about its own middle, since errors of times
+are ratios, and a fit may be biased.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from simulator.spec.calibration.fit import Fit
+
+_EXTRAPOLATED = 2.0
+"""How much wider, in log space, a band is outside the measured domain."""
+
+
+class Band(NamedTuple):
+    """What a prediction is multiplied with for its low and its high."""
+
+    low: float
+    high: float
+    is_assumed: bool = False
+    """Whether no measurement stands behind it."""
+
+    @classmethod
+    def of(cls, fit: Fit | None) -> Band:
+        """The band of a fit's residuals; :data:`ASSUMED` where it has none.
+
+        >>> Band.of(None)
+        Band(low=0.5, high=2.0, is_assumed=True)
+        """
+        return ASSUMED if fit is None or fit.band is None else cls(*fit.band)
+
+    def widened(self, by: float = _EXTRAPOLATED) -> Band:
+        """The same about its middle, ``by`` times as wide in log space.
+
+        >>> Band(0.8, 1.25).widened()
+        Band(low=0.64, high=1.5625, is_assumed=False)
+        """
+        middle = float(np.sqrt(self.low * self.high))
+        wide = (self.high / self.low) ** (by / 2)
+        return Band(round(middle / wide, 12), round(middle * wide, 12), self.is_assumed)
+
+    def around(self, seconds: ArrayLike, is_extrapolated: ArrayLike = False) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Low and high of predictions of any shape; a prediction lies within its own band, even where the fit is biased.
+
+        Args:
+            is_extrapolated: which of them lie outside the measured domain; of the same shape, or one for all.
+        """
+        seconds, outside = np.asarray(seconds, dtype=float), np.asarray(is_extrapolated, dtype=bool)
+        wide = self.widened()
+        low = seconds * np.minimum(np.where(outside, wide.low, self.low), 1.0)
+        high = seconds * np.maximum(np.where(outside, wide.high, self.high), 1.0)
+        return low, high
+
+
+ASSUMED = Band(0.5, 2.0, is_assumed=True)
+"""Where numbers are assumed and nothing was measured: a factor of two either way, which is a guess too."""
+
+
+def widest(bands: Sequence[Band]) -> Band:
+    """The band that holds all of them, for a sum whose parts err together."""
+    return Band(min(b.low for b in bands), max(b.high for b in bands), any(b.is_assumed for b in bands))
