@@ -107,7 +107,11 @@ def _assumptions(plan: Plan) -> list[dict[str, str]]:
             "source": accelerator.sources.get("memory_bytes_per_s", ""),
         }
     )
-    reserve = f"{plan.spec.activation_bytes / 1e9:.1f} GB a GPU, and {1 - plan.spec.memory_fraction:.0%} of the memory left free"
+    free = plan.spec.free_memory_fraction
+    left = (
+        f"{1 - plan.spec.memory_fraction:.0%} of the memory left free" if free is None else f"{1 - free:.0%} of what is then left"
+    )
+    reserve = f"{plan.spec.activation_bytes / 1e9:.1f} GB a GPU, and {left}"
     rows.append({"what": "memory held back", "value": reserve, "kind": "assumed", "source": "deployment, or its default"})
     if plan.cluster.price_per_gpu_hour is not None:
         price = f"{plan.cluster.price_per_gpu_hour:.2f} {plan.cluster.currency} a GPU-hour"

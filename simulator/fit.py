@@ -66,12 +66,13 @@ def check_memory(
     if _fits(capacity, model):
         return capacity
     needed = capacity.weights_bytes + spec.activation_bytes + capacity.cache.bytes_for(_least_tokens(model))
-    available = capacity.total_bytes * spec.memory_fraction
+    share = 1.0 if spec.free_memory_fraction else spec.memory_fraction
+    available = capacity.total_bytes * share
     raise UserError(
         f"{where}: {model.name} does not fit: each GPU needs {_gb(needed)} ({_gb(capacity.weights_bytes)} of weights in "
         f"{precision.weights if precision.weights == precision.experts else precision.weights + ' and ' + precision.experts}, "
         f"{_gb(spec.activation_bytes)} for activations, {_gb(capacity.cache.bytes_for(_least_tokens(model)))} for one sequence), "
-        f"{accelerator.title} has {_gb(available)} ({spec.memory_fraction:.0%} of {_gb(capacity.total_bytes)}); "
+        f"{accelerator.title} has {_gb(available)} ({share:.0%} of {_gb(capacity.total_bytes)}); "
         + _what_would_fit(spec, model, accelerator, layout, precision)
     )
 
@@ -102,12 +103,14 @@ def _capacity(
 ) -> Capacity:
     total = accelerator.servable_memory_bytes
     weights = weight_bytes(model, layout, precision, spec.pruning)
-    usable = total * spec.memory_fraction
+    kv_bytes = total * spec.memory_fraction - weights - spec.activation_bytes
+    if spec.free_memory_fraction is not None:
+        kv_bytes = (total - weights - spec.activation_bytes) * spec.free_memory_fraction
     return Capacity(
         total_bytes=total,
         weights_bytes=weights,
-        reserve_bytes=total - usable + spec.activation_bytes,
-        kv_bytes=usable - weights - spec.activation_bytes,
+        reserve_bytes=total - weights - kv_bytes,
+        kv_bytes=kv_bytes,
         cache=cache_size(model, layout, precision),
         block_tokens=spec.kv_block_tokens,
     )

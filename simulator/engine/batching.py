@@ -123,7 +123,10 @@ def _admit(requests: Requests, ranks: Ranks, d: int, budget: int, limits: Limits
         computed = hits * limits.prefix_tokens
         remaining = requests.num_input[r] + requests.generated[r] - computed
         new = remaining if not limits.splits_prompts else min(remaining, budget)
-        need = blocks_for(computed + new, limits) - hits * limits.prefix_blocks
+        reach = computed + new
+        if limits.reserves_output:
+            reach = requests.num_input[r] + requests.num_output[r]
+        need = blocks_for(reach, limits) - hits * limits.prefix_blocks
         reserve = limits.watermark_blocks if ranks.num_running[d] > 0 else 0
         fits_budget = new <= budget or budget == limits.token_budget
         requests.shared[r] = hits

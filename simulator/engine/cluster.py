@@ -80,7 +80,8 @@ def make_limits(plan: Plan, trace: RequestTrace) -> Limits:
         sequence_blocks=capacity.sequence_blocks * cut,
         prefix_tokens=prefix_tokens,
         prefix_blocks=prefix_tokens // block_tokens,
-        watermark_blocks=capacity.num_blocks * cut // 100,
+        watermark_blocks=0 if plan.rules.reserves_output else capacity.num_blocks * cut // 100,
+        reserves_output=plan.rules.reserves_output,
     )
 
 

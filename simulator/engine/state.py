@@ -82,6 +82,8 @@ class Limits(NamedTuple):
     """KV blocks of one prefix block."""
     watermark_blocks: int
     """KV blocks kept free when a request is admitted while others run (vLLM: 1 %)."""
+    reserves_output: bool = False
+    """Whether a request takes the blocks of its whole output when it is admitted."""
 
 
 class Clock(NamedTuple):

@@ -16,6 +16,8 @@ class Rules(NamedTuple):
     """Whether prompt chunks and decodes share a step; if not, prompts go first and decodes wait."""
     splits_prompts: bool
     """Whether a prompt may be computed over several steps; if not, a prompt larger than the budget has a step alone."""
+    reserves_output: bool = False
+    """Whether a request is admitted only where its whole output has room in the cache too, so that none is ever preempted."""
 
 
 class SchedulingPolicy(Protocol):

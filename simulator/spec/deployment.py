@@ -49,6 +49,9 @@ class DeploymentSpec(Frozen):
     combine_dtype: DType | None = None
     memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of each GPU's memory that weights, activations and the KV cache may use (vLLM's ``gpu_memory_utilization``)."""
+    free_memory_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Instead: share of the memory left by weights and activations that the KV cache may use (TensorRT-LLM's
+    ``kv_cache_free_gpu_memory_fraction``)."""
     activation_bytes: NonNegative = 2e9
     """Held free on each GPU for activations and communication buffers. Assumed."""
     kv_block_tokens: Size = 16

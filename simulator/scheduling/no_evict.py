@@ -1,0 +1,26 @@
+"""In-flight batching that never evicts: room for the whole output is reserved at admission (TensorRT-LLM's GUARANTEED_NO_EVICT)."""
+
+from __future__ import annotations
+
+from simulator.scheduling import Rules
+from simulator.spec.base import Frozen, Size
+
+
+class NoEvict(Frozen):
+    """Decodes first, then whole prompts while tokens, places and cache last; fewer requests run than pages would hold."""
+
+    token_budget: Size = 8192
+    """TensorRT-LLM's ``max_num_tokens``, per data-parallel rank."""
+    max_sequences: Size = 2048
+    """TensorRT-LLM's ``max_batch_size``, per data-parallel rank."""
+    chunked_prompts: bool = False
+    """Whether prompts are cut to fit the budget (chunked context)."""
+
+    def rules(self) -> Rules:
+        return Rules(
+            self.token_budget,
+            self.max_sequences,
+            mixes_phases=True,
+            splits_prompts=self.chunked_prompts,
+            reserves_output=True,
+        )

@@ -1,0 +1,44 @@
+"""Reserving the whole output at admission: fewer requests run, and none is ever preempted."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simulator.engine.cluster import run_plan
+from simulator.plan import make_plan
+from simulator.spec.base import validate
+from simulator.spec.deployment import DeploymentSpec
+from simulator.traces import RequestTrace
+
+
+def serve(scheduling, num_requests=60, **deployment):
+    table = {"name": "tested", "model": "llama-3.1-8b", "cluster": "l40s-1", "scheduling": scheduling, **deployment}
+    plan = make_plan(validate(DeploymentSpec, table, "test"), 0, "test", Path())
+    trace = RequestTrace(np.zeros(num_requests), np.full(num_requests, 1000), np.full(num_requests, 3000), "made up")
+    return plan, run_plan(plan, trace)
+
+
+def test_no_request_is_preempted_and_fewer_run_at_once():
+    plan, kept = serve({"kind": "no_evict"})
+    _, paged = serve({"kind": "chunked", "max_sequences": 2048})
+    assert paged.requests["num_preemptions"].sum() > 0
+    assert kept.requests["num_preemptions"].sum() == 0
+    most = plan.capacity.num_blocks // plan.capacity.blocks_for(4000)
+    assert kept.steps["running"].max() == most < paged.steps["running"].max()
+
+
+def test_whole_prompts_share_steps_with_decodes():
+    _, kept = serve({"kind": "no_evict", "token_budget": 2500}, num_requests=10)
+    assert set(kept.steps["prefill_tokens"]) <= {0, 1000, 2000}
+    assert ((kept.steps["prefill_tokens"] > 0) & (kept.steps["decode_tokens"] > 0)).any()
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_cache_may_have_a_share_of_what_weights_leave(share):
+    plan, _ = serve({"kind": "no_evict"}, num_requests=1, free_memory_fraction=share)
+    left = plan.capacity.total_bytes - plan.capacity.weights_bytes - plan.spec.activation_bytes
+    assert plan.capacity.kv_bytes == pytest.approx(share * left)
+    assert plan.capacity.weights_bytes + plan.capacity.kv_bytes + plan.capacity.reserve_bytes == pytest.approx(
+        plan.capacity.total_bytes
+    )
