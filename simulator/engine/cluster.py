@@ -50,6 +50,8 @@ def run_plan(plan: Plan, trace: RequestTrace, fidelity: Fidelity = "step", progr
         table = make_table(prices, plan.rng("steps"))
         if trace.concurrency is None:
             run.in_compiled_code(table)
+        elif len(replicas) == 1:
+            run.in_compiled_loop(table, trace.concurrency)
         else:
             run.in_simpy(ByTable(table))
     else:
@@ -126,6 +128,13 @@ class _Run:
             replica.advance(table, math.inf, self._tick)
         self._tick()
 
+    def in_compiled_loop(self, table: StepTable, concurrency: int) -> None:
+        """Closed loop on one replica at the ``step`` fidelity: every request comes when another ends, so nobody need choose."""
+        replica = self.replicas[0]
+        replica.assign_loop(concurrency)
+        replica.advance(table, math.inf, self._tick, concurrency)
+        self._tick()
+
     def _arrive(self, env: simpy.Environment, table: StepTable) -> ProcessGenerator:
         looks = self.plan.balancing.needs_load and len(self.replicas) > 1
         for request, arrival_s in enumerate(self.requests.arrival_s):
@@ -138,7 +147,7 @@ class _Run:
             self._choose(request).assign(request)
 
     def in_simpy(self, execute: Execute) -> None:
-        """Every step is an event: the detailed fidelities, and closed loops."""
+        """Every step is an event: the detailed fidelities, and closed loops on several replicas."""
         env = simpy.Environment()
         wakes: list[list[Event]] = [[env.event()] for _ in self.replicas]
         freed = simpy.Container(env) if self.concurrency is not None else None

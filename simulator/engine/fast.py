@@ -169,6 +169,7 @@ def advance(
     position: int,
     until_s: float,
     log: NDArray[np.float64],
+    concurrency: int = 0,
 ) -> tuple[int, int]:
     """Run steps until the clock reaches ``until_s``, taking requests from ``queue`` as they arrive.
 
@@ -176,6 +177,8 @@ def advance(
 
     Args:
         queue: requests in order of arrival; those before ``position`` have been taken.
+        concurrency: above 0, a closed loop: the first so many requests have arrived, those behind them (at infinity so far) follow
+            one by one as requests finish. Their step has been formed by then, so they join the one after it.
         log: rows for steps; the loop stops early when it is full.
 
     Returns:
@@ -188,8 +191,15 @@ def advance(
                 return position, rows
             clock.now_s[0] = clock.end_s[0]
             clock.end_s[0] = math.inf
-            complete_step(requests, ranks, limits, clock, clock.now_s[0])
+            finished = complete_step(requests, ranks, limits, clock, clock.now_s[0])
+            if concurrency > 0:
+                released = concurrency + clock.num_finished[0]
+                for i in range(released - finished, min(released, len(queue))):
+                    requests.arrival_s[queue[i]] = clock.now_s[0]
+        is_idle = clock.num_pushed[0] == clock.num_finished[0]
         while position < len(queue) and requests.arrival_s[queue[position]] <= clock.now_s[0]:
+            if concurrency > 0 and not is_idle and requests.arrival_s[queue[position]] == clock.now_s[0]:
+                break
             push(requests, ranks, clock, queue[position])
             position += 1
         if clock.num_pushed[0] == clock.num_finished[0]:  # idle: jump to the next arrival

@@ -55,6 +55,12 @@ class Replica:
         self.num_queued += 1
         self._coming_tokens += int(self.requests.num_input[request] + self.requests.num_output[request])
 
+    def assign_loop(self, concurrency: int) -> None:
+        """Send it all requests as a closed loop: ``concurrency`` at once, the others when one ends."""
+        for request in range(len(self.queue)):
+            self.requests.arrival_s[request] = 0.0 if request < concurrency else np.inf
+            self.assign(request)
+
     def take(self) -> None:
         """Queue the requests that have come since the last step at its ranks."""
         for request in self.queue[self._position : self.num_queued]:
@@ -67,13 +73,17 @@ class Replica:
         self._coming_tokens -= int(self.requests.num_input[come].sum() + self.requests.num_output[come].sum())
         self._position = position
 
-    def advance(self, table: StepTable, until_s: float, tick: Callable[[], None]) -> None:
-        """Run steps in compiled code until ``until_s``; ``tick`` is called now and then."""
+    def advance(self, table: StepTable, until_s: float, tick: Callable[[], None], concurrency: int = 0) -> None:
+        """Run steps in compiled code until ``until_s``; ``tick`` is called now and then.
+
+        Args:
+            concurrency: above 0, a closed loop of all requests assigned so far.
+        """
         while True:
             room = self._log[self._rows :]
             queue = self.queue[: self.num_queued]
             position, rows = advance(
-                self.requests, self.ranks, self.limits, self.clock, table, queue, self._position, until_s, room
+                self.requests, self.ranks, self.limits, self.clock, table, queue, self._position, until_s, room, concurrency
             )
             self._have_come(position)
             self._rows += rows

@@ -40,6 +40,8 @@ class ModelSpec(Frozen):
     name: str
     title: str = ""
     """How the makers write the name."""
+    repositories: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Where its weights are on Hugging Face (``owner/name``), in the formats that have been published."""
     hidden_size: Size
     vocab_size: Size
     mixers: dict[str, Mixer]
