@@ -67,12 +67,13 @@ def _user_module(family: str, kind: str, where: str) -> ModuleType:
 
 @cache
 def _protocol(family: str) -> type:
-    """What the files of a family keep: the one protocol in its package, or the one called ``...Policy`` where there are several."""
+    """What the files of a family keep: the one public protocol in its package, or the ``...Policy`` where there are several."""
     package = importlib.import_module(f"simulator.{family}")
     protocols = [
         member
-        for member in vars(package).values()
+        for name, member in vars(package).items()
         if isinstance(member, type) and getattr(member, "_is_protocol", False) and member.__module__ == package.__name__
+        if not name.startswith("_")
     ]
     return protocols[0] if len(protocols) == 1 else next(cls for cls in protocols if cls.__name__.endswith("Policy"))
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
 import numpy as np
 import pandas as pd
 
@@ -11,6 +16,68 @@ SCORE_COLUMNS = ("suite", "group", "subject", "quantity", "unit", "measured", "p
 ``group`` is what errors are reported by (a GPU and a dtype, an engine), ``subject`` names the row for people. ``predicted``,
 ``low`` and ``high`` are in the unit of ``measured``, and not a number where ``status`` begins with ``unsupported``.
 """
+
+
+MOE, DENSE = "MoE", "dense"
+"""Words of a group that say what kind of model its rows are of."""
+
+
+class Target(NamedTuple):
+    """How far off predictions may be: limits of the absolute relative error."""
+
+    what: str
+    suites: tuple[str, ...]
+    median: float
+    p90: float
+    quantity: str = ""
+    """Of rows with this quantity only; empty for all."""
+    word: str = ""
+    """Of rows whose group has this word only; empty for all."""
+
+    def covers(self, rows: pd.DataFrame) -> pd.Series:
+        """Which rows of a table with ``suite``, ``quantity`` and ``group`` it speaks of."""
+        covered = rows["suite"].isin(self.suites)
+        if self.quantity:
+            covered &= rows["quantity"] == self.quantity
+        if self.word:
+            covered &= pd.Series([self.word in group.split() for group in rows["group"].astype(str)], index=rows.index, dtype=bool)
+        return covered
+
+
+TARGETS = (
+    Target("Grouped GEMM of a rank's experts, balanced and skewed", ("moe", "eplb"), 0.08, 0.25),
+    Target("Dense GEMM kernels", ("gemm",), 0.10, 0.30),
+    Target("Attention kernels", ("attention",), 0.10, 0.30),
+    Target("MLA kernels", ("mla",), 0.10, 0.30),
+    Target("All-to-all", ("alltoall",), 0.08, 0.20),
+    Target("Collectives", ("collective",), 0.08, 0.20),
+    Target("Serving TPOT, MoE", ("serving",), 0.12, 0.30, "tpot", MOE),
+    Target("Serving TPOT, dense", ("serving",), 0.10, 0.30, "tpot", DENSE),
+    Target("Serving TTFT", ("serving",), 0.20, 0.50, "ttft"),
+    Target("Published throughput", ("published",), 0.12, 0.25, "throughput"),
+    Target("MoE : dense ratio on one machine", ("published",), 0.08, 0.15, "ratio"),
+)
+"""They hold for models and GPUs that no calibration has seen, and are not to be moved."""
+LEAST_RIGHT_ORDER = 0.90
+"""Share of pairs of deployments, more than 10 % apart, whose order is right."""
+BANDS_HOLD = (0.75, 0.85)
+"""Share of measurements inside their 80 % bands."""
+LEAST_ANSWERED = {"serving": 0.90}
+"""Share of a suite's rows that must have a prediction."""
+
+
+@dataclass(frozen=True)
+class Scoreboard:
+    """What ``moesim validate`` found."""
+
+    run: dict[str, Any]
+    """Command, versions, when, the tables that were read and those that were not, and why."""
+    rows: pd.DataFrame
+    """:data:`SCORE_COLUMNS`, and ``source``: the file of a row."""
+    fits: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """What the calibrations say of themselves: a row a fit."""
+    order: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """``suite``, ``pairs`` and ``right``: how many pairs of deployments were compared, and whose order is right."""
 
 
 def is_answered(status: pd.Series) -> pd.Series:
@@ -60,3 +127,105 @@ def right_order(measured: np.ndarray, predicted: np.ndarray, least: float = 0.10
     far = ratio > 1.0 + least
     same = np.sign(measured[a] - measured[b]) == np.sign(predicted[a] - predicted[b])
     return int(far.sum()), int((same & far).sum())
+
+
+def target_of(suite: str, quantity: str, group: str) -> Target | None:
+    """The target that a group of rows is held to."""
+    one = pd.DataFrame({"suite": [suite], "quantity": [quantity], "group": [group]})
+    return next((target for target in TARGETS if target.covers(one).item()), None)
+
+
+def grouped(rows: pd.DataFrame) -> pd.DataFrame:
+    """:func:`score` by suite, quantity and group, with ``target_median``, ``target_p90`` and ``met``; worst first within a suite.
+
+    ``met`` is ``None`` where there is no target or no row was answered.
+    """
+    found = score(rows, ["suite", "quantity", "group"])
+    targets = [target_of(*key) for key in found[["suite", "quantity", "group"]].astype(str).itertuples(index=False, name=None)]
+    found["target_median"] = [np.nan if target is None else target.median for target in targets]
+    found["target_p90"] = [np.nan if target is None else target.p90 for target in targets]
+    found["met"] = [_met(row["median"], row["p90"], target) for row, target in zip(found.to_dict("records"), targets, strict=True)]
+    place = {suite: number for number, suite in enumerate(dict.fromkeys(found["suite"]))}
+    keys = found["suite"].map(place)
+    return (
+        found.assign(_place=keys)
+        .sort_values(["_place", "median"], ascending=[True, False])
+        .drop(columns="_place")
+        .reset_index(drop=True)
+    )
+
+
+def _met(median: float, p90: float, target: Target | None) -> bool | None:
+    return None if target is None or not np.isfinite(median) else bool(median <= target.median and p90 <= target.p90)
+
+
+def judged(board: Scoreboard) -> pd.DataFrame:
+    """A row a target: ``what``, ``asked`` and ``found`` in words, ``rows``, and ``met`` (``None`` where there is nothing to judge)."""
+    found = []
+    for target in TARGETS:
+        own = board.rows[target.covers(board.rows)]
+        if own.empty:
+            continue
+        scores = score(own.assign(all="all"), ["all"]).iloc[0]
+        asked = f"median {target.median:.0%}, p90 {target.p90:.0%}"
+        seen = f"median {scores['median']:.1%}, p90 {scores['p90']:.0%}" if np.isfinite(scores["median"]) else "none answered"
+        found.append((target.what, asked, seen, len(own), _met(scores["median"], scores["p90"], target)))
+    for suite, least in LEAST_ANSWERED.items():
+        own = board.rows[board.rows["suite"] == suite]
+        if len(own):
+            share = float(is_answered(own["status"]).mean())
+            found.append((f"Rows of {suite} that are answered", f"at least {least:.0%}", f"{share:.1%}", len(own), share >= least))
+    for row in board.order.to_dict("records"):
+        if row["pairs"]:
+            share = row["right"] / row["pairs"]
+            what = f"Order of two deployments of {row['suite']} that differ by > 10 %"
+            found.append(
+                (what, f"right in at least {LEAST_RIGHT_ORDER:.0%}", f"{share:.1%}", row["pairs"], share >= LEAST_RIGHT_ORDER)
+            )
+    if len(board.rows):
+        for row in score(board.rows, ["suite"]).to_dict("records"):
+            if np.isfinite(row["covered"]):
+                low, high = BANDS_HOLD
+                what, met = f"80 % bands of {row['suite']} hold", bool(low <= row["covered"] <= high)
+                found.append((what, f"in {low:.0%} to {high:.0%}", f"{row['covered']:.1%}", row["rows"], met))
+    return pd.DataFrame(found, columns=["what", "asked", "found", "rows", "met"]).astype({"met": object})
+
+
+def reasons(rows: pd.DataFrame, status: str, most: int = 20) -> pd.DataFrame:
+    """Why rows are ``unsupported`` or ``extrapolated``: ``suite``, ``reason`` and ``rows``, the most frequent first.
+
+    Args:
+        most: a suite with more reasons than this has them told apart without their numbers.
+    """
+    of_status = rows[rows["status"].str.startswith(status)].drop_duplicates(["suite", "source", "subject"])
+    said = of_status["status"].str.removeprefix(status).str.removeprefix(":").str.strip().replace("", "no reason given")
+    of_status = of_status.assign(reason=said)
+    many = of_status.groupby("suite")["reason"].transform("nunique") > most if len(of_status) else pd.Series(dtype=bool)
+    plain = [
+        re.sub(r"\d[\d,.]*", "N", reason) if is_many else reason for reason, is_many in zip(of_status["reason"], many, strict=True)
+    ]
+    counted = of_status.assign(reason=plain).groupby(["suite", "reason"], sort=False).size().rename("rows").reset_index()
+    return counted.sort_values("rows", ascending=False, kind="stable").reset_index(drop=True)
+
+
+def worst(rows: pd.DataFrame, most: int) -> pd.DataFrame:
+    """The answered rows of each suite and quantity that are furthest off, as a ratio either way."""
+    answered = rows[is_answered(rows["status"])]
+    off = np.abs(np.log(answered["predicted"].to_numpy(float) / answered["measured"].to_numpy(float)))
+    ranked = answered.assign(off=off).sort_values("off", ascending=False, kind="stable")
+    return ranked.groupby(["suite", "quantity"], sort=False).head(most).reset_index(drop=True)
+
+
+def order_of(suite: str, rows: pd.DataFrame, rivals: Sequence[object]) -> dict[str, object]:
+    """How many pairs among rows of the same ``rivals`` differ when measured, and how many are predicted in the same order.
+
+    Args:
+        rows: of one suite and quantity.
+        rivals: for each row what it is compared within, such as a GPU, a model and a load.
+    """
+    answered = is_answered(rows["status"]).to_numpy(bool)
+    pairs = right = 0
+    for _, own in rows[answered].groupby(np.asarray(rivals, dtype=object)[answered], sort=False):
+        far, same = right_order(own["measured"].to_numpy(float), own["predicted"].to_numpy(float))
+        pairs, right = pairs + far, right + same
+    return {"suite": suite, "pairs": pairs, "right": right}

@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from simulator import __version__
-from simulator.cli import console, describe, execute, run, trace
+from simulator.cli import console, describe, execute, run, trace, validate
 from simulator.errors import UserError
 
 app = typer.Typer(
@@ -90,6 +90,7 @@ app.command()(run.run)
 app.command()(execute.execute)
 app.command()(execute.calibrate)
 app.command()(run.report)
+app.add_typer(validate.app, name="validate")
 app.command("list")(describe.list_)
 app.command()(describe.check)
 app.command()(describe.schema)

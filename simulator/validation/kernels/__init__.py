@@ -26,7 +26,7 @@ class KernelFamily(Protocol):
 
 
 @runtime_checkable
-class MeasuresByTable(Protocol):
+class _MeasuresByTable(Protocol):
     """A family whose tables differ in what they measure; its ``measures`` are those that every table has, often none."""
 
     def measures_of(self, table: pd.DataFrame) -> tuple[Measure, ...]:
@@ -40,4 +40,4 @@ class MeasuresByTable(Protocol):
 
 def measures_of(family: KernelFamily, table: pd.DataFrame) -> tuple[Measure, ...]:
     """What ``family`` answers for ``table``: columns of its ``Answers``, in order."""
-    return family.measures_of(table) if isinstance(family, MeasuresByTable) else family.measures
+    return family.measures_of(table) if isinstance(family, _MeasuresByTable) else family.measures

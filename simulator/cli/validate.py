@@ -1,0 +1,195 @@
+"""``moesim validate``: how far predictions are from measurements."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from simulator.cli import console
+from simulator.cli.console import AsJson
+from simulator.errors import UserError
+
+app = typer.Typer(
+    invoke_without_command=True, help="Show how far predictions are from measurements: the suites that ship, or your own tables."
+)
+_MEASUREMENTS = "MOESIM_MEASUREMENTS"
+_GROUPS_SHOWN = 12
+_REASONS_SHOWN = 15
+_WIDTH = 120
+"""Of a table where no terminal says how wide it is."""
+
+Rows = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="FILE", help="CSV or Parquet file to write: the table's columns, predictions, bands and status."),
+]
+Page = Annotated[Path | None, typer.Option("--report", metavar="FILE", help="HTML file to write: the scoreboard page.")]
+TableFile = Annotated[Path, typer.Argument(metavar="TABLE", help="Measurements: CSV (gzipped or not) or Parquet.")]
+
+
+@app.callback()
+def validate(
+    context: typer.Context,
+    measurements: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", envvar=_MEASUREMENTS, help="Folder with tables of measurements, which are read by their columns."
+        ),
+    ] = None,
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder to write; by default reports/out/validate.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show how far predictions are from measurements: everything that ships, and the tables of a folder."""
+    if context.invoked_subcommand is not None:
+        given = {"--out": out_folder is not None, "--json": as_json}
+        if misplaced := [name for name, is_given in given.items() if is_given]:
+            raise UserError(f"{misplaced[0]}: must stand behind '{context.invoked_subcommand}'")
+        return
+
+
+@app.command()
+def kernels(
+    family: Annotated[
+        str, typer.Argument(metavar="FAMILY", help="Such as gemm, attention or moe; moesim list kernels names them.")
+    ],
+    table: TableFile,
+    out_file: Rows = None,
+    report: Page = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer a table of kernel or exchange timings."""
+    from simulator.validation.suites import answer_kernels, family_of
+
+    family_of(family)
+    with console.progress(unit="rows", waiting=f"reading {table}") as tick:
+        answered = answer_kernels(family, table)
+        tick(family, len(answered.table), len(answered.table))
+    _finish(answered, out_file, report, as_json)
+
+
+def _finish(answered: Any, out_file: Path | None, report: Path | None, as_json: bool) -> None:
+    """Write and print what was found for one table."""
+    from simulator.validation.board import scoreboard
+    from simulator.validation.tables import write_table
+
+    board = scoreboard([answered], {})
+    if out_file is not None:
+        with console.whole_file(out_file) as partial:
+            write_table(answered.table, partial)
+    if as_json:
+        console.emit(as_numbers(board))
+    else:
+        print_board(board)
+    if out_file is not None:
+        console.err.print(f"{len(answered.table):,} rows: {out_file}", highlight=False, soft_wrap=True, markup=False)
+
+
+def as_numbers(board: Any) -> dict[str, Any]:
+    """The scoreboard for another program: not a number is null."""
+    from simulator.scores import grouped, judged, reasons
+
+    tables = {
+        "scores": grouped(board.rows),
+        "targets": judged(board),
+        "unsupported": reasons(board.rows, "unsupported"),
+        "extrapolated": reasons(board.rows, "extrapolated"),
+    }
+    return {
+        "tables": board.run.get("tables", []),
+        "skipped": board.run.get("skipped", {}),
+        **{name: json.loads(table.to_json(orient="records", double_precision=6)) for name, table in tables.items()},
+    }
+
+
+def print_board(board: Any) -> None:
+    """The scores of each suite, its targets, and what cannot be answered and why."""
+    from simulator.scores import grouped, judged, reasons, score
+
+    out = console.out if console.out.is_terminal else Console(width=_WIDTH)
+    if board.rows.empty:
+        out.print("Nothing was measured in these rows, so there is no error to show.", highlight=False, soft_wrap=True)
+    else:
+        by_group = grouped(board.rows)
+        for row in score(board.rows, ["suite", "quantity"]).to_dict("records"):
+            own = by_group[(by_group["suite"] == row["suite"]) & (by_group["quantity"] == row["quantity"])]
+            out.print(_scores_table(row, own))
+        out.print(_targets_table(judged(board)))
+    if len(found := reasons(board.rows, "unsupported") if len(board.rows) else board.rows):
+        out.print(_reasons_table(found))
+
+
+def _scores_table(total: dict[Any, Any], groups: Any) -> Table:
+    quantity = "" if total["quantity"] in (total["suite"], "latency") else f", {total['quantity']}"
+    drawn = Table(title=f"{total['suite']}{quantity}", **_LOOK)
+    drawn.add_column("worst group first", overflow="fold", min_width=12)
+    for heading in ("rows", "median", "mean", "p90", "bias", "no\nanswer", "extra-\npol.", "in\nband"):
+        drawn.add_column(heading, justify="right", no_wrap=True)
+    drawn.add_column("target", justify="right", no_wrap=True)
+    drawn.add_column("met", no_wrap=True)
+    for row in groups.head(_GROUPS_SHOWN).to_dict("records"):
+        target = "" if math.isnan(row["target_median"]) else f"{row['target_median'] * 100:.0f}/{row['target_p90'] * 100:.0f}"
+        drawn.add_row(str(row["group"]) or "all", *_cells(row), target, _verdict(row["met"]))
+    if len(groups) > _GROUPS_SHOWN:
+        drawn.add_row(Text(f"... and {len(groups) - _GROUPS_SHOWN} better groups", style="dim"))
+    if len(groups) > 1:
+        drawn.add_section()
+        drawn.add_row("all", *_cells(total), style="bold")
+    return drawn
+
+
+_LOOK: dict[str, Any] = {"box": box.SIMPLE_HEAD, "title_justify": "left", "title_style": "bold", "padding": (0, 1, 0, 0)}
+
+
+def _cells(row: dict[Any, Any]) -> list[str]:
+    rest = (percent(row[key]) for key in ("unsupported", "extrapolated", "covered"))
+    errors = (percent(row["median"], digits=1), percent(row["mean"]), percent(row["p90"]), percent(row["bias"], sign="+"))
+    return [f"{row['rows']:,}", *errors, *rest]
+
+
+def percent(value: float, digits: int = 0, sign: str = "") -> str:
+    """A share or an error.
+
+    >>> percent(0.0812, digits=1), percent(12.3, digits=1), percent(-0.02, sign="+"), percent(float("nan"))
+    ('8.1%', '1230%', '-2%', '-')
+    """
+    if math.isnan(value):
+        return "-"
+    return f"{value:{sign}.{0 if abs(value) >= 1 else digits}%}"
+
+
+def _verdict(met: bool | None) -> Text:
+    return Text("-", style="dim") if met is None else Text("yes", style="green") if met else Text("no", style="red")
+
+
+def _targets_table(found: Any) -> Table:
+    drawn = Table(title="targets", **_LOOK)
+    drawn.add_column("what", overflow="fold")
+    drawn.add_column("asked", overflow="fold")
+    drawn.add_column("found", overflow="fold")
+    drawn.add_column("rows", justify="right")
+    drawn.add_column("met")
+    for row in found.to_dict("records"):
+        drawn.add_row(row["what"], row["asked"], row["found"], f"{row['rows']:,}", _verdict(row["met"]))
+    return drawn
+
+
+def _reasons_table(found: Any) -> Table:
+    drawn = Table(title="what cannot be answered, and why", **_LOOK)
+    drawn.add_column("suite")
+    drawn.add_column("rows", justify="right")
+    drawn.add_column("why", overflow="fold")
+    for row in found.head(_REASONS_SHOWN).to_dict("records"):
+        drawn.add_row(row["suite"], f"{row['rows']:,}", row["reason"])
+    if len(found) > _REASONS_SHOWN:
+        rest = found.iloc[_REASONS_SHOWN:]
+        drawn.add_row("", f"{int(rest['rows'].sum()):,}", Text(f"... {len(rest)} further reasons", style="dim"))
+    return drawn

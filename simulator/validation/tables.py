@@ -1,0 +1,86 @@
+"""Tables of measurements as people have them: CSV, gzipped or not, and Parquet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from simulator.errors import UserError
+
+ENDINGS = (".csv", ".csv.gz", ".parquet")
+_WORDS_OF_TEXTS = {
+    *("backend", "distribution", "dtype", "engine", "gpu", "id", "kernel", "mode", "model", "name", "path", "phase", "precision"),
+    *("source", "system", "type", "ver", "version"),
+}
+"""A column with one of these in its name holds texts, also where they look like numbers: version 0.10 is not 0.1."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file's rows twice."""
+
+    texts: pd.DataFrame
+    """As they stand in the file, to be written out again digit for digit."""
+    values: pd.DataFrame
+    """Numbers as numbers, texts as texts; not a number where a cell is empty or does not fit its column."""
+
+
+def read_table(path: Path, most_rows: int | None = None) -> Table:
+    """Read a table of measurements.
+
+    Args:
+        most_rows: leave out what comes after so many.
+
+    Raises:
+        UserError: if there is no such file, it cannot be read as what its name says, or it has no rows.
+    """
+    if not path.name.endswith(ENDINGS):
+        raise UserError(f"{path}: must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}")
+    if not path.exists():
+        raise UserError(f"{path}: no such file")
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file in it")
+    try:
+        if path.suffix == ".parquet":
+            texts = pd.read_parquet(path)
+            texts = texts if most_rows is None else texts.head(most_rows)
+        else:
+            texts = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", nrows=most_rows)
+    except (OSError, ValueError, EOFError) as error:  # pandas' and pyarrow's own errors are ValueErrors
+        what = "Parquet" if path.suffix == ".parquet" else "CSV"
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: cannot be read as {what}: {reason}") from error
+    if texts.empty:
+        raise UserError(f"{path}: has no rows")
+    texts.columns = [str(name).strip() for name in texts.columns]
+    return Table(texts, pd.DataFrame({name: _values(name, texts[name]) for name in texts.columns}))
+
+
+def _values(name: str, cells: pd.Series) -> pd.Series:
+    """A column as numbers if most of its cells are some, else as texts."""
+    is_text = not _WORDS_OF_TEXTS.isdisjoint(name.lower().split("_"))
+    if not is_text and pd.api.types.is_numeric_dtype(cells):
+        return cells
+    trimmed = cells.astype("string").str.strip()
+    filled = trimmed.notna() & (trimmed != "")
+    if not is_text:
+        numbers = pd.to_numeric(trimmed.where(filled), errors="coerce").astype("Float64").to_numpy(float, na_value=np.nan)
+        if 2 * np.count_nonzero(~np.isnan(numbers)) >= np.count_nonzero(filled):
+            whole = bool(np.all(np.isfinite(numbers)) and np.all(numbers == np.round(numbers)) and np.all(np.abs(numbers) < 2**53))
+            return pd.Series(numbers.astype(np.int64) if whole else numbers, index=cells.index)
+    return pd.Series(trimmed.where(filled).to_numpy(object, na_value=np.nan), index=cells.index)
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as the ending of ``path`` says.
+
+    Raises:
+        UserError: if it says something else than :data:`ENDINGS`.
+    """
+    if path.suffix == ".parquet":
+        table.to_parquet(path, index=False)
+    else:
+        table.to_csv(path, index=False, float_format="%.6g")
