@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
-from simulator.spec.base import NonNegative, Positive, Size
+from simulator.spec.base import Frozen, NonNegative, Positive, Size
 from simulator.spec.calibration.fit import Fit
+
+
+class EagerLaunch(Frozen):
+    """Shortest time between kernels that Python launches one by one.
+
+    Tables that were timed so hold it wherever the kernel is shorter; engines that replay CUDA graphs do not pay it, so no price in
+    the simulator contains it. ``moesim validate kernels gemm`` adds it to be compared with such a table.
+    """
+
+    seconds: Positive
+    few_rows_s: Positive
+    """For up to 16 rows, which another kernel serves."""
+    narrow_s: Positive
+    """For fewer than 64 output features, which yet another one serves."""
 
 
 class GemmFit(Fit):
     """A roofline with a floor: ``FLOPs / (peak x compute)`` against ``bytes / (peak x memory)``, plus ``floor_s``."""
 
     compute_fraction: Positive
-    """Of the peak FLOP/s, for whole tiles."""
+    """Of the peak FLOP/s, for whole tiles of the largest size."""
     memory_fraction: Positive
     """Of the peak memory rate."""
     floor_s: NonNegative
     """Shortest time of the kernel, launch included."""
-    min_split_k: Size = 4096
-    """A product with fewer tiles than multiprocessors is split along ``k`` into parts of at least this many."""
+    overlap: Positive = 2.5
+    """Exponent that combines compute and memory time: 1 without overlap, infinity with a perfect one."""
+    reread: NonNegative = 40.0
+    """A tile of ``a x b`` reads ``1/a + 1/b`` numbers for each multiply-add, which slows it by ``1 + reread (1/a + 1/b)``."""
+    min_split_k: Size | None = None
+    """A product with fewer tiles than multiprocessors is split along ``k`` into parts of at least this many; absent: never."""
     quantise_bytes: NonNegative = 0.0
     """Moved for each number of the input to convert it to the weights' format, in a pass before the product."""
+    quantise_row_s: NonNegative = 0.0
+    """That pass takes at least so long for each row, however short: rows meet in one atomic maximum where a tensor has one scale."""
+    eager: EagerLaunch | None = None
+    """Where the measured kernels were launched eagerly; no part of a price."""
