@@ -146,7 +146,7 @@ def make_plan(spec: DeploymentSpec, seed: int, where: str, folder: Path) -> Plan
 
 def _precision(spec: DeploymentSpec, model: ModelSpec) -> Precision:
     weights = spec.weight_dtype or model.weight_dtype
-    experts = spec.weight_dtype or model.expert_dtype or model.weight_dtype
+    experts = spec.expert_dtype or spec.weight_dtype or model.expert_dtype or model.weight_dtype
     wide = "fp32" if weights == "fp32" else "bf16"
     narrow = experts in ("fp8", "fp8_block", "mxfp4", "nvfp4")
     dispatch = spec.dispatch_dtype or ("fp8" if narrow else wide)

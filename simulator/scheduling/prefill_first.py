@@ -11,6 +11,8 @@ class PrefillFirst(Frozen):
 
     token_budget: Size = 8192
     max_sequences: Size = 256
+    splits_prompts: bool = False
+    """Whether prompts are cut to fill the budget (SGLang's ``chunked_prefill_size``)."""
 
     def rules(self) -> Rules:
-        return Rules(self.token_budget, self.max_sequences, mixes_phases=False, splits_prompts=False)
+        return Rules(self.token_budget, self.max_sequences, mixes_phases=False, splits_prompts=self.splits_prompts)

@@ -37,11 +37,13 @@ class DeploymentSpec(Frozen):
     parallel: ParallelSpec = ParallelSpec()
     engine: str = "vllm"
     """The serving engine whose kernels and overheads are priced: ``vllm``, ``sglang``, ``trtllm``, or one that a calibration adds;
-    what it has no entry for is priced as for any engine."""
+    what it has no entry for is priced as for any engine. A version may follow, ``trtllm@1.2.0``, since engines become faster."""
     replicas: Size | None = None
     """Absent = as many as fill the cluster."""
     weight_dtype: DType | None = None
     """All matrices; absent = as the model is released (experts may then differ from the rest)."""
+    expert_dtype: DType | None = None
+    """Routed experts, where they are stored in another format than ``weight_dtype``."""
     kv_dtype: DType | None = None
     """Absent = bf16, or fp32 with fp32 weights; likewise below."""
     dispatch_dtype: DType | None = None

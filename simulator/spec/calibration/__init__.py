@@ -13,7 +13,7 @@ from simulator.data import find_file
 from simulator.errors import UserError
 from simulator.spec.base import Frozen, Policy, validate
 from simulator.spec.calibration.attention import AttentionFit
-from simulator.spec.calibration.engine import EngineFit
+from simulator.spec.calibration.engine import EngineFit, engine_fit
 from simulator.spec.calibration.exchange import OperationFit
 from simulator.spec.calibration.fit import Fit, Kind
 from simulator.spec.calibration.gemm import GemmFit
@@ -99,7 +99,12 @@ class CalibrationFile(Frozen):
     engine: dict[str, EngineFit]
 
     def on(self, engine: str) -> Calibration:
-        """What ``engine`` achieves: its own entries, and those of any engine where it has none."""
+        """What ``engine`` achieves: its own entries, and those of any engine where it has none.
+
+        Args:
+            engine: a name, or ``name@version``; only the engine's own time differs by version.
+        """
+        named, engine = engine, engine.partition("@")[0]
         return Calibration(
             title=self.title,
             gemm=_of(self.gemm, engine),
@@ -107,7 +112,7 @@ class CalibrationFile(Frozen):
             attention=_of(self.attention, engine),
             exchange=self.exchange,
             collective=_of(self.collective, engine),
-            engine=self.engine.get(engine, self.engine[ANY]),
+            engine=engine_fit(self.engine, named, self.engine[ANY]),
         )
 
 
