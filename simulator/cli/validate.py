@@ -130,7 +130,7 @@ def print_board(board: Any) -> None:
 def _scores_table(total: dict[Any, Any], groups: Any) -> Table:
     quantity = "" if total["quantity"] in (total["suite"], "latency") else f", {total['quantity']}"
     drawn = Table(title=f"{total['suite']}{quantity}", **_LOOK)
-    drawn.add_column("worst group first", overflow="fold", min_width=12)
+    drawn.add_column("worst first", overflow="fold", min_width=11)
     for heading in ("rows", "median", "mean", "p90", "bias", "no\nanswer", "extra-\npol.", "in\nband"):
         drawn.add_column(heading, justify="right", no_wrap=True)
     drawn.add_column("target", justify="right", no_wrap=True)
@@ -146,7 +146,7 @@ def _scores_table(total: dict[Any, Any], groups: Any) -> Table:
     return drawn
 
 
-_LOOK: dict[str, Any] = {"box": box.SIMPLE_HEAD, "title_justify": "left", "title_style": "bold", "padding": (0, 1, 0, 0)}
+_LOOK: dict[str, Any] = {"box": box.SIMPLE_HEAD, "title_justify": "left", "title_style": "bold", "padding": (0, 1, 0, 0), "pad_edge": False}
 
 
 def _cells(row: dict[Any, Any]) -> list[str]:

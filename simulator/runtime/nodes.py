@@ -89,12 +89,13 @@ class Nodes:
 
 
 @contextlib.contextmanager
-def connect(simulated_nodes: int | None = None, address: str | None = None) -> Iterator[Nodes]:
+def connect(simulated_nodes: int | None = None, address: str | None = None, cores: int | None = None) -> Iterator[Nodes]:
     """Start Ray here, or join a cluster; what was started is stopped again, also after Ctrl-C and SIGTERM.
 
     Args:
         simulated_nodes: start so many raylets on this machine, each a node to Ray.
         address: of a running cluster (``host:port``); no process of it is touched.
+        cores: how many of this machine's to use, where Ray is started here as one node; by default all.
 
     Raises:
         UserError: if the cluster cannot be joined.
@@ -116,8 +117,9 @@ def connect(simulated_nodes: int | None = None, address: str | None = None) -> I
             elif simulated_nodes is not None:
                 _simulate(nodes, simulated_nodes, quiet)
             else:
-                ray.init(address="local", include_dashboard=False, **quiet)
-            yield nodes
+                ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
+            with _stops_on_terminate():  # once more: Ray puts a handler of its own in place, which ends the process at once
+                yield nodes
     finally:
         os.environ.update(before)
         ray.shutdown()
