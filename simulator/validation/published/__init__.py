@@ -1,0 +1,119 @@
+"""Published end-to-end figures beside what the product's own specs, plans, cost models and engine give for the same case.
+
+One topic a file: a frozen model that knows a table's columns and answers its rows. Nothing is fitted on these figures. The shipped
+cases lie in ``workloads/validation``; ``moesim validate published FILE`` takes a table of the same columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import pandas as pd
+
+from simulator.data import search_folders
+from simulator.errors import UserError
+from simulator.plugins import available, build
+from simulator.scores import SCORE_COLUMNS
+from simulator.validation.tables import read_table
+
+_FAMILY = "validation.published"
+_DATA = "workloads/validation"
+Tick = Callable[[str, int, int | None], None]
+"""Told what is being done, how many rows of it are done, and how many there are."""
+
+
+class Published(NamedTuple):
+    """Cases answered."""
+
+    source: str
+    """The file, or what the rows are."""
+    table: pd.DataFrame
+    """The input's columns as they stood in the file, then ``predicted``, ``low`` and ``high`` in the unit of the figure, ``status``,
+    and ``because``: what the prediction rests on (batch reached, KV tokens, shares of the time)."""
+    rows: pd.DataFrame
+    """:data:`simulator.scores.SCORE_COLUMNS`: each figure, and each ratio between two of them."""
+
+
+class Reply(NamedTuple):
+    """What a topic says about one row, in the unit of the row's figure."""
+
+    predicted: float
+    low: float
+    high: float
+    status: str
+    because: str = ""
+
+    @classmethod
+    def unsupported(cls, why: str) -> Reply:
+        """A row that cannot be answered, and why."""
+        return cls(float("nan"), float("nan"), float("nan"), "unsupported: " + " ".join(why.split()))
+
+
+class Topic(Protocol):
+    """A file in this folder: a frozen pydantic model without fields."""
+
+    columns: tuple[str, ...]
+    """What a table must have to be of this topic."""
+
+    def replies(self, table: pd.DataFrame, tick: Tick) -> list[Reply]:
+        """An answer to every row. The measured figures are not looked at."""
+        ...
+
+    def scores(self, table: pd.DataFrame, replies: list[Reply]) -> pd.DataFrame:
+        """:data:`simulator.scores.SCORE_COLUMNS` without ``suite``: rows that have a figure, and ratios between them."""
+        ...
+
+
+def topics() -> tuple[str, ...]:
+    """Names of the topics."""
+    return available(_FAMILY)
+
+
+def topic_of(columns: set[str]) -> str | None:
+    """The topic whose tables have these columns; of several the one that asks for most of them."""
+    found = [(len(topic.columns), name) for name in topics() if set((topic := _topic(name)).columns) <= columns]
+    return max(found)[1] if found else None
+
+
+def run(file: Path | None, tick: Tick = lambda *_: None) -> Published:
+    """Answer the cases in ``file``, or the shipped ones.
+
+    Raises:
+        UserError: if the file cannot be read, or its columns are of no topic.
+    """
+    if file is not None:
+        return _answer(file, tick)
+    found = [_answer(path, tick) for path in _shipped()]
+    table = pd.concat([part.table for part in found], ignore_index=True)
+    return Published("shipped cases", table, pd.concat([part.rows for part in found], ignore_index=True))
+
+
+def _shipped() -> list[Path]:
+    """The shipped tables; the user's own of the same name win."""
+    files: dict[str, Path] = {}
+    for folder in search_folders(_DATA):
+        for path in sorted(folder.glob("*.csv")):
+            files.setdefault(path.name, path)
+    return sorted(files.values())
+
+
+def _topic(name: str) -> Topic:
+    topic: Topic = build(_FAMILY, {"kind": name}, "validate published")
+    return topic
+
+
+def _answer(path: Path, tick: Tick) -> Published:
+    read = read_table(path)
+    name = topic_of(set(read.values.columns))
+    if name is None:
+        wanted = "; ".join(f"{topic}: {', '.join(_topic(topic).columns)}" for topic in topics())
+        raise UserError(f"{path}: its columns are those of no published topic ({wanted})")
+    topic = _topic(name)
+    replies = topic.replies(read.values, tick)
+    answers = pd.DataFrame(replies, columns=list(Reply._fields), index=read.texts.index)
+    rows = topic.scores(read.values, replies)
+    rows.insert(0, "suite", "published")
+    table = pd.concat([read.texts.assign(topic=name), answers], axis=1)
+    return Published(str(path), table, rows[list(SCORE_COLUMNS)].reset_index(drop=True))

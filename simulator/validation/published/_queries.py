@@ -1,0 +1,38 @@
+"""What the queries of MLPerf Inference's language benchmarks look like: ``workloads/validation/mlperf.toml``."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from pydantic import Field
+
+from simulator.data import find_file
+from simulator.lengths.lognormal import LogNormal
+from simulator.spec.base import Frozen, Positive, Size, validate
+from simulator.spec.loading import read_toml
+
+
+class Benchmark(Frozen):
+    """What every submission of one benchmark serves."""
+
+    lengths: LogNormal
+    ttft_s: Positive | None = None
+    """99th percentile that the server scenario allows; likewise below."""
+    tpot_s: Positive | None = None
+    max_sequences: Size = 1024
+    token_budget: Size = 8192
+    source: str = Field(min_length=1)
+
+
+class Benchmarks(Frozen):
+    """The file."""
+
+    title: str
+    benchmarks: dict[str, Benchmark]
+
+
+@cache
+def benchmarks() -> dict[str, Benchmark]:
+    """By the name that results give them, without what follows it (``llama2-70b`` for ``llama2-70b-99.9``)."""
+    path = find_file("workloads/validation", "mlperf", "MLPerf")
+    return validate(Benchmarks, read_toml(path), str(path)).benchmarks

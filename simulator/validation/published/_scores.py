@@ -1,0 +1,94 @@
+"""Long tables of scores: figures, and the ratio of two figures on the same machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from simulator.errors import UserError
+from simulator.scores import is_answered
+from simulator.spec.model import load_model
+from simulator.validation import OK
+from simulator.validation.published import Reply
+from simulator.validation.published._names import model_name
+
+_FIELDS = ["group", "subject", "quantity", "unit", "measured", "predicted", "low", "high", "status"]
+
+
+def figures(
+    groups: Sequence[str],
+    subjects: Sequence[str],
+    quantities: Sequence[str],
+    units: Sequence[str],
+    measured: pd.Series,
+    replies: list[Reply],
+) -> pd.DataFrame:
+    """A row for each reply whose figure was measured."""
+    rows = pd.DataFrame(
+        {
+            "group": list(groups),
+            "subject": list(subjects),
+            "quantity": list(quantities),
+            "unit": list(units),
+            "measured": pd.to_numeric(measured, errors="coerce").to_numpy(float),
+            "predicted": [reply.predicted for reply in replies],
+            "low": [reply.low for reply in replies],
+            "high": [reply.high for reply in replies],
+            "status": [reply.status for reply in replies],
+        }
+    )
+    kept: pd.DataFrame = rows[np.isfinite(rows["measured"]) & (rows["measured"] > 0)]
+    return kept.reset_index(drop=True)
+
+
+def ratio(group: str, subject: str, quantity: str, above: pd.Series, below: pd.Series) -> dict[str, object]:
+    """The row of ``above / below``, two rows of figures. Errors of the two are taken as independent in its band."""
+    answered = bool(is_answered(pd.Series([above["status"], below["status"]])).all())
+    statuses = [str(row["status"]) for row in (above, below)]
+    status = next((text for text in statuses if text.startswith("unsupported")), None)
+    status = status or next((text for text in statuses if text != OK), OK)
+    predicted = above["predicted"] / below["predicted"] if answered else np.nan
+    wide = [
+        np.hypot(*(np.log(row[end] / row["predicted"]) for row in (above, below))) if answered else np.nan
+        for end in ("low", "high")
+    ]
+    return {
+        "group": group,
+        "subject": subject,
+        "quantity": quantity,
+        "unit": "x",
+        "measured": above["measured"] / below["measured"],
+        "predicted": predicted,
+        "low": predicted / np.exp(max(wide)),
+        "high": predicted * np.exp(max(wide)),
+        "status": status,
+    }
+
+
+def mixture_ratios(group: str, rows: pd.DataFrame, models: pd.Series, machines: Sequence[str]) -> list[dict[str, object]]:
+    """Of each mixture of experts to each dense model on the same machine, where ``subject`` is the model, a space, the machine."""
+    keyed = {str(row["subject"]): row for _, row in rows.iterrows()}
+    names = [str(model) for model in models.unique()]
+    found = []
+    for machine in dict.fromkeys(machines):
+        for above in filter(_is_mixture, names):
+            for below in (name for name in names if not _is_mixture(name)):
+                one, other = keyed.get(f"{above} {machine}"), keyed.get(f"{below} {machine}")
+                if one is not None and other is not None:
+                    found.append(ratio(f"{group} MoE : dense", f"{above} : {below} {machine}", "ratio", one, other))
+    return found
+
+
+def _is_mixture(model: str) -> bool:
+    try:
+        name = model_name(model)
+        return load_model(name, name).moe is not None
+    except UserError:
+        return False
+
+
+def with_ratios(rows: pd.DataFrame, ratios: list[dict[str, object]]) -> pd.DataFrame:
+    """Figures, then ratios."""
+    return pd.concat([rows, pd.DataFrame(ratios, columns=_FIELDS)], ignore_index=True) if ratios else rows

@@ -1,0 +1,151 @@
+"""What a deployment reaches when requests are queued: the plan, its step table and the compiled engine, no formula beside them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from simulator.engine.cluster import make_limits, scaled_blocks
+from simulator.engine.fast import LOG_COLUMNS
+from simulator.engine.replica import Replica
+from simulator.engine.state import Requests, start_requests
+from simulator.engine.table import StepTable, make_table
+from simulator.errors import UserError
+from simulator.facts import warnings_of
+from simulator.fit import check_requests
+from simulator.plan import Plan, make_plan
+from simulator.price import Prices
+from simulator.records import STEP_PHASES
+from simulator.spec.base import validate
+from simulator.spec.calibration import Calibration
+from simulator.spec.deployment import DeploymentSpec
+from simulator.traces import RequestTrace
+from simulator.validation.bands import ASSUMED, Band
+from simulator.validation.published import Reply
+
+_WHERE = "published"
+
+
+@dataclass(frozen=True)
+class Served:
+    """A run of one replica."""
+
+    plan: Plan
+    requests: Requests
+    log: pd.DataFrame
+    """A row a step, with the columns of ``LOG_COLUMNS``."""
+
+    @property
+    def output_per_s(self) -> float:
+        """Output tokens of all requests over the time from the first arrival to the last token."""
+        return float(self.requests.num_output.sum() / np.nanmax(self.requests.finish_s))
+
+    @cached_property
+    def shares(self) -> dict[str, float]:
+        """Share of the time that each phase of the steps takes."""
+        total = float(self.log["duration_s"].sum())
+        return {phase: float(self.log[f"{phase}_s"].sum()) / total for phase in STEP_PHASES}
+
+    @property
+    def because(self) -> str:
+        """The batch reached, the cache and the shares of the time, in words."""
+        running = float(np.average(self.log["running"], weights=self.log["duration_s"]))
+        parts = ", ".join(f"{phase} {share:.0%}" for phase, share in self.shares.items() if share >= 0.005)
+        return f"{running:.0f} requests at once on a replica, room for {self.plan.capacity.tokens:,} KV tokens; {parts}"
+
+    def reply(self, value: float, status: str = "") -> Reply:
+        """``value``, a rate, with the band of the parts that the time is made of."""
+        low, high = band_of(self.plan, self.shares)
+        return Reply(value, value / high, value / low, status or status_of(self.plan), self.because)
+
+
+def make(deployment: Mapping[str, Any], seed: int = 0) -> Plan:
+    """The plan of a deployment written as a table.
+
+    Raises:
+        UserError: if it names what there is not, or does not fit.
+    """
+    spec = validate(DeploymentSpec, {"name": _WHERE, "replicas": 1, **deployment}, _WHERE)
+    return make_plan(spec, seed, _WHERE, Path())
+
+
+def serve(
+    deployment: Mapping[str, Any], num_input: NDArray[np.int64], num_output: NDArray[np.int64], rate_per_s: float = math.inf
+) -> Served:
+    """Serve requests on one replica: all waiting from the start, or arriving at random (Poisson) at a rate.
+
+    Raises:
+        UserError: if the deployment is impossible, or a request does not fit in its cache.
+    """
+    plan = make(deployment)
+    count = len(num_input)
+    gaps_s = plan.rng("arrivals").exponential(1.0, count) / rate_per_s if math.isfinite(rate_per_s) else np.zeros(count)
+    trace = RequestTrace(np.cumsum(gaps_s), num_input, num_output, _WHERE)
+    longest = int((num_input + num_output).max())
+    check_requests(plan.capacity, longest, _WHERE)
+    limits = make_limits(plan, trace)
+    largest = limits.token_budget if limits.splits_prompts else max(limits.token_budget, longest)
+    requests = start_requests(trace, with_prefixes=False)
+    replica = Replica(requests, limits, plan.layout.attention_dp, scaled_blocks(plan, limits), 0)
+    for request in range(count):
+        replica.assign(request)
+    priced = {key: value for key, value in deployment.items() if key != "scheduling"}  # which moves no price
+    replica.advance(_table(json.dumps(priced, sort_keys=True), largest), math.inf, lambda: None)
+    return Served(plan, requests, pd.DataFrame(replica.log(), columns=list(LOG_COLUMNS)))
+
+
+@lru_cache(maxsize=8)
+def _table(deployment: str, largest: int) -> StepTable:
+    plan = make(json.loads(deployment))
+    return make_table(Prices(plan, largest), plan.rng("steps"))
+
+
+def status_of(plan: Plan) -> str:
+    """``ok``, or ``extrapolated`` with what is assumed or outside what was measured."""
+    found = [text.rstrip(".") for text in warnings_of(plan) if "rumour" not in text]
+    return "extrapolated: " + "; ".join(found) if found else "ok"
+
+
+def band_of(plan: Plan, shares: Mapping[str, float]) -> tuple[float, float]:
+    """What a time is multiplied with for its low and its high: the bands of its parts, which err together, by their shares."""
+    calibration = plan.calibration
+    if not isinstance(calibration, Calibration):
+        raise UserError(f"{plan.name}: only calibrations of accelerator families carry bands")
+    fits = calibration.fits(
+        plan.precision.weights,
+        plan.precision.experts if plan.experts else None,
+        travels=plan.experts is not None and plan.layout.travels,
+        is_split=plan.layout.tp > 1,
+    )
+    named = {
+        "attention": "attention in decode",
+        "dense": f"{plan.precision.weights} matrices",
+        "experts": f"{plan.precision.experts} experts",
+        "dispatch": "dispatch",
+        "combine": "combine",
+        "wait": f"{plan.precision.experts} experts",
+        "collective": "all-reduce",
+        "overhead": "engine overhead",
+    }
+    low = high = 0.0
+    for phase, share in shares.items():
+        fit = fits.get(named.get(phase, ""))
+        band = Band.of(fit) if fit is not None else ASSUMED
+        if fit is not None and fit.band is None and fit.p90_error is None and fit.median_error is not None:
+            wide = 1.0 + 2.5 * fit.median_error  # a normal error's 90th percentile is 2.4 of its medians
+            band = Band(1.0 / wide, wide)
+        if fit is not None and fit.kind == "assumed":
+            band = ASSUMED
+        low += share * min(band.low, 1.0)
+        high += share * max(band.high, 1.0)
+    total = sum(shares.values())
+    return low / total, high / total

@@ -1,0 +1,216 @@
+"""MLPerf Inference: language models offline (all queries at once) and as a server (random arrivals within limits of latency)."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from simulator.errors import UserError
+from simulator.metrics import latencies
+from simulator.spec.base import Frozen
+from simulator.validation.published import Reply, Tick
+from simulator.validation.published._names import accelerator_of, cluster_of, engine_of, model_name, precision_of
+from simulator.validation.published._queries import Benchmark, benchmarks
+from simulator.validation.published._scores import figures, mixture_ratios, with_ratios
+from simulator.validation.published._serve import Served, serve
+
+_OFFLINE_S, _FIRST_TURNS, _MOST_TURNS = 600.0, 3, 60
+"""Shortest run that the rules allow. How many queries fill it follows from a shorter run of so many full batches."""
+_SERVER_S = 240.0
+"""Length of a server run that a rate is judged by."""
+_STEPS = 7
+"""Halvings of the interval in which the largest rate lies: to within 1 % of it."""
+_DEFAULT_LIMITS = {"ttft_limit_ms": math.nan, "tpot_limit_ms": math.nan}
+
+
+class _Row(NamedTuple):
+    benchmark: str
+    model: str
+    accelerator: str
+    num_gpus: int
+    """Of one node."""
+    scenario: str
+    dtype: str
+    engine: str
+    ttft_s: float
+    tpot_s: float
+
+
+class MLPerf(Frozen):
+    """``accelerator, accel_per_node, nodes, model, scenario, tokens_per_s``; nodes are taken to serve side by side."""
+
+    columns: ClassVar[tuple[str, ...]] = ("accelerator", "accel_per_node", "nodes", "model", "scenario", "submitter")
+
+    def replies(self, table: pd.DataFrame, tick: Tick) -> list[Reply]:
+        found = []
+        for number, (_, row) in enumerate(table.iterrows()):
+            try:
+                nodes = _whole(row, "nodes")
+                found.append(_scaled(_answer(_read(row)), nodes))
+            except UserError as error:
+                found.append(Reply.unsupported(str(error)))
+            tick("MLPerf Inference", number + 1, len(table))
+        return found
+
+    def scores(self, table: pd.DataFrame, replies: list[Reply]) -> pd.DataFrame:
+        if "tokens_per_s" not in table:
+            return figures([], [], [], [], pd.Series(dtype=float), [])
+        rounds = table["round"].astype(str) if "round" in table else pd.Series("", index=table.index)
+        systems = table["system"].astype(str) if "system" in table else table["accelerator"].astype(str)
+        groups = [
+            f"MLPerf {model} {scenario.lower()}"
+            for model, scenario in zip(table["model"], table["scenario"].astype(str), strict=True)
+        ]
+        machines = [
+            f"{when} {who} {system} {scenario}"
+            for when, who, system, scenario in zip(rounds, table["submitter"], systems, table["scenario"], strict=True)
+        ]
+        subjects = [f"{model} {machine}" for model, machine in zip(table["model"], machines, strict=True)]
+        rows = figures(groups, subjects, ["throughput"] * len(table), ["tokens/s"] * len(table), table["tokens_per_s"], replies)
+        return with_ratios(rows, mixture_ratios("MLPerf", rows, table["model"], machines))
+
+
+def _whole(row: pd.Series, column: str) -> int:
+    value = pd.to_numeric(pd.Series([row.get(column)]), errors="coerce").iloc[0]
+    if not (math.isfinite(value) and value >= 1):
+        raise UserError(f"{column} must be a whole number from 1 on, is '{row.get(column)}'")
+    return int(value)
+
+
+def _read(row: pd.Series) -> _Row:
+    name = str(row["model"]).strip().lower()
+    benchmark = next((key for key in sorted(benchmarks(), key=len, reverse=True) if name.startswith(key)), None)
+    if benchmark is None:
+        raise UserError(f"'{row['model']}': what its queries are is not known; known: {', '.join(benchmarks())}")
+    scenario = str(row["scenario"]).strip().lower()
+    if scenario not in ("offline", "server", "interactive"):
+        raise UserError(f"scenario '{row['scenario']}' is not modelled")
+    accelerator = accelerator_of(str(row["accelerator"]))
+    limits = {column: _limit_s(row, column) for column in _DEFAULT_LIMITS}
+    return _Row(
+        benchmark,
+        model_name(name),
+        accelerator.name,
+        _whole(row, "accel_per_node"),
+        scenario,
+        _dtype(row, accelerator.fp8_flops_per_s is not None, accelerator.fp4_flops_per_s is not None),
+        engine_of(str(row.get("framework", ""))) or "vllm",
+        limits["ttft_limit_ms"],
+        limits["tpot_limit_ms"],
+    )
+
+
+def _limit_s(row: pd.Series, column: str) -> float:
+    value = pd.to_numeric(pd.Series([row.get(column)]), errors="coerce").iloc[0]
+    return float(value) / 1e3 if math.isfinite(value) and value > 0 else math.nan
+
+
+def _dtype(row: pd.Series, has_fp8: bool, has_fp4: bool) -> str:
+    """As the row says; else the narrowest that the GPU multiplies, which is what is submitted."""
+    try:
+        return precision_of(str(row.get("weight_dtype", "")))
+    except UserError:
+        return "nvfp4" if has_fp4 else "fp8" if has_fp8 else "int8"
+
+
+def _scaled(reply: Reply, nodes: int) -> Reply:
+    return reply._replace(predicted=reply.predicted * nodes, low=reply.low * nodes, high=reply.high * nodes)
+
+
+@cache
+def _answer(case: _Row) -> Reply:
+    """The best of the splits that fit, since submissions are tuned: replicas of 1, 2, 4, ... GPUs."""
+    whys = []
+    best: tuple[float, Served] | None = None
+    for tp in (2**i for i in range(case.num_gpus.bit_length())):
+        if case.num_gpus % tp:
+            continue
+        try:
+            value, served = _reached(case, tp)
+        except UserError as error:
+            whys.append(str(error))
+            continue
+        value *= case.num_gpus // tp
+        if best is not None and value < best[0]:
+            break  # once splitting further loses, it goes on losing
+        best = value, served
+    if best is None:
+        raise UserError(whys[-1] if whys else "no split fits")
+    reply = best[1].reply(best[0])
+    return reply._replace(
+        because=f"{case.num_gpus // best[1].plan.layout.tp} replicas of TP {best[1].plan.layout.tp}; {reply.because}"
+    )
+
+
+def _reached(case: _Row, tp: int) -> tuple[float, Served]:
+    """Output tokens a second of one replica."""
+    benchmark = benchmarks()[case.benchmark]
+    deployment: dict[str, Any] = {
+        "model": case.model,
+        "cluster": cluster_of(case.accelerator, tp),
+        "engine": case.engine,
+        "weight_dtype": case.dtype,
+        "kv_dtype": "fp8",
+        "parallel": {"tp": tp},
+        "free_memory_fraction": 0.95,
+        "scheduling": {
+            "kind": "no_evict" if case.engine == "trtllm" else "chunked",
+            "max_sequences": benchmark.max_sequences,
+            "token_budget": benchmark.token_budget,
+        },
+    }
+    if case.engine == "trtllm":
+        deployment["scheduling"]["chunked_prompts"] = True
+    batch = benchmark.max_sequences
+    short = serve(deployment, *_queries(benchmark, _FIRST_TURNS * batch))
+    wanted = int(_OFFLINE_S * short.output_per_s / float(short.requests.num_output.mean()))
+    offline = serve(deployment, *_queries(benchmark, int(np.clip(wanted, _FIRST_TURNS * batch, _MOST_TURNS * batch))))
+    if case.scenario == "offline":
+        return offline.output_per_s, offline
+    limits = (_or(case.ttft_s, benchmark.ttft_s), _or(case.tpot_s, benchmark.tpot_s))
+    if not all(limits):
+        raise UserError(f"{case.benchmark}: the limits of its server scenario are not known; add ttft_limit_ms and tpot_limit_ms")
+    mean_output = float(offline.requests.num_output.mean())
+    # An offline run ends with few requests at once, so a server that is never empty may do better.
+    low, high = 0.0, offline.output_per_s / mean_output * 1.15
+    best = offline
+    for _ in range(_STEPS):
+        rate = (low + high) / 2 if low else high * 0.8
+        served = serve(deployment, *_queries(benchmark, int(np.clip(rate * _SERVER_S, 500, 20_000))), rate)
+        if _meets(served, limits):
+            low, best = rate, served
+        else:
+            high = rate
+    if not low:
+        raise UserError("no rate keeps within the limits of latency")
+    return low * mean_output, best
+
+
+def _or(value: float, default: float | None) -> float | None:
+    return value if math.isfinite(value) else default
+
+
+def _queries(benchmark: Benchmark, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    return benchmark.lengths.draw(count, np.random.default_rng(0))
+
+
+def _meets(served: Served, limits: tuple[float | None, ...]) -> bool:
+    requests = served.requests
+    found = latencies(
+        pd.DataFrame(
+            {
+                "arrival_s": requests.arrival_s,
+                "first_token_s": requests.first_s,
+                "finish_s": requests.finish_s,
+                "num_output": requests.num_output,
+            }
+        )
+    )
+    return all(
+        limit is None or found[name].quantile(0.99) <= limit for name, limit in zip(("ttft_s", "tpot_s"), limits, strict=True)
+    )

@@ -1,0 +1,101 @@
+"""NVIDIA's tables of TensorRT-LLM's largest throughput: every request waits from the start, inputs and outputs have one length."""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from simulator.errors import UserError
+from simulator.spec.base import Frozen
+from simulator.validation.published import Reply, Tick
+from simulator.validation.published._names import accelerator_of, cluster_of, model_name, precision_of
+from simulator.validation.published._scores import figures, mixture_ratios, with_ratios
+from simulator.validation.published._serve import make, serve
+
+_BATCH, _BUDGET = 2048, 8192
+"""``max_batch_size`` and ``max_num_tokens``, the defaults of TensorRT-LLM's builder; what each row was tuned to is not published."""
+_FREE = 0.9
+"""Share of the free memory that TensorRT-LLM gives to the cache by default."""
+_TURNS, _LEAST, _MOST = 5, 1000, 30_000
+"""Requests: five full batches, within what benchmark scripts send; the beginning and the end, when fewer run, count as there."""
+_PART = re.compile(r"(tp|pp|ep|dp|cp)\s*=?\s*(\d+)")
+
+
+class _Row(NamedTuple):
+    model: str
+    accelerator: str
+    tp: int
+    ep: int
+    dtype: str
+    num_input: int
+    num_output: int
+
+
+class TrtLLM(Frozen):
+    """``release, model, gpu, precision, parallelism, isl, osl, value``: output tokens a second."""
+
+    columns: ClassVar[tuple[str, ...]] = ("release", "model", "gpu", "precision", "parallelism", "isl", "osl")
+
+    def replies(self, table: pd.DataFrame, tick: Tick) -> list[Reply]:
+        known: dict[_Row, Reply] = {}
+        found = []
+        for number, (_, row) in enumerate(table.iterrows()):
+            try:
+                case = _read(row)
+                if case not in known:
+                    known[case] = _answer(case)
+                found.append(known[case])
+            except UserError as error:
+                found.append(Reply.unsupported(str(error)))
+            tick("TensorRT-LLM throughput", number + 1, len(table))
+        return found
+
+    def scores(self, table: pd.DataFrame, replies: list[Reply]) -> pd.DataFrame:
+        if "value" not in table:
+            return figures([], [], [], [], pd.Series(dtype=float), [])
+        shapes = [f"{row.gpu} {row.precision} {row.parallelism} {row.isl}/{row.osl}" for row in table.itertuples()]
+        groups = [f"TensorRT-LLM {model}" for model in table["model"]]
+        subjects = [f"{model} {shape}" for model, shape in zip(table["model"], shapes, strict=True)]
+        rows = figures(groups, subjects, ["throughput"] * len(table), ["tokens/s"] * len(table), table["value"], replies)
+        return with_ratios(rows, mixture_ratios("TensorRT-LLM", rows, table["model"], shapes))
+
+
+def _read(row: pd.Series) -> _Row:
+    parts = {name: int(count) for name, count in _PART.findall(str(row["parallelism"]).lower())}
+    if not parts:
+        raise UserError(f"unknown parallelism '{row['parallelism']}'")
+    for name in ("pp", "dp", "cp"):
+        if parts.get(name, 1) > 1:
+            raise UserError(f"{name} = {parts[name]} is not modelled")
+    lengths = pd.to_numeric(pd.Series([row["isl"], row["osl"]]), errors="coerce")
+    if not (np.isfinite(lengths) & (lengths >= 1)).all():
+        raise UserError("isl and osl must be whole numbers from 1 on")
+    accelerator = accelerator_of(str(row["gpu"])).name
+    dtype = precision_of(str(row["precision"]))
+    return _Row(model_name(str(row["model"])), accelerator, parts.get("tp", 1), parts.get("ep", 1), dtype, *map(int, lengths))
+
+
+def _answer(case: _Row) -> Reply:
+    deployment = {
+        "model": case.model,
+        "cluster": cluster_of(case.accelerator, case.tp),
+        "engine": "trtllm",
+        "weight_dtype": case.dtype,
+        "kv_dtype": "bf16" if case.dtype in ("bf16", "int4", "int8") else "fp8",
+        "parallel": {"tp": case.tp, "ep": case.ep},
+        "free_memory_fraction": _FREE,
+        "scheduling": {
+            "kind": "no_evict",
+            "max_sequences": _BATCH,
+            "token_budget": _BUDGET,
+            "chunked_prompts": case.num_input > _BUDGET // 2,
+        },
+    }
+    plan = make(deployment)
+    fitting = plan.capacity.num_blocks // plan.capacity.blocks_for(case.num_input + case.num_output)
+    most = int(np.clip(_TURNS * min(fitting, _BATCH), _LEAST, _MOST))
+    served = serve(deployment, np.full(most, case.num_input), np.full(most, case.num_output))
+    return served.reply(served.output_per_s)
