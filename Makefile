@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: run test check golden report bench-twin clean
+.PHONY: run test check golden report calibrate-published bench-twin clean
 
 run: .venv/installed
 	$(BIN)/moesim run mixtral_vs_llama2
@@ -31,6 +31,11 @@ report: .venv/tested
 	done
 	$(BIN)/moesim execute moe_vs_dense_local --out reports/out/moe_vs_dense_local_executed && mkdir -p reports/moe_vs_dense_local && \
 	  cd reports/out/moe_vs_dense_local_executed && cp report.html summary.csv run.json ../../moe_vs_dense_local/
+
+# Fit the shipped calibrations anew on tables of measurements: cluster_configs/calibration/*/*.toml. Some minutes.
+MEASUREMENTS ?= $(or $(MOESIM_MEASUREMENTS),../shared/measurements)
+calibrate-published: .venv/installed
+	$(BIN)/moesim calibrate published $(MEASUREMENTS)
 
 # How far the prediction of a MoE layer is from its run on this machine; nothing else should run meanwhile. About ten minutes.
 bench-twin: .venv/tested

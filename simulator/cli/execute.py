@@ -1,4 +1,4 @@
-"""``moesim execute`` and ``moesim calibrate``."""
+"""``moesim execute``: the plan for real, beside its prediction."""
 
 from __future__ import annotations
 
@@ -121,35 +121,3 @@ def _print_table(rows: list[tuple[str, ...]]) -> None:
     for number, row in enumerate(rows):
         line = row[0].ljust(widths[0]) + "".join("   " + cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
         console.out.print(Text(line, style="" if number else "bold"), soft_wrap=True, highlight=False)
-
-
-def calibrate(
-    device: Annotated[str, typer.Argument(help="cpu; shards on CUDA are executed, but not calibrated yet.")] = "cpu",
-    out_file: Annotated[
-        Path, typer.Option("--out", metavar="FILE", help="Where the calibration goes; execute finds it at the default.")
-    ] = Path("cluster_configs/calibration/this-machine.toml"),
-    ranks: Annotated[
-        list[int] | None, typer.Option(metavar="N", min=1, help="Numbers of ranks to time; by default up to twice the cores.")
-    ] = None,
-) -> None:
-    """Time this machine's kernels and exchanges through the shards that run on it, for what execute predicts."""
-    if device != "cpu":
-        raise UserError(f"calibrate {device}: must be cpu")
-    from simulator.runtime import require
-
-    require("torch")
-    require("ray")
-    from simulator.runtime.calibration.file import calibration_toml
-    from simulator.runtime.calibration.host import calibrate as time_machine
-    from simulator.runtime.calibration.host import default_ranks
-    from simulator.runtime.nodes import connect
-
-    out_file.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        console.whole_file(out_file) as partial,
-        console.progress(unit="parts", waiting="starting Ray") as tick,
-        connect() as nodes,
-    ):
-        found = time_machine(nodes, ranks or default_ranks(), tick)
-        partial.write_text(calibration_toml(found), encoding="utf-8")
-    console.err.print(f"calibration of {found.machine}: {out_file}", highlight=False, soft_wrap=True, markup=False)

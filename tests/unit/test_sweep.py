@@ -34,7 +34,7 @@ def test_results_come_in_the_items_order_and_progress_reaches_the_end(workers):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_the_function_raises_is_raised_here(workers):
-    with pytest.raises(UserError, match="^three is not a number for us$"):
+    with pytest.raises(UserError, match=r"^three is not a number for us$"):
         sweep(refuses_three, range(6), workers=workers)
     assert sweep(squared, [2, 3], workers=workers) == [4, 9]
 

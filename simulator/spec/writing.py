@@ -1,0 +1,68 @@
+"""Tables as TOML that reads well and differs from an earlier version only where a number moved."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+DIGITS = 4
+"""Significant digits of a number: measurements do not repeat to more."""
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def toml_text(table: Mapping[str, Any], head: str) -> str:
+    """The file's text: a comment, then the table with each table in it under its own heading. What is ``None`` is left out.
+
+    >>> print(toml_text({"gemm": {"any": {"floor_s": 2.5801e-06, "m": (1, 8)}}}, "Made by a test."))
+    # Made by a test.
+    <BLANKLINE>
+    [gemm.any]
+    floor_s = 2.58e-06
+    m = [1, 8]
+    <BLANKLINE>
+    """
+    lines = [f"# {line}" for line in head.splitlines()]
+    return "\n".join([*lines, *_table(table, ())]) + "\n"
+
+
+def _table(table: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+    for key, value in table.items():
+        if value is not None and not isinstance(value, Mapping) and not _is_tables(value):
+            yield f"{_key(key)} = {_value(value)}"
+    for key, value in table.items():
+        heading = ".".join(map(_key, (*path, key)))
+        if isinstance(value, Mapping):
+            if not value or not all(isinstance(entry, Mapping) for entry in value.values()):
+                yield f"\n[{heading}]"
+            yield from _table(value, (*path, key))
+        elif _is_tables(value):
+            for entry in value:
+                yield f"\n[[{heading}]]"
+                yield from _table(entry, (*path, key))
+
+
+def _is_tables(value: object) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], Mapping)
+
+
+def _key(key: str) -> str:
+    return key if _BARE.fullmatch(key) else json.dumps(key, ensure_ascii=False)
+
+
+def _value(value: object) -> str:
+    if isinstance(value, np.generic | np.ndarray):
+        return _value(value.tolist())
+    if isinstance(value, list | tuple):
+        if value and isinstance(value[0], list | tuple):
+            return "[\n" + "".join(f"  {_value(row)},\n" for row in value) + "]"
+        return f"[{', '.join(map(_value, value))}]"
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{value} is no number to write")
+        return repr(float(f"{value:.{DIGITS - 1}e}"))
+    return json.dumps(value, ensure_ascii=False)
