@@ -45,14 +45,12 @@ def model_name(text: str) -> str:
             return stem
     plain = re.sub(r"[\s_]+", "-", owner_and_name.rsplit("/", 1)[-1])
     plain = re.sub(r"^(meta|nvidia|mistral|qwen(?=-qwen))-", "", plain)
-    plain = _SUFFIXES.sub("", plain)
-    for candidate in (plain, plain.replace("-v", "-"), re.sub(r"^([a-z]+)-?v?(?=\d)", r"\1-", plain), plain.replace("-", "")):
-        name = _SAME_SHAPE.get(candidate, candidate)
-        if name in files:
-            return name
-        for stem in files:
-            if stem.replace("-", "") == name.replace("-", ""):
-                return stem
+    for whole in (plain, _SUFFIXES.sub("", plain)):
+        for candidate in (whole, whole.replace("-v", "-"), re.sub(r"^([a-z]+)-?v?(?=\d)", r"\1-", whole)):
+            name = _SAME_SHAPE.get(candidate, candidate)
+            found = next((stem for stem in files if stem.replace("-", "") == name.replace("-", "")), None)
+            if found is not None:
+                return found
     raise UserError(f"no model file for '{text}'")
 
 

@@ -111,7 +111,7 @@ def _table(deployment: str, largest: int) -> StepTable:
 
 def status_of(plan: Plan) -> str:
     """``ok``, or ``extrapolated`` with what is assumed or outside what was measured."""
-    found = [text.rstrip(".") for text in warnings_of(plan) if "rumour" not in text]
+    found = [text.rstrip(".").removeprefix("Extrapolated: ") for text in warnings_of(plan) if "rumour" not in text]
     return "extrapolated: " + "; ".join(found) if found else "ok"
 
 

@@ -14,6 +14,7 @@ from simulator.errors import UserError
 from simulator.metrics import latencies
 from simulator.spec.base import Frozen
 from simulator.validation.published import Reply, Tick
+from simulator.validation.published._cells import number, whole
 from simulator.validation.published._names import accelerator_of, cluster_of, engine_of, model_name, precision_of
 from simulator.validation.published._queries import Benchmark, benchmarks
 from simulator.validation.published._scores import figures, mixture_ratios, with_ratios
@@ -25,7 +26,6 @@ _SERVER_S = 240.0
 """Length of a server run that a rate is judged by."""
 _STEPS = 7
 """Halvings of the interval in which the largest rate lies: to within 1 % of it."""
-_DEFAULT_LIMITS = {"ttft_limit_ms": math.nan, "tpot_limit_ms": math.nan}
 
 
 class _Row(NamedTuple):
@@ -48,13 +48,13 @@ class MLPerf(Frozen):
 
     def replies(self, table: pd.DataFrame, tick: Tick) -> list[Reply]:
         found = []
-        for number, (_, row) in enumerate(table.iterrows()):
+        for done, (_, row) in enumerate(table.iterrows(), 1):
             try:
-                nodes = _whole(row, "nodes")
+                nodes = whole(row, "nodes")
                 found.append(_scaled(_answer(_read(row)), nodes))
             except UserError as error:
                 found.append(Reply.unsupported(str(error)))
-            tick("MLPerf Inference", number + 1, len(table))
+            tick("MLPerf Inference", done, len(table))
         return found
 
     def scores(self, table: pd.DataFrame, replies: list[Reply]) -> pd.DataFrame:
@@ -75,13 +75,6 @@ class MLPerf(Frozen):
         return with_ratios(rows, mixture_ratios("MLPerf", rows, table["model"], machines))
 
 
-def _whole(row: pd.Series, column: str) -> int:
-    value = pd.to_numeric(pd.Series([row.get(column)]), errors="coerce").iloc[0]
-    if not (math.isfinite(value) and value >= 1):
-        raise UserError(f"{column} must be a whole number from 1 on, is '{row.get(column)}'")
-    return int(value)
-
-
 def _read(row: pd.Series) -> _Row:
     name = str(row["model"]).strip().lower()
     benchmark = next((key for key in sorted(benchmarks(), key=len, reverse=True) if name.startswith(key)), None)
@@ -91,23 +84,17 @@ def _read(row: pd.Series) -> _Row:
     if scenario not in ("offline", "server", "interactive"):
         raise UserError(f"scenario '{row['scenario']}' is not modelled")
     accelerator = accelerator_of(str(row["accelerator"]))
-    limits = {column: _limit_s(row, column) for column in _DEFAULT_LIMITS}
     return _Row(
         benchmark,
         model_name(name),
         accelerator.name,
-        _whole(row, "accel_per_node"),
+        whole(row, "accel_per_node"),
         scenario,
         _dtype(row, accelerator.fp8_flops_per_s is not None, accelerator.fp4_flops_per_s is not None),
         engine_of(str(row.get("framework", ""))) or "vllm",
-        limits["ttft_limit_ms"],
-        limits["tpot_limit_ms"],
+        number(row, "ttft_limit_ms") / 1e3,
+        number(row, "tpot_limit_ms") / 1e3,
     )
-
-
-def _limit_s(row: pd.Series, column: str) -> float:
-    value = pd.to_numeric(pd.Series([row.get(column)]), errors="coerce").iloc[0]
-    return float(value) / 1e3 if math.isfinite(value) and value > 0 else math.nan
 
 
 def _dtype(row: pd.Series, has_fp8: bool, has_fp4: bool) -> str:
@@ -192,7 +179,7 @@ def _reached(case: _Row, tp: int) -> tuple[float, Served]:
 
 
 def _or(value: float, default: float | None) -> float | None:
-    return value if math.isfinite(value) else default
+    return value if math.isfinite(value) and value > 0 else default
 
 
 def _queries(benchmark: Benchmark, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

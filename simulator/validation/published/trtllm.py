@@ -11,6 +11,7 @@ import pandas as pd
 from simulator.errors import UserError
 from simulator.spec.base import Frozen
 from simulator.validation.published import Reply, Tick
+from simulator.validation.published._cells import whole
 from simulator.validation.published._names import accelerator_of, cluster_of, model_name, precision_of
 from simulator.validation.published._scores import figures, mixture_ratios, with_ratios
 from simulator.validation.published._serve import make, serve
@@ -42,7 +43,7 @@ class TrtLLM(Frozen):
     def replies(self, table: pd.DataFrame, tick: Tick) -> list[Reply]:
         known: dict[_Row, Reply] = {}
         found = []
-        for number, (_, row) in enumerate(table.iterrows()):
+        for done, (_, row) in enumerate(table.iterrows(), 1):
             try:
                 case = _read(row)
                 if case not in known:
@@ -50,7 +51,7 @@ class TrtLLM(Frozen):
                 found.append(known[case])
             except UserError as error:
                 found.append(Reply.unsupported(str(error)))
-            tick("TensorRT-LLM throughput", number + 1, len(table))
+            tick("TensorRT-LLM throughput", done, len(table))
         return found
 
     def scores(self, table: pd.DataFrame, replies: list[Reply]) -> pd.DataFrame:
@@ -70,12 +71,17 @@ def _read(row: pd.Series) -> _Row:
     for name in ("pp", "dp", "cp"):
         if parts.get(name, 1) > 1:
             raise UserError(f"{name} = {parts[name]} is not modelled")
-    lengths = pd.to_numeric(pd.Series([row["isl"], row["osl"]]), errors="coerce")
-    if not (np.isfinite(lengths) & (lengths >= 1)).all():
-        raise UserError("isl and osl must be whole numbers from 1 on")
     accelerator = accelerator_of(str(row["gpu"])).name
     dtype = precision_of(str(row["precision"]))
-    return _Row(model_name(str(row["model"])), accelerator, parts.get("tp", 1), parts.get("ep", 1), dtype, *map(int, lengths))
+    return _Row(
+        model_name(str(row["model"])),
+        accelerator,
+        parts.get("tp", 1),
+        parts.get("ep", 1),
+        dtype,
+        whole(row, "isl"),
+        whole(row, "osl"),
+    )
 
 
 def _answer(case: _Row) -> Reply:
