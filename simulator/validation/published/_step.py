@@ -8,13 +8,10 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-import simpy
 
-from simulator.engine.fabric import FluidWires
-from simulator.engine.rank import finish_step, run_step
+from simulator.engine.forecast import EvenStep, forecast
 from simulator.plan import Plan
 from simulator.price import Prices
-from simulator.program import Batch
 from simulator.validation.published._serve import make
 
 
@@ -35,30 +32,26 @@ class Step(NamedTuple):
         return f"step of {self.seconds * 1e3:.1f} ms: {parts}; busiest rank {self.imbalance:.2f} x the mean"
 
 
-def even_batch(plan: Plan, num_sequences: int, new: int, context: int, is_decode: bool) -> Batch:
-    """The same on every data-parallel rank: ``num_sequences`` with ``context`` tokens in the cache compute ``new`` each."""
-    dp = plan.layout.attention_dp
-    new_tokens = np.full(num_sequences, new, dtype=np.int64)
-    cached = np.full(num_sequences, context, dtype=np.int64)
-    flags = np.full(num_sequences, is_decode)
-    return Batch((new_tokens,) * dp, (cached,) * dp, (flags,) * dp, np.full(dp, num_sequences, dtype=np.int64))
-
-
-def run_one(deployment: Mapping[str, Any], num_sequences: int, new: int, context: int, *, is_decode: bool) -> Step:
-    """Run a step.
+def run_one(deployment: Mapping[str, Any], num_sequences: int, new: int, context: int) -> Step:
+    """Run a step in which every data-parallel rank has ``num_sequences`` with ``context`` tokens in the cache, computing ``new`` each.
 
     Raises:
         UserError: if the deployment is impossible.
     """
     plan = _plan(json.dumps(deployment, sort_keys=True))
-    batch = even_batch(plan, num_sequences, new, context, is_decode)
-    prices = Prices(plan, num_sequences * new)
-    env = simpy.Environment()
-    times = finish_step(env, run_step(env, FluidWires(env), prices.program(batch, 0), plan.layout.num_ranks))
+    step = EvenStep((num_sequences,) * plan.layout.attention_dp, new, context, 0)
+    (times,) = forecast(plan, [step])
     shares = {phase: seconds / times.duration_s for phase, seconds in times.phases.items()}
-    return Step(plan, times.duration_s, shares, prices.loads(batch, 0)[0] if plan.experts else 1.0)
+    tokens_d = np.full(plan.layout.attention_dp, num_sequences * new, dtype=np.int64)
+    return Step(plan, times.duration_s, shares, _imbalance(Prices(plan, 1), tokens_d))
 
 
-@lru_cache(maxsize=4)
+def _imbalance(prices: Prices, tokens_d: np.ndarray) -> float:
+    layers = range(prices.plan.model.num_moe_layers)
+    steps = [prices.expert_step(layer, tokens_d, 0).pairs_R for layer in layers]
+    return float(np.mean([pairs_R.max() / pairs_R.mean() for pairs_R in steps]))
+
+
+@lru_cache(maxsize=2)
 def _plan(deployment: str) -> Plan:
     return make(json.loads(deployment))

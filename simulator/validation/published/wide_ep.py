@@ -107,7 +107,7 @@ class WideEP(Frozen):
             f"wide EP {'throughput' if unit == 'tokens/s' else 'gain'}, {engine}"
             for unit, engine in zip(units, engines, strict=True)
         ]
-        quantities = ["throughput" if unit == "tokens/s" else "ratio" for unit in units]
+        quantities = ["throughput" if unit == "tokens/s" else "gain" for unit in units]
         measured = table["value"].map(_value)
         return figures(groups, [str(case) for case in table["case"]], quantities, units, measured, replies)
 
@@ -207,9 +207,9 @@ def _batch(phase: str, text: str, *, is_spread: bool) -> tuple[int, int, int, fl
     output = int(_number(r"\bout (\d+)", text) or 0)
     per_gpu = r"(\d+)(k?) (?:req|seq|tok)\w*/(?:gpu|device)\b"
     sequences = int(_number(per_gpu, text) or _number(r"\bbs\s*(\d+)", text) or (_DECODE_BATCH if is_spread else 0))
-    if "mtp" in text:  # two tokens of each sequence are checked, and the drafted one is accepted now and then
+    if "mtp" in text:  # each sequence checks two tokens, as two sequences of one, and the drafted one is accepted now and then
         accepted = (_number(r"accept\w* (\d+)\s*%", text) or 60.0) / 100
-        return sequences, 2, cached, 1.0 + accepted
+        return 2 * sequences, 1, cached, (1.0 + accepted) / 2
     return sequences, 1, cached + output // 2, 1.0
 
 
@@ -250,7 +250,7 @@ def _run(case: Case) -> Rate | str:
         sequences = case.sequences
         if not sequences:
             sequences = int(np.clip(make(deployment).capacity.tokens // (case.context + case.new), 1, _DECODE_BATCH))
-        step = run_one(deployment, sequences, case.new, case.context, is_decode=case.phase == "decode")
+        step = run_one(deployment, sequences, case.new, case.context)
         low, high = band_of(step.plan, step.shares)
     except UserError as error:
         return str(error)
