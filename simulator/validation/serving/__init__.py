@@ -1,0 +1,83 @@
+"""Serving points: TTFT and TPOT at a fixed number of requests in flight, answered by the product's own engine.
+
+A row becomes a deployment, the deployment a plan and a step table (shared by all rows that differ in load, batching and engine
+version only), and the compiled closed loop serves the load under which such points are taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import pandas as pd
+
+from simulator.sweep import sweep
+from simulator.validation import OK, Answers, Measure
+from simulator.validation.bands import ASSUMED, Band
+from simulator.validation.serving._answer import Answer, answer_points
+from simulator.validation.serving._deployments import UnanswerableError, table_key
+from simulator.validation.serving._points import COLUMNS, Point, UnreadableError, read_point
+
+__all__ = ["COLUMNS", "MEASURES", "Group", "answer", "answer_group", "groups"]
+
+MEASURES = (Measure("ttft", "silicon_ttft_ms", 1e-3), Measure("tpot", "silicon_tpot_ms", 1e-3))
+
+
+class Group(NamedTuple):
+    """Rows that share a plan and a step table: what one worker does at a time."""
+
+    key: str
+    rows: tuple[int, ...]
+    """Places in the table."""
+    points: tuple[Point, ...]
+
+
+def groups(table: pd.DataFrame) -> tuple[list[Group], dict[int, str]]:
+    """The rows by what is shared between them, the dearest group first; and why others cannot be answered, by place."""
+    found: dict[str, list[tuple[int, Point]]] = {}
+    refused: dict[int, str] = {}
+    for place, row in enumerate(table.to_dict("records")):
+        try:
+            point = read_point({str(name): value for name, value in row.items()})
+            found.setdefault(table_key(point), []).append((place, point))
+        except (UnreadableError, UnanswerableError) as error:
+            refused[place] = f"unsupported: {error}"
+    made = [Group(key, *zip(*members, strict=True)) for key, members in found.items()]
+    return sorted(made, key=_effort, reverse=True), refused
+
+
+def _effort(group: Group) -> int:
+    """Tokens that the group's loads generate, about."""
+    return sum(point.concurrency * point.num_output for point in group.points)
+
+
+def answer_group(group: Group) -> list[Answer]:
+    """TTFT, TPOT and status of every point of a group."""
+    return answer_points(group.points)
+
+
+def answer(table: pd.DataFrame, progress: Callable[[int], None] = lambda _: None, workers: int | None = None) -> Answers:
+    """Answer every row.
+
+    Args:
+        progress: told how many rows are done.
+        workers: processes; ``None`` = one a core.
+    """
+    answers = Answers.unsupported(len(table), len(MEASURES))
+    made, refused = groups(table)
+    for place, reason in refused.items():
+        answers.status[place] = reason
+    sizes = [len(group.rows) for group in made]
+    found = sweep(answer_group, made, partial(_tick, progress, sizes, len(refused)), workers)
+    for group, answered in zip(made, found, strict=True):
+        for place, one in zip(group.rows, answered, strict=True):
+            answers.status[place], answers.group[place] = one.status, one.group
+            for m, (seconds, band) in enumerate(((one.ttft_s, one.ttft_band), (one.tpot_s, one.tpot_band))):
+                low, high = (Band(*band) if band else ASSUMED).around(seconds, one.status != OK)
+                answers.seconds[place, m], answers.low[place, m], answers.high[place, m] = seconds, low, high
+    return answers
+
+
+def _tick(progress: Callable[[int], None], sizes: list[int], refused: int, done: int) -> None:
+    progress(refused + sum(sizes[:done]))

@@ -1,0 +1,186 @@
+"""The deployment that a point measured: its model, cluster, split, number formats and the engine's way of batching."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from simulator.data import available_files
+from simulator.errors import UserError
+from simulator.plan import Plan, make_plan
+from simulator.spec.base import Policy
+from simulator.spec.cluster import default_num_gpus, read_cluster_table
+from simulator.spec.deployment import DeploymentSpec, ParallelSpec
+from simulator.spec.model import ModelSpec, load_model
+from simulator.validation.kernels._hardware import accelerator_name
+from simulator.validation.serving._models import find_model, release_format
+from simulator.validation.serving._points import Point, Pool
+
+_FORMATS = {
+    "bfloat16": "bf16",
+    "bf16": "bf16",
+    "float16": "bf16",
+    "fp16": "bf16",
+    "fp8": "fp8",
+    "fp8_block": "fp8_block",
+    "nvfp4": "nvfp4",
+    "fp4": "nvfp4",
+    "mxfp4": "mxfp4",
+    "w4a16_mxfp4": "mxfp4",
+    "w4a8_mxfp4_mxfp8": "mxfp4",
+    "int8": "int8",
+    "int8_wo": "int8",
+    "int4": "int4",
+    "int4_wo": "int4",
+    "w4afp8": "int4",
+}
+"""Number formats as tables write them."""
+_BLOCK_SCALED_RELEASES = ("qwen",)
+"""Owners whose ``-FP8`` repositories hold one scale for each 128 x 128 block."""
+
+
+class UnanswerableError(Exception):
+    """Why a point cannot be simulated, in words."""
+
+
+class Deployment(NamedTuple):
+    """What to simulate, and what of it was guessed."""
+
+    spec: DeploymentSpec
+    model: ModelSpec
+    guesses: tuple[str, ...]
+    """Why the answer is an extrapolation; empty where nothing was guessed."""
+
+
+@cache
+def plan_of(key: str) -> Plan | str:
+    """The plan of a deployment as JSON, or why there is none: points of one deployment share it."""
+    spec = DeploymentSpec.model_validate_json(key)
+    try:
+        return make_plan(spec, 0, "serving point", Path())
+    except UserError as error:
+        return str(error).split("]: ", 1)[-1]
+
+
+@cache
+def deployment_of(point: Point) -> Deployment:
+    """What the point's decode pool, or only pool, runs.
+
+    Raises:
+        UnanswerableError: if the engine, the GPU or the model is unknown, or there is no such cluster.
+    """
+    if point.engine not in _ENGINES:
+        raise UnanswerableError(f"engine '{point.engine}' is not one of {', '.join(_ENGINES)}")
+    accelerator = accelerator_name(point.system)
+    if accelerator is None:
+        raise UnanswerableError(f"no accelerator file for '{point.system}'")
+    found = find_model(point.repository)
+    if found is None:
+        raise UnanswerableError(f"no model file for '{point.repository}'")
+    guesses = () if found.is_listed else (f"'{point.repository}' is taken for {found.model}",)
+    model = load_model(found.model, "serving point")
+    weights, experts = _formats(point, model)
+    pool = point.decode
+    engine = _ENGINES[point.engine](point)
+    is_moe = model.moe is not None
+    spec = DeploymentSpec(
+        name="point",
+        model=found.model,
+        cluster=_cluster(accelerator, pool.num_ranks),
+        parallel=ParallelSpec(tp=pool.tp, attention_dp=pool.attention_dp, ep=pool.ep if is_moe else None),
+        engine=f"{point.engine}@{point.version}" if point.version else point.engine,
+        replicas=1,
+        weight_dtype=weights,  # type: ignore[arg-type]
+        expert_dtype=experts if is_moe else None,  # type: ignore[arg-type]
+        dispatch={"kind": "per_rank"},
+        **engine,
+    )
+    return Deployment(spec, model, guesses)
+
+
+def _formats(point: Point, model: ModelSpec) -> tuple[str, str]:
+    """Formats of dense matrices and of routed experts.
+
+    ``fp8`` of a model that is released block-scaled means that release. In NVFP4 releases of models with latent attention, the
+    attention's matrices stay in 16 bits (nvidia/DeepSeek-R1-FP4: only the experts' operators are quantised).
+    """
+    released = release_format(point.repository)
+    formats = []
+    for written, own in ((point.gemm_format, model.weight_dtype), (point.moe_format, model.expert_dtype or model.weight_dtype)):
+        found = _FORMATS.get(written.lower(), released or own)
+        owner = point.repository.lower().split("/", 1)[0]
+        is_block = own == "fp8_block" or (released == "fp8" and owner in _BLOCK_SCALED_RELEASES)
+        formats.append("fp8_block" if found == "fp8" and is_block else found)
+    weights, experts = formats
+    has_latent = any(hasattr(mixer, "kv_rank") for mixer in model.mixers.values())
+    if weights == "nvfp4" and model.moe is not None and has_latent:
+        weights = "bf16"
+    return weights, experts
+
+
+@cache
+def _cluster(accelerator: str, num_gpus: int) -> str:
+    """The smallest cluster of that accelerator with enough GPUs; its own file where several have it."""
+    files = available_files("cluster_configs")
+    fitting = []
+    for stem in files:
+        table = read_cluster_table(stem, files)
+        if table.get("accelerator") != accelerator:
+            continue
+        sizes = table.get("sizes") or []
+        named = [(size, f"{stem}-{size}") for size in sizes] or [(default_num_gpus(table), stem)]
+        fitting += [(size, stem != accelerator, name) for size, name in named if size >= num_gpus]
+    if not fitting:
+        raise UnanswerableError(f"no cluster of {num_gpus} {accelerator} in cluster_configs")
+    return min(fitting)[2]
+
+
+def _vllm(point: Point) -> dict[str, Any]:
+    """Prompts in chunks beside decodes, 8,192 tokens a step (vLLM V1's default for the API server on H100 and newer)."""
+    return {"scheduling": {"kind": "chunked", "token_budget": 8192, "max_sequences": max(256, point.concurrency)}}
+
+
+def _sglang(point: Point) -> dict[str, Any]:
+    """SGLang: prompts first, in chunks and steps of their own while decodes wait."""
+    return {
+        "scheduling": {
+            "kind": "prefill_first",
+            "token_budget": 16384,
+            "max_sequences": max(256, point.concurrency),
+            "splits_prompts": True,
+        },
+        "memory_fraction": 0.88,
+    }
+
+
+def _trtllm(point: Point) -> dict[str, Any]:
+    """TensorRT-LLM: whole prompts beside decodes, room for the whole output reserved, 8-bit keys and values with 8- or 4-bit weights."""
+    budget = 8192
+    if point.is_ranged:  # InferenceX starts it with room for one prompt beside the decodes: its scripts' MAX_NUM_TOKENS
+        budget = -(-(point.concurrency + point.num_input + 64) // 64) * 64
+    scheduling: Policy = {"kind": "no_evict", "token_budget": budget, "max_sequences": max(256, point.concurrency)}
+    found: dict[str, Any] = {"scheduling": scheduling, "free_memory_fraction": 0.85}
+    if _FORMATS.get(point.gemm_format.lower()) in ("fp8", "fp8_block", "nvfp4"):
+        found["kv_dtype"] = "fp8"
+    return found
+
+
+_ENGINES = {"vllm": _vllm, "sglang": _sglang, "trtllm": _trtllm}
+"""Engines whose batching is known."""
+
+
+def pool_key(pool: Pool) -> tuple[int, int, int]:
+    """What tells pools of one deployment apart."""
+    return pool.tp, pool.attention_dp, pool.ep
+
+
+def table_key(point: Point) -> str:
+    """The point's deployment as JSON, without what a plan and its step table do not depend on.
+
+    Raises:
+        UnanswerableError: as :func:`deployment_of`.
+    """
+    spec = deployment_of(point).spec
+    plain = spec.model_copy(update={"engine": spec.engine.partition("@")[0], "scheduling": {"kind": "chunked"}})
+    return plain.model_dump_json()

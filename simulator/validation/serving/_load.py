@@ -1,0 +1,77 @@
+"""The load under which serving points are taken, and what is reported of it.
+
+As vLLM's ``benchmark_serving`` and InferenceX send it: all of ``c`` requests start at once, each next one when one ends, ``10 c`` in
+all, and the means over all requests are reported, so the crowd at the beginning weighs a tenth.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.engine.closed_loop import serve_closed_loop
+from simulator.engine.table import StepTable
+from simulator.plan import Plan
+from simulator.traces import RequestTrace
+from simulator.validation.serving._points import Point
+
+_ROUNDS = 10
+"""Requests of a measurement over its concurrency (InferenceX: ``--num-prompts`` is 10 times ``--max-concurrency``)."""
+_FEW_ROUNDS = 4
+_MANY_TOKENS = 2_000_000
+"""Output tokens beyond which fewer rounds are simulated, and the middle ones stand for those left out."""
+_SHORTEST = 0.8
+"""Of the length that is asked for (InferenceX: ``--random-range-ratio 0.8``)."""
+
+
+class Latencies(NamedTuple):
+    """Means over all requests, seconds."""
+
+    ttft_s: float
+    tpot_s: float
+
+
+def trace_of(point: Point) -> RequestTrace:
+    """The requests of a measurement, or of enough of its rounds."""
+    is_long = _ROUNDS * point.concurrency * point.num_output > _MANY_TOKENS
+    count = point.concurrency * (_FEW_ROUNDS if is_long else _ROUNDS)
+    rng = np.random.default_rng(0)
+
+    def lengths(longest: int) -> NDArray[np.int64]:
+        if not point.is_ranged:
+            return np.full(count, longest, dtype=np.int64)
+        return rng.integers(max(1, int(longest * _SHORTEST)), longest + 1, size=count, dtype=np.int64)
+
+    return RequestTrace(
+        arrival_s=np.zeros(count),
+        num_input=lengths(point.num_input),
+        num_output=lengths(point.num_output),
+        provenance="the load of a serving point",
+        has_arrivals=False,
+        concurrency=point.concurrency,
+    )
+
+
+def weights_of(count: int, concurrency: int) -> NDArray[np.float64]:
+    """What each request counts in a mean over all rounds: those of middle rounds stand for the ones that were not simulated."""
+    weights = np.ones(count)
+    rounds = count // concurrency
+    if 2 < rounds < _ROUNDS:
+        weights[concurrency : count - concurrency] = (_ROUNDS - 2) / (rounds - 2)
+    return np.asarray(weights / weights.sum())
+
+
+def measure(plan: Plan, table: StepTable, point: Point) -> Latencies:
+    """Serve the point's load.
+
+    Raises:
+        UserError: if a request does not fit in the KV cache.
+    """
+    trace = trace_of(point)
+    served = serve_closed_loop(plan, table, trace)
+    weights = weights_of(trace.num_requests, point.concurrency)
+    has_tpot = np.isfinite(served.tpot_s)
+    tpot_s = float(np.average(served.tpot_s[has_tpot], weights=weights[has_tpot])) if has_tpot.any() else float("nan")
+    return Latencies(float(served.ttft_s @ weights), tpot_s)

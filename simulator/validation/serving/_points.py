@@ -1,0 +1,158 @@
+"""A row of a table of serving points, read: what ran, how it was split, and how it was loaded.
+
+Columns that may be missing or empty are read from the row's ``id`` where they are written there. Three quirks of such tables:
+
+- ``batch_size`` counts the requests of one attention data-parallel rank, so the concurrency of the whole deployment, which ids give
+  as ``_c64_``, is that times ``attention_dp_size``.
+- ``tp_size`` or ``attention_dp_size`` of 64 beside experts of 8 x 8 (16 beside 4 x 4): the product of both expert splits was counted
+  as GPUs, though one rank has both roles. What ran had 8 (4) GPUs with experts spread whole over all of them: the same measurement
+  is in the table under ids that say ``_tp8_ep8_``. The rule: equal expert splits whose product is the number of ranks.
+- Expert splits of 0 or 1 on a dense model say nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+COLUMNS = ("id", "backend", "model_path", "system", "mode", "isl", "osl")
+"""A table must have these; ``backend_version``, ``gemm_quant_mode``, ``moe_quant_mode``, ``precision``, ``batch_size`` and the sizes
+of splits are used where they are."""
+_CONCURRENCY = re.compile(r"_c(\d+)(?:_|$)")
+_SPLIT_IN_ID = re.compile(r"_tp(\d+)(?:_0)?(?:_ep(\d+))?")
+
+
+class Pool(NamedTuple):
+    """Equal replicas, each split the same way."""
+
+    tp: int
+    attention_dp: int
+    ep: int
+    workers: int = 1
+    batch: float | None = None
+    """Requests of one attention data-parallel rank, where the table says."""
+
+    @property
+    def num_ranks(self) -> int:
+        return self.tp * self.attention_dp
+
+
+class Point(NamedTuple):
+    """What was measured."""
+
+    engine: str
+    version: str
+    repository: str
+    system: str
+    gemm_format: str
+    """As the table writes it; empty where it does not. Likewise of experts."""
+    moe_format: str
+    num_input: int
+    num_output: int
+    concurrency: int
+    decode: Pool
+    """The only pool of an aggregated deployment."""
+    prefill: Pool | None
+    is_ranged: bool
+    """Whether lengths vary between 0.8 and 1 of what is asked for (InferenceX); else all are equal."""
+
+
+class UnreadableError(ValueError):
+    """A row that does not say what ran."""
+
+
+def read_point(row: dict[str, Any]) -> Point:
+    """Read one row.
+
+    Raises:
+        UnreadableError: with the reason.
+    """
+    name = _text(row.get("id"))
+    mode = _text(row.get("mode")).lower()
+    if mode not in ("agg", "disagg"):
+        raise UnreadableError(f"mode '{mode}' is neither agg nor disagg")
+    num_input, num_output = _whole(row, "isl"), _whole(row, "osl")
+    if num_input is None or num_output is None or num_input < 1 or num_output < 1:
+        raise UnreadableError("isl and osl must be whole numbers of tokens, at least 1")
+    prefill = None
+    if mode == "agg":
+        decode = _pool(row, "", name)
+    else:
+        prefill, decode = _pool(row, "prefill_", name), _pool(row, "decode_", name)
+    if (_whole(row, "pp_size") or 1) > 1:
+        raise UnreadableError(f"pipeline parallelism ({_whole(row, 'pp_size')} stages) is not simulated")
+    return Point(
+        engine=_text(row.get("backend")).lower(),
+        version=_text(row.get("backend_version")),
+        repository=_text(row.get("model_path")),
+        system=_text(row.get("system")),
+        gemm_format=_text(row.get("gemm_quant_mode")) or _text(row.get("precision")),
+        moe_format=_text(row.get("moe_quant_mode")) or _text(row.get("precision")),
+        num_input=num_input,
+        num_output=num_output,
+        concurrency=_concurrency(name, decode),
+        decode=decode,
+        prefill=prefill,
+        is_ranged=is_ranged(name),
+    )
+
+
+def is_ranged(name: str) -> bool:
+    """Whether an id is one of InferenceX's: it begins with the day of the run or ends with the number of a configuration.
+
+    Its client draws lengths between 0.8 and 1 of what is asked for; the others send equal lengths.
+
+    >>> is_ranged("2026_04_06_llama_3_1_70b_h100_sxm_vllm_fp8_agg_1024x1024_c16_tp4_ep1_260"), is_ranged("dsr1_b200_agg_c4_cfg202")
+    (True, True)
+    >>> is_ranged("qwen3_32b_h100_sxm_vllm_agg_4000x1000_c_tp8_0_epnone_1")
+    False
+    """
+    return bool(re.match(r"20\d\d_\d\d_\d\d_", name) or re.search(r"_cfg\d+$", name))
+
+
+def _concurrency(name: str, decode: Pool) -> int:
+    found = _CONCURRENCY.search(name)
+    if found:
+        return max(1, int(found[1]))
+    if decode.batch is None:
+        raise UnreadableError("neither the id nor batch_size says how many requests are in flight")
+    return max(1, round(decode.batch * decode.attention_dp * decode.workers))
+
+
+def _pool(row: dict[str, Any], prefix: str, name: str) -> Pool:
+    in_id = _SPLIT_IN_ID.search(name) if not prefix else None
+    tp = _whole(row, f"{prefix}tp_size") or (int(in_id[1]) if in_id else None)
+    if tp is None:
+        raise UnreadableError(f"neither {prefix}tp_size nor the id says how the model is split")
+    dp = _whole(row, f"{prefix}attention_dp_size") or 1
+    moe_tp = _whole(row, f"{prefix}moe_tp_size") or 0
+    moe_ep = _whole(row, f"{prefix}moe_ep_size") or 0
+    if moe_tp > 1 and moe_tp == moe_ep and tp * dp == moe_tp * moe_ep:
+        tp, dp = (moe_tp, 1) if dp == 1 else (1, moe_tp)
+        moe_tp = 1
+    elif moe_tp * moe_ep > tp * dp and dp == 1 and not (moe_tp * moe_ep) % tp:
+        dp = moe_tp * moe_ep // tp  # the attention's data parallelism was left out
+    ep = max(1, moe_ep)
+    if tp * dp % ep:
+        raise UnreadableError(f"{prefix}moe_ep_size {ep} does not divide {tp * dp} ranks")
+    return Pool(tp, dp, ep, _whole(row, f"{prefix}num_workers") or 1, _number(row, f"{prefix}batch_size"))
+
+
+def _text(value: Any) -> str:
+    return "" if value is None or (isinstance(value, float) and math.isnan(value)) or value is pd.NA else str(value).strip()
+
+
+def _number(row: dict[str, Any], column: str) -> float | None:
+    try:
+        value = float(row.get(column, math.nan))
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _whole(row: dict[str, Any], column: str) -> int | None:
+    value = _number(row, column)
+    return None if value is None else int(value)
