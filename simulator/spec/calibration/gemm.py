@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from simulator.spec.base import Frozen, NonNegative, Positive, Size
 from simulator.spec.calibration.fit import Fit
 
@@ -17,7 +21,7 @@ class EagerLaunch(Frozen):
     few_rows_s: Positive
     """For up to 16 rows, which another kernel serves."""
     narrow_s: Positive
-    """For fewer than 64 output features, which yet another one serves."""
+    """For fewer than 64 output or 128 input features, which yet another one serves."""
 
 
 class GemmFit(Fit):
@@ -31,13 +35,24 @@ class GemmFit(Fit):
     """Shortest time of the kernel, launch included."""
     overlap: Positive = 2.5
     """Exponent that combines compute and memory time: 1 without overlap, infinity with a perfect one."""
+    tiles: Annotated[tuple[Annotated[tuple[Size, Size, Size], Field(strict=False)], ...], Field(strict=False)] = ()
+    """``(first, a, b)``: from ``first`` rows on, the kernel computes output tiles of ``a x b``; absent: the fastest of the usual."""
     reread: NonNegative = 40.0
     """A tile of ``a x b`` reads ``1/a + 1/b`` numbers for each multiply-add, which slows it by ``1 + reread (1/a + 1/b)``."""
+    start_k: NonNegative = 0.0
+    """A tile's start and end, filling the pipeline and writing the result, take as long as so many numbers along ``k``."""
     min_split_k: Size | None = None
     """A product with fewer tiles than multiprocessors is split along ``k`` into parts of at least this many; absent: never."""
+    cache_bytes: Positive | None = None
+    """Of the last-level cache; absent: no operand is ever read twice."""
+    sweep_width: Positive | None = None
+    """The kernel sweeps the shorter side of the result in strips at least so wide, and reads that side's operand anew for each
+    strip; where it fits the cache, not from memory."""
     quantise_bytes: NonNegative = 0.0
     """Moved for each number of the input to convert it to the weights' format, in a pass before the product."""
     quantise_row_s: NonNegative = 0.0
-    """That pass takes at least so long for each row, however short: rows meet in one atomic maximum where a tensor has one scale."""
+    """Seconds of one multiprocessor in that pass for each row."""
+    quantise_block_s: NonNegative = 0.0
+    """Likewise for each 2,048 numbers of a row, or what is left of them."""
     eager: EagerLaunch | None = None
     """Where the measured kernels were launched eagerly; no part of a price."""

@@ -22,7 +22,7 @@ from simulator.validation.bands import Band
 from simulator.validation.kernels._hardware import calibrated
 
 _EAGER_ENGINE = "vllm"
-_FEW_ROWS, _NARROW = 16, 64
+_FEW_ROWS, _NARROW, _SHALLOW = 16, 64, 128
 _SHARPNESS = 5.0
 """Exponent with which the longer of launch and kernel hides the other. Fitted: 4.8 on H100, 3.8 on B200."""
 
@@ -90,7 +90,7 @@ class Gemm(Frozen):
         places, (m, k, n) = places[is_size], sizes_3[:, is_size]
         seconds = product_s(accelerator, fit, m, k, n, _operands(accelerator, dtype, measured_as))
         if fit.eager is not None and engine == _EAGER_ENGINE:
-            seconds = with_launch_s(fit.eager, seconds, m, n)
+            seconds = with_launch_s(fit.eager, seconds, m, k, n)
         guesses = [guess] if guess else []
         if fit.kind == "assumed":
             guesses.append(f"no measured {dtype} products on its family")
@@ -103,10 +103,10 @@ class Gemm(Frozen):
 
 
 def with_launch_s(
-    eager: EagerLaunch, kernel_s: NDArray[np.float64], rows: NDArray[np.float64], out_features: NDArray[np.float64]
+    eager: EagerLaunch, kernel_s: NDArray[np.float64], m: NDArray[np.float64], k: NDArray[np.float64], n: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Time of a kernel that is launched eagerly again and again: the longer of launching and computing, with a soft corner."""
-    launch_s = np.where(out_features < _NARROW, eager.narrow_s, np.where(rows <= _FEW_ROWS, eager.few_rows_s, eager.seconds))
+    launch_s = np.where((n < _NARROW) | (k < _SHALLOW), eager.narrow_s, np.where(m <= _FEW_ROWS, eager.few_rows_s, eager.seconds))
     return np.asarray((kernel_s**_SHARPNESS + launch_s**_SHARPNESS) ** (1 / _SHARPNESS), dtype=np.float64)
 
 
