@@ -29,6 +29,7 @@ from simulator.records import DeploymentRecord
 TABLES = ("requests", "steps", "ranks", "experts", "traffic", "spans")
 _FILES = {
     *("run.json", "summary.csv", "faults.csv", "timeline.json", "report.html", "comparison.html"),
+    *("scores.csv", "targets.csv", "reasons.csv", "rows.parquet"),
     *(f"{name}.parquet" for name in TABLES),
 }
 _PARTIAL = ".moesim-partial-"

@@ -55,7 +55,7 @@ TARGETS = (
     Target("Serving TPOT, dense", ("serving",), 0.10, 0.30, "tpot", DENSE),
     Target("Serving TTFT", ("serving",), 0.20, 0.50, "ttft"),
     Target("Published throughput", ("published",), 0.12, 0.25, "throughput"),
-    Target("MoE : dense ratio on one machine", ("published",), 0.08, 0.15, "ratio"),
+    Target("MoE : dense ratio on one machine", ("published",), 0.08, 0.15, "ratio", MOE),
 )
 """They hold for models and GPUs that no calibration has seen, and are not to be moved."""
 LEAST_RIGHT_ORDER = 0.90
@@ -80,6 +80,15 @@ class Scoreboard:
     """``suite``, ``pairs`` and ``right``: how many pairs of deployments were compared, and whose order is right."""
 
 
+def title_of(suite: str, quantity: str) -> str:
+    """What a suite's quantity is called: a kernel's time needs no name of its own.
+
+    >>> title_of("gemm", "kernel"), title_of("serving", "tpot")
+    ('gemm', 'serving tpot')
+    """
+    return suite if quantity in (suite, "kernel", "latency") else f"{suite} {quantity}"
+
+
 def is_answered(status: pd.Series) -> pd.Series:
     """Which rows have a prediction: ``ok`` or ``extrapolated``."""
     return ~status.str.startswith("unsupported")
@@ -95,7 +104,7 @@ def score(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
         ``rows``, ``unsupported`` and ``extrapolated`` (shares of all rows), ``median``, ``mean`` and ``p90`` of the absolute error,
         ``bias`` (median of the signed error), ``covered`` (share of answered rows whose measurement lies inside the band).
     """
-    answered = is_answered(rows["status"])
+    answered = is_answered(rows["status"]) & rows["predicted"].notna()
     error = rows["predicted"] / rows["measured"] - 1.0
     measured, low, high = rows["measured"], rows["low"], rows["high"]
     wide = rows[by].assign(
@@ -167,28 +176,44 @@ def judged(board: Scoreboard) -> pd.DataFrame:
         if own.empty:
             continue
         scores = score(own.assign(all="all"), ["all"]).iloc[0]
-        asked = f"median {target.median:.0%}, p90 {target.p90:.0%}"
-        seen = f"median {scores['median']:.1%}, p90 {scores['p90']:.0%}" if np.isfinite(scores["median"]) else "none answered"
+        asked = f"median {_percent(target.median, 0)}, p90 {_percent(target.p90, 0)}"
+        seen = (
+            f"median {_percent(scores['median'])}, p90 {_percent(scores['p90'], 0)}"
+            if np.isfinite(scores["median"])
+            else "none answered"
+        )
         found.append((target.what, asked, seen, len(own), _met(scores["median"], scores["p90"], target)))
     for suite, least in LEAST_ANSWERED.items():
         own = board.rows[board.rows["suite"] == suite]
         if len(own):
-            share = float(is_answered(own["status"]).mean())
-            found.append((f"Rows of {suite} that are answered", f"at least {least:.0%}", f"{share:.1%}", len(own), share >= least))
+            share = float((is_answered(own["status"]) & own["predicted"].notna()).mean())
+            found.append(
+                (f"Rows of {suite} that are answered", f"at least {_percent(least, 0)}", _percent(share), len(own), share >= least)
+            )
     for row in board.order.to_dict("records"):
         if row["pairs"]:
             share = row["right"] / row["pairs"]
             what = f"Order of two deployments of {row['suite']} that differ by > 10 %"
             found.append(
-                (what, f"right in at least {LEAST_RIGHT_ORDER:.0%}", f"{share:.1%}", row["pairs"], share >= LEAST_RIGHT_ORDER)
+                (
+                    what,
+                    f"right in at least {_percent(LEAST_RIGHT_ORDER, 0)}",
+                    _percent(share),
+                    row["pairs"],
+                    share >= LEAST_RIGHT_ORDER,
+                )
             )
     if len(board.rows):
         for row in score(board.rows, ["suite"]).to_dict("records"):
             if np.isfinite(row["covered"]):
                 low, high = BANDS_HOLD
                 what, met = f"80 % bands of {row['suite']} hold", bool(low <= row["covered"] <= high)
-                found.append((what, f"in {low:.0%} to {high:.0%}", f"{row['covered']:.1%}", row["rows"], met))
+                found.append((what, f"in {_percent(low, 0)} to {_percent(high, 0)}", _percent(row["covered"]), row["rows"], met))
     return pd.DataFrame(found, columns=["what", "asked", "found", "rows", "met"]).astype({"met": object})
+
+
+def _percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:,.{digits}f} %"
 
 
 def reasons(rows: pd.DataFrame, status: str, most: int = 20) -> pd.DataFrame:
@@ -210,7 +235,7 @@ def reasons(rows: pd.DataFrame, status: str, most: int = 20) -> pd.DataFrame:
 
 def worst(rows: pd.DataFrame, most: int) -> pd.DataFrame:
     """The answered rows of each suite and quantity that are furthest off, as a ratio either way."""
-    answered = rows[is_answered(rows["status"])]
+    answered = rows[is_answered(rows["status"]) & (rows["predicted"] > 0)]
     off = np.abs(np.log(answered["predicted"].to_numpy(float) / answered["measured"].to_numpy(float)))
     ranked = answered.assign(off=off).sort_values("off", ascending=False, kind="stable")
     return ranked.groupby(["suite", "quantity"], sort=False).head(most).reset_index(drop=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,6 +56,23 @@ def validate(
         if misplaced := [name for name, is_given in given.items() if is_given]:
             raise UserError(f"{misplaced[0]}: must stand behind '{context.invoked_subcommand}'")
         return
+    from simulator.report.scoreboard import render
+    from simulator.results import check_writable
+    from simulator.validation.board import everything, write
+
+    folder = out_folder or Path("reports/out/validate")
+    check_writable(folder)
+    with console.progress(unit="rows", waiting="looking for tables of measurements") as tick:
+        board = everything(measurements, tick)
+        tick("writing the report", 0, None)
+        write(board, folder, render)
+    if as_json:
+        console.emit({"folder": str(folder), **as_numbers(board)})
+    else:
+        print_board(board)
+    for name, why in board.run["skipped"].items():
+        console.err.print(f"skipped: {name}: {why}", style="yellow", highlight=False, soft_wrap=True, markup=False)
+    console.err.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -70,27 +89,57 @@ def kernels(
     from simulator.validation.suites import answer_kernels, family_of
 
     family_of(family)
-    with console.progress(unit="rows", waiting=f"reading {table}") as tick:
-        answered = answer_kernels(family, table)
-        tick(family, len(answered.table), len(answered.table))
-    _finish(answered, out_file, report, as_json)
+    _answer_one(lambda _: answer_kernels(family, table), f"reading {table}", out_file, report, as_json)
 
 
-def _finish(answered: Any, out_file: Path | None, report: Path | None, as_json: bool) -> None:
-    """Write and print what was found for one table."""
-    from simulator.validation.board import scoreboard
-    from simulator.validation.tables import write_table
+@app.command()
+def serving(table: TableFile, out_file: Rows = None, report: Page = None, as_json: AsJson = False) -> None:
+    """Answer a table of serving points: TTFT and TPOT at a fixed number of requests in flight."""
+    from simulator.validation.suites import answer_serving
 
-    board = scoreboard([answered], {})
-    if out_file is not None:
-        with console.whole_file(out_file) as partial:
-            write_table(answered.table, partial)
+    _answer_one(lambda tick: answer_serving(table, tick), f"reading {table}", out_file, report, as_json)
+
+
+@app.command()
+def published(
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Published figures; by default those that ship.")] = None,
+    out_file: Rows = None,
+    report: Page = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer published end-to-end figures."""
+    from simulator.validation.suites import answer_published
+
+    _answer_one(lambda tick: answer_published(file, tick), f"reading {file or 'published figures'}", out_file, report, as_json)
+
+
+def _answer_one(answer: Callable[[Any], Any], waiting: str, out_file: Path | None, report: Path | None, as_json: bool) -> None:
+    """Answer one table, and write and print what was found; files are written when all went well."""
+    from simulator.validation.board import described, scoreboard
+    from simulator.validation.tables import ENDINGS, write_table
+
+    if out_file is not None and not out_file.name.endswith(ENDINGS):
+        raise UserError(f"--out {out_file}: must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}, which says the format to write")
+    with ExitStack() as files:
+        rows_file = out_file and files.enter_context(console.whole_file(out_file))
+        page_file = report and files.enter_context(console.whole_file(report))
+        with console.progress(unit="rows", waiting=waiting) as tick, described() as run:
+            answered = answer(tick)
+        board = scoreboard([answered], run)
+        if rows_file:
+            write_table(answered.table, rows_file)
+        if page_file:
+            from simulator.report.scoreboard import render
+
+            page_file.write_text(render(board), encoding="utf-8")
     if as_json:
         console.emit(as_numbers(board))
     else:
         print_board(board)
     if out_file is not None:
         console.err.print(f"{len(answered.table):,} rows: {out_file}", highlight=False, soft_wrap=True, markup=False)
+    if report is not None:
+        console.err.print(f"report: {report}", highlight=False, soft_wrap=True, markup=False)
 
 
 def as_numbers(board: Any) -> dict[str, Any]:
@@ -128,8 +177,9 @@ def print_board(board: Any) -> None:
 
 
 def _scores_table(total: dict[Any, Any], groups: Any) -> Table:
-    quantity = "" if total["quantity"] in (total["suite"], "latency") else f", {total['quantity']}"
-    drawn = Table(title=f"{total['suite']}{quantity}", **_LOOK)
+    from simulator.scores import title_of
+
+    drawn = Table(title=title_of(total["suite"], total["quantity"]), **_LOOK)
     drawn.add_column("worst first", overflow="fold", min_width=11)
     for heading in ("rows", "median", "mean", "p90", "bias", "no\nanswer", "extra-\npol.", "in\nband"):
         drawn.add_column(heading, justify="right", no_wrap=True)
@@ -146,7 +196,13 @@ def _scores_table(total: dict[Any, Any], groups: Any) -> Table:
     return drawn
 
 
-_LOOK: dict[str, Any] = {"box": box.SIMPLE_HEAD, "title_justify": "left", "title_style": "bold", "padding": (0, 1, 0, 0), "pad_edge": False}
+_LOOK: dict[str, Any] = {
+    "box": box.SIMPLE_HEAD,
+    "title_justify": "left",
+    "title_style": "bold",
+    "padding": (0, 1, 0, 0),
+    "pad_edge": False,
+}
 
 
 def _cells(row: dict[Any, Any]) -> list[str]:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import datetime
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +18,55 @@ from pydantic import BaseModel
 
 from simulator.data import available_files
 from simulator.errors import UserError
-from simulator.scores import SCORE_COLUMNS, Scoreboard
+from simulator.results import replace_folder
+from simulator.run import revision, versions
+from simulator.scores import SCORE_COLUMNS, Scoreboard, grouped, judged, reasons
 from simulator.spec.calibration import Fit, load_calibration
-from simulator.validation.suites import Answered
+from simulator.validation.suites import Answered, Tick, answer, answer_published, tables_in
 
 _FIT_COLUMNS = ("calibration", "table", "entry", "kind", "rows", "median", "p90", "bias", "low", "high", "command", "source")
+
+
+NO_MEASUREMENTS = (
+    "no tables were given, and none ship: --measurements DIR or MOESIM_MEASUREMENTS names a folder with them, "
+    "and 'moesim validate kernels' and 'serving' take one file"
+)
+
+
+def everything(folder: Path | None, tick: Tick = lambda *_: None) -> Scoreboard:
+    """The published figures that ship, and every table of measurements in ``folder``.
+
+    Raises:
+        UserError: if there is no such folder.
+    """
+    with described() as run:
+        found, skipped = ({}, {"kernels and serving": NO_MEASUREMENTS}) if folder is None else tables_in(folder)
+        parts = []
+        for path, suite in found.items():
+            try:
+                part = answer(suite, path, tick)
+            except UserError as error:
+                skipped[path.name] = str(error).removeprefix(f"{path}: ")
+                continue
+            tick(f"{suite}: {path.name}", len(part.table), len(part.table))
+            parts.append(part)
+        parts.append(answer_published(None, tick))
+    return scoreboard(parts, {**run, "skipped": skipped})
+
+
+@contextmanager
+def described() -> Iterator[dict[str, Any]]:
+    """What :attr:`simulator.scores.Scoreboard.run` says of how it was made; the time it took is there at the end."""
+    started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
+    run: dict[str, Any] = {
+        "name": "validate",
+        "command": shlex.join(["moesim", *sys.argv[1:]]),
+        "started": started.isoformat(timespec="seconds"),
+        "versions": versions(),
+        "revision": revision(),
+    }
+    yield run
+    run["wall_s"] = round(time.perf_counter() - clock, 3)
 
 
 def scoreboard(parts: Sequence[Answered], run: dict[str, Any]) -> Scoreboard:
@@ -46,6 +97,30 @@ def fits() -> pd.DataFrame:
                 values = (np.nan if number is None else float(number) for number in numbers)
                 found.append((name, path[0], " ".join(path[1:]), fit.kind, *values, fit.command or "", fit.source))
     return pd.DataFrame(found, columns=list(_FIT_COLUMNS))
+
+
+def write(board: Scoreboard, folder: Path, render: Callable[[Scoreboard], str]) -> None:
+    """Write ``run.json``, ``scores.csv``, ``targets.csv``, ``reasons.csv``, ``rows.parquet`` and ``report.html``, or nothing.
+
+    Args:
+        render: makes the report's HTML.
+
+    Raises:
+        UserError: if the folder cannot be written.
+    """
+    page = render(board)
+    why = [reasons(board.rows, status).assign(status=status) for status in ("unsupported", "extrapolated")]
+
+    def fill(new: Path) -> None:
+        new.mkdir()
+        (new / "run.json").write_text(json.dumps(board.run, indent=1) + "\n", encoding="utf-8")
+        grouped(board.rows).to_csv(new / "scores.csv", index=False, float_format="%.6g")
+        judged(board).to_csv(new / "targets.csv", index=False)
+        pd.concat(why, ignore_index=True).to_csv(new / "reasons.csv", index=False)
+        board.rows.to_parquet(new / "rows.parquet", index=False)
+        (new / "report.html").write_text(page, encoding="utf-8")
+
+    replace_folder(folder, fill)
 
 
 def _fits_in(value: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Fit]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +11,16 @@ import pandas as pd
 
 from simulator.errors import UserError
 from simulator.plugins import available, build
-from simulator.scores import is_answered
+from simulator.scores import is_answered, order_of, worst
 from simulator.validation import Answers, Measure, require, score_rows, with_answers
 from simulator.validation.kernels import KernelFamily, measures_of
 from simulator.validation.tables import ENDINGS, Table, read_table
 
 _FAMILIES = "validation.kernels"
+SERVING, PUBLISHED = "serving", "published"
+"""Suites besides the families of kernels."""
 _ROWS_TO_TELL_BY = 50
+_ROWS_TOLD = 10
 Tick = Callable[[str, int, int | None], None]
 """Told what is being done, how many rows of it are done, and how many there are."""
 
@@ -61,16 +64,98 @@ def answer_kernels(name: str, path: Path) -> Answered:
     family = family_of(name)
     table = read_table(path)
     require(table.values, family.columns, str(path))
-    return answered(name, str(path), table, measures_of(family, table.values), family.answer(table.values))
+    return _answered(name, path, table, measures_of(family, table.values), family.answer(table.values), family.columns)
 
 
-def answered(suite: str, source: str, table: Table, measures: tuple[Measure, ...], answers: Answers) -> Answered:
-    """Put answers beside what was measured."""
+def answer_serving(path: Path, tick: Tick = lambda *_: None) -> Answered:
+    """Answer every row of a table of serving points, on all cores.
+
+    Raises:
+        UserError: if the table is not one of serving points.
+    """
+    from simulator.validation import serving
+
+    table = read_table(path)
+    require(table.values, serving.COLUMNS, str(path))
+    num_rows = len(table.values)
+    tick(SERVING, 0, num_rows)
+    answers = serving.answer(table.values, lambda done: tick(SERVING, done, num_rows))
+    found = _answered(SERVING, path, table, serving.MEASURES, answers, ())
+    return replace(found, order=(serving_order(table.values, answers),))
+
+
+def answer_published(file: Path | None, tick: Tick = lambda *_: None) -> Answered:
+    """Answer published figures: the shipped ones, or those of a file.
+
+    Raises:
+        UserError: if the file is of no known kind of figures.
+    """
+    from simulator.validation import published
+
+    found = published.run(file, tick)
+    return Answered(PUBLISHED, found.source, found.table, found.rows, (published_order(found.rows),))
+
+
+def answer(suite: str, path: Path, tick: Tick = lambda *_: None) -> Answered:
+    """Answer a table of any suite but the published figures.
+
+    Raises:
+        UserError: if the table is not one of the suite.
+    """
+    return answer_serving(path, tick) if suite == SERVING else answer_kernels(suite, path)
+
+
+def serving_order(values: pd.DataFrame, answers: Answers) -> dict[str, object]:
+    """The order in TPOT of deployments of one model on one kind of GPU under the same load."""
+    from simulator.validation import serving
+
+    made, _ = serving.groups(values)
+    load = {
+        place: (point.system, point.repository, point.num_input, point.num_output, point.concurrency)
+        for group in made
+        for place, point in zip(group.rows, group.points, strict=True)
+    }
+    rows = score_rows(SERVING, values.reset_index(drop=True), serving.MEASURES[1:], _only(answers, 1))
+    return order_of(SERVING, rows, [load.get(int(place)) for place in rows["subject"]])
+
+
+def _only(answers: Answers, measure: int) -> Answers:
+    seconds, low, high = (part[:, [measure]] for part in (answers.seconds, answers.low, answers.high))
+    return Answers(seconds, low, high, answers.status, answers.group)
+
+
+def published_order(rows: pd.DataFrame) -> dict[str, object]:
+    """The order of the two deployments of each published ratio."""
+    ratios = rows[(rows["quantity"] == "ratio") & is_answered(rows["status"]) & rows["predicted"].notna()]
+    measured, predicted = ratios["measured"].to_numpy(float), ratios["predicted"].to_numpy(float)
+    far = np.maximum(measured, 1 / measured) > 1.1
+    return {"suite": PUBLISHED, "pairs": int(far.sum()), "right": int((far & ((measured > 1) == (predicted > 1))).sum())}
+
+
+def _answered(
+    suite: str, path: Path, table: Table, measures: tuple[Measure, ...], answers: Answers, columns: tuple[str, ...]
+) -> Answered:
+    """Put answers beside what was measured.
+
+    Args:
+        columns: what tells a row to a reader, where it has no ``id``.
+    """
     answers = _with_statuses(answers)
     rows = score_rows(suite, table.values.assign(**_numbers(table.values, measures)), measures, answers)
     if not rows.empty:
-        rows = rows[rows["measured"] > 0].reset_index(drop=True)
-    return Answered(suite, source, with_answers(table.texts, measures, answers), rows)
+        rows = _named(rows[rows["measured"] > 0].reset_index(drop=True), table.texts, columns)
+    return Answered(suite, str(path), with_answers(table.texts, measures, answers), rows)
+
+
+def _named(rows: pd.DataFrame, texts: pd.DataFrame, columns: tuple[str, ...]) -> pd.DataFrame:
+    """The rows under their ids; without ids, those that are furthest off with what is in them, since they will be looked at."""
+    if "id" in texts.columns:
+        return rows.assign(subject=texts["id"].astype(str).to_numpy()[rows["subject"].astype(int)])
+    told = {
+        subject: f"{subject} ({', '.join(f'{name} {texts[name].iloc[int(subject)]}' for name in columns)})"
+        for subject in worst(rows, _ROWS_TOLD)["subject"].unique()
+    }
+    return rows.assign(subject=[told.get(subject, subject) for subject in rows["subject"]])
 
 
 def _numbers(values: pd.DataFrame, measures: tuple[Measure, ...]) -> dict[str, pd.Series]:
@@ -121,6 +206,10 @@ def tables_in(folder: Path) -> tuple[dict[Path, str], dict[str, str]]:
 
 def suite_of(values: pd.DataFrame) -> str | None:
     """The suite that reads a table of these columns; of several the one that asks for most of them."""
+    from simulator.validation import serving
+
+    if set(serving.COLUMNS) <= set(values.columns):
+        return SERVING
     fitting = [(len(family_of(name).columns), name) for name in families() if _reads(family_of(name), values)]
     return max(fitting)[1] if fitting else None
 

@@ -1,0 +1,38 @@
+"""The rows of a scoreboard as its figures need them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from simulator.report import style
+from simulator.scores import Scoreboard, is_answered, title_of
+
+STATUS_COLOURS = {"ok": "#228833", "extrapolated": "#EE7733", "unsupported": "#A5ACB5"}
+STATUS_NAMES = {"ok": "inside the measured domain", "extrapolated": "extrapolated", "unsupported": "not answered"}
+
+
+def parts(board: Scoreboard) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Each suite's quantity by its title, with its rows."""
+    for (suite, quantity), own in board.rows.groupby(["suite", "quantity"], sort=False):
+        yield title_of(str(suite), str(quantity)), own
+
+
+def answered(rows: pd.DataFrame) -> pd.DataFrame:
+    """Those with a prediction, which have an error."""
+    return rows[is_answered(rows["status"]) & (rows["predicted"] > 0) & (rows["measured"] > 0)]
+
+
+def lines(board: Scoreboard) -> dict[str, dict[str, object]]:
+    """The line of each suite's quantity: its colour, and a dash beyond the eighth."""
+    colours = style.DEPLOYMENT_COLOURS
+    return {
+        title: {"color": colours[i % len(colours)], "dash": style.DASHES[(i // len(colours)) % len(style.DASHES)], "width": 2}
+        for i, (title, _) in enumerate(parts(board))
+    }
+
+
+def status_of(rows: pd.DataFrame) -> pd.Series:
+    """``ok``, ``extrapolated`` or ``unsupported``."""
+    return rows["status"].str.split(":", n=1).str[0].where(rows["predicted"].notna(), "unsupported")

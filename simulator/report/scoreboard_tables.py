@@ -1,0 +1,169 @@
+"""The tables of the page of ``moesim validate``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+
+from simulator.report import tables
+from simulator.report.formats import UNDEFINED, number, seconds
+from simulator.report.markup import Markup, join, tag
+from simulator.scores import Scoreboard, grouped, judged, reasons, score, title_of, worst
+
+_MOST_GROUPS = 25
+_MOST_REASONS = 40
+_WORST_ROWS = 5
+_HEAD = (
+    "Rows",
+    "Median",
+    "Mean",
+    "90th percentile",
+    "Bias",
+    "Not answered",
+    "Extra\N{SOFT HYPHEN}polated",
+    "In band",
+    "Target",
+    "Met",
+)
+
+
+def percent(value: float, digits: int = 1, signed: bool = False) -> str:
+    """A share or an error.
+
+    >>> percent(0.0812), percent(0.5, signed=True), percent(12.34)
+    ('8.1 %', '+50.0 %', '1,234 %')
+    """
+    if not math.isfinite(value):
+        return UNDEFINED
+    text = f"{100 * value:{'+' if signed else ''},.{0 if abs(value) >= 1 else digits}f} %"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def verdict(met: bool | None) -> Markup:
+    """Whether a target is met, as a badge."""
+    if met is None:
+        return Markup(UNDEFINED)
+    return tag("span", "met" if met else "missed", class_=f"badge {'measured' if met else 'assumed'}")
+
+
+def targets_table(board: Scoreboard) -> Markup:
+    """Every target that the rows can be held to."""
+    rows = [
+        _row(row["what"], verdict(row["met"]), row["found"], row["asked"], f"{row['rows']:,}")
+        for row in judged(board).to_dict("records")
+    ]
+    return tables.table(["What", "Met", "Found", "Asked", "Rows"], rows, "assumptions", "Targets")
+
+
+def scores_table(board: Scoreboard) -> Markup:
+    """Each suite's groups, the worst first, under the suite's own numbers."""
+    by_group = grouped(board.rows)
+    rows = []
+    for total in score(board.rows, ["suite", "quantity"]).to_dict("records"):
+        own = by_group[(by_group["suite"] == total["suite"]) & (by_group["quantity"] == total["quantity"])]
+        title = title_of(total["suite"], total["quantity"])
+        rows.append(_scores(title, {**total, "target_median": math.nan, "met": None}, class_="group"))
+        if len(own) > 1:
+            rows += [_scores(str(row["group"]) or "all", row) for row in own.head(_MOST_GROUPS).to_dict("records")]
+        elif len(own) == 1:
+            rows[-1] = _scores(title, own.to_dict("records")[0], class_="group")
+        if len(own) > _MOST_GROUPS:
+            more = f"{len(own) - _MOST_GROUPS} groups with smaller errors are in scores.csv"
+            rows.append(tag("tr", tag("td", more, colspan=len(_HEAD) + 1, class_="muted")))
+    return tables.table(["Group", *map(Markup, _HEAD)], rows, "metrics numbers", "Errors by group")
+
+
+def _scores(name: str, row: dict[Any, Any], class_: str | bool = False) -> Markup:
+    target = UNDEFINED
+    if math.isfinite(row["target_median"]):
+        target = f"{percent(row['target_median'], 0)}, {percent(row['target_p90'], 0)}"
+    cells = (
+        f"{row['rows']:,}",
+        *(percent(row[key]) for key in ("median", "mean", "p90")),
+        percent(row["bias"], signed=True),
+        *(percent(row[key], 0) for key in ("unsupported", "extrapolated", "covered")),
+        target,
+        verdict(row["met"]),
+    )
+    keys = {"data_suite": str(row["suite"]), "data_quantity": str(row["quantity"])}
+    return tag("tr", tag("th", name, scope="row"), *(tag("td", cell) for cell in cells), class_=class_, **keys)
+
+
+def reasons_table(board: Scoreboard, status: str) -> Markup | None:
+    """Why rows are ``unsupported`` or ``extrapolated``; None if none is."""
+    found = reasons(board.rows, status)
+    if found.empty:
+        return None
+    rows = [
+        _row(row["reason"], row["suite"], f"{row['rows']:,}", classes=("source", "", "value"))
+        for row in found.head(_MOST_REASONS).to_dict("records")
+    ]
+    if len(found) > _MOST_REASONS:
+        rest = found.iloc[_MOST_REASONS:]
+        rows.append(_row(f"{len(rest)} further reasons", "", f"{int(rest['rows'].sum()):,}"))
+    return tables.table(["Why", "Suite", "Rows"], rows, "assumptions", f"Why rows are {status}")
+
+
+def worst_table(board: Scoreboard) -> Markup | None:
+    """The rows that are furthest off, of each suite and quantity."""
+    found = worst(board.rows, _WORST_ROWS)
+    if found.empty:
+        return None
+    rows = []
+    for (suite, quantity), own in found.groupby(["suite", "quantity"], sort=False):
+        for row in own.to_dict("records"):
+            measured, predicted = float(row["measured"]), float(row["predicted"])
+            cells = (
+                title_of(str(suite), str(quantity)),
+                str(row["group"]),
+                f"{row['source']}: {row['subject']}" if row.get("source") else str(row["subject"]),
+                _amount(measured, str(row["unit"])),
+                _amount(predicted, str(row["unit"])),
+                percent(predicted / measured - 1, signed=True),
+                str(row["status"]),
+            )
+            rows.append(_row(*cells, classes=("", "", "source", "value", "value", "value", "source")))
+    head = ["Suite", "Group", "Row", "Measured", "Predicted", "Error", "Status"]
+    return tables.table(head, rows, "assumptions", "Rows that are furthest off")
+
+
+def _amount(value: float, unit: str) -> str:
+    return seconds(value) if unit == "s" else f"{number(value)} {unit}"
+
+
+def fits_table(fits: pd.DataFrame) -> Markup | None:
+    """What the calibrations say of their own errors; None where there are none."""
+    if fits.empty:
+        return None
+    rows = []
+    for (calibration, name), own in fits.groupby(["calibration", "table"], sort=False):
+        rows.append(tag("tr", tag("th", f"{calibration}: {name}", scope="rowgroup"), tag("td", colspan=7), class_="group"))
+        for row in own.to_dict("records"):
+            band = f"{number(row['low'])} to {number(row['high'])}" if math.isfinite(row["low"]) else UNDEFINED
+            cells = (
+                f"{row['rows']:,.0f}" if math.isfinite(row["rows"]) else UNDEFINED,
+                percent(row["median"]),
+                percent(row["p90"]),
+                percent(row["bias"], signed=True),
+                band,
+                tag("span", str(row["kind"]), class_=f"badge {row['kind']}"),
+            )
+            heading = tag("th", str(row["entry"]) or str(name), tag("span", str(row["source"]), class_="hint"), scope="row")
+            rows.append(tag("tr", heading, *(tag("td", cell) for cell in cells)))
+    head = ["Fit", "Rows", "Median", "90th percentile", "Bias", "Measured / predicted", "Kind"]
+    return tables.table(head, rows, "metrics numbers", "What the calibrations say of themselves")
+
+
+def read_table(run: dict[str, Any]) -> Markup:
+    """What was read, and what was not and why."""
+    rows = [_row(entry["source"], entry["suite"], f"{entry['rows']:,} rows") for entry in run.get("tables", [])]
+    rows += [_row(name, UNDEFINED, why, classes=("", "", "source")) for name, why in run.get("skipped", {}).items()]
+    return tables.table(["Table", "Suite", "Read"], rows, "assumptions", "What was read")
+
+
+def _row(*cells: str, classes: Iterable[str] = ()) -> Markup:
+    named = [*classes, *[""] * len(cells)]
+    return tag("tr", *(tag("td", join([cell]), class_=name or False) for cell, name in zip(cells, named, strict=False)))
