@@ -36,6 +36,9 @@ POOL_TOKENS = 4096
 _RUN_TOKENS = 256
 """Tokens of one run in the pool: consecutive tokens of one sequence, as far as the routing policy lets them share experts."""
 
+_MOST_POOLS = 8
+_POOLS: dict[tuple[str, int, str, int], tuple[NDArray[np.int16], NDArray[np.float64]]] = {}
+
 
 @dataclass(frozen=True)
 class ExpertPlan:
@@ -177,28 +180,62 @@ def _plan_experts(spec: DeploymentSpec, model: ModelSpec, layout: Layout, seed: 
             raise UserError(f"{place}: {model.name} names no default routing; add a [deployments.routing] table")
         routing, source = model.routing, model.routing_source
     routing = _with_path(routing, folder)
-
-    def stream(name: str, *numbers: int) -> np.random.Generator:
-        return np.random.default_rng([seed, zlib.crc32(name.encode()), *numbers])
-
-    router = build("routing", routing, f"{place} [routing]").prepare(moe, model.num_moe_layers, stream("routing"))
-    runs = np.full(POOL_TOKENS // _RUN_TOKENS, _RUN_TOKENS, dtype=np.int64)
-    order = stream("pool order").permutation(POOL_TOKENS)
-    layers = range(model.num_moe_layers)
-    # The same stream in every layer, so that a token keeps its domain (or its place in a recording) from layer to layer.
-    today = np.stack([_checked(router.topk_ids(layer, runs, stream("tokens")), moe, routing, place)[order] for layer in layers])
-    load_LE = np.empty((len(layers), moe.num_experts))
-    for layer in layers:
-        ids = router.topk_ids(layer, runs, stream("yesterday"))
-        load_LE[layer] = np.bincount(ids.ravel(), minlength=moe.num_experts)
+    pools = _Pools(moe, model.num_moe_layers, routing, seed, f"{place} [routing]")
+    today_LTK, load_LE = pools.drawn_before() if pools.follow_from_the_seed else pools.draw()
     placement = build("placement", spec.placement, f"{place} [placement]")
     return ExpertPlan(
-        topk_ids_LTK=today,
-        placed=placement.place(load_LE, layout.ep, stream("placement")),
+        topk_ids_LTK=today_LTK,
+        placed=placement.place(load_LE, layout.ep, _stream(seed, "placement")),
         dispatch=build("dispatch", spec.dispatch, f"{place} [dispatch]"),
         routing=routing,
         routing_source=source,
     )
+
+
+def _stream(seed: int, name: str) -> np.random.Generator:
+    return np.random.default_rng([seed, zlib.crc32(name.encode())])
+
+
+@dataclass(frozen=True)
+class _Pools:
+    """The expert choices of a plan: today's tokens, and yesterday's loads, which placements go by."""
+
+    moe: MoE
+    num_layers: int
+    routing: Policy
+    seed: int
+    place: str
+
+    @property
+    def follow_from_the_seed(self) -> bool:
+        """Whether they can be shared: the policy is shipped and reads no file."""
+        fields = [value for key, value in self.routing.items() if key != "kind"]
+        return "." not in self.routing["kind"] and all(isinstance(value, int | float) for value in fields)
+
+    def draw(self) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
+        """``topk_ids_LTK`` and ``load_LE``."""
+        seed, moe, layers = self.seed, self.moe, range(self.num_layers)
+        router = build("routing", self.routing, self.place).prepare(moe, self.num_layers, _stream(seed, "routing"))
+        runs = np.full(POOL_TOKENS // _RUN_TOKENS, _RUN_TOKENS, dtype=np.int64)
+        order = _stream(seed, "pool order").permutation(POOL_TOKENS)
+        # The same stream in every layer, so that a token keeps its domain (or its place in a recording) from layer to layer.
+        today = [_checked(router.topk_ids(n, runs, _stream(seed, "tokens")), moe, self.routing, self.place)[order] for n in layers]
+        load_LE = np.empty((len(layers), moe.num_experts))
+        for layer in layers:
+            ids = router.topk_ids(layer, runs, _stream(seed, "yesterday"))
+            load_LE[layer] = np.bincount(ids.ravel(), minlength=moe.num_experts)
+        return np.stack(today), load_LE
+
+    def drawn_before(self) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
+        """The same, drawn once for all plans that ask for it: splits of one model share it, and drawing takes seconds."""
+        key = (self.moe.model_dump_json(), self.num_layers, repr(sorted(self.routing.items())), self.seed)
+        if key not in _POOLS:
+            if len(_POOLS) >= _MOST_POOLS:
+                del _POOLS[next(iter(_POOLS))]
+            today_LTK, load_LE = self.draw()
+            today_LTK.flags.writeable = load_LE.flags.writeable = False
+            _POOLS[key] = today_LTK, load_LE
+        return _POOLS[key]
 
 
 def _checked(topk_ids_TK: NDArray[np.int16], moe: MoE, routing: Policy, place: str) -> NDArray[np.int16]:
@@ -206,9 +243,9 @@ def _checked(topk_ids_TK: NDArray[np.int16], moe: MoE, routing: Policy, place: s
     wanted = (POOL_TOKENS, moe.top_k)
     found = np.shape(topk_ids_TK)
     if found != wanted:
-        raise UserError(f"{place} [routing]: '{routing['kind']}' must return ids of shape {wanted}, returned {found}")
+        raise UserError(f"{place}: '{routing['kind']}' must return ids of shape {wanted}, returned {found}")
     if topk_ids_TK.min() < 0 or topk_ids_TK.max() >= moe.num_experts:
-        raise UserError(f"{place} [routing]: '{routing['kind']}' must return ids from 0 to {moe.num_experts - 1}")
+        raise UserError(f"{place}: '{routing['kind']}' must return ids from 0 to {moe.num_experts - 1}")
     return topk_ids_TK
 
 

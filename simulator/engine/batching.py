@@ -47,18 +47,33 @@ def form_step(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) ->
     """Fill ``ranks.chunk`` for the next step. Returns whether there is anything to compute."""
     head, chunk, num_running = ranks.head, ranks.chunk, ranks.num_running
     has_work = False
+    holds = limits.balance_steps > 0 and _holds_prompts(ranks, limits)
     for d in range(len(head)):
         chunk[d, : num_running[d]] = 0
         budget = limits.token_budget
         preempted = False
         if num_running[d] > 0:
             budget, preempted = _schedule_running(requests, ranks, d, budget, limits, True, limits.mixes_phases)
-        if head[d] >= 0 and not preempted:
+        if head[d] >= 0 and not preempted and not holds:
             budget = _admit(requests, ranks, d, budget, limits, now_s)
         if not limits.mixes_phases and budget == limits.token_budget:
             budget, preempted = _schedule_running(requests, ranks, d, budget, limits, False, True)
         has_work = has_work or budget < limits.token_budget
     return has_work
+
+
+@numba.njit(cache=True)
+def _holds_prompts(ranks: Ranks, limits: Limits) -> bool:
+    """Whether waiting prompts wait on, so that ranks compute them in the same step: until each has one, but not for ever."""
+    waiting = running = 0
+    for d in range(len(ranks.head)):
+        waiting += ranks.head[d] >= 0
+        running += ranks.num_running[d]
+    if waiting == 0 or waiting == len(ranks.head) or running == 0 or ranks.held[0] >= limits.balance_steps:
+        ranks.held[0] = 0
+        return False
+    ranks.held[0] += 1
+    return True
 
 
 @numba.njit(cache=True)

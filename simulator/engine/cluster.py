@@ -84,6 +84,8 @@ def make_limits(plan: Plan, trace: RequestTrace) -> Limits:
         prefix_blocks=prefix_tokens // block_tokens,
         watermark_blocks=0 if plan.rules.reserves_output else capacity.num_blocks * cut // 100,
         reserves_output=plan.rules.reserves_output,
+        poll_steps=plan.rules.poll_steps,
+        balance_steps=plan.rules.balance_steps if plan.layout.attention_dp > 1 else 0,
     )
 
 

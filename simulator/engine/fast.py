@@ -197,7 +197,8 @@ def advance(
                 for i in range(released - finished, min(released, len(queue))):
                     requests.arrival_s[queue[i]] = clock.now_s[0]
         is_idle = clock.num_pushed[0] == clock.num_finished[0]
-        while position < len(queue) and requests.arrival_s[queue[position]] <= clock.now_s[0]:
+        looks = is_idle or clock.num_steps[0] % limits.poll_steps == 0
+        while looks and position < len(queue) and requests.arrival_s[queue[position]] <= clock.now_s[0]:
             if concurrency > 0 and not is_idle and requests.arrival_s[queue[position]] == clock.now_s[0]:
                 break
             push(requests, ranks, clock, queue[position])
@@ -217,5 +218,6 @@ def advance(
         observe(requests, ranks, limits, row)
         row[1] = price_step(requests, ranks, table, row)
         clock.end_s[0] = clock.now_s[0] + row[1]
+        clock.num_steps[0] += 1
         rows += 1
     return position, rows

@@ -62,7 +62,10 @@ class Replica:
             self.assign(request)
 
     def take(self) -> None:
-        """Queue the requests that have come since the last step at its ranks."""
+        """Queue the requests that have come since the last look at its ranks, if it is time to look."""
+        is_idle = self.clock.num_pushed[0] == self.clock.num_finished[0]
+        if not is_idle and self.clock.num_steps[0] % self.limits.poll_steps:
+            return
         for request in self.queue[self._position : self.num_queued]:
             push(self.requests, self.ranks, self.clock, request)
         self._have_come(self.num_queued)
@@ -133,6 +136,7 @@ class Replica:
             yield from execute(env, self, row)
             self._logs.append(row[None, :])
             self.clock.now_s[0] = env.now
+            self.clock.num_steps[0] += 1
             finished = complete_step(self.requests, self.ranks, self.limits, self.clock, env.now)
             if finished:
                 on_finish(finished)

@@ -64,6 +64,8 @@ class Ranks(NamedTuple):
     """``[dp, U + 1]`` evictable prefix blocks, a ring from the most to the least recently used; entry ``U`` is its ends."""
     newer: Ints
     num_evictable: Ints
+    held: Ints
+    """``[1]`` steps for which prompts have been held back."""
 
 
 class Limits(NamedTuple):
@@ -84,6 +86,10 @@ class Limits(NamedTuple):
     """KV blocks kept free when a request is admitted while others run (vLLM: 1 %)."""
     reserves_output: bool = False
     """Whether a request takes the blocks of its whole output when it is admitted."""
+    poll_steps: int = 1
+    """Steps from one look at the queue to the next."""
+    balance_steps: int = 0
+    """Steps for which data-parallel ranks hold prompts back until each has one."""
 
 
 class Clock(NamedTuple):
@@ -94,6 +100,7 @@ class Clock(NamedTuple):
     """End of the step in flight; infinity when idle."""
     num_finished: Ints
     num_pushed: Ints
+    num_steps: Ints
     outstanding_tokens: Ints
     gap_counts: Ints
     """``[NUM_GAP_BINS]`` gaps between output tokens."""
@@ -153,6 +160,7 @@ def start_ranks(num_ranks: int, max_sequences: int, capacity_blocks: int, num_pr
         older=ring,
         newer=ring.copy(),
         num_evictable=zeros(),
+        held=np.zeros(1, dtype=np.int64),
     )
 
 
@@ -163,6 +171,7 @@ def start_clock() -> Clock:
         end_s=np.full(1, np.inf),
         num_finished=np.zeros(1, dtype=np.int64),
         num_pushed=np.zeros(1, dtype=np.int64),
+        num_steps=np.zeros(1, dtype=np.int64),
         outstanding_tokens=np.zeros(1, dtype=np.int64),
         gap_counts=np.zeros(NUM_GAP_BINS, dtype=np.int64),
     )

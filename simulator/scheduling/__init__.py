@@ -18,6 +18,10 @@ class Rules(NamedTuple):
     """Whether a prompt may be computed over several steps; if not, a prompt larger than the budget has a step alone."""
     reserves_output: bool = False
     """Whether a request is admitted only where its whole output has room in the cache too, so that none is ever preempted."""
+    poll_steps: int = 1
+    """Steps from one look at the queue of new requests to the next."""
+    balance_steps: int = 0
+    """With attention data parallelism: steps for which ranks that decode hold prompts back until every rank has one."""
 
 
 class SchedulingPolicy(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from simulator.scheduling import Rules
-from simulator.spec.base import Frozen, Size
+from simulator.spec.base import Count, Frozen, Size
 
 
 class NoEvict(Frozen):
@@ -15,6 +15,9 @@ class NoEvict(Frozen):
     """TensorRT-LLM's ``max_batch_size``, per data-parallel rank."""
     chunked_prompts: bool = False
     """Whether prompts are cut to fit the budget (chunked context)."""
+    balance_steps: Count = 0
+    """With attention data parallelism: steps for which prompts wait until every rank has one (``attention_dp_config``'s
+    ``timeout_iters``, with ``enable_balance``)."""
 
     def rules(self) -> Rules:
         return Rules(
@@ -23,4 +26,5 @@ class NoEvict(Frozen):
             mixes_phases=True,
             splits_prompts=self.chunked_prompts,
             reserves_output=True,
+            balance_steps=self.balance_steps,
         )

@@ -13,6 +13,14 @@ class PrefillFirst(Frozen):
     max_sequences: Size = 256
     splits_prompts: bool = False
     """Whether prompts are cut to fill the budget (SGLang's ``chunked_prefill_size``)."""
+    poll_steps: Size = 1
+    """Steps from one look at new requests to the next (SGLang's ``--scheduler-recv-interval``)."""
 
     def rules(self) -> Rules:
-        return Rules(self.token_budget, self.max_sequences, mixes_phases=False, splits_prompts=self.splits_prompts)
+        return Rules(
+            self.token_budget,
+            self.max_sequences,
+            mixes_phases=False,
+            splits_prompts=self.splits_prompts,
+            poll_steps=self.poll_steps,
+        )
