@@ -1,0 +1,196 @@
+"""``moesim validate`` as a user meets it."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from simulator import cli
+from simulator.scores import SCORE_COLUMNS
+from simulator.validation import published, suites
+from simulator.validation.tables import read_table
+
+GEMM = """gpu,gemm_dtype,m,n,k,latency_ms,note
+h100,bfloat16,4096,4096,04096,0.20,"as it stood, 1e-3"
+h100,bfloat16,1,4096,4096,0.0150,
+rubin,bfloat16,4096,4096,4096,0.1,
+h100,unheard_of,4096,4096,4096,0.2,
+h100,bfloat16,,4096,4096,0.2,
+h100,bfloat16,many,4096,4096,0.2,
+h100,bfloat16,-4,4096,4096,0.2,
+"""
+
+
+@pytest.fixture
+def moesim(tmp_path, monkeypatch, capsys):
+    """Run the command in this process, in a folder with a table; returns exit status, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MOESIM_MEASUREMENTS", raising=False)
+    (tmp_path / "gemm.csv").write_text(GEMM)
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["moesim", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stopped:
+            code = stopped.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def no_published(monkeypatch):
+    """Published figures take a while; one made up stands for them."""
+    row = ("published", "a made up case", "case 1", "throughput", "tokens/s", 100.0, 90.0, 80.0, 110.0, "ok")
+    rows = pd.DataFrame([row], columns=list(SCORE_COLUMNS))
+    monkeypatch.setattr(published, "run", lambda *_: published.Published("shipped cases", rows, rows))
+
+
+def test_rows_come_back_as_they_were_with_answers(moesim, tmp_path):
+    code, out, err = moesim("validate", "kernels", "gemm", "gemm.csv", "--out", "answers.csv")
+    assert (code, err.count("answers.csv")) == (0, 1)
+    texts = pd.read_csv("answers.csv", dtype=str, keep_default_na=False)
+    before = pd.read_csv("gemm.csv", dtype=str, keep_default_na=False)
+    pd.testing.assert_frame_equal(texts[list(before.columns)], before)
+    assert list(texts.columns[len(before.columns) :]) == ["predicted_kernel_s", "low_kernel_s", "high_kernel_s", "status"]
+    numbers = pd.read_csv("answers.csv")
+    assert numbers["status"].str.split(":").str[0].tolist() == ["ok"] * 2 + ["unsupported"] * 5
+    assert numbers["predicted_kernel_s"].notna().tolist() == [True] * 2 + [False] * 5
+    answered = numbers.iloc[:2]
+    assert (answered["low_kernel_s"] <= answered["predicted_kernel_s"]).all()
+    assert (answered["predicted_kernel_s"] <= answered["high_kernel_s"]).all()
+    for said in ("h100 bf16", "median", "p90", "no calibrated accelerator 'rubin'", "Dense GEMM kernels", "10/30"):
+        assert said in out
+
+
+def test_every_kind_of_file_gives_the_same_answers(moesim, tmp_path):
+    pd.read_csv("gemm.csv").drop(columns="note").astype({"m": str}).to_parquet("gemm.parquet")
+    pd.read_csv("gemm.csv", dtype=str).to_csv("gemm.csv.gz", index=False)
+    seconds = []
+    for name in ("gemm.csv", "gemm.csv.gz", "gemm.parquet"):
+        assert moesim("validate", "kernels", "gemm", name, "--out", "answers.parquet")[0] == 0
+        seconds.append(pd.read_parquet("answers.parquet")["predicted_kernel_s"].to_numpy())
+    assert np.isfinite(seconds[0]).sum() == 2
+    for other in seconds[1:]:
+        np.testing.assert_array_equal(other, seconds[0])
+
+
+def test_json_is_alone_on_standard_output(moesim):
+    code, out, _ = moesim("validate", "kernels", "gemm", "gemm.csv", "--json", "--report", "page.html")
+    found = json.loads(out)
+    assert code == 0
+    assert {row["group"]: row["rows"] for row in found["scores"]}["h100 bf16"] >= 2
+    assert {"scores", "targets", "unsupported", "extrapolated", "tables", "skipped"} == set(found)
+    assert sum(row["rows"] for row in found["unsupported"]) == 5
+
+
+def test_a_table_without_measurements_is_answered_too(moesim):
+    pd.read_csv("gemm.csv").drop(columns="latency_ms").to_csv("asked.csv", index=False)
+    code, out, _ = moesim("validate", "kernels", "gemm", "asked.csv", "--out", "answers.csv", "--report", "page.html")
+    assert code == 0
+    assert "Nothing was measured" in out
+    assert pd.read_csv("answers.csv")["predicted_kernel_s"].notna().sum() == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("kernels", "gem", "gemm.csv"), ["gem", "did you mean 'gemm'"]),
+        (("kernels", "gemm", "absent.csv"), ["absent.csv", "no such file"]),
+        (("kernels", "gemm", "."), ["must end in .csv, .csv.gz or .parquet"]),
+        (("kernels", "gemm", "folder.csv"), ["folder.csv", "is a folder"]),
+        (("kernels", "gemm", "empty.csv"), ["empty.csv", "cannot be read as CSV"]),
+        (("kernels", "gemm", "head.csv"), ["head.csv", "has no rows"]),
+        (("kernels", "gemm", "other.csv"), ["other.csv", "missing column 'gemm_dtype'", "did you mean 'gem_dtype'"]),
+        (("kernels", "gemm", "text.parquet"), ["text.parquet", "cannot be read as Parquet"]),
+        (("kernels", "gemm", "text.csv.gz"), ["text.csv.gz", "cannot be read as CSV"]),
+        (("kernels", "gemm", "latin.csv"), ["latin.csv", "cannot be read as CSV"]),
+        (("serving", "gemm.csv"), ["gemm.csv", "missing column 'id'"]),
+        (("published", "gemm.csv"), ["gemm.csv", "its columns are those of no"]),
+        (("published", "absent.csv"), ["absent.csv", "no such file"]),
+        (("kernels", "gemm", "gemm.csv", "--out", "answers.txt"), ["answers.txt", "must end in"]),
+        (("kernels", "gemm", "gemm.csv", "--out", "folder.csv"), ["folder.csv", "is a folder"]),
+        (("kernels", "gemm", "gemm.csv", "--out", "nowhere/a.csv"), ["nowhere", "does not exist"]),
+        (("--json", "kernels", "gemm", "gemm.csv"), ["--json", "must stand behind 'kernels'"]),
+        (("--measurements", "nowhere"), ["nowhere", "no such folder"]),
+        (("--measurements", "gemm.csv"), ["gemm.csv", "is no folder"]),
+        (("--out", "gemm.csv"), ["--out gemm.csv", "is a file"]),
+        (("kernel",), ["kernel", "moesim validate --help"]),
+    ],
+)
+def test_wrong_input_is_one_line_and_nothing_is_written(moesim, tmp_path, arguments, said):
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "head.csv").write_text("gpu,gemm_dtype,m,n,k\n")
+    (tmp_path / "other.csv").write_text("gpu,gem_dtype,m,n,k\nh100,bfloat16,1,2,3\n")
+    (tmp_path / "text.parquet").write_text("no table")
+    (tmp_path / "text.csv.gz").write_text("no gzip")
+    (tmp_path / "latin.csv").write_bytes(b"gpu,gemm_dtype,m,n,k\n\xe4,1,1,1,1\n")
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = moesim("validate", *arguments)
+    assert (code, out) == (2, ""), err
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, err
+    for words in said:
+        assert words in lines[0]
+    assert "Traceback" not in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_alone_it_answers_what_ships_and_says_what_was_not_read(moesim, tmp_path, no_published):
+    code, out, err = moesim("validate")
+    assert code == 0
+    assert "MOESIM_MEASUREMENTS" in err
+    assert "published throughput" in out
+    folder = tmp_path / "reports" / "out" / "validate"
+    files = {"run.json", "scores.csv", "targets.csv", "reasons.csv", "rows.parquet", "report.html"}
+    assert {path.name for path in folder.iterdir()} == files
+    assert moesim("validate")[0] == 0, "an earlier scoreboard is replaced"
+    (folder / "notes.txt").write_text("mine")
+    assert moesim("validate")[0] == 2
+
+
+@pytest.mark.parametrize("how", ["option", "environment"])
+def test_tables_of_a_folder_are_told_by_their_columns(moesim, tmp_path, monkeypatch, no_published, how):
+    folder = tmp_path / "measured"
+    folder.mkdir()
+    (folder / "whatever.csv").write_text(GEMM)
+    (folder / "broken.csv").write_text("")
+    (folder / "foreign.csv").write_text("a,b\n1,2\n")
+    (folder / "README.md").write_text("not a table")
+    arguments = ["--measurements", folder] if how == "option" else []
+    if how == "environment":
+        monkeypatch.setenv("MOESIM_MEASUREMENTS", str(folder))
+    code, out, err = moesim("validate", *arguments, "--json", "--out", "here")
+    found = json.loads(out)
+    assert code == 0
+    assert [(entry["suite"], entry["rows"]) for entry in found["tables"]] == [("gemm", 7), ("published", 1)]
+    assert set(found["skipped"]) == {"broken.csv", "foreign.csv"}
+    assert err.count("skipped: ") == 2
+    assert json.loads((tmp_path / "here" / "run.json").read_text())["skipped"] == found["skipped"]
+    rows = pd.read_parquet(tmp_path / "here" / "rows.parquet")
+    assert len(rows) == len(pd.read_csv("gemm.csv")) + 1
+
+
+def test_versions_stay_texts_and_odd_cells_are_not_numbers(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("engine_ver,m,empty,mixed\n0.10,1,,3\n0.9,2,,x\n")
+    values = read_table(path).values
+    assert values["engine_ver"].tolist() == ["0.10", "0.9"]
+    assert values["m"].tolist() == [1, 2]
+    assert values["empty"].isna().all()
+    assert values["mixed"].iloc[0] == 3
+    assert np.isnan(values["mixed"].iloc[1])
+
+
+def test_a_table_that_two_suites_can_read_is_the_more_particular_ones():
+    everything = {name: set(suites.family_of(name).columns) for name in suites.families()}
+    for name, columns in everything.items():
+        measured = [measure.column for measure in suites.family_of(name).measures]
+        if measured:
+            table = pd.DataFrame({column: ["1"] for column in [*columns, *measured]})
+            assert suites.suite_of(table) == name
