@@ -111,9 +111,10 @@ def _tiled_s(
 
     def seconds(rows: NDArray[np.float64], tile_rows: int, tile_columns: int) -> NDArray[np.float64]:
         tiles = np.ceil(rows / tile_rows) * (np.ceil(n / tile_columns) * copies)
-        depth = np.maximum(tiles * ((k + fit.start_k) / num_multiprocessors), least_depth + fit.start_k)
+        depth = np.maximum(tiles * (k / num_multiprocessors), least_depth)
         slowdown = (1 + fit.reread * (1 / tile_rows + 1 / tile_columns)) / (1 + fit.reread * _LARGEST)
-        return np.asarray(depth * (2.0 * tile_rows * tile_columns * slowdown / rate), dtype=np.float64)
+        start_s = np.maximum(tiles / num_multiprocessors, 1) * (fit.start_s / _TILE_NUMBERS)
+        return np.asarray((depth * (2.0 * slowdown / rate) + start_s) * (tile_rows * tile_columns), dtype=np.float64)
 
     if not fit.tiles:
         return np.asarray(np.min([seconds(m, *tile) for tile in _TILES], axis=0), dtype=np.float64)

@@ -39,8 +39,8 @@ class GemmFit(Fit):
     """``(first, a, b)``: from ``first`` rows on, the kernel computes output tiles of ``a x b``; absent: the fastest of the usual."""
     reread: NonNegative = 40.0
     """A tile of ``a x b`` reads ``1/a + 1/b`` numbers for each multiply-add, which slows it by ``1 + reread (1/a + 1/b)``."""
-    start_k: NonNegative = 0.0
-    """A tile's start and end, filling the pipeline and writing the result, take as long as so many numbers along ``k``."""
+    start_s: NonNegative = 0.0
+    """A tile's start and end (filling the pipeline, writing the result) for each 128x128 numbers of it."""
     min_split_k: Size | None = None
     """A product with fewer tiles than multiprocessors is split along ``k`` into parts of at least this many; absent: never."""
     cache_bytes: Positive | None = None

@@ -24,7 +24,7 @@ _DIGITS = 3
 _SCALE = 0.05
 """Errors (of the logarithm) beyond this count linearly, not squared: tables hold single readings that are off by two times."""
 
-_PRODUCT = {"compute_fraction": 0.8, "memory_fraction": 0.8, "overlap": 2.5, "start_k": 100.0, "sweep_width": 256.0}
+_PRODUCT = {"compute_fraction": 0.8, "memory_fraction": 0.8, "overlap": 2.5, "start_s": 5e-7, "sweep_width": 256.0}
 _REREAD = {"reread": 40.0}
 _FLOOR = {"floor_s": 4e-6}
 _SPLIT = {"min_split_k": 4096.0}

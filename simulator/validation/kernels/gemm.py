@@ -91,12 +91,13 @@ class Gemm(Frozen):
         seconds = product_s(accelerator, fit, m, k, n, _operands(accelerator, dtype, measured_as))
         if fit.eager is not None and engine == _EAGER_ENGINE:
             seconds = with_launch_s(fit.eager, seconds, m, k, n)
+        outside = _outside(fit, m=m, n=n, k=k)
+        is_guessed = np.any(list(outside.values()), axis=0) | bool(guess) if outside else np.full(len(m), bool(guess))
+        low, high = Band.of(fit).around(seconds, is_guessed)  # of an assumed fit, the band already is as wide as that asks for
         guesses = [guess] if guess else []
         if fit.kind == "assumed":
             guesses.append(f"no measured {dtype} products on its family")
-        outside = _outside(fit, m=m, n=n, k=k)
         statuses = [_status(guesses, [name for name, is_out in outside.items() if is_out[i]]) for i in range(len(places))]
-        low, high = Band.of(fit).around(seconds, np.array([status != OK for status in statuses], dtype=bool))
         answers.seconds[places, 0], answers.low[places, 0], answers.high[places, 0] = seconds, low, high
         for place, status in zip(places, statuses, strict=True):
             answers.status[place] = status
