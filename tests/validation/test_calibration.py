@@ -41,33 +41,6 @@ def check(predicted_s, measured_s, median, tail, bias):
     assert all(seen[name] <= limits[name] for name in limits), f"{seen} exceeds {limits}"
 
 
-@pytest.mark.parametrize(
-    ("gpu", "measured_as", "dtype", "median", "tail"),
-    [
-        ("h100", "bfloat16", "bf16", 0.07, 0.19),
-        ("h100", "fp8", "fp8", 0.12, 0.38),
-        ("b200", "bfloat16", "bf16", 0.08, 0.22),
-        ("b200", "fp8", "fp8", 0.15, 0.65),
-        ("b200", "nvfp4", "nvfp4", 0.11, 0.34),
-    ],
-)
-def test_dense_products(gpu, measured_as, dtype, median, tail):
-    rows = table("gemm", f"gpu == '{gpu}' and gemm_dtype == '{measured_as}' and n >= 512 and k >= 512", 1200)
-    roofline = model(gpu)
-    predicted = [roofline.gemm_s(np.array([r.m]), r.k, r.n, dtype)[0] for r in rows.itertuples()]
-    check(predicted, rows.latency_ms / 1e3, median, tail, bias=0.03)
-
-
-def test_block_scaled_fp8_at_many_rows():
-    # Not fitted: another kernel with the same purpose, where launching does not hide it.
-    rows = table(
-        "gemm", "gpu == 'h100' and gemm_dtype == 'fp8_block' and n >= 512 and k >= 512 and m >= 512 and latency_ms > 0.3", 600
-    )
-    roofline = model("h100")
-    predicted = [roofline.gemm_s(np.array([r.m]), r.k, r.n, "fp8")[0] for r in rows.itertuples()]
-    check(predicted, rows.latency_ms / 1e3, median=0.13, tail=0.35, bias=0.11)
-
-
 def expert_layer_s(roofline, row, rows_G, dtype):
     inner = row.inter_size // row.moe_tp_size
     up = roofline.grouped_gemm_s(rows_G[None], row.hidden_size, 2 * inner, dtype)[0]

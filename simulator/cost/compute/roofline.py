@@ -1,8 +1,8 @@
 """Roofline with floors and tile quantisation (Williams et al. 2009; NVIDIA, "Matrix Multiplication Background").
 
-A matrix product takes ``floor + (compute^3 + memory^3)^(1/3) + quantise``: computing whole output tiles, streaming every operand
-once, and, for formats that need it, a pass that converts the input. Compute and memory overlap, but not perfectly: between
-the exponents 1 (no overlap) and infinity (perfect), bf16 GEMMs ask for 3.0 on H100 and 2.5 on B200.
+A matrix product takes ``floor + (compute^p + memory^p)^(1/p) + quantise``: computing whole output tiles, streaming the operands,
+and, for formats that need it, a pass that converts the input. Compute and memory overlap, but not perfectly: between
+the exponents 1 (no overlap) and infinity (perfect), bf16 GEMMs ask for 2.9 on H100 and 2.0 on B200.
 """
 
 from __future__ import annotations
