@@ -241,7 +241,9 @@ class Prices:
                 operations.append(Together("collective", layer, self.tensor_groups, reduce))
         operations.append(Busy("dense", -1, np.repeat(self.head_s[batch.num_logits], layout.tp)))
         num_sequences = np.array([len(new) for new in batch.new_tokens])
-        operations.append(Busy("overhead", -1, np.full(layout.num_ranks, self.overhead_s(int(num_sequences.max(initial=0))))))
+        has_prompts = any(not flags.all() for flags in batch.is_decode)
+        overhead_s = self.overhead_s(int(num_sequences.max(initial=0)), has_prompts)
+        operations.append(Busy("overhead", -1, np.full(layout.num_ranks, overhead_s)))
         return operations
 
     def expert_operations(self, step: ExpertStep, layer: int) -> list[Operation]:
@@ -278,10 +280,9 @@ class Prices:
             read_bytes += step.read_bytes
         return imbalance, read_bytes
 
-    def overhead_s(self, num_sequences: int) -> float:
+    def overhead_s(self, num_sequences: int, has_prompts: bool) -> float:
         """The engine's own time for a step with ``num_sequences`` on its fullest data-parallel rank."""
-        engine = self.plan.calibration.engine
-        return engine.step_s + num_sequences * engine.sequence_s
+        return self.plan.calibration.engine.overhead_s(num_sequences, self.plan.model.num_layers if has_prompts else 0)
 
     @cached_property
     def read_bytes_per_step(self) -> float:

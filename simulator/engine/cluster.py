@@ -187,6 +187,7 @@ def _record(plan: Plan, prices: Prices, run: _Run) -> DeploymentRecord:
     unfinished = int(np.isnan(requests.finish_s).sum())
     if unfinished:
         raise RuntimeError(f"{unfinished} requests of deployment '{plan.name}' never finished")
+    outside_s = plan.calibration.engine.first_token_s
     table = pd.DataFrame(
         {
             "request": np.arange(len(requests.arrival_s)),
@@ -194,8 +195,8 @@ def _record(plan: Plan, prices: Prices, run: _Run) -> DeploymentRecord:
             "dp_rank": requests.dp_rank,
             "arrival_s": requests.arrival_s,
             "scheduled_s": requests.scheduled_s,
-            "first_token_s": requests.first_s,
-            "finish_s": requests.finish_s,
+            "first_token_s": requests.first_s + outside_s,
+            "finish_s": requests.finish_s + outside_s,
             "num_input": requests.num_input,
             "num_output": requests.num_output,
             "num_cached": requests.cached,

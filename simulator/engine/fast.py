@@ -75,7 +75,7 @@ def price_step(requests: Requests, ranks: Ranks, table: StepTable, row: NDArray[
     sums = np.empty((num_ways, 4))
     attention = dense = collective = slowest = 0.0
     read_bytes = table.weight_bytes
-    total_tokens = fullest = most_sequences = 0
+    total_tokens = fullest = most_sequences = prompts = 0
     for d in range(num_ranks):
         sums[:] = 0.0
         tokens = sequences = logits = 0
@@ -89,6 +89,7 @@ def price_step(requests: Requests, ranks: Ranks, table: StepTable, row: NDArray[
             sequences += 1
             logits += context + new == num_input[r] + generated[r]
             first = 1 if is_decode(new, num_input[r], generated[r], context) else 0
+            prompts += 1 - first
             for w in range(num_ways):
                 sums[w, first] += pairs(context, new, windows[w], compressions[w])
                 sums[w, 2 + first] += entries(context, new, windows[w], compressions[w])
@@ -119,7 +120,7 @@ def price_step(requests: Requests, ranks: Ranks, table: StepTable, row: NDArray[
     if len(table.expert_tokens):
         _interpolate_experts(table, total_tokens, fullest * num_ranks / total_tokens, row)
     row[_ATTENTION + 6] = collective
-    row[_ATTENTION + 7] = table.step_s + most_sequences * table.sequence_s
+    row[_ATTENTION + 7] = table.step_s + most_sequences * table.sequence_s + (table.prompt_s if prompts else 0.0)
     return float(row[_ATTENTION : _ATTENTION + 8].sum())
 
 

@@ -62,6 +62,8 @@ class StepTable(NamedTuple):
     """Weights other than routed experts that a rank reads in every step."""
     step_s: float
     sequence_s: float
+    prompt_s: float
+    """Of the engine's own time, what a step with prompt tokens takes beyond one without."""
 
 
 def make_table(prices: Prices, rng: np.random.Generator) -> StepTable:
@@ -97,6 +99,7 @@ def make_table(prices: Prices, rng: np.random.Generator) -> StepTable:
         weight_bytes=prices.read_bytes_per_step,
         step_s=engine.step_s,
         sequence_s=engine.sequence_s,
+        prompt_s=engine.prompt_layer_s * prices.plan.model.num_layers,
     )
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from simulator.spec.base import NonNegative
+from typing import Annotated
+
+from pydantic import Field
+
+from simulator.spec.base import NonNegative, Positive
 from simulator.spec.calibration.fit import Fit
 
 
@@ -15,6 +19,19 @@ class EngineFit(Fit):
     """Added for each sequence in the step."""
     layer_s: NonNegative
     """Small kernels of one layer (norms, rotary embedding, residuals), beyond their bytes."""
+    prompt_layer_s: NonNegative = 0.0
+    """Added for each layer to a step with prompt tokens: its kernels are launched one by one, since graphs are captured for
+    decodes."""
+    first_token_s: NonNegative = 0.0
+    """Before a request's first token, once: HTTP, tokenising, passing between processes, streaming."""
+    ttft_band: Annotated[tuple[Positive, Positive], Field(strict=False)] | None = None
+    """As ``band``, which is that of the time per token, for the time to the first token; likewise below."""
+    ttft_median_error: NonNegative | None = None
+    ttft_p90_error: NonNegative | None = None
+
+    def overhead_s(self, num_sequences: int, num_prompt_layers: int) -> float:
+        """The engine's own time of a step with ``num_sequences``, and so many layers that prompts go through."""
+        return self.step_s + num_sequences * self.sequence_s + num_prompt_layers * self.prompt_layer_s
 
 
 def engine_fit(table: dict[str, EngineFit], engine: str, otherwise: EngineFit) -> EngineFit:
