@@ -107,7 +107,7 @@ class WideEP(Frozen):
             f"wide EP {'throughput' if unit == 'tokens/s' else 'gain'}, {engine}"
             for unit, engine in zip(units, engines, strict=True)
         ]
-        quantities = ["throughput" if unit == "tokens/s" else "gain" for unit in units]
+        quantities = ["throughput" if unit == "tokens/s" else "ratio" for unit in units]
         measured = table["value"].map(_value)
         return figures(groups, [str(case) for case in table["case"]], quantities, units, measured, replies)
 

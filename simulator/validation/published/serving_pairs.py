@@ -1,0 +1,181 @@
+"""Pairs among serving points: experts spread whole against experts split like dense blocks, and mixtures of experts against dense
+models on the same GPUs.
+
+Points are answered by the ``serving`` suite; here only pairs of them are compared. A pair of expert splits has the same model,
+engine, engine version, GPUs and load. A mixture and a dense model are compared by the most tokens a second that a GPU gives at
+any of the loads and splits that were measured, on the same GPU and engine, in the same precision, for the same lengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+
+from simulator.scores import is_answered
+from simulator.spec.base import Frozen
+from simulator.spec.model import load_model
+from simulator.validation import OK, Answers, serving
+from simulator.validation.published import Reply, Tick
+from simulator.validation.published._scores import figures, ratio, with_ratios
+from simulator.validation.serving._models import find_model
+from simulator.validation.serving._points import Point, UnreadableError, read_point
+
+_TTFT, _TPOT = "silicon_ttft_ms", "silicon_tpot_ms"
+
+
+class ServingPairs(Frozen):
+    """The columns of the ``serving`` suite."""
+
+    columns: ClassVar[tuple[str, ...]] = serving.COLUMNS
+
+    def replies(self, table: pd.DataFrame, tick: Tick) -> list[Reply]:
+        points = _points(table)
+        wanted = sorted({place for pair in (*_splits(points), *_sides(points).values()) for group in pair for place in group})
+        replies = [Reply.unsupported("a pair of its kind is not in the table")] * len(table)
+        if not wanted:
+            return replies
+        chosen = table.iloc[wanted].reset_index(drop=True)
+        answers = serving.answer(chosen, lambda done: tick("pairs of serving points", done, len(chosen)))
+        for number, place in enumerate(wanted):
+            point = points[place]
+            if point is not None:
+                replies[place] = _reply(point, answers, number)
+        return replies
+
+    def scores(self, table: pd.DataFrame, replies: list[Reply]) -> pd.DataFrame:
+        nothing = figures([], [], [], [], pd.Series(dtype=float), [])
+        if not {_TTFT, _TPOT} <= set(table.columns):
+            return nothing
+        points = _points(table)
+        measured = [
+            _tokens_per_s(point, float(ttft) / 1e3, float(tpot) / 1e3) if point is not None else np.nan
+            for point, ttft, tpot in zip(points, table[_TTFT], table[_TPOT], strict=True)
+        ]
+        rows = [pd.Series({**reply._asdict(), "measured": value}) for reply, value in zip(replies, measured, strict=True)]
+        found = []
+        for splits, whole in _splits(points):
+            found += [
+                ratio("experts spread : split", _text(points[spread], "EP : TP"), "ratio", rows[spread], rows[split])
+                for spread in whole
+                for split in splits
+                if np.isfinite([measured[spread], measured[split]]).all()
+            ]
+        for mixtures, dense in _sides(points).values():
+            above, below = (_best(group, rows) for group in (mixtures, dense))
+            if above is not None and below is not None:
+                names = f"{_model(points[mixtures[0]])} : {_model(points[dense[0]])}"
+                found.append(ratio("serving MoE : dense", _text(points[mixtures[0]], names), "ratio", above, below))
+        return with_ratios(nothing, found) if found else nothing
+
+
+def _points(table: pd.DataFrame) -> list[Point | None]:
+    """Every row read; ``None`` for rows that cannot be, and for prompts and decodes served apart."""
+    found: list[Point | None] = []
+    for row in table.to_dict("records"):
+        try:
+            point = read_point({str(name): value for name, value in row.items()})
+            found.append(point if point.prefill is None else None)
+        except UnreadableError:
+            found.append(None)
+    return found
+
+
+def _model(point: Point | None) -> str | None:
+    found = find_model(point.repository) if point is not None else None
+    return found.model if found is not None else None
+
+
+def _is_mixture(point: Point) -> bool | None:
+    name = _model(point)
+    return None if name is None else load_model(name, name).moe is not None
+
+
+def _grouped(points: list[Point | None], key: Callable[[Point], Hashable | None]) -> dict[Hashable, list[int]]:
+    found: dict[Hashable, list[int]] = {}
+    for place, point in enumerate(points):
+        group = None if point is None else key(point)
+        if group is not None:
+            found.setdefault(group, []).append(place)
+    return found
+
+
+def _splits(points: list[Point | None]) -> list[tuple[list[int], list[int]]]:
+    """Places of points with split and with whole experts that are alike in all else."""
+
+    def key(point: Point) -> Hashable | None:
+        pool = point.decode
+        if not _is_mixture(point) or pool.num_ranks == 1 or pool.ep not in (1, pool.num_ranks):
+            return None
+        return point._replace(decode=pool._replace(ep=1))
+
+    found = []
+    for group in _grouped(points, key).values():
+        parts: tuple[list[int], list[int]] = ([], [])
+        for place in group:
+            point = points[place]
+            if point is not None:
+                parts[point.decode.ep > 1].append(place)
+        if all(parts):
+            found.append(parts)
+    return found
+
+
+def _sides(points: list[Point | None]) -> dict[Hashable, tuple[list[int], list[int]]]:
+    """Places of one mixture of experts and of one dense model under the same lengths, by what is the same."""
+
+    def key(point: Point) -> Hashable | None:
+        precision = "4 bits" if "fp4" in point.gemm_format else "8 bits" if "8" in point.gemm_format else point.gemm_format
+        return (point.system, point.engine, precision, point.num_input, point.num_output, point.is_ranged)
+
+    found: dict[Hashable, tuple[list[int], list[int]]] = {}
+    for group, places in _grouped(points, key).items():
+        by_model: dict[tuple[str, bool], list[int]] = {}
+        for place in places:
+            point = points[place]
+            name, mixture = _model(point), None if point is None else _is_mixture(point)
+            if name is not None and mixture is not None:
+                by_model.setdefault((name, mixture), []).append(place)
+        for (above, is_moe), mixtures in by_model.items():
+            for (below, is_also_moe), dense in by_model.items():
+                if is_moe and not is_also_moe:
+                    found[(group, above, below)] = (mixtures, dense)
+    return found
+
+
+def _tokens_per_s(point: Point, ttft_s: float, tpot_s: float) -> float:
+    """Output tokens a second of a GPU, from the two latencies at a fixed number of requests in flight."""
+    seconds = ttft_s + (point.num_output - 1) * tpot_s
+    return point.concurrency * point.num_output / seconds / point.decode.num_ranks if seconds > 0 else np.nan
+
+
+def _reply(point: Point, answers: Answers, number: int) -> Reply:
+    status = answers.status[number]
+    if status.startswith("unsupported"):
+        return Reply.unsupported(status.removeprefix("unsupported: "))
+    value, fast, slow = (_tokens_per_s(point, *part[number]) for part in (answers.seconds, answers.low, answers.high))
+    return Reply(value, slow, fast, status, "output tokens a second of a GPU")
+
+
+def _best(places: list[int], rows: list[pd.Series]) -> pd.Series | None:
+    """The most that was measured, and the most that is predicted; ``None`` where a point is not answered."""
+    chosen = pd.DataFrame([rows[place] for place in places])
+    chosen = chosen[np.isfinite(chosen["measured"].astype(float))]
+    chosen = chosen[is_answered(chosen["status"].astype(str))] if len(chosen) else chosen
+    if chosen.empty:
+        return None
+    best: pd.Series = chosen.iloc[int(chosen["predicted"].to_numpy(float).argmax())].copy()
+    best["measured"] = chosen["measured"].astype(float).max()
+    best["status"] = OK if (chosen["status"] == OK).all() else next(text for text in chosen["status"] if text != OK)
+    return best
+
+
+def _text(point: Point | None, what: str) -> str:
+    if point is None:
+        return what
+    load = f"{point.num_input}/{point.num_output}"
+    if what.startswith("EP"):
+        load += f" c{point.concurrency}, {_model(point)} on {point.decode.num_ranks}"
+    return f"{what}, {point.system} {point.engine} {point.version} {load}".replace("  ", " ")
