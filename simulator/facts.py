@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from simulator.dispatch import kernels_of
 from simulator.plan import Plan
 from simulator.spec.base import Policy
-from simulator.spec.calibration import Fit, OperationFit
+from simulator.spec.calibration import CollectiveFit, ExchangeFit, Fit
 from simulator.spec.host import ExchangeTable, MatrixTable, Steps
 
 
@@ -67,8 +68,8 @@ def warnings_of(plan: Plan) -> list[str]:
         found.append(f"{model.title or model.name} is a rumour: its makers publish no size or shape.")
     nodes = plan.fabric.num_nodes
     for name, fit in _fits(plan).items():
-        if name in ("dispatch", "combine") and isinstance(fit, OperationFit) and nodes > fit.max_nodes:
-            found.append(f"Extrapolated: {name} over {nodes} nodes; its calibration covers up to {fit.max_nodes}.")
+        if isinstance(fit, ExchangeFit) and fit.outside(nodes=nodes):
+            found.append(f"Extrapolated: {name} over {nodes} nodes; its calibration covers up to {fit.domain['nodes'][1]:.0f}.")
     assumed = [name for name, fit in _fits(plan).items() if fit.kind == "assumed"]
     if assumed:
         found.append(f"Assumed, not measured on {plan.accelerator.title}: {', '.join(assumed)}.")
@@ -83,6 +84,7 @@ def _fits(plan: Plan) -> dict[str, Fit]:
         plan.precision.experts if has_experts else None,
         travels=has_experts and plan.layout.travels,
         is_split=plan.layout.tp > 1,
+        kernels=kernels_of(plan.experts.dispatch) if plan.experts is not None else (),
     )
 
 
@@ -122,11 +124,17 @@ def _assumptions(plan: Plan) -> list[dict[str, str]]:
 
 
 def _fit_text(fit: Fit) -> str:
-    if isinstance(fit, OperationFit):
+    if isinstance(fit, ExchangeFit):
         return (
             f"{fit.latency_s * 1e6:.1f} us in a node, {fit.scale_out_latency_s * 1e6:.1f} us + "
             f"{fit.latency_per_doubling_s * 1e6:.1f} us a doubling across nodes; "
             f"{fit.scale_up_fraction:.0%} / {fit.scale_out_fraction:.0%} of the wires' peaks"
+        )
+    if isinstance(fit, CollectiveFit):
+        first = min(fit.protocols.values(), key=lambda way: way.latency_s)
+        return (
+            f"{first.latency_s * 1e6:.1f} us + {first.latency_per_rank_s * 1e6:.2f} us a rank, then by size as the fastest of "
+            + (", ".join(name.replace("_", " ") for name in fit.protocols))
         )
     if isinstance(fit, MatrixTable):
         return f"{len(fit.rows) * len(fit.sizes) * len(fit.working_bytes)} measured products, interpolated"

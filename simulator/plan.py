@@ -138,7 +138,7 @@ def make_plan(spec: DeploymentSpec, seed: int, where: str, folder: Path) -> Plan
         precision=precision,
         fabric=fabric,
         compute=build("cost.compute", spec.compute or {}, f"{place} [compute]").prepare(accelerator, calibration),
-        comm=build("cost.comm", spec.communication or {}, f"{place} [communication]").prepare(fabric, calibration),
+        comm=build("cost.comm", spec.communication or {}, f"{place} [communication]").prepare(fabric, calibration, accelerator),
         rules=rules,
         balancing=build("balancing", spec.balancing, f"{place} [balancing]"),
         capacity=capacity,

@@ -14,10 +14,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.cost.comm import Exchange
+from simulator.cost.comm import Exchange, Vectors
+from simulator.dispatch import policy_at
 from simulator.plan import POOL_TOKENS, ExpertPlan, Plan
 from simulator.program import Batch, Busy, Operation, Together
-from simulator.spec.dtypes import BYTES_PER_ELEMENT
+from simulator.spec.dtypes import BYTES_PER_ELEMENT, INPUT_BYTES
 from simulator.spec.ffn import FFN, MoE
 from simulator.spec.linear import Linear
 from simulator.work.context import total_entries, total_pairs
@@ -25,6 +26,9 @@ from simulator.work.experts import SlotMap
 from simulator.work.layout import shard
 from simulator.work.lookback import Lookback, lookbacks
 from simulator.work.memory import expert_bytes_per_layer
+
+_TRAVELLING_BYTES = {"fp8": INPUT_BYTES["fp8_block"]}
+"""Of a number on its way to an expert, where it is not the format's own: engines send fp8 with a scale for 128 numbers."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,12 @@ class Prices:
         value_bytes = BYTES_PER_ELEMENT[self.plan.precision.activations]
         return self.plan.comm.all_reduce(num_tokens * self.plan.model.hidden_size * value_bytes, self.tensor_groups[d])
 
+    def all_reduces_s(self, num_tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Seconds of :meth:`all_reduce` over the first group for each number of tokens, the links to itself."""
+        value_bytes = BYTES_PER_ELEMENT[self.plan.precision.activations]
+        num_bytes: NDArray[np.float64] = num_tokens * (self.plan.model.hidden_size * value_bytes)
+        return np.asarray(self.plan.comm.all_reduces_s(num_bytes, self.tensor_groups[0]), dtype=np.float64)
+
     @cached_property
     def _slot_maps(self) -> list[SlotMap]:
         experts, moe = self._experts
@@ -179,13 +189,21 @@ class Prices:
             if layout.moe_tp > 1:  # each expert is split over moe_tp ranks, and a token must reach all of them
                 rank_TK = (ep_rank_TK[..., None] * layout.moe_tp + np.arange(layout.moe_tp)).reshape(sampled, -1)
             source_T = self._sources(tokens_d, sampled)
-            copies_SR = experts.dispatch.copies(rank_TK, source_T, self.plan.fabric.node_R) * scale
-            out_bytes = hidden * BYTES_PER_ELEMENT[self.plan.precision.dispatch]
-            back_bytes = hidden * BYTES_PER_ELEMENT[self.plan.precision.combine]
-            dispatch = self.plan.comm.exchange("dispatch", copies_SR * out_bytes)
-            combine = self.plan.comm.exchange("combine", copies_SR.T * back_bytes)
+            tokens_R = np.repeat(tokens_d / layout.tp, layout.tp)
+            policy = policy_at(experts.dispatch, -(-int(tokens_d.max()) // layout.tp))
+            copies_SR = policy.copies(rank_TK, source_T, self.plan.fabric.node_R) * scale
+            out = Vectors(
+                kernels=getattr(policy, "kernels", "normal"),
+                vector_bytes=hidden
+                * _TRAVELLING_BYTES.get(self.plan.precision.dispatch, BYTES_PER_ELEMENT[self.plan.precision.dispatch]),
+                tokens_R=tokens_R,
+                num_experts=experts.placed.expert_LP.shape[1],
+            )
+            back = out._replace(vector_bytes=hidden * BYTES_PER_ELEMENT[self.plan.precision.combine])
+            dispatch = self.plan.comm.exchange("dispatch", copies_SR * out.vector_bytes, out)
+            combine = self.plan.comm.exchange("combine", copies_SR.T * back.vector_bytes, back)
             stays_R = np.bincount(source_T[(rank_TK == source_T[:, None]).any(axis=1)], minlength=layout.num_ranks)
-            choices_R = np.repeat(tokens_d / layout.tp, layout.tp) * rank_TK.shape[1]
+            choices_R = tokens_R * rank_TK.shape[1]
             packing = self.plan.compute.pack_s(choices_R, copies_SR.sum(axis=1) + stays_R * scale, hidden)
         pairs_R = np.repeat(rows_RG.sum(axis=1), layout.moe_tp)
         expert_bytes = moe.num_expert_parameters(hidden) / layout.moe_tp * BYTES_PER_ELEMENT[self.plan.precision.experts]

@@ -91,7 +91,7 @@ def _on(plan, cluster=None, accelerator=None, topology=None):
         accelerator=accelerator,
         fabric=fabric,
         compute=plugins.build("cost.compute", plan.spec.compute, "test").prepare(accelerator, plan.calibration),
-        comm=plugins.build("cost.comm", plan.spec.communication, "test").prepare(fabric, plan.calibration),
+        comm=plugins.build("cost.comm", plan.spec.communication, "test").prepare(fabric, plan.calibration, plan.accelerator),
     )
 
 

@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 
 
 class DispatchPolicy(Protocol):
-    """A file in this folder: a frozen pydantic model whose fields are its configuration keys."""
+    """A file in this folder: a frozen pydantic model whose fields are its configuration keys.
+
+    ``kernels``, a field or a class variable that it may have, names the constants that its copies are priced with.
+    """
 
     def copies(self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]) -> NDArray[np.float64]:
         """Hidden vectors that each rank sends to each other one in the dispatch of one MoE layer.
@@ -36,6 +39,26 @@ class Rows(NamedTuple):
     """Receiving rank; may be the sender itself."""
     choice_NW: NDArray[np.int64]
     """Places among the token's ``K`` experts, padded with -1: an expert of this row has its tokens on ``rank_N``."""
+
+
+@runtime_checkable
+class DispatchByTokens(Protocol):
+    """A policy that sends few tokens in another way than many."""
+
+    def at(self, tokens: int) -> DispatchPolicy:
+        """How it sends where the fullest rank has ``tokens``."""
+        ...
+
+
+def policy_at(policy: DispatchPolicy, tokens: int) -> DispatchPolicy:
+    """How a policy sends where the fullest rank has ``tokens``."""
+    return policy.at(tokens) if isinstance(policy, DispatchByTokens) else policy
+
+
+def kernels_of(policy: DispatchPolicy) -> tuple[str, ...]:
+    """The kernels that a policy is priced with, for few tokens and for many."""
+    ends = (policy_at(policy, 1), policy_at(policy, 1 << 30))
+    return tuple(dict.fromkeys(str(getattr(end, "kernels", "normal")) for end in ends))
 
 
 @runtime_checkable

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,6 +13,9 @@ from simulator.spec.base import Frozen
 
 class AllGather(Frozen):
     """Each rank sends each of its tokens once to each other rank, wherever the token's experts are."""
+
+    kernels: ClassVar[str] = "collective"
+    """Priced as a library's all-gather there and reduce-scatter back."""
 
     def copies(self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]) -> NDArray[np.float64]:
         tokens_S = np.bincount(source_T, minlength=len(node_R)).astype(np.float64)

@@ -19,6 +19,9 @@ class PerNode(Frozen):
     asks for begins again at its first.
     """
 
+    kernels: str = "normal"
+    """Whose constants price it: a name in the calibration's table ``exchange``."""
+
     def copies(self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]) -> NDArray[np.float64]:
         ranks_per_node = int((node_R == node_R[0]).sum())  # only the last node may hold fewer
         return np.asarray(count_forwarded(rank_TK, source_T, node_R, ranks_per_node))

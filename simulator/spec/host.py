@@ -200,7 +200,9 @@ class HostRates:
             )
         return found[0]
 
-    def fits(self, weights: str, experts: str | None, *, travels: bool, is_split: bool) -> dict[str, Fit]:
+    def fits(
+        self, weights: str, experts: str | None, *, travels: bool, is_split: bool, kernels: tuple[str, ...] = ()
+    ) -> dict[str, Fit]:
         """The entries that a plan's prices use, by what they price."""
         tables = self.tables
         found: dict[str, Fit] = {f"{weights} matrices": tables.matrix}

@@ -84,7 +84,8 @@ def test_no_product_beats_the_vendor_peaks(accelerator, dtype, num_rows, in_feat
 
 def wired(num_gpus, topology):
     cluster, accelerator = load_cluster(f"h100-sxm-{num_gpus}", "test")
-    return AlphaBeta().prepare(topology.wire(cluster, num_gpus), load_calibration(accelerator.calibration, "test").on("any"))
+    calibration = load_calibration(accelerator.calibration, "test").on("any")
+    return AlphaBeta().prepare(topology.wire(cluster, num_gpus), calibration, accelerator)
 
 
 @given(

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 
+from simulator.cost.comm import Vectors
 from simulator.cost.comm.alpha_beta import AlphaBeta
 from simulator.cost.compute._gemm import gemm_s
 from simulator.cost.compute.roofline import Roofline
 from simulator.data import available_files
+from simulator.errors import UserError
 from simulator.spec.accelerator import load_accelerator
-from simulator.spec.calibration import Calibration, CalibrationFile, GemmFit, OperationFit, load_calibration
+from simulator.spec.calibration import Calibration, CalibrationFile, CollectiveFit, GemmFit, ProtocolFit, load_calibration
 from simulator.spec.cluster import load_cluster
 from simulator.spec.host import load_any_calibration
 from simulator.topology.rails import Rails
@@ -26,9 +28,8 @@ def model(name="h100-sxm"):
 
 def fabric(num_gpus, topology=None):
     cluster, accelerator = load_cluster(f"h100-sxm-{num_gpus}", "test")
-    return AlphaBeta().prepare(
-        (topology or Rails()).wire(cluster, num_gpus), load_calibration(accelerator.calibration, "test").on("any")
-    )
+    calibration = load_calibration(accelerator.calibration, "test").on("any")
+    return AlphaBeta().prepare((topology or Rails()).wire(cluster, num_gpus), calibration, accelerator)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -36,8 +37,11 @@ def test_every_calibration_that_an_accelerator_names_is_plausible(family):
     calibration = load_calibration(family, "test").on("any")
     kernels = [*calibration.gemm.values(), *calibration.grouped_gemm.values(), *calibration.attention.values()]
     assert all(fit.compute_fraction <= 1 and fit.memory_fraction <= 1 and fit.floor_s < 1e-3 for fit in kernels)
-    operations = [*calibration.exchange["low_latency"].values(), *calibration.collective.values()]
-    assert all(fit.scale_up_fraction <= 1 and fit.scale_out_fraction <= 1 for fit in operations)
+    exchanges = [fit for kernels in calibration.exchange.values() for fit in kernels.values()]
+    assert all(fit.scale_up_fraction <= 1 and fit.scale_out_fraction <= 1 for fit in exchanges)
+    protocols = [way for fit in calibration.collective.values() for way in fit.protocols.values()]
+    assert all(way.fraction <= 1 for way in protocols)
+    operations = [*exchanges, *calibration.collective.values()]
     fits = [*kernels, *operations, calibration.engine]
     assert all(fit.median_error is not None for fit in [*kernels, *operations] if fit.kind == "fitted")
     assert all(fit.median_error is None for fit in fits if fit.kind == "assumed")
@@ -134,9 +138,54 @@ def test_latency_grows_with_the_doublings_of_the_nodes():
     assert comm.latency_s("dispatch", 1, 8) == pytest.approx(fit.latency_s)
 
 
-def test_a_ring_sends_nearly_twice_the_data_over_each_link():
+def test_multiprocessors_that_copy_hide_behind_wires_or_the_other_way_round():
+    comm, vector_bytes = fabric(8), 7392.0
+    copies_SR = 1000.0 * (1 - np.eye(8))
+    vectors = Vectors("normal", vector_bytes, np.full(8, 2000.0), 256)
+    fit = comm.calibration.exchange["normal"]["dispatch"]
+    wires_s = 7000 * vector_bytes / (450e9 * fit.scale_up_fraction)
+    copying_s = (2000 * fit.token_s + 7000 * (fit.copy_s + fit.copy_byte_s * vector_bytes)) / fit.num_sms
+    start_s = fit.latency_s + fit.latency_per_byte_s * vector_bytes + fit.latency_per_expert_s * 256
+    priced = comm.exchange("dispatch", copies_SR * vector_bytes, vectors)
+    assert priced.alone_s == pytest.approx(start_s + (copying_s**3 + wires_s**3) ** (1 / 3))
+
+
+def test_kernels_that_no_calibration_knows_are_refused():
+    with pytest.raises(UserError, match="no exchange kernels 'low_latncy'; did you mean 'low_latency'"):
+        fabric(8).exchange("dispatch", np.ones((8, 8)), Vectors("low_latncy", 1.0, np.ones(8), 8))
+
+
+def test_gathering_all_tokens_is_a_collective_that_skew_does_not_shorten():
+    comm = fabric(8)
+    even = np.full((8, 8), 1e6) * (1 - np.eye(8))
+    skewed = even.copy()
+    skewed[1:] /= 10
+    vectors = Vectors("collective", 1e3, np.ones(8), 8)
+    priced = comm.exchange("dispatch", even, vectors).alone_s
+    assert comm.exchange("dispatch", skewed, vectors).alone_s == pytest.approx(priced)
+    start_s, carry_s = comm.calibration.collective["all_gather"].parts_s(8e6, 8, 1.0, 450e9)
+    assert priced == pytest.approx(float(start_s + carry_s))
+
+
+def test_an_all_reduce_is_the_faster_of_the_engines_own_and_nccls():
     comm = fabric(4, Switch())
-    num_bytes = 64e6
-    fit: OperationFit = comm.calibration.collective["all_reduce"]
-    expected = fit.total_latency_s(1, 4) + 1.5 * num_bytes / (450e9 * fit.scale_up_fraction)
-    assert comm.all_reduce(num_bytes, (0, 1, 2, 3)).alone_s == pytest.approx(expected)
+    known = comm.calibration.collective
+    for num_bytes in (1e3, 1e5, 1e6, 64e6, 1e9):
+        both = [sum(known[name].parts_s(num_bytes, 4, 2.0, 450e9)) for name in ("all_reduce", "custom_all_reduce")]
+        assert comm.all_reduce(num_bytes, (0, 1, 2, 3)).alone_s == pytest.approx(float(min(both)))
+
+
+@pytest.mark.parametrize("ranks", [(0, 1), tuple(range(8)), tuple(range(32))])
+def test_many_all_reduces_are_priced_as_each_by_itself(ranks):
+    comm = fabric(32)
+    sizes = np.array([0.0, 1.0, 1e3, 123_456.0, 1e6, 3e7, 1e9])
+    one_by_one = [comm.all_reduce(float(size), ranks).alone_s for size in sizes]
+    np.testing.assert_allclose(comm.all_reduces_s(sizes, ranks), one_by_one, rtol=1e-12)
+
+
+def test_a_ring_at_its_rate_sends_nearly_twice_the_data_over_each_link():
+    way = ProtocolFit(latency_s=1e-6, latency_per_rank_s=1e-7, fraction=0.5)
+    fit = CollectiveFit(kind="assumed", source="test", protocols={"ring": way})
+    start_s, carry_s = fit.parts_s(64e6, 4, 2.0, 450e9)
+    assert start_s == pytest.approx(1.2e-6)
+    assert carry_s == pytest.approx(1.5 * 64e6 / (450e9 * 0.5))

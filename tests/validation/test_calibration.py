@@ -10,13 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulator.cost.comm.alpha_beta import AlphaBeta
 from simulator.cost.compute.roofline import Roofline
 from simulator.spec.accelerator import load_accelerator
 from simulator.spec.calibration import load_calibration
-from simulator.spec.cluster import load_cluster
-from simulator.topology.rails import Rails
-from simulator.topology.switch import Switch
 
 MEASUREMENTS = Path(__file__).parents[2].parent / "shared" / "measurements"
 pytestmark = pytest.mark.skipif(not MEASUREMENTS.is_dir(), reason="the measured tables are not beside this checkout")
@@ -127,47 +123,3 @@ def test_latent_attention_decode(gpu, engine, tail):
     flops, num_bytes = entries * 2 * rows.num_heads * (2 * 512 + 64), entries * 576 * 2
     predicted = rates.floor_s + np.maximum(flops / rates.flops_per_s, num_bytes / rates.bytes_per_s)
     check(predicted, rows.latency_ms / 1e3, median=0.25, tail=tail, bias=0.25)
-
-
-@pytest.mark.parametrize(
-    ("gpu", "operation", "many_nodes", "median", "tail"),
-    [
-        ("h100", "dispatch", False, 0.1, 0.36),
-        ("h100", "combine", False, 0.07, 0.17),
-        ("h100", "dispatch", True, 0.025, 0.06),
-        ("h100", "combine", True, 0.025, 0.08),
-        ("b200", "dispatch", False, 0.16, 0.39),
-        ("b200", "combine", False, 0.11, 0.22),
-    ],
-)
-def test_low_latency_all_to_all(gpu, operation, many_nodes, median, tail):
-    rows = table("deepep_low_latency", f"gpu == '{gpu}' and node_num {'>' if many_nodes else '=='} 1")
-    bytes_per_number = {"dispatch": 1 + 4 / 128, "combine": 2}[operation]  # fp8 with a scale per 128 out, bf16 back
-    predicted = np.empty(len(rows))
-    for num_nodes in rows.node_num.unique():
-        num_ranks = 8 * int(num_nodes)
-        cluster, accelerator = load_cluster(f"{GPUS[gpu]}-{num_ranks}", "test")
-        comm = AlphaBeta().prepare(Rails().wire(cluster, num_ranks), load_calibration(accelerator.calibration, "test").on("any"))
-        # Uniform routing, one copy an expert: every rank sends T K / R copies to each other one.
-        one = comm.exchange(operation, 1.0 - np.eye(num_ranks))
-        here = (rows.node_num == num_nodes).to_numpy()
-        copies = (rows.num_token * rows.num_topk / num_ranks * rows.hidden_size * bytes_per_number).to_numpy()[here]
-        predicted[here] = one.latency_s + copies * one.busy_s.max()
-    check(predicted, rows[f"{operation}_avg_t_us"] / 1e6, median, tail, bias=0.03)
-
-
-@pytest.mark.parametrize(("gpu", "median", "tail"), [("h100", 0.06, 0.35), ("b200", 0.14, 0.58)])
-def test_all_reduce(gpu, median, tail):
-    custom = table("custom_allreduce", f"gpu == '{gpu}' and 4096 <= message_size <= 33554432")
-    custom = custom[custom.kernel_source.str.contains("graph|TRT")]
-    custom = custom.assign(family=custom.kernel_source.str[:4])
-    kernels = custom.pivot_table("latency_ms", ["num_gpus", "message_size"], "family", aggfunc="median")
-    ring = table("nccl", f"gpu == '{gpu}' and op_name == 'all_reduce' and nccl_dtype == 'half'")
-    nccl = ring.groupby(["num_gpus", "message_elements"]).latency_ms.median()
-    best = kernels.apply(lambda family: np.minimum(family, nccl.reindex(family.index).fillna(np.inf))).median(axis=1)
-    predicted = []
-    for num_gpus, elements in best.index:
-        cluster, accelerator = load_cluster(f"{GPUS[gpu]}-8", "test")
-        comm = AlphaBeta().prepare(Switch().wire(cluster, 8), load_calibration(accelerator.calibration, "test").on("any"))
-        predicted.append(comm.all_reduce(2.0 * elements, tuple(range(num_gpus))).alone_s)
-    check(predicted, best.to_numpy() / 1e3, median, tail, bias=0.03)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.spec.accelerator import AcceleratorSpec
 from simulator.spec.calibration import Calibration
 from simulator.spec.host import HostRates
 from simulator.topology import Fabric
@@ -38,19 +39,38 @@ class Exchange:
         return self.stagger_s + self.latency_s + (float(self.busy_s.max()) if self.busy_s.size else 0.0)
 
 
+class Vectors(NamedTuple):
+    """What the bytes of a dispatch or combine are: tokens' hidden vectors, moved by certain kernels."""
+
+    kernels: str
+    """Which constants of the calibration hold: ``low_latency``, ``normal``, ..., or ``collective``."""
+    vector_bytes: float
+    tokens_R: NDArray[np.float64]
+    """``[R]``: tokens that each rank sends away, or gets back."""
+    num_experts: int
+    """Slots of experts on all ranks."""
+
+
 class CommModel(Protocol):
     """A communication policy made ready for one fabric."""
 
-    def exchange(self, operation: Operation, bytes_SR: NDArray[np.float64]) -> Exchange:
-        """Rank ``s`` sends ``bytes_SR[s, r]`` to rank ``r``, all at once."""
+    def exchange(self, operation: Operation, bytes_SR: NDArray[np.float64], vectors: Vectors | None = None) -> Exchange:
+        """Rank ``s`` sends ``bytes_SR[s, r]`` to rank ``r``, all at once.
+
+        Args:
+            vectors: what the bytes are; without it only the wires and the latency count.
+
+        Raises:
+            UserError: if the calibration knows no such kernels.
+        """
         ...
 
     def all_reduce(self, num_bytes: float, ranks: tuple[int, ...]) -> Exchange:
         """Sum ``num_bytes`` over a group of ranks, the result on each."""
         ...
 
-    def link_bytes_per_s(self, operation: Operation) -> NDArray[np.float64]:
-        """Achieved rate of every link for one operation, ``[links]``."""
+    def all_reduces_s(self, num_bytes: NDArray[np.float64], ranks: tuple[int, ...]) -> NDArray[np.float64]:
+        """Time of each of many all-reduces that have the links to themselves: ``all_reduce(...).alone_s``, at once."""
         ...
 
     def latency_s(self, operation: Operation, num_nodes: int, num_ranks: int) -> float:
@@ -61,8 +81,8 @@ class CommModel(Protocol):
 class CommPolicy(Protocol):
     """A file in this folder: a frozen pydantic model whose fields are its configuration keys."""
 
-    def prepare(self, fabric: Fabric, calibration: Calibration | HostRates) -> CommModel:
-        """Price exchanges on ``fabric``.
+    def prepare(self, fabric: Fabric, calibration: Calibration | HostRates, accelerator: AcceleratorSpec) -> CommModel:
+        """Price exchanges on ``fabric``, whose ranks are GPUs like ``accelerator``.
 
         Raises:
             UserError: if the calibration is of another kind than this model needs.

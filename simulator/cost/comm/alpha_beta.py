@@ -1,29 +1,47 @@
-"""Latency by number of nodes, plus the busiest link's bytes over its achieved rate (Hockney's alpha-beta model, per link)."""
+"""Latency by number of nodes, plus the busiest link's bytes over its achieved rate (Hockney's alpha-beta model, per link).
+
+The kernels of an exchange also copy: their multiprocessors' work hides behind the wires or the other way round, as the
+calibration says (:class:`simulator.spec.calibration.exchange.ExchangeFit`). An all-reduce is the faster of the engine's own kernel
+and NCCL's operation, which is what engines choose between.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.cost.comm import Exchange, Operation
-from simulator.errors import UserError
+from simulator.cost.comm import Exchange, Operation, Vectors
+from simulator.errors import UserError, did_you_mean
+from simulator.spec.accelerator import AcceleratorSpec
 from simulator.spec.base import Frozen
-from simulator.spec.calibration import Calibration, OperationFit
+from simulator.spec.calibration import Calibration, CollectiveFit, ExchangeFit
+from simulator.spec.calibration.collective import passes_of
+from simulator.spec.calibration.exchange import Load, doublings
 from simulator.spec.host import HostRates
 from simulator.topology import Fabric
 
+Floats = NDArray[np.float64]
+
+COLLECTIVE = "collective"
+"""Kernels of an exchange that is a library's all-gather and reduce-scatter."""
+LOW_LATENCY = "low_latency"
+_COLLECTIVES: dict[str, str] = {"dispatch": "all_gather", "combine": "reduce_scatter"}
+_CUSTOM, _ALL_REDUCE = "custom_all_reduce", "all_reduce"
+
 
 class AlphaBeta(Frozen):
-    """The constants come from the calibration, one set an operation."""
+    """The constants come from the calibration, one set for each kernel and operation."""
 
-    def prepare(self, fabric: Fabric, calibration: Calibration | HostRates) -> AlphaBetaModel:
+    def prepare(self, fabric: Fabric, calibration: Calibration | HostRates, accelerator: AcceleratorSpec) -> AlphaBetaModel:
         if isinstance(calibration, HostRates):
             raise UserError(
                 "communication kind 'alpha_beta' needs shares of the wires' peaks; the calibration holds times of a machine"
             )
-        return AlphaBetaModel(fabric, calibration)
+        return AlphaBetaModel(fabric, calibration, accelerator)
 
 
 @dataclass(frozen=True)
@@ -32,34 +50,138 @@ class AlphaBetaModel:
 
     fabric: Fabric
     calibration: Calibration
+    accelerator: AcceleratorSpec
 
-    def exchange(self, operation: Operation, bytes_SR: NDArray[np.float64]) -> Exchange:
+    def exchange(self, operation: Operation, bytes_SR: Floats, vectors: Vectors | None = None) -> Exchange:
         if not bytes_SR.any():
             return Exchange.nothing()
-        busy_s = self.fabric.bytes_per_link(bytes_SR) / self.link_bytes_per_s(operation)
-        return Exchange(self.latency_s(operation, self.fabric.num_nodes, self.fabric.num_ranks), busy_s, bytes_SR)
+        if vectors is not None and vectors.kernels == COLLECTIVE:
+            return self._gathered(operation, bytes_SR)
+        fit = self._exchange_fit(operation, LOW_LATENCY if vectors is None else vectors.kernels)
+        links_s = self.fabric.bytes_per_link(bytes_SR) / self._peaks_L
+        links_s /= np.where(self._is_scale_up_L, fit.scale_up_fraction, fit.scale_out_fraction)
+        wires_s = float(links_s.max())
+        nodes = self.fabric.num_nodes
+        if vectors is None:
+            return Exchange(float(fit.start_s(Load(0.0, 0.0, 0.0, 0.0, 0.0, nodes))), links_s, bytes_SR)
+        copies_SR = bytes_SR / vectors.vector_bytes
+        load = Load(
+            tokens=vectors.tokens_R,
+            copies=np.maximum(copies_SR.sum(axis=1), copies_SR.sum(axis=0)),
+            crossing=np.maximum((copies_SR * self._crosses_SR).sum(axis=1), (copies_SR * self._crosses_SR).sum(axis=0)),
+            vector_bytes=vectors.vector_bytes,
+            num_experts=vectors.num_experts,
+            num_nodes=nodes,
+        )
+        copying_s = float(fit.copying_s(load, self.accelerator.num_multiprocessors).max())
+        carry_s = float(fit.hidden_s(copying_s, wires_s))
+        # Kernels that copy slower than the wires carry leave every link idle in the same proportion.
+        latency_s = float(fit.start_s(load)) + float(fit.told_s(load, carry_s))
+        return Exchange(latency_s, links_s * (carry_s / wires_s), bytes_SR)
+
+    def _gathered(self, operation: Operation, bytes_SR: Floats) -> Exchange:
+        """All ranks' tokens to all, or their sums back: a library's collective, whose parts are as large as the largest."""
+        num_ranks = self.fabric.num_ranks
+        name = _COLLECTIVES[operation]
+        fit = self._collective_fit(name)
+        everyone = tuple(range(num_ranks))
+        start_s, links_s, ring_SR = self._collective(fit, name, float(bytes_SR.max()) * num_ranks, everyone)
+        return Exchange(start_s, links_s, ring_SR)
 
     def all_reduce(self, num_bytes: float, ranks: tuple[int, ...]) -> Exchange:
-        """A ring: each rank passes ``2 (n - 1) / n`` of the data to the next one (Patarasuk and Yuan 2009)."""
-        size = len(ranks)
-        bytes_SR = np.zeros((self.fabric.num_ranks, self.fabric.num_ranks))
-        if size == 1 or num_bytes == 0:
+        """The fastest of the protocols that the engine and NCCL have for it."""
+        if len(ranks) == 1 or num_bytes == 0:
             return Exchange.nothing()
-        for rank, following in zip(ranks, ranks[1:] + ranks[:1], strict=True):
-            bytes_SR[rank, following] = 2.0 * (size - 1) / size * num_bytes
-        busy_s = self.fabric.bytes_per_link(bytes_SR) / self.link_bytes_per_s("all_reduce")
-        num_nodes = len(np.unique(self.fabric.node_R[list(ranks)]))
-        return Exchange(self.latency_s("all_reduce", num_nodes, size), busy_s, bytes_SR)
+        ways = [self._collective(fit, _ALL_REDUCE, num_bytes, ranks) for fit in self._all_reduce_fits(ranks)]
+        start_s, links_s, bytes_SR = min(ways, key=lambda way: way[0] + float(way[1].max()))
+        return Exchange(start_s, links_s, bytes_SR)
 
-    def link_bytes_per_s(self, operation: Operation) -> NDArray[np.float64]:
-        fit = self._fit(operation)
-        share = {"scale_up": fit.scale_up_fraction, "scale_out": fit.scale_out_fraction}
-        return np.array([link.bytes_per_s * share[link.kind] for link in self.fabric.links])
+    def all_reduces_s(self, num_bytes: Floats, ranks: tuple[int, ...]) -> Floats:
+        if len(ranks) == 1:
+            return np.zeros(len(num_bytes))
+        found = []
+        for fit in self._all_reduce_fits(ranks):
+            start_s, carry_s, out_s = self._parts_s(fit, _ALL_REDUCE, num_bytes, ranks)
+            found.append(start_s + np.maximum(carry_s, out_s))
+        return np.where(num_bytes > 0, np.min(found, axis=0), 0.0)
+
+    def _collective(self, fit: CollectiveFit, name: str, num_bytes: float, ranks: tuple[int, ...]) -> tuple[float, Floats, Floats]:
+        """Latency, seconds of every link, and bytes between neighbours of the ring."""
+        start_s, carry_s, out_s = (float(part[0]) for part in self._parts_s(fit, name, np.array([num_bytes]), ranks))
+        bytes_SR, per_byte_L = self._ring(ranks)
+        sent = passes_of(name) * (len(ranks) - 1) / len(ranks) * num_bytes
+        busiest = {kind: float(per_byte_L[here].max(initial=0.0)) for kind, here in self._kinds}
+        links_s = np.zeros(len(per_byte_L))
+        for (kind, here), seconds in zip(self._kinds, (carry_s, out_s), strict=True):
+            if busiest[kind] > 0:
+                links_s[here] = per_byte_L[here] / busiest[kind] * seconds
+        return start_s, links_s, bytes_SR * sent
+
+    def _parts_s(self, fit: CollectiveFit, name: str, num_bytes: Floats, ranks: tuple[int, ...]) -> tuple[Floats, Floats, Floats]:
+        """Latency, and seconds of the busiest link inside domains and between, for messages of many sizes."""
+        size, passes = len(ranks), passes_of(name)
+        nodes = len(np.unique(self.fabric.node_R[list(ranks)]))
+        _, per_byte_L = self._ring(ranks)
+        (_, inside), (_, between) = self._kinds
+        # Ring neighbours of one domain use their ports at the peak, of two domains or of two sockets what joins these.
+        inside_s, between_s = (float(per_byte_L[here].max(initial=0.0)) for here in (inside, between))
+        here = -(-size // nodes) if inside_s else 2
+        port_s = inside_s or between_s
+        start_s, carry_s = fit.parts_s(num_bytes, float(here), passes, 1.0 / port_s)
+        if nodes == 1:
+            return start_s, carry_s, np.zeros(len(num_bytes))
+        share = passes * (size - 1) / size
+        out_s = num_bytes * share * between_s / (fit.scale_out_fraction or 1.0)
+        start_s = start_s + fit.scale_out_latency_s + fit.latency_per_doubling_s * float(doublings(nodes))
+        return start_s, carry_s if inside_s else np.zeros(len(num_bytes)), out_s
+
+    def _ring(self, ranks: tuple[int, ...]) -> tuple[Floats, Floats]:
+        """One byte from each rank to the next, and the seconds of every link for it, at its peak."""
+        bytes_SR = np.zeros((self.fabric.num_ranks, self.fabric.num_ranks))
+        for rank, following in zip(ranks, ranks[1:] + ranks[:1], strict=True):
+            bytes_SR[rank, following] = 1.0
+        return bytes_SR, self.fabric.bytes_per_link(bytes_SR) / self._peaks_L
 
     def latency_s(self, operation: Operation, num_nodes: int, num_ranks: int) -> float:
-        return self._fit(operation).total_latency_s(num_nodes, num_ranks)
+        if operation != "all_reduce":
+            return float(self._exchange_fit(operation, LOW_LATENCY).start_s(Load(0.0, 0.0, 0.0, 0.0, 0.0, num_nodes)))
+        fit = self._collective_fit(_ALL_REDUCE)
+        across_s = fit.scale_out_latency_s + fit.latency_per_doubling_s * float(doublings(num_nodes)) if num_nodes > 1 else 0.0
+        return min(float(way.start_s(max(2, -(-num_ranks // num_nodes)))) for way in fit.protocols.values()) + across_s
 
-    def _fit(self, operation: Operation) -> OperationFit:
-        if operation == "all_reduce":
-            return self.calibration.collective[operation]
-        return self.calibration.exchange["low_latency"][operation]
+    @cached_property
+    def _peaks_L(self) -> Floats:
+        return np.array([link.bytes_per_s for link in self.fabric.links])
+
+    @cached_property
+    def _is_scale_up_L(self) -> NDArray[np.bool_]:
+        return np.array([link.kind == "scale_up" for link in self.fabric.links])
+
+    @cached_property
+    def _kinds(self) -> tuple[tuple[str, NDArray[np.bool_]], tuple[str, NDArray[np.bool_]]]:
+        return ("scale_up", self._is_scale_up_L), ("scale_out", ~self._is_scale_up_L)
+
+    @cached_property
+    def _crosses_SR(self) -> NDArray[np.bool_]:
+        return np.asarray(self.fabric.node_R[:, None] != self.fabric.node_R[None, :])
+
+    def _exchange_fit(self, operation: Operation, kernels: str) -> ExchangeFit:
+        known = self.calibration.exchange
+        if kernels not in known:
+            raise UserError(
+                f"calibration '{self.calibration.title}' has no exchange kernels '{kernels}'; {did_you_mean(kernels, known)}"
+            )
+        way: Literal["dispatch", "combine"] = "dispatch" if operation == "dispatch" else "combine"
+        return known[kernels][way]
+
+    def _collective_fit(self, name: str) -> CollectiveFit:
+        known = self.calibration.collective
+        if name not in known:
+            raise UserError(f"calibration '{self.calibration.title}' has no collective '{name}'; {did_you_mean(name, known)}")
+        return known[name]
+
+    def _all_reduce_fits(self, ranks: tuple[int, ...]) -> list[CollectiveFit]:
+        """NCCL, and inside one domain the engine's own kernel."""
+        fits = [self._collective_fit(_ALL_REDUCE)]
+        in_one = len(np.unique(self.fabric.node_R[list(ranks)])) == 1
+        return fits + ([self.calibration.collective[_CUSTOM]] if in_one and _CUSTOM in self.calibration.collective else [])

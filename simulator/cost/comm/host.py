@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.cost.comm import Exchange, Operation
+from simulator.cost.comm import Exchange, Operation, Vectors
 from simulator.errors import UserError
+from simulator.spec.accelerator import AcceleratorSpec
 from simulator.spec.base import Frozen
 from simulator.spec.calibration import Calibration
 from simulator.spec.host import ExchangeTable, HostRates
@@ -18,7 +19,7 @@ from simulator.topology import Fabric
 class Host(Frozen):
     """Tables by the busiest rank's bytes; needs a calibration that ``moesim calibrate cpu`` wrote."""
 
-    def prepare(self, fabric: Fabric, calibration: Calibration | HostRates) -> HostCommModel:
+    def prepare(self, fabric: Fabric, calibration: Calibration | HostRates, accelerator: AcceleratorSpec) -> HostCommModel:
         if not isinstance(calibration, HostRates):
             raise UserError("communication kind 'host' needs a calibration that moesim calibrate cpu wrote")
         if fabric.num_nodes > 1:
@@ -33,7 +34,7 @@ class HostCommModel:
     fabric: Fabric
     rates: HostRates
 
-    def exchange(self, operation: Operation, bytes_SR: NDArray[np.float64]) -> Exchange:
+    def exchange(self, operation: Operation, bytes_SR: NDArray[np.float64], vectors: Vectors | None = None) -> Exchange:
         # Unlike kernels on a GPU, processes talk even when there is nothing to send: first they say how much comes.
         table = self._table(operation)
         busy_s = table.seconds_for(self.fabric.bytes_per_link(bytes_SR))
@@ -50,10 +51,11 @@ class HostCommModel:
         seconds = float(table.seconds_for(np.array([num_bytes]))[0])
         return Exchange(table.latency_s, np.full(len(self.fabric.links), seconds), bytes_SR, table.stagger_s)
 
-    def link_bytes_per_s(self, operation: Operation) -> NDArray[np.float64]:
-        table = self._table(operation)
-        rate = table.num_bytes[-1] / max(table.seconds[-1] - table.seconds[0], 1e-9)
-        return np.full(len(self.fabric.links), rate)
+    def all_reduces_s(self, num_bytes: NDArray[np.float64], ranks: tuple[int, ...]) -> NDArray[np.float64]:
+        if len(ranks) == 1:
+            return np.zeros(len(num_bytes))
+        table = self._table("all_reduce")
+        return np.where(num_bytes > 0, table.stagger_s + table.latency_s + table.seconds_for(num_bytes), 0.0)
 
     def latency_s(self, operation: Operation, num_nodes: int, num_ranks: int) -> float:
         return self._table(operation).latency_s

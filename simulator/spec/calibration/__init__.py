@@ -13,8 +13,9 @@ from simulator.data import find_file
 from simulator.errors import UserError
 from simulator.spec.base import Frozen, Policy, validate
 from simulator.spec.calibration.attention import AttentionFit
+from simulator.spec.calibration.collective import CollectiveFit, ProtocolFit
 from simulator.spec.calibration.engine import EngineFit, engine_fit
-from simulator.spec.calibration.exchange import OperationFit
+from simulator.spec.calibration.exchange import ExchangeFit
 from simulator.spec.calibration.fit import Fit, Kind
 from simulator.spec.calibration.gemm import GemmFit
 from simulator.spec.calibration.grouped_gemm import GroupedGemmFit
@@ -24,16 +25,19 @@ __all__ = [
     "AttentionFit",
     "Calibration",
     "CalibrationFile",
+    "CollectiveFit",
     "EngineFit",
+    "ExchangeFit",
     "Fit",
     "GemmFit",
     "GroupedGemmFit",
     "Kind",
-    "OperationFit",
+    "ProtocolFit",
     "load_calibration",
 ]
 
 AnyFit = TypeVar("AnyFit")
+_OPERATIONS: tuple[Literal["dispatch", "combine"], ...] = ("dispatch", "combine")
 _LIKE = {"fp8_block": "fp8", "fp16": "bf16"}
 """Formats that are priced as another one where they have no entry."""
 ANY = "any"
@@ -54,10 +58,10 @@ class Calibration(Frozen):
     """Routed experts by weight dtype; ``other`` likewise."""
     attention: dict[str, AttentionFit]
     """``prefill`` and ``decode``."""
-    exchange: dict[str, dict[Literal["dispatch", "combine"], OperationFit]]
+    exchange: dict[str, dict[Literal["dispatch", "combine"], ExchangeFit]]
     """Tokens to experts and back, by the kernels that do it."""
-    collective: dict[str, OperationFit]
-    """``all_reduce`` and others."""
+    collective: dict[str, CollectiveFit]
+    """NCCL's ``all_reduce``, ``all_gather``, ``reduce_scatter`` and ``alltoall``; the engine's own ``custom_all_reduce``."""
     engine: EngineFit
 
     def matrices(self, dtype: str) -> GemmFit:
@@ -68,15 +72,27 @@ class Calibration(Frozen):
         """Likewise for routed experts."""
         return _entry(self.grouped_gemm, dtype)
 
-    def fits(self, weights: str, experts: str | None, *, travels: bool, is_split: bool) -> dict[str, Fit]:
-        """The entries that a plan's prices use, by what they price."""
+    def fits(
+        self, weights: str, experts: str | None, *, travels: bool, is_split: bool, kernels: tuple[str, ...] = ("low_latency",)
+    ) -> dict[str, Fit]:
+        """The entries that a plan's prices use, by what they price.
+
+        Args:
+            kernels: of the exchanges between ranks and experts, for few tokens and for many.
+        """
         found: dict[str, Fit] = {f"{weights} matrices": self.matrices(weights)}
         if experts is not None:
             found[f"{experts} experts"] = self.experts(experts)
-        if travels:
-            found |= {"dispatch": self.exchange["low_latency"]["dispatch"], "combine": self.exchange["low_latency"]["combine"]}
+        for number, name in enumerate(kernels if travels else ()):
+            more = " of many tokens" if number else ""
+            if name in self.exchange:
+                found |= {f"{operation}{more}": self.exchange[name][operation] for operation in _OPERATIONS}
+            elif {"all_gather", "reduce_scatter"} <= set(self.collective):
+                found |= {f"dispatch{more}": self.collective["all_gather"], f"combine{more}": self.collective["reduce_scatter"]}
         if is_split:
-            found["all-reduce"] = self.collective["all_reduce"]
+            own = self.collective.get("custom_all_reduce")
+            found |= {"all-reduce": own} if own else {}
+            found["all-reduce of large messages" if own else "all-reduce"] = self.collective["all_reduce"]
         found |= {"attention over prompts": self.attention["prefill"], "attention in decode": self.attention["decode"]}
         found["engine overhead"] = self.engine
         return found
@@ -93,9 +109,9 @@ class CalibrationFile(Frozen):
     """By engine, then weight dtype."""
     grouped_gemm: dict[str, dict[str, GroupedGemmFit]]
     attention: dict[str, dict[str, AttentionFit]]
-    exchange: dict[str, dict[Literal["dispatch", "combine"], OperationFit]]
+    exchange: dict[str, dict[Literal["dispatch", "combine"], ExchangeFit]]
     """By kernels (``low_latency``, ...), which engines share."""
-    collective: dict[str, dict[str, OperationFit]]
+    collective: dict[str, dict[str, CollectiveFit]]
     engine: dict[str, EngineFit]
 
     def on(self, engine: str) -> Calibration:

@@ -1,31 +1,129 @@
-"""Exchanges between ranks: latencies and achieved shares of the wires' peaks."""
+"""Tokens to experts and back: what the kernels that carry them take."""
 
 from __future__ import annotations
 
-from simulator.spec.base import NonNegative, Positive, Size
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from simulator.spec.base import Count, NonNegative, Positive
 from simulator.spec.calibration.fit import Fit
 
+Floats = NDArray[np.float64]
 
-class OperationFit(Fit):
-    """A collective: a latency that grows with the number of nodes, and achieved shares of the wires' peaks."""
+
+class Load(NamedTuple):
+    """What one exchange moves, seen from its busiest rank. Numbers, or arrays of exchanges that broadcast together."""
+
+    tokens: ArrayLike
+    """Tokens of the rank that it sends away, or that it gets back."""
+    copies: ArrayLike
+    """Vectors that its multiprocessors send, over any wire."""
+    crossing: ArrayLike
+    """Of these, the ones that leave the fast domain."""
+    vector_bytes: ArrayLike
+    """One vector as it travels, scales included."""
+    num_experts: ArrayLike
+    """Experts of the layer that have a buffer of their own: copies of replicated ones count."""
+    num_nodes: ArrayLike
+    """Fast domains that the ranks lie in."""
+
+
+class ExchangeFit(Fit):
+    """Latency, then copying by multiprocessors and carrying by wires, which hide behind each other.
+
+    ``latency + (copying^overlap + wires^overlap)^(1 / overlap)``. Copying is the busiest rank's work in multiprocessor-seconds
+    over the multiprocessors that the kernels hold; wires are the busiest link's bytes over the achieved share of its peak.
+    """
 
     latency_s: NonNegative
     """Inside one fast domain."""
+    latency_per_byte_s: NonNegative = 0.0
+    """Added for each byte of a vector: the first one's way through the kernel."""
+    latency_per_expert_s: NonNegative = 0.0
+    """Added for each expert: kernels that keep one buffer and one counter an expert look at each."""
     scale_out_latency_s: NonNegative
-    """Across domains: at one doubling, less ``latency_per_doubling_s``."""
+    """Across domains: what of the latency does not depend on their number."""
     latency_per_doubling_s: NonNegative
-    """Added for each doubling of the number of nodes."""
-    latency_per_rank_s: NonNegative = 0.0
-    """Added for each further rank."""
+    """Added for each doubling of the number of domains."""
+    notify_s: NonNegative = 0.0
+    """Across domains: telling how much will come, before anything is sent."""
+    notify_per_doubling_s: NonNegative = 0.0
+    notify_fraction: NonNegative = 0.0
+    """Of the time on the wires, what ranks wait for each other there."""
+    token_s: NonNegative = 0.0
+    """Multiprocessor-seconds of a token, likewise below."""
+    token_byte_s: NonNegative = 0.0
+    """Of a byte of each token."""
+    copy_s: NonNegative = 0.0
+    """Of a vector that is sent."""
+    copy_byte_s: NonNegative = 0.0
+    """Of a byte that is sent."""
+    crossing_byte_s: NonNegative = 0.0
+    """Further, of a byte that leaves the domain and is forwarded there."""
+    num_sms: Count
+    """Multiprocessors that the kernels hold; 0: as many as the GPU has, an equal number of experts to each (low latency)."""
+    overlap: Positive = 3.0
+    """1: one after the other; large: the longer hides the shorter."""
+    floor_s: NonNegative = 0.0
+    """Shortest time as engines launch it without captured graphs; serving from captured graphs does not pay it."""
     scale_up_fraction: Positive
+    """Of the wire's peak inside a domain."""
     scale_out_fraction: Positive
-    max_nodes: Size = 1
-    """Largest number of nodes in what it was fitted on; beyond it the result is extrapolated, and says so."""
+    """Of the wire's peak between domains."""
 
-    def total_latency_s(self, num_nodes: int, num_ranks: int) -> float:
-        """Latency of one operation over ``num_ranks`` ranks in ``num_nodes`` domains, seconds."""
-        ranks_s = self.latency_per_rank_s * max(0, num_ranks - 2)
-        if num_nodes <= 1:
-            return self.latency_s + ranks_s
-        doublings = (num_nodes - 1).bit_length()
-        return self.scale_out_latency_s + self.latency_per_doubling_s * doublings + ranks_s
+    def start_s(self, load: Load) -> Floats:
+        """Latency of the transfer: what it takes with nothing to carry."""
+        nodes = np.asarray(load.num_nodes, dtype=float)
+        inside = self.latency_s + self.latency_per_byte_s * np.asarray(load.vector_bytes)
+        inside = inside + self.latency_per_expert_s * np.asarray(load.num_experts)
+        across = self.scale_out_latency_s + self.latency_per_doubling_s * doublings(nodes)
+        return np.asarray(np.where(nodes > 1, across, inside), dtype=np.float64)
+
+    def copying_s(self, load: Load, num_multiprocessors: ArrayLike, num_sms: ArrayLike = 0) -> Floats:
+        """Seconds that the multiprocessors of the busiest rank copy.
+
+        Args:
+            num_multiprocessors: of the GPU.
+            num_sms: what the kernels hold, where it is known to differ; 0 = as in the fit.
+        """
+        vector_bytes, copies = np.asarray(load.vector_bytes, dtype=float), np.asarray(load.copies, dtype=float)
+        usual = self.num_sms or by_experts(load.num_experts, num_multiprocessors)
+        held = np.where(np.asarray(num_sms) > 0, num_sms, usual)
+        work = np.asarray(load.tokens, dtype=float) * (self.token_s + self.token_byte_s * vector_bytes)
+        work = work + copies * (self.copy_s + self.copy_byte_s * vector_bytes)
+        work = work + np.asarray(load.crossing, dtype=float) * self.crossing_byte_s * vector_bytes
+        return np.asarray(work / held, dtype=np.float64)
+
+    def hidden_s(self, copying_s: ArrayLike, wires_s: ArrayLike) -> Floats:
+        """Copying and wires together."""
+        copying, wires = np.asarray(copying_s, dtype=float), np.asarray(wires_s, dtype=float)
+        longer = np.maximum(np.maximum(copying, wires), 1e-30)
+        total = longer * ((copying / longer) ** self.overlap + (wires / longer) ** self.overlap) ** (1.0 / self.overlap)
+        return np.asarray(total, dtype=np.float64)
+
+    def told_s(self, load: Load, carrying_s: ArrayLike) -> Floats:
+        """Telling how much will come, across domains."""
+        nodes = np.asarray(load.num_nodes, dtype=float)
+        told = self.notify_s + self.notify_per_doubling_s * doublings(nodes) + self.notify_fraction * np.asarray(carrying_s)
+        return np.asarray(np.where(nodes > 1, told, 0.0), dtype=np.float64)
+
+
+def by_experts(num_experts: ArrayLike, num_multiprocessors: ArrayLike) -> Floats:
+    """Multiprocessors of a kernel that gives each the same whole number of experts.
+
+    >>> by_experts([8, 128, 160, 256], 132).tolist()
+    [8.0, 128.0, 80.0, 128.0]
+    """
+    experts = np.maximum(np.asarray(num_experts, dtype=float), 1.0)
+    return np.asarray(np.ceil(experts / np.ceil(experts / np.asarray(num_multiprocessors))), dtype=np.float64)
+
+
+def doublings(number: ArrayLike) -> Floats:
+    """How often 1 is doubled to reach ``number``.
+
+    >>> doublings([1, 2, 3, 8]).tolist()
+    [0.0, 1.0, 2.0, 3.0]
+    """
+    return np.asarray(np.ceil(np.log2(np.maximum(np.asarray(number, dtype=float), 1.0)) - 1e-9), dtype=np.float64)

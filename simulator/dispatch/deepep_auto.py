@@ -1,0 +1,30 @@
+"""DeepEP as engines run it: low-latency kernels for few tokens a rank, normal ones for many (SGLang's ``--deepep-mode auto``)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.dispatch import DispatchPolicy, Rows
+from simulator.dispatch.per_expert import PerExpert
+from simulator.dispatch.per_node import PerNode
+from simulator.spec.base import Frozen, Size
+
+
+class DeepepAuto(Frozen):
+    """One copy an expert while the fullest rank has at most ``low_latency_tokens``, and one a node (forwarded inside it) beyond."""
+
+    low_latency_tokens: Size = 128
+    """Low-latency kernels hold a buffer for so many tokens of each rank for each expert; 128 is SGLang's default."""
+
+    def at(self, tokens: int) -> DispatchPolicy:
+        return PerExpert() if tokens <= self.low_latency_tokens else PerNode()
+
+    def copies(self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]) -> NDArray[np.float64]:
+        fullest = int(np.bincount(source_T, minlength=1).max())
+        return self.at(fullest).copies(rank_TK, source_T, node_R)
+
+    def rows(self, rank_TK: NDArray[np.int64], node_R: NDArray[np.int64]) -> Rows:
+        if len(rank_TK) <= self.low_latency_tokens:
+            return PerExpert().rows(rank_TK, node_R)
+        return PerNode().rows(rank_TK, node_R)

@@ -1,0 +1,160 @@
+"""Collectives inside one fast domain: NCCL's, and the all-reduces that serving engines bring along.
+
+Two kinds of table are read, told apart by their columns. Both are priced as the simulator prices them, each library by itself:
+the simulator then takes the faster of the two for an all-reduce.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from simulator.spec.accelerator import AcceleratorSpec
+from simulator.spec.base import Frozen
+from simulator.spec.calibration.collective import CollectiveFit, passes_of
+from simulator.validation import OK, Answers, Measure, require
+from simulator.validation.bands import Band
+from simulator.validation.kernels._hardware import accelerator_name, calibrated
+from simulator.validation.kernels._traffic import cluster_of
+
+_NCCL = ("gpu", "op_name", "nccl_dtype", "num_gpus", "message_elements")
+_CUSTOM = ("gpu", "kernel_source", "allreduce_dtype", "num_gpus", "message_size")
+_BYTES = {"half": 2.0, "float16": 2.0, "bfloat16": 2.0, "float": 4.0, "float32": 4.0, "int8": 1.0, "fp8": 1.0}
+NEWER_SGLANG = (0, 5, 11)
+"""SGLang's kernel changed between 0.5.10 and 0.5.14: it starts in half the time."""
+
+
+class Rows(NamedTuple):
+    """Rows of a table that one fit prices."""
+
+    places: NDArray[np.intp]
+    gpu: str
+    accelerator: str | None
+    engine: str
+    entry: str
+    """In the calibration's table ``collective``."""
+    operation: str
+    is_eager: bool
+    num_ranks: NDArray[np.float64]
+    num_bytes: NDArray[np.float64]
+    known: NDArray[np.bool_]
+
+    def seconds(self, fit: CollectiveFit, accelerator: AcceleratorSpec, port_bytes_per_s: float) -> NDArray[np.float64]:
+        """Time of each row."""
+        start_s, carry_s = fit.parts_s(self.num_bytes, self.num_ranks, passes_of(self.operation), port_bytes_per_s)
+        total = start_s + carry_s
+        return fit.eagerly_s(total, self.num_bytes, accelerator.memory_bytes_per_s) if self.is_eager else np.asarray(total)
+
+
+class Collective(Frozen):
+    """All-reduce, all-gather, reduce-scatter and all-to-all of equal parts."""
+
+    columns: ClassVar[tuple[str, ...]] = ("gpu", "num_gpus")
+    measures: ClassVar[tuple[Measure, ...]] = (Measure("latency", "latency_ms", 1e-3),)
+
+    def answer(self, table: pd.DataFrame) -> Answers:
+        answers = Answers.unsupported(len(table), len(self.measures))
+        for rows in rows_of(table):
+            _answer(answers, rows)
+        return answers
+
+
+def _answer(answers: Answers, rows: Rows) -> None:
+    found = calibrated(rows.gpu, rows.engine)
+    cluster = cluster_of(rows.accelerator) if rows.accelerator else None
+    library = rows.engine if rows.entry.startswith("custom") else "nccl"
+    for place in rows.places:
+        answers.group[place] = f"{rows.gpu} {library} {rows.operation}{' eager' if rows.is_eager else ''}"
+    fit = found[1].collective.get(rows.entry) if found else None
+    why = ""
+    if found is None or cluster is None:
+        why = f"no calibrated accelerator '{rows.gpu}'"
+    elif fit is None:
+        why = f"no constants for the operation '{rows.entry}'"
+    elif not rows.known.any():
+        why = "its number format, size or number of GPUs is not known"
+    if found is None or cluster is None or fit is None or why:
+        for place in rows.places:
+            answers.status[place] = f"unsupported: {why}"
+        return
+    seconds = rows.seconds(fit, found[0], cluster.scale_up.bytes_per_s)
+    statuses = [_status(fit, rows, found[0], cluster.gpus_per_node, i) for i in range(len(rows.places))]
+    low, high = Band.of(fit).around(seconds, np.array([status != OK for status in statuses], dtype=bool))
+    answered = np.array([not status.startswith("unsupported") for status in statuses])
+    for values, into in ((seconds, answers.seconds), (low, answers.low), (high, answers.high)):
+        into[rows.places, 0] = np.where(answered, values, np.nan)
+    for place, status in zip(rows.places, statuses, strict=True):
+        answers.status[place] = status
+
+
+def _status(fit: CollectiveFit, rows: Rows, accelerator: AcceleratorSpec, gpus_per_node: int, row: int) -> str:
+    ranks = float(rows.num_ranks[row])
+    if not rows.known[row]:
+        return "unsupported: its number format, size or number of GPUs is not known"
+    if ranks > gpus_per_node:
+        return f"unsupported: {ranks:.0f} GPUs are not in one fast domain"
+    reasons = []
+    if fit.kind == "assumed":
+        reasons.append("not measured on its family")
+    elif accelerator.title not in fit.source:
+        reasons.append("measured on another GPU of its family")
+    outside = fit.outside(ranks=ranks, bytes=float(rows.num_bytes[row]))
+    if outside:
+        reasons.append(f"{', '.join(outside)} outside the measured range")
+    return f"extrapolated: {'; '.join(reasons)}" if reasons else OK
+
+
+def rows_of(table: pd.DataFrame) -> Iterator[Rows]:
+    """The rows of a table by GPU, library and operation.
+
+    Raises:
+        UserError: if it is none of the tables that are known.
+    """
+    custom = "kernel_source" in table.columns or "message_size" in table.columns
+    require(table, _CUSTOM if custom else _NCCL, "collective table")
+    if custom:
+        table = table.rename(columns={"message_size": "message_elements", "allreduce_dtype": "nccl_dtype"})
+        names = ["gpu", "kernel_source", "engine", "engine_ver"]
+        table = table.assign(**{name: "" for name in names if name not in table.columns})
+    else:
+        names = ["gpu", "op_name"]
+    keys = pd.Series(list(zip(*(table[name].map(str) for name in names), strict=True)), dtype=object)
+    codes, found = pd.factorize(keys)
+    elements = pd.to_numeric(table["message_elements"], errors="coerce").to_numpy(dtype=float)
+    sizes = elements * table["nccl_dtype"].map(lambda name: _BYTES.get(str(name), np.nan)).to_numpy(dtype=float)
+    ranks = pd.to_numeric(table["num_gpus"], errors="coerce").to_numpy(dtype=float)
+    for code, key in enumerate(found):
+        places = np.flatnonzero(codes == code)
+        size, count = sizes[places], ranks[places]
+        known = np.isfinite(size) & np.isfinite(count) & (size > 0) & (count >= 2)
+        size, count = np.where(known, size, 1.0), np.where(known, count, 2.0)
+        name = accelerator_name(key[0])
+        if custom:
+            engine, entry = _library(*key[1:])
+            is_eager = "eager" in key[1].lower()
+            yield Rows(places, key[0], name, engine, entry, "all_reduce", is_eager, count, size, known)
+        else:
+            yield Rows(places, key[0], name, "any", key[1], key[1], False, count, size, known)
+
+
+def _library(kernel: str, engine: str, release: str) -> tuple[str, str]:
+    """Whose kernel it is, whatever engine calls it, and its entry."""
+    lower = kernel.lower()
+    owner = next((name for name in ("trtllm", "sglang", "vllm") if name in lower), engine or "any")
+    is_older = owner == "sglang" and _release(release) < NEWER_SGLANG
+    return owner, "custom_all_reduce_older" if is_older else "custom_all_reduce"
+
+
+def _release(text: str) -> tuple[int, ...]:
+    """The leading numbers of a release; a release without any is the newest.
+
+    >>> _release("0.5.6.post2"), _release("")
+    ((0, 5, 6), (99,))
+    """
+    numbers = re.match(r"\d+(?:\.\d+)*", text)
+    return tuple(int(number) for number in numbers[0].split(".")) if numbers else (99,)
