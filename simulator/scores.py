@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -241,16 +241,18 @@ def worst(rows: pd.DataFrame, most: int) -> pd.DataFrame:
     return ranked.groupby(["suite", "quantity"], sort=False).head(most).reset_index(drop=True)
 
 
-def order_of(suite: str, rows: pd.DataFrame, rivals: Sequence[object]) -> dict[str, object]:
+def order_of(suite: str, rows: pd.DataFrame, rivals: Sequence[Hashable]) -> dict[str, object]:
     """How many pairs among rows of the same ``rivals`` differ when measured, and how many are predicted in the same order.
 
     Args:
         rows: of one suite and quantity.
         rivals: for each row what it is compared within, such as a GPU, a model and a load.
     """
-    answered = is_answered(rows["status"]).to_numpy(bool)
+    answered = (is_answered(rows["status"]) & rows["predicted"].notna()).to_numpy(bool)
+    number = {rival: place for place, rival in enumerate(dict.fromkeys(rivals))}
+    codes = np.array([number[rival] for rival in rivals], dtype=int)
     pairs = right = 0
-    for _, own in rows[answered].groupby(np.asarray(rivals, dtype=object)[answered], sort=False):
+    for _, own in rows[answered].groupby(codes[answered], sort=False):
         far, same = right_order(own["measured"].to_numpy(float), own["predicted"].to_numpy(float))
         pairs, right = pairs + far, right + same
     return {"suite": suite, "pairs": pairs, "right": right}
