@@ -6,6 +6,7 @@ cases lie in ``workloads/validation``; ``moesim validate published FILE`` takes 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -20,6 +21,8 @@ from simulator.validation.tables import read_table
 
 _FAMILY = "validation.published"
 _DATA = "workloads/validation"
+_PLACE = re.compile(r"^published( \[[^]]*\])*: ")
+"""What errors begin with that name the deployment made for a row."""
 Tick = Callable[[str, int, int | None], None]
 """Told what is being done, how many rows of it are done, and how many there are."""
 
@@ -48,7 +51,12 @@ class Reply(NamedTuple):
     @classmethod
     def unsupported(cls, why: str) -> Reply:
         """A row that cannot be answered, and why."""
-        return cls(float("nan"), float("nan"), float("nan"), "unsupported: " + " ".join(why.split()))
+        return cls(float("nan"), float("nan"), float("nan"), "unsupported: " + _PLACE.sub("", " ".join(why.split())))
+
+    @classmethod
+    def of(cls, found: Reply | UserError) -> Reply:
+        """What was found, or why nothing was."""
+        return found if isinstance(found, Reply) else cls.unsupported(str(found))
 
 
 class Topic(Protocol):

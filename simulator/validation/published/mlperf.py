@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -19,6 +18,7 @@ from simulator.validation.published._names import accelerator_of, cluster_of, en
 from simulator.validation.published._queries import Benchmark, benchmarks
 from simulator.validation.published._scores import figures, mixture_ratios, with_ratios
 from simulator.validation.published._serve import Served, serve
+from simulator.validation.published._sweep import answers
 
 _OFFLINE_S, _FIRST_TURNS, _MOST_TURNS = 600.0, 3, 60
 """Shortest run that the rules allow. How many queries fill it follows from a shorter run of so many full batches."""
@@ -47,15 +47,15 @@ class MLPerf(Frozen):
     columns: ClassVar[tuple[str, ...]] = ("accelerator", "accel_per_node", "nodes", "model", "scenario", "submitter")
 
     def replies(self, table: pd.DataFrame, tick: Tick) -> list[Reply]:
-        found = []
-        for done, (_, row) in enumerate(table.iterrows(), 1):
+        read: list[tuple[_Row, int] | UserError] = []
+        for _, row in table.iterrows():
             try:
-                nodes = whole(row, "nodes")
-                found.append(_scaled(_answer(_read(row)), nodes))
+                read.append((_read(row), whole(row, "nodes")))
             except UserError as error:
-                found.append(Reply.unsupported(str(error)))
-            tick("MLPerf Inference", done, len(table))
-        return found
+                read.append(error)
+        cases = [case for case, _ in (found for found in read if not isinstance(found, UserError))]
+        found = answers(cases, _answer, lambda case: case[:4], "MLPerf Inference", tick)
+        return [Reply.of(one) if isinstance(one, UserError) else _scaled(Reply.of(found[one[0]]), one[1]) for one in read]
 
     def scores(self, table: pd.DataFrame, replies: list[Reply]) -> pd.DataFrame:
         if "tokens_per_s" not in table:
@@ -109,7 +109,6 @@ def _scaled(reply: Reply, nodes: int) -> Reply:
     return reply._replace(predicted=reply.predicted * nodes, low=reply.low * nodes, high=reply.high * nodes)
 
 
-@cache
 def _answer(case: _Row) -> Reply:
     """The best of the splits that fit, since submissions are tuned: replicas of 1, 2, 4, ... GPUs."""
     whys = []

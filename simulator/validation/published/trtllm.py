@@ -15,6 +15,7 @@ from simulator.validation.published._cells import whole
 from simulator.validation.published._names import accelerator_of, cluster_of, model_name, precision_of
 from simulator.validation.published._scores import figures, mixture_ratios, with_ratios
 from simulator.validation.published._serve import make, serve
+from simulator.validation.published._sweep import answers
 
 _BATCH, _BUDGET = 2048, 8192
 """``max_batch_size`` and ``max_num_tokens``, the defaults of TensorRT-LLM's builder; what each row was tuned to is not published."""
@@ -41,18 +42,15 @@ class TrtLLM(Frozen):
     columns: ClassVar[tuple[str, ...]] = ("release", "model", "gpu", "precision", "parallelism", "isl", "osl")
 
     def replies(self, table: pd.DataFrame, tick: Tick) -> list[Reply]:
-        known: dict[_Row, Reply] = {}
-        found = []
-        for done, (_, row) in enumerate(table.iterrows(), 1):
+        read: list[_Row | UserError] = []
+        for _, row in table.iterrows():
             try:
-                case = _read(row)
-                if case not in known:
-                    known[case] = _answer(case)
-                found.append(known[case])
+                read.append(_read(row))
             except UserError as error:
-                found.append(Reply.unsupported(str(error)))
-            tick("TensorRT-LLM throughput", done, len(table))
-        return found
+                read.append(error)
+        cases = [case for case in read if isinstance(case, _Row)]
+        found = answers(cases, _answer, lambda case: case[:-2], "TensorRT-LLM throughput", tick)
+        return [Reply.of(found[case] if isinstance(case, _Row) else case) for case in read]
 
     def scores(self, table: pd.DataFrame, replies: list[Reply]) -> pd.DataFrame:
         if "value" not in table:

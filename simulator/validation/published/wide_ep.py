@@ -17,7 +17,6 @@ import pandas as pd
 from simulator.errors import UserError
 from simulator.spec.base import Frozen
 from simulator.spec.model import load_model
-from simulator.sweep import sweep
 from simulator.validation import OK
 from simulator.validation.published import Reply, Tick
 from simulator.validation.published._cells import number
@@ -25,6 +24,7 @@ from simulator.validation.published._names import accelerator_of, cluster_of, en
 from simulator.validation.published._scores import figures
 from simulator.validation.published._serve import band_of, make, status_of
 from simulator.validation.published._step import run_one
+from simulator.validation.published._sweep import answers
 
 _REDUNDANT = 32
 """Redundant experts in SGLang's and DeepSeek's deployments."""
@@ -86,17 +86,16 @@ class WideEP(Frozen):
     columns: ClassVar[tuple[str, ...]] = ("case", "unit", "model", "hardware", "n_gpus", "parallelism", "conditions")
 
     def replies(self, table: pd.DataFrame, tick: Tick) -> list[Reply]:
-        read: list[Question | Reply] = []
+        read: list[Question | UserError] = []
         for _, row in table.iterrows():
             try:
                 read.append(_read(row))
             except UserError as error:
-                read.append(Reply.unsupported(str(error)))
+                read.append(error)
         questions = [question for question in read if isinstance(question, Question)]
-        cases = list(dict.fromkeys(case for q in questions for case in (q.case, q.other) if case is not None))
-        cases.sort(key=lambda case: (case.num_gpus, case.ep, case.is_balanced, case.has_eplb))  # so that neighbours share plans
-        answers = dict(zip(cases, sweep(_run, cases, lambda done: tick("wide expert parallelism", done, len(cases))), strict=True))
-        return [_reply(q, answers) if isinstance(q, Question) else q for q in read]
+        cases = [case for q in questions for case in (q.case, q.other) if case is not None]
+        found = answers(cases, _run, _plan_of, "wide expert parallelism", tick)
+        return [_reply(one, found) if isinstance(one, Question) else Reply.of(one) for one in read]
 
     def scores(self, table: pd.DataFrame, replies: list[Reply]) -> pd.DataFrame:
         if "value" not in table:
@@ -243,29 +242,35 @@ def _eplb(case: Case) -> dict[str, Any]:
     return placement
 
 
-def _run(case: Case) -> Rate | str:
-    """What a case reaches, or why it is not answered."""
-    try:
-        deployment = _deployment(case)
-        sequences = case.sequences
-        if not sequences:
-            sequences = int(np.clip(make(deployment).capacity.tokens // (case.context + case.new), 1, _DECODE_BATCH))
-        step = run_one(deployment, sequences, case.new, case.context)
-        low, high = band_of(step.plan, step.shares)
-    except UserError as error:
-        return str(error)
+def _plan_of(case: Case) -> Case:
+    """What cases that share a plan have in common."""
+    return case._replace(sequences=0, new=0, context=0, emitted=0.0)
+
+
+def _run(case: Case) -> Rate:
+    """What a case reaches.
+
+    Raises:
+        UserError: if the deployment is impossible.
+    """
+    deployment = _deployment(case)
+    sequences = case.sequences
+    if not sequences:
+        sequences = int(np.clip(make(deployment).capacity.tokens // (case.context + case.new), 1, _DECODE_BATCH))
+    step = run_one(deployment, sequences, case.new, case.context)
+    low, high = band_of(step.plan, step.shares)
     in_node = 4 if step.plan.cluster.gpus_per_node > 8 else step.plan.cluster.gpus_per_node
     because = f"{sequences} sequences a GPU, {step.because}"
     return Rate(sequences * case.emitted / step.seconds, in_node, low, high, status_of(step.plan), because)
 
 
-def _reply(question: Question, answers: dict[Case, Rate | str]) -> Reply:
+def _reply(question: Question, found: dict[Case, Rate | UserError]) -> Reply:
     rates = []
     for case in (question.case, question.other):
         if case is not None:
-            answer = answers[case]
-            if isinstance(answer, str):
-                return Reply.unsupported(answer)
+            answer = found[case]
+            if isinstance(answer, UserError):
+                return Reply.of(answer)
             rates.append(answer)
     one = rates[0]
     if len(rates) == 1:
