@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from simulator.data import available_files
 from simulator.errors import UserError
 from simulator.plan import Plan, make_plan
+from simulator.spec.accelerator import load_accelerator
 from simulator.spec.base import Policy
 from simulator.spec.cluster import default_num_gpus, read_cluster_table
 from simulator.spec.deployment import DeploymentSpec, ParallelSpec
@@ -149,9 +150,18 @@ def _sglang(point: Point) -> dict[str, Any]:
             "token_budget": 16384,
             "max_sequences": max(256, point.concurrency),
             "splits_prompts": True,
+            "poll_steps": _poll_steps(point),
         },
         "memory_fraction": 0.88,
     }
+
+
+def _poll_steps(point: Point) -> int:
+    """InferenceX starts SGLang on Blackwell with ``--scheduler-recv-interval`` 10 below 16 requests in flight, and 30 from there."""
+    accelerator = load_accelerator(accelerator_name(point.system) or "", "serving point")
+    if not point.is_ranged or accelerator.fp4_flops_per_s is None:
+        return 1
+    return 10 if point.concurrency < 16 else 30
 
 
 def _trtllm(point: Point) -> dict[str, Any]:
@@ -160,6 +170,8 @@ def _trtllm(point: Point) -> dict[str, Any]:
     if point.is_ranged:  # InferenceX starts it with room for one prompt beside the decodes: its scripts' MAX_NUM_TOKENS
         budget = -(-(point.concurrency + point.num_input + 64) // 64) * 64
     scheduling: Policy = {"kind": "no_evict", "token_budget": budget, "max_sequences": max(256, point.concurrency)}
+    if point.is_ranged and point.decode.attention_dp > 1:  # InferenceX: enable_balance with timeout_iters = 60
+        scheduling["balance_steps"] = 60
     found: dict[str, Any] = {"scheduling": scheduling, "free_memory_fraction": 0.85}
     if _FORMATS.get(point.gemm_format.lower()) in ("fp8", "fp8_block", "nvfp4"):
         found["kv_dtype"] = "fp8"

@@ -16,6 +16,7 @@ from simulator.engine.table import StepTable
 from simulator.plan import Plan
 from simulator.traces import RequestTrace
 from simulator.validation.serving._points import Point
+from simulator.validation.serving._sums import sums_of
 
 _ROUNDS = 10
 """Requests of a measurement over its concurrency (InferenceX: ``--num-prompts`` is 10 times ``--max-concurrency``)."""
@@ -61,6 +62,17 @@ def weights_of(count: int, concurrency: int) -> NDArray[np.float64]:
     if 2 < rounds < _ROUNDS:
         weights[concurrency : count - concurrency] = (_ROUNDS - 2) / (rounds - 2)
     return np.asarray(weights / weights.sum())
+
+
+def sums(plan: Plan, table: StepTable, point: Point) -> NDArray[np.float64]:
+    """What the point's latencies consist of, see :func:`~simulator.validation.serving._sums.sums_of`.
+
+    Raises:
+        UserError: if a request does not fit in the KV cache.
+    """
+    trace = trace_of(point)
+    served = serve_closed_loop(plan, table._replace(step_s=0.0, sequence_s=1.0, prompt_s=0.0), trace)
+    return sums_of(served, trace.num_output, weights_of(trace.num_requests, point.concurrency))
 
 
 def measure(plan: Plan, table: StepTable, point: Point) -> Latencies:

@@ -22,6 +22,7 @@ COLUMNS = ("id", "backend", "model_path", "system", "mode", "isl", "osl")
 """A table must have these; ``backend_version``, ``gemm_quant_mode``, ``moe_quant_mode``, ``precision``, ``batch_size`` and the sizes
 of splits are used where they are."""
 _CONCURRENCY = re.compile(r"_c(\d+)(?:_|$)")
+_DATED = re.compile(r"20\d\d_\d\d_\d\d_")
 _SPLIT_IN_ID = re.compile(r"_tp(\d+)(?:_0)?(?:_ep(\d+))?")
 
 
@@ -58,6 +59,8 @@ class Point(NamedTuple):
     prefill: Pool | None
     is_ranged: bool
     """Whether lengths vary between 0.8 and 1 of what is asked for (InferenceX); else all are equal."""
+    is_dated: bool
+    """Whether the id begins with the day of the run."""
 
 
 class UnreadableError(ValueError):
@@ -97,6 +100,7 @@ def read_point(row: dict[str, Any]) -> Point:
         decode=decode,
         prefill=prefill,
         is_ranged=is_ranged(name),
+        is_dated=_DATED.match(name) is not None,
     )
 
 
@@ -110,7 +114,7 @@ def is_ranged(name: str) -> bool:
     >>> is_ranged("qwen3_32b_h100_sxm_vllm_agg_4000x1000_c_tp8_0_epnone_1")
     False
     """
-    return bool(re.match(r"20\d\d_\d\d_\d\d_", name) or re.search(r"_cfg\d+$", name))
+    return bool(_DATED.match(name) or re.search(r"_cfg\d+$", name))
 
 
 def _concurrency(name: str, decode: Pool) -> int:
