@@ -26,12 +26,16 @@ class Served(NamedTuple):
     tpot_s: NDArray[np.float64]
     """Seconds between the first token and the last, over the tokens after the first; not a number with one token."""
     arrival_s: NDArray[np.float64]
+    """At the scheduler."""
     steps: NDArray[np.float64]
     """``[steps, LOG_COLUMNS]``, see :mod:`simulator.engine.fast`."""
 
 
-def serve_closed_loop(plan: Plan, table: StepTable, trace: RequestTrace) -> Served:
+def serve_closed_loop(plan: Plan, table: StepTable, trace: RequestTrace, way_s: float = 0.0) -> Served:
     """Serve a trace on one replica with ``trace.concurrency`` requests in flight.
+
+    Args:
+        way_s: from the client to the scheduler, which is part of the time to the first token.
 
     Raises:
         UserError: if the trace is no closed loop, or its longest request does not fit in the KV cache.
@@ -42,11 +46,11 @@ def serve_closed_loop(plan: Plan, table: StepTable, trace: RequestTrace) -> Serv
     limits = make_limits(plan, trace)
     requests = start_requests(trace, with_prefixes=False)
     replica = Replica(requests, limits, plan.layout.attention_dp, scaled_blocks(plan, limits), 0)
-    replica.assign_loop(trace.concurrency)
+    replica.assign_loop(trace.concurrency, way_s)
     replica.advance(table, math.inf, lambda: None, trace.concurrency)
     more_tokens = np.where(requests.num_output > 1, requests.num_output - 1, np.nan)
     return Served(
-        ttft_s=requests.first_s - requests.arrival_s,
+        ttft_s=requests.first_s - requests.arrival_s + way_s,
         tpot_s=(requests.finish_s - requests.first_s) / more_tokens,
         arrival_s=requests.arrival_s.copy(),
         steps=replica.log(),

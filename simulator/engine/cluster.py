@@ -109,6 +109,8 @@ class _Run:
         self.progress = progress
         self.replica_of = np.zeros(len(requests.arrival_s), dtype=np.int64)
         self._tokens = requests.num_input + requests.num_output
+        self._way_s = plan.calibration.engine.first_token_s
+        requests.arrival_s[:] += self._way_s  # at the scheduler; the record says when they were sent
         self._balancer = plan.balancing.prepare(len(replicas), plan.rng("balancing"))
 
     def _choose(self, request: int) -> Replica:
@@ -133,7 +135,7 @@ class _Run:
     def in_compiled_loop(self, table: StepTable, concurrency: int) -> None:
         """Closed loop on one replica at the ``step`` fidelity: every request comes when another ends, so nobody need choose."""
         replica = self.replicas[0]
-        replica.assign_loop(concurrency)
+        replica.assign_loop(concurrency, self._way_s)
         replica.advance(table, math.inf, self._tick, concurrency)
         self._tick()
 
@@ -174,12 +176,24 @@ class _Run:
             else:
                 if self.concurrency is not None and request >= self.concurrency:
                     yield freed.get(1)
+                if self._way_s > 0.0:
+                    env.process(self._deliver(env, request, wakes))
+                    continue
                 self.requests.arrival_s[request] = env.now
-            replica = self._choose(request)
-            replica.assign(request)
-            wake = wakes[self.replicas.index(replica)][0]
-            if not wake.triggered:
-                wake.succeed()
+            self._hand_over(request, wakes)
+
+    def _deliver(self, env: simpy.Environment, request: int, wakes: list[list[Event]]) -> ProcessGenerator:
+        """A request of a closed loop on its way from the client to the scheduler."""
+        yield env.timeout(self._way_s)
+        self.requests.arrival_s[request] = env.now
+        self._hand_over(request, wakes)
+
+    def _hand_over(self, request: int, wakes: list[list[Event]]) -> None:
+        replica = self._choose(request)
+        replica.assign(request)
+        wake = wakes[self.replicas.index(replica)][0]
+        if not wake.triggered:
+            wake.succeed()
 
 
 def _record(plan: Plan, prices: Prices, run: _Run) -> DeploymentRecord:
@@ -187,16 +201,15 @@ def _record(plan: Plan, prices: Prices, run: _Run) -> DeploymentRecord:
     unfinished = int(np.isnan(requests.finish_s).sum())
     if unfinished:
         raise RuntimeError(f"{unfinished} requests of deployment '{plan.name}' never finished")
-    outside_s = plan.calibration.engine.first_token_s
     table = pd.DataFrame(
         {
             "request": np.arange(len(requests.arrival_s)),
             "replica": run.replica_of,
             "dp_rank": requests.dp_rank,
-            "arrival_s": requests.arrival_s,
+            "arrival_s": requests.arrival_s - plan.calibration.engine.first_token_s,
             "scheduled_s": requests.scheduled_s,
-            "first_token_s": requests.first_s + outside_s,
-            "finish_s": requests.finish_s + outside_s,
+            "first_token_s": requests.first_s,
+            "finish_s": requests.finish_s,
             "num_input": requests.num_input,
             "num_output": requests.num_output,
             "num_cached": requests.cached,

@@ -171,6 +171,7 @@ def advance(
     until_s: float,
     log: NDArray[np.float64],
     concurrency: int = 0,
+    way_s: float = 0.0,
 ) -> tuple[int, int]:
     """Run steps until the clock reaches ``until_s``, taking requests from ``queue`` as they arrive.
 
@@ -180,6 +181,7 @@ def advance(
         queue: requests in order of arrival; those before ``position`` have been taken.
         concurrency: above 0, a closed loop: the first so many requests have arrived, those behind them (at infinity so far) follow
             one by one as requests finish. Their step has been formed by then, so they join the one after it.
+        way_s: from the end of one request to the next one's arrival.
         log: rows for steps; the loop stops early when it is full.
 
     Returns:
@@ -196,7 +198,7 @@ def advance(
             if concurrency > 0:
                 released = concurrency + clock.num_finished[0]
                 for i in range(released - finished, min(released, len(queue))):
-                    requests.arrival_s[queue[i]] = clock.now_s[0]
+                    requests.arrival_s[queue[i]] = clock.now_s[0] + way_s
         is_idle = clock.num_pushed[0] == clock.num_finished[0]
         looks = is_idle or clock.num_steps[0] % limits.poll_steps == 0
         while looks and position < len(queue) and requests.arrival_s[queue[position]] <= clock.now_s[0]:

@@ -34,6 +34,7 @@ class Replica:
         self.queue = np.zeros(len(requests.arrival_s), dtype=np.int64)
         self.num_queued = 0
         self._position = 0
+        self._way_s = 0.0
         self._coming_tokens = 0
         self._logs: list[NDArray[np.float64]] = []
         self._log = np.empty((_LOG_ROWS, len(LOG_COLUMNS)))
@@ -55,10 +56,11 @@ class Replica:
         self.num_queued += 1
         self._coming_tokens += int(self.requests.num_input[request] + self.requests.num_output[request])
 
-    def assign_loop(self, concurrency: int) -> None:
-        """Send it all requests as a closed loop: ``concurrency`` at once, the others when one ends."""
+    def assign_loop(self, concurrency: int, way_s: float = 0.0) -> None:
+        """Send it all requests as a closed loop: ``concurrency`` at once, the others when one ends; ``way_s`` later they are here."""
+        self._way_s = way_s
         for request in range(len(self.queue)):
-            self.requests.arrival_s[request] = 0.0 if request < concurrency else np.inf
+            self.requests.arrival_s[request] = way_s if request < concurrency else np.inf
             self.assign(request)
 
     def take(self) -> None:
@@ -86,7 +88,17 @@ class Replica:
             room = self._log[self._rows :]
             queue = self.queue[: self.num_queued]
             position, rows = advance(
-                self.requests, self.ranks, self.limits, self.clock, table, queue, self._position, until_s, room, concurrency
+                self.requests,
+                self.ranks,
+                self.limits,
+                self.clock,
+                table,
+                queue,
+                self._position,
+                until_s,
+                room,
+                concurrency,
+                self._way_s,
             )
             self._have_come(position)
             self._rows += rows

@@ -107,5 +107,4 @@ def _answer(one: Prepared, known: dict[object, Latencies | str]) -> Answer:
     if engine.kind == "assumed":
         reasons.append(f"no serving points of {one.plan.accelerator.title} were fitted")
     status = f"extrapolated: {'; '.join(reasons)}" if reasons else OK
-    ttft_s = latencies.ttft_s + engine.first_token_s
-    return Answer(ttft_s, latencies.tpot_s / one.tokens_per_step, status, group, engine.ttft_band, engine.band)
+    return Answer(latencies.ttft_s, latencies.tpot_s / one.tokens_per_step, status, group, engine.ttft_band, engine.band)

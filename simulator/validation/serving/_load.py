@@ -82,7 +82,7 @@ def measure(plan: Plan, table: StepTable, point: Point) -> Latencies:
         UserError: if a request does not fit in the KV cache.
     """
     trace = trace_of(point)
-    served = serve_closed_loop(plan, table, trace)
+    served = serve_closed_loop(plan, table, trace, plan.calibration.engine.first_token_s)
     weights = weights_of(trace.num_requests, point.concurrency)
     has_tpot = np.isfinite(served.tpot_s)
     tpot_s = float(np.average(served.tpot_s[has_tpot], weights=weights[has_tpot])) if has_tpot.any() else float("nan")
