@@ -34,6 +34,7 @@ _POLICIES = {
     "compute": "cost.compute",
     "communication": "cost.comm",
     "figures": "report.figures",
+    "kernels": "validation.kernels",
 }
 
 
