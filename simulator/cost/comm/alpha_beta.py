@@ -81,20 +81,17 @@ class AlphaBetaModel:
 
     def _gathered(self, operation: Operation, bytes_SR: Floats) -> Exchange:
         """All ranks' tokens to all, or their sums back: a library's collective, whose parts are as large as the largest."""
-        num_ranks = self.fabric.num_ranks
-        name = _COLLECTIVES[operation]
-        fit = self._collective_fit(name)
-        everyone = tuple(range(num_ranks))
-        start_s, links_s, ring_SR = self._collective(fit, name, float(bytes_SR.max()) * num_ranks, everyone)
-        return Exchange(start_s, links_s, ring_SR)
+        name, everyone = _COLLECTIVES[operation], tuple(range(self.fabric.num_ranks))
+        size = np.array([float(bytes_SR.max()) * len(everyone)])
+        start_s, *busiest_s = (float(part[0]) for part in self._parts_s(self._collective_fit(name), name, size, everyone))
+        return Exchange(start_s, self._loaded(self.fabric.bytes_per_link(bytes_SR) / self._peaks_L, busiest_s), bytes_SR)
 
     def all_reduce(self, num_bytes: float, ranks: tuple[int, ...]) -> Exchange:
         """The fastest of the protocols that the engine and NCCL have for it."""
         if len(ranks) == 1 or num_bytes == 0:
             return Exchange.nothing()
-        ways = [self._collective(fit, _ALL_REDUCE, num_bytes, ranks) for fit in self._all_reduce_fits(ranks)]
-        start_s, links_s, bytes_SR = min(ways, key=lambda way: way[0] + float(way[1].max()))
-        return Exchange(start_s, links_s, bytes_SR)
+        ways = (self._collective(fit, _ALL_REDUCE, num_bytes, ranks) for fit in self._all_reduce_fits(ranks))
+        return min(ways, key=lambda way: way.alone_s)
 
     def all_reduces_s(self, num_bytes: Floats, ranks: tuple[int, ...]) -> Floats:
         if len(ranks) == 1:
@@ -105,24 +102,27 @@ class AlphaBetaModel:
             found.append(start_s + np.maximum(carry_s, out_s))
         return np.where(num_bytes > 0, np.min(found, axis=0), 0.0)
 
-    def _collective(self, fit: CollectiveFit, name: str, num_bytes: float, ranks: tuple[int, ...]) -> tuple[float, Floats, Floats]:
-        """Latency, seconds of every link, and bytes between neighbours of the ring."""
-        start_s, carry_s, out_s = (float(part[0]) for part in self._parts_s(fit, name, np.array([num_bytes]), ranks))
+    def _collective(self, fit: CollectiveFit, name: str, num_bytes: float, ranks: tuple[int, ...]) -> Exchange:
+        start_s, *busiest_s = (float(part[0]) for part in self._parts_s(fit, name, np.array([num_bytes]), ranks))
         bytes_SR, per_byte_L = self._ring(ranks)
         sent = passes_of(name) * (len(ranks) - 1) / len(ranks) * num_bytes
-        busiest = {kind: float(per_byte_L[here].max(initial=0.0)) for kind, here in self._kinds}
-        links_s = np.zeros(len(per_byte_L))
-        for (kind, here), seconds in zip(self._kinds, (carry_s, out_s), strict=True):
-            if busiest[kind] > 0:
-                links_s[here] = per_byte_L[here] / busiest[kind] * seconds
-        return start_s, links_s, bytes_SR * sent
+        return Exchange(start_s, self._loaded(per_byte_L, busiest_s), bytes_SR * sent)
+
+    def _loaded(self, load_L: Floats, busiest_s: list[float]) -> Floats:
+        """Seconds of every link in proportion to its load, the busiest inside domains and between as given."""
+        links_s = np.zeros(len(load_L))
+        for here, seconds in zip(self._kinds, busiest_s, strict=True):
+            most = float(load_L[here].max(initial=0.0))
+            if most > 0:
+                links_s[here] = load_L[here] / most * seconds
+        return links_s
 
     def _parts_s(self, fit: CollectiveFit, name: str, num_bytes: Floats, ranks: tuple[int, ...]) -> tuple[Floats, Floats, Floats]:
         """Latency, and seconds of the busiest link inside domains and between, for messages of many sizes."""
         size, passes = len(ranks), passes_of(name)
         nodes = len(np.unique(self.fabric.node_R[list(ranks)]))
         _, per_byte_L = self._ring(ranks)
-        (_, inside), (_, between) = self._kinds
+        inside, between = self._kinds
         # Ring neighbours of one domain use their ports at the peak, of two domains or of two sockets what joins these.
         inside_s, between_s = (float(per_byte_L[here].max(initial=0.0)) for here in (inside, between))
         here = -(-size // nodes) if inside_s else 2
@@ -158,8 +158,9 @@ class AlphaBetaModel:
         return np.array([link.kind == "scale_up" for link in self.fabric.links])
 
     @cached_property
-    def _kinds(self) -> tuple[tuple[str, NDArray[np.bool_]], tuple[str, NDArray[np.bool_]]]:
-        return ("scale_up", self._is_scale_up_L), ("scale_out", ~self._is_scale_up_L)
+    def _kinds(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Links inside domains, and between."""
+        return self._is_scale_up_L, ~self._is_scale_up_L
 
     @cached_property
     def _crosses_SR(self) -> NDArray[np.bool_]:
