@@ -115,6 +115,11 @@ def make_plan(spec: DeploymentSpec, seed: int, where: str, folder: Path) -> Plan
     if replicas * layout.num_ranks > cluster.num_gpus:
         needed = replicas * layout.num_ranks
         raise UserError(f"{place}: {replicas} replicas need {needed} GPUs, but cluster '{cluster.name}' has {cluster.num_gpus}")
+    if spec.overlap == "two_batch" and not (model.moe is not None and layout.travels):
+        raise UserError(
+            f'{place}: overlap = "two_batch" computes while tokens travel to experts, and here none do: '
+            + (f"{model.name} is dense" if model.moe is None else "it takes attention_dp > 1")
+        )
     precision = _precision(spec, model)
     _check_pruning(spec, model, loaded, place)
     rules: Rules = build("scheduling", spec.scheduling, f"{place} [scheduling]").rules()

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from simulator.cost.comm import Exchange, Vectors
 from simulator.dispatch import policy_at
+from simulator.overlap import halves, interleave
 from simulator.plan import POOL_TOKENS, ExpertPlan, Plan
 from simulator.program import Batch, Busy, Operation, Together
 from simulator.spec.dtypes import BYTES_PER_ELEMENT, INPUT_BYTES
@@ -25,7 +26,7 @@ from simulator.work.context import total_entries, total_pairs
 from simulator.work.experts import SlotMap
 from simulator.work.layout import shard
 from simulator.work.lookback import Lookback, lookbacks
-from simulator.work.memory import expert_bytes_per_layer
+from simulator.work.memory import expert_bytes_per_layer, linear_bytes
 
 _TRAVELLING_BYTES = {"fp8": INPUT_BYTES["fp8_block"]}
 """Of a number on its way to an expert, where it is not the format's own: engines send fp8 with a scale for 128 numbers."""
@@ -233,9 +234,46 @@ class Prices:
 
     def program(self, batch: Batch, offset: int) -> list[Operation]:
         """The whole step as operations of all ranks, engine overhead last."""
+        layout = self.plan.layout
+        overlapped = self.halved_layers
+        operations = self._layers(batch, offset, range(overlapped.start))
+        programs = []
+        begin = offset
+        for part in self.parts(batch):
+            programs.append(self._layers(part, begin, overlapped))
+            begin += int(part.tokens_d.sum())
+        operations += interleave(*programs) if len(programs) == 2 else programs[0]
+        operations += self._layers(batch, offset, range(overlapped.stop, len(self.plan.model.layer_names)))
+        operations.append(Busy("dense", -1, np.repeat(self.head_s[batch.num_logits], layout.tp)))
+        num_sequences = np.array([len(new) for new in batch.new_tokens])
+        has_prompts = any(not flags.all() for flags in batch.is_decode)
+        overhead_s = self.overhead_s(int(num_sequences.max(initial=0)), has_prompts)
+        operations.append(Busy("overhead", -1, np.full(layout.num_ranks, overhead_s)))
+        return operations
+
+    @cached_property
+    def overlapped_layers(self) -> range:
+        """Layers that two-batch overlap would run in halves: from the first to the last with routed experts, as SGLang does."""
+        found = [n for n, (_, ffn) in enumerate(self.plan.model.layer_names) if isinstance(self.plan.model.ffns.get(ffn), MoE)]
+        return range(found[0], found[-1] + 1) if found else range(0)
+
+    @property
+    def halved_layers(self) -> range:
+        """Layers that do run in halves."""
+        return self.overlapped_layers if self.plan.spec.overlap == "two_batch" else range(0)
+
+    def parts(self, batch: Batch) -> tuple[Batch, ...]:
+        """What a step's overlapped layers run one after another: the whole batch, or its halves."""
+        if not self.halved_layers:
+            return (batch,)
+        return halves(batch) or (batch,)
+
+    def _layers(self, batch: Batch, offset: int, layers: range) -> list[Operation]:
         plan, layout = self.plan, self.plan.layout
         tokens_d = batch.tokens_d
         operations: list[Operation] = []
+        if not layers:
+            return operations
         looking_s = {
             name: np.array(
                 [sum(self.lookback_s(t, batch, d) for t in self.lookbacks if t.mixer == name) for d in range(layout.attention_dp)]
@@ -244,7 +282,8 @@ class Prices:
         }
         reduce = tuple(self.all_reduce(d, int(tokens_d[d])) for d in range(layout.attention_dp)) if layout.tp > 1 else ()
         moe_layer = 0
-        for layer, (mixer, ffn) in enumerate(plan.model.layer_names):
+        for layer in layers:
+            mixer, ffn = plan.model.layer_names[layer]
             after_mixer, after_ffn = self.all_reduces(ffn, mixer)
             if mixer != "none":
                 operations.append(Busy("attention", layer, np.repeat(self.mixer_s[mixer][tokens_d] + looking_s[mixer], layout.tp)))
@@ -257,11 +296,6 @@ class Prices:
                     moe_layer += 1
             if after_ffn:
                 operations.append(Together("collective", layer, self.tensor_groups, reduce))
-        operations.append(Busy("dense", -1, np.repeat(self.head_s[batch.num_logits], layout.tp)))
-        num_sequences = np.array([len(new) for new in batch.new_tokens])
-        has_prompts = any(not flags.all() for flags in batch.is_decode)
-        overhead_s = self.overhead_s(int(num_sequences.max(initial=0)), has_prompts)
-        operations.append(Busy("overhead", -1, np.full(layout.num_ranks, overhead_s)))
         return operations
 
     def expert_operations(self, step: ExpertStep, layer: int) -> list[Operation]:
@@ -292,10 +326,15 @@ class Prices:
                     read_bytes += term.num_layers * cost * total_entries(context, new, term.window, term.compression) / dp
         imbalance = 0.0
         num_layers = self.plan.model.num_moe_layers
-        for layer in range(num_layers):
-            step = self.expert_step(layer, batch.tokens_d, offset)
-            imbalance += float(step.pairs_R.max() / step.pairs_R.mean()) / num_layers
-            read_bytes += step.read_bytes
+        parts = self.parts(batch)
+        read_bytes += (len(parts) - 1) * self.overlapped_bytes
+        for part in parts:
+            share = int(part.tokens_d.sum()) / int(batch.tokens_d.sum())
+            for layer in range(num_layers):
+                step = self.expert_step(layer, part.tokens_d, offset)
+                imbalance += share * float(step.pairs_R.max() / step.pairs_R.mean()) / num_layers
+                read_bytes += step.read_bytes
+            offset += int(part.tokens_d.sum())
         return imbalance, read_bytes
 
     def overhead_s(self, num_sequences: int, has_prompts: bool) -> float:
@@ -312,6 +351,14 @@ class Prices:
         if model.moe is not None:
             left_out += model.num_moe_layers * expert_bytes_per_layer(model.moe, model.hidden_size, plan.layout, plan.precision)
         return plan.capacity.weights_bytes - left_out
+
+    @cached_property
+    def overlapped_bytes(self) -> float:
+        """Weights other than routed experts of :attr:`halved_layers`, which each half reads anew."""
+        model, tp, dtype = self.plan.model, self.plan.layout.tp, self.plan.precision.weights
+        blocks = {**model.mixers, **model.ffns}
+        names = [name for layer in self.halved_layers for name in model.layer_names[layer] if name != "none"]
+        return sum(linear_bytes(blocks[name].linears(model.hidden_size), tp, dtype) for name in names)
 
     @cached_property
     def mixer_layers(self) -> Counter[str]:

@@ -30,7 +30,24 @@ class Together(NamedTuple):
     """One a group."""
 
 
-Operation = Busy | Together
+class Start(NamedTuple):
+    """Groups of ranks exchange data as in :class:`Together`, but each goes on at once with what does not need it."""
+
+    phase: str
+    layer: int
+    groups: tuple[tuple[int, ...], ...]
+    exchanges: tuple[Exchange, ...]
+    number: int
+    """By which :class:`Finish` knows it; unique in a program."""
+
+
+class Finish(NamedTuple):
+    """Each rank waits until what it started has arrived."""
+
+    start: Start
+
+
+Operation = Busy | Together | Start | Finish
 
 
 @dataclass(frozen=True)

@@ -69,16 +69,17 @@ def price_step(requests: Requests, ranks: Ranks, table: StepTable, row: NDArray[
     running, chunk, num_running = ranks.running, ranks.chunk, ranks.num_running
     num_input, generated, computed = requests.num_input, requests.generated, requests.computed
     windows, compressions, term_window = table.windows, table.compressions, table.term_window
-    term_layers, term_costs, rates = table.term_layers, table.term_costs, table.rates
+    term_layers, term_halved, term_costs, rates = table.term_layers, table.term_halved, table.term_costs, table.rates
     mixer_s, ffn_s, head_s, collective_s = table.mixer_s, table.ffn_s, table.head_s, table.collective_s
+    halved_s = table.halved_s
     num_ranks, num_ways, num_terms = len(num_running), len(windows), len(term_window)
     sums = np.empty((num_ways, 4))
-    attention = dense = collective = slowest = 0.0
+    attention = dense = collective = slowest = beside = 0.0
     read_bytes = table.weight_bytes
     total_tokens = fullest = most_sequences = prompts = 0
     for d in range(num_ranks):
         sums[:] = 0.0
-        tokens = sequences = logits = 0
+        tokens = sequences = logits = decodes = 0
         for i in range(num_running[d]):
             new = chunk[d, i]
             if new == 0:
@@ -90,10 +91,11 @@ def price_step(requests: Requests, ranks: Ranks, table: StepTable, row: NDArray[
             logits += context + new == num_input[r] + generated[r]
             first = 1 if is_decode(new, num_input[r], generated[r], context) else 0
             prompts += 1 - first
+            decodes += first
             for w in range(num_ways):
                 sums[w, first] += pairs(context, new, windows[w], compressions[w])
                 sums[w, 2 + first] += entries(context, new, windows[w], compressions[w])
-        mixing = mixer_s[tokens]
+        mixing, halving = mixer_s[tokens], halved_s[tokens]
         for j in range(num_terms):
             way = term_window[j]
             for phase in range(2):
@@ -103,12 +105,17 @@ def price_step(requests: Requests, ranks: Ranks, table: StepTable, row: NDArray[
                     bytes_s = num_bytes / rates[phase, 1]
                     read_bytes += term_layers[j] * num_bytes / num_ranks
                     mixing += term_layers[j] * (rates[phase, 2] + max(flops_s, bytes_s))
+                    if term_halved[j] > 0.0:  # decodes are in the first half, and in both where they are more than that
+                        more = decodes > tokens - tokens // 2 if phase == 1 else tokens - decodes > tokens // 2
+                        mixing += term_halved[j] * rates[phase, 2] * more
+                        halving += term_halved[j] * (rates[phase, 2] * (1 + more) + max(flops_s, bytes_s))
         feeding = ffn_s[tokens] + head_s[logits]
         reducing = collective_s[tokens]
         attention += mixing / num_ranks
         dense += feeding / num_ranks
         collective += reducing / num_ranks
         slowest = max(slowest, mixing + feeding + reducing)
+        beside = max(beside, halving)
         total_tokens += tokens
         fullest = max(fullest, tokens)
         most_sequences = max(most_sequences, sequences)
@@ -118,7 +125,7 @@ def price_step(requests: Requests, ranks: Ranks, table: StepTable, row: NDArray[
     row[_ATTENTION + 1] = dense
     row[_ATTENTION + 5] = slowest - attention - dense - collective
     if len(table.expert_tokens):
-        _interpolate_experts(table, total_tokens, fullest * num_ranks / total_tokens, row)
+        _interpolate_experts(table, total_tokens, fullest * num_ranks / total_tokens, beside / 2, row)
     row[_ATTENTION + 6] = collective
     row[_ATTENTION + 7] = table.step_s + most_sequences * table.sequence_s + (table.prompt_s if prompts else 0.0)
     return float(row[_ATTENTION : _ATTENTION + 8].sum())
@@ -138,8 +145,12 @@ def _below(grid: NDArray[np.float64], value: float) -> int:
 
 
 @numba.njit(cache=True)
-def _interpolate_experts(table: StepTable, tokens: int, share: float, row: NDArray[np.float64]) -> None:
-    """Add the routed experts' part: linear in tokens and in the fullest rank's share between table entries."""
+def _interpolate_experts(table: StepTable, tokens: int, share: float, beside_s: float, row: NDArray[np.float64]) -> None:
+    """Add the routed experts' part: linear in tokens and in the fullest rank's share between table entries.
+
+    Args:
+        beside_s: what a half computes beside its experts in all layers that run in halves.
+    """
     g = _below(table.expert_tokens, tokens)
     low, high = table.expert_tokens[g], table.expert_tokens[g + 1]
     a = min(max((tokens - low) / (high - low), 0.0), 1.0)
@@ -149,14 +160,19 @@ def _interpolate_experts(table: StepTable, tokens: int, share: float, row: NDArr
         b = (share - table.expert_shares[s]) / (table.expert_shares[s + 1] - table.expert_shares[s])
         b = min(max(b, 0.0), 1.0)
     s2 = min(s + 1, len(table.expert_shares) - 1)
-    for c in range(6):
-        near = table.expert_s[g, s, c] * (1 - b) + table.expert_s[g, s2, c] * b
-        far = table.expert_s[g + 1, s, c] * (1 - b) + table.expert_s[g + 1, s2, c] * b
-        value = near * (1 - a) + far * a
-        if c < 4:
-            row[_ATTENTION + 2 + c] += value
-        else:
-            row[_ATTENTION + 4 + c] += value
+    for corner in range(4):
+        at_g, weight_g = (g, 1 - a) if corner < 2 else (g + 1, a)
+        at_s, weight_s = (s, 1 - b) if corner % 2 == 0 else (s2, b)
+        x, y = 0, 0.0
+        if len(table.expert_besides) > 1:
+            beside = beside_s / table.expert_alone_s[at_g, at_s]
+            x = _below(table.expert_besides, beside)
+            y = (beside - table.expert_besides[x]) / (table.expert_besides[x + 1] - table.expert_besides[x])
+            y = min(max(y, 0.0), 1.0)
+        x2 = min(x + 1, len(table.expert_besides) - 1)
+        for c in range(6):
+            value = table.expert_s[at_g, at_s, x, c] * (1 - y) + table.expert_s[at_g, at_s, x2, c] * y
+            row[_ATTENTION + 2 + c + (2 if c >= 4 else 0)] += value * weight_g * weight_s
 
 
 @numba.njit(cache=True)

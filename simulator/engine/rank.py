@@ -11,7 +11,7 @@ from simpy.events import Event, ProcessGenerator
 from simulator.cost.comm import Exchange
 from simulator.engine.cores import SharedCores
 from simulator.engine.fabric import Wires
-from simulator.program import Busy, Operation, Together
+from simulator.program import Busy, Finish, Operation, Start, Together
 from simulator.records import STEP_PHASES
 
 
@@ -66,7 +66,7 @@ def run_step(
     times = StepTimes(spans=[] if keep_spans else None)
     everyone = Together("wait", -1, (tuple(range(num_ranks)),), (Exchange.nothing(),))
     operations = [*program, everyone]
-    meetings: dict[tuple[int, int], _Meeting] = {}
+    meetings: dict[tuple[str, int, int], _Meeting] = {}
     started_s = env.now
     cores = None if shared_cores is None else SharedCores(env, num_ranks, shared_cores)
     ranks = [
@@ -92,7 +92,7 @@ def _rank(
     operations: list[Operation],
     rank: int,
     num_ranks: int,
-    meetings: dict[tuple[int, int], _Meeting],
+    meetings: dict[tuple[str, int, int], _Meeting],
     times: StepTimes,
     started_s: float,
 ) -> ProcessGenerator:
@@ -112,17 +112,32 @@ def _rank(
                 yield env.timeout(seconds) if cores is None else cores.work(rank, seconds)
                 account(operation.phase, operation.layer, since_s, env.now)
             continue
-        group = next(g for g, members in enumerate(operation.groups) if rank in members)
-        meeting = meetings.get((number, group))
+        if isinstance(operation, Finish):
+            started = operation.start
+            sent = meetings["start", started.number, _group_of(rank, started.groups)]
+            yield sent.over
+            begun_s = min(max(since_s, sent.started_s), env.now)
+            account("wait", started.layer, since_s, begun_s)
+            account(started.phase, started.layer, begun_s, env.now)
+            continue
+        group = _group_of(rank, operation.groups)
+        name = ("start", operation.number, group) if isinstance(operation, Start) else ("together", number, group)
+        meeting = meetings.get(name)
         if meeting is None:
-            meeting = meetings[number, group] = _Meeting(env, len(operation.groups[group]), operation.exchanges[group])
+            meeting = meetings[name] = _Meeting(env, len(operation.groups[group]), operation.exchanges[group])
         meeting.missing -= 1
         if meeting.missing == 0:
             meeting.started_s = env.now
             env.process(_exchange(env, wires, meeting))
+        if isinstance(operation, Start):
+            continue
         yield meeting.over
         account("wait", operation.layer, since_s, meeting.started_s)
         account(operation.phase, operation.layer, meeting.started_s, env.now)
+
+
+def _group_of(rank: int, groups: tuple[tuple[int, ...], ...]) -> int:
+    return next(g for g, members in enumerate(groups) if rank in members)
 
 
 def _exchange(env: simpy.Environment, wires: Wires, meeting: _Meeting) -> ProcessGenerator:

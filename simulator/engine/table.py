@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
-import simpy
 from numpy.typing import NDArray
 
 from simulator.cost.comm import Exchange
-from simulator.engine.fabric import FluidWires
-from simulator.engine.rank import finish_step, run_step
+from simulator.engine.lockstep import run_lockstep
 from simulator.errors import UserError
+from simulator.overlap import first_half, interleave
 from simulator.plan import POOL_TOKENS
-from simulator.price import Prices
-from simulator.program import Operation, Together
+from simulator.price import ExpertStep, Prices
+from simulator.program import Busy, Operation, Together
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -25,6 +25,9 @@ _GROWTHS = ((512, 1.3), (4096, 1.6), (1 << 60, 2.5))
 share and prices are nearly straight lines; the pool's 4,096 tokens stand for more of them in proportion."""
 _SHARES = (1.0, 1.25, 1.6, 3.0, 8.0)
 """Tokens of the fullest data-parallel rank over the mean rank's."""
+_BESIDES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.4, 2.0, 4.0)
+"""With two-batch overlap, what else a half computes in a layer with experts (mixer, dense blocks, all-reduces) over what its
+exchanges take alone: what is left to wait for falls along straight lines, and to nothing where there is enough to compute."""
 _DRAWS = 64
 """Layers whose choices an entry is the mean of: models with fewer draw several times. With 4 layers, one draw of a few tokens
 missed the mean load imbalance by up to 16 %."""
@@ -41,6 +44,8 @@ class StepTable(NamedTuple):
     """``[n]`` output matrix by sequences that get a token."""
     collective_s: Floats
     """``[T]`` all all-reduces of a step."""
+    halved_s: Floats
+    """``[T]`` mixers, feed-forward blocks and all-reduces of the layers that two-batch overlap runs in halves; 0 without it."""
     windows: Ints
     """``[W]`` distinct ways to look back: window in entries ..."""
     compressions: Ints
@@ -48,6 +53,8 @@ class StepTable(NamedTuple):
     term_window: Ints
     """``[J]`` for each context kernel: which of the ways it looks back."""
     term_layers: Floats
+    term_halved: Floats
+    """``[J]`` of the layers, those that run in halves."""
     term_costs: Floats
     """``[J, 4]`` prefill FLOPs a pair, decode FLOPs a pair, prefill bytes an entry, decode bytes an entry."""
     rates: Floats
@@ -56,8 +63,12 @@ class StepTable(NamedTuple):
     """``[G]`` tokens of the whole replica; empty for a dense model."""
     expert_shares: Floats
     """``[S]`` tokens of the fullest data-parallel rank over the mean."""
+    expert_besides: Floats
+    """``[B]`` seconds that a half computes beside its experts, in ``expert_alone_s``; one entry without two-batch overlap."""
+    expert_alone_s: Floats
+    """``[G, S]`` seconds of a half's exchanges by themselves in all layers."""
     expert_s: Floats
-    """``[G, S, 6]`` seconds of ``EXPERT_PHASES``, all layers; the mean load imbalance; bytes of experts the mean rank reads."""
+    """``[G, S, B, 6]`` seconds of ``EXPERT_PHASES``, all layers; the mean load imbalance; bytes of weights the mean rank reads."""
     weight_bytes: float
     """Weights other than routed experts that a rank reads in every step."""
     step_s: float
@@ -78,23 +89,35 @@ def make_table(prices: Prices, rng: np.random.Generator) -> StepTable:
     ways = list(dict.fromkeys((t.window, t.compression) for t in terms))
     zeros = np.zeros(prices.max_tokens + 1)
     rates = [prices.rates["prefill"], prices.rates["decode"]]
-    tokens, shares, expert_s = _fill_experts(prices, rng)
+    layers = prices.plan.model.layer_names
+    in_halves = [layers[layer] for layer in prices.halved_layers]
+    mixers_halved = Counter(mixer for mixer, _ in in_halves if mixer != "none")
+    ffns_halved = Counter(ffn for _, ffn in in_halves if ffn != "none")
+    reduces_halved = sum(sum(prices.all_reduces(ffn, mixer)) for mixer, ffn in in_halves)
+    mixers = [(prices.mixer_s[name], count, mixers_halved[name]) for name, count in prices.mixer_layers.items()]
+    ffns = [(prices.ffn_s[name], count, ffns_halved[name]) for name, count in prices.ffn_layers.items()]
+    reduces = [(_all_reduce_s(prices), prices.num_all_reduces, reduces_halved)] if layout.tp > 1 else []
+    tokens, shares, alone_s, expert_s = _fill_experts(prices, rng)
     engine = prices.plan.calibration.engine
     return StepTable(
-        mixer_s=sum((prices.mixer_s[name] * count for name, count in prices.mixer_layers.items()), zeros),
-        ffn_s=sum((prices.ffn_s[name] * count for name, count in prices.ffn_layers.items()), zeros),
+        mixer_s=sum((_layers_s(*block) for block in mixers), zeros),
+        ffn_s=sum((_layers_s(*block) for block in ffns), zeros),
         head_s=prices.head_s,
-        collective_s=_collectives_s(prices) if layout.tp > 1 else zeros,
+        collective_s=sum((_layers_s(*block) for block in reduces), zeros),
+        halved_s=sum((_layers_s(block_s, halved, halved) for block_s, _, halved in (*mixers, *ffns, *reduces)), zeros),
         windows=np.array([window for window, _ in ways], dtype=np.int64),
         compressions=np.array([compression for _, compression in ways], dtype=np.int64),
         term_window=np.array([ways.index((t.window, t.compression)) for t in terms], dtype=np.int64),
         term_layers=np.array([t.num_layers for t in terms], dtype=np.float64),
+        term_halved=np.array([mixers_halved[t.mixer] for t in terms], dtype=np.float64),
         term_costs=np.array(
             [(t.prefill_flops, t.decode_flops, t.prefill_bytes, t.decode_bytes) for t in terms], dtype=np.float64
         ).reshape(len(terms), 4),
         rates=np.array([(rate.flops_per_s, rate.bytes_per_s, rate.floor_s) for rate in rates]),
         expert_tokens=tokens,
         expert_shares=shares,
+        expert_besides=np.array(_BESIDES if prices.halved_layers else (0.0,)),
+        expert_alone_s=alone_s,
         expert_s=expert_s,
         weight_bytes=prices.read_bytes_per_step,
         step_s=engine.step_s,
@@ -103,30 +126,40 @@ def make_table(prices: Prices, rng: np.random.Generator) -> StepTable:
     )
 
 
-def _collectives_s(prices: Prices) -> Floats:
+def _layers_s(block_s: Floats, num_layers: int, num_halved: int) -> Floats:
+    """All layers of one block, of which ``num_halved`` run once for each half of the tokens."""
+    rows = np.arange(len(block_s), dtype=np.int64)
+    halves_s: Floats = block_s[first_half(rows)] + block_s[rows - first_half(rows)]
+    return block_s * (num_layers - num_halved) + halves_s * num_halved
+
+
+def _all_reduce_s(prices: Prices) -> Floats:
     """Each number of tokens is priced: which protocol is fastest changes with the size."""
-    return prices.all_reduces_s(np.arange(prices.max_tokens + 1)) * prices.num_all_reduces
+    return prices.all_reduces_s(np.arange(prices.max_tokens + 1))
 
 
-def _fill_experts(prices: Prices, rng: np.random.Generator) -> tuple[Floats, Floats, Floats]:
+def _fill_experts(prices: Prices, rng: np.random.Generator) -> tuple[Floats, Floats, Floats, Floats]:
     layout = prices.plan.layout
+    besides = _BESIDES if prices.halved_layers else (0.0,)
     if prices.plan.experts is None:
-        return np.zeros(0), np.ones(1), np.zeros((0, 1, len(EXPERT_PHASES) + 2))
+        return np.zeros(0), np.ones(1), np.ones((0, 1)), np.zeros((0, 1, 1, len(EXPERT_PHASES) + 2))
     totals = _grid(prices.max_tokens * layout.attention_dp)
     # Only tokens that travel care on which rank they are.
     shares = [s for s in _SHARES if s < layout.attention_dp] + [float(layout.attention_dp)] if layout.travels else [1.0]
-    table = np.zeros((len(totals), len(shares), len(EXPERT_PHASES) + 2))
+    table = np.zeros((len(totals), len(shares), len(besides), len(EXPERT_PHASES) + 2))
+    alone_s = np.ones((len(totals), len(shares)))
     for g, total in enumerate(totals):
-        known: dict[int, Floats] = {}
+        known: dict[int, tuple[float, Floats]] = {}
         for s, share in enumerate(shares):
             tokens_d = spread(total, share, layout.attention_dp)
             fullest = int(tokens_d.max())
             if fullest not in known:
                 draws = max(1, min(round(_DRAWS / prices.plan.model.num_moe_layers), POOL_TOKENS // total))
                 offsets = rng.integers(1 << 30, size=draws)
-                known[fullest] = np.mean([price_experts(prices, tokens_d, int(offset)) for offset in offsets], axis=0)
-            table[g, s] = known[fullest]
-    return np.array(totals, dtype=np.float64), np.array(shares), table
+                found = [price_experts(prices, tokens_d, int(offset), besides) for offset in offsets]
+                known[fullest] = float(np.mean([alone for alone, _ in found])), np.mean([rows for _, rows in found], axis=0)
+            alone_s[g, s], table[g, s] = known[fullest]
+    return np.array(totals, dtype=np.float64), np.array(shares), alone_s, table
 
 
 def _grid(largest: int) -> list[int]:
@@ -148,19 +181,45 @@ def spread(total: int, share: float, num_ranks: int) -> Ints:
     return tokens_d
 
 
-def price_experts(prices: Prices, tokens_d: Ints, offset: int) -> Floats:
-    """Run all MoE layers for ``tokens_d`` tokens at the ``rank`` fidelity: seconds of ``EXPERT_PHASES``, imbalance, bytes read."""
-    num_layers = prices.plan.model.num_moe_layers
+def price_experts(prices: Prices, tokens_d: Ints, offset: int, besides: tuple[float, ...] = (0.0,)) -> tuple[float, Floats]:
+    """Run all MoE layers for ``tokens_d`` tokens at the ``rank`` fidelity.
+
+    Args:
+        besides: with two-batch overlap, what else a half computes in all layers, in what its exchanges take alone.
+
+    Returns:
+        What a half's exchanges take alone, and for each of ``besides`` the seconds of ``EXPERT_PHASES``, imbalance and bytes read.
+    """
+    num_layers, num_ranks = prices.plan.model.num_moe_layers, prices.plan.layout.num_ranks
+    is_split = bool(prices.halved_layers) and int(tokens_d.max()) > 1
+    parts = [first_half(tokens_d), tokens_d - first_half(tokens_d)] if is_split else [tokens_d]
+    steps: list[list[ExpertStep]] = []
+    imbalance, read_bytes = 0.0, prices.overlapped_bytes if is_split else 0.0
+    for part_d in parts:
+        steps.append([prices.expert_step(layer, part_d, offset) for layer in range(num_layers)])
+        share = int(part_d.sum()) / int(tokens_d.sum()) / num_layers
+        imbalance += sum(share * float(step.pairs_R.max() / step.pairs_R.mean()) for step in steps[-1])
+        read_bytes += sum(step.read_bytes for step in steps[-1])
+        offset += int(part_d.sum())
+    alone_s = sum(step.dispatch.alone_s + step.combine.alone_s for part in steps for step in part) / len(parts)
+    rows = []
+    for beside in besides:
+        programs = [_expert_program(prices, part, beside * alone_s / num_layers) for part in steps]
+        program = interleave(*programs) if is_split else programs[0]
+        phases = run_lockstep(program, num_ranks)
+        rows.append([*(phases[phase] for phase in EXPERT_PHASES), imbalance, read_bytes])
+        if not is_split:
+            return 1.0, np.array(rows * len(besides))
+    return alone_s, np.array(rows)
+
+
+def _expert_program(prices: Prices, steps: list[ExpertStep], beside_s: float) -> list[Operation]:
+    """One MoE layer after another, each behind ``beside_s`` of other work, which counts as ``attention``."""
+    num_ranks = prices.plan.layout.num_ranks
     program: list[Operation] = []
-    everyone = (tuple(range(prices.plan.layout.num_ranks)),)
-    imbalance = read_bytes = 0.0
-    for layer in range(num_layers):
-        step = prices.expert_step(layer, tokens_d, offset)
+    for layer, step in enumerate(steps):
+        program.append(Busy("attention", layer, np.full(num_ranks, beside_s)))
         program += prices.expert_operations(step, layer)
         if not prices.plan.layout.travels:  # ranks meet in the all-reduce that follows, priced elsewhere
-            program.append(Together("wait", layer, everyone, (Exchange.nothing(),)))
-        imbalance += float(step.pairs_R.max() / step.pairs_R.mean()) / num_layers
-        read_bytes += step.read_bytes
-    env = simpy.Environment()
-    times = finish_step(env, run_step(env, FluidWires(env), program, prices.plan.layout.num_ranks))
-    return np.array([*(times.phases[phase] for phase in EXPERT_PHASES), imbalance, read_bytes])
+            program.append(Together("wait", layer, (tuple(range(num_ranks)),), (Exchange.nothing(),)))
+    return program

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -70,6 +70,9 @@ class DeploymentSpec(Frozen):
     dispatch: Policy = {"kind": "per_node"}
     scheduling: Policy = {"kind": "chunked"}
     balancing: Policy = {"kind": "least_outstanding"}
+    overlap: Literal["none", "two_batch"] = "none"
+    """``two_batch``: a step's tokens go through the layers with routed experts in two halves, one computing while the other is on
+    the wires (DeepSeek-V3's dual micro-batches; SGLang's ``--enable-two-batch-overlap``)."""
     compute: Policy | None = None
     """Absent = as the calibration needs: ``roofline`` for shares of peaks, ``host`` for times of a machine; likewise below."""
     communication: Policy | None = None

@@ -27,6 +27,8 @@ class Exchange:
     """``[R, R]``: bytes from each rank to each other one."""
     stagger_s: float = 0.0
     """What ranks with equal work wait for the last of them, by chance."""
+    held_s: float = 0.0
+    """How long its kernels keep a GPU from computing something else that overlaps it, in seconds of the whole GPU."""
 
     @classmethod
     def nothing(cls) -> Exchange:

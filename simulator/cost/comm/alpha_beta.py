@@ -77,14 +77,20 @@ class AlphaBetaModel:
         carry_s = float(fit.hidden_s(copying_s, wires_s))
         # Kernels that copy slower than the wires carry leave every link idle in the same proportion.
         latency_s = float(fit.start_s(load)) + float(fit.told_s(load, carry_s))
-        return Exchange(latency_s, links_s * (carry_s / wires_s), bytes_SR)
+        if fit.num_sms:
+            held_s = (latency_s + carry_s) * fit.num_sms / self.accelerator.num_multiprocessors
+        else:  # low-latency kernels leave while bytes are under way (DeepEP's receiving hook): starting and copying remains
+            held_s = min(float(fit.start_s(load._replace(num_nodes=1))) + copying_s, latency_s + carry_s)
+        return Exchange(latency_s, links_s * (carry_s / wires_s), bytes_SR, held_s=held_s)
 
     def _gathered(self, operation: Operation, bytes_SR: Floats) -> Exchange:
         """All ranks' tokens to all, or their sums back: a library's collective, whose parts are as large as the largest."""
         name, everyone = _COLLECTIVES[operation], tuple(range(self.fabric.num_ranks))
         size = np.array([float(bytes_SR.max()) * len(everyone)])
         start_s, *busiest_s = (float(part[0]) for part in self._parts_s(self._collective_fit(name), name, size, everyone))
-        return Exchange(start_s, self._loaded(self.fabric.bytes_per_link(bytes_SR) / self._peaks_L, busiest_s), bytes_SR)
+        links_s = self._loaded(self.fabric.bytes_per_link(bytes_SR) / self._peaks_L, busiest_s)
+        # Engines overlap kernels that are made for it only, so these hold the GPU throughout.
+        return Exchange(start_s, links_s, bytes_SR, held_s=start_s + float(links_s.max()))
 
     def all_reduce(self, num_bytes: float, ranks: tuple[int, ...]) -> Exchange:
         """The fastest of the protocols that the engine and NCCL have for it."""
