@@ -64,6 +64,8 @@ class Question(NamedTuple):
     """``node``, ``gpu`` or ``ratio``."""
     case: Case
     other: Case | None = None
+    guess: str = ""
+    """What the row does not say and was assumed."""
 
 
 class Rate(NamedTuple):
@@ -168,14 +170,18 @@ def _read(row: pd.Series) -> Question:
     if not unit.startswith("x"):
         raise UserError(f"unit '{row['unit']}' is not modelled")
     if "eplb" in title:
-        return Question("ratio", case, case._replace(has_eplb=False))
+        guess = (
+            "" if re.search(r"\d", conditions) else "a GPU's batch is not said, so that of the same report's throughput is taken"
+        )
+        return Question("ratio", case, case._replace(has_eplb=False), guess)
     if "tbo" in title or "overlap" in title:
         return Question("ratio", case, case._replace(has_overlap=False))
     if "baseline" in title and not is_spread:
         gpus = {"prefill": 32, "decode": 72}[phase]
         sequences, new, context, emitted = _batch(phase, text, is_spread=True)
         spread = case._replace(num_gpus=gpus, ep=gpus, sequences=sequences, new=new, context=context, emitted=emitted)
-        return Question("ratio", spread._replace(has_eplb=True, has_overlap=True), case)
+        guess = "the batch of the baseline is not said: a chunk over all ranks, or what the cache holds"
+        return Question("ratio", spread._replace(has_eplb=True, has_overlap=True), case, guess)
     raise UserError("what is compared with what is not said")
 
 
@@ -279,5 +285,7 @@ def _reply(question: Question, found: dict[Case, Rate | UserError]) -> Reply:
     # Both systems run on the same kernels, whose errors cancel in part: half the band, in log space.
     value = one.tokens_per_s / rates[1].tokens_per_s
     status = next((rate.status for rate in rates if rate.status != OK), OK)
+    if question.guess:
+        status = f"{'extrapolated: ' if status == OK else f'{status}; '}{question.guess}"
     because = " against ".join(rate.because for rate in rates)
     return Reply(value, value / math.sqrt(one.high), value / math.sqrt(one.low), status, because)
