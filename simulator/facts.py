@@ -85,6 +85,8 @@ def _fits(plan: Plan) -> dict[str, Fit]:
         travels=has_experts and plan.layout.travels,
         is_split=plan.layout.tp > 1,
         kernels=kernels_of(plan.experts.dispatch) if plan.experts is not None else (),
+        cache=plan.precision.kv,
+        is_latent=any(term.is_latent for mixer in plan.model.mixers.values() for term in mixer.context_terms()),
     )
 
 

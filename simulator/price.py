@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.cost.comm import Exchange, Vectors
+from simulator.cost.compute import Phase, Rates
+from simulator.cost.compute.context import work_s
 from simulator.dispatch import policy_at
 from simulator.overlap import halves, interleave
 from simulator.plan import POOL_TOKENS, ExpertPlan, Plan
@@ -22,7 +24,7 @@ from simulator.program import Batch, Busy, Operation, Together
 from simulator.spec.dtypes import BYTES_PER_ELEMENT, INPUT_BYTES
 from simulator.spec.ffn import FFN, MoE
 from simulator.spec.linear import Linear
-from simulator.work.context import total_entries, total_pairs
+from simulator.work.context import total_sums
 from simulator.work.experts import SlotMap
 from simulator.work.layout import shard
 from simulator.work.lookback import Lookback, lookbacks
@@ -30,6 +32,9 @@ from simulator.work.memory import expert_bytes_per_layer, linear_bytes
 
 _TRAVELLING_BYTES = {"fp8": INPUT_BYTES["fp8_block"]}
 """Of a number on its way to an expert, where it is not the format's own: engines send fp8 with a scale for 128 numbers."""
+
+
+PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,9 @@ class Prices:
         self.max_tokens = max_tokens
         self._rows = np.arange(max_tokens + 1, dtype=np.int64)
         self.lookbacks: tuple[Lookback, ...] = lookbacks(plan.model, plan.layout, plan.precision)
-        self.rates = {"prefill": plan.compute.context_rates("prefill"), "decode": plan.compute.context_rates("decode")}
+        self.rates: dict[tuple[Lookback, Phase], Rates] = {
+            (term, phase): plan.compute.context_rates(term, phase) for term in self.lookbacks for phase in PHASES
+        }
 
     @cached_property
     def mixer_s(self) -> dict[str, NDArray[np.float64]]:
@@ -110,17 +117,21 @@ class Prices:
     def lookback_s(self, term: Lookback, batch: Batch, d: int) -> float:
         """Seconds of one context kernel in one layer on data-parallel rank ``d``."""
         total = 0.0
-        for phase, wanted in (("prefill", False), ("decode", True)):
-            chosen = batch.is_decode[d] == wanted
-            if not chosen.any():
-                continue
-            new, context = batch.new_tokens[d][chosen], batch.context_tokens[d][chosen]
-            num_pairs = total_pairs(context, new, term.window, term.compression)
-            num_entries = total_entries(context, new, term.window, term.compression)
-            flops, num_bytes = (term.decode_flops, term.decode_bytes) if wanted else (term.prefill_flops, term.prefill_bytes)
-            rates = self.rates[phase]
-            total += rates.floor_s + max(num_pairs * flops / rates.flops_per_s, num_entries * num_bytes / rates.bytes_per_s)
+        for phase in PHASES:
+            rates, sums = self.rates[term, phase], self._sums(term, phase, batch, d)
+            if sums[4] > 0:
+                total += rates.floor_s + work_s(np.array(rates), sums)
         return total
+
+    def _sums(self, term: Lookback, phase: Phase, batch: Batch, d: int) -> NDArray[np.float64]:
+        """Over the sequences of rank ``d`` that a kernel of ``phase`` looks back for."""
+        rates = self.rates[term, phase]
+        chosen = (batch.new_tokens[d] == 1) == (phase == "decode")
+        new, context = batch.new_tokens[d][chosen], batch.context_tokens[d][chosen]
+        sums: NDArray[np.float64] = total_sums(
+            context, new, term.window + int(rates.window_block), term.compression, rates.tile_rows
+        )
+        return sums
 
     def all_reduces(self, ffn_name: str, mixer_name: str) -> tuple[int, int]:
         """All-reduces over each tensor-parallel group after the mixer and after the feed-forward block of a layer.
@@ -320,10 +331,8 @@ class Prices:
         read_bytes = self.read_bytes_per_step
         for term in self.lookbacks:
             for d in range(dp):
-                for is_decode, cost in ((False, term.prefill_bytes), (True, term.decode_bytes)):
-                    chosen = batch.is_decode[d] == is_decode
-                    context, new = batch.context_tokens[d][chosen], batch.new_tokens[d][chosen]
-                    read_bytes += term.num_layers * cost * total_entries(context, new, term.window, term.compression) / dp
+                for phase, cost in zip(PHASES, (term.prefill_bytes, term.decode_bytes), strict=True):
+                    read_bytes += term.num_layers * cost * self._sums(term, phase, batch, d)[1] / dp
         imbalance = 0.0
         num_layers = self.plan.model.num_moe_layers
         parts = self.parts(batch)

@@ -8,10 +8,11 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.cost.compute.context import NUM_SUMS, work_s
 from simulator.engine.batching import complete_step, form_step, is_decode, push
 from simulator.engine.state import Clock, Limits, Ranks, Requests
 from simulator.engine.table import StepTable
-from simulator.work.context import entries, pairs
+from simulator.work.context import add_sums
 
 LOG_COLUMNS = (
     "start_s",
@@ -68,12 +69,12 @@ def price_step(requests: Requests, ranks: Ranks, table: StepTable, row: NDArray[
     """
     running, chunk, num_running = ranks.running, ranks.chunk, ranks.num_running
     num_input, generated, computed = requests.num_input, requests.generated, requests.computed
-    windows, compressions, term_window = table.windows, table.compressions, table.term_window
-    term_layers, term_halved, term_costs, rates = table.term_layers, table.term_halved, table.term_costs, table.rates
+    windows, compressions, tile_rows, term_window = table.windows, table.compressions, table.tile_rows, table.term_window
+    term_layers, term_halved, term_bytes, rates = table.term_layers, table.term_halved, table.term_bytes, table.rates
     mixer_s, ffn_s, head_s, collective_s = table.mixer_s, table.ffn_s, table.head_s, table.collective_s
     halved_s = table.halved_s
     num_ranks, num_ways, num_terms = len(num_running), len(windows), len(term_window)
-    sums = np.empty((num_ways, 4))
+    sums = np.empty((num_ways, 2, NUM_SUMS))
     attention = dense = collective = slowest = beside = 0.0
     read_bytes = table.weight_bytes
     total_tokens = fullest = most_sequences = prompts = 0
@@ -93,22 +94,20 @@ def price_step(requests: Requests, ranks: Ranks, table: StepTable, row: NDArray[
             prompts += 1 - first
             decodes += first
             for w in range(num_ways):
-                sums[w, first] += pairs(context, new, windows[w], compressions[w])
-                sums[w, 2 + first] += entries(context, new, windows[w], compressions[w])
+                phase = 1 if new == 1 else 0
+                add_sums(sums[w, phase], context, new, windows[w, phase], compressions[w], tile_rows[w, phase])
         mixing, halving = mixer_s[tokens], halved_s[tokens]
         for j in range(num_terms):
             way = term_window[j]
             for phase in range(2):
-                if sums[way, 2 + phase] > 0.0:
-                    flops_s = sums[way, phase] * term_costs[j, phase] / rates[phase, 0]
-                    num_bytes = sums[way, 2 + phase] * term_costs[j, 2 + phase]
-                    bytes_s = num_bytes / rates[phase, 1]
-                    read_bytes += term_layers[j] * num_bytes / num_ranks
-                    mixing += term_layers[j] * (rates[phase, 2] + max(flops_s, bytes_s))
+                if sums[way, phase, 4] > 0.0:
+                    floor_s, looking_s = rates[j, phase, 0], work_s(rates[j, phase], sums[way, phase])
+                    read_bytes += term_layers[j] * sums[way, phase, 1] * term_bytes[j, phase] / num_ranks
+                    mixing += term_layers[j] * (floor_s + looking_s)
                     if term_halved[j] > 0.0:  # decodes are in the first half, and in both where they are more than that
                         more = decodes > tokens - tokens // 2 if phase == 1 else tokens - decodes > tokens // 2
-                        mixing += term_halved[j] * rates[phase, 2] * more
-                        halving += term_halved[j] * (rates[phase, 2] * (1 + more) + max(flops_s, bytes_s))
+                        mixing += term_halved[j] * floor_s * more
+                        halving += term_halved[j] * (floor_s * (1 + more) + looking_s)
         feeding = ffn_s[tokens] + head_s[logits]
         reducing = collective_s[tokens]
         attention += mixing / num_ranks

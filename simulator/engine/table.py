@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.cost.comm import Exchange
+from simulator.cost.compute import Rates
 from simulator.engine.lockstep import run_lockstep
 from simulator.errors import UserError
 from simulator.overlap import first_half, interleave
 from simulator.plan import POOL_TOKENS
-from simulator.price import ExpertStep, Prices
+from simulator.price import PHASES, ExpertStep, Prices
 from simulator.program import Busy, Operation, Together
 
 Floats = NDArray[np.float64]
@@ -47,18 +48,20 @@ class StepTable(NamedTuple):
     halved_s: Floats
     """``[T]`` mixers, feed-forward blocks and all-reduces of the layers that two-batch overlap runs in halves; 0 without it."""
     windows: Ints
-    """``[W]`` distinct ways to look back: window in entries ..."""
+    """``[W, 2]`` distinct ways to look back, for prefill and decode: window in entries ..."""
     compressions: Ints
-    """``[W]`` ... and tokens of an entry."""
+    """``[W]`` ... tokens of an entry ..."""
+    tile_rows: Floats
+    """``[W, 2]`` ... and rows that are computed together."""
     term_window: Ints
     """``[J]`` for each context kernel: which of the ways it looks back."""
     term_layers: Floats
     term_halved: Floats
     """``[J]`` of the layers, those that run in halves."""
-    term_costs: Floats
-    """``[J, 4]`` prefill FLOPs a pair, decode FLOPs a pair, prefill bytes an entry, decode bytes an entry."""
+    term_bytes: Floats
+    """``[J, 2]`` bytes of an entry in prefill and decode."""
     rates: Floats
-    """``[2, 3]`` prefill and decode: FLOP/s, bytes/s, floor in seconds."""
+    """``[J, 2, :]`` the fields of :class:`simulator.cost.compute.context.Rates`."""
     expert_tokens: Floats
     """``[G]`` tokens of the whole replica; empty for a dense model."""
     expert_shares: Floats
@@ -86,9 +89,13 @@ def make_table(prices: Prices, rng: np.random.Generator) -> StepTable:
             "--fidelity rank"
         )
     terms = prices.lookbacks
-    ways = list(dict.fromkeys((t.window, t.compression) for t in terms))
+    rates = {term: [prices.rates[term, phase] for phase in PHASES] for term in terms}
+    way_of = {
+        t: (*(t.window + int(rate.window_block) for rate in rates[t]), t.compression, *(rate.tile_rows for rate in rates[t]))
+        for t in terms
+    }
+    ways = list(dict.fromkeys(way_of.values()))
     zeros = np.zeros(prices.max_tokens + 1)
-    rates = [prices.rates["prefill"], prices.rates["decode"]]
     layers = prices.plan.model.layer_names
     in_halves = [layers[layer] for layer in prices.halved_layers]
     mixers_halved = Counter(mixer for mixer, _ in in_halves if mixer != "none")
@@ -105,15 +112,14 @@ def make_table(prices: Prices, rng: np.random.Generator) -> StepTable:
         head_s=prices.head_s,
         collective_s=sum((_layers_s(*block) for block in reduces), zeros),
         halved_s=sum((_layers_s(block_s, halved, halved) for block_s, _, halved in (*mixers, *ffns, *reduces)), zeros),
-        windows=np.array([window for window, _ in ways], dtype=np.int64),
-        compressions=np.array([compression for _, compression in ways], dtype=np.int64),
-        term_window=np.array([ways.index((t.window, t.compression)) for t in terms], dtype=np.int64),
+        windows=np.array([way[:2] for way in ways], dtype=np.int64).reshape(-1, 2),
+        compressions=np.array([way[2] for way in ways], dtype=np.int64),
+        tile_rows=np.array([way[3:] for way in ways], dtype=np.float64).reshape(-1, 2),
+        term_window=np.array([ways.index(way_of[t]) for t in terms], dtype=np.int64),
         term_layers=np.array([t.num_layers for t in terms], dtype=np.float64),
         term_halved=np.array([mixers_halved[t.mixer] for t in terms], dtype=np.float64),
-        term_costs=np.array(
-            [(t.prefill_flops, t.decode_flops, t.prefill_bytes, t.decode_bytes) for t in terms], dtype=np.float64
-        ).reshape(len(terms), 4),
-        rates=np.array([(rate.flops_per_s, rate.bytes_per_s, rate.floor_s) for rate in rates]),
+        term_bytes=np.array([(t.prefill_bytes, t.decode_bytes) for t in terms], dtype=np.float64).reshape(-1, 2),
+        rates=np.array([rates[t] for t in terms], dtype=np.float64).reshape(-1, 2, len(Rates._fields)),
         expert_tokens=tokens,
         expert_shares=shares,
         expert_besides=np.array(_BESIDES if prices.halved_layers else (0.0,)),

@@ -201,7 +201,15 @@ class HostRates:
         return found[0]
 
     def fits(
-        self, weights: str, experts: str | None, *, travels: bool, is_split: bool, kernels: tuple[str, ...] = ()
+        self,
+        weights: str,
+        experts: str | None,
+        *,
+        travels: bool,
+        is_split: bool,
+        kernels: tuple[str, ...] = (),
+        cache: str = "",
+        is_latent: bool = False,
     ) -> dict[str, Fit]:
         """The entries that a plan's prices use, by what they price."""
         tables = self.tables

@@ -30,6 +30,16 @@ class ContextTerm(NamedTuple):
     """Tokens of context per cached entry."""
     keeps_window_only: bool = True
     """Whether entries that left the window are also dropped from the cache (false where any may be selected again)."""
+    num_heads: int = 0
+    """Query heads that look: each has a score for every pair."""
+    prefill_moved_elements: float = 0.0
+    """Numbers that the kernel reads or writes for a new token beside the cache: queries, outputs, keys and values before they are
+    cached. Split over tensor-parallel ranks."""
+    decode_moved_elements: float = 0.0
+    appended_elements: float = 0.0
+    """Numbers of a new token's key that the kernel writes into the cache (and as many of its value where there is one)."""
+    is_latent: bool = False
+    """Whether the entry is one latent vector for all heads (MLA)."""
 
 
 class _Mixer(Frozen, ABC):
@@ -95,7 +105,20 @@ class GroupedQueryAttention(_Mixer):
     def context_terms(self) -> tuple[ContextTerm, ...]:
         pair = 4.0 * self.num_heads * self.head_size  # QK^T and PV, a multiply and an add each
         cached = 2.0 * self.num_kv_heads * self.head_size
-        return (ContextTerm(pair, pair, cached, self.num_kv_heads, self.window),)
+        moved = 2.0 * self.num_heads * self.head_size + cached
+        return (
+            ContextTerm(
+                pair,
+                pair,
+                cached,
+                self.num_kv_heads,
+                self.window,
+                num_heads=self.num_heads,
+                prefill_moved_elements=moved,
+                decode_moved_elements=moved,
+                appended_elements=cached / 2,
+            ),
+        )
 
     def num_small_parameters(self, hidden_size: int) -> int:
         bias = (self.num_heads + 2 * self.num_kv_heads) * self.head_size if self.has_qkv_bias else 0
@@ -158,12 +181,27 @@ class LatentAttention(_Mixer):
         prefill = 2.0 * self.num_heads * (self.nope_head_size + self.rope_head_size + self.value_head_size)
         decode = 2.0 * self.num_heads * (2 * self.kv_rank + self.rope_head_size)
         cached = float(self.kv_rank + self.rope_head_size)
+        expanded = 2.0 * self.num_heads * (self.nope_head_size + self.rope_head_size + self.value_head_size)
+        absorbed = float(self.num_heads * (2 * self.kv_rank + self.rope_head_size))
+        attended = ContextTerm(
+            prefill,
+            decode,
+            cached,
+            1,
+            num_heads=self.num_heads,
+            prefill_moved_elements=expanded,
+            decode_moved_elements=absorbed,
+            appended_elements=cached,
+            is_latent=True,
+        )
         if self.index is None:
-            return (ContextTerm(prefill, decode, cached, 1),)
+            return (attended,)
         scores = 2.0 * self.index.num_heads * self.index.head_size
         return (
-            ContextTerm(decode, decode, cached, 1, self.index.top_k, keeps_window_only=False),
-            ContextTerm(scores, scores, float(self.index.head_size), 1),
+            attended._replace(
+                prefill_flops_per_pair=decode, prefill_moved_elements=absorbed, window=self.index.top_k, keeps_window_only=False
+            ),
+            ContextTerm(scores, scores, float(self.index.head_size), 1, num_heads=self.index.num_heads),
         )
 
 
@@ -228,13 +266,27 @@ class CompressedAttention(_Mixer):
 
     def context_terms(self) -> tuple[ContextTerm, ...]:
         pair, cached = 4.0 * self.num_heads * self.head_size, float(self.head_size)
-        terms = [ContextTerm(pair, pair, cached, 1, self.window)]
+        moved = 2.0 * self.num_heads * self.head_size + cached
+        near = ContextTerm(
+            pair,
+            pair,
+            cached,
+            1,
+            self.window,
+            num_heads=self.num_heads,
+            prefill_moved_elements=moved,
+            decode_moved_elements=moved,
+        )
+        terms = [near]
         if self.compression:
             top_k = self.index.top_k if self.index else None
-            terms.append(ContextTerm(pair, pair, cached, 1, top_k, self.compression, keeps_window_only=False))
+            terms.append(near._replace(window=top_k, compression=self.compression, keeps_window_only=False))
         if self.index is not None:
             scores = 2.0 * self.index.num_heads * self.index.head_size
-            terms.append(ContextTerm(scores, scores, float(self.index.head_size), 1, None, self.compression))
+            far = ContextTerm(
+                scores, scores, float(self.index.head_size), 1, None, self.compression, num_heads=self.index.num_heads
+            )
+            terms.append(far)
         return tuple(terms)
 
     def num_small_parameters(self, hidden_size: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numba
 import numpy as np
 from numpy.typing import NDArray
@@ -62,3 +64,42 @@ def total_entries(context: NDArray[np.int64], new: NDArray[np.int64], window: in
     for i in range(len(new)):
         total += entries(context[i], new[i], window, compression)
     return total
+
+
+@numba.njit(cache=True)
+def add_sums(sums: NDArray[np.float64], context: int, new: int, window: int, compression: int, tile_rows: float) -> None:
+    """Add a sequence to ``[6]`` sums: pairs, entries, new tokens, rows in whole tiles, sequences; last, the longest view."""
+    sums[0] += pairs(context, new, window, compression)
+    sums[1] += entries(context, new, window, compression)
+    sums[2] += new
+    sums[3] += math.ceil(new / tile_rows) * tile_rows
+    sums[4] += 1.0
+    sums[5] = max(sums[5], min((context + new) / compression, float(window)))
+
+
+@numba.njit(cache=True)
+def total_sums(
+    context: NDArray[np.int64], new: NDArray[np.int64], window: int, compression: int, tile_rows: float
+) -> NDArray[np.float64]:
+    """:func:`add_sums` over sequences."""
+    sums = np.zeros(6)
+    for i in range(len(new)):
+        add_sums(sums, context[i], new[i], window, compression, tile_rows)
+    return sums
+
+
+@numba.njit(cache=True)
+def uniform_sums(
+    batch_size: NDArray[np.int64],
+    context: NDArray[np.int64],
+    new: NDArray[np.int64],
+    window: NDArray[np.int64],
+    compression: NDArray[np.int64],
+    tile_rows: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """:func:`add_sums` ``[n, 6]`` of ``n`` batches of equal sequences."""
+    sums_nk = np.zeros((len(new), 6))
+    for i in range(len(new)):
+        add_sums(sums_nk[i], context[i], new[i], window[i], compression[i], tile_rows[i])
+        sums_nk[i, :-1] *= batch_size[i]
+    return sums_nk

@@ -13,8 +13,10 @@ from simulator.spec.accelerator import load_accelerator
 from simulator.spec.calibration import Calibration, CalibrationFile, CollectiveFit, GemmFit, ProtocolFit, load_calibration
 from simulator.spec.cluster import load_cluster
 from simulator.spec.host import load_any_calibration
+from simulator.spec.mixers import GroupedQueryAttention
 from simulator.topology.rails import Rails
 from simulator.topology.switch import Switch
+from simulator.work.lookback import kernel
 
 NAMED = sorted({load_accelerator(name, "test").calibration for name in available_files("cluster_configs/accelerators")})
 FAMILIES = [name for name in NAMED if isinstance(load_any_calibration(name, "test"), CalibrationFile)]
@@ -113,8 +115,10 @@ def test_a_thousand_rows_are_priced_at_once():
 
 def test_attention_rates_and_streaming_are_shares_of_the_peaks():
     roofline = model()
-    rates = roofline.context_rates("decode")
-    assert rates.bytes_per_s == pytest.approx(3.35e12 * roofline.calibration.attention["decode"].memory_fraction)
+    looking = kernel(GroupedQueryAttention(kind="gqa", num_heads=8, num_kv_heads=2, head_size=128).context_terms()[0], 1, "bf16")
+    rates = roofline.context_rates(looking, "decode")
+    share = roofline.calibration.attention["decode"].memory_fraction
+    assert rates.entry_s == pytest.approx(2 * 2 * 128 * 2 / (3.35e12 * share))
     assert roofline.stream_s(np.array([3.35e12]))[0] == pytest.approx(1 / roofline.calibration.matrices("bf16").memory_fraction)
 
 

@@ -88,38 +88,3 @@ def test_skewed_experts_roughly(exponent):
     roofline, rng = model("h100"), np.random.default_rng(7)
     predicted = [expert_layer_s(roofline, r, power_law(r, exponent, rng), "fp8") for r in rows.itertuples()]
     check(predicted, rows.latency_ms / 1e3, median=0.3, tail=0.8, bias=0.25)
-
-
-def context_s(rates, pairs, entries, rows):
-    flops = pairs * 4 * rows.num_heads * rows.head_dim
-    num_bytes = entries * 2 * rows.num_key_value_heads * rows.head_dim * 2
-    return rates.floor_s + np.maximum(flops / rates.flops_per_s, num_bytes / rates.bytes_per_s)
-
-
-@pytest.mark.parametrize(("gpu", "median", "tail"), [("h100", 0.18, 0.52), ("b200", 0.26, 0.58)])
-def test_prefill_attention(gpu, median, tail):
-    query = f"gpu == '{gpu}' and phase == 'context_attention' and window_size == 0 and kv_cache_dtype == 'bfloat16' and isl >= 1024"
-    rows = table("attention", f"{query} and head_dim == 128 and num_key_value_heads < num_heads")
-    pairs = rows.batch_size * rows.isl * (rows.isl + 1) / 2
-    predicted = context_s(model(gpu).context_rates("prefill"), pairs, rows.batch_size * rows.isl, rows)
-    check(predicted, rows.latency_ms / 1e3, median, tail, bias=0.06)
-
-
-@pytest.mark.parametrize("gpu", ["h100", "b200"])
-def test_decode_attention(gpu):
-    query = f"gpu == '{gpu}' and phase == 'generation_attention' and window_size == 0 and kv_cache_dtype == 'bfloat16'"
-    rows = table("attention", f"{query} and batch_size <= 256")
-    seen = rows.batch_size * (rows.step + 1)
-    predicted = context_s(model(gpu).context_rates("decode"), seen, seen, rows)
-    check(predicted, rows.latency_ms / 1e3, median=0.09, tail=0.38, bias=0.03)
-
-
-@pytest.mark.parametrize(("gpu", "engine", "tail"), [("h100", "sglang", 0.5), ("h100", "trtllm", 0.5), ("b200", "trtllm", 0.73)])
-def test_latent_attention_decode(gpu, engine, tail):
-    # Only the compute share is fitted on these kernels; floor and memory share are those of grouped-query attention.
-    query = f"gpu == '{gpu}' and engine == '{engine}' and phase == 'generation_mla' and kv_cache_dtype == 'bfloat16'"
-    rows = table("mla", f"{query} and batch_size <= 256")
-    rates, entries = model(gpu).context_rates("decode"), rows.batch_size * (rows.step + 1.0)
-    flops, num_bytes = entries * 2 * rows.num_heads * (2 * 512 + 64), entries * 576 * 2
-    predicted = rates.floor_s + np.maximum(flops / rates.flops_per_s, num_bytes / rates.bytes_per_s)
-    check(predicted, rows.latency_ms / 1e3, median=0.25, tail=tail, bias=0.25)

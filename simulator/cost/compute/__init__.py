@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.cost.compute.context import Rates
 from simulator.spec.accelerator import AcceleratorSpec
 from simulator.spec.calibration import Calibration
 from simulator.spec.host import HostRates
 from simulator.spec.pruning import Pruning
+from simulator.work.lookback import Lookback
+
+__all__ = ["ComputeModel", "ComputePolicy", "Phase", "Rates"]
 
 Phase = Literal["prefill", "decode"]
-
-
-class Rates(NamedTuple):
-    """A priced roofline: ``floor_s + max(FLOPs / flops_per_s, bytes / bytes_per_s)``."""
-
-    flops_per_s: float
-    bytes_per_s: float
-    floor_s: float
+"""A sequence with one new token is computed by the kernels for decode, whatever the token is for."""
 
 
 class ComputeModel(Protocol):
@@ -41,8 +38,8 @@ class ComputeModel(Protocol):
         """Seconds ``[R]`` of one kernel a rank in which group ``g`` (an expert) has ``rows_RG[r, g]`` tokens."""
         ...
 
-    def context_rates(self, phase: Phase) -> Rates:
-        """How fast attention reads the context. The engine's compiled loop evaluates these, so the form is fixed."""
+    def context_rates(self, kernel: Lookback, phase: Phase) -> Rates:
+        """How fast a kernel looks back at the context. The engine's compiled loop evaluates these, so the form is fixed."""
         ...
 
     def mixer_s(self, rows: NDArray[np.int64], hidden_size: int, width: int) -> NDArray[np.float64]:

@@ -1,13 +1,50 @@
-"""Attention over the context."""
+"""Attention over the context: what a kernel's coefficients make of the accelerator's peaks.
+
+Pairs are computed by matrix products and exponentials that overlap, so both matter: heads of 64 do half of the products of heads
+of 128, and as many exponentials. A sequence's last query tokens must wait for all of its keys on the one multiprocessor that
+computes them, so a short batch leaves others idle. Rows, sequences and tokens that are written into the cache take a time
+each on one multiprocessor; there are as many at once as there are multiprocessors.
+"""
 
 from __future__ import annotations
 
-from simulator.cost.compute import Rates
+from typing import Literal
+
+from simulator.cost.compute.context import Rates
 from simulator.spec.accelerator import AcceleratorSpec
 from simulator.spec.calibration import AttentionFit
+from simulator.work.lookback import Lookback
+
+_HIDING = 3.0
+"""Exponent of products and exponentials, as of compute and memory in dense products."""
+_APPEND_THREADS = 512
+"""vLLM's kernel that writes keys and values into the cache runs a block of at most so many threads for each token, each writing
+one number or more: ``reshape_and_cache_flash``. What one of 512 takes grows no longer with the width."""
 
 
-def context_rates(accelerator: AcceleratorSpec, fit: AttentionFit) -> Rates:
-    """How fast attention reads the context, computed in bf16."""
-    flops_per_s = accelerator.flops_per_s("bf16") * fit.compute_fraction
-    return Rates(flops_per_s, accelerator.memory_bytes_per_s * fit.memory_fraction, fit.floor_s)
+def context_rates(accelerator: AcceleratorSpec, fit: AttentionFit, kernel: Lookback, phase: Literal["prefill", "decode"]) -> Rates:
+    """How fast one kernel looks back."""
+    is_prompt = phase == "prefill" and not fit.absorbs
+    flops, entry_bytes, token_bytes = (
+        (kernel.prefill_flops, kernel.prefill_bytes, kernel.prefill_token_bytes)
+        if is_prompt
+        else (kernel.decode_flops, kernel.decode_bytes, kernel.decode_token_bytes)
+    )
+    parallel, heads = accelerator.num_multiprocessors, kernel.num_heads
+    products_s = flops / (accelerator.flops_per_s(fit.computed_as) * fit.compute_fraction)
+    softmax_s = heads * fit.softmax_s / parallel
+    pair_s = (products_s**_HIDING + softmax_s**_HIDING) ** (1 / _HIDING)
+    bytes_per_s = accelerator.memory_bytes_per_s * fit.memory_fraction
+    append_s = min(kernel.appended, _APPEND_THREADS) * fit.append_s / parallel
+    return Rates(
+        floor_s=fit.floor_s,
+        pair_s=pair_s,
+        longest_s=fit.longest_rows * pair_s * parallel / heads if heads else 0.0,
+        entry_s=entry_bytes / bytes_per_s,
+        token_s=token_bytes / bytes_per_s + append_s,
+        row_s=heads * fit.row_s / parallel,
+        sequence_s=kernel.num_kv_heads * fit.sequence_s / parallel,
+        overlap=fit.overlap,
+        tile_rows=float(fit.tile_rows),
+        window_block=fit.window_block if kernel.slides else 0.0,
+    )

@@ -19,9 +19,7 @@ from simulator.spec.calibration import Calibration
 from simulator.spec.dtypes import BYTES_PER_ELEMENT
 from simulator.spec.host import HostRates, KernelTables
 from simulator.spec.pruning import Pruning
-
-_NEVER = 1e30
-"""A rate that never holds anything up."""
+from simulator.work.lookback import Lookback
 
 
 class Host(Frozen):
@@ -54,12 +52,12 @@ class HostModel:
         found = self._tables.matrix.seconds_for(rows_RG, in_features * out_features, self.rates.working_bytes)
         return np.asarray(found.sum(axis=1))
 
-    def context_rates(self, phase: Phase) -> Rates:
+    def context_rates(self, kernel: Lookback, phase: Phase) -> Rates:
         if phase == "prefill":
             seconds = self._tables.prompt.seconds
-            return Rates(1.0 / max(seconds["flops"], 1 / _NEVER), _NEVER, seconds["call"])
+            return Rates(floor_s=seconds["call"], pair_s=kernel.prefill_flops * seconds["flops"])
         seconds = self._tables.decode.seconds
-        return Rates(_NEVER, 1.0 / max(seconds["bytes"], 1 / _NEVER), seconds["call"])
+        return Rates(floor_s=seconds["call"], entry_s=kernel.decode_bytes * seconds["bytes"])
 
     def mixer_s(self, rows: NDArray[np.int64], hidden_size: int, width: int) -> NDArray[np.float64]:
         return np.where(rows > 0, self._tables.mixer.total(values=rows * float(hidden_size), heads=rows * float(width)), 0.0)

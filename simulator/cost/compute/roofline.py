@@ -22,6 +22,7 @@ from simulator.spec.base import Frozen
 from simulator.spec.calibration import Calibration
 from simulator.spec.host import HostRates
 from simulator.spec.pruning import Pruning
+from simulator.work.lookback import Lookback
 
 _STREAM_PASSES = 8.0
 """Times that a layer's small kernels (two norms, two residuals) read or write the hidden vectors."""
@@ -58,8 +59,9 @@ class RooflineModel:
         fit = self.calibration.experts(dtype)
         return grouped_gemm_s(self.accelerator, fit, rows_RG, in_features, out_features, dtype)
 
-    def context_rates(self, phase: Phase) -> Rates:
-        return context_rates(self.accelerator, self.calibration.attention[phase])
+    def context_rates(self, kernel: Lookback, phase: Phase) -> Rates:
+        fit = self.calibration.looking_back(phase, kernel.kv_dtype, is_latent=kernel.kind == "latent")
+        return context_rates(self.accelerator, fit, kernel, phase)
 
     def mixer_s(self, rows: NDArray[np.int64], hidden_size: int, width: int) -> NDArray[np.float64]:
         num_bytes = rows.astype(np.float64) * (hidden_size * 2.0 * _STREAM_PASSES)

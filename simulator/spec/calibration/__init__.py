@@ -57,7 +57,8 @@ class Calibration(Frozen):
     grouped_gemm: dict[str, GroupedGemmFit]
     """Routed experts by weight dtype; ``other`` likewise."""
     attention: dict[str, AttentionFit]
-    """``prefill`` and ``decode``."""
+    """``prefill`` and ``decode``; names that begin with ``mla_`` for latent attention and end with a cache's format, such as
+    ``mla_decode_fp8``, where those kernels differ."""
     exchange: dict[str, dict[Literal["dispatch", "combine"], ExchangeFit]]
     """Tokens to experts and back, by the kernels that do it."""
     collective: dict[str, CollectiveFit]
@@ -72,13 +73,32 @@ class Calibration(Frozen):
         """Likewise for routed experts."""
         return _entry(self.grouped_gemm, dtype)
 
+    def looking_back(self, phase: str, kv_dtype: str, *, is_latent: bool) -> AttentionFit:
+        """The fit for attention kernels that read a cache of ``kv_dtype``.
+
+        One with fewer words in its name stands in where there is none: ``prefill`` for ``mla_prefill_fp8``.
+        """
+        suffix = f"_{_LIKE.get(kv_dtype, kv_dtype)}"
+        latent = [f"mla_{phase}{suffix}", f"mla_{phase}"] if is_latent else []
+        return next(self.attention[name] for name in (*latent, f"{phase}{suffix}", phase) if name in self.attention)
+
     def fits(
-        self, weights: str, experts: str | None, *, travels: bool, is_split: bool, kernels: tuple[str, ...] = ("low_latency",)
+        self,
+        weights: str,
+        experts: str | None,
+        *,
+        travels: bool,
+        is_split: bool,
+        kernels: tuple[str, ...] = ("low_latency",),
+        cache: str = "bf16",
+        is_latent: bool = False,
     ) -> dict[str, Fit]:
         """The entries that a plan's prices use, by what they price.
 
         Args:
             kernels: of the exchanges between ranks and experts, for few tokens and for many.
+            cache: format of the KV cache.
+            is_latent: whether it holds latent vectors (MLA).
         """
         found: dict[str, Fit] = {f"{weights} matrices": self.matrices(weights)}
         if experts is not None:
@@ -93,7 +113,8 @@ class Calibration(Frozen):
             own = self.collective.get("custom_all_reduce")
             found |= {"all-reduce": own} if own else {}
             found["all-reduce of large messages" if own else "all-reduce"] = self.collective["all_reduce"]
-        found |= {"attention over prompts": self.attention["prefill"], "attention in decode": self.attention["decode"]}
+        for what, phase in (("attention over prompts", "prefill"), ("attention in decode", "decode")):
+            found[what] = self.looking_back(phase, cache, is_latent=is_latent)
         found["engine overhead"] = self.engine
         return found
 

@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
-from simulator.spec.base import NonNegative, Positive
+from simulator.spec.base import NonNegative, Positive, Size
 from simulator.spec.calibration.fit import Fit
+from simulator.spec.dtypes import DType
 
 
 class AttentionFit(Fit):
-    """A roofline with a floor: ``FLOPs / (peak x compute)`` against ``bytes / (peak x memory)``, plus ``floor_s``."""
+    """What one kernel achieves, over all sequences of a step: ``floor + (compute^overlap + stream^overlap + setup^overlap)^(1/overlap)``.
+
+    ``compute`` is the work on (query, key) pairs, ``stream`` reads the cache, ``setup`` is what rows, tokens and sequences take
+    whatever their context. :func:`simulator.cost.compute.context.context_rates` says how each follows from the fields below.
+    """
 
     compute_fraction: Positive
-    """Of the peak FLOP/s."""
+    """Of the peak FLOP/s of ``computed_as``."""
+    computed_as: DType = "bf16"
+    softmax_s: NonNegative = 0.0
+    """For one score on one multiprocessor: its exponential. Exponentials and matrix products overlap."""
     memory_fraction: Positive
     """Of the peak memory rate."""
     floor_s: NonNegative
     """Shortest time of the kernel, launch included."""
+    overlap: Positive = 1.0
+    """Exponent: 1 where the parts run one after the other, large where the longest hides the rest."""
+    tile_rows: Size = 1
+    """Query tokens of a sequence are computed in whole tiles of so many."""
+    row_s: NonNegative = 0.0
+    """For one query token of one head on one multiprocessor, whatever it sees: loading, storing, the masked part of its blocks."""
+    longest_rows: NonNegative = 0.0
+    """Query tokens that one multiprocessor computes by itself: the last of them wait for all the keys that the longest sequence has."""
+    sequence_s: NonNegative = 0.0
+    """For one sequence and key-value head on one multiprocessor."""
+    append_s: NonNegative = 0.0
+    """For one number of a token's key on one multiprocessor: writing it and its value into the cache."""
+    window_block: NonNegative = 0.0
+    """Entries that a kernel reads beyond a sliding window, since it reads whole blocks of them."""
+    absorbs: bool = False
+    """Whether prompts are computed on the latent itself, as decode does, and not on keys and values expanded from it (MLA)."""

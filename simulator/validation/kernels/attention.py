@@ -1,0 +1,135 @@
+"""Grouped-query and multi-head attention, one kernel a row, the writing of new keys and values into the cache included.
+
+A row of the context phase has ``isl`` new tokens behind ``step`` cached ones in each sequence; one of the generation phase likewise,
+with one new token. A sequence with one new token is computed by the kernels for decode, whatever the phase is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from simulator.spec.base import Frozen
+from simulator.spec.calibration import AttentionFit
+from simulator.spec.mixers import GroupedQueryAttention
+from simulator.validation import OK, Answers, Measure, require
+from simulator.validation.bands import Band
+from simulator.validation.kernels._context import KV_FORMATS, PHASES, Batches, Phase, context_s, whole_numbers
+from simulator.validation.kernels._hardware import calibrated
+from simulator.work.lookback import Lookback, kernel
+
+SIZES = ("batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim", "window_size")
+_SHAPE = SIZES[3:]
+_COMPUTED = ("bfloat16", "float16", "half", "bf16", "fp16")
+_ANY = "any"
+
+
+class Attention(Frozen):
+    """Grouped-query and multi-head attention, full or over a sliding window."""
+
+    columns: ClassVar[tuple[str, ...]] = ("gpu", "phase", "kv_cache_dtype", *SIZES)
+    measures: ClassVar[tuple[Measure, ...]] = (Measure("kernel", "latency_ms", 1e-3),)
+
+    def answer(self, table: pd.DataFrame) -> Answers:
+        require(table, self.columns, "attention table")
+        answers = Answers.unsupported(len(table), len(self.measures))
+        sizes, is_whole = whole_numbers(table, SIZES)
+        new, phase = sizes[1], table["phase"].map(str).to_numpy(dtype=object)
+        names = pd.DataFrame(
+            {
+                "gpu": table["gpu"].map(str).to_numpy(dtype=object),
+                "engine": table["engine"].map(str).to_numpy(dtype=object) if "engine" in table.columns else _ANY,
+                "phase": phase,
+                "kv": table["kv_cache_dtype"].map(str).to_numpy(dtype=object),
+                "computed": table["attn_dtype"].map(str).to_numpy(dtype=object) if "attn_dtype" in table.columns else "bfloat16",
+                "is_one": new == 1,
+                **dict(zip(_SHAPE, sizes[3:], strict=True)),
+                "is_whole": is_whole,
+            }
+        )
+        codes, found = pd.factorize(pd.MultiIndex.from_frame(names))
+        order = np.argsort(codes, kind="stable")
+        ends = np.cumsum(np.bincount(codes, minlength=len(found)))
+        for key, places in zip(found, np.split(order, ends[:-1]), strict=True):
+            self._answer_group(answers, places, sizes[:, places], key)
+        return answers
+
+    def _answer_group(self, answers: Answers, places: NDArray[np.intp], sizes: NDArray[np.float64], key: tuple) -> None:  # type: ignore[type-arg]
+        gpu, engine, phase, kv, computed, is_one, *shape, is_whole = key
+        label = " ".join(
+            word for word in (gpu, "" if engine == _ANY else engine, PHASES.get(phase, phase), KV_FORMATS.get(kv, kv)) if word
+        )
+        reason = _refusal(gpu, engine, phase, kv, shape, is_whole)
+        for place in places:
+            answers.group[place] = label
+            answers.status[place] = f"unsupported: {reason}"
+        hardware = calibrated(gpu, engine)
+        if reason or hardware is None:
+            return
+        accelerator, calibration = hardware
+        kernel_phase: Phase = "decode" if is_one else PHASES[phase]
+        fit = calibration.looking_back(kernel_phase, KV_FORMATS[kv], is_latent=False)
+        looking = lookback([int(size) for size in shape], KV_FORMATS[kv])
+        batches = batches_of(sizes)
+        seconds = context_s(batches, [(accelerator, fit, looking, kernel_phase)])
+        guesses = [f"no measured attention kernels on {accelerator.title}'s family"] if fit.kind == "assumed" else []
+        if computed not in _COMPUTED:
+            guesses.append(f"attention computed in {computed} was not measured")
+        if KV_FORMATS[kv] not in ("bf16", "fp16", "fp8"):
+            guesses.append(f"a cache in {KV_FORMATS[kv]} was not measured")
+        outside = outside_of(fit, sizes)
+        statuses = [_status(guesses, [name for name, is_out in outside.items() if is_out[i]]) for i in range(len(places))]
+        low, high = Band.of(fit).around(seconds, np.array([status != OK for status in statuses], dtype=bool))
+        answers.seconds[places, 0], answers.low[places, 0], answers.high[places, 0] = seconds, low, high
+        for place, status in zip(places, statuses, strict=True):
+            answers.status[place] = status
+
+
+def lookback(shape: Sequence[int], kv_dtype: str) -> Lookback:
+    """What one layer of such a kernel does.
+
+    Args:
+        shape: heads, key-value heads, their size, and the window (0 for none).
+    """
+    num_heads, num_kv_heads, head_size, window = shape
+    mixer = GroupedQueryAttention(
+        kind="gqa", num_heads=num_heads, num_kv_heads=num_kv_heads, head_size=head_size, window=window or None
+    )
+    return kernel(mixer.context_terms()[0], 1, kv_dtype)
+
+
+def batches_of(sizes: NDArray[np.float64], which: int | NDArray[np.int64] = 0) -> Batches:
+    """Rows of :data:`SIZES` as batches."""
+    batch_size, new, context = sizes[:3].astype(np.int64)
+    return Batches(batch_size, context, new, np.broadcast_to(np.asarray(which, dtype=np.int64), batch_size.shape))
+
+
+def outside_of(fit: AttentionFit, sizes: NDArray[np.float64]) -> dict[str, NDArray[np.bool_]]:
+    """Which rows of :data:`SIZES` lie outside the measured range of each quantity that has one."""
+    quantities = dict(zip(SIZES, sizes, strict=True)) | {"context": sizes[1] + sizes[2], "cached": sizes[2]}
+    return {
+        name: (quantities[name] < low) | (quantities[name] > high) for name, (low, high) in fit.domain.items() if name in quantities
+    }
+
+
+def _refusal(gpu: str, engine: str, phase: str, kv: str, shape: list[float], is_whole: bool) -> str:
+    if calibrated(gpu, engine) is None:
+        return f"no calibrated accelerator '{gpu}'"
+    if phase not in PHASES:
+        return f"no phase '{phase}'"
+    if kv not in KV_FORMATS:
+        return f"no cache format '{kv}'"
+    if not is_whole or min(shape[:3]) < 1:
+        return "sizes are not all whole numbers, heads and their size 1 or more"
+    if shape[0] % shape[1]:
+        return "num_key_value_heads does not divide num_heads"
+    return ""
+
+
+def _status(guesses: list[str], outside: list[str]) -> str:
+    reasons = [*guesses, *([f"{', '.join(outside)} outside the measured range"] if outside else [])]
+    return f"extrapolated: {'; '.join(reasons)}" if reasons else OK
