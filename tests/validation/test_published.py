@@ -59,6 +59,12 @@ def skew(folder):
     return answered(folder, table("routing_skew.csv"))
 
 
+@pytest.fixture(scope="module")
+def wide(folder):
+    rows = table("serving.csv")
+    return answered(folder, rows[rows["case"].isin(["SGLang decode EP72", "TBO decode speedup bs256", "TBO decode slowdown bs32"])])
+
+
 def errors(found, quantity):
     rows = found.rows[(found.rows["quantity"] == quantity) & is_answered(found.rows["status"])]
     return (rows["predicted"] / rows["measured"] - 1).abs()
@@ -75,7 +81,7 @@ def test_a_table_of_no_topic_is_refused(folder):
         answered(folder, pd.DataFrame({"id": ["C01"], "topic": ["all-to-all"], "target": ["77"]}))
 
 
-@pytest.mark.parametrize("made", ["mlperf", "trtllm", "skew"])
+@pytest.mark.parametrize("made", ["mlperf", "trtllm", "skew", "wide"])
 def test_every_row_has_an_answer_or_a_reason(made, request):
     found = request.getfixturevalue(made)
     assert list(found.rows.columns) == list(SCORE_COLUMNS)
@@ -160,3 +166,15 @@ def test_skew_of_deepseek_r1_with_and_without_copies(skew):
     """NVIDIA/TensorRT-LLM tech blog 4: 1.564 falls to 0.109 with 288 slots on 32 ranks, 0.115 on 36. Seen: +2 %, +2 %, -5 %."""
     assert len(errors(skew, "imbalance")) == 6
     assert (errors(skew, "imbalance") < 0.20).all()
+
+
+def test_decode_over_72_gpus(wide):
+    """LMSYS, "Deploying DeepSeek with PD disaggregation and large-scale expert parallelism", 2025: 22,282 tokens/s a node."""
+    assert (errors(wide, "throughput") < 0.20).all()
+
+
+def test_two_batches_gain_where_there_is_much_to_hide_and_lose_where_there_is_little(wide):
+    """The same: +25.5 % at 256 tokens a GPU and -27 % at 32. The sign must be right."""
+    gain = wide.table.set_index("case")["predicted"]
+    assert 1.1 < gain["TBO decode speedup bs256"] < 1.6
+    assert 0.6 < gain["TBO decode slowdown bs32"] < 0.95

@@ -282,10 +282,10 @@ def _reply(question: Question, found: dict[Case, Rate | UserError]) -> Reply:
     if len(rates) == 1:
         value = one.tokens_per_s * (one.gpus_of_a_node if question.unit == "node" else 1)
         return Reply(value, value / one.high, value / one.low, one.status, one.because)
-    # Both systems run on the same kernels, whose errors cancel in part: half the band, in log space.
     value = one.tokens_per_s / rates[1].tokens_per_s
     status = next((rate.status for rate in rates if rate.status != OK), OK)
     if question.guess:
         status = f"{'extrapolated: ' if status == OK else f'{status}; '}{question.guess}"
     because = " against ".join(rate.because for rate in rates)
-    return Reply(value, value / math.sqrt(one.high), value / math.sqrt(one.low), status, because)
+    wide = math.exp(math.hypot(*(max(math.log(rate.high), -math.log(rate.low)) for rate in rates)))
+    return Reply(value, value / wide, value * wide, status, because)
