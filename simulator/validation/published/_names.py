@@ -10,6 +10,7 @@ from simulator.errors import UserError
 from simulator.spec.accelerator import AcceleratorSpec, load_accelerator
 from simulator.spec.cluster import available_clusters, load_cluster
 from simulator.spec.loading import read_toml
+from simulator.spec.model import load_model
 
 _SAME_SHAPE = {"llama-3.3-70b": "llama-3.1-70b", "llama-3-70b": "llama-3.1-70b", "llama-3-8b": "llama-3.1-8b"}
 """Later weights of a shape that has a file."""
@@ -105,6 +106,11 @@ def precision_of(text: str) -> str:
         if any(word in lower for word in words):
             return dtype
     raise UserError(f"unknown number format '{text}'")
+
+
+def released(dtype: str, model: str) -> str:
+    """``dtype`` as the model has it: where it is released with a scale for each block, its 8 bits are those."""
+    return "fp8_block" if dtype == "fp8" and load_model(model, model).weight_dtype == "fp8_block" else dtype
 
 
 def engine_of(text: str) -> str | None:

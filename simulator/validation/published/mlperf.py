@@ -14,7 +14,7 @@ from simulator.metrics import latencies
 from simulator.spec.base import Frozen
 from simulator.validation.published import Reply, Tick
 from simulator.validation.published._cells import number, whole
-from simulator.validation.published._names import accelerator_of, cluster_of, engine_of, model_name, precision_of
+from simulator.validation.published._names import accelerator_of, cluster_of, engine_of, model_name, precision_of, released
 from simulator.validation.published._queries import Benchmark, benchmarks
 from simulator.validation.published._scores import figures, mixture_ratios, with_ratios
 from simulator.validation.published._serve import Served, serve
@@ -24,8 +24,8 @@ _OFFLINE_S, _FIRST_TURNS, _MOST_TURNS = 600.0, 3, 60
 """Shortest run that the rules allow. How many queries fill it follows from a shorter run of so many full batches."""
 _SERVER_S = 600.0
 """Length of a server run that a rate is judged by."""
-_STEPS = 7
-"""Halvings of the interval in which the largest rate lies: to within 1 % of it."""
+_STEPS, _SLOWER = 10, 0.8
+"""Rates that are tried: so much slower each, until one keeps within the limits, then halving what is left."""
 
 
 class _Row(NamedTuple):
@@ -84,13 +84,14 @@ def _read(row: pd.Series) -> _Row:
     if scenario not in ("offline", "server", "interactive"):
         raise UserError(f"scenario '{row['scenario']}' is not modelled")
     accelerator = accelerator_of(str(row["accelerator"]))
+    model = model_name(name)
     return _Row(
         benchmark,
-        model_name(name),
+        model,
         accelerator.name,
         whole(row, "accel_per_node"),
         scenario,
-        _dtype(row, accelerator.fp8_flops_per_s is not None, accelerator.fp4_flops_per_s is not None),
+        released(_dtype(row, accelerator.fp8_flops_per_s is not None, accelerator.fp4_flops_per_s is not None), model),
         engine_of(str(row.get("framework", ""))) or "vllm",
         number(row, "ttft_limit_ms") / 1e3,
         number(row, "tpot_limit_ms") / 1e3,
@@ -165,7 +166,7 @@ def _reached(case: _Row, tp: int) -> tuple[float, Served]:
     low, high = 0.0, offline.output_per_s / mean_output * 1.15
     best = offline
     for _ in range(_STEPS):
-        rate = (low + high) / 2 if low else high * 0.8
+        rate = (low + high) / 2 if low else high * _SLOWER
         served = serve(deployment, *_queries(benchmark, int(np.clip(rate * _SERVER_S, 500, 40_000))), rate)
         if _meets(served, limits):
             low, best = rate, served

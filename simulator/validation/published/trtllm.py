@@ -12,7 +12,7 @@ from simulator.errors import UserError
 from simulator.spec.base import Frozen
 from simulator.validation.published import Reply, Tick
 from simulator.validation.published._cells import whole
-from simulator.validation.published._names import accelerator_of, cluster_of, model_name, precision_of
+from simulator.validation.published._names import accelerator_of, cluster_of, model_name, precision_of, released
 from simulator.validation.published._scores import figures, mixture_ratios, with_ratios
 from simulator.validation.published._serve import make, serve
 from simulator.validation.published._sweep import answers
@@ -70,9 +70,10 @@ def _read(row: pd.Series) -> _Row:
         if parts.get(name, 1) > 1:
             raise UserError(f"{name} = {parts[name]} is not modelled")
     accelerator = accelerator_of(str(row["gpu"])).name
-    dtype = precision_of(str(row["precision"]))
+    model = model_name(str(row["model"]))
+    dtype = released(precision_of(str(row["precision"])), model)
     return _Row(
-        model_name(str(row["model"])),
+        model,
         accelerator,
         parts.get("tp", 1),
         parts.get("ep", 1),
