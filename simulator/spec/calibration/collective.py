@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from simulator.spec.base import Frozen, NonNegative, Positive
 from simulator.spec.calibration.fit import Fit
@@ -42,6 +42,9 @@ class ProtocolFit(Frozen):
     copy_fraction: Positive | None = None
     """Of the port's peak, for the message itself: copies in and out of buffers, whatever the number of ranks. Absent = hidden."""
 
+    max_bytes_times_ranks: Positive | None = None
+    """Largest message, times the number of ranks, that the library uses it for between more than two ranks; absent = any."""
+
     def start_s(self, num_ranks: ArrayLike) -> Floats:
         """Latency inside one fast domain."""
         further = np.maximum(np.asarray(num_ranks, dtype=float) - 2.0, 0.0)
@@ -53,12 +56,18 @@ class ProtocolFit(Frozen):
         per_byte = per_byte + (0.0 if self.copy_fraction is None else 1.0 / self.copy_fraction)
         return np.asarray(per_byte / np.asarray(bytes_per_s), dtype=np.float64)
 
+    def is_used(self, num_bytes: ArrayLike, num_ranks: ArrayLike) -> NDArray[np.bool_]:
+        """Whether the library considers it for messages of a size."""
+        size, ranks = np.asarray(num_bytes, dtype=float), np.asarray(num_ranks, dtype=float)
+        limit = np.inf if self.max_bytes_times_ranks is None else self.max_bytes_times_ranks
+        return np.asarray((ranks <= 2) | (size * ranks < limit))
+
 
 class CollectiveFit(Fit):
     """One operation of one library."""
 
     protocols: Annotated[dict[str, ProtocolFit], Field(min_length=1)]
-    """By name; the fastest one is taken, as the library's tuner means to."""
+    """By name; the fastest one that is used is taken, as the library's tuner means to. One of them must have no limit."""
     scale_out_latency_s: NonNegative = 0.0
     """Across domains: a step between the nearest ranks ..."""
     latency_per_doubling_s: NonNegative = 0.0
@@ -69,6 +78,12 @@ class CollectiveFit(Fit):
     """Shortest time when launched from Python and not by a captured graph."""
     eager_more_s: NonNegative = 0.0
     """Launched so, added to the kernel's time, beside a copy of the message into a buffer that the other ranks can read."""
+
+    @model_validator(mode="after")
+    def _answers_every_size(self) -> Self:
+        if all(way.max_bytes_times_ranks is not None for way in self.protocols.values()):
+            raise ValueError("protocols: one must be without max_bytes_times_ranks")
+        return self
 
     def parts_s(self, num_bytes: ArrayLike, num_ranks: ArrayLike, passes: float, bytes_per_s: ArrayLike) -> tuple[Floats, Floats]:
         """Latency, and time of the bytes, of the fastest protocol inside one domain. Sizes and ranks broadcast together.
@@ -81,7 +96,7 @@ class CollectiveFit(Fit):
         starts, carries = [], []
         for way in self.protocols.values():
             start, carry = np.broadcast_arrays(way.start_s(num_ranks), size * way.per_byte_s(num_ranks, passes, bytes_per_s))
-            starts.append(start)
+            starts.append(np.where(way.is_used(size, num_ranks), start, np.inf))
             carries.append(carry)
         start_P, carry_P = np.stack(starts), np.stack(carries)
         best = np.argmin(start_P + carry_P, axis=0)[None]

@@ -33,6 +33,8 @@ _HIDDEN = 50.0
 class _Start(NamedTuple):
     algorithm: Algorithm
     numbers: tuple[float, float, float, float]
+    limit: float | None = None
+    """``max_bytes_times_ranks``."""
 
 
 _RINGS = {
@@ -47,6 +49,11 @@ _CUSTOM = {
     "large": _Start("ring", (2e-5, 1e-6, 0.7, 3.0)),
 }
 """What engines' kernels do: each rank reads all others' data, or a part of it and hands the sum on; what is large goes to NCCL."""
+
+
+_LIMITED = {**_CUSTOM, "one_shot": _CUSTOM["one_shot"]._replace(limit=2.0 * 1024 * 1024)}
+"""vLLM's kernel, which SGLang took over: one shot below 512 kB on four ranks and 256 kB on eight (custom_all_reduce.cuh)."""
+_USES_LIMIT = ("vllm custom_all_reduce", "sglang custom_all_reduce_older")
 
 
 def fit(folder: Path) -> dict[str, dict[str, Any]]:
@@ -91,7 +98,7 @@ def _joined(parts: list[tuple[Rows, NDArray[np.float64], NDArray[np.str_]]]) -> 
 
 
 def _entry(accelerator: AcceleratorSpec, engine: str, entry: str, data: _Joined, eager: _Joined | None) -> dict[str, Any]:
-    start = _CUSTOM if entry.startswith("custom") else _RINGS
+    start = _LIMITED if f"{engine} {entry}" in _USES_LIMIT else _CUSTOM if entry.startswith("custom") else _RINGS
     cluster = cluster_of(accelerator.name)
     if cluster is None:
         raise ValueError(f"no cluster of {accelerator.name}")
@@ -140,15 +147,24 @@ def _search(
     part = data.rows._replace(num_ranks=data.rows.num_ranks[used], num_bytes=data.rows.num_bytes[used])
     measured = np.log(data.measured_s[used])
     lowest, highest = np.log(np.array(_BOUNDS * len(start)).T)
-    first = np.log(np.concatenate([way.numbers for way in start.values()]))
+    firsts = [np.log(np.concatenate([way.numbers for way in start.values()])) + shift for shift in _shifts(len(start))]
 
     def errors(logs: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.log(part.seconds(_built(start, np.exp(logs)), accelerator, port)) - measured
 
-    best = least_squares(
-        errors, first, bounds=(lowest, highest), loss="soft_l1", f_scale=_SCALE, diff_step=np.full(len(first), _STEP)
-    )
+    steps = np.full(len(lowest), _STEP)
+    found = [
+        least_squares(errors, first, bounds=(lowest, highest), loss="soft_l1", f_scale=_SCALE, diff_step=steps) for first in firsts
+    ]
+    best = min(found, key=lambda result: float(result.cost))
     return _built(start, np.array([_rounded(value) for value in np.exp(best.x).tolist()]), hide=True)
+
+
+def _shifts(num_protocols: int) -> list[NDArray[np.float64]]:
+    """Where else to begin: all protocols start later, or the second one does. A minimum of several lines has several optima."""
+    later, second = np.zeros((num_protocols, len(_NAMES))), np.zeros((num_protocols, len(_NAMES)))
+    later[:, 0], second[1, :2] = np.log(2.0), np.log(3.0)
+    return [np.zeros(later.size), later.ravel(), second.ravel(), (later + second).ravel()]
 
 
 def _built(start: dict[str, _Start], numbers: NDArray[np.float64], *, hide: bool = False) -> CollectiveFit:
@@ -157,7 +173,7 @@ def _built(start: dict[str, _Start], numbers: NDArray[np.float64], *, hide: bool
         fields: dict[str, Any] = dict(zip(_NAMES, values, strict=True))
         if hide and fields["copy_fraction"] > _HIDDEN:
             fields["copy_fraction"] = None
-        protocols[name] = ProtocolFit.model_construct(algorithm=way.algorithm, **fields)
+        protocols[name] = ProtocolFit.model_construct(algorithm=way.algorithm, max_bytes_times_ranks=way.limit, **fields)
     return CollectiveFit.model_construct(kind="fitted", source="", protocols=protocols, eager_s=0.0, eager_more_s=0.0)
 
 

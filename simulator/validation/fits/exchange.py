@@ -88,6 +88,16 @@ _KERNELS = {
     "trtllm_deepep_ll": _Kernels(
         "DeepEP low-latency kernels as TensorRT-LLM calls them, launched from Python", _EAGER, _EAGER, num_sms=0, overlap=1.0
     ),
+    **{
+        f"trtllm_deepep_ll_{dtype}": _Kernels(
+            f"DeepEP low-latency kernels that bring results back in {dtype}, as TensorRT-LLM calls them, launched from Python",
+            (),
+            _EAGER,
+            num_sms=0,
+            overlap=1.0,
+        )
+        for dtype in ("fp8", "fp4")
+    },
     "deepep_ht": _Kernels(
         "DeepEP normal kernels as vLLM calls them, launched from Python",
         ("floor_s", "latency_s", "copy_s", "copy_byte_s"),
@@ -234,7 +244,11 @@ def _search(
         built = _built(job, dict(zip(names, np.exp(logs).tolist(), strict=True)))
         return np.log(_predict(built, accelerator, rows)[used]) - measured
 
-    start = np.log([_START[name] for name in names])
+    first = dict(_START)
+    if "floor_s" in names:  # else a floor that hides every latency would leave nothing to search by
+        first["floor_s"], first["latency_s"] = np.exp(np.quantile(measured, [0.2, 0.3])).tolist()
+        first["scale_up_fraction"] = 0.3
+    start = np.clip(np.log([first[name] for name in names]), lowest, highest)
     best = least_squares(
         errors, start, bounds=(lowest, highest), loss="soft_l1", f_scale=_SCALE, diff_step=np.full(len(names), _STEP)
     )

@@ -22,6 +22,7 @@ from simulator.validation import OK, Answers, Measure, require
 from simulator.validation.bands import Band
 from simulator.validation.kernels._hardware import accelerator_name, calibrated
 from simulator.validation.kernels._moves import VALUE_BYTES, Moves, moves
+from simulator.validation.kernels._traffic import cluster_of
 
 _MICRO = 1e-6
 _GPUS_PER_NODE = 8
@@ -30,7 +31,8 @@ _NORMAL = (*_LOW_LATENCY, "dispatch_sms", "combine_sms")
 _BACKENDS = ("gpu", "comm_backend", "phase", "comm_dtype", "ep_size", "hidden_size", "topk", "num_experts", "num_tokens")
 _PUBLISHED = ("library", "hardware", "mode", "op", "ep", "tokens_per_rank", "conditions")
 _OPERATIONS = ("dispatch", "combine")
-_POLICY = {"low_latency": "per_expert", "normal": "per_node", "one_sided": "per_rank"}
+_POLICY = {"low_latency": "per_expert", "normal": "per_node", "one_sided": "per_expert"}
+"""NVLink one-sided kernels were timed with a perfect router: each of a token's experts on another rank."""
 _CONGESTED_NODES = 8
 _CONGESTED_TOKENS = {"dispatch": 32, "combine": 4096}
 """On the eight nodes of the DeepEP table, beyond so many tokens the network carries a third of what it does on four."""
@@ -184,17 +186,19 @@ def _backends(table: pd.DataFrame) -> Iterator[Part]:
         guess, sent_as = "", dtype.lower()
         if sent_as == "default":
             sent_as = "bfloat16" if phase == "combine" or backend.endswith("ht") or "v2" in backend else "fp8"
-        elif phase == "combine" and not backend.endswith("ll"):
-            sent_as = "bfloat16"  # what comes back is not quantised
-        elif phase == "combine" and sent_as in ("fp4", "nvfp4", "fp8"):
-            sent_as = "bfloat16"
+        kernels = backend
+        if phase == "combine" and sent_as in VALUE_BYTES:
+            if backend.endswith("_ll") and VALUE_BYTES[sent_as] < VALUE_BYTES["bfloat16"]:
+                kernels = f"{backend}_{sent_as}"  # quantised on the way back by kernels of their own
+            else:
+                sent_as = "bfloat16"  # what comes back is not quantised
         if sent_as not in VALUE_BYTES:
             guess, sent_as = f"'{dtype}' priced as bfloat16", "bfloat16"
         rows = table.iloc[places]
         rows = rows.assign(num_ranks=rows["ep_size"], value_bytes=VALUE_BYTES[sent_as])
         policy = "per_expert" if "_ll" in backend or "generation" in backend else "per_node"
         groups = "deepseek" if engine == "trtllm" else "none"
-        part = _part(rows, places, gpu, engine, backend, phase, groups, policy)
+        part = _part(rows, places, gpu, engine, kernels, phase, groups, policy)
         yield part._replace(measured="latency", guess=guess)
 
 
@@ -218,8 +222,24 @@ def _published(table: pd.DataFrame) -> Iterator[Part]:
             sms=0,
         )
         part = _part(rows, places, gpu, "any", kernels, operation, "deepep" if normal else "none", _POLICY.get(kernels, "per_rank"))
-        guess = "kernels that send over the network inside a node too" if "pure RDMA" in library else ""
+        guess = ""
+        if "pure RDMA" in library:
+            guess, part = "its kernels send over the network inside a node too", _over_the_network(part)
         yield part._replace(measured="latency_us", guess=guess, held_out=part.num_ranks.astype(int).astype(str))
+
+
+def _over_the_network(part: Part) -> Part:
+    """The same where every vector leaves by the network card, as before DeepEP used NVLink for low latency."""
+    cluster, load = cluster_of(part.accelerator or ""), part.moves.load
+    if cluster is None or cluster.scale_out is None:
+        return part
+    moved = np.asarray(load.copies, dtype=float) * np.asarray(load.vector_bytes, dtype=float)
+    across = part.moves._replace(
+        load=load._replace(crossing=load.copies, num_nodes=np.maximum(load.num_nodes, 2)),
+        scale_up_s=np.zeros(len(moved)),
+        scale_out_s=moved / cluster.scale_out.bytes_per_s,
+    )
+    return part._replace(moves=across)
 
 
 def _part(
