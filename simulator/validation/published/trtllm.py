@@ -27,6 +27,7 @@ _PART = re.compile(r"(tp|pp|ep|dp|cp)\s*=?\s*(\d+)")
 
 
 class _Row(NamedTuple):
+    release: str
     model: str
     accelerator: str
     tp: int
@@ -73,6 +74,7 @@ def _read(row: pd.Series) -> _Row:
     model = model_name(str(row["model"]))
     dtype = released(precision_of(str(row["precision"])), model)
     return _Row(
+        str(row["release"]).strip().lower().removeprefix("v"),
         model,
         accelerator,
         parts.get("tp", 1),
@@ -87,7 +89,7 @@ def _answer(case: _Row) -> Reply:
     deployment = {
         "model": case.model,
         "cluster": cluster_of(case.accelerator, case.tp),
-        "engine": "trtllm",
+        "engine": f"trtllm@{case.release}",
         "weight_dtype": case.dtype,
         "kv_dtype": "bf16" if case.dtype in ("bf16", "int4", "int8") else "fp8",
         "parallel": {"tp": case.tp, "ep": case.ep},
