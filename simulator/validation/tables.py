@@ -17,6 +17,9 @@ _WORDS_OF_TEXTS = {
 }
 """A column with one of these in its name holds texts, also where they look like numbers: version 0.10 is not 0.1."""
 
+_ABSURD = 1e15
+"""Nothing that is counted or timed is so large, and whole numbers below it are exact."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -25,7 +28,8 @@ class Table:
     texts: pd.DataFrame
     """As they stand in the file, to be written out again digit for digit."""
     values: pd.DataFrame
-    """Numbers as numbers, texts as texts; not a number where a cell is empty or does not fit its column."""
+    """Columns of numbers, which are finite or not a number where a cell is empty, does not fit its column or is absurd; and columns
+    of texts, which are empty where a cell is."""
 
 
 def read_table(path: Path, most_rows: int | None = None) -> Table:
@@ -56,22 +60,29 @@ def read_table(path: Path, most_rows: int | None = None) -> Table:
     if texts.empty:
         raise UserError(f"{path}: has no rows")
     texts.columns = [str(name).strip() for name in texts.columns]
-    return Table(texts, pd.DataFrame({name: _values(name, texts[name]) for name in texts.columns}))
+    return Table(texts, values_of(texts))
+
+
+def values_of(texts: pd.DataFrame) -> pd.DataFrame:
+    """The columns of a table as :attr:`Table.values`.
+
+    >>> values_of(pd.DataFrame({"gpu": ["h100", ""], "m": ["8", "many"], "k": ["inf", "1e300"]})).to_dict("list")
+    {'gpu': ['h100', ''], 'm': [8.0, nan], 'k': [nan, nan]}
+    """
+    return pd.DataFrame({name: _values(str(name), texts[name]) for name in texts.columns})
 
 
 def _values(name: str, cells: pd.Series) -> pd.Series:
     """A column as numbers if most of its cells are some, else as texts."""
-    is_text = not _WORDS_OF_TEXTS.isdisjoint(name.lower().split("_"))
-    if not is_text and pd.api.types.is_numeric_dtype(cells):
-        return cells
     trimmed = cells.astype("string").str.strip()
     filled = trimmed.notna() & (trimmed != "")
-    if not is_text:
+    if _WORDS_OF_TEXTS.isdisjoint(name.lower().split("_")):
         numbers = pd.to_numeric(trimmed.where(filled), errors="coerce").astype("Float64").to_numpy(float, na_value=np.nan)
         if 2 * np.count_nonzero(~np.isnan(numbers)) >= np.count_nonzero(filled):
-            whole = bool(np.all(np.isfinite(numbers)) and np.all(numbers == np.round(numbers)) and np.all(np.abs(numbers) < 2**53))
+            numbers = np.where(np.abs(numbers) < _ABSURD, numbers, np.nan)
+            whole = bool(np.all(np.isfinite(numbers) & (numbers == np.round(numbers))))
             return pd.Series(numbers.astype(np.int64) if whole else numbers, index=cells.index)
-    return pd.Series(trimmed.where(filled).to_numpy(object, na_value=np.nan), index=cells.index)
+    return pd.Series(trimmed.where(filled, "").to_numpy(object), index=cells.index, dtype=object)
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:

@@ -83,7 +83,7 @@ def moves(
     """
     names = ("num_ranks", "hidden_size", "topk", "num_experts", "num_tokens", "value_bytes")
     numbers = np.stack([pd.to_numeric(rows[name], errors="coerce").to_numpy(dtype=float) for name in names])
-    known = np.isfinite(numbers).all(axis=0) & (numbers > 0).all(axis=0) & (numbers[2] <= numbers[3])
+    known = np.isfinite(numbers).all(axis=0) & (numbers[:-1] >= 1).all(axis=0) & (numbers[-1] > 0) & (numbers[2] <= numbers[3])
     ranks, hidden, top_k, experts, tokens, value_bytes = np.where(known, numbers, 1.0)
     shapes, shape = np.unique(np.stack([ranks, hidden, top_k, experts], axis=1), axis=0, return_inverse=True)
     found = np.full((len(shapes), 5), np.nan)

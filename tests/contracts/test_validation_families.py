@@ -1,0 +1,117 @@
+"""What every family of kernels promises for any table with its columns. Families are discovered, never listed."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from simulator.validation import Answers
+from simulator.validation.kernels import measures_of
+from simulator.validation.suites import families, family_of, suite_of
+from simulator.validation.tables import ENDINGS, read_table, values_of
+
+MEASUREMENTS = Path(__file__).parents[2].parent / "shared" / "measurements"
+HEADERS = (
+    "gpu,gemm_dtype,m,n,k,latency_ms",
+    "gpu,phase,attn_dtype,kv_cache_dtype,batch_size,isl,step,num_heads,num_key_value_heads,head_dim,window_size,latency_ms",
+    "gpu,engine,engine_ver,phase,kernel_source,mla_dtype,kv_cache_dtype,gemm_type,num_heads,batch_size,isl,step,tp_size,latency_ms",
+    "gpu,engine,moe_dtype,model,hidden_size,inter_size,topk,num_experts,moe_tp_size,moe_ep_size,distribution,num_tokens,latency_ms",
+    "gpu,engine,engine_ver,phase,moe_dtype,hidden_size,inter_size,topk,num_experts,moe_tp_size,moe_ep_size,distribution,num_tokens,latency_ms",
+    "gpu,engine_ver,op_name,moe_dtype,moe_kernel,num_tokens,dp_num_tokens,rank0_num_tokens,hidden_size,inter_size,topk,num_experts,num_slots,moe_tp_size,moe_ep_size,distribution,latency_ms",
+    "gpu,engine,engine_ver,node_num,hidden_size,num_token,num_topk,num_experts,dispatch_avg_t_us,combine_avg_t_us",
+    "gpu,engine,engine_ver,node_num,hidden_size,num_token,num_topk,num_experts,dispatch_sms,dispatch_transmit_us,dispatch_notify_us,combine_sms,combine_transmit_us,combine_notify_us",
+    "gpu,engine,engine_ver,comm_backend,phase,comm_dtype,ep_size,node_num,hidden_size,topk,num_experts,num_tokens,sms,transmit_us,notify_us,latency",
+    "gpu,nccl_ver,op_name,nccl_dtype,num_gpus,message_elements,latency_ms",
+    "gpu,engine,engine_ver,kernel_source,allreduce_dtype,num_gpus,message_size,latency_ms",
+)
+TABLES = sorted(path.name for path in MEASUREMENTS.glob("*") if path.name.endswith(ENDINGS)) if MEASUREMENTS.is_dir() else []
+JUNK = ("", "unheard of", "-1", "0", "1e30", "0.5", "inf", "nan")
+
+
+def answered(name, table):
+    """The family's answers, after what holds for all of them was checked."""
+    family = family_of(name)
+    measures = measures_of(family, table)
+    answers: Answers = family.answer(table)
+    shape = (len(table), len(measures))
+    assert answers.seconds.shape == answers.low.shape == answers.high.shape == shape
+    assert len(answers.status) == len(answers.group) == len(table)
+    status = np.array([text.split(":")[0] for text in answers.status])
+    assert set(status) <= {"ok", "extrapolated", "unsupported"}
+    assert all(text == "ok" or len(text.split(": ", 1)[1].strip()) > 3 for text in answers.status), "says why"
+    none = status == "unsupported"
+    assert np.isnan(answers.seconds[none]).all()
+    # A row with several measures may lack one, but not all.
+    told = ~np.isnan(answers.seconds)
+    assert told[~none].any(axis=1).all()
+    seconds, low, high = (part[told] for part in (answers.seconds, answers.low, answers.high))
+    assert (np.isfinite(seconds) & (seconds >= 0)).all()
+    assert ((low <= seconds) & (seconds <= high) & (low >= 0) & np.isfinite(high)).all()
+    return answers
+
+
+def seconds_by_status(answers):
+    return answers.seconds, [text.split(":")[0] for text in answers.status]
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_junk_is_unsupported_and_breaks_nothing(header):
+    columns = header.split(",")
+    name = suite_of(pd.DataFrame({column: ["1"] for column in columns}))
+    assert name in families(), "no family reads this table"
+    for junk in JUNK:
+        answers = answered(name, values_of(pd.DataFrame({column: [junk] * 3 for column in columns})))
+        assert {text.split(":")[0] for text in answers.status} == {"unsupported"}
+
+
+def tables():
+    return [name for name in TABLES if suite_of(read_table(MEASUREMENTS / name, 50).values) in families()]
+
+
+def sample(name, count):
+    values = read_table(MEASUREMENTS / name).values
+    return values.sample(min(count, len(values)), random_state=3).reset_index(drop=True)
+
+
+@pytest.mark.skipif(not TABLES, reason="the measured tables are not beside this checkout")
+@pytest.mark.parametrize("name", TABLES and tables())
+def test_one_wrong_cell_spoils_its_own_row_only(name):
+    texts = read_table(MEASUREMENTS / name).texts.sample(60, random_state=3).reset_index(drop=True)
+    table = values_of(texts)
+    family = suite_of(table)
+    before = answered(family, table)
+    measured = {measure.column for measure in measures_of(family_of(family), table)}
+    for column in table.columns.difference(measured):
+        for junk in JUNK:
+            changed = texts.copy()
+            changed.loc[::2, column] = junk
+            after = answered(family, values_of(changed))
+            np.testing.assert_array_equal(after.seconds[1::2], before.seconds[1::2])
+
+
+@pytest.mark.skipif(not TABLES, reason="the measured tables are not beside this checkout")
+@pytest.mark.parametrize("name", TABLES and tables())
+def test_answers_do_not_depend_on_what_was_measured_nor_on_other_rows(name):
+    table = sample(name, 200)
+    family = suite_of(table)
+    seconds, status = seconds_by_status(answered(family, table))
+    measured = [measure.column for measure in measures_of(family_of(family), table)]
+    wild, wild_status = seconds_by_status(answered(family, table.assign(**dict.fromkeys(measured, 1e9))))
+    np.testing.assert_array_equal(wild, seconds)
+    assert wild_status == status
+    bare, bare_status = seconds_by_status(answered(family, table.drop(columns=measured)))
+    np.testing.assert_array_equal(bare, seconds)
+    assert bare_status == status
+    backwards, _ = seconds_by_status(answered(family, table.iloc[::-1]))
+    np.testing.assert_allclose(backwards[::-1], seconds, rtol=1e-9)
+    few, _ = seconds_by_status(answered(family, table.iloc[:5]))
+    np.testing.assert_allclose(few, seconds[:5], rtol=1e-9)
+
+
+@pytest.mark.skipif(not TABLES, reason="the measured tables are not beside this checkout")
+@pytest.mark.parametrize("name", TABLES and tables())
+def test_a_gpu_that_nobody_knows_is_not_answered(name):
+    table = sample(name, 20).assign(gpu="rubin_ultra")
+    answers = answered(suite_of(table), table)
+    assert all(text.startswith("unsupported: ") and "rubin_ultra" in text for text in answers.status)
