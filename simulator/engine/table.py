@@ -32,6 +32,9 @@ exchanges take alone: what is left to wait for falls along straight lines, and t
 _DRAWS = 64
 """Layers whose choices an entry is the mean of: models with fewer draw several times. With 4 layers, one draw of a few tokens
 missed the mean load imbalance by up to 16 %."""
+_MANY_LAYERS, _SAMPLED_LAYERS = 40, 20
+"""Of a model with more MoE layers, an entry runs every so many, others at each entry, and stands for all: layers differ in which
+experts are popular and in nothing else, and neighbouring entries share what the choice of layers does."""
 
 
 class StepTable(NamedTuple):
@@ -197,26 +200,35 @@ def price_experts(prices: Prices, tokens_d: Ints, offset: int, besides: tuple[fl
         What a half's exchanges take alone, and for each of ``besides`` the seconds of ``EXPERT_PHASES``, imbalance and bytes read.
     """
     num_layers, num_ranks = prices.plan.model.num_moe_layers, prices.plan.layout.num_ranks
+    layers = _layers_run(num_layers, offset)
+    repeats = num_layers / len(layers)
     is_split = bool(prices.halved_layers) and int(tokens_d.max()) > 1
     parts = [first_half(tokens_d), tokens_d - first_half(tokens_d)] if is_split else [tokens_d]
     steps: list[list[ExpertStep]] = []
     imbalance, read_bytes = 0.0, prices.overlapped_bytes if is_split else 0.0
     for part_d in parts:
-        steps.append([prices.expert_step(layer, part_d, offset) for layer in range(num_layers)])
-        share = int(part_d.sum()) / int(tokens_d.sum()) / num_layers
+        steps.append([prices.expert_step(layer, part_d, offset) for layer in layers])
+        share = int(part_d.sum()) / int(tokens_d.sum()) / len(layers)
         imbalance += sum(share * float(step.pairs_R.max() / step.pairs_R.mean()) for step in steps[-1])
-        read_bytes += sum(step.read_bytes for step in steps[-1])
+        read_bytes += sum(step.read_bytes for step in steps[-1]) * repeats
         offset += int(part_d.sum())
     alone_s = sum(step.dispatch.alone_s + step.combine.alone_s for part in steps for step in part) / len(parts)
     rows = []
     for beside in besides:
-        programs = [_expert_program(prices, part, beside * alone_s / num_layers) for part in steps]
+        programs = [_expert_program(prices, part, beside * alone_s / len(layers)) for part in steps]
         program = interleave(*programs) if is_split else programs[0]
         phases = run_lockstep(program, num_ranks)
-        rows.append([*(phases[phase] for phase in EXPERT_PHASES), imbalance, read_bytes])
+        rows.append([*(phases[phase] * repeats for phase in EXPERT_PHASES), imbalance, read_bytes])
         if not is_split:
             return 1.0, np.array(rows * len(besides))
-    return alone_s, np.array(rows)
+    return alone_s * repeats, np.array(rows)
+
+
+def _layers_run(num_layers: int, offset: int) -> list[int]:
+    """MoE layers that stand for all: all of them, or evenly spaced ones from a place that ``offset`` says."""
+    if num_layers <= _MANY_LAYERS:
+        return list(range(num_layers))
+    return [(offset + place * num_layers // _SAMPLED_LAYERS) % num_layers for place in range(_SAMPLED_LAYERS)]
 
 
 def _expert_program(prices: Prices, steps: list[ExpertStep], beside_s: float) -> list[Operation]:

@@ -138,8 +138,9 @@ def _cluster(accelerator: str, num_gpus: int) -> str:
 
 
 def _vllm(point: Point) -> dict[str, Any]:
-    """Prompts in chunks beside decodes, 8,192 tokens a step (vLLM V1's default for the API server on H100 and newer)."""
-    return {"scheduling": {"kind": "chunked", "token_budget": 8192, "max_sequences": max(256, point.concurrency)}}
+    """Prompts in chunks beside decodes: 2,048 tokens a step, InferenceX 8,192 (``--max-num-batched-tokens``)."""
+    budget = 8192 if point.is_ranged else 2048
+    return {"scheduling": {"kind": "chunked", "token_budget": budget, "max_sequences": max(256, point.concurrency)}}
 
 
 def _sglang(point: Point) -> dict[str, Any]:

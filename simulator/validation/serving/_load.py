@@ -25,6 +25,11 @@ _MANY_TOKENS = 2_000_000
 """Output tokens beyond which fewer rounds are simulated, and the middle ones stand for those left out."""
 _SHORTEST = 0.8
 """Of the length that is asked for (InferenceX: ``--random-range-ratio 0.8``)."""
+_JITTER = 0.1
+"""Equal requests would begin and end together for ever, which measured ones do not: clients and streams delay some. A spread of
+their output lengths by so much either way stands for that; without it the first tokens of TensorRT-LLM come up to twice too late."""
+_IN_STEP = ("sglang",)
+"""Engines that compute prompts first: what waits is computed together and then decodes together, so equal requests do stay in step."""
 
 
 class Latencies(NamedTuple):
@@ -40,15 +45,15 @@ def trace_of(point: Point) -> RequestTrace:
     count = point.concurrency * (_FEW_ROUNDS if is_long else _ROUNDS)
     rng = np.random.default_rng(0)
 
-    def lengths(longest: int) -> NDArray[np.int64]:
-        if not point.is_ranged:
-            return np.full(count, longest, dtype=np.int64)
-        return rng.integers(max(1, int(longest * _SHORTEST)), longest + 1, size=count, dtype=np.int64)
+    def lengths(longest: int, spread: float = 0.0) -> NDArray[np.int64]:
+        if point.is_ranged:
+            return rng.integers(max(1, int(longest * _SHORTEST)), longest + 1, size=count, dtype=np.int64)
+        return np.maximum(1, np.rint(longest * rng.uniform(1 - spread, 1 + spread, size=count))).astype(np.int64)
 
     return RequestTrace(
         arrival_s=np.zeros(count),
         num_input=lengths(point.num_input),
-        num_output=lengths(point.num_output),
+        num_output=lengths(point.num_output, 0.0 if point.engine in _IN_STEP else _JITTER),
         provenance="the load of a serving point",
         has_arrivals=False,
         concurrency=point.concurrency,
