@@ -192,7 +192,7 @@ class Prices:
         slots = self._slot_maps[layer]
         slot_TK = slots.slots(experts.topk_ids_LTK[layer, position_T])
         rows_RG = slots.rows(slot_TK, scale)
-        experts_R = self._experts_s(rows_RG, moe)
+        experts_R = self._experts_s(rows_RG, moe, total * moe.top_k)
         dispatch = combine = Exchange.nothing()
         packing = None
         if layout.travels:
@@ -234,14 +234,21 @@ class Prices:
         source_T: NDArray[np.int64] = np.searchsorted(ends, wanted, side="right").astype(np.int64)
         return source_T
 
-    def _experts_s(self, rows_RG: NDArray[np.float64], moe: MoE) -> NDArray[np.float64]:
+    def _experts_s(self, rows_RG: NDArray[np.float64], moe: MoE, num_choices: int) -> NDArray[np.float64]:
         layout, hidden, compute = self.plan.layout, self.plan.model.hidden_size, self.plan.compute
+        pairs_R, dtype = rows_RG.sum(axis=1), self.plan.precision.experts
         total_R = np.zeros(len(rows_RG))
         for linear in moe.expert_linears(hidden):
             in_features, out_features, _ = shard(linear, layout.moe_tp)
-            total_R += compute.grouped_gemm_s(rows_RG, in_features, out_features, self.plan.precision.experts)
+            if moe.num_experts == 1:  # an ordinary matrix product: the dense model and the 1-expert MoE agree
+                total_R += compute.gemm_s(pairs_R.astype(np.int64), in_features, out_features, dtype)
+            else:
+                total_R += compute.grouped_gemm_s(rows_RG, in_features, out_features, dtype, moe.num_experts)
         touched_R = (rows_RG > 0).sum(axis=1)
-        return total_R + compute.expert_moves_s(rows_RG.sum(axis=1), touched_R, hidden, moe.intermediate_size / layout.moe_tp)
+        # Tokens that travel come as rows of this rank's experts; where every rank has every token, its kernels see all choices.
+        choices_R = pairs_R if layout.travels else np.full(len(pairs_R), float(num_choices))
+        width = moe.intermediate_size / layout.moe_tp
+        return total_R + compute.expert_moves_s(pairs_R, choices_R, touched_R, hidden, width, dtype, moe.num_experts)
 
     def program(self, batch: Batch, offset: int) -> list[Operation]:
         """The whole step as operations of all ranks, engine overhead last."""

@@ -50,6 +50,7 @@ class AcceleratorSpec(Frozen):
             "fp8_block": self.fp8_flops_per_s,
             "int8": self.int8_flops_per_s,
             "mxfp4": self.fp4_flops_per_s,
+            "mxfp4_mxfp8": self.fp8_flops_per_s,
             "nvfp4": self.fp4_flops_per_s,
         }
         return native.get(dtype) or self.bf16_flops_per_s

@@ -17,6 +17,7 @@ class SlotMap:
         expert_P = placed.expert_LP[layer]
         self.rank_P = placed.rank_LP[layer]
         self.num_ranks = placed.num_ranks
+        self._expert_P = expert_P
         copies_E = np.bincount(expert_P, minlength=num_experts)
         self._copies_E = copies_E
         self._slot_EC = np.full((num_experts, int(copies_E.max())), -1, dtype=np.int64)
@@ -41,6 +42,17 @@ class SlotMap:
             return np.asarray(self._slot_EC[ids, 0])
         turn_TK = (first_token + np.arange(len(ids)))[:, None] % self._copies_E[ids]
         return np.asarray(self._slot_EC[ids, turn_TK])
+
+    def shared(self, tokens_E: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Tokens of every slot, ``rows_RG``, from how many each expert has: copies take turns, so they share evenly."""
+        number_P = np.zeros(len(self.rank_P))
+        for turn in range(self._slot_EC.shape[1]):
+            has_E = self._slot_EC[:, turn] >= 0
+            number_P[self._slot_EC[has_E, turn]] = turn
+        tokens_P, copies_P = tokens_E[self._expert_P], self._copies_E[self._expert_P]
+        rows_RG = np.zeros((self.num_ranks, self._num_groups))
+        rows_RG[self.rank_P, self._group_P] = np.floor((tokens_P + copies_P - 1 - number_P) / copies_P)
+        return rows_RG
 
     def rows(self, slot_TK: NDArray[np.int64], scale: float = 1.0) -> NDArray[np.float64]:
         """Tokens of every slot, rank by rank: ``rows_RG [R, slots of a rank]``, times ``scale`` and rounded, none lost to 0."""

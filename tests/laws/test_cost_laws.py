@@ -59,12 +59,13 @@ def test_experts_have_no_order_and_ranks_no_influence_on_each_other(accelerator,
 
 
 @given(accelerators, dtypes, st.lists(st.integers(0, 5000), min_size=1, max_size=5), features, features)
-def test_a_one_expert_layer_costs_exactly_what_the_dense_layer_costs(accelerator, dtype, counts, in_features, out_features):
-    # Exactly, with no tolerance: a rank that holds one expert is priced as the one matrix product that it is.
+def test_sorting_more_rows_or_seeing_more_choices_never_takes_less_time(accelerator, dtype, counts, hidden, width):
     model = prepare(accelerator)
-    dense = model.gemm_s(np.array(counts), in_features, out_features, dtype)
-    grouped = model.grouped_gemm_s(np.array(counts, dtype=float)[:, None], in_features, out_features, dtype)
-    np.testing.assert_array_equal(dense, grouped)
+    rows = np.sort(np.array(counts, dtype=float))
+    alone = model.expert_moves_s(rows, rows, np.ones(len(rows), dtype=np.int64), hidden, width, dtype)
+    among = model.expert_moves_s(rows, rows * 8, np.ones(len(rows), dtype=np.int64), hidden, width, dtype)
+    assert (np.diff(alone) >= 0).all()
+    assert (among >= alone).all()
 
 
 @given(accelerators, dtypes, rows, features, features, st.floats(1, 4), st.floats(1, 4))

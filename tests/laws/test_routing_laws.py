@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.placement.contiguous import Contiguous
+from simulator.placement.eplb import Eplb
 from simulator.placement.greedy import Greedy
 from simulator.placement.random import Random
 from simulator.routing._select import LARGEST_INCLUSION, choose, inclusion
@@ -107,6 +108,18 @@ def test_every_expert_is_placed_exactly_once(loads, seed):
         placed = policy.place(load_LE, num_ranks, np.random.default_rng(seed))
         assert np.array_equal(np.sort(placed.expert_LP, axis=1), np.tile(np.arange(load_LE.shape[1]), (len(load_LE), 1)))
         assert (np.diff(placed.rank_LP, axis=1) >= 0).all()
+
+
+@quick
+@given(loads=loads(), spare=st.integers(0, 3))
+def test_eplb_holds_every_expert_in_equally_many_slots_a_rank(loads, spare):
+    load_LE, num_ranks = loads
+    num_experts = load_LE.shape[1]
+    num_slots = -(-num_experts // num_ranks) * num_ranks + spare * num_ranks
+    placed = Eplb(num_slots=num_slots).place(load_LE, num_ranks, np.random.default_rng(0))
+    for expert_P, rank_P in zip(placed.expert_LP, placed.rank_LP, strict=True):
+        assert np.bincount(expert_P, minlength=num_experts).min() >= 1
+        assert np.bincount(rank_P, minlength=num_ranks).tolist() == [num_slots // num_ranks] * num_ranks
 
 
 @quick

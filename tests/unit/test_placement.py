@@ -5,6 +5,7 @@ import pytest
 
 from simulator.errors import UserError
 from simulator.placement.contiguous import Contiguous
+from simulator.placement.eplb import Eplb
 from simulator.placement.greedy import Greedy
 from simulator.placement.random import Random
 
@@ -51,6 +52,28 @@ def test_greedy_keeps_the_contiguous_order_where_that_is_as_good():
     # Heaviest first gives 7 and 5 here; 3 + 3 against 2 + 2 + 2 is better, and is the order the experts already have.
     load = [2.0, 2.0, 2.0, 3.0, 3.0]
     assert place(Greedy(), [load], 2).expert_LP.tolist() == [[0, 1, 2, 3, 4]]
+
+
+def test_eplb_places_the_example_that_its_authors_print():
+    # github.com/deepseek-ai/EPLB, README: 2 layers of 12 experts in 4 groups, 16 slots on 8 GPUs of 2 nodes.
+    load = [[90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86], [20, 107, 104, 64, 19, 197, 187, 157, 172, 86, 16, 27]]
+    placed = place(Eplb(num_slots=16, num_groups=4, num_nodes=2), load, 8)
+    assert placed.expert_LP.tolist() == [
+        [5, 6, 5, 7, 8, 4, 3, 4, 10, 9, 10, 2, 0, 1, 11, 1],
+        [7, 10, 6, 8, 6, 11, 8, 9, 2, 4, 5, 1, 5, 0, 3, 1],
+    ]
+    assert placed.rank_LP[0].tolist() == [rank for rank in range(8) for _ in range(2)]
+
+
+def test_eplb_without_groups_gives_the_hottest_expert_the_spare_slots():
+    placed = place(Eplb(num_slots=8), [[90.0, 10, 10, 10, 10, 10]], 4)
+    assert np.bincount(placed.expert_LP[0]).tolist() == [3, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("num_slots", [6, 10])
+def test_eplb_refuses_slots_that_do_not_hold_all_experts_or_do_not_divide(num_slots):
+    with pytest.raises(UserError, match=f"num_slots = {num_slots} must be a multiple of the 4 ranks and at least the 8 experts"):
+        place(Eplb(num_slots=num_slots), [[1.0] * 8], 4)
 
 
 @pytest.mark.parametrize("policy", [Contiguous(), Random(), Greedy()])

@@ -34,8 +34,19 @@ class ComputeModel(Protocol):
         """
         ...
 
-    def grouped_gemm_s(self, rows_RG: NDArray[np.float64], in_features: int, out_features: int, dtype: str) -> NDArray[np.float64]:
-        """Seconds ``[R]`` of one kernel a rank in which group ``g`` (an expert) has ``rows_RG[r, g]`` tokens."""
+    def grouped_gemm_s(
+        self,
+        rows_RG: NDArray[np.float64],
+        in_features: int,
+        out_features: int,
+        dtype: str,
+        num_experts: int | None = None,
+    ) -> NDArray[np.float64]:
+        """Seconds ``[R]`` of one kernel a rank in which group ``g`` (an expert) has ``rows_RG[r, g]`` tokens.
+
+        Args:
+            num_experts: of the whole layer, by which engines choose kernels; absent = many.
+        """
         ...
 
     def context_rates(self, kernel: Lookback, phase: Phase) -> Rates:
@@ -59,12 +70,23 @@ class ComputeModel(Protocol):
         ...
 
     def expert_moves_s(
-        self, pairs_R: NDArray[np.float64], touched_R: NDArray[np.int64], hidden_size: int, width: float
+        self,
+        pairs_R: NDArray[np.float64],
+        choices_R: NDArray[np.float64],
+        touched_R: NDArray[np.int64],
+        hidden_size: int,
+        width: float,
+        dtype: str,
+        num_experts: int | None = None,
     ) -> NDArray[np.float64]:
         """Seconds ``[R]`` that routed experts take beyond their matrices: sorting rows by expert, the activation, and back.
 
         Args:
+            pairs_R: rows of each rank's experts.
+            choices_R: token-expert pairs of all tokens that each rank sees: where every rank sees every token, those of other
+                ranks' experts too.
             touched_R: experts of each rank that have rows.
+            dtype: of the experts' weights.
         """
         ...
 

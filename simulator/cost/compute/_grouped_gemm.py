@@ -1,29 +1,114 @@
-"""The routed experts of a rank: one kernel that multiplies each expert's rows by its own matrix."""
+"""The routed experts of a rank: one kernel that multiplies each expert's rows by its own matrix, and the passes around two of them."""
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from typing import NamedTuple
 
-from simulator.cost.compute._tiles import tiled_s
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from simulator.spec.accelerator import AcceleratorSpec
 from simulator.spec.calibration import GroupedGemmFit
 from simulator.spec.dtypes import BYTES_PER_ELEMENT, INPUT_BYTES
 
+_TILE_COLUMNS = 128
 _OVERLAP = 3.0
+"""Exponent that combines compute and memory time: 1 without overlap, infinity with a perfect one."""
+_LEAST_DEPTH = 2048.0
+"""Fewer tiles than multiprocessors are split along the input's features down to this."""
+
+
+class Load(NamedTuple):
+    """What a price depends on of the rows of each expert; the arrays have one shape, an entry a rank."""
+
+    rows: NDArray[np.float64]
+    touched: NDArray[np.float64]
+    """Experts with rows."""
+    slots: NDArray[np.float64]
+    """Experts, with rows or without."""
+    tiles: dict[int, NDArray[np.float64]]
+    """Tiles of so many rows: each expert's own, the last one not full."""
+
+    @classmethod
+    def of(cls, rows_RG: NDArray[np.float64], tile_rows: tuple[int, ...]) -> Load:
+        """Of the experts on the last axis."""
+        rows = rows_RG.sum(axis=-1)
+        tiles = {size: np.ceil(rows_RG / size).sum(axis=-1) for size in tile_rows}
+        return cls(rows, (rows_RG > 0).sum(axis=-1).astype(np.float64), np.full(rows.shape, float(rows_RG.shape[-1])), tiles)
+
+
+class Operands(NamedTuple):
+    """What a format means to a product."""
+
+    flops_per_s: float
+    """Peak rate of the accelerator for it."""
+    weight_bytes: float
+    """Of one weight, its share of the scales included."""
+    input_bytes: float
+    """Of a number of the input, as the product reads it."""
+
+    @classmethod
+    def of(cls, accelerator: AcceleratorSpec, fit: GroupedGemmFit, dtype: str) -> Operands:
+        return cls(accelerator.flops_per_s(fit.computes_in or dtype), BYTES_PER_ELEMENT[dtype], INPUT_BYTES.get(dtype, 2.0))
 
 
 def grouped_gemm_s(
     accelerator: AcceleratorSpec, fit: GroupedGemmFit, rows_RG: NDArray[np.float64], in_features: int, out_features: int, dtype: str
 ) -> NDArray[np.float64]:
-    """Seconds ``[R]`` of one kernel a rank in which group ``g`` (an expert) has ``rows_RG[r, g]`` tokens."""
-    rate = accelerator.flops_per_s(dtype) * fit.compute_fraction
+    """Seconds ``[R]`` of one kernel a rank in which group ``g`` (an expert) has ``rows_RG[r, g]`` tokens; 0 without any."""
+    load = Load.of(rows_RG, fit.tile_rows)
+    return product_s(accelerator, fit, load, in_features, out_features, Operands.of(accelerator, fit, dtype))
+
+
+def product_s(
+    accelerator: AcceleratorSpec,
+    fit: GroupedGemmFit,
+    load: Load,
+    in_features: ArrayLike,
+    out_features: ArrayLike,
+    operands: Operands,
+) -> NDArray[np.float64]:
+    """Likewise for any mixture of shapes: loads and features are broadcast against each other."""
+    k, n = np.asarray(in_features, dtype=np.float64), np.asarray(out_features, dtype=np.float64)
     bytes_per_s = accelerator.memory_bytes_per_s * fit.memory_fraction
-    rows = rows_RG.sum(axis=-1)
-    weight_bytes = (rows_RG > 0).sum(axis=-1) * (in_features * out_features * BYTES_PER_ELEMENT[dtype])
-    operand_bytes = rows * (in_features * INPUT_BYTES.get(dtype, 2.0) + out_features * 2.0)
-    memory_s = (weight_bytes + operand_bytes) / bytes_per_s
-    compute_s = tiled_s(rows_RG, in_features, out_features, rate, accelerator.num_multiprocessors, fit.min_split_k)
-    quantise_s = rows * (in_features * fit.quantise_bytes) / bytes_per_s
-    busy_s = (compute_s**_OVERLAP + memory_s**_OVERLAP) ** (1 / _OVERLAP)
-    return np.where(rows > 0, fit.floor_s + busy_s + quantise_s, 0.0)
+    rate = operands.flops_per_s * fit.compute_fraction / accelerator.num_multiprocessors
+    input_bytes = load.rows * (k * operands.input_bytes + n * 2.0)
+    least = np.minimum(k, _LEAST_DEPTH)
+    columns = np.ceil(n / _TILE_COLUMNS)
+    busy_s = np.full(np.broadcast(load.rows, k, n).shape, np.inf)
+    for tile_rows in fit.tile_rows:
+        tiles = load.tiles[tile_rows]
+        depth = np.maximum(tiles * columns * (k / accelerator.num_multiprocessors), least)
+        compute_s = depth * (2.0 * tile_rows * _TILE_COLUMNS * _slowdown(fit.tile_reread, tile_rows) / rate)
+        read = load.touched + fit.weight_reread * (tiles - load.touched)
+        memory_s = (read * (k * n * operands.weight_bytes) + input_bytes) / bytes_per_s
+        longer_s, shorter_s = np.maximum(compute_s, memory_s), np.minimum(compute_s, memory_s)
+        busy_s = np.minimum(busy_s, longer_s * (1 + (shorter_s / longer_s) ** _OVERLAP) ** (1 / _OVERLAP))
+    floor_s = fit.floor_s + fit.slot_s * load.slots + fit.touched_s * load.touched
+    return np.where(load.rows > 0, floor_s + busy_s, 0.0)
+
+
+def moves_s(
+    accelerator: AcceleratorSpec,
+    fit: GroupedGemmFit,
+    rows: ArrayLike,
+    choices: ArrayLike,
+    hidden_size: ArrayLike,
+    width: ArrayLike,
+) -> NDArray[np.float64]:
+    """Seconds of the activation between the two kernels, and of sorting rows by expert and adding them up again.
+
+    Args:
+        rows: of the rank's experts.
+        choices: token-expert pairs of all tokens that the rank sees, ``rows`` among them.
+        width: of an expert, or of the rank's part of it.
+    """
+    rows, choices = np.asarray(rows, dtype=np.float64), np.asarray(choices, dtype=np.float64)
+    row_bytes = (3.0 * np.asarray(width) + 4.0 * np.asarray(hidden_size)) * 2.0
+    passes = fit.pair_passes * rows + fit.choice_passes * choices
+    moved_s = passes * row_bytes / (accelerator.memory_bytes_per_s * fit.memory_fraction)
+    return np.where(rows > 0, moved_s, 0.0)
+
+
+def _slowdown(reread: float, tile_rows: int) -> float:
+    return (1 + reread * (1 / tile_rows + 1 / _TILE_COLUMNS)) / (1 + reread * 2 / _TILE_COLUMNS)

@@ -47,7 +47,14 @@ class HostModel:
         found = self._tables.matrix.seconds_for(np.asarray(rows, float), in_features * out_features, self.rates.working_bytes)
         return found * copies
 
-    def grouped_gemm_s(self, rows_RG: NDArray[np.float64], in_features: int, out_features: int, dtype: str) -> NDArray[np.float64]:
+    def grouped_gemm_s(
+        self,
+        rows_RG: NDArray[np.float64],
+        in_features: int,
+        out_features: int,
+        dtype: str,
+        num_experts: int | None = None,
+    ) -> NDArray[np.float64]:
         # One expert after the other, each with its own weights.
         found = self._tables.matrix.seconds_for(rows_RG, in_features * out_features, self.rates.working_bytes)
         return np.asarray(found.sum(axis=1))
@@ -69,7 +76,14 @@ class HostModel:
         return self._tables.router.total(values=rows * float(hidden_size), scores=rows * float(num_experts))
 
     def expert_moves_s(
-        self, pairs_R: NDArray[np.float64], touched_R: NDArray[np.int64], hidden_size: int, width: float
+        self,
+        pairs_R: NDArray[np.float64],
+        choices_R: NDArray[np.float64],
+        touched_R: NDArray[np.int64],
+        hidden_size: int,
+        width: float,
+        dtype: str,
+        num_experts: int | None = None,
     ) -> NDArray[np.float64]:
         return self._tables.experts.total(touched=touched_R, values=pairs_R * float(hidden_size), hidden=pairs_R * float(width))
 

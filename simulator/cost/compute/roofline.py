@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from simulator.cost.compute import Phase, Rates
 from simulator.cost.compute._attention import context_rates
 from simulator.cost.compute._gemm import gemm_s
-from simulator.cost.compute._grouped_gemm import grouped_gemm_s
+from simulator.cost.compute._grouped_gemm import grouped_gemm_s, moves_s
 from simulator.errors import UserError
 from simulator.spec.accelerator import AcceleratorSpec
 from simulator.spec.base import Frozen
@@ -52,11 +52,15 @@ class RooflineModel:
         fit = self.calibration.matrices(dtype)
         return gemm_s(self.accelerator, fit, np.asarray(rows, dtype=np.float64), in_features, out_features, dtype, copies)
 
-    def grouped_gemm_s(self, rows_RG: NDArray[np.float64], in_features: int, out_features: int, dtype: str) -> NDArray[np.float64]:
-        # One expert on a rank is an ordinary matrix product, and engines run it as one: the dense model and the 1-expert MoE agree.
-        if rows_RG.shape[1] == 1:
-            return gemm_s(self.accelerator, self.calibration.matrices(dtype), rows_RG[:, 0], in_features, out_features, dtype)
-        fit = self.calibration.experts(dtype)
+    def grouped_gemm_s(
+        self,
+        rows_RG: NDArray[np.float64],
+        in_features: int,
+        out_features: int,
+        dtype: str,
+        num_experts: int | None = None,
+    ) -> NDArray[np.float64]:
+        fit = self.calibration.experts(dtype, num_experts)
         return grouped_gemm_s(self.accelerator, fit, rows_RG, in_features, out_features, dtype)
 
     def context_rates(self, kernel: Lookback, phase: Phase) -> Rates:
@@ -74,10 +78,16 @@ class RooflineModel:
         return np.zeros(len(rows))
 
     def expert_moves_s(
-        self, pairs_R: NDArray[np.float64], touched_R: NDArray[np.int64], hidden_size: int, width: float
+        self,
+        pairs_R: NDArray[np.float64],
+        choices_R: NDArray[np.float64],
+        touched_R: NDArray[np.int64],
+        hidden_size: int,
+        width: float,
+        dtype: str,
+        num_experts: int | None = None,
     ) -> NDArray[np.float64]:
-        # The activation between the two products, and sorting the rows by expert and back: read once, written once.
-        return self.stream_s(pairs_R * ((3.0 * width + 4.0 * hidden_size) * 2.0))
+        return moves_s(self.accelerator, self.calibration.experts(dtype, num_experts), pairs_R, choices_R, hidden_size, width)
 
     def pack_s(self, choices_R: NDArray[np.float64], rows_R: NDArray[np.float64], hidden_size: int) -> None:
         return None  # the kernels of the exchange read tokens where they lie

@@ -38,8 +38,10 @@ __all__ = [
 
 AnyFit = TypeVar("AnyFit")
 _OPERATIONS: tuple[Literal["dispatch", "combine"], ...] = ("dispatch", "combine")
-_LIKE = {"fp8_block": "fp8", "fp16": "bf16"}
+_LIKE = {"fp8_block": "fp8", "fp16": "bf16", "mxfp4_mxfp8": "mxfp4"}
 """Formats that are priced as another one where they have no entry."""
+FEW_EXPERTS = 16
+"""Experts of a layer up to which entries named ``<dtype>_few`` are for it."""
 ANY = "any"
 """In the place of a serving engine: where an engine has no entry of its own."""
 
@@ -69,9 +71,10 @@ class Calibration(Frozen):
         """The fit for dense matrices of ``dtype``, or the one that the file names for others (its ``kind`` says "assumed")."""
         return _entry(self.gemm, dtype)
 
-    def experts(self, dtype: str) -> GroupedGemmFit:
-        """Likewise for routed experts."""
-        return _entry(self.grouped_gemm, dtype)
+    def experts(self, dtype: str, num_experts: int | None = None) -> GroupedGemmFit:
+        """Likewise for routed experts; ``bf16_few`` and the like where an engine runs other kernels for layers of few experts."""
+        few = self.grouped_gemm.get(f"{dtype}_few")
+        return few if few is not None and num_experts is not None and num_experts <= FEW_EXPERTS else _entry(self.grouped_gemm, dtype)
 
     def looking_back(self, phase: str, kv_dtype: str, *, is_latent: bool) -> AttentionFit:
         """The fit for attention kernels that read a cache of ``kv_dtype``.

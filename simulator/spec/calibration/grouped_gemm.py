@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from simulator.spec.base import NonNegative, Positive, Size
 from simulator.spec.calibration.fit import Fit
+from simulator.spec.dtypes import DType
 
 
 class GroupedGemmFit(Fit):
-    """A roofline with a floor: ``FLOPs / (peak x compute)`` against ``bytes / (peak x memory)``, plus ``floor_s``."""
+    """A roofline with floors for one kernel, of which a layer has two, and the passes over tokens that go with them."""
 
+    accelerator: str | None = None
+    """The one that was measured; on others of its family the shares are extrapolated."""
     compute_fraction: Positive
-    """Of the peak FLOP/s, for whole tiles."""
+    """Of the peak FLOP/s, for whole tiles of 128 x 128."""
+    computes_in: DType | None = None
+    """Format whose peak that is, where it is not the weights' own: weight-only kernels compute in 16 bits."""
     memory_fraction: Positive
     """Of the peak memory rate."""
     floor_s: NonNegative
     """Shortest time of the kernel, launch included."""
-    min_split_k: Size = 4096
-    """A product with fewer tiles than multiprocessors is split along ``k`` into parts of at least this many."""
-    quantise_bytes: NonNegative = 0.0
-    """Moved for each number of the input to convert it to the weights' format, in a pass before the product."""
+    slot_s: NonNegative = 0.0
+    """Likewise for each expert slot of the rank, whether it has tokens or not: offsets, descriptors, pointers."""
+    touched_s: NonNegative = 0.0
+    """Likewise for each expert that has tokens, beyond reading its weights."""
+    tile_rows: Annotated[tuple[Size, ...], Field(strict=False, min_length=1)] = (16, 32, 64, 128, 256)
+    """Tokens of a tile, of which the kernel takes the fastest."""
+    tile_reread: NonNegative = 40.0
+    """A tile of ``a x b`` reads ``1/a + 1/b`` numbers for each multiply-add, which slows it by ``1 + tile_reread (1/a + 1/b)``."""
+    weight_reread: NonNegative = 0.0
+    """Share of an expert's weights that each further tile of its tokens reads from memory again, the cache having lost it."""
+    pair_passes: NonNegative = 1.0
+    """Times that the activation and the sorting stream ``3 width + 4 hidden`` 16-bit numbers for each of the rank's rows."""
+    choice_passes: NonNegative = 0.0
+    """Likewise for every choice of the tokens that the rank sees, those of other ranks' experts included: kernels that keep a row
+    for each choice convert, zero and add up all of them."""

