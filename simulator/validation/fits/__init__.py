@@ -34,6 +34,12 @@ def tables() -> tuple[str, ...]:
     return available(_FITS)
 
 
+def fit_of(name: str) -> Callable[[Path], dict[str, dict[str, Any]]]:
+    """What fits the table called ``name``."""
+    found: Callable[[Path], dict[str, dict[str, Any]]] = importlib.import_module(f"simulator.{_FITS}.{name}").fit
+    return found
+
+
 def fitted_files(folder: Path, names: tuple[str, ...] = (), tick: Tick = lambda *_: None) -> dict[Path, str]:
     """The files that fits on the measurements in ``folder`` give: paths below ``cluster_configs/calibration``, and their texts.
 
@@ -61,9 +67,8 @@ def fitted_files(folder: Path, names: tuple[str, ...] = (), tick: Tick = lambda 
 
 
 def _fit(name: str, folder: Path) -> dict[str, dict[str, Any]]:
-    module = importlib.import_module(f"simulator.{_FITS}.{name}")
     try:
-        found: dict[str, dict[str, Any]] = module.fit(folder)
+        found = fit_of(name)(folder)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: no such file; the table '{name}' is fitted on it") from error
     except KeyError as error:
