@@ -40,7 +40,7 @@ def context_rates(accelerator: AcceleratorSpec, fit: AttentionFit, kernel: Lookb
         floor_s=fit.floor_s,
         pair_s=pair_s,
         longest_s=fit.longest_rows * pair_s * parallel / heads if heads else 0.0,
-        entry_s=entry_bytes / bytes_per_s,
+        entry_s=entry_bytes * fit.entry_passes / bytes_per_s,
         token_s=token_bytes / bytes_per_s + append_s,
         row_s=heads * fit.row_s / parallel,
         sequence_s=kernel.num_kv_heads * fit.sequence_s / parallel,

@@ -76,13 +76,16 @@ class Calibration(Frozen):
         few = self.grouped_gemm.get(f"{dtype}_few")
         return few if few is not None and num_experts is not None and num_experts <= FEW_EXPERTS else _entry(self.grouped_gemm, dtype)
 
-    def looking_back(self, phase: str, kv_dtype: str, *, is_latent: bool) -> AttentionFit:
+    def looking_back(self, phase: str, kv_dtype: str, *, is_latent: bool, computed: str = "") -> AttentionFit:
         """The fit for attention kernels that read a cache of ``kv_dtype``.
 
         One with fewer words in its name stands in where there is none: ``prefill`` for ``mla_prefill_fp8``.
+
+        Args:
+            computed: a format that the kernel computes in, other than the usual one.
         """
         suffix = f"_{_LIKE.get(kv_dtype, kv_dtype)}"
-        latent = [f"mla_{phase}{suffix}", f"mla_{phase}"] if is_latent else []
+        latent = [f"mla_{phase}{suffix}_{computed}", f"mla_{phase}{suffix}", f"mla_{phase}"] if is_latent else []
         return next(self.attention[name] for name in (*latent, f"{phase}{suffix}", phase) if name in self.attention)
 
     def fits(

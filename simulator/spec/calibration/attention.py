@@ -39,3 +39,8 @@ class AttentionFit(Fit):
     """Entries that a kernel reads beyond a sliding window, since it reads whole blocks of them."""
     absorbs: bool = False
     """Whether prompts are computed on the latent itself, as decode does, and not on keys and values expanded from it (MLA)."""
+    entry_passes: Positive = 1.0
+    """Times that an entry's bytes are moved: more than once where the cache is converted before it is read."""
+    module_s: NonNegative = 0.0
+    """What a block that is timed whole takes beside its matrix products and this kernel: norms, rotation, and launching where no
+    graph is replayed. Added to measured blocks only: serving pays it as the engine's ``layer_s``."""

@@ -13,6 +13,8 @@ from simulator.cost.compute._attention import context_rates
 from simulator.cost.compute.context import kernels_s
 from simulator.spec.accelerator import AcceleratorSpec
 from simulator.spec.calibration import AttentionFit
+from simulator.validation import OK, Answers
+from simulator.validation.bands import Band
 from simulator.work.context import uniform_sums
 from simulator.work.lookback import Lookback
 
@@ -67,3 +69,33 @@ def whole_numbers(table: pd.DataFrame, columns: Sequence[str]) -> tuple[NDArray[
     """Columns ``[c, n]``, and which rows hold a number of 0 or more in all of them."""
     values = np.stack([pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=float) for name in columns])
     return np.floor(values), (np.isfinite(values) & (values >= 0) & (values < 2**31)).all(axis=0)
+
+
+def fill(
+    answers: Answers,
+    places: NDArray[np.intp],
+    seconds: NDArray[np.float64],
+    fit: AttentionFit,
+    quantities: dict[str, NDArray[np.float64]],
+    guesses: list[str],
+    assumed: str,
+) -> None:
+    """Put what is predicted for some rows into the answers, with bands and statuses.
+
+    Args:
+        quantities: by the names of the fit's domain.
+        guesses: what is guessed about all of these rows.
+        assumed: what no measurement stands behind; the fit's band is as wide as that asks for.
+    """
+    outside: list[list[str]] = [[] for _ in places]
+    for name, (low, high) in fit.domain.items():
+        if name in quantities:
+            for place in np.flatnonzero((quantities[name] < low) | (quantities[name] > high)):
+                outside[place].append(name)
+    is_guessed = np.array([bool(guesses or names) for names in outside])
+    low_s, high_s = Band.of(fit).around(seconds, is_guessed)
+    answers.seconds[places, 0], answers.low[places, 0], answers.high[places, 0] = seconds, low_s, high_s
+    for place, names in zip(places, outside, strict=True):
+        reasons = [assumed] if assumed else []
+        reasons += [*guesses, f"{', '.join(names)} outside the measured range"] if names else guesses
+        answers.status[place] = f"extrapolated: {'; '.join(reasons)}" if reasons else OK

@@ -7,25 +7,26 @@ with one new token. A sequence with one new token is computed by the kernels for
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from simulator.spec.base import Frozen
-from simulator.spec.calibration import AttentionFit
 from simulator.spec.mixers import GroupedQueryAttention
-from simulator.validation import OK, Answers, Measure, require
-from simulator.validation.bands import Band
-from simulator.validation.kernels._context import KV_FORMATS, PHASES, Batches, Phase, context_s, whole_numbers
+from simulator.validation import Answers, Measure, require
+from simulator.validation.kernels._context import KV_FORMATS, PHASES, Batches, Phase, context_s, fill, whole_numbers
 from simulator.validation.kernels._hardware import calibrated
 from simulator.work.lookback import Lookback, kernel
 
 SIZES = ("batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim", "window_size")
 _SHAPE = SIZES[3:]
 _COMPUTED = ("bfloat16", "float16", "half", "bf16", "fp16")
+_MEASURED = ("bf16", "fp16", "fp8")
 _ANY = "any"
+_ENGINES = (_ANY, "vllm")
+"""Where a table says no engine, its kernels are vLLM's."""
 
 
 class Attention(Frozen):
@@ -58,7 +59,7 @@ class Attention(Frozen):
             self._answer_group(answers, places, sizes[:, places], key)
         return answers
 
-    def _answer_group(self, answers: Answers, places: NDArray[np.intp], sizes: NDArray[np.float64], key: tuple) -> None:  # type: ignore[type-arg]
+    def _answer_group(self, answers: Answers, places: NDArray[np.intp], sizes: NDArray[np.float64], key: tuple[Any, ...]) -> None:
         gpu, engine, phase, kv, computed, is_one, *shape, is_whole = key
         label = " ".join(
             word for word in (gpu, "" if engine == _ANY else engine, PHASES.get(phase, phase), KV_FORMATS.get(kv, kv)) if word
@@ -76,17 +77,16 @@ class Attention(Frozen):
         looking = lookback([int(size) for size in shape], KV_FORMATS[kv])
         batches = batches_of(sizes)
         seconds = context_s(batches, [(accelerator, fit, looking, kernel_phase)])
-        guesses = [f"no measured attention kernels on {accelerator.title}'s family"] if fit.kind == "assumed" else []
+        guesses = []
         if computed not in _COMPUTED:
             guesses.append(f"attention computed in {computed} was not measured")
-        if KV_FORMATS[kv] not in ("bf16", "fp16", "fp8"):
+        if KV_FORMATS[kv] not in _MEASURED:
             guesses.append(f"a cache in {KV_FORMATS[kv]} was not measured")
-        outside = outside_of(fit, sizes)
-        statuses = [_status(guesses, [name for name, is_out in outside.items() if is_out[i]]) for i in range(len(places))]
-        low, high = Band.of(fit).around(seconds, np.array([status != OK for status in statuses], dtype=bool))
-        answers.seconds[places, 0], answers.low[places, 0], answers.high[places, 0] = seconds, low, high
-        for place, status in zip(places, statuses, strict=True):
-            answers.status[place] = status
+        if engine not in _ENGINES:
+            guesses.append(f"kernels of {engine} were not measured")
+        quantities = dict(zip(SIZES, sizes, strict=True)) | {"context": sizes[1] + sizes[2]}
+        assumed = f"no measured attention kernels on the family of {accelerator.title}" if fit.kind == "assumed" else ""
+        fill(answers, places, seconds, fit, quantities, guesses, assumed)
 
 
 def lookback(shape: Sequence[int], kv_dtype: str) -> Lookback:
@@ -108,14 +108,6 @@ def batches_of(sizes: NDArray[np.float64], which: int | NDArray[np.int64] = 0) -
     return Batches(batch_size, context, new, np.broadcast_to(np.asarray(which, dtype=np.int64), batch_size.shape))
 
 
-def outside_of(fit: AttentionFit, sizes: NDArray[np.float64]) -> dict[str, NDArray[np.bool_]]:
-    """Which rows of :data:`SIZES` lie outside the measured range of each quantity that has one."""
-    quantities = dict(zip(SIZES, sizes, strict=True)) | {"context": sizes[1] + sizes[2], "cached": sizes[2]}
-    return {
-        name: (quantities[name] < low) | (quantities[name] > high) for name, (low, high) in fit.domain.items() if name in quantities
-    }
-
-
 def _refusal(gpu: str, engine: str, phase: str, kv: str, shape: list[float], is_whole: bool) -> str:
     if calibrated(gpu, engine) is None:
         return f"no calibrated accelerator '{gpu}'"
@@ -128,8 +120,3 @@ def _refusal(gpu: str, engine: str, phase: str, kv: str, shape: list[float], is_
     if shape[0] % shape[1]:
         return "num_key_value_heads does not divide num_heads"
     return ""
-
-
-def _status(guesses: list[str], outside: list[str]) -> str:
-    reasons = [*guesses, *([f"{', '.join(outside)} outside the measured range"] if outside else [])]
-    return f"extrapolated: {'; '.join(reasons)}" if reasons else OK
