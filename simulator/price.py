@@ -355,7 +355,9 @@ class Prices:
 
     def overhead_s(self, num_sequences: int, has_prompts: bool) -> float:
         """The engine's own time for a step with ``num_sequences`` on its fullest data-parallel rank."""
-        return self.plan.calibration.engine.overhead_s(num_sequences, self.plan.model.num_layers if has_prompts else 0)
+        engine, model = self.plan.calibration.engine, self.plan.model
+        prompt_s = engine.prompt_s(model.num_layers, model.num_moe_layers) if has_prompts else 0.0
+        return engine.step_s + num_sequences * engine.sequence_s + prompt_s
 
     @cached_property
     def read_bytes_per_step(self) -> float:

@@ -131,7 +131,7 @@ def make_table(prices: Prices, rng: np.random.Generator) -> StepTable:
         weight_bytes=prices.read_bytes_per_step,
         step_s=engine.step_s,
         sequence_s=engine.sequence_s,
-        prompt_s=engine.prompt_layer_s * prices.plan.model.num_layers,
+        prompt_s=engine.prompt_s(prices.plan.model.num_layers, prices.plan.model.num_moe_layers),
     )
 
 

@@ -22,6 +22,9 @@ class EngineFit(Fit):
     prompt_layer_s: NonNegative = 0.0
     """Added for each layer to a step with prompt tokens: its kernels are launched one by one, since graphs are captured for
     decodes."""
+    prompt_expert_layer_s: NonNegative = 0.0
+    """Added once more for each layer with routed experts: routing, sorting and a kernel for each of their parts, likewise launched
+    one by one, and sizes that the host waits for."""
     first_token_s: NonNegative = 0.0
     """Before a request's first token, once: HTTP, tokenising, passing between processes, streaming."""
     ttft_band: Annotated[tuple[Positive, Positive], Field(strict=False)] | None = None
@@ -29,9 +32,13 @@ class EngineFit(Fit):
     ttft_median_error: NonNegative | None = None
     ttft_p90_error: NonNegative | None = None
 
-    def overhead_s(self, num_sequences: int, num_prompt_layers: int) -> float:
-        """The engine's own time of a step with ``num_sequences``, and so many layers that prompts go through."""
-        return self.step_s + num_sequences * self.sequence_s + num_prompt_layers * self.prompt_layer_s
+    def prompt_s(self, num_layers: int, num_moe_layers: int) -> float:
+        """What a step with prompt tokens takes beyond one without.
+
+        Args:
+            num_moe_layers: of ``num_layers``, those with routed experts.
+        """
+        return num_layers * self.prompt_layer_s + num_moe_layers * self.prompt_expert_layer_s
 
 
 def engine_fit(table: dict[str, EngineFit], engine: str, otherwise: EngineFit) -> EngineFit:

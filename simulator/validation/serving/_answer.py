@@ -61,9 +61,8 @@ def prepare(points: Sequence[Point]) -> Iterator[Prepared]:
     )
     for point, found, one in zip(points, deployments, plans, strict=True):
         engine = one.calibration.engine
-        own = table._replace(
-            step_s=engine.step_s, sequence_s=engine.sequence_s, prompt_s=engine.prompt_layer_s * one.model.num_layers
-        )
+        prompt_s = engine.prompt_s(one.model.num_layers, one.model.num_moe_layers)
+        own = table._replace(step_s=engine.step_s, sequence_s=engine.sequence_s, prompt_s=prompt_s)
         if drafts(point, one.model):
             dp = one.layout.attention_dp
             shorter = point._replace(num_output=max(1, round(point.num_output / KEPT)))
