@@ -161,7 +161,7 @@ def _dispatch_text(plan: Plan) -> str | None:
         return None
     if not plan.layout.travels:
         return "none: every rank has every token; partial results are summed with all-reduce"
-    return f"{policy_text(plan.spec.dispatch)}, {plan.precision.dispatch} out, {plan.precision.combine} back"
+    return f"{policy_text(plan.spec.dispatch or {})}, {plan.precision.dispatch} out, {plan.precision.combine} back"
 
 
 def _weights_text(plan: Plan) -> str:

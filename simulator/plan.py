@@ -105,9 +105,8 @@ def make_plan(spec: DeploymentSpec, seed: int, where: str, folder: Path) -> Plan
     model = load_model(spec.model, place, folder)
     cluster, accelerator = load_cluster(spec.cluster, place)
     loaded = load_any_calibration(spec.calibration or accelerator.calibration, place)
-    spec = spec.model_copy(
-        update={"compute": spec.compute or loaded.compute, "communication": spec.communication or loaded.communication}
-    )
+    usual = {name: getattr(spec, name) or getattr(loaded, name) for name in ("compute", "communication", "dispatch")}
+    spec = spec.model_copy(update=usual)
     layout = make_layout(spec.parallel, model, place)
     if layout.num_ranks > cluster.num_gpus:
         raise UserError(f"{place} [parallel]: needs {layout.num_ranks} GPUs, but cluster '{cluster.name}' has {cluster.num_gpus}")
@@ -191,7 +190,7 @@ def _plan_experts(spec: DeploymentSpec, model: ModelSpec, layout: Layout, seed: 
     return ExpertPlan(
         topk_ids_LTK=today_LTK,
         placed=placement.place(load_LE, layout.ep, _stream(seed, "placement")),
-        dispatch=build("dispatch", spec.dispatch, f"{place} [dispatch]"),
+        dispatch=build("dispatch", spec.dispatch or {}, f"{place} [dispatch]"),
         routing=routing,
         routing_source=source,
     )

@@ -17,6 +17,11 @@ class DeepepAuto(Frozen):
     low_latency_tokens: Size = 128
     """Low-latency kernels hold a buffer for so many tokens of each rank for each expert; 128 is SGLang's default."""
 
+    @property
+    def limits(self) -> tuple[int, ...]:
+        """Where low-latency kernels end."""
+        return (self.low_latency_tokens,)
+
     def at(self, tokens: int) -> DispatchPolicy:
         return PerExpert() if tokens <= self.low_latency_tokens else PerNode()
 
@@ -25,6 +30,7 @@ class DeepepAuto(Frozen):
         return self.at(fullest).copies(rank_TK, source_T, node_R)
 
     def rows(self, rank_TK: NDArray[np.int64], node_R: NDArray[np.int64]) -> Rows:
+        PerNode().rows(rank_TK[:0], node_R)  # refuses what cannot be executed, however few tokens there are
         if len(rank_TK) <= self.low_latency_tokens:
             return PerExpert().rows(rank_TK, node_R)
         return PerNode().rows(rank_TK, node_R)

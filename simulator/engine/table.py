@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from simulator.cost.comm import Exchange
 from simulator.cost.compute import Rates
+from simulator.dispatch import limits_of
 from simulator.engine.lockstep import run_lockstep
 from simulator.errors import UserError
 from simulator.overlap import first_half, interleave
@@ -152,9 +153,9 @@ def _fill_experts(prices: Prices, rng: np.random.Generator) -> tuple[Floats, Flo
     besides = _BESIDES if prices.halved_layers else (0.0,)
     if prices.plan.experts is None:
         return np.zeros(0), np.ones(1), np.ones((0, 1)), np.zeros((0, 1, 1, len(EXPERT_PHASES) + 2))
-    totals = _grid(prices.max_tokens * layout.attention_dp)
     # Only tokens that travel care on which rank they are.
     shares = [s for s in _SHARES if s < layout.attention_dp] + [float(layout.attention_dp)] if layout.travels else [1.0]
+    totals = sorted({*_grid(prices.max_tokens * layout.attention_dp), *_edges(prices, shares)})
     table = np.zeros((len(totals), len(shares), len(besides), len(EXPERT_PHASES) + 2))
     alone_s = np.ones((len(totals), len(shares)))
     for g, total in enumerate(totals):
@@ -169,6 +170,21 @@ def _fill_experts(prices: Prices, rng: np.random.Generator) -> tuple[Floats, Flo
                 known[fullest] = float(np.mean([alone for alone, _ in found])), np.mean([rows for _, rows in found], axis=0)
             alone_s[g, s], table[g, s] = known[fullest]
     return np.array(totals, dtype=np.float64), np.array(shares), alone_s, table
+
+
+def _edges(prices: Prices, shares: list[float]) -> list[int]:
+    """Totals on both sides of where the fullest rank has so many tokens that the dispatch policy sends them in another way."""
+    layout, found = prices.plan.layout, []
+    if prices.plan.experts is None or not layout.travels:
+        return []
+    largest = prices.max_tokens * layout.attention_dp
+    for limit in limits_of(prices.plan.experts.dispatch):
+        for share in shares:
+            below = min(largest, int(limit * layout.tp * layout.attention_dp / share) + layout.attention_dp)
+            while below > 1 and spread(below, share, layout.attention_dp).max() > limit * layout.tp:
+                below -= 1
+            found += [total for total in (below, below + 1) if total <= largest]
+    return found
 
 
 def _grid(largest: int) -> list[int]:

@@ -105,7 +105,7 @@ def make_job(plan: Plan, folder: Path) -> Job:
     if plan.experts is not None:
         dispatch = plan.experts.dispatch
         if not isinstance(dispatch, ExecutableDispatch):
-            raise UserError(f"{where}: dispatch '{spec.dispatch['kind']}' has no method 'rows', which execution needs")
+            raise UserError(f"{where}: dispatch '{(spec.dispatch or {}).get('kind')}' has no method 'rows', which execution needs")
         experts = RoutedExperts(plan.experts.topk_ids_LTK, plan.experts.placed, dispatch)
         if layout.travels:
             dispatch.rows(np.zeros((0, 1), dtype=np.int64), plan.fabric.node_R)

@@ -67,7 +67,8 @@ class DeploymentSpec(Frozen):
     routing: Policy | None = None
     """Absent = the model's own default."""
     placement: Policy = {"kind": "contiguous"}
-    dispatch: Policy = {"kind": "per_node"}
+    dispatch: Policy | None = None
+    """Absent = ``deepep_auto`` on accelerators, ``per_node`` between processes of one machine, whose times were measured so."""
     scheduling: Policy = {"kind": "chunked"}
     balancing: Policy = {"kind": "least_outstanding"}
     overlap: Literal["none", "two_batch"] = "none"

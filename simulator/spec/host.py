@@ -152,6 +152,7 @@ class HostCalibration(Frozen):
 
     compute: ClassVar[Policy] = {"kind": "host"}
     communication: ClassVar[Policy] = {"kind": "host"}
+    dispatch: ClassVar[Policy] = {"kind": "per_node"}
 
     def on(self, num_ranks: int, working_bytes: float) -> HostRates:
         """What holds for one plan.

@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simulator.dispatch import kernels_of, limits_of, policy_at
 from simulator.dispatch.all_gather import AllGather
+from simulator.dispatch.deepep_auto import DeepepAuto
 from simulator.dispatch.per_expert import PerExpert
 from simulator.dispatch.per_node import PerNode
 from simulator.dispatch.per_rank import PerRank
@@ -26,6 +28,17 @@ def test_one_token_by_every_policy():
     assert sent(PerRank(), *token) == {(0, 2): 1, (0, 3): 1}
     assert sent(PerNode(), *token) == {(0, 2): 1, (2, 3): 1}  # it lands on its own position, which forwards it
     assert sent(AllGather(), *token) == {(0, 1): 1, (0, 2): 1, (0, 3): 1}
+
+
+def test_few_tokens_are_sent_an_expert_and_many_a_node():
+    auto, node_R = DeepepAuto(low_latency_tokens=2), np.array([0, 0, 1, 1])
+    few = (np.array([[2, 2], [3, 3]]), np.array([0, 0]))
+    many = (np.array([[2, 2], [3, 3], [3, 2]]), np.array([0, 0, 0]))
+    np.testing.assert_array_equal(auto.copies(*few, node_R), PerExpert().copies(*few, node_R))
+    np.testing.assert_array_equal(auto.copies(*many, node_R), PerNode().copies(*many, node_R))
+    assert (policy_at(auto, 2), policy_at(auto, 3)) == (PerExpert(), PerNode())
+    assert (kernels_of(auto), limits_of(auto)) == (("low_latency", "normal"), (2,))
+    assert (kernels_of(PerRank(kernels="one_sided")), limits_of(PerRank())) == (("one_sided",), ())
 
 
 def test_a_token_lands_on_its_own_position_even_where_no_expert_of_it_is():

@@ -51,6 +51,7 @@ class Calibration(Frozen):
 
     compute: ClassVar[Policy] = {"kind": "roofline"}
     communication: ClassVar[Policy] = {"kind": "alpha_beta"}
+    dispatch: ClassVar[Policy] = {"kind": "deepep_auto"}
     shared_cores: ClassVar[int | None] = None
 
     title: str
@@ -74,7 +75,9 @@ class Calibration(Frozen):
     def experts(self, dtype: str, num_experts: int | None = None) -> GroupedGemmFit:
         """Likewise for routed experts; ``bf16_few`` and the like where an engine runs other kernels for layers of few experts."""
         few = self.grouped_gemm.get(f"{dtype}_few")
-        return few if few is not None and num_experts is not None and num_experts <= FEW_EXPERTS else _entry(self.grouped_gemm, dtype)
+        return (
+            few if few is not None and num_experts is not None and num_experts <= FEW_EXPERTS else _entry(self.grouped_gemm, dtype)
+        )
 
     def looking_back(self, phase: str, kv_dtype: str, *, is_latent: bool, computed: str = "") -> AttentionFit:
         """The fit for attention kernels that read a cache of ``kv_dtype``.
@@ -130,6 +133,7 @@ class CalibrationFile(Frozen):
 
     compute: ClassVar[Policy] = Calibration.compute
     communication: ClassVar[Policy] = Calibration.communication
+    dispatch: ClassVar[Policy] = Calibration.dispatch
 
     title: str
     gemm: dict[str, dict[str, GemmFit]]

@@ -60,6 +60,8 @@ class ExchangeFit(Fit):
     """Of a vector that is sent."""
     copy_byte_s: NonNegative = 0.0
     """Of a byte that is sent."""
+    forward_byte_s: NonNegative = 0.0
+    """Further, of a byte of each token where there are several domains: kernels that forward do more for every token."""
     crossing_byte_s: NonNegative = 0.0
     """Further, of a byte that leaves the domain and is forwarded there."""
     num_sms: Count
@@ -93,7 +95,10 @@ class ExchangeFit(Fit):
         held = np.where(np.asarray(num_sms) > 0, num_sms, usual)
         work = np.asarray(load.tokens, dtype=float) * (self.token_s + self.token_byte_s * vector_bytes)
         work = work + copies * (self.copy_s + self.copy_byte_s * vector_bytes)
-        work = work + np.asarray(load.crossing, dtype=float) * self.crossing_byte_s * vector_bytes
+        forwards = np.where(np.asarray(load.num_nodes, dtype=float) > 1, self.forward_byte_s, 0.0) * np.asarray(
+            load.tokens, dtype=float
+        )
+        work = work + (np.asarray(load.crossing, dtype=float) * self.crossing_byte_s + forwards) * vector_bytes
         return np.asarray(work / held, dtype=np.float64)
 
     def hidden_s(self, copying_s: ArrayLike, wires_s: ArrayLike) -> Floats:

@@ -35,6 +35,7 @@ _BOUNDS = {
     "token_byte_s": (1e-13, 1e-8),
     "copy_s": (1e-10, 1e-4),
     "copy_byte_s": (1e-13, 1e-8),
+    "forward_byte_s": (1e-13, 1e-8),
     "crossing_byte_s": (1e-13, 1e-8),
     "floor_s": (1e-6, 1e-3),
     "scale_up_fraction": (0.1, 1.0),
@@ -50,12 +51,14 @@ _START = {
     "token_byte_s": 3e-11,
     "copy_s": 6e-8,
     "copy_byte_s": 3e-11,
+    "forward_byte_s": 5e-11,
     "crossing_byte_s": 5e-11,
     "floor_s": 5e-5,
     "scale_up_fraction": 0.6,
     "scale_out_fraction": 0.9,
 }
-_ACROSS = ("scale_out_latency_s", "latency_per_doubling_s", "scale_out_fraction", "crossing_byte_s")
+_FORWARDED = ("forward_byte_s", "crossing_byte_s")
+_ACROSS = ("scale_out_latency_s", "latency_per_doubling_s", "scale_out_fraction", *_FORWARDED)
 _NOTIFY = ("notify_s", "notify_per_doubling_s", "notify_fraction")
 
 
@@ -177,7 +180,7 @@ def _entry(accelerator: AcceleratorSpec, kernels: str, operation: str, rows: _Ro
     names = job.dispatch if operation == "dispatch" else job.combine
     nodes = np.concatenate([np.asarray(part.moves.load.num_nodes, dtype=float) for part in rows.parts])
     if nodes.max() > 1:
-        names = (*names, *(name for name in _ACROSS if name != "crossing_byte_s" or job.overlap > 1))
+        names = (*names, *(name for name in _ACROSS if name not in _FORWARDED or job.overlap > 1))
     predicted = np.full(len(rows.measured_s), np.nan)
     for left_out in np.unique(rows.held_out):
         held = rows.held_out == left_out
