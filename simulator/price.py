@@ -163,7 +163,7 @@ class Prices:
     def all_reduces_s(self, num_tokens: NDArray[np.int64]) -> NDArray[np.float64]:
         """Seconds of :meth:`all_reduce` over the first group for each number of tokens, the links to itself."""
         value_bytes = BYTES_PER_ELEMENT[self.plan.precision.activations]
-        num_bytes: NDArray[np.float64] = num_tokens * (self.plan.model.hidden_size * value_bytes)
+        num_bytes = np.asarray(num_tokens * (self.plan.model.hidden_size * value_bytes), dtype=np.float64)
         return np.asarray(self.plan.comm.all_reduces_s(num_bytes, self.tensor_groups[0]), dtype=np.float64)
 
     @cached_property
