@@ -83,5 +83,5 @@ def _collect(running: dict[Any, int], found: dict[int, Any], tick: Callable[[int
         try:
             found[running.pop(task)] = ray.get(task)
         except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
+            raise error.cause from error
     tick(len(found))
