@@ -23,6 +23,8 @@ _FREE = 0.9
 """Share of the free memory that TensorRT-LLM gives to the cache by default."""
 _TURNS, _LEAST, _MOST = 5, 1000, 30_000
 """Requests: five full batches, within what benchmark scripts send; the beginning and the end, when fewer run, count as there."""
+_STEPS = 1_000_000
+"""Of the engine, at most, about: where few requests fit and outputs are long, fewer are sent."""
 _PART = re.compile(r"(tp|pp|ep|dp|cp)\s*=?\s*(\d+)")
 
 
@@ -103,6 +105,8 @@ def _answer(case: _Row) -> Reply:
     }
     plan = make(deployment)
     fitting = plan.capacity.num_blocks // plan.capacity.blocks_for(case.num_input + case.num_output)
-    most = int(np.clip(_TURNS * min(fitting, _BATCH), _LEAST, _MOST))
+    batch = max(1, min(fitting, _BATCH))
+    most = int(np.clip(_TURNS * batch, _LEAST, _MOST))
+    most = max(batch, min(most, batch * _STEPS // case.num_output))
     served = serve(deployment, np.full(most, case.num_input), np.full(most, case.num_output))
     return served.reply(served.output_per_s)

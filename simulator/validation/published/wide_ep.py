@@ -33,6 +33,7 @@ _DECODE_BATCH, _CACHED = 256, 2000
 """A GPU's tokens and the sequences' lengths where a row says none: those of SGLang's report."""
 _CHUNK = 8192
 """SGLang's chunk of prompts, which is shared by all data-parallel ranks where experts are not spread."""
+_MOST_TOKENS = 1 << 20
 _RANGE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*-\s*(\d+(?:\.\d+)?)\s*$")
 
 
@@ -263,6 +264,8 @@ def _run(case: Case) -> Rate:
     sequences = case.sequences
     if not sequences:
         sequences = int(np.clip(make(deployment).capacity.tokens // (case.context + case.new), 1, _DECODE_BATCH))
+    if sequences * case.new > _MOST_TOKENS:
+        raise UserError(f"{sequences * case.new:,} tokens of a GPU in one step are more than fit in its memory")
     step = run_one(deployment, sequences, case.new, case.context)
     low, high = band_of(step.plan, step.shares)
     in_node = 4 if step.plan.cluster.gpus_per_node > 8 else step.plan.cluster.gpus_per_node
