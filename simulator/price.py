@@ -202,7 +202,7 @@ class Prices:
                 rank_TK = (ep_rank_TK[..., None] * layout.moe_tp + np.arange(layout.moe_tp)).reshape(sampled, -1)
             source_T = self._sources(tokens_d, sampled)
             tokens_R = np.repeat(tokens_d / layout.tp, layout.tp)
-            policy = policy_at(experts.dispatch, -(-int(tokens_d.max()) // layout.tp))
+            policy = policy_at(experts.dispatch, -(-total // layout.num_ranks))
             copies_SR = policy.copies(rank_TK, source_T, self.plan.fabric.node_R) * scale
             out = Vectors(
                 kernels=getattr(policy, "kernels", "normal"),
