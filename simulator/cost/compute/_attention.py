@@ -47,4 +47,6 @@ def context_rates(accelerator: AcceleratorSpec, fit: AttentionFit, kernel: Lookb
         overlap=fit.overlap,
         tile_rows=float(fit.tile_rows),
         window_block=fit.window_block if kernel.slides else 0.0,
+        split_entries=fit.split_entries,
+        split_s=fit.split_s,
     )

@@ -36,6 +36,9 @@ class Rates(NamedTuple):
     """Rows of a tile."""
     window_block: float = 0.0
     """Entries that a kernel reads beyond a sliding window."""
+    split_entries: float = 0.0
+    split_s: float = 0.0
+    """Once, where the longest view has more entries than ``split_entries``."""
 
 
 @numba.njit(cache=True)
@@ -49,16 +52,13 @@ def work_s(rates: NDArray[np.float64], sums: NDArray[np.float64]) -> float:
     compute = sums[0] * rates[1] + sums[5] * rates[2]
     stream = sums[1] * rates[3]
     setup = sums[2] * rates[4] + sums[3] * rates[5] + sums[4] * rates[6]
-    overlap = rates[7]
+    seconds: float = rates[11] if sums[5] > rates[10] else 0.0
+    overlap, most = rates[7], max(compute, stream, setup)
     if overlap == 1.0:
-        added: float = compute + stream + setup
-        return added
-    most = max(compute, stream, setup)
-    if most == 0.0:
-        return 0.0
-    # Divided by the largest, so that no power overflows.
-    total = (compute / most) ** overlap + (stream / most) ** overlap + (setup / most) ** overlap
-    seconds: float = most * total ** (1.0 / overlap)
+        seconds += compute + stream + setup
+    elif most > 0.0:  # divided by the largest, so that no power overflows
+        total = (compute / most) ** overlap + (stream / most) ** overlap + (setup / most) ** overlap
+        seconds += most * total ** (1.0 / overlap)
     return seconds
 
 

@@ -37,6 +37,10 @@ class AttentionFit(Fit):
     """For one number of a token's key on one multiprocessor: writing it and its value into the cache."""
     window_block: NonNegative = 0.0
     """Entries that a kernel reads beyond a sliding window, since it reads whole blocks of them."""
+    split_entries: NonNegative = 0.0
+    """A sequence with more entries than this in view is split over multiprocessors, and its parts are combined ..."""
+    split_s: NonNegative = 0.0
+    """... which takes so long, once."""
     absorbs: bool = False
     """Whether prompts are computed on the latent itself, as decode does, and not on keys and values expanded from it (MLA)."""
     entry_passes: Positive = 1.0

@@ -41,9 +41,11 @@ _START: dict[Phase, dict[str, float]] = {
         "overlap": 1.5,
         "row_s": 1e-7,
         "sequence_s": 4e-6,
+        "split_s": 1e-6,
     },
 }
 _MODULE = {"module_s": 1e-5}
+_SPLIT = {("h100", "decode"): {"split_entries": 128.0}, ("b200", "decode"): {"split_entries": 256.0}}
 _BEFORE_CONVERTING = 0.87
 """Of the memory rate, by SGLang's kernels that need not convert: so much is taken where the passes are searched."""
 
@@ -130,7 +132,7 @@ def _entry(job: _Job, rows: pd.DataFrame, floor_s: float | None) -> dict[str, An
         _beside_s(job, rows, is_module),
         is_module,
     )
-    start, given = _START[job.phase] | (_MODULE if is_module.any() else {}), job.given
+    start, given = _START[job.phase] | (_MODULE if is_module.any() else {}), job.given | _SPLIT.get((job.gpu, job.phase), {})
     if job.converts:
         start = {name: value for name, value in start.items() if name != "memory_fraction"} | {"entry_passes": 10.0}
         given = given | {"memory_fraction": _BEFORE_CONVERTING}

@@ -36,17 +36,18 @@ _START: dict[Phase, dict[str, float]] = {
         "row_s": 1e-8,
         "sequence_s": 1e-6,
         "append_s": 1e-9,
+        "split_s": 2e-6,
     },
 }
 _GIVEN: tuple[tuple[str, Phase, str, dict[str, Any]], ...] = (
     ("h100", "prefill", "bf16", {"tile_rows": 32, "longest_rows": 128.0}),
     ("h100", "prefill", "fp8", {"tile_rows": 32, "longest_rows": 128.0}),
-    ("h100", "decode", "bf16", {"window_block": 128.0}),
-    ("h100", "decode", "fp8", {"window_block": 128.0}),
+    ("h100", "decode", "bf16", {"window_block": 128.0, "split_entries": 128.0}),
+    ("h100", "decode", "fp8", {"window_block": 128.0, "split_entries": 128.0}),
     ("b200", "prefill", "bf16", {"tile_rows": 128, "longest_rows": 128.0}),
     ("b200", "prefill", "fp8", {"tile_rows": 128, "longest_rows": 128.0, "computed_as": "fp8"}),
-    ("b200", "decode", "bf16", {}),
-    ("b200", "decode", "fp8", {}),
+    ("b200", "decode", "bf16", {"split_entries": 256.0}),
+    ("b200", "decode", "fp8", {"split_entries": 256.0}),
 )
 """How kernels divide their work. Hopper's put the query heads of a group into one tile, so that few tokens fill it; on H100 an
 fp8 cache makes nothing faster than bf16 arithmetic could be."""
