@@ -24,8 +24,8 @@ def facts_of(plan: Plan) -> dict[str, Any]:
         "cluster_title": plan.cluster.title,
         "accelerator": plan.accelerator.title,
         "num_gpus": plan.num_gpus,
-        "replicas": plan.replicas,
-        "layout": f"{plan.layout.text()}, {plan.replicas} replica{'s' if plan.replicas > 1 else ''}",
+        "replicas": sum(pool.replicas for pool in plan.pools),
+        "layout": _layout_text(plan),
         "routing": policy_text(experts.routing) if experts else None,
         "routing_source": " ".join(experts.routing_source.split()) if experts else None,
         "placement": policy_text(plan.spec.placement) if experts else None,
@@ -48,8 +48,8 @@ def facts_of(plan: Plan) -> dict[str, Any]:
             "total_bytes": capacity.total_bytes,
         },
         "kv_tokens": capacity.tokens * plan.layout.attention_dp,
-        "assumptions": _assumptions(plan),
-        "warnings": warnings_of(plan),
+        "assumptions": _assumptions(plan) + _prefill_assumptions(plan),
+        "warnings": list(dict.fromkeys(warning for pool in plan.pools for warning in warnings_of(pool))),
         "currency": plan.cluster.currency,
     }
 
@@ -125,6 +125,28 @@ def _assumptions(plan: Plan) -> list[dict[str, str]]:
     return rows
 
 
+def _prefill_assumptions(plan: Plan) -> list[dict[str, str]]:
+    """What a prefill pool's prices rest on beyond the decode pool's, and the transfers between them."""
+    transfer, pool = plan.transfer, plan.spec.prefill
+    if plan.prefill is None or transfer is None or pool is None:
+        return []
+    known = _assumptions(plan)
+    rows = [{**row, "what": f"{row['what']}, prefill pool"} for row in _assumptions(plan.prefill) if row not in known]
+    when = "layer by layer while the prompt is computed" if pool.layerwise else "when the prompt is done"
+    wire = transfer.wire.replace("_", "-")
+    value = (
+        f"{wire} wires at {pool.wire_fraction:.0%} of their peak, {transfer.bytes_per_s / 1e9:,.1f} GB/s a GPU, "
+        f"{transfer.latency_s * 1e6:,.1f} us, {when}"
+    )
+    source = "deployment, or its default: between 87 of 100 GB/s and 190 of 400 GB/s published by Mooncake's transfer engine"
+    return [*rows, {"what": "KV cache transfers", "value": value, "kind": "assumed", "source": source}]
+
+
+def _layout_text(plan: Plan) -> str:
+    texts = [f"{pool.layout.text()}, {pool.replicas} replica{'s' if pool.replicas > 1 else ''}" for pool in plan.pools]
+    return texts[0] if len(texts) == 1 else f"decode: {texts[0]}; prefill: {texts[1]}"
+
+
 def _fit_text(fit: Fit) -> str:
     if isinstance(fit, ExchangeFit):
         return (
@@ -161,7 +183,8 @@ def _dispatch_text(plan: Plan) -> str | None:
         return None
     if not plan.layout.travels:
         return "none: every rank has every token; partial results are summed with all-reduce"
-    return f"{policy_text(plan.spec.dispatch or {})}, {plan.precision.dispatch} out, {plan.precision.combine} back"
+    overlap = "" if plan.spec.overlap == "none" else ", hidden by two-batch overlap"
+    return f"{policy_text(plan.spec.dispatch or {})}, {plan.precision.dispatch} out, {plan.precision.combine} back{overlap}"
 
 
 def _weights_text(plan: Plan) -> str:

@@ -110,6 +110,7 @@ def _measure(plan: Plan, record: DeploymentRecord, slo: SLO) -> dict[str, float]
     has_slo = any(limit is not None for limit in (slo.ttft_s, slo.tpot_s, slo.e2e_s))
     met = meets(latency, slo)
     busy_s = float(steps["duration_s"].sum())
+    num_replicas = sum(pool.replicas for pool in plan.pools)
     found = {
         "num_requests": len(requests),
         "num_gpus": plan.num_gpus,
@@ -120,10 +121,10 @@ def _measure(plan: Plan, record: DeploymentRecord, slo: SLO) -> dict[str, float]
         "output_tokens_per_s_per_gpu": num_output / duration_s / plan.num_gpus,
         "slo_attainment": float(met.mean()) if has_slo else np.nan,
         "goodput_per_s": float(met.sum()) / duration_s if has_slo else np.nan,
-        "utilisation": min(1.0, busy_s / plan.replicas / duration_s),
+        "utilisation": min(1.0, busy_s / num_replicas / duration_s),
         "load_imbalance": record.load_imbalance,
-        "mfu": _mfu(plan, requests, busy_s),
-        "mbu": record.read_bytes / (plan.accelerator.memory_bytes_per_s * plan.layout.num_ranks * busy_s),
+        "mfu": _mfu(plan, requests, steps),
+        "mbu": record.read_bytes / sum(pool.accelerator.memory_bytes_per_s * gpu_s for pool, gpu_s in _busy_gpus(plan, steps)),
         "kv_used_mean": float((steps["kv_used"] * steps["duration_s"]).sum() / busy_s),
         "kv_used_max": float(steps["kv_used"].max()),
         "prefix_hit_ratio": float(requests["num_cached"].sum()) / num_input,
@@ -143,13 +144,26 @@ def _measure(plan: Plan, record: DeploymentRecord, slo: SLO) -> dict[str, float]
     return {key: found[key] for key in METRICS}
 
 
-def _mfu(plan: Plan, requests: pd.DataFrame, busy_s: float) -> float:
+def _busy_gpus(plan: Plan, steps: pd.DataFrame) -> list[tuple[Plan, float]]:
+    """Each pool, and its GPUs times the seconds of its steps."""
+    if plan.prefill is None:
+        return [(plan, plan.layout.num_ranks * float(steps["duration_s"].sum()))]
+    is_prompts = steps["pool"] == "prefill"
+    of_pools = ((plan, ~is_prompts), (plan.prefill, is_prompts))
+    return [(pool, pool.layout.num_ranks * float(steps["duration_s"][own].sum())) for pool, own in of_pools]
+
+
+def _mfu(plan: Plan, requests: pd.DataFrame, steps: pd.DataFrame) -> float:
     arrays = [requests[column].to_numpy(np.int64) for column in ("num_input", "num_output", "num_cached")]
     flops = served_flops(plan.model, *arrays)
-    peak = plan.accelerator.flops_per_s(plan.precision.experts if plan.experts else plan.precision.weights)
-    return flops / (peak * plan.layout.num_ranks * busy_s)
+    dtype = plan.precision.experts if plan.experts else plan.precision.weights
+    return flops / sum(pool.accelerator.flops_per_s(dtype) * gpu_s for pool, gpu_s in _busy_gpus(plan, steps))
 
 
 def _cost(plan: Plan, duration_s: float, num_output: float) -> float:
-    price = plan.cluster.price_per_gpu_hour
-    return np.nan if price is None else price * plan.num_gpus * duration_s / 3600 / num_output * 1e6
+    per_hour = 0.0
+    for pool in plan.pools:
+        if pool.cluster.price_per_gpu_hour is None or pool.cluster.currency != plan.cluster.currency:
+            return np.nan
+        per_hour += pool.cluster.price_per_gpu_hour * pool.replicas * pool.layout.num_ranks
+    return per_hour * duration_s / 3600 / num_output * 1e6

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from simulator.balancing import BalancingPolicy
 from simulator.cost.comm import CommModel
 from simulator.cost.compute import ComputeModel
+from simulator.cost.transfer import Transfer, make_transfer
 from simulator.dispatch import DispatchPolicy
 from simulator.errors import UserError
 from simulator.fit import Capacity, check_memory
@@ -75,6 +76,15 @@ class Plan:
     experts: ExpertPlan | None
     """``None`` for a dense model."""
     seed: int
+    prefill: Plan | None = None
+    """The pool that computes prompts, where this one only decodes."""
+    transfer: Transfer | None = None
+    """From one to the other."""
+
+    @property
+    def pools(self) -> tuple[Plan, ...]:
+        """The plan itself, and its prefill pool's."""
+        return (self,) if self.prefill is None else (self, self.prefill)
 
     @property
     def name(self) -> str:
@@ -83,8 +93,8 @@ class Plan:
 
     @property
     def num_gpus(self) -> int:
-        """GPUs of all replicas."""
-        return self.replicas * self.layout.num_ranks
+        """GPUs of all replicas of all pools."""
+        return sum(pool.replicas * pool.layout.num_ranks for pool in self.pools)
 
     def rng(self, stream: str) -> np.random.Generator:
         """The random stream of one component. Deployments of one seed share streams (common random numbers)."""
@@ -102,18 +112,42 @@ def make_plan(spec: DeploymentSpec, seed: int, where: str, folder: Path) -> Plan
         UserError: if a name is unknown, the split is impossible, or the model does not fit.
     """
     place = f"{where} [deployments '{spec.name}']"
+    if spec.prefill is None:
+        return _make_pool(spec, seed, place, folder, 0)
+    pool = spec.prefill
+    changes = {"parallel": pool.parallel, "replicas": pool.replicas, "scheduling": pool.scheduling, "overlap": pool.overlap}
+    changes |= {"prefill": None, "cluster": pool.cluster or spec.cluster}
+    if pool.cluster is not None:
+        changes["calibration"] = None
+    prefill = _make_pool(spec.model_copy(update=changes), seed, f"{place} [prefill]", folder, 0)
+    decode = _make_pool(spec, seed, place, folder, prefill.num_gpus if prefill.cluster.name == spec.cluster else 0)
+    transfer = make_transfer(
+        pool,
+        (prefill.cluster, decode.cluster),
+        (prefill.layout, decode.layout),
+        decode.capacity.cache,
+        prefill.num_gpus + decode.num_gpus,
+        decode.model.num_layers,
+    )
+    return replace(decode, prefill=prefill, transfer=transfer)
+
+
+def _make_pool(spec: DeploymentSpec, seed: int, place: str, folder: Path, taken_gpus: int) -> Plan:
+    """One pool of replicas on a cluster of which ``taken_gpus`` serve another one."""
     model = load_model(spec.model, place, folder)
     cluster, accelerator = load_cluster(spec.cluster, place)
     loaded = load_any_calibration(spec.calibration or accelerator.calibration, place)
     usual = {name: getattr(spec, name) or getattr(loaded, name) for name in ("compute", "communication", "dispatch")}
     spec = spec.model_copy(update=usual)
     layout = make_layout(spec.parallel, model, place)
-    if layout.num_ranks > cluster.num_gpus:
-        raise UserError(f"{place} [parallel]: needs {layout.num_ranks} GPUs, but cluster '{cluster.name}' has {cluster.num_gpus}")
-    replicas = spec.replicas or cluster.num_gpus // layout.num_ranks
-    if replicas * layout.num_ranks > cluster.num_gpus:
-        needed = replicas * layout.num_ranks
-        raise UserError(f"{place}: {replicas} replicas need {needed} GPUs, but cluster '{cluster.name}' has {cluster.num_gpus}")
+    free_gpus = cluster.num_gpus - taken_gpus
+    besides = f" besides {taken_gpus} for prefill" if taken_gpus else ""
+    has = f"cluster '{cluster.name}' has {cluster.num_gpus}"
+    if layout.num_ranks > free_gpus:
+        raise UserError(f"{place} [parallel]: needs {layout.num_ranks} GPUs{besides}, but {has}")
+    replicas = spec.replicas or free_gpus // layout.num_ranks
+    if replicas * layout.num_ranks > free_gpus:
+        raise UserError(f"{place}: {replicas} replicas need {replicas * layout.num_ranks} GPUs{besides}, but {has}")
     if spec.overlap == "two_batch" and not (model.moe is not None and layout.travels):
         raise UserError(
             f'{place}: overlap = "two_batch" computes while tokens travel to experts, and here none do: '

@@ -24,7 +24,7 @@ router) and the output head; ``experts`` routed experts, mean over ranks; ``disp
 REQUEST_COLUMNS = {
     "deployment": "name of the deployment",
     "request": "index in the trace",
-    "replica": "replica that served it",
+    "replica": "replica that served it: of the decode pool where prompts have one of their own, -1 if it had nothing to decode",
     "dp_rank": "attention data-parallel rank within the replica",
     "arrival_s": "arrival",
     "scheduled_s": "first time tokens of it were in a step",
@@ -34,10 +34,14 @@ REQUEST_COLUMNS = {
     "num_output": "output tokens",
     "num_cached": "prompt tokens found in the prefix cache",
     "num_preemptions": "times it lost its KV blocks and was computed again",
+    "prefill_replica": "replica of the prefill pool that computed its prompt, -1 without such a pool",
+    "transfer_s": "from its first token until its KV cache was at the decode pool; 0 without a transfer",
+    "transfer_bytes": "of its KV cache that went there, on all receiving ranks",
 }
 STEP_COLUMNS = {
     "deployment": "name of the deployment",
-    "replica": "replica that ran it",
+    "replica": "replica that ran it; those of a prefill pool are numbered on from the decode pool's",
+    "pool": "'both', or 'prefill' and 'decode' where they are pools of their own",
     "start_s": "start of the step",
     "duration_s": "time until every rank was done",
     "prefill_tokens": "prompt tokens computed, all ranks of the replica",

@@ -47,6 +47,8 @@ def run_scenario(scenario: Scenario, path: Path, fidelity: Fidelity = "step", ti
     trace = load_requests(scenario.workload, folder, scenario.seed, f"{path} [workload]")
     for plan in plans:
         check_requests(plan.capacity, longest_tokens(trace), f"{path} [deployments '{plan.name}']")
+        if plan.prefill is not None:
+            check_requests(plan.prefill.capacity, int(trace.num_input.max()) + 1, f"{path} [deployments '{plan.name}'] [prefill]")
     records = []
     for plan in plans:
         tick(plan.name, 0, trace.num_requests)

@@ -116,6 +116,7 @@ def _preempt(requests: Requests, ranks: Ranks, d: int, i: int) -> None:
     r = ranks.running[d, i]
     release(requests, ranks, d, r)
     requests.computed[r] = 0
+    requests.brought[r] = 0
     requests.preemptions[r] += 1
     ranks.chunk[d, i] = 0
     ranks.num_running[d] -= 1
@@ -135,7 +136,7 @@ def _admit(requests: Requests, ranks: Ranks, d: int, budget: int, limits: Limits
         start = requests.prefix_starts[r]
         for i in range(hits):
             hold(ranks, d, requests.prefix_ids[start + i])
-        computed = hits * limits.prefix_tokens
+        computed = max(hits * limits.prefix_tokens, requests.brought[r])
         remaining = requests.num_input[r] + requests.generated[r] - computed
         new = remaining if not limits.splits_prompts else min(remaining, budget)
         reach = computed + new

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.engine.cluster import make_limits, scaled_blocks
+from simulator.engine.limits import make_limits, scaled_blocks
 from simulator.engine.replica import Replica
 from simulator.engine.state import start_requests
 from simulator.engine.table import StepTable

@@ -26,6 +26,11 @@ class Probe:
     traffic: pd.DataFrame
     spans: pd.DataFrame
 
+    def only(self, phase: str) -> Probe:
+        """The step of one phase."""
+        ranks, traffic, spans = (t[t["phase"] == phase].reset_index(drop=True) for t in (self.ranks, self.traffic, self.spans))
+        return Probe(ranks, self.experts, traffic, spans)
+
 
 def probe(plan: Plan, prices: Prices, steps: pd.DataFrame, requests: pd.DataFrame) -> Probe:
     """Run the median decode step and the median step with prompt tokens again, rank by rank.

@@ -126,13 +126,13 @@ class Replica:
         return Batch(tuple(new), tuple(context), tuple(decodes), np.array(logits, dtype=np.int64))
 
     def run(
-        self, env: simpy.Environment, execute: Execute, wake: list[Event], on_finish: Callable[[int], None]
+        self, env: simpy.Environment, execute: Execute, wake: list[Event], on_finish: Callable[[NDArray[np.int64]], None]
     ) -> ProcessGenerator:
         """The SimPy process of the replica: step after step, asleep while there is nothing to do.
 
         Args:
             wake: its first entry is an event that succeeds when a request has been assigned; replaced after each sleep.
-            on_finish: called with the number of requests that a step finished.
+            on_finish: called with the requests that a step finished.
         """
         while True:
             if self.outstanding == 0:
@@ -149,9 +149,9 @@ class Replica:
             self._logs.append(row[None, :])
             self.clock.now_s[0] = env.now
             self.clock.num_steps[0] += 1
-            finished = complete_step(self.requests, self.ranks, self.limits, self.clock, env.now)
-            if finished:
-                on_finish(finished)
+            running = np.concatenate([row[:n] for row, n in zip(self.ranks.running, self.ranks.num_running, strict=True)])
+            if complete_step(self.requests, self.ranks, self.limits, self.clock, env.now):
+                on_finish(running[~np.isnan(self.requests.finish_s[running])])
 
 
 class Execute(Protocol):

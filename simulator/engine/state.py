@@ -27,6 +27,8 @@ class Requests(NamedTuple):
     """Tokens whose keys and values are in the cache."""
     generated: Ints
     """Output tokens emitted."""
+    brought: Ints
+    """Tokens whose keys and values come with the request, from a prefill pool; 0 once they are lost."""
     blocks: Ints
     """KV blocks held by the request alone."""
     shared: Ints
@@ -125,6 +127,7 @@ def start_requests(trace: RequestTrace, *, with_prefixes: bool) -> Requests:
         prefix_ids=trace.prefix_ids.astype(np.int64) if has_prefixes else np.zeros(0, dtype=np.int64),
         computed=zeros(),
         generated=zeros(),
+        brought=zeros(),
         blocks=zeros(),
         shared=zeros(),
         cached=zeros(),

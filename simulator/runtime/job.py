@@ -97,6 +97,8 @@ def make_job(plan: Plan, folder: Path) -> Job:
     ):
         if dtype not in TORCH_DTYPES:
             raise UserError(f"{where}: {key} = '{dtype}' can be simulated, but not executed; use one of {', '.join(TORCH_DTYPES)}")
+    if plan.prefill is not None:
+        raise UserError(f"{where}: has a prefill pool; execution runs one replica that does both, so leave [prefill] out")
     if plan.replicas > 1:
         raise UserError(f"{where}: has {plan.replicas} replicas; execution runs one, so say replicas = 1")
     if layout.tp > 1 and layout.travels:

@@ -27,6 +27,31 @@ class ParallelSpec(Frozen):
         return self.tp * self.attention_dp
 
 
+class PrefillPoolSpec(Frozen):
+    """Replicas that compute prompts only, and hand their KV caches over the wires to the deployment's own, which decode.
+
+    Prefill and decode disaggregated as in DistServe (arXiv:2401.09670), Splitwise (arXiv:2311.18677) and Mooncake
+    (arXiv:2407.00079): a prompt never delays the tokens of others, and each phase is split as suits it.
+    """
+
+    parallel: ParallelSpec = ParallelSpec()
+    replicas: Size = 1
+    scheduling: Policy = {"kind": "prefill_first", "token_budget": 8192, "max_sequences": 256, "splits_prompts": True}
+    """A prompt yields its first token here and leaves, so there is nothing but prompts."""
+    cluster: str | None = None
+    """Absent = the deployment's, whose GPUs the two pools then share out."""
+    overlap: Literal["none", "two_batch"] = "none"
+    """As the deployment's, which holds for decode."""
+    wire_fraction: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Share of the wires' peak that transfers achieve. Assumed, between what Mooncake's transfer engine is published to reach: 87 of
+    100 GB/s on four 200 Gb/s cards, 190 of 400 GB/s on eight 400 Gb/s cards."""
+    handshake_s: NonNegative = 0.0
+    """What a transfer takes beside the wires: engines agreeing on buffers and looking for what has come. Not known, so 0."""
+    layerwise: bool = False
+    """Whether each layer's cache leaves as soon as it is computed, so that only what the wires have not carried by the prompt's end is
+    left (Splitwise, 4.3); if not, transfers start when the prompt is done, as vLLM's and SGLang's connectors do."""
+
+
 class DeploymentSpec(Frozen):
     """One entry of a scenario's ``deployments``."""
 
@@ -35,11 +60,13 @@ class DeploymentSpec(Frozen):
     """A model's name, or the path of a TOML or Hugging Face ``config.json``."""
     cluster: str
     parallel: ParallelSpec = ParallelSpec()
+    prefill: PrefillPoolSpec | None = None
+    """A pool of its own for prompts; ``parallel`` and ``replicas`` are then the decode pool's. Absent = replicas do both."""
     engine: str = "vllm"
     """The serving engine whose kernels and overheads are priced: ``vllm``, ``sglang``, ``trtllm``, or one that a calibration adds;
     what it has no entry for is priced as for any engine. A version may follow, ``trtllm@1.2.0``, since engines become faster."""
     replicas: Size | None = None
-    """Absent = as many as fill the cluster."""
+    """Absent = as many as fill the cluster, or what the prefill pool leaves of it."""
     weight_dtype: DType | None = None
     """All matrices; absent = as the model is released (experts may then differ from the rest)."""
     expert_dtype: DType | None = None

@@ -7,7 +7,8 @@ import pytest
 
 from simulator import plugins
 from simulator.engine import cluster as engine
-from simulator.engine.cluster import make_limits, run_plan, scaled_blocks
+from simulator.engine.cluster import run_plan
+from simulator.engine.limits import make_limits, scaled_blocks
 from simulator.engine.replica import ByTable, Replica
 from simulator.engine.state import start_requests
 from simulator.engine.table import make_table, price_experts
@@ -23,13 +24,10 @@ SMALL = {"attention_dp": 2, "ep": 2, "scheduling": {"kind": "chunked", "token_bu
 def test_simpy_and_compiled_code_run_the_same_steps(tiny, kind):
     plan, trace = tiny.plan("moe", replicas=2, balancing={"kind": kind}, **SMALL), tiny.trace(60, 2000.0)
     compiled = run_plan(plan, trace).requests
-    limits = make_limits(plan, trace)
-    table = make_table(Prices(plan, limits.token_budget), plan.rng("steps"))
-    requests = start_requests(trace, with_prefixes=False)
-    replicas = [Replica(requests, limits, 2, scaled_blocks(plan, limits), 0) for _ in range(2)]
-    run = engine._Run(plan, requests, replicas, None, lambda _: None)
-    run.in_simpy(ByTable(table))
-    assert np.array_equal(compiled["replica"], run.replica_of)
+    run = engine._Run(plan, trace, lambda _: None)
+    run.in_simpy(ByTable(make_table(run.pool.prices, plan.rng("steps"))))
+    requests = run.pool.requests
+    assert np.array_equal(compiled["replica"], run.pool.replica_of)
     assert np.array_equal(compiled["dp_rank"], requests.dp_rank)
     np.testing.assert_allclose(compiled["finish_s"], requests.finish_s, rtol=1e-9)
     np.testing.assert_allclose(compiled["scheduled_s"], requests.scheduled_s, rtol=1e-9, atol=1e-12)
@@ -154,7 +152,7 @@ def test_the_table_holds_what_ranks_take_that_meet_after_every_layer(tiny, paral
     plan = tiny.plan("moe", **parallel)
     prices = Prices(plan, 512)
     tokens_d = np.full(plan.layout.attention_dp, 40)
-    phases = price_experts(prices, tokens_d, 5)
+    _, (phases,) = price_experts(prices, tokens_d, 5)
     steps = [prices.expert_step(layer, tokens_d, 5) for layer in range(plan.model.num_moe_layers)]
     wanted = sum(step.experts_R.max() + step.dispatch.alone_s + step.combine.alone_s for step in steps)
     assert phases[:4].sum() == pytest.approx(wanted, rel=1e-9)

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from simulator.engine.cluster import make_limits, scaled_blocks
 from simulator.engine.fast import LOG_COLUMNS
+from simulator.engine.limits import make_limits, scaled_blocks
 from simulator.engine.replica import Replica
 from simulator.engine.state import Requests, start_requests
 from simulator.engine.table import StepTable, make_table

@@ -1,0 +1,89 @@
+"""Moving the KV cache of a prompt from the replica that computed it to the one that decodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from simulator.spec.cluster import ClusterSpec, WireSpec
+from simulator.spec.deployment import PrefillPoolSpec
+from simulator.work.layout import Layout
+from simulator.work.memory import CacheSize
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Caches on one kind of wire. Each data-parallel rank sends one after the other, its tensor-parallel ranks in parallel."""
+
+    sent: CacheSize
+    """What each sending GPU puts on its wire."""
+    received: CacheSize
+    """What each receiving GPU stores: exactly its share of the sequence's cache."""
+    receivers: int
+    """GPUs that store a share."""
+    decode_dp: int
+    """Data-parallel ranks of a decode replica, which receive at the same time."""
+    wire: str
+    """``scale_up`` or ``scale_out``."""
+    bytes_per_s: float
+    """Achieved by one GPU."""
+    latency_s: float
+    num_layers: int
+    layerwise: bool
+
+    def num_bytes(self, num_tokens: int) -> float:
+        """Bytes of a prompt's cache on all receiving GPUs."""
+        return self.received.bytes_for(num_tokens) * self.receivers
+
+    def send_s(self, num_tokens: int) -> float:
+        """Seconds for which the sending GPUs' wires are busy."""
+        return self.sent.bytes_for(num_tokens) / self.bytes_per_s
+
+    def receive_s(self, num_tokens: int) -> float:
+        """Seconds for which the receiving GPUs' wires are busy."""
+        return self.received.bytes_for(num_tokens) / self.bytes_per_s
+
+    def left(self, busy_s: float, computing_s: float) -> float:
+        """Seconds of ``busy_s`` that are left when the prompt, computed for ``computing_s``, is done.
+
+        Layer by layer, the last layer's cache is always left, and the wires carry what they can of the others meanwhile.
+        """
+        return max(busy_s / self.num_layers, busy_s - computing_s) if self.layerwise else busy_s
+
+
+def make_transfer(
+    spec: PrefillPoolSpec,
+    clusters: tuple[ClusterSpec, ClusterSpec],
+    layouts: tuple[Layout, Layout],
+    cache: CacheSize,
+    num_gpus: int,
+    num_layers: int,
+) -> Transfer:
+    """Price transfers from a prefill pool to a decode pool.
+
+    The fast wires carry them where both pools lie in one fast domain, else the wires between domains do.
+
+    Args:
+        clusters: of the prefill and of the decode pool, likewise below.
+        cache: of a sequence on one GPU of the decode pool.
+        num_gpus: of both pools.
+    """
+    prefill, decode = clusters
+    in_one_domain = prefill.name == decode.name and num_gpus <= decode.gpus_per_node
+    wires = [_wire(cluster, in_one_domain) for cluster in clusters]
+    senders, receivers = (layout.tp for layout in layouts)
+    share = receivers / senders
+    return Transfer(
+        sent=CacheSize(cache.bytes_per_token * share, cache.bytes_per_sequence * share),
+        received=cache,
+        receivers=receivers,
+        decode_dp=layouts[1].attention_dp,
+        wire="scale_up" if in_one_domain else "scale_out",
+        bytes_per_s=min(wire.bytes_per_s for wire in wires) * spec.wire_fraction,
+        latency_s=max(wire.latency_s for wire in wires) + spec.handshake_s,
+        num_layers=num_layers,
+        layerwise=spec.layerwise,
+    )
+
+
+def _wire(cluster: ClusterSpec, is_fast: bool) -> WireSpec:
+    return cluster.scale_up if is_fast or cluster.scale_out is None else cluster.scale_out

@@ -1,0 +1,45 @@
+"""What batching goes by, for one plan and one trace."""
+
+from __future__ import annotations
+
+import math
+
+from simulator.engine.state import Limits
+from simulator.plan import Plan
+from simulator.traces import RequestTrace
+
+
+def make_limits(plan: Plan, trace: RequestTrace) -> Limits:
+    """What batching goes by: the scheduling policy's rules and the cache's blocks.
+
+    Prefix blocks are whole KV blocks: where the trace's do not divide, KV blocks are cut to their common divisor. Models that
+    carry a state, or whose every layer keeps a window only, have nothing that grows by prefix blocks, and share none.
+    """
+    capacity = plan.capacity
+    has_state = any(mixer.state_elements() for mixer in plan.model.mixers.values())
+    grows = capacity.cache.bytes_per_token > 0
+    shares_prefixes = plan.spec.prefix_caching and trace.prefix_block_tokens > 0 and grows and not has_state
+    prefix_tokens = trace.prefix_block_tokens if shares_prefixes else 0
+    block_tokens = math.gcd(capacity.block_tokens, prefix_tokens) if prefix_tokens else capacity.block_tokens
+    cut = capacity.block_tokens // block_tokens
+    return Limits(
+        token_budget=plan.rules.token_budget,
+        max_sequences=plan.rules.max_sequences,
+        mixes_phases=plan.rules.mixes_phases,
+        splits_prompts=plan.rules.splits_prompts,
+        block_tokens=block_tokens if capacity.cache.bytes_per_token else 1 << 40,
+        sequence_blocks=capacity.sequence_blocks * cut,
+        prefix_tokens=prefix_tokens,
+        prefix_blocks=prefix_tokens // block_tokens,
+        watermark_blocks=0 if plan.rules.reserves_output else capacity.num_blocks * cut // 100,
+        reserves_output=plan.rules.reserves_output,
+        poll_steps=plan.rules.poll_steps,
+        balance_steps=plan.rules.balance_steps if plan.layout.attention_dp > 1 else 0,
+    )
+
+
+def scaled_blocks(plan: Plan, limits: Limits) -> int:
+    """KV blocks of a rank, in blocks of ``limits``."""
+    if not plan.capacity.cache.bytes_per_token:
+        return plan.capacity.num_blocks
+    return plan.capacity.num_blocks * (plan.capacity.block_tokens // limits.block_tokens)

@@ -1,0 +1,216 @@
+"""Prefill and decode in pools of their own: nothing is lost on the way, and wires cost what they carry."""
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from simulator.engine.cluster import run_plan
+from simulator.engine.pools import Pools
+from simulator.engine.replica import ByTable
+from simulator.engine.table import make_table
+from simulator.errors import UserError
+from simulator.facts import facts_of
+from simulator.metrics import summarise
+from simulator.spec.workload import SLO
+from simulator.traces import RequestTrace
+
+SPLITS = {
+    "dense": ("dense", {"tp": 2}, {"tp": 1}),
+    "experts": ("moe", {"attention_dp": 4, "ep": 4}, {"attention_dp": 2, "ep": 2}),
+    "latent attention": ("latent-moe", {"attention_dp": 4, "ep": 4}, {"tp": 2}),
+    "recurrent hybrid": ("state-moe", {"attention_dp": 2, "ep": 2}, {"tp": 2}),
+    "windows": ("sliding-dense", {"tp": 2}, {"tp": 2}),
+}
+
+
+def pooled(tiny, split="experts", replicas=1, prefill_replicas=1, **keys):
+    model, decode, prompts = SPLITS[split]
+    deployment = {key: keys.pop(key) for key in list(keys) if key in ("cluster", "balancing", "prefix_caching", "kv_dtype")}
+    prefill = {"parallel": prompts, "replicas": prefill_replicas, **keys}
+    return tiny.plan(model, replicas=replicas, prefill=prefill, **decode, **deployment)
+
+
+def closed(trace, concurrency):
+    return dataclasses.replace(trace, concurrency=concurrency, arrival_s=np.zeros(trace.num_requests))
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("concurrency", [None, 6])
+def test_every_request_and_token_is_served_once(tiny, split, concurrency):
+    plan = pooled(tiny, split, replicas=2, prefill_replicas=2)
+    trace = tiny.trace(60)
+    trace = trace if concurrency is None else closed(trace, concurrency)
+    record = run_plan(plan, trace)
+    requests, steps = record.requests, record.steps
+    assert (requests["num_output"].to_numpy() == trace.num_output).all()
+    prompts, decodes = (steps[steps["pool"] == pool] for pool in ("prefill", "decode"))
+    assert prompts["prefill_tokens"].sum() == trace.num_input.sum()
+    assert prompts["decode_tokens"].sum() == 0
+    assert decodes["prefill_tokens"].sum() == 0
+    assert decodes["decode_tokens"].sum() == (trace.num_output - 1).sum()
+    assert record.itl.counts.sum() == (trace.num_output - 1).sum()
+    assert set(prompts["replica"]) == {2, 3}
+    assert set(decodes["replica"]) == {0, 1}
+    assert (requests["arrival_s"] <= requests["scheduled_s"] + 1e-9).all()
+    assert (requests["scheduled_s"] < requests["first_token_s"]).all()
+    goes_on = requests["num_output"] > 1
+    assert (requests["finish_s"] >= requests["first_token_s"] + requests["transfer_s"])[goes_on].all()
+    assert (requests["finish_s"] == requests["first_token_s"])[~goes_on].all()
+    if concurrency is not None:
+        starts, ends = requests["arrival_s"].to_numpy(), requests["finish_s"].to_numpy()
+        assert max(((starts <= t) & (ends > t)).sum() for t in starts) <= concurrency
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_transfer_carries_exactly_the_cache_of_the_prompt(tiny, split):
+    plan = pooled(tiny, split)
+    trace = tiny.trace(30)
+    requests = run_plan(plan, trace).requests
+    cache, tp = plan.capacity.cache, plan.layout.tp
+    goes_on = trace.num_output > 1
+    expected = np.where(goes_on, (cache.bytes_per_token * trace.num_input + cache.bytes_per_sequence) * tp, 0.0)
+    assert requests["transfer_bytes"].to_numpy() == pytest.approx(expected)
+
+
+def one(num_input, num_output):
+    return RequestTrace(np.zeros(1), np.array([num_input]), np.array([num_output]), provenance="one")
+
+
+@pytest.mark.parametrize("fidelity", ["step", "rank"])
+@pytest.mark.parametrize("split", ["dense", "experts"])
+def test_one_request_alone_takes_its_prompt_its_transfer_and_its_decodes(tiny, split, fidelity):
+    plan = pooled(tiny, split)
+    record = run_plan(plan, one(500, 9), fidelity)
+    requests, steps = record.requests.iloc[0], record.steps
+    way_s = plan.prefill.calibration.engine.first_token_s
+    assert len(steps) == 1 + 8
+    prompt_s, decodes_s = (steps["duration_s"][steps["pool"] == pool].sum() for pool in ("prefill", "decode"))
+    assert requests["first_token_s"] == pytest.approx(way_s + prompt_s)
+    cache = plan.capacity.cache.bytes_for(500)
+    assert plan.transfer.wire == "scale_up"
+    send_s = cache * plan.layout.tp / plan.prefill.layout.tp / (450e9 * 0.7)
+    moved_s = max(send_s, cache / (450e9 * 0.7)) + plan.cluster.scale_up.latency_s
+    assert requests["transfer_s"] == pytest.approx(moved_s)
+    assert requests["finish_s"] == pytest.approx(way_s + prompt_s + moved_s + decodes_s)
+
+
+def test_faster_wires_never_slow_a_run_down(tiny):
+    """No cache comes later and no request alone ends later; of many, other batches may end a per cent later, as on any scheduler."""
+    plan = pooled(tiny, "dense", cluster="h100-sxm-16", prefill_replicas=2)
+    trace = tiny.trace(40, longest_input=3000)
+    runs, alone_s = [], []
+    for bytes_per_s in (1e8, 1e9, 1e10, math.inf):
+        changed = dataclasses.replace(plan, transfer=dataclasses.replace(plan.transfer, bytes_per_s=bytes_per_s))
+        runs.append(run_plan(changed, trace).requests)
+        alone_s.append(run_plan(changed, one(2000, 5)).requests["finish_s"][0])
+    assert alone_s == sorted(alone_s, reverse=True)
+    for slower, faster in itertools.pairwise(runs):
+        assert (faster["first_token_s"] == slower["first_token_s"]).all()
+        assert (faster["transfer_s"] <= slower["transfer_s"] + 1e-12).all()
+        assert faster["finish_s"].mean() <= slower["finish_s"].mean() * 1.01
+    assert runs[-1]["transfer_s"].max() == pytest.approx(plan.transfer.latency_s)
+
+
+def test_a_rank_sends_one_cache_after_another(tiny):
+    plan = pooled(tiny, "dense")
+    slow = dataclasses.replace(plan, transfer=dataclasses.replace(plan.transfer, bytes_per_s=1e6, latency_s=0.0))
+    trace = RequestTrace(np.zeros(3), np.full(3, 64), np.full(3, 2), provenance="three at once")
+    moved_s = np.sort(run_plan(slow, trace).requests["transfer_s"])
+    assert moved_s == pytest.approx(slow.transfer.send_s(64) * np.array([1, 2, 3]))
+
+
+def test_layer_by_layer_leaves_the_last_layer_or_what_the_wires_could_not_carry(tiny):
+    late, early = (pooled(tiny, "dense", layerwise=layerwise) for layerwise in (False, True))
+    by_plan = [run_plan(plan, one(500, 4)).requests["transfer_s"].iloc[0] for plan in (late, early)]
+    latency_s = late.transfer.latency_s
+    assert by_plan[1] - latency_s == pytest.approx((by_plan[0] - latency_s) / late.model.num_layers)
+    slow = dataclasses.replace(early, transfer=dataclasses.replace(early.transfer, bytes_per_s=1e6))
+    requests = run_plan(slow, one(500, 4)).requests.iloc[0]
+    computing_s = requests["first_token_s"] - requests["scheduled_s"]
+    assert requests["transfer_s"] == pytest.approx(slow.transfer.send_s(500) - computing_s + latency_s)
+
+
+@pytest.mark.parametrize("balancing", ["least_outstanding", "round_robin"])
+def test_compiled_and_event_by_event_runs_agree(tiny, balancing):
+    plan = pooled(tiny, "experts", replicas=2, prefill_replicas=2, balancing={"kind": balancing})
+    trace = tiny.trace(80)
+    tables = []
+    for simpy in (False, True):
+        pools = Pools(plan, trace, lambda _: None)
+        prefill, decode = (make_table(pool.prices, plan.rng("x")) for pool in (pools.prefill, pools.decode))
+        pools.in_simpy(ByTable(prefill), ByTable(decode)) if simpy else pools.by_table(prefill, decode)
+        tables.append(pools.table())
+    for column in ("first_token_s", "finish_s"):
+        assert np.median(np.abs(tables[0][column] / tables[1][column] - 1)) < 1e-9
+        assert tables[0][column].to_numpy() == pytest.approx(tables[1][column].to_numpy(), rel=0.05)
+
+
+@pytest.mark.parametrize("concurrency", [None, 8])
+def test_ranks_confirm_the_tables(tiny, concurrency):
+    plan = pooled(tiny, "experts")
+    trace = closed(tiny.trace(30), concurrency) if concurrency else tiny.trace(30, rate_per_s=40_000)
+    ends = [run_plan(plan, trace, fidelity).requests["finish_s"].max() for fidelity in ("step", "rank")]
+    assert ends[0] == pytest.approx(ends[1], rel=0.02)
+
+
+def test_runs_repeat(tiny):
+    plan, trace = pooled(tiny, "experts", replicas=2), closed(tiny.trace(50), 8)
+    first, second = (run_plan(plan, trace) for _ in range(2))
+    pd.testing.assert_frame_equal(first.requests, second.requests)
+    pd.testing.assert_frame_equal(first.steps, second.steps)
+
+
+def test_a_full_decode_pool_preempts_and_still_ends(tiny):
+    plan = tiny.with_blocks(pooled(tiny, "dense"), 60)
+    trace = closed(tiny.trace(40, longest_input=200, longest_output=200), 30)
+    requests = run_plan(plan, trace).requests
+    assert requests["num_preemptions"].sum() > 0
+    assert requests["finish_s"].notna().all()
+
+
+def test_prefixes_are_shared_where_prompts_are_computed(tiny):
+    trace = RequestTrace(
+        arrival_s=np.arange(4.0),
+        num_input=np.full(4, 65),
+        num_output=np.full(4, 3),
+        provenance="one prefix",
+        prefix_block_tokens=16,
+        prefix_starts=np.arange(5) * 4,
+        prefix_ids=np.tile(np.arange(4), 4),
+    )
+    requests = run_plan(pooled(tiny, "dense"), trace).requests
+    assert list(requests["num_cached"]) == [0, 64, 64, 64]
+    assert (requests["transfer_bytes"] == requests["transfer_bytes"][0]).all()
+
+
+def test_gpus_cost_and_facts_count_both_pools(tiny):
+    plan = pooled(tiny, "experts", replicas=2, prefill_replicas=3, cluster="h100-sxm-16")
+    assert plan.num_gpus == 2 * 4 + 3 * 2
+    record = run_plan(plan, tiny.trace(40))
+    summary = summarise([plan], [record], SLO()).iloc[0]
+    assert summary["num_gpus"] == 14
+    hours = summary["duration_s"] / 3600
+    cost = 14 * plan.cluster.price_per_gpu_hour * hours / record.requests["num_output"].sum() * 1e6
+    assert summary["cost_per_million_tokens"] == pytest.approx(cost)
+    assert all(0 < summary[name] <= 1 for name in ("utilisation", "mfu", "mbu"))
+    facts = facts_of(plan)
+    assert facts["replicas"] == 5
+    assert "prefill" in facts["layout"]
+    assert any(row["what"] == "KV cache transfers" for row in facts["assumptions"])
+    assert set(record.spans["phase"]) == {"prefill", "decode"}
+
+
+def test_the_decode_pool_fills_what_the_prefill_pool_leaves(tiny):
+    plan = tiny.plan("moe", replicas=None, attention_dp=4, ep=4, prefill={"parallel": {"tp": 2}, "replicas": 3})
+    assert (plan.replicas, plan.transfer.wire) == (2, "scale_out")
+    elsewhere = {"parallel": {"tp": 2}, "replicas": 3, "cluster": "h200-sxm-8"}
+    plan = tiny.plan("moe", replicas=None, attention_dp=4, ep=4, prefill=elsewhere)
+    assert (plan.replicas, plan.prefill.cluster.name, plan.transfer.wire) == (4, "h200-sxm-8", "scale_out")
+    with pytest.raises(UserError, match="besides 8 for prefill"):
+        tiny.plan("moe", replicas=3, attention_dp=4, ep=4, prefill={"parallel": {"tp": 4}, "replicas": 2})
+    with pytest.raises(UserError, match=r"\[prefill\].*tp \(3\)"):
+        tiny.plan("moe", prefill={"parallel": {"tp": 3}})
