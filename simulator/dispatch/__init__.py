@@ -46,20 +46,20 @@ class DispatchByTokens(Protocol):
     """A policy that sends few tokens in another way than many."""
 
     limits: tuple[int, ...]
-    """Tokens of the fullest rank beyond which it sends in another way: prices jump there."""
+    """Tokens of the mean rank beyond which it sends in another way: prices jump there."""
 
     def at(self, tokens: int) -> DispatchPolicy:
-        """How it sends where the fullest rank has ``tokens``."""
+        """How it sends where the mean rank has ``tokens``, rounded up."""
         ...
 
 
 def policy_at(policy: DispatchPolicy, tokens: int) -> DispatchPolicy:
-    """How a policy sends where the fullest rank has ``tokens``."""
+    """How a policy sends where the mean rank has ``tokens``, rounded up."""
     return policy.at(tokens) if isinstance(policy, DispatchByTokens) else policy
 
 
 def limits_of(policy: DispatchPolicy) -> tuple[int, ...]:
-    """Tokens of the fullest rank beyond which a policy sends in another way."""
+    """Tokens of the mean rank beyond which a policy sends in another way."""
     return policy.limits if isinstance(policy, DispatchByTokens) else ()
 
 

@@ -12,7 +12,10 @@ from simulator.spec.base import Frozen, Size
 
 
 class DeepepAuto(Frozen):
-    """One copy an expert while the fullest rank has at most ``low_latency_tokens``, and one a node (forwarded inside it) beyond."""
+    """One copy an expert while the mean rank has at most ``low_latency_tokens``, and one a node (forwarded inside it) beyond.
+
+    Engines look at what a step holds (decodes, or prompts too), not at each rank, so the fullest rank does not decide.
+    """
 
     low_latency_tokens: Size = 128
     """Low-latency kernels hold a buffer for so many tokens of each rank for each expert; 128 is SGLang's default."""
@@ -26,8 +29,7 @@ class DeepepAuto(Frozen):
         return PerExpert() if tokens <= self.low_latency_tokens else PerNode()
 
     def copies(self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]) -> NDArray[np.float64]:
-        fullest = int(np.bincount(source_T, minlength=1).max())
-        return self.at(fullest).copies(rank_TK, source_T, node_R)
+        return self.at(-(-len(source_T) // len(node_R))).copies(rank_TK, source_T, node_R)
 
     def rows(self, rank_TK: NDArray[np.int64], node_R: NDArray[np.int64]) -> Rows:
         PerNode().rows(rank_TK[:0], node_R)  # refuses what cannot be executed, however few tokens there are

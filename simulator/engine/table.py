@@ -155,7 +155,7 @@ def _fill_experts(prices: Prices, rng: np.random.Generator) -> tuple[Floats, Flo
         return np.zeros(0), np.ones(1), np.ones((0, 1)), np.zeros((0, 1, 1, len(EXPERT_PHASES) + 2))
     # Only tokens that travel care on which rank they are.
     shares = [s for s in _SHARES if s < layout.attention_dp] + [float(layout.attention_dp)] if layout.travels else [1.0]
-    totals = sorted({*_grid(prices.max_tokens * layout.attention_dp), *_edges(prices, shares)})
+    totals = sorted({*_grid(prices.max_tokens * layout.attention_dp), *_edges(prices)})
     table = np.zeros((len(totals), len(shares), len(besides), len(EXPERT_PHASES) + 2))
     alone_s = np.ones((len(totals), len(shares)))
     for g, total in enumerate(totals):
@@ -172,19 +172,13 @@ def _fill_experts(prices: Prices, rng: np.random.Generator) -> tuple[Floats, Flo
     return np.array(totals, dtype=np.float64), np.array(shares), alone_s, table
 
 
-def _edges(prices: Prices, shares: list[float]) -> list[int]:
-    """Totals on both sides of where the fullest rank has so many tokens that the dispatch policy sends them in another way."""
-    layout, found = prices.plan.layout, []
+def _edges(prices: Prices) -> list[int]:
+    """Totals on both sides of where the dispatch policy begins to send tokens in another way."""
+    layout = prices.plan.layout
     if prices.plan.experts is None or not layout.travels:
         return []
-    largest = prices.max_tokens * layout.attention_dp
-    for limit in limits_of(prices.plan.experts.dispatch):
-        for share in shares:
-            below = min(largest, int(limit * layout.tp * layout.attention_dp / share) + layout.attention_dp)
-            while below > 1 and spread(below, share, layout.attention_dp).max() > limit * layout.tp:
-                below -= 1
-            found += [total for total in (below, below + 1) if total <= largest]
-    return found
+    ends = [limit * layout.num_ranks for limit in limits_of(prices.plan.experts.dispatch)]
+    return [total for end in ends for total in (end, end + 1) if total <= prices.max_tokens * layout.attention_dp]
 
 
 def _grid(largest: int) -> list[int]:

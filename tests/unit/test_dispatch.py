@@ -33,7 +33,7 @@ def test_one_token_by_every_policy():
 def test_few_tokens_are_sent_an_expert_and_many_a_node():
     auto, node_R = DeepepAuto(low_latency_tokens=2), np.array([0, 0, 1, 1])
     few = (np.array([[2, 2], [3, 3]]), np.array([0, 0]))
-    many = (np.array([[2, 2], [3, 3], [3, 2]]), np.array([0, 0, 0]))
+    many = (np.array([[2, 2], [3, 3], [3, 2]] * 3), np.array([0] * 9))
     np.testing.assert_array_equal(auto.copies(*few, node_R), PerExpert().copies(*few, node_R))
     np.testing.assert_array_equal(auto.copies(*many, node_R), PerNode().copies(*many, node_R))
     assert (policy_at(auto, 2), policy_at(auto, 3)) == (PerExpert(), PerNode())
