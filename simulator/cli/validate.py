@@ -89,7 +89,7 @@ def kernels(
     from simulator.validation.suites import answer_kernels, family_of
 
     family_of(family)
-    _answer_one(lambda _: answer_kernels(family, table), f"reading {table}", out_file, report, as_json)
+    _answer_one(lambda tick: answer_kernels(family, table, tick), f"reading {table}", out_file, report, as_json)
 
 
 @app.command()

@@ -55,7 +55,7 @@ def family_of(name: str) -> KernelFamily:
     return family
 
 
-def answer_kernels(name: str, path: Path) -> Answered:
+def answer_kernels(name: str, path: Path, tick: Tick = lambda *_: None) -> Answered:
     """Answer every row of a table of kernel or exchange timings.
 
     Raises:
@@ -64,7 +64,11 @@ def answer_kernels(name: str, path: Path) -> Answered:
     family = family_of(name)
     table = read_table(path)
     require(table.values, family.columns, str(path))
-    return _answered(name, path, table, measures_of(family, table.values), family.answer(table.values), family.columns)
+    measures = measures_of(family, table.values)
+    tick(f"{name}: {path.name}", 0, len(table.values))
+    found = _answered(name, path, table, measures, family.answer(table.values), family.columns)
+    tick(f"{name}: {path.name}", len(table.values), len(table.values))
+    return found
 
 
 def answer_serving(path: Path, tick: Tick = lambda *_: None) -> Answered:
@@ -78,8 +82,8 @@ def answer_serving(path: Path, tick: Tick = lambda *_: None) -> Answered:
     table = read_table(path)
     require(table.values, serving.COLUMNS, str(path))
     num_rows = len(table.values)
-    tick(SERVING, 0, num_rows)
-    answers = serving.answer(table.values, lambda done: tick(SERVING, done, num_rows))
+    tick(f"{SERVING}: {path.name}", 0, num_rows)
+    answers = serving.answer(table.values, lambda done: tick(f"{SERVING}: {path.name}", done, num_rows))
     found = _answered(SERVING, path, table, serving.MEASURES, answers, ())
     return replace(found, order=(serving_order(table.values, answers),))
 
@@ -102,7 +106,7 @@ def answer(suite: str, path: Path, tick: Tick = lambda *_: None) -> Answered:
     Raises:
         UserError: if the table is not one of the suite.
     """
-    return answer_serving(path, tick) if suite == SERVING else answer_kernels(suite, path)
+    return answer_serving(path, tick) if suite == SERVING else answer_kernels(suite, path, tick)
 
 
 def serving_order(values: pd.DataFrame, answers: Answers) -> dict[str, object]:
