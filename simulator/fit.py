@@ -102,7 +102,8 @@ def _capacity(
     spec: DeploymentSpec, model: ModelSpec, accelerator: AcceleratorSpec, layout: Layout, precision: Precision
 ) -> Capacity:
     total = accelerator.servable_memory_bytes
-    weights = weight_bytes(model, layout, precision, spec.pruning)
+    num_slots = spec.placement.get("num_slots")
+    weights = weight_bytes(model, layout, precision, spec.pruning, num_slots if isinstance(num_slots, int) else None)
     kv_bytes = total * spec.memory_fraction - weights - spec.activation_bytes
     if spec.free_memory_fraction is not None:
         kv_bytes = (total - weights - spec.activation_bytes) * spec.free_memory_fraction

@@ -367,7 +367,9 @@ class Prices:
         if model.ties_embeddings:
             left_out = 0.0  # the table is the output matrix too
         if model.moe is not None:
-            left_out += model.num_moe_layers * expert_bytes_per_layer(model.moe, model.hidden_size, plan.layout, plan.precision)
+            slots = None if plan.experts is None else plan.experts.placed.expert_LP.shape[1]
+            layer_bytes = expert_bytes_per_layer(model.moe, model.hidden_size, plan.layout, plan.precision, slots)
+            left_out += model.num_moe_layers * layer_bytes
         return plan.capacity.weights_bytes - left_out
 
     @cached_property

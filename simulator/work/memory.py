@@ -29,8 +29,14 @@ class Precision:
         return "fp32" if self.weights == "fp32" else "bf16"
 
 
-def weight_bytes(model: ModelSpec, layout: Layout, precision: Precision, pruning: Pruning | None = None) -> float:
-    """Weights on the fullest rank. Embeddings, norms, biases and the router stay in bf16, as engines keep them."""
+def weight_bytes(
+    model: ModelSpec, layout: Layout, precision: Precision, pruning: Pruning | None = None, num_slots: int | None = None
+) -> float:
+    """Weights on the fullest rank. Embeddings, norms, biases and the router stay in bf16, as engines keep them.
+
+    Args:
+        num_slots: expert slots of a layer on all ranks together, where some hold copies.
+    """
     bf16 = BYTES_PER_ELEMENT["bf16"]
     total = (model.num_embedding_parameters + model.num_head_parameters) / layout.tp * bf16
     total += model.num_extra_parameters * bf16
@@ -45,7 +51,7 @@ def weight_bytes(model: ModelSpec, layout: Layout, precision: Precision, pruning
             own = pruning if isinstance(ffn, DenseFFN) else None
             total += linear_bytes(ffn.linears(model.hidden_size), layout.tp, precision.weights, own)
             if isinstance(ffn, MoE):
-                total += expert_bytes_per_layer(ffn, model.hidden_size, layout, precision)
+                total += expert_bytes_per_layer(ffn, model.hidden_size, layout, precision, num_slots)
     return total
 
 
@@ -62,9 +68,11 @@ def linear_bytes(linears: tuple[Linear, ...], tp: int, dtype: str, pruning: Prun
     return total
 
 
-def expert_bytes_per_layer(moe: MoE, hidden_size: int, layout: Layout, precision: Precision) -> float:
-    """Bytes of the routed experts of one layer on the fullest rank."""
-    slots = -(-moe.num_experts // layout.ep)
+def expert_bytes_per_layer(
+    moe: MoE, hidden_size: int, layout: Layout, precision: Precision, num_slots: int | None = None
+) -> float:
+    """Bytes of the routed experts of one layer on the fullest rank; of copies too, where there are more slots than experts."""
+    slots = -(-(num_slots or moe.num_experts) // layout.ep)
     return slots * moe.num_expert_parameters(hidden_size) / layout.moe_tp * BYTES_PER_ELEMENT[precision.experts]
 
 

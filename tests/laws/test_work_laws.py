@@ -120,7 +120,7 @@ def test_a_model_with_one_expert_costs_what_the_dense_one_costs(tiny, rows):
     prices, num_tokens = Prices(one, 1024), batch.tokens_d
     step = prices.expert_step(0, num_tokens, 0)
     pairs_R = num_tokens.astype(float)
-    sorting_s = float(one.compute.expert_moves_s(pairs_R, pairs_R, np.array([1]), 1024, 2048, one.precision.experts)[0])
+    sorting_s = float(one.compute.expert_moves_s(pairs_R, pairs_R, np.array([1]), 1024, 2048, one.precision.experts, 1)[0])
     products_s = float(step.experts_R[0]) - sorting_s
     assert products_s == pytest.approx(Prices(dense, 1024).ffn_s["dense"][num_tokens[0]], rel=1e-9)
     extra_s = one.model.num_moe_layers * (prices.ffn_s["one"][num_tokens[0]] + sorting_s)

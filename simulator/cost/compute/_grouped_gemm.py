@@ -12,10 +12,6 @@ from simulator.spec.calibration import GroupedGemmFit
 from simulator.spec.dtypes import BYTES_PER_ELEMENT, INPUT_BYTES
 
 _TILE_COLUMNS = 128
-_OVERLAP = 3.0
-"""Exponent that combines compute and memory time: 1 without overlap, infinity with a perfect one."""
-_LEAST_DEPTH = 2048.0
-"""Fewer tiles than multiprocessors are split along the input's features down to this."""
 
 
 class Load(NamedTuple):
@@ -73,7 +69,7 @@ def product_s(
     bytes_per_s = accelerator.memory_bytes_per_s * fit.memory_fraction
     rate = operands.flops_per_s * fit.compute_fraction / accelerator.num_multiprocessors
     input_bytes = load.rows * (k * operands.input_bytes + n * 2.0)
-    least = np.minimum(k, _LEAST_DEPTH)
+    least = np.minimum(k, fit.least_depth)
     columns = np.ceil(n / _TILE_COLUMNS)
     busy_s = np.full(np.broadcast(load.rows, k, n).shape, np.inf)
     for tile_rows in fit.tile_rows:
@@ -83,7 +79,7 @@ def product_s(
         read = load.touched + fit.weight_reread * (tiles - load.touched)
         memory_s = (read * (k * n * operands.weight_bytes) + input_bytes) / bytes_per_s
         longer_s, shorter_s = np.maximum(compute_s, memory_s), np.minimum(compute_s, memory_s)
-        busy_s = np.minimum(busy_s, longer_s * (1 + (shorter_s / longer_s) ** _OVERLAP) ** (1 / _OVERLAP))
+        busy_s = np.minimum(busy_s, longer_s * (1 + (shorter_s / longer_s) ** fit.overlap) ** (1 / fit.overlap))
     floor_s = fit.floor_s + fit.slot_s * load.slots + fit.touched_s * load.touched
     return np.where(load.rows > 0, floor_s + busy_s, 0.0)
 

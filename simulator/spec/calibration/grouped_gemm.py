@@ -28,6 +28,10 @@ class GroupedGemmFit(Fit):
     """Likewise for each expert slot of the rank, whether it has tokens or not: offsets, descriptors, pointers."""
     touched_s: NonNegative = 0.0
     """Likewise for each expert that has tokens, beyond reading its weights."""
+    overlap: Positive = 3.0
+    """Exponent that combines compute and memory time: 1 without overlap, infinity with a perfect one."""
+    least_depth: Positive = 2048.0
+    """Fewer tiles than multiprocessors are split along the input's features down to this many."""
     tile_rows: Annotated[tuple[Size, ...], Field(strict=False, min_length=1)] = (16, 32, 64, 128, 256)
     """Tokens of a tile, of which the kernel takes the fastest."""
     tile_reread: NonNegative = 40.0

@@ -14,18 +14,23 @@ from scipy.optimize import least_squares
 from simulator.spec.accelerator import AcceleratorSpec, load_accelerator
 from simulator.spec.calibration import FEW_EXPERTS, GroupedGemmFit
 from simulator.spec.dtypes import DType
+from simulator.validation.kernels import eplb, moe
 from simulator.validation.kernels._routed import FORMATS, Layers
-from simulator.validation.kernels.moe import kernels_of, layers_of
 
 _TABLES = ("moe_grouped_gemm.csv.gz", "moe_wide_ep_sglang.csv.gz")
+_EPLB = "moe_eplb_trtllm.csv.gz"
 _SOURCE = "NVIDIA aiconfigurator-core 0.12.0, Apache-2.0"
 _COMMAND = "moesim calibrate published"
 _GPUS = {"h100": ("hopper", "h100-sxm"), "b200": ("blackwell", "b200-sxm")}
 _KEY = ("gpu", "engine", "phase", "moe_dtype", "hidden_size", "inter_size", "topk", "num_experts", "moe_tp_size", "moe_ep_size")
 _SEED, _DIGITS, _SCALE = 7, 3, 0.08
 """Errors (of the logarithm) beyond the scale count linearly, not squared: draws of skewed loads differ from those that were timed."""
-_SEARCHED = 1500
+_SEARCHED = 1000
 """Rows that a search looks at, drawn anew for each; errors are of all rows."""
+_UNTUNED = ("h100", "fp8", "vllm")
+"""GPU, format and engine of kernels that take five times as long as other engines': no model for an engine that was not measured."""
+_STEPS, _FEW_STEPS = 40, 12
+"""Of a search, and of one that only tells sets of tiles apart."""
 _COMPUTES_IN: dict[str, DType] = {"int4": "bf16", "mxfp4": "bf16"}
 """Weight-only formats."""
 _TILES = ((16, 64), (16, 32, 64), (64, 128), (16, 32, 64, 128), (8, 16, 32, 64, 128, 256))
@@ -36,6 +41,8 @@ _START = {
     "floor_s": 1e-5,
     "slot_s": 3e-8,
     "touched_s": 1e-8,
+    "overlap": 3.0,
+    "least_depth": 2048.0,
     "tile_reread": 40.0,
     "weight_reread": 0.1,
     "pair_passes": 1.0,
@@ -47,6 +54,8 @@ _BOUNDS = {
     "floor_s": (1e-6, 1e-3),
     "slot_s": (1e-11, 2e-6),
     "touched_s": (1e-11, 1e-5),
+    "overlap": (1.2, 6.0),
+    "least_depth": (64.0, 16384.0),
     "tile_reread": (1.0, 300.0),
     "weight_reread": (1e-3, 1.0),
     "pair_passes": (0.01, 10.0),
@@ -109,14 +118,20 @@ def measured(folder: Path) -> list[tuple[str, str, _Rows]]:
     # Of rows that were timed twice, with two kernels, the faster one: engines choose.
     key = [*_KEY, "distribution", "num_tokens", "engine_ver"]
     table = table.loc[table.groupby(key, dropna=False)["latency_ms"].idxmin()].reset_index(drop=True)
-    table["kernels"] = kernels_of(table)
+    table["kernels"] = moe.kernels_of(table)
+    rebalanced = pd.read_csv(folder / _EPLB)
+    rebalanced["kernels"], rebalanced["phase"], rebalanced["engine"] = eplb.kernels_of(rebalanced), "eplb", "trtllm"
+    rebalanced["model"] = rebalanced["hidden_size"].astype(str) + "x" + rebalanced["num_experts"].astype(str)
+    return [*_groups(table, moe.layers_of(table)[0]), *_groups(rebalanced, eplb.layers_of(rebalanced)[0])]
+
+
+def _groups(table: pd.DataFrame, layers: Layers) -> list[tuple[str, str, _Rows]]:
     table["dtype"] = table["moe_dtype"].map(FORMATS)
-    layers, _ = layers_of(table)
     found = []
     for (gpu, dtype), here in table.groupby(["gpu", "dtype"]):
         accelerator = load_accelerator(_GPUS[str(gpu)][1], str(gpu))
-        for kernels in ["any", *sorted(here["kernels"].unique())]:
-            is_generic = here["phase"] == ""
+        is_generic = (here["phase"] == "") & ((str(gpu), str(dtype)) != _UNTUNED[:2] or here["engine"] != _UNTUNED[2])
+        for kernels in [*(["any"] if is_generic.any() else []), *sorted(here["kernels"].unique())]:
             places = here.index[is_generic if kernels == "any" else here["kernels"] == kernels].to_numpy()
             found.append((str(gpu), kernels, _Rows(accelerator, str(dtype), table.iloc[places], layers.of(places))))
     return found
@@ -183,7 +198,7 @@ def folds(rows: _Rows) -> tuple[NDArray[np.intp], str]:
 def best_tiles(rows: _Rows) -> tuple[int, ...]:
     """The set of tiles with which the rows are fitted best."""
     few = rows.sample()
-    costs = [_solved(few, tiles)[1] for tiles in _TILES]
+    costs = [_solved(few, tiles, steps=_FEW_STEPS)[1] for tiles in _TILES]
     return _TILES[int(np.argmin(costs))]
 
 
@@ -192,7 +207,9 @@ def search(rows: _Rows, tiles: tuple[int, ...], start: GroupedGemmFit | None = N
     return _solved(rows.sample(), tiles, start)[0]
 
 
-def _solved(rows: _Rows, tiles: tuple[int, ...], start: GroupedGemmFit | None = None) -> tuple[GroupedGemmFit, float]:
+def _solved(
+    rows: _Rows, tiles: tuple[int, ...], start: GroupedGemmFit | None = None, steps: int = _STEPS
+) -> tuple[GroupedGemmFit, float]:
     first = _START if start is None else {name: getattr(start, name) for name in _START}
     measured = np.log(rows.measured_s)
 
@@ -201,7 +218,7 @@ def _solved(rows: _Rows, tiles: tuple[int, ...], start: GroupedGemmFit | None = 
 
     lowest, highest = np.log(np.array([_BOUNDS[name] for name in _START]).T)
     inside = np.clip(np.log(list(first.values())), lowest + 1e-6, highest - 1e-6)
-    found = least_squares(errors, inside, bounds=(lowest, highest), loss="soft_l1", f_scale=_SCALE, max_nfev=40)
+    found = least_squares(errors, inside, bounds=(lowest, highest), loss="soft_l1", f_scale=_SCALE, max_nfev=steps)
     return _built(rows, tiles, np.array([rounded(value) for value in np.exp(found.x).tolist()])), float(found.cost)
 
 

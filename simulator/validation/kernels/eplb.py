@@ -22,7 +22,8 @@ from simulator.validation.kernels._power_law import NUM_DRAWS, expert_tokens, ex
 from simulator.validation.kernels._routed import DOMAIN, NOT_WHOLE, SHAPES, Layers, all_sizes, columns, loads, price
 from simulator.work.experts import SlotMap
 
-_ENGINE = "trtllm"
+_ENGINE, _KERNELS = "trtllm", "-wide-ep"
+"""What runs the table's kernels where it does not say, and what the calibration calls them: they differ from those of ``moe``."""
 _COPIES = "_eplb"
 _SIZES = ("num_tokens", "num_experts", "topk", "moe_ep_size", "num_slots")
 _ARRIVED = "rank0_num_tokens"
@@ -37,8 +38,13 @@ class Eplb(Frozen):
     def answer(self, table: pd.DataFrame) -> Answers:
         require(table, self.columns, "eplb table")
         layers, reasons = layers_of(table)
-        kernels = [str(engine) for engine in table["engine"]] if "engine" in table.columns else [_ENGINE] * len(table)
-        return price(table, kernels, layers, reasons)
+        return price(table, kernels_of(table), layers, reasons)
+
+
+def kernels_of(table: pd.DataFrame) -> list[str]:
+    """The calibration's name for the engine of each row."""
+    engines = table["engine"].map(str) if "engine" in table.columns else [_ENGINE] * len(table)
+    return [f"{engine}{_KERNELS}" for engine in engines]
 
 
 def layers_of(table: pd.DataFrame) -> tuple[Layers, list[str]]:

@@ -41,7 +41,11 @@ class Moe(Frozen):
     def answer(self, table: pd.DataFrame) -> Answers:
         require(table, self.columns, "moe table")
         layers, reasons = layers_of(table)
-        return price(table, kernels_of(table), layers, reasons)
+        answers = price(table, kernels_of(table), layers, reasons)
+        versions = [name for name in ("engine_ver", "phase", "is_gated") if name in table.columns]
+        for place in np.flatnonzero(table.duplicated([*self.columns, *versions], keep=False)):
+            answers.group[place] += ", by two kernels"
+        return answers
 
 
 def kernels_of(table: pd.DataFrame) -> list[str]:
