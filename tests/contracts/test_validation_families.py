@@ -83,11 +83,10 @@ def test_one_wrong_cell_spoils_its_own_row_only(name):
     before = answered(family, table)
     measured = {measure.column for measure in measures_of(family_of(family), table)}
     for column in table.columns.difference(measured):
-        for junk in JUNK:
-            changed = texts.copy()
-            changed.loc[::2, column] = junk
-            after = answered(family, values_of(changed))
-            np.testing.assert_array_equal(after.seconds[1::2], before.seconds[1::2])
+        changed = texts.copy()
+        changed.loc[::2, column] = np.resize(JUNK, len(texts) // 2)
+        after = answered(family, values_of(changed))
+        np.testing.assert_array_equal(after.seconds[1::2], before.seconds[1::2])
 
 
 @pytest.mark.skipif(not TABLES, reason="the measured tables are not beside this checkout")
