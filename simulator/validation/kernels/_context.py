@@ -23,6 +23,7 @@ Ints = NDArray[np.int64]
 
 KV_FORMATS = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "bf16": "bf16", "fp16": "fp16", "fp8": "fp8", "int8": "int8"}
 """Names in tables: the format here."""
+_BEHIND = "tokens cached before a prompt"
 PHASES: dict[str, Phase] = {
     "context_attention": "prefill",
     "generation_attention": "decode",
@@ -79,6 +80,7 @@ def fill(
     quantities: dict[str, NDArray[np.float64]],
     guesses: list[str],
     assumed: str,
+    is_behind: NDArray[np.bool_],
 ) -> None:
     """Put what is predicted for some rows into the answers, with bands and statuses.
 
@@ -86,12 +88,15 @@ def fill(
         quantities: by the names of the fit's domain.
         guesses: what is guessed about all of these rows.
         assumed: what no measurement stands behind; the fit's band is as wide as that asks for.
+        is_behind: which rows are prompts behind cached tokens.
     """
     outside: list[list[str]] = [[] for _ in places]
     for name, (low, high) in fit.domain.items():
         if name in quantities:
             for place in np.flatnonzero((quantities[name] < low) | (quantities[name] > high)):
                 outside[place].append(name)
+    for place in np.flatnonzero(is_behind):
+        outside[place].append(_BEHIND)
     is_guessed = np.array([bool(guesses or names) for names in outside])
     low_s, high_s = Band.of(fit).around(seconds, is_guessed)
     answers.seconds[places, 0], answers.low[places, 0], answers.high[places, 0] = seconds, low_s, high_s

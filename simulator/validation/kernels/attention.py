@@ -86,7 +86,7 @@ class Attention(Frozen):
             guesses.append(f"kernels of {engine} were not measured")
         quantities = dict(zip(SIZES, sizes, strict=True)) | {"context": sizes[1] + sizes[2]}
         assumed = f"no measured attention kernels on the family of {accelerator.title}" if fit.kind == "assumed" else ""
-        fill(answers, places, seconds, fit, quantities, guesses, assumed)
+        fill(answers, places, seconds, fit, quantities, guesses, assumed, (sizes[2] > 0) & (kernel_phase == "prefill"))
 
 
 def lookback(shape: Sequence[int], kv_dtype: str) -> Lookback:

@@ -92,7 +92,8 @@ def _answer_group(answers: Answers, places: NDArray[np.intp], sizes: NDArray[np.
         guesses.append(f"a cache in {kv} was not measured")
     if engine not in _ENGINES:
         guesses.append(f"kernels of {engine} were not measured")
-    fill(answers, places, seconds, fit, dict(zip(SIZES, sizes, strict=True)) | {"context": sizes[1] + sizes[2]}, guesses, assumed)
+    quantities = dict(zip(SIZES, sizes, strict=True)) | {"context": sizes[1] + sizes[2]}
+    fill(answers, places, seconds, fit, quantities, guesses, assumed, (context > 0) & (phase == "prefill"))
 
 
 def mixer(num_heads: int) -> LatentAttention:
