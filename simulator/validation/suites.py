@@ -101,11 +101,13 @@ def answer_published(file: Path | None, tick: Tick = lambda *_: None) -> Answere
 
 
 def answer(suite: str, path: Path, tick: Tick = lambda *_: None) -> Answered:
-    """Answer a table of any suite but the published figures.
+    """Answer a table of any suite.
 
     Raises:
         UserError: if the table is not one of the suite.
     """
+    if suite == PUBLISHED:
+        return answer_published(path, tick)
     return answer_serving(path, tick) if suite == SERVING else answer_kernels(suite, path, tick)
 
 
@@ -210,12 +212,14 @@ def tables_in(folder: Path) -> tuple[dict[Path, str], dict[str, str]]:
 
 def suite_of(values: pd.DataFrame) -> str | None:
     """The suite that reads a table of these columns; of several the one that asks for most of them."""
-    from simulator.validation import serving
+    from simulator.validation import published, serving
 
     if set(serving.COLUMNS) <= set(values.columns):
         return SERVING
     fitting = [(len(family_of(name).columns), name) for name in families() if _reads(family_of(name), values)]
-    return max(fitting)[1] if fitting else None
+    if fitting:
+        return max(fitting)[1]
+    return PUBLISHED if published.topic_of(set(values.columns)) else None
 
 
 def _reads(family: KernelFamily, values: pd.DataFrame) -> bool:
