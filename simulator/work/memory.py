@@ -68,9 +68,7 @@ def linear_bytes(linears: tuple[Linear, ...], tp: int, dtype: str, pruning: Prun
     return total
 
 
-def expert_bytes_per_layer(
-    moe: MoE, hidden_size: int, layout: Layout, precision: Precision, num_slots: int | None = None
-) -> float:
+def expert_bytes_per_layer(moe: MoE, hidden_size: int, layout: Layout, precision: Precision, num_slots: int | None = None) -> float:
     """Bytes of the routed experts of one layer on the fullest rank; of copies too, where there are more slots than experts."""
     slots = -(-(num_slots or moe.num_experts) // layout.ep)
     return slots * moe.num_expert_parameters(hidden_size) / layout.moe_tp * BYTES_PER_ELEMENT[precision.experts]

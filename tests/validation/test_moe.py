@@ -12,7 +12,7 @@ import pytest
 
 from simulator.errors import UserError
 from simulator.validation import OK
-from simulator.validation.kernels._power_law import Case, expert_tokens, exponent, rank_rows
+from simulator.validation.kernels._power_law import Case, _balanced_ids, expert_tokens, exponent, rank_rows
 from simulator.validation.kernels.eplb import Eplb
 from simulator.validation.kernels.moe import Moe
 
@@ -55,6 +55,13 @@ def test_balanced_tokens_go_round_the_experts():
     assert expert_tokens(16, 128, 8, None)[0].tolist() == [1.0] * 128
     assert rank_rows(Case(32, 128, 8, 4, None)).tolist() == [[2.0] * 32]
     assert rank_rows(Case(1, 128, 8, 1, None)).sum() == 8
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 16, 100, 128, 300, 4096])
+def test_balance_of_many_tokens_is_counted_without_listing_them(tokens):
+    listed = _balanced_ids(tokens, 128, 8)
+    np.testing.assert_array_equal(expert_tokens(tokens, 128, 8, None)[0], np.bincount(listed.ravel(), minlength=128))
+    assert expert_tokens(10**12, 128, 8, None).sum() == 8e12
 
 
 def test_a_router_that_limits_groups_touches_half_of_the_experts_under_balance():
@@ -104,6 +111,7 @@ def test_what_was_not_measured_is_extrapolated_and_says_why():
         ({"num_tokens": float("nan")}, "a size is missing or below 1"),
         ({"hidden_size": "wide"}, "a size is missing or below 1"),
         ({"moe_ep_size": 256}, "128 experts on 256 ranks, 8 a token"),
+        ({"num_experts": 10**9}, "1000000000 experts on 1 ranks, 8 a token"),
     ],
 )
 def test_what_cannot_be_answered_says_why(columns, why):

@@ -25,6 +25,8 @@ _SAMPLED_TOKENS = 512
 """A router that limits groups is followed token by token; larger batches are scaled up from so many."""
 _ROWS_OF_A_BLOCK = 128
 _SEED = 20
+MOST_EXPERTS = 65_536
+"""More are a mistake in a table, and would fill the memory."""
 
 
 class Case(NamedTuple):
@@ -89,7 +91,10 @@ def rank_rows(case: Case) -> NDArray[np.float64]:
 def expert_tokens(num_tokens: int, num_experts: int, top_k: int, alpha: float | None) -> NDArray[np.float64]:
     """Tokens of every expert, ``[D, E]``; one draw where nothing is drawn."""
     if alpha is None:
-        return np.bincount(_balanced_ids(num_tokens, num_experts, top_k).ravel(), minlength=num_experts).astype(np.float64)[None]
+        rounds, rest = divmod(num_tokens, num_experts)  # after as many tokens as experts it begins again
+        ids_TK = _balanced_ids(rest + num_experts * min(rounds, 1), num_experts, top_k)
+        counts_E = np.bincount(ids_TK.ravel(), minlength=num_experts).astype(np.float64)
+        return (counts_E + float(top_k * max(rounds - 1, 0)))[None]
     rng = np.random.default_rng([_SEED, num_tokens, num_experts, top_k, round(alpha * 1000)])
     pairs = num_tokens * top_k
     low, high = (1.0, max(_MOST_SHARE * num_tokens, 2.0)) if pairs > num_experts else (_FEWEST, _MOST_FEW)

@@ -18,7 +18,7 @@ from simulator.placement import eplb as placement
 from simulator.placement.contiguous import Contiguous
 from simulator.spec.base import Frozen
 from simulator.validation import Answers, Measure, require
-from simulator.validation.kernels._power_law import NUM_DRAWS, expert_tokens, exponent
+from simulator.validation.kernels._power_law import MOST_EXPERTS, NUM_DRAWS, expert_tokens, exponent
 from simulator.validation.kernels._routed import DOMAIN, NOT_WHOLE, SHAPES, Layers, all_sizes, columns, loads, price
 from simulator.work.experts import SlotMap
 
@@ -74,7 +74,7 @@ def _case(
     alpha, reason = exponent(distribution.removesuffix(_COPIES))
     if reason:
         return nothing, reason
-    if num_ranks > num_experts or top_k > num_experts:
+    if num_ranks > num_experts or top_k > num_experts or max(num_experts, num_slots) > MOST_EXPERTS:
         return nothing, f"{num_experts} experts on {num_ranks} ranks, {top_k} a token"
     try:
         return _rows(num_tokens, num_experts, top_k, num_ranks, num_slots if distribution.endswith(_COPIES) else None, alpha), ""

@@ -14,7 +14,7 @@ import pandas as pd
 
 from simulator.spec.base import Frozen
 from simulator.validation import Answers, Measure, require
-from simulator.validation.kernels._power_law import NUM_DRAWS, Case, exponent, rank_rows
+from simulator.validation.kernels._power_law import MOST_EXPERTS, NUM_DRAWS, Case, exponent, rank_rows
 from simulator.validation.kernels._routed import DOMAIN, NOT_WHOLE, SHAPES, Layers, all_sizes, columns, loads, price
 
 _SIZES = ("num_tokens", "num_experts", "topk", "moe_ep_size")
@@ -87,7 +87,7 @@ def _case(
     num_tokens, num_experts, top_k, num_ranks = (int(size) for size in (tokens, experts, topk, ranks))
     if num_tokens < 1:
         return _NOTHING, NOT_WHOLE
-    if num_ranks > num_experts or top_k > num_experts:
+    if num_ranks > num_experts or top_k > num_experts or num_experts > MOST_EXPERTS:
         return _NOTHING, f"{num_experts} experts on {num_ranks} ranks, {top_k} a token"
     alpha, reason = exponent(distribution)
     if reason:
