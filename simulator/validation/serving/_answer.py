@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import NamedTuple
 
 from simulator.engine.table import StepTable, make_table
@@ -15,9 +16,10 @@ from simulator.scores import DENSE, MOE
 from simulator.spec.host import HostCalibration, load_any_calibration
 from simulator.validation import OK
 from simulator.validation.serving._deployments import Deployment, UnanswerableError, deployment_of, plan_of, table_key
+from simulator.validation.serving._disagg import Half, assumed_pool, measure_pools
 from simulator.validation.serving._drafts import KEPT, drafts, with_drafts
 from simulator.validation.serving._load import Latencies, measure
-from simulator.validation.serving._points import Point
+from simulator.validation.serving._points import Point, Pool
 
 _NAN = float("nan")
 
@@ -48,33 +50,73 @@ class Prepared(NamedTuple):
 
 def prepare(points: Sequence[Point]) -> Iterator[Prepared]:
     """Points that share a :func:`~simulator.validation.serving._deployments.table_key`, with the table that they share."""
-    deployments = [deployment_of(point) for point in points]
+    found = [deployment_of(point) for point in points]
     plan = plan_of(table_key(points[0]))
     if isinstance(plan, str):
-        yield from (Prepared(point, found, plan, None, 1.0) for point, found in zip(points, deployments, strict=True))
+        yield from (Prepared(point, one, plan, None, 1.0) for point, one in zip(points, found, strict=True))
         return
-    plans = [_batched(plan, found) for found in deployments]
-    longest = max(point.num_input + point.num_output for point in points)
-    budget = max(one.rules.token_budget for one in plans)
-    table = make_table(
-        Prices(plan, budget if all(one.rules.splits_prompts for one in plans) else max(budget, longest)), plan.rng("steps")
-    )
-    for point, found, one in zip(points, deployments, plans, strict=True):
-        engine = one.calibration.engine
-        prompt_s = engine.prompt_s(one.model.num_layers, one.model.num_moe_layers)
-        own = table._replace(step_s=engine.step_s, sequence_s=engine.sequence_s, prompt_s=prompt_s)
-        if drafts(point, one.model):
-            dp = one.layout.attention_dp
+    plans = [_batched(plan, one) for one in found]
+    table = make_table(Prices(plan, max(map(_most_tokens, points, plans))), plan.rng("steps"))
+    for point, one, own in zip(points, found, plans, strict=True):
+        priced = _with_engine(table, own)
+        if drafts(point, own.model):
+            dp = own.layout.attention_dp
             shorter = point._replace(num_output=max(1, round(point.num_output / KEPT)))
-            yield Prepared(shorter, found, one, with_drafts(own, -(-point.concurrency // dp), dp), KEPT)
+            yield Prepared(shorter, one, own, with_drafts(priced, -(-point.concurrency // dp), dp), KEPT)
         else:
-            yield Prepared(point, found, one, own, 1.0)
+            yield Prepared(point, one, own, priced, 1.0)
+
+
+def _most_tokens(point: Point, plan: Plan) -> int:
+    """Of one step of a data-parallel rank."""
+    rules = plan.rules
+    return rules.token_budget if rules.splits_prompts else max(rules.token_budget, point.num_input + point.num_output)
+
+
+def _with_engine(table: StepTable, plan: Plan) -> StepTable:
+    engine, model = plan.calibration.engine, plan.model
+    prompt_s = engine.prompt_s(model.num_layers, model.num_moe_layers)
+    return table._replace(step_s=engine.step_s, sequence_s=engine.sequence_s, prompt_s=prompt_s)
+
+
+def half_of(point: Point, pool: Pool) -> Half | str:
+    """One pool of a disaggregated point, or why it cannot be priced."""
+    alone = point._replace(decode=pool, prefill=None, is_ranged=False, concurrency=1)
+    plan = plan_of(table_key(alone))
+    if isinstance(plan, str):
+        return plan
+    own = _batched(plan, deployment_of(alone))
+    return Half(own, _with_engine(_table_of(table_key(alone), _most_tokens(alone, own)), own), pool)
+
+
+@lru_cache(maxsize=8)
+def _table_of(key: str, most_tokens: int) -> StepTable:
+    plan = plan_of(key)
+    if isinstance(plan, str):
+        raise UnanswerableError(plan)
+    return make_table(Prices(plan, most_tokens), plan.rng("steps"))
 
 
 def answer_points(points: Sequence[Point]) -> list[Answer]:
     """Answer points that share a table."""
     known: dict[object, Latencies | str] = {}
-    return [_answer(one, known) for one in prepare(points)]
+    whole = [point for point in points if point.prefill is None]
+    answers = dict(zip(whole, (_answer(one, known) for one in prepare(whole)), strict=True)) if whole else {}
+    return [answers[point] if point.prefill is None else _answer_pools(point, point.prefill) for point in points]
+
+
+def _answer_pools(point: Point, prefill: Pool) -> Answer:
+    found = deployment_of(point)
+    group = _group(point, found)
+    guessed = not point.says_workers and found.model.moe is not None
+    first, second = half_of(point, prefill), half_of(point, assumed_pool(point) if guessed else point.decode)
+    if isinstance(first, str) or isinstance(second, str):
+        return Answer(_NAN, _NAN, f"unsupported: {first if isinstance(first, str) else second}", group)
+    latencies = measure_pools(point, first, second)
+    engine = second.plan.calibration.engine
+    if not point.says_workers:
+        found = found._replace(guesses=(*found.guesses, "the table does not say how many workers there are"))
+    return Answer(latencies.ttft_s, latencies.tpot_s, _status(found, second.plan), group, engine.ttft_band, engine.band)
 
 
 def _batched(plan: Plan, found: Deployment) -> Plan:
@@ -89,7 +131,7 @@ def _batched(plan: Plan, found: Deployment) -> Plan:
 
 def _answer(one: Prepared, known: dict[object, Latencies | str]) -> Answer:
     point, found = one.point, one.found
-    group = f"{point.system.lower().removesuffix('_sxm')} {point.engine} {MOE if found.model.moe else DENSE}"
+    group = _group(point, found)
     if isinstance(one.plan, str) or one.table is None:
         return Answer(_NAN, _NAN, f"unsupported: {one.plan}", group)
     load = (point.concurrency, point.num_input, point.num_output, point.is_ranged, found.spec.model_dump_json())
@@ -102,8 +144,16 @@ def _answer(one: Prepared, known: dict[object, Latencies | str]) -> Answer:
     if isinstance(latencies, str):
         return Answer(_NAN, _NAN, f"unsupported: {latencies}", group)
     engine = one.plan.calibration.engine
+    tpot_s = latencies.tpot_s / one.tokens_per_step
+    return Answer(latencies.ttft_s, tpot_s, _status(found, one.plan), group, engine.ttft_band, engine.band)
+
+
+def _status(found: Deployment, plan: Plan) -> str:
     reasons = list(found.guesses)
-    if engine.kind == "assumed":
-        reasons.append(f"no serving points of {one.plan.accelerator.title} were fitted")
-    status = f"extrapolated: {'; '.join(reasons)}" if reasons else OK
-    return Answer(latencies.ttft_s, latencies.tpot_s / one.tokens_per_step, status, group, engine.ttft_band, engine.band)
+    if plan.calibration.engine.kind == "assumed":
+        reasons.append(f"no serving points of {plan.accelerator.title} were fitted")
+    return f"extrapolated: {'; '.join(reasons)}" if reasons else OK
+
+
+def _group(point: Point, found: Deployment) -> str:
+    return f"{point.system.lower().removesuffix('_sxm')} {point.engine} {MOE if found.model.moe else DENSE}"

@@ -18,12 +18,12 @@ from simulator.traces import RequestTrace
 from simulator.validation.serving._points import Point
 from simulator.validation.serving._sums import sums_of
 
-_ROUNDS = 10
+ROUNDS = 10
 """Requests of a measurement over its concurrency (InferenceX: ``--num-prompts`` is 10 times ``--max-concurrency``)."""
 _FEW_ROUNDS = 4
 _MANY_TOKENS = 2_000_000
 """Output tokens beyond which fewer rounds are simulated, and the middle ones stand for those left out."""
-_SHORTEST = 0.8
+SHORTEST = 0.8
 """Of the length that is asked for (InferenceX: ``--random-range-ratio 0.8``)."""
 _JITTER = 0.1
 """Equal requests would begin and end together for ever, which measured ones do not: clients and streams delay some. A spread of
@@ -41,13 +41,13 @@ class Latencies(NamedTuple):
 
 def trace_of(point: Point) -> RequestTrace:
     """The requests of a measurement, or of enough of its rounds."""
-    is_long = _ROUNDS * point.concurrency * point.num_output > _MANY_TOKENS
-    count = point.concurrency * (_FEW_ROUNDS if is_long else _ROUNDS)
+    is_long = ROUNDS * point.concurrency * point.num_output > _MANY_TOKENS
+    count = point.concurrency * (_FEW_ROUNDS if is_long else ROUNDS)
     rng = np.random.default_rng(0)
 
     def lengths(longest: int, spread: float = 0.0) -> NDArray[np.int64]:
         if point.is_ranged:
-            return rng.integers(max(1, int(longest * _SHORTEST)), longest + 1, size=count, dtype=np.int64)
+            return rng.integers(max(1, int(longest * SHORTEST)), longest + 1, size=count, dtype=np.int64)
         return np.maximum(1, np.rint(longest * rng.uniform(1 - spread, 1 + spread, size=count))).astype(np.int64)
 
     return RequestTrace(
@@ -64,8 +64,8 @@ def weights_of(count: int, concurrency: int) -> NDArray[np.float64]:
     """What each request counts in a mean over all rounds: those of middle rounds stand for the ones that were not simulated."""
     weights = np.ones(count)
     rounds = count // concurrency
-    if 2 < rounds < _ROUNDS:
-        weights[concurrency : count - concurrency] = (_ROUNDS - 2) / (rounds - 2)
+    if 2 < rounds < ROUNDS:
+        weights[concurrency : count - concurrency] = (ROUNDS - 2) / (rounds - 2)
     return np.asarray(weights / weights.sum())
 
 

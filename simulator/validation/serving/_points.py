@@ -33,6 +33,7 @@ class Pool(NamedTuple):
     attention_dp: int
     ep: int
     workers: int = 1
+    """Where the table says; else one."""
     batch: float | None = None
     """Requests of one attention data-parallel rank, where the table says."""
 
@@ -61,6 +62,8 @@ class Point(NamedTuple):
     """Whether lengths vary between 0.8 and 1 of what is asked for (InferenceX); else all are equal."""
     is_dated: bool
     """Whether the id begins with the day of the run."""
+    says_workers: bool
+    """Whether the table says how many workers the pools of a disaggregated deployment have."""
 
 
 class UnreadableError(ValueError):
@@ -101,6 +104,7 @@ def read_point(row: dict[str, Any]) -> Point:
         prefill=prefill,
         is_ranged=is_ranged(name),
         is_dated=_DATED.match(name) is not None,
+        says_workers=_whole(row, "decode_num_workers") is not None,
     )
 
 
