@@ -108,7 +108,7 @@ def test_ranks_confirm_the_table_on_the_same_trace(tiny, split):
     if plan.experts is None or not plan.layout.travels:
         agree(plan, tiny.trace(num_requests=80, rate_per_s=400))
     # With arrivals in between, a hair's difference moves a request to the next step; at once, only prices differ.
-    agree(light(plan), tiny.trace(num_requests=80, rate_per_s=40_000))
+    agree(light(plan), tiny.trace(num_requests=80, rate_per_s=400_000))
 
 
 def test_ranks_confirm_the_table_where_requests_arrive_in_between(tiny):
