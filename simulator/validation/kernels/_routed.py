@@ -197,7 +197,8 @@ def _price_kernels(
         why = [*guesses, *([f"{', '.join(away)} outside the measured range"] if away else [])]
         if why:
             answers.status[place] = f"extrapolated: {'; '.join(why)}"
-    is_far = np.array([answers.status[place] != OK for place in places], dtype=bool)
+    # The band of assumed numbers is as wide as it may be.
+    is_far = np.array([answers.status[place] != OK and fit.band is not None for place in places], dtype=bool)
     low, high = Band.of(fit).around(seconds, is_far)
     answers.seconds[places, 0], answers.low[places, 0], answers.high[places, 0] = seconds, low, high
 
