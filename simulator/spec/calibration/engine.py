@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from pydantic import Field
@@ -42,7 +43,32 @@ class EngineFit(Fit):
 
 
 def engine_fit(table: dict[str, EngineFit], engine: str, otherwise: EngineFit) -> EngineFit:
-    """The entry of an engine and version: ``trtllm@1.2.0rc6`` takes ``trtllm@1.2`` where there is one, else ``trtllm``."""
+    """The entry of an engine and version, see :func:`engine_key`."""
+    key = engine_key(tuple(table), engine)
+    return otherwise if key is None else table[key]
+
+
+def engine_key(keys: tuple[str, ...], engine: str) -> str | None:
+    """Of the entries of a table the one for an engine and version: its newest release that is not newer than the version.
+
+    >>> engine_key(("vllm", "trtllm", "trtllm@1.0.0", "trtllm@1.2.0"), "trtllm@1.1.0rc2")
+    'trtllm@1.0.0'
+    >>> engine_key(("vllm", "trtllm", "trtllm@1.0.0"), "trtllm@0.8.1"), engine_key(("vllm",), "mine")
+    ('trtllm', None)
+    """
     name, _, version = engine.partition("@")
-    keys = [key for key in table if key.startswith(f"{name}@") and version.startswith(key.partition("@")[2])]
-    return table[max(keys, key=len)] if keys else table.get(name, otherwise)
+    wanted = release_of(version)
+    older = [key for key in keys if key.startswith(f"{name}@") and wanted and release_of(key.partition("@")[2]) <= wanted]
+    if older:
+        return max(older, key=lambda key: release_of(key.partition("@")[2]))
+    return name if name in keys else None
+
+
+def release_of(version: str) -> tuple[int, ...]:
+    """The first three numbers of a version; empty where it does not begin with three.
+
+    >>> release_of("1.2.0rc6.post2"), release_of("nightly")
+    ((1, 2, 0), ())
+    """
+    found = re.match(r"v?(\d+)\.(\d+)\.(\d+)", version)
+    return tuple(map(int, found.groups())) if found else ()

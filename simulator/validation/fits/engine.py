@@ -17,7 +17,7 @@ from scipy.optimize import least_squares
 
 from simulator.errors import UserError
 from simulator.spec.accelerator import load_accelerator
-from simulator.spec.model import ModelSpec
+from simulator.spec.calibration.engine import engine_key, release_of
 from simulator.sweep import sweep
 from simulator.validation.fits import COMMAND
 from simulator.validation.kernels._hardware import accelerator_name
@@ -27,14 +27,18 @@ from simulator.validation.serving._load import sums
 
 _TABLE = "serving_points.csv.gz"
 _SOURCE = "NVIDIA aiconfigurator-core 0.12.0, Apache-2.0"
-_COEFFICIENTS = ("step_s", "sequence_s", "prompt_layer_s", "prompt_expert_layer_s", "first_token_s")
-_START = np.array([1e-3, 2e-5, 5e-5, 5e-4, 2e-2])
-_LARGEST = np.array([2e-2, 1e-3, 2e-3, 4e-3, 0.5])
+_COEFFICIENTS = ("step_s", "sequence_s", "first_token_s")
+_START = np.array([1e-3, 2e-5, 4e-2])
+_LARGEST = np.array([2e-2, 1e-3, 0.5])
+_PULL = 0.3
+"""How strongly a fit is drawn to the one above it, for each of the coefficients in units of where the search starts."""
 _SCALE = 0.1
 """Errors (of the logarithm) beyond this count linearly: a point may have run in a way that its row does not say."""
 _LEAST_ROWS = 20
 """An engine's release with fewer points is priced as the engine."""
-_ANY = "any"
+_WEIGHTS = np.array([1.0, 1.5])
+"""Of TTFT and TPOT: times per token repeat better."""
+_ANY, _POOLED = "any", ""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Points:
     system: NDArray[np.object_]
     calibration: NDArray[np.object_]
     parts: NDArray[np.float64]
-    """``[n, 2, 6]`` for TTFT and TPOT: seconds of kernels, and what each coefficient is multiplied with."""
+    """``[n, 2, 4]`` for TTFT and TPOT: seconds of kernels, and what each coefficient is multiplied with."""
     measured: NDArray[np.float64]
     """``[n, 2]`` seconds."""
 
@@ -81,7 +85,7 @@ def simulate(table: pd.DataFrame) -> Points:
 
 
 def _simulated(group: Group) -> list[NDArray[np.float64] | None]:
-    """``[2, 6]`` of every point of a group; ``None`` where it cannot be simulated."""
+    """``[2, 4]`` of every point of a group; ``None`` where it cannot be simulated."""
     found: list[NDArray[np.float64] | None] = []
     known: dict[object, NDArray[np.float64]] = {}
     for one in prepare(group.points):
@@ -91,17 +95,16 @@ def _simulated(group: Group) -> list[NDArray[np.float64] | None]:
         load = (one.point._replace(version="", repository="", is_dated=False), str(one.found.spec.scheduling))
         try:
             if load not in known:
-                known[load] = _parts(sums(one.plan, one.table, one.point), one.plan.model, one.tokens_per_step)
+                known[load] = _parts(sums(one.plan, one.table, one.point), one.tokens_per_step)
             found.append(known[load])
         except UserError:
             found.append(None)
     return found
 
 
-def _parts(terms: NDArray[np.float64], model: ModelSpec, tokens_per_step: float) -> NDArray[np.float64]:
-    layers = terms[:, 3:] * np.array([model.num_layers, model.num_moe_layers])
-    parts = np.concatenate([terms[:, :3], layers, np.array([[1.0], [0.0]])], axis=1)
-    return np.asarray(parts / np.array([[1.0], [tokens_per_step]]))
+def _parts(terms: NDArray[np.float64], tokens_per_step: float) -> NDArray[np.float64]:
+    first = np.array([[1.0], [0.0]])
+    return np.asarray(np.concatenate([terms[:, :3], first], axis=1) / np.array([[1.0], [tokens_per_step]]))
 
 
 def fit_points(points: Points) -> dict[str, dict[str, Any]]:
@@ -109,13 +112,18 @@ def fit_points(points: Points) -> dict[str, dict[str, Any]]:
     ratios = cross_validated(points)
     fitted = _coefficients(points)
     tables: dict[str, dict[str, Any]] = {}
-    for calibration in np.unique(points.calibration):
+    for calibration in map(str, np.unique(points.calibration)):
         entries = {}
-        for key, values in fitted.items():
-            chosen = _members(points, key)
-            here = chosen & (points.calibration == calibration)
-            entries[key] = _entry(key, values, int(chosen.sum()), ratios[:, here if here.sum() >= _LEAST_ROWS else chosen])
-        tables[str(calibration)] = entries
+        for key in dict.fromkeys(key for _, key in fitted):
+            values = fitted.get((calibration, key), fitted[_POOLED, key])
+            members = _members(points, key)
+            here = members & (points.calibration == calibration)
+            is_own = (calibration, key) in fitted
+            judged = ratios[:, here if here.sum() >= _LEAST_ROWS else members]
+            entries[key] = _entry(
+                key, calibration if is_own else "all GPUs", values, int((here if is_own else members).sum()), judged
+            )
+        tables[calibration] = entries
     return tables
 
 
@@ -129,56 +137,85 @@ def cross_validated(points: Points) -> NDArray[np.float64]:
     return ratios
 
 
-def predicted(points: Points, fitted: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+Fitted = dict[tuple[str, str], NDArray[np.float64]]
+"""By calibration, or all of them together, and by engine and release."""
+
+
+def predicted(points: Points, fitted: Fitted) -> NDArray[np.float64]:
     """``[n, 2]`` seconds."""
-    values = np.array([fitted[_key(e, v, fitted)] for e, v in zip(points.engine, points.version, strict=True)])
-    return np.asarray(np.einsum("nmk,nk->nm", points.parts, np.concatenate([np.ones((len(values), 1)), values], axis=1)))
-
-
-def _key(engine: str, version: str, fitted: dict[str, NDArray[np.float64]]) -> str:
-    own = [key for key in fitted if key.startswith(f"{engine}@") and version.startswith(key.partition("@")[2])]
-    return max(own, key=len) if own else engine if engine in fitted else _ANY
+    keys = tuple(dict.fromkeys(key for _, key in fitted))
+    values = []
+    for calibration, engine, version in zip(points.calibration, points.engine, points.version, strict=True):
+        key = engine_key(keys, f"{engine}@{version}") or _ANY
+        values.append(fitted.get((calibration, key), fitted[_POOLED, key]))
+    whole = np.concatenate([np.ones((len(values), 1)), np.array(values)], axis=1)
+    return np.asarray(np.einsum("nmk,nk->nm", points.parts, whole))
 
 
 def _members(points: Points, key: str) -> NDArray[np.bool_]:
-    engine, _, version = key.partition("@")
+    engine, _, release = key.partition("@")
     if key == _ANY:
         return np.ones(len(points.engine), dtype=bool)
-    return np.array([e == engine and v.startswith(version) for e, v in zip(points.engine, points.version, strict=True)], dtype=bool)
+    wanted = release_of(release)
+    return np.array(
+        [e == engine and (not wanted or release_of(v) == wanted) for e, v in zip(points.engine, points.version, strict=True)],
+        dtype=bool,
+    )
 
 
-def _coefficients(points: Points) -> dict[str, NDArray[np.float64]]:
-    """Of any engine, of each engine, and of each release (the first two numbers of a version) with enough points."""
-    keys = [_ANY]
+def _coefficients(points: Points) -> Fitted:
+    """Of any engine, of each engine, and of each release with enough points; for one calibration where it has enough itself.
+
+    Each fit is drawn to the one above it, so that what its own points do not tell stays as it is there.
+    """
+    found: Fitted = {}
+    for key in _keys(points):
+        members = _members(points, key)
+        above = _ANY if "@" not in key else key.partition("@")[0]
+        for calibration in (_POOLED, *map(str, np.unique(points.calibration[members]))):
+            own = members if calibration == _POOLED else members & (points.calibration == calibration)
+            if own.sum() < _LEAST_ROWS:
+                continue
+            higher = ((_POOLED, key),) if key == _ANY else ((calibration, above), (_POOLED, above))
+            prior = next((found[place] for place in higher if place in found), _START)
+            found[calibration, key] = _fitted(points.where(own), prior)
+        found.setdefault((_POOLED, key), found[_POOLED, above] if key != _ANY else _START)
+    return found
+
+
+def _keys(points: Points) -> list[str]:
+    keys = [_ANY, *map(str, np.unique(points.engine))]
     for engine in np.unique(points.engine):
-        keys.append(str(engine))
-        releases = [".".join(v.split(".")[:2]) for v in points.version[points.engine == engine] if v]
-        keys += [f"{engine}@{r}" for r in sorted(set(releases)) if releases.count(r) >= _LEAST_ROWS]
-    return {key: _fitted(points.where(_members(points, key))) for key in keys}
+        releases = [release_of(version) for version in points.version[points.engine == engine]]
+        enough = sorted({release for release in releases if release and releases.count(release) >= _LEAST_ROWS})
+        keys += [f"{engine}@{'.'.join(map(str, release))}" for release in enough]
+    return keys
 
 
-def _fitted(points: Points) -> NDArray[np.float64]:
-    """Least squares on the logarithms of both latencies; each model on each GPU counts alike, however many points it has."""
+def _fitted(points: Points, prior: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Least squares on the logarithms of both latencies; models and GPUs with many points do not drown the others."""
     names = np.array([f"{m} {s}" for m, s in zip(points.model, points.system, strict=True)])
     _, place, counts = np.unique(names, return_inverse=True, return_counts=True)
-    weight = 1 / np.sqrt(np.sqrt(counts[place]))[:, None]
+    weight = counts[place][:, None] ** -0.25 * _WEIGHTS
     log_measured = np.log(points.measured)
+    centre = prior / _START
 
     def off(values: NDArray[np.float64]) -> NDArray[np.float64]:
         whole = np.concatenate([[1.0], values * _START])
-        return np.asarray(((np.log(points.parts @ whole) - log_measured) * weight).ravel())
+        errors = ((np.log(points.parts @ whole) - log_measured) * weight).ravel()
+        return np.concatenate([errors, _PULL * (values - centre)])
 
-    found = least_squares(off, np.ones(len(_START)), bounds=(0.0, _LARGEST / _START), loss="soft_l1", f_scale=_SCALE)
+    found = least_squares(off, np.maximum(centre, 1e-3), bounds=(0.0, _LARGEST / _START), loss="soft_l1", f_scale=_SCALE)
     return np.asarray(found.x * _START)
 
 
-def _entry(key: str, values: NDArray[np.float64], num_rows: int, ratios: NDArray[np.float64]) -> dict[str, Any]:
+def _entry(key: str, where: str, values: NDArray[np.float64], num_rows: int, ratios: NDArray[np.float64]) -> dict[str, Any]:
     ratios = ratios.reshape(-1, 2)
     off = np.abs(ratios - 1)
     what = "all engines" if key == _ANY else key.replace("@", " ")
     found: dict[str, Any] = {
         "kind": "fitted",
-        "source": f"{num_rows} serving points of {what}, time to first token and time per token, {_SOURCE}; "
+        "source": f"{num_rows} serving points of {what} on {where}, time to first token and time per token, {_SOURCE}; "
         "cross-validated by leaving out each model and each GPU",
         "command": COMMAND,
         "num_rows": num_rows,
