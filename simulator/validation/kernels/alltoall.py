@@ -33,6 +33,8 @@ _PUBLISHED = ("library", "hardware", "mode", "op", "ep", "tokens_per_rank", "con
 _OPERATIONS = ("dispatch", "combine")
 _POLICY = {"low_latency": "per_expert", "normal": "per_node", "one_sided": "per_expert"}
 """NVLink one-sided kernels were timed with a perfect router: each of a token's experts on another rank."""
+_NOTIFY_WIDER = 4.0
+"""How much wider, in log space, the band of telling how much will come is than the transfer's: it holds ranks' waits for each other."""
 _CONGESTED_NODES = 8
 _CONGESTED_TOKENS = {"dispatch": 32, "combine": 4096}
 """On the eight nodes of the DeepEP table, beyond so many tokens the network carries a third of what it does on four."""
@@ -110,7 +112,8 @@ def _answer(answers: Answers, part: Part) -> None:
     seconds = part.moves.notify_s(fit, accelerator) if part.is_notify else part.moves.transfer_s(fit, accelerator)
     known = part.moves.known
     statuses = [_status(fit, part, accelerator, i) if known[i] else _UNREADABLE for i in range(len(part.places))]
-    low, high = Band.of(fit).around(seconds, np.array([status != OK for status in statuses], dtype=bool))
+    band = Band.of(fit).widened(_NOTIFY_WIDER) if part.is_notify else Band.of(fit)
+    low, high = band.around(seconds, np.array([status != OK for status in statuses], dtype=bool))
     for values, into in ((seconds, answers.seconds), (low, answers.low), (high, answers.high)):
         into[part.places, part.measure] = np.where(known, values, np.nan)
     for place, status in zip(part.places, statuses, strict=True):
