@@ -13,7 +13,7 @@ import simpy
 
 from simulator.engine.fabric import FluidWires
 from simulator.engine.message import MessageWires
-from simulator.engine.pool import Pool, send
+from simulator.engine.pool import Pool, send, sent_s
 from simulator.engine.pools import Pools
 from simulator.engine.record import make_record
 from simulator.engine.replica import ByRanks, ByTable, Execute
@@ -71,6 +71,7 @@ class _Run:
         self.pool = Pool(plan, trace)
         self.concurrency = trace.concurrency
         self.progress = progress
+        self._trace = trace
         self._way_s = plan.calibration.engine.first_token_s
         self.pool.requests.arrival_s[:] += self._way_s  # at the scheduler; the record says when they were sent
 
@@ -107,7 +108,7 @@ class _Run:
                 "request": np.arange(count),
                 "replica": self.pool.replica_of,
                 "dp_rank": requests.dp_rank,
-                "arrival_s": requests.arrival_s - self._way_s,
+                "arrival_s": sent_s(self._trace, requests.arrival_s, self._way_s),
                 "scheduled_s": requests.scheduled_s,
                 "first_token_s": requests.first_s,
                 "finish_s": requests.finish_s,

@@ -11,7 +11,7 @@ from simpy.events import Event, ProcessGenerator
 
 from simulator.engine.limits import make_limits, scaled_blocks
 from simulator.engine.replica import Execute, Replica
-from simulator.engine.state import Ints, Limits, Requests, start_requests
+from simulator.engine.state import Floats, Ints, Limits, Requests, start_requests
 from simulator.engine.table import StepTable
 from simulator.fit import check_requests
 from simulator.plan import Plan
@@ -121,6 +121,11 @@ def send(
                 continue
             requests.arrival_s[request] = env.now
         pool.hand_over(request)
+
+
+def sent_s(trace: RequestTrace, arrival_s: Floats, way_s: float) -> Floats:
+    """When clients sent their requests, which reach the scheduler ``way_s`` later; of an open loop exactly what the trace says."""
+    return np.asarray(trace.arrival_s, dtype=np.float64) if trace.concurrency is None else arrival_s - way_s
 
 
 def _deliver(env: simpy.Environment, pool: Pool, request: int, way_s: float) -> ProcessGenerator:

@@ -16,7 +16,7 @@ from simpy.events import ProcessGenerator
 
 from simulator.cost.transfer import Transfer
 from simulator.engine.limits import make_limits
-from simulator.engine.pool import Pool, send
+from simulator.engine.pool import Pool, send, sent_s
 from simulator.engine.replica import ByTable, Execute
 from simulator.engine.state import Floats, Ints
 from simulator.engine.table import StepTable
@@ -36,6 +36,7 @@ class Pools:
         self.decode = Pool(plan, trace, limits, stream="balancing decodes")
         self.concurrency = trace.concurrency
         self.progress = progress
+        self.trace = trace
         self.way_s = plan.prefill.calibration.engine.first_token_s
         self.prefill.requests.arrival_s[:] += self.way_s
         self._wires = _Queues(plan.transfer, plan.prefill.replicas, plan.prefill.layout.attention_dp, plan.replicas)
@@ -110,7 +111,7 @@ class Pools:
                 "request": np.arange(len(moved)),
                 "replica": np.where(moved, self.decode.replica_of, -1),
                 "dp_rank": np.where(moved, decodes.dp_rank, -1),
-                "arrival_s": prompts.arrival_s - self.way_s,
+                "arrival_s": sent_s(self.trace, prompts.arrival_s, self.way_s),
                 "scheduled_s": prompts.scheduled_s,
                 "first_token_s": prompts.first_s,
                 "finish_s": np.where(moved, decodes.finish_s, prompts.finish_s),
