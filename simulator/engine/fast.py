@@ -239,3 +239,47 @@ def advance(
         clock.num_steps[0] += 1
         rows += 1
     return position, rows
+
+
+@numba.njit(cache=True)
+def leap(
+    requests: Requests,
+    ranks: Ranks,
+    limits: Limits,
+    clock: Clock,
+    table: StepTable,
+    until_s: float,
+    log: NDArray[np.float64],
+    before: NDArray[np.int64],
+) -> tuple[int, int]:
+    """Run whole steps that end before ``until_s``, until one finishes a request, for a replica that is sent nothing meanwhile.
+
+    Args:
+        log: rows for steps; the loop stops early when it is full.
+        before: room for the requests that ran in the last step.
+
+    Returns:
+        The rows written; and how many requests ``before`` holds where the last step finished one, 0 where the log is full, or -1
+        where the next step is formed and its row written behind the others, but ends later.
+    """
+    rows = 0
+    while rows < len(log):
+        if not form_step(requests, ranks, limits, clock.now_s[0]):
+            raise RuntimeError("requests wait, but none can run: the KV cache is smaller than one of them")
+        row = log[rows]
+        row[0] = clock.now_s[0]
+        observe(requests, ranks, limits, row)
+        row[1] = price_step(requests, ranks, table, row)
+        if row[0] + row[1] >= until_s:
+            return rows, -1
+        count = 0
+        for d in range(len(ranks.num_running)):
+            for i in range(ranks.num_running[d]):
+                before[count] = ranks.running[d, i]
+                count += 1
+        clock.now_s[0] = row[0] + row[1]
+        clock.num_steps[0] += 1
+        rows += 1
+        if complete_step(requests, ranks, limits, clock, clock.now_s[0]) > 0:
+            return rows, count
+    return rows, 0

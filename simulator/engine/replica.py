@@ -12,7 +12,7 @@ from simpy.events import Event, ProcessGenerator
 
 from simulator.engine.batching import complete_step, form_step, push
 from simulator.engine.fabric import Wires
-from simulator.engine.fast import LOG_COLUMNS, advance, observe, price_step
+from simulator.engine.fast import LOG_COLUMNS, advance, leap, observe, price_step
 from simulator.engine.rank import StepTimes, run_step
 from simulator.engine.state import Limits, Requests, start_clock, start_ranks
 from simulator.engine.table import StepTable
@@ -39,6 +39,7 @@ class Replica:
         self._logs: list[NDArray[np.float64]] = []
         self._log = np.empty((_LOG_ROWS, len(LOG_COLUMNS)))
         self._rows = 0
+        self._before = np.zeros(num_dp * limits.max_sequences, dtype=np.int64)
 
     @property
     def outstanding(self) -> int:
@@ -140,18 +141,39 @@ class Replica:
                 wake[0] = env.event()
                 continue
             self.take()
-            if not form_step(self.requests, self.ranks, self.limits, env.now):
-                raise RuntimeError("requests wait, but none can run: the KV cache is smaller than one of them")
-            row = np.zeros(len(LOG_COLUMNS))
-            row[0] = env.now
-            observe(self.requests, self.ranks, self.limits, row)
-            yield from execute(env, self, row)
+            if isinstance(execute, ByTable) and self._position == self.num_queued:
+                rows, num_before = self._leap(execute.table, env)
+                if rows:
+                    self._logs.append(self._log[:rows].copy())
+                if num_before >= 0:
+                    yield env.timeout(self.clock.now_s[0] - env.now)
+                    if num_before:
+                        on_finish(self._finished_of(self._before[:num_before]))
+                    continue
+                row = self._log[rows].copy()
+                yield env.timeout(row[0] + row[1] - env.now)
+            else:
+                if not form_step(self.requests, self.ranks, self.limits, env.now):
+                    raise RuntimeError("requests wait, but none can run: the KV cache is smaller than one of them")
+                row = np.zeros(len(LOG_COLUMNS))
+                row[0] = env.now
+                observe(self.requests, self.ranks, self.limits, row)
+                yield from execute(env, self, row)
             self._logs.append(row[None, :])
             self.clock.now_s[0] = env.now
             self.clock.num_steps[0] += 1
             running = np.concatenate([row[:n] for row, n in zip(self.ranks.running, self.ranks.num_running, strict=True)])
             if complete_step(self.requests, self.ranks, self.limits, self.clock, env.now):
-                on_finish(running[~np.isnan(self.requests.finish_s[running])])
+                on_finish(self._finished_of(running))
+
+    def _leap(self, table: StepTable, env: simpy.Environment) -> tuple[int, int]:
+        """Run the steps that end before anything else happens anywhere: nothing can be sent here meanwhile."""
+        self.clock.now_s[0] = env.now
+        rows, num_before = leap(self.requests, self.ranks, self.limits, self.clock, table, env.peek(), self._log, self._before)
+        return int(rows), int(num_before)
+
+    def _finished_of(self, running: NDArray[np.int64]) -> NDArray[np.int64]:
+        return running[~np.isnan(self.requests.finish_s[running])]
 
 
 class Execute(Protocol):

@@ -149,6 +149,31 @@ def test_compiled_and_event_by_event_runs_agree(tiny, balancing):
         assert tables[0][column].to_numpy() == pytest.approx(tables[1][column].to_numpy(), rel=0.05)
 
 
+@pytest.mark.parametrize("concurrency", [3, 12])
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_leaping_over_steps_takes_the_very_same_steps(tiny, replicas, concurrency):
+    """Replicas run many steps at once while nothing else can happen; a step an event must come to the same."""
+    plan, trace = pooled(tiny, "experts", replicas=replicas), closed(tiny.trace(60, longest_output=80), concurrency)
+    pools = Pools(plan, trace, lambda _: None)
+    tables = [make_table(pool.prices, plan.rng("x")) for pool in (pools.prefill, pools.decode)]
+
+    class StepByStep:
+        def __init__(self, table):
+            self.by_table = ByTable(table)
+
+        def __call__(self, env, replica, row):
+            return self.by_table(env, replica, row)
+
+    found = []
+    for execute in (ByTable, StepByStep):
+        pools = Pools(plan, trace, lambda _: None)
+        pools.in_simpy(*(execute(table) for table in tables))
+        logs = [replica.log() for pool in (pools.prefill, pools.decode) for replica in pool.replicas]
+        found.append((pools.table().to_numpy(dtype=float), *logs))
+    for leaping, stepping in zip(*found, strict=True):
+        np.testing.assert_allclose(leaping, stepping, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("concurrency", [None, 8])
 def test_ranks_confirm_the_tables(tiny, concurrency):
     plan = pooled(tiny, "experts")
