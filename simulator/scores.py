@@ -190,7 +190,7 @@ def judged(board: Scoreboard) -> pd.DataFrame:
             found.append(
                 (f"Rows of {suite} that are answered", f"at least {_percent(least, 0)}", _percent(share), len(own), share >= least)
             )
-    for row in board.order.to_dict("records"):
+    for row in board.order.groupby("suite", sort=False).sum().reset_index().to_dict("records") if len(board.order) else []:
         if row["pairs"]:
             share = row["right"] / row["pairs"]
             what = f"Order of two deployments of {row['suite']} that differ by > 10 %"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -15,7 +16,7 @@ from simulator.scores import Scoreboard, grouped, judged, reasons, score, title_
 
 _MOST_GROUPS = 25
 _MOST_REASONS = 40
-_WORST_ROWS = 5
+_WORST_ROWS = 3
 _HEAD = (
     "Rows",
     "Median",
@@ -52,10 +53,15 @@ def verdict(met: bool | None) -> Markup:
 def targets_table(board: Scoreboard) -> Markup:
     """Every target that the rows can be held to."""
     rows = [
-        _row(row["what"], verdict(row["met"]), row["found"], row["asked"], f"{row['rows']:,}")
+        _row(_unbroken(row["what"]), verdict(row["met"]), _unbroken(row["found"]), _unbroken(row["asked"]), f"{row['rows']:,}")
         for row in judged(board).to_dict("records")
     ]
     return tables.table(["What", "Met", "Found", "Asked", "Rows"], rows, "assumptions", "Targets")
+
+
+def _unbroken(text: str) -> str:
+    """The text with every number and its percent sign on one line."""
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def scores_table(board: Scoreboard) -> Markup:
@@ -119,7 +125,7 @@ def worst_table(board: Scoreboard) -> Markup | None:
             cells = (
                 title_of(str(suite), str(quantity)),
                 str(row["group"]),
-                f"{row['source']}: {row['subject']}" if row.get("source") else str(row["subject"]),
+                f"{Path(str(row['source'])).name}: {row['subject']}" if row.get("source") else str(row["subject"]),
                 _amount(measured, str(row["unit"])),
                 _amount(predicted, str(row["unit"])),
                 percent(predicted / measured - 1, signed=True),
@@ -154,7 +160,8 @@ def fits_table(fits: pd.DataFrame) -> Markup | None:
             heading = tag("th", str(row["entry"]) or str(name), tag("span", str(row["source"]), class_="hint"), scope="row")
             rows.append(tag("tr", heading, *(tag("td", cell) for cell in cells)))
     head = ["Fit", "Rows", "Median", "90th percentile", "Bias", "Measured / predicted", "Kind"]
-    return tables.table(head, rows, "metrics numbers", "What the calibrations say of themselves")
+    shown = tables.table(head, rows, "metrics numbers", "What the calibrations say of themselves")
+    return tag("details", tag("summary", f"{len(fits)} fits, with their sources"), shown)
 
 
 def read_table(run: dict[str, Any]) -> Markup:

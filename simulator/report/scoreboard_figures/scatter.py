@@ -51,7 +51,7 @@ def _sampled(rows: pd.DataFrame) -> pd.DataFrame:
 def _plot(rows: pd.DataFrame) -> go.Figure:
     unit = str(rows["unit"].iloc[0])
     both = rows[["measured", "predicted"]].to_numpy(float)
-    size, name = time_axis(float(both.max())) if unit == "s" else (1.0, unit)
+    size, name = time_axis(float(np.median(both))) if unit == "s" else (1.0, unit)
     low, high = float(both.min()) / size / 1.5, float(both.max()) / size * 1.5
     axis = {"type": "log", "range": [math.log10(low), math.log10(high)], **log_ticks(low, high)}
     drawn = style.figure(f"Measured ({name})", f"Predicted ({name})", height=340, xaxis=axis, yaxis=axis)
