@@ -13,8 +13,8 @@ from simulator.report.scoreboard_figures._rows import answered, lines, parts
 from simulator.scores import Scoreboard
 from simulator.spec.base import Frozen
 
-_LOW, _HIGH = 0.005, 3.0
-_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+_LOW, _HIGH = 0.005, 2.0
+_TICKS = (0.01, 0.03, 0.1, 0.3, 1.0)
 _NUM_SHARES = 101
 
 
