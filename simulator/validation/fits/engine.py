@@ -153,6 +153,7 @@ def predicted(points: Points, fitted: Fitted) -> NDArray[np.float64]:
 
 
 def _members(points: Points, key: str) -> NDArray[np.bool_]:
+    """The points of an entry: of a release, of all releases of an engine, of everything."""
     engine, _, release = key.partition("@")
     if key == _ANY:
         return np.ones(len(points.engine), dtype=bool)
@@ -166,7 +167,8 @@ def _members(points: Points, key: str) -> NDArray[np.bool_]:
 def _coefficients(points: Points) -> Fitted:
     """Of any engine, of each engine, and of each release with enough points; for one calibration where it has enough itself.
 
-    Each fit is drawn to the one above it, so that what its own points do not tell stays as it is there.
+    Each fit is drawn to one on more points, so that what its own do not tell stays as it is there: an engine's to all engines', a
+    release's to its engine's, one calibration's to that of all.
     """
     found: Fitted = {}
     for key in _keys(points):
@@ -179,7 +181,7 @@ def _coefficients(points: Points) -> Fitted:
             higher = ((_POOLED, key),) if key == _ANY else ((calibration, above), (_POOLED, above))
             prior = next((found[place] for place in higher if place in found), _START)
             found[calibration, key] = _fitted(points.where(own), prior)
-        found.setdefault((_POOLED, key), found[_POOLED, above] if key != _ANY else _START)
+        found.setdefault((_POOLED, key), found.get((_POOLED, above), _START))
     return found
 
 

@@ -15,7 +15,7 @@ from simulator.price import Prices
 from simulator.scores import DENSE, MOE
 from simulator.spec.host import HostCalibration, load_any_calibration
 from simulator.validation import OK
-from simulator.validation.serving._deployments import Deployment, UnanswerableError, deployment_of, plan_of, table_key
+from simulator.validation.serving._deployments import Deployment, UnanswerableError, deployment_of, is_tight, plan_of, table_key
 from simulator.validation.serving._disagg import Half, assumed_pool, measure_pools
 from simulator.validation.serving._drafts import KEPT, drafts, with_drafts
 from simulator.validation.serving._load import Latencies, measure
@@ -52,6 +52,8 @@ def prepare(points: Sequence[Point]) -> Iterator[Prepared]:
     """Points that share a :func:`~simulator.validation.serving._deployments.table_key`, with the table that they share."""
     found = [deployment_of(point) for point in points]
     plan = plan_of(table_key(points[0]))
+    if isinstance(plan, Plan) and is_tight(plan):
+        found = [one._replace(guesses=(*one.guesses, "its weights leave less room than the engine holds back")) for one in found]
     if isinstance(plan, str):
         yield from (Prepared(point, one, plan, None, 1.0) for point, one in zip(points, found, strict=True))
         return
