@@ -30,11 +30,10 @@ from simulator.work.layout import shard
 from simulator.work.lookback import Lookback, lookbacks
 from simulator.work.memory import expert_bytes_per_layer, linear_bytes
 
+PHASES: tuple[Phase, ...] = ("prefill", "decode")
+
 _TRAVELLING_BYTES = {"fp8": INPUT_BYTES["fp8_block"]}
 """Of a number on its way to an expert, where it is not the format's own: engines send fp8 with a scale for 128 numbers."""
-
-
-PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
 @dataclass(frozen=True)
@@ -192,7 +191,9 @@ class Prices:
         slots = self._slot_maps[layer]
         slot_TK = slots.slots(experts.topk_ids_LTK[layer, position_T])
         rows_RG = slots.rows(slot_TK, scale)
-        experts_R = self._experts_s(rows_RG, moe, total * moe.top_k)
+        policy = policy_at(experts.dispatch, -(-total // layout.num_ranks))
+        kernels = getattr(policy, "kernels", "normal")
+        experts_R = self._experts_s(rows_RG, moe, total * moe.top_k, kernels if layout.travels else None)
         dispatch = combine = Exchange.nothing()
         packing = None
         if layout.travels:
@@ -202,10 +203,9 @@ class Prices:
                 rank_TK = (ep_rank_TK[..., None] * layout.moe_tp + np.arange(layout.moe_tp)).reshape(sampled, -1)
             source_T = self._sources(tokens_d, sampled)
             tokens_R = np.repeat(tokens_d / layout.tp, layout.tp)
-            policy = policy_at(experts.dispatch, -(-total // layout.num_ranks))
             copies_SR = policy.copies(rank_TK, source_T, self.plan.fabric.node_R) * scale
             out = Vectors(
-                kernels=getattr(policy, "kernels", "normal"),
+                kernels=kernels,
                 vector_bytes=hidden
                 * _TRAVELLING_BYTES.get(self.plan.precision.dispatch, BYTES_PER_ELEMENT[self.plan.precision.dispatch]),
                 tokens_R=tokens_R,
@@ -234,7 +234,7 @@ class Prices:
         source_T: NDArray[np.int64] = np.searchsorted(ends, wanted, side="right").astype(np.int64)
         return source_T
 
-    def _experts_s(self, rows_RG: NDArray[np.float64], moe: MoE, num_choices: int) -> NDArray[np.float64]:
+    def _experts_s(self, rows_RG: NDArray[np.float64], moe: MoE, num_choices: int, kernels: str | None) -> NDArray[np.float64]:
         layout, hidden, compute = self.plan.layout, self.plan.model.hidden_size, self.plan.compute
         pairs_R, dtype = rows_RG.sum(axis=1), self.plan.precision.experts
         total_R = np.zeros(len(rows_RG))
@@ -243,12 +243,12 @@ class Prices:
             if moe.num_experts == 1:  # an ordinary matrix product: the dense model and the 1-expert MoE agree
                 total_R += compute.gemm_s(pairs_R.astype(np.int64), in_features, out_features, dtype)
             else:
-                total_R += compute.grouped_gemm_s(rows_RG, in_features, out_features, dtype, moe.num_experts)
+                total_R += compute.grouped_gemm_s(rows_RG, in_features, out_features, dtype, moe.num_experts, kernels)
         touched_R = (rows_RG > 0).sum(axis=1)
         # Tokens that travel come as rows of this rank's experts; where every rank has every token, its kernels see all choices.
         choices_R = pairs_R if layout.travels else np.full(len(pairs_R), float(num_choices))
         width = moe.intermediate_size / layout.moe_tp
-        return total_R + compute.expert_moves_s(pairs_R, choices_R, touched_R, hidden, width, dtype, moe.num_experts)
+        return total_R + compute.expert_moves_s(pairs_R, choices_R, touched_R, hidden, width, dtype, moe.num_experts, kernels)
 
     def program(self, batch: Batch, offset: int) -> list[Operation]:
         """The whole step as operations of all ranks, engine overhead last."""

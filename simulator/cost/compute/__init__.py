@@ -41,11 +41,13 @@ class ComputeModel(Protocol):
         out_features: int,
         dtype: str,
         num_experts: int | None = None,
+        kernels: str | None = None,
     ) -> NDArray[np.float64]:
         """Seconds ``[R]`` of one kernel a rank in which group ``g`` (an expert) has ``rows_RG[r, g]`` tokens.
 
         Args:
             num_experts: of the whole layer, by which engines choose kernels; absent = many.
+            kernels: of the exchange that brings the rows, whose layout the experts' kernels must take; absent = none.
         """
         ...
 
@@ -78,6 +80,7 @@ class ComputeModel(Protocol):
         width: float,
         dtype: str,
         num_experts: int | None = None,
+        kernels: str | None = None,
     ) -> NDArray[np.float64]:
         """Seconds ``[R]`` that routed experts take beyond their matrices: sorting rows by expert, the activation, and back.
 

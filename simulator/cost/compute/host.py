@@ -54,6 +54,7 @@ class HostModel:
         out_features: int,
         dtype: str,
         num_experts: int | None = None,
+        kernels: str | None = None,
     ) -> NDArray[np.float64]:
         # One expert after the other, each with its own weights.
         found = self._tables.matrix.seconds_for(rows_RG, in_features * out_features, self.rates.working_bytes)
@@ -84,6 +85,7 @@ class HostModel:
         width: float,
         dtype: str,
         num_experts: int | None = None,
+        kernels: str | None = None,
     ) -> NDArray[np.float64]:
         return self._tables.experts.total(touched=touched_R, values=pairs_R * float(hidden_size), hidden=pairs_R * float(width))
 

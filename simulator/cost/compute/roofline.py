@@ -59,8 +59,9 @@ class RooflineModel:
         out_features: int,
         dtype: str,
         num_experts: int | None = None,
+        kernels: str | None = None,
     ) -> NDArray[np.float64]:
-        fit = self.calibration.experts(dtype, num_experts)
+        fit = self.calibration.experts(dtype, num_experts, kernels)
         return grouped_gemm_s(self.accelerator, fit, rows_RG, in_features, out_features, dtype)
 
     def context_rates(self, kernel: Lookback, phase: Phase) -> Rates:
@@ -86,8 +87,10 @@ class RooflineModel:
         width: float,
         dtype: str,
         num_experts: int | None = None,
+        kernels: str | None = None,
     ) -> NDArray[np.float64]:
-        return moves_s(self.accelerator, self.calibration.experts(dtype, num_experts), pairs_R, choices_R, hidden_size, width)
+        fit = self.calibration.experts(dtype, num_experts, kernels)
+        return moves_s(self.accelerator, fit, pairs_R, choices_R, hidden_size, width)
 
     def pack_s(self, choices_R: NDArray[np.float64], rows_R: NDArray[np.float64], hidden_size: int) -> None:
         return None  # the kernels of the exchange read tokens where they lie

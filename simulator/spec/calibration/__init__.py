@@ -44,6 +44,12 @@ FEW_EXPERTS = 16
 """Experts of a layer up to which entries named ``<dtype>_few`` are for it."""
 ANY = "any"
 """In the place of a serving engine: where an engine has no entry of its own."""
+_BEHIND = {
+    ANY: {"low_latency": "sglang-deepep-decode", "normal": "sglang-deepep-prefill"},
+    "trtllm": {"low_latency": "trtllm-wide-ep", "normal": "trtllm-wide-ep"},
+}
+"""Entries that were timed behind an exchange, by its kernels: DeepGEMM's masked and contiguous kernels, which SGLang and vLLM
+share, and TensorRT-LLM's."""
 
 
 class Calibration(Frozen):
@@ -72,12 +78,16 @@ class Calibration(Frozen):
         """The fit for dense matrices of ``dtype``, or the one that the file names for others (its ``kind`` says "assumed")."""
         return _entry(self.gemm, dtype)
 
-    def experts(self, dtype: str, num_experts: int | None = None) -> GroupedGemmFit:
-        """Likewise for routed experts; ``bf16_few`` and the like where an engine runs other kernels for layers of few experts."""
+    def experts(self, dtype: str, num_experts: int | None = None, kernels: str | None = None) -> GroupedGemmFit:
+        """Likewise for routed experts, which engines run by other kernels where an exchange brings their rows, or they are few.
+
+        Entries named ``<dtype>_<kernels>`` hold behind an exchange, ``<dtype>_few`` for layers of few experts.
+        """
+        behind = self.grouped_gemm.get(f"{dtype}_{kernels}")
         few = self.grouped_gemm.get(f"{dtype}_few")
-        return (
-            few if few is not None and num_experts is not None and num_experts <= FEW_EXPERTS else _entry(self.grouped_gemm, dtype)
-        )
+        if behind is None and num_experts is not None and num_experts <= FEW_EXPERTS:
+            behind = few
+        return behind or _entry(self.grouped_gemm, dtype)
 
     def looking_back(self, phase: str, kv_dtype: str, *, is_latent: bool, computed: str = "") -> AttentionFit:
         """The fit for attention kernels that read a cache of ``kv_dtype``.
@@ -155,12 +165,20 @@ class CalibrationFile(Frozen):
         return Calibration(
             title=self.title,
             gemm=_of(self.gemm, engine),
-            grouped_gemm=_of(self.grouped_gemm, engine),
+            grouped_gemm=_of(self.grouped_gemm, engine) | _behind_exchanges(self.grouped_gemm, engine),
             attention=_of(self.attention, engine),
             exchange=self.exchange,
             collective=_of(self.collective, engine),
             engine=engine_fit(self.engine, named, self.engine[ANY]),
         )
+
+
+def _behind_exchanges(table: dict[str, dict[str, AnyFit]], engine: str) -> dict[str, AnyFit]:
+    """Entries for experts whose rows an exchange brings, named by its kernels."""
+    found: dict[str, AnyFit] = {}
+    for kernels, measured_as in _BEHIND.get(engine, _BEHIND[ANY]).items():
+        found |= {f"{dtype}_{kernels}": fit for dtype, fit in table.get(measured_as, {}).items()}
+    return found
 
 
 def _entry(table: dict[str, AnyFit], dtype: str) -> AnyFit:
