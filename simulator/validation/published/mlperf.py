@@ -101,11 +101,16 @@ def _read(row: pd.Series) -> _Row:
         whole(row, "accel_per_node"),
         scenario,
         released(_dtype(row, accelerator.fp8_flops_per_s is not None, accelerator.fp4_flops_per_s is not None), model),
-        engine_of(str(row.get("framework", ""))) or "vllm",
+        _engine(str(row.get("framework", ""))),
         _is_old(str(row.get("framework", ""))),
         number(row, "ttft_limit_ms") / 1e3,
         number(row, "tpot_limit_ms") / 1e3,
     )
+
+
+def _engine(framework: str) -> str:
+    """The engine; where TensorRT is named, TensorRT-LLM before 1.0, since later releases run without it unless asked to."""
+    return "trtllm@0.0.0" if _TENSORRT.search(framework) else engine_of(framework) or "vllm"
 
 
 def _is_old(framework: str) -> bool:

@@ -76,7 +76,7 @@ def _read(row: pd.Series) -> _Row:
     model = model_name(str(row["model"]))
     dtype = released(precision_of(str(row["precision"])), model)
     return _Row(
-        str(row["release"]).strip().lower().removeprefix("v"),
+        _release(str(row["release"])),
         model,
         accelerator,
         parts.get("tp", 1),
@@ -85,6 +85,12 @@ def _read(row: pd.Series) -> _Row:
         whole(row, "isl"),
         whole(row, "osl"),
     )
+
+
+def _release(text: str) -> str:
+    """A release with three numbers, as calibrations write them: ``0.17`` is ``0.17.0``."""
+    numbers = text.strip().lower().removeprefix("v")
+    return f"{numbers}.0" if re.fullmatch(r"\d+\.\d+", numbers) else numbers
 
 
 def _answer(case: _Row) -> Reply:
