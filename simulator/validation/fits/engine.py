@@ -29,7 +29,7 @@ _TABLE = "serving_points.csv.gz"
 _SOURCE = "NVIDIA aiconfigurator-core 0.12.0, Apache-2.0"
 _COEFFICIENTS = ("step_s", "sequence_s", "first_token_s")
 _START = np.array([1e-3, 2e-5, 4e-2])
-_LARGEST = np.array([2e-2, 1e-3, 0.5])
+_LARGEST = np.array([2e-2, 1e-3, 0.2])
 _PULL = 0.3
 """How strongly a fit is drawn to the one above it, for each of the coefficients in units of where the search starts."""
 _SCALE = 0.1

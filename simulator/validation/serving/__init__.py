@@ -74,7 +74,7 @@ def answer(table: pd.DataFrame, progress: Callable[[int], None] = lambda _: None
         for place, one in zip(group.rows, answered, strict=True):
             answers.status[place], answers.group[place] = one.status, one.group
             for m, (seconds, band) in enumerate(((one.ttft_s, one.ttft_band), (one.tpot_s, one.tpot_band))):
-                low, high = (Band(*band) if band else ASSUMED).around(seconds, one.status != OK)
+                low, high = (Band(*band) if band else ASSUMED).around(seconds, one.widens and one.status != OK)
                 answers.seconds[place, m], answers.low[place, m], answers.high[place, m] = seconds, low, high
     return answers
 

@@ -16,7 +16,7 @@ from simulator.scores import DENSE, MOE
 from simulator.spec.host import HostCalibration, load_any_calibration
 from simulator.validation import OK
 from simulator.validation.serving._deployments import Deployment, UnanswerableError, deployment_of, is_tight, plan_of, table_key
-from simulator.validation.serving._disagg import Half, assumed_pool, measure_pools
+from simulator.validation.serving._disagg import TPOT_BAND, TTFT_BAND, Half, assumed_pool, measure_pools
 from simulator.validation.serving._drafts import KEPT, drafts, with_drafts
 from simulator.validation.serving._load import Latencies, measure
 from simulator.validation.serving._points import Point, Pool
@@ -34,6 +34,8 @@ class Answer(NamedTuple):
     ttft_band: tuple[float, float] | None = None
     """What predictions are multiplied with for their 80 % band; ``None`` where nothing was measured."""
     tpot_band: tuple[float, float] | None = None
+    widens: bool = True
+    """Whether bands widen where the status says extrapolated; not where they are of such points."""
 
 
 class Prepared(NamedTuple):
@@ -115,10 +117,9 @@ def _answer_pools(point: Point, prefill: Pool) -> Answer:
     if isinstance(first, str) or isinstance(second, str):
         return Answer(_NAN, _NAN, f"unsupported: {first if isinstance(first, str) else second}", group)
     latencies = measure_pools(point, first, second)
-    engine = second.plan.calibration.engine
     if not point.says_workers:
         found = found._replace(guesses=(*found.guesses, "the table does not say how many workers there are"))
-    return Answer(latencies.ttft_s, latencies.tpot_s, _status(found, second.plan), group, engine.ttft_band, engine.band)
+    return Answer(latencies.ttft_s, latencies.tpot_s, _status(found, second.plan), group, TTFT_BAND, TPOT_BAND, widens=False)
 
 
 def _batched(plan: Plan, found: Deployment) -> Plan:

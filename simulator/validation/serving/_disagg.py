@@ -23,11 +23,14 @@ from simulator.traces import RequestTrace
 from simulator.validation.serving._load import ROUNDS, SHORTEST, Latencies
 from simulator.validation.serving._points import Point, Pool
 
-_TRANSFER_S = 0.1
+_TRANSFER_S = 0.15
 """To hand a prompt's keys and values over, beyond their bytes: two more hops of the request, and one step that it just misses."""
-_UNEVEN = 1.5
+_UNEVEN = 2.2
 """Of a prefill pool's time over what its steps take when full: prompts come in bunches, ranks wait for the longest one, and blocks are
 held until they have been handed over. Fitted, likewise, on 99 points whose numbers of workers are known."""
+_MAYBE_DRAFTS = 1.3
+"""TensorRT-LLM's dated lists hold runs with and without speculative decoding, which do not say so: between the two."""
+TTFT_BAND, TPOT_BAND = (0.5, 2.0), (0.5, 2.0)
 _BUSIEST, _MOST_WORKERS = 0.8, 8
 _MANY = 512
 """Requests in flight from which decode workers with routed experts are taken to have attention data parallelism."""
@@ -89,6 +92,8 @@ def measure_pools(point: Point, prefill: Half, decode: Half) -> Latencies:
         low, high = (low, rate) if is_more else (rate, high)
     steady_s = max(ttft_s, point.concurrency / rate - token_s * (num_output - 1))
     crowd_s = queue.crowd_s(point.concurrency)  # all come at once at the beginning
+    if not point.says_workers and point.is_dated and point.engine == "trtllm":
+        token_s /= _MAYBE_DRAFTS
     return Latencies(steady_s + max(0.0, crowd_s - steady_s) / ROUNDS, token_s)
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from simulator.engine.closed_loop import serve_closed_loop
 from simulator.engine.table import StepTable
 from simulator.plan import Plan
+from simulator.spec.calibration.engine import release_of
 from simulator.traces import RequestTrace
 from simulator.validation.serving._points import Point
 from simulator.validation.serving._sums import sums_of
@@ -28,8 +29,8 @@ SHORTEST = 0.8
 _JITTER = 0.1
 """Equal requests would begin and end together for ever, which measured ones do not: clients and streams delay some. A spread of
 their output lengths by so much either way stands for that; without it the first tokens of TensorRT-LLM come up to twice too late."""
-_IN_STEP = ("sglang",)
-"""Engines that compute prompts first: what waits is computed together and then decodes together, so equal requests do stay in step."""
+_OVERLAPPING_SGLANG = (0, 5, 6)
+"""Release from which SGLang's requests no longer stay in step. Before, what waited was computed together and then decoded together."""
 
 
 class Latencies(NamedTuple):
@@ -53,11 +54,15 @@ def trace_of(point: Point) -> RequestTrace:
     return RequestTrace(
         arrival_s=np.zeros(count),
         num_input=lengths(point.num_input),
-        num_output=lengths(point.num_output, 0.0 if point.engine in _IN_STEP else _JITTER),
+        num_output=lengths(point.num_output, 0.0 if _is_in_step(point) else _JITTER),
         provenance="the load of a serving point",
         has_arrivals=False,
         concurrency=point.concurrency,
     )
+
+
+def _is_in_step(point: Point) -> bool:
+    return point.engine == "sglang" and () < release_of(point.version) < _OVERLAPPING_SGLANG
 
 
 def weights_of(count: int, concurrency: int) -> NDArray[np.float64]:
