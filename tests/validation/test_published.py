@@ -157,9 +157,10 @@ def test_mlperf_advantage_of_the_mixture_of_experts(mlperf):
 
 
 def test_tensorrt_llm_throughput(trtllm):
-    """NVIDIA/TensorRT-LLM 0.17, performance overview."""
-    assert errors(trtllm, "throughput").median() < 0.25
-    assert errors(trtllm, "throughput").max() < 0.60
+    """NVIDIA/TensorRT-LLM 0.17, performance overview. Seen on all 79 figures: 4 % and 12 %, ratios 6 % and 16 %."""
+    assert errors(trtllm, "throughput").median() < 0.12
+    assert errors(trtllm, "throughput").quantile(0.9) < 0.25
+    assert errors(trtllm, "ratio").median() < 0.12
 
 
 def test_tensorrt_llm_memory_cliff(trtllm):
