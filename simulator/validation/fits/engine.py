@@ -115,7 +115,7 @@ def fit_points(points: Points) -> dict[str, dict[str, Any]]:
     tables: dict[str, dict[str, Any]] = {}
     for calibration in map(str, np.unique(points.calibration)):
         entries = {}
-        for key in dict.fromkeys(key for _, key in fitted):
+        for key in _keys_of(fitted, calibration):
             values = fitted.get((calibration, key), fitted[_POOLED, key])
             members = _members(points, key)
             here = members & (points.calibration == calibration)
@@ -156,12 +156,19 @@ Fitted = dict[tuple[str, str], NDArray[np.float64]]
 """By calibration, or all of them together, and by engine and release."""
 
 
+def _keys_of(fitted: Fitted, calibration: str) -> tuple[str, ...]:
+    """The entries of a calibration: releases that were measured on its GPUs, or all where nothing was."""
+    keys = dict.fromkeys(key for _, key in fitted)
+    is_known = any(place == calibration for place, _ in fitted)
+    return tuple(key for key in keys if "@" not in key or not is_known or (calibration, key) in fitted)
+
+
 def predicted(points: Points, fitted: Fitted) -> NDArray[np.float64]:
     """``[n, 2]`` seconds."""
-    keys = tuple(dict.fromkeys(key for _, key in fitted))
+    keys = {calibration: _keys_of(fitted, calibration) for calibration in map(str, np.unique(points.calibration))}
     values = []
     for calibration, engine, version in zip(points.calibration, points.engine, points.version, strict=True):
-        key = engine_key(keys, f"{engine}@{version}") or _ANY
+        key = engine_key(keys[calibration], f"{engine}@{version}") or _ANY
         values.append(fitted.get((calibration, key), fitted[_POOLED, key]))
     whole = np.concatenate([np.ones((len(values), 1)), np.array(values)], axis=1)
     return np.asarray(np.einsum("nmk,nk->nm", points.parts, whole))
