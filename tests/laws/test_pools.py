@@ -18,6 +18,8 @@ from simulator.metrics import summarise
 from simulator.spec.workload import SLO
 from simulator.traces import RequestTrace
 
+ROUNDING_S = 1e-12
+"""A request comes when another has gone, but for the last digit: each is reckoned from its own way to the engine."""
 SPLITS = {
     "dense": ("dense", {"tp": 2}, {"tp": 1}),
     "experts": ("moe", {"attention_dp": 4, "ep": 4}, {"attention_dp": 2, "ep": 2}),
@@ -62,7 +64,7 @@ def test_every_request_and_token_is_served_once(tiny, split, concurrency):
     assert (requests["finish_s"] == requests["first_token_s"])[~goes_on].all()
     if concurrency is not None:
         starts, ends = requests["arrival_s"].to_numpy(), requests["finish_s"].to_numpy()
-        assert max(((starts <= t) & (ends > t)).sum() for t in starts) <= concurrency
+        assert max(((starts <= t) & (ends > t + ROUNDING_S)).sum() for t in starts) <= concurrency
 
 
 @pytest.mark.parametrize("split", SPLITS)
