@@ -13,6 +13,7 @@ from simulator.plan import Plan
 from simulator.plugins import build
 from simulator.price import Prices
 from simulator.scores import DENSE, MOE
+from simulator.spec.calibration.engine import release_of
 from simulator.spec.host import HostCalibration, load_any_calibration
 from simulator.validation import OK
 from simulator.validation.serving._deployments import Deployment, UnanswerableError, deployment_of, is_tight, plan_of, table_key
@@ -85,7 +86,8 @@ def _with_engine(table: StepTable, plan: Plan) -> StepTable:
 
 def half_of(point: Point, pool: Pool) -> Half | str:
     """One pool of a disaggregated point, or why it cannot be priced."""
-    alone = point._replace(decode=pool, prefill=None, is_ranged=False, concurrency=1)
+    version = "" if point.engine == "trtllm" and release_of(point.version) < (1,) else point.version  # of Dynamo, not of the engine
+    alone = point._replace(decode=pool, prefill=None, is_ranged=False, concurrency=1, version=version)
     plan = plan_of(table_key(alone))
     if isinstance(plan, str):
         return plan
