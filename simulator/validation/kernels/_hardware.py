@@ -14,10 +14,10 @@ _OTHER_NAMES = {"rtx_pro_6000_server": "rtx-pro-6000"}
 
 @cache
 def accelerator_name(gpu: str) -> str | None:
-    """The accelerator file for a GPU as tables name it: ``h100``, ``h100_sxm``, ``b200_sxm``, ``l40s``; ``None`` if there is none."""
+    """The accelerator file for a GPU as tables name it: ``h100``, ``h100_sxm``, ``gb200_sxm``, ``l40s``; ``None`` if there is none."""
     files = available_files("cluster_configs/accelerators")
     plain = _OTHER_NAMES.get(gpu.lower(), gpu.lower().replace("_", "-"))
-    return next((name for name in (plain, f"{plain}-sxm") if name in files), None)
+    return next((name for name in (plain, f"{plain}-sxm", plain.removesuffix("-sxm")) if name in files), None)
 
 
 @cache
