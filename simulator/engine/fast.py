@@ -8,7 +8,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.cost.compute.context import NUM_SUMS, work_s
+from simulator.cost.compute.context import NUM_SUMS, split_s, work_s
 from simulator.engine.batching import complete_step, form_step, is_decode, push
 from simulator.engine.state import Clock, Limits, Ranks, Requests
 from simulator.engine.table import StepTable
@@ -106,8 +106,9 @@ def price_step(requests: Requests, ranks: Ranks, table: StepTable, row: NDArray[
                     mixing += term_layers[j] * (floor_s + looking_s)
                     if term_halved[j] > 0.0:  # decodes are in the first half, and in both where they are more than that
                         more = decodes > tokens - tokens // 2 if phase == 1 else tokens - decodes > tokens // 2
-                        mixing += term_halved[j] * floor_s * more
-                        halving += term_halved[j] * (floor_s * (1 + more) + looking_s)
+                        once_s = floor_s + split_s(rates[j, phase], sums[way, phase])
+                        mixing += term_halved[j] * once_s * more
+                        halving += term_halved[j] * (floor_s + looking_s + once_s * more)
         feeding = ffn_s[tokens] + head_s[logits]
         reducing = collective_s[tokens]
         attention += mixing / num_ranks

@@ -178,6 +178,8 @@ def _edges(prices: Prices) -> list[int]:
     if prices.plan.experts is None or not layout.travels:
         return []
     ends = [limit * layout.num_ranks for limit in limits_of(prices.plan.experts.dispatch)]
+    if prices.halved_layers:  # the halves pass the limit one after the other
+        ends = [at for end in ends for at in (2 * end, 2 * end + layout.num_ranks)]
     return [total for end in ends for total in (end, end + 1) if total <= prices.max_tokens * layout.attention_dp]
 
 

@@ -42,6 +42,13 @@ class Rates(NamedTuple):
 
 
 @numba.njit(cache=True)
+def split_s(rates: NDArray[np.float64], sums: NDArray[np.float64]) -> float:
+    """Seconds to combine the parts of a long view, once a kernel whatever its number of sequences."""
+    seconds: float = rates[11] if sums[5] > rates[10] else 0.0
+    return seconds
+
+
+@numba.njit(cache=True)
 def work_s(rates: NDArray[np.float64], sums: NDArray[np.float64]) -> float:
     """Seconds of one kernel beyond its floor.
 
@@ -52,7 +59,7 @@ def work_s(rates: NDArray[np.float64], sums: NDArray[np.float64]) -> float:
     compute = sums[0] * rates[1] + sums[5] * rates[2]
     stream = sums[1] * rates[3]
     setup = sums[2] * rates[4] + sums[3] * rates[5] + sums[4] * rates[6]
-    seconds: float = rates[11] if sums[5] > rates[10] else 0.0
+    seconds: float = split_s(rates, sums)
     overlap, most = rates[7], max(compute, stream, setup)
     if overlap == 1.0:
         seconds += compute + stream + setup
