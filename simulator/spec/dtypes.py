@@ -23,5 +23,11 @@ BYTES_PER_ELEMENT: dict[str, float] = {
 }
 """Bytes that one weight takes, its share of the scales included."""
 
-INPUT_BYTES: dict[str, float] = {"fp8": 1.0, "fp8_block": 1.0 + 4.0 / 128, "int8": 1.0, "nvfp4": 0.5625, "mxfp4_mxfp8": 1.0 + 1.0 / 32}
+INPUT_BYTES: dict[str, float] = {
+    "fp8": 1.0,
+    "fp8_block": 1.0 + 4.0 / 128,
+    "int8": 1.0,
+    "nvfp4": 0.5625,
+    "mxfp4_mxfp8": 1.0 + 1.0 / 32,
+}
 """Of a number in a product's input as the product reads it; others stay in 16 bits, as with weight-only formats."""

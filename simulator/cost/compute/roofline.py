@@ -62,7 +62,9 @@ class RooflineModel:
         kernels: str | None = None,
     ) -> NDArray[np.float64]:
         fit = self.calibration.experts(dtype, num_experts, kernels)
-        return grouped_gemm_s(self.accelerator, fit, rows_RG, in_features, out_features, dtype)
+        return self.calibration.engine.expert_ratio * grouped_gemm_s(
+            self.accelerator, fit, rows_RG, in_features, out_features, dtype
+        )
 
     def context_rates(self, kernel: Lookback, phase: Phase) -> Rates:
         fit = self.calibration.looking_back(phase, kernel.kv_dtype, is_latent=kernel.kind == "latent")
@@ -90,7 +92,7 @@ class RooflineModel:
         kernels: str | None = None,
     ) -> NDArray[np.float64]:
         fit = self.calibration.experts(dtype, num_experts, kernels)
-        return moves_s(self.accelerator, fit, pairs_R, choices_R, hidden_size, width)
+        return self.calibration.engine.expert_ratio * moves_s(self.accelerator, fit, pairs_R, choices_R, hidden_size, width)
 
     def pack_s(self, choices_R: NDArray[np.float64], rows_R: NDArray[np.float64], hidden_size: int) -> None:
         return None  # the kernels of the exchange read tokens where they lie

@@ -26,6 +26,8 @@ class EngineFit(Fit):
     prompt_expert_layer_s: NonNegative = 0.0
     """Added once more for each layer with routed experts: routing, sorting and a kernel for each of their parts, likewise launched
     one by one, and sizes that the host waits for."""
+    expert_ratio: Positive = 1.0
+    """Of what routed experts take in this release to what they take in the release whose kernels were measured."""
     first_token_s: NonNegative = 0.0
     """Before a request's first token, once: HTTP, tokenising, passing between processes, streaming."""
     ttft_band: Annotated[tuple[Positive, Positive], Field(strict=False)] | None = None

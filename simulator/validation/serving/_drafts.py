@@ -19,7 +19,7 @@ from simulator.validation.serving._points import Point
 DRAFTED = 3
 """Tokens of a draft (InferenceX: ``num_nextn_predict_layers: 3``)."""
 KEPT = 2.1
-"""Tokens that a sequence gets in a step, the draft's own passes counted as steps lost. Fitted on 78 pairs of points with and without
+"""Tokens that a sequence gets in a step, the draft's own passes counted as steps lost. Set by hand between points with and without
 drafts, DeepSeek-R1 on B200 and H200 by TensorRT-LLM."""
 _PER_TOKEN = ("mixer_s", "ffn_s", "head_s", "collective_s", "halved_s")
 
