@@ -14,7 +14,6 @@ from simulator.dispatch import limits_of
 from simulator.engine.lockstep import run_lockstep
 from simulator.errors import UserError
 from simulator.overlap import first_half, interleave
-from simulator.plan import POOL_TOKENS
 from simulator.price import PHASES, ExpertStep, Prices
 from simulator.program import Busy, Operation, Together
 
@@ -30,6 +29,8 @@ _SHARES = (1.0, 1.25, 1.6, 3.0, 8.0)
 _BESIDES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.4, 2.0, 4.0)
 """With two-batch overlap, what else a half computes in a layer with experts (mixer, dense blocks, all-reduces) over what its
 exchanges take alone: what is left to wait for falls along straight lines, and to nothing where there is enough to compute."""
+_DRAWN_TOKENS = 1024
+"""Tokens of all draws of an entry, about: many tokens are their own mean."""
 _DRAWS = 64
 """Layers whose choices an entry is the mean of: models with fewer draw several times. With 4 layers, one draw of a few tokens
 missed the mean load imbalance by up to 16 %."""
@@ -164,7 +165,7 @@ def _fill_experts(prices: Prices, rng: np.random.Generator) -> tuple[Floats, Flo
             tokens_d = spread(total, share, layout.attention_dp)
             fullest = int(tokens_d.max())
             if fullest not in known:
-                draws = max(1, min(round(_DRAWS / prices.plan.model.num_moe_layers), POOL_TOKENS // total))
+                draws = max(1, min(round(_DRAWS / prices.plan.model.num_moe_layers), _DRAWN_TOKENS // total))
                 offsets = rng.integers(1 << 30, size=draws)
                 found = [price_experts(prices, tokens_d, int(offset), besides) for offset in offsets]
                 known[fullest] = float(np.mean([alone for alone, _ in found])), np.mean([rows for _, rows in found], axis=0)
