@@ -139,6 +139,8 @@ def _make_pool(spec: DeploymentSpec, seed: int, place: str, folder: Path, taken_
     loaded = load_any_calibration(spec.calibration or accelerator.calibration, place)
     usual = {name: getattr(spec, name) or getattr(loaded, name) for name in ("compute", "communication", "dispatch")}
     spec = spec.model_copy(update=usual)
+    if isinstance(loaded, CalibrationFile):
+        loaded.check_engine(spec.engine, place)
     layout = make_layout(spec.parallel, model, place)
     free_gpus = cluster.num_gpus - taken_gpus
     besides = f" besides {taken_gpus} for prefill" if taken_gpus else ""

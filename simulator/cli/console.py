@@ -82,6 +82,10 @@ def whole_file(target: Path) -> Iterator[Path]:
         raise UserError(f"{target}: no permission to write in {target.parent}")
     partial = target.with_name(f".moesim-partial-{os.getpid()}{target.suffix}")
     try:
+        partial.touch()
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written: {error.strerror}") from None
+    try:
         yield partial
         os.replace(partial, target)
     finally:

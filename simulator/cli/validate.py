@@ -89,7 +89,7 @@ def kernels(
     from simulator.validation.suites import answer_kernels, family_of
 
     family_of(family)
-    _answer_one(lambda tick: answer_kernels(family, table, tick), f"reading {table}", out_file, report, as_json)
+    _answer_one(lambda tick: answer_kernels(family, table, tick), table, out_file, report, as_json)
 
 
 @app.command()
@@ -97,7 +97,7 @@ def serving(table: TableFile, out_file: Rows = None, report: Page = None, as_jso
     """Answer a table of serving points: TTFT and TPOT at a fixed number of requests in flight."""
     from simulator.validation.suites import answer_serving
 
-    _answer_one(lambda tick: answer_serving(table, tick), f"reading {table}", out_file, report, as_json)
+    _answer_one(lambda tick: answer_serving(table, tick), table, out_file, report, as_json)
 
 
 @app.command()
@@ -110,20 +110,24 @@ def published(
     """Answer published end-to-end figures."""
     from simulator.validation.suites import answer_published
 
-    _answer_one(lambda tick: answer_published(file, tick), f"reading {file or 'published figures'}", out_file, report, as_json)
+    _answer_one(lambda tick: answer_published(file, tick), file, out_file, report, as_json)
 
 
-def _answer_one(answer: Callable[[Any], Any], waiting: str, out_file: Path | None, report: Path | None, as_json: bool) -> None:
+def _answer_one(
+    answer: Callable[[Any], Any], table: Path | None, out_file: Path | None, report: Path | None, as_json: bool
+) -> None:
     """Answer one table, and write and print what was found; files are written when all went well."""
     from simulator.validation.board import described, scoreboard
     from simulator.validation.tables import ENDINGS, write_table
 
     if out_file is not None and not out_file.name.endswith(ENDINGS):
         raise UserError(f"--out {out_file}: must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}, which says the format to write")
+    if out_file is not None and table is not None and out_file.resolve() == table.resolve():
+        raise UserError(f"--out {out_file}: is the table itself; name another file")
     with ExitStack() as files:
         rows_file = out_file and files.enter_context(console.whole_file(out_file))
         page_file = report and files.enter_context(console.whole_file(report))
-        with console.progress(unit="rows", waiting=waiting) as tick, described() as run:
+        with console.progress(unit="rows", waiting=f"reading {table or 'published figures'}") as tick, described() as run:
             answered = answer(tick)
         board = scoreboard([answered], run)
         if rows_file:

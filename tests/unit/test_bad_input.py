@@ -54,6 +54,7 @@ def refused(folder, monkeypatch, capsys, text, *options):
     [
         ('weight_dtype = "fp8"', 'weight_dtyp = "fp8"', ["scenario.toml", "weight_dtyp", "weight_dtype"]),
         ('weight_dtype = "fp8"', 'weight_dtype = "fp9"', ["weight_dtype", "fp9", "fp8"]),
+        ('weight_dtype = "fp8"', 'engine = "trt-llm"', ["unknown engine 'trt-llm'", "did you mean 'trtllm'"]),
         ("attention_dp = 8", 'attention_dp = "8"', ["attention_dp", "whole number", '"8"']),
         ("attention_dp = 8", "attention_dp = 0", ["attention_dp", "at least 1"]),
         ('model = "mixtral-8x7b"', "", ["missing", "model"]),

@@ -115,6 +115,8 @@ def test_a_table_without_measurements_is_answered_too(moesim):
         (("kernels", "gemm", "gemm.csv", "--out", "answers.txt"), ["answers.txt", "must end in"]),
         (("kernels", "gemm", "gemm.csv", "--out", "folder.csv"), ["folder.csv", "is a folder"]),
         (("kernels", "gemm", "gemm.csv", "--out", "nowhere/a.csv"), ["nowhere", "does not exist"]),
+        (("kernels", "gemm", "gemm.csv", "--out", "gemm.csv"), ["gemm.csv", "is the table itself"]),
+        (("kernels", "gemm", "gemm.csv", "--out", "/proc/a.csv"), ["/proc/a.csv", "cannot be written"]),
         (("--json", "kernels", "gemm", "gemm.csv"), ["--json", "must stand behind 'kernels'"]),
         (("--measurements", "nowhere"), ["nowhere", "no such folder"]),
         (("--measurements", "gemm.csv"), ["gemm.csv", "is no folder"]),

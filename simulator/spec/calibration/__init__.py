@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from simulator.data import find_file
-from simulator.errors import UserError
+from simulator.errors import UserError, did_you_mean
 from simulator.spec.base import Frozen, Policy, validate
 from simulator.spec.calibration.attention import AttentionFit
 from simulator.spec.calibration.collective import CollectiveFit, ProtocolFit
@@ -138,6 +138,9 @@ class Calibration(Frozen):
         return found
 
 
+_ENGINES = ("vllm", "sglang", "trtllm")
+
+
 class CalibrationFile(Frozen):
     """One accelerator family, for all engines: each table has an entry ``any``, and one for each engine that differs."""
 
@@ -155,6 +158,16 @@ class CalibrationFile(Frozen):
     collective: dict[str, dict[str, CollectiveFit]]
     engine: dict[str, EngineFit]
 
+    def check_engine(self, engine: str, where: str) -> None:
+        """Refuse an engine that nothing is known of, which would be priced as any.
+
+        Raises:
+            UserError: naming those that are known.
+        """
+        known = _engines(self)
+        if engine.partition("@")[0] not in known | {ANY}:
+            raise UserError(f"{where}: unknown engine '{engine}'; {did_you_mean(engine, sorted(known))}")
+
     def on(self, engine: str) -> Calibration:
         """What ``engine`` achieves: its own entries, and those of any engine where it has none.
 
@@ -171,6 +184,13 @@ class CalibrationFile(Frozen):
             collective=_of(self.collective, engine),
             engine=engine_fit(self.engine, named, self.engine[ANY]),
         )
+
+
+def _engines(file: CalibrationFile) -> set[str]:
+    tables: tuple[dict[str, Any], ...] = (file.gemm, file.grouped_gemm, file.attention, file.collective, file.engine)
+    named = {key.partition("@")[0] for table in tables for key in table} - {ANY}
+    # An engine's kernels behind an exchange have entries of their own, which are named after it.
+    return {name for name in named if not name.startswith(tuple(f"{engine}-" for engine in _ENGINES))} | set(_ENGINES)
 
 
 def _behind_exchanges(table: dict[str, dict[str, AnyFit]], engine: str) -> dict[str, AnyFit]:

@@ -180,7 +180,7 @@ def _poll_steps(point: Point) -> int:
 
 def _trtllm(point: Point) -> dict[str, Any]:
     """TensorRT-LLM: whole prompts beside decodes, room for the whole output reserved, 8-bit keys and values with 8- or 4-bit weights."""
-    budget = 8192
+    budget = max(8192, point.num_input + point.concurrency)  # prompts are not cut, so a step must hold one beside the decodes
     if point.is_ranged:  # InferenceX starts it with room for one prompt beside the decodes: its scripts' MAX_NUM_TOKENS
         budget = -(-(point.concurrency + point.num_input + 64) // 64) * 64
     scheduling: Policy = {"kind": "no_evict", "token_budget": budget, "max_sequences": max(256, point.concurrency)}
