@@ -131,4 +131,5 @@ def doublings(number: ArrayLike) -> Floats:
     >>> doublings([1, 2, 3, 8]).tolist()
     [0.0, 1.0, 2.0, 3.0]
     """
-    return np.asarray(np.ceil(np.log2(np.maximum(np.asarray(number, dtype=float), 1.0)) - 1e-9), dtype=np.float64)
+    exact = np.log2(np.maximum(np.asarray(number, dtype=float), 1.0))
+    return np.asarray(np.ceil(exact - 1e-9) + 0.0, dtype=np.float64)  # never a negative zero
