@@ -76,7 +76,8 @@ class AlphaBetaModel:
         copying_s = float(fit.copying_s(load, self.accelerator.num_multiprocessors).max())
         carry_s = float(fit.hidden_s(copying_s, wires_s))
         # Kernels that copy slower than the wires carry leave every link idle in the same proportion.
-        latency_s = float(fit.start_s(load)) + float(fit.told_s(load, carry_s))
+        told_s = float(fit.told_s(load, carry_s, self.accelerator.num_multiprocessors).max())
+        latency_s = float(fit.start_s(load)) + told_s
         if fit.num_sms:
             held_s = (latency_s + carry_s) * fit.num_sms / self.accelerator.num_multiprocessors
         else:  # low-latency kernels leave while bytes are under way (DeepEP's receiving hook): starting and copying remains

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import Field
 
 from simulator.spec.base import Count, NonNegative, Positive
 from simulator.spec.calibration.fit import Fit
@@ -50,8 +51,12 @@ class ExchangeFit(Fit):
     notify_s: NonNegative = 0.0
     """Across domains: telling how much will come, before anything is sent."""
     notify_per_doubling_s: NonNegative = 0.0
+    notify_token_s: NonNegative = 0.0
+    """Multiprocessor-seconds of a token: before results come back, a kernel walks over what was sent."""
     notify_fraction: NonNegative = 0.0
     """Of the time on the wires, what ranks wait for each other there."""
+    notify_band: Annotated[tuple[Positive, Positive], Field(strict=False)] | None = None
+    """Band of telling how much will come; absent: that of the transfer, wider."""
     token_s: NonNegative = 0.0
     """Multiprocessor-seconds of a token, likewise below."""
     token_byte_s: NonNegative = 0.0
@@ -91,8 +96,7 @@ class ExchangeFit(Fit):
             num_sms: what the kernels hold, where it is known to differ; 0 = as in the fit.
         """
         vector_bytes, copies = np.asarray(load.vector_bytes, dtype=float), np.asarray(load.copies, dtype=float)
-        usual = self.num_sms or by_experts(load.num_experts, num_multiprocessors)
-        held = np.where(np.asarray(num_sms) > 0, num_sms, usual)
+        held = self._held(load, num_multiprocessors, num_sms)
         work = np.asarray(load.tokens, dtype=float) * (self.token_s + self.token_byte_s * vector_bytes)
         work = work + copies * (self.copy_s + self.copy_byte_s * vector_bytes)
         forwards = np.where(np.asarray(load.num_nodes, dtype=float) > 1, self.forward_byte_s, 0.0) * np.asarray(
@@ -108,11 +112,17 @@ class ExchangeFit(Fit):
         total = longer * ((copying / longer) ** self.overlap + (wires / longer) ** self.overlap) ** (1.0 / self.overlap)
         return np.asarray(total, dtype=np.float64)
 
-    def told_s(self, load: Load, carrying_s: ArrayLike) -> Floats:
-        """Telling how much will come, across domains."""
+    def told_s(self, load: Load, carrying_s: ArrayLike, num_multiprocessors: ArrayLike, num_sms: ArrayLike = 0) -> Floats:
+        """Telling how much will come, across domains. Arguments as of :meth:`copying_s`."""
         nodes = np.asarray(load.num_nodes, dtype=float)
         told = self.notify_s + self.notify_per_doubling_s * doublings(nodes) + self.notify_fraction * np.asarray(carrying_s)
-        return np.asarray(np.where(nodes > 1, told, 0.0), dtype=np.float64)
+        walked = self.notify_token_s * np.asarray(load.tokens, dtype=float) / self._held(load, num_multiprocessors, num_sms)
+        return np.asarray(np.where(nodes > 1, told + walked, 0.0), dtype=np.float64)
+
+    def _held(self, load: Load, num_multiprocessors: ArrayLike, num_sms: ArrayLike) -> Floats:
+        """Multiprocessors that the kernels hold."""
+        usual = self.num_sms or by_experts(load.num_experts, num_multiprocessors)
+        return np.where(np.asarray(num_sms) > 0, num_sms, usual)
 
 
 def by_experts(num_experts: ArrayLike, num_multiprocessors: ArrayLike) -> Floats:

@@ -61,7 +61,7 @@ class Moves(NamedTuple):
 
     def notify_s(self, fit: ExchangeFit, accelerator: AcceleratorSpec) -> Floats:
         """Telling how much will come."""
-        return fit.told_s(self.load, self.carry_s(fit, accelerator))
+        return fit.told_s(self.load, self.carry_s(fit, accelerator), accelerator.num_multiprocessors, self.num_sms)
 
     def total_s(self, fit: ExchangeFit, accelerator: AcceleratorSpec) -> Floats:
         """Both."""
