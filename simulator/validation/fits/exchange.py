@@ -59,7 +59,9 @@ _START = {
 }
 _FORWARDED = ("forward_byte_s", "crossing_byte_s")
 _ACROSS = ("scale_out_latency_s", "latency_per_doubling_s", "scale_out_fraction", *_FORWARDED)
-_NOTIFY = ("notify_s", "notify_per_doubling_s", "notify_fraction")
+_TELL = {"notify_s": 1e-5, "notify_per_doubling_s": 2e-5}
+_NOTIFY = {"dispatch": _TELL | {"notify_fraction": 0.001}, "combine": _TELL | {"notify_token_s": 2e-7}}
+"""Of telling how much will come, by operation: where the search begins. Before a combine a kernel walks over the tokens."""
 
 
 class _Kernels(NamedTuple):
@@ -74,6 +76,10 @@ class _Kernels(NamedTuple):
 _LATENCY = ("latency_s", "latency_per_expert_s", "scale_up_fraction")
 _NORMAL = ("latency_s", "latency_per_byte_s", "scale_up_fraction", "copy_byte_s")
 _EAGER = ("floor_s", "latency_s", "scale_up_fraction")
+_BACK = ("latency_s", "latency_per_byte_s", "scale_up_fraction")
+"""Low-latency kernels that add up what comes back take longer to start for long vectors."""
+_BY_TOKEN = ("token_s", "token_byte_s")
+"""vLLM's normal kernels take as long for a token of six experts as for one of eight, on as many ranks."""
 _KERNELS = {
     "low_latency": _Kernels(
         "DeepEP low-latency kernels (SGLang)", (*_LATENCY, "token_s"), (*_LATENCY, "copy_byte_s"), num_sms=0, overlap=1.0
@@ -83,19 +89,19 @@ _KERNELS = {
     ),
     "trtllm_deepep_ht": _Kernels(
         "DeepEP normal kernels as TensorRT-LLM calls them",
-        ("latency_s", "latency_per_byte_s", "copy_s", "copy_byte_s"),
-        ("latency_s", "latency_per_byte_s", "copy_s", "copy_byte_s"),
+        ("latency_s", "latency_per_byte_s", "token_s", "copy_s", "copy_byte_s"),
+        ("latency_s", "latency_per_byte_s", "token_s", "copy_byte_s"),
         num_sms=20,
         overlap=3.0,
     ),
     "trtllm_deepep_ll": _Kernels(
-        "DeepEP low-latency kernels as TensorRT-LLM calls them, launched from Python", _EAGER, _EAGER, num_sms=0, overlap=1.0
+        "DeepEP low-latency kernels as TensorRT-LLM calls them, launched from Python", _EAGER, _BACK, num_sms=0, overlap=1.0
     ),
     **{
         f"trtllm_deepep_ll_{dtype}": _Kernels(
             f"DeepEP low-latency kernels that bring results back in {dtype}, as TensorRT-LLM calls them, launched from Python",
             (),
-            _EAGER,
+            _BACK,
             num_sms=0,
             overlap=1.0,
         )
@@ -103,18 +109,22 @@ _KERNELS = {
     },
     "deepep_ht": _Kernels(
         "DeepEP normal kernels as vLLM calls them, launched from Python",
-        ("floor_s", "latency_s", "copy_s", "copy_byte_s"),
-        ("latency_s", "latency_per_byte_s", "copy_s", "copy_byte_s"),
+        ("floor_s", "latency_s", *_BY_TOKEN),
+        ("latency_s", "latency_per_byte_s", *_BY_TOKEN),
         num_sms=20,
         overlap=3.0,
     ),
     "deepep_ll": _Kernels(
-        "DeepEP low-latency kernels as vLLM calls them, launched from Python", _EAGER, _EAGER, num_sms=0, overlap=1.0
+        "DeepEP low-latency kernels as vLLM calls them, launched from Python",
+        _EAGER,
+        ("floor_s", *_BACK),
+        num_sms=0,
+        overlap=1.0,
     ),
     "deepep_v2_context": _Kernels(
         "DeepEP v2 kernels for prompts as vLLM calls them, launched from Python",
-        ("floor_s", "latency_s", "copy_s", "copy_byte_s"),
-        ("floor_s", "latency_s", "copy_s", "copy_byte_s"),
+        ("floor_s", "latency_s", "token_byte_s"),
+        ("floor_s", "latency_s", "copy_byte_s"),
         num_sms=64,
         overlap=3.0,
     ),
@@ -205,7 +215,7 @@ def _entry(accelerator: AcceleratorSpec, kernels: str, operation: str, rows: _Ro
         **coefficients,
         **{name: 0.0 for name in ("latency_s",) if name not in coefficients},
         **({"scale_up_fraction": 1.0} if "scale_up_fraction" not in coefficients else {}),
-        **_notify(accelerator, fitted, told),
+        **_notify(accelerator, fitted, _NOTIFY[operation], told),
         "domain": _domain(rows, nodes),
     }
 
@@ -269,29 +279,54 @@ def _predict(fit: ExchangeFit, accelerator: AcceleratorSpec, rows: _Rows) -> NDA
     return np.concatenate([part.moves.transfer_s(fit, accelerator) for part in rows.parts])
 
 
-def _notify(accelerator: AcceleratorSpec, fitted: ExchangeFit, told: list[Part]) -> dict[str, float]:
-    """Telling how much comes: linear in the doublings of nodes and in what is carried."""
+def _notify(accelerator: AcceleratorSpec, fitted: ExchangeFit, start: dict[str, float], told: list[Part]) -> dict[str, Any]:
+    """Telling how much comes: linear in the doublings of nodes, and in tokens over multiprocessors or in what is carried."""
     if not told:
         return {}
     nodes = np.concatenate([np.asarray(part.moves.load.num_nodes, dtype=float) for part in told])
-    carry = np.concatenate([part.moves.carry_s(fitted, accelerator) for part in told])
     measured = np.concatenate([part.measured_s for part in told])
-    used = (nodes > 1) & (measured > 0) & ~np.concatenate([part.is_congested for part in told])
+    across = (nodes > 1) & (measured > 0)
+    used = across & ~np.concatenate([part.is_congested for part in told])
     if not used.any():
         return {}
+    found = _notify_search(accelerator, fitted, start, told, measured, used)
+    predicted = np.full(len(nodes), np.nan)
+    for left_out in np.unique(nodes[used]):
+        held = across & (nodes == left_out)
+        predicted[held] = _told_s(_notify_search(accelerator, fitted, start, told, measured, used & ~held), accelerator, told)[held]
+    low, high = np.quantile(measured[across] / predicted[across], [0.1, 0.9])
+    return {
+        **{name: getattr(found, name) for name in start if getattr(found, name) > 0},
+        "notify_band": [_rounded(float(low)), _rounded(float(high))],
+    }
+
+
+def _notify_search(
+    accelerator: AcceleratorSpec,
+    fitted: ExchangeFit,
+    start: dict[str, float],
+    told: list[Part],
+    measured: NDArray[np.float64],
+    used: NDArray[np.bool_],
+) -> ExchangeFit:
+    first = np.log(list(start.values()))
 
     def errors(logs: NDArray[np.float64]) -> NDArray[np.float64]:
-        base, doubling, share = np.exp(logs)
-        told_s = base + doubling * np.log2(nodes[used]) + share * carry[used]
-        return np.asarray(np.log(told_s / measured[used]), dtype=np.float64)
+        built = fitted.model_copy(update=dict(zip(start, np.exp(logs).tolist(), strict=True)))
+        return np.log(_told_s(built, accelerator, told)[used] / measured[used])
 
-    best = least_squares(errors, np.log([1e-5, 2e-5, 0.01]), loss="soft_l1", f_scale=0.1)
-    return {name: _rounded(value) for name, value in zip(_NOTIFY, np.exp(best.x).tolist(), strict=True)}
+    far = np.log(100.0)
+    best = least_squares(errors, first, bounds=(first - far, first + far), loss="soft_l1", f_scale=0.1)
+    return fitted.model_copy(update={name: _rounded(value) for name, value in zip(start, np.exp(best.x).tolist(), strict=True)})
+
+
+def _told_s(fit: ExchangeFit, accelerator: AcceleratorSpec, told: list[Part]) -> NDArray[np.float64]:
+    return np.concatenate([part.moves.notify_s(fit, accelerator) for part in told])
 
 
 def _across_as_hopper(entry: dict[str, Any], hopper: dict[str, Any] | None) -> dict[str, Any]:
     """Across nodes the network cards decide, which are the same: as fitted on Hopper, where it was."""
-    known = {name: hopper[name] for name in (*_ACROSS, *_NOTIFY) if name in hopper} if hopper else {}
+    known = {name: hopper[name] for name in (*_ACROSS, *_ALL_NOTIFY) if name in hopper} if hopper else {}
     missing = {name: value for name, value in _ASSUMED_ACROSS.items() if name not in known}
     entry = {**entry, **missing, **known}
     entry["source"] += "; across nodes assumed, " + (
@@ -300,6 +335,7 @@ def _across_as_hopper(entry: dict[str, Any], hopper: dict[str, Any] | None) -> d
     return entry
 
 
+_ALL_NOTIFY = ("notify_s", "notify_per_doubling_s", "notify_token_s", "notify_fraction", "notify_band")
 _ASSUMED_ACROSS = {"scale_out_latency_s": 5e-5, "latency_per_doubling_s": 1e-5, "scale_out_fraction": 0.9}
 
 

@@ -34,10 +34,13 @@ _OPERATIONS = ("dispatch", "combine")
 _POLICY = {"low_latency": "per_expert", "normal": "per_node", "one_sided": "per_expert"}
 """NVLink one-sided kernels were timed with a perfect router: each of a token's experts on another rank."""
 _NOTIFY_WIDER = 4.0
-"""How much wider, in log space, the band of telling how much will come is than the transfer's: it holds ranks' waits for each other."""
+"""How much wider, in log space, the band of telling how much will come is than the transfer's, where it has none of its own: it holds
+ranks' waits for each other."""
 _CONGESTED_NODES = 8
 _CONGESTED_TOKENS = {"dispatch": 32, "combine": 4096}
 """On the eight nodes of the DeepEP table, beyond so many tokens the network carries a third of what it does on four."""
+_CONGESTED_NOTIFY = 32
+"""Telling waits for what the dispatch left on that network."""
 
 
 class Part(NamedTuple):
@@ -112,7 +115,9 @@ def _answer(answers: Answers, part: Part) -> None:
     seconds = part.moves.notify_s(fit, accelerator) if part.is_notify else part.moves.transfer_s(fit, accelerator)
     known = part.moves.known
     statuses = [_status(fit, part, accelerator, i) if known[i] else _UNREADABLE for i in range(len(part.places))]
-    band = Band.of(fit).widened(_NOTIFY_WIDER) if part.is_notify else Band.of(fit)
+    band = Band.of(fit)
+    if part.is_notify:
+        band = band.widened(_NOTIFY_WIDER) if fit.notify_band is None else Band(*fit.notify_band)
     low, high = band.around(seconds, np.array([status != OK for status in statuses], dtype=bool))
     for values, into in ((seconds, answers.seconds), (low, answers.low), (high, answers.high)):
         into[part.places, part.measure] = np.where(known, values, np.nan)
@@ -172,13 +177,11 @@ def _deepep(table: pd.DataFrame, kernels: str) -> Iterator[Part]:
             sms = rows[f"{operation}_sms"] if kernels == "normal" else 0
             part = _part(rows.assign(value_bytes=value_bytes, sms=sms), places, gpu, engine, kernels, operation, "deepep")
             if kernels == "normal":
-                congested = (part.num_ranks == _CONGESTED_NODES * _GPUS_PER_NODE) & (
-                    np.asarray(part.moves.load.tokens, dtype=float) > _CONGESTED_TOKENS[operation]
-                )
-                part = part._replace(is_congested=congested, measured=f"{operation}_transmit_us")
-                part = part._replace(is_whole_row=False)
+                tokens = np.where(part.num_ranks == _CONGESTED_NODES * _GPUS_PER_NODE, part.moves.load.tokens, 0)
+                part = part._replace(is_whole_row=False, is_congested=tokens > _CONGESTED_NOTIFY)
                 yield part._replace(measure=2 * o + 1, measured=f"{operation}_notify_us", is_notify=True)
-                yield part._replace(measure=2 * o)
+                congested = tokens > _CONGESTED_TOKENS[operation]
+                yield part._replace(measure=2 * o, measured=f"{operation}_transmit_us", is_congested=congested)
             else:
                 yield part._replace(measure=o, measured=f"{operation}_avg_t_us", is_whole_row=False)
 
