@@ -34,6 +34,13 @@ class EngineFit(Fit):
     """As ``band``, which is that of the time per token, for the time to the first token; likewise below."""
     ttft_median_error: NonNegative | None = None
     ttft_p90_error: NonNegative | None = None
+    left_out: dict[str, Annotated[tuple[NonNegative, NonNegative, NonNegative], Field(strict=False)]] = {}
+    """Rows, median and 90th percentile of the absolute error by what was asked (``tpot MoE``, ``tpot dense``, ``ttft``), of all engines
+    together and each point priced by the entry that it would have without its model, and without its GPU."""
+    models: tuple[str, ...] = Field(default=(), strict=False)
+    """Model files whose points are in the fit, likewise accelerator files; ``domain`` is their load."""
+    gpus: tuple[str, ...] = Field(default=(), strict=False)
+    releases: tuple[str, ...] = Field(default=(), strict=False)
 
     def prompt_s(self, num_layers: int, num_moe_layers: int) -> float:
         """What a step with prompt tokens takes beyond one without.

@@ -23,9 +23,12 @@ from simulator.validation.fits import COMMAND
 from simulator.validation.kernels._hardware import accelerator_name
 from simulator.validation.serving import MEASURES, Group, groups
 from simulator.validation.serving._answer import prepare
+from simulator.validation.serving._deployments import deployment_of
 from simulator.validation.serving._load import sums
 
 _TABLE = "serving_points.csv.gz"
+LOAD = ("isl", "osl", "concurrency")
+"""What the domain of an entry is of: tokens in, tokens out, requests in flight."""
 _SOURCE = "NVIDIA aiconfigurator-core 0.12.0, Apache-2.0"
 _COEFFICIENTS = ("step_s", "sequence_s", "first_token_s")
 _START = np.array([1e-3, 2e-5, 4e-2])
@@ -58,6 +61,11 @@ class Points:
     """``[n, 2, 4]`` for TTFT and TPOT: seconds of kernels, and what each coefficient is multiplied with."""
     measured: NDArray[np.float64]
     """``[n, 2]`` seconds."""
+    file: NDArray[np.object_]
+    """The model's, which says what a prediction was not fitted on."""
+    is_moe: NDArray[np.bool_]
+    load: NDArray[np.float64]
+    """``[n, 3]``: :data:`LOAD`."""
 
     def where(self, chosen: NDArray[np.bool_]) -> Points:
         """Some of them."""
@@ -82,10 +90,16 @@ def simulate(table: pd.DataFrame) -> Points:
             gpu = accelerator_name(point.system) or ""
             calibration = load_accelerator(gpu, point.system).calibration
             model = point.repository.rsplit("/", 1)[-1].replace("-R1", "-V3")  # one shape
-            rows.append((point.engine, point.version, model, gpu, calibration, parts, measured))
+            load = (point.num_input, point.num_output, point.concurrency)
+            deployed = deployment_of(point)
+            known = (deployed.spec.model, deployed.model.moe is not None, load)
+            rows.append((point.engine, point.version, model, gpu, calibration, parts, measured, *known))
     columns = [np.array(column, dtype=object) for column in list(zip(*rows, strict=True))[:5]]
     seconds = [np.array([row[place] for row in rows], dtype=float) for place in (5, 6)]
-    return Points(columns[0], columns[1], columns[2], columns[3], columns[4], seconds[0], seconds[1])
+    files, is_moe, loads = (
+        np.array([row[place] for row in rows], dtype=kind) for place, kind in ((7, object), (8, bool), (9, float))
+    )
+    return Points(columns[0], columns[1], columns[2], columns[3], columns[4], seconds[0], seconds[1], files, is_moe, loads)
 
 
 def _simulated(group: Group) -> list[NDArray[np.float64] | None]:
@@ -124,9 +138,10 @@ def fit_points(points: Points) -> dict[str, dict[str, Any]]:
             here = members & (points.calibration == calibration)
             is_own = (calibration, key) in fitted
             judged = ratios[:, here if here.sum() >= _LEAST_ROWS else members]
-            entries[key] = _entry(
-                key, calibration if is_own else "all GPUs", values, int((here if is_own else members).sum()), judged
-            )
+            fitted_on = here if is_own else members
+            entries[key] = _entry(key, calibration if is_own else "all GPUs", values, int(fitted_on.sum()), judged)
+            entries[key] |= _known(points.where(fitted_on))
+        entries[_ANY] |= {"left_out": _left_out(points, ratios, points.calibration == calibration)}
         if "trtllm" in entries:
             entries[_COMPILED] = _compiled(entries["trtllm"])
             entries[_EARLIEST] = _earliest(entries[_COMPILED])
@@ -266,6 +281,28 @@ def _entry(key: str, where: str, values: NDArray[np.float64], num_rows: int, rat
         "ttft_p90_error": float(np.nanquantile(off[:, 0], 0.9)),
     }
     return found | dict(zip(_COEFFICIENTS, map(float, values), strict=True)) | {"layer_s": 0.0}
+
+
+def _known(points: Points) -> dict[str, Any]:
+    """What the points of an entry were measured on."""
+    low, high = points.load.min(axis=0), points.load.max(axis=0)
+    return {
+        "models": sorted(map(str, np.unique(points.file))),
+        "gpus": sorted(map(str, np.unique(points.system))),
+        "releases": [".".join(map(str, release)) for release in sorted({release_of(version) for version in points.version} - {()})],
+        "domain": {name: (int(low[i]), int(high[i])) for i, name in enumerate(LOAD)},
+    }
+
+
+def _left_out(points: Points, ratios: NDArray[np.float64], here: NDArray[np.bool_]) -> dict[str, tuple[int, float, float]]:
+    """What the entries of a calibration make of points without their model, and without their GPU, by what is asked of them."""
+    asked = {"tpot MoE": (1, here & points.is_moe), "tpot dense": (1, here & ~points.is_moe), "ttft": (0, here)}
+    found = {}
+    for name, (measure, own) in asked.items():
+        off = np.abs(ratios[:, own, measure] - 1)
+        if off.size:
+            found[name] = (int(own.sum()), float(np.nanmedian(off)), float(np.nanquantile(off, 0.9)))
+    return found
 
 
 def _band(ratios: NDArray[np.float64]) -> tuple[float, float]:
