@@ -7,8 +7,9 @@ al., "Efficient Coflow Scheduling with Varys", SIGCOMM 2014), so an exchange alo
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
+import numba
 import numpy as np
 import simpy
 from numpy.typing import NDArray
@@ -94,24 +95,53 @@ class FluidWires:
 def fair_rates(busy_s: list[NDArray[np.float64]]) -> list[float]:
     """Max-min fair rates of fluids over links, in shares of a fluid per second.
 
-    All rates rise together, in proportion to what each fluid would reach alone, until a link is full; the fluids on it keep
-    their rate and the rest rise on (progressive filling; Bertsekas and Gallager, "Data Networks", 6.5).
-
     Args:
         busy_s: for each fluid, the seconds that each link would need for all of it.
     """
-    alone = [1.0 / float(seconds.max()) for seconds in busy_s]
-    if len(busy_s) <= 1:
-        return alone
-    load_FL = np.stack([seconds * rate for seconds, rate in zip(busy_s, alone, strict=True)])
-    level_F = np.zeros(len(busy_s))
-    rising_F = np.ones(len(busy_s), dtype=np.bool_)
-    while rising_F.any():
-        used_L = level_F @ load_FL
-        growth_L = load_FL[rising_F].sum(axis=0)
-        room_L = np.divide(1.0 - used_L, growth_L, out=np.full(len(used_L), np.inf), where=growth_L > 1e-15)
-        step = max(float(room_L.min()), 0.0)
-        level_F[rising_F] += step
-        full_L = (room_L <= step + 1e-12) & (growth_L > 1e-15)
-        rising_F &= ~(load_FL[:, full_L] > 1e-15).any(axis=1)
-    return [float(level * rate) for level, rate in zip(level_F, alone, strict=True)]
+    if len(busy_s) == 1:
+        return [1.0 / float(busy_s[0].max())]
+    return [float(rate) for rate in shared_rates(np.stack(busy_s))] if busy_s else []
+
+
+@numba.njit(cache=True)
+def shared_rates(busy_FL: Any) -> Any:
+    """:func:`fair_rates` for compiled code.
+
+    All rates rise together, in proportion to what each fluid would reach alone, until a link is full; the fluids on it keep
+    their rate and the rest rise on (progressive filling; Bertsekas and Gallager, "Data Networks", 6.5).
+    """
+    num_flows, num_links = busy_FL.shape
+    alone_F, level_F = np.zeros(num_flows), np.zeros(num_flows)
+    for flow in range(num_flows):
+        alone_F[flow] = 1.0 / largest(busy_FL[flow])
+    rising_F = np.ones(num_flows, dtype=np.bool_)
+    room_L = np.empty(num_links)
+    num_rising = num_flows
+    while num_rising > 0:
+        step = np.inf
+        for link in range(num_links):
+            used, growth = 0.0, 0.0
+            for flow in range(num_flows):
+                load = busy_FL[flow, link] * alone_F[flow]
+                used += level_F[flow] * load
+                growth += load if rising_F[flow] else 0.0
+            room_L[link] = (1.0 - used) / growth if growth > 1e-15 else np.inf
+            step = min(step, room_L[link])
+        step = max(step, 0.0)
+        for flow in range(num_flows):
+            if rising_F[flow]:
+                level_F[flow] += step
+                for link in range(num_links):
+                    if room_L[link] <= step + 1e-12 and busy_FL[flow, link] * alone_F[flow] > 1e-15:
+                        rising_F[flow] = False
+                num_rising -= not rising_F[flow]
+    return level_F * alone_F
+
+
+@numba.njit(cache=True)
+def largest(seconds: Any) -> float:
+    """The largest, or 0 of nothing."""
+    found = 0.0
+    for value in seconds:
+        found = max(found, value)
+    return found

@@ -1,68 +1,134 @@
-"""All ranks of a step in one process, for programs in which every exchange joins all ranks: what filling the tables takes.
+"""All ranks of a step in one compiled loop, for programs in which every exchange joins all ranks: what filling the tables takes.
 
-The same times as :mod:`simulator.engine.rank`, which a test holds it to, in a fraction of the events: what each rank computes is
-added to a vector of clocks, and only exchanges, which may share the wires, are events.
+The same times as :mod:`simulator.engine.rank`, which a test holds it to, without events: what each rank computes is added to a
+vector of clocks, and exchanges under way, which may share the wires, are brought forward only as far as a rank waits for one.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import numba
 import numpy as np
-import simpy
-from simpy.events import Event, ProcessGenerator
+from numpy.typing import NDArray
 
 from simulator.cost.comm import Exchange
-from simulator.engine.fabric import FluidWires
-from simulator.program import Busy, Finish, Operation, Start
+from simulator.engine.fabric import largest, shared_rates
+from simulator.program import AtLeast, Busy, Finish, Operation, Start, Together
 from simulator.records import STEP_PHASES
 
-
-class _Flight:
-    """An exchange under way."""
-
-    def __init__(self, env: simpy.Environment) -> None:
-        self.started_s = self.over_s = 0.0
-        self.over: Event = env.event()
+_BUSY, _START, _FINISH = 0, 1, 2
+_PHASES = {phase: number for number, phase in enumerate(STEP_PHASES)}
 
 
-def run_lockstep(program: list[Operation], num_ranks: int) -> dict[str, float]:
-    """Seconds of the program by phase, mean over ranks, the wait for the last rank at its end included."""
-    env = simpy.Environment()
-    phases = dict.fromkeys(STEP_PHASES, 0.0)
-    env.run(env.process(_run(env, FluidWires(env), program, num_ranks, phases)))
-    return phases
+class Lockstep:
+    """A program, ready to run."""
 
-
-def _run(
-    env: simpy.Environment, wires: FluidWires, program: list[Operation], num_ranks: int, phases: dict[str, float]
-) -> ProcessGenerator:
-    clock_R = np.zeros(num_ranks)
-    flights: dict[int, _Flight] = {}
-    for operation in program:
-        if isinstance(operation, Busy):
-            clock_R = clock_R + operation.seconds_R
-            phases[operation.phase] += float(operation.seconds_R.mean())
-            continue
-        if isinstance(operation, Finish):
-            phase, flight = operation.start.phase, flights.pop(operation.start.number)
-        else:
-            phase, flight = operation.phase, _Flight(env)
-            env.process(_exchange(env, wires, flight, float(clock_R.max()), operation.exchanges[0]))
+    def __init__(self, program: list[Operation], num_ranks: int) -> None:
+        orders: list[tuple[int, int, int]] = []
+        seconds: list[NDArray[np.float64]] = []
+        exchanges: list[Exchange] = []
+        flights: dict[int, int] = {}
+        for operation in program:
+            if isinstance(operation, AtLeast):
+                raise TypeError("a step's least duration is none of a part of it")
+            phase = _PHASES[operation.start.phase if isinstance(operation, Finish) else operation.phase]
+            if isinstance(operation, Busy):
+                orders.append((_BUSY, phase, len(seconds)))
+                seconds.append(operation.seconds_R)
+                continue
+            if isinstance(operation, Start | Together):
+                flight = len(exchanges)
+                orders.append((_START, phase, flight))
+                exchanges.append(operation.exchanges[0])
             if isinstance(operation, Start):
                 flights[operation.number] = flight
+            else:
+                orders.append((_FINISH, phase, flights.pop(operation.start.number) if isinstance(operation, Finish) else flight))
+        self._orders_O3 = np.array(orders, dtype=np.int64).reshape(-1, 3)
+        self._seconds_BR = np.array(seconds, dtype=np.float64).reshape(-1, num_ranks)
+        self._delays_F2 = np.array([(way.stagger_s, way.latency_s) for way in exchanges], dtype=np.float64).reshape(-1, 2)
+        self._busy_FL = np.zeros((len(exchanges), max((way.busy_s.size for way in exchanges), default=0)))
+        for busy_L, way in zip(self._busy_FL, exchanges, strict=True):
+            busy_L[: way.busy_s.size] = way.busy_s
+
+    def run(self, attention: float = 1.0) -> dict[str, float]:
+        """Seconds of the program by phase, mean over ranks, the wait for the last rank at its end included.
+
+        Args:
+            attention: what the seconds of that phase are multiplied by.
+        """
+        factor_P = np.ones(len(STEP_PHASES))
+        factor_P[_PHASES["attention"]] = attention
+        phases_P = _run(self._orders_O3, self._seconds_BR, self._delays_F2, self._busy_FL, factor_P, _PHASES["wait"])
+        return dict(zip(STEP_PHASES, phases_P.tolist(), strict=True))
+
+
+@numba.njit(cache=True)
+def _run(orders_O3: Any, seconds_BR: Any, delays_F2: Any, busy_FL: Any, factor_P: Any, wait: int) -> Any:
+    num_flights, num_ranks = len(busy_FL), seconds_BR.shape[1]
+    phases_P = np.zeros(len(factor_P))
+    clock_R = np.zeros(num_ranks)
+    started_F = np.zeros(num_flights)
+    begins_F = np.zeros(num_flights)
+    over_F = np.full(num_flights, np.inf)
+    left_F = np.ones(num_flights)
+    open_F = np.zeros(num_flights, dtype=np.bool_)
+    now_s = 0.0
+    for kind, phase, index in orders_O3:
+        if kind == _BUSY:
+            for rank in range(num_ranks):
+                seconds = seconds_BR[index, rank] * factor_P[phase]
+                clock_R[rank] += seconds
+                phases_P[phase] += seconds / num_ranks
+        elif kind == _START:
+            started_F[index] = largest(clock_R) + delays_F2[index, 0]
+            begins_F[index] = started_F[index] + delays_F2[index, 1]
+            open_F[index] = True
+        else:
+            now_s = _bring_over(index, now_s, begins_F, over_F, left_F, open_F, busy_FL)
+            for rank in range(num_ranks):
+                here_s = clock_R[rank]
+                over_s = max(here_s, over_F[index])
+                begun_s = min(max(started_F[index], here_s), over_s)
+                phases_P[wait] += (begun_s - here_s) / num_ranks
+                phases_P[phase] += (over_s - begun_s) / num_ranks
+                clock_R[rank] = over_s
+    phases_P[wait] += largest(clock_R) - clock_R.sum() / num_ranks
+    return phases_P
+
+
+@numba.njit(cache=True)
+def _bring_over(flight: int, now_s: float, begins_F: Any, over_F: Any, left_F: Any, open_F: Any, busy_FL: Any) -> float:
+    """Let exchanges under way share the wires until ``flight`` is over, and say when that is."""
+    while open_F[flight]:
+        num_flowing, next_s = 0, np.inf
+        flowing_F = np.empty(len(open_F), dtype=np.int64)
+        for other in range(len(open_F)):
+            if not open_F[other]:
                 continue
-        yield flight.over
-        begun_R = np.clip(flight.started_s, clock_R, np.maximum(clock_R, flight.over_s))
-        phases["wait"] += float((begun_R - clock_R).mean())
-        clock_R = np.maximum(clock_R, flight.over_s)
-        phases[phase] += float((clock_R - begun_R).mean())
-    phases["wait"] += float((clock_R.max() - clock_R).mean())
-
-
-def _exchange(env: simpy.Environment, wires: FluidWires, flight: _Flight, at_s: float, exchange: Exchange) -> ProcessGenerator:
-    flight.started_s = at_s + exchange.stagger_s
-    if flight.started_s > env.now:
-        yield env.timeout(flight.started_s - env.now)
-    if exchange.latency_s > 0.0 or exchange.busy_s.size:
-        yield wires.carry(exchange)
-    flight.over_s = env.now
-    flight.over.succeed()
+            if begins_F[other] > now_s:
+                next_s = min(next_s, begins_F[other])
+            elif largest(busy_FL[other]) == 0.0:  # nothing to carry
+                over_F[other], open_F[other] = begins_F[other], False
+            else:
+                flowing_F[num_flowing] = other
+                num_flowing += 1
+        flow_FL = np.empty((num_flowing, busy_FL.shape[1]))
+        for place in range(num_flowing):
+            flow_FL[place] = busy_FL[flowing_F[place]]
+        rate_F = shared_rates(flow_FL)
+        first_s = np.inf
+        for place in range(num_flowing):
+            first_s = min(first_s, max(left_F[flowing_F[place]], 0.0) / rate_F[place])
+        elapsed_s = min(first_s, next_s - now_s)
+        if elapsed_s == np.inf:
+            return now_s
+        for place in range(num_flowing):
+            other = flowing_F[place]
+            is_due = max(left_F[other], 0.0) / rate_F[place] <= elapsed_s * (1 + 1e-9)  # what is left of it is rounding
+            left_F[other] -= rate_F[place] * elapsed_s
+            if is_due:
+                over_F[other], open_F[other] = now_s + elapsed_s, False
+        now_s = next_s if next_s - now_s < first_s else now_s + elapsed_s
+    return now_s

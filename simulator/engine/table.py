@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from simulator.cost.comm import Exchange
 from simulator.cost.compute import Rates
 from simulator.dispatch import limits_of
-from simulator.engine.lockstep import run_lockstep
+from simulator.engine.lockstep import Lockstep
 from simulator.errors import UserError
 from simulator.overlap import first_half, interleave
 from simulator.price import PHASES, ExpertStep, Prices
@@ -226,15 +226,13 @@ def price_experts(prices: Prices, tokens_d: Ints, offset: int, besides: tuple[fl
         read_bytes += sum(step.read_bytes for step in steps[-1]) * repeats
         offset += int(part_d.sum())
     alone_s = sum(step.dispatch.alone_s + step.combine.alone_s for part in steps for step in part) / len(parts)
+    programs = [_expert_program(prices, part, alone_s / len(layers)) for part in steps]
+    lockstep = Lockstep(interleave(*programs) if is_split else programs[0], num_ranks)
     rows = []
-    for beside in besides:
-        programs = [_expert_program(prices, part, beside * alone_s / len(layers)) for part in steps]
-        program = interleave(*programs) if is_split else programs[0]
-        phases = run_lockstep(program, num_ranks)
+    for beside in besides if is_split else (0.0,):
+        phases = lockstep.run(beside)
         rows.append([*(phases[phase] * repeats for phase in EXPERT_PHASES), imbalance, read_bytes])
-        if not is_split:
-            return 1.0, np.array(rows * len(besides))
-    return alone_s * repeats, np.array(rows)
+    return (alone_s * repeats, np.array(rows)) if is_split else (1.0, np.array(rows * len(besides)))
 
 
 def _layers_run(num_layers: int, offset: int) -> list[int]:

@@ -8,7 +8,7 @@ import simpy
 
 from simulator.engine.cluster import run_plan
 from simulator.engine.fabric import FluidWires
-from simulator.engine.lockstep import run_lockstep
+from simulator.engine.lockstep import Lockstep
 from simulator.engine.message import MessageWires
 from simulator.engine.rank import finish_step, run_step
 from simulator.errors import UserError
@@ -108,7 +108,7 @@ def test_all_ranks_in_one_process_take_the_times_of_a_process_each(tiny, split, 
         program = Prices(plan, 64).program(batch_of(plan, tokens), 5)
         env = simpy.Environment()
         times = finish_step(env, run_step(env, FluidWires(env), program, plan.layout.num_ranks))
-        assert run_lockstep(program, plan.layout.num_ranks) == pytest.approx(times.phases, rel=1e-9, abs=1e-15)
+        assert Lockstep(program, plan.layout.num_ranks).run() == pytest.approx(times.phases, rel=1e-9, abs=1e-15)
 
 
 @pytest.mark.parametrize("split", ["one node", "tensor-parallel attention"])
