@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,8 +18,10 @@ from simulator.validation.published._scores import figures, mixture_ratios, with
 from simulator.validation.published._serve import make, serve
 from simulator.validation.published._sweep import answers
 
-_BATCH, _BUDGET = 2048, 8192
-"""``max_batch_size`` and ``max_num_tokens``, the defaults of TensorRT-LLM's builder; what each row was tuned to is not published."""
+_MOST_SEQUENCES, _MOST_TOKENS = 4096, 32_768
+"""Caps of ``max_batch_size`` and ``max_num_tokens`` in ``trtllm-bench``, which chooses both for each engine, see :func:`_limits`."""
+_LEAST_SEQUENCES, _LEAST_TOKENS = 64, 2048
+"""And the smallest that it chooses."""
 _FREE = 0.9
 """Share of the free memory that TensorRT-LLM gives to the cache by default."""
 _TURNS, _LEAST, _MOST = 5, 1000, 30_000
@@ -93,8 +96,28 @@ def _release(text: str) -> str:
     return f"{numbers}.0" if re.fullmatch(r"\d+\.\d+", numbers) else numbers
 
 
+def _limits(room: float, per_output: float) -> tuple[int, int]:
+    """``max_batch_size`` and ``max_num_tokens`` as ``trtllm-bench`` chooses them: what fits, and the tokens of a steady step, rounded up.
+
+    Args:
+        room: requests that fit in the cache.
+        per_output: prompt tokens to each output token, which a step computes beside it.
+
+    >>> _limits(470.0, 0.0625), _limits(14.0, 16.0), _limits(1e4, 1.0)
+    ((512, 2048), (64, 2048), (4096, 8192))
+    """
+    sequences = min(room, _MOST_SEQUENCES)
+    tokens = min(sequences * (1 + per_output), _MOST_TOKENS)
+    grain = 32 if sequences < 256 else 128 if sequences < 1024 else 256
+    token_grain = 256 if tokens < 4096 else 512 if tokens < 8192 else 1024
+    return (
+        max(_LEAST_SEQUENCES, grain * math.ceil(sequences / grain)),
+        max(_LEAST_TOKENS, token_grain * math.ceil(tokens / token_grain)),
+    )
+
+
 def _answer(case: _Row) -> Reply:
-    deployment = {
+    deployment: dict[str, Any] = {
         "model": case.model,
         "cluster": cluster_of(case.accelerator, case.tp),
         "engine": f"trtllm@{case.release}",
@@ -102,16 +125,17 @@ def _answer(case: _Row) -> Reply:
         "kv_dtype": "bf16" if case.dtype in ("bf16", "int4", "int8") else "fp8",
         "parallel": {"tp": case.tp, "ep": case.ep},
         "free_memory_fraction": _FREE,
-        "scheduling": {
-            "kind": "no_evict",
-            "max_sequences": _BATCH,
-            "token_budget": _BUDGET,
-            "chunked_prompts": case.num_input > _BUDGET // 2,
-        },
     }
-    plan = make(deployment)
-    fitting = plan.capacity.num_blocks // plan.capacity.blocks_for(case.num_input + case.num_output)
-    batch = max(1, min(fitting, _BATCH))
+    capacity = make(deployment).capacity
+    room = capacity.num_blocks / capacity.blocks_for(case.num_input + case.num_output)
+    sequences, tokens = _limits(room, case.num_input / case.num_output)
+    deployment["scheduling"] = {
+        "kind": "no_evict",
+        "max_sequences": sequences,
+        "token_budget": tokens,
+        "chunked_prompts": case.num_input > tokens // 2,
+    }
+    batch = max(1, min(int(room), sequences))
     most = int(np.clip(_TURNS * batch, _LEAST, _MOST))
     most = max(batch, min(most, batch * _STEPS // case.num_output))
     served = serve(deployment, np.full(most, case.num_input), np.full(most, case.num_output))
