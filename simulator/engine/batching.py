@@ -48,6 +48,7 @@ def form_step(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) ->
     head, chunk, num_running = ranks.head, ranks.chunk, ranks.num_running
     has_work = False
     holds = limits.balance_steps > 0 and _holds_prompts(ranks, limits)
+    holds = holds or (limits.wait_steps > 0 and _waits_for_more(requests, ranks, limits))
     for d in range(len(head)):
         chunk[d, : num_running[d]] = 0
         budget = limits.token_budget
@@ -70,6 +71,23 @@ def _holds_prompts(ranks: Ranks, limits: Limits) -> bool:
         waiting += ranks.head[d] >= 0
         running += ranks.num_running[d]
     if waiting == 0 or waiting == len(ranks.head) or running == 0 or ranks.held[0] >= limits.balance_steps:
+        ranks.held[0] = 0
+        return False
+    ranks.held[0] += 1
+    return True
+
+
+@numba.njit(cache=True)
+def _waits_for_more(requests: Requests, ranks: Ranks, limits: Limits) -> bool:
+    """Whether the prompts of the only rank wait on, since they and its decodes do not fill a step yet, but not for ever."""
+    running, r = ranks.num_running[0], ranks.head[0]
+    if r < 0:
+        return False
+    tokens = running
+    while r >= 0 and tokens + requests.num_input[r] <= limits.token_budget:
+        tokens += requests.num_input[r]
+        r = requests.following[r]
+    if running == 0 or tokens >= limits.wait_tokens or ranks.held[0] >= limits.wait_steps:
         ranks.held[0] = 0
         return False
     ranks.held[0] += 1

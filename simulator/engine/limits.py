@@ -35,6 +35,8 @@ def make_limits(plan: Plan, trace: RequestTrace) -> Limits:
         reserves_output=plan.rules.reserves_output,
         poll_steps=plan.rules.poll_steps,
         balance_steps=plan.rules.balance_steps if plan.layout.attention_dp > 1 else 0,
+        wait_steps=plan.rules.wait_steps if plan.layout.attention_dp == 1 else 0,
+        wait_tokens=math.ceil(plan.rules.wait_share * plan.rules.token_budget),
     )
 
 

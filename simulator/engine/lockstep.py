@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from simulator.cost.comm import Exchange
 from simulator.engine.fabric import largest, shared_rates
-from simulator.program import AtLeast, Busy, Finish, Operation, Start, Together
+from simulator.program import Busy, Finish, Operation, Start, Together
 from simulator.records import STEP_PHASES
 
 _BUSY, _START, _FINISH = 0, 1, 2
@@ -30,8 +30,6 @@ class Lockstep:
         exchanges: list[Exchange] = []
         flights: dict[int, int] = {}
         for operation in program:
-            if isinstance(operation, AtLeast):
-                raise TypeError("a step's least duration is none of a part of it")
             phase = _PHASES[operation.start.phase if isinstance(operation, Finish) else operation.phase]
             if isinstance(operation, Busy):
                 orders.append((_BUSY, phase, len(seconds)))

@@ -92,6 +92,9 @@ class Limits(NamedTuple):
     """Steps from one look at the queue to the next."""
     balance_steps: int = 0
     """Steps for which data-parallel ranks hold prompts back until each has one."""
+    wait_steps: int = 0
+    """Steps for which prompts are held back until a step has ``wait_tokens``."""
+    wait_tokens: int = 0
 
 
 class Clock(NamedTuple):

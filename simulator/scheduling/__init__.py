@@ -22,6 +22,10 @@ class Rules(NamedTuple):
     """Steps from one look at the queue of new requests to the next."""
     balance_steps: int = 0
     """With attention data parallelism: steps for which ranks that decode hold prompts back until every rank has one."""
+    wait_steps: int = 0
+    """Without it: steps for which prompts are held back beside decodes, until they fill the step."""
+    wait_share: float = 0.0
+    """Of the budget: a step that is as full as that is not held back any longer."""
 
 
 class SchedulingPolicy(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from simulator.scheduling import Rules
-from simulator.spec.base import Count, Frozen, Size
+from simulator.spec.base import Count, Frozen, Ratio, Size
 
 
 class NoEvict(Frozen):
@@ -18,6 +18,10 @@ class NoEvict(Frozen):
     balance_steps: Count = 0
     """With attention data parallelism: steps for which prompts wait until every rank has one (``attention_dp_config``'s
     ``timeout_iters``, with ``enable_balance``)."""
+    wait_steps: Count = 0
+    """Without it: steps for which prompts wait for more of them, while others decode (``batch_wait_timeout_iters``)."""
+    wait_share: Ratio = 0.0
+    """Share of the budget from which on they wait no longer (``batch_wait_max_tokens_ratio``)."""
 
     def rules(self) -> Rules:
         return Rules(
@@ -27,4 +31,6 @@ class NoEvict(Frozen):
             splits_prompts=self.chunked_prompts,
             reserves_output=True,
             balance_steps=self.balance_steps,
+            wait_steps=self.wait_steps,
+            wait_share=self.wait_share,
         )
