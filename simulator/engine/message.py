@@ -34,14 +34,16 @@ class MessageWires:
         yield self.env.timeout(exchange.latency_s)
         if not exchange.busy_s.size:
             return
-        bytes_L = self.fabric.bytes_per_link(exchange.bytes_SR)
+        fabric = self.fabric.direct if exchange.is_direct else self.fabric
+        bytes_L = fabric.bytes_per_link(exchange.bytes_SR)
         seconds_per_byte_L = np.divide(exchange.busy_s, bytes_L, out=np.zeros(len(bytes_L)), where=bytes_L > 0)
         messages = []
         for source in range(self.fabric.num_ranks):
             for destination in self._order(source):
                 num_bytes = float(exchange.bytes_SR[source, destination])
                 if num_bytes:
-                    messages.append(self.env.process(self._message(source, destination, num_bytes, seconds_per_byte_L)))
+                    path = [int(link) for link in fabric.path_SRH[source, destination] if link >= 0]
+                    messages.append(self.env.process(self._message(path, num_bytes, seconds_per_byte_L)))
         yield self.env.all_of(messages)
 
     def _order(self, source: int) -> list[int]:
@@ -56,11 +58,8 @@ class MessageWires:
         turns = [((node + a) % num_nodes) * size + (place + b) % size for a in range(num_nodes) for b in range(size)]
         return [rank for rank in turns if rank != source and rank < len(node_R)]
 
-    def _message(
-        self, source: int, destination: int, num_bytes: float, seconds_per_byte_L: NDArray[np.float64]
-    ) -> ProcessGenerator:
+    def _message(self, path: list[int], num_bytes: float, seconds_per_byte_L: NDArray[np.float64]) -> ProcessGenerator:
         """Hand the parcels to the first link one after another; each finds its own way through the rest."""
-        path = [int(link) for link in self.fabric.path_SRH[source, destination] if link >= 0]
         parcel = num_bytes / _PARCELS
         arrivals = []
         for _ in range(_PARCELS):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
@@ -32,6 +32,13 @@ class Fabric:
     """Indices into ``links`` of the hops from rank ``s`` to rank ``r``, padded with -1; all -1 where ``s == r``."""
     node_R: NDArray[np.int64]
     """Fast domain of each rank."""
+    own_card_SRH: NDArray[np.int64] | None = None
+    """Likewise for messages that GPUs hand to their own cards, where the topology's paths leave by other ones."""
+
+    @cached_property
+    def direct(self) -> Fabric:
+        """The same wires for kernels that post to the GPU's own card, whatever the library for collectives does."""
+        return self if self.own_card_SRH is None else replace(self, path_SRH=self.own_card_SRH, own_card_SRH=None)
 
     @property
     def num_ranks(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from simulator.spec.cluster import ClusterSpec, WireSpec
 from simulator.topology import Fabric, Link
@@ -17,6 +18,7 @@ class Wiring:
         self.node = [rank // cluster.gpus_per_node for rank in range(num_ranks)]
         self._links: list[Link] = []
         self._paths: dict[tuple[int, int], tuple[int, ...]] = {}
+        self._own_card: dict[tuple[int, int], tuple[int, ...]] = {}
 
     def ports(self, kind: str, wire: WireSpec, count: int, label: str = "gpu", width: float = 1.0) -> tuple[list[int], list[int]]:
         """``count`` pairs of links of one kind: their indices out and in. ``width`` is wires in a bundle."""
@@ -31,6 +33,10 @@ class Wiring:
     def path(self, source: int, destination: int, *links: int) -> None:
         """Say which links a message crosses."""
         self._paths[source, destination] = links
+
+    def own_card_path(self, source: int, destination: int, *links: int) -> None:
+        """Likewise for one that leaves by its sender's own card, where that is not the path."""
+        self._own_card[source, destination] = links
 
     def pairs(self) -> list[tuple[int, int]]:
         """Every ordered pair of different ranks."""
@@ -50,8 +56,12 @@ class Wiring:
 
     def freeze(self) -> Fabric:
         """The fabric."""
-        hops = max((len(path) for path in self._paths.values()), default=1)
+        own_card = self._table({**self._paths, **self._own_card}) if self._own_card else None
+        return Fabric(tuple(self._links), self._table(self._paths), np.array(self.node, dtype=np.int64), own_card)
+
+    def _table(self, paths: dict[tuple[int, int], tuple[int, ...]]) -> NDArray[np.int64]:
+        hops = max((len(path) for path in paths.values()), default=1)
         path_SRH = np.full((self.num_ranks, self.num_ranks, hops), -1, dtype=np.int64)
-        for (source, destination), links in self._paths.items():
+        for (source, destination), links in paths.items():
             path_SRH[source, destination, : len(links)] = links
-        return Fabric(tuple(self._links), path_SRH, np.array(self.node, dtype=np.int64))
+        return path_SRH

@@ -12,7 +12,8 @@ class Rails(Frozen):
     """Between nodes a message leaves by the card of the receiver's rail: over NVLink to that card's GPU first where needed.
 
     This is what NCCL calls PXN, and how rail-optimised clusters are meant to be used (NVIDIA, "Doubling all2all Performance
-    with NVIDIA Collective Communication Library 2.12", 2022).
+    with NVIDIA Collective Communication Library 2.12", 2022). Kernels that post to their own card cross rails in the switches, so
+    what a busy rank sends leaves by that one card.
     """
 
     def wire(self, cluster: ClusterSpec, num_ranks: int) -> Fabric:
@@ -27,4 +28,6 @@ class Rails(Frozen):
             relay = min(wiring.node[source] * cluster.gpus_per_node + rail, num_ranks - 1)
             change = () if relay == source else (out[source], into[relay])
             wiring.path(source, destination, *change, card_out[relay], card_into[destination])
+            if relay != source:
+                wiring.own_card_path(source, destination, card_out[source], card_into[destination])
         return wiring.freeze()

@@ -4,6 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from simulator.cost.comm import Vectors
 from simulator.cost.comm.alpha_beta import AlphaBeta
 from simulator.cost.compute.roofline import Roofline
 from simulator.spec.accelerator import load_accelerator
@@ -97,6 +98,20 @@ def test_an_exchange_is_never_faster_than_its_busiest_link_at_peak(num_gpus, top
     bytes_SR = np.random.default_rng(seed).exponential(1e6, (num_gpus, num_gpus)) * (1 - np.eye(num_gpus))
     peaks = np.array([link.bytes_per_s for link in comm.fabric.links])
     assert comm.exchange(operation, bytes_SR).alone_s >= (comm.fabric.bytes_per_link(bytes_SR) / peaks).max()
+
+
+@given(st.sampled_from(["dispatch", "combine"]), st.sampled_from(["low_latency", "normal"]), st.integers(0, 99))
+def test_what_a_rank_sends_and_gets_crosses_its_own_card(operation, kernels, seed):
+    """Kernels that post to their own card do not spread a busy rank's traffic over its node, as NCCL does."""
+    comm = wired(16, Rails())
+    bytes_SR = np.random.default_rng(seed).exponential(1e6, (16, 16)) * (1 - np.eye(16))
+    bytes_SR[3] *= 8.0
+    vectors = Vectors(kernels, 7392.0, np.full(16, 128.0), 256)
+    node_R = comm.fabric.node_R
+    across_SR = bytes_SR * (node_R[:, None] != node_R[None, :])
+    peak = min(link.bytes_per_s for link in comm.fabric.links if link.kind == "scale_out")
+    busiest = max(across_SR.sum(axis=1).max(), across_SR.sum(axis=0).max())
+    assert comm.exchange(operation, bytes_SR, vectors).alone_s >= busiest / peak
 
 
 @given(st.permutations(range(8)), st.integers(0, 99))

@@ -36,6 +36,15 @@ def test_rails_leave_by_the_card_of_the_receivers_rail(tiny):
     assert path(fabric, 1, 6) == ["gpu 1 scale_up out", "gpu 2 scale_up in", "gpu 2 scale_out out", "gpu 6 scale_out in"]
 
 
+def test_own_cards_cross_rails_in_the_switches(tiny):
+    direct = Rails().wire(tiny.cluster(8, 4), 8).direct
+    assert path(direct, 1, 6) == ["gpu 1 scale_out out", "gpu 6 scale_out in"]
+    assert path(direct, 1, 5) == ["gpu 1 scale_out out", "gpu 5 scale_out in"]
+    assert path(direct, 1, 2) == ["gpu 1 scale_up out", "gpu 2 scale_up in"]
+    leaves = LeafSpine().wire(tiny.cluster(16, 4), 16)
+    assert leaves.direct is leaves
+
+
 def test_rails_of_a_node_that_is_not_full_leave_by_a_card_that_is_there(tiny):
     fabric = Rails().wire(tiny.cluster(8, 4), 6)
     for source, destination in itertools.permutations(range(6), 2):

@@ -29,6 +29,8 @@ class Exchange:
     """What ranks with equal work wait for the last of them, by chance."""
     held_s: float = 0.0
     """How long its kernels keep a GPU from computing something else that overlaps it, in seconds of the whole GPU."""
+    is_direct: bool = False
+    """Whether each message leaves by its sender's own card (:attr:`simulator.topology.Fabric.direct`)."""
 
     @classmethod
     def nothing(cls) -> Exchange:

@@ -58,7 +58,9 @@ class AlphaBetaModel:
         if vectors is not None and vectors.kernels == COLLECTIVE:
             return self._gathered(operation, bytes_SR)
         fit = self._exchange_fit(operation, LOW_LATENCY if vectors is None else vectors.kernels)
-        links_s = self.fabric.bytes_per_link(bytes_SR) / self._peaks_L
+        # Kernels of the GPU's own post to its own card; changing rails before is what NCCL does.
+        fabric = self.fabric if vectors is None else self.fabric.direct
+        links_s = fabric.bytes_per_link(bytes_SR) / self._peaks_L
         links_s /= np.where(self._is_scale_up_L, fit.scale_up_fraction, fit.scale_out_fraction)
         wires_s = float(links_s.max())
         nodes = self.fabric.num_nodes
@@ -82,7 +84,7 @@ class AlphaBetaModel:
             held_s = (latency_s + carry_s) * fit.num_sms / self.accelerator.num_multiprocessors
         else:  # low-latency kernels leave while bytes are under way (DeepEP's receiving hook): starting and copying remains
             held_s = min(float(fit.start_s(load._replace(num_nodes=1))) + copying_s, latency_s + carry_s)
-        return Exchange(latency_s, links_s * (carry_s / wires_s), bytes_SR, held_s=held_s)
+        return Exchange(latency_s, links_s * (carry_s / wires_s), bytes_SR, held_s=held_s, is_direct=True)
 
     def _gathered(self, operation: Operation, bytes_SR: Floats) -> Exchange:
         """All ranks' tokens to all, or their sums back: a library's collective, whose parts are as large as the largest."""
