@@ -8,50 +8,27 @@ the tokens chose, and are priced from ``topk_ids``.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.cost.comm import Exchange, Vectors
+from simulator.cost.comm import Exchange
 from simulator.cost.compute import Phase, Rates
 from simulator.cost.compute.context import work_s
-from simulator.dispatch import policy_at
+from simulator.experts import ExpertPrices, ExpertStep
 from simulator.overlap import halves, interleave
-from simulator.plan import POOL_TOKENS, ExpertPlan, Plan
+from simulator.plan import Plan
 from simulator.program import Batch, Busy, Operation, Together
-from simulator.spec.dtypes import BYTES_PER_ELEMENT, INPUT_BYTES
+from simulator.spec.dtypes import BYTES_PER_ELEMENT
 from simulator.spec.ffn import FFN, MoE
 from simulator.spec.linear import Linear
 from simulator.work.context import total_sums
-from simulator.work.experts import SlotMap
 from simulator.work.layout import shard
 from simulator.work.lookback import Lookback, lookbacks
 from simulator.work.memory import expert_bytes_per_layer, linear_bytes
 
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
-
-_TRAVELLING_BYTES = {"fp8": INPUT_BYTES["fp8_block"]}
-"""Of a number on its way to an expert, where it is not the format's own: engines send fp8 with a scale for 128 numbers."""
-
-
-@dataclass(frozen=True)
-class ExpertStep:
-    """The routed experts of one layer in one step."""
-
-    pairs_R: NDArray[np.float64]
-    """Token-expert pairs on each rank."""
-    experts_R: NDArray[np.float64]
-    """Seconds of each rank's experts."""
-    read_bytes: float
-    """Expert weights that the mean rank reads: those of the experts it has tokens for."""
-    dispatch: Exchange
-    combine: Exchange
-    pack_R: NDArray[np.float64] | None = None
-    """Seconds of each rank to pack its rows before they travel; ``None`` where the exchange's own kernels do it."""
-    unpack_R: NDArray[np.float64] | None = None
-    """Seconds to add up what comes back."""
 
 
 class Prices:
@@ -166,15 +143,11 @@ class Prices:
         return np.asarray(self.plan.comm.all_reduces_s(num_bytes, self.tensor_groups[0]), dtype=np.float64)
 
     @cached_property
-    def _slot_maps(self) -> list[SlotMap]:
-        experts, moe = self._experts
-        return [SlotMap(experts.placed, layer, moe.num_experts) for layer in range(len(experts.topk_ids_LTK))]
-
-    @property
-    def _experts(self) -> tuple[ExpertPlan, MoE]:
+    def experts(self) -> ExpertPrices:
+        """Of the routed experts."""
         if self.plan.experts is None or self.plan.model.moe is None:
             raise ValueError(f"{self.plan.model.name} has no routed experts")
-        return self.plan.experts, self.plan.model.moe
+        return ExpertPrices(self.plan, self.plan.experts, self.plan.model.moe)
 
     def expert_step(self, layer: int, tokens_d: NDArray[np.int64], offset: int) -> ExpertStep:
         """Price the routed experts of MoE layer ``layer`` for ``tokens_d`` tokens on each data-parallel rank.
@@ -182,73 +155,7 @@ class Prices:
         Args:
             offset: where in the pool of recorded choices the step's tokens begin.
         """
-        experts, moe = self._experts
-        layout, hidden = self.plan.layout, self.plan.model.hidden_size
-        total = int(tokens_d.sum())
-        sampled = min(total, POOL_TOKENS)
-        scale = total / max(sampled, 1)
-        position_T = (offset + np.arange(sampled)) % POOL_TOKENS
-        slots = self._slot_maps[layer]
-        slot_TK = slots.slots(experts.topk_ids_LTK[layer, position_T])
-        rows_RG = slots.rows(slot_TK, scale)
-        policy = policy_at(experts.dispatch, -(-total // layout.num_ranks))
-        kernels = getattr(policy, "kernels", "normal")
-        experts_R = self._experts_s(rows_RG, moe, total * moe.top_k, kernels if layout.travels else None)
-        dispatch = combine = Exchange.nothing()
-        packing = None
-        if layout.travels:
-            ep_rank_TK = slots.rank_P[slot_TK]
-            rank_TK = ep_rank_TK
-            if layout.moe_tp > 1:  # each expert is split over moe_tp ranks, and a token must reach all of them
-                rank_TK = (ep_rank_TK[..., None] * layout.moe_tp + np.arange(layout.moe_tp)).reshape(sampled, -1)
-            source_T = self._sources(tokens_d, sampled)
-            tokens_R = np.repeat(tokens_d / layout.tp, layout.tp)
-            copies_SR = policy.copies(rank_TK, source_T, self.plan.fabric.node_R) * scale
-            out = Vectors(
-                kernels=kernels,
-                vector_bytes=hidden
-                * _TRAVELLING_BYTES.get(self.plan.precision.dispatch, BYTES_PER_ELEMENT[self.plan.precision.dispatch]),
-                tokens_R=tokens_R,
-                num_experts=experts.placed.expert_LP.shape[1],
-            )
-            back = out._replace(vector_bytes=hidden * BYTES_PER_ELEMENT[self.plan.precision.combine])
-            dispatch = self.plan.comm.exchange("dispatch", copies_SR * out.vector_bytes, out)
-            combine = self.plan.comm.exchange("combine", copies_SR.T * back.vector_bytes, back)
-            stays_R = np.bincount(source_T[(rank_TK == source_T[:, None]).any(axis=1)], minlength=layout.num_ranks)
-            choices_R = tokens_R * rank_TK.shape[1]
-            packing = self.plan.compute.pack_s(choices_R, copies_SR.sum(axis=1) + stays_R * scale, hidden)
-        pairs_R = np.repeat(rows_RG.sum(axis=1), layout.moe_tp)
-        expert_bytes = moe.num_expert_parameters(hidden) / layout.moe_tp * BYTES_PER_ELEMENT[self.plan.precision.experts]
-        read_bytes = float((rows_RG > 0).sum(axis=1).mean()) * expert_bytes
-        pack_R, unpack_R = packing or (None, None)
-        return ExpertStep(pairs_R, np.repeat(experts_R, layout.moe_tp), read_bytes, dispatch, combine, pack_R, unpack_R)
-
-    def _sources(self, tokens_d: NDArray[np.int64], sampled: int) -> NDArray[np.int64]:
-        """Rank of each sampled token: a data-parallel rank's tokens are spread over its tensor-parallel ranks."""
-        layout = self.plan.layout
-        tokens_R = np.repeat(tokens_d // layout.tp, layout.tp)
-        extra = np.repeat(tokens_d % layout.tp, layout.tp) > np.tile(np.arange(layout.tp), layout.attention_dp)
-        ends = np.cumsum(tokens_R + extra)
-        # Evenly spaced tokens stand for all when there are more than the pool holds.
-        wanted = ((np.arange(sampled) + 0.5) * (ends[-1] / max(sampled, 1))).astype(np.int64)
-        source_T: NDArray[np.int64] = np.searchsorted(ends, wanted, side="right").astype(np.int64)
-        return source_T
-
-    def _experts_s(self, rows_RG: NDArray[np.float64], moe: MoE, num_choices: int, kernels: str | None) -> NDArray[np.float64]:
-        layout, hidden, compute = self.plan.layout, self.plan.model.hidden_size, self.plan.compute
-        pairs_R, dtype = rows_RG.sum(axis=1), self.plan.precision.experts
-        total_R = np.zeros(len(rows_RG))
-        for linear in moe.expert_linears(hidden):
-            in_features, out_features, _ = shard(linear, layout.moe_tp)
-            if moe.num_experts == 1:  # an ordinary matrix product: the dense model and the 1-expert MoE agree
-                total_R += compute.gemm_s(pairs_R.astype(np.int64), in_features, out_features, dtype)
-            else:
-                total_R += compute.grouped_gemm_s(rows_RG, in_features, out_features, dtype, moe.num_experts, kernels)
-        touched_R = (rows_RG > 0).sum(axis=1)
-        # Tokens that travel come as rows of this rank's experts; where every rank has every token, its kernels see all choices.
-        choices_R = pairs_R if layout.travels else np.full(len(pairs_R), float(num_choices))
-        width = moe.intermediate_size / layout.moe_tp
-        return total_R + compute.expert_moves_s(pairs_R, choices_R, touched_R, hidden, width, dtype, moe.num_experts, kernels)
+        return self.experts.steps(tokens_d, [(layer, offset)])[0]
 
     def program(self, batch: Batch, offset: int) -> list[Operation]:
         """The whole step as operations of all ranks, engine overhead last."""

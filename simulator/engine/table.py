@@ -13,8 +13,9 @@ from simulator.cost.compute import Rates
 from simulator.dispatch import limits_of
 from simulator.engine.lockstep import Lockstep
 from simulator.errors import UserError
+from simulator.experts import ExpertStep
 from simulator.overlap import first_half, interleave
-from simulator.price import PHASES, ExpertStep, Prices
+from simulator.price import PHASES, Prices
 from simulator.program import Busy, Operation, Together
 
 Floats = NDArray[np.float64]
@@ -220,7 +221,7 @@ def price_experts(prices: Prices, tokens_d: Ints, offset: int, besides: tuple[fl
     steps: list[list[ExpertStep]] = []
     imbalance, read_bytes = 0.0, prices.overlapped_bytes if is_split else 0.0
     for part_d in parts:
-        steps.append([prices.expert_step(layer, part_d, offset) for layer in layers])
+        steps.append(prices.experts.steps(part_d, [(layer, offset) for layer in layers]))
         share = int(part_d.sum()) / int(tokens_d.sum()) / len(layers)
         imbalance += sum(share * float(step.pairs_R.max() / step.pairs_R.mean()) for step in steps[-1])
         read_bytes += sum(step.read_bytes for step in steps[-1]) * repeats
