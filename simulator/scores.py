@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,6 +79,25 @@ class Scoreboard:
     """What the calibrations say of themselves: a row a fit."""
     order: pd.DataFrame = field(default_factory=pd.DataFrame)
     """``suite``, ``pairs`` and ``right``: how many pairs of deployments were compared, and whose order is right."""
+    left_out: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """``what`` of a target, ``rows``, ``fits``, ``missed``, ``median`` and ``p90``: what the calibrations say of their errors on models,
+    shapes and GPUs that were left out of their fits."""
+
+    def in_sample(self, rows: pd.DataFrame | None = None) -> bool:
+        """Whether any of these rows, or any at all, is of a table that the calibrations were fitted on."""
+        known = {table["source"] for table in self.run.get("tables", []) if table.get("in_sample")}
+        rows = self.rows if rows is None else rows
+        return bool(known) and "source" in rows.columns and bool(rows["source"].isin(known).any())
+
+
+def incomparable(board: Scoreboard) -> list[str]:
+    """Sentences on rows whose measured value cannot be used, a table and column each."""
+    return [
+        f"{PurePath(table['source']).name}: {f'{count:,} of ' if count < table['rows'] else 'all '}{table['rows']:,} rows have no usable "
+        f"{column}; they are answered, but not compared"
+        for table in board.run.get("tables", [])
+        for column, count in table.get("unusable", {}).items()
+    ]
 
 
 def title_of(suite: str, quantity: str) -> str:
@@ -168,52 +188,81 @@ def _met(median: float, p90: float, target: Target | None) -> bool | None:
     return None if target is None or not np.isfinite(median) else bool(median <= target.median and p90 <= target.p90)
 
 
+IN_SAMPLE = (
+    "Errors on rows that the calibrations were fitted on are in sample. Targets are asked of models and GPUs that no fit has seen: they "
+    "are judged by the errors that the calibrations state of whole models, shapes and GPUs left out of their fits."
+)
+
+
 def judged(board: Scoreboard) -> pd.DataFrame:
-    """A row a target: ``what``, ``asked`` and ``found`` in words, ``rows``, and ``met`` (``None`` where there is nothing to judge)."""
-    found = []
+    """A row a target: ``what``, ``asked``, ``found``, ``left_out`` in words, ``rows``, and ``met`` (``None``: nothing to judge).
+
+    ``found`` is of the rows themselves. Where those are in sample, ``met`` goes by ``left_out``, which is what the calibrations say of
+    whole models, shapes and GPUs left out of their fits, and empty where none says anything.
+    """
+    found: list[tuple[str, str, str, str, int, bool | None]] = []
+    stated = {row["what"]: row for row in board.left_out.to_dict("records")}
     for target in TARGETS:
         own = board.rows[target.covers(board.rows)]
         if own.empty:
             continue
-        scores = score(own.assign(all="all"), ["all"]).iloc[0]
-        asked = f"median {_percent(target.median, 0)}, p90 {_percent(target.p90, 0)}"
-        seen = (
-            f"median {_percent(scores['median'])}, p90 {_percent(scores['p90'], 0)}"
-            if np.isfinite(scores["median"])
-            else "none answered"
-        )
-        found.append((target.what, asked, seen, len(own), _met(scores["median"], scores["p90"], target)))
+        scores = score(own.assign(all="all"), ["all"]).iloc[0].to_dict()
+        asked = f"median {percent_of(target.median, digits=0)}, p90 {percent_of(target.p90, digits=0)}"
+        other = stated.get(target.what)
+        judge = other if other is not None and board.in_sample(own) else scores
+        met = _met(judge["median"], judge["p90"], target)
+        found.append((target.what, asked, _errors(scores, target), _errors(other, target), len(own), met))
     for suite, least in LEAST_ANSWERED.items():
         own = board.rows[board.rows["suite"] == suite]
         if len(own):
             share = float((is_answered(own["status"]) & own["predicted"].notna()).mean())
-            found.append(
-                (f"Rows of {suite} that are answered", f"at least {_percent(least, 0)}", _percent(share), len(own), share >= least)
-            )
+            asked = f"at least {percent_of(least, digits=0)}"
+            found.append((f"Rows of {suite} that are answered", asked, percent_of(share, least), "", len(own), share >= least))
     for row in board.order.groupby("suite", sort=False).sum().reset_index().to_dict("records") if len(board.order) else []:
         if row["pairs"]:
             share = row["right"] / row["pairs"]
             what = f"Order of two deployments of {row['suite']} that differ by > 10 %"
-            found.append(
-                (
-                    what,
-                    f"right in at least {_percent(LEAST_RIGHT_ORDER, 0)}",
-                    _percent(share),
-                    row["pairs"],
-                    share >= LEAST_RIGHT_ORDER,
-                )
-            )
+            asked = f"right in at least {percent_of(LEAST_RIGHT_ORDER, digits=0)}"
+            found.append((what, asked, percent_of(share, LEAST_RIGHT_ORDER), "", row["pairs"], share >= LEAST_RIGHT_ORDER))
     if len(board.rows):
         for row in score(board.rows, ["suite"]).to_dict("records"):
             if np.isfinite(row["covered"]):
                 low, high = BANDS_HOLD
                 what, met = f"80 % bands of {row['suite']} hold", bool(low <= row["covered"] <= high)
-                found.append((what, f"in {_percent(low, 0)} to {_percent(high, 0)}", _percent(row["covered"]), row["rows"], met))
-    return pd.DataFrame(found, columns=["what", "asked", "found", "rows", "met"]).astype({"met": object})
+                asked = f"in {percent_of(low, digits=0)} to {percent_of(high, digits=0)}"
+                found.append((what, asked, percent_of(row["covered"], low, high), "", row["rows"], met))
+    return pd.DataFrame(found, columns=["what", "asked", "found", "left_out", "rows", "met"]).astype({"met": object})
 
 
-def _percent(share: float, digits: int = 1) -> str:
-    return f"{100 * share:,.{digits}f} %"
+def _errors(scores: Mapping[Any, Any] | None, target: Target) -> str:
+    if scores is None:
+        return ""
+    if not np.isfinite(scores["median"]):
+        return "none answered"
+    return f"median {percent_of(scores['median'], target.median)}, p90 {percent_of(scores['p90'], target.p90)}"
+
+
+def percent_of(share: float, *limits: float, digits: int = 1) -> str:
+    """A share with as many digits as show on which side of each limit it lies.
+
+    >>> percent_of(0.2503, 0.25), percent_of(0.25004, 0.25), percent_of(0.25, 0.25), percent_of(0.9, digits=0)
+    ('25.03 %', '25.004 %', '25.0 %', '90 %')
+    """
+    return f"{100 * share:,.{digits_beside(share, *limits, digits=digits)}f} %"
+
+
+def digits_beside(share: float, *limits: float, digits: int = 1) -> int:
+    """How many digits of a share's percentage show on which side of each limit it lies, at least ``digits``."""
+    most = digits + 4
+    for tried in range(digits, most):
+        shown = round(100 * share, tried)
+        if all(_side(shown, round(100 * limit, 6)) == _side(share, limit) for limit in limits):
+            return tried
+    return digits
+
+
+def _side(value: float, limit: float) -> int:
+    return int(value > limit) - int(value < limit)
 
 
 def reasons(rows: pd.DataFrame, status: str, most: int = 20) -> pd.DataFrame:

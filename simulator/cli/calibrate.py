@@ -90,7 +90,7 @@ def _calibrate_published(folder: Path, out_folder: Path, names: tuple[str, ...])
         with console.whole_file(target) as partial:
             partial.write_text(text, encoding="utf-8")
         console.err.print(f"calibration: {target}", highlight=False, soft_wrap=True, markup=False)
-    for name in dict.fromkeys(path.parts[0] for path in files):
+    for name in dict.fromkeys(path.parts[0] for path in files if len(path.parts) > 1):
         if not (out_folder / f"{name}.toml").is_file():
             console.err.print(
                 f"note: {out_folder / name} is read beside a file {out_folder / name}.toml, which is not there",

@@ -156,6 +156,7 @@ def as_numbers(board: Any) -> dict[str, Any]:
         "unsupported": reasons(board.rows, "unsupported"),
         "extrapolated": reasons(board.rows, "extrapolated"),
     }
+    tables["left_out"] = board.left_out
     return {
         "tables": board.run.get("tables", []),
         "skipped": board.run.get("skipped", {}),
@@ -164,8 +165,8 @@ def as_numbers(board: Any) -> dict[str, Any]:
 
 
 def print_board(board: Any) -> None:
-    """The scores of each suite, its targets, and what cannot be answered and why."""
-    from simulator.scores import grouped, judged, reasons, score
+    """The scores of each suite, its targets, what the words mean, and what cannot be answered or compared and why."""
+    from simulator.scores import IN_SAMPLE, grouped, incomparable, judged, reasons, score
 
     out = console.out if console.out.is_terminal else Console(width=_WIDTH)
     if board.rows.empty:
@@ -174,16 +175,33 @@ def print_board(board: Any) -> None:
         by_group = grouped(board.rows)
         for row in score(board.rows, ["suite", "quantity"]).to_dict("records"):
             own = by_group[(by_group["suite"] == row["suite"]) & (by_group["quantity"] == row["quantity"])]
-            out.print(_scores_table(row, own))
-        out.print(_targets_table(judged(board)))
+            out.print(_scores_table(row, own, board.in_sample(board.rows[board.rows["suite"] == row["suite"]])))
+        out.print(_LEGEND, highlight=False)
+        out.print()
+        targets = judged(board)
+        if len(targets):
+            out.print(_targets_table(targets, board.in_sample()))
+        if board.in_sample():
+            out.print(IN_SAMPLE, style="bold", highlight=False)
+            out.print()
+    for sentence in incomparable(board):
+        out.print(sentence, style="yellow", highlight=False, soft_wrap=True, markup=False)
     if len(found := reasons(board.rows, "unsupported") if len(board.rows) else board.rows):
         out.print(_reasons_table(found))
 
 
-def _scores_table(total: dict[Any, Any], groups: Any) -> Table:
+_LEGEND = (
+    "median, mean, p90: of the absolute error |predicted / measured - 1|. bias: median of predicted / measured - 1, above 0 where "
+    "predictions are too large. no answer: share of rows that are unsupported. extrapol.: answered from outside what was measured, with "
+    "a wider band. in band: share of measurements between a prediction's low and high, which are meant to hold 80 %. target: median/p90."
+)
+
+
+def _scores_table(total: dict[Any, Any], groups: Any, in_sample: bool) -> Table:
     from simulator.scores import title_of
 
-    drawn = Table(title=title_of(total["suite"], total["quantity"]), **_LOOK)
+    title = title_of(total["suite"], total["quantity"])
+    drawn = Table(title=f"{title}, in sample" if in_sample else title, **_LOOK)
     drawn.add_column("worst first", overflow="fold", min_width=11)
     for heading in ("rows", "median", "mean", "p90", "bias", "no\nanswer", "extra-\npol.", "in\nband"):
         drawn.add_column(heading, justify="right", no_wrap=True)
@@ -210,36 +228,52 @@ _LOOK: dict[str, Any] = {
 
 
 def _cells(row: dict[Any, Any]) -> list[str]:
+    limits = [
+        [limit] if math.isfinite(limit) else [] for limit in (row.get("target_median", math.nan), row.get("target_p90", math.nan))
+    ]
     rest = (percent(row[key]) for key in ("unsupported", "extrapolated", "covered"))
-    errors = (percent(row["median"], digits=1), percent(row["mean"]), percent(row["p90"]), percent(row["bias"], sign="+"))
+    errors = (
+        percent(row["median"], *limits[0], digits=1),
+        percent(row["mean"]),
+        percent(row["p90"], *limits[1]),
+        percent(row["bias"], sign="+"),
+    )
     return [f"{row['rows']:,}", *errors, *rest]
 
 
-def percent(value: float, digits: int = 0, sign: str = "") -> str:
-    """A share or an error.
+def percent(value: float, *limits: float, digits: int = 0, sign: str = "") -> str:
+    """A share or an error, with as many digits as show on which side of a limit it lies.
 
-    >>> percent(0.0812, digits=1), percent(12.3, digits=1), percent(-0.02, sign="+"), percent(float("nan"))
-    ('8.1%', '1230%', '-2%', '-')
+    >>> percent(0.0812, digits=1), percent(12.3, digits=1), percent(-0.02, sign="+"), percent(float("nan")), percent(0.253, 0.25)
+    ('8.1%', '1230%', '-2%', '-', '25.3%')
     """
+    from simulator.scores import digits_beside
+
     if math.isnan(value):
         return "-"
-    return f"{value:{sign}.{0 if abs(value) >= 1 else digits}%}"
+    return f"{value:{sign}.{digits_beside(value, *limits, digits=0 if abs(value) >= 1 else digits)}%}"
 
 
 def _verdict(met: bool | None) -> Text:
     return Text("-", style="dim") if met is None else Text("yes", style="green") if met else Text("no", style="red")
 
 
-def _targets_table(found: Any) -> Table:
+def _targets_table(found: Any, in_sample: bool) -> Table:
     drawn = Table(title="targets", **_LOOK)
     drawn.add_column("what", overflow="fold")
-    drawn.add_column("asked", overflow="fold")
-    drawn.add_column("found", overflow="fold")
+    drawn.add_column("asked\n(median / p90)", overflow="fold")
+    drawn.add_column("in sample" if in_sample else "on these rows", overflow="fold")
+    drawn.add_column("models\nleft out", overflow="fold")
     drawn.add_column("rows", justify="right")
     drawn.add_column("met")
     for row in found.to_dict("records"):
-        drawn.add_row(row["what"], row["asked"], row["found"], f"{row['rows']:,}", _verdict(row["met"]))
+        asked, seen, left_out = (_short(row[key]) for key in ("asked", "found", "left_out"))
+        drawn.add_row(row["what"], asked, seen, left_out or "-", f"{row['rows']:,}", _verdict(row["met"]))
     return drawn
+
+
+def _short(errors: str) -> str:
+    return errors.replace("median ", "").replace(", p90", " /")
 
 
 def _reasons_table(found: Any) -> Table:

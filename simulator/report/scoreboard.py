@@ -9,18 +9,20 @@ import numpy as np
 from simulator.report import scoreboard_tables, tables
 from simulator.report.cards import Cards, drawn_sections
 from simulator.report.document import described, document, facts_list, in_sections
-from simulator.report.markup import Markup, tag
+from simulator.report.markup import Markup, join, tag
 from simulator.report.scoreboard_figures import figures
 from simulator.report.scoreboard_tables import percent
-from simulator.scores import Scoreboard, is_answered, judged
+from simulator.scores import IN_SAMPLE, Scoreboard, incomparable, is_answered, judged
 
 _NAME = "Accuracy"
 _MOST_MISSED = 6
-_TARGETS = (
-    "Errors are |predicted / measured - 1|. The targets are asked of models and GPUs that no calibration has seen; where rows here are "
-    "those that a calibration was fitted on, its cross-validated errors below are the ones to compare."
+_TARGETS = "Errors are median / 90th percentile of |predicted / measured - 1|."
+_IN_SAMPLE = (
+    "In sample is what was found on the rows themselves. A target is met if the figure with models left out of the fits is within what is "
+    "asked, or, where there is none, the one on the rows. Where many fits make up a figure, it is put together from their medians and 90th percentiles by rows. Of serving "
+    "points, those with prompts in a pool of their own are in no fit and not left out either."
 )
-_SCORES = "The groups of each suite, the largest median error first. Bias is the median of the signed error: above 0 predictions are too large."
+_SCORES = "The groups of each suite, the largest median error first."
 _UNSUPPORTED = "Rows without an answer, by reason. Numbers in a suite's reasons are left out where there are too many to list."
 _EXTRAPOLATED = "Rows that were answered from outside the measured domain, by reason; their bands are wider."
 _WORST = "The rows of each suite whose prediction is furthest off, as a ratio either way. A row is named by its number, from 0, or its id."
@@ -36,9 +38,12 @@ def render(board: Scoreboard) -> str:
     cards = Cards()
     sections: list[tuple[str, Markup]] = []
     if len(board.rows):
-        sections.append(("Targets", described(_TARGETS, scoreboard_tables.targets_table(board))))
+        lead = f"{_TARGETS} {_IN_SAMPLE}" if board.in_sample() else _TARGETS
+        sections.append(("Targets", described(lead, scoreboard_tables.targets_table(board))))
         sections += drawn_sections(cards, [(figure, figure.draw(board)) for figure in figures()])
-        sections.append(("Errors by group", described(_SCORES, scoreboard_tables.scores_table(board))))
+        sections.append(
+            ("Errors by group", described(_SCORES, join([scoreboard_tables.legend(), scoreboard_tables.scores_table(board)])))
+        )
     further = {
         "What cannot be answered": (_UNSUPPORTED, scoreboard_tables.reasons_table(board, "unsupported")),
         "What is extrapolated": (_EXTRAPOLATED, scoreboard_tables.reasons_table(board, "extrapolated")),
@@ -59,7 +64,10 @@ def headline(board: Scoreboard) -> str:
     error = float(np.median(np.abs(answered["predicted"].to_numpy(float) / answered["measured"].to_numpy(float) - 1)))
     found = [bool(met) for met in judged(board)["met"] if met is not None]
     said = f"Half of {len(answered):,} predictions are within {percent(error)} of what was measured"
-    return f"{said}; {sum(found)} of {len(found)} targets are met." if found else f"{said}."
+    if not board.in_sample():
+        return f"{said}; {sum(found)} of {len(found)} targets are met." if found else f"{said}."
+    said += ", in sample"
+    return f"{said}; with models left out of the fits, {sum(found)} of {len(found)} targets are met." if found else f"{said}."
 
 
 def _hero(board: Scoreboard) -> Markup:
@@ -67,19 +75,22 @@ def _hero(board: Scoreboard) -> Markup:
         "header",
         tag("p", "Predictions against measurements", class_="eyebrow"),
         tag("h1", headline(board)),
-        tag("ul", *(tag("li", reason) for reason in _missed(board)), class_="reasons"),
+        *([tag("p", IN_SAMPLE, class_="lead")] if board.in_sample() else []),
+        tag("ul", *(tag("li", reason) for reason in [*_missed(board), *incomparable(board)]), class_="reasons"),
         facts_list(_setting(board), "setting"),
     )
 
 
 def _missed(board: Scoreboard) -> list[str]:
-    """The targets that are not met."""
+    """The targets that are not met, by the errors that they are judged by."""
     if board.rows.empty:
         return []
-    found = judged(board)
-    missed = [
-        f"Missed: {row['what']}: {row['found']}; asked: {row['asked']}." for row in found.to_dict("records") if row["met"] is False
-    ]
+    missed = []
+    for row in judged(board).to_dict("records"):
+        if row["met"] is False:
+            both = row["left_out"] and board.in_sample()
+            said = f"{row['left_out']} with models left out ({row['found']} in sample)" if both else row["found"]
+            missed.append(f"Missed: {row['what']}: {said}; asked: {row['asked']}.".replace(" %", "\N{NO-BREAK SPACE}%"))
     more = len(missed) - _MOST_MISSED
     return [*missed[:_MOST_MISSED], *([f"{more} further targets are missed; see below."] if more > 0 else [])]
 

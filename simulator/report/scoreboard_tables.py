@@ -12,7 +12,7 @@ import pandas as pd
 from simulator.report import tables
 from simulator.report.formats import UNDEFINED, number, seconds
 from simulator.report.markup import Markup, join, tag
-from simulator.scores import Scoreboard, grouped, judged, reasons, score, title_of, worst
+from simulator.scores import Scoreboard, digits_beside, grouped, judged, reasons, score, title_of, worst
 
 _MOST_GROUPS = 25
 _MOST_REASONS = 40
@@ -31,15 +31,16 @@ _HEAD = (
 )
 
 
-def percent(value: float, digits: int = 1, signed: bool = False) -> str:
-    """A share or an error.
+def percent(value: float, *limits: float, digits: int = 1, signed: bool = False) -> str:
+    """A share or an error, with as many digits as show on which side of a limit it lies.
 
-    >>> percent(0.0812), percent(0.5, signed=True), percent(12.34)
-    ('8.1 %', '+50.0 %', '1,234 %')
+    >>> percent(0.0812), percent(0.5, signed=True), percent(12.34), percent(0.25004, 0.25)
+    ('8.1 %', '+50.0 %', '1,234 %', '25.004 %')
     """
     if not math.isfinite(value):
         return UNDEFINED
-    text = f"{100 * value:{'+' if signed else ''},.{0 if abs(value) >= 1 else digits}f} %"
+    digits = digits_beside(value, *limits, digits=0 if abs(value) >= 1 else digits)
+    text = f"{100 * value:{'+' if signed else ''},.{digits}f} %"
     return text.replace("-", "\N{MINUS SIGN}")
 
 
@@ -51,17 +52,45 @@ def verdict(met: bool | None) -> Markup:
 
 
 def targets_table(board: Scoreboard) -> Markup:
-    """Every target that the rows can be held to."""
-    rows = [
-        _row(_unbroken(row["what"]), verdict(row["met"]), _unbroken(row["found"]), _unbroken(row["asked"]), f"{row['rows']:,}")
-        for row in judged(board).to_dict("records")
-    ]
-    return tables.table(["What", "Met", "Found", "Asked", "Rows"], rows, "assumptions", "Targets")
+    """Every target that the rows can be held to: what was found on them, and with models left out of the fits."""
+    found = judged(board)
+    has_left_out = bool(found["left_out"].any())
+    head = ["What", "Met", "In sample" if board.in_sample() else "On these rows", "Models left out", "Asked", "Rows"]
+    rows = []
+    for row in found.to_dict("records"):
+        cells = [
+            row["what"],
+            verdict(row["met"]),
+            row["found"],
+            row["left_out"] or UNDEFINED,
+            row["asked"],
+            f"{row['rows']:,}",
+        ]
+        rows.append(_row(*(cell if isinstance(cell, Markup) else _unbroken(cell) for cell in _without(cells, has_left_out))))
+    return tables.table(_without(head, has_left_out), rows, "assumptions targets", "Targets")
+
+
+def _without(cells: list[str], has_left_out: bool) -> list[str]:
+    return cells if has_left_out else [*cells[:3], *cells[4:]]
+
+
+_WORDS = {
+    "Median, mean, 90th percentile": "of the absolute error, |predicted / measured - 1|",
+    "Bias": "median of predicted / measured - 1: above 0 predictions are too large",
+    "Answered": "a row with a prediction: ok, or extrapolated from outside what was measured, with a wider band; the rest are unsupported",
+    "In band": "share of answered rows whose measurement lies between the prediction's low and high; bands are meant to hold 80 %",
+    "Target": "median and 90th percentile that are asked of the absolute error",
+}
+
+
+def legend() -> Markup:
+    """What the headings mean."""
+    return tag("dl", *(tag("div", tag("dt", word), tag("dd", meaning)) for word, meaning in _WORDS.items()), class_="words")
 
 
 def _unbroken(text: str) -> str:
-    """The text with every number and its percent sign on one line."""
-    return text.replace(" %", "\N{NO-BREAK SPACE}%")
+    """The text with every number and its percent sign on one line, and errors as the median / the 90th percentile."""
+    return text.replace("median ", "").replace(", p90", " /").replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def scores_table(board: Scoreboard) -> Markup:
@@ -71,7 +100,9 @@ def scores_table(board: Scoreboard) -> Markup:
     for total in score(board.rows, ["suite", "quantity"]).to_dict("records"):
         own = by_group[(by_group["suite"] == total["suite"]) & (by_group["quantity"] == total["quantity"])]
         title = title_of(total["suite"], total["quantity"])
-        rows.append(_scores(title, {**total, "target_median": math.nan, "met": None}, class_="group"))
+        if board.in_sample(board.rows[board.rows["suite"] == total["suite"]]):
+            title = f"{title}, in sample"
+        rows.append(_scores(title, {**total, "target_median": math.nan, "target_p90": math.nan, "met": None}, class_="group"))
         if len(own) > 1:
             rows += [_scores(str(row["group"]) or "all", row) for row in own.head(_MOST_GROUPS).to_dict("records")]
         elif len(own) == 1:
@@ -85,17 +116,23 @@ def scores_table(board: Scoreboard) -> Markup:
 def _scores(name: str, row: dict[Any, Any], class_: str | bool = False) -> Markup:
     target = UNDEFINED
     if math.isfinite(row["target_median"]):
-        target = f"{percent(row['target_median'], 0)}, {percent(row['target_p90'], 0)}"
+        target = f"{percent(row['target_median'], digits=0)}, {percent(row['target_p90'], digits=0)}"
     cells = (
         f"{row['rows']:,}",
-        *(percent(row[key]) for key in ("median", "mean", "p90")),
+        percent(row["median"], *_limit(row["target_median"])),
+        percent(row["mean"]),
+        percent(row["p90"], *_limit(row["target_p90"])),
         percent(row["bias"], signed=True),
-        *(percent(row[key], 0) for key in ("unsupported", "extrapolated", "covered")),
+        *(percent(row[key], digits=0) for key in ("unsupported", "extrapolated", "covered")),
         target,
         verdict(row["met"]),
     )
     keys = {"data_suite": str(row["suite"]), "data_quantity": str(row["quantity"])}
     return tag("tr", tag("th", name, scope="row"), *(tag("td", cell) for cell in cells), class_=class_, **keys)
+
+
+def _limit(target: float) -> list[float]:
+    return [target] if math.isfinite(target) else []
 
 
 def reasons_table(board: Scoreboard, status: str) -> Markup | None:
@@ -123,17 +160,18 @@ def worst_table(board: Scoreboard) -> Markup | None:
         for row in own.to_dict("records"):
             measured, predicted = float(row["measured"]), float(row["predicted"])
             cells = (
-                title_of(str(suite), str(quantity)),
-                str(row["group"]),
-                f"{Path(str(row['source'])).name}: {row['subject']}" if row.get("source") else str(row["subject"]),
                 _amount(measured, str(row["unit"])),
                 _amount(predicted, str(row["unit"])),
                 percent(predicted / measured - 1, signed=True),
+                title_of(str(suite), str(quantity)),
+                str(row["group"]),
+                f"{Path(str(row['source'])).name}: {row['subject']}" if row.get("source") else str(row["subject"]),
                 str(row["status"]),
             )
-            rows.append(_row(*cells, classes=("", "", "source", "value", "value", "value", "source")))
-    head = ["Suite", "Group", "Row", "Measured", "Predicted", "Error", "Status"]
-    return tables.table(head, rows, "assumptions", "Rows that are furthest off")
+            rows.append(_row(*cells, classes=("value", "value", "value", "", "", "source", "source")))
+    # What is read first stands first, since a telephone shows little more.
+    head = ["Measured", "Predicted", "Error", "Suite", "Group", "Row", "Status"]
+    return tables.table(head, rows, "assumptions worst", "Rows that are furthest off")
 
 
 def _amount(value: float, unit: str) -> str:
@@ -166,9 +204,16 @@ def fits_table(fits: pd.DataFrame) -> Markup | None:
 
 def read_table(run: dict[str, Any]) -> Markup:
     """What was read, and what was not and why."""
-    rows = [_row(entry["source"], entry["suite"], f"{entry['rows']:,} rows") for entry in run.get("tables", [])]
+    rows = [_row(entry["source"], entry["suite"], _read(entry), classes=("", "", "source")) for entry in run.get("tables", [])]
     rows += [_row(name, UNDEFINED, why, classes=("", "", "source")) for name, why in run.get("skipped", {}).items()]
     return tables.table(["Table", "Suite", "Read"], rows, "assumptions", "What was read")
+
+
+def _read(entry: dict[str, Any]) -> str:
+    said = [f"{entry['rows']:,} {'row' if entry['rows'] == 1 else 'rows'}"]
+    said += ["that a calibration was fitted on"] if entry.get("in_sample") else []
+    left = [f"{count:,} without a usable {column}" for column, count in entry.get("unusable", {}).items()]
+    return "; ".join([" ".join(said), *left])
 
 
 def _row(*cells: str, classes: Iterable[str] = ()) -> Markup:

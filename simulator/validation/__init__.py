@@ -7,6 +7,7 @@ and the planner use, so the scoreboard's errors are theirs.
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -55,11 +56,18 @@ def require(table: pd.DataFrame, columns: tuple[str, ...], where: str) -> None:
     """Check that a table has the columns that a suite needs.
 
     Raises:
-        UserError: naming the first one that is missing, and the nearest that is there.
+        UserError: naming all that are missing, and the nearest that are there.
     """
-    for column in columns:
-        if column not in table.columns:
-            raise UserError(f"{where}: missing column '{column}'; {did_you_mean(column, list(map(str, table.columns)))}")
+    there = list(map(str, table.columns))
+    missing = [column for column in columns if column not in there]
+    if len(missing) == 1:
+        raise UserError(f"{where}: missing column '{missing[0]}'; {did_you_mean(missing[0], there)}")
+    if missing:
+        spare = [column for column in there if column not in columns]
+        near = {column: difflib.get_close_matches(column, spare, n=1, cutoff=0.7) for column in missing}
+        meant = [f"'{found[0]}' for '{column}'" for column, found in near.items() if found]
+        hint = f"did you mean {', '.join(meant)}?" if meant else f"it has {', '.join(there)}"
+        raise UserError(f"{where}: missing columns {', '.join(map(repr, missing))}; {hint}")
 
 
 def with_answers(table: pd.DataFrame, measures: tuple[Measure, ...], answers: Answers) -> pd.DataFrame:

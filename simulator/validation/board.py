@@ -7,7 +7,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from simulator.errors import UserError
 from simulator.results import replace_folder
 from simulator.run import revision, versions
 from simulator.scores import SCORE_COLUMNS, Scoreboard, grouped, judged, reasons
-from simulator.spec.calibration import Fit, load_calibration
+from simulator.spec.calibration import CalibrationFile, Fit, load_calibration
+from simulator.validation.left_out import left_out
 from simulator.validation.suites import Answered, Tick, answer, answer_published, tables_in
 
 _FIT_COLUMNS = ("calibration", "table", "entry", "kind", "rows", "median", "p90", "bias", "low", "high", "command", "source")
@@ -74,19 +75,36 @@ def scoreboard(parts: Sequence[Answered], run: dict[str, Any]) -> Scoreboard:
     """
     filled = [part.rows.assign(source=part.source) for part in parts if not part.rows.empty]
     rows = pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=[*SCORE_COLUMNS, "source"])
-    tables = [{"suite": part.suite, "source": part.source, "rows": len(part.table)} for part in parts]
+    tables = [
+        {
+            "suite": part.suite,
+            "source": part.source,
+            "rows": len(part.table),
+            "in_sample": part.in_sample,
+            **({"unusable": part.unusable} if part.unusable else {}),
+        }
+        for part in parts
+    ]
     order = pd.DataFrame([entry for part in parts for entry in part.order], columns=["suite", "pairs", "right"])
-    return Scoreboard({**run, "tables": tables}, rows, fits(), order)
+    calibrations = _calibrations()
+    return Scoreboard({**run, "tables": tables}, rows, fits(calibrations), order, left_out(rows, calibrations))
 
 
-def fits() -> pd.DataFrame:
-    """A row for each fit on measurements in a calibration that is not a machine's own, with its cross-validated residuals."""
-    found: list[tuple[Any, ...]] = []
+def _calibrations() -> dict[str, CalibrationFile]:
+    """Those of accelerator families, by name."""
+    found = {}
     for name in available_files("cluster_configs/calibration"):
         try:
-            calibration = load_calibration(name, "validate")
+            found[name] = load_calibration(name, "validate")
         except UserError:  # a machine that moesim calibrate timed, or a user's file that is of no use here
             continue
+    return found
+
+
+def fits(calibrations: Mapping[str, CalibrationFile]) -> pd.DataFrame:
+    """A row for each fit on measurements, with its cross-validated residuals."""
+    found: list[tuple[Any, ...]] = []
+    for name, calibration in calibrations.items():
         for path, fit in _fits_in(calibration):
             if fit.kind != "assumed":
                 low, high = fit.band or (np.nan, np.nan)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +14,14 @@ from simulator.plugins import available, build
 from simulator.scores import is_answered, order_of, worst
 from simulator.validation import Answers, Measure, require, score_rows, with_answers
 from simulator.validation.kernels import KernelFamily, measures_of
-from simulator.validation.tables import ENDINGS, Table, read_table
+from simulator.validation.known_rows import is_known
+from simulator.validation.tables import ENDINGS, Table, format_of, read_table
 
 _FAMILIES = "validation.kernels"
 SERVING, PUBLISHED = "serving", "published"
 """Suites besides the families of kernels."""
 _ROWS_TO_TELL_BY = 50
-_ROWS_TOLD = 10
+_ROWS_TOLD, _COLUMNS_TOLD = 10, 10
 Tick = Callable[[str, int, int | None], None]
 """Told what is being done, how many rows of it are done, and how many there are."""
 
@@ -38,6 +39,10 @@ class Answered:
     """:data:`simulator.scores.SCORE_COLUMNS` of every measurement in the table."""
     order: tuple[dict[str, object], ...] = ()
     """Whether deployments stand in the right order: :func:`simulator.scores.order_of`."""
+    unusable: dict[str, int] = field(default_factory=dict)
+    """How many rows have no usable number in a measured column, by its name: they are answered, but not compared."""
+    in_sample: bool = False
+    """Whether its rows are among those that the calibrations were fitted on."""
 
 
 def families() -> tuple[str, ...]:
@@ -144,13 +149,22 @@ def _answered(
     """Put answers beside what was measured.
 
     Args:
-        columns: what tells a row to a reader, where it has no ``id``.
+        columns: what tells a row to a reader first, where it has no ``id``.
     """
     answers = _with_statuses(answers)
-    rows = score_rows(suite, table.values.assign(**_numbers(table.values, measures)), measures, answers)
+    numbers = _numbers(table.values, measures)
+    rows = score_rows(suite, table.values.assign(**numbers), measures, answers)
     if not rows.empty:
-        rows = _named(rows[rows["measured"] > 0].reset_index(drop=True), table.texts, columns)
-    return Answered(suite, str(path), with_answers(table.texts, measures, answers), rows)
+        measured = {measure.column for measure in measures}
+        told = dict.fromkeys([*columns, *(name for name in table.texts.columns if name not in measured)])
+        rows = _named(
+            rows[rows["measured"] > 0].reset_index(drop=True), table.texts, tuple(told)[: max(len(columns), _COLUMNS_TOLD)]
+        )
+    usable = {column: int((np.isfinite(cells) & (cells > 0)).sum()) for column, cells in numbers.items()}
+    unusable = {column: len(table.texts) - count for column, count in usable.items() if count < len(table.texts)}
+    return Answered(
+        suite, str(path), with_answers(table.texts, measures, answers), rows, unusable=unusable, in_sample=is_known(table.values)
+    )
 
 
 def _named(rows: pd.DataFrame, texts: pd.DataFrame, columns: tuple[str, ...]) -> pd.DataFrame:
@@ -196,7 +210,7 @@ def tables_in(folder: Path) -> tuple[dict[Path, str], dict[str, str]]:
     found: dict[Path, str] = {}
     skipped: dict[str, str] = {}
     for path in sorted(folder.iterdir()):
-        if path.is_dir() or not path.name.endswith(ENDINGS):
+        if not _may_be_table(path):
             continue
         try:
             suite = suite_of(read_table(path, _ROWS_TO_TELL_BY).values)
@@ -208,6 +222,16 @@ def tables_in(folder: Path) -> tuple[dict[Path, str], dict[str, str]]:
         else:
             found[path] = suite
     return found, skipped
+
+
+def _may_be_table(path: Path) -> bool:
+    """Whether a file of a folder is looked into: notes and the like are not."""
+    if not path.is_file():
+        return False
+    try:
+        return path.name.endswith(ENDINGS) or format_of(path) != "CSV"
+    except OSError:  # it may not be read
+        return False
 
 
 def suite_of(values: pd.DataFrame) -> str | None:

@@ -1,9 +1,11 @@
-"""Tables of measurements as people have them: CSV, gzipped or not, and Parquet."""
+"""Tables of measurements as people have them: CSV, gzipped or not, and Parquet, told by what is in them and not by their names."""
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -11,6 +13,10 @@ import pandas as pd
 from simulator.errors import UserError
 
 ENDINGS = (".csv", ".csv.gz", ".parquet")
+"""Of files to write, which say their format by it; read is whatever a file holds."""
+_PARQUET, _GZIP = b"PAR1", b"\x1f\x8b"
+"""First bytes of a file."""
+Format = Literal["CSV", "gzipped CSV", "Parquet"]
 _WORDS_OF_TEXTS = {
     *("backend", "distribution", "dtype", "engine", "gpu", "id", "kernel", "mode", "model", "name", "path", "phase", "precision"),
     *("source", "system", "type", "ver", "version"),
@@ -32,33 +38,40 @@ class Table:
     of texts, which are empty where a cell is."""
 
 
+def format_of(path: Path) -> Format:
+    """What a file holds, by its first bytes; the name may say something else."""
+    with path.open("rb") as file:
+        first = file.read(4)
+    return "Parquet" if first == _PARQUET else "gzipped CSV" if first.startswith(_GZIP) else "CSV"
+
+
 def read_table(path: Path, most_rows: int | None = None) -> Table:
-    """Read a table of measurements.
+    """Read a table of measurements, whatever it is called.
 
     Args:
         most_rows: leave out what comes after so many.
 
     Raises:
-        UserError: if there is no such file, it cannot be read as what its name says, or it has no rows.
+        UserError: if there is no such file, it cannot be read as what it is, or it has no rows.
     """
-    if not path.name.endswith(ENDINGS):
-        raise UserError(f"{path}: must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}")
     if not path.exists():
         raise UserError(f"{path}: no such file")
     if path.is_dir():
         raise UserError(f"{path}: is a folder; name a file in it")
+    what = "a table"
     try:
-        if path.suffix == ".parquet":
+        what = format_of(path)
+        if what == "Parquet":
             texts = pd.read_parquet(path)
             texts = texts if most_rows is None else texts.head(most_rows)
         else:
-            texts = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", nrows=most_rows)
-    except (OSError, ValueError, EOFError) as error:  # pandas' and pyarrow's own errors are ValueErrors
-        what = "Parquet" if path.suffix == ".parquet" else "CSV"
+            packing: Literal["gzip"] | None = "gzip" if what == "gzipped CSV" else None
+            texts = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", nrows=most_rows, compression=packing)
+    except (OSError, ValueError, EOFError, zlib.error) as error:  # pandas' and pyarrow's own errors are ValueErrors
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: cannot be read as {what}: {reason}") from error
     if texts.empty:
-        raise UserError(f"{path}: has no rows")
+        raise UserError(f"{path}: has no rows, read as {what}")
     texts.columns = [str(name).strip() for name in texts.columns]
     return Table(texts, values_of(texts))
 

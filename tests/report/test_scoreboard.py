@@ -74,6 +74,7 @@ def test_it_says_the_numbers_and_escapes_the_names():
         assert f"{100 * row['median']:.1f} %" in page
     for row in judged(made).to_dict("records"):
         assert row["what"].replace("'", "&#x27;").replace(">", "&gt;").replace(" %", "\N{NO-BREAK SPACE}%") in page
+    assert re.findall(r"<th[^>]*>([^<]+)</th>", page.partition('id="furthest-off"')[2])[:3] == ["Measured", "Predicted", "Error"]
     for said in (
         "92.5\N{NO-BREAK SPACE}%",
         "hopper: gemm",

@@ -1,12 +1,12 @@
 """``moesim calibrate published``: what fits give becomes files that the simulator reads, or nothing is written."""
 
+import json
 import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from simulator import cli
 from simulator.spec.calibration import load_calibration
 from simulator.spec.writing import toml_text
 from simulator.validation import fits
@@ -25,17 +25,13 @@ ENTRY = {
 
 
 @pytest.fixture
-def moesim(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def calibrate(moesim, tmp_path):
+    """Run ``moesim calibrate`` beside a folder of measurements; returns exit status and standard error."""
     (tmp_path / "measured").mkdir()
 
     def run(*arguments):
-        monkeypatch.setattr("sys.argv", ["moesim", "calibrate", *map(str, arguments)])
-        try:
-            cli.main()
-        except SystemExit as stopped:
-            return stopped.code or 0, capsys.readouterr().err
-        return 0, capsys.readouterr().err
+        code, _, err = moesim("calibrate", *arguments)
+        return code, err
 
     return run
 
@@ -55,11 +51,11 @@ def shipped_gemm():
     return load_calibration("hopper", "test").model_dump(exclude_none=True)["gemm"]
 
 
-def test_what_is_written_is_what_was_fitted(moesim, fitted, tmp_path):
+def test_what_is_written_is_what_was_fitted(calibrate, fitted, tmp_path):
     table = shipped_gemm()
     asked = []
     fitted(lambda folder: asked.append(folder) or {"hopper": table, "mine": table})
-    code, err = moesim("published", "measured", "--out", "calibration")
+    code, err = calibrate("published", "measured", "--out", "calibration")
     assert code == 0, err
     assert asked == [Path("measured")]
     path = tmp_path / "calibration" / "hopper" / "gemm.toml"
@@ -69,8 +65,18 @@ def test_what_is_written_is_what_was_fitted(moesim, fitted, tmp_path):
     assert (tmp_path / "calibration" / "mine" / "gemm.toml").read_text() == text
     assert "is read beside a file" in err
     before = path.read_bytes()
-    assert moesim("published", "measured", "--out", "calibration")[0] == 0
+    assert calibrate("published", "measured", "--out", "calibration")[0] == 0
     assert path.read_bytes() == before
+
+
+def test_what_tells_the_tables_is_written_when_all_were_fitted(calibrate, fitted, tmp_path):
+    fitted(lambda _: {"hopper": shipped_gemm()})
+    (tmp_path / "measured" / "mine.csv").write_text("gpu,gemm_dtype,m,n,k,latency_ms\nh100,bfloat16,1,2,3,0.1\n")
+    assert calibrate("published", "measured", "--out", "calibration", "--table", "gemm")[0] == 0
+    assert not (tmp_path / "calibration" / "fitted_rows.json").exists()
+    assert calibrate("published", "measured", "--out", "calibration")[0] == 0
+    found = json.loads((tmp_path / "calibration" / "fitted_rows.json").read_text())
+    assert {name: table["rows"] for name, table in found.items()} == {"mine.csv": 1}
 
 
 @pytest.mark.parametrize(
@@ -87,7 +93,7 @@ def test_what_is_written_is_what_was_fitted(moesim, fitted, tmp_path):
         (("cuda",), ["calibrate cuda", "cpu or published"]),
     ],
 )
-def test_wrong_input_is_one_line_and_nothing_is_written(moesim, fitted, tmp_path, arguments, said):
+def test_wrong_input_is_one_line_and_nothing_is_written(calibrate, fitted, tmp_path, arguments, said):
     (tmp_path / "file").touch()
 
     def fit(folder):
@@ -95,7 +101,7 @@ def test_wrong_input_is_one_line_and_nothing_is_written(moesim, fitted, tmp_path
 
     fitted(fit)
     before = sorted(tmp_path.rglob("*"))
-    code, err = moesim(*arguments)
+    code, err = calibrate(*arguments)
     assert code == 2
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, err
@@ -103,9 +109,9 @@ def test_wrong_input_is_one_line_and_nothing_is_written(moesim, fitted, tmp_path
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_fit_that_no_calibration_takes_is_a_defect(moesim, fitted, tmp_path):
+def test_a_fit_that_no_calibration_takes_is_a_defect(calibrate, fitted, tmp_path):
     fitted(lambda _: {"hopper": {"any": {"bf16": {"kind": "fitted"}}}})
-    code, err = moesim("published", "measured")
+    code, err = calibrate("published", "measured")
     assert code == 1
     assert "no calibration takes" in err
     assert not (tmp_path / "cluster_configs").exists()

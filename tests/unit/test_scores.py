@@ -13,11 +13,14 @@ from simulator.scores import (
     grouped,
     judged,
     order_of,
+    percent_of,
     reasons,
     score,
     target_of,
     worst,
 )
+from simulator.spec.calibration import load_calibration
+from simulator.validation.left_out import Residuals, left_out, mixed
 
 
 def rows(*entries, suite="serving", quantity="tpot", group="h100 vllm MoE"):
@@ -112,3 +115,50 @@ def test_order_counts_pairs_of_the_same_load_that_differ():
 def test_words_of_groups_are_whole():
     assert target_of("serving", "tpot", f"h100 {MOE}s") is None
     assert target_of("serving", "tpot", f"{DENSE} h100") is not None
+
+
+def test_digits_show_on_which_side_of_a_limit_a_share_lies():
+    made = rows(*[(1.0, 1.0, "ok")] * 8, (1.0, 1.3003, "ok"), (1.0, 1.3003, "ok"))
+    found = judged(Scoreboard({}, made)).set_index("what").loc["Serving TPOT, MoE"]
+    assert (found["found"], found["asked"], found["met"]) == ("median 0.0 %, p90 30.03 %", "median 12 %, p90 30 %", False)
+    for share, limit in ((0.25004, 0.25), (0.24996, 0.25), (0.253, 0.25)):
+        assert (float(percent_of(share, limit)[:-2]) > 25) == (share > limit)
+
+
+@pytest.mark.parametrize("in_sample", [True, False])
+def test_targets_are_judged_by_what_was_left_out_only_where_rows_are_in_sample(in_sample):
+    run = {"tables": [{"suite": "serving", "source": "table.csv", "rows": 4, "in_sample": in_sample}]}
+    stated = pd.DataFrame([{"what": "Serving TPOT, MoE", "rows": 9, "fits": 2, "missed": 1, "median": 0.13, "p90": 0.2}])
+    found = judged(Scoreboard(run, rows(*[(1.0, 1.05, "ok")] * 4), left_out=stated)).set_index("what").loc["Serving TPOT, MoE"]
+    assert (found["found"], found["left_out"]) == ("median 5.0 %, p90 5.0 %", "median 13.0 %, p90 20.0 %")
+    assert found["met"] is not in_sample
+
+
+def test_errors_of_fits_mix_by_rows():
+    near, far = Residuals(900, 0.04, 0.1), Residuals(100, 0.4, 1.0)
+    median, p90 = mixed([near, far])
+    assert 0.04 < median < 0.05
+    assert 0.1 < p90 < 0.5
+    assert mixed([near]) == pytest.approx((0.04, 0.1), rel=0.01)
+    rng = np.random.default_rng(0)
+    parts = [np.abs(rng.normal(0, scale, count)) for scale, count in ((0.05, 6000), (0.2, 3000), (0.01, 1000))]
+    said = mixed([Residuals(len(part), float(np.median(part)), float(np.quantile(part, 0.9))) for part in parts])
+    whole = np.concatenate(parts)
+    assert said == pytest.approx((np.median(whole), np.quantile(whole, 0.9)), rel=0.1)
+
+
+def test_left_out_looks_at_calibrations_of_the_rows_gpus_and_at_engines_own_entries():
+    calibrations = {name: load_calibration(name, "test") for name in ("hopper", "blackwell")}
+    hopper = left_out(rows((1.0, 1.0, "ok"), suite="gemm", quantity="kernel", group="h100 bf16"), calibrations)
+    both = pd.concat(
+        [rows((1.0, 1.0, "ok"), suite="gemm", quantity="kernel", group=f"{gpu} bf16") for gpu in ("h100", "b200", "rubin")]
+    )
+    assert hopper["what"].tolist() == ["Dense GEMM kernels"]
+    assert hopper["rows"].item() < left_out(both, calibrations)["rows"].item()
+    experts = left_out(rows((1.0, 1.0, "ok"), suite="moe", quantity="kernel", group="h100 sglang bf16"), calibrations)
+    table = calibrations["hopper"].grouped_gemm
+    pooled = [name for name in table["any"] if any(name in other for key, other in table.items() if key != "any")]
+    assert pooled
+    fitted = [fit for by_name in table.values() for fit in by_name.values() if fit.kind != "assumed"]
+    assert experts["fits"].item() == len(fitted) - len([name for name in pooled if table["any"][name].kind != "assumed"])
+    assert left_out(rows((1.0, 1.0, "ok"), suite="gemm", quantity="kernel", group="rubin bf16"), calibrations).empty

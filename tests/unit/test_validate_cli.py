@@ -1,15 +1,15 @@
 """``moesim validate`` as a user meets it."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from simulator import cli
-from simulator.scores import SCORE_COLUMNS
-from simulator.validation import published, suites
-from simulator.validation.tables import read_table
+from simulator.scores import IN_SAMPLE, SCORE_COLUMNS
+from simulator.validation import known_rows, published, suites
+from simulator.validation.tables import read_table, values_of
 
 GEMM = """gpu,gemm_dtype,m,n,k,latency_ms,note
 h100,bfloat16,4096,4096,04096,0.20,"as it stood, 1e-3"
@@ -23,23 +23,11 @@ h100,bfloat16,-4,4096,4096,0.2,
 
 
 @pytest.fixture
-def moesim(tmp_path, monkeypatch, capsys):
-    """Run the command in this process, in a folder with a table; returns exit status, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
+def moesim(moesim, tmp_path, monkeypatch):
+    """In a folder with a table."""
     monkeypatch.delenv("MOESIM_MEASUREMENTS", raising=False)
     (tmp_path / "gemm.csv").write_text(GEMM)
-
-    def run(*arguments):
-        monkeypatch.setattr("sys.argv", ["moesim", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stopped:
-            code = stopped.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+    return moesim
 
 
 @pytest.fixture
@@ -79,12 +67,82 @@ def test_every_kind_of_file_gives_the_same_answers(moesim, tmp_path):
         np.testing.assert_array_equal(other, seconds[0])
 
 
+def test_files_are_told_by_what_is_in_them(moesim):
+    asked = pd.read_csv("gemm.csv", dtype=str, keep_default_na=False)
+    asked.to_csv("plain.csv.gz", index=False, compression=None)
+    asked.to_csv("packed.csv", index=False, compression="gzip")
+    asked.to_parquet("table.txt")
+    for name in ("plain.csv.gz", "packed.csv", "table.txt"):
+        assert moesim("validate", "kernels", "gemm", name, "--out", "answers.csv")[0] == 0
+        assert pd.read_csv("answers.csv")["predicted_kernel_s"].notna().sum() == 2
+
+
+def test_rows_that_cannot_be_compared_are_answered_and_counted(moesim):
+    table = pd.read_csv("gemm.csv", dtype=str, keep_default_na=False)
+    table.loc[0, "latency_ms"] = "0"
+    table.loc[1, "latency_ms"] = "out of memory"
+    table.loc[2, "latency_ms"] = ""
+    table.to_csv("gaps.csv", index=False)
+    said = "gaps.csv: 3 of 7 rows have no usable latency_ms; they are answered, but not compared"
+    code, out, _ = moesim("validate", "kernels", "gemm", "gaps.csv", "--out", "answers.csv", "--report", "page.html")
+    assert code == 0
+    assert said in out
+    assert said in Path("page.html").read_text()
+    assert pd.read_csv("answers.csv")["predicted_kernel_s"].notna().sum() == 2
+    _, out, _ = moesim("validate", "kernels", "gemm", "gaps.csv", "--json")
+    assert json.loads(out)["tables"][0]["unusable"] == {"latency_ms": 3}
+
+
+@pytest.mark.parametrize("where", ["other.csv", "known.csv"])
+def test_targets_are_judged_with_models_left_out_where_rows_are_in_sample(moesim, monkeypatch, where):
+    table = pd.read_csv("gemm.csv", dtype=str, keep_default_na=False)
+    table.assign(m="8", latency_ms="0.9").to_csv("known.csv", index=False)
+    table.assign(m="8", latency_ms="0.8").to_csv("other.csv", index=False)
+    sketch = known_rows.sketch(read_table(Path("known.csv")).values)
+    monkeypatch.setattr(known_rows, "_sketches", lambda: [sketch])
+    code, out, _ = moesim("validate", "kernels", "gemm", where, "--report", "page.html")
+    page = Path("page.html").read_text()
+    assert code == 0
+    in_sample = where == "known.csv"
+    assert ("gemm, in sample" in out) == in_sample
+    assert ("in sample; with models left out of the fits" in page) == in_sample
+    assert IN_SAMPLE.split(".")[0] in (page if in_sample else IN_SAMPLE)
+    target = next(line for line in out.splitlines() if "Dense GEMM kernels" in line)
+    assert target.split()[-1] == ("yes" if in_sample else "no"), "4-5 % with shapes left out; these rows are made up"
+    for words in ("median, mean, p90: of the absolute error", "in band: share"):
+        assert words in out
+    assert "<dt>In band</dt>" in page
+
+
+def test_a_part_of_a_known_table_is_known_in_any_order_and_format():
+    rng = np.random.default_rng(0)
+    texts = pd.DataFrame({"gpu": "h100", "m": rng.integers(1, 99999, 9000).astype(str), "latency_ms": rng.random(9000).astype(str)})
+    kept = known_rows.sketch(values_of(texts))
+    part = texts.sample(1500, random_state=1)[["latency_ms", "gpu", "m"]].reset_index(drop=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(known_rows, "_sketches", lambda: [kept])
+        assert known_rows.is_known(values_of(part))
+        assert known_rows.is_known(values_of(part.assign(note="mine", m=part["m"].astype(float))))
+        assert not known_rows.is_known(values_of(part.assign(gpu="h200")))
+        assert not known_rows.is_known(values_of(part.drop(columns="m")))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_few_rows_and_the_same_rows_twice(moesim, count):
+    table = pd.read_csv("gemm.csv", dtype=str, keep_default_na=False).iloc[[0] * count].assign(id="same", further="column")
+    table.to_csv("few.csv", index=False)
+    code, _, _ = moesim("validate", "kernels", "gemm", "few.csv", "--out", "answers.csv", "--report", "page.html")
+    answers = pd.read_csv("answers.csv")
+    assert (code, len(answers), answers["predicted_kernel_s"].nunique()) == (0, count, 1)
+    assert "further" in answers.columns
+
+
 def test_json_is_alone_on_standard_output(moesim):
     code, out, _ = moesim("validate", "kernels", "gemm", "gemm.csv", "--json", "--report", "page.html")
     found = json.loads(out)
     assert code == 0
     assert {row["group"]: row["rows"] for row in found["scores"]}["h100 bf16"] >= 2
-    assert {"scores", "targets", "unsupported", "extrapolated", "tables", "skipped"} == set(found)
+    assert {"scores", "targets", "left_out", "unsupported", "extrapolated", "tables", "skipped"} == set(found)
     assert sum(row["rows"] for row in found["unsupported"]) == 5
 
 
@@ -101,15 +159,20 @@ def test_a_table_without_measurements_is_answered_too(moesim):
     [
         (("kernels", "gem", "gemm.csv"), ["gem", "did you mean 'gemm'"]),
         (("kernels", "gemm", "absent.csv"), ["absent.csv", "no such file"]),
-        (("kernels", "gemm", "."), ["must end in .csv, .csv.gz or .parquet"]),
+        (("kernels", "gemm", "."), ["is a folder"]),
         (("kernels", "gemm", "folder.csv"), ["folder.csv", "is a folder"]),
         (("kernels", "gemm", "empty.csv"), ["empty.csv", "cannot be read as CSV"]),
         (("kernels", "gemm", "head.csv"), ["head.csv", "has no rows"]),
         (("kernels", "gemm", "other.csv"), ["other.csv", "missing column 'gemm_dtype'", "did you mean 'gem_dtype'"]),
-        (("kernels", "gemm", "text.parquet"), ["text.parquet", "cannot be read as Parquet"]),
-        (("kernels", "gemm", "text.csv.gz"), ["text.csv.gz", "cannot be read as CSV"]),
+        (("kernels", "gemm", "text.parquet"), ["text.parquet", "has no rows, read as CSV"]),
+        (("kernels", "gemm", "torn.csv"), ["torn.csv", "cannot be read as Parquet"]),
+        (("kernels", "gemm", "torn.csv.gz"), ["torn.csv.gz", "cannot be read as gzipped CSV"]),
         (("kernels", "gemm", "latin.csv"), ["latin.csv", "cannot be read as CSV"]),
-        (("serving", "gemm.csv"), ["gemm.csv", "missing column 'id'"]),
+        (
+            ("serving", "gemm.csv"),
+            ["gemm.csv", "missing columns 'id', 'backend', 'model_path', 'system', 'mode', 'isl', 'osl'; it has gpu"],
+        ),
+        (("kernels", "gemm", "shout.csv"), ["missing columns 'gemm_dtype', 'k'; did you mean 'gemm_type' for 'gemm_dtype'?"]),
         (("published", "gemm.csv"), ["gemm.csv", "its columns are those of no"]),
         (("published", "absent.csv"), ["absent.csv", "no such file"]),
         (("kernels", "gemm", "gemm.csv", "--out", "answers.txt"), ["answers.txt", "must end in"]),
@@ -130,7 +193,9 @@ def test_wrong_input_is_one_line_and_nothing_is_written(moesim, tmp_path, argume
     (tmp_path / "head.csv").write_text("gpu,gemm_dtype,m,n,k\n")
     (tmp_path / "other.csv").write_text("gpu,gem_dtype,m,n,k\nh100,bfloat16,1,2,3\n")
     (tmp_path / "text.parquet").write_text("no table")
-    (tmp_path / "text.csv.gz").write_text("no gzip")
+    (tmp_path / "torn.csv").write_bytes(b"PAR1 and no more")
+    (tmp_path / "torn.csv.gz").write_bytes(b"\x1f\x8b and no more")
+    (tmp_path / "shout.csv").write_text("gpu,gemm_type,m,n,x\nh100,bfloat16,1,2,3\n")
     (tmp_path / "latin.csv").write_bytes(b"gpu,gemm_dtype,m,n,k\n\xe4,1,1,1,1\n")
     before = sorted(tmp_path.rglob("*"))
     code, out, err = moesim("validate", *arguments)

@@ -10,6 +10,7 @@ calibration (``hopper``), the table that has the file's name, as nested dictiona
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from simulator.errors import UserError, did_you_mean
 from simulator.plugins import available
 from simulator.spec.calibration import CalibrationFile
 from simulator.spec.writing import toml_text
+from simulator.validation import known_rows
+from simulator.validation.suites import PUBLISHED, tables_in
+from simulator.validation.tables import read_table
 
 COMMAND = "moesim calibrate published"
 _FITS = "validation.fits"
@@ -44,7 +48,7 @@ def fitted_files(folder: Path, names: tuple[str, ...] = (), tick: Tick = lambda 
     """The files that fits on the measurements in ``folder`` give: paths below ``cluster_configs/calibration``, and their texts.
 
     Args:
-        names: of the tables to fit; by default all.
+        names: of the tables to fit; by default all, and what tells their measurements (:mod:`simulator.validation.known_rows`).
 
     Raises:
         UserError: if there is no such table, or a table of measurements is missing or wrong.
@@ -63,7 +67,15 @@ def fitted_files(folder: Path, names: tuple[str, ...] = (), tick: Tick = lambda 
         for calibration, table in _fit(name, folder).items():
             files[Path(calibration) / f"{name}.toml"] = toml_text(_checked(name, table), _HEAD)
         tick("tables", number + 1, len(wanted))
+    if not names and (sketches := _sketches(folder)):
+        files[known_rows.FILE] = json.dumps(sketches, indent=1) + "\n"
     return files
+
+
+def _sketches(folder: Path) -> dict[str, Any]:
+    """What tells the tables that were fitted on, by their names."""
+    found, _ = tables_in(folder)
+    return {path.name: known_rows.sketch(read_table(path).values) for path, suite in found.items() if suite != PUBLISHED}
 
 
 def _fit(name: str, folder: Path) -> dict[str, dict[str, Any]]:
