@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from simulator import cli
 from simulator.cli import console
 from simulator.cli.run import print_run
 from simulator.data import available_files
@@ -19,24 +18,6 @@ from simulator.results import read
 PROJECT = Path(__file__).parents[2]
 TRACES = PROJECT.parent / "shared" / "traces" / "requests"
 SHORT = ("mixtral_vs_llama2", "--set", "workload.num_requests=60")
-
-
-@pytest.fixture
-def moesim(tmp_path, monkeypatch, capsys):
-    """Run the command in this process, in an empty folder; returns exit status, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr("sys.argv", ["moesim", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stopped:
-            code = stopped.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def test_run_writes_a_whole_folder_and_prints_the_comparison(moesim, tmp_path):
