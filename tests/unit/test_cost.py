@@ -193,3 +193,14 @@ def test_a_ring_at_its_rate_sends_nearly_twice_the_data_over_each_link():
     start_s, carry_s = fit.parts_s(64e6, 4, 2.0, 450e9)
     assert start_s == pytest.approx(1.2e-6)
     assert carry_s == pytest.approx(1.5 * 64e6 / (450e9 * 0.5))
+
+
+def test_prompts_are_served_by_kernels_that_expand_where_those_that_were_timed_absorb():
+    calibration = load_calibration("hopper", "test").on("sglang")
+    timed = calibration.looking_back("prefill", "bf16", is_latent=True)
+    served = calibration.looking_back("prefill", "bf16", is_latent=True, is_served=True)
+    assert timed.absorbs
+    assert not served.absorbs
+    decode = calibration.looking_back("decode", "bf16", is_latent=True)
+    assert calibration.looking_back("decode", "bf16", is_latent=True, is_served=True) is decode
+    assert load_calibration("hopper", "test").on("vllm").expanded == {}

@@ -67,7 +67,7 @@ class RooflineModel:
         )
 
     def context_rates(self, kernel: Lookback, phase: Phase) -> Rates:
-        fit = self.calibration.looking_back(phase, kernel.kv_dtype, is_latent=kernel.kind == "latent")
+        fit = self.calibration.looking_back(phase, kernel.kv_dtype, is_latent=kernel.kind == "latent", is_served=True)
         return context_rates(self.accelerator, fit, kernel, phase)
 
     def mixer_s(self, rows: NDArray[np.int64], hidden_size: int, width: int) -> NDArray[np.float64]:

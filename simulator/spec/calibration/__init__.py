@@ -68,6 +68,9 @@ class Calibration(Frozen):
     attention: dict[str, AttentionFit]
     """``prefill`` and ``decode``; names that begin with ``mla_`` for latent attention and end with a cache's format, such as
     ``mla_decode_fp8``, where those kernels differ."""
+    expanded: dict[str, AttentionFit] = {}
+    """By the same names, what computes prompts in serving where the engine's kernel that was timed absorbs: engines expand the
+    keys and values of prompts (SGLang's ``MHA_CHUNKED_KV``), and another engine's kernel for that stands in."""
     exchange: dict[str, dict[Literal["dispatch", "combine"], ExchangeFit]]
     """Tokens to experts and back, by the kernels that do it."""
     collective: dict[str, CollectiveFit]
@@ -89,17 +92,21 @@ class Calibration(Frozen):
             behind = few
         return behind or _entry(self.grouped_gemm, dtype)
 
-    def looking_back(self, phase: str, kv_dtype: str, *, is_latent: bool, computed: str = "") -> AttentionFit:
+    def looking_back(
+        self, phase: str, kv_dtype: str, *, is_latent: bool, computed: str = "", is_served: bool = False
+    ) -> AttentionFit:
         """The fit for attention kernels that read a cache of ``kv_dtype``.
 
         One with fewer words in its name stands in where there is none: ``prefill`` for ``mla_prefill_fp8``.
 
         Args:
             computed: a format that the kernel computes in, other than the usual one.
+            is_served: as the engine computes it in serving, not as its kernels were timed.
         """
         suffix = f"_{_LIKE.get(kv_dtype, kv_dtype)}"
         latent = [f"mla_{phase}{suffix}_{computed}", f"mla_{phase}{suffix}", f"mla_{phase}"] if is_latent else []
-        return next(self.attention[name] for name in (*latent, f"{phase}{suffix}", phase) if name in self.attention)
+        found = next(name for name in (*latent, f"{phase}{suffix}", phase) if name in self.attention)
+        return self.expanded.get(found, self.attention[found]) if is_served else self.attention[found]
 
     def fits(
         self,
@@ -133,7 +140,7 @@ class Calibration(Frozen):
             found |= {"all-reduce": own} if own else {}
             found["all-reduce of large messages" if own else "all-reduce"] = self.collective["all_reduce"]
         for what, phase in (("attention over prompts", "prefill"), ("attention in decode", "decode")):
-            found[what] = self.looking_back(phase, cache, is_latent=is_latent)
+            found[what] = self.looking_back(phase, cache, is_latent=is_latent, is_served=True)
         found["engine overhead"] = self.engine
         return found
 
@@ -180,6 +187,7 @@ class CalibrationFile(Frozen):
             gemm=_of(self.gemm, engine),
             grouped_gemm=_of(self.grouped_gemm, engine) | _behind_exchanges(self.grouped_gemm, engine),
             attention=_of(self.attention, engine),
+            expanded=_expanded(self.attention, engine),
             exchange=self.exchange,
             collective=_of(self.collective, engine),
             engine=engine_fit(self.engine, named, self.engine[ANY]),
@@ -191,6 +199,12 @@ def _engines(file: CalibrationFile) -> set[str]:
     named = {key.partition("@")[0] for table in tables for key in table} - {ANY}
     # An engine's kernels behind an exchange have entries of their own, which are named after it.
     return {name for name in named if not name.startswith(tuple(f"{engine}-" for engine in _ENGINES))} | set(_ENGINES)
+
+
+def _expanded(table: dict[str, dict[str, AttentionFit]], engine: str) -> dict[str, AttentionFit]:
+    """Any engine's kernels that expand keys and values, for those of ``engine`` that do not."""
+    own, others = table.get(engine, {}), table[ANY]
+    return {name: others[name] for name, fit in own.items() if fit.absorbs and name in others and not others[name].absorbs}
 
 
 def _behind_exchanges(table: dict[str, dict[str, AnyFit]], engine: str) -> dict[str, AnyFit]:
