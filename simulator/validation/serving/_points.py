@@ -1,6 +1,7 @@
 """A row of a table of serving points, read: what ran, how it was split, and how it was loaded.
 
-Columns that may be missing or empty are read from the row's ``id`` where they are written there. Three quirks of such tables:
+Columns that may be missing or empty are read from the row's ``id`` where they are written there. Columns that such tables do not have
+but a user's may (:data:`LOAD_COLUMNS`) come before whatever an id suggests. Three quirks of such tables:
 
 - ``batch_size`` counts the requests of one attention data-parallel rank, so the concurrency of the whole deployment, which ids give
   as ``_c64_``, is that times ``attention_dp_size``.
@@ -20,7 +21,16 @@ import pandas as pd
 
 COLUMNS = ("id", "backend", "model_path", "system", "mode", "isl", "osl")
 """A table must have these; ``backend_version``, ``gemm_quant_mode``, ``moe_quant_mode``, ``precision``, ``batch_size`` and the sizes
-of splits are used where they are."""
+of splits are used where they are, and :data:`LOAD_COLUMNS`."""
+LOAD_COLUMNS = ("length_range", "concurrency", "speculative")
+"""Optional: the shortest length over the longest, requests in flight, and whether decodes verify drafts (``true``, ``false``, or how many
+tokens a draft has)."""
+SHORTEST = 0.8
+"""Of the length that is asked for, where an id is one of InferenceX's (``--random-range-ratio 0.8``)."""
+DRAFTED = 3
+"""Tokens of a draft where nothing else is said (InferenceX: ``num_nextn_predict_layers: 3``)."""
+_SPECULATIVE = {"true": DRAFTED, "yes": DRAFTED, "on": DRAFTED, "false": 0, "no": 0, "off": 0, "none": 0}
+_MOST_DRAFTED = 16
 _CONCURRENCY = re.compile(r"_c(\d+)(?:_|$)")
 _DATED = re.compile(r"20\d\d_\d\d_\d\d_")
 _SPLIT_IN_ID = re.compile(r"_tp(\d+)(?:_0)?(?:_ep(\d+))?")
@@ -59,11 +69,15 @@ class Point(NamedTuple):
     """The only pool of an aggregated deployment."""
     prefill: Pool | None
     is_ranged: bool
-    """Whether lengths vary between 0.8 and 1 of what is asked for (InferenceX); else all are equal."""
+    """Whether the id is one of InferenceX's, which starts engines in ways of its own and draws lengths from a range."""
     is_dated: bool
     """Whether the id begins with the day of the run."""
     says_workers: bool
     """Whether the table says how many workers the pools of a disaggregated deployment have."""
+    shortest: float = 1.0
+    """Of the lengths that are asked for; lengths are drawn from there to 1, and 1 is of equal ones."""
+    drafted: int | None = None
+    """Tokens of a draft that each decode verifies, 0 without; ``None`` where the table does not say."""
 
 
 class UnreadableError(ValueError):
@@ -99,12 +113,14 @@ def read_point(row: dict[str, Any]) -> Point:
         moe_format=_text(row.get("moe_quant_mode")) or _text(row.get("precision")),
         num_input=num_input,
         num_output=num_output,
-        concurrency=_concurrency(name, decode),
+        concurrency=_concurrency(row, name, decode),
         decode=decode,
         prefill=prefill,
         is_ranged=is_ranged(name),
         is_dated=_DATED.match(name) is not None,
         says_workers=_whole(row, "decode_num_workers") is not None,
+        shortest=_shortest(row, name),
+        drafted=_drafted(row),
     )
 
 
@@ -121,12 +137,36 @@ def is_ranged(name: str) -> bool:
     return bool(_DATED.match(name) or re.search(r"_cfg\d+$", name))
 
 
-def _concurrency(name: str, decode: Pool) -> int:
+def _shortest(row: dict[str, Any], name: str) -> float:
+    said = _text(row.get("length_range"))
+    if not said:
+        return SHORTEST if is_ranged(name) else 1.0
+    shortest = _number(row, "length_range")
+    if shortest is None or not 0 < shortest <= 1:
+        raise UnreadableError(f"length_range '{said}' is not the shortest length over the longest, above 0 and at most 1")
+    return shortest
+
+
+def _drafted(row: dict[str, Any]) -> int | None:
+    said = _text(row.get("speculative")).lower()
+    tokens = _SPECULATIVE.get(said, _whole(row, "speculative"))
+    if said and (tokens is None or not 0 <= tokens <= _MOST_DRAFTED):
+        raise UnreadableError(f"speculative '{said}' is neither true, false nor a number of draft tokens up to {_MOST_DRAFTED}")
+    return tokens
+
+
+def _concurrency(row: dict[str, Any], name: str, decode: Pool) -> int:
+    said = _text(row.get("concurrency"))
+    if said:
+        number = _number(row, "concurrency")
+        if number is None or number < 1:
+            raise UnreadableError(f"concurrency '{said}' is not a number of requests in flight")
+        return round(number)
     found = _CONCURRENCY.search(name)
     if found:
         return max(1, int(found[1]))
     if decode.batch is None:
-        raise UnreadableError("neither the id nor batch_size says how many requests are in flight")
+        raise UnreadableError("neither concurrency, the id nor batch_size says how many requests are in flight")
     return max(1, round(decode.batch * decode.attention_dp * decode.workers))
 
 

@@ -1,0 +1,70 @@
+"""What of a serving point lies outside the points that the engines' own times were fitted on."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+from simulator.data import available_files
+from simulator.errors import UserError
+from simulator.plan import Plan
+from simulator.spec.calibration import ANY, load_calibration
+from simulator.spec.calibration.engine import EngineFit, release_of
+from simulator.spec.host import HostCalibration, load_any_calibration
+from simulator.validation.serving._points import Point
+
+_LOAD = {"isl": "input length", "osl": "output length", "concurrency": "concurrency"}
+
+
+class Novelty(NamedTuple):
+    """Reasons why an answer is an extrapolation."""
+
+    held: tuple[str, ...]
+    """Models and GPUs without points: bands are of whole models and GPUs left out, so they hold as they are."""
+    wider: tuple[str, ...]
+    """Releases and loads, which no band is of."""
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Both."""
+        return (*self.held, *self.wider)
+
+
+def novelty_of(point: Point, plan: Plan) -> Novelty:
+    """What of a point the fits of its engine have not seen; nothing where they do not say what they have seen."""
+    calibration = load_any_calibration(plan.accelerator.calibration, "serving point")
+    if isinstance(calibration, HostCalibration):
+        return Novelty((), ())
+    every, own = calibration.engine[ANY], calibration.engine.get(point.engine)
+    held, wider = [], []
+    if every.models and plan.spec.model not in _models():
+        held.append(f"no serving points of {plan.model.title or plan.spec.model} were fitted")
+    if every.gpus and plan.accelerator.name not in every.gpus:
+        held.append(f"no serving points on {plan.accelerator.title} were fitted")
+    release = ".".join(map(str, release_of(point.version)))
+    if plan.calibration.engine.kind == "assumed":
+        of_release = every.kind != "assumed" and release
+        wider.append(
+            f"the own time of {point.engine} {release} is assumed"
+            if of_release
+            else f"no serving points of {plan.accelerator.title} were fitted"
+        )
+    elif own and own.releases and release and release not in own.releases:
+        wider.append(f"no serving points of {point.engine} {release} were fitted")
+    outside = every.outside(isl=point.num_input, osl=point.num_output, concurrency=point.concurrency)
+    if outside:
+        wider.append(f"{', '.join(_LOAD[name] for name in outside)} outside the range of what was fitted")
+    return Novelty(tuple(held), tuple(wider))
+
+
+@cache
+def _models() -> frozenset[str]:
+    """Models of which some calibration has serving points: an engine's own time is that of its host, whatever the GPU."""
+    found: set[str] = set()
+    for name in available_files("cluster_configs/calibration"):
+        try:
+            fit: EngineFit = load_calibration(name, "serving point").engine[ANY]
+        except UserError:  # a machine's own, or a user's that is of no use here
+            continue
+        found |= set(fit.models)
+    return frozenset(found)
