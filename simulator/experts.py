@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simulator.cost.comm import Exchange, Vectors
-from simulator.dispatch import policy_at
+from simulator.dispatch import policy_at, sees
+from simulator.dispatch._count import count_arrivals
 from simulator.plan import POOL_TOKENS, ExpertPlan, Plan
 from simulator.spec.dtypes import BYTES_PER_ELEMENT, INPUT_BYTES
 from simulator.spec.ffn import MoE
@@ -41,15 +41,6 @@ class ExpertStep:
     """Seconds of each rank to pack its rows before they travel; ``None`` where the exchange's own kernels do it."""
     unpack_R: Floats | None = None
     """Seconds to add up what comes back."""
-
-
-class _Travel(NamedTuple):
-    """One layer's exchanges."""
-
-    dispatch: Exchange
-    combine: Exchange
-    rows_R: Floats
-    """Rows that each rank sends, to itself too."""
 
 
 class ExpertPrices:
@@ -86,40 +77,50 @@ class ExpertPrices:
             num_experts=experts.placed.expert_LP.shape[1],
         )
         back = out._replace(vector_bytes=hidden * BYTES_PER_ELEMENT[plan.precision.combine])
-        rows, travels = [], []
+        rows, copies, sent, arrivals = [], [], [], []
         for layer, offset in places:
             slots = self._slot_maps[layer]
             slot_TK = slots.slots(experts.topk_ids_LTK[layer, (offset + np.arange(sampled)) % POOL_TOKENS])
             rows.append(slots.rows(slot_TK, scale))
             if layout.travels:
                 rank_TK = slots.rank_P[slot_TK]
+                arrivals.append(count_arrivals(rank_TK, slots.num_ranks) * scale)
                 if layout.moe_tp > 1:  # each expert is split over moe_tp ranks, and a token must reach all of them
                     rank_TK = (rank_TK[..., None] * layout.moe_tp + np.arange(layout.moe_tp)).reshape(sampled, -1)
                 copies_SR = policy.copies(rank_TK, source_T, plan.fabric.node_R) * scale
                 stays_R = np.bincount(source_T[(rank_TK == source_T[:, None]).any(axis=1)], minlength=layout.num_ranks)
-                dispatch = plan.comm.exchange("dispatch", copies_SR * out.vector_bytes, out)
-                combine = plan.comm.exchange("combine", copies_SR.T * back.vector_bytes, back)
-                travels.append(_Travel(dispatch, combine, copies_SR.sum(axis=1) + stays_R * scale))
+                copies.append(copies_SR)
+                sent.append(copies_SR.sum(axis=1) + stays_R * scale)
         if len({rows_RG.shape for rows_RG in rows}) > 1:  # layers whose fullest ranks hold different numbers of experts
             return [step for place in places for step in self.steps(tokens_d, [place])]
         rows_YRG = np.stack(rows)
         num_layers, num_parts, num_groups = rows_YRG.shape
-        flat_s = self._experts_s(rows_YRG.reshape(-1, num_groups), total * moe.top_k, kernels if layout.travels else None)
+        flat_RG = rows_YRG.reshape(-1, num_groups)
+        choices_R = np.full(len(flat_RG), float(total * moe.top_k))
+        if layout.travels and sees(policy) == "rows":
+            choices_R = flat_RG.sum(axis=1)
+        elif layout.travels and sees(policy) == "arrivals":
+            choices_R = np.concatenate(arrivals) * moe.top_k
+        flat_s = self._experts_s(flat_RG, choices_R, kernels if layout.travels else None)
         experts_YR = np.repeat(flat_s.reshape(num_layers, num_parts), layout.moe_tp, axis=1)
         pairs_YR = np.repeat(rows_YRG.sum(axis=2), layout.moe_tp, axis=1)
         expert_bytes = moe.num_expert_parameters(hidden) / layout.moe_tp * BYTES_PER_ELEMENT[plan.precision.experts]
         read_bytes_Y = (rows_YRG > 0).sum(axis=2).mean(axis=1) * expert_bytes
-        choices_R = out.tokens_R * moe.top_k * layout.moe_tp
-        steps = []
-        for place in range(len(places)):
-            whole = (pairs_YR[place], experts_YR[place], float(read_bytes_Y[place]))
-            if not travels:
-                steps.append(ExpertStep(*whole, Exchange.nothing(), Exchange.nothing()))
-                continue
-            travel = travels[place]
-            packing = plan.compute.pack_s(choices_R, travel.rows_R, hidden) or (None, None)
-            steps.append(ExpertStep(*whole, travel.dispatch, travel.combine, *packing))
-        return steps
+        steps = [
+            ExpertStep(pairs_R, experts_R, float(read_bytes), Exchange.nothing(), Exchange.nothing())
+            for pairs_R, experts_R, read_bytes in zip(pairs_YR, experts_YR, read_bytes_Y, strict=True)
+        ]
+        if not layout.travels:
+            return steps
+        copies_YSR = np.stack(copies)
+        dispatches = plan.comm.exchanges("dispatch", copies_YSR * out.vector_bytes, out)
+        combines = plan.comm.exchanges("combine", copies_YSR.transpose(0, 2, 1) * back.vector_bytes, back)
+        own_R = out.tokens_R * (moe.top_k * layout.moe_tp)
+        packings = [plan.compute.pack_s(own_R, sent_R, hidden) or (None, None) for sent_R in sent]
+        return [
+            replace(step, dispatch=dispatch, combine=combine, pack_R=pack_R, unpack_R=unpack_R)
+            for step, dispatch, combine, (pack_R, unpack_R) in zip(steps, dispatches, combines, packings, strict=True)
+        ]
 
     def _sources(self, tokens_d: Ints, sampled: int) -> Ints:
         """Rank of each sampled token: a data-parallel rank's tokens are spread over its tensor-parallel ranks."""
@@ -132,7 +133,12 @@ class ExpertPrices:
         source_T: Ints = np.searchsorted(ends, wanted, side="right").astype(np.int64)
         return source_T
 
-    def _experts_s(self, rows_RG: Floats, num_choices: int, kernels: str | None) -> Floats:
+    def _experts_s(self, rows_RG: Floats, choices_R: Floats, kernels: str | None) -> Floats:
+        """Seconds of each rank's experts, ``[R]``.
+
+        Args:
+            choices_R: token-expert pairs of all tokens that the rank's kernels are given, other ranks' experts among them.
+        """
         plan, moe = self._plan, self._moe
         layout, hidden, compute = plan.layout, plan.model.hidden_size, plan.compute
         pairs_R, dtype = rows_RG.sum(axis=1), plan.precision.experts
@@ -142,9 +148,7 @@ class ExpertPrices:
             if moe.num_experts == 1:  # an ordinary matrix product: the dense model and the 1-expert MoE agree
                 total_R += compute.gemm_s(pairs_R.astype(np.int64), in_features, out_features, dtype)
             else:
-                total_R += compute.grouped_gemm_s(rows_RG, in_features, out_features, dtype, moe.num_experts, kernels)
+                total_R += compute.grouped_gemm_s(rows_RG, in_features, out_features, dtype, moe.num_experts, kernels, choices_R)
         touched_R = (rows_RG > 0).sum(axis=1)
-        # Tokens that travel come as rows of this rank's experts; where every rank has every token, its kernels see all choices.
-        choices_R = pairs_R if layout.travels else np.full(len(pairs_R), float(num_choices))
         width = moe.intermediate_size / layout.moe_tp
         return total_R + compute.expert_moves_s(pairs_R, choices_R, touched_R, hidden, width, dtype, moe.num_experts, kernels)

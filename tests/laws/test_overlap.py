@@ -46,8 +46,8 @@ def free_wires(plan):
     """The same plan on wires that take no time."""
 
     class Free:
-        def exchange(self, *args):
-            return dataclasses.replace(plan.comm.exchange(*args), latency_s=0.0, busy_s=np.zeros(0), held_s=0.0)
+        def exchanges(self, *args):
+            return [dataclasses.replace(way, latency_s=0.0, busy_s=np.zeros(0), held_s=0.0) for way in plan.comm.exchanges(*args)]
 
     return dataclasses.replace(plan, comm=Free())
 

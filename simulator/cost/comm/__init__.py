@@ -69,6 +69,10 @@ class CommModel(Protocol):
         """
         ...
 
+    def exchanges(self, operation: Operation, bytes_XSR: NDArray[np.float64], vectors: Vectors) -> list[Exchange]:
+        """:meth:`exchange` for each of many exchanges of the same tokens."""
+        ...
+
     def all_reduce(self, num_bytes: float, ranks: tuple[int, ...]) -> Exchange:
         """Sum ``num_bytes`` over a group of ranks, the result on each."""
         ...

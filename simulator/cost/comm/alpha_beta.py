@@ -55,36 +55,49 @@ class AlphaBetaModel:
     def exchange(self, operation: Operation, bytes_SR: Floats, vectors: Vectors | None = None) -> Exchange:
         if not bytes_SR.any():
             return Exchange.nothing()
-        if vectors is not None and vectors.kernels == COLLECTIVE:
-            return self._gathered(operation, bytes_SR)
-        fit = self._exchange_fit(operation, LOW_LATENCY if vectors is None else vectors.kernels)
+        if vectors is not None:
+            return self.exchanges(operation, bytes_SR[None], vectors)[0]
+        fit = self._exchange_fit(operation, LOW_LATENCY)
+        start_s = float(fit.start_s(Load(0.0, 0.0, 0.0, 0.0, 0.0, self.fabric.num_nodes)))
+        return Exchange(start_s, self.fabric.bytes_per_link(bytes_SR) / self._achieved_L(fit), bytes_SR)
+
+    def exchanges(self, operation: Operation, bytes_XSR: Floats, vectors: Vectors) -> list[Exchange]:
+        if vectors.kernels == COLLECTIVE:
+            return [self._gathered(operation, bytes_SR) if bytes_SR.any() else Exchange.nothing() for bytes_SR in bytes_XSR]
+        fit, multiprocessors = self._exchange_fit(operation, vectors.kernels), self.accelerator.num_multiprocessors
         # Kernels of the GPU's own post to its own card; changing rails before is what NCCL does.
-        fabric = self.fabric if vectors is None else self.fabric.direct
-        links_s = fabric.bytes_per_link(bytes_SR) / self._peaks_L
-        links_s /= np.where(self._is_scale_up_L, fit.scale_up_fraction, fit.scale_out_fraction)
-        wires_s = float(links_s.max())
-        nodes = self.fabric.num_nodes
-        if vectors is None:
-            return Exchange(float(fit.start_s(Load(0.0, 0.0, 0.0, 0.0, 0.0, nodes))), links_s, bytes_SR)
-        copies_SR = bytes_SR / vectors.vector_bytes
+        fabric = self.fabric.direct
+        links_XL = np.array([fabric.bytes_per_link(bytes_SR) for bytes_SR in bytes_XSR]) / self._achieved_L(fit)
+        wires_X = links_XL.max(axis=1)
+        copies_XSR = bytes_XSR / vectors.vector_bytes
+        crossing_XSR = copies_XSR * self._crosses_SR
         load = Load(
             tokens=vectors.tokens_R,
-            copies=np.maximum(copies_SR.sum(axis=1), copies_SR.sum(axis=0)),
-            crossing=np.maximum((copies_SR * self._crosses_SR).sum(axis=1), (copies_SR * self._crosses_SR).sum(axis=0)),
+            copies=np.maximum(copies_XSR.sum(axis=2), copies_XSR.sum(axis=1)),
+            crossing=np.maximum(crossing_XSR.sum(axis=2), crossing_XSR.sum(axis=1)),
             vector_bytes=vectors.vector_bytes,
             num_experts=vectors.num_experts,
-            num_nodes=nodes,
+            num_nodes=fabric.num_nodes,
         )
-        copying_s = float(fit.copying_s(load, self.accelerator.num_multiprocessors).max())
-        carry_s = float(fit.hidden_s(copying_s, wires_s))
+        copying_X = fit.copying_s(load, multiprocessors).max(axis=1)
+        carry_X = fit.hidden_s(copying_X, wires_X)
         # Kernels that copy slower than the wires carry leave every link idle in the same proportion.
-        told_s = float(fit.told_s(load, carry_s, self.accelerator.num_multiprocessors).max())
-        latency_s = float(fit.start_s(load)) + told_s
+        latency_X = float(fit.start_s(load)) + fit.told_s(load, carry_X[:, None], multiprocessors).max(axis=1)
         if fit.num_sms:
-            held_s = (latency_s + carry_s) * fit.num_sms / self.accelerator.num_multiprocessors
+            held_X = (latency_X + carry_X) * fit.num_sms / multiprocessors
         else:  # low-latency kernels leave while bytes are under way (DeepEP's receiving hook): starting and copying remains
-            held_s = min(float(fit.start_s(load._replace(num_nodes=1))) + copying_s, latency_s + carry_s)
-        return Exchange(latency_s, links_s * (carry_s / wires_s), bytes_SR, held_s=held_s, is_direct=True)
+            held_X = np.minimum(float(fit.start_s(load._replace(num_nodes=1))) + copying_X, latency_X + carry_X)
+        slowed_XL = links_XL * (carry_X / np.where(wires_X > 0, wires_X, 1.0))[:, None]
+        return [
+            Exchange(float(latency_s), busy_L, bytes_SR, held_s=float(held_s), is_direct=True)
+            if wires_s > 0
+            else Exchange.nothing()
+            for latency_s, busy_L, bytes_SR, held_s, wires_s in zip(latency_X, slowed_XL, bytes_XSR, held_X, wires_X, strict=True)
+        ]
+
+    def _achieved_L(self, fit: ExchangeFit) -> Floats:
+        """Bytes a second that each link carries."""
+        return self._peaks_L * np.where(self._is_scale_up_L, fit.scale_up_fraction, fit.scale_out_fraction)
 
     def _gathered(self, operation: Operation, bytes_SR: Floats) -> Exchange:
         """All ranks' tokens to all, or their sums back: a library's collective, whose parts are as large as the largest."""

@@ -40,6 +40,9 @@ class HostCommModel:
         busy_s = table.seconds_for(self.fabric.bytes_per_link(bytes_SR))
         return Exchange(table.latency_s, busy_s, bytes_SR, table.stagger_s)
 
+    def exchanges(self, operation: Operation, bytes_XSR: NDArray[np.float64], vectors: Vectors) -> list[Exchange]:
+        return [self.exchange(operation, bytes_SR, vectors) for bytes_SR in bytes_XSR]
+
     def all_reduce(self, num_bytes: float, ranks: tuple[int, ...]) -> Exchange:
         size = len(ranks)
         if size == 1 or num_bytes == 0:
