@@ -7,8 +7,8 @@ from typing import Any
 from simulator.dispatch import kernels_of
 from simulator.plan import Plan
 from simulator.spec.base import Policy
-from simulator.spec.calibration import CollectiveFit, ExchangeFit, Fit
-from simulator.spec.host import ExchangeTable, MatrixTable, Steps
+from simulator.spec.calibration import CalibrationFile, CollectiveFit, ExchangeFit, Fit
+from simulator.spec.host import ExchangeTable, MatrixTable, Steps, load_any_calibration
 
 
 def facts_of(plan: Plan) -> dict[str, Any]:
@@ -71,9 +71,24 @@ def warnings_of(plan: Plan) -> list[str]:
         if isinstance(fit, ExchangeFit) and fit.outside(nodes=nodes):
             found.append(f"Extrapolated: {name} over {nodes} nodes; its calibration covers up to {fit.domain['nodes'][1]:.0f}.")
     assumed = [name for name, fit in _fits(plan).items() if fit.kind == "assumed"]
+    if _ENGINE in assumed and _fits_other_releases(plan):
+        assumed.remove(_ENGINE)
+        found.append(f"Assumed: {_ENGINE} of {plan.spec.engine.replace('@', ' ')}; other releases were measured.")
     if assumed:
         found.append(f"Assumed, not measured on {plan.accelerator.title}: {', '.join(assumed)}.")
     return found
+
+
+_ENGINE = "engine overhead"
+
+
+def _fits_other_releases(plan: Plan) -> bool:
+    """Whether the plan's accelerator family has measured points of the engine, though not of its release."""
+    calibration = load_any_calibration(plan.accelerator.calibration, plan.name)
+    engine = plan.spec.engine.partition("@")[0]
+    return (
+        isinstance(calibration, CalibrationFile) and engine in calibration.engine and calibration.engine[engine].kind != "assumed"
+    )
 
 
 def _fits(plan: Plan) -> dict[str, Fit]:

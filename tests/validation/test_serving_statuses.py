@@ -6,7 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from simulator.facts import warnings_of
+from simulator.plan import make_plan
 from simulator.spec.calibration import load_calibration
+from simulator.spec.deployment import DeploymentSpec
 from simulator.validation.serving import _novelty, answer
 from simulator.validation.serving._drafts import kept
 from simulator.validation.serving._points import UnreadableError, read_point
@@ -50,7 +53,7 @@ def known(monkeypatch):
         "domain": {"isl": (128, 4096), "osl": (32, 1024), "concurrency": (1, 512)},
     }
     engine = {name: fit.model_copy(update=seen) for name, fit in shipped.engine.items()}
-    monkeypatch.setattr(_novelty, "load_any_calibration", lambda *_: shipped.model_copy(update={"engine": engine}))
+    monkeypatch.setattr(_novelty, "_fits", lambda _: engine)
     monkeypatch.setattr(_novelty, "_models", lambda: frozenset(seen["models"]))
 
 
@@ -121,6 +124,9 @@ def test_an_early_release_is_not_called_an_unmeasured_gpu():
     (status,) = answered({"backend": "trtllm", "backend_version": "0.17.0"}).status
     assert "the own time of trtllm 0.17.0 is assumed" in status
     assert "H100" not in status
+    spec = DeploymentSpec(name="early", model="llama-3.1-8b", cluster="h100-sxm-8", engine="trtllm@0.17.0")
+    warnings = warnings_of(make_plan(spec, 0, "test", Path()))
+    assert warnings == ["Assumed: engine overhead of trtllm 0.17.0; other releases were measured."]
 
 
 def test_shipped_fits_name_models_that_there_are():

@@ -32,10 +32,10 @@ class Novelty(NamedTuple):
 
 def novelty_of(point: Point, plan: Plan) -> Novelty:
     """What of a point the fits of its engine have not seen; nothing where they do not say what they have seen."""
-    calibration = load_any_calibration(plan.accelerator.calibration, "serving point")
-    if isinstance(calibration, HostCalibration):
+    fits = _fits(plan.accelerator.calibration)
+    if fits is None:
         return Novelty((), ())
-    every, own = calibration.engine[ANY], calibration.engine.get(point.engine)
+    every, own = fits[ANY], fits.get(point.engine)
     held, wider = [], []
     if every.models and plan.spec.model not in _models():
         held.append(f"no serving points of {plan.model.title or plan.spec.model} were fitted")
@@ -55,6 +55,13 @@ def novelty_of(point: Point, plan: Plan) -> Novelty:
     if outside:
         wider.append(f"{', '.join(_LOAD[name] for name in outside)} outside the range of what was fitted")
     return Novelty(tuple(held), tuple(wider))
+
+
+@cache
+def _fits(name: str) -> dict[str, EngineFit] | None:
+    """The engines' own times in a calibration; ``None`` where it is a machine's own."""
+    calibration = load_any_calibration(name, "serving point")
+    return None if isinstance(calibration, HostCalibration) else calibration.engine
 
 
 @cache
