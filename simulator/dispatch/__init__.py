@@ -5,7 +5,7 @@ The way back (combine) is the way there reversed: ``copies_SR`` transposed.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 class DispatchPolicy(Protocol):
     """A file in this folder: a frozen pydantic model whose fields are its configuration keys.
 
-    ``kernels``, a field or a class variable that it may have, names the constants that its copies are priced with.
+    ``kernels``, a field or a class variable that it may have, names the constants that its copies are priced with; ``sees``
+    likewise what a rank's kernels are given of the step (:func:`sees`).
     """
 
     def copies(self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -67,6 +68,16 @@ def kernels_of(policy: DispatchPolicy) -> tuple[str, ...]:
     """The kernels that a policy is priced with, for few tokens and for many."""
     ends = (policy_at(policy, 1), policy_at(policy, 1 << 30))
     return tuple(dict.fromkeys(str(getattr(end, "kernels", "normal")) for end in ends))
+
+
+def sees(policy: DispatchPolicy) -> Literal["arrivals", "rows", "all"]:
+    """What a rank's kernels for experts are given, and so must walk over.
+
+    The tokens that reach it, whose choices of other ranks' experts they skip; the rows of its own experts, laid out by expert;
+    or all tokens.
+    """
+    found: Literal["arrivals", "rows", "all"] = getattr(policy, "sees", "arrivals")
+    return found
 
 
 @runtime_checkable

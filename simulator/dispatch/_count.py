@@ -22,6 +22,17 @@ def count_copies(
 
 
 @numba.njit(cache=True)
+def count_arrivals(rank_TK: NDArray[np.int64], num_ranks: int) -> NDArray[np.float64]:
+    """Tokens that have experts on each rank, ``[R]``."""
+    arrivals_R = np.zeros(num_ranks)
+    for t in range(len(rank_TK)):
+        for k in range(rank_TK.shape[1]):
+            if not _is_repeat(rank_TK[t], k):
+                arrivals_R[rank_TK[t, k]] += 1.0
+    return arrivals_R
+
+
+@numba.njit(cache=True)
 def count_forwarded(
     rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64], ranks_per_node: int
 ) -> NDArray[np.float64]:

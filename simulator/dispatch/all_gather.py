@@ -16,6 +16,7 @@ class AllGather(Frozen):
 
     kernels: ClassVar[str] = "collective"
     """Priced as a library's all-gather there and reduce-scatter back."""
+    sees: ClassVar[str] = "all"
 
     def copies(self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]) -> NDArray[np.float64]:
         tokens_S = np.bincount(source_T, minlength=len(node_R)).astype(np.float64)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +17,7 @@ class PerExpert(Frozen):
 
     kernels: str = "low_latency"
     """Whose constants price it: a name in the calibration's table ``exchange``, such as ``one_sided``."""
+    sees: ClassVar[str] = "rows"
 
     def copies(self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]) -> NDArray[np.float64]:
         return np.asarray(count_copies(rank_TK, source_T, len(node_R), False))

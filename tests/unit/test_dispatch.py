@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.dispatch import kernels_of, limits_of, policy_at
+from simulator.dispatch import kernels_of, limits_of, policy_at, sees
+from simulator.dispatch._count import count_arrivals
 from simulator.dispatch.all_gather import AllGather
 from simulator.dispatch.deepep_auto import DeepepAuto
 from simulator.dispatch.per_expert import PerExpert
@@ -28,6 +29,11 @@ def test_one_token_by_every_policy():
     assert sent(PerRank(), *token) == {(0, 2): 1, (0, 3): 1}
     assert sent(PerNode(), *token) == {(0, 2): 1, (2, 3): 1}  # it lands on its own position, which forwards it
     assert sent(AllGather(), *token) == {(0, 1): 1, (0, 2): 1, (0, 3): 1}
+
+
+def test_kernels_see_the_tokens_that_arrive_or_rows_or_all():
+    assert count_arrivals(np.array([[0, 2, 2, 3], [2, 2, 1, 1]]), 4).tolist() == [1, 1, 2, 1]
+    assert [sees(policy) for policy in (PerExpert(), PerRank(), PerNode(), AllGather())] == ["rows", "arrivals", "arrivals", "all"]
 
 
 def test_few_tokens_are_sent_an_expert_and_many_a_node():
