@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -167,9 +168,7 @@ def _fill_experts(prices: Prices, rng: np.random.Generator) -> tuple[Floats, Flo
             fullest = int(tokens_d.max())
             if fullest not in known:
                 draws = max(1, min(round(_DRAWS / prices.plan.model.num_moe_layers), _DRAWN_TOKENS // total))
-                offsets = rng.integers(1 << 30, size=draws)
-                found = [price_experts(prices, tokens_d, int(offset), besides) for offset in offsets]
-                known[fullest] = float(np.mean([alone for alone, _ in found])), np.mean([rows for _, rows in found], axis=0)
+                known[fullest] = price_experts(prices, tokens_d, rng.integers(1 << 30, size=draws), besides)
             alone_s[g, s], table[g, s] = known[fullest]
     return np.array(totals, dtype=np.float64), np.array(shares), alone_s, table
 
@@ -204,36 +203,51 @@ def spread(total: int, share: float, num_ranks: int) -> Ints:
     return tokens_d
 
 
-def price_experts(prices: Prices, tokens_d: Ints, offset: int, besides: tuple[float, ...] = (0.0,)) -> tuple[float, Floats]:
+def price_experts(prices: Prices, tokens_d: Ints, offsets: Ints, besides: tuple[float, ...] = (0.0,)) -> tuple[float, Floats]:
     """Run all MoE layers for ``tokens_d`` tokens at the ``rank`` fidelity.
 
     Args:
+        offsets: where in the pool of recorded choices the tokens begin, once for each draw.
         besides: with two-batch overlap, what else a half computes in all layers, in what its exchanges take alone.
 
     Returns:
-        What a half's exchanges take alone, and for each of ``besides`` the seconds of ``EXPERT_PHASES``, imbalance and bytes read.
+        Means over the draws: what a half's exchanges take alone, and for each of ``besides`` the seconds of ``EXPERT_PHASES``,
+        imbalance and bytes read.
     """
-    num_layers, num_ranks = prices.plan.model.num_moe_layers, prices.plan.layout.num_ranks
-    layers = _layers_run(num_layers, offset)
-    repeats = num_layers / len(layers)
+    num_layers = prices.plan.model.num_moe_layers
     is_split = bool(prices.halved_layers) and int(tokens_d.max()) > 1
     parts = [first_half(tokens_d), tokens_d - first_half(tokens_d)] if is_split else [tokens_d]
-    steps: list[list[ExpertStep]] = []
-    imbalance, read_bytes = 0.0, prices.overlapped_bytes if is_split else 0.0
+    layers = [_layers_run(num_layers, int(offset)) for offset in offsets]
+    drawn: list[list[list[ExpertStep]]] = [[] for _ in offsets]
+    begin = 0
     for part_d in parts:
-        steps.append(prices.experts.steps(part_d, [(layer, offset) for layer in layers]))
-        share = int(part_d.sum()) / int(tokens_d.sum()) / len(layers)
-        imbalance += sum(share * float(step.pairs_R.max() / step.pairs_R.mean()) for step in steps[-1])
-        read_bytes += sum(step.read_bytes for step in steps[-1]) * repeats
-        offset += int(part_d.sum())
+        places = [(layer, int(offset) + begin) for offset, run in zip(offsets, layers, strict=True) for layer in run]
+        steps = iter(prices.experts.steps(part_d, places))  # of all draws at once
+        for draw, run in zip(drawn, layers, strict=True):
+            draw.append(list(islice(steps, len(run))))
+        begin += int(part_d.sum())
+    found = [_price_draw(prices, parts, draw, num_layers / len(draw[0]), besides if is_split else (0.0,)) for draw in drawn]
+    alone_s, rows = float(np.mean([alone for alone, _ in found])), np.mean([rows for _, rows in found], axis=0)
+    return (alone_s, rows) if is_split else (1.0, np.repeat(rows, len(besides), axis=0))
+
+
+def _price_draw(
+    prices: Prices, parts: list[Ints], steps: list[list[ExpertStep]], repeats: float, besides: tuple[float, ...]
+) -> tuple[float, Floats]:
+    """One draw's halves (or whole), each of whose layers stands for ``repeats`` of them."""
+    num_run, total = len(steps[0]), sum(int(part_d.sum()) for part_d in parts)
+    imbalance, read_bytes = 0.0, (len(parts) - 1) * prices.overlapped_bytes
+    for part_d, part in zip(parts, steps, strict=True):
+        share = int(part_d.sum()) / total / num_run
+        imbalance += sum(share * float(step.pairs_R.max() / step.pairs_R.mean()) for step in part)
+        read_bytes += sum(step.read_bytes for step in part) * repeats
     alone_s = sum(step.dispatch.alone_s + step.combine.alone_s for part in steps for step in part) / len(parts)
-    programs = [_expert_program(prices, part, alone_s / len(layers)) for part in steps]
-    lockstep = Lockstep(interleave(*programs) if is_split else programs[0], num_ranks)
-    rows = []
-    for beside in besides if is_split else (0.0,):
-        phases = lockstep.run(beside)
-        rows.append([*(phases[phase] * repeats for phase in EXPERT_PHASES), imbalance, read_bytes])
-    return (alone_s * repeats, np.array(rows)) if is_split else (1.0, np.array(rows * len(besides)))
+    programs = [_expert_program(prices, part, alone_s / num_run) for part in steps]
+    lockstep = Lockstep(interleave(*programs) if len(parts) > 1 else programs[0], prices.plan.layout.num_ranks)
+    runs = [lockstep.run(beside) for beside in besides]
+    return alone_s * repeats, np.array(
+        [[*(run[phase] * repeats for phase in EXPERT_PHASES), imbalance, read_bytes] for run in runs]
+    )
 
 
 def _layers_run(num_layers: int, offset: int) -> list[int]:

@@ -152,7 +152,7 @@ def test_the_table_holds_what_ranks_take_that_meet_after_every_layer(tiny, paral
     plan = tiny.plan("moe", **parallel)
     prices = Prices(plan, 512)
     tokens_d = np.full(plan.layout.attention_dp, 40)
-    _, (phases,) = price_experts(prices, tokens_d, 5)
+    _, (phases,) = price_experts(prices, tokens_d, np.array([5]))
     steps = [prices.expert_step(layer, tokens_d, 5) for layer in range(plan.model.num_moe_layers)]
     wanted = sum(step.experts_R.max() + step.dispatch.alone_s + step.combine.alone_s for step in steps)
     assert phases[:4].sum() == pytest.approx(wanted, rel=1e-9)
