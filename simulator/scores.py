@@ -93,8 +93,8 @@ class Scoreboard:
 def incomparable(board: Scoreboard) -> list[str]:
     """Sentences on rows whose measured value cannot be used, a table and column each."""
     return [
-        f"{PurePath(table['source']).name}: {f'{count:,} of ' if count < table['rows'] else 'all '}{table['rows']:,} rows have no usable "
-        f"{column}; they are answered, but not compared"
+        f"{PurePath(table['source']).name}: {count:,} of {table['rows']:,} rows {'has' if count == 1 else 'have'} no usable {column}; "
+        f"{'it is' if count == 1 else 'they are'} answered, but not compared"
         for table in board.run.get("tables", [])
         for column, count in table.get("unusable", {}).items()
     ]

@@ -141,7 +141,8 @@ def _answer_one(
     else:
         print_board(board)
     if out_file is not None:
-        console.err.print(f"{len(answered.table):,} rows: {out_file}", highlight=False, soft_wrap=True, markup=False)
+        count = len(answered.table)
+        console.err.print(f"{count:,} {'row' if count == 1 else 'rows'}: {out_file}", highlight=False, soft_wrap=True, markup=False)
     if report is not None:
         console.err.print(f"report: {report}", highlight=False, soft_wrap=True, markup=False)
 

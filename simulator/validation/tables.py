@@ -70,6 +70,8 @@ def read_table(path: Path, most_rows: int | None = None) -> Table:
     except (OSError, ValueError, EOFError, zlib.error) as error:  # pandas' and pyarrow's own errors are ValueErrors
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: cannot be read as {what}: {reason}") from error
+    if what != "Parquet" and not isinstance(texts.index, pd.RangeIndex):  # pandas would take the first columns for names of rows
+        raise UserError(f"{path}: rows have more cells than the first line names columns")
     if texts.empty:
         raise UserError(f"{path}: has no rows, read as {what}")
     texts.columns = [str(name).strip() for name in texts.columns]

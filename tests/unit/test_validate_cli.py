@@ -165,6 +165,7 @@ def test_a_table_without_measurements_is_answered_too(moesim):
         (("kernels", "gemm", "head.csv"), ["head.csv", "has no rows"]),
         (("kernels", "gemm", "other.csv"), ["other.csv", "missing column 'gemm_dtype'", "did you mean 'gem_dtype'"]),
         (("kernels", "gemm", "text.parquet"), ["text.parquet", "has no rows, read as CSV"]),
+        (("kernels", "gemm", "long.csv"), ["long.csv", "rows have more cells than the first line"]),
         (("kernels", "gemm", "torn.csv"), ["torn.csv", "cannot be read as Parquet"]),
         (("kernels", "gemm", "torn.csv.gz"), ["torn.csv.gz", "cannot be read as gzipped CSV"]),
         (("kernels", "gemm", "latin.csv"), ["latin.csv", "cannot be read as CSV"]),
@@ -193,6 +194,7 @@ def test_wrong_input_is_one_line_and_nothing_is_written(moesim, tmp_path, argume
     (tmp_path / "head.csv").write_text("gpu,gemm_dtype,m,n,k\n")
     (tmp_path / "other.csv").write_text("gpu,gem_dtype,m,n,k\nh100,bfloat16,1,2,3\n")
     (tmp_path / "text.parquet").write_text("no table")
+    (tmp_path / "long.csv").write_text("gpu,gemm_dtype,m,n,k\nh100,bfloat16,1,2,3,\n")
     (tmp_path / "torn.csv").write_bytes(b"PAR1 and no more")
     (tmp_path / "torn.csv.gz").write_bytes(b"\x1f\x8b and no more")
     (tmp_path / "shout.csv").write_text("gpu,gemm_type,m,n,x\nh100,bfloat16,1,2,3\n")
