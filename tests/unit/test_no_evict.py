@@ -42,3 +42,25 @@ def test_cache_may_have_a_share_of_what_weights_leave(share):
     assert plan.capacity.weights_bytes + plan.capacity.kv_bytes + plan.capacity.reserve_bytes == pytest.approx(
         plan.capacity.total_bytes
     )
+
+
+def held_back(scheduling, num_waiting):
+    """Steps of decodes only between the first request's prompt and the others', which arrive while it decodes."""
+    table = {"name": "tested", "model": "llama-3.1-8b", "cluster": "l40s-1"}
+    plan = make_plan(
+        validate(DeploymentSpec, {**table, "scheduling": {"kind": "no_evict", **scheduling}}, "test"), 0, "test", Path()
+    )
+    arrival_s = np.append(0.0, np.full(num_waiting, 1.0))
+    count = num_waiting + 1
+    steps = run_plan(plan, RequestTrace(arrival_s, np.full(count, 1000), np.full(count, 200), "made up")).steps
+    prompts = np.flatnonzero(steps["prefill_tokens"] > 0)
+    ended_s = steps["start_s"] + steps["duration_s"]
+    return int(((ended_s[: prompts[1]] >= 1.0).to_numpy()).sum())
+
+
+def test_prompts_wait_for_more_beside_decodes_but_not_for_ever():
+    at_once = held_back({"token_budget": 8000}, 1)
+    wait = {"token_budget": 8000, "wait_steps": 20, "wait_share": 0.5}
+    assert held_back(wait, 1) == held_back(wait, 3) == at_once + 20
+    assert held_back(wait, 4) == at_once  # with the decode they are more than half a step
+    assert held_back({**wait, "wait_steps": 0}, 1) == at_once
