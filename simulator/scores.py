@@ -271,7 +271,9 @@ def reasons(rows: pd.DataFrame, status: str, most: int = 20) -> pd.DataFrame:
     Args:
         most: a suite with more reasons than this has them told apart without their numbers.
     """
-    of_status = rows[rows["status"].str.startswith(status)].drop_duplicates(["suite", "source", "subject"])
+    of_status = rows[rows["status"].str.startswith(status)]
+    which = of_status.groupby(["suite", "source", "subject", "quantity"], sort=False).cumcount()  # of rows with the same id
+    of_status = of_status.assign(which=which).drop_duplicates(["suite", "source", "subject", "which"])
     said = of_status["status"].str.removeprefix(status).str.removeprefix(":").str.strip().replace("", "no reason given")
     of_status = of_status.assign(reason=said)
     many = of_status.groupby("suite")["reason"].transform("nunique") > most if len(of_status) else pd.Series(dtype=bool)

@@ -100,6 +100,11 @@ def test_a_row_with_two_measures_is_one_reason():
     assert reasons(both, "extrapolated").empty
 
 
+def test_rows_with_the_same_id_are_counted_each():
+    both = pd.concat([rows(*[(1.0, np.nan, "unsupported: no model")] * 3, quantity=quantity) for quantity in ("ttft", "tpot")])
+    assert reasons(both.assign(subject="same"), "unsupported")["rows"].tolist() == [3]
+
+
 def test_the_worst_are_furthest_off_either_way():
     found = worst(rows((1.0, 1.9, "ok"), (1.0, 0.4, "ok"), (1.0, 1.0, "ok"), (1.0, np.nan, "unsupported")), 2)
     assert found["predicted"].tolist() == [0.4, 1.9]
