@@ -42,12 +42,14 @@ class ComputeModel(Protocol):
         dtype: str,
         num_experts: int | None = None,
         kernels: str | None = None,
+        choices_R: NDArray[np.float64] | None = None,
     ) -> NDArray[np.float64]:
         """Seconds ``[R]`` of one kernel a rank in which group ``g`` (an expert) has ``rows_RG[r, g]`` tokens.
 
         Args:
             num_experts: of the whole layer, by which engines choose kernels; absent = many.
             kernels: of the exchange that brings the rows, whose layout the experts' kernels must take; absent = none.
+            choices_R: token-expert pairs of all tokens that each rank sees; absent = those of its own experts.
         """
         ...
 

@@ -49,11 +49,22 @@ class Operands(NamedTuple):
 
 
 def grouped_gemm_s(
-    accelerator: AcceleratorSpec, fit: GroupedGemmFit, rows_RG: NDArray[np.float64], in_features: int, out_features: int, dtype: str
+    accelerator: AcceleratorSpec,
+    fit: GroupedGemmFit,
+    rows_RG: NDArray[np.float64],
+    in_features: int,
+    out_features: int,
+    dtype: str,
+    choices_R: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]:
-    """Seconds ``[R]`` of one kernel a rank in which group ``g`` (an expert) has ``rows_RG[r, g]`` tokens; 0 without any."""
+    """Seconds ``[R]`` of one kernel a rank in which group ``g`` (an expert) has ``rows_RG[r, g]`` tokens; 0 without any.
+
+    Args:
+        choices_R: token-expert pairs of all tokens that each rank sees; absent = the rows alone.
+    """
     load = Load.of(rows_RG, fit.tile_rows)
-    return product_s(accelerator, fit, load, in_features, out_features, Operands.of(accelerator, fit, dtype))
+    seen_R = load.rows if choices_R is None else choices_R
+    return product_s(accelerator, fit, load, in_features, out_features, Operands.of(accelerator, fit, dtype), seen_R)
 
 
 def product_s(
@@ -63,8 +74,9 @@ def product_s(
     in_features: ArrayLike,
     out_features: ArrayLike,
     operands: Operands,
+    choices: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Likewise for any mixture of shapes: loads and features are broadcast against each other."""
+    """Likewise for any mixture of shapes: loads, choices and features are broadcast against each other."""
     k, n = np.asarray(in_features, dtype=np.float64), np.asarray(out_features, dtype=np.float64)
     bytes_per_s = accelerator.memory_bytes_per_s * fit.memory_fraction
     rate = operands.flops_per_s * fit.compute_fraction / accelerator.num_multiprocessors
@@ -72,6 +84,7 @@ def product_s(
     least = np.minimum(k, fit.least_depth)
     columns = np.ceil(n / _TILE_COLUMNS)
     busy_s = np.full(np.broadcast(load.rows, k, n).shape, np.inf)
+    share = choices / np.maximum(load.slots, 1.0)
     for tile_rows in fit.tile_rows:
         tiles = load.tiles[tile_rows]
         depth = np.maximum(tiles * columns * (k / accelerator.num_multiprocessors), least)
@@ -79,7 +92,10 @@ def product_s(
         read = load.touched + fit.weight_reread * (tiles - load.touched)
         memory_s = (read * (k * n * operands.weight_bytes) + input_bytes) / bytes_per_s
         longer_s, shorter_s = np.maximum(compute_s, memory_s), np.minimum(compute_s, memory_s)
-        busy_s = np.minimum(busy_s, longer_s * (1 + (shorter_s / longer_s) ** fit.overlap) ** (1 / fit.overlap))
+        tile_s = longer_s * (1 + (shorter_s / longer_s) ** fit.overlap) ** (1 / fit.overlap)
+        if fit.tile_holds_share and tile_rows < max(fit.tile_rows):
+            tile_s = np.where(share <= tile_rows, tile_s, np.inf)
+        busy_s = np.minimum(busy_s, tile_s)
     floor_s = fit.floor_s + fit.slot_s * load.slots + fit.touched_s * load.touched
     return np.where(load.rows > 0, floor_s + busy_s, 0.0)
 

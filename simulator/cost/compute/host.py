@@ -55,6 +55,7 @@ class HostModel:
         dtype: str,
         num_experts: int | None = None,
         kernels: str | None = None,
+        choices_R: NDArray[np.float64] | None = None,
     ) -> NDArray[np.float64]:
         # One expert after the other, each with its own weights.
         found = self._tables.matrix.seconds_for(rows_RG, in_features * out_features, self.rates.working_bytes)

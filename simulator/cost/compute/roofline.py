@@ -60,10 +60,11 @@ class RooflineModel:
         dtype: str,
         num_experts: int | None = None,
         kernels: str | None = None,
+        choices_R: NDArray[np.float64] | None = None,
     ) -> NDArray[np.float64]:
         fit = self.calibration.experts(dtype, num_experts, kernels)
         return self.calibration.engine.expert_ratio * grouped_gemm_s(
-            self.accelerator, fit, rows_RG, in_features, out_features, dtype
+            self.accelerator, fit, rows_RG, in_features, out_features, dtype, choices_R
         )
 
     def context_rates(self, kernel: Lookback, phase: Phase) -> Rates:

@@ -34,6 +34,10 @@ class GroupedGemmFit(Fit):
     """Fewer tiles than multiprocessors are split along the input's features down to this many."""
     tile_rows: Annotated[tuple[Size, ...], Field(strict=False, min_length=1)] = (16, 32, 64, 128, 256)
     """Tokens of a tile, of which the kernel takes the fastest."""
+    tile_holds_share: bool = False
+    """Whether it takes no tile below an expert's even share of all choices that the rank sees. Launchers that only know how many
+    choices there are (Marlin, FlashInfer, TensorRT-LLM's generated kernels) count those of other ranks' experts too, and so compute
+    tiles that are mostly empty where experts are split over ranks."""
     tile_reread: NonNegative = 40.0
     """A tile of ``a x b`` reads ``1/a + 1/b`` numbers for each multiply-add, which slows it by ``1 + tile_reread (1/a + 1/b)``."""
     weight_reread: NonNegative = 0.0

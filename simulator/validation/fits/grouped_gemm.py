@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -35,6 +35,8 @@ _COMPUTES_IN: dict[str, DType] = {"int4": "bf16", "mxfp4": "bf16"}
 """Weight-only formats."""
 _TILES = ((16, 64), (16, 32, 64), (64, 128), (16, 32, 64, 128), (8, 16, 32, 64, 128, 256))
 """Sets of tiles among which a fit chooses: kernels with a fixed table of configurations, and those that tune over many."""
+_SHARED_TILES = ((8, 16, 32, 64), (8, 16, 32, 64, 128), (8, 16, 32, 64, 128, 256), (64, 128))
+"""Likewise where a tile holds an expert's even share: launchers that round it up to a power of two."""
 _START = {
     "compute_fraction": 0.5,
     "memory_fraction": 0.85,
@@ -64,6 +66,20 @@ _BOUNDS = {
 _LESS = 0.9
 _BETTER = 0.85
 """Layers of few experts get an entry of their own where that leaves so much of the error: engines run other kernels for them."""
+
+
+class Tiling(NamedTuple):
+    """How a kernel cuts the rows of an expert."""
+
+    tile_rows: tuple[int, ...]
+    tile_holds_share: bool
+
+    @classmethod
+    def of(cls, fit: GroupedGemmFit) -> Tiling:
+        return cls(fit.tile_rows, fit.tile_holds_share)
+
+
+_TILINGS = (*(Tiling(tiles, False) for tiles in _TILES), *(Tiling(tiles, True) for tiles in _SHARED_TILES))
 
 
 @dataclass(frozen=True)
@@ -149,12 +165,12 @@ class _Solution:
 
     @classmethod
     def of(cls, rows: _Rows) -> _Solution:
-        found = search(rows, best_tiles(rows))
+        found = search(rows, best_tiling(rows))
         shapes, what = folds(rows)
         predicted = np.empty(len(rows.table))
         for shape in np.unique(shapes):
             held = shapes == shape
-            predicted[held] = seconds(search(rows.of(~held), found.tile_rows, found), rows.of(held))
+            predicted[held] = seconds(search(rows.of(~held), Tiling.of(found), found), rows.of(held))
         return cls(rows, found, predicted, what)
 
     @property
@@ -181,6 +197,7 @@ class _Solution:
             **({"computes_in": found.computes_in} if found.computes_in else {}),
             **{name: getattr(found, name) for name in _START},
             "tile_rows": list(found.tile_rows),
+            **({"tile_holds_share": True} if found.tile_holds_share else {}),
             "domain": {name: [int(values.min()), int(values.max())] for name, values in rows.layers.sizes.items()},
         }
 
@@ -195,37 +212,35 @@ def folds(rows: _Rows) -> tuple[NDArray[np.intp], str]:
     return pd.factorize(splits)[0], "split over ranks, since there is one model"
 
 
-def best_tiles(rows: _Rows) -> tuple[int, ...]:
-    """The set of tiles with which the rows are fitted best."""
+def best_tiling(rows: _Rows) -> Tiling:
+    """The set of tiles, and the rule that chooses among them, with which the rows are fitted best."""
     few = rows.sample()
-    costs = [_solved(few, tiles, steps=_FEW_STEPS)[1] for tiles in _TILES]
-    return _TILES[int(np.argmin(costs))]
+    costs = [_solved(few, tiling, steps=_FEW_STEPS)[1] for tiling in _TILINGS]
+    return _TILINGS[int(np.argmin(costs))]
 
 
-def search(rows: _Rows, tiles: tuple[int, ...], start: GroupedGemmFit | None = None) -> GroupedGemmFit:
+def search(rows: _Rows, tiling: Tiling, start: GroupedGemmFit | None = None) -> GroupedGemmFit:
     """The coefficients that fit best, rounded."""
-    return _solved(rows.sample(), tiles, start)[0]
+    return _solved(rows.sample(), tiling, start)[0]
 
 
-def _solved(
-    rows: _Rows, tiles: tuple[int, ...], start: GroupedGemmFit | None = None, steps: int = _STEPS
-) -> tuple[GroupedGemmFit, float]:
+def _solved(rows: _Rows, tiling: Tiling, start: GroupedGemmFit | None = None, steps: int = _STEPS) -> tuple[GroupedGemmFit, float]:
     first = _START if start is None else {name: getattr(start, name) for name in _START}
     measured = np.log(rows.measured_s)
 
     def errors(logs: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.log(seconds(_built(rows, tiles, np.exp(logs)), rows)) - measured
+        return np.log(seconds(_built(rows, tiling, np.exp(logs)), rows)) - measured
 
     lowest, highest = np.log(np.array([_BOUNDS[name] for name in _START]).T)
     inside = np.clip(np.log(list(first.values())), lowest + 1e-6, highest - 1e-6)
     found = least_squares(errors, inside, bounds=(lowest, highest), loss="soft_l1", f_scale=_SCALE, max_nfev=steps)
-    return _built(rows, tiles, np.array([rounded(value) for value in np.exp(found.x).tolist()])), float(found.cost)
+    return _built(rows, tiling, np.array([rounded(value) for value in np.exp(found.x).tolist()])), float(found.cost)
 
 
-def _built(rows: _Rows, tiles: tuple[int, ...], values: NDArray[np.float64]) -> GroupedGemmFit:
+def _built(rows: _Rows, tiling: Tiling, values: NDArray[np.float64]) -> GroupedGemmFit:
     coefficients: dict[str, Any] = dict(zip(_START, values.tolist(), strict=True))
     return GroupedGemmFit.model_construct(
-        kind="fitted", source="", computes_in=_COMPUTES_IN.get(rows.dtype), tile_rows=tiles, **coefficients
+        kind="fitted", source="", computes_in=_COMPUTES_IN.get(rows.dtype), **tiling._asdict(), **coefficients
     )
 
 
@@ -235,7 +250,7 @@ def seconds(fit: GroupedGemmFit, rows: _Rows) -> NDArray[np.float64]:
 
 
 def _assumed(entry: dict[str, Any], source: str, share: float) -> dict[str, Any]:
-    kept = {name: value for name, value in entry.items() if name in (*_START, "tile_rows")}
+    kept = {name: value for name, value in entry.items() if name in (*_START, *Tiling._fields)}
     scaled = {name: rounded(kept[name] * share) for name in ("compute_fraction", "memory_fraction")}
     return {"kind": "assumed", "source": source, **kept, **scaled}
 

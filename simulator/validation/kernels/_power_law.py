@@ -122,10 +122,10 @@ def _at_most(share_DE: NDArray[np.float64], most: float) -> NDArray[np.float64]:
 
 
 def _balanced_ids(num_tokens: int, num_experts: int, top_k: int) -> NDArray[np.int64]:
-    """Experts of each token ``[T, K]``: evenly spaced, each token's one further than the one's before."""
+    """Experts of each token ``[T, K]``: evenly spaced, and tokens too few to reach every expert are spaced evenly as well."""
     stride = -(-num_experts // top_k)
-    first_T = np.arange(num_tokens) * min(1.0, stride / num_tokens) if num_tokens < stride else np.arange(num_tokens)
-    ids = (np.asarray(first_T, dtype=np.float64)[:, None] + np.arange(top_k) * stride).astype(np.int64)
+    first_T = np.arange(num_tokens) * max(1.0, stride / max(num_tokens, 1))
+    ids = (first_T[:, None] + np.arange(top_k) * stride).astype(np.int64)
     return ids % num_experts
 
 

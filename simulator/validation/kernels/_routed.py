@@ -94,8 +94,8 @@ class Layers:
         """What the simulator prices for each layer, ``[n]``: two kernels and the passes around them, mean over the draws."""
         operands = Operands.of(accelerator, fit, dtype)
         hidden, width = self.hidden[:, None], self.width[:, None]
-        up_s = product_s(accelerator, fit, self.load, hidden, self.up_features[:, None], operands)
-        down_s = product_s(accelerator, fit, self.load, width, hidden, operands)
+        up_s = product_s(accelerator, fit, self.load, hidden, self.up_features[:, None], operands, self.choices)
+        down_s = product_s(accelerator, fit, self.load, width, hidden, operands, self.choices)
         around_s = moves_s(accelerator, fit, self.load.rows, self.choices, hidden, width)
         return np.asarray((up_s + down_s + around_s).mean(axis=1))
 
