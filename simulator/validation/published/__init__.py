@@ -39,6 +39,17 @@ class Published(NamedTuple):
     """:data:`simulator.scores.SCORE_COLUMNS`: each figure, and each ratio between two of them."""
 
 
+class Part(NamedTuple):
+    """What one calibration entry prices of a figure's time."""
+
+    entry: str
+    share: float
+    """Of the time."""
+    low: float
+    """What the entry's times are multiplied with for their low; likewise for their high."""
+    high: float
+
+
 class Reply(NamedTuple):
     """What a topic says about one row, in the unit of the row's figure."""
 
@@ -47,6 +58,8 @@ class Reply(NamedTuple):
     high: float
     status: str
     because: str = ""
+    parts: tuple[Part, ...] = ()
+    """What the time is made of, where that is known: two figures err together in the parts that they share."""
 
     @classmethod
     def unsupported(cls, why: str) -> Reply:
@@ -120,7 +133,7 @@ def _answer(path: Path, tick: Tick) -> Published:
         raise UserError(f"{path}: its columns are those of no published topic ({wanted})")
     topic = _topic(name)
     replies = topic.replies(read.values, tick)
-    answers = pd.DataFrame(replies, columns=list(Reply._fields), index=read.texts.index)
+    answers = pd.DataFrame(replies, columns=list(Reply._fields), index=read.texts.index).drop(columns="parts")
     rows = topic.scores(read.values, replies)
     rows.insert(0, "suite", "published")
     table = pd.concat([read.texts.assign(topic=name), answers], axis=1)

@@ -11,7 +11,7 @@ from simulator.errors import UserError
 from simulator.scores import is_answered
 from simulator.spec.model import load_model
 from simulator.validation import OK
-from simulator.validation.published import Reply
+from simulator.validation.published import Part, Reply
 from simulator.validation.published._names import model_name
 
 _FIELDS = ["group", "subject", "quantity", "unit", "measured", "predicted", "low", "high", "status"]
@@ -37,6 +37,7 @@ def figures(
             "low": [reply.low for reply in replies],
             "high": [reply.high for reply in replies],
             "status": [reply.status for reply in replies],
+            "parts": [reply.parts for reply in replies],
         }
     )
     kept: pd.DataFrame = rows[np.isfinite(rows["measured"]) & (rows["measured"] > 0)]
@@ -44,16 +45,13 @@ def figures(
 
 
 def ratio(group: str, subject: str, quantity: str, above: pd.Series, below: pd.Series) -> dict[str, object]:
-    """The row of ``above / below``, two rows of figures. Errors of the two are taken as independent in its band."""
+    """The row of ``above / below``, two rows of figures of one engine on one machine."""
     answered = bool(is_answered(pd.Series([above["status"], below["status"]])).all())
     statuses = [str(row["status"]) for row in (above, below)]
     status = next((text for text in statuses if text.startswith("unsupported")), None)
     status = status or next((text for text in statuses if text != OK), OK)
     predicted = above["predicted"] / below["predicted"] if answered else np.nan
-    wide = [
-        np.hypot(*(np.log(row[end] / row["predicted"]) for row in (above, below))) if answered else np.nan
-        for end in ("low", "high")
-    ]
+    wide = _wide(above, below) if answered else np.nan
     return {
         "group": group,
         "subject": subject,
@@ -61,10 +59,37 @@ def ratio(group: str, subject: str, quantity: str, above: pd.Series, below: pd.S
         "unit": "x",
         "measured": above["measured"] / below["measured"],
         "predicted": predicted,
-        "low": predicted / np.exp(max(wide)),
-        "high": predicted * np.exp(max(wide)),
+        "low": predicted / np.exp(wide),
+        "high": predicted * np.exp(wide),
         "status": status,
     }
+
+
+def _wide(above: pd.Series, below: pd.Series) -> float:
+    """Half the band of a ratio, in log space.
+
+    Where it is known what both times are made of, an entry that prices a part of both is off in both alike, so that what counts is by
+    how much its shares differ. Else errors of the two are taken as independent.
+    """
+    both = [{part.entry: part for part in _merged(row.get("parts", ()))} for row in (above, below)]
+    if not all(both):
+        ends = [np.hypot(*(np.log(row[end] / row["predicted"]) for row in (above, below))) for end in ("low", "high")]
+        return float(max(ends))
+    wide = 0.0
+    for entry in {**both[0], **both[1]}:
+        of_entry = [parts[entry] for parts in both if entry in parts]
+        apart = abs(of_entry[0].share - (of_entry[1].share if len(of_entry) > 1 else 0.0))
+        wide += apart * max(max(np.log(part.high), -np.log(part.low)) for part in of_entry)
+    return float(wide)
+
+
+def _merged(parts: Sequence[Part]) -> list[Part]:
+    """One part for each entry: phases that an entry prices together."""
+    found: dict[str, Part] = {}
+    for part in parts:
+        known = found.get(part.entry)
+        found[part.entry] = part if known is None else known._replace(share=known.share + part.share)
+    return list(found.values())
 
 
 def mixture_ratios(group: str, rows: pd.DataFrame, models: pd.Series, machines: Sequence[str]) -> list[dict[str, object]]:

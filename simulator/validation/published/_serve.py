@@ -30,7 +30,7 @@ from simulator.spec.calibration import Calibration
 from simulator.spec.deployment import DeploymentSpec
 from simulator.traces import RequestTrace
 from simulator.validation.bands import ASSUMED, Band
-from simulator.validation.published import Reply
+from simulator.validation.published import Part, Reply
 
 _WHERE = "published"
 
@@ -65,7 +65,8 @@ class Served:
     def reply(self, value: float, status: str = "") -> Reply:
         """``value``, a rate, with the band of the parts that the time is made of."""
         low, high = band_of(self.plan, self.shares)
-        return Reply(value, value / high, value / low, status or status_of(self.plan), self.because)
+        parts = parts_of(self.plan, self.shares)
+        return Reply(value, value / high, value / low, status or status_of(self.plan), self.because, parts)
 
 
 def make(deployment: Mapping[str, Any], seed: int = 0) -> Plan:
@@ -117,6 +118,13 @@ def status_of(plan: Plan) -> str:
 
 def band_of(plan: Plan, shares: Mapping[str, float]) -> tuple[float, float]:
     """What a time is multiplied with for its low and its high: the bands of its parts, which err together, by their shares."""
+    parts = parts_of(plan, shares)
+    total = sum(part.share for part in parts)
+    return sum(part.share * part.low for part in parts) / total, sum(part.share * part.high for part in parts) / total
+
+
+def parts_of(plan: Plan, shares: Mapping[str, float]) -> tuple[Part, ...]:
+    """The phases of a time by the calibration entries that price them, with the bands of these."""
     calibration = plan.calibration
     if not isinstance(calibration, Calibration):
         raise UserError(f"{plan.name}: only calibrations of accelerator families carry bands")
@@ -136,7 +144,7 @@ def band_of(plan: Plan, shares: Mapping[str, float]) -> tuple[float, float]:
         "collective": "all-reduce",
         "overhead": "engine overhead",
     }
-    low = high = 0.0
+    found = []
     for phase, share in shares.items():
         fit = fits.get(named.get(phase, ""))
         band = Band.of(fit) if fit is not None else ASSUMED
@@ -145,7 +153,5 @@ def band_of(plan: Plan, shares: Mapping[str, float]) -> tuple[float, float]:
             band = Band(1.0 / wide, wide)
         if fit is not None and fit.kind == "assumed":
             band = ASSUMED
-        low += share * min(band.low, 1.0)
-        high += share * max(band.high, 1.0)
-    total = sum(shares.values())
-    return low / total, high / total
+        found.append(Part(named.get(phase, phase), share, min(band.low, 1.0), max(band.high, 1.0)))
+    return tuple(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from simulator.errors import UserError
 from simulator.metrics import latencies
 from simulator.spec.base import Frozen
 from simulator.validation import OK
-from simulator.validation.published import Reply, Tick
+from simulator.validation.published import Part, Reply, Tick
 from simulator.validation.published._cells import number, whole
 from simulator.validation.published._names import accelerator_of, cluster_of, engine_of, model_name, precision_of, released
 from simulator.validation.published._queries import Benchmark, benchmarks
@@ -24,10 +25,11 @@ from simulator.validation.published._sweep import answers
 
 _OFFLINE_S, _FIRST_TURNS, _MOST_TURNS = 600.0, 3, 60
 """Shortest run that the rules allow. How many queries fill it follows from a shorter run of so many full batches."""
-_SERVER_S, _MOST_QUERIES = 1800.0, 40_000
-"""Length of a server run that a rate is judged by. Submitted ones take about an hour (LoadGen's 270,336 queries): near the largest rate
-the batch grows for many minutes before the queue does, so a few hundred seconds would pass rates that cannot last."""
-_STEPS, _SLOWER = 10, 0.8
+_SERVER_S, _FIRST_S, _MOST_QUERIES = 1800.0, 300.0, 40_000
+"""Length of a server run that a rate is judged by, after a short one. Submitted ones take about an hour (LoadGen's 270,336 queries):
+near the largest rate the batch grows for many minutes before the queue does, so a short run alone would pass rates that cannot
+last."""
+_STEPS, _SLOWER = 8, 0.8
 """Rates that are tried: so much slower each, until one keeps within the limits, then halving what is left."""
 
 _TENSORRT, _MEASURED_TENSORRT = re.compile(r"TensorRT (\d+)\.(\d+)"), (10, 8)
@@ -50,6 +52,7 @@ class _Row(NamedTuple):
     is_old: bool
     """Whether the engine's release is older than those whose kernels were measured."""
     ttft_s: float
+    """99th percentile that the row says is allowed, 0 where it does not; likewise below."""
     tpot_s: float
 
 
@@ -66,7 +69,7 @@ class MLPerf(Frozen):
             except UserError as error:
                 read.append(error)
         cases = [case for case, _ in (found for found in read if not isinstance(found, UserError))]
-        found = answers(cases, _answer, lambda case: case[:4], "MLPerf Inference", tick)
+        found = answers(cases, _answer, lambda case: case._replace(num_gpus=0), "MLPerf Inference", tick)
         return [Reply.of(one) if isinstance(one, UserError) else _scaled(Reply.of(found[one[0]]), one[1]) for one in read]
 
     def scores(self, table: pd.DataFrame, replies: list[Reply]) -> pd.DataFrame:
@@ -106,8 +109,8 @@ def _read(row: pd.Series) -> _Row:
         released(_dtype(row, accelerator.fp8_flops_per_s is not None, accelerator.fp4_flops_per_s is not None), model),
         _engine(str(row.get("framework", ""))),
         _is_old(str(row.get("framework", ""))),
-        number(row, "ttft_limit_ms") / 1e3,
-        number(row, "tpot_limit_ms") / 1e3,
+        _or(number(row, "ttft_limit_ms") / 1e3, 0.0),
+        _or(number(row, "tpot_limit_ms") / 1e3, 0.0),
     )
 
 
@@ -143,7 +146,7 @@ def _answer(case: _Row) -> Reply:
         if case.num_gpus % tp:
             continue
         try:
-            value, served = _reached(case, tp)
+            value, served = _reached(case._replace(num_gpus=tp))
         except UserError as error:
             whys.append(str(error))
             continue
@@ -157,37 +160,29 @@ def _answer(case: _Row) -> Reply:
     if case.is_old and best[1].plan.experts is not None:
         why = "expert kernels of TensorRT-LLM before release 0.17 were measured in one figure only"
         status = f"extrapolated: {why}" if reply.status == OK else f"{reply.status}; {why}"
-        reply = reply._replace(low=reply.low / _EITHER_WAY, high=reply.high * _EITHER_WAY, status=status)
+        unknown = Part("early expert kernels", 1.0, 1 / _EITHER_WAY, _EITHER_WAY)
+        reply = reply._replace(
+            low=reply.low / _EITHER_WAY, high=reply.high * _EITHER_WAY, status=status, parts=(*reply.parts, unknown)
+        )
     return reply._replace(
         because=f"{case.num_gpus // best[1].plan.layout.tp} replicas of TP {best[1].plan.layout.tp}; {reply.because}"
     )
 
 
-def _reached(case: _Row, tp: int) -> tuple[float, Served]:
-    """Output tokens a second of one replica."""
+@lru_cache(maxsize=8)
+def _reached(case: _Row) -> tuple[float, Served]:
+    """Output tokens a second of one replica, which takes all GPUs of the case."""
     benchmark = benchmarks()[case.benchmark]
-    deployment: dict[str, Any] = {
-        "model": case.model,
-        "cluster": cluster_of(case.accelerator, tp),
-        "engine": case.engine,
-        "weight_dtype": case.dtype,
-        "kv_dtype": "fp8",
-        "parallel": {"tp": tp},
-        "free_memory_fraction": 0.95,
-        # TensorRT-LLM's MAX_UTILIZATION, as NVIDIA's submissions set it, admits and evicts as vLLM does.
-        "scheduling": {
-            "kind": "chunked",
-            "max_sequences": benchmark.max_sequences,
-            "token_budget": benchmark.token_budget,
-        },
-    }
-    batch = benchmark.max_sequences
-    short = serve(deployment, *_queries(benchmark, _FIRST_TURNS * batch))
-    wanted = int(_OFFLINE_S * short.output_per_s / float(short.requests.num_output.mean()))
-    offline = serve(deployment, *_queries(benchmark, int(np.clip(wanted, _FIRST_TURNS * batch, _MOST_TURNS * batch))))
+    deployment = _deployment(case)
     if case.scenario == "offline":
+        batch = benchmark.max_sequences
+        short = serve(deployment, *_queries(benchmark, _FIRST_TURNS * batch))
+        wanted = int(_OFFLINE_S * short.output_per_s / float(short.requests.num_output.mean()))
+        count = int(np.clip(wanted, _FIRST_TURNS * batch, _MOST_TURNS * batch))
+        offline = serve(deployment, *_queries(benchmark, count))
         return offline.output_per_s, offline
-    limits = (_or(case.ttft_s, benchmark.ttft_s), _or(case.tpot_s, benchmark.tpot_s))
+    _, offline = _reached(case._replace(scenario="offline", ttft_s=0.0, tpot_s=0.0))
+    limits = (case.ttft_s or benchmark.ttft_s, case.tpot_s or benchmark.tpot_s)
     if not all(limits):
         raise UserError(f"{case.benchmark}: the limits of its server scenario are not known; add ttft_limit_ms and tpot_limit_ms")
     mean_output = float(offline.requests.num_output.mean())
@@ -196,8 +191,8 @@ def _reached(case: _Row, tp: int) -> tuple[float, Served]:
     best = offline
     for _ in range(_STEPS):
         rate = (low + high) / 2 if low else high * _SLOWER
-        served = serve(deployment, *_queries(benchmark, int(np.clip(rate * _SERVER_S, 500, _MOST_QUERIES))), rate)
-        if _meets(served, limits):
+        served = _lasting(deployment, benchmark, rate, limits)
+        if served is not None:
             low, best = rate, served
         else:
             high = rate
@@ -206,7 +201,36 @@ def _reached(case: _Row, tp: int) -> tuple[float, Served]:
     return low * mean_output, best
 
 
-def _or(value: float, default: float | None) -> float | None:
+def _deployment(case: _Row) -> dict[str, Any]:
+    benchmark = benchmarks()[case.benchmark]
+    return {
+        "model": case.model,
+        "cluster": cluster_of(case.accelerator, case.num_gpus),
+        "engine": case.engine,
+        "weight_dtype": case.dtype,
+        "kv_dtype": "fp8",
+        "parallel": {"tp": case.num_gpus},
+        "free_memory_fraction": 0.95,
+        # TensorRT-LLM's MAX_UTILIZATION, as NVIDIA's submissions set it, admits and evicts as vLLM does.
+        "scheduling": {
+            "kind": "chunked",
+            "max_sequences": benchmark.max_sequences,
+            "token_budget": benchmark.token_budget,
+        },
+    }
+
+
+def _lasting(deployment: dict[str, Any], benchmark: Benchmark, rate: float, limits: tuple[float | None, ...]) -> Served | None:
+    """A server run at a rate, if it keeps within the limits of latency."""
+    served = None
+    for seconds in (_FIRST_S, _SERVER_S):
+        served = serve(deployment, *_queries(benchmark, int(np.clip(rate * seconds, 500, _MOST_QUERIES))), rate)
+        if not _meets(served, limits):
+            return None
+    return served
+
+
+def _or(value: float, default: float) -> float:
     return value if math.isfinite(value) and value > 0 else default
 
 
