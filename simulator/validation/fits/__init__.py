@@ -62,10 +62,12 @@ def fitted_files(folder: Path, names: tuple[str, ...] = (), tick: Tick = lambda 
             raise UserError(f"--table {name}: nothing is fitted for it; {did_you_mean(name, tables())}")
     wanted = names or tables()
     files: dict[Path, str] = {}
+    tick("tables", 0, len(wanted))
     for number, name in enumerate(wanted):
         tick(f"fitting {name}", 0, None)
         for calibration, table in _fit(name, folder).items():
             files[Path(calibration) / f"{name}.toml"] = toml_text(_checked(name, table), _HEAD)
+        tick(f"fitting {name}", 1, 1)
         tick("tables", number + 1, len(wanted))
     if not names and (sketches := _sketches(folder)):
         files[known_rows.FILE] = json.dumps(sketches, indent=1) + "\n"
