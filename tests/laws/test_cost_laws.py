@@ -114,6 +114,23 @@ def test_what_a_rank_sends_and_gets_crosses_its_own_card(operation, kernels, see
     assert comm.exchange(operation, bytes_SR, vectors).alone_s >= busiest / peak
 
 
+@given(st.sampled_from(["dispatch", "combine"]), st.floats(0.1, 1.0))
+def test_an_older_library_is_never_faster_and_only_between_nodes(operation, rate):
+    cluster, accelerator = load_cluster("h100-sxm-16", "test")
+    calibration = load_calibration(accelerator.calibration, "test").on("sglang")
+    vectors = Vectors("normal", 7392.0, np.full(16, 4096.0), 256)
+    older = AlphaBeta(dispatch_rate=rate, combine_rate=rate)
+    for num_ranks in (8, 16):
+        fabric = Rails().wire(cluster, num_ranks)
+        bytes_SR = np.full((num_ranks, num_ranks), 1e7) * (1 - np.eye(num_ranks))
+        here = vectors._replace(tokens_R=vectors.tokens_R[:num_ranks])
+        new_s, old_s = (
+            way.prepare(fabric, calibration, accelerator).exchange(operation, bytes_SR, here).alone_s
+            for way in (AlphaBeta(), older)
+        )
+        assert old_s == new_s if num_ranks == 8 else old_s >= new_s
+
+
 @given(st.permutations(range(8)), st.integers(0, 99))
 def test_ranks_of_a_switch_can_be_renamed(order, seed):
     comm = wired(8, Switch())

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from simulator.cost.comm import Exchange, Operation, Vectors
 from simulator.errors import UserError, did_you_mean
 from simulator.spec.accelerator import AcceleratorSpec
-from simulator.spec.base import Frozen
+from simulator.spec.base import Frozen, Positive
 from simulator.spec.calibration import Calibration, CollectiveFit, ExchangeFit
 from simulator.spec.calibration.collective import passes_of
 from simulator.spec.calibration.exchange import Load, doublings
@@ -36,12 +36,17 @@ _CUSTOM, _ALL_REDUCE = "custom_all_reduce", "all_reduce"
 class AlphaBeta(Frozen):
     """The constants come from the calibration, one set for each kernel and operation."""
 
+    dispatch_rate: Positive = 1.0
+    """Rate between domains over that of the release whose kernels were calibrated: older libraries fill the network less."""
+    combine_rate: Positive = 1.0
+    """Likewise on the way back."""
+
     def prepare(self, fabric: Fabric, calibration: Calibration | HostRates, accelerator: AcceleratorSpec) -> AlphaBetaModel:
         if isinstance(calibration, HostRates):
             raise UserError(
                 "communication kind 'alpha_beta' needs shares of the wires' peaks; the calibration holds times of a machine"
             )
-        return AlphaBetaModel(fabric, calibration, accelerator)
+        return AlphaBetaModel(fabric, calibration, accelerator, self)
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class AlphaBetaModel:
     fabric: Fabric
     calibration: Calibration
     accelerator: AcceleratorSpec
+    policy: AlphaBeta
 
     def exchange(self, operation: Operation, bytes_SR: Floats, vectors: Vectors | None = None) -> Exchange:
         if not bytes_SR.any():
@@ -59,7 +65,7 @@ class AlphaBetaModel:
             return self.exchanges(operation, bytes_SR[None], vectors)[0]
         fit = self._exchange_fit(operation, LOW_LATENCY)
         start_s = float(fit.start_s(Load(0.0, 0.0, 0.0, 0.0, 0.0, self.fabric.num_nodes)))
-        return Exchange(start_s, self.fabric.bytes_per_link(bytes_SR) / self._achieved_L(fit), bytes_SR)
+        return Exchange(start_s, self.fabric.bytes_per_link(bytes_SR) / self._achieved_L(fit, operation), bytes_SR)
 
     def exchanges(self, operation: Operation, bytes_XSR: Floats, vectors: Vectors) -> list[Exchange]:
         if vectors.kernels == COLLECTIVE:
@@ -67,7 +73,7 @@ class AlphaBetaModel:
         fit, multiprocessors = self._exchange_fit(operation, vectors.kernels), self.accelerator.num_multiprocessors
         # Kernels of the GPU's own post to its own card; changing rails before is what NCCL does.
         fabric = self.fabric.direct
-        links_XL = np.array([fabric.bytes_per_link(bytes_SR) for bytes_SR in bytes_XSR]) / self._achieved_L(fit)
+        links_XL = np.array([fabric.bytes_per_link(bytes_SR) for bytes_SR in bytes_XSR]) / self._achieved_L(fit, operation)
         wires_X = links_XL.max(axis=1)
         copies_XSR = bytes_XSR / vectors.vector_bytes
         crossing_XSR = copies_XSR * self._crosses_SR
@@ -95,9 +101,10 @@ class AlphaBetaModel:
             for latency_s, busy_L, bytes_SR, held_s, wires_s in zip(latency_X, slowed_XL, bytes_XSR, held_X, wires_X, strict=True)
         ]
 
-    def _achieved_L(self, fit: ExchangeFit) -> Floats:
+    def _achieved_L(self, fit: ExchangeFit, operation: Operation) -> Floats:
         """Bytes a second that each link carries."""
-        return self._peaks_L * np.where(self._is_scale_up_L, fit.scale_up_fraction, fit.scale_out_fraction)
+        rate = self.policy.dispatch_rate if operation == "dispatch" else self.policy.combine_rate
+        return self._peaks_L * np.where(self._is_scale_up_L, fit.scale_up_fraction, fit.scale_out_fraction * rate)
 
     def _gathered(self, operation: Operation, bytes_SR: Floats) -> Exchange:
         """All ranks' tokens to all, or their sums back: a library's collective, whose parts are as large as the largest."""
