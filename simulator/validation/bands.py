@@ -16,6 +16,9 @@ from simulator.spec.calibration.fit import Fit
 
 _EXTRAPOLATED = 2.0
 """How much wider, in log space, a band is outside the measured domain."""
+_LEAST_EXTRAPOLATED = 1.2
+"""Least factor either way there: a table that scatters little says nothing of what it does not hold. Half, in logarithms, of what
+H100 and B200 differ by at the median where one is priced by the other's fit."""
 
 
 class Band(NamedTuple):
@@ -51,11 +54,22 @@ class Band(NamedTuple):
         Args:
             is_extrapolated: which of them lie outside the measured domain; of the same shape, or one for all.
         """
-        seconds, outside = np.asarray(seconds, dtype=float), np.asarray(is_extrapolated, dtype=bool)
-        wide = self.widened()
-        low = seconds * np.minimum(np.where(outside, wide.low, self.low), 1.0)
-        high = seconds * np.maximum(np.where(outside, wide.high, self.high), 1.0)
-        return low, high
+        return self.spread(seconds, np.where(np.asarray(is_extrapolated, dtype=bool), _EXTRAPOLATED, 1.0))
+
+    def spread(self, seconds: ArrayLike, wider: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Likewise, ``wider`` times as wide each (:mod:`simulator.validation.doubts`).
+
+        >>> low, high = Band(0.95, 1.05).spread([1.0, 1.0], [1.0, 2.0])
+        >>> [round(float(value), 3) for value in (*low, *high)]
+        [0.95, 0.832, 1.05, 1.198]
+        """
+        values, factor = np.asarray(seconds, dtype=float), np.asarray(wider, dtype=float)
+        middle, half = np.log(self.low * self.high) / 2, np.log(self.high / self.low) / 2
+        wide = np.where(factor > 1.0, np.maximum(factor * half, np.log(_LEAST_EXTRAPOLATED)), factor * half)
+        # A factor of one keeps the very numbers of the file.
+        low = np.where(factor == 1.0, self.low, np.exp(middle - wide))
+        high = np.where(factor == 1.0, self.high, np.exp(middle + wide))
+        return values * np.minimum(low, 1.0), values * np.maximum(high, 1.0)
 
 
 ASSUMED = Band(0.5, 2.0, is_assumed=True)

@@ -75,16 +75,16 @@ def test_a_releases_kernel_is_its_own():
     ("row", "status"),
     [
         (nccl(), "ok"),
-        (nccl(gpu="h200"), "extrapolated: measured on another GPU of its family"),
-        (nccl(gpu="gb200", num_gpus=72), "extrapolated: measured on another GPU of its family; ranks outside the measured range"),
-        (nccl(gpu="l40s"), "extrapolated: not measured on its family"),
+        (nccl(gpu="h200"), "extrapolated: measured on h100-sxm"),
+        (nccl(gpu="gb200", num_gpus=72), "extrapolated: measured on b200-sxm; ranks outside the measured range"),
+        (nccl(gpu="l40s"), "extrapolated: no measured all reduce operations on its family"),
         (nccl(num_gpus=16), "unsupported: 16 GPUs are not in one fast domain"),
         (nccl(op_name="broadcast"), "unsupported: no constants for the operation 'broadcast'"),
-        (nccl(nccl_dtype="fp2"), "unsupported: its number format"),
-        (nccl(message_elements=np.nan), "unsupported: its number format, size"),
+        (nccl(nccl_dtype="fp2"), "unsupported: no number format 'fp2'"),
+        (nccl(message_elements=np.nan), "unsupported: message_elements is not a number"),
         (nccl(gpu="tpu"), "unsupported: no calibrated accelerator 'tpu'"),
         (custom(gpu="l40s"), "unsupported: no constants for the operation 'custom_all_reduce'"),
-        (custom(engine="new", kernel_source="new_kernel"), "ok"),
+        (custom(engine="new", kernel_source="new_kernel"), "extrapolated: no measured all-reduce of 'new'"),
     ],
 )
 def test_a_row_says_what_its_price_rests_on(row, status):

@@ -20,6 +20,8 @@ class Fit(Frozen):
     kind: Kind
     source: str = Field(min_length=1)
     """What they were fitted on, or why they are assumed."""
+    accelerator: str | None = None
+    """File of the accelerator that was measured; on others of its family the numbers are extrapolated, and say so."""
     command: str | None = None
     """The command that fits them anew; absent where they were not fitted by one."""
     num_rows: NonNegative | None = None

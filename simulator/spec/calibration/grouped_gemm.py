@@ -14,8 +14,6 @@ from simulator.spec.dtypes import DType
 class GroupedGemmFit(Fit):
     """A roofline with floors for one kernel, of which a layer has two, and the passes over tokens that go with them."""
 
-    accelerator: str | None = None
-    """The one that was measured; on others of its family the shares are extrapolated."""
     compute_fraction: Positive
     """Of the peak FLOP/s, for whole tiles of 128 x 128."""
     computes_in: DType | None = None

@@ -71,6 +71,7 @@ def entry(
     low, high = np.quantile(problem.measured_s / predicted, [0.1, 0.9])
     return {
         "kind": "fitted",
+        "accelerator": problem.accelerator.name,
         "command": _COMMAND,
         "num_rows": len(shapes),
         "median_error": _rounded(float(np.median(np.abs(error)))),

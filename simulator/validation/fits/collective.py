@@ -92,7 +92,7 @@ def _joined(parts: list[tuple[Rows, NDArray[np.float64], NDArray[np.str_]]]) -> 
         places=np.concatenate([r.places for r in rows]),
         num_ranks=np.concatenate([r.num_ranks for r in rows]),
         num_bytes=np.concatenate([r.num_bytes for r in rows]),
-        known=np.concatenate([r.known for r in rows]),
+        wrong=np.concatenate([r.wrong for r in rows]),
     )
     return _Joined(whole, np.concatenate([part[1] for part in parts]), np.concatenate([part[2] for part in parts]))
 
@@ -119,6 +119,7 @@ def _entry(accelerator: AcceleratorSpec, engine: str, entry: str, data: _Joined,
         "source": f"{len(predicted):,} timings of {library}, {', '.join(sorted(set(data.releases)))}, {accelerator.title}, "
         f"{_SOURCE}; errors with each number of GPUs left out (within the fit: median {np.median(np.abs(within)):.3f}, "
         f"90th percentile {np.quantile(np.abs(within), 0.9):.3f}); across nodes assumed",
+        "accelerator": accelerator.name,
         "command": _COMMAND,
         "num_rows": len(predicted),
         "median_error": _rounded(float(np.median(np.abs(error)))),

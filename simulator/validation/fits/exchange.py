@@ -181,7 +181,7 @@ def _rows(parts: list[Part]) -> _Rows:
         parts,
         measured,
         np.concatenate([part.held_out for part in parts]),
-        np.concatenate([part.moves.known & ~part.is_congested for part in parts]) & np.isfinite(measured),
+        np.concatenate([(part.moves.wrong == "") & ~part.is_congested for part in parts]) & np.isfinite(measured),
     )
 
 
@@ -204,6 +204,7 @@ def _entry(accelerator: AcceleratorSpec, kernels: str, operation: str, rows: _Ro
     return {
         "kind": "fitted",
         "source": _what(job, accelerator, rows, nodes),
+        "accelerator": accelerator.name,
         "command": _COMMAND,
         "num_rows": int(known.sum()),
         "median_error": _rounded(float(np.median(np.abs(error)))),
@@ -340,7 +341,9 @@ _ASSUMED_ACROSS = {"scale_out_latency_s": 5e-5, "latency_per_doubling_s": 1e-5, 
 
 
 def _assumed_one_sided(entry: dict[str, Any]) -> dict[str, Any]:
-    kept = {name: value for name, value in entry.items() if name not in ("command", "num_rows", "domain", "band", "bias")}
+    kept = {
+        name: value for name, value in entry.items() if name not in ("accelerator", "command", "num_rows", "domain", "band", "bias")
+    }
     for name in ("median_error", "p90_error"):
         kept.pop(name)
     return {**kept, "kind": "assumed", "source": "As on GB200: " + entry["source"]}

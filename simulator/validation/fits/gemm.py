@@ -107,6 +107,7 @@ def _entry(job: _Job, rows: pd.DataFrame, floor_s: float | None) -> dict[str, An
     return {
         "kind": "fitted",
         "source": _what(job, rows, len(fold_of_shape)),
+        "accelerator": accelerator.name,
         "command": COMMAND,
         "num_rows": len(rows),
         "median_error": _rounded(float(np.median(np.abs(error)))),
@@ -158,7 +159,7 @@ def _assumed(entry: dict[str, Any], source: str, share: float) -> dict[str, Any]
     return {"kind": "assumed", "source": source, **kept}
 
 
-_ABOUT = ("kind", "source", "command", "num_rows", "median_error", "p90_error", "bias", "band", "domain")
+_ABOUT = ("kind", "source", "accelerator", "command", "num_rows", "median_error", "p90_error", "bias", "band", "domain")
 
 
 def _plain(value: Any) -> Any:

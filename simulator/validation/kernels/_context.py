@@ -13,8 +13,10 @@ from simulator.cost.compute._attention import context_rates
 from simulator.cost.compute.context import kernels_s
 from simulator.spec.accelerator import AcceleratorSpec
 from simulator.spec.calibration import AttentionFit
-from simulator.validation import OK, Answers
+from simulator.validation import Answers
 from simulator.validation.bands import Band
+from simulator.validation.doubts import OUTSIDE, Doubt, outside_of, settle
+from simulator.validation.kernels._sizes import numbers, refusals
 from simulator.work.context import uniform_sums
 from simulator.work.lookback import Lookback
 
@@ -23,7 +25,10 @@ Ints = NDArray[np.int64]
 
 KV_FORMATS = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "bf16": "bf16", "fp16": "fp16", "fp8": "fp8", "int8": "int8"}
 """Names in tables: the format here."""
-_BEHIND = "tokens cached before a prompt"
+_BEHIND = "tokens cached before a prompt were not measured"
+_MOST_SEQUENCES = 2.0**20
+_MOST_TOKENS = 2.0**31
+"""Of one batch: at 128 bytes each they fill the memory of the largest GPU."""
 PHASES: dict[str, Phase] = {
     "context_attention": "prefill",
     "generation_attention": "decode",
@@ -66,10 +71,22 @@ def context_s(batches: Batches, kernels: Sequence[tuple[AcceleratorSpec, Attenti
     return seconds
 
 
-def whole_numbers(table: pd.DataFrame, columns: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Columns ``[c, n]``, and which rows hold a number of 0 or more in all of them."""
-    values = np.stack([pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=float) for name in columns])
-    return np.floor(values), (np.isfinite(values) & (values >= 0) & (values < 2**31)).all(axis=0)
+def whole_sizes(
+    table: pd.DataFrame, columns: Sequence[str], may_be_none: Sequence[str]
+) -> tuple[NDArray[np.float64], NDArray[np.object_]]:
+    """Columns ``[c, n]`` without fractions, and why each row's are no sizes of a kernel, or ``""``.
+
+    Args:
+        columns: ``batch_size``, ``isl`` and ``step`` among them.
+        may_be_none: those that may be 0.
+    """
+    sizes = numbers(table, columns)
+    wrong = refusals(sizes, dict.fromkeys(may_be_none, 0.0), {"batch_size": _MOST_SEQUENCES})
+    whole = np.floor(np.stack([np.where(wrong == "", values, 1.0) for values in sizes.values()]))
+    named = dict(zip(columns, whole, strict=True))
+    is_full = named["batch_size"] * (named["isl"] + named["step"]) > _MOST_TOKENS
+    wrong[is_full & (wrong == "")] = f"batch_size times isl + step is above {_MOST_TOKENS:,.0f} tokens, more than any cache holds"
+    return whole, wrong
 
 
 def fill(
@@ -78,29 +95,19 @@ def fill(
     seconds: NDArray[np.float64],
     fit: AttentionFit,
     quantities: dict[str, NDArray[np.float64]],
-    guesses: list[str],
-    assumed: str,
+    doubts: Sequence[Doubt],
     is_behind: NDArray[np.bool_],
 ) -> None:
     """Put what is predicted for some rows into the answers, with bands and statuses.
 
     Args:
         quantities: by the names of the fit's domain.
-        guesses: what is guessed about all of these rows.
-        assumed: what no measurement stands behind; the fit's band is as wide as that asks for.
+        doubts: about all of these rows.
         is_behind: which rows are prompts behind cached tokens.
     """
-    outside: list[list[str]] = [[] for _ in places]
-    for name, (low, high) in fit.domain.items():
-        if name in quantities:
-            for place in np.flatnonzero((quantities[name] < low) | (quantities[name] > high)):
-                outside[place].append(name)
-    for place in np.flatnonzero(is_behind):
-        outside[place].append(_BEHIND)
-    is_guessed = np.array([bool(guesses or names) for names in outside])
-    low_s, high_s = Band.of(fit).around(seconds, is_guessed)
-    answers.seconds[places, 0], answers.low[places, 0], answers.high[places, 0] = seconds, low_s, high_s
-    for place, names in zip(places, outside, strict=True):
-        reasons = [assumed] if assumed else []
-        reasons += [*guesses, f"{', '.join(names)} outside the measured range"] if names else guesses
-        answers.status[place] = f"extrapolated: {'; '.join(reasons)}" if reasons else OK
+    outside = outside_of(fit, **quantities)
+    statuses, wider = settle(len(places), doubts, outside, [(Doubt(_BEHIND, OUTSIDE), is_behind)])
+    low, high = Band.of(fit).spread(seconds, wider)
+    answers.seconds[places, 0], answers.low[places, 0], answers.high[places, 0] = seconds, low, high
+    for place, status in zip(places, statuses, strict=True):
+        answers.status[place] = status

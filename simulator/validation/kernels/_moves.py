@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from simulator.spec.accelerator import AcceleratorSpec
 from simulator.spec.calibration.exchange import ExchangeFit, Load
+from simulator.validation.kernels._sizes import MOST_CHOICES, MOST_EXPERTS, MOST_RANKS, numbers, refusals
 from simulator.validation.kernels._traffic import routed
 
 Floats = NDArray[np.float64]
@@ -30,6 +31,8 @@ VALUE_BYTES = {
 DEEPEP_TABLES = ("deepep_low_latency", "deepep_normal")
 _DEEPEP_GROUPS = 4
 """DeepEP's own benchmark lets a token use at most four nodes (``num_topk_groups = min(num_nodes, 4)``)."""
+_MOST_SMS = 1024.0
+_MOST = {"num_ranks": MOST_RANKS, "topk": MOST_CHOICES, "num_experts": MOST_EXPERTS, "sms": _MOST_SMS}
 _DEEPSEEK = (7168, 8, 256)
 """Hidden size, experts of a token, experts: DeepSeek-V3, whose router takes 4 of 8 groups of experts."""
 
@@ -43,8 +46,8 @@ class Moves(NamedTuple):
     scale_out_s: Floats
     num_sms: Floats
     """``[n]`` multiprocessors that the kernels hold; 0 where the row does not say."""
-    known: NDArray[np.bool_]
-    """``[n]`` whether the row's numbers make sense and such ranks are joined."""
+    wrong: NDArray[np.object_]
+    """``[n]`` why the row's numbers are none of an exchange, or such ranks are not joined; ``""`` where all is well."""
 
     def start_s(self, fit: ExchangeFit) -> Floats:
         """Latency of each row."""
@@ -81,10 +84,12 @@ def moves(
         dispatch: the policy that sends the kernels' copies.
         groups: whose limit on groups of experts holds: ``none``, ``deepep`` or ``deepseek``.
     """
-    names = ("num_ranks", "hidden_size", "topk", "num_experts", "num_tokens", "value_bytes")
-    numbers = np.stack([pd.to_numeric(rows[name], errors="coerce").to_numpy(dtype=float) for name in names])
-    known = np.isfinite(numbers).all(axis=0) & (numbers[:-1] >= 1).all(axis=0) & (numbers[-1] > 0) & (numbers[2] <= numbers[3])
-    ranks, hidden, top_k, experts, tokens, value_bytes = np.where(known, numbers, 1.0)
+    sizes = numbers(rows, ("num_ranks", "hidden_size", "topk", "num_experts", "num_tokens", "value_bytes"))
+    sms = numbers(rows, ("sms",)) if "sms" in rows.columns else {"sms": np.zeros(len(rows))}
+    sms = {"sms": np.nan_to_num(sms["sms"], nan=0.0)}
+    wrong = refusals(sizes | sms, {"value_bytes": 0.0, "sms": 0.0}, _MOST, ("value_bytes",))
+    wrong[(sizes["topk"] > sizes["num_experts"]) & (wrong == "")] = "topk is above num_experts"
+    ranks, hidden, top_k, experts, tokens, value_bytes = np.where(wrong == "", np.stack(list(sizes.values())), 1.0)
     shapes, shape = np.unique(np.stack([ranks, hidden, top_k, experts], axis=1), axis=0, return_inverse=True)
     found = np.full((len(shapes), 5), np.nan)
     for s, (r, h, k, e) in enumerate(shapes.astype(int).tolist()):
@@ -93,11 +98,10 @@ def moves(
         if one is not None:
             found[s] = one
     copies, crossing, up, out, nodes = found[shape.ravel()].T
-    known &= np.isfinite(copies)
+    wrong[np.isnan(copies) & (wrong == "")] = "so many of its GPUs are not joined"
     vectors = tokens * hidden * value_bytes
     load = Load(tokens, tokens * copies, tokens * crossing, hidden * value_bytes, experts, np.nan_to_num(nodes, nan=1.0))
-    sms = pd.to_numeric(rows["sms"], errors="coerce").to_numpy(dtype=float) if "sms" in rows.columns else np.zeros(len(rows))
-    return Moves(load, vectors * up, vectors * out, np.nan_to_num(sms, nan=0.0), known)
+    return Moves(load, vectors * up, vectors * out, np.where(wrong == "", sms["sms"], 0.0), wrong)
 
 
 def _limit(groups: str, num_ranks: int, hidden: int, top_k: int, num_experts: int) -> tuple[int, int]:

@@ -14,7 +14,9 @@ from simulator.spec.accelerator import AcceleratorSpec
 from simulator.spec.calibration import FEW_EXPERTS, CalibrationFile, GroupedGemmFit, load_calibration
 from simulator.validation import OK, Answers
 from simulator.validation.bands import Band
+from simulator.validation.doubts import Doubt, of_hardware, outside_of, settle
 from simulator.validation.kernels._hardware import calibrated
+from simulator.validation.kernels._sizes import MOST_CHOICES, MOST_EXPERTS, MOST_RANKS, numbers, refusals
 
 TILE_ROWS = (8, 16, 32, 64, 128, 256)
 """All that any fit may name."""
@@ -35,6 +37,7 @@ SHAPES = ("hidden_size", "inter_size", "moe_tp_size")
 DOMAIN = ("num_tokens", "experts", "ranks", "hidden", "width")
 """What the domain of a fit is told by."""
 NOT_WHOLE = "a size is missing or below 1"
+_MOST = {"num_experts": MOST_EXPERTS, "num_slots": MOST_EXPERTS, "topk": MOST_CHOICES, "moe_ep_size": MOST_RANKS}
 
 
 @dataclass(frozen=True)
@@ -130,9 +133,12 @@ def columns(table: pd.DataFrame, names: tuple[str, ...]) -> NDArray[np.float64]:
     return np.stack([pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=float) for name in names])
 
 
-def all_sizes(values: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Rows of a table whose numbers are all finite and at least 1."""
-    return np.asarray((np.isfinite(values) & (values >= 1)).all(axis=0))
+def read_sizes(table: pd.DataFrame, names: tuple[str, ...]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.object_]]:
+    """Columns ``names`` and :data:`SHAPES`, ``[c, n]`` each and 1 where they are wrong, and why each row has no layer, or ``""``."""
+    found = numbers(table, (*names, *SHAPES))
+    wrong = refusals(found, most={name: limit for name, limit in _MOST.items() if name in found})
+    values = np.where(wrong == "", np.stack(list(found.values())), 1.0)
+    return values[: len(names)], values[len(names) :], wrong
 
 
 def _is_true(value: object) -> bool:
@@ -159,7 +165,13 @@ def _price_group(
 ) -> None:
     dtype = FORMATS.get(measured_as)
     found = calibrated(gpu, engine)
-    whole = f"no calibrated accelerator '{gpu}'" if found is None else "" if dtype else f"no number format '{measured_as}'"
+    whole = (
+        f"no calibrated accelerator '{gpu}'"
+        if found is None
+        else ""
+        if dtype
+        else f"no number format '{measured_as}'; known: {', '.join(FORMATS)}"
+    )
     for place in places:
         reason = whole or reasons[place]
         answers.group[place] = f"{gpu} {engine} {dtype or measured_as}"
@@ -186,33 +198,15 @@ def _price_kernels(
     dtype: str,
 ) -> None:
     seconds = here.seconds(accelerator, fit, dtype)
-    guesses = _guesses(fit, accelerator, engine, dtype)
-    outside = {
-        name: (values < fit.domain[name][0]) | (values > fit.domain[name][1])
-        for name, values in here.sizes.items()
-        if name in fit.domain
-    }
-    for i, place in enumerate(places):
-        away = [name for name, is_out in outside.items() if is_out[i]]
-        why = [*guesses, *([f"{', '.join(away)} outside the measured range"] if away else [])]
-        if why:
-            answers.status[place] = f"extrapolated: {'; '.join(why)}"
-    # The band of assumed numbers is as wide as it may be.
-    is_far = np.array([answers.status[place] != OK and fit.band is not None for place in places], dtype=bool)
-    low, high = Band.of(fit).around(seconds, is_far)
-    answers.seconds[places, 0], answers.low[places, 0], answers.high[places, 0] = seconds, low, high
-
-
-def _guesses(fit: GroupedGemmFit, accelerator: AcceleratorSpec, engine: str, dtype: str) -> list[str]:
-    """Why a price is not of the kernels that were measured."""
-    if fit.kind == "assumed":
-        return [f"no measured {dtype} experts on its family"]
+    doubts = of_hardware(fit, accelerator, f"{dtype} experts")
     table = _file(accelerator.calibration).grouped_gemm
-    if fit not in [table.get(engine, {}).get(name) for name in (dtype, f"{dtype}_few")]:
-        return [f"no measured {dtype} experts of engine '{engine}'"]
-    if fit.accelerator not in (None, accelerator.name):
-        return [f"measured on {fit.accelerator}"]
-    return []
+    if fit.kind != "assumed" and fit not in [table.get(engine, {}).get(name) for name in (dtype, f"{dtype}_few")]:
+        doubts.append(Doubt(f"no measured {dtype} experts of engine '{engine}'"))
+    statuses, wider = settle(len(places), doubts, outside_of(fit, **here.sizes))
+    low, high = Band.of(fit).spread(seconds, wider)
+    answers.seconds[places, 0], answers.low[places, 0], answers.high[places, 0] = seconds, low, high
+    for place, status in zip(places, statuses, strict=True):
+        answers.status[place] = status
 
 
 @cache

@@ -15,11 +15,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from simulator.errors import UserError
-from simulator.spec.accelerator import AcceleratorSpec
 from simulator.spec.base import Frozen
-from simulator.spec.calibration.exchange import ExchangeFit
+from simulator.spec.calibration import Calibration
 from simulator.validation import OK, Answers, Measure, require
 from simulator.validation.bands import Band
+from simulator.validation.doubts import Doubt, of_hardware, outside_of, settle
 from simulator.validation.kernels._hardware import accelerator_name, calibrated
 from simulator.validation.kernels._moves import VALUE_BYTES, Moves, moves
 from simulator.validation.kernels._traffic import cluster_of
@@ -31,6 +31,9 @@ _NORMAL = (*_LOW_LATENCY, "dispatch_sms", "combine_sms")
 _BACKENDS = ("gpu", "comm_backend", "phase", "comm_dtype", "ep_size", "hidden_size", "topk", "num_experts", "num_tokens")
 _PUBLISHED = ("library", "hardware", "mode", "op", "ep", "tokens_per_rank", "conditions")
 _OPERATIONS = ("dispatch", "combine")
+_UNANSWERED = "unsupported"
+_OWNERS = {"low_latency": ("sglang", "any", "nan"), "normal": ("sglang", "any", "nan")}
+"""Engines that kernels were measured with, where the kernels' name does not say it."""
 _POLICY = {"low_latency": "per_expert", "normal": "per_node", "one_sided": "per_expert"}
 """NVLink one-sided kernels were timed with a perfect router: each of a token's experts on another rank."""
 _NOTIFY_WIDER = 4.0
@@ -105,42 +108,41 @@ def _answer(answers: Answers, part: Part) -> None:
     for place in part.places:
         answers.group[place] = f"{part.gpu} {part.engine} {part.kernels}{' ' + part.operation if part.is_whole_row else ''}"
     if found is None or fit is None or part.accelerator is None:
-        why = f"no constants for the kernels '{part.kernels}'" if found else f"no calibrated accelerator '{part.gpu}'"
-        if found and part.operation not in _OPERATIONS:
-            why = f"no operation '{part.operation}'"
+        why = _no_fit(part, None if found is None else found[1])
         for place in part.places:
             answers.status[place] = f"unsupported: {why}"
         return
-    accelerator = found[0]
+    accelerator, load = found[0], part.moves.load
     seconds = part.moves.notify_s(fit, accelerator) if part.is_notify else part.moves.transfer_s(fit, accelerator)
-    known = part.moves.known
-    statuses = [_status(fit, part, accelerator, i) if known[i] else _UNREADABLE for i in range(len(part.places))]
+    doubts = [Doubt(part.guess)] if part.guess else []
+    doubts += of_hardware(fit, accelerator, f"{part.kernels} kernels")
+    if fit.kind != "assumed" and part.engine not in _OWNERS.get(part.kernels, (part.engine,)):
+        doubts.append(Doubt(f"these kernels were not measured as {part.engine} calls them"))
+    quantities = {"tokens": load.tokens, "vector_bytes": load.vector_bytes, "experts": load.num_experts, "nodes": load.num_nodes}
+    values = {name: np.asarray(numbers, dtype=float) for name, numbers in quantities.items()}
+    statuses, wider = settle(len(seconds), doubts, outside_of(fit, **values, ranks=part.num_ranks))
     band = Band.of(fit)
     if part.is_notify:
         band = band.widened(_NOTIFY_WIDER) if fit.notify_band is None else Band(*fit.notify_band)
-    low, high = band.around(seconds, np.array([status != OK for status in statuses], dtype=bool))
-    for values, into in ((seconds, answers.seconds), (low, answers.low), (high, answers.high)):
-        into[part.places, part.measure] = np.where(known, values, np.nan)
-    for place, status in zip(part.places, statuses, strict=True):
-        answers.status[place] = status
+    low, high = band.spread(seconds, wider)
+    known = part.moves.wrong == ""
+    for found_s, into in ((seconds, answers.seconds), (low, answers.low), (high, answers.high)):
+        into[part.places, part.measure] = np.where(known, found_s, np.nan)
+    for place, status, wrong in zip(part.places, statuses, part.moves.wrong, strict=True):
+        if wrong:
+            answers.status[place] = f"unsupported: {wrong}"
+        elif status != OK or answers.status[place] == _UNANSWERED:  # a row is as sure as its least sure part
+            answers.status[place] = status
 
 
-_UNREADABLE = "unsupported: its numbers make no exchange, or so many of its GPUs are not joined"
-
-
-def _status(fit: ExchangeFit, part: Part, accelerator: AcceleratorSpec, row: int) -> str:
-    load = part.moves.load
-    quantities = {"tokens": load.tokens, "vector_bytes": load.vector_bytes, "experts": load.num_experts, "nodes": load.num_nodes}
-    values = {name: float(np.asarray(numbers, dtype=float)[row]) for name, numbers in quantities.items()}
-    reasons = [part.guess] if part.guess else []
-    if fit.kind == "assumed":
-        reasons.append("these kernels were not measured on its family")
-    elif accelerator.title not in fit.source:
-        reasons.append("measured on another GPU of its family")
-    outside = fit.outside(**values, ranks=float(part.num_ranks[row]))
-    if outside:
-        reasons.append(f"{', '.join(outside)} outside the measured range")
-    return f"extrapolated: {'; '.join(reasons)}" if reasons else OK
+def _no_fit(part: Part, calibration: Calibration | None) -> str:
+    """Why nothing is known of a part's kernels, and what is known instead."""
+    if calibration is None:
+        return f"no calibrated accelerator '{part.gpu}'"
+    known = calibration.exchange.get(part.kernels)
+    if known is None:
+        return f"no constants for the kernels '{part.kernels}'; known: {', '.join(calibration.exchange)}"
+    return f"{part.kernels} kernels have no operation '{part.operation}'; known: {', '.join(known)}"
 
 
 def parts_of(table: pd.DataFrame) -> Iterator[Part]:
@@ -171,19 +173,24 @@ def _deepep(table: pd.DataFrame, kernels: str) -> Iterator[Part]:
     table = table.assign(engine=table["engine"] if "engine" in table.columns else "sglang")
     for (gpu, engine), places in _groups(table, ["gpu", "engine"]):
         rows = table.iloc[places]
-        rows = rows.assign(num_ranks=pd.to_numeric(rows["node_num"], errors="coerce") * _GPUS_PER_NODE)
-        for o, operation in enumerate(_OPERATIONS):
+        nodes = pd.to_numeric(rows["node_num"], errors="coerce")
+        rows = rows.assign(num_ranks=nodes.where(nodes % 1 == 0) * _GPUS_PER_NODE)
+        parts = []
+        for operation in _OPERATIONS:
             value_bytes = VALUE_BYTES["fp8" if operation == "dispatch" else "bfloat16"]
             sms = rows[f"{operation}_sms"] if kernels == "normal" else 0
-            part = _part(rows.assign(value_bytes=value_bytes, sms=sms), places, gpu, engine, kernels, operation, "deepep")
+            parts.append(_part(rows.assign(value_bytes=value_bytes, sms=sms), places, gpu, engine, kernels, operation, "deepep"))
+        wrong = np.where(parts[0].moves.wrong == "", parts[1].moves.wrong, parts[0].moves.wrong)
+        for o, part in enumerate(parts):
+            part = part._replace(is_whole_row=False, moves=part.moves._replace(wrong=wrong))
             if kernels == "normal":
                 tokens = np.where(part.num_ranks == _CONGESTED_NODES * _GPUS_PER_NODE, part.moves.load.tokens, 0)
-                part = part._replace(is_whole_row=False, is_congested=tokens > _CONGESTED_NOTIFY)
-                yield part._replace(measure=2 * o + 1, measured=f"{operation}_notify_us", is_notify=True)
-                congested = tokens > _CONGESTED_TOKENS[operation]
-                yield part._replace(measure=2 * o, measured=f"{operation}_transmit_us", is_congested=congested)
+                told = part._replace(is_notify=True, is_congested=tokens > _CONGESTED_NOTIFY)
+                yield told._replace(measure=2 * o + 1, measured=f"{part.operation}_notify_us")
+                congested = tokens > _CONGESTED_TOKENS[part.operation]
+                yield part._replace(measure=2 * o, measured=f"{part.operation}_transmit_us", is_congested=congested)
             else:
-                yield part._replace(measure=o, measured=f"{operation}_avg_t_us", is_whole_row=False)
+                yield part._replace(measure=o, measured=f"{part.operation}_avg_t_us")
 
 
 def _backends(table: pd.DataFrame) -> Iterator[Part]:

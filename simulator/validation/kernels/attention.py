@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from simulator.spec.base import Frozen
 from simulator.spec.mixers import GroupedQueryAttention
 from simulator.validation import Answers, Measure, require
-from simulator.validation.kernels._context import KV_FORMATS, PHASES, Batches, Phase, context_s, fill, whole_numbers
+from simulator.validation.doubts import Doubt, of_hardware
+from simulator.validation.kernels._context import KV_FORMATS, PHASES, Batches, Phase, context_s, fill, whole_sizes
 from simulator.validation.kernels._hardware import calibrated
 from simulator.work.lookback import Lookback, kernel
 
@@ -25,7 +26,7 @@ _SHAPE = SIZES[3:]
 _COMPUTED = ("bfloat16", "float16", "half", "bf16", "fp16")
 _MEASURED = ("bf16", "fp16", "fp8")
 _ANY = "any"
-_ENGINES = (_ANY, "vllm")
+_ENGINES = (_ANY, "nan", "vllm")
 """Where a table says no engine, its kernels are vLLM's."""
 
 
@@ -38,7 +39,7 @@ class Attention(Frozen):
     def answer(self, table: pd.DataFrame) -> Answers:
         require(table, self.columns, "attention table")
         answers = Answers.unsupported(len(table), len(self.measures))
-        sizes, is_whole = whole_numbers(table, SIZES)
+        sizes, wrong = whole_sizes(table, SIZES, ("step", "window_size"))
         new, phase = sizes[1], table["phase"].map(str).to_numpy(dtype=object)
         names = pd.DataFrame(
             {
@@ -49,7 +50,7 @@ class Attention(Frozen):
                 "computed": table["attn_dtype"].map(str).to_numpy(dtype=object) if "attn_dtype" in table.columns else "bfloat16",
                 "is_one": new == 1,
                 **dict(zip(_SHAPE, sizes[3:], strict=True)),
-                "is_whole": is_whole,
+                "wrong": wrong,
             }
         )
         codes, found = pd.factorize(pd.MultiIndex.from_frame(names))
@@ -60,11 +61,11 @@ class Attention(Frozen):
         return answers
 
     def _answer_group(self, answers: Answers, places: NDArray[np.intp], sizes: NDArray[np.float64], key: tuple[Any, ...]) -> None:
-        gpu, engine, phase, kv, computed, is_one, *shape, is_whole = key
+        gpu, engine, phase, kv, computed, is_one, *shape, wrong = key
         label = " ".join(
             word for word in (gpu, "" if engine == _ANY else engine, PHASES.get(phase, phase), KV_FORMATS.get(kv, kv)) if word
         )
-        reason = _refusal(gpu, engine, phase, kv, shape, is_whole)
+        reason = _refusal(gpu, engine, phase, kv, shape, wrong)
         for place in places:
             answers.group[place] = label
             answers.status[place] = f"unsupported: {reason}"
@@ -77,16 +78,15 @@ class Attention(Frozen):
         looking = lookback([int(size) for size in shape], KV_FORMATS[kv])
         batches = batches_of(sizes)
         seconds = context_s(batches, [(accelerator, fit, looking, kernel_phase)])
-        guesses = []
-        if computed not in _COMPUTED:
-            guesses.append(f"attention computed in {computed} was not measured")
-        if KV_FORMATS[kv] not in _MEASURED:
-            guesses.append(f"a cache in {KV_FORMATS[kv]} was not measured")
-        if engine not in _ENGINES:
-            guesses.append(f"kernels of {engine} were not measured")
+        doubts = of_hardware(fit, accelerator, "attention kernels")
+        if fit.kind != "assumed" and computed not in _COMPUTED:
+            doubts.append(Doubt(f"attention computed in {computed} was not measured"))
+        if fit.kind != "assumed" and KV_FORMATS[kv] not in _MEASURED:
+            doubts.append(Doubt(f"a cache in {KV_FORMATS[kv]} was not measured"))
+        if fit.kind != "assumed" and engine not in _ENGINES:
+            doubts.append(Doubt(f"kernels of {engine} were not measured, vLLM's were"))
         quantities = dict(zip(SIZES, sizes, strict=True)) | {"context": sizes[1] + sizes[2]}
-        assumed = f"no measured attention kernels on the family of {accelerator.title}" if fit.kind == "assumed" else ""
-        fill(answers, places, seconds, fit, quantities, guesses, assumed, (sizes[2] > 0) & (kernel_phase == "prefill"))
+        fill(answers, places, seconds, fit, quantities, doubts, (sizes[2] > 0) & (kernel_phase == "prefill"))
 
 
 def lookback(shape: Sequence[int], kv_dtype: str) -> Lookback:
@@ -108,15 +108,15 @@ def batches_of(sizes: NDArray[np.float64], which: int | NDArray[np.int64] = 0) -
     return Batches(batch_size, context, new, np.broadcast_to(np.asarray(which, dtype=np.int64), batch_size.shape))
 
 
-def _refusal(gpu: str, engine: str, phase: str, kv: str, shape: list[float], is_whole: bool) -> str:
+def _refusal(gpu: str, engine: str, phase: str, kv: str, shape: list[float], wrong: str) -> str:
     if calibrated(gpu, engine) is None:
         return f"no calibrated accelerator '{gpu}'"
     if phase not in PHASES:
-        return f"no phase '{phase}'"
+        return f"no phase '{phase}'; known: {', '.join(PHASES)}"
     if kv not in KV_FORMATS:
-        return f"no cache format '{kv}'"
-    if not is_whole or min(shape[:3]) < 1:
-        return "sizes are not all whole numbers, heads and their size 1 or more"
+        return f"no cache format '{kv}'; known: {', '.join(KV_FORMATS)}"
+    if wrong:
+        return wrong
     if shape[0] % shape[1]:
         return "num_key_value_heads does not divide num_heads"
     return ""

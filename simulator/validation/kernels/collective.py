@@ -17,14 +17,19 @@ from numpy.typing import NDArray
 from simulator.spec.accelerator import AcceleratorSpec
 from simulator.spec.base import Frozen
 from simulator.spec.calibration.collective import CollectiveFit, passes_of
-from simulator.validation import OK, Answers, Measure, require
+from simulator.validation import Answers, Measure, require
 from simulator.validation.bands import Band
+from simulator.validation.doubts import Doubt, of_hardware, outside_of, settle
 from simulator.validation.kernels._hardware import accelerator_name, calibrated
+from simulator.validation.kernels._sizes import MOST_RANKS, numbers, refusals
 from simulator.validation.kernels._traffic import cluster_of
 
 _NCCL = ("gpu", "op_name", "nccl_dtype", "num_gpus", "message_elements")
 _CUSTOM = ("gpu", "kernel_source", "allreduce_dtype", "num_gpus", "message_size")
 _BYTES = {"half": 2.0, "float16": 2.0, "bfloat16": 2.0, "float": 4.0, "float32": 4.0, "int8": 1.0, "fp8": 1.0}
+_OWNERS = ("trtllm", "sglang", "vllm")
+_LIBRARIES = ("nccl", *_OWNERS)
+"""Whose operations were measured."""
 NEWER_SGLANG = (0, 5, 11)
 """SGLang's kernel changed between 0.5.10 and 0.5.14: it starts in half the time."""
 
@@ -42,7 +47,8 @@ class Rows(NamedTuple):
     is_eager: bool
     num_ranks: NDArray[np.float64]
     num_bytes: NDArray[np.float64]
-    known: NDArray[np.bool_]
+    wrong: NDArray[np.object_]
+    """Why a row's numbers are none of a message, or ``""``."""
 
     def seconds(self, fit: CollectiveFit, accelerator: AcceleratorSpec, port_bytes_per_s: float) -> NDArray[np.float64]:
         """Time of each row."""
@@ -75,38 +81,36 @@ def _answer(answers: Answers, rows: Rows) -> None:
     if found is None or cluster is None:
         why = f"no calibrated accelerator '{rows.gpu}'"
     elif fit is None:
-        why = f"no constants for the operation '{rows.entry}'"
-    elif not rows.known.any():
-        why = "its number format, size or number of GPUs is not known"
-    if found is None or cluster is None or fit is None or why:
+        known = sorted(name for name in found[1].collective if not name.startswith("custom"))
+        why = f"no constants for the operation '{rows.entry}'; known: {', '.join(known)}"
+    if found is None or cluster is None or fit is None:
         for place in rows.places:
             answers.status[place] = f"unsupported: {why}"
         return
-    seconds = rows.seconds(fit, found[0], cluster.scale_up.bytes_per_s)
-    statuses = [_status(fit, rows, found[0], cluster.gpus_per_node, i) for i in range(len(rows.places))]
-    low, high = Band.of(fit).around(seconds, np.array([status != OK for status in statuses], dtype=bool))
-    answered = np.array([not status.startswith("unsupported") for status in statuses])
+    accelerator = found[0]
+    refused = _refused(rows, accelerator, cluster.gpus_per_node)
+    seconds = rows.seconds(fit, accelerator, cluster.scale_up.bytes_per_s)
+    doubts = of_hardware(fit, accelerator, f"{rows.entry.replace('_', ' ')} operations")
+    if fit.kind != "assumed" and library not in _LIBRARIES:
+        doubts.append(Doubt(f"no measured all-reduce of '{library}', vLLM's was"))
+    statuses, wider = settle(len(seconds), doubts, outside_of(fit, ranks=rows.num_ranks, bytes=rows.num_bytes))
+    low, high = Band.of(fit).spread(seconds, wider)
+    answered = refused == ""
     for values, into in ((seconds, answers.seconds), (low, answers.low), (high, answers.high)):
         into[rows.places, 0] = np.where(answered, values, np.nan)
-    for place, status in zip(rows.places, statuses, strict=True):
-        answers.status[place] = status
+    for place, status, reason in zip(rows.places, statuses, refused, strict=True):
+        answers.status[place] = f"unsupported: {reason}" if reason else status
 
 
-def _status(fit: CollectiveFit, rows: Rows, accelerator: AcceleratorSpec, gpus_per_node: int, row: int) -> str:
-    ranks = float(rows.num_ranks[row])
-    if not rows.known[row]:
-        return "unsupported: its number format, size or number of GPUs is not known"
-    if ranks > gpus_per_node:
-        return f"unsupported: {ranks:.0f} GPUs are not in one fast domain"
-    reasons = []
-    if fit.kind == "assumed":
-        reasons.append("not measured on its family")
-    elif accelerator.title not in fit.source:
-        reasons.append("measured on another GPU of its family")
-    outside = fit.outside(ranks=ranks, bytes=float(rows.num_bytes[row]))
-    if outside:
-        reasons.append(f"{', '.join(outside)} outside the measured range")
-    return f"extrapolated: {'; '.join(reasons)}" if reasons else OK
+def _refused(rows: Rows, accelerator: AcceleratorSpec, gpus_per_node: int) -> NDArray[np.object_]:
+    """Why each row has no answer, or ``""``."""
+    refused = rows.wrong.copy()
+    for row in np.flatnonzero(refused == ""):
+        if rows.num_ranks[row] > gpus_per_node:
+            refused[row] = f"{rows.num_ranks[row]:.0f} GPUs are not in one fast domain"
+        elif rows.num_bytes[row] > accelerator.memory_bytes:
+            refused[row] = f"a message of {rows.num_bytes[row]:.3g} bytes does not fit into the GPU's memory"
+    return refused
 
 
 def rows_of(table: pd.DataFrame) -> Iterator[Rows]:
@@ -125,27 +129,30 @@ def rows_of(table: pd.DataFrame) -> Iterator[Rows]:
         names = ["gpu", "op_name"]
     keys = pd.Series(list(zip(*(table[name].map(str) for name in names), strict=True)), dtype=object)
     codes, found = pd.factorize(keys)
-    elements = pd.to_numeric(table["message_elements"], errors="coerce").to_numpy(dtype=float)
-    sizes = elements * table["nccl_dtype"].map(lambda name: _BYTES.get(str(name), np.nan)).to_numpy(dtype=float)
-    ranks = pd.to_numeric(table["num_gpus"], errors="coerce").to_numpy(dtype=float)
+    read = numbers(table, ("message_elements", "num_gpus"))
+    wrong = refusals(read, {"num_gpus": 2.0}, {"message_elements": np.inf, "num_gpus": MOST_RANKS})
+    names_of_formats = table["nccl_dtype"].map(str)
+    for row in np.flatnonzero(~names_of_formats.isin(list(_BYTES)) & (wrong == "")):
+        wrong[row] = f"no number format '{names_of_formats.iloc[row]}'; known: {', '.join(_BYTES)}"
+    sizes = read["message_elements"] * names_of_formats.map(lambda name: _BYTES.get(name, np.nan)).to_numpy(dtype=float)
+    ranks = read["num_gpus"]
     for code, key in enumerate(found):
         places = np.flatnonzero(codes == code)
-        size, count = sizes[places], ranks[places]
-        known = np.isfinite(size) & np.isfinite(count) & (size > 0) & (count >= 2)
-        size, count = np.where(known, size, 1.0), np.where(known, count, 2.0)
+        bad = wrong[places]
+        size, count = np.where(bad == "", sizes[places], 1.0), np.where(bad == "", ranks[places], 2.0)
         name = accelerator_name(key[0])
         if custom:
             engine, entry = _library(*key[1:])
             is_eager = "eager" in key[1].lower()
-            yield Rows(places, key[0], name, engine, entry, "all_reduce", is_eager, count, size, known)
+            yield Rows(places, key[0], name, engine, entry, "all_reduce", is_eager, count, size, bad)
         else:
-            yield Rows(places, key[0], name, "any", key[1], key[1], False, count, size, known)
+            yield Rows(places, key[0], name, "any", key[1], key[1], False, count, size, bad)
 
 
 def _library(kernel: str, engine: str, release: str) -> tuple[str, str]:
     """Whose kernel it is, whatever engine calls it, and its entry."""
     lower = kernel.lower()
-    owner = next((name for name in ("trtllm", "sglang", "vllm") if name in lower), engine or "any")
+    owner = next((name for name in _OWNERS if name in lower), engine or "any")
     is_older = owner == "sglang" and _release(release) < NEWER_SGLANG
     return owner, "custom_all_reduce_older" if is_older else "custom_all_reduce"
 

@@ -18,8 +18,9 @@ from simulator.placement import eplb as placement
 from simulator.placement.contiguous import Contiguous
 from simulator.spec.base import Frozen
 from simulator.validation import Answers, Measure, require
-from simulator.validation.kernels._power_law import MOST_EXPERTS, NUM_DRAWS, expert_tokens, exponent
-from simulator.validation.kernels._routed import DOMAIN, NOT_WHOLE, SHAPES, Layers, all_sizes, columns, loads, price
+from simulator.validation.kernels._power_law import NUM_DRAWS, expert_tokens, exponent
+from simulator.validation.kernels._routed import DOMAIN, NOT_WHOLE, SHAPES, Layers, columns, loads, price, read_sizes
+from simulator.validation.kernels._sizes import LARGEST
 from simulator.work.experts import SlotMap
 
 _ENGINE, _KERNELS = "trtllm", "-wide-ep"
@@ -49,18 +50,19 @@ def kernels_of(table: pd.DataFrame) -> list[str]:
 
 def layers_of(table: pd.DataFrame) -> tuple[Layers, list[str]]:
     """The layers of a table's rows, and for each why it has none, or nothing."""
-    sizes_5, shapes_3 = columns(table, _SIZES), columns(table, SHAPES)
-    is_whole = all_sizes(sizes_5) & all_sizes(shapes_3)
+    sizes_5, shapes_3, wrong = read_sizes(table, _SIZES)
+    is_whole = wrong == ""
     keys = pd.DataFrame(np.where(is_whole, sizes_5, 0.0).T)
     keys["distribution"] = table["distribution"].map(str).to_numpy()
     codes, found = pd.factorize(pd.Series(list(keys.itertuples(index=False, name=None)), dtype=object))
     cases = [_case(*key) for key in found]
     load = loads(codes, [rows_DG for rows_DG, _ in cases], NUM_DRAWS)
     arrived = columns(table, (_ARRIVED,))[0] if _ARRIVED in table.columns else np.full(len(table), np.nan)
-    arrived = np.where(np.isfinite(arrived), arrived, sizes_5[0])
+    arrived = np.where((arrived >= 0) & (arrived <= LARGEST), arrived, sizes_5[0])
     choices = np.maximum(load.rows, (arrived * sizes_5[2])[:, None])
     sizes = dict(zip(DOMAIN, (sizes_5[0], sizes_5[1], sizes_5[3]), strict=False))
-    return Layers.build(table, shapes_3, is_whole, choices, load, sizes), [cases[code][1] for code in codes]
+    reasons = [why or cases[code][1] for why, code in zip(wrong, codes, strict=True)]
+    return Layers.build(table, shapes_3, is_whole, choices, load, sizes), reasons
 
 
 def _case(
@@ -74,7 +76,7 @@ def _case(
     alpha, reason = exponent(distribution.removesuffix(_COPIES))
     if reason:
         return nothing, reason
-    if num_ranks > num_experts or top_k > num_experts or max(num_experts, num_slots) > MOST_EXPERTS:
+    if num_ranks > num_experts or top_k > num_experts:
         return nothing, f"{num_experts} experts on {num_ranks} ranks, {top_k} a token"
     try:
         return _rows(num_tokens, num_experts, top_k, num_ranks, num_slots if distribution.endswith(_COPIES) else None, alpha), ""

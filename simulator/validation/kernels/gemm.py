@@ -16,12 +16,16 @@ from numpy.typing import NDArray
 from simulator.cost.compute._gemm import Operands, product_s
 from simulator.spec.accelerator import AcceleratorSpec
 from simulator.spec.base import Frozen
-from simulator.spec.calibration.gemm import EagerLaunch, GemmFit
+from simulator.spec.calibration.gemm import EagerLaunch
 from simulator.validation import OK, Answers, Measure, require
 from simulator.validation.bands import Band
+from simulator.validation.doubts import Doubt, of_hardware, outside_of, settle
 from simulator.validation.kernels._hardware import calibrated
+from simulator.validation.kernels._sizes import numbers, refusals
 
 _EAGER_ENGINE = "vllm"
+_ENGINES = (_EAGER_ENGINE, "any", "nan")
+"""Whose kernels were measured."""
 _FEW_ROWS, _NARROW, _SHALLOW = 16, 64, 128
 _SHARPNESS = 5.0
 """Exponent with which the longer of launch and kernel hides the other. Fitted: 4.8 on H100, 3.8 on B200."""
@@ -55,15 +59,16 @@ class Gemm(Frozen):
         require(table, self.columns, "gemm table")
         engines = table["engine"] if "engine" in table.columns else [_EAGER_ENGINE] * len(table)
         answers = Answers.unsupported(len(table), len(self.measures))
-        sizes_3 = np.stack([pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=float) for name in ("m", "k", "n")])
-        is_size = (np.isfinite(sizes_3) & (sizes_3 > 0)).all(axis=0)
+        sizes = numbers(table, ("m", "k", "n"))
+        wrong = refusals(sizes)
+        sizes_3 = np.stack(list(sizes.values()))
         keys = pd.Series(
             list(zip(table["gpu"].map(str), table["gemm_dtype"].map(str), map(str, engines), strict=True)), dtype=object
         )
         codes, found = pd.factorize(keys)
         for code, key in enumerate(found):
             places = np.flatnonzero(codes == code)
-            self._answer_group(answers, places, sizes_3[:, places], is_size[places], *key)
+            self._answer_group(answers, places, sizes_3[:, places], wrong[places], *key)
         return answers
 
     def _answer_group(
@@ -71,7 +76,7 @@ class Gemm(Frozen):
         answers: Answers,
         places: NDArray[np.intp],
         sizes_3: NDArray[np.float64],
-        is_size: NDArray[np.bool_],
+        wrong: NDArray[np.object_],
         gpu: str,
         measured_as: str,
         engine: str,
@@ -79,11 +84,12 @@ class Gemm(Frozen):
         found, (dtype, guess) = calibrated(gpu, engine), _FORMATS.get(measured_as, ("", ""))
         reason = "" if found else f"no calibrated accelerator '{gpu}'"
         if found and not dtype:
-            reason = f"no number format '{measured_as}'"
-        for place, whole in zip(places, is_size, strict=True):
+            reason = f"no number format '{measured_as}'; known: {', '.join(_FORMATS)}"
+        for place, why in zip(places, wrong, strict=True):
             answers.group[place] = f"{gpu} {dtype or measured_as}"
-            answers.status[place] = f"unsupported: {reason or 'm, n and k are not all above 0'}" if reason or not whole else OK
-        if found is None or not dtype:
+            answers.status[place] = f"unsupported: {reason or why}" if reason or why else OK
+        is_size = wrong == ""
+        if found is None or not dtype or not is_size.any():
             return
         accelerator, calibration = found
         fit = calibration.matrices(dtype)
@@ -91,13 +97,12 @@ class Gemm(Frozen):
         seconds = product_s(accelerator, fit, m, k, n, _operands(accelerator, dtype, measured_as))
         if fit.eager is not None and engine == _EAGER_ENGINE:
             seconds = with_launch_s(fit.eager, seconds, m, k, n)
-        outside = _outside(fit, m=m, n=n, k=k)
-        is_guessed = np.any(list(outside.values()), axis=0) | bool(guess) if outside else np.full(len(m), bool(guess))
-        low, high = Band.of(fit).around(seconds, is_guessed)  # of an assumed fit, the band already is as wide as that asks for
-        guesses = [guess] if guess else []
-        if fit.kind == "assumed":
-            guesses.append(f"no measured {dtype} products on its family")
-        statuses = [_status(guesses, [name for name, is_out in outside.items() if is_out[i]]) for i in range(len(places))]
+        doubts = [Doubt(guess)] if guess else []
+        if fit.kind != "assumed" and engine not in _ENGINES:
+            doubts.append(Doubt(f"kernels of {engine} were not measured, vLLM's were"))
+        doubts += of_hardware(fit, accelerator, f"{dtype} products")
+        statuses, wider = settle(len(places), doubts, outside_of(fit, m=m, n=n, k=k))
+        low, high = Band.of(fit).spread(seconds, wider)
         answers.seconds[places, 0], answers.low[places, 0], answers.high[places, 0] = seconds, low, high
         for place, status in zip(places, statuses, strict=True):
             answers.status[place] = status
@@ -116,16 +121,3 @@ def _operands(accelerator: AcceleratorSpec, dtype: str, measured_as: str) -> Ope
     if measured_as in _WEIGHT_ONLY:
         return operands._replace(flops_per_s=accelerator.bf16_flops_per_s, input_bytes=2.0)
     return operands
-
-
-def _outside(fit: GemmFit, **sizes: NDArray[np.float64]) -> dict[str, NDArray[np.bool_]]:
-    return {
-        name: (values < fit.domain[name][0]) | (values > fit.domain[name][1])
-        for name, values in sizes.items()
-        if name in fit.domain
-    }
-
-
-def _status(guesses: list[str], outside: list[str]) -> str:
-    reasons = [*guesses, *([f"{', '.join(outside)} outside the measured range"] if outside else [])]
-    return f"extrapolated: {'; '.join(reasons)}" if reasons else OK

@@ -18,7 +18,8 @@ from simulator.spec.base import Frozen
 from simulator.spec.calibration import Calibration
 from simulator.spec.mixers import LatentAttention
 from simulator.validation import Answers, Measure, require
-from simulator.validation.kernels._context import KV_FORMATS, PHASES, Batches, Phase, context_s, fill, whole_numbers
+from simulator.validation.doubts import Doubt, of_hardware
+from simulator.validation.kernels._context import KV_FORMATS, PHASES, Batches, Phase, context_s, fill, whole_sizes
 from simulator.validation.kernels._hardware import calibrated
 from simulator.work.layout import shard
 from simulator.work.lookback import Lookback, kernel
@@ -30,7 +31,8 @@ DECODES_ONE = "vllm"
 """The engine that computes prompts of one token by its kernels for decode."""
 _HIDDEN_SIZE = 7168
 _MEASURED = ("bf16", "fp16", "fp8")
-_ENGINES = ("trtllm", "sglang", "vllm")
+_TIMED = {"trtllm": (False, True), "sglang": (False,), "vllm": (True,)}
+"""Engines whose kernels were timed: whether inside whole blocks."""
 _COMPUTED = ("bfloat16", "float16", "fp8", "nan")
 
 
@@ -43,11 +45,11 @@ class Mla(Frozen):
     def answer(self, table: pd.DataFrame) -> Answers:
         require(table, self.columns, "mla table")
         answers = Answers.unsupported(len(table), len(self.measures))
-        sizes, is_whole = whole_numbers(table, SIZES)
+        sizes, wrong = whole_sizes(table, SIZES, ("step",))
         names = pd.DataFrame({name: _words(table, name) for name in ("gpu", "engine", "phase", "kv_cache_dtype")})
         names["computed"], names["weights"] = _words(table, "mla_dtype"), _words(table, "gemm_type")
         names["is_one"] = (sizes[1] == 1) & (names["engine"] == DECODES_ONE)
-        names["num_heads"], names["is_whole"] = sizes[3], is_whole
+        names["num_heads"], names["wrong"] = sizes[3], wrong
         codes, found = pd.factorize(pd.MultiIndex.from_frame(names))
         order = np.argsort(codes, kind="stable")
         ends = np.cumsum(np.bincount(codes, minlength=len(found)))
@@ -63,9 +65,9 @@ def _words(table: pd.DataFrame, name: str) -> NDArray[Any]:
 
 
 def _answer_group(answers: Answers, places: NDArray[np.intp], sizes: NDArray[np.float64], key: tuple[Any, ...]) -> None:
-    gpu, engine, phase_name, kv_name, computed, weights, is_one, num_heads, is_whole = key
+    gpu, engine, phase_name, kv_name, computed, weights, is_one, num_heads, wrong = key
     is_module = phase_name.endswith("module")
-    reason = _refusal(gpu, engine, phase_name, kv_name, weights if is_module else "bfloat16", num_heads, is_whole)
+    reason = _refusal(gpu, engine, phase_name, kv_name, weights if is_module else "bfloat16", wrong)
     what = f"{PHASES.get(phase_name, phase_name)}{' block' if is_module else ''}"
     for place in places:
         answers.group[place] = f"{gpu} {engine} {what}"
@@ -80,20 +82,22 @@ def _answer_group(answers: Answers, places: NDArray[np.intp], sizes: NDArray[np.
     batch_size, new, context = sizes[:3].astype(np.int64)
     batches = Batches(batch_size, context, new, np.zeros(len(places), dtype=np.int64))
     seconds = context_s(batches, [(accelerator, fit, lookback(int(num_heads), kv), phase)])
-    assumed = f"no measured kernels of latent attention on the family of {accelerator.title}" if fit.kind == "assumed" else ""
-    guesses = []
+    doubts = of_hardware(fit, accelerator, "kernels of latent attention")
     if is_module:
         seconds = seconds + matrices_s(accelerator, calibration, int(num_heads), dtype, batch_size * new) + fit.module_s
-        if calibration.matrices(dtype).kind == "assumed" and not assumed:
-            guesses.append(f"no measured {dtype} products on its family")
-    if computed not in _COMPUTED:
-        guesses.append(f"attention computed in {computed} was not measured")
-    if kv not in _MEASURED:
-        guesses.append(f"a cache in {kv} was not measured")
-    if engine not in _ENGINES:
-        guesses.append(f"kernels of {engine} were not measured")
+    if fit.kind != "assumed":
+        if is_module and calibration.matrices(dtype).kind == "assumed":
+            doubts.append(Doubt(f"no measured {dtype} products on its family"))
+        if computed not in _COMPUTED:
+            doubts.append(Doubt(f"attention computed in {computed} was not measured"))
+        if kv not in _MEASURED:
+            doubts.append(Doubt(f"a cache in {kv} was not measured"))
+        if engine not in _TIMED:
+            doubts.append(Doubt(f"kernels of {engine} were not measured, TensorRT-LLM's were"))
+        elif is_module not in _TIMED[engine]:
+            doubts.append(Doubt(f"of {engine}, {'whole blocks' if not is_module else 'kernels alone'} were measured"))
     quantities = dict(zip(SIZES, sizes, strict=True)) | {"context": sizes[1] + sizes[2]}
-    fill(answers, places, seconds, fit, quantities, guesses, assumed, (context > 0) & (phase == "prefill"))
+    fill(answers, places, seconds, fit, quantities, doubts, (context > 0) & (phase == "prefill"))
 
 
 def mixer(num_heads: int) -> LatentAttention:
@@ -121,15 +125,13 @@ def matrices_s(
     return np.asarray(total[place], dtype=np.float64)
 
 
-def _refusal(gpu: str, engine: str, phase: str, kv: str, weights: str, num_heads: float, is_whole: bool) -> str:
+def _refusal(gpu: str, engine: str, phase: str, kv: str, weights: str, wrong: str) -> str:
     if calibrated(gpu, engine) is None:
         return f"no calibrated accelerator '{gpu}'"
     if phase not in PHASES:
-        return f"no phase '{phase}'"
+        return f"no phase '{phase}'; known: {', '.join(PHASES)}"
     if kv not in KV_FORMATS:
-        return f"no cache format '{kv}'"
+        return f"no cache format '{kv}'; known: {', '.join(KV_FORMATS)}"
     if weights not in GEMM_FORMATS:
-        return f"no number format '{weights}' of a block's matrices"
-    if not is_whole or num_heads < 1:
-        return "sizes are not all whole numbers, heads 1 or more"
-    return ""
+        return f"no number format '{weights}' of a block's matrices; known: {', '.join(GEMM_FORMATS)}"
+    return wrong

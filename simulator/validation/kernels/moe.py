@@ -14,8 +14,8 @@ import pandas as pd
 
 from simulator.spec.base import Frozen
 from simulator.validation import Answers, Measure, require
-from simulator.validation.kernels._power_law import MOST_EXPERTS, NUM_DRAWS, Case, exponent, rank_rows
-from simulator.validation.kernels._routed import DOMAIN, NOT_WHOLE, SHAPES, Layers, all_sizes, columns, loads, price
+from simulator.validation.kernels._power_law import NUM_DRAWS, Case, exponent, rank_rows
+from simulator.validation.kernels._routed import DOMAIN, NOT_WHOLE, Layers, loads, price, read_sizes
 
 _SIZES = ("num_tokens", "num_experts", "topk", "moe_ep_size")
 _NOTHING = Case(1, 1, 1, 1, None)
@@ -65,8 +65,8 @@ def _kernels(engine: str, phase: str, version: str) -> str:
 
 def layers_of(table: pd.DataFrame) -> tuple[Layers, list[str]]:
     """The layers of a table's rows, and for each why it has none, or nothing."""
-    sizes_4, shapes_3 = columns(table, _SIZES), columns(table, SHAPES)
-    is_whole = all_sizes(sizes_4) & all_sizes(shapes_3)
+    sizes_4, shapes_3, wrong = read_sizes(table, _SIZES)
+    is_whole = wrong == ""
     engines = kernels_of(table)
     keys = pd.DataFrame(dict(zip(_SIZES, np.where(is_whole, sizes_4, 0.0), strict=True)))
     keys["hidden"], keys["engine"], keys["distribution"] = shapes_3[0], engines, table["distribution"].map(str).to_numpy()
@@ -77,7 +77,8 @@ def layers_of(table: pd.DataFrame) -> tuple[Layers, list[str]]:
     sees_rows = np.array([engine.endswith("-decode") for engine in engines], dtype=bool)
     choices = np.where(sees_rows[:, None], load.rows, np.maximum(load.rows, (sizes_4[0] * sizes_4[2])[:, None]))
     sizes = dict(zip(DOMAIN, (sizes_4[0], sizes_4[1], sizes_4[3]), strict=False))
-    return Layers.build(table, shapes_3, is_whole, choices, load, sizes), [cases[code][1] for code in codes]
+    reasons = [why or cases[code][1] for why, code in zip(wrong, codes, strict=True)]
+    return Layers.build(table, shapes_3, is_whole, choices, load, sizes), reasons
 
 
 def _case(
@@ -87,7 +88,7 @@ def _case(
     num_tokens, num_experts, top_k, num_ranks = (int(size) for size in (tokens, experts, topk, ranks))
     if num_tokens < 1:
         return _NOTHING, NOT_WHOLE
-    if num_ranks > num_experts or top_k > num_experts or num_experts > MOST_EXPERTS:
+    if num_ranks > num_experts or top_k > num_experts:
         return _NOTHING, f"{num_experts} experts on {num_ranks} ranks, {top_k} a token"
     alpha, reason = exponent(distribution)
     if reason:
