@@ -146,3 +146,18 @@ def test_doubts_add_up_and_never_narrow_a_band():
     ]
     assert wider.tolist() == pytest.approx([2.0, (1 + 3 + 8 + 3) ** 0.5])
     assert settle(2, [], {}) == ([OK, OK], pytest.approx([1.0, 1.0]))
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
+@pytest.mark.parametrize("older", ["a100_sxm", "l40s"])
+def test_an_older_gpu_is_not_priced_faster_than_a_newer_one_by_the_same_engine(older, engine):
+    """With lower peaks of every kind; a fifth is what fits of different kernels may differ by."""
+    formats = {"bfloat16", "fp8", "w4a16_mxfp4"} - ({"fp8"} if engine == "sglang" else set())
+    for dtype in sorted(formats):
+        for num_tokens in (1, 64, 4096):
+            rows = {"engine": engine, "moe_dtype": dtype, "num_tokens": num_tokens}
+            assert answer("moe", gpu=older, **rows).seconds[0, 0] > 0.8 * answer("moe", **rows).seconds[0, 0], rows
+    for phase in ("generation_mla", "mla_generation_module"):
+        for cache in ("bfloat16", "fp8"):
+            rows = {"engine": engine, "phase": phase, "kv_cache_dtype": cache}
+            assert answer("mla", gpu=older, **rows).seconds[0, 0] > 0.8 * answer("mla", **rows).seconds[0, 0], rows
