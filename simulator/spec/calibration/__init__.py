@@ -14,6 +14,7 @@ from simulator.errors import UserError, did_you_mean
 from simulator.spec.base import Frozen, Policy, validate
 from simulator.spec.calibration.attention import AttentionFit
 from simulator.spec.calibration.collective import CollectiveFit, ProtocolFit
+from simulator.spec.calibration.disaggregation import DisaggregationFit
 from simulator.spec.calibration.engine import EngineFit, engine_fit
 from simulator.spec.calibration.exchange import ExchangeFit
 from simulator.spec.calibration.fit import Fit, Kind
@@ -26,6 +27,7 @@ __all__ = [
     "Calibration",
     "CalibrationFile",
     "CollectiveFit",
+    "DisaggregationFit",
     "EngineFit",
     "ExchangeFit",
     "Fit",
@@ -164,6 +166,12 @@ class CalibrationFile(Frozen):
     """By kernels (``low_latency``, ...), which engines share."""
     collective: dict[str, dict[str, CollectiveFit]]
     engine: dict[str, EngineFit]
+    disaggregation: dict[str, DisaggregationFit] = {}
+    """By engine; empty where nothing is known of pools of prefill and decode."""
+
+    def pools(self, engine: str) -> DisaggregationFit | None:
+        """What is known of an engine's pools of prefill and decode, or of any engine's."""
+        return self.disaggregation.get(engine, self.disaggregation.get(ANY))
 
     def check_engine(self, engine: str, where: str) -> None:
         """Refuse an engine that nothing is known of, which would be priced as any.

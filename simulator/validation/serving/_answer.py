@@ -7,22 +7,41 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
+from simulator.engine.prefill_loop import Prompts
 from simulator.engine.table import StepTable, make_table
 from simulator.errors import UserError
 from simulator.plan import Plan
 from simulator.plugins import build
 from simulator.price import Prices
 from simulator.scores import DENSE, MOE
+from simulator.spec.accelerator import load_accelerator
+from simulator.spec.calibration.disaggregation import DisaggregationFit
 from simulator.spec.calibration.engine import release_of
+from simulator.spec.deployment import DeploymentSpec
 from simulator.spec.host import HostCalibration, load_any_calibration
 from simulator.validation import OK
+from simulator.validation.kernels._hardware import accelerator_name
 from simulator.validation.serving._deployments import Deployment, UnanswerableError, deployment_of, is_tight, plan_of, table_key
-from simulator.validation.serving._disagg import TPOT_BAND, TTFT_BAND, Half, assumed_pool, measure_pools
-from simulator.validation.serving._drafts import KEPT, drafts, with_drafts
+from simulator.validation.serving._disagg import (
+    Decodes,
+    Half,
+    Load,
+    Pools,
+    assumed_pool,
+    decodes_of,
+    doubts_of_pools,
+    is_behind_exchange,
+    latencies,
+    prompts_of,
+    transfer_s,
+)
+from simulator.validation.serving._drafts import doubts_of_drafts, drafts, has_drafts, kept, with_drafts
 from simulator.validation.serving._load import Latencies, measure
+from simulator.validation.serving._novelty import novelty_of
 from simulator.validation.serving._points import Point, Pool
 
 _NAN = float("nan")
+_DEEPEP = {"kind": "deepep_auto"}
 
 
 class Answer(NamedTuple):
@@ -64,10 +83,10 @@ def prepare(points: Sequence[Point]) -> Iterator[Prepared]:
     table = make_table(Prices(plan, max(map(_most_tokens, points, plans))), plan.rng("steps"))
     for point, one, own in zip(points, found, plans, strict=True):
         priced = _with_engine(table, own)
-        if drafts(point, own.model):
-            dp = own.layout.attention_dp
-            shorter = point._replace(num_output=max(1, round(point.num_output / KEPT)))
-            yield Prepared(shorter, one, own, with_drafts(priced, -(-point.concurrency // dp), dp), KEPT)
+        if drafted := drafts(point, own.model):
+            dp, per_step = own.layout.attention_dp, kept(drafted)
+            shorter = point._replace(num_output=max(1, round(point.num_output / per_step)))
+            yield Prepared(shorter, one, own, with_drafts(priced, -(-point.concurrency // dp), dp, drafted), per_step)
         else:
             yield Prepared(point, one, own, priced, 1.0)
 
@@ -84,15 +103,45 @@ def _with_engine(table: StepTable, plan: Plan) -> StepTable:
     return table._replace(step_s=engine.step_s, sequence_s=engine.sequence_s, prompt_s=prompt_s)
 
 
-def half_of(point: Point, pool: Pool) -> Half | str:
-    """One pool of a disaggregated point, or why it cannot be priced."""
+def _alone(point: Point, pool: Pool) -> Point:
+    """One worker of a pool as a deployment, whatever the load."""
     version = "" if point.engine == "trtllm" and release_of(point.version) < (1,) else point.version  # of Dynamo, not of the engine
-    alone = point._replace(decode=pool, prefill=None, is_ranged=False, concurrency=1, version=version)
-    plan = plan_of(table_key(alone))
+    return point._replace(
+        decode=pool._replace(workers=1, batch=None),
+        prefill=None,
+        is_ranged=False,
+        is_dated=False,
+        says_workers=False,
+        shortest=1.0,
+        num_output=1,
+        concurrency=1,
+        version=version,
+    )
+
+
+def half_of(alone: Point) -> Half | str:
+    """One pool of a disaggregated point, or why it cannot be priced."""
+    found, key = deployment_of(alone), table_key(alone)
+    if found.model.moe is not None and is_behind_exchange(alone):
+        found = found._replace(spec=found.spec.model_copy(update={"dispatch": _DEEPEP}))
+        key = DeploymentSpec.model_validate_json(key).model_copy(update={"dispatch": _DEEPEP}).model_dump_json()
+    plan = plan_of(key)
     if isinstance(plan, str):
         return plan
-    own = _batched(plan, deployment_of(alone))
-    return Half(own, _with_engine(_table_of(table_key(alone), _most_tokens(alone, own)), own), pool)
+    own = _batched(plan, found)
+    return Half(own, _with_engine(_table_of(key, _most_tokens(alone, own)), own), alone.decode)
+
+
+@lru_cache(maxsize=64)
+def _prompts(alone: Point, num_input: int) -> tuple[Prompts, float] | str:
+    half = half_of(alone)
+    return half if isinstance(half, str) else (prompts_of(half, num_input), transfer_s(half, num_input))
+
+
+@lru_cache(maxsize=64)
+def _decodes(alone: Point, num_input: int, num_output: int) -> tuple[Decodes, Plan] | str:
+    half = half_of(alone)
+    return half if isinstance(half, str) else (decodes_of(half, num_input, num_output, alone.drafted or 0), half.plan)
 
 
 @lru_cache(maxsize=8)
@@ -111,17 +160,42 @@ def answer_points(points: Sequence[Point]) -> list[Answer]:
     return [answers[point] if point.prefill is None else _answer_pools(point, point.prefill) for point in points]
 
 
+def pools_or_reason(point: Point, prefill: Pool, unsaid_workers: int) -> tuple[Pools, Plan] | str:
+    """Both pools of a disaggregated point, ready to be loaded, and the second one's plan; or why there are none.
+
+    Args:
+        unsaid_workers: decode workers where the table does not say.
+    """
+    load, model = Load.of(point), deployment_of(point).model
+    pool = point.decode if point.says_workers or model.moe is None else assumed_pool(point, unsaid_workers)
+    first = _prompts(_alone(point, prefill), load.num_input)
+    second = _decodes(_alone(point, pool), load.num_input, load.num_output)
+    if isinstance(first, str) or isinstance(second, str):
+        return first if isinstance(first, str) else str(second)
+    workers = prefill.workers if point.says_workers else None
+    may_draft = workers is None and point.drafted is None and has_drafts(model)
+    return Pools(first[0], second[0].of(pool.workers), workers, first[1], may_draft), second[1]
+
+
 def _answer_pools(point: Point, prefill: Pool) -> Answer:
     found = deployment_of(point)
-    group = _group(point, found)
-    guessed = not point.says_workers and found.model.moe is not None
-    first, second = half_of(point, prefill), half_of(point, assumed_pool(point) if guessed else point.decode)
-    if isinstance(first, str) or isinstance(second, str):
-        return Answer(_NAN, _NAN, f"unsupported: {first if isinstance(first, str) else second}", group)
-    latencies = measure_pools(point, first, second)
-    if not point.says_workers:
-        found = found._replace(guesses=(*found.guesses, "the table does not say how many workers there are"))
-    return Answer(latencies.ttft_s, latencies.tpot_s, _status(found, second.plan), group, TTFT_BAND, TPOT_BAND, widens=False)
+    group, fit = _group(point, found), _pools_fit(point)
+    if fit is None:
+        return Answer(_NAN, _NAN, f"unsupported: nothing is known of pools of prefill and decode on {point.system}", group)
+    pools = pools_or_reason(point, prefill, fit.unsaid_workers)
+    if isinstance(pools, str):
+        return Answer(_NAN, _NAN, f"unsupported: {pools}", group)
+    seconds = latencies(pools[0], Load.of(point), fit)
+    bands = (fit.ttft_band, fit.band) if point.says_workers else (fit.unsaid_ttft_band, fit.unsaid_band)
+    doubts, widens = doubts_of_pools(point, pools[1], fit)
+    status, _ = _status(found._replace(guesses=(*found.guesses, *doubts)), point, pools[1])
+    return Answer(*seconds, status, group, *bands, widens=widens)
+
+
+def _pools_fit(point: Point) -> DisaggregationFit | None:
+    place = "serving point"
+    calibration = load_any_calibration(load_accelerator(accelerator_name(point.system) or "", place).calibration, place)
+    return None if isinstance(calibration, HostCalibration) else calibration.pools(point.engine)
 
 
 def _batched(plan: Plan, found: Deployment) -> Plan:
@@ -139,25 +213,27 @@ def _answer(one: Prepared, known: dict[object, Latencies | str]) -> Answer:
     group = _group(point, found)
     if isinstance(one.plan, str) or one.table is None:
         return Answer(_NAN, _NAN, f"unsupported: {one.plan}", group)
-    load = (point.concurrency, point.num_input, point.num_output, point.is_ranged, found.spec.model_dump_json())
+    load = (point.concurrency, point.num_input, point.num_output, point.shortest, one.tokens_per_step, found.spec.model_dump_json())
     if load not in known:
         try:
             known[load] = measure(one.plan, one.table, point)
         except UserError as error:
             known[load] = str(error)
-    latencies = known[load]
-    if isinstance(latencies, str):
-        return Answer(_NAN, _NAN, f"unsupported: {latencies}", group)
+    seconds = known[load]
+    if isinstance(seconds, str):
+        return Answer(_NAN, _NAN, f"unsupported: {seconds}", group)
     engine = one.plan.calibration.engine
-    tpot_s = latencies.tpot_s / one.tokens_per_step
-    return Answer(latencies.ttft_s, tpot_s, _status(found, one.plan), group, engine.ttft_band, engine.band)
+    tpot_s = seconds.tpot_s / one.tokens_per_step
+    asked = point._replace(num_output=round(point.num_output * one.tokens_per_step))
+    status, widens = _status(found, asked, one.plan)
+    return Answer(seconds.ttft_s, tpot_s, status, group, engine.ttft_band, engine.band, widens and engine.band is not None)
 
 
-def _status(found: Deployment, plan: Plan) -> str:
-    reasons = list(found.guesses)
-    if plan.calibration.engine.kind == "assumed":
-        reasons.append(f"no serving points of {plan.accelerator.title} were fitted")
-    return f"extrapolated: {'; '.join(reasons)}" if reasons else OK
+def _status(found: Deployment, point: Point, plan: Plan) -> tuple[str, bool]:
+    """The status, and whether bands are wider for it."""
+    new, guesses = novelty_of(point, plan), (*found.guesses, *doubts_of_drafts(point, found.model))
+    reasons = (*guesses, *new.reasons)
+    return (f"extrapolated: {'; '.join(reasons)}" if reasons else OK), bool(guesses or new.wider)
 
 
 def _group(point: Point, found: Deployment) -> str:

@@ -1,8 +1,7 @@
 """Disaggregated points: one pool computes prompts, the other decodes, and so many requests go round in both.
 
-The pools' step times are those of their own plans. How requests spread over the two follows from the loop being closed (Little's law):
-of ``c`` requests those that do not decode wait for, or are in, the prefill pool. Time in it is that of a queue with equal service times
-and random arrivals (M/D/c, Cosmetatos' approximation) until the pool is full; then what is left of ``c`` waits.
+Steps are those of the pools' own plans. The prefill pool is served step by step; a request then decodes for as long as the decode
+pool's steps take with as many requests as are not in the prefill pool (Little's law).
 """
 
 from __future__ import annotations
@@ -15,39 +14,38 @@ from numpy.typing import NDArray
 
 from simulator.engine.fast import LOG_COLUMNS, price_step
 from simulator.engine.limits import make_limits, scaled_blocks
+from simulator.engine.prefill_loop import Prompts, first_tokens
 from simulator.engine.replica import Replica
 from simulator.engine.state import start_requests
 from simulator.engine.table import StepTable
 from simulator.plan import Plan
+from simulator.spec.calibration.disaggregation import DisaggregationFit
 from simulator.traces import RequestTrace
-from simulator.validation.serving._load import ROUNDS, SHORTEST, Latencies
-from simulator.validation.serving._points import Point, Pool
+from simulator.validation.serving._drafts import kept, with_drafts
+from simulator.validation.serving._load import ROUNDS, Latencies, weights_of
+from simulator.validation.serving._points import SHORTEST, Point, Pool
 
-_TRANSFER_S = 0.15
-"""To hand a prompt's keys and values over, beyond their bytes: two more hops of the request, and one step that it just misses."""
-_UNEVEN = 2.2
-"""Of a prefill pool's time over what its steps take when full: prompts come in bunches, ranks wait for the longest one, and blocks are
-held until they have been handed over. Fitted, likewise, on 99 points whose numbers of workers are known."""
-_MAYBE_DRAFTS = 1.3
-"""TensorRT-LLM's dated lists hold runs with and without speculative decoding, which do not say so: between the two."""
-TTFT_BAND, TPOT_BAND = (0.52, 5.8), (0.61, 1.33)
-"""10th and 90th percentile of measured over predicted on 509 points, most of which do not say how many workers there were."""
-_BUSIEST, _MOST_WORKERS = 0.8, 8
-_MANY = 512
-"""Requests in flight from which decode workers with routed experts are taken to have attention data parallelism."""
+_BUSIEST, _MOST_WORKERS = 0.9, 8
+"""Share of their time that prefill workers compute, at most, and how many there are, where the table says neither."""
+_MANY = 128
+"""Requests in flight for each decode worker from which it is taken to have attention data parallelism. Of 99 points that say, those
+split by heads have at most that many, three quarters of the others more."""
+_FEW_ROUNDS, _MANY_IN_FLIGHT = 4, 512
+"""Rounds that are served with that many requests in flight and more, and stand for all."""
+_MOST_SEQUENCES = 2048
+"""Of a data-parallel rank; beyond that a step is taken to be as long."""
+_SETTLES = 3
+"""Times that the share of requests which decode is found again."""
 
 
-def assumed_pool(point: Point) -> Pool:
-    """The decode pool where the table does not say how many workers it has.
-
-    What InferenceX's configurations of known size have in common: six workers of up to 8 GPUs to one that computes prompts, three where
-    prompts are much longer than outputs, two where a worker spans nodes; attention data parallelism under heavy load.
-    """
+def assumed_pool(point: Point, unsaid_workers: int) -> Pool:
+    """The decode pool where the table does not say how many workers it has, nor whether attention is data-parallel."""
     pool = point.decode
-    workers = 2 if pool.num_ranks > 8 else 6 if point.num_input <= 2 * point.num_output else 3
-    if point.concurrency < _MANY or pool.attention_dp > 1 or pool.ep == 1:
-        return pool._replace(workers=min(workers, point.concurrency))
-    return Pool(1, pool.tp, pool.tp, max(1, workers // 2), pool.batch)
+    workers = min(unsaid_workers, point.concurrency)
+    ranks = pool.num_ranks
+    if pool.attention_dp > 1 or point.concurrency < _MANY * workers:
+        return pool._replace(workers=workers)
+    return Pool(1, ranks, ranks, workers, pool.batch)
 
 
 class Half(NamedTuple):
@@ -57,8 +55,8 @@ class Half(NamedTuple):
     table: StepTable
     pool: Pool
 
-    def step_s(self, per_rank: int, new: int, context: int) -> float:
-        """Seconds of a step in which every data-parallel rank computes ``new`` tokens of ``per_rank`` sequences with ``context``."""
+    def step_s(self, per_rank: int, new: int, context: int, busy: int | None = None) -> float:
+        """Seconds of a step in which ``busy`` data-parallel ranks, by default all, compute ``new`` tokens of ``per_rank`` sequences."""
         dp = self.plan.layout.attention_dp
         count = per_rank * dp
         trace = RequestTrace(np.zeros(count), np.full(count, context + new - (context > 0)), np.full(count, 2), "", False)
@@ -66,87 +64,133 @@ class Half(NamedTuple):
         limits = make_limits(self.plan, trace)._replace(max_sequences=per_rank)
         replica = Replica(requests, limits, dp, scaled_blocks(self.plan, limits), 0)
         replica.ranks.running[:] = np.arange(count).reshape(per_rank, dp).T
-        replica.ranks.num_running[:] = per_rank
+        replica.ranks.num_running[: dp if busy is None else busy] = per_rank
         replica.ranks.chunk[:] = new
         requests.computed[:] = context
         requests.generated[:] = int(context > 0)
         return float(price_step(requests, replica.ranks, self.table, np.zeros(len(LOG_COLUMNS))))
 
 
-def measure_pools(point: Point, prefill: Half, decode: Half) -> Latencies:
-    """TTFT and TPOT of a disaggregated point. Where the table does not say otherwise, as many workers compute prompts as keep up."""
-    share = (1 + SHORTEST) / 2 if point.is_ranged else 1.0
-    num_input, num_output = max(1, round(point.num_input * share)), max(2, round(point.num_output * share))
-    decoding = _Decoding.of(decode, num_input, num_output, point.concurrency)
-    workers = prefill.pool.workers
-    if not point.says_workers:
-        wanted = point.concurrency / (decoding.token_s(point.concurrency) * num_output)
-        workers = min(_MOST_WORKERS, max(1, math.ceil(wanted / (_BUSIEST * _Queue.of(prefill, num_input, 1).most_per_s))))
-    queue = _Queue.of(prefill, num_input, workers)
-
-    low, high = 0.0, queue.most_per_s * (1 - 1e-9)  # prompts a second, such that all requests are somewhere (Little's law)
-    for _ in range(40):
-        rate = (low + high) / 2
-        ttft_s = queue.ttft_s(rate)
-        token_s = decoding.token_s(point.concurrency - rate * ttft_s)
-        is_more = rate * (ttft_s + token_s * (num_output - 1)) > point.concurrency
-        low, high = (low, rate) if is_more else (rate, high)
-    steady_s = max(ttft_s, point.concurrency / rate - token_s * (num_output - 1))
-    crowd_s = queue.crowd_s(point.concurrency)  # all come at once at the beginning
-    if not point.says_workers and point.is_dated and point.engine == "trtllm":
-        token_s /= _MAYBE_DRAFTS
-    return Latencies(steady_s + max(0.0, crowd_s - steady_s) / ROUNDS, token_s)
+def is_behind_exchange(alone: Point) -> bool:
+    """Whether a pool's experts are reached by DeepEP's kernels: SGLang's way with data-parallel attention and experts spread whole."""
+    return alone.engine == "sglang" and alone.decode.attention_dp > 1 and alone.decode.ep > 1
 
 
-class _Decoding(NamedTuple):
+class Decodes(NamedTuple):
     """The decode pool: seconds of a step by sequences of a data-parallel rank."""
 
     ranks: int
-    counts: NDArray[np.int64]
-    steps_s: NDArray[np.float64]
+    """Of all workers."""
+    counts_C: NDArray[np.int64]
+    seconds_C: NDArray[np.float64]
 
-    @classmethod
-    def of(cls, half: Half, num_input: int, num_output: int, concurrency: int) -> _Decoding:
-        ranks = half.pool.workers * half.pool.attention_dp
-        capacity = half.plan.capacity
-        room = max(1, capacity.num_blocks // capacity.blocks_for(num_input + num_output))
-        largest = max(1, min(room, math.ceil(concurrency / ranks)))
-        counts = np.unique(np.rint(np.geomspace(1, largest, 12)).astype(np.int64))
-        context = num_input + num_output // 2
-        return cls(ranks, counts, np.array([half.step_s(int(count), 1, context) for count in counts]))
+    def of(self, workers: int) -> Decodes:
+        """So many such workers."""
+        return self._replace(ranks=self.ranks * workers)
 
     def token_s(self, decoding: float) -> float:
-        return float(np.interp(decoding / self.ranks, self.counts, self.steps_s))
+        """With so many sequences in the pool."""
+        return float(np.interp(decoding / self.ranks, self.counts_C, self.seconds_C))
 
 
-class _Queue(NamedTuple):
-    """The prefill pool: as many servers as data-parallel ranks, each with one prompt, or as many as its steps hold."""
+class Load(NamedTuple):
+    """What both pools are loaded with, in means."""
 
-    servers: int
-    alone_s: float
-    most_per_s: float
-    way_s: float
+    concurrency: int
+    num_input: int
+    num_output: int
 
     @classmethod
-    def of(cls, half: Half, num_input: int, workers: int) -> _Queue:
-        servers = workers * half.pool.attention_dp
-        budget = half.plan.rules.token_budget
-        together = max(1, budget // num_input)
-        alone_s = half.step_s(1, min(num_input, budget), 0) * math.ceil(num_input / budget)
-        full_s = half.step_s(together, num_input, 0) / together if together > 1 else alone_s
-        way_s = half.plan.calibration.engine.first_token_s + _TRANSFER_S + _transfer_s(half, num_input)
-        return cls(servers, alone_s, servers / min(alone_s, full_s), way_s)
-
-    def ttft_s(self, rate: float) -> float:
-        busy = rate / self.most_per_s
-        wait = busy ** (math.sqrt(2 * (self.servers + 1)) - 1) / (self.servers * (1 - busy)) * self.alone_s / 2
-        return float(self.way_s + (self.alone_s + wait) * _UNEVEN)
-
-    def crowd_s(self, concurrency: int) -> float:
-        return self.way_s + (self.alone_s + concurrency / self.most_per_s / 2) * _UNEVEN
+    def of(cls, point: Point) -> Load:
+        """Of a point, whose lengths lie between the shortest and what is asked for."""
+        share = (1 + point.shortest) / 2
+        return cls(point.concurrency, max(1, round(point.num_input * share)), max(2, round(point.num_output * share)))
 
 
-def _transfer_s(prefill: Half, num_input: int) -> float:
+class Pools(NamedTuple):
+    """All that is needed of two pools to answer a point with any coefficients."""
+
+    prompts: Prompts
+    decodes: Decodes
+    workers: int | None
+    """That compute prompts; ``None`` where the table does not say."""
+    transfer_s: float
+    may_draft: bool
+    """Whether decodes may come in drafts without the table saying so."""
+
+
+def prompts_of(half: Half, num_input: int) -> Prompts:
+    """The steps of a prefill worker."""
+    dp, budget = half.pool.attention_dp, half.plan.rules.token_budget
+    most, steps, new = max(1, budget // num_input), math.ceil(num_input / budget), min(num_input, budget)
+    busy = sorted({1, max(1, dp // 2), dp})
+    each = sorted({1, min(2, most), most})
+    seconds = [[half.step_s(n, new, 0, ranks) * steps for n in each] for ranks in busy]
+    return Prompts(dp, most, np.array(busy, dtype=float), np.array(each, dtype=float), np.array(seconds))
+
+
+def decodes_of(half: Half, num_input: int, num_output: int, drafted: int = 0) -> Decodes:
+    """The steps of a decode worker, up to as many sequences as its cache holds; over the tokens that drafts of so many keep."""
+    capacity = half.plan.capacity
+    room = max(1, capacity.num_blocks // capacity.blocks_for(num_input + num_output))
+    counts = np.unique(np.rint(np.geomspace(1, min(room, _MOST_SEQUENCES), 16)).astype(np.int64))
+    context, dp = num_input + num_output // 2, half.pool.attention_dp
+    tables = [with_drafts(half.table, int(count), dp, drafted) if drafted else half.table for count in counts]
+    seconds = [half._replace(table=table).step_s(int(n), 1, context) for n, table in zip(counts, tables, strict=True)]
+    return Decodes(dp, counts, np.array(seconds) / kept(drafted))
+
+
+def doubts_of_pools(point: Point, plan: Plan, fit: DisaggregationFit) -> tuple[tuple[str, ...], bool]:
+    """Why an answer is an extrapolation, and whether bands are wider for it: they are of GPUs left out, and of points that do not say
+    their workers, but of one model.
+    """
+    reasons = [] if point.says_workers else ["the table does not say how many workers there are"]
+    if fit.kind == "assumed" or (fit.gpus and plan.accelerator.name not in fit.gpus):
+        reasons.append(f"no pools on {plan.accelerator.title} were fitted")
+    is_new = bool(fit.models) and plan.spec.model not in fit.models
+    if is_new:
+        reasons.append(f"few or no pools of {plan.model.title or plan.spec.model} were fitted")
+    return tuple(reasons), is_new or fit.kind == "assumed"
+
+
+class Served(NamedTuple):
+    """Means over all requests, seconds."""
+
+    in_pool_s: float
+    """From arrival in the prefill pool to the end of the prompt."""
+    token_s: float
+
+
+def serve(pools: Pools, load: Load, per_step: float) -> Served:
+    """Both pools under a load. Where the table does not say otherwise, as many workers compute prompts as keep up.
+
+    Args:
+        per_step: tokens that a sequence gets of a decode step.
+    """
+    concurrency, more = load.concurrency, load.num_output - 1
+    token_s = pools.decodes.token_s(concurrency) / per_step
+    workers = pools.workers
+    if workers is None:
+        wanted_per_s = concurrency / (token_s * more)
+        workers = min(_MOST_WORKERS, max(1, math.ceil(wanted_per_s / (_BUSIEST * pools.prompts.most_per_s()))))
+    count = concurrency * (_FEW_ROUNDS if concurrency >= _MANY_IN_FLIGHT else ROUNDS)
+    spread = np.random.default_rng(0).uniform(SHORTEST, 1.0, size=count) / ((1 + SHORTEST) / 2)
+    for _ in range(_SETTLES):
+        took_s = first_tokens(pools.prompts, workers, concurrency, count, spread * token_s * more)
+        decoding_s = token_s * more
+        decoding = concurrency * decoding_s / (decoding_s + float(took_s[concurrency:].mean()))
+        token_s = pools.decodes.token_s(decoding) / per_step
+    return Served(float(took_s @ weights_of(count, concurrency)), token_s)
+
+
+def latencies(pools: Pools, load: Load, fit: DisaggregationFit) -> Latencies:
+    """TTFT and TPOT."""
+    served = serve(pools, load, fit.unsaid_drafts if pools.may_draft else 1.0)
+    ratio = fit.unsaid_prefill_ratio if pools.workers is None else fit.prefill_ratio
+    return Latencies(fit.first_token_s + pools.transfer_s + ratio * served.in_pool_s, served.token_s)
+
+
+def transfer_s(prefill: Half, num_input: int) -> float:
     """Keys and values of a prompt over each GPU's own network port."""
     cluster = prefill.plan.cluster
     wire = cluster.scale_out or cluster.scale_up

@@ -1,0 +1,61 @@
+"""A prefill pool under a closed loop: what holds whatever its steps take."""
+
+import numpy as np
+import pytest
+
+from simulator.engine.prefill_loop import Prompts, first_tokens
+
+
+def prompts(num_ranks=1, most=1, step_s=0.5):
+    """Steps that take as long however many ranks have prompts, and half as long again for each further prompt of a rank."""
+    each = np.arange(1.0, most + 1)
+    return Prompts(
+        num_ranks,
+        most,
+        np.array([1.0, num_ranks])[: 1 + (num_ranks > 1)],
+        each,
+        step_s * (1 + (each - 1) / 2)[None].repeat(1 + (num_ranks > 1), 0),
+    )
+
+
+def served(given, workers=1, concurrency=1, rounds=8, away_s=1.0):
+    count = concurrency * rounds
+    return first_tokens(given, workers, concurrency, count, np.full(count, away_s))
+
+
+def test_a_lone_request_takes_its_step():
+    np.testing.assert_allclose(served(prompts()), 0.5)
+
+
+def test_a_crowd_waits_in_line_at_one_rank():
+    np.testing.assert_allclose(served(prompts(), concurrency=4, rounds=1), [0.5, 1.0, 1.5, 2.0])
+
+
+def test_ranks_and_workers_share_a_crowd():
+    np.testing.assert_allclose(served(prompts(num_ranks=2), concurrency=4, rounds=1), [0.5, 0.5, 1.0, 1.0])
+    np.testing.assert_allclose(served(prompts(), workers=2, concurrency=4, rounds=1), [0.5, 0.5, 1.0, 1.0])
+
+
+def test_prompts_that_share_a_step_end_together():
+    np.testing.assert_allclose(served(prompts(most=4), concurrency=4, rounds=1), 0.5 * 2.5)
+
+
+def test_a_full_pool_is_as_fast_as_its_steps():
+    """With nothing between requests, each waits for all others: as many steps as there are requests in flight (Little's law)."""
+    took = served(prompts(), concurrency=6, away_s=0.0)
+    np.testing.assert_allclose(took[6:], 6 * 0.5)
+
+
+@pytest.mark.parametrize("concurrency", [3, 16, 40])
+def test_more_workers_and_shorter_steps_never_take_longer(concurrency):
+    few, many = (served(prompts(4, 2), workers, concurrency).mean() for workers in (1, 3))
+    assert many <= few
+    assert served(prompts(4, 2, step_s=0.25), 1, concurrency).mean() <= few
+
+
+def test_runs_repeat():
+    np.testing.assert_array_equal(served(prompts(4, 2), 2, 30), served(prompts(4, 2), 2, 30))
+
+
+def test_a_pool_has_the_rate_of_its_best_step():
+    assert prompts(4, 3).most_per_s() == pytest.approx(4 * 3 / (0.5 * 2))
