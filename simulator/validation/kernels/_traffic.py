@@ -62,9 +62,10 @@ def routed(
     Args:
         groups: of experts, of which each token uses ``chosen_groups`` (DeepSeek-V3's router); 1 = no such limit.
     """
-    fabric = fabric_of(accelerator, num_ranks)
-    if fabric is None:
+    joined = fabric_of(accelerator, num_ranks)
+    if joined is None:
         return None
+    fabric = joined.direct  # an exchange's kernels post to their own GPU's card
     rng = np.random.default_rng(_SEED)
     num_tokens = max(_TOKENS, _TOKENS_A_RANK * num_ranks) // num_ranks * num_ranks
     order_TE = rng.random((num_tokens, num_experts))
