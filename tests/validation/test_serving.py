@@ -17,6 +17,7 @@ from simulator.scores import is_answered
 from simulator.spec.calibration.engine import engine_key
 from simulator.validation import score_rows
 from simulator.validation.serving import COLUMNS, MEASURES, answer, groups
+from simulator.validation.serving._deployments import deployment_of, stream_interval
 from simulator.validation.serving._models import find_model
 from simulator.validation.serving._points import UnreadableError, read_point
 from simulator.validation.serving._sums import sums_of
@@ -83,7 +84,7 @@ def test_concurrency_is_in_the_id_or_follows_from_the_batch():
 )
 def test_what_cannot_be_answered_says_why_and_spoils_its_row_only(changes, reason):
     found = answered(row(), row(**changes))
-    assert found.status[0] == "ok"
+    assert not found.status[0].startswith("unsupported")
     assert found.status[1].startswith("unsupported: ")
     assert reason in found.status[1]
     assert np.isfinite(found.seconds[0]).all()
@@ -140,6 +141,29 @@ def test_latencies_are_linear_in_the_engines_coefficients(tiny):
     expected = sums @ np.array([1.0, 3e-3, 2e-5, 7e-3])
     assert served.ttft_s.mean() == pytest.approx(expected[0], rel=1e-6)
     assert served.tpot_s[has_tpot].mean() == pytest.approx(expected[1], rel=1e-6)
+
+
+def test_a_late_stream_shows_the_first_token_with_those_behind_it():
+    """InferenceX's TensorRT-LLM for experts streams every tenth token, and releases before 1.2 hold the first one back too."""
+    moe = {"backend": "trtllm", "model_path": "deepseek-ai/DeepSeek-V3", "system": "b200_sxm", "gemm_quant_mode": "nvfp4"}
+    points = [
+        read_point(row(**moe, backend_version=v, tp_size=8, id=name))
+        for v, name in (("", POINT["id"]), ("1.2.0", POINT["id"]), ("", "a_c4_tp8"))
+    ]
+    models = [deployment_of(point).model for point in points]
+    assert [stream_interval(point, model) for point, model in zip(points, models, strict=True)] == [10, 1, 1]
+    dense = read_point(row(backend="trtllm", backend_version="", gemm_quant_mode="fp8"))
+    assert stream_interval(dense, deployment_of(dense).model) == 1
+
+
+def test_settings_of_inferencex_follow_its_scripts():
+    """Prompts of 1,024 tokens wait for others on fewer than eight GPUs, where as many come out."""
+    asked = {"backend": "trtllm", "backend_version": "", "isl": 1024}
+    waits = [
+        deployment_of(read_point(row(**asked, osl=osl, tp_size=tp))).spec.scheduling.get("wait_steps", 0)
+        for osl, tp in ((1024, 1), (1024, 4), (1024, 8), (8192, 1))
+    ]
+    assert waits == [20, 20, 0, 0]
 
 
 @pytest.mark.skipif(not MEASUREMENTS.is_dir(), reason="the measured tables are not beside this checkout")

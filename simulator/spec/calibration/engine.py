@@ -30,6 +30,8 @@ class EngineFit(Fit):
     """Of what routed experts take in this release to what they take in the release whose kernels were measured."""
     first_token_s: NonNegative = 0.0
     """Before a request's first token, once: HTTP, tokenising, passing between processes, streaming."""
+    stream_s: NonNegative = 0.0
+    """Added to that for each request in flight at a serving point: one process tokenises for and streams to all of them."""
     ttft_band: Annotated[tuple[Positive, Positive], Field(strict=False)] | None = None
     """As ``band``, which is that of the time per token, for the time to the first token; likewise below."""
     ttft_median_error: NonNegative | None = None

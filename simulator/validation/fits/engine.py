@@ -22,7 +22,7 @@ from simulator.sweep import sweep
 from simulator.validation.fits import COMMAND
 from simulator.validation.kernels._hardware import accelerator_name
 from simulator.validation.serving import MEASURES, Group, groups
-from simulator.validation.serving._answer import prepare
+from simulator.validation.serving._answer import Prepared, prepare
 from simulator.validation.serving._deployments import deployment_of
 from simulator.validation.serving._load import sums
 
@@ -30,9 +30,9 @@ _TABLE = "serving_points.csv.gz"
 LOAD = ("isl", "osl", "concurrency")
 """What the domain of an entry is of: tokens in, tokens out, requests in flight."""
 _SOURCE = "NVIDIA aiconfigurator-core 0.12.0, Apache-2.0"
-_COEFFICIENTS = ("step_s", "sequence_s", "first_token_s")
-_START = np.array([1e-3, 2e-5, 4e-2])
-_LARGEST = np.array([2e-2, 1e-3, 0.2])
+_COEFFICIENTS = ("step_s", "sequence_s", "first_token_s", "stream_s")
+_START = np.array([1e-3, 2e-5, 4e-2, 1e-3])
+_LARGEST = np.array([2e-2, 1e-3, 0.4, 1e-2])
 _PULL = 0.3
 """How strongly a fit is drawn to the one above it, for each of the coefficients in units of where the search starts."""
 _SCALE = 0.1
@@ -41,7 +41,11 @@ _LEAST_ROWS = 20
 """An engine's release with fewer points is priced as the engine."""
 _WEIGHTS = np.array([1.0, 1.5])
 """Of TTFT and TPOT: times per token repeat better."""
-_ANY, _POOLED = "any", ""
+_ANY, _ALL, _POOLED = "any", "@all", ""
+"""Of every engine; of every release of an engine, which stands in no table; of every calibration."""
+_STALLED = ("sglang", "")
+"""Engine and release of points that are left out: seconds before the first tokens whatever the load, so one wait of a minute in each
+run (kernels compiled while the first requests wait), which says nothing of steps."""
 _COMPILED, _COMPILED_SEQUENCE_S = "trtllm@0.17.0", 2e-6
 _EARLIEST, _EARLIEST_EXPERTS = "trtllm@0.0.0", 2.35**0.5
 """With 2.35 Mixtral-8x7B on two H100 (128 tokens in, 128 out) slows down as published between releases: from 27,451 tokens/s to
@@ -58,7 +62,7 @@ class Points:
     system: NDArray[np.object_]
     calibration: NDArray[np.object_]
     parts: NDArray[np.float64]
-    """``[n, 2, 4]`` for TTFT and TPOT: seconds of kernels, and what each coefficient is multiplied with."""
+    """``[n, 2, 5]`` for TTFT and TPOT: seconds of kernels, and what each coefficient is multiplied with."""
     measured: NDArray[np.float64]
     """``[n, 2]`` seconds."""
     file: NDArray[np.object_]
@@ -103,26 +107,26 @@ def simulate(table: pd.DataFrame) -> Points:
 
 
 def _simulated(group: Group) -> list[NDArray[np.float64] | None]:
-    """``[2, 4]`` of every point of a group; ``None`` where it cannot be simulated."""
+    """``[2, 5]`` of every point of a group; ``None`` where it cannot be simulated or is left out."""
     found: list[NDArray[np.float64] | None] = []
     known: dict[object, NDArray[np.float64]] = {}
     for one in prepare(group.points):
-        if isinstance(one.plan, str) or one.table is None:
+        if isinstance(one.plan, str) or one.table is None or (one.point.engine, one.point.version) == _STALLED:
             found.append(None)
             continue
-        load = (one.point._replace(version="", repository="", is_dated=False), str(one.found.spec.scheduling))
+        load = (one.point._replace(repository="", is_dated=False), str(one.found.spec.scheduling))
         try:
             if load not in known:
-                known[load] = _parts(sums(one.plan, one.table, one.point), one.tokens_per_step)
+                known[load] = _parts(sums(one.plan, one.table, one.point), one)
             found.append(known[load])
         except UserError:
             found.append(None)
     return found
 
 
-def _parts(terms: NDArray[np.float64], tokens_per_step: float) -> NDArray[np.float64]:
-    first = np.array([[1.0], [0.0]])
-    return np.asarray(np.concatenate([terms[:, :3], first], axis=1) / np.array([[1.0], [tokens_per_step]]))
+def _parts(terms: NDArray[np.float64], one: Prepared) -> NDArray[np.float64]:
+    before_first = np.array([[1.0, one.point.concurrency], [0.0, 0.0]])
+    return np.asarray(np.concatenate([terms[:, :3], before_first], axis=1) / np.array([[1.0], [one.tokens_per_step]]))
 
 
 def fit_points(points: Points) -> dict[str, dict[str, Any]]:
@@ -142,8 +146,10 @@ def fit_points(points: Points) -> dict[str, dict[str, Any]]:
             entries[key] = _entry(key, calibration if is_own else "all GPUs", values, int(fitted_on.sum()), judged)
             entries[key] |= _known(points.where(fitted_on))
         entries[_ANY] |= {"left_out": _left_out(points, ratios, points.calibration == calibration)}
+        every = f"trtllm{_ALL}"
         if "trtllm" in entries:
-            entries[_COMPILED] = _compiled(entries["trtllm"])
+            later = fitted.get((calibration, every), fitted[_POOLED, every])
+            entries[_COMPILED] = _compiled(dict(zip(_COEFFICIENTS, map(float, later), strict=True)))
             entries[_EARLIEST] = _earliest(entries[_COMPILED])
         tables[calibration] = entries
     return tables
@@ -187,7 +193,7 @@ Fitted = dict[tuple[str, str], NDArray[np.float64]]
 
 def _keys_of(fitted: Fitted, calibration: str) -> tuple[str, ...]:
     """The entries of a calibration: releases that were measured on its GPUs, or all where nothing was."""
-    keys = dict.fromkeys(key for _, key in fitted)
+    keys = dict.fromkeys(key for _, key in fitted if not key.endswith(_ALL))
     is_known = any(place == calibration for place, _ in fitted)
     return tuple(key for key in keys if "@" not in key or not is_known or (calibration, key) in fitted)
 
@@ -204,15 +210,19 @@ def predicted(points: Points, fitted: Fitted) -> NDArray[np.float64]:
 
 
 def _members(points: Points, key: str) -> NDArray[np.bool_]:
-    """The points of an entry: of a release, of all releases of an engine, of everything."""
+    """The points of an entry: of a release, of an engine whose release is not said, of everything.
+
+    Where too few of an engine's points do not say their release, all of the engine's are taken for it.
+    """
     engine, _, release = key.partition("@")
     if key == _ANY:
         return np.ones(len(points.engine), dtype=bool)
     wanted = release_of(release)
-    return np.array(
-        [e == engine and (not wanted or release_of(v) == wanted) for e, v in zip(points.engine, points.version, strict=True)],
-        dtype=bool,
-    )
+    of_engine = np.asarray(points.engine == engine)
+    if key.endswith(_ALL):
+        return of_engine
+    found = of_engine & np.array([release_of(version) == wanted for version in points.version], dtype=bool)
+    return found if wanted or found.sum() >= _LEAST_ROWS else of_engine
 
 
 def _coefficients(points: Points) -> Fitted:
@@ -224,7 +234,7 @@ def _coefficients(points: Points) -> Fitted:
     found: Fitted = {}
     for key in _keys(points):
         members = _members(points, key)
-        above = _ANY if "@" not in key else key.partition("@")[0]
+        above = _ANY if key.endswith(_ALL) else key.partition("@")[0] + _ALL
         for calibration in (_POOLED, *map(str, np.unique(points.calibration[members]))):
             own = members if calibration == _POOLED else members & (points.calibration == calibration)
             if own.sum() < _LEAST_ROWS:
@@ -237,8 +247,9 @@ def _coefficients(points: Points) -> Fitted:
 
 
 def _keys(points: Points) -> list[str]:
-    keys = [_ANY, *map(str, np.unique(points.engine))]
-    for engine in np.unique(points.engine):
+    keys = [_ANY]
+    for engine in map(str, np.unique(points.engine)):
+        keys += [engine + _ALL, engine]
         releases = [release_of(version) for version in points.version[points.engine == engine]]
         enough = sorted({release for release in releases if release and releases.count(release) >= _LEAST_ROWS})
         keys += [f"{engine}@{'.'.join(map(str, release))}" for release in enough]

@@ -11,6 +11,7 @@ from simulator.errors import UserError
 from simulator.plan import Plan, make_plan
 from simulator.spec.accelerator import load_accelerator
 from simulator.spec.base import Policy
+from simulator.spec.calibration.engine import release_of
 from simulator.spec.cluster import default_num_gpus, read_cluster_table
 from simulator.spec.deployment import DeploymentSpec, ParallelSpec
 from simulator.spec.model import ModelSpec, load_model
@@ -41,6 +42,10 @@ _BLOCK_SCALED_RELEASES = ("qwen",)
 """Owners whose ``-FP8`` repositories hold one scale for each 128 x 128 block."""
 _TIGHT = {"memory_fraction": 0.97, "free_memory_fraction": None, "activation_bytes": 0.5e9}
 """Memory of a deployment that fits only just."""
+
+
+_PROMPT_TRTLLM = (1, 2, 0)
+"""Release of TensorRT-LLM from which first tokens do not wait for a whole interval of streaming."""
 
 
 class UnanswerableError(Exception):
@@ -93,10 +98,12 @@ def deployment_of(point: Point) -> Deployment:
     if found is None:
         raise UnanswerableError(f"no model file for '{point.repository}'")
     guesses = () if found.is_listed else (f"'{point.repository}' is taken for {found.model}",)
+    if point.engine == "sglang" and point.is_ranged and not point.version:
+        guesses = (*guesses, "kernels of an SGLang whose release is not said may be compiled while the first requests wait")
     model = load_model(found.model, "serving point")
     weights, experts = _formats(point, model)
     pool = point.decode
-    engine = _ENGINES[point.engine](point)
+    engine = _ENGINES[point.engine](point, model)
     is_moe = model.moe is not None
     spec = DeploymentSpec(
         name="point",
@@ -150,13 +157,13 @@ def _cluster(accelerator: str, num_gpus: int) -> str:
     return min(fitting)[2]
 
 
-def _vllm(point: Point) -> dict[str, Any]:
+def _vllm(point: Point, _: ModelSpec) -> dict[str, Any]:
     """Prompts in chunks beside decodes: 2,048 tokens a step, InferenceX 8,192 (``--max-num-batched-tokens``)."""
     budget = 8192 if point.is_ranged else 2048
     return {"scheduling": {"kind": "chunked", "token_budget": budget, "max_sequences": max(256, point.concurrency)}}
 
 
-def _sglang(point: Point) -> dict[str, Any]:
+def _sglang(point: Point, _: ModelSpec) -> dict[str, Any]:
     """SGLang: prompts first, in chunks and steps of their own while decodes wait."""
     return {
         "scheduling": {
@@ -178,18 +185,45 @@ def _poll_steps(point: Point) -> int:
     return 10 if point.concurrency < 16 else 30
 
 
-def _trtllm(point: Point) -> dict[str, Any]:
+def _trtllm(point: Point, model: ModelSpec) -> dict[str, Any]:
     """TensorRT-LLM: whole prompts beside decodes, room for the whole output reserved, 8-bit keys and values with 8- or 4-bit weights."""
     budget = max(8192, point.num_input + point.concurrency)  # prompts are not cut, so a step must hold one beside the decodes
-    if point.is_ranged:  # InferenceX starts it with room for one prompt beside the decodes: its scripts' MAX_NUM_TOKENS
-        budget = -(-(point.concurrency + point.num_input + 64) // 64) * 64
     scheduling: Policy = {"kind": "no_evict", "token_budget": budget, "max_sequences": max(256, point.concurrency)}
-    if point.is_ranged and point.decode.attention_dp > 1:  # InferenceX: enable_balance with timeout_iters = 60
-        scheduling["balance_steps"] = 60
+    if point.is_ranged:
+        scheduling |= _inferencex(point) if model.moe is None else _inferencex_experts(point)
     found: dict[str, Any] = {"scheduling": scheduling, "free_memory_fraction": 0.85}
     if _FORMATS.get(point.gemm_format.lower()) in ("fp8", "fp8_block", "nvfp4"):
         found["kv_dtype"] = "fp8"
     return found
+
+
+def _inferencex(point: Point) -> dict[str, Any]:
+    """InferenceX starts TensorRT-LLM for dense models with ``--max_num_tokens 16384``.
+
+    With 1,024 tokens in and out on fewer than eight GPUs its scripts hold prompts back for 20 steps, or until steps are 0.9 full.
+    """
+    found: dict[str, Any] = {"token_budget": 16384}
+    if point.num_input == point.num_output == 1024 and point.decode.tp < 8:
+        found |= {"wait_steps": 20, "wait_share": 0.9}
+    return found
+
+
+def _inferencex_experts(point: Point) -> dict[str, Any]:
+    """For models with experts with room for one prompt beside the decodes: its scripts' ``MAX_NUM_TOKENS``."""
+    found: dict[str, Any] = {"token_budget": -(-(point.concurrency + point.num_input + 64) // 64) * 64}
+    if point.decode.attention_dp > 1:  # enable_balance with timeout_iters = 60
+        found["balance_steps"] = 60
+    return found
+
+
+def stream_interval(point: Point, model: ModelSpec) -> int:
+    """Steps of a request up to the first token that its client sees.
+
+    InferenceX starts TensorRT-LLM with ``stream_interval: 10``. Releases before 1.2 let the first token wait for the nine behind it
+    too, unless other processes stream (``num_postprocess_workers``), as its scripts for dense models have it.
+    """
+    is_late = point.engine == "trtllm" and point.is_ranged and model.moe is not None and release_of(point.version) < _PROMPT_TRTLLM
+    return 10 if is_late else 1
 
 
 _ENGINES = {"vllm": _vllm, "sglang": _sglang, "trtllm": _trtllm}

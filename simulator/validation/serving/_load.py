@@ -6,7 +6,7 @@ all, and the means over all requests are reported, so the crowd at the beginning
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from simulator.engine.table import StepTable
 from simulator.plan import Plan
 from simulator.spec.calibration.engine import release_of
 from simulator.traces import RequestTrace
+from simulator.validation.serving._deployments import stream_interval
 from simulator.validation.serving._points import Point
 from simulator.validation.serving._sums import sums_of
 
@@ -24,13 +25,14 @@ ROUNDS = 10
 _FEW_ROUNDS = 4
 _MANY_TOKENS = 2_000_000
 """Output tokens beyond which fewer rounds are simulated, and the middle ones stand for those left out."""
-SHORTEST = 0.8
-"""Of the length that is asked for (InferenceX: ``--random-range-ratio 0.8``)."""
 _JITTER = 0.1
 """Equal requests would begin and end together for ever, which measured ones do not: clients and streams delay some. A spread of
 their output lengths by so much either way stands for that; without it the first tokens of TensorRT-LLM come up to twice too late."""
 _OVERLAPPING_SGLANG = (0, 5, 6)
 """Release from which SGLang's requests no longer stay in step. Before, what waited was computed together and then decoded together."""
+
+
+T = TypeVar("T", float, NDArray[np.float64])
 
 
 class Latencies(NamedTuple):
@@ -47,8 +49,8 @@ def trace_of(point: Point) -> RequestTrace:
     rng = np.random.default_rng(0)
 
     def lengths(longest: int, spread: float = 0.0) -> NDArray[np.int64]:
-        if point.is_ranged:
-            return rng.integers(max(1, int(longest * SHORTEST)), longest + 1, size=count, dtype=np.int64)
+        if point.shortest < 1:
+            return rng.integers(max(1, int(longest * point.shortest)), longest + 1, size=count, dtype=np.int64)
         return np.maximum(1, np.rint(longest * rng.uniform(1 - spread, 1 + spread, size=count))).astype(np.int64)
 
     return RequestTrace(
@@ -82,18 +84,31 @@ def sums(plan: Plan, table: StepTable, point: Point) -> NDArray[np.float64]:
     """
     trace = trace_of(point)
     served = serve_closed_loop(plan, table._replace(step_s=0.0, sequence_s=1.0, prompt_s=0.0), trace)
-    return sums_of(served, trace.num_output, weights_of(trace.num_requests, point.concurrency))
+    found = sums_of(served, trace.num_output, weights_of(trace.num_requests, point.concurrency))
+    return np.array(_as_streamed(found[0], found[1], point, plan))
 
 
 def measure(plan: Plan, table: StepTable, point: Point) -> Latencies:
     """Serve the point's load.
 
+    What passes outside the engine before a first token is added to what the steps take, not put before a request's arrival: measured
+    requests follow each other so closely that little of it can lie between the end of one and the start of the next.
+
     Raises:
         UserError: if a request does not fit in the KV cache.
     """
-    trace = trace_of(point)
-    served = serve_closed_loop(plan, table, trace, plan.calibration.engine.first_token_s)
+    trace, engine = trace_of(point), plan.calibration.engine
+    served = serve_closed_loop(plan, table, trace)
     weights = weights_of(trace.num_requests, point.concurrency)
     has_tpot = np.isfinite(served.tpot_s)
     tpot_s = float(np.average(served.tpot_s[has_tpot], weights=weights[has_tpot])) if has_tpot.any() else float("nan")
-    return Latencies(float(served.ttft_s @ weights), tpot_s)
+    ttft_s, tpot_s = _as_streamed(float(served.ttft_s @ weights), tpot_s, point, plan)
+    return Latencies(ttft_s + engine.first_token_s + point.concurrency * engine.stream_s, tpot_s)
+
+
+def _as_streamed(ttft: T, tpot: T, point: Point, plan: Plan) -> tuple[T, T]:
+    """What clients see where the first token comes together with some that follow it."""
+    more = min(stream_interval(point, plan.model), point.num_output) - 1
+    if more == 0:
+        return ttft, tpot
+    return ttft + more * tpot, tpot * (1 - more / max(1, point.num_output - 1))
