@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,8 @@ from simulator.validation import OK
 from simulator.validation.published import Part, Reply
 from simulator.validation.published._names import model_name
 
+Row = dict[str, Any]
+"""A figure or a ratio, by :data:`simulator.scores.SCORE_COLUMNS`."""
 _FIELDS = ["group", "subject", "quantity", "unit", "measured", "predicted", "low", "high", "status"]
 
 
@@ -44,7 +47,7 @@ def figures(
     return kept.reset_index(drop=True)
 
 
-def ratio(group: str, subject: str, quantity: str, above: pd.Series, below: pd.Series) -> dict[str, object]:
+def ratio(group: str, subject: str, quantity: str, above: pd.Series, below: pd.Series) -> Row:
     """The row of ``above / below``, two rows of figures of one engine on one machine."""
     answered = bool(is_answered(pd.Series([above["status"], below["status"]])).all())
     statuses = [str(row["status"]) for row in (above, below)]
@@ -92,7 +95,7 @@ def _merged(parts: Sequence[Part]) -> list[Part]:
     return list(found.values())
 
 
-def mixture_ratios(group: str, rows: pd.DataFrame, models: pd.Series, machines: Sequence[str]) -> list[dict[str, object]]:
+def mixture_ratios(group: str, rows: pd.DataFrame, models: pd.Series, machines: Sequence[str]) -> list[Row]:
     """Of each mixture of experts to each dense model on the same machine, where ``subject`` is the model, a space, the machine."""
     keyed = {str(row["subject"]): row for _, row in rows.iterrows()}
     names = [str(model) for model in models.unique()]
@@ -114,6 +117,6 @@ def _is_mixture(model: str) -> bool:
         return False
 
 
-def with_ratios(rows: pd.DataFrame, ratios: list[dict[str, object]]) -> pd.DataFrame:
+def with_ratios(rows: pd.DataFrame, ratios: list[Row]) -> pd.DataFrame:
     """Figures, then ratios."""
     return pd.concat([rows, pd.DataFrame(ratios, columns=_FIELDS)], ignore_index=True) if ratios else rows

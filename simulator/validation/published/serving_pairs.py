@@ -1,9 +1,9 @@
 """Pairs among serving points: experts spread whole against experts split like dense blocks, and mixtures of experts against dense
 models on the same GPUs.
 
-Points are answered by the ``serving`` suite; here only pairs of them are compared. A pair of expert splits has the same model,
-engine, engine version, GPUs and load. A mixture and a dense model are compared by the most tokens a second that a GPU gives at
-any of the loads and splits that were measured, on the same GPU and engine, in the same precision, for the same lengths.
+Points are answered by the ``serving`` suite; here only pairs of them are compared. Pairs of expert splits are those of
+:mod:`simulator.validation.published._splits`. A mixture and a dense model are compared by the most tokens a second that a GPU gives at
+any split and at any of the loads that both were measured at, on the same GPU and engine, in the same precision, for the same lengths.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from simulator.spec.model import load_model
 from simulator.validation import OK, Answers, serving
 from simulator.validation.published import Reply, Tick
 from simulator.validation.published._scores import figures, ratio, with_ratios
+from simulator.validation.published._splits import pairs, trends
 from simulator.validation.serving._models import find_model
 from simulator.validation.serving._points import Point, UnreadableError, read_point
 
@@ -33,7 +34,10 @@ class ServingPairs(Frozen):
 
     def replies(self, table: pd.DataFrame, tick: Tick) -> list[Reply]:
         points = _points(table)
-        wanted = sorted({place for pair in (*_splits(points), *_sides(points).values()) for group in pair for place in group})
+        splits = [(pair.spread, pair.split) for pair in pairs(_mixtures(points), _ids(table))]
+        wanted = sorted(
+            {place for group in (*splits, *(group for side in _sides(points).values() for group in side)) for place in group}
+        )
         replies = [Reply.unsupported("a pair of its kind is not in the table")] * len(table)
         if not wanted:
             return replies
@@ -55,14 +59,12 @@ class ServingPairs(Frozen):
             for point, ttft, tpot in zip(points, table[_TTFT], table[_TPOT], strict=True)
         ]
         rows = [pd.Series({**reply._asdict(), "measured": value}) for reply, value in zip(replies, measured, strict=True)]
-        found = []
-        for splits, whole in _splits(points):
-            found += [
-                ratio("experts spread : split", _text(points[spread], "EP : TP"), "ratio", rows[spread], rows[split])
-                for spread in whole
-                for split in splits
-                if np.isfinite([measured[spread], measured[split]]).all()
-            ]
+        compared = [
+            (pair, ratio(pair.group, _text(points[pair.spread], "EP : TP"), "ratio", rows[pair.spread], rows[pair.split]))
+            for pair in pairs(_mixtures(points), _ids(table))
+            if np.isfinite([measured[pair.spread], measured[pair.split]]).all()
+        ]
+        found = [*(row for _, row in compared), *trends(compared)]
         for mixtures, dense in _sides(points).values():
             above, below = (_best(group, rows) for group in (mixtures, dense))
             if above is not None and below is not None:
@@ -102,25 +104,12 @@ def _grouped(points: list[Point | None], key: Callable[[Point], Hashable | None]
     return found
 
 
-def _splits(points: list[Point | None]) -> list[tuple[list[int], list[int]]]:
-    """Places of points with split and with whole experts that are alike in all else."""
+def _mixtures(points: list[Point | None]) -> list[Point | None]:
+    return [point if point is not None and _is_mixture(point) else None for point in points]
 
-    def key(point: Point) -> Hashable | None:
-        pool = point.decode
-        if not _is_mixture(point) or pool.num_ranks == 1 or pool.ep not in (1, pool.num_ranks):
-            return None
-        return point._replace(decode=pool._replace(ep=1))
 
-    found = []
-    for group in _grouped(points, key).values():
-        parts: tuple[list[int], list[int]] = ([], [])
-        for place in group:
-            point = points[place]
-            if point is not None:
-                parts[point.decode.ep > 1].append(place)
-        if all(parts):
-            found.append(parts)
-    return found
+def _ids(table: pd.DataFrame) -> list[str]:
+    return [str(name) for name in table["id"]]
 
 
 def _sides(points: list[Point | None]) -> dict[Hashable, tuple[list[int], list[int]]]:
@@ -140,9 +129,17 @@ def _sides(points: list[Point | None]) -> dict[Hashable, tuple[list[int], list[i
                 by_model.setdefault((name, mixture), []).append(place)
         for (above, is_moe), mixtures in by_model.items():
             for (below, is_also_moe), dense in by_model.items():
-                if is_moe and not is_also_moe:
-                    found[(group, above, below)] = (mixtures, dense)
+                if is_moe and not is_also_moe and all(sides := _at_common_loads(points, mixtures, dense)):
+                    found[(group, above, below)] = sides
     return found
+
+
+def _at_common_loads(points: list[Point | None], *sides: list[int]) -> tuple[list[int], list[int]]:
+    """Those of both sides whose number of requests in flight the other side has too."""
+    loads = [{point.concurrency for place in side if (point := points[place]) is not None} for side in sides]
+    common = loads[0] & loads[1]
+    one, other = ([place for place in side if (point := points[place]) and point.concurrency in common] for side in sides)
+    return one, other
 
 
 def _tokens_per_s(point: Point, ttft_s: float, tpot_s: float) -> float:
