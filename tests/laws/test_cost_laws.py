@@ -131,6 +131,16 @@ def test_an_older_library_is_never_faster_and_only_between_nodes(operation, rate
         assert old_s == new_s if num_ranks == 8 else old_s >= new_s
 
 
+@given(st.floats(1e8, 1e10))
+def test_rings_cross_nodes_by_all_their_cards(num_bytes):
+    comm = wired(16, Rails())
+    peak = min(link.bytes_per_s for link in comm.fabric.links if link.kind == "scale_out")
+    least_s = 2 * 15 / 16 * num_bytes / peak  # through one card
+    whole_s = comm.all_reduce(num_bytes, tuple(range(16))).alone_s
+    assert least_s / 8 <= whole_s < least_s
+    assert comm.all_reduce(num_bytes, (0, 8)).alone_s >= num_bytes / peak  # a card on each side
+
+
 @given(st.permutations(range(8)), st.integers(0, 99))
 def test_ranks_of_a_switch_can_be_renamed(order, seed):
     comm = wired(8, Switch())

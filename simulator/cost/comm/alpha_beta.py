@@ -165,11 +165,29 @@ class AlphaBetaModel:
         return start_s, carry_s if inside_s else np.zeros(len(num_bytes)), out_s
 
     def _ring(self, ranks: tuple[int, ...]) -> tuple[Floats, Floats]:
-        """One byte from each rank to the next, and the seconds of every link for it, at its peak."""
-        bytes_SR = np.zeros((self.fabric.num_ranks, self.fabric.num_ranks))
-        for rank, following in zip(ranks, ranks[1:] + ranks[:1], strict=True):
-            bytes_SR[rank, following] = 1.0
-        return bytes_SR, self.fabric.bytes_per_link(bytes_SR) / self._peaks_L
+        """One byte from each rank to the next, and the seconds of every link for it, at its peak.
+
+        Between domains NCCL forms as many rings as a domain has cards for the group; each takes its share of the byte, and enters
+        and leaves every domain by another card.
+        """
+        if ranks not in self._rings:
+            nodes = self.fabric.node_R[list(ranks)]
+            members = [
+                [rank for rank, at in zip(ranks, nodes, strict=True) if at == node] for node in dict.fromkeys(nodes.tolist())
+            ]
+            num_rings = min(map(len, members)) if len(members) > 1 else 1
+            bytes_SR = np.zeros((self.fabric.num_ranks, self.fabric.num_ranks))
+            for turn in range(num_rings):
+                ring = [rank for here in members for rank in here[turn:] + here[:turn]]
+                for rank, following in zip(ring, ring[1:] + ring[:1], strict=True):
+                    bytes_SR[rank, following] += 1.0 / num_rings
+            self._rings[ranks] = bytes_SR, self.fabric.bytes_per_link(bytes_SR) / self._peaks_L
+        return self._rings[ranks]
+
+    @cached_property
+    def _rings(self) -> dict[tuple[int, ...], tuple[Floats, Floats]]:
+        """Those of groups that were asked for."""
+        return {}
 
     def latency_s(self, operation: Operation, num_nodes: int, num_ranks: int) -> float:
         if operation != "all_reduce":
