@@ -16,6 +16,7 @@ from simulator.validation.published._scores import figures, ratio
 from simulator.validation.published._splits import RELEASE_UNSAID, SAME_RELEASE, Pair, pairs, trends
 from simulator.validation.serving._points import read_point
 
+pytestmark = pytest.mark.xdist_group("published")  # what a module runs is run once, not once a worker
 SHIPPED = shipped_folder() / "workloads" / "validation"
 TOPIC_OF = {
     "alltoall.csv": "alltoall",
@@ -65,7 +66,9 @@ def skew(folder):
 @pytest.fixture(scope="module")
 def wide(folder):
     rows = table("serving.csv")
-    return answered(folder, rows[rows["case"].isin(["SGLang decode EP72", "TBO decode speedup bs256", "TBO decode slowdown bs32"])])
+    asked = ["SGLang decode EP72", "SGLang prefill perfect EPLB", "SGLang prefill EP32, prompt 4000"]
+    asked += ["TBO decode speedup bs256", "TBO decode slowdown bs32", "EPLB prefill speedup", "EPLB decode speedup"]
+    return answered(folder, rows[rows["case"].isin(asked)])
 
 
 def errors(found, quantity):
@@ -179,9 +182,23 @@ def test_skew_of_deepseek_r1_with_and_without_copies(skew):
     assert (errors(skew, "imbalance") < 0.20).all()
 
 
-def test_decode_over_72_gpus(wide):
-    """LMSYS, "Deploying DeepSeek with PD disaggregation and large-scale expert parallelism", 2025: 22,282 tokens/s a node."""
-    assert (errors(wide, "throughput") < 0.20).all()
+def test_wide_expert_parallelism(wide):
+    """LMSYS, "Deploying DeepSeek with PD disaggregation and large-scale expert parallelism", 2025: 22,282 tokens/s a node in decode
+    over 72 GPUs; in prefill over 32, 59,337 where routing is balanced and 50,302 where it is not. Seen: +4 %, +18 %, +31 %: what
+    was measured in place is slower than the sum of its kernels, and uneven routing takes 6 % of the time here and 15 % there."""
+    wrong = errors(wide, "throughput").groupby(wide.rows["subject"]).max()
+    assert wrong["SGLang decode EP72"] < 0.15
+    assert wrong["SGLang prefill perfect EPLB"] < 0.25
+    assert wrong["SGLang prefill EP32, prompt 4000"] < 0.40
+    value = wide.table.set_index("case")["predicted"]
+    assert value["SGLang prefill EP32, prompt 4000"] < 0.97 * value["SGLang prefill perfect EPLB"]
+
+
+def test_copies_of_hot_experts_gain_as_published(wide):
+    """The same: 1.49 times in prefill, 2.54 times in decode. Seen: 1.43 and 2.43 times."""
+    gain = wide.table.set_index("case")["predicted"]
+    assert gain["EPLB prefill speedup"] == pytest.approx(1.49, rel=0.15)
+    assert gain["EPLB decode speedup"] == pytest.approx(2.54, rel=0.15)
 
 
 def test_two_batches_gain_where_there_is_much_to_hide_and_lose_where_there_is_little(wide):
