@@ -15,6 +15,7 @@ from simulator.scores import is_answered, order_of, worst
 from simulator.validation import Answers, Measure, require, score_rows, with_answers
 from simulator.validation.kernels import KernelFamily, measures_of
 from simulator.validation.known_rows import is_known
+from simulator.validation.splits import split_orders
 from simulator.validation.tables import ENDINGS, Table, format_of, read_table
 
 _FAMILIES = "validation.kernels"
@@ -71,9 +72,10 @@ def answer_kernels(name: str, path: Path, tick: Tick = lambda *_: None) -> Answe
     require(table.values, family.columns, str(path))
     measures = measures_of(family, table.values)
     tick(f"{name}: {path.name}", 0, len(table.values))
-    found = _answered(name, path, table, measures, family.answer(table.values), family.columns)
+    answers = family.answer(table.values)
+    found = _answered(name, path, table, measures, answers, family.columns)
     tick(f"{name}: {path.name}", len(table.values), len(table.values))
-    return found
+    return replace(found, order=split_orders(name, table.values, family.columns, measures[0], answers)) if measures else found
 
 
 def answer_serving(path: Path, tick: Tick = lambda *_: None) -> Answered:
