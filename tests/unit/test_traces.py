@@ -12,44 +12,13 @@ from simulator import plugins
 from simulator.traces._bytes import head_of
 from simulator.traces.table import write_table
 from simulator.workload import describe, read_trace
+from tests.unit.trace_texts import AZURE, BENCH, MOONCAKE, lines, read, written
 
 SHARED = Path(__file__).parents[3] / "shared" / "traces"
-AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens"
-MOONCAKE = [
-    {"timestamp": 0, "input_length": 600, "output_length": 5, "hash_ids": [7, 9]},
-    {"timestamp": 3000, "input_length": 1025, "output_length": 6, "hash_ids": [7, 9, 11]},
-]
 SIXTEEN = [
     {"timestamp": 1.5, "input_length": 17, "output_length": 5, "hash_ids": [70, 71]},
     {"timestamp": 61.114, "input_length": 521, "output_length": 132, "hash_ids": list(range(70, 103))},
 ]
-BENCH = {
-    "date": "20251101-120000",
-    "endpoint_type": "openai",
-    "num_prompts": 3,
-    "request_rate": "inf",
-    "max_concurrency": None,
-    "completed": 2,
-    "total_input_tokens": 30,
-    "request_throughput": 1.0,
-    "input_lens": [10, 20, 5],
-    "output_lens": [3, 4, 0],
-    "start_times": [100.25, 100.0, 100.5],
-}
-
-
-def lines(rows):
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-def written(tmp_path, text, name="trace"):
-    path = tmp_path / name
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return path
-
-
-def read(tmp_path, text):
-    return read_trace(written(tmp_path, text))
 
 
 def real(relative):
