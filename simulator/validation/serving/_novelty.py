@@ -33,7 +33,7 @@ class Novelty(NamedTuple):
 def novelty_of(point: Point, plan: Plan) -> Novelty:
     """What of a point the fits of its engine have not seen; nothing where they do not say what they have seen."""
     fits = _fits(plan.accelerator.calibration)
-    if fits is None:
+    if fits is None or point.prefill is not None:  # pools have a fit of their own, which says what it has seen
         return Novelty((), ())
     every, own = fits[ANY], fits.get(point.engine)
     held, wider = [], []
