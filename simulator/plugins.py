@@ -80,7 +80,8 @@ def _protocol(family: str) -> type:
 
 def _lacking(cls: type[Frozen], protocol: type) -> str:
     """What ``cls`` lacks of ``protocol``, in words; empty where it lacks nothing."""
-    for name in dict.fromkeys((*vars(protocol), *inspect.get_annotations(protocol))):
+    bases = [base for base in protocol.__mro__ if getattr(base, "_is_protocol", False)]
+    for name in dict.fromkeys(name for base in bases for name in (*vars(base), *inspect.get_annotations(base))):
         if name.startswith("_"):
             continue
         wanted, found = getattr(protocol, name, None), getattr(cls, name, None)

@@ -5,26 +5,14 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any
 
 import plotly.graph_objects as go
 import plotly.io as pio
 
 from simulator.report import style
+from simulator.report.gallery import Figure, Subject_contra, plots
 from simulator.report.markup import Markup, join, tag
-
-
-class Captioned(Protocol):
-    """What a page says about a figure; see :class:`simulator.report.figures.Figure`."""
-
-    title: ClassVar[str]
-    section: ClassVar[str]
-    definition: ClassVar[str]
-    absent: ClassVar[str]
-    width: ClassVar[Literal["full", "half", "quarter"]]
-
-
-_Captioned = TypeVar("_Captioned", bound=Captioned)
 
 
 class Cards:
@@ -66,16 +54,17 @@ class Cards:
         return name
 
 
-def drawn_sections(cards: Cards, every: Sequence[tuple[_Captioned, Mapping[str, go.Figure]]]) -> list[tuple[str, Markup]]:
+def drawn_sections(cards: Cards, figures: Sequence[Figure[Subject_contra]], shown: Subject_contra) -> list[tuple[str, Markup]]:
     """Title and content of each section; a section stands where its first figure does.
 
     What this run has nothing to show for is named at the end, with the reason, so that no heading stands over nothing.
 
     Args:
-        every: the page's figures, with their plots by heading.
+        shown: what the page is about.
     """
+    every = [(figure, plots(figure, shown)) for figure in figures]
     missing = [tag("p", tag("b", figure.title), f": {figure.absent}", class_="absent") for figure, found in every if not found]
-    by_section: dict[str, list[tuple[_Captioned, Mapping[str, go.Figure]]]] = {}
+    by_section: dict[str, list[tuple[Figure[Any], Mapping[str, go.Figure]]]] = {}
     for figure, found in every:
         if found:
             by_section.setdefault(figure.section, []).append((figure, found))
@@ -83,7 +72,7 @@ def drawn_sections(cards: Cards, every: Sequence[tuple[_Captioned, Mapping[str, 
     return [*sections, *([("Not drawn for this run", join(missing))] if missing else [])]
 
 
-def _section(cards: Cards, shown: Sequence[tuple[_Captioned, Mapping[str, go.Figure]]]) -> Markup:
+def _section(cards: Cards, shown: Sequence[tuple[Figure[Any], Mapping[str, go.Figure]]]) -> Markup:
     is_half = [figure.width == "half" and len(found) == 1 for figure, found in shown] + [False]
     made, is_second = [], False
     for place, (figure, found) in enumerate(shown):

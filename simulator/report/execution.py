@@ -28,7 +28,7 @@ def render(executed: Executed) -> str:
     """The page as one HTML document."""
     executed = tidy(executed)
     cards = Cards()
-    sections = drawn_sections(cards, [(figure, figure.draw(executed)) for figure in figures()])
+    sections = drawn_sections(cards, figures(), executed)
     if (faults := faults_table(executed)) is not None:
         # Before the steps in which they show.
         place = next((i for i, (title, _) in enumerate(sections) if title == "Step by step"), len(sections))

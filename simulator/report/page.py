@@ -8,7 +8,7 @@ from simulator.metrics import METRICS
 from simulator.report import style, tables
 from simulator.report.cards import Cards, drawn_sections
 from simulator.report.document import described, document, facts_list, in_sections
-from simulator.report.figures import figures, plots
+from simulator.report.figures import figures
 from simulator.report.formats import KEY_METRICS, UNDEFINED, number, seconds
 from simulator.report.markup import Markup, join, tag
 from simulator.results import Results
@@ -19,7 +19,7 @@ def render(results: Results) -> str:
     cards = Cards()
     sections = [
         ("Key numbers", _key_numbers(results)),
-        *drawn_sections(cards, [(figure, plots(figure, results)) for figure in figures()]),
+        *drawn_sections(cards, figures(), results),
         ("Models and deployments", described(_MODELS, tables.deployments_table(results))),
         ("What was assumed", tables.assumed(results)),
         ("How this run was made", _provenance(results.run)),

@@ -40,7 +40,7 @@ def render(board: Scoreboard) -> str:
     if len(board.rows):
         lead = f"{_TARGETS} {_IN_SAMPLE}" if board.in_sample() else _TARGETS
         sections.append(("Targets", described(lead, scoreboard_tables.targets_table(board))))
-        sections += drawn_sections(cards, [(figure, figure.draw(board)) for figure in figures()])
+        sections += drawn_sections(cards, figures(), board)
         sections.append(
             ("Errors by group", described(_SCORES, join([scoreboard_tables.legend(), scoreboard_tables.scores_table(board)])))
         )

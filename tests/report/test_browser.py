@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from simulator.report.figures import figures, plots
+from simulator.report.figures import figures
+from simulator.report.gallery import plots
 from simulator.report.page import render
 from simulator.results import Results
 

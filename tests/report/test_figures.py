@@ -9,8 +9,9 @@ import pytest
 
 from simulator import plugins
 from simulator.report import style
-from simulator.report.figures import Figure, plots
+from simulator.report.figures import Figure
 from simulator.report.figures._curves import mean_in_bins, quantiles
+from simulator.report.gallery import plots
 from simulator.results import Results
 
 

@@ -1,32 +1,17 @@
-"""The figures of the page of ``moesim execute``, one a file, as in :mod:`simulator.report.figures`."""
+"""The figures of the page of ``moesim execute``, one a file."""
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Protocol
+from typing import Protocol
 
-import plotly.graph_objects as go
-
-from simulator import plugins
 from simulator.executed import Executed
+from simulator.report import gallery
 
 
-class Figure(Protocol):
-    """What a file in this folder holds; see :class:`simulator.report.figures.Figure`."""
-
-    title: ClassVar[str]
-    section: ClassVar[str]
-    definition: ClassVar[str]
-    absent: ClassVar[str]
-    order: ClassVar[int]
-    width: ClassVar[Literal["full", "half", "quarter"]]
-
-    def draw(self, executed: Executed) -> dict[str, go.Figure]:
-        """The plots by heading; none where there is nothing to show."""
-        ...
+class Figure(gallery.Figure[Executed], Protocol):
+    """What a file in this folder holds."""
 
 
 def figures() -> list[Figure]:
     """Every figure, in the order of the page."""
-    family = "report.execution_figures"
-    found: list[Figure] = [plugins.build(family, {"kind": kind}, "report") for kind in plugins.available(family)]
-    return sorted(found, key=lambda figure: figure.order)
+    return gallery.in_order("report.execution_figures")
