@@ -121,6 +121,7 @@ def test_kernels_and_formats_that_are_not_known_are_told():
     pplx, gather = (FAMILY.answer(backend(**column)).status[0] for column in ({"comm_backend": "pplx"}, {"phase": "gather"}))
     assert pplx.startswith("unsupported: no constants for the kernels 'pplx'; known: low_latency, normal")
     assert gather.endswith("kernels have no operation 'gather'; known: combine, dispatch")
+    assert "NVLink one-sided" in FAMILY.answer(backend(gpu="gb200", comm_backend="trtllm_nvlink_one_sided")).status[0]
     assert "priced as bfloat16" in FAMILY.answer(backend(comm_dtype="int3")).status[0]
     half = FAMILY.answer(pd.concat([backend(num_tokens=65536), backend(comm_dtype="nvfp4", num_tokens=65536)], ignore_index=True))
     assert half.seconds[1, 0] < 0.7 * half.seconds[0, 0]

@@ -7,6 +7,7 @@ table are read, told apart by their columns.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import ClassVar, NamedTuple
 
@@ -207,6 +208,8 @@ def _backends(table: pd.DataFrame) -> Iterator[Part]:
                 sent_as = "bfloat16"  # what comes back is not quantised
         if sent_as not in VALUE_BYTES:
             guess, sent_as = f"'{dtype}' priced as bfloat16", "bfloat16"
+        if "onesided" in re.sub(r"[\W_]", "", backend.lower()):
+            kernels, guess = "one_sided", guess or "priced as TensorRT-LLM's NVLink one-sided kernels"
         rows = table.iloc[places]
         rows = rows.assign(num_ranks=rows["ep_size"], value_bytes=VALUE_BYTES[sent_as])
         policy = "per_expert" if "_ll" in backend or "generation" in backend else "per_node"
