@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulator.engine.lockstep import run_lockstep
+from simulator.engine.lockstep import Lockstep
 from simulator.plan import make_plan
 from simulator.price import Prices
 from simulator.program import Batch
@@ -45,7 +45,7 @@ def step_s():
         plan = plan_of(num_gpus, overlap)
         rows = (np.full(sequences, new), np.full(sequences, context), np.full(sequences, new == 1))
         batch = Batch(*((row,) * num_gpus for row in rows), np.full(num_gpus, sequences))
-        return sum(run_lockstep(Prices(plan, sequences * new).program(batch, 0), num_gpus).values())
+        return sum(Lockstep(Prices(plan, sequences * new).program(batch, 0), num_gpus).run().values())
 
     return step_s
 
