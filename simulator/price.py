@@ -157,6 +157,10 @@ class Prices:
         """
         return self.experts.steps(tokens_d, [(layer, offset)])[0]
 
+    def expert_steps(self, tokens_d: NDArray[np.int64], offset: int) -> list[ExpertStep]:
+        """:meth:`expert_step` of every MoE layer."""
+        return self.experts.steps(tokens_d, [(layer, offset) for layer in range(self.plan.model.num_moe_layers)])
+
     def program(self, batch: Batch, offset: int) -> list[Operation]:
         """The whole step as operations of all ranks, engine overhead last."""
         layout = self.plan.layout
@@ -206,7 +210,9 @@ class Prices:
             for name in plan.model.mixers
         }
         reduce = tuple(self.all_reduce(d, int(tokens_d[d])) for d in range(layout.attention_dp)) if layout.tp > 1 else ()
-        moe_layer = 0
+        # All of a model's MoE layers are among ``layers``, or none.
+        is_routed = any(isinstance(plan.model.ffns.get(plan.model.layer_names[layer][1]), MoE) for layer in layers)
+        steps = iter(self.expert_steps(tokens_d, offset) if is_routed else ())
         for layer in layers:
             mixer, ffn = plan.model.layer_names[layer]
             after_mixer, after_ffn = self.all_reduces(ffn, mixer)
@@ -217,8 +223,7 @@ class Prices:
             if ffn != "none":
                 operations.append(Busy("dense", layer, np.repeat(self.ffn_s[ffn][tokens_d], layout.tp)))
                 if isinstance(plan.model.ffns[ffn], MoE):
-                    operations += self.expert_operations(self.expert_step(moe_layer, tokens_d, offset), layer)
-                    moe_layer += 1
+                    operations += self.expert_operations(next(steps), layer)
             if after_ffn:
                 operations.append(Together("collective", layer, self.tensor_groups, reduce))
         return operations
@@ -253,8 +258,7 @@ class Prices:
         read_bytes += (len(parts) - 1) * self.overlapped_bytes
         for part in parts:
             share = int(part.tokens_d.sum()) / int(batch.tokens_d.sum())
-            for layer in range(num_layers):
-                step = self.expert_step(layer, part.tokens_d, offset)
+            for step in self.expert_steps(part.tokens_d, offset) if num_layers else ():
                 imbalance += share * float(step.pairs_R.max() / step.pairs_R.mean()) / num_layers
                 read_bytes += step.read_bytes
             offset += int(part.tokens_d.sum())
