@@ -71,7 +71,7 @@ class Coefficients(NamedTuple):
         pools = point.pools.get(self.unsaid_workers, next(iter(point.pools.values())))
         served = serve(pools, point.load, self.unsaid_drafts if pools.may_draft else 1.0)
         ratio = self.prefill_ratio if point.is_said else self.unsaid_prefill_ratio
-        ttft_s = self.first_token_s + pools.transfer_s + ratio * served.in_pool_s
+        ttft_s = self.first_token_s + pools.transfer_s + served.waits_s + ratio * served.in_pool_s
         return np.array([ttft_s, served.token_s], dtype=float)
 
 
@@ -201,7 +201,7 @@ def _waits(points: list[Loaded], workers: int = 1, drafts: float = 1.0) -> Waits
     for point in points:
         pools = point.pools.get(workers, next(iter(point.pools.values())))
         served = serve(pools, point.load, drafts if pools.may_draft else 1.0)
-        found.append((served.in_pool_s, pools.transfer_s, point.measured[0]))
+        found.append((served.in_pool_s, pools.transfer_s + served.waits_s, point.measured[0]))
     return Waits(*np.array(found).reshape(-1, 3).T)
 
 
