@@ -192,10 +192,18 @@ Fitted = dict[tuple[str, str], NDArray[np.float64]]
 
 
 def _keys_of(fitted: Fitted, calibration: str) -> tuple[str, ...]:
-    """The entries of a calibration: releases that were measured on its GPUs, or all where nothing was."""
+    """The entries of a calibration: releases that were measured on its GPUs, and elsewhere those older than these; or all where nothing
+    was measured on them.
+    """
     keys = dict.fromkeys(key for _, key in fitted if not key.endswith(_ALL))
-    is_known = any(place == calibration for place, _ in fitted)
-    return tuple(key for key in keys if "@" not in key or not is_known or (calibration, key) in fitted)
+    own = {key for place, key in fitted if place == calibration}
+    return tuple(key for key in keys if "@" not in key or not own or key in own or _is_older(key, own))
+
+
+def _is_older(key: str, own: set[str]) -> bool:
+    engine, _, release = key.partition("@")
+    releases = [release_of(one.partition("@")[2]) for one in own if one.startswith(f"{engine}@") and not one.endswith(_ALL)]
+    return bool(releases) and release_of(release) < min(releases)
 
 
 def predicted(points: Points, fitted: Fitted) -> NDArray[np.float64]:
