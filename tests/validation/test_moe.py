@@ -199,14 +199,23 @@ def errors(family, name, query):
         ("b200", "trtllm", "fp8", 0.08, 0.25),
         ("b200", "trtllm", "fp8_block", 0.08, 0.25),
         ("b200", "sglang", "bf16", 0.08, 0.25),
-        ("h100", "trtllm", "bf16", 0.08, 0.45),  # skewed rows of 256 tokens take 4 to 6 times as long as those of 192 and 320
-        ("h100", "sglang", "bf16", 0.15, 0.75),  # some shapes run tuned configurations, others the default, 5 times slower
-        ("b200", "sglang", "nvfp4", 0.1, 0.32),
-        ("b200", "vllm", "nvfp4", 0.11, 0.33),
-        ("b200", "vllm", "fp8_block", 0.12, 0.3),
-        ("b200", "sglang", "fp8_block", 0.16, 0.4),  # untuned for MiniMax and Mixtral, tuned for the others
-        ("b200", "vllm", "fp8", 0.11, 0.3),
-        ("b200", "vllm", "bf16", 0.11, 0.3),
+        ("h100", "trtllm", "bf16", 0.08, 0.4),  # skewed rows of 256 tokens take 4 to 6 times as long as those of 192 and 320
+        ("h100", "sglang", "bf16", 0.15, 0.65),  # some shapes run tuned configurations, others the default, 5 times slower
+        ("b200", "sglang", "nvfp4", 0.08, 0.25),
+        ("b200", "vllm", "nvfp4", 0.08, 0.25),
+        ("b200", "vllm", "fp8_block", 0.08, 0.25),
+        ("b200", "sglang", "fp8_block", 0.1, 0.33),  # untuned for MiniMax, tuned for the others
+        ("b200", "vllm", "fp8", 0.08, 0.25),
+        ("b200", "vllm", "bf16", 0.08, 0.25),
+        ("h100", "sglang", "int4_wo", 0.08, 0.25),
+        ("h100", "vllm", "int4_wo", 0.08, 0.25),
+        ("b200", "sglang", "int4_wo", 0.08, 0.36),  # Kimi-K2 alone, over ranks its tiles grow sooner than an even share says
+        ("b200", "vllm", "int4_wo", 0.08, 0.25),
+        ("h100", "sglang", "w4a16_mxfp4", 0.08, 0.25),
+        ("h100", "trtllm", "w4a16_mxfp4", 0.08, 0.25),
+        ("h100", "vllm", "w4a16_mxfp4", 0.08, 0.25),
+        ("b200", "vllm", "w4a16_mxfp4", 0.08, 0.25),
+        ("b200", "sglang", "w4a8_mxfp4_mxfp8", 0.09, 0.26),
     ],
 )
 def test_experts_of_a_rank_balanced_and_skewed(gpu, engine, dtype, median, tail, skew):
@@ -217,6 +226,18 @@ def test_experts_of_a_rank_balanced_and_skewed(gpu, engine, dtype, median, tail,
     assert np.quantile(np.abs(error), 0.9) <= tail
     assert abs(np.median(error)) <= 0.06
     assert 0.68 <= inside.mean() <= 0.95
+
+
+@measured
+def test_of_two_kernels_the_faster_is_told_and_the_band_holds_both():
+    # A table does not say which one an engine is set to run, and they are up to eleven times apart.
+    table = pd.read_csv(MEASUREMENTS / "moe_grouped_gemm.csv.gz").query("engine == 'trtllm' and moe_dtype == 'nvfp4'")
+    answers = Moe().answer(table)
+    seconds = table.latency_ms.to_numpy() / 1e3
+    assert 0.7 <= ((answers.low[:, 0] <= seconds) & (seconds <= answers.high[:, 0])).mean() <= 0.9
+    key = ["model", "moe_tp_size", "moe_ep_size", "distribution", "num_tokens"]
+    is_faster = table.groupby(key).latency_ms.transform("min").to_numpy() == table.latency_ms.to_numpy()
+    assert np.median(np.abs(answers.seconds[is_faster, 0] / seconds[is_faster] - 1)) <= 0.19
 
 
 @measured

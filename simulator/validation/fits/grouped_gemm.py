@@ -35,7 +35,7 @@ _COMPUTES_IN: dict[str, DType] = {"int4": "bf16", "mxfp4": "bf16"}
 """Weight-only formats."""
 _TILES = ((16, 64), (16, 32, 64), (64, 128), (16, 32, 64, 128), (8, 16, 32, 64, 128, 256))
 """Sets of tiles among which a fit chooses: kernels with a fixed table of configurations, and those that tune over many."""
-_SHARED_TILES = ((8, 16, 32, 64), (8, 16, 32, 64, 128), (8, 16, 32, 64, 128, 256), (64, 128))
+_SHARED_TILES = ((8, 16, 32, 64), (8, 16, 32, 64, 128), (8, 16, 32, 64, 128, 256), (64, 128), (8, 64))
 """Likewise where a tile holds an expert's even share: launchers that round it up to a power of two."""
 _START = {
     "compute_fraction": 0.5,
@@ -99,8 +99,9 @@ class _Rows:
         return _Rows(self.accelerator, self.dtype, self.table.iloc[places], self.layers.of(places))
 
     def sample(self) -> _Rows:
-        """At most so many of them as a search looks at, each with the mean of its draws."""
-        few = np.random.default_rng(_SEED).permutation(len(self.table))[:_SEARCHED]
+        """At most so many of those that are fitted as a search looks at, each with the mean of its draws."""
+        fitted = np.flatnonzero(self.table["is_fitted"].to_numpy())
+        few = fitted[np.random.default_rng(_SEED).permutation(len(fitted))[:_SEARCHED]]
         return _Rows(self.accelerator, self.dtype, self.table.iloc[few], self.layers.of(few).averaged())
 
 
@@ -131,12 +132,13 @@ def measured(folder: Path) -> list[tuple[str, str, _Rows]]:
     """GPU, kernels (an engine, or ``any``) and rows of everything that was measured."""
     table = pd.concat([pd.read_csv(folder / name) for name in _TABLES], ignore_index=True)
     table["phase"] = table["phase"].fillna("")
-    # Of rows that were timed twice, with two kernels, the faster one: engines choose.
+    # Of rows that were timed twice, with two kernels, the faster one is fitted, since engines choose; both count as errors.
     key = [*_KEY, "distribution", "num_tokens", "engine_ver"]
-    table = table.loc[table.groupby(key, dropna=False)["latency_ms"].idxmin()].reset_index(drop=True)
+    table["is_fitted"] = table.index.isin(table.groupby(key, dropna=False)["latency_ms"].idxmin())
     table["kernels"] = moe.kernels_of(table)
     rebalanced = pd.read_csv(folder / _EPLB)
     rebalanced["kernels"], rebalanced["phase"], rebalanced["engine"] = eplb.kernels_of(rebalanced), "eplb", "trtllm"
+    rebalanced["is_fitted"] = True
     rebalanced["model"] = rebalanced["hidden_size"].astype(str) + "x" + rebalanced["num_experts"].astype(str)
     return [*_groups(table, moe.layers_of(table)[0]), *_groups(rebalanced, eplb.layers_of(rebalanced)[0])]
 
@@ -183,10 +185,11 @@ class _Solution:
         low, high = np.quantile(rows.measured_s / self.predicted, [0.1, 0.9])
         engines = ", ".join(sorted(rows.table["engine"].unique()))
         models = max(len(rows.table["model"].dropna().unique()), 1)
+        twice = "" if rows.table["is_fitted"].all() else ", some by two kernels of which the faster is fitted"
         text = f"{len(rows.table):,} {rows.dtype} expert layers on {rows.accelerator.title}, {engines}"
         return {
             "kind": "fitted",
-            "source": f"{text}, {models} model{'s' if models > 1 else ''}, balanced and skewed, left out by {self.what}; {_SOURCE}",
+            "source": f"{text}, {models} model{'s' if models > 1 else ''}, balanced and skewed{twice}, left out by {self.what}; {_SOURCE}",
             "command": _COMMAND,
             "num_rows": len(rows.table),
             "median_error": rounded(float(np.median(np.abs(error)))),

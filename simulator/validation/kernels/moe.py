@@ -22,8 +22,11 @@ _NOTHING = Case(1, 1, 1, 1, None)
 _LIMITED_ENGINES = ("sglang", "vllm")
 _DEEPSEEK = (7168, 256, 8)
 """Hidden size, experts and experts a token of DeepSeek-V3, whose router keeps a token within 4 of 8 groups. TensorRT-LLM's
-benchmark routes without that limit."""
+benchmark routes without that limit, but for one format."""
 _GROUPS = (8, 4)
+_GROUPED = ("trtllm", "nvfp4")
+"""Engine and format of kernels that choose experts themselves: under balance they read at up to 11 TB/s of B200's 8, had they all
+experts to read, and less by what a router leaves out that keeps tokens within half of eight groups."""
 _FEW_EXPERTS = 8
 _SLOWER = "0.5.6"
 """A release of SGLang whose experts behind DeepEP's layout for many tokens take half a millisecond longer to start."""
@@ -70,6 +73,7 @@ def layers_of(table: pd.DataFrame) -> tuple[Layers, list[str]]:
     engines = kernels_of(table)
     keys = pd.DataFrame(dict(zip(_SIZES, np.where(is_whole, sizes_4, 0.0), strict=True)))
     keys["hidden"], keys["engine"], keys["distribution"] = shapes_3[0], engines, table["distribution"].map(str).to_numpy()
+    keys["is_grouped"] = [pair == _GROUPED for pair in zip(engines, table["moe_dtype"].map(str), strict=True)]
     codes, found = pd.factorize(pd.Series(list(keys.itertuples(index=False, name=None)), dtype=object))
     cases = [_case(*key) for key in found]
     load = loads(codes, [rank_rows(case) for case, _ in cases], NUM_DRAWS)
@@ -82,7 +86,7 @@ def layers_of(table: pd.DataFrame) -> tuple[Layers, list[str]]:
 
 
 def _case(
-    tokens: float, experts: float, topk: float, ranks: float, hidden: float, engine: str, distribution: str
+    tokens: float, experts: float, topk: float, ranks: float, hidden: float, engine: str, distribution: str, is_grouped: bool
 ) -> tuple[Case, str]:
     """What the rows of a table's row follow from; anything and the reason, where there is nothing to follow from."""
     num_tokens, num_experts, top_k, num_ranks = (int(size) for size in (tokens, experts, topk, ranks))
@@ -94,6 +98,9 @@ def _case(
     if reason:
         return _NOTHING, reason
     is_limited = engine in _LIMITED_ENGINES and (hidden, num_experts, top_k) == _DEEPSEEK
+    num_groups, num_kept = _GROUPS
+    has_groups = num_experts % num_groups == 0 and top_k <= num_experts // num_groups * num_kept
+    is_limited |= is_grouped and alpha is None and has_groups
     case = Case(
         *(num_tokens, num_experts, top_k, num_ranks, alpha),
         groups=_GROUPS if is_limited else None,
