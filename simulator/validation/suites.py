@@ -104,7 +104,7 @@ def answer_published(file: Path | None, tick: Tick = lambda *_: None) -> Answere
     from simulator.validation import published
 
     found = published.run(file, tick)
-    return Answered(PUBLISHED, found.source, found.table, found.rows, (published_order(found.rows),))
+    return Answered(PUBLISHED, found.source, found.table, found.rows, order=published_orders(found.rows))
 
 
 def answer(suite: str, path: Path, tick: Tick = lambda *_: None) -> Answered:
@@ -137,12 +137,30 @@ def _only(answers: Answers, measure: int) -> Answers:
     return Answers(seconds, low, high, answers.status, answers.group)
 
 
-def published_order(rows: pd.DataFrame) -> dict[str, object]:
-    """The order of the two deployments of each published ratio."""
+def published_orders(rows: pd.DataFrame) -> tuple[dict[str, object], ...]:
+    """The order of the two deployments of each published ratio.
+
+    Pairs of spread and split experts of which one does not say its release may differ in more, and what load does to a ratio is no
+    pair: both are counted on their own.
+    """
+    from simulator.validation.published._splits import BY_LOAD, RELEASE_UNSAID
+
     ratios = rows[(rows["quantity"] == "ratio") & is_answered(rows["status"]) & rows["predicted"].notna()]
+    is_trend = ratios["group"].str.endswith(BY_LOAD)
+    is_unsaid = ratios["group"].eq(RELEASE_UNSAID)
+    kinds = (
+        (PUBLISHED, ~is_trend & ~is_unsaid),
+        (f"{PUBLISHED}, {RELEASE_UNSAID},", is_unsaid),
+        (f"{PUBLISHED}, spread : split at much load against at little,", is_trend),
+    )
+    return tuple({"suite": name, **_sides(ratios[chosen])} for name, chosen in kinds)
+
+
+def _sides(ratios: pd.DataFrame) -> dict[str, object]:
+    """How many ratios are more than 10 % from one, and how many of them are predicted on the same side."""
     measured, predicted = ratios["measured"].to_numpy(float), ratios["predicted"].to_numpy(float)
     far = np.maximum(measured, 1 / measured) > 1.1
-    return {"suite": PUBLISHED, "pairs": int(far.sum()), "right": int((far & ((measured > 1) == (predicted > 1))).sum())}
+    return {"pairs": int(far.sum()), "right": int((far & ((measured > 1) == (predicted > 1))).sum())}
 
 
 def _answered(

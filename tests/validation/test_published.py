@@ -15,6 +15,7 @@ from simulator.validation.published import Part, Reply, run, topic_of, topics
 from simulator.validation.published._scores import figures, ratio
 from simulator.validation.published._splits import RELEASE_UNSAID, SAME_RELEASE, Pair, pairs, trends
 from simulator.validation.serving._points import read_point
+from simulator.validation.suites import published_orders
 
 pytestmark = pytest.mark.xdist_group("published")  # what a module runs is run once, not once a worker
 SHIPPED = shipped_folder() / "workloads" / "validation"
@@ -226,8 +227,8 @@ def test_what_both_figures_share_is_no_error_of_their_ratio():
         return np.log(row["high"] / row["low"]) / 2 / np.log(1.25)
 
     assert width(figure(0.5, 0.5, 0.0), figure(0.5, 0.5, 0.0)) == 0.0
-    assert width(figure(0.5, 0.5, 0.0), figure(0.4, 0.6, 0.0)) == pytest.approx(0.2)
-    assert width(figure(0.5, 0.0, 0.5), figure(0.5, 0.5, 0.0)) == pytest.approx(1.0)
+    assert width(figure(0.5, 0.5, 0.0), figure(0.4, 0.6, 0.0)) == pytest.approx(0.1 * 2**0.5)
+    assert width(figure(0.5, 0.0, 0.5), figure(0.5, 0.5, 0.0)) == pytest.approx(0.5 * 2**0.5)
 
 
 def test_pairs_of_splits_are_alike_in_all_else():
@@ -279,3 +280,11 @@ def test_spread_experts_are_slower_in_small_deployments(splits):
     assert (rows["measured"] < 0.9).all()
     assert (rows["predicted"] < 1.0).all()
     assert len(splits.rows) == 6
+
+
+def test_whole_deployments_spread_experts_and_load_are_told_apart_in_order():
+    names = ["TensorRT-LLM MoE : dense", SAME_RELEASE, RELEASE_UNSAID, f"{RELEASE_UNSAID}, by load"]
+    rows = pd.DataFrame({"group": names, "quantity": "ratio", "status": "ok", "measured": 1.5, "predicted": [1.2, 1.2, 0.9, 1.0]})
+    orders = {order["suite"]: (order["pairs"], order["right"]) for order in published_orders(rows)}
+    assert list(orders.values()) == [(2, 2), (1, 0), (1, 0)]
+    assert next(iter(orders)) == "published"

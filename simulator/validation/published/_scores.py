@@ -72,18 +72,18 @@ def _wide(above: pd.Series, below: pd.Series) -> float:
     """Half the band of a ratio, in log space.
 
     Where it is known what both times are made of, an entry that prices a part of both is off in both alike, so that what counts is by
-    how much its shares differ. Else errors of the two are taken as independent.
+    how much its shares differ; errors of different entries are independent. Else those of the two figures are taken as independent.
     """
     both = [{part.entry: part for part in _merged(row.get("parts", ()))} for row in (above, below)]
     if not all(both):
         ends = [np.hypot(*(np.log(row[end] / row["predicted"]) for row in (above, below))) for end in ("low", "high")]
         return float(max(ends))
-    wide = 0.0
+    wide = []
     for entry in {**both[0], **both[1]}:
         of_entry = [parts[entry] for parts in both if entry in parts]
         apart = abs(of_entry[0].share - (of_entry[1].share if len(of_entry) > 1 else 0.0))
-        wide += apart * max(max(np.log(part.high), -np.log(part.low)) for part in of_entry)
-    return float(wide)
+        wide.append(apart * max(max(np.log(part.high), -np.log(part.low)) for part in of_entry))
+    return float(np.linalg.norm(wide))
 
 
 def _merged(parts: Sequence[Part]) -> list[Part]:

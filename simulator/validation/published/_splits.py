@@ -17,6 +17,7 @@ from simulator.validation.serving._points import Point
 
 _LOAD = re.compile(r"_c\d+(?=_|$).*")
 _FEWEST_LOADS = 3
+BY_LOAD = ", by load"
 SAME_RELEASE, RELEASE_UNSAID = "experts spread : split", "experts spread : split, a release unsaid"
 
 
@@ -105,7 +106,7 @@ def trends(found: Sequence[tuple[Pair, Row]], text: str = "EP : TP") -> list[Row
         wide = float(np.hypot(*(np.log(row["high"] / row["predicted"]) for row in ends)))
         rows.append(
             {
-                "group": f"{group}, by load",
+                "group": group + BY_LOAD,
                 "subject": f"{text}, c{int(loads.max())} over c{int(loads.min())}, {sweep} on {point.decode.num_ranks}",
                 "quantity": "ratio",
                 "unit": "x",
