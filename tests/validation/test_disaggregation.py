@@ -64,6 +64,12 @@ def test_what_the_table_does_not_say_is_said():
     assert "the table does not say how many workers there are" in unsaid
 
 
+def test_half_of_what_was_asked_is_not_taken_for_all():
+    assert answered(row(prefill_num_workers=None)).status == answered(row(decode_num_workers=None)).status
+    assert "less than one" in answered(row(prefill_num_workers=0)).status[0]
+    assert np.isfinite(answered(row(prefill_num_workers=1e9), row(decode_num_workers=1e9)).seconds).all()
+
+
 def test_models_without_points_have_wider_bands():
     """Pools were fitted on points of one model."""
     found = answered(row())

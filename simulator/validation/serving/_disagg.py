@@ -181,6 +181,7 @@ def serve(pools: Pools, load: Load, per_step: float) -> Served:
     if workers is None:
         wanted_per_s = concurrency / (token_s * more)
         workers = min(_MOST_WORKERS, max(1, math.ceil(wanted_per_s / (_BUSIEST * pools.prompts.most_per_s()))))
+    workers = min(workers, concurrency)  # others would never have a prompt
     count = concurrency * (_FEW_ROUNDS if concurrency >= _MANY_IN_FLIGHT else ROUNDS)
     spread = np.random.default_rng(0).uniform(SHORTEST, 1.0, size=count) / ((1 + SHORTEST) / 2)
     for _ in range(_SETTLES):

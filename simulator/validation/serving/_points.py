@@ -118,7 +118,7 @@ def read_point(row: dict[str, Any]) -> Point:
         prefill=prefill,
         is_ranged=is_ranged(name),
         is_dated=_DATED.match(name) is not None,
-        says_workers=_whole(row, "decode_num_workers") is not None,
+        says_workers=None not in (_whole(row, "prefill_num_workers"), _whole(row, "decode_num_workers")),
         shortest=_shortest(row, name),
         drafted=_drafted(row),
     )
@@ -186,7 +186,10 @@ def _pool(row: dict[str, Any], prefix: str, name: str) -> Pool:
     ep = max(1, moe_ep)
     if tp * dp % ep:
         raise UnreadableError(f"{prefix}moe_ep_size {ep} does not divide {tp * dp} ranks")
-    return Pool(tp, dp, ep, _whole(row, f"{prefix}num_workers") or 1, _number(row, f"{prefix}batch_size"))
+    workers = _whole(row, f"{prefix}num_workers") if prefix else None
+    if workers is not None and workers < 1:
+        raise UnreadableError(f"{prefix}num_workers {workers} is less than one")
+    return Pool(tp, dp, ep, workers or 1, _number(row, f"{prefix}batch_size"))
 
 
 def _text(value: Any) -> str:
