@@ -25,8 +25,6 @@ _SAMPLED_TOKENS = 512
 """A router that limits groups is followed token by token; larger batches are scaled up from so many."""
 _ROWS_OF_A_BLOCK = 128
 _SEED = 20
-MOST_EXPERTS = 65_536
-"""More are a mistake in a table, and would fill the memory."""
 
 
 class Case(NamedTuple):
