@@ -195,12 +195,13 @@ IN_SAMPLE = (
 
 
 def judged(board: Scoreboard) -> pd.DataFrame:
-    """A row a target: ``what``, ``asked``, ``found``, ``left_out`` in words, ``rows``, and ``met`` (``None``: nothing to judge).
+    """A row a target: ``what``, ``asked``, ``found``, ``left_out`` in words, ``rows``, ``met`` (``None``: nothing to judge), ``in_sample``.
 
     ``found`` is of the rows themselves. Where those are in sample, ``met`` goes by ``left_out``, which is what the calibrations say of
     whole models, shapes and GPUs left out of their fits, and empty where none says anything.
     """
-    found: list[tuple[str, str, str, str, int, bool | None]] = []
+    found: list[tuple[str, str, str, str, int, bool | None, bool]] = []
+    known = {suite: board.in_sample(own) for suite, own in board.rows.groupby("suite")}
     stated = {row["what"]: row for row in board.left_out.to_dict("records")}
     for target in TARGETS:
         own = board.rows[target.covers(board.rows)]
@@ -209,29 +210,34 @@ def judged(board: Scoreboard) -> pd.DataFrame:
         scores = score(own.assign(all="all"), ["all"]).iloc[0].to_dict()
         asked = f"median {percent_of(target.median, digits=0)}, p90 {percent_of(target.p90, digits=0)}"
         other = stated.get(target.what)
-        judge = other if other is not None and board.in_sample(own) else scores
+        in_sample = board.in_sample(own)
+        judge = other if other is not None and in_sample else scores
         met = _met(judge["median"], judge["p90"], target)
-        found.append((target.what, asked, _errors(scores, target), _errors(other, target), len(own), met))
+        found.append((target.what, asked, _errors(scores, target), _errors(other, target), len(own), met, in_sample))
     for suite, least in LEAST_ANSWERED.items():
         own = board.rows[board.rows["suite"] == suite]
         if len(own):
             share = float((is_answered(own["status"]) & own["predicted"].notna()).mean())
-            asked = f"at least {percent_of(least, digits=0)}"
-            found.append((f"Rows of {suite} that are answered", asked, percent_of(share, least), "", len(own), share >= least))
+            asked, what = f"at least {percent_of(least, digits=0)}", f"Rows of {suite} that are answered"
+            found.append((what, asked, percent_of(share, least), "", len(own), share >= least, known.get(suite, False)))
     for row in board.order.groupby("suite", sort=False).sum().reset_index().to_dict("records") if len(board.order) else []:
         if row["pairs"]:
             share = row["right"] / row["pairs"]
             what = f"Order of two deployments of {row['suite']} that differ by > 10 %"
             asked = f"right in at least {percent_of(LEAST_RIGHT_ORDER, digits=0)}"
-            found.append((what, asked, percent_of(share, LEAST_RIGHT_ORDER), "", row["pairs"], share >= LEAST_RIGHT_ORDER))
+            met = share >= LEAST_RIGHT_ORDER
+            said = percent_of(share, LEAST_RIGHT_ORDER)
+            found.append((what, asked, said, "", row["pairs"], met, known.get(row["suite"], False)))
     if len(board.rows):
         for row in score(board.rows, ["suite"]).to_dict("records"):
             if np.isfinite(row["covered"]):
                 low, high = BANDS_HOLD
                 what, met = f"80 % bands of {row['suite']} hold", bool(low <= row["covered"] <= high)
                 asked = f"in {percent_of(low, digits=0)} to {percent_of(high, digits=0)}"
-                found.append((what, asked, percent_of(row["covered"], low, high), "", row["rows"], met))
-    return pd.DataFrame(found, columns=["what", "asked", "found", "left_out", "rows", "met"]).astype({"met": object})
+                said = percent_of(row["covered"], low, high)
+                found.append((what, asked, said, "", row["rows"], met, known.get(row["suite"], False)))
+    columns = ["what", "asked", "found", "left_out", "rows", "met", "in_sample"]
+    return pd.DataFrame(found, columns=columns).astype({"met": object})
 
 
 def _errors(scores: Mapping[Any, Any] | None, target: Target) -> str:

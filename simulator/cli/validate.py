@@ -181,7 +181,7 @@ def print_board(board: Any) -> None:
         out.print()
         targets = judged(board)
         if len(targets):
-            out.print(_targets_table(targets, board.in_sample()))
+            out.print(_targets_table(targets))
         if board.in_sample():
             out.print(IN_SAMPLE, style="bold", highlight=False)
             out.print()
@@ -259,16 +259,18 @@ def _verdict(met: bool | None) -> Text:
     return Text("-", style="dim") if met is None else Text("yes", style="green") if met else Text("no", style="red")
 
 
-def _targets_table(found: Any, in_sample: bool) -> Table:
+def _targets_table(found: Any) -> Table:
     drawn = Table(title="targets", **_LOOK)
     drawn.add_column("what", overflow="fold")
     drawn.add_column("asked\n(median / p90)", overflow="fold")
-    drawn.add_column("in sample" if in_sample else "on these rows", overflow="fold")
+    every, some = bool(found["in_sample"].all()), bool(found["in_sample"].any())
+    drawn.add_column("in sample" if every else "on these rows\n(* in sample)" if some else "on these rows", overflow="fold")
     drawn.add_column("models\nleft out", overflow="fold")
     drawn.add_column("rows", justify="right")
     drawn.add_column("met")
     for row in found.to_dict("records"):
         asked, seen, left_out = (_short(row[key]) for key in ("asked", "found", "left_out"))
+        seen += " *" if row["in_sample"] and not every else ""
         drawn.add_row(row["what"], asked, seen, left_out or "-", f"{row['rows']:,}", _verdict(row["met"]))
     return drawn
 

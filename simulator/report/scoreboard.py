@@ -18,9 +18,9 @@ _NAME = "Accuracy"
 _MOST_MISSED = 6
 _TARGETS = "Errors are median / 90th percentile of |predicted / measured - 1|."
 _IN_SAMPLE = (
-    "In sample is what was found on the rows themselves. A target is met if the figure with models left out of the fits is within what is "
-    "asked, or, where there is none, the one on the rows. Where many fits make up a figure, it is put together from their medians and 90th percentiles by rows. Of serving "
-    "points, those with prompts in a pool of their own are in no fit and not left out either."
+    "In sample is what was found on rows that the calibrations were fitted on. A target is then met if the figure with models left out of "
+    "the fits is within what is asked, or, where there is none, the one on the rows. Where many fits make up a figure, it is put "
+    "together from their medians and 90th percentiles by rows. Of serving points, it is that of aggregated ones."
 )
 _SCORES = "The groups of each suite, the largest median error first."
 _UNSUPPORTED = "Rows without an answer, by reason. Numbers in a suite's reasons are left out where there are too many to list."
@@ -66,7 +66,8 @@ def headline(board: Scoreboard) -> str:
     said = f"Half of {len(answered):,} predictions are within {percent(error)} of what was measured"
     if not board.in_sample():
         return f"{said}; {sum(found)} of {len(found)} targets are met." if found else f"{said}."
-    said += ", in sample"
+    is_whole = all(table.get("in_sample") for table in board.run.get("tables", []))
+    said += ", in sample" if is_whole else ", partly in sample"
     return f"{said}; with models left out of the fits, {sum(found)} of {len(found)} targets are met." if found else f"{said}."
 
 
@@ -88,7 +89,7 @@ def _missed(board: Scoreboard) -> list[str]:
     missed = []
     for row in judged(board).to_dict("records"):
         if row["met"] is False:
-            both = row["left_out"] and board.in_sample()
+            both = row["left_out"] and row["in_sample"]
             said = f"{row['left_out']} with models left out ({row['found']} in sample)" if both else row["found"]
             missed.append(f"Missed: {row['what']}: {said}; asked: {row['asked']}.".replace(" %", "\N{NO-BREAK SPACE}%"))
     more = len(missed) - _MOST_MISSED

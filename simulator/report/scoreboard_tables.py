@@ -55,13 +55,14 @@ def targets_table(board: Scoreboard) -> Markup:
     """Every target that the rows can be held to: what was found on them, and with models left out of the fits."""
     found = judged(board)
     has_left_out = bool(found["left_out"].any())
-    head = ["What", "Met", "In sample" if board.in_sample() else "On these rows", "Models left out", "Asked", "Rows"]
+    is_mixed = bool(found["in_sample"].any()) and not found["in_sample"].all()
+    head = ["What", "Met", "In sample" if found["in_sample"].all() else "On these rows", "Models left out", "Asked", "Rows"]
     rows = []
     for row in found.to_dict("records"):
         cells = [
             row["what"],
             verdict(row["met"]),
-            row["found"],
+            f"{row['found']} (in sample)" if is_mixed and row["in_sample"] else row["found"],
             row["left_out"] or UNDEFINED,
             row["asked"],
             f"{row['rows']:,}",
