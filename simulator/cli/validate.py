@@ -33,7 +33,9 @@ Rows = Annotated[
     typer.Option("--out", metavar="FILE", help="CSV or Parquet file to write: the table's columns, predictions, bands and status."),
 ]
 Page = Annotated[Path | None, typer.Option("--report", metavar="FILE", help="HTML file to write: the scoreboard page.")]
-TableFile = Annotated[Path, typer.Argument(metavar="TABLE", help="Measurements: CSV (gzipped or not) or Parquet.")]
+TableFile = Annotated[
+    Path, typer.Argument(metavar="TABLE", help="Measurements: CSV (gzipped or not) or Parquet, whatever its name.")
+]
 
 
 @app.callback()
@@ -94,7 +96,10 @@ def kernels(
 
 @app.command()
 def serving(table: TableFile, out_file: Rows = None, report: Page = None, as_json: AsJson = False) -> None:
-    """Answer a table of serving points: TTFT and TPOT at a fixed number of requests in flight."""
+    """Answer a table of serving points: TTFT and TPOT at a fixed number of requests in flight.
+
+    Columns length_range (shortest over longest), concurrency and speculative (true, false or draft tokens) come before what ids suggest.
+    """
     from simulator.validation.suites import answer_serving
 
     _answer_one(lambda tick: answer_serving(table, tick), table, out_file, report, as_json)
