@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parents[2]
+UNFINISHED = shutil.ignore_patterns("*.tmp.*", "*.pyc.*")
+"""Files that another worker is writing."""
 SHORT = ("run", "mixtral_vs_llama2", "--set", "workload.num_requests=20", "--out", "out", "--json")
 
 
@@ -92,7 +94,7 @@ class Number(Frozen):
 def copied(tmp_path):
     """A copy of the package and its data, to add files to."""
     for name in ("simulator", "workloads", "cluster_configs"):
-        shutil.copytree(PROJECT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(PROJECT / name, tmp_path / name, ignore=UNFINISHED)  # with what is compiled
     return tmp_path
 
 
