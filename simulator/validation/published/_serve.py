@@ -33,6 +33,7 @@ from simulator.validation.bands import ASSUMED, Band
 from simulator.validation.published import Part, Reply
 
 _WHERE = "published"
+_NONE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,8 @@ def parts_of(plan: Plan, shares: Mapping[str, float]) -> tuple[Part, ...]:
     }
     found = []
     for phase, share in shares.items():
+        if share < _NONE:  # what takes no time has no band
+            continue
         fit = fits.get(named.get(phase, ""))
         band = Band.of(fit) if fit is not None else ASSUMED
         if fit is not None and fit.band is None and fit.p90_error is None and fit.median_error is not None:
