@@ -192,16 +192,20 @@ Fitted = dict[tuple[str, str], NDArray[np.float64]]
 
 
 def _keys_of(fitted: Fitted, calibration: str) -> tuple[str, ...]:
-    """The entries of a calibration: releases that were measured on its GPUs, and elsewhere those older than these; or all where nothing
-    was measured on them.
+    """The entries of a calibration: releases that were measured on its GPUs, or all where nothing was measured on them.
+
+    Of TensorRT-LLM also those of other GPUs that are older than these: what is older still has assumed entries, which would answer for
+    them. Other engines' older releases are better told by the engine's own entry than by another GPU's.
     """
     keys = dict.fromkeys(key for _, key in fitted if not key.endswith(_ALL))
     own = {key for place, key in fitted if place == calibration}
-    return tuple(key for key in keys if "@" not in key or not own or key in own or _is_older(key, own))
+    return tuple(key for key in keys if "@" not in key or not own or key in own or _is_borrowed(key, own))
 
 
-def _is_older(key: str, own: set[str]) -> bool:
+def _is_borrowed(key: str, own: set[str]) -> bool:
     engine, _, release = key.partition("@")
+    if engine != _COMPILED.partition("@")[0]:
+        return False
     releases = [release_of(one.partition("@")[2]) for one in own if one.startswith(f"{engine}@") and not one.endswith(_ALL)]
     return bool(releases) and release_of(release) < min(releases)
 
