@@ -69,15 +69,18 @@ class Modulated(Frozen):
         per_part = self.rate_per_s * self.span_s * np.array(self.profile) / sum(self.profile)
         cells = np.arange(self._cells_per_part() + 1) / self._cells_per_part()
         times: list[NDArray[np.float64]] = [np.zeros(0)]
-        start_s, found = 0.0, 0
+        span = found = 0
         while found < num_requests:
-            for mean_requests, relative in zip(per_part, self._relative_rate(rng).reshape(num_parts, -1), strict=True):
+            shapes = self._relative_rate(rng).reshape(num_parts, -1)
+            for part, (mean_requests, relative) in enumerate(zip(per_part, shapes, strict=True)):
+                start_s, end_s = (self.span_s * (span + place / num_parts) for place in (part, part + 1))
                 expected = np.concatenate(([0.0], np.cumsum(relative)))
                 share = expected / expected[-1] if expected[-1] > 0 else cells  # a part without activity has no shape to follow
                 arrived = fill_window(float(mean_requests), 1.0, "gamma", self.cv, rng)
-                times.append(start_s + part_s * np.interp(arrived, share, cells))
-                start_s += part_s
+                # Never at the part's very end, which is the beginning of the next.
+                times.append(np.minimum(start_s + part_s * np.interp(arrived, share, cells), np.nextafter(end_s, start_s)))
                 found += len(arrived)
+            span += 1
         return np.concatenate(times)[:num_requests]
 
     def _cells_per_part(self) -> int:
