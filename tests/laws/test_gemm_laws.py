@@ -70,3 +70,15 @@ def test_the_next_larger_tile_takes_longer_where_columns_are_few(rows):
     fit = load_any_calibration("hopper", "test").on("any").matrices("fp8")
     deep = one((accelerator, "fp8", fit), rows + 1, 65_536, 128) / one((accelerator, "fp8", fit), rows, 65_536, 128)
     assert 1.5 < deep < 2
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp8", "fp8_block"])
+@pytest.mark.parametrize("rows", [1, 8, 16])
+def test_few_rows_are_read_as_fast_as_memory_is_where_tensor_cores_are_slow(dtype, rows):
+    # H20 has a fifth more bandwidth than H100 and 15 % of its FLOP/s, for fewer multiplications than bytes take.
+    seconds = []
+    for name in ("h20-sxm", "h100-sxm"):
+        accelerator = load_accelerator(name, "test")
+        fit = load_any_calibration(accelerator.calibration, "test").on("any").matrices(dtype)
+        seconds.append(one((accelerator, dtype, fit), rows, 8192, 8192))
+    assert seconds[0] < seconds[1]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from simulator.cost.compute._feeding import feeding_share, padded_share
 from simulator.spec.accelerator import AcceleratorSpec
 from simulator.spec.calibration import GemmFit
 from simulator.spec.dtypes import BYTES_PER_ELEMENT, INPUT_BYTES
@@ -62,7 +63,7 @@ def product_s(
     bytes_per_s = accelerator.memory_bytes_per_s * fit.memory_fraction
     num_bytes = k * n * operands.weight_bytes + m * (k * operands.input_bytes + n * 2.0)
     memory_s = copies * (num_bytes + _reread_bytes(m, k, n, operands, accelerator.num_multiprocessors, fit)) / bytes_per_s
-    compute_s = _tiled_s(m, k, n, operands.flops_per_s * fit.compute_fraction, accelerator.num_multiprocessors, fit, copies)
+    compute_s = _tiled_s(m, k, n, operands.flops_per_s * fit.compute_fraction, accelerator, fit, copies)
     longer_s, shorter_s = np.maximum(compute_s, memory_s), np.minimum(compute_s, memory_s)
     busy_s = longer_s * (1 + (shorter_s / longer_s) ** fit.overlap) ** (1 / fit.overlap)
     row_s = k * (fit.quantise_bytes / bytes_per_s) + (
@@ -97,7 +98,7 @@ def _tiled_s(
     k: NDArray[np.float64],
     n: NDArray[np.float64],
     flops_per_s: float,
-    num_multiprocessors: int,
+    accelerator: AcceleratorSpec,
     fit: GemmFit,
     copies: int,
 ) -> NDArray[np.float64]:
@@ -105,7 +106,9 @@ def _tiled_s(
 
     A kernel starts a tile wherever one ends (persistent kernels, stream-K), so waves need not be whole. Where the number of rows
     fixes the tile, one row more never takes less time: a kernel is charged at least what the one before took for its most rows.
+    Fewer rows than a tile has take as long as a whole one on the GPUs that were measured; where tensor cores are slower, less.
     """
+    num_multiprocessors, feeding = accelerator.num_multiprocessors, feeding_share(accelerator)
     rate = flops_per_s / num_multiprocessors
     least_depth = k if fit.min_split_k is None else np.minimum(k, fit.min_split_k)
 
@@ -114,7 +117,8 @@ def _tiled_s(
         depth = np.maximum(tiles * (k / num_multiprocessors), least_depth)
         slowdown = (1 + fit.reread * (1 / tile_rows + 1 / tile_columns)) / (1 + fit.reread * _LARGEST)
         start_s = np.maximum(tiles / num_multiprocessors, 1) * (fit.start_s / _TILE_NUMBERS)
-        return np.asarray((depth * (2.0 * slowdown / rate) + start_s) * (tile_rows * tile_columns), dtype=np.float64)
+        whole = slowdown if feeding == 1.0 else slowdown * np.maximum(padded_share(rows, tile_rows), feeding)
+        return np.asarray((depth * (2.0 * whole / rate) + start_s) * (tile_rows * tile_columns), dtype=np.float64)
 
     if not fit.tiles:
         return np.asarray(np.min([seconds(m, *tile) for tile in _TILES], axis=0), dtype=np.float64)

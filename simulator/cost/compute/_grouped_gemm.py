@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from simulator.cost.compute._feeding import feeding_share
 from simulator.spec.accelerator import AcceleratorSpec
 from simulator.spec.calibration import GroupedGemmFit
 from simulator.spec.dtypes import BYTES_PER_ELEMENT, INPUT_BYTES
@@ -85,10 +86,11 @@ def product_s(
     columns = np.ceil(n / _TILE_COLUMNS)
     busy_s = np.full(np.broadcast(load.rows, k, n).shape, np.inf)
     share = choices / np.maximum(load.slots, 1.0)
+    feeding = feeding_share(accelerator)
     for tile_rows in fit.tile_rows:
         tiles = load.tiles[tile_rows]
         depth = np.maximum(tiles * columns * (k / accelerator.num_multiprocessors), least)
-        compute_s = depth * (2.0 * tile_rows * _TILE_COLUMNS * _slowdown(fit.tile_reread, tile_rows) / rate)
+        compute_s = depth * (2.0 * tile_rows * _TILE_COLUMNS * _slowdown(fit.tile_reread, tile_rows, feeding) / rate)
         read = load.touched + fit.weight_reread * (tiles - load.touched)
         memory_s = (read * (k * n * operands.weight_bytes) + input_bytes) / bytes_per_s
         longer_s, shorter_s = np.maximum(compute_s, memory_s), np.minimum(compute_s, memory_s)
@@ -122,5 +124,7 @@ def moves_s(
     return np.where(rows > 0, moved_s, 0.0)
 
 
-def _slowdown(reread: float, tile_rows: int) -> float:
-    return (1 + reread * (1 / tile_rows + 1 / _TILE_COLUMNS)) / (1 + reread * 2 / _TILE_COLUMNS)
+def _slowdown(reread: float, tile_rows: int, feeding: float) -> float:
+    """Of a small tile against one of 128 x 128; a multiprocessor whose tensor cores are slower waits less for operands."""
+    slowdown = (1 + reread * (1 / tile_rows + 1 / _TILE_COLUMNS)) / (1 + reread * 2 / _TILE_COLUMNS)
+    return max(min(slowdown, 1.0), slowdown * feeding)
