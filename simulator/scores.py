@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.stats import binom
 
 SCORE_COLUMNS = ("suite", "group", "subject", "quantity", "unit", "measured", "predicted", "low", "high", "status")
 """Of the long table: one row for each measured quantity.
@@ -63,6 +64,10 @@ LEAST_RIGHT_ORDER = 0.90
 """Share of pairs of deployments, more than 10 % apart, whose order is right."""
 BANDS_HOLD = (0.75, 0.85)
 """Share of measurements inside their 80 % bands."""
+LEAST_COMPARED = 20
+"""Pairs, or measurements with a band, below which a share of them says nothing."""
+_BY_CHANCE = 0.05
+"""How often a band that holds what it is meant to may be called wrong, were rows independent of each other."""
 LEAST_ANSWERED = {"serving": 0.90}
 """Share of a suite's rows that must have a prediction."""
 
@@ -83,11 +88,14 @@ class Scoreboard:
     """``what`` of a target, ``rows``, ``fits``, ``missed``, ``median`` and ``p90``: what the calibrations say of their errors on models,
     shapes and GPUs that were left out of their fits."""
 
-    def in_sample(self, rows: pd.DataFrame | None = None) -> bool:
-        """Whether any of these rows, or any at all, is of a table that the calibrations were fitted on."""
+    def is_in_sample(self, rows: pd.DataFrame) -> pd.Series:
+        """Which of these rows are of a table that the calibrations were fitted on."""
         known = {table["source"] for table in self.run.get("tables", []) if table.get("in_sample")}
-        rows = self.rows if rows is None else rows
-        return bool(known) and "source" in rows.columns and bool(rows["source"].isin(known).any())
+        return rows["source"].isin(known) if "source" in rows.columns else pd.Series(data=False, index=rows.index)
+
+    def in_sample(self, rows: pd.DataFrame | None = None) -> bool:
+        """Whether any of these rows, or any at all, is."""
+        return bool(self.is_in_sample(self.rows if rows is None else rows).any())
 
 
 def incomparable(board: Scoreboard) -> list[str]:
@@ -122,7 +130,8 @@ def score(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
     Returns:
         ``rows``, ``unsupported`` and ``extrapolated`` (shares of all rows), ``median``, ``mean`` and ``p90`` of the absolute error,
-        ``bias`` (median of the signed error), ``covered`` (share of answered rows whose measurement lies inside the band).
+        ``bias`` (median of the signed error), ``covered`` (share of answered rows whose measurement lies inside the band), and
+        ``banded``: how many rows that is of.
     """
     answered = is_answered(rows["status"]) & rows["predicted"].notna()
     error = rows["predicted"] / rows["measured"] - 1.0
@@ -145,6 +154,7 @@ def score(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
             "p90": grouped["absolute"].quantile(0.9),
             "bias": grouped["error"].median(),
             "covered": grouped["covered"].mean(),
+            "banded": grouped["covered"].count(),
         }
     ).reset_index()
 
@@ -165,15 +175,18 @@ def target_of(suite: str, quantity: str, group: str) -> Target | None:
 
 
 def grouped(rows: pd.DataFrame) -> pd.DataFrame:
-    """:func:`score` by suite, quantity and group, with ``target_median``, ``target_p90`` and ``met``; worst first within a suite.
+    """:func:`score` by suite, quantity and group, with ``target_median``, ``target_p90`` and ``within_target``; worst first in a suite.
 
-    ``met`` is ``None`` where there is no target or no row was answered.
+    ``within_target`` is of the errors on these very rows, in sample or not, and so no verdict on a target (:func:`judged`); it is
+    ``None`` where there is no target or no row was answered.
     """
     found = score(rows, ["suite", "quantity", "group"])
     targets = [target_of(*key) for key in found[["suite", "quantity", "group"]].astype(str).itertuples(index=False, name=None)]
     found["target_median"] = [np.nan if target is None else target.median for target in targets]
     found["target_p90"] = [np.nan if target is None else target.p90 for target in targets]
-    found["met"] = [_met(row["median"], row["p90"], target) for row, target in zip(found.to_dict("records"), targets, strict=True)]
+    found["within_target"] = [
+        _met(row["median"], row["p90"], target) for row, target in zip(found.to_dict("records"), targets, strict=True)
+    ]
     place = {suite: number for number, suite in enumerate(dict.fromkeys(found["suite"]))}
     keys = found["suite"].map(place)
     return (
@@ -198,46 +211,109 @@ def judged(board: Scoreboard) -> pd.DataFrame:
     """A row a target: ``what``, ``asked``, ``found``, ``left_out`` in words, ``rows``, ``met`` (``None``: nothing to judge), ``in_sample``.
 
     ``found`` is of the rows themselves. Where those are in sample, ``met`` goes by ``left_out``, which is what the calibrations say of
-    whole models, shapes and GPUs left out of their fits, and empty where none says anything.
+    whole models, shapes and GPUs left out of their fits, of ``left_out_rows`` rows, and empty where none says anything. Rows that are
+    in sample and rows that are not are judged apart.
     """
-    found: list[tuple[str, str, str, str, int, bool | None, bool]] = []
-    known = {suite: board.in_sample(own) for suite, own in board.rows.groupby("suite")}
+    found = [*_errors_judged(board), *_answers_judged(board), *_orders_judged(board), *_bands_judged(board)]
+    return pd.DataFrame(found, columns=list(Judged._fields)).astype({"met": object})
+
+
+class Judged(NamedTuple):
+    """A target, as :func:`judged` has it."""
+
+    what: str
+    asked: str
+    found: str
+    left_out: str
+    left_out_rows: int
+    rows: int
+    met: bool | None
+    in_sample: bool
+
+
+def _errors_judged(board: Scoreboard) -> Iterator[Judged]:
     stated = {row["what"]: row for row in board.left_out.to_dict("records")}
+    known = board.is_in_sample(board.rows)
     for target in TARGETS:
-        own = board.rows[target.covers(board.rows)]
-        if own.empty:
-            continue
-        scores = score(own.assign(all="all"), ["all"]).iloc[0].to_dict()
-        asked = f"median {percent_of(target.median, digits=0)}, p90 {percent_of(target.p90, digits=0)}"
-        other = stated.get(target.what)
-        in_sample = board.in_sample(own)
-        judge = other if other is not None and in_sample else scores
-        met = _met(judge["median"], judge["p90"], target)
-        found.append((target.what, asked, _errors(scores, target), _errors(other, target), len(own), met, in_sample))
+        covered = target.covers(board.rows)
+        for in_sample in (True, False):
+            own = board.rows[covered & (known == in_sample)]
+            if own.empty:
+                continue
+            scores = score(own.assign(all="all"), ["all"]).iloc[0].to_dict()
+            asked = f"median {percent_of(target.median, digits=0)}, p90 {percent_of(target.p90, digits=0)}"
+            other = stated.get(target.what) if in_sample else None
+            judge = scores if other is None else other
+            met = _met(judge["median"], judge["p90"], target)
+            num_others = 0 if other is None else int(other["rows"])
+            yield Judged(target.what, asked, _errors(scores, target), _errors(other, target), num_others, len(own), met, in_sample)
+
+
+def _answers_judged(board: Scoreboard) -> Iterator[Judged]:
     for suite, least in LEAST_ANSWERED.items():
         own = board.rows[board.rows["suite"] == suite]
         if len(own):
             share = float((is_answered(own["status"]) & own["predicted"].notna()).mean())
             asked, what = f"at least {percent_of(least, digits=0)}", f"Rows of {suite} that are answered"
-            found.append((what, asked, percent_of(share, least), "", len(own), share >= least, known.get(suite, False)))
+            yield Judged(what, asked, percent_of(share, least), "", 0, len(own), share >= least, board.in_sample(own))
+
+
+def _orders_judged(board: Scoreboard) -> Iterator[Judged]:
+    known = {suite: board.in_sample(own) for suite, own in board.rows.groupby("suite")}
     for row in board.order.groupby("suite", sort=False).sum().reset_index().to_dict("records") if len(board.order) else []:
         if row["pairs"]:
-            share = row["right"] / row["pairs"]
+            share, enough = row["right"] / row["pairs"], row["pairs"] >= LEAST_COMPARED
             what = f"Order of two deployments of {row['suite']} that differ by > 10 %"
             asked = f"right in at least {percent_of(LEAST_RIGHT_ORDER, digits=0)}"
-            met = share >= LEAST_RIGHT_ORDER
-            said = percent_of(share, LEAST_RIGHT_ORDER)
-            found.append((what, asked, said, "", row["pairs"], met, known.get(row["suite"], False)))
-    if len(board.rows):
-        for row in score(board.rows, ["suite"]).to_dict("records"):
-            if np.isfinite(row["covered"]):
-                low, high = BANDS_HOLD
-                what, met = f"80 % bands of {row['suite']} hold", bool(low <= row["covered"] <= high)
-                asked = f"in {percent_of(low, digits=0)} to {percent_of(high, digits=0)}"
-                said = percent_of(row["covered"], low, high)
-                found.append((what, asked, said, "", row["rows"], met, known.get(row["suite"], False)))
-    columns = ["what", "asked", "found", "left_out", "rows", "met", "in_sample"]
-    return pd.DataFrame(found, columns=columns).astype({"met": object})
+            said = percent_of(share, LEAST_RIGHT_ORDER) + ("" if enough else _TOO_FEW)
+            met = share >= LEAST_RIGHT_ORDER if enough else None
+            yield Judged(what, asked, said, "", 0, row["pairs"], met, known.get(row["suite"], False))
+
+
+def _bands_judged(board: Scoreboard) -> Iterator[Judged]:
+    for row in score(board.rows, ["suite"]).to_dict("records") if len(board.rows) else []:
+        if row["banded"]:
+            own, (low, high) = board.rows[board.rows["suite"] == row["suite"]], BANDS_HOLD
+            enough = row["banded"] >= LEAST_COMPARED
+            asked = f"in {percent_of(low, digits=0)} to {percent_of(high, digits=0)}, or as near as chance allows"
+            said = percent_of(row["covered"], low, high) + ("" if enough else _TOO_FEW)
+            met = bands_hold(round(row["covered"] * row["banded"]), row["banded"]) if enough else None
+            yield Judged(f"80 % bands of {row['suite']} hold", asked, said, "", 0, row["rows"], met, board.in_sample(own))
+
+
+_TOO_FEW = "; too few rows to say"
+
+
+def bands_hold(inside: int, count: int) -> bool:
+    """Whether ``inside`` of ``count`` measurements in their bands is what :data:`BANDS_HOLD` asks, with room for chance.
+
+    >>> bands_hold(18, 20), bands_hold(10, 20), bands_hold(900, 1000), bands_hold(800, 1000), bands_hold(600, 1000)
+    (True, False, False, True, False)
+    """
+    low, high = BANDS_HOLD
+    return bool(binom.ppf(_BY_CHANCE / 2, count, low) <= inside <= binom.ppf(1 - _BY_CHANCE / 2, count, high))
+
+
+def tally(found: pd.DataFrame) -> str:
+    """How many targets are met, by what they were judged on; empty where none was.
+
+    Args:
+        found: :func:`judged`.
+
+    >>> columns = ["in_sample", "left_out", "met"]
+    >>> tally(pd.DataFrame([(True, "median 9 %", True), (True, "median 9 %", False), (True, "", True), (True, "", None)], columns=columns))
+    'targets with models left out: 1 of 2 met; in sample only: 1 of 1 met'
+    >>> tally(pd.DataFrame([(False, "", True)], columns=columns))
+    'targets: 1 of 1 met'
+    """
+    has_verdict, known, has_left_out = found["met"].notna(), found["in_sample"].astype(bool), found["left_out"] != ""
+    kinds = {"with models left out": known & has_left_out, "in sample only": known & ~has_left_out, "on other rows": ~known}
+    counted = {kind: found["met"][has_verdict & chosen].astype(bool) for kind, chosen in kinds.items()}
+    said = {kind: f"{int(met.sum())} of {len(met)}" for kind, met in counted.items() if len(met)}
+    if set(said) == {"on other rows"}:
+        return f"targets: {said['on other rows']} met"
+    told = "; ".join(f"{kind}: {count} met" for kind, count in said.items())
+    return f"targets {told}" if told else ""
 
 
 def _errors(scores: Mapping[Any, Any] | None, target: Target) -> str:

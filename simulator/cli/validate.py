@@ -172,7 +172,7 @@ def as_numbers(board: Any) -> dict[str, Any]:
 
 def print_board(board: Any) -> None:
     """The scores of each suite, its targets, what the words mean, and what cannot be answered or compared and why."""
-    from simulator.scores import IN_SAMPLE, grouped, incomparable, judged, reasons, score
+    from simulator.scores import IN_SAMPLE, grouped, incomparable, judged, reasons, score, tally
 
     out = console.out if console.out.is_terminal else Console(width=_WIDTH)
     if board.rows.empty:
@@ -187,6 +187,8 @@ def print_board(board: Any) -> None:
         targets = judged(board)
         if len(targets):
             out.print(_targets_table(targets))
+            if counted := tally(targets):
+                out.print(counted, style="bold", highlight=False)
         if board.in_sample():
             out.print(IN_SAMPLE, style="bold", highlight=False)
             out.print()
@@ -199,7 +201,7 @@ def print_board(board: Any) -> None:
 _LEGEND = (
     "median, mean, p90: of the absolute error |predicted / measured - 1|. bias: median of predicted / measured - 1, above 0 where "
     "predictions are too large. no answer: share of rows that are unsupported. extrapol.: answered from outside what was measured, with "
-    "a wider band. in band: share of measurements between a prediction's low and high, which are meant to hold 80 %. target: median/p90."
+    "a wider band. in band: share of measurements between a prediction's low and high, which are meant to hold 80 %. target: median/p90. within target here: of the errors on these rows, in sample or not."
 )
 
 
@@ -212,10 +214,10 @@ def _scores_table(total: dict[Any, Any], groups: Any, in_sample: bool) -> Table:
     for heading in ("rows", "median", "mean", "p90", "bias", "no\nanswer", "extra-\npol.", "in\nband"):
         drawn.add_column(heading, justify="right", no_wrap=True)
     drawn.add_column("target", justify="right", no_wrap=True)
-    drawn.add_column("met", no_wrap=True)
+    drawn.add_column("within\ntarget\nhere", no_wrap=True)
     for row in groups.head(_GROUPS_SHOWN).to_dict("records"):
         target = "" if math.isnan(row["target_median"]) else f"{row['target_median'] * 100:.0f}/{row['target_p90'] * 100:.0f}"
-        drawn.add_row(str(row["group"]) or "all", *_cells(row), target, _verdict(row["met"]))
+        drawn.add_row(str(row["group"]) or "all", *_cells(row), target, _verdict(row["within_target"]))
     if len(groups) > _GROUPS_SHOWN:
         drawn.add_row(Text(f"... and {len(groups) - _GROUPS_SHOWN} better groups", style="dim"))
     if len(groups) > 1:
@@ -276,7 +278,8 @@ def _targets_table(found: Any) -> Table:
     for row in found.to_dict("records"):
         asked, seen, left_out = (_short(row[key]) for key in ("asked", "found", "left_out"))
         seen += " *" if row["in_sample"] and not every else ""
-        drawn.add_row(row["what"], asked, seen, left_out or "-", f"{row['rows']:,}", _verdict(row["met"]))
+        left_out = f"{left_out}\n({row['left_out_rows']:,} rows)" if left_out else "-"
+        drawn.add_row(row["what"], asked, seen, left_out, f"{row['rows']:,}", _verdict(row["met"]))
     return drawn
 
 

@@ -12,7 +12,7 @@ from simulator.report.document import described, document, facts_list, in_sectio
 from simulator.report.markup import Markup, join, tag
 from simulator.report.scoreboard_figures import figures
 from simulator.report.scoreboard_tables import percent
-from simulator.scores import IN_SAMPLE, Scoreboard, incomparable, is_answered, judged
+from simulator.scores import IN_SAMPLE, Scoreboard, incomparable, is_answered, judged, tally
 
 _NAME = "Accuracy"
 _MOST_MISSED = 6
@@ -62,13 +62,11 @@ def headline(board: Scoreboard) -> str:
     if answered.empty:
         return "No measured row was answered, so there is no error to show."
     error = float(np.median(np.abs(answered["predicted"].to_numpy(float) / answered["measured"].to_numpy(float) - 1)))
-    found = [bool(met) for met in judged(board)["met"] if met is not None]
+    found = tally(judged(board))
     said = f"Half of {len(answered):,} predictions are within {percent(error)} of what was measured"
-    if not board.in_sample():
-        return f"{said}; {sum(found)} of {len(found)} targets are met." if found else f"{said}."
-    is_whole = all(table.get("in_sample") for table in board.run.get("tables", []))
-    said += ", in sample" if is_whole else ", partly in sample"
-    return f"{said}; with models left out of the fits, {sum(found)} of {len(found)} targets are met." if found else f"{said}."
+    if board.in_sample():
+        said += ", in sample" if board.is_in_sample(board.rows).all() else ", partly in sample"
+    return f"{said}; {found}." if found else f"{said}."
 
 
 def _hero(board: Scoreboard) -> Markup:
@@ -90,7 +88,8 @@ def _missed(board: Scoreboard) -> list[str]:
     for row in judged(board).to_dict("records"):
         if row["met"] is False:
             both = row["left_out"] and row["in_sample"]
-            said = f"{row['left_out']} with models left out ({row['found']} in sample)" if both else row["found"]
+            others = f"{row['left_out_rows']:,} rows with models left out"
+            said = f"{row['left_out']} of {others} ({row['found']} in sample)" if both else row["found"]
             missed.append(f"Missed: {row['what']}: {said}; asked: {row['asked']}.".replace(" %", "\N{NO-BREAK SPACE}%"))
     more = len(missed) - _MOST_MISSED
     return [*missed[:_MOST_MISSED], *([f"{more} further targets are missed; see below."] if more > 0 else [])]

@@ -27,7 +27,7 @@ _HEAD = (
     "Extra\N{SOFT HYPHEN}polated",
     "In band",
     "Target",
-    "Met",
+    "Within target here",
 )
 
 
@@ -63,7 +63,7 @@ def targets_table(board: Scoreboard) -> Markup:
             row["what"],
             verdict(row["met"]),
             f"{row['found']} (in sample)" if is_mixed and row["in_sample"] else row["found"],
-            row["left_out"] or UNDEFINED,
+            f"{row['left_out']}, of {row['left_out_rows']:,} rows" if row["left_out"] else UNDEFINED,
             row["asked"],
             f"{row['rows']:,}",
         ]
@@ -81,6 +81,7 @@ _WORDS = {
     "Answered": "a row with a prediction: ok, or extrapolated from outside what was measured, with a wider band; the rest are unsupported",
     "In band": "share of answered rows whose measurement lies between the prediction's low and high; bands are meant to hold 80 %",
     "Target": "median and 90th percentile that are asked of the absolute error",
+    "Within target here": "whether the errors on these rows are, in sample or not; the table of targets says which are met",
 }
 
 
@@ -103,7 +104,9 @@ def scores_table(board: Scoreboard) -> Markup:
         title = title_of(total["suite"], total["quantity"])
         if board.in_sample(board.rows[board.rows["suite"] == total["suite"]]):
             title = f"{title}, in sample"
-        rows.append(_scores(title, {**total, "target_median": math.nan, "target_p90": math.nan, "met": None}, class_="group"))
+        rows.append(
+            _scores(title, {**total, "target_median": math.nan, "target_p90": math.nan, "within_target": None}, class_="group")
+        )
         if len(own) > 1:
             rows += [_scores(str(row["group"]) or "all", row) for row in own.head(_MOST_GROUPS).to_dict("records")]
         elif len(own) == 1:
@@ -126,7 +129,7 @@ def _scores(name: str, row: dict[Any, Any], class_: str | bool = False) -> Marku
         percent(row["bias"], signed=True),
         *(percent(row[key], digits=0) for key in ("unsupported", "extrapolated", "covered")),
         target,
-        verdict(row["met"]),
+        UNDEFINED if row["within_target"] is None else "yes" if row["within_target"] else "no",
     )
     keys = {"data_suite": str(row["suite"]), "data_quantity": str(row["quantity"])}
     return tag("tr", tag("th", name, scope="row"), *(tag("td", cell) for cell in cells), class_=class_, **keys)

@@ -87,7 +87,9 @@ def scoreboard(parts: Sequence[Answered], run: dict[str, Any]) -> Scoreboard:
     ]
     order = pd.DataFrame([entry for part in parts for entry in part.order], columns=["suite", "pairs", "right"])
     calibrations = _calibrations()
-    return Scoreboard({**run, "tables": tables}, rows, fits(calibrations), order, left_out(rows, calibrations))
+    # What fits say of rows left out of them is no figure for a table that they have not seen: that one speaks for itself.
+    seen = rows[rows["source"].isin([part.source for part in parts if part.in_sample])]
+    return Scoreboard({**run, "tables": tables}, rows, fits(calibrations), order, left_out(seen, calibrations))
 
 
 def _calibrations() -> dict[str, CalibrationFile]:

@@ -10,12 +10,14 @@ from simulator.scores import (
     SCORE_COLUMNS,
     TARGETS,
     Scoreboard,
+    bands_hold,
     grouped,
     judged,
     order_of,
     percent_of,
     reasons,
     score,
+    tally,
     target_of,
     worst,
 )
@@ -59,7 +61,7 @@ def test_groups_come_worst_first_and_are_held_to_their_targets():
     )
     found = grouped(made)
     assert found["group"].tolist()[2] == "h100 vllm dense"
-    met = dict(zip(found["group"].where(found["suite"] == "serving", "theirs"), found["met"], strict=True))
+    met = dict(zip(found["group"].where(found["suite"] == "serving", "theirs"), found["within_target"], strict=True))
     assert met == {
         "h100 vllm dense": True,
         "h200 vllm dense": False,
@@ -79,8 +81,8 @@ def test_every_target_is_reached_by_some_rows_and_no_group_has_two():
 
 
 def test_the_board_is_judged_by_shares_too():
-    every = [(1.0, 1.05, "ok")] * 8 + [(1.0, 1.28, "ok")] * 2
-    board = Scoreboard({}, rows(*every), order=pd.DataFrame([{"suite": "serving", "pairs": 10, "right": 8}]))
+    every = [(1.0, 1.05, "ok")] * 16 + [(1.0, 1.28, "ok")] * 4
+    board = Scoreboard({}, rows(*every), order=pd.DataFrame([{"suite": "serving", "pairs": 20, "right": 16}]))
     found = judged(board).set_index("what")
     assert found["met"].to_dict() == {
         "Serving TPOT, MoE": True,
@@ -90,8 +92,37 @@ def test_the_board_is_judged_by_shares_too():
     }
     assert found.loc["80 % bands of serving hold", "found"] == "80.0 %"
     assert judged(Scoreboard({}, rows().iloc[:0])).empty
-    narrow = judged(Scoreboard({}, rows(*[(1.0, 1.5, "ok")] * 4))).set_index("what")
+    narrow = judged(Scoreboard({}, rows(*[(1.0, 1.5, "ok")] * 40))).set_index("what")
     assert not narrow.loc["80 % bands of serving hold", "met"]
+
+
+def test_few_rows_are_no_verdict_on_bands_and_order():
+    board = Scoreboard({}, rows(*[(1.0, 1.5, "ok")] * 19), order=pd.DataFrame([{"suite": "serving", "pairs": 19, "right": 0}]))
+    found = judged(board).set_index("what")
+    for what in ("80 % bands of serving hold", "Order of two deployments of serving that differ by > 10 %"):
+        assert found.loc[what, "met"] is None
+        assert found.loc[what, "found"] == "0.0 %; too few rows to say"
+
+
+def test_bands_are_judged_with_room_for_chance():
+    assert bands_hold(90, 100), "of bands that hold 85 %, one in ten holds so many"
+    assert not bands_hold(900, 1000)
+    assert bands_hold(68, 100)
+    assert not bands_hold(680, 1000)
+
+
+def test_targets_met_are_counted_by_what_they_are_judged_on():
+    run = {"tables": [{"suite": "serving", "source": "table.csv", "rows": 4, "in_sample": True}]}
+    stated = pd.DataFrame([{"what": "Serving TPOT, MoE", "rows": 9, "fits": 2, "missed": 1, "median": 0.13, "p90": 0.2}])
+    known = rows(*[(1.0, 1.05, "ok")] * 4)
+    assert (
+        tally(judged(Scoreboard(run, known, left_out=stated)))
+        == "targets with models left out: 0 of 1 met; in sample only: 1 of 1 met"
+    )
+    assert tally(judged(Scoreboard({}, known, left_out=stated))) == "targets: 2 of 2 met"
+    both = judged(Scoreboard(run, pd.concat([known, known.assign(source="mine.csv")]), left_out=stated))
+    errors = both[both["what"] == "Serving TPOT, MoE"]
+    assert errors[["in_sample", "left_out_rows", "met"]].to_numpy().tolist() == [[True, 9, False], [False, 0, True]]
 
 
 def test_a_row_with_two_measures_is_one_reason():
@@ -135,7 +166,8 @@ def test_targets_are_judged_by_what_was_left_out_only_where_rows_are_in_sample(i
     run = {"tables": [{"suite": "serving", "source": "table.csv", "rows": 4, "in_sample": in_sample}]}
     stated = pd.DataFrame([{"what": "Serving TPOT, MoE", "rows": 9, "fits": 2, "missed": 1, "median": 0.13, "p90": 0.2}])
     found = judged(Scoreboard(run, rows(*[(1.0, 1.05, "ok")] * 4), left_out=stated)).set_index("what").loc["Serving TPOT, MoE"]
-    assert (found["found"], found["left_out"]) == ("median 5.0 %, p90 5.0 %", "median 13.0 %, p90 20.0 %")
+    assert (found["found"], found["left_out"]) == ("median 5.0 %, p90 5.0 %", "median 13.0 %, p90 20.0 %" * in_sample)
+    assert found["left_out_rows"] == 9 * in_sample
     assert found["met"] is not in_sample
 
 
