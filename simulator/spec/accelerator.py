@@ -6,6 +6,9 @@ from simulator.data import find_file
 from simulator.spec.base import Frozen, Positive, Size, validate
 from simulator.spec.loading import read_toml
 
+_ARITHMETIC = {"fp8": "fp8", "fp8_block": "fp8", "mxfp4_mxfp8": "fp8", "int8": "int8", "mxfp4": "fp4", "nvfp4": "fp4"}
+"""What multiplies each format where hardware can; others are expanded to 16 bits everywhere."""
+
 
 class AcceleratorSpec(Frozen):
     """Vendor peaks of one accelerator (GPU, or a laptop's SoC)."""
@@ -45,15 +48,16 @@ class AcceleratorSpec(Frozen):
         """
         if dtype == "fp32":
             return self.bf16_flops_per_s / 2
-        native = {
-            "fp8": self.fp8_flops_per_s,
-            "fp8_block": self.fp8_flops_per_s,
-            "int8": self.int8_flops_per_s,
-            "mxfp4": self.fp4_flops_per_s,
-            "mxfp4_mxfp8": self.fp8_flops_per_s,
-            "nvfp4": self.fp4_flops_per_s,
-        }
-        return native.get(dtype) or self.bf16_flops_per_s
+        return self._arithmetic.get(_ARITHMETIC.get(dtype, "")) or self.bf16_flops_per_s
+
+    def lacks(self, dtype: str) -> str | None:
+        """The arithmetic that would multiply weights stored as ``dtype`` and that the hardware does not have; ``None`` if there is none."""
+        wanted = _ARITHMETIC.get(dtype)
+        return wanted if wanted and self._arithmetic[wanted] is None else None
+
+    @property
+    def _arithmetic(self) -> dict[str, float | None]:
+        return {"fp8": self.fp8_flops_per_s, "int8": self.int8_flops_per_s, "fp4": self.fp4_flops_per_s}
 
 
 def load_accelerator(name: str, where: str) -> AcceleratorSpec:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from simulator.spec.accelerator import AcceleratorSpec
 from simulator.spec.calibration.fit import Fit
 from simulator.validation import OK
+from simulator.validation.bands import Band
 
 SIBLING = 2.0
 """How much wider, in log space, a band is on another GPU of the family that was measured; likewise below."""
@@ -26,7 +27,7 @@ OUTSIDE = 2.0
 OTHER_KERNELS = 3.0
 """Where the kernels of another engine, or of another number format, were measured."""
 ASSUMED = 1.0
-"""Nothing was measured: an assumed entry's band is as wide already as that asks for."""
+"""Nothing was measured: an assumed entry's band is as wide already as that asks for, and :func:`no_narrower` than where more is known."""
 
 
 class Doubt(NamedTuple):
@@ -36,14 +37,19 @@ class Doubt(NamedTuple):
     wider: float = OTHER_KERNELS
 
 
-def of_hardware(fit: Fit, accelerator: AcceleratorSpec, what: str) -> list[Doubt]:
+def of_hardware(fit: Fit, accelerator: AcceleratorSpec, what: str, dtype: str = "") -> list[Doubt]:
     """Doubts about the GPU, or none where the fit saw this very one.
 
     Args:
         what: was measured or was not, in the plural: ``bf16 products``.
+        dtype: of weights that are multiplied, if any are.
     """
     if fit.kind == "assumed":
-        return [Doubt(f"no measured {what} on its family", ASSUMED)]
+        doubts = [Doubt(f"no measured {what} on its family", ASSUMED)]
+        if lacking := accelerator.lacks(dtype):
+            why = f"no {lacking} arithmetic on {accelerator.name}, priced as 16-bit products with weights unpacked"
+            doubts.append(Doubt(why, ASSUMED))
+        return doubts
     if fit.accelerator != accelerator.name:
         return [Doubt(f"measured on {fit.accelerator or 'another GPU of its family'}", SIBLING)]
     return []
@@ -88,6 +94,26 @@ def _one(
         return OK, 1.0
     wider = np.sqrt(1.0 + sum(doubt.wider**2 - 1.0 for doubt in here))
     return f"extrapolated: {'; '.join(doubt.why for doubt in here)}", float(wider)
+
+
+def no_narrower(
+    band: tuple[NDArray[np.float64], NDArray[np.float64]],
+    seconds: NDArray[np.float64],
+    seen: Fit,
+    doubts: Sequence[Doubt],
+    outside: Mapping[str, NDArray[np.bool_]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Low and high of an assumed entry, no narrower than on a GPU of a family that was measured.
+
+    Args:
+        seen: the entry for the same engine and format of that family, whose GPUs are priced for this.
+        doubts: about the row itself, not about the GPU.
+        outside: by quantity, which rows lie outside the range of ``seen``.
+    """
+    others = [] if seen.kind == "assumed" else [Doubt("another GPU of the family", SIBLING)]
+    _, wider = settle(len(seconds), [*doubts, *others], outside)
+    low, high = Band.of(seen).spread(seconds, wider)
+    return np.minimum(band[0], low), np.maximum(band[1], high)
 
 
 def outside_of(fit: Fit, **quantities: NDArray[np.float64]) -> dict[str, NDArray[np.bool_]]:

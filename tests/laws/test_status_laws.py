@@ -103,6 +103,27 @@ def test_a_family_of_gpus_without_measurements_is_never_ok(family, gpu):
     assert status.startswith(("extrapolated: no measured", "unsupported: "))
 
 
+@pytest.mark.parametrize("family", ["gemm", "moe"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "fp8", "fp8_block", "nvfp4", "int4_wo"])
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm", "other"])
+def test_bands_are_no_narrower_where_the_family_of_the_gpu_was_not_measured(family, dtype, engine):
+    rows = {f"{family}_dtype": dtype, "engine": engine}
+    known = width(answer(family, gpu="h200_sxm", **rows))
+    for gpu in (*ASSUMED, "rtx_4090", "rtx_pro_6000", "mi300x"):
+        assert width(answer(family, gpu=gpu, **rows)) >= known * (1 - 1e-9), gpu
+
+
+@pytest.mark.parametrize("family", ["gemm", "moe"])
+@pytest.mark.parametrize(
+    ("gpu", "dtype", "lacking"), [("h100_sxm", "nvfp4", "fp4"), ("a100_sxm", "fp8", "fp8"), ("l40s", "fp8", "")]
+)
+def test_formats_that_hardware_cannot_multiply_are_said_and_have_wide_bands(family, gpu, dtype, lacking):
+    found = answer(family, gpu=gpu, **{f"{family}_dtype": dtype, "engine": "vllm"})
+    name = accelerator_name(gpu)
+    assert (f"no {lacking} arithmetic on {name}, priced as 16-bit products" in found.status[0]) == bool(lacking)
+    assert width(found) >= 2 * np.log(2) * (1 - 1e-9) or not lacking
+
+
 @pytest.mark.parametrize("family", ROWS)
 @pytest.mark.parametrize("value", [1e9, 1e18, -4, 0, 2.5, NAN, float("inf"), "many"], ids=str)
 def test_absurd_sizes_are_refused_with_the_reason(family, value):

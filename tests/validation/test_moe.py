@@ -120,7 +120,9 @@ def test_every_engine_and_gpu_is_answered_and_more_balanced_tokens_never_take_le
 
 def test_what_was_not_measured_is_extrapolated_and_says_why():
     status = Moe().answer(rows(gpu=["h100", "h200", "a100"], num_tokens=[64, 64, 64])).status
-    assert status == [OK, "extrapolated: measured on h100-sxm", "extrapolated: no measured fp8_block experts on its family"]
+    assert status[:2] == [OK, "extrapolated: measured on h100-sxm"]
+    lacking = "no fp8 arithmetic on a100-sxm, priced as 16-bit products with weights unpacked"
+    assert status[2] == f"extrapolated: no measured fp8_block experts on its family; {lacking}"
     assert Moe().answer(rows(engine="abacus")).status == ["extrapolated: no measured fp8_block experts of engine 'abacus'"]
     assert Moe().answer(rows(num_tokens=100_000)).status == ["extrapolated: num_tokens outside the measured range"]
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from functools import cache
 
 from simulator.data import available_files
 from simulator.errors import UserError
 from simulator.spec.accelerator import AcceleratorSpec, load_accelerator
-from simulator.spec.calibration import Calibration, load_calibration
+from simulator.spec.calibration import Calibration, CalibrationFile, load_calibration
 
 _SAYS_NOTHING = re.compile(
     r"nvidia|amd|instinct|geforce|tesla|quadro|gpu|tensor|core|blackwell|hopper|server|edition|workstation|oam|ac|hbm\d\w*|nvl\d+|sxm\d*"
 )
 """Words of a name that tell no two files apart. ``sxm`` is one since PCIe cards say what they are."""
 _MEMORY = re.compile(r"(\d+)gi?b")
+_NEAR = 0.7
+"""Of names, as :mod:`difflib` counts it."""
+_FOLDER = "cluster_configs/accelerators"
 _SAME_MEMORY = 0.1
 """Names round what files give exactly; 40 GB are not 80."""
+
+_SEEN = "hopper"
+"""The family of GPUs of which most was measured."""
 
 
 @cache
@@ -28,16 +35,38 @@ def accelerator_name(gpu: str) -> str | None:
     >>> accelerator_name("NVIDIA A100-SXM4-40GB"), accelerator_name("NVIDIA H100 NVL")
     (None, None)
     """
-    files = available_files("cluster_configs/accelerators")
-    words = re.findall(r"[a-z0-9]+", gpu.lower())
-    told = [word for word in words if not _SAYS_NOTHING.fullmatch(word) and not _MEMORY.fullmatch(word)]
-    plain = "-".join(told)
+    files = available_files(_FOLDER)
+    words = _words(gpu)
+    plain = "-".join(_telling(words))
     name = next((name for name in ("-".join(words), plain, f"{plain}-sxm") if name in files), None)
     memory = next((float(found[1]) * 1e9 for word in words if (found := _MEMORY.fullmatch(word))), None)
     if name is None or memory is None:
         return name
     has = load_accelerator(name, f"GPU '{gpu}'").memory_bytes
     return name if abs(has / memory - 1.0) < _SAME_MEMORY else None
+
+
+def near_accelerators(gpu: str) -> tuple[str, ...]:
+    """Accelerator files whose names are near the one that a table gives to a GPU that there is none of.
+
+    >>> near_accelerators("h10"), near_accelerators("NVIDIA A100-SXM4-40GB"), near_accelerators("rubin")
+    (('h100-pcie', 'h100-sxm'), ('a100-pcie', 'a100-sxm'), ())
+    """
+    told = _telling(_words(gpu))
+    by_word: dict[str, list[str]] = {}
+    for name in sorted(available_files(_FOLDER)):
+        by_word.setdefault(name.split("-")[0], []).append(name)
+    near = difflib.get_close_matches(told[0], by_word, n=1, cutoff=_NEAR) if told else []
+    return tuple(name for word in near if word[0] == told[0][0] for name in by_word[word])
+
+
+def _words(gpu: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", gpu.lower())
+
+
+def _telling(words: list[str]) -> list[str]:
+    """Those of a GPU's name that tell files apart."""
+    return [word for word in words if not _SAYS_NOTHING.fullmatch(word) and not _MEMORY.fullmatch(word)]
 
 
 @cache
@@ -51,3 +80,9 @@ def calibrated(gpu: str, engine: str) -> tuple[AcceleratorSpec, Calibration] | N
         return accelerator, load_calibration(accelerator.calibration, name).on(engine)
     except UserError:  # a machine that moesim calibrate timed: it has tables of its own
         return None
+
+
+@cache
+def seen() -> CalibrationFile:
+    """What the family of GPUs achieves of which most was measured."""
+    return load_calibration(_SEEN, _SEEN)

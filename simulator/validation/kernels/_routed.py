@@ -14,8 +14,8 @@ from simulator.spec.accelerator import AcceleratorSpec
 from simulator.spec.calibration import FEW_EXPERTS, CalibrationFile, GroupedGemmFit, load_calibration
 from simulator.validation import OK, Answers
 from simulator.validation.bands import Band
-from simulator.validation.doubts import Doubt, of_hardware, outside_of, settle
-from simulator.validation.kernels._hardware import calibrated
+from simulator.validation.doubts import Doubt, no_narrower, of_hardware, outside_of, settle
+from simulator.validation.kernels._hardware import calibrated, seen
 from simulator.validation.kernels._sizes import MOST_CHOICES, MOST_EXPERTS, MOST_RANKS, numbers, refusals
 
 TILE_ROWS = (8, 16, 32, 64, 128, 256)
@@ -181,11 +181,11 @@ def _price_group(
         return
     accelerator, calibration = found
     here = layers.of(places)
-    for few in (False, True):
-        chosen = (here.sizes["experts"] <= FEW_EXPERTS) == few
+    for few in (None, FEW_EXPERTS):
+        chosen = (here.sizes["experts"] <= FEW_EXPERTS) == (few is not None)
         if chosen.any():
-            fit = calibration.experts(dtype, FEW_EXPERTS if few else None)
-            _price_kernels(answers, places[chosen], here.of(chosen), accelerator, fit, engine, dtype)
+            fit = calibration.experts(dtype, few)
+            _price_kernels(answers, places[chosen], here.of(chosen), accelerator, fit, engine, dtype, few)
 
 
 def _price_kernels(
@@ -196,17 +196,25 @@ def _price_kernels(
     fit: GroupedGemmFit,
     engine: str,
     dtype: str,
+    few: int | None,
 ) -> None:
     seconds = here.seconds(accelerator, fit, dtype)
-    doubts = of_hardware(fit, accelerator, f"{dtype} experts")
-    table = _file(accelerator.calibration).grouped_gemm
-    if fit.kind != "assumed" and fit not in [table.get(engine, {}).get(name) for name in (dtype, f"{dtype}_few")]:
-        doubts.append(Doubt(f"no measured {dtype} experts of engine '{engine}'"))
+    doubts = of_hardware(fit, accelerator, f"{dtype} experts", dtype) + _doubts(fit, _file(accelerator.calibration), engine, dtype)
     statuses, wider = settle(len(places), doubts, outside_of(fit, **here.sizes))
     low, high = Band.of(fit).spread(seconds, wider)
+    if fit.kind == "assumed":
+        like = seen().on(engine).experts(dtype, few)
+        low, high = no_narrower((low, high), seconds, like, _doubts(like, seen(), engine, dtype), outside_of(like, **here.sizes))
     answers.seconds[places, 0], answers.low[places, 0], answers.high[places, 0] = seconds, low, high
     for place, status in zip(places, statuses, strict=True):
         answers.status[place] = status
+
+
+def _doubts(fit: GroupedGemmFit, file: CalibrationFile, engine: str, dtype: str) -> list[Doubt]:
+    own = file.grouped_gemm.get(engine, {})
+    if fit.kind == "assumed" or fit in [own.get(name) for name in (dtype, f"{dtype}_few")]:
+        return []
+    return [Doubt(f"no measured {dtype} experts of engine '{engine}'")]
 
 
 @cache

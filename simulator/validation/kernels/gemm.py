@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from simulator.cost.compute._gemm import Operands, product_s
 from simulator.spec.accelerator import AcceleratorSpec
 from simulator.spec.base import Frozen
-from simulator.spec.calibration.gemm import EagerLaunch
+from simulator.spec.calibration.gemm import EagerLaunch, GemmFit
 from simulator.validation import OK, Answers, Measure, require
 from simulator.validation.bands import Band
-from simulator.validation.doubts import Doubt, of_hardware, outside_of, settle
-from simulator.validation.kernels._hardware import calibrated
+from simulator.validation.doubts import Doubt, no_narrower, of_hardware, outside_of, settle
+from simulator.validation.kernels._hardware import calibrated, seen
 from simulator.validation.kernels._sizes import numbers, refusals
 
 _EAGER_ENGINE = "vllm"
@@ -97,15 +97,22 @@ class Gemm(Frozen):
         seconds = product_s(accelerator, fit, m, k, n, _operands(accelerator, dtype, measured_as))
         if fit.eager is not None and engine == _EAGER_ENGINE:
             seconds = with_launch_s(fit.eager, seconds, m, k, n)
-        doubts = [Doubt(guess)] if guess else []
-        if fit.kind != "assumed" and engine not in _ENGINES:
-            doubts.append(Doubt(f"kernels of {engine} were not measured, vLLM's were"))
-        doubts += of_hardware(fit, accelerator, f"{dtype} products")
-        statuses, wider = settle(len(places), doubts, outside_of(fit, m=m, n=n, k=k))
+        here = _doubts(fit, guess, engine) + of_hardware(fit, accelerator, f"{dtype} products", dtype)
+        statuses, wider = settle(len(places), here, outside_of(fit, m=m, n=n, k=k))
         low, high = Band.of(fit).spread(seconds, wider)
+        if fit.kind == "assumed":
+            like = seen().on(engine).matrices(dtype)
+            low, high = no_narrower((low, high), seconds, like, _doubts(like, guess, engine), outside_of(like, m=m, n=n, k=k))
         answers.seconds[places, 0], answers.low[places, 0], answers.high[places, 0] = seconds, low, high
         for place, status in zip(places, statuses, strict=True):
             answers.status[place] = status
+
+
+def _doubts(fit: GemmFit, guess: str, engine: str) -> list[Doubt]:
+    doubts = [Doubt(guess)] if guess else []
+    if fit.kind != "assumed" and engine not in _ENGINES:
+        doubts.append(Doubt(f"kernels of {engine} were not measured, vLLM's were"))
+    return doubts
 
 
 def with_launch_s(
