@@ -98,14 +98,20 @@ class Scoreboard:
         return bool(self.is_in_sample(self.rows if rows is None else rows).any())
 
 
-def incomparable(board: Scoreboard) -> list[str]:
-    """Sentences on rows whose measured value cannot be used, a table and column each."""
-    return [
-        f"{PurePath(table['source']).name}: {count:,} of {table['rows']:,} rows {'has' if count == 1 else 'have'} no usable {column}; "
-        f"{'it is' if count == 1 else 'they are'} answered, but not compared"
-        for table in board.run.get("tables", [])
-        for column, count in table.get("unusable", {}).items()
-    ]
+def remarks(board: Scoreboard) -> list[str]:
+    """Sentences on rows that are answered but not compared, a table and column each, and on those that count more than once."""
+    said = []
+    for table in board.run.get("tables", []):
+        name, rows = PurePath(table["source"]).name, table["rows"]
+        if lacking := table.get("lacking"):
+            has = f"; the table has {', '.join(table['spare'])}" if table.get("spare") else ""
+            said.append(f"{name}: no column {' or '.join(lacking)}, needed for errors{has}")
+        for column, count in table.get("unusable", {}).items():
+            verb, they = ("has", "it is") if count == 1 else ("have", "they are")
+            said.append(f"{name}: {count:,} of {rows:,} rows {verb} no usable {column}; {they} answered, but not compared")
+        if count := table.get("repeated"):
+            said.append(f"{name}: {count:,} {'row is' if count == 1 else 'rows are'} repeated; each counts")
+    return said
 
 
 def title_of(suite: str, quantity: str) -> str:

@@ -172,12 +172,12 @@ def as_numbers(board: Any) -> dict[str, Any]:
 
 def print_board(board: Any) -> None:
     """The scores of each suite, its targets, what the words mean, and what cannot be answered or compared and why."""
-    from simulator.scores import IN_SAMPLE, grouped, incomparable, judged, reasons, score, tally
+    from simulator.scores import IN_SAMPLE, grouped, judged, reasons, remarks, score, tally
 
     out = console.out if console.out.is_terminal else Console(width=_WIDTH)
-    if board.rows.empty:
+    if board.rows.empty and not remarks(board):
         out.print("Nothing was measured in these rows, so there is no error to show.", highlight=False, soft_wrap=True)
-    else:
+    if len(board.rows):
         by_group = grouped(board.rows)
         for row in score(board.rows, ["suite", "quantity"]).to_dict("records"):
             own = by_group[(by_group["suite"] == row["suite"]) & (by_group["quantity"] == row["quantity"])]
@@ -192,7 +192,7 @@ def print_board(board: Any) -> None:
         if board.in_sample():
             out.print(IN_SAMPLE, style="bold", highlight=False)
             out.print()
-    for sentence in incomparable(board):
+    for sentence in remarks(board):
         out.print(sentence, style="yellow", highlight=False, soft_wrap=True, markup=False)
     if len(found := reasons(board.rows, "unsupported") if len(board.rows) else board.rows):
         out.print(_reasons_table(found))

@@ -12,7 +12,7 @@ from simulator.report.document import described, document, facts_list, in_sectio
 from simulator.report.markup import Markup, join, tag
 from simulator.report.scoreboard_figures import figures
 from simulator.report.scoreboard_tables import percent
-from simulator.scores import IN_SAMPLE, Scoreboard, incomparable, is_answered, judged, tally
+from simulator.scores import IN_SAMPLE, Scoreboard, is_answered, judged, remarks, tally
 
 _NAME = "Accuracy"
 _MOST_MISSED = 6
@@ -75,7 +75,7 @@ def _hero(board: Scoreboard) -> Markup:
         tag("p", "Predictions against measurements", class_="eyebrow"),
         tag("h1", headline(board)),
         *([tag("p", IN_SAMPLE, class_="lead")] if board.in_sample() else []),
-        tag("ul", *(tag("li", reason) for reason in [*_missed(board), *incomparable(board)]), class_="reasons"),
+        tag("ul", *(tag("li", reason) for reason in [*_missed(board), *remarks(board)]), class_="reasons"),
         facts_list(_setting(board), "setting"),
     )
 

@@ -82,6 +82,8 @@ def scoreboard(parts: Sequence[Answered], run: dict[str, Any]) -> Scoreboard:
             "rows": len(part.table),
             "in_sample": part.in_sample,
             **({"unusable": part.unusable} if part.unusable else {}),
+            **({"lacking": part.lacking, "spare": part.spare} if part.lacking else {}),
+            **({"repeated": part.repeated} if part.repeated else {}),
         }
         for part in parts
     ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from simulator.errors import UserError
 from simulator.plugins import available, build
 from simulator.scores import is_answered, order_of, worst
 from simulator.validation import Answers, Measure, require, score_rows, with_answers
-from simulator.validation.kernels import KernelFamily, measures_of
+from simulator.validation.cells import spelled, told
+from simulator.validation.kernels import KernelFamily, layouts_of, measures_of
 from simulator.validation.known_rows import is_known
 from simulator.validation.splits import split_orders
 from simulator.validation.tables import ENDINGS, Table, format_of, read_table
@@ -42,6 +44,12 @@ class Answered:
     """Whether deployments stand in the right order: :func:`simulator.scores.order_of`."""
     unusable: dict[str, int] = field(default_factory=dict)
     """How many rows have no usable number in a measured column, by its name: they are answered, but not compared."""
+    lacking: tuple[str, ...] = ()
+    """Measured columns that the table does not have."""
+    spare: tuple[str, ...] = ()
+    """Columns that may have been meant by those."""
+    repeated: int = 0
+    """How many rows are the same as an earlier one in every cell."""
     in_sample: bool = False
     """Whether its rows are among those that the calibrations were fitted on."""
 
@@ -70,9 +78,9 @@ def answer_kernels(name: str, path: Path, tick: Tick = lambda *_: None) -> Answe
     family = family_of(name)
     table = read_table(path)
     require(table.values, family.columns, str(path))
-    measures = measures_of(family, table.values)
+    measures = measures_of(family, table.values, str(path))
     tick(f"{name}: {path.name}", 0, len(table.values))
-    answers = family.answer(table.values)
+    answers = family.answer(spelled(table.values))
     found = _answered(name, path, table, measures, answers, family.columns)
     tick(f"{name}: {path.name}", len(table.values), len(table.values))
     return replace(found, order=split_orders(name, table.values, family.columns, measures[0], answers)) if measures else found
@@ -171,20 +179,35 @@ def _answered(
     Args:
         columns: what tells a row to a reader first, where it has no ``id``.
     """
-    answers = _with_statuses(answers)
+    answers = _with_statuses(answers, table.texts)
     numbers = _numbers(table.values, measures)
     rows = score_rows(suite, table.values.assign(**numbers), measures, answers)
     if not rows.empty:
         measured = {measure.column for measure in measures}
-        told = dict.fromkeys([*columns, *(name for name in table.texts.columns if name not in measured)])
+        first = dict.fromkeys([*columns, *(name for name in table.texts.columns if name not in measured)])
         rows = _named(
-            rows[rows["measured"] > 0].reset_index(drop=True), table.texts, tuple(told)[: max(len(columns), _COLUMNS_TOLD)]
+            rows[rows["measured"] > 0].reset_index(drop=True), table.texts, tuple(first)[: max(len(columns), _COLUMNS_TOLD)]
         )
     usable = {column: int((np.isfinite(cells) & (cells > 0)).sum()) for column, cells in numbers.items()}
+    lacking = [measure.column for measure in measures if measure.column not in numbers]
     unusable = {column: len(table.texts) - count for column, count in usable.items() if count < len(table.texts)}
     return Answered(
-        suite, str(path), with_answers(table.texts, measures, answers), rows, unusable=unusable, in_sample=is_known(table.values)
+        suite,
+        str(path),
+        with_answers(table.texts, measures, answers),
+        rows,
+        unusable=unusable,
+        lacking=tuple(lacking),
+        spare=_spare(lacking, [str(name) for name in table.texts.columns if name not in {*columns, *numbers}]),
+        repeated=int(table.texts.duplicated().sum()),
+        in_sample=is_known(table.values),
     )
+
+
+def _spare(lacking: Sequence[str], others: list[str]) -> tuple[str, ...]:
+    """Those of other columns whose names are near those that a table lacks, else the first few."""
+    near = [name for column in lacking for name in difflib.get_close_matches(column, others, n=1, cutoff=0.6)]
+    return tuple(dict.fromkeys(near or others[:_COLUMNS_TOLD])) if lacking else ()
 
 
 def _named(rows: pd.DataFrame, texts: pd.DataFrame, columns: tuple[str, ...]) -> pd.DataFrame:
@@ -204,8 +227,8 @@ def _numbers(values: pd.DataFrame, measures: tuple[Measure, ...]) -> dict[str, p
     return {column: pd.to_numeric(values[column], errors="coerce").astype(float) for column in columns}
 
 
-def _with_statuses(answers: Answers) -> Answers:
-    """The same with rows that have no finite answer called unsupported, and no seconds in rows that are."""
+def _with_statuses(answers: Answers, texts: pd.DataFrame) -> Answers:
+    """The same with rows that have no finite answer called unsupported, and why in words; and no seconds in rows that are."""
     finite = np.asarray(np.isfinite(answers.seconds).any(axis=1))
     said = is_answered(pd.Series(answers.status, dtype=object)).to_numpy(bool)
     status = [
@@ -214,7 +237,7 @@ def _with_statuses(answers: Answers) -> Answers:
     ]
     nothing = ~(finite & said)[:, None]
     seconds, low, high = (np.where(nothing, np.nan, part) for part in (answers.seconds, answers.low, answers.high))
-    return Answers(seconds, low, high, status, answers.group)
+    return Answers(seconds, low, high, told(status, texts), answers.group)
 
 
 def tables_in(folder: Path) -> tuple[dict[Path, str], dict[str, str]]:
@@ -238,7 +261,7 @@ def tables_in(folder: Path) -> tuple[dict[Path, str], dict[str, str]]:
             skipped[path.name] = str(error).removeprefix(f"{path}: ")
             continue
         if suite is None:
-            skipped[path.name] = "its columns are those of no suite"
+            skipped[path.name] = _why_none(read_table(path, 1).values)
         else:
             found[path] = suite
     return found, skipped
@@ -264,6 +287,16 @@ def suite_of(values: pd.DataFrame) -> str | None:
     if fitting:
         return max(fitting)[1]
     return PUBLISHED if published.topic_of(set(values.columns)) else None
+
+
+def _why_none(values: pd.DataFrame) -> str:
+    """Why no suite reads a table of these columns."""
+    columns = set(map(str, values.columns))
+    for name in families():
+        for required, measured in layouts_of(family_of(name)):
+            if set(required) <= columns:
+                return f"its columns are those of {name}, but it has none of the measured ones: {', '.join(measured)}"
+    return "its columns are those of no suite"
 
 
 def _reads(family: KernelFamily, values: pd.DataFrame) -> bool:

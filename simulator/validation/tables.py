@@ -58,7 +58,7 @@ def read_table(path: Path, most_rows: int | None = None) -> Table:
         raise UserError(f"{path}: no such file")
     if path.is_dir():
         raise UserError(f"{path}: is a folder; name a file in it")
-    what = "a table"
+    what: Format | Literal["a table"] = "a table"
     try:
         what = format_of(path)
         if what == "Parquet":
@@ -75,7 +75,21 @@ def read_table(path: Path, most_rows: int | None = None) -> Table:
     if texts.empty:
         raise UserError(f"{path}: has no rows, read as {what}")
     texts.columns = [str(name).strip() for name in texts.columns]
+    if twice := _twice(list(texts.columns) if what == "Parquet" else _header(path, what)):
+        raise UserError(f"{path}: two columns are called '{twice}'; rename one")
     return Table(texts, values_of(texts))
+
+
+def _header(path: Path, what: Format) -> list[str]:
+    """The first line's names as they stand there: pandas would tell equal ones apart by numbers."""
+    packing: Literal["gzip"] | None = "gzip" if what == "gzipped CSV" else None
+    first = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", nrows=1, header=None, compression=packing)
+    return [str(name).strip() for name in first.iloc[0]]
+
+
+def _twice(names: list[str]) -> str | None:
+    """A name that is there twice; columns without one are nobody's."""
+    return next((name for place, name in enumerate(names) if name and name in names[:place]), None)
 
 
 def values_of(texts: pd.DataFrame) -> pd.DataFrame:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from simulator.errors import UserError
 from simulator.scores import IN_SAMPLE, SCORE_COLUMNS
 from simulator.validation import known_rows, published, suites
 from simulator.validation.tables import read_table, values_of
@@ -153,8 +154,66 @@ def test_a_table_without_measurements_is_answered_too(moesim):
     pd.read_csv("gemm.csv").drop(columns="latency_ms").to_csv("asked.csv", index=False)
     code, out, _ = moesim("validate", "kernels", "gemm", "asked.csv", "--out", "answers.csv", "--report", "page.html")
     assert code == 0
-    assert "Nothing was measured" in out
+    assert "asked.csv: no column latency_ms, needed for errors; the table has note" in out
     assert pd.read_csv("answers.csv")["predicted_kernel_s"].notna().sum() == 2
+
+
+def test_a_measured_column_in_another_unit_is_named(moesim):
+    pd.read_csv("gemm.csv").rename(columns={"latency_ms": "latency_us"}).to_csv("micro.csv", index=False)
+    code, out, _ = moesim("validate", "kernels", "gemm", "micro.csv", "--report", "page.html")
+    said = "micro.csv: no column latency_ms, needed for errors; the table has latency_us"
+    assert code == 0
+    assert said in out
+    assert "Nothing was measured" not in out
+    assert said in Path("page.html").read_text()
+
+
+def test_a_cell_that_cannot_be_used_is_quoted(moesim):
+    told = {
+        "h100,bfloat16,abc,8,8": "m is not a number: abc",
+        "h100,bfloat16,,8,8": "m is empty",
+        "h100,bfloat16,inf,8,8": "m is not a number: inf",
+        "h100,bfloat16,1e30,8,8": "m is 1e30, larger than anything that is counted",
+        ",bfloat16,8,8,8": "gpu is empty",
+        "h100,,8,8,8": "gemm_dtype is empty",
+        "h10,bfloat16,8,8,8": "no calibrated accelerator 'h10'; near it: h100-pcie, h100-sxm; 'moesim list accelerators' has all",
+        "rubin,bfloat16,8,8,8": "no calibrated accelerator 'rubin'; 'moesim list accelerators' has all that are",
+    }
+    Path("cells.csv").write_text("gpu,gemm_dtype,m,n,k\n" + "\n".join(told) + "\n")
+    assert moesim("validate", "kernels", "gemm", "cells.csv", "--out", "answers.csv")[0] == 0
+    assert pd.read_csv("answers.csv")["status"].tolist() == [f"unsupported: {why}" for why in told.values()]
+
+
+def test_a_cell_is_quoted_by_its_columns_own_name(moesim):
+    columns = "gpu,engine,node_num,hidden_size,num_token,num_topk,num_experts,dispatch_avg_t_us,combine_avg_t_us"
+    Path("exchange.csv").write_text(f"{columns}\nh100,sglang,1,7168,few,8,256,1,1\n")
+    assert moesim("validate", "kernels", "alltoall", "exchange.csv", "--out", "answers.csv")[0] == 0
+    assert pd.read_csv("answers.csv")["status"].tolist() == ["unsupported: num_token is not a number: few"]
+
+
+def test_formats_are_read_in_other_spellings(moesim):
+    names = ("bfloat16", "bf16", "BFLOAT16", "fp8", "FP8")
+    Path("names.csv").write_text("gpu,gemm_dtype,m,n,k\n" + "".join(f"h100,{name},512,4096,4096\n" for name in names))
+    assert moesim("validate", "kernels", "gemm", "names.csv", "--out", "answers.csv")[0] == 0
+    answers = pd.read_csv("answers.csv")
+    assert answers["gemm_dtype"].tolist() == list(names)
+    assert answers["predicted_kernel_s"].notna().all()
+    assert answers["predicted_kernel_s"].nunique() == 2
+
+
+@pytest.mark.parametrize(("count", "said"), [(1, None), (2, "1 row is repeated"), (3, "2 rows are repeated; each counts")])
+def test_rows_that_are_repeated_are_remarked(moesim, count, said):
+    pd.read_csv("gemm.csv", dtype=str, keep_default_na=False).iloc[[0] * count + [1]].to_csv("same.csv", index=False)
+    _, out, _ = moesim("validate", "kernels", "gemm", "same.csv")
+    assert (f"same.csv: {said}" in out) if said else ("repeated" not in out)
+
+
+@pytest.mark.parametrize("name", ["twice.csv", "twice.csv.gz"])
+def test_columns_of_one_name_are_refused(tmp_path, name):
+    path = tmp_path / name
+    pd.DataFrame([["h100", "8", "9", ""]], columns=["gpu", "m", " m", ""]).to_csv(path, index=False)
+    with pytest.raises(UserError, match="two columns are called 'm'; rename one"):
+        read_table(path)
 
 
 @pytest.mark.parametrize(
@@ -177,6 +236,7 @@ def test_a_table_without_measurements_is_answered_too(moesim):
             ["gemm.csv", "missing columns 'id', 'backend', 'model_path', 'system', 'mode', 'isl', 'osl'; it has gpu"],
         ),
         (("kernels", "gemm", "shout.csv"), ["missing columns 'gemm_dtype', 'k'; did you mean 'gemm_type' for 'gemm_dtype'?"]),
+        (("kernels", "alltoall", "gemm.csv"), ["gemm.csv: missing columns 'node_num'"]),
         (("published", "gemm.csv"), ["gemm.csv", "its columns are those of no"]),
         (("published", "absent.csv"), ["absent.csv", "no such file"]),
         (("kernels", "gemm", "gemm.csv", "--out", "answers.txt"), ["answers.txt", "must end in"]),
@@ -233,6 +293,7 @@ def test_tables_of_a_folder_are_told_by_their_columns(moesim, tmp_path, monkeypa
     (folder / "whatever.csv").write_text(GEMM)
     (folder / "broken.csv").write_text("")
     (folder / "foreign.csv").write_text("a,b\n1,2\n")
+    (folder / "micro.csv").write_text(GEMM.replace("latency_ms", "latency_us"))
     (folder / "README.md").write_text("not a table")
     arguments = ["--measurements", folder] if how == "option" else []
     if how == "environment":
@@ -241,8 +302,9 @@ def test_tables_of_a_folder_are_told_by_their_columns(moesim, tmp_path, monkeypa
     found = json.loads(out)
     assert code == 0
     assert [(entry["suite"], entry["rows"]) for entry in found["tables"]] == [("gemm", 7), ("published", 1)]
-    assert set(found["skipped"]) == {"broken.csv", "foreign.csv"}
-    assert err.count("skipped: ") == 2
+    assert set(found["skipped"]) == {"broken.csv", "foreign.csv", "micro.csv"}
+    assert "of gemm, but it has none of the measured ones: latency_ms" in found["skipped"]["micro.csv"]
+    assert err.count("skipped: ") == 3
     assert json.loads((tmp_path / "here" / "run.json").read_text())["skipped"] == found["skipped"]
     rows = pd.read_parquet(tmp_path / "here" / "rows.parquet")
     assert len(rows) == len(pd.read_csv("gemm.csv")) + 1

@@ -29,8 +29,11 @@ class KernelFamily(Protocol):
 class _MeasuresByTable(Protocol):
     """A family whose tables differ in what they measure; its ``measures`` are those that every table has, often none."""
 
-    def measures_of(self, table: pd.DataFrame) -> tuple[Measure, ...]:
+    def measures_of(self, table: pd.DataFrame, where: str) -> tuple[Measure, ...]:
         """What ``table`` measures, by its columns.
+
+        Args:
+            where: what errors call it.
 
         Raises:
             UserError: if it is none of the tables that this family reads.
@@ -38,6 +41,24 @@ class _MeasuresByTable(Protocol):
         ...
 
 
-def measures_of(family: KernelFamily, table: pd.DataFrame) -> tuple[Measure, ...]:
-    """What ``family`` answers for ``table``: columns of its ``Answers``, in order."""
-    return family.measures_of(table) if isinstance(family, _MeasuresByTable) else family.measures
+@runtime_checkable
+class _SeveralLayouts(Protocol):
+    """A family that reads several kinds of table, told apart by their columns."""
+
+    layouts: tuple[tuple[str, ...], ...]
+    """The columns that each kind must have."""
+
+
+def layouts_of(family: KernelFamily) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """For each kind of table that a family reads: columns that it must have, and those that are measured."""
+    kinds = family.layouts if isinstance(family, _SeveralLayouts) else (family.columns,)
+    return [(kind, tuple(m.column for m in measures_of(family, pd.DataFrame(columns=list(kind))))) for kind in kinds]
+
+
+def measures_of(family: KernelFamily, table: pd.DataFrame, where: str = "table") -> tuple[Measure, ...]:
+    """What ``family`` answers for ``table``: columns of its ``Answers``, in order.
+
+    Args:
+        where: what errors call the table.
+    """
+    return family.measures_of(table, where) if isinstance(family, _MeasuresByTable) else family.measures

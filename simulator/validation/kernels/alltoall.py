@@ -76,9 +76,10 @@ class Alltoall(Frozen):
     """Exchanges between ranks and experts."""
 
     columns: ClassVar[tuple[str, ...]] = ()
+    layouts: ClassVar[tuple[tuple[str, ...], ...]] = (_LOW_LATENCY, _NORMAL, _BACKENDS, _PUBLISHED)
     measures: ClassVar[tuple[Measure, ...]] = ()
 
-    def measures_of(self, table: pd.DataFrame) -> tuple[Measure, ...]:
+    def measures_of(self, table: pd.DataFrame, where: str = "all-to-all table") -> tuple[Measure, ...]:
         columns = set(map(str, table.columns))
         if columns >= set(_NORMAL):
             return tuple(
@@ -92,8 +93,8 @@ class Alltoall(Frozen):
             return (Measure("latency", "latency", _MICRO),)
         if columns >= set(_PUBLISHED):
             return (Measure("latency", "latency_us", _MICRO),)
-        require(table, _BACKENDS if "comm_backend" in columns else _LOW_LATENCY, "all-to-all table")
-        raise UserError("all-to-all table: its columns are of no kind that is known")
+        require(table, _BACKENDS if "comm_backend" in columns else _LOW_LATENCY, where)
+        raise UserError(f"{where}: its columns are of no kind that is known")
 
     def answer(self, table: pd.DataFrame) -> Answers:
         answers = Answers.unsupported(len(table), len(self.measures_of(table)))

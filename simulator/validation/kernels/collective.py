@@ -61,6 +61,7 @@ class Collective(Frozen):
     """All-reduce, all-gather, reduce-scatter and all-to-all of equal parts."""
 
     columns: ClassVar[tuple[str, ...]] = ("gpu", "num_gpus")
+    layouts: ClassVar[tuple[tuple[str, ...], ...]] = (_NCCL, _CUSTOM)
     measures: ClassVar[tuple[Measure, ...]] = (Measure("latency", "latency_ms", 1e-3),)
 
     def answer(self, table: pd.DataFrame) -> Answers:
