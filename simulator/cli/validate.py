@@ -14,6 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperCommand
 
 from simulator.cli import console
 from simulator.cli.console import AsJson
@@ -77,7 +78,18 @@ def validate(
     console.err.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True, markup=False)
 
 
-@app.command()
+class _WithColumns(TyperCommand):
+    """Help that ends with the columns of every family, which are looked up when somebody asks."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from simulator.validation.suites import columns_told
+
+        # Typer keeps lines apart that an empty one is between.
+        self.epilog = "\n\n".join(["Columns of a table:", *columns_told()])
+        super().format_help(ctx, formatter)
+
+
+@app.command(cls=_WithColumns)
 def kernels(
     family: Annotated[
         str, typer.Argument(metavar="FAMILY", help="Such as gemm, attention or moe; moesim list kernels names them.")

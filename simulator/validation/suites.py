@@ -69,6 +69,15 @@ def family_of(name: str) -> KernelFamily:
     return family
 
 
+def columns_told() -> list[str]:
+    """A line for each kind of table of each family: columns that it must have, and those with what was measured."""
+    return [
+        f"{name}: {', '.join(required)}; measured, for errors: {', '.join(measured)}"
+        for name in families()
+        for required, measured in layouts_of(family_of(name))
+    ]
+
+
 def answer_kernels(name: str, path: Path, tick: Tick = lambda *_: None) -> Answered:
     """Answer every row of a table of kernel or exchange timings.
 

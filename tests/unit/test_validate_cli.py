@@ -168,6 +168,16 @@ def test_a_measured_column_in_another_unit_is_named(moesim):
     assert said in Path("page.html").read_text()
 
 
+def test_help_lists_columns_of_every_family(moesim):
+    code, out, _ = moesim("validate", "kernels", "--help")
+    words = " ".join(out.split())
+    assert code == 0
+    for name in suites.families():
+        assert f" {name}: gpu, " in words
+    for said in ("gemm: gpu, gemm_dtype, m, n, k; measured, for errors: latency_ms", "dispatch_avg_t_us", "message_size"):
+        assert said in words
+
+
 def test_a_cell_that_cannot_be_used_is_quoted(moesim):
     told = {
         "h100,bfloat16,abc,8,8": "m is not a number: abc",
