@@ -56,14 +56,15 @@ def targets_table(board: Scoreboard) -> Markup:
     found = judged(board)
     has_left_out = bool(found["left_out"].any())
     is_mixed = bool(found["in_sample"].any()) and not found["in_sample"].all()
-    head = ["What", "Met", "In sample" if found["in_sample"].all() else "On these rows", "Models left out", "Asked", "Rows"]
+    # Errors that are judged stand first, since a telephone shows little more.
+    head = ["What", "Met", "Models left out", "In sample" if found["in_sample"].all() else "On these rows", "Asked", "Rows"]
     rows = []
     for row in found.to_dict("records"):
         cells = [
             row["what"],
             verdict(row["met"]),
-            f"{row['found']} (in sample)" if is_mixed and row["in_sample"] else row["found"],
             f"{row['left_out']}, of {row['left_out_rows']:,} rows" if row["left_out"] else UNDEFINED,
+            f"{row['found']} (in sample)" if is_mixed and row["in_sample"] else row["found"],
             row["asked"],
             f"{row['rows']:,}",
         ]
@@ -72,7 +73,7 @@ def targets_table(board: Scoreboard) -> Markup:
 
 
 def _without(cells: list[str], has_left_out: bool) -> list[str]:
-    return cells if has_left_out else [*cells[:3], *cells[4:]]
+    return cells if has_left_out else [*cells[:2], *cells[3:]]
 
 
 _WORDS = {

@@ -86,6 +86,21 @@ def test_it_says_the_numbers_and_escapes_the_names():
     assert "<script>alert" not in page
 
 
+def test_errors_with_models_left_out_stand_first_beside_rows_that_fits_have_seen():
+    stated = pd.DataFrame([{"what": "Dense GEMM kernels", "rows": 9_000, "fits": 2, "missed": 1, "median": 0.13, "p90": 0.2}])
+    for in_sample in (True, False):
+        made = board(("gemm",), left_out=stated)
+        made.run["tables"][0]["in_sample"] = in_sample
+        page = render(made).partition('id="targets"')[2].partition("</table>")[0]
+        found = re.findall(r"<th[^>]*>([^<]+)</th>", page)[:4]
+        if in_sample:
+            assert found[:3] == ["What", "Met", "Models left out"]
+            assert "of 9,000 rows" in page
+        else:
+            assert found == ["What", "Met", "On these rows", "Asked"]
+            assert "9,000" not in page
+
+
 def test_it_stays_small_and_says_what_it_left_out():
     few, many = render(board(count=600)), render(board(count=60_000))
     assert len(json.dumps(payload_of(many))) < 1.5 * len(json.dumps(payload_of(few))) < 1.5e6
@@ -125,4 +140,15 @@ def test_it_opens_offline_and_draws_everything(browser, tmp_path, width):
     assert problems == []
     assert opened.locator(".js-plotly-plot").count() == sum(len(figure.draw(made)) for figure in figures())
     assert opened.evaluate("document.documentElement.scrollWidth") <= width
+    drawn = opened.locator(".js-plotly-plot").first
+    drawn.hover()
+    right, last, buttons, top = drawn.evaluate(
+        """plot => {
+          const box = (of) => [...plot.querySelectorAll(of)].pop().getBoundingClientRect();
+          const edge = plot.getBoundingClientRect().right;
+          return [edge, box(".xtick text").right, box(".modebar").bottom, box(".nsewdrag").top];
+        }"""
+    )
+    assert last <= right, "the last label is not cut"
+    assert buttons <= top, "buttons hide no point"
     context.close()

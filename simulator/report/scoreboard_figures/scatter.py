@@ -20,6 +20,9 @@ _BAND = 0.25
 _MOST_POINTS = 700
 """Of a plot, drawn at random: a page of all would not open."""
 _LONGEST_NAME = 70
+_HEIGHT = 364
+_MARGIN = {"t": 36, "r": 30}
+"""Pixels: above, Plotly's buttons hide no point; to the right, half of a last tick's label fits on a telephone."""
 
 
 class Scatter(Frozen):
@@ -54,7 +57,7 @@ def _plot(rows: pd.DataFrame) -> go.Figure:
     size, name = time_axis(float(np.median(both))) if unit == "s" else (1.0, unit)
     low, high = float(both.min()) / size / 1.5, float(both.max()) / size * 1.5
     axis = {"type": "log", "range": [math.log10(low), math.log10(high)], **log_ticks(low, high)}
-    drawn = style.figure(f"Measured ({name})", f"Predicted ({name})", height=340, xaxis=axis, yaxis=axis)
+    drawn = style.figure(f"Measured ({name})", f"Predicted ({name})", height=_HEIGHT, margin=_MARGIN, xaxis=axis, yaxis=axis)
     # On logarithmic axes an error either way is a straight strip.
     ends = np.array([low, high])
     drawn.add_scatter(
