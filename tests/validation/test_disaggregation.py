@@ -57,6 +57,16 @@ def test_more_requests_in_flight_wait_longer():
     assert (many > few).all()
 
 
+def test_bands_hold_that_workers_which_are_not_said_are_enough():
+    unsaid = {"prefill_num_workers": None, "decode_num_workers": None}
+    crowd = POINT["id"].replace("_c8_", "_c2048_")
+    taken = answered(row(**unsaid), row(id=crowd, **unsaid))
+    many = answered(row(id=crowd, prefill_num_workers=32, decode_num_workers=32))
+    few_share, crowd_share = taken.low[:, 0] / taken.seconds[:, 0]
+    assert crowd_share < few_share
+    assert taken.low[1, 0] <= many.seconds[0, 0] <= taken.high[1, 0]
+
+
 def test_what_the_table_does_not_say_is_said():
     said, unsaid = answered(row(), row(prefill_num_workers=None, decode_num_workers=None)).status
     assert "how many workers" not in said

@@ -34,6 +34,7 @@ from simulator.validation.serving._disagg import (
     latencies,
     prompts_of,
     transfer_s,
+    with_enough_workers,
 )
 from simulator.validation.serving._drafts import doubts_of_drafts, drafts, has_drafts, kept, with_drafts
 from simulator.validation.serving._load import Latencies, measure
@@ -186,7 +187,11 @@ def _answer_pools(point: Point, prefill: Pool) -> Answer:
     if isinstance(pools, str):
         return Answer(_NAN, _NAN, f"unsupported: {pools}", group)
     seconds = latencies(pools[0], Load.of(point), fit)
-    bands = (fit.ttft_band, fit.band) if point.says_workers else (fit.unsaid_ttft_band, fit.unsaid_band)
+    bands = (fit.ttft_band, fit.band)
+    if not point.says_workers:
+        low, high = fit.unsaid_ttft_band
+        fewer_s = with_enough_workers(pools[0], Load.of(point), fit)
+        bands = ((low * min(1.0, fewer_s / seconds.ttft_s) if fewer_s else low, high), fit.unsaid_band)
     doubts, widens = doubts_of_pools(point, pools[1], fit)
     status, _ = _status(found._replace(guesses=(*found.guesses, *doubts)), point, pools[1])
     return Answer(*seconds, status, group, *bands, widens=widens)

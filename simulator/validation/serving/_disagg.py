@@ -177,10 +177,7 @@ def serve(pools: Pools, load: Load, per_step: float) -> Served:
     room, more = pools.decodes.ranks * pools.decodes.room, load.num_output - 1
     concurrency = min(load.concurrency, room)
     token_s = pools.decodes.token_s(concurrency) / per_step
-    workers = pools.workers
-    if workers is None:
-        wanted_per_s = concurrency / (token_s * more)
-        workers = min(_MOST_WORKERS, max(1, math.ceil(wanted_per_s / (_BUSIEST * pools.prompts.most_per_s()))))
+    workers = min(_MOST_WORKERS, _wanted_workers(pools, load, per_step)) if pools.workers is None else pools.workers
     workers = min(workers, concurrency)  # others would never have a prompt
     count = concurrency * (_FEW_ROUNDS if concurrency >= _MANY_IN_FLIGHT else ROUNDS)
     spread = np.random.default_rng(0).uniform(SHORTEST, 1.0, size=count) / ((1 + SHORTEST) / 2)
@@ -192,11 +189,29 @@ def serve(pools: Pools, load: Load, per_step: float) -> Served:
     return Served(waits_s, float(took_s @ weights_of(count, concurrency)), token_s)
 
 
+def _wanted_workers(pools: Pools, load: Load, per_step: float) -> int:
+    """Prefill workers that keep up with the decode pool at :data:`_BUSIEST`."""
+    concurrency = min(load.concurrency, pools.decodes.ranks * pools.decodes.room)
+    token_s = pools.decodes.token_s(concurrency) / per_step
+    wanted_per_s = concurrency / (token_s * (load.num_output - 1))
+    return max(1, math.ceil(wanted_per_s / (_BUSIEST * pools.prompts.most_per_s())))
+
+
 def latencies(pools: Pools, load: Load, fit: DisaggregationFit) -> Latencies:
     """TTFT and TPOT."""
     served = serve(pools, load, fit.unsaid_drafts if pools.may_draft else 1.0)
     ratio = fit.unsaid_prefill_ratio if pools.workers is None else fit.prefill_ratio
     return Latencies(fit.first_token_s + pools.transfer_s + served.waits_s + ratio * served.in_pool_s, served.token_s)
+
+
+def with_enough_workers(pools: Pools, load: Load, fit: DisaggregationFit) -> float | None:
+    """The time to the first token, had both pools workers enough for the load; ``None`` where those that are taken are enough."""
+    decodes, per_step = pools.decodes, fit.unsaid_drafts if pools.may_draft else 1.0
+    more = decodes._replace(ranks=max(decodes.ranks, math.ceil(load.concurrency / decodes.room)))
+    wanted = _wanted_workers(pools._replace(decodes=more), load, per_step)
+    if more.ranks == decodes.ranks and wanted <= _MOST_WORKERS:
+        return None
+    return latencies(pools._replace(decodes=more, workers=wanted), load, fit).ttft_s
 
 
 def transfer_s(prefill: Half, num_input: int) -> float:
