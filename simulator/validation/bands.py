@@ -59,6 +59,9 @@ class Band(NamedTuple):
     def spread(self, seconds: ArrayLike, wider: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Likewise, ``wider`` times as wide each (:mod:`simulator.validation.doubts`).
 
+        Where a fit's residuals lie on one side of its predictions, so does its band, which is then stretched to the prediction: such
+        a prediction is the very low or high. It says that measurements of this kind are mostly larger (or smaller).
+
         >>> low, high = Band(0.95, 1.05).spread([1.0, 1.0], [1.0, 2.0])
         >>> [round(float(value), 3) for value in (*low, *high)]
         [0.95, 0.832, 1.05, 1.198]
