@@ -10,7 +10,7 @@ from pathlib import Path
 
 from simulator.errors import UserError, did_you_mean
 
-_NOUNS = {"workloads": "scenario", "workloads/requests": "workload"}
+_NOUNS = {"workloads": "scenario", "workloads/requests": "workload", "workloads/plans": "plan"}
 """What a file is called where its folder does not say so."""
 _PACKAGE = Path(__file__).resolve().parent
 

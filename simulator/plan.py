@@ -38,6 +38,9 @@ _RUN_TOKENS = 256
 """Tokens of one run in the pool: consecutive tokens of one sequence, as far as the routing policy lets them share experts."""
 
 _MOST_POOLS = 8
+_MOST_PLACED = 256
+_PLACED: dict[tuple[Any, ...], Placed] = {}
+_FABRICS: dict[tuple[str, int], Fabric] = {}
 _POOLS: dict[tuple[str, int, str, int], tuple[NDArray[np.int16], NDArray[np.float64]]] = {}
 
 
@@ -158,9 +161,7 @@ def _make_pool(spec: DeploymentSpec, seed: int, place: str, folder: Path, taken_
     precision = _precision(spec, model)
     _check_pruning(spec, model, loaded, place)
     rules: Rules = build("scheduling", spec.scheduling, f"{place} [scheduling]").rules()
-    fabric: Fabric = build("topology", cluster.topology, f"{place}: cluster '{cluster.name}' [topology]").wire(
-        cluster, layout.num_ranks
-    )
+    fabric = _wired(cluster, layout.num_ranks, place)
     capacity = check_memory(spec, model, accelerator, layout, precision, place)
     calibration = (
         loaded.on(layout.num_ranks, capacity.weights_bytes * layout.num_ranks)
@@ -185,6 +186,17 @@ def _make_pool(spec: DeploymentSpec, seed: int, place: str, folder: Path, taken_
         experts=_plan_experts(spec, model, layout, seed, place, folder),
         seed=seed,
     )
+
+
+def _wired(cluster: ClusterSpec, num_ranks: int, place: str) -> Fabric:
+    """The links of a replica; once for all plans on the same machines."""
+    key = (cluster.model_dump_json(exclude={"name", "num_gpus"}), num_ranks)
+    if key not in _FABRICS:
+        topology = build("topology", cluster.topology, f"{place}: cluster '{cluster.name}' [topology]")
+        if len(_FABRICS) >= _MOST_PLACED:
+            del _FABRICS[next(iter(_FABRICS))]
+        _FABRICS[key] = topology.wire(cluster, num_ranks)
+    return _FABRICS[key]
 
 
 def _precision(spec: DeploymentSpec, model: ModelSpec) -> Precision:
@@ -222,10 +234,9 @@ def _plan_experts(spec: DeploymentSpec, model: ModelSpec, layout: Layout, seed: 
     routing = _with_path(routing, folder)
     pools = _Pools(moe, model.num_moe_layers, routing, seed, f"{place} [routing]")
     today_LTK, load_LE = pools.drawn_before() if pools.follow_from_the_seed else pools.draw()
-    placement = build("placement", spec.placement, f"{place} [placement]")
     return ExpertPlan(
         topk_ids_LTK=today_LTK,
-        placed=placement.place(load_LE, layout.ep, _stream(seed, "placement")),
+        placed=pools.placed(spec.placement, load_LE, layout.ep, place),
         dispatch=build("dispatch", spec.dispatch or {}, f"{place} [dispatch]"),
         routing=routing,
         routing_source=source,
@@ -266,9 +277,25 @@ class _Pools:
             load_LE[layer] = np.bincount(ids.ravel(), minlength=moe.num_experts)
         return np.stack(today), load_LE
 
+    def placed(self, policy: Policy, load_LE: NDArray[np.float64], ep: int, place: str) -> Placed:
+        """Where experts are; once for all plans that place the same loads alike."""
+        placement = build("placement", policy, f"{place} [placement]")
+        key = (*self._key, repr(sorted(policy.items())), ep)
+        if not self.follow_from_the_seed or "." in policy["kind"]:
+            return placement.place(load_LE, ep, _stream(self.seed, "placement"))  # type: ignore[no-any-return]
+        if key not in _PLACED:
+            if len(_PLACED) >= _MOST_PLACED:
+                del _PLACED[next(iter(_PLACED))]
+            _PLACED[key] = placement.place(load_LE, ep, _stream(self.seed, "placement"))
+        return _PLACED[key]
+
+    @property
+    def _key(self) -> tuple[str, int, str, int]:
+        return (self.moe.model_dump_json(), self.num_layers, repr(sorted(self.routing.items())), self.seed)
+
     def drawn_before(self) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
         """The same, drawn once for all plans that ask for it: splits of one model share it, and drawing takes seconds."""
-        key = (self.moe.model_dump_json(), self.num_layers, repr(sorted(self.routing.items())), self.seed)
+        key = self._key
         if key not in _POOLS:
             if len(_POOLS) >= _MOST_POOLS:
                 del _POOLS[next(iter(_POOLS))]

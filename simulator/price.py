@@ -34,10 +34,15 @@ PHASES: tuple[Phase, ...] = ("prefill", "decode")
 class Prices:
     """Prices of one plan's steps, for batches of up to ``max_tokens`` tokens on a data-parallel rank."""
 
-    def __init__(self, plan: Plan, max_tokens: int) -> None:
+    def __init__(self, plan: Plan, max_tokens: int, rows: NDArray[np.int64] | None = None) -> None:
+        """Nothing is priced yet.
+
+        Args:
+            rows: numbers of tokens that blocks are priced for, where not every one is needed: what their arrays are indexed by.
+        """
         self.plan = plan
         self.max_tokens = max_tokens
-        self._rows = np.arange(max_tokens + 1, dtype=np.int64)
+        self._rows = np.arange(max_tokens + 1, dtype=np.int64) if rows is None else rows
         self.lookbacks: tuple[Lookback, ...] = lookbacks(plan.model, plan.layout, plan.precision)
         self.rates: dict[tuple[Lookback, Phase], Rates] = {
             (term, phase): plan.compute.context_rates(term, phase) for term in self.lookbacks for phase in PHASES

@@ -47,14 +47,26 @@ def load_scenario(name: str, overrides: list[str], seed: int | None = None) -> t
     Raises:
         UserError: if the file is missing or wrong, or an override names no place.
     """
+    table, path, where = read_named(name, overrides, seed, "workloads", "scenario")
+    return validate(Scenario, table, where), path
+
+
+def read_named(name: str, overrides: list[str], seed: int | None, family: str, noun: str) -> tuple[dict[str, Any], Path, str]:
+    """The table in a file, or in a shipped one by name, with what is overridden; the file; and what errors call it.
+
+    Raises:
+        UserError: as :func:`load_scenario`.
+    """
     path = Path(name)
     if path.suffix != ".toml" and not path.is_file():
-        if name in available_files("workloads"):
-            path = find_file("workloads", name, name)
+        if name in available_files(family):
+            path = find_file(family, name, name)
         elif not path.exists():
-            raise UserError(_unknown(name))
+            raise UserError(
+                f"{name}: no such file, and no shipped {noun} of that name; {did_you_mean(name, available_files(family))}"
+            )
     if path.suffix == ".json":
-        raise UserError(f"{path}: a scenario is a TOML file; a model's config.json is named by a scenario's model key")
+        raise UserError(f"{path}: a {noun} is a TOML file; a model's config.json is named by a {noun}'s model key")
     table = read_toml(path)
     table.setdefault("name", path.stem)
     for override in overrides:
@@ -62,11 +74,7 @@ def load_scenario(name: str, overrides: list[str], seed: int | None = None) -> t
     if seed is not None:
         table["seed"] = seed
     changed = " with --set " + " --set ".join(overrides) if overrides else ""
-    return validate(Scenario, table, f"{path}{changed}"), path
-
-
-def _unknown(name: str) -> str:
-    return f"{name}: no such file, and no shipped scenario of that name; {did_you_mean(name, available_files('workloads'))}"
+    return table, path, f"{path}{changed}"
 
 
 def _override(table: dict[str, Any], override: str) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from simulator import __version__
-from simulator.cli import calibrate, console, describe, execute, run, trace, validate
+from simulator.cli import calibrate, console, describe, execute, plan, run, trace, validate
 from simulator.errors import UserError
 
 app = typer.Typer(
@@ -87,6 +87,7 @@ def options(
 
 # The help lists the commands in this order.
 app.command()(run.run)
+app.command()(plan.plan)
 app.command()(execute.execute)
 app.command()(calibrate.calibrate)
 app.command()(run.report)

@@ -20,6 +20,7 @@ from simulator.engine.replica import ByRanks, ByTable, Execute
 from simulator.engine.state import Ints
 from simulator.engine.table import StepTable, make_table
 from simulator.plan import Plan
+from simulator.price import Prices
 from simulator.records import DeploymentRecord
 from simulator.traces import RequestTrace
 
@@ -53,6 +54,33 @@ def run_plan(plan: Plan, trace: RequestTrace, fidelity: Fidelity = "step", progr
     else:
         run.in_simpy(_by_ranks(run.pool, fidelity, "steps"))
     return make_record(plan, run.table(), {"both": run.pool})
+
+
+MakeTable = Callable[[Prices, str], StepTable]
+"""Fills a plan's table with the random numbers of a stream."""
+
+
+def fill_table(prices: Prices, stream: str) -> StepTable:
+    """As :func:`run_plan` does."""
+    return make_table(prices, prices.plan.rng(stream))
+
+
+def serve_requests(plan: Plan, trace: RequestTrace, fill: MakeTable = fill_table) -> pd.DataFrame:
+    """Serve an open loop at the ``step`` fidelity and return ``REQUEST_COLUMNS`` but the deployment, for sweeps.
+
+    Args:
+        fill: may return what it returned before for a plan that differs in its replicas only.
+
+    Raises:
+        UserError: if the trace's longest request does not fit in the KV cache.
+    """
+    if plan.prefill is not None:
+        pools = Pools(plan, trace, lambda _: None)
+        pools.by_table(*(fill(pool.prices, name) for name, pool in _streams(pools)))
+        return pools.table()
+    run = _Run(plan, trace, lambda _: None)
+    run.pool.serve(fill(run.pool.prices, "steps"), range(trace.num_requests), run.tick)
+    return run.table()
 
 
 def _streams(pools: Pools) -> tuple[tuple[str, Pool], tuple[str, Pool]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -12,7 +14,7 @@ from pydantic import Field
 from simulator.data import find_file
 from simulator.errors import UserError
 from simulator.spec.base import Frozen, NonNegative, Policy, Size, validate
-from simulator.spec.calibration import CalibrationFile, EngineFit, Fit, read_calibration
+from simulator.spec.calibration import CalibrationFile, EngineFit, Fit, calibration_parts, read_calibration
 
 Numbers = Annotated[tuple[NonNegative, ...], Field(strict=False, min_length=1)]
 Sizes = Annotated[tuple[Size, ...], Field(strict=False, min_length=1)]
@@ -233,6 +235,17 @@ def load_any_calibration(name: str, where: str) -> CalibrationFile | HostCalibra
         UserError: if there is none, or its file is wrong.
     """
     path = find_file("cluster_configs/calibration", name, where)
+    return _load(path, *_state_of(path))
+
+
+def _state_of(path: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, time and size of a calibration's files: while these stay, so does what is in them."""
+    return tuple((str(part), part.stat().st_mtime_ns, part.stat().st_size) for part in calibration_parts(path))
+
+
+@lru_cache(maxsize=32)
+def _load(path: Path, *state: tuple[str, int, int]) -> CalibrationFile | HostCalibration:
+    """Read once: it takes a tenth of a second, and a sweep over deployments asks thousands of times."""
     table = read_calibration(path)
     if "kernels" in table:
         return validate(HostCalibration, table, str(path))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import tomllib
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         UserError: if the file is missing, empty, or not text, or is not TOML (with the line).
     """
     try:
-        table = tomllib.loads(read_text(path))
+        table = copy.deepcopy(_parsed(read_text(path)))
     except tomllib.TOMLDecodeError as error:
         reason, place = str(error), ""
         if found := _TOML_PLACE.search(reason):
@@ -30,6 +32,12 @@ def read_toml(path: Path) -> dict[str, Any]:
     if not table:
         raise UserError(f"{path}: is empty; there is no key in it")
     return table
+
+
+@lru_cache(maxsize=64)
+def _parsed(text: str) -> dict[str, Any]:
+    """Parsed once: sweeps read the same few files thousands of times."""
+    return tomllib.loads(text)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -231,6 +231,11 @@ def _of(table: dict[str, dict[str, AnyFit]], engine: str) -> dict[str, AnyFit]:
     return {**table[ANY], **table.get(engine, {})}
 
 
+def calibration_parts(path: Path) -> list[Path]:
+    """The files of a calibration: its own, and those of its folder."""
+    return [path, *sorted(path.with_suffix("").glob("*.toml"))]
+
+
 def read_calibration(path: Path) -> dict[str, Any]:
     """The whole table of a calibration, its folder included.
 
@@ -238,7 +243,7 @@ def read_calibration(path: Path) -> dict[str, Any]:
         UserError: if a file is no TOML, or the same table is in both.
     """
     table = read_toml(path)
-    for part in sorted(path.with_suffix("").glob("*.toml")):
+    for part in calibration_parts(path)[1:]:
         if part.stem in table:
             raise UserError(f"{path}: [{part.stem}] is in {part} too; keep one")
         table[part.stem] = read_toml(part)

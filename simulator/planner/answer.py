@@ -1,0 +1,177 @@
+"""The answer: what to deploy, what else would do, what it hangs on; every number in it can be traced to a finding."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from simulator.planner.explore import Explorer, Finding, Sized, deployment
+from simulator.planner.search import Found
+from simulator.planner.traffic import Traffic
+from simulator.spec.deployment import DeploymentSpec
+
+_MOST_HEADROOM = 8.0
+_HEADROOM_STEP = 0.02
+
+
+class Priced(NamedTuple):
+    """What a finding costs."""
+
+    per_hour: float
+    power_per_hour: float
+    """Electricity, where it is paid apart."""
+    per_million_output_tokens: float
+    per_million_tokens: float
+    """Prompts and output."""
+    joules_per_output_token: float
+
+
+def priced(found: Found, finding: Finding) -> Priced:
+    """Prices at the traffic's mean rate, the whole cluster paid for.
+
+    Power is that of the boards at their limit, times the machine room's overhead: an upper bound.
+    """
+    if finding.sized is None:
+        raise ValueError("nothing was found")
+    machines = found.space.machines[finding.option.design.machines]
+    traffic, power = found.traffic, found.question.power
+    watts = finding.sized.size * machines.watts_per_gpu
+    electricity = watts / 1000 * power.price_per_kwh
+    hourly = finding.cost_per_hour + electricity
+    output_per_hour = traffic.rate_per_s * traffic.num_output * 3600
+    all_per_hour = output_per_hour + traffic.rate_per_s * traffic.num_input * 3600
+    return Priced(hourly, electricity, hourly / output_per_hour * 1e6, hourly / all_per_hour * 1e6, watts * 3600 / output_per_hour)
+
+
+def headroom(found: Found, finding: Finding, limit: float = _MOST_HEADROOM) -> float:
+    """How many times the traffic the deployment still carries with all targets met (requests coming so much faster)."""
+    if finding.sized is None:
+        return 0.0
+    low, high = 1.0, 1.0
+    while high < limit and _met_at(found, finding, high * 1.25):
+        low = high = high * 1.25
+    high = min(high * 1.25, limit)
+    while high / low > 1 + _HEADROOM_STEP:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if _met_at(found, finding, middle) else (low, middle)
+    return low
+
+
+def _met_at(found: Found, finding: Finding, factor: float) -> bool:
+    if finding.sized is None:
+        return False
+    return explorer(found, finding, factor).trial(finding.sized).met
+
+
+def explorer(found: Found, finding: Finding, rate: float = 1.0, slower: float = 1.0) -> Explorer:
+    """Trials of a finding's deployment under other traffic."""
+    traffic = found.traffic if rate == 1.0 else faster(found.traffic, rate)
+    return Explorer(found.space, finding.option, traffic, found.question.seed, slower)
+
+
+def faster(traffic: Traffic, factor: float) -> Traffic:
+    """The same requests, coming so many times as fast."""
+    return Traffic.of(replace(traffic.trace, arrival_s=traffic.trace.arrival_s / factor))
+
+
+def deployment_of(found: Found, finding: Finding, name: str = "") -> DeploymentSpec:
+    """A finding as a scenario's deployment."""
+    return deployment(found.space, finding.option, finding.sized or Sized(0, 1, 1), name)
+
+
+def best_of_each(found: Found) -> dict[str, Finding]:
+    """By model, the cheapest deployment that meets the targets."""
+    best: dict[str, Finding] = {}
+    for finding in found.findings:
+        if finding.sized is not None:
+            best.setdefault(found.space.models[finding.option.design.model].name, finding)
+    return best
+
+
+def text_of(found: Found, finding: Finding) -> str:
+    """A finding in words."""
+    option, sized = finding.option, finding.sized
+    space = found.space
+    if sized is None:
+        return space.text(option.design)
+    machines = space.machines[option.design.machines]
+    where = f"{sized.size} x {machines.offer.cluster}"
+    if option.prefill is None:
+        many = "1 replica" if sized.replicas == 1 else f"{sized.replicas} replicas"
+        return f"{space.formatted(option.design)}, {many} of {space.split(option.design)} on {where}"
+    return (
+        f"{space.formatted(option.design)}, {sized.prefill_replicas} for prompts of "
+        f"{space.split(option.prefill)} and {sized.replicas} for decoding of {space.split(option.design)} on {where}"
+    )
+
+
+def summary(found: Found) -> dict[str, Any]:
+    """The answer as JSON: numbers, no objects."""
+    met = [finding for finding in found.findings if finding.sized is not None]
+    rows = [_row(found, finding) for finding in met]
+    answer: dict[str, Any] = {
+        "name": found.question.name,
+        "num_legal": found.num_legal,
+        "num_ruled_out": sum(found.ruled.counts.values()),
+        "ruled_out": [
+            {"reason": reason, "count": count, "example": found.ruled.examples[reason]}
+            for reason, count in found.ruled.counts.items()
+        ],
+        "traffic": {
+            "rate_per_s": found.traffic.rate_per_s,
+            "num_requests": found.traffic.trace.num_requests,
+            "mean_input": found.traffic.num_input,
+            "mean_output": found.traffic.num_output,
+        },
+        "best_of_each_model": {name: _row(found, finding) for name, finding in best_of_each(found).items()},
+        "candidates": rows,
+    }
+    if met:
+        answer["recommended"] = rows[0] | {"headroom": headroom(found, met[0])}
+    else:
+        answer["why_not"] = nearest(found)
+    return answer
+
+
+def nearest(found: Found) -> dict[str, Any]:
+    """Of the deployments that miss a target, the one that misses least: which target, and by how much."""
+    tried = [finding for finding in found.findings if finding.outcome is not None]
+    if not tried:
+        reasons = sorted(found.ruled.counts.items(), key=lambda item: -item[1])
+        return {"text": f"no deployment can run this workload: {reasons[0][0]}" if reasons else "nothing was tried"}
+    best = min(tried, key=lambda finding: finding.outcome.worst if finding.outcome is not None else math.inf)
+    if best.outcome is None:
+        raise ValueError("nothing was measured")
+    target = best.outcome.tightest
+    return {
+        "deployment": text_of(found, best),
+        "target": target,
+        "measured": best.outcome.measured[target],
+        "times_over": best.outcome.worst,
+        "text": f"no deployment within the limits meets all targets; the nearest, {text_of(found, best)}, {best.why}",
+    }
+
+
+def _row(found: Found, finding: Finding) -> dict[str, Any]:
+    sized, outcome = finding.sized, finding.outcome
+    if sized is None or outcome is None:
+        raise ValueError("nothing was found")
+    machines = found.space.machines[finding.option.design.machines]
+    return {
+        "deployment": text_of(found, finding),
+        "model": found.space.models[finding.option.design.model].name,
+        "is_moe": found.space.models[finding.option.design.model].moe is not None,
+        "cluster": machines.named(sized.size),
+        "gpus": sized.size,
+        "gpus_used": finding.num_gpus,
+        "replicas": sized.replicas,
+        "prefill_replicas": sized.prefill_replicas,
+        "token_budget": finding.option.budget,
+        **{f"cost_{name}": value for name, value in priced(found, finding)._asdict().items()},
+        "worst_target": outcome.tightest,
+        "worst_ratio": outcome.worst,
+        **outcome.measured,
+        "output_tokens_per_s": outcome.output_tokens_per_s,
+        "output_tokens_per_s_per_gpu": outcome.output_tokens_per_s / sized.size,
+    }

@@ -1,0 +1,225 @@
+"""The smallest cluster on which one deployment meets every target, found by trials: bracketing, then bisection over the sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from simulator.engine.cluster import fill_table, serve_requests
+from simulator.engine.table import StepTable
+from simulator.errors import UserError
+from simulator.plan import Plan, make_plan
+from simulator.planner.screen import Option
+from simulator.planner.space import Space
+from simulator.planner.traffic import Traffic
+from simulator.planner.trial import Outcome, outcome
+from simulator.price import Prices
+from simulator.spec.deployment import DeploymentSpec, PrefillPoolSpec
+
+_FIRST, _LATER = ("ttft_s", "e2e_s"), ("tpot_s", "e2e_s")
+"""Targets that prompts decide, and those that decoding does."""
+_MOST_MOVES = 24
+_MOST_TABLES = 96
+_TABLES: dict[tuple[str, str, int, str, int], StepTable] = {}
+
+
+class Sized(NamedTuple):
+    """Replicas on a cluster."""
+
+    size: int
+    """GPUs of the cluster."""
+    replicas: int
+    prefill_replicas: int = 0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What exploring one deployment found."""
+
+    option: Option
+    sized: Sized | None
+    """The smallest cluster that meets all targets; ``None`` where not even the largest does."""
+    outcome: Outcome | None
+    """There, or on the largest cluster; ``None`` where the deployment cannot run the workload at all."""
+    cost_per_hour: float
+    num_gpus: int
+    """That its replicas take up, of the cluster's."""
+    tried: tuple[tuple[Sized, float], ...] = ()
+    """Every trial: the worst target's ratio."""
+    why: str = ""
+    """Why there is no size."""
+    below: Outcome | None = None
+    """On the next smaller cluster that was tried: what fails there."""
+
+
+@dataclass
+class Explorer:
+    """Trials of one option on one stretch of traffic."""
+
+    space: Space
+    option: Option
+    traffic: Traffic
+    seed: int
+    slower: float = 1.0
+    """All of a step's seconds are multiplied with this: how far off the calibration may be."""
+    _known: dict[Sized, Outcome] = field(default_factory=dict)
+
+    def find(self) -> Finding:
+        """Bracket and bisect."""
+        machines = self.space.machines[self.option.design.machines]
+        try:
+            return self._pools() if self.option.prefill is not None else self._alike(machines.sizes)
+        except UserError as error:
+            return Finding(self.option, None, None, float("inf"), 0, self._tried, str(error).split("]: ", 1)[-1])
+
+    @property
+    def _tried(self) -> tuple[tuple[Sized, float], ...]:
+        return tuple((sized, found.worst) for sized, found in self._known.items())
+
+    def _usable(self, size: int) -> int:
+        """GPUs that are left of a cluster when the nodes are lost that may be."""
+        return size - self.space.spare_gpus(self.space.machines[self.option.design.machines])
+
+    def _alike(self, sizes: tuple[int, ...]) -> Finding:
+        """Replicas that do both phases, as many as the cluster holds."""
+        ranks = self.option.design.num_ranks
+        sizes = tuple(size for size in sizes if self._usable(size) >= ranks)
+        if not sizes:
+            return Finding(self.option, None, None, float("inf"), 0, (), "no cluster of the limits is left when nodes are lost")
+
+        def sized(size: int) -> Sized:
+            return Sized(size, self._usable(size) // ranks)
+
+        wanted = self.option.replicas * ranks
+        start = next((n for n, size in enumerate(sizes) if self._usable(size) >= wanted), len(sizes) - 1)
+        found = _first(len(sizes), start, lambda n: self.trial(sized(sizes[n])).met)
+        if found is None:
+            return self._missed(sized(sizes[-1]))
+        best = sized(sizes[found])
+        below = self.trial(sized(sizes[found - 1])) if found else None
+        return self._met(best, best.replicas * ranks, below)
+
+    def _pools(self) -> Finding:
+        """A pool for each phase, each as small as its targets allow."""
+        machines, option = self.space.machines[self.option.design.machines], self.option
+        if option.prefill is None:
+            raise ValueError("there is no prefill pool")
+        ranks = option.prefill.num_ranks, option.design.num_ranks
+        room = self._usable(machines.sizes[-1])
+        most = (room - ranks[1]) // ranks[0], (room - ranks[0]) // ranks[1]
+        if min(most) < 1:
+            return Finding(option, None, None, float("inf"), 0, (), "the two pools do not fit within the limits")
+        first, second = min(option.prefill_replicas, most[0]), min(option.replicas, most[1])
+        for _ in range(2):  # decoding hardly depends on how prompts are computed, so twice is enough
+            others = second
+            found = _first(most[0], first - 1, lambda n, d=others: self._ratio(n + 1, d, _FIRST) <= 1.0)  # type: ignore[misc]
+            first = most[0] if found is None else found + 1
+            prompts = first
+            found = _first(most[1], second - 1, lambda n, p=prompts: self._ratio(p, n + 1, _LATER) <= 1.0)  # type: ignore[misc]
+            second = most[1] if found is None else found + 1
+        num_gpus = first * ranks[0] + second * ranks[1]
+        size = machines.holding(num_gpus + machines.sizes[-1] - room)
+        if size is None:
+            return self._missed(Sized(machines.sizes[-1], max(1, (room - first * ranks[0]) // ranks[1]), min(first, most[0])))
+        best = Sized(size, second, first)
+        return self._met(best, num_gpus, None) if self.trial(best).met else self._missed(best)
+
+    def _ratio(self, prefill: int, decode: int, names: tuple[str, ...]) -> float:
+        found = self.trial(Sized(0, decode, prefill))
+        other = {name: ratio for name, ratio in found.ratios.items() if not name.startswith(("ttft", "tpot", "e2e"))}
+        return max(found.missed_by(names), *other.values(), 0.0)
+
+    def _met(self, sized: Sized, num_gpus: int, below: Outcome | None) -> Finding:
+        price = self.space.machines[self.option.design.machines].price_per_gpu_hour
+        return Finding(self.option, sized, self.trial(sized), sized.size * price, num_gpus, self._tried, below=below)
+
+    def _missed(self, largest: Sized) -> Finding:
+        found = self.trial(largest)
+        name = found.tightest
+        why = f"misses {name} by {found.worst:.2f}x on the largest cluster within the limits ({largest.size} GPUs)"
+        return Finding(self.option, None, found, float("inf"), 0, self._tried, why)
+
+    def trial(self, sized: Sized) -> Outcome:
+        """Serve the traffic with so many replicas."""
+        key = sized._replace(size=0)
+        if key not in self._known:
+            self._known[key] = self._serve(sized)
+        return self._known[key]
+
+    def _serve(self, sized: Sized) -> Outcome:
+        question = self.space.question
+        shared = sized.replicas if self.option.prefill is None else 1
+        trace = self.traffic.share(shared)
+        plan = self.plan(sized._replace(replicas=1) if shared > 1 or self.option.prefill is None else sized)
+        requests = serve_requests(plan, trace, self._table)
+        return outcome(requests, question.targets, question.workload.slo, 1 / shared)
+
+    def _table(self, prices: Prices, stream: str) -> StepTable:
+        """Filled once for all replicas of a design, whatever pool they are paired with."""
+        plan = prices.plan
+        spec = plan.spec.model_dump_json(exclude={"name", "cluster", "replicas", "balancing", "prefill"})
+        key = (spec, self.space.machines[self.option.design.machines].offer.cluster, prices.max_tokens, stream, plan.seed)
+        if key not in _TABLES:
+            if len(_TABLES) >= _MOST_TABLES:
+                del _TABLES[next(iter(_TABLES))]
+            _TABLES[key] = fill_table(prices, stream)
+        return _slowed(_TABLES[key], self.slower)
+
+    def plan(self, sized: Sized) -> Plan:
+        """Of so many replicas, each sent every so-manieth request: what a balancer that keeps them even comes to."""
+        spec = deployment(self.space, self.option, sized)
+        return make_plan(spec.model_copy(update={"balancing": {"kind": "round_robin"}}), self.seed, "plan", self.space.folder)
+
+
+def deployment(space: Space, option: Option, sized: Sized, name: str = "") -> DeploymentSpec:
+    """The deployment of an option with so many replicas."""
+    design = option.design
+    machines = space.machines[design.machines]
+    size = sized.size or machines.holding(sized.replicas * design.num_ranks) or machines.sizes[-1]
+    if option.prefill is None:
+        return space.spec(design, option.budget, sized.replicas, size, name)
+    prompts = option.prefill
+    needed = sized.replicas * design.num_ranks + sized.prefill_replicas * prompts.num_ranks
+    size = sized.size or machines.holding(needed) or machines.sizes[-1]
+    first = space.spec(prompts, option.budget)
+    pool = PrefillPoolSpec(parallel=first.parallel, replicas=sized.prefill_replicas, overlap=first.overlap)
+    scheduling = {**pool.scheduling, "token_budget": option.budget}
+    spec = space.spec(
+        design, option.budget, sized.replicas, size, name or f"{space.text(design)}, prompts on {space.split(prompts)}"
+    )
+    return spec.model_copy(update={"prefill": pool.model_copy(update={"scheduling": scheduling})})
+
+
+def _slowed(table: StepTable, factor: float) -> StepTable:
+    """A step table whose every second is multiplied."""
+    if factor == 1.0:
+        return table
+    names = ("mixer_s", "ffn_s", "head_s", "collective_s", "halved_s", "step_s", "sequence_s", "prompt_s", "expert_alone_s")
+    changed = {name: getattr(table, name) * factor for name in names}
+    experts = table.expert_s.copy()
+    experts[..., :4] *= factor
+    rates = table.rates.copy()
+    rates[..., :7] *= factor
+    rates[..., 11] *= factor
+    return table._replace(**changed, expert_s=experts, rates=rates)
+
+
+def _first(count: int, start: int, is_met: Callable[[int], bool]) -> int | None:
+    """The first of ``count`` rising places where a monotone condition holds, looked for around ``start``; ``None`` without one."""
+    low, high = -1, count  # not met at low, met at high
+    place, stride = min(max(start, 0), count - 1), 1
+    for _ in range(_MOST_MOVES):
+        if is_met(place):
+            high = place
+        else:
+            low = place
+        if high - low <= 1:
+            break
+        if low == -1:
+            place, stride = max(high - stride, 0), stride * 2
+        elif high == count:
+            place, stride = min(low + stride, count - 1), stride * 2
+        else:
+            place = (low + high) // 2
+    return high if high < count else None

@@ -1,0 +1,189 @@
+"""From a question to findings: screen the whole space, simulate what is left, spend most on what looks best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from simulator.errors import UserError
+from simulator.planner.explore import Explorer, Finding, Sized
+from simulator.planner.screen import Option, Screened, by_cost, screen
+from simulator.planner.space import Ruled, Space
+from simulator.planner.store import Store, key_of
+from simulator.planner.traffic import Traffic, busiest
+from simulator.planner.trial import Outcome
+from simulator.spec.planning import Question
+from simulator.sweep import sweep
+from simulator.workload import load_requests
+
+Tick = Callable[[str, int, int | None], None]
+"""Told what is being done, how much of it is done, and how much there is."""
+
+_SHORT_REQUESTS = 4000
+"""Requests of the first round's stretch of traffic; the second has all."""
+_FIRST_ROUND, _SECOND_ROUND = 24, 8
+"""Deployments in each round, besides the best of every model and of every kind of machines."""
+
+
+class Found(NamedTuple):
+    """Everything that a search found."""
+
+    question: Question
+    space: Space
+    traffic: Traffic
+    screened: dict[tuple[int, int], Screened]
+    first: list[Finding]
+    """On the busiest stretch of the traffic."""
+    findings: list[Finding]
+    """On all of it; the best first."""
+
+    @property
+    def num_legal(self) -> int:
+        """Deployments that were screened and could keep the targets."""
+        return sum(part.num_legal for part in self.screened.values())
+
+    @property
+    def ruled(self) -> Ruled:
+        """Why the others were left out."""
+        total = Ruled()
+        for part in self.screened.values():
+            for reason, count in part.ruled.counts.items():
+                total.out(reason, part.ruled.examples[reason], count)
+        return total
+
+
+def traffic_of(question: Question, folder: Path) -> Traffic:
+    """The requests that are planned for.
+
+    Raises:
+        UserError: if the workload is wrong, or is a closed loop, whose rate follows from the deployment.
+    """
+    trace = load_requests(question.workload, folder, question.seed, "plan [workload]")
+    if trace.concurrency is not None or not trace.has_arrivals:
+        raise UserError("plan [workload]: a plan needs requests with arrival times; a closed loop sends as fast as it is served")
+    if trace.num_requests < 2:
+        raise UserError("plan [workload]: one request has no rate; give more")
+    return Traffic.of(busiest(trace, question.peak_s) if question.peak_s is not None else trace)
+
+
+def search(question: Question, folder: Path, store: Store, tick: Tick = lambda *_: None, workers: int | None = None) -> Found:
+    """Find the cheapest deployments that meet the targets.
+
+    Args:
+        folder: what paths in the question are relative to.
+        workers: processes; by default one a core.
+
+    Raises:
+        UserError: if the question names what does not exist.
+    """
+    space, traffic = Space(question, folder), traffic_of(question, folder)
+    text = question.model_dump_json()
+    parts = list(product(range(len(space.models)), range(len(space.machines))))
+    name = "screening"
+    tick(name, 0, len(parts))
+    screened = dict(
+        zip(parts, sweep(partial(_screened, text, str(folder)), parts, lambda n: tick(name, n, len(parts)), workers), strict=True)
+    )
+    first = _explore(text, folder, store, shortlist(screened), True, tick, workers)
+    findings = _explore(text, folder, store, finalists(first), False, tick, workers)
+    return Found(question, space, traffic, screened, first, sorted(findings, key=_by_cost))
+
+
+def shortlist(screened: dict[tuple[int, int], Screened]) -> list[Option]:
+    """What is simulated: the cheapest, and the best of every model on every kind of machines with and without a prefill pool."""
+    ordered = sorted((option for part in screened.values() for option in part.options), key=by_cost)
+    chosen = dict.fromkeys(ordered[:_FIRST_ROUND])
+    seen: set[tuple[Any, ...]] = set()
+    for option in ordered:
+        kind = (option.design.model, option.design.machines, option.prefill is None)
+        if kind not in seen:
+            chosen.setdefault(option)
+        seen.add(kind)
+    return list(chosen)
+
+
+def finalists(first: list[Finding]) -> list[Option]:
+    """What is simulated on all requests: the best, and the best of every model and of every kind of machines."""
+    ordered = sorted(first, key=_by_cost)
+    chosen = dict.fromkeys(finding.option for finding in ordered[:_SECOND_ROUND])
+    seen: set[tuple[str, int]] = set()
+    for finding in ordered:
+        for kind in (("model", finding.option.design.model), ("machines", finding.option.design.machines)):
+            if kind not in seen:
+                chosen.setdefault(finding.option)
+            seen.add(kind)
+    return list(chosen)
+
+
+def _by_cost(finding: Finding) -> tuple[Any, ...]:
+    worst = finding.outcome.worst if finding.outcome is not None else float("inf")
+    return (finding.cost_per_hour, finding.num_gpus, worst, finding.option.design, finding.option.budget)
+
+
+def _explore(
+    text: str, folder: Path, store: Store, options: list[Option], is_short: bool, tick: Tick, workers: int | None
+) -> list[Finding]:
+    name = "simulating the busiest stretch" if is_short else "simulating all requests"
+    tick(name, 0, len(options))
+    place = None if store.folder is None else str(store.folder)
+    task = partial(_explored, text, str(folder), place, is_short)
+    return sweep(task, options, lambda n: tick(name, n, len(options)), workers)
+
+
+@lru_cache(maxsize=2)
+def _world(text: str, folder: str, is_short: bool) -> tuple[Space, Traffic]:
+    question = Question.model_validate_json(text)
+    traffic = traffic_of(question, Path(folder))
+    if is_short and traffic.trace.num_requests > _SHORT_REQUESTS:
+        share = _SHORT_REQUESTS / traffic.trace.num_requests
+        duration_s = float(traffic.trace.arrival_s[-1]) * share
+        traffic = Traffic.of(busiest(traffic.trace, duration_s))
+    return Space(question, Path(folder)), traffic
+
+
+def _screened(text: str, folder: str, part: tuple[int, int]) -> Screened:
+    space, traffic = _world(text, folder, False)
+    return screen(space, traffic, *part)
+
+
+def _explored(text: str, folder: str, place: str | None, is_short: bool, option: Option) -> Finding:
+    """One finding, from the store where it is there."""
+    space, traffic = _world(text, folder, is_short)
+    store = Store(None if place is None else Path(place))
+    key = key_of(text, is_short, option)
+    known = store.get(key)
+    if known is not None:
+        return finding_of(known, option)
+    found = Explorer(space, option, traffic, space.question.seed).find()
+    store.put(key, as_json(found))
+    return found
+
+
+def as_json(finding: Finding) -> dict[str, Any]:
+    """A finding without its option."""
+    return {
+        "sized": finding.sized,
+        "outcome": finding.outcome and finding.outcome._asdict(),
+        "cost_per_hour": finding.cost_per_hour,
+        "num_gpus": finding.num_gpus,
+        "tried": finding.tried,
+        "why": finding.why,
+        "below": finding.below and finding.below._asdict(),
+    }
+
+
+def finding_of(found: dict[str, Any], option: Option) -> Finding:
+    """What :func:`as_json` wrote."""
+    return Finding(
+        option,
+        Sized(*found["sized"]) if found["sized"] else None,
+        Outcome(**found["outcome"]) if found["outcome"] else None,
+        found["cost_per_hour"],
+        found["num_gpus"],
+        tuple((Sized(*sized), worst) for sized, worst in found["tried"]),
+        found["why"],
+        Outcome(**found["below"]) if found["below"] else None,
+    )

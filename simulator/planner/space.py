@@ -1,0 +1,257 @@
+"""Every replica that a question allows: how a model is split, in which formats, on which machines; and why others are not possible."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from simulator.errors import UserError
+from simulator.plan import Plan, make_plan
+from simulator.spec.base import Policy
+from simulator.spec.cluster import ClusterSpec, load_cluster
+from simulator.spec.deployment import DeploymentSpec, ParallelSpec
+from simulator.spec.model import ModelSpec, load_model
+from simulator.spec.planning import CandidateCluster, CandidateModel, Question
+from simulator.work.layout import uneven_heads
+
+_WHERE = "plan"
+
+
+class Machines(NamedTuple):
+    """One of the question's clusters: what it costs, and the sizes that it comes in."""
+
+    offer: CandidateCluster
+    spec: ClusterSpec
+    sizes: tuple[int, ...]
+    """Numbers of GPUs, within all limits, rising."""
+    price_per_gpu_hour: float
+    watts_per_gpu: float
+
+    def holding(self, num_gpus: int) -> int | None:
+        """The smallest size with so many GPUs; ``None`` where all are smaller."""
+        return next((size for size in self.sizes if size >= num_gpus), None)
+
+    def named(self, size: int) -> str:
+        """The cluster's name with its number of GPUs."""
+        return f"{self.offer.cluster}-{size}" if self.spec.sizes else self.offer.cluster
+
+
+class Design(NamedTuple):
+    """One replica of a deployment."""
+
+    model: int
+    """Index into the question's models; likewise the machines'."""
+    machines: int
+    tp: int
+    attention_dp: int
+    ep: int
+    weight_dtype: str
+    """Empty = as the model is released, experts perhaps in another format than the rest."""
+    kv_dtype: str
+    slots: int
+    """Expert slots in all; 0 = one an expert, in order."""
+    overlap: str
+
+    @property
+    def num_ranks(self) -> int:
+        """GPUs."""
+        return self.tp * self.attention_dp
+
+
+@dataclass
+class Ruled:
+    """Why combinations were left out: how many for each reason, and one of them."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def out(self, reason: str, example: str, count: int = 1) -> None:
+        """Leave some out."""
+        self.counts[reason] = self.counts.get(reason, 0) + count
+        self.examples.setdefault(reason, example)
+
+
+class Space:
+    """All designs of a question, and how each becomes a deployment."""
+
+    def __init__(self, question: Question, folder: Path) -> None:
+        """Load what the question names.
+
+        Raises:
+            UserError: if a name is unknown, or a cluster has neither price nor size.
+        """
+        self.question = question
+        self.folder = folder
+        self.models = [load_model(one.model, f"{_WHERE} [models]", folder) for one in question.models]
+        self.machines = [_machines(offer, question) for offer in question.clusters]
+
+    def designs(self, model: int, machines: int, ruled: Ruled) -> Iterator[tuple[Design, Plan]]:
+        """Every possible design of a model on some machines with the plan of one replica; the others are told to ``ruled``."""
+        for design in self._splits(model, self.question.models[model], machines, ruled):
+            try:
+                plan = make_plan(self.spec(design, budget=None), self.question.seed, _WHERE, self.folder)
+            except UserError as error:
+                ruled.out(_reason(str(error)), self.text(design))
+                continue
+            yield design, plan
+
+    def spare_gpus(self, machines: Machines) -> int:
+        """GPUs of the nodes that may be lost."""
+        return self.question.spare.nodes * machines.spec.gpus_per_node
+
+    def held(self, machines: Machines, num_gpus: int) -> int | None:
+        """The smallest cluster with so many GPUs left when nodes are lost."""
+        return machines.holding(num_gpus + self.spare_gpus(machines))
+
+    def _splits(self, number: int, one: CandidateModel, place: int, ruled: Ruled) -> Iterator[Design]:
+        space, model, machines = self.question.space, self.models[number], self.machines[place]
+        weights = one.weight_dtypes or ("",)
+        caches = one.kv_dtypes or ("bf16",)
+        for tp, dp in product(space.tp, space.attention_dp):
+            split = f"{model.name}, TP {tp} x attention DP {dp} on {machines.offer.cluster}"
+            reason = self._impossible(model, machines, tp, dp)
+            if reason is not None:
+                ruled.out(reason, split, len(weights) * len(caches))
+                continue
+            for ep, weight, cache in product(self._eps(model, tp * dp), weights, caches):
+                for slots in self._slots(model, ep):
+                    for overlap in space.overlap if ep > 1 and dp > 1 else ("none",):
+                        yield Design(number, place, tp, dp, ep, weight, cache, slots, overlap)
+
+    def _impossible(self, model: ModelSpec, machines: Machines, tp: int, dp: int) -> str | None:
+        per_node = machines.spec.gpus_per_node
+        if model.moe is None and dp > 1:
+            return "attention data parallelism of a dense model is the same as more replicas"
+        if uneven_heads(model, tp) is not None:
+            return "tensor parallelism does not divide the model's attention heads"
+        if tp > per_node:
+            return "tensor parallelism would leave the node"
+        if tp * dp > min(self.question.space.max_gpus_per_replica, machines.sizes[-1]):
+            return "a replica would be larger than the limits allow"
+        if tp * dp > per_node and tp * dp % per_node:
+            return "a replica over several nodes must fill them"
+        return None
+
+    def _eps(self, model: ModelSpec, num_ranks: int) -> list[int]:
+        if model.moe is None:
+            return [1]
+        wanted = self.question.space.ep or ("off", "all")
+        found = [1] if "off" in wanted else []
+        if "all" in wanted and 1 < num_ranks <= model.moe.num_experts:
+            found.append(num_ranks)
+        return found
+
+    def _slots(self, model: ModelSpec, ep: int) -> list[int]:
+        if model.moe is None or ep == 1:
+            return [0]
+        found = []
+        for share in self.question.space.redundant_experts:
+            slots = -(-round(model.moe.num_experts * (1 + share)) // ep) * ep if share else 0
+            found.append(slots)
+        return list(dict.fromkeys(found))
+
+    def spec(
+        self, design: Design, budget: int | None, replicas: int = 1, size: int | None = None, name: str = ""
+    ) -> DeploymentSpec:
+        """The deployment of some replicas of a design.
+
+        Args:
+            budget: tokens of a step; absent = the largest that the question allows.
+            size: GPUs of the cluster; absent = the smallest that holds them.
+        """
+        one, machines = self.question.models[design.model], self.machines[design.machines]
+        held = size or machines.holding(replicas * design.num_ranks)
+        if held is None:
+            raise UserError(f"{_WHERE}: {replicas * design.num_ranks} GPUs are more than the limits allow")
+        return DeploymentSpec(
+            name=name or self.text(design),
+            model=one.model,
+            cluster=machines.named(held),
+            parallel=ParallelSpec(tp=design.tp, attention_dp=design.attention_dp, ep=design.ep if design.ep > 1 else None),
+            engine=one.engine,
+            replicas=replicas,
+            weight_dtype=design.weight_dtype or None,  # type: ignore[arg-type]
+            kv_dtype=design.kv_dtype,  # type: ignore[arg-type]
+            routing=one.routing,
+            placement={"kind": "eplb", "num_slots": design.slots} if design.slots else {"kind": "contiguous"},
+            scheduling=scheduling(one.engine, budget or max(self.question.space.token_budgets)),
+            overlap=design.overlap,  # type: ignore[arg-type]
+        )
+
+    def text(self, design: Design) -> str:
+        """In words, for tables."""
+        machines = self.machines[design.machines]
+        kv = f", {design.kv_dtype} cache" if design.kv_dtype != "bf16" else ""
+        return f"{self.formatted(design)}{kv}, {self.split(design)} on {machines.offer.cluster}"
+
+    def formatted(self, design: Design) -> str:
+        """The model and the format of its weights."""
+        model = self.models[design.model]
+        released = model.expert_dtype or model.weight_dtype
+        return f"{model.name} {design.weight_dtype or released}"
+
+    def split(self, design: Design) -> str:
+        """How a replica is split, in words."""
+        model = self.models[design.model]
+        split = [f"TP {design.tp}"] if design.tp > 1 or design.attention_dp == 1 else []
+        if design.attention_dp > 1:
+            split.append(f"attention DP {design.attention_dp}")
+        if design.ep > 1:
+            split.append(f"EP {design.ep}")
+        if design.slots and model.moe is not None:
+            split.append(f"{design.slots - model.moe.num_experts} spare experts")
+        if design.overlap != "none":
+            split.append("overlap")
+        return ", ".join(split)
+
+
+def scheduling(engine: str, budget: int, max_sequences: int = 512) -> Policy:
+    """How an engine batches."""
+    if engine.startswith("sglang"):
+        return {"kind": "prefill_first", "token_budget": budget, "max_sequences": max_sequences, "splits_prompts": True}
+    if engine.startswith("trtllm"):
+        return {"kind": "no_evict", "token_budget": budget, "max_sequences": max_sequences, "chunked_prompts": True}
+    return {"kind": "chunked", "token_budget": budget, "max_sequences": max_sequences}
+
+
+def _machines(offer: CandidateCluster, question: Question) -> Machines:
+    limits, files = question.limits, f"{_WHERE} [clusters '{offer.cluster}']"
+    try:
+        spec, accelerator = load_cluster(offer.cluster, files)
+    except UserError:
+        spec, accelerator = _first_size(offer.cluster, files)
+    price = offer.price_per_gpu_hour if offer.price_per_gpu_hour is not None else spec.price_per_gpu_hour
+    if price is None:
+        raise UserError(f"{files}: has no price; give price_per_gpu_hour (0 for machines that are there anyway)")
+    watts = accelerator.board_power_w * question.power.overhead
+    bounds: list[float] = [limit for limit in (offer.max_gpus, limits.gpus) if limit is not None]
+    if limits.nodes is not None:
+        bounds.append(limits.nodes * spec.gpus_per_node)
+    if limits.power_w is not None:
+        bounds.append(limits.power_w / watts)
+    if limits.budget_per_hour is not None and price > 0:
+        bounds.append(limits.budget_per_hour / price)
+    sizes = spec.sizes or (spec.num_gpus,)
+    allowed = tuple(sorted(size for size in sizes if all(size <= bound for bound in bounds)))
+    if not allowed:
+        raise UserError(f"{files}: not even {min(sizes)} GPUs are within the limits")
+    return Machines(offer, spec, allowed, price, watts)
+
+
+def _first_size(stem: str, where: str) -> Any:
+    for size in (1, 2, 4, 8, 16, 32, 64, 72):
+        try:
+            return load_cluster(f"{stem}-{size}", where)
+        except UserError:
+            continue
+    return load_cluster(stem, where)
+
+
+def _reason(message: str) -> str:
+    """The kind of an error, without its numbers."""
+    if "does not fit" in message:
+        return "weights, activations and a cache do not fit in memory"
+    return message.split("]: ", 1)[-1].split(";", maxsplit=1)[0]

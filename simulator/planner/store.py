@@ -1,0 +1,91 @@
+"""What was explored, on disk, keyed by its whole content: a search that was killed or extended goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from simulator import __version__
+from simulator.data import search_folders
+
+_LEFT_OUT = ("cli", "report", "runtime", "layers", "validation")
+"""Packages that no finding depends on."""
+_FAMILIES = (
+    "workloads/models",
+    "workloads/requests",
+    "cluster_configs",
+    "cluster_configs/accelerators",
+    "cluster_configs/calibration",
+)
+
+
+class Store:
+    """A folder of findings, one file each, written whole or not at all."""
+
+    def __init__(self, folder: Path | None) -> None:
+        """Without a folder nothing is kept."""
+        self.folder = folder
+
+    def get(self, key: str) -> Any:
+        """What was kept under the key; ``None`` where nothing was, or what is there cannot be read."""
+        if self.folder is None:
+            return None
+        try:
+            return json.loads(self._path(key).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
+    def put(self, key: str, value: Any) -> None:
+        """Keep it. Readers see the whole file or none, whenever the process is killed."""
+        if self.folder is None:
+            return
+        path = self._path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.stem}-{os.getpid()}.partial")
+        partial.write_text(json.dumps(value), encoding="utf-8")
+        os.replace(partial, path)
+
+    def _path(self, key: str) -> Path:
+        if self.folder is None:
+            raise ValueError("nothing is kept")
+        return self.folder / key[:2] / f"{key}.json"
+
+
+def default_folder() -> Path:
+    """Where findings are kept: ``$MOESIM_CACHE``, or the user's cache folder."""
+    own = os.environ.get("MOESIM_CACHE")
+    if own:
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "moesim" / "plan"
+
+
+def key_of(*parts: Any) -> str:
+    """A key for everything that a finding depends on, the program and its data included."""
+    text = json.dumps([_program(), *parts], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@cache
+def _program() -> str:
+    """A digest of the simulator's own files and of the data that it reads."""
+    digest = hashlib.sha256(__version__.encode())
+    for path in _files():
+        digest.update(str(path.name).encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _files() -> Iterator[Path]:
+    package = Path(__file__).resolve().parent.parent
+    for path in sorted(package.rglob("*.py")):
+        if path.relative_to(package).parts[0] not in _LEFT_OUT:
+            yield path
+    for family in _FAMILIES:
+        for folder in search_folders(family):
+            yield from sorted(folder.rglob("*.toml") if family.endswith("calibration") else folder.glob("*.toml"))

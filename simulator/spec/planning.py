@@ -1,0 +1,143 @@
+"""A plan's question, as written in a TOML file: this traffic, these targets, these models, these machines, this budget."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from simulator.spec.base import Count, Frozen, NonNegative, Policy, Positive, Ratio, Size
+from simulator.spec.dtypes import DType
+from simulator.spec.workload import WorkloadSpec
+
+Sizes = Annotated[tuple[Size, ...], Field(strict=False, min_length=1)]
+Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+DTypes = Annotated[tuple[DType, ...], Field(strict=False, min_length=1)]
+
+
+class Percentiles(Frozen):
+    """Limits in seconds at percentiles over requests; an absent one is not promised."""
+
+    mean: Positive | None = None
+    p50: Positive | None = None
+    p90: Positive | None = None
+    p95: Positive | None = None
+    p99: Positive | None = None
+
+    def limits(self) -> dict[str, float]:
+        """Those that are given."""
+        return {name: value for name, value in self.model_dump().items() if value is not None}
+
+
+class Targets(Frozen):
+    """What a deployment must do for the workload."""
+
+    ttft_s: Percentiles = Percentiles()
+    """Arrival to first token, queueing included."""
+    tpot_s: Percentiles = Percentiles()
+    e2e_s: Percentiles = Percentiles()
+    attainment: Ratio | None = None
+    """Share of requests that must each keep all of ``workload.slo``."""
+    output_tokens_per_s: Positive | None = None
+    """Of the whole deployment."""
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> Self:
+        if not any((self.ttft_s.limits(), self.tpot_s.limits(), self.e2e_s.limits(), self.attainment, self.output_tokens_per_s)):
+            raise ValueError("sets no target; give one, such as tpot_s = { p90 = 0.05 }")
+        return self
+
+
+class CandidateModel(Frozen):
+    """A model that would do the job."""
+
+    model: str
+    """A model's name, or the path of a TOML or Hugging Face ``config.json``."""
+    quality: float | None = None
+    """The user's own score, higher is better; absent = not compared."""
+    engine: str = "vllm"
+    weight_dtypes: DTypes | None = None
+    """Absent = as it is released."""
+    kv_dtypes: DTypes | None = None
+    """Absent = bf16."""
+    routing: Policy | None = None
+
+
+class CandidateCluster(Frozen):
+    """Machines that could be rented, or are there."""
+
+    cluster: str
+    """A cluster file's name without a number of GPUs: ``h100-sxm``."""
+    price_per_gpu_hour: NonNegative | None = None
+    """Absent = the cluster file's."""
+    max_gpus: Size | None = None
+    """Absent = the largest size that the file lists."""
+
+
+class Limits(Frozen):
+    """What must not be exceeded."""
+
+    gpus: Size | None = None
+    nodes: Size | None = None
+    power_w: Positive | None = None
+    """Boards of all GPUs at full power, times ``power.overhead``."""
+    budget_per_hour: Positive | None = None
+    min_quality: float | None = None
+
+
+class Spare(Frozen):
+    """What is held free for failures."""
+
+    nodes: Count = 0
+    """So many nodes may be lost with all targets still met (N+k)."""
+
+
+class Power(Frozen):
+    """What electricity costs; 0 where the price of a GPU-hour includes it."""
+
+    price_per_kwh: NonNegative = 0.0
+    overhead: Annotated[float, Field(ge=1)] = 1.3
+    """Power of the whole machine room over that of the GPUs' boards."""
+    currency: str = "USD"
+
+
+class Space(Frozen):
+    """What is tried. Combinations that are impossible are left out, with the reason."""
+
+    tp: Sizes = (1, 2, 4, 8)
+    attention_dp: Sizes = (1, 2, 4, 8, 16, 32, 64)
+    ep: Names | None = None
+    """``"off"`` (experts split like dense blocks) and ``"all"`` (spread over all ranks of a replica); absent = both."""
+    token_budgets: Sizes = (2048, 8192)
+    redundant_experts: Annotated[tuple[Ratio, ...], Field(strict=False, min_length=1)] = (0.0, 0.125)
+    """Slots for copies of hot experts, as a share of the experts; 0 = none, placed in order of their index."""
+    overlap: Names = ("none", "two_batch")
+    disaggregate: bool = True
+    """Whether prompts may have a pool of their own."""
+    max_gpus_per_replica: Size = 64
+
+
+class Question(Frozen):
+    """What ``moesim plan`` takes."""
+
+    name: str
+    seed: Count = 0
+    notes: str = ""
+    workload: WorkloadSpec
+    """``rate_scale`` is the growth factor."""
+    peak_s: Positive | None = None
+    """Plan for the busiest so many seconds of the workload; absent = for all of it."""
+    targets: Targets
+    models: Annotated[tuple[CandidateModel, ...], Field(strict=False, min_length=1)]
+    clusters: Annotated[tuple[CandidateCluster, ...], Field(strict=False, min_length=1)]
+    limits: Limits = Limits()
+    spare: Spare = Spare()
+    power: Power = Power()
+    space: Space = Space()
+
+    @model_validator(mode="after")
+    def _attainment_has_limits(self) -> Self:
+        slo = self.workload.slo
+        if self.targets.attainment is not None and not any((slo.ttft_s, slo.tpot_s, slo.e2e_s)):
+            raise ValueError("targets.attainment is a share of requests that keep [workload.slo], which sets no limit")
+        return self
