@@ -139,6 +139,7 @@ def _make_pool(spec: DeploymentSpec, seed: int, place: str, folder: Path, taken_
     """One pool of replicas on a cluster of which ``taken_gpus`` serve another one."""
     model = load_model(spec.model, place, folder)
     cluster, accelerator = load_cluster(spec.cluster, place)
+    cluster = cluster.with_speed(spec.network_speed)
     loaded = load_any_calibration(spec.calibration or accelerator.calibration, place)
     usual = {name: getattr(spec, name) or getattr(loaded, name) for name in ("compute", "communication", "dispatch")}
     spec = spec.model_copy(update=usual)

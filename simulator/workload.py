@@ -191,12 +191,16 @@ def _limited(
     starts, ids = trace.prefix_starts, trace.prefix_ids
     if trace.prefix_block_tokens:
         starts, ids = take_prefixes(starts, ids, np.arange(first, last))
-    arrival_s = trace.arrival_s[kept]
+    arrival_s, num_input, block_tokens = trace.arrival_s[kept], trace.num_input[kept], trace.prefix_block_tokens
+    if spec.prompt_scale != 1.0:
+        num_input = np.maximum(np.rint(num_input * spec.prompt_scale), 1).astype(np.int64)
+        block_tokens = max(1, round(block_tokens * spec.prompt_scale)) if block_tokens else 0
     return replace(
         trace,
         arrival_s=(arrival_s - arrival_s[0]) / spec.rate_scale,
-        num_input=trace.num_input[kept],
+        num_input=num_input,
         num_output=trace.num_output[kept],
+        prefix_block_tokens=block_tokens,
         prefix_starts=starts,
         prefix_ids=ids,
     )

@@ -179,6 +179,7 @@ class Space:
             placement={"kind": "eplb", "num_slots": design.slots} if design.slots else {"kind": "contiguous"},
             scheduling=scheduling(one.engine, budget or max(self.question.space.token_budgets)),
             overlap=design.overlap,  # type: ignore[arg-type]
+            network_speed=machines.offer.network_speed,
         )
 
     def text(self, design: Design) -> str:

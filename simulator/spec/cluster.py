@@ -66,6 +66,17 @@ class ClusterSpec(Frozen):
         """``N``, fast domains."""
         return -(-self.num_gpus // self.gpus_per_node)
 
+    def with_speed(self, factor: float) -> ClusterSpec:
+        """The cluster with the rate of all its wires multiplied."""
+        if factor == 1.0:
+            return self
+        wires = {
+            name: wire.model_copy(update={"bytes_per_s": wire.bytes_per_s * factor})
+            for name, wire in (("scale_up", self.scale_up), ("scale_out", self.scale_out))
+            if wire is not None
+        }
+        return self.model_copy(update=wires)
+
 
 def available_clusters() -> list[str]:
     """Every cluster name that :func:`load_cluster` takes."""

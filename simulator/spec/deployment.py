@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from simulator.spec.base import Frozen, NonNegative, Policy, Size
+from simulator.spec.base import Frozen, NonNegative, Policy, Positive, Size
 from simulator.spec.dtypes import DType
 from simulator.spec.pruning import Pruning
 
@@ -101,6 +101,8 @@ class DeploymentSpec(Frozen):
     overlap: Literal["none", "two_batch"] = "none"
     """``two_batch``: a step's tokens go through the layers with routed experts in two halves, one computing while the other is on
     the wires (DeepSeek-V3's dual micro-batches; SGLang's ``--enable-two-batch-overlap``)."""
+    network_speed: Positive = 1.0
+    """What if: the rate of every wire of the cluster, inside fast domains and between them, is multiplied with this; latencies stay."""
     compute: Policy | None = None
     """Absent = as the calibration needs: ``roofline`` for shares of peaks, ``host`` for times of a machine; likewise below."""
     communication: Policy | None = None

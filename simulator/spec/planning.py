@@ -72,6 +72,8 @@ class CandidateCluster(Frozen):
     """Absent = the cluster file's."""
     max_gpus: Size | None = None
     """Absent = the largest size that the file lists."""
+    network_speed: Positive = 1.0
+    """What if: all wires are so many times as fast."""
 
 
 class Limits(Frozen):

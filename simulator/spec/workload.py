@@ -58,6 +58,8 @@ class WorkloadSpec(Frozen):
     """Take the requests of the first so many seconds, in the time of the run (after ``rate_scale``)."""
     rate_scale: Positive = 1.0
     """Arrival times are divided by this: 2.0 is the same requests at twice the rate."""
+    prompt_scale: Positive = 1.0
+    """What if: prompts are so many times as long; what they have in common grows with them."""
     arrivals: Policy | None = None
     """An arrival process instead of the source's own times; needed where the source has lengths only."""
     slo: SLO = SLO()

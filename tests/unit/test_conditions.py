@@ -1,0 +1,84 @@
+"""What-if questions: each condition changes what it names, and nothing else."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simulator.plan import make_plan
+from simulator.planner.conditions import Conditions, apply, unchanged
+from simulator.planner.search import traffic_of
+from simulator.planner.space import Ruled, Space
+from simulator.spec.base import validate
+from simulator.spec.deployment import DeploymentSpec
+from simulator.spec.planning import Question
+
+HERE = Path()
+QUESTION = {
+    "name": "small",
+    "workload": {
+        "requests": {
+            "arrivals": {"kind": "poisson", "rate_per_s": 4.0},
+            "lengths": {"kind": "fixed", "num_input": 300, "num_output": 50},
+            "num_requests": 200,
+        }
+    },
+    "peak_s": 20.0,
+    "targets": {"tpot_s": {"p90": 0.05}},
+    "models": [{"model": "gpt-oss-20b"}, {"model": "llama-3.1-8b"}],
+    "clusters": [{"cluster": "h100-sxm", "max_gpus": 8}],
+}
+
+
+def question(**keys):
+    return validate(Question, {**QUESTION, **keys}, "test")
+
+
+def test_nothing_changed_is_the_same_question():
+    assert apply(Conditions(), question(), HERE) == question()
+
+
+def test_faster_traffic_is_the_same_requests():
+    asked, fast = traffic_of(question(), HERE), traffic_of(apply(Conditions(rate=2.0), question(), HERE), HERE)
+    assert fast.rate_per_s == pytest.approx(2 * asked.rate_per_s)
+    np.testing.assert_array_equal(fast.trace.num_input, asked.trace.num_input)
+
+
+def test_prompts_grow_and_outputs_stay():
+    longer = traffic_of(apply(Conditions(prompts=4.0), question(), HERE), HERE)
+    assert (longer.num_input, longer.num_output) == (1200, 50)
+
+
+def test_wires_carry_half_and_start_as_late():
+    halved = apply(Conditions(network=0.5), question(), HERE)
+    plans = [
+        next(plan for design, plan in Space(asked, HERE).designs(0, 0, Ruled()) if design.ep == 8) for asked in (question(), halved)
+    ]
+    for full, half in zip(*(plan.fabric.links for plan in plans), strict=True):
+        assert (half.bytes_per_s, half.latency_s) == (full.bytes_per_s / 2, full.latency_s)
+    assert plans[0].cluster.scale_out.bytes_per_s == 2 * plans[1].cluster.scale_out.bytes_per_s
+
+
+def test_both_pools_of_a_deployment_get_the_changed_wires():
+    table = {"name": "pools", "model": "llama-3.1-8b", "cluster": "h100-sxm-2", "replicas": 1, "prefill": {}, "network_speed": 0.5}
+    usual, slow = (make_plan(validate(DeploymentSpec, table | keys, "t"), 0, "t", HERE) for keys in ({"network_speed": 1.0}, {}))
+    assert slow.transfer.bytes_per_s == usual.transfer.bytes_per_s / 2
+
+
+def test_skew_is_the_spread_of_popularity():
+    doubled = apply(Conditions(skew=2.0), question(), HERE)
+    drawn = Space(question(), HERE).models[0].routing
+    assert doubled.models[0].routing == drawn | {"sigma": 2 * drawn["sigma"]}
+    assert doubled.models[1].routing is None
+
+
+def test_recorded_skew_is_said_to_stay():
+    recorded = question(models=[{"model": "gpt-oss-20b", "routing": {"kind": "replay", "trace": "x.npz"}}])
+    assert unchanged(Conditions(skew=2.0), recorded, HERE) == ["gpt-oss-20b"]
+    assert apply(Conditions(skew=2.0), recorded, HERE) == recorded
+
+
+def test_prices_fall_wherever_they_come_from():
+    cheaper = apply(Conditions(price=0.7), question(), HERE)
+    before, after = (Space(asked, HERE).machines[0].price_per_gpu_hour for asked in (question(), cheaper))
+    assert after == pytest.approx(0.7 * before)
