@@ -108,10 +108,22 @@ def text_of(found: Found, finding: Finding) -> str:
 
 def summary(found: Found) -> dict[str, Any]:
     """The answer as JSON: numbers, no objects."""
+    # They draw on this module, and are put together here.
+    from simulator.planner import words
+    from simulator.planner.basis import basis
+    from simulator.planner.pareto import pareto
+    from simulator.planner.sizes import around
+
     met = [finding for finding in found.findings if finding.sized is not None]
     rows = [_row(found, finding) for finding in met]
     answer: dict[str, Any] = {
         "name": found.question.name,
+        "seed": found.question.seed,
+        "currency": found.question.power.currency,
+        "targets": _targets(found),
+        "models": [{"name": model.name, "is_moe": model.moe is not None} for model in found.space.models],
+        "clusters": [machines.offer.cluster for machines in found.space.machines],
+        "num_simulated": len(found.first) + len(found.findings),
         "num_legal": found.num_legal,
         "num_ruled_out": sum(found.ruled.counts.values()),
         "ruled_out": [
@@ -126,12 +138,28 @@ def summary(found: Found) -> dict[str, Any]:
         },
         "best_of_each_model": {name: _row(found, finding) for name, finding in best_of_each(found).items()},
         "candidates": rows,
+        "pareto": pareto(found),
     }
     if met:
         answer["recommended"] = rows[0] | {"headroom": headroom(found, met[0])}
+        answer["sizes"] = around(found, met[0])
+        answer["basis"] = basis(found)
     else:
         answer["why_not"] = nearest(found)
+    answer["headline"], answer["reasons"] = words.headline(answer), words.reasons(answer)
     return answer
+
+
+def _targets(found: Found) -> dict[str, float]:
+    """Limits by target, named as in an outcome."""
+    targets = found.question.targets
+    limits = {
+        f"{name}.{level}": limit
+        for name in ("ttft_s", "tpot_s", "e2e_s")
+        for level, limit in getattr(targets, name).limits().items()
+    }
+    shares = {"attainment": targets.attainment, "output_tokens_per_s": targets.output_tokens_per_s}
+    return limits | {name: limit for name, limit in shares.items() if limit is not None}
 
 
 def nearest(found: Found) -> dict[str, Any]:

@@ -1,0 +1,239 @@
+"""The answer in plain sentences, from its numbers alone: what to deploy, what it costs, what it is held against, what binds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from simulator.report.formats import TIMES, number, seconds
+
+_TARGETS = {
+    "ttft_s": "time to first token",
+    "tpot_s": "time per output token",
+    "e2e_s": "time to the last token",
+    "attainment": "share of requests within their limits",
+    "output_tokens_per_s": "output tokens per second",
+}
+_ALIKE = 0.005
+"""Costs that differ by less are the same in words."""
+_MOST_HEADROOM = 7.9
+"""From here on the search for the headroom stopped."""
+_NO_BOUND = 1e6
+
+
+def headline(answer: dict[str, Any]) -> str:
+    """The answer in one sentence."""
+    best = answer.get("recommended")
+    if best is None:
+        return _impossible(answer)
+    met = f"{best['model']} on {gpus(best)} meets {_every(answer)} for {price(answer, best)}"
+    return f"{met}; {against(answer)}." if against(answer) else f"{met}."
+
+
+def reasons(answer: dict[str, Any]) -> list[str]:
+    """What else a buyer asks, a sentence each."""
+    return list(_reasons(answer) if answer.get("recommended") else _why_not(answer))
+
+
+def target_text(name: str) -> str:
+    """A target in words.
+
+    >>> target_text("ttft_s.p90"), target_text("attainment")
+    ('time to first token (p90)', 'share of requests within their limits')
+    """
+    what, _, level = name.partition(".")
+    return f"{_TARGETS.get(what, what)}{f' ({level})' if level else ''}"
+
+
+def value_text(name: str, value: float) -> str:
+    """A target's value with its unit.
+
+    >>> value_text("ttft_s.p90", 0.125), value_text("attainment", 0.987)
+    ('125 ms', '98.7 %')
+    """
+    if name == "attainment":
+        return f"{number(100 * value)} %"
+    return seconds(value) if "_s." in name else f"{number(value)} tokens/s"
+
+
+def money(value: float, currency: str) -> str:
+    """An amount: cents where they show.
+
+    >>> money(5.98, "USD"), money(0.39816, "USD"), money(23920.0, "EUR")
+    ('5.98 USD', '0.398 USD', '23,920 EUR')
+    """
+    return f"{value:,.2f} {currency}" if 1 <= abs(value) < 1000 else f"{number(value)} {currency}"
+
+
+def times(ratio: float) -> str:
+    """How many times as much; ``far`` where there is no telling.
+
+    >>> [times(ratio).replace(TIMES, "x") for ratio in (1.04, 1.5, 12.34, 1e9)]
+    ['1.04x', '1.5x', '12x', 'far']
+    """
+    if ratio >= _NO_BOUND:
+        return "far"
+    digits = 2 if ratio < 1.1 else 1 if ratio < 10 else 0
+    return f"{ratio:,.{digits}f}{TIMES}"
+
+
+def gpus(row: dict[str, Any]) -> str:
+    """Machines of a row: ``2 GPUs (h100-sxm-2)``."""
+    return f"{row['gpus']} {'GPU' if row['gpus'] == 1 else 'GPUs'} ({row['cluster']})"
+
+
+def price(answer: dict[str, Any], row: dict[str, Any]) -> str:
+    """What a row costs by the hour and by the token."""
+    currency = answer.get("currency", "USD")
+    if row["cost_per_hour"] == 0:
+        return "no price, since the machines are there"
+    by_token = money(row["cost_per_million_output_tokens"], currency)
+    return f"{money(row['cost_per_hour'], currency)} per hour, {by_token} per million output tokens"
+
+
+def against(answer: dict[str, Any]) -> str:
+    """The best of the other kind against the recommended one; of another model where there is one kind; empty without either."""
+    best = answer["recommended"]
+    rows = [row for name, row in answer.get("best_of_each_model", {}).items() if name != best["model"]]
+    other_kind = [row for row in rows if row["is_moe"] != best["is_moe"]]
+    kind = "dense model" if best["is_moe"] else "mixture of experts"
+    if other_kind:
+        return _compared(best, min(other_kind, key=lambda row: (row["cost_per_hour"], row["gpus"])), f"best {kind}")
+    listed = [model["name"] for model in answer.get("models", []) if model["is_moe"] != best["is_moe"]]
+    if listed:
+        return f"no {kind} of the list does ({', '.join(listed)})"
+    return _compared(best, min(rows, key=lambda row: (row["cost_per_hour"], row["gpus"])), "next model") if rows else ""
+
+
+def _compared(best: dict[str, Any], other: dict[str, Any], what: str) -> str:
+    mine, theirs = best["cost_per_hour"], other["cost_per_hour"]
+    if mine == 0:
+        return f"the {what}, {other['model']}, needs {gpus(other)}"
+    ratio = theirs / mine
+    if abs(ratio - 1) < _ALIKE:
+        return f"the {what}, {other['model']}, costs the same"
+    return f"the {what}, {other['model']}, costs {times(ratio)} as much"
+
+
+def _every(answer: dict[str, Any]) -> str:
+    return "the target" if len(answer.get("targets", {})) == 1 else "every target"
+
+
+def _reasons(answer: dict[str, Any]) -> Iterator[str]:
+    best, limits = answer["recommended"], answer.get("targets", {})
+    yield f"Deploy {best['deployment']}, {best['token_budget']:,} tokens a step."
+    binding = best["worst_target"]
+    kept = [
+        f"{target_text(name)}: {value_text(name, best[name])}, {'asked' if _is_floor(name) else 'limit'} {value_text(name, limit)}"
+        for name, limit in sorted(limits.items(), key=lambda item: item[0] != binding)
+        if best.get(name) is not None
+    ]
+    if kept:
+        yield f"What binds is the {kept[0]}{''.join(f'; {one}' for one in kept[1:])}."
+    yield from _headroom(answer)
+    yield from _other_sizes(answer)
+    text = (answer.get("moe_vs_dense") or {}).get("text")
+    if text:
+        yield str(text)
+    else:
+        yield from _others(answer)
+    yield from _losses(answer)
+    yield from _confidence(answer)
+
+
+def _headroom(answer: dict[str, Any]) -> Iterator[str]:
+    best = answer["recommended"]
+    room = best.get("headroom")
+    if room is None:
+        return
+    if room >= _MOST_HEADROOM:
+        yield f"It would carry 8{TIMES} this traffic or more with all targets met."
+    elif room < 1.02:
+        yield "It has no headroom: a little more traffic, and a target is missed."
+    else:
+        yield f"It would carry {room:.2f}{TIMES} this traffic with all targets met."
+
+
+def _other_sizes(answer: dict[str, Any]) -> Iterator[str]:
+    sizes, currency = answer.get("sizes") or {}, answer.get("currency", "USD")
+    smaller, larger = sizes.get("smaller"), sizes.get("larger")
+    if smaller:
+        missed = target_text(smaller["worst_target"])
+        yield f"The next smaller cluster, {smaller['gpus']} GPUs, misses the {missed} by {times(smaller['worst_ratio'])}."
+    if larger:
+        used = ""
+        if "worst_ratio" in larger:
+            used = f" and would bring the {target_text(larger['worst_target'])} to {_percent(larger['worst_ratio'])} of its limit"
+        cost = f" for {money(larger['cost_per_hour'], currency)} per hour" if larger["cost_per_hour"] else ""
+        yield f"The next size up is {larger['gpus']} GPUs{cost}{used}."
+
+
+def _others(answer: dict[str, Any]) -> Iterator[str]:
+    best, currency = answer["recommended"], answer.get("currency", "USD")
+    others = [row for name, row in answer.get("best_of_each_model", {}).items() if name != best["model"]]
+    if others:
+        other = min(others, key=lambda row: (row["is_moe"] == best["is_moe"], row["cost_per_hour"], row["gpus"]))
+        kind = "mixture of experts" if other["is_moe"] else "dense model"
+        cost = f", {money(other['cost_per_hour'], currency)} per hour" if other["cost_per_hour"] else ""
+        yield f"The best {kind} would be {other['deployment']}{cost}."
+
+
+def _losses(answer: dict[str, Any]) -> Iterator[str]:
+    rows = [row for row in answer.get("losses") or [] if row.get("nodes_lost")]
+    if not rows:
+        return
+    kept = [row["nodes_lost"] for row in rows if row.get("met")]
+    if kept:
+        yield f"With {_nodes(max(kept))} lost it still meets every target."
+    else:
+        share = rows[0].get("attainment")
+        does = (
+            "" if share is None or not math.isfinite(share) else f": {_percent(share)} of requests are served within their limits"
+        )
+        yield f"With {_nodes(rows[0]['nodes_lost'])} lost a target is missed{does}."
+
+
+def _nodes(count: int) -> str:
+    return "1 node" if count == 1 else f"{count} nodes"
+
+
+def _confidence(answer: dict[str, Any]) -> Iterator[str]:
+    found, currency = answer.get("confidence") or {}, answer.get("currency", "USD")
+    low, high = found.get("cost_low"), found.get("cost_high")
+    if low is not None and high is not None:
+        if abs(high / low - 1) < _ALIKE if low else high == low:
+            yield "Within the band of the simulator's error the cost stays the same, since sizes come in steps."
+        else:
+            yield f"Within the band of the simulator's error it costs {money(low, currency)} to {money(high, currency)} per hour."
+    share = found.get("beats_second")
+    if share is not None:
+        yield f"The probability that it really costs no more than the second choice is {_percent(share)}."
+
+
+def _impossible(answer: dict[str, Any]) -> str:
+    why = answer.get("why_not") or {}
+    if "target" not in why:
+        return f"No deployment within the limits meets {_every(answer)}: {why.get('text', 'nothing can be run')}."
+    over = f"misses the {target_text(why['target'])} by {times(why['times_over'])}"
+    return f"No deployment within the limits meets {_every(answer)}: the nearest {over}."
+
+
+def _why_not(answer: dict[str, Any]) -> Iterator[str]:
+    why = answer.get("why_not") or {}
+    if "target" in why:
+        name, limit = why["target"], answer.get("targets", {}).get(why["target"])
+        asked = "" if limit is None else f" where {value_text(name, limit)} is asked"
+        yield f"The nearest is {why['deployment']}: its {target_text(name)} is {value_text(name, why['measured'])}{asked}."
+    reasons = sorted(answer.get("ruled_out", []), key=lambda row: -row["count"])
+    if reasons and reasons[0]["count"]:
+        yield f"Most candidates were ruled out because of this: {reasons[0]['reason']} ({reasons[0]['count']:,})."
+
+
+def _is_floor(name: str) -> bool:
+    """Whether a target asks for at least so much."""
+    return name in ("attainment", "output_tokens_per_s")
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.0f} %"
