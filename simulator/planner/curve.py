@@ -7,6 +7,7 @@ sequences are as long as the traffic's mean one.
 from __future__ import annotations
 
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from simulator.cost.compute.context import kernels_s
 from simulator.plan import Plan
 from simulator.planner.traffic import Traffic
 from simulator.price import Prices
+from simulator.spec.dtypes import BYTES_PER_ELEMENT
 from simulator.work.context import total_sums
 
 Floats = NDArray[np.float64]
@@ -24,6 +26,44 @@ _POINTS = 28
 """Numbers of tokens that blocks are priced at; between them prices are interpolated."""
 _EXPERT_POINTS = 8
 """Numbers at which routed experts are priced, each in another layer."""
+
+
+class Terms(NamedTuple):
+    """What a step's seconds go to; their sum is the step. ``[n]`` each."""
+
+    weights: Floats
+    """Streaming weights from memory: of all blocks, and of the mean rank's experts."""
+    products: Floats
+    """What matrix products take beyond that, since many tokens share the weights."""
+    cache: Floats
+    """Reading the KV cache in decode."""
+    prompts: Floats
+    """Looking back in prompts."""
+    waiting: Floats
+    """What the rank with most work for its experts takes longer than the mean one."""
+    exchanges: Floats
+    """Tokens on their way to experts and back, as far as nothing is computed meanwhile."""
+    all_reduces: Floats
+    """Sums over tensor-parallel ranks."""
+    host: Floats
+    """The engine's own time."""
+
+    @property
+    def total(self) -> Floats:
+        """The step."""
+        return np.sum(self, axis=0)  # type: ignore[no-any-return]
+
+
+class _Experts(NamedTuple):
+    """Routed experts of all layers, by tokens of a data-parallel rank; ``[T]`` each."""
+
+    tokens: Floats
+    busiest_s: Floats
+    """Of the rank that the others wait for."""
+    mean_s: Floats
+    streaming_s: Floats
+    """Of the mean rank's seconds, those that its weights take to be read."""
+    exchanges_s: Floats
 
 
 class Curve:
@@ -50,32 +90,59 @@ class Curve:
         """``[T]`` all layers without looking back and without routed experts."""
         if self._like is not None:
             return self._like._blocks_s
+        return self._matrices_s + self._all_reduces_s
+
+    @cached_property
+    def _matrices_s(self) -> Floats:
+        """``[T]`` without all-reduces."""
+        if self._like is not None:
+            return self._like._matrices_s
         prices = self._prices
         total = np.zeros(len(self._grid))
         for name, count in prices.mixer_layers.items():
             total += prices.mixer_s[name] * count
         for name, count in prices.ffn_layers.items():
             total += prices.ffn_s[name] * count
-        if self.plan.layout.tp > 1:
-            total += prices.all_reduces_s(self._grid) * prices.num_all_reduces
         return total
 
     @cached_property
-    def _experts_s(self) -> tuple[Floats, Floats, Floats]:
-        """Numbers of tokens of a data-parallel rank; seconds of experts, waiting included, and of exchanges, in all layers."""
+    def _all_reduces_s(self) -> Floats:
+        """``[T]`` of a step."""
         if self._like is not None:
-            return self._like._experts_s
-        model, dp = self.plan.model, self.plan.layout.attention_dp
+            return self._like._all_reduces_s
+        prices = self._prices
+        return prices.all_reduces_s(self._grid) * prices.num_all_reduces if self.plan.layout.tp > 1 else np.zeros(len(self._grid))
+
+    @cached_property
+    def _experts(self) -> _Experts:
+        """Each number of tokens is priced in another layer, which stands for all."""
+        if self._like is not None:
+            return self._like._experts
+        model, layout, dtype = self.plan.model, self.plan.layout, self.plan.precision.experts
         tokens = np.unique(np.rint(np.geomspace(1, self.max_tokens, _EXPERT_POINTS)).astype(np.int64))
-        computing, travelling = np.zeros(len(tokens)), np.zeros(len(tokens))
-        if self.plan.experts is None:
-            return tokens.astype(np.float64), computing, travelling
+        found = np.zeros((4, len(tokens)))
+        if self.plan.experts is None or model.moe is None:
+            return _Experts(tokens.astype(np.float64), *found)
+        expert_bytes = model.moe.num_expert_parameters(model.hidden_size) / layout.moe_tp * BYTES_PER_ELEMENT[dtype]
         for place, number in enumerate(tokens):
             layer = place * 5 % model.num_moe_layers
-            step = self._prices.expert_step(layer, np.full(dp, number, dtype=np.int64), 211 * place)
-            computing[place] = step.experts_R.max() * model.num_moe_layers
-            travelling[place] = (step.dispatch.alone_s + step.combine.alone_s) * model.num_moe_layers
-        return tokens.astype(np.float64), computing, travelling
+            step = self._prices.expert_step(layer, np.full(layout.attention_dp, number, dtype=np.int64), 211 * place)
+            mean_s = float(step.experts_R.mean())
+            rows = float(step.pairs_R.mean()) * expert_bytes / step.read_bytes
+            streaming_s = mean_s * float(self._streaming(dtype, np.array(rows)))
+            exchanges_s = step.dispatch.alone_s + step.combine.alone_s
+            found[:, place] = step.experts_R.max(), mean_s, streaming_s, exchanges_s
+        return _Experts(tokens.astype(np.float64), *(found * model.num_moe_layers))
+
+    def _streaming(self, dtype: str, rows: Floats) -> Floats:
+        """Share of matrix products' seconds that reading the weights explains: a roofline of the accelerator's peaks.
+
+        Args:
+            rows: that each weight which is read is multiplied with.
+        """
+        accelerator = self.plan.accelerator
+        balance = accelerator.flops_per_s(dtype) * BYTES_PER_ELEMENT[dtype] / (2 * accelerator.memory_bytes_per_s)
+        return np.minimum(1.0, balance / np.maximum(rows, 1.0))
 
     def _mean_sums(self, context: NDArray[np.int64], new: NDArray[np.int64], phase: Phase) -> Floats:
         """``[J, 6]``: for each context kernel, what a mean sequence adds to its sums."""
@@ -107,22 +174,53 @@ class Curve:
         """
         tokens = np.maximum(decodes + prompts * prompt_tokens, 1.0)
         logits = np.clip(decodes + prompts, 1, self.max_tokens)
-        engine, model = self.plan.calibration.engine, self.plan.model
         computing = self._at(tokens, self._blocks_s) + self.looking_s("decode", decodes) + self.looking_s("prefill", prompts)
-        grid, experts_s, exchanges_s = self._experts_s
-        experts = np.interp(tokens, grid, experts_s)
-        exchanges = np.interp(tokens, grid, exchanges_s)
+        routed = self._experts
+        experts = np.interp(tokens, routed.tokens, routed.busiest_s)
+        exchanges = np.interp(tokens, routed.tokens, routed.exchanges_s)
         if self.plan.spec.overlap == "two_batch":
             halves = np.maximum(tokens / 2, 1.0)
             computing += 2 * self._at(halves, self._blocks_s) - self._at(tokens, self._blocks_s)
-            experts = 2 * np.interp(halves, grid, experts_s)
-            exchanges = 2 * np.interp(halves, grid, exchanges_s)
+            experts = 2 * np.interp(halves, routed.tokens, routed.busiest_s)
+            exchanges = 2 * np.interp(halves, routed.tokens, routed.exchanges_s)
             busy = np.maximum(computing + experts, exchanges)
         else:
             busy = computing + experts + exchanges
+        return np.asarray(busy + self._at(logits, self._prices.head_s) + self._own_s(decodes, prompts))
+
+    def terms(self, decodes: Floats, prompts: Floats, prompt_tokens: float) -> Terms:
+        """What :meth:`step_s` of the same arguments goes to."""
+        total = self.step_s(decodes, prompts, prompt_tokens)
+        tokens = np.maximum(decodes + prompts * prompt_tokens, 1.0)
+        logits = np.clip(decodes + prompts, 1, self.max_tokens)
+        routed, parts = self._experts, 2 if self.plan.spec.overlap == "two_batch" else 1
+        each = np.maximum(tokens / parts, 1.0)
+        share = self._streaming(self.plan.precision.weights, each)
+        head = self._at(logits, self._prices.head_s)
+        head_share = self._streaming("bf16", logits)
+        matrices = parts * self._at(each, self._matrices_s)
+        streaming, mean, busiest = (
+            parts * np.interp(each, routed.tokens, seconds) for seconds in (routed.streaming_s, routed.mean_s, routed.busiest_s)
+        )
+        cache, looking = self.looking_s("decode", decodes), self.looking_s("prefill", prompts)
+        all_reduces, host = parts * self._at(each, self._all_reduces_s), self._own_s(decodes, prompts)
+        computing = matrices + head + busiest + cache + looking + all_reduces + host
+        return Terms(
+            weights=matrices * share + head * head_share + streaming,
+            products=matrices * (1 - share) + head * (1 - head_share) + mean - streaming,
+            cache=cache,
+            prompts=looking,
+            waiting=busiest - mean,
+            exchanges=np.maximum(total - computing, 0.0),
+            all_reduces=all_reduces,
+            host=host,
+        )
+
+    def _own_s(self, decodes: Floats, prompts: Floats) -> Floats:
+        """The engine's own seconds."""
+        engine, model = self.plan.calibration.engine, self.plan.model
         own_s = engine.step_s + (decodes + np.ceil(prompts)) * engine.sequence_s
-        own_s = own_s + engine.prompt_s(model.num_layers, model.num_moe_layers) * np.minimum(prompts, 1.0)
-        return np.asarray(busy + self._at(logits, self._prices.head_s) + own_s)
+        return own_s + engine.prompt_s(model.num_layers, model.num_moe_layers) * np.minimum(prompts, 1.0)
 
     def _at(self, tokens: Floats, seconds: Floats) -> Floats:
         return np.interp(tokens, self._grid, seconds)
