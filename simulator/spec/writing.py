@@ -15,8 +15,11 @@ DIGITS = 4
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
-def toml_text(table: Mapping[str, Any], head: str) -> str:
+def toml_text(table: Mapping[str, Any], head: str, digits: int = DIGITS) -> str:
     """The file's text: a comment, then the table with each table in it under its own heading. What is ``None`` is left out.
+
+    Args:
+        digits: that numbers are rounded to; 17 leave them as they are.
 
     >>> print(toml_text({"gemm": {"any": {"floor_s": 2.5801e-06, "m": (1, 8)}}}, "Made by a test."))
     # Made by a test.
@@ -27,23 +30,23 @@ def toml_text(table: Mapping[str, Any], head: str) -> str:
     <BLANKLINE>
     """
     lines = [f"# {line}" for line in head.splitlines()]
-    return "\n".join([*lines, *_table(table, ())]) + "\n"
+    return "\n".join([*lines, *_table(table, (), digits)]) + "\n"
 
 
-def _table(table: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+def _table(table: Mapping[str, Any], path: tuple[str, ...], digits: int) -> Iterator[str]:
     for key, value in table.items():
         if value is not None and not isinstance(value, Mapping) and not _is_tables(value):
-            yield f"{_key(key)} = {_value(value)}"
+            yield f"{_key(key)} = {_value(value, digits)}"
     for key, value in table.items():
         heading = ".".join(map(_key, (*path, key)))
         if isinstance(value, Mapping):
             if not value or not all(isinstance(entry, Mapping) for entry in value.values()):
                 yield f"\n[{heading}]"
-            yield from _table(value, (*path, key))
+            yield from _table(value, (*path, key), digits)
         elif _is_tables(value):
             for entry in value:
                 yield f"\n[[{heading}]]"
-                yield from _table(entry, (*path, key))
+                yield from _table(entry, (*path, key), digits)
 
 
 def _is_tables(value: object) -> bool:
@@ -54,15 +57,15 @@ def _key(key: str) -> str:
     return key if _BARE.fullmatch(key) else json.dumps(key, ensure_ascii=False)
 
 
-def _value(value: object) -> str:
+def _value(value: object, digits: int) -> str:
     if isinstance(value, np.generic | np.ndarray):
-        return _value(value.tolist())
+        return _value(value.tolist(), digits)
     if isinstance(value, list | tuple):
         if value and isinstance(value[0], list | tuple):
-            return "[\n" + "".join(f"  {_value(row)},\n" for row in value) + "]"
-        return f"[{', '.join(map(_value, value))}]"
+            return "[\n" + "".join(f"  {_value(row, digits)},\n" for row in value) + "]"
+        return f"[{', '.join(_value(entry, digits) for entry in value)}]"
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError(f"{value} is no number to write")
-        return repr(float(f"{value:.{DIGITS - 1}e}"))
+        return repr(float(f"{value:.{digits - 1}e}"))
     return json.dumps(value, ensure_ascii=False)
