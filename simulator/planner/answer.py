@@ -106,8 +106,12 @@ def text_of(found: Found, finding: Finding) -> str:
     )
 
 
-def summary(found: Found) -> dict[str, Any]:
-    """The answer as JSON: numbers, no objects."""
+def summary(found: Found, doubts: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The answer as JSON: numbers, no objects.
+
+    Args:
+        doubts: what :func:`simulator.planner.doubts.doubts` found, to be part of it.
+    """
     # They draw on this module, and are put together here.
     from simulator.planner import words
     from simulator.planner.basis import basis
@@ -115,7 +119,7 @@ def summary(found: Found) -> dict[str, Any]:
     from simulator.planner.sizes import around
 
     met = [finding for finding in found.findings if finding.sized is not None]
-    rows = [_row(found, finding) for finding in met]
+    rows = [row_of(found, finding) for finding in met]
     answer: dict[str, Any] = {
         "name": found.question.name,
         "seed": found.question.seed,
@@ -136,7 +140,7 @@ def summary(found: Found) -> dict[str, Any]:
             "mean_input": found.traffic.num_input,
             "mean_output": found.traffic.num_output,
         },
-        "best_of_each_model": {name: _row(found, finding) for name, finding in best_of_each(found).items()},
+        "best_of_each_model": {name: row_of(found, finding) for name, finding in best_of_each(found).items()},
         "candidates": rows,
         "pareto": pareto(found),
     }
@@ -146,6 +150,7 @@ def summary(found: Found) -> dict[str, Any]:
         answer["basis"] = basis(found)
     else:
         answer["why_not"] = nearest(found)
+    answer |= doubts or {}
     answer["headline"], answer["reasons"] = words.headline(answer), words.reasons(answer)
     return answer
 
@@ -181,7 +186,8 @@ def nearest(found: Found) -> dict[str, Any]:
     }
 
 
-def _row(found: Found, finding: Finding) -> dict[str, Any]:
+def row_of(found: Found, finding: Finding) -> dict[str, Any]:
+    """A finding that meets the targets: what it is, what it costs, what was measured."""
     sized, outcome = finding.sized, finding.outcome
     if sized is None or outcome is None:
         raise ValueError("nothing was found")
