@@ -6,20 +6,13 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from simulator.report.formats import TIMES, number, seconds
+from simulator.report.formats import TIMES
+from simulator.report.plan_text import gpus, is_floor, money, percent, target_text, times, value_text
 
-_TARGETS = {
-    "ttft_s": "time to first token",
-    "tpot_s": "time per output token",
-    "e2e_s": "time to the last token",
-    "attainment": "share of requests within their limits",
-    "output_tokens_per_s": "output tokens per second",
-}
 _ALIKE = 0.005
 """Costs that differ by less are the same in words."""
 _MOST_HEADROOM = 7.9
 """From here on the search for the headroom stopped."""
-_NO_BOUND = 1e6
 
 
 def headline(answer: dict[str, Any]) -> str:
@@ -34,53 +27,6 @@ def headline(answer: dict[str, Any]) -> str:
 def reasons(answer: dict[str, Any]) -> list[str]:
     """What else a buyer asks, a sentence each."""
     return list(_reasons(answer) if answer.get("recommended") else _why_not(answer))
-
-
-def target_text(name: str) -> str:
-    """A target in words.
-
-    >>> target_text("ttft_s.p90"), target_text("attainment")
-    ('time to first token (p90)', 'share of requests within their limits')
-    """
-    what, _, level = name.partition(".")
-    return f"{_TARGETS.get(what, what)}{f' ({level})' if level else ''}"
-
-
-def value_text(name: str, value: float) -> str:
-    """A target's value with its unit.
-
-    >>> value_text("ttft_s.p90", 0.125), value_text("attainment", 0.987)
-    ('125 ms', '98.7 %')
-    """
-    if name == "attainment":
-        return f"{number(100 * value)} %"
-    return seconds(value) if "_s." in name else f"{number(value)} tokens/s"
-
-
-def money(value: float, currency: str) -> str:
-    """An amount: cents where they show.
-
-    >>> money(5.98, "USD"), money(0.39816, "USD"), money(23920.0, "EUR")
-    ('5.98 USD', '0.398 USD', '23,920 EUR')
-    """
-    return f"{value:,.2f} {currency}" if 1 <= abs(value) < 1000 else f"{number(value)} {currency}"
-
-
-def times(ratio: float) -> str:
-    """How many times as much; ``far`` where there is no telling.
-
-    >>> [times(ratio).replace(TIMES, "x") for ratio in (1.04, 1.5, 12.34, 1e9)]
-    ['1.04x', '1.5x', '12x', 'far']
-    """
-    if ratio >= _NO_BOUND:
-        return "far"
-    digits = 2 if ratio < 1.1 else 1 if ratio < 10 else 0
-    return f"{ratio:,.{digits}f}{TIMES}"
-
-
-def gpus(row: dict[str, Any]) -> str:
-    """Machines of a row: ``2 GPUs (h100-sxm-2)``."""
-    return f"{row['gpus']} {'GPU' if row['gpus'] == 1 else 'GPUs'} ({row['cluster']})"
 
 
 def price(answer: dict[str, Any], row: dict[str, Any]) -> str:
@@ -125,7 +71,7 @@ def _reasons(answer: dict[str, Any]) -> Iterator[str]:
     yield f"Deploy {best['deployment']}, {best['token_budget']:,} tokens a step."
     binding = best["worst_target"]
     kept = [
-        f"{target_text(name)}: {value_text(name, best[name])}, {'asked' if _is_floor(name) else 'limit'} {value_text(name, limit)}"
+        f"{target_text(name)}: {value_text(name, best[name])}, {'asked' if is_floor(name) else 'limit'} {value_text(name, limit)}"
         for name, limit in sorted(limits.items(), key=lambda item: item[0] != binding)
         if best.get(name) is not None
     ]
@@ -164,7 +110,7 @@ def _other_sizes(answer: dict[str, Any]) -> Iterator[str]:
     if larger:
         used = ""
         if "worst_ratio" in larger:
-            used = f" and would bring the {target_text(larger['worst_target'])} to {_percent(larger['worst_ratio'])} of its limit"
+            used = f" and would bring the {target_text(larger['worst_target'])} to {percent(larger['worst_ratio'])} of its limit"
         cost = f" for {money(larger['cost_per_hour'], currency)} per hour" if larger["cost_per_hour"] else ""
         yield f"The next size up is {larger['gpus']} GPUs{cost}{used}."
 
@@ -188,9 +134,7 @@ def _losses(answer: dict[str, Any]) -> Iterator[str]:
         yield f"With {_nodes(max(kept))} lost it still meets every target."
     else:
         share = rows[0].get("attainment")
-        does = (
-            "" if share is None or not math.isfinite(share) else f": {_percent(share)} of requests are served within their limits"
-        )
+        does = "" if share is None or not math.isfinite(share) else f": {percent(share)} of requests are served within their limits"
         yield f"With {_nodes(rows[0]['nodes_lost'])} lost a target is missed{does}."
 
 
@@ -208,7 +152,7 @@ def _confidence(answer: dict[str, Any]) -> Iterator[str]:
             yield f"Within the band of the simulator's error it costs {money(low, currency)} to {money(high, currency)} per hour."
     share = found.get("beats_second")
     if share is not None:
-        yield f"The probability that it really costs no more than the second choice is {_percent(share)}."
+        yield f"The probability that it really costs no more than the second choice is {percent(share)}."
 
 
 def _impossible(answer: dict[str, Any]) -> str:
@@ -228,12 +172,3 @@ def _why_not(answer: dict[str, Any]) -> Iterator[str]:
     reasons = sorted(answer.get("ruled_out", []), key=lambda row: -row["count"])
     if reasons and reasons[0]["count"]:
         yield f"Most candidates were ruled out because of this: {reasons[0]['reason']} ({reasons[0]['count']:,})."
-
-
-def _is_floor(name: str) -> bool:
-    """Whether a target asks for at least so much."""
-    return name in ("attainment", "output_tokens_per_s")
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.0f} %"

@@ -36,7 +36,21 @@
     }
   };
 
+  const copy = async (button) => {
+    const block = button.parentElement.querySelector("pre");
+    getSelection().selectAllChildren(block); // where the clipboard is closed to the page, the reader copies by hand
+    try {
+      await navigator.clipboard.writeText(block.textContent);
+      button.textContent = "Copied";
+    } catch {
+      button.textContent = "Selected";
+    }
+    setTimeout(() => (button.textContent = "Copy"), 1500);
+  };
+
   document.addEventListener("click", (event) => {
+    const copied = event.target.closest(".copy");
+    if (copied) copy(copied);
     const button = event.target.closest(".legend button");
     if (button) hideOrShow(button);
   });

@@ -1,0 +1,60 @@
+"""What a token costs against how fast it comes."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import plotly.graph_objects as go
+
+from simulator.report import style
+from simulator.report.plan_figures import _points
+from simulator.report.plan_figures._models import by_label
+from simulator.spec.base import Frozen
+
+_COST, _SPEED = "cost_per_million_output_tokens", "ms_per_token"
+
+
+class CostLatency(Frozen):
+    """A line a model, over all machines: the cheapest tokens at each speed."""
+
+    title: ClassVar[str] = "Cost against latency"
+    section: ClassVar[str] = "Speed and cost"
+    definition: ClassVar[str] = (
+        "Cost of a million output tokens against milliseconds between them, over all machines, on logarithmic axes; lower and further "
+        "left is better. Lines are busy GPUs in closed form; large marks pay for the idle share of their cluster at the planned "
+        "traffic too, so they lie higher. The dotted line is the target."
+    )
+    absent: ClassVar[str] = "The machines have no price."
+    order: ClassVar[int] = 21
+    width: ClassVar[Literal["full", "half", "quarter"]] = "full"
+
+    def draw(self, answer: dict[str, Any]) -> go.Figure | None:
+        points = [
+            {**point, _SPEED: 1000 / point["tokens_per_s_user"]} for point in answer.get("pareto", []) if point.get(_COST, 0) > 0
+        ]
+        if not points:
+            return None
+        limits = [1000 * limit for name, limit in answer.get("targets", {}).items() if name.startswith("tpot_s.")]
+        kept = _points.simulated(points)
+        for own in by_label(_points.closed_form(points)).values():
+            kept += _cheapest(own)
+        currency = answer.get("currency", "USD")
+        axes = {
+            "xaxis": _points.log_axis([*(point[_SPEED] for point in kept), *limits]),
+            "yaxis": _points.log_axis([point[_COST] for point in kept]),
+        }
+        drawn = style.figure("Time per output token (ms)", f"Cost of a million output tokens ({currency})", 400, **axes)
+        _points.add(drawn, answer, kept, _SPEED, _COST)
+        for limit in limits:
+            drawn.add_vline(x=limit, line={"color": style.MUTED, "width": 1, "dash": "dot"})
+        return drawn
+
+
+def _cheapest(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Points that no other beats in speed and cost, the fastest first."""
+    best, found = float("inf"), []
+    for point in sorted(points, key=lambda p: (p[_SPEED], p[_COST])):
+        if point[_COST] < best:
+            best = point[_COST]
+            found.append(point)
+    return found

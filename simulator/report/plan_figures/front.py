@@ -1,0 +1,43 @@
+"""The Pareto front: what a GPU produces against what a user sees."""
+
+from __future__ import annotations
+
+import html
+from typing import Any, ClassVar, Literal
+
+import plotly.graph_objects as go
+
+from simulator.report import style
+from simulator.report.plan_figures import _points
+from simulator.spec.base import Frozen
+
+
+class Front(Frozen):
+    """A line a model: the deployments that no other beats in both; a plot a kind of machines."""
+
+    title: ClassVar[str] = "Tokens of a GPU against tokens of a user"
+    section: ClassVar[str] = "Speed and cost"
+    definition: ClassVar[str] = (
+        "Output tokens per second, on logarithmic axes; further up is cheaper, further right is faster for the reader. Lines are "
+        "the best that each model can do on busy GPUs, in closed form, whatever the targets. Large marks were simulated at the "
+        "planned traffic, on a cluster that is paid for whole. Hover for the whole deployment."
+    )
+    absent: ClassVar[str] = "No deployment was judged."
+    order: ClassVar[int] = 20
+    width: ClassVar[Literal["full", "half", "quarter"]] = "half"
+
+    def draw(self, answer: dict[str, Any]) -> dict[str, go.Figure]:
+        points = [point for point in answer.get("pareto", []) if point["tokens_per_s_gpu"] > 0]
+        if not points:
+            return {}
+        axes = {
+            "xaxis": _points.log_axis([point["tokens_per_s_user"] for point in points]),
+            "yaxis": _points.log_axis([point["tokens_per_s_gpu"] for point in points]),
+        }
+        clusters = list(dict.fromkeys(point["cluster"] for point in points))
+        plots = {}
+        for cluster in clusters:
+            drawn = style.figure("A user's tokens/s (1/s)", "Tokens/s of a GPU (1/s)", 380, **axes)
+            _points.add(drawn, answer, [p for p in points if p["cluster"] == cluster], "tokens_per_s_user", "tokens_per_s_gpu")
+            plots[html.escape(cluster) if len(clusters) > 1 else ""] = drawn
+        return plots

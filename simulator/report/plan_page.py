@@ -1,0 +1,112 @@
+"""The page of ``moesim plan``: the answer in a sentence, and everything it rests on below; drawn from the answer alone."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from simulator.report import plan_tables, tables
+from simulator.report.cards import Cards, drawn_sections
+from simulator.report.document import described, document, facts_list, in_sections
+from simulator.report.formats import UNDEFINED, number
+from simulator.report.gallery import plots
+from simulator.report.markup import Markup, join, tag
+from simulator.report.plan_figures import figures
+from simulator.report.plan_text import limit_text, percent
+
+_CANDIDATES = (
+    "Costs are those of the whole cluster over the tokens that the traffic asks for, idle time included. Latencies are simulated on all "
+    "requests. Hints under the costs say how much more than the recommended deployment; the tightest target is the one that would fail "
+    "first. Energy is that of the boards at their limit with the machine room's share: an upper bound."
+)
+_IMPOSSIBLE = "What came nearest, and why the rest was ruled out."
+_HANDOVER = "The scenario files lie beside this page; moesim run takes them as they are. The serving commands start the recommended deployment."
+_CONFIDENCE = "How far the answer could be off, from calibration errors, routing samples and seeds."
+_RULED_OUT = "Each reason with one of its candidates."
+
+
+class _Stated(NamedTuple):
+    """What the numbers rest on, as the tables of a run's page read it."""
+
+    run: dict[str, Any]
+    deployments: list[str]
+
+
+def render(answer: dict[str, Any], run: dict[str, Any]) -> str:
+    """The page as one HTML document.
+
+    Args:
+        answer: of :func:`simulator.planner.answer.summary`; what it lacks is left out.
+        run: how it was made: ``command``, ``seed``, ``versions``, ``revision``.
+    """
+    cards = Cards()
+    # A plan that was asked for less has less to show: no line says what is missing.
+    shown = [figure for figure in figures() if plots(figure, answer)]
+    drawn = dict(drawn_sections(cards, shown, answer))
+    sections: list[tuple[str, Markup]] = []
+    if answer.get("candidates"):
+        sections.append(("The candidates", described(_CANDIDATES, plan_tables.costs_table(answer))))
+    further = {
+        "What if": plan_tables.sensitivity_table(answer),
+        "Ruled out": plan_tables.reasons_table(answer),
+    }
+    for title, content in drawn.items():
+        table = further.get(title)
+        sections.append((title, content if table is None else join([content, tag("div", table, class_="below")])))
+    said = {
+        "How sure this is": (_CONFIDENCE, plan_tables.confidence(answer)),
+        "Hand-over": (_HANDOVER, plan_tables.handover(answer)),
+    }
+    sections += [(title, described(lead, content)) for title, (lead, content) in said.items() if content is not None]
+    if answer.get("basis"):
+        sections.append(("What the numbers rest on", _basis(answer)))
+    sections.append(("How this plan was made", _made(answer, run)))
+    name = str(answer.get("name") or "plan")
+    return document(name, in_sections(_hero(answer, name), sections), cards.payload)
+
+
+def _hero(answer: dict[str, Any], name: str) -> Markup:
+    reasons = [tag("li", str(reason)) for reason in answer.get("reasons") or []]
+    return tag(
+        "header",
+        tag("p", f"{name} \N{MIDDLE DOT} plan", class_="eyebrow"),
+        tag("h1", str(answer.get("headline") or "No answer.")),
+        *([tag("ul", *reasons, class_="reasons")] if reasons else []),
+        facts_list(_setting(answer), "setting"),
+        *_notice(answer),
+    )
+
+
+def _setting(answer: dict[str, Any]) -> dict[str, Any]:
+    traffic, best = answer.get("traffic") or {}, answer.get("recommended") or {}
+    shown: dict[str, Any] = {}
+    if traffic:
+        shown["Traffic"] = f"{number(traffic['rate_per_s'])} requests/s, {traffic['num_requests']:,} simulated"
+        shown["Mean tokens"] = f"{number(traffic['mean_input'])} in, {number(traffic['mean_output'])} out"
+    shown["Targets"] = ", ".join(limit_text(name, limit) for name, limit in answer.get("targets", {}).items()) or UNDEFINED
+    if "num_legal" in answer:
+        shown["Deployments judged"] = f"{answer['num_legal'] + answer.get('num_ruled_out', 0):,}"
+    if answer.get("num_simulated"):
+        shown["Simulations"] = f"{answer['num_simulated']:,}"
+    if best.get("headroom"):
+        shown["Headroom"] = f"{percent(best['headroom'] - 1)} more traffic"
+    return shown | plan_tables.sizes_list(answer)
+
+
+def _notice(answer: dict[str, Any]) -> list[Markup]:
+    count = len({warning for stated in (answer.get("basis") or {}).values() for warning in stated.get("warnings") or []})
+    if not count:
+        return []
+    said = "1 warning" if count == 1 else f"{count} warnings"
+    return [tag("p", tag("a", f"{said} about what these numbers rest on", href="#what-the-numbers-rest-on"), class_="notice")]
+
+
+def _basis(answer: dict[str, Any]) -> Markup:
+    stated = answer["basis"]
+    return tables.assumed(_Stated({"deployments": stated}, list(stated)))
+
+
+def _made(answer: dict[str, Any], run: dict[str, Any]) -> Markup:
+    seed = run.get("seed", answer.get("seed"))
+    # The time that it took is left to run.json, so that two plans of one seed give the same page.
+    made = {key: value for key, value in tables.made_of(run).items() if key not in ("Started", "Took")}
+    return facts_list({"Command": run.get("command"), "Seed": seed, **made})

@@ -1,0 +1,200 @@
+"""The tables of the page of ``moesim plan``, and the blocks that are copied from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from simulator.report import style, tables
+from simulator.report.formats import UNDEFINED, number
+from simulator.report.markup import Markup, join, tag
+from simulator.report.plan_figures._models import colours
+from simulator.report.plan_text import kind_of, money, percent, target_short, target_text, value_text
+
+MOST_RUNNERS_UP = 8
+_MOST_REASONS = 40
+
+
+def runners_up(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    """The candidates behind the recommended one; of several that differ in the step's budget only, the best."""
+    best = answer.get("recommended") or {}
+    found: dict[str, dict[str, Any]] = {}
+    for row in answer.get("candidates", []):
+        if row["deployment"] != best.get("deployment"):
+            found.setdefault(row["deployment"], row)
+    return list(found.values())
+
+
+def other_models(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    """The best of the models that are not recommended, the cheapest first."""
+    best = answer.get("recommended") or {}
+    rows = [row for row in answer.get("best_of_each_model", {}).values() if row["model"] != best.get("model")]
+    return sorted(rows, key=lambda row: (row["cost_per_hour"], row["gpus"]))
+
+
+def groups(answer: dict[str, Any], most: int = MOST_RUNNERS_UP) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """What is shown of the candidates, under which heading; no deployment twice."""
+    if answer.get("recommended"):
+        yield "Recommended", [answer["recommended"]]
+    others = other_models(answer)
+    named = {row["deployment"] for row in others}
+    behind = [row for row in runners_up(answer) if row["deployment"] not in named][:most]
+    if behind:
+        yield "Runners-up", behind
+    if others:
+        yield "Best of the other models", others
+
+
+def costs_table(answer: dict[str, Any]) -> Markup:
+    """The recommended deployment, the runners-up and the best of each other model: a row each."""
+    currency, limits = answer.get("currency", "USD"), answer.get("targets", {})
+    best = answer.get("recommended") or {}
+    has_energy = any(row.get("cost_joules_per_output_token") for row in answer.get("candidates", []))
+    head: list[str] = [
+        "Deployment",
+        _head("Cost per hour", currency),
+        _head("Per 1M tokens out", currency),
+        _head("Per 1M tokens", f"{currency}, with prompts"),
+        "GPUs",
+        *(_head(target_short(name), f"limit {value_text(name, limit)}") for name, limit in limits.items()),
+        _head("Tightest", "of its limit"),
+        *([_head("Energy", "J per token out")] if has_energy else []),
+    ]
+    rows = []
+    colour = colours(answer)
+    for title, found in groups(answer):
+        rows.append(tag("tr", tag("th", title, scope="rowgroup"), tag("td", colspan=len(head) - 1), class_="group"))
+        for row in found:
+            cells = [
+                _amount(row["cost_per_hour"], best.get("cost_per_hour")),
+                _figure(row["cost_per_million_output_tokens"]),
+                _figure(row["cost_per_million_tokens"]),
+                f"{row['gpus']:,}",
+                *(value_text(name, row[name]) if row.get(name) is not None else UNDEFINED for name in limits),
+                join([percent(row["worst_ratio"]), tag("span", target_short(row["worst_target"]), class_="hint")]),
+                *([number(row["cost_joules_per_output_token"], keep_zeros=True)] if has_energy else []),
+            ]
+            patch = style.swatch(colour[row["model"]], kind_of(row) == "dense")
+            name = tag(
+                "span",
+                tag("span", class_="swatch", style=patch),
+                tag("span", row["deployment"], class_="name"),
+                class_="deployment",
+            )
+            hint = tag("span", f"{kind_of(row)}, {row['token_budget']:,} tokens a step", class_="hint")
+            rows.append(tag("tr", tag("th", name, hint, scope="row"), *(tag("td", cell) for cell in cells)))
+    return tables.table(head, rows, "metrics numbers plan", "The candidates")
+
+
+def _head(title: str, hint: str) -> Markup:
+    return join([title, tag("span", hint, class_="hint")])
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.2f}" if 1 <= value < 1000 else number(value, keep_zeros=value != 0)
+
+
+def _amount(value: float, best: float | None) -> Markup:
+    if not best or abs(value / best - 1) < 0.005:
+        return join([_figure(value)])
+    return join([_figure(value), tag("span", f"+{percent(value / best - 1)}", class_="hint")])
+
+
+def reasons_table(answer: dict[str, Any]) -> Markup | None:
+    """Why candidates were ruled out, how many, and one of them; None where none was."""
+    found = sorted((row for row in answer.get("ruled_out", []) if row["count"]), key=lambda row: -row["count"])
+    if not found:
+        return None
+    rows = [
+        tag(
+            "tr",
+            tag("td", row["reason"]),
+            tag("td", f"{row['count']:,}", class_="value"),
+            tag("td", row["example"], class_="source"),
+        )
+        for row in found[:_MOST_REASONS]
+    ]
+    return tables.table(["Why", "Candidates", "Such as"], rows, "assumptions", "Why candidates were ruled out")
+
+
+def sensitivity_table(answer: dict[str, Any]) -> Markup | None:
+    """Under each change the best deployment, and the best of each kind; None where none was tried."""
+    found, currency = answer.get("sensitivity") or [], answer.get("currency", "USD")
+    if not found:
+        return None
+    rows = []
+    for row in found:
+        cost = money(row["cost_per_hour"], currency) if row.get("cost_per_hour") is not None else UNDEFINED
+        cells = (str(row["change"]), cost, str(row.get("deployment") or "none within the limits"))
+        rows.append(tag("tr", *(tag("td", cell, class_=class_) for cell, class_ in zip(cells, ("", "value", ""), strict=True))))
+    return tables.table(
+        ["Change", "Cost per hour", "Best deployment"], rows, "assumptions", "The best deployment under each change"
+    )
+
+
+def handover(answer: dict[str, Any]) -> Markup | None:
+    """Scenario files and serving commands, each in a block that can be copied; None where there are none."""
+    found = answer.get("handover") or {}
+    blocks: list[Markup] = []
+    for scenario in found.get("scenarios", []):
+        command = f"moesim run {scenario['file']}"
+        blocks.append(_block(f"Scenario {scenario['file']}", command, [], scenario["text"]))
+    blocks += [
+        _block(str(entry["name"]), str(entry["command"]), entry.get("not_expressed") or []) for entry in found.get("commands", [])
+    ]
+    return join(blocks) if blocks else None
+
+
+def _block(title: str, command: str, missing: Iterable[str], folded: str = "") -> Markup:
+    notes = [tag("li", str(note)) for note in missing]
+    more = [tag("details", tag("summary", "The file"), copyable(folded))] if folded else []
+    said = [tag("p", "What the flags do not express:", class_="definition"), tag("ul", *notes, class_="notes")] if notes else []
+    return tag("article", tag("h3", title), copyable(command), *said, *more, class_="card handover")
+
+
+def copyable(text: str) -> Markup:
+    """A block of text with a button that copies it."""
+    return tag("div", tag("button", "Copy", type="button", class_="copy"), tag("pre", text, tabindex=0), class_="copyable")
+
+
+def confidence(answer: dict[str, Any]) -> Markup | None:
+    """The band of the cost, and what it is made of; None where it was not worked out."""
+    found, currency = answer.get("confidence") or {}, answer.get("currency", "USD")
+    if not found:
+        return None
+    shown: dict[str, str] = {}
+    if found.get("cost_low") is not None and found.get("cost_high") is not None:
+        shown["Cost per hour"] = f"{money(found['cost_low'], currency)} to {money(found['cost_high'], currency)}"
+    if found.get("beats_second") is not None:
+        shown["Costs no more than the second choice"] = f"{percent(found['beats_second'])} probable"
+    for source in found.get("sources") or []:
+        name, said = _source(source)
+        shown[name] = said
+    items = [tag("div", tag("dt", name), tag("dd", said)) for name, said in shown.items()]
+    return tag("dl", *items, class_="provenance") if items else None
+
+
+def _source(source: Any) -> tuple[str, str]:
+    """A source of doubt: a table with a name and whatever else it says, or a sentence."""
+    if not isinstance(source, dict):
+        return "Taken into account", str(source)
+    name = str(source.get("name") or source.get("what") or "Source")
+    rest = ", ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in source.items() if key not in ("name", "what"))
+    return name[:1].upper() + name[1:], rest
+
+
+def _plain(value: Any) -> str:
+    return number(value) if isinstance(value, float) else str(value)
+
+
+def sizes_list(answer: dict[str, Any]) -> dict[str, str]:
+    """The next smaller and the next larger size, as facts."""
+    sizes, currency = answer.get("sizes") or {}, answer.get("currency", "USD")
+    shown = {}
+    if smaller := sizes.get("smaller"):
+        over = value_text(smaller["worst_target"], smaller["measured"])
+        shown["Next size down"] = f"{smaller['gpus']} GPUs: {target_text(smaller['worst_target'])} would be {over}"
+    if larger := sizes.get("larger"):
+        cost = f", {money(larger['cost_per_hour'], currency)} per hour" if larger["cost_per_hour"] else ""
+        shown["Next size up"] = f"{larger['gpus']} GPUs{cost}"
+    return shown

@@ -1,0 +1,120 @@
+"""How a plan's numbers read, on the page and in its sentences."""
+
+from __future__ import annotations
+
+import html
+import textwrap
+from typing import Any
+
+from simulator.report.formats import TIMES, number, seconds
+
+_TARGETS = {
+    "ttft_s": "time to first token",
+    "tpot_s": "time per output token",
+    "e2e_s": "time to the last token",
+    "attainment": "share of requests within their limits",
+    "output_tokens_per_s": "output tokens per second",
+}
+_SHORT = {
+    "ttft_s": "TTFT",
+    "tpot_s": "TPOT",
+    "e2e_s": "E2E",
+    "attainment": "within limits",
+    "output_tokens_per_s": "output tokens/s",
+}
+_NO_BOUND = 1e6
+_HOVER_WIDTH = 46
+KINDS = ("MoE", "dense", "pruned")
+
+
+def target_text(name: str) -> str:
+    """A target in words.
+
+    >>> target_text("ttft_s.p90"), target_text("attainment")
+    ('time to first token (p90)', 'share of requests within their limits')
+    """
+    what, _, level = name.partition(".")
+    return f"{_TARGETS.get(what, what)}{f' ({level})' if level else ''}"
+
+
+def target_short(name: str) -> str:
+    """A target's heading in a table.
+
+    >>> target_short("ttft_s.p90"), target_short("attainment")
+    ('TTFT p90', 'within limits')
+    """
+    what, _, level = name.partition(".")
+    return f"{_SHORT.get(what, what)} {level}".rstrip()
+
+
+def value_text(name: str, value: float) -> str:
+    """A target's value with its unit.
+
+    >>> value_text("ttft_s.p90", 0.125), value_text("attainment", 0.987)
+    ('125 ms', '98.7 %')
+    """
+    if name == "attainment":
+        return f"{number(100 * value)} %"
+    return seconds(value) if "_s." in name else f"{number(value)} tokens/s"
+
+
+def is_floor(name: str) -> bool:
+    """Whether a target asks for at least so much."""
+    return name in ("attainment", "output_tokens_per_s")
+
+
+def limit_text(name: str, limit: float) -> str:
+    """A target with its limit.
+
+    >>> limit_text("tpot_s.p90", 0.05)
+    'TPOT p90 ≤ 50 ms'
+    """
+    return f"{target_short(name)} {'≥' if is_floor(name) else '≤'} {value_text(name, limit)}"
+
+
+def money(value: float, currency: str) -> str:
+    """An amount: cents where they show.
+
+    >>> money(5.98, "USD"), money(0.39816, "USD"), money(23920.0, "EUR")
+    ('5.98 USD', '0.398 USD', '23,920 EUR')
+    """
+    return f"{value:,.2f} {currency}" if 1 <= abs(value) < 1000 else f"{number(value, keep_zeros=value != 0)} {currency}"
+
+
+def times(ratio: float) -> str:
+    """How many times as much; ``far`` where there is no telling.
+
+    >>> [times(ratio).replace(TIMES, "x") for ratio in (1.04, 1.5, 12.34, 1e9)]
+    ['1.04x', '1.5x', '12x', 'far']
+    """
+    if ratio >= _NO_BOUND:
+        return "far"
+    digits = 2 if ratio < 1.1 else 1 if ratio < 10 else 0
+    return f"{ratio:,.{digits}f}{TIMES}"
+
+
+def percent(value: float) -> str:
+    """A share, in whole hundredths.
+
+    >>> percent(0.627)
+    '63 %'
+    """
+    return f"{100 * value:.0f} %"
+
+
+def gpus(row: dict[str, Any]) -> str:
+    """Machines of a row: ``2 GPUs (h100-sxm-2)``."""
+    return f"{row['gpus']} {'GPU' if row['gpus'] == 1 else 'GPUs'} ({row['cluster']})"
+
+
+def kind_of(row: dict[str, Any]) -> str:
+    """What a row's model is: one of :data:`KINDS`."""
+    if row.get("is_pruned") or row.get("pruning"):
+        return "pruned"
+    return "MoE" if row.get("is_moe") else "dense"
+
+
+def hover(*lines: str) -> str:
+    """Text for a hover box: escaped, in lines that fit a phone."""
+    wrapped = [part for line in lines for part in textwrap.wrap(line, _HOVER_WIDTH, break_on_hyphens=False) or [""]]
+    return "<br>".join(html.escape(part, quote=False) for part in wrapped)
