@@ -7,7 +7,7 @@ from typing import Any
 from simulator.dispatch import kernels_of
 from simulator.plan import Plan
 from simulator.spec.base import Policy
-from simulator.spec.calibration import CalibrationFile, CollectiveFit, ExchangeFit, Fit
+from simulator.spec.calibration import CalibrationFile, CollectiveFit, ExchangeFit, Fit, PrunedFit
 from simulator.spec.host import ExchangeTable, MatrixTable, Steps, load_any_calibration
 
 
@@ -70,6 +70,7 @@ def warnings_of(plan: Plan) -> list[str]:
     for name, fit in _fits(plan).items():
         if isinstance(fit, ExchangeFit) and fit.outside(nodes=nodes):
             found.append(f"Extrapolated: {name} over {nodes} nodes; its calibration covers up to {fit.domain['nodes'][1]:.0f}.")
+    found += _pruning_warnings(plan)
     assumed = [name for name, fit in _fits(plan).items() if fit.kind == "assumed"]
     if _ENGINE in assumed and _fits_other_releases(plan):
         assumed.remove(_ENGINE)
@@ -77,6 +78,24 @@ def warnings_of(plan: Plan) -> list[str]:
     if assumed:
         found.append(f"Assumed, not measured on {plan.accelerator.title}: {', '.join(assumed)}.")
     return found
+
+
+def _pruning_warnings(plan: Plan) -> list[str]:
+    """Where products with pruned matrices are priced beyond what was measured."""
+    pruning, fit = plan.spec.pruning, _fits(plan).get("pruned matrices")
+    if pruning is None or not isinstance(fit, PrunedFit):
+        return []
+    found = []
+    if fit.outside(sparsity=pruning.sparsity):
+        low, high = fit.domain["sparsity"]
+        found.append(
+            f"Extrapolated: pruned matrices at {pruning.sparsity:.0%} sparsity; products were measured from {low:.0%} to {high:.0%}."
+        )
+    if "rows" in fit.domain:
+        found.append(
+            f"Pruned matrices were measured with {fit.domain['rows'][0]:,.0f} to {fit.domain['rows'][1]:,.0f} tokens a step."
+        )
+    return [*found, "What pruning costs in quality is not known here: give models a score of your own."]
 
 
 _ENGINE = "engine overhead"
@@ -102,6 +121,7 @@ def _fits(plan: Plan) -> dict[str, Fit]:
         kernels=kernels_of(plan.experts.dispatch) if plan.experts is not None else (),
         cache=plan.precision.kv,
         is_latent=any(term.is_latent for mixer in plan.model.mixers.values() for term in mixer.context_terms()),
+        pruning=plan.spec.pruning,
     )
 
 

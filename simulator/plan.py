@@ -22,7 +22,7 @@ from simulator.plugins import build
 from simulator.scheduling import Rules
 from simulator.spec.accelerator import AcceleratorSpec
 from simulator.spec.base import Policy
-from simulator.spec.calibration import Calibration, CalibrationFile
+from simulator.spec.calibration import Calibration, CalibrationFile, pruned_entry
 from simulator.spec.cluster import ClusterSpec, load_cluster
 from simulator.spec.deployment import DeploymentSpec
 from simulator.spec.ffn import DenseFFN, MoE
@@ -160,7 +160,7 @@ def _make_pool(spec: DeploymentSpec, seed: int, place: str, folder: Path, taken_
             + (f"{model.name} is dense" if model.moe is None else "it takes attention_dp > 1")
         )
     precision = _precision(spec, model)
-    _check_pruning(spec, model, loaded, place)
+    _check_pruning(spec, model, precision, loaded, place)
     rules: Rules = build("scheduling", spec.scheduling, f"{place} [scheduling]").rules()
     fabric = _wired(cluster, layout.num_ranks, place)
     capacity = check_memory(spec, model, accelerator, layout, precision, place)
@@ -209,15 +209,24 @@ def _precision(spec: DeploymentSpec, model: ModelSpec) -> Precision:
     return Precision(weights, experts, spec.kv_dtype or wide, dispatch, spec.combine_dtype or wide)
 
 
-def _check_pruning(spec: DeploymentSpec, model: ModelSpec, calibration: CalibrationFile | HostCalibration, place: str) -> None:
-    if spec.pruning is None:
+def _check_pruning(
+    spec: DeploymentSpec, model: ModelSpec, precision: Precision, calibration: CalibrationFile | HostCalibration, place: str
+) -> None:
+    pruning = spec.pruning
+    if pruning is None:
         return
     if not any(isinstance(ffn, DenseFFN) for ffn in model.ffns.values()):
         raise UserError(f"{place} [pruning]: prunes dense feed-forward blocks, and {model.name} has none; leave it out")
-    if isinstance(calibration, CalibrationFile):
+    if isinstance(calibration, HostCalibration):
+        if pruning.kernels not in ("csr", "two_four", "block"):
+            raise UserError(f"{place} [pruning]: on a processor what is left is stored row by row; leave out format")
+        return
+    table, dtype = calibration.pruned, precision.weights
+    if pruned_entry(table, pruning.kernels, dtype) is None:
+        known = ", ".join(f"{kernels} ({', '.join(sorted(dtypes))})" for kernels, dtypes in sorted(table.items()))
         raise UserError(
-            f"{place} [pruning]: products with pruned matrices are measured by moesim calibrate on this machine only; "
-            f"there are none in the calibration '{calibration.title}', so use a cluster such as 'this-machine-2'"
+            f"{place} [pruning]: unsupported: nobody has published how fast products with {dtype} matrices pruned "
+            f"'{pruning.kernels}' are on {calibration.title}; there are: {known or 'none'}"
         )
 
 

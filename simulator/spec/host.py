@@ -15,6 +15,7 @@ from simulator.data import find_file
 from simulator.errors import UserError
 from simulator.spec.base import Frozen, NonNegative, Policy, Size, validate
 from simulator.spec.calibration import CalibrationFile, EngineFit, Fit, calibration_parts, read_calibration
+from simulator.spec.pruning import Pruning
 
 Numbers = Annotated[tuple[NonNegative, ...], Field(strict=False, min_length=1)]
 Sizes = Annotated[tuple[Size, ...], Field(strict=False, min_length=1)]
@@ -213,10 +214,15 @@ class HostRates:
         kernels: tuple[str, ...] = (),
         cache: str = "",
         is_latent: bool = False,
+        pruning: Pruning | None = None,
     ) -> dict[str, Fit]:
         """The entries that a plan's prices use, by what they price."""
         tables = self.tables
         found: dict[str, Fit] = {f"{weights} matrices": tables.matrix}
+        if pruning is not None:
+            measured = [entry for entry in self.host.pruned if entry.pruning == pruning.kind]
+            nearest = min(measured, key=lambda entry: abs(entry.sparsity - pruning.sparsity), default=None)
+            found |= {} if nearest is None else {"pruned matrices": nearest}
         if experts is not None:
             found |= {"router": tables.router, f"{experts} experts": tables.experts}
         if travels:

@@ -8,7 +8,7 @@ from simulator.spec.dtypes import BYTES_PER_ELEMENT
 from simulator.spec.ffn import DenseFFN, MoE
 from simulator.spec.linear import Linear
 from simulator.spec.model import ModelSpec
-from simulator.spec.pruning import Pruning
+from simulator.spec.pruning import Pruning, stored_bytes
 from simulator.work.layout import Layout, shard
 
 
@@ -61,8 +61,7 @@ def linear_bytes(linears: tuple[Linear, ...], tp: int, dtype: str, pruning: Prun
     for linear in linears:
         in_features, out_features, copies = shard(linear, tp)
         if pruning is not None:
-            total += pruning.num_stored(out_features, in_features) * copies * BYTES_PER_ELEMENT[dtype]
-            total += pruning.index_bytes(out_features, in_features) * copies
+            total += stored_bytes(pruning, out_features, in_features, BYTES_PER_ELEMENT[dtype]) * copies
             continue
         total += in_features * out_features * copies * BYTES_PER_ELEMENT["bf16" if linear.name == "router" else dtype]
     return total

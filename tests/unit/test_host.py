@@ -142,7 +142,9 @@ def test_pruned_blocks_store_less_and_are_priced_from_measured_products(local):
 
 
 def test_pruning_where_nothing_was_measured_is_refused(local):
-    with pytest.raises(UserError, match="measured by moesim calibrate on this machine only"):
+    with pytest.raises(UserError, match="on a processor what is left is stored row by row"):
+        local("dense", pruning={"kind": "unstructured", "sparsity": 0.9, "format": "bitmap"})
+    with pytest.raises(UserError, match="nobody has published how fast products with fp32 matrices"):
         local("dense", cluster="h100-sxm-2", pruning={"kind": "two_four"})
     with pytest.raises(UserError, match="has none; leave it out"):
         local("moe", pruning={"kind": "two_four"})

@@ -16,6 +16,7 @@ from simulator.cost.compute import Phase, Rates
 from simulator.cost.compute._attention import context_rates
 from simulator.cost.compute._gemm import gemm_s
 from simulator.cost.compute._grouped_gemm import grouped_gemm_s, moves_s
+from simulator.cost.compute._pruned import pruned_s
 from simulator.errors import UserError
 from simulator.spec.accelerator import AcceleratorSpec
 from simulator.spec.base import Frozen
@@ -101,7 +102,12 @@ class RooflineModel:
     def pruned_s(
         self, rows: NDArray[np.int64], in_features: int, out_features: int, dtype: str, pruning: Pruning
     ) -> NDArray[np.float64]:
-        raise UserError(f"no measured products with pruned matrices ('{pruning.kind}') on {self.accelerator.title}")
+        fit = self.calibration.pruned_matrices(pruning.kernels, dtype)
+        if fit is None:
+            raise UserError(f"no measured products with {dtype} matrices pruned '{pruning.kernels}' on {self.accelerator.title}")
+        whole = self.calibration.matrices(dtype)
+        found = np.asarray(rows, dtype=np.float64)
+        return pruned_s(self.accelerator, whole, fit, found, in_features, out_features, dtype, pruning)
 
     def stream_s(self, num_bytes: NDArray[np.float64]) -> NDArray[np.float64]:
         """Seconds to read or write bytes that no matrix product hides."""

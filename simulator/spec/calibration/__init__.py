@@ -20,7 +20,9 @@ from simulator.spec.calibration.exchange import ExchangeFit
 from simulator.spec.calibration.fit import Fit, Kind
 from simulator.spec.calibration.gemm import GemmFit
 from simulator.spec.calibration.grouped_gemm import GroupedGemmFit
+from simulator.spec.calibration.pruned import PrunedFit
 from simulator.spec.loading import read_toml
+from simulator.spec.pruning import Pruning
 
 __all__ = [
     "AttentionFit",
@@ -35,6 +37,7 @@ __all__ = [
     "GroupedGemmFit",
     "Kind",
     "ProtocolFit",
+    "PrunedFit",
     "load_calibration",
 ]
 
@@ -78,6 +81,12 @@ class Calibration(Frozen):
     collective: dict[str, CollectiveFit]
     """NCCL's ``all_reduce``, ``all_gather``, ``reduce_scatter`` and ``alltoall``; the engine's own ``custom_all_reduce``."""
     engine: EngineFit
+    pruned: dict[str, dict[str, PrunedFit]] = {}
+    """Pruned matrices by how they are stored (``two_four``, ``csr``, ``tiled_csl``, ``bitmap``), then weight dtype."""
+
+    def pruned_matrices(self, kernels: str, dtype: str) -> PrunedFit | None:
+        """The fit for pruned matrices stored for ``kernels``; ``None`` where nobody has measured such products."""
+        return pruned_entry(self.pruned, kernels, dtype)
 
     def matrices(self, dtype: str) -> GemmFit:
         """The fit for dense matrices of ``dtype``, or the one that the file names for others (its ``kind`` says "assumed")."""
@@ -120,6 +129,7 @@ class Calibration(Frozen):
         kernels: tuple[str, ...] = ("low_latency",),
         cache: str = "bf16",
         is_latent: bool = False,
+        pruning: Pruning | None = None,
     ) -> dict[str, Fit]:
         """The entries that a plan's prices use, by what they price.
 
@@ -129,6 +139,9 @@ class Calibration(Frozen):
             is_latent: whether it holds latent vectors (MLA).
         """
         found: dict[str, Fit] = {f"{weights} matrices": self.matrices(weights)}
+        pruned = None if pruning is None else self.pruned_matrices(pruning.kernels, weights)
+        if pruned is not None:
+            found["pruned matrices"] = pruned
         if experts is not None:
             found[f"{experts} experts"] = self.experts(experts)
         for number, name in enumerate(kernels if travels else ()):
@@ -168,6 +181,8 @@ class CalibrationFile(Frozen):
     engine: dict[str, EngineFit]
     disaggregation: dict[str, DisaggregationFit] = {}
     """By engine; empty where nothing is known of pools of prefill and decode."""
+    pruned: dict[str, dict[str, PrunedFit]] = {}
+    """By how matrices are stored, then weight dtype; engines share the kernels. What is not here was not measured by anybody."""
 
     def pools(self, engine: str) -> DisaggregationFit | None:
         """What is known of an engine's pools of prefill and decode, or of any engine's."""
@@ -199,6 +214,7 @@ class CalibrationFile(Frozen):
             exchange=self.exchange,
             collective=_of(self.collective, engine),
             engine=engine_fit(self.engine, named, self.engine[ANY]),
+            pruned=self.pruned,
         )
 
 
@@ -225,6 +241,11 @@ def _behind_exchanges(table: dict[str, dict[str, AnyFit]], engine: str) -> dict[
 
 def _entry(table: dict[str, AnyFit], dtype: str) -> AnyFit:
     return next(table[name] for name in (dtype, _LIKE.get(dtype, dtype), "other") if name in table)
+
+
+def pruned_entry(table: dict[str, dict[str, PrunedFit]], kernels: str, dtype: str) -> PrunedFit | None:
+    """Of a calibration's pruned matrices, those stored for ``kernels``; ``None`` where nobody has measured such products."""
+    return table.get(kernels, {}).get("bf16" if dtype == "fp16" else dtype)
 
 
 def _of(table: dict[str, dict[str, AnyFit]], engine: str) -> dict[str, AnyFit]:
