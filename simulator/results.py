@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,8 +169,11 @@ def _rename(table: pd.DataFrame, new_name: dict[str, str]) -> pd.DataFrame:
     return table.assign(deployment=table["deployment"].map(new_name))
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, others: Set[str] = frozenset()) -> None:
     """Refuse a folder that cannot be written, or holds something other than a run, before any work is done.
+
+    Args:
+        others: further files that may be there.
 
     Raises:
         UserError: with what stands in the way.
@@ -178,7 +181,7 @@ def check_writable(folder: Path) -> None:
     if folder.exists():
         if not folder.is_dir():
             raise UserError(f"--out {folder}: is a file; name a folder that is empty, absent or an earlier run's")
-        foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in _FILES)
+        foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in _FILES | others)
         if foreign or (any(folder.iterdir()) and not (folder / "run.json").is_file()):
             holds = f"holds '{foreign[0]}', which is no part of a run" if foreign else "is not a whole results folder"
             raise UserError(f"--out {folder}: {holds}; name another folder, or remove what is in it")

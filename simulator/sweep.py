@@ -25,6 +25,7 @@ def sweep(
     items: Sequence[Item],
     tick: Callable[[int], None] = lambda _: None,
     workers: int | None = None,
+    seen: Callable[[Result], None] = lambda _: None,
 ) -> list[Result]:
     """The function's result for every item, in the items' order.
 
@@ -35,13 +36,15 @@ def sweep(
         function: can be pickled, as items and results can.
         tick: told how many items are done.
         workers: how many processes, by default one a core; 1 runs in this process.
+        seen: given each result as it comes, before ``tick`` counts it.
     """
     wanted = min(workers or num_cores(), len(items))
     if wanted > 1 and importlib.util.find_spec("ray") is not None and not _is_on_ray():
-        return _on_ray(function, items, tick, wanted)
+        return _on_ray(function, items, tick, wanted, seen)
     found = []
     for item in items:
         found.append(function(item))
+        seen(found[-1])
         tick(len(found))
     return found
 
@@ -51,7 +54,13 @@ def _is_on_ray() -> bool:
     return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
 
 
-def _on_ray(function: Callable[[Item], Result], items: Sequence[Item], tick: Callable[[int], None], workers: int) -> list[Result]:
+def _on_ray(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    tick: Callable[[int], None],
+    workers: int,
+    seen: Callable[[Result], None],
+) -> list[Result]:
     import ray
 
     from simulator.runtime.nodes import connect
@@ -63,10 +72,10 @@ def _on_ray(function: Callable[[Item], Result], items: Sequence[Item], tick: Cal
         shared = ray.put(function)
         for place, item in enumerate(items):
             if len(running) >= workers * (1 + _QUEUED_PER_WORKER):
-                _collect(running, found, tick)
+                _collect(running, found, tick, seen)
             running[remote.remote(shared, item)] = place
         while running:
-            _collect(running, found, tick)
+            _collect(running, found, tick, seen)
     return [found[place] for place in range(len(items))]
 
 
@@ -74,14 +83,16 @@ def _call(function: Callable[[Any], Any], item: Any) -> Any:
     return function(item)
 
 
-def _collect(running: dict[Any, int], found: dict[int, Any], tick: Callable[[int], None]) -> None:
+def _collect(running: dict[Any, int], found: dict[int, Any], tick: Callable[[int], None], seen: Callable[[Any], None]) -> None:
     """Wait for a task to end, and take its result."""
     import ray
 
     ended, _ = ray.wait(list(running))
     for task in ended:
         try:
-            found[running.pop(task)] = ray.get(task)
+            place = running.pop(task)
+            found[place] = ray.get(task)
+            seen(found[place])
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
     tick(len(found))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -92,6 +92,17 @@ def whole_file(target: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+class _Bars(Progress):
+    """Bars, and under them the best that was found so far."""
+
+    best = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.best:
+            yield Text(f"  best so far: {self.best}", overflow="ellipsis", no_wrap=True)
+
+
 @contextmanager
 def progress(unit: str = "requests", waiting: str = "checking models, clusters and requests") -> Iterator[Any]:
     """A bar a name on standard error, counting in ``unit``; one plain line each where that is no terminal.
@@ -106,15 +117,19 @@ def progress(unit: str = "requests", waiting: str = "checking models, clusters a
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
     )
     tasks: dict[str, Any] = {}
-    with Progress(*columns, console=err, disable=not err.is_terminal) as bars:
+    with _Bars(*columns, console=err, disable=not err.is_terminal) as bars:
         before = bars.add_task(waiting, total=None, count="")
 
-        def tick(name: str, done: int, total: int | None) -> None:
+        def tick(name: str, done: int, total: int | None, best: str = "") -> None:
             if name not in tasks:
                 bars.update(before, visible=False)
                 tasks[name] = bars.add_task(name, total=total, count="")
                 if total is not None and not err.is_terminal:
-                    err.print(f"{name}: {total:,} {unit}", highlight=False, soft_wrap=True, markup=False)
-            bars.update(tasks[name], completed=done, count=f"{done:,} of {total:,} {unit}" if total else "")
+                    err.print(f"{name}: {total:,} {unit}".rstrip(), highlight=False, soft_wrap=True, markup=False)
+            if best and best != bars.best:
+                bars.best = best
+                if not err.is_terminal:
+                    err.print(f"best so far: {best}", highlight=False, soft_wrap=True, markup=False)
+            bars.update(tasks[name], completed=done, count=f"{done:,} of {total:,} {unit}".rstrip() if total else "")
 
         yield tick

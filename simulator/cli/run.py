@@ -63,11 +63,14 @@ def report(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Build the report again from results folders of moesim run, or from one of moesim execute."""
+    """Build the report again from results folders of moesim run, or from one of moesim execute or moesim plan."""
     from simulator.report.page import render
     from simulator.results import merge, read
     from simulator.verdict import with_verdict
 
+    if any(map(_is_plan, folders)):
+        _report_plan(folders, out_file, as_json)
+        return
     executed = [folder for folder in folders if _is_executed(folder)]
     if len(executed) == 1 == len(folders):
         _report_executed(folders[0], out_file, as_json)
@@ -111,6 +114,27 @@ def _report_executed(folder: Path, out_file: Path | None, as_json: bool) -> None
         partial.write_text(page, encoding="utf-8")
     if as_json:
         console.emit({"report": str(target), "verdict": {"headline": found.headline, "reasons": found.reasons}})
+    console.err.print(f"report: {target}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _is_plan(folder: Path) -> bool:
+    """As :func:`simulator.planned.is_plan`, which is not imported for this: it brings the engine along."""
+    return (folder / "plan.json").is_file()
+
+
+def _report_plan(folders: list[Path], out_file: Path | None, as_json: bool) -> None:
+    from simulator.planned import read
+    from simulator.report.plan_page import render
+
+    if len(folders) > 1:
+        plan = next(filter(_is_plan, folders))
+        raise UserError(f"{plan}: is a folder of moesim plan; name one such folder alone, or several of moesim run")
+    answer, run = read(folders[0])
+    target = out_file or folders[0] / "report.html"
+    with console.whole_file(target) as partial:
+        partial.write_text(render(answer, run), encoding="utf-8")
+    if as_json:
+        console.emit({"report": str(target), "verdict": {"headline": answer["headline"], "reasons": answer["reasons"]}})
     console.err.print(f"report: {target}", highlight=False, soft_wrap=True, markup=False)
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from simulator.errors import UserError
 from simulator.planner.explore import Explorer, Finding, Sized
@@ -19,8 +18,14 @@ from simulator.spec.planning import Question
 from simulator.sweep import sweep
 from simulator.workload import load_requests
 
-Tick = Callable[[str, int, int | None], None]
-"""Told what is being done, how much of it is done, and how much there is."""
+
+class Tick(Protocol):
+    """Told what is being done, how much of it is done, how much there is, and the best that was found so far."""
+
+    def __call__(self, name: str, done: int, total: int | None, best: str = "", /) -> None:
+        """Show it."""
+        ...
+
 
 _SHORT_REQUESTS = 4000
 """Requests of the first round's stretch of traffic; the second has all."""
@@ -87,8 +92,8 @@ def search(question: Question, folder: Path, store: Store, tick: Tick = lambda *
     screened = dict(
         zip(parts, sweep(partial(_screened, text, str(folder)), parts, lambda n: tick(name, n, len(parts)), workers), strict=True)
     )
-    first = _explore(text, folder, store, shortlist(screened), True, tick, workers)
-    findings = _explore(text, folder, store, finalists(first), False, tick, workers)
+    first = _explore(space, text, store, shortlist(screened), True, tick, workers)
+    findings = _explore(space, text, store, finalists(first), False, tick, workers)
     return Found(question, space, traffic, screened, first, sorted(findings, key=_by_cost))
 
 
@@ -124,13 +129,28 @@ def _by_cost(finding: Finding) -> tuple[Any, ...]:
 
 
 def _explore(
-    text: str, folder: Path, store: Store, options: list[Option], is_short: bool, tick: Tick, workers: int | None
+    space: Space, text: str, store: Store, options: list[Option], is_short: bool, tick: Tick, workers: int | None
 ) -> list[Finding]:
     name = "simulating the busiest stretch" if is_short else "simulating all requests"
     tick(name, 0, len(options))
     place = None if store.folder is None else str(store.folder)
-    task = partial(_explored, text, str(folder), place, is_short)
-    return sweep(task, options, lambda n: tick(name, n, len(options)), workers)
+    task = partial(_explored, text, str(space.folder), place, is_short)
+    met: list[Finding] = []
+
+    def seen(finding: Finding) -> None:
+        if finding.sized is not None:
+            met[:] = [min([*met, finding], key=_by_cost)]
+
+    def done(count: int) -> None:
+        tick(name, count, len(options), _best_so_far(space, met[0]) if met else "")
+
+    return sweep(task, options, done, workers, seen)
+
+
+def _best_so_far(space: Space, finding: Finding) -> str:
+    machines, gpus = space.machines[finding.option.design.machines], finding.sized.size if finding.sized is not None else 0
+    price = f"{finding.cost_per_hour:,.2f} {space.question.power.currency} per hour, " if finding.cost_per_hour else ""
+    return f"{price}{space.formatted(finding.option.design)} on {gpus} x {machines.offer.cluster}"
 
 
 @lru_cache(maxsize=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, NamedTuple
 
 from simulator.report import plan_tables, tables
@@ -109,4 +110,8 @@ def _made(answer: dict[str, Any], run: dict[str, Any]) -> Markup:
     seed = run.get("seed", answer.get("seed"))
     # The time that it took is left to run.json, so that two plans of one seed give the same page.
     made = {key: value for key, value in tables.made_of(run).items() if key not in ("Started", "Took")}
-    return facts_list({"Command": run.get("command"), "Seed": seed, **made})
+    facts = facts_list({"Command": run.get("command"), "Seed": seed, **made})
+    if not run.get("question"):
+        return facts
+    question = json.dumps(run["question"], indent=2, ensure_ascii=False)
+    return join([facts, tag("details", tag("summary", "The question as it was resolved"), tag("pre", question, tabindex=0))])
