@@ -115,6 +115,7 @@ def summary(found: Found, doubts: dict[str, Any] | None = None) -> dict[str, Any
     # They draw on this module, and are put together here.
     from simulator.planner import words
     from simulator.planner.basis import basis
+    from simulator.planner.crossover import crossover_of
     from simulator.planner.pareto import pareto
     from simulator.planner.sizes import around
 
@@ -143,6 +144,7 @@ def summary(found: Found, doubts: dict[str, Any] | None = None) -> dict[str, Any
         "best_of_each_model": {name: row_of(found, finding) for name, finding in best_of_each(found).items()},
         "candidates": rows,
         "pareto": pareto(found),
+        "crossover": crossover_of(found),
     }
     if met:
         answer["recommended"] = rows[0] | {"headroom": headroom(found, met[0])}
@@ -196,6 +198,9 @@ def row_of(found: Found, finding: Finding) -> dict[str, Any]:
         "deployment": text_of(found, finding),
         "model": found.space.models[finding.option.design.model].name,
         "is_moe": found.space.models[finding.option.design.model].moe is not None,
+        "kind": found.space.kind(finding.option.design),
+        "is_pruned": found.space.candidates[finding.option.design.model].pruning is not None,
+        "quality": found.space.candidates[finding.option.design.model].quality,
         "cluster": machines.named(sized.size),
         "gpus": sized.size,
         "gpus_used": finding.num_gpus,

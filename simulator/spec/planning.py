@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from simulator.spec.base import Count, Frozen, NonNegative, Policy, Positive, Ratio, Size
 from simulator.spec.dtypes import DType
+from simulator.spec.pruning import Pruning
 from simulator.spec.workload import WorkloadSpec
 
 Sizes = Annotated[tuple[Size, ...], Field(strict=False, min_length=1)]
@@ -61,6 +62,10 @@ class CandidateModel(Frozen):
     kv_dtypes: DTypes | None = None
     """Absent = bf16."""
     routing: Policy | None = None
+    prunings: Annotated[tuple[Pruning, ...], Field(strict=False)] = ()
+    """Tried besides the whole model, of its dense feed-forward blocks: ``[{ kind = "two_four" }]``."""
+    pruned_quality: float | None = None
+    """The user's own score of what pruning leaves; absent = not compared."""
 
 
 class CandidateCluster(Frozen):
@@ -119,6 +124,30 @@ class Space(Frozen):
     max_gpus_per_replica: Size = 64
 
 
+Factors = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
+
+
+class Crossover(Frozen):
+    """The map of where MoE wins: which models, and the loads, lengths, expert-parallel sizes and networks that it covers."""
+
+    models: Names | None = None
+    """Among the question's; every MoE is held against every dense one. Absent = the best of each kind."""
+    cluster: str | None = None
+    """One of the question's. Absent = the recommended one."""
+    inputs: Sizes = (1024, 8192, 32768)
+    """Prompt tokens."""
+    outputs: Sizes = (1024, 8192)
+    batches: Factors = (1.0, 4.0, 16.0, 64.0, 256.0)
+    """Sequences on a GPU."""
+    times_s: Factors = (0.01, 0.02, 0.03, 0.05, 0.1)
+    """Seconds a token of one user."""
+    eps: Sizes = (1, 8, 32)
+    """Expert-parallel sizes; 1 = experts split like dense blocks, over one node at most. What machines and limits do not allow is
+    left out."""
+    networks: Factors = (0.5, 1.0, 2.0)
+    """Factors on the rate of all wires."""
+
+
 class Question(Frozen):
     """What ``moesim plan`` takes."""
 
@@ -136,10 +165,21 @@ class Question(Frozen):
     spare: Spare = Spare()
     power: Power = Power()
     space: Space = Space()
+    crossover: Crossover = Crossover()
 
     @model_validator(mode="after")
     def _attainment_has_limits(self) -> Self:
         slo = self.workload.slo
         if self.targets.attainment is not None and not any((slo.ttft_s, slo.tpot_s, slo.e2e_s)):
             raise ValueError("targets.attainment is a share of requests that keep [workload.slo], which sets no limit")
+        return self
+
+    @model_validator(mode="after")
+    def _maps_its_own(self) -> Self:
+        asked = self.crossover
+        models, clusters = [one.model for one in self.models], [one.cluster for one in self.clusters]
+        for key, names, known in (("models", asked.models or (), models), ("cluster", filter(None, [asked.cluster]), clusters)):
+            for name in names:
+                if name not in known:
+                    raise ValueError(f"crossover.{key} names '{name}', which is not among the question's own: {', '.join(known)}")
         return self
