@@ -22,7 +22,7 @@ from simulator.traces import RequestTrace
 from simulator.traces._check import take_prefixes
 from simulator.traces._detect import read_trace
 
-__all__ = ["describe", "fano_factor", "load_requests", "longest_tokens", "read_trace"]
+__all__ = ["describe", "fano_factor", "load_requests", "longest_tokens", "read_trace", "source_arrivals_s"]
 
 _FAMILY = "workloads/requests"
 _MOST_REQUESTS = 50_000_000
@@ -62,6 +62,29 @@ def load_requests(spec: WorkloadSpec, folder: Path, seed: int, where: str = "[wo
         note = f"{spec.num_requests} requests were asked for; the source has {trace.num_requests}"
         trace = replace(trace, notes=(*trace.notes, note))
     return _limited(trace, spec, spec.num_requests, _source_duration_s(spec), where)
+
+
+def source_arrivals_s(spec: WorkloadSpec, folder: Path, seed: int, where: str = "[workload]") -> NDArray[np.float64]:
+    """Arrival times in the source's own time, those before ``start_s`` included: what a later ``start_s`` is chosen from.
+
+    Of a file all; of a generator up to the last request that the workload takes.
+    """
+    if isinstance(spec.requests, dict):
+        generator, beside = validate(GeneratorSpec, spec.requests, f"{where} requests"), folder
+    else:
+        path = _path_of(spec.requests, folder, where)
+        if path.suffix != ".toml":
+            trace = read_trace(path)
+            if spec.arrivals is None:
+                return trace.arrival_s
+            process = _build("arrivals", spec.arrivals, folder, f"{where} arrivals")
+            return process.arrival_s(trace.num_requests, _stream(seed, "arrivals"))  # type: ignore[no-any-return]
+        generator, beside = validate(NamedWorkloadSpec, read_toml(path), str(path)), path.parent
+    process = _build("arrivals", spec.arrivals or generator.arrivals, beside, f"{where} arrivals")
+    num_requests, duration_s = spec.num_requests, _source_duration_s(spec)
+    if num_requests is None and duration_s is None:
+        num_requests, duration_s = generator.num_requests, generator.duration_s
+    return _enough_arrivals(process, spec.start_s, num_requests, duration_s, seed, where)
 
 
 def describe(trace: RequestTrace) -> dict[str, Any]:

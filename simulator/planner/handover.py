@@ -1,0 +1,204 @@
+"""What is handed over: recommendations as a scenario that ``moesim run`` takes as it is, and as commands that start the servers.
+
+What the commands cannot say is said in sentences beside them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simulator.data import available_files
+from simulator.plan import make_plan
+from simulator.planner.answer import best_of_each, deployment_of, text_of
+from simulator.planner.explore import Finding
+from simulator.planner.launch import Command, launch
+from simulator.planner.search import Found
+from simulator.spec.deployment import DeploymentSpec
+from simulator.spec.planning import Percentiles
+from simulator.spec.workload import SLO, WorkloadSpec
+from simulator.spec.writing import toml_text
+from simulator.workload import load_requests, source_arrivals_s
+
+SCENARIO = "scenario.toml"
+"""The file that :func:`scenario_text` is written to, beside the plan's other results."""
+_MOST_RECOMMENDED = 5
+_EXACT = 17
+"""Digits that leave a number as it is."""
+
+
+def recommended(found: Found) -> list[Finding]:
+    """The findings worth handing over, the best first: overall, of the MoE models, of the dense ones, and runners-up."""
+    met = [finding for finding in found.findings if finding.sized is not None]
+    best = list(best_of_each(found).values())
+    by_kind = [[f for f in best if (found.space.models[f.option.design.model].moe is not None) is moe] for moe in (True, False)]
+    ordered = [*met[:1], *(kind[0] for kind in by_kind if kind), *met]
+    unique: list[Finding] = []
+    for finding in ordered:
+        if finding not in unique:
+            unique.append(finding)
+    return unique[:_MOST_RECOMMENDED]
+
+
+def handover(found: Found) -> list[dict[str, Any]]:
+    """Commands of the best deployment, of the best MoE and of the best dense one, as JSON."""
+    findings = recommended(found)
+    kinds: dict[bool, Finding] = {}
+    for finding in findings:
+        kinds.setdefault(found.space.models[finding.option.design.model].moe is not None, finding)
+    return [
+        {"deployment": text_of(found, finding), "file": SCENARIO, **one._asdict(), "not_expressed": list(one.not_expressed)}
+        for finding in kinds.values()
+        for one in commands(found, finding)
+    ]
+
+
+def deployments(found: Found, findings: list[Finding]) -> list[DeploymentSpec]:
+    """Findings as deployments of one scenario, each with a name of its own."""
+    names = [text_of(found, finding) for finding in findings]
+    for n, finding in enumerate(findings):
+        if names.count(names[n]) > 1:
+            names[n] += f", {finding.option.budget} tokens a step"
+    for n, name in enumerate(names):
+        if name in names[:n]:
+            names[n] = f"{name} ({n + 1})"
+    return [deployment_of(found, finding, name) for finding, name in zip(findings, names, strict=True)]
+
+
+def scenario_text(found: Found, findings: list[Finding], folder: Path | None = None) -> str:
+    """The TOML text of a scenario with these deployments on the plan's traffic.
+
+    Args:
+        findings: as :func:`recommended` orders them.
+        folder: that the file will be written to, to which paths are then relative; absent = they are absolute.
+    """
+    question, base = found.question, found.space.folder
+    workload, comments = _workload(found)
+    slo = _slo(found, comments)
+    for machines in found.space.machines:
+        if machines.offer.price_per_gpu_hour is not None:
+            comments.append(
+                f"The plan pays {machines.price_per_gpu_hour:g} {machines.spec.currency} for a GPU-hour of {machines.offer.cluster}; "
+                "a run takes the cluster file's price."
+            )
+    if question.power.price_per_kwh:
+        comments.append("The plan pays for electricity apart, which a run does not.")
+    if question.spare.nodes:
+        comments.append(f"The clusters hold {question.spare.nodes} nodes more than the replicas take up, for failures.")
+    workload = workload.model_copy(update={"slo": slo, **_requests(workload, base, folder)})
+    table = {
+        "name": f"{question.name}: recommended",
+        "seed": question.seed,
+        "workload": workload.model_dump(exclude_defaults=True),
+        "deployments": [_entry(spec, base, folder) for spec in deployments(found, findings)],
+    }
+    head = f"Recommended for the plan '{question.name}', the best first. moesim run takes this file as it is."
+    return toml_text(table, "\n".join([head, *comments]), _EXACT)
+
+
+def _entry(spec: DeploymentSpec, base: Path, folder: Path | None) -> dict[str, Any]:
+    """What differs from the defaults, with paths that hold from where the file lies."""
+    changes: dict[str, Any] = {}
+    if spec.model.endswith((".toml", ".json")):
+        changes["model"] = _path(spec.model, base, folder)
+    if spec.routing is not None:
+        changes["routing"] = _policy(spec.routing, base, folder)
+    return spec.model_copy(update=changes).model_dump(exclude_defaults=True)
+
+
+def _path(named: str, base: Path, folder: Path | None) -> str:
+    """A path that is relative to the plan's folder, from another folder; a name that is no file's stays."""
+    path = (base / Path(named).expanduser()).resolve()
+    if not path.exists():
+        return named
+    return str(path) if folder is None else os.path.relpath(path, folder.resolve())
+
+
+def _policy(policy: Mapping[str, Any], base: Path, folder: Path | None) -> dict[str, Any]:
+    changed = {key: _path(policy[key], base, folder) for key in ("path", "trace") if isinstance(policy.get(key), str)}
+    return {**policy, **changed}
+
+
+def _requests(workload: WorkloadSpec, base: Path, folder: Path | None) -> dict[str, Any]:
+    requests, changes = workload.requests, dict[str, Any]()
+    if isinstance(requests, dict):
+        tables = {key: _policy(value, base, folder) for key, value in requests.items() if isinstance(value, Mapping)}
+        changes["requests"] = {**requests, **tables}
+    elif requests not in available_files("workloads/requests"):
+        changes["requests"] = _path(requests, base, folder)
+    if workload.arrivals is not None:
+        changes["arrivals"] = _policy(workload.arrivals, base, folder)
+    return changes
+
+
+def _workload(found: Found) -> tuple[WorkloadSpec, list[str]]:
+    """The plan's workload, cut to its busiest stretch; and what there is to say about that.
+
+    A plan's stretch is in the time of the run; ``start_s`` is in the source's.
+    """
+    question, asked = found.question, found.question.workload
+    if question.peak_s is None:
+        return asked, []
+    cut = _peak(found)
+    if cut is None:
+        text = (
+            f"The plan is for the busiest {question.peak_s:g} s, which no start_s cuts out of these requests: here are all of them."
+        )
+        return asked, [text]
+    return cut, [f"The requests are those of the busiest {question.peak_s:g} s."]
+
+
+def _peak(found: Found) -> WorkloadSpec | None:
+    asked, wanted, seed, base = found.question.workload, found.traffic.trace, found.question.seed, found.space.folder
+    whole = load_requests(asked, base, seed)
+    count = wanted.num_requests
+    starts = np.flatnonzero((whole.num_input == wanted.num_input[0]) & (whole.num_output == wanted.num_output[0]))
+    for first in starts[starts + count <= whole.num_requests]:
+        if not np.array_equal(whole.num_input[first : first + count], wanted.num_input):
+            continue
+        source_s = source_arrivals_s(asked, base, seed)
+        begin = int(np.searchsorted(source_s, asked.start_s)) + int(first)
+        end = begin + count
+        changes: dict[str, Any] = {"start_s": float(source_s[begin]), "num_requests": count, "duration_s": None}
+        if _is_generated(asked):  # lengths are drawn for all requests at once, so all must still be drawn
+            changes["num_requests"] = len(source_s) - begin
+            if end < len(source_s):
+                half = float(source_s[end - 1] + source_s[end]) / 2
+                changes["duration_s"] = (half - float(source_s[begin])) / asked.rate_scale
+        cut = asked.model_copy(update=changes)
+        got = load_requests(cut, base, seed)
+        same = np.array_equal(got.num_input, wanted.num_input) and np.array_equal(got.num_output, wanted.num_output)
+        if same and np.allclose(got.arrival_s, wanted.arrival_s, rtol=0, atol=1e-6):
+            return cut
+    return None
+
+
+def _is_generated(workload: WorkloadSpec) -> bool:
+    requests = workload.requests
+    return isinstance(requests, dict) or requests in available_files("workloads/requests") or requests.endswith(".toml")
+
+
+def _slo(found: Found, comments: list[str]) -> SLO:
+    """The question's, or each target's limit at its highest percentile."""
+    asked, targets = found.question.workload.slo, found.question.targets
+    if any((asked.ttft_s, asked.tpot_s, asked.e2e_s)):
+        return asked
+    limits: dict[str, float] = {}
+    for name in ("ttft_s", "tpot_s", "e2e_s"):
+        given: Percentiles = getattr(targets, name)
+        if given.limits():
+            level, limits[name] = list(given.limits().items())[-1]
+            comments.append(f"workload.slo.{name} is the plan's target for the {'mean' if level == 'mean' else level}.")
+    return SLO(**limits)
+
+
+def commands(found: Found, finding: Finding) -> list[Command]:
+    """What starts a finding's servers, and the router in front of them."""
+    spec = deployment_of(found, finding)
+    plan = make_plan(spec, found.question.seed, "plan", found.space.folder)
+    trace = found.traffic.trace
+    return launch(plan, spec.model, int(trace.num_input.max()), int((trace.num_input + trace.num_output).max()))

@@ -1,0 +1,119 @@
+"""The commands that start a deployment's servers on its machines, and the sentences that go with them, whatever the engine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from simulator.plan import Plan
+from simulator.planner.serving import Engine, Place, Role, Server, Weights, places, weights_of
+from simulator.plugins import available, build
+
+_NAMES: dict[Role, str] = {"both": "server", "prompts": "prompt server", "decoding": "decode server"}
+
+
+class Command(NamedTuple):
+    """One line (or a file and a line) for a shell."""
+
+    name: str
+    """What it starts, and where."""
+    command: str
+    not_expressed: tuple[str, ...] = ()
+
+
+def launch(plan: Plan, model: str, longest_prompt: int, longest_tokens: int) -> list[Command]:
+    """What starts all servers of a deployment, and the router in front of them.
+
+    Args:
+        model: how the deployment names its model.
+        longest_prompt: tokens of the traffic's longest prompt, and of its longest request, output included.
+    """
+    spec = plan.spec
+    name = spec.engine.partition("@")[0]
+    if name not in available("planner.serving"):
+        known = ", ".join(available("planner.serving"))
+        return [Command("servers", "", (f"No commands are known for the engine '{spec.engine}', only for {known}.",))]
+    engine: Engine = build("planner.serving", {"kind": name}, "plan")
+    weights = weights_of(plan, model, engine.quantises)
+    pools: list[tuple[Role, Plan]] = [("both", plan)] if plan.prefill is None else [("prompts", plan.prefill), ("decoding", plan)]
+    node_gpus = min(plan.cluster.gpus_per_node, plan.cluster.num_gpus)
+    placed = places([(role, pool.replicas, pool.layout.num_ranks) for role, pool in pools], node_gpus)
+    given: list[Command] = []
+    for role, pool in pools:
+        server = Server(pool, role, weights, longest_prompt, longest_tokens)
+        said = [*engine.not_expressed(server), *_said(server)]
+        given += _started(engine, server, placed[role], tuple(said))
+    fronts = {role: [(place.hosts[0], place.first_gpu) for place in group] for role, group in placed.items()}
+    command = engine.router(fronts, spec.balancing["kind"]) if sum(map(len, fronts.values())) > 1 else ""
+    if command:
+        given.append(Command("router in front of all servers", command, _balanced(spec.balancing["kind"])))
+    general = (*_about(weights, spec.engine), *_general(plan, node_gpus, placed))
+    return [given[0]._replace(not_expressed=(*general, *given[0].not_expressed)), *given[1:]]
+
+
+def _started(engine: Engine, server: Server, where: list[Place], said: tuple[str, ...]) -> list[Command]:
+    """The commands of one pool: one for all replicas that differ in their host only."""
+    name = _NAMES[server.role]
+    first = where[0]
+    nodes = engine.nodes_to_start(first)
+    if len(first.hosts) > 1:
+        span = f"{first.hosts[0]} to {first.hosts[-1]}"
+        if len(where) > 1:
+            others = ", ".join(place.hosts[0] for place in where[1:])
+            said = (*said, f"The other {name}s begin on {others}: the same commands with their own nodes' names.")
+        names = [f"{name} on {span}" + (f": node {n + 1} of {nodes}" if nodes > 1 else "") for n in range(nodes)]
+        return [Command(text, engine.start(server, first, n), said if n == 0 else ()) for n, text in enumerate(names)]
+    alike: dict[tuple[int, ...], list[Place]] = {}
+    for place in where:
+        alike.setdefault(place.gpus, []).append(place)
+    given: list[Command] = []
+    for gpus, group in alike.items():
+        hosts = [place.hosts[0] for place in group]
+        on = hosts[0] if len(hosts) == 1 else f"each of {len(hosts)} nodes ({', '.join(hosts)})"
+        which = f", GPU{'s' if len(gpus) > 1 else ''} {', '.join(map(str, gpus))}" if gpus else ""
+        given.append(Command(f"{name} on {on}{which}", engine.start(server, group[0], 0), said if not given else ()))
+    return given
+
+
+def _about(weights: Weights, engine: str) -> Iterator[str]:
+    if weights.note:
+        yield weights.note
+    if "@" in engine:
+        yield f"The plan is for the release {engine.partition('@')[2]}; others take other times, and flags differ."
+
+
+def _said(server: Server) -> Iterator[str]:
+    """What no engine's flags say."""
+    plan = server.plan
+    if server.is_placed_by_load:
+        yield (
+            f"The plan places {server.num_slots} expert slots ({server.num_slots // plan.layout.ep} a rank) by the loads of an earlier "
+            "day; the engine begins in the order of the experts and moves them once it has measured loads of its own."
+        )
+    yield (
+        f"The plan counts on {plan.capacity.tokens:,} tokens of KV cache on each data-parallel rank: compare with what the server says "
+        "when it has started, and raise or lower its share of memory."
+    )
+
+
+def _balanced(kind: str) -> tuple[str, ...]:
+    if kind in ("round_robin", "random"):
+        return ()
+    return ("The plan sends each request to the least loaded of all servers; the router compares two at random.",)
+
+
+def _general(plan: Plan, node_gpus: int, placed: Mapping[Role, list[Place]]) -> list[str]:
+    """About the cluster as a whole."""
+    said = []
+    left = plan.cluster.num_gpus - plan.num_gpus
+    if left:
+        said.append(
+            f"The cluster has {plan.cluster.num_gpus} GPUs, of which the servers take {plan.num_gpus}: {left} are held free."
+        )
+    used = len({host for group in placed.values() for place in group for host in place.hosts})
+    if used > math.ceil(plan.cluster.num_gpus / node_gpus):
+        said.append(f"Whole replicas take {used} nodes of {node_gpus} GPUs, more than the cluster has: some must lie across nodes.")
+    if used > 1:
+        said.append("node0, node1 and so on stand for the machines' own names.")
+    return said

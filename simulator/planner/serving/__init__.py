@@ -1,0 +1,192 @@
+"""The commands that start a plan's servers, one serving engine a file.
+
+A file says how its engine is started with a split, batching, a cache and pools, and which of a plan's choices its flags have no
+word for. Flags come and go with releases: each file says which documentation it was written from.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from typing import Literal, NamedTuple, Protocol
+
+from simulator.plan import Plan
+
+Role = Literal["both", "prompts", "decoding"]
+"""What a server computes."""
+
+
+class Weights(NamedTuple):
+    """Where a model's weights come from."""
+
+    path: str
+    """A repository (``owner/name``) or a folder."""
+    quantises: bool = False
+    """Whether 16-bit weights are cut to fp8 as they are loaded."""
+    note: str = ""
+    """What is to be done or known about them; empty where nothing is."""
+
+
+class Place(NamedTuple):
+    """Where one replica runs."""
+
+    hosts: tuple[str, ...]
+    gpus: tuple[int, ...]
+    """Of each host; empty = all."""
+    first_gpu: int = 0
+
+
+class Server(NamedTuple):
+    """One replica to be started."""
+
+    plan: Plan
+    """Of its pool."""
+    role: Role
+    weights: Weights
+    longest_prompt: int
+    """Tokens of the traffic's longest prompt ..."""
+    longest_tokens: int
+    """... and of its longest request, output included."""
+
+    @property
+    def travels(self) -> bool:
+        """Whether tokens are sent to whole experts on other ranks."""
+        return self.plan.layout.ep > 1 and self.plan.layout.travels
+
+    @property
+    def spare_experts(self) -> int:
+        """Expert slots beyond one an expert."""
+        moe, experts = self.plan.model.moe, self.plan.experts
+        return 0 if moe is None or experts is None else self.num_slots - moe.num_experts
+
+    @property
+    def num_slots(self) -> int:
+        """Places for experts in all; 0 of a dense model."""
+        return 0 if self.plan.experts is None else self.plan.experts.placed.expert_LP.shape[1]
+
+    @property
+    def is_placed_by_load(self) -> bool:
+        """Whether experts are somewhere else than in the order of their index."""
+        return self.plan.experts is not None and self.plan.spec.placement["kind"] != "contiguous"
+
+    def port(self, base: int, place: Place) -> int:
+        """One for each replica of a host."""
+        return base + place.first_gpu
+
+
+class Engine(Protocol):
+    """A file in this folder: a frozen pydantic model."""
+
+    base_port: int
+    """Of the first server on a host."""
+    quantises: bool
+    """Whether 16-bit weights can be cut to fp8 as they are loaded."""
+
+    def start(self, server: Server, place: Place, node: int) -> str:
+        """The command that starts a replica's part on one of its nodes."""
+        ...
+
+    def nodes_to_start(self, place: Place) -> int:
+        """On how many of a replica's nodes a command is given."""
+        ...
+
+    def router(self, fronts: Mapping[Role, list[tuple[str, int]]], balancing: str) -> str:
+        """The command that spreads requests over servers (host and number of the first GPU of each); empty where there is none."""
+        ...
+
+    def not_expressed(self, server: Server) -> list[str]:
+        """What the plan takes and the engine's flags do not say, in sentences."""
+        ...
+
+
+def words(environment: Mapping[str, object], command: Iterable[object]) -> str:
+    """A line for the shell."""
+    given = [f"{name}={shlex.quote(str(value))}" for name, value in environment.items()]
+    return " ".join([*given, *(shlex.quote(str(word)) for word in command)])
+
+
+def visible(place: Place) -> dict[str, object]:
+    """The environment that keeps a replica to its GPUs."""
+    return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, place.gpus))} if place.gpus else {}
+
+
+def places(pools: Iterable[tuple[Role, int, int]], gpus_per_node: int) -> dict[Role, list[Place]]:
+    """Where replicas of some pools run: the largest first, each on whole nodes or on the first node with room.
+
+    Args:
+        pools: role, replicas, GPUs of a replica.
+    """
+    free: list[int] = []
+    found: dict[Role, list[Place]] = {}
+    for role, replicas, ranks in sorted(pools, key=lambda pool: -pool[2]):
+        for _ in range(replicas):
+            if ranks >= gpus_per_node:
+                first = len(free)
+                free += [0] * -(-ranks // gpus_per_node)
+                place = Place(tuple(f"node{n}" for n in range(first, len(free))), ())
+            else:
+                node = next((n for n, room in enumerate(free) if room >= ranks), len(free))
+                if node == len(free):
+                    free.append(gpus_per_node)
+                start = gpus_per_node - free[node]
+                free[node] -= ranks
+                place = Place((f"node{node}",), tuple(range(start, start + ranks)), start)
+            found.setdefault(role, []).append(place)
+    return found
+
+
+_BLOCK_SCALED = ("qwen", "deepseek-ai", "minimaxai", "moonshotai")
+"""Owners whose fp8 weights hold one scale for each block of 128 x 128."""
+_WIDE = ("bf16", "fp16")
+_NARROW = ("nvfp4", "mxfp4", "mxfp4_mxfp8", "int4")
+"""Formats that published weights keep to experts or feed-forward blocks."""
+
+
+def format_of(repository: str, released: str) -> str:
+    """The number format of a repository's weights by its name, or as the model is released."""
+    owner, _, name = repository.lower().partition("/")
+    if re.search(r"nvfp4|-fp4", name):
+        return "nvfp4"
+    if "mxfp4" in name:
+        return "mxfp4"
+    if "fp8" in name:
+        return "fp8_block" if owner in _BLOCK_SCALED else "fp8"
+    if re.search(r"awq|gptq|int4", name):
+        return "int4"
+    return "bf16" if "bf16" in name else released
+
+
+def weights_of(plan: Plan, named: str, can_quantise: bool = True) -> Weights:
+    """The repository that holds a plan's weights, or what must be made first.
+
+    Args:
+        named: how the plan names the model; the path of a ``config.json`` is beside its weights.
+        can_quantise: whether the engine cuts 16-bit weights to fp8 as it loads them.
+    """
+    model, wanted = plan.model, plan.precision
+    released = model.expert_dtype or model.weight_dtype
+    formats = {repository: format_of(repository, released) for repository in model.repositories}
+    target = wanted.experts if model.moe is not None else wanted.weights
+    if not formats:
+        folder = named.rpartition("/")[0] if named.endswith(".json") else ""
+        note = (
+            "" if folder else f"The file of {model.name} names no repository; put the path of its weights in place of {model.name}."
+        )
+        return Weights(folder or model.name, note=note)
+    found = next((name for name, held in formats.items() if _same(held, target)), None)
+    if found is not None:
+        mixed = target in _NARROW and wanted.weights == target and model.weight_dtype != target
+        note = f"{found} leaves some matrices in wider formats; the plan counts all of them in {target}." if mixed else ""
+        return Weights(found, note=note)
+    first = next((name for name, held in formats.items() if held in _WIDE), None)
+    if target == "fp8" and first is not None and can_quantise:
+        return Weights(first, True, f"{first} is cut to fp8 as it is loaded, which takes room for its 16-bit weights meanwhile.")
+    own = f"./{model.name}-{target}"
+    source = first or next(iter(formats))
+    return Weights(own, note=f"No published weights of {model.name} in {target} are known: make them from {source} as {own} first.")
+
+
+def _same(held: str, target: str) -> bool:
+    alike = {"fp16": "bf16", "mxfp4_mxfp8": "mxfp4"}
+    return alike.get(held, held) == alike.get(target, target)

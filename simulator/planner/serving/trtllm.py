@@ -1,0 +1,125 @@
+"""TensorRT-LLM.
+
+Flags and YAML keys as in its documentation of 1.2 and 1.3.0rc24 ("trtllm-serve", "Parallelism in TensorRT LLM", "Disaggregated
+Serving", "Wide Expert Parallelism") and in ``tensorrt_llm/commands/serve.py``. Batch size and tokens are each data-parallel rank's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from simulator.planner.serving import Place, Role, Server, visible, words
+from simulator.spec.base import Frozen
+
+
+class Trtllm(Frozen):
+    """``trtllm-serve``."""
+
+    base_port: int = 8000
+    quantises: bool = False
+
+    def nodes_to_start(self, place: Place) -> int:
+        return 1  # the launcher starts the others
+
+    def start(self, server: Server, place: Place, node: int) -> str:
+        plan, layout = server.plan, server.plan.layout
+        file = {"both": "trtllm.yml", "prompts": "prompts.yml", "decoding": "decoding.yml"}[server.role]
+        command: list[object] = []
+        if len(place.hosts) > 1:
+            each = layout.num_ranks // len(place.hosts)
+            command += ["srun", "-N", len(place.hosts), "-w", ",".join(place.hosts), "--ntasks", layout.num_ranks]
+            command += ["--ntasks-per-node", each, "--mpi=pmix", "trtllm-llmapi-launch"]
+        command += ["trtllm-serve", server.weights.path, "--host", "0.0.0.0", "--port", server.port(self.base_port, place)]
+        command += ["--tp_size", layout.num_ranks]
+        if plan.model.moe is not None:
+            command += ["--ep_size", layout.ep]
+        command += ["--max_batch_size", plan.rules.max_sequences, "--max_num_tokens", plan.rules.token_budget]
+        command += ["--kv_cache_free_gpu_memory_fraction", _free_memory(server), "--extra_llm_api_options", file]
+        return f"{_written(file, _options(server))}\n{words(visible(place), command)}"
+
+    def router(self, fronts: Mapping[Role, list[tuple[str, int]]], balancing: str) -> str:
+        if "both" in fronts:
+            return ""
+        found: dict[str, Any] = {"hostname": "0.0.0.0", "port": 9000}
+        for key, role in (("context_servers", "prompts"), ("generation_servers", "decoding")):
+            urls = [f"{host}:{self.base_port + gpu}" for host, gpu in fronts[role]]  # type: ignore[index]
+            found[key] = {"num_instances": len(urls), "urls": urls}
+        return f"{_written('disaggregated.yml', found)}\n{words({}, ['trtllm-serve', 'disaggregated', '-c', 'disaggregated.yml'])}"
+
+    def not_expressed(self, server: Server) -> list[str]:
+        plan, layout = server.plan, server.plan.layout
+        said = []
+        if layout.attention_dp > 1 and layout.tp > 1:
+            said.append(
+                f"The plan splits attention over {layout.tp} ranks in each of {layout.attention_dp} data-parallel groups; "
+                f"TensorRT-LLM's attention is data-parallel on all {layout.num_ranks} ranks or on none."
+            )
+        if server.travels:
+            said.append(
+                f"Tokens travel to experts in {plan.precision.dispatch} in the plan; in TensorRT-LLM the weights' format and the kind "
+                "of exchange that it picks for the machine decide."
+            )
+        if server.is_placed_by_load:
+            said.append(
+                "Expert slots take the WIDEEP backend, which is documented for GB200 NVL72, H20 and RTX 6000D; elsewhere CUTLASS, "
+                "TRTLLM or CUTEDSL take its place as far as the release supports slots there."
+            )
+        if plan.spec.overlap == "two_batch":
+            said.append("TensorRT-LLM has no option for two overlapped halves of a batch; without them exchanges are not hidden.")
+        if plan.precision.kv not in ("bf16", "fp16", "fp8", "nvfp4"):
+            said.append(f"The plan keeps the cache in {plan.precision.kv}, which TensorRT-LLM's cache has not.")
+        if server.role == "both" and plan.replicas > 1:
+            said.append(
+                f"trtllm-serve spreads no requests: put an HTTP load balancer in front of the {plan.replicas} servers that sends each "
+                "request to the one with the fewest open."
+            )
+        return said
+
+
+def _options(server: Server) -> dict[str, Any]:
+    plan = server.plan
+    found: dict[str, Any] = {"enable_chunked_prefill": plan.rules.splits_prompts}
+    if plan.layout.attention_dp > 1:
+        found["enable_attention_dp"] = True
+        if plan.rules.balance_steps:
+            found["attention_dp_config"] = {"enable_balance": True, "timeout_iters": plan.rules.balance_steps}
+    cache: dict[str, Any] = {"enable_block_reuse": plan.spec.prefix_caching}
+    if plan.precision.kv in ("fp8", "nvfp4"):
+        cache["dtype"] = plan.precision.kv
+    found["kv_cache_config"] = cache
+    if server.is_placed_by_load:
+        slots = {"num_slots": server.num_slots, "layer_updates_per_iter": 1}
+        found["moe_config"] = {"backend": "WIDEEP", "load_balancer": slots}
+    if server.role != "both":
+        found["cache_transceiver_config"] = {"backend": "DEFAULT", "max_tokens_in_buffer": server.longest_prompt}
+    if server.role == "prompts":
+        found["disable_overlap_scheduler"] = True
+    return found
+
+
+def _free_memory(server: Server) -> float:
+    """Share of what weights and activations leave that the cache takes."""
+    spec, capacity = server.plan.spec, server.plan.capacity
+    if spec.free_memory_fraction is not None:
+        return spec.free_memory_fraction
+    free = capacity.total_bytes - capacity.weights_bytes - spec.activation_bytes
+    return math.floor(min(1.0, capacity.kv_bytes / free) * 1000) / 1000
+
+
+def _written(file: str, table: Mapping[str, Any]) -> str:
+    """The shell's lines that write a YAML file."""
+    return "\n".join([f"cat > {file} <<'EOF'", *_yaml(table, ""), "EOF"])
+
+
+def _yaml(table: Mapping[str, Any], indent: str) -> list[str]:
+    lines = []
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            lines += [f"{indent}{key}:", *_yaml(value, indent + "  ")]
+        elif isinstance(value, list):
+            lines += [f"{indent}{key}:", *(f"{indent}  - {entry}" for entry in value)]
+        else:
+            lines.append(f"{indent}{key}: {str(value).lower() if isinstance(value, bool) else value}")
+    return lines

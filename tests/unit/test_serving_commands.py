@@ -1,0 +1,243 @@
+"""Serving commands: every choice of a plan is a flag or a sentence, each flag once, and the shell takes the line as it is."""
+
+import itertools
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from simulator.plan import make_plan
+from simulator.planner.launch import launch
+from simulator.planner.serving import places, weights_of
+from simulator.plugins import available
+from simulator.spec.base import validate
+from simulator.spec.deployment import DeploymentSpec
+
+ENGINES = available("planner.serving")
+
+
+def plan(engine="vllm", split=(1, 1, 1), gpus=8, model="gpt-oss-20b", **keys):
+    tp, dp, ep = split
+    parallel = {"tp": tp, "attention_dp": dp, "ep": ep if ep > 1 else None}
+    table = {"name": "test", "model": model, "cluster": f"h100-sxm-{gpus}", "parallel": parallel, "engine": engine, **keys}
+    table.setdefault("scheduling", {"kind": "chunked", "token_budget": 2048, "max_sequences": 256})
+    return make_plan(validate(DeploymentSpec, table, "test"), 1, "test", Path())
+
+
+def launched(*arguments, **keys):
+    made = plan(*arguments, **keys)
+    return launch(made, made.spec.model, 3000, 4000)
+
+
+def flags(command):
+    """Flag to value (or ``True``) of the last line that the shell runs."""
+    words = shlex.split(command.splitlines()[-1])
+    found = {}
+    for word, after in itertools.pairwise([*words, "--"]):
+        if word.startswith("--"):
+            assert word not in found, f"{word} twice"
+            found[word] = True if after.startswith("--") else after
+    return found
+
+
+def said(commands):
+    return " ".join(sentence for one in commands for sentence in one.not_expressed)
+
+
+SPLITS = [(1, 1, 1), (2, 1, 1), (2, 1, 2), (1, 4, 4), (2, 4, 8), (2, 4, 1), (1, 16, 16), (4, 4, 16)]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_rank_is_started(engine, split):
+    tp, dp, ep = split
+    ranks = tp * dp
+    nodes = max(1, ranks // 8)
+    given = launched(engine, split, gpus=max(ranks, 8), replicas=1)
+    for one in given:
+        found = flags(one.command)
+        if engine == "vllm":
+            assert found["--tensor-parallel-size"] == str(tp)
+            assert found.get("--data-parallel-size", "1") == str(dp)
+            assert ("--enable-expert-parallel" in found) == (ep > 1)
+            assert ("--all2all-backend" in found) == (ep > 1 and dp > 1)
+        elif engine == "sglang":
+            assert found["--tp-size"] == str(ranks)
+            assert found.get("--dp-size", "1") == str(dp)
+            assert ("--enable-dp-attention" in found) == (dp > 1)
+            assert found.get("--ep-size", "1") == str(ep)
+            assert (found.get("--moe-a2a-backend") == "deepep") == (ep > 1 and dp > 1)
+        else:
+            assert (found["--tp_size"], found["--ep_size"]) == (str(ranks), str(ep))
+            assert ("enable_attention_dp: true" in one.command) == (dp > 1)
+    if engine == "trtllm":
+        assert len(given) == 1
+        assert given[0].command.count(f"srun -N {nodes}") == (nodes > 1)
+        assert ("data-parallel on all" in said(given)) == (tp > 1 and dp > 1)
+    else:
+        assert len(given) == nodes
+
+
+@pytest.mark.parametrize("nodes", [2, 4])
+def test_nodes_of_one_vllm_replica_share_out_its_data_parallel_ranks(nodes):
+    found = [flags(one.command) for one in launched("vllm", (1, 8 * nodes, 8 * nodes), gpus=8 * nodes, replicas=1)]
+    assert [int(one.get("--data-parallel-start-rank", 0)) for one in found] == [8 * n for n in range(nodes)]
+    assert ["--headless" in one for one in found] == [False] + [True] * (nodes - 1)
+    assert {one["--data-parallel-size-local"] for one in found} == {"8"}
+    assert {one["--data-parallel-address"] for one in found} == {"node0"}
+    assert ["--port" in one for one in found] == [True] + [False] * (nodes - 1)
+
+
+def test_nodes_of_one_sglang_replica_have_ranks():
+    found = [flags(one.command) for one in launched("sglang", (1, 16, 16), gpus=16, replicas=1)]
+    assert [(one["--nnodes"], one["--node-rank"], one["--dist-init-addr"]) for one in found] == [
+        ("2", "0", "node0:5000"),
+        ("2", "1", "node0:5000"),
+    ]
+
+
+def test_batches_are_each_ranks_in_vllm_and_trtllm_and_all_ranks_in_sglang():
+    vllm, trtllm, sglang = (flags(launched(one, (1, 4, 4), replicas=1)[0].command) for one in ("vllm", "trtllm", "sglang"))
+    assert (vllm["--max-num-batched-tokens"], vllm["--max-num-seqs"]) == ("2048", "256")
+    assert (trtllm["--max_num_tokens"], trtllm["--max_batch_size"]) == ("2048", "256")
+    assert (sglang["--chunked-prefill-size"], sglang["--max-running-requests"]) == ("8192", "1024")
+
+
+def test_memory_is_what_the_plan_gives_to_weights_and_cache():
+    made = {engine: plan(engine, (1, 1, 1), replicas=1) for engine in ENGINES}
+    found = {engine: flags(launch(one, one.spec.model, 100, 200)[0].command) for engine, one in made.items()}
+    capacity = made["vllm"].capacity
+    assert float(found["vllm"]["--gpu-memory-utilization"]) == 0.9
+    share = float(found["sglang"]["--mem-fraction-static"])
+    assert share * capacity.total_bytes == pytest.approx(capacity.weights_bytes + capacity.kv_bytes, rel=2e-3)
+    free = capacity.total_bytes - capacity.weights_bytes - made["trtllm"].spec.activation_bytes
+    assert float(found["trtllm"]["--kv_cache_free_gpu_memory_fraction"]) * free == pytest.approx(capacity.kv_bytes, rel=2e-3)
+    assert all(f"{capacity.tokens:,}" in said(launch(one, one.spec.model, 100, 200)) for one in made.values())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_spare_experts_and_their_placement(engine):
+    given = launched(engine, (1, 4, 4), replicas=1, placement={"kind": "eplb", "num_slots": 36})
+    found = flags(given[0].command)
+    if engine == "vllm":
+        assert json.loads(found["--eplb-config"]) == {"num_redundant_experts": 4}
+        assert "--enable-eplb" in found
+    elif engine == "sglang":
+        assert found["--ep-num-redundant-experts"] == "4"
+        assert "--enable-eplb" in found
+    else:
+        assert "num_slots: 36" in given[0].command
+    assert "36 expert slots (9 a rank)" in said(given)
+    assert "eplb" not in launched(engine, (1, 4, 4), replicas=1)[0].command
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_overlap_is_a_flag_or_a_sentence(engine):
+    given = launched(engine, (1, 4, 4), replicas=1, overlap="two_batch")
+    flag = {"vllm": "--enable-dbo", "sglang": "--enable-two-batch-overlap"}.get(engine)
+    assert flag in flags(given[0].command) if flag else "no option for two overlapped halves" in said(given)
+
+
+@pytest.mark.parametrize(("engine", "asked"), [("vllm", "fp8"), ("sglang", "fp8_e4m3"), ("trtllm", "dtype: fp8")])
+def test_the_caches_format(engine, asked):
+    given = launched(engine, (1, 1, 1), replicas=1, kv_dtype="fp8")
+    assert asked in given[0].command if engine == "trtllm" else flags(given[0].command)["--kv-cache-dtype"] == asked
+    odd = launched(engine, (1, 1, 1), replicas=1, kv_dtype="int8")
+    assert "int8" not in odd[0].command
+    assert "keeps the cache in int8" in said(odd)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_pools_have_servers_of_each_kind_and_a_router(engine):
+    prefill = {"parallel": {"tp": 2}, "replicas": 2}
+    given = launched(engine, (1, 4, 4), replicas=1, prefill=prefill, gpus=8)
+    assert [one.name.partition(" on ")[0] for one in given] == [
+        "prompt server",
+        "prompt server",
+        "decode server",
+        "router in front of all servers",
+    ]
+    prompts, decoding = flags(given[0].command), flags(given[2].command)
+    assert [re.search(r"CUDA_VISIBLE_DEVICES=(\S+)", one.command)[1] for one in given[:3]] == ["4,5", "6,7", "0,1,2,3"]
+    if engine == "vllm":
+        roles = [json.loads(one["--kv-transfer-config"]) for one in (prompts, decoding)]
+        assert roles == [{"kv_connector": "NixlConnector", "kv_role": role} for role in ("kv_producer", "kv_consumer")]
+        assert given[-1].command.endswith("--prefill http://node0:8004 --prefill http://node0:8006 --decode http://node0:8000")
+    elif engine == "sglang":
+        assert (prompts["--disaggregation-mode"], decoding["--disaggregation-mode"]) == ("prefill", "decode")
+        assert decoding["--deepep-mode"] == "low_latency"
+        assert f"--prefill http://node0:30004 {prompts['--disaggregation-bootstrap-port']}" in given[-1].command
+    else:
+        assert all("cache_transceiver_config" in one.command and "max_tokens_in_buffer: 3000" in one.command for one in given[:3])
+        assert "trtllm-serve disaggregated -c disaggregated.yml" in given[-1].command
+        assert "num_instances: 2\n  urls:\n    - node0:8004" in given[-1].command
+    ports = [flags(one.command)["--port"] for one in given[:3]]
+    assert len(set(ports)) == 3
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_replicas_share_machines(engine):
+    given = launched(engine, (4, 1, 1), gpus=32, replicas=7)
+    servers = [one for one in given if one.name.startswith("server")]
+    assert [one.name for one in servers] == [
+        "server on each of 4 nodes (node0, node1, node2, node3), GPUs 0, 1, 2, 3",
+        "server on each of 3 nodes (node0, node1, node2), GPUs 4, 5, 6, 7",
+    ]
+    assert "4 are held free" in said(given)
+    if engine == "trtllm":
+        assert "7 servers" in said(given)
+    else:
+        assert given[-1].command.count("http://node") == 7
+        assert "compares two at random" in said(given)
+
+
+def test_replicas_of_several_nodes_are_started_alike():
+    given = launched("sglang", (1, 16, 16), gpus=48, replicas=3)
+    assert len(given) == 3
+    assert "begin on node2, node4" in said(given)
+    assert "http://node4:30000" in given[-1].command
+
+
+def test_an_engine_without_commands_says_so():
+    made = plan("vllm", (1, 1, 1), replicas=1)
+    given = launch(
+        made.__class__(**{**vars(made), "spec": made.spec.model_copy(update={"engine": "other@2"})}), "gpt-oss-20b", 1, 1
+    )
+    assert given[0].command == ""
+    assert "'other@2'" in said(given)
+    assert "release 1.2.0" in said(launched("trtllm@1.2.0", (1, 1, 1), replicas=1))
+
+
+@pytest.mark.parametrize(
+    ("model", "dtype", "path", "quantises", "note"),
+    [
+        ("gpt-oss-20b", None, "openai/gpt-oss-20b", False, ""),
+        ("qwen3-8b", None, "Qwen/Qwen3-8B", False, ""),
+        ("qwen3-8b", "fp8_block", "Qwen/Qwen3-8B-FP8", False, ""),
+        ("qwen3-8b", "fp8", "Qwen/Qwen3-8B", True, "16-bit weights"),
+        ("llama-3.1-8b", "fp8", "nvidia/Llama-3.1-8B-Instruct-FP8", False, ""),
+        ("qwen3-8b", "int4", "./qwen3-8b-int4", False, "make them from Qwen/Qwen3-8B"),
+    ],
+)
+def test_weights_are_those_published_or_must_be_made(model, dtype, path, quantises, note):
+    found = weights_of(plan(model=model, weight_dtype=dtype, replicas=1), model)
+    assert (found.path, found.quantises) == (path, quantises)
+    assert (note in found.note) if note else not found.note
+
+
+def test_an_engine_that_cannot_quantise_is_given_weights_that_are():
+    given = launched("trtllm", (1, 1, 1), model="qwen3-8b", weight_dtype="fp8", replicas=1)
+    assert "trtllm-serve ./qwen3-8b-fp8 " in given[0].command
+    assert "make them from Qwen/Qwen3-8B" in said(given)
+
+
+def test_whole_nodes_first_then_what_is_left_of_others():
+    placed = places([("prompts", 3, 4), ("decoding", 1, 16)], 8)
+    assert placed["decoding"][0].hosts == ("node0", "node1")
+    assert [(place.hosts, place.gpus) for place in placed["prompts"]] == [
+        (("node2",), (0, 1, 2, 3)),
+        (("node2",), (4, 5, 6, 7)),
+        (("node3",), (0, 1, 2, 3)),
+    ]
