@@ -15,6 +15,7 @@ from simulator.spec.cluster import ClusterSpec, load_cluster
 from simulator.spec.deployment import DeploymentSpec, ParallelSpec
 from simulator.spec.model import ModelSpec, load_model
 from simulator.spec.planning import CandidateCluster, CandidateModel, Question
+from simulator.spec.pruning import Pruning, pruning_text
 from simulator.work.layout import uneven_heads
 
 _WHERE = "plan"
@@ -39,11 +40,19 @@ class Machines(NamedTuple):
         return f"{self.offer.cluster}-{size}" if self.spec.sizes else self.offer.cluster
 
 
+class Candidate(NamedTuple):
+    """One of the question's models, whole or pruned."""
+
+    entry: CandidateModel
+    pruning: Pruning | None
+    quality: float | None
+
+
 class Design(NamedTuple):
     """One replica of a deployment."""
 
     model: int
-    """Index into the question's models; likewise the machines'."""
+    """Index into the space's candidates; likewise the machines'."""
     machines: int
     tp: int
     attention_dp: int
@@ -85,18 +94,37 @@ class Space:
         """
         self.question = question
         self.folder = folder
-        self.models = [load_model(one.model, f"{_WHERE} [models]", folder) for one in question.models]
+        self.candidates = [Candidate(one, None, one.quality) for one in question.models]
+        self.candidates += [Candidate(one, each, one.pruned_quality) for one in question.models for each in one.prunings]
+        self.models = [_named(load_model(one.entry.model, f"{_WHERE} [models]", folder), one.pruning) for one in self.candidates]
         self.machines = [_machines(offer, question) for offer in question.clusters]
 
     def designs(self, model: int, machines: int, ruled: Ruled) -> Iterator[tuple[Design, Plan]]:
         """Every possible design of a model on some machines with the plan of one replica; the others are told to ``ruled``."""
-        for design in self._splits(model, self.question.models[model], machines, ruled):
+        if (reason := self._too_poor(self.candidates[model])) is not None:
+            ruled.out(reason, self.models[model].name)
+            return
+        for design in self._splits(model, self.candidates[model].entry, machines, ruled):
             try:
                 plan = make_plan(self.spec(design, budget=None), self.question.seed, _WHERE, self.folder)
             except UserError as error:
                 ruled.out(_reason(str(error)), self.text(design))
                 continue
             yield design, plan
+
+    def kind(self, design: Design) -> str:
+        """What a design's model is, for people: ``MoE``, ``dense`` or ``pruned``."""
+        if self.candidates[design.model].pruning is not None:
+            return "pruned"
+        return "dense" if self.models[design.model].moe is None else "MoE"
+
+    def _too_poor(self, candidate: Candidate) -> str | None:
+        least = self.question.limits.min_quality
+        if least is None:
+            return None
+        if candidate.quality is None:
+            return "the question gives no quality score, and asks for one"
+        return "its quality score is below the least that is asked for" if candidate.quality < least else None
 
     def spare_gpus(self, machines: Machines) -> int:
         """GPUs of the nodes that may be lost."""
@@ -162,7 +190,7 @@ class Space:
             budget: tokens of a step; absent = the largest that the question allows.
             size: GPUs of the cluster; absent = the smallest that holds them.
         """
-        one, machines = self.question.models[design.model], self.machines[design.machines]
+        one, machines = self.candidates[design.model].entry, self.machines[design.machines]
         held = size or machines.holding(replicas * design.num_ranks)
         if held is None:
             raise UserError(f"{_WHERE}: {replicas * design.num_ranks} GPUs are more than the limits allow")
@@ -180,6 +208,7 @@ class Space:
             scheduling=scheduling(one.engine, budget or max(self.question.space.token_budgets)),
             overlap=design.overlap,  # type: ignore[arg-type]
             network_speed=machines.offer.network_speed,
+            pruning=self.candidates[design.model].pruning,
         )
 
     def text(self, design: Design) -> str:
@@ -216,6 +245,10 @@ def scheduling(engine: str, budget: int, max_sequences: int = 512) -> Policy:
     if engine.startswith("trtllm"):
         return {"kind": "no_evict", "token_budget": budget, "max_sequences": max_sequences, "chunked_prompts": True}
     return {"kind": "chunked", "token_budget": budget, "max_sequences": max_sequences}
+
+
+def _named(model: ModelSpec, pruning: Pruning | None) -> ModelSpec:
+    return model if pruning is None else model.model_copy(update={"name": f"{model.name} ({pruning_text(pruning)})"})
 
 
 def _machines(offer: CandidateCluster, question: Question) -> Machines:

@@ -109,3 +109,11 @@ Pruning = Annotated[Unstructured | TwoFour | Block, Field(discriminator="kind")]
 def stored_bytes(pruning: Pruning, out_features: int, in_features: int, weight_bytes: float) -> float:
     """What a pruned matrix takes: the weights that are left, ``weight_bytes`` each, and where they lie."""
     return pruning.num_stored(out_features, in_features) * weight_bytes + pruning.index_bytes(out_features, in_features)
+
+
+def pruning_text(pruning: Pruning) -> str:
+    """For names of models: ``2:4``, ``70 % sparse, bitmap``."""
+    if isinstance(pruning, TwoFour):
+        return "2:4"
+    stored_as = pruning.format if isinstance(pruning, Unstructured) else f"{pruning.block_size}x{pruning.block_size} blocks"
+    return f"{100 * pruning.sparsity:g} % sparse, {stored_as}"
