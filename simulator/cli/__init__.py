@@ -36,8 +36,9 @@ def main() -> None:
         sys.stdout.flush()
     except UserError as error:
         _fail(str(error))
-    except (KeyboardInterrupt, typer.Abort):
-        console.err.print("stopped; nothing was written", highlight=False)
+    except (KeyboardInterrupt, typer.Abort, console.StoppedError) as stopped:
+        kept = str(stopped) if isinstance(stopped, console.StoppedError) else "stopped; nothing was written"
+        console.err.print(kept, highlight=False, soft_wrap=True, markup=False)
         if "ray" in sys.modules:  # everything is stopped; threads of libraries that die late have crashed the interpreter's own end
             sys.stdout.flush()
             sys.stderr.flush()

@@ -92,6 +92,10 @@ def whole_file(target: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+class StoppedError(Exception):
+    """Ctrl-C, where something that was done is kept; its text says what."""
+
+
 class _Bars(Progress):
     """Bars, and under them the best that was found so far."""
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from simulator.cli import console
 from simulator.cli.console import AsJson, Out, Seed, Set
+
+_RUNNERS_UP = 4
+_REASONS = 5
+_NARROWEST = 26
+"""Columns that a deployment's text must have beside the numbers; with fewer it stands above them."""
 
 
 def plan(
@@ -23,16 +31,121 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Find the cheapest deployments, MoE or dense, that meet latency targets for a workload."""
-    from simulator.planner.answer import summary
-    from simulator.planner.search import search
+    from simulator.planned import check_writable, made, write
+    from simulator.planner.plan import plan as find
     from simulator.planner.store import Store, default_folder
     from simulator.question import load_question
 
     loaded, path = load_question(question, overrides or [], seed)
-    with console.progress("deployments", "reading models, clusters and requests") as tick:
-        found = search(loaded, path.resolve().parent, Store(cache or default_folder()), tick, workers)
-        answer = summary(found)
+    folder = out_folder or Path("reports/out") / f"{path.stem}_plan"
+    check_writable(folder)
+    store = Store(cache or default_folder())
+    with console.progress("", "reading models, clusters and requests") as bars:
+        counted = _Counted(bars)
+        try:
+            answer, wall_s = find(loaded, path.resolve().parent, store, folder, counted, workers)
+            bars("writing the report", 0, None)
+            write(answer, made(loaded, wall_s), folder)
+        except KeyboardInterrupt:
+            raise console.StoppedError(counted.kept(str(store.folder))) from None
     if as_json:
         console.emit(answer)
+    else:
+        print_plan(answer, console.out.width if console.out.is_terminal else None)
+    console.err.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True, markup=False)
+
+
+class _Counted:
+    """A progress bar that remembers how many simulations are done."""
+
+    def __init__(self, bars: Any) -> None:
+        self._bars = bars
+        self._simulations: dict[str, tuple[int, int]] = {}
+
+    def __call__(self, name: str, done: int, total: int | None, best: str = "", /) -> None:
+        if total is not None and not name.startswith("screening"):
+            self._simulations[name] = (done, total)
+        self._bars(name, done, total, best)
+
+    def kept(self, folder: str) -> str:
+        """What there is when the search is stopped."""
+        done, total = (sum(counts[n] for counts in self._simulations.values()) for n in range(2))
+        if not done:
+            return "stopped; no simulation was done, and nothing was written"
+        return f"stopped; {done} of {total} simulations are kept in {folder}: run the same command to go on"
+
+
+def print_plan(answer: dict[str, Any], width: int | None) -> None:
+    """The answer in sentences, the recommended deployment beside what else would do, and what was ruled out.
+
+    Args:
+        width: of the terminal; None where another program reads, which needs no line broken.
+    """
+    _say(_filled(answer["headline"], width), "bold")
+    for reason in answer["reasons"]:
+        _say(_filled(reason, width, "- ", "  "))
+    for line in _candidates(answer, width):
+        console.out.print(line, soft_wrap=True, highlight=False)
+    ruled = sorted((row for row in answer.get("ruled_out", []) if row["count"]), key=lambda row: -row["count"])
+    if ruled:
+        judged = answer["num_legal"] + answer["num_ruled_out"]
+        _say(f"\nRuled out: {answer['num_ruled_out']:,} of {judged:,} deployments", "bold")
+        count_width = len(f"{ruled[0]['count']:,}")
+        for row in ruled[:_REASONS]:
+            count = f"{row['count']:,}".rjust(count_width)
+            _say(_filled(row["reason"], width, f"{count}  ", " " * (count_width + 2)))
+
+
+def _candidates(answer: dict[str, Any], width: int | None) -> Iterator[Text]:
+    """A row a deployment under the headings of its numbers, the text of the deployment last."""
+    from simulator.report.plan_tables import groups
+    from simulator.report.plan_text import amount, percent, target_short, value_text
+
+    limits, currency = answer.get("targets", {}), answer.get("currency", "USD")
+    head = [f"{currency}/hour", f"{currency}/1M out", "GPUs", *map(target_short, limits), "tightest"]
+    found = list(groups(answer, _RUNNERS_UP))
+    cells = {
+        id(row): [
+            amount(row["cost_per_hour"]),
+            amount(row["cost_per_million_output_tokens"]),
+            f"{row['gpus']:,}",
+            *(value_text(name, row[name]) if row.get(name) is not None else "-" for name in limits),
+            percent(row["worst_ratio"]),
+        ]
+        for _, rows in found
+        for row in rows
+    }
+    if not cells:
         return
-    console.out.print(answer)
+    widths = [max(len(head[n]), *(len(row[n]) for row in cells.values())) for n in range(len(head))]
+
+    def numbers(row: list[str]) -> str:
+        return "  ".join(cell.rjust(size) for cell, size in zip(row, widths, strict=True))
+
+    indent = sum(widths) + 2 * len(widths)
+    room = None if width is None else width - indent
+    beside = room is None or room >= _NARROWEST
+    yield Text()
+    yield Text(numbers(head) + ("  deployment" if beside else ""), "bold")
+    for title, rows in found:
+        yield Text(f"{title}:", "bold")
+        for row in rows:
+            line = numbers(cells[id(row)])
+            if not beside:
+                yield Text(_filled(row["deployment"], width, "  ", "  "))
+                yield Text(line)
+                continue
+            first, *more = textwrap.wrap(row["deployment"], room, break_on_hyphens=False) if room else [row["deployment"]]
+            yield Text(f"{line}  {first}")
+            for part in more:
+                yield Text(" " * indent + part)
+
+
+def _filled(text: str, width: int | None, first: str = "", others: str = "") -> str:
+    if width is None:
+        return first + text
+    return textwrap.fill(text, width, initial_indent=first, subsequent_indent=others, break_on_hyphens=False)
+
+
+def _say(text: str, style: str = "") -> None:
+    console.out.print(Text(text, style), soft_wrap=True, highlight=False)

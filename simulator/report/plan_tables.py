@@ -9,7 +9,7 @@ from simulator.report import style, tables
 from simulator.report.formats import UNDEFINED, number
 from simulator.report.markup import Markup, join, tag
 from simulator.report.plan_figures._models import colours
-from simulator.report.plan_text import kind_of, money, percent, target_short, target_text, value_text
+from simulator.report.plan_text import amount, kind_of, money, percent, target_short, target_text, value_text
 
 MOST_RUNNERS_UP = 8
 _MOST_REASONS = 40
@@ -67,8 +67,8 @@ def costs_table(answer: dict[str, Any]) -> Markup:
         for row in found:
             cells = [
                 _amount(row["cost_per_hour"], best.get("cost_per_hour")),
-                _figure(row["cost_per_million_output_tokens"]),
-                _figure(row["cost_per_million_tokens"]),
+                amount(row["cost_per_million_output_tokens"]),
+                amount(row["cost_per_million_tokens"]),
                 f"{row['gpus']:,}",
                 *(value_text(name, row[name]) if row.get(name) is not None else UNDEFINED for name in limits),
                 join([percent(row["worst_ratio"]), tag("span", target_short(row["worst_target"]), class_="hint")]),
@@ -90,14 +90,10 @@ def _head(title: str, hint: str) -> Markup:
     return join([title, tag("span", hint, class_="hint")])
 
 
-def _figure(value: float) -> str:
-    return f"{value:,.2f}" if 1 <= value < 1000 else number(value, keep_zeros=value != 0)
-
-
 def _amount(value: float, best: float | None) -> Markup:
     if not best or abs(value / best - 1) < 0.005:
-        return join([_figure(value)])
-    return join([_figure(value), tag("span", f"+{percent(value / best - 1)}", class_="hint")])
+        return join([amount(value)])
+    return join([amount(value), tag("span", f"+{percent(value / best - 1)}", class_="hint")])
 
 
 def reasons_table(answer: dict[str, Any]) -> Markup | None:

@@ -72,13 +72,22 @@ def limit_text(name: str, limit: float) -> str:
     return f"{target_short(name)} {'≥' if is_floor(name) else '≤'} {value_text(name, limit)}"
 
 
-def money(value: float, currency: str) -> str:
-    """An amount: cents where they show.
+def amount(value: float) -> str:
+    """Of money: cents where they show.
 
-    >>> money(5.98, "USD"), money(0.39816, "USD"), money(23920.0, "EUR")
-    ('5.98 USD', '0.398 USD', '23,920 EUR')
+    >>> amount(5.98), amount(0.39816), amount(23920.0), amount(0.0)
+    ('5.98', '0.398', '23,920', '0')
     """
-    return f"{value:,.2f} {currency}" if 1 <= abs(value) < 1000 else f"{number(value, keep_zeros=value != 0)} {currency}"
+    return f"{value:,.2f}" if 1 <= abs(value) < 1000 else number(value, keep_zeros=value != 0)
+
+
+def money(value: float, currency: str) -> str:
+    """An amount with its currency.
+
+    >>> money(5.98, "USD")
+    '5.98 USD'
+    """
+    return f"{amount(value)} {currency}"
 
 
 def times(ratio: float) -> str:
