@@ -1,0 +1,176 @@
+"""Laws of the map of where a mixture of experts wins."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simulator.errors import UserError
+from simulator.planner.crossover import ALIKE, BEST, MEMORY, WEIGHTS, compared, crossover
+from simulator.planner.curve import Curve
+from simulator.planner.flips import flips
+from simulator.planner.screen import Judge
+from simulator.planner.space import Design, Ruled, Space
+from simulator.planner.steady import Steady, fixed
+from simulator.spec.base import validate
+from simulator.spec.planning import Crossover, Question
+
+HERE = Path()
+BUDGET = 2048
+ASKED = Crossover(batches=(1.0, 8.0, 32.0), eps=(1, 4))
+WORKLOAD = {"requests": {"arrivals": {"kind": "poisson", "rate_per_s": 4.0}, "lengths": {"kind": "fixed"}, "num_requests": 9}}
+QUESTION = {
+    "name": "small",
+    "workload": WORKLOAD,
+    "targets": {"tpot_s": {"p90": 0.05}},
+    "models": [{"model": "gpt-oss-20b"}, {"model": "llama-3.1-8b"}],
+    "clusters": [{"cluster": "h100-sxm", "max_gpus": 8}],
+    "space": {"tp": [1, 2], "attention_dp": [1, 4], "token_budgets": [2048]},
+    "crossover": {"inputs": [1024], "outputs": [256, 2048], "eps": [1, 4], "networks": [0.25, 1.0, 4.0]},
+}
+
+
+def question(**keys):
+    return validate(Question, {**QUESTION, **keys}, "test")
+
+
+@pytest.fixture(scope="module")
+def found():
+    return crossover(question(), HERE, [0, 1], 0)
+
+
+def steady(plan, num_input=512, num_output=256):
+    layout = plan.layout
+    design = Design(0, 0, layout.tp, layout.attention_dp, layout.ep, "", "bf16", 0, plan.spec.overlap)
+    traffic = fixed(num_input, num_output)
+    return Steady(design, "split", Curve(plan, traffic, BUDGET), traffic, BUDGET)
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("dense", {"tp": 2}),
+        ("moe", {"attention_dp": 4, "ep": 4}),
+        ("moe", {"attention_dp": 4, "ep": 4, "overlap": "two_batch"}),
+        ("sliding-moe", {"tp": 2, "attention_dp": 2}),
+    ],
+)
+def test_terms_are_the_step(tiny, name, split):
+    curve = Curve(tiny.plan(name, **split), fixed(512, 256), BUDGET)
+    decodes = np.geomspace(0.25, 256, 12)
+    for prompts in (np.zeros(12), decodes / 256):
+        terms = curve.terms(decodes, prompts, 512.0)
+        np.testing.assert_allclose(terms.total, curve.step_s(decodes, prompts, 512.0), rtol=1e-9)
+        assert min(part.min() for part in terms) >= 0
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
+def test_the_map_and_the_screen_agree_on_a_step(engine):
+    asked = question(models=[{"model": "gpt-oss-20b", "engine": engine}])
+    space, traffic = Space(asked, HERE), fixed(512, 256)
+    design, plan = next((d, p) for d, p in space.designs(0, 0, Ruled()) if d.ep == 4)
+    curve = Curve(plan, traffic, 2048)
+    batches, step_s, _, _ = Judge(space, traffic)._loads(plan, curve, 2048)
+    ours = Steady(design, "", curve, traffic, 2048).at(batches / plan.layout.tp)
+    np.testing.assert_allclose(ours.step_s, step_s, rtol=1e-9)
+
+
+@pytest.mark.parametrize("pair", [("dense", "dense"), ("one-expert", "dense")])
+def test_a_model_ties_with_itself_and_one_expert_with_the_dense_block(tiny, pair):
+    rows = compared(*([steady(tiny.plan(name))] for name in pair), ASKED)
+    assert [row["pairing"] for row in rows["at_full_load"]] == [BEST, ALIKE]
+    for row in [*rows["cells"], *rows["at_same_time"], *rows["at_full_load"]]:
+        assert row["ratio"] == pytest.approx(1, abs=0.02 if pair[0] != pair[1] else 0)
+    if pair[0] == pair[1]:
+        assert {row["winner"] for part in rows.values() for row in part} == {None}
+
+
+def test_a_faster_network_never_lowers_the_mixture_of_experts(found):
+    places = ("input", "output", "batch_per_gpu", "ep", "pairing", "gpus", "time_per_token_s")
+    for name in ("cells", "at_same_time", "at_full_load"):
+        by_place = {}
+        for row in found[name]:
+            by_place.setdefault(tuple(row.get(key) for key in places), []).append(row)
+        assert all(len(rows) == 3 for rows in by_place.values())
+        for rows in by_place.values():
+            made = [row["moe_tokens_per_s_gpu"] or 0.0 for row in rows]
+            assert made == sorted(made), rows
+
+
+def test_every_row_says_who_wins_and_why(found):
+    terms = {*found["terms"], "context length", "tokens of a step", WEIGHTS}
+    for name in ("cells", "at_same_time", "at_full_load"):
+        for row in found[name]:
+            assert (row["ratio"] is not None) == row["fits"]
+            if row["winner"] is not None:
+                assert row["deciding_term"] in terms
+                assert not row["fits"] or (row["ratio"] > 1) == (row["winner"] == row["moe"])
+
+
+def test_each_model_is_given_its_best_split(found):
+    for name in ("at_same_time", "at_full_load"):
+        for row in found[name]:
+            if row["pairing"] == ALIKE and row["fits"]:
+                best = next(
+                    other
+                    for other in found[name]
+                    if other["pairing"] == BEST
+                    and all(other.get(key) == row.get(key) for key in ("input", "output", "network", "time_per_token_s"))
+                )
+                assert best["moe_tokens_per_s_gpu"] >= row["moe_tokens_per_s_gpu"]
+                assert best["dense_tokens_per_s_gpu"] >= row["dense_tokens_per_s_gpu"]
+
+
+def test_the_same_question_has_the_same_map(found):
+    assert json.dumps(crossover(question(), HERE, [0, 1], 0)) == json.dumps(found)
+
+
+def test_a_smaller_cache_holds_fewer_and_decides_where_it_is_all_that_differs(tiny):
+    plan = tiny.plan("moe", attention_dp=4, ep=4)
+    roomy, cramped = (steady(tiny.with_blocks(plan, blocks)) for blocks in (4000, 400))
+    assert cramped.most < roomy.most
+    rows = compared([roomy], [cramped], Crossover(batches=(20.0,), eps=(4,)))
+    assert rows["at_full_load"][0]["deciding_term"] == MEMORY
+    assert rows["at_full_load"][0]["ratio"] > 1
+    assert rows["cells"][0]["fits"] is False
+    assert rows["cells"][0]["deciding_term"] == MEMORY
+
+
+def test_requests_longer_than_the_context_have_no_place():
+    asked = question(crossover={**QUESTION["crossover"], "inputs": [200_000], "networks": [1.0]})
+    cells = crossover(asked, HERE, [0, 1], 0)["cells"]
+    assert {(row["winner"], row["fits"]) for row in cells} == {(None, False)}
+
+
+def test_two_dense_models_have_no_map():
+    asked = question(models=[{"model": "llama-3.1-8b"}, {"model": "qwen3-8b"}], crossover={})
+    assert crossover(asked, HERE, [0, 1], 0) is None
+
+
+@pytest.mark.parametrize(("key", "value"), [("models", ["mixtral-8x7b"]), ("cluster", "b200-sxm")])
+def test_names_that_the_question_does_not_have_are_refused(key, value):
+    with pytest.raises(UserError, match=f"crossover.{key} names .* not among the question's own"):
+        question(crossover={key: value})
+
+
+def test_flips_say_where_the_winner_changes():
+    place = {"moe": "M", "dense": "D", "input": 1024, "network": 1.0, "fits": True, "moe_tokens_per_s_gpu": 1.0}
+    cells = [
+        place | {"output": 1024, "batch_per_gpu": batch, "ep": 8, "ratio": ratio, "winner": winner, "deciding_term": term}
+        for batch, ratio, winner, term in (
+            (1, 0.5, "D", "weight streaming"),
+            (4, 0.8, "D", "weight streaming"),
+            (16, 1.5, "M", "compute"),
+        )
+    ]
+    full = [
+        place | {"output": output, "gpus": 8, "ratio": ratio, "winner": winner, "deciding_term": "KV memory"}
+        for output, ratio, winner in ((1024, 1.2, "M"), (8192, 0.7, "D"))
+    ]
+    said = flips({"models": {"moe": ["M"], "dense": ["D"]}, "cells": cells, "at_same_time": [], "at_full_load": full})
+    assert [text.replace("\N{MULTIPLICATION SIGN}", "x") for text in said] == [
+        "M against D, 1k/1k at the same load: D up to 4 sequences a GPU (0.5 to 0.8x, weight streaming), "
+        "M from 16 sequences a GPU (1.5x, compute)",
+        "M against D, at full load with TP 8 on both: M at 1k/1k (1.2x, KV memory), D at 1k/8k (0.7x, KV memory)",
+    ]
