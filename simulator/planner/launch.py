@@ -9,6 +9,7 @@ from typing import NamedTuple
 from simulator.plan import Plan
 from simulator.planner.serving import Engine, Place, Role, Server, Weights, places, weights_of
 from simulator.plugins import available, build
+from simulator.spec.pruning import pruning_text
 
 _NAMES: dict[Role, str] = {"both": "server", "prompts": "prompt server", "decoding": "decode server"}
 
@@ -86,6 +87,15 @@ def _about(weights: Weights, engine: str) -> Iterator[str]:
 def _said(server: Server) -> Iterator[str]:
     """What no engine's flags say."""
     plan = server.plan
+    if plan.spec.pruning is not None:
+        yield (
+            f"The weights must be a checkpoint that is pruned already ({pruning_text(plan.spec.pruning)}); no flag prunes. "
+            + (
+                "Whether a release has kernels for it is to be looked up: the plan takes cuSPARSELt's or Sparse-Marlin's speed."
+                if plan.spec.pruning.kind == "two_four"
+                else "Released engines have no kernels for it: the plan takes the speed of the kernels that were published with it."
+            )
+        )
     if server.is_placed_by_load:
         yield (
             f"The plan places {server.num_slots} expert slots ({server.num_slots // plan.layout.ep} a rank) by the loads of an earlier "
