@@ -79,6 +79,8 @@ class Ruled:
 
     def out(self, reason: str, example: str, count: int = 1) -> None:
         """Leave some out."""
+        if not count:
+            return
         self.counts[reason] = self.counts.get(reason, 0) + count
         self.examples.setdefault(reason, example)
 
