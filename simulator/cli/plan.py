@@ -43,7 +43,7 @@ def plan(
     with console.progress("", "reading models, clusters and requests") as bars:
         counted = _Counted(bars)
         try:
-            answer, wall_s = find(loaded, path.resolve().parent, store, folder, counted, workers)
+            answer, wall_s = find(loaded, path.resolve().parent, store, counted, workers)
             bars("writing the report", 0, None)
             write(answer, made(loaded, wall_s), folder)
         except KeyboardInterrupt:

@@ -14,14 +14,13 @@ from simulator.spec.planning import Question
 
 
 def plan(
-    question: Question, folder: Path, store: Store, out: Path, tick: Tick = lambda *_: None, workers: int | None = None
+    question: Question, folder: Path, store: Store, tick: Tick = lambda *_: None, workers: int | None = None
 ) -> tuple[dict[str, Any], float]:
     """The answer, which is the same for the same question, seed and version; and the seconds that it took.
 
     Args:
         folder: what paths in the question are relative to.
         store: where finished simulations are kept, and looked for.
-        out: the results folder, to which paths in scenarios that are handed over are relative.
         workers: processes; by default one a core.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from simulator.report import style, tables
@@ -129,23 +129,35 @@ def sensitivity_table(answer: dict[str, Any]) -> Markup | None:
 
 
 def handover(answer: dict[str, Any]) -> Markup | None:
-    """Scenario files and serving commands, each in a block that can be copied; None where there are none."""
+    """The scenario files, and by deployment the commands that start its servers, in blocks that can be copied; None without either."""
     found = answer.get("handover") or {}
-    blocks: list[Markup] = []
-    for scenario in found.get("scenarios", []):
-        command = f"moesim run {scenario['file']}"
-        blocks.append(_block(f"Scenario {scenario['file']}", command, [], scenario["text"]))
-    blocks += [
-        _block(str(entry["name"]), str(entry["command"]), entry.get("not_expressed") or []) for entry in found.get("commands", [])
-    ]
+    blocks = [_scenario(scenario["file"], scenario["text"]) for scenario in found.get("scenarios", [])]
+    by_deployment: dict[str, list[dict[str, Any]]] = {}
+    for row in found.get("commands", []):
+        by_deployment.setdefault(str(row["deployment"]), []).append(row)
+    blocks += [_commands(name, rows) for name, rows in by_deployment.items()]
     return join(blocks) if blocks else None
 
 
-def _block(title: str, command: str, missing: Iterable[str], folded: str = "") -> Markup:
-    notes = [tag("li", str(note)) for note in missing]
-    more = [tag("details", tag("summary", "The file"), copyable(folded))] if folded else []
-    said = [tag("p", "What the flags do not express:", class_="definition"), tag("ul", *notes, class_="notes")] if notes else []
-    return tag("article", tag("h3", title), copyable(command), *said, *more, class_="card handover")
+def _scenario(file: str, text: str) -> Markup:
+    said = tag("p", "On the planned traffic, to be simulated again in detail:", class_="definition")
+    more = tag("details", tag("summary", "The file"), copyable(text))
+    return tag("article", tag("h3", file), said, copyable(f"moesim run {file}"), more, class_="card handover")
+
+
+def _commands(deployment: str, rows: list[dict[str, Any]]) -> Markup:
+    parts: list[Markup] = []
+    for row in rows:
+        notes = [tag("li", str(note)) for note in row.get("not_expressed") or []]
+        name = str(row["name"]).removeprefix(f"{deployment}: ")
+        parts.append(tag("h4", f"{name[:1].upper()}{name[1:]}"))
+        parts += [copyable(str(row["command"]))] if row["command"] else []
+        parts += [tag("details", tag("summary", _not_expressed(len(notes))), tag("ul", *notes, class_="notes"))] if notes else []
+    return tag("article", tag("h3", deployment), *parts, class_="card handover")
+
+
+def _not_expressed(count: int) -> str:
+    return "1 note on what the flags do not express" if count == 1 else f"{count} notes on what the flags do not express"
 
 
 def copyable(text: str) -> Markup:
