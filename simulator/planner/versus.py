@@ -1,0 +1,203 @@
+"""MoE against dense at the same targets: how much dearer the other kind is, and where that turns round."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from simulator.planner.answer import best_of_each, row_of
+from simulator.planner.conditions import Conditions
+from simulator.planner.explore import Finding
+from simulator.planner.screen import Option
+from simulator.planner.search import Found
+from simulator.planner.whatif import SHORT_REQUESTS, Change, Trials, cost_of, gpu_hour
+from simulator.report.formats import TIMES
+
+RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+"""Times the traffic that was asked for."""
+_BISECTIONS = 3
+
+
+def best_of_kind(found: Found, kind: str) -> Finding | None:
+    """The cheapest deployment of a kind, see :meth:`simulator.planner.space.Space.kind`."""
+    return next((one for one in best_of_each(found).values() if found.space.kind(one.option.design) == kind), None)
+
+
+class Rivals(NamedTuple):
+    """Deployments of a kind that are compared at other traffic."""
+
+    now: Option
+    """The best at the traffic that was asked for."""
+    little: Option
+    """What the screen expects to be best at the least traffic ..."""
+    much: Option
+    """... and at the most."""
+
+    def at(self, rate: float) -> tuple[Option, ...]:
+        """Those that may be best."""
+        other = self.little if rate < 1 else self.much if rate > 1 else self.now
+        return (self.now,) if other == self.now else (self.now, other)
+
+
+def rivals(found: Found, best: Finding) -> Rivals:
+    """The best of a kind, and others of the kind that the screen kept."""
+    kind = found.space.kind(best.option.design)
+    kept = [one for part in found.screened.values() for one in part.options if found.space.kind(one.design) == kind]
+    little, much = (min(kept, key=lambda one: _expected(found, one, rate), default=best.option) for rate in (RATES[0], RATES[-1]))
+    return Rivals(best.option, little, much)
+
+
+def _expected(found: Found, option: Option, rate: float) -> tuple[float, float, Option]:
+    """What an option would cost at another rate, going by the screen."""
+    gpus = math.ceil(option.replicas * rate) * option.design.num_ranks
+    if option.prefill is not None:
+        gpus += math.ceil(option.prefill_replicas * rate) * option.prefill.num_ranks
+    machines = found.space.machines[option.design.machines]
+    held = found.space.held(machines, gpus) or math.inf
+    return (held * gpu_hour(found.space, option.design.machines), gpus, option)
+
+
+def over_rates(trials: Trials, moe: Rivals, dense: Rivals) -> dict[str, Any]:
+    """Costs of both kinds over :data:`RATES`, and the rates at which the cheaper kind changes."""
+
+    def costs(rate: float) -> tuple[float, float]:
+        return min(_cost(trials, one, rate) for one in moe.at(rate)), min(_cost(trials, one, rate) for one in dense.at(rate))
+
+    points = [(rate, *costs(rate)) for rate in RATES]
+    flips: list[dict[str, Any]] = []
+    last: tuple[float, str] | None = None
+    for rate, *both in points:
+        cheaper = _cheaper(both[0], both[1])
+        if cheaper == "same":
+            continue
+        if last is not None and last[1] != cheaper:
+            low, high = last[0], rate
+            for _ in range(_BISECTIONS):
+                middle = math.sqrt(low * high)
+                low, high = (middle, high) if _cheaper(*costs(middle)) == last[1] else (low, middle)
+            flips.append({"rate": math.sqrt(low * high), "from": last[1], "to": cheaper})
+        last = (rate, cheaper)
+    return {"points": points, "flips": flips}
+
+
+def _cost(trials: Trials, option: Option, rate: float) -> float:
+    """Of an option at another rate.
+
+    Pools are sized for a part of much traffic, and taken so many times: trials of them serve every request, and larger pools are
+    hardly better used.
+    """
+    times = 1 if option.prefill is None else 2 ** max(0, math.floor(math.log2(rate)))
+    finding = trials.find(option, Change(Conditions(rate=rate / times), most=SHORT_REQUESTS))
+    if finding.sized is None or times == 1:
+        return cost_of(trials.space, finding)
+    size = trials.space.held(trials.space.machines[option.design.machines], finding.num_gpus * times)
+    return math.inf if size is None else size * gpu_hour(trials.space, option.design.machines)
+
+
+def _cheaper(moe: float, dense: float) -> str:
+    if moe == dense:
+        return "same"
+    return "moe" if moe < dense else "dense"
+
+
+def moe_vs_dense(found: Found, rates: dict[str, Any] | None, sensitivities: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The comparison; ``None`` where nothing meets the targets.
+
+    Args:
+        rates: what :func:`over_rates` found, where there are both kinds.
+        sensitivities: rows of the sensitivity.
+    """
+    moe, dense = best_of_kind(found, "MoE"), best_of_kind(found, "dense")
+    pruned = best_of_kind(found, "pruned")
+    if moe is None and dense is None:
+        return None
+    ratio = _over(found, moe, dense)
+    points = [
+        {
+            "rate": rate,
+            "requests_per_s": rate * found.traffic.rate_per_s,
+            "moe_cost_per_hour": _finite(moe_cost),
+            "dense_cost_per_hour": _finite(dense_cost),
+            "cost_ratio": moe_cost / dense_cost if 0 < dense_cost < math.inf and moe_cost < math.inf else None,
+        }
+        for rate, moe_cost, dense_cost in (rates["points"] if rates else [])
+    ]
+    flips = [
+        {**flip, "what": "traffic", "requests_per_s": flip["rate"] * found.traffic.rate_per_s}
+        for flip in (rates["flips"] if rates else [])
+    ]
+    flips += [
+        {"what": row["name"], "change": row["change"], "from": _name(ratio), "to": _name(row["cost_moe_over_dense"])}
+        for row in sensitivities
+        if _turns(ratio, row["cost_moe_over_dense"])
+    ]
+    return {
+        "moe": None if moe is None else row_of(found, moe),
+        "dense": None if dense is None else row_of(found, dense),
+        "pruned": None if pruned is None else row_of(found, pruned),
+        "pruned_cost_ratio": _over(found, pruned, dense),
+        "cost_ratio": ratio,
+        "rates": points,
+        "flips": flips,
+        "text": _text(found, moe, dense, ratio, points, flips),
+    }
+
+
+def _over(found: Found, one: Finding | None, dense: Finding | None) -> float | None:
+    """What it costs over the best whole dense model's cost."""
+    if one is None or dense is None:
+        return None
+    cost, least = cost_of(found.space, one), cost_of(found.space, dense)
+    return cost / least if least > 0 else None
+
+
+def _turns(ratio: float | None, other: float | None) -> bool:
+    return ratio is not None and other is not None and (ratio - 1) * (other - 1) < 0
+
+
+def _name(ratio: float | None) -> str:
+    return "moe" if ratio is not None and ratio < 1 else "dense"
+
+
+def _finite(cost: float) -> float | None:
+    return cost if math.isfinite(cost) else None
+
+
+def _text(
+    found: Found,
+    moe: Finding | None,
+    dense: Finding | None,
+    ratio: float | None,
+    points: list[dict[str, Any]],
+    flips: list[dict[str, Any]],
+) -> str:
+    models = found.space.models
+    if moe is None or dense is None:
+        absent, present = ("mixture-of-experts", "dense") if moe is None else ("dense", "mixture-of-experts")
+        listed = any((model.moe is not None) == (moe is None) for model in models)
+        why = "meets the targets within the limits" if listed else "is among the models"
+        return f"No {absent} model {why}, so a {present} one is the only choice."
+    names = (models[moe.option.design.model].name, models[dense.option.design.model].name)
+    if ratio is None:
+        return f"{names[0]} and {names[1]} have no price to compare."
+    if ratio == 1:
+        said = f"At the same targets {names[0]} (MoE) and {names[1]} (dense) cost the same"
+    else:
+        said = f"At the same targets {names[0]} (MoE) costs {ratio:.2f}{TIMES} what {names[1]} (dense) does"
+    return f"{said}; {_where(points, flips)}."
+
+
+def _where(points: list[dict[str, Any]], flips: list[dict[str, Any]]) -> str:
+    kinds = {"moe": "MoE", "dense": "dense"}
+    turned = [
+        f"at {flip['rate']:.2g}{TIMES} the traffic ({flip['requests_per_s']:.3g} requests/s) from {kinds[flip['from']]} to {kinds[flip['to']]}"
+        for flip in flips
+        if flip["what"] == "traffic"
+    ]
+    turned += [f"with {flip['change']} to {kinds[flip['to']]}" for flip in flips if flip["what"] != "traffic"]
+    if turned:
+        return "the cheaper kind changes " + " and ".join(turned)
+    ratios = [point["cost_ratio"] for point in points if point["cost_ratio"] is not None]
+    if not ratios:
+        return "nothing that was tried changes that"
+    return f"from {RATES[0]:g}{TIMES} to {RATES[-1]:g}{TIMES} the traffic the ratio stays between {min(ratios):.2f} and {max(ratios):.2f}"

@@ -1,0 +1,222 @@
+"""Trials under other circumstances: what sensitivities, bands and losses are made of. Every one of them is kept in the store."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from simulator.planner.conditions import Conditions, apply
+from simulator.planner.explore import Explorer, Finding, Sized
+from simulator.planner.screen import Option
+from simulator.planner.search import as_json, finding_of, traffic_of
+from simulator.planner.space import Space
+from simulator.planner.store import Store, key_of
+from simulator.planner.traffic import Traffic, busiest, subset
+from simulator.planner.trial import Outcome
+from simulator.spec.planning import Percentiles, Question
+from simulator.spec.workload import SLO
+from simulator.traces import RequestTrace
+
+MOST_REQUESTS = 20_000
+"""Of the busiest stretch that is looked at, at the traffic that was asked for."""
+SHORT_REQUESTS = 2_000
+"""Where traffic itself is varied over two orders."""
+_LEAST_REQUESTS = 200
+_BLOCKS = 20
+"""That a recorded trace is cut into to be drawn anew: long enough to keep most of what makes arrivals bursty."""
+_WORLDS = 32
+_LEVELS = ("p99", "p95", "p90", "p50", "mean")
+
+
+class Change(NamedTuple):
+    """What is other than in the question."""
+
+    conditions: Conditions = Conditions()
+    slower: float = 1.0
+    """Every step takes so many times as long as the calibration says."""
+    draw: int = 0
+    """Another sample of requests and of the experts' choices."""
+    spare: int | None = None
+    """So many nodes may be lost; absent = as asked."""
+    most: int = MOST_REQUESTS
+    """Requests of the stretch that is looked at, at the rate that was asked for."""
+
+
+AS_ASKED = Change()
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Trials of one question's options."""
+
+    text: str
+    """The question as JSON."""
+    folder: str
+    place: str | None
+    """Folder of the store."""
+
+    def find(self, option: Option, change: Change = AS_ASKED) -> Finding:
+        """The smallest cluster on which an option meets the targets; from the store where it is there."""
+        store = self._store
+        key = key_of(self.text, "what if", option, change)
+        known = store.get(key)
+        if known is None:
+            known = as_json(self.explorer(option, change).find())
+            store.put(key, known)
+        return finding_of(known, option)
+
+    def trial(self, option: Option, sized: Sized, change: Change = AS_ASKED) -> Outcome:
+        """What so many replicas do, likewise."""
+        store = self._store
+        key = key_of(self.text, "trial", option, sized, change)
+        known = store.get(key)
+        if known is None:
+            known = self.explorer(option, change).trial(sized)._asdict()
+            store.put(key, known)
+        return Outcome(**known)
+
+    def explorer(self, option: Option, change: Change) -> Explorer:
+        """Trials of an option, whose search begins where the change in traffic would put it."""
+        conditions = change.conditions
+        space = _space(self.text, self.folder, conditions._replace(rate=1.0, prompts=1.0, price=1.0), change.spare)
+        traffic = _traffic(self.text, self.folder, conditions.rate, conditions.prompts, change.draw, change.most)
+        context = space.models[option.design.model].max_context_tokens
+        if conditions.prompts != 1 and context is not None:
+            traffic = _within(traffic, context)
+        begun = option._replace(
+            replicas=max(1, math.ceil(option.replicas * conditions.rate)),
+            prefill_replicas=max(1, math.ceil(option.prefill_replicas * conditions.rate)),
+        )
+        return Explorer(space, begun, traffic, _seed(space.question.seed, change.draw), change.slower)
+
+    def kept_share(self, option: Option, sized: Sized, change: Change, found: Outcome) -> float | None:
+        """Share of the requests that kept :func:`promise`; ``None`` where nothing is promised to a request."""
+        if not math.isfinite(found.goodput_per_s):
+            return None
+        traffic = self.explorer(option, change).traffic
+        served = traffic.share(sized.replicas if option.prefill is None else 1)
+        return min(1.0, found.goodput_per_s / found.output_tokens_per_s * float(served.num_output.mean()))
+
+    @property
+    def space(self) -> Space:
+        """As asked, but that every request is promised something."""
+        return _space(self.text, self.folder, Conditions(), None)
+
+    @property
+    def _store(self) -> Store:
+        return Store(None if self.place is None else Path(self.place))
+
+
+def promise(question: Question) -> SLO:
+    """What each request is promised: the workload's own limits, or else those that the targets set at the highest percentile."""
+    own = question.workload.slo
+    if any((own.ttft_s, own.tpot_s, own.e2e_s)):
+        return own
+    targets = question.targets
+    return SLO(ttft_s=_limit(targets.ttft_s), tpot_s=_limit(targets.tpot_s), e2e_s=_limit(targets.e2e_s))
+
+
+def gpu_hour(space: Space, machines: int) -> float:
+    """What one GPU costs an hour, with its electricity where that is paid apart."""
+    offer = space.machines[machines]
+    return offer.price_per_gpu_hour + offer.watts_per_gpu / 1000 * space.question.power.price_per_kwh
+
+
+def cost_of(space: Space, finding: Finding) -> float:
+    """Per hour, likewise; infinite where nothing was found."""
+    return math.inf if finding.sized is None else finding.sized.size * gpu_hour(space, finding.option.design.machines)
+
+
+def is_whole(traffic: Traffic, most: int = MOST_REQUESTS) -> bool:
+    """Whether all requests are looked at rather than the busiest stretch of them."""
+    return traffic.trace.num_requests <= most
+
+
+def _limit(limits: Percentiles) -> float | None:
+    given = limits.limits()
+    return next((given[level] for level in _LEVELS if level in given), None)
+
+
+def _seed(seed: int, draw: int) -> int:
+    return seed if draw == 0 else zlib.crc32(f"{seed} draw {draw}".encode())
+
+
+@lru_cache(maxsize=4)
+def _question(text: str) -> Question:
+    return Question.model_validate_json(text)
+
+
+@lru_cache(maxsize=_WORLDS)
+def _space(text: str, folder: str, conditions: Conditions, spare: int | None) -> Space:
+    question = apply(conditions, _question(text), Path(folder))
+    changes: dict[str, object] = {"workload": question.workload.model_copy(update={"slo": promise(question)})}
+    if spare is not None:
+        changes["spare"] = question.spare.model_copy(update={"nodes": spare})
+    return Space(question.model_copy(update=changes), Path(folder))
+
+
+@lru_cache(maxsize=_WORLDS)
+def _traffic(text: str, folder: str, rate: float, prompts: float, draw: int, most: int) -> Traffic:
+    """The busiest stretch, which lasts as long at any rate where requests are generated, so that queues have as long to build up."""
+    asked = _question(text)
+    whole = _requests(text, folder)
+    is_generated = whole.trace.provenance.startswith("generated")
+    question = apply(Conditions(rate=rate, prompts=prompts), asked, Path(folder))
+    if is_generated and rate != 1:
+        own = asked.workload
+        count = None if own.duration_s is not None and own.num_requests is None else _count(text, folder)
+        workload = question.workload.model_copy(
+            update={
+                "duration_s": own.duration_s,
+                "num_requests": None if count is None else max(2, round(count * rate)),
+            }
+        )
+        question = question.model_copy(update={"workload": workload, "peak_s": asked.peak_s})
+    if draw and is_generated:
+        question = question.model_copy(update={"seed": _seed(question.seed, draw)})
+    found = whole if question == asked else traffic_of(question, Path(folder))
+    trace = found.trace
+    if draw and not is_generated:
+        trace = _in_blocks(trace, np.random.default_rng([asked.seed, draw]))
+    wanted = max(_LEAST_REQUESTS, round(most * rate))
+    if trace.num_requests > wanted:
+        return Traffic.of(busiest(trace, float(trace.arrival_s[-1]) * wanted / trace.num_requests))
+    return Traffic.of(trace)
+
+
+@lru_cache(maxsize=2)
+def _requests(text: str, folder: str) -> Traffic:
+    return traffic_of(_question(text), Path(folder))
+
+
+@lru_cache(maxsize=2)
+def _count(text: str, folder: str) -> int:
+    """Requests of the whole workload, of which the planned-for stretch may be a part."""
+    question = _question(text)
+    if question.workload.num_requests is not None:
+        return question.workload.num_requests
+    return traffic_of(question.model_copy(update={"peak_s": None}), Path(folder)).trace.num_requests
+
+
+def _in_blocks(trace: RequestTrace, rng: np.random.Generator) -> RequestTrace:
+    """Another sample of a recorded trace: its blocks of neighbouring requests drawn with replacement, each with its own gaps."""
+    edges = np.linspace(0, trace.num_requests, min(_BLOCKS, trace.num_requests) + 1).astype(np.int64)
+    blocks = rng.integers(len(edges) - 1, size=len(edges) - 1)
+    chosen = np.concatenate([np.arange(edges[b], edges[b + 1]) for b in blocks])
+    gaps = np.diff(trace.arrival_s, prepend=trace.arrival_s[0])
+    return replace(subset(trace, chosen), arrival_s=np.cumsum(gaps[chosen]) - gaps[chosen[0]])
+
+
+def _within(traffic: Traffic, context: int) -> Traffic:
+    """Prompts cut to what a model takes in with its output."""
+    trace = traffic.trace
+    room = np.maximum(1, context - trace.num_output)
+    if bool((trace.num_input <= room).all()):
+        return traffic
+    return Traffic.of(replace(trace, num_input=np.minimum(trace.num_input, room)))
