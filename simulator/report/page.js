@@ -18,9 +18,34 @@
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d", "pan2d"],
   });
 
+  // A plot with choices has a trace for each of their combinations, which it names in its meta; a list a choice shows one of them.
+  const offer = (plot) => {
+    const choices = plot.layout.meta?.choices ?? [];
+    if (!choices.length) return;
+    const holder = document.getElementById(plot.id);
+    const lists = choices.map(({ name, values, first }) => {
+      const list = document.createElement("select");
+      list.dataset.choice = name;
+      list.append(...values.map((value) => new Option(value, value, value === first, value === first)));
+      const label = document.createElement("label");
+      label.append(`${name} `, list);
+      return { name, list, label };
+    });
+    const bar = document.createElement("div");
+    bar.className = "choices";
+    bar.append(...lists.map(({ label }) => label));
+    bar.addEventListener("change", () => {
+      const visible = plot.data.map((trace) => lists.every(({ name, list }) => trace.meta[name] === list.value));
+      plot.data.forEach((trace, i) => (trace.visible = visible[i])); // kept when the theme changes
+      Plotly.restyle(holder, { visible });
+    });
+    holder.before(bar);
+  };
+
   const draw = async () => {
     for (const plot of payload.plots) {
       document.getElementById(plot.id).style.height = `${heightOf(plot)}px`;
+      offer(plot);
       await Plotly.newPlot(plot.id, plot.data, layoutOf(plot), configOf(plot));
       await new Promise((done) => setTimeout(done)); // the page stays scrollable meanwhile
     }

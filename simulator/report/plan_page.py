@@ -50,6 +50,8 @@ def render(answer: dict[str, Any], run: dict[str, Any]) -> str:
         "What if": plan_tables.sensitivity_table(answer),
         "Ruled out": plan_tables.reasons_table(answer),
     }
+    if "Where MoE wins" in drawn:
+        drawn["Where MoE wins"] = join([*plan_tables.flips_list(answer), drawn["Where MoE wins"]])
     for title, content in drawn.items():
         table = further.get(title)
         sections.append((title, content if table is None else join([content, tag("div", table, class_="below")])))

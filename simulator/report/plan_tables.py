@@ -13,6 +13,7 @@ from simulator.report.plan_text import amount, kind_of, money, percent, target_s
 
 MOST_RUNNERS_UP = 8
 _MOST_REASONS = 40
+_MOST_FLIPS = 4
 
 
 def runners_up(answer: dict[str, Any]) -> list[dict[str, Any]]:
@@ -126,6 +127,18 @@ def sensitivity_table(answer: dict[str, Any]) -> Markup | None:
     return tables.table(
         ["Change", "Cost per hour", "Best deployment"], rows, "assumptions", "The best deployment under each change"
     )
+
+
+def flips_list(answer: dict[str, Any]) -> list[Markup]:
+    """Where the winner changes, in sentences; most of them folded away."""
+    said = [str(sentence) for sentence in (answer.get("crossover") or {}).get("flips") or []]
+    if not said:
+        return []
+    first, rest = said[:_MOST_FLIPS], said[_MOST_FLIPS:]
+    shown = tag("ul", *(tag("li", sentence) for sentence in first), class_="notes")
+    folded = tag("ul", *(tag("li", sentence) for sentence in rest), class_="notes")
+    more = [tag("details", tag("summary", f"{len(rest)} further readings of the map"), folded)] if rest else []
+    return [tag("div", shown, *more, class_="flips")]
 
 
 def handover(answer: dict[str, Any]) -> Markup | None:

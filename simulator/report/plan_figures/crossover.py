@@ -1,0 +1,196 @@
+"""Where a mixture of experts beats a dense model: heat maps over load or speed and sequence length, with choices for the rest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import plotly.graph_objects as go
+
+from simulator.report import style
+from simulator.report.formats import TIMES, number, seconds
+from simulator.report.plan_text import hover, percent, times
+from simulator.spec.base import Frozen
+
+_REACH = 2.0
+"""Doublings either way that the colours tell apart."""
+_ROW_PIXELS = 58
+_NARROW = 9
+"""Letters of a word that fits a cell on a phone."""
+
+Row = dict[str, Any]
+
+
+class _Reading(NamedTuple):
+    """One way to hold two models against each other."""
+
+    rows: str
+    """Key in the map."""
+    heading: str
+    axis: str
+    """Title of the horizontal axis."""
+    column: Callable[[Row], str]
+    order: Callable[[Row], Any]
+    choices: dict[str, Callable[[Row], str]]
+    """By name, what the reader can choose among."""
+
+
+def _network(row: Row) -> str:
+    return "as it is" if row["network"] == 1 else f"{number(row['network'])}{TIMES} as fast"
+
+
+def _splits(row: Row) -> str:
+    return "the best of each model" if not row.get("gpus") else f"TP {row['gpus']} on both"
+
+
+_PAIR: dict[str, Callable[[Row], str]] = {"Models": lambda row: f"{row['moe']} against {row['dense']}"}
+_READINGS = (
+    _Reading(
+        "cells",
+        "At the same load",
+        "Sequences decoding on each GPU",
+        lambda row: number(row["batch_per_gpu"]),
+        lambda row: row["batch_per_gpu"],
+        {**_PAIR, "Experts": lambda row: f"EP {row['ep']}" if row["ep"] > 1 else "no EP", "Network": _network},
+    ),
+    _Reading(
+        "at_same_time",
+        "At the same speed for a user",
+        "Time per output token that is allowed",
+        lambda row: seconds(row["time_per_token_s"]),
+        lambda row: row["time_per_token_s"],
+        {**_PAIR, "Splits": _splits, "Network": _network},
+    ),
+    _Reading(
+        "at_full_load",
+        "Each at its full load",
+        "Splits that are compared",
+        _splits,
+        lambda row: row.get("gpus") or 0,
+        {**_PAIR, "Network": _network},
+    ),
+)
+
+
+class Crossover(Frozen):
+    """A heat map a reading."""
+
+    title: ClassVar[str] = "Where the mixture of experts wins"
+    section: ClassVar[str] = "Where MoE wins"
+    definition: ClassVar[str] = (
+        "Output tokens per second of a GPU, the mixture of experts' over the dense model's, in closed form: blue where the mixture "
+        "of experts makes more, red where the dense model does, grey where neither fits. Under each ratio stands the term that "
+        "decides. A row is a length of prompt and answer in tokens."
+    )
+    absent: ClassVar[str] = "There is no pair of an MoE and a dense model."
+    order: ClassVar[int] = 30
+    width: ClassVar[Literal["full", "half", "quarter"]] = "full"
+
+    def draw(self, answer: dict[str, Any]) -> dict[str, go.Figure]:
+        found = answer.get("crossover") or {}
+        return {reading.heading: _plot(reading, found[reading.rows]) for reading in _READINGS if found.get(reading.rows)}
+
+
+def _plot(reading: _Reading, rows: Sequence[Row]) -> go.Figure:
+    columns = list(dict.fromkeys(reading.column(row) for row in sorted(rows, key=reading.order)))
+    lengths = list(dict.fromkeys(_lengths(row) for row in sorted(rows, key=lambda row: (row["input"], row["output"]))))
+    drawn = style.figure(reading.axis, "", height=96 + _ROW_PIXELS * len(lengths))
+    values = {name: list(dict.fromkeys(text(row) for row in rows)) for name, text in reading.choices.items()}
+    first = {name: _usual(name, options) for name, options in values.items()}
+    by_choice: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        by_choice.setdefault(tuple(text(row) for text in reading.choices.values()), []).append(row)
+    ticks = [-2, -1, 0, 1, 2]
+    words = [f"dense {TIMES}4", f"{TIMES}2", "equal", f"{TIMES}2", f"MoE {TIMES}4"]
+    for chosen, own in by_choice.items():
+        at = {(_lengths(row), reading.column(row)): row for row in own}
+        grid = [[at.get((length, column)) for column in columns] for length in lengths]
+        drawn.add_heatmap(
+            x=columns,
+            y=lengths,
+            z=[[_colour(row) for row in line] for line in grid],
+            text=[[_cell(row) for row in line] for line in grid],
+            customdata=[[_said(row, length) for row in line] for line, length in zip(grid, lengths, strict=True)],
+            texttemplate="%{text}",
+            textfont={"size": 11},
+            hovertemplate="%{customdata}<extra></extra>",
+            hoverongaps=False,
+            zmin=-_REACH,
+            zmax=_REACH,
+            colorscale=style.LOAD_COLOURS,
+            reversescale=True,
+            colorbar={"tickvals": ticks, "ticktext": words, "orientation": "h", "y": 1.0, "yanchor": "bottom", "len": 0.9},
+            xgap=2,
+            ygap=2,
+            visible=dict(zip(reading.choices, chosen, strict=True)) == first,
+            meta=dict(zip(reading.choices, chosen, strict=True)),
+        )
+    drawn.update_xaxes(type="category", showgrid=False)
+    drawn.update_yaxes(type="category", showgrid=False, autorange="reversed")
+    # The page draws a list for each choice that is one.
+    choices = [{"name": name, "values": options, "first": first[name]} for name, options in values.items() if len(options) > 1]
+    drawn.update_layout(meta={"choices": choices})
+    return drawn
+
+
+def _usual(name: str, options: list[str]) -> str:
+    """What is shown first."""
+    return "as it is" if name == "Network" and "as it is" in options else options[0]
+
+
+def _lengths(row: Row) -> str:
+    return f"{_thousands(row['input'])} in, {_thousands(row['output'])} out"
+
+
+def _thousands(tokens: int) -> str:
+    return f"{tokens // 1024}k" if tokens % 1024 == 0 else f"{tokens:,}"
+
+
+def _colour(row: Row | None) -> float | None:
+    if row is None:
+        return None
+    if row["ratio"] is None:
+        return None if row["winner"] is None else _REACH if row["winner"] == row["moe"] else -_REACH
+    return round(max(-_REACH, min(_REACH, math.log2(row["ratio"]))), 3)
+
+
+def _cell(row: Row | None) -> str:
+    """What stands in a cell: the ratio, and what decides, in words short enough for a phone."""
+    if row is None:
+        return ""
+    if row["ratio"] is None:
+        return "neither<br>fits" if row["winner"] is None else f"only {'MoE' if row['winner'] == row['moe'] else 'dense'}<br>fits"
+    term = "<br>".join(_short(str(row["deciding_term"] or "")))
+    return f"<b>{_ratio(row['ratio'])}</b>{f'<br>{term}' if term else ''}"
+
+
+def _short(term: str) -> list[str]:
+    return [word if len(word) <= _NARROW + 2 else f"{word[:_NARROW]}." for word in term.split()]
+
+
+def _ratio(ratio: float) -> str:
+    return f"{ratio:.2f}{TIMES}" if ratio < 10 else f"{ratio:.0f}{TIMES}"
+
+
+def _said(row: Row | None, length: str) -> str:
+    if row is None:
+        return ""
+    lines = [f"{row['moe']} against {row['dense']}, {length}"]
+    for name in ("moe", "dense"):
+        made = row[f"{name}_tokens_per_s_gpu"]
+        if made is None:
+            lines.append(f"{row[name]}: does not fit")
+            continue
+        held = number(row[f"{name}_sequences_per_gpu"])
+        speed = seconds(row[f"{name}_time_per_token_s"])
+        lines.append(
+            f"{row[name]} ({row[f'{name}_split']}): {number(made)} tokens/s a GPU, {held} sequences a GPU, {speed} a token"
+        )
+    if row["winner"] is None:
+        lines.append("alike" if row["ratio"] else "neither fits")
+    else:
+        by = f" by {times(max(row['ratio'], 1 / row['ratio']))}" if row["ratio"] else ""
+        share = f" ({percent(row['share'])} of what it saves)" if row.get("share") else ""
+        lines.append(f"{row['winner']} wins{by}; what decides: {row['deciding_term']}{share}")
+    return hover(*lines)
