@@ -116,6 +116,7 @@ def summary(found: Found, doubts: dict[str, Any] | None = None) -> dict[str, Any
     from simulator.planner import words
     from simulator.planner.basis import basis
     from simulator.planner.crossover import crossover_of
+    from simulator.planner.handover import handover
     from simulator.planner.pareto import pareto
     from simulator.planner.sizes import around
 
@@ -150,6 +151,7 @@ def summary(found: Found, doubts: dict[str, Any] | None = None) -> dict[str, Any
         answer["recommended"] = rows[0] | {"headroom": headroom(found, met[0])}
         answer["sizes"] = around(found, met[0])
         answer["basis"] = basis(found)
+        answer["handover"] = handover(found)
     else:
         answer["why_not"] = nearest(found)
     answer |= doubts or {}

@@ -24,8 +24,8 @@ from simulator.spec.workload import SLO, WorkloadSpec
 from simulator.spec.writing import toml_text
 from simulator.workload import load_requests, source_arrivals_s
 
-SCENARIO = "scenario.toml"
-"""The file that :func:`scenario_text` is written to, beside the plan's other results."""
+RECOMMENDED, COMPARED = "recommended.toml", "compared.toml"
+"""Scenario files beside the plan's other results: the first choice, and all that are recommended side by side."""
 _MOST_RECOMMENDED = 5
 _EXACT = 17
 """Digits that leave a number as it is."""
@@ -44,17 +44,26 @@ def recommended(found: Found) -> list[Finding]:
     return unique[:_MOST_RECOMMENDED]
 
 
-def handover(found: Found) -> list[dict[str, Any]]:
-    """Commands of the best deployment, of the best MoE and of the best dense one, as JSON."""
+def handover(found: Found) -> dict[str, Any]:
+    """Scenario files, and commands of the best deployment, of the best MoE and of the best dense one, as JSON."""
     findings = recommended(found)
+    files = {RECOMMENDED: findings[:1]} | ({COMPARED: findings} if len(findings) > 1 else {})
     kinds: dict[bool, Finding] = {}
     for finding in findings:
         kinds.setdefault(found.space.models[finding.option.design.model].moe is not None, finding)
-    return [
-        {"deployment": text_of(found, finding), "file": SCENARIO, **one._asdict(), "not_expressed": list(one.not_expressed)}
-        for finding in kinds.values()
-        for one in commands(found, finding)
-    ]
+    return {
+        "scenarios": [{"file": file, "text": scenario_text(found, shown)} for file, shown in files.items()],
+        "commands": [
+            {
+                "deployment": text_of(found, finding),
+                "name": f"{text_of(found, finding)}: {one.name}",
+                "command": one.command,
+                "not_expressed": list(one.not_expressed),
+            }
+            for finding in kinds.values()
+            for one in commands(found, finding)
+        ],
+    }
 
 
 def deployments(found: Found, findings: list[Finding]) -> list[DeploymentSpec]:

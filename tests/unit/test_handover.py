@@ -1,0 +1,166 @@
+"""Recommendations as a scenario: it loads, means the plan's traffic and deployments, and meets the targets when it is run."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simulator.data import find_file
+from simulator.planner.answer import deployment_of, summary
+from simulator.planner.explore import Sized
+from simulator.planner.handover import commands, deployments, handover, recommended, scenario_text
+from simulator.planner.screen import Option
+from simulator.planner.search import search, traffic_of
+from simulator.planner.space import Design
+from simulator.planner.store import Store
+from simulator.planner.trial import outcome
+from simulator.run import run_scenario
+from simulator.scenario import load_scenario
+from simulator.spec.base import validate
+from simulator.spec.planning import Question
+from simulator.workload import load_requests, source_arrivals_s
+
+QUESTION = {
+    "name": "small",
+    "seed": 3,
+    "workload": {"requests": "azure-conv", "num_requests": 300, "rate_scale": 1.2345678901},
+    "targets": {"ttft_s": {"p50": 1.0, "p90": 2.0}, "tpot_s": {"p90": 0.05}},
+    "models": [{"model": "gpt-oss-20b"}, {"model": "qwen3-8b", "weight_dtypes": ["bf16"], "engine": "sglang"}],
+    "clusters": [{"cluster": "h100-sxm", "max_gpus": 2, "price_per_gpu_hour": 2.5}],
+    "space": {"tp": [1, 2], "attention_dp": [1], "token_budgets": [2048], "disaggregate": False},
+}
+
+
+def found_of(folder=Path(), **keys):
+    return search(validate(Question, {**QUESTION, **keys}, "test"), folder, Store(None), workers=1)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return found_of()
+
+
+def loaded(text, folder):
+    path = folder / "scenario.toml"
+    path.write_text(text, encoding="utf-8")
+    return load_scenario(str(path), [])
+
+
+def test_the_scenario_runs_and_meets_the_targets(found, tmp_path):
+    findings = recommended(found)
+    scenario, path = loaded(scenario_text(found, findings), tmp_path)
+    assert scenario.deployments[0] == deployment_of(found, found.findings[0], scenario.deployments[0].name)
+    assert list(scenario.deployments) == deployments(found, findings)
+    assert {spec.model for spec in scenario.deployments[:2]} == {"gpt-oss-20b", "qwen3-8b"}, "the best MoE and the best dense one"
+    results = run_scenario(scenario, path)
+    requests = results.requests[results.requests["deployment"] == scenario.deployments[0].name]
+    assert outcome(requests, found.question.targets, scenario.workload.slo).met
+
+
+def test_the_traffic_is_the_plans(found, tmp_path):
+    scenario, _ = loaded(scenario_text(found, recommended(found)), tmp_path)
+    assert scenario.workload.rate_scale == 1.2345678901
+    same(load_requests(scenario.workload, tmp_path, scenario.seed), found.traffic.trace)
+
+
+def same(got, wanted):
+    np.testing.assert_array_equal(got.num_input, wanted.num_input)
+    np.testing.assert_array_equal(got.num_output, wanted.num_output)
+    np.testing.assert_allclose(got.arrival_s, wanted.arrival_s, rtol=0, atol=1e-6)
+
+
+LENGTHS = {"kind": "lognormal", "input": {"p50": 200.0, "p90": 800.0}, "output": {"p50": 40.0, "sigma": 0.5}}
+
+
+@pytest.mark.parametrize(
+    "workload",
+    [
+        {"requests": "azure-conv", "num_requests": 400, "start_s": 30.0, "rate_scale": 3.0},
+        {"requests": "azure-conv", "duration_s": 40.0, "rate_scale": 2.0},
+        {"requests": {"arrivals": {"kind": "poisson", "rate_per_s": 5.0}, "lengths": LENGTHS, "num_requests": 200}},
+        {"requests": "requests.csv", "rate_scale": 1.7},
+        {"requests": "requests.csv", "start_s": 12.0, "arrivals": {"kind": "poisson", "rate_per_s": 4.0}},
+    ],
+)  # fmt: skip
+def test_the_busiest_stretch_is_cut_out_of_the_source(workload, tmp_path, found):
+    rng = np.random.default_rng(5)
+    when = np.cumsum(rng.exponential(0.4, 150))
+    rows = [f"2023-11-16 18:{int(t // 60):02}:{t % 60:010.7f},{rng.integers(50, 900)},{rng.integers(5, 90)}" for t in when]
+    (tmp_path / "requests.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + "\n".join(rows) + "\n")
+    question = validate(Question, {**QUESTION, "workload": workload, "peak_s": 10.0}, "test")
+    space = type(found.space)(question, tmp_path)
+    asked = found._replace(question=question, space=space, traffic=traffic_of(question, tmp_path))
+    there = tmp_path / "out"
+    there.mkdir()
+    for folder in (None, there):
+        scenario, _ = loaded(scenario_text(asked, recommended(found), folder), there)
+        got = load_requests(scenario.workload, there, scenario.seed)
+        assert 0 < got.num_requests < load_requests(question.workload, tmp_path, question.seed).num_requests
+        same(got, asked.traffic.trace)
+
+
+def test_limits_are_the_highest_percentiles_unless_the_question_has_its_own(found, tmp_path):
+    text = scenario_text(found, recommended(found))
+    scenario, _ = loaded(text, tmp_path)
+    assert (scenario.workload.slo.ttft_s, scenario.workload.slo.tpot_s, scenario.workload.slo.e2e_s) == (2.0, 0.05, None)
+    assert "# workload.slo.ttft_s is the plan's target for the p90." in text
+    own = found._replace(question=found.question.model_copy(update={"workload": found.question.workload.model_copy(update={"slo": scenario.workload.slo.model_copy(update={"ttft_s": 9.0})})}))  # fmt: skip
+    assert loaded(scenario_text(own, recommended(found)), tmp_path)[0].workload.slo.ttft_s == 9.0
+
+
+def test_what_a_scenario_cannot_say_is_a_comment(found):
+    assert "# The plan pays 2.5 USD for a GPU-hour of h100-sxm" in scenario_text(found, recommended(found))
+
+
+def test_names_differ_and_nothing_is_there_twice(found):
+    many = [*found.findings, *found.findings]
+    names = [spec.name for spec in deployments(found, many)]
+    assert len(set(names)) == len(names)
+    assert len({finding.option for finding in recommended(found)}) == len(recommended(found))
+
+
+def test_commands_are_those_of_each_models_engine(found):
+    given = handover(found)
+    assert {one["command"].split()[0] for one in given["commands"]} == {"vllm", "python"}
+    assert json.loads(json.dumps(given)) == given == handover(found)
+
+
+def test_the_answer_holds_scenarios_that_load(found, tmp_path):
+    files = {one["file"]: loaded(one["text"], tmp_path)[0] for one in summary(found)["handover"]["scenarios"]}
+    assert list(files) == ["recommended.toml", "compared.toml"]
+    assert files["recommended.toml"].deployments == files["compared.toml"].deployments[:1]
+
+
+def test_pools_survive_the_file(found, tmp_path):
+    base = found.findings[0].option
+    design = Design(0, 0, 1, 1, 1, "", "bf16", 0, "none")
+    option = base._replace(design=design, prefill=design, budget=4096)
+    pools = dataclasses.replace(found.findings[0], option=Option(*option), sized=Sized(2, 1, 1))
+    scenario, _ = loaded(scenario_text(found, [pools]), tmp_path)
+    assert scenario.deployments[0] == deployment_of(found, pools, scenario.deployments[0].name)
+    assert scenario.deployments[0].prefill.scheduling["token_budget"] == 4096
+    assert [one.name for one in commands(found, pools)][-1] == "router in front of all servers"
+
+
+def test_a_path_of_a_model_holds_from_where_the_file_lies(tmp_path):
+    own = tmp_path / "models" / "own.toml"
+    own.parent.mkdir()
+    own.write_text(find_file("workloads/models", "qwen3-8b", "test").read_text())
+    models = [{"model": "models/own.toml"}]
+    found = found_of(tmp_path, models=models, space={**QUESTION["space"], "tp": [1]})
+    out = tmp_path / "out" / "deep"
+    out.mkdir(parents=True)
+    text = scenario_text(found, recommended(found), out)
+    assert 'model = "../../models/own.toml"' in text
+    scenario, path = loaded(text, out)
+    assert run_scenario(scenario.model_copy(update={"workload": scenario.workload.model_copy(update={"num_requests": 20})}), path)
+
+
+def test_arrivals_of_the_source_begin_before_what_is_kept():
+    spec = validate(
+        Question, {**QUESTION, "workload": {"requests": "azure-conv", "num_requests": 50, "start_s": 10.0}}, "test"
+    ).workload
+    source_s, kept = source_arrivals_s(spec, Path(), 3), load_requests(spec, Path(), 3)
+    np.testing.assert_allclose(source_s[source_s >= 10.0] - source_s[source_s >= 10.0][0], kept.arrival_s)
