@@ -51,6 +51,7 @@ def _point(found: Found, model: int, place: int, text: str, per_user: float, per
     return {
         "model": spec.name,
         "is_moe": spec.moe is not None,
+        "is_pruned": found.space.candidates[model].pruning is not None,
         "cluster": machines.offer.cluster,
         "deployment": text,
         "tokens_per_s_user": per_user,
