@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from simulator.planner.answer import summary
+from simulator.planner.doubts import doubts
 from simulator.planner.search import Tick, search
 from simulator.planner.store import Store
 from simulator.spec.planning import Question
@@ -28,7 +29,7 @@ def plan(
     """
     began = time.perf_counter()
     found = search(question, folder, store, tick, workers)
-    answer = summary(found)
+    answer = summary(found, doubts(found, store, tick, workers))
     return _finite(answer), time.perf_counter() - began
 
 

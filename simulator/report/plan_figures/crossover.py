@@ -15,9 +15,21 @@ from simulator.spec.base import Frozen
 
 _REACH = 2.0
 """Doublings either way that the colours tell apart."""
-_ROW_PIXELS = 58
-_NARROW = 9
-"""Letters of a word that fits a cell on a phone."""
+_ROW_PIXELS = 44
+_INK = "#1A2230"
+_COLOURS = [[0.0, "#EE8A4A"], [0.25, "#F7C79F"], [0.5, "#F2F2F0"], [0.75, "#ABD3EA"], [1.0, "#5FA8D3"]]
+"""Light enough for dark text, in both themes; safe for red-green deficiency."""
+_TERMS = {
+    "weight streaming": "weights",
+    "KV reading": "KV read",
+    "prompt attention": "prompts",
+    "imbalance": "waiting",
+    "all-reduce": "reduce",
+    "host overhead": "host",
+    "KV memory": "KV room",
+    "context length": "context",
+}
+"""Terms in words that fit a cell on a phone; the hover says them whole."""
 
 Row = dict[str, Any]
 
@@ -41,7 +53,7 @@ def _network(row: Row) -> str:
 
 
 def _splits(row: Row) -> str:
-    return "the best of each model" if not row.get("gpus") else f"TP {row['gpus']} on both"
+    return "best" if not row.get("gpus") else f"TP {row['gpus']}"
 
 
 _PAIR: dict[str, Callable[[Row], str]] = {"Models": lambda row: f"{row['moe']} against {row['dense']}"}
@@ -65,7 +77,7 @@ _READINGS = (
     _Reading(
         "at_full_load",
         "Each at its full load",
-        "Splits that are compared",
+        "Splits: the best of each model, or tensor parallelism of both",
         _splits,
         lambda row: row.get("gpus") or 0,
         {**_PAIR, "Network": _network},
@@ -80,8 +92,8 @@ class Crossover(Frozen):
     section: ClassVar[str] = "Where MoE wins"
     definition: ClassVar[str] = (
         "Output tokens per second of a GPU, the mixture of experts' over the dense model's, in closed form: blue where the mixture "
-        "of experts makes more, red where the dense model does, grey where neither fits. Under each ratio stands the term that "
-        "decides. A row is a length of prompt and answer in tokens."
+        "of experts makes more, orange where the dense model does, empty where neither fits. Under each ratio stands what decides. "
+        "A row is a length of prompt and of answer."
     )
     absent: ClassVar[str] = "There is no pair of an MoE and a dense model."
     order: ClassVar[int] = 30
@@ -95,7 +107,7 @@ class Crossover(Frozen):
 def _plot(reading: _Reading, rows: Sequence[Row]) -> go.Figure:
     columns = list(dict.fromkeys(reading.column(row) for row in sorted(rows, key=reading.order)))
     lengths = list(dict.fromkeys(_lengths(row) for row in sorted(rows, key=lambda row: (row["input"], row["output"]))))
-    drawn = style.figure(reading.axis, "", height=96 + _ROW_PIXELS * len(lengths))
+    drawn = style.figure(reading.axis, "Prompt/answer (tokens)", height=96 + _ROW_PIXELS * len(lengths))
     values = {name: list(dict.fromkeys(text(row) for row in rows)) for name, text in reading.choices.items()}
     first = {name: _usual(name, options) for name, options in values.items()}
     by_choice: dict[tuple[str, ...], list[Row]] = {}
@@ -113,13 +125,12 @@ def _plot(reading: _Reading, rows: Sequence[Row]) -> go.Figure:
             text=[[_cell(row) for row in line] for line in grid],
             customdata=[[_said(row, length) for row in line] for line, length in zip(grid, lengths, strict=True)],
             texttemplate="%{text}",
-            textfont={"size": 11},
+            textfont={"size": 11, "color": _INK},
             hovertemplate="%{customdata}<extra></extra>",
             hoverongaps=False,
             zmin=-_REACH,
             zmax=_REACH,
-            colorscale=style.LOAD_COLOURS,
-            reversescale=True,
+            colorscale=_COLOURS,
             colorbar={"tickvals": ticks, "ticktext": words, "orientation": "h", "y": 1.0, "yanchor": "bottom", "len": 0.9},
             xgap=2,
             ygap=2,
@@ -140,7 +151,7 @@ def _usual(name: str, options: list[str]) -> str:
 
 
 def _lengths(row: Row) -> str:
-    return f"{_thousands(row['input'])} in, {_thousands(row['output'])} out"
+    return f"{_thousands(row['input'])}/{_thousands(row['output'])}"
 
 
 def _thousands(tokens: int) -> str:
@@ -160,13 +171,9 @@ def _cell(row: Row | None) -> str:
     if row is None:
         return ""
     if row["ratio"] is None:
-        return "neither<br>fits" if row["winner"] is None else f"only {'MoE' if row['winner'] == row['moe'] else 'dense'}<br>fits"
-    term = "<br>".join(_short(str(row["deciding_term"] or "")))
-    return f"<b>{_ratio(row['ratio'])}</b>{f'<br>{term}' if term else ''}"
-
-
-def _short(term: str) -> list[str]:
-    return [word if len(word) <= _NARROW + 2 else f"{word[:_NARROW]}." for word in term.split()]
+        return "" if row["winner"] is None else f"only<br>{'MoE' if row['winner'] == row['moe'] else 'dense'}"
+    term = str(row["deciding_term"] or "")
+    return f"<b>{_ratio(row['ratio'])}</b>{f'<br>{_TERMS.get(term, term)}' if term else ''}"
 
 
 def _ratio(ratio: float) -> str:

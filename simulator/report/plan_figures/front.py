@@ -20,7 +20,8 @@ class Front(Frozen):
     definition: ClassVar[str] = (
         "Output tokens per second, on logarithmic axes; further up is cheaper, further right is faster for the reader. Lines are "
         "the best that each model can do on busy GPUs, in closed form, whatever the targets. Large marks were simulated at the "
-        "planned traffic, on a cluster that is paid for whole. Hover for the whole deployment."
+        "planned traffic, on a cluster that is paid for whole, some with a pool of their own for prompts. Hover for the whole "
+        "deployment."
     )
     absent: ClassVar[str] = "No deployment was judged."
     order: ClassVar[int] = 20

@@ -36,7 +36,7 @@ class Models(Frozen):
             f"Cost per hour ({currency})" if is_priced else "GPUs", "", height=56 + BAR_PIXELS * len(rows), bargap=0.56, margin_l=12
         )
         for place, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            against = f", {times(length / lengths[0])} as much" if place and lengths[0] else ""
+            against = f" ({times(length / lengths[0])})" if place and lengths[0] else ""
             said = f"{money(row['cost_per_hour'], currency)} per hour{against}" if is_priced else gpus(row)
             drawn.add_bar(
                 orientation="h",
@@ -54,7 +54,7 @@ class Models(Frozen):
                 y=place - 0.24,
                 xanchor="left",
                 yanchor="bottom",
-                text=f"<b>{style.short(label_of(row), 30)}</b>  {said if is_priced else ''}",
+                text=f"<b>{style.short(label_of(row), 28)}</b>  {said if is_priced else ''}",
             )
         drawn.update_yaxes(visible=False, range=[len(rows) - 0.7, -0.75])
         drawn.update_xaxes(rangemode="tozero", range=[0, 1.01 * max(lengths)], nticks=8)

@@ -49,7 +49,7 @@ class RuledOut(Frozen):
                 y=place - 0.24,
                 xanchor="left",
                 yanchor="bottom",
-                text=f"<b>{row['count']:,}</b>  {style.short(hover(row['reason']).replace('<br>', ' '), 64)}",
+                text=f"<b>{row['count']:,}</b>  {style.short(hover(row['reason']).replace('<br>', ' '), 42)}",
             )
         drawn.update_yaxes(visible=False, range=[len(rows) - 0.7, -0.75])
         return drawn
