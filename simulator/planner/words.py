@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -132,10 +131,19 @@ def _losses(answer: dict[str, Any]) -> Iterator[str]:
     kept = [row["nodes_lost"] for row in rows if row.get("met")]
     if kept:
         yield f"With {_nodes(max(kept))} lost it still meets every target."
+        return
+    first = rows[0]
+    lost, share = _nodes(first["nodes_lost"]), first.get("attainment")
+    if first.get("text"):
+        said = f"With {lost} lost {first['text']}"
     else:
-        share = rows[0].get("attainment")
-        does = "" if share is None or not math.isfinite(share) else f": {percent(share)} of requests are served within their limits"
-        yield f"With {_nodes(rows[0]['nodes_lost'])} lost a target is missed{does}."
+        served = "" if share is None else f": {percent(share)} of requests are served within their limits"
+        said = f"With {lost} lost a target is missed{served}"
+    spare = next((row for row in answer.get("spare_nodes") or [] if row["nodes_lost"] == first["nodes_lost"]), {})
+    if spare.get("gpus"):
+        cost = f", {money(spare['cost_per_hour'], answer.get('currency', 'USD'))} per hour" if spare.get("cost_per_hour") else ""
+        said += f"; to keep every target then takes {spare['gpus']} GPUs{cost}"
+    yield f"{said}."
 
 
 def _nodes(count: int) -> str:
@@ -144,15 +152,18 @@ def _nodes(count: int) -> str:
 
 def _confidence(answer: dict[str, Any]) -> Iterator[str]:
     found, currency = answer.get("confidence") or {}, answer.get("currency", "USD")
-    low, high = found.get("cost_low"), found.get("cost_high")
-    if low is not None and high is not None:
-        if abs(high / low - 1) < _ALIKE if low else high == low:
-            yield "Within the band of the simulator's error the cost stays the same, since sizes come in steps."
+    low, high, meets = found.get("cost_low"), found.get("cost_high"), found.get("meets_targets")
+    if low is not None:
+        if high is not None and abs(high - low) <= _ALIKE * abs(low):
+            said = "The cost stays the same in four of five cases of what the simulator may be off"
         else:
-            yield f"Within the band of the simulator's error it costs {money(low, currency)} to {money(high, currency)} per hour."
+            most = "no cluster within the limits being enough" if high is None else f"{money(high, currency)} per hour"
+            said = f"Four of five cases of what the simulator may be off lie between {money(low, currency)} and {most}"
+        yield f"{said}{'' if meets is None else f'; as it is, it meets every target with a probability of {percent(meets)}'}."
     share = found.get("beats_second")
     if share is not None:
-        yield f"The probability that it really costs no more than the second choice is {percent(share)}."
+        second = f", {found['second']}," if found.get("second") else ""
+        yield f"It costs no more than the second choice{second} with a probability of {percent(share)}."
 
 
 def _impossible(answer: dict[str, Any]) -> str:

@@ -21,8 +21,10 @@ _CANDIDATES = (
 )
 _IMPOSSIBLE = "What came nearest, and why the rest was ruled out."
 _HANDOVER = "The scenario files lie beside this page; moesim run takes them as they are. The serving commands start the recommended deployment."
-_CONFIDENCE = "How far the answer could be off, from calibration errors, routing samples and seeds."
-_RULED_OUT = "Each reason with one of its candidates."
+_CONFIDENCE = (
+    "How far the answer could be off: from the calibration's error, other samples of requests and other samples of experts' choices. "
+    "Bands hold 80 % of cases."
+)
 
 
 class _Stated(NamedTuple):
@@ -47,14 +49,15 @@ def render(answer: dict[str, Any], run: dict[str, Any]) -> str:
     if answer.get("candidates"):
         sections.append(("The candidates", described(_CANDIDATES, plan_tables.costs_table(answer))))
     further = {
-        "What if": plan_tables.sensitivity_table(answer),
-        "Ruled out": plan_tables.reasons_table(answer),
+        "What if": [plan_tables.sensitivity_table(answer)],
+        "When nodes fail": [plan_tables.spare_table(answer), plan_tables.idle_list(answer)],
+        "Ruled out": [plan_tables.reasons_table(answer)],
     }
     if "Where MoE wins" in drawn:
         drawn["Where MoE wins"] = join([*plan_tables.flips_list(answer), drawn["Where MoE wins"]])
     for title, content in drawn.items():
-        table = further.get(title)
-        sections.append((title, content if table is None else join([content, tag("div", table, class_="below")])))
+        below = [tag("div", part, class_="below") for part in further.get(title, []) if part is not None]
+        sections.append((title, join([content, *below])))
     said = {
         "How sure this is": (_CONFIDENCE, plan_tables.confidence(answer)),
         "Hand-over": (_HANDOVER, plan_tables.handover(answer)),

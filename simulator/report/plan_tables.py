@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from simulator.report import style, tables
+from simulator.report.document import facts_list
 from simulator.report.formats import UNDEFINED, number
 from simulator.report.markup import Markup, join, tag
 from simulator.report.plan_figures._models import colours
-from simulator.report.plan_text import amount, kind_of, money, percent, target_short, target_text, value_text
+from simulator.report.plan_text import amount, kind_of, money, percent, target_short, target_text, times, value_text
 
 MOST_RUNNERS_UP = 8
 _MOST_REASONS = 40
@@ -67,7 +68,7 @@ def costs_table(answer: dict[str, Any]) -> Markup:
         rows.append(tag("tr", tag("th", title, scope="rowgroup"), tag("td", colspan=len(head) - 1), class_="group"))
         for row in found:
             cells = [
-                _amount(row["cost_per_hour"], best.get("cost_per_hour")),
+                _amount(row["cost_per_hour"], best.get("cost_per_hour"), answer if row is best else None),
                 amount(row["cost_per_million_output_tokens"]),
                 amount(row["cost_per_million_tokens"]),
                 f"{row['gpus']:,}",
@@ -91,7 +92,11 @@ def _head(title: str, hint: str) -> Markup:
     return join([title, tag("span", hint, class_="hint")])
 
 
-def _amount(value: float, best: float | None) -> Markup:
+def _amount(value: float, best: float | None, answer: dict[str, Any] | None) -> Markup:
+    """A cost, with how much more than the recommended deployment's it is, or of that one the band."""
+    band = (answer or {}).get("confidence") or {}
+    if band.get("cost_low") is not None and band.get("cost_high") is not None and band["cost_low"] != band["cost_high"]:
+        return join([amount(value), tag("span", f"{amount(band['cost_low'])} to {amount(band['cost_high'])}", class_="hint")])
     if not best or abs(value / best - 1) < 0.005:
         return join([amount(value)])
     return join([amount(value), tag("span", f"+{percent(value / best - 1)}", class_="hint")])
@@ -115,18 +120,60 @@ def reasons_table(answer: dict[str, Any]) -> Markup | None:
 
 
 def sensitivity_table(answer: dict[str, Any]) -> Markup | None:
-    """Under each change the best deployment, and the best of each kind; None where none was tried."""
+    """Under each change the best deployment, and what to know about it; None where none was tried."""
     found, currency = answer.get("sensitivity") or [], answer.get("currency", "USD")
+    if not found:
+        return None
+    has_notes = any(row.get("note") for row in found)
+    rows = []
+    for row in found:
+        cost = money(row["cost_per_hour"], currency) if row.get("cost_per_hour") is not None else UNDEFINED
+        cells = [str(row["change"]), cost, str(row.get("deployment") or "none within the limits")]
+        cells += [str(row.get("note") or "")] if has_notes else []
+        rows.append(_row(cells, ("", "value", "", "source")))
+    head = ["Change", "Cost per hour", "Best deployment", *(["To know"] if has_notes else [])]
+    return tables.table(head, rows, "assumptions", "The best deployment under each change")
+
+
+def _row(cells: Sequence[str], classes: Sequence[str]) -> Markup:
+    return tag("tr", *(tag("td", join([cell]), class_=class_ or False) for cell, class_ in zip(cells, classes, strict=False)))
+
+
+def spare_table(answer: dict[str, Any]) -> Markup | None:
+    """The cluster that keeps every target with so many nodes lost; None where it was not looked for."""
+    found, currency = answer.get("spare_nodes") or [], answer.get("currency", "USD")
     if not found:
         return None
     rows = []
     for row in found:
+        held = (
+            f"{row['gpus']:,} GPUs on {row['nodes']:,} {'node' if row['nodes'] == 1 else 'nodes'}" if row.get("gpus") else UNDEFINED
+        )
         cost = money(row["cost_per_hour"], currency) if row.get("cost_per_hour") is not None else UNDEFINED
-        cells = (str(row["change"]), cost, str(row.get("deployment") or "none within the limits"))
-        rows.append(tag("tr", *(tag("td", cell, class_=class_) for cell, class_ in zip(cells, ("", "value", ""), strict=True))))
-    return tables.table(
-        ["Change", "Cost per hour", "Best deployment"], rows, "assumptions", "The best deployment under each change"
-    )
+        more = (
+            money(row["extra_cost_per_hour"], currency) if row.get("extra_cost_per_hour") is not None else str(row.get("why") or "")
+        )
+        rows.append(_row([f"{row['nodes_lost']}", held, cost, more], ("value", "", "value", "value")))
+    head = ["Nodes that may be lost", "Smallest cluster", "Cost per hour", "For the spare"]
+    return tables.table(head, rows, "assumptions", "What it takes to keep every target with nodes lost")
+
+
+def idle_list(answer: dict[str, Any]) -> Markup | None:
+    """What is paid for and stands idle; None where nothing does."""
+    found, currency = answer.get("idle") or {}, answer.get("currency", "USD")
+    shown: dict[str, str] = {}
+    if found.get("unused_gpus"):
+        cost = money(found["unused_cost_per_hour"], currency)
+        shown["GPUs that no replica uses"] = f"{found['unused_gpus']:,}, {cost} per hour"
+    if found.get("held_back_nodes"):
+        cost = money(found["held_back_cost_per_hour"], currency)
+        shown["Nodes held back for failures"] = f"{found['held_back_nodes']:,}, {cost} per hour"
+    for key, value in (found.get("spare_experts") or {}).items():
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            name = str(key).replace("_", " ").removesuffix(" per hour")
+            said = money(value, currency) + " per hour" if "cost" in key and not isinstance(value, str) else _plain(value)
+            shown[f"Spare experts: {name}"] = said
+    return facts_list(shown) if shown else None
 
 
 def flips_list(answer: dict[str, Any]) -> list[Markup]:
@@ -179,29 +226,51 @@ def copyable(text: str) -> Markup:
 
 
 def confidence(answer: dict[str, Any]) -> Markup | None:
-    """The band of the cost, and what it is made of; None where it was not worked out."""
+    """The band of the cost and of the latencies, and what they are made of; None where it was not worked out."""
     found, currency = answer.get("confidence") or {}, answer.get("currency", "USD")
     if not found:
         return None
-    shown: dict[str, str] = {}
-    if found.get("cost_low") is not None and found.get("cost_high") is not None:
-        shown["Cost per hour"] = f"{money(found['cost_low'], currency)} to {money(found['cost_high'], currency)}"
-    if found.get("beats_second") is not None:
-        shown["Costs no more than the second choice"] = f"{percent(found['beats_second'])} probable"
-    for source in found.get("sources") or []:
-        name, said = _source(source)
-        shown[name] = said
-    items = [tag("div", tag("dt", name), tag("dd", said)) for name, said in shown.items()]
-    return tag("dl", *items, class_="provenance") if items else None
+    shown = {
+        "Cost per hour, 80 % of cases": _between(found.get("cost_low"), found.get("cost_high"), lambda v: money(v, currency)),
+        "Meets every target as it is": _share(found.get("meets_targets")),
+        "Costs no more than the second choice": _share(found.get("beats_second")),
+        "Headroom, 80 % of cases": _between(found.get("headroom_low"), found.get("headroom_high"), times),
+        "MoE is cheaper than dense": _share(found.get("moe_beats_dense")),
+    }
+    parts = [facts_list(shown)]
+    if found.get("figures"):
+        rows = [
+            _row(
+                [target_text(name), value_text(name, band["value"]), value_text(name, band["low"]), value_text(name, band["high"])],
+                ("", "value", "value", "value"),
+            )
+            for name, band in found["figures"].items()
+        ]
+        parts.append(tag("div", tables.table(["Figure", "Simulated", "Low", "High"], rows, "assumptions", "Bands"), class_="below"))
+    if found.get("sources"):
+        rows = [
+            _row(
+                [str(source.get("name")), _between(source.get("low"), source.get("high"), number), str(source.get("text") or "")],
+                ("", "value", "source"),
+            )
+            for source in found["sources"]
+        ]
+        parts.append(
+            tag("div", tables.table(["Source of doubt", "Factor", "What it is"], rows, "assumptions", "Sources"), class_="below")
+        )
+    return join(parts)
 
 
-def _source(source: Any) -> tuple[str, str]:
-    """A source of doubt: a table with a name and whatever else it says, or a sentence."""
-    if not isinstance(source, dict):
-        return "Taken into account", str(source)
-    name = str(source.get("name") or source.get("what") or "Source")
-    rest = ", ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in source.items() if key not in ("name", "what"))
-    return name[:1].upper() + name[1:], rest
+def _between(low: float | None, high: float | None, text: Callable[[float], str]) -> str:
+    if low is None:
+        return ""
+    if high is None:
+        return f"{text(low)} to no cluster within the limits"
+    return text(low) if text(low) == text(high) else f"{text(low)} to {text(high)}"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{percent(value)} probable"
 
 
 def _plain(value: Any) -> str:

@@ -22,15 +22,15 @@ class Sensitivity(Frozen):
     section: ClassVar[str] = "What if"
     definition: ClassVar[str] = (
         "Each change alone, with the best deployment chosen anew: its cost per hour over today's, on a logarithmic axis, the largest "
-        "change first. Striped where another kind of model wins."
+        "change first. Striped where another model or other machines are then the best choice."
     )
     absent: ClassVar[str] = "No change was tried."
     order: ClassVar[int] = 40
     width: ClassVar[Literal["full", "half", "quarter"]] = "full"
 
     def draw(self, answer: dict[str, Any]) -> go.Figure | None:
-        rows = answer.get("sensitivity") or []
-        if not rows:
+        rows = [row for row in answer.get("sensitivity") or [] if row.get("cost_ratio") or not row.get("deployment")]
+        if not any(row.get("cost_ratio") for row in rows):
             return None
         rows = sorted(rows, key=lambda row: -abs(math.log(row["cost_ratio"])) if row.get("cost_ratio") else -math.inf)
         ratios = [row.get("cost_ratio") or 1.0 for row in rows]
@@ -76,6 +76,6 @@ class Sensitivity(Frozen):
 def _said(row: dict[str, Any], currency: str, is_met: bool) -> str:
     if not is_met:
         return "no deployment within the limits"
-    flips = f", {row['flips'] if isinstance(row['flips'], str) else 'another kind wins'}" if row.get("flips") else ""
+    flips = ", another choice" if row.get("flips") else ""
     cost = row.get("cost_per_hour")
     return f"{times(row['cost_ratio'])}{f', {money(cost, currency)} per hour' if cost else ''}{flips}"
