@@ -13,6 +13,9 @@ from simulator.spec.pruning import pruning_text
 
 _NAMES: dict[Role, str] = {"both": "server", "prompts": "prompt server", "decoding": "decode server"}
 
+_HOST_GPUS = 8
+"""That one machine holds at most; larger fast domains are racks of them."""
+
 
 class Command(NamedTuple):
     """One line (or a file and a line) for a shell."""
@@ -124,6 +127,11 @@ def _general(plan: Plan, node_gpus: int, placed: Mapping[Role, list[Place]]) -> 
     used = len({host for group in placed.values() for place in group for host in place.hosts})
     if used > math.ceil(plan.cluster.num_gpus / node_gpus):
         said.append(f"Whole replicas take {used} nodes of {node_gpus} GPUs, more than the cluster has: some must lie across nodes.")
+    if node_gpus > _HOST_GPUS:
+        said.append(
+            f"The cluster counts a fast domain of {node_gpus} GPUs as one node. Where its machines hold fewer (4 in an NVL72 rack), a "
+            "server that takes more than one of them is started as over several nodes."
+        )
     if used > 1:
         said.append("node0, node1 and so on stand for the machines' own names.")
     return said

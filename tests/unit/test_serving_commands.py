@@ -1,5 +1,6 @@
 """Serving commands: every choice of a plan is a flag or a sentence, each flag once, and the shell takes the line as it is."""
 
+import dataclasses
 import itertools
 import json
 import re
@@ -168,7 +169,7 @@ def test_pools_have_servers_of_each_kind_and_a_router(engine):
     elif engine == "sglang":
         assert (prompts["--disaggregation-mode"], decoding["--disaggregation-mode"]) == ("prefill", "decode")
         assert decoding["--deepep-mode"] == "low_latency"
-        assert f"--prefill http://node0:30004 {prompts['--disaggregation-bootstrap-port']}" in given[-1].command
+        assert f"--prefill http://node0:31200 {prompts['--disaggregation-bootstrap-port']}" in given[-1].command
     else:
         assert all("cache_transceiver_config" in one.command and "max_tokens_in_buffer: 3000" in one.command for one in given[:3])
         assert "trtllm-serve disaggregated -c disaggregated.yml" in given[-1].command
@@ -193,6 +194,23 @@ def test_replicas_share_machines(engine):
         assert "compares two at random" in said(given)
 
 
+def test_servers_on_one_host_do_not_take_each_others_ports():
+    given = launched("sglang", (1, 2, 2), gpus=8, replicas=4)
+    ports = sorted(int(flags(one.command)["--port"]) for one in given[:4])
+    assert min(after - port for port, after in itertools.pairwise(ports)) > 500
+
+
+def test_a_rack_is_more_than_one_machine():
+    made = plan("vllm", (1, 1, 1), replicas=1)
+    rack = made.cluster.model_copy(update={"gpus_per_node": 72, "num_gpus": 72})
+    assert "Where its machines hold fewer" in said(launch(dataclasses.replace(made, cluster=rack), "gpt-oss-20b", 1, 1))
+
+
+def test_amd_has_its_own_exchange():
+    found = [flags(launched(engine, (1, 4, 4), replicas=1, cluster="mi300x-8")[0].command) for engine in ("vllm", "sglang")]
+    assert [one.get("--all2all-backend") or one["--moe-a2a-backend"] for one in found] == ["mori", "mori"]
+
+
 def test_replicas_of_several_nodes_are_started_alike():
     given = launched("sglang", (1, 16, 16), gpus=48, replicas=3)
     assert len(given) == 3
@@ -202,9 +220,7 @@ def test_replicas_of_several_nodes_are_started_alike():
 
 def test_an_engine_without_commands_says_so():
     made = plan("vllm", (1, 1, 1), replicas=1)
-    given = launch(
-        made.__class__(**{**vars(made), "spec": made.spec.model_copy(update={"engine": "other@2"})}), "gpt-oss-20b", 1, 1
-    )
+    given = launch(dataclasses.replace(made, spec=made.spec.model_copy(update={"engine": "other@2"})), "gpt-oss-20b", 1, 1)
     assert given[0].command == ""
     assert "'other@2'" in said(given)
     assert "release 1.2.0" in said(launched("trtllm@1.2.0", (1, 1, 1), replicas=1))

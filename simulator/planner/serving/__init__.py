@@ -70,16 +70,15 @@ class Server(NamedTuple):
         """Whether experts are somewhere else than in the order of their index."""
         return self.plan.experts is not None and self.plan.spec.placement["kind"] != "contiguous"
 
-    def port(self, base: int, place: Place) -> int:
-        """One for each replica of a host."""
-        return base + place.first_gpu
+    @property
+    def is_amd(self) -> bool:
+        """Whether kernels are those of ROCm."""
+        return "AMD" in self.plan.accelerator.title
 
 
 class Engine(Protocol):
     """A file in this folder: a frozen pydantic model."""
 
-    base_port: int
-    """Of the first server on a host."""
     quantises: bool
     """Whether 16-bit weights can be cut to fp8 as they are loaded."""
 

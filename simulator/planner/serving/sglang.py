@@ -26,7 +26,6 @@ _POLICIES = {"round_robin": "round_robin", "random": "random"}
 class Sglang(Frozen):
     """``python -m sglang.launch_server``."""
 
-    base_port: int = 30000
     quantises: bool = True
 
     def nodes_to_start(self, place: Place) -> int:
@@ -37,7 +36,7 @@ class Sglang(Frozen):
         budget, sequences = plan.rules.token_budget * layout.attention_dp, plan.rules.max_sequences * layout.attention_dp
         environment = visible(place)
         command: list[object] = ["python", "-m", "sglang.launch_server", "--model-path", server.weights.path]
-        command += ["--host", "0.0.0.0", "--port", server.port(self.base_port, place), "--tp-size", layout.num_ranks]
+        command += ["--host", "0.0.0.0", "--port", _port(place.first_gpu), "--tp-size", layout.num_ranks]
         if layout.attention_dp > 1:
             command += ["--dp-size", layout.attention_dp, "--enable-dp-attention", "--enable-dp-lm-head"]
             if layout.tp == 1 and any(isinstance(block, DenseFFN) for block in plan.model.ffns.values()):
@@ -46,7 +45,7 @@ class Sglang(Frozen):
             command += ["--ep-size", layout.ep]
         if _uses_deepep(server):
             mode = {"both": "auto", "prompts": "normal", "decoding": "low_latency"}[server.role]
-            command += ["--moe-a2a-backend", "deepep", "--deepep-mode", mode]
+            command += ["--moe-a2a-backend", "mori" if server.is_amd else "deepep", "--deepep-mode", mode]
             if plan.precision.dispatch != "fp8":
                 command += ["--deepep-dispatcher-output-dtype", plan.precision.dispatch]
             if server.role != "prompts" and plan.rules.max_sequences > _LOW_LATENCY_TOKENS:
@@ -81,14 +80,12 @@ class Sglang(Frozen):
         command: list[object] = ["python", "-m", "sglang_router.launch_router", "--host", "0.0.0.0", "--port", 8000]
         command += ["--policy", _POLICIES.get(balancing, "power_of_two")]
         if "both" in fronts:
-            return words(
-                {}, [*command, "--worker-urls", *(f"http://{host}:{self.base_port + gpu}" for host, gpu in fronts["both"])]
-            )
+            return words({}, [*command, "--worker-urls", *(f"http://{host}:{_port(gpu)}" for host, gpu in fronts["both"])])
         command.append("--pd-disaggregation")
         for host, gpu in fronts["prompts"]:
-            command += ["--prefill", f"http://{host}:{self.base_port + gpu}", _BOOTSTRAP_PORT + gpu]
+            command += ["--prefill", f"http://{host}:{_port(gpu)}", _BOOTSTRAP_PORT + gpu]
         for host, gpu in fronts["decoding"]:
-            command += ["--decode", f"http://{host}:{self.base_port + gpu}"]
+            command += ["--decode", f"http://{host}:{_port(gpu)}"]
         return words({}, command)
 
     def not_expressed(self, server: Server) -> list[str]:
@@ -107,6 +104,11 @@ class Sglang(Frozen):
         if plan.precision.kv not in ("bf16", "fp16", "fp8"):
             said.append(f"The plan keeps the cache in {plan.precision.kv}; SGLang's formats are bf16, fp8 and an own fp4.")
         return said
+
+
+def _port(first_gpu: int) -> int:
+    """One for each replica of a host; with attention data parallelism a server takes those above it for its ranks."""
+    return 30000 + 300 * first_gpu
 
 
 def _uses_deepep(server: Server) -> bool:

@@ -17,7 +17,6 @@ from simulator.spec.base import Frozen
 class Trtllm(Frozen):
     """``trtllm-serve``."""
 
-    base_port: int = 8000
     quantises: bool = False
 
     def nodes_to_start(self, place: Place) -> int:
@@ -31,7 +30,7 @@ class Trtllm(Frozen):
             each = layout.num_ranks // len(place.hosts)
             command += ["srun", "-N", len(place.hosts), "-w", ",".join(place.hosts), "--ntasks", layout.num_ranks]
             command += ["--ntasks-per-node", each, "--mpi=pmix", "trtllm-llmapi-launch"]
-        command += ["trtllm-serve", server.weights.path, "--host", "0.0.0.0", "--port", server.port(self.base_port, place)]
+        command += ["trtllm-serve", server.weights.path, "--host", "0.0.0.0", "--port", _port(place.first_gpu)]
         command += ["--tp_size", layout.num_ranks]
         if plan.model.moe is not None:
             command += ["--ep_size", layout.ep]
@@ -44,7 +43,7 @@ class Trtllm(Frozen):
             return ""
         found: dict[str, Any] = {"hostname": "0.0.0.0", "port": 9000}
         for key, role in (("context_servers", "prompts"), ("generation_servers", "decoding")):
-            urls = [f"{host}:{self.base_port + gpu}" for host, gpu in fronts[role]]  # type: ignore[index]
+            urls = [f"{host}:{_port(gpu)}" for host, gpu in fronts[role]]  # type: ignore[index]
             found[key] = {"num_instances": len(urls), "urls": urls}
         return f"{_written('disaggregated.yml', found)}\n{words({}, ['trtllm-serve', 'disaggregated', '-c', 'disaggregated.yml'])}"
 
@@ -97,6 +96,11 @@ def _options(server: Server) -> dict[str, Any]:
     if server.role == "prompts":
         found["disable_overlap_scheduler"] = True
     return found
+
+
+def _port(first_gpu: int) -> int:
+    """One for each replica of a host."""
+    return 8000 + first_gpu
 
 
 def _free_memory(server: Server) -> float:

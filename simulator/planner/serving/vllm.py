@@ -27,7 +27,6 @@ _SIDE_PORT = 5600
 class Vllm(Frozen):
     """``vllm serve``."""
 
-    base_port: int = 8000
     quantises: bool = True
 
     def nodes_to_start(self, place: Place) -> int:
@@ -38,7 +37,7 @@ class Vllm(Frozen):
         environment = visible(place)
         command: list[object] = ["vllm", "serve", server.weights.path]
         if node == 0:
-            command += ["--port", server.port(self.base_port, place)]
+            command += ["--port", _port(place.first_gpu)]
         command += ["--tensor-parallel-size", layout.tp]
         if layout.attention_dp > 1:
             command += ["--data-parallel-size", layout.attention_dp]
@@ -55,7 +54,8 @@ class Vllm(Frozen):
         command += ["--max-num-batched-tokens", plan.rules.token_budget, "--max-num-seqs", plan.rules.max_sequences]
         command += ["--gpu-memory-utilization", plan.spec.memory_fraction, "--kv-cache-dtype", _cache(plan.precision.kv)]
         if plan.model.max_context_tokens is not None and plan.capacity.tokens < plan.model.max_context_tokens:
-            command += ["--max-model-len", -(-server.longest_tokens // 1024) * 1024]
+            longest = -(-server.longest_tokens // 1024) * 1024
+            command += ["--max-model-len", min(longest, plan.model.max_context_tokens)]
         if server.is_placed_by_load:
             command += ["--enable-eplb", "--eplb-config", json.dumps({"num_redundant_experts": server.spare_experts})]
         if plan.spec.overlap == "two_batch":
@@ -72,7 +72,7 @@ class Vllm(Frozen):
         return words(environment, command)
 
     def router(self, fronts: Mapping[Role, list[tuple[str, int]]], balancing: str) -> str:
-        urls = {role: [f"http://{host}:{self.base_port + gpu}" for host, gpu in found] for role, found in fronts.items()}
+        urls = {role: [f"http://{host}:{_port(gpu)}" for host, gpu in found] for role, found in fronts.items()}
         command: list[object] = ["vllm-router", "--port", 30000, "--policy", _POLICIES.get(balancing, "power_of_two")]
         if "both" in urls:
             return words({}, [*command, "--worker-urls", *urls["both"]])
@@ -106,9 +106,16 @@ class Vllm(Frozen):
 
 def _exchange(server: Server) -> str:
     kind = (server.plan.spec.dispatch or {}).get("kind")
+    if server.is_amd and kind != "all_gather":
+        return "mori"
     if kind in _EXCHANGES:
         return _EXCHANGES[kind]
     return "deepep_low_latency" if server.role == "decoding" else "deepep_high_throughput"
+
+
+def _port(first_gpu: int) -> int:
+    """One for each replica of a host."""
+    return 8000 + first_gpu
 
 
 def _cache(dtype: str) -> str:
