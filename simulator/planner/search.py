@@ -29,6 +29,8 @@ class Tick(Protocol):
 
 _SHORT_REQUESTS = 4000
 """Requests of the first round's stretch of traffic; the second has all."""
+_SPREAD = (0.0, 0.5, 1.0)
+"""Places on the front of speeds, where no deployment can keep the targets."""
 _FIRST_ROUND, _SECOND_ROUND = 24, 8
 """Deployments in each round, besides the best of every model and of every kind of machines."""
 
@@ -92,7 +94,8 @@ def search(question: Question, folder: Path, store: Store, tick: Tick = lambda *
     screened = dict(
         zip(parts, sweep(partial(_screened, text, str(folder)), parts, lambda n: tick(name, n, len(parts)), workers), strict=True)
     )
-    first = _explore(space, text, store, shortlist(screened), True, tick, workers)
+    options = shortlist(screened) or hopeless(space, screened)
+    first = _explore(space, text, store, options, True, tick, workers)
     findings = _explore(space, text, store, finalists(first), False, tick, workers)
     return Found(question, space, traffic, screened, first, sorted(findings, key=_by_cost))
 
@@ -107,6 +110,23 @@ def shortlist(screened: dict[tuple[int, int], Screened]) -> list[Option]:
         if kind not in seen:
             chosen.setdefault(option)
         seen.add(kind)
+    return list(chosen)
+
+
+def hopeless(space: Space, screened: dict[tuple[int, int], Screened]) -> list[Option]:
+    """Where nothing can keep the targets: deployments from the fastest to the most productive, each as large as the limits allow.
+
+    They are simulated to say which target fails, and by how much.
+    """
+    chosen: dict[Option, None] = {}
+    for (_, place), part in screened.items():
+        machines, count = space.machines[place], len(part.front)
+        for at in sorted({round(share * (count - 1)) for share in _SPREAD}) if count else ():
+            per_user, _, design, budget, _ = part.front[at]
+            replicas = (machines.sizes[-1] - space.spare_gpus(machines)) // design.num_ranks
+            if replicas >= 1:
+                gpus, cost = replicas * design.num_ranks, machines.sizes[-1] * machines.price_per_gpu_hour
+                chosen.setdefault(Option(design, budget, None, replicas, 0, cost, cost, gpus, gpus, 1 / per_user, 0.0))
     return list(chosen)
 
 

@@ -139,7 +139,7 @@ def _losses(answer: dict[str, Any]) -> Iterator[str]:
     else:
         served = "" if share is None else f": {percent(share)} of requests are served within their limits"
         said = f"With {lost} lost a target is missed{served}"
-    spare = next((row for row in answer.get("spare_nodes") or [] if row["nodes_lost"] == first["nodes_lost"]), {})
+    spare: dict[str, Any] = next((row for row in answer.get("spare_nodes") or [] if row["nodes_lost"] == first["nodes_lost"]), {})
     if spare.get("gpus"):
         cost = f", {money(spare['cost_per_hour'], answer.get('currency', 'USD'))} per hour" if spare.get("cost_per_hour") else ""
         said += f"; to keep every target then takes {spare['gpus']} GPUs{cost}"

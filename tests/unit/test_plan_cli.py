@@ -1,0 +1,184 @@
+"""``moesim plan`` as a user meets it: what is printed, what is written, what Ctrl-C keeps, what an impossible target gets."""
+
+import json
+import re
+
+import pandas as pd
+import pytest
+
+from simulator import planned
+from simulator.planner import search, words
+
+QUESTION = """
+name = "tiny plan"
+seed = 3
+
+[workload.requests]
+num_requests = 60
+arrivals = { kind = "poisson", rate_per_s = 20.0 }
+lengths = { kind = "fixed", num_input = 512, num_output = 64 }
+
+[targets]
+ttft_s = { p90 = 1.0 }
+tpot_s = { p90 = 0.05 }
+
+[[models]]
+model = "gpt-oss-20b"
+
+[[models]]
+model = "qwen3-8b"
+
+[[clusters]]
+cluster = "h100-sxm"
+max_gpus = 2
+price_per_gpu_hour = 2.5
+
+[space]
+tp = [1]
+attention_dp = [1]
+token_budgets = [2048]
+redundant_experts = [0.0]
+disaggregate = false
+
+[crossover]
+inputs = [1024]
+outputs = [1024]
+networks = [1.0]
+batches = [1.0, 16.0]
+eps = [1]
+times_s = [0.05]
+"""
+
+
+@pytest.fixture
+def plan(moesim, tmp_path):
+    """Plan the tiny question; finished simulations are kept from call to call."""
+
+    def run(*arguments, text=QUESTION):
+        (tmp_path / "tiny.toml").write_text(text, encoding="utf-8")
+        return moesim("plan", "tiny.toml", "--workers", 1, "--cache", "kept", *arguments)
+
+    return run
+
+
+def test_it_prints_the_answer_and_writes_a_folder_that_report_and_run_take(plan, moesim, tmp_path):
+    code, out, err = plan()
+    assert code == 0, err
+    folder = tmp_path / "reports/out/tiny_plan"
+    answer, run = planned.read(folder)
+    assert out.startswith(answer["headline"])
+    best = answer["recommended"]
+    assert best["deployment"] in out
+    assert f"{best['cost_per_hour']:.2f}" in out
+    assert re.search(r"USD/hour +USD/1M out +GPUs +TTFT p90 +TPOT p90 +tightest +deployment", out)
+    assert "best so far: " in err
+    assert f"report: {folder.relative_to(tmp_path)}/report.html" in err
+    assert run["seed"] == answer["seed"] == 3
+    table = pd.read_csv(folder / "candidates.csv")
+    assert list(table["cost_per_hour"]) == [row["cost_per_hour"] for row in answer["candidates"]]
+    written = {"pareto.csv", "ruled_out.csv", "sensitivity.csv", "losses.csv", "crossover.csv", "recommended.toml", "report.html"}
+    assert written <= {entry.name for entry in folder.iterdir()}
+
+    first = {entry.name: entry.read_bytes() for entry in folder.iterdir() if entry.name != "run.json"}
+    code, printed, err = plan("--json", "--cache", "another")
+    assert code == 0, err
+    assert json.loads(printed) == answer
+    assert {entry.name: entry.read_bytes() for entry in folder.iterdir() if entry.name not in ("run.json", "report.html")} == {
+        name: content for name, content in first.items() if name != "report.html"
+    }, "the same seed gives the same bytes, whatever was kept"
+
+    (folder / "report.html").unlink()
+    code, _, err = moesim("report", folder)
+    assert code == 0, err
+    assert answer["headline"] in (folder / "report.html").read_text(encoding="utf-8").replace("&#x27;", "'")
+    code, _, err = moesim("report", folder, folder)
+    assert code == 2
+    assert "is a folder of moesim plan" in err
+    code, _, err = moesim("run", folder / "recommended.toml", "--out", "again")
+    assert code == 0, err
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(plan, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("keep me", encoding="utf-8")
+    code, _, err = plan("--out", "mine")
+    assert code == 2
+    assert "notes.txt" in err
+    assert [entry.name for entry in mine.iterdir()] == ["notes.txt"]
+
+
+def test_impossible_targets_get_an_answer(plan, tmp_path):
+    code, out, err = plan(text=QUESTION.replace("tpot_s = { p90 = 0.05 }", "tpot_s = { p90 = 0.005 }"))
+    assert code == 0, err
+    assert out.startswith("No deployment within the limits meets every target")
+    assert "time per output token (p90)" in out
+    answer, _ = planned.read(tmp_path / "reports/out/tiny_plan")
+    assert "recommended" not in answer
+    assert "Traceback" not in err
+
+
+def test_ctrl_c_keeps_what_is_done(plan, tmp_path, monkeypatch):
+    explored = search._explored
+    calls = []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return explored(*arguments)
+
+    monkeypatch.setattr(search, "_explored", interrupted)
+    code, out, err = plan()
+    assert code == 130
+    assert out == ""
+    assert "stopped; 1 of 2 simulations are kept in kept: run the same command to go on" in err
+    assert not (tmp_path / "reports").exists()
+    assert len(list((tmp_path / "kept").rglob("*.json"))) == 1
+
+
+def rows(moe_cost, dense_cost):
+    def row(model, is_moe, cost):
+        return {
+            "deployment": f"{model} on 2 x h100-sxm", "model": model, "is_moe": is_moe, "gpus": 2, "cluster": "h100-sxm-2",
+            "cost_per_hour": cost, "cost_per_million_output_tokens": cost / 10, "token_budget": 8192, "worst_target": "tpot_s.p90",
+            "worst_ratio": 0.9, "tpot_s.p90": 0.045,
+        }  # fmt: skip
+
+    found = {"moe": row("moe", True, moe_cost), "dense": row("dense", False, dense_cost)}
+    best = min(found.values(), key=lambda row: row["cost_per_hour"])
+    models = [{"name": "moe", "is_moe": True}, {"name": "dense", "is_moe": False}]
+    targets = {"tpot_s.p90": 0.05, "ttft_s.p90": 1.0}
+    return {
+        "recommended": best | {"headroom": 1.3},
+        "best_of_each_model": found,
+        "models": models,
+        "currency": "EUR",
+        "targets": targets,
+    }
+
+
+@pytest.mark.parametrize(
+    ("moe", "dense", "said"),
+    [
+        (10.0, 25.0, "the best dense model, dense, costs 2.5\N{MULTIPLICATION SIGN} as much"),
+        (30.0, 15.0, "the best mixture of experts, moe, costs 2.0\N{MULTIPLICATION SIGN} as much"),
+        (20.0, 20.0, "the best dense model, dense, costs the same"),
+        (0.0, 0.0, "no price, since the machines are there; the best dense model, dense, needs 2 GPUs (h100-sxm-2)"),
+    ],
+)
+def test_the_headline_holds_the_kinds_against_each_other(moe, dense, said):
+    assert said in words.headline(rows(moe, dense))
+
+
+def test_the_headline_says_what_the_list_cannot_do():
+    answer = rows(10.0, 20.0)
+    del answer["best_of_each_model"]["dense"]
+    assert words.headline(answer).endswith("no dense model of the list does (dense).")
+    assert "10.00 EUR per hour, 1.00 EUR per million output tokens" in words.headline(answer)
+
+
+def test_the_reasons_say_what_binds_and_what_is_left():
+    said = words.reasons(rows(10.0, 20.0))
+    assert any(line.startswith("What binds is the time per output token (p90): 45 ms, limit 50 ms") for line in said)
+    assert any("1.30\N{MULTIPLICATION SIGN} this traffic" in line for line in said)
