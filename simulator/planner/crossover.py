@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from simulator.plan import make_plan
 from simulator.planner.conditions import Conditions, apply
 from simulator.planner.curve import Curve
 from simulator.planner.flips import flips
@@ -67,14 +68,16 @@ class Point(NamedTuple):
 
 def crossover_of(found: Found) -> dict[str, Any] | None:
     """The map of a plan: its best MoE and its best dense model, on the machines of the best."""
+    space = found.space
     ordered = [finding.option.design for finding in found.findings if finding.sized is not None]
     ordered += [option.design for option in sorted((o for part in found.screened.values() for o in part.options), key=by_cost)]
-    seen = [(design.model, design.machines) for design in ordered] + [(n, 0) for n in range(len(found.space.models))]
-    kinds = [found.space.models[model].moe is not None for model, _ in seen]
+    places = [(design.model, design.machines) for design in ordered] + [(n, 0) for n in range(len(space.models))]
+    seen = [(model, machines) for model, machines in places if space.candidates[model].pruning is None]
+    kinds = [space.models[model].moe is not None for model, _ in seen]
     if len(set(kinds)) < 2 and found.question.crossover.models is None:
         return None
     best = dict.fromkeys(seen[kinds.index(kind)][0] for kind in (True, False) if kind in kinds)
-    return crossover(found.question, found.space.folder, list(best), seen[0][1])
+    return crossover(found.question, space.folder, list(best), seen[0][1])
 
 
 def crossover(question: Question, folder: Path, models: Sequence[int], machines: int) -> dict[str, Any] | None:
@@ -90,9 +93,12 @@ def crossover(question: Question, folder: Path, models: Sequence[int], machines:
         machines = [one.cluster for one in question.clusters].index(asked.cluster)
     rows: dict[str, list[dict[str, Any]]] = {"cells": [], "at_same_time": [], "at_full_load": []}
     names: dict[str, list[str]] = {}
+    narrow = _narrowed(question, folder, machines)
+    designs: list[list[Design]] = []
     for network in asked.networks:
-        space = Space(apply(Conditions(network=network), _narrowed(question, folder, machines), folder), folder)
-        sides = [_Side(space, model, machines, asked) for model in models]
+        space = Space(apply(Conditions(network=network), narrow, folder), folder)
+        designs = designs or [_designs(space, model, machines, asked) for model in models]
+        sides = [_Side(space, model, plans) for model, plans in zip(models, designs, strict=True)]
         names = {"moe": [side.name for side in sides if side.is_moe], "dense": [side.name for side in sides if not side.is_moe]}
         if not names["moe"] or not names["dense"]:
             return None
@@ -136,17 +142,13 @@ def compared(moe: list[Steady], dense: list[Steady], asked: Crossover) -> dict[s
 class _Side:
     """One model with its splits on one network."""
 
-    def __init__(self, space: Space, model: int, machines: int, asked: Crossover) -> None:
+    def __init__(self, space: Space, model: int, designs: list[Design]) -> None:
         self.name = space.models[model].name
         self.is_moe = space.models[model].moe is not None
         self._space = space
         self._curves: dict[Design, Curve] = {}
-        per_node = space.machines[machines].spec.gpus_per_node
-        self._plans = [
-            (design, plan)
-            for design, plan in space.designs(model, machines, Ruled())
-            if (design.ep > 1 or design.num_ranks <= per_node) and (design.ep in asked.eps or not self.is_moe)
-        ]
+        seed = space.question.seed
+        self._plans = [(design, make_plan(space.spec(design, None), seed, "plan [crossover]", space.folder)) for design in designs]
 
     def at(self, num_input: int, num_output: int) -> list[Steady]:
         """The splits with requests of one length."""
@@ -158,6 +160,17 @@ class _Side:
             self._curves.setdefault(key, curve)
             found.append(Steady(design, self._space.split(design), curve, traffic, budget))
         return found
+
+
+def _designs(space: Space, model: int, machines: int, asked: Crossover) -> list[Design]:
+    """A model's possible splits, the same on every network."""
+    per_node = space.machines[machines].spec.gpus_per_node
+    is_moe = space.models[model].moe is not None
+    return [
+        design
+        for design, _ in space.designs(model, machines, Ruled())
+        if (design.ep > 1 or design.num_ranks <= per_node) and (design.ep in asked.eps or not is_moe)
+    ]
 
 
 def _narrowed(question: Question, folder: Path, machines: int) -> Question:

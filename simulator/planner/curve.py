@@ -190,7 +190,6 @@ class Curve:
 
     def terms(self, decodes: Floats, prompts: Floats, prompt_tokens: float) -> Terms:
         """What :meth:`step_s` of the same arguments goes to."""
-        total = self.step_s(decodes, prompts, prompt_tokens)
         tokens = np.maximum(decodes + prompts * prompt_tokens, 1.0)
         logits = np.clip(decodes + prompts, 1, self.max_tokens)
         routed, parts = self._experts, 2 if self.plan.spec.overlap == "two_batch" else 1
@@ -199,21 +198,23 @@ class Curve:
         head = self._at(logits, self._prices.head_s)
         head_share = self._streaming("bf16", logits)
         matrices = parts * self._at(each, self._matrices_s)
-        streaming, mean, busiest = (
-            parts * np.interp(each, routed.tokens, seconds) for seconds in (routed.streaming_s, routed.mean_s, routed.busiest_s)
+        streaming, mean, busiest, exchanges = (
+            parts * np.interp(each, routed.tokens, seconds)
+            for seconds in (routed.streaming_s, routed.mean_s, routed.busiest_s, routed.exchanges_s)
         )
         cache, looking = self.looking_s("decode", decodes), self.looking_s("prefill", prompts)
-        all_reduces, host = parts * self._at(each, self._all_reduces_s), self._own_s(decodes, prompts)
-        computing = matrices + head + busiest + cache + looking + all_reduces + host
+        all_reduces = parts * self._at(each, self._all_reduces_s)
+        if parts == 2:  # one half computes meanwhile
+            exchanges = np.maximum(exchanges - (matrices + busiest + cache + looking + all_reduces), 0.0)
         return Terms(
             weights=matrices * share + head * head_share + streaming,
             products=matrices * (1 - share) + head * (1 - head_share) + mean - streaming,
             cache=cache,
             prompts=looking,
             waiting=busiest - mean,
-            exchanges=np.maximum(total - computing, 0.0),
+            exchanges=exchanges,
             all_reduces=all_reduces,
-            host=host,
+            host=self._own_s(decodes, prompts),
         )
 
     def _own_s(self, decodes: Floats, prompts: Floats) -> Floats:
