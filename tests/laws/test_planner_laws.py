@@ -1,0 +1,228 @@
+"""Laws of what a plan's answer hangs on: more of what hurts never costs less, and the same question has the same answer."""
+
+import json
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simulator.planner import confidence as sure
+from simulator.planner.conditions import Conditions
+from simulator.planner.doubts import doubts
+from simulator.planner.explore import Finding, Sized
+from simulator.planner.losses import LOST, left_of, spare_nodes, with_losses
+from simulator.planner.screen import Option
+from simulator.planner.search import search
+from simulator.planner.space import Design
+from simulator.planner.store import Store
+from simulator.planner.versus import RATES
+from simulator.planner.whatif import AS_ASKED, Change, Trials, _in_blocks, promise
+from simulator.spec.base import validate
+from simulator.spec.planning import Question
+from simulator.workload import load_requests
+
+QUESTION = {
+    "name": "tiny",
+    "seed": 3,
+    "workload": {
+        "requests": {
+            "arrivals": {"kind": "poisson", "rate_per_s": 60.0},
+            "lengths": {"kind": "fixed", "num_input": 400, "num_output": 40},
+            "num_requests": 240,
+        }
+    },
+    "targets": {"ttft_s": {"p90": 0.6}, "tpot_s": {"p90": 0.02}},
+    "models": [{"model": "gpt-oss-20b"}, {"model": "llama-3.1-8b"}],
+    "clusters": [{"cluster": "h100-sxm", "max_gpus": 64}],
+    "space": {
+        "tp": [1],
+        "attention_dp": [1],
+        "token_budgets": [2048],
+        "redundant_experts": [0.0],
+        "overlap": ["none"],
+        "disaggregate": False,
+    },
+}
+MOE, DENSE = 0, 1
+
+
+def question(**keys):
+    return validate(Question, {**QUESTION, **keys}, "test")
+
+
+def trials(**keys):
+    return Trials(question(**keys).model_dump_json(), str(Path()), None)
+
+
+def option(model, tp=1, attention_dp=1, ep=1, replicas=1, prefill=None):
+    design = Design(model, 0, tp, attention_dp, ep, "", "bf16", 0, "none")
+    return Option(design, 2048, prefill, replicas, 1, 0.0, 0.0, 1, 1, 0.01, 0.1)
+
+
+def gpus(finding):
+    return finding.sized.size if finding.sized is not None else np.inf
+
+
+def test_a_looser_target_never_costs_more():
+    sizes = [gpus(trials(targets={"tpot_s": {"p90": limit}}).find(option(DENSE))) for limit in (0.009, 0.012, 0.02, 0.05)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] < sizes[0]
+
+
+def test_more_traffic_never_needs_fewer_gpus():
+    sizes = [gpus(trials().find(option(MOE), Change(Conditions(rate=rate)))) for rate in (0.25, 1.0, 4.0)]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1]
+
+
+def test_a_faster_network_never_costs_more():
+    split = option(MOE, attention_dp=4, ep=4)
+    asked = trials(targets={"tpot_s": {"p90": 0.02}})
+    found = [asked.trial(split, Sized(0, 1), Change(Conditions(network=speed))) for speed in (0.02, 1.0, 4.0)]
+    worst = [outcome.worst for outcome in found]
+    assert worst == sorted(worst, reverse=True)
+    assert worst[-1] < worst[0]
+    sizes = [gpus(asked.find(split, Change(Conditions(network=speed)))) for speed in (0.02, 1.0, 4.0)]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_slower_kernels_never_cost_less():
+    sizes = [gpus(trials().find(option(DENSE), Change(slower=factor))) for factor in (0.6, 1.0, 1.4, 1.8)]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1]
+
+
+def test_longer_prompts_never_cost_less_and_fit_the_context():
+    asked = trials()
+    assert gpus(asked.find(option(DENSE), Change(Conditions(prompts=4.0)))) >= gpus(asked.find(option(DENSE)))
+    model = asked.space.models[DENSE]
+    far = asked.explorer(option(DENSE), Change(Conditions(prompts=10_000.0))).traffic.trace
+    assert int((far.num_input + far.num_output).max()) == model.max_context_tokens
+
+
+def test_losing_a_node_never_raises_goodput():
+    asked = trials(targets={"tpot_s": {"p90": 0.02}, "ttft_s": {"p90": 0.1}})
+    rows = with_losses(asked, option(DENSE, tp=8), Sized(24, 3))
+    assert [row["nodes_lost"] for row in rows] == [0, *LOST]
+    assert [row["replicas_left"] for row in rows] == [3, 2, 1]
+    for name in ("goodput_per_s", "attainment"):
+        values = [row[name] for row in rows]
+        assert values == sorted(values, reverse=True)
+    worst = [row["worst_ratio"] for row in rows]
+    assert worst == sorted(worst)
+    nothing = with_losses(asked, option(DENSE, tp=8), Sized(8, 1))[1]
+    assert (nothing["met"], nothing["goodput_per_s"], nothing["gpus_left"]) == (False, 0.0, 0)
+
+
+def test_more_spare_nodes_never_need_fewer_machines():
+    rows = spare_nodes(trials(), option(MOE))
+    sizes = [row["gpus"] for row in rows]
+    assert sizes == sorted(sizes)
+    assert all(later["gpus"] >= 8 * later["nodes_lost"] + 1 for later in rows)
+
+
+def test_which_replicas_are_left():
+    machines = trials().space.machines[0]
+    assert left_of(option(DENSE, tp=8), Sized(32, 4), machines, 1) == [Sized(32, 3)]
+    # Four replicas on a node go together, and a replica over two nodes goes when either does.
+    assert left_of(option(DENSE, tp=2), Sized(16, 8), machines, 1) == [Sized(16, 4)]
+    assert left_of(option(MOE, attention_dp=16), Sized(64, 4), machines, 2) == [Sized(64, 2)]
+    # A node that stands idle takes the lost one's place.
+    assert left_of(option(DENSE, tp=8), Sized(32, 3), machines, 1) == [Sized(32, 3)]
+    assert left_of(option(DENSE, tp=8), Sized(32, 3), machines, 2) == [Sized(32, 2)]
+    # Of pools either may lose, and both outcomes are looked at.
+    pools = option(DENSE, tp=8, prefill=option(DENSE, tp=8).design)
+    assert left_of(pools, Sized(40, 3, 2), machines, 1) == [Sized(40, 3, 1), Sized(40, 2, 2)]
+
+
+def test_requests_are_promised_what_targets_ask_for():
+    assert promise(question()).tpot_s == 0.02
+    assert promise(question(targets={"e2e_s": {"p50": 1.0, "p99": 4.0}})).e2e_s == 4.0
+    own = question(workload={**QUESTION["workload"], "slo": {"ttft_s": 1.0}})
+    assert (promise(own).ttft_s, promise(own).tpot_s) == (1.0, None)
+
+
+def test_traffic_lasts_as_long_at_any_rate_where_it_is_generated():
+    lasted = [trials().explorer(option(DENSE), Change(Conditions(rate=rate))).traffic.trace.arrival_s[-1] for rate in (1.0, 4.0)]
+    assert lasted[1] == pytest.approx(lasted[0], rel=0.2)
+
+
+def test_another_sample_of_a_recorded_trace_has_the_same_requests():
+    trace = load_requests(question().workload, Path(), 3)
+    trace = replace(trace, num_input=np.arange(trace.num_requests) + 1)
+    again = _in_blocks(trace, np.random.default_rng(1))
+    assert set(again.num_input) <= set(trace.num_input)
+    assert again.num_requests == trace.num_requests
+    assert np.all(np.diff(again.arrival_s) >= 0)
+    assert not np.array_equal(again.num_input, trace.num_input)
+
+
+def test_gpus_between_what_was_tried():
+    table = sure.Table((0.8, 1.25), (0.8, 1.25), "", {}, [0.8, 1.0, 1.25], [4, 8, 0])
+    slower = np.array([0.1, 0.8, 0.81, 1.0, 1.05, 1.2, 9.0])
+    found = sure.gpus_at(table, (1, 2, 4, 8, 16), slower)
+    assert found.tolist() == [4, 4, 8, 8, 8, np.inf, np.inf]
+
+
+@lru_cache(maxsize=1)
+def found():
+    return search(question(), Path(), Store(None), workers=1)
+
+
+@lru_cache(maxsize=1)
+def all_doubts():
+    return doubts(found(), Store(None), workers=1)
+
+
+def test_what_errs_together_does_not_change_the_order():
+    """Two deployments whose steps consist of the same terms: the dearer one never wins; with different terms it may."""
+
+    def probability(parts):
+        near = sure.Table((0.5, 2.0), (0.5, 2.0), "", {"a": 1.0}, [0.1, 1.0, 10.0], [1, 16, 64])
+        far = near._replace(parts=parts, gpus=[2, 24, 64])
+        options = option(MOE), option(DENSE)
+        findings = [Finding(one, Sized(size, size), None, float(size), size) for one, size in zip(options, (16, 24), strict=True)]
+        compared = sure.Doubted(*findings, None, None, dict(zip(options, (near, far), strict=True)), [], [], (1.0, 1.0))
+        mine, theirs = (
+            sure._costs(found(), finding, compared.tables[finding.option], np.ones(1))
+            for finding in (compared.first, compared.second)
+        )
+        return float((mine <= theirs).mean())
+
+    assert probability({"a": 1.0}) == 1.0
+    assert 0.5 < probability({"b": 1.0}) < 1.0
+
+
+def test_the_same_question_has_the_same_doubts(tmp_path):
+    anew, kept = (doubts(found(), Store(tmp_path), workers=1) for _ in range(2))
+    assert len({json.dumps(answer, sort_keys=True) for answer in (all_doubts(), anew, kept)}) == 1
+    assert any(tmp_path.rglob("*.json"))
+
+
+def test_doubts_are_whole():
+    answer = all_doubts()
+    assert [row["name"] for row in answer["sensitivity"]] == ["traffic", "prompts", "network", "skew", "price"]
+    by_name = {row["name"]: row for row in answer["sensitivity"]}
+    assert by_name["price"]["cost_ratio"] == pytest.approx(0.7)
+    assert by_name["traffic"]["cost_ratio"] >= 1.0
+    assert not by_name["price"]["flips"]
+    certain = answer["confidence"]
+    assert certain["cost_low"] <= certain["cost_high"]
+    assert certain["headroom_low"] <= certain["headroom_high"]
+    assert 0 <= certain["meets_targets"] <= 1
+    assert 0 <= certain["moe_beats_dense"] <= certain["moe_costs_no_more_than_dense"] <= 1
+    for figure in certain["figures"].values():
+        assert figure["low"] <= figure["value"] <= figure["high"]
+    compared = answer["moe_vs_dense"]
+    assert compared["cost_ratio"] == compared["moe"]["cost_per_hour"] / compared["dense"]["cost_per_hour"]
+    assert [point["rate"] for point in compared["rates"]] == list(RATES)
+    for kind in ("moe", "dense"):
+        costs = [point[f"{kind}_cost_per_hour"] for point in compared["rates"] if point[f"{kind}_cost_per_hour"] is not None]
+        assert costs == sorted(costs)
+
+
+def test_as_asked_is_what_the_search_found():
+    best = found().findings[0]
+    assert trials().find(best.option, AS_ASKED).sized == best.sized
