@@ -44,11 +44,18 @@ def against(answer: dict[str, Any]) -> str:
     other_kind = [row for row in rows if row["is_moe"] != best["is_moe"]]
     kind = "dense model" if best["is_moe"] else "mixture of experts"
     if other_kind:
-        return _compared(best, min(other_kind, key=lambda row: (row["cost_per_hour"], row["gpus"])), f"best {kind}")
+        other = min(other_kind, key=lambda row: (row["cost_per_hour"], row["gpus"]))
+        return _compared(best, other, f"best {_kind(other)}")
     listed = [model["name"] for model in answer.get("models", []) if model["is_moe"] != best["is_moe"]]
     if listed:
         return f"no {kind} of the list does ({', '.join(listed)})"
     return _compared(best, min(rows, key=lambda row: (row["cost_per_hour"], row["gpus"])), "next model") if rows else ""
+
+
+def _kind(row: dict[str, Any]) -> str:
+    if row.get("is_pruned"):
+        return "pruned model"
+    return "mixture of experts" if row["is_moe"] else "dense model"
 
 
 def _compared(best: dict[str, Any], other: dict[str, Any], what: str) -> str:
@@ -119,7 +126,7 @@ def _others(answer: dict[str, Any]) -> Iterator[str]:
     others = [row for name, row in answer.get("best_of_each_model", {}).items() if name != best["model"]]
     if others:
         other = min(others, key=lambda row: (row["is_moe"] == best["is_moe"], row["cost_per_hour"], row["gpus"]))
-        kind = "mixture of experts" if other["is_moe"] else "dense model"
+        kind = _kind(other)
         cost = f", {money(other['cost_per_hour'], currency)} per hour" if other["cost_per_hour"] else ""
         yield f"The best {kind} would be {other['deployment']}{cost}."
 
@@ -182,4 +189,4 @@ def _why_not(answer: dict[str, Any]) -> Iterator[str]:
         yield f"The nearest is {why['deployment']}: its {target_text(name)} is {value_text(name, why['measured'])}{asked}."
     reasons = sorted(answer.get("ruled_out", []), key=lambda row: -row["count"])
     if reasons and reasons[0]["count"]:
-        yield f"Most candidates were ruled out because of this: {reasons[0]['reason']} ({reasons[0]['count']:,})."
+        yield f"What ruled out most candidates: {reasons[0]['reason']} ({reasons[0]['count']:,})."
