@@ -51,7 +51,8 @@ def launch(plan: Plan, model: str, longest_prompt: int, longest_tokens: int) -> 
     fronts = {role: [(place.hosts[0], place.first_gpu) for place in group] for role, group in placed.items()}
     command = engine.router(fronts, spec.balancing["kind"]) if sum(map(len, fronts.values())) > 1 else ""
     if command:
-        given.append(Command("router in front of all servers", command, _balanced(spec.balancing["kind"])))
+        unbalanced = engine.unbalanced(spec.balancing["kind"])
+        given.append(Command("router in front of all servers", command, (unbalanced,) if unbalanced else ()))
     general = (*_about(weights, spec.engine), *_general(plan, node_gpus, placed))
     return [given[0]._replace(not_expressed=(*general, *given[0].not_expressed)), *given[1:]]
 
@@ -108,12 +109,6 @@ def _said(server: Server) -> Iterator[str]:
         f"The plan counts on {plan.capacity.tokens:,} tokens of KV cache on each data-parallel rank: compare with what the server says "
         "when it has started, and raise or lower its share of memory."
     )
-
-
-def _balanced(kind: str) -> tuple[str, ...]:
-    if kind in ("round_robin", "random"):
-        return ()
-    return ("The plan sends each request to the least loaded of all servers; the router compares two at random.",)
 
 
 def _general(plan: Plan, node_gpus: int, placed: Mapping[Role, list[Place]]) -> list[str]:

@@ -173,6 +173,8 @@ def test_pools_have_servers_of_each_kind_and_a_router(engine):
     else:
         assert all("cache_transceiver_config" in one.command and "max_tokens_in_buffer: 3000" in one.command for one in given[:3])
         assert "trtllm-serve disaggregated -c disaggregated.yml" in given[-1].command
+        assert "router:\n    type: load_balancing\n    use_tokens: false" in given[-1].command
+        assert "at random" not in said(given)
         assert "num_instances: 2\n  urls:\n    - node0:8004" in given[-1].command
     ports = [flags(one.command)["--port"] for one in given[:3]]
     assert len(set(ports)) == 3

@@ -94,9 +94,20 @@ class Engine(Protocol):
         """The command that spreads requests over servers (host and number of the first GPU of each); empty where there is none."""
         ...
 
+    def unbalanced(self, balancing: str) -> str:
+        """How its router differs from the plan's balancer, in a sentence; empty where it does not."""
+        ...
+
     def not_expressed(self, server: Server) -> list[str]:
         """What the plan takes and the engine's flags do not say, in sentences."""
         ...
+
+
+def two_at_random(balancing: str) -> str:
+    """Of a router whose nearest policy is the power of two choices."""
+    if balancing in ("round_robin", "random"):
+        return ""
+    return "The plan sends each request to the least loaded of all servers; the router compares two at random."
 
 
 def words(environment: Mapping[str, object], command: Iterable[object]) -> str:

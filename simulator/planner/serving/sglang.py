@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from simulator.planner.serving import Place, Role, Server, visible, words
+from simulator.planner.serving import Place, Role, Server, two_at_random, visible, words
 from simulator.spec.base import Frozen
 from simulator.spec.ffn import DenseFFN
 
@@ -87,6 +87,9 @@ class Sglang(Frozen):
         for host, gpu in fronts["decoding"]:
             command += ["--decode", f"http://{host}:{_port(gpu)}"]
         return words({}, command)
+
+    def unbalanced(self, balancing: str) -> str:
+        return two_at_random(balancing)
 
     def not_expressed(self, server: Server) -> list[str]:
         plan, layout = server.plan, server.plan.layout

@@ -13,6 +13,9 @@ from typing import Any
 from simulator.planner.serving import Place, Role, Server, visible, words
 from simulator.spec.base import Frozen
 
+_POLICIES = {"least_outstanding": False, "least_tokens": True}
+"""Balancers that its router has: whether loads are counted in tokens rather than requests."""
+
 
 class Trtllm(Frozen):
     """``trtllm-serve``."""
@@ -45,7 +48,13 @@ class Trtllm(Frozen):
         for key, role in (("context_servers", "prompts"), ("generation_servers", "decoding")):
             urls = [f"{host}:{_port(gpu)}" for host, gpu in fronts[role]]  # type: ignore[index]
             found[key] = {"num_instances": len(urls), "urls": urls}
+            if balancing in _POLICIES:
+                found[key]["router"] = {"type": "load_balancing", "use_tokens": _POLICIES[balancing]}
         return f"{_written('disaggregated.yml', found)}\n{words({}, ['trtllm-serve', 'disaggregated', '-c', 'disaggregated.yml'])}"
+
+    def unbalanced(self, balancing: str) -> str:
+        known = (*_POLICIES, "round_robin")
+        return "" if balancing in known else f"The plan's balancer is '{balancing}'; requests go round in turn instead."
 
     def not_expressed(self, server: Server) -> list[str]:
         plan, layout = server.plan, server.plan.layout

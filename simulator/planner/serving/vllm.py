@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from simulator.planner.serving import Place, Role, Server, visible, words
+from simulator.planner.serving import Place, Role, Server, two_at_random, visible, words
 from simulator.spec.base import Frozen
 
 _EXCHANGES = {
@@ -81,6 +81,9 @@ class Vllm(Frozen):
             for url in urls[role]:  # type: ignore[index]
                 command += [flag, url]
         return words({}, command)
+
+    def unbalanced(self, balancing: str) -> str:
+        return two_at_random(balancing)
 
     def not_expressed(self, server: Server) -> list[str]:
         plan, layout = server.plan, server.plan.layout
