@@ -1,0 +1,166 @@
+"""The search finds what simulating everything would find, keeps what it has done, and repeats itself exactly."""
+
+import itertools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from simulator.planner.explore import Explorer, _first
+from simulator.planner.plan import plan
+from simulator.planner.screen import Judge, Option
+from simulator.planner.search import search, traffic_of
+from simulator.planner.space import Ruled, Space
+from simulator.planner.store import Store, key_of
+from simulator.spec.planning import Question
+
+REGRET = 0.02
+"""Of the search's choice over the cheapest of the whole space; the issue's limit."""
+
+
+def question(**changes):
+    """Two small models on up to four GPUs: some dozens of deployments, each simulated in milliseconds."""
+    table = {
+        "name": "small",
+        "seed": 1,
+        "workload": {
+            "requests": {
+                "arrivals": {"kind": "gamma", "rate_per_s": 40.0, "cv": 1.5},
+                "lengths": {"kind": "fixed", "num_input": 700, "num_output": 60},
+                "num_requests": 160,
+            }
+        },
+        "targets": {"ttft_s": {"p90": 0.6}, "tpot_s": {"p90": 0.012}},
+        "models": [{"model": "qwen3-8b"}, {"model": "gpt-oss-20b"}],
+        "clusters": [{"cluster": "h100-sxm", "max_gpus": 8}, {"cluster": "l40s", "max_gpus": 8}],
+        "space": {
+            "tp": [1, 2],
+            "attention_dp": [1, 2],
+            "token_budgets": [2048],
+            "redundant_experts": [0.0],
+            "overlap": ["none"],
+            "ep": ["all"],
+            "disaggregate": False,
+        },
+    }
+    return Question.model_validate({**table, **changes})
+
+
+def everything(asked):
+    """Every deployment of the space, explored without the screen having a say."""
+    space, traffic = Space(asked, Path()), traffic_of(asked, Path())
+    budget = max(asked.space.token_budgets)
+    for model, machines in itertools.product(range(len(space.models)), range(len(space.machines))):
+        designs = [design for design, _ in space.designs(model, machines, Ruled())]
+        pools = designs if asked.space.disaggregate else []
+        for design, prefill in itertools.product(designs, [None, *pools]):
+            option = Option(design, budget, prefill, 1, int(prefill is not None), 0.0, 0.0, 0, 0, 0.0, 0.0)
+            yield Explorer(space, option, traffic, asked.seed).find()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"targets": {"ttft_s": {"p90": 0.3}, "tpot_s": {"p90": 0.006}}},
+        {
+            "models": [{"model": "qwen3-8b"}],
+            "space": {"tp": [1, 2], "attention_dp": [1], "token_budgets": [2048]},
+            "targets": {"ttft_s": {"p90": 0.4}, "tpot_s": {"p90": 0.009}},
+        },
+    ],
+    ids=["loose", "tight", "with pools"],
+)
+def test_nothing_cheaper_is_missed(changes):
+    asked = question(**changes)
+    found = search(asked, Path(), Store(None), workers=1)
+    cheapest = min(finding.cost_per_hour for finding in everything(asked))
+    assert math.isfinite(cheapest)
+    assert found.findings[0].cost_per_hour <= cheapest * (1 + REGRET)
+    assert found.num_legal > 0
+
+
+def test_a_planted_bargain_is_found(tmp_path, monkeypatch):
+    """The same machines at a tenth of the price, under another name among dearer ones."""
+    (tmp_path / "cluster_configs").mkdir()
+    (tmp_path / "cluster_configs" / "bargain.toml").write_text(
+        'title = "bargain"\nbased_on = "h100-sxm"\nprice_per_gpu_hour = 0.299\nsizes = [1, 2, 4, 8]\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    asked = question(
+        clusters=[{"cluster": "h200-sxm", "max_gpus": 4}, {"cluster": "bargain"}, {"cluster": "h100-sxm", "max_gpus": 4}]
+    )
+    best = search(asked, tmp_path, Store(None), workers=1).findings[0]
+    assert asked.clusters[best.option.design.machines].cluster == "bargain"
+
+
+def test_the_screen_reads_rates_optimistically():
+    """What a replica carries in simulation lies below the screen's optimistic reading."""
+    asked = question()
+    space, traffic = Space(asked, Path()), traffic_of(asked, Path())
+    judge = Judge(space, traffic)
+    for model in range(2):
+        for design, plan_ in space.designs(model, 0, Ruled()):
+            rates = judge.both(plan_, judge.curve(design, plan_), 2048)
+            option = Option(design, 2048, None, 1, 0, 0.0, 0.0, 0, 0, 0.0, 0.0)
+            finding = Explorer(space, option, traffic, 1).find()
+            assert finding.sized is not None
+            assert rates.most * finding.sized.replicas >= traffic.rate_per_s * 0.99, space.text(design)
+
+
+def test_an_answer_repeats_itself(tmp_path):
+    asked = question()
+    first, _ = plan(asked, Path(), Store(tmp_path / "a"), workers=1)
+    again, _ = plan(asked, Path(), Store(tmp_path / "b"), workers=1)
+    kept, _ = plan(asked, Path(), Store(tmp_path / "a"), workers=1)
+    assert json.dumps(first) == json.dumps(again) == json.dumps(kept)
+
+
+def test_a_killed_search_goes_on_where_it_was(tmp_path):
+    """What was finished is neither lost nor done again, and no file is half written."""
+    asked, folder = question(), tmp_path / "store"
+    program = (
+        "import sys; from pathlib import Path; from simulator.planner.search import search; from simulator.planner.store import Store; "
+        "from simulator.spec.planning import Question; "
+        "search(Question.model_validate_json(sys.argv[1]), Path(), Store(Path(sys.argv[2])), workers=1)"
+    )
+    running = subprocess.Popen([sys.executable, "-c", program, asked.model_dump_json(), str(folder)])
+    try:
+        for _ in range(2400):
+            if len(list(folder.rglob("*.json"))) >= 3 or running.poll() is not None:
+                break
+            time.sleep(0.05)
+        running.send_signal(signal.SIGKILL)
+    finally:
+        running.wait()
+    done = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*.json")}
+    assert len(done) >= 3
+    for _, content in done.values():
+        json.loads(content)
+    found = search(asked, Path(), Store(folder), workers=1)
+    assert all((path.stat().st_mtime_ns, path.read_bytes()) == before for path, before in done.items())
+    assert len(list(folder.rglob("*.json"))) > len(done)
+    fresh = search(asked, Path(), Store(None), workers=1)
+    assert [(f.option, f.sized, f.outcome) for f in found.findings] == [(f.option, f.sized, f.outcome) for f in fresh.findings]
+
+
+def test_a_file_that_was_cut_short_is_done_again(tmp_path):
+    store = Store(tmp_path)
+    store.put(key_of("x"), {"a": 1})
+    assert store.get(key_of("x")) == {"a": 1}
+    path = next(tmp_path.rglob("*.json"))
+    path.write_text('{"a"')
+    assert store.get(key_of("x")) is None
+    assert not [name for name in os.listdir(path.parent) if name.endswith(".partial")]
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 40])
+def test_bisection_finds_the_first_place_wherever_it_begins(count):
+    for first, start in itertools.product(range(count + 1), range(count)):
+        assert _first(count, start, lambda n, f=first: n >= f) == (first if first < count else None)
