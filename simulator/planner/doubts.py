@@ -37,12 +37,13 @@ def doubts(found: Found, store: Store, tick: Tick = lambda *_: None, workers: in
     first = next(finding for finding in found.findings if finding.sized is not None)
     second, moe, dense = second_choice(found), best_of_kind(found, "MoE"), best_of_kind(found, "dense")
     doubted = Doubted(first, second, moe, dense, {}, [], [], (1.0, 1.0))
+    copying = next((one for one in found.findings if one.sized is not None and one.option.design.slots), None)
     again = options_of(found)
 
     def everything_of(option: Option) -> tuple[Option, tuple[Change, ...], bool]:
         return option, tuple(changes_of(found, option)) if option in again else (), option in doubted.options
 
-    jobs = [_Job(_first_choice, (first, *everything_of(first.option)[1:])), _Job(_samples, (first, second))]
+    jobs = [_Job(_first_choice, (first, copying, *everything_of(first.option)[1:])), _Job(_samples, (first, second))]
     others = [option for option in dict.fromkeys([*again, *doubted.options]) if option != first.option]
     jobs += [_Job(_option, everything_of(option)) for option in others]
     if moe is not None and dense is not None:
@@ -83,7 +84,9 @@ def _samples(trials: Trials, first: Finding, second: Finding | None) -> list[dic
     return redrawn(trials, (first.option,) if second is None else (first.option, second.option), first.sized)
 
 
-def _first_choice(trials: Trials, first: Finding, changes: tuple[Change, ...], is_doubted: bool) -> dict[str, Any]:
+def _first_choice(
+    trials: Trials, first: Finding, copying: Finding | None, changes: tuple[Change, ...], is_doubted: bool
+) -> dict[str, Any]:
     """What is asked of the recommended deployment only, and of every one."""
     if first.sized is None:
         return {}
@@ -93,7 +96,7 @@ def _first_choice(trials: Trials, first: Finding, changes: tuple[Change, ...], i
         "option": (findings, table),
         "losses": with_losses(trials, option, sized),
         "spare_nodes": spare_nodes(trials, option),
-        "idle": idle_costs(trials, option, sized, first.num_gpus),
+        "idle": idle_costs(trials, first, copying),
         "slowed": at_its_size(trials, option, sized, table),
         "room": tuple(carried(trials, option, sized, slower) for slower in table.band),
     }

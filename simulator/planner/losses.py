@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import Any
 
 from simulator.plan import make_plan
-from simulator.planner.explore import Sized
+from simulator.planner.explore import Finding, Sized
 from simulator.planner.screen import Option
 from simulator.planner.space import Machines
 from simulator.planner.trial import Outcome
@@ -119,17 +119,23 @@ def spare_nodes(trials: Trials, option: Option) -> list[dict[str, Any]]:
     return rows
 
 
-def idle_costs(trials: Trials, option: Option, sized: Sized, num_gpus: int) -> dict[str, Any]:
-    """What stands idle: GPUs that no replica uses, and memory of copies of experts."""
-    space = trials.space
+def idle_costs(trials: Trials, first: Finding, copying: Finding | None) -> dict[str, Any]:
+    """What stands idle: GPUs that no replica of the first choice uses, and memory of copies of experts.
+
+    Args:
+        copying: the best deployment with copies, which need not be the first choice.
+    """
+    space, option = trials.space, first.option
     machines = space.machines[option.design.machines]
-    unused = sized.size - num_gpus
+    unused = 0 if first.sized is None else first.sized.size - first.num_gpus
     return {
         "unused_gpus": unused,
         "unused_cost_per_hour": unused * gpu_hour(space, option.design.machines),
         "held_back_nodes": space.question.spare.nodes,
         "held_back_cost_per_hour": space.spare_gpus(machines) * gpu_hour(space, option.design.machines),
-        "spare_experts": _spare_experts(trials, option, sized),
+        "spare_experts": None
+        if copying is None or copying.sized is None
+        else _spare_experts(trials, copying.option, copying.sized),
     }
 
 
@@ -150,6 +156,7 @@ def _spare_experts(trials: Trials, option: Option, sized: Sized) -> dict[str, An
     share = bytes_per_gpu / with_copies.total_bytes
     cost = cost_of(space, trials.find(option._replace(design=plain)))
     return {
+        "deployment": space.text(design),
         "slots": design.slots - moe.num_experts,
         "share_of_slots": 1 - moe.num_experts / design.slots,
         "bytes_per_gpu": bytes_per_gpu,

@@ -12,7 +12,7 @@ from simulator.planner import confidence as sure
 from simulator.planner.conditions import Conditions
 from simulator.planner.doubts import doubts
 from simulator.planner.explore import Finding, Sized
-from simulator.planner.losses import LOST, left_of, spare_nodes, with_losses
+from simulator.planner.losses import LOST, idle_costs, left_of, spare_nodes, with_losses
 from simulator.planner.screen import Option
 from simulator.planner.search import search
 from simulator.planner.space import Design
@@ -135,6 +135,18 @@ def test_which_replicas_are_left():
     # Of pools either may lose, and both outcomes are looked at.
     pools = option(DENSE, tp=8, prefill=option(DENSE, tp=8).design)
     assert left_of(pools, Sized(40, 3, 2), machines, 1) == [Sized(40, 3, 1), Sized(40, 2, 2)]
+
+
+def test_copies_of_experts_take_memory():
+    split = option(MOE, attention_dp=4, ep=4)
+    copying = split._replace(design=split.design._replace(slots=40))
+    found = [Finding(one, Sized(8, number), None, 0.0, 4 * number) for number, one in ((1, split), (2, copying))]
+    idle = idle_costs(trials(), *found)
+    spare = idle["spare_experts"]
+    assert (idle["unused_gpus"], spare["slots"], spare["share_of_slots"]) == (4, 8, 0.2)
+    assert 0 < spare["share_of_memory"] < 0.2
+    assert spare["cache_tokens_forgone"] > 0
+    assert idle_costs(trials(), found[0], None)["spare_experts"] is None
 
 
 def test_requests_are_promised_what_targets_ask_for():
