@@ -143,7 +143,8 @@ def test_copies_of_experts_take_memory():
     found = [Finding(one, Sized(8, number), None, 0.0, 4 * number) for number, one in ((1, split), (2, copying))]
     idle = idle_costs(trials(), *found)
     spare = idle["spare_experts"]
-    assert (idle["unused_gpus"], spare["slots"], spare["share_of_slots"]) == (4, 8, 0.2)
+    assert (idle["unused_gpus"], spare["slots"]) == (4, 8)
+    assert spare["share_of_slots"] == pytest.approx(0.2)
     assert 0 < spare["share_of_memory"] < 0.2
     assert spare["cache_tokens_forgone"] > 0
     assert idle_costs(trials(), found[0], None)["spare_experts"] is None
