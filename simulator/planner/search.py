@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
@@ -14,6 +15,7 @@ from simulator.planner.space import Ruled, Space
 from simulator.planner.store import Store, key_of
 from simulator.planner.traffic import Traffic, busiest
 from simulator.planner.trial import Outcome
+from simulator.spec.base import Policy
 from simulator.spec.planning import Question
 from simulator.sweep import sweep
 from simulator.workload import load_requests
@@ -193,13 +195,42 @@ def _explored(text: str, folder: str, place: str | None, is_short: bool, option:
     """One finding, from the store where it is there."""
     space, traffic = _world(text, folder, is_short)
     store = Store(None if place is None else Path(place))
-    key = key_of(text, is_short, option)
+    key = key_of(identity(space, traffic, option))
     known = store.get(key)
     if known is not None:
         return finding_of(known, option)
     found = Explorer(space, option, traffic, space.question.seed).find()
     store.put(key, as_json(found))
     return found
+
+
+def identity(space: Space, traffic: Traffic, option: Option) -> list[Any]:
+    """All that a finding about an option depends on: not the question's name, its other models and machines, or its map.
+
+    A search that gets another model or another price for other machines therefore finds what it has done already.
+    """
+    question, design = space.question, option.design
+    candidate, machines = space.candidates[design.model], space.machines[design.machines]
+    prompts = option.prefill and option.prefill._replace(model=0, machines=0)
+    return [
+        option._replace(design=design._replace(model=0, machines=0), prefill=prompts),
+        space.models[design.model].model_dump(mode="json"),
+        candidate.entry.model_dump(mode="json", exclude={"quality", "pruned_quality", "prunings"}),
+        candidate.pruning and candidate.pruning.model_dump(mode="json"),
+        _files(candidate.entry.routing or {}, space.folder),
+        machines.spec.model_dump(mode="json"),
+        [machines.sizes, machines.price_per_gpu_hour, machines.offer.network_speed],
+        question.targets.model_dump(mode="json"),
+        question.workload.slo.model_dump(mode="json"),
+        [question.seed, question.spare.nodes],
+        traffic.digest,
+    ]
+
+
+def _files(table: Policy, folder: Path) -> list[str]:
+    """Digests of the files that a policy reads."""
+    paths = [folder / value for value in table.values() if isinstance(value, str) and (folder / value).is_file()]
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
 
 
 def as_json(finding: Finding) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -44,6 +45,15 @@ class Traffic(NamedTuple):
             trace.num_input[order[places]],
             trace.num_input[chosen] + trace.num_output[chosen] // 2,
         )
+
+    @property
+    def digest(self) -> str:
+        """Of every request: what findings about this traffic are kept under."""
+        found = hashlib.sha256()
+        trace = self.trace
+        for values in (trace.arrival_s, trace.num_input, trace.num_output, trace.prefix_starts, trace.prefix_ids):
+            found.update(np.ascontiguousarray(values).tobytes())
+        return found.hexdigest()
 
     def share(self, parts: int, first: int = 0, most: int | None = None) -> RequestTrace:
         """What one of ``parts`` replicas gets: every so-manieth request, as a balancer that keeps them even would send."""

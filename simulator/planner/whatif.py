@@ -14,7 +14,7 @@ import numpy as np
 from simulator.planner.conditions import Conditions, apply
 from simulator.planner.explore import Explorer, Finding, Sized
 from simulator.planner.screen import Option
-from simulator.planner.search import as_json, finding_of, traffic_of
+from simulator.planner.search import as_json, finding_of, identity, traffic_of
 from simulator.planner.space import Space
 from simulator.planner.store import Store, key_of
 from simulator.planner.traffic import Traffic, busiest, subset
@@ -23,7 +23,7 @@ from simulator.spec.planning import Percentiles, Question
 from simulator.spec.workload import SLO
 from simulator.traces import RequestTrace
 
-MOST_REQUESTS = 20_000
+MOST_REQUESTS = 8_000
 """Of the busiest stretch that is looked at, at the traffic that was asked for."""
 SHORT_REQUESTS = 2_000
 """Where traffic itself is varied over two orders."""
@@ -63,21 +63,21 @@ class Trials:
 
     def find(self, option: Option, change: Change = AS_ASKED) -> Finding:
         """The smallest cluster on which an option meets the targets; from the store where it is there."""
-        store = self._store
-        key = key_of(self.text, "what if", option, change)
+        store, explorer = self._store, self.explorer(option, change)
+        key = key_of(identity(explorer.space, explorer.traffic, explorer.option), "what if", change)
         known = store.get(key)
         if known is None:
-            known = as_json(self.explorer(option, change).find())
+            known = as_json(explorer.find())
             store.put(key, known)
         return finding_of(known, option)
 
     def trial(self, option: Option, sized: Sized, change: Change = AS_ASKED) -> Outcome:
         """What so many replicas do, likewise."""
-        store = self._store
-        key = key_of(self.text, "trial", option, sized, change)
+        store, explorer = self._store, self.explorer(option, change)
+        key = key_of(identity(explorer.space, explorer.traffic, explorer.option), "trial", sized, change)
         known = store.get(key)
         if known is None:
-            known = self.explorer(option, change).trial(sized)._asdict()
+            known = explorer.trial(sized)._asdict()
             store.put(key, known)
         return Outcome(**known)
 

@@ -15,7 +15,7 @@ import pytest
 from simulator.planner.explore import Explorer, _first
 from simulator.planner.plan import plan
 from simulator.planner.screen import Judge, Option
-from simulator.planner.search import search, traffic_of
+from simulator.planner.search import as_json, search, traffic_of
 from simulator.planner.space import Ruled, Space
 from simulator.planner.store import Store, key_of
 from simulator.spec.planning import Question
@@ -147,7 +147,28 @@ def test_a_killed_search_goes_on_where_it_was(tmp_path):
     assert all((path.stat().st_mtime_ns, path.read_bytes()) == before for path, before in done.items())
     assert len(list(folder.rglob("*.json"))) > len(done)
     fresh = search(asked, Path(), Store(None), workers=1)
-    assert [(f.option, f.sized, f.outcome) for f in found.findings] == [(f.option, f.sized, f.outcome) for f in fresh.findings]
+    assert [json.dumps([f.option, as_json(f)]) for f in found.findings] == [
+        json.dumps([f.option, as_json(f)]) for f in fresh.findings
+    ]
+
+
+def test_an_extended_search_does_not_repeat_what_it_has(tmp_path):
+    """Another name, another model: what was explored stays explored; another target does not."""
+    asked = question(models=[{"model": "qwen3-8b"}])
+    search(asked, Path(), Store(tmp_path), workers=1)
+    done = {path.name for path in tmp_path.rglob("*.json")}
+    search(question(name="another", models=[{"model": "gpt-oss-20b"}, {"model": "qwen3-8b"}]), Path(), Store(tmp_path), workers=1)
+    more = {path.name for path in tmp_path.rglob("*.json")}
+    alone = tmp_path / "alone"
+    search(question(models=[{"model": "gpt-oss-20b"}]), Path(), Store(alone), workers=1)
+    assert len(more) <= len(done) + len(list(alone.rglob("*.json")))
+    search(
+        asked.model_copy(update={"targets": question(targets={"tpot_s": {"p50": 0.03}}).targets}),
+        Path(),
+        Store(tmp_path),
+        workers=1,
+    )
+    assert {path.name for path in tmp_path.rglob("*.json") if alone not in path.parents} > more
 
 
 def test_a_file_that_was_cut_short_is_done_again(tmp_path):
