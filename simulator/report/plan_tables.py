@@ -146,16 +146,17 @@ def spare_table(answer: dict[str, Any]) -> Markup | None:
         return None
     rows = []
     for row in found:
-        held = (
-            f"{row['gpus']:,} GPUs on {row['nodes']:,} {'node' if row['nodes'] == 1 else 'nodes'}" if row.get("gpus") else UNDEFINED
-        )
+        held = f"{_many(row['gpus'], 'GPU')} on {_many(row['nodes'], 'node')}" if row.get("gpus") else UNDEFINED
         cost = money(row["cost_per_hour"], currency) if row.get("cost_per_hour") is not None else UNDEFINED
-        more = (
-            money(row["extra_cost_per_hour"], currency) if row.get("extra_cost_per_hour") is not None else str(row.get("why") or "")
-        )
+        extra = row.get("extra_cost_per_hour")
+        more = str(row.get("why") or "") if extra is None else money(extra, currency) if extra else UNDEFINED
         rows.append(_row([f"{row['nodes_lost']}", held, cost, more], ("value", "", "value", "value")))
     head = ["Nodes that may be lost", "Smallest cluster", "Cost per hour", "For the spare"]
     return tables.table(head, rows, "assumptions", "What it takes to keep every target with nodes lost")
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def idle_list(answer: dict[str, Any]) -> Markup | None:

@@ -24,9 +24,9 @@ def closed_form(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [point for point in points if point["kind"] != "simulated"]
 
 
-def log_axis(values: Sequence[float]) -> dict[str, Any]:
-    """A logarithmic axis that holds all values."""
-    low, high = min(values) / 1.25, max(values) * 1.25
+def log_axis(values: Sequence[float], least: float = 0.0, most: float = math.inf) -> dict[str, Any]:
+    """A logarithmic axis that holds all values from ``least`` to ``most``; what lies beyond is seen when the reader zooms out."""
+    low, high = max(min(values), least) / 1.25, min(max(values), most) * 1.25
     return {"type": "log", "range": [math.log10(low), math.log10(high)], **log_ticks(low, high)}
 
 

@@ -13,6 +13,9 @@ from simulator.spec.base import Frozen
 
 _COST, _SPEED = "cost_per_million_output_tokens", "ms_per_token"
 
+_REACH = 50.0
+"""Tokens that cost more times as much as the cheapest lie beyond the plot's upper edge."""
+
 
 class CostLatency(Frozen):
     """A line a model, over all machines: the cheapest tokens at each speed."""
@@ -39,9 +42,10 @@ class CostLatency(Frozen):
         for own in by_label(_points.closed_form(points)).values():
             kept += _cheapest(own)
         currency = answer.get("currency", "USD")
+        costs = [point[_COST] for point in kept]
         axes = {
             "xaxis": _points.log_axis([*(point[_SPEED] for point in kept), *limits]),
-            "yaxis": _points.log_axis([point[_COST] for point in kept]),
+            "yaxis": _points.log_axis(costs, most=min(costs) * _REACH),
         }
         drawn = style.figure("Time per output token (ms)", f"Cost of a million output tokens ({currency})", 400, **axes)
         _points.add(drawn, answer, kept, _SPEED, _COST)

@@ -77,7 +77,7 @@ _READINGS = (
     _Reading(
         "at_full_load",
         "Each at its full load",
-        "Splits: the best of each model, or tensor parallelism of both",
+        "Splits: best of each model, or TP of both",
         _splits,
         lambda row: row.get("gpus") or 0,
         {**_PAIR, "Network": _network},

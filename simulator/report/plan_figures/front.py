@@ -11,6 +11,9 @@ from simulator.report import style
 from simulator.report.plan_figures import _points
 from simulator.spec.base import Frozen
 
+_REACH = 100.0
+"""A GPU that makes less than its share of the best one's tokens serves one user alone, which nobody plans for."""
+
 
 class Front(Frozen):
     """A line a model: the deployments that no other beats in both; a plot a kind of machines."""
@@ -31,9 +34,10 @@ class Front(Frozen):
         points = [point for point in answer.get("pareto", []) if point["tokens_per_s_gpu"] > 0]
         if not points:
             return {}
+        made = [point["tokens_per_s_gpu"] for point in points]
         axes = {
             "xaxis": _points.log_axis([point["tokens_per_s_user"] for point in points]),
-            "yaxis": _points.log_axis([point["tokens_per_s_gpu"] for point in points]),
+            "yaxis": _points.log_axis(made, least=max(made) / _REACH),
         }
         clusters = list(dict.fromkeys(point["cluster"] for point in points))
         plots = {}

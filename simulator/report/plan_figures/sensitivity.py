@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from typing import Any, ClassVar, Literal
 
@@ -46,7 +47,8 @@ class Sensitivity(Frozen):
         drawn = style.figure("Cost over today's", "", height=64 + BAR_PIXELS * len(rows), bargap=0.56, xaxis=axis)
         for place, (row, ratio) in enumerate(zip(rows, ratios, strict=True)):
             is_met = bool(row.get("cost_ratio"))
-            said = _said(row, answer.get("currency", "USD"), is_met)
+            said, cost = _said(row, is_met), row.get("cost_per_hour")
+            priced = [f"{money(cost, answer.get('currency', 'USD'))} per hour"] if cost else []
             drawn.add_bar(
                 orientation="h",
                 y=[place],
@@ -57,7 +59,7 @@ class Sensitivity(Frozen):
                     "color": _NONE if not is_met else _MORE if ratio > 1 else _LESS,
                     "pattern": {"shape": "/" if row.get("flips") else ""},
                 },
-                text=[hover(str(row["change"]), said, str(row.get("deployment") or ""))],
+                text=[hover(str(row["change"]), said, *priced, str(row.get("deployment") or ""))],
                 textposition="none",
                 hovertemplate="%{text}<extra></extra>",
             )
@@ -66,16 +68,15 @@ class Sensitivity(Frozen):
                 y=place - 0.24,
                 xanchor="left",
                 yanchor="bottom",
-                text=f"<b>{hover(str(row['change']))}</b>  {hover(said)}",
+                text=f"<b>{style.short(html.escape(str(row['change']), quote=False), 34)}</b>  {said}",
             )
         drawn.add_vline(x=1, line={"color": style.MUTED, "width": 1})
         drawn.update_yaxes(visible=False, range=[len(rows) - 0.7, -0.75])
         return drawn
 
 
-def _said(row: dict[str, Any], currency: str, is_met: bool) -> str:
+def _said(row: dict[str, Any], is_met: bool) -> str:
     if not is_met:
         return "no deployment within the limits"
     flips = ", another choice" if row.get("flips") else ""
-    cost = row.get("cost_per_hour")
-    return f"{times(row['cost_ratio'])}{f', {money(cost, currency)} per hour' if cost else ''}{flips}"
+    return f"{times(row['cost_ratio'])}{flips}"
