@@ -19,9 +19,10 @@ _CANDIDATES = (
     "requests. Hints under the costs say how much more than the recommended deployment; the tightest target is the one that would fail "
     "first. Energy is that of the boards at their limit with the machine room's share: an upper bound."
 )
-_IMPOSSIBLE = "What came nearest, and why the rest was ruled out."
-_HANDOVER = "The scenario files lie beside this page; moesim run takes them as they are. The serving commands start the "
-    "recommended deployment, and the best of the other kind."
+_HANDOVER = (
+    "The scenario files lie beside this page; moesim run takes them as they are. The serving commands start the recommended deployment, "
+    "and the best of the other kind."
+)
 _CONFIDENCE = (
     "How far the answer could be off: from the calibration's error, other samples of requests and other samples of experts' choices. "
     "Bands hold 80 % of cases."
