@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from simulator.report.formats import TIMES
-from simulator.report.plan_text import gpus, is_floor, money, percent, target_text, times, value_text
+from simulator.report.plan_text import gpus, hourly, is_floor, money, percent, target_text, times, value_text
 
 _ALIKE = 0.005
 """Costs that differ by less are the same in words."""
@@ -158,14 +158,14 @@ def _nodes(count: int) -> str:
 
 
 def _confidence(answer: dict[str, Any]) -> Iterator[str]:
-    found, currency = answer.get("confidence") or {}, answer.get("currency", "USD")
+    found = answer.get("confidence") or {}
     low, high, meets = found.get("cost_low"), found.get("cost_high"), found.get("meets_targets")
     if low is not None:
         if high is not None and abs(high - low) <= _ALIKE * abs(low):
             said = "The cost stays the same in four of five cases of what the simulator may be off"
         else:
-            most = "no cluster within the limits being enough" if high is None else f"{money(high, currency)} per hour"
-            said = f"Four of five cases of what the simulator may be off lie between {money(low, currency)} and {most}"
+            most = "no cluster within the limits being enough" if high is None else hourly(answer, high)
+            said = f"Four of five cases of what the simulator may be off lie between {hourly(answer, low)} and {most}"
         yield f"{said}{'' if meets is None else f'; as it is, it meets every target with a probability of {percent(meets)}'}."
     share = found.get("beats_second")
     if share is not None:

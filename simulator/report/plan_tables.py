@@ -10,7 +10,7 @@ from simulator.report.document import facts_list
 from simulator.report.formats import UNDEFINED, number
 from simulator.report.markup import Markup, join, tag
 from simulator.report.plan_figures._models import colours
-from simulator.report.plan_text import amount, kind_of, money, percent, target_short, target_text, times, value_text
+from simulator.report.plan_text import amount, hourly, kind_of, money, percent, target_short, target_text, times, value_text
 
 MOST_RUNNERS_UP = 8
 _MOST_REASONS = 40
@@ -95,7 +95,7 @@ def _head(title: str, hint: str) -> Markup:
 def _amount(value: float, best: float | None, answer: dict[str, Any] | None) -> Markup:
     """A cost, with how much more than the recommended deployment's it is, or of that one the band."""
     band = (answer or {}).get("confidence") or {}
-    if band.get("cost_low") is not None and band.get("cost_high") is not None and band["cost_low"] != band["cost_high"]:
+    if value and band.get("cost_low") is not None and band.get("cost_high") is not None and band["cost_low"] != band["cost_high"]:
         return join([amount(value), tag("span", f"{amount(band['cost_low'])} to {amount(band['cost_high'])}", class_="hint")])
     if not best or abs(value / best - 1) < 0.005:
         return join([amount(value)])
@@ -228,11 +228,11 @@ def copyable(text: str) -> Markup:
 
 def confidence(answer: dict[str, Any]) -> Markup | None:
     """The band of the cost and of the latencies, and what they are made of; None where it was not worked out."""
-    found, currency = answer.get("confidence") or {}, answer.get("currency", "USD")
+    found = answer.get("confidence") or {}
     if not found:
         return None
     shown = {
-        "Cost per hour, 80 % of cases": _between(found.get("cost_low"), found.get("cost_high"), lambda v: money(v, currency)),
+        "Cost, 80 % of cases": _between(found.get("cost_low"), found.get("cost_high"), lambda v: hourly(answer, v)),
         "Meets every target as it is": _share(found.get("meets_targets")),
         "Costs no more than the second choice": _share(found.get("beats_second")),
         "Headroom, 80 % of cases": _between(found.get("headroom_low"), found.get("headroom_high"), times),

@@ -90,6 +90,17 @@ def money(value: float, currency: str) -> str:
     return f"{amount(value)} {currency}"
 
 
+def hourly(answer: dict[str, Any], value: float) -> str:
+    """A cost of a band: per hour, or GPUs where machines have no price.
+
+    >>> hourly({"recommended": {"cost_per_hour": 5.0}, "currency": "EUR"}, 5.0), hourly({"recommended": {"cost_per_hour": 0}}, 8.0)
+    ('5.00 EUR per hour', '8 GPUs')
+    """
+    if (answer.get("recommended") or {}).get("cost_per_hour") == 0:
+        return f"{number(value)} GPUs"
+    return f"{money(value, answer.get('currency', 'USD'))} per hour"
+
+
 def times(ratio: float) -> str:
     """How many times as much; ``far`` where there is no telling.
 

@@ -147,6 +147,22 @@ def test_an_impossible_plan_has_a_page():
     assert "The candidates" not in page
 
 
+def test_machines_without_a_price_are_counted_instead():
+    free = {"cost_per_hour": 0.0, "cost_per_million_output_tokens": 0.0, "cost_per_million_tokens": 0.0}
+    made = answer()
+    rows = [one | free for one in made["candidates"]]
+    made |= {"recommended": rows[0], "candidates": rows, "best_of_each_model": {HOSTILE: rows[0], "dense-70b": rows[2]}}
+    made["pareto"] = [{**point, "cost_per_million_output_tokens": 0.0} for point in made["pareto"]]
+    made["sensitivity"] = [
+        {"change": "twice the traffic", "deployment": "x", "cost_per_hour": 0.0, "cost_ratio": None, "flips": False}
+    ]
+    made["confidence"] |= {"cost_low": 2.0, "cost_high": 4.0}
+    page = render(made, RUN)
+    assert "2 GPUs to 4 GPUs" in section(page, "how-sure-this-is")
+    assert "GPUs" in json.dumps([plot["layout"]["xaxis"] for plot in payload_of(page)["plots"]])
+    assert "Cost against latency" not in page
+
+
 @pytest.mark.parametrize("kind", plugins.available("report.plan_figures"))
 def test_figures_introduce_themselves_and_draw_numbers_only(kind):
     figure = plugins.build("report.plan_figures", {"kind": kind}, "test")
