@@ -16,7 +16,7 @@ from simulator.planner.whatif import AS_ASKED, Change, cost_of, is_whole
 
 _CUT = 0.7
 """Price of a GPU-hour that is 30 % lower."""
-_MOST_OPTIONS = 8
+_MOST_OPTIONS = 6
 
 
 class Priced(NamedTuple):

@@ -23,7 +23,7 @@ from simulator.spec.planning import Percentiles, Question
 from simulator.spec.workload import SLO
 from simulator.traces import RequestTrace
 
-MOST_REQUESTS = 8_000
+MOST_REQUESTS = 5_000
 """Of the busiest stretch that is looked at, at the traffic that was asked for."""
 SHORT_REQUESTS = 2_000
 """Where traffic itself is varied over two orders."""
@@ -91,7 +91,7 @@ class Trials:
             traffic = _within(traffic, context)
         begun = option._replace(
             replicas=max(1, math.ceil(option.replicas * conditions.rate)),
-            prefill_replicas=max(1, math.ceil(option.prefill_replicas * conditions.rate)),
+            prefill_replicas=max(1, math.ceil(option.prefill_replicas * conditions.rate * conditions.prompts)),
         )
         return Explorer(space, begun, traffic, _seed(space.question.seed, change.draw), change.slower)
 
