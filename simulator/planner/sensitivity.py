@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -116,12 +115,12 @@ def _row(found: Found, name: str, text: str, findings: list[Priced], base: Price
         "change": text,
         "cost_per_hour": None if best is None else best.cost,
         "base_cost_per_hour": base.cost,
-        "cost_ratio": None if best is None else _ratio(best.cost, base.cost),
+        "cost_ratio": None if best is None else _ratio(best, base),
         "deployment": None if best is None else text_of(found, best.finding),
         "flips": best is None or _choice(best.finding) != _choice(base.finding),
         "best_moe": _brief(found, moe),
         "best_dense": _brief(found, dense),
-        "cost_moe_over_dense": None if moe is None or dense is None else _ratio(moe.cost, dense.cost),
+        "cost_moe_over_dense": None if moe is None or dense is None else _ratio(moe, dense),
         "note": note if best is not None else f"no deployment that was tried meets the targets then. {note}".strip(),
     }
 
@@ -147,8 +146,12 @@ def _cheapest(known: list[Priced]) -> Priced | None:
     return min(met, key=lambda one: (one.cost, one.finding.num_gpus), default=None)
 
 
-def _ratio(cost: float, other: float) -> float | None:
-    return cost / other if other > 0 and math.isfinite(cost / other) else None
+def _ratio(one: Priced, other: Priced) -> float | None:
+    """Of costs; of GPUs where machines cost nothing."""
+    if other.cost > 0:
+        return one.cost / other.cost
+    sizes = one.finding.sized, other.finding.sized
+    return sizes[0].size / sizes[1].size if one.cost == 0 and sizes[0] is not None and sizes[1] is not None else None
 
 
 def _note(found: Found, one: WhatIf) -> str:

@@ -144,11 +144,13 @@ def moe_vs_dense(found: Found, rates: dict[str, Any] | None, sensitivities: list
 
 
 def _over(found: Found, one: Finding | None, dense: Finding | None) -> float | None:
-    """What it costs over the best whole dense model's cost."""
+    """What it costs over the best whole dense model's cost; of GPUs where machines cost nothing."""
     if one is None or dense is None:
         return None
     cost, least = cost_of(found.space, one), cost_of(found.space, dense)
-    return cost / least if least > 0 else None
+    if least > 0:
+        return cost / least
+    return one.sized.size / dense.sized.size if cost == 0 and one.sized is not None and dense.sized is not None else None
 
 
 def _turns(ratio: float | None, other: float | None) -> bool:
@@ -180,6 +182,8 @@ def _text(
     names = (models[moe.option.design.model].name, models[dense.option.design.model].name)
     if ratio is None:
         return f"{names[0]} and {names[1]} have no price to compare."
+    if cost_of(found.space, dense) == 0:
+        return f"At the same targets {names[0]} (MoE) takes {ratio:.2f}{TIMES} the GPUs of {names[1]} (dense), which cost nothing."
     if ratio == 1:
         said = f"At the same targets {names[0]} (MoE) and {names[1]} (dense) cost the same"
     else:

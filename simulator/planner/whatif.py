@@ -101,7 +101,7 @@ class Trials:
             return None
         traffic = self.explorer(option, change).traffic
         served = traffic.share(sized.replicas if option.prefill is None else 1)
-        return min(1.0, found.goodput_per_s / found.output_tokens_per_s * float(served.num_output.mean()))
+        return min(1.0, round(found.goodput_per_s / found.output_tokens_per_s * float(served.num_output.mean()), 9))
 
     @property
     def space(self) -> Space:
