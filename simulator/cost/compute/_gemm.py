@@ -30,10 +30,13 @@ class Operands(NamedTuple):
     """Of one weight, its share of the scales included."""
     input_bytes: float
     """Of a number of the input, as the product reads it."""
+    feeding: float
+    """What few rows take of a whole tile's time at the least, see :func:`feeding_share`; 1 where tiles are never cut."""
 
     @classmethod
     def of(cls, accelerator: AcceleratorSpec, dtype: str) -> Operands:
-        return cls(accelerator.flops_per_s(dtype), BYTES_PER_ELEMENT[dtype], INPUT_BYTES.get(dtype, 2.0))
+        rate, num_bytes = accelerator.flops_per_s(dtype), BYTES_PER_ELEMENT[dtype]
+        return cls(rate, num_bytes, INPUT_BYTES.get(dtype, 2.0), feeding_share(accelerator))
 
 
 def gemm_s(
@@ -63,7 +66,7 @@ def product_s(
     bytes_per_s = accelerator.memory_bytes_per_s * fit.memory_fraction
     num_bytes = k * n * operands.weight_bytes + m * (k * operands.input_bytes + n * 2.0)
     memory_s = copies * (num_bytes + _reread_bytes(m, k, n, operands, accelerator.num_multiprocessors, fit)) / bytes_per_s
-    compute_s = _tiled_s(m, k, n, operands.flops_per_s * fit.compute_fraction, accelerator, fit, copies)
+    compute_s = _tiled_s(m, k, n, operands, accelerator, fit, copies)
     longer_s, shorter_s = np.maximum(compute_s, memory_s), np.minimum(compute_s, memory_s)
     busy_s = longer_s * (1 + (shorter_s / longer_s) ** fit.overlap) ** (1 / fit.overlap)
     row_s = k * (fit.quantise_bytes / bytes_per_s) + (
@@ -97,7 +100,7 @@ def _tiled_s(
     m: NDArray[np.float64],
     k: NDArray[np.float64],
     n: NDArray[np.float64],
-    flops_per_s: float,
+    operands: Operands,
     accelerator: AcceleratorSpec,
     fit: GemmFit,
     copies: int,
@@ -108,8 +111,8 @@ def _tiled_s(
     fixes the tile, one row more never takes less time: a kernel is charged at least what the one before took for its most rows.
     Fewer rows than a tile has take as long as a whole one on the GPUs that were measured; where tensor cores are slower, less.
     """
-    num_multiprocessors, feeding = accelerator.num_multiprocessors, feeding_share(accelerator)
-    rate = flops_per_s / num_multiprocessors
+    num_multiprocessors, feeding = accelerator.num_multiprocessors, operands.feeding
+    rate = operands.flops_per_s * fit.compute_fraction / num_multiprocessors
     least_depth = k if fit.min_split_k is None else np.minimum(k, fit.min_split_k)
 
     def seconds(rows: NDArray[np.float64], tile_rows: int, tile_columns: int) -> NDArray[np.float64]:

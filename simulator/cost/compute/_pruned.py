@@ -35,6 +35,7 @@ def pruned_s(
     operands = operands._replace(
         flops_per_s=operands.flops_per_s * fit.compute_ratio / max(share, 1.0 / size),
         weight_bytes=stored_bytes(pruning, out_features, in_features, BYTES_PER_ELEMENT[dtype]) / size,
+        feeding=1.0,  # what is stored is unpacked into whole tiles
     )
     memory_fraction = min(whole.memory_fraction * fit.memory_ratio, 1.0)
     kernel = whole.model_copy(update={"memory_fraction": memory_fraction, "floor_s": whole.floor_s + fit.floor_s})
