@@ -167,7 +167,7 @@ class Explorer:
         return _slowed(_TABLES[key], self.slower)
 
     def plan(self, sized: Sized) -> Plan:
-        """Of so many replicas, each sent every so-manieth request: what a balancer that keeps them even comes to."""
+        """Of so many replicas, each sent every n-th request of n: what a balancer that keeps them even comes to."""
         spec = deployment(self.space, self.option, sized)
         return make_plan(spec.model_copy(update={"balancing": {"kind": "round_robin"}}), self.seed, "plan", self.space.folder)
 

@@ -56,7 +56,7 @@ class Traffic(NamedTuple):
         return found.hexdigest()
 
     def share(self, parts: int, first: int = 0, most: int | None = None) -> RequestTrace:
-        """What one of ``parts`` replicas gets: every so-manieth request, as a balancer that keeps them even would send."""
+        """What one of ``parts`` replicas gets: every n-th request of n, as a balancer that keeps them even would send."""
         chosen = np.arange(first % parts, self.trace.num_requests, parts)[:most]
         return subset(self.trace, chosen)
 
