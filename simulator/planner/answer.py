@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from simulator.planner.explore import Explorer, Finding, Sized, deployment
 from simulator.planner.search import Found
-from simulator.planner.traffic import Traffic
 from simulator.spec.deployment import DeploymentSpec
-
-_MOST_HEADROOM = 8.0
-_HEADROOM_STEP = 0.02
 
 
 class Priced(NamedTuple):
@@ -20,7 +15,7 @@ class Priced(NamedTuple):
 
     per_hour: float
     power_per_hour: float
-    """Electricity, where it is paid apart."""
+    """Electricity, where it is paid apart: a part of it."""
     per_million_output_tokens: float
     per_million_tokens: float
     """Prompts and output."""
@@ -35,44 +30,17 @@ def priced(found: Found, finding: Finding) -> Priced:
     if finding.sized is None:
         raise ValueError("nothing was found")
     machines = found.space.machines[finding.option.design.machines]
-    traffic, power = found.traffic, found.question.power
+    traffic, hourly = found.traffic, finding.cost_per_hour
     watts = finding.sized.size * machines.watts_per_gpu
-    electricity = watts / 1000 * power.price_per_kwh
-    hourly = finding.cost_per_hour + electricity
+    electricity = watts / 1000 * found.question.power.price_per_kwh
     output_per_hour = traffic.rate_per_s * traffic.num_output * 3600
     all_per_hour = output_per_hour + traffic.rate_per_s * traffic.num_input * 3600
     return Priced(hourly, electricity, hourly / output_per_hour * 1e6, hourly / all_per_hour * 1e6, watts * 3600 / output_per_hour)
 
 
-def headroom(found: Found, finding: Finding, limit: float = _MOST_HEADROOM) -> float:
-    """How many times the traffic the deployment still carries with all targets met (requests coming so much faster)."""
-    if finding.sized is None:
-        return 0.0
-    low, high = 1.0, 1.0
-    while high < limit and _met_at(found, finding, high * 1.25):
-        low = high = high * 1.25
-    high = min(high * 1.25, limit)
-    while high / low > 1 + _HEADROOM_STEP:
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if _met_at(found, finding, middle) else (low, middle)
-    return low
-
-
-def _met_at(found: Found, finding: Finding, factor: float) -> bool:
-    if finding.sized is None:
-        return False
-    return explorer(found, finding, factor).trial(finding.sized).met
-
-
-def explorer(found: Found, finding: Finding, rate: float = 1.0, slower: float = 1.0) -> Explorer:
-    """Trials of a finding's deployment under other traffic."""
-    traffic = found.traffic if rate == 1.0 else faster(found.traffic, rate)
-    return Explorer(found.space, finding.option, traffic, found.question.seed, slower)
-
-
-def faster(traffic: Traffic, factor: float) -> Traffic:
-    """The same requests, coming so many times as fast."""
-    return Traffic.of(replace(traffic.trace, arrival_s=traffic.trace.arrival_s / factor))
+def explorer(found: Found, finding: Finding) -> Explorer:
+    """Trials of a finding's deployment."""
+    return Explorer(found.space, finding.option, found.traffic, found.question.seed)
 
 
 def deployment_of(found: Found, finding: Finding, name: str = "") -> DeploymentSpec:
@@ -118,6 +86,7 @@ def summary(found: Found, doubts: dict[str, Any] | None = None) -> dict[str, Any
     from simulator.planner.crossover import crossover_of
     from simulator.planner.handover import handover
     from simulator.planner.pareto import pareto
+    from simulator.planner.room import headroom
     from simulator.planner.sizes import around
 
     met = [finding for finding in found.findings if finding.sized is not None]
@@ -138,7 +107,12 @@ def summary(found: Found, doubts: dict[str, Any] | None = None) -> dict[str, Any
         ],
         "traffic": {
             "rate_per_s": found.traffic.rate_per_s,
-            "num_requests": found.traffic.trace.num_requests,
+            "num_requests": found.traffic.num_requests,
+            "lead_requests": found.traffic.lead,
+            "lasts_s": found.traffic.duration_s,
+            "stay_s": found.traffic.stay_s,
+            "is_steady": found.traffic.is_steady,
+            "lengthened_from": found.asked_requests,
             "mean_input": found.traffic.num_input,
             "mean_output": found.traffic.num_output,
         },
@@ -148,7 +122,7 @@ def summary(found: Found, doubts: dict[str, Any] | None = None) -> dict[str, Any
         "crossover": crossover_of(found),
     }
     if met:
-        answer["recommended"] = rows[0] | {"headroom": headroom(found, met[0])}
+        answer["recommended"] = rows[0] | {"headroom": headroom(explorer(found, met[0]), met[0].sized)}
         answer["sizes"] = around(found, met[0])
         answer["basis"] = basis(found)
         answer["handover"] = handover(found)

@@ -11,16 +11,16 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simulator.plan import Plan
-from simulator.planner.answer import faster, text_of
+from simulator.planner.answer import text_of
 from simulator.planner.curve import Curve, Terms
 from simulator.planner.explore import Finding, Sized
+from simulator.planner.room import headroom
 from simulator.planner.screen import Option
 from simulator.planner.search import Found
 from simulator.planner.whatif import AS_ASKED, Change, Trials, gpu_hour, is_whole
@@ -39,7 +39,6 @@ _BATCHES = 24
 _EDGES = 2
 """Bisections between the slowest calibration that meets the targets and the first that does not."""
 _LOAD_STEP = 1.04
-_FURTHEST = 8.0
 
 
 class Table(NamedTuple):
@@ -146,29 +145,8 @@ def at_its_size(trials: Trials, option: Option, sized: Sized, table: Table) -> l
 
 
 def carried(trials: Trials, option: Option, sized: Sized, slower: float) -> float:
-    """Times the traffic that so many replicas carry with all targets met, requests coming so much faster; up to 8, 0 below 1/8."""
-    explorer = trials.explorer(option, Change(slower=slower))
-
-    def met(factor: float) -> bool:
-        return replace(explorer, traffic=faster(explorer.traffic, factor), _known={}).trial(sized).met
-
-    low = 1.0
-    if met(low):
-        while low < _FURTHEST and met(low * 2):
-            low *= 2
-        if low >= _FURTHEST:
-            return _FURTHEST
-    else:
-        low /= 2
-        while not met(low):
-            low /= 2
-            if low < 1 / _FURTHEST:
-                return 0.0
-    high = low * 2
-    while high / low > _LOAD_STEP:
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if met(middle) else (low, middle)
-    return low
+    """Times the traffic that so many replicas carry with all targets met if steps take so many times as long."""
+    return headroom(trials.explorer(option, Change(slower=slower)), sized, _LOAD_STEP)
 
 
 class Doubted(NamedTuple):

@@ -17,7 +17,7 @@ from simulator.planner.trial import Outcome, outcome
 from simulator.price import Prices
 from simulator.spec.deployment import DeploymentSpec, PrefillPoolSpec
 
-_FIRST, _LATER = ("ttft_s", "e2e_s"), ("tpot_s", "e2e_s")
+_FIRST, _LATER = ("ttft_s", "e2e_s", "backlog"), ("tpot_s", "e2e_s", "backlog")
 """Targets that prompts decide, and those that decoding does."""
 _MOST_MOVES = 24
 _MOST_TABLES = 96
@@ -127,11 +127,11 @@ class Explorer:
 
     def _ratio(self, prefill: int, decode: int, names: tuple[str, ...]) -> float:
         found = self.trial(Sized(0, decode, prefill))
-        other = {name: ratio for name, ratio in found.ratios.items() if not name.startswith(("ttft", "tpot", "e2e"))}
+        other = {name: ratio for name, ratio in found.ratios.items() if not name.startswith((*_FIRST, *_LATER))}
         return max(found.missed_by(names), *other.values(), 0.0)
 
     def _met(self, sized: Sized, num_gpus: int, below: Outcome | None) -> Finding:
-        price = self.space.machines[self.option.design.machines].price_per_gpu_hour
+        price = self.space.machines[self.option.design.machines].gpu_hour
         return Finding(self.option, sized, self.trial(sized), sized.size * price, num_gpus, self._tried, below=below)
 
     def _missed(self, largest: Sized) -> Finding:
@@ -150,10 +150,10 @@ class Explorer:
     def _serve(self, sized: Sized) -> Outcome:
         question = self.space.question
         shared = sized.replicas if self.option.prefill is None else 1
-        trace = self.traffic.share(shared)
+        trace, lead = self.traffic.share(shared)
         plan = self.plan(sized._replace(replicas=1) if shared > 1 or self.option.prefill is None else sized)
         requests = serve_requests(plan, trace, self._table)
-        return outcome(requests, question.targets, question.workload.slo, 1 / shared)
+        return outcome(requests.iloc[lead:], question.targets, question.workload.slo, 1 / shared, self.traffic.stay_s)
 
     def _table(self, prices: Prices, stream: str) -> StepTable:
         """Filled once for all replicas of a design, whatever pool they are paired with."""

@@ -158,7 +158,9 @@ def _workload(found: Found) -> tuple[WorkloadSpec, list[str]]:
             f"The plan is for the busiest {question.peak_s:g} s, which no start_s cuts out of these requests: here are all of them."
         )
         return asked, [text]
-    return cut, [f"The requests are those of the busiest {question.peak_s:g} s."]
+    lead_s = found.traffic.trace.arrival_s[found.traffic.lead]
+    before = f", behind those of the {lead_s:.3g} s before, which the plan serves and does not judge" if lead_s else ""
+    return cut, [f"The requests are those of the busiest {question.peak_s:g} s{before}."]
 
 
 def _peak(found: Found) -> WorkloadSpec | None:

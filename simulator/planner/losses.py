@@ -78,7 +78,7 @@ def _row(
         nothing = {"replicas_left": 0, "prefill_replicas_left": 0, "goodput_per_s": 0.0, "attainment": 0.0}
         return row | nothing | {"worst_target": None, "worst_ratio": None, "met": False, "text": "nothing is left that could serve"}
     outcomes = [(one, trials.trial(option, one)) for one in serving]
-    shares = [trials.kept_share(option, one, AS_ASKED, outcome) for one, outcome in outcomes]
+    shares = [outcome.kept_share if math.isfinite(outcome.kept_share) else None for _, outcome in outcomes]
     (worst, _), share = max(
         zip(outcomes, shares, strict=True), key=lambda item: (-(item[1] if item[1] is not None else 0.0), item[0][1].worst)
     )

@@ -243,7 +243,7 @@ def _add(options: list[Option], space: Space, traffic: Traffic, design: Design, 
     if least_held is None:
         ruled.out("needs more GPUs than the limits allow", f"{space.text(design)}: {least * design.num_ranks:,} GPUs or more")
         return
-    price, most = machines.price_per_gpu_hour, machines.sizes[-1]
+    price, most = machines.gpu_hour, machines.sizes[-1]
     options.append(
         Option(
             design,
@@ -274,7 +274,7 @@ def _pairs(
     if not prompts or not decodes:
         return [], 0
     machines = space.machines[prompts[0][0].machines]
-    price, sizes, spare = machines.price_per_gpu_hour, np.array(machines.sizes), space.spare_gpus(machines)
+    price, sizes, spare = machines.gpu_hour, np.array(machines.sizes), space.spare_gpus(machines)
 
     def needed(rates: list[float], ranks: list[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         with np.errstate(divide="ignore"):

@@ -8,17 +8,16 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from simulator.errors import UserError
 from simulator.planner.explore import Explorer, Finding, Sized
+from simulator.planner.requests import lasting, traffic_of
 from simulator.planner.screen import Option, Screened, by_cost, screen
 from simulator.planner.space import Ruled, Space
 from simulator.planner.store import Store, key_of
-from simulator.planner.traffic import Traffic, busiest
+from simulator.planner.traffic import Traffic
 from simulator.planner.trial import Outcome
 from simulator.spec.base import Policy
 from simulator.spec.planning import Question
 from simulator.sweep import sweep
-from simulator.workload import load_requests
 
 
 class Tick(Protocol):
@@ -41,6 +40,9 @@ class Found(NamedTuple):
     """Everything that a search found."""
 
     question: Question
+    """With as many requests as a steady state takes, see :func:`simulator.planner.requests.lasting`."""
+    asked_requests: int | None
+    """Of the workload, where it got more."""
     space: Space
     traffic: Traffic
     screened: dict[tuple[int, int], Screened]
@@ -64,20 +66,6 @@ class Found(NamedTuple):
         return total
 
 
-def traffic_of(question: Question, folder: Path) -> Traffic:
-    """The requests that are planned for.
-
-    Raises:
-        UserError: if the workload is wrong, or is a closed loop, whose rate follows from the deployment.
-    """
-    trace = load_requests(question.workload, folder, question.seed, "plan [workload]")
-    if trace.concurrency is not None or not trace.has_arrivals:
-        raise UserError("plan [workload]: a plan needs requests with arrival times; a closed loop sends as fast as it is served")
-    if trace.num_requests < 2:
-        raise UserError("plan [workload]: one request has no rate; give more")
-    return Traffic.of(busiest(trace, question.peak_s) if question.peak_s is not None else trace)
-
-
 def search(question: Question, folder: Path, store: Store, tick: Tick = lambda *_: None, workers: int | None = None) -> Found:
     """Find the cheapest deployments that meet the targets.
 
@@ -88,6 +76,7 @@ def search(question: Question, folder: Path, store: Store, tick: Tick = lambda *
     Raises:
         UserError: if the question names what does not exist.
     """
+    question, asked_requests = lasting(question, folder)
     space, traffic = Space(question, folder), traffic_of(question, folder)
     text = question.model_dump_json()
     parts = list(product(range(len(space.models)), range(len(space.machines))))
@@ -99,7 +88,7 @@ def search(question: Question, folder: Path, store: Store, tick: Tick = lambda *
     options = shortlist(screened) or hopeless(space, screened)
     first = _explore(space, text, store, options, True, tick, workers)
     findings = _explore(space, text, store, finalists(first), False, tick, workers)
-    return Found(question, space, traffic, screened, first, sorted(findings, key=_by_cost))
+    return Found(question, asked_requests, space, traffic, screened, first, sorted(findings, key=_by_cost))
 
 
 def shortlist(screened: dict[tuple[int, int], Screened]) -> list[Option]:
@@ -127,7 +116,7 @@ def hopeless(space: Space, screened: dict[tuple[int, int], Screened]) -> list[Op
             per_user, _, design, budget, _ = part.front[at]
             replicas = (machines.sizes[-1] - space.spare_gpus(machines)) // design.num_ranks
             if replicas >= 1:
-                gpus, cost = replicas * design.num_ranks, machines.sizes[-1] * machines.price_per_gpu_hour
+                gpus, cost = replicas * design.num_ranks, machines.sizes[-1] * machines.gpu_hour
                 chosen.setdefault(Option(design, budget, None, replicas, 0, cost, cost, gpus, gpus, 1 / per_user, 0.0))
     return list(chosen)
 
@@ -179,11 +168,7 @@ def _best_so_far(space: Space, finding: Finding) -> str:
 def _world(text: str, folder: str, is_short: bool) -> tuple[Space, Traffic]:
     question = Question.model_validate_json(text)
     traffic = traffic_of(question, Path(folder))
-    if is_short and traffic.trace.num_requests > _SHORT_REQUESTS:
-        share = _SHORT_REQUESTS / traffic.trace.num_requests
-        duration_s = float(traffic.trace.arrival_s[-1]) * share
-        traffic = Traffic.of(busiest(traffic.trace, duration_s))
-    return Space(question, Path(folder)), traffic
+    return Space(question, Path(folder)), traffic.busiest(_SHORT_REQUESTS) if is_short else traffic
 
 
 def _screened(text: str, folder: str, part: tuple[int, int]) -> Screened:
@@ -219,7 +204,7 @@ def identity(space: Space, traffic: Traffic, option: Option) -> list[Any]:
         candidate.pruning and candidate.pruning.model_dump(mode="json"),
         _files(candidate.entry.routing or {}, space.folder),
         machines.spec.model_dump(mode="json"),
-        [machines.sizes, machines.price_per_gpu_hour, machines.offer.network_speed],
+        [machines.sizes, machines.gpu_hour, machines.offer.network_speed],
         question.targets.model_dump(mode="json"),
         question.workload.slo.model_dump(mode="json"),
         [question.seed, question.spare.nodes],

@@ -32,7 +32,7 @@ def around(found: Found, finding: Finding) -> dict[str, Any]:
         }
     if place + 1 < len(machines.sizes):
         size = machines.sizes[place + 1]
-        larger = {"gpus": size, "cost_per_hour": size * machines.price_per_gpu_hour}
+        larger = {"gpus": size, "cost_per_hour": size * machines.gpu_hour}
         if finding.option.prefill is None:
             replicas = (size - found.space.spare_gpus(machines)) // finding.option.design.num_ranks
             if replicas > sized.replicas:

@@ -30,6 +30,8 @@ class Machines(NamedTuple):
     """Numbers of GPUs, within all limits, rising."""
     price_per_gpu_hour: float
     watts_per_gpu: float
+    gpu_hour: float
+    """What a GPU costs an hour: its price, and its electricity where that is paid apart."""
 
     def holding(self, num_gpus: int) -> int | None:
         """The smallest size with so many GPUs; ``None`` where all are smaller."""
@@ -268,13 +270,14 @@ def _machines(offer: CandidateCluster, question: Question) -> Machines:
         bounds.append(limits.nodes * spec.gpus_per_node)
     if limits.power_w is not None:
         bounds.append(limits.power_w / watts)
-    if limits.budget_per_hour is not None and price > 0:
-        bounds.append(limits.budget_per_hour / price)
+    gpu_hour = price + watts / 1000 * question.power.price_per_kwh
+    if limits.budget_per_hour is not None and gpu_hour > 0:
+        bounds.append(limits.budget_per_hour / gpu_hour)
     sizes = spec.sizes or (spec.num_gpus,)
     allowed = tuple(sorted(size for size in sizes if all(size <= bound for bound in bounds)))
     if not allowed:
         raise UserError(f"{files}: not even {min(sizes)} GPUs are within the limits")
-    return Machines(offer, spec, allowed, price, watts)
+    return Machines(offer, spec, allowed, price, watts, gpu_hour)
 
 
 def _first_size(stem: str, where: str) -> Any:

@@ -1,8 +1,14 @@
-"""The traffic that is planned for: its busiest stretch, a replica's share of it, and the means that the screen goes by."""
+"""The traffic that is planned for: requests that are judged, those served before them, and the means that the screen goes by.
+
+A cluster that starts empty looks faster than it is, so the requests that are judged come behind a lead-in that is served and not
+judged, as long as a request stays where the targets are just kept. Traffic that is raised lasts as long as before: the same
+requests come again, so that queues have as long to build up.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -12,14 +18,22 @@ from numpy.typing import NDArray
 from simulator.traces import RequestTrace
 from simulator.traces._check import take_prefixes
 
+LEAST_STAYS = 4.0
+"""Stays that the judged requests' arrivals must span to show a steady state; with fewer, most of the time is start and end."""
 _SAMPLED = 256
 """Requests whose lengths stand for all in the screen."""
+_LEAST_REQUESTS = 200
+"""Judged, of traffic that is thinned out."""
 
 
 class Traffic(NamedTuple):
     """Requests to be served, with their rate."""
 
     trace: RequestTrace
+    lead: int
+    """So many of them, the first, are served and not judged. What follows in this tuple is of the others."""
+    stay_s: float
+    """Seconds that a mean request stays where the targets are just kept."""
     rate_per_s: float
     num_input: float
     """Mean prompt tokens."""
@@ -30,35 +44,92 @@ class Traffic(NamedTuple):
     """... and contexts halfway through the output, each as often as its output is long."""
 
     @classmethod
-    def of(cls, trace: RequestTrace) -> Traffic:
+    def of(cls, trace: RequestTrace, lead: int = 0, stay_s: float = 0.0) -> Traffic:
         """Of a trace with arrivals."""
-        places = np.linspace(0, trace.num_requests - 1, min(_SAMPLED, trace.num_requests)).astype(np.int64)
-        order = np.argsort(trace.num_input + trace.num_output // 2, kind="stable")
-        ends = np.cumsum(trace.num_output[order])
+        num_input, num_output = trace.num_input[lead:], trace.num_output[lead:]
+        count = len(num_input)
+        places = np.linspace(0, count - 1, min(_SAMPLED, count)).astype(np.int64)
+        order = np.argsort(num_input + num_output // 2, kind="stable")
+        ends = np.cumsum(num_output[order])
         chosen = order[np.searchsorted(ends, (np.arange(_SAMPLED) + 0.5) * ends[-1] / _SAMPLED)]
-        duration_s = max(float(trace.arrival_s[-1] - trace.arrival_s[0]), 1e-9)
+        duration_s = max(float(trace.arrival_s[-1] - trace.arrival_s[lead]), 1e-9)
         return cls(
             trace,
-            trace.num_requests / duration_s,
-            float(trace.num_input.mean()),
-            float(trace.num_output.mean()),
-            trace.num_input[order[places]],
-            trace.num_input[chosen] + trace.num_output[chosen] // 2,
+            lead,
+            stay_s,
+            count / duration_s,
+            float(num_input.mean()),
+            float(num_output.mean()),
+            num_input[order[places]],
+            num_input[chosen] + num_output[chosen] // 2,
         )
+
+    @property
+    def num_requests(self) -> int:
+        """That are judged."""
+        return self.trace.num_requests - self.lead
+
+    @property
+    def duration_s(self) -> float:
+        """In which they arrive."""
+        return float(self.trace.arrival_s[-1] - self.trace.arrival_s[self.lead])
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether they arrive for long enough that requests leave as fast as they come."""
+        return self.duration_s >= LEAST_STAYS * self.stay_s * (1 - 1e-9)
 
     @property
     def digest(self) -> str:
         """Of every request: what findings about this traffic are kept under."""
-        found = hashlib.sha256()
+        found = hashlib.sha256(repr((self.lead, self.stay_s)).encode())
         trace = self.trace
         for values in (trace.arrival_s, trace.num_input, trace.num_output, trace.prefix_starts, trace.prefix_ids):
             found.update(np.ascontiguousarray(values).tobytes())
         return found.hexdigest()
 
-    def share(self, parts: int, first: int = 0, most: int | None = None) -> RequestTrace:
-        """What one of ``parts`` replicas gets: every n-th request of n, as a balancer that keeps them even would send."""
-        chosen = np.arange(first % parts, self.trace.num_requests, parts)[:most]
-        return subset(self.trace, chosen)
+    def share(self, parts: int) -> tuple[RequestTrace, int]:
+        """What one of ``parts`` replicas gets, every n-th request of n, as a balancer that keeps them even would send; and its lead."""
+        first = self.lead % parts  # so that the first request that is judged is among them
+        chosen = np.arange(first, self.trace.num_requests, parts)
+        return subset(self.trace, chosen), int(np.searchsorted(chosen, self.lead))
+
+    def busiest(self, num_requests: int) -> Traffic:
+        """The stretch of about so many requests in which most tokens arrive, behind a lead-in; itself where it has no more."""
+        if self.num_requests <= num_requests:
+            return self
+        seconds = self.duration_s * num_requests / self.num_requests
+        first, last = busiest(self.trace.arrival_s[self.lead :], self._tokens[self.lead :], seconds)
+        return led(self.trace, self.lead + first, self.lead + last, self.stay_s)
+
+    def at_rate(self, factor: float) -> Traffic:
+        """Requests coming ``factor`` times as fast, for as long as these: repeated, or the busiest stretch of them."""
+        if factor == 1.0:
+            return self
+        if factor < 1.0:
+            found = self.busiest(max(_LEAST_REQUESTS, math.ceil(self.num_requests * factor)))
+            slowed = replace(found.trace, arrival_s=found.trace.arrival_s / factor)
+            first = int(np.searchsorted(slowed.arrival_s, slowed.arrival_s[found.lead] - self.stay_s))
+            return Traffic.of(subset(slowed, np.arange(first, slowed.num_requests)), found.lead - first, self.stay_s)
+        gap_s = self.duration_s / max(self.num_requests - 1, 1)
+        lead_s = float(self.trace.arrival_s[self.lead] - self.trace.arrival_s[0])
+        times = math.ceil(factor * (lead_s + self.duration_s) / max(self.duration_s + gap_s, 1e-9))
+        faster = _repeated(self.trace, self.lead, times, self.duration_s + gap_s)
+        faster = replace(faster, arrival_s=faster.arrival_s / factor)
+        end_s = faster.arrival_s[-1]
+        judged = int(np.searchsorted(faster.arrival_s, end_s - self.duration_s))
+        first = int(np.searchsorted(faster.arrival_s, end_s - self.duration_s - lead_s))
+        return Traffic.of(subset(faster, np.arange(first, faster.num_requests)), judged - first, self.stay_s)
+
+    @property
+    def _tokens(self) -> NDArray[np.int64]:
+        return self.trace.num_input + self.trace.num_output
+
+
+def led(trace: RequestTrace, first: int, last: int, stay_s: float) -> Traffic:
+    """Requests ``first`` to ``last`` (left out) of a trace, behind those that came during a stay before them."""
+    begin = int(np.searchsorted(trace.arrival_s, trace.arrival_s[first] - stay_s))
+    return Traffic.of(subset(trace, np.arange(begin, last)), first - begin, stay_s)
 
 
 def subset(trace: RequestTrace, chosen: NDArray[np.int64]) -> RequestTrace:
@@ -77,10 +148,29 @@ def subset(trace: RequestTrace, chosen: NDArray[np.int64]) -> RequestTrace:
     )
 
 
-def busiest(trace: RequestTrace, seconds: float) -> RequestTrace:
-    """The stretch of ``seconds`` in which most tokens arrive."""
-    arrival_s = trace.arrival_s
+def busiest(arrival_s: NDArray[np.float64], num_tokens: NDArray[np.int64], seconds: float) -> tuple[int, int]:
+    """The first request, and the one behind the last, of the stretch of ``seconds`` in which most tokens arrive."""
     ends = np.searchsorted(arrival_s, arrival_s + seconds, side="right")
-    tokens = np.concatenate([[0], np.cumsum(trace.num_input + trace.num_output)])
+    tokens = np.concatenate([[0], np.cumsum(num_tokens)])
     best = int(np.argmax(tokens[ends] - tokens[:-1]))
-    return subset(trace, np.arange(best, ends[best]))
+    return best, int(ends[best])
+
+
+def _repeated(trace: RequestTrace, lead: int, times: int, period_s: float) -> RequestTrace:
+    """The trace with all behind its lead-in ``times`` over; prefixes are shared within each time, not between them."""
+    order = np.concatenate([np.arange(lead), np.tile(np.arange(lead, trace.num_requests), times)])
+    which = np.concatenate([np.zeros(lead, np.int64), np.repeat(np.arange(times), trace.num_requests - lead)])
+    starts, ids = trace.prefix_starts, trace.prefix_ids
+    if trace.prefix_block_tokens:
+        counts = np.diff(starts)[order]
+        places = np.concatenate([np.arange(starts[r], starts[r + 1]) for r in order])
+        ids = ids[places] + np.repeat(which, counts) * (int(ids.max(initial=0)) + 1)
+        starts = np.concatenate([[0], np.cumsum(counts)])
+    return replace(
+        trace,
+        arrival_s=trace.arrival_s[order] + which * period_s,
+        num_input=trace.num_input[order],
+        num_output=trace.num_output[order],
+        prefix_starts=starts,
+        prefix_ids=ids,
+    )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from simulator.metrics import latencies, meets
 from simulator.spec.planning import Targets
@@ -14,6 +16,14 @@ from simulator.spec.workload import SLO
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 _WORST = 1e9
 """Measured over limit, of a target that has no bound."""
+_BACKLOG = 0.05
+"""Share of the requests by which those that are being served may grow over half of the time, for a deployment that keeps up ..."""
+_CHANCE = 4.0
+"""... and so many times the square root of their number besides, which comes and goes by chance."""
+_FEWEST_REQUESTS = 40
+"""With fewer, growth cannot be told from chance."""
+_EARLY, _LATE = 0.05, 0.95
+"""Quantiles of the times at which requests end, between which tokens are counted: not while the last few run out."""
 
 
 class Outcome(NamedTuple):
@@ -24,8 +34,8 @@ class Outcome(NamedTuple):
     measured: dict[str, float]
     """By target, in its own unit."""
     output_tokens_per_s: float
-    goodput_per_s: float
-    """Requests a second that keep the workload's SLO; NaN without one."""
+    kept_share: float
+    """Of the requests, those that keep the workload's SLO; NaN without one."""
 
     @property
     def met(self) -> bool:
@@ -47,12 +57,13 @@ class Outcome(NamedTuple):
         return max((ratio for name, ratio in self.ratios.items() if name.startswith(prefixes)), default=0.0)
 
 
-def outcome(requests: pd.DataFrame, targets: Targets, slo: SLO, share: float = 1.0) -> Outcome:
-    """Hold a trial against the targets.
+def outcome(requests: pd.DataFrame, targets: Targets, slo: SLO, share: float = 1.0, stay_s: float = 0.0) -> Outcome:
+    """Hold a trial against the targets, and against an implied one, ``backlog``: that it keeps up with what comes.
 
     Args:
-        requests: ``REQUEST_COLUMNS`` of all that came.
+        requests: ``REQUEST_COLUMNS`` of those that are judged.
         share: of the deployment's traffic that the trial saw.
+        stay_s: that a request may take, where it is known.
     """
     latency = latencies(requests)
     measured: dict[str, float] = {}
@@ -62,8 +73,7 @@ def outcome(requests: pd.DataFrame, targets: Targets, slo: SLO, share: float = 1
         for level, limit in getattr(targets, name).limits().items():
             found = float(values.mean() if level == "mean" else values.quantile(_QUANTILES[level])) if len(values) else 0.0
             measured[f"{name}.{level}"], ratios[f"{name}.{level}"] = found, found / limit
-    duration_s = max(float(requests["finish_s"].max() - requests["arrival_s"].min()), 1e-9)
-    tokens_per_s = float(requests["num_output"].sum()) / duration_s / share
+    tokens_per_s = _tokens_per_s(requests) / share
     kept = meets(latency, slo)
     if targets.attainment is not None:
         found = float(kept.mean())
@@ -72,9 +82,50 @@ def outcome(requests: pd.DataFrame, targets: Targets, slo: SLO, share: float = 1
     if targets.output_tokens_per_s is not None:
         measured["output_tokens_per_s"] = tokens_per_s
         ratios["output_tokens_per_s"] = targets.output_tokens_per_s / tokens_per_s
+    measured["backlog"], ratios["backlog"] = _backlog(requests, stay_s)
     has_slo = any((slo.ttft_s, slo.tpot_s, slo.e2e_s))
-    goodput = float(kept.sum()) / duration_s / share if has_slo else math.nan
-    return Outcome(ratios, measured, tokens_per_s, goodput)
+    return Outcome(ratios, measured, tokens_per_s, float(kept.mean()) if has_slo else math.nan)
+
+
+def _tokens_per_s(requests: pd.DataFrame) -> float:
+    """Output tokens of the requests that ended between two quantiles of the ends, over the time between these."""
+    finish_s = requests["finish_s"].to_numpy(dtype=np.float64)
+    tokens = requests["num_output"].to_numpy(dtype=np.float64)
+    early, late = np.quantile(finish_s, (_EARLY, _LATE))
+    within = (finish_s > early) & (finish_s <= late)
+    if len(finish_s) < _FEWEST_REQUESTS or late <= early:
+        within, early, late = np.full(len(finish_s), True), float(requests["arrival_s"].min()), float(finish_s.max())
+    return float(tokens[within].sum()) / max(float(late - early), 1e-9)
+
+
+def _backlog(requests: pd.DataFrame, stay_s: float) -> tuple[float, float]:
+    """By how much more requests are being served in the last quarter of the arrivals' time than in the second one.
+
+    In a steady state as many leave as come. Where they do not, the difference grows with the traffic that is too much, whatever
+    the latencies of those that get their turn.
+
+    Returns:
+        As a share of what comes in half of the time; and over what it may be.
+    """
+    arrival_s = requests["arrival_s"].to_numpy(dtype=np.float64)
+    finish_s = requests["finish_s"].to_numpy(dtype=np.float64)
+    begin, end = float(arrival_s.min()), float(arrival_s.max())
+    span = end - begin
+    if len(arrival_s) < _FEWEST_REQUESTS or span <= 0:
+        return 0.0, 0.0
+    second, last = (
+        _being_served(arrival_s, finish_s, begin + start * span, begin + stop * span) for start, stop in ((0.25, 0.5), (0.75, 1.0))
+    )
+    coming = len(arrival_s) / 2
+    allowed = max(_BACKLOG, 0.4 * stay_s / span) + _CHANCE * math.sqrt(max(second, last, 1.0)) / coming
+    grown = max(0.0, last - second) / coming
+    return grown, grown / allowed
+
+
+def _being_served(arrival_s: NDArray[np.float64], finish_s: NDArray[np.float64], begin: float, end: float) -> float:
+    """Mean number of requests that have come and not left, between two times."""
+    inside = np.minimum(finish_s, end) - np.maximum(arrival_s, begin)
+    return float(np.maximum(inside, 0.0).sum()) / (end - begin)
 
 
 def _missing(found: float, allowed: float) -> float:

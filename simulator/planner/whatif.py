@@ -13,21 +13,20 @@ import numpy as np
 
 from simulator.planner.conditions import Conditions, apply
 from simulator.planner.explore import Explorer, Finding, Sized
+from simulator.planner.requests import is_generated, traffic_of
 from simulator.planner.screen import Option
-from simulator.planner.search import as_json, finding_of, identity, traffic_of
+from simulator.planner.search import as_json, finding_of, identity
 from simulator.planner.space import Space
 from simulator.planner.store import Store, key_of
-from simulator.planner.traffic import Traffic, busiest, subset
+from simulator.planner.traffic import Traffic, subset
 from simulator.planner.trial import Outcome
 from simulator.spec.planning import Percentiles, Question
 from simulator.spec.workload import SLO
-from simulator.traces import RequestTrace
 
 MOST_REQUESTS = 5_000
 """Of the busiest stretch that is looked at, at the traffic that was asked for."""
 SHORT_REQUESTS = 2_000
 """Where traffic itself is varied over two orders."""
-_LEAST_REQUESTS = 200
 _BLOCKS = 20
 """That a recorded trace is cut into to be drawn anew: long enough to keep most of what makes arrivals bursty."""
 _WORLDS = 32
@@ -95,14 +94,6 @@ class Trials:
         )
         return Explorer(space, begun, traffic, _seed(space.question.seed, change.draw), change.slower)
 
-    def kept_share(self, option: Option, sized: Sized, change: Change, found: Outcome) -> float | None:
-        """Share of the requests that kept :func:`promise`; ``None`` where nothing is promised to a request."""
-        if not math.isfinite(found.goodput_per_s):
-            return None
-        traffic = self.explorer(option, change).traffic
-        served = traffic.share(sized.replicas if option.prefill is None else 1)
-        return min(1.0, round(found.goodput_per_s / found.output_tokens_per_s * float(served.num_output.mean()), 9))
-
     @property
     def space(self) -> Space:
         """As asked, but that every request is promised something."""
@@ -124,8 +115,7 @@ def promise(question: Question) -> SLO:
 
 def gpu_hour(space: Space, machines: int) -> float:
     """What one GPU costs an hour, with its electricity where that is paid apart."""
-    offer = space.machines[machines]
-    return offer.price_per_gpu_hour + offer.watts_per_gpu / 1000 * space.question.power.price_per_kwh
+    return space.machines[machines].gpu_hour
 
 
 def cost_of(space: Space, finding: Finding) -> float:
@@ -135,7 +125,7 @@ def cost_of(space: Space, finding: Finding) -> float:
 
 def is_whole(traffic: Traffic, most: int = MOST_REQUESTS) -> bool:
     """Whether all requests are looked at rather than the busiest stretch of them."""
-    return traffic.trace.num_requests <= most
+    return traffic.num_requests <= most
 
 
 def _limit(limits: Percentiles) -> float | None:
@@ -163,54 +153,31 @@ def _space(text: str, folder: str, conditions: Conditions, spare: int | None) ->
 
 @lru_cache(maxsize=_WORLDS)
 def _traffic(text: str, folder: str, rate: float, prompts: float, draw: int, most: int) -> Traffic:
-    """The busiest stretch, which lasts as long at any rate where requests are generated, so that queues have as long to build up."""
+    """The busiest stretch of the requests, at another rate for as long."""
     asked = _question(text)
-    whole = _requests(text, folder)
-    is_generated = whole.trace.provenance.startswith("generated")
-    question = apply(Conditions(rate=rate, prompts=prompts), asked, Path(folder))
-    if is_generated and rate != 1:
-        own = asked.workload
-        count = None if own.duration_s is not None and own.num_requests is None else _count(text, folder)
-        workload = question.workload.model_copy(
-            update={
-                "duration_s": own.duration_s,
-                "num_requests": None if count is None else max(2, round(count * rate)),
-            }
-        )
-        question = question.model_copy(update={"workload": workload, "peak_s": asked.peak_s})
-    if draw and is_generated:
+    drawn = is_generated(asked)
+    question = apply(Conditions(prompts=prompts), asked, Path(folder))
+    if draw and drawn:
         question = question.model_copy(update={"seed": _seed(question.seed, draw)})
-    found = whole if question == asked else traffic_of(question, Path(folder))
-    trace = found.trace
-    if draw and not is_generated:
-        trace = _in_blocks(trace, np.random.default_rng([asked.seed, draw]))
-    wanted = max(_LEAST_REQUESTS, round(most * rate))
-    if trace.num_requests > wanted:
-        return Traffic.of(busiest(trace, float(trace.arrival_s[-1]) * wanted / trace.num_requests))
-    return Traffic.of(trace)
+    traffic = _requests(question.model_dump_json(), folder)
+    if draw and not drawn:
+        traffic = _in_blocks(traffic, np.random.default_rng([asked.seed, draw]))
+    return traffic.busiest(most).at_rate(rate)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _requests(text: str, folder: str) -> Traffic:
     return traffic_of(_question(text), Path(folder))
 
 
-@lru_cache(maxsize=2)
-def _count(text: str, folder: str) -> int:
-    """Requests of the whole workload, of which the planned-for stretch may be a part."""
-    question = _question(text)
-    if question.workload.num_requests is not None:
-        return question.workload.num_requests
-    return traffic_of(question.model_copy(update={"peak_s": None}), Path(folder)).trace.num_requests
-
-
-def _in_blocks(trace: RequestTrace, rng: np.random.Generator) -> RequestTrace:
-    """Another sample of a recorded trace: its blocks of neighbouring requests drawn with replacement, each with its own gaps."""
-    edges = np.linspace(0, trace.num_requests, min(_BLOCKS, trace.num_requests) + 1).astype(np.int64)
+def _in_blocks(traffic: Traffic, rng: np.random.Generator) -> Traffic:
+    """Another sample of recorded requests: blocks of neighbouring ones drawn with replacement, each with its own gaps."""
+    trace, lead = traffic.trace, traffic.lead
+    edges = np.linspace(lead, trace.num_requests, min(_BLOCKS, traffic.num_requests) + 1).astype(np.int64)
     blocks = rng.integers(len(edges) - 1, size=len(edges) - 1)
-    chosen = np.concatenate([np.arange(edges[b], edges[b + 1]) for b in blocks])
+    chosen = np.concatenate([np.arange(lead), *(np.arange(edges[b], edges[b + 1]) for b in blocks)])
     gaps = np.diff(trace.arrival_s, prepend=trace.arrival_s[0])
-    return replace(subset(trace, chosen), arrival_s=np.cumsum(gaps[chosen]) - gaps[chosen[0]])
+    return Traffic.of(replace(subset(trace, chosen), arrival_s=np.cumsum(gaps[chosen]) - gaps[chosen[0]]), lead, traffic.stay_s)
 
 
 def _within(traffic: Traffic, context: int) -> Traffic:
@@ -219,4 +186,4 @@ def _within(traffic: Traffic, context: int) -> Traffic:
     room = np.maximum(1, context - trace.num_output)
     if bool((trace.num_input <= room).all()):
         return traffic
-    return Traffic.of(replace(trace, num_input=np.minimum(trace.num_input, room)))
+    return Traffic.of(replace(trace, num_input=np.minimum(trace.num_input, room)), traffic.lead, traffic.stay_s)

@@ -11,8 +11,9 @@ from simulator.data import find_file
 from simulator.planner.answer import deployment_of, summary
 from simulator.planner.explore import Sized
 from simulator.planner.handover import commands, deployments, handover, recommended, scenario_text
+from simulator.planner.requests import traffic_of
 from simulator.planner.screen import Option
-from simulator.planner.search import search, traffic_of
+from simulator.planner.search import search
 from simulator.planner.space import Design
 from simulator.planner.store import Store
 from simulator.planner.trial import outcome

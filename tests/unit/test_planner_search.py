@@ -14,8 +14,9 @@ import pytest
 
 from simulator.planner.explore import Explorer, _first
 from simulator.planner.plan import plan
+from simulator.planner.requests import lasting, traffic_of
 from simulator.planner.screen import Judge, Option
-from simulator.planner.search import as_json, search, traffic_of
+from simulator.planner.search import as_json, search
 from simulator.planner.space import Ruled, Space
 from simulator.planner.store import Store, key_of
 from simulator.spec.planning import Question
@@ -54,6 +55,7 @@ def question(**changes):
 
 def everything(asked):
     """Every deployment of the space, explored without the screen having a say."""
+    asked, _ = lasting(asked, Path())
     space, traffic = Space(asked, Path()), traffic_of(asked, Path())
     budget = max(asked.space.token_budgets)
     for model, machines in itertools.product(range(len(space.models)), range(len(space.machines))):
@@ -102,7 +104,7 @@ def test_a_planted_bargain_is_found(tmp_path, monkeypatch):
 
 def test_the_screen_reads_rates_optimistically():
     """What a replica carries in simulation lies below the screen's optimistic reading."""
-    asked = question()
+    asked, _ = lasting(question(), Path())
     space, traffic = Space(asked, Path()), traffic_of(asked, Path())
     judge = Judge(space, traffic)
     for model in range(2):

@@ -1,0 +1,100 @@
+"""From a question's workload to the traffic that is planned for: made long enough to be steady, cut to its peak."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from simulator.errors import UserError
+from simulator.planner.traffic import LEAST_STAYS, Traffic, busiest, led
+from simulator.spec.planning import Percentiles, Question
+from simulator.traces import RequestTrace
+from simulator.workload import load_requests
+
+_STAYS = 8.0
+"""Stays that generated requests last for behind their lead-in: queues near the most that can be carried build up slowly."""
+_BEYOND = 30
+"""Requests that must lie beyond the highest percentile that is asked for."""
+_LEVELS = {"mean": 0.5, "p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
+_TOKEN_S, _FIRST_TOKEN_S = 0.05, 1.0
+"""Taken where no target says how long a token, or the first one, may take. Assumed: about the pace of a fast reader."""
+
+
+def lasting(question: Question, folder: Path) -> tuple[Question, int | None]:
+    """The question with so many requests of a generated workload that a steady state shows; and how many it had, if fewer.
+
+    Recorded requests are what they are, as is a stretch that ``peak_s`` asks for.
+
+    Raises:
+        UserError: as :func:`traffic_of`.
+    """
+    if question.peak_s is not None or not is_generated(question):
+        return question, None
+    trace = _open_loop(question, folder)
+    stay_s = stay(question, trace)
+    duration_s = max(float(trace.arrival_s[-1] - trace.arrival_s[0]), 1e-9)
+    rate = (trace.num_requests - 1) / duration_s
+    levels = [1 - _LEVELS[level] for limits in _limits(question) for level in limits.limits()]
+    if question.targets.attainment is not None:
+        levels.append(1 - question.targets.attainment)
+    needed = math.ceil(max(_STAYS * stay_s * rate, _BEYOND / max(min(levels, default=0.1), 0.001)) + stay_s * rate)
+    if trace.num_requests >= needed:
+        return question, None
+    workload = question.workload.model_copy(update={"num_requests": needed, "duration_s": None})
+    return question.model_copy(update={"workload": workload}), trace.num_requests
+
+
+def traffic_of(question: Question, folder: Path) -> Traffic:
+    """The requests that are planned for.
+
+    Raises:
+        UserError: if the workload is wrong, or is a closed loop, whose rate follows from the deployment.
+    """
+    trace = _open_loop(question, folder)
+    stay_s = stay(question, trace)
+    if question.peak_s is not None:
+        return led(trace, *busiest(trace.arrival_s, trace.num_input + trace.num_output, question.peak_s), stay_s)
+    is_long = trace.arrival_s[-1] >= LEAST_STAYS * stay_s
+    return Traffic.of(trace, min(int(np.searchsorted(trace.arrival_s, stay_s)), trace.num_requests - 2) if is_long else 0, stay_s)
+
+
+def is_generated(question: Question) -> bool:
+    """Whether the workload can have more requests than it says."""
+    requests = question.workload.requests
+    return isinstance(requests, dict) or "." not in requests or requests.endswith(".toml")
+
+
+def stay(question: Question, trace: RequestTrace) -> float:
+    """Seconds that a request of mean length stays where the targets are just kept: the pace that was asked for.
+
+    Args:
+        trace: the requests, whose mean number of output tokens counts.
+    """
+    ttft, tpot, e2e = (_typical(limits) for limits in _limits(question))
+    slo = question.workload.slo
+    ttft, tpot, e2e = ttft or slo.ttft_s, tpot or slo.tpot_s, e2e or slo.e2e_s
+    by_tokens = (ttft or _FIRST_TOKEN_S) + (tpot or _TOKEN_S) * float(trace.num_output.mean())
+    if e2e is None:
+        return by_tokens
+    return e2e if tpot is None else min(e2e, by_tokens)
+
+
+def _limits(question: Question) -> tuple[Percentiles, Percentiles, Percentiles]:
+    targets = question.targets
+    return targets.ttft_s, targets.tpot_s, targets.e2e_s
+
+
+def _typical(limits: Percentiles) -> float | None:
+    """The limit nearest to the median."""
+    return next(iter(limits.limits().values()), None)
+
+
+def _open_loop(question: Question, folder: Path) -> RequestTrace:
+    trace = load_requests(question.workload, folder, question.seed, "plan [workload]")
+    if trace.concurrency is not None or not trace.has_arrivals:
+        raise UserError("plan [workload]: a plan needs requests with arrival times; a closed loop sends as fast as it is served")
+    if trace.num_requests < 2:
+        raise UserError("plan [workload]: one request has no rate; give more")
+    return trace

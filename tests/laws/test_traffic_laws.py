@@ -1,0 +1,168 @@
+"""The traffic that is planned for: long enough to be steady, as long at any rate, and a deployment that falls behind is caught."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simulator.planner.explore import Explorer
+from simulator.planner.requests import lasting, stay, traffic_of
+from simulator.planner.room import FURTHEST, headroom
+from simulator.planner.screen import Option
+from simulator.planner.space import Design, Space
+from simulator.planner.traffic import LEAST_STAYS, Traffic
+from simulator.planner.trial import outcome
+from simulator.spec.planning import Question, Targets
+from simulator.spec.workload import SLO
+from simulator.traces import RequestTrace
+
+HERE = Path()
+
+
+def question(num_requests=300, rate=30.0, **changes):
+    table = {
+        "name": "steady",
+        "seed": 2,
+        "workload": {
+            "requests": {
+                "arrivals": {"kind": "poisson", "rate_per_s": rate},
+                "lengths": {"kind": "fixed", "num_input": 512, "num_output": 128},
+                "num_requests": num_requests,
+            }
+        },
+        "targets": {"ttft_s": {"p90": 0.5}, "tpot_s": {"p90": 0.02}},
+        "models": [{"model": "qwen3-8b"}],
+        "clusters": [{"cluster": "h100-sxm", "max_gpus": 8}],
+    }
+    return Question.model_validate({**table, **changes})
+
+
+def recorded(count=400, rate=10.0, seed=0, blocks=0):
+    rng = np.random.default_rng(seed)
+    starts = np.arange(count + 1) * blocks
+    return RequestTrace(
+        np.concatenate([[0.0], np.cumsum(rng.exponential(1 / rate, count - 1))]),
+        rng.integers(1, 900, count),
+        rng.integers(1, 300, count),
+        "recorded",
+        prefix_block_tokens=16 if blocks else 0,
+        prefix_starts=starts if blocks else np.zeros(0, np.int64),
+        prefix_ids=np.arange(count * blocks) % 97 if blocks else np.zeros(0, np.int64),
+    )
+
+
+def test_generated_requests_are_as_many_as_a_steady_state_takes():
+    asked = question()
+    longer, before = lasting(asked, HERE)
+    traffic = traffic_of(longer, HERE)
+    assert before == 300
+    assert traffic.is_steady
+    assert traffic.stay_s == pytest.approx(0.5 + 0.02 * 128)
+    assert traffic.duration_s >= 2 * LEAST_STAYS * traffic.stay_s * 0.9
+    assert lasting(longer, HERE) == (longer, None)
+
+
+def test_enough_is_left_alone():
+    asked = question(num_requests=5000)
+    assert lasting(asked, HERE) == (asked, None)
+
+
+def test_a_high_percentile_takes_more_requests():
+    counts = [lasting(question(targets={"tpot_s": {level: 0.02}}), HERE)[0].workload.num_requests for level in ("p90", "p99")]
+    assert counts[1] >= 3000 > counts[0]
+
+
+def test_what_is_planned_does_not_hang_on_how_many_requests_were_asked_for():
+    """The size, and within chance the headroom, of 150 requests as of 3,000."""
+    found = []
+    for count in (150, 3000):
+        asked, _ = lasting(question(count), HERE)
+        space, traffic = Space(asked, HERE), traffic_of(asked, HERE)
+        option = Option(Design(0, 0, 1, 1, 1, "", "bf16", 0, "none"), 2048, None, 1, 0, 0.0, 0.0, 0, 0, 0.0, 0.0)
+        explorer = Explorer(space, option, traffic, asked.seed)
+        finding = explorer.find()
+        found.append((finding.sized, headroom(explorer, finding.sized)))
+    assert found[0][0] == found[1][0]
+    assert found[0][1] == pytest.approx(found[1][1], rel=0.1)
+    assert 1 <= found[0][1] < FURTHEST
+
+
+@given(st.floats(0.1, 9.0), st.integers(0, 3))
+def test_traffic_lasts_as_long_at_any_rate(factor, seed):
+    trace = recorded(seed=seed)
+    traffic = Traffic.of(trace, 40, 3.0)
+    other = traffic.at_rate(factor)
+    assert other.rate_per_s == pytest.approx(factor * traffic.rate_per_s, rel=0.25 if factor < 1 else 0.05)
+    if factor * traffic.num_requests > 200:
+        assert other.duration_s == pytest.approx(traffic.duration_s, rel=0.25)
+    before_s = other.trace.arrival_s[other.lead] - other.trace.arrival_s[0]
+    assert before_s <= max(3.0, traffic.trace.arrival_s[40] + 1.0)
+    assert np.all(np.diff(other.trace.arrival_s) >= 0)
+    assert set(zip(other.trace.num_input, other.trace.num_output, strict=True)) <= set(
+        zip(trace.num_input, trace.num_output, strict=True)
+    )
+
+
+def test_prefixes_are_not_shared_with_what_comes_again():
+    traffic = Traffic.of(recorded(blocks=3), 40, 3.0)
+    again = traffic.at_rate(4.0).trace
+    assert len(np.unique(again.prefix_ids)) > 2 * len(np.unique(traffic.trace.prefix_ids))
+    assert len(again.prefix_ids) == 3 * again.num_requests
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 7])
+def test_a_share_is_led_in_as_the_whole_is(parts):
+    traffic = Traffic.of(recorded(), 41, 4.0)
+    trace, lead = traffic.share(parts)
+    assert trace.num_input[lead] == traffic.trace.num_input[41]
+    assert trace.num_requests - lead == math.ceil(traffic.num_requests / parts)
+
+
+def test_a_stretch_is_behind_what_came_before_it():
+    traffic = Traffic.of(recorded(), 0, 2.0).busiest(100)
+    assert 80 <= traffic.num_requests <= 200
+    assert traffic.lead > 0
+    assert traffic.trace.arrival_s[traffic.lead] == pytest.approx(2.0, abs=0.5)
+
+
+def test_short_records_are_called_so():
+    trace = recorded(count=40)
+    assert not Traffic.of(trace, 0, 3.0).is_steady
+    assert Traffic.of(trace, 0, 0.5).is_steady
+
+
+@pytest.mark.parametrize(("slots", "keeps_up"), [(30, True), (24, True), (18, False), (12, False)])
+def test_a_deployment_that_falls_behind_is_caught_whatever_is_asked_for(slots, keeps_up):
+    """So many requests at a time, of a second each, 20 of which come every second: only the time per token is promised."""
+    trace = recorded(count=1200, rate=20.0)
+    free_s, finish_s = np.zeros(slots), []
+    for at in trace.arrival_s:
+        place = int(np.argmin(free_s))
+        free_s[place] = max(free_s[place], at) + 1.0
+        finish_s.append(free_s[place])
+    requests = pd.DataFrame(
+        {
+            "arrival_s": trace.arrival_s,
+            "first_token_s": np.array(finish_s) - 0.9,
+            "finish_s": finish_s,
+            "num_input": trace.num_input,
+            "num_output": np.full(1200, 31),
+            "num_preemptions": 0,
+        }
+    )
+    found = outcome(requests.iloc[60:], Targets.model_validate({"tpot_s": {"p90": 0.05}}), SLO(), stay_s=1.0)
+    assert found.ratios["tpot_s.p90"] <= 1
+    assert found.met == keeps_up
+    assert found.output_tokens_per_s == pytest.approx(31 * min(slots, 20.0), rel=0.1)
+
+
+def test_stays_follow_from_what_is_asked_for():
+    trace = replace(recorded(), num_output=np.full(400, 100))
+    assert stay(question(), trace) == pytest.approx(2.5)
+    assert stay(question(targets={"e2e_s": {"p90": 1.5}}), trace) == 1.5
+    assert stay(question(targets={"output_tokens_per_s": 10.0}), trace) == pytest.approx(1 + 0.05 * 100)
