@@ -16,6 +16,7 @@ from simulator.spec.loading import read_toml
 
 _DATA = {
     "scenarios": "workloads",
+    "plans": "workloads/plans",
     "workloads": "workloads/requests",
     "models": "workloads/models",
     "accelerators": "cluster_configs/accelerators",

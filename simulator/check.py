@@ -13,6 +13,7 @@ from simulator.errors import UserError, did_you_mean
 from simulator.fit import check_requests
 from simulator.plan import make_plan
 from simulator.plugins import build
+from simulator.question import load_question, requests_of
 from simulator.scenario import Scenario, load_scenario
 from simulator.spec import cluster as clusters
 from simulator.spec.accelerator import AcceleratorSpec, load_accelerator
@@ -22,11 +23,13 @@ from simulator.spec.cluster import ClusterSpec
 from simulator.spec.host import HostCalibration, load_any_calibration
 from simulator.spec.loading import read_json, read_toml
 from simulator.spec.model import ModelSpec, load_model
+from simulator.spec.planning import Question
 from simulator.spec.workload import NamedWorkloadSpec, WorkloadSpec
 from simulator.workload import load_requests, longest_tokens
 
 _KINDS: dict[str, type[BaseModel]] = {
     "scenario": Scenario,
+    "plan": Question,
     "workload": NamedWorkloadSpec,
     "model": ModelSpec,
     "accelerator": AcceleratorSpec,
@@ -36,6 +39,8 @@ _KINDS: dict[str, type[BaseModel]] = {
 }
 _TELLING_KEYS = {
     "deployments": "scenario",
+    "targets": "plan",
+    "clusters": "plan",
     "workload": "scenario",
     "lengths": "workload",
     "mixers": "model",
@@ -61,15 +66,16 @@ def check_file(name: str, overrides: list[str]) -> Checked:
     """Check a file of any kind, told by its keys.
 
     Args:
-        name: a path, or the name of a shipped scenario.
-        overrides: as for :func:`simulator.scenario.load_scenario`; for scenarios only.
+        name: a path, or the name of a shipped scenario or plan.
+        overrides: as for :func:`simulator.scenario.load_scenario`; for scenarios and plans only.
 
     Raises:
         UserError: with what is wrong.
     """
     path = Path(name)
-    if not path.is_file() and name in available_files("workloads"):
-        path = available_files("workloads")[name]
+    for family in ("workloads", "workloads/plans"):
+        if not path.is_file() and name in available_files(family):
+            path = available_files(family)[name]
     if path.suffix == ".json":
         read_json(path)
         kind = "model"
@@ -79,8 +85,8 @@ def check_file(name: str, overrides: list[str]) -> Checked:
     if not kind:
         keys = ", ".join(f"{kind}: {key}" for key, kind in _TELLING_KEYS.items())
         raise UserError(f"{path}: is no file that moesim knows; a key would tell its kind ({keys})")
-    if overrides and kind != "scenario":
-        raise UserError(f"--set {overrides[0]}: overrides a scenario's keys, but {path} is a {kind}")
+    if overrides and kind not in ("scenario", "plan"):
+        raise UserError(f"--set {overrides[0]}: overrides a scenario's or a plan's keys, but {path} is a {kind}")
     details = _CHECKS[kind](path, overrides)
     return Checked(str(path), kind, details)
 
@@ -96,6 +102,16 @@ def _check_scenario(path: Path, overrides: list[str]) -> str:
         f"{p.name}: {p.num_gpus} GPUs, KV cache of {p.capacity.tokens * p.layout.attention_dp:,} tokens a replica" for p in plans
     )
     return f", {trace.num_requests:,} requests; {fits}"
+
+
+def _check_plan(path: Path, overrides: list[str]) -> str:
+    question, _ = load_question(str(path), overrides)
+    trace = requests_of(question, path.resolve().parent, f"{path} [workload]")
+    lasts_s = float(trace.arrival_s[-1] - trace.arrival_s[0])
+    models, clusters = (
+        ", ".join(dict.fromkeys(names)) for names in ([m.model for m in question.models], [c.cluster for c in question.clusters])
+    )
+    return f", {trace.num_requests:,} requests in {lasts_s:,.0f} s; models: {models}; clusters: {clusters}"
 
 
 def _check_workload(path: Path, _: list[str]) -> str:
@@ -141,6 +157,7 @@ def _check_cluster(path: Path, _: list[str]) -> str:
 
 _CHECKS: dict[str, Callable[[Path, list[str]], str]] = {
     "scenario": _check_scenario,
+    "plan": _check_plan,
     "workload": _check_workload,
     "model": _check_model,
     "accelerator": _check_accelerator,

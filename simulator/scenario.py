@@ -48,6 +48,8 @@ def load_scenario(name: str, overrides: list[str], seed: int | None = None) -> t
         UserError: if the file is missing or wrong, or an override names no place.
     """
     table, path, where = read_named(name, overrides, seed, "workloads", "scenario")
+    if "deployments" not in table and ("targets" in table or "clusters" in table):
+        raise UserError(f"{where}: is a plan, which moesim plan takes; a scenario has [[deployments]]")
     return validate(Scenario, table, where), path
 
 

@@ -16,7 +16,7 @@ def list_(
     as_json: AsJson = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")] = False,
 ) -> None:
-    """List what there is: scenarios, workloads, models, clusters, accelerators and every kind of policy."""
+    """List what there is: scenarios, plans, workloads, models, clusters, accelerators and every kind of policy."""
     from simulator.catalogue import catalogue
 
     found = catalogue(family)
@@ -34,7 +34,7 @@ def list_(
 
 
 def check(
-    file: Annotated[str, typer.Argument(help="A scenario, workload, model, cluster, accelerator or calibration file.")],
+    file: Annotated[str, typer.Argument(help="A scenario, plan, workload, model, cluster, accelerator or calibration file.")],
     overrides: Set = None,
     as_json: AsJson = False,
 ) -> None:
@@ -49,7 +49,7 @@ def check(
 
 
 def schema(
-    what: Annotated[str, typer.Argument(help="scenario, workload, model, accelerator, cluster or calibration.")] = "scenario",
+    what: Annotated[str, typer.Argument(help="scenario, plan, workload, model, accelerator, cluster or calibration.")] = "scenario",
 ) -> None:
     """Print the JSON Schema of a kind of file, for editors."""
     from simulator.check import schema_of

@@ -119,6 +119,29 @@ def load_cluster(name: str, where: str) -> tuple[ClusterSpec, AcceleratorSpec]:
     return cluster, load_accelerator(cluster.accelerator, str(files[stem]))
 
 
+def load_kind(stem: str, where: str) -> tuple[ClusterSpec, AcceleratorSpec]:
+    """Machines of one kind, whatever their number, and their accelerator; ``num_gpus`` is the smallest size that is listed.
+
+    Raises:
+        UserError: if there is no such file, or the name holds a number of GPUs.
+    """
+    files = available_files(_FAMILY)
+    if stem not in files:
+        sized = re.fullmatch(r"(.+)-([1-9][0-9]*)", stem)
+        if sized and sized[1] in files:
+            raise UserError(
+                f"{where}: '{stem}' holds a number of GPUs, and here a kind of machines is asked for: "
+                f'write cluster = "{sized[1]}" and max_gpus = {sized[2]}'
+            )
+        holding = [name for name in files if stem and stem.lower() in name]
+        nearest = "choose one of: " + ", ".join(holding) if holding else did_you_mean(stem, files)
+        raise UserError(f"{where}: unknown cluster '{stem}'; {nearest}")
+    table = read_cluster_table(stem, files)
+    table.setdefault("num_gpus", default_num_gpus(table))
+    cluster = validate(ClusterSpec, {**table, "name": stem}, str(files[stem]))
+    return cluster, load_accelerator(cluster.accelerator, str(files[stem]))
+
+
 def read_cluster_table(stem: str, files: Mapping[str, Path], below: tuple[str, ...] = ()) -> dict[str, Any]:
     """The table of a cluster file, completed from the one that it is ``based_on``."""
     path = files[stem]

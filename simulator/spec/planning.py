@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from simulator.spec.base import Count, Frozen, NonNegative, Policy, Positive, Ratio, Size
 from simulator.spec.dtypes import DType
@@ -37,10 +37,19 @@ class Targets(Frozen):
     """Arrival to first token, queueing included."""
     tpot_s: Percentiles = Percentiles()
     e2e_s: Percentiles = Percentiles()
-    attainment: Ratio | None = None
+    attainment: Annotated[float, Field(gt=0, le=1)] | None = None
     """Share of requests that must each keep all of ``workload.slo``."""
     output_tokens_per_s: Positive | None = None
     """Of the whole deployment."""
+
+    @field_validator("ttft_s", "tpot_s", "e2e_s", mode="before")
+    @classmethod
+    def _says_of_whom(cls, value: Any) -> Any:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            raise ValueError(  # noqa: TRY004 - pydantic reports no TypeError
+                f"says not for how many requests; write {{ p90 = {value} }} for nine of ten, or mean, p50, p95, p99"
+            )
+        return value
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> Self:
@@ -113,12 +122,12 @@ class Space(Frozen):
 
     tp: Sizes = (1, 2, 4, 8)
     attention_dp: Sizes = (1, 2, 4, 8, 16, 32, 64)
-    ep: Names | None = None
+    ep: Annotated[tuple[Literal["off", "all"], ...], Field(strict=False, min_length=1)] | None = None
     """``"off"`` (experts split like dense blocks) and ``"all"`` (spread over all ranks of a replica); absent = both."""
     token_budgets: Sizes = (2048, 8192)
     redundant_experts: Annotated[tuple[Ratio, ...], Field(strict=False, min_length=1)] = (0.0, 0.125)
     """Slots for copies of hot experts, as a share of the experts; 0 = none, placed in order of their index."""
-    overlap: Names = ("none", "two_batch")
+    overlap: Annotated[tuple[Literal["none", "two_batch"], ...], Field(strict=False, min_length=1)] = ("none", "two_batch")
     disaggregate: bool = True
     """Whether prompts may have a pool of their own."""
     max_gpus_per_replica: Size = 64
@@ -172,6 +181,20 @@ class Question(Frozen):
         slo = self.workload.slo
         if self.targets.attainment is not None and not any((slo.ttft_s, slo.tpot_s, slo.e2e_s)):
             raise ValueError("targets.attainment is a share of requests that keep [workload.slo], which sets no limit")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_there_twice(self) -> Self:
+        clusters = [one.cluster for one in self.clusters]
+        twice = next((name for name in clusters if clusters.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(
+                f"clusters lists '{twice}' {clusters.count(twice)} times, and the answer could not tell them apart; "
+                "list each kind of machines once, and ask for other prices with --set clusters.0.price_per_gpu_hour=..."
+            )
+        for one in self.models:
+            if self.models.count(one) > 1:
+                raise ValueError(f"models lists '{one.model}' twice with the same keys; list it once")
         return self
 
     @model_validator(mode="after")
