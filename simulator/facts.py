@@ -155,6 +155,8 @@ def _assumptions(plan: Plan) -> list[dict[str, str]]:
     if plan.cluster.price_per_gpu_hour is not None:
         price = f"{plan.cluster.price_per_gpu_hour:.2f} {plan.cluster.currency} a GPU-hour"
         source = plan.cluster.sources.get("price_per_gpu_hour", "")
+        if plan.spec.price_per_gpu_hour is not None:
+            source = "assumed: the deployment's own price_per_gpu_hour"
         kind = "published" if source and not source.lower().startswith("assumed") else "assumed"
         rows.append({"what": "price", "value": price, "kind": kind, "source": source})
     return rows

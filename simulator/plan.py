@@ -121,7 +121,7 @@ def make_plan(spec: DeploymentSpec, seed: int, where: str, folder: Path) -> Plan
     changes = {"parallel": pool.parallel, "replicas": pool.replicas, "scheduling": pool.scheduling, "overlap": pool.overlap}
     changes |= {"prefill": None, "cluster": pool.cluster or spec.cluster}
     if pool.cluster is not None:
-        changes["calibration"] = None
+        changes |= {"calibration": None, "price_per_gpu_hour": None}
     prefill = _make_pool(spec.model_copy(update=changes), seed, f"{place} [prefill]", folder, 0)
     decode = _make_pool(spec, seed, place, folder, prefill.num_gpus if prefill.cluster.name == spec.cluster else 0)
     transfer = make_transfer(
@@ -139,7 +139,7 @@ def _make_pool(spec: DeploymentSpec, seed: int, place: str, folder: Path, taken_
     """One pool of replicas on a cluster of which ``taken_gpus`` serve another one."""
     model = load_model(spec.model, place, folder)
     cluster, accelerator = load_cluster(spec.cluster, place)
-    cluster = cluster.with_speed(spec.network_speed)
+    cluster = cluster.with_speed(spec.network_speed).with_price(spec.price_per_gpu_hour)
     loaded = load_any_calibration(spec.calibration or accelerator.calibration, place)
     usual = {name: getattr(spec, name) or getattr(loaded, name) for name in ("compute", "communication", "dispatch")}
     spec = spec.model_copy(update=usual)

@@ -27,13 +27,16 @@ _INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run the command; exit status 2 for wrong input, 1 for a defect of ours, 130 for Ctrl-C."""
+    """Run the command; exit status 2 for wrong input, 1 for a defect of ours, 130 for Ctrl-C, or the command's own."""
     if "" not in sys.path:
         sys.path.append("")  # a user's own policies (kind = "my_package.my_policy") are found from the current folder
     try:
-        if app(standalone_mode=False) == _INTERRUPTED:  # typer returns the status of a Ctrl-C instead of raising it
+        status = app(standalone_mode=False)  # typer returns the status of a Ctrl-C and of an Exit instead of raising it
+        if status == _INTERRUPTED:
             raise KeyboardInterrupt
         sys.stdout.flush()
+        if status:
+            sys.exit(status)
     except UserError as error:
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort, console.StoppedError) as stopped:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +13,12 @@ from rich.text import Text
 
 from simulator.cli import console
 from simulator.cli.console import AsJson, Out, Seed, Set
+from simulator.errors import UserError
 
 _RUNNERS_UP = 4
 _REASONS = 5
+NOTHING_MEETS = 3
+"""Exit status where the question was answered, and the answer is that no deployment meets the targets within the limits."""
 _NARROWEST = 26
 """Columns that a deployment's text must have beside the numbers; with fewer it stands above them."""
 
@@ -30,7 +34,11 @@ def plan(
     workers: Annotated[int | None, typer.Option(metavar="N", min=1, help="Processes; by default one a core.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find the cheapest deployments, MoE or dense, that meet latency targets for a workload."""
+    """Find the cheapest deployments, MoE or dense, that meet latency targets for a workload.
+
+    Exit status: 0 where one does, 3 where none does within the limits (the answer says what is missed, and by how much), 2 where the
+    question is wrong.
+    """
     from simulator.planned import check_writable, made, write
     from simulator.planner.plan import plan as find
     from simulator.planner.store import Store, default_folder
@@ -40,19 +48,25 @@ def plan(
     folder = out_folder or Path("reports/out") / f"{path.stem}_plan"
     check_writable(folder)
     store = Store(cache or default_folder())
+    store.check_writable()
     with console.progress("", "reading models, clusters and requests") as bars:
         counted = _Counted(bars)
         try:
             answer, wall_s = find(loaded, path.resolve().parent, store, counted, workers)
             bars("writing the report", 0, None)
             write(answer, made(loaded, wall_s), folder)
+        except UserError as error:
+            raise UserError(re.sub(r"^plan(?=[: ])", str(path), str(error))) from None
         except KeyboardInterrupt:
             raise console.StoppedError(counted.kept(str(store.folder))) from None
     if as_json:
         console.emit(answer)
     else:
         print_plan(answer, console.out.width if console.out.is_terminal else None)
+    console.err.print(counted.simulated(str(store.folder)), highlight=False, soft_wrap=True, markup=False)
     console.err.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True, markup=False)
+    if not answer.get("recommended"):
+        raise typer.Exit(NOTHING_MEETS)
 
 
 class _Counted:
@@ -61,11 +75,23 @@ class _Counted:
     def __init__(self, bars: Any) -> None:
         self._bars = bars
         self._simulations: dict[str, tuple[int, int]] = {}
+        self._kept = 0
 
     def __call__(self, name: str, done: int, total: int | None, best: str = "", /) -> None:
+        from simulator.planner.search import KEPT
+
+        if name == KEPT:
+            self._kept += done
+            return
         if total is not None and not name.startswith("screening"):
             self._simulations[name] = (done, total)
         self._bars(name, done, total, best)
+
+    def simulated(self, folder: str) -> str:
+        """How many deployments were simulated, and how many of them by an earlier search."""
+        done = sum(count for name, (count, _) in self._simulations.items() if name.startswith("simulating"))
+        kept = f", {self._kept:,} kept from before in {folder}" if self._kept else ""
+        return f"{done - self._kept:,} simulated{kept}"
 
     def kept(self, folder: str) -> str:
         """What there is when the search is stopped."""
@@ -104,6 +130,9 @@ def _candidates(answer: dict[str, Any], width: int | None) -> Iterator[Text]:
     limits, currency = answer.get("targets", {}), answer.get("currency", "USD")
     head = [f"{currency}/hour", f"{currency}/1M out", "GPUs", *map(target_short, limits), "tightest"]
     found = list(groups(answer, _RUNNERS_UP))
+    nearest = (answer.get("why_not") or {}).get("row")
+    if nearest and not found:
+        found = [("Nearest, as large as the limits allow", [nearest])]
     cells = {
         id(row): [
             amount(row["cost_per_hour"]),

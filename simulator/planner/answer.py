@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 from simulator.planner.explore import Explorer, Finding, Sized, deployment
@@ -64,7 +63,8 @@ def text_of(found: Found, finding: Finding) -> str:
     if sized is None:
         return space.text(option.design)
     machines = space.machines[option.design.machines]
-    where = f"{sized.size} x {machines.offer.cluster}"
+    idle = sized.size - finding.num_gpus - space.spare_gpus(machines)
+    where = f"{sized.size} x {machines.offer.cluster}" + (f", {finding.num_gpus} of {sized.size} GPUs used" if idle > 0 else "")
     if option.prefill is None:
         many = "1 replica" if sized.replicas == 1 else f"{sized.replicas} replicas"
         return f"{space.formatted(option.design)}, {many} of {space.split(option.design)} on {where}"
@@ -88,6 +88,7 @@ def summary(found: Found, doubts: dict[str, Any] | None = None) -> dict[str, Any
     from simulator.planner.pareto import pareto
     from simulator.planner.room import headroom
     from simulator.planner.sizes import around
+    from simulator.planner.why_not import nearest, of_each_model
 
     met = [finding for finding in found.findings if finding.sized is not None]
     rows = [row_of(found, finding) for finding in met]
@@ -97,8 +98,9 @@ def summary(found: Found, doubts: dict[str, Any] | None = None) -> dict[str, Any
         "currency": found.question.power.currency,
         "targets": _targets(found),
         "models": [{"name": model.name, "is_moe": model.moe is not None} for model in found.space.models],
+        "spare": _spare(found),
         "clusters": [machines.offer.cluster for machines in found.space.machines],
-        "num_simulated": len(found.first) + len(found.findings),
+        "num_simulated": len(found.first) + sum(finding not in found.first for finding in found.findings),
         "num_legal": found.num_legal,
         "num_ruled_out": sum(found.ruled.counts.values()),
         "ruled_out": [
@@ -116,6 +118,7 @@ def summary(found: Found, doubts: dict[str, Any] | None = None) -> dict[str, Any
             "mean_input": found.traffic.num_input,
             "mean_output": found.traffic.num_output,
         },
+        "why_not_models": of_each_model(found),
         "best_of_each_model": {name: row_of(found, finding) for name, finding in best_of_each(found).items()},
         "candidates": rows,
         "pareto": pareto(found),
@@ -133,6 +136,13 @@ def summary(found: Found, doubts: dict[str, Any] | None = None) -> dict[str, Any
     return answer
 
 
+def _spare(found: Found) -> dict[str, int]:
+    """What is held free for failures; GPUs of the recommended machines, or of the first."""
+    best = next((finding for finding in found.findings if finding.sized is not None), None)
+    machines = found.space.machines[best.option.design.machines if best is not None else 0]
+    return {"nodes": found.question.spare.nodes, "gpus": found.space.spare_gpus(machines)}
+
+
 def _targets(found: Found) -> dict[str, float]:
     """Limits by target, named as in an outcome."""
     targets = found.question.targets
@@ -145,27 +155,8 @@ def _targets(found: Found) -> dict[str, float]:
     return limits | {name: limit for name, limit in shares.items() if limit is not None}
 
 
-def nearest(found: Found) -> dict[str, Any]:
-    """Of the deployments that miss a target, the one that misses least: which target, and by how much."""
-    tried = [finding for finding in found.findings if finding.outcome is not None]
-    if not tried:
-        reasons = sorted(found.ruled.counts.items(), key=lambda item: -item[1])
-        return {"text": f"no deployment can run this workload: {reasons[0][0]}" if reasons else "nothing was tried"}
-    best = min(tried, key=lambda finding: finding.outcome.worst if finding.outcome is not None else math.inf)
-    if best.outcome is None:
-        raise ValueError("nothing was measured")
-    target = best.outcome.tightest
-    return {
-        "deployment": text_of(found, best),
-        "target": target,
-        "measured": best.outcome.measured[target],
-        "times_over": best.outcome.worst,
-        "text": f"no deployment within the limits meets all targets; the nearest, {text_of(found, best)}, {best.why}",
-    }
-
-
 def row_of(found: Found, finding: Finding) -> dict[str, Any]:
-    """A finding that meets the targets: what it is, what it costs, what was measured."""
+    """A finding with a size: what it is, what it costs, what was measured."""
     sized, outcome = finding.sized, finding.outcome
     if sized is None or outcome is None:
         raise ValueError("nothing was found")

@@ -51,6 +51,10 @@ class Finding:
     """Why there is no size."""
     below: Outcome | None = None
     """On the next smaller cluster that was tried: what fails there."""
+    most: Sized | None = None
+    """What ``outcome`` is of where there is no size: as much as the limits allow."""
+    was_kept: bool = field(default=False, compare=False)
+    """Whether it was found by an earlier search."""
 
 
 @dataclass
@@ -138,7 +142,7 @@ class Explorer:
         found = self.trial(largest)
         name = found.tightest
         why = f"misses {name} by {found.worst:.2f}x on the largest cluster within the limits ({largest.size} GPUs)"
-        return Finding(self.option, None, found, float("inf"), 0, self._tried, why)
+        return Finding(self.option, None, found, float("inf"), 0, self._tried, why, most=largest)
 
     def trial(self, sized: Sized) -> Outcome:
         """Serve the traffic with so many replicas."""

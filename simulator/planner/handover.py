@@ -88,16 +88,15 @@ def scenario_text(found: Found, findings: list[Finding], folder: Path | None = N
     question, base = found.question, found.space.folder
     workload, comments = _workload(found)
     slo = _slo(found, comments)
-    for machines in found.space.machines:
-        if machines.offer.price_per_gpu_hour is not None:
-            comments.append(
-                f"The plan pays {machines.price_per_gpu_hour:g} {machines.spec.currency} for a GPU-hour of {machines.offer.cluster}; "
-                "a run takes the cluster file's price."
-            )
     if question.power.price_per_kwh:
         comments.append("The plan pays for electricity apart, which a run does not.")
+    if any(one.sized is not None and one.num_gpus < one.sized.size for one in findings):
+        comments.append(
+            "The plan pays for the whole cluster; a run counts the GPUs that replicas take up, so it names a lower cost."
+        )
     if question.spare.nodes:
-        comments.append(f"The clusters hold {question.spare.nodes} nodes more than the replicas take up, for failures.")
+        held = "1 node" if question.spare.nodes == 1 else f"{question.spare.nodes} nodes"
+        comments.append(f"The clusters hold {held} more than the replicas take up, for failures.")
     workload = workload.model_copy(update={"slo": slo, **_requests(workload, base, folder)})
     table = {
         "name": f"{question.name}: recommended",

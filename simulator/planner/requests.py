@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from simulator.errors import UserError
 from simulator.planner.traffic import LEAST_STAYS, Traffic, busiest, led
+from simulator.question import requests_of
 from simulator.spec.planning import Percentiles, Question
 from simulator.traces import RequestTrace
-from simulator.workload import load_requests
 
 _STAYS = 8.0
 """Stays that generated requests last for behind their lead-in: queues near the most that can be carried build up slowly."""
@@ -92,9 +91,4 @@ def _typical(limits: Percentiles) -> float | None:
 
 
 def _open_loop(question: Question, folder: Path) -> RequestTrace:
-    trace = load_requests(question.workload, folder, question.seed, "plan [workload]")
-    if trace.concurrency is not None or not trace.has_arrivals:
-        raise UserError("plan [workload]: a plan needs requests with arrival times; a closed loop sends as fast as it is served")
-    if trace.num_requests < 2:
-        raise UserError("plan [workload]: one request has no rate; give more")
-    return trace
+    return requests_of(question, folder, "plan [workload]")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from simulator.plan import Plan
 from simulator.planner.curve import Curve, Floats
-from simulator.planner.space import Design, Ruled, Space
+from simulator.planner.space import TOO_FEW, TOO_SLOW, Design, Ruled, Space
 from simulator.planner.traffic import Traffic
 
 SLACK = 1.5
@@ -220,7 +220,12 @@ def _kept(options: list[Option]) -> list[Option]:
 
 def by_cost(option: Option) -> tuple[Any, ...]:
     """The order of deployments that were screened, the best first."""
-    return (option.cost_per_hour, option.gpus, option.least_gpus, option.prefill is not None, option.design, option.budget)
+    return (option.cost_per_hour, option.gpus, parts(option), option.least_gpus, option.prefill or (), option.design, option.budget)
+
+
+def parts(option: Option) -> int:
+    """How many things a deployment has that a plain one has not: a pool for prompts, copies of experts, overlapping half batches."""
+    return (option.prefill is not None) + (option.design.slots > 0) + (option.design.overlap != "none")
 
 
 def _pareto(points: list[tuple[float, float, Design, int, float]]) -> list[tuple[float, float, Design, int, float]]:
@@ -236,12 +241,12 @@ def _pareto(points: list[tuple[float, float, Design, int, float]]) -> list[tuple
 def _add(options: list[Option], space: Space, traffic: Traffic, design: Design, budget: int, found: Rates, ruled: Ruled) -> None:
     machines = space.machines[design.machines]
     if found.most == 0:
-        ruled.out("misses a latency target even when nothing else runs", space.text(design))
+        ruled.out(TOO_SLOW, space.text(design))
         return
     replicas, least = (math.ceil(traffic.rate_per_s / rate) if rate > 0 else 0 for rate in (found.likely, found.most))
     held, least_held = (space.held(machines, number * design.num_ranks) for number in (replicas or least, least))
     if least_held is None:
-        ruled.out("needs more GPUs than the limits allow", f"{space.text(design)}: {least * design.num_ranks:,} GPUs or more")
+        ruled.out(TOO_FEW, f"{space.text(design)}: {least * design.num_ranks:,} GPUs or more")
         return
     price, most = machines.gpu_hour, machines.sizes[-1]
     options.append(
@@ -287,7 +292,10 @@ def _pairs(
     held, least_held = (sizes[np.minimum(np.searchsorted(sizes, g + spare), len(sizes) - 1)] for g in (gpus, least))
     possible = least + spare <= sizes[-1]
     number = int(possible.sum())
-    ruled.out("needs more GPUs than the limits allow", "pools of their own", possible.size - number)
+    if number < possible.size:
+        p, d = np.argwhere(~possible)[0]
+        example = f"{space.text(decodes[d][0])}, prompts on {space.split(prompts[p][0])}: {int(least[p, d]):,} GPUs or more"
+        ruled.out(TOO_FEW, example, possible.size - number)
     order = np.lexsort((least[possible], gpus[possible], held[possible]))[:_KEPT]
     hopeful = np.lexsort((gpus[possible], least[possible]))[: _KEPT // 2]
     places = np.argwhere(possible)[np.unique(np.concatenate([order, hopeful]))]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from simulator.planner.explore import Explorer, Finding, Sized
 from simulator.planner.requests import lasting, traffic_of
-from simulator.planner.screen import Option, Screened, by_cost, screen
+from simulator.planner.screen import Option, Screened, by_cost, parts, screen
 from simulator.planner.space import Ruled, Space
 from simulator.planner.store import Store, key_of
 from simulator.planner.traffic import Traffic
@@ -28,6 +30,8 @@ class Tick(Protocol):
         ...
 
 
+KEPT = "kept from before"
+"""What a :class:`Tick` is told of findings that an earlier search had made."""
 _SHORT_REQUESTS = 4000
 """Requests of the first round's stretch of traffic; the second has all."""
 _SPREAD = (0.0, 0.5, 1.0)
@@ -85,10 +89,15 @@ def search(question: Question, folder: Path, store: Store, tick: Tick = lambda *
     screened = dict(
         zip(parts, sweep(partial(_screened, text, str(folder)), parts, lambda n: tick(name, n, len(parts)), workers), strict=True)
     )
-    options = shortlist(screened) or hopeless(space, screened)
+    possible = {option.design.model for part in screened.values() for option in part.options}
+    options = shortlist(screened) + hopeless(space, {key: part for key, part in screened.items() if key[0] not in possible})
     first = _explore(space, text, store, options, True, tick, workers)
-    findings = _explore(space, text, store, finalists(first), False, tick, workers)
-    return Found(question, asked_requests, space, traffic, screened, first, sorted(findings, key=_by_cost))
+    chosen = finalists(first)
+    if traffic.num_requests <= _SHORT_REQUESTS:  # the first round had all requests
+        findings = [finding for finding in first if finding.option in chosen]
+    else:
+        findings = _explore(space, text, store, chosen, False, tick, workers)
+    return Found(question, asked_requests, space, traffic, screened, first, sorted(findings, key=best_first))
 
 
 def shortlist(screened: dict[tuple[int, int], Screened]) -> list[Option]:
@@ -105,7 +114,7 @@ def shortlist(screened: dict[tuple[int, int], Screened]) -> list[Option]:
 
 
 def hopeless(space: Space, screened: dict[tuple[int, int], Screened]) -> list[Option]:
-    """Where nothing can keep the targets: deployments from the fastest to the most productive, each as large as the limits allow.
+    """Of models that cannot keep the targets: deployments from the fastest to the most productive, each as large as the limits allow.
 
     They are simulated to say which target fails, and by how much.
     """
@@ -123,7 +132,7 @@ def hopeless(space: Space, screened: dict[tuple[int, int], Screened]) -> list[Op
 
 def finalists(first: list[Finding]) -> list[Option]:
     """What is simulated on all requests: the best, and the best of every model and of every kind of machines."""
-    ordered = sorted(first, key=_by_cost)
+    ordered = sorted(first, key=best_first)
     chosen = dict.fromkeys(finding.option for finding in ordered[:_SECOND_ROUND])
     seen: set[tuple[str, int]] = set()
     for finding in ordered:
@@ -134,9 +143,19 @@ def finalists(first: list[Finding]) -> list[Option]:
     return list(chosen)
 
 
-def _by_cost(finding: Finding) -> tuple[Any, ...]:
-    worst = finding.outcome.worst if finding.outcome is not None else float("inf")
-    return (finding.cost_per_hour, finding.num_gpus, worst, finding.option.design, finding.option.budget)
+def best_first(finding: Finding) -> tuple[Any, ...]:
+    """The order of deployments that were simulated.
+
+    At one price the one that is least likely to miss a target comes first: within a fifth of a limit every further tenth counts, which
+    is about what a simulation may be off, and below that all keep their targets. Of these the one with fewest parts is run most
+    easily; then the one that the screen expects to need fewest GPUs has most headroom in a cluster of that price; then the one whose
+    tightest target is least tight.
+    """
+    worst = finding.outcome.worst if finding.outcome is not None else math.inf
+    tight = max(0, math.ceil(round(10 * worst, 6) - 8)) if worst <= 1 else worst
+    option = finding.option
+    told = (parts(option), option.gpus, worst, finding.num_gpus, option.design, option.prefill or (), option.budget)
+    return (finding.cost_per_hour, tight, *told)
 
 
 def _explore(
@@ -147,15 +166,21 @@ def _explore(
     place = None if store.folder is None else str(store.folder)
     task = partial(_explored, text, str(space.folder), place, is_short)
     met: list[Finding] = []
+    kept: list[Finding] = []
 
     def seen(finding: Finding) -> None:
+        if finding.was_kept:
+            kept.append(finding)
         if finding.sized is not None:
-            met[:] = [min([*met, finding], key=_by_cost)]
+            met[:] = [min([*met, finding], key=best_first)]
 
     def done(count: int) -> None:
         tick(name, count, len(options), _best_so_far(space, met[0]) if met else "")
 
-    return sweep(task, options, done, workers, seen)
+    found = sweep(task, options, done, workers, seen)
+    if kept:
+        tick(KEPT, len(kept), len(kept))
+    return found
 
 
 def _best_so_far(space: Space, finding: Finding) -> str:
@@ -183,7 +208,7 @@ def _explored(text: str, folder: str, place: str | None, is_short: bool, option:
     key = key_of(identity(space, traffic, option))
     known = store.get(key)
     if known is not None:
-        return finding_of(known, option)
+        return replace(finding_of(known, option), was_kept=True)
     found = Explorer(space, option, traffic, space.question.seed).find()
     store.put(key, as_json(found))
     return found
@@ -228,6 +253,7 @@ def as_json(finding: Finding) -> dict[str, Any]:
         "tried": finding.tried,
         "why": finding.why,
         "below": finding.below and finding.below._asdict(),
+        "most": finding.most,
     }
 
 
@@ -242,4 +268,5 @@ def finding_of(found: dict[str, Any], option: Option) -> Finding:
         tuple((Sized(*sized), worst) for sized, worst in found["tried"]),
         found["why"],
         Outcome(**found["below"]) if found["below"] else None,
+        Sized(*found["most"]) if found["most"] else None,
     )

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from simulator.errors import UserError
 from simulator.plan import Plan, make_plan
 from simulator.spec.base import Policy
-from simulator.spec.cluster import ClusterSpec, load_cluster
+from simulator.spec.cluster import ClusterSpec, load_kind
 from simulator.spec.deployment import DeploymentSpec, ParallelSpec
 from simulator.spec.model import ModelSpec, load_model
 from simulator.spec.planning import CandidateCluster, CandidateModel, Question
@@ -19,6 +20,18 @@ from simulator.spec.pruning import Pruning, pruning_text
 from simulator.work.layout import uneven_heads
 
 _WHERE = "plan"
+ALIKE = "attention data parallelism of a dense model is the same as more replicas"
+HEADS = "tensor parallelism does not divide the model's attention heads"
+LEAVES_NODE = "tensor parallelism would leave the node"
+PART_OF_A_NODE = "a replica over several nodes must fill them"
+TOO_LARGE = "a replica would be larger than the limits allow"
+MEMORY = "weights, activations and a cache do not fit in memory"
+TOO_SLOW = "misses a latency target even when nothing else runs"
+TOO_FEW = "needs more GPUs than the limits allow"
+_TELLING = (TOO_FEW, TOO_SLOW, MEMORY, TOO_LARGE)
+"""Reasons by how far a deployment came before it was ruled out: the furthest is what keeps a model from doing the job."""
+_STRUCTURAL = (HEADS, LEAVES_NODE, PART_OF_A_NODE, ALIKE)
+"""Reasons that are of a split, and say nothing of whether the model could do the job with another one."""
 
 
 class Machines(NamedTuple):
@@ -32,6 +45,10 @@ class Machines(NamedTuple):
     watts_per_gpu: float
     gpu_hour: float
     """What a GPU costs an hour: its price, and its electricity where that is paid apart."""
+    bound: str = ""
+    """Which of the limits sets the largest size; empty where it is the largest that the file lists."""
+    beyond: str = ""
+    """Why no size at all can be used; empty where one can."""
 
     def holding(self, num_gpus: int) -> int | None:
         """The smallest size with so many GPUs; ``None`` where all are smaller."""
@@ -85,6 +102,16 @@ class Ruled:
             return
         self.counts[reason] = self.counts.get(reason, 0) + count
         self.examples.setdefault(reason, example)
+
+    def telling(self) -> str | None:
+        """The reason that says most about why nothing can be run; ``None`` where nothing was left out."""
+
+        def rank(reason: str) -> tuple[int, int]:
+            if reason in _TELLING:
+                return _TELLING.index(reason), -self.counts[reason]
+            return len(_TELLING) + (1 + _STRUCTURAL.index(reason) if reason in _STRUCTURAL else 0), -self.counts[reason]
+
+        return min(self.counts, key=rank, default=None)
 
 
 class Space:
@@ -142,6 +169,9 @@ class Space:
         space, model, machines = self.question.space, self.models[number], self.machines[place]
         weights = one.weight_dtypes or ("",)
         caches = one.kv_dtypes or ("bf16",)
+        if machines.beyond:
+            ruled.out(machines.beyond, model.name, len(space.tp) * len(space.attention_dp) * len(weights) * len(caches))
+            return
         for tp, dp in product(space.tp, space.attention_dp):
             split = f"{model.name}, TP {tp} x attention DP {dp} on {machines.offer.cluster}"
             reason = self._impossible(model, machines, tp, dp)
@@ -156,15 +186,15 @@ class Space:
     def _impossible(self, model: ModelSpec, machines: Machines, tp: int, dp: int) -> str | None:
         per_node = machines.spec.gpus_per_node
         if model.moe is None and dp > 1:
-            return "attention data parallelism of a dense model is the same as more replicas"
+            return ALIKE
         if uneven_heads(model, tp) is not None:
-            return "tensor parallelism does not divide the model's attention heads"
+            return HEADS
         if tp > per_node:
-            return "tensor parallelism would leave the node"
+            return LEAVES_NODE
         if tp * dp > min(self.question.space.max_gpus_per_replica, machines.sizes[-1]):
-            return "a replica would be larger than the limits allow"
+            return TOO_LARGE
         if tp * dp > per_node and tp * dp % per_node:
-            return "a replica over several nodes must fill them"
+            return PART_OF_A_NODE
         return None
 
     def _eps(self, model: ModelSpec, num_ranks: int) -> list[int]:
@@ -212,6 +242,7 @@ class Space:
             scheduling=scheduling(one.engine, budget or max(self.question.space.token_budgets)),
             overlap=design.overlap,  # type: ignore[arg-type]
             network_speed=machines.offer.network_speed,
+            price_per_gpu_hour=machines.offer.price_per_gpu_hour,
             pruning=self.candidates[design.model].pruning,
         )
 
@@ -225,7 +256,9 @@ class Space:
         """The model and the format of its weights."""
         model = self.models[design.model]
         released = model.expert_dtype or model.weight_dtype
-        return f"{model.name} {design.weight_dtype or released}"
+        entry = self.candidates[design.model].entry
+        engines = {one.engine for one in self.question.models if one.model == entry.model}
+        return f"{model.name} {design.weight_dtype or released}{f' in {entry.engine}' if len(engines) > 1 else ''}"
 
     def split(self, design: Design) -> str:
         """How a replica is split, in words."""
@@ -256,41 +289,52 @@ def _named(model: ModelSpec, pruning: Pruning | None) -> ModelSpec:
 
 
 def _machines(offer: CandidateCluster, question: Question) -> Machines:
-    limits, files = question.limits, f"{_WHERE} [clusters '{offer.cluster}']"
-    try:
-        spec, accelerator = load_cluster(offer.cluster, files)
-    except UserError:
-        spec, accelerator = _first_size(offer.cluster, files)
+    limits, power, files = question.limits, question.power, f"{_WHERE} [clusters '{offer.cluster}']"
+    spec, accelerator = load_kind(offer.cluster, files)
     price = offer.price_per_gpu_hour if offer.price_per_gpu_hour is not None else spec.price_per_gpu_hour
     if price is None:
         raise UserError(f"{files}: has no price; give price_per_gpu_hour (0 for machines that are there anyway)")
-    watts = accelerator.board_power_w * question.power.overhead
-    bounds: list[float] = [limit for limit in (offer.max_gpus, limits.gpus) if limit is not None]
+    watts = accelerator.board_power_w * power.overhead
+    gpu_hour = price + watts / 1000 * power.price_per_kwh
+    sizes = sorted(spec.sizes or (spec.num_gpus,))
+    least = sizes[0]
+    fewest = f"even {_gpus(least)} of {offer.cluster}"
+    # For each limit: GPUs that it allows, its name, and why the smallest size is beyond it.
+    bounds: list[tuple[float, str, str]] = []
+    for name, count in (("max_gpus", offer.max_gpus), ("limits.gpus", limits.gpus)):
+        if count is not None:
+            bounds.append((count, f"{name} = {count}", f"{offer.cluster} comes in {_gpus(least)} or more"))
     if limits.nodes is not None:
-        bounds.append(limits.nodes * spec.gpus_per_node)
+        text = f"{offer.cluster} comes in {-(-least // spec.gpus_per_node)} nodes or more"
+        bounds.append((limits.nodes * spec.gpus_per_node, f"limits.nodes = {limits.nodes}", text))
     if limits.power_w is not None:
-        bounds.append(limits.power_w / watts)
-    gpu_hour = price + watts / 1000 * question.power.price_per_kwh
+        bounds.append((limits.power_w / watts, f"limits.power_w = {limits.power_w:g}", f"{fewest} may draw {least * watts:,.0f} W"))
     if limits.budget_per_hour is not None and gpu_hour > 0:
-        bounds.append(limits.budget_per_hour / gpu_hour)
-    sizes = spec.sizes or (spec.num_gpus,)
-    allowed = tuple(sorted(size for size in sizes if all(size <= bound for bound in bounds)))
-    if not allowed:
-        raise UserError(f"{files}: not even {min(sizes)} GPUs are within the limits")
-    return Machines(offer, spec, allowed, price, watts, gpu_hour)
+        name = f"the budget of {limits.budget_per_hour:g} {power.currency} per hour"
+        bounds.append(
+            (limits.budget_per_hour / gpu_hour, name, f"{fewest} would cost {least * gpu_hour:.2f} {power.currency} per hour")
+        )
+    most, name, too_much = min(bounds, default=(math.inf, "", ""))
+    allowed = tuple(size for size in sizes if size <= most)
+    bound, beyond = name if most < sizes[-1] else "", "" if allowed else f"{too_much}, and {name} is the limit"
+    spare = question.spare.nodes * spec.gpus_per_node
+    if allowed and spare >= allowed[-1]:
+        held = "1 node" if question.spare.nodes == 1 else f"{question.spare.nodes} nodes"
+        most_text = (
+            f"the {_gpus(allowed[-1])} of {offer.cluster} that {name} allows"
+            if bound
+            else f"{_gpus(allowed[-1])} of {offer.cluster}"
+        )
+        beyond = f"holding {held} of {_gpus(spec.gpus_per_node)} free for failures leaves nothing of {most_text}"
+    return Machines(offer, spec, allowed, price, watts, gpu_hour, bound, beyond)
 
 
-def _first_size(stem: str, where: str) -> Any:
-    for size in (1, 2, 4, 8, 16, 32, 64, 72):
-        try:
-            return load_cluster(f"{stem}-{size}", where)
-        except UserError:
-            continue
-    return load_cluster(stem, where)
+def _gpus(count: int) -> str:
+    return "1 GPU" if count == 1 else f"{count} GPUs"
 
 
 def _reason(message: str) -> str:
     """The kind of an error, without its numbers."""
     if "does not fit" in message:
-        return "weights, activations and a cache do not fit in memory"
+        return MEMORY
     return message.split("]: ", 1)[-1].split(";", maxsplit=1)[0]

@@ -12,6 +12,7 @@ from typing import Any
 
 from simulator import __version__
 from simulator.data import search_folders
+from simulator.errors import UserError
 
 _LEFT_OUT = ("cli", "report", "runtime", "layers", "validation")
 """Packages that no finding depends on."""
@@ -30,6 +31,22 @@ class Store:
     def __init__(self, folder: Path | None) -> None:
         """Without a folder nothing is kept."""
         self.folder = folder
+
+    def check_writable(self) -> None:
+        """Refuse a folder in which nothing can be kept, before any work is done.
+
+        Raises:
+            UserError: with what stands in the way.
+        """
+        if self.folder is None:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe = self.folder / f".probe-{os.getpid()}.partial"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise UserError(f"--cache {self.folder}: cannot be written: {error.strerror}; name another folder") from None
 
     def get(self, key: str) -> Any:
         """What was kept under the key; ``None`` where nothing was, or what is there cannot be read."""

@@ -204,4 +204,5 @@ def _where(points: list[dict[str, Any]], flips: list[dict[str, Any]]) -> str:
     ratios = [point["cost_ratio"] for point in points if point["cost_ratio"] is not None]
     if not ratios:
         return "nothing that was tried changes that"
-    return f"from {RATES[0]:g}{TIMES} to {RATES[-1]:g}{TIMES} the traffic the ratio stays between {min(ratios):.2f} and {max(ratios):.2f}"
+    stays = f"the MoE's cost stays between {min(ratios):.2f} and {max(ratios):.2f} of the dense model's"
+    return f"from {RATES[0]:g}{TIMES} to {RATES[-1]:g}{TIMES} the traffic {stays}"

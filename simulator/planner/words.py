@@ -12,6 +12,12 @@ _ALIKE = 0.005
 """Costs that differ by less are the same in words."""
 _MOST_HEADROOM = 7.9
 """From here on the search for the headroom stopped."""
+_MOST_MODELS = 3
+"""That the headline gives reasons for."""
+_BINDS = 0.9
+"""Of its limit: from here on a target is what decides; below it is merely the one that is closest."""
+BACKLOG = "backlog"
+"""The implied target: as many requests leave as come."""
 
 
 def headline(answer: dict[str, Any]) -> str:
@@ -48,8 +54,28 @@ def against(answer: dict[str, Any]) -> str:
         return _compared(best, other, f"best {_kind(other)}")
     listed = [model["name"] for model in answer.get("models", []) if model["is_moe"] != best["is_moe"]]
     if listed:
-        return f"no {kind} of the list does ({', '.join(listed)})"
+        why = answer.get("why_not_models") or {}
+        told = [f"{name}{_fails(why[name])}" if name in why else name for name in listed[:_MOST_MODELS]]
+        more = f" and {len(listed) - _MOST_MODELS} more" if len(listed) > _MOST_MODELS else ""
+        return f"no {kind} of the list does ({'; '.join(told)}{more})"
     return _compared(best, min(rows, key=lambda row: (row["cost_per_hour"], row["gpus"])), "next model") if rows else ""
+
+
+def missed(name: str, ratio: float) -> str:
+    """That a target is missed, and by how much.
+
+    >>> missed("ttft_s.p90", 1.5).replace(TIMES, "x"), missed("backlog", 3.0)
+    ('misses the time to first token (p90) by 1.5x', 'falls behind what comes')
+    """
+    if name == BACKLOG:
+        return "falls behind what comes"
+    return f"misses the {target_text(name)} {'by far' if times(ratio) == 'far' else f'by {times(ratio)}'}"
+
+
+def _fails(why: dict[str, Any]) -> str:
+    """Why a model does not do, behind its name: what it misses, or what no deployment of it passes."""
+    text = str(why.get("text", "cannot be run"))
+    return f" {text}" if "target" in why else f": {text}"
 
 
 def _kind(row: dict[str, Any]) -> str:
@@ -82,7 +108,9 @@ def _reasons(answer: dict[str, Any]) -> Iterator[str]:
         if best.get(name) is not None
     ]
     if kept:
-        yield f"What binds is the {kept[0]}{''.join(f'; {one}' for one in kept[1:])}."
+        first = "What binds is" if best["worst_ratio"] >= _BINDS else "Closest to its limit is"
+        yield f"{first} the {kept[0]}{''.join(f'; {one}' for one in kept[1:])}."
+    yield from _used(answer)
     yield from _headroom(answer)
     yield from _other_sizes(answer)
     text = (answer.get("moe_vs_dense") or {}).get("text")
@@ -90,6 +118,7 @@ def _reasons(answer: dict[str, Any]) -> Iterator[str]:
         yield str(text)
     else:
         yield from _others(answer)
+    yield from _left_out(answer)
     yield from _losses(answer)
     yield from _confidence(answer)
 
@@ -107,18 +136,39 @@ def _headroom(answer: dict[str, Any]) -> Iterator[str]:
         yield f"It would carry {room:.2f}{TIMES} this traffic with all targets met."
 
 
+def _used(answer: dict[str, Any]) -> Iterator[str]:
+    """What of the cluster stands idle, and why it is as large as it is."""
+    best, spare, currency = answer["recommended"], answer.get("spare") or {}, answer.get("currency", "USD")
+    used, size = best.get("gpus_used"), best["gpus"]
+    if spare.get("nodes"):
+        without = next((row for row in answer.get("spare_nodes") or [] if row["nodes_lost"] == 0 and row.get("gpus")), None)
+        said = f"The cluster has {_gpus(size)}, since {_nodes(spare['nodes'])} may be lost"
+        if without is not None:
+            cost = f", {money(without['cost_per_hour'], currency)} per hour" if without.get("cost_per_hour") else ""
+            said += f"; without the spare {_gpus(without['gpus'])} would do{cost}"
+        yield f"{said}."
+    if used is not None and used < size:
+        kept = min(spare.get("gpus", 0), size - used)
+        why = "they are what may be lost, and replicas there too would make all of it faster until then" if kept else ""
+        if size - used > kept:
+            more = "the cluster comes in no smaller size, and another replica there would add headroom"
+            why = f"{kept} of them are what may be lost; {more}" if kept else more
+        yield f"{size - used} of its {size} GPUs stand idle: {why}."
+
+
 def _other_sizes(answer: dict[str, Any]) -> Iterator[str]:
     sizes, currency = answer.get("sizes") or {}, answer.get("currency", "USD")
     smaller, larger = sizes.get("smaller"), sizes.get("larger")
     if smaller:
-        missed = target_text(smaller["worst_target"])
-        yield f"The next smaller cluster, {smaller['gpus']} GPUs, misses the {missed} by {times(smaller['worst_ratio'])}."
+        yield f"The next smaller cluster, {_gpus(smaller['gpus'])}, {missed(smaller['worst_target'], smaller['worst_ratio'])}."
     if larger:
-        used = ""
-        if "worst_ratio" in larger:
-            used = f" and would bring the {target_text(larger['worst_target'])} to {percent(larger['worst_ratio'])} of its limit"
         cost = f" for {money(larger['cost_per_hour'], currency)} per hour" if larger["cost_per_hour"] else ""
-        yield f"The next size up is {larger['gpus']} GPUs{cost}{used}."
+        said = f"The next size up is {_gpus(larger['gpus'])}{cost}"
+        if larger.get("deployment"):
+            said += f"; the best there is {larger['deployment']}"
+        if "worst_ratio" in larger and larger["worst_target"] != BACKLOG:
+            said += f", with the {target_text(larger['worst_target'])} at {percent(larger['worst_ratio'])} of its limit"
+        yield f"{said}."
 
 
 def _others(answer: dict[str, Any]) -> Iterator[str]:
@@ -129,6 +179,15 @@ def _others(answer: dict[str, Any]) -> Iterator[str]:
         kind = _kind(other)
         cost = f", {money(other['cost_per_hour'], currency)} per hour" if other["cost_per_hour"] else ""
         yield f"The best {kind} would be {other['deployment']}{cost}."
+
+
+def _left_out(answer: dict[str, Any]) -> Iterator[str]:
+    """Models that do not do; those of the other kind are in the headline where none of it does."""
+    best, kinds = answer["recommended"], {model["name"]: model["is_moe"] for model in answer.get("models", [])}
+    others = [row for row in answer.get("best_of_each_model", {}).values() if row["is_moe"] != best["is_moe"]]
+    for name, why in (answer.get("why_not_models") or {}).items():
+        if others or kinds.get(name) == best["is_moe"]:
+            yield f"{name} does not meet {_every(answer)}: {'its nearest deployment ' if 'target' in why else ''}{why['text']}."
 
 
 def _losses(answer: dict[str, Any]) -> Iterator[str]:
@@ -153,6 +212,10 @@ def _losses(answer: dict[str, Any]) -> Iterator[str]:
     yield f"{said}."
 
 
+def _gpus(count: int) -> str:
+    return "1 GPU" if count == 1 else f"{count:,} GPUs"
+
+
 def _nodes(count: int) -> str:
     return "1 node" if count == 1 else f"{count} nodes"
 
@@ -162,10 +225,10 @@ def _confidence(answer: dict[str, Any]) -> Iterator[str]:
     low, high, meets = found.get("cost_low"), found.get("cost_high"), found.get("meets_targets")
     if low is not None:
         if high is not None and abs(high - low) <= _ALIKE * abs(low):
-            said = "The cost stays the same in four of five cases of what the simulator may be off"
+            said = f"80 % band of the cost, from what the simulator may be off: {hourly(answer, low)} at both ends"
         else:
-            most = "no cluster within the limits being enough" if high is None else hourly(answer, high)
-            said = f"Four of five cases of what the simulator may be off lie between {hourly(answer, low)} and {most}"
+            most = "no cluster within the limits is enough" if high is None else hourly(answer, high)
+            said = f"80 % band of the cost, from what the simulator may be off: {hourly(answer, low)} to {most}"
         yield f"{said}{'' if meets is None else f'; as it is, it meets every target with a probability of {percent(meets)}'}."
     share = found.get("beats_second")
     if share is not None:
@@ -175,18 +238,22 @@ def _confidence(answer: dict[str, Any]) -> Iterator[str]:
 
 def _impossible(answer: dict[str, Any]) -> str:
     why = answer.get("why_not") or {}
-    if "target" not in why:
-        return f"No deployment within the limits meets {_every(answer)}: {why.get('text', 'nothing can be run')}."
-    over = f"misses the {target_text(why['target'])} by {times(why['times_over'])}"
-    return f"No deployment within the limits meets {_every(answer)}: the nearest {over}."
+    text = why.get("text", "nothing can be run")
+    return f"No deployment within the limits meets {_every(answer)}: {'the nearest ' if 'target' in why else ''}{text}."
 
 
 def _why_not(answer: dict[str, Any]) -> Iterator[str]:
     why = answer.get("why_not") or {}
     if "target" in why:
-        name, limit = why["target"], answer.get("targets", {}).get(why["target"])
+        name, limit, row = why["target"], answer.get("targets", {}).get(why["target"]), why.get("row")
         asked = "" if limit is None else f" where {value_text(name, limit)} is asked"
-        yield f"The nearest is {why['deployment']}: its {target_text(name)} is {value_text(name, why['measured'])}{asked}."
-    reasons = sorted(answer.get("ruled_out", []), key=lambda row: -row["count"])
-    if reasons and reasons[0]["count"]:
-        yield f"What ruled out most candidates: {reasons[0]['reason']} ({reasons[0]['count']:,})."
+        cost = f", {price(answer, row)}" if row else ""
+        if name == BACKLOG:
+            yield f"The nearest is {why['deployment']}{cost}: more requests come than leave."
+        else:
+            yield f"The nearest is {why['deployment']}{cost}: its {target_text(name)} is {value_text(name, why['measured'])}{asked}."
+    for name, other in (answer.get("why_not_models") or {}).items():
+        if "target" in other and other.get("deployment") != why.get("deployment"):
+            yield f"The nearest of {name} {other['text']}."
+        elif "target" not in other and "target" in why:
+            yield f"No deployment of {name} could be tried: {other['text']}."

@@ -77,6 +77,12 @@ class ClusterSpec(Frozen):
         }
         return self.model_copy(update=wires)
 
+    def with_price(self, price_per_gpu_hour: float | None) -> ClusterSpec:
+        """The cluster at another price; ``None`` = its own."""
+        if price_per_gpu_hour is None:
+            return self
+        return self.model_copy(update={"price_per_gpu_hour": price_per_gpu_hour})
+
 
 def available_clusters() -> list[str]:
     """Every cluster name that :func:`load_cluster` takes."""

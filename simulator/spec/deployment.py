@@ -103,6 +103,9 @@ class DeploymentSpec(Frozen):
     the wires (DeepSeek-V3's dual micro-batches; SGLang's ``--enable-two-batch-overlap``)."""
     network_speed: Positive = 1.0
     """What if: the rate of every wire of the cluster, inside fast domains and between them, is multiplied with this; latencies stay."""
+    price_per_gpu_hour: NonNegative | None = None
+    """What a GPU costs an hour, in the cluster file's currency, where that is not the cluster file's price; a prefill pool on another
+    cluster keeps the price of that one."""
     compute: Policy | None = None
     """Absent = as the calibration needs: ``roofline`` for shares of peaks, ``host`` for times of a machine; likewise below."""
     communication: Policy | None = None

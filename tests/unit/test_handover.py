@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from simulator.data import find_file
+from simulator.plan import make_plan
 from simulator.planner.answer import deployment_of, summary
 from simulator.planner.explore import Sized
 from simulator.planner.handover import commands, deployments, handover, recommended, scenario_text
@@ -111,8 +112,21 @@ def test_limits_are_the_highest_percentiles_unless_the_question_has_its_own(foun
     assert loaded(scenario_text(own, recommended(found)), tmp_path)[0].workload.slo.ttft_s == 9.0
 
 
+def test_the_scenario_carries_the_plans_price(found, tmp_path):
+    scenario, path = loaded(scenario_text(found, recommended(found)), tmp_path)
+    assert {spec.price_per_gpu_hour for spec in scenario.deployments} == {2.5}
+    plan = make_plan(scenario.deployments[0], scenario.seed, "test", path.parent)
+    assert plan.cluster.price_per_gpu_hour == 2.5
+    assert make_plan(scenario.deployments[0].model_copy(update={"price_per_gpu_hour": None}), 0, "test", path.parent).cluster.price_per_gpu_hour == 2.99  # fmt: skip
+
+
 def test_what_a_scenario_cannot_say_is_a_comment(found):
-    assert "# The plan pays 2.5 USD for a GPU-hour of h100-sxm" in scenario_text(found, recommended(found))
+    power = found.question.power.model_copy(update={"price_per_kwh": 0.2})
+    asked = found._replace(question=found.question.model_copy(update={"power": power}))
+    assert "# The plan pays for electricity apart, which a run does not." in scenario_text(asked, recommended(found))
+    first = found.findings[0]
+    partly = dataclasses.replace(first, num_gpus=first.sized.size - 1)
+    assert "a run counts the GPUs that replicas take up" in scenario_text(found, [partly])
 
 
 def test_names_differ_and_nothing_is_there_twice(found):

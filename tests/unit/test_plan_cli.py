@@ -73,6 +73,7 @@ def test_it_prints_the_answer_and_writes_a_folder_that_report_and_run_take(plan,
     assert f"{best['cost_per_hour']:.2f}" in out
     assert re.search(r"USD/hour +USD/1M out +GPUs +TTFT p90 +TPOT p90 +tightest +deployment", out)
     assert "best so far: " in err
+    assert "\n2 simulated\n" in err
     assert f"report: {folder.relative_to(tmp_path)}/report.html" in err
     assert run["seed"] == answer["seed"] == 3
     table = pd.read_csv(folder / "candidates.csv")
@@ -88,6 +89,7 @@ def test_it_prints_the_answer_and_writes_a_folder_that_report_and_run_take(plan,
         name: content for name, content in first.items() if name != "report.html"
     }, "the same seed gives the same bytes, whatever was kept"
 
+    assert "\n0 simulated, 2 kept from before in kept\n" in plan()[2]
     (folder / "report.html").unlink()
     code, _, err = moesim("report", folder)
     assert code == 0, err
@@ -111,11 +113,16 @@ def test_a_folder_with_something_else_in_it_is_left_alone(plan, tmp_path):
 
 def test_impossible_targets_get_an_answer(plan, tmp_path):
     code, out, err = plan(text=QUESTION.replace("tpot_s = { p90 = 0.05 }", "tpot_s = { p90 = 0.005 }"))
-    assert code == 0, err
-    assert out.startswith("No deployment within the limits meets every target")
-    assert "time per output token (p90)" in out
+    assert code == 3, err
+    assert out.startswith(
+        "No deployment within the limits meets every target: the nearest misses the time per output token (p90) by"
+    )
     answer, _ = planned.read(tmp_path / "reports/out/tiny_plan")
     assert "recommended" not in answer
+    row = answer["why_not"]["row"]
+    assert "Nearest, as large as the limits allow:" in out
+    assert f"{row['cost_per_hour']:.2f}  " in out
+    assert row["deployment"] in out
     assert "Traceback" not in err
 
 
@@ -184,3 +191,44 @@ def test_the_reasons_say_what_binds_and_what_is_left():
     said = words.reasons(rows(10.0, 20.0))
     assert any(line.startswith("What binds is the time per output token (p90): 45 ms, limit 50 ms") for line in said)
     assert any("1.30\N{MULTIPLICATION SIGN} this traffic" in line for line in said)
+    easy = rows(10.0, 20.0)
+    easy["recommended"] |= {"worst_ratio": 0.33, "tpot_s.p90": 0.0165}
+    (line,) = [line for line in words.reasons(easy) if "limit 50 ms" in line]
+    assert line.startswith("Closest to its limit is the time per output token (p90): 16.5 ms, limit 50 ms")
+
+
+def test_bands_sizes_and_reasons_are_said_plainly():
+    answer = rows(10.0, 20.0)
+    del answer["best_of_each_model"]["dense"]
+    answer["why_not_models"] = {
+        "dense": {"target": "tpot_s.p90", "text": "misses TPOT by 1.2x on 8 GPUs, all that limits.gpus = 8 allows"}
+    }
+    answer["confidence"] = {"cost_low": 10.0, "cost_high": 10.0}
+    answer["sizes"] = {
+        "larger": {
+            "gpus": 4, "cost_per_hour": 20.0, "deployment": "other on 4 x h100-sxm", "worst_target": "tpot_s.p90", "worst_ratio": 0.4,
+        }
+    }  # fmt: skip
+    assert (
+        "no dense model of the list does (dense misses TPOT by 1.2x on 8 GPUs, all that limits.gpus = 8 allows)"
+        in words.headline(answer)
+    )
+    said = " ".join(words.reasons(answer))
+    assert "80 % band of the cost, from what the simulator may be off: 10.00 EUR per hour at both ends" in said
+    assert "The next size up is 4 GPUs for 20.00 EUR per hour; the best there is other on 4 x h100-sxm, with the time per" in said
+    answer["confidence"] = {"cost_low": 10.0, "cost_high": None}
+    assert "10.00 EUR per hour to no cluster within the limits is enough" in " ".join(words.reasons(answer))
+
+
+def test_a_spare_is_named_as_the_cause_of_the_size():
+    answer = rows(10.0, 20.0)
+    answer["recommended"] |= {"gpus": 16, "gpus_used": 8}
+    answer["spare"] = {"nodes": 1, "gpus": 8}
+    answer["spare_nodes"] = [{"nodes_lost": 0, "gpus": 1, "cost_per_hour": 0.625}]
+    said = words.reasons(answer)
+    assert "The cluster has 16 GPUs, since 1 node may be lost; without the spare 1 GPU would do, 0.625 EUR per hour." in said
+    assert any(line.startswith("8 of its 16 GPUs stand idle: they are what may be lost") for line in said)
+    answer["spare"], answer["recommended"]["gpus_used"] = {"nodes": 0, "gpus": 0}, 12
+    assert any(
+        line.startswith("4 of its 16 GPUs stand idle: the cluster comes in no smaller size") for line in words.reasons(answer)
+    )

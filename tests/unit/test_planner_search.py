@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from simulator.planner.explore import Explorer, _first
+from simulator.planner.explore import Explorer, Finding, Sized, _first
 from simulator.planner.plan import plan
 from simulator.planner.requests import lasting, traffic_of
 from simulator.planner.screen import Judge, Option
-from simulator.planner.search import as_json, search
-from simulator.planner.space import Ruled, Space
+from simulator.planner.search import as_json, best_first, finding_of, search
+from simulator.planner.space import Design, Ruled, Space
 from simulator.planner.store import Store, key_of
+from simulator.planner.trial import Outcome
 from simulator.spec.planning import Question
 
 REGRET = 0.02
@@ -187,3 +188,40 @@ def test_a_file_that_was_cut_short_is_done_again(tmp_path):
 def test_bisection_finds_the_first_place_wherever_it_begins(count):
     for first, start in itertools.product(range(count + 1), range(count)):
         assert _first(count, start, lambda n, f=first: n >= f) == (first if first < count else None)
+
+
+def finding(worst, *, cost=10.0, gpus=4, used=4, slots=0, pool=False):
+    design = Design(0, 0, 1, 1, 1, "", "bf16", slots, "none")
+    option = Option(design, 2048, design if pool else None, used, int(pool), cost, cost, gpus, gpus, 0.01, 0.1)
+    return Finding(
+        option, Sized(4, used, int(pool)), Outcome({"tpot_s.p90": worst}, {"tpot_s.p90": worst}, 1.0, math.nan), cost, used
+    )
+
+
+def test_ties_go_to_what_is_safer_and_then_to_what_is_simpler():
+    """Each beats the one behind it at the same price; a lower price beats all of them."""
+    ordered = [
+        finding(0.99, cost=9.0, pool=True),
+        finding(0.5, gpus=2, used=3),
+        finding(0.5, gpus=2, used=4),
+        finding(0.7, gpus=2),
+        finding(0.2, gpus=3),
+        finding(0.2, gpus=1, slots=8),
+        finding(0.2, gpus=1, slots=8, pool=True),
+        finding(0.85),
+        finding(0.95),
+        finding(0.95, pool=True),
+        finding(1.2, cost=math.inf),
+        finding(1.3, cost=math.inf),
+    ]
+    for order in (ordered[::-1], sorted(ordered, key=lambda one: one.num_gpus)):
+        assert sorted(order, key=best_first) == ordered
+
+
+def test_what_was_missed_is_kept_with_the_size_it_was_missed_at():
+    found = search(question(targets={"tpot_s": {"p90": 0.001}}), Path(), Store(None), workers=1)
+    missed = found.findings[0]
+    assert missed.sized is None
+    assert missed.most is not None
+    again = finding_of(json.loads(json.dumps(as_json(missed))), missed.option)
+    assert (again.most, again.why) == (missed.most, missed.why)

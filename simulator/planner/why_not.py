@@ -1,0 +1,84 @@
+"""Why a model of the list, or all of them, cannot do the job: which limit stops it, and by how much it misses."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from simulator.planner.answer import best_of_each, row_of, text_of
+from simulator.planner.explore import Finding
+from simulator.planner.search import Found
+from simulator.planner.space import MEMORY, TOO_LARGE, Ruled
+from simulator.planner.words import missed
+
+
+def nearest(found: Found) -> dict[str, Any]:
+    """Of the deployments that miss a target, the one that misses least: which target, by how much, and what the deployment is.
+
+    Where nothing could be run at all, ``text`` says why, and there is no ``row``.
+    """
+    best = _nearest(found, range(len(found.space.models)))
+    if best is None:
+        texts = {found.space.models[n].name: _ruled_out(found, n) for n in range(len(found.space.models))}
+        reasons = dict.fromkeys(texts.values())
+        if len(reasons) == 1:
+            return {"text": next(iter(reasons))}
+        return {"text": "; ".join(f"{name}: {text}" for name, text in texts.items())}
+    return _missing(found, best)
+
+
+def of_each_model(found: Found) -> dict[str, dict[str, Any]]:
+    """By name, of every model that no deployment meets the targets with: what stops it, as :func:`nearest`."""
+    met = best_of_each(found)
+    told: dict[str, dict[str, Any]] = {}
+    for number, model in enumerate(found.space.models):
+        if model.name not in met:
+            best = _nearest(found, [number])
+            told[model.name] = {"text": _ruled_out(found, number)} if best is None else _missing(found, best)
+    return told
+
+
+def _nearest(found: Found, models: Any) -> Finding | None:
+    tried = [
+        one for one in found.findings if one.outcome is not None and one.most is not None and one.option.design.model in models
+    ]
+    return min(tried, key=lambda one: one.outcome.worst if one.outcome is not None else math.inf, default=None)
+
+
+def _missing(found: Found, finding: Finding) -> dict[str, Any]:
+    """What a deployment misses on the largest cluster within the limits."""
+    outcome, most = finding.outcome, finding.most
+    if outcome is None or most is None:
+        raise ValueError("nothing was measured")
+    design, prefill = finding.option.design, finding.option.prefill
+    machines = found.space.machines[design.machines]
+    used = most.replicas * design.num_ranks + (most.prefill_replicas * prefill.num_ranks if prefill is not None else 0)
+    there = replace(finding, sized=most, cost_per_hour=most.size * machines.gpu_hour, num_gpus=used)
+    allowed = f", all that {machines.bound} allows" if machines.bound and most.size == machines.sizes[-1] else ""
+    target = outcome.tightest
+    number = "1 GPU" if most.size == 1 else f"{most.size:,} GPUs"
+    return {
+        "deployment": text_of(found, there),
+        "target": target,
+        "measured": outcome.measured[target],
+        "times_over": outcome.worst,
+        "bound": machines.bound,
+        "row": row_of(found, there),
+        "text": f"{missed(target, outcome.worst)} on {number}{allowed}",
+    }
+
+
+def _ruled_out(found: Found, model: int) -> str:
+    """The reason that says most of why no deployment of a model came as far as a simulation."""
+    total = Ruled()
+    for (number, _), part in found.screened.items():
+        if number == model:
+            for reason, count in part.ruled.counts.items():
+                total.out(reason, part.ruled.examples[reason], count)
+    telling = total.telling()
+    if telling == MEMORY and TOO_LARGE in total.counts:
+        bounds = dict.fromkeys(machines.bound for machines in found.space.machines if machines.bound)
+        largest = f"space.max_gpus_per_replica = {found.question.space.max_gpus_per_replica}"
+        return f"{telling}, and larger replicas are beyond {' and '.join(bounds) or largest}"
+    return telling or "nothing was tried"

@@ -1,0 +1,210 @@
+"""What is wrong with a question is said in one line that names the file, the key and what would be right; limits that leave nothing
+are an answer, not an error."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from simulator.planner import space as reasons
+from simulator.planner.search import search
+from simulator.planner.space import Ruled, Space
+from simulator.planner.store import Store
+from simulator.planner.why_not import nearest, of_each_model
+from simulator.question import load_question
+from simulator.spec.base import validate
+from simulator.spec.planning import Question
+from tests.unit.test_plan_cli import QUESTION
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.fixture
+def ask(moesim, tmp_path):
+    def run(*arguments, text=QUESTION):
+        (tmp_path / "asked.toml").write_text(text, encoding="utf-8")
+        return moesim("plan", "asked.toml", "--workers", 1, "--cache", "kept", *arguments)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("clusters.0.cluster=h100-sxm-8", 'write cluster = "h100-sxm" and max_gpus = 8'),
+        ("clusters.0.cluster=h100-sxn", "did you mean 'h100-sxm'?"),
+        ("clusters.0.cluster=h100", "choose one of: h100-pcie, h100-sxm"),
+        ("clusters.0.price_per_gpu_hour=-1", "price_per_gpu_hour must be at least 0, got -1"),
+        ("models.0.model=gpt-oss-200b", "[models entry 1 of 2]: unknown model 'gpt-oss-200b'; did you mean 'gpt-oss-20b'?"),
+        ("models.0.engine=vlm", "unknown engine 'vlm'; did you mean 'vllm'?"),
+        ("models.1.model=gpt-oss-20b", "models lists 'gpt-oss-20b' twice"),
+        ("targetz=1", "unknown key 'targetz'; did you mean 'targets'?"),
+        ("targets={}", "sets no target; give one, such as tpot_s = { p90 = 0.05 }"),
+        ("targets.ttft_s=1.0", "write { p90 = 1.0 }"),
+        ("targets.tpot_s.p90=0", "targets.tpot_s.p90 must be above 0, got 0"),
+        ("targets.attainment=0", "targets.attainment must be above 0, got 0"),
+        ("clusters.0.max_gpus=two", "max_gpus must be a whole number"),
+        ('space.overlap=["three"]', "must be one of 'none' or 'two_batch'"),
+        ('space.ep=["some"]', "must be one of 'off' or 'all'"),
+        ("workload.requests.num_requests=1", "one request has no rate"),
+        ('workload.requests.arrivals={ kind = "closed_loop", concurrency = 4 }', "is a closed loop"),
+    ],
+)  # fmt: skip
+def test_a_wrong_question_is_refused_in_one_line(ask, tmp_path, change, said):
+    code, out, err = ask("--set", change)
+    assert code == 2
+    assert out == ""
+    (line,) = [line for line in err.splitlines() if line]
+    assert line.startswith("error: asked.toml with --set" if "num_requests" not in change and "closed" not in change else "error: ")
+    assert "asked.toml" in line
+    assert said in line
+    assert not (tmp_path / "reports").exists()
+
+
+def test_files_that_are_no_question_are_told_apart(ask, moesim, tmp_path):
+    assert "is empty" in ask(text="")[2]
+    assert "missing key 'targets'" in ask(text=re.sub(r"\[targets\]\n.*\n.*\n", "", QUESTION))[2]
+    assert "is a scenario, which moesim run takes" in ask(text="deployments = []\n")[2]
+    (tmp_path / "plan.toml").write_text(QUESTION, encoding="utf-8")
+    code, _, err = moesim("run", "plan.toml")
+    assert (code, "is a plan, which moesim plan takes" in err) == (2, True)
+    (tmp_path / "lengths.csv").write_text("num_prefill_tokens,num_decode_tokens\n" + "5,5\n" * 3, encoding="utf-8")
+    text = re.sub(r"\[workload.requests\]\n.*\n.*\n.*\n", '[workload]\nrequests = "lengths.csv"\n', QUESTION)
+    code, _, err = ask(text=text)
+    assert code == 2
+    assert "lists lengths without arrival times; add arrivals" in err
+
+
+def test_one_kind_of_machines_twice_is_refused(ask):
+    twice = QUESTION.replace("[space]", '[[clusters]]\ncluster = "h100-sxm"\nprice_per_gpu_hour = 2.0\n[space]')
+    code, _, err = ask(text=twice)
+    assert code == 2
+    assert "clusters lists 'h100-sxm' 2 times" in err
+
+
+def test_folders_that_cannot_be_written_are_refused_before_any_work(ask, tmp_path):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    for option in ("--out", "--cache"):
+        code, out, err = ask(option, "file/below")
+        assert code == 2
+        assert out == ""
+        assert f"error: {option} file/below: cannot be written" in err
+
+
+TABLE = {
+    "name": "two",
+    "seed": 3,
+    "workload": {
+        "requests": {
+            "arrivals": {"kind": "poisson", "rate_per_s": 20.0},
+            "lengths": {"kind": "fixed", "num_input": 512, "num_output": 64},
+            "num_requests": 60,
+        }
+    },
+    "targets": {"tpot_s": {"p90": 0.05}},
+    "models": [{"model": "qwen3-8b"}],
+    "clusters": [{"cluster": "h100-sxm", "max_gpus": 2}],
+    "space": {"tp": [1], "attention_dp": [1, 2], "token_budgets": [2048], "disaggregate": False},
+}
+
+
+def test_a_budget_for_nothing_is_an_answer(ask):
+    code, out, err = ask("--set", "limits.budget_per_hour=1", "--json")
+    assert code == 3, err
+    answer = json.loads(out)
+    reason = "even 1 GPU of h100-sxm would cost 2.50 USD per hour, and the budget of 1 USD per hour is the limit"
+    assert answer["headline"] == f"No deployment within the limits meets every target: {reason}."
+    assert "recommended" not in answer
+    assert answer["why_not_models"]["qwen3-8b"]["text"] == reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"limits": {"power_w": 10}}, "and limits.power_w = 10 is the limit"),
+        ({"clusters": [{"cluster": "gb200", "max_gpus": 2}]}, "gb200 comes in 4 GPUs or more, and max_gpus = 2 is the limit"),
+        ({"limits": {"gpus": 1}, "clusters": [{"cluster": "gb200"}]}, "and limits.gpus = 1 is the limit"),
+        (
+            {"spare": {"nodes": 1}},
+            "holding 1 node of 8 GPUs free for failures leaves nothing of the 2 GPUs of h100-sxm that max_gpus = 2",
+        ),
+    ],
+)
+def test_limits_that_leave_nothing_are_named(changes, said):
+    assert said in Space(validate(Question, TABLE | changes, "test"), Path()).machines[0].beyond
+
+
+def found(**changes):
+    return search(validate(Question, TABLE | changes, "test"), Path(), Store(None), workers=1)
+
+
+def test_a_cluster_beyond_the_limits_leaves_the_others():
+    both = [{"cluster": "h100-sxm", "price_per_gpu_hour": 9.0}, {"cluster": "l40s", "price_per_gpu_hour": 1.0, "max_gpus": 2}]
+    answer = found(clusters=both, limits={"budget_per_hour": 4.0})
+    assert answer.space.machines[0].sizes == ()
+    assert answer.findings[0].option.design.machines == 1
+    assert answer.findings[0].sized is not None
+    assert (
+        "even 1 GPU of h100-sxm would cost 9.00 USD per hour, and the budget of 4 USD per hour is the limit" in answer.ruled.counts
+    )
+
+
+def test_every_model_that_does_not_do_has_its_reason():
+    """By a target where a deployment could be tried, by memory where none could."""
+    answer = found(models=[{"model": "qwen3-8b"}, {"model": "llama-3.1-405b"}], targets={"tpot_s": {"p90": 0.001}})
+    told = of_each_model(answer)
+    assert told["llama-3.1-405b"]["text"].startswith(reasons.MEMORY)
+    missing = told["qwen3-8b"]
+    assert missing["target"] == "tpot_s.p90"
+    assert missing["times_over"] > 1
+    assert "on 2 GPUs, all that max_gpus = 2 allows" in missing["text"]
+    assert nearest(answer) == missing
+    row = missing["row"]
+    assert (row["gpus"], row["replicas"]) == (2, 2)
+    assert row["cost_per_hour"] == 2 * answer.space.machines[0].gpu_hour
+    assert row["worst_ratio"] == missing["times_over"]
+
+
+@pytest.mark.parametrize("telling", ["TOO_FEW", "TOO_SLOW", "MEMORY", "TOO_LARGE"])
+def test_a_reason_about_splits_never_hides_one_about_limits(telling):
+    ruled = Ruled()
+    for structural in ("ALIKE", "HEADS", "LEAVES_NODE", "PART_OF_A_NODE"):
+        ruled.out(getattr(reasons, structural), "", 1000)
+    assert ruled.telling() != reasons.ALIKE
+    ruled.out("a reason of an engine's own", "", 5)
+    assert ruled.telling() == "a reason of an engine's own"
+    ruled.out(getattr(reasons, telling), "", 1)
+    assert ruled.telling() == getattr(reasons, telling)
+
+
+def test_pools_that_are_too_large_have_an_example():
+    answer = found(space=TABLE["space"] | {"disaggregate": True}, clusters=[{"cluster": "h100-sxm", "max_gpus": 1}])
+    for example in answer.ruled.examples.values():
+        assert example.startswith("qwen3-8b"), example
+
+
+def test_a_kind_of_machines_in_the_question_is_known_to_check_list_and_schema(moesim, tmp_path):
+    (tmp_path / "asked.toml").write_text(QUESTION, encoding="utf-8")
+    code, out, err = moesim("check", "asked.toml")
+    assert code == 0, err
+    assert re.match(r"asked.toml: a valid plan, 60 requests in \d+ s; models: gpt-oss-20b, qwen3-8b; clusters: h100-sxm", out)
+    code, _, err = moesim("check", "asked.toml", "--set", "models.0.model=gpt-oss")
+    assert (code, "unknown model 'gpt-oss'" in err) == (2, True)
+    assert {"targets", "models", "clusters"} <= set(json.loads(moesim("schema", "plan")[1])["properties"])
+    plans = json.loads(moesim("list", "plans", "--json")[1])["plans"]
+    for name in plans:
+        assert moesim("check", name)[0] == 0
+
+
+def test_the_example_of_the_readme_can_be_copied(tmp_path):
+    section = README.read_text(encoding="utf-8").partition("## How many GPUs, and which")[2].partition("\n## ")[0]
+    text = re.search(r"```toml\n(.*?)```", section, re.DOTALL)[1]
+    path = tmp_path / "copied.toml"
+    path.write_text(text, encoding="utf-8")
+    question, _ = load_question(str(path), [])
+    assert Space(question, tmp_path).machines[0].sizes
+    commented = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("# requests = ")]
+    (generator,) = commented
+    path.write_text(re.sub(r"(?m)^requests = .*$", generator.replace("\\", "\\\\"), text), encoding="utf-8")
+    assert isinstance(load_question(str(path), [])[0].workload.requests, dict)
