@@ -67,11 +67,14 @@ class Point(NamedTuple):
 
 
 def crossover_of(found: Found) -> dict[str, Any] | None:
-    """The map of a plan: its best MoE and its best dense model, on the machines of the best."""
-    space = found.space
+    """The map of a plan: its best MoE and its best dense model, on the machines of the best; ``None`` where the limits allow none."""
+    space, asked = found.space, found.question.crossover.cluster
+    usable = [n for n, machines in enumerate(space.machines) if not machines.beyond and asked in (None, machines.offer.cluster)]
+    if not usable:
+        return None
     ordered = [finding.option.design for finding in found.findings if finding.sized is not None]
     ordered += [option.design for option in sorted((o for part in found.screened.values() for o in part.options), key=by_cost)]
-    places = [(design.model, design.machines) for design in ordered] + [(n, 0) for n in range(len(space.models))]
+    places = [(design.model, design.machines) for design in ordered] + [(n, usable[0]) for n in range(len(space.models))]
     seen = [(model, machines) for model, machines in places if space.candidates[model].pruning is None]
     kinds = [space.models[model].moe is not None for model, _ in seen]
     if len(set(kinds)) < 2 and found.question.crossover.models is None:
