@@ -75,6 +75,11 @@ def warnings_of(plan: Plan) -> list[str]:
     if _ENGINE in assumed and _fits_other_releases(plan):
         assumed.remove(_ENGINE)
         found.append(f"Assumed: {_ENGINE} of {plan.spec.engine.replace('@', ' ')}; other releases were measured.")
+    if plan.layout.pp > 1:
+        found.append(
+            f"Pipelines of {plan.layout.pp} stages were compared with no measured server. Chunks of one prompt follow each other a whole "
+            "pass apart here, so prompts longer than a step's tokens are slower than with engines that send them one behind the other."
+        )
     if assumed:
         found.append(f"Assumed, not measured on {plan.accelerator.title}: {', '.join(assumed)}.")
     return found
@@ -136,6 +141,11 @@ def _assumptions(plan: Plan) -> list[dict[str, str]]:
         kind = "assumed" if plan.spec.routing is not None and plan.experts.routing["kind"] != "replay" else kind
         kind = "measured" if plan.experts.routing["kind"] == "replay" else kind
         rows.append({"what": "routing", "value": policy_text(plan.experts.routing), "kind": kind, "source": source})
+    if plan.sends is not None:
+        rates = [f"{crossing.port_bytes_per_s / 1e9:,.0f} GB/s" for crossing in plan.sends.crossings]
+        value = f"as the all-gather of two GPUs over {', '.join(dict.fromkeys(rates))} a GPU, {plan.layout.pp - 1} times a step"
+        fit = plan.sends.fit
+        rows.append({"what": "ways between stages", "value": value, "kind": fit.kind, "source": fit.source})
     accelerator = plan.accelerator
     peak = accelerator.flops_per_s(plan.precision.weights)
     rows.append(

@@ -34,7 +34,7 @@ class Capacity:
 
     @property
     def num_blocks(self) -> int:
-        """KV blocks of one attention data-parallel rank."""
+        """KV blocks of one attention data-parallel rank, for the requests of all batches in flight."""
         return int(self.kv_bytes // self.block_bytes)
 
     @property
@@ -149,11 +149,11 @@ def _smallest_split(
 ) -> tuple[str, int] | None:
     """The smallest multiple of the layout that fits and that the model can be split into."""
     factor = 1
-    while layout.num_ranks * factor <= 1024:
+    while layout.num_gpus * factor <= 1024:
         for grown, text in _grown(layout, model, factor):
             is_possible = uneven_heads(model, grown.tp) is None and (model.moe is None or grown.ep <= model.moe.num_experts)
             if is_possible and _fits(_capacity(spec, model, accelerator, grown, precision), model):
-                return text, grown.num_ranks
+                return text + (f", pp = {grown.pp}" if grown.pp > 1 else ""), grown.num_gpus
         factor *= 2
     return None
 
@@ -162,11 +162,11 @@ def _grown(layout: Layout, model: ModelSpec, factor: int) -> Iterator[tuple[Layo
     """Layouts of ``factor`` times the ranks, likeliest first: more of what spreads the weights now, experts or else heads."""
     spreads = layout.ep > 1
     if spreads and layout.attention_dp == 1:
-        grown = Layout(layout.tp * factor, 1, layout.ep * factor)
+        grown = Layout(layout.tp * factor, 1, layout.ep * factor, layout.pp)
         yield grown, f"tp = {grown.tp}, ep = {grown.ep}"
     more_experts = [1 << power for power in range(factor.bit_length())] if model.moe is not None else [1]
     for experts in reversed(more_experts) if spreads else more_experts:
-        grown = Layout(layout.tp * factor // experts, layout.attention_dp * experts, layout.ep * experts)
+        grown = Layout(layout.tp * factor // experts, layout.attention_dp * experts, layout.ep * experts, layout.pp)
         named = [f"tp = {grown.tp}"] if experts < factor or not spreads else []
         if experts > 1 or spreads:
             named.append(f"attention_dp = {grown.attention_dp}, ep = {grown.ep}")

@@ -147,10 +147,10 @@ def _measure(plan: Plan, record: DeploymentRecord, slo: SLO) -> dict[str, float]
 def _busy_gpus(plan: Plan, steps: pd.DataFrame) -> list[tuple[Plan, float]]:
     """Each pool, and its GPUs times the seconds of its steps."""
     if plan.prefill is None:
-        return [(plan, plan.layout.num_ranks * float(steps["duration_s"].sum()))]
+        return [(plan, plan.layout.num_gpus * float(steps["duration_s"].sum()))]
     is_prompts = steps["pool"] == "prefill"
     of_pools = ((plan, ~is_prompts), (plan.prefill, is_prompts))
-    return [(pool, pool.layout.num_ranks * float(steps["duration_s"][own].sum())) for pool, own in of_pools]
+    return [(pool, pool.layout.num_gpus * float(steps["duration_s"][own].sum())) for pool, own in of_pools]
 
 
 def _mfu(plan: Plan, requests: pd.DataFrame, steps: pd.DataFrame) -> float:
@@ -165,5 +165,5 @@ def _cost(plan: Plan, duration_s: float, num_output: float) -> float:
     for pool in plan.pools:
         if pool.cluster.price_per_gpu_hour is None or pool.cluster.currency != plan.cluster.currency:
             return np.nan
-        per_hour += pool.cluster.price_per_gpu_hour * pool.replicas * pool.layout.num_ranks
+        per_hour += pool.cluster.price_per_gpu_hour * pool.replicas * pool.layout.num_gpus
     return per_hour * duration_s / 3600 / num_output * 1e6

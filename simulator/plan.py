@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from simulator.balancing import BalancingPolicy
 from simulator.cost.comm import CommModel
 from simulator.cost.compute import ComputeModel
+from simulator.cost.stages import Sends, make_sends
 from simulator.cost.transfer import Transfer, make_transfer
 from simulator.dispatch import DispatchPolicy
 from simulator.errors import UserError
@@ -30,7 +31,7 @@ from simulator.spec.host import HostCalibration, HostRates, load_any_calibration
 from simulator.spec.model import ModelSpec, load_model
 from simulator.topology import Fabric
 from simulator.work.layout import Layout, make_layout
-from simulator.work.memory import Precision
+from simulator.work.memory import CacheSize, Precision, cache_size
 
 POOL_TOKENS = 4096
 """Tokens whose expert choices are drawn once for each MoE layer; steps take theirs from this pool, larger ones scale it up."""
@@ -83,6 +84,8 @@ class Plan:
     """The pool that computes prompts, where this one only decodes."""
     transfer: Transfer | None = None
     """From one to the other."""
+    sends: Sends | None = None
+    """From each stage of a pipeline to the next; ``None`` without one."""
 
     @property
     def pools(self) -> tuple[Plan, ...]:
@@ -97,7 +100,7 @@ class Plan:
     @property
     def num_gpus(self) -> int:
         """GPUs of all replicas of all pools."""
-        return sum(pool.replicas * pool.layout.num_ranks for pool in self.pools)
+        return sum(pool.replicas * pool.layout.num_gpus for pool in self.pools)
 
     def rng(self, stream: str) -> np.random.Generator:
         """The random stream of one component. Deployments of one seed share streams (common random numbers)."""
@@ -128,7 +131,7 @@ def make_plan(spec: DeploymentSpec, seed: int, where: str, folder: Path) -> Plan
         pool,
         (prefill.cluster, decode.cluster),
         (prefill.layout, decode.layout),
-        decode.capacity.cache,
+        _mean_cache(decode),
         prefill.num_gpus + decode.num_gpus,
         decode.model.num_layers,
     )
@@ -149,11 +152,11 @@ def _make_pool(spec: DeploymentSpec, seed: int, place: str, folder: Path, taken_
     free_gpus = cluster.num_gpus - taken_gpus
     besides = f" besides {taken_gpus} for prefill" if taken_gpus else ""
     has = f"cluster '{cluster.name}' has {cluster.num_gpus}"
-    if layout.num_ranks > free_gpus:
-        raise UserError(f"{place} [parallel]: needs {layout.num_ranks} GPUs{besides}, but {has}")
-    replicas = spec.replicas or free_gpus // layout.num_ranks
-    if replicas * layout.num_ranks > free_gpus:
-        raise UserError(f"{place}: {replicas} replicas need {replicas * layout.num_ranks} GPUs{besides}, but {has}")
+    if layout.num_gpus > free_gpus:
+        raise UserError(f"{place} [parallel]: needs {layout.num_gpus} GPUs{besides}, but {has}")
+    replicas = spec.replicas or free_gpus // layout.num_gpus
+    if replicas * layout.num_gpus > free_gpus:
+        raise UserError(f"{place}: {replicas} replicas need {replicas * layout.num_gpus} GPUs{besides}, but {has}")
     if spec.overlap == "two_batch" and not (model.moe is not None and layout.travels):
         raise UserError(
             f'{place}: overlap = "two_batch" computes while tokens travel to experts, and here none do: '
@@ -162,6 +165,7 @@ def _make_pool(spec: DeploymentSpec, seed: int, place: str, folder: Path, taken_
     precision = _precision(spec, model)
     _check_pruning(spec, model, precision, loaded, place)
     rules: Rules = build("scheduling", spec.scheduling, f"{place} [scheduling]").rules()
+    _check_stages(spec, layout, cluster, loaded, rules, place)
     fabric = _wired(cluster, layout.num_ranks, place)
     capacity = check_memory(spec, model, accelerator, layout, precision, place)
     calibration = (
@@ -169,6 +173,9 @@ def _make_pool(spec: DeploymentSpec, seed: int, place: str, folder: Path, taken_
         if isinstance(loaded, HostCalibration)
         else loaded.on(spec.engine)
     )
+    sends = None
+    if layout.pp > 1 and isinstance(calibration, Calibration):
+        sends = make_sends(layout, _wired(cluster, layout.num_gpus, place), calibration)
     return Plan(
         spec=spec,
         model=model,
@@ -186,7 +193,44 @@ def _make_pool(spec: DeploymentSpec, seed: int, place: str, folder: Path, taken_
         capacity=capacity,
         experts=_plan_experts(spec, model, layout, seed, place, folder),
         seed=seed,
+        sends=sends,
     )
+
+
+def _mean_cache(plan: Plan) -> CacheSize:
+    """Of one sequence on a GPU: the mean one, where stages of a pipeline keep different layers."""
+    pp = plan.layout.pp
+    if pp == 1:
+        return plan.capacity.cache
+    whole = cache_size(plan.model, replace(plan.layout, pp=1), plan.precision)
+    return CacheSize(whole.bytes_per_token / pp, whole.bytes_per_sequence / pp)
+
+
+def _check_stages(
+    spec: DeploymentSpec,
+    layout: Layout,
+    cluster: ClusterSpec,
+    calibration: CalibrationFile | HostCalibration,
+    rules: Rules,
+    place: str,
+) -> None:
+    """Refuse what a pipeline cannot be simulated with."""
+    if layout.pp == 1:
+        return
+    ranks, per_node, where = layout.num_ranks, cluster.gpus_per_node, f"{place} [parallel]: pp = {layout.pp}"
+    if isinstance(calibration, HostCalibration):
+        raise UserError(
+            f"{where}: processes of one machine run no pipeline: nothing says what handing on takes there; leave pp out"
+        )
+    if spec.overlap != "none":
+        raise UserError(f'{where} with overlap = "{spec.overlap}": no engine does both; leave one of them out')
+    if layout.num_gpus > per_node and per_node % ranks and ranks % per_node:
+        raise UserError(
+            f"{where}: stages of {ranks} GPUs neither divide nodes of {per_node} nor fill them, so that some would lie across "
+            "nodes and others not; choose a tp x attention_dp that does"
+        )
+    if rules.balance_steps or rules.wait_steps:
+        raise UserError(f"{where}: balance_steps and wait_steps hold prompts of one batch back, not of {layout.pp}; leave them out")
 
 
 def _wired(cluster: ClusterSpec, num_ranks: int, place: str) -> Fabric:

@@ -8,6 +8,7 @@ the tokens chose, and are priced from ``topk_ids``.
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from simulator.cost.comm import Exchange
 from simulator.cost.compute import Phase, Rates
 from simulator.cost.compute.context import work_s
+from simulator.cost.stages import VECTORS
 from simulator.experts import ExpertPrices, ExpertStep
 from simulator.overlap import halves, interleave
 from simulator.plan import Plan
@@ -24,9 +26,9 @@ from simulator.spec.dtypes import BYTES_PER_ELEMENT
 from simulator.spec.ffn import FFN, MoE
 from simulator.spec.linear import Linear
 from simulator.work.context import total_sums
-from simulator.work.layout import shard
+from simulator.work.layout import shard, stage_layers
 from simulator.work.lookback import Lookback, lookbacks
-from simulator.work.memory import expert_bytes_per_layer, linear_bytes
+from simulator.work.memory import expert_bytes_per_layer, linear_bytes, weight_bytes
 
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
@@ -147,6 +149,32 @@ class Prices:
         num_bytes = np.asarray(num_tokens * (self.plan.model.hidden_size * value_bytes), dtype=np.float64)
         return np.asarray(self.plan.comm.all_reduces_s(num_bytes, self.tensor_groups[0]), dtype=np.float64)
 
+    def sends_s(self, num_tokens: int) -> float:
+        """Seconds for which a batch is on its way from stage to stage, by tokens of its fullest data-parallel rank."""
+        return float(self.all_sends_s(np.array([num_tokens]))[0])
+
+    def all_sends_s(self, num_tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+        """:meth:`sends_s` for each number of tokens.
+
+        Each tensor-parallel rank sends its part of the vectors, and those of the next stage gather them: half of an all-reduce,
+        which scatters sums and gathers them.
+        """
+        plan = self.plan
+        if plan.sends is None:
+            return np.zeros(len(num_tokens))
+        vector_bytes = plan.model.hidden_size * BYTES_PER_ELEMENT[plan.precision.activations]
+        sent_s = plan.sends.seconds(np.asarray(num_tokens * (VECTORS * vector_bytes / plan.layout.tp), dtype=np.float64))
+        if plan.layout.tp == 1:
+            return sent_s
+        gathered_s = (plan.layout.pp - 1) * self.all_reduces_s(VECTORS * num_tokens) / 2
+        return np.asarray(sent_s + gathered_s, dtype=np.float64)
+
+    @cached_property
+    def stage_shares(self) -> tuple[float, float]:
+        """Layers of a pipeline's longest stage, and of its last, which has the head too: shares of all, which count alike."""
+        stages = [len(layers) for layers in stage_layers(self.plan.model.num_layers, self.plan.layout.pp)]
+        return max(stages) / sum(stages), stages[-1] / sum(stages)
+
     @cached_property
     def experts(self) -> ExpertPrices:
         """Of the routed experts."""
@@ -167,8 +195,8 @@ class Prices:
         return self.experts.steps(tokens_d, [(layer, offset) for layer in range(self.plan.model.num_moe_layers)])
 
     def program(self, batch: Batch, offset: int) -> list[Operation]:
-        """The whole step as operations of all ranks, engine overhead last."""
-        layout = self.plan.layout
+        """The whole step of one batch as operations of the ranks that it meets in each layer, engine overhead last."""
+        layout, tokens_d = self.plan.layout, batch.tokens_d
         overlapped = self.halved_layers
         operations = self._layers(batch, offset, range(overlapped.start))
         programs = []
@@ -179,6 +207,8 @@ class Prices:
         operations += interleave(*programs) if len(programs) == 2 else programs[0]
         operations += self._layers(batch, offset, range(overlapped.stop, len(self.plan.model.layer_names)))
         operations.append(Busy("dense", -1, np.repeat(self.head_s[batch.num_logits], layout.tp)))
+        if layout.pp > 1:
+            operations.append(Busy("collective", -1, np.full(layout.num_ranks, self.sends_s(int(tokens_d.max())))))
         num_sequences = np.array([len(new) for new in batch.new_tokens])
         has_prompts = any(not flags.all() for flags in batch.is_decode)
         overhead_s = self.overhead_s(int(num_sequences.max(initial=0)), has_prompts)
@@ -277,7 +307,7 @@ class Prices:
 
     @cached_property
     def read_bytes_per_step(self) -> float:
-        """Weights other than routed experts and the embedding table that one rank reads in every step."""
+        """Weights other than routed experts and the embedding table that one rank of each stage reads for every batch."""
         plan, model = self.plan, self.plan.model
         left_out = model.num_embedding_parameters / plan.layout.tp * BYTES_PER_ELEMENT["bf16"]
         if model.ties_embeddings:
@@ -286,7 +316,11 @@ class Prices:
             slots = None if plan.experts is None else plan.experts.placed.expert_LP.shape[1]
             layer_bytes = expert_bytes_per_layer(model.moe, model.hidden_size, plan.layout, plan.precision, slots)
             left_out += model.num_moe_layers * layer_bytes
-        return plan.capacity.weights_bytes - left_out
+        if plan.layout.pp == 1:
+            return plan.capacity.weights_bytes - left_out
+        num_slots = None if plan.experts is None else plan.experts.placed.expert_LP.shape[1]
+        one_stage = replace(plan.layout, pp=1)
+        return weight_bytes(model, one_stage, plan.precision, plan.spec.pruning, num_slots) - left_out
 
     @cached_property
     def overlapped_bytes(self) -> float:

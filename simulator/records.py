@@ -17,7 +17,8 @@ STEP_PHASES = ("attention", "dense", "experts", "dispatch", "combine", "wait", "
 
 ``attention`` mixers with their projections; ``dense`` feed-forward blocks that every token uses (dense layers, shared experts,
 router) and the output head; ``experts`` routed experts, mean over ranks; ``dispatch`` and ``combine`` the two all-to-alls;
-``wait`` for the slowest rank (slowest minus mean, attention and experts together); ``collective`` tensor-parallel all-reduces;
+``wait`` for the slowest rank (slowest minus mean, attention and experts together); ``collective`` tensor-parallel all-reduces
+and, in a pipeline, the way to the next stage;
 ``overhead`` the engine's own time between forward passes.
 """
 
@@ -25,7 +26,7 @@ REQUEST_COLUMNS = {
     "deployment": "name of the deployment",
     "request": "index in the trace",
     "replica": "replica that served it: of the decode pool where prompts have one of their own, -1 if it had nothing to decode",
-    "dp_rank": "attention data-parallel rank within the replica",
+    "dp_rank": "attention data-parallel rank within the replica; of a pipeline, counted on from batch in flight to batch",
     "arrival_s": "arrival",
     "scheduled_s": "first time tokens of it were in a step",
     "first_token_s": "first output token",

@@ -117,9 +117,9 @@ def tiny(tmp_path_factory):
 
         return validate(ModelSpec, {"name": name, **read_toml(folder / model_path(name, num_layers))}, name)
 
-    def plan(name, *, num_layers=4, replicas=1, seed=1, cluster="h100-sxm-16", tp=1, attention_dp=1, ep=None, **keys):
+    def plan(name, *, num_layers=4, replicas=1, seed=1, cluster="h100-sxm-16", tp=1, attention_dp=1, ep=None, pp=1, **keys):
         shipped = find_file_or_none(name)
-        parallel = {"tp": tp, "attention_dp": attention_dp, "ep": ep}
+        parallel = {"tp": tp, "attention_dp": attention_dp, "ep": ep, "pp": pp}
         key = repr((name, num_layers, replicas, seed, cluster, parallel, keys))
         if key not in known:
             table = {

@@ -29,6 +29,8 @@ class Transfer:
     latency_s: float
     num_layers: int
     layerwise: bool
+    stages: int = 1
+    """Of the prefill pool's pipeline, each of which computes and sends its own layers."""
 
     def num_bytes(self, num_tokens: int) -> float:
         """Bytes of a prompt's cache on all receiving GPUs."""
@@ -47,7 +49,9 @@ class Transfer:
 
         Layer by layer, the last layer's cache is always left, and the wires carry what they can of the others meanwhile.
         """
-        return max(busy_s / self.num_layers, busy_s - computing_s) if self.layerwise else busy_s
+        if not self.layerwise:
+            return busy_s
+        return max(busy_s * self.stages / self.num_layers, busy_s - computing_s / self.stages)
 
 
 def make_transfer(
@@ -70,7 +74,7 @@ def make_transfer(
     prefill, decode = clusters
     in_one_domain = prefill.name == decode.name and num_gpus <= decode.gpus_per_node
     wires = [_wire(cluster, in_one_domain) for cluster in clusters]
-    senders, receivers = (layout.tp for layout in layouts)
+    senders, receivers = (layout.tp * layout.pp for layout in layouts)
     share = receivers / senders
     return Transfer(
         sent=CacheSize(cache.bytes_per_token * share, cache.bytes_per_sequence * share),
@@ -82,6 +86,7 @@ def make_transfer(
         latency_s=max(wire.latency_s for wire in wires) + spec.handshake_s,
         num_layers=num_layers,
         layerwise=spec.layerwise,
+        stages=layouts[0].pp,
     )
 
 

@@ -49,16 +49,17 @@ def form_step(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) ->
     has_work = False
     holds = limits.balance_steps > 0 and _holds_prompts(ranks, limits)
     holds = holds or (limits.wait_steps > 0 and _waits_for_more(requests, ranks, limits))
+    ran_out = ranks.ran_out
+    ran_out[:] = False
     for d in range(len(head)):
         chunk[d, : num_running[d]] = 0
         budget = limits.token_budget
-        preempted = False
         if num_running[d] > 0:
-            budget, preempted = _schedule_running(requests, ranks, d, budget, limits, True, limits.mixes_phases)
-        if head[d] >= 0 and not preempted and not holds:
+            budget = _schedule_running(requests, ranks, d, budget, limits, True, limits.mixes_phases)
+        if head[d] >= 0 and not ran_out[d % len(ran_out)] and not holds:
             budget = _admit(requests, ranks, d, budget, limits, now_s)
         if not limits.mixes_phases and budget == limits.token_budget:
-            budget, preempted = _schedule_running(requests, ranks, d, budget, limits, False, True)
+            budget = _schedule_running(requests, ranks, d, budget, limits, False, True)
         has_work = has_work or budget < limits.token_budget
     return has_work
 
@@ -95,14 +96,12 @@ def _waits_for_more(requests: Requests, ranks: Ranks, limits: Limits) -> bool:
 
 
 @numba.njit(cache=True)
-def _schedule_running(
-    requests: Requests, ranks: Ranks, d: int, budget: int, limits: Limits, prompts: bool, decodes: bool
-) -> tuple[int, bool]:
+def _schedule_running(requests: Requests, ranks: Ranks, d: int, budget: int, limits: Limits, prompts: bool, decodes: bool) -> int:
     """Give running requests their tokens in order of admission; the latest admitted lose their blocks when these run out."""
     running, chunk, num_running = ranks.running, ranks.chunk, ranks.num_running
     num_input, generated, computed = requests.num_input, requests.generated, requests.computed
     blocks, shared = requests.blocks, requests.shared
-    preempted = False
+    pool = d % len(ranks.free_blocks)
     i = 0
     while i < num_running[d] and budget > 0:
         r = running[d, i]
@@ -114,25 +113,40 @@ def _schedule_running(
         new = min(remaining, budget)
         need = blocks_for(computed[r] + new, limits) - blocks[r] - shared[r] * limits.prefix_blocks
         if need > 0:
-            while need > available(ranks, d, limits):
-                last = num_running[d] - 1
-                _preempt(requests, ranks, d, last)
-                preempted = True
-                if last == i:
-                    return budget, preempted
-            take(ranks, d, need, limits)
+            while need > available(ranks, pool, limits):
+                latest = _latest(requests, ranks, d)
+                last = num_running[latest] - 1
+                _preempt(requests, ranks, latest, last)
+                if latest == d and last == i:
+                    return budget
+            take(ranks, pool, need, limits)
             blocks[r] += need
         chunk[d, i] = new
         budget -= new
         i += 1
-    return budget, preempted
+    return budget
+
+
+@numba.njit(cache=True)
+def _latest(requests: Requests, ranks: Ranks, d: int) -> int:
+    """Where the latest admitted of the requests that share blocks with those of ``d`` runs: the oldest is never held up."""
+    running, num_running, admitted = ranks.running, ranks.num_running, requests.admitted
+    num_pools = len(ranks.free_blocks)
+    best = d
+    for other in range(d % num_pools, len(num_running), num_pools):
+        if num_running[other] > 0:
+            last, latest = running[other, num_running[other] - 1], running[best, num_running[best] - 1]
+            if admitted[last] > admitted[latest]:
+                best = other
+    return best
 
 
 @numba.njit(cache=True)
 def _preempt(requests: Requests, ranks: Ranks, d: int, i: int) -> None:
     """Take the blocks of the ``i``-th (the last) running request; it waits first in line and is computed again."""
-    r = ranks.running[d, i]
-    release(requests, ranks, d, r)
+    r, pool = ranks.running[d, i], d % len(ranks.free_blocks)
+    release(requests, ranks, pool, r)
+    ranks.ran_out[pool] = True
     requests.computed[r] = 0
     requests.brought[r] = 0
     requests.preemptions[r] += 1
@@ -148,12 +162,13 @@ def _preempt(requests: Requests, ranks: Ranks, d: int, i: int) -> None:
 @numba.njit(cache=True)
 def _admit(requests: Requests, ranks: Ranks, d: int, budget: int, limits: Limits, now_s: float) -> int:
     """Admit waiting requests in order while tokens, places and blocks last."""
+    pool = d % len(ranks.free_blocks)
     while ranks.head[d] >= 0 and budget > 0 and ranks.num_running[d] < limits.max_sequences:
         r = ranks.head[d]
-        hits = count_hits(requests, ranks, d, r, limits)
+        hits = count_hits(requests, ranks, pool, r, limits)
         start = requests.prefix_starts[r]
         for i in range(hits):
-            hold(ranks, d, requests.prefix_ids[start + i])
+            hold(ranks, pool, requests.prefix_ids[start + i])
         computed = max(hits * limits.prefix_tokens, requests.brought[r])
         remaining = requests.num_input[r] + requests.generated[r] - computed
         new = remaining if not limits.splits_prompts else min(remaining, budget)
@@ -164,10 +179,12 @@ def _admit(requests: Requests, ranks: Ranks, d: int, budget: int, limits: Limits
         reserve = limits.watermark_blocks if ranks.num_running[d] > 0 else 0
         fits_budget = new <= budget or budget == limits.token_budget
         requests.shared[r] = hits
-        if need + reserve > available(ranks, d, limits) or not fits_budget:
-            release(requests, ranks, d, r)
+        if need + reserve > available(ranks, pool, limits) or not fits_budget:
+            release(requests, ranks, pool, r)
             return budget
-        take(ranks, d, need, limits)
+        take(ranks, pool, need, limits)
+        requests.admitted[r] = ranks.num_admissions[0]
+        ranks.num_admissions[0] += 1
         requests.blocks[r] = need
         requests.computed[r] = computed
         if math.isnan(requests.scheduled_s[r]):
@@ -195,6 +212,7 @@ def complete_step(requests: Requests, ranks: Ranks, limits: Limits, clock: Clock
     finished = 0
     last_gap, last_bin = -1.0, 0
     for d in range(len(num_running)):
+        pool = d % len(ranks.free_blocks)
         kept = 0
         for i in range(num_running[d]):
             r = running[d, i]
@@ -203,7 +221,7 @@ def complete_step(requests: Requests, ranks: Ranks, limits: Limits, clock: Clock
             if chunk[d, i] > 0 and computed[r] == num_input[r] + generated[r]:
                 if generated[r] == 0:
                     requests.first_s[r] = now_s
-                    share_prompt(requests, ranks, d, r, limits)
+                    share_prompt(requests, ranks, pool, r, limits)
                 else:
                     gap = now_s - last_s[r]
                     if gap != last_gap:
@@ -216,7 +234,7 @@ def complete_step(requests: Requests, ranks: Ranks, limits: Limits, clock: Clock
                 is_done = generated[r] == num_output[r]
             if is_done:
                 requests.finish_s[r] = now_s
-                release(requests, ranks, d, r)
+                release(requests, ranks, pool, r)
                 clock.outstanding_tokens[0] -= num_input[r] + num_output[r]
                 finished += 1
             else:

@@ -45,7 +45,7 @@ def serve_closed_loop(plan: Plan, table: StepTable, trace: RequestTrace, way_s: 
     check_requests(plan.capacity, longest_tokens(trace), f"deployment '{plan.name}'")
     limits = make_limits(plan, trace)
     requests = start_requests(trace, with_prefixes=False)
-    replica = Replica(requests, limits, plan.layout.attention_dp, scaled_blocks(plan, limits), 0)
+    replica = Replica(requests, limits, plan.layout.attention_dp, scaled_blocks(plan, limits), 0, plan.layout.pp)
     replica.assign_loop(trace.concurrency, way_s)
     replica.advance(table, math.inf, lambda: None, trace.concurrency)
     more_tokens = np.where(requests.num_output > 1, requests.num_output - 1, np.nan)

@@ -46,8 +46,8 @@ def observe(requests: Requests, ranks: Ranks, limits: Limits, row: NDArray[np.fl
     capacity_blocks, free_blocks, num_evictable = ranks.capacity_blocks, ranks.free_blocks, ranks.num_evictable
     prefill = decode = holding = queued = 0
     used = 0.0
-    num_ranks = len(num_running)
-    for d in range(num_ranks):
+    num_pools = len(capacity_blocks)
+    for d in range(len(num_running)):
         for i in range(num_running[d]):
             r, new = running[d, i], chunk[d, i]
             if is_decode(new, num_input[r], generated[r], computed[r]):
@@ -56,8 +56,9 @@ def observe(requests: Requests, ranks: Ranks, limits: Limits, row: NDArray[np.fl
                 prefill += new
         holding += num_running[d]
         queued += num_waiting[d]
-        held = capacity_blocks[d] - free_blocks[d] - num_evictable[d] * limits.prefix_blocks
-        used += held / capacity_blocks[d] / num_ranks
+        if d < num_pools:
+            held = capacity_blocks[d] - free_blocks[d] - num_evictable[d] * limits.prefix_blocks
+            used += held / capacity_blocks[d] / num_pools
     row[2], row[3], row[4], row[5], row[6] = prefill, decode, holding, queued, used
 
 
@@ -65,7 +66,83 @@ def observe(requests: Requests, ranks: Ranks, limits: Limits, row: NDArray[np.fl
 def price_step(requests: Requests, ranks: Ranks, table: StepTable, row: NDArray[np.float64]) -> float:
     """Seconds of the formed step; its parts go into the log row from column 7 on.
 
-    Data-parallel ranks wait for the slowest: the mean rank's time counts as work, the rest as waiting.
+    Data-parallel ranks wait for the slowest: the mean rank's time counts as work, the rest as waiting. So do the lanes of a pipeline.
+    """
+    num_dp = len(ranks.free_blocks)
+    num_lanes = len(ranks.num_running) // num_dp
+    if num_lanes == 1:
+        _price_lane(requests, ranks, table, 0, num_dp, row)
+        return float(row[_ATTENTION : _ATTENTION + 8].sum())
+    parts, head_s, sends_s = np.zeros((num_lanes, len(row))), np.zeros(num_lanes), np.zeros(num_lanes)
+    for lane in range(num_lanes):
+        if _computes(ranks, lane * num_dp, (lane + 1) * num_dp):
+            head, fullest = _price_lane(requests, ranks, table, lane * num_dp, (lane + 1) * num_dp, parts[lane])
+            head_s[lane], sends_s[lane] = head, table.sends_s[fullest]
+            parts[lane, _ATTENTION + 6] += sends_s[lane]
+    parts = parts[:, _ATTENTION:]
+    return float(in_flight(parts, head_s, sends_s, num_lanes, table.longest_stage, table.last_stage, row))
+
+
+@numba.njit(cache=True)
+def _computes(ranks: Ranks, first: int, end: int) -> bool:
+    """Whether any request of some ranks is in the step."""
+    chunk, num_running = ranks.chunk, ranks.num_running
+    for d in range(first, end):
+        for i in range(num_running[d]):
+            if chunk[d, i] > 0:
+                return True
+    return False
+
+
+@numba.njit(cache=True)
+def in_flight(
+    parts: NDArray[np.float64],
+    head_s: NDArray[np.float64],
+    sends_s: NDArray[np.float64],
+    num_stages: int,
+    longest: float,
+    last: float,
+    row: NDArray[np.float64],
+) -> float:
+    """Seconds in which every batch of a pipeline passes every stage once; their parts go into the log row from column 7 on.
+
+    A batch begins anew when it has left the last stage, so the time is that of the batch that takes longest; and no stage, nor the
+    engine itself, can be busy with all batches for longer than that. This is the steady state of stages that take batches in order.
+
+    Args:
+        parts: ``[batches, columns]`` the log row of each from column 7 on, its ways from stage to stage among the collectives.
+        head_s: ``[batches]`` of ``parts``, in the last stage besides its layers.
+        sends_s: ``[batches]`` of ``parts``, on the way from stage to stage.
+        longest: share of the layers in the longest stage; ``last``, in the last.
+    """
+    alone = layers = ends = engine = 0.0
+    num_busy = 0
+    for b in range(len(parts)):
+        own = parts[b, :8].sum()
+        if own == 0.0:
+            continue
+        num_busy += 1
+        alone = max(alone, own)
+        in_layers = own - parts[b, 7] - sends_s[b] - head_s[b]
+        layers += in_layers * longest
+        ends += in_layers * last + head_s[b]
+        engine += parts[b, 7]
+    duration = max(max(alone, layers), max(ends, engine))
+    for c in range(10):
+        row[_ATTENTION + c] = parts[:, c].sum() / num_stages
+    row[_ATTENTION + 8] *= num_stages / num_busy
+    row[_ATTENTION + 5] += duration - row[_ATTENTION : _ATTENTION + 8].sum()
+    return float(duration)
+
+
+@numba.njit(cache=True)
+def _price_lane(
+    requests: Requests, ranks: Ranks, table: StepTable, first: int, end: int, row: NDArray[np.float64]
+) -> tuple[float, int]:
+    """Price the batches of ranks ``first`` to ``end``, which step together through every layer.
+
+    Returns:
+        Seconds of the output matrix, and tokens of the fullest rank.
     """
     running, chunk, num_running = ranks.running, ranks.chunk, ranks.num_running
     num_input, generated, computed = requests.num_input, requests.generated, requests.computed
@@ -73,12 +150,12 @@ def price_step(requests: Requests, ranks: Ranks, table: StepTable, row: NDArray[
     term_layers, term_halved, term_bytes, rates = table.term_layers, table.term_halved, table.term_bytes, table.rates
     mixer_s, ffn_s, head_s, collective_s = table.mixer_s, table.ffn_s, table.head_s, table.collective_s
     halved_s = table.halved_s
-    num_ranks, num_ways, num_terms = len(num_running), len(windows), len(term_window)
+    num_ranks, num_ways, num_terms = end - first, len(windows), len(term_window)
     sums = np.empty((num_ways, 2, NUM_SUMS))
-    attention = dense = collective = slowest = beside = 0.0
+    attention = dense = collective = slowest = beside = heading = 0.0
     read_bytes = table.weight_bytes
     total_tokens = fullest = most_sequences = prompts = 0
-    for d in range(num_ranks):
+    for d in range(first, end):
         sums[:] = 0.0
         tokens = sequences = logits = decodes = 0
         for i in range(num_running[d]):
@@ -90,9 +167,9 @@ def price_step(requests: Requests, ranks: Ranks, table: StepTable, row: NDArray[
             tokens += new
             sequences += 1
             logits += context + new == num_input[r] + generated[r]
-            first = 1 if is_decode(new, num_input[r], generated[r], context) else 0
-            prompts += 1 - first
-            decodes += first
+            decoding = 1 if is_decode(new, num_input[r], generated[r], context) else 0
+            prompts += 1 - decoding
+            decodes += decoding
             for w in range(num_ways):
                 phase = 1 if new == 1 else 0
                 add_sums(sums[w, phase], context, new, windows[w, phase], compressions[w], tile_rows[w, phase])
@@ -111,6 +188,7 @@ def price_step(requests: Requests, ranks: Ranks, table: StepTable, row: NDArray[
                         halving += term_halved[j] * (floor_s + looking_s + once_s * more)
         feeding = ffn_s[tokens] + head_s[logits]
         reducing = collective_s[tokens]
+        heading = max(heading, head_s[logits])
         attention += mixing / num_ranks
         dense += feeding / num_ranks
         collective += reducing / num_ranks
@@ -128,7 +206,7 @@ def price_step(requests: Requests, ranks: Ranks, table: StepTable, row: NDArray[
         _interpolate_experts(table, total_tokens, fullest * num_ranks / total_tokens, beside / 2, row)
     row[_ATTENTION + 6] = collective
     row[_ATTENTION + 7] = table.step_s + most_sequences * table.sequence_s + (table.prompt_s if prompts else 0.0)
-    return float(row[_ATTENTION : _ATTENTION + 8].sum())
+    return heading, fullest
 
 
 @numba.njit(cache=True)

@@ -14,6 +14,9 @@ def make_limits(plan: Plan, trace: RequestTrace) -> Limits:
 
     Prefix blocks are whole KV blocks: where the trace's do not divide, KV blocks are cut to their common divisor. Models that
     carry a state, or whose every layer keeps a window only, have nothing that grows by prefix blocks, and share none.
+
+    The batches that a pipeline keeps in flight have equal parts of a data-parallel rank's limit on sequences, as SGLang's have; vLLM's
+    limit is of all of them together, too.
     """
     capacity = plan.capacity
     has_state = any(mixer.state_elements() for mixer in plan.model.mixers.values())
@@ -24,7 +27,7 @@ def make_limits(plan: Plan, trace: RequestTrace) -> Limits:
     cut = capacity.block_tokens // block_tokens
     return Limits(
         token_budget=plan.rules.token_budget,
-        max_sequences=plan.rules.max_sequences,
+        max_sequences=max(1, plan.rules.max_sequences // plan.layout.pp),
         mixes_phases=plan.rules.mixes_phases,
         splits_prompts=plan.rules.splits_prompts,
         block_tokens=block_tokens if capacity.cache.bytes_per_token else 1 << 40,

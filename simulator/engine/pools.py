@@ -134,6 +134,7 @@ class _Queues:
     def __init__(self, transfer: Transfer, num_prefill: int, prefill_dp: int, num_decode: int) -> None:
         self.transfer = transfer
         self._free_s: Floats = np.zeros((num_prefill, prefill_dp))
+        self._prefill_dp = prefill_dp
         self._received_s = 0.0
         self._receivers = num_decode * transfer.decode_dp
 
@@ -141,7 +142,8 @@ class _Queues:
         """When a cache is there; asked in order of the prompts' ends."""
         wires, computing_s = self.transfer, ended_s - began_s
         send_s, receive_s = (wires.left(s(num_tokens), computing_s) for s in (wires.send_s, wires.receive_s))
-        start_s = max(ended_s, float(self._free_s[replica, dp_rank]))
-        self._free_s[replica, dp_rank] = start_s + send_s
+        sender = dp_rank % self._prefill_dp  # the GPUs of a pipeline hold the caches of all batches in flight
+        start_s = max(ended_s, float(self._free_s[replica, sender]))
+        self._free_s[replica, sender] = start_s + send_s
         self._received_s = max(self._received_s, start_s) + receive_s / self._receivers
         return max(start_s + max(send_s, receive_s), self._received_s) + wires.latency_s

@@ -72,16 +72,19 @@ def _frame(rows: Sequence[tuple[object, ...]], columns: list[str]) -> pd.DataFra
 
 
 def _representative(plan: Plan, steps: pd.DataFrame, requests: pd.DataFrame) -> dict[str, Batch]:
-    """The median decode step and the median step with prompt tokens, spread evenly over the data-parallel ranks."""
+    """The median decode step and the median step with prompt tokens, spread evenly over the data-parallel ranks (of one of a
+    pipeline's lanes).
+    """
+    pp = plan.layout.pp
     context = max(1, int((requests["num_input"] + requests["num_output"] / 2).mean()))
     found: dict[str, Batch] = {}
     decodes = steps[(steps["prefill_tokens"] == 0) & (steps["decode_tokens"] > 0)]
     if len(decodes):
-        found["decode"] = _batch(plan, 0, max(1, int(decodes["decode_tokens"].median())), context)
+        found["decode"] = _batch(plan, 0, max(1, int(decodes["decode_tokens"].median()) // pp), context)
     prompts = steps[steps["prefill_tokens"] > 0]
     if len(prompts):
         tokens, others = int(prompts["prefill_tokens"].median()), int(prompts["decode_tokens"].median())
-        found["prefill"] = _batch(plan, max(1, tokens), others, context)
+        found["prefill"] = _batch(plan, max(1, tokens // pp), others // pp, context)
     return found
 
 

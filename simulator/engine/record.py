@@ -35,7 +35,7 @@ def make_record(plan: Plan, requests: pd.DataFrame, pools: dict[str, Pool]) -> D
             number += 1
         logs += own
         steps = pd.concat(own, ignore_index=True)
-        read_bytes += float(steps["read_bytes"].sum()) * pool.plan.layout.num_ranks
+        read_bytes += float(steps["read_bytes"].sum()) * pool.plan.layout.num_gpus
         found = probe(pool.plan, pool.prices, steps, requests)
         probes.append(found if name == "both" else found.only(name))
     everything = pd.concat(logs, ignore_index=True)

@@ -12,7 +12,7 @@ from simpy.events import Event, ProcessGenerator
 
 from simulator.engine.batching import complete_step, form_step, push
 from simulator.engine.fabric import Wires
-from simulator.engine.fast import LOG_COLUMNS, advance, leap, observe, price_step
+from simulator.engine.fast import LOG_COLUMNS, advance, in_flight, leap, observe, price_step
 from simulator.engine.rank import StepTimes, run_step
 from simulator.engine.state import Limits, Requests, start_clock, start_ranks
 from simulator.engine.table import StepTable
@@ -26,10 +26,20 @@ _LOG_ROWS = 8192
 class Replica:
     """State of one replica, and the log of its steps."""
 
-    def __init__(self, requests: Requests, limits: Limits, num_dp: int, capacity_blocks: int, num_prefixes: int) -> None:
+    def __init__(
+        self, requests: Requests, limits: Limits, num_dp: int, capacity_blocks: int, num_prefixes: int, num_lanes: int = 1
+    ) -> None:
+        """Nothing has come.
+
+        Args:
+            num_dp: attention data-parallel ranks.
+            capacity_blocks: of each of them.
+            num_lanes: batches of each that a pipeline keeps in flight.
+        """
         self.requests = requests
         self.limits = limits
-        self.ranks = start_ranks(num_dp, limits.max_sequences, capacity_blocks, num_prefixes)
+        num_batches = num_dp * num_lanes
+        self.ranks = start_ranks(num_batches, limits.max_sequences, capacity_blocks, num_prefixes, num_lanes)
         self.clock = start_clock()
         self.queue = np.zeros(len(requests.arrival_s), dtype=np.int64)
         self.num_queued = 0
@@ -39,7 +49,7 @@ class Replica:
         self._logs: list[NDArray[np.float64]] = []
         self._log = np.empty((_LOG_ROWS, len(LOG_COLUMNS)))
         self._rows = 0
-        self._before = np.zeros(num_dp * limits.max_sequences, dtype=np.int64)
+        self._before = np.zeros(num_batches * limits.max_sequences, dtype=np.int64)
 
     @property
     def outstanding(self) -> int:
@@ -113,10 +123,15 @@ class Replica:
         """Rows of all steps so far, ``[steps, LOG_COLUMNS]``."""
         return np.concatenate([*self._logs, self._log[: self._rows]])
 
-    def batch(self) -> Batch:
-        """What the formed step computes."""
+    def batches(self) -> list[Batch]:
+        """What the formed step computes: one batch for each lane that has something to compute."""
+        num_dp = len(self.ranks.free_blocks)
+        found = [self._batch(range(first, first + num_dp)) for first in range(0, len(self.ranks.head), num_dp)]
+        return [batch for batch in found if batch.tokens_d.any()]
+
+    def _batch(self, ranks: range) -> Batch:
         new, context, decodes, logits = [], [], [], []
-        for d in range(len(self.ranks.head)):
+        for d in ranks:
             chosen = np.flatnonzero(self.ranks.chunk[d, : self.ranks.num_running[d]])
             ids = self.ranks.running[d, chosen]
             new.append(self.ranks.chunk[d, chosen].copy())
@@ -204,13 +219,31 @@ class ByRanks:
         self.rng = rng
 
     def __call__(self, env: simpy.Environment, replica: Replica, row: NDArray[np.float64]) -> ProcessGenerator:
-        batch = replica.batch()
-        offset = int(self.rng.integers(1 << 30))
-        program = self.prices.program(batch, offset)
-        wires = self.make_wires(env)  # replicas have wires of their own
-        times: StepTimes = yield env.process(
-            run_step(env, wires, program, self.prices.plan.layout.num_ranks, shared_cores=self.prices.plan.calibration.shared_cores)
-        )
+        batches, plan = replica.batches(), self.prices.plan
+        offsets = [int(self.rng.integers(1 << 30)) for _ in batches]
+        # Lanes are at different stages at any time, so each has the wires to itself.
+        lanes = [
+            env.process(
+                run_step(
+                    env,
+                    self.make_wires(env),  # replicas have wires of their own
+                    self.prices.program(batch, offset),
+                    plan.layout.num_ranks,
+                    shared_cores=plan.calibration.shared_cores,
+                )
+            )
+            for batch, offset in zip(batches, offsets, strict=True)
+        ]
+        parts = np.zeros((len(lanes), len(STEP_PHASES) + 2))
+        head_s = np.array([self.prices.head_s[batch.num_logits].max() for batch in batches])
+        for lane, process in enumerate(lanes):
+            times: StepTimes = yield process
+            parts[lane, : len(STEP_PHASES)] = [times.phases[phase] for phase in STEP_PHASES]
+            parts[lane, len(STEP_PHASES) :] = self.prices.loads(batches[lane], offsets[lane])
+        if plan.layout.pp == 1:
+            row[7:] = parts[0]
+        else:
+            sends_s = np.array([self.prices.sends_s(int(batch.tokens_d.max())) for batch in batches])
+            in_flight(parts, head_s, sends_s, plan.layout.pp, *self.prices.stage_shares, row)
+            yield env.timeout(max(0.0, row[0] + row[7 : 7 + len(STEP_PHASES)].sum() - env.now))
         row[1] = env.now - row[0]
-        row[7 : 7 + len(STEP_PHASES)] = [times.phases[phase] for phase in STEP_PHASES]
-        row[-2:] = self.prices.loads(batch, offset)

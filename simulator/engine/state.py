@@ -43,10 +43,17 @@ class Requests(NamedTuple):
     dp_rank: Ints
     following: Ints
     """Next request in the same waiting queue, -1 at its end."""
+    admitted: Ints
+    """How many admissions came before its latest one: which of two requests has run for longer."""
 
 
 class Ranks(NamedTuple):
-    """The attention data-parallel ranks of one replica: ``[dp]`` or ``[dp, ...]``."""
+    """Those of one replica that batch on their own: ``[dp]`` or ``[dp, ...]``.
+
+    Without a pipeline they are its attention data-parallel ranks. A pipeline of ``pp`` stages keeps ``pp`` batches in flight, each in
+    a lane of its own, and batch ``d`` is of data-parallel rank ``d % pools``. Its GPUs hold the caches of all lanes, so blocks and
+    prefixes are by data-parallel rank only: ``[pools]`` or ``[pools, ...]``.
+    """
 
     head: Ints
     """First waiting request, -1 for none."""
@@ -60,14 +67,18 @@ class Ranks(NamedTuple):
     free_blocks: Ints
     capacity_blocks: Ints
     refs: Ints
-    """``[dp, U]`` running requests that hold each prefix block."""
+    """``[pools, U]`` running requests that hold each prefix block."""
     in_cache: NDArray[np.bool_]
     older: Ints
-    """``[dp, U + 1]`` evictable prefix blocks, a ring from the most to the least recently used; entry ``U`` is its ends."""
+    """``[pools, U + 1]`` evictable prefix blocks, a ring from the most to the least recently used; entry ``U`` is its ends."""
     newer: Ints
     num_evictable: Ints
     held: Ints
     """``[1]`` steps for which prompts have been held back."""
+    ran_out: NDArray[np.bool_]
+    """``[pools]`` whether a request has lost its blocks in this step."""
+    num_admissions: Ints
+    """``[1]`` so far."""
 
 
 class Limits(NamedTuple):
@@ -75,6 +86,7 @@ class Limits(NamedTuple):
 
     token_budget: int
     max_sequences: int
+    """Of one batch."""
     mixes_phases: bool
     splits_prompts: bool
     block_tokens: int
@@ -141,16 +153,24 @@ def start_requests(trace: RequestTrace, *, with_prefixes: bool) -> Requests:
         finish_s=nans(),
         dp_rank=zeros(),
         following=np.full(count, -1, dtype=np.int64),
+        admitted=zeros(),
     )
 
 
-def start_ranks(num_ranks: int, max_sequences: int, capacity_blocks: int, num_prefixes: int) -> Ranks:
-    """Nothing waits, nothing runs, all blocks are free."""
+def start_ranks(num_ranks: int, max_sequences: int, capacity_blocks: int, num_prefixes: int, num_lanes: int = 1) -> Ranks:
+    """Nothing waits, nothing runs, all blocks are free.
 
-    def zeros() -> Ints:
-        return np.zeros(num_ranks, dtype=np.int64)
+    Args:
+        num_ranks: that batch on their own, in all lanes together.
+        capacity_blocks: of a data-parallel rank, for all lanes together.
+        num_lanes: batches of a data-parallel rank that are in flight.
+    """
+    num_pools = num_ranks // num_lanes
 
-    ring = np.zeros((num_ranks, num_prefixes + 1), dtype=np.int64)
+    def zeros(count: int = num_ranks) -> Ints:
+        return np.zeros(count, dtype=np.int64)
+
+    ring = np.zeros((num_pools, num_prefixes + 1), dtype=np.int64)
     ring[:, num_prefixes] = num_prefixes
     return Ranks(
         head=zeros() - 1,
@@ -159,14 +179,16 @@ def start_ranks(num_ranks: int, max_sequences: int, capacity_blocks: int, num_pr
         running=np.full((num_ranks, max_sequences), -1, dtype=np.int64),
         chunk=np.zeros((num_ranks, max_sequences), dtype=np.int64),
         num_running=zeros(),
-        free_blocks=zeros() + capacity_blocks,
-        capacity_blocks=zeros() + capacity_blocks,
-        refs=np.zeros((num_ranks, num_prefixes), dtype=np.int64),
-        in_cache=np.zeros((num_ranks, num_prefixes), dtype=np.bool_),
+        free_blocks=zeros(num_pools) + capacity_blocks,
+        capacity_blocks=zeros(num_pools) + capacity_blocks,
+        refs=np.zeros((num_pools, num_prefixes), dtype=np.int64),
+        in_cache=np.zeros((num_pools, num_prefixes), dtype=np.bool_),
         older=ring,
         newer=ring.copy(),
-        num_evictable=zeros(),
-        held=np.zeros(1, dtype=np.int64),
+        num_evictable=zeros(num_pools),
+        held=zeros(1),
+        ran_out=np.zeros(num_pools, dtype=np.bool_),
+        num_admissions=zeros(1),
     )
 
 

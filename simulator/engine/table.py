@@ -85,6 +85,12 @@ class StepTable(NamedTuple):
     sequence_s: float
     prompt_s: float
     """Of the engine's own time, what a step with prompt tokens takes beyond one without."""
+    sends_s: Floats
+    """``[T]`` on the way through all stages of a pipeline, by tokens of a batch's fullest data-parallel rank; empty without one."""
+    longest_stage: float
+    """Share of the layers that the longest stage has ..."""
+    last_stage: float
+    """... and the last one."""
 
 
 def make_table(prices: Prices, rng: np.random.Generator) -> StepTable:
@@ -136,6 +142,9 @@ def make_table(prices: Prices, rng: np.random.Generator) -> StepTable:
         step_s=engine.step_s,
         sequence_s=engine.sequence_s,
         prompt_s=engine.prompt_s(prices.plan.model.num_layers, prices.plan.model.num_moe_layers),
+        sends_s=prices.all_sends_s(np.arange(prices.max_tokens + 1)) if layout.pp > 1 else np.zeros(0),
+        longest_stage=prices.stage_shares[0],
+        last_stage=prices.stage_shares[1],
     )
 
 

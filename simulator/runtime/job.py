@@ -99,6 +99,8 @@ def make_job(plan: Plan, folder: Path) -> Job:
             raise UserError(f"{where}: {key} = '{dtype}' can be simulated, but not executed; use one of {', '.join(TORCH_DTYPES)}")
     if plan.prefill is not None:
         raise UserError(f"{where}: has a prefill pool; execution runs one replica that does both, so leave [prefill] out")
+    if layout.pp > 1:
+        raise UserError(f"{where}: pipelines (pp = {layout.pp}) can be simulated, but not executed; leave pp out")
     if plan.replicas > 1:
         raise UserError(f"{where}: has {plan.replicas} replicas; execution runs one, so say replicas = 1")
     if layout.tp > 1 and layout.travels:

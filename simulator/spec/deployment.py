@@ -12,7 +12,9 @@ from simulator.spec.pruning import Pruning
 
 
 class ParallelSpec(Frozen):
-    """How one replica is split over its GPUs: ``tp x attention_dp`` ranks, whose routed experts form groups of ``ep``."""
+    """How one replica is split over its GPUs: ``tp x attention_dp`` ranks, whose routed experts form groups of ``ep``, in each of
+    ``pp`` stages.
+    """
 
     tp: Size = 1
     """Tensor parallelism: ranks that share attention heads and dense blocks."""
@@ -20,10 +22,12 @@ class ParallelSpec(Frozen):
     """Attention data parallelism: groups of ``tp`` ranks that hold different requests and step together."""
     ep: Size | None = None
     """Expert parallelism: ranks that share the routed experts whole. Absent = 1: experts are split like dense blocks."""
+    pp: Size = 1
+    """Pipeline parallelism: stages that hold consecutive layers, each on ``tp x attention_dp`` GPUs; so many batches are in flight."""
 
     @property
     def num_ranks(self) -> int:
-        """``R``, GPUs of one replica."""
+        """``R``, GPUs of one stage."""
         return self.tp * self.attention_dp
 
 

@@ -1,4 +1,4 @@
-"""How one replica's ranks are arranged: tensor-parallel groups, attention data-parallel groups, expert-parallel groups."""
+"""How one replica's ranks are arranged: tensor-, attention data- and expert-parallel groups in each stage of its pipeline."""
 
 from __future__ import annotations
 
@@ -12,16 +12,29 @@ from simulator.spec.model import ModelSpec
 
 @dataclass(frozen=True)
 class Layout:
-    """Rank ``r`` is tensor-parallel rank ``r % tp`` of data-parallel group ``r // tp``, and holds the experts of EP rank ``r // moe_tp``."""
+    """Rank ``r`` of a stage is tensor-parallel rank ``r % tp`` of data-parallel group ``r // tp``, and holds the experts of EP rank
+    ``r // moe_tp``. The ranks of a stage are neighbours: GPU ``s R + r`` of a replica is rank ``r`` of stage ``s``.
+    """
 
     tp: int
     attention_dp: int
     ep: int
+    pp: int = 1
 
     @property
     def num_ranks(self) -> int:
-        """``R``."""
+        """``R``, ranks of one stage: those that share a layer."""
         return self.tp * self.attention_dp
+
+    @property
+    def num_gpus(self) -> int:
+        """Of all stages."""
+        return self.num_ranks * self.pp
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of requests that a step holds: one for each data-parallel group and stage."""
+        return self.attention_dp * self.pp
 
     @property
     def moe_tp(self) -> int:
@@ -34,9 +47,9 @@ class Layout:
         return self.attention_dp > 1
 
     def text(self) -> str:
-        """For people: ``attention DP 8 x TP 1, EP 8``."""
-        experts = f", EP {self.ep}" if self.ep > 1 else ""
-        return f"attention DP {self.attention_dp} x TP {self.tp}{experts}" if self.attention_dp > 1 else f"TP {self.tp}{experts}"
+        """For people: ``attention DP 8 x TP 1, EP 8``; ``TP 8, PP 2``."""
+        more = (f", EP {self.ep}" if self.ep > 1 else "") + (f", PP {self.pp}" if self.pp > 1 else "")
+        return f"attention DP {self.attention_dp} x TP {self.tp}{more}" if self.attention_dp > 1 else f"TP {self.tp}{more}"
 
 
 def make_layout(parallel: ParallelSpec, model: ModelSpec, where: str) -> Layout:
@@ -56,7 +69,20 @@ def make_layout(parallel: ParallelSpec, model: ModelSpec, where: str) -> Layout:
     if uneven is not None:
         name, heads = uneven
         raise UserError(f"{where} [parallel]: tp ({parallel.tp}) must divide the {heads} heads of {model.name}'s mixer '{name}'")
-    return Layout(parallel.tp, parallel.attention_dp, ep)
+    if parallel.pp > model.num_layers:
+        raise UserError(f"{where} [parallel]: pp ({parallel.pp}) must be at most the {model.num_layers} layers of {model.name}")
+    return Layout(parallel.tp, parallel.attention_dp, ep, parallel.pp)
+
+
+def stage_layers(num_layers: int, pp: int) -> list[range]:
+    """The layers of each stage, as evenly as possible; those that are over go to stages before the last, which has the head (vLLM).
+
+    >>> [len(layers) for layers in stage_layers(61, 4)]
+    [15, 15, 16, 15]
+    """
+    each, over = divmod(num_layers, pp)
+    counts = [each + (pp - 1 - over <= stage < pp - 1) for stage in range(pp)]
+    return [range(sum(counts[:stage]), sum(counts[: stage + 1])) for stage in range(pp)]
 
 
 def uneven_heads(model: ModelSpec, tp: int) -> tuple[str, int] | None:

@@ -9,7 +9,7 @@ from simulator.spec.ffn import DenseFFN, MoE
 from simulator.spec.linear import Linear
 from simulator.spec.model import ModelSpec
 from simulator.spec.pruning import Pruning, stored_bytes
-from simulator.work.layout import Layout, shard
+from simulator.work.layout import Layout, shard, stage_layers
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,26 @@ class Precision:
 def weight_bytes(
     model: ModelSpec, layout: Layout, precision: Precision, pruning: Pruning | None = None, num_slots: int | None = None
 ) -> float:
-    """Weights on the fullest rank. Embeddings, norms, biases and the router stay in bf16, as engines keep them.
+    """Weights on the fullest rank of the fullest stage. Embeddings, norms, biases and the router stay in bf16, as engines keep them.
 
     Args:
         num_slots: expert slots of a layer on all ranks together, where some hold copies.
     """
+    stages = stage_layers(model.num_layers, layout.pp)
+    return max(_stage_bytes(model, layout, layers, precision, pruning, num_slots) for layers in stages)
+
+
+def _stage_bytes(
+    model: ModelSpec, layout: Layout, layers: range, precision: Precision, pruning: Pruning | None, num_slots: int | None
+) -> float:
+    """The first stage holds the embedding, the last one the output matrix, even where that is the embedding."""
     bf16 = BYTES_PER_ELEMENT["bf16"]
-    total = (model.num_embedding_parameters + model.num_head_parameters) / layout.tp * bf16
-    total += model.num_extra_parameters * bf16
-    for mixer_name, ffn_name in model.layer_names:
+    is_first, is_last = layers.start == 0, layers.stop == model.num_layers
+    has_own_head = is_last and not (is_first and model.ties_embeddings)
+    head = (model.num_head_parameters or model.num_embedding_parameters) if has_own_head else 0
+    total = (model.num_embedding_parameters * is_first + head) / layout.tp * bf16
+    total += model.num_extra_parameters * is_first * bf16
+    for mixer_name, ffn_name in model.layer_names[layers.start : layers.stop]:
         total += 2 * model.norm_vectors * model.hidden_size * bf16
         if mixer_name != "none":
             mixer = model.mixers[mixer_name]
@@ -88,10 +99,15 @@ class CacheSize:
 
 
 def cache_size(model: ModelSpec, layout: Layout, precision: Precision) -> CacheSize:
-    """Cache of one sequence on one rank, over all layers."""
+    """Cache of one sequence on one rank, over all layers of the stage that keeps most."""
+    found = [_stage_cache(model, layout, layers, precision) for layers in stage_layers(model.num_layers, layout.pp)]
+    return CacheSize(max(one.bytes_per_token for one in found), max(one.bytes_per_sequence for one in found))
+
+
+def _stage_cache(model: ModelSpec, layout: Layout, layers: range, precision: Precision) -> CacheSize:
     element = BYTES_PER_ELEMENT[precision.kv]
     per_token = per_sequence = 0.0
-    for mixer_name, _ in model.layer_names:
+    for mixer_name, _ in model.layer_names[layers.start : layers.stop]:
         if mixer_name == "none":
             continue
         mixer = model.mixers[mixer_name]

@@ -22,7 +22,7 @@ class StepShares(Frozen):
     section: ClassVar[str] = "Where a step's time goes"
     definition: ClassVar[str] = (
         "Share of step time along the critical path; 'wait' is the slowest rank's time beyond the mean, 'dispatch' and 'combine' the two "
-        "all-to-alls, 'collective' the tensor-parallel all-reduces."
+        "all-to-alls, 'collective' the tensor-parallel all-reduces and, in a pipeline, the way to the next stage."
     )
     absent: ClassVar[str] = "No step was run."
     order: ClassVar[int] = 70

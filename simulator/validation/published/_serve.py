@@ -97,7 +97,7 @@ def serve(
     limits = make_limits(plan, trace)
     largest = limits.token_budget if limits.splits_prompts else max(limits.token_budget, longest)
     requests = start_requests(trace, with_prefixes=False)
-    replica = Replica(requests, limits, plan.layout.attention_dp, scaled_blocks(plan, limits), 0)
+    replica = Replica(requests, limits, plan.layout.attention_dp, scaled_blocks(plan, limits), 0, plan.layout.pp)
     for request in range(count):
         replica.assign(request)
     priced = {key: value for key, value in deployment.items() if key != "scheduling"}  # which moves no price

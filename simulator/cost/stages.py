@@ -1,0 +1,72 @@
+"""Handing hidden vectors from one pipeline stage to the next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.spec.calibration import Calibration, CollectiveFit
+from simulator.spec.calibration.exchange import doublings
+from simulator.topology import Fabric
+from simulator.work.layout import Layout
+
+Floats = NDArray[np.float64]
+
+VECTORS = 2
+"""Hidden vectors of a token that cross: the block's output and the residual beside it (vLLM's ``IntermediateTensors``, SGLang's
+``PPProxyTensors``)."""
+_OPERATION = "all_gather"
+"""An all-gather of two GPUs puts on each wire what a send does, and is what was measured."""
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """From one stage to the next, each rank to its counterpart, all at once."""
+
+    port_bytes_per_s: float
+    """Peak of the busiest wire over what each rank sends."""
+    is_between_nodes: bool
+
+
+@dataclass(frozen=True)
+class Sends:
+    """All crossings of a replica's pipeline."""
+
+    crossings: tuple[Crossing, ...]
+    fit: CollectiveFit
+
+    def seconds(self, num_bytes: Floats) -> Floats:
+        """All crossings one after the other.
+
+        Args:
+            num_bytes: ``[n]`` that each rank sends at each crossing.
+        """
+        total = np.zeros(len(num_bytes))
+        for crossing in self.crossings:
+            start_s, carry_s = self.fit.parts_s(2.0 * num_bytes, 2.0, 1.0, crossing.port_bytes_per_s)
+            if crossing.is_between_nodes:
+                start_s = start_s + self.fit.scale_out_latency_s + self.fit.latency_per_doubling_s * float(doublings(2))
+                carry_s = num_bytes / crossing.port_bytes_per_s / (self.fit.scale_out_fraction or 1.0)
+            total += np.where(num_bytes > 0, start_s + carry_s, 0.0)
+        return total
+
+
+def make_sends(layout: Layout, fabric: Fabric, calibration: Calibration) -> Sends:
+    """Price the crossings of one replica.
+
+    Args:
+        fabric: of all GPUs of the replica.
+    """
+    peaks_L = np.array([link.bytes_per_s for link in fabric.links])
+    ranks = np.arange(layout.num_ranks)
+    crossings = []
+    for stage in range(layout.pp - 1):
+        senders, receivers = ranks + stage * layout.num_ranks, ranks + (stage + 1) * layout.num_ranks
+        bytes_SR = np.zeros((layout.num_gpus, layout.num_gpus))
+        bytes_SR[senders, receivers] = 1.0
+        busiest_s = float((fabric.bytes_per_link(bytes_SR) / peaks_L).max())
+        crosses = bool((fabric.node_R[senders] != fabric.node_R[receivers]).any())
+        crossings.append(Crossing(1.0 / busiest_s, crosses))
+    return Sends(tuple(crossings), calibration.collective[_OPERATION])
