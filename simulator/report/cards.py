@@ -28,13 +28,14 @@ class Cards:
 
         Args:
             found: the plots by heading, which is HTML; empty for a plot that needs none.
-            width: of each plot on a wide screen: full, half or quarter.
+            width: of each plot on a wide screen: full, half, third or quarter.
             spans_half: whether the card leaves half of its row to a neighbour.
         """
         cells = []
         for heading, plot in found.items():
             height = int(plot.layout.height or 320)
-            holder = tag("div", id=self._add(plot), class_="plot", style=f"height:{height}px", role="img", aria_label=title)
+            said = ", ".join(filter(None, [title, html.unescape(heading)]))
+            holder = tag("div", id=self._add(plot), class_="plot", style=f"height:{height}px", role="img", aria_label=said)
             above = [tag("h4", Markup(heading))] if heading else []
             cells.append(tag("div", *above, holder, class_="cell"))
         return tag(
@@ -87,18 +88,21 @@ def _section(cards: Cards, shown: Sequence[tuple[Figure[Any], Mapping[str, go.Fi
 def _legend(found: list[go.Figure]) -> Markup:
     """The legend of a card: a button a name, which hides and shows it in all plots of the card."""
     keys: dict[str, str] = {}
+    stars: set[str] = set()
     for plot in found:
         for trace in plot.data:
             if not trace.name or trace.showlegend is False:
                 continue
             if trace.type == "scatter":
                 keys.setdefault(trace.name, style.swatch(str(trace.line.color), trace.line.dash not in (None, "solid")))
+                if trace.marker.symbol == "star":
+                    stars.add(trace.name)
             elif trace.type == "bar":
                 keys.setdefault(trace.name, style.swatch(str(trace.marker.color), bool(trace.marker.pattern.shape)))
     buttons = [
         tag(
             "button",
-            tag("span", class_="swatch", style=patch),
+            tag("span", class_="swatch star" if name in stars else "swatch", style=patch),
             html.unescape(style.short(name, 34)),
             type="button",
             title=f"{html.unescape(name)}: hide or show",

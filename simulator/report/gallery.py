@@ -13,6 +13,8 @@ from simulator import plugins
 
 Drawn: TypeAlias = go.Figure | dict[str, go.Figure] | None
 """What a figure draws: one plot, several by heading (such as one a deployment), or nothing where there is nothing to show."""
+Width: TypeAlias = Literal["full", "half", "quarter", "third"]
+"""Of each plot of a figure, on a wide screen; thirds share a row evenly where there are two."""
 Subject_contra = TypeVar("Subject_contra", contravariant=True)
 """What a page is about: the results of a run, what was executed, a scoreboard."""
 
@@ -29,7 +31,7 @@ class Figure(Protocol[Subject_contra]):
     """The line that stands in its place when there is nothing to draw: why."""
     order: ClassVar[int]
     """Its place on the page; a section stands where its first figure does."""
-    width: ClassVar[Literal["full", "half", "quarter"]]
+    width: ClassVar[Width]
     """Of each plot, on a wide screen."""
 
     def draw(self, shown: Subject_contra, /) -> Drawn:

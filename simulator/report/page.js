@@ -11,10 +11,13 @@
   const heightOf = ({ id, layout: { height, meta } }) =>
     meta?.width_factor ? Math.min(height, document.getElementById(id).clientWidth * meta.width_factor + meta.plus) : height;
   const layoutOf = (plot) => ({ ...plot.layout, height: heightOf(plot), template: template(), dragmode: touch ? false : "zoom" });
+  // The toolbar lies on the plot: meta says "toolbar" false where there is nothing to zoom, and "wide" where a phone has no room for it.
+  const hasToolbar = ({ layout: { height, meta } }) =>
+    !touch && height >= 230 && meta?.toolbar !== false && (meta?.toolbar !== "wide" || innerWidth >= 560);
   const configOf = (plot) => ({
     displaylogo: false,
     responsive: true,
-    displayModeBar: touch || plot.layout.height < 230 ? false : "hover",
+    displayModeBar: hasToolbar(plot) ? "hover" : false,
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d", "pan2d"],
   });
 
@@ -62,15 +65,16 @@
   };
 
   const copy = async (button) => {
-    const block = button.parentElement.querySelector("pre");
+    const block = button.closest(".copyable").querySelector("pre");
+    const said = button.firstChild; // what a screen reader says besides stands behind it
     getSelection().selectAllChildren(block); // where the clipboard is closed to the page, the reader copies by hand
     try {
       await navigator.clipboard.writeText(block.textContent);
-      button.textContent = "Copied";
+      said.data = "Copied";
     } catch {
-      button.textContent = "Selected";
+      said.data = "Selected";
     }
-    setTimeout(() => (button.textContent = "Copy"), 1500);
+    setTimeout(() => (said.data = "Copy"), 1500);
   };
 
   document.addEventListener("click", (event) => {

@@ -11,22 +11,33 @@ from simulator.report.document import described, document, facts_list, in_sectio
 from simulator.report.formats import UNDEFINED, number
 from simulator.report.gallery import plots
 from simulator.report.markup import Markup, join, tag
+from simulator.report.plan_bands import has_bands
+from simulator.report.plan_doubts import confidence
 from simulator.report.plan_figures import figures
+from simulator.report.plan_figures._models import colour_of, is_striped, model_of
+from simulator.report.plan_handover import handover
 from simulator.report.plan_text import limit_text, percent
+from simulator.report.plan_traffic import traffic_section, warning
 
 _CANDIDATES = (
     "Costs are those of the whole cluster over the tokens that the traffic asks for, idle time included. Latencies are simulated on all "
     "requests. Hints under the costs say how much more than the recommended deployment; the tightest target is the one that would fail "
     "first. Energy is that of the boards at their limit with the machine room's share: an upper bound."
 )
+_BANDS = " Ranges below a figure hold 80 % of cases."
 _HANDOVER = (
     "The scenario files lie beside this page; moesim run takes them as they are. The serving commands start the recommended deployment, "
     "and the best of the other kind."
 )
+_BASIS = "Every number that the plan took from elsewhere: what was assumed, then what was fitted, measured or published."
+_TRAFFIC = "The requests that every deployment was judged by."
 _CONFIDENCE = (
     "How far the answer could be off: from the calibration's error, other samples of requests and other samples of experts' choices. "
     "Bands hold 80 % of cases."
 )
+
+
+_LINK = tag("a", "About the traffic", href="#the-traffic")
 
 
 class _Stated(NamedTuple):
@@ -48,8 +59,8 @@ def render(answer: dict[str, Any], run: dict[str, Any]) -> str:
     shown = [figure for figure in figures() if plots(figure, answer)]
     drawn = dict(drawn_sections(cards, shown, answer))
     sections: list[tuple[str, Markup]] = []
-    if answer.get("candidates"):
-        sections.append(("The candidates", described(_CANDIDATES, plan_tables.costs_table(answer))))
+    if (costs := plan_tables.costs_table(answer)) is not None:
+        sections.append(("The candidates", described(_CANDIDATES + (_BANDS if plan_tables.is_banded(answer) else ""), costs)))
     further = {
         "What if": [plan_tables.sensitivity_table(answer)],
         "When nodes fail": [plan_tables.spare_table(answer), plan_tables.idle_list(answer)],
@@ -59,10 +70,11 @@ def render(answer: dict[str, Any], run: dict[str, Any]) -> str:
         drawn["Where MoE wins"] = join([*plan_tables.flips_list(answer), drawn["Where MoE wins"]])
     for title, content in drawn.items():
         below = [tag("div", part, class_="below") for part in further.get(title, []) if part is not None]
-        sections.append((title, join([content, *below])))
+        sections.append((title, join([*_lead(answer, title), content, *below])))
     said = {
-        "How sure this is": (_CONFIDENCE, plan_tables.confidence(answer)),
-        "Hand-over": (_HANDOVER, plan_tables.handover(answer)),
+        "How sure this is": (_CONFIDENCE, confidence(answer)),
+        "Hand-over": (_HANDOVER, handover(answer)),
+        "The traffic": (_TRAFFIC, traffic_section(answer)),
     }
     sections += [(title, described(lead, content)) for title, (lead, content) in said.items() if content is not None]
     if answer.get("basis"):
@@ -72,12 +84,30 @@ def render(answer: dict[str, Any], run: dict[str, Any]) -> str:
     return document(name, in_sections(_hero(answer, name), sections), cards.payload)
 
 
+def _lead(answer: dict[str, Any], title: str) -> list[Markup]:
+    """What a section's whiskers, shades and question marks mean, where it has some."""
+    parts, said = _BANDED.get(title, ((), ""))
+    return [tag("p", said, class_="lead")] if any(has_bands(answer.get(part)) for part in parts) else []
+
+
+_WHISKERS = "Whiskers and shades hold 80 % of cases."
+_BANDED = {
+    "Models against each other": (("best_of_each_model", "moe_vs_dense"), _WHISKERS),
+    "Speed and cost": (("pareto",), _WHISKERS),
+    "Where MoE wins": (("crossover",), "A question mark behind a ratio: in 80 % of cases either kind may win."),
+    "What if": (("sensitivity",), _WHISKERS),
+    "When nodes fail": (("losses",), _WHISKERS),
+}
+"""By section the parts of the answer whose bands it shows, and how."""
+
+
 def _hero(answer: dict[str, Any], name: str) -> Markup:
     reasons = [tag("li", str(reason)) for reason in answer.get("reasons") or []]
     return tag(
         "header",
         tag("p", f"{name} \N{MIDDLE DOT} plan", class_="eyebrow"),
         tag("h1", str(answer.get("headline") or "No answer.")),
+        *([tag("p", tag("b", "Warning: "), said, " ", _LINK, class_="alert", role="alert")] if (said := warning(answer)) else []),
         *([tag("ul", *reasons, class_="reasons")] if reasons else []),
         facts_list(_setting(answer), "setting"),
         *_notice(answer),
@@ -88,13 +118,14 @@ def _setting(answer: dict[str, Any]) -> dict[str, Any]:
     traffic, best = answer.get("traffic") or {}, answer.get("recommended") or {}
     shown: dict[str, Any] = {}
     if traffic:
-        shown["Traffic"] = f"{number(traffic['rate_per_s'])} requests/s, {traffic['num_requests']:,} simulated"
+        shown["Traffic"] = f"{number(traffic['rate_per_s'])} requests/s, {traffic['num_requests']:,} judged"
         shown["Mean tokens"] = f"{number(traffic['mean_input'])} in, {number(traffic['mean_output'])} out"
     shown["Targets"] = ", ".join(limit_text(name, limit) for name, limit in answer.get("targets", {}).items()) or UNDEFINED
     if "num_legal" in answer:
         shown["Deployments judged"] = f"{answer['num_legal'] + answer.get('num_ruled_out', 0):,}"
     if answer.get("num_simulated"):
-        shown["Simulations"] = f"{answer['num_simulated']:,}"
+        reused = f", {answer['num_reused']:,} of them kept from before" if answer.get("num_reused") else ""
+        shown["Simulations"] = f"{answer['num_simulated']:,}{reused}"
     if best.get("headroom"):
         shown["Headroom"] = f"{percent(best['headroom'] - 1)} more traffic"
     return shown | plan_tables.sizes_list(answer)
@@ -109,8 +140,21 @@ def _notice(answer: dict[str, Any]) -> list[Markup]:
 
 
 def _basis(answer: dict[str, Any]) -> Markup:
+    """The warnings, what was assumed, and folded away what was measured or published; under the models' own colours."""
     stated = answer["basis"]
-    return tables.assumed(_Stated({"deployments": stated}, list(stated)))
+    models = {name: model_of(answer, name) for name in stated}
+    short = [model["model"] if model else name for name, model in models.items()]
+    named: dict[str, dict[str, Any]] = {}
+    for (name, facts), label in zip(stated.items(), short, strict=True):
+        model = models[name]
+        look = {"colour": colour_of(answer, model), "is_striped": is_striped(model)} if model else {}
+        # A deployment is called by its model where it is the only one of it.
+        named[label if short.count(label) == 1 else name] = {**facts, **look}
+    shown = _Stated({"deployments": named}, list(named))
+    parts = [tables.warnings_list(shown), tables.assumptions_table(shown, kinds=tables.KINDS[:1])]
+    if (rest := tables.assumptions_table(shown, kinds=tables.KINDS[1:])) is not None:
+        parts.append(tag("details", tag("summary", "What was fitted, measured or published"), tag("div", rest, class_="below")))
+    return described(_BASIS, join(part for part in parts if part is not None))
 
 
 def _made(answer: dict[str, Any], run: dict[str, Any]) -> Markup:

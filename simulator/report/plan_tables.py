@@ -1,16 +1,18 @@
-"""The tables of the page of ``moesim plan``, and the blocks that are copied from it."""
+"""The tables of the page of ``moesim plan``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 from simulator.report import style, tables
 from simulator.report.document import facts_list
 from simulator.report.formats import UNDEFINED, number
 from simulator.report.markup import Markup, join, tag
-from simulator.report.plan_figures._models import colours
-from simulator.report.plan_text import amount, hourly, kind_of, money, percent, target_short, target_text, times, value_text
+from simulator.report.plan_bands import band, between, has_bands
+from simulator.report.plan_figures._models import colour_of, is_striped
+from simulator.report.plan_text import amount, chance, kind_of, money, percent, share, target_short, target_text, times, value_text
 
 MOST_RUNNERS_UP = 8
 _MOST_REASONS = 40
@@ -47,59 +49,130 @@ def groups(answer: dict[str, Any], most: int = MOST_RUNNERS_UP) -> Iterator[tupl
         yield "Best of the other models", others
 
 
-def costs_table(answer: dict[str, Any]) -> Markup:
-    """The recommended deployment, the runners-up and the best of each other model: a row each."""
-    currency, limits = answer.get("currency", "USD"), answer.get("targets", {})
-    best = answer.get("recommended") or {}
-    has_energy = any(row.get("cost_joules_per_output_token") for row in answer.get("candidates", []))
-    head: list[str] = [
-        "Deployment",
-        _head("Cost per hour", currency),
-        _head("Per 1M tokens out", currency),
-        _head("Per 1M tokens", f"{currency}, with prompts"),
-        "GPUs",
-        *(_head(target_short(name), f"limit {value_text(name, limit)}") for name, limit in limits.items()),
-        _head("Tightest", "of its limit"),
-        *([_head("Energy", "J per token out")] if has_energy else []),
-    ]
+def costs_table(answer: dict[str, Any]) -> Markup | None:
+    """The recommended deployment, the runners-up and the best of each other model, or what comes nearest: a row each."""
+    found = list(groups(answer))
+    nearest = (answer.get("why_not") or {}).get("row")
+    if not found and nearest:
+        found = [("Nearest to the targets, which it misses", [nearest])]
+    if not found:
+        return None
+    columns = _columns(answer, [row for _, rows in found for row in rows])
+    head = ["Deployment", *(_head(column.title, column.hint) for column in columns)]
     rows = []
-    colour = colours(answer)
-    for title, found in groups(answer):
-        rows.append(tag("tr", tag("th", title, scope="rowgroup"), tag("td", colspan=len(head) - 1), class_="group"))
-        for row in found:
-            cells = [
-                _amount(row["cost_per_hour"], best.get("cost_per_hour"), answer if row is best else None),
-                amount(row["cost_per_million_output_tokens"]),
-                amount(row["cost_per_million_tokens"]),
-                f"{row['gpus']:,}",
-                *(value_text(name, row[name]) if row.get(name) is not None else UNDEFINED for name in limits),
-                join([percent(row["worst_ratio"]), tag("span", target_short(row["worst_target"]), class_="hint")]),
-                *([number(row["cost_joules_per_output_token"], keep_zeros=True)] if has_energy else []),
-            ]
-            patch = style.swatch(colour[row["model"]], kind_of(row) == "dense")
-            name = tag(
-                "span",
-                tag("span", class_="swatch", style=patch),
-                tag("span", row["deployment"], class_="name"),
-                class_="deployment",
-            )
-            hint = tag("span", f"{kind_of(row)}, {row['token_budget']:,} tokens a step", class_="hint")
-            rows.append(tag("tr", tag("th", name, hint, scope="row"), *(tag("td", cell) for cell in cells)))
-    return tables.table(head, rows, "metrics numbers plan", "The candidates")
+    for title, own in found:
+        above = tag("span", title)
+        rows.append(tag("tr", tag("th", above, scope="colgroup", colspan=len(head)), class_="group"))
+        for row in own:
+            cells = [tag("td", column.cell(row), data_label=column.brief) for column in columns]
+            rows.append(tag("tr", tag("th", *_named(answer, row), scope="row"), *cells))
+    return tables.table(head, rows, "metrics numbers plan stack", "The candidates")
+
+
+def _named(answer: dict[str, Any], row: dict[str, Any]) -> list[Markup]:
+    patch = style.swatch(colour_of(answer, row), is_striped(row))
+    name = tag(
+        "span", tag("span", class_="swatch", style=patch), tag("span", row["deployment"], class_="name"), class_="deployment"
+    )
+    hints = [kind_of(row)]
+    hints += [f"{row['token_budget']:,} tokens a step"] if row.get("token_budget") else []
+    return [name, tag("span", ", ".join(hints), class_="hint")]
+
+
+class _Column(NamedTuple):
+    title: str
+    hint: str
+    brief: str
+    """Above each cell, where a phone shows no header."""
+    cell: Callable[[dict[str, Any]], Markup]
+
+
+def _columns(answer: dict[str, Any], shown: list[dict[str, Any]]) -> list[_Column]:
+    """What the rows have to show."""
+    currency, limits = answer.get("currency", "USD"), answer.get("targets", {})
+    has_power = any(row.get("cost_power_per_hour") for row in shown)
+    columns = [
+        _Column("Cost per hour", f"{currency}, with power" if has_power else currency, f"{currency}/hour", partial(_cost, answer)),
+        _Column("Per 1M tokens out", currency, f"{currency}/1M out", partial(_figure, "cost_per_million_output_tokens", amount)),
+        _Column(
+            "Per 1M tokens", f"{currency}, with prompts", f"{currency}/1M all", partial(_figure, "cost_per_million_tokens", amount)
+        ),
+        _Column("GPUs", "", "GPUs", partial(_figure, "gpus", lambda count: f"{count:,.0f}")),
+    ]
+    for name, limit in limits.items():
+        text = partial(value_text, name)
+        columns.append(_Column(target_short(name), f"limit {text(limit)}", target_short(name), partial(_figure, name, text)))
+    columns.append(_Column("Tightest", "of its limit", "tightest", _tightest))
+    if any(row.get("is_best_probability") is not None for row in shown):
+        columns.append(
+            _Column("Chance", "of being the cheapest", "chance cheapest", partial(_figure, "is_best_probability", chance))
+        )
+    if any(row.get("cost_joules_per_output_token") for row in shown):
+        joules = partial(_figure, "cost_joules_per_output_token", partial(number, keep_zeros=True))
+        columns.append(_Column("Energy", "J per token out", "J/token out", joules))
+    if any(row.get("quality") is not None for row in shown):
+        columns.append(_Column("Quality", "as stated", "quality", partial(_figure, "quality", number)))
+    return columns
 
 
 def _head(title: str, hint: str) -> Markup:
-    return join([title, tag("span", hint, class_="hint")])
+    return join([title, *([tag("span", hint, class_="hint")] if hint else [])])
 
 
-def _amount(value: float, best: float | None, answer: dict[str, Any] | None) -> Markup:
-    """A cost, with how much more than the recommended deployment's it is, or of that one the band."""
-    band = (answer or {}).get("confidence") or {}
-    if value and band.get("cost_low") is not None and band.get("cost_high") is not None and band["cost_low"] != band["cost_high"]:
-        return join([amount(value), tag("span", f"{amount(band['cost_low'])} to {amount(band['cost_high'])}", class_="hint")])
-    if not best or abs(value / best - 1) < 0.005:
-        return join([amount(value)])
-    return join([amount(value), tag("span", f"+{percent(value / best - 1)}", class_="hint")])
+def _figure(key: str, text: Callable[[float], str], row: dict[str, Any]) -> Markup:
+    """A figure with its band below."""
+    if row.get(key) is None:
+        return join([UNDEFINED])
+    cases = between(band(row, key), text)
+    return join([text(row[key]), *([tag("span", cases, class_="hint band")] if cases else [])])
+
+
+def _tightest(row: dict[str, Any]) -> Markup:
+    if row.get("worst_ratio") is None:
+        return join([UNDEFINED])
+    return join([share(row["worst_ratio"]), tag("span", target_short(str(row.get("worst_target") or "")), class_="hint")])
+
+
+def _cost(answer: dict[str, Any], row: dict[str, Any]) -> Markup:
+    """A cost per hour, with how much more than the recommended deployment's it is, and its band."""
+    best = answer.get("recommended") or {}
+    value, cheapest = row.get("cost_per_hour"), best.get("cost_per_hour")
+    if value is None:
+        return join([UNDEFINED])
+    found = band(row, "cost_per_hour")
+    if found is None and row is best and value:
+        # Where machines have no price this band is one of GPUs.
+        found = band(answer.get("confidence") or {}, "cost")
+    more = f"+{percent(value / cheapest - 1)}" if cheapest and value / cheapest >= 1.005 else ""
+    hints = [tag("span", more, class_="hint")] if more else []
+    cases = between(found, amount)
+    return join([amount(value), *hints, *([tag("span", cases, class_="hint band")] if cases else [])])
+
+
+def is_banded(answer: dict[str, Any]) -> bool:
+    """Whether any figure of the table of candidates has a band."""
+    rows = [row for _, own in groups(answer) for row in own]
+    return has_bands(rows) or between(band(answer.get("confidence") or {}, "cost"), amount) != ""
+
+
+def listed(head: Sequence[str], rows: Iterable[Sequence[str]], classes: Sequence[str], label: str) -> Markup:
+    """A table that a phone shows as a list: each row's first cell as its heading, the others under their column's name.
+
+    Args:
+        rows: as many cells as ``head`` has; an empty one is left out on a phone.
+        classes: of the cells of each column.
+    """
+    made = [
+        tag(
+            "tr",
+            *(
+                tag("td", cell, class_=class_ or False, data_label=title if place else False)
+                for place, (cell, title, class_) in enumerate(zip(row, head, classes, strict=True))
+            ),
+        )
+        for row in rows
+    ]
+    return tables.table(head, made, "assumptions stack", label)
 
 
 def reasons_table(answer: dict[str, Any]) -> Markup | None:
@@ -107,16 +180,8 @@ def reasons_table(answer: dict[str, Any]) -> Markup | None:
     found = sorted((row for row in answer.get("ruled_out", []) if row["count"]), key=lambda row: -row["count"])
     if not found:
         return None
-    rows = [
-        tag(
-            "tr",
-            tag("td", row["reason"]),
-            tag("td", f"{row['count']:,}", class_="value"),
-            tag("td", row["example"], class_="source"),
-        )
-        for row in found[:_MOST_REASONS]
-    ]
-    return tables.table(["Why", "Candidates", "Such as"], rows, "assumptions", "Why candidates were ruled out")
+    rows = [[row["reason"], f"{row['count']:,}", row["example"]] for row in found[:_MOST_REASONS]]
+    return listed(["Why", "Candidates", "Such as"], rows, ["", "value", "source"], "Why candidates were ruled out")
 
 
 def sensitivity_table(answer: dict[str, Any]) -> Markup | None:
@@ -128,15 +193,22 @@ def sensitivity_table(answer: dict[str, Any]) -> Markup | None:
     rows = []
     for row in found:
         cost = money(row["cost_per_hour"], currency) if row.get("cost_per_hour") is not None else UNDEFINED
-        cells = [str(row["change"]), cost, str(row.get("deployment") or "none within the limits")]
-        cells += [str(row.get("note") or "")] if has_notes else []
-        rows.append(_row(cells, ("", "value", "", "source")))
-    head = ["Change", "Cost per hour", "Best deployment", *(["To know"] if has_notes else [])]
-    return tables.table(head, rows, "assumptions", "The best deployment under each change")
+        ratio = times(row["cost_ratio"]) if row.get("cost_ratio") else UNDEFINED
+        best = str(row.get("deployment") or "none within the limits")
+        cells = [
+            str(row["change"]),
+            _with_band(cost, between(band(row, "cost_per_hour"), amount)),
+            _with_band(ratio, between(band(row, "cost_ratio"), times)),
+            f"{best} (another choice)" if row.get("flips") and row.get("deployment") else best,
+        ]
+        rows.append([*cells, *([str(row.get("note") or "")] if has_notes else [])])
+    head = ["Change", "Cost per hour", "Over today's", "Best deployment", *(["To know"] if has_notes else [])]
+    classes = ["", "value", "value", "deployed", *(["source"] if has_notes else [])]
+    return listed(head, rows, classes, "The best deployment under each change")
 
 
-def _row(cells: Sequence[str], classes: Sequence[str]) -> Markup:
-    return tag("tr", *(tag("td", join([cell]), class_=class_ or False) for cell, class_ in zip(cells, classes, strict=False)))
+def _with_band(said: str, cases: str) -> Markup:
+    return join([said, *([tag("span", cases, class_="hint band")] if cases else [])])
 
 
 def spare_table(answer: dict[str, Any]) -> Markup | None:
@@ -150,9 +222,9 @@ def spare_table(answer: dict[str, Any]) -> Markup | None:
         cost = money(row["cost_per_hour"], currency) if row.get("cost_per_hour") is not None else UNDEFINED
         extra = row.get("extra_cost_per_hour")
         more = str(row.get("why") or "") if extra is None else money(extra, currency) if extra else UNDEFINED
-        rows.append(_row([f"{row['nodes_lost']}", held, cost, more], ("value", "", "value", "value")))
+        rows.append([_many(row["nodes_lost"], "node"), held, cost, more])
     head = ["Nodes that may be lost", "Smallest cluster", "Cost per hour", "For the spare"]
-    return tables.table(head, rows, "assumptions", "What it takes to keep every target with nodes lost")
+    return listed(head, rows, ["value", "", "value", "value"], "What it takes to keep every target with nodes lost")
 
 
 def _many(count: int, what: str) -> str:
@@ -187,91 +259,6 @@ def flips_list(answer: dict[str, Any]) -> list[Markup]:
     folded = tag("ul", *(tag("li", sentence) for sentence in rest), class_="notes")
     more = [tag("details", tag("summary", f"{len(rest)} further readings of the map"), folded)] if rest else []
     return [tag("div", shown, *more, class_="flips")]
-
-
-def handover(answer: dict[str, Any]) -> Markup | None:
-    """The scenario files, and by deployment the commands that start its servers, in blocks that can be copied; None without either."""
-    found = answer.get("handover") or {}
-    blocks = [_scenario(scenario["file"], scenario["text"]) for scenario in found.get("scenarios", [])]
-    by_deployment: dict[str, list[dict[str, Any]]] = {}
-    for row in found.get("commands", []):
-        by_deployment.setdefault(str(row["deployment"]), []).append(row)
-    blocks += [_commands(name, rows) for name, rows in by_deployment.items()]
-    return join(blocks) if blocks else None
-
-
-def _scenario(file: str, text: str) -> Markup:
-    said = tag("p", "On the planned traffic, to be simulated again in detail:", class_="definition")
-    more = tag("details", tag("summary", "The file"), copyable(text))
-    return tag("article", tag("h3", file), said, copyable(f"moesim run {file}"), more, class_="card handover")
-
-
-def _commands(deployment: str, rows: list[dict[str, Any]]) -> Markup:
-    parts: list[Markup] = []
-    for row in rows:
-        notes = [tag("li", str(note)) for note in row.get("not_expressed") or []]
-        name = str(row["name"]).removeprefix(f"{deployment}: ")
-        parts.append(tag("h4", f"{name[:1].upper()}{name[1:]}"))
-        parts += [copyable(str(row["command"]))] if row["command"] else []
-        parts += [tag("details", tag("summary", _not_expressed(len(notes))), tag("ul", *notes, class_="notes"))] if notes else []
-    return tag("article", tag("h3", deployment), *parts, class_="card handover")
-
-
-def _not_expressed(count: int) -> str:
-    return "1 note on what the flags do not express" if count == 1 else f"{count} notes on what the flags do not express"
-
-
-def copyable(text: str) -> Markup:
-    """A block of text with a button that copies it."""
-    return tag("div", tag("button", "Copy", type="button", class_="copy"), tag("pre", text, tabindex=0), class_="copyable")
-
-
-def confidence(answer: dict[str, Any]) -> Markup | None:
-    """The band of the cost and of the latencies, and what they are made of; None where it was not worked out."""
-    found = answer.get("confidence") or {}
-    if not found:
-        return None
-    shown = {
-        "Cost, 80 % of cases": _between(found.get("cost_low"), found.get("cost_high"), lambda v: hourly(answer, v)),
-        "Meets every target as it is": _share(found.get("meets_targets")),
-        "Costs no more than the second choice": _share(found.get("beats_second")),
-        "Headroom, 80 % of cases": _between(found.get("headroom_low"), found.get("headroom_high"), times),
-        "MoE is cheaper than dense": _share(found.get("moe_beats_dense")),
-    }
-    parts = [facts_list(shown)]
-    if found.get("figures"):
-        rows = [
-            _row(
-                [target_text(name), value_text(name, band["value"]), value_text(name, band["low"]), value_text(name, band["high"])],
-                ("", "value", "value", "value"),
-            )
-            for name, band in found["figures"].items()
-        ]
-        parts.append(tag("div", tables.table(["Figure", "Simulated", "Low", "High"], rows, "assumptions", "Bands"), class_="below"))
-    if found.get("sources"):
-        rows = [
-            _row(
-                [str(source.get("name")), _between(source.get("low"), source.get("high"), number), str(source.get("text") or "")],
-                ("", "value", "source"),
-            )
-            for source in found["sources"]
-        ]
-        parts.append(
-            tag("div", tables.table(["Source of doubt", "Factor", "What it is"], rows, "assumptions", "Sources"), class_="below")
-        )
-    return join(parts)
-
-
-def _between(low: float | None, high: float | None, text: Callable[[float], str]) -> str:
-    if low is None:
-        return ""
-    if high is None:
-        return f"{text(low)} to no cluster within the limits"
-    return text(low) if text(low) == text(high) else f"{text(low)} to {text(high)}"
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{percent(value)} probable"
 
 
 def _plain(value: Any) -> str:

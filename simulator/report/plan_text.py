@@ -14,6 +14,7 @@ _TARGETS = {
     "e2e_s": "time to the last token",
     "attainment": "share of requests within their limits",
     "output_tokens_per_s": "output tokens per second",
+    "backlog": "backlog of requests",
 }
 _SHORT = {
     "ttft_s": "TTFT",
@@ -21,9 +22,10 @@ _SHORT = {
     "e2e_s": "E2E",
     "attainment": "within limits",
     "output_tokens_per_s": "output tokens/s",
+    "backlog": "backlog",
 }
 _NO_BOUND = 1e6
-_HOVER_WIDTH = 46
+_HOVER_WIDTH = 44
 KINDS = ("MoE", "dense", "pruned")
 
 
@@ -53,7 +55,7 @@ def value_text(name: str, value: float) -> str:
     >>> value_text("ttft_s.p90", 0.125), value_text("attainment", 0.987)
     ('125 ms', '98.7 %')
     """
-    if name == "attainment":
+    if name in ("attainment", "backlog"):
         return f"{number(100 * value)} %"
     return seconds(value) if "_s." in name else f"{number(value)} tokens/s"
 
@@ -122,6 +124,26 @@ def percent(value: float) -> str:
     return f"{100 * value:.0f} %"
 
 
+def chance(value: float) -> str:
+    """A probability in whole hundredths; what is not quite certain or not quite impossible reads so.
+
+    >>> [chance(value) for value in (0.0, 0.001, 0.627, 0.999, 1.0)]
+    ['0 %', '< 1 %', '63 %', '> 99 %', '100 %']
+    """
+    if 0 < value < 0.01:
+        return "< 1 %"
+    return "> 99 %" if 0.99 < value < 1 else percent(value)
+
+
+def share(ratio: float) -> str:
+    """Of a limit: in hundredths, or how many times as much.
+
+    >>> share(0.5), share(51.9).replace(TIMES, "x")
+    ('50 %', '52x')
+    """
+    return percent(ratio) if ratio < 10 else times(ratio)
+
+
 def gpus(row: dict[str, Any]) -> str:
     """Machines of a row: ``2 GPUs (h100-sxm-2)``."""
     return f"{row['gpus']} {'GPU' if row['gpus'] == 1 else 'GPUs'} ({row['cluster']})"
@@ -134,7 +156,15 @@ def kind_of(row: dict[str, Any]) -> str:
     return "MoE" if row.get("is_moe") else "dense"
 
 
-def hover(*lines: str) -> str:
-    """Text for a hover box: escaped, in lines that fit a phone."""
-    wrapped = [part for line in lines for part in textwrap.wrap(line, _HOVER_WIDTH, break_on_hyphens=False) or [""]]
-    return "<br>".join(html.escape(part, quote=False) for part in wrapped)
+def hover(first: str, *lines: str) -> str:
+    """Text for a hover box: escaped, in lines that fit a phone, what it is about in bold.
+
+    >>> hover("a & b", "", "1 GPU")
+    '<b>a &amp; b</b><br>1 GPU'
+    """
+    bold = [f"<b>{html.escape(part, quote=False)}</b>" for part in _wrapped(first)]
+    return "<br>".join([*bold, *(html.escape(part, quote=False) for line in lines for part in _wrapped(line))])
+
+
+def _wrapped(line: str) -> list[str]:
+    return textwrap.wrap(line, _HOVER_WIDTH, break_on_hyphens=False)

@@ -66,8 +66,9 @@ def short(label: str, length: int = 44) -> str:
 
 
 def colours(results: Shown) -> dict[str, str]:
-    """The colour of each deployment."""
-    return {name: DEPLOYMENT_COLOURS[i % len(DEPLOYMENT_COLOURS)] for i, name in enumerate(results.deployments)}
+    """The colour of each deployment: the one that its facts name, if they do."""
+    given = {name: facts(results, name).get("colour") for name in results.deployments}
+    return {name: given[name] or DEPLOYMENT_COLOURS[i % len(DEPLOYMENT_COLOURS)] for i, name in enumerate(results.deployments)}
 
 
 def _rounds(results: Shown) -> dict[str, int]:
@@ -101,7 +102,9 @@ def swatch(colour: str, is_striped: bool) -> str:
 def swatches(results: Shown) -> dict[str, str]:
     """CSS for the patch of colour of each deployment."""
     colour = colours(results)
-    return {name: swatch(colour[name], is_striped=i > 0) for name, i in _rounds(results).items()}
+    return {
+        name: swatch(colour[name], is_striped=facts(results, name).get("is_striped", i > 0)) for name, i in _rounds(results).items()
+    }
 
 
 def figure(x: str, y: str, height: int = 300, **layout: Any) -> go.Figure:
@@ -151,6 +154,7 @@ def template(ink: str, muted: str, grid: str, card: str) -> dict[str, Any]:
                 "bordercolor": grid,
                 "font": {"family": FONT, "size": 12, "color": ink},
                 "namelength": -1,
+                "align": "left",
             },
             "annotationdefaults": {"font": {"color": ink, "size": 12}, "showarrow": False},
             "bargap": 0.3,

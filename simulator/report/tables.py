@@ -168,12 +168,18 @@ def _against_published(counted: float, published: float | None) -> Markup:
     return join([parameters(counted), " ", tag("span", f"published {parameters(published)}, {difference}", class_="muted")])
 
 
-def assumptions_table(results: Shown) -> Markup | None:
-    """Every number that is not the run's own, the least certain first; one row where deployments share it."""
+def assumptions_table(results: Shown, kinds: Collection[str] = KINDS) -> Markup | None:
+    """Every number that is not the run's own, the least certain first; one row where deployments share it.
+
+    Args:
+        kinds: those that are shown; what is of none of :data:`KINDS` counts as the least certain.
+    """
     users: dict[tuple[str, str, str, str], list[str]] = {}
     for name in results.deployments:
         for row in style.facts(results, name).get("assumptions") or []:
             key = (str(row["what"]), str(row["value"]), str(row["kind"]), str(row["source"]))
+            if (key[2] if key[2] in KINDS else KINDS[0]) not in kinds:
+                continue
             users.setdefault(key, []).append(name)
     if not users:
         return None
@@ -184,13 +190,13 @@ def assumptions_table(results: Shown) -> Markup | None:
         used = "all" if len(names) == len(results.deployments) else join([name_with_mark(results, n) for n in names])
         cells = (
             tag("td", what),
-            tag("td", value, class_="value"),
-            tag("td", badge),
-            tag("td", source, class_="source"),
-            tag("td", used),
+            tag("td", value, class_="value", data_label="Value"),
+            tag("td", badge, data_label="Kind"),
+            tag("td", source, class_="source", data_label="Source"),
+            tag("td", used, data_label="Deployments"),
         )
         rows.append(tag("tr", *cells))
-    return table(["What", "Value", "Kind", "Source", "Deployments"], rows, "assumptions", "What was assumed")
+    return table(["What", "Value", "Kind", "Source", "Deployments"], rows, "assumptions stack", "What was assumed")
 
 
 def warnings_list(results: Shown) -> Markup | None:

@@ -63,7 +63,7 @@ def answer(**changes):
         "basis": {best["deployment"]: {"assumptions": [{"what": "price", "value": "2.99", "kind": "assumed", "source": "list"}], "warnings": ["far off"]}},
         "pareto": points,
         "sensitivity": [
-            {"change": "twice the traffic", "deployment": "x", "cost_per_hour": 11.96, "cost_ratio": 2.0, "flips": True, "note": "short"},
+            {"change": "twice the traffic", "deployment": runner["deployment"], "cost_per_hour": 11.96, "cost_ratio": 2.0, "flips": True, "note": "short"},
             {"change": "GPUs 30 % cheaper", "deployment": "y", "cost_per_hour": 4.186, "cost_ratio": 0.7, "flips": False, "note": ""},
             {"change": "a slow network", "deployment": None, "cost_per_hour": None, "cost_ratio": None, "flips": True, "note": ""},
         ],
@@ -78,6 +78,10 @@ def answer(**changes):
             "figures": {"tpot_s.p90": {"value": 0.0314, "low": 0.028, "high": 0.041}},
             "sources": [{"name": "calibration", "low": 0.8, "high": 1.3, "text": "measured over predicted"}],
         },
+        "moe_vs_dense": {"cost_ratio": 0.25, "rates": [
+            {"rate": r, "requests_per_s": 19.3 * r, "moe_cost_per_hour": 5.98 * r, "dense_cost_per_hour": 23.92, "cost_ratio": 0.25 * r}
+            for r in (0.5, 1.0, 8.0)
+        ]},
         "crossover": {
             "models": {"moe": [HOSTILE], "dense": ["dense-70b"]},
             "cells": cells([
@@ -93,6 +97,25 @@ def answer(**changes):
             "commands": [{"deployment": best["deployment"], "name": "server", "command": "vllm serve '<x>'", "not_expressed": ["no cache"]}],
         },
     } | changes  # fmt: skip
+
+
+BANDED = frozenset({
+    "cost_per_hour", "cost_per_million_output_tokens", "ttft_s.p90", "tokens_per_s_user", "tokens_per_s_gpu", "cost_ratio",
+    "goodput_per_s", "ratio",
+})  # fmt: skip
+
+
+def banded(part):
+    """The same answer with a band beside each of these figures."""
+    if isinstance(part, list):
+        return [banded(inner) for inner in part]
+    if not isinstance(part, dict):
+        return part
+    made = {key: banded(value) for key, value in part.items()}
+    for key in BANDED & made.keys():
+        if made[key] is not None:
+            made |= {f"{key}_low": 0.8 * made[key], f"{key}_high": 1.5 * made[key]}
+    return made
 
 
 def payload_of(page):
@@ -126,6 +149,80 @@ def test_two_plans_of_one_seed_have_the_same_page():
     )
 
 
+def test_bands_stand_below_their_figures_and_as_whiskers():
+    table = section(render(banded(answer()), RUN), "the-candidates")
+    for said in ("4.78 to 8.97", "0.319 to 0.598", "100 to 188 ms", "hold 80 % of cases"):
+        assert said in table
+    drawn = payload_of(render(banded(answer()), RUN))["plots"]
+    whiskered = [plot["id"] for plot in drawn if any({"error_x", "error_y"} & trace.keys() for trace in plot["data"])]
+    shaded = [plot["id"] for plot in drawn if any(trace.get("fill") == "toself" for trace in plot["data"])]
+    assert len(whiskered) == 6  # models, rates, front, cost, sensitivity, losses
+    assert len(shaded) == 2
+    full_load = [plot["data"][0]["text"][0] for plot in drawn if plot["data"][0]["type"] == "heatmap"][-1]
+    assert [" ?" in cell for cell in full_load] == [False, True]  # of 1.27 the whole band is above equal, of 0.71 it is not below
+    plain = render(answer(), RUN)
+    assert not any({"error_x", "error_y", "fill"} & trace.keys() for plot in payload_of(plain)["plots"] for trace in plot["data"])
+    assert "80 % of cases" not in section(plain, "speed-and-cost")
+
+
+def test_the_whiskers_of_a_time_are_those_of_the_speed_upside_down():
+    drawn = payload_of(render(banded(answer()), RUN))["plots"]
+    plot = next(plot for plot in drawn if plot["layout"]["xaxis"]["title"]["text"] == "Time per output token (ms)")
+    trace = next(trace for trace in plot["data"] if "error_x" in trace)
+    low, high = trace["x"][0] - trace["error_x"]["arrayminus"][0], trace["x"][0] + trace["error_x"]["array"][0]
+    assert low == pytest.approx(1000 / (1.5 * 45), rel=1e-3)
+    assert high == pytest.approx(1000 / (0.8 * 45), rel=1e-3)
+
+
+def test_how_probable_it_is_that_a_row_is_the_cheapest_has_a_column():
+    made = answer()
+    assert "cheapest" not in section(render(made, RUN), "the-candidates")
+    for one, probability in zip(made["candidates"], (0.62, 0.004, 0.0), strict=True):
+        one["is_best_probability"] = probability
+    table = section(render(made, RUN), "the-candidates")
+    for said in ("of being the cheapest", ">&lt; 1 %<", ">0 %<"):
+        assert said in table
+
+
+TRAFFIC = {"lead_requests": 230, "lasts_s": 155.4, "stay_s": 11.6, "is_steady": True, "lengthened_from": None}
+
+
+def test_traffic_is_told_and_traffic_that_is_too_short_warned_of():
+    made = answer()
+    assert 'href="#the-traffic"' not in render(made, RUN)
+    made["traffic"] |= TRAFFIC
+    page = render(made, RUN)
+    told = section(page, "the-traffic")
+    for said in ("3,000, which arrive within 155 s", "first 230 requests", "11.6 s", "13.4 times as long: long enough"):
+        assert said in told
+    assert "generated" not in told
+    assert 'class="alert"' not in page
+    made["traffic"] |= {"lengthened_from": 1200}
+    assert "asks for 1,200 requests" in section(render(made, RUN), "the-traffic")
+    made["traffic"] |= {"is_steady": False}
+    page = render(made, RUN)
+    assert "too short to show a steady state" in re.search(r"</h1>(.*?)<ul", page, re.S)[1]
+    assert "too short for a steady state" in section(page, "the-traffic")
+
+
+def test_one_model_has_one_colour():
+    made = answer()
+    dense = made["best_of_each_model"]["dense-70b"]["deployment"]
+    made["basis"][dense] = {"assumptions": [{"what": "price", "value": "9", "kind": "assumed", "source": "list"}]}
+    page = render(made, RUN)
+    swatch = re.search(r'style="([^"]*)"></span><span class="name">dense-70b fp8', section(page, "the-candidates"))[1]
+    assert (
+        re.search(r'style="([^"]*)"></span><span class="name">dense-70b<', section(page, "what-the-numbers-rest-on"))[1] == swatch
+    )
+    colour = re.search("#[0-9A-F]{6}", swatch)[0]
+    assert all(
+        trace["line"]["color"] == colour
+        for plot in payload_of(page)["plots"]
+        for trace in plot["data"]
+        if trace["type"] == "scatter" and (trace.get("name") or "").startswith("dense-70b")
+    )
+
+
 OPTIONAL = ("pareto", "sensitivity", "losses", "spare_nodes", "idle", "confidence", "crossover", "handover", "basis", "sizes")
 
 
@@ -142,9 +239,15 @@ def test_what_was_not_asked_is_left_out(left_out):
 def test_an_impossible_plan_has_a_page():
     made = answer(candidates=[], best_of_each_model={}, pareto=[], headline="No deployment meets every target.")
     del made["recommended"]
-    page = render({key: made[key] for key in made if key not in OPTIONAL}, {})
+    made = {key: made[key] for key in made if key not in OPTIONAL}
+    page = render(made, {})
     assert "No deployment meets every target." in page
     assert "The candidates" not in page
+    missed = row(HOSTILE, True, 8, 23.92, worst_target="backlog", worst_ratio=12.3)
+    for nearest in (missed, {"deployment": "x", "model": "x", "is_moe": True}):
+        shown = section(render(made | {"why_not": {"row": nearest}}, {}), "the-candidates")
+        assert "Nearest to the targets" in shown
+        assert "12\N{MULTIPLICATION SIGN}" in shown or nearest is not missed
 
 
 def test_machines_without_a_price_are_counted_instead():
@@ -204,4 +307,66 @@ def test_it_opens_offline_and_its_lists_and_buttons_work(browser, tmp_path, widt
     page.dispatch_event(".copy >> nth=0", "click")
     assert page.evaluate("getSelection().toString()").strip() == "moesim run recommended.toml"
     assert problems == []
+    context.close()
+
+
+# Of every text that a plot shows: what sticks out of the plot, and which of one kind lie on each other.
+CROWDED = """() => {
+  const found = [];
+  for (const plot of document.querySelectorAll('.js-plotly-plot')) {
+    const around = plot.getBoundingClientRect();
+    for (const kind of ['.annotation-text', '.xtick text', '.ytick text', '.heatmap-label text']) {
+      const boxes = [...plot.querySelectorAll(kind)].map((text) => [text.textContent, text.getBoundingClientRect()]);
+      boxes.forEach(([text, box], i) => {
+        if (box.left < around.left - 1 || box.right > around.right + 1) found.push(`${plot.ariaLabel}: ${text} is cut`);
+        for (const [other, next] of boxes.slice(i + 1)) {
+          const apart = box.right <= next.left || next.right <= box.left || box.bottom <= next.top + 1 || next.bottom <= box.top + 1;
+          if (!apart) found.push(`${plot.ariaLabel}: ${text} lies on ${other}`);
+        }
+      });
+    }
+  }
+  return found;
+}"""
+
+# The text of the recommended deployment's hover box, and how far the box sticks out of its plot.
+HOVERED = """() => {
+  const plot = [...document.querySelectorAll('.js-plotly-plot')].find((p) => p.data.some((t) => t.name === 'recommended'));
+  Plotly.Fx.hover(plot, [{ curveNumber: plot.data.findIndex((t) => t.name === 'recommended'), pointNumber: 0 }]);
+  const box = plot.querySelector('.hovertext'), around = plot.getBoundingClientRect(), own = box.getBoundingClientRect();
+  return [box.textContent, Math.max(around.left - own.left, own.right - around.right)];
+}"""
+
+
+def test_on_a_phone_nothing_is_cut_or_covered_and_bands_and_warning_show(browser, tmp_path):
+    made = banded(answer())
+    made["traffic"] |= TRAFFIC | {"is_steady": False}
+    made["ruled_out"] *= 3
+    made["ruled_out"][1] = {
+        "reason": "attention data parallelism of a dense model is the same as more replicas",
+        "count": 9,
+        "example": "x",
+    }
+    best, tokens = made["recommended"], 8192
+    for point in made["pareto"]:
+        point["deployment"] += f", {tokens:,} tokens a step"
+    file = tmp_path / "report.html"
+    file.write_text(render(made, RUN), encoding="utf-8")
+    context = browser.new_context(viewport={"width": 390, "height": 900})
+    page = context.new_page()
+    page.goto(file.as_uri())
+    page.wait_for_selector("html[data-drawn]", state="attached", timeout=60_000)
+    assert page.evaluate(CROWDED) == []
+    assert page.evaluate("document.querySelectorAll('.modebar-btn').length") == 0
+    assert page.evaluate("[...document.querySelectorAll('.scroll')].filter((box) => box.scrollWidth > box.clientWidth).length") == 0
+    assert page.evaluate("document.querySelectorAll('.xerror, .yerror').length") > 10
+    warning = page.locator("[role=alert]")
+    assert warning.is_visible()
+    assert warning.bounding_box()["y"] < 900
+    said, over = page.evaluate(HOVERED)
+    words = f"{best['deployment']}, {tokens:,} tokens a step".replace(" ", "")
+    assert words in said.replace(" ", "")
+    for part in ("2GPUs,5.98USDperhour", "TTFTp90125ms", "simulated"):
+        assert part in said.replace(" ", "")
+    assert over <= 1
     context.close()

@@ -10,7 +10,6 @@ from simulator.report.plan_text import KINDS, kind_of
 
 _DASHES = dict(zip(KINDS, ("solid", "dash", "dot"), strict=True))
 SYMBOLS = dict(zip(KINDS, ("circle", "square", "diamond"), strict=True))
-BAR_PIXELS = 52
 
 
 def label_of(row: dict[str, Any]) -> str:
@@ -25,9 +24,19 @@ def colours(answer: dict[str, Any]) -> dict[str, str]:
     return {name: style.DEPLOYMENT_COLOURS[n % len(style.DEPLOYMENT_COLOURS)] for n, name in enumerate(dict.fromkeys(names))}
 
 
+def colour_of(answer: dict[str, Any], row: dict[str, Any]) -> str:
+    """That of a row's model; a model that the answer does not list is grey."""
+    return colours(answer).get(str(row["model"]), style.MUTED)
+
+
+def is_striped(row: dict[str, Any]) -> bool:
+    """Whether a row's bars and patches are striped: those of dense models are, on the whole page."""
+    return kind_of(row) == "dense"
+
+
 def line_of(answer: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
     """The line of a row's model."""
-    return {"color": colours(answer)[row["model"]], "dash": _DASHES[kind_of(row)], "width": 2}
+    return {"color": colour_of(answer, row), "dash": _DASHES[kind_of(row)], "width": 2}
 
 
 def by_label(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -36,3 +45,12 @@ def by_label(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     for row in rows:
         found.setdefault(label_of(row), []).append(row)
     return found
+
+
+def model_of(answer: dict[str, Any], deployment: str) -> dict[str, Any] | None:
+    """Model, and what it is, of a deployment that is known by its text; None where no model of the answer begins it."""
+    rows = [*answer.get("candidates", []), *answer.get("pareto", [])]
+    rows += [{"model": model["name"], "is_moe": model["is_moe"]} for model in answer.get("models", [])]
+    named = [row for row in rows if deployment.startswith(f"{row['model']} ")]
+    # The longest name, so that a name within a name is not taken instead.
+    return max(named, key=lambda row: len(row["model"]), default=None)

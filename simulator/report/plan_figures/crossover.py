@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import plotly.graph_objects as go
 
 from simulator.report import style
 from simulator.report.formats import TIMES, number, seconds
+from simulator.report.plan_bands import band, between
+from simulator.report.plan_figures._wide import Wide
 from simulator.report.plan_text import hover, percent, times
-from simulator.spec.base import Frozen
 
 _REACH = 2.0
 """Doublings either way that the colours tell apart."""
@@ -28,6 +29,7 @@ _TERMS = {
     "host overhead": "host",
     "KV memory": "KV room",
     "context length": "context",
+    "compute": "FLOPs",
 }
 """Terms in words that fit a cell on a phone; the hover says them whole."""
 
@@ -85,7 +87,7 @@ _READINGS = (
 )
 
 
-class Crossover(Frozen):
+class Crossover(Wide):
     """A heat map a reading."""
 
     title: ClassVar[str] = "Where the mixture of experts wins"
@@ -97,7 +99,6 @@ class Crossover(Frozen):
     )
     absent: ClassVar[str] = "There is no pair of an MoE and a dense model."
     order: ClassVar[int] = 30
-    width: ClassVar[Literal["full", "half", "quarter"]] = "full"
 
     def draw(self, answer: dict[str, Any]) -> dict[str, go.Figure]:
         found = answer.get("crossover") or {}
@@ -131,17 +132,25 @@ def _plot(reading: _Reading, rows: Sequence[Row]) -> go.Figure:
             zmin=-_REACH,
             zmax=_REACH,
             colorscale=_COLOURS,
-            colorbar={"tickvals": ticks, "ticktext": words, "orientation": "h", "y": 1.0, "yanchor": "bottom", "len": 0.9},
+            colorbar={
+                "tickvals": ticks,
+                "ticktext": words,
+                "orientation": "h",
+                "y": 1.0,
+                "yanchor": "bottom",
+                "ypad": 8,
+                "len": 0.9,
+            },
             xgap=2,
             ygap=2,
             visible=dict(zip(reading.choices, chosen, strict=True)) == first,
             meta=dict(zip(reading.choices, chosen, strict=True)),
         )
-    drawn.update_xaxes(type="category", showgrid=False)
-    drawn.update_yaxes(type="category", showgrid=False, autorange="reversed")
+    drawn.update_xaxes(type="category", showgrid=False, fixedrange=True)
+    drawn.update_yaxes(type="category", showgrid=False, autorange="reversed", fixedrange=True)
     # The page draws a list for each choice that is one.
     choices = [{"name": name, "values": options, "first": first[name]} for name, options in values.items() if len(options) > 1]
-    drawn.update_layout(meta={"choices": choices})
+    drawn.update_layout(meta={"choices": choices, "toolbar": False})
     return drawn
 
 
@@ -173,7 +182,14 @@ def _cell(row: Row | None) -> str:
     if row["ratio"] is None:
         return "" if row["winner"] is None else f"only<br>{'MoE' if row['winner'] == row['moe'] else 'dense'}"
     term = str(row["deciding_term"] or "")
-    return f"<b>{_ratio(row['ratio'])}</b>{f'<br>{_TERMS.get(term, term)}' if term else ''}"
+    said = f"<b>{_ratio(row['ratio'])}</b>" if _is_clear(row) else f"{_ratio(row['ratio'])} ?"
+    return f"{said}{f'<br>{_TERMS.get(term, term)}' if term else ''}"
+
+
+def _is_clear(row: Row) -> bool:
+    """Whether the ratio's band, if it has one, lies on one side of equal."""
+    found = band(row, "ratio")
+    return found is None or found.low > 1 or found.high < 1
 
 
 def _ratio(ratio: float) -> str:
@@ -200,4 +216,6 @@ def _said(row: Row | None, length: str) -> str:
         by = f" by {times(max(row['ratio'], 1 / row['ratio']))}" if row["ratio"] else ""
         share = f" ({percent(row['share'])} of what it saves)" if row.get("share") else ""
         lines.append(f"{row['winner']} wins{by}; what decides: {row['deciding_term']}{share}")
+    if cases := between(band(row, "ratio"), _ratio):
+        lines.append(f"80 % of cases: {cases}{'' if _is_clear(row) else ', either may win'}")
     return hover(*lines)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import html
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import plotly.graph_objects as go
 
 from simulator.report import style
+from simulator.report.gallery import Width
 from simulator.report.plan_figures import _points
 from simulator.spec.base import Frozen
 
@@ -23,12 +24,12 @@ class Front(Frozen):
     definition: ClassVar[str] = (
         "Output tokens per second, on logarithmic axes; further up is cheaper, further right is faster for the reader. Lines are "
         "the best that each model can do on busy GPUs, in closed form, whatever the targets. Large marks were simulated at the "
-        "planned traffic, on a cluster that is paid for whole, some with a pool of their own for prompts. Hover for the whole "
-        "deployment."
+        "planned traffic, on a cluster that is paid for whole, some with a pool of their own for prompts. Hover or tap for the whole "
+        "deployment; pareto.csv holds every point."
     )
     absent: ClassVar[str] = "No deployment was judged."
     order: ClassVar[int] = 20
-    width: ClassVar[Literal["full", "half", "quarter"]] = "half"
+    width: ClassVar[Width] = "third"
 
     def draw(self, answer: dict[str, Any]) -> dict[str, go.Figure]:
         points = [point for point in answer.get("pareto", []) if point["tokens_per_s_gpu"] > 0]
@@ -42,7 +43,7 @@ class Front(Frozen):
         clusters = list(dict.fromkeys(point["cluster"] for point in points))
         plots = {}
         for cluster in clusters:
-            drawn = style.figure("A user's tokens/s (1/s)", "Tokens/s of a GPU (1/s)", 380, **axes)
+            drawn = style.figure("What a user sees (tokens/s)", "What a GPU makes (tokens/s)", 396, **axes, **_points.ZOOMED)
             _points.add(drawn, answer, [p for p in points if p["cluster"] == cluster], "tokens_per_s_user", "tokens_per_s_gpu")
             plots[html.escape(cluster) if len(clusters) > 1 else ""] = drawn
         return plots

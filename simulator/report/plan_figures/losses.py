@@ -3,59 +3,54 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import plotly.graph_objects as go
 
 from simulator.report import style
 from simulator.report.formats import number
+from simulator.report.plan_bands import band, between
+from simulator.report.plan_figures import _rows
+from simulator.report.plan_figures._models import colour_of
+from simulator.report.plan_figures._wide import Wide
 from simulator.report.plan_text import hover, percent
-from simulator.spec.base import Frozen
-
-_MET, _MISSED = "#228833", "#EE6677"
 
 
-class Losses(Frozen):
+class Losses(Wide):
     """A bar a number of lost nodes."""
 
     title: ClassVar[str] = "When nodes are lost"
     section: ClassVar[str] = "When nodes fail"
     definition: ClassVar[str] = (
-        "The recommended deployment on what is left of its cluster, at the same traffic: green where every target is still met, red "
-        "and striped where one is missed."
+        "The recommended deployment on what is left of its cluster, at the same traffic: filled bars where every target is still met, "
+        "hollow ones where one is missed."
     )
     absent: ClassVar[str] = "No loss was simulated."
     order: ClassVar[int] = 50
-    width: ClassVar[Literal["full", "half", "quarter"]] = "full"
 
     def draw(self, answer: dict[str, Any]) -> go.Figure | None:
         rows = answer.get("losses") or []
-        if not rows:
-            return None
-        key, title = next(
-            ((key, title) for key, title in _AXES.items() if all(_is_number(row.get(key)) for row in rows)), (None, "")
-        )
+        key = next((key for key in _AXES if rows and all(_is_number(row.get(key)) for row in rows)), None)
         if key is None:
             return None
-        drawn = style.figure("Nodes lost", title, height=300, bargap=0.5)
-        drawn.add_bar(
-            x=[str(row["nodes_lost"]) for row in rows],
-            y=[float(f"{row[key]:.4g}") for row in rows],
-            showlegend=False,
-            marker={
-                "color": [_MET if row.get("met") else _MISSED for row in rows],
-                "pattern": {"shape": ["" if row.get("met") else "/" for row in rows]},
-            },
-            text=[f"{number(row[key])}" for row in rows],
-            textposition="outside",
-            cliponaxis=False,
-            customdata=[_said(row) for row in rows],
-            hovertemplate="%{customdata}<extra></extra>",
-        )
+        best = answer.get("recommended")
+        colour = colour_of(answer, best) if best else _rows.INK
+        bars = [
+            _rows.Row(
+                title=_lost(row),
+                said=_short(row, key),
+                end=row[key],
+                hover=_said(row),
+                colour=colour,
+                is_hollow=not row.get("met"),
+                band=band(row, key),
+            )
+            for row in rows
+        ]
+        high = 1.05 * max(_rows.reach(bars), 1.0 if key == "worst_ratio" else 1e-9)
+        drawn = _rows.plot(bars, _AXES[key], range=[0, high], nticks=6)
         if key == "worst_ratio":
-            drawn.add_hline(y=1, line={"color": style.MUTED, "width": 1, "dash": "dot"})
-        drawn.update_xaxes(type="category", showgrid=False)
-        drawn.update_yaxes(range=[0, 1.15 * max(*(row[key] for row in rows), 1e-9, 1.0 if key == "worst_ratio" else 0.0)])
+            drawn.add_vline(x=1, line={"color": style.MUTED, "width": 1, "dash": "dot"})
         return drawn
 
 
@@ -69,12 +64,30 @@ def _is_number(value: Any) -> bool:
     return value is not None and math.isfinite(value)
 
 
+def _lost(row: dict[str, Any]) -> str:
+    count = row["nodes_lost"]
+    return f"{'no' if count == 0 else f'{count:,}'} {'node' if count == 1 else 'nodes'} lost"
+
+
+def _short(row: dict[str, Any], key: str) -> str:
+    if row.get("text"):
+        return str(row["text"])
+    made = f"{number(row[key])} requests/s" if key == "goodput_per_s" else f"{percent(row[key])} of the limit"
+    return f"{made}, {'every target met' if row.get('met') else 'a target missed'}"
+
+
+_SAID = {
+    "goodput_per_s": "{} requests/s within their limits",
+    "attainment": "{} of requests within their limits",
+    "worst_ratio": "the tightest target is at {} of its limit",
+}
+
+
 def _said(row: dict[str, Any]) -> str:
-    lines = [f"{row['nodes_lost']} nodes lost, {row.get('gpus_left', 0)} GPUs left"]
-    if _is_number(row.get("goodput_per_s")):
-        lines.append(f"{number(row['goodput_per_s'])} requests/s within their limits")
-    if _is_number(row.get("attainment")):
-        lines.append(f"{percent(row['attainment'])} of requests within their limits")
-    if _is_number(row.get("worst_ratio")):
-        lines.append(f"the tightest target is at {percent(row['worst_ratio'])} of its limit")
-    return hover(*lines)
+    said = [f"{row.get('gpus_left', 0):,} GPUs left"]
+    for key, form in _SAID.items():
+        if _is_number(row.get(key)):
+            text = number if key == "goodput_per_s" else percent
+            cases = between(band(row, key), text)
+            said.append(form.format(text(row[key])) + (f"; 80 % of cases: {cases}" if cases else ""))
+    return hover(_lost(row), *said)

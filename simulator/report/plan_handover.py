@@ -1,0 +1,119 @@
+"""What is handed over: scenario files, and commands in blocks that can be copied, with what their flags do not express."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from simulator.report.markup import Markup, join, tag
+
+_WIDEST = 76
+"""Letters of a command's line; a longer one goes on below."""
+
+
+def handover(answer: dict[str, Any]) -> Markup | None:
+    """The scenario files, and by deployment the commands that start its servers; None without either."""
+    found = answer.get("handover") or {}
+    scenarios = found.get("scenarios", [])
+    by_deployment: dict[str, list[dict[str, Any]]] = {}
+    for row in found.get("commands", []):
+        by_deployment.setdefault(str(row["deployment"]), []).append(row)
+    blocks = [_scenarios(scenarios)] if scenarios else []
+    blocks += [_commands(name, rows) for name, rows in by_deployment.items()]
+    return join(blocks) if blocks else None
+
+
+def _scenarios(scenarios: list[dict[str, str]]) -> Markup:
+    said = tag("p", "The planned traffic on these deployments, to be simulated again in detail.", class_="definition")
+    parts: list[Markup] = []
+    for scenario in scenarios:
+        parts.append(copyable(scenario["file"], f"moesim run {scenario['file']}"))
+        parts.append(tag("details", tag("summary", f"What {scenario['file']} holds"), copyable("The file", scenario["text"])))
+    return tag("article", tag("h3", "Scenario files"), said, *parts, class_="card handover")
+
+
+def _commands(deployment: str, rows: list[dict[str, Any]]) -> Markup:
+    notes = list(dict.fromkeys(str(note) for row in rows for note in row.get("not_expressed") or []))
+    parts = (
+        [tag("h4", "What the flags do not express"), tag("ul", *(tag("li", note) for note in notes), class_="notes")]
+        if notes
+        else []
+    )
+    for first, *alike in _alike([row for row in rows if row["command"]]):
+        parts.append(_command(deployment, first))
+        if alike:
+            what = "1 more like it" if len(alike) == 1 else f"{len(alike)} more like it"
+            said = f"{what}: {', '.join(_name(deployment, row) for row in alike[:2])}{', ...' if len(alike) > 2 else ''}"
+            parts.append(tag("details", tag("summary", said), *(_command(deployment, row) for row in alike)))
+    return tag("article", tag("h3", deployment), *parts, class_="card handover")
+
+
+def _command(deployment: str, row: dict[str, Any]) -> Markup:
+    name = _name(deployment, row)
+    return copyable(f"{name[:1].upper()}{name[1:]}", by_flag(str(row["command"])))
+
+
+def _name(deployment: str, row: dict[str, Any]) -> str:
+    return str(row["name"]).removeprefix(f"{deployment}: ")
+
+
+def _alike(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Runs of commands that differ in numbers only: the servers of one kind."""
+    run: list[dict[str, Any]] = []
+    for row in rows:
+        if run and _shape(row) != _shape(run[0]):
+            yield run
+            run = []
+        run.append(row)
+    if run:
+        yield run
+
+
+def _shape(row: dict[str, Any]) -> str:
+    return re.sub(r"[0-9]+(,[0-9]+)*", "0", str(row["command"]))
+
+
+def by_flag(command: str) -> str:
+    r"""A command with each flag of a long line on a line of its own, which a shell reads as the same command.
+
+    Quoted text and here-documents stay as they are.
+
+    >>> print(by_flag("serve model --port 8000 --kv '{a --b: 1}' --tensor-parallel-size 8 --pipeline-parallel-size 2"))
+    serve model \
+      --port 8000 \
+      --kv '{a --b: 1}' \
+      --tensor-parallel-size 8 \
+      --pipeline-parallel-size 2
+    """
+    lines, end = [], None
+    for line in command.split("\n"):
+        if end is not None:
+            end = None if line.strip() == end else end
+            lines.append(line)
+            continue
+        opened = re.search(r"<<-?\s*['\"]?(\w+)", line)
+        end = opened[1] if opened else None
+        lines.append(line if opened or len(line) <= _WIDEST or line.endswith("\\") else " \\\n  ".join(_flags(line)))
+    return "\n".join(lines)
+
+
+def _flags(line: str) -> list[str]:
+    """A line cut before each flag that stands outside quotes."""
+    parts, quote = [""], ""
+    for place, letter in enumerate(line):
+        if not quote and line.startswith(" --", place):
+            parts.append("")
+            continue
+        if letter == quote:
+            quote = ""
+        elif not quote and letter in "'\"":
+            quote = letter
+        parts[-1] += letter
+    return parts
+
+
+def copyable(title: str, text: str) -> Markup:
+    """A block of text under its title, with a button that copies it."""
+    button = tag("button", "Copy", tag("span", f" {title}", class_="unseen"), type="button", class_="copy", aria_live="polite")
+    return tag("div", tag("div", tag("h4", title), button, class_="bar"), tag("pre", text, tabindex=0), class_="copyable")

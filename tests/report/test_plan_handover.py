@@ -1,0 +1,41 @@
+"""Serving commands on a plan's page: the same commands in shorter lines, and those that are alike folded away."""
+
+import subprocess
+
+import pytest
+
+from simulator.report.plan_handover import by_flag, handover
+
+
+def test_servers_that_differ_in_numbers_only_are_folded():
+    commands = [
+        {"deployment": "d", "name": f"d: server {n}", "command": f"serve --port {8000 + n}", "not_expressed": ["as on all"]}
+        for n in range(4)
+    ]
+    commands.append({"deployment": "d", "name": "d: router", "command": "route --port 30000", "not_expressed": ["as on all"]})
+    shown = handover({"handover": {"commands": commands}})
+    assert shown.count("as on all") == 1
+    assert "3 more like it: server 1, server 2, ..." in shown
+    assert shown.count("<pre") == 4 + 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "a --b 1",
+        'model --first-flag-that-is-long \'a --b "c"\' --second-flag-that-is-long "it\'s --x" --third-flag-that-is-long 3 --fourth',
+        "A=1 model --json '{\"k\": [1, 2]}' --another-flag-that-is-long-enough x --and-one-more-flag-that-is-long y --last",
+    ],
+)
+def test_a_command_over_several_lines_is_the_same_command(arguments):
+    shown = by_flag(f"printf '%s|' {arguments}")
+    whole, cut = (
+        subprocess.run(["sh", "-c", text], capture_output=True, check=True) for text in (f"printf '%s|' {arguments}", shown)
+    )
+    assert cut.stdout == whole.stdout
+    assert (len(shown.splitlines()) > 2) == (len(arguments) > 60)
+
+
+def test_what_a_shell_reads_to_its_end_mark_stays_as_it_is():
+    script = "cat > x.yml <<'EOF'\n" + "key: " + "--value " * 20 + "\nEOF\nserve x.yml --port 1"
+    assert by_flag(script) == script
