@@ -51,7 +51,9 @@ def _check_names(question: Question, folder: Path, where: str) -> None:
     for number, candidate in enumerate(question.models):
         place = f"{where} [{_entry('models', number, len(question.models))}]"
         model = load_model(candidate.model, place, folder)
-        if candidate.routing is not None and model.moe is not None:
+        if candidate.routing is not None:
+            if model.moe is None:
+                raise UserError(f"{place} [routing]: {model.name} is dense and routes nothing; leave it out")
             build("routing", candidate.routing, f"{place} [routing]")
         refusals: list[UserError] = []
         for calibration in known:

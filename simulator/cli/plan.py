@@ -19,6 +19,8 @@ _RUNNERS_UP = 4
 _REASONS = 5
 NOTHING_MEETS = 3
 """Exit status where the question was answered, and the answer is that no deployment meets the targets within the limits."""
+_MANY = 10
+"""Times a limit from which on it is not said in hundredths."""
 _NARROWEST = 26
 """Columns that a deployment's text must have beside the numbers; with fewer it stands above them."""
 
@@ -36,8 +38,7 @@ def plan(
 ) -> None:
     """Find the cheapest deployments, MoE or dense, that meet latency targets for a workload.
 
-    Exit status: 0 where one does, 3 where none does within the limits (the answer says what is missed, and by how much), 2 where the
-    question is wrong.
+    Exit status: 0 where one does, 3 where none does within the limits, 2 where the question is wrong.
     """
     from simulator.planned import check_writable, made, write
     from simulator.planner.plan import plan as find
@@ -125,7 +126,7 @@ def print_plan(answer: dict[str, Any], width: int | None) -> None:
 def _candidates(answer: dict[str, Any], width: int | None) -> Iterator[Text]:
     """A row a deployment under the headings of its numbers, the text of the deployment last."""
     from simulator.report.plan_tables import groups
-    from simulator.report.plan_text import amount, percent, target_short, value_text
+    from simulator.report.plan_text import amount, percent, target_short, times, value_text
 
     limits, currency = answer.get("targets", {}), answer.get("currency", "USD")
     head = [f"{currency}/hour", f"{currency}/1M out", "GPUs", *map(target_short, limits), "tightest"]
@@ -139,7 +140,7 @@ def _candidates(answer: dict[str, Any], width: int | None) -> Iterator[Text]:
             amount(row["cost_per_million_output_tokens"]),
             f"{row['gpus']:,}",
             *(value_text(name, row[name]) if row.get(name) is not None else "-" for name in limits),
-            percent(row["worst_ratio"]),
+            percent(row["worst_ratio"]) if row["worst_ratio"] < _MANY else times(row["worst_ratio"]),
         ]
         for _, rows in found
         for row in rows

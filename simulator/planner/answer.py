@@ -174,6 +174,7 @@ def row_of(found: Found, finding: Finding) -> dict[str, Any]:
         "replicas": sized.replicas,
         "prefill_replicas": sized.prefill_replicas,
         "token_budget": finding.option.budget,
+        "too_long_share": found.traffic.share_beyond(found.space.models[finding.option.design.model].max_context_tokens),
         **{f"cost_{name}": value for name, value in priced(found, finding)._asdict().items()},
         "worst_target": outcome.tightest,
         "worst_ratio": outcome.worst,

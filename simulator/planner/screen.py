@@ -24,6 +24,8 @@ SLACK = 1.5
 _BATCHES = 24
 _KEPT = 64
 """Deployments of one model on one kind of machines that are candidates for simulation."""
+_MOST_TOO_LONG = 0.01
+"""Share of the requests that may be longer than a model's context: they are counted as served."""
 _HIGHEST_LOAD = 0.95
 """Of what the engine could carry if requests came as evenly as they are served."""
 
@@ -194,6 +196,11 @@ def screen(space: Space, traffic: Traffic, model: int, machines: int) -> Screene
     pools: dict[tuple[str, str], tuple[list[tuple[Design, Rates, int]], list[tuple[Design, Rates]]]] = {}
     budgets = space.question.space.token_budgets
     ruled, front = Ruled(), []
+    share, context = traffic.share_beyond(space.models[model].max_context_tokens), space.models[model].max_context_tokens
+    if share > _MOST_TOO_LONG:
+        text = f"{100 * share:.0f} % of the requests are longer than its context of {context:,} tokens"
+        ruled.out(text, space.models[model].name, space.num_splits(model))
+        return Screened([], 0, ruled, [])
     for design, plan in space.designs(model, machines, ruled):
         curve = judge.curve(design, plan)
         for budget in budgets:

@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from simulator.errors import UserError
 from simulator.planner.explore import Explorer, Finding, Sized
 from simulator.planner.requests import lasting, traffic_of
 from simulator.planner.screen import Option, Screened, by_cost, parts, screen
@@ -82,6 +83,12 @@ def search(question: Question, folder: Path, store: Store, tick: Tick = lambda *
     """
     question, asked_requests = lasting(question, folder)
     space, traffic = Space(question, folder), traffic_of(question, folder)
+    wanted, offered = question.targets.output_tokens_per_s, traffic.rate_per_s * traffic.num_output
+    if wanted is not None and wanted > offered:
+        raise UserError(
+            f"plan [targets]: output_tokens_per_s = {wanted:g} is more than the requests ask for, {offered:,.0f} a second; "
+            "raise workload.rate_scale, or leave it out"
+        )
     text = question.model_dump_json()
     parts = list(product(range(len(space.models)), range(len(space.machines))))
     name = "screening"

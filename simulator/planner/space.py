@@ -149,13 +149,18 @@ class Space:
             return "pruned"
         return "dense" if self.models[design.model].moe is None else "MoE"
 
+    def num_splits(self, number: int) -> int:
+        """Of a model, before any was ruled out: tensor and data parallelism and formats."""
+        space, one = self.question.space, self.candidates[number].entry
+        return len(space.tp) * len(space.attention_dp) * len(one.weight_dtypes or ("",)) * len(one.kv_dtypes or ("bf16",))
+
     def _too_poor(self, candidate: Candidate) -> str | None:
         least = self.question.limits.min_quality
         if least is None:
             return None
         if candidate.quality is None:
-            return "the question gives no quality score, and asks for one"
-        return "its quality score is below the least that is asked for" if candidate.quality < least else None
+            return f"it has no quality score, which limits.min_quality = {least:g} asks for"
+        return f"its quality score is below limits.min_quality = {least:g}" if candidate.quality < least else None
 
     def spare_gpus(self, machines: Machines) -> int:
         """GPUs of the nodes that may be lost."""
@@ -170,7 +175,7 @@ class Space:
         weights = one.weight_dtypes or ("",)
         caches = one.kv_dtypes or ("bf16",)
         if machines.beyond:
-            ruled.out(machines.beyond, model.name, len(space.tp) * len(space.attention_dp) * len(weights) * len(caches))
+            ruled.out(machines.beyond, model.name, self.num_splits(number))
             return
         for tp, dp in product(space.tp, space.attention_dp):
             split = f"{model.name}, TP {tp} x attention DP {dp} on {machines.offer.cluster}"

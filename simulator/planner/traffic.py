@@ -74,6 +74,10 @@ class Traffic(NamedTuple):
         """In which they arrive."""
         return float(self.trace.arrival_s[-1] - self.trace.arrival_s[self.lead])
 
+    def share_beyond(self, context: int | None) -> float:
+        """Of the requests that are longer than a model's context, output included."""
+        return 0.0 if context is None else float((self.trace.num_input + self.trace.num_output > context).mean())
+
     @property
     def is_steady(self) -> bool:
         """Whether they arrive for long enough that requests leave as fast as they come."""

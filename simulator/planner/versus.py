@@ -191,6 +191,10 @@ def _text(
     return f"{said}; {_where(points, flips)}."
 
 
+def _within(least: str, most: str) -> str:
+    return least if least == most else f"between {least} and {most}"
+
+
 def _where(points: list[dict[str, Any]], flips: list[dict[str, Any]]) -> str:
     kinds = {"moe": "MoE", "dense": "dense"}
     turned = [
@@ -204,5 +208,10 @@ def _where(points: list[dict[str, Any]], flips: list[dict[str, Any]]) -> str:
     ratios = [point["cost_ratio"] for point in points if point["cost_ratio"] is not None]
     if not ratios:
         return "nothing that was tried changes that"
-    stays = f"the MoE's cost stays between {min(ratios):.2f} and {max(ratios):.2f} of the dense model's"
+    least, most = f"{min(ratios):.2f}", f"{max(ratios):.2f}"
+    stays = (
+        "both go on costing the same"
+        if least == most == "1.00"
+        else f"the MoE's cost stays {_within(least, most)} of the dense model's"
+    )
     return f"from {RATES[0]:g}{TIMES} to {RATES[-1]:g}{TIMES} the traffic {stays}"

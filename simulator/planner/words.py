@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from simulator.report.formats import TIMES
+from simulator.report.formats import TIMES, seconds
 from simulator.report.plan_text import gpus, hourly, is_floor, money, percent, target_text, times, value_text
 
 _ALIKE = 0.005
@@ -111,6 +111,7 @@ def _reasons(answer: dict[str, Any]) -> Iterator[str]:
         first = "What binds is" if best["worst_ratio"] >= _BINDS else "Closest to its limit is"
         yield f"{first} the {kept[0]}{''.join(f'; {one}' for one in kept[1:])}."
     yield from _used(answer)
+    yield from _traffic(answer)
     yield from _headroom(answer)
     yield from _other_sizes(answer)
     text = (answer.get("moe_vs_dense") or {}).get("text")
@@ -121,6 +122,19 @@ def _reasons(answer: dict[str, Any]) -> Iterator[str]:
     yield from _left_out(answer)
     yield from _losses(answer)
     yield from _confidence(answer)
+
+
+def _traffic(answer: dict[str, Any]) -> Iterator[str]:
+    """What to know about the requests that all this was simulated on."""
+    traffic, best = answer.get("traffic") or {}, answer["recommended"]
+    if traffic.get("is_steady") is False:
+        yield (
+            f"The {traffic['num_requests']:,} requests arrive within {seconds(traffic['lasts_s'])}, which is too short for a steady state: "
+            "traffic that goes on may need more."
+        )
+    if best.get("too_long_share"):
+        share = "fewer than 0.1 %" if best["too_long_share"] < 0.001 else f"{100 * best['too_long_share']:.1f} %"
+        yield f"{share} of the requests are longer than {best['model']}'s context, and are counted as served."
 
 
 def _headroom(answer: dict[str, Any]) -> Iterator[str]:
@@ -187,7 +201,10 @@ def _left_out(answer: dict[str, Any]) -> Iterator[str]:
     others = [row for row in answer.get("best_of_each_model", {}).values() if row["is_moe"] != best["is_moe"]]
     for name, why in (answer.get("why_not_models") or {}).items():
         if others or kinds.get(name) == best["is_moe"]:
-            yield f"{name} does not meet {_every(answer)}: {'its nearest deployment ' if 'target' in why else ''}{why['text']}."
+            if "target" in why:
+                yield f"{name} does not meet {_every(answer)}: its nearest deployment {why['text']}."
+            else:
+                yield f"{name} is ruled out: {why['text']}."
 
 
 def _losses(answer: dict[str, Any]) -> Iterator[str]:
@@ -225,15 +242,20 @@ def _confidence(answer: dict[str, Any]) -> Iterator[str]:
     low, high, meets = found.get("cost_low"), found.get("cost_high"), found.get("meets_targets")
     if low is not None:
         if high is not None and abs(high - low) <= _ALIKE * abs(low):
-            said = f"80 % band of the cost, from what the simulator may be off: {hourly(answer, low)} at both ends"
+            said = f"80 % band of the cost, from what the simulator may be off: {_hourly(answer, low)} at both ends"
         else:
-            most = "no cluster within the limits is enough" if high is None else hourly(answer, high)
-            said = f"80 % band of the cost, from what the simulator may be off: {hourly(answer, low)} to {most}"
+            most = "no cluster within the limits is enough" if high is None else _hourly(answer, high)
+            said = f"80 % band of the cost, from what the simulator may be off: {_hourly(answer, low)} to {most}"
         yield f"{said}{'' if meets is None else f'; as it is, it meets every target with a probability of {percent(meets)}'}."
     share = found.get("beats_second")
     if share is not None:
         second = f", {found['second']}," if found.get("second") else ""
         yield f"It costs no more than the second choice{second} with a probability of {percent(share)}."
+
+
+def _hourly(answer: dict[str, Any], value: float) -> str:
+    """An end of the cost's band: of GPUs where machines have no price."""
+    return _gpus(round(value)) if answer["recommended"]["cost_per_hour"] == 0 else hourly(answer, value)
 
 
 def _impossible(answer: dict[str, Any]) -> str:
@@ -256,4 +278,4 @@ def _why_not(answer: dict[str, Any]) -> Iterator[str]:
         if "target" in other and other.get("deployment") != why.get("deployment"):
             yield f"The nearest of {name} {other['text']}."
         elif "target" not in other and "target" in why:
-            yield f"No deployment of {name} could be tried: {other['text']}."
+            yield f"{name} is ruled out: {other['text']}."

@@ -220,6 +220,16 @@ def test_bands_sizes_and_reasons_are_said_plainly():
     assert "10.00 EUR per hour to no cluster within the limits is enough" in " ".join(words.reasons(answer))
 
 
+def test_what_the_traffic_hides_is_said():
+    answer = rows(10.0, 20.0)
+    assert not any("steady state" in line or "context" in line for line in words.reasons(answer))
+    answer["traffic"] = {"is_steady": False, "num_requests": 60, "lasts_s": 3.0}
+    answer["recommended"]["too_long_share"] = 0.0004
+    said = words.reasons(answer)
+    assert any(line.startswith("The 60 requests arrive within 3 s, which is too short for a steady state") for line in said)
+    assert "fewer than 0.1 % of the requests are longer than moe's context, and are counted as served." in said
+
+
 def test_a_spare_is_named_as_the_cause_of_the_size():
     answer = rows(10.0, 20.0)
     answer["recommended"] |= {"gpus": 16, "gpus_used": 8}
