@@ -65,6 +65,21 @@ class Limits(NamedTuple):
     tpot_s: float
 
 
+class Served(NamedTuple):
+    """A replica under rising loads; ``[n]`` each."""
+
+    rates: Floats
+    """Requests a second."""
+    tpot_s: Floats
+    """0 where nothing is decoded."""
+    ttft_s: Floats
+    """0 where no prompts are computed."""
+    possible: NDArray[np.bool_]
+    """Whether it can go on like that."""
+    batches: Floats
+    """Sequences on a data-parallel rank; share of the time that it is busy where it only computes prompts."""
+
+
 class Judge:
     """Judges designs, one after the other, for one question."""
 
@@ -82,11 +97,11 @@ class Judge:
         self._curves.setdefault(key, found)
         return found
 
-    def both(self, plan: Plan, curve: Curve, budget: int) -> Rates:
+    def both(self, plan: Plan, curve: Curve, budget: int) -> Served:
         """A replica that computes prompts and decodes."""
         batches, step_s, ttft_s, possible = self._loads(plan, curve, budget)
         rates = batches * plan.layout.attention_dp / (self.traffic.num_output * step_s)
-        return self._best(rates, step_s, ttft_s, possible)
+        return Served(rates, step_s, ttft_s, possible, batches)
 
     def _loads(self, plan: Plan, curve: Curve, budget: int) -> tuple[Floats, Floats, Floats, NDArray[np.bool_]]:
         """By sequences on a data-parallel rank: these, seconds a token, to the first token, and whether the budget suffices."""
@@ -115,29 +130,20 @@ class Judge:
         ttft_s = plan.calibration.engine.first_token_s + first_s + waits
         return batches, step_s, ttft_s, stays & (busy < _HIGHEST_LOAD)
 
-    def points(self, plan: Plan, curve: Curve, budget: int) -> list[tuple[float, float, float]]:
-        """Output tokens/s of a user and of a GPU by sequences on a rank, whatever the targets."""
-        batches, step_s, _, possible = self._loads(plan, curve, budget)
-        per_gpu = batches * plan.layout.attention_dp / step_s / plan.layout.num_ranks
-        return [
-            (float(1 / s), float(g), float(b))
-            for s, g, b in zip(step_s[possible], per_gpu[possible], batches[possible], strict=True)
-        ]
-
-    def decoding(self, plan: Plan, curve: Curve) -> Rates:
+    def decoding(self, plan: Plan, curve: Curve) -> Served:
         """A replica that only decodes."""
         batches = self._batches(plan)
         step_s = curve.step_s(batches, np.zeros(len(batches)), 0.0)
         rates = batches * plan.layout.attention_dp / (self.traffic.num_output * step_s)
-        return self._best(rates, step_s, np.zeros(len(batches)), np.full(len(batches), True))
+        return Served(rates, step_s, np.zeros(len(batches)), np.full(len(batches), True), batches)
 
-    def prefilling(self, plan: Plan, curve: Curve, budget: int) -> Rates:
+    def prefilling(self, plan: Plan, curve: Curve, budget: int) -> Served:
         """A replica that only computes prompts."""
         prompt_s, alone_s = self.prompt_s(curve, budget), self.alone_s(curve, budget)
         busy = np.linspace(0.1, _HIGHEST_LOAD, _BATCHES)
         rates = busy * plan.layout.attention_dp / prompt_s
         ttft_s = plan.calibration.engine.first_token_s + alone_s + prompt_s * busy / (2 * (1 - busy))
-        return self._best(rates, np.zeros(len(busy)), ttft_s, np.full(len(busy), True))
+        return Served(rates, np.zeros(len(busy)), ttft_s, np.full(len(busy), True), busy)
 
     def prompt_s(self, curve: Curve, budget: int) -> float:
         """Seconds of a data-parallel rank for a prompt where steps are full."""
@@ -160,21 +166,46 @@ class Judge:
         most = max(1, min(plan.rules.max_sequences, int(capacity.num_blocks * _HIGHEST_LOAD / held)))
         return np.geomspace(0.25, most, _BATCHES)
 
-    def _best(self, rates: Floats, tpot_s: Floats, ttft_s: Floats, possible: NDArray[np.bool_]) -> Rates:
+    def best(self, served: Served) -> Rates:
         """The highest rate that keeps the targets; and that keeps them read optimistically."""
 
         def highest(slack: float) -> int:
-            kept = possible & (tpot_s <= self.limits.tpot_s * slack) & (ttft_s <= self.limits.ttft_s * slack)
-            return int(np.argmax(np.where(kept, rates, -1.0))) if kept.any() else -1
+            within = (served.tpot_s <= self.limits.tpot_s * slack) & (served.ttft_s <= self.limits.ttft_s * slack)
+            kept = served.possible & within
+            return int(np.argmax(np.where(kept, served.rates, -1.0))) if kept.any() else -1
 
         likely, most = highest(1.0), highest(SLACK)
         shown = likely if likely >= 0 else 0
         return Rates(
-            float(rates[likely]) if likely >= 0 else 0.0,
-            float(rates[most]) if most >= 0 else 0.0,
-            float(tpot_s[shown]),
-            float(ttft_s[shown]),
+            float(served.rates[likely]) if likely >= 0 else 0.0,
+            float(served.rates[most]) if most >= 0 else 0.0,
+            float(served.tpot_s[shown]),
+            float(served.ttft_s[shown]),
         )
+
+
+class Speed(NamedTuple):
+    """How fast a replica that is kept busy is, whatever the targets."""
+
+    per_user: float
+    """Output tokens/s; likewise of a GPU."""
+    per_gpu: float
+    design: Design
+    budget: int
+    sequences: float
+    """On a data-parallel rank."""
+
+
+class _Speeds(NamedTuple):
+    """The same of one replica under several loads; ``[n]`` each."""
+
+    per_user: Floats
+    per_gpu: Floats
+    sequences: Floats
+    design: Design
+    budget: int
+    prefill: Design | None = None
+    """What computes the prompts, where that is another pool."""
 
 
 class Screened(NamedTuple):
@@ -185,37 +216,57 @@ class Screened(NamedTuple):
     num_legal: int
     """Deployments that could keep the targets."""
     ruled: Ruled
-    front: list[tuple[float, float, Design, int, float]]
-    """The Pareto front of replicas for both phases: output tokens/s of a user and of a GPU, design, budget, sequences a rank."""
+    front: list[Speed]
+    """The Pareto front of replicas for both phases ..."""
+    pooled: list[tuple[Speed, Design]]
+    """... and of those that only decode, with the prefill pool that keeps the targets in fewest GPU-seconds a prompt."""
 
 
 def screen(space: Space, traffic: Traffic, model: int, machines: int) -> Screened:
     """Judge every deployment of one model on one kind of machines."""
     judge = Judge(space, traffic)
     options: list[Option] = []
-    pools: dict[tuple[str, str], tuple[list[tuple[Design, Rates, int]], list[tuple[Design, Rates]]]] = {}
+    pools: dict[tuple[str, str], tuple[list[tuple[Design, Rates, int]], list[tuple[Design, Rates]], list[Served]]] = {}
     budgets = space.question.space.token_budgets
-    ruled, front = Ruled(), []
+    ruled = Ruled()
+    speeds: list[_Speeds] = []
     share, context = traffic.share_beyond(space.models[model].max_context_tokens), space.models[model].max_context_tokens
     if share > _MOST_TOO_LONG:
         text = f"{100 * share:.0f} % of the requests are longer than its context of {context:,} tokens"
         ruled.out(text, space.models[model].name, space.num_splits(model))
-        return Screened([], 0, ruled, [])
+        return Screened([], 0, ruled, [], [])
     for design, plan in space.designs(model, machines, ruled):
         curve = judge.curve(design, plan)
         for budget in budgets:
-            _add(options, space, traffic, design, budget, judge.both(plan, curve, budget), ruled)
-            front += [(*point[:2], design, budget, point[2]) for point in judge.points(plan, curve, budget)]
+            served = judge.both(plan, curve, budget)
+            _add(options, space, traffic, design, budget, judge.best(served), ruled)
+            speeds.append(_speeds(traffic, served, design, budget))
         if space.question.space.disaggregate:
-            prompts, decodes = pools.setdefault((design.weight_dtype, design.kv_dtype), ([], []))
-            prompts.append((design, judge.prefilling(plan, curve, budgets[-1]), budgets[-1]))
-            decodes.append((design, judge.decoding(plan, curve)))
+            prompts, decodes, loads = pools.setdefault((design.weight_dtype, design.kv_dtype), ([], [], []))
+            prompts.append((design, judge.best(judge.prefilling(plan, curve, budgets[-1])), budgets[-1]))
+            loads.append(judge.decoding(plan, curve))
+            decodes.append((design, judge.best(loads[-1])))
     num_legal = len(options)
-    for prompts, decodes in pools.values():
+    pooled: list[_Speeds] = []
+    for prompts, decodes, loads in pools.values():
         found, number = _pairs(space, traffic, prompts, decodes, ruled)
         options += found
         num_legal += number
-    return Screened(_kept(options), num_legal, ruled, _pareto(front))
+        able = [(design.num_ranks / rates.likely, design, budget) for design, rates, budget in prompts if rates.likely > 0]
+        for (design, _), served in zip(decodes, loads, strict=True) if able else ():
+            pooled.append(_speeds(traffic, served, design, min(able)[2], min(able)))
+    front = [speed for speed, _ in _pareto(speeds)]
+    return Screened(_kept(options), num_legal, ruled, front, [(speed, prefill) for speed, prefill in _pareto(pooled) if prefill])
+
+
+def _speeds(
+    traffic: Traffic, served: Served, design: Design, budget: int, prefill: tuple[float, Design, int] | None = None
+) -> _Speeds:
+    """Of a replica with what else its GPUs' users take: GPU-seconds of a prompt in a pool for prompts."""
+    kept = served.possible
+    seconds, prompts = (0.0, None) if prefill is None else prefill[:2]
+    per_gpu = traffic.num_output / (design.num_ranks / served.rates[kept] + seconds)
+    return _Speeds(1 / served.tpot_s[kept], per_gpu, served.batches[kept], design, budget, prompts)
 
 
 def _kept(options: list[Option]) -> list[Option]:
@@ -235,13 +286,20 @@ def parts(option: Option) -> int:
     return (option.prefill is not None) + (option.design.slots > 0) + (option.design.overlap != "none")
 
 
-def _pareto(points: list[tuple[float, float, Design, int, float]]) -> list[tuple[float, float, Design, int, float]]:
-    """Points that no other beats in both."""
-    best, found = 0.0, []
-    for point in sorted(points, key=lambda p: (-p[0], -p[1])):
-        if point[1] > best:
-            best = point[1]
-            found.append(point)
+def _pareto(speeds: list[_Speeds]) -> list[tuple[Speed, Design | None]]:
+    """Points that no other beats in both, the fastest first."""
+    if not speeds:
+        return []
+    per_user, per_gpu = (np.concatenate([getattr(one, name) for one in speeds]) for name in ("per_user", "per_gpu"))
+    order = np.lexsort((-per_gpu, -per_user))
+    best = np.maximum.accumulate(np.concatenate([[0.0], per_gpu[order]]))
+    ends = np.cumsum([len(one.per_user) for one in speeds])
+    found = []
+    for place in order[per_gpu[order] > best[:-1]]:
+        n = int(np.searchsorted(ends, place, side="right"))
+        one, at = speeds[n], int(place - ends[n])
+        speed = Speed(float(one.per_user[at]), float(one.per_gpu[at]), one.design, one.budget, float(one.sequences[at]))
+        found.append((speed, one.prefill))
     return found
 
 

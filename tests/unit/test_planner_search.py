@@ -110,7 +110,7 @@ def test_the_screen_reads_rates_optimistically():
     judge = Judge(space, traffic)
     for model in range(2):
         for design, plan_ in space.designs(model, 0, Ruled()):
-            rates = judge.both(plan_, judge.curve(design, plan_), 2048)
+            rates = judge.best(judge.both(plan_, judge.curve(design, plan_), 2048))
             option = Option(design, 2048, None, 1, 0, 0.0, 0.0, 0, 0, 0.0, 0.0)
             finding = Explorer(space, option, traffic, 1).find()
             assert finding.sized is not None
