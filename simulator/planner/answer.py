@@ -82,6 +82,7 @@ def summary(found: Found, doubts: dict[str, Any] | None = None) -> dict[str, Any
     """
     # They draw on this module, and are put together here.
     from simulator.planner import words
+    from simulator.planner.bands import held
     from simulator.planner.basis import basis
     from simulator.planner.crossover import crossover_of
     from simulator.planner.handover import handover
@@ -91,7 +92,10 @@ def summary(found: Found, doubts: dict[str, Any] | None = None) -> dict[str, Any
     from simulator.planner.why_not import nearest, of_each_model
 
     met = [finding for finding in found.findings if finding.sized is not None]
-    rows = [row_of(found, finding) for finding in met]
+    doubted = dict(doubts or {})
+    bands: list[dict[str, Any]] = doubted.pop("bands", None) or [{} for _ in met]
+    rows = [row_of(found, finding) | band for finding, band in zip(met, bands, strict=True)]
+    by_option = {finding.option: row for finding, row in zip(met, rows, strict=True)}
     answer: dict[str, Any] = {
         "name": found.question.name,
         "seed": found.question.seed,
@@ -119,19 +123,21 @@ def summary(found: Found, doubts: dict[str, Any] | None = None) -> dict[str, Any
             "mean_output": found.traffic.num_output,
         },
         "why_not_models": of_each_model(found),
-        "best_of_each_model": {name: row_of(found, finding) for name, finding in best_of_each(found).items()},
+        "best_of_each_model": {name: by_option[finding.option] for name, finding in best_of_each(found).items()},
         "candidates": rows,
-        "pareto": pareto(found),
+        "pareto": pareto(found, bands),
         "crossover": crossover_of(found),
     }
     if met:
-        answer["recommended"] = rows[0] | {"headroom": headroom(explorer(found, met[0]), met[0].sized)}
+        room, sure = headroom(explorer(found, met[0]), met[0].sized), doubted.get("confidence") or {}
+        ends = sure.get("headroom_low"), sure.get("headroom_high")
+        answer["recommended"] = rows[0] | {"headroom": room} | (held("headroom", room, ends) if sure else {})
         answer["sizes"] = around(found, met[0])
         answer["basis"] = basis(found)
         answer["handover"] = handover(found)
     else:
         answer["why_not"] = nearest(found)
-    answer |= doubts or {}
+    answer |= doubted
     answer["headline"], answer["reasons"] = words.headline(answer), words.reasons(answer)
     return answer
 

@@ -1,79 +1,42 @@
 """How sure the choice is: bands from the calibration's error, other samples of requests and other samples of experts' choices.
 
-The calibration's error is one factor on all of a step's seconds, log-normal with the band of measured over predicted times per token
-of the serving engine (whole models and GPUs left out of the fit). It is made up of a factor for each term of the step (weights,
-products, cache, ...), all equally uncertain. Two deployments share the factor of a term that the same kernels of the same engine
-on the same family of accelerators compute, and err together as far as these terms make up their steps.
+The few deployments that are compared most closely are simulated with the calibration off by what it may be off
+(:mod:`simulator.planner.draws`), and with other samples; :mod:`simulator.planner.bands` gives all other figures theirs.
 """
 
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from simulator.plan import Plan
 from simulator.planner.answer import text_of
-from simulator.planner.curve import Curve, Terms
+from simulator.planner.curve import Curve
+from simulator.planner.draws import DRAWS, Z_80, Draws, Floats, Table, band_of, share
+from simulator.planner.estimate import empty_table
 from simulator.planner.explore import Finding, Sized
 from simulator.planner.room import headroom
 from simulator.planner.screen import Option
 from simulator.planner.search import Found
+from simulator.planner.trial import Outcome
 from simulator.planner.whatif import AS_ASKED, Change, Trials, gpu_hour, is_whole
-from simulator.spec.calibration import Fit
 
-Floats = NDArray[np.float64]
-
-ASSUMED = (0.5, 2.0)
-"""Where nothing was measured: a factor of two either way."""
-DRAWS = (1, 2, 3)
-"""Other samples of requests and of experts' choices."""
-_Z = (-2.3, -1.2816, 1.2816, 2.3)
-"""Standard deviations at which costs are tabulated, besides what the calibration says; 1.2816 either way holds 80 %."""
-_NUM_DRAWS = 4000
-_BATCHES = 24
+_Z = (-2.3, -Z_80, Z_80, 2.3)
+"""Standard deviations at which costs are tabulated, besides what the calibration says."""
 _EDGES = 2
 """Bisections between the slowest calibration that meets the targets and the first that does not."""
 _LOAD_STEP = 1.04
-
-
-class Table(NamedTuple):
-    """What one deployment needs if steps take so many times as long."""
-
-    band: tuple[float, float]
-    """10th and 90th percentile of measured over predicted time per token."""
-    ttft_band: tuple[float, float]
-    source: str
-    parts: dict[str, float]
-    """Share of the step by whose error it is."""
-    slower: list[float]
-    """Rising."""
-    gpus: list[int]
-    """Of the smallest cluster; 0 where not even the largest meets the targets."""
-
-    @property
-    def middle(self) -> float:
-        """Of the logarithm of the factor, likewise."""
-        return math.log(self.band[0] * self.band[1]) / 2
-
-    @property
-    def spread(self) -> float:
-        """Its standard deviation."""
-        return math.log(self.band[1] / self.band[0]) / 2 / _Z[-2]
+_IMPLIED = "backlog"
+"""Measured, and no figure of the answer."""
 
 
 def table_of(trials: Trials, option: Option) -> Table:
     """Costs of one deployment over what its calibration may be off."""
     explorer = trials.explorer(option, AS_ASKED)
     plan = explorer.plan(Sized(0, 1, 1 if option.prefill is not None else 0))
-    engine = plan.calibration.engine
-    curve = Curve(plan, explorer.traffic, option.budget)
-    band = _band(engine.band, engine)
-    found = Table(band, _band(engine.ttft_band, engine), engine.source, _parts(curve, plan, option), [], [])
+    found = empty_table(Curve(plan, explorer.traffic, option.budget), plan, option)
     slower = sorted({1.0, *(math.exp(found.middle + z * found.spread) for z in _Z)})
     gpus = [_size(trials, option, factor) for factor in slower]
     for _ in range(_EDGES):
@@ -86,39 +49,9 @@ def table_of(trials: Trials, option: Option) -> Table:
     return found._replace(slower=slower, gpus=gpus)
 
 
-def _band(band: tuple[float, float] | None, engine: Fit) -> tuple[float, float]:
-    return ASSUMED if band is None or engine.kind == "assumed" else band
-
-
 def _size(trials: Trials, option: Option, slower: float) -> int:
     sized = trials.find(option, Change(slower=slower)).sized
     return 0 if sized is None else sized.size
-
-
-def _parts(curve: Curve, plan: Plan, option: Option) -> dict[str, float]:
-    """Shares of a decode step at the time per token that was estimated, by what they have in common with other deployments."""
-    batches = np.geomspace(1, max(2, min(option.budget, plan.rules.max_sequences)), _BATCHES)
-    terms = curve.terms(batches, np.zeros(_BATCHES), 0.0)
-    place = int(np.argmin(np.abs(terms.total - option.tpot_s)))
-    experts = "" if plan.model.moe is None else f" of {plan.model.name}"
-    formats, wires = plan.precision, "nodes" if plan.layout.num_ranks > plan.cluster.gpus_per_node else "one node"
-    apart = {
-        "weights": f"{formats.weights} {formats.experts}{experts}",
-        "products": f"{formats.weights} {formats.experts}{experts}",
-        "cache": formats.kv,
-        "prompts": formats.kv,
-        "waiting": plan.model.name,
-        "exchanges": wires,
-        "all_reduces": wires,
-        "host": "",
-    }
-    where = f"{plan.accelerator.calibration} {plan.spec.engine}"
-    total = float(terms.total[place])
-    return {
-        f"{name} {apart[name]} {where}": float(seconds[place]) / total
-        for name, seconds in zip(Terms._fields, terms, strict=True)
-        if seconds[place] > 0
-    }
 
 
 def redrawn(trials: Trials, options: tuple[Option, ...], sized: Sized) -> list[dict[str, Any]]:
@@ -128,9 +61,7 @@ def redrawn(trials: Trials, options: tuple[Option, ...], sized: Sized) -> list[d
         change = Change(draw=draw)
         found = [trials.find(option, change).sized for option in options]
         outcome = trials.trial(options[0], sized, change)
-        rows.append(
-            {"gpus": [0 if one is None else one.size for one in found], "ratios": outcome.ratios, "measured": outcome.measured}
-        )
+        rows.append({"gpus": [0 if one is None else one.size for one in found], **_made(outcome)})
     return rows
 
 
@@ -140,8 +71,13 @@ def at_its_size(trials: Trials, option: Option, sized: Sized, table: Table) -> l
     for factor in table.slower:
         change = Change(slower=factor)
         outcome = trials.trial(option, sized, change)
-        rows.append({"slower": factor, "ratios": outcome.ratios, "measured": outcome.measured})
+        rows.append({"slower": factor, **_made(outcome)})
     return rows
+
+
+def _made(outcome: Outcome) -> dict[str, Any]:
+    measured = {"output_tokens_per_s": outcome.output_tokens_per_s} | outcome.measured
+    return {"ratios": outcome.ratios, "measured": {name: value for name, value in measured.items() if name != _IMPLIED}}
 
 
 def carried(trials: Trials, option: Option, sized: Sized, slower: float) -> float:
@@ -183,150 +119,143 @@ def second_choice(found: Found) -> Finding | None:
     return next((finding for finding in met[1:] if kind(finding) != kind(met[0])), None)
 
 
-def confidence(found: Found, doubted: Doubted) -> dict[str, Any]:
-    """Bands of the recommended deployment's figures, and probabilities that the choice is right."""
+class Costs:
+    """Draws of what deployments cost, the same for all of them."""
+
+    def __init__(self, found: Found, tables: Mapping[Option, Table]) -> None:
+        self.draws = Draws(found.question.seed)
+        self._found = found
+        self._tables = tables
+        self._is_free = all(gpu_hour(found.space, place) == 0 for place in range(len(found.space.machines)))
+
+    def gpus(self, finding: Finding, table: Table | None = None) -> Floats | None:
+        """``[n]`` GPUs that it needs, infinite where nothing meets the targets; ``None`` where that is not known.
+
+        Args:
+            table: under other circumstances than those that were asked for.
+        """
+        table = table or self._tables.get(finding.option)
+        if table is None or finding.sized is None:
+            return None
+        sizes = self._found.space.machines[finding.option.design.machines].sizes
+        base = table.gpus[table.slower.index(1.0)]
+        return self.draws.gpus(table, sizes) * (finding.sized.size / base if base else 1.0)
+
+    def of(self, finding: Finding, table: Table | None = None) -> Floats | None:
+        """``[n]`` costs per hour, likewise; GPUs where machines cost nothing."""
+        gpus = self.gpus(finding, table)
+        price = 1.0 if self._is_free else gpu_hour(self._found.space, finding.option.design.machines)
+        return None if gpus is None else gpus * price
+
+
+def confidence(found: Found, doubted: Doubted, costs: Costs) -> dict[str, Any]:
+    """Bands of the recommended deployment's figures, and probabilities that the choice is right.
+
+    ``beats_second`` counts draws in which the first costs no more than the second (a deployment beats itself in all),
+    ``cheaper_than_second`` those in which it costs less (in none).
+    """
     first = doubted.first
     if first.sized is None:
         return {}
-    noises = [_noise(doubted, place) for place in range(1 if doubted.second is None else 2)]
-    same = np.ones(len(DRAWS) + 1)
-    which = _stream(found, "samples").integers(len(DRAWS) + 1, size=_NUM_DRAWS)
-    costs: dict[Option, Floats] = {}
-    for finding in (first, doubted.second, doubted.moe, doubted.dense):
-        if finding is not None and finding.option not in costs:
-            place = next((n for n, one in enumerate((first, doubted.second)) if one and one.option == finding.option), None)
-            noise = same if place is None else noises[place]
-            costs[finding.option] = _costs(found, finding, doubted.tables[finding.option], noise[which])
-    mine = costs[first.option]
-    low, high = _band_of(mine)
-    slowness = _slowness(found, doubted.tables[first.option])
+    mine, table = costs.of(first), doubted.tables[first.option]
+    if mine is None:
+        raise ValueError("the first choice has no table")
+    low, high = band_of(mine)
     answer: dict[str, Any] = {
         "cost_low": low,
         "cost_high": high,
         "fails": float(np.isinf(mine).mean()),
-        "meets_targets": _meets(doubted, slowness, which),
+        "meets_targets": _meets(doubted, costs.draws),
         "headroom_low": min(doubted.room),
         "headroom_high": max(doubted.room),
         "beats_second": None,
         "cheaper_than_second": None,
         "second": None,
         "moe_beats_dense": None,
-        "figures": _figures(found, doubted),
-        "sources": _sources(found, doubted, noises[0]),
+        "figures": figures(doubted),
+        "sources": _sources(found, table),
     }
-    if doubted.second is not None:
-        theirs = costs[doubted.second.option]
-        answer |= {"beats_second": _share(mine <= theirs, mine, theirs), "cheaper_than_second": _share(mine < theirs, mine, theirs)}
+    if doubted.second is not None and (theirs := costs.of(doubted.second)) is not None:
+        answer |= {"beats_second": share(mine <= theirs, mine, theirs), "cheaper_than_second": share(mine < theirs, mine, theirs)}
         answer["second"] = text_of(found, doubted.second)
-    if doubted.moe is not None and doubted.dense is not None:
-        moe, dense = costs[doubted.moe.option], costs[doubted.dense.option]
-        answer["moe_beats_dense"] = _share(moe < dense, moe, dense)
-        answer["moe_costs_no_more_than_dense"] = _share(moe <= dense, moe, dense)
-        ratio = (moe / dense)[np.isfinite(moe) & np.isfinite(dense) & (dense > 0)]
-        answer["cost_moe_over_dense_low"], answer["cost_moe_over_dense_high"] = _band_of(ratio) if len(ratio) else (None, None)
+    moe, dense = (None if one is None else costs.of(one) for one in (doubted.moe, doubted.dense))
+    if moe is not None and dense is not None:
+        answer["moe_beats_dense"] = share(moe < dense, moe, dense)
+        answer["moe_costs_no_more_than_dense"] = share(moe <= dense, moe, dense)
+        answer["cost_moe_over_dense_low"], answer["cost_moe_over_dense_high"] = band_of(over(moe, dense))
     return answer
 
 
-def _share(is_so: NDArray[np.bool_], mine: Floats, theirs: Floats) -> float:
-    """Of the draws; where both fail neither is better."""
-    return float((is_so & np.isfinite(mine)).mean() + (np.isinf(mine) & np.isinf(theirs)).mean() / 2)
+def over(costs: Floats, others: Floats) -> Floats:
+    """Ratios in the draws in which the others meet the targets; infinite where they alone do."""
+    kept = np.isfinite(others) & (others > 0)
+    return np.asarray(costs[kept] / others[kept])
 
 
-def _stream(found: Found, name: str) -> np.random.Generator:
-    return np.random.default_rng([found.question.seed, zlib.crc32(f"confidence {name}".encode())])
-
-
-def _slowness(found: Found, table: Table) -> Floats:
-    """``[n]`` draws of measured over predicted; deployments share the numbers of the terms that they share."""
-    scale = math.sqrt(sum(share**2 for share in table.parts.values()))
-    total = np.zeros(_NUM_DRAWS)
-    for name, share in table.parts.items():
-        total += share / scale * _stream(found, name).standard_normal(_NUM_DRAWS)
-    return np.exp(table.middle + table.spread * total)
-
-
-def _costs(found: Found, finding: Finding, table: Table, noise: Floats) -> Floats:
-    """``[n]`` draws of the cost per hour; of GPUs where machines cost nothing. Infinite where nothing meets the targets."""
-    machines = found.space.machines[finding.option.design.machines]
-    gpus = gpus_at(table, machines.sizes, _slowness(found, table))
-    is_free = all(gpu_hour(found.space, place) == 0 for place in range(len(found.space.machines)))
-    price = 1.0 if is_free else gpu_hour(found.space, finding.option.design.machines)
-    base = gpus_at(table, machines.sizes, np.ones(1))[0]
-    whole = finding.sized.size / base if finding.sized is not None and np.isfinite(base) else 1.0
-    return np.asarray(gpus * noise * whole * price)
-
-
-def gpus_at(table: Table, sizes: tuple[int, ...], slower: Floats) -> Floats:
-    """GPUs needed if steps take so many times as long: between what was tried, the next size there is. Never fewer if slower."""
-    needed = np.maximum.accumulate(np.array([number or math.inf for number in table.gpus], dtype=np.float64))
-    tried = np.log(table.slower)
-    at = np.log(slower)
-    known = np.isfinite(needed)
-    if not known.any():
-        return np.full(len(slower), np.inf)
-    between = np.interp(at, tried[known], needed[known])
-    held = np.array(sizes, dtype=np.float64)
-    rounded = held[np.minimum(np.searchsorted(held, between * (1 - 1e-9)), len(held) - 1)]
-    last = int(known.sum()) - 1
-    limit = (tried[last] + tried[last + 1]) / 2 if last + 1 < len(tried) else math.inf
-    return np.where(at <= limit, rounded, np.inf)
-
-
-def _noise(doubted: Doubted, place: int) -> Floats:
-    """``[1 + draws]`` GPUs needed with other samples over those with the one asked for; 1 where either meets no target."""
+def noise_of(doubted: Doubted, place: int) -> tuple[float, ...]:
+    """GPUs that the first or second choice needs with other samples over those with the one asked for; 1 where either meets nothing."""
     option = (doubted.first, doubted.second)[place]
     table = doubted.tables[option.option] if option is not None else None
     base = table.gpus[table.slower.index(1.0)] if table is not None else 0
-    return np.array([1.0, *((row["gpus"][place] / base if base and row["gpus"][place] else 1.0) for row in doubted.redrawn)])
+    return tuple(row["gpus"][place] / base if base and row["gpus"][place] else 1.0 for row in doubted.redrawn)
 
 
-def _meets(doubted: Doubted, slowness: Floats, which: NDArray[np.int64]) -> float:
+def _meets(doubted: Doubted, draws: Draws) -> float:
     """Probability that the recommended size, as it is, meets all targets."""
     table = doubted.tables[doubted.first.option]
+    slowness, score = draws.slowness(table), draws.score(table)
     grid = np.log([row["slower"] for row in doubted.slowed])
     base = next(row for row in doubted.slowed if row["slower"] == 1.0)["ratios"]
-    kept = np.full(_NUM_DRAWS, True)
-    score = (np.log(slowness) - table.middle) / table.spread
+    kept = np.full(draws.count, True)
     for name in base:
         ratios = np.maximum.accumulate([max(row["ratios"][name], 1e-9) for row in doubted.slowed])
         drawn = np.interp(np.log(slowness), grid, np.log(ratios))
         samples = np.log([1.0, *(max(row["ratios"][name], 1e-9) / max(base[name], 1e-9) for row in doubted.redrawn)])
         if name.startswith("ttft"):
             drawn = np.maximum(drawn, math.log(max(base[name], 1e-9)) + _ttft(table, score))
-        kept &= drawn + samples[which] <= 1e-9
+        kept &= drawn + samples[draws.sample] <= 1e-9
     return float(kept.mean())
 
 
 def _ttft(table: Table, score: Floats | float) -> Any:
     """Logarithm of measured over predicted time to first token, so many standard deviations off."""
     low, high = (math.log(edge) for edge in table.ttft_band)
-    return (low + high) / 2 + (high - low) / 2 / _Z[-2] * score
+    return (low + high) / 2 + (high - low) / 2 / Z_80 * score
 
 
-def _figures(found: Found, doubted: Doubted) -> dict[str, dict[str, float]]:
+def figures(doubted: Doubted) -> dict[str, dict[str, float]]:
     """80 % bands of what the recommended size does: the calibration's, widened by how other samples scatter."""
     table = doubted.tables[doubted.first.option]
-    grid = [row["slower"] for row in doubted.slowed]
-    edges = [min(range(len(grid)), key=lambda n, at=at: abs(grid[n] - at)) for at in table.band]  # type: ignore[misc]
-    base = next(row for row in doubted.slowed if row["slower"] == 1.0)["measured"]
-    figures = {}
-    for name, value in base.items():
-        ends = [doubted.slowed[edge]["measured"][name] for edge in edges]
+    edges = [nearest(doubted.slowed, edge) for edge in table.band]
+    base = nearest(doubted.slowed, 1.0)
+    found = {}
+    for name, value in base["measured"].items():
+        ends = [edge["measured"][name] for edge in edges]
         if name.startswith("ttft"):
             ends += [value * edge for edge in table.ttft_band]
         others = [row["measured"][name] for row in doubted.redrawn]
-        scatter = -_Z[1] * float(np.std([value, *others]))
-        below, above = value - min(value, *ends), max(value, *ends) - value
-        figures[name] = {
-            "value": value,
-            "low": max(0.0, value - math.hypot(below, scatter)),
-            "high": value + math.hypot(above, scatter),
-        }
-    return figures
+        low, high = widened(value, (min(ends), max(ends)), Z_80 * float(np.std([value, *others])))
+        found[name] = {"value": value, "low": low, "high": high}
+    return found
 
 
-def _sources(found: Found, doubted: Doubted, noise: Floats) -> list[dict[str, Any]]:
-    table = doubted.tables[doubted.first.option]
+def nearest(slowed: list[dict[str, Any]], factor: float) -> dict[str, Any]:
+    """Of :func:`at_its_size`, the row of a factor."""
+    return min(slowed, key=lambda row: abs(float(row["slower"]) - factor))
+
+
+def widened(value: float, ends: tuple[float, float], scatter: float) -> tuple[float, float]:
+    """A band that holds the value, with independent scatter either way; not below 0.
+
+    >>> widened(10.0, (7.0, 12.0), 4.0)
+    (5.0, 14.47213595499958)
+    """
+    below, above = max(0.0, value - ends[0]), max(0.0, ends[1] - value)
+    return max(0.0, value - math.hypot(below, scatter)), value + math.hypot(above, scatter)
+
+
+def _sources(found: Found, table: Table) -> list[dict[str, Any]]:
+    noise = (1.0, *table.noise)
     samples = f"{len(DRAWS)} other samples of requests and of experts' choices"
     if not found.traffic.trace.provenance.startswith("generated"):
         samples = f"{len(DRAWS)} other samples of experts' choices and of the trace's blocks, drawn with replacement"
@@ -346,14 +275,8 @@ def _sources(found: Found, doubted: Doubted, noise: Floats) -> list[dict[str, An
         },
         {
             "name": "samples",
-            "low": float(noise.min()),
-            "high": float(noise.max()),
+            "low": min(noise),
+            "high": max(noise),
             "text": f"GPUs needed with {samples}, over those with the sample asked for{stretch}",
         },
     ]
-
-
-def _band_of(values: Floats) -> tuple[float | None, float | None]:
-    """10th and 90th percentile, of values that were drawn; ``None`` where infinite."""
-    low, high = (float(np.quantile(values, q, method=m)) for q, m in ((0.1, "lower"), (0.9, "higher")))  # type: ignore[call-overload]
-    return (low if math.isfinite(low) else None), (high if math.isfinite(high) else None)

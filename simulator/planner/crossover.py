@@ -2,7 +2,8 @@
 
 Three readings of "better", since they differ: at the same sequences on each GPU, at the same time per token, and each at its full
 load. At every point each model has the best of its splits. The deciding term is the one in which the winner saves most GPU-seconds
-of an output token; room for the cache decides where the loser would need it to hold as many sequences as the winner.
+of an output token; room for the cache decides where the loser would need it to hold as many sequences as the winner. A ratio's band
+and ``moe_wins_probability`` are of the calibration's error alone (:mod:`simulator.planner.margin`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ import numpy as np
 from simulator.plan import make_plan
 from simulator.planner.conditions import Conditions, apply
 from simulator.planner.curve import Curve
+from simulator.planner.draws import around_one
+from simulator.planner.estimate import bands_of
 from simulator.planner.flips import flips
+from simulator.planner.margin import error_of, margin
 from simulator.planner.screen import by_cost
 from simulator.planner.search import Found
 from simulator.planner.space import Design, Ruled, Space
@@ -136,7 +140,7 @@ def compared(moe: list[Steady], dense: list[Steady], asked: Crossover) -> dict[s
         for time_s in asked.times_s:
             first, second = _most_within(firsts, time_s), _most_within(seconds, time_s)
             missing = _slowest_term(firsts if first is None else seconds)
-            rows["at_same_time"].append(here | {"time_per_token_s": time_s} | _row(first, second, missing))
+            rows["at_same_time"].append(here | {"time_per_token_s": time_s} | _row(first, second, missing, time_s))
         first, second = _most_within(firsts), _most_within(seconds)
         rows["at_full_load"].append(here | _row(first, second, WEIGHTS if not firsts or not seconds else MEMORY))
     return rows
@@ -207,29 +211,47 @@ def _most_within(splits: list[Steady], time_s: float = math.inf) -> Point | None
     return max(found, key=lambda point: point.tokens_per_s, default=None)
 
 
-def _row(moe: Point | None, dense: Point | None, missing: str) -> dict[str, Any]:
+def _row(moe: Point | None, dense: Point | None, missing: str, time_s: float = math.inf) -> dict[str, Any]:
     """Two points held against each other.
 
     Args:
         missing: what keeps a model from the place, where it has no point.
+        time_s: that a token may take: slower models have less load then.
     """
     row: dict[str, Any] = {"fits": moe is not None and dense is not None}
     for kind, point in (("moe", moe), ("dense", dense)):
         row[f"{kind}_tokens_per_s_gpu"] = None if point is None else _rounded(point.tokens_per_s)
+        requests = 0.0 if point is None else point.tokens_per_s / point.steady.traffic.num_output
+        row[f"{kind}_requests_per_s_gpu"] = None if point is None else _rounded(requests)
         row[f"{kind}_sequences_per_gpu"] = None if point is None else _rounded(point.sequences)
         row[f"{kind}_time_per_token_s"] = None if point is None else _rounded(float(point.loads.step_s[0]))
         row[f"{kind}_split"] = None if point is None else point.steady.split
-    row |= {"ratio": None, "winner": None, "deciding_term": None, "share": None}
+    row |= {"ratio": None, "ratio_low": None, "ratio_high": None, "moe_wins_probability": None}
+    row |= {"winner": None, "deciding_term": None, "share": None}
     if moe is None or dense is None:
         winner = moe or dense
         return row | ({} if winner is None else {"winner": _name(winner), "deciding_term": missing})
     ratio = moe.tokens_per_s / dense.tokens_per_s
     row["ratio"] = _rounded(ratio)
+    sure = margin(ratio, *(error_of(one.steady.plan, one.loads.terms[:, 0], _gives(one, time_s)) for one in (moe, dense)))
+    for name, value in (("ratio_low", sure.low), ("ratio_high", sure.high), ("moe_wins_probability", sure.above)):
+        row[name] = None if value is None else _rounded(value)
     if abs(ratio - 1) < _ALIKE:
         return row
     winner, loser = (moe, dense) if ratio > 1 else (dense, moe)
     term, share = deciding(winner, loser)
     return row | {"winner": _name(winner), "deciding_term": term, "share": _rounded(share)}
+
+
+def _gives(point: Point, time_s: float) -> float:
+    """By how many per cent fewer tokens a model makes where its steps take one per cent longer and a token may not."""
+    if math.isinf(time_s):
+        return 1.0
+    edges = around_one(bands_of(point.steady.plan, False)[0])
+    faster, slower = (_most_within([point.steady], time_s / edge) for edge in edges)
+    if faster is None or slower is None:
+        return math.inf
+    return 1.0 + math.log(faster.tokens_per_s / slower.tokens_per_s) / math.log(edges[1] / edges[0])
 
 
 def deciding(winner: Point, loser: Point) -> tuple[str, float]:

@@ -6,10 +6,22 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-from simulator.planner.answer import best_of_each
-from simulator.planner.confidence import Doubted, at_its_size, carried, confidence, redrawn, second_choice, table_of
+from simulator.planner.bands import costs_band, estimates, held, losses, rows, stretch_text
+from simulator.planner.confidence import (
+    Costs,
+    Doubted,
+    at_its_size,
+    carried,
+    confidence,
+    noise_of,
+    redrawn,
+    second_choice,
+    table_of,
+)
+from simulator.planner.draws import Table
+from simulator.planner.estimate import Estimator
 from simulator.planner.explore import Finding
-from simulator.planner.losses import idle_costs, spare_nodes, with_losses
+from simulator.planner.losses import LOST, idle_costs, spare_nodes
 from simulator.planner.screen import Option
 from simulator.planner.search import Found, Tick
 from simulator.planner.sensitivity import changes_of, options_of, sensitivity
@@ -27,55 +39,87 @@ class _Job(NamedTuple):
 
 
 def doubts(found: Found, store: Store, tick: Tick = lambda *_: None, workers: int | None = None) -> dict[str, Any]:
-    """``sensitivity``, ``losses``, ``spare_nodes``, ``idle``, ``confidence`` and ``moe_vs_dense`` of an answer.
+    """``sensitivity``, ``losses``, ``spare_nodes``, ``idle``, ``confidence`` and ``moe_vs_dense`` of an answer; and ``bands``.
 
-    Empty where nothing meets the targets.
+    The last are keys for the row of every deployment that meets the targets, in the findings' order. Empty where none does.
     """
-    met = list(best_of_each(found).values())
+    met = [finding for finding in found.findings if finding.sized is not None]
     if not met:
         return {}
-    first = next(finding for finding in found.findings if finding.sized is not None)
+    first = met[0]
     second, moe, dense = second_choice(found), best_of_kind(found, "MoE"), best_of_kind(found, "dense")
     doubted = Doubted(first, second, moe, dense, {}, [], [], (1.0, 1.0))
-    copying = next((one for one in found.findings if one.sized is not None and one.option.design.slots), None)
+    copying = next((one for one in met if one.option.design.slots), None)
     again = options_of(found)
 
     def everything_of(option: Option) -> tuple[Option, tuple[Change, ...], bool]:
         return option, tuple(changes_of(found, option)) if option in again else (), option in doubted.options
 
-    jobs = [_Job(_first_choice, (first, copying, *everything_of(first.option)[1:])), _Job(_samples, (first, second))]
     others = [option for option in dict.fromkeys([*again, *doubted.options]) if option != first.option]
-    jobs += [_Job(_option, everything_of(option)) for option in others]
+    jobs = {
+        "first": _Job(_first_choice, (first, copying, *everything_of(first.option)[1:])),
+        "samples": _Job(_samples, (first, second)),
+        "closed": _Job(estimates, (met, found.traffic.rate_per_s)),
+    }
     if moe is not None and dense is not None:
-        jobs.insert(0, _Job(over_rates, (rivals(found, moe), rivals(found, dense))))
+        jobs = {"rates": _Job(over_rates, (rivals(found, moe), rivals(found, dense)))} | jobs
     trials = Trials(found.question.model_dump_json(), str(found.space.folder), None if store.folder is None else str(store.folder))
-    name = "trying what the answer hangs on"
-    tick(name, 0, len(jobs))
-    done = sweep(partial(_do, trials), jobs, lambda n: tick(name, n, len(jobs)), workers)
-    rates = done.pop(0) if len(jobs) > 2 + len(others) else None
-    mine, redraws, *rest = done
-    tables: dict[Option, Any] = {}
-    results: dict[tuple[Option, Change], Finding] = {}
-    for option, (findings, table) in zip([first.option, *others], [mine.pop("option"), *rest], strict=True):
-        results |= {(option, change): finding for change, finding in findings.items()}
-        tables[option] = table
-    doubted = doubted._replace(tables=tables, redrawn=redraws, slowed=mine.pop("slowed"), room=mine.pop("room"))
-    changed = sensitivity(found, results)
+    name, tasks = "trying what the answer hangs on", [*jobs.values(), *(_Job(_option, everything_of(option)) for option in others)]
+    tick(name, 0, len(tasks))
+    done = sweep(partial(_do, trials), tasks, lambda n: tick(name, n, len(tasks)), workers)
+    results = dict(zip(jobs, done, strict=False))
+    mine = results["first"]
+    closed = dict(zip([finding.option for finding in met], results["closed"], strict=True))
+    tried: dict[Option, _Tried] = dict(zip([first.option, *others], [mine.pop("option"), *done[len(jobs) :]], strict=True))
+    doubted = doubted._replace(
+        tables={option: one.table for option, one in tried.items() if one.table is not None},
+        redrawn=results["samples"],
+        slowed=mine.pop("slowed"),
+        room=mine.pop("room"),
+    )
+    for place, one in enumerate((first, second)):
+        if one is not None:
+            own = doubted.tables[one.option]
+            doubted = doubted._replace(tables={**doubted.tables, one.option: own._replace(noise=noise_of(doubted, place))})
+    costs = Costs(found, {option: one.table for option, one in closed.items() if one is not None} | dict(doubted.tables))
+    bands = rows(found, doubted, costs, closed)
+    under = {(option, change): finding for option, one in tried.items() for change, finding in one.findings.items()}
+    tables = {(option, change): table for option, one in tried.items() for change, table in one.changed.items()}
+    spare = _with_bands(mine.pop("spare_nodes"), mine.pop("spare"), costs)
+    changed = sensitivity(found, under, tables, costs, stretch_text(trials, first.option))
     return {
         "sensitivity": changed,
         **mine,
-        "confidence": confidence(found, doubted),
-        "moe_vs_dense": moe_vs_dense(found, rates, changed),
+        "spare_nodes": spare,
+        "confidence": confidence(found, doubted, costs),
+        "moe_vs_dense": moe_vs_dense(found, results.get("rates"), changed, costs, bands),
+        "bands": [bands[finding.option] for finding in met],
     }
+
+
+class _Tried(NamedTuple):
+    """What was found about an option."""
+
+    findings: dict[Change, Finding]
+    changed: dict[Change, Table]
+    """Under the same changes, in closed form."""
+    table: Table | None
+    """As asked, simulated; of the options that are compared most closely."""
 
 
 def _do(trials: Trials, job: _Job) -> Any:
     return job.do(trials, *job.arguments)
 
 
-def _option(trials: Trials, option: Option, changes: tuple[Change, ...], is_doubted: bool) -> tuple[dict[Change, Finding], Any]:
+def _option(trials: Trials, option: Option, changes: tuple[Change, ...], is_doubted: bool) -> _Tried:
     """One option under every change, and its table: together, since they share what was filled."""
-    return {change: trials.find(option, change) for change in changes}, table_of(trials, option) if is_doubted else None
+    findings = {change: trials.find(option, change) for change in changes}
+    return _Tried(findings, _tables(trials, findings), table_of(trials, option) if is_doubted else None)
+
+
+def _tables(trials: Trials, findings: dict[Change, Finding]) -> dict[Change, Table]:
+    found = {change: Estimator(trials, change).estimate(finding) for change, finding in findings.items()}
+    return {change: estimate.table for change, estimate in found.items() if estimate is not None}
 
 
 def _samples(trials: Trials, first: Finding, second: Finding | None) -> list[dict[str, Any]]:
@@ -91,12 +135,26 @@ def _first_choice(
     if first.sized is None:
         return {}
     option, sized = first.option, first.sized
-    findings, table = _option(trials, option, changes, is_doubted)
+    tried = _option(trials, option, changes, is_doubted)
+    table = tried.table or table_of(trials, option)
+    spare = {Change(spare=lost): trials.find(option, Change(spare=lost)) for lost in (0, *LOST)}
+    tables = _tables(trials, spare)
     return {
-        "option": (findings, table),
-        "losses": with_losses(trials, option, sized),
+        "option": tried._replace(table=table),
+        "losses": losses(trials, option, sized, table),
         "spare_nodes": spare_nodes(trials, option),
+        "spare": [(finding, tables.get(change)) for change, finding in spare.items()],
         "idle": idle_costs(trials, first, copying),
         "slowed": at_its_size(trials, option, sized, table),
         "room": tuple(carried(trials, option, sized, slower) for slower in table.band),
     }
+
+
+def _with_bands(rows: list[dict[str, Any]], spare: list[tuple[Finding, Table | None]], costs: Costs) -> list[dict[str, Any]]:
+    """Rows of :func:`~simulator.planner.losses.spare_nodes` with bands in closed form."""
+    found = []
+    for row, (finding, table) in zip(rows, spare, strict=True):
+        gpus, drawn = (None, None) if table is None else (costs.gpus(finding, table), costs.of(finding, table))
+        bands = held("gpus", row["gpus"], costs_band(gpus))
+        found.append(row | bands | held("cost_per_hour", row["cost_per_hour"] or None, costs_band(drawn)))
+    return found

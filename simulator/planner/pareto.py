@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
+from simulator.plan import make_plan
 from simulator.planner.answer import text_of
+from simulator.planner.draws import around_one
+from simulator.planner.estimate import bands_of
 from simulator.planner.explore import Finding
+from simulator.planner.screen import Speed
 from simulator.planner.search import Found
+from simulator.planner.space import Design
 
 _MOST_POINTS = 24
 """Of one model on one kind of machines: as many as a figure can tell apart."""
@@ -14,48 +20,102 @@ _SPEEDS = ("tpot_s.p50", "tpot_s.mean", "tpot_s.p90", "tpot_s.p95", "tpot_s.p99"
 """Targets that tell how fast a user's text comes; the first that was asked for."""
 
 
-def pareto(found: Found) -> list[dict[str, Any]]:
+class _Value(NamedTuple):
+    """A figure with its band."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    def keys(self, name: str) -> dict[str, float | None]:
+        """Of an answer's row."""
+        return {name: self.value} | (
+            {} if self.low is None and self.high is None else {f"{name}_low": self.low, f"{name}_high": self.high}
+        )
+
+    def over(self, value: float) -> _Value:
+        """``value`` divided by the figure."""
+        low, high = (value / end if end else None for end in (self.low, self.high))
+        return _Value(value / self.value, 0.0 if high is None and low is not None else high, low)
+
+
+def pareto(found: Found, bands: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
     """Points that no other of the same model on the same machines beats in both, and what was simulated.
 
-    The closed form is of one replica that is kept busy, whatever the targets. What was simulated is of the whole cluster, paid for at
-    the traffic's rate.
+    The closed form is of one replica that is kept busy, whatever the targets; of a pool that decodes, with the pool for prompts that
+    keeps the targets in fewest GPU-seconds. Its band is that of a step's seconds, which moves both figures the same way. What was
+    simulated is of the whole cluster, paid for at the traffic's rate.
+
+    Args:
+        bands: of the deployments that meet the targets, in the findings' order.
     """
     points: list[dict[str, Any]] = []
     for screened in found.screened.values():
-        front = screened.front
+        front = _unbeaten([*((speed, None) for speed in screened.front), *screened.pooled])
+        edges = {
+            is_pooled: _edges(found, front[0][0].design, is_pooled) for is_pooled in {prefill is not None for _, prefill in front}
+        }
         chosen = sorted({round(place * (len(front) - 1) / (_MOST_POINTS - 1)) for place in range(_MOST_POINTS)}) if front else []
-        for place in chosen:
-            per_user, per_gpu, design, budget, batch = front[place]
-            text = f"{found.space.text(design)}, {batch:.3g} sequences a rank, {budget:,} tokens a step"
-            points.append(_point(found, design.model, design.machines, text, per_user, per_gpu, "closed form"))
-    return points + [point for finding in found.findings if (point := _simulated(found, finding)) is not None]
+        points += [_closed(found, speed, prefill, edges[prefill is not None]) for speed, prefill in (front[n] for n in chosen)]
+    met = [finding for finding in found.findings if finding.sized is not None]
+    for finding, band in zip(met, bands or [{}] * len(met), strict=True):
+        point = _simulated(found, finding, band)
+        points += [] if point is None else [point]
+    return points
 
 
-def _simulated(found: Found, finding: Finding) -> dict[str, Any] | None:
-    """A finding; ``None`` where nothing was found, or no target says how fast a user's text comes."""
+def _unbeaten(points: list[tuple[Speed, Design | None]]) -> list[tuple[Speed, Design | None]]:
+    """Points that no other beats in both, the fastest for a user first."""
+    best, found = 0.0, []
+    for point in sorted(points, key=lambda one: (-one[0].per_user, -one[0].per_gpu, one[1] is not None)):
+        if point[0].per_gpu > best:
+            best = point[0].per_gpu
+            found.append(point)
+    return found
+
+
+def _edges(found: Found, design: Design, is_pooled: bool) -> tuple[float, float]:
+    """The band of a step's seconds over the predicted ones."""
+    space = found.space
+    plan = make_plan(space.spec(design, None), found.question.seed, "plan", space.folder)
+    return around_one(bands_of(plan, is_pooled)[0])
+
+
+def _closed(found: Found, speed: Speed, prefill: Design | None, edges: tuple[float, float]) -> dict[str, Any]:
+    design, space = speed.design, found.space
+    text = f"{space.text(design)}, {speed.sequences:.3g} sequences a rank, {speed.budget:,} tokens a step"
+    if prefill is not None:
+        text = f"{space.text(design)}, {speed.sequences:.3g} sequences a rank, prompts on {space.split(prefill)}"
+    per_user, per_gpu = (_Value(value, value / edges[1], value / edges[0]) for value in (speed.per_user, speed.per_gpu))
+    return _point(found, design, text, per_user, per_gpu, "closed form") | {"is_pooled": prefill is not None}
+
+
+def _simulated(found: Found, finding: Finding, band: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A finding; ``None`` where no target says how fast a user's text comes."""
     sized, outcome = finding.sized, finding.outcome
     if sized is None or outcome is None:
         return None
-    tpot_s = next((outcome.measured[name] for name in _SPEEDS if outcome.measured.get(name)), None)
-    if tpot_s is None:
+    name = next((name for name in _SPEEDS if outcome.measured.get(name)), None)
+    if name is None:
         return None
-    design = finding.option.design
+    tpot_s = _Value(outcome.measured[name], band.get(f"{name}_low"), band.get(f"{name}_high"))
+    made = "output_tokens_per_s_per_gpu"
+    per_gpu = _Value(outcome.output_tokens_per_s / sized.size, band.get(f"{made}_low"), band.get(f"{made}_high"))
     text = f"{text_of(found, finding)}, {finding.option.budget:,} tokens a step"
-    return _point(found, design.model, design.machines, text, 1 / tpot_s, outcome.output_tokens_per_s / sized.size, "simulated")
+    point = _point(found, finding.option.design, text, tpot_s.over(1.0), per_gpu, "simulated")
+    return point | {"is_pooled": finding.option.prefill is not None}
 
 
-def _point(found: Found, model: int, place: int, text: str, per_user: float, per_gpu: float, kind: str) -> dict[str, Any]:
-    spec, machines = found.space.models[model], found.space.machines[place]
-    power = found.question.power
-    hourly = machines.price_per_gpu_hour + machines.watts_per_gpu / 1000 * power.price_per_kwh
+def _point(found: Found, design: Design, text: str, per_user: _Value, per_gpu: _Value, kind: str) -> dict[str, Any]:
+    spec, machines = found.space.models[design.model], found.space.machines[design.machines]
     return {
         "model": spec.name,
         "is_moe": spec.moe is not None,
-        "is_pruned": found.space.candidates[model].pruning is not None,
+        "is_pruned": found.space.candidates[design.model].pruning is not None,
         "cluster": machines.offer.cluster,
         "deployment": text,
-        "tokens_per_s_user": per_user,
-        "tokens_per_s_gpu": per_gpu,
-        "cost_per_million_output_tokens": hourly / 3600 / per_gpu * 1e6,
+        **per_user.keys("tokens_per_s_user"),
+        **per_gpu.keys("tokens_per_s_gpu"),
+        **per_gpu.over(machines.gpu_hour / 3600 * 1e6).keys("cost_per_million_output_tokens"),
         "kind": kind,
     }

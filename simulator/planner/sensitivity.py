@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from simulator.planner.answer import best_of_each, text_of
+from simulator.planner.bands import costs_band, held, ratio_band
 from simulator.planner.conditions import Conditions, unchanged
+from simulator.planner.confidence import Costs
+from simulator.planner.draws import Floats, Table
 from simulator.planner.explore import Finding
 from simulator.planner.screen import Option
 from simulator.planner.search import Found
 from simulator.planner.space import Space
-from simulator.planner.whatif import AS_ASKED, Change, cost_of, is_whole
+from simulator.planner.whatif import AS_ASKED, Change, cost_of
 
 _CUT = 0.7
 """Price of a GPU-hour that is 30 % lower."""
@@ -23,6 +26,8 @@ class Priced(NamedTuple):
 
     finding: Finding
     cost: float
+    table: Table | None = None
+    """Of what it needs if steps take longer, under the change that it was found for."""
 
 
 class WhatIf(NamedTuple):
@@ -65,36 +70,49 @@ def changes_of(found: Found, option: Option) -> list[Change]:
     return [AS_ASKED, *(one.change for one in WHAT_IFS if not (is_dense and one.name == "skew"))]
 
 
-def sensitivity(found: Found, results: Mapping[tuple[Option, Change], Finding]) -> list[dict[str, Any]]:
+def sensitivity(
+    found: Found,
+    results: Mapping[tuple[Option, Change], Finding],
+    tables: Mapping[tuple[Option, Change], Table],
+    costs: Costs,
+    stretch: str = "",
+) -> list[dict[str, Any]]:
     """A row for each change: what is best then, what it costs, and whether that is another choice than without the change.
 
+    Bands are of the deployments that a row names, with the calibration off by as much under the change as without it.
+
     Args:
-        results: by option and change, see :func:`options_of` and :func:`changes_of`.
+        results: by option and change, see :func:`options_of` and :func:`changes_of`; likewise ``tables``, where there are any.
+        stretch: which requests they are of.
     """
     options = options_of(found)
 
     def under(change: Change) -> list[Priced]:
-        findings = [results.get((option, change)) or results[option, AS_ASKED] for option in options]
-        return [Priced(finding, cost_of(found.space, finding)) for finding in findings]
+        findings = []
+        for option in options:
+            own = change if (option, change) in results else AS_ASKED
+            finding = results[option, own]
+            findings.append(Priced(finding, cost_of(found.space, finding), tables.get((option, own))))
+        return findings
 
     base = _cheapest(under(AS_ASKED))
     if base is None:
         return []
-    rows = [_row(found, one.name, one.text, under(one.change), base, _note(found, one)) for one in WHAT_IFS]
-    rows.append(_priced(found, "price", "GPUs 30 % cheaper", range(len(found.space.machines))))
+    rows = [_row(found, costs, one.name, one.text, under(one.change), base, _note(found, one, stretch)) for one in WHAT_IFS]
+    rows.append(_priced(found, costs, "price", "GPUs 30 % cheaper", range(len(found.space.machines))))
     if len(found.space.machines) > 1:
         for place, machines in enumerate(found.space.machines):
             if machines.price_per_gpu_hour > 0:
                 cluster = machines.offer.cluster
-                rows.append(_priced(found, f"price of {cluster}", f"GPUs of {cluster} 30 % cheaper", [place]))
+                rows.append(_priced(found, costs, f"price of {cluster}", f"GPUs of {cluster} 30 % cheaper", [place]))
     return rows
 
 
-def _priced(found: Found, name: str, text: str, cheaper: Any) -> dict[str, Any]:
-    """Other prices: everything that was found is compared again."""
+def _priced(found: Found, costs: Costs, name: str, text: str, cheaper: Any) -> dict[str, Any]:
+    """Other prices of machines, not of electricity: everything that was found is compared again."""
     known = [Priced(finding, cost_of(found.space, finding)) for finding in found.findings]
     changed = []
-    for finding, cost in known:
+    for finding, cost, _ in known:
         size = finding.sized.size if finding.sized is not None else 0
         place = finding.option.design.machines
         saved = (1 - _CUT) * size * found.space.machines[place].price_per_gpu_hour if place in cheaper else 0.0
@@ -102,15 +120,15 @@ def _priced(found: Found, name: str, text: str, cheaper: Any) -> dict[str, Any]:
     base = _cheapest(known)
     if base is None:
         raise ValueError("nothing was found")
-    return _row(found, name, text, changed, base, "")
+    return _row(found, costs, name, text, changed, base, "")
 
 
-def _row(found: Found, name: str, text: str, findings: list[Priced], base: Priced, note: str) -> dict[str, Any]:
+def _row(found: Found, costs: Costs, name: str, text: str, findings: list[Priced], base: Priced, note: str) -> dict[str, Any]:
     best = _cheapest(findings)
     moe, dense = (
         _cheapest([one for one in findings if found.space.kind(one.finding.option.design) == kind]) for kind in ("MoE", "dense")
     )
-    return {
+    row: dict[str, Any] = {
         "name": name,
         "change": text,
         "cost_per_hour": None if best is None else best.cost,
@@ -123,6 +141,21 @@ def _row(found: Found, name: str, text: str, findings: list[Priced], base: Price
         "cost_moe_over_dense": None if moe is None or dense is None else _ratio(moe, dense),
         "note": note if best is not None else f"no deployment that was tried meets the targets then. {note}".strip(),
     }
+    mine, theirs = _drawn(found, costs, best), _drawn(found, costs, base)
+    if best is not None and best.cost > 0:
+        row |= held("cost_per_hour", best.cost, costs_band(mine))
+    row |= held("cost_ratio", row["cost_ratio"], ratio_band(mine, theirs))
+    ratio = ratio_band(_drawn(found, costs, moe), _drawn(found, costs, dense))
+    return row | held("cost_moe_over_dense", row["cost_moe_over_dense"], ratio)
+
+
+def _drawn(found: Found, costs: Costs, one: Priced | None) -> Floats | None:
+    """``[n]`` draws of what it costs; of GPUs where machines cost nothing."""
+    drawn = None if one is None else costs.of(one.finding, one.table)
+    if one is None or drawn is None:
+        return None
+    full = cost_of(found.space, one.finding)
+    return drawn * (one.cost / full if full > 0 else 1.0)
 
 
 def _brief(found: Found, priced: Priced | None) -> dict[str, Any] | None:
@@ -154,11 +187,9 @@ def _ratio(one: Priced, other: Priced) -> float | None:
     return sizes[0].size / sizes[1].size if one.cost == 0 and sizes[0] is not None and sizes[1] is not None else None
 
 
-def _note(found: Found, one: WhatIf) -> str:
+def _note(found: Found, one: WhatIf, stretch: str) -> str:
     """What to know about a row."""
-    parts = []
-    if not is_whole(found.traffic):
-        parts.append("On the busiest stretch of the traffic.")
+    parts = [stretch] if stretch else []
     if one.name == "prompts":
         for model in found.space.models:
             share = _cut_share(found, one.change.conditions.prompts, model.max_context_tokens)

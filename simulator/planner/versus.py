@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from simulator.planner.answer import best_of_each, row_of
+from simulator.planner.bands import costs_band, held, ratio_band
 from simulator.planner.conditions import Conditions
+from simulator.planner.confidence import Costs
+from simulator.planner.draws import Floats, Table
+from simulator.planner.estimate import Estimator
 from simulator.planner.explore import Finding
 from simulator.planner.screen import Option
 from simulator.planner.search import Found
@@ -57,17 +62,44 @@ def _expected(found: Found, option: Option, rate: float) -> tuple[float, float, 
     return (held * gpu_hour(found.space, option.design.machines), gpus, option)
 
 
+class Tried(NamedTuple):
+    """What an option costs at some rate."""
+
+    cost: float
+    finding: Finding
+    change: Change
+    """That it was found under."""
+
+
+class At(NamedTuple):
+    """The cheapest of a kind at some rate."""
+
+    cost: float
+    finding: Finding
+    table: Table | None
+    """Of what it needs if steps take longer."""
+
+
 def over_rates(trials: Trials, moe: Rivals, dense: Rivals) -> dict[str, Any]:
     """Costs of both kinds over :data:`RATES`, and the rates at which the cheaper kind changes."""
 
-    def costs(rate: float) -> tuple[float, float]:
-        return min(_cost(trials, one, rate) for one in moe.at(rate)), min(_cost(trials, one, rate) for one in dense.at(rate))
+    def tried(rate: float) -> tuple[Tried, Tried]:
+        first, second = ([_tried(trials, one, rate) for one in kind.at(rate)] for kind in (moe, dense))
+        return min(first, key=lambda one: one.cost), min(second, key=lambda one: one.cost)
 
-    points = [(rate, *costs(rate)) for rate in RATES]
+    def costs(rate: float) -> tuple[float, float]:
+        first, second = tried(rate)
+        return first.cost, second.cost
+
+    def at(one: Tried) -> At:
+        estimate = Estimator(trials, one.change).estimate(one.finding)
+        return At(one.cost, one.finding, None if estimate is None else estimate.table)
+
+    points = [(rate, at(first), at(second)) for rate in RATES for first, second in [tried(rate)]]
     flips: list[dict[str, Any]] = []
     last: tuple[float, str] | None = None
-    for rate, *both in points:
-        cheaper = _cheaper(both[0], both[1])
+    for rate, first, second in points:
+        cheaper = _cheaper(first.cost, second.cost)
         if cheaper == "same":
             continue
         if last is not None and last[1] != cheaper:
@@ -80,18 +112,19 @@ def over_rates(trials: Trials, moe: Rivals, dense: Rivals) -> dict[str, Any]:
     return {"points": points, "flips": flips}
 
 
-def _cost(trials: Trials, option: Option, rate: float) -> float:
-    """Of an option at another rate.
+def _tried(trials: Trials, option: Option, rate: float) -> Tried:
+    """An option at another rate.
 
     Pools are sized for a part of much traffic, and taken so many times: trials of them serve every request, and larger pools are
     hardly better used.
     """
     times = 1 if option.prefill is None else 2 ** max(0, math.floor(math.log2(rate)))
-    finding = trials.find(option, Change(Conditions(rate=rate / times), most=SHORT_REQUESTS))
+    change = Change(Conditions(rate=rate / times), most=SHORT_REQUESTS)
+    finding = trials.find(option, change)
     if finding.sized is None or times == 1:
-        return cost_of(trials.space, finding)
+        return Tried(cost_of(trials.space, finding), finding, change)
     size = trials.space.held(trials.space.machines[option.design.machines], finding.num_gpus * times)
-    return math.inf if size is None else size * gpu_hour(trials.space, option.design.machines)
+    return Tried(math.inf if size is None else size * gpu_hour(trials.space, option.design.machines), finding, change)
 
 
 def _cheaper(moe: float, dense: float) -> str:
@@ -100,28 +133,33 @@ def _cheaper(moe: float, dense: float) -> str:
     return "moe" if moe < dense else "dense"
 
 
-def moe_vs_dense(found: Found, rates: dict[str, Any] | None, sensitivities: list[dict[str, Any]]) -> dict[str, Any] | None:
+def moe_vs_dense(
+    found: Found,
+    rates: dict[str, Any] | None,
+    sensitivities: list[dict[str, Any]],
+    costs: Costs,
+    bands: Mapping[Option, dict[str, Any]],
+) -> dict[str, Any] | None:
     """The comparison; ``None`` where nothing meets the targets.
 
     Args:
         rates: what :func:`over_rates` found, where there are both kinds.
         sensitivities: rows of the sensitivity.
+        bands: of deployments' figures.
     """
+
+    def row(finding: Finding | None) -> dict[str, Any] | None:
+        return None if finding is None else row_of(found, finding) | bands.get(finding.option, {})
+
+    def drawn(finding: Finding | None) -> Floats | None:
+        return None if finding is None else costs.of(finding)
+
     moe, dense = best_of_kind(found, "MoE"), best_of_kind(found, "dense")
     pruned = best_of_kind(found, "pruned")
     if moe is None and dense is None:
         return None
-    ratio = _over(found, moe, dense)
-    points = [
-        {
-            "rate": rate,
-            "requests_per_s": rate * found.traffic.rate_per_s,
-            "moe_cost_per_hour": _finite(moe_cost),
-            "dense_cost_per_hour": _finite(dense_cost),
-            "cost_ratio": moe_cost / dense_cost if 0 < dense_cost < math.inf and moe_cost < math.inf else None,
-        }
-        for rate, moe_cost, dense_cost in (rates["points"] if rates else [])
-    ]
+    ratio, pruned_ratio = _over(found, moe, dense), _over(found, pruned, dense)
+    points = [_point(found, costs, *point) for point in (rates["points"] if rates else [])]
     flips = [
         {**flip, "what": "traffic", "requests_per_s": flip["rate"] * found.traffic.rate_per_s}
         for flip in (rates["flips"] if rates else [])
@@ -132,15 +170,35 @@ def moe_vs_dense(found: Found, rates: dict[str, Any] | None, sensitivities: list
         if _turns(ratio, row["cost_moe_over_dense"])
     ]
     return {
-        "moe": None if moe is None else row_of(found, moe),
-        "dense": None if dense is None else row_of(found, dense),
-        "pruned": None if pruned is None else row_of(found, pruned),
-        "pruned_cost_ratio": _over(found, pruned, dense),
+        "moe": row(moe),
+        "dense": row(dense),
+        "pruned": row(pruned),
+        "pruned_cost_ratio": pruned_ratio,
+        **held("pruned_cost_ratio", pruned_ratio, ratio_band(drawn(pruned), drawn(dense))),
         "cost_ratio": ratio,
+        **held("cost_ratio", ratio, ratio_band(drawn(moe), drawn(dense))),
         "rates": points,
         "flips": flips,
         "text": _text(found, moe, dense, ratio, points, flips),
     }
+
+
+def _point(found: Found, costs: Costs, rate: float, moe: At, dense: At) -> dict[str, Any]:
+    """Both kinds at one rate, with bands in closed form."""
+    ratio = moe.cost / dense.cost if 0 < dense.cost < math.inf and moe.cost < math.inf else None
+    drawn = [_drawn(found, costs, one) for one in (moe, dense)]
+    point: dict[str, Any] = {"rate": rate, "requests_per_s": rate * found.traffic.rate_per_s}
+    for name, one, draws in zip(("moe", "dense"), (moe, dense), drawn, strict=True):
+        cost = one.cost if math.isfinite(one.cost) else None
+        point |= {f"{name}_cost_per_hour": cost} | held(f"{name}_cost_per_hour", cost or None, costs_band(draws))
+    return point | {"cost_ratio": ratio} | held("cost_ratio", ratio, ratio_band(*drawn))
+
+
+def _drawn(found: Found, costs: Costs, one: At) -> Floats | None:
+    """``[n]`` draws of what it costs; of GPUs where machines cost nothing. Only with a table: what is asked for is another rate."""
+    drawn = None if one.table is None else costs.of(one.finding, one.table)
+    full = cost_of(found.space, one.finding)
+    return None if drawn is None else drawn * (one.cost / full if 0 < full < math.inf else 1.0)
 
 
 def _over(found: Found, one: Finding | None, dense: Finding | None) -> float | None:
@@ -159,10 +217,6 @@ def _turns(ratio: float | None, other: float | None) -> bool:
 
 def _name(ratio: float | None) -> str:
     return "moe" if ratio is not None and ratio < 1 else "dense"
-
-
-def _finite(cost: float) -> float | None:
-    return cost if math.isfinite(cost) else None
 
 
 def _text(

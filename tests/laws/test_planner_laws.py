@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulator.planner import confidence as sure
 from simulator.planner.conditions import Conditions
 from simulator.planner.doubts import doubts
 from simulator.planner.explore import Finding, Sized
@@ -169,13 +168,6 @@ def test_another_sample_of_a_recorded_trace_has_the_same_requests():
     assert not np.array_equal(again.trace.num_input, trace.num_input)
 
 
-def test_gpus_between_what_was_tried():
-    table = sure.Table((0.8, 1.25), (0.8, 1.25), "", {}, [0.8, 1.0, 1.25], [4, 8, 0])
-    slower = np.array([0.1, 0.8, 0.81, 1.0, 1.05, 1.2, 9.0])
-    found = sure.gpus_at(table, (1, 2, 4, 8, 16), slower)
-    assert found.tolist() == [4, 4, 8, 8, 8, np.inf, np.inf]
-
-
 @lru_cache(maxsize=1)
 def found():
     return search(question(), Path(), Store(None), workers=1)
@@ -184,25 +176,6 @@ def found():
 @lru_cache(maxsize=1)
 def all_doubts():
     return doubts(found(), Store(None), workers=1)
-
-
-def test_what_errs_together_does_not_change_the_order():
-    """Two deployments whose steps consist of the same terms: the dearer one never wins; with different terms it may."""
-
-    def probability(parts):
-        near = sure.Table((0.5, 2.0), (0.5, 2.0), "", {"a": 1.0}, [0.1, 1.0, 10.0], [1, 16, 64])
-        far = near._replace(parts=parts, gpus=[2, 24, 64])
-        options = option(MOE), option(DENSE)
-        findings = [Finding(one, Sized(size, size), None, float(size), size) for one, size in zip(options, (16, 24), strict=True)]
-        compared = sure.Doubted(*findings, None, None, dict(zip(options, (near, far), strict=True)), [], [], (1.0, 1.0))
-        mine, theirs = (
-            sure._costs(found(), finding, compared.tables[finding.option], np.ones(1))
-            for finding in (compared.first, compared.second)
-        )
-        return float((mine <= theirs).mean())
-
-    assert probability({"a": 1.0}) == 1.0
-    assert 0.5 < probability({"b": 1.0}) < 1.0
 
 
 def test_the_same_question_has_the_same_doubts(tmp_path):

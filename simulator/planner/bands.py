@@ -1,0 +1,191 @@
+"""Bands of every figure of an answer: 80 % of what the calibration's error and other samples make of it.
+
+``x_low`` and ``x_high`` beside a figure ``x`` hold it; ``None`` is an end that there is none of, where no cluster within the limits
+would do or queues would grow without bound. Deployments that were not simulated with the calibration off are estimated in closed
+form (:mod:`simulator.planner.estimate`); ``band`` says which. Probabilities are shares of joint draws
+(:mod:`simulator.planner.draws`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from simulator.planner.answer import row_of
+from simulator.planner.confidence import Costs, Doubted, figures, over, widened
+from simulator.planner.draws import DRAWS, Z_80, Floats, Table, band_of, firsts, none_cheaper
+from simulator.planner.estimate import Estimate, Estimator
+from simulator.planner.explore import Explorer, Finding, Sized
+from simulator.planner.losses import with_losses
+from simulator.planner.screen import Option
+from simulator.planner.search import Found
+from simulator.planner.trial import Outcome
+from simulator.planner.whatif import AS_ASKED, Change, Trials, is_whole
+
+SIMULATED, CLOSED = "simulated", "closed form"
+_DEARER = (
+    "gpus",
+    "cost_per_hour",
+    "cost_power_per_hour",
+    "cost_per_million_output_tokens",
+    "cost_per_million_tokens",
+    "cost_joules_per_output_token",
+)
+"""Figures that grow as the cluster does."""
+_LATENCIES = ("tpot_s", "ttft_s", "e2e_s")
+
+Band = tuple[float | None, float | None]
+
+
+def estimates(trials: Trials, findings: Sequence[Finding], rate_per_s: float) -> list[Estimate | None]:
+    """The closed form of each finding about all requests, with other samples.
+
+    Args:
+        rate_per_s: of all requests.
+    """
+    estimator = Estimator(trials, samples=True)
+    return [estimator.estimate(finding, rate_per_s) for finding in findings]
+
+
+def held(name: str, value: float | None, band: Band) -> dict[str, float | None]:
+    """Keys of a figure's band, which holds the figure.
+
+    >>> held("gpus", 8.0, (9.0, None))
+    {'gpus_low': 8.0, 'gpus_high': None}
+    """
+    low, high = band
+    if value is None:
+        return {}
+    return {
+        f"{name}_low": None if low is None else min(low, value),
+        f"{name}_high": None if high is None else max(high, value),
+    }
+
+
+def rows(found: Found, doubted: Doubted, costs: Costs, closed: Mapping[Option, Estimate | None]) -> dict[Option, dict[str, Any]]:
+    """Bands of every deployment that meets the targets, and how likely each is the cheapest of them."""
+    met = [finding for finding in found.findings if finding.sized is not None]
+    scatter = _scatter(doubted)
+    bands: dict[Option, dict[str, Any]] = {
+        finding.option: _row(found, finding, doubted, costs, closed.get(finding.option), scatter) for finding in met
+    }
+    drawn = [costs.of(finding) for finding in met]
+    known = [finding.option for finding, cost in zip(met, drawn, strict=True) if cost is not None]
+    together = np.array([cost for cost in drawn if cost is not None])
+    if known:
+        for option, best, least in zip(known, firsts(together), none_cheaper(together), strict=True):
+            bands[option] |= {"is_best_probability": float(best), "none_cheaper_probability": float(least)}
+    return bands
+
+
+def _row(
+    found: Found, finding: Finding, doubted: Doubted, costs: Costs, closed: Estimate | None, scatter: Mapping[str, float]
+) -> dict[str, Any]:
+    sized, gpus = finding.sized, costs.gpus(finding)
+    if sized is None or gpus is None:
+        return {"band": None}
+    row = row_of(found, finding)
+    low, high = band_of(gpus)
+    found_bands: dict[str, Any] = {"band": SIMULATED if finding.option in doubted.tables else CLOSED}
+    for name in _DEARER:
+        found_bands |= held(name, row[name], tuple(None if end is None else row[name] * end / sized.size for end in (low, high)))  # type: ignore[arg-type]
+    if finding.option == doubted.first.option:
+        for name, one in figures(doubted).items():
+            if row.get(name) is not None and one["value"] > 0:  # of the stretch that was looked at
+                found_bands |= held(name, row[name], scaled(row[name], (one["low"] / one["value"], one["high"] / one["value"])))
+    elif closed is not None:
+        for name in [name for name in row if name.startswith(_LATENCIES)]:
+            ends = closed.factors[name.split(".")[0]]
+            found_bands |= held(
+                name, row[name], _finite(widened(row[name], scaled(row[name], ends), row[name] * scatter.get(name, 0.0)))
+            )
+    made = row["output_tokens_per_s"]
+    if "output_tokens_per_s_low" not in found_bands:
+        spread = made * scatter.get("output_tokens_per_s", 0.0)
+        found_bands |= held("output_tokens_per_s", made, (max(0.0, made - spread), made + spread))
+    per_gpu = row["output_tokens_per_s_per_gpu"]
+    inverse = tuple(0.0 if end is None else per_gpu * sized.size / end for end in (high, low))
+    return found_bands | held("output_tokens_per_s_per_gpu", per_gpu, inverse)  # type: ignore[arg-type]
+
+
+def scaled(value: float, factors: tuple[float, float]) -> tuple[float, float]:
+    """Both ends of a band."""
+    return value * factors[0], value * factors[1]
+
+
+def _finite(band: tuple[float, float]) -> Band:
+    return band[0] if math.isfinite(band[0]) else None, band[1] if math.isfinite(band[1]) else None
+
+
+def _scatter(doubted: Doubted) -> dict[str, float]:
+    """How other samples scatter the first choice's figures, as shares of them, either way in four cases of five."""
+    base: dict[str, float] = next((row["measured"] for row in doubted.slowed if row["slower"] == 1.0), {})
+    return {
+        name: Z_80 * float(np.std([value, *(row["measured"][name] for row in doubted.redrawn)])) / value
+        for name, value in base.items()
+        if value > 0
+    }
+
+
+def costs_band(costs: Floats | None) -> Band:
+    """Of draws; without ends where there are none."""
+    return (None, None) if costs is None else band_of(costs)
+
+
+def ratio_band(costs: Floats | None, others: Floats | None) -> Band:
+    """Of the ratio of two costs in the same draws."""
+    return (None, None) if costs is None or others is None else band_of(over(costs, others))
+
+
+@dataclass(frozen=True)
+class Under(Trials):
+    """Trials that are under a change where nothing else is asked for."""
+
+    change: Change = AS_ASKED
+
+    def trial(self, option: Option, sized: Sized, change: Change = AS_ASKED) -> Outcome:
+        """As of other trials; likewise below."""
+        return super().trial(option, sized, self.change if change == AS_ASKED else change)
+
+    def explorer(self, option: Option, change: Change) -> Explorer:
+        """For the search of a size."""
+        return super().explorer(option, self.change if change == AS_ASKED else change)
+
+
+def losses(trials: Trials, option: Option, sized: Sized, table: Table) -> list[dict[str, Any]]:
+    """What :func:`~simulator.planner.losses.with_losses` says, with bands: of the calibration's ends, and of other samples."""
+    changes = [Change(slower=edge) for edge in _tabulated(table)] + [Change(draw=draw) for draw in DRAWS]
+    asked = with_losses(trials, option, sized)
+    others = [with_losses(Under(trials.text, trials.folder, trials.place, change), option, sized) for change in changes]
+    ends, samples = others[: -len(DRAWS)], others[-len(DRAWS) :]
+    for n, row in enumerate(asked):
+        for name in ("goodput_per_s", "attainment"):
+            value = row[name]
+            if value is None:
+                continue
+            edges = [value, *(other[n][name] for other in ends if other[n][name] is not None)]
+            drawn = [value, *(other[n][name] for other in samples if other[n][name] is not None)]
+            band = widened(value, (min(edges), max(edges)), Z_80 * float(np.std(drawn)))
+            row |= held(name, value, (band[0], min(1.0, band[1]) if name == "attainment" else band[1]))
+        row["note"] = stretch_text(trials, option)
+    return asked
+
+
+def _tabulated(table: Table) -> Iterable[float]:
+    """The factors nearest to the band's ends of those that were simulated already."""
+    return dict.fromkeys(min(table.slower, key=lambda factor, edge=edge: abs(factor - edge)) for edge in table.edges)  # type: ignore[misc]
+
+
+def stretch_text(trials: Trials, option: Option) -> str:
+    """Of which requests a row is; empty where it is of all."""
+    traffic = trials.explorer(option, Change()).traffic
+    whole = trials.explorer(option, Change(most=2**62)).traffic
+    return (
+        ""
+        if is_whole(whole)
+        else f"On the busiest stretch of the traffic, {traffic.num_requests:,} of {whole.num_requests:,} requests."
+    )
