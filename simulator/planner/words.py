@@ -242,20 +242,15 @@ def _confidence(answer: dict[str, Any]) -> Iterator[str]:
     low, high, meets = found.get("cost_low"), found.get("cost_high"), found.get("meets_targets")
     if low is not None:
         if high is not None and abs(high - low) <= _ALIKE * abs(low):
-            said = f"80 % band of the cost, from what the simulator may be off: {_hourly(answer, low)} at both ends"
+            said = f"80 % band of the cost, from what the simulator may be off: {hourly(answer, low)} at both ends"
         else:
-            most = "no cluster within the limits is enough" if high is None else _hourly(answer, high)
-            said = f"80 % band of the cost, from what the simulator may be off: {_hourly(answer, low)} to {most}"
+            most = "no cluster within the limits is enough" if high is None else hourly(answer, high)
+            said = f"80 % band of the cost, from what the simulator may be off: {hourly(answer, low)} to {most}"
         yield f"{said}{'' if meets is None else f'; as it is, it meets every target with a probability of {percent(meets)}'}."
     share = found.get("beats_second")
     if share is not None:
         second = f", {found['second']}," if found.get("second") else ""
         yield f"It costs no more than the second choice{second} with a probability of {percent(share)}."
-
-
-def _hourly(answer: dict[str, Any], value: float) -> str:
-    """An end of the cost's band: of GPUs where machines have no price."""
-    return _gpus(round(value)) if answer["recommended"]["cost_per_hour"] == 0 else hourly(answer, value)
 
 
 def _impossible(answer: dict[str, Any]) -> str:

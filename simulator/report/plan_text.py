@@ -99,7 +99,7 @@ def hourly(answer: dict[str, Any], value: float) -> str:
     ('5.00 EUR per hour', '8 GPUs')
     """
     if (answer.get("recommended") or {}).get("cost_per_hour") == 0:
-        return f"{number(value)} GPUs"
+        return f"{number(value)} {'GPU' if value == 1 else 'GPUs'}"
     return f"{money(value, answer.get('currency', 'USD'))} per hour"
 
 
