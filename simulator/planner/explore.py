@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from simulator.spec.deployment import DeploymentSpec, PrefillPoolSpec
 _FIRST, _LATER = ("ttft_s", "e2e_s", "backlog"), ("tpot_s", "e2e_s", "backlog")
 """Targets that prompts decide, and those that decoding does."""
 _MOST_MOVES = 24
+_MENDED = 3
 _MOST_TABLES = 96
 _TABLES: dict[tuple[str, str, int, str, int], StepTable] = {}
 
@@ -57,6 +59,14 @@ class Finding:
     """Whether it was found by an earlier search."""
 
 
+def sized_as_found(finding: Finding) -> Option:
+    """The option with as many replicas as were found: where the next search for it begins."""
+    option, sized = finding.option, finding.sized
+    if sized is None:
+        return option
+    return option._replace(replicas=sized.replicas, prefill_replicas=sized.prefill_replicas)
+
+
 @dataclass
 class Explorer:
     """Trials of one option on one stretch of traffic."""
@@ -67,7 +77,8 @@ class Explorer:
     seed: int
     slower: float = 1.0
     """All of a step's seconds are multiplied with this: how far off the calibration may be."""
-    _known: dict[Sized, Outcome] = field(default_factory=dict)
+    _known: dict[tuple[Sized, int], Outcome] = field(default_factory=dict)
+    """By replicas, and the share of the requests that they served."""
 
     def find(self) -> Finding:
         """Bracket and bisect."""
@@ -79,7 +90,10 @@ class Explorer:
 
     @property
     def _tried(self) -> tuple[tuple[Sized, float], ...]:
-        return tuple((sized, found.worst) for sized, found in self._known.items())
+        return tuple(
+            (sized._replace(replicas=sized.replicas * parts, prefill_replicas=sized.prefill_replicas * parts), found.worst)
+            for (sized, parts), found in self._known.items()
+        )
 
     def _usable(self, size: int) -> int:
         """GPUs that are left of a cluster when the nodes are lost that may be."""
@@ -117,22 +131,36 @@ class Explorer:
         first, second = min(option.prefill_replicas, most[0]), min(option.replicas, most[1])
         for _ in range(2):  # decoding hardly depends on how prompts are computed, so twice is enough
             others = second
-            found = _first(most[0], first - 1, lambda n, d=others: self._ratio(n + 1, d, _FIRST) <= 1.0)  # type: ignore[misc]
+            found = _first(most[0], first - 1, lambda n, d=others: self._keeps(n + 1, Sized(0, d, n + 1), _FIRST))  # type: ignore[misc]
             first = most[0] if found is None else found + 1
             prompts = first
-            found = _first(most[1], second - 1, lambda n, p=prompts: self._ratio(p, n + 1, _LATER) <= 1.0)  # type: ignore[misc]
+            found = _first(most[1], second - 1, lambda n, p=prompts: self._keeps(n + 1, Sized(0, n + 1, p), _LATER))  # type: ignore[misc]
             second = most[1] if found is None else found + 1
-        num_gpus = first * ranks[0] + second * ranks[1]
-        size = machines.holding(num_gpus + machines.sizes[-1] - room)
-        if size is None:
+        best = self._held(first, second)
+        for _ in range(_MENDED):  # a part of each pool can do better than the whole, by chance
+            if best is None or (outcome := self.trial(best)).met:
+                break
+            of_prompts = outcome.missed_by(_FIRST) > outcome.missed_by(_LATER)
+            first, second = (first + 1, second) if of_prompts else (first, second + 1)
+            best = self._held(first, second)
+        if best is None:
             return self._missed(Sized(machines.sizes[-1], max(1, (room - first * ranks[0]) // ranks[1]), min(first, most[0])))
-        best = Sized(size, second, first)
-        return self._met(best, num_gpus, None) if self.trial(best).met else self._missed(best)
+        return self._met(best, first * ranks[0] + second * ranks[1], None) if self.trial(best).met else self._missed(best)
 
-    def _ratio(self, prefill: int, decode: int, names: tuple[str, ...]) -> float:
-        found = self.trial(Sized(0, decode, prefill))
+    def _held(self, first: int, second: int) -> Sized | None:
+        """So many replicas of each pool on the smallest cluster that holds them."""
+        option, machines = self.option, self.space.machines[self.option.design.machines]
+        if option.prefill is None:
+            raise ValueError("there is no prefill pool")
+        size = self.space.held(machines, first * option.prefill.num_ranks + second * option.design.num_ranks)
+        return None if size is None else Sized(size, second, first)
+
+    def _keeps(self, parts: int, sized: Sized, names: tuple[str, ...]) -> bool:
+        """Whether the pool that is split into its ``parts`` replicas keeps the targets that it decides, with its part of the other."""
+        replicas, prompts = (-(-number // parts) for number in (sized.replicas, sized.prefill_replicas))
+        found = self._tried_once(Sized(0, replicas, prompts), parts)
         other = {name: ratio for name, ratio in found.ratios.items() if not name.startswith((*_FIRST, *_LATER))}
-        return max(found.missed_by(names), *other.values(), 0.0)
+        return max(found.missed_by(names), *other.values(), 0.0) <= 1.0
 
     def _met(self, sized: Sized, num_gpus: int, below: Outcome | None) -> Finding:
         price = self.space.machines[self.option.design.machines].gpu_hour
@@ -145,19 +173,23 @@ class Explorer:
         return Finding(self.option, None, found, float("inf"), 0, self._tried, why, most=largest)
 
     def trial(self, sized: Sized) -> Outcome:
-        """Serve the traffic with so many replicas."""
-        key = sized._replace(size=0)
-        if key not in self._known:
-            self._known[key] = self._serve(sized)
-        return self._known[key]
+        """Serve the traffic with so many replicas: each of them, or each set of both pools that is alike, gets its share."""
+        if self.option.prefill is None:
+            return self._tried_once(sized._replace(size=0, replicas=1), sized.replicas)
+        parts = math.gcd(sized.replicas, sized.prefill_replicas)
+        return self._tried_once(Sized(0, sized.replicas // parts, sized.prefill_replicas // parts), parts)
 
-    def _serve(self, sized: Sized) -> Outcome:
+    def _tried_once(self, sized: Sized, parts: int) -> Outcome:
+        """What so many replicas do with every n-th request of ``parts``."""
+        if (sized, parts) not in self._known:
+            self._known[sized, parts] = self._serve(sized, parts)
+        return self._known[sized, parts]
+
+    def _serve(self, sized: Sized, parts: int) -> Outcome:
         question = self.space.question
-        shared = sized.replicas if self.option.prefill is None else 1
-        trace, lead = self.traffic.share(shared)
-        plan = self.plan(sized._replace(replicas=1) if shared > 1 or self.option.prefill is None else sized)
-        requests = serve_requests(plan, trace, self._table)
-        return outcome(requests.iloc[lead:], question.targets, question.workload.slo, 1 / shared, self.traffic.stay_s)
+        trace, lead = self.traffic.share(parts)
+        requests = serve_requests(self.plan(sized), trace, self._table)
+        return outcome(requests.iloc[lead:], question.targets, question.workload.slo, 1 / parts, self.traffic.stay_s)
 
     def _table(self, prices: Prices, stream: str) -> StepTable:
         """Filled once for all replicas of a design, whatever pool they are paired with."""

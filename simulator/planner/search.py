@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from simulator.errors import UserError
-from simulator.planner.explore import Explorer, Finding, Sized
+from simulator.planner.explore import Explorer, Finding, Sized, sized_as_found
 from simulator.planner.requests import lasting, traffic_of
 from simulator.planner.screen import Option, Screened, by_cost, parts, screen
 from simulator.planner.space import Ruled, Space
@@ -103,7 +103,9 @@ def search(question: Question, folder: Path, store: Store, tick: Tick = lambda *
     if traffic.num_requests <= _SHORT_REQUESTS:  # the first round had all requests
         findings = [finding for finding in first if finding.option in chosen]
     else:
-        findings = _explore(space, text, store, chosen, False, tick, workers)
+        begun = {finding.option: sized_as_found(finding) for finding in first}
+        findings = _explore(space, text, store, [begun[option] for option in chosen], False, tick, workers)
+    findings = [replace(finding, option=sized_as_found(finding)) for finding in findings]
     return Found(question, asked_requests, space, traffic, screened, first, sorted(findings, key=best_first))
 
 

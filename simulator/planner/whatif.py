@@ -88,9 +88,10 @@ class Trials:
         context = space.models[option.design.model].max_context_tokens
         if conditions.prompts != 1 and context is not None:
             traffic = _within(traffic, context)
+        more = conditions.rate * change.slower
         begun = option._replace(
-            replicas=max(1, math.ceil(option.replicas * conditions.rate)),
-            prefill_replicas=max(1, math.ceil(option.prefill_replicas * conditions.rate * conditions.prompts)),
+            replicas=max(1, math.ceil(option.replicas * more)),
+            prefill_replicas=max(1, math.ceil(option.prefill_replicas * more * conditions.prompts)),
         )
         return Explorer(space, begun, traffic, _seed(space.question.seed, change.draw), change.slower)
 
