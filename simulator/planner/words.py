@@ -147,7 +147,10 @@ def _headroom(answer: dict[str, Any]) -> Iterator[str]:
     elif room < 1.02:
         yield "It has no headroom: a little more traffic, and a target is missed."
     else:
-        yield f"It would carry {room:.2f}{TIMES} this traffic with all targets met."
+        low, high = best.get("headroom_low"), best.get("headroom_high")
+        ends = None if low is None or high is None else (f"{low:.2f}", f"{high:.2f}")
+        sure = f"; 80 % band: {ends[0]}{TIMES} to {ends[1]}{TIMES}" if ends and ends[0] != ends[1] else ""
+        yield f"It would carry {room:.2f}{TIMES} this traffic with all targets met{sure}."
 
 
 def _used(answer: dict[str, Any]) -> Iterator[str]:
@@ -250,7 +253,11 @@ def _confidence(answer: dict[str, Any]) -> Iterator[str]:
     share = found.get("beats_second")
     if share is not None:
         second = f", {found['second']}," if found.get("second") else ""
-        yield f"It costs no more than the second choice{second} with a probability of {percent(share)}."
+        less = found.get("cheaper_than_second")
+        if less is not None and percent(less) != percent(share):
+            yield f"It costs less than the second choice{second} with a probability of {percent(less)}, and no more with {percent(share)}."
+        else:
+            yield f"It costs {'no more' if less is None else 'less'} than the second choice{second} with a probability of {percent(share)}."
 
 
 def _impossible(answer: dict[str, Any]) -> str:

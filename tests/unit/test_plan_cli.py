@@ -230,6 +230,27 @@ def test_what_the_traffic_hides_is_said():
     assert "fewer than 0.1 % of the requests are longer than moe's context, and are counted as served." in said
 
 
+@pytest.mark.parametrize(
+    ("less", "no_more", "said"),
+    [
+        (0.9, 0.9, "It costs less than the second choice, other, with a probability of 90 %."),
+        (0.4, 0.9, "It costs less than the second choice, other, with a probability of 40 %, and no more with 90 %."),
+        (None, 0.9, "It costs no more than the second choice, other, with a probability of 90 %."),
+    ],
+)
+def test_a_tie_with_the_second_choice_is_no_win(less, no_more, said):
+    answer = rows(10.0, 20.0) | {"confidence": {"second": "other", "beats_second": no_more, "cheaper_than_second": less}}
+    assert said in words.reasons(answer)
+
+
+def test_headroom_has_its_band():
+    answer = rows(10.0, 20.0)
+    answer["recommended"] |= {"headroom_low": 1.1, "headroom_high": 1.6}
+    assert "It would carry 1.30x this traffic with all targets met; 80 % band: 1.10x to 1.60x." in [
+        line.replace("\N{MULTIPLICATION SIGN}", "x") for line in words.reasons(answer)
+    ]
+
+
 def test_a_spare_is_named_as_the_cause_of_the_size():
     answer = rows(10.0, 20.0)
     answer["recommended"] |= {"gpus": 16, "gpus_used": 8}
