@@ -1,18 +1,23 @@
-"""One function over many items, on all cores: Ray's workers where Ray is installed and there is more than one core, else here."""
+"""One function over many items, on all cores: this process and Ray's workers, where Ray is installed, else here alone."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, ClassVar, Generic, TypeVar
+
+from simulator.runtime.stopping import stops_on_terminate
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_QUEUED_PER_WORKER = 2
-"""Tasks that wait behind the one that runs, so that no worker idles and no result waits long."""
+_MANY = 2
+"""While so many items a worker are left, each is handed one before it has ended the one before, so that it never waits."""
 
 
 def num_cores() -> int:
@@ -27,72 +32,312 @@ def sweep(
     workers: int | None = None,
     seen: Callable[[Result], None] = lambda _: None,
 ) -> list[Result]:
-    """The function's result for every item, in the items' order.
+    """The function's result for every item, in the items' order: :meth:`Workers.map` with workers that are gone afterwards."""
+    with Workers(min(workers or num_cores(), len(items))) as crew:
+        return crew.map(function, items, tick, seen)
 
-    Workers are processes of their own, which are started here and gone when this returns, also after an error, Ctrl-C or SIGTERM.
-    What the function raises is raised here.
 
-    Args:
-        function: can be pickled, as items and results can.
-        tick: told how many items are done.
-        workers: how many processes, by default one a core; 1 runs in this process.
-        seen: given each result as it comes, before ``tick`` counts it.
+class Workers:
+    """Processes that work through one list of items after another: this one, and others that Ray starts.
+
+    The others are started with the first list, while this process already works on it, and keep what they have loaded and filled
+    from list to list. They are gone when the context ends, also after an error, Ctrl-C or SIGTERM.
     """
-    wanted = min(workers or num_cores(), len(items))
-    if wanted > 1 and importlib.util.find_spec("ray") is not None and not _is_on_ray():
-        return _on_ray(function, items, tick, wanted, seen)
-    found = []
-    for item in items:
-        found.append(function(item))
-        seen(found[-1])
-        tick(len(found))
-    return found
+
+    _num_open: ClassVar[int] = 0
+    """Of those that may have others: within a list no function starts more of them."""
+
+    def __init__(self, count: int | None = None, address: str | None = None) -> None:
+        """Nothing is started.
+
+        Args:
+            count: of processes, this one included; by default one a core, or one a CPU of the cluster. 1 starts nothing.
+            address: of a running Ray cluster (``host:port``), on all of whose nodes the others run, instead of on this machine.
+        """
+        self._count = count or (num_cores() if address is None else None)
+        self._address = address
+        self._changed = threading.Condition()
+        self._list: _List[Any, Any] | None = None
+        self._seen_groups: dict[Hashable, set[int]] = {}
+        self._is_closed = False
+        self._error: BaseException | None = None
+        self._is_open = self._has_others()
+        self._signals = contextlib.ExitStack()
+        self._starter: threading.Thread | None = None
+        self._has_started = threading.Event()
+        self._actors: list[Any] = []
+        self._drivers: list[threading.Thread] = []
+
+    def _has_others(self) -> bool:
+        return self._count != 1 and importlib.util.find_spec("ray") is not None and not _is_on_ray()
+
+    def __enter__(self) -> Workers:
+        """Join the cluster, if one is named.
+
+        Raises:
+            UserError: if it cannot be joined.
+        """
+        Workers._num_open += self._is_open
+        self._signals.enter_context(stops_on_terminate())
+        if self._address is not None and self._is_open:
+            try:
+                self._start()
+                self._has_started.wait()
+                if self._error is not None:
+                    raise self._error
+            except BaseException:
+                self.__exit__()
+                raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop what was started. A call that still runs is given up."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        try:
+            if self._starter is not None:
+                self._starter.join()
+        finally:
+            self._signals.close()
+            Workers._num_open -= self._is_open
+
+    def map(
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        tick: Callable[[int], None] = lambda _: None,
+        seen: Callable[[Result], None] = lambda _: None,
+        group: Callable[[Item], Hashable] = lambda _: None,
+        weight: Callable[[Item], float] = lambda _: 1.0,
+    ) -> list[Result]:
+        """The function's result for every item, in the items' order. What the function raises is raised here.
+
+        Args:
+            function: can be pickled, as items and results can.
+            tick: told how many items are done; between two items of this process.
+            seen: given each result as it comes, before ``tick`` counts it.
+            group: items of one group share what a process loads and fills, so the same process gets them as long as others have
+                items of their own.
+            weight: roughly how long an item takes, in any unit; the longest are begun first.
+        """
+        work = _List(function, items, group, weight, self._seen_groups)
+        if self._is_open and len(items) > 1 and self._starter is None:
+            self._start()
+        with self._changed:
+            self._list = work
+            self._changed.notify_all()
+        try:
+            told = 0
+            while told < len(items):
+                place = self._next_here(work)
+                if place is not None:
+                    self._keep(work, place, function(items[place]))
+                fresh = work.fresh()
+                for result in fresh:
+                    seen(result)
+                told += len(fresh)
+                if fresh:
+                    tick(told)
+        finally:
+            with self._changed:
+                self._list = None
+        return [work.results[place] for place in range(len(items))]
+
+    def _next_here(self, work: _List[Any, Any]) -> int | None:
+        """An item for this process; ``None`` where others have ended some, or this waited until they had."""
+        with self._changed:
+            while True:
+                error = work.error or self._error
+                if error is not None:
+                    raise error
+                if work.has_fresh:
+                    return None
+                place = work.take(0)
+                if place is not None:
+                    return place
+                self._changed.wait()
+
+    def _keep(self, work: _List[Any, Any], place: int, result: Any) -> None:
+        with self._changed:
+            work.keep(place, result)
+            self._changed.notify_all()
+
+    def _start(self) -> None:
+        self._starter = threading.Thread(target=self._others, name="starts workers", daemon=True)
+        self._starter.start()
+
+    def _others(self) -> None:
+        """Start the others, and stop them in the end: all in one thread, with which the processes that it started would die."""
+        try:
+            from simulator.runtime.nodes import connect
+
+            others = None if self._count is None else self._count - 1
+            with connect(address=self._address, cores=others) as nodes:
+                cpus = int(sum(nodes.alive.values()))
+                self._hire(cpus - 1 if others is None else min(others, cpus))
+                self._has_started.set()
+                with self._changed:
+                    while not self._is_closed:
+                        self._changed.wait()
+                self._give_up()
+        except BaseException as error:  # whatever it is, the main thread raises it
+            self._fail(None, error)
+        finally:
+            self._has_started.set()
+
+    def _hire(self, number: int) -> None:
+        import ray
+
+        actor = ray.remote(num_cpus=1, max_restarts=0, scheduling_strategy="SPREAD")(_Worker)
+        self._actors += [actor.remote() for _ in range(number)]
+        for place, one in enumerate(self._actors, 1):
+            driver = threading.Thread(target=self._drive, args=(place, one), name=f"worker {place}", daemon=True)
+            self._drivers.append(driver)
+            driver.start()
+
+    def _give_up(self) -> None:
+        """End calls that still run, so that no thread waits for one when Ray stops."""
+        if not any(driver.is_alive() for driver in self._drivers):
+            return
+        import ray
+
+        for actor in self._actors:
+            ray.kill(actor)
+        for driver in self._drivers:
+            driver.join()
+
+    def _drive(self, number: int, actor: Any) -> None:
+        """Hand one worker item after item, from list to list."""
+        import ray
+
+        handed: deque[tuple[_List[Any, Any], int, Any]] = deque()
+        work: _List[Any, Any] | None = None
+        try:
+            ray.get(actor.is_there.remote())
+            for work, place in self._for_worker(number, handed):
+                if place is not None:
+                    handed.append((work, place, actor.call.remote(work.shared(ray.put), work.items[place])))
+                    continue
+                work, place, task = handed.popleft()
+                try:
+                    self._keep(work, place, ray.get(task))
+                except ray.exceptions.RayTaskError as error:
+                    self._fail(work, error.cause)
+        except BaseException as error:  # the worker is gone
+            self._fail(work, error)
+
+    def _for_worker(
+        self, number: int, handed: deque[tuple[_List[Any, Any], int, Any]]
+    ) -> Iterator[tuple[_List[Any, Any], int | None]]:
+        """What one worker gets next; without a place where it is to end first what it was handed."""
+        while True:
+            with self._changed:
+                place = None
+                while not self._is_closed:
+                    work = self._list
+                    wants = len(handed) < (2 if work is not None and work.num_left >= _MANY * (1 + len(self._actors)) else 1)
+                    place = work.take(number) if work is not None and wants and work.error is None else None
+                    if place is not None or handed:
+                        break
+                    self._changed.wait()
+                if self._is_closed:
+                    return
+                work = work if place is not None else handed[0][0]
+            if work is not None:
+                yield work, place
+
+    def _fail(self, work: _List[Any, Any] | None, error: BaseException) -> None:
+        with self._changed:
+            if self._is_closed:
+                return
+            if work is None:
+                self._error = error
+            else:
+                work.error = work.error or error
+            self._changed.notify_all()
 
 
 def _is_on_ray() -> bool:
     """Whether this process is a worker of Ray already, or the one that started it: workers' cores are taken."""
-    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+    if Workers._num_open:
+        return True
+    is_initialized = getattr(sys.modules.get("ray"), "is_initialized", None)
+    return is_initialized is not None and bool(is_initialized())
 
 
-def _on_ray(
-    function: Callable[[Item], Result],
-    items: Sequence[Item],
-    tick: Callable[[int], None],
-    workers: int,
-    seen: Callable[[Result], None],
-) -> list[Result]:
-    import ray
+class _Worker:
+    """What runs in a process that Ray starts."""
 
-    from simulator.runtime.nodes import connect
+    def is_there(self) -> None:
+        """Answers once the process has started."""
 
-    found: dict[int, Result] = {}
-    running: dict[Any, int] = {}
-    with connect(cores=workers):
-        remote = ray.remote(max_retries=0)(_call)
-        shared = ray.put(function)
-        for place, item in enumerate(items):
-            if len(running) >= workers * (1 + _QUEUED_PER_WORKER):
-                _collect(running, found, tick, seen)
-            running[remote.remote(shared, item)] = place
-        while running:
-            _collect(running, found, tick, seen)
-    return [found[place] for place in range(len(items))]
+    def call(self, function: Callable[[Any], Any], item: Any) -> Any:
+        """One item."""
+        return function(item)
 
 
-def _call(function: Callable[[Any], Any], item: Any) -> Any:
-    return function(item)
+class _List(Generic[Item, Result]):
+    """Items that are waited for, and who gets which. Used under the workers' lock."""
 
+    def __init__(
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        group: Callable[[Item], Hashable],
+        weight: Callable[[Item], float],
+        owners: dict[Hashable, set[int]],
+    ) -> None:
+        self.items = items
+        self.results: dict[int, Result] = {}
+        self.error: BaseException | None = None
+        self._function = function
+        self._shared: Any = None
+        self._fresh: list[Result] = []
+        self._owners = owners
+        self._weights = [weight(item) for item in items]
+        self._left: dict[Hashable, list[int]] = {}
+        for place in sorted(range(len(items)), key=lambda n: -self._weights[n]):
+            self._left.setdefault(group(items[place]), []).append(place)
 
-def _collect(running: dict[Any, int], found: dict[int, Any], tick: Callable[[int], None], seen: Callable[[Any], None]) -> None:
-    """Wait for a task to end, and take its result."""
-    import ray
+    @property
+    def num_left(self) -> int:
+        """Items that nobody has begun."""
+        return sum(map(len, self._left.values()))
 
-    ended, _ = ray.wait(list(running))
-    for task in ended:
-        try:
-            place = running.pop(task)
-            found[place] = ray.get(task)
-            seen(found[place])
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from error
-    tick(len(found))
+    @property
+    def has_fresh(self) -> bool:
+        """Whether there are results that were not told yet."""
+        return bool(self._fresh)
+
+    def fresh(self) -> list[Result]:
+        """Results since the last call."""
+        found, self._fresh = self._fresh, []
+        return found
+
+    def take(self, worker: int) -> int | None:
+        """The next item for a worker: the heaviest of the group of which most is left, of others' groups only at the end."""
+        if not self._left:
+            return None
+
+        def is_better(key: Hashable) -> tuple[bool, float]:
+            owners = self._owners.get(key)
+            return (not owners or worker in owners, sum(self._weights[place] for place in self._left[key]))
+
+        key = max(self._left, key=is_better)
+        self._owners.setdefault(key, set()).add(worker)
+        place = self._left[key].pop(0)
+        if not self._left[key]:
+            del self._left[key]
+        return place
+
+    def keep(self, place: int, result: Result) -> None:
+        """An item is done."""
+        self.results[place] = result
+        self._fresh.append(result)
+
+    def shared(self, put: Callable[[Any], Any]) -> Any:
+        """The function, once for all of Ray's workers."""
+        if self._shared is None:
+            self._shared = put(self._function)
+        return self._shared

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from ray._private.utils import get_ray_address_file
 from ray.cluster_utils import Cluster
 
 from simulator.errors import UserError
+from simulator.runtime.stopping import stops_on_terminate
 
 _ANSWER_S = 5.0
 """A cluster whose address does not answer for so long is not there."""
@@ -111,14 +111,14 @@ def connect(simulated_nodes: int | None = None, address: str | None = None, core
     os.environ.setdefault("RAY_enable_open_telemetry", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        with _stops_on_terminate():
+        with stops_on_terminate():
             if address is not None:
                 _join(address, quiet)
             elif simulated_nodes is not None:
                 _simulate(nodes, simulated_nodes, quiet)
             else:
                 ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
-            with _stops_on_terminate():  # once more: Ray puts a handler of its own in place, which ends the process at once
+            with stops_on_terminate():  # once more: Ray puts a handler of its own in place, which ends the process at once
                 yield nodes
     finally:
         os.environ.update(before)
@@ -184,21 +184,3 @@ def _simulate(nodes: Nodes, number: int, quiet: dict[str, Any]) -> None:
         nodes._simulated_nodes.append(started)
     ray.init(address=nodes.simulated.address, **quiet)
     nodes.simulated.wait_for_nodes()
-
-
-@contextlib.contextmanager
-def _stops_on_terminate() -> Iterator[None]:
-    """A polite kill ends like Ctrl-C, so that no raylet outlives the command."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not in the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,25 @@
+"""A polite kill ends a command as Ctrl-C does, so that what it started is stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def stops_on_terminate() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt; only in the main thread, since no other can set a handler."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
