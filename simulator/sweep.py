@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
+from simulator.errors import UserError
 from simulator.runtime.stopping import stops_on_terminate
 
 Item = TypeVar("Item")
@@ -37,6 +38,11 @@ def sweep(
         return crew.map(function, items, tick, seen)
 
 
+def hired(workers: Workers | int | None) -> contextlib.AbstractContextManager[Workers]:
+    """Workers that there are already, which stay, or so many new ones."""
+    return contextlib.nullcontext(workers) if isinstance(workers, Workers) else Workers(workers)
+
+
 class Workers:
     """Processes that work through one list of items after another: this one, and others that Ray starts.
 
@@ -47,15 +53,17 @@ class Workers:
     _num_open: ClassVar[int] = 0
     """Of those that may have others: within a list no function starts more of them."""
 
-    def __init__(self, count: int | None = None, address: str | None = None) -> None:
+    def __init__(self, count: int | None = None, address: str | None = None, ready: Callable[[], None] = lambda: None) -> None:
         """Nothing is started.
 
         Args:
             count: of processes, this one included; by default one a core, or one a CPU of the cluster. 1 starts nothing.
             address: of a running Ray cluster (``host:port``), on all of whose nodes the others run, instead of on this machine.
+            ready: called first in each of the others; what it raises is raised here.
         """
         self._count = count or (num_cores() if address is None else None)
         self._address = address
+        self._ready = ready
         self._changed = threading.Condition()
         self._list: _List[Any, Any] | None = None
         self._seen_groups: dict[Hashable, set[int]] = {}
@@ -214,7 +222,7 @@ class Workers:
         handed: deque[tuple[_List[Any, Any], int, Any]] = deque()
         work: _List[Any, Any] | None = None
         try:
-            ray.get(actor.is_there.remote())
+            self._greet(actor)
             for work, place in self._for_worker(number, handed):
                 if place is not None:
                     handed.append((work, place, actor.call.remote(work.shared(ray.put), work.items[place])))
@@ -226,6 +234,19 @@ class Workers:
                     self._fail(work, error.cause)
         except BaseException as error:  # the worker is gone
             self._fail(work, error)
+
+    def _greet(self, actor: Any) -> None:
+        """Wait until a worker has started."""
+        import ray
+
+        try:
+            ray.get(actor.call.remote(_called, self._ready))
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+        except ray.exceptions.RayError as error:
+            if self._address is None:
+                raise
+            raise UserError(f"--address {self._address}: a worker did not start: {str(error).strip().splitlines()[0]}") from error
 
     def _for_worker(
         self, number: int, handed: deque[tuple[_List[Any, Any], int, Any]]
@@ -266,11 +287,12 @@ def _is_on_ray() -> bool:
     return is_initialized is not None and bool(is_initialized())
 
 
+def _called(function: Callable[[], None]) -> None:
+    function()
+
+
 class _Worker:
     """What runs in a process that Ray starts."""
-
-    def is_there(self) -> None:
-        """Answers once the process has started."""
 
     def call(self, function: Callable[[Any], Any], item: Any) -> Any:
         """One item."""

@@ -12,7 +12,7 @@ import typer
 from rich.text import Text
 
 from simulator.cli import console
-from simulator.cli.console import AsJson, Out, Seed, Set
+from simulator.cli.console import Address, AsJson, Out, Seed, Set
 from simulator.errors import UserError
 
 _RUNNERS_UP = 4
@@ -33,10 +33,16 @@ def plan(
     cache: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where finished simulations are kept; by default in the user's cache folder.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(metavar="N", min=1, help="Processes; by default one a core.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Processes; by default one a core, or one a CPU of the cluster.")
+    ] = None,
+    address: Address = None,
     as_json: AsJson = False,
 ) -> None:
     """Find the cheapest deployments, MoE or dense, that meet latency targets for a workload.
+
+    Work is spread over this machine's cores with Ray, where that is installed. With --address it is spread over the nodes of a Ray
+    cluster, this one among them; all must have the plan's folder, the current one and that of --cache under the same paths.
 
     Exit status: 0 where one does, 3 where none does within the limits, 2 where the question is wrong.
     """
@@ -44,7 +50,10 @@ def plan(
     from simulator.planner.plan import plan as find
     from simulator.planner.store import Store, default_folder
     from simulator.question import load_question
+    from simulator.runtime import require
 
+    if address is not None:
+        require("ray", "--address")
     loaded, path = load_question(question, overrides or [], seed)
     folder = out_folder or Path("reports/out") / f"{path.stem}_plan"
     check_writable(folder)
@@ -53,7 +62,7 @@ def plan(
     with console.progress("", "reading models, clusters and requests") as bars:
         counted = _Counted(bars)
         try:
-            answer, wall_s = find(loaded, path.resolve().parent, store, counted, workers)
+            answer, wall_s = find(loaded, path.resolve().parent, store, counted, workers, address)
             bars("writing the report", 0, None)
             write(answer, made(loaded, wall_s), folder)
         except UserError as error:

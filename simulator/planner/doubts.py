@@ -28,7 +28,7 @@ from simulator.planner.sensitivity import changes_of, options_of, sensitivity
 from simulator.planner.store import Store
 from simulator.planner.versus import best_of_kind, moe_vs_dense, over_rates, rivals
 from simulator.planner.whatif import Change, Trials
-from simulator.sweep import sweep
+from simulator.sweep import Workers, hired
 
 
 class _Job(NamedTuple):
@@ -38,7 +38,7 @@ class _Job(NamedTuple):
     arguments: tuple[Any, ...]
 
 
-def doubts(found: Found, store: Store, tick: Tick = lambda *_: None, workers: int | None = None) -> dict[str, Any]:
+def doubts(found: Found, store: Store, tick: Tick = lambda *_: None, workers: Workers | int | None = None) -> dict[str, Any]:
     """``sensitivity``, ``losses``, ``spare_nodes``, ``idle``, ``confidence`` and ``moe_vs_dense`` of an answer; and ``bands``.
 
     The last are keys for the row of every deployment that meets the targets, in the findings' order. Empty where none does.
@@ -66,7 +66,8 @@ def doubts(found: Found, store: Store, tick: Tick = lambda *_: None, workers: in
     trials = Trials(found.question.model_dump_json(), str(found.space.folder), None if store.folder is None else str(store.folder))
     name, tasks = "trying what the answer hangs on", [*jobs.values(), *(_Job(_option, everything_of(option)) for option in others)]
     tick(name, 0, len(tasks))
-    done = sweep(partial(_do, trials), tasks, lambda n: tick(name, n, len(tasks)), workers)
+    with hired(workers) as crew:
+        done = crew.map(partial(_do, trials), tasks, lambda n: tick(name, n, len(tasks)))
     results = dict(zip(jobs, done, strict=False))
     mine = results["first"]
     closed = dict(zip([finding.option for finding in met], results["closed"], strict=True))

@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import product
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -20,7 +21,7 @@ from simulator.planner.traffic import Traffic
 from simulator.planner.trial import Outcome
 from simulator.spec.base import Policy
 from simulator.spec.planning import Question
-from simulator.sweep import sweep
+from simulator.sweep import Workers, hired
 
 
 class Tick(Protocol):
@@ -71,16 +72,23 @@ class Found(NamedTuple):
         return total
 
 
-def search(question: Question, folder: Path, store: Store, tick: Tick = lambda *_: None, workers: int | None = None) -> Found:
+def search(
+    question: Question, folder: Path, store: Store, tick: Tick = lambda *_: None, workers: Workers | int | None = None
+) -> Found:
     """Find the cheapest deployments that meet the targets.
 
     Args:
         folder: what paths in the question are relative to.
-        workers: processes; by default one a core.
+        workers: processes, or how many; by default one a core.
 
     Raises:
         UserError: if the question names what does not exist.
     """
+    with hired(workers) as crew:
+        return _search(question, folder, store, tick, crew)
+
+
+def _search(question: Question, folder: Path, store: Store, tick: Tick, crew: Workers) -> Found:
     question, asked_requests = lasting(question, folder)
     space, traffic = Space(question, folder), traffic_of(question, folder)
     wanted, offered = question.targets.output_tokens_per_s, traffic.rate_per_s * traffic.num_output
@@ -93,18 +101,18 @@ def search(question: Question, folder: Path, store: Store, tick: Tick = lambda *
     parts = list(product(range(len(space.models)), range(len(space.machines))))
     name = "screening"
     tick(name, 0, len(parts))
-    screened = dict(
-        zip(parts, sweep(partial(_screened, text, str(folder)), parts, lambda n: tick(name, n, len(parts)), workers), strict=True)
-    )
+    task = partial(_screened, text, str(folder))
+    judged = crew.map(task, parts, lambda n: tick(name, n, len(parts)), group=itemgetter(0), weight=partial(_screen_weight, space))
+    screened = dict(zip(parts, judged, strict=True))
     possible = {option.design.model for part in screened.values() for option in part.options}
     options = shortlist(screened) + hopeless(space, {key: part for key, part in screened.items() if key[0] not in possible})
-    first = _explore(space, text, store, options, True, tick, workers)
+    first = _explore(space, text, store, options, True, tick, crew)
     chosen = finalists(first)
     if traffic.num_requests <= _SHORT_REQUESTS:  # the first round had all requests
         findings = [finding for finding in first if finding.option in chosen]
     else:
         begun = {finding.option: sized_as_found(finding) for finding in first}
-        findings = _explore(space, text, store, [begun[option] for option in chosen], False, tick, workers)
+        findings = _explore(space, text, store, [begun[option] for option in chosen], False, tick, crew)
     findings = [replace(finding, option=sized_as_found(finding)) for finding in findings]
     return Found(question, asked_requests, space, traffic, screened, first, sorted(findings, key=best_first))
 
@@ -168,7 +176,7 @@ def best_first(finding: Finding) -> tuple[Any, ...]:
 
 
 def _explore(
-    space: Space, text: str, store: Store, options: list[Option], is_short: bool, tick: Tick, workers: int | None
+    space: Space, text: str, store: Store, options: list[Option], is_short: bool, tick: Tick, crew: Workers
 ) -> list[Finding]:
     name = "simulating the busiest stretch" if is_short else "simulating all requests"
     tick(name, 0, len(options))
@@ -186,10 +194,25 @@ def _explore(
     def done(count: int) -> None:
         tick(name, count, len(options), _best_so_far(space, met[0]) if met else "")
 
-    found = sweep(task, options, done, workers, seen)
+    found = crew.map(task, options, done, seen, model_of, work_of)
     if kept:
         tick(KEPT, len(kept), len(kept))
     return found
+
+
+def model_of(option: Option) -> int:
+    """Whose experts' choices its trials share with others'."""
+    return option.design.model
+
+
+def work_of(option: Option) -> float:
+    """Roughly how long its trials take: pools have two sizes to find, and serve every request; lockstep of experts is drawn."""
+    pools = [option.design] if option.prefill is None else [option.design, option.prefill]
+    return (1 if option.prefill is None else 3) + sum(design.ep > 1 for design in pools)
+
+
+def _screen_weight(space: Space, part: tuple[int, int]) -> float:
+    return 1.0 if space.models[part[0]].moe is None else 10.0
 
 
 def _best_so_far(space: Space, finding: Finding) -> str:

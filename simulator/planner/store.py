@@ -63,7 +63,7 @@ class Store:
             return
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.stem}-{os.getpid()}.partial")
+        partial = path.with_name(f".{path.stem}-{os.uname().nodename}-{os.getpid()}.partial")  # other machines may share the folder
         partial.write_text(json.dumps(value), encoding="utf-8")
         os.replace(partial, path)
 
@@ -84,12 +84,12 @@ def default_folder() -> Path:
 
 def key_of(*parts: Any) -> str:
     """A key for everything that a finding depends on, the program and its data included."""
-    text = json.dumps([_program(), *parts], sort_keys=True, default=str)
+    text = json.dumps([program(), *parts], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 @cache
-def _program() -> str:
+def program() -> str:
     """A digest of the simulator's own files and of the data that it reads."""
     digest = hashlib.sha256(__version__.encode())
     for path in _files():
