@@ -20,6 +20,9 @@ Result = TypeVar("Result")
 _MANY = 2
 """While so many items a worker are left, each is handed one before it has ended the one before, so that it never waits."""
 
+_SHORT_S = 0.3
+"""Work that ends sooner is not worth starting others for."""
+
 
 def num_cores() -> int:
     """Cores that this process may use."""
@@ -46,7 +49,7 @@ def hired(workers: Workers | int | None) -> contextlib.AbstractContextManager[Wo
 class Workers:
     """Processes that work through one list of items after another: this one, and others that Ray starts.
 
-    The others are started with the first list, while this process already works on it, and keep what they have loaded and filled
+    The others are started soon after the first list, while this process already works on it, and keep what they have loaded and filled
     from list to list. They are gone when the context ends, also after an error, Ctrl-C or SIGTERM.
     """
 
@@ -177,6 +180,11 @@ class Workers:
 
     def _others(self) -> None:
         """Start the others, and stop them in the end: all in one thread, with which the processes that it started would die."""
+        if self._address is None:
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_closed, _SHORT_S)
+                if self._is_closed:
+                    return
         try:
             from simulator.runtime.nodes import connect
 

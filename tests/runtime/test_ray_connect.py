@@ -9,13 +9,18 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 
 import pytest
 
 ray = pytest.importorskip("ray")
 
 from simulator.errors import UserError
+from simulator.planner.plan import _ready
+from simulator.planner.store import program
 from simulator.runtime.nodes import connect
+from simulator.sweep import Workers
 from tests.runtime.processes import NOWHERE, descendants, left_of, stale_address
 
 pytestmark = pytest.mark.xdist_group("ray")
@@ -92,7 +97,7 @@ def cluster_by_hand():
             assert left_of(started) == set()
 
 
-def test_a_cluster_that_somebody_started_is_joined_and_goes_on_afterwards():
+def test_a_cluster_that_somebody_started_is_joined_and_goes_on_afterwards(tmp_path):
     with cluster_by_hand() as (address, command):
         processes = {pid for pid, args in descendants(command.pid) if "gcs_server" in args or "raylet/raylet" in args}
         for _ in range(2):
@@ -103,6 +108,24 @@ def test_a_cluster_that_somebody_started_is_joined_and_goes_on_afterwards():
                     nodes.kill(0)
             assert command.poll() is None
             assert processes <= {pid for pid, _ in descendants(command.pid)}
+        # What a plan does on its nodes, of which one worker a CPU is made, this process included.
+        here = (program(), str(Path.cwd()), str(Path.cwd()), None)
+        with Workers(address=address, ready=partial(_ready, here)) as crew:
+            assert {pid for _, pid in crew.map(partial(both_at_work, tmp_path), range(3))} > {os.getpid()}
+        with (
+            pytest.raises(UserError, match="another version of moesim"),
+            Workers(address=address, ready=partial(_ready, ("another", *here[1:]))) as crew,
+        ):
+            crew.map(time.sleep, [0.05] * 2000)
+        assert processes <= {pid for pid, _ in descendants(command.pid)}
+
+
+def both_at_work(folder, number):
+    (folder / str(os.getpid())).touch()
+    until_s = time.monotonic() + 60
+    while len(list(folder.iterdir())) < 2 and time.monotonic() < until_s:
+        time.sleep(0.01)
+    return number, os.getpid()
 
 
 @pytest.mark.parametrize("address", [NOWHERE, "no.such.host.invalid:6379", "nonsense", "ray://127.0.0.1:1"])

@@ -1,16 +1,19 @@
-"""One function over many items: in order, with what it raises, and nothing left running."""
+"""One function over many items: in order, with what it raises, on several processes at once, and nothing left running."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from simulator.errors import UserError
-from simulator.sweep import sweep
+from simulator.sweep import Workers, _List, sweep
+
+PATIENCE_S = 60.0
 
 
 def squared(number):
@@ -20,6 +23,21 @@ def squared(number):
 def refuses_three(number):
     if number == 3:
         raise UserError("three is not a number for us")
+    return number
+
+
+def together(folder, number):
+    """The process that did this; ends when two processes have begun it."""
+    (folder / str(os.getpid())).touch()
+    until_s = time.monotonic() + PATIENCE_S
+    while len(list(folder.iterdir())) < 2 and time.monotonic() < until_s:
+        time.sleep(0.01)
+    return number, os.getpid()
+
+
+def refuses_elsewhere(home, folder, number):
+    if together(folder, number)[1] != home:
+        raise UserError("not here")
     return number
 
 
@@ -39,22 +57,81 @@ def test_what_the_function_raises_is_raised_here(workers):
     assert sweep(squared, [2, 3], workers=workers) == [4, 9]
 
 
+@pytest.mark.xdist_group("ray")
+def test_one_list_after_another_is_worked_on_by_the_same_processes_at_once(tmp_path):
+    pytest.importorskip("ray")
+    counts, processes = [], []
+    with Workers(2) as crew:
+        for name in ("first", "second"):
+            folder = tmp_path / name
+            folder.mkdir()
+            found = crew.map(partial(together, folder), range(5), counts.append)
+            assert [number for number, _ in found] == list(range(5))
+            processes.append({pid for _, pid in found})
+        assert sweep(squared, [1, 2], workers=2) == [1, 4]  # starts no more of them
+        (tmp_path / "third").mkdir()
+        with pytest.raises(UserError, match="not here"):
+            crew.map(partial(refuses_elsewhere, os.getpid(), tmp_path / "third"), range(2))
+    assert processes[0] == processes[1]
+    assert os.getpid() in processes[0]
+    assert counts[-1] == 5
+    assert len(processes[0]) == 2
+
+
 def test_one_core_or_no_ray_starts_nothing(monkeypatch):
-    monkeypatch.setattr("simulator.sweep._on_ray", lambda *_: pytest.fail("Ray was started"))
+    monkeypatch.setattr("simulator.sweep.Workers._start", lambda _: pytest.fail("Ray was started"))
     monkeypatch.setattr("simulator.sweep.num_cores", lambda: 1)
     assert sweep(squared, [1, 2]) == [1, 4]
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     assert sweep(squared, [1, 2], workers=2) == [1, 4]
 
 
+def order(items, *takers):
+    """Items, which are ``(group, weight)``, as they are taken by workers that ask in turn."""
+    work = _List(None, items, lambda item: item[0], lambda item: item[1], {})
+    taken = [(taker, work.take(taker)) for taker in takers]
+    return [(taker, place if place is None else items[place]) for taker, place in taken]
+
+
+def test_the_heaviest_is_begun_first_and_alike_items_go_to_one_worker_until_the_others_have_none():
+    items = [("a", 1), ("b", 3), ("b", 2), ("a", 5), ("b", 4)]
+    assert order(items, 0, 0, 0, 0, 0, 0) == [
+        (0, ("b", 4)),
+        (0, ("a", 5)),
+        (0, ("b", 3)),
+        (0, ("b", 2)),
+        (0, ("a", 1)),
+        (0, None),
+    ]
+    assert order(items, 0, 1, 1, 0, 1) == [(0, ("b", 4)), (1, ("a", 5)), (1, ("a", 1)), (0, ("b", 3)), (1, ("b", 2))]
+
+
+def test_who_had_a_group_in_one_list_gets_it_in_the_next():
+    owners, items = {}, ["a", "b"]
+    for first, second in ((0, 1), (1, 0)):
+        work = _List(None, items, str, lambda _: 1.0, owners)
+        taken = {first: items[work.take(first)], second: items[work.take(second)]}
+        assert taken == {0: "a", 1: "b"}
+
+
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are found by their environment in /proc")
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_leaves_no_raylet(tmp_path, stop):
-    program = tmp_path / "program.py"
-    program.write_text(
-        "import time\nfrom simulator.sweep import sweep\nsweep(time.sleep, [0.01] + [60.0] * 8, lambda done: print(done, flush=True), 2)\n"
-    )
-    mark = f"moesim-test-{os.getpid()}-{stop}"
+@pytest.mark.parametrize(("stop", "at_work"), [(signal.SIGINT, 1), (signal.SIGINT, 2), (signal.SIGTERM, 2)])
+def test_a_command_that_is_told_to_stop_leaves_no_process(tmp_path, stop, at_work):
+    pytest.importorskip("ray")
+    program, begun = tmp_path / "program.py", tmp_path / "begun"
+    begun.mkdir()
+    program.write_text(f"""
+import os, time
+from pathlib import Path
+from simulator.sweep import sweep
+
+def begin(number):
+    (Path({str(begun)!r}) / str(os.getpid())).touch()
+    time.sleep(60)
+
+sweep(begin, range(8), workers=2)
+""")
+    mark = f"moesim-test-{os.getpid()}-{stop}-{at_work}"
     running = subprocess.Popen(
         [sys.executable, program],
         stdout=subprocess.PIPE,
@@ -63,8 +140,13 @@ def test_ctrl_c_leaves_no_raylet(tmp_path, stop):
         env={**os.environ, "MOESIM_MARK": mark},
         start_new_session=True,
     )
-    assert running.stdout.readline().strip() == "1"
-    running.send_signal(stop)
+    # At one process at work the others are just being started.
+    while (len(list(begun.iterdir())) < at_work or len(marked(mark)) < 2) and running.poll() is None:
+        time.sleep(0.05)
+    if stop == signal.SIGINT:
+        os.killpg(running.pid, stop)  # as a terminal does
+    else:
+        running.send_signal(stop)
     _, said = running.communicate(timeout=60)
     assert running.returncode != 0
     assert "KeyboardInterrupt" in said
