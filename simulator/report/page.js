@@ -10,10 +10,18 @@
   // A plot of squares is as high as its width allows: meta says the height as a factor of the width plus a margin.
   const heightOf = ({ id, layout: { height, meta } }) =>
     meta?.width_factor ? Math.min(height, document.getElementById(id).clientWidth * meta.width_factor + meta.plus) : height;
-  const layoutOf = (plot) => ({ ...plot.layout, height: heightOf(plot), template: template(), dragmode: touch ? false : "zoom" });
   // The toolbar lies on the plot: meta says "toolbar" false where there is nothing to zoom, and "wide" where a phone has no room for it.
   const hasToolbar = ({ layout: { height, meta } }) =>
     !touch && height >= 230 && meta?.toolbar !== false && (meta?.toolbar !== "wide" || innerWidth >= 560);
+  // Room above the points is the toolbar's.
+  const marginOf = (plot) => (plot.layout.meta?.toolbar === "wide" && !hasToolbar(plot) ? {} : plot.layout.margin);
+  const layoutOf = (plot) => ({
+    ...plot.layout,
+    height: heightOf(plot),
+    margin: marginOf(plot),
+    template: template(),
+    dragmode: touch ? false : "zoom",
+  });
   const configOf = (plot) => ({
     displaylogo: false,
     responsive: true,

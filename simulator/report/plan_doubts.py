@@ -8,7 +8,7 @@ from typing import Any
 from simulator.report.document import facts_list
 from simulator.report.formats import TIMES, number
 from simulator.report.markup import Markup, join, tag
-from simulator.report.plan_bands import band, between
+from simulator.report.plan_bands import Band, band, between
 from simulator.report.plan_tables import listed
 from simulator.report.plan_text import hourly, percent, target_text, times, value_text
 
@@ -61,7 +61,7 @@ def _between(low: float | None, high: float | None, text: Callable[[float], str]
         return ""
     if high is None:
         return f"{text(low)} to no cluster within the limits"
-    return text(low) if text(low) == text(high) else f"{text(low)} to {text(high)}"
+    return between(Band(low, high), text) or text(low)
 
 
 def _share(value: float | None) -> str:

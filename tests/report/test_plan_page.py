@@ -261,7 +261,7 @@ def test_machines_without_a_price_are_counted_instead():
     ]
     made["confidence"] |= {"cost_low": 2.0, "cost_high": 4.0}
     page = render(made, RUN)
-    assert "2 GPUs to 4 GPUs" in section(page, "how-sure-this-is")
+    assert "2 to 4 GPUs" in section(page, "how-sure-this-is")
     assert "GPUs" in json.dumps([plot["layout"]["xaxis"] for plot in payload_of(page)["plots"]])
     assert "Cost against latency" not in page
 
