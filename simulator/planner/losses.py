@@ -120,14 +120,14 @@ def spare_nodes(trials: Trials, option: Option) -> list[dict[str, Any]]:
 
 
 def idle_costs(trials: Trials, first: Finding, copying: Finding | None) -> dict[str, Any]:
-    """What stands idle: GPUs that no replica of the first choice uses, and memory of copies of experts.
+    """What stands idle: GPUs that no replica of the first choice uses, besides those held back, and memory of copies of experts.
 
     Args:
         copying: the best deployment with copies, which need not be the first choice.
     """
     space, option = trials.space, first.option
     machines = space.machines[option.design.machines]
-    unused = 0 if first.sized is None else first.sized.size - first.num_gpus
+    unused = 0 if first.sized is None else max(0, first.sized.size - first.num_gpus - space.spare_gpus(machines))
     return {
         "unused_gpus": unused,
         "unused_cost_per_hour": unused * gpu_hour(space, option.design.machines),

@@ -166,7 +166,11 @@ def _used(answer: dict[str, Any]) -> Iterator[str]:
         yield f"{said}."
     if used is not None and used < size:
         kept = min(spare.get("gpus", 0), size - used)
-        why = "they are what may be lost, and replicas there too would make all of it faster until then" if kept else ""
+        why = (
+            "they are what may be lost; every figure is without them, and replicas there make all of it faster until then"
+            if kept
+            else ""
+        )
         if size - used > kept:
             more = "the cluster comes in no smaller size, and another replica there would add headroom"
             why = f"{kept} of them are what may be lost; {more}" if kept else more

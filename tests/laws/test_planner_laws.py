@@ -148,6 +148,8 @@ def test_copies_of_experts_take_memory():
     assert 0 < spare["share_of_memory"] < 0.2
     assert spare["cache_tokens_forgone"] > 0
     assert idle_costs(trials(), found[0], None)["spare_experts"] is None
+    held_back = idle_costs(trials(spare={"nodes": 1}), replace(found[0], sized=Sized(16, 4), num_gpus=4), None)
+    assert (held_back["unused_gpus"], held_back["held_back_nodes"]) == (4, 1), "what is held back is counted once"
 
 
 def test_requests_are_promised_what_targets_ask_for():
