@@ -113,7 +113,8 @@ def second_choice(found: Found) -> Finding | None:
 
     def kind(finding: Finding) -> tuple[Any, ...]:
         design, prefill = finding.option.design, finding.option.prefill
-        return (*design._replace(kv_dtype="", slots=0, overlap=""), prefill and (prefill.tp, prefill.attention_dp))
+        plain = design._replace(kv_dtype="", slots=0, overlap="", dispatch_dtype="", placement="", max_sequences=0)
+        return (*plain, prefill and (prefill.tp, prefill.attention_dp, prefill.pp))
 
     met = [finding for finding in found.findings if finding.sized is not None]
     return next((finding for finding in met[1:] if kind(finding) != kind(met[0])), None)

@@ -162,7 +162,7 @@ class _Side:
         traffic, budget = fixed(num_input, num_output), max(self._space.question.space.token_budgets)
         found = []
         for design, plan in self._plans:
-            key = design._replace(kv_dtype="", overlap="")
+            key = design.kernels
             curve = Curve(plan, traffic, budget, self._curves.get(key))
             self._curves.setdefault(key, curve)
             found.append(Steady(design, self._space.split(design), curve, traffic, budget))
@@ -184,7 +184,9 @@ def _narrowed(question: Question, folder: Path, machines: int) -> Question:
     """The question without what the map does not cover."""
     per_node = Space(question, folder).machines[machines].spec.gpus_per_node
     most = min(question.space.max_gpus_per_replica, max(per_node, *question.crossover.eps))
-    space = question.space.model_copy(update={"redundant_experts": (0.0,), "max_gpus_per_replica": most})
+    space = question.space.model_copy(
+        update={"redundant_experts": (0.0,), "placements": ("contiguous",), "pp": (1,), "max_gpus_per_replica": most}
+    )
     return question.model_copy(update={"space": space})
 
 

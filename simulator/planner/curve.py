@@ -40,11 +40,11 @@ class Terms(NamedTuple):
     prompts: Floats
     """Looking back in prompts."""
     waiting: Floats
-    """What the rank with most work for its experts takes longer than the mean one."""
+    """What the rank with most work for its experts takes longer than the mean one, and a pipeline's longest stage than others."""
     exchanges: Floats
     """Tokens on their way to experts and back, as far as nothing is computed meanwhile."""
     all_reduces: Floats
-    """Sums over tensor-parallel ranks."""
+    """Sums over tensor-parallel ranks, and ways from stage to stage of a pipeline."""
     host: Floats
     """The engine's own time."""
 
@@ -67,13 +67,13 @@ class _Experts(NamedTuple):
 
 
 class Curve:
-    """Steps of one replica with ``traffic``'s sequences, evenly spread over its data-parallel ranks."""
+    """Steps of one replica with ``traffic``'s sequences, evenly spread over its batches."""
 
     def __init__(self, plan: Plan, traffic: Traffic, max_tokens: int, like: Curve | None = None) -> None:
         """Price the blocks of a step at a few numbers of tokens.
 
         Args:
-            like: of a plan that differs in its cache's format or in overlap only, whose blocks and experts take as long.
+            like: of a plan with the same kernels (:attr:`simulator.planner.space.Design.kernels`): blocks and experts take as long.
         """
         self.plan = plan
         self.max_tokens = max_tokens
@@ -112,6 +112,11 @@ class Curve:
             return self._like._all_reduces_s
         prices = self._prices
         return prices.all_reduces_s(self._grid) * prices.num_all_reduces if self.plan.layout.tp > 1 else np.zeros(len(self._grid))
+
+    @cached_property
+    def _sends_s(self) -> Floats:
+        """``[T]`` from stage to stage of a pipeline."""
+        return self._prices.all_sends_s(self._grid)
 
     @cached_property
     def _experts(self) -> _Experts:
@@ -186,7 +191,17 @@ class Curve:
             busy = np.maximum(computing + experts, exchanges)
         else:
             busy = computing + experts + exchanges
-        return np.asarray(busy + self._at(logits, self._prices.head_s) + self._own_s(decodes, prompts))
+        head, own = self._at(logits, self._prices.head_s), self._own_s(decodes, prompts)
+        if self.plan.layout.pp == 1:
+            return np.asarray(busy + head + own)
+        alone = busy + head + own + self._at(tokens, self._sends_s)
+        return alone + self._held_up_s(alone, busy, head, own)
+
+    def _held_up_s(self, alone: Floats, layers: Floats, head: Floats, own: Floats) -> Floats:
+        """What a batch of a pipeline waits where the longest stage, or the engine, has not done with the others in flight."""
+        longest, last = self._prices.stage_shares
+        busiest = np.max([layers * longest, layers * last + head, own], axis=0) * self.plan.layout.pp
+        return np.asarray(np.maximum(busiest - alone, 0.0), dtype=np.float64)
 
     def terms(self, decodes: Floats, prompts: Floats, prompt_tokens: float) -> Terms:
         """What :meth:`step_s` of the same arguments goes to."""
@@ -206,15 +221,21 @@ class Curve:
         all_reduces = parts * self._at(each, self._all_reduces_s)
         if parts == 2:  # one half computes meanwhile
             exchanges = np.maximum(exchanges - (matrices + busiest + cache + looking + all_reduces), 0.0)
+        own, waiting = self._own_s(decodes, prompts), busiest - mean
+        if self.plan.layout.pp > 1:
+            layers = matrices + busiest + cache + looking + all_reduces + exchanges
+            all_reduces = all_reduces + self._at(tokens, self._sends_s)
+            alone = layers + head + own + self._at(tokens, self._sends_s)
+            waiting = waiting + self._held_up_s(alone, layers, head, own)
         return Terms(
             weights=matrices * share + head * head_share + streaming,
             products=matrices * (1 - share) + head * (1 - head_share) + mean - streaming,
             cache=cache,
             prompts=looking,
-            waiting=busiest - mean,
+            waiting=waiting,
             exchanges=exchanges,
             all_reduces=all_reduces,
-            host=self._own_s(decodes, prompts),
+            host=own,
         )
 
     def _own_s(self, decodes: Floats, prompts: Floats) -> Floats:

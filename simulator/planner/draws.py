@@ -91,7 +91,7 @@ def band_of_fit(band: tuple[float, float] | None, fit: Fit) -> tuple[float, floa
 def kernels_of(plan: Plan) -> tuple[str, ...]:
     """For each of :class:`~simulator.planner.curve.Terms`, whose error it has: deployments with the same name err together there."""
     experts = "" if plan.model.moe is None else f" of {plan.model.name}"
-    formats, wires = plan.precision, "nodes" if plan.layout.num_ranks > plan.cluster.gpus_per_node else "one node"
+    formats, wires = plan.precision, "nodes" if plan.layout.num_gpus > plan.cluster.gpus_per_node else "one node"
     apart = {
         "weights": f"{formats.weights} {formats.experts}{experts}",
         "products": f"{formats.weights} {formats.experts}{experts}",

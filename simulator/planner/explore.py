@@ -231,7 +231,18 @@ def _slowed(table: StepTable, factor: float) -> StepTable:
     """A step table whose every second is multiplied."""
     if factor == 1.0:
         return table
-    names = ("mixer_s", "ffn_s", "head_s", "collective_s", "halved_s", "step_s", "sequence_s", "prompt_s", "expert_alone_s")
+    names = (
+        "mixer_s",
+        "ffn_s",
+        "head_s",
+        "collective_s",
+        "halved_s",
+        "step_s",
+        "sequence_s",
+        "prompt_s",
+        "expert_alone_s",
+        "sends_s",
+    )
     changed = {name: getattr(table, name) * factor for name in names}
     experts = table.expert_s.copy()
     experts[..., :4] *= factor

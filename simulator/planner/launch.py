@@ -42,7 +42,7 @@ def launch(plan: Plan, model: str, longest_prompt: int, longest_tokens: int) -> 
     weights = weights_of(plan, model, engine.quantises)
     pools: list[tuple[Role, Plan]] = [("both", plan)] if plan.prefill is None else [("prompts", plan.prefill), ("decoding", plan)]
     node_gpus = min(plan.cluster.gpus_per_node, plan.cluster.num_gpus)
-    placed = places([(role, pool.replicas, pool.layout.num_ranks) for role, pool in pools], node_gpus)
+    placed = places([(role, pool.replicas, pool.layout.num_gpus) for role, pool in pools], node_gpus)
     given: list[Command] = []
     for role, pool in pools:
         server = Server(pool, role, weights, longest_prompt, longest_tokens)

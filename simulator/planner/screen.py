@@ -91,8 +91,8 @@ class Judge:
         self._most_tokens = max(space.question.space.token_budgets)
 
     def curve(self, design: Design, plan: Plan) -> Curve:
-        """The design's curve; designs that differ in the cache's format or in overlap only share what does not depend on them."""
-        key = design._replace(kv_dtype="", overlap="")
+        """The design's curve; designs with the same kernels share them."""
+        key = design.kernels
         found = Curve(plan, self.traffic, self._most_tokens, self._curves.get(key))
         self._curves.setdefault(key, found)
         return found
@@ -100,7 +100,7 @@ class Judge:
     def both(self, plan: Plan, curve: Curve, budget: int) -> Served:
         """A replica that computes prompts and decodes."""
         batches, step_s, ttft_s, possible = self._loads(plan, curve, budget)
-        rates = batches * plan.layout.attention_dp / (self.traffic.num_output * step_s)
+        rates = batches * plan.layout.num_batches / (self.traffic.num_output * step_s)
         return Served(rates, step_s, ttft_s, possible, batches)
 
     def _loads(self, plan: Plan, curve: Curve, budget: int) -> tuple[Floats, Floats, Floats, NDArray[np.bool_]]:
@@ -119,7 +119,7 @@ class Judge:
         else:
             decode_s = curve.step_s(batches, np.zeros(len(batches)), 0.0)
             # Prompts that came during a step share the next one, the ranks that got none idle: at the least one prompt's time.
-            coming = prompts * plan.layout.attention_dp
+            coming = prompts * plan.layout.num_batches
             together = np.clip(prompts, 1.0, max(1.0, budget / traffic.num_input))
             pause_s = np.minimum(coming, 1.0) * self._prompts_s(curve, budget, together) * np.maximum(1.0, prompts / together)
             step_s = decode_s + pause_s
@@ -134,14 +134,14 @@ class Judge:
         """A replica that only decodes."""
         batches = self._batches(plan)
         step_s = curve.step_s(batches, np.zeros(len(batches)), 0.0)
-        rates = batches * plan.layout.attention_dp / (self.traffic.num_output * step_s)
+        rates = batches * plan.layout.num_batches / (self.traffic.num_output * step_s)
         return Served(rates, step_s, np.zeros(len(batches)), np.full(len(batches), True), batches)
 
     def prefilling(self, plan: Plan, curve: Curve, budget: int) -> Served:
         """A replica that only computes prompts."""
         prompt_s, alone_s = self.prompt_s(curve, budget), self.alone_s(curve, budget)
         busy = np.linspace(0.1, _HIGHEST_LOAD, _BATCHES)
-        rates = busy * plan.layout.attention_dp / prompt_s
+        rates = busy * plan.layout.num_batches / prompt_s
         ttft_s = plan.calibration.engine.first_token_s + alone_s + prompt_s * busy / (2 * (1 - busy))
         return Served(rates, np.zeros(len(busy)), ttft_s, np.full(len(busy), True), busy)
 
@@ -161,9 +161,9 @@ class Judge:
         return float(curve.step_s(np.zeros(1), np.array([1 / parts]), self.traffic.num_input)[0] * math.ceil(parts))
 
     def _batches(self, plan: Plan) -> Floats:
-        capacity, traffic = plan.capacity, self.traffic
+        capacity, traffic, pp = plan.capacity, self.traffic, plan.layout.pp
         held = capacity.blocks_for(round(traffic.num_input + traffic.num_output / 2))
-        most = max(1, min(plan.rules.max_sequences, int(capacity.num_blocks * _HIGHEST_LOAD / held)))
+        most = max(1, min(plan.rules.max_sequences, int(capacity.num_blocks * _HIGHEST_LOAD / held)) // pp)
         return np.geomspace(0.25, most, _BATCHES)
 
     def best(self, served: Served) -> Rates:
@@ -226,8 +226,10 @@ def screen(space: Space, traffic: Traffic, model: int, machines: int) -> Screene
     """Judge every deployment of one model on one kind of machines."""
     judge = Judge(space, traffic)
     options: list[Option] = []
-    pools: dict[tuple[str, str], tuple[list[tuple[Design, Rates, int]], list[tuple[Design, Rates]], list[Served]]] = {}
-    budgets = space.question.space.token_budgets
+    pools: dict[tuple[str, str, str], tuple[list[tuple[Design, Rates, int]], list[tuple[Design, Rates]], list[Served]]] = {}
+    asked = space.question.space
+    budgets, sents = asked.token_budgets, space.candidates[model].entry.dispatch_dtypes or ("",)
+    usual = asked.max_sequences[0], "contiguous" if "contiguous" in asked.placements else "eplb"
     ruled = Ruled()
     speeds: list[_Speeds] = []
     share, context = traffic.share_beyond(space.models[model].max_context_tokens), space.models[model].max_context_tokens
@@ -241,11 +243,14 @@ def screen(space: Space, traffic: Traffic, model: int, machines: int) -> Screene
             served = judge.both(plan, curve, budget)
             _add(options, space, traffic, design, budget, judge.best(served), ruled)
             speeds.append(_speeds(traffic, served, design, budget))
-        if space.question.space.disaggregate:
-            prompts, decodes, loads = pools.setdefault((design.weight_dtype, design.kv_dtype), ([], [], []))
-            prompts.append((design, judge.best(judge.prefilling(plan, curve, budgets[-1])), budgets[-1]))
-            loads.append(judge.decoding(plan, curve))
-            decodes.append((design, judge.best(loads[-1])))
+        if asked.disaggregate:
+            prefilling, decoding = judge.best(judge.prefilling(plan, curve, budgets[-1])), judge.decoding(plan, curve)
+            for sent in (design.dispatch_dtype,) if design.dispatch_dtype else sents:
+                prompts, decodes, loads = pools.setdefault((design.weight_dtype, design.kv_dtype, sent), ([], [], []))
+                if (design.max_sequences, design.placement) == usual:  # a prefill pool has the decode pool's placement
+                    prompts.append((design, prefilling, budgets[-1]))
+                loads.append(decoding)
+                decodes.append((design, judge.best(decoding)))
     num_legal = len(options)
     pooled: list[_Speeds] = []
     for prompts, decodes, loads in pools.values():
@@ -282,8 +287,10 @@ def by_cost(option: Option) -> tuple[Any, ...]:
 
 
 def parts(option: Option) -> int:
-    """How many things a deployment has that a plain one has not: a pool for prompts, copies of experts, overlapping half batches."""
-    return (option.prefill is not None) + (option.design.slots > 0) + (option.design.overlap != "none")
+    """How many things a deployment has that a plain one has not: a pool for prompts, stages, moved experts, overlapping halves."""
+    design = option.design
+    moved = design.slots > 0 or design.placement != "contiguous"
+    return (option.prefill is not None) + (design.pp > 1) + moved + (design.overlap != "none")
 
 
 def _pareto(speeds: list[_Speeds]) -> list[tuple[Speed, Design | None]]:

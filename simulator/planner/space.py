@@ -24,13 +24,17 @@ ALIKE = "attention data parallelism of a dense model is the same as more replica
 HEADS = "tensor parallelism does not divide the model's attention heads"
 LEAVES_NODE = "tensor parallelism would leave the node"
 PART_OF_A_NODE = "a replica over several nodes must fill them"
+STAGES = "a pipeline has more stages than the model has layers"
+STAGES_BESIDE_DP = "pipelines are tried without attention data parallelism only"
+STAGES_OVER_NODES = "pipelines over several nodes are tried with stages that fill them"
+STAGES_IN_A_NODE = "pipelines on fast wires are tried where tensor parallelism can go no further"
 TOO_LARGE = "a replica would be larger than the limits allow"
 MEMORY = "weights, activations and a cache do not fit in memory"
 TOO_SLOW = "misses a latency target even when nothing else runs"
 TOO_FEW = "needs more GPUs than the limits allow"
 _TELLING = (TOO_FEW, TOO_SLOW, MEMORY, TOO_LARGE)
 """Reasons by how far a deployment came before it was ruled out: the furthest is what keeps a model from doing the job."""
-_STRUCTURAL = (HEADS, LEAVES_NODE, PART_OF_A_NODE, ALIKE)
+_STRUCTURAL = (HEADS, LEAVES_NODE, PART_OF_A_NODE, ALIKE, STAGES, STAGES_BESIDE_DP, STAGES_OVER_NODES, STAGES_IN_A_NODE)
 """Reasons that are of a split, and say nothing of whether the model could do the job with another one."""
 
 
@@ -82,11 +86,23 @@ class Design(NamedTuple):
     slots: int
     """Expert slots in all; 0 = one an expert, in order."""
     overlap: str
+    pp: int = 1
+    dispatch_dtype: str = ""
+    """Empty = as engines do with the weights' format, or nothing travels."""
+    placement: str = "contiguous"
+    """Of experts without copies."""
+    max_sequences: int = 512
+    """Of a data-parallel rank."""
 
     @property
     def num_ranks(self) -> int:
         """GPUs."""
-        return self.tp * self.attention_dp
+        return self.tp * self.attention_dp * self.pp
+
+    @property
+    def kernels(self) -> Design:
+        """What the blocks of a step take as long as: without what changes the cache, the batches and their way through the layers."""
+        return self._replace(kv_dtype="", overlap="", pp=1, max_sequences=0)
 
 
 @dataclass
@@ -183,10 +199,18 @@ class Space:
             if reason is not None:
                 ruled.out(reason, split, len(weights) * len(caches))
                 continue
-            for ep, weight, cache in product(self._eps(model, tp * dp), weights, caches):
-                for slots in self._slots(model, ep):
-                    for overlap in space.overlap if ep > 1 and dp > 1 else ("none",):
-                        yield Design(number, place, tp, dp, ep, weight, cache, slots, overlap)
+            eps = self._eps(model, tp * dp)
+            for pp in space.pp:
+                reason = self._no_pipeline(model, machines, tp, dp, pp)
+                if reason is not None:
+                    ruled.out(reason, f"{split}, PP {pp}", len(weights) * len(caches) * len(eps))
+                    continue
+                for ep, weight, cache, most in product(eps, weights, caches, space.max_sequences):
+                    travels = ep > 1 and dp > 1
+                    overlaps = space.overlap if travels else ("none",)
+                    sent = one.dispatch_dtypes or ("",) if travels else ("",)
+                    for (slots, placement), overlap, dispatch in product(self._placed(model, ep), overlaps, sent):
+                        yield Design(number, place, tp, dp, ep, weight, cache, slots, overlap, pp, dispatch, placement, most)
 
     def _impossible(self, model: ModelSpec, machines: Machines, tp: int, dp: int) -> str | None:
         per_node = machines.spec.gpus_per_node
@@ -202,6 +226,22 @@ class Space:
             return PART_OF_A_NODE
         return None
 
+    def _no_pipeline(self, model: ModelSpec, machines: Machines, tp: int, dp: int, pp: int) -> str | None:
+        """Why a split that is possible has no stages; ``None`` where it has."""
+        if pp == 1:
+            return None
+        per_node, most = machines.spec.gpus_per_node, min(self.question.space.max_gpus_per_replica, machines.sizes[-1])
+        if dp > 1:
+            return STAGES_BESIDE_DP
+        if pp > model.num_layers:
+            return STAGES
+        if tp * pp > most:
+            return TOO_LARGE
+        if tp * pp > per_node:
+            return None if tp == per_node else STAGES_OVER_NODES
+        further = [size for size in self.question.space.tp if tp < size <= per_node and uneven_heads(model, size) is None]
+        return STAGES_IN_A_NODE if further and machines.spec.topology["kind"] != "pcie" else None
+
     def _eps(self, model: ModelSpec, num_ranks: int) -> list[int]:
         if model.moe is None:
             return [1]
@@ -211,13 +251,14 @@ class Space:
             found.append(num_ranks)
         return found
 
-    def _slots(self, model: ModelSpec, ep: int) -> list[int]:
+    def _placed(self, model: ModelSpec, ep: int) -> list[tuple[int, str]]:
+        """Slots for experts, which loads fill; or 0 and where the experts are, one a slot."""
         if model.moe is None or ep == 1:
-            return [0]
-        found = []
+            return [(0, "contiguous")]
+        found: list[tuple[int, str]] = []
         for share in self.question.space.redundant_experts:
             slots = -(-round(model.moe.num_experts * (1 + share)) // ep) * ep if share else 0
-            found.append(slots)
+            found += [(slots, "contiguous")] if slots else [(0, placement) for placement in self.question.space.placements]
         return list(dict.fromkeys(found))
 
     def spec(
@@ -237,14 +278,17 @@ class Space:
             name=name or self.text(design),
             model=one.model,
             cluster=machines.named(held),
-            parallel=ParallelSpec(tp=design.tp, attention_dp=design.attention_dp, ep=design.ep if design.ep > 1 else None),
+            parallel=ParallelSpec(
+                tp=design.tp, attention_dp=design.attention_dp, ep=design.ep if design.ep > 1 else None, pp=design.pp
+            ),
             engine=one.engine,
             replicas=replicas,
             weight_dtype=design.weight_dtype or None,  # type: ignore[arg-type]
             kv_dtype=design.kv_dtype,  # type: ignore[arg-type]
+            dispatch_dtype=design.dispatch_dtype or None,  # type: ignore[arg-type]
             routing=one.routing,
-            placement={"kind": "eplb", "num_slots": design.slots} if design.slots else {"kind": "contiguous"},
-            scheduling=scheduling(one.engine, budget or max(self.question.space.token_budgets)),
+            placement={"kind": "eplb", "num_slots": design.slots} if design.slots else {"kind": design.placement},
+            scheduling=scheduling(one.engine, budget or max(self.question.space.token_budgets), design.max_sequences),
             overlap=design.overlap,  # type: ignore[arg-type]
             network_speed=machines.offer.network_speed,
             price_per_gpu_hour=machines.offer.price_per_gpu_hour,
@@ -255,6 +299,8 @@ class Space:
         """In words, for tables."""
         machines = self.machines[design.machines]
         kv = f", {design.kv_dtype} cache" if design.kv_dtype != "bf16" else ""
+        kv += f", sends {design.dispatch_dtype}" if design.dispatch_dtype else ""
+        kv += f", {design.max_sequences} sequences" if len(self.question.space.max_sequences) > 1 else ""
         return f"{self.formatted(design)}{kv}, {self.split(design)} on {machines.offer.cluster}"
 
     def formatted(self, design: Design) -> str:
@@ -273,8 +319,12 @@ class Space:
             split.append(f"attention DP {design.attention_dp}")
         if design.ep > 1:
             split.append(f"EP {design.ep}")
+        if design.pp > 1:
+            split.append(f"PP {design.pp}")
         if design.slots and model.moe is not None:
             split.append(f"{design.slots - model.moe.num_experts} spare experts")
+        elif design.placement != "contiguous":
+            split.append("experts placed by load")
         if design.overlap != "none":
             split.append("overlap")
         return ", ".join(split)

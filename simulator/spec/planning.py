@@ -70,6 +70,8 @@ class CandidateModel(Frozen):
     """Absent = as it is released."""
     kv_dtypes: DTypes | None = None
     """Absent = bf16."""
+    dispatch_dtypes: DTypes | None = None
+    """Of activations on their way to experts; absent = fp8 for fp8 and fp4 weights, bf16 for wider ones."""
     routing: Policy | None = None
     prunings: Annotated[tuple[Pruning, ...], Field(strict=False)] = ()
     """Tried besides the whole model, of its dense feed-forward blocks: ``[{ kind = "two_four" }]``."""
@@ -122,11 +124,18 @@ class Space(Frozen):
 
     tp: Sizes = (1, 2, 4, 8)
     attention_dp: Sizes = (1, 2, 4, 8, 16, 32, 64)
+    pp: Sizes = (1, 2, 4)
+    """Stages of a pipeline. More than one are tried where people run them: without attention data parallelism; over nodes that each
+    stage fills; inside a node over PCIe, or where tensor parallelism can go no further."""
     ep: Annotated[tuple[Literal["off", "all"], ...], Field(strict=False, min_length=1)] | None = None
     """``"off"`` (experts split like dense blocks) and ``"all"`` (spread over all ranks of a replica); absent = both."""
     token_budgets: Sizes = (2048, 8192)
     redundant_experts: Annotated[tuple[Ratio, ...], Field(strict=False, min_length=1)] = (0.0, 0.125)
-    """Slots for copies of hot experts, as a share of the experts; 0 = none, placed in order of their index."""
+    """Slots for copies of hot experts, as a share of the experts; 0 = none."""
+    placements: Annotated[tuple[Literal["contiguous", "eplb"], ...], Field(strict=False, min_length=1)] = ("contiguous",)
+    """Of experts without copies: in order of their index, or by their loads of the day before, as those with copies always are."""
+    max_sequences: Sizes = (512,)
+    """Requests that may run at once on a data-parallel rank."""
     overlap: Annotated[tuple[Literal["none", "two_batch"], ...], Field(strict=False, min_length=1)] = ("none", "two_batch")
     disaggregate: bool = True
     """Whether prompts may have a pool of their own."""

@@ -1,8 +1,8 @@
 """SGLang.
 
-Flags as in its documentation of mid-2026 ("Server Arguments", "Expert Parallelism", "PD Disaggregation", "SGLang Model Gateway"),
-release 0.5. With ``--enable-dp-attention``, ``--chunked-prefill-size`` and ``--max-running-requests`` are those of all
-data-parallel ranks together, which the server divides (``server_args.py``); a plan's are each rank's.
+Flags as in its documentation of mid-2026 ("Server Arguments", "Expert Parallelism", "PD Disaggregation", "Pipeline Parallelism",
+"SGLang Model Gateway"), release 0.5. With ``--enable-dp-attention``, ``--chunked-prefill-size`` and ``--max-running-requests`` are
+those of all data-parallel ranks together, which the server divides (``server_args.py``); a plan's are each rank's.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ class Sglang(Frozen):
                 command += ["--moe-dense-tp-size", 1]
         if layout.ep > 1:
             command += ["--ep-size", layout.ep]
+        if layout.pp > 1:
+            command += ["--pp-size", layout.pp]
         if _uses_deepep(server):
             mode = {"both": "auto", "prompts": "normal", "decoding": "low_latency"}[server.role]
             command += ["--moe-a2a-backend", "mori" if server.is_amd else "deepep", "--deepep-mode", mode]

@@ -30,14 +30,17 @@ class Trtllm(Frozen):
         file = {"both": "trtllm.yml", "prompts": "prompts.yml", "decoding": "decoding.yml"}[server.role]
         command: list[object] = []
         if len(place.hosts) > 1:
-            each = layout.num_ranks // len(place.hosts)
-            command += ["srun", "-N", len(place.hosts), "-w", ",".join(place.hosts), "--ntasks", layout.num_ranks]
+            each = layout.num_gpus // len(place.hosts)
+            command += ["srun", "-N", len(place.hosts), "-w", ",".join(place.hosts), "--ntasks", layout.num_gpus]
             command += ["--ntasks-per-node", each, "--mpi=pmix", "trtllm-llmapi-launch"]
         command += ["trtllm-serve", server.weights.path, "--host", "0.0.0.0", "--port", _port(place.first_gpu)]
         command += ["--tp_size", layout.num_ranks]
+        if layout.pp > 1:
+            command += ["--pp_size", layout.pp]
         if plan.model.moe is not None:
             command += ["--ep_size", layout.ep]
-        command += ["--max_batch_size", plan.rules.max_sequences, "--max_num_tokens", plan.rules.token_budget]
+        sequences = max(1, plan.rules.max_sequences // layout.pp)  # of each batch in flight
+        command += ["--max_batch_size", sequences, "--max_num_tokens", plan.rules.token_budget]
         command += ["--kv_cache_free_gpu_memory_fraction", _free_memory(server), "--extra_llm_api_options", file]
         return f"{_written(file, _options(server))}\n{words(visible(place), command)}"
 

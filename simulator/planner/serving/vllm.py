@@ -1,7 +1,7 @@
 """vLLM.
 
-Flags as in its documentation of 0.12 to 0.24 ("Expert Parallel Deployment", "Data Parallel Deployment", "Dual Batch Overlap",
-"NixlConnector Usage Guide") and in the help of vllm-router 0.1.
+Flags as in its documentation of 0.12 to 0.24 ("Expert Parallel Deployment", "Data Parallel Deployment", "Parallelism and Scaling",
+"Dual Batch Overlap", "NixlConnector Usage Guide") and in the help of vllm-router 0.1.
 """
 
 from __future__ import annotations
@@ -41,7 +41,12 @@ class Vllm(Frozen):
         command += ["--tensor-parallel-size", layout.tp]
         if layout.attention_dp > 1:
             command += ["--data-parallel-size", layout.attention_dp]
-        if len(place.hosts) > 1:
+        if layout.pp > 1:
+            command += ["--pipeline-parallel-size", layout.pp]
+        if len(place.hosts) > 1 and layout.attention_dp == 1:
+            command += ["--nnodes", len(place.hosts), "--node-rank", node, "--master-addr", place.hosts[0]]
+            command += ["--headless"] if node else []
+        elif len(place.hosts) > 1:
             on_each = layout.attention_dp // len(place.hosts)
             command += ["--data-parallel-size-local", on_each, "--data-parallel-address", place.hosts[0]]
             command += ["--data-parallel-rpc-port", _RPC_PORT]
@@ -100,6 +105,11 @@ class Vllm(Frozen):
             )
         if server.travels:
             said.append(f"Tokens travel to experts in {plan.precision.dispatch} in the plan; in vLLM the weights' format decides.")
+        if layout.pp > 1:
+            said.append(
+                f"The plan spreads requests evenly over the {layout.pp} batches in flight; vLLM gives each batch whatever waits when it "
+                "is formed, so that others may be emptier."
+            )
         if plan.precision.kv not in ("bf16", "fp16", "fp8"):
             said.append(
                 f"The plan keeps the cache in {plan.precision.kv}, which is not among the formats documented for vLLM's cache."

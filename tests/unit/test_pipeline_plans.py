@@ -1,0 +1,155 @@
+"""Pipelines in plans: which are tried, that the closed form is what the engine does, and how servers are started."""
+
+import itertools
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simulator.engine.cluster import run_plan
+from simulator.plan import make_plan
+from simulator.planner import space as spaces
+from simulator.planner.curve import Curve
+from simulator.planner.explore import Explorer, _slowed
+from simulator.planner.launch import launch
+from simulator.planner.requests import lasting, traffic_of
+from simulator.planner.screen import Judge, Option
+from simulator.planner.space import Ruled, Space
+from simulator.planner.steady import fixed
+from simulator.spec.base import validate
+from simulator.spec.deployment import DeploymentSpec
+from simulator.spec.planning import Question
+from simulator.traces import RequestTrace
+
+
+def question(models=("llama-3.1-70b",), clusters=("h100-sxm",), **space):
+    table = {
+        "name": "pipelines",
+        "seed": 1,
+        "workload": {
+            "requests": {
+                "arrivals": {"kind": "poisson", "rate_per_s": 6.0},
+                "lengths": {"kind": "fixed", "num_input": 500, "num_output": 60},
+                "num_requests": 80,
+            }
+        },
+        "targets": {"ttft_s": {"p90": 2.0}, "tpot_s": {"p90": 0.1}},
+        "models": [{"model": name} for name in models],
+        "clusters": [{"cluster": name, "max_gpus": 32} for name in clusters],
+        "space": {"token_budgets": [2048], "redundant_experts": [0.0], "overlap": ["none"], "disaggregate": False, **space},
+    }
+    return validate(Question, table, "test")
+
+
+def splits(asked, model=0, machines=0):
+    ruled = Ruled()
+    found = {(design.tp, design.attention_dp, design.pp) for design, _ in Space(asked, Path()).designs(model, machines, ruled)}
+    return {(tp, pp) for tp, dp, pp in found if pp > 1}, ruled.counts, {dp for _, dp, pp in found if pp > 1}
+
+
+def test_stages_are_tried_over_nodes_and_where_tensor_parallelism_ends():
+    tried, reasons, beside = splits(question(models=("gpt-oss-20b",), attention_dp=[1, 2]))
+    assert tried == {(8, 2), (8, 4)}
+    assert beside == {1}
+    for reason in (spaces.STAGES_BESIDE_DP, spaces.STAGES_IN_A_NODE, spaces.STAGES_OVER_NODES):
+        assert reasons[reason] > 0
+    # Over PCIe, stages pay inside a node too.
+    tried, reasons, _ = splits(question(models=("qwen3-32b",), clusters=("l40s",)))
+    assert {(1, 2), (1, 4), (2, 2), (2, 4), (4, 2)} <= tried
+    assert spaces.STAGES_IN_A_NODE not in reasons
+    tried, _, _ = splits(question(models=("qwen3-32b",), tp=[1, 2]))
+    assert tried == {(2, 2), (2, 4)}
+    assert splits(question(pp=[1]))[0] == set()
+    tried, reasons, _ = splits(question(models=("gpt-oss-20b",), tp=[8], pp=[1, 30], max_gpus_per_replica=512))
+    assert not tried
+    assert reasons[spaces.STAGES] > 0
+
+
+@pytest.mark.parametrize(
+    ("cluster", "split", "sequences"),
+    [("h100-sxm-16", {"tp": 8, "pp": 2}, 64), ("h100-sxm-16", {"tp": 4, "pp": 4}, 32), ("l40s-8", {"tp": 2, "pp": 3}, 16)],
+)
+def test_the_closed_form_is_what_the_engine_does(cluster, split, sequences):
+    table = {"name": "a", "model": "qwen3-32b", "cluster": cluster, "parallel": split, "replicas": 1, "weight_dtype": "fp8"}
+    table["scheduling"] = {"kind": "chunked", "token_budget": 2048}
+    plan = make_plan(validate(DeploymentSpec, table, "test"), 1, "test", Path())
+    held = sequences * split["pp"]
+    trace = RequestTrace(np.zeros(3 * held), np.full(3 * held, 600), np.full(3 * held, 200), "alike", concurrency=held)
+    steps = run_plan(plan, trace).steps
+    middle = steps.iloc[len(steps) // 4 : -len(steps) // 4]
+    curve, at = Curve(plan, fixed(600, 200), 2048), (np.array([float(sequences)]), np.array([sequences / 200]), 600.0)
+    assert curve.step_s(*at)[0] == pytest.approx(middle["duration_s"].mean(), rel=0.12)
+    assert curve.terms(*at).total[0] == pytest.approx(curve.step_s(*at)[0])
+
+
+def test_the_screen_reads_pipelines_optimistically():
+    asked, _ = lasting(question(models=("qwen3-32b",), clusters=("h100-sxm", "l40s"), tp=[4, 8], attention_dp=[1], pp=[2]), Path())
+    space, traffic = Space(asked, Path()), traffic_of(asked, Path())
+    judge = Judge(space, traffic)
+    found = 0
+    for machines in range(2):
+        for design, plan in space.designs(0, machines, Ruled()):
+            rates = judge.best(judge.both(plan, judge.curve(design, plan), 2048))
+            option = Option(design, 2048, None, 1, 0, 0.0, 0.0, 0, 0, 0.0, 0.0)
+            finding = Explorer(space, option, traffic, 1).find()
+            assert finding.sized is not None
+            assert finding.num_gpus == finding.sized.replicas * design.num_ranks
+            assert rates.most * finding.sized.replicas >= traffic.rate_per_s * 0.99, space.text(design)
+            found += 1
+    assert found >= 2
+
+
+def test_a_slower_table_is_slower_on_the_way_between_stages_too(tiny):
+    from simulator.engine.table import make_table
+    from simulator.price import Prices
+
+    plan = tiny.plan("dense", tp=2, pp=2)
+    table = make_table(Prices(plan, 64), plan.rng("steps"))
+    slowed = _slowed(table, 2.0)
+    assert slowed.sends_s == pytest.approx(2 * table.sends_s)
+    assert (slowed.longest_stage, slowed.last_stage) == (table.longest_stage, table.last_stage)
+
+
+def test_sizes_formats_and_places_of_a_question_reach_its_deployments():
+    asked = question(
+        models=("gpt-oss-20b",), tp=[1], attention_dp=[1, 2], max_sequences=[64, 256], placements=["contiguous", "eplb"]
+    )
+    asked = asked.model_copy(update={"models": (asked.models[0].model_copy(update={"dispatch_dtypes": ("fp8", "bf16")}),)})
+    space = Space(asked, Path())
+    designs = [design for design, _ in space.designs(0, 0, Ruled())]
+    specs = [space.spec(design, None) for design in designs]
+    assert {spec.scheduling["max_sequences"] for spec in specs} == {64, 256}
+    spread = [spec for spec in specs if (spec.parallel.ep or 1) > 1 and spec.parallel.attention_dp > 1]
+    assert {(spec.dispatch_dtype, spec.placement["kind"]) for spec in spread} == set(
+        itertools.product(("fp8", "bf16"), ("contiguous", "eplb"))
+    )
+    assert {spec.dispatch_dtype for spec in specs if spec not in spread} == {None}
+    assert len({space.text(design) for design in designs}) == len(designs)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
+@pytest.mark.parametrize(("split", "gpus"), [({"tp": 8, "pp": 2}, 16), ({"tp": 2, "pp": 2}, 8)])
+def test_stages_are_a_flag_of_every_engine(engine, split, gpus):
+    table = {"name": "a", "model": "qwen3-32b", "cluster": f"h100-sxm-{gpus}", "parallel": split, "replicas": 1, "engine": engine}
+    table["scheduling"] = {"kind": "chunked", "token_budget": 2048, "max_sequences": 256}
+    plan = make_plan(validate(DeploymentSpec, table, "test"), 1, "test", Path())
+    given = launch(plan, "qwen3-32b", 3000, 4000)
+    words = [shlex.split(one.command.splitlines()[-1]) for one in given]
+    tp, pp, sequences = {
+        "vllm": ("--tensor-parallel-size", "--pipeline-parallel-size", ("--max-num-seqs", 256)),
+        "sglang": ("--tp-size", "--pp-size", ("--max-running-requests", 256)),
+        "trtllm": ("--tp_size", "--pp_size", ("--max_batch_size", 128)),
+    }[engine]
+    for line in words:
+        flags = dict(itertools.pairwise(line))
+        assert (flags[tp], flags[pp]) == (str(split["tp"]), "2")
+        assert flags[sequences[0]] == str(sequences[1])
+    nodes = max(1, split["tp"] * 2 // 8)
+    assert len(given) == (1 if engine == "trtllm" else nodes)
+    if engine == "vllm" and nodes > 1:
+        assert [dict(itertools.pairwise(line))["--node-rank"] for line in words] == ["0", "1"]
+        assert ["--headless" in line for line in words] == [False, True]
+        assert not any(word.startswith("--data-parallel") for line in words for word in line)
+    if engine == "trtllm" and nodes > 1:
+        assert dict(itertools.pairwise(words[0]))["--ntasks"] == "16"
