@@ -122,6 +122,7 @@ def summary(found: Found, doubts: dict[str, Any] | None = None) -> dict[str, Any
             "mean_input": found.traffic.num_input,
             "mean_output": found.traffic.num_output,
         },
+        "clusters_ruled_out": {one.offer.cluster: one.beyond for one in found.space.machines if one.beyond},
         "why_not_models": of_each_model(found),
         "best_of_each_model": {name: by_option[finding.option] for name, finding in best_of_each(found).items()},
         "candidates": rows,

@@ -203,7 +203,9 @@ def _others(answer: dict[str, Any]) -> Iterator[str]:
 
 
 def _left_out(answer: dict[str, Any]) -> Iterator[str]:
-    """Models that do not do; those of the other kind are in the headline where none of it does."""
+    """Machines and models that do not do; models of the other kind are in the headline where none of it does."""
+    for cluster, why_not in (answer.get("clusters_ruled_out") or {}).items():
+        yield f"{cluster} is ruled out: {why_not}."
     best, kinds = answer["recommended"], {model["name"]: model["is_moe"] for model in answer.get("models", [])}
     others = [row for row in answer.get("best_of_each_model", {}).values() if row["is_moe"] != best["is_moe"]]
     for name, why in (answer.get("why_not_models") or {}).items():

@@ -37,6 +37,7 @@ price_per_gpu_hour = 2.5
 [space]
 tp = [1]
 attention_dp = [1]
+pp = [1]
 token_budgets = [2048]
 redundant_experts = [0.0]
 disaggregate = false
@@ -218,6 +219,16 @@ def test_bands_sizes_and_reasons_are_said_plainly():
     assert "The next size up is 4 GPUs for 20.00 EUR per hour; the best there is other on 4 x h100-sxm, with the time per" in said
     answer["confidence"] = {"cost_low": 10.0, "cost_high": None}
     assert "10.00 EUR per hour to no cluster within the limits is enough" in " ".join(words.reasons(answer))
+
+
+def test_machines_and_models_that_are_ruled_out_are_named():
+    answer = rows(10.0, 20.0)
+    answer["models"].append({"name": "other", "is_moe": True})
+    answer["why_not_models"] = {"other": {"text": "its weights do not fit"}}
+    answer["clusters_ruled_out"] = {"h200-sxm": "even 1 GPU of h200-sxm would cost 9.00 EUR per hour"}
+    said = words.reasons(answer)
+    assert "other is ruled out: its weights do not fit." in said
+    assert "h200-sxm is ruled out: even 1 GPU of h200-sxm would cost 9.00 EUR per hour." in said
 
 
 def test_what_the_traffic_hides_is_said():
