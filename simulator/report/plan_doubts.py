@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from simulator.report.document import facts_list
@@ -31,11 +32,8 @@ def confidence(answer: dict[str, Any]) -> Markup | None:
     }
     parts = [facts_list(shown)]
     if found.get("figures"):
-        rows = [
-            [target_text(name), *(value_text(name, row[key]) for key in ("value", "low", "high"))]
-            for name, row in found["figures"].items()
-        ]
-        parts.append(listed(["Figure", "Simulated", "Low", "High"], rows, ["", "value", "value", "value"], "Bands"))
+        rows = [_figure(answer, name) for name in found["figures"]]
+        parts.append(listed(["Figure", "Simulated", "80 % of cases"], rows, ["", "value", "value"], "Bands"))
     if found.get("sources"):
         rows = [
             [
@@ -48,6 +46,17 @@ def confidence(answer: dict[str, Any]) -> Markup | None:
         parts.append(listed(["Source of doubt", "Factor", "What it is"], rows, ["", "value", "source"], "Sources"))
     first, *others = parts
     return join([first, *(tag("div", part, class_="below") for part in others)])
+
+
+def _figure(answer: dict[str, Any], name: str) -> list[str]:
+    """A figure of the recommended deployment with its band: that of its row, where the row has one."""
+    row, found = answer.get("recommended") or {}, answer["confidence"]["figures"][name]
+    text = partial(value_text, name)
+    own = band(row, name)
+    value, cases = row.get(name), own
+    if own is None or value is None:
+        value, cases = found["value"], band({"value_low": found["low"], "value_high": found["high"]}, "value")
+    return [target_text(name), text(value), between(cases, text) or text(value)]
 
 
 def _moe_over_dense(answer: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from simulator.report.document import described, document, facts_list, in_sectio
 from simulator.report.formats import UNDEFINED, number
 from simulator.report.gallery import plots
 from simulator.report.markup import Markup, join, tag
-from simulator.report.plan_bands import has_bands
+from simulator.report.plan_bands import band, between, has_bands
 from simulator.report.plan_doubts import confidence
 from simulator.report.plan_figures import figures
 from simulator.report.plan_figures._models import colour_of, is_striped, model_of
@@ -24,7 +24,8 @@ _CANDIDATES = (
     "requests. Hints under the costs say how much more than the recommended deployment; the tightest target is the one that would fail "
     "first. Energy is that of the boards at their limit with the machine room's share: an upper bound."
 )
-_BANDS = " Ranges below a figure hold 80 % of cases."
+_RANGES = " Ranges below a figure hold 80 % of cases."
+_ESTIMATED = " Those in italics are estimated in closed form."
 _HANDOVER = (
     "The scenario files lie beside this page; moesim run takes them as they are. The serving commands start the recommended deployment, "
     "and the best of the other kind."
@@ -60,7 +61,7 @@ def render(answer: dict[str, Any], run: dict[str, Any]) -> str:
     drawn = dict(drawn_sections(cards, shown, answer))
     sections: list[tuple[str, Markup]] = []
     if (costs := plan_tables.costs_table(answer)) is not None:
-        sections.append(("The candidates", described(_CANDIDATES + (_BANDS if plan_tables.is_banded(answer) else ""), costs)))
+        sections.append(("The candidates", described(_CANDIDATES + _bands(answer), costs)))
     further = {
         "What if": [plan_tables.sensitivity_table(answer)],
         "When nodes fail": [plan_tables.spare_table(answer), plan_tables.idle_list(answer)],
@@ -82,6 +83,14 @@ def render(answer: dict[str, Any], run: dict[str, Any]) -> str:
     sections.append(("How this plan was made", _made(answer, run)))
     name = str(answer.get("name") or "plan")
     return document(name, in_sections(_hero(answer, name), sections), cards.payload)
+
+
+def _bands(answer: dict[str, Any]) -> str:
+    """What the ranges in the table of candidates are, where it has some."""
+    if not plan_tables.is_banded(answer):
+        return ""
+    shown = [row for _, rows in plan_tables.groups(answer) for row in rows]
+    return _RANGES + (_ESTIMATED if any(row.get("band") not in (None, "simulated") for row in shown) else "")
 
 
 def _lead(answer: dict[str, Any], title: str) -> list[Markup]:
@@ -127,7 +136,8 @@ def _setting(answer: dict[str, Any]) -> dict[str, Any]:
         reused = f", {answer['num_reused']:,} of them kept from before" if answer.get("num_reused") else ""
         shown["Simulations"] = f"{answer['num_simulated']:,}{reused}"
     if best.get("headroom"):
-        shown["Headroom"] = f"{percent(best['headroom'] - 1)} more traffic"
+        cases = between(band(best, "headroom"), lambda times: percent(times - 1))
+        shown["Headroom"] = f"{percent(best['headroom'] - 1)} more traffic{f' ({cases})' if cases else ''}"
     return shown | plan_tables.sizes_list(answer)
 
 

@@ -54,7 +54,7 @@ def costs_table(answer: dict[str, Any]) -> Markup | None:
     found = list(groups(answer))
     nearest = (answer.get("why_not") or {}).get("row")
     if not found and nearest:
-        found = [("Nearest to the targets, which it misses", [nearest])]
+        found = [("Nearest, as large as the limits allow", [nearest])]
     if not found:
         return None
     columns = _columns(answer, [row for _, rows in found for row in rows])
@@ -65,7 +65,10 @@ def costs_table(answer: dict[str, Any]) -> Markup | None:
         rows.append(tag("tr", tag("th", above, scope="colgroup", colspan=len(head)), class_="group"))
         for row in own:
             cells = [tag("td", column.cell(row), data_label=column.brief) for column in columns]
-            rows.append(tag("tr", tag("th", *_named(answer, row), scope="row"), *cells))
+            is_estimated = row.get("band") not in (None, "simulated")
+            rows.append(
+                tag("tr", tag("th", *_named(answer, row), scope="row"), *cells, class_="estimated" if is_estimated else False)
+            )
     return tables.table(head, rows, "metrics numbers plan stack", "The candidates")
 
 
@@ -104,9 +107,7 @@ def _columns(answer: dict[str, Any], shown: list[dict[str, Any]]) -> list[_Colum
         columns.append(_Column(target_short(name), f"limit {text(limit)}", target_short(name), partial(_figure, name, text)))
     columns.append(_Column("Tightest", "of its limit", "tightest", _tightest))
     if any(row.get("is_best_probability") is not None for row in shown):
-        columns.append(
-            _Column("Chance", "of being the cheapest", "chance cheapest", partial(_figure, "is_best_probability", chance))
-        )
+        columns.append(_Column("Chance", "of being the cheapest", "chance cheapest", _chance))
     if any(row.get("cost_joules_per_output_token") for row in shown):
         joules = partial(_figure, "cost_joules_per_output_token", partial(number, keep_zeros=True))
         columns.append(_Column("Energy", "J per token out", "J/token out", joules))
@@ -131,6 +132,15 @@ def _tightest(row: dict[str, Any]) -> Markup:
     if row.get("worst_ratio") is None:
         return join([UNDEFINED])
     return join([share(row["worst_ratio"]), tag("span", target_short(str(row.get("worst_target") or "")), class_="hint")])
+
+
+def _chance(row: dict[str, Any]) -> Markup:
+    """How probable it is that a row is the cheapest; of rows that cost the same the first is."""
+    first, least = row.get("is_best_probability"), row.get("none_cheaper_probability")
+    if first is None:
+        return join([UNDEFINED])
+    tied = least is not None and chance(least) != chance(first)
+    return join([chance(first), *([tag("span", f"{chance(least or 0.0)} with ties", class_="hint")] if tied else [])])
 
 
 def _cost(answer: dict[str, Any], row: dict[str, Any]) -> Markup:

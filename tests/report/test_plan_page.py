@@ -174,6 +174,29 @@ def test_the_whiskers_of_a_time_are_those_of_the_speed_upside_down():
     assert high == pytest.approx(1000 / (0.8 * 45), rel=1e-3)
 
 
+def test_a_band_without_an_end_runs_off_the_plot():
+    made = answer()
+    best = made["candidates"][0] | {"cost_per_hour_low": 5.98, "cost_per_hour_high": None, "band": "closed form"}
+    made |= {"recommended": best, "candidates": [best, *made["candidates"][1:]]}
+    made["best_of_each_model"][HOSTILE] = best
+    page = render(made, RUN)
+    assert "5.98 or more" in section(page, "the-candidates")
+    assert "in italics are estimated" in section(page, "the-candidates")
+    plot = payload_of(page)["plots"][0]
+    ends = [trace["error_x"]["array"][0] for trace in plot["data"] if "error_x" in trace]
+    assert ends
+    assert min(ends) > plot["layout"]["xaxis"]["range"][1]
+
+
+def test_a_band_whose_ends_are_equal_has_no_whisker():
+    made = answer()
+    for one in made["best_of_each_model"].values():
+        one |= {"cost_per_hour_low": one["cost_per_hour"], "cost_per_hour_high": one["cost_per_hour"]}
+    page = render(made, RUN)
+    assert "80 % of cases" not in section(page, "models-against-each-other")
+    assert not any("error_x" in trace for trace in payload_of(page)["plots"][0]["data"])
+
+
 def test_how_probable_it_is_that_a_row_is_the_cheapest_has_a_column():
     made = answer()
     assert "cheapest" not in section(render(made, RUN), "the-candidates")
@@ -182,6 +205,8 @@ def test_how_probable_it_is_that_a_row_is_the_cheapest_has_a_column():
     table = section(render(made, RUN), "the-candidates")
     for said in ("of being the cheapest", ">&lt; 1 %<", ">0 %<"):
         assert said in table
+    made["candidates"][1]["none_cheaper_probability"] = 0.7
+    assert "70 % with ties" in section(render(made, RUN), "the-candidates")
 
 
 TRAFFIC = {"lead_requests": 230, "lasts_s": 155.4, "stay_s": 11.6, "is_steady": True, "lengthened_from": None}
@@ -246,7 +271,7 @@ def test_an_impossible_plan_has_a_page():
     missed = row(HOSTILE, True, 8, 23.92, worst_target="backlog", worst_ratio=12.3)
     for nearest in (missed, {"deployment": "x", "model": "x", "is_moe": True}):
         shown = section(render(made | {"why_not": {"row": nearest}}, {}), "the-candidates")
-        assert "Nearest to the targets" in shown
+        assert "Nearest, as large as the limits allow" in shown
         assert "12\N{MULTIPLICATION SIGN}" in shown or nearest is not missed
 
 

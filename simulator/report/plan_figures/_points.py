@@ -85,7 +85,7 @@ def _text(row: dict[str, Any]) -> str:
 
 def _shade(drawn: go.Figure, front: list[dict[str, Any]], x: str, y: str, label: str, colour: str) -> None:
     """The band of a line, from the low ends to the high ones; it hides with the line."""
-    bands = [(point[x], found) for point in front if (found := band(point, y))]
+    bands = [(point[x], found) for point in front if (found := band(point, y)) and 0 < found.low < found.high < math.inf]
     if len(bands) < 2:
         return
     places = [place for place, _ in bands]

@@ -95,7 +95,7 @@ def _layout(rows: Sequence[Row]) -> tuple[list[float], float]:
 
 
 def _add_whiskers(drawn: go.Figure, rows: Sequence[Row]) -> None:
-    banded = [(place, row) for place, row in zip(centres(rows), rows, strict=True) if row.band]
+    banded = [(place, row) for place, row in zip(centres(rows), rows, strict=True) if row.band and row.band.low < row.band.high]
     if not banded:
         return
     ends = [_digits(row.end) for _, row in banded]
@@ -114,7 +114,7 @@ def _add_whiskers(drawn: go.Figure, rows: Sequence[Row]) -> None:
 
 def reach(rows: Sequence[Row]) -> float:
     """Where the longest bar ends, or its whisker."""
-    return max(max(row.end, row.band.high if row.band else row.end) for row in rows)
+    return max(max(row.end, row.band.high if row.band and math.isfinite(row.band.high) else row.end) for row in rows)
 
 
 def ratio_axis(low: float, high: float) -> dict[str, Any]:

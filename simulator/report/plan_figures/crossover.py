@@ -12,7 +12,7 @@ from simulator.report import style
 from simulator.report.formats import TIMES, number, seconds
 from simulator.report.plan_bands import band, between
 from simulator.report.plan_figures._wide import Wide
-from simulator.report.plan_text import hover, percent, times
+from simulator.report.plan_text import chance, hover, percent, times
 
 _REACH = 2.0
 """Doublings either way that the colours tell apart."""
@@ -218,4 +218,6 @@ def _said(row: Row | None, length: str) -> str:
         lines.append(f"{row['winner']} wins{by}; what decides: {row['deciding_term']}{share}")
     if cases := between(band(row, "ratio"), _ratio):
         lines.append(f"80 % of cases: {cases}{'' if _is_clear(row) else ', either may win'}")
+    if row.get("moe_wins_probability") is not None:
+        lines.append(f"{row['moe']} wins in {chance(row['moe_wins_probability'])} of cases")
     return hover(*lines)

@@ -12,7 +12,7 @@ from simulator.report.formats import log_ticks, number
 from simulator.report.plan_bands import band, between, whiskers
 from simulator.report.plan_figures import _rows
 from simulator.report.plan_figures._wide import Wide
-from simulator.report.plan_text import hover, money, times
+from simulator.report.plan_text import amount, hover, money, times
 
 
 class Rates(Wide):
@@ -35,7 +35,7 @@ class Rates(Wide):
             return None
         rates, ratios = [_digits(row["requests_per_s"]) for row in rows], [_digits(row["cost_ratio"]) for row in rows]
         bands = [band(row, "cost_ratio") for row in rows]
-        ends = [1.0, *ratios, *(end for found in bands if found for end in found)]
+        ends = [1.0, *ratios, *(end for found in bands if found for end in found if 0 < end < math.inf)]
         axis = {**_rows.ratio_axis(min(ends) / 1.3, max(ends) * 1.3), "fixedrange": True}
         low, high = rates[0] / 1.2, rates[-1] * 1.2
         across = {"type": "log", "range": [math.log10(low), math.log10(high)], **log_ticks(low, high), "fixedrange": True}
@@ -62,10 +62,15 @@ def _digits(value: float) -> float:
     return float(f"{value:.4g}")
 
 
+def _cases(row: dict[str, Any], key: str) -> str:
+    found = between(band(row, key), amount)
+    return f" ({found})" if found else ""
+
+
 def _said(row: dict[str, Any], answer: dict[str, Any]) -> str:
     currency = answer.get("currency", "USD")
     costs = [
-        f"{name}: {money(row[key], currency)} per hour"
+        f"{name}: {money(row[key], currency)} per hour{_cases(row, key)}"
         for name, key in (("MoE", "moe_cost_per_hour"), ("dense", "dense_cost_per_hour"))
         if row.get(key) is not None
     ]

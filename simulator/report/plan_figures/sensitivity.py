@@ -33,7 +33,7 @@ class Sensitivity(Wide):
             return None
         rows = sorted(rows, key=lambda row: -abs(math.log(row["cost_ratio"])) if row.get("cost_ratio") else -math.inf)
         bars = [_bar(answer, row) for row in rows]
-        ends = [end for bar in bars for end in (bar.end, *(bar.band or ()))]
+        ends = [end for bar in bars for end in (bar.end, *(bar.band or ())) if 0 < end < math.inf]
         reach = max([1.5, *ends, *(1 / end for end in ends)]) * 1.1
         low, high = (1 / reach if min(ends) < 1 else 0.8), (reach if max(ends) > 1 else 1.25)
         drawn = _rows.plot(bars, "Cost over today's", start=1.0, **_rows.ratio_axis(low, high))
