@@ -88,8 +88,8 @@ def scenario_text(found: Found, findings: list[Finding], folder: Path | None = N
     question, base = found.question, found.space.folder
     workload, comments = _workload(found)
     slo = _slo(found, comments)
-    if found.asked_requests is not None:
-        now = f"these are {found.question.workload.num_requests:,}, so that a steady state shows"
+    if found.asked_requests is not None and question.workload.num_requests is not None:
+        now = f"these are {question.workload.num_requests:,}, so that a steady state shows"
         comments.append(f"The plan's workload asks for {found.asked_requests:,} requests; {now}.")
     if question.power.price_per_kwh:
         comments.append("The plan pays for electricity apart, which a run does not.")

@@ -121,6 +121,8 @@ def test_the_scenario_carries_the_plans_price(found, tmp_path):
 
 
 def test_what_a_scenario_cannot_say_is_a_comment(found):
+    asked, text = found.question.workload, scenario_text(found._replace(asked_requests=9), recommended(found))
+    assert f"# The plan's workload asks for 9 requests; these are {asked.num_requests:,}, so that a steady state shows." in text
     power = found.question.power.model_copy(update={"price_per_kwh": 0.2})
     asked = found._replace(question=found.question.model_copy(update={"power": power}))
     assert "# The plan pays for electricity apart, which a run does not." in scenario_text(asked, recommended(found))
