@@ -3,7 +3,9 @@
 ``x_low`` and ``x_high`` beside a figure ``x`` hold it; ``None`` is an end that there is none of, where no cluster within the limits
 would do or queues would grow without bound. Deployments that were not simulated with the calibration off are estimated in closed
 form (:mod:`simulator.planner.estimate`); ``band`` says which. Probabilities are shares of joint draws
-(:mod:`simulator.planner.draws`).
+(:mod:`simulator.planner.draws`): ``is_best_probability`` of those in which a deployment is the cheapest, of which the one that the
+plan lists first is taken where several cost the same, so that they add up to 1 less the draws in which nothing meets the targets;
+``none_cheaper_probability`` of those in which nothing costs less, which counts all of them.
 """
 
 from __future__ import annotations

@@ -28,6 +28,23 @@ _Z = (-2.3, -Z_80, Z_80, 2.3)
 _EDGES = 2
 """Bisections between the slowest calibration that meets the targets and the first that does not."""
 _LOAD_STEP = 1.04
+_METHOD: tuple[dict[str, Any], ...] = (
+    {
+        "name": "errors in common",
+        "low": None,
+        "high": None,
+        "text": "Deployments that run the same kernels of one engine on one family of GPUs share half of the variance of each part of "
+        "a step; the rest is each one's own",
+    },
+    {
+        "name": "closed form",
+        "low": None,
+        "high": None,
+        "text": "Only the first choices are simulated with the calibration off and with other samples; bands of all others are "
+        "estimated from the average load, without other choices of experts",
+    },
+)
+"""How bands are made."""
 _IMPLIED = "backlog"
 """Measured, and no figure of the answer."""
 
@@ -125,8 +142,8 @@ class Costs:
 
     def __init__(self, found: Found, tables: Mapping[Option, Table]) -> None:
         self.draws = Draws(found.question.seed)
+        self.tables = tables
         self._found = found
-        self._tables = tables
         self._is_free = all(gpu_hour(found.space, place) == 0 for place in range(len(found.space.machines)))
 
     def gpus(self, finding: Finding, table: Table | None = None) -> Floats | None:
@@ -135,7 +152,7 @@ class Costs:
         Args:
             table: under other circumstances than those that were asked for.
         """
-        table = table or self._tables.get(finding.option)
+        table = table or self.tables.get(finding.option)
         if table is None or finding.sized is None:
             return None
         sizes = self._found.space.machines[finding.option.design.machines].sizes
@@ -174,7 +191,7 @@ def confidence(found: Found, doubted: Doubted, costs: Costs) -> dict[str, Any]:
         "second": None,
         "moe_beats_dense": None,
         "figures": figures(doubted),
-        "sources": _sources(found, table),
+        "sources": [*_sources(found, table), *_others(found, table, costs), *_METHOD],
     }
     if doubted.second is not None and (theirs := costs.of(doubted.second)) is not None:
         answer |= {"beats_second": share(mine <= theirs, mine, theirs), "cheaper_than_second": share(mine < theirs, mine, theirs)}
@@ -280,4 +297,25 @@ def _sources(found: Found, table: Table) -> list[dict[str, Any]]:
             "high": max(noise),
             "text": f"GPUs needed with {samples}, over those with the sample asked for{stretch}",
         },
+    ]
+
+
+def _others(found: Found, first: Table, costs: Costs) -> list[dict[str, Any]]:
+    """Calibrations of the deployments that have another than the first choice."""
+    named: dict[tuple[tuple[float, float], str], dict[str, None]] = {}
+    for finding in found.findings:
+        table = costs.tables.get(finding.option)
+        if finding.sized is None or table is None or table.source == first.source:
+            continue
+        design = finding.option.design
+        text = f"{found.space.models[design.model].name} on {found.space.machines[design.machines].offer.cluster}"
+        named.setdefault((table.band, table.source), {}).setdefault(text)
+    return [
+        {
+            "name": f"time per token of {', '.join(texts)}",
+            "low": band[0],
+            "high": band[1],
+            "text": f"Measured over predicted, 80 % of cases: {source}",
+        }
+        for (band, source), texts in named.items()
     ]

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from simulator.planner.bands import costs_band, estimates, held, losses, rows, stretch_text
 from simulator.planner.confidence import (
     Costs,
@@ -18,7 +20,7 @@ from simulator.planner.confidence import (
     second_choice,
     table_of,
 )
-from simulator.planner.draws import Table
+from simulator.planner.draws import Floats, Table
 from simulator.planner.estimate import Estimator
 from simulator.planner.explore import Finding
 from simulator.planner.losses import LOST, idle_costs, spare_nodes
@@ -153,9 +155,17 @@ def _first_choice(
 
 def _with_bands(rows: list[dict[str, Any]], spare: list[tuple[Finding, Table | None]], costs: Costs) -> list[dict[str, Any]]:
     """Rows of :func:`~simulator.planner.losses.spare_nodes` with bands in closed form."""
-    found = []
+    found: list[dict[str, Any]] = []
+    base: Floats | None = None
     for row, (finding, table) in zip(rows, spare, strict=True):
         gpus, drawn = (None, None) if table is None else (costs.gpus(finding, table), costs.of(finding, table))
-        bands = held("gpus", row["gpus"], costs_band(gpus))
-        found.append(row | bands | held("cost_per_hour", row["cost_per_hour"] or None, costs_band(drawn)))
+        base = base if found else drawn
+        both = None if drawn is None or base is None else np.isfinite(drawn) & np.isfinite(base)
+        extra = None if both is None or drawn is None or base is None else drawn[both] - base[both]
+        found.append(
+            row
+            | held("gpus", row["gpus"], costs_band(gpus))
+            | held("cost_per_hour", row["cost_per_hour"] or None, costs_band(drawn))
+            | held("extra_cost_per_hour", row["extra_cost_per_hour"] or None, costs_band(extra))
+        )
     return found
