@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import product
@@ -38,7 +39,9 @@ _SHORT_REQUESTS = 4000
 """Requests of the first round's stretch of traffic; the second has all."""
 _SPREAD = (0.0, 0.5, 1.0)
 """Places on the front of speeds, where no deployment can keep the targets."""
-_FIRST_ROUND, _SECOND_ROUND = 24, 8
+_ALIKE = 6
+"""Deployments of one model on one kind of machines, all with a prefill pool or all without, in the first round."""
+_FIRST_ROUND, _SECOND_ROUND = 20, 8
 """Deployments in each round, besides the best of every model and of every kind of machines."""
 
 
@@ -118,15 +121,19 @@ def _search(question: Question, folder: Path, store: Store, tick: Tick, crew: Wo
 
 
 def shortlist(screened: dict[tuple[int, int], Screened]) -> list[Option]:
-    """What is simulated: the cheapest, and the best of every model on every kind of machines with and without a prefill pool."""
+    """What is simulated: the cheapest, and the best of every model on every kind of machines with and without a prefill pool.
+
+    Of one such kind a few at most: the screen judges splits of one model on the same machines alike, and what it may misjudge is
+    rather the model, the machines, or that there are pools.
+    """
     ordered = sorted((option for part in screened.values() for option in part.options), key=by_cost)
-    chosen = dict.fromkeys(ordered[:_FIRST_ROUND])
-    seen: set[tuple[Any, ...]] = set()
+    chosen: dict[Option, None] = {}
+    many: Counter[tuple[Any, ...]] = Counter()
     for option in ordered:
         kind = (option.design.model, option.design.machines, option.prefill is None)
-        if kind not in seen:
+        if not many[kind] or (len(chosen) < _FIRST_ROUND and many[kind] < _ALIKE):
             chosen.setdefault(option)
-        seen.add(kind)
+            many[kind] += 1
     return list(chosen)
 
 

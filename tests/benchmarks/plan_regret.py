@@ -1,0 +1,101 @@
+"""What the search of `moesim plan` misses: spaces of some hundred deployments, searched, and simulated whole.
+
+    python tests/benchmarks/plan_regret.py [NAME ...]     # some minutes a space
+
+Prints for each space how many deployments it has, what the search's choice costs over the cheapest of all (the regret), and the share
+of the simulations that the search took.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from simulator.planner.explore import Explorer, Finding
+from simulator.planner.requests import lasting, traffic_of
+from simulator.planner.screen import Option
+from simulator.planner.search import best_first, search
+from simulator.planner.space import Ruled, Space
+from simulator.planner.store import Store
+from simulator.spec.planning import Question
+from simulator.sweep import sweep
+
+SPACES: dict[str, dict[str, Any]] = {
+    "small models": {"traffic": (30.0, 800, 100, 1.0), "ttft": 1.0, "tpot": 0.03, "models": ["qwen3-8b", "qwen3-30b-a3b"]}
+    | {"clusters": ["h100-sxm", "b200-sxm"]},
+    "long prompts": {"traffic": (4.0, 6000, 300, 2.0), "ttft": 2.0, "tpot": 0.04, "models": ["qwen3-32b", "gpt-oss-120b"]}
+    | {"clusters": ["h100-sxm", "h200-sxm"]},
+    "tight targets": {"traffic": (40.0, 300, 300, 1.5), "ttft": 0.4, "tpot": 0.012, "models": ["qwen3-8b", "gpt-oss-20b"]}
+    | {"clusters": ["h100-sxm", "l40s"]},
+    "loose targets": {"traffic": (60.0, 1000, 200, 1.0), "ttft": 5.0, "tpot": 0.1, "models": ["mixtral-8x7b", "qwen3-32b"]}
+    | {"clusters": ["h200-sxm", "a100-sxm"]},
+}
+
+
+def question(name: str) -> Question:
+    """One of the spaces."""
+    space = SPACES[name]
+    rate, num_input, num_output, cv = space["traffic"]
+    requests = {
+        "arrivals": {"kind": "gamma", "rate_per_s": rate, "cv": cv},
+        "lengths": {"kind": "fixed", "num_input": num_input, "num_output": num_output},
+        "num_requests": 600,
+    }
+    table = {
+        "name": name,
+        "seed": 1,
+        "workload": {"requests": requests},
+        "targets": {"ttft_s": {"p90": space["ttft"]}, "tpot_s": {"p90": space["tpot"]}},
+        "models": [{"model": model} for model in space["models"]],
+        "clusters": [{"cluster": cluster, "max_gpus": 16} for cluster in space["clusters"]],
+        "space": {"tp": [1, 2, 4], "attention_dp": [1, 2, 4], "redundant_experts": [0.0], "overlap": ["none"]},
+    }
+    return lasting(Question.model_validate(table), Path())[0]
+
+
+def everything(asked: Question) -> list[Option]:
+    """Every deployment, without the screen having a say."""
+    space, budgets = Space(asked, Path()), asked.space.token_budgets
+    found = []
+    for model, machines in itertools.product(range(len(space.models)), range(len(space.machines))):
+        designs = [design for design, _ in space.designs(model, machines, Ruled())]
+        pairs = [(design, None, budget) for design in designs for budget in budgets]
+        pairs += [(design, prefill, budgets[-1]) for design in designs for prefill in designs]
+        found += [Option(d, b, p, 1, int(p is not None), 0.0, 0.0, 0, 0, 0.0, 0.0) for d, p, b in pairs]
+    return found
+
+
+@lru_cache(maxsize=1)
+def _world(text: str) -> tuple[Space, Any]:
+    asked = Question.model_validate_json(text)
+    return Space(asked, Path()), traffic_of(asked, Path())
+
+
+def explored(text: str, option: Option) -> Finding:
+    """One deployment on all requests."""
+    space, traffic = _world(text)
+    return Explorer(space, option, traffic, space.question.seed).find()
+
+
+def main(names: list[str]) -> None:
+    """Search each space, then simulate all of it."""
+    for name in names or list(SPACES):
+        asked = question(name)
+        found = search(asked, Path(), Store(None))
+        options = everything(asked)
+        best = min(sweep(partial(explored, asked.model_dump_json()), options), key=best_first)
+        chosen, space = found.findings[0], found.space
+        tried = len(found.first) + len(found.findings)
+        sys.stdout.write(
+            f"{name}: {len(options)} deployments, {tried} simulated by the search; regret "
+            f"{chosen.cost_per_hour / best.cost_per_hour - 1:.1%} ({space.text(chosen.option.design)} at {chosen.cost_per_hour:.2f}; "
+            f"the best of all {space.text(best.option.design)} at {best.cost_per_hour:.2f})\n"
+        )
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
