@@ -64,7 +64,7 @@ def render(answer: dict[str, Any], run: dict[str, Any]) -> str:
         sections.append(("The candidates", described(_CANDIDATES + _bands(answer), costs)))
     further = {
         "What if": [plan_tables.sensitivity_table(answer)],
-        "When nodes fail": [plan_tables.spare_table(answer), plan_tables.idle_list(answer)],
+        "When nodes fail": [plan_tables.losses_note(answer), plan_tables.spare_table(answer), plan_tables.idle_list(answer)],
         "Ruled out": [plan_tables.reasons_table(answer)],
     }
     if "Where MoE wins" in drawn:

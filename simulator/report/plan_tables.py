@@ -232,9 +232,16 @@ def spare_table(answer: dict[str, Any]) -> Markup | None:
         cost = money(row["cost_per_hour"], currency) if row.get("cost_per_hour") is not None else UNDEFINED
         extra = row.get("extra_cost_per_hour")
         more = str(row.get("why") or "") if extra is None else money(extra, currency) if extra else UNDEFINED
+        cost = _with_band(cost, between(band(row, "cost_per_hour"), amount))
         rows.append([_many(row["nodes_lost"], "node"), held, cost, more])
     head = ["Nodes that may be lost", "Smallest cluster", "Cost per hour", "For the spare"]
     return listed(head, rows, ["value", "", "value", "value"], "What it takes to keep every target with nodes lost")
+
+
+def losses_note(answer: dict[str, Any]) -> Markup | None:
+    """Of which requests the losses are; None where of all."""
+    notes = dict.fromkeys(str(row["note"]) for row in answer.get("losses") or [] if row.get("note"))
+    return tag("p", " ".join(notes), class_="lead") if notes else None
 
 
 def _many(count: int, what: str) -> str:

@@ -47,7 +47,7 @@ def add(drawn: go.Figure, answer: dict[str, Any], points: list[dict[str, Any]], 
     """
     for label, own in by_label(points).items():
         line, symbol = line_of(answer, own[0]), SYMBOLS[kind_of(own[0])]
-        front, tried = closed_form(own), simulated(own)
+        front, tried = sorted(closed_form(own), key=lambda point: (point[x], point[y])), simulated(own)
         if front:
             _shade(drawn, front, x, y, label, line["color"])
             look = {"color": line["color"], "size": 4, "symbol": symbol}

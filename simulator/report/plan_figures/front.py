@@ -23,9 +23,9 @@ class Front(Frozen):
     section: ClassVar[str] = "Speed and cost"
     definition: ClassVar[str] = (
         "Output tokens per second, on logarithmic axes; further up is cheaper, further right is faster for the reader. Lines are "
-        "the best that each model can do on busy GPUs, in closed form, whatever the targets. Large marks were simulated at the "
-        "planned traffic, on a cluster that is paid for whole, some with a pool of their own for prompts. Hover or tap for the whole "
-        "deployment; pareto.csv holds every point."
+        "the best that each model can do on busy GPUs, in closed form, whatever the targets, with GPUs of their own for prompts where "
+        "that is better. Large marks were simulated at the planned traffic, on a cluster that is paid for whole. Hover or tap for the "
+        "whole deployment; pareto.csv holds every point."
     )
     absent: ClassVar[str] = "No deployment was judged."
     order: ClassVar[int] = 20
