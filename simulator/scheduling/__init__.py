@@ -11,7 +11,7 @@ class Rules(NamedTuple):
     token_budget: int
     """Tokens computed in one step at most."""
     max_sequences: int
-    """Requests that may hold KV blocks at once."""
+    """Requests that may hold KV blocks at once; of all batches that a pipeline has in flight together."""
     mixes_phases: bool
     """Whether prompt chunks and decodes share a step; if not, prompts go first and decodes wait."""
     splits_prompts: bool

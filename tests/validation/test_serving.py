@@ -78,7 +78,7 @@ def test_concurrency_is_in_the_id_or_follows_from_the_batch():
         ({"isl": float("nan")}, "isl and osl"),
         ({"mode": float("nan")}, "neither agg nor disagg"),
         ({"tp_size": 7}, "must divide"),
-        ({"pp_size": 2}, "pipeline parallelism"),
+        ({"mode": "disagg", "prefill_tp_size": 1, "decode_tp_size": 1, "decode_pp_size": 2}, "pipeline parallelism"),
         ({"model_path": "meta-llama/Llama-3.1-405B", "gemm_quant_mode": "bfloat16"}, "does not fit"),
     ],
 )
@@ -89,6 +89,13 @@ def test_what_cannot_be_answered_says_why_and_spoils_its_row_only(changes, reaso
     assert reason in found.status[1]
     assert np.isfinite(found.seconds[0]).all()
     assert np.isnan(found.seconds[1]).all()
+
+
+def test_pipelines_are_answered_and_said_to_be_new():
+    found = answered(row(), row(pp_size=2))
+    assert found.status[1].startswith("extrapolated: ")
+    assert "pipeline stages" in found.status[1]
+    assert np.isfinite(found.seconds).all()
 
 
 def test_names_of_repositories():

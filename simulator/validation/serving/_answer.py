@@ -85,9 +85,9 @@ def prepare(points: Sequence[Point]) -> Iterator[Prepared]:
     for point, one, own in zip(points, found, plans, strict=True):
         priced = _with_engine(table, own)
         if drafted := drafts(point, own.model):
-            dp, per_step = own.layout.attention_dp, kept(drafted)
+            dp, batches, per_step = own.layout.attention_dp, own.layout.num_batches, kept(drafted)
             shorter = point._replace(num_output=max(1, round(point.num_output / per_step)))
-            yield Prepared(shorter, one, own, with_drafts(priced, -(-point.concurrency // dp), dp, drafted), per_step)
+            yield Prepared(shorter, one, own, with_drafts(priced, -(-point.concurrency // batches), dp, drafted), per_step)
         else:
             yield Prepared(point, one, own, priced, 1.0)
 

@@ -100,6 +100,8 @@ def deployment_of(point: Point) -> Deployment:
     guesses = () if found.is_listed else (f"'{point.repository}' is taken for {found.model}",)
     if point.engine == "sglang" and point.is_ranged and not point.version:
         guesses = (*guesses, "kernels of an SGLang whose release is not said may be compiled while the first requests wait")
+    if point.decode.pp > 1:
+        guesses = (*guesses, "no measured point had pipeline stages")
     model = load_model(found.model, "serving point")
     weights, experts = _formats(point, model)
     pool = point.decode
@@ -109,7 +111,7 @@ def deployment_of(point: Point) -> Deployment:
         name="point",
         model=found.model,
         cluster=_cluster(accelerator, pool.num_ranks),
-        parallel=ParallelSpec(tp=pool.tp, attention_dp=pool.attention_dp, ep=pool.ep if is_moe else None),
+        parallel=ParallelSpec(tp=pool.tp, attention_dp=pool.attention_dp, ep=pool.ep if is_moe else None, pp=pool.pp),
         engine=f"{point.engine}@{point.version}" if point.version else point.engine,
         replicas=1,
         weight_dtype=weights,  # type: ignore[arg-type]

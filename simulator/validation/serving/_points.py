@@ -46,10 +46,12 @@ class Pool(NamedTuple):
     """Where the table says; else one."""
     batch: float | None = None
     """Requests of one attention data-parallel rank, where the table says."""
+    pp: int = 1
 
     @property
     def num_ranks(self) -> int:
-        return self.tp * self.attention_dp
+        """GPUs of a replica."""
+        return self.tp * self.attention_dp * self.pp
 
 
 class Point(NamedTuple):
@@ -102,8 +104,8 @@ def read_point(row: dict[str, Any]) -> Point:
         decode = _pool(row, "", name)
     else:
         prefill, decode = _pool(row, "prefill_", name), _pool(row, "decode_", name)
-    if (_whole(row, "pp_size") or 1) > 1:
-        raise UnreadableError(f"pipeline parallelism ({_whole(row, 'pp_size')} stages) is not simulated")
+        if max(prefill.pp, decode.pp) > 1:
+            raise UnreadableError("pools with pipeline parallelism are not compared")
     return Point(
         engine=_text(row.get("backend")).lower(),
         version=_text(row.get("backend_version")),
@@ -189,7 +191,7 @@ def _pool(row: dict[str, Any], prefix: str, name: str) -> Pool:
     workers = _whole(row, f"{prefix}num_workers") if prefix else None
     if workers is not None and workers < 1:
         raise UnreadableError(f"{prefix}num_workers {workers} is less than one")
-    return Pool(tp, dp, ep, workers or 1, _number(row, f"{prefix}batch_size"))
+    return Pool(tp, dp, ep, workers or 1, _number(row, f"{prefix}batch_size"), _whole(row, f"{prefix}pp_size") or 1)
 
 
 def _text(value: Any) -> str:
