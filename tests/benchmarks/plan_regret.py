@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import sys
-from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from simulator.planner.screen import Option
 from simulator.planner.search import best_first, search
 from simulator.planner.space import Ruled, Space
 from simulator.planner.store import Store
+from simulator.planner.traffic import Traffic
 from simulator.spec.planning import Question
 from simulator.sweep import sweep
 
@@ -68,16 +68,20 @@ def everything(asked: Question) -> list[Option]:
     return found
 
 
-@lru_cache(maxsize=1)
-def _world(text: str) -> tuple[Space, Any]:
-    asked = Question.model_validate_json(text)
-    return Space(asked, Path()), traffic_of(asked, Path())
+class Exploring:
+    """Explores deployments of one question on all requests."""
 
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._world: tuple[Space, Traffic] | None = None
 
-def explored(text: str, option: Option) -> Finding:
-    """One deployment on all requests."""
-    space, traffic = _world(text)
-    return Explorer(space, option, traffic, space.question.seed).find()
+    def __call__(self, option: Option) -> Finding:
+        """One deployment."""
+        if self._world is None:
+            asked = Question.model_validate_json(self.text)
+            self._world = Space(asked, Path()), traffic_of(asked, Path())
+        space, traffic = self._world
+        return Explorer(space, option, traffic, space.question.seed).find()
 
 
 def main(names: list[str]) -> None:
@@ -86,7 +90,7 @@ def main(names: list[str]) -> None:
         asked = question(name)
         found = search(asked, Path(), Store(None))
         options = everything(asked)
-        best = min(sweep(partial(explored, asked.model_dump_json()), options), key=best_first)
+        best = min(sweep(Exploring(asked.model_dump_json()), options), key=best_first)
         chosen, space = found.findings[0], found.space
         tried = len(found.first) + len(found.findings)
         sys.stdout.write(
