@@ -65,7 +65,7 @@ def render(answer: dict[str, Any], run: dict[str, Any]) -> str:
     further = {
         "What if": [plan_tables.sensitivity_table(answer)],
         "When nodes fail": [plan_tables.losses_note(answer), plan_tables.spare_table(answer), plan_tables.idle_list(answer)],
-        "Ruled out": [plan_tables.reasons_table(answer)],
+        "Ruled out": [plan_tables.cannot_list(answer), plan_tables.reasons_table(answer)],
     }
     if "Where MoE wins" in drawn:
         drawn["Where MoE wins"] = join([*plan_tables.flips_list(answer), drawn["Where MoE wins"]])

@@ -55,6 +55,9 @@ def costs_table(answer: dict[str, Any]) -> Markup | None:
     nearest = (answer.get("why_not") or {}).get("row")
     if not found and nearest:
         found = [("Nearest, as large as the limits allow", [nearest])]
+    missing = [row for row in _missing(answer) if row["deployment"] != (nearest or {}).get("deployment")]
+    if missing:
+        found.append(("Models that miss a target, as large as the limits allow", missing))
     if not found:
         return None
     columns = _columns(answer, [row for _, rows in found for row in rows])
@@ -72,6 +75,19 @@ def costs_table(answer: dict[str, Any]) -> Markup | None:
     return tables.table(head, rows, "metrics numbers plan stack", "The candidates")
 
 
+def _missing(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of each model that cannot, the nearest deployment, and what it misses."""
+    told = (answer.get("why_not_models") or {}).values()
+    return [{**why["row"], "why": why.get("text")} for why in told if why.get("row")]
+
+
+def cannot_list(answer: dict[str, Any]) -> Markup | None:
+    """Models and machines that were never tried, and why; None where there are none."""
+    models = {name: why["text"] for name, why in (answer.get("why_not_models") or {}).items() if not why.get("row")}
+    said = models | (answer.get("clusters_ruled_out") or {})
+    return tag("ul", *(tag("li", tag("b", name), f": {why}") for name, why in said.items()), class_="notes") if said else None
+
+
 def _named(answer: dict[str, Any], row: dict[str, Any]) -> list[Markup]:
     patch = style.swatch(colour_of(answer, row), is_striped(row))
     name = tag(
@@ -79,7 +95,8 @@ def _named(answer: dict[str, Any], row: dict[str, Any]) -> list[Markup]:
     )
     hints = [kind_of(row)]
     hints += [f"{row['token_budget']:,} tokens a step"] if row.get("token_budget") else []
-    return [name, tag("span", ", ".join(hints), class_="hint")]
+    why = [tag("span", str(row["why"]), class_="hint")] if row.get("why") else []
+    return [name, tag("span", ", ".join(hints), class_="hint"), *why]
 
 
 class _Column(NamedTuple):

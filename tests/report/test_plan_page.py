@@ -1,4 +1,4 @@
-"""The page of a plan: it says the answer's numbers, leaves out what was not asked, and opens offline, on a desk and on a phone."""
+"""The page of a plan: it says the answer's numbers, with their bands, and leaves out what was not asked."""
 
 import json
 import re
@@ -7,115 +7,8 @@ import pytest
 
 from simulator import plugins
 from simulator.report.gallery import plots
-from simulator.report.plan_figures import figures
 from simulator.report.plan_page import render
-
-HOSTILE = "<b>moe</b> & <script>alert(1)</script>"
-RUN = {"command": "moesim plan p.toml", "seed": 7, "versions": {"moesim": "0.1.0"}, "question": {"name": HOSTILE}}
-PLACE = {"input": 1024, "output": 1024, "network": 1.0, "moe": HOSTILE, "dense": "dense-70b"}
-SIDES = {
-    f"{kind}_{key}": value
-    for kind in ("moe", "dense")
-    for key, value in {"tokens_per_s_gpu": 900.0, "sequences_per_gpu": 16.0, "time_per_token_s": 0.02, "split": "TP 8"}.items()
-}
-
-
-def row(model, is_moe, gpus, cost, **changes):
-    return {
-        "deployment": f"{model} fp8, 1 replica of TP {gpus} on {gpus} x h100-sxm", "model": model, "is_moe": is_moe,
-        "cluster": f"h100-sxm-{gpus}", "gpus": gpus, "gpus_used": gpus, "replicas": 1, "prefill_replicas": 0, "token_budget": 8192,
-        "cost_per_hour": cost, "cost_power_per_hour": 0.0, "cost_per_million_output_tokens": cost / 15, "cost_per_million_tokens": cost / 95,
-        "cost_joules_per_output_token": 0.436, "worst_target": "tpot_s.p90", "worst_ratio": 0.63, "ttft_s.p90": 0.125,
-        "tpot_s.p90": 0.0314, "output_tokens_per_s": 3900.0, "output_tokens_per_s_per_gpu": 3900.0 / gpus,
-    } | changes  # fmt: skip
-
-
-def cells(rows):
-    return [
-        PLACE | SIDES | {"fits": True, "winner": HOSTILE, "ratio": 2.0, "deciding_term": "KV reading", "share": 0.4} | r
-        for r in rows
-    ]
-
-
-def answer(**changes):
-    best, runner, dense = row(HOSTILE, True, 2, 5.98), row(HOSTILE, True, 4, 11.96), row("dense-70b", False, 8, 23.92)
-    points = [
-        {
-            "model": one["model"], "is_moe": one["is_moe"], "cluster": "h100-sxm", "deployment": one["deployment"], "kind": kind,
-            "tokens_per_s_user": 30.0 * n, "tokens_per_s_gpu": 2000.0 / n, "cost_per_million_output_tokens": 0.4 * n,
-        }
-        for one in (best, dense)
-        for n, kind in ((1, "closed form"), (2, "closed form"), (1.5, "simulated"))
-    ]  # fmt: skip
-    nothing = {"fits": False, "ratio": None, "winner": None, "deciding_term": None, "share": None, "moe_tokens_per_s_gpu": None}
-    return {
-        "name": HOSTILE,
-        "headline": f"{HOSTILE} on 2 GPUs meets every target for 5.98 USD per hour.",
-        "reasons": ["It would carry 1.46 times this traffic."],
-        "seed": 7, "currency": "USD", "targets": {"ttft_s.p90": 2.0, "tpot_s.p90": 0.05},
-        "models": [{"name": HOSTILE, "is_moe": True}, {"name": "dense-70b", "is_moe": False}],
-        "traffic": {"rate_per_s": 19.3, "num_requests": 3000, "mean_input": 1156.0, "mean_output": 216.0},
-        "num_legal": 10248, "num_ruled_out": 54, "num_simulated": 35,
-        "recommended": best | {"headroom": 1.46}, "candidates": [best, runner, dense],
-        "best_of_each_model": {HOSTILE: best, "dense-70b": dense},
-        "ruled_out": [{"reason": "does not fit in memory", "count": 54, "example": "dense-70b, TP 1"}],
-        "sizes": {"smaller": {"gpus": 1, "worst_target": "tpot_s.p90", "worst_ratio": 1.4, "measured": 0.07}, "larger": None},
-        "basis": {best["deployment"]: {"assumptions": [{"what": "price", "value": "2.99", "kind": "assumed", "source": "list"}], "warnings": ["far off"]}},
-        "pareto": points,
-        "sensitivity": [
-            {"change": "twice the traffic", "deployment": runner["deployment"], "cost_per_hour": 11.96, "cost_ratio": 2.0, "flips": True, "note": "short"},
-            {"change": "GPUs 30 % cheaper", "deployment": "y", "cost_per_hour": 4.186, "cost_ratio": 0.7, "flips": False, "note": ""},
-            {"change": "a slow network", "deployment": None, "cost_per_hour": None, "cost_ratio": None, "flips": True, "note": ""},
-        ],
-        "losses": [
-            {"nodes_lost": n, "gpus_left": 2 - n, "goodput_per_s": 19.0 - 9 * n, "attainment": 1 - 0.4 * n, "worst_ratio": 0.63, "met": n == 0}
-            for n in range(3)
-        ],
-        "spare_nodes": [{"nodes_lost": 1, "gpus": 16, "nodes": 2, "cost_per_hour": 47.84, "extra_cost_per_hour": 41.86, "why": ""}],
-        "idle": {"unused_gpus": 1, "unused_cost_per_hour": 2.99, "spare_experts": None},
-        "confidence": {
-            "cost_low": 5.98, "cost_high": 11.96, "beats_second": 0.81, "meets_targets": 0.77, "second": runner["deployment"],
-            "figures": {"tpot_s.p90": {"value": 0.0314, "low": 0.028, "high": 0.041}},
-            "sources": [{"name": "calibration", "low": 0.8, "high": 1.3, "text": "measured over predicted"}],
-        },
-        "moe_vs_dense": {"cost_ratio": 0.25, "rates": [
-            {"rate": r, "requests_per_s": 19.3 * r, "moe_cost_per_hour": 5.98 * r, "dense_cost_per_hour": 23.92, "cost_ratio": 0.25 * r}
-            for r in (0.5, 1.0, 8.0)
-        ]},
-        "crossover": {
-            "models": {"moe": [HOSTILE], "dense": ["dense-70b"]},
-            "cells": cells([
-                {"batch_per_gpu": b, "ep": ep, "network": n} | (nothing if b > 9 else {})
-                for b in (1.0, 16.0) for ep in (1, 8) for n in (0.5, 1.0)
-            ]),
-            "at_same_time": cells([{"time_per_token_s": s, "pairing": "best of each", "gpus": None} for s in (0.02, 0.05)]),
-            "at_full_load": cells([{"gpus": g, "ratio": r} for g, r in ((None, 1.27), (8, 0.71))]),
-            "flips": ["the mixture wins up to 8k"],
-        },
-        "handover": {
-            "scenarios": [{"file": "recommended.toml", "text": "name = '<x>'\n"}],
-            "commands": [{"deployment": best["deployment"], "name": "server", "command": "vllm serve '<x>'", "not_expressed": ["no cache"]}],
-        },
-    } | changes  # fmt: skip
-
-
-BANDED = frozenset({
-    "cost_per_hour", "cost_per_million_output_tokens", "ttft_s.p90", "tokens_per_s_user", "tokens_per_s_gpu", "cost_ratio",
-    "goodput_per_s", "ratio",
-})  # fmt: skip
-
-
-def banded(part):
-    """The same answer with a band beside each of these figures."""
-    if isinstance(part, list):
-        return [banded(inner) for inner in part]
-    if not isinstance(part, dict):
-        return part
-    made = {key: banded(value) for key, value in part.items()}
-    for key in BANDED & made.keys():
-        if made[key] is not None:
-            made |= {f"{key}_low": 0.8 * made[key], f"{key}_high": 1.5 * made[key]}
-    return made
+from tests.report.plan_answers import HOSTILE, RUN, TRAFFIC, answer, banded, row
 
 
 def payload_of(page):
@@ -209,9 +102,6 @@ def test_how_probable_it_is_that_a_row_is_the_cheapest_has_a_column():
     assert "70 % with ties" in section(render(made, RUN), "the-candidates")
 
 
-TRAFFIC = {"lead_requests": 230, "lasts_s": 155.4, "stay_s": 11.6, "is_steady": True, "lengthened_from": None}
-
-
 def test_traffic_is_told_and_traffic_that_is_too_short_warned_of():
     made = answer()
     assert 'href="#the-traffic"' not in render(made, RUN)
@@ -291,6 +181,18 @@ def test_machines_without_a_price_are_counted_instead():
     assert "Cost against latency" not in page
 
 
+def test_models_that_cannot_are_shown_at_their_nearest_with_what_stops_them():
+    missed = {"text": "misses the time per output token (p90) by 1.4", "row": row("big", False, 8, 23.92, worst_ratio=1.4)}
+    never = {"text": "no replica fits in memory"}
+    page = render(answer(why_not_models={"big": missed, "huge": never}, clusters_ruled_out={"b200": "min_gpus = 9"}), RUN)
+    table = section(page, "the-candidates")
+    assert "Models that miss a target" in table
+    assert "big fp8" in table
+    assert missed["text"] in table
+    for said in ("<b>huge</b>: no replica fits in memory", "<b>b200</b>: min_gpus = 9"):
+        assert said in section(page, "ruled-out")
+
+
 @pytest.mark.parametrize("kind", plugins.available("report.plan_figures"))
 def test_figures_introduce_themselves_and_draw_numbers_only(kind):
     figure = plugins.build("report.plan_figures", {"kind": kind}, "test")
@@ -308,90 +210,3 @@ def test_the_map_offers_what_is_no_axis_and_shows_one_combination():
     assert len(drawn["data"]) == 4
     assert [trace["meta"]["Network"] for trace in shown] == ["as it is"]
     assert "2.00\N{MULTIPLICATION SIGN}" in shown[0]["text"][0][0]
-
-
-@pytest.mark.parametrize("width", [1280, 390])
-def test_it_opens_offline_and_its_lists_and_buttons_work(browser, tmp_path, width):
-    made = answer()
-    file = tmp_path / "report.html"
-    file.write_text(render(made, RUN), encoding="utf-8")
-    context = browser.new_context(viewport={"width": width, "height": 900})
-    context.set_offline(True)
-    page = context.new_page()
-    problems = []
-    page.on("console", lambda message: problems.append(message.text))
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.goto(file.as_uri())
-    page.wait_for_selector("html[data-drawn]", state="attached", timeout=60_000)
-    assert page.evaluate("document.querySelectorAll('.js-plotly-plot').length") == sum(len(plots(f, made)) for f in figures())
-    scrolled, shown = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
-    assert scrolled <= shown
-    page.select_option("select[data-choice=Experts]", "EP 8")
-    plot = "document.querySelector('select[data-choice=Experts]').closest('.cell').querySelector('.plot')"
-    assert page.evaluate(f"{plot}.data.filter((trace) => trace.visible).map((trace) => trace.meta.Experts)") == ["EP 8"]
-    page.dispatch_event(".copy >> nth=0", "click")
-    assert page.evaluate("getSelection().toString()").strip() == "moesim run recommended.toml"
-    assert problems == []
-    context.close()
-
-
-# Of every text that a plot shows: what sticks out of the plot, and which of one kind lie on each other.
-CROWDED = """() => {
-  const found = [];
-  for (const plot of document.querySelectorAll('.js-plotly-plot')) {
-    const around = plot.getBoundingClientRect();
-    for (const kind of ['.annotation-text', '.xtick text', '.ytick text', '.heatmap-label text']) {
-      const boxes = [...plot.querySelectorAll(kind)].map((text) => [text.textContent, text.getBoundingClientRect()]);
-      boxes.forEach(([text, box], i) => {
-        if (box.left < around.left - 1 || box.right > around.right + 1) found.push(`${plot.ariaLabel}: ${text} is cut`);
-        for (const [other, next] of boxes.slice(i + 1)) {
-          const apart = box.right <= next.left || next.right <= box.left || box.bottom <= next.top + 1 || next.bottom <= box.top + 1;
-          if (!apart) found.push(`${plot.ariaLabel}: ${text} lies on ${other}`);
-        }
-      });
-    }
-  }
-  return found;
-}"""
-
-# The text of the recommended deployment's hover box, and how far the box sticks out of its plot.
-HOVERED = """() => {
-  const plot = [...document.querySelectorAll('.js-plotly-plot')].find((p) => p.data.some((t) => t.name === 'recommended'));
-  Plotly.Fx.hover(plot, [{ curveNumber: plot.data.findIndex((t) => t.name === 'recommended'), pointNumber: 0 }]);
-  const box = plot.querySelector('.hovertext'), around = plot.getBoundingClientRect(), own = box.getBoundingClientRect();
-  return [box.textContent, Math.max(around.left - own.left, own.right - around.right)];
-}"""
-
-
-def test_on_a_phone_nothing_is_cut_or_covered_and_bands_and_warning_show(browser, tmp_path):
-    made = banded(answer())
-    made["traffic"] |= TRAFFIC | {"is_steady": False}
-    made["ruled_out"] *= 3
-    made["ruled_out"][1] = {
-        "reason": "attention data parallelism of a dense model is the same as more replicas",
-        "count": 9,
-        "example": "x",
-    }
-    best, tokens = made["recommended"], 8192
-    for point in made["pareto"]:
-        point["deployment"] += f", {tokens:,} tokens a step"
-    file = tmp_path / "report.html"
-    file.write_text(render(made, RUN), encoding="utf-8")
-    context = browser.new_context(viewport={"width": 390, "height": 900})
-    page = context.new_page()
-    page.goto(file.as_uri())
-    page.wait_for_selector("html[data-drawn]", state="attached", timeout=60_000)
-    assert page.evaluate(CROWDED) == []
-    assert page.evaluate("document.querySelectorAll('.modebar-btn').length") == 0
-    assert page.evaluate("[...document.querySelectorAll('.scroll')].filter((box) => box.scrollWidth > box.clientWidth).length") == 0
-    assert page.evaluate("document.querySelectorAll('.xerror, .yerror').length") > 10
-    warning = page.locator("[role=alert]")
-    assert warning.is_visible()
-    assert warning.bounding_box()["y"] < 900
-    said, over = page.evaluate(HOVERED)
-    words = f"{best['deployment']}, {tokens:,} tokens a step".replace(" ", "")
-    assert words in said.replace(" ", "")
-    for part in ("2GPUs,5.98USDperhour", "TTFTp90125ms", "simulated"):
-        assert part in said.replace(" ", "")
-    assert over <= 1
-    context.close()

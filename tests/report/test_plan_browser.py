@@ -1,0 +1,95 @@
+"""The page of a plan in a browser: it opens offline, on a desk and on a phone, and nothing is cut, covered or dead."""
+
+import pytest
+
+from simulator.report.gallery import plots
+from simulator.report.plan_figures import figures
+from simulator.report.plan_page import render
+from tests.report.plan_answers import RUN, TRAFFIC, answer, banded
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_it_opens_offline_and_its_lists_and_buttons_work(browser, tmp_path, width):
+    made = answer()
+    file = tmp_path / "report.html"
+    file.write_text(render(made, RUN), encoding="utf-8")
+    context = browser.new_context(viewport={"width": width, "height": 900})
+    context.set_offline(True)
+    page = context.new_page()
+    problems = []
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(file.as_uri())
+    page.wait_for_selector("html[data-drawn]", state="attached", timeout=60_000)
+    assert page.evaluate("document.querySelectorAll('.js-plotly-plot').length") == sum(len(plots(f, made)) for f in figures())
+    scrolled, shown = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+    assert scrolled <= shown
+    page.select_option("select[data-choice=Experts]", "EP 8")
+    plot = "document.querySelector('select[data-choice=Experts]').closest('.cell').querySelector('.plot')"
+    assert page.evaluate(f"{plot}.data.filter((trace) => trace.visible).map((trace) => trace.meta.Experts)") == ["EP 8"]
+    page.dispatch_event(".copy >> nth=0", "click")
+    assert page.evaluate("getSelection().toString()").strip() == "moesim run recommended.toml"
+    assert problems == []
+    context.close()
+
+
+# Of every text that a plot shows: what sticks out of the plot, and which of one kind lie on each other.
+CROWDED = """() => {
+  const found = [];
+  for (const plot of document.querySelectorAll('.js-plotly-plot')) {
+    const around = plot.getBoundingClientRect();
+    for (const kind of ['.annotation-text', '.xtick text', '.ytick text', '.heatmap-label text']) {
+      const boxes = [...plot.querySelectorAll(kind)].map((text) => [text.textContent, text.getBoundingClientRect()]);
+      boxes.forEach(([text, box], i) => {
+        if (box.left < around.left - 1 || box.right > around.right + 1) found.push(`${plot.ariaLabel}: ${text} is cut`);
+        for (const [other, next] of boxes.slice(i + 1)) {
+          const apart = box.right <= next.left || next.right <= box.left || box.bottom <= next.top + 1 || next.bottom <= box.top + 1;
+          if (!apart) found.push(`${plot.ariaLabel}: ${text} lies on ${other}`);
+        }
+      });
+    }
+  }
+  return found;
+}"""
+
+# The text of the recommended deployment's hover box, and how far the box sticks out of its plot.
+HOVERED = """() => {
+  const plot = [...document.querySelectorAll('.js-plotly-plot')].find((p) => p.data.some((t) => t.name === 'recommended'));
+  Plotly.Fx.hover(plot, [{ curveNumber: plot.data.findIndex((t) => t.name === 'recommended'), pointNumber: 0 }]);
+  const box = plot.querySelector('.hovertext'), around = plot.getBoundingClientRect(), own = box.getBoundingClientRect();
+  return [box.textContent, Math.max(around.left - own.left, own.right - around.right)];
+}"""
+
+
+def test_on_a_phone_nothing_is_cut_or_covered_and_bands_and_warning_show(browser, tmp_path):
+    made = banded(answer())
+    made["traffic"] |= TRAFFIC | {"is_steady": False}
+    made["ruled_out"] *= 3
+    made["ruled_out"][1] = {
+        "reason": "attention data parallelism of a dense model is the same as more replicas",
+        "count": 9,
+        "example": "x",
+    }
+    best, tokens = made["recommended"], 8192
+    for point in made["pareto"]:
+        point["deployment"] += f", {tokens:,} tokens a step"
+    file = tmp_path / "report.html"
+    file.write_text(render(made, RUN), encoding="utf-8")
+    context = browser.new_context(viewport={"width": 390, "height": 900})
+    page = context.new_page()
+    page.goto(file.as_uri())
+    page.wait_for_selector("html[data-drawn]", state="attached", timeout=60_000)
+    assert page.evaluate(CROWDED) == []
+    assert page.evaluate("document.querySelectorAll('.modebar-btn').length") == 0
+    assert page.evaluate("[...document.querySelectorAll('.scroll')].filter((box) => box.scrollWidth > box.clientWidth).length") == 0
+    assert page.evaluate("document.querySelectorAll('.xerror, .yerror').length") > 10
+    warning = page.locator("[role=alert]")
+    assert warning.is_visible()
+    assert warning.bounding_box()["y"] < 900
+    said, over = page.evaluate(HOVERED)
+    words = f"{best['deployment']}, {tokens:,} tokens a step".replace(" ", "")
+    assert words in said.replace(" ", "")
+    for part in ("2GPUs,5.98USDperhour", "TTFTp90125ms", "simulated"):
+        assert part in said.replace(" ", "")
+    assert over <= 1
+    context.close()
