@@ -30,6 +30,8 @@ _FURTHEST = 2.6
 """Standard deviations to which factors are tabulated."""
 _BATCHES = 24
 _NEARLY = 1 - 1e-6
+"""As much as one replica fewer would need, and not quite."""
+_ROUNDING = 1e-9
 _BUSIEST = 0.97
 """Of what a replica carries at the most: where the closed form puts one that simulation finds able to carry its share."""
 
@@ -99,7 +101,7 @@ class Pool(NamedTuple):
     def needed(self, rate_per_s: float, slower: float) -> int:
         """Replicas; 0 where none keeps the limits."""
         carried = self.scale * self.reach.carries(slower, self.slack)
-        return max(1, math.ceil(rate_per_s / carried * _NEARLY)) if carried > 0 else 0
+        return max(1, math.ceil(rate_per_s / carried * (1 - _ROUNDING))) if carried > 0 else 0
 
 
 class Estimate(NamedTuple):

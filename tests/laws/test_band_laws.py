@@ -13,7 +13,7 @@ from simulator.planner.bands import held, rows
 from simulator.planner.confidence import Costs, Doubted, over, table_of
 from simulator.planner.doubts import doubts
 from simulator.planner.draws import Draws, Table, band_of, firsts, gpus_at, loading, none_cheaper, share
-from simulator.planner.estimate import Estimator, Reach
+from simulator.planner.estimate import Estimator, Pool, Reach
 from simulator.planner.explore import Finding, Sized
 from simulator.planner.margin import Error, margin
 from simulator.planner.screen import Option
@@ -157,6 +157,14 @@ def test_a_closed_form_is_fitted_to_what_was_found(least, most):
     assert carried == sorted(carried, reverse=True)
     assert carried[-1] == 0.0
     assert reach.fitted(2.5, 4.0) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("rate", [0.3, 10.0, 100.0, 900.0])
+@pytest.mark.parametrize(("replicas", "fewer"), [(1, 0), (2, 1), (16, 12), (7, 6)])
+def test_a_closed_form_needs_what_was_found(rate, replicas, fewer):
+    reach = Reach(1, np.array([1.0, 2.0, 4.0, 8.0]), np.array([0.5, 0.7, 1.1, 1.9]), np.ones(4), np.ones(4))
+    slack, scale = reach.fitted(rate / replicas, rate / fewer if fewer else math.inf)
+    assert fewer < Pool(reach, replicas, slack, scale, ()).needed(rate, 1.0) <= replicas
 
 
 def test_a_closed_form_starts_where_simulation_is_and_never_falls():
