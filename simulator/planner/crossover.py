@@ -237,7 +237,7 @@ def _row(moe: Point | None, dense: Point | None, missing: str, time_s: float = m
     row["ratio"] = _rounded(ratio)
     sure = margin(ratio, *(error_of(one.steady.plan, one.loads.terms[:, 0], _gives(one, time_s)) for one in (moe, dense)))
     for name, value in (("ratio_low", sure.low), ("ratio_high", sure.high), ("moe_wins_probability", sure.above)):
-        row[name] = None if value is None else _rounded(value)
+        row[name] = None if value is None else round(_rounded(value), 6)
     if abs(ratio - 1) < _ALIKE:
         return row
     winner, loser = (moe, dense) if ratio > 1 else (dense, moe)

@@ -43,8 +43,9 @@ def pareto(found: Found, bands: Sequence[Mapping[str, Any]] = ()) -> list[dict[s
     """Points that no other of the same model on the same machines beats in both, and what was simulated.
 
     The closed form is of one replica that is kept busy, whatever the targets; of a pool that decodes, with the pool for prompts that
-    keeps the targets in fewest GPU-seconds. Its band is that of a step's seconds, which moves both figures the same way. What was
-    simulated is of the whole cluster, paid for at the traffic's rate.
+    keeps the targets in fewest GPU-seconds, in whatever ratio of their sizes, the handover of caches for nothing: more than whole
+    replicas reach. Its band is that of a step's seconds, which moves both figures the same way. What was simulated is of the whole
+    cluster, paid for at the traffic's rate.
 
     Args:
         bands: of the deployments that meet the targets, in the findings' order.
