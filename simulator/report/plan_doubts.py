@@ -27,6 +27,7 @@ def confidence(answer: dict[str, Any]) -> Markup | None:
         "Costs no more than the second choice": _share(found.get("beats_second")),
         "Costs less than the second choice": _share(found.get("cheaper_than_second")),
         "The second choice": str(found.get("second") or ""),
+        "MoE costs no more than dense": _share(found.get("moe_costs_no_more_than_dense")),
         "MoE is cheaper than dense": _share(found.get("moe_beats_dense")),
         "Cost of MoE over dense, 80 % of cases": _moe_over_dense(answer),
     }
