@@ -39,6 +39,7 @@ _DEARER = (
 )
 """Figures that grow as the cluster does."""
 _LATENCIES = ("tpot_s", "ttft_s", "e2e_s")
+_SHARE = "attainment"
 
 Band = tuple[float | None, float | None]
 
@@ -50,7 +51,17 @@ def estimates(trials: Trials, findings: Sequence[Finding], rate_per_s: float) ->
         rate_per_s: of all requests.
     """
     estimator = Estimator(trials, samples=True)
-    return [estimator.estimate(finding, rate_per_s) for finding in findings]
+    found = [estimator.estimate(finding, rate_per_s) for finding in findings]
+    if trials.space.question.targets.attainment is None:
+        return found
+    return [one and one._replace(kept=_kept(trials, finding, one.table)) for one, finding in zip(found, findings, strict=True)]
+
+
+def _kept(trials: Trials, finding: Finding, table: Table) -> tuple[float, ...]:
+    if finding.sized is None:
+        return ()
+    ends = [trials.trial(finding.option, finding.sized, Change(slower=edge)) for edge in table.edges]
+    return tuple(end.measured[_SHARE] for end in ends)
 
 
 def held(name: str, value: float | None, band: Band) -> dict[str, float | None]:
@@ -105,6 +116,11 @@ def _row(
             found_bands |= held(
                 name, row[name], _finite(widened(row[name], scaled(row[name], ends), row[name] * scatter.get(name, 0.0)))
             )
+    if _SHARE in row and closed is not None and closed.kept and f"{_SHARE}_low" not in found_bands:
+        ends = widened(row[_SHARE], (min(closed.kept), max(closed.kept)), row[_SHARE] * scatter.get(_SHARE, 0.0))
+        found_bands |= held(_SHARE, row[_SHARE], ends)
+    if found_bands.get(f"{_SHARE}_high") is not None:
+        found_bands[f"{_SHARE}_high"] = min(1.0, found_bands[f"{_SHARE}_high"])
     made = row["output_tokens_per_s"]
     if "output_tokens_per_s_low" not in found_bands:
         spread = made * scatter.get("output_tokens_per_s", 0.0)

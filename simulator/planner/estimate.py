@@ -110,6 +110,8 @@ class Estimate(NamedTuple):
     table: Table
     factors: dict[str, tuple[float, float]]
     """By latency (``tpot_s``): what its figure is multiplied with at the low and the high end of the calibration's band."""
+    kept: tuple[float, ...] = ()
+    """Share of the requests that keep their limits at both ends, where that is a target: simulated, there is no closed form of it."""
 
 
 def bands_of(plan: Plan, is_pooled: bool) -> tuple[tuple[float, float], tuple[float, float], str]:

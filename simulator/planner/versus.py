@@ -13,7 +13,7 @@ from simulator.planner.confidence import Costs
 from simulator.planner.draws import Floats, Table
 from simulator.planner.estimate import Estimator
 from simulator.planner.explore import Finding
-from simulator.planner.screen import Option
+from simulator.planner.screen import Option, by_cost
 from simulator.planner.search import Found
 from simulator.planner.whatif import SHORT_REQUESTS, Change, Trials, cost_of, gpu_hour
 from simulator.report.formats import TIMES
@@ -52,14 +52,14 @@ def rivals(found: Found, best: Finding) -> Rivals:
     return Rivals(best.option, little, much)
 
 
-def _expected(found: Found, option: Option, rate: float) -> tuple[float, float, Option]:
+def _expected(found: Found, option: Option, rate: float) -> tuple[Any, ...]:
     """What an option would cost at another rate, going by the screen."""
     gpus = math.ceil(option.replicas * rate) * option.design.num_ranks
     if option.prefill is not None:
         gpus += math.ceil(option.prefill_replicas * rate) * option.prefill.num_ranks
     machines = found.space.machines[option.design.machines]
     held = found.space.held(machines, gpus) or math.inf
-    return (held * gpu_hour(found.space, option.design.machines), gpus, option)
+    return (held * gpu_hour(found.space, option.design.machines), gpus, *by_cost(option))
 
 
 class Tried(NamedTuple):

@@ -20,6 +20,7 @@ from simulator.planner.screen import Option
 from simulator.planner.search import search
 from simulator.planner.space import Design
 from simulator.planner.store import Store
+from simulator.planner.versus import _expected
 from simulator.planner.whatif import AS_ASKED, Trials
 from simulator.spec.base import validate
 from simulator.spec.planning import Question
@@ -267,3 +268,9 @@ def test_a_deployment_that_is_there_twice_is_as_likely_the_best():
     bands = rows(doubled, compared._replace(slowed=[{"slower": 1.0, "measured": {}, "ratios": {}}]), drawn, {})
     assert [one["is_best_probability"] for one in bands.values()] == [1.0, 0.0]
     assert [one["none_cheaper_probability"] for one in bands.values()] == [1.0, 1.0]
+
+
+def test_pools_and_plain_replicas_of_as_many_gpus_can_be_ordered():
+    plain, pooled = option(0)._replace(replicas=2), option(0, prefill=option(0).design)
+    for rate in (0.125, 1.0, 8.0):
+        assert sorted([pooled, plain], key=lambda one: _expected(found(), one, rate))[0] == plain
