@@ -35,8 +35,8 @@ class Tick(Protocol):
 
 KEPT = "kept from before"
 """What a :class:`Tick` is told of findings that an earlier search had made."""
-_SHORT_REQUESTS = 4000
-"""Requests of the first round's stretch of traffic; the second has all."""
+_SHORT_REQUESTS, _SHORT_STAYS = 2000, 2.0
+"""Requests of the first round's stretch of traffic, or longer where they stay for long; the second has all."""
 _SPREAD = (0.0, 0.5, 1.0)
 """Places on the front of speeds, where no deployment can keep the targets."""
 _ALIKE = 6
@@ -111,13 +111,17 @@ def _search(question: Question, folder: Path, store: Store, tick: Tick, crew: Wo
     options = shortlist(screened) + hopeless(space, {key: part for key, part in screened.items() if key[0] not in possible})
     first = _explore(space, text, store, options, True, tick, crew)
     chosen = finalists(first)
-    if traffic.num_requests <= _SHORT_REQUESTS:  # the first round had all requests
+    if _short(traffic).num_requests == traffic.num_requests:  # the first round had all requests
         findings = [finding for finding in first if finding.option in chosen]
     else:
         begun = {finding.option: sized_as_found(finding) for finding in first}
         findings = _explore(space, text, store, [begun[option] for option in chosen], False, tick, crew)
     findings = [replace(finding, option=sized_as_found(finding)) for finding in findings]
     return Found(question, asked_requests, space, traffic, screened, first, sorted(findings, key=best_first))
+
+
+def _short(traffic: Traffic) -> Traffic:
+    return traffic.busiest(_SHORT_REQUESTS, _SHORT_STAYS)
 
 
 def shortlist(screened: dict[tuple[int, int], Screened]) -> list[Option]:
@@ -232,7 +236,7 @@ def _best_so_far(space: Space, finding: Finding) -> str:
 def _world(text: str, folder: str, is_short: bool) -> tuple[Space, Traffic]:
     question = Question.model_validate_json(text)
     traffic = traffic_of(question, Path(folder))
-    return Space(question, Path(folder)), traffic.busiest(_SHORT_REQUESTS) if is_short else traffic
+    return Space(question, Path(folder)), _short(traffic) if is_short else traffic
 
 
 def _screened(text: str, folder: str, part: tuple[int, int]) -> Screened:

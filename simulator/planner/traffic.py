@@ -98,8 +98,13 @@ class Traffic(NamedTuple):
         chosen = np.arange(first, self.trace.num_requests, parts)
         return subset(self.trace, chosen), int(np.searchsorted(chosen, self.lead))
 
-    def busiest(self, num_requests: int) -> Traffic:
-        """The stretch of about so many requests in which most tokens arrive, behind a lead-in; itself where it has no more."""
+    def busiest(self, num_requests: int, stays: float = 0.0) -> Traffic:
+        """The stretch of about so many requests in which most tokens arrive, behind a lead-in; itself where it has no more.
+
+        Args:
+            stays: that the stretch lasts at least, whatever the number of requests.
+        """
+        num_requests = max(num_requests, math.ceil(stays * self.stay_s * self.rate_per_s))
         if self.num_requests <= num_requests:
             return self
         seconds = self.duration_s * num_requests / self.num_requests
@@ -110,20 +115,20 @@ class Traffic(NamedTuple):
         """Requests coming ``factor`` times as fast, for as long as these: repeated, or the busiest stretch of them."""
         if factor == 1.0:
             return self
+        lead_s = float(self.trace.arrival_s[self.lead])
         if factor < 1.0:
             found = self.busiest(max(_LEAST_REQUESTS, math.ceil(self.num_requests * factor)))
-            slowed = replace(found.trace, arrival_s=found.trace.arrival_s / factor)
-            first = int(np.searchsorted(slowed.arrival_s, slowed.arrival_s[found.lead] - self.stay_s))
-            return Traffic.of(subset(slowed, np.arange(first, slowed.num_requests)), found.lead - first, self.stay_s)
-        gap_s = self.duration_s / max(self.num_requests - 1, 1)
-        lead_s = float(self.trace.arrival_s[self.lead] - self.trace.arrival_s[0])
-        times = math.ceil(factor * (lead_s + self.duration_s) / max(self.duration_s + gap_s, 1e-9))
-        faster = _repeated(self.trace, self.lead, times, self.duration_s + gap_s)
-        faster = replace(faster, arrival_s=faster.arrival_s / factor)
-        end_s = faster.arrival_s[-1]
-        judged = int(np.searchsorted(faster.arrival_s, end_s - self.duration_s))
-        first = int(np.searchsorted(faster.arrival_s, end_s - self.duration_s - lead_s))
-        return Traffic.of(subset(faster, np.arange(first, faster.num_requests)), judged - first, self.stay_s)
+            trace, judged = found.trace, found.lead
+        else:
+            gap_s = self.duration_s / max(self.num_requests - 1, 1)
+            times = math.ceil(factor * (lead_s + self.duration_s) / max(self.duration_s + gap_s, 1e-9)) + 1
+            trace = _repeated(self.trace, self.lead, times, self.duration_s + gap_s)
+            judged = trace.num_requests - round(self.num_requests * factor)
+        arrival_s = trace.arrival_s - trace.arrival_s[judged]
+        arrival_s = arrival_s * ((trace.num_requests - judged) / max(float(arrival_s[-1]), 1e-9) / (factor * self.rate_per_s))
+        first = int(np.searchsorted(arrival_s, -lead_s * (1 + 1e-9)))
+        changed = subset(replace(trace, arrival_s=arrival_s), np.arange(first, trace.num_requests))
+        return Traffic.of(changed, judged - first, self.stay_s)
 
     @property
     def _tokens(self) -> NDArray[np.int64]:

@@ -23,8 +23,8 @@ from simulator.planner.trial import Outcome
 from simulator.spec.planning import Percentiles, Question
 from simulator.spec.workload import SLO
 
-MOST_REQUESTS = 5_000
-"""Of the busiest stretch that is looked at, at the traffic that was asked for."""
+MOST_REQUESTS, MOST_STAYS = 3_000, 3.0
+"""Of the busiest stretch that is looked at, at the traffic that was asked for; it lasts longer where requests stay for long."""
 SHORT_REQUESTS = 2_000
 """Where traffic itself is varied over two orders."""
 _BLOCKS = 20
@@ -126,7 +126,7 @@ def cost_of(space: Space, finding: Finding) -> float:
 
 def is_whole(traffic: Traffic, most: int = MOST_REQUESTS) -> bool:
     """Whether all requests are looked at rather than the busiest stretch of them."""
-    return traffic.num_requests <= most
+    return traffic.busiest(most, MOST_STAYS).num_requests == traffic.num_requests
 
 
 def _limit(limits: Percentiles) -> float | None:
@@ -163,7 +163,7 @@ def _traffic(text: str, folder: str, rate: float, prompts: float, draw: int, mos
     traffic = _requests(question.model_dump_json(), folder)
     if draw and not drawn:
         traffic = _in_blocks(traffic, np.random.default_rng([asked.seed, draw]))
-    return traffic.busiest(most).at_rate(rate)
+    return traffic.busiest(most, MOST_STAYS).at_rate(rate)
 
 
 @lru_cache(maxsize=4)
