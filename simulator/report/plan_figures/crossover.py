@@ -18,8 +18,8 @@ _REACH = 2.0
 """Doublings either way that the colours tell apart."""
 _ROW_PIXELS = 44
 _INK = "#1A2230"
-_COLOURS = [[0.0, "#EE8A4A"], [0.25, "#F7C79F"], [0.5, "#F2F2F0"], [0.75, "#ABD3EA"], [1.0, "#5FA8D3"]]
-"""Light enough for dark text, in both themes; safe for red-green deficiency."""
+_COLOURS = [[0.0, "#CFA75B"], [0.25, "#E8D5AC"], [0.5, "#F2F2F0"], [0.75, "#CFC7EA"], [1.0, "#A493D8"]]
+"""Light enough for dark text, in both themes; safe for red-green deficiency; none is a model's of the first five."""
 _TERMS = {
     "weight streaming": "weights",
     "KV reading": "KV read",
@@ -93,8 +93,8 @@ class Crossover(Wide):
     title: ClassVar[str] = "Where the mixture of experts wins"
     section: ClassVar[str] = "Where MoE wins"
     definition: ClassVar[str] = (
-        "Output tokens per second of a GPU, the mixture of experts' over the dense model's, in closed form: blue where the mixture "
-        "of experts makes more, orange where the dense model does, empty where neither fits. Under each ratio stands what decides. "
+        "Output tokens per second of a GPU, the mixture of experts' over the dense model's, in closed form: violet where the mixture "
+        "of experts makes more, tan where the dense model does, empty where neither fits. Under each ratio stands what decides. "
         "A row is a length of prompt and of answer."
     )
     absent: ClassVar[str] = "There is no pair of an MoE and a dense model."
