@@ -45,6 +45,27 @@ def is_decode(new: int, num_input: int, generated: int, computed: int) -> bool:
 @numba.njit(cache=True)
 def form_step(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> bool:
     """Fill ``ranks.chunk`` for the next step. Returns whether there is anything to compute."""
+    has_work = _fill(requests, ranks, limits, now_s)
+    if len(ranks.head) > len(ranks.ran_out):  # lanes that take each other's blocks may all end up without
+        while ranks.ran_out.any() and not computes(ranks, 0, len(ranks.head)):
+            has_work = _fill(requests, ranks, limits, now_s)
+    return bool(has_work)
+
+
+@numba.njit(cache=True)
+def computes(ranks: Ranks, first: int, end: int) -> bool:
+    """Whether any request of ranks ``first`` to ``end`` is in the step."""
+    chunk, num_running = ranks.chunk, ranks.num_running
+    for d in range(first, end):
+        for i in range(num_running[d]):
+            if chunk[d, i] > 0:
+                return True
+    return False
+
+
+@numba.njit(cache=True)
+def _fill(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> bool:
+    """Fill ``ranks.chunk`` once. Returns whether any rank gave tokens away, which another lane may have taken back."""
     head, chunk, num_running = ranks.head, ranks.chunk, ranks.num_running
     has_work = False
     holds = limits.balance_steps > 0 and _holds_prompts(ranks, limits)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.cost.compute.context import NUM_SUMS, split_s, work_s
-from simulator.engine.batching import complete_step, form_step, is_decode, push
+from simulator.engine.batching import complete_step, computes, form_step, is_decode, push
 from simulator.engine.state import Clock, Limits, Ranks, Requests
 from simulator.engine.table import StepTable
 from simulator.work.context import add_sums
@@ -75,23 +75,12 @@ def price_step(requests: Requests, ranks: Ranks, table: StepTable, row: NDArray[
         return float(row[_ATTENTION : _ATTENTION + 8].sum())
     parts, head_s, sends_s = np.zeros((num_lanes, len(row))), np.zeros(num_lanes), np.zeros(num_lanes)
     for lane in range(num_lanes):
-        if _computes(ranks, lane * num_dp, (lane + 1) * num_dp):
+        if computes(ranks, lane * num_dp, (lane + 1) * num_dp):
             head, fullest = _price_lane(requests, ranks, table, lane * num_dp, (lane + 1) * num_dp, parts[lane])
             head_s[lane], sends_s[lane] = head, table.sends_s[fullest]
             parts[lane, _ATTENTION + 6] += sends_s[lane]
     parts = parts[:, _ATTENTION:]
     return float(in_flight(parts, head_s, sends_s, num_lanes, table.longest_stage, table.last_stage, row))
-
-
-@numba.njit(cache=True)
-def _computes(ranks: Ranks, first: int, end: int) -> bool:
-    """Whether any request of some ranks is in the step."""
-    chunk, num_running = ranks.chunk, ranks.num_running
-    for d in range(first, end):
-        for i in range(num_running[d]):
-            if chunk[d, i] > 0:
-                return True
-    return False
 
 
 @numba.njit(cache=True)

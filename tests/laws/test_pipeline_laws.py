@@ -8,14 +8,17 @@ import pandas as pd
 import pytest
 import simpy
 
+from simulator.engine.batching import complete_step, computes, form_step, push
 from simulator.engine.cluster import run_plan
 from simulator.engine.fast import LOG_COLUMNS, in_flight
+from simulator.engine.state import Limits, start_clock, start_ranks, start_requests
 from simulator.errors import UserError
 from simulator.fit import check_requests
 from simulator.price import Prices
 from simulator.records import STEP_PHASES
 from simulator.spec.deployment import ParallelSpec
 from simulator.spec.model import load_model
+from simulator.traces import RequestTrace
 from simulator.work.layout import make_layout, stage_layers
 from simulator.work.memory import Precision, cache_size, weight_bytes
 
@@ -234,3 +237,29 @@ def test_a_seed_says_everything(tiny):
 def test_what_cannot_be_simulated_is_refused(tiny, name, keys, reason):
     with pytest.raises(UserError, match=reason):
         tiny.plan(name, **keys)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_lanes_that_take_each_others_blocks_lose_none_and_all_end(seed):
+    rng = np.random.default_rng(seed)
+    pp, dp, count, block, tokens = (int(rng.integers(low, high)) for low, high in ((2, 5), (1, 3), (2, 30), (1, 9), (1, 60)))
+    trace = RequestTrace(np.sort(rng.random(count) * 50), rng.integers(1, 80, count), rng.integers(1, 40, count), "made up")
+    mixes, splits, reserves = (bool(flag) for flag in rng.random(3) < (0.6, 0.7, 0.2))
+    largest = -(-int((trace.num_input + trace.num_output).max()) // block) + 1
+    capacity = largest + int(rng.integers(largest))
+    limits = Limits(tokens, int(rng.integers(1, 6)), mixes, splits, block, 1, 0, 0, 0, reserves)
+    requests, clock = start_requests(trace, with_prefixes=False), start_clock()
+    ranks = start_ranks(dp * pp, limits.max_sequences, capacity, 0, pp)
+    for request in range(count):
+        push(requests, ranks, clock, request)
+    for step in range(10_000):
+        assert form_step(requests, ranks, limits, float(step))
+        assert computes(ranks, 0, dp * pp)
+        for pool in range(dp):
+            running = np.concatenate([ranks.running[d, : ranks.num_running[d]] for d in range(pool, dp * pp, dp)])
+            assert requests.blocks[running].sum() + ranks.free_blocks[pool] == capacity
+        if complete_step(requests, ranks, limits, clock, step + 1.0) and clock.num_finished[0] == count:
+            break
+    assert (requests.generated == trace.num_output).all()
+    assert ranks.free_blocks.tolist() == [capacity] * dp
+    assert not reserves or not requests.preemptions.any()
