@@ -127,7 +127,7 @@ def summary(found: Found, doubts: dict[str, Any] | None = None) -> dict[str, Any
         "best_of_each_model": {name: by_option[finding.option] for name, finding in best_of_each(found).items()},
         "candidates": rows,
         "pareto": pareto(found, bands),
-        "crossover": crossover_of(found),
+        "crossover": doubted.pop("crossover") if "crossover" in doubted else crossover_of(found),
     }
     if met:
         room, sure = headroom(explorer(found, met[0]), met[0].sized), doubted.get("confidence") or {}

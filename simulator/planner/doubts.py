@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from simulator.planner.ahead import explore, tasks
 from simulator.planner.bands import costs_band, estimates, held, losses, rows, stretch_text
 from simulator.planner.confidence import (
     Costs,
@@ -20,6 +23,7 @@ from simulator.planner.confidence import (
     second_choice,
     table_of,
 )
+from simulator.planner.crossover import Place, crossover, place_of
 from simulator.planner.draws import Floats, Table
 from simulator.planner.estimate import Estimator
 from simulator.planner.explore import Finding
@@ -28,8 +32,9 @@ from simulator.planner.screen import Option
 from simulator.planner.search import Found, Tick
 from simulator.planner.sensitivity import changes_of, options_of, sensitivity
 from simulator.planner.store import Store
-from simulator.planner.versus import best_of_kind, moe_vs_dense, over_rates, rivals
+from simulator.planner.versus import best_of_kind, changes_over_rates, moe_vs_dense, over_rates, rivals
 from simulator.planner.whatif import Change, Trials
+from simulator.spec.planning import Question
 from simulator.sweep import Workers, hired
 
 
@@ -41,7 +46,7 @@ class _Job(NamedTuple):
 
 
 def doubts(found: Found, store: Store, tick: Tick = lambda *_: None, workers: Workers | int | None = None) -> dict[str, Any]:
-    """``sensitivity``, ``losses``, ``spare_nodes``, ``idle``, ``confidence`` and ``moe_vs_dense`` of an answer; and ``bands``.
+    """``sensitivity``, ``losses``, ``spare_nodes``, ``idle``, ``confidence``, ``moe_vs_dense``, ``crossover``; and ``bands``.
 
     The last are keys for the row of every deployment that meets the targets, in the findings' order. Empty where none does.
     """
@@ -54,22 +59,35 @@ def doubts(found: Found, store: Store, tick: Tick = lambda *_: None, workers: Wo
     copying = next((one for one in met if one.option.design.slots), None)
     again = options_of(found)
 
+    changes = {option: tuple(changes_of(found, option)) for option in again}
+
     def everything_of(option: Option) -> tuple[Option, tuple[Change, ...], bool]:
-        return option, tuple(changes_of(found, option)) if option in again else (), option in doubted.options
+        return option, changes.get(option, ()), option in doubted.options
 
     others = [option for option in dict.fromkeys([*again, *doubted.options]) if option != first.option]
-    jobs = {
+    jobs: dict[str, _Job] = {}
+    rates: list[tuple[Option, Change]] = []
+    if moe is not None and dense is not None:
+        both = rivals(found, moe), rivals(found, dense)
+        rates = changes_over_rates(*both)
+        jobs["rates"] = _Job(over_rates, both)
+    jobs |= {
         "first": _Job(_first_choice, (first, copying, *everything_of(first.option)[1:])),
+        "crossover": _Job(_map, (found.question, place_of(found))),
         "samples": _Job(_samples, (first, second)),
         "closed": _Job(estimates, (met, found.traffic.rate_per_s)),
     }
-    if moe is not None and dense is not None:
-        jobs = {"rates": _Job(over_rates, (rivals(found, moe), rivals(found, dense)))} | jobs
+    drawn = [one.option for one in (first, second) if one is not None]
+    ahead = [] if store.folder is None else tasks(changes, doubted.options, drawn, rates)
     trials = Trials(found.question.model_dump_json(), str(found.space.folder), None if store.folder is None else str(store.folder))
-    name, tasks = "trying what the answer hangs on", [*jobs.values(), *(_Job(_option, everything_of(option)) for option in others)]
-    tick(name, 0, len(tasks))
+    last = [*jobs.values(), *(_Job(_option, everything_of(option)) for option in others)]
+    name, count = "trying what the answer hangs on", len(ahead) + len(last)
+    tick(name, 0, count)
     with hired(workers) as crew:
-        done = crew.map(partial(_do, trials), tasks, lambda n: tick(name, n, len(tasks)))
+        crew.map(
+            partial(explore, trials), ahead, lambda n: tick(name, n, count), group=attrgetter("option"), weight=attrgetter("work")
+        )
+        done = crew.map(partial(_do, trials), last, lambda n: tick(name, len(ahead) + n, count))
     results = dict(zip(jobs, done, strict=False))
     mine = results["first"]
     closed = dict(zip([finding.option for finding in met], results["closed"], strict=True))
@@ -93,6 +111,7 @@ def doubts(found: Found, store: Store, tick: Tick = lambda *_: None, workers: Wo
     return {
         "sensitivity": changed,
         **mine,
+        "crossover": results["crossover"],
         "spare_nodes": spare,
         "confidence": confidence(found, doubted, costs),
         "moe_vs_dense": moe_vs_dense(found, results.get("rates"), changed, costs, bands),
@@ -112,6 +131,10 @@ class _Tried(NamedTuple):
 
 def _do(trials: Trials, job: _Job) -> Any:
     return job.do(trials, *job.arguments)
+
+
+def _map(trials: Trials, question: Question, place: Place | None) -> dict[str, Any] | None:
+    return None if place is None else crossover(question, Path(trials.folder), *place)
 
 
 def _option(trials: Trials, option: Option, changes: tuple[Change, ...], is_doubted: bool) -> _Tried:

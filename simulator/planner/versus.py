@@ -112,14 +112,23 @@ def over_rates(trials: Trials, moe: Rivals, dense: Rivals) -> dict[str, Any]:
     return {"points": points, "flips": flips}
 
 
-def _tried(trials: Trials, option: Option, rate: float) -> Tried:
-    """An option at another rate.
+def changes_over_rates(moe: Rivals, dense: Rivals) -> list[tuple[Option, Change]]:
+    """What :func:`over_rates` explores for certain; between two rates it explores what it has to."""
+    return [(one, _change(one, rate)[1]) for rate in RATES for kind in (moe, dense) for one in kind.at(rate)]
 
-    Pools are sized for a part of much traffic, and taken so many times: trials of them serve every request, and larger pools are
-    hardly better used.
+
+def _change(option: Option, rate: float) -> tuple[int, Change]:
+    """At which traffic an option is explored for a rate, and how many times that must be taken.
+
+    Pools are sized for a part of much traffic: trials of them serve every request, and larger pools are hardly better used.
     """
     times = 1 if option.prefill is None else 2 ** max(0, math.floor(math.log2(rate)))
-    change = Change(Conditions(rate=rate / times), most=SHORT_REQUESTS)
+    return times, Change(Conditions(rate=rate / times), most=SHORT_REQUESTS)
+
+
+def _tried(trials: Trials, option: Option, rate: float) -> Tried:
+    """An option at another rate."""
+    times, change = _change(option, rate)
     finding = trials.find(option, change)
     if finding.sized is None or times == 1:
         return Tried(cost_of(trials.space, finding), finding, change)

@@ -1,0 +1,70 @@
+"""What an answer's doubts rest on, one exploration at a time: many short tasks of which all cores have some until the end.
+
+Each is kept in the store, where the few long tasks that put them together find it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from simulator.planner.conditions import Conditions
+from simulator.planner.confidence import table_of
+from simulator.planner.draws import DRAWS
+from simulator.planner.losses import LOST
+from simulator.planner.screen import Option
+from simulator.planner.search import work_of
+from simulator.planner.whatif import Change, Trials
+
+_TABLE_WORK = 5.0
+"""Explorations in a table."""
+_OTHER_WORK = 3.0
+"""Of one under other conditions, over one as asked: a new step table is filled, or a search begins further from its end."""
+_LEAST_WORK = 0.5
+
+
+class Task(NamedTuple):
+    """An option to be explored."""
+
+    option: Option
+    change: Change | None
+    """What is other than in the question; ``None`` = the table of what it needs if steps take longer."""
+
+    @property
+    def work(self) -> float:
+        """Roughly how long it takes."""
+        if self.change is None:
+            return work_of(self.option) * _TABLE_WORK
+        conditions = self.change.conditions
+        other = _OTHER_WORK if conditions._replace(rate=1.0) != Conditions() else 1.0
+        return work_of(self.option) * other * max(_LEAST_WORK, conditions.rate)
+
+
+def tasks(
+    again: Mapping[Option, Iterable[Change]],
+    doubted: Iterable[Option],
+    drawn: Iterable[Option],
+    rates: Iterable[tuple[Option, Change]],
+) -> list[Task]:
+    """All that will be asked for.
+
+    Args:
+        again: the changes under which options are explored.
+        doubted: options whose tables are wanted.
+        drawn: the recommended option and the second, of which other samples are wanted; nodes may be lost of the first.
+        rates: options at other rates.
+    """
+    found = [Task(option, change) for option, changes in again.items() for change in changes]
+    found += [Task(option, None) for option in doubted]
+    found += [Task(option, Change(draw=draw)) for option in drawn for draw in DRAWS]
+    found += [Task(option, Change(spare=lost)) for option in list(drawn)[:1] for lost in (0, *LOST)]
+    found += [Task(option, change) for option, change in rates]
+    return list(dict.fromkeys(found))
+
+
+def explore(trials: Trials, task: Task) -> None:
+    """Explore it, for the store."""
+    if task.change is None:
+        table_of(trials, task.option)
+    else:
+        trials.find(task.option, task.change)
