@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from simulator.planner.explore import Explorer, Finding, Sized, deployment
+from simulator.planner.room import headroom
 from simulator.planner.search import Found
 from simulator.spec.deployment import DeploymentSpec
 
@@ -40,6 +41,11 @@ def priced(found: Found, finding: Finding) -> Priced:
 def explorer(found: Found, finding: Finding) -> Explorer:
     """Trials of a finding's deployment."""
     return Explorer(found.space, finding.option, found.traffic, found.question.seed)
+
+
+def headroom_of(found: Found, finding: Finding) -> float:
+    """How many times the traffic a finding still carries at its size."""
+    return headroom(explorer(found, finding), finding.sized)
 
 
 def deployment_of(found: Found, finding: Finding, name: str = "") -> DeploymentSpec:
@@ -87,7 +93,6 @@ def summary(found: Found, doubts: dict[str, Any] | None = None) -> dict[str, Any
     from simulator.planner.crossover import crossover_of
     from simulator.planner.handover import handover
     from simulator.planner.pareto import pareto
-    from simulator.planner.room import headroom
     from simulator.planner.sizes import around
     from simulator.planner.why_not import nearest, of_each_model
 
@@ -130,10 +135,11 @@ def summary(found: Found, doubts: dict[str, Any] | None = None) -> dict[str, Any
         "crossover": doubted.pop("crossover") if "crossover" in doubted else crossover_of(found),
     }
     if met:
-        room, sure = headroom(explorer(found, met[0]), met[0].sized), doubted.get("confidence") or {}
+        room = doubted.pop("headroom") if "headroom" in doubted else headroom_of(found, met[0])
+        sure = doubted.get("confidence") or {}
         ends = sure.get("headroom_low"), sure.get("headroom_high")
         answer["recommended"] = rows[0] | {"headroom": room} | (held("headroom", room, ends) if sure else {})
-        answer["sizes"] = around(found, met[0])
+        answer["sizes"] = doubted.pop("sizes") if "sizes" in doubted else around(found, met[0])
         answer["basis"] = basis(found)
         answer["handover"] = handover(found)
     else:

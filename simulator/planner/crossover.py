@@ -70,21 +70,8 @@ class Point(NamedTuple):
         return float(self.loads.sequences[0])
 
 
-class Place(NamedTuple):
-    """What a map is drawn of: indices into the question's models, and its machines."""
-
-    models: tuple[int, ...]
-    machines: int
-
-
 def crossover_of(found: Found) -> dict[str, Any] | None:
-    """The map of a plan, see :func:`place_of`."""
-    place = place_of(found)
-    return None if place is None else crossover(found.question, found.space.folder, *place)
-
-
-def place_of(found: Found) -> Place | None:
-    """A plan's best MoE and its best dense model, on the machines of the best; ``None`` where the limits allow none."""
+    """The map of a plan: its best MoE and its best dense model, on the machines of the best; ``None`` where the limits allow none."""
     space, asked = found.space, found.question.crossover.cluster
     usable = [n for n, machines in enumerate(space.machines) if not machines.beyond and asked in (None, machines.offer.cluster)]
     if not usable:
@@ -97,7 +84,7 @@ def place_of(found: Found) -> Place | None:
     if len(set(kinds)) < 2 and found.question.crossover.models is None:
         return None
     best = dict.fromkeys(seen[kinds.index(kind)][0] for kind in (True, False) if kind in kinds)
-    return Place(tuple(best), seen[0][1])
+    return crossover(found.question, space.folder, list(best), seen[0][1])
 
 
 def crossover(question: Question, folder: Path, models: Sequence[int], machines: int) -> dict[str, Any] | None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from simulator.planner.ahead import explore, tasks
+from simulator.planner.answer import headroom_of
 from simulator.planner.bands import costs_band, estimates, held, losses, rows, stretch_text
 from simulator.planner.confidence import (
     Costs,
@@ -23,7 +23,7 @@ from simulator.planner.confidence import (
     second_choice,
     table_of,
 )
-from simulator.planner.crossover import Place, crossover, place_of
+from simulator.planner.crossover import crossover_of
 from simulator.planner.draws import Floats, Table
 from simulator.planner.estimate import Estimator
 from simulator.planner.explore import Finding
@@ -31,10 +31,10 @@ from simulator.planner.losses import LOST, idle_costs, spare_nodes
 from simulator.planner.screen import Option
 from simulator.planner.search import Found, Tick
 from simulator.planner.sensitivity import changes_of, options_of, sensitivity
+from simulator.planner.sizes import around
 from simulator.planner.store import Store
 from simulator.planner.versus import best_of_kind, changes_over_rates, moe_vs_dense, over_rates, rivals
 from simulator.planner.whatif import Change, Trials
-from simulator.spec.planning import Question
 from simulator.sweep import Workers, hired
 
 
@@ -46,9 +46,11 @@ class _Job(NamedTuple):
 
 
 def doubts(found: Found, store: Store, tick: Tick = lambda *_: None, workers: Workers | int | None = None) -> dict[str, Any]:
-    """``sensitivity``, ``losses``, ``spare_nodes``, ``idle``, ``confidence``, ``moe_vs_dense``, ``crossover``; and ``bands``.
+    """``sensitivity``, ``losses``, ``spare_nodes``, ``idle``, ``confidence`` and ``moe_vs_dense`` of an answer; and ``bands``.
 
-    The last are keys for the row of every deployment that meets the targets, in the findings' order. Empty where none does.
+    With these, since they take as long and all cores share them, its ``crossover``, ``sizes`` and ``headroom``.
+
+    The bands are keys for the row of every deployment that meets the targets, in the findings' order. Empty where none does.
     """
     met = [finding for finding in found.findings if finding.sized is not None]
     if not met:
@@ -58,7 +60,6 @@ def doubts(found: Found, store: Store, tick: Tick = lambda *_: None, workers: Wo
     doubted = Doubted(first, second, moe, dense, {}, [], [], (1.0, 1.0))
     copying = next((one for one in met if one.option.design.slots), None)
     again = options_of(found)
-
     changes = {option: tuple(changes_of(found, option)) for option in again}
 
     def everything_of(option: Option) -> tuple[Option, tuple[Change, ...], bool]:
@@ -73,9 +74,11 @@ def doubts(found: Found, store: Store, tick: Tick = lambda *_: None, workers: Wo
         jobs["rates"] = _Job(over_rates, both)
     jobs |= {
         "first": _Job(_first_choice, (first, copying, *everything_of(first.option)[1:])),
-        "crossover": _Job(_map, (found.question, place_of(found))),
+        "crossover": _Job(_beside, (crossover_of, found)),
         "samples": _Job(_samples, (first, second)),
         "closed": _Job(estimates, (met, found.traffic.rate_per_s)),
+        "headroom": _Job(_beside, (headroom_of, found, first)),
+        "sizes": _Job(_beside, (around, found, first)),
     }
     drawn = [one.option for one in (first, second) if one is not None]
     ahead = [] if store.folder is None else tasks(changes, doubted.options, drawn, rates)
@@ -111,7 +114,7 @@ def doubts(found: Found, store: Store, tick: Tick = lambda *_: None, workers: Wo
     return {
         "sensitivity": changed,
         **mine,
-        "crossover": results["crossover"],
+        **{key: results[key] for key in ("crossover", "headroom", "sizes")},
         "spare_nodes": spare,
         "confidence": confidence(found, doubted, costs),
         "moe_vs_dense": moe_vs_dense(found, results.get("rates"), changed, costs, bands),
@@ -133,8 +136,9 @@ def _do(trials: Trials, job: _Job) -> Any:
     return job.do(trials, *job.arguments)
 
 
-def _map(trials: Trials, question: Question, place: Place | None) -> dict[str, Any] | None:
-    return None if place is None else crossover(question, Path(trials.folder), *place)
+def _beside(trials: Trials, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What rests on no other trials, but takes as long."""
+    return function(*arguments)
 
 
 def _option(trials: Trials, option: Option, changes: tuple[Change, ...], is_doubted: bool) -> _Tried:
