@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: run test check golden report calibrate-published bench-twin clean
+.PHONY: run test check golden report calibrate-published bench-twin bench-plan clean
 
 run: .venv/installed
 	$(BIN)/moesim run mixtral_vs_llama2
@@ -41,6 +41,10 @@ calibrate-published: .venv/installed
 bench-twin: .venv/tested
 	$(BIN)/moesim calibrate cpu
 	$(BIN)/python tests/benchmarks/twin.py reports/twin.csv
+
+# How much faster two processes find the shipped plans than one; nothing else should run meanwhile. About ten minutes.
+bench-plan: .venv/tested
+	$(BIN)/python tests/benchmarks/plan_workers.py
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("moesim needs Python 3.11 or newer, found " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
