@@ -123,6 +123,8 @@ def make_plan(spec: DeploymentSpec, seed: int, where: str, folder: Path) -> Plan
     pool = spec.prefill
     changes = {"parallel": pool.parallel, "replicas": pool.replicas, "scheduling": pool.scheduling, "overlap": pool.overlap}
     changes |= {"prefill": None, "cluster": pool.cluster or spec.cluster}
+    if (pool.parallel.ep or 1) == 1:  # its experts are split like dense blocks, so the decode pool's copies are not there
+        changes["placement"] = {"kind": "contiguous"}
     if pool.cluster is not None:
         changes |= {"calibration": None, "price_per_gpu_hour": None}
     prefill = _make_pool(spec.model_copy(update=changes), seed, f"{place} [prefill]", folder, 0)

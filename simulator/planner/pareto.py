@@ -10,9 +10,9 @@ from simulator.planner.answer import text_of
 from simulator.planner.draws import around_one
 from simulator.planner.estimate import bands_of
 from simulator.planner.explore import Finding
-from simulator.planner.screen import Speed
 from simulator.planner.search import Found
 from simulator.planner.space import Design
+from simulator.planner.speeds import Speed
 
 _MOST_POINTS = 24
 """Of one model on one kind of machines: as many as a figure can tell apart."""

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from simulator.plan import Plan
 from simulator.planner.curve import Curve, Floats
-from simulator.planner.space import TOO_FEW, TOO_SLOW, Design, Ruled, Space
+from simulator.planner.space import NO_CACHE, TOO_FEW, TOO_SLOW, Design, Ruled, Space
+from simulator.planner.speeds import Speed, Speeds, pareto
 from simulator.planner.traffic import Traffic
 
 SLACK = 1.5
@@ -184,30 +185,6 @@ class Judge:
         )
 
 
-class Speed(NamedTuple):
-    """How fast a replica that is kept busy is, whatever the targets."""
-
-    per_user: float
-    """Output tokens/s; likewise of a GPU."""
-    per_gpu: float
-    design: Design
-    budget: int
-    sequences: float
-    """On a data-parallel rank."""
-
-
-class _Speeds(NamedTuple):
-    """The same of one replica under several loads; ``[n]`` each."""
-
-    per_user: Floats
-    per_gpu: Floats
-    sequences: Floats
-    design: Design
-    budget: int
-    prefill: Design | None = None
-    """What computes the prompts, where that is another pool."""
-
-
 class Screened(NamedTuple):
     """What is left of one model on one kind of machines."""
 
@@ -231,15 +208,22 @@ def screen(space: Space, traffic: Traffic, model: int, machines: int) -> Screene
     budgets, sents = asked.token_budgets, space.candidates[model].entry.dispatch_dtypes or ("",)
     usual = asked.max_sequences[0], "contiguous" if "contiguous" in asked.placements else "eplb"
     ruled = Ruled()
-    speeds: list[_Speeds] = []
+    speeds: list[Speeds] = []
     share, context = traffic.share_beyond(space.models[model].max_context_tokens), space.models[model].max_context_tokens
     if share > _MOST_TOO_LONG:
         text = f"{100 * share:.0f} % of the requests are longer than its context of {context:,} tokens"
         ruled.out(text, space.models[model].name, space.num_splits(model))
         return Screened([], 0, ruled, [], [])
+    longest, longest_prompt = int((traffic.trace.num_input + traffic.trace.num_output).max()), int(traffic.trace.num_input.max())
     for design, plan in space.designs(model, machines, ruled):
+        capacity = plan.capacity
+        has_room, has_prompts_room = (capacity.blocks_for(most) <= capacity.num_blocks for most in (longest, longest_prompt))
+        if not has_room:
+            ruled.out(NO_CACHE, space.text(design), len(budgets))
+        if not has_prompts_room:
+            continue
         curve = judge.curve(design, plan)
-        for budget in budgets:
+        for budget in budgets if has_room else ():
             served = judge.both(plan, curve, budget)
             _add(options, space, traffic, design, budget, judge.best(served), ruled)
             speeds.append(_speeds(traffic, served, design, budget))
@@ -249,10 +233,11 @@ def screen(space: Space, traffic: Traffic, model: int, machines: int) -> Screene
                 prompts, decodes, loads = pools.setdefault((design.weight_dtype, design.kv_dtype, sent), ([], [], []))
                 if (design.max_sequences, design.placement) == usual:  # a prefill pool has the decode pool's placement
                     prompts.append((design, prefilling, budgets[-1]))
-                loads.append(decoding)
-                decodes.append((design, judge.best(decoding)))
+                if has_room:
+                    loads.append(decoding)
+                    decodes.append((design, judge.best(decoding)))
     num_legal = len(options)
-    pooled: list[_Speeds] = []
+    pooled: list[Speeds] = []
     for prompts, decodes, loads in pools.values():
         found, number = _pairs(space, traffic, prompts, decodes, ruled)
         options += found
@@ -260,18 +245,18 @@ def screen(space: Space, traffic: Traffic, model: int, machines: int) -> Screene
         able = [(design.num_ranks / rates.likely, design, budget) for design, rates, budget in prompts if rates.likely > 0]
         for (design, _), served in zip(decodes, loads, strict=True) if able else ():
             pooled.append(_speeds(traffic, served, design, min(able)[2], min(able)))
-    front = [speed for speed, _ in _pareto(speeds)]
-    return Screened(_kept(options), num_legal, ruled, front, [(speed, prefill) for speed, prefill in _pareto(pooled) if prefill])
+    front = [speed for speed, _ in pareto(speeds)]
+    return Screened(_kept(options), num_legal, ruled, front, [(speed, prefill) for speed, prefill in pareto(pooled) if prefill])
 
 
 def _speeds(
     traffic: Traffic, served: Served, design: Design, budget: int, prefill: tuple[float, Design, int] | None = None
-) -> _Speeds:
+) -> Speeds:
     """Of a replica with what else its GPUs' users take: GPU-seconds of a prompt in a pool for prompts."""
     kept = served.possible
     seconds, prompts = (0.0, None) if prefill is None else prefill[:2]
     per_gpu = traffic.num_output / (design.num_ranks / served.rates[kept] + seconds)
-    return _Speeds(1 / served.tpot_s[kept], per_gpu, served.batches[kept], design, budget, prompts)
+    return Speeds(1 / served.tpot_s[kept], per_gpu, served.batches[kept], design, budget, prompts)
 
 
 def _kept(options: list[Option]) -> list[Option]:
@@ -291,23 +276,6 @@ def parts(option: Option) -> int:
     design = option.design
     moved = design.slots > 0 or design.placement != "contiguous"
     return (option.prefill is not None) + (design.pp > 1) + moved + (design.overlap != "none")
-
-
-def _pareto(speeds: list[_Speeds]) -> list[tuple[Speed, Design | None]]:
-    """Points that no other beats in both, the fastest first."""
-    if not speeds:
-        return []
-    per_user, per_gpu = (np.concatenate([getattr(one, name) for one in speeds]) for name in ("per_user", "per_gpu"))
-    order = np.lexsort((-per_gpu, -per_user))
-    best = np.maximum.accumulate(np.concatenate([[0.0], per_gpu[order]]))
-    ends = np.cumsum([len(one.per_user) for one in speeds])
-    found = []
-    for place in order[per_gpu[order] > best[:-1]]:
-        n = int(np.searchsorted(ends, place, side="right"))
-        one, at = speeds[n], int(place - ends[n])
-        speed = Speed(float(one.per_user[at]), float(one.per_gpu[at]), one.design, one.budget, float(one.sequences[at]))
-        found.append((speed, one.prefill))
-    return found
 
 
 def _add(options: list[Option], space: Space, traffic: Traffic, design: Design, budget: int, found: Rates, ruled: Ruled) -> None:

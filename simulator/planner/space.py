@@ -30,9 +30,10 @@ STAGES_OVER_NODES = "pipelines over several nodes are tried with stages that fil
 STAGES_IN_A_NODE = "pipelines on fast wires are tried where tensor parallelism can go no further"
 TOO_LARGE = "a replica would be larger than the limits allow"
 MEMORY = "weights, activations and a cache do not fit in memory"
+NO_CACHE = "the cache has no room for the longest request"
 TOO_SLOW = "misses a latency target even when nothing else runs"
 TOO_FEW = "needs more GPUs than the limits allow"
-_TELLING = (TOO_FEW, TOO_SLOW, MEMORY, TOO_LARGE)
+_TELLING = (TOO_FEW, TOO_SLOW, NO_CACHE, MEMORY, TOO_LARGE)
 """Reasons by how far a deployment came before it was ruled out: the furthest is what keeps a model from doing the job."""
 _STRUCTURAL = (HEADS, LEAVES_NODE, PART_OF_A_NODE, ALIKE, STAGES, STAGES_BESIDE_DP, STAGES_OVER_NODES, STAGES_IN_A_NODE)
 """Reasons that are of a split, and say nothing of whether the model could do the job with another one."""

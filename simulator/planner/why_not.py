@@ -77,6 +77,9 @@ def _ruled_out(found: Found, model: int) -> str:
             for reason, count in part.ruled.counts.items():
                 total.out(reason, part.ruled.examples[reason], count)
     telling = total.telling()
+    failed = next((one.why for one in found.findings if one.option.design.model == model and one.outcome is None and one.why), None)
+    if failed is not None:
+        return failed.split("': ", 1)[-1].split("; ", 1)[0]
     if telling == MEMORY and TOO_LARGE in total.counts:
         bounds = dict.fromkeys(machines.bound for machines in found.space.machines if machines.bound)
         largest = f"space.max_gpus_per_replica = {found.question.space.max_gpus_per_replica}"

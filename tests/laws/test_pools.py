@@ -241,3 +241,13 @@ def test_the_decode_pool_fills_what_the_prefill_pool_leaves(tiny):
         tiny.plan("moe", replicas=3, attention_dp=4, ep=4, prefill={"parallel": {"tp": 4}, "replicas": 2})
     with pytest.raises(UserError, match=r"\[prefill\].*tp \(3\)"):
         tiny.plan("moe", prefill={"parallel": {"tp": 3}})
+
+
+def test_copies_of_experts_are_of_the_decode_pool_only_where_prompts_split_experts(tiny):
+    """Experts that are split like dense blocks have no slots for copies, whatever the decode pool has."""
+    keys = {"attention_dp": 4, "ep": 4, "prefill": {"parallel": {"tp": 4}}}
+    plain, copying = (
+        tiny.plan("moe", **keys, placement=placement) for placement in ({"kind": "contiguous"}, {"kind": "eplb", "num_slots": 20})
+    )
+    assert copying.capacity.weights_bytes > plain.capacity.weights_bytes
+    assert copying.prefill.capacity.weights_bytes == plain.prefill.capacity.weights_bytes

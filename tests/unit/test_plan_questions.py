@@ -185,6 +185,22 @@ def test_a_model_whose_context_is_too_short_is_ruled_out():
     assert of_each_model(answer)["qwen3-8b"]["text"] == "100 % of the requests are longer than its context of 40,960 tokens"
 
 
+def test_only_what_has_room_for_the_longest_request_is_simulated():
+    """One long request among short ones: replicas of one GPU could never serve it, those of two can."""
+    requests = {"arrivals": {"kind": "poisson", "rate_per_s": 2.0}, "num_requests": 4}
+    asked = {
+        "models": [{"model": "llama-3.1-8b"}],
+        "clusters": [{"cluster": "rtx-4090", "max_gpus": 4}],
+        "workload": {"requests": requests | {"lengths": {"kind": "fixed", "num_input": 60_000, "num_output": 16}}},
+        "targets": {"ttft_s": {"p90": 600.0}},
+        "space": TABLE["space"] | {"tp": [1, 2, 4], "attention_dp": [1], "pp": [1]},
+    }
+    answer = found(**asked)
+    assert reasons.NO_CACHE in answer.ruled.counts
+    assert all(one.outcome is not None for one in answer.findings), [one.why for one in answer.findings]
+    assert answer.findings[0].option.design.tp > 1
+
+
 def test_pools_that_are_too_large_have_an_example():
     answer = found(space=TABLE["space"] | {"disaggregate": True}, clusters=[{"cluster": "h100-sxm", "max_gpus": 1}])
     for example in answer.ruled.examples.values():

@@ -1,0 +1,51 @@
+"""The front of speeds: what no other replica beats both for its users and for its GPUs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from simulator.planner.curve import Floats
+from simulator.planner.space import Design
+
+
+class Speed(NamedTuple):
+    """How fast a replica that is kept busy is, whatever the targets."""
+
+    per_user: float
+    """Output tokens/s; likewise of a GPU."""
+    per_gpu: float
+    design: Design
+    budget: int
+    sequences: float
+    """On a data-parallel rank."""
+
+
+class Speeds(NamedTuple):
+    """The same of one replica under several loads; ``[n]`` each."""
+
+    per_user: Floats
+    per_gpu: Floats
+    sequences: Floats
+    design: Design
+    budget: int
+    prefill: Design | None = None
+    """What computes the prompts, where that is another pool."""
+
+
+def pareto(speeds: list[Speeds]) -> list[tuple[Speed, Design | None]]:
+    """Points that no other beats in both, the fastest first."""
+    if not speeds:
+        return []
+    per_user, per_gpu = (np.concatenate([getattr(one, name) for one in speeds]) for name in ("per_user", "per_gpu"))
+    order = np.lexsort((-per_gpu, -per_user))
+    best = np.maximum.accumulate(np.concatenate([[0.0], per_gpu[order]]))
+    ends = np.cumsum([len(one.per_user) for one in speeds])
+    found = []
+    for place in order[per_gpu[order] > best[:-1]]:
+        n = int(np.searchsorted(ends, place, side="right"))
+        one, at = speeds[n], int(place - ends[n])
+        speed = Speed(float(one.per_user[at]), float(one.per_gpu[at]), one.design, one.budget, float(one.sequences[at]))
+        found.append((speed, one.prefill))
+    return found
