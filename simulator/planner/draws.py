@@ -164,13 +164,32 @@ class Draws:
         """
         slower = self.slowness(table)
         if not table.by_sample:
-            noise = np.array([1.0, *table.noise]) if table.noise else np.ones(len(DRAWS) + 1)
-            return gpus_at(table, sizes, slower) * noise[self.sample]
+            as_slow = np.array([(1.0, 1.0), *(_as_slow(table, ratio) for ratio in table.noise or (1.0,) * len(DRAWS))])
+            return np.asarray(gpus_at(table, sizes, slower * as_slow[self.sample, 0]) * as_slow[self.sample, 1])
         found = np.empty(self.count)
         for number, gpus in enumerate((table.gpus, *table.by_sample)):
             here = self.sample == number
             found[here] = gpus_at(table._replace(gpus=gpus), sizes, slower[here])
         return found
+
+
+def _as_slow(table: Table, ratio: float) -> tuple[float, float]:
+    """How many times as long steps would have to take for a deployment to need ``ratio`` times the GPUs.
+
+    A sample that is harder counts as that: the two together need what the sum of both needs, not one rounded size times another.
+
+    Returns:
+        That factor, and 1; or 1 and ``ratio``, where nothing that was tried needs so many.
+    """
+    place = table.slower.index(1.0)
+    wanted = table.gpus[place] * ratio
+    if ratio > 1:
+        beyond = next((n for n in range(place + 1, len(table.gpus)) if table.gpus[n] >= wanted), None)
+        return (1.0, ratio) if beyond is None else (math.sqrt(table.slower[beyond - 1] * table.slower[beyond]), 1.0)
+    if ratio < 1:
+        beyond = next((n for n in reversed(range(place)) if 0 < table.gpus[n] <= wanted), None)
+        return (1.0, ratio) if beyond is None else (math.sqrt(table.slower[beyond + 1] * table.slower[beyond]), 1.0)
+    return 1.0, 1.0
 
 
 def gpus_at(table: Table, sizes: tuple[int, ...], slower: Floats) -> Floats:

@@ -139,6 +139,17 @@ def test_other_samples_count_as_often_as_each_other():
         assert (gpus > 600).mean() == pytest.approx(0.25, abs=0.03)
 
 
+def test_a_harder_sample_and_slower_steps_are_not_rounded_up_twice():
+    """Sizes double: either alone takes the next size, and both together hardly ever two sizes more."""
+    one = Table((0.98, 1.1), (0.98, 1.1), "", {"a": 1.0}, [0.9, 1.0, 1.08, 1.2, 1.6], [8, 8, 16, 16, 16])
+    alone, harder = (Draws(3).gpus(one._replace(noise=noise), (8, 16, 32)) for noise in ((), (2.0, 2.0, 2.0)))
+    assert set(alone) == {8.0, 16.0}
+    assert set(harder) == {8.0, 16.0}
+    assert (harder == 16).mean() > (alone == 16).mean() + 0.1
+    beyond = Draws(3).gpus(one._replace(noise=(4.0, 4.0, 4.0)), (8, 16, 32))
+    assert (beyond >= 32).mean() == pytest.approx(0.75, abs=0.03)
+
+
 def test_somebody_is_first_wherever_anybody_is():
     drawn = np.exp(np.random.default_rng(1).standard_normal((5, 2000)))
     drawn[:, :100] = np.inf
