@@ -192,6 +192,7 @@ def test_only_what_has_room_for_the_longest_request_is_simulated():
         "models": [{"model": "llama-3.1-8b"}],
         "clusters": [{"cluster": "rtx-4090", "max_gpus": 4}],
         "workload": {"requests": requests | {"lengths": {"kind": "fixed", "num_input": 60_000, "num_output": 16}}},
+        "peak_s": 60.0,
         "targets": {"ttft_s": {"p90": 600.0}},
         "space": TABLE["space"] | {"tp": [1, 2, 4], "attention_dp": [1], "pp": [1]},
     }
