@@ -163,7 +163,7 @@ def _traffic(text: str, folder: str, rate: float, prompts: float, draw: int, mos
     traffic = _requests(question.model_dump_json(), folder)
     if draw and not drawn:
         traffic = _in_blocks(traffic, np.random.default_rng([asked.seed, draw]))
-    return traffic.busiest(most, MOST_STAYS).at_rate(rate)
+    return traffic.busiest(most, MOST_STAYS * min(1.0, most / MOST_REQUESTS)).at_rate(rate)
 
 
 @lru_cache(maxsize=4)
