@@ -6,6 +6,9 @@ with moesim: beside the package in a checkout, inside it in an installed wheel.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
 from simulator.errors import UserError, did_you_mean
@@ -31,8 +34,30 @@ def search_folders(family: str) -> list[Path]:
     return found
 
 
+_LOOKED_UP: ContextVar[dict[str, dict[str, Path]] | None] = ContextVar("looked up", default=None)
+
+
+@contextlib.contextmanager
+def looked_up_once() -> Iterator[None]:
+    """Within this, files that appear or go are not noticed: for searches, which look the same names up ten thousand times."""
+    token = _LOOKED_UP.set({})
+    try:
+        yield
+    finally:
+        _LOOKED_UP.reset(token)
+
+
 def available_files(family: str) -> dict[str, Path]:
     """Name (file stem) to path of every TOML file of ``family``; the user's own files win."""
+    known = _LOOKED_UP.get()
+    if known is None:
+        return _available_files(family)
+    if family not in known:
+        known[family] = _available_files(family)
+    return dict(known[family])
+
+
+def _available_files(family: str) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for folder in search_folders(family):
         for path in sorted(folder.glob("*.toml")):

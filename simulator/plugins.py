@@ -17,6 +17,9 @@ from typing import Any
 from simulator.errors import UserError, did_you_mean
 from simulator.spec.base import Frozen, validate
 
+_CHECKED: dict[tuple[str, str], type[Frozen]] = {}
+"""Shipped policies by family and kind, which keep their protocol: a plan builds them ten thousand times."""
+
 
 @cache
 def available(family: str) -> tuple[str, ...]:
@@ -32,6 +35,8 @@ def policy_class(family: str, kind: str, where: str) -> type[Frozen]:
         UserError: if there is no such kind, or a user's module cannot be imported, defines none or several, or its class lacks
             what the family's protocol asks for.
     """
+    if (family, kind) in _CHECKED:
+        return _CHECKED[family, kind]
     if "." in kind:
         module = _user_module(family, kind, where)
     elif kind in available(family):
@@ -55,6 +60,8 @@ def policy_class(family: str, kind: str, where: str) -> type[Frozen]:
     lacking = _lacking(classes[0], _protocol(family))
     if lacking:
         raise UserError(f"{where}: {family} kind '{kind}' ({module.__file__}): {classes[0].__name__} {lacking}")
+    if "." not in kind:
+        _CHECKED[family, kind] = classes[0]
     return classes[0]
 
 

@@ -103,15 +103,19 @@ class Workers:
 
     def __exit__(self, *_: object) -> None:
         """Stop what was started. A call that still runs is given up."""
-        with self._changed:
-            self._is_closed = True
-            self._changed.notify_all()
+        self.dismiss()
         try:
             if self._starter is not None:
                 self._starter.join()
         finally:
             self._signals.close()
             Workers._num_open -= self._is_open
+
+    def dismiss(self) -> None:
+        """Let the others end while this process goes on alone; the end of the context waits for that."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
 
     def map(
         self,
@@ -133,7 +137,7 @@ class Workers:
             weight: roughly how long an item takes, in any unit; the longest are begun first.
         """
         work = _List(function, items, group, weight, self._seen_groups)
-        if self._is_open and len(items) > 1 and self._starter is None:
+        if self._is_open and len(items) > 1 and self._starter is None and not self._is_closed:
             self._start()
         with self._changed:
             self._list = work

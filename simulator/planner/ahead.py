@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from simulator.data import looked_up_once
 from simulator.planner.conditions import Conditions
 from simulator.planner.confidence import table_of
 from simulator.planner.draws import DRAWS
@@ -64,7 +65,8 @@ def tasks(
 
 def explore(trials: Trials, task: Task) -> None:
     """Explore it, for the store."""
-    if task.change is None:
-        table_of(trials, task.option)
-    else:
-        trials.find(task.option, task.change)
+    with looked_up_once():
+        if task.change is None:
+            table_of(trials, task.option)
+        else:
+            trials.find(task.option, task.change)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from simulator.data import looked_up_once
 from simulator.planner.ahead import explore, tasks
 from simulator.planner.answer import headroom_of
 from simulator.planner.bands import costs_band, estimates, held, losses, rows, stretch_text
@@ -133,7 +134,8 @@ class _Tried(NamedTuple):
 
 
 def _do(trials: Trials, job: _Job) -> Any:
-    return job.do(trials, *job.arguments)
+    with looked_up_once():
+        return job.do(trials, *job.arguments)
 
 
 def _beside(trials: Trials, function: Callable[..., Any], *arguments: Any) -> Any:

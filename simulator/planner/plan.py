@@ -41,7 +41,9 @@ def plan(
     ready = partial(_ready, None if address is None else (program(), str(Path.cwd()), str(folder), store.folder))
     with Workers(workers, address, ready) as crew:
         found = search(question, folder, store, tick, crew)
-        answer = summary(found, doubts(found, store, tick, crew))
+        doubted = doubts(found, store, tick, crew)
+        crew.dismiss()
+        answer = summary(found, doubted)
     return _finite(answer), time.perf_counter() - began
 
 

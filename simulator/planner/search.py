@@ -12,6 +12,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from simulator.data import looked_up_once
 from simulator.errors import UserError
 from simulator.planner.explore import Explorer, Finding, Sized, sized_as_found
 from simulator.planner.requests import lasting, traffic_of
@@ -241,7 +242,8 @@ def _world(text: str, folder: str, is_short: bool) -> tuple[Space, Traffic]:
 
 def _screened(text: str, folder: str, part: tuple[int, int]) -> Screened:
     space, traffic = _world(text, folder, False)
-    return screen(space, traffic, *part)
+    with looked_up_once():
+        return screen(space, traffic, *part)
 
 
 def _explored(text: str, folder: str, place: str | None, is_short: bool, option: Option) -> Finding:
@@ -252,7 +254,8 @@ def _explored(text: str, folder: str, place: str | None, is_short: bool, option:
     known = store.get(key)
     if known is not None:
         return replace(finding_of(known, option), was_kept=True)
-    found = Explorer(space, option, traffic, space.question.seed).find()
+    with looked_up_once():
+        found = Explorer(space, option, traffic, space.question.seed).find()
     store.put(key, as_json(found))
     return found
 

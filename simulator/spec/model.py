@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -91,7 +92,7 @@ class ModelSpec(Frozen):
             raise ValueError("all ffns with experts must have the same num_experts, top_k and intermediate_size")
         return self
 
-    @property
+    @cached_property
     def layer_names(self) -> tuple[tuple[str, str], ...]:
         """``(mixer, ffn)`` of every layer, from the first to the last."""
         return tuple(layer for run in self.layers for _ in range(run.repeat) for layer in run.pattern)
@@ -107,7 +108,7 @@ class ModelSpec(Frozen):
         found = [ffn for ffn in self.ffns.values() if isinstance(ffn, MoE)]
         return found[0] if found else None
 
-    @property
+    @cached_property
     def num_moe_layers(self) -> int:
         """``L``, layers with routed experts."""
         return sum(isinstance(self.ffns.get(ffn), MoE) for _, ffn in self.layer_names)
