@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-from simulator.planner.explore import Explorer, Finding, Sized, deployment
+from simulator.planner.explore import Explorer, Finding, Sized, deployment, sized_as_found
 from simulator.planner.room import headroom
 from simulator.planner.search import Found
 from simulator.spec.deployment import DeploymentSpec
@@ -109,7 +110,7 @@ def summary(found: Found, doubts: dict[str, Any] | None = None) -> dict[str, Any
         "models": [{"name": model.name, "is_moe": model.moe is not None} for model in found.space.models],
         "spare": _spare(found),
         "clusters": [machines.offer.cluster for machines in found.space.machines],
-        "num_simulated": len(found.first) + sum(finding not in found.first for finding in found.findings),
+        "num_simulated": _num_simulated(found),
         "num_legal": found.num_legal,
         "num_ruled_out": sum(found.ruled.counts.values()),
         "ruled_out": [
@@ -147,6 +148,12 @@ def summary(found: Found, doubts: dict[str, Any] | None = None) -> dict[str, Any
     answer |= doubted
     answer["headline"], answer["reasons"] = words.headline(answer), words.reasons(answer)
     return answer
+
+
+def _num_simulated(found: Found) -> int:
+    """Searches for a size; once for deployments whose first round was of all requests, however many replicas they turned out to need."""
+    first = [replace(finding, option=sized_as_found(finding)) for finding in found.first]
+    return len(first) + sum(finding not in first for finding in found.findings)
 
 
 def _spare(found: Found) -> dict[str, int]:

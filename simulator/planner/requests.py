@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from simulator.errors import UserError
 from simulator.planner.traffic import LEAST_STAYS, Traffic, busiest, led
 from simulator.question import requests_of
 from simulator.spec.planning import Percentiles, Question
@@ -49,12 +50,18 @@ def traffic_of(question: Question, folder: Path) -> Traffic:
     """The requests that are planned for.
 
     Raises:
-        UserError: if the workload is wrong, or is a closed loop, whose rate follows from the deployment.
+        UserError: if the workload is wrong, or is a closed loop, whose rate follows from the deployment, or ``peak_s`` is too short.
     """
     trace = _open_loop(question, folder)
     stay_s = stay(question, trace)
     if question.peak_s is not None:
-        return led(trace, *busiest(trace.arrival_s, trace.num_input + trace.num_output, question.peak_s), stay_s)
+        peak = led(trace, *busiest(trace.arrival_s, trace.num_input + trace.num_output, question.peak_s), stay_s)
+        if peak.num_requests < 2 or peak.duration_s <= 0:
+            raise UserError(
+                f"plan: peak_s = {question.peak_s:g} holds {'one request' if peak.num_requests < 2 else 'requests of one moment only'}, "
+                "which is no rate to plan for; ask for a longer stretch"
+            )
+        return peak
     is_long = trace.arrival_s[-1] >= LEAST_STAYS * stay_s
     return Traffic.of(trace, min(int(np.searchsorted(trace.arrival_s, stay_s)), trace.num_requests - 2) if is_long else 0, stay_s)
 

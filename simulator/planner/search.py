@@ -273,7 +273,7 @@ def identity(space: Space, traffic: Traffic, option: Option) -> list[Any]:
         space.models[design.model].model_dump(mode="json"),
         candidate.entry.model_dump(mode="json", exclude={"quality", "pruned_quality", "prunings"}),
         candidate.pruning and candidate.pruning.model_dump(mode="json"),
-        _files(candidate.entry.routing or {}, space.folder),
+        _files(candidate.entry.routing or space.models[design.model].routing or {}, space.folder),
         machines.spec.model_dump(mode="json"),
         [machines.sizes, machines.gpu_hour, machines.offer.network_speed],
         question.targets.model_dump(mode="json"),

@@ -86,8 +86,8 @@ class Traffic(NamedTuple):
     @property
     def digest(self) -> str:
         """Of every request: what findings about this traffic are kept under."""
-        found = hashlib.sha256(repr((self.lead, self.stay_s)).encode())
         trace = self.trace
+        found = hashlib.sha256(repr((self.lead, self.stay_s, trace.prefix_block_tokens)).encode())
         for values in (trace.arrival_s, trace.num_input, trace.num_output, trace.prefix_starts, trace.prefix_ids):
             found.update(np.ascontiguousarray(values).tobytes())
         return found.hexdigest()

@@ -49,7 +49,12 @@ def rivals(found: Found, best: Finding) -> Rivals:
     kind = found.space.kind(best.option.design)
     kept = [one for part in found.screened.values() for one in part.options if found.space.kind(one.design) == kind]
     little, much = (min(kept, key=lambda one: _expected(found, one, rate), default=best.option) for rate in (RATES[0], RATES[-1]))
-    return Rivals(best.option, little, much)
+    return Rivals(best.option, *(best.option if _is_alike(one, best.option) else one for one in (little, much)))
+
+
+def _is_alike(one: Option, other: Option) -> bool:
+    """Whether they are the same deployment but for the number of replicas: as the screen expected it, and as it was found."""
+    return (one.design, one.budget, one.prefill) == (other.design, other.budget, other.prefill)
 
 
 def _expected(found: Found, option: Option, rate: float) -> tuple[Any, ...]:
@@ -58,8 +63,8 @@ def _expected(found: Found, option: Option, rate: float) -> tuple[Any, ...]:
     if option.prefill is not None:
         gpus += math.ceil(option.prefill_replicas * rate) * option.prefill.num_ranks
     machines = found.space.machines[option.design.machines]
-    held = found.space.held(machines, gpus) or math.inf
-    return (held * gpu_hour(found.space, option.design.machines), gpus, *by_cost(option))
+    held = found.space.held(machines, gpus)
+    return (math.inf if held is None else held * gpu_hour(found.space, option.design.machines), gpus, *by_cost(option))
 
 
 class Tried(NamedTuple):

@@ -3,14 +3,20 @@ are an answer, not an error."""
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from simulator.errors import UserError
 from simulator.planner import space as reasons
+from simulator.planner.answer import _num_simulated
+from simulator.planner.explore import Sized
+from simulator.planner.requests import traffic_of
 from simulator.planner.search import search
 from simulator.planner.space import Ruled, Space
 from simulator.planner.store import Store
+from simulator.planner.versus import rivals
 from simulator.planner.why_not import nearest, of_each_model
 from simulator.question import load_question
 from simulator.spec.base import validate
@@ -138,6 +144,27 @@ def test_limits_that_leave_nothing_are_named(changes, said):
 
 def found(**changes):
     return search(validate(Question, TABLE | changes, "test"), Path(), Store(None), workers=1)
+
+
+def test_a_deployment_is_counted_once_and_compared_once_whatever_size_it_has():
+    """The screen expects another number of replicas than is found; with few requests the first round has all of them."""
+    few = found(clusters=[{"cluster": "h100-sxm", "max_gpus": 8}], targets={"tpot_s": {"p90": 0.012}})
+    best = next(one for one in few.findings if one.sized is not None)
+    assert _num_simulated(few) == len(few.first)
+    here = (best.option.design.model, best.option.design.machines)
+    expected = best.option._replace(replicas=best.option.replicas + 1)
+    screened = few.screened[here]._replace(options=[expected])
+    assert rivals(few._replace(screened={here: screened}), best).at(8.0) == (best.option,)
+    moved = replace(few.first[0], option=few.first[0].option._replace(replicas=7), sized=Sized(8, 3))
+    again = replace(moved, option=moved.option._replace(replicas=3))
+    assert _num_simulated(few._replace(first=[moved], findings=[again])) == 1
+    assert _num_simulated(few._replace(first=[moved], findings=[replace(again, cost_per_hour=1.0)])) == 2
+
+
+def test_a_peak_that_holds_no_rate_is_refused():
+    asked = validate(Question, TABLE | {"peak_s": 1e-6}, "test")
+    with pytest.raises(UserError, match="peak_s = 1e-06 holds one request, which is no rate to plan for"):
+        traffic_of(asked, Path())
 
 
 def test_a_cluster_beyond_the_limits_leaves_the_others():

@@ -16,7 +16,7 @@ from simulator.planner.explore import Explorer, Finding, Sized, _first
 from simulator.planner.plan import plan
 from simulator.planner.requests import lasting, traffic_of
 from simulator.planner.screen import Judge, Option
-from simulator.planner.search import as_json, best_first, finding_of, search
+from simulator.planner.search import as_json, best_first, finding_of, identity, search
 from simulator.planner.space import Design, Ruled, Space
 from simulator.planner.store import Store, key_of
 from simulator.planner.trial import Outcome
@@ -173,6 +173,22 @@ def test_an_extended_search_does_not_repeat_what_it_has(tmp_path):
         workers=1,
     )
     assert {path.name for path in tmp_path.rglob("*.json") if alone not in path.parents} > more
+
+
+def test_a_recording_that_a_model_names_itself_is_part_of_the_key(tmp_path):
+    shipped = (Path(__file__).parents[2] / "workloads/models/olmoe-1b-7b.toml").read_text()
+    head, _, rest = shipped.partition("[routing]")
+    (tmp_path / "own.toml").write_text(
+        f'{head}[routing]\nkind = "replay"\ntrace = "own.npz"\n\n{rest[rest.index("[published]") :]}'
+    )
+    asked = question(models=[{"model": "own.toml"}])
+    (tmp_path / "own.npz").write_bytes(b"of Monday")
+    space, traffic = Space(asked, tmp_path), traffic_of(asked, Path())
+    option = finding(1.0).option
+    before = key_of(identity(space, traffic, option))
+    assert key_of(identity(space, traffic, option)) == before
+    (tmp_path / "own.npz").write_bytes(b"of Tuesday")
+    assert key_of(identity(space, traffic, option)) != before
 
 
 def test_a_file_that_was_cut_short_is_done_again(tmp_path):
