@@ -186,7 +186,13 @@ def _prefill_assumptions(plan: Plan) -> list[dict[str, str]]:
         f"{transfer.latency_s * 1e6:,.1f} us, {when}"
     )
     source = "deployment, or its default: between 87 of 100 GB/s and 190 of 400 GB/s published by Mooncake's transfer engine"
-    return [*rows, {"what": "KV cache transfers", "value": value, "kind": "assumed", "source": source}]
+    rows.append({"what": "KV cache transfers", "value": value, "kind": "assumed", "source": source})
+    fit = plan.prefill.calibration.pools
+    if fit is None:
+        value = "no longer than waiting and steps: nothing is known of pools on such accelerators"
+        return [*rows, {"what": "first tokens from a prefill pool", "value": value, "kind": "assumed", "source": ""}]
+    value = f"{fit.prefill_ratio:.2f} times what waiting and steps take, and {fit.first_token_s * 1e3:.0f} ms before"
+    return [*rows, {"what": "first tokens from a prefill pool", "value": value, "kind": fit.kind, "source": fit.source}]
 
 
 def _layout_text(plan: Plan) -> str:

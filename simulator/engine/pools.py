@@ -39,7 +39,9 @@ class Pools:
         self.concurrency = trace.concurrency
         self.progress = progress
         self.trace = trace
-        self.way_s = plan.prefill.calibration.engine.first_token_s
+        fit = plan.prefill.calibration.pools
+        self.way_s = plan.prefill.calibration.engine.first_token_s if fit is None else fit.first_token_s
+        self._longer = 0.0 if fit is None else fit.prefill_ratio - 1.0
         self.prefill.requests.arrival_s[:] += self.way_s
         self._wires = _Queues(plan.transfer, plan.prefill.replicas, plan.prefill.layout.attention_dp, plan.replicas)
         self._goes_on = trace.num_output > 1
@@ -54,7 +56,7 @@ class Pools:
             return
         count = len(self._goes_on)
         self.prefill.serve(prefill, range(count), lambda: None)
-        prompts_end = self.prefill.requests.first_s
+        prompts_end = self._first_token_s()
         for request in np.argsort(prompts_end, kind="stable"):
             if self._goes_on[request]:
                 self._arrive(int(request), self._wires.arrival_s(*self._sent(int(request))))
@@ -74,16 +76,32 @@ class Pools:
 
         def on_prompts(done: Ints) -> None:
             for request in done:
-                if self._goes_on[request]:
-                    env.process(self._transfer(env, int(request)))
-            on_finish(int((~self._goes_on[done]).sum()))
+                env.process(self._leave(env, int(request), on_finish))
 
         self.prefill.start(env, prefill, on_prompts)
         self.decode.start(env, decode, lambda done: on_finish(len(done)))
         env.process(send(env, self.prefill, self.concurrency, freed, self.way_s))
         env.run()
 
-    def _transfer(self, env: simpy.Environment, request: int) -> ProcessGenerator:
+    def _first_token_s(self) -> Floats:
+        """When each prompt's first token is there and its cache can leave.
+
+        Measured pools take longer than steps and waiting explain (:class:`~simulator.spec.calibration.disaggregation.DisaggregationFit`),
+        which delays a request and takes no more of the workers' time.
+        """
+        own = self.prefill.requests
+        return own.first_s + self._longer * (own.first_s - own.arrival_s)
+
+    def _late_s(self, request: int) -> float:
+        own = self.prefill.requests
+        return self._longer * float(own.first_s[request] - own.arrival_s[request])
+
+    def _leave(self, env: simpy.Environment, request: int, on_finish: Callable[[int], None]) -> ProcessGenerator:
+        """A first token is there: the cache goes where decoding goes on, or that was all."""
+        yield env.timeout(self._late_s(request))
+        if not self._goes_on[request]:
+            on_finish(1)
+            return
         arrival_s = self._wires.arrival_s(*self._sent(request))
         yield env.timeout(max(0.0, arrival_s - env.now))
         self._arrive(request, env.now)
@@ -92,12 +110,13 @@ class Pools:
     def _sent(self, request: int) -> tuple[int, int, int, float, float]:
         """Who sends what and when: replica, data-parallel rank, tokens, when computing began and when it ended."""
         own = self.prefill.requests
-        ends = float(own.scheduled_s[request]), float(own.first_s[request])
+        late_s = self._late_s(request)
+        ends = float(own.scheduled_s[request]) + late_s, float(own.first_s[request]) + late_s
         return int(self.prefill.replica_of[request]), int(own.dp_rank[request]), int(own.num_input[request]), *ends
 
     def _arrive(self, request: int, arrival_s: float) -> None:
         """A cache is where decoding goes on, with the prompt computed and its first token known."""
-        requests, first_s = self.decode.requests, self.prefill.requests.first_s[request]
+        requests, first_s = self.decode.requests, self.prefill.requests.first_s[request] + self._late_s(request)
         requests.arrival_s[request] = arrival_s
         requests.brought[request] = requests.num_input[request]
         requests.generated[request] = 1
@@ -106,6 +125,7 @@ class Pools:
     def table(self) -> pd.DataFrame:
         """``REQUEST_COLUMNS`` but the deployment."""
         prompts, decodes, moved = self.prefill.requests, self.decode.requests, self._goes_on
+        first_s = self._first_token_s()
         transfer = self._wires.transfer
         num_bytes = [transfer.num_bytes(int(tokens)) for tokens in prompts.num_input]
         return pd.DataFrame(
@@ -115,14 +135,14 @@ class Pools:
                 "dp_rank": np.where(moved, decodes.dp_rank, -1),
                 "arrival_s": sent_s(self.trace, prompts.arrival_s, self.way_s),
                 "scheduled_s": prompts.scheduled_s,
-                "first_token_s": prompts.first_s,
-                "finish_s": np.where(moved, decodes.finish_s, prompts.finish_s),
+                "first_token_s": first_s,
+                "finish_s": np.where(moved, decodes.finish_s, first_s),
                 "num_input": decodes.num_input,
                 "num_output": decodes.num_output,
                 "num_cached": prompts.cached,
                 "num_preemptions": prompts.preemptions + decodes.preemptions,
                 "prefill_replica": self.prefill.replica_of + len(self.decode.replicas),
-                "transfer_s": np.where(moved, decodes.arrival_s - prompts.first_s, 0.0),
+                "transfer_s": np.where(moved, decodes.arrival_s - first_s, 0.0),
                 "transfer_bytes": np.where(moved, num_bytes, 0.0),
             }
         )

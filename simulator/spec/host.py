@@ -177,6 +177,8 @@ class HostRates:
     tables: KernelTables
     num_ranks: int
     working_bytes: float
+    pools: ClassVar[None] = None
+    """Nothing is known of pools of prefill and decode."""
 
     @property
     def engine(self) -> EngineFit:

@@ -88,16 +88,26 @@ def test_one_request_alone_takes_its_prompt_its_transfer_and_its_decodes(tiny, s
     plan = pooled(tiny, split)
     record = run_plan(plan, one(500, 9), fidelity)
     requests, steps = record.requests.iloc[0], record.steps
-    way_s = plan.prefill.calibration.engine.first_token_s
+    fit = plan.prefill.calibration.pools
+    way_s = fit.first_token_s
     assert len(steps) == 1 + 8
     prompt_s, decodes_s = (steps["duration_s"][steps["pool"] == pool].sum() for pool in ("prefill", "decode"))
-    assert requests["first_token_s"] == pytest.approx(way_s + prompt_s)
+    assert requests["first_token_s"] == pytest.approx(way_s + fit.prefill_ratio * prompt_s)
     cache = plan.capacity.cache.bytes_for(500)
     assert plan.transfer.wire == "scale_up"
     send_s = cache * plan.layout.tp / plan.prefill.layout.tp / (450e9 * 0.7)
     moved_s = max(send_s, cache / (450e9 * 0.7)) + plan.cluster.scale_up.latency_s
     assert requests["transfer_s"] == pytest.approx(moved_s)
-    assert requests["finish_s"] == pytest.approx(way_s + prompt_s + moved_s + decodes_s)
+    assert requests["finish_s"] == pytest.approx(way_s + fit.prefill_ratio * prompt_s + moved_s + decodes_s)
+
+
+def test_without_measured_pools_a_prompt_takes_what_its_steps_take(tiny):
+    plan = pooled(tiny, "dense")
+    bare = dataclasses.replace(plan.prefill, calibration=plan.prefill.calibration.model_copy(update={"pools": None}))
+    record = run_plan(dataclasses.replace(plan, prefill=bare), one(500, 9))
+    prompt_s = record.steps["duration_s"][record.steps["pool"] == "prefill"].sum()
+    way_s = plan.prefill.calibration.engine.first_token_s
+    assert record.requests["first_token_s"].iloc[0] == pytest.approx(way_s + prompt_s)
 
 
 def test_faster_wires_never_slow_a_run_down(tiny):
@@ -132,7 +142,7 @@ def test_layer_by_layer_leaves_the_last_layer_or_what_the_wires_could_not_carry(
     assert by_plan[1] - latency_s == pytest.approx((by_plan[0] - latency_s) / late.model.num_layers)
     slow = dataclasses.replace(early, transfer=dataclasses.replace(early.transfer, bytes_per_s=1e6))
     requests = run_plan(slow, one(500, 4)).requests.iloc[0]
-    computing_s = requests["first_token_s"] - requests["scheduled_s"]
+    computing_s = (requests["first_token_s"] - requests["scheduled_s"]) / early.prefill.calibration.pools.prefill_ratio
     assert requests["transfer_s"] == pytest.approx(slow.transfer.send_s(500) - computing_s + latency_s)
 
 

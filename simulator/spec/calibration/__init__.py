@@ -81,6 +81,8 @@ class Calibration(Frozen):
     collective: dict[str, CollectiveFit]
     """NCCL's ``all_reduce``, ``all_gather``, ``reduce_scatter`` and ``alltoall``; the engine's own ``custom_all_reduce``."""
     engine: EngineFit
+    pools: DisaggregationFit | None = None
+    """What prefill and decode in pools of their own add; ``None`` where nothing is known."""
     pruned: dict[str, dict[str, PrunedFit]] = {}
     """Pruned matrices by how they are stored (``two_four``, ``csr``, ``tiled_csl``, ``bitmap``), then weight dtype."""
 
@@ -214,6 +216,7 @@ class CalibrationFile(Frozen):
             exchange=self.exchange,
             collective=_of(self.collective, engine),
             engine=engine_fit(self.engine, named, self.engine[ANY]),
+            pools=self.pools(engine),
             pruned=self.pruned,
         )
 
