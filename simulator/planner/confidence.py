@@ -211,11 +211,14 @@ def over(costs: Floats, others: Floats) -> Floats:
 
 
 def noise_of(doubted: Doubted, place: int) -> tuple[float, ...]:
-    """GPUs that the first or second choice needs with other samples over those with the one asked for; 1 where either meets nothing."""
+    """GPUs that the first or second choice needs with other samples over those with the one asked for.
+
+    Infinite with a sample for which no size is enough; 1 where there is none for the one asked for.
+    """
     option = (doubted.first, doubted.second)[place]
     table = doubted.tables[option.option] if option is not None else None
     base = table.gpus[table.slower.index(1.0)] if table is not None else 0
-    return tuple(row["gpus"][place] / base if base and row["gpus"][place] else 1.0 for row in doubted.redrawn)
+    return tuple((row["gpus"][place] or math.inf) / base if base else 1.0 for row in doubted.redrawn)
 
 
 def _meets(doubted: Doubted, draws: Draws) -> float:

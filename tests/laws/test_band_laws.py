@@ -10,9 +10,9 @@ import pytest
 
 from simulator.planner.answer import summary
 from simulator.planner.bands import held, rows
-from simulator.planner.confidence import Costs, Doubted, over, table_of
+from simulator.planner.confidence import Costs, Doubted, noise_of, over, table_of
 from simulator.planner.doubts import doubts
-from simulator.planner.draws import Draws, Table, band_of, firsts, gpus_at, loading, none_cheaper, share
+from simulator.planner.draws import DRAWS, Draws, Table, band_of, firsts, gpus_at, loading, none_cheaper, share
 from simulator.planner.estimate import Estimator, Pool, Reach
 from simulator.planner.explore import Finding, Sized
 from simulator.planner.margin import Error, margin
@@ -148,6 +148,20 @@ def test_a_harder_sample_and_slower_steps_are_not_rounded_up_twice():
     assert (harder == 16).mean() > (alone == 16).mean() + 0.1
     beyond = Draws(3).gpus(one._replace(noise=(4.0, 4.0, 4.0)), (8, 16, 32))
     assert (beyond >= 32).mean() == pytest.approx(0.75, abs=0.03)
+
+
+def test_a_sample_that_no_size_is_enough_for_fails():
+    first = found().findings[0]
+    own = table()
+    rows = [{"gpus": [gpus]} for gpus in (own.gpus[own.slower.index(1.0)], 0, 0)]
+    compared = Doubted(first, None, None, None, {first.option: own}, rows, [], (1.0, 1.0))
+    noise = noise_of(compared, 0)
+    assert noise == (1.0, math.inf, math.inf)
+    draws = Draws(5)
+    failing = np.isin(draws.sample, [number for number, ratio in zip(DRAWS, noise, strict=True) if math.isinf(ratio)])
+    needed = draws.gpus(own._replace(noise=noise), MANY)
+    assert np.isinf(needed[failing]).all()
+    assert (needed[~failing] == draws.gpus(own, MANY)[~failing]).all()
 
 
 def test_somebody_is_first_wherever_anybody_is():
