@@ -23,7 +23,7 @@ from simulator.planner.trial import Outcome
 from simulator.spec.planning import Percentiles, Question
 from simulator.spec.workload import SLO
 
-MOST_REQUESTS, MOST_STAYS = 3_000, 3.0
+MOST_REQUESTS, MOST_STAYS = 3_000, 2.0
 """Of the busiest stretch that is looked at, at the traffic that was asked for; it lasts longer where requests stay for long."""
 SHORT_REQUESTS = 2_000
 """Where traffic itself is varied over two orders."""
@@ -163,7 +163,7 @@ def _traffic(text: str, folder: str, rate: float, prompts: float, draw: int, mos
     traffic = _requests(question.model_dump_json(), folder)
     if draw and not drawn:
         traffic = _in_blocks(traffic, np.random.default_rng([asked.seed, draw]))
-    return traffic.busiest(most, MOST_STAYS * min(1.0, most / MOST_REQUESTS)).at_rate(rate)
+    return traffic.busiest(most, MOST_STAYS).at_rate(rate)
 
 
 @lru_cache(maxsize=4)

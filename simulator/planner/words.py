@@ -10,6 +10,8 @@ from simulator.report.plan_text import gpus, hourly, is_floor, money, percent, t
 
 _ALIKE = 0.005
 """Costs that differ by less are the same in words."""
+_NEVER = 0.005
+"""Probabilities below are none in words."""
 _MOST_HEADROOM = 7.9
 """From here on the search for the headroom stopped."""
 _MOST_MODELS = 3
@@ -260,7 +262,9 @@ def _confidence(answer: dict[str, Any]) -> Iterator[str]:
     if share is not None:
         second = f", {found['second']}," if found.get("second") else ""
         less = found.get("cheaper_than_second")
-        if less is not None and percent(less) != percent(share):
+        if less is not None and less < _NEVER and share > 1 - _NEVER:
+            yield f"It costs as much as the second choice{second} whatever the simulator may be off; the order is by what is safer and simpler."
+        elif less is not None and percent(less) != percent(share):
             yield f"It costs less than the second choice{second} with a probability of {percent(less)}, and no more with {percent(share)}."
         else:
             yield f"It costs {'no more' if less is None else 'less'} than the second choice{second} with a probability of {percent(share)}."
