@@ -7,6 +7,7 @@ import importlib.util
 import os
 import sys
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
@@ -72,6 +73,8 @@ class Workers:
         self._seen_groups: dict[Hashable, set[int]] = {}
         self._is_closed = False
         self._error: BaseException | None = None
+        self._unstarted = ""
+        """Why others did not start that this process can do without; told once."""
         self._is_open = self._has_others()
         self._signals = contextlib.ExitStack()
         self._starter: threading.Thread | None = None
@@ -145,6 +148,7 @@ class Workers:
         try:
             told = 0
             while told < len(items):
+                self._tell_unstarted()
                 place = self._next_here(work)
                 if place is not None:
                     self._keep(work, place, function(items[place]))
@@ -173,6 +177,11 @@ class Workers:
                     return place
                 self._changed.wait()
 
+    def _tell_unstarted(self) -> None:
+        why, self._unstarted = self._unstarted, ""
+        if why:
+            warnings.warn(f"Ray did not start all processes, which takes longer: {why}", RuntimeWarning, stacklevel=3)
+
     def _keep(self, work: _List[Any, Any], place: int, result: Any) -> None:
         with self._changed:
             work.keep(place, result)
@@ -194,6 +203,8 @@ class Workers:
 
             others = None if self._count is None else self._count - 1
             with connect(address=self._address, cores=others) as nodes:
+                if self._is_closed:
+                    return
                 cpus = int(sum(nodes.alive.values()))
                 self._hire(cpus - 1 if others is None else min(others, cpus))
                 self._has_started.set()
@@ -201,10 +212,17 @@ class Workers:
                     while not self._is_closed:
                         self._changed.wait()
                 self._give_up()
-        except BaseException as error:  # whatever it is, the main thread raises it
-            self._fail(None, error)
+        except BaseException as error:  # whatever it is, the main thread raises it, or goes on alone
+            if self._address is None and isinstance(error, Exception) and not self._has_started.is_set():
+                self._do_without(error)
+            else:
+                self._fail(None, error)
         finally:
             self._has_started.set()
+
+    def _do_without(self, error: Exception) -> None:
+        """On this machine it is no error that others do not start: a machine with much to do may give Ray too little time."""
+        self._unstarted = (str(error).strip().splitlines() or [type(error).__name__])[0]
 
     def _hire(self, number: int) -> None:
         import ray
@@ -234,7 +252,8 @@ class Workers:
         handed: deque[tuple[_List[Any, Any], int, Any]] = deque()
         work: _List[Any, Any] | None = None
         try:
-            self._greet(actor)
+            if not self._greets(actor):
+                return
             for work, place in self._for_worker(number, handed):
                 if place is not None:
                     handed.append((work, place, actor.call.remote(work.shared(ray.put), work.items[place])))
@@ -247,8 +266,8 @@ class Workers:
         except BaseException as error:  # the worker is gone
             self._fail(work, error)
 
-    def _greet(self, actor: Any) -> None:
-        """Wait until a worker has started."""
+    def _greets(self, actor: Any) -> bool:
+        """Wait until a worker has started, and say whether it has."""
         import ray
 
         try:
@@ -257,8 +276,10 @@ class Workers:
             raise error.cause from error
         except ray.exceptions.RayError as error:
             if self._address is None:
-                raise
+                self._do_without(error)
+                return False
             raise UserError(f"--address {self._address}: a worker did not start: {str(error).strip().splitlines()[0]}") from error
+        return True
 
     def _for_worker(
         self, number: int, handed: deque[tuple[_List[Any, Any], int, Any]]

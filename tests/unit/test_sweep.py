@@ -20,6 +20,11 @@ def squared(number):
     return number**2
 
 
+def waits(seconds):
+    time.sleep(seconds)
+    return seconds
+
+
 def refuses_three(number):
     if number == 3:
         raise UserError("three is not a number for us")
@@ -84,6 +89,21 @@ def test_one_core_or_no_ray_starts_nothing(monkeypatch):
     assert sweep(squared, [1, 2]) == [1, 4]
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     assert sweep(squared, [1, 2], workers=2) == [1, 4]
+
+
+def test_this_process_goes_on_alone_where_ray_does_not_start(monkeypatch):
+    pytest.importorskip("ray")
+
+    def connect(**_):
+        raise RuntimeError("The current node timed out during startup.")
+
+    monkeypatch.setattr("simulator.runtime.nodes.connect", connect)
+    with Workers(2) as workers:
+        with pytest.warns(RuntimeWarning, match=r"did not start all .* timed out during startup"):
+            assert workers.map(waits, [0.0, 0.5, 0.5, 0.0]) == [0.0, 0.5, 0.5, 0.0]
+        assert workers.map(squared, [2, 3]) == [4, 9]
+    with pytest.raises(RuntimeError, match="timed out"), Workers(2, address="localhost:1"):
+        pytest.fail("the cluster that was named was done without")
 
 
 def order(items, *takers):
