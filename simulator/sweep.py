@@ -10,10 +10,11 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from simulator.errors import UserError
 from simulator.runtime.stopping import stops_on_terminate
+from simulator.work_list import WorkList
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -21,6 +22,8 @@ Result = TypeVar("Result")
 _MANY = 2
 """While so many items a worker are left, each is handed one before it has ended the one before, so that it never waits."""
 
+_STOPS_S = 60.0
+"""Ray has stopped by then, or never will: what it started ends with this process."""
 _SHORT_S = 0.3
 """Work that ends sooner is not worth starting others for."""
 
@@ -69,7 +72,7 @@ class Workers:
         self._address = address
         self._ready = ready
         self._changed = threading.Condition()
-        self._list: _List[Any, Any] | None = None
+        self._list: WorkList[Any, Any] | None = None
         self._seen_groups: dict[Hashable, set[int]] = {}
         self._is_closed = False
         self._error: BaseException | None = None
@@ -78,6 +81,8 @@ class Workers:
         self._is_open = self._has_others()
         self._signals = contextlib.ExitStack()
         self._starter: threading.Thread | None = None
+        self._is_starting = False
+        """Whether there may be processes that must be stopped."""
         self._has_started = threading.Event()
         self._actors: list[Any] = []
         self._drivers: list[threading.Thread] = []
@@ -100,16 +105,18 @@ class Workers:
                 if self._error is not None:
                     raise self._error
             except BaseException:
-                self.__exit__()
+                self.__exit__(*sys.exc_info())
                 raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, raised: object = None, *_: object) -> None:
         """Stop what was started. A call that still runs is given up."""
         self.dismiss()
         try:
-            if self._starter is not None:
-                self._starter.join()
+            # A thread that still imports Ray has started nothing. It may do so for ever: an interrupt that comes while this thread
+            # waits for the lock on imports leaves that taken.
+            if self._starter is not None and (self._is_starting or raised is None):
+                self._starter.join(_STOPS_S)
         finally:
             self._signals.close()
             Workers._num_open -= self._is_open
@@ -139,7 +146,7 @@ class Workers:
                 items of their own.
             weight: roughly how long an item takes, in any unit; the longest are begun first.
         """
-        work = _List(function, items, group, weight, self._seen_groups)
+        work = WorkList(function, items, group, weight, self._seen_groups)
         if self._is_open and len(items) > 1 and self._starter is None and not self._is_closed:
             self._start()
         with self._changed:
@@ -163,7 +170,7 @@ class Workers:
                 self._list = None
         return [work.results[place] for place in range(len(items))]
 
-    def _next_here(self, work: _List[Any, Any]) -> int | None:
+    def _next_here(self, work: WorkList[Any, Any]) -> int | None:
         """An item for this process; ``None`` where others have ended some, or this waited until they had."""
         with self._changed:
             while True:
@@ -182,7 +189,7 @@ class Workers:
         if why:
             warnings.warn(f"Ray did not start all processes, which takes longer: {why}", RuntimeWarning, stacklevel=3)
 
-    def _keep(self, work: _List[Any, Any], place: int, result: Any) -> None:
+    def _keep(self, work: WorkList[Any, Any], place: int, result: Any) -> None:
         with self._changed:
             work.keep(place, result)
             self._changed.notify_all()
@@ -201,6 +208,10 @@ class Workers:
         try:
             from simulator.runtime.nodes import connect
 
+            with self._changed:
+                if self._is_closed:
+                    return
+                self._is_starting = True
             others = None if self._count is None else self._count - 1
             with connect(address=self._address, cores=others) as nodes:
                 if self._is_closed:
@@ -249,8 +260,8 @@ class Workers:
         """Hand one worker item after item, from list to list."""
         import ray
 
-        handed: deque[tuple[_List[Any, Any], int, Any]] = deque()
-        work: _List[Any, Any] | None = None
+        handed: deque[tuple[WorkList[Any, Any], int, Any]] = deque()
+        work: WorkList[Any, Any] | None = None
         try:
             if not self._greets(actor):
                 return
@@ -282,8 +293,8 @@ class Workers:
         return True
 
     def _for_worker(
-        self, number: int, handed: deque[tuple[_List[Any, Any], int, Any]]
-    ) -> Iterator[tuple[_List[Any, Any], int | None]]:
+        self, number: int, handed: deque[tuple[WorkList[Any, Any], int, Any]]
+    ) -> Iterator[tuple[WorkList[Any, Any], int | None]]:
         """What one worker gets next; without a place where it is to end first what it was handed."""
         while True:
             with self._changed:
@@ -301,7 +312,7 @@ class Workers:
             if work is not None:
                 yield work, place
 
-    def _fail(self, work: _List[Any, Any] | None, error: BaseException) -> None:
+    def _fail(self, work: WorkList[Any, Any] | None, error: BaseException) -> None:
         with self._changed:
             if self._is_closed:
                 return
@@ -330,69 +341,3 @@ class _Worker:
     def call(self, function: Callable[[Any], Any], item: Any) -> Any:
         """One item."""
         return function(item)
-
-
-class _List(Generic[Item, Result]):
-    """Items that are waited for, and who gets which. Used under the workers' lock."""
-
-    def __init__(
-        self,
-        function: Callable[[Item], Result],
-        items: Sequence[Item],
-        group: Callable[[Item], Hashable],
-        weight: Callable[[Item], float],
-        owners: dict[Hashable, set[int]],
-    ) -> None:
-        self.items = items
-        self.results: dict[int, Result] = {}
-        self.error: BaseException | None = None
-        self._function = function
-        self._shared: Any = None
-        self._fresh: list[Result] = []
-        self._owners = owners
-        self._weights = [weight(item) for item in items]
-        self._left: dict[Hashable, list[int]] = {}
-        for place in sorted(range(len(items)), key=lambda n: -self._weights[n]):
-            self._left.setdefault(group(items[place]), []).append(place)
-
-    @property
-    def num_left(self) -> int:
-        """Items that nobody has begun."""
-        return sum(map(len, self._left.values()))
-
-    @property
-    def has_fresh(self) -> bool:
-        """Whether there are results that were not told yet."""
-        return bool(self._fresh)
-
-    def fresh(self) -> list[Result]:
-        """Results since the last call."""
-        found, self._fresh = self._fresh, []
-        return found
-
-    def take(self, worker: int) -> int | None:
-        """The next item for a worker: the heaviest of the group of which most is left, of others' groups only at the end."""
-        if not self._left:
-            return None
-
-        def is_better(key: Hashable) -> tuple[bool, float]:
-            owners = self._owners.get(key)
-            return (not owners or worker in owners, sum(self._weights[place] for place in self._left[key]))
-
-        key = max(self._left, key=is_better)
-        self._owners.setdefault(key, set()).add(worker)
-        place = self._left[key].pop(0)
-        if not self._left[key]:
-            del self._left[key]
-        return place
-
-    def keep(self, place: int, result: Result) -> None:
-        """An item is done."""
-        self.results[place] = result
-        self._fresh.append(result)
-
-    def shared(self, put: Callable[[Any], Any]) -> Any:
-        """The function, once for all of Ray's workers."""
-        if self._shared is None:
-            self._shared = put(self._function)
-        return self._shared

@@ -4,14 +4,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from simulator.errors import UserError
-from simulator.sweep import Workers, _List, sweep
+from simulator.sweep import Workers, sweep
+from simulator.work_list import WorkList
 
 PATIENCE_S = 60.0
 
@@ -106,9 +109,32 @@ def test_this_process_goes_on_alone_where_ray_does_not_start(monkeypatch):
         pytest.fail("the cluster that was named was done without")
 
 
+def interrupts(seconds):
+    time.sleep(seconds)
+    raise KeyboardInterrupt
+
+
+def test_an_interrupt_does_not_wait_for_an_import_that_may_never_end(monkeypatch):
+    pytest.importorskip("ray")
+    goes_on = threading.Event()
+
+    class Loading(ModuleType):
+        def __getattr__(self, name):
+            goes_on.wait(PATIENCE_S)
+            raise AttributeError(name)
+
+    monkeypatch.setitem(sys.modules, "simulator.runtime.nodes", Loading("simulator.runtime.nodes"))
+    workers = Workers(2)
+    with pytest.raises(KeyboardInterrupt), workers:
+        workers.map(interrupts, [0.5, 0.5])
+    assert workers._starter.is_alive()
+    goes_on.set()
+    workers._starter.join()
+
+
 def order(items, *takers):
     """Items, which are ``(group, weight)``, as they are taken by workers that ask in turn."""
-    work = _List(None, items, lambda item: item[0], lambda item: item[1], {})
+    work = WorkList(None, items, lambda item: item[0], lambda item: item[1], {})
     taken = [(taker, work.take(taker)) for taker in takers]
     return [(taker, place if place is None else items[place]) for taker, place in taken]
 
@@ -129,7 +155,7 @@ def test_the_heaviest_is_begun_first_and_alike_items_go_to_one_worker_until_the_
 def test_who_had_a_group_in_one_list_gets_it_in_the_next():
     owners, items = {}, ["a", "b"]
     for first, second in ((0, 1), (1, 0)):
-        work = _List(None, items, str, lambda _: 1.0, owners)
+        work = WorkList(None, items, str, lambda _: 1.0, owners)
         taken = {first: items[work.take(first)], second: items[work.take(second)]}
         assert taken == {0: "a", 1: "b"}
 

@@ -1,0 +1,75 @@
+"""Items that several processes work through: who gets which, and what has come back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class WorkList(Generic[Item, Result]):
+    """Items that are waited for, and who gets which. Used under the workers' lock."""
+
+    def __init__(
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        group: Callable[[Item], Hashable],
+        weight: Callable[[Item], float],
+        owners: dict[Hashable, set[int]],
+    ) -> None:
+        self.items = items
+        self.results: dict[int, Result] = {}
+        self.error: BaseException | None = None
+        self._function = function
+        self._shared: Any = None
+        self._fresh: list[Result] = []
+        self._owners = owners
+        self._weights = [weight(item) for item in items]
+        self._left: dict[Hashable, list[int]] = {}
+        for place in sorted(range(len(items)), key=lambda n: -self._weights[n]):
+            self._left.setdefault(group(items[place]), []).append(place)
+
+    @property
+    def num_left(self) -> int:
+        """Items that nobody has begun."""
+        return sum(map(len, self._left.values()))
+
+    @property
+    def has_fresh(self) -> bool:
+        """Whether there are results that were not told yet."""
+        return bool(self._fresh)
+
+    def fresh(self) -> list[Result]:
+        """Results since the last call."""
+        found, self._fresh = self._fresh, []
+        return found
+
+    def take(self, worker: int) -> int | None:
+        """The next item for a worker: the heaviest of the group of which most is left, of others' groups only at the end."""
+        if not self._left:
+            return None
+
+        def is_better(key: Hashable) -> tuple[bool, float]:
+            owners = self._owners.get(key)
+            return (not owners or worker in owners, sum(self._weights[place] for place in self._left[key]))
+
+        key = max(self._left, key=is_better)
+        self._owners.setdefault(key, set()).add(worker)
+        place = self._left[key].pop(0)
+        if not self._left[key]:
+            del self._left[key]
+        return place
+
+    def keep(self, place: int, result: Result) -> None:
+        """An item is done."""
+        self.results[place] = result
+        self._fresh.append(result)
+
+    def shared(self, put: Callable[[Any], Any]) -> Any:
+        """The function, once for all of Ray's workers."""
+        if self._shared is None:
+            self._shared = put(self._function)
+        return self._shared
