@@ -1,4 +1,4 @@
-"""KV blocks of one data-parallel rank ``d``, shared by the lanes of a pipeline: taking, giving back, and the prefix blocks that requests share. Compiled.
+"""KV blocks of one data-parallel rank ``d``, shared by the lanes of a pipeline: taking, giving back, and prefix blocks. Compiled.
 
 A prefix block is cached while a request holds it and afterwards until its blocks are needed; the least recently used goes
 first, and of one request's blocks the deepest first (vLLM's automatic prefix caching). Conserved: free blocks + blocks that

@@ -23,7 +23,7 @@ _FIRST, _LATER = ("ttft_s", "e2e_s", "backlog"), ("tpot_s", "e2e_s", "backlog")
 _MOST_MOVES = 24
 _MENDED = 3
 _MOST_TABLES = 96
-_TABLES: dict[tuple[str, str, int, str, int], StepTable] = {}
+_TABLES: dict[tuple[str, str, str, str, int, str, int], StepTable] = {}
 
 
 class Sized(NamedTuple):
@@ -195,7 +195,12 @@ class Explorer:
         """Filled once for all replicas of a design, whatever pool they are paired with."""
         plan = prices.plan
         spec = plan.spec.model_dump_json(exclude={"name", "cluster", "replicas", "balancing", "prefill"})
-        key = (spec, self.space.machines[self.option.design.machines].offer.cluster, prices.max_tokens, stream, plan.seed)
+        machines = self.space.machines[self.option.design.machines].offer.cluster
+        named = (
+            plan.model.model_dump_json(),
+            str(self.space.folder),
+        )  # another model, or another recording, may have the same path
+        key = (spec, *named, machines, prices.max_tokens, stream, plan.seed)
         if key not in _TABLES:
             if len(_TABLES) >= _MOST_TABLES:
                 del _TABLES[next(iter(_TABLES))]

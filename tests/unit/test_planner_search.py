@@ -191,6 +191,19 @@ def test_a_recording_that_a_model_names_itself_is_part_of_the_key(tmp_path):
     assert key_of(identity(space, traffic, option)) != before
 
 
+def test_two_folders_with_a_model_of_one_name_do_not_share_its_steps(tmp_path):
+    shipped = (Path(__file__).parents[2] / "workloads/models/qwen3-8b.toml").read_text()
+    outcomes = []
+    for layers in (36, 12):
+        folder = tmp_path / str(layers)
+        folder.mkdir()
+        (folder / "own.toml").write_text(shipped.replace("repeat = 36", f"repeat = {layers}"))
+        asked = question(models=[{"model": "own.toml"}])
+        one = Explorer(Space(asked, folder), finding(1.0).option, traffic_of(asked, Path()), 1)
+        outcomes.append(one.trial(Sized(0, 2)).measured["tpot_s.p90"])
+    assert outcomes[1] < 0.7 * outcomes[0]
+
+
 def test_a_file_that_was_cut_short_is_done_again(tmp_path):
     store = Store(tmp_path)
     store.put(key_of("x"), {"a": 1})
