@@ -196,10 +196,8 @@ class Explorer:
         plan = prices.plan
         spec = plan.spec.model_dump_json(exclude={"name", "cluster", "replicas", "balancing", "prefill"})
         machines = self.space.machines[self.option.design.machines].offer.cluster
-        named = (
-            plan.model.model_dump_json(),
-            str(self.space.folder),
-        )  # another model, or another recording, may have the same path
+        # Another model, or another recording, may have the same path.
+        named = plan.model.model_dump_json(), str(self.space.folder)
         key = (spec, *named, machines, prices.max_tokens, stream, plan.seed)
         if key not in _TABLES:
             if len(_TABLES) >= _MOST_TABLES:
