@@ -190,6 +190,10 @@ def check_writable(folder: Path, others: Set[str] = frozenset()) -> None:
         raise UserError(f"--out {folder}: cannot be written: {ancestor} is a file, not a folder")
     if not os.access(ancestor, os.W_OK | os.X_OK):
         raise UserError(f"--out {folder}: cannot be written: no permission to write in {ancestor}")
+    try:  # some file systems permit it and do not do it
+        Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=ancestor)).rmdir()
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be written in {ancestor}: {error.strerror or error}") from error
 
 
 def read(folder: Path) -> Results:

@@ -11,6 +11,7 @@ from simulator.engine.cluster import fill_table, serve_requests
 from simulator.engine.table import StepTable
 from simulator.errors import UserError
 from simulator.plan import Plan, make_plan
+from simulator.planner.risk import risk
 from simulator.planner.screen import Option
 from simulator.planner.space import Space
 from simulator.planner.traffic import Traffic
@@ -57,6 +58,8 @@ class Finding:
     """What ``outcome`` is of where there is no size: as much as the limits allow."""
     was_kept: bool = field(default=False, compare=False)
     """Whether it was found by an earlier search."""
+    risk: float = 0.0
+    """See :func:`simulator.planner.risk.risk`."""
 
 
 def sized_as_found(finding: Finding) -> Option:
@@ -163,8 +166,9 @@ class Explorer:
         return max(found.missed_by(names), *other.values(), 0.0) <= 1.0
 
     def _met(self, sized: Sized, num_gpus: int, below: Outcome | None) -> Finding:
-        price = self.space.machines[self.option.design.machines].gpu_hour
-        return Finding(self.option, sized, self.trial(sized), sized.size * price, num_gpus, self._tried, below=below)
+        price, found = self.space.machines[self.option.design.machines].gpu_hour, self.trial(sized)
+        missing = risk(self.plan(Sized(0, 1, 1 if self.option.prefill is not None else 0)), found)
+        return Finding(self.option, sized, found, sized.size * price, num_gpus, self._tried, below=below, risk=missing)
 
     def _missed(self, largest: Sized) -> Finding:
         found = self.trial(largest)

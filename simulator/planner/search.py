@@ -175,8 +175,8 @@ def finalists(first: list[Finding]) -> list[Option]:
 def best_first(finding: Finding) -> tuple[Any, ...]:
     """The order of deployments that were simulated.
 
-    At one price the one that is least likely to miss a target comes first: within a fifth of a limit every further tenth counts, which
-    is about what a simulation may be off, and below that all keep their targets. Of these the one with fewest parts is run most
+    At one price the one that is least likely to miss a target comes first, in tenths: going by how far off its calibration was
+    elsewhere, and then within a fifth of a limit by every further tenth of it. Of these the one with fewest parts is run most
     easily; then the one that the screen expects to need fewest GPUs has most headroom in a cluster of that price; then the one whose
     tightest target is least tight.
     """
@@ -184,7 +184,7 @@ def best_first(finding: Finding) -> tuple[Any, ...]:
     tight = max(0, math.ceil(round(10 * worst, 6) - 8)) if worst <= 1 else worst
     option = finding.option
     told = (parts(option), option.gpus, worst, finding.num_gpus, option.design, option.prefill or (), option.budget)
-    return (finding.cost_per_hour, tight, *told)
+    return (finding.cost_per_hour, round(10 * finding.risk), tight, *told)
 
 
 def _explore(
@@ -253,7 +253,7 @@ def _explored(text: str, folder: str, place: str | None, is_short: bool, option:
     key = key_of(identity(space, traffic, option))
     known = store.get(key)
     if known is not None:
-        return replace(finding_of(known, option), was_kept=True)
+        return replace(finding_of(known, option, space.machines[option.design.machines].gpu_hour), was_kept=True)
     with looked_up_once():
         found = Explorer(space, option, traffic, space.question.seed).find()
     store.put(key, as_json(found))
@@ -263,19 +263,19 @@ def _explored(text: str, folder: str, place: str | None, is_short: bool, option:
 def identity(space: Space, traffic: Traffic, option: Option) -> list[Any]:
     """All that a finding about an option depends on: not the question's name, its other models and machines, or its map.
 
-    A search that gets another model or another price for other machines therefore finds what it has done already.
+    A search that gets another model or another price therefore finds what it has done already.
     """
     question, design = space.question, option.design
     candidate, machines = space.candidates[design.model], space.machines[design.machines]
     prompts = option.prefill and option.prefill._replace(model=0, machines=0)
     return [
-        option._replace(design=design._replace(model=0, machines=0), prefill=prompts),
+        option._replace(design=design._replace(model=0, machines=0), prefill=prompts, cost_per_hour=0.0, least_cost_per_hour=0.0),
         space.models[design.model].model_dump(mode="json"),
         candidate.entry.model_dump(mode="json", exclude={"quality", "pruned_quality", "prunings"}),
         candidate.pruning and candidate.pruning.model_dump(mode="json"),
         _files(candidate.entry.routing or space.models[design.model].routing or {}, space.folder),
-        machines.spec.model_dump(mode="json"),
-        [machines.sizes, machines.gpu_hour, machines.offer.network_speed],
+        machines.spec.model_dump(mode="json", exclude={"price_per_gpu_hour", "currency", "sources"}),
+        [machines.sizes, machines.offer.network_speed],
         question.targets.model_dump(mode="json"),
         question.workload.slo.model_dump(mode="json"),
         [question.seed, question.spare.nodes],
@@ -294,25 +294,30 @@ def as_json(finding: Finding) -> dict[str, Any]:
     return {
         "sized": finding.sized,
         "outcome": finding.outcome and finding.outcome._asdict(),
-        "cost_per_hour": finding.cost_per_hour,
         "num_gpus": finding.num_gpus,
         "tried": finding.tried,
         "why": finding.why,
         "below": finding.below and finding.below._asdict(),
         "most": finding.most,
+        "risk": finding.risk,
     }
 
 
-def finding_of(found: dict[str, Any], option: Option) -> Finding:
-    """What :func:`as_json` wrote."""
+def finding_of(found: dict[str, Any], option: Option, gpu_hour: float) -> Finding:
+    """What :func:`as_json` wrote.
+
+    Args:
+        gpu_hour: what a GPU costs now.
+    """
     return Finding(
         option,
         Sized(*found["sized"]) if found["sized"] else None,
         Outcome(**found["outcome"]) if found["outcome"] else None,
-        found["cost_per_hour"],
+        found["sized"][0] * gpu_hour if found["sized"] else math.inf,
         found["num_gpus"],
         tuple((Sized(*sized), worst) for sized, worst in found["tried"]),
         found["why"],
         Outcome(**found["below"]) if found["below"] else None,
         Sized(*found["most"]) if found["most"] else None,
+        risk=found["risk"],
     )

@@ -112,13 +112,13 @@ class Traffic(NamedTuple):
         return led(self.trace, self.lead + first, self.lead + last, self.stay_s)
 
     def at_rate(self, factor: float) -> Traffic:
-        """Requests coming ``factor`` times as fast, for as long as these: repeated, or the busiest stretch of them."""
+        """Requests coming ``factor`` times as fast, for as long as these: repeated, or the last of them."""
         if factor == 1.0:
             return self
         lead_s = float(self.trace.arrival_s[self.lead])
         if factor < 1.0:
-            found = self.busiest(max(_LEAST_REQUESTS, math.ceil(self.num_requests * factor)))
-            trace, judged = found.trace, found.lead
+            count = min(self.num_requests, max(_LEAST_REQUESTS, math.ceil(self.num_requests * factor)))
+            trace, judged = self.trace, self.trace.num_requests - count
         else:
             gap_s = self.duration_s / max(self.num_requests - 1, 1)
             times = math.ceil(factor * (lead_s + self.duration_s) / max(self.duration_s + gap_s, 1e-9)) + 1

@@ -68,7 +68,7 @@ class Trials:
         if known is None:
             known = as_json(explorer.find())
             store.put(key, known)
-        return finding_of(known, option)
+        return finding_of(known, option, explorer.space.machines[option.design.machines].gpu_hour)
 
     def trial(self, option: Option, sized: Sized, change: Change = AS_ASKED) -> Outcome:
         """What so many replicas do, likewise."""

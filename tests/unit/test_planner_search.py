@@ -15,6 +15,7 @@ import pytest
 from simulator.planner.explore import Explorer, Finding, Sized, _first
 from simulator.planner.plan import plan
 from simulator.planner.requests import lasting, traffic_of
+from simulator.planner.risk import risk
 from simulator.planner.screen import Judge, Option
 from simulator.planner.search import as_json, best_first, finding_of, identity, search
 from simulator.planner.space import Design, Ruled, Space
@@ -220,11 +221,16 @@ def test_bisection_finds_the_first_place_wherever_it_begins(count):
         assert _first(count, start, lambda n, f=first: n >= f) == (first if first < count else None)
 
 
-def finding(worst, *, cost=10.0, gpus=4, used=4, slots=0, pool=False):
+def finding(worst, *, cost=10.0, gpus=4, used=4, slots=0, pool=False, risk=0.0):
     design = Design(0, 0, 1, 1, 1, "", "bf16", slots, "none")
     option = Option(design, 2048, design if pool else None, used, int(pool), cost, cost, gpus, gpus, 0.01, 0.1)
     return Finding(
-        option, Sized(4, used, int(pool)), Outcome({"tpot_s.p90": worst}, {"tpot_s.p90": worst}, 1.0, math.nan), cost, used
+        option,
+        Sized(4, used, int(pool)),
+        Outcome({"tpot_s.p90": worst}, {"tpot_s.p90": worst}, 1.0, math.nan),
+        cost,
+        used,
+        risk=risk,
     )
 
 
@@ -241,6 +247,7 @@ def test_ties_go_to_what_is_safer_and_then_to_what_is_simpler():
         finding(0.85),
         finding(0.95),
         finding(0.95, pool=True),
+        finding(0.5, risk=0.2),
         finding(1.2, cost=math.inf),
         finding(1.3, cost=math.inf),
     ]
@@ -253,5 +260,28 @@ def test_what_was_missed_is_kept_with_the_size_it_was_missed_at():
     missed = found.findings[0]
     assert missed.sized is None
     assert missed.most is not None
-    again = finding_of(json.loads(json.dumps(as_json(missed))), missed.option)
+    again = finding_of(json.loads(json.dumps(as_json(missed))), missed.option, 1.0)
     assert (again.most, again.why) == (missed.most, missed.why)
+
+
+def test_another_price_simulates_nothing_again(tmp_path):
+    kept = search(question(), Path(), Store(tmp_path), workers=1)
+    dearer = [{**cluster.model_dump(exclude_none=True), "price_per_gpu_hour": 9.0} for cluster in question().clusters]
+    found = search(question(clusters=dearer), Path(), Store(tmp_path), workers=1)
+    known = {one.option._replace(cost_per_hour=0.0, least_cost_per_hour=0.0) for one in kept.first}
+    for one in found.first:
+        if one.option._replace(cost_per_hour=0.0, least_cost_per_hour=0.0) in known:
+            assert one.was_kept
+        if one.sized is not None:
+            assert one.cost_per_hour == 9.0 * one.sized.size
+
+
+def test_what_is_likely_to_miss_a_target_says_so():
+    asked, _ = lasting(question(), Path())
+    space, traffic = Space(asked, Path()), traffic_of(asked, Path())
+    design, made = next(space.designs(0, 0, Ruled()))
+    explorer = Explorer(space, Option(design, 2048, None, 1, 0, 0.0, 0.0, 0, 0, 0.0, 0.0), traffic, 1)
+    loose, tight = (risk(made, Outcome({"tpot_s.p90": ratio, "ttft_s.p90": 0.01}, {}, 1.0, math.nan)) for ratio in (0.2, 0.999))
+    assert loose < 0.01
+    assert 0.1 < tight < 0.9
+    assert 0 <= explorer.find().risk <= 1

@@ -1,0 +1,28 @@
+"""How likely a deployment that meets the targets in simulation misses one, going by how far off its calibration was elsewhere."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+from simulator.plan import Plan
+from simulator.planner.draws import Z_80, band_of_fit
+from simulator.planner.trial import Outcome
+
+
+def risk(plan: Plan, outcome: Outcome) -> float:
+    """Probability that the target which is most at risk is missed.
+
+    Measured over simulated is taken as log-normal with the 80 % bands of the engine's fit, or of the pools' where prompts have their
+    own: of the time to first token for targets on that, of the time per token for all others.
+    """
+    pools = None if plan.prefill is None else plan.prefill.calibration.pools
+    fit = pools or plan.calibration.engine
+    bands = {True: band_of_fit(fit.ttft_band, fit), False: band_of_fit(fit.band, fit)}
+    found = 0.0
+    for name, ratio in outcome.ratios.items():
+        low, high = (math.log(edge) for edge in bands[name.startswith("ttft_s")])
+        if ratio > 0 and high > low:
+            score = (-math.log(ratio) - (low + high) / 2) / ((high - low) / 2 / Z_80)
+            found = max(found, 1.0 - NormalDist().cdf(score))
+    return found
