@@ -34,8 +34,11 @@ def priced(found: Found, finding: Finding) -> Priced:
     traffic, hourly = found.traffic, finding.cost_per_hour
     watts = finding.sized.size * machines.watts_per_gpu
     electricity = watts / 1000 * found.question.power.price_per_kwh
-    output_per_hour = traffic.rate_per_s * traffic.num_output * 3600
-    all_per_hour = output_per_hour + traffic.rate_per_s * traffic.num_input * 3600
+    served = 1.0
+    if finding.outcome is not None and not finding.outcome.met:  # what falls behind is not paid for tokens that nobody gets
+        served = min(1.0, finding.outcome.output_tokens_per_s / (traffic.rate_per_s * traffic.num_output))
+    output_per_hour = served * traffic.rate_per_s * traffic.num_output * 3600
+    all_per_hour = output_per_hour + served * traffic.rate_per_s * traffic.num_input * 3600
     return Priced(hourly, electricity, hourly / output_per_hour * 1e6, hourly / all_per_hour * 1e6, watts * 3600 / output_per_hour)
 
 

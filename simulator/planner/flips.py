@@ -10,6 +10,9 @@ from simulator.report.formats import TIMES, number
 
 Row = dict[str, Any]
 
+_UNSURE = 0.1
+"""A winner that loses with a probability of more than this is not sure."""
+
 
 def flips(found: Row) -> list[str]:
     """Along loads, times per token, lengths, the network's speed and expert-parallel sizes; the network as it is unless said.
@@ -57,7 +60,10 @@ def _along(rows: list[Row], axis: str, text: Callable[[float], str], where: str)
         stretches = [(name, list(here)) for name, here in groupby(decided, key=lambda row: row["winner"])]
         place = f"{lengths(num_input, num_output)} {where}"
         if len(stretches) == 1:
-            said.append(f"{place}: {stretches[0][0]} wins throughout ({_range(stretches[0][1])})")
+            chances = [row.get("moe_wins_probability") for row in decided]
+            narrow = sum(1 for chance in chances if chance is not None and _UNSURE < chance < 1 - _UNSURE)
+            but = f", at {narrow} of {len(decided)} places too narrowly to be sure" if narrow else ""
+            said.append(f"{place}: {stretches[0][0]} wins throughout ({_range(stretches[0][1])}){but}")
             continue
         parts = [
             f"{name} {'up to' if n == 0 else 'from'} {text(here[-1][axis] if n == 0 else here[0][axis])} ({_range(here)})"

@@ -55,7 +55,9 @@ def _missing(found: Found, finding: Finding) -> dict[str, Any]:
     machines = found.space.machines[design.machines]
     used = most.replicas * design.num_ranks + (most.prefill_replicas * prefill.num_ranks if prefill is not None else 0)
     there = replace(finding, sized=most, cost_per_hour=most.size * machines.gpu_hour, num_gpus=used)
-    allowed = f", all that {machines.bound} allows" if machines.bound and most.size == machines.sizes[-1] else ""
+    allowed = ""
+    if most.size == machines.sizes[-1]:
+        allowed = f", all that {machines.bound} allows" if machines.bound else f", the most that {machines.offer.cluster} comes in"
     target = outcome.tightest
     number = "1 GPU" if most.size == 1 else f"{most.size:,} GPUs"
     return {

@@ -10,6 +10,8 @@ from simulator.report.plan_text import gpus, hourly, is_floor, money, percent, t
 
 _ALIKE = 0.005
 """Costs that differ by less are the same in words."""
+_SURE = 0.8
+"""A recommendation that is less likely to hold says so in its first sentence."""
 _NEVER = 0.005
 """Probabilities below are none in words."""
 _MOST_HEADROOM = 7.9
@@ -27,7 +29,9 @@ def headline(answer: dict[str, Any]) -> str:
     best = answer.get("recommended")
     if best is None:
         return _impossible(answer)
-    met = f"{best['model']} on {gpus(best)} meets {_every(answer)} for {price(answer, best)}"
+    sure = (answer.get("confidence") or {}).get("meets_targets")
+    unsure = "" if sure is None or sure >= _SURE else f", with a probability of {percent(sure)} of what the simulator may be off,"
+    met = f"{best['model']} on {gpus(best)} meets {_every(answer)}{unsure} for {price(answer, best)}"
     return f"{met}; {against(answer)}." if against(answer) else f"{met}."
 
 

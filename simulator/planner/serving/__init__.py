@@ -187,8 +187,13 @@ def weights_of(plan: Plan, named: str, can_quantise: bool = True) -> Weights:
     found = next((name for name, held in formats.items() if _same(held, target)), None)
     if found is not None:
         mixed = target in _NARROW and wanted.weights == target and model.weight_dtype != target
-        note = f"{found} leaves some matrices in wider formats; the plan counts all of them in {target}." if mixed else ""
-        return Weights(found, note=note)
+        notes = [f"{found} leaves some matrices in wider formats; the plan counts all of them in {target}."] if mixed else []
+        if model.name.lower() not in found.lower():
+            notes.append(
+                f"{found} has the matrices of {model.name} and is not that release: no {target} weights of that one are known. Where "
+                "it must be that one, make them first, and name them instead."
+            )
+        return Weights(found, note=" ".join(notes))
     first = next((name for name, held in formats.items() if held in _WIDE), None)
     if target == "fp8" and first is not None and can_quantise:
         return Weights(first, True, f"{first} is cut to fp8 as it is loaded, which takes room for its 16-bit weights meanwhile.")
