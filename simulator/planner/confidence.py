@@ -20,7 +20,7 @@ from simulator.planner.explore import Finding, Sized
 from simulator.planner.room import headroom
 from simulator.planner.screen import Option
 from simulator.planner.search import Found
-from simulator.planner.trial import Outcome
+from simulator.planner.trial import BACKLOG, Outcome
 from simulator.planner.whatif import AS_ASKED, Change, Trials, gpu_hour, is_whole
 
 _Z = (-2.3, -Z_80, Z_80, 2.3)
@@ -45,8 +45,6 @@ _METHOD: tuple[dict[str, Any], ...] = (
     },
 )
 """How bands are made."""
-_IMPLIED = "backlog"
-"""Measured, and no figure of the answer."""
 
 
 def table_of(trials: Trials, option: Option) -> Table:
@@ -94,7 +92,7 @@ def at_its_size(trials: Trials, option: Option, sized: Sized, table: Table) -> l
 
 def _made(outcome: Outcome) -> dict[str, Any]:
     measured = {"output_tokens_per_s": outcome.output_tokens_per_s} | outcome.measured
-    return {"ratios": outcome.ratios, "measured": {name: value for name, value in measured.items() if name != _IMPLIED}}
+    return {"ratios": outcome.ratios, "measured": {name: value for name, value in measured.items() if name != BACKLOG}}
 
 
 def carried(trials: Trials, option: Option, sized: Sized, slower: float) -> float:

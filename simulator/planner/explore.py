@@ -15,14 +15,13 @@ from simulator.planner.risk import risk
 from simulator.planner.screen import Option
 from simulator.planner.space import Space
 from simulator.planner.traffic import Traffic
-from simulator.planner.trial import Outcome, outcome
+from simulator.planner.trial import BACKLOG, Outcome, outcome
 from simulator.price import Prices
 from simulator.spec.deployment import DeploymentSpec, PrefillPoolSpec
 
-_FIRST, _LATER = ("ttft_s", "e2e_s", "backlog"), ("tpot_s", "e2e_s", "backlog")
+_FIRST, _LATER = ("ttft_s", "e2e_s", BACKLOG), ("tpot_s", "e2e_s", BACKLOG)
 """Targets that prompts decide, and those that decoding does."""
 _MOST_MOVES = 24
-_MENDED = 3
 _MOST_TABLES = 96
 _TABLES: dict[tuple[str, str, str, str, int, str, int], StepTable] = {}
 
@@ -140,15 +139,15 @@ class Explorer:
             found = _first(most[1], second - 1, lambda n, p=prompts: self._keeps(n + 1, Sized(0, n + 1, p), _LATER))  # type: ignore[misc]
             second = most[1] if found is None else found + 1
         best = self._held(first, second)
-        for _ in range(_MENDED):  # a part of each pool can do better than the whole, by chance
-            if best is None or (outcome := self.trial(best)).met:
-                break
-            of_prompts = outcome.missed_by(_FIRST) > outcome.missed_by(_LATER)
-            first, second = (first + 1, second) if of_prompts else (first, second + 1)
-            best = self._held(first, second)
+        more = 1
+        while best is not None and not (found_there := self.trial(best)).met:  # its parts did better than the whole, by chance
+            of_prompts = found_there.missed_by(_FIRST) > found_there.missed_by(_LATER)
+            first, second = (first + more, second) if of_prompts else (first, second + more)
+            best, more = self._held(first, second), 2 * more
         if best is None:
-            return self._missed(Sized(machines.sizes[-1], max(1, (room - first * ranks[0]) // ranks[1]), min(first, most[0])))
-        return self._met(best, first * ranks[0] + second * ranks[1], None) if self.trial(best).met else self._missed(best)
+            first = min(first, most[0])
+            return self._missed(Sized(machines.sizes[-1], max(1, (room - first * ranks[0]) // ranks[1]), first))
+        return self._met(best, first * ranks[0] + second * ranks[1], None)
 
     def _held(self, first: int, second: int) -> Sized | None:
         """So many replicas of each pool on the smallest cluster that holds them."""

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from simulator.planner.answer import explorer, text_of
-from simulator.planner.explore import Finding
+from simulator.planner.explore import Finding, Sized
+from simulator.planner.risk import risk
 from simulator.planner.search import Found, best_first
 
 _TRIED = 4
@@ -61,8 +62,10 @@ def _best_on(found: Found, first: Finding, size: int) -> Finding | None:
             tried.append(one)
         elif one.option.prefill is None and replicas >= 1:
             there = one.sized._replace(size=size, replicas=replicas)
-            outcome = explorer(found, one).trial(there)
+            trials = explorer(found, one)
+            outcome = trials.trial(there)
+            missing = risk(trials.plan(Sized(0, 1)), outcome)
             cost, used = size * machines.gpu_hour, replicas * ranks
-            tried.append(replace(one, sized=there, outcome=outcome, cost_per_hour=cost, num_gpus=used))
+            tried.append(replace(one, sized=there, outcome=outcome, cost_per_hour=cost, num_gpus=used, risk=missing))
     met = [one for one in tried if one.outcome is not None and one.outcome.met]
     return min(met, key=best_first, default=None)

@@ -16,7 +16,9 @@ from simulator.spec.workload import SLO
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 _WORST = 1e9
 """Measured over limit, of a target that has no bound."""
-_BACKLOG = 0.05
+BACKLOG = "backlog"
+"""The name of the implied target."""
+_GROWTH = 0.05
 """Share of the requests by which those that are being served may grow over half of the time, for a deployment that keeps up ..."""
 _CHANCE = 4.0
 """... and so many times the square root of their number besides, which comes and goes by chance."""
@@ -82,7 +84,7 @@ def outcome(requests: pd.DataFrame, targets: Targets, slo: SLO, share: float = 1
     if targets.output_tokens_per_s is not None:
         measured["output_tokens_per_s"] = tokens_per_s
         ratios["output_tokens_per_s"] = targets.output_tokens_per_s / tokens_per_s
-    measured["backlog"], ratios["backlog"] = _backlog(requests, stay_s)
+    measured[BACKLOG], ratios[BACKLOG] = _backlog(requests, stay_s)
     has_slo = any((slo.ttft_s, slo.tpot_s, slo.e2e_s))
     return Outcome(ratios, measured, tokens_per_s, float(kept.mean()) if has_slo else math.nan)
 
@@ -117,7 +119,7 @@ def _backlog(requests: pd.DataFrame, stay_s: float) -> tuple[float, float]:
         _being_served(arrival_s, finish_s, begin + start * span, begin + stop * span) for start, stop in ((0.25, 0.5), (0.75, 1.0))
     )
     coming = len(arrival_s) / 2
-    allowed = max(_BACKLOG, 0.4 * stay_s / span) + _CHANCE * math.sqrt(max(second, last, 1.0)) / coming
+    allowed = max(_GROWTH, 0.4 * stay_s / span) + _CHANCE * math.sqrt(max(second, last, 1.0)) / coming
     grown = max(0.0, last - second) / coming
     return grown, grown / allowed
 

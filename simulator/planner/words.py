@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from simulator.planner.trial import BACKLOG
 from simulator.report.formats import TIMES, seconds
 from simulator.report.plan_text import gpus, hourly, is_floor, money, percent, target_text, times, value_text
 
@@ -20,8 +21,6 @@ _MOST_MODELS = 3
 """That the headline gives reasons for."""
 _BINDS = 0.9
 """Of its limit: from here on a target is what decides; below it is merely the one that is closest."""
-BACKLOG = "backlog"
-"""The implied target: as many requests leave as come."""
 
 
 def headline(answer: dict[str, Any]) -> str:
