@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: run test check golden report calibrate-published bench-twin bench-plan clean
+.PHONY: run test check golden moved report calibrate-published bench-twin bench-plan clean
 
 run: .venv/installed
 	$(BIN)/moesim run mixtral_vs_llama2
@@ -21,7 +21,11 @@ check: .venv/tested
 
 # Recompute the committed numbers; read the difference before committing it.
 golden: .venv/tested
-	MOESIM_UPDATE_GOLDEN=1 $(PYTEST) tests/golden
+	$(BIN)/python -m tests.golden.refresh
+
+# What moved since a revision (make moved BASE=v0.9): the golden set and every group of the validation. Some minutes.
+moved: .venv/tested
+	$(BIN)/python -m tests.golden.moved $(BASE) $(MEASUREMENTS)
 
 # The committed example reports: the page, its numbers, and the resolved scenario.
 report: .venv/tested

@@ -1,0 +1,167 @@
+"""The golden set: what every scenario in these folders comes to, readable and by digest. The folder's name is the fidelity."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from simulator.engine.cluster import run_plan
+from simulator.metrics import summarise
+from simulator.plan import make_plan
+from simulator.planner.plan import plan
+from simulator.planner.store import Store
+from simulator.question import load_question
+from simulator.records import DeploymentRecord
+from simulator.scenario import load_scenario
+from simulator.workload import load_requests
+
+HERE = Path(__file__).parent
+NUMBERS = HERE / "numbers.csv"
+ANSWERS = HERE / "answers.csv"
+MADE_WITH = HERE / "made_with.json"
+SHIPPED = ("mixtral_vs_llama2", "deepseek_v3_vs_llama_405b", "gpt_oss_vs_qwen3_32b")
+"""Scenarios of the project, with fewer requests than they ship with."""
+KEY = ["fidelity", "scenario", "deployment"]
+TOLERANCE = 1e-9
+"""How far a number may move, relative to itself, where only the order of additions changed."""
+TIMES = ["arrival_s", "scheduled_s", "first_token_s", "finish_s", "transfer_s"]
+CHOICES = ["replica", "dp_rank", "prefill_replica", "num_cached", "num_preemptions"]
+
+
+class Case(NamedTuple):
+    """One scenario or question."""
+
+    fidelity: str
+    """``step``, ``rank`` or ``message``; ``plan`` for a question."""
+    name: str
+
+    @property
+    def source(self) -> tuple[str, list[str]]:
+        """The file, or a shipped scenario's name, and what is overridden in it."""
+        if self.name in SHIPPED:
+            return self.name, ["workload.num_requests=300"]
+        return str(HERE / self.fidelity / f"{self.name}.toml"), []
+
+
+def list_cases() -> list[Case]:
+    """Every file of the folders, and the shipped scenarios."""
+    files = [Case(path.parent.name, path.stem) for path in sorted(HERE.glob("*/*.toml")) if path.parent.name != "models"]
+    return [*(Case("step", name) for name in SHIPPED), *files]
+
+
+def number_case(case: Case) -> pd.DataFrame:
+    """The rows of a case: one a deployment, or the one answer of a question."""
+    return _answer(case) if case.fidelity == "plan" else pd.DataFrame(_serve(case)).set_index(KEY)
+
+
+def number_all(cases: list[Case], workers: int) -> list[pd.DataFrame]:
+    """The rows of many cases, in their order."""
+    with ProcessPoolExecutor(workers) as pool:
+        return list(pool.map(number_case, cases))
+
+
+def _serve(case: Case) -> Iterator[dict[str, Any]]:
+    scenario, path = load_scenario(*case.source)
+    folder = path.resolve().parent
+    trace = load_requests(scenario.workload, folder, scenario.seed)
+    for spec in scenario.deployments:
+        frozen = make_plan(spec, scenario.seed, case.name, folder)
+        record = run_plan(frozen, trace, case.fidelity)  # type: ignore[arg-type]
+        summary = summarise([frozen], [record], scenario.workload.slo).iloc[0]
+        key = {"fidelity": case.fidelity, "scenario": case.name, "deployment": spec.name}
+        yield {**key, **_aggregates(record, summary), **_checksums(record)}
+
+
+def _aggregates(record: DeploymentRecord, summary: pd.Series) -> dict[str, float]:
+    """Numbers that a person can read a change from."""
+    requests, steps = record.requests, record.steps
+    names = ["ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "output_tokens_per_s", "load_imbalance", "mfu", "mbu"]
+    return {
+        "steps": len(steps),
+        "preemptions": int(requests["num_preemptions"].sum()),
+        "cached_tokens": int(requests["num_cached"].sum()),
+        **{name: float(summary[name]) for name in names},
+        "e2e_mean_s": float((requests["finish_s"] - requests["arrival_s"]).mean()),
+        "waiting_mean": float(steps["waiting"].mean()),
+        "kv_used_mean": float(steps["kv_used"].mean()),
+        "transfer_mean_s": float(requests["transfer_s"].mean()),
+        "read_bytes": record.read_bytes,
+    }
+
+
+def _checksums(record: DeploymentRecord) -> dict[str, Any]:
+    """Sums that no single change escapes, to compare within a tolerance; and digests of every last digit."""
+    details = [record.ranks, record.experts, record.traffic, record.spans]
+    tables = {"requests": [record.requests[TIMES]], "steps": [record.steps], "details": details}
+    numbers = {name: [_numbers_of(frame) for frame in frames] for name, frames in tables.items()}
+    choices = record.requests[CHOICES].to_numpy(np.int64)
+    return {
+        **{f"{name}_sum": sum(_weighted_sum(values) for values in found) for name, found in numbers.items()},
+        "choices_sha": _digest(choices),
+        **{f"{name}_sha": _digest(*found) for name, found in numbers.items()},
+        "gaps_sha": _digest(record.itl.counts.astype(np.int64)),
+    }
+
+
+def _numbers_of(frame: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return frame.select_dtypes("number").to_numpy(np.float64, copy=True) + 0.0  # -0.0 is 0.0
+
+
+def _weighted_sum(values: np.ndarray[Any, np.dtype[np.float64]]) -> float:
+    """Each number times one of its own between 1 and 2, so that two which change places do not cancel."""
+    weights = 1 + np.modf(np.arange(1, values.size + 1) * 0.6180339887498949)[0]
+    return float(np.nan_to_num(values.ravel()) @ weights)
+
+
+def _digest(*arrays: np.ndarray[Any, Any]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _answer(case: Case) -> pd.DataFrame:
+    question, path = load_question(*case.source)
+    answer, _ = plan(question, path.resolve().parent, Store(None), workers=1)
+    answer.pop("handover")  # texts that name the version and the day
+    best = answer["recommended"]
+    counts = {name: answer[name] for name in ("num_legal", "num_ruled_out", "num_simulated")}
+    row = {
+        "question": case.name,
+        "recommended": best["deployment"],
+        **{name: float(best[name]) for name in ("gpus", "cost_per_hour", "cost_per_million_output_tokens")},
+        **counts,
+        "answer_sum": _weighted_sum(np.array(list(_floats(answer)))),
+        "answer_sha": hashlib.sha256(json.dumps(answer, sort_keys=True, default=str).encode()).hexdigest()[:16],
+    }
+    return pd.DataFrame([row]).set_index("question")
+
+
+def _floats(value: Any) -> Iterator[float]:
+    """Every number of a nested answer, in its order."""
+    if isinstance(value, dict):
+        value = value.values()
+    if isinstance(value, bool) or not hasattr(value, "__iter__"):
+        yield from [float(value)] if isinstance(value, int | float) and not isinstance(value, bool) else []
+    elif not isinstance(value, str):
+        for entry in value:
+            yield from _floats(entry)
+
+
+def describe_machine() -> dict[str, str]:
+    """What the last digits hang on: where all of it is the same, digests must be."""
+    import llvmlite
+    import numba
+    import scipy
+    from llvmlite.binding import get_host_cpu_name
+
+    versions = {module.__name__: module.__version__ for module in (llvmlite, numba, np, pd, scipy)}
+    return {"python": platform.python_version(), "processor": get_host_cpu_name(), **versions}

@@ -1,0 +1,193 @@
+"""``python -m tests.golden.faults``: put one fault after another into the engine, and show that the golden set notices each.
+
+Every fault is tried on a copy of the program, compiled anew, since numba does not see that a function changed which another file
+calls. It takes about a minute a fault. The exit status is 1 if one lives.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+
+
+class Fault(NamedTuple):
+    """One wrong line."""
+
+    story: str
+    file: str
+    right: str
+    wrong: str
+
+
+BATCHING, BLOCKS, FAST = "simulator/engine/batching.py", "simulator/engine/blocks.py", "simulator/engine/fast.py"
+FAULTS = (
+    Fault(
+        "a request goes to the fullest rank",
+        BATCHING,
+        "ranks.num_running[d] < ranks.num_waiting[best]",
+        "ranks.num_running[d] > ranks.num_waiting[best]",
+    ),
+    Fault(
+        "a prompt's last token counts as a decode",
+        BATCHING,
+        "return new == 1 and generated > 0 and computed",
+        "return new == 1 and computed",
+    ),
+    Fault(
+        "decodes run beside prompts whatever the policy says",
+        BATCHING,
+        "budget, limits, True, limits.mixes_phases",
+        "budget, limits, True, True",
+    ),
+    Fault(
+        "prompts are held back one step too long",
+        BATCHING,
+        "ranks.held[0] >= limits.balance_steps",
+        "ranks.held[0] > limits.balance_steps",
+    ),
+    Fault(
+        "prompts that fill the step wait all the same",
+        BATCHING,
+        "tokens >= limits.wait_tokens or",
+        "tokens > limits.token_budget or",
+    ),
+    Fault(
+        "what was preempted waits last in line",
+        BATCHING,
+        "requests.following[r] = ranks.head[d]\n    ranks.head[d] = r\n    if ranks.tail[d] < 0:\n        ranks.tail[d] = r",
+        "requests.following[r] = -1\n    if ranks.tail[d] < 0:\n        ranks.head[d] = r\n    else:\n        requests.following[ranks.tail[d]] = r\n    ranks.tail[d] = r",
+    ),
+    Fault("no blocks are kept free at admission", BATCHING, "limits.watermark_blocks if ranks.num_running[d] > 0 else 0", "0"),
+    Fault(
+        "room for the output is not reserved",
+        BATCHING,
+        "reach = requests.num_input[r] + requests.num_output[r]",
+        "reach = requests.num_input[r]",
+    ),
+    Fault(
+        "gaps of a millionth count ten times too long",
+        BATCHING,
+        "decades * GAP_BINS_PER_DECADE",
+        "(decades + 1) * GAP_BINS_PER_DECADE",
+    ),
+    Fault("the most recently used prefix goes first", BLOCKS, "victim = ranks.newer[d, ends]", "victim = ranks.older[d, ends]"),
+    Fault(
+        "a prefix is found although its last token must be computed",
+        BLOCKS,
+        "(requests.num_input[r] - 1) // limits.prefix_tokens",
+        "requests.num_input[r] // limits.prefix_tokens + 1",
+    ),
+    Fault("the fullest share is not interpolated", FAST, "s2 = min(s + 1, len(table.expert_shares) - 1)", "s2 = s"),
+    Fault(
+        "the second half of an overlapped step computes nothing beside",
+        FAST,
+        "fullest * num_ranks / total_tokens, beside / 2, row",
+        "fullest * num_ranks / total_tokens, beside, row",
+    ),
+    Fault("a pipeline's last stage has no output matrix", FAST, "ends += in_layers * last + head_s[b]", "ends += in_layers * last"),
+    Fault(
+        "the queue is looked at in every step",
+        FAST,
+        "looks = is_idle or clock.num_steps[0] % limits.poll_steps == 0",
+        "looks = True",
+    ),
+    Fault(
+        "a closed loop's next request joins the step that is forming",
+        FAST,
+        "if concurrency > 0 and not is_idle and requests.arrival_s[queue[position]] == clock.now_s[0]:\n                break",
+        "if concurrency > 1000000:\n                break",
+    ),
+    Fault(
+        "windows are as long as the context",
+        FAST,
+        "context, windows[w, phase], compressions[w]",
+        "context, 1 << 40, compressions[w]",
+    ),
+    Fault(
+        "hot experts get no copies",
+        "simulator/placement/eplb.py",
+        "hottest = int((load_X / copies_X).argmax())",
+        "hottest = int((load_X / copies_X).argmin())",
+    ),
+    Fault(
+        "the longest prompt is balanced as one request",
+        "simulator/balancing/least_tokens.py",
+        "outstanding_tokens.argmin()",
+        "outstanding.argmin()",
+    ),
+    Fault(
+        "links are shared in equal parts of time, not of need",
+        "simulator/engine/fabric.py",
+        "alone_F[flow] = 1.0 / largest(busy_FL[flow])",
+        "alone_F[flow] = 1.0",
+    ),
+    Fault(
+        "a rank that waits is not the last one",
+        "simulator/engine/rank.py",
+        "meeting.missing == 0",
+        "meeting.missing == 1 - (len(operation.groups[group]) == 1)",
+    ),
+    Fault(
+        "transfers of one rank overlap",
+        "simulator/engine/pools.py",
+        "self._free_s[replica, sender] = start_s + send_s",
+        "self._free_s[replica, sender] = start_s",
+    ),
+    Fault("layers that left early are sent again", "simulator/cost/transfer.py", "busy_s - computing_s / self.stages)", "busy_s)"),
+    Fault(
+        "every layer has the first one's experts",
+        "simulator/price.py",
+        "[(layer, offset) for layer in",
+        "[(0, offset) for layer in",
+    ),
+    Fault(
+        "tiles need not be whole",
+        "simulator/cost/compute/_gemm.py",
+        "tiles = np.ceil(rows / tile_rows)",
+        "tiles = (rows / tile_rows)",
+    ),
+)
+
+
+def try_fault(fault: Fault, folder: Path) -> str:
+    """The golden case that notices it; empty where none does."""
+    copy = folder / "copy"
+    for name in ("simulator", "tests", "workloads", "cluster_configs"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", copy)
+    file = copy / fault.file
+    text = file.read_text()
+    if text.count(fault.right) < 1:
+        raise SystemExit(f"{fault.file} no longer has: {fault.right}")
+    file.write_text(text.replace(fault.right, fault.wrong))
+    environment = {**os.environ, "PYTHONPATH": str(copy), "NUMBA_CACHE_DIR": str(folder / "numba")}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "tests/golden/test_golden.py"]
+    for chosen in ("not plan and not mixtral and not deepseek and not gpt_oss", "mixtral or deepseek or gpt_oss or plan"):
+        done = subprocess.run([*command, "-k", chosen], cwd=copy, env=environment, capture_output=True, text=True, check=False)
+        found = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
+        if found:
+            return found[0].partition("[")[2].partition("]")[0]
+    return ""
+
+
+def main(chosen: list[str]) -> Iterator[bool]:
+    """Try them, and say of each what noticed it."""
+    for number, fault in enumerate(FAULTS, 1):
+        if chosen and str(number) not in chosen:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            caught = try_fault(fault, Path(folder))
+        print(f"{number:2} {fault.story}: {f'caught by {caught}' if caught else 'LIVES'}", flush=True)
+        yield bool(caught)
+
+
+if __name__ == "__main__":
+    sys.exit(0 if all(list(main(sys.argv[1:]))) else 1)
