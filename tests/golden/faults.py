@@ -108,8 +108,8 @@ FAULTS = (
     Fault(
         "windows are as long as the context",
         FAST,
-        "context, windows[w, phase], compressions[w]",
-        "context, 1 << 40, compressions[w]",
+        "context, new, windows[w, phase], compressions[w]",
+        "context, new, 1 << 40, compressions[w]",
     ),
     Fault(
         "hot experts get no copies",
