@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from simulator.cost.comm import Exchange, Vectors
 from simulator.dispatch import policy_at, sees
-from simulator.dispatch._count import count_arrivals
+from simulator.dispatch._count import count_arrivals, count_stays
 from simulator.plan import POOL_TOKENS, ExpertPlan, Plan
 from simulator.spec.dtypes import BYTES_PER_ELEMENT, INPUT_BYTES
 from simulator.spec.ffn import MoE
@@ -56,6 +56,13 @@ class ExpertPrices:
         experts = self._experts
         return [SlotMap(experts.placed, layer, self._moe.num_experts) for layer in range(len(experts.topk_ids_LTK))]
 
+    @cached_property
+    def imbalance_L(self) -> Floats:
+        """Token-expert pairs of the busiest rank over the mean rank's, over the whole pool, ``[L]``."""
+        maps = zip(self._slot_maps, self._experts.topk_ids_LTK, strict=True)
+        pairs_LR = np.array([slots.rows(slots.slots(topk_ids_TK)).sum(axis=1) for slots, topk_ids_TK in maps])
+        return np.asarray(pairs_LR.max(axis=1) / pairs_LR.mean(axis=1))
+
     def steps(self, tokens_d: Ints, places: Sequence[tuple[int, int]]) -> list[ExpertStep]:
         """Price ``tokens_d`` tokens on each data-parallel rank, one step for each of ``places``; many at once cost little more.
 
@@ -77,7 +84,7 @@ class ExpertPrices:
             num_experts=experts.placed.expert_LP.shape[1],
         )
         back = out._replace(vector_bytes=hidden * BYTES_PER_ELEMENT[plan.precision.combine])
-        rows, copies, sent, arrivals = [], [], [], []
+        rows, copies, stays, arrivals = [], [], [], []
         for layer, offset in places:
             slots = self._slot_maps[layer]
             slot_TK = slots.slots(experts.topk_ids_LTK[layer, (offset + np.arange(sampled)) % POOL_TOKENS])
@@ -87,10 +94,8 @@ class ExpertPrices:
                 arrivals.append(count_arrivals(rank_TK, slots.num_ranks) * scale)
                 if layout.moe_tp > 1:  # each expert is split over moe_tp ranks, and a token must reach all of them
                     rank_TK = (rank_TK[..., None] * layout.moe_tp + np.arange(layout.moe_tp)).reshape(sampled, -1)
-                copies_SR = policy.copies(rank_TK, source_T, plan.fabric.node_R) * scale
-                stays_R = np.bincount(source_T[(rank_TK == source_T[:, None]).any(axis=1)], minlength=layout.num_ranks)
-                copies.append(copies_SR)
-                sent.append(copies_SR.sum(axis=1) + stays_R * scale)
+                copies.append(policy.copies(rank_TK, source_T, plan.fabric.node_R) * scale)
+                stays.append(count_stays(rank_TK, source_T, layout.num_ranks) * scale)
         if len({rows_RG.shape for rows_RG in rows}) > 1:  # layers whose fullest ranks hold different numbers of experts
             return [step for place in places for step in self.steps(tokens_d, [place])]
         rows_YRG = np.stack(rows)
@@ -116,7 +121,7 @@ class ExpertPrices:
         dispatches = plan.comm.exchanges("dispatch", copies_YSR * out.vector_bytes, out)
         combines = plan.comm.exchanges("combine", copies_YSR.transpose(0, 2, 1) * back.vector_bytes, back)
         own_R = out.tokens_R * (moe.top_k * layout.moe_tp)
-        packings = [plan.compute.pack_s(own_R, sent_R, hidden) or (None, None) for sent_R in sent]
+        packings = [plan.compute.pack_s(own_R, sent_R, hidden) or (None, None) for sent_R in copies_YSR.sum(axis=2) + stays]
         return [
             replace(step, dispatch=dispatch, combine=combine, pack_R=pack_R, unpack_R=unpack_R)
             for step, dispatch, combine, (pack_R, unpack_R) in zip(steps, dispatches, combines, packings, strict=True)

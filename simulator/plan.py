@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from simulator.spec.deployment import DeploymentSpec
 from simulator.spec.ffn import DenseFFN, MoE
 from simulator.spec.host import HostCalibration, HostRates, load_any_calibration
 from simulator.spec.model import ModelSpec, load_model
+from simulator.streams import open_stream
 from simulator.topology import Fabric
 from simulator.work.layout import Layout, make_layout
 from simulator.work.memory import CacheSize, Precision, cache_size
@@ -102,9 +102,9 @@ class Plan:
         """GPUs of all replicas of all pools."""
         return sum(pool.replicas * pool.layout.num_gpus for pool in self.pools)
 
-    def rng(self, stream: str) -> np.random.Generator:
-        """The random stream of one component. Deployments of one seed share streams (common random numbers)."""
-        return np.random.default_rng([self.seed, zlib.crc32(stream.encode())])
+    def rng(self, purpose: str, *numbers: int) -> np.random.Generator:
+        """The random numbers of one use, which deployments of one seed share (:func:`~simulator.streams.open_stream`)."""
+        return open_stream(self.seed, purpose, *numbers)
 
 
 def make_plan(spec: DeploymentSpec, seed: int, where: str, folder: Path) -> Plan:
@@ -299,10 +299,6 @@ def _plan_experts(spec: DeploymentSpec, model: ModelSpec, layout: Layout, seed: 
     )
 
 
-def _stream(seed: int, name: str) -> np.random.Generator:
-    return np.random.default_rng([seed, zlib.crc32(name.encode())])
-
-
 @dataclass(frozen=True)
 class _Pools:
     """The expert choices of a plan: today's tokens, and yesterday's loads, which placements go by."""
@@ -322,14 +318,16 @@ class _Pools:
     def draw(self) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
         """``topk_ids_LTK`` and ``load_LE``."""
         seed, moe, layers = self.seed, self.moe, range(self.num_layers)
-        router = build("routing", self.routing, self.place).prepare(moe, self.num_layers, _stream(seed, "routing"))
+        router = build("routing", self.routing, self.place).prepare(moe, self.num_layers, open_stream(seed, "routing"))
         runs = np.full(POOL_TOKENS // _RUN_TOKENS, _RUN_TOKENS, dtype=np.int64)
-        order = _stream(seed, "pool order").permutation(POOL_TOKENS)
+        order = open_stream(seed, "pool order").permutation(POOL_TOKENS)
         # The same stream in every layer, so that a token keeps its domain (or its place in a recording) from layer to layer.
-        today = [_checked(router.topk_ids(n, runs, _stream(seed, "tokens")), moe, self.routing, self.place)[order] for n in layers]
+        today = [
+            _checked(router.topk_ids(n, runs, open_stream(seed, "tokens")), moe, self.routing, self.place)[order] for n in layers
+        ]
         load_LE = np.empty((len(layers), moe.num_experts))
         for layer in layers:
-            ids = router.topk_ids(layer, runs, _stream(seed, "yesterday"))
+            ids = router.topk_ids(layer, runs, open_stream(seed, "yesterday"))
             load_LE[layer] = np.bincount(ids.ravel(), minlength=moe.num_experts)
         return np.stack(today), load_LE
 
@@ -338,11 +336,11 @@ class _Pools:
         placement = build("placement", policy, f"{place} [placement]")
         key = (*self._key, repr(sorted(policy.items())), ep)
         if not self.follow_from_the_seed or "." in policy["kind"]:
-            return placement.place(load_LE, ep, _stream(self.seed, "placement"))  # type: ignore[no-any-return]
+            return placement.place(load_LE, ep, open_stream(self.seed, "placement"))  # type: ignore[no-any-return]
         if key not in _PLACED:
             if len(_PLACED) >= _MOST_PLACED:
                 del _PLACED[next(iter(_PLACED))]
-            _PLACED[key] = placement.place(load_LE, ep, _stream(self.seed, "placement"))
+            _PLACED[key] = placement.place(load_LE, ep, open_stream(self.seed, "placement"))
         return _PLACED[key]
 
     @property

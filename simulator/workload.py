@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from simulator.lengths import LengthDistribution
 from simulator.spec.base import Policy, validate
 from simulator.spec.loading import read_toml
 from simulator.spec.workload import GeneratorSpec, NamedWorkloadSpec, WorkloadSpec
+from simulator.streams import open_stream
 from simulator.traces import RequestTrace
 from simulator.traces._check import take_prefixes
 from simulator.traces._detect import read_trace
@@ -50,7 +50,7 @@ def load_requests(spec: WorkloadSpec, folder: Path, seed: int, where: str = "[wo
     trace = read_trace(path)
     if spec.arrivals is not None:
         process = _build("arrivals", spec.arrivals, folder, f"{where} arrivals")
-        drawn = process.arrival_s(trace.num_requests, _stream(seed, "arrivals"))
+        drawn = process.arrival_s(trace.num_requests, open_stream(seed, "arrivals"))
         note = f"arrival times generated ({spec.arrivals['kind']})"
         trace = replace(trace, arrival_s=drawn, has_arrivals=True, concurrency=process.concurrency, notes=(*trace.notes, note))
     elif not trace.has_arrivals:
@@ -78,7 +78,7 @@ def source_arrivals_s(spec: WorkloadSpec, folder: Path, seed: int, where: str = 
             if spec.arrivals is None:
                 return trace.arrival_s
             process = _build("arrivals", spec.arrivals, folder, f"{where} arrivals")
-            return process.arrival_s(trace.num_requests, _stream(seed, "arrivals"))  # type: ignore[no-any-return]
+            return process.arrival_s(trace.num_requests, open_stream(seed, "arrivals"))  # type: ignore[no-any-return]
         generator, beside = validate(NamedWorkloadSpec, read_toml(path), str(path)), path.parent
     process = _build("arrivals", spec.arrivals or generator.arrivals, beside, f"{where} arrivals")
     num_requests, duration_s = spec.num_requests, _source_duration_s(spec)
@@ -168,7 +168,7 @@ def _generate(generator: GeneratorSpec, spec: WorkloadSpec, folder: Path, seed: 
     if process.concurrency is not None and num_requests is None:
         raise UserError(f"{where}: a closed loop has no arrival times, so duration_s cannot limit it; give num_requests")
     arrival_s = _enough_arrivals(process, spec.start_s, num_requests, duration_s, seed, where)
-    num_input, num_output = lengths.draw(len(arrival_s), _stream(seed, "lengths"))
+    num_input, num_output = lengths.draw(len(arrival_s), open_stream(seed, "lengths"))
     trace = RequestTrace(
         arrival_s=arrival_s,
         num_input=num_input,
@@ -185,7 +185,7 @@ def _enough_arrivals(
     """Draw, twice as many each time, until what is asked for is covered."""
     drawn = num_requests or 1024
     while drawn <= _MOST_REQUESTS:
-        arrival_s = process.arrival_s(drawn, _stream(seed, "arrivals"))
+        arrival_s = process.arrival_s(drawn, open_stream(seed, "arrivals"))
         first = int(np.searchsorted(arrival_s, start_s))
         if process.concurrency is not None or (num_requests is not None and drawn - first >= num_requests):
             return arrival_s if num_requests is None else arrival_s[: first + num_requests]
@@ -239,7 +239,3 @@ def _build(family: str, table: Policy, folder: Path, where: str) -> Any:
     if isinstance(path, str):
         table = {**table, "path": str(folder / Path(path).expanduser())}
     return plugins.build(family, table, where)
-
-
-def _stream(seed: int, name: str) -> np.random.Generator:
-    return np.random.default_rng([seed, zlib.crc32(name.encode())])

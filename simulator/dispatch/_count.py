@@ -1,4 +1,7 @@
-"""Counting that the dispatch policies share. Compiled: a plan counts some ten thousand batches of thousands of tokens."""
+"""Counting that the dispatch policies share. Compiled: a plan counts some ten thousand batches of thousands of tokens.
+
+Each rank (or node) remembers the last token that reached it, by which a token's second expert there is known.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,13 @@ def count_copies(
 ) -> NDArray[np.float64]:
     """Copies from each rank to each other one, ``[R, R]``: one for each expert, or one for each distinct rank of a token's experts."""
     copies_SR = np.zeros((num_ranks, num_ranks))
-    for t in range(len(rank_TK)):
+    last_R = np.full(num_ranks, -1)
+    for t in range(rank_TK.shape[0]):
         for k in range(rank_TK.shape[1]):
-            if not (only_distinct and _is_repeat(rank_TK[t], k)):
-                copies_SR[source_T[t], rank_TK[t, k]] += 1.0
+            rank = rank_TK[t, k]
+            if not (only_distinct and last_R[rank] == t):
+                copies_SR[source_T[t], rank] += 1.0
+            last_R[rank] = t
     np.fill_diagonal(copies_SR, 0.0)
     return copies_SR
 
@@ -25,11 +31,26 @@ def count_copies(
 def count_arrivals(rank_TK: NDArray[np.int64], num_ranks: int) -> NDArray[np.float64]:
     """Tokens that have experts on each rank, ``[R]``."""
     arrivals_R = np.zeros(num_ranks)
-    for t in range(len(rank_TK)):
+    last_R = np.full(num_ranks, -1)
+    for t in range(rank_TK.shape[0]):
         for k in range(rank_TK.shape[1]):
-            if not _is_repeat(rank_TK[t], k):
-                arrivals_R[rank_TK[t, k]] += 1.0
+            rank = rank_TK[t, k]
+            if last_R[rank] != t:
+                arrivals_R[rank] += 1.0
+                last_R[rank] = t
     return arrivals_R
+
+
+@numba.njit(cache=True)
+def count_stays(rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], num_ranks: int) -> NDArray[np.float64]:
+    """Tokens of each rank that have experts on their own rank, ``[R]``."""
+    stays_R = np.zeros(num_ranks)
+    for t in range(rank_TK.shape[0]):
+        for k in range(rank_TK.shape[1]):
+            if rank_TK[t, k] == source_T[t]:
+                stays_R[source_T[t]] += 1.0
+                break
+    return stays_R
 
 
 @numba.njit(cache=True)
@@ -39,31 +60,23 @@ def count_forwarded(
     """Copies where each other node gets one, on the rank of the source's own position, which forwards it inside the node."""
     num_ranks = len(node_R)
     copies_SR = np.zeros((num_ranks, num_ranks))
-    for t in range(len(rank_TK)):
+    last_R, last_N = np.full(num_ranks, -1), np.full(node_R.max() + 1, -1)
+    for t in range(rank_TK.shape[0]):
         source = source_T[t]
+        position = source % ranks_per_node
         for k in range(rank_TK.shape[1]):
             rank = rank_TK[t, k]
-            if _is_repeat(rank_TK[t], k):
+            if last_R[rank] == t:
                 continue
+            last_R[rank] = t
             node = node_R[rank]
             relay = source
             if node != node_R[source]:
                 first = node * ranks_per_node
-                relay = first + (source % ranks_per_node) % min(ranks_per_node, num_ranks - first)
-                is_first = True
-                for j in range(k):
-                    is_first = is_first and node_R[rank_TK[t, j]] != node
-                if is_first:
+                relay = first + position % min(ranks_per_node, num_ranks - first)
+                if last_N[node] != t:
+                    last_N[node] = t
                     copies_SR[source, relay] += 1.0
             copies_SR[relay, rank] += 1.0
     np.fill_diagonal(copies_SR, 0.0)
     return copies_SR
-
-
-@numba.njit(cache=True)
-def _is_repeat(rank_K: NDArray[np.int64], k: int) -> bool:
-    """Whether an earlier expert of the token lies on the same rank."""
-    for j in range(k):  # noqa: SIM110  numba compiles loops, not generators
-        if rank_K[j] == rank_K[k]:
-            return True
-    return False

@@ -38,13 +38,13 @@ def run_plan(plan: Plan, trace: RequestTrace, fidelity: Fidelity = "step", progr
     if plan.prefill is not None:
         pools = Pools(plan, trace, progress)
         if fidelity == "step":
-            pools.by_table(*(make_table(pool.prices, plan.rng(name)) for name, pool in _streams(pools)))
+            pools.by_table(*(make_table(pool.prices, name) for name, pool in _streams(pools)))
         else:
             pools.in_simpy(*(_by_ranks(pool, fidelity, name) for name, pool in _streams(pools)))
         return make_record(plan, pools.table(), {"decode": pools.decode, "prefill": pools.prefill})
     run = _Run(plan, trace, progress)
     if fidelity == "step":
-        table = make_table(run.pool.prices, plan.rng("steps"))
+        table = make_table(run.pool.prices)
         if trace.concurrency is None:
             run.pool.serve(table, range(trace.num_requests), run.tick)
         elif len(run.pool.replicas) == 1:
@@ -60,12 +60,7 @@ MakeTable = Callable[[Prices, str], StepTable]
 """Fills a plan's table with the random numbers of a stream."""
 
 
-def fill_table(prices: Prices, stream: str) -> StepTable:
-    """As :func:`run_plan` does."""
-    return make_table(prices, prices.plan.rng(stream))
-
-
-def serve_requests(plan: Plan, trace: RequestTrace, fill: MakeTable = fill_table) -> pd.DataFrame:
+def serve_requests(plan: Plan, trace: RequestTrace, fill: MakeTable = make_table) -> pd.DataFrame:
     """Serve an open loop at the ``step`` fidelity and return ``REQUEST_COLUMNS`` but the deployment, for sweeps.
 
     Args:
@@ -89,7 +84,7 @@ def _streams(pools: Pools) -> tuple[tuple[str, Pool], tuple[str, Pool]]:
 
 def _by_ranks(pool: Pool, fidelity: Fidelity, stream: str) -> Execute:
     make_wires = FluidWires if fidelity == "rank" else partial(MessageWires, fabric=pool.plan.fabric)
-    return ByRanks(pool.prices, make_wires, pool.plan.rng(stream))
+    return ByRanks(pool.prices, make_wires, stream)
 
 
 class _Run:

@@ -42,8 +42,8 @@ class Pool:
         num_prefixes = int(trace.prefix_ids.max()) + 1 if limits.prefix_tokens and len(trace.prefix_ids) else 0
         blocks = scaled_blocks(plan, limits)
         self.replicas = [
-            Replica(self.requests, limits, plan.layout.attention_dp, blocks, num_prefixes, plan.layout.pp)
-            for _ in range(plan.replicas)
+            Replica(self.requests, limits, plan.layout.attention_dp, blocks, num_prefixes, plan.layout.pp, number)
+            for number in range(plan.replicas)
         ]
         self.replica_of = np.zeros(trace.num_requests, dtype=np.int64)
         self._balancer = plan.balancing.prepare(len(self.replicas), plan.rng(stream))

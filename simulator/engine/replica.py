@@ -16,6 +16,7 @@ from simulator.engine.fast import LOG_COLUMNS, advance, in_flight, leap, observe
 from simulator.engine.rank import StepTimes, run_step
 from simulator.engine.state import Limits, Requests, start_clock, start_ranks
 from simulator.engine.table import StepTable
+from simulator.plan import POOL_TOKENS
 from simulator.price import Prices
 from simulator.program import Batch
 from simulator.records import STEP_PHASES
@@ -27,15 +28,24 @@ class Replica:
     """State of one replica, and the log of its steps."""
 
     def __init__(
-        self, requests: Requests, limits: Limits, num_dp: int, capacity_blocks: int, num_prefixes: int, num_lanes: int = 1
+        self,
+        requests: Requests,
+        limits: Limits,
+        num_dp: int,
+        capacity_blocks: int,
+        num_prefixes: int,
+        num_lanes: int = 1,
+        number: int = 0,
     ) -> None:
         """Nothing has come.
 
         Args:
+            number: among the replicas of its pool.
             num_dp: attention data-parallel ranks.
             capacity_blocks: of each of them.
             num_lanes: batches of each that a pipeline keeps in flight.
         """
+        self.number = number
         self.requests = requests
         self.limits = limits
         num_batches = num_dp * num_lanes
@@ -213,14 +223,20 @@ class ByTable:
 class ByRanks:
     """Every rank a process; messages or fluids between them, as the wires are."""
 
-    def __init__(self, prices: Prices, make_wires: Callable[[simpy.Environment], Wires], rng: np.random.Generator) -> None:
+    def __init__(self, prices: Prices, make_wires: Callable[[simpy.Environment], Wires], stream: str = "steps") -> None:
+        """Nothing runs yet.
+
+        Args:
+            stream: names the random numbers, of which each step of each replica has its own.
+        """
         self.prices = prices
         self.make_wires = make_wires
-        self.rng = rng
+        self.stream = stream
 
     def __call__(self, env: simpy.Environment, replica: Replica, row: NDArray[np.float64]) -> ProcessGenerator:
         batches, plan = replica.batches(), self.prices.plan
-        offsets = [int(self.rng.integers(1 << 30)) for _ in batches]
+        drawn = plan.rng(self.stream, replica.number, int(replica.clock.num_steps[0]))
+        offsets = drawn.integers(POOL_TOKENS, size=len(batches)).tolist()
         # Lanes are at different stages at any time, so each has the wires to itself.
         lanes = [
             env.process(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from itertools import islice
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from simulator.engine.lockstep import Lockstep
 from simulator.errors import UserError
 from simulator.experts import ExpertStep
 from simulator.overlap import first_half, interleave
+from simulator.plan import POOL_TOKENS
 from simulator.price import PHASES, Prices
 from simulator.program import Busy, Operation, Together
 
@@ -31,14 +33,13 @@ _SHARES = (1.0, 1.25, 1.6, 3.0, 8.0)
 _BESIDES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.4, 2.0, 4.0)
 """With two-batch overlap, what else a half computes in a layer with experts (mixer, dense blocks, all-reduces) over what its
 exchanges take alone: what is left to wait for falls along straight lines, and to nothing where there is enough to compute."""
-_DRAWN_TOKENS = 1024
-"""Tokens of all draws of an entry, about: many tokens are their own mean."""
-_DRAWS = 64
-"""Layers whose choices an entry is the mean of: models with fewer draw several times. With 4 layers, one draw of a few tokens
-missed the mean load imbalance by up to 16 %."""
-_MANY_LAYERS, _SAMPLED_LAYERS = 40, 20
-"""Of a model with more MoE layers, an entry runs every so many, others at each entry, and stands for all: layers differ in which
-experts are popular and in nothing else, and neighbouring entries share what the choice of layers does."""
+_DRAWN_TOKENS = 10240
+"""Tokens of all draws of an entry, about: many tokens are their own mean, and a few have little to do with each other."""
+_FEWEST_DRAWS, _MOST_DRAWS = 14, 96
+"""Draws that an entry is the mean of, each of one layer and of tokens of its own. Between seeds the entries of DeepSeek-V3 over 32
+ranks then scatter by 0.3 % at the median and 1 % at most; one draw of 20 layers scattered by 0.9 % and 2.5 %."""
+_STARTS = 32
+"""Places where layers that stand for all may begin, of which the best is taken."""
 
 
 class StepTable(NamedTuple):
@@ -93,8 +94,12 @@ class StepTable(NamedTuple):
     """... and the last one."""
 
 
-def make_table(prices: Prices, rng: np.random.Generator) -> StepTable:
-    """Price everything once. The routed experts take the time: one run of all MoE layers for each entry."""
+def make_table(prices: Prices, stream: str = "steps") -> StepTable:
+    """Price everything once. The routed experts take the time: a dozen to a hundred runs of a MoE layer for each entry.
+
+    Args:
+        stream: names the random numbers, of which every entry has its own, so that it can be filled alone and in any order.
+    """
     layout = prices.plan.layout
     if prices.plan.calibration.shared_cores is not None:
         raise UserError(
@@ -117,7 +122,7 @@ def make_table(prices: Prices, rng: np.random.Generator) -> StepTable:
     mixers = [(prices.mixer_s[name], count, mixers_halved[name]) for name, count in prices.mixer_layers.items()]
     ffns = [(prices.ffn_s[name], count, ffns_halved[name]) for name, count in prices.ffn_layers.items()]
     reduces = [(_all_reduce_s(prices), prices.num_all_reduces, reduces_halved)] if layout.tp > 1 else []
-    tokens, shares, alone_s, expert_s = _fill_experts(prices, rng)
+    tokens, shares, alone_s, expert_s = _fill_experts(prices, stream)
     engine = prices.plan.calibration.engine
     return StepTable(
         mixer_s=sum((_layers_s(*block) for block in mixers), zeros),
@@ -160,7 +165,7 @@ def _all_reduce_s(prices: Prices) -> Floats:
     return prices.all_reduces_s(np.arange(prices.max_tokens + 1))
 
 
-def _fill_experts(prices: Prices, rng: np.random.Generator) -> tuple[Floats, Floats, Floats, Floats]:
+def _fill_experts(prices: Prices, stream: str) -> tuple[Floats, Floats, Floats, Floats]:
     layout = prices.plan.layout
     besides = _BESIDES if prices.halved_layers else (0.0,)
     if prices.plan.experts is None:
@@ -176,8 +181,8 @@ def _fill_experts(prices: Prices, rng: np.random.Generator) -> tuple[Floats, Flo
             tokens_d = spread(total, share, layout.attention_dp)
             fullest = int(tokens_d.max())
             if fullest not in known:
-                draws = max(1, min(round(_DRAWS / prices.plan.model.num_moe_layers), _DRAWN_TOKENS // total))
-                known[fullest] = price_experts(prices, tokens_d, rng.integers(1 << 30, size=draws), besides)
+                places = _draw_places(prices.experts.imbalance_L, total, prices.plan.rng(stream, total, fullest))
+                known[fullest] = price_experts(prices, tokens_d, places, besides)
             alone_s[g, s], table[g, s] = known[fullest]
     return np.array(totals, dtype=np.float64), np.array(shares), alone_s, table
 
@@ -212,58 +217,99 @@ def spread(total: int, share: float, num_ranks: int) -> Ints:
     return tokens_d
 
 
-def price_experts(prices: Prices, tokens_d: Ints, offsets: Ints, besides: tuple[float, ...] = (0.0,)) -> tuple[float, Floats]:
-    """Run all MoE layers for ``tokens_d`` tokens at the ``rank`` fidelity.
+def _draw_places(imbalance_L: Floats, total: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """Layers, and where in their pools of recorded choices an entry's tokens begin: many where a step's few tokens differ most."""
+    count = min(max(_DRAWN_TOKENS // total, _FEWEST_DRAWS), _MOST_DRAWS)
+    offsets = rng.integers(POOL_TOKENS, size=count)
+    return list(zip(_choose_layers(imbalance_L, count).tolist(), offsets.tolist(), strict=True))
+
+
+def _choose_layers(imbalance_L: Floats, count: int) -> Ints:
+    """``count`` layers that stand for all, those beyond the model's own number a second time and more often.
+
+    Layers differ in which experts are popular, and so in how unevenly ranks are loaded, which is nearly all that tells them apart once
+    a step has some hundred tokens. So they are spaced evenly over their order by that (systematic sampling), beginning where their
+    mean imbalance is nearest to that of all layers: a dozen of DeepSeek-V3's 58 are then as good as all.
+    """
+    num_layers, ranked = len(imbalance_L), np.argsort(imbalance_L, kind="stable")
+    starts = (np.arange(_STARTS) + 0.5) / _STARTS
+    chosen = ranked[((np.arange(count) + starts[:, None]) * (num_layers / count)).astype(np.int64)]
+    nearest = np.abs(imbalance_L[chosen].mean(axis=1) - imbalance_L.mean()).argmin()
+    return np.sort(chosen[nearest])
+
+
+def price_experts(
+    prices: Prices, tokens_d: Ints, places: Sequence[tuple[int, int]], besides: tuple[float, ...] = (0.0,)
+) -> tuple[float, Floats]:
+    """Run MoE layers for ``tokens_d`` tokens at the ``rank`` fidelity, one after another, which stand for all layers of the model.
 
     Args:
-        offsets: where in the pool of recorded choices the tokens begin, once for each draw.
+        places: MoE layer, and where in its pool of recorded choices the tokens begin.
         besides: with two-batch overlap, what else a half computes in all layers, in what its exchanges take alone.
 
     Returns:
-        Means over the draws: what a half's exchanges take alone, and for each of ``besides`` the seconds of ``EXPERT_PHASES``,
-        imbalance and bytes read.
+        What a half's exchanges take alone, and for each of ``besides`` the seconds of ``EXPERT_PHASES``, imbalance and bytes read.
     """
-    num_layers = prices.plan.model.num_moe_layers
     is_split = bool(prices.halved_layers) and int(tokens_d.max()) > 1
     parts = [first_half(tokens_d), tokens_d - first_half(tokens_d)] if is_split else [tokens_d]
-    layers = [_layers_run(num_layers, int(offset)) for offset in offsets]
-    drawn: list[list[list[ExpertStep]]] = [[] for _ in offsets]
-    begin = 0
-    for part_d in parts:
-        places = [(layer, int(offset) + begin) for offset, run in zip(offsets, layers, strict=True) for layer in run]
-        steps = iter(prices.experts.steps(part_d, places))  # of all draws at once
-        for draw, run in zip(drawn, layers, strict=True):
-            draw.append(list(islice(steps, len(run))))
-        begin += int(part_d.sum())
-    found = [_price_draw(prices, parts, draw, num_layers / len(draw[0]), besides if is_split else (0.0,)) for draw in drawn]
-    alone_s, rows = float(np.mean([alone for alone, _ in found])), np.mean([rows for _, rows in found], axis=0)
-    return (alone_s, rows) if is_split else (1.0, np.repeat(rows, len(besides), axis=0))
+    begins = [0, int(parts[0].sum())]
+    steps = [
+        prices.experts.steps(part_d, [(layer, offset + begin) for layer, offset in places])
+        for part_d, begin in zip(parts, begins, strict=False)
+    ]
+    loads = _measure_loads(prices, parts, steps)
+    num_layers = prices.plan.model.num_moe_layers
+    if is_split:
+        exchanges = [exchange for part in steps for step in part for exchange in (step.dispatch, step.combine)]
+        alone_s = sum(exchange.alone_s for exchange in exchanges) / len(parts) * (num_layers / len(places))
+        rows = _run_passes(prices, steps, _pass_through(num_layers, len(places)), alone_s / num_layers, besides)
+    else:
+        alone_s, rows = 1.0, _run_passes(prices, steps, [range(len(places))], 0.0, (0.0,))
+    return alone_s, np.hstack([rows, np.tile(loads, (len(rows), 1))])
 
 
-def _price_draw(
-    prices: Prices, parts: list[Ints], steps: list[list[ExpertStep]], repeats: float, besides: tuple[float, ...]
-) -> tuple[float, Floats]:
-    """One draw's halves (or whole), each of whose layers stands for ``repeats`` of them."""
-    num_run, total = len(steps[0]), sum(int(part_d.sum()) for part_d in parts)
+def _measure_loads(prices: Prices, parts: list[Ints], steps: list[list[ExpertStep]]) -> tuple[float, float]:
+    """Mean load imbalance, and bytes of weights that the mean rank reads in all layers."""
     imbalance, read_bytes = 0.0, (len(parts) - 1) * prices.overlapped_bytes
+    total = sum(int(part_d.sum()) for part_d in parts)
     for part_d, part in zip(parts, steps, strict=True):
-        share = int(part_d.sum()) / total / num_run
-        imbalance += sum(share * float(step.pairs_R.max() / step.pairs_R.mean()) for step in part)
-        read_bytes += sum(step.read_bytes for step in part) * repeats
-    alone_s = sum(step.dispatch.alone_s + step.combine.alone_s for part in steps for step in part) / len(parts)
-    programs = [_expert_program(prices, part, alone_s / num_run) for part in steps]
-    lockstep = Lockstep(interleave(*programs) if len(parts) > 1 else programs[0], prices.plan.layout.num_ranks)
-    runs = [lockstep.run(beside) for beside in besides]
-    return alone_s * repeats, np.array(
-        [[*(run[phase] * repeats for phase in EXPERT_PHASES), imbalance, read_bytes] for run in runs]
-    )
+        pairs_YR = np.array([step.pairs_R for step in part])
+        imbalance += int(part_d.sum()) / total * float((pairs_YR.max(axis=1) / pairs_YR.mean(axis=1)).mean())
+        read_bytes += float(np.mean([step.read_bytes for step in part])) * prices.plan.model.num_moe_layers
+    return imbalance, read_bytes
 
 
-def _layers_run(num_layers: int, offset: int) -> list[int]:
-    """MoE layers that stand for all: all of them, or evenly spaced ones from a place that ``offset`` says."""
-    if num_layers <= _MANY_LAYERS:
-        return list(range(num_layers))
-    return [(offset + place * num_layers // _SAMPLED_LAYERS) % num_layers for place in range(_SAMPLED_LAYERS)]
+def _run_passes(
+    prices: Prices,
+    steps: list[list[ExpertStep]],
+    passes: list[Sequence[int]],
+    beside_s: float,
+    besides: tuple[float, ...],
+) -> Floats:
+    """Seconds of ``EXPERT_PHASES`` in all layers, ``[B, 4]``, from runs of draws one after another.
+
+    Args:
+        steps: of the halves, or of the whole, one a draw.
+        passes: draws of each run.
+        beside_s: other work in a layer, which each of ``besides`` multiplies.
+    """
+    rows = np.zeros((len(besides), len(EXPERT_PHASES)))
+    for drawn in passes:
+        programs = [_expert_program(prices, [part[draw] for draw in drawn], beside_s) for part in steps]
+        lockstep = Lockstep(interleave(*programs) if len(programs) > 1 else programs[0], prices.plan.layout.num_ranks)
+        rows += [[run[phase] for phase in EXPERT_PHASES] for run in map(lockstep.run, besides)]
+    return rows * (prices.plan.model.num_moe_layers / sum(map(len, passes)))
+
+
+def _pass_through(num_layers: int, num_draws: int) -> list[Sequence[int]]:
+    """Draws that follow each other as layers of one step do: what its first and last layer have nothing beside counts as often.
+
+    More draws than layers are dealt out to several passes, each through all of the model's layers; fewer come several times in one.
+    """
+    num_passes = math.ceil(num_draws / num_layers)
+    if num_passes > 1:
+        return [range(first, num_draws, num_passes) for first in range(num_passes)]
+    return [list(range(num_draws)) * (num_layers // num_draws)]
 
 
 def _expert_program(prices: Prices, steps: list[ExpertStep], beside_s: float) -> list[Operation]:

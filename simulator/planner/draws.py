@@ -16,7 +16,6 @@ ratio of two times per token holds 79 % of the ratios. Of one engine, GPU and mo
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from simulator.plan import Plan
 from simulator.planner.curve import Terms
 from simulator.spec.calibration import Fit
+from simulator.streams import open_stream
 
 Floats = NDArray[np.float64]
 
@@ -138,7 +138,7 @@ class Draws:
         """``[n]``: which sample of requests comes; 0 is the one that was asked for."""
 
     def _stream(self, name: str) -> np.random.Generator:
-        return np.random.default_rng([self._seed, zlib.crc32(f"confidence {name}".encode())])
+        return open_stream(self._seed, f"confidence {name}")
 
     def _normal(self, name: str) -> Floats:
         if name not in self._normals:

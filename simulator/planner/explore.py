@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from simulator.engine.cluster import fill_table, serve_requests
-from simulator.engine.table import StepTable
+from simulator.engine.cluster import serve_requests
+from simulator.engine.table import StepTable, make_table
 from simulator.errors import UserError
 from simulator.plan import Plan, make_plan
 from simulator.planner.risk import risk
@@ -205,7 +205,7 @@ class Explorer:
         if key not in _TABLES:
             if len(_TABLES) >= _MOST_TABLES:
                 del _TABLES[next(iter(_TABLES))]
-            _TABLES[key] = fill_table(prices, stream)
+            _TABLES[key] = make_table(prices, stream)
         return _slowed(_TABLES[key], self.slower)
 
     def plan(self, sized: Sized) -> Plan:

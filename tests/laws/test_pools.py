@@ -153,7 +153,7 @@ def test_compiled_and_event_by_event_runs_agree(tiny, balancing):
     tables = []
     for simpy in (False, True):
         pools = Pools(plan, trace, lambda _: None)
-        prefill, decode = (make_table(pool.prices, plan.rng("x")) for pool in (pools.prefill, pools.decode))
+        prefill, decode = (make_table(pool.prices, "x") for pool in (pools.prefill, pools.decode))
         pools.in_simpy(ByTable(prefill), ByTable(decode)) if simpy else pools.by_table(prefill, decode)
         tables.append(pools.table())
     for column in ("first_token_s", "finish_s"):
@@ -167,7 +167,7 @@ def test_leaping_over_steps_takes_the_very_same_steps(tiny, replicas, concurrenc
     """Replicas run many steps at once while nothing else can happen; a step an event must come to the same."""
     plan, trace = pooled(tiny, "experts", replicas=replicas), closed(tiny.trace(60, longest_output=80), concurrency)
     pools = Pools(plan, trace, lambda _: None)
-    tables = [make_table(pool.prices, plan.rng("x")) for pool in (pools.prefill, pools.decode)]
+    tables = [make_table(pool.prices, "x") for pool in (pools.prefill, pools.decode)]
 
     class StepByStep:
         def __init__(self, table):

@@ -25,7 +25,7 @@ def test_simpy_and_compiled_code_run_the_same_steps(tiny, kind):
     plan, trace = tiny.plan("moe", replicas=2, balancing={"kind": kind}, **SMALL), tiny.trace(60, 2000.0)
     compiled = run_plan(plan, trace).requests
     run = engine._Run(plan, trace, lambda _: None)
-    run.in_simpy(ByTable(make_table(run.pool.prices, plan.rng("steps"))))
+    run.in_simpy(ByTable(make_table(run.pool.prices)))
     requests = run.pool.requests
     assert np.array_equal(compiled["replica"], run.pool.replica_of)
     assert np.array_equal(compiled["dp_rank"], requests.dp_rank)
@@ -49,7 +49,7 @@ def test_requests_of_one_instant_are_spread_by_whoever_looks_at_load(tiny, kind,
 def test_outstanding_tokens_are_those_of_unfinished_requests(tiny):
     plan, trace = tiny.plan("dense"), tiny.trace(30, 3000.0)
     limits = make_limits(plan, trace)
-    table = make_table(Prices(plan, limits.token_budget), plan.rng("steps"))
+    table = make_table(Prices(plan, limits.token_budget))
     requests = start_requests(trace, with_prefixes=False)
     replica = Replica(requests, limits, 1, scaled_blocks(plan, limits), 0)
     for request, arrival_s in enumerate(trace.arrival_s):
@@ -152,7 +152,7 @@ def test_the_table_holds_what_ranks_take_that_meet_after_every_layer(tiny, paral
     plan = tiny.plan("moe", **parallel)
     prices = Prices(plan, 512)
     tokens_d = np.full(plan.layout.attention_dp, 40)
-    _, (phases,) = price_experts(prices, tokens_d, np.array([5]))
+    _, (phases,) = price_experts(prices, tokens_d, [(layer, 5) for layer in range(plan.model.num_moe_layers)])
     steps = [prices.expert_step(layer, tokens_d, 5) for layer in range(plan.model.num_moe_layers)]
     wanted = sum(step.experts_R.max() + step.dispatch.alone_s + step.combine.alone_s for step in steps)
     assert phases[:4].sum() == pytest.approx(wanted, rel=1e-9)

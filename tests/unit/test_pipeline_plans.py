@@ -105,7 +105,7 @@ def test_a_slower_table_is_slower_on_the_way_between_stages_too(tiny):
     from simulator.price import Prices
 
     plan = tiny.plan("dense", tp=2, pp=2)
-    table = make_table(Prices(plan, 64), plan.rng("steps"))
+    table = make_table(Prices(plan, 64))
     slowed = _slowed(table, 2.0)
     assert slowed.sends_s == pytest.approx(2 * table.sends_s)
     assert (slowed.longest_stage, slowed.last_stage) == (table.longest_stage, table.last_stage)

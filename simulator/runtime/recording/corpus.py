@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sysconfig
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.errors import UserError
+from simulator.streams import open_stream
 
 Bytes = NDArray[np.uint8]
 
@@ -191,7 +191,7 @@ def _stdlib_theme(relative: Path) -> str:
 
 def _chosen(files: list[Path], seed: int, name: str) -> list[bytes]:
     """Contents of files in an order that the seed decides, until a domain's largest size is reached."""
-    order = np.random.default_rng([seed, zlib.crc32(name.encode())]).permutation(len(files))
+    order = open_stream(seed, name).permutation(len(files))
     contents: list[bytes] = []
     total = 0
     for place in order:

@@ -108,7 +108,7 @@ def serve(
 @lru_cache(maxsize=8)
 def _table(deployment: str, largest: int) -> StepTable:
     plan = make(json.loads(deployment))
-    return make_table(Prices(plan, largest), plan.rng("steps"))
+    return make_table(Prices(plan, largest))
 
 
 def status_of(plan: Plan) -> str:

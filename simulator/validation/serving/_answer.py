@@ -81,7 +81,7 @@ def prepare(points: Sequence[Point]) -> Iterator[Prepared]:
         yield from (Prepared(point, one, plan, None, 1.0) for point, one in zip(points, found, strict=True))
         return
     plans = [_batched(plan, one) for one in found]
-    table = make_table(Prices(plan, max(map(_most_tokens, points, plans))), plan.rng("steps"))
+    table = make_table(Prices(plan, max(map(_most_tokens, points, plans))))
     for point, one, own in zip(points, found, plans, strict=True):
         priced = _with_engine(table, own)
         if drafted := drafts(point, own.model):
@@ -150,7 +150,7 @@ def _table_of(key: str, most_tokens: int) -> StepTable:
     plan = plan_of(key)
     if isinstance(plan, str):
         raise UnanswerableError(plan)
-    return make_table(Prices(plan, most_tokens), plan.rng("steps"))
+    return make_table(Prices(plan, most_tokens))
 
 
 def answer_points(points: Sequence[Point]) -> list[Answer]:
