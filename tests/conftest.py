@@ -1,6 +1,8 @@
 """Small models and plans that the engine runs in milliseconds, for every test that needs a whole deployment."""
 
 import dataclasses
+import os
+import tempfile
 from types import SimpleNamespace
 
 import hypothesis
@@ -19,6 +21,24 @@ from simulator.traces import RequestTrace
 # No test asserts a time: the first example of a law compiles, and the machine may be busy.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_folders(tmp_path_factory):
+    """Caches, findings, and what Ray writes of all that tests start: in folders of this session, and nothing of it is left over."""
+    with (
+        tempfile.TemporaryDirectory(
+            prefix="m-", dir="/tmp", ignore_cleanup_errors=True
+        ) as ray_folder,  # sockets' paths must be short
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.delenv("MOESIM_CACHE", raising=False)
+        patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("RAY_TMPDIR", ray_folder)
+        yield
+        assert os.listdir(ray_folder) == []
+
 
 _GQA = 'kind = "gqa", num_heads = 16, num_kv_heads = 4, head_size = 64'
 _MIXERS = {

@@ -23,7 +23,7 @@ from simulator.runtime.reference import Reference
 from simulator.spec.execution import ExecutionSpec, FaultSpec
 from tests.runtime import contract
 from tests.runtime.equality import STEPS, by_its_router, check, check_step, decode, prompts, replicated, with_noise, with_placed
-from tests.runtime.processes import NOWHERE, descendants, left_of, stale_address
+from tests.runtime.processes import descendants, is_untouched, left_of, stale_address
 
 # One worker runs them all, or each would start a cluster of its own.
 pytestmark = pytest.mark.xdist_group("ray")
@@ -48,8 +48,8 @@ def nodes():
     before = descendants(os.getpid())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "cpu_count", lambda: 2)  # of a simulated node, whatever machine runs this
-        with stale_address() as path, connect(simulated_nodes=NUM_NODES) as found:
-            assert path.read_text() == NOWHERE  # other programs' way to their own cluster
+        with stale_address() as common, connect(simulated_nodes=NUM_NODES) as found:
+            assert is_untouched(common)  # other programs' way to their own cluster
             started = of_ray(descendants(os.getpid()) - before)
             yield found
             started |= of_ray(descendants(os.getpid()) - before)
