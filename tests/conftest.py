@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import hypothesis
@@ -34,6 +35,9 @@ def own_folders(tmp_path_factory):
     ):
         patch.delenv("MOESIM_CACHE", raising=False)
         patch.delenv("RAY_ADDRESS", raising=False)
+        browsers = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ms-playwright"
+        if browsers.is_dir() and "PLAYWRIGHT_BROWSERS_PATH" not in os.environ:
+            patch.setenv("PLAYWRIGHT_BROWSERS_PATH", str(browsers))  # what is installed there is used, not written
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("RAY_TMPDIR", ray_folder)
         yield

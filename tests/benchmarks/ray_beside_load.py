@@ -57,7 +57,7 @@ def answers():
 def run_tests(tests):
     """Tests that passed, the names of those that did not, and seconds."""
     began_s = time.monotonic()
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-rfE", "--tb=short", *tests]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rfE", "--tb=short", *tests]
     said = subprocess.run(command, capture_output=True, text=True, check=False)
     passed = re.search(r"(\d+) passed", said.stdout)
     failed = re.findall(r"^(?:FAILED|ERROR) \S*::(\S+)", said.stdout, re.MULTILINE)

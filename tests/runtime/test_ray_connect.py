@@ -20,7 +20,16 @@ from simulator.planner.store import program
 from simulator.runtime.nodes import connect
 from simulator.runtime.ray_files import own_ray_files
 from simulator.sweep import Workers
-from tests.runtime.processes import NOWHERE, cluster_by_hand, common_folder, descendants, is_untouched, left_of, stale_address
+from tests.runtime.processes import (
+    NOWHERE,
+    PATIENCE_S,
+    cluster_by_hand,
+    common_folder,
+    descendants,
+    is_untouched,
+    left_of,
+    stale_address,
+)
 
 pytestmark = pytest.mark.xdist_group("ray")
 
@@ -41,7 +50,7 @@ def test_what_is_started_is_found_whatever_addresses_lie_around_and_is_all_gone_
             assert folders[0].parent == common.parent
             assert len(list(folders[0].glob("ray/session_2*/sockets/raylet*"))) == 1 + (simulated_nodes or 0)
             assert len(nodes.alive) == 1
-            assert ray.get(where.remote(), timeout=60) in nodes.alive
+            assert ray.get(where.remote(), timeout=PATIENCE_S) in nodes.alive
             started.update(descendants(os.getpid()) - before)
             raise ZeroDivisionError  # as anything inside may
 
@@ -90,7 +99,7 @@ with connect(2) as nodes:
             started = descendants(command.pid)
             assert any("raylet" in args for _, args in started)
             command.send_signal(stop)
-            assert command.wait(timeout=60) != 0
+            assert command.wait(timeout=PATIENCE_S) != 0
             assert left_of(started) == set()
         finally:
             command.kill()
@@ -106,7 +115,7 @@ def test_a_cluster_that_somebody_started_is_joined_and_goes_on_afterwards(tmp_pa
         for _ in range(2):
             with connect(address=address) as nodes:
                 assert list(nodes.alive.values()) == [2.0]
-                assert ray.get(where.remote(), timeout=60) in nodes.alive
+                assert ray.get(where.remote(), timeout=PATIENCE_S) in nodes.alive
                 with pytest.raises(UserError, match="simulated-nodes"):
                     nodes.kill(0)
             assert command.poll() is None
@@ -128,7 +137,7 @@ def test_a_cluster_that_somebody_started_is_joined_and_goes_on_afterwards(tmp_pa
 
 def both_at_work(folder, number):
     (folder / str(os.getpid())).touch()
-    until_s = time.monotonic() + 60
+    until_s = time.monotonic() + PATIENCE_S
     while len(list(folder.iterdir())) < 2 and time.monotonic() < until_s:
         time.sleep(0.01)
     return number, os.getpid()
