@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ray.cluster_utils import Cluster
 
 from simulator.errors import UserError
+from simulator.runtime.orphans import find_started_by, kill_left
 from simulator.runtime.ray_files import keep_variables, own_ray_files
 from simulator.runtime.stopping import stops_on_terminate
 
@@ -122,10 +123,19 @@ def connect(simulated_nodes: int | None = None, address: str | None = None, core
             with stops_on_terminate():  # once more: Ray puts a handler of its own in place, which ends the process at once
                 yield nodes
         finally:
+            # Agents that are still being started when their raylet is killed would write into the folder after it was removed.
+            agents = find_started_by(_own_raylets(nodes))
             ray.shutdown()
             if nodes.simulated is not None:
                 with contextlib.suppress(Exception):  # a node that was killed on purpose cannot be stopped again
                     nodes.simulated.shutdown()
+            kill_left(agents)
+
+
+def _own_raylets(nodes: Nodes) -> list[int]:
+    """Process of each raylet that was started here; none of a cluster that was joined."""
+    own = [ray_worker._global_node] if nodes.simulated is None else nodes.simulated.list_all_nodes()
+    return [started.process.pid for node in own if node is not None for started in node.all_processes.get("raylet", [])]
 
 
 def _read_variables_anew() -> None:
