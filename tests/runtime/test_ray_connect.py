@@ -3,6 +3,7 @@
 # ruff: noqa: E402 (what follows needs ray, and is skipped without)
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -107,7 +108,8 @@ with connect(2) as nodes:
             command.wait()
 
 
-def test_a_cluster_that_somebody_started_is_joined_and_goes_on_afterwards(tmp_path):
+def test_a_cluster_that_somebody_started_is_joined_and_goes_on_afterwards(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(16))  # where there is one, `ray start` asks for it
     options = ("--port=0", "--num-cpus=2", "--min-worker-port=0", "--max-worker-port=0")  # other clusters may have the usual ports
     with common_folder() as common, cluster_by_hand(*options) as (address, command):
         files = {path.name for path in common.iterdir()}
