@@ -46,7 +46,7 @@ bench-twin: .venv/tested
 bench-plan: .venv/tested
 	$(BIN)/python tests/benchmarks/plan_workers.py
 
-# Whether the tests that start Ray pass three times on a busy machine, beside somebody else's cluster. About a quarter of an hour.
+# Whether the tests that start Ray pass three times on a busy machine, beside somebody else's cluster. About half an hour.
 test-ray-beside-load: .venv/tested
 	$(BIN)/python -m tests.benchmarks.ray_beside_load
 

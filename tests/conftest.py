@@ -28,9 +28,8 @@ hypothesis.settings.load_profile("untimed")
 def own_folders(tmp_path_factory):
     """Caches, findings, and what Ray writes of all that tests start: in folders of this session, and nothing of it is left over."""
     with (
-        tempfile.TemporaryDirectory(
-            prefix="m-", dir="/tmp", ignore_cleanup_errors=True
-        ) as ray_folder,  # sockets' paths must be short
+        # Of a short path, since sockets lie in it.
+        tempfile.TemporaryDirectory(prefix="m-", dir="/tmp", ignore_cleanup_errors=True) as ray_folder,
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.delenv("MOESIM_CACHE", raising=False)

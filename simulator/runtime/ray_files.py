@@ -51,8 +51,9 @@ def own_ray_files() -> Iterator[Path]:
 
 def _make_short_folder() -> Path:
     """Where the user wants temporary files, unless the sockets' paths would become too long there."""
-    wanted = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    wanted = os.path.abspath(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
     place = wanted if len(os.fsencode(wanted)) + len("/moesim-12345678") <= _LONGEST_BYTES else "/tmp"
+    os.makedirs(place, exist_ok=True)  # as Ray would
     return Path(tempfile.mkdtemp(prefix="moesim-", dir=place))
 
 

@@ -3,7 +3,7 @@
 ``make test-ray-beside-load`` runs this. Three processes that never rest, and a cluster of one CPU in Ray's common folder, are there
 all the time; the tests run in one process, round after round. Printed is a line a round: how many tests passed, how many did not and
 which, how long it took, and whether the cluster still answers and its address file is as it was. The exit status is 0 only if
-every test of every round passed and the cluster came to no harm. On two cores a round takes about five minutes.
+every test of every round passed and the cluster came to no harm. On two cores a round takes some ten minutes.
 
 It refuses to start where a cluster's address lies in the common folder already: starting another one would overwrite it.
 """
