@@ -37,7 +37,8 @@ def own_folders(tmp_path_factory):
         browsers = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ms-playwright"
         if browsers.is_dir() and "PLAYWRIGHT_BROWSERS_PATH" not in os.environ:
             patch.setenv("PLAYWRIGHT_BROWSERS_PATH", str(browsers))  # what is installed there is used, not written
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        for variable in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TORCHINDUCTOR_CACHE_DIR"):
+            patch.setenv(variable, str(tmp_path_factory.mktemp(variable.lower())))
         patch.setenv("RAY_TMPDIR", ray_folder)
         yield
         assert os.listdir(ray_folder) == []
