@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: run test check golden moved report calibrate-published bench-twin bench-plan clean
+.PHONY: run test check golden moved report calibrate-published bench-twin bench-plan test-ray-beside-load clean
 
 run: .venv/installed
 	$(BIN)/moesim run mixtral_vs_llama2
@@ -49,6 +49,10 @@ bench-twin: .venv/tested
 # How much faster two processes find the shipped plans than one; nothing else should run meanwhile. About ten minutes.
 bench-plan: .venv/tested
 	$(BIN)/python tests/benchmarks/plan_workers.py
+
+# Whether the tests that start Ray pass three times on a busy machine, beside somebody else's cluster. About half an hour.
+test-ray-beside-load: .venv/tested
+	$(BIN)/python -m tests.benchmarks.ray_beside_load
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("moesim needs Python 3.11 or newer, found " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'

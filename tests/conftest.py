@@ -1,6 +1,9 @@
 """Small models and plans that the engine runs in milliseconds, for every test that needs a whole deployment."""
 
 import dataclasses
+import os
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import hypothesis
@@ -19,6 +22,27 @@ from simulator.traces import RequestTrace
 # No test asserts a time: the first example of a law compiles, and the machine may be busy.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_folders(tmp_path_factory):
+    """Caches, findings, and what Ray writes of all that tests start: in folders of this session, and nothing of it is left over."""
+    with (
+        # Of a short path, since sockets lie in it.
+        tempfile.TemporaryDirectory(prefix="m-", dir="/tmp", ignore_cleanup_errors=True) as ray_folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.delenv("MOESIM_CACHE", raising=False)
+        patch.delenv("RAY_ADDRESS", raising=False)
+        browsers = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ms-playwright"
+        if browsers.is_dir() and "PLAYWRIGHT_BROWSERS_PATH" not in os.environ:
+            patch.setenv("PLAYWRIGHT_BROWSERS_PATH", str(browsers))  # what is installed there is used, not written
+        for variable in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TORCHINDUCTOR_CACHE_DIR"):
+            patch.setenv(variable, str(tmp_path_factory.mktemp(variable.lower())))
+        patch.setenv("RAY_TMPDIR", ray_folder)
+        yield
+        assert os.listdir(ray_folder) == []
+
 
 _GQA = 'kind = "gqa", num_heads = 16, num_kv_heads = 4, head_size = 64'
 _MIXERS = {

@@ -8,17 +8,17 @@ import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import ray._private.worker as ray_worker
 from numpy.typing import NDArray
-from ray._private.utils import get_ray_address_file
 from ray.cluster_utils import Cluster
 
 from simulator.errors import UserError
+from simulator.runtime.orphans import find_started_by, kill_left
+from simulator.runtime.ray_files import keep_variables, own_ray_files
 from simulator.runtime.stopping import stops_on_terminate
 
 _ANSWER_S = 5.0
@@ -102,16 +102,18 @@ def connect(simulated_nodes: int | None = None, address: str | None = None, core
     """
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     nodes = Nodes()
-    # Neither a stale address file nor the environment may lead to a cluster that nobody named.
-    before = {key: os.environ.pop(key) for key in ("RAY_ADDRESS",) if key in os.environ}
     # Ray prints the death of a process, and the log of a raylet that was killed, on standard output, which is for results, and has
     # no setting for it. What died is in the record of the run.
     ray_worker.print_to_stdstream = lambda *_, **__: None
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # a rank that asked for no GPU sees none
     os.environ.setdefault("RAY_enable_open_telemetry", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        with stops_on_terminate():
+    # Ray starts workers at the lowest priority but four: beside three busy processes on two cores each would get a fiftieth of one.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    # A cluster of the user's has its own folder, which the driver learns from it.
+    with stops_on_terminate(), own_ray_files() if address is None else keep_variables():
+        _read_variables_anew()
+        try:
             if address is not None:
                 _join(address, quiet)
             elif simulated_nodes is not None:
@@ -120,12 +122,28 @@ def connect(simulated_nodes: int | None = None, address: str | None = None, core
                 ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
             with stops_on_terminate():  # once more: Ray puts a handler of its own in place, which ends the process at once
                 yield nodes
-    finally:
-        os.environ.update(before)
-        ray.shutdown()
-        if nodes.simulated is not None:
-            with _keeps_address_file(), contextlib.suppress(Exception):  # a node that was killed on purpose cannot be stopped again
-                nodes.simulated.shutdown()
+        finally:
+            # Agents that are still being started when their raylet is killed would write into the folder after it was removed.
+            agents = find_started_by(_own_raylets(nodes))
+            ray.shutdown()
+            if nodes.simulated is not None:
+                with contextlib.suppress(Exception):  # a node that was killed on purpose cannot be stopped again
+                    nodes.simulated.shutdown()
+            kill_left(agents)
+
+
+def _own_raylets(nodes: Nodes) -> list[int]:
+    """Process of each raylet that was started here; none of a cluster that was joined."""
+    own = [ray_worker._global_node] if nodes.simulated is None else nodes.simulated.list_all_nodes()
+    return [started.process.pid for node in own if node is not None for started in node.all_processes.get("raylet", [])]
+
+
+def _read_variables_anew() -> None:
+    """Forget the token and the mode of a cluster that this process had before."""
+    with contextlib.suppress(AttributeError):  # older versions of Ray know no tokens
+        tokens = ray._raylet.AuthenticationTokenLoader.instance()
+        ray._raylet.Config.initialize("")
+        tokens.reset_cache()
 
 
 def _join(address: str, quiet: dict[str, Any]) -> None:
@@ -160,25 +178,10 @@ def _check_answers(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S).close()
 
 
-@contextlib.contextmanager
-def _keeps_address_file() -> Iterator[None]:
-    """Put back what tells other programs where this machine's cluster is: Ray's simulated one writes itself there, and deletes it."""
-    path = Path(get_ray_address_file(None))
-    before = path.read_text() if path.exists() else None
-    try:
-        yield
-    finally:
-        if before is None:
-            path.unlink(missing_ok=True)
-        else:
-            path.write_text(before)
-
-
 def _simulate(nodes: Nodes, number: int, quiet: dict[str, Any]) -> None:
     # The head has no CPUs, so that no shard lands on it and every simulated node can be killed.
     logging.getLogger("ray").setLevel(logging.ERROR)
-    with _keeps_address_file():
-        nodes.simulated = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    nodes.simulated = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for i in range(number):
         started = nodes.simulated.add_node(num_cpus=os.cpu_count() or 1, resources={_mark(i): 1.0}, include_dashboard=False)
         nodes._simulated_nodes.append(started)

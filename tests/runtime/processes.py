@@ -2,13 +2,21 @@
 
 import os
 import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
+pytest.importorskip("ray")
+
+from ray._private.utils import get_ray_address_file
+
 NOWHERE = "127.0.0.1:1"
+PATIENCE_S = 300.0
+"""Whatever ends at all has ended by then, however busy the machine is; only a test that fails waits so long."""
 
 
 def running():
@@ -30,7 +38,7 @@ def descendants(pid):
     return found
 
 
-def left_of(processes, wait_s=20.0):
+def left_of(processes, wait_s=PATIENCE_S):
     """Those that still run after a while; a process that is ending may need one."""
     pids, until_s = {pid for pid, _ in processes}, time.monotonic() + wait_s
     while True:
@@ -41,22 +49,52 @@ def left_of(processes, wait_s=20.0):
 
 
 @contextmanager
-def stale_address():
-    """An address file that a cluster left behind, and a variable that somebody forgot."""
-    from ray._private.utils import get_ray_address_file
+def common_folder():
+    """A folder that Ray takes for the one that all programs of the machine share; short, since sockets' paths must be."""
+    with TemporaryDirectory(prefix="m-", dir="/tmp", ignore_cleanup_errors=True) as place, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", place)
+        yield Path(place) / "ray"
 
-    path = Path(get_ray_address_file(None))
-    before = path.read_text() if path.exists() else None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(NOWHERE)
+
+@contextmanager
+def stale_address():
+    """Ray's common folder with an address that a cluster left behind, and a variable that somebody forgot; both stay as they are."""
+    with common_folder() as common, pytest.MonkeyPatch.context() as patch:
+        common.mkdir()
+        path = Path(get_ray_address_file(None))
+        path.write_text(NOWHERE)
+        patch.setenv("RAY_ADDRESS", NOWHERE)
+        assert common in path.parents
+        yield common
+        assert os.environ["RAY_ADDRESS"] == NOWHERE
+        assert is_untouched(common)
+        assert os.listdir(common.parent) == [common.name]  # what lay beside it, for a while, was ours
+
+
+def is_untouched(common):
+    """Whether a common folder holds a stale address and nothing else."""
+    return {path.name: path.read_text() for path in common.iterdir()} == {"ray_current_cluster": NOWHERE}
+
+
+@contextmanager
+def cluster_by_hand(*options):
+    """A cluster as an administrator starts it, in Ray's common folder; its address and the process that keeps it."""
+    path, began_s = Path(get_ray_address_file(None)), time.monotonic()
+    assert not path.exists()
+    command = subprocess.Popen(
+        [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--include-dashboard=false", *options],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
+    )
     try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("RAY_ADDRESS", NOWHERE)
-            yield path
-            assert os.environ["RAY_ADDRESS"] == NOWHERE
-            assert path.read_text() == NOWHERE
+        while not path.exists():
+            assert command.poll() is None
+            assert time.monotonic() < began_s + PATIENCE_S
+            time.sleep(0.2)
+        yield path.read_text(), command
     finally:
-        if before is None:
-            path.unlink(missing_ok=True)
-        else:
-            path.write_text(before)
+        started = descendants(command.pid)
+        command.terminate()
+        command.wait(timeout=PATIENCE_S)
+        assert left_of(started) == set()

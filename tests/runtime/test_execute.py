@@ -19,7 +19,7 @@ ray = pytest.importorskip("ray")
 
 from simulator.executed import SUMMARY_COLUMNS, read
 from simulator.records import STEP_PHASES
-from tests.runtime.processes import descendants, left_of
+from tests.runtime.processes import PATIENCE_S, descendants, left_of
 
 pytestmark = pytest.mark.xdist_group("ray")
 
@@ -86,7 +86,7 @@ def moesim(folder, *arguments):
 def executed(folder):
     faults = "execution.faults=[{ step = 2, rank = 1 }]"
     process = moesim(folder, "execute", "tiny.toml", "--out", "out", "--json", "--simulated-nodes", "2", "--set", faults)
-    out, err = process.communicate(timeout=110)
+    out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
     return json.loads(out), read(folder / "out")
 
@@ -142,14 +142,14 @@ def test_the_folder_holds_the_report_and_the_timeline(executed, folder):
 
 def test_ctrl_c_writes_nothing_and_leaves_no_process(folder):
     process = moesim(folder, "execute", "tiny.toml", "--out", "never", "--set", "execution.steps=100000")
-    until_s = time.monotonic() + 60
+    until_s = time.monotonic() + PATIENCE_S
     while time.monotonic() < until_s and len(descendants(process.pid)) < 6:
         time.sleep(0.5)
     time.sleep(2)
     started = descendants(process.pid)
     assert started
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, err
     assert "stopped; nothing was written" in err
     assert not (folder / "never").exists()
@@ -158,7 +158,7 @@ def test_ctrl_c_writes_nothing_and_leaves_no_process(folder):
 
 def test_running_shards_are_recorded_in_a_file_that_replays(folder):
     process = moesim(folder, "trace", "record", "runtime", "tiny.toml", "ids.npz", "--tokens", "40", "--json")
-    out, err = process.communicate(timeout=110)
+    out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
     said = json.loads(out)
     with np.load(folder / "ids.npz") as arrays:
@@ -169,7 +169,7 @@ def test_running_shards_are_recorded_in_a_file_that_replays(folder):
     assert said["experts"] == 8
     replay = "deployments.0.routing={ kind = 'replay', trace = 'ids.npz' }"
     checked = moesim(folder, "check", "tiny.toml", "--set", replay)
-    out, err = checked.communicate(timeout=60)
+    out, err = checked.communicate(timeout=PATIENCE_S)
     assert checked.returncode == 0, err
 
 
@@ -192,7 +192,7 @@ def test_running_shards_are_recorded_in_a_file_that_replays(folder):
 )
 def test_wrong_input_is_one_line_before_anything_starts(folder, arguments, said):
     process = moesim(folder, "execute", "tiny.toml", "--out", "wrong", *arguments)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 2, err
     assert said in err
     assert "Traceback" not in err

@@ -3,12 +3,11 @@
 # ruff: noqa: E402 (what follows needs ray, and is skipped without)
 
 import os
-import socket
+import secrets
+import signal
 import subprocess
 import sys
-import tempfile
 import time
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -20,8 +19,18 @@ from simulator.errors import UserError
 from simulator.planner.plan import _ready
 from simulator.planner.store import program
 from simulator.runtime.nodes import connect
+from simulator.runtime.ray_files import own_ray_files
 from simulator.sweep import Workers
-from tests.runtime.processes import NOWHERE, descendants, left_of, stale_address
+from tests.runtime.processes import (
+    NOWHERE,
+    PATIENCE_S,
+    cluster_by_hand,
+    common_folder,
+    descendants,
+    is_untouched,
+    left_of,
+    stale_address,
+)
 
 pytestmark = pytest.mark.xdist_group("ray")
 
@@ -31,14 +40,18 @@ def where():
     return ray.get_runtime_context().get_node_id()
 
 
-def test_what_is_started_is_found_whatever_addresses_lie_around_and_is_all_stopped_again():
-    before, started = descendants(os.getpid()), set()
+@pytest.mark.parametrize("simulated_nodes", [None, 1])
+def test_what_is_started_is_found_whatever_addresses_lie_around_and_is_all_gone_afterwards(simulated_nodes):
+    before, started, folders = descendants(os.getpid()), set(), []
 
     def fail():
-        with stale_address() as path, connect() as nodes:
-            assert path.read_text() == NOWHERE  # other programs' way to their own cluster
+        with stale_address() as common, connect(simulated_nodes) as nodes:
+            assert is_untouched(common)  # other programs' way to their own cluster
+            folders.append(Path(os.environ["RAY_TMPDIR"]))
+            assert folders[0].parent == common.parent
+            assert len(list(folders[0].glob("ray/session_2*/sockets/raylet*"))) == 1 + (simulated_nodes or 0)
             assert len(nodes.alive) == 1
-            assert ray.get(where.remote(), timeout=60) in nodes.alive
+            assert ray.get(where.remote(), timeout=PATIENCE_S) in nodes.alive
             started.update(descendants(os.getpid()) - before)
             raise ZeroDivisionError  # as anything inside may
 
@@ -49,61 +62,62 @@ def test_what_is_started_is_found_whatever_addresses_lie_around_and_is_all_stopp
     assert "raylet" in names
     assert not ray.is_initialized()
     assert left_of(started) == set()
+    assert not folders[0].exists()
 
 
-def test_a_command_that_is_told_to_stop_leaves_no_process_behind():
+def test_no_token_is_left_in_the_home_folder(tmp_path):
+    """``ray start`` would ask for it from then on."""
+    code = "from simulator.runtime.nodes import connect\nwith connect(cores=1): pass"
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "HOME": str(tmp_path)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_sockets_would_have_too_long_a_path_another_folder_is_taken(tmp_path, monkeypatch):
+    long = tmp_path / ("long" * 10)
+    long.mkdir()
+    monkeypatch.setenv("RAY_TMPDIR", str(long))
+    with own_ray_files() as folder:
+        assert long not in folder.parents
+        assert folder.is_dir()
+    assert not folder.exists()
+    assert os.environ["RAY_TMPDIR"] == str(long)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_a_command_that_is_told_to_stop_leaves_neither_process_nor_file_behind(stop):
     code = """
-import time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs tests in the background may have it ignored
 from simulator.runtime.nodes import connect
 with connect(2) as nodes:
     print("ready", flush=True)
     time.sleep(100)
 """
-    command = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        assert command.stdout.readline() == "ready\n"
-        started = descendants(command.pid)
-        assert any("raylet" in args for _, args in started)
-        command.terminate()
-        assert command.wait(timeout=30) != 0
-        assert left_of(started) == set()
-    finally:
-        command.kill()
-        command.stdout.close()
-        command.wait()
-
-
-@contextmanager
-def cluster_by_hand():
-    """A cluster as an administrator starts it; its address and its processes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with tempfile.TemporaryDirectory(prefix="moesim-", ignore_cleanup_errors=True) as folder:
-        options = ["--head", "--block", f"--port={port}", "--num-cpus=2", "--include-dashboard=false", f"--temp-dir={folder}"]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}}
-        command = subprocess.Popen([sys.executable, "-m", "ray.scripts.scripts", "start", *options], **quiet)
+    with stale_address():
+        command = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         try:
-            until_s = time.monotonic() + 60
-            while not any("raylet/raylet" in args for _, args in descendants(command.pid)):
-                assert command.poll() is None
-                assert time.monotonic() < until_s
-                time.sleep(0.2)
-            yield f"127.0.0.1:{port}", command
-        finally:
+            assert command.stdout.readline() == "ready\n"
             started = descendants(command.pid)
-            command.terminate()
-            command.wait(timeout=30)
+            assert any("raylet" in args for _, args in started)
+            command.send_signal(stop)
+            assert command.wait(timeout=PATIENCE_S) != 0
             assert left_of(started) == set()
+        finally:
+            command.kill()
+            command.stdout.close()
+            command.wait()
 
 
-def test_a_cluster_that_somebody_started_is_joined_and_goes_on_afterwards(tmp_path):
-    with cluster_by_hand() as (address, command):
+def test_a_cluster_that_somebody_started_is_joined_and_goes_on_afterwards(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(16))  # where there is one, `ray start` asks for it
+    options = ("--port=0", "--num-cpus=2", "--min-worker-port=0", "--max-worker-port=0")  # other clusters may have the usual ports
+    with common_folder() as common, cluster_by_hand(*options) as (address, command):
+        files = {path.name for path in common.iterdir()}
         processes = {pid for pid, args in descendants(command.pid) if "gcs_server" in args or "raylet/raylet" in args}
         for _ in range(2):
             with connect(address=address) as nodes:
                 assert list(nodes.alive.values()) == [2.0]
-                assert ray.get(where.remote(), timeout=60) in nodes.alive
+                assert ray.get(where.remote(), timeout=PATIENCE_S) in nodes.alive
                 with pytest.raises(UserError, match="simulated-nodes"):
                     nodes.kill(0)
             assert command.poll() is None
@@ -117,12 +131,15 @@ def test_a_cluster_that_somebody_started_is_joined_and_goes_on_afterwards(tmp_pa
             Workers(address=address, ready=partial(_ready, ("another", *here[1:]))) as crew,
         ):
             crew.map(time.sleep, [0.05] * 2000)
+        assert (common / "ray_current_cluster").read_text() == address
+        assert {path.name for path in common.iterdir()} == files
+        assert os.listdir(common.parent) == [common.name]
         assert processes <= {pid for pid, _ in descendants(command.pid)}
 
 
 def both_at_work(folder, number):
     (folder / str(os.getpid())).touch()
-    until_s = time.monotonic() + 60
+    until_s = time.monotonic() + PATIENCE_S
     while len(list(folder.iterdir())) < 2 and time.monotonic() < until_s:
         time.sleep(0.01)
     return number, os.getpid()

@@ -1,0 +1,65 @@
+"""What Ray writes beside its work, kept apart from other clusters of this machine: sessions, sockets, logs, address and token."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+_LONGEST_BYTES = 31
+"""Of the folder's path. macOS allows 103 bytes for a socket's, and Ray appends up to 72 (session, process, ``sockets/plasma_store``)."""
+_ENDS_S = 10.0
+"""Ray's processes have ended by then, and write nothing any more."""
+_VARIABLES = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_TMPDIR")
+"""What leads Ray to a cluster, and what it sets itself when it starts one."""
+
+
+@contextlib.contextmanager
+def keep_variables() -> Iterator[None]:
+    """Put back Ray's own variables of the environment in the end; within, none of them names a cluster."""
+    before = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+    os.environ.pop("RAY_ADDRESS", None)
+    try:
+        yield
+    finally:
+        for name in _VARIABLES:
+            os.environ.pop(name, None)
+        os.environ.update(before)
+
+
+@contextlib.contextmanager
+def own_ray_files() -> Iterator[Path]:
+    """A new temporary folder in which clusters that this process starts put all that they write; it is gone afterwards.
+
+    Otherwise Ray would write its cluster's address over that of the user's own cluster, and a token into the home folder, which
+    ``ray start`` asks for from then on.
+    """
+    folder = _make_short_folder()
+    try:
+        with keep_variables():
+            os.environ["RAY_TMPDIR"] = str(folder)
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(16)
+            yield folder
+    finally:
+        _remove(folder)
+
+
+def _make_short_folder() -> Path:
+    """Where the user wants temporary files, unless the sockets' paths would become too long there."""
+    wanted = os.path.abspath(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    place = wanted if len(os.fsencode(wanted)) + len("/moesim-12345678") <= _LONGEST_BYTES else "/tmp"
+    os.makedirs(place, exist_ok=True)  # as Ray would
+    return Path(tempfile.mkdtemp(prefix="moesim-", dir=place))
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder that processes which are just ending may still write into."""
+    until_s = time.monotonic() + _ENDS_S
+    while folder.exists() and time.monotonic() < until_s:
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.02)
