@@ -3,14 +3,26 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: run test check golden report calibrate-published bench-twin bench-plan clean
+.PHONY: run quick test soak check golden report calibrate-published bench-twin bench-plan clean
 
 run: .venv/installed
 	$(BIN)/moesim run mixtral_vs_llama2
 
+# Unit and contract tests that need no Ray, torch or browser and are soon done: half a minute on two cores, after a first compilation.
+quick: .venv/tested
+	$(PYTEST) -n auto --quick tests/unit tests/contracts
+
+# Everything but what only `make soak` runs; ends with what share of the code was run, and the files with the smallest.
 test: .venv/tested .venv/browser
 	$(PYTEST) --doctest-modules simulator
-	$(PYTEST) -n 2 --dist loadgroup tests
+	$(PYTEST) -n auto --dist loadgroup --cov --cov-report= tests
+	@$(BIN)/coverage report --sort=cover --fail-under=0 | head -n 12
+
+# Every law on ten times as many cases as `make test`, drawn anew for each seed.
+SEED ?= 1
+soak: .venv/tested
+	@$(PYTEST) -n auto --dist loadgroup -m "soak or hypothesis" --hypothesis-profile=soak --hypothesis-seed=$(SEED) tests \
+	  || { echo "again with the same cases: make soak SEED=$(SEED)"; exit 1; }
 
 check: .venv/tested
 	$(BIN)/ruff format --check simulator tests
@@ -68,4 +80,4 @@ bench-plan: .venv/tested
 	@touch $@
 
 clean:
-	rm -rf .venv reports/out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv reports/out build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

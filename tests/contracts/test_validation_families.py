@@ -1,7 +1,5 @@
 """What every family of kernels promises for any table with its columns. Families are discovered, never listed."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,8 +8,9 @@ from simulator.validation import Answers
 from simulator.validation.kernels import measures_of
 from simulator.validation.suites import families, family_of, suite_of
 from simulator.validation.tables import ENDINGS, read_table, values_of
+from tests.shared import SHARED, each_shared
 
-MEASUREMENTS = Path(__file__).parents[2].parent / "shared" / "measurements"
+MEASUREMENTS = SHARED / "measurements"
 HEADERS = (
     "gpu,gemm_dtype,m,n,k,latency_ms",
     "gpu,phase,attn_dtype,kv_cache_dtype,batch_size,isl,step,num_heads,num_key_value_heads,head_dim,window_size,latency_ms",
@@ -25,7 +24,6 @@ HEADERS = (
     "gpu,nccl_ver,op_name,nccl_dtype,num_gpus,message_elements,latency_ms",
     "gpu,engine,engine_ver,kernel_source,allreduce_dtype,num_gpus,message_size,latency_ms",
 )
-TABLES = sorted(path.name for path in MEASUREMENTS.glob("*") if path.name.endswith(ENDINGS)) if MEASUREMENTS.is_dir() else []
 JUNK = ("", "unheard of", "-1", "0", "1e30", "0.5", "inf", "nan")
 
 
@@ -66,7 +64,8 @@ def test_junk_is_unsupported_and_breaks_nothing(header):
 
 
 def tables():
-    return [name for name in TABLES if suite_of(read_table(MEASUREMENTS / name, 50).values) in families()]
+    names = sorted(path.name for path in MEASUREMENTS.glob("*") if path.name.endswith(ENDINGS))
+    return [name for name in names if suite_of(read_table(MEASUREMENTS / name, 50).values) in families()]
 
 
 def sample(name, count):
@@ -74,8 +73,9 @@ def sample(name, count):
     return values.sample(min(count, len(values)), random_state=3).reset_index(drop=True)
 
 
-@pytest.mark.skipif(not TABLES, reason="the measured tables are not beside this checkout")
-@pytest.mark.parametrize("name", TABLES and tables())
+@pytest.mark.slow
+@pytest.mark.measured
+@pytest.mark.parametrize("name", each_shared(tables()))
 def test_one_wrong_cell_spoils_its_own_row_only(name):
     texts = read_table(MEASUREMENTS / name).texts.sample(60, random_state=3).reset_index(drop=True)
     table = values_of(texts)
@@ -89,8 +89,9 @@ def test_one_wrong_cell_spoils_its_own_row_only(name):
         np.testing.assert_array_equal(after.seconds[1::2], before.seconds[1::2])
 
 
-@pytest.mark.skipif(not TABLES, reason="the measured tables are not beside this checkout")
-@pytest.mark.parametrize("name", TABLES and tables())
+@pytest.mark.slow
+@pytest.mark.measured
+@pytest.mark.parametrize("name", each_shared(tables()))
 def test_answers_do_not_depend_on_what_was_measured_nor_on_other_rows(name):
     table = sample(name, 200)
     family = suite_of(table)
@@ -108,8 +109,8 @@ def test_answers_do_not_depend_on_what_was_measured_nor_on_other_rows(name):
     np.testing.assert_allclose(few, seconds[:5], rtol=1e-9)
 
 
-@pytest.mark.skipif(not TABLES, reason="the measured tables are not beside this checkout")
-@pytest.mark.parametrize("name", TABLES and tables())
+@pytest.mark.measured
+@pytest.mark.parametrize("name", each_shared(tables()))
 def test_a_gpu_that_nobody_knows_is_not_answered(name):
     table = sample(name, 20).assign(gpu="rubin_ultra")
     answers = answered(suite_of(table), table)

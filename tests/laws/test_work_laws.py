@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator import plugins
@@ -10,8 +10,9 @@ from simulator.engine.table import spread
 from simulator.price import Prices
 from simulator.program import Batch, Busy
 from simulator.work.flops import matmul_flops_per_token, served_flops
+from tests.cases import cases
 
-QUICK = settings(max_examples=25, deadline=None)
+QUICK = cases(25)
 SPREAD = {"attention_dp": 4, "ep": 4}
 SLACK = 1 + 1e-12
 
