@@ -13,8 +13,8 @@ from simulator.validation.tables import read_table
 from tests.cases import cases
 
 LARGEST = 3000
-FOLDERS = ("workloads/models", "cluster_configs", "cluster_configs/accelerators")
-"""Others ask for requests to be drawn, of which a changed digit asks for as many as it says."""
+FOLDERS = ("workloads/models", "cluster_configs/accelerators")
+"""Checking others draws as many requests, or wires as many GPUs, as they say, which a changed digit makes a million."""
 TABLE = b'gpu,gemm_dtype,m,n,k,latency_ms,note\nh100,bfloat16,4096,4096,04096,0.20,"as it stood, 1e-3"\nh100,fp8,1,4096,,0.0150,\n'
 SPELLINGS = (
     b"-1",
