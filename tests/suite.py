@@ -29,6 +29,8 @@ def pytest_itemcollected(item):
 
 
 def pytest_collection_modifyitems(config, items):
+    # Long tests first: whoever gets the last of them does not leave the other workers waiting for long.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     if config.getoption("quick"):
         left_out = [item for item in items if any(map(item.get_closest_marker, NOT_QUICK))]
         items[:] = [item for item in items if item not in set(left_out)]

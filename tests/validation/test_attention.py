@@ -110,10 +110,15 @@ def test_errors_in_the_committed_tables_are_those_of_shapes_that_were_left_out()
 
 
 @pytest.mark.measured
-def test_the_committed_tables_are_what_the_command_fits():
-    from simulator.validation.fits.attention import fit
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1, pytest.param(None, marks=pytest.mark.soak, id="all")])
+def test_the_committed_tables_are_what_the_command_fits(number, monkeypatch):
+    """So many of the entries of each kind, of which each takes the same way."""
+    from simulator.validation.fits import _latent, attention
 
-    for family, tables in fit(shared_file("measurements")).items():
+    monkeypatch.setattr(attention, "_GIVEN", attention._GIVEN[:number])
+    monkeypatch.setattr(_latent, "_JOBS", _latent._JOBS[:number])
+    for family, tables in attention.fit(shared_file("measurements")).items():
         committed = load_calibration(family, "test").attention
         for engine, entries in tables.items():
             for name, entry in entries.items():

@@ -10,7 +10,7 @@ import pytest
 from simulator.errors import UserError
 from simulator.spec.calibration import load_calibration
 from simulator.validation import OK
-from simulator.validation.fits.gemm import fit
+from simulator.validation.fits import gemm as fits
 from simulator.validation.kernels.gemm import Gemm
 from tests.shared import shared_file
 
@@ -47,8 +47,12 @@ def test_dense_products(gpu, dtype, median, tail):
 
 
 @pytest.mark.measured
-def test_the_committed_tables_are_what_the_command_fits():
-    for family, tables in fit(shared_file("measurements")).items():
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1, pytest.param(None, marks=pytest.mark.soak, id="all")])
+def test_the_committed_tables_are_what_the_command_fits(number, monkeypatch):
+    """So many of the formats, of which each takes the same way."""
+    monkeypatch.setattr(fits, "_JOBS", fits._JOBS[:number])
+    for family, tables in fits.fit(shared_file("measurements")).items():
         committed = load_calibration(family, "test").gemm
         for engine, entries in tables.items():
             for dtype, entry in entries.items():
