@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
+# One a core; beyond eight each only compiles the same functions again.
+WORKERS := -n auto --maxprocesses 8
 
 .PHONY: run quick test soak check golden report calibrate-published bench-twin bench-plan clean
 
@@ -10,18 +12,18 @@ run: .venv/installed
 
 # Unit and contract tests that need no Ray, torch or browser and are soon done: half a minute on two cores, after a first compilation.
 quick: .venv/tested
-	$(PYTEST) -n auto --quick tests/unit tests/contracts
+	$(PYTEST) $(WORKERS) --quick tests/unit tests/contracts
 
 # Everything but what only `make soak` runs; ends with what share of the code was run, and the files with the smallest.
 test: .venv/tested .venv/browser
 	$(PYTEST) --doctest-modules simulator
-	$(PYTEST) -n auto --dist loadgroup --cov --cov-report= tests
+	$(PYTEST) $(WORKERS) --dist loadgroup --cov --cov-report= tests
 	@$(BIN)/coverage report --sort=cover --fail-under=0 | head -n 12
 
 # Every law on ten times as many cases as `make test`, drawn anew for each seed.
 SEED ?= 1
 soak: .venv/tested
-	@$(PYTEST) -n auto --dist loadgroup -m "soak or hypothesis" --hypothesis-profile=soak --hypothesis-seed=$(SEED) tests \
+	@$(PYTEST) $(WORKERS) --dist loadgroup -m "soak or hypothesis" --hypothesis-profile=soak --hypothesis-seed=$(SEED) tests \
 	  || { echo "again with the same cases: make soak SEED=$(SEED)"; exit 1; }
 
 check: .venv/tested

@@ -1,5 +1,7 @@
 """What every family of kernels promises for any table with its columns. Families are discovered, never listed."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,10 +9,9 @@ import pytest
 from simulator.validation import Answers
 from simulator.validation.kernels import measures_of
 from simulator.validation.suites import families, family_of, suite_of
-from simulator.validation.tables import ENDINGS, read_table, values_of
-from tests.shared import SHARED, each_shared
+from simulator.validation.tables import read_table, values_of
 
-MEASUREMENTS = SHARED / "measurements"
+SAMPLES = Path(__file__).parents[1] / "validation" / "samples"
 HEADERS = (
     "gpu,gemm_dtype,m,n,k,latency_ms",
     "gpu,phase,attn_dtype,kv_cache_dtype,batch_size,isl,step,num_heads,num_key_value_heads,head_dim,window_size,latency_ms",
@@ -64,20 +65,19 @@ def test_junk_is_unsupported_and_breaks_nothing(header):
 
 
 def tables():
-    names = sorted(path.name for path in MEASUREMENTS.glob("*") if path.name.endswith(ENDINGS))
-    return [name for name in names if suite_of(read_table(MEASUREMENTS / name, 50).values) in families()]
+    names = sorted(path.name for path in SAMPLES.glob("*.csv"))
+    return [name for name in names if suite_of(read_table(SAMPLES / name, 50).values) in families()]
 
 
 def sample(name, count):
-    values = read_table(MEASUREMENTS / name).values
+    values = read_table(SAMPLES / name).values
     return values.sample(min(count, len(values)), random_state=3).reset_index(drop=True)
 
 
 @pytest.mark.slow
-@pytest.mark.measured
-@pytest.mark.parametrize("name", each_shared(tables()))
+@pytest.mark.parametrize("name", tables())
 def test_one_wrong_cell_spoils_its_own_row_only(name):
-    texts = read_table(MEASUREMENTS / name).texts.sample(60, random_state=3).reset_index(drop=True)
+    texts = read_table(SAMPLES / name).texts.sample(60, random_state=3).reset_index(drop=True)
     table = values_of(texts)
     family = suite_of(table)
     before = answered(family, table)
@@ -90,8 +90,7 @@ def test_one_wrong_cell_spoils_its_own_row_only(name):
 
 
 @pytest.mark.slow
-@pytest.mark.measured
-@pytest.mark.parametrize("name", each_shared(tables()))
+@pytest.mark.parametrize("name", tables())
 def test_answers_do_not_depend_on_what_was_measured_nor_on_other_rows(name):
     table = sample(name, 200)
     family = suite_of(table)
@@ -109,8 +108,7 @@ def test_answers_do_not_depend_on_what_was_measured_nor_on_other_rows(name):
     np.testing.assert_allclose(few, seconds[:5], rtol=1e-9)
 
 
-@pytest.mark.measured
-@pytest.mark.parametrize("name", each_shared(tables()))
+@pytest.mark.parametrize("name", tables())
 def test_a_gpu_that_nobody_knows_is_not_answered(name):
     table = sample(name, 20).assign(gpu="rubin_ultra")
     answers = answered(suite_of(table), table)

@@ -32,7 +32,8 @@ LIMITS = {
 }
 UNJUDGED = ("dispatch_notify", "combine_notify")
 """Waiting for a count that takes some microseconds: readings of one setting differ by a factor of two."""
-SERVING_LIMITS = {"tpot": 0.12, "ttft": 0.3}
+SERVING_LIMITS = {"tpot": 0.08, "ttft": 0.16}
+"""Of every fourth point without a pool for prompts: seen 0.062 and 0.123."""
 
 
 def test_every_sample_is_judged_and_stays_small():
