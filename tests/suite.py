@@ -1,7 +1,6 @@
-"""What tests need, by where they are and what they ask for, and the quick part of the suite, which needs nothing heavy."""
+"""What tests need, by where they are and what they ask for, and the light part of the suite, which needs nothing big."""
 
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -9,20 +8,23 @@ import tests.cases  # noqa: F401 - its profiles must be there before --hypothesi
 from tests.shared import ABSENT, SHARED
 
 HEAVY = ("ray", "torch", "playwright")
-"""Packages that no quick test may import."""
-NOT_QUICK = ("ray", "torch", "browser", "slow", "soak")
+"""Packages that no light test may import."""
+LIGHT = ("unit", "contracts", "laws")
+"""Folders that have light tests."""
+NOT_LIGHT = ("ray", "torch", "browser", "slow", "soak")
 _LEFT_OUT = pytest.StashKey[int]()
 
 
 def pytest_addoption(parser):
-    parser.addoption("--quick", action="store_true", help="leave out what needs Ray, torch, a browser or its time")
+    told = "light: unit and contract tests and laws that need no Ray, torch or browser, nor over a second; heavy: all others"
+    parser.addoption("--part", choices=("light", "heavy"), help=told)
 
 
 def pytest_itemcollected(item):
+    asked = getattr(item, "fixturenames", ())
     groups = {group for mark in item.iter_markers("xdist_group") for group in mark.args}
     for name in ("ray", "torch", "browser"):
-        is_below = name == "torch" and "runtime" in item.path.relative_to(Path(__file__).parent).parts
-        if name in item.fixturenames or name in groups or is_below:
+        if name in asked or name in groups or (name == "torch" and item.path.parent.name == "runtime"):
             item.add_marker(name)
     if item.get_closest_marker("measured") and not SHARED.is_dir():
         item.add_marker(pytest.mark.skip(reason=ABSENT))
@@ -31,18 +33,22 @@ def pytest_itemcollected(item):
 def pytest_collection_modifyitems(config, items):
     # Long tests first: whoever gets the last of them does not leave the other workers waiting for long.
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
-    if config.getoption("quick"):
-        left_out = [item for item in items if any(map(item.get_closest_marker, NOT_QUICK))]
-        items[:] = [item for item in items if item not in set(left_out)]
+    if part := config.getoption("part"):
+        left_out = [item for item in items if _is_light(item) != (part == "light")]
+        items[:] = [item for item in items if _is_light(item) == (part == "light")]
         config.hook.pytest_deselected(items=left_out)
         config.stash[_LEFT_OUT] = len(left_out)
+
+
+def _is_light(item):
+    return item.path.parent.name in LIGHT and not any(map(item.get_closest_marker, NOT_LIGHT))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
     result = yield
-    if item.config.getoption("quick") and (found := [name for name in HEAVY if name in sys.modules]):
-        pytest.fail(f"a quick test imported {', '.join(found)}: mark what needs it, or leave it out", pytrace=False)
+    if item.config.getoption("part") == "light" and (found := [name for name in HEAVY if name in sys.modules]):
+        pytest.fail(f"a light test imported {', '.join(found)}: mark what needs it, or leave it out", pytrace=False)
     return result
 
 
@@ -59,5 +65,5 @@ def pytest_testnodedown(node, error):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    if config.getoption("quick"):
-        terminalreporter.write_line(f"{config.stash.get(_LEFT_OUT, 0)} tests of these folders were left out as not quick")
+    if part := config.getoption("part"):
+        terminalreporter.write_line(f"{config.stash.get(_LEFT_OUT, 0)} tests of these folders are not {part}")
