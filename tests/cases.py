@@ -1,7 +1,7 @@
 """How many cases a law is tried on.
 
-``make test`` tries the same cases each time, drawn from the test's own name: what fails there was broken by the change. ``make soak``
-tries ten times as many, drawn from a seed that can be given (``make soak SEED=2``), and is where cases nobody has seen are met.
+``make test`` tries the same cases each time, drawn from the test's own name: what fails there was broken by the change.
+``make soak`` tries ten times as many, drawn from a seed (``make soak SEED=2``), and is where cases nobody has seen are met.
 """
 
 from hypothesis import settings
