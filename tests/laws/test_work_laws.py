@@ -130,9 +130,8 @@ def test_a_model_with_one_expert_costs_what_the_dense_one_costs(tiny, rows):
 
 
 @pytest.mark.parametrize("tokens", [1, 23])
-def test_flops_and_parameters_of_a_mixture_of_experts_are_pytorchs(tiny, tokens):
+def test_flops_and_parameters_of_a_mixture_of_experts_are_pytorchs(tiny, tokens, torch):
     """Grouped-query attention over a causal context and SwiGLU experts, run for real and counted by PyTorch."""
-    import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     model = tiny.model("moe", 2)
