@@ -2,15 +2,31 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
+# One a core; beyond eight each only compiles the same functions again.
+WORKERS := -n auto --maxprocesses 8
 
-.PHONY: run test check golden moved report calibrate-published bench-twin bench-plan test-ray-beside-load clean
+.PHONY: run quick test soak check golden moved report calibrate-published bench-twin bench-plan test-ray-beside-load clean
 
 run: .venv/installed
 	$(BIN)/moesim run mixtral_vs_llama2
 
+# Unit and contract tests that need no Ray, torch or browser and are soon done: half a minute on two cores, after a first compilation.
+quick: .venv/tested
+	$(PYTEST) $(WORKERS) --part light tests/unit tests/contracts
+
+# Everything but what only `make soak` runs. What share of the code the light tests run is counted, and may not fall; counting makes
+# them take half as long again, for which the heavy ones have no time.
 test: .venv/tested .venv/browser
 	$(PYTEST) --doctest-modules simulator
-	$(PYTEST) -n 2 --dist loadgroup tests
+	$(PYTEST) $(WORKERS) --part light --cov --cov-report= tests/unit tests/contracts tests/laws
+	@$(BIN)/coverage report --sort=cover --fail-under=0 | head -n 12
+	$(PYTEST) $(WORKERS) --dist loadgroup --part heavy tests
+
+# Every law on ten times as many cases as `make test`, drawn anew for each seed.
+SEED ?= 1
+soak: .venv/tested
+	@$(PYTEST) $(WORKERS) --dist loadgroup -m "soak or hypothesis" --hypothesis-profile=soak --hypothesis-seed=$(SEED) tests \
+	  || { echo "again with the same cases: make soak SEED=$(SEED)"; exit 1; }
 
 check: .venv/tested
 	$(BIN)/ruff format --check simulator tests
@@ -76,4 +92,4 @@ test-ray-beside-load: .venv/tested
 	@touch $@
 
 clean:
-	rm -rf .venv reports/out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv reports/out build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

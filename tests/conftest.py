@@ -6,7 +6,6 @@ import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
-import hypothesis
 import numpy as np
 import pytest
 
@@ -19,9 +18,7 @@ from simulator.spec.deployment import DeploymentSpec
 from simulator.spec.model import ModelSpec
 from simulator.traces import RequestTrace
 
-# No test asserts a time: the first example of a law compiles, and the machine may be busy.
-hypothesis.settings.register_profile("untimed", deadline=None)
-hypothesis.settings.load_profile("untimed")
+pytest_plugins = ["tests.suite"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -162,6 +159,18 @@ def tiny(tmp_path_factory):
         return spec.model_copy(update={"num_gpus": num_gpus, "gpus_per_node": gpus_per_node})
 
     return SimpleNamespace(plan=plan, model=model, trace=_trace, with_blocks=_with_blocks, on=_on, cluster=cluster, models=_MODELS)
+
+
+@pytest.fixture(scope="session")
+def torch():
+    """PyTorch, for a test outside tests/runtime."""
+    return pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="session")
+def ray():
+    """Ray, for a test outside tests/runtime."""
+    return pytest.importorskip("ray")
 
 
 def find_file_or_none(name):

@@ -2,7 +2,6 @@
 
 import csv
 import math
-from pathlib import Path
 
 import pytest
 
@@ -10,6 +9,7 @@ from simulator.data import available_files
 from simulator.spec.accelerator import AcceleratorSpec, load_accelerator
 from simulator.spec.cluster import ClusterSpec, available_clusters, load_cluster
 from simulator.spec.loading import read_toml
+from tests.shared import SHARED, each_shared
 
 ACCELERATORS = available_files("cluster_configs/accelerators")
 CLUSTERS = available_files("cluster_configs")
@@ -123,8 +123,7 @@ def test_every_accelerator_is_in_some_cluster():
 
 # Agreement with a published table of the same hardware.
 
-PUBLISHED = Path(__file__).parents[2].parent / "shared" / "measurements" / "published" / "hardware_specs.csv"
-needs_published = pytest.mark.skipif(not PUBLISHED.exists(), reason="the published hardware table is not beside this checkout")
+PUBLISHED = SHARED / "measurements" / "published" / "hardware_specs.csv"
 
 OTHER_STEM = {"rtx_pro_6000_server": "rtx-pro-6000"}
 ACCELERATOR_COLUMNS = {
@@ -167,15 +166,15 @@ def published_against_ours(row, stem):
         yield "inter_node_bw", float(row["inter_node_bw"]), cluster.scale_out.bytes_per_s
 
 
-@needs_published
-@pytest.mark.parametrize("system", sorted(published_rows()))
+@pytest.mark.measured
+@pytest.mark.parametrize("system", each_shared(sorted(published_rows())))
 def test_agrees_with_the_published_table_within_a_hundredth(system):
     for column, published, ours in published_against_ours(*published_rows()[system]):
         if (system, column) not in DIFFERS:
             assert ours == pytest.approx(published, rel=0.01), column
 
 
-@needs_published
+@pytest.mark.measured
 def test_what_is_said_to_differ_from_the_published_table_does():
     rows = published_rows()
     differing = {

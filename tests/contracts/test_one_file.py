@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # each starts several commands
 PROJECT = Path(__file__).parents[2]
 UNFINISHED = shutil.ignore_patterns("*.tmp.*", "*.pyc.*")
 """Files that another worker is writing."""

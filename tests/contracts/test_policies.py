@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.plugins import available, build
+from tests.cases import cases
 
 
 @pytest.mark.parametrize(("num_gpus", "gpus_per_node"), [(1, 8), (8, 8), (16, 4), (12, 4)])
@@ -36,7 +37,7 @@ def copies_of(dispatch, rank_TK, source_T, node_R):
     return build("dispatch", {"kind": dispatch}, "test").copies(rank_TK, source_T, node_R)
 
 
-@settings(max_examples=30, deadline=None)
+@cases(30)
 @given(st.integers(0, 60), st.integers(1, 6), st.sampled_from([(1, 8), (8, 4), (12, 4), (8, 8)]), st.integers(0, 1000))
 def test_dispatch_policies_send_what_they_say(num_tokens, top_k, shape, seed):
     num_ranks, per_node = shape

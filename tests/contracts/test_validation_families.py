@@ -9,9 +9,9 @@ import pytest
 from simulator.validation import Answers
 from simulator.validation.kernels import measures_of
 from simulator.validation.suites import families, family_of, suite_of
-from simulator.validation.tables import ENDINGS, read_table, values_of
+from simulator.validation.tables import read_table, values_of
 
-MEASUREMENTS = Path(__file__).parents[2].parent / "shared" / "measurements"
+SAMPLES = Path(__file__).parents[1] / "validation" / "samples"
 HEADERS = (
     "gpu,gemm_dtype,m,n,k,latency_ms",
     "gpu,phase,attn_dtype,kv_cache_dtype,batch_size,isl,step,num_heads,num_key_value_heads,head_dim,window_size,latency_ms",
@@ -25,7 +25,6 @@ HEADERS = (
     "gpu,nccl_ver,op_name,nccl_dtype,num_gpus,message_elements,latency_ms",
     "gpu,engine,engine_ver,kernel_source,allreduce_dtype,num_gpus,message_size,latency_ms",
 )
-TABLES = sorted(path.name for path in MEASUREMENTS.glob("*") if path.name.endswith(ENDINGS)) if MEASUREMENTS.is_dir() else []
 JUNK = ("", "unheard of", "-1", "0", "1e30", "0.5", "inf", "nan")
 
 
@@ -66,18 +65,19 @@ def test_junk_is_unsupported_and_breaks_nothing(header):
 
 
 def tables():
-    return [name for name in TABLES if suite_of(read_table(MEASUREMENTS / name, 50).values) in families()]
+    names = sorted(path.name for path in SAMPLES.glob("*.csv"))
+    return [name for name in names if suite_of(read_table(SAMPLES / name, 50).values) in families()]
 
 
 def sample(name, count):
-    values = read_table(MEASUREMENTS / name).values
+    values = read_table(SAMPLES / name).values
     return values.sample(min(count, len(values)), random_state=3).reset_index(drop=True)
 
 
-@pytest.mark.skipif(not TABLES, reason="the measured tables are not beside this checkout")
-@pytest.mark.parametrize("name", TABLES and tables())
+@pytest.mark.slow
+@pytest.mark.parametrize("name", tables())
 def test_one_wrong_cell_spoils_its_own_row_only(name):
-    texts = read_table(MEASUREMENTS / name).texts.sample(60, random_state=3).reset_index(drop=True)
+    texts = read_table(SAMPLES / name).texts.sample(60, random_state=3).reset_index(drop=True)
     table = values_of(texts)
     family = suite_of(table)
     before = answered(family, table)
@@ -89,8 +89,8 @@ def test_one_wrong_cell_spoils_its_own_row_only(name):
         np.testing.assert_array_equal(after.seconds[1::2], before.seconds[1::2])
 
 
-@pytest.mark.skipif(not TABLES, reason="the measured tables are not beside this checkout")
-@pytest.mark.parametrize("name", TABLES and tables())
+@pytest.mark.slow
+@pytest.mark.parametrize("name", tables())
 def test_answers_do_not_depend_on_what_was_measured_nor_on_other_rows(name):
     table = sample(name, 200)
     family = suite_of(table)
@@ -108,8 +108,7 @@ def test_answers_do_not_depend_on_what_was_measured_nor_on_other_rows(name):
     np.testing.assert_allclose(few, seconds[:5], rtol=1e-9)
 
 
-@pytest.mark.skipif(not TABLES, reason="the measured tables are not beside this checkout")
-@pytest.mark.parametrize("name", TABLES and tables())
+@pytest.mark.parametrize("name", tables())
 def test_a_gpu_that_nobody_knows_is_not_answered(name):
     table = sample(name, 20).assign(gpu="rubin_ultra")
     answers = answered(suite_of(table), table)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator import plugins
@@ -14,6 +14,7 @@ from simulator.spec.workload import WorkloadSpec
 from simulator.traces import RequestTrace
 from simulator.traces.table import write_table
 from simulator.workload import describe, load_requests, read_trace
+from tests.cases import cases
 
 RATES = st.floats(0.01, 1000)
 CVS = st.floats(0.1, 5)
@@ -48,7 +49,7 @@ def processes(draw):
     )
 
 
-@settings(max_examples=80, deadline=None)
+@cases(80)
 @given(table=processes(), num_requests=st.integers(0, 3000), seed=SEEDS)
 def test_times_are_sorted_finite_and_as_many_as_asked(table, num_requests, seed):
     times = plugins.build("arrivals", table, "test").arrival_s(num_requests, np.random.default_rng(seed))
@@ -57,7 +58,7 @@ def test_times_are_sorted_finite_and_as_many_as_asked(table, num_requests, seed)
     assert (np.diff(times, prepend=0) >= 0).all()
 
 
-@settings(max_examples=40, deadline=None)
+@cases(40)
 @given(kind=st.sampled_from(["poisson", "gamma", "weibull"]), rate_per_s=RATES, cv=st.floats(0.2, 2), seed=SEEDS)
 def test_renewal_processes_keep_their_mean_rate(kind, rate_per_s, cv, seed):
     """The mean of n gaps has a relative standard deviation of cv / sqrt(n); six of them are allowed."""
@@ -67,7 +68,7 @@ def test_renewal_processes_keep_their_mean_rate(kind, rate_per_s, cv, seed):
     assert n / times[-1] == pytest.approx(rate_per_s, rel=6 * max(cv, 1) / n**0.5)
 
 
-@settings(max_examples=40, deadline=None)
+@cases(40)
 @given(table=processes().filter(lambda table: table["kind"] == "modulated"), seed=SEEDS)
 def test_modulation_keeps_its_rate_exactly_over_each_span(table, seed):
     """Each part's count is its share rounded up or down, so a span is off by at most one request a part."""
@@ -79,7 +80,7 @@ def test_modulation_keeps_its_rate_exactly_over_each_span(table, seed):
     assert (abs(counts[:2] - 2000) <= len(process.profile) + 1).all()
 
 
-@settings(max_examples=40, deadline=None)
+@cases(40)
 @given(table=processes(), scale=st.floats(0.1, 10), seed=st.integers(0, 1000))
 def test_scaling_the_rate_changes_the_times_and_nothing_else(table, scale, seed):
     generator = {
@@ -94,7 +95,7 @@ def test_scaling_the_rate_changes_the_times_and_nothing_else(table, scale, seed)
     assert describe(scaled)["output"] == describe(plain)["output"]
 
 
-@settings(max_examples=40, deadline=None)
+@cases(40)
 @given(table=processes(), start_s=st.floats(0, 5), seed=st.integers(0, 1000))
 def test_a_limit_takes_a_stretch_of_the_whole(table, start_s, seed):
     table = {**table, "rate_per_s": 20.0}
@@ -128,7 +129,7 @@ def traces(draw):
     )
 
 
-@settings(max_examples=40, deadline=None)
+@cases(40)
 @given(trace=traces(), suffix=st.sampled_from([".csv", ".parquet"]))
 def test_a_written_table_reads_back_as_it_was(trace, suffix, tmp_path_factory):
     path = tmp_path_factory.mktemp("tables") / f"trace{suffix}"
@@ -141,7 +142,7 @@ def test_a_written_table_reads_back_as_it_was(trace, suffix, tmp_path_factory):
     assert len(pairs) == len(set(found.prefix_ids.tolist())) == len(set(trace.prefix_ids.tolist()))
 
 
-@settings(max_examples=150, deadline=None)
+@cases(150)
 @given(content=st.binary(max_size=300) | st.text(alphabet='{}[]":,\n 0123456789.-eNaN' + "timestamp", max_size=200).map(str.encode))
 def test_any_content_is_read_or_refused_and_never_crashes(content, tmp_path_factory):
     path = tmp_path_factory.mktemp("any") / "file"
@@ -165,7 +166,7 @@ HEADS = [
 ]
 
 
-@settings(max_examples=150, deadline=None)
+@cases(150)
 @given(head=st.sampled_from(HEADS), cut=st.integers(0, 200), junk=st.binary(max_size=6), again=st.booleans())
 def test_a_damaged_trace_is_read_or_refused_and_never_crashes(head, cut, junk, again, tmp_path_factory):
     path = tmp_path_factory.mktemp("damaged") / "file"

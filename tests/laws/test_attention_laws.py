@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.cost.compute.context import NUM_SUMS, Rates, kernels_s, work_s
@@ -57,7 +57,6 @@ def priced(name, engine, mixer, cache, phase, batch):
     return rates.floor_s + work_s(np.array(rates), sums), looking, exact, roofline.accelerator
 
 
-@settings(deadline=None)
 @given(st.sampled_from(NAMES), st.sampled_from(ENGINES), mixers, st.sampled_from(["bf16", "fp8"]), phases, sequences)
 def test_no_kernel_beats_the_vendor_peaks(name, engine, mixer, cache, phase, batch):
     seconds, looking, exact, accelerator = priced(name, engine, mixer, cache, phase, batch)
@@ -67,7 +66,6 @@ def test_no_kernel_beats_the_vendor_peaks(name, engine, mixer, cache, phase, bat
     assert seconds * SLACK >= exact[1] * looking.decode_bytes / accelerator.memory_bytes_per_s
 
 
-@settings(deadline=None)
 @given(st.sampled_from(NAMES), st.sampled_from(ENGINES), mixers, st.sampled_from(["bf16", "fp8"]), phases, sequences, st.data())
 def test_more_sequences_tokens_or_context_never_take_less_time(name, engine, mixer, cache, phase, batch, data):
     base = priced(name, engine, mixer, cache, phase, batch)[0]
@@ -80,7 +78,6 @@ def test_more_sequences_tokens_or_context_never_take_less_time(name, engine, mix
         assert base <= priced(name, engine, mixer, cache, phase, changed)[0] * SLACK
 
 
-@settings(deadline=None)
 @given(sequences)
 def test_the_order_of_sequences_does_not_matter(batch):
     mixer = GroupedQueryAttention(kind="gqa", num_heads=8, num_kv_heads=2, head_size=128)
@@ -88,7 +85,6 @@ def test_the_order_of_sequences_does_not_matter(batch):
     assert forward == pytest.approx(backward, rel=1e-12)
 
 
-@settings(deadline=None)
 @given(
     st.integers(1, 300), st.integers(0, 9000), st.integers(1, 900), st.sampled_from([128, NO_WINDOW]), st.sampled_from([1.0, 32.0])
 )

@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import simpy
+from hypothesis import given
+from hypothesis import strategies as st
 
 from simulator.engine.batching import complete_step, computes, form_step, push
 from simulator.engine.cluster import run_plan
@@ -21,6 +23,7 @@ from simulator.spec.model import load_model
 from simulator.traces import RequestTrace
 from simulator.work.layout import make_layout, stage_layers
 from simulator.work.memory import Precision, cache_size, weight_bytes
+from tests.cases import cases
 
 ROUNDS = 300
 BF16 = Precision("bf16", "bf16", "bf16", "bf16", "bf16")
@@ -239,7 +242,8 @@ def test_what_cannot_be_simulated_is_refused(tiny, name, keys, reason):
         tiny.plan(name, **keys)
 
 
-@pytest.mark.parametrize("seed", range(60))
+@cases(60)
+@given(st.integers(0, 2**32 - 1))
 def test_lanes_that_take_each_others_blocks_lose_none_and_all_end(seed):
     rng = np.random.default_rng(seed)
     pp, dp, count, block, tokens = (int(rng.integers(low, high)) for low, high in ((2, 5), (1, 3), (2, 30), (1, 9), (1, 60)))

@@ -1,7 +1,7 @@
 """Laws of routing and placement, for any shape."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.placement.contiguous import Contiguous
@@ -13,8 +13,9 @@ from simulator.routing.lognormal import Lognormal
 from simulator.routing.uniform import Uniform
 from simulator.routing.zipf import Zipf
 from simulator.spec.ffn import MoE
+from tests.cases import cases
 
-quick = settings(max_examples=40, deadline=None)
+quick = cases(40)
 
 
 @st.composite

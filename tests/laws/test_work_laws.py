@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator import plugins
@@ -10,8 +10,9 @@ from simulator.engine.table import spread
 from simulator.price import Prices
 from simulator.program import Batch, Busy
 from simulator.work.flops import matmul_flops_per_token, served_flops
+from tests.cases import cases
 
-QUICK = settings(max_examples=25, deadline=None)
+QUICK = cases(25)
 SPREAD = {"attention_dp": 4, "ep": 4}
 SLACK = 1 + 1e-12
 
@@ -129,9 +130,8 @@ def test_a_model_with_one_expert_costs_what_the_dense_one_costs(tiny, rows):
 
 
 @pytest.mark.parametrize("tokens", [1, 23])
-def test_flops_and_parameters_of_a_mixture_of_experts_are_pytorchs(tiny, tokens):
+def test_flops_and_parameters_of_a_mixture_of_experts_are_pytorchs(tiny, tokens, torch):
     """Grouped-query attention over a causal context and SwiGLU experts, run for real and counted by PyTorch."""
-    import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     model = tiny.model("moe", 2)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
@@ -23,6 +23,7 @@ from simulator.spec.base import validate
 from simulator.spec.model import ModelSpec
 from simulator.spec.pruning import Block, TwoFour, Unstructured
 from simulator.work.layout import Layout
+from tests.cases import cases
 from tests.runtime.equality import (
     BF16,
     FP32,
@@ -282,7 +283,7 @@ a_step = st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@cases(100)
 @given(jobs(), st.lists(a_step, min_size=1, max_size=2))
 def test_any_small_job_equals_the_whole_model(job, steps):
     check_job(job, steps, tolerance=10 * FP32)

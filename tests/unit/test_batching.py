@@ -4,15 +4,16 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from simulator.engine.batching import complete_step, form_step, is_decode, push
 from simulator.engine.state import Limits, start_clock, start_ranks, start_requests
 from simulator.traces import RequestTrace
+from tests.cases import cases
 
 PREFIX_TOKENS = 8
-QUICK = settings(max_examples=60, deadline=None)
+QUICK = cases(60)
 
 
 class Asked(NamedTuple):

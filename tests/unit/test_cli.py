@@ -14,12 +14,13 @@ from simulator.cli import console
 from simulator.cli.run import print_run
 from simulator.data import available_files
 from simulator.results import read
+from tests.shared import SHARED, each_shared
 
 PROJECT = Path(__file__).parents[2]
-TRACES = PROJECT.parent / "shared" / "traces" / "requests"
 SHORT = ("mixtral_vs_llama2", "--set", "workload.num_requests=60")
 
 
+@pytest.mark.slow
 def test_run_writes_a_whole_folder_and_prints_the_comparison(moesim, tmp_path):
     code, out, err = moesim("run", *SHORT)
     assert code == 0
@@ -32,6 +33,7 @@ def test_run_writes_a_whole_folder_and_prints_the_comparison(moesim, tmp_path):
     assert "report.html" in err
 
 
+@pytest.mark.slow
 def test_json_is_alone_on_standard_output_and_a_second_run_replaces_the_first(moesim, tmp_path):
     first = json.loads(moesim("run", *SHORT, "--json", "--out", "here")[1])
     second = json.loads(moesim("run", *SHORT, "--json", "--out", "here", "--seed", "8")[1])
@@ -61,6 +63,7 @@ def test_list_shows_every_family_and_a_rumour_as_one(moesim):
     assert moesim("list", "modles")[0] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family", ["workloads", "workloads/models", "cluster_configs", "cluster_configs/accelerators", "cluster_configs/calibration"]
 )
@@ -95,6 +98,7 @@ def test_help_is_quick_because_it_loads_nothing_heavy():
     assert done.stderr.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing_behind(tmp_path):
     command = [sys.executable, "-m", "simulator", "run", "deepseek_v3_vs_llama_405b", "--out", str(tmp_path / "out")]
     running = subprocess.Popen(
@@ -115,6 +119,7 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_reader_that_stops_early_is_no_error():
     for arguments in ("schema", "list --markdown", "list clusters"):
         command = f"{sys.executable} -m simulator {arguments} | head -n 1"
@@ -123,6 +128,7 @@ def test_a_reader_that_stops_early_is_no_error():
         assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_report_puts_runs_together_and_leaves_their_own_reports_alone(moesim, tmp_path):
     moesim("run", *SHORT, "--out", "one")
     before = (tmp_path / "one" / "report.html").read_bytes()
@@ -133,6 +139,7 @@ def test_report_puts_runs_together_and_leaves_their_own_reports_alone(moesim, tm
     assert "(two)" in (tmp_path / "one" / "comparison.html").read_text()
 
 
+@pytest.mark.slow
 def test_on_a_terminal_no_line_is_wider_than_it(moesim, monkeypatch, capsys):
     moesim("run", *SHORT, "--out", "run")
     for columns in (80, 100):
@@ -149,11 +156,12 @@ def test_on_a_terminal_no_line_is_wider_than_it(moesim, monkeypatch, capsys):
         assert all(len(line.split()) >= 3 for line in table[1:]), "a label or a value was wrapped"
 
 
-FILES = [path for path in sorted(TRACES.rglob("*")) if path.is_file() and not path.name.startswith("LICENSE")]
+FILES = (path for path in sorted((SHARED / "traces/requests").rglob("*")) if path.is_file() and not path.name.startswith("LICENSE"))
 
 
-@pytest.mark.skipif(not FILES, reason="the real traces are not part of the repository")
-@pytest.mark.parametrize("source", FILES, ids=lambda path: path.name)
+@pytest.mark.slow
+@pytest.mark.measured
+@pytest.mark.parametrize("source", each_shared(FILES), ids=lambda path: path.name)
 def test_real_traces_survive_conversion(moesim, source):
     code, out, err = moesim("trace", "info", source, "--json")
     assert code == 0, err

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.dispatch import kernels_of, limits_of, policy_at, sees
@@ -12,8 +12,9 @@ from simulator.dispatch.deepep_auto import DeepepAuto
 from simulator.dispatch.per_expert import PerExpert
 from simulator.dispatch.per_node import PerNode
 from simulator.dispatch.per_rank import PerRank
+from tests.cases import cases
 
-QUICK = settings(max_examples=60, deadline=None)
+QUICK = cases(60)
 NODES = ([0, 0, 1, 1], [0] * 4, [0, 1, 2, 3], [0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 1, 1, 1, 1, 2])
 
 
@@ -57,7 +58,7 @@ def test_a_smaller_node_takes_positions_in_turn():
     assert sent(PerNode(), [[4]], [2], [0, 0, 0, 0, 1, 1]) == {(2, 4): 1}
 
 
-cases = st.sampled_from(NODES).flatmap(
+exchanges = st.sampled_from(NODES).flatmap(
     lambda node_R: st.tuples(
         st.lists(
             st.tuples(st.integers(0, len(node_R) - 1), st.lists(st.integers(0, len(node_R) - 1), min_size=3, max_size=3)),
@@ -75,7 +76,7 @@ def arrays(case):
 
 
 @QUICK
-@given(cases)
+@given(exchanges)
 def test_every_expert_gets_its_token(case):
     """Brute force: follow each token along the copies that exist for it alone; every rank with an expert of it is reached."""
     rank_TK, source_T, node_R = arrays(case)
@@ -92,7 +93,7 @@ def test_every_expert_gets_its_token(case):
 
 
 @QUICK
-@given(cases)
+@given(exchanges)
 def test_per_node_crosses_to_each_node_once(case):
     rank_TK, source_T, node_R = arrays(case)
     is_far = node_R[:, None] != node_R[None, :]
@@ -102,7 +103,7 @@ def test_per_node_crosses_to_each_node_once(case):
 
 
 @QUICK
-@given(cases)
+@given(exchanges)
 def test_on_one_node_per_node_is_per_rank(case):
     rank_TK, source_T, node_R = arrays(case)
     together = np.zeros_like(node_R)
@@ -110,7 +111,7 @@ def test_on_one_node_per_node_is_per_rank(case):
 
 
 @QUICK
-@given(cases, st.integers(1, 3))
+@given(exchanges, st.integers(1, 3))
 def test_all_gather_has_no_top_k_factor(case, top_k):
     rank_TK, source_T, node_R = arrays(case)
     copies = [AllGather().copies(ids, source_T, node_R) for ids in (rank_TK, rank_TK[:, :top_k], np.zeros_like(rank_TK))]

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import simpy
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.cost.comm import Exchange
 from simulator.engine.fabric import FluidWires, fair_rates
 from simulator.engine.message import MessageWires
 from simulator.topology.switch import Switch
+from tests.cases import cases
 
 
 def exchange(*busy_s, latency_s=0.0):
@@ -102,7 +103,7 @@ def ends_s(flows, now_s=0.0):
     raise AssertionError("the wires never come to rest")
 
 
-@settings(max_examples=60, deadline=None)
+@cases(60)
 @given(several)
 def test_together_they_end_no_sooner_than_the_links_can_carry_them_and_no_later_than_in_turn(flows):
     found = ends_s(flows)

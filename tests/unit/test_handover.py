@@ -50,6 +50,7 @@ def loaded(text, folder):
     return load_scenario(str(path), [])
 
 
+@pytest.mark.slow
 def test_the_scenario_runs_and_meets_the_targets(found, tmp_path):
     findings = recommended(found)
     scenario, path = loaded(scenario_text(found, findings), tmp_path)

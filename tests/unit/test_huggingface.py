@@ -6,10 +6,9 @@ import pytest
 from simulator.data import available_files
 from simulator.errors import UserError
 from simulator.spec.model import load_model
+from tests.shared import SHARED, each_shared, shared_file
 
-SHARED = Path(__file__).parents[2].parent / "shared"
 CONFIGS = sorted((SHARED / "traces" / "formats" / "hf_configs").glob("*_config.json"))
-needs_configs = pytest.mark.skipif(not CONFIGS, reason="the folder of real config.json files is not beside the project")
 
 
 def shipped_twin(config: Path):
@@ -19,8 +18,8 @@ def shipped_twin(config: Path):
     return next((model for model in models if f" {repository} " in model.sources["shape"] + " "), None) if models else None
 
 
-@needs_configs
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.measured
+@pytest.mark.parametrize("config", each_shared(CONFIGS), ids=lambda path: path.stem)
 def test_a_real_config_gives_the_shipped_model_layer_by_layer(config):
     read = load_model(str(config), "test")
     shipped = shipped_twin(config)
@@ -37,9 +36,9 @@ def test_a_real_config_gives_the_shipped_model_layer_by_layer(config):
         assert getattr(read, key) == getattr(shipped, key), key
 
 
-@needs_configs
+@pytest.mark.measured
 def test_a_config_of_another_program_is_refused_with_the_key_it_lacks():
-    path = SHARED / "traces/measured/llmservingsim_vllm_RTXPRO6000/Llama-3.1-8B/config.json"
+    path = shared_file("traces/measured/llmservingsim_vllm_RTXPRO6000/Llama-3.1-8B/config.json")
     with pytest.raises(UserError, match=r"Llama-3.1-8B/config.json: missing key 'hidden_size'"):
         load_model(str(path), "test")
 

@@ -125,8 +125,8 @@ def numel(*modules) -> int:
 
 
 @pytest.fixture(scope="module")
-def nn():
-    return pytest.importorskip("torch").nn
+def nn(torch):
+    return torch.nn
 
 
 def test_grouped_query_attention_has_the_numbers_of_its_modules(nn):

@@ -66,6 +66,7 @@ def plan(moesim, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_it_prints_the_answer_and_writes_a_folder_that_report_and_run_take(plan, moesim, tmp_path):
     code, out, err = plan()
     assert code == 0, err

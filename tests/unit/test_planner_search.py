@@ -68,6 +68,7 @@ def everything(asked):
             yield Explorer(space, option, traffic, asked.seed).find()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -90,6 +91,7 @@ def test_nothing_cheaper_is_missed(changes):
     assert found.num_legal > 0
 
 
+@pytest.mark.slow
 def test_a_planted_bargain_is_found(tmp_path, monkeypatch):
     """The same machines at a tenth of the price, under another name among dearer ones."""
     (tmp_path / "cluster_configs").mkdir()
@@ -118,6 +120,7 @@ def test_the_screen_reads_rates_optimistically():
             assert rates.most * finding.sized.replicas >= traffic.rate_per_s * 0.99, space.text(design)
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 def test_an_answer_repeats_itself_whoever_works_on_it(tmp_path):
     asked = question()
@@ -127,6 +130,7 @@ def test_an_answer_repeats_itself_whoever_works_on_it(tmp_path):
     assert json.dumps(first) == json.dumps(again) == json.dumps(kept)
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_where_it_was(tmp_path):
     """What was finished is neither lost nor done again, and no file is half written."""
     asked, folder = question(), tmp_path / "store"
@@ -157,6 +161,7 @@ def test_a_killed_search_goes_on_where_it_was(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_an_extended_search_does_not_repeat_what_it_has(tmp_path):
     """Another name, another model: what was explored stays explored; another target does not."""
     asked = question(models=[{"model": "qwen3-8b"}])

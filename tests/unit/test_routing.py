@@ -1,7 +1,6 @@
 """Routing policies, recordings and the files they come in."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +12,8 @@ from simulator.routing.lognormal import Lognormal
 from simulator.routing.replay import Replay
 from simulator.routing.zipf import Zipf
 from simulator.spec.ffn import MoE
+from tests.shared import shared_file
 
-FORMATS = Path(__file__).parents[2].parent / "shared" / "traces" / "formats"
 NUM_LAYERS = 4
 
 
@@ -277,8 +276,7 @@ def test_counts_that_make_no_sense_are_refused(tmp_path, content, fields, messag
 # SGLang's recorder
 
 
-def test_sglang_per_token_ids_are_mapped_from_slots_to_experts(tmp_path):
-    torch = pytest.importorskip("torch")
+def test_sglang_per_token_ids_are_mapped_from_slots_to_experts(tmp_path, torch):
     expert_LP = torch.tensor([[0, 0, 0, 0, 0], [3, 2, 1, 0, 3]])  # five slots; layer 0 is dense and records nothing
     prefill = {"forward_mode": 1, "extend_seq_lens": [2, 1], "positions": [0, 1, 0]}
     prefill["topk_ids_of_layer"] = torch.tensor([[[-1], [-1], [-1], [-1]], [[4], [0], [1], [-1]]], dtype=torch.int32)
@@ -304,8 +302,7 @@ def test_sglang_per_token_ids_are_mapped_from_slots_to_experts(tmp_path):
         prepare(moe(8, 1), 1, trace=str(path))
 
 
-def test_sglang_per_pass_counts_are_summed_over_passes_and_slots(tmp_path):
-    torch = pytest.importorskip("torch")
+def test_sglang_per_pass_counts_are_summed_over_passes_and_slots(tmp_path, torch):
     record = {"forward_mode": 1, "global_physical_count": torch.tensor([[30, 20, 30, 20]])}
     path = tmp_path / "recorder.pt"
     torch.save({"records": [record, record], "last_physical_to_logical_map": torch.tensor([[0, 1, 2, 0]])}, path)
@@ -313,10 +310,10 @@ def test_sglang_per_pass_counts_are_summed_over_passes_and_slots(tmp_path):
     assert share_E == pytest.approx([0.5, 0.2, 0.3], abs=0.02)
 
 
-@pytest.mark.skipif(not FORMATS.is_dir(), reason="sample files of other tools are not in this checkout")
+@pytest.mark.measured
 @pytest.mark.parametrize("mode", ["stat", "per_token"])
 def test_sglang_samples_of_deepseek_v2_lite_are_read(mode):
-    trace = str(FORMATS / f"sglang_expert_distribution_recorder_{mode}.pt")
+    trace = str(shared_file(f"traces/formats/sglang_expert_distribution_recorder_{mode}.pt"))
     router = prepare(moe(64, 6), 26, trace=trace)
     assert route(router, [100, 1, 1], layer=25).shape == (102, 6)
     with pytest.raises(UserError, match="recorded 26 MoE layers, but the model has 27"):

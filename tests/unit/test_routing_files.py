@@ -12,8 +12,7 @@ from simulator.routing._sglang import read_sglang
 from simulator.routing._torch_file import load_torch_file
 from simulator.routing.replay import Replay
 from simulator.spec.ffn import MoE
-
-FORMATS = Path(__file__).parents[2].parent / "shared" / "traces" / "formats"
+from tests.shared import shared_file
 
 
 def same(ours, theirs):
@@ -34,8 +33,7 @@ def same(ours, theirs):
         assert ours == theirs
 
 
-def test_tensors_are_read_as_torch_reads_them(tmp_path):
-    torch = pytest.importorskip("torch")
+def test_tensors_are_read_as_torch_reads_them(tmp_path, torch):
     base = torch.arange(24, dtype=torch.int32).reshape(4, 6)
     saved = {"whole": base, "view": base[1:, ::2], "turned": base.T, "empty": base[:0], "scalar": torch.tensor(2.5), "flag": None}
     saved["all"] = [torch.ones(2, dtype=d) for d in (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int64, torch.half)]
@@ -43,11 +41,10 @@ def test_tensors_are_read_as_torch_reads_them(tmp_path):
     same(load_torch_file(tmp_path / "t.pt"), torch.load(tmp_path / "t.pt", weights_only=True))
 
 
-@pytest.mark.skipif(not FORMATS.is_dir(), reason="sample files of other tools are not in this checkout")
+@pytest.mark.measured
 @pytest.mark.parametrize("mode", ["stat", "per_token"])
-def test_recorder_samples_are_read_as_torch_reads_them(mode):
-    torch = pytest.importorskip("torch")
-    path = FORMATS / f"sglang_expert_distribution_recorder_{mode}.pt"
+def test_recorder_samples_are_read_as_torch_reads_them(mode, torch):
+    path = shared_file(f"traces/formats/sglang_expert_distribution_recorder_{mode}.pt")
     same(load_torch_file(path), torch.load(path, weights_only=True))
 
 
@@ -70,8 +67,7 @@ def test_anything_but_plain_data_and_tensors_is_refused(tmp_path, thing, capsys)
     assert capsys.readouterr().out == ""
 
 
-def test_a_tensor_that_reaches_beyond_its_storage_is_refused(tmp_path):
-    torch = pytest.importorskip("torch")
+def test_a_tensor_that_reaches_beyond_its_storage_is_refused(tmp_path, torch):
     torch.save(torch.zeros(100), tmp_path / "whole.pt")
     with zipfile.ZipFile(tmp_path / "whole.pt") as file:
         payload = file.read("whole/data.pkl")

@@ -5,15 +5,13 @@ import io
 import json
 import lzma
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from simulator.errors import UserError
 from simulator.workload import read_trace
-
-SHARED = Path(__file__).parents[3] / "shared" / "traces"
+from tests.shared import shared_file
 
 
 def written(tmp_path, data, name):
@@ -91,10 +89,10 @@ def test_a_damaged_archive_of_clients_is_refused(tmp_path):
         read_trace(written(tmp_path, packed.getvalue()[:600], "c.tar"))
 
 
+@pytest.mark.slow
+@pytest.mark.measured
 def test_servegen_clients_give_a_day_of_requests_at_their_rates():
-    path = SHARED / "requests" / "servegen" / "deepseek-r1_clients_0-35.tar.xz"
-    if not path.exists():
-        pytest.skip(f"{path.name} is not on this machine")
+    path = shared_file("traces/requests/servegen/deepseek-r1_clients_0-35.tar.xz")
     trace = read_trace(path)
     with tarfile.open(path) as archive:
         tables = [archive.extractfile(member).read().decode() for member in archive if member.name.endswith("-trace.csv")]

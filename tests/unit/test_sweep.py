@@ -67,8 +67,7 @@ def test_what_the_function_raises_is_raised_here(workers):
 
 
 @pytest.mark.xdist_group("ray")
-def test_one_list_after_another_is_worked_on_by_the_same_processes_at_once(tmp_path):
-    pytest.importorskip("ray")
+def test_one_list_after_another_is_worked_on_by_the_same_processes_at_once(tmp_path, ray):
     counts, processes = [], []
     with Workers(2) as crew:
         for name in ("first", "second"):
@@ -95,8 +94,7 @@ def test_one_core_or_no_ray_starts_nothing(monkeypatch):
     assert sweep(squared, [1, 2], workers=2) == [1, 4]
 
 
-def test_this_process_goes_on_alone_where_ray_does_not_start(monkeypatch):
-    pytest.importorskip("ray")
+def test_this_process_goes_on_alone_where_ray_does_not_start(monkeypatch, ray):
 
     def connect(**_):
         raise RuntimeError("The current node timed out during startup.")
@@ -115,8 +113,7 @@ def interrupts(seconds):
     raise KeyboardInterrupt
 
 
-def test_an_interrupt_does_not_wait_for_an_import_that_may_never_end(monkeypatch):
-    pytest.importorskip("ray")
+def test_an_interrupt_does_not_wait_for_an_import_that_may_never_end(monkeypatch, ray):
     goes_on = threading.Event()
 
     class Loading(ModuleType):
@@ -163,8 +160,7 @@ def test_who_had_a_group_in_one_list_gets_it_in_the_next():
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are found by their environment in /proc")
 @pytest.mark.parametrize(("stop", "at_work"), [(signal.SIGINT, 1), (signal.SIGTERM, 2)])
-def test_a_command_that_is_told_to_stop_leaves_no_process(tmp_path, stop, at_work):
-    pytest.importorskip("ray")
+def test_a_command_that_is_told_to_stop_leaves_no_process(tmp_path, stop, at_work, ray):
     program, begun = tmp_path / "program.py", tmp_path / "begun"
     begun.mkdir()
     program.write_text(f"""

@@ -3,7 +3,6 @@
 import gzip
 import json
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,27 +11,21 @@ from simulator import plugins
 from simulator.traces._bytes import head_of
 from simulator.traces.table import write_table
 from simulator.workload import describe, read_trace
+from tests.shared import shared_file
 from tests.unit.trace_texts import AZURE, BENCH, MOONCAKE, lines, read, written
 
-SHARED = Path(__file__).parents[3] / "shared" / "traces"
 SIXTEEN = [
     {"timestamp": 1.5, "input_length": 17, "output_length": 5, "hash_ids": [70, 71]},
     {"timestamp": 61.114, "input_length": 521, "output_length": 132, "hash_ids": list(range(70, 103))},
 ]
 
 
-def real(relative):
-    path = SHARED / relative
-    if not path.exists():
-        pytest.skip(f"the measured trace {relative} is not on this machine")
-    return path
-
-
 # Real files
 
 
+@pytest.mark.measured
 def test_azure_conversation_has_its_published_statistics():
-    trace = read_trace(real("requests/azure2023/AzureLLMInferenceTrace_conv.csv"))
+    trace = read_trace(shared_file("traces/requests/azure2023/AzureLLMInferenceTrace_conv.csv"))
     found = describe(trace)
     assert found["num_requests"] == 19_366
     assert found["duration_s"] == pytest.approx(3501.721937, abs=1e-6)
@@ -44,8 +37,9 @@ def test_azure_conversation_has_its_published_statistics():
     assert trace.notes == ()
 
 
+@pytest.mark.measured
 def test_mooncake_has_its_prefix_blocks():
-    trace = read_trace(real("requests/mooncake/conversation_trace_first20min.jsonl"))
+    trace = read_trace(shared_file("traces/requests/mooncake/conversation_trace_first20min.jsonl"))
     found = describe(trace)
     assert found["num_requests"] == 3658
     assert found["duration_s"] == pytest.approx(1200, abs=1)
@@ -56,6 +50,7 @@ def test_mooncake_has_its_prefix_blocks():
     assert trace.prefix_ids.max() == found["prefix"]["num_unique"] - 1
 
 
+@pytest.mark.measured
 @pytest.mark.parametrize(
     ("name", "num_requests", "input_p50", "output_p50"),
     [
@@ -64,24 +59,26 @@ def test_mooncake_has_its_prefix_blocks():
     ],
 )
 def test_length_files_are_read_packed(name, num_requests, input_p50, output_p50):
-    trace = read_trace(real(f"requests/lengths/{name}.csv.gz"))
+    trace = read_trace(shared_file(f"traces/requests/lengths/{name}.csv.gz"))
     assert (trace.num_requests, trace.has_arrivals) == (num_requests, False)
     assert (np.median(trace.num_input), np.median(trace.num_output)) == (input_p50, output_p50)
 
 
+@pytest.mark.measured
 def test_a_benchmark_log_matches_the_workload_it_replayed():
-    workload = read_trace(real("requests/llmservingsim/sharegpt-llama-3.1-8b-300-sps10.lengths.jsonl"))
-    log = read_trace(real("measured/llmservingsim_vllm_RTXPRO6000/Llama-3.1-8B/vllm/requests.jsonl"))
+    workload = read_trace(shared_file("traces/requests/llmservingsim/sharegpt-llama-3.1-8b-300-sps10.lengths.jsonl"))
+    log = read_trace(shared_file("traces/measured/llmservingsim_vllm_RTXPRO6000/Llama-3.1-8B/vllm/requests.jsonl"))
     assert workload.num_requests == log.num_requests == 300
     np.testing.assert_array_equal(workload.num_input, log.num_input)
     np.testing.assert_allclose(workload.arrival_s, log.arrival_s, atol=0.05)
 
 
+@pytest.mark.measured
 @pytest.mark.parametrize("folder", ["requests", "measured"])
 def test_every_real_file_is_of_exactly_one_format(folder):
     files = [
         path
-        for path in real(folder).rglob("*")
+        for path in shared_file(f"traces/{folder}").rglob("*")
         if path.is_file() and "LICENSE" not in path.name and (folder == "requests" or path.name == "requests.jsonl")
     ]
     assert files
@@ -91,8 +88,9 @@ def test_every_real_file_is_of_exactly_one_format(folder):
         assert len(fitting) == 1, path
 
 
+@pytest.mark.measured
 def test_large_files_are_read_fast():
-    path = real("requests/azure2023/AzureLLMInferenceTrace_conv.csv")
+    path = shared_file("traces/requests/azure2023/AzureLLMInferenceTrace_conv.csv")
     read_trace(path)  # imports are not what is timed
     start = time.perf_counter()
     read_trace(path)
@@ -219,6 +217,7 @@ def test_tables_hold_lengths_alone_too(tmp_path):
     assert read_trace(tmp_path / "again.parquet").arrival_s.tolist() == [0, 2.5]
 
 
+@pytest.mark.slow
 def test_a_million_rows_take_seconds(tmp_path):
     rng = np.random.default_rng(0)
     times = np.cumsum(rng.exponential(0.1, 1_000_000)).round(4)

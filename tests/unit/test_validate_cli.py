@@ -283,6 +283,7 @@ def test_wrong_input_is_one_line_and_nothing_is_written(moesim, tmp_path, argume
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_alone_it_answers_what_ships_and_says_what_was_not_read(moesim, tmp_path, no_published):
     code, out, err = moesim("validate")
     assert code == 0
@@ -296,6 +297,7 @@ def test_alone_it_answers_what_ships_and_says_what_was_not_read(moesim, tmp_path
     assert moesim("validate")[0] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["option", "environment"])
 def test_tables_of_a_folder_are_told_by_their_columns(moesim, tmp_path, monkeypatch, no_published, how):
     folder = tmp_path / "measured"

@@ -4,8 +4,6 @@ Tables: NVIDIA aiconfigurator-core 0.12.0, Apache-2.0. The targets are a median 
 each limit leaves about a quarter more than was seen when the fit was made.
 """
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,9 +12,7 @@ from simulator.errors import UserError
 from simulator.validation.kernels import measures_of
 from simulator.validation.kernels._traffic import routed
 from simulator.validation.kernels.alltoall import Alltoall
-
-MEASUREMENTS = Path(__file__).parents[2].parent / "shared" / "measurements"
-measured = pytest.mark.skipif(not MEASUREMENTS.is_dir(), reason="the measured tables are not beside this checkout")
+from tests.shared import shared_file
 
 FAMILY = Alltoall()
 
@@ -133,7 +129,7 @@ def test_a_wider_fast_domain_is_used_as_such():
 
 
 def errors(table, query=None):
-    rows = pd.read_csv(MEASUREMENTS / table)
+    rows = pd.read_csv(shared_file(f"measurements/{table}"))
     rows = (rows.query(query) if query else rows).reset_index(drop=True)
     answers = FAMILY.answer(rows)
     assert not any(status.startswith("unsupported") for status in answers.status)
@@ -144,7 +140,7 @@ def errors(table, query=None):
         yield measure.name, answers.seconds[:, m] / took - 1, (answers.low[:, m] <= took) & (took <= answers.high[:, m])
 
 
-@measured
+@pytest.mark.measured
 @pytest.mark.parametrize("gpu", ["h100", "b200"])
 @pytest.mark.parametrize(
     ("table", "query", "median", "tail"),
@@ -163,7 +159,7 @@ def test_exchanges_inside_a_node(gpu, table, query, median, tail):
         assert inside.mean() >= 0.7, name
 
 
-@measured
+@pytest.mark.measured
 @pytest.mark.parametrize(
     ("table", "query", "median", "tail"),
     [
@@ -177,10 +173,10 @@ def test_exchanges_across_nodes(table, query, median, tail):
         assert np.quantile(np.abs(error), 0.9) <= tail, name
 
 
-@measured
+@pytest.mark.measured
 def test_low_latency_on_another_gpu_and_more_nodes():
     # DeepEP's README, H800 with 400 Gb/s cards: EP 8 to 256, none of it in any fit.
-    rows = pd.read_csv(MEASUREMENTS / "published" / "alltoall.csv")
+    rows = pd.read_csv(shared_file("measurements/published/alltoall.csv"))
     rows = rows[rows["library"].str.contains("NVLink-aware")].reset_index(drop=True)
     error = np.abs(FAMILY.answer(rows).seconds[:, 0] * 1e6 / rows["latency_us"].to_numpy() - 1)
     assert len(error) == 12

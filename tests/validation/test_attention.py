@@ -5,7 +5,6 @@ are met, and what was reached where not, with the reason.
 """
 
 import tomllib
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,9 +16,7 @@ from simulator.spec.calibration import load_calibration
 from simulator.validation import OK
 from simulator.validation.kernels.attention import Attention
 from simulator.validation.kernels.mla import Mla
-
-MEASUREMENTS = Path(__file__).parents[2].parent / "shared" / "measurements"
-measured = pytest.mark.skipif(not MEASUREMENTS.is_dir(), reason="the measured tables are not beside this checkout")
+from tests.shared import shared_file
 
 ATTENTION = {
     "gpu": "h100",
@@ -70,19 +67,19 @@ def check(answers, table, median, tail):
     assert 0.74 <= inside.mean() <= 0.93
 
 
-@measured
+@pytest.mark.measured
 @pytest.mark.parametrize("gpu", ["h100", "b200"])
 @pytest.mark.parametrize("phase", ["context_attention", "generation_attention"])
 def test_grouped_query_attention(gpu, phase):
-    table = pd.read_csv(MEASUREMENTS / "attention.csv.gz").query(f"gpu == '{gpu}' and phase == '{phase}'")
+    table = pd.read_csv(shared_file("measurements/attention.csv.gz")).query(f"gpu == '{gpu}' and phase == '{phase}'")
     answers = Attention().answer(table)
     assert set(answers.status) == {OK}
     check(answers, table, median=0.1, tail=0.3)
 
 
-@measured
+@pytest.mark.measured
 def test_sliding_windows_and_many_sequences_are_not_priced_too_fast():
-    table = pd.read_csv(MEASUREMENTS / "attention.csv.gz")
+    table = pd.read_csv(shared_file("measurements/attention.csv.gz"))
     windows = table.query("phase == 'context_attention' and window_size > 0 and isl >= 1024")
     crowds = table.query("phase == 'generation_attention' and batch_size > 256")
     for some in (windows, crowds):
@@ -91,9 +88,9 @@ def test_sliding_windows_and_many_sequences_are_not_priced_too_fast():
         assert np.quantile(np.abs(error), 0.9) <= 0.35
 
 
-@measured
+@pytest.mark.measured
 def test_latent_attention():
-    table = pd.read_csv(MEASUREMENTS / "mla.csv.gz", low_memory=False)
+    table = pd.read_csv(shared_file("measurements/mla.csv.gz"), low_memory=False)
     answers = Mla().answer(table)
     assert set(answers.status) == {OK}
     for key, places in table.groupby(["gpu", "engine", "phase"]).indices.items():
@@ -102,7 +99,6 @@ def test_latent_attention():
         check(some, table.iloc[places], median=0.1, tail=WEAK.get(key, 0.3))
 
 
-@measured
 def test_errors_in_the_committed_tables_are_those_of_shapes_that_were_left_out():
     for family in ("hopper", "blackwell"):
         tables = tomllib.loads((shipped_folder() / f"cluster_configs/calibration/{family}/attention.toml").read_text())
@@ -113,11 +109,16 @@ def test_errors_in_the_committed_tables_are_those_of_shapes_that_were_left_out()
                 assert abs(entry["bias"]) <= 0.05
 
 
-@measured
-def test_the_committed_tables_are_what_the_command_fits():
-    from simulator.validation.fits.attention import fit
+@pytest.mark.measured
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1, pytest.param(None, marks=pytest.mark.soak, id="all")])
+def test_the_committed_tables_are_what_the_command_fits(number, monkeypatch):
+    """So many of the entries of each kind, of which each takes the same way."""
+    from simulator.validation.fits import _latent, attention
 
-    for family, tables in fit(MEASUREMENTS).items():
+    monkeypatch.setattr(attention, "_GIVEN", attention._GIVEN[:number])
+    monkeypatch.setattr(_latent, "_JOBS", _latent._JOBS[:number])
+    for family, tables in attention.fit(shared_file("measurements")).items():
         committed = load_calibration(family, "test").attention
         for engine, entries in tables.items():
             for name, entry in entries.items():

@@ -4,16 +4,12 @@ Tables: NVIDIA aiconfigurator-core 0.12.0, Apache-2.0. The targets are a median 
 each limit leaves about a quarter more than was seen when the fit was made.
 """
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
 
 from simulator.validation.kernels.collective import Collective
-
-MEASUREMENTS = Path(__file__).parents[2].parent / "shared" / "measurements"
-measured = pytest.mark.skipif(not MEASUREMENTS.is_dir(), reason="the measured tables are not beside this checkout")
+from tests.shared import shared_file
 
 FAMILY = Collective()
 
@@ -97,7 +93,7 @@ def test_a_row_says_what_its_price_rests_on(row, status):
         assert (answers.seconds <= answers.high).all()
 
 
-@measured
+@pytest.mark.measured
 @pytest.mark.parametrize("gpu", ["h100", "b200"])
 @pytest.mark.parametrize(
     ("table", "query", "median", "tail"),
@@ -112,7 +108,7 @@ def test_a_row_says_what_its_price_rests_on(row, status):
     ],
 )
 def test_collectives(gpu, table, query, median, tail):
-    rows = pd.read_csv(MEASUREMENTS / f"{table}.csv.gz").query(f"gpu == '{gpu}' and {query}").reset_index(drop=True)
+    rows = pd.read_csv(shared_file(f"measurements/{table}.csv.gz")).query(f"gpu == '{gpu}' and {query}").reset_index(drop=True)
     answers = FAMILY.answer(rows)
     took = rows["latency_ms"].to_numpy() / 1e3
     error = answers.seconds[:, 0] / took - 1

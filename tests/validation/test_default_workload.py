@@ -12,8 +12,8 @@ import pytest
 
 from simulator.spec.workload import WorkloadSpec
 from simulator.workload import describe, load_requests, read_trace
+from tests.shared import shared_file
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "traces" / "requests"
 DEFAULT_SEED = 0
 SEEDS = (1, 2, 3, 4, 5)
 BURSTINESS = ("rate_per_s", "duration_s", "iat_cv", "fano_1s", "fano_10s", "fano_60s")
@@ -45,10 +45,7 @@ def medians(name, seeds):
 
 
 def real(name):
-    path = SHARED / name
-    if not path.exists():
-        pytest.skip(f"{name} is not on this machine; it may not be committed")
-    return statistics(read_trace(path))
+    return statistics(read_trace(shared_file(f"traces/requests/{name}")))
 
 
 def assert_close(found, target, names, tolerance):
@@ -61,16 +58,19 @@ def conversation():
     return real("azure2023/AzureLLMInferenceTrace_conv.csv")
 
 
+@pytest.mark.measured
 @pytest.mark.parametrize("names", [BURSTINESS, LENGTHS], ids=["burstiness", "lengths"])
 def test_the_default_workload_with_the_default_seed_is_within_ten_percent(conversation, names):
     assert_close(generated("azure-conv"), conversation, names, 0.10)
 
 
+@pytest.mark.measured
 @pytest.mark.parametrize("names", [BURSTINESS, LENGTHS], ids=["burstiness", "lengths"])
 def test_the_default_workload_is_within_ten_percent_over_several_seeds(conversation, names):
     assert_close(medians("azure-conv", SEEDS), conversation, names, 0.10)
 
 
+@pytest.mark.measured
 def test_the_default_workload_keeps_the_correlation_of_lengths(conversation):
     assert generated("azure-conv")["input_output_correlation"] == pytest.approx(conversation["input_output_correlation"], abs=0.03)
 
@@ -93,16 +93,15 @@ def test_code_completion_is_near_its_published_figures_in_the_median():
     assert_close(found, PUBLISHED_CODE, BURSTINESS, 0.15)
 
 
+@pytest.mark.measured
 def test_sharegpt_lengths_are_those_of_the_file():
     target = real("lengths/sharegpt_8k_filtered_stats_llama2_tokenizer.csv.gz")
     assert_close(generated("sharegpt-like", num_requests=20_000), target, LENGTHS, 0.05)
 
 
+@pytest.mark.measured
 def test_reasoning_has_the_rate_of_each_hour_and_the_lengths_of_the_client_models():
-    path = SHARED / "servegen" / "deepseek-r1_clients_0-35.tar.xz"
-    if not path.exists():
-        pytest.skip(f"{path.name} is not on this machine")
-    day = read_trace(path)
+    day = read_trace(shared_file("traces/requests/servegen/deepseek-r1_clients_0-35.tar.xz"))
     made = load_requests(WorkloadSpec(requests="deepseek-r1-reasoning", duration_s=86_400.0), Path("."), DEFAULT_SEED)
     per_hour = [np.bincount((trace.arrival_s // 3600).astype(int), minlength=24)[:24] for trace in (made, day)]
     np.testing.assert_allclose(*per_hour, rtol=0.02)

@@ -4,7 +4,6 @@ Points: NVIDIA aiconfigurator-core 0.12.0, Apache-2.0. Each limit leaves about a
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,8 +18,8 @@ from simulator.validation.serving._answer import _alone, half_of, pools_or_reaso
 from simulator.validation.serving._disagg import Load, serve
 from simulator.validation.serving._load import trace_of, weights_of
 from simulator.validation.serving._points import read_point
+from tests.shared import shared_file
 
-MEASUREMENTS = Path(__file__).parents[2].parent / "shared" / "measurements"
 POINT = {
     "id": "llama_3_1_8b_h100_sxm_vllm_disagg_1024x64_c8_cfg1",
     "backend": "vllm",
@@ -120,12 +119,10 @@ LIMITS = {  # median of the absolute error in TTFT and TPOT
 }
 
 
-@pytest.mark.skipif(
-    not (MEASUREMENTS / "serving_points.csv.gz").exists(), reason="the measured points are not beside this checkout"
-)
+@pytest.mark.measured
 @pytest.mark.parametrize("which", LIMITS)
 def test_points_are_within_the_errors_of_the_fit(which):
-    table = pd.read_csv(MEASUREMENTS / "serving_points.csv.gz")
+    table = pd.read_csv(shared_file("measurements/serving_points.csv.gz"))
     says = table["decode_num_workers"].notna()
     rows = table[(table["mode"] == "disagg") & (table["backend"] == "trtllm") & (says if which == "says its workers" else ~says)]
     rows = rows[rows["system"] == "h200_sxm"].iloc[::3].reset_index(drop=True)

@@ -17,8 +17,7 @@ from simulator.spec.base import validate
 from simulator.spec.deployment import DeploymentSpec
 from simulator.spec.workload import WorkloadSpec
 from simulator.workload import load_requests
-
-TRACES = Path(__file__).parents[2].parent / "shared" / "traces"
+from tests.shared import shared_file
 
 
 def serve(requests, **deployment):
@@ -30,9 +29,7 @@ def serve(requests, **deployment):
 @pytest.fixture(scope="module")
 def vllm_run():
     """300 ShareGPT requests at 10/s on vLLM 0.19, Llama-3.1-8B in bf16, one RTX PRO 6000 (casys-kaist/LLMServingSim, MIT)."""
-    path = TRACES / "measured/llmservingsim_vllm_RTXPRO6000/Llama-3.1-8B/vllm/requests.jsonl"
-    if not path.exists():
-        pytest.skip(f"the measured run is not there: {path}")
+    path = shared_file("traces/measured/llmservingsim_vllm_RTXPRO6000/Llama-3.1-8B/vllm/requests.jsonl")
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     measured = {
         "ttft_s": np.array([row["first_token_ts"] - row["queued_ts"] for row in rows]),
@@ -43,6 +40,7 @@ def vllm_run():
     return measured, latencies(requests)
 
 
+@pytest.mark.measured
 @pytest.mark.parametrize(("name", "tolerance"), [("tpot_s", 0.05), ("ttft_s", 0.15)])
 @pytest.mark.parametrize("level", [0.5, 0.9, 0.99])
 def test_vllm_on_one_gpu(vllm_run, name, tolerance, level):

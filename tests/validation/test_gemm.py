@@ -3,8 +3,6 @@
 Tables: NVIDIA aiconfigurator-core 0.12.0, Apache-2.0. Each limit is the target: 10 % median, 30 % at the 90th percentile.
 """
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,11 +10,9 @@ import pytest
 from simulator.errors import UserError
 from simulator.spec.calibration import load_calibration
 from simulator.validation import OK
-from simulator.validation.fits.gemm import fit
+from simulator.validation.fits import gemm as fits
 from simulator.validation.kernels.gemm import Gemm
-
-MEASUREMENTS = Path(__file__).parents[2].parent / "shared" / "measurements"
-measured = pytest.mark.skipif(not MEASUREMENTS.is_dir(), reason="the measured tables are not beside this checkout")
+from tests.shared import shared_file
 
 
 def rows(**columns):
@@ -25,7 +21,7 @@ def rows(**columns):
     return pd.DataFrame({name: value if isinstance(value, list) else [value] * longest for name, value in table.items()})
 
 
-@measured
+@pytest.mark.measured
 @pytest.mark.parametrize(
     ("gpu", "dtype", "median", "tail"),
     [
@@ -39,7 +35,7 @@ def rows(**columns):
     ],
 )
 def test_dense_products(gpu, dtype, median, tail):
-    table = pd.read_csv(MEASUREMENTS / "gemm.csv.gz").query(f"gpu == '{gpu}' and gemm_dtype == '{dtype}'")
+    table = pd.read_csv(shared_file("measurements/gemm.csv.gz")).query(f"gpu == '{gpu}' and gemm_dtype == '{dtype}'")
     answers = Gemm().answer(table)
     assert set(answers.status) == {OK}
     error = answers.seconds[:, 0] / (table.latency_ms / 1e3) - 1
@@ -50,9 +46,13 @@ def test_dense_products(gpu, dtype, median, tail):
     assert 0.75 <= inside.mean() <= 0.85
 
 
-@measured
-def test_the_committed_tables_are_what_the_command_fits():
-    for family, tables in fit(MEASUREMENTS).items():
+@pytest.mark.measured
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1, pytest.param(None, marks=pytest.mark.soak, id="all")])
+def test_the_committed_tables_are_what_the_command_fits(number, monkeypatch):
+    """So many of the formats, of which each takes the same way."""
+    monkeypatch.setattr(fits, "_JOBS", fits._JOBS[:number])
+    for family, tables in fits.fit(shared_file("measurements")).items():
         committed = load_calibration(family, "test").gemm
         for engine, entries in tables.items():
             for dtype, entry in entries.items():

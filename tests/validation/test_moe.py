@@ -4,8 +4,6 @@ Tables: NVIDIA aiconfigurator-core 0.12.0, Apache-2.0. The target is 8 % median 
 out in turn; where a group misses it, its limit is what was seen when the fit was made and a quarter more, and the reason is beside it.
 """
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,9 +16,7 @@ from simulator.validation import OK
 from simulator.validation.kernels._power_law import Case, _balanced_ids, expert_tokens, exponent, rank_rows
 from simulator.validation.kernels.eplb import Eplb
 from simulator.validation.kernels.moe import Moe
-
-MEASUREMENTS = Path(__file__).parents[2].parent / "shared" / "measurements"
-measured = pytest.mark.skipif(not MEASUREMENTS.is_dir(), reason="the measured tables are not beside this checkout")
+from tests.shared import shared_file
 
 ROW = {
     "gpu": "h100",
@@ -178,7 +174,7 @@ def test_copies_of_hot_experts_help_more_on_more_ranks():
 
 
 def errors(family, name, query):
-    table = pd.read_csv(MEASUREMENTS / f"{name}.csv.gz").query(query)
+    table = pd.read_csv(shared_file(f"measurements/{name}.csv.gz")).query(query)
     answers = family.answer(table)
     assert set(answers.status) == {OK}
     seconds = table.latency_ms.to_numpy() / 1e3
@@ -186,7 +182,7 @@ def errors(family, name, query):
     return answers.seconds[:, 0] / seconds - 1, inside
 
 
-@measured
+@pytest.mark.measured
 @pytest.mark.parametrize("skew", ["balanced", "power_law_1.01", "power_law_1.2"])
 @pytest.mark.parametrize(
     ("gpu", "engine", "dtype", "median", "tail"),
@@ -230,10 +226,10 @@ def test_experts_of_a_rank_balanced_and_skewed(gpu, engine, dtype, median, tail,
     assert 0.68 <= inside.mean() <= 0.95
 
 
-@measured
+@pytest.mark.measured
 def test_of_two_kernels_the_faster_is_told_and_the_band_holds_both():
     # A table does not say which one an engine is set to run, and they are up to eleven times apart.
-    table = pd.read_csv(MEASUREMENTS / "moe_grouped_gemm.csv.gz").query("engine == 'trtllm' and moe_dtype == 'nvfp4'")
+    table = pd.read_csv(shared_file("measurements/moe_grouped_gemm.csv.gz")).query("engine == 'trtllm' and moe_dtype == 'nvfp4'")
     answers = Moe().answer(table)
     seconds = table.latency_ms.to_numpy() / 1e3
     assert 0.7 <= ((answers.low[:, 0] <= seconds) & (seconds <= answers.high[:, 0])).mean() <= 0.9
@@ -242,7 +238,7 @@ def test_of_two_kernels_the_faster_is_told_and_the_band_holds_both():
     assert np.median(np.abs(answers.seconds[is_faster, 0] / seconds[is_faster] - 1)) <= 0.19
 
 
-@measured
+@pytest.mark.measured
 @pytest.mark.parametrize(
     ("query", "median", "tail"),
     [
@@ -258,7 +254,7 @@ def test_wide_expert_parallelism_at_six_skews(query, median, tail):
     assert np.quantile(np.abs(error), 0.9) <= tail
 
 
-@measured
+@pytest.mark.measured
 @pytest.mark.parametrize("gpu", ["h100", "b200"])
 def test_rebalanced_experts(gpu):
     # Without copies and below 64 tokens more experts are touched than drawn loads touch, whence the tail.
@@ -267,11 +263,13 @@ def test_rebalanced_experts(gpu):
     assert np.quantile(np.abs(error), 0.9) <= 0.3
 
 
-@measured
+@pytest.mark.measured
 @pytest.mark.parametrize("gpu", ["h100", "b200"])
 def test_what_rebalancing_gains_by_number_of_ranks(gpu):
     table = (
-        pd.read_csv(MEASUREMENTS / "moe_eplb_trtllm.csv.gz").query(f"gpu == '{gpu}' and num_tokens >= 1024").reset_index(drop=True)
+        pd.read_csv(shared_file("measurements/moe_eplb_trtllm.csv.gz"))
+        .query(f"gpu == '{gpu}' and num_tokens >= 1024")
+        .reset_index(drop=True)
     )
     table["predicted_ms"] = Eplb().answer(table).seconds[:, 0] * 1e3
     shape = ["hidden_size", "num_experts", "moe_ep_size", "num_tokens", "skew"]
@@ -290,10 +288,10 @@ def test_what_rebalancing_gains_by_number_of_ranks(gpu):
     assert by_ranks.predicted.idxmax() == by_ranks.measured.idxmax() == 32
 
 
-@measured
+@pytest.mark.measured
 @pytest.mark.parametrize("alpha", [1.01, 1.2])
 def test_skew_against_balance(alpha):
-    table = pd.read_csv(MEASUREMENTS / "moe_grouped_gemm.csv.gz")
+    table = pd.read_csv(shared_file("measurements/moe_grouped_gemm.csv.gz"))
     table = table[table.distribution.isin(["balanced", f"power_law_{alpha}"])].reset_index(drop=True)
     table["predicted_ms"] = Moe().answer(table).seconds[:, 0] * 1e3
     key = ["gpu", "engine", "moe_dtype", "model", "moe_tp_size", "moe_ep_size", "num_tokens"]

@@ -6,7 +6,6 @@ Points: NVIDIA aiconfigurator-core 0.12.0, Apache-2.0; most are in the fits, so 
 
 import itertools
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,8 +19,8 @@ from simulator.validation import OK
 from simulator.validation.serving import answer
 from simulator.validation.serving._deployments import plan_of, table_key
 from simulator.validation.serving._points import read_point
+from tests.shared import shared_file
 
-TABLE = Path(__file__).parents[2].parent / "shared" / "measurements" / "serving_points.csv.gz"
 GPU = "h200_sxm"
 LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0 + 1e-9)
 
@@ -91,13 +90,12 @@ def brier(pairs):
 
 @pytest.fixture(scope="module")
 def pairs():
-    if not TABLE.is_file():
-        pytest.skip("the measurements are not here")
-    table = pd.read_csv(TABLE)
+    table = pd.read_csv(shared_file("measurements/serving_points.csv.gz"))
     few = (table["system"] == GPU) & (table["isl"] == 1024) & (table["osl"] == 1024)
     return pairs_of(points_of(table[few], workers=1))
 
 
+@pytest.mark.measured
 def test_who_is_said_to_be_faster_mostly_is(pairs):
     assert len(pairs) > 200
     assert brier(pairs) < 0.08
@@ -107,6 +105,7 @@ def test_who_is_said_to_be_faster_mostly_is(pairs):
     assert rising == sorted(rising)
 
 
+@pytest.mark.measured
 def test_bands_of_ratios_hold_what_they_say(pairs):
     """Of the splits of one model on one engine and GPU, which share most of their errors."""
     alike = pairs[pairs["kind"] == "one model, one engine and GPU"]

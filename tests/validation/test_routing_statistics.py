@@ -5,8 +5,6 @@ Recordings: DeepSeek-V2-Lite on legal text, prefill, 26 layers, 64 experts, top-
 Mixtral-8x7B and OLMoE-1B-7B by kind of text (allenai/OLMoE, Apache-2.0).
 """
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -14,9 +12,7 @@ from simulator.errors import UserError
 from simulator.routing.lognormal import Lognormal
 from simulator.routing.replay import Replay
 from simulator.spec.ffn import MoE
-
-TRACES = Path(__file__).parents[2].parent / "shared" / "traces" / "routing"
-needs_recordings = pytest.mark.skipif(not TRACES.is_dir(), reason="recordings are not in this checkout")
+from tests.shared import shared_file
 
 V2_LITE = MoE(kind="moe", num_experts=64, top_k=6, intermediate_size=1408)
 GPT_OSS = MoE(kind="moe", num_experts=32, top_k=4, intermediate_size=2880)
@@ -139,7 +135,7 @@ def test_lognormal_at_sigma_0_08_looks_like_mixtral():
     assert [peak_L.min(), np.median(peak_L), peak_L.max()] == pytest.approx([1.04, 1.10, 1.29], abs=0.05)
 
 
-@needs_recordings
+@pytest.mark.measured
 @pytest.mark.parametrize(
     ("file", "moe", "num_layers", "overlap", "imbalance", "lift"),
     [
@@ -149,14 +145,14 @@ def test_lognormal_at_sigma_0_08_looks_like_mixtral():
 )
 def test_replay_has_the_statistics_of_its_recording(file, moe, num_layers, overlap, imbalance, lift):
     """Of 20,000 tokens drawn in runs of 100, against all recorded ones: overlap within 0.02, imbalance 3 %, lift 15 %."""
-    router = Replay(trace=str(TRACES / file)).prepare(moe, num_layers, np.random.default_rng(0))
+    router = Replay(trace=str(shared_file(f"traces/routing/{file}"))).prepare(moe, num_layers, np.random.default_rng(0))
     ids_LTK = draw(router, num_layers, [100] * 200)
     assert shared_with_previous(ids_LTK, [100] * 200) == pytest.approx(overlap, abs=0.02)
     assert rank_imbalance(ids_LTK, moe, 8).mean() == pytest.approx(imbalance, rel=0.03)
     assert pair_lift_p99(ids_LTK, moe) == pytest.approx(lift, rel=0.15)
 
 
-@needs_recordings
+@pytest.mark.measured
 @pytest.mark.parametrize(
     ("moe", "num_layers", "domain", "low", "high"),
     [
@@ -167,7 +163,7 @@ def test_replay_has_the_statistics_of_its_recording(file, moe, num_layers, overl
 )
 def test_replayed_counts_keep_the_skew_of_model_and_text(moe, num_layers, domain, low, high):
     """Busiest over mean of the recorded layers 0, 7 and 15, within 4 %: counts are of some 205,000 tokens."""
-    trace = str(TRACES / "olmoe" / "olmoe_mixtral_expert_counts.json")
+    trace = str(shared_file("traces/routing/olmoe/olmoe_mixtral_expert_counts.json"))
     with pytest.raises(UserError, match=f"recorded 3 MoE layers .0, 7, 15., but the model has {num_layers}"):
         Replay(trace=trace, domain=domain).prepare(moe, num_layers, np.random.default_rng(0))
     policy = Replay(trace=trace, domain=domain, layers="nearest")

@@ -4,7 +4,6 @@ Points: NVIDIA aiconfigurator-core 0.12.0, Apache-2.0. Each limit leaves about a
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -21,8 +20,8 @@ from simulator.validation.serving._deployments import deployment_of, stream_inte
 from simulator.validation.serving._models import find_model
 from simulator.validation.serving._points import UnreadableError, read_point
 from simulator.validation.serving._sums import sums_of
+from tests.shared import shared_file
 
-MEASUREMENTS = Path(__file__).parents[2].parent / "shared" / "measurements"
 POINT = {
     "id": "2026_04_06_llama_3_1_8b_h100_sxm_vllm_fp8_agg_128x32_c4_tp1_ep1_1",
     "backend": "vllm",
@@ -173,9 +172,9 @@ def test_settings_of_inferencex_follow_its_scripts():
     assert waits == [20, 20, 0, 0]
 
 
-@pytest.mark.skipif(not MEASUREMENTS.is_dir(), reason="the measured tables are not beside this checkout")
+@pytest.mark.measured
 def test_every_row_is_read_and_a_sample_is_near():
-    table = pd.read_csv(MEASUREMENTS / "serving_points.csv.gz")
+    table = pd.read_csv(shared_file("measurements/serving_points.csv.gz"))
     assert set(COLUMNS) <= set(table.columns)
     _, refused = groups(table)
     assert not refused

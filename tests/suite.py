@@ -1,0 +1,69 @@
+"""What tests need, by where they are and what they ask for, and the light part of the suite, which needs nothing big."""
+
+import sys
+
+import pytest
+
+import tests.cases  # noqa: F401 - its profiles must be there before --hypothesis-profile is read
+from tests.shared import ABSENT, SHARED
+
+HEAVY = ("ray", "torch", "playwright")
+"""Packages that no light test may import."""
+LIGHT = ("unit", "contracts", "laws")
+"""Folders that have light tests."""
+NOT_LIGHT = ("ray", "torch", "browser", "slow", "soak")
+_LEFT_OUT = pytest.StashKey[int]()
+
+
+def pytest_addoption(parser):
+    told = "light: unit and contract tests and laws that need no Ray, torch or browser, nor over a second; heavy: all others"
+    parser.addoption("--part", choices=("light", "heavy"), help=told)
+
+
+def pytest_itemcollected(item):
+    asked = getattr(item, "fixturenames", ())
+    groups = {group for mark in item.iter_markers("xdist_group") for group in mark.args}
+    for name in ("ray", "torch", "browser"):
+        if name in asked or name in groups or (name == "torch" and item.path.parent.name == "runtime"):
+            item.add_marker(name)
+    if item.get_closest_marker("measured") and not SHARED.is_dir():
+        item.add_marker(pytest.mark.skip(reason=ABSENT))
+
+
+def pytest_collection_modifyitems(config, items):
+    # Long tests first: whoever gets the last of them does not leave the other workers waiting for long.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    if part := config.getoption("part"):
+        left_out = [item for item in items if _is_light(item) != (part == "light")]
+        items[:] = [item for item in items if _is_light(item) == (part == "light")]
+        config.hook.pytest_deselected(items=left_out)
+        config.stash[_LEFT_OUT] = len(left_out)
+
+
+def _is_light(item):
+    return item.path.parent.name in LIGHT and not any(map(item.get_closest_marker, NOT_LIGHT))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    result = yield
+    if item.config.getoption("part") == "light" and (found := [name for name in HEAVY if name in sys.modules]):
+        pytest.fail(f"a light test imported {', '.join(found)}: mark what needs it, or leave it out", pytrace=False)
+    return result
+
+
+def pytest_sessionfinish(session):
+    """Tell the process that prints how many tests were left out, which only its workers know."""
+    if hasattr(session.config, "workeroutput") and _LEFT_OUT in session.config.stash:
+        session.config.workeroutput["left_out"] = session.config.stash[_LEFT_OUT]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    if not error and "left_out" in getattr(node, "workeroutput", {}):
+        node.config.stash[_LEFT_OUT] = node.workeroutput["left_out"]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if part := config.getoption("part"):
+        terminalreporter.write_line(f"{config.stash.get(_LEFT_OUT, 0)} tests of these folders are not {part}")
