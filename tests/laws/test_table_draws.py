@@ -20,6 +20,7 @@ def test_an_entry_does_not_hang_on_the_others(tiny, overlap):
         assert found.tobytes() == wanted.tobytes()
 
 
+@pytest.mark.slow
 def test_entries_scatter_little_between_streams(tiny):
     """DeepSeek-V3 over 32 ranks: 0.3 % at the median and 1 % at most over twelve streams, of which five are tried here."""
     plan = tiny.plan("deepseek-v3", attention_dp=32, ep=32, cluster="h100-sxm-32", weight_dtype="fp8_block")
