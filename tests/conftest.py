@@ -9,14 +9,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from simulator import plugins
-from simulator.data import find_file
-from simulator.plan import make_plan
-from simulator.spec.base import validate
-from simulator.spec.cluster import load_cluster
-from simulator.spec.deployment import DeploymentSpec
-from simulator.spec.model import ModelSpec
-from simulator.traces import RequestTrace
+from simulator.base import plugins
+from simulator.base.data import find_file
+from simulator.base.frozen import validate
+from simulator.config.cluster import load_cluster
+from simulator.config.deployment import DeploymentSpec
+from simulator.config.model import ModelSpec
+from simulator.deployment.plan import make_plan
+from simulator.workload.traces import RequestTrace
 
 pytest_plugins = ["tests.suite"]
 
@@ -134,7 +134,7 @@ def tiny(tmp_path_factory):
         return path.name
 
     def model(name, num_layers=4):
-        from simulator.spec.loading import read_toml
+        from simulator.base.reading import read_toml
 
         return validate(ModelSpec, {"name": name, **read_toml(folder / model_path(name, num_layers))}, name)
 

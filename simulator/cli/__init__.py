@@ -13,8 +13,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from simulator import __version__
+from simulator.base.errors import UserError
 from simulator.cli import calibrate, console, describe, execute, plan, run, trace, validate
-from simulator.errors import UserError
 
 app = typer.Typer(
     name="moesim",

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from simulator.base.errors import UserError
 from simulator.cli import console
-from simulator.errors import UserError
 
 _FOLDER = Path("cluster_configs/calibration")
 _DEVICE = Path("this-machine.toml")
@@ -61,9 +61,9 @@ def _calibrate_cpu(out_file: Path, ranks: list[int] | None) -> None:
 
     require("torch")
     require("ray")
-    from simulator.runtime.calibration.file import calibration_toml
-    from simulator.runtime.calibration.host import calibrate as time_machine
-    from simulator.runtime.calibration.host import default_ranks
+    from simulator.calibration.host.file import calibration_toml
+    from simulator.calibration.host.timing import calibrate as time_machine
+    from simulator.calibration.host.timing import default_ranks
     from simulator.runtime.nodes import connect
 
     out_file.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def _calibrate_cpu(out_file: Path, ranks: list[int] | None) -> None:
 
 
 def _calibrate_published(folder: Path, out_folder: Path, names: tuple[str, ...]) -> None:
-    from simulator.validation.fits import fitted_files
+    from simulator.calibration.fits import fitted_files
 
     if out_folder.exists() and not out_folder.is_dir():
         raise UserError(f"--out {out_folder}: is a file; name a folder")

@@ -15,7 +15,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from simulator.errors import UserError
+from simulator.base.errors import UserError
 
 err = Console(stderr=True)
 out = Console()

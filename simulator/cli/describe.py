@@ -17,7 +17,7 @@ def list_(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")] = False,
 ) -> None:
     """List what there is: scenarios, plans, workloads, models, clusters, accelerators and every kind of policy."""
-    from simulator.catalogue import catalogue
+    from simulator.commands.catalogue import catalogue
 
     found = catalogue(family)
     if as_json:
@@ -39,7 +39,7 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Say whether a file is right, down to every name in it and whether the models fit their GPUs; runs nothing."""
-    from simulator.check import check_file
+    from simulator.commands.check import check_file
 
     found = check_file(file, overrides or [])
     if as_json:
@@ -52,6 +52,6 @@ def schema(
     what: Annotated[str, typer.Argument(help="scenario, plan, workload, model, accelerator, cluster or calibration.")] = "scenario",
 ) -> None:
     """Print the JSON Schema of a kind of file, for editors."""
-    from simulator.check import schema_of
+    from simulator.commands.check import schema_of
 
     print(json.dumps(schema_of(what), indent=1))  # noqa: T201

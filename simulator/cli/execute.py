@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from simulator.base.errors import UserError
 from simulator.cli import console
 from simulator.cli.console import Address, AsJson, Out, Seed, Set, SimulatedNodes
-from simulator.errors import UserError
 
 
 def execute(
@@ -28,11 +28,11 @@ def execute(
         raise UserError(
             "--simulated-nodes and --address: nodes are simulated on this machine or found in a cluster; give one of them"
         )
-    from simulator.execute import execute_scenario
-    from simulator.executed import write
+    from simulator.commands.execute import execute_scenario
     from simulator.report.execution import render
-    from simulator.results import check_writable
-    from simulator.scenario import load_scenario
+    from simulator.results.executed import write
+    from simulator.results.folder import check_writable
+    from simulator.scenario.scenario import load_scenario
 
     loaded, path = load_scenario(scenario, overrides or [], seed)
     folder = out_folder or Path("reports/out") / f"{path.stem}_executed"
@@ -52,7 +52,7 @@ def execute(
 
 def print_executed(executed: Any) -> None:
     """Tokens a second and phases, measured beside predicted."""
-    from simulator.executed import KINDS
+    from simulator.results.executed import KINDS
 
     for kind in dict.fromkeys(executed.summary["kind"]):
         own = executed.summary[executed.summary["kind"] == kind]
@@ -101,8 +101,8 @@ def print_executed(executed: Any) -> None:
 
 
 def _phase_rows(executed: Any) -> list[tuple[str, ...]]:
-    from simulator.executed import KINDS, SOURCES
-    from simulator.records import STEP_PHASES
+    from simulator.results.executed import KINDS, SOURCES
+    from simulator.results.tables import STEP_PHASES
 
     columns = [f"{phase}_s" for phase in STEP_PHASES]
     median = executed.steps.groupby(["deployment", "kind", "source"], sort=False)[columns].median()

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from simulator.base.errors import UserError
 from simulator.cli import console
 from simulator.cli.console import Address, AsJson, Out, Seed, Set
-from simulator.errors import UserError
 
 _RUNNERS_UP = 4
 _REASONS = 5
@@ -46,11 +46,11 @@ def plan(
 
     Exit status: 0 where one does, 3 where none does within the limits, 2 where the question is wrong.
     """
-    from simulator.planned import check_writable, made, write
-    from simulator.planner.plan import plan as find
+    from simulator.commands.plan import check_writable, made, write
+    from simulator.planner.capacity import plan as find
     from simulator.planner.store import Store, default_folder
-    from simulator.question import load_question
     from simulator.runtime import require
+    from simulator.scenario.question import load_question
 
     if address is not None:
         require("ray", "--address")
@@ -135,7 +135,7 @@ def print_plan(answer: dict[str, Any], width: int | None) -> None:
 def _candidates(answer: dict[str, Any], width: int | None) -> Iterator[Text]:
     """A row a deployment under the headings of its numbers, the text of the deployment last."""
     from simulator.report.plan_tables import groups
-    from simulator.report.plan_text import amount, percent, target_short, times, value_text
+    from simulator.results.plan_text import amount, percent, target_short, times, value_text
 
     limits, currency = answer.get("targets", {}), answer.get("currency", "USD")
     head = [f"{currency}/hour", f"{currency}/1M out", "GPUs", *map(target_short, limits), "tightest"]

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from simulator.base.errors import UserError
 from simulator.cli import console
 from simulator.cli.console import Address, AsJson, Seed, Set, SimulatedNodes
-from simulator.errors import UserError
 
 app = typer.Typer(
     no_args_is_help=True, help="Record which experts a model chooses, as a file that routing = { kind = 'replay' } reads."
@@ -47,7 +47,7 @@ def train(
     if weights is not None:
         _check_suffix(weights, ".safetensors")
         files["weights"] = weights
-    from simulator.record import train_and_record, write_training
+    from simulator.commands.record_trace import train_and_record, write_training
 
     with ExitStack() as stack:
         # All files or none: each is renamed to its name when all are written.
@@ -75,7 +75,7 @@ def transformers(
 ) -> None:
     """Record the choices of a Hugging Face mixture of experts (Mixtral, OLMoE, Qwen-MoE, DeepSeek ...)."""
     _check_suffix(target, ".npz")
-    from simulator.record import describe, record_transformers
+    from simulator.commands.record_trace import describe, record_transformers
     from simulator.runtime.recording.trace_file import write_recording
 
     with console.whole_file(target) as partial:
@@ -100,9 +100,9 @@ def runtime(
 ) -> None:
     """Record what the routers of a deployment choose while its shards run for real."""
     _check_suffix(target, ".npz")
-    from simulator.record import describe, record_runtime
+    from simulator.commands.record_trace import describe, record_runtime
     from simulator.runtime.recording.trace_file import write_recording
-    from simulator.scenario import load_scenario
+    from simulator.scenario.scenario import load_scenario
 
     loaded, path = load_scenario(scenario, overrides or [], seed)
     with console.whole_file(target) as partial:

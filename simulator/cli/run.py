@@ -12,9 +12,9 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from simulator.base.errors import UserError
 from simulator.cli import console
 from simulator.cli.console import AsJson, Out, Seed, Set
-from simulator.errors import UserError
 
 _LONGEST_NAME = 22
 """Characters of a line of a deployment's name over its column."""
@@ -33,10 +33,10 @@ def run(
     """Replay a workload on every deployment of a scenario, and write a results folder with a report."""
     if fidelity not in ("step", "rank", "message"):
         raise UserError(f"--fidelity {fidelity or repr(fidelity)}: must be step, rank or message")
+    from simulator.commands.run import run_scenario
     from simulator.report.page import render
-    from simulator.results import check_writable, write
-    from simulator.run import run_scenario
-    from simulator.scenario import load_scenario
+    from simulator.results.folder import check_writable, write
+    from simulator.scenario.scenario import load_scenario
 
     loaded, path = load_scenario(scenario, overrides or [], seed)
     folder = out_folder or Path("reports/out") / path.stem
@@ -65,8 +65,8 @@ def report(
 ) -> None:
     """Build the report again from results folders of moesim run, or from one of moesim execute or moesim plan."""
     from simulator.report.page import render
-    from simulator.results import merge, read
-    from simulator.verdict import with_verdict
+    from simulator.results.folder import merge, read
+    from simulator.results.verdict import with_verdict
 
     if any(map(_is_plan, folders)):
         _report_plan(folders, out_file, as_json)
@@ -100,9 +100,9 @@ def _is_executed(folder: Path) -> bool:
 
 
 def _report_executed(folder: Path, out_file: Path | None, as_json: bool) -> None:
-    from simulator.executed import read
     from simulator.report.execution import render
     from simulator.report.execution_verdict import verdict
+    from simulator.results.executed import read
 
     try:
         executed = read(folder)
@@ -118,12 +118,12 @@ def _report_executed(folder: Path, out_file: Path | None, as_json: bool) -> None
 
 
 def _is_plan(folder: Path) -> bool:
-    """As :func:`simulator.planned.is_plan`, which is not imported for this: it brings the engine along."""
+    """As :func:`simulator.commands.plan.is_plan`, which is not imported for this: it brings the engine along."""
     return (folder / "plan.json").is_file()
 
 
 def _report_plan(folders: list[Path], out_file: Path | None, as_json: bool) -> None:
-    from simulator.planned import read
+    from simulator.commands.plan import read
     from simulator.report.plan_page import render
 
     if len(folders) > 1:
@@ -160,9 +160,9 @@ def _wrapped(text: str, indent: str) -> str:
 
 def _comparison(results: Any, width: int) -> Iterator[Text]:
     """The key metrics, a column a deployment, the best in bold; as many columns side by side as fit in ``width``."""
-    from simulator.metrics import METRICS
-    from simulator.report.formats import KEY_METRICS, heading_unit, metric, winners
-    from simulator.verdict import short_names
+    from simulator.results.formats import KEY_METRICS, heading_unit, metric, winners
+    from simulator.results.metrics import METRICS
+    from simulator.results.verdict import short_names
 
     names = [textwrap.wrap(name, _LONGEST_NAME) for name in short_names(results).values()]
     currencies = [results.run["deployments"][name]["currency"] for name in results.deployments]

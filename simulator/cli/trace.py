@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from simulator.base.errors import UserError, did_you_mean
 from simulator.cli import console, record
 from simulator.cli.console import AsJson, Seed
-from simulator.errors import UserError, did_you_mean
 
 app = typer.Typer(no_args_is_help=True, help="Describe, convert and make request traces, and record expert choices.")
 app.add_typer(record.app, name="record")
@@ -22,7 +22,7 @@ def info(
     as_json: AsJson = False,
 ) -> None:
     """Describe a trace: where it comes from, rate, burstiness, lengths, prefixes."""
-    from simulator.workload import describe
+    from simulator.workload.requests import describe
 
     trace = _load_trace(source, seed)
     found = {"source": source, "provenance": trace.provenance, **describe(trace), "notes": list(trace.notes)}
@@ -52,9 +52,9 @@ def generate(
 
 
 def _load_trace(source: str, seed: int | None) -> Any:
-    from simulator.data import available_files
-    from simulator.spec.workload import WorkloadSpec
-    from simulator.workload import load_requests, read_trace
+    from simulator.base.data import available_files
+    from simulator.config.workload import WorkloadSpec
+    from simulator.workload.requests import load_requests, read_trace
 
     path, shipped = Path(source), available_files("workloads/requests")
     if path.exists() and path.suffix != ".toml":
@@ -65,7 +65,7 @@ def _load_trace(source: str, seed: int | None) -> Any:
 
 
 def _write_trace(source: str, seed: int | None, target: Path) -> None:
-    from simulator.traces.table import write_table
+    from simulator.workload.traces.table import write_table
 
     if target.suffix not in (".parquet", ".csv"):
         raise UserError(f"{target}: must end in .parquet or .csv, which says the format to write")

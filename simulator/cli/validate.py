@@ -16,9 +16,9 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand
 
+from simulator.base.errors import UserError
 from simulator.cli import console
 from simulator.cli.console import AsJson
-from simulator.errors import UserError
 
 app = typer.Typer(
     invoke_without_command=True, help="Show how far predictions are from measurements: the suites that ship, or your own tables."
@@ -60,7 +60,7 @@ def validate(
             raise UserError(f"{misplaced[0]}: must stand behind '{context.invoked_subcommand}'")
         return
     from simulator.report.scoreboard import render
-    from simulator.results import check_writable
+    from simulator.results.folder import check_writable
     from simulator.validation.board import everything, write
 
     folder = out_folder or Path("reports/out/validate")
@@ -166,7 +166,7 @@ def _answer_one(
 
 def as_numbers(board: Any) -> dict[str, Any]:
     """The scoreboard for another program: not a number is null."""
-    from simulator.scores import grouped, judged, reasons
+    from simulator.results.scores import grouped, judged, reasons
 
     tables = {
         "scores": grouped(board.rows),
@@ -184,7 +184,7 @@ def as_numbers(board: Any) -> dict[str, Any]:
 
 def print_board(board: Any) -> None:
     """The scores of each suite, its targets, what the words mean, and what cannot be answered or compared and why."""
-    from simulator.scores import IN_SAMPLE, grouped, judged, reasons, remarks, score, tally
+    from simulator.results.scores import IN_SAMPLE, grouped, judged, reasons, remarks, score, tally
 
     out = console.out if console.out.is_terminal else Console(width=_WIDTH)
     if board.rows.empty and not remarks(board):
@@ -218,7 +218,7 @@ _LEGEND = (
 
 
 def _scores_table(total: dict[Any, Any], groups: Any, in_sample: bool) -> Table:
-    from simulator.scores import title_of
+    from simulator.results.scores import title_of
 
     title = title_of(total["suite"], total["quantity"])
     drawn = Table(title=f"{title}, in sample" if in_sample else title, **_LOOK)
@@ -267,7 +267,7 @@ def percent(value: float, *limits: float, digits: int = 0, sign: str = "") -> st
     >>> percent(0.0812, digits=1), percent(12.3, digits=1), percent(-0.02, sign="+"), percent(float("nan")), percent(0.253, 0.25)
     ('8.1%', '1230%', '-2%', '-', '25.3%')
     """
-    from simulator.scores import digits_beside
+    from simulator.results.scores import digits_beside
 
     if math.isnan(value):
         return "-"

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.spec.calibration import Calibration, CollectiveFit
-from simulator.spec.calibration.exchange import doublings
-from simulator.topology import Fabric
+from simulator.config.calibration import Calibration, CollectiveFit
+from simulator.config.calibration.exchange import doublings
+from simulator.policies.topology import Fabric
 from simulator.work.layout import Layout
 
 Floats = NDArray[np.float64]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from simulator.spec.cluster import ClusterSpec, WireSpec
-from simulator.spec.deployment import PrefillPoolSpec
+from simulator.config.cluster import ClusterSpec, WireSpec
+from simulator.config.deployment import PrefillPoolSpec
 from simulator.work.layout import Layout
 from simulator.work.memory import CacheSize
 

@@ -14,7 +14,7 @@ import numba
 
 from simulator.engine.blocks import available, blocks_for, count_hits, hold, release, share_prompt, take
 from simulator.engine.state import Clock, Limits, Ranks, Requests
-from simulator.records import GAP_BINS_PER_DECADE, NUM_GAP_BINS, SHORTEST_GAP_S
+from simulator.results.tables import GAP_BINS_PER_DECADE, NUM_GAP_BINS, SHORTEST_GAP_S
 
 
 @numba.njit(cache=True)

@@ -8,15 +8,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.errors import UserError
+from simulator.deployment.memory import check_requests
+from simulator.deployment.plan import Plan
 from simulator.engine.limits import make_limits, scaled_blocks
 from simulator.engine.replica import Replica
 from simulator.engine.state import start_requests
 from simulator.engine.table import StepTable
-from simulator.errors import UserError
-from simulator.fit import check_requests
-from simulator.plan import Plan
-from simulator.traces import RequestTrace
-from simulator.workload import longest_tokens
+from simulator.workload.requests import longest_tokens
+from simulator.workload.traces import RequestTrace
 
 
 class Served(NamedTuple):

@@ -11,18 +11,18 @@ import numpy as np
 import pandas as pd
 import simpy
 
+from simulator.deployment.plan import Plan
+from simulator.engine.assembly import make_record
 from simulator.engine.fabric import FluidWires
 from simulator.engine.message import MessageWires
 from simulator.engine.pool import Pool, send, sent_s
 from simulator.engine.pools import Pools
-from simulator.engine.record import make_record
 from simulator.engine.replica import ByRanks, ByTable, Execute
 from simulator.engine.state import Ints
 from simulator.engine.table import StepTable, make_table
-from simulator.plan import Plan
-from simulator.price import Prices
-from simulator.records import DeploymentRecord
-from simulator.traces import RequestTrace
+from simulator.results.tables import DeploymentRecord
+from simulator.step.prices import Prices
+from simulator.workload.traces import RequestTrace
 
 Fidelity = Literal["step", "rank", "message"]
 Progress = Callable[[int], None]

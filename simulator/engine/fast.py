@@ -33,7 +33,7 @@ LOG_COLUMNS = (
     "load_imbalance",
     "read_bytes",
 )
-"""Columns of a step's row in the log: those of :data:`simulator.records.STEP_COLUMNS`, the expert load imbalance, and the bytes
+"""Columns of a step's row in the log: those of :data:`simulator.results.tables.STEP_COLUMNS`, the expert load imbalance, and the bytes
 of weights and cache that the mean rank had to read."""
 _ATTENTION = 7
 

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import simpy
 
+from simulator.deployment.plan import Plan
 from simulator.engine.fabric import FluidWires
 from simulator.engine.rank import StepTimes, finish_step, run_step
-from simulator.plan import Plan
-from simulator.price import Prices
-from simulator.program import Batch
+from simulator.step.prices import Prices
+from simulator.step.program import Batch
 
 
 class EvenStep(NamedTuple):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
+from simulator.deployment.plan import Plan
 from simulator.engine.state import Limits
-from simulator.plan import Plan
-from simulator.traces import RequestTrace
+from simulator.workload.traces import RequestTrace
 
 
 def make_limits(plan: Plan, trace: RequestTrace) -> Limits:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from simulator.cost.comm import Exchange
 from simulator.engine.fabric import largest, shared_rates
-from simulator.program import Busy, Finish, Operation, Start, Together
-from simulator.records import STEP_PHASES
+from simulator.results.tables import STEP_PHASES
+from simulator.step.program import Busy, Finish, Operation, Start, Together
 
 _BUSY, _START, _FINISH = 0, 1, 2
 _PHASES = {phase: number for number, phase in enumerate(STEP_PHASES)}

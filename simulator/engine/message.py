@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from simpy.events import Event, ProcessGenerator
 
 from simulator.cost.comm import Exchange
-from simulator.topology import Fabric
+from simulator.policies.topology import Fabric
 
 _PARCELS = 8
 """Parcels that a message is cut into. A link serves waiting parcels in turn, so messages that share it progress together, and

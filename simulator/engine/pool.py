@@ -9,15 +9,15 @@ import numpy as np
 import simpy
 from simpy.events import Event, ProcessGenerator
 
+from simulator.deployment.memory import check_requests
+from simulator.deployment.plan import Plan
 from simulator.engine.limits import make_limits, scaled_blocks
 from simulator.engine.replica import Execute, Replica
 from simulator.engine.state import Floats, Ints, Limits, Requests, start_requests
 from simulator.engine.table import StepTable
-from simulator.fit import check_requests
-from simulator.plan import Plan
-from simulator.price import Prices
-from simulator.traces import RequestTrace
-from simulator.workload import longest_tokens
+from simulator.step.prices import Prices
+from simulator.workload.requests import longest_tokens
+from simulator.workload.traces import RequestTrace
 
 
 class Pool:

@@ -15,13 +15,13 @@ import simpy
 from simpy.events import ProcessGenerator
 
 from simulator.cost.transfer import Transfer
+from simulator.deployment.plan import Plan
 from simulator.engine.limits import make_limits
 from simulator.engine.pool import Pool, send, sent_s
 from simulator.engine.replica import ByTable, Execute
 from simulator.engine.state import Floats, Ints
 from simulator.engine.table import StepTable
-from simulator.plan import Plan
-from simulator.traces import RequestTrace
+from simulator.workload.traces import RequestTrace
 
 
 class Pools:
@@ -86,7 +86,7 @@ class Pools:
     def _first_token_s(self) -> Floats:
         """When each prompt's first token is there and its cache can leave.
 
-        Measured pools take longer than steps and waiting explain (:class:`~simulator.spec.calibration.disaggregation.DisaggregationFit`),
+        Measured pools take longer than steps and waiting explain (:class:`~simulator.config.calibration.disaggregation.DisaggregationFit`),
         which delays a request and takes no more of the workers' time.
         """
         own = self.prefill.requests

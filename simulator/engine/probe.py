@@ -9,17 +9,17 @@ import numpy as np
 import pandas as pd
 import simpy
 
+from simulator.deployment.plan import Plan
 from simulator.engine.fabric import FluidWires
 from simulator.engine.rank import finish_step, run_step
-from simulator.plan import Plan
-from simulator.price import Prices
-from simulator.program import Batch
-from simulator.records import EXPERT_COLUMNS, RANK_COLUMNS, SPAN_COLUMNS, TRAFFIC_COLUMNS
+from simulator.results.tables import EXPERT_COLUMNS, RANK_COLUMNS, SPAN_COLUMNS, TRAFFIC_COLUMNS
+from simulator.step.prices import Prices
+from simulator.step.program import Batch
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Tables of :mod:`simulator.records`, without the deployment's name."""
+    """Tables of :mod:`simulator.results.tables`, without the deployment's name."""
 
     ranks: pd.DataFrame
     experts: pd.DataFrame

@@ -11,8 +11,8 @@ from simpy.events import Event, ProcessGenerator
 from simulator.cost.comm import Exchange
 from simulator.engine.cores import SharedCores
 from simulator.engine.fabric import Wires
-from simulator.program import Busy, Finish, Operation, Start, Together
-from simulator.records import STEP_PHASES
+from simulator.results.tables import STEP_PHASES
+from simulator.step.program import Busy, Finish, Operation, Start, Together
 
 
 class Span(NamedTuple):

@@ -10,16 +10,16 @@ import simpy
 from numpy.typing import NDArray
 from simpy.events import Event, ProcessGenerator
 
+from simulator.deployment.plan import POOL_TOKENS
 from simulator.engine.batching import complete_step, form_step, push
 from simulator.engine.fabric import Wires
 from simulator.engine.fast import LOG_COLUMNS, advance, in_flight, leap, observe, price_step
 from simulator.engine.rank import StepTimes, run_step
 from simulator.engine.state import Limits, Requests, start_clock, start_ranks
 from simulator.engine.table import StepTable
-from simulator.plan import POOL_TOKENS
-from simulator.price import Prices
-from simulator.program import Batch
-from simulator.records import STEP_PHASES
+from simulator.results.tables import STEP_PHASES
+from simulator.step.prices import Prices
+from simulator.step.program import Batch
 
 _LOG_ROWS = 8192
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.records import NUM_GAP_BINS
-from simulator.traces import RequestTrace
+from simulator.results.tables import NUM_GAP_BINS
+from simulator.workload.traces import RequestTrace
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

@@ -10,16 +10,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.errors import UserError
 from simulator.cost.comm import Exchange
 from simulator.cost.compute import Rates
-from simulator.dispatch import limits_of
+from simulator.deployment.plan import POOL_TOKENS
 from simulator.engine.lockstep import Lockstep
-from simulator.errors import UserError
-from simulator.experts import ExpertStep
-from simulator.overlap import first_half, interleave
-from simulator.plan import POOL_TOKENS
-from simulator.price import PHASES, Prices
-from simulator.program import Busy, Operation, Together
+from simulator.policies.dispatch import limits_of
+from simulator.step.expert_prices import ExpertStep
+from simulator.step.prices import PHASES, Prices
+from simulator.step.program import Busy, Operation, Together
+from simulator.step.two_batch import first_half, interleave
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from simulator.data import looked_up_once
+from simulator.base.data import looked_up_once
 from simulator.planner.conditions import Conditions
 from simulator.planner.confidence import table_of
 from simulator.planner.draws import DRAWS

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from simulator.config.deployment import DeploymentSpec
 from simulator.planner.explore import Explorer, Finding, Sized, deployment, sized_as_found
 from simulator.planner.room import headroom
 from simulator.planner.search import Found
-from simulator.spec.deployment import DeploymentSpec
 
 
 class Priced(NamedTuple):
@@ -88,15 +88,15 @@ def summary(found: Found, doubts: dict[str, Any] | None = None) -> dict[str, Any
     """The answer as JSON: numbers, no objects.
 
     Args:
-        doubts: what :func:`simulator.planner.doubts.doubts` found, to be part of it.
+        doubts: what :func:`simulator.planner.uncertainty.doubts` found, to be part of it.
     """
     # They draw on this module, and are put together here.
     from simulator.planner import words
-    from simulator.planner.bands import held
     from simulator.planner.basis import basis
     from simulator.planner.crossover import crossover_of
     from simulator.planner.handover import handover
     from simulator.planner.pareto import pareto
+    from simulator.planner.row_bands import held
     from simulator.planner.sizes import around
     from simulator.planner.why_not import nearest, of_each_model
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from simulator.base.frozen import Policy
+from simulator.config.capacity import CandidateModel, Question
+from simulator.config.model import load_model
 from simulator.planner.space import Space
-from simulator.spec.base import Policy
-from simulator.spec.model import load_model
-from simulator.spec.planning import CandidateModel, Question
 
 _SKEW = ("sigma", "exponent")
 """Keys of routing policies that say how unevenly experts are popular; 0 is evenly."""

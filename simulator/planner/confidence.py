@@ -1,7 +1,7 @@
 """How sure the choice is: bands from the calibration's error, other samples of requests and other samples of experts' choices.
 
 The few deployments that are compared most closely are simulated with the calibration off by what it may be off
-(:mod:`simulator.planner.draws`), and with other samples; :mod:`simulator.planner.bands` gives all other figures theirs.
+(:mod:`simulator.planner.draws`), and with other samples; :mod:`simulator.planner.row_bands` gives all other figures theirs.
 """
 
 from __future__ import annotations

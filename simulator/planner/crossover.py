@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simulator.plan import make_plan
+from simulator.config.capacity import Crossover, Question
+from simulator.deployment.plan import make_plan
 from simulator.planner.conditions import Conditions, apply
 from simulator.planner.curve import Curve
 from simulator.planner.draws import around_one
@@ -27,7 +28,6 @@ from simulator.planner.screen import by_cost
 from simulator.planner.search import Found
 from simulator.planner.space import Design, Ruled, Space
 from simulator.planner.steady import Loads, Steady, fixed
-from simulator.spec.planning import Crossover, Question
 
 TERMS: dict[str, str] = {
     "weights": "weight streaming",

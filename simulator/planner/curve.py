@@ -12,12 +12,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.cost.compute import Phase
 from simulator.cost.compute.context import kernels_s
-from simulator.plan import Plan
+from simulator.deployment.plan import Plan
 from simulator.planner.traffic import Traffic
-from simulator.price import Prices
-from simulator.spec.dtypes import BYTES_PER_ELEMENT
+from simulator.step.prices import Prices
 from simulator.work.context import total_sums
 
 Floats = NDArray[np.float64]

@@ -22,10 +22,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.plan import Plan
+from simulator.base.streams import open_stream
+from simulator.config.calibration import Fit
+from simulator.deployment.plan import Plan
 from simulator.planner.curve import Terms
-from simulator.spec.calibration import Fit
-from simulator.streams import open_stream
 
 Floats = NDArray[np.float64]
 

@@ -14,7 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simulator.plan import Plan, make_plan
+from simulator.config.calibration import Calibration, CalibrationFile, Fit
+from simulator.config.host import load_any_calibration
+from simulator.deployment.plan import Plan, make_plan
 from simulator.planner.curve import Curve
 from simulator.planner.draws import DRAWS, Floats, Table, around_one, band_of_fit, kernels_of, own_of
 from simulator.planner.explore import Finding
@@ -22,8 +24,6 @@ from simulator.planner.screen import Judge, Option, Served
 from simulator.planner.space import Design, Space
 from simulator.planner.traffic import Traffic
 from simulator.planner.whatif import AS_ASKED, Change, Trials
-from simulator.spec.calibration import Calibration, CalibrationFile, Fit
-from simulator.spec.host import load_any_calibration
 
 _FACTORS = 27
 _FURTHEST = 2.6

@@ -7,17 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from simulator.base.errors import UserError
+from simulator.config.deployment import DeploymentSpec, PrefillPoolSpec
+from simulator.deployment.plan import Plan, make_plan
 from simulator.engine.cluster import serve_requests
 from simulator.engine.table import StepTable, make_table
-from simulator.errors import UserError
-from simulator.plan import Plan, make_plan
 from simulator.planner.risk import risk
 from simulator.planner.screen import Option
 from simulator.planner.space import Space
 from simulator.planner.traffic import Traffic
 from simulator.planner.trial import BACKLOG, Outcome, outcome
-from simulator.price import Prices
-from simulator.spec.deployment import DeploymentSpec, PrefillPoolSpec
+from simulator.step.prices import Prices
 
 _FIRST, _LATER = ("ttft_s", "e2e_s", BACKLOG), ("tpot_s", "e2e_s", BACKLOG)
 """Targets that prompts decide, and those that decoding does."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from itertools import groupby
 from typing import Any
 
-from simulator.report.formats import TIMES, number
+from simulator.results.formats import TIMES, number
 
 Row = dict[str, Any]
 

@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from simulator.data import available_files
-from simulator.plan import make_plan
+from simulator.base.data import available_files
+from simulator.base.writing import toml_text
+from simulator.config.capacity import Percentiles
+from simulator.config.deployment import DeploymentSpec
+from simulator.config.workload import SLO, WorkloadSpec
+from simulator.deployment.plan import make_plan
 from simulator.planner.answer import best_of_each, deployment_of, text_of
 from simulator.planner.explore import Finding
 from simulator.planner.launch import Command, launch
 from simulator.planner.search import Found
-from simulator.spec.deployment import DeploymentSpec
-from simulator.spec.planning import Percentiles
-from simulator.spec.workload import SLO, WorkloadSpec
-from simulator.spec.writing import toml_text
-from simulator.workload import load_requests, source_arrivals_s
+from simulator.workload.requests import load_requests, source_arrivals_s
 
 RECOMMENDED, COMPARED = "recommended.toml", "compared.toml"
 """Scenario files beside the plan's other results: the first choice, and all that are recommended side by side."""

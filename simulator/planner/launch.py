@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from simulator.plan import Plan
+from simulator.base.plugins import available, build
+from simulator.config.pruning import pruning_text
+from simulator.deployment.plan import Plan
 from simulator.planner.serving import Engine, Place, Role, Server, Weights, places, weights_of
-from simulator.plugins import available, build
-from simulator.spec.pruning import pruning_text
 
 _NAMES: dict[Role, str] = {"both": "server", "prompts": "prompt server", "decoding": "decode server"}
 

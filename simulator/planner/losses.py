@@ -6,7 +6,7 @@ import math
 from itertools import combinations
 from typing import Any
 
-from simulator.plan import make_plan
+from simulator.deployment.plan import make_plan
 from simulator.planner.explore import Finding, Sized
 from simulator.planner.screen import Option
 from simulator.planner.space import Machines

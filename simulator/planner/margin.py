@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simulator.plan import Plan
+from simulator.deployment.plan import Plan
 from simulator.planner.draws import Z_80, Floats, kernels_of, loading, own_of
 from simulator.planner.estimate import bands_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from simulator.plan import make_plan
+from simulator.deployment.plan import make_plan
 from simulator.planner.answer import text_of
 from simulator.planner.draws import around_one
 from simulator.planner.estimate import bands_of

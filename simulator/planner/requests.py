@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from simulator.errors import UserError
+from simulator.base.errors import UserError
+from simulator.config.capacity import Percentiles, Question
 from simulator.planner.traffic import LEAST_STAYS, Traffic, busiest, led
-from simulator.question import requests_of
-from simulator.spec.planning import Percentiles, Question
-from simulator.traces import RequestTrace
+from simulator.scenario.question import requests_of
+from simulator.workload.traces import RequestTrace
 
 _STAYS = 8.0
 """Stays that generated requests last for behind their lead-in: queues near the most that can be carried build up slowly."""

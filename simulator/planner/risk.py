@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from statistics import NormalDist
 
-from simulator.plan import Plan
+from simulator.deployment.plan import Plan
 from simulator.planner.draws import Z_80, band_of_fit
 from simulator.planner.trial import Outcome
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.plan import Plan
+from simulator.deployment.plan import Plan
 from simulator.planner.curve import Curve, Floats
 from simulator.planner.space import NO_CACHE, TOO_FEW, TOO_SLOW, Design, Ruled, Space
 from simulator.planner.speeds import Speed, Speeds, pareto

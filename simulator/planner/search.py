@@ -12,8 +12,11 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from simulator.data import looked_up_once
-from simulator.errors import UserError
+from simulator.base.data import looked_up_once
+from simulator.base.errors import UserError
+from simulator.base.frozen import Policy
+from simulator.config.capacity import Question
+from simulator.parallel.workers import Workers, hired
 from simulator.planner.explore import Explorer, Finding, Sized, sized_as_found
 from simulator.planner.requests import lasting, traffic_of
 from simulator.planner.screen import Option, Screened, by_cost, parts, screen
@@ -21,9 +24,6 @@ from simulator.planner.space import Ruled, Space
 from simulator.planner.store import Store, key_of
 from simulator.planner.traffic import Traffic
 from simulator.planner.trial import Outcome
-from simulator.spec.base import Policy
-from simulator.spec.planning import Question
-from simulator.sweep import Workers, hired
 
 
 class Tick(Protocol):

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from simulator.planner.answer import best_of_each, text_of
-from simulator.planner.bands import costs_band, held, ratio_band
 from simulator.planner.conditions import Conditions, unchanged
 from simulator.planner.confidence import Costs
 from simulator.planner.draws import Floats, Table
 from simulator.planner.explore import Finding
+from simulator.planner.row_bands import costs_band, held, ratio_band
 from simulator.planner.screen import Option
 from simulator.planner.search import Found
 from simulator.planner.space import Space

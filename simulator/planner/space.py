@@ -9,14 +9,14 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-from simulator.errors import UserError
-from simulator.plan import Plan, make_plan
-from simulator.spec.base import Policy
-from simulator.spec.cluster import ClusterSpec, load_kind
-from simulator.spec.deployment import DeploymentSpec, ParallelSpec
-from simulator.spec.model import ModelSpec, load_model
-from simulator.spec.planning import CandidateCluster, CandidateModel, Question
-from simulator.spec.pruning import Pruning, pruning_text
+from simulator.base.errors import UserError
+from simulator.base.frozen import Policy
+from simulator.config.capacity import CandidateCluster, CandidateModel, Question
+from simulator.config.cluster import ClusterSpec, load_kind
+from simulator.config.deployment import DeploymentSpec, ParallelSpec
+from simulator.config.model import ModelSpec, load_model
+from simulator.config.pruning import Pruning, pruning_text
+from simulator.deployment.plan import Plan, make_plan
 from simulator.work.layout import uneven_heads
 
 _WHERE = "plan"

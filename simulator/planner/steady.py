@@ -14,11 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.plan import Plan
+from simulator.deployment.plan import Plan
 from simulator.planner.curve import Curve, Floats, Terms
 from simulator.planner.space import Design
 from simulator.planner.traffic import Traffic
-from simulator.traces import RequestTrace
+from simulator.workload.traces import RequestTrace
 
 _FULL = 0.95
 """Of the cache's blocks and of a step's tokens: what is used in the mean where requests do not come evenly."""

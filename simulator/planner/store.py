@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from simulator import __version__
-from simulator.data import search_folders
-from simulator.errors import UserError
+from simulator.base.data import search_folders
+from simulator.base.errors import UserError
 
-_LEFT_OUT = ("cli", "report", "runtime", "layers", "validation")
+_LEFT_OUT = ("calibration", "cli", "commands", "report", "runtime", "validation")
 """Packages that no finding depends on."""
 _FAMILIES = (
     "workloads/models",

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from simulator.metrics import latencies, meets
-from simulator.spec.planning import Targets
-from simulator.spec.workload import SLO
+from simulator.config.capacity import Targets
+from simulator.config.workload import SLO
+from simulator.results.metrics import latencies, meets
 
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 _WORST = 1e9

@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from simulator.planner.answer import best_of_each, row_of
-from simulator.planner.bands import costs_band, held, ratio_band
 from simulator.planner.conditions import Conditions
 from simulator.planner.confidence import Costs
 from simulator.planner.draws import Floats, Table
 from simulator.planner.estimate import Estimator
 from simulator.planner.explore import Finding
+from simulator.planner.row_bands import costs_band, held, ratio_band
 from simulator.planner.screen import Option, by_cost
 from simulator.planner.search import Found
 from simulator.planner.whatif import SHORT_REQUESTS, Change, Trials, cost_of, gpu_hour
-from simulator.report.formats import TIMES
+from simulator.results.formats import TIMES
 
 RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Times the traffic that was asked for."""

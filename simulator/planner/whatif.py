@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from simulator.config.capacity import Percentiles, Question
+from simulator.config.workload import SLO
 from simulator.planner.conditions import Conditions, apply
 from simulator.planner.explore import Explorer, Finding, Sized
 from simulator.planner.requests import is_generated, traffic_of
@@ -20,8 +22,6 @@ from simulator.planner.space import Space
 from simulator.planner.store import Store, key_of
 from simulator.planner.traffic import Traffic, subset
 from simulator.planner.trial import Outcome
-from simulator.spec.planning import Percentiles, Question
-from simulator.spec.workload import SLO
 
 MOST_REQUESTS, MOST_STAYS = 3_000, 2.0
 """Of the busiest stretch that is looked at, at the traffic that was asked for; it lasts longer where requests stay for long."""

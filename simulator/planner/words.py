@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from simulator.planner.trial import BACKLOG
-from simulator.report.formats import TIMES, seconds
-from simulator.report.plan_text import gpus, hourly, is_floor, money, percent, target_text, times, value_text
+from simulator.results.formats import TIMES, seconds
+from simulator.results.plan_text import gpus, hourly, is_floor, money, percent, target_text, times, value_text
 
 _ALIKE = 0.005
 """Costs that differ by less are the same in words."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from simulator.executed import Executed
 from simulator.report import tables
 from simulator.report.cards import Cards, drawn_sections
 from simulator.report.document import described, document, facts_list, in_sections
@@ -13,6 +12,7 @@ from simulator.report.execution_numbers import tidy
 from simulator.report.execution_tables import assumed, calibration_warning, faults_table, numbers_table
 from simulator.report.execution_verdict import verdict
 from simulator.report.markup import Markup, join, tag
+from simulator.results.executed import Executed
 
 _NUMBERS = (
     "The numbers of summary.csv: medians over measured steps, and the largest difference between a hidden value of the distributed "

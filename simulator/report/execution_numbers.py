@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from simulator.executed import KINDS, Executed
-from simulator.records import STEP_PHASES
+from simulator.results.executed import KINDS, Executed
+from simulator.results.tables import STEP_PHASES
 
 TITLES = {kind: words.capitalize() for kind, words in KINDS.items()}
 """Kinds of step as headings."""

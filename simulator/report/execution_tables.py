@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from simulator.executed import KINDS, SUMMARY_COLUMNS, Executed
 from simulator.report import tables
 from simulator.report.execution_numbers import TITLES, kind_of_step, kinds
-from simulator.report.formats import UNDEFINED, number, parameters, seconds
 from simulator.report.markup import Markup, join, tag
+from simulator.results.executed import KINDS, SUMMARY_COLUMNS, Executed
+from simulator.results.formats import UNDEFINED, number, parameters, seconds
 
 
 def _percent(value: float) -> str:

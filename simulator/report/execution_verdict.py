@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from simulator.executed import KINDS, Executed
 from simulator.report import style
 from simulator.report.execution_numbers import kinds, row, spread_s, tidy
-from simulator.report.formats import TIMES, number, parameters, seconds
+from simulator.results.executed import KINDS, Executed
+from simulator.results.formats import TIMES, number, parameters, seconds
 
 _SAME = 0.15
 """Models whose parameters differ by less than this share have "as many"."""

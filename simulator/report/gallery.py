@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
 
 import plotly.graph_objects as go
 
-from simulator import plugins
+from simulator.base import plugins
 
 Drawn: TypeAlias = go.Figure | dict[str, go.Figure] | None
 """What a figure draws: one plot, several by heading (such as one a deployment), or nothing where there is nothing to show."""

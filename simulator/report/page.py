@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from simulator.metrics import METRICS
 from simulator.report import style, tables
 from simulator.report.cards import Cards, drawn_sections
 from simulator.report.document import described, document, facts_list, in_sections
 from simulator.report.figures import figures
-from simulator.report.formats import KEY_METRICS, UNDEFINED, number, seconds
 from simulator.report.markup import Markup, join, tag
-from simulator.results import Results
+from simulator.results.folder import Results
+from simulator.results.formats import KEY_METRICS, UNDEFINED, number, seconds
+from simulator.results.metrics import METRICS
 
 
 def render(results: Results) -> str:

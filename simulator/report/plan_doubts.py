@@ -7,11 +7,11 @@ from functools import partial
 from typing import Any
 
 from simulator.report.document import facts_list
-from simulator.report.formats import TIMES, number
 from simulator.report.markup import Markup, join, tag
 from simulator.report.plan_bands import Band, band, between
 from simulator.report.plan_tables import listed
-from simulator.report.plan_text import hourly, percent, target_text, times, value_text
+from simulator.results.formats import TIMES, number
+from simulator.results.plan_text import hourly, percent, target_text, times, value_text
 
 
 def confidence(answer: dict[str, Any]) -> Markup | None:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from simulator.report import plan_tables, tables
 from simulator.report.cards import Cards, drawn_sections
 from simulator.report.document import described, document, facts_list, in_sections
-from simulator.report.formats import UNDEFINED, number
 from simulator.report.gallery import plots
 from simulator.report.markup import Markup, join, tag
 from simulator.report.plan_bands import band, between, has_bands
@@ -16,8 +15,9 @@ from simulator.report.plan_doubts import confidence
 from simulator.report.plan_figures import figures
 from simulator.report.plan_figures._models import colour_of, is_striped, model_of
 from simulator.report.plan_handover import handover
-from simulator.report.plan_text import limit_text, percent
 from simulator.report.plan_traffic import traffic_section, warning
+from simulator.results.formats import UNDEFINED, number
+from simulator.results.plan_text import limit_text, percent
 
 _CANDIDATES = (
     "Costs are those of the whole cluster over the tokens that the traffic asks for, idle time included. Latencies are simulated on all "

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from simulator.report import style, tables
 from simulator.report.document import facts_list
-from simulator.report.formats import UNDEFINED, number
 from simulator.report.markup import Markup, join, tag
 from simulator.report.plan_bands import band, between, has_bands
 from simulator.report.plan_figures._models import colour_of, is_striped
-from simulator.report.plan_text import amount, chance, kind_of, money, percent, share, target_short, target_text, times, value_text
+from simulator.results.formats import UNDEFINED, number
+from simulator.results.plan_text import amount, chance, kind_of, money, percent, share, target_short, target_text, times, value_text
 
 MOST_RUNNERS_UP = 8
 _MOST_REASONS = 40

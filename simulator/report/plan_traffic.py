@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from simulator.report.document import facts_list
-from simulator.report.formats import number, seconds
 from simulator.report.markup import Markup, join, tag
+from simulator.results.formats import number, seconds
 
 
 def traffic_section(answer: dict[str, Any]) -> Markup | None:

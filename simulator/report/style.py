@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import plotly.graph_objects as go
 
-from simulator.records import STEP_PHASES
+from simulator.results.tables import STEP_PHASES
 
 DEPLOYMENT_COLOURS = ("#0077BB", "#EE7733", "#009E73", "#CC5599", "#33BBEE", "#B8860B", "#7766CC", "#7F7F7F")
 """Told apart with any of the usual colour-vision deficiencies (after Okabe and Ito, and Tol), and on light and dark."""

@@ -9,13 +9,13 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from simulator.metrics import METRICS
 from simulator.report import style
 from simulator.report.document import described
-from simulator.report.formats import TIMES, UNDEFINED, heading_unit, metric, num_bytes, number, parameters, winners
 from simulator.report.markup import Markup, join, tag, text
 from simulator.report.style import Shown
-from simulator.results import Results
+from simulator.results.folder import Results
+from simulator.results.formats import TIMES, UNDEFINED, heading_unit, metric, num_bytes, number, parameters, winners
+from simulator.results.metrics import METRICS
 
 KINDS = ("assumed", "fitted", "interpolated", "published", "measured")
 """What a number can be, the least certain first: that is what a reader should see first."""

@@ -14,8 +14,8 @@ from simulator.report import style, tables
 from simulator.report.cards import Cards
 from simulator.report.document import document, facts_list
 from simulator.report.figures._heat import load_map
-from simulator.report.formats import TIMES, parameters, seconds
 from simulator.report.markup import Markup, tag
+from simulator.results.formats import TIMES, parameters, seconds
 
 _TITLE = "Recorded by training"
 _LOSS = "Held-out loss (nats a byte)"

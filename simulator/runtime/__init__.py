@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from simulator.errors import UserError
+from simulator.base.errors import UserError
 
 _INSTALL = {
     "torch": (

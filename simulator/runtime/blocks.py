@@ -11,17 +11,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from simulator.layers.attention import Attention, Cache, Chunk, supported
-from simulator.layers.experts import Experts
-from simulator.layers.ffn import FeedForward, SharedExpert, dense_ffn
-from simulator.layers.router import Router
-from simulator.layers.transformer import Norm
-from simulator.layers.weights import Weights, empty, fill
+from simulator.config.ffn import DenseFFN, MoE
 from simulator.runtime.exchange import ExpertMap, Packer
 from simulator.runtime.job import Job, Step
+from simulator.runtime.layers.attention import Attention, Cache, Chunk, supported
+from simulator.runtime.layers.experts import Experts
+from simulator.runtime.layers.ffn import FeedForward, SharedExpert, dense_ffn
+from simulator.runtime.layers.router import Router
+from simulator.runtime.layers.transformer import Norm
+from simulator.runtime.layers.weights import Weights, empty, fill
 from simulator.runtime.timeline import Timeline
 from simulator.runtime.transport import Transport
-from simulator.spec.ffn import DenseFFN, MoE
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from simulator.dispatch import Rows
+from simulator.policies.dispatch import Rows
 from simulator.runtime.job import TORCH_DTYPES, Job
-from simulator.work.experts import SlotMap
+from simulator.work.slots import SlotMap
 
 
 class ExpertMap:

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simulator.layers.attention import Cache, supported
+from simulator.config.mixers import GroupedQueryAttention
 from simulator.runtime.job import TORCH_DTYPES, Job, Step
-from simulator.spec.mixers import GroupedQueryAttention
+from simulator.runtime.layers.attention import Cache, supported
 
 _KEPT = 4
 """Sets of caches that a rank keeps: steps of one shape read the same."""

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from simulator.dispatch import ExecutableDispatch
-from simulator.errors import UserError
-from simulator.layers.part import WHOLE, Part
-from simulator.layers.transformer import check_executable
-from simulator.placement import Placed
-from simulator.plan import POOL_TOKENS, Plan
-from simulator.spec.ffn import MoE
-from simulator.spec.model import ModelSpec
-from simulator.spec.pruning import Pruning
+from simulator.base.errors import UserError
+from simulator.config.ffn import MoE
+from simulator.config.model import ModelSpec
+from simulator.config.pruning import Pruning
+from simulator.deployment.plan import POOL_TOKENS, Plan
+from simulator.policies.dispatch import ExecutableDispatch
+from simulator.policies.placement import Placed
+from simulator.runtime.layers.part import WHOLE, Part
+from simulator.runtime.layers.transformer import check_executable
 from simulator.work.layout import Layout
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -16,7 +16,7 @@ import ray._private.worker as ray_worker
 from numpy.typing import NDArray
 from ray.cluster_utils import Cluster
 
-from simulator.errors import UserError
+from simulator.base.errors import UserError
 from simulator.runtime.orphans import find_started_by, kill_left
 from simulator.runtime.ray_files import keep_variables, own_ray_files
 from simulator.runtime.stopping import stops_on_terminate

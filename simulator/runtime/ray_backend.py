@@ -17,14 +17,14 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from simulator import plugins
-from simulator.errors import UserError
+from simulator.base import plugins
+from simulator.base.errors import UserError
+from simulator.config.execution import ExecutionSpec, FaultSpec
 from simulator.runtime.faults import Fault, ShardsLostError
 from simulator.runtime.job import Job, Step
 from simulator.runtime.nodes import Nodes
 from simulator.runtime.shard import Shard, ShardStep, threads_per_rank
 from simulator.runtime.transport import Meeting, PeerLostError
-from simulator.spec.execution import ExecutionSpec, FaultSpec
 
 RemoteShard = ray.remote(Shard)
 

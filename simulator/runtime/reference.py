@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from simulator.layers.attention import Chunk
-from simulator.layers.transformer import Transformer
-from simulator.layers.weights import weights_from
 from simulator.runtime.inputs import Contexts, token_ids
 from simulator.runtime.job import TORCH_DTYPES, Job, Step
+from simulator.runtime.layers.attention import Chunk
+from simulator.runtime.layers.transformer import Transformer
+from simulator.runtime.layers.weights import weights_from
 from simulator.work.layout import Layout
 
 

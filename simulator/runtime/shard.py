@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from simulator import plugins
-from simulator.layers.attention import Cache, Chunk
-from simulator.layers.weights import weights_from
+from simulator.base import plugins
 from simulator.runtime.blocks import RankModel
 from simulator.runtime.inputs import Contexts, token_ids
 from simulator.runtime.job import TORCH_DTYPES, Job, Step
+from simulator.runtime.layers.attention import Cache, Chunk
+from simulator.runtime.layers.weights import weights_from
 from simulator.runtime.timeline import Moment, Timeline
 from simulator.runtime.transport import Transport
 

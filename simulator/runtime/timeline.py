@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simulator.records import STEP_PHASES
+from simulator.results.tables import STEP_PHASES
 
 
 class Moment(NamedTuple):

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from simulator.errors import UserError, did_you_mean
+from simulator.base.errors import UserError, did_you_mean
 
 OK = "ok"
 _COVERAGE_COLUMNS = ("low", "high")
@@ -82,7 +82,7 @@ def with_answers(table: pd.DataFrame, measures: tuple[Measure, ...], answers: An
 
 
 def score_rows(suite: str, table: pd.DataFrame, measures: tuple[Measure, ...], answers: Answers) -> pd.DataFrame:
-    """The long table (:data:`simulator.scores.SCORE_COLUMNS`) of what was measured; rows that a measure leaves empty are left out."""
+    """The long table (:data:`simulator.results.scores.SCORE_COLUMNS`) of what was measured; rows that a measure leaves empty are left out."""
     found = []
     for m, measure in enumerate(measures):
         if measure.column not in table.columns:

@@ -16,12 +16,12 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel
 
-from simulator.data import available_files
-from simulator.errors import UserError
-from simulator.results import replace_folder
-from simulator.run import revision, versions
-from simulator.scores import SCORE_COLUMNS, Scoreboard, grouped, judged, reasons
-from simulator.spec.calibration import CalibrationFile, Fit, load_calibration
+from simulator.base.data import available_files
+from simulator.base.errors import UserError
+from simulator.config.calibration import CalibrationFile, Fit, load_calibration
+from simulator.results.folder import replace_folder
+from simulator.results.provenance import revision, versions
+from simulator.results.scores import SCORE_COLUMNS, Scoreboard, grouped, judged, reasons
 from simulator.validation.left_out import left_out
 from simulator.validation.suites import Answered, Tick, answer, answer_published, tables_in
 
@@ -54,7 +54,7 @@ def everything(folder: Path | None, tick: Tick = lambda *_: None) -> Scoreboard:
 
 @contextmanager
 def described() -> Iterator[dict[str, Any]]:
-    """What :attr:`simulator.scores.Scoreboard.run` says of how it was made; the time it took is there at the end."""
+    """What :attr:`simulator.results.scores.Scoreboard.run` says of how it was made; the time it took is there at the end."""
     started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
     run: dict[str, Any] = {
         "name": "validate",
@@ -71,7 +71,7 @@ def scoreboard(parts: Sequence[Answered], run: dict[str, Any]) -> Scoreboard:
     """Put tables together.
 
     Args:
-        run: what :attr:`simulator.scores.Scoreboard.run` holds besides the tables that were read.
+        run: what :attr:`simulator.results.scores.Scoreboard.run` holds besides the tables that were read.
     """
     filled = [part.rows.assign(source=part.source) for part in parts if not part.rows.empty]
     rows = pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=[*SCORE_COLUMNS, "source"])

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from simulator.data import search_folders
+from simulator.base.data import search_folders
 
 FILE = Path("fitted_rows.json")
 """Beside the calibrations."""

@@ -15,10 +15,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from simulator.errors import UserError
-from simulator.scores import TARGETS, Target
-from simulator.spec.accelerator import load_accelerator
-from simulator.spec.calibration import CalibrationFile, EngineFit, Fit
+from simulator.base.errors import UserError
+from simulator.config.accelerator import load_accelerator
+from simulator.config.calibration import CalibrationFile, EngineFit, Fit
+from simulator.results.scores import TARGETS, Target
 from simulator.validation.kernels._hardware import accelerator_name
 
 COLUMNS = ("what", "rows", "fits", "missed", "median", "p90")
@@ -46,7 +46,7 @@ def left_out(rows: pd.DataFrame, calibrations: Mapping[str, CalibrationFile]) ->
     """:data:`COLUMNS` for every target that some rows are held to and some calibration says something of.
 
     Args:
-        rows: :data:`simulator.scores.SCORE_COLUMNS`; only calibrations of their GPUs are looked at.
+        rows: :data:`simulator.results.scores.SCORE_COLUMNS`; only calibrations of their GPUs are looked at.
     """
     found = []
     for target in TARGETS:

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from simulator.errors import UserError
-from simulator.plugins import available, build
-from simulator.scores import is_answered, order_of, worst
+from simulator.base.errors import UserError
+from simulator.base.plugins import available, build
+from simulator.results.scores import is_answered, order_of, worst
 from simulator.validation import Answers, Measure, require, score_rows, with_answers
 from simulator.validation.cells import spelled, told
 from simulator.validation.kernels import KernelFamily, layouts_of, measures_of
@@ -39,9 +39,9 @@ class Answered:
     table: pd.DataFrame
     """The input's columns as they stood in the file, and the answers."""
     rows: pd.DataFrame
-    """:data:`simulator.scores.SCORE_COLUMNS` of every measurement in the table."""
+    """:data:`simulator.results.scores.SCORE_COLUMNS` of every measurement in the table."""
     order: tuple[dict[str, object], ...] = ()
-    """Whether deployments stand in the right order: :func:`simulator.scores.order_of`."""
+    """Whether deployments stand in the right order: :func:`simulator.results.scores.order_of`."""
     unusable: dict[str, int] = field(default_factory=dict)
     """How many rows have no usable number in a measured column, by its name: they are answered, but not compared."""
     lacking: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from simulator.errors import UserError
+from simulator.base.errors import UserError
 
 ENDINGS = (".csv", ".csv.gz", ".parquet")
 """Of files to write, which say their format by it; read is whatever a file holds."""

@@ -7,8 +7,8 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.spec.ffn import MoE
-from simulator.spec.model import ModelSpec
+from simulator.config.ffn import MoE
+from simulator.config.model import ModelSpec
 from simulator.work.context import NO_WINDOW, total_pairs
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from simulator.errors import UserError
-from simulator.spec.deployment import ParallelSpec
-from simulator.spec.linear import Linear
-from simulator.spec.model import ModelSpec
+from simulator.base.errors import UserError
+from simulator.config.deployment import ParallelSpec
+from simulator.config.linear import Linear
+from simulator.config.model import ModelSpec
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Literal, NamedTuple
 
-from simulator.spec.dtypes import BYTES_PER_ELEMENT
-from simulator.spec.mixers import ContextTerm
-from simulator.spec.model import ModelSpec
+from simulator.config.dtypes import BYTES_PER_ELEMENT
+from simulator.config.mixers import ContextTerm
+from simulator.config.model import ModelSpec
 from simulator.work.context import NO_WINDOW
 from simulator.work.layout import Layout
 from simulator.work.memory import Precision

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from simulator.spec.dtypes import BYTES_PER_ELEMENT
-from simulator.spec.ffn import DenseFFN, MoE
-from simulator.spec.linear import Linear
-from simulator.spec.model import ModelSpec
-from simulator.spec.pruning import Pruning, stored_bytes
+from simulator.config.dtypes import BYTES_PER_ELEMENT
+from simulator.config.ffn import DenseFFN, MoE
+from simulator.config.linear import Linear
+from simulator.config.model import ModelSpec
+from simulator.config.pruning import Pruning, stored_bytes
 from simulator.work.layout import Layout, shard, stage_layers
 
 

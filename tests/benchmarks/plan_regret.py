@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from simulator.config.capacity import Question
+from simulator.parallel.workers import sweep
 from simulator.planner.explore import Explorer, Finding
 from simulator.planner.requests import lasting, traffic_of
 from simulator.planner.screen import Option
@@ -20,8 +22,6 @@ from simulator.planner.search import best_first, search
 from simulator.planner.space import Ruled, Space
 from simulator.planner.store import Store
 from simulator.planner.traffic import Traffic
-from simulator.spec.planning import Question
-from simulator.sweep import sweep
 
 SPACES: dict[str, dict[str, Any]] = {
     "small models": {"traffic": (30.0, 800, 100, 1.0), "ttft": 1.0, "tpot": 0.03, "models": ["qwen3-8b", "qwen3-30b-a3b"]}

@@ -7,8 +7,8 @@ import simpy
 from simulator.engine.fabric import FluidWires
 from simulator.engine.message import MessageWires
 from simulator.engine.rank import run_step
-from simulator.price import Prices
-from simulator.program import Batch
+from simulator.step.prices import Prices
+from simulator.step.program import Batch
 
 
 class Counting(simpy.Environment):

@@ -16,16 +16,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from simulator.base.frozen import validate
+from simulator.config.deployment import DeploymentSpec
+from simulator.config.execution import ExecutionSpec
+from simulator.deployment.plan import make_plan
 from simulator.engine.forecast import EvenStep, forecast
-from simulator.layers.part import Part
-from simulator.plan import make_plan
 from simulator.runtime.job import Step, make_job
+from simulator.runtime.layers.part import Part
 from simulator.runtime.nodes import connect
 from simulator.runtime.ray_backend import RayBackend
 from simulator.runtime.timeline import layer_seconds
-from simulator.spec.base import validate
-from simulator.spec.deployment import DeploymentSpec
-from simulator.spec.execution import ExecutionSpec
 
 RANKS = (1, 2, 4)
 TOKENS = (8, 32, 128, 512, 2048)

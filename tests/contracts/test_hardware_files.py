@@ -5,10 +5,10 @@ import math
 
 import pytest
 
-from simulator.data import available_files
-from simulator.spec.accelerator import AcceleratorSpec, load_accelerator
-from simulator.spec.cluster import ClusterSpec, available_clusters, load_cluster
-from simulator.spec.loading import read_toml
+from simulator.base.data import available_files
+from simulator.base.reading import read_toml
+from simulator.config.accelerator import AcceleratorSpec, load_accelerator
+from simulator.config.cluster import ClusterSpec, available_clusters, load_cluster
 from tests.shared import SHARED, each_shared
 
 ACCELERATORS = available_files("cluster_configs/accelerators")

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from simulator import plugins
-from simulator.spec.loading import read_toml
-from simulator.spec.model import ModelSpec, load_model
+from simulator.base import plugins
+from simulator.base.reading import read_toml
+from simulator.config.model import ModelSpec, load_model
 
 FOLDER = Path(__file__).parents[2] / "workloads" / "models"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.toml"))

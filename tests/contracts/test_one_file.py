@@ -49,7 +49,7 @@ ROUTING = '''"""Every token goes to the first K experts."""
 
 import numpy as np
 
-from simulator.spec.base import Frozen
+from simulator.base.frozen import Frozen
 
 
 class Hottest(Frozen):
@@ -73,7 +73,7 @@ from typing import ClassVar
 
 import plotly.graph_objects as go
 
-from simulator.spec.base import Frozen
+from simulator.base.frozen import Frozen
 
 
 class Number(Frozen):
@@ -100,7 +100,7 @@ def copied(tmp_path):
 
 
 def test_a_routing_policy_and_a_figure_are_one_file_each(copied):
-    (copied / "simulator/routing/hottest.py").write_text(ROUTING)
+    (copied / "simulator/policies/routing/hottest.py").write_text(ROUTING)
     (copied / "simulator/report/figures/number.py").write_text(FIGURE)
     assert listed(copied, "routing", path=copied)["hottest"] == "Every token goes to the first K experts."
     done = moesim(copied, *SHORT, "--set", "deployments.0.routing.kind=hottest", path=copied)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.plugins import available, build
+from simulator.base.plugins import available, build
 from tests.cases import cases
 
 

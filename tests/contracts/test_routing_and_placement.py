@@ -1,4 +1,4 @@
-"""Every file of `simulator/routing` and `simulator/placement` keeps its family's promises. Kinds are discovered, never listed.
+"""Every file of `simulator/policies/routing` and `simulator/policies/placement` keeps its family's promises. Kinds are discovered, never listed.
 
 A policy is built with its fields' defaults; a field without one takes the first of its `examples`, or, if it is called `trace`,
 a recording made here.
@@ -7,9 +7,9 @@ a recording made here.
 import numpy as np
 import pytest
 
-from simulator import plugins
-from simulator.errors import UserError
-from simulator.spec.ffn import MoE
+from simulator.base import plugins
+from simulator.base.errors import UserError
+from simulator.config.ffn import MoE
 
 NUM_LAYERS = 3
 ROUTING = plugins.available("routing")

@@ -1,4 +1,4 @@
-"""Every file of `simulator/traces`, `arrivals` and `lengths` keeps its family's promises. Kinds are discovered, never listed.
+"""Every file of `simulator/workload/traces`, `arrivals` and `lengths` keeps its family's promises. Kinds are discovered, never listed.
 
 An arrival process or length distribution shows how it is written in its schema's `examples`; those are what is tried here.
 """
@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulator import plugins
-from simulator.data import available_files
-from simulator.errors import UserError
-from simulator.spec.base import validate
-from simulator.spec.loading import read_toml
-from simulator.spec.workload import NamedWorkloadSpec, WorkloadSpec
-from simulator.traces._bytes import head_of
-from simulator.workload import describe, load_requests, read_trace
+from simulator.base import plugins
+from simulator.base.data import available_files
+from simulator.base.errors import UserError
+from simulator.base.frozen import validate
+from simulator.base.reading import read_toml
+from simulator.config.workload import NamedWorkloadSpec, WorkloadSpec
+from simulator.workload.requests import describe, load_requests, read_trace
+from simulator.workload.traces._bytes import head_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -151,7 +151,7 @@ def test_foreign_files_are_refused_with_what_was_seen(tmp_path):
 def test_listing_the_kinds_imports_no_slow_package():
     """What `moesim --help` may import must not drag in Arrow, pandas or SciPy."""
     script = (
-        "import sys; from simulator import plugins, workload\n"
+        "import sys; from simulator.base import plugins; from simulator.workload import requests\n"
         "for family in ('traces', 'arrivals', 'lengths'):\n"
         "    for kind in plugins.available(family): plugins.policy_class(family, kind, 'test')\n"
         "print([name for name in ('pyarrow', 'pandas', 'scipy') if name in sys.modules])"

@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from simulator.deployment.plan import make_plan
 from simulator.engine.cluster import run_plan
-from simulator.metrics import summarise
-from simulator.plan import make_plan
-from simulator.planner.plan import plan
+from simulator.planner.capacity import plan
 from simulator.planner.store import Store
-from simulator.question import load_question
-from simulator.records import DeploymentRecord
-from simulator.scenario import load_scenario
-from simulator.workload import load_requests
+from simulator.results.metrics import summarise
+from simulator.results.tables import DeploymentRecord
+from simulator.scenario.question import load_question
+from simulator.scenario.scenario import load_scenario
+from simulator.workload.requests import load_requests
 
 HERE = Path(__file__).parent
 NUMBERS = HERE / "numbers.csv"

@@ -113,13 +113,13 @@ FAULTS = (
     ),
     Fault(
         "hot experts get no copies",
-        "simulator/placement/eplb.py",
+        "simulator/policies/placement/eplb.py",
         "hottest = int((load_X / copies_X).argmax())",
         "hottest = int((load_X / copies_X).argmin())",
     ),
     Fault(
         "the longest prompt is balanced as one request",
-        "simulator/balancing/least_tokens.py",
+        "simulator/policies/balancing/least_tokens.py",
         "outstanding_tokens.argmin()",
         "outstanding.argmin()",
     ),
@@ -144,7 +144,7 @@ FAULTS = (
     Fault("layers that left early are sent again", "simulator/cost/transfer.py", "busy_s - computing_s / self.stages)", "busy_s)"),
     Fault(
         "every layer has the first one's experts",
-        "simulator/price.py",
+        "simulator/step/prices.py",
         "[(layer, offset) for layer in",
         "[(0, offset) for layer in",
     ),

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator import plugins
-from simulator.errors import UserError
-from simulator.spec.base import validate
-from simulator.spec.workload import WorkloadSpec
-from simulator.traces import RequestTrace
-from simulator.traces.table import write_table
-from simulator.workload import describe, load_requests, read_trace
+from simulator.base import plugins
+from simulator.base.errors import UserError
+from simulator.base.frozen import validate
+from simulator.config.workload import WorkloadSpec
+from simulator.workload.requests import describe, load_requests, read_trace
+from simulator.workload.traces import RequestTrace
+from simulator.workload.traces.table import write_table
 from tests.cases import cases
 
 RATES = st.floats(0.01, 1000)

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from simulator.config.accelerator import load_accelerator
+from simulator.config.calibration import load_calibration
+from simulator.config.mixers import GroupedQueryAttention, LatentAttention
 from simulator.cost.compute.context import NUM_SUMS, Rates, kernels_s, work_s
 from simulator.cost.compute.roofline import Roofline
-from simulator.spec.accelerator import load_accelerator
-from simulator.spec.calibration import load_calibration
-from simulator.spec.mixers import GroupedQueryAttention, LatentAttention
 from simulator.work.context import NO_WINDOW, total_sums, uniform_sums
 from simulator.work.lookback import kernel
 

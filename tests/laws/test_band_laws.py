@@ -8,22 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from simulator.base.frozen import validate
+from simulator.config.capacity import Question
 from simulator.planner.answer import summary
-from simulator.planner.bands import held, rows
 from simulator.planner.confidence import Costs, Doubted, noise_of, over, table_of
-from simulator.planner.doubts import doubts
 from simulator.planner.draws import DRAWS, Draws, Table, band_of, firsts, gpus_at, loading, none_cheaper, share
 from simulator.planner.estimate import Estimator, Pool, Reach
 from simulator.planner.explore import Finding, Sized
 from simulator.planner.margin import Error, margin
+from simulator.planner.row_bands import held, rows
 from simulator.planner.screen import Option
 from simulator.planner.search import search
 from simulator.planner.space import Design
 from simulator.planner.store import Store
+from simulator.planner.uncertainty import doubts
 from simulator.planner.versus import _expected
 from simulator.planner.whatif import AS_ASKED, Trials
-from simulator.spec.base import validate
-from simulator.spec.planning import Question
 
 QUESTION = {
     "name": "tiny",

@@ -4,14 +4,14 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from simulator.config.accelerator import load_accelerator
+from simulator.config.calibration import load_calibration
+from simulator.config.cluster import load_cluster
 from simulator.cost.comm import Vectors
 from simulator.cost.comm.alpha_beta import AlphaBeta
 from simulator.cost.compute.roofline import Roofline
-from simulator.spec.accelerator import load_accelerator
-from simulator.spec.calibration import load_calibration
-from simulator.spec.cluster import load_cluster
-from simulator.topology.rails import Rails
-from simulator.topology.switch import Switch
+from simulator.policies.topology.rails import Rails
+from simulator.policies.topology.switch import Switch
 
 ACCELERATORS = [load_accelerator(name, "test") for name in ("h100-sxm", "b200-sxm", "rtx-4090", "mi300x", "apple-m4-max")]
 SLACK = 1 + 1e-12

@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulator.errors import UserError
+from simulator.base.errors import UserError
+from simulator.base.frozen import validate
+from simulator.config.capacity import Crossover, Question
 from simulator.planner.crossover import ALIKE, BEST, MEMORY, WEIGHTS, compared, crossover
 from simulator.planner.curve import Curve
 from simulator.planner.flips import flips
 from simulator.planner.screen import Judge
 from simulator.planner.space import Design, Ruled, Space
 from simulator.planner.steady import Steady, fixed
-from simulator.spec.base import validate
-from simulator.spec.planning import Crossover, Question
 
 HERE = Path()
 BUDGET = 2048

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from simulator.engine.cluster import run_plan
-from simulator.metrics import latencies
+from simulator.results.metrics import latencies
 
 ROUNDING_S = 1e-12
 """A request comes when another has gone, but for the last digit: each is reckoned from its own way to the engine."""
@@ -106,9 +106,9 @@ import numpy as np
 from simulator.engine.cluster import run_plan
 from simulator.engine.fabric import FluidWires
 from simulator.engine.rank import finish_step, run_step
-from simulator.plan import make_plan
-from simulator.spec.deployment import DeploymentSpec, ParallelSpec
-from simulator.traces import RequestTrace
+from simulator.deployment.plan import make_plan
+from simulator.config.deployment import DeploymentSpec, ParallelSpec
+from simulator.workload.traces import RequestTrace
 spec = DeploymentSpec(name="a", model="mixtral-8x7b", cluster="h100-sxm-8", parallel=ParallelSpec(tp=8, ep=8))
 trace = RequestTrace(np.arange(4) / 100, np.full(4, 90), np.full(4, 5), "made up")
 record = run_plan(make_plan(spec, 1, "test", Path()), trace)

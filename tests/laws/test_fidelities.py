@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import simpy
 
+from simulator.base.plugins import available
 from simulator.engine.cluster import run_plan
 from simulator.engine.fabric import FluidWires
 from simulator.engine.message import MessageWires
 from simulator.engine.rank import finish_step, run_step
-from simulator.metrics import latencies
-from simulator.plugins import available
-from simulator.price import Prices
-from simulator.program import Batch
-from simulator.records import STEP_PHASES
+from simulator.results.metrics import latencies
+from simulator.results.tables import STEP_PHASES
+from simulator.step.prices import Prices
+from simulator.step.program import Batch
 
 SPLITS = {
     "expert parallel, attention data parallel": ("moe", {"attention_dp": 8, "ep": 8}),

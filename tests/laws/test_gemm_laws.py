@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from simulator.base.data import available_files
+from simulator.config.accelerator import load_accelerator
+from simulator.config.calibration import CalibrationFile
+from simulator.config.dtypes import BYTES_PER_ELEMENT
+from simulator.config.host import load_any_calibration
 from simulator.cost.compute._gemm import Operands, gemm_s, product_s
-from simulator.data import available_files
-from simulator.spec.accelerator import load_accelerator
-from simulator.spec.calibration import CalibrationFile
-from simulator.spec.dtypes import BYTES_PER_ELEMENT
-from simulator.spec.host import load_any_calibration
 
 SLACK = 1 + 1e-12
 

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import simpy
 
+from simulator.base.errors import UserError
 from simulator.engine.cluster import run_plan
 from simulator.engine.fabric import FluidWires
 from simulator.engine.lockstep import Lockstep
 from simulator.engine.message import MessageWires
 from simulator.engine.rank import finish_step, run_step
-from simulator.errors import UserError
-from simulator.metrics import latencies
-from simulator.overlap import halves
-from simulator.price import Prices
-from simulator.program import Batch, Busy, Start, Together
-from simulator.records import STEP_PHASES
+from simulator.results.metrics import latencies
+from simulator.results.tables import STEP_PHASES
+from simulator.step.prices import Prices
+from simulator.step.program import Batch, Busy, Start, Together
+from simulator.step.two_batch import halves
 
 SPLITS = {
     "one node": ("moe", {"attention_dp": 8, "ep": 8}),

@@ -10,19 +10,19 @@ import simpy
 from hypothesis import given
 from hypothesis import strategies as st
 
+from simulator.base.errors import UserError
+from simulator.config.deployment import ParallelSpec
+from simulator.config.model import load_model
+from simulator.deployment.memory import check_requests
 from simulator.engine.batching import complete_step, computes, form_step, push
 from simulator.engine.cluster import run_plan
 from simulator.engine.fast import LOG_COLUMNS, in_flight
 from simulator.engine.state import Limits, start_clock, start_ranks, start_requests
-from simulator.errors import UserError
-from simulator.fit import check_requests
-from simulator.price import Prices
-from simulator.records import STEP_PHASES
-from simulator.spec.deployment import ParallelSpec
-from simulator.spec.model import load_model
-from simulator.traces import RequestTrace
+from simulator.results.tables import STEP_PHASES
+from simulator.step.prices import Prices
 from simulator.work.layout import make_layout, stage_layers
 from simulator.work.memory import Precision, cache_size, weight_bytes
+from simulator.workload.traces import RequestTrace
 from tests.cases import cases
 
 ROUNDS = 300

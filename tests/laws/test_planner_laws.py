@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from simulator.base.frozen import validate
+from simulator.config.capacity import Question
 from simulator.planner.conditions import Conditions
-from simulator.planner.doubts import doubts
 from simulator.planner.explore import Finding, Sized
 from simulator.planner.losses import LOST, idle_costs, left_of, spare_nodes, with_losses
 from simulator.planner.screen import Option
@@ -17,11 +18,10 @@ from simulator.planner.search import search
 from simulator.planner.space import Design
 from simulator.planner.store import Store
 from simulator.planner.traffic import Traffic
+from simulator.planner.uncertainty import doubts
 from simulator.planner.versus import RATES
 from simulator.planner.whatif import AS_ASKED, Change, Trials, _in_blocks, promise
-from simulator.spec.base import validate
-from simulator.spec.planning import Question
-from simulator.workload import load_requests
+from simulator.workload.requests import load_requests
 
 QUESTION = {
     "name": "tiny",

@@ -8,15 +8,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from simulator.base.errors import UserError
+from simulator.config.workload import SLO
+from simulator.deployment.facts import facts_of
 from simulator.engine.cluster import run_plan
 from simulator.engine.pools import Pools
 from simulator.engine.replica import ByTable
 from simulator.engine.table import make_table
-from simulator.errors import UserError
-from simulator.facts import facts_of
-from simulator.metrics import summarise
-from simulator.spec.workload import SLO
-from simulator.traces import RequestTrace
+from simulator.results.metrics import summarise
+from simulator.workload.traces import RequestTrace
 
 ROUNDING_S = 1e-12
 """A request comes when another has gone, but for the last digit: each is reckoned from its own way to the engine."""

@@ -5,18 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from simulator.base.data import available_files
+from simulator.base.errors import UserError
+from simulator.base.frozen import validate
+from simulator.config.accelerator import load_accelerator
+from simulator.config.calibration import CalibrationFile
+from simulator.config.deployment import DeploymentSpec
+from simulator.config.dtypes import BYTES_PER_ELEMENT
+from simulator.config.host import load_any_calibration
+from simulator.config.pruning import TwoFour, Unstructured, stored_bytes
 from simulator.cost.compute.roofline import RooflineModel
-from simulator.data import available_files
-from simulator.errors import UserError
-from simulator.plan import make_plan
-from simulator.price import Prices
-from simulator.spec.accelerator import load_accelerator
-from simulator.spec.base import validate
-from simulator.spec.calibration import CalibrationFile
-from simulator.spec.deployment import DeploymentSpec
-from simulator.spec.dtypes import BYTES_PER_ELEMENT
-from simulator.spec.host import load_any_calibration
-from simulator.spec.pruning import TwoFour, Unstructured, stored_bytes
+from simulator.deployment.plan import make_plan
+from simulator.step.prices import Prices
 
 ROWS = np.array([0, 1, 8, 64, 512, 8192])
 N, K = 8192, 4096

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.check import check_file
-from simulator.data import available_files
-from simulator.errors import UserError
+from simulator.base.data import available_files
+from simulator.base.errors import UserError
+from simulator.commands.check import check_file
 from simulator.validation.tables import read_table
 from tests.cases import cases
 

@@ -4,15 +4,15 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.placement.contiguous import Contiguous
-from simulator.placement.eplb import Eplb
-from simulator.placement.greedy import Greedy
-from simulator.placement.random import Random
-from simulator.routing._select import LARGEST_INCLUSION, choose, inclusion
-from simulator.routing.lognormal import Lognormal
-from simulator.routing.uniform import Uniform
-from simulator.routing.zipf import Zipf
-from simulator.spec.ffn import MoE
+from simulator.config.ffn import MoE
+from simulator.policies.placement.contiguous import Contiguous
+from simulator.policies.placement.eplb import Eplb
+from simulator.policies.placement.greedy import Greedy
+from simulator.policies.placement.random import Random
+from simulator.policies.routing._select import LARGEST_INCLUSION, choose, inclusion
+from simulator.policies.routing.lognormal import Lognormal
+from simulator.policies.routing.uniform import Uniform
+from simulator.policies.routing.zipf import Zipf
 from tests.cases import cases
 
 quick = cases(40)

@@ -5,16 +5,16 @@ import dataclasses
 import numpy as np
 import pytest
 
-from simulator import plugins
+from simulator.base import plugins
+from simulator.base.errors import UserError
 from simulator.engine import cluster as engine
 from simulator.engine.cluster import run_plan
 from simulator.engine.limits import make_limits, scaled_blocks
 from simulator.engine.replica import ByTable, Replica
 from simulator.engine.state import start_requests
 from simulator.engine.table import make_table, price_experts
-from simulator.errors import UserError
-from simulator.metrics import latencies
-from simulator.price import Prices
+from simulator.results.metrics import latencies
+from simulator.step.prices import Prices
 
 SMALL = {"attention_dp": 2, "ep": 2, "scheduling": {"kind": "chunked", "token_budget": 64, "max_sequences": 64}}
 """A table of few entries, which is quickly filled."""

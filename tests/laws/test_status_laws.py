@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulator.plugins import available, build
+from simulator.base.plugins import available, build
 from simulator.validation import OK
-from simulator.validation.doubts import Doubt, settle
+from simulator.validation.extrapolation import Doubt, settle
 from simulator.validation.kernels._hardware import accelerator_name
 
 NAN = float("nan")

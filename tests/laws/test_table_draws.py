@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from simulator.base.streams import open_stream
 from simulator.engine.table import _choose_layers, make_table
-from simulator.price import Prices
-from simulator.streams import open_stream
+from simulator.step.prices import Prices
 
 
 @pytest.mark.parametrize("overlap", ["none", "two_batch"])

@@ -8,7 +8,7 @@ from simulator.engine.cluster import run_plan
 from simulator.engine.fast import price_step
 from simulator.engine.replica import ByRanks
 from simulator.engine.table import make_table
-from simulator.metrics import latencies
+from simulator.results.metrics import latencies
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from simulator.config.capacity import Question, Targets
+from simulator.config.workload import SLO
 from simulator.planner.explore import Explorer
 from simulator.planner.requests import lasting, stay, traffic_of
 from simulator.planner.room import FURTHEST, headroom
@@ -17,9 +19,7 @@ from simulator.planner.screen import Option
 from simulator.planner.space import Design, Space
 from simulator.planner.traffic import LEAST_STAYS, Traffic
 from simulator.planner.trial import outcome
-from simulator.spec.planning import Question, Targets
-from simulator.spec.workload import SLO
-from simulator.traces import RequestTrace
+from simulator.workload.traces import RequestTrace
 
 HERE = Path()
 

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator import plugins
+from simulator.base import plugins
 from simulator.engine.table import spread
-from simulator.price import Prices
-from simulator.program import Batch, Busy
+from simulator.step.prices import Prices
+from simulator.step.program import Batch, Busy
 from simulator.work.flops import matmul_flops_per_token, served_flops
 from tests.cases import cases
 

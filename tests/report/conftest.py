@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulator import records, results
-from simulator.metrics import METRICS
-from simulator.records import STEP_PHASES
-from simulator.results import Results
+from simulator.results import folder as results
+from simulator.results import tables as records
+from simulator.results.folder import Results
+from simulator.results.metrics import METRICS
+from simulator.results.tables import STEP_PHASES
 
 MOE_SHARES = dict(zip(STEP_PHASES, (0.27, 0.06, 0.24, 0.1, 0.13, 0.12, 0.02, 0.06), strict=True))
 DENSE_SHARES = dict(zip(STEP_PHASES, (0.3, 0.5, 0, 0, 0, 0.02, 0.12, 0.06), strict=True))

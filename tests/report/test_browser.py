@@ -10,7 +10,7 @@ import pytest
 from simulator.report.figures import figures
 from simulator.report.gallery import plots
 from simulator.report.page import render
-from simulator.results import Results
+from simulator.results.folder import Results
 
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 SIZES = """() => [...document.querySelectorAll('.plot')].map((plot) => {

@@ -15,14 +15,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulator import executed as executed_module
-from simulator.errors import UserError
-from simulator.executed import RANK_COLUMNS, STEP_COLUMNS, SUMMARY_COLUMNS, Executed
-from simulator.records import SPAN_COLUMNS, STEP_PHASES
+from simulator.base.errors import UserError
 from simulator.report.execution import render
 from simulator.report.execution_figures import figures
 from simulator.report.execution_verdict import verdict
-from simulator.report.formats import TIMES, UNDEFINED
+from simulator.results import executed as executed_module
+from simulator.results.executed import RANK_COLUMNS, STEP_COLUMNS, SUMMARY_COLUMNS, Executed
+from simulator.results.formats import TIMES, UNDEFINED
+from simulator.results.tables import SPAN_COLUMNS, STEP_PHASES
 
 MACHINE = "AMD EPYC, 2 cores"
 HOSTILE = "<script>alert('x')</script> & <b>bold</b>"

@@ -7,12 +7,12 @@ import re
 import numpy as np
 import pytest
 
-from simulator import plugins
+from simulator.base import plugins
 from simulator.report import style
 from simulator.report.figures import Figure
 from simulator.report.figures._curves import mean_in_bins, quantiles
 from simulator.report.gallery import plots
-from simulator.results import Results
+from simulator.results.folder import Results
 
 
 @pytest.fixture(params=plugins.available("report.figures"))

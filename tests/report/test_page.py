@@ -10,11 +10,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from simulator import results as results_module
-from simulator.metrics import METRICS
-from simulator.report import formats
 from simulator.report.page import render
-from simulator.results import Results
+from simulator.results import folder as results_module
+from simulator.results import formats
+from simulator.results.folder import Results
+from simulator.results.metrics import METRICS
 
 
 class Cells(HTMLParser):

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from simulator import plugins
+from simulator.base import plugins
 from simulator.report.gallery import plots
 from simulator.report.plan_page import render
 from tests.report.plan_answers import HOSTILE, RUN, TRAFFIC, answer, banded, row

@@ -9,7 +9,7 @@ import pytest
 
 from simulator.report.scoreboard import render
 from simulator.report.scoreboard_figures import figures
-from simulator.scores import SCORE_COLUMNS, Scoreboard, grouped, judged, reasons
+from simulator.results.scores import SCORE_COLUMNS, Scoreboard, grouped, judged, reasons
 
 HOSTILE = "<b>h100</b> & <script>alert(1)</script>"
 SUITES = {

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulator.report.formats import TIMES
 from simulator.report.training_page import render
+from simulator.results.formats import TIMES
 
 MODELS = ["mixture of experts", "dense, same total", "<dense & small>"]
 HEADLINE = "After 10 s the mixture of experts reached a loss of 2.00 nats a byte."

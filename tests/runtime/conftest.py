@@ -12,10 +12,10 @@ import pytest
 def real(tmp_path_factory):
     """``real.plan(num_experts=8, top_k=2, attention_dp=2, ep=2)``, ``real.job(plan)``."""
     pytest.importorskip("torch")
-    from simulator.plan import make_plan
+    from simulator.base.frozen import validate
+    from simulator.config.deployment import DeploymentSpec
+    from simulator.deployment.plan import make_plan
     from simulator.runtime.job import make_job
-    from simulator.spec.base import validate
-    from simulator.spec.deployment import DeploymentSpec
 
     folder = tmp_path_factory.mktemp("real")
 

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import torch
 
-from simulator import plugins
+from simulator.base import plugins
 from simulator.runtime.transport import PeerLostError
 
 SLEEP_S = 0.2

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from simulator.layers.transformer import Transformer
-from simulator.layers.weights import save_weights
-from simulator.placement import Placed
+from simulator.policies.placement import Placed
 from simulator.runtime.job import Step
+from simulator.runtime.layers.transformer import Transformer
+from simulator.runtime.layers.weights import save_weights
 from simulator.runtime.timeline import combine
 
 FP32 = 2e-5

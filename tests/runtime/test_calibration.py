@@ -10,16 +10,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from simulator.runtime.calibration.file import calibration_toml
-from simulator.runtime.calibration.fit import fit_exchange, fit_steps
-from simulator.runtime.calibration.layers import REPEATS, Samples, Shape, collect
-from simulator.runtime.calibration.measure import matrix_seconds, pruned_ratios
+from simulator.base.frozen import validate
+from simulator.base.reading import read_toml
+from simulator.calibration.host.file import calibration_toml
+from simulator.calibration.host.fit import fit_exchange, fit_steps
+from simulator.calibration.host.layers import REPEATS, Samples, Shape, collect
+from simulator.calibration.host.measure import matrix_seconds, pruned_ratios
+from simulator.config.host import HostCalibration, MatrixTable
+from simulator.config.pruning import TwoFour, Unstructured
 from simulator.runtime.in_process import InProcessBackend
 from simulator.runtime.shard import Shard
-from simulator.spec.base import validate
-from simulator.spec.host import HostCalibration, MatrixTable
-from simulator.spec.loading import read_toml
-from simulator.spec.pruning import TwoFour, Unstructured
 
 SHIPPED = Path(__file__).parents[2] / "cluster_configs" / "calibration" / "this-machine.toml"
 MATRIX = MatrixTable(

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from simulator import plugins
-from simulator.errors import UserError
-from simulator.layers.transformer import Transformer
-from simulator.placement import Placed
+from simulator.base import plugins
+from simulator.base.errors import UserError
+from simulator.base.frozen import validate
+from simulator.config.model import ModelSpec
+from simulator.config.pruning import Block, TwoFour, Unstructured
+from simulator.policies.placement import Placed
 from simulator.runtime.in_process import InProcessBackend
 from simulator.runtime.job import Job, RoutedExperts, Step
+from simulator.runtime.layers.transformer import Transformer
 from simulator.runtime.reference import Reference
-from simulator.spec.base import validate
-from simulator.spec.model import ModelSpec
-from simulator.spec.pruning import Block, TwoFour, Unstructured
 from simulator.work.layout import Layout
 from tests.cases import cases
 from tests.runtime.equality import (

@@ -17,8 +17,8 @@ import pytest
 torch = pytest.importorskip("torch")
 ray = pytest.importorskip("ray")
 
-from simulator.executed import SUMMARY_COLUMNS, read
-from simulator.records import STEP_PHASES
+from simulator.results.executed import SUMMARY_COLUMNS, read
+from simulator.results.tables import STEP_PHASES
 from tests.runtime.processes import PATIENCE_S, descendants, left_of
 
 pytestmark = pytest.mark.xdist_group("ray")
@@ -202,7 +202,7 @@ def test_wrong_input_is_one_line_before_anything_starts(folder, arguments, said)
 def test_a_missing_torch_is_an_error_that_says_what_to_install(monkeypatch):
     import importlib.util
 
-    from simulator.errors import UserError
+    from simulator.base.errors import UserError
     from simulator.runtime import require
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

@@ -8,16 +8,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from simulator.errors import UserError
-from simulator.layers.attention import Attention, Cache, Chunk
-from simulator.layers.experts import Experts
-from simulator.layers.ffn import MixtureOfExperts, SharedExpert, dense_ffn
-from simulator.layers.part import Part
-from simulator.layers.router import Router
-from simulator.layers.transformer import Transformer
-from simulator.spec.ffn import DenseFFN, MoE
-from simulator.spec.mixers import GroupedQueryAttention
-from simulator.spec.model import ModelSpec
+from simulator.base.errors import UserError
+from simulator.config.ffn import DenseFFN, MoE
+from simulator.config.mixers import GroupedQueryAttention
+from simulator.config.model import ModelSpec
+from simulator.runtime.layers.attention import Attention, Cache, Chunk
+from simulator.runtime.layers.experts import Experts
+from simulator.runtime.layers.ffn import MixtureOfExperts, SharedExpert, dense_ffn
+from simulator.runtime.layers.part import Part
+from simulator.runtime.layers.router import Router
+from simulator.runtime.layers.transformer import Transformer
 
 HIDDEN = 24
 TOLERANCE = {"rtol": 1e-4, "atol": 2e-5, "check_dtype": False}

@@ -12,15 +12,15 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from simulator.errors import UserError
-from simulator.layers.attention import Cache, Chunk
-from simulator.layers.ffn import FeedForward
-from simulator.layers.part import Part
-from simulator.layers.pruned import PrunedMatrix, kept
-from simulator.layers.transformer import Transformer, check_executable
-from simulator.layers.weights import SafetensorsWeights, SeededWeights, save_weights, weights_from
-from simulator.spec.model import ModelSpec, load_model
-from simulator.spec.pruning import Block, TwoFour, Unstructured
+from simulator.base.errors import UserError
+from simulator.config.model import ModelSpec, load_model
+from simulator.config.pruning import Block, TwoFour, Unstructured
+from simulator.runtime.layers.attention import Cache, Chunk
+from simulator.runtime.layers.ffn import FeedForward
+from simulator.runtime.layers.part import Part
+from simulator.runtime.layers.pruned import PrunedMatrix, kept
+from simulator.runtime.layers.transformer import Transformer, check_executable
+from simulator.runtime.layers.weights import SafetensorsWeights, SeededWeights, save_weights, weights_from
 from simulator.work.flops import matmul_flops_per_token
 
 GQA = {"kind": "gqa", "num_heads": 4, "num_kv_heads": 2, "head_size": 6}

@@ -15,12 +15,12 @@ import pytest
 torch = pytest.importorskip("torch")
 ray = pytest.importorskip("ray")
 
-from simulator import plugins
-from simulator.errors import UserError
+from simulator.base import plugins
+from simulator.base.errors import UserError
+from simulator.config.execution import ExecutionSpec, FaultSpec
 from simulator.runtime.nodes import connect
 from simulator.runtime.ray_backend import RayBackend
 from simulator.runtime.reference import Reference
-from simulator.spec.execution import ExecutionSpec, FaultSpec
 from tests.runtime import contract
 from tests.runtime.equality import STEPS, by_its_router, check, check_step, decode, prompts, replicated, with_noise, with_placed
 from tests.runtime.processes import PATIENCE_S, descendants, is_untouched, left_of, stale_address

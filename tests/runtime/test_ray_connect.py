@@ -15,12 +15,12 @@ import pytest
 
 ray = pytest.importorskip("ray")
 
-from simulator.errors import UserError
-from simulator.planner.plan import _ready
+from simulator.base.errors import UserError
+from simulator.parallel.workers import Workers
+from simulator.planner.capacity import _ready
 from simulator.planner.store import program
 from simulator.runtime.nodes import connect
 from simulator.runtime.ray_files import own_ray_files
-from simulator.sweep import Workers
 from tests.runtime.processes import (
     NOWHERE,
     PATIENCE_S,

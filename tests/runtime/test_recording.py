@@ -13,23 +13,24 @@ pytest.importorskip("torch", reason="recording needs PyTorch")
 
 import torch
 
-from simulator import plugins, runtime
-from simulator.check import check_file
-from simulator.errors import UserError
-from simulator.layers.attention import Chunk
-from simulator.layers.transformer import Transformer
-from simulator.layers.weights import SafetensorsWeights
-from simulator.plan import make_plan
-from simulator.record import TrainedRecording, record_transformers, train_and_record, write_training
+from simulator import runtime
+from simulator.base import plugins
+from simulator.base.errors import UserError
+from simulator.base.frozen import validate
+from simulator.commands.check import check_file
+from simulator.commands.record_trace import TrainedRecording, record_transformers, train_and_record, write_training
+from simulator.config.deployment import DeploymentSpec
+from simulator.config.model import load_model
+from simulator.deployment.plan import make_plan
+from simulator.runtime.layers.attention import Chunk
+from simulator.runtime.layers.transformer import Transformer
+from simulator.runtime.layers.weights import SafetensorsWeights
 from simulator.runtime.recording.comparison import SAME_TIME, SAME_TOKENS, Above, Outcome, findings, headline
 from simulator.runtime.recording.corpus import OTHER, read_corpus, read_texts
 from simulator.runtime.recording.huggingface import routed_ids
 from simulator.runtime.recording.models import MOE, SAME_ACTIVE, SAME_TOTAL, Shape, three_models
 from simulator.runtime.recording.trace_file import write_recording
 from simulator.runtime.recording.training import Recipe, balance_loss
-from simulator.spec.base import validate
-from simulator.spec.deployment import DeploymentSpec
-from simulator.spec.model import load_model
 
 SHAPE = Shape(hidden_size=32, num_layers=2, num_heads=2, num_experts=4, top_k=2, intermediate_size=32, context=32, batch=4)
 RECIPE = Recipe(num_evaluations=3)

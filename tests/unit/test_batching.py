@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from simulator.engine.batching import complete_step, form_step, is_decode, push
 from simulator.engine.state import Limits, start_clock, start_ranks, start_requests
-from simulator.traces import RequestTrace
+from simulator.workload.traces import RequestTrace
 from tests.cases import cases
 
 PREFIX_TOKENS = 8

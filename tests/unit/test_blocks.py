@@ -5,7 +5,7 @@ import pytest
 
 from simulator.engine.blocks import available, blocks_for, count_hits, hold, release, share_prompt, take
 from simulator.engine.state import Limits, start_ranks, start_requests
-from simulator.traces import RequestTrace
+from simulator.workload.traces import RequestTrace
 
 LIMITS = Limits(64, 8, True, True, 4, 0, 8, 2, 0)
 """KV blocks of 4 tokens, prefix blocks of 8."""

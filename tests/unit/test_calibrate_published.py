@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulator.spec.calibration import load_calibration
-from simulator.spec.writing import toml_text
-from simulator.validation import fits
+from simulator.base.writing import toml_text
+from simulator.calibration import fits
+from simulator.config.calibration import load_calibration
 
 ENTRY = {
     "kind": "fitted",

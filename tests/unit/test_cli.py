@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from simulator.base.data import available_files
 from simulator.cli import console
 from simulator.cli.run import print_run
-from simulator.data import available_files
-from simulator.results import read
+from simulator.results.folder import read
 from tests.shared import SHARED, each_shared
 
 PROJECT = Path(__file__).parents[2]
@@ -46,7 +46,7 @@ def test_a_defect_is_ours_with_a_traceback(moesim, monkeypatch):
     def broken(*_, **__):
         raise ZeroDivisionError("made for the test")
 
-    monkeypatch.setattr("simulator.run.run_scenario", broken)
+    monkeypatch.setattr("simulator.commands.run.run_scenario", broken)
     code, _, err = moesim("run", *SHORT)
     assert code == 1
     assert "ZeroDivisionError" in err

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from simulator.errors import UserError
-from simulator.spec.accelerator import load_accelerator
-from simulator.spec.cluster import available_clusters, load_cluster
+from simulator.base.errors import UserError
+from simulator.config.accelerator import load_accelerator
+from simulator.config.cluster import available_clusters, load_cluster
 
 BOX = """
 title = "a box"

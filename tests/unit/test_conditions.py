@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulator.plan import make_plan
+from simulator.base.frozen import validate
+from simulator.config.capacity import Question
+from simulator.config.deployment import DeploymentSpec
+from simulator.deployment.plan import make_plan
 from simulator.planner.conditions import Conditions, apply, unchanged
 from simulator.planner.requests import traffic_of
 from simulator.planner.space import Ruled, Space
-from simulator.spec.base import validate
-from simulator.spec.deployment import DeploymentSpec
-from simulator.spec.planning import Question
 
 HERE = Path()
 QUESTION = {

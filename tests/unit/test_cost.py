@@ -3,19 +3,19 @@
 import numpy as np
 import pytest
 
+from simulator.base.data import available_files
+from simulator.base.errors import UserError
+from simulator.config.accelerator import load_accelerator
+from simulator.config.calibration import Calibration, CalibrationFile, CollectiveFit, GemmFit, ProtocolFit, load_calibration
+from simulator.config.cluster import load_cluster
+from simulator.config.host import load_any_calibration
+from simulator.config.mixers import GroupedQueryAttention
 from simulator.cost.comm import Vectors
 from simulator.cost.comm.alpha_beta import AlphaBeta
 from simulator.cost.compute._gemm import gemm_s
 from simulator.cost.compute.roofline import Roofline
-from simulator.data import available_files
-from simulator.errors import UserError
-from simulator.spec.accelerator import load_accelerator
-from simulator.spec.calibration import Calibration, CalibrationFile, CollectiveFit, GemmFit, ProtocolFit, load_calibration
-from simulator.spec.cluster import load_cluster
-from simulator.spec.host import load_any_calibration
-from simulator.spec.mixers import GroupedQueryAttention
-from simulator.topology.rails import Rails
-from simulator.topology.switch import Switch
+from simulator.policies.topology.rails import Rails
+from simulator.policies.topology.switch import Switch
 from simulator.work.lookback import kernel
 
 NAMED = sorted({load_accelerator(name, "test").calibration for name in available_files("cluster_configs/accelerators")})

@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.dispatch import kernels_of, limits_of, policy_at, sees
-from simulator.dispatch._count import count_arrivals
-from simulator.dispatch.all_gather import AllGather
-from simulator.dispatch.deepep_auto import DeepepAuto
-from simulator.dispatch.per_expert import PerExpert
-from simulator.dispatch.per_node import PerNode
-from simulator.dispatch.per_rank import PerRank
+from simulator.policies.dispatch import kernels_of, limits_of, policy_at, sees
+from simulator.policies.dispatch._count import count_arrivals
+from simulator.policies.dispatch.all_gather import AllGather
+from simulator.policies.dispatch.deepep_auto import DeepepAuto
+from simulator.policies.dispatch.per_expert import PerExpert
+from simulator.policies.dispatch.per_node import PerNode
+from simulator.policies.dispatch.per_rank import PerRank
 from tests.cases import cases
 
 QUICK = cases(60)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from simulator.cost.comm import Exchange
 from simulator.engine.fabric import FluidWires, fair_rates
 from simulator.engine.message import MessageWires
-from simulator.topology.switch import Switch
+from simulator.policies.topology.switch import Switch
 from tests.cases import cases
 
 

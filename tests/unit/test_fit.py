@@ -4,12 +4,12 @@ import re
 
 import pytest
 
-from simulator.data import available_files
-from simulator.errors import UserError
-from simulator.fit import Capacity, check_memory, check_requests
-from simulator.spec.accelerator import load_accelerator
-from simulator.spec.deployment import DeploymentSpec, ParallelSpec
-from simulator.spec.model import load_model
+from simulator.base.data import available_files
+from simulator.base.errors import UserError
+from simulator.config.accelerator import load_accelerator
+from simulator.config.deployment import DeploymentSpec, ParallelSpec
+from simulator.config.model import load_model
+from simulator.deployment.memory import Capacity, check_memory, check_requests
 from simulator.work.layout import make_layout
 from simulator.work.memory import CacheSize, Precision, cache_size, weight_bytes
 

@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulator import plugins
-from simulator.arrivals._rate import Pauses, Swing
-from simulator.arrivals._renewal import fill_window, weibull_cv, weibull_shape
-from simulator.errors import UserError
-from simulator.spec.base import validate
-from simulator.spec.workload import SLO, WorkloadSpec
-from simulator.traces import RequestTrace
-from simulator.traces.table import write_table
-from simulator.workload import describe, fano_factor, load_requests
+from simulator.base import plugins
+from simulator.base.errors import UserError
+from simulator.base.frozen import validate
+from simulator.config.workload import SLO, WorkloadSpec
+from simulator.workload.arrivals._rate import Pauses, Swing
+from simulator.workload.arrivals._renewal import fill_window, weibull_cv, weibull_shape
+from simulator.workload.requests import describe, fano_factor, load_requests
+from simulator.workload.traces import RequestTrace
+from simulator.workload.traces.table import write_table
 
 POISSON = {"kind": "poisson", "rate_per_s": 5.0}
 FIXED = {"kind": "fixed", "num_input": 100, "num_output": 10}
@@ -344,7 +344,7 @@ def test_wrong_workloads_are_refused_in_one_line(table, message, tmp_path):
 
 
 def test_far_too_many_requests_are_refused(monkeypatch):
-    monkeypatch.setattr("simulator.workload._MOST_REQUESTS", 4096)
+    monkeypatch.setattr("simulator.workload.requests._MOST_REQUESTS", 4096)
     with pytest.raises(UserError, match="more than 4096 requests would be generated"):
         load(requests={"arrivals": POISSON, "lengths": FIXED}, duration_s=1e6)
 

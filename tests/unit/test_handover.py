@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulator.data import find_file
-from simulator.plan import make_plan
+from simulator.base.data import find_file
+from simulator.base.frozen import validate
+from simulator.commands.run import run_scenario
+from simulator.config.capacity import Question
+from simulator.deployment.plan import make_plan
 from simulator.planner.answer import deployment_of, summary
 from simulator.planner.explore import Sized
 from simulator.planner.handover import commands, deployments, handover, recommended, scenario_text
@@ -18,11 +21,8 @@ from simulator.planner.search import search
 from simulator.planner.space import Design
 from simulator.planner.store import Store
 from simulator.planner.trial import outcome
-from simulator.run import run_scenario
-from simulator.scenario import load_scenario
-from simulator.spec.base import validate
-from simulator.spec.planning import Question
-from simulator.workload import load_requests, source_arrivals_s
+from simulator.scenario.scenario import load_scenario
+from simulator.workload.requests import load_requests, source_arrivals_s
 
 QUESTION = {
     "name": "small",

@@ -6,15 +6,15 @@ import simpy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.data import available_files
+from simulator.base.data import available_files
+from simulator.base.errors import UserError
+from simulator.base.frozen import validate
+from simulator.config.calibration import CalibrationFile
+from simulator.config.deployment import DeploymentSpec
+from simulator.config.host import ExchangeTable, HostCalibration, MatrixTable, load_any_calibration
+from simulator.deployment.plan import make_plan
 from simulator.engine.cores import SharedCores
 from simulator.engine.forecast import EvenStep, forecast
-from simulator.errors import UserError
-from simulator.plan import make_plan
-from simulator.spec.base import validate
-from simulator.spec.calibration import CalibrationFile
-from simulator.spec.deployment import DeploymentSpec
-from simulator.spec.host import ExchangeTable, HostCalibration, MatrixTable, load_any_calibration
 
 ROWS, SIZES, WORKING = (1, 8, 64), (1024, 65536), (1 << 20, 1 << 26)
 

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from simulator.data import available_files
-from simulator.errors import UserError
-from simulator.spec.model import load_model
+from simulator.base.data import available_files
+from simulator.base.errors import UserError
+from simulator.config.model import load_model
 from tests.shared import SHARED, each_shared, shared_file
 
 CONFIGS = sorted((SHARED / "traces" / "formats" / "hf_configs").glob("*_config.json"))

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulator.metrics import METRICS, meets, summarise
-from simulator.records import GAP_BINS_PER_DECADE, NUM_GAP_BINS, SHORTEST_GAP_S, STEP_PHASES, DeploymentRecord, Gaps
-from simulator.spec.workload import SLO
+from simulator.config.workload import SLO
+from simulator.results.metrics import METRICS, meets, summarise
+from simulator.results.tables import GAP_BINS_PER_DECADE, NUM_GAP_BINS, SHORTEST_GAP_S, STEP_PHASES, DeploymentRecord, Gaps
 from simulator.work.flops import served_flops
 
 #   arrival, first token, finish, input, output, cached, preemptions

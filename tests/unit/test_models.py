@@ -1,10 +1,10 @@
 import pytest
 
-from simulator.errors import UserError
-from simulator.spec.base import validate
-from simulator.spec.ffn import DenseFFN, MoE
-from simulator.spec.mixers import CompressedAttention, GatedDeltaNet, GroupedQueryAttention, LatentAttention, Mamba2
-from simulator.spec.model import ModelSpec, load_model
+from simulator.base.errors import UserError
+from simulator.base.frozen import validate
+from simulator.config.ffn import DenseFFN, MoE
+from simulator.config.mixers import CompressedAttention, GatedDeltaNet, GroupedQueryAttention, LatentAttention, Mamba2
+from simulator.config.model import ModelSpec, load_model
 
 # Elements of the released weights (safetensors headers on Hugging Face, multi-token-prediction and vision left out), counted by
 # others than this project; biases for balance are among them where the files store them.

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from simulator.base.frozen import validate
+from simulator.config.deployment import DeploymentSpec
+from simulator.deployment.plan import make_plan
 from simulator.engine.cluster import run_plan
-from simulator.plan import make_plan
-from simulator.spec.base import validate
-from simulator.spec.deployment import DeploymentSpec
-from simulator.traces import RequestTrace
+from simulator.workload.traces import RequestTrace
 
 
 def serve(scheduling, num_requests=60, **deployment):

@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from simulator.base.frozen import validate
+from simulator.config.capacity import Question
+from simulator.config.deployment import DeploymentSpec
+from simulator.deployment.plan import make_plan
 from simulator.engine.cluster import run_plan
-from simulator.plan import make_plan
 from simulator.planner import space as spaces
 from simulator.planner.curve import Curve
 from simulator.planner.explore import Explorer, _slowed
@@ -17,10 +20,7 @@ from simulator.planner.requests import lasting, traffic_of
 from simulator.planner.screen import Judge, Option
 from simulator.planner.space import Ruled, Space
 from simulator.planner.steady import fixed
-from simulator.spec.base import validate
-from simulator.spec.deployment import DeploymentSpec
-from simulator.spec.planning import Question
-from simulator.traces import RequestTrace
+from simulator.workload.traces import RequestTrace
 
 
 def question(models=("llama-3.1-70b",), clusters=("h100-sxm",), **space):
@@ -102,7 +102,7 @@ def test_the_screen_reads_pipelines_optimistically():
 
 def test_a_slower_table_is_slower_on_the_way_between_stages_too(tiny):
     from simulator.engine.table import make_table
-    from simulator.price import Prices
+    from simulator.step.prices import Prices
 
     plan = tiny.plan("dense", tp=2, pp=2)
     table = make_table(Prices(plan, 64))

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from simulator.errors import UserError
-from simulator.placement.contiguous import Contiguous
-from simulator.placement.eplb import Eplb
-from simulator.placement.greedy import Greedy
-from simulator.placement.random import Random
+from simulator.base.errors import UserError
+from simulator.policies.placement.contiguous import Contiguous
+from simulator.policies.placement.eplb import Eplb
+from simulator.policies.placement.greedy import Greedy
+from simulator.policies.placement.random import Random
 
 
 def place(policy, load, num_ranks, seed=0):

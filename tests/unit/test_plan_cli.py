@@ -7,11 +7,11 @@ import sys
 import pandas as pd
 import pytest
 
-from simulator import planned
 from simulator.cli.plan import _Counted
+from simulator.commands import plan as planned
 from simulator.planner import search, words
 from simulator.planner.store import Store
-from simulator.question import load_question
+from simulator.scenario.question import load_question
 
 QUESTION = """
 name = "tiny plan"

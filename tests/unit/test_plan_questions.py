@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from simulator.errors import UserError
+from simulator.base.errors import UserError
+from simulator.base.frozen import validate
+from simulator.config.capacity import Question
 from simulator.planner import space as reasons
 from simulator.planner.answer import _num_simulated
 from simulator.planner.explore import Sized
@@ -18,9 +20,7 @@ from simulator.planner.space import Ruled, Space
 from simulator.planner.store import Store
 from simulator.planner.versus import rivals
 from simulator.planner.why_not import nearest, of_each_model
-from simulator.question import load_question
-from simulator.spec.base import validate
-from simulator.spec.planning import Question
+from simulator.scenario.question import load_question
 from tests.unit.test_plan_cli import QUESTION
 
 README = Path(__file__).parents[2] / "README.md"

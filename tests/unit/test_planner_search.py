@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from simulator.config.capacity import Question
+from simulator.planner.capacity import plan
 from simulator.planner.explore import Explorer, Finding, Sized, _first
-from simulator.planner.plan import plan
 from simulator.planner.requests import lasting, traffic_of
 from simulator.planner.risk import risk
 from simulator.planner.screen import Judge, Option
@@ -21,7 +22,6 @@ from simulator.planner.search import as_json, best_first, finding_of, identity, 
 from simulator.planner.space import Design, Ruled, Space
 from simulator.planner.store import Store, key_of
 from simulator.planner.trial import Outcome
-from simulator.spec.planning import Question
 
 REGRET = 0.02
 """Of the search's choice over the cheapest of the whole space; the issue's limit."""
@@ -136,7 +136,7 @@ def test_a_killed_search_goes_on_where_it_was(tmp_path):
     asked, folder = question(), tmp_path / "store"
     program = (
         "import sys; from pathlib import Path; from simulator.planner.search import search; from simulator.planner.store import Store; "
-        "from simulator.spec.planning import Question; "
+        "from simulator.config.capacity import Question; "
         "search(Question.model_validate_json(sys.argv[1]), Path(), Store(Path(sys.argv[2])), workers=1)"
     )
     running = subprocess.Popen([sys.executable, "-c", program, asked.model_dump_json(), str(folder)])

@@ -4,10 +4,10 @@ import sys
 
 import pytest
 
-from simulator import plugins
-from simulator.errors import UserError
+from simulator.base import plugins
+from simulator.base.errors import UserError
 
-HEAD = "from simulator.spec.base import Frozen\n"
+HEAD = "from simulator.base.frozen import Frozen\n"
 RIGHT = "class Mine(Frozen):\n    share: float = 1.0\n    def prepare(self, moe, num_layers, rng):\n        return self\n"
 
 

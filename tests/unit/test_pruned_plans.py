@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from simulator.base.frozen import validate
+from simulator.config.capacity import Question
 from simulator.planner.answer import row_of
 from simulator.planner.handover import commands, scenario_text
 from simulator.planner.search import search
 from simulator.planner.space import Ruled, Space
 from simulator.planner.store import Store
-from simulator.spec.base import validate
-from simulator.spec.planning import Question
 
 HERE = Path()
 TWO_FOUR = {"kind": "two_four"}

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulator.errors import UserError
+from simulator.base.errors import UserError
 from simulator.validation.published._names import accelerator_of, cluster_of, engine_of, model_name, precision_of
 from simulator.validation.published.wide_ep import _read, _value
 

@@ -7,9 +7,9 @@ import os
 import pandas as pd
 import pytest
 
-from simulator.errors import UserError
-from simulator.records import SPAN_COLUMNS
-from simulator.results import TABLES, Results, check_writable, chrome_trace, merge, read, write
+from simulator.base.errors import UserError
+from simulator.results.folder import TABLES, Results, check_writable, chrome_trace, merge, read, write
+from simulator.results.tables import SPAN_COLUMNS
 
 
 def made(*names, **run):

@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from simulator.errors import UserError
-from simulator.plugins import build
-from simulator.routing.group_limited import GroupLimited
-from simulator.routing.lognormal import Lognormal
-from simulator.routing.replay import Replay
-from simulator.routing.zipf import Zipf
-from simulator.spec.ffn import MoE
+from simulator.base.errors import UserError
+from simulator.base.plugins import build
+from simulator.config.ffn import MoE
+from simulator.policies.routing.group_limited import GroupLimited
+from simulator.policies.routing.lognormal import Lognormal
+from simulator.policies.routing.replay import Replay
+from simulator.policies.routing.zipf import Zipf
 from tests.shared import shared_file
 
 NUM_LAYERS = 4

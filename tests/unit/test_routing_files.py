@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulator.errors import UserError
-from simulator.routing._sglang import read_sglang
-from simulator.routing._torch_file import load_torch_file
-from simulator.routing.replay import Replay
-from simulator.spec.ffn import MoE
+from simulator.base.errors import UserError
+from simulator.config.ffn import MoE
+from simulator.policies.routing._sglang import read_sglang
+from simulator.policies.routing._torch_file import load_torch_file
+from simulator.policies.routing.replay import Replay
 from tests.shared import shared_file
 
 

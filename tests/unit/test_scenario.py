@@ -3,10 +3,10 @@
 import pytest
 from pydantic import Field
 
-from simulator.errors import UserError
-from simulator.scenario import load_scenario
-from simulator.spec.base import Frozen, Size, validate
-from simulator.spec.loading import read_json, read_toml
+from simulator.base.errors import UserError
+from simulator.base.frozen import Frozen, Size, validate
+from simulator.base.reading import read_json, read_toml
+from simulator.scenario.scenario import load_scenario
 
 SHIPPED = "mixtral_vs_llama2"
 

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulator.scores import (
+from simulator.config.calibration import load_calibration
+from simulator.results.scores import (
     DENSE,
     MOE,
     SCORE_COLUMNS,
@@ -21,7 +22,6 @@ from simulator.scores import (
     target_of,
     worst,
 )
-from simulator.spec.calibration import load_calibration
 from simulator.validation.left_out import Residuals, left_out, mixed
 
 

@@ -9,8 +9,8 @@ import tarfile
 import numpy as np
 import pytest
 
-from simulator.errors import UserError
-from simulator.workload import read_trace
+from simulator.base.errors import UserError
+from simulator.workload.requests import read_trace
 from tests.shared import shared_file
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from simulator.plan import make_plan
+from simulator.base.frozen import validate
+from simulator.base.plugins import available
+from simulator.config.deployment import DeploymentSpec
+from simulator.deployment.plan import make_plan
 from simulator.planner.launch import launch
 from simulator.planner.serving import places, weights_of
-from simulator.plugins import available
-from simulator.spec.base import validate
-from simulator.spec.deployment import DeploymentSpec
 
 ENGINES = available("planner.serving")
 

@@ -12,9 +12,9 @@ from types import ModuleType
 
 import pytest
 
-from simulator.errors import UserError
-from simulator.sweep import Workers, sweep
-from simulator.work_list import WorkList
+from simulator.base.errors import UserError
+from simulator.parallel.work_list import WorkList
+from simulator.parallel.workers import Workers, sweep
 
 PATIENCE_S = 300.0
 """Whatever ends at all has ended by then, however busy the machine is; only a test that fails waits so long."""
@@ -87,8 +87,8 @@ def test_one_list_after_another_is_worked_on_by_the_same_processes_at_once(tmp_p
 
 
 def test_one_core_or_no_ray_starts_nothing(monkeypatch):
-    monkeypatch.setattr("simulator.sweep.Workers._start", lambda _: pytest.fail("Ray was started"))
-    monkeypatch.setattr("simulator.sweep.num_cores", lambda: 1)
+    monkeypatch.setattr("simulator.parallel.workers.Workers._start", lambda _: pytest.fail("Ray was started"))
+    monkeypatch.setattr("simulator.parallel.workers.num_cores", lambda: 1)
     assert sweep(squared, [1, 2]) == [1, 4]
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     assert sweep(squared, [1, 2], workers=2) == [1, 4]
@@ -166,7 +166,7 @@ def test_a_command_that_is_told_to_stop_leaves_no_process(tmp_path, stop, at_wor
     program.write_text(f"""
 import os, time
 from pathlib import Path
-from simulator.sweep import sweep
+from simulator.parallel.workers import sweep
 
 def begin(number):
     (Path({str(begun)!r}) / str(os.getpid())).touch()

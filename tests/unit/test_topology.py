@@ -5,11 +5,11 @@ import itertools
 import numpy as np
 import pytest
 
-from simulator.topology.leaf_spine import LeafSpine
-from simulator.topology.nvlink_domain import NVLinkDomain
-from simulator.topology.pcie import PCIe
-from simulator.topology.rails import Rails
-from simulator.topology.switch import Switch
+from simulator.policies.topology.leaf_spine import LeafSpine
+from simulator.policies.topology.nvlink_domain import NVLinkDomain
+from simulator.policies.topology.pcie import PCIe
+from simulator.policies.topology.rails import Rails
+from simulator.policies.topology.switch import Switch
 
 
 def path(fabric, source, destination):

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from simulator.errors import UserError
-from simulator.workload import read_trace
+from simulator.base.errors import UserError
+from simulator.workload.requests import read_trace
 from tests.unit.trace_texts import AZURE, BENCH, MOONCAKE, lines, read
 
 

@@ -7,10 +7,10 @@ import time
 import numpy as np
 import pytest
 
-from simulator import plugins
-from simulator.traces._bytes import head_of
-from simulator.traces.table import write_table
-from simulator.workload import describe, read_trace
+from simulator.base import plugins
+from simulator.workload.requests import describe, read_trace
+from simulator.workload.traces._bytes import head_of
+from simulator.workload.traces.table import write_table
 from tests.shared import shared_file
 from tests.unit.trace_texts import AZURE, BENCH, MOONCAKE, lines, read, written
 

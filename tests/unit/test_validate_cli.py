@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulator.errors import UserError
-from simulator.scores import IN_SAMPLE, SCORE_COLUMNS
+from simulator.base.errors import UserError
+from simulator.results.scores import IN_SAMPLE, SCORE_COLUMNS
 from simulator.validation import known_rows, published, suites
 from simulator.validation.tables import read_table, values_of
 

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulator.metrics import METRICS
-from simulator.records import STEP_PHASES
-from simulator.results import TABLES, Results
-from simulator.verdict import seconds_text, short_names, verdict, with_verdict
+from simulator.results.folder import TABLES, Results
+from simulator.results.metrics import METRICS
+from simulator.results.tables import STEP_PHASES
+from simulator.results.verdict import seconds_text, short_names, verdict, with_verdict
 
 
 def deployment(name, *, ttft_s=0.1, tpot_s=0.01, slo=0.98, is_moe=False, waiting=0, late_s=1.0, phases_s=None, **changes):

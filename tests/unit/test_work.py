@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.spec.model import load_model
+from simulator.config.model import load_model
 from simulator.work.context import NO_WINDOW, entries, pairs
 from simulator.work.layout import Layout
 from simulator.work.memory import Precision, cache_size

@@ -2,7 +2,7 @@
 
 import json
 
-from simulator.workload import read_trace
+from simulator.workload.requests import read_trace
 
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens"
 MOONCAKE = [

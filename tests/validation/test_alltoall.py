@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulator.errors import UserError
+from simulator.base.errors import UserError
 from simulator.validation.kernels import measures_of
 from simulator.validation.kernels._traffic import routed
 from simulator.validation.kernels.alltoall import Alltoall

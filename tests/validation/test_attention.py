@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulator.data import shipped_folder
-from simulator.errors import UserError
-from simulator.spec.calibration import load_calibration
+from simulator.base.data import shipped_folder
+from simulator.base.errors import UserError
+from simulator.config.calibration import load_calibration
 from simulator.validation import OK
 from simulator.validation.kernels.attention import Attention
 from simulator.validation.kernels.mla import Mla
@@ -114,7 +114,7 @@ def test_errors_in_the_committed_tables_are_those_of_shapes_that_were_left_out()
 @pytest.mark.parametrize("number", [1, pytest.param(None, marks=pytest.mark.soak, id="all")])
 def test_the_committed_tables_are_what_the_command_fits(number, monkeypatch):
     """So many of the entries of each kind, of which each takes the same way."""
-    from simulator.validation.fits import _latent, attention
+    from simulator.calibration.fits import _latent, attention
 
     monkeypatch.setattr(attention, "_GIVEN", attention._GIVEN[:number])
     monkeypatch.setattr(_latent, "_JOBS", _latent._JOBS[:number])

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from simulator.base.frozen import validate
+from simulator.config.capacity import Question
 from simulator.planner.crossover import ALIKE, BEST, crossover
-from simulator.spec.base import validate
-from simulator.spec.planning import Question
 
 
 def question(engine, kv_dtype, **space):

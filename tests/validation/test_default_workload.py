@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulator.spec.workload import WorkloadSpec
-from simulator.workload import describe, load_requests, read_trace
+from simulator.config.workload import WorkloadSpec
+from simulator.workload.requests import describe, load_requests, read_trace
 from tests.shared import shared_file
 
 DEFAULT_SEED = 0

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from simulator.config.deployment import PrefillPoolSpec
 from simulator.cost.transfer import make_transfer
 from simulator.engine.pools import Pools as EnginePools
-from simulator.spec.deployment import PrefillPoolSpec
 from simulator.validation import OK
 from simulator.validation.serving import answer
 from simulator.validation.serving._answer import _alone, half_of, pools_or_reason

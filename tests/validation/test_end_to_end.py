@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from simulator.base.frozen import validate
+from simulator.config.deployment import DeploymentSpec
+from simulator.config.workload import WorkloadSpec
+from simulator.deployment.plan import make_plan
 from simulator.engine.cluster import run_plan
-from simulator.metrics import latencies
-from simulator.plan import make_plan
-from simulator.spec.base import validate
-from simulator.spec.deployment import DeploymentSpec
-from simulator.spec.workload import WorkloadSpec
-from simulator.workload import load_requests
+from simulator.results.metrics import latencies
+from simulator.workload.requests import load_requests
 from tests.shared import shared_file
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulator.errors import UserError
-from simulator.spec.calibration import load_calibration
+from simulator.base.errors import UserError
+from simulator.calibration.fits import gemm as fits
+from simulator.config.calibration import load_calibration
 from simulator.validation import OK
-from simulator.validation.fits import gemm as fits
 from simulator.validation.kernels.gemm import Gemm
 from tests.shared import shared_file
 

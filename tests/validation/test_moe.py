@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from simulator.base.errors import UserError
+from simulator.config.accelerator import load_accelerator
+from simulator.config.calibration import load_calibration
 from simulator.cost.compute._grouped_gemm import grouped_gemm_s
-from simulator.errors import UserError
-from simulator.spec.accelerator import load_accelerator
-from simulator.spec.calibration import load_calibration
 from simulator.validation import OK
 from simulator.validation.kernels._power_law import Case, _balanced_ids, expert_tokens, exponent, rank_rows
 from simulator.validation.kernels.eplb import Eplb

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from simulator.base.frozen import validate
+from simulator.config.deployment import DeploymentSpec
+from simulator.deployment.plan import make_plan
 from simulator.engine.lockstep import Lockstep
-from simulator.plan import make_plan
-from simulator.price import Prices
-from simulator.program import Batch
-from simulator.spec.base import validate
-from simulator.spec.deployment import DeploymentSpec
+from simulator.step.prices import Prices
+from simulator.step.program import Batch
 
 
 @pytest.fixture(scope="module")

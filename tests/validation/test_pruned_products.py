@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from simulator.config.accelerator import load_accelerator
+from simulator.config.calibration import load_calibration
+from simulator.config.pruning import TwoFour, Unstructured
 from simulator.cost.compute._gemm import gemm_s
 from simulator.cost.compute._pruned import pruned_s
-from simulator.spec.accelerator import load_accelerator
-from simulator.spec.calibration import load_calibration
-from simulator.spec.pruning import TwoFour, Unstructured
 
 POINTS = pd.read_csv(Path(__file__).parent / "pruned_products.csv")
 MATRICES = {

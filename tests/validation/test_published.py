@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulator.data import shipped_folder
-from simulator.errors import UserError
-from simulator.scores import SCORE_COLUMNS, is_answered
+from simulator.base.data import shipped_folder
+from simulator.base.errors import UserError
+from simulator.results.scores import SCORE_COLUMNS, is_answered
 from simulator.validation.published import Part, Reply, run, topic_of, topics
 from simulator.validation.published._scores import figures, ratio
 from simulator.validation.published._splits import RELEASE_UNSAID, SAME_RELEASE, Pair, pairs, trends

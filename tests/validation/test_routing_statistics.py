@@ -8,10 +8,10 @@ Mixtral-8x7B and OLMoE-1B-7B by kind of text (allenai/OLMoE, Apache-2.0).
 import numpy as np
 import pytest
 
-from simulator.errors import UserError
-from simulator.routing.lognormal import Lognormal
-from simulator.routing.replay import Replay
-from simulator.spec.ffn import MoE
+from simulator.base.errors import UserError
+from simulator.config.ffn import MoE
+from simulator.policies.routing.lognormal import Lognormal
+from simulator.policies.routing.replay import Replay
 from tests.shared import shared_file
 
 V2_LITE = MoE(kind="moe", num_experts=64, top_k=6, intermediate_size=1408)

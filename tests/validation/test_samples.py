@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from simulator.scores import is_answered
+from simulator.results.scores import is_answered
 from simulator.validation import score_rows, serving
 from simulator.validation.suites import answer_kernels, suite_of
 from simulator.validation.tables import read_table

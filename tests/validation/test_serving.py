@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from simulator.config.calibration.engine import engine_key
 from simulator.engine.closed_loop import serve_closed_loop
 from simulator.engine.table import make_table
-from simulator.price import Prices
-from simulator.scores import is_answered
-from simulator.spec.calibration.engine import engine_key
+from simulator.results.scores import is_answered
+from simulator.step.prices import Prices
 from simulator.validation import score_rows
 from simulator.validation.serving import COLUMNS, MEASURES, answer, groups
 from simulator.validation.serving._deployments import deployment_of, stream_interval

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulator.facts import warnings_of
-from simulator.plan import make_plan
-from simulator.spec.calibration import load_calibration
-from simulator.spec.deployment import DeploymentSpec
+from simulator.config.calibration import load_calibration
+from simulator.config.deployment import DeploymentSpec
+from simulator.deployment.facts import warnings_of
+from simulator.deployment.plan import make_plan
 from simulator.validation.serving import _novelty, answer
 from simulator.validation.serving._drafts import kept
 from simulator.validation.serving._points import UnreadableError, read_point

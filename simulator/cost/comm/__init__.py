@@ -8,10 +8,10 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.spec.accelerator import AcceleratorSpec
-from simulator.spec.calibration import Calibration
-from simulator.spec.host import HostRates
-from simulator.topology import Fabric
+from simulator.config.accelerator import AcceleratorSpec
+from simulator.config.calibration import Calibration
+from simulator.config.host import HostRates
+from simulator.policies.topology import Fabric
 
 Operation = Literal["dispatch", "combine", "all_reduce"]
 
@@ -30,7 +30,7 @@ class Exchange:
     held_s: float = 0.0
     """How long its kernels keep a GPU from computing something else that overlaps it, in seconds of the whole GPU."""
     is_direct: bool = False
-    """Whether each message leaves by its sender's own card (:attr:`simulator.topology.Fabric.direct`)."""
+    """Whether each message leaves by its sender's own card (:attr:`simulator.policies.topology.Fabric.direct`)."""
 
     @classmethod
     def nothing(cls) -> Exchange:

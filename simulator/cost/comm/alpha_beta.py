@@ -1,7 +1,7 @@
 """Latency by number of nodes, plus the busiest link's bytes over its achieved rate (Hockney's alpha-beta model, per link).
 
 The kernels of an exchange also copy: their multiprocessors' work hides behind the wires or the other way round, as the
-calibration says (:class:`simulator.spec.calibration.exchange.ExchangeFit`). An all-reduce is the faster of the engine's own kernel
+calibration says (:class:`simulator.config.calibration.exchange.ExchangeFit`). An all-reduce is the faster of the engine's own kernel
 and NCCL's operation, which is what engines choose between.
 """
 
@@ -14,15 +14,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.errors import UserError, did_you_mean
+from simulator.base.frozen import Frozen, Positive
+from simulator.config.accelerator import AcceleratorSpec
+from simulator.config.calibration import Calibration, CollectiveFit, ExchangeFit
+from simulator.config.calibration.collective import passes_of
+from simulator.config.calibration.exchange import Load, doublings
+from simulator.config.host import HostRates
 from simulator.cost.comm import Exchange, Operation, Vectors
-from simulator.errors import UserError, did_you_mean
-from simulator.spec.accelerator import AcceleratorSpec
-from simulator.spec.base import Frozen, Positive
-from simulator.spec.calibration import Calibration, CollectiveFit, ExchangeFit
-from simulator.spec.calibration.collective import passes_of
-from simulator.spec.calibration.exchange import Load, doublings
-from simulator.spec.host import HostRates
-from simulator.topology import Fabric
+from simulator.policies.topology import Fabric
 
 Floats = NDArray[np.float64]
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.errors import UserError
+from simulator.base.frozen import Frozen
+from simulator.config.accelerator import AcceleratorSpec
+from simulator.config.calibration import Calibration
+from simulator.config.host import ExchangeTable, HostRates
 from simulator.cost.comm import Exchange, Operation, Vectors
-from simulator.errors import UserError
-from simulator.spec.accelerator import AcceleratorSpec
-from simulator.spec.base import Frozen
-from simulator.spec.calibration import Calibration
-from simulator.spec.host import ExchangeTable, HostRates
-from simulator.topology import Fabric
+from simulator.policies.topology import Fabric
 
 
 class Host(Frozen):

@@ -7,11 +7,11 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.config.accelerator import AcceleratorSpec
+from simulator.config.calibration import Calibration
+from simulator.config.host import HostRates
+from simulator.config.pruning import Pruning
 from simulator.cost.compute.context import Rates
-from simulator.spec.accelerator import AcceleratorSpec
-from simulator.spec.calibration import Calibration
-from simulator.spec.host import HostRates
-from simulator.spec.pruning import Pruning
 from simulator.work.lookback import Lookback
 
 __all__ = ["ComputeModel", "ComputePolicy", "Phase", "Rates"]

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+from simulator.config.accelerator import AcceleratorSpec
+from simulator.config.calibration import AttentionFit
 from simulator.cost.compute.context import Rates
-from simulator.spec.accelerator import AcceleratorSpec
-from simulator.spec.calibration import AttentionFit
 from simulator.work.lookback import Lookback
 
 _HIDING = 3.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from simulator.spec.accelerator import AcceleratorSpec
+from simulator.config.accelerator import AcceleratorSpec
 
 _MEASURED_FLOPS_PER_S = 989e12 / 132
 """Of a multiprocessor of H100 in 16 bits: the least of the GPUs that fits are of. Times of small tiles are theirs."""

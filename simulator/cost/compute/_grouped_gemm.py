@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from simulator.config.accelerator import AcceleratorSpec
+from simulator.config.calibration import GroupedGemmFit
+from simulator.config.dtypes import BYTES_PER_ELEMENT, INPUT_BYTES
 from simulator.cost.compute._feeding import feeding_share
-from simulator.spec.accelerator import AcceleratorSpec
-from simulator.spec.calibration import GroupedGemmFit
-from simulator.spec.dtypes import BYTES_PER_ELEMENT, INPUT_BYTES
 
 _TILE_COLUMNS = 128
 

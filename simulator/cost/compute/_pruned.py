@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.config.accelerator import AcceleratorSpec
+from simulator.config.calibration import GemmFit, PrunedFit
+from simulator.config.dtypes import BYTES_PER_ELEMENT
+from simulator.config.pruning import Pruning, stored_bytes
 from simulator.cost.compute._gemm import Operands, product_s
-from simulator.spec.accelerator import AcceleratorSpec
-from simulator.spec.calibration import GemmFit, PrunedFit
-from simulator.spec.dtypes import BYTES_PER_ELEMENT
-from simulator.spec.pruning import Pruning, stored_bytes
 
 
 def pruned_s(

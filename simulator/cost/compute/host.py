@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.errors import UserError
+from simulator.base.frozen import Frozen
+from simulator.config.accelerator import AcceleratorSpec
+from simulator.config.calibration import Calibration
+from simulator.config.dtypes import BYTES_PER_ELEMENT
+from simulator.config.host import HostRates, KernelTables
+from simulator.config.pruning import Pruning
 from simulator.cost.compute import Phase, Rates
-from simulator.errors import UserError
-from simulator.spec.accelerator import AcceleratorSpec
-from simulator.spec.base import Frozen
-from simulator.spec.calibration import Calibration
-from simulator.spec.dtypes import BYTES_PER_ELEMENT
-from simulator.spec.host import HostRates, KernelTables
-from simulator.spec.pruning import Pruning
 from simulator.work.lookback import Lookback
 
 

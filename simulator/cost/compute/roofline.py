@@ -12,17 +12,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.errors import UserError
+from simulator.base.frozen import Frozen
+from simulator.config.accelerator import AcceleratorSpec
+from simulator.config.calibration import Calibration
+from simulator.config.host import HostRates
+from simulator.config.pruning import Pruning
 from simulator.cost.compute import Phase, Rates
 from simulator.cost.compute._attention import context_rates
 from simulator.cost.compute._gemm import gemm_s
 from simulator.cost.compute._grouped_gemm import grouped_gemm_s, moves_s
 from simulator.cost.compute._pruned import pruned_s
-from simulator.errors import UserError
-from simulator.spec.accelerator import AcceleratorSpec
-from simulator.spec.base import Frozen
-from simulator.spec.calibration import Calibration
-from simulator.spec.host import HostRates
-from simulator.spec.pruning import Pruning
 from simulator.work.lookback import Lookback
 
 _STREAM_PASSES = 8.0

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple, Protocol
 
-from simulator.plan import Plan
+from simulator.deployment.plan import Plan
 
 Role = Literal["both", "prompts", "decoding"]
 """What a server computes."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from simulator.base.frozen import Frozen
+from simulator.config.ffn import DenseFFN
 from simulator.planner.serving import Place, Role, Server, two_at_random, visible, words
-from simulator.spec.base import Frozen
-from simulator.spec.ffn import DenseFFN
 
 _LOW_LATENCY_TOKENS = 128
 """That low-latency kernels take from a rank, unless an environment variable says more."""

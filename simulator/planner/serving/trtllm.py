@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from simulator.base.frozen import Frozen
 from simulator.planner.serving import Place, Role, Server, visible, words
-from simulator.spec.base import Frozen
 
 _POLICIES = {"least_outstanding": False, "least_tokens": True}
 """Balancers that its router has: whether loads are counted in tokens rather than requests."""

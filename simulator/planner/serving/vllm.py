@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
+from simulator.base.frozen import Frozen
 from simulator.planner.serving import Place, Role, Server, two_at_random, visible, words
-from simulator.spec.base import Frozen
 
 _EXCHANGES = {
     "all_gather": "allgather_reducescatter",

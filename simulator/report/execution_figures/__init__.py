@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from simulator.executed import Executed
 from simulator.report import gallery
+from simulator.results.executed import Executed
 
 
 class Figure(gallery.Figure[Executed], Protocol):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from simulator.executed import Executed
 from simulator.report import style
 from simulator.report.execution_numbers import HIGH, LOW, TITLES, kinds
-from simulator.report.formats import number
+from simulator.results.executed import Executed
+from simulator.results.formats import number
 
 
 def bars(executed: Executed, column: str, title: str, unit: str) -> dict[str, go.Figure]:

@@ -7,12 +7,12 @@ from typing import ClassVar, Literal
 
 import plotly.graph_objects as go
 
-from simulator.executed import Executed
-from simulator.records import STEP_PHASES
+from simulator.base.frozen import Frozen
 from simulator.report import style
 from simulator.report.execution_numbers import TITLES, kinds, phase_medians_s, row
-from simulator.report.formats import log_ticks, seconds
-from simulator.spec.base import Frozen
+from simulator.results.executed import Executed
+from simulator.results.formats import log_ticks, seconds
+from simulator.results.tables import STEP_PHASES
 
 BANDS = (0.25, 0.1)
 _STEP = "whole step"

@@ -6,12 +6,12 @@ from typing import ClassVar, Literal
 
 import plotly.graph_objects as go
 
-from simulator.executed import SOURCES, Executed
-from simulator.records import STEP_PHASES
+from simulator.base.frozen import Frozen
 from simulator.report import style
 from simulator.report.execution_numbers import TITLES, kinds, phase_medians_s
-from simulator.report.formats import seconds, time_axis
-from simulator.spec.base import Frozen
+from simulator.results.executed import SOURCES, Executed
+from simulator.results.formats import seconds, time_axis
+from simulator.results.tables import STEP_PHASES
 
 _PITCH = 3.1
 """Between two deployments, in bars: two of them, and a line for the name."""

@@ -6,11 +6,11 @@ from typing import ClassVar, Literal
 
 import plotly.graph_objects as go
 
-from simulator.executed import Executed
+from simulator.base.frozen import Frozen
 from simulator.report import style
 from simulator.report.execution_numbers import TITLES, imbalance, kinds
-from simulator.report.formats import TIMES
-from simulator.spec.base import Frozen
+from simulator.results.executed import Executed
+from simulator.results.formats import TIMES
 
 
 class RankImbalance(Frozen):

@@ -6,9 +6,9 @@ from typing import ClassVar, Literal
 
 import plotly.graph_objects as go
 
-from simulator.executed import Executed
+from simulator.base.frozen import Frozen
 from simulator.report.execution_figures._by_rank import bars
-from simulator.spec.base import Frozen
+from simulator.results.executed import Executed
 
 
 class RankRows(Frozen):

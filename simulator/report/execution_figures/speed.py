@@ -7,11 +7,11 @@ from typing import ClassVar, Literal
 import numpy as np
 import plotly.graph_objects as go
 
-from simulator.executed import Executed
+from simulator.base.frozen import Frozen
 from simulator.report import style
 from simulator.report.execution_numbers import TITLES, kinds, row, spread_s
-from simulator.report.formats import number
-from simulator.spec.base import Frozen
+from simulator.results.executed import Executed
+from simulator.results.formats import number
 
 BAR_PIXELS = 54
 _DIAMOND = "\N{WHITE DIAMOND}"

@@ -7,11 +7,11 @@ from typing import ClassVar, Literal
 
 import plotly.graph_objects as go
 
-from simulator.executed import Executed
+from simulator.base.frozen import Frozen
 from simulator.report import style
 from simulator.report.execution_numbers import TITLES, kind_of_step, kinds, steps
-from simulator.report.formats import log_ticks, seconds, time_axis
-from simulator.spec.base import Frozen
+from simulator.results.executed import Executed
+from simulator.results.formats import log_ticks, seconds, time_axis
 
 _WIDE = 12.0
 """From this factor between the longest and the shortest step on, a logarithmic axis shows both."""

@@ -7,12 +7,12 @@ from typing import ClassVar, Literal
 import pandas as pd
 import plotly.graph_objects as go
 
-from simulator.executed import KINDS, SOURCES, Executed
+from simulator.base.frozen import Frozen
 from simulator.report import style
 from simulator.report.execution_numbers import kinds
 from simulator.report.figures._spans import add_bars, first_layers, window_s
-from simulator.report.formats import time_axis
-from simulator.spec.base import Frozen
+from simulator.results.executed import KINDS, SOURCES, Executed
+from simulator.results.formats import time_axis
 
 MAX_BARS = 600
 """Of both sources together, a plot."""

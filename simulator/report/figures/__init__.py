@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from simulator.report import gallery
-from simulator.results import Results
+from simulator.results.folder import Results
 
 
 class Figure(gallery.Figure[Results], Protocol):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 
 from simulator.report import style
-from simulator.results import Results
+from simulator.results.folder import Results
 
 BAR_PIXELS = 54
 

@@ -10,8 +10,8 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from simulator.report import style
-from simulator.report.formats import seconds, time_axis
-from simulator.results import Results
+from simulator.results.folder import Results
+from simulator.results.formats import seconds, time_axis
 
 NUM_QUANTILES = 300
 MAX_BINS = 150

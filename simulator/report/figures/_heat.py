@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from simulator.report import style
-from simulator.report.formats import TIMES
+from simulator.results.formats import TIMES
 
 MAX_FACTOR = 8.0
 """Loads beyond this factor of the mean take the last colour: one scale for all heat maps makes them comparable."""

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from simulator.records import STEP_PHASES
 from simulator.report import style
-from simulator.report.formats import seconds
+from simulator.results.formats import seconds
+from simulator.results.tables import STEP_PHASES
 
 MAX_RANKS = 16
 MAX_BARS = 400

@@ -7,10 +7,11 @@ from typing import ClassVar, Literal
 import numpy as np
 import plotly.graph_objects as go
 
-from simulator.metrics import METRICS
-from simulator.report import formats, style
-from simulator.results import Results
-from simulator.spec.base import Frozen
+from simulator.base.frozen import Frozen
+from simulator.report import style
+from simulator.results import formats
+from simulator.results.folder import Results
+from simulator.results.metrics import METRICS
 
 BAR_PIXELS = 26
 

@@ -7,10 +7,10 @@ from typing import ClassVar, Literal
 import numpy as np
 import plotly.graph_objects as go
 
+from simulator.base.frozen import Frozen
 from simulator.report import style
-from simulator.report.formats import TIMES
-from simulator.results import Results
-from simulator.spec.base import Frozen
+from simulator.results.folder import Results
+from simulator.results.formats import TIMES
 
 
 class Imbalance(Frozen):

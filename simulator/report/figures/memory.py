@@ -6,11 +6,11 @@ from typing import ClassVar, Literal
 
 import plotly.graph_objects as go
 
+from simulator.base.frozen import Frozen
 from simulator.report import style
 from simulator.report.figures._bars import stacked
-from simulator.report.formats import bytes_axis, num_bytes
-from simulator.results import Results
-from simulator.spec.base import Frozen
+from simulator.results.folder import Results
+from simulator.results.formats import bytes_axis, num_bytes
 
 
 class Memory(Frozen):

@@ -7,12 +7,12 @@ from typing import ClassVar, Literal
 import numpy as np
 import plotly.graph_objects as go
 
-from simulator.records import STEP_PHASES
+from simulator.base.frozen import Frozen
 from simulator.report import style
 from simulator.report.figures._bars import stacked
-from simulator.report.formats import number
-from simulator.results import Results
-from simulator.spec.base import Frozen
+from simulator.results.folder import Results
+from simulator.results.formats import number
+from simulator.results.tables import STEP_PHASES
 
 
 class StepShares(Frozen):

@@ -7,11 +7,11 @@ from typing import ClassVar, Literal
 import pandas as pd
 import plotly.graph_objects as go
 
+from simulator.base.frozen import Frozen
 from simulator.report import style
 from simulator.report.figures._spans import add_bars, first_layers, window_s
-from simulator.report.formats import time_axis
-from simulator.results import Results
-from simulator.spec.base import Frozen
+from simulator.results.folder import Results
+from simulator.results.formats import time_axis
 
 
 class Timeline(Frozen):

@@ -9,9 +9,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from simulator.base.frozen import Frozen
 from simulator.report.figures._curves import distribution
-from simulator.results import Results
-from simulator.spec.base import Frozen
+from simulator.results.folder import Results
 
 
 class Tpot(Frozen):

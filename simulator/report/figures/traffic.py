@@ -10,11 +10,11 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
+from simulator.base.frozen import Frozen
 from simulator.report import style
 from simulator.report.figures._heat import integer_axes
-from simulator.report.formats import bytes_axis
-from simulator.results import Results
-from simulator.spec.base import Frozen
+from simulator.results.folder import Results
+from simulator.results.formats import bytes_axis
 
 MAX_CELLS = 64
 """Ranks on a side; more are added up in equal groups."""

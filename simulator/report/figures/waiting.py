@@ -6,9 +6,9 @@ from typing import ClassVar, Literal
 
 import plotly.graph_objects as go
 
+from simulator.base.frozen import Frozen
 from simulator.report.figures._curves import mean_in_bins, over_time
-from simulator.results import Results
-from simulator.spec.base import Frozen
+from simulator.results.folder import Results
 
 
 class Waiting(Frozen):

@@ -6,7 +6,7 @@ import html
 from typing import Any
 
 from simulator.report import style
-from simulator.report.plan_text import KINDS, kind_of
+from simulator.results.plan_text import KINDS, kind_of
 
 _DASHES = dict(zip(KINDS, ("solid", "dash", "dot"), strict=True))
 SYMBOLS = dict(zip(KINDS, ("circle", "square", "diamond"), strict=True))

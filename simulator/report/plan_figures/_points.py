@@ -9,10 +9,10 @@ from typing import Any
 import plotly.graph_objects as go
 
 from simulator.report import style
-from simulator.report.formats import log_ticks, number, seconds
 from simulator.report.plan_bands import band, between, whiskers
 from simulator.report.plan_figures._models import SYMBOLS, by_label, colour_of, line_of
-from simulator.report.plan_text import amount, hover, kind_of, money, target_short, value_text
+from simulator.results.formats import log_ticks, number, seconds
+from simulator.results.plan_text import amount, hover, kind_of, money, target_short, value_text
 
 _SHADE = 0.14
 """How much of a line's band shows."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from simulator.base.frozen import Frozen
 from simulator.report.gallery import Width
-from simulator.spec.base import Frozen
 
 
 class Wide(Frozen):

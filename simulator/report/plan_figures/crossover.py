@@ -9,10 +9,10 @@ from typing import Any, ClassVar, NamedTuple
 import plotly.graph_objects as go
 
 from simulator.report import style
-from simulator.report.formats import TIMES, number, seconds
 from simulator.report.plan_bands import band, between
 from simulator.report.plan_figures._wide import Wide
-from simulator.report.plan_text import chance, hover, percent, times
+from simulator.results.formats import TIMES, number, seconds
+from simulator.results.plan_text import chance, hover, percent, times
 
 _REACH = 2.0
 """Doublings either way that the colours tell apart."""

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 import plotly.graph_objects as go
 
+from simulator.base.frozen import Frozen
 from simulator.report import style
 from simulator.report.gallery import Width
 from simulator.report.plan_figures import _points
-from simulator.spec.base import Frozen
 
 _REACH = 100.0
 """A GPU that makes less than its share of the best one's tokens serves one user alone, which nobody plans for."""

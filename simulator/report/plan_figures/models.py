@@ -11,7 +11,7 @@ from simulator.report.plan_bands import band, between
 from simulator.report.plan_figures import _rows
 from simulator.report.plan_figures._models import colour_of, is_striped, label_of
 from simulator.report.plan_figures._wide import Wide
-from simulator.report.plan_text import amount, gpus, hover, money, times
+from simulator.results.plan_text import amount, gpus, hover, money, times
 
 
 class Models(Wide):

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import plotly.graph_objects as go
 
 from simulator.report import style
-from simulator.report.formats import log_ticks, number
 from simulator.report.plan_bands import band, between, whiskers
 from simulator.report.plan_figures import _rows
 from simulator.report.plan_figures._wide import Wide
-from simulator.report.plan_text import amount, hover, money, times
+from simulator.results.formats import log_ticks, number
+from simulator.results.plan_text import amount, hover, money, times
 
 
 class Rates(Wide):

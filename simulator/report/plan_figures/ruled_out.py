@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 import plotly.graph_objects as go
 
-from simulator.report.formats import log_ticks
 from simulator.report.plan_figures import _rows
 from simulator.report.plan_figures._wide import Wide
-from simulator.report.plan_text import hover
+from simulator.results.formats import log_ticks
+from simulator.results.plan_text import hover
 
 _MOST = 10
 _LEAST = 0.7

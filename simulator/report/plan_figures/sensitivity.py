@@ -12,7 +12,7 @@ from simulator.report.plan_bands import band, between
 from simulator.report.plan_figures import _rows
 from simulator.report.plan_figures._models import SYMBOLS, colour_of, is_striped, label_of, model_of
 from simulator.report.plan_figures._wide import Wide
-from simulator.report.plan_text import hover, kind_of, money, times
+from simulator.results.plan_text import hover, kind_of, money, times
 
 
 class Sensitivity(Wide):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from simulator.report import gallery
-from simulator.scores import Scoreboard
+from simulator.results.scores import Scoreboard
 
 
 class Figure(gallery.Figure[Scoreboard], Protocol):

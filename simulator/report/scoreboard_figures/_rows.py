@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from simulator.report import style
-from simulator.scores import Scoreboard, is_answered, title_of
+from simulator.results.scores import Scoreboard, is_answered, title_of
 
 STATUS_COLOURS = {"ok": "#228833", "extrapolated": "#EE7733", "unsupported": "#A5ACB5"}
 STATUS_NAMES = {"ok": "inside the measured domain", "extrapolated": "extrapolated", "unsupported": "not answered"}

@@ -7,10 +7,10 @@ from typing import ClassVar, Literal
 
 import plotly.graph_objects as go
 
+from simulator.base.frozen import Frozen
 from simulator.report import style
 from simulator.report.scoreboard_figures._rows import STATUS_COLOURS, STATUS_NAMES, parts, status_of
-from simulator.scores import Scoreboard
-from simulator.spec.base import Frozen
+from simulator.results.scores import Scoreboard
 
 
 class AnswersFigure(Frozen):

@@ -8,10 +8,10 @@ from typing import ClassVar, Literal
 import numpy as np
 import plotly.graph_objects as go
 
+from simulator.base.frozen import Frozen
 from simulator.report import style
 from simulator.report.scoreboard_figures._rows import answered, lines, parts
-from simulator.scores import Scoreboard
-from simulator.spec.base import Frozen
+from simulator.results.scores import Scoreboard
 
 _TICKS = (0.2, 0.33, 0.5, 0.67, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0)
 _SHARES = (0.1, 0.25, 0.5, 0.75, 0.9)

@@ -7,10 +7,10 @@ from typing import ClassVar, Literal
 
 import plotly.graph_objects as go
 
+from simulator.base.frozen import Frozen
 from simulator.report import style
 from simulator.report.scoreboard_figures._rows import lines
-from simulator.scores import BANDS_HOLD, Scoreboard, score, title_of
-from simulator.spec.base import Frozen
+from simulator.results.scores import BANDS_HOLD, Scoreboard, score, title_of
 
 
 class Coverage(Frozen):

@@ -8,10 +8,10 @@ from typing import ClassVar, Literal
 import numpy as np
 import plotly.graph_objects as go
 
+from simulator.base.frozen import Frozen
 from simulator.report import style
 from simulator.report.scoreboard_figures._rows import answered, lines, parts
-from simulator.scores import Scoreboard
-from simulator.spec.base import Frozen
+from simulator.results.scores import Scoreboard
 
 _LOW, _HIGH = 0.005, 2.0
 _TICKS = (0.01, 0.03, 0.1, 0.3, 1.0)

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from simulator.base.frozen import Frozen
 from simulator.report import style
-from simulator.report.formats import log_ticks, number, seconds, time_axis
 from simulator.report.scoreboard_figures._rows import STATUS_COLOURS, STATUS_NAMES, answered, parts, status_of
-from simulator.scores import Scoreboard
-from simulator.spec.base import Frozen
+from simulator.results.formats import log_ticks, number, seconds, time_axis
+from simulator.results.scores import Scoreboard
 
 _BAND = 0.25
 _MOST_POINTS = 700

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from simulator.config.model import ModelSpec
 from simulator.runtime.recording.models import MOE, SAME_ACTIVE, SAME_TOTAL
-from simulator.spec.model import ModelSpec
 
 _WORDS = {SAME_TOTAL: "dense model of the same total size", SAME_ACTIVE: "dense model of the same active size"}
 _CLEAR = 2.0

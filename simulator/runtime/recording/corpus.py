@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.errors import UserError
-from simulator.streams import open_stream
+from simulator.base.errors import UserError
+from simulator.base.streams import open_stream
 
 Bytes = NDArray[np.uint8]
 

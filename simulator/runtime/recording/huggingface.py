@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from simulator.errors import UserError
+from simulator.base.errors import UserError
 from simulator.runtime.recording.trace_file import Recording
 
 MAX_CONTEXT = 512

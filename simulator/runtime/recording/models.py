@@ -6,9 +6,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from simulator.spec.base import validate
-from simulator.spec.ffn import DenseFFN
-from simulator.spec.model import ModelSpec
+from simulator.base.frozen import validate
+from simulator.config.ffn import DenseFFN
+from simulator.config.model import ModelSpec
 
 NUM_BYTES = 256
 """The vocabulary: every byte is a token."""

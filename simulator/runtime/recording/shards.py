@@ -8,11 +8,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from simulator.errors import UserError
+from simulator.base.errors import UserError
+from simulator.config.execution import ExecutionSpec
 from simulator.runtime.job import Job, Step
 from simulator.runtime.ray_backend import RayBackend
 from simulator.runtime.recording.trace_file import Recording
-from simulator.spec.execution import ExecutionSpec
 
 
 def record_shards(

@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from simulator.layers.attention import Chunk
-from simulator.layers.router import Router
-from simulator.layers.transformer import Transformer
-from simulator.layers.weights import SeededWeights
+from simulator.config.model import ModelSpec
+from simulator.runtime.layers.attention import Chunk
+from simulator.runtime.layers.router import Router
+from simulator.runtime.layers.transformer import Transformer
+from simulator.runtime.layers.weights import SeededWeights
 from simulator.runtime.recording.corpus import Bytes, Corpus
 from simulator.runtime.recording.models import Shape
-from simulator.spec.model import ModelSpec
 
 MIXTURE_NAME = "byte-moe"
 _WARM_UP_ROUNDS = 2

@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from simulator.base.frozen import Frozen
 from simulator.runtime.transport import PeerLostError
 from simulator.runtime.transport._swap import SwapTransport
-from simulator.spec.base import Frozen
 
 
 class Room:

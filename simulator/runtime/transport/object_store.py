@@ -9,9 +9,9 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from torch import Tensor
 
+from simulator.base.frozen import Frozen
 from simulator.runtime.transport import PeerLostError
 from simulator.runtime.transport._swap import SwapTransport
-from simulator.spec.base import Frozen
 
 _PATIENCE_S = 5.0
 """A switchboard says itself that a rank did not come; only if it does not answer either is it given up after this."""

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import TCPStore, distributed_c10d  # type: ignore[attr-defined]  # exported at run time
 
+from simulator.base.frozen import Frozen
 from simulator.runtime.transport import PeerLostError
-from simulator.spec.base import Frozen
 
 
 class Address(NamedTuple):

@@ -6,10 +6,10 @@ import difflib
 import re
 from functools import cache
 
-from simulator.data import available_files
-from simulator.errors import UserError
-from simulator.spec.accelerator import AcceleratorSpec, load_accelerator
-from simulator.spec.calibration import Calibration, CalibrationFile, load_calibration
+from simulator.base.data import available_files
+from simulator.base.errors import UserError
+from simulator.config.accelerator import AcceleratorSpec, load_accelerator
+from simulator.config.calibration import Calibration, CalibrationFile, load_calibration
 
 _SAYS_NOTHING = re.compile(
     r"nvidia|amd|instinct|geforce|tesla|quadro|gpu|tensor|core|blackwell|hopper|server|edition|workstation|oam|ac|hbm\d\w*|nvl\d+|sxm\d*"

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from simulator.spec.accelerator import AcceleratorSpec
-from simulator.spec.calibration.exchange import ExchangeFit, Load
+from simulator.config.accelerator import AcceleratorSpec
+from simulator.config.calibration.exchange import ExchangeFit, Load
 from simulator.validation.kernels._sizes import MOST_CHOICES, MOST_EXPERTS, MOST_RANKS, numbers, refusals
 from simulator.validation.kernels._traffic import routed
 

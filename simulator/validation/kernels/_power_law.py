@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.placement.contiguous import Contiguous
+from simulator.policies.placement.contiguous import Contiguous
 
 NUM_DRAWS = 4
 _BALANCED, _POWER_LAW = ("balanced", "uniform"), "power_law_"

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from simulator.config.accelerator import AcceleratorSpec
+from simulator.config.calibration import FEW_EXPERTS, CalibrationFile, GroupedGemmFit, load_calibration
 from simulator.cost.compute._grouped_gemm import Load, Operands, moves_s, product_s
-from simulator.spec.accelerator import AcceleratorSpec
-from simulator.spec.calibration import FEW_EXPERTS, CalibrationFile, GroupedGemmFit, load_calibration
 from simulator.validation import OK, Answers
-from simulator.validation.bands import Band
-from simulator.validation.doubts import Doubt, no_narrower, of_hardware, outside_of, settle
+from simulator.validation.error_bands import Band
+from simulator.validation.extrapolation import Doubt, no_narrower, of_hardware, outside_of, settle
 from simulator.validation.kernels._hardware import calibrated, seen
 from simulator.validation.kernels._sizes import MOST_CHOICES, MOST_EXPERTS, MOST_RANKS, numbers, refusals
 

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.data import available_files
-from simulator.dispatch import DispatchPolicy
-from simulator.plugins import build
-from simulator.spec.cluster import ClusterSpec, load_cluster, read_cluster_table
-from simulator.topology import Fabric
+from simulator.base.data import available_files
+from simulator.base.plugins import build
+from simulator.config.cluster import ClusterSpec, load_cluster, read_cluster_table
+from simulator.policies.dispatch import DispatchPolicy
+from simulator.policies.topology import Fabric
 
 _TOKENS, _TOKENS_A_RANK, _SEED = 8192, 32, 7
 

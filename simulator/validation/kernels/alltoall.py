@@ -1,7 +1,7 @@
 """Tokens to their experts and back: DeepEP's low-latency and normal kernels, as engines ship them, and NVLink one-sided ones.
 
 Random choices (the benchmarks' own) are sent through the dispatch policies and topologies of the simulator; what they put on the
-busiest rank and wire is priced with the formula of ``simulator.spec.calibration.exchange``, as the simulator does. Four kinds of
+busiest rank and wire is priced with the formula of ``simulator.config.calibration.exchange``, as the simulator does. Four kinds of
 table are read, told apart by their columns.
 """
 
@@ -15,12 +15,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from simulator.errors import UserError
-from simulator.spec.base import Frozen
-from simulator.spec.calibration import Calibration
+from simulator.base.errors import UserError
+from simulator.base.frozen import Frozen
+from simulator.config.calibration import Calibration
 from simulator.validation import OK, Answers, Measure, require
-from simulator.validation.bands import Band
-from simulator.validation.doubts import Doubt, of_hardware, outside_of, settle
+from simulator.validation.error_bands import Band
+from simulator.validation.extrapolation import Doubt, of_hardware, outside_of, settle
 from simulator.validation.kernels._hardware import accelerator_name, calibrated
 from simulator.validation.kernels._moves import VALUE_BYTES, Moves, moves
 from simulator.validation.kernels._traffic import cluster_of

@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from simulator.spec.base import Frozen
-from simulator.spec.mixers import GroupedQueryAttention
+from simulator.base.frozen import Frozen
+from simulator.config.mixers import GroupedQueryAttention
 from simulator.validation import Answers, Measure, require
-from simulator.validation.doubts import Doubt, of_hardware
+from simulator.validation.extrapolation import Doubt, of_hardware
 from simulator.validation.kernels._context import KV_FORMATS, PHASES, Batches, Phase, context_s, fill, whole_sizes
 from simulator.validation.kernels._hardware import calibrated
 from simulator.work.lookback import Lookback, kernel

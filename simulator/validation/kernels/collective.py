@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from simulator.spec.accelerator import AcceleratorSpec
-from simulator.spec.base import Frozen
-from simulator.spec.calibration.collective import CollectiveFit, passes_of
+from simulator.base.frozen import Frozen
+from simulator.config.accelerator import AcceleratorSpec
+from simulator.config.calibration.collective import CollectiveFit, passes_of
 from simulator.validation import Answers, Measure, require
-from simulator.validation.bands import Band
-from simulator.validation.doubts import Doubt, of_hardware, outside_of, settle
+from simulator.validation.error_bands import Band
+from simulator.validation.extrapolation import Doubt, of_hardware, outside_of, settle
 from simulator.validation.kernels._hardware import accelerator_name, calibrated
 from simulator.validation.kernels._sizes import MOST_RANKS, numbers, refusals
 from simulator.validation.kernels._traffic import cluster_of

@@ -13,15 +13,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from simulator.errors import UserError
-from simulator.placement import eplb as placement
-from simulator.placement.contiguous import Contiguous
-from simulator.spec.base import Frozen
+from simulator.base.errors import UserError
+from simulator.base.frozen import Frozen
+from simulator.policies.placement import eplb as placement
+from simulator.policies.placement.contiguous import Contiguous
 from simulator.validation import Answers, Measure, require
 from simulator.validation.kernels._power_law import NUM_DRAWS, expert_tokens, exponent
 from simulator.validation.kernels._routed import DOMAIN, NOT_WHOLE, SHAPES, Layers, columns, loads, price, read_sizes
 from simulator.validation.kernels._sizes import LARGEST
-from simulator.work.experts import SlotMap
+from simulator.work.slots import SlotMap
 
 _ENGINE, _KERNELS = "trtllm", "-wide-ep"
 """What runs the table's kernels where it does not say, and what the calibration calls them: they differ from those of ``moe``."""

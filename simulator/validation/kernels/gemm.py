@@ -1,7 +1,7 @@
 """Dense matrix products, one kernel a row.
 
 Where a table says no engine, its kernels are vLLM's. vLLM's block-scaled fp8 kernels were timed as Python launches them, so what
-launching takes is added to them here (:class:`simulator.spec.calibration.gemm.EagerLaunch`); serving does not pay it, since
+launching takes is added to them here (:class:`simulator.config.calibration.gemm.EagerLaunch`); serving does not pay it, since
 engines replay CUDA graphs.
 """
 
@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from simulator.base.frozen import Frozen
+from simulator.config.accelerator import AcceleratorSpec
+from simulator.config.calibration.gemm import EagerLaunch, GemmFit
 from simulator.cost.compute._gemm import Operands, product_s
-from simulator.spec.accelerator import AcceleratorSpec
-from simulator.spec.base import Frozen
-from simulator.spec.calibration.gemm import EagerLaunch, GemmFit
 from simulator.validation import OK, Answers, Measure, require
-from simulator.validation.bands import Band
-from simulator.validation.doubts import Doubt, no_narrower, of_hardware, outside_of, settle
+from simulator.validation.error_bands import Band
+from simulator.validation.extrapolation import Doubt, no_narrower, of_hardware, outside_of, settle
 from simulator.validation.kernels._hardware import calibrated, seen
 from simulator.validation.kernels._sizes import numbers, refusals
 

@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from simulator.base.frozen import Frozen
+from simulator.config.accelerator import AcceleratorSpec
+from simulator.config.calibration import Calibration
+from simulator.config.mixers import LatentAttention
 from simulator.cost.compute.roofline import RooflineModel
-from simulator.spec.accelerator import AcceleratorSpec
-from simulator.spec.base import Frozen
-from simulator.spec.calibration import Calibration
-from simulator.spec.mixers import LatentAttention
 from simulator.validation import Answers, Measure, require
-from simulator.validation.doubts import Doubt, of_hardware
+from simulator.validation.extrapolation import Doubt, of_hardware
 from simulator.validation.kernels._context import KV_FORMATS, PHASES, Batches, Phase, context_s, fill, whole_sizes
 from simulator.validation.kernels._hardware import calibrated
 from simulator.work.layout import shard

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 
-from simulator.spec.base import Frozen
+from simulator.base.frozen import Frozen
 from simulator.validation import Answers, Measure, require
 from simulator.validation.kernels._power_law import NUM_DRAWS, Case, exponent, rank_rows
 from simulator.validation.kernels._routed import DOMAIN, NOT_WHOLE, Layers, loads, price, read_sizes

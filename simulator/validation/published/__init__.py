@@ -13,10 +13,10 @@ from typing import NamedTuple, Protocol
 
 import pandas as pd
 
-from simulator.data import search_folders
-from simulator.errors import UserError
-from simulator.plugins import available, build
-from simulator.scores import SCORE_COLUMNS
+from simulator.base.data import search_folders
+from simulator.base.errors import UserError
+from simulator.base.plugins import available, build
+from simulator.results.scores import SCORE_COLUMNS
 from simulator.validation.tables import read_table
 
 _FAMILY = "validation.published"
@@ -36,7 +36,7 @@ class Published(NamedTuple):
     """The input's columns as they stood in the file, then ``predicted``, ``low`` and ``high`` in the unit of the figure, ``status``,
     and ``because``: what the prediction rests on (batch reached, KV tokens, shares of the time)."""
     rows: pd.DataFrame
-    """:data:`simulator.scores.SCORE_COLUMNS`: each figure, and each ratio between two of them."""
+    """:data:`simulator.results.scores.SCORE_COLUMNS`: each figure, and each ratio between two of them."""
 
 
 class Part(NamedTuple):
@@ -83,7 +83,7 @@ class Topic(Protocol):
         ...
 
     def scores(self, table: pd.DataFrame, replies: list[Reply]) -> pd.DataFrame:
-        """:data:`simulator.scores.SCORE_COLUMNS` without ``suite``: rows that have a figure, and ratios between them."""
+        """:data:`simulator.results.scores.SCORE_COLUMNS` without ``suite``: rows that have a figure, and ratios between them."""
         ...
 
 

@@ -6,7 +6,7 @@ import math
 
 import pandas as pd
 
-from simulator.errors import UserError
+from simulator.base.errors import UserError
 
 
 def number(row: pd.Series, column: str) -> float:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from simulator.data import available_files
-from simulator.errors import UserError
-from simulator.spec.accelerator import AcceleratorSpec, load_accelerator
-from simulator.spec.cluster import available_clusters, load_cluster
-from simulator.spec.loading import read_toml
-from simulator.spec.model import load_model
+from simulator.base.data import available_files
+from simulator.base.errors import UserError
+from simulator.base.reading import read_toml
+from simulator.config.accelerator import AcceleratorSpec, load_accelerator
+from simulator.config.cluster import available_clusters, load_cluster
+from simulator.config.model import load_model
 
 _SAME_SHAPE = {"llama-3.3-70b": "llama-3.1-70b", "llama-3-70b": "llama-3.1-70b", "llama-3-8b": "llama-3.1-8b"}
 """Later weights of a shape that has a file."""

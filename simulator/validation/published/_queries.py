@@ -6,10 +6,10 @@ from functools import cache
 
 from pydantic import Field
 
-from simulator.data import find_file
-from simulator.lengths.lognormal import LogNormal
-from simulator.spec.base import Frozen, Positive, Size, validate
-from simulator.spec.loading import read_toml
+from simulator.base.data import find_file
+from simulator.base.frozen import Frozen, Positive, Size, validate
+from simulator.base.reading import read_toml
+from simulator.workload.lengths.lognormal import LogNormal
 
 
 class Benchmark(Frozen):

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from simulator.errors import UserError
-from simulator.scores import is_answered
-from simulator.spec.model import load_model
+from simulator.base.errors import UserError
+from simulator.config.model import load_model
+from simulator.results.scores import is_answered
 from simulator.validation import OK
 from simulator.validation.published import Part, Reply
 from simulator.validation.published._names import model_name
 
 Row = dict[str, Any]
-"""A figure or a ratio, by :data:`simulator.scores.SCORE_COLUMNS`."""
+"""A figure or a ratio, by :data:`simulator.results.scores.SCORE_COLUMNS`."""
 _FIELDS = ["group", "subject", "quantity", "unit", "measured", "predicted", "low", "high", "status"]
 
 

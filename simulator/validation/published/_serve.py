@@ -14,23 +14,23 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from simulator.base.errors import UserError
+from simulator.base.frozen import validate
+from simulator.config.calibration import Calibration
+from simulator.config.deployment import DeploymentSpec
+from simulator.deployment.facts import warnings_of
+from simulator.deployment.memory import check_requests
+from simulator.deployment.plan import Plan, make_plan
 from simulator.engine.fast import LOG_COLUMNS
 from simulator.engine.limits import make_limits, scaled_blocks
 from simulator.engine.replica import Replica
 from simulator.engine.state import Requests, start_requests
 from simulator.engine.table import StepTable, make_table
-from simulator.errors import UserError
-from simulator.facts import warnings_of
-from simulator.fit import check_requests
-from simulator.plan import Plan, make_plan
-from simulator.price import Prices
-from simulator.records import STEP_PHASES
-from simulator.spec.base import validate
-from simulator.spec.calibration import Calibration
-from simulator.spec.deployment import DeploymentSpec
-from simulator.traces import RequestTrace
-from simulator.validation.bands import ASSUMED, Band
+from simulator.results.tables import STEP_PHASES
+from simulator.step.prices import Prices
+from simulator.validation.error_bands import ASSUMED, Band
 from simulator.validation.published import Part, Reply
+from simulator.workload.traces import RequestTrace
 
 _WHERE = "published"
 _NONE = 1e-9

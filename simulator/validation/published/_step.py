@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from simulator.deployment.plan import Plan
 from simulator.engine.forecast import EvenStep, forecast
-from simulator.plan import Plan
-from simulator.price import Prices
+from simulator.step.prices import Prices
 from simulator.validation.published._serve import make
 
 

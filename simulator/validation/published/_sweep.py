@@ -6,8 +6,8 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import TypeVar
 
-from simulator.errors import UserError
-from simulator.sweep import sweep
+from simulator.base.errors import UserError
+from simulator.parallel.workers import sweep
 from simulator.validation.published import Tick
 
 Case = TypeVar("Case", bound=Hashable)

@@ -7,8 +7,8 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 
-from simulator.plugins import build
-from simulator.spec.base import Frozen
+from simulator.base.frozen import Frozen
+from simulator.base.plugins import build
 from simulator.validation import Answers
 from simulator.validation.kernels import KernelFamily
 from simulator.validation.kernels._hardware import accelerator_name

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from simulator.errors import UserError
-from simulator.metrics import latencies
-from simulator.spec.base import Frozen
+from simulator.base.errors import UserError
+from simulator.base.frozen import Frozen
+from simulator.results.metrics import latencies
 from simulator.validation import OK
 from simulator.validation.published import Part, Reply, Tick
 from simulator.validation.published._cells import number, whole

@@ -10,16 +10,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from simulator.errors import UserError
-from simulator.plan import POOL_TOKENS
-from simulator.spec.base import Frozen
-from simulator.spec.model import load_model
+from simulator.base.errors import UserError
+from simulator.base.frozen import Frozen
+from simulator.config.model import load_model
+from simulator.deployment.plan import POOL_TOKENS
 from simulator.validation import OK
 from simulator.validation.published import Reply, Tick
 from simulator.validation.published._names import cluster_of, model_name
 from simulator.validation.published._scores import figures
 from simulator.validation.published._serve import make
-from simulator.work.experts import SlotMap
+from simulator.work.slots import SlotMap
 
 _ACCELERATOR = "gb200"
 """Whose cluster holds the ranks; which one does not matter, since nothing is timed."""

@@ -14,9 +14,9 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 
-from simulator.scores import is_answered
-from simulator.spec.base import Frozen
-from simulator.spec.model import load_model
+from simulator.base.frozen import Frozen
+from simulator.config.model import load_model
+from simulator.results.scores import is_answered
 from simulator.validation import OK, Answers, serving
 from simulator.validation.published import Reply, Tick
 from simulator.validation.published._scores import figures, ratio, with_ratios

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import pandas as pd
 
-from simulator.errors import UserError
-from simulator.spec.base import Frozen
+from simulator.base.errors import UserError
+from simulator.base.frozen import Frozen
 from simulator.validation.published import Reply, Tick
 from simulator.validation.published._cells import whole
 from simulator.validation.published._names import accelerator_of, cluster_of, model_name, precision_of, released

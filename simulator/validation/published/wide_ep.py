@@ -14,11 +14,11 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import pandas as pd
 
-from simulator.errors import UserError
-from simulator.spec.base import Frozen
-from simulator.spec.model import load_model
+from simulator.base.errors import UserError
+from simulator.base.frozen import Frozen
+from simulator.config.model import load_model
 from simulator.validation import OK
-from simulator.validation.bands import Band
+from simulator.validation.error_bands import Band
 from simulator.validation.published import Reply, Tick
 from simulator.validation.published._cells import number
 from simulator.validation.published._names import accelerator_of, cluster_of, engine_of, model_name, precision_of

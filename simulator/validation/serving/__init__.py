@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from simulator.sweep import sweep
+from simulator.parallel.workers import sweep
 from simulator.validation import OK, Answers, Measure
-from simulator.validation.bands import ASSUMED, Band
+from simulator.validation.error_bands import ASSUMED, Band
 from simulator.validation.serving._answer import Answer, answer_points
 from simulator.validation.serving._deployments import UnanswerableError, table_key
 from simulator.validation.serving._points import COLUMNS, Point, UnreadableError, read_point

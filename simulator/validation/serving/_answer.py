@@ -7,18 +7,18 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
+from simulator.base.errors import UserError
+from simulator.base.plugins import build
+from simulator.config.accelerator import load_accelerator
+from simulator.config.calibration.disaggregation import DisaggregationFit
+from simulator.config.calibration.engine import release_of
+from simulator.config.deployment import DeploymentSpec
+from simulator.config.host import HostCalibration, load_any_calibration
+from simulator.deployment.plan import Plan
 from simulator.engine.prefill_loop import Prompts
 from simulator.engine.table import StepTable, make_table
-from simulator.errors import UserError
-from simulator.plan import Plan
-from simulator.plugins import build
-from simulator.price import Prices
-from simulator.scores import DENSE, MOE
-from simulator.spec.accelerator import load_accelerator
-from simulator.spec.calibration.disaggregation import DisaggregationFit
-from simulator.spec.calibration.engine import release_of
-from simulator.spec.deployment import DeploymentSpec
-from simulator.spec.host import HostCalibration, load_any_calibration
+from simulator.results.scores import DENSE, MOE
+from simulator.step.prices import Prices
 from simulator.validation import OK
 from simulator.validation.kernels._hardware import accelerator_name
 from simulator.validation.serving._deployments import Deployment, UnanswerableError, deployment_of, is_tight, plan_of, table_key

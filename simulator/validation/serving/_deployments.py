@@ -6,15 +6,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from simulator.data import available_files
-from simulator.errors import UserError
-from simulator.plan import Plan, make_plan
-from simulator.spec.accelerator import load_accelerator
-from simulator.spec.base import Policy
-from simulator.spec.calibration.engine import release_of
-from simulator.spec.cluster import default_num_gpus, read_cluster_table
-from simulator.spec.deployment import DeploymentSpec, ParallelSpec
-from simulator.spec.model import ModelSpec, load_model
+from simulator.base.data import available_files
+from simulator.base.errors import UserError
+from simulator.base.frozen import Policy
+from simulator.config.accelerator import load_accelerator
+from simulator.config.calibration.engine import release_of
+from simulator.config.cluster import default_num_gpus, read_cluster_table
+from simulator.config.deployment import DeploymentSpec, ParallelSpec
+from simulator.config.model import ModelSpec, load_model
+from simulator.deployment.plan import Plan, make_plan
 from simulator.validation.kernels._hardware import accelerator_name
 from simulator.validation.serving._models import find_model, release_format
 from simulator.validation.serving._points import Point, Pool

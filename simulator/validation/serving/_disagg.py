@@ -12,18 +12,18 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.config.calibration.disaggregation import DisaggregationFit
+from simulator.deployment.plan import Plan
 from simulator.engine.fast import LOG_COLUMNS, price_step
 from simulator.engine.limits import make_limits, scaled_blocks
 from simulator.engine.prefill_loop import Prompts, first_tokens
 from simulator.engine.replica import Replica
 from simulator.engine.state import start_requests
 from simulator.engine.table import StepTable
-from simulator.plan import Plan
-from simulator.spec.calibration.disaggregation import DisaggregationFit
-from simulator.traces import RequestTrace
 from simulator.validation.serving._drafts import kept, with_drafts
 from simulator.validation.serving._load import ROUNDS, Latencies, weights_of
 from simulator.validation.serving._points import SHORTEST, Point, Pool
+from simulator.workload.traces import RequestTrace
 
 _BUSIEST, _MOST_WORKERS = 0.9, 8
 """Share of their time that prefill workers compute, at most, and how many there are, where the table says neither."""

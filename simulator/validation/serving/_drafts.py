@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.config.model import ModelSpec
 from simulator.engine.table import StepTable
-from simulator.spec.model import ModelSpec
 from simulator.validation.serving._points import DRAFTED, Point
 
 _ACCEPTED = 0.5764

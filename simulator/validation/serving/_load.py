@@ -11,14 +11,14 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.config.calibration.engine import release_of
+from simulator.deployment.plan import Plan
 from simulator.engine.closed_loop import serve_closed_loop
 from simulator.engine.table import StepTable
-from simulator.plan import Plan
-from simulator.spec.calibration.engine import release_of
-from simulator.traces import RequestTrace
 from simulator.validation.serving._deployments import stream_interval
 from simulator.validation.serving._points import Point
 from simulator.validation.serving._sums import sums_of
+from simulator.workload.traces import RequestTrace
 
 ROUNDS = 10
 """Requests of a measurement over its concurrency (InferenceX: ``--num-prompts`` is 10 times ``--max-concurrency``)."""

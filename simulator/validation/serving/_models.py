@@ -6,8 +6,8 @@ import re
 from functools import cache
 from typing import NamedTuple
 
-from simulator.data import available_files
-from simulator.spec.loading import read_toml
+from simulator.base.data import available_files
+from simulator.base.reading import read_toml
 
 _FAMILY = "workloads/models"
 _FORMATS = {

@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import cache
 from typing import NamedTuple
 
-from simulator.data import available_files
-from simulator.errors import UserError
-from simulator.plan import Plan
-from simulator.spec.calibration import ANY, load_calibration
-from simulator.spec.calibration.engine import EngineFit, release_of
-from simulator.spec.host import HostCalibration, load_any_calibration
+from simulator.base.data import available_files
+from simulator.base.errors import UserError
+from simulator.config.calibration import ANY, load_calibration
+from simulator.config.calibration.engine import EngineFit, release_of
+from simulator.config.host import HostCalibration, load_any_calibration
+from simulator.deployment.plan import Plan
 from simulator.validation.serving._points import Point
 
 _LOAD = {"isl": "input length", "osl": "output length", "concurrency": "concurrency"}

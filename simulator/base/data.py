@@ -1,0 +1,78 @@
+"""Where the data folders ``workloads/`` and ``cluster_configs/`` are found.
+
+A folder of that name in the current directory is looked at first (a user's own models and clusters), then the one that ships
+with moesim: beside the package in a checkout, inside it in an installed wheel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from pathlib import Path
+
+from simulator.base.errors import UserError, did_you_mean
+
+_NOUNS = {"workloads": "scenario", "workloads/requests": "workload", "workloads/plans": "plan"}
+"""What a file is called where its folder does not say so."""
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def shipped_folder() -> Path:
+    """The folder that holds the shipped ``workloads/`` and ``cluster_configs/``."""
+    inside = _PACKAGE / "_data"
+    return inside if inside.is_dir() else _PACKAGE.parent
+
+
+def search_folders(family: str) -> list[Path]:
+    """Existing folders for ``family`` (such as ``"workloads/models"``), the user's own first."""
+    candidates = [Path.cwd() / family, shipped_folder() / family]
+    found: list[Path] = []
+    for folder in candidates:
+        if folder.is_dir() and folder.resolve() not in found:
+            found.append(folder.resolve())
+    return found
+
+
+_LOOKED_UP: ContextVar[dict[str, dict[str, Path]] | None] = ContextVar("looked up", default=None)
+
+
+@contextlib.contextmanager
+def looked_up_once() -> Iterator[None]:
+    """Within this, files that appear or go are not noticed: for searches, which look the same names up ten thousand times."""
+    token = _LOOKED_UP.set({})
+    try:
+        yield
+    finally:
+        _LOOKED_UP.reset(token)
+
+
+def available_files(family: str) -> dict[str, Path]:
+    """Name (file stem) to path of every TOML file of ``family``; the user's own files win."""
+    known = _LOOKED_UP.get()
+    if known is None:
+        return _available_files(family)
+    if family not in known:
+        known[family] = _available_files(family)
+    return dict(known[family])
+
+
+def _available_files(family: str) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for folder in search_folders(family):
+        for path in sorted(folder.glob("*.toml")):
+            files.setdefault(path.stem, path)
+    return files
+
+
+def find_file(family: str, name: str, where: str) -> Path:
+    """Path of the TOML file called ``name`` in ``family``.
+
+    Raises:
+        UserError: if there is none; the nearest name is suggested.
+    """
+    files = available_files(family)
+    if name not in files:
+        noun = _NOUNS.get(family, family.rsplit("/", 1)[-1].removesuffix("s"))
+        raise UserError(f"{where}: unknown {noun} '{name}'; {did_you_mean(name, files)}")
+    return files[name]

@@ -1,0 +1,163 @@
+"""The base of every description and policy: frozen, strict, no unknown keys; and how a wrong one is reported."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from simulator.base.errors import UserError, did_you_mean
+
+
+class Frozen(BaseModel):
+    """An inert, validated record: fields are its configuration keys, nothing happens when it is made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
+
+
+Count = Annotated[int, Field(ge=0)]
+Size = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Ratio = Annotated[float, Field(ge=0, le=1)]
+Policy = dict[str, Any]
+"""A ``{ kind = "...", ... }`` table, built into a policy by :func:`simulator.base.plugins.build`."""
+
+AnyFrozen = TypeVar("AnyFrozen", bound=BaseModel)
+
+_PHRASES = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "string_type": "a text in quotes",
+    "bool_type": "true or false",
+    "dict_type": "a table",
+    "model_type": "a table",
+    "model_attributes_type": "a table",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "finite_number": "a finite number",
+    "greater_than": "above {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "below {lt:g}",
+    "less_than_equal": "at most {le:g}",
+    "literal_error": "one of {expected}",
+    "string_too_short": "a text that is not empty",
+    "too_short": "a list of at least {min_length} entries",
+    "too_long": "a list of at most {max_length} entries",
+}
+"""What a key ``must be``, by pydantic's name of the problem."""
+
+
+def validate(cls: type[AnyFrozen], table: object, where: str) -> AnyFrozen:
+    """Build ``cls`` from a table read from a file.
+
+    Args:
+        where: the file (and section) that errors name.
+
+    Raises:
+        UserError: one line with the place, the key, the value and what would be right.
+    """
+    try:
+        return cls.model_validate(table)
+    except ValidationError as error:
+        raise UserError(_describe(cls, error, table, where)) from None
+
+
+def _describe(cls: type[BaseModel], error: ValidationError, table: object, where: str) -> str:
+    problems = error.errors(include_url=False)
+    # An unknown key is the likeliest cause of a missing one, so it is named first.
+    first = min(
+        problems,
+        key=lambda p: ("extra_forbidden", "missing").index(p["type"]) if p["type"] in ("extra_forbidden", "missing") else -1,
+    )
+    kind, value = first["type"], first.get("input")
+    where, keys = _locate(table, first["loc"], where)
+    if kind == "extra_forbidden":
+        section = f" [{'.'.join(keys[:-1])}]" if keys[:-1] else ""
+        return f"{where}{section}: unknown key '{keys[-1]}'; {did_you_mean(keys[-1], _keys_at(cls, first['loc'][:-1]))}"
+    key = ".".join(keys)
+    if kind == "missing":
+        return f"{where}: missing key '{key}'"
+    if kind == "value_error":
+        reason = str(first["ctx"]["error"]) if "ctx" in first else first["msg"]
+        return f"{where} [{key}]: {reason}" if key else f"{where}: {reason}"
+    if kind in ("union_tag_not_found", "union_tag_invalid"):
+        tag = str(first["ctx"]["discriminator"]).strip("'")
+        if kind == "union_tag_not_found":
+            return f"{where}: missing key '{key}.{tag}'"
+        return f"{where}: {key}.{tag} must be one of {first['ctx']['expected_tags']}, got {_show(first['ctx']['tag'])}"
+    # Of a key that may be of several types there is a problem for each.
+    same = [p for p in problems if _locate(table, p["loc"], "")[1] == keys and p["type"] in _PHRASES and p["input"] is value]
+    phrases = dict.fromkeys(_PHRASES[p["type"]].format(**p.get("ctx", {})) for p in same)
+    reason = "must be " + " or ".join(phrases or [first["msg"].removeprefix("Input should be ").strip()])
+    if kind in ("tuple_type", "list_type") and isinstance(value, dict):
+        reason += f" of tables; write [[{key}]] with two brackets"
+    return f"{where}: {key} {reason}, got {_show(value)}"
+
+
+def _locate(table: object, path: tuple[int | str, ...], where: str) -> tuple[str, list[str]]:
+    """The place in words, down to the last entry of a list of tables (by its name where it has one), and the keys below it.
+
+    What pydantic puts into a path beside keys (the type that it tried, a validator) is left out: it is no place in the file.
+    """
+    keys: list[str] = []
+    node = table
+    for depth, part in enumerate(path):
+        is_last = depth == len(path) - 1
+        if isinstance(node, list | tuple) and isinstance(part, int) and part < len(node):
+            entry = node[part]
+            if isinstance(entry, dict):
+                name = entry.get("name")
+                label = f"'{name}'" if isinstance(name, str) and name else f"entry {part + 1} of {len(node)}"
+                where, keys = f"{where} [{'.'.join(keys)} {label}]", []
+            else:
+                keys.append(str(part))
+            node = entry
+        elif isinstance(node, dict) and (part in node or (is_last and isinstance(part, str))):
+            keys.append(str(part))
+            node = node.get(part)
+    return where, keys
+
+
+def _keys_at(cls: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """Known keys of the (possibly nested) model that ``path`` leads to; of all candidates where it is a union."""
+    schema = cls.model_json_schema()
+    definitions = schema.get("$defs", {})
+    nodes = [schema]
+    for part in path:
+        nodes = [child for node in nodes for child in _children(node, part, definitions)]
+    return sorted({key for node in nodes for key in node.get("properties", {})})
+
+
+def _children(node: dict[str, Any], part: int | str, definitions: dict[str, Any]) -> list[dict[str, Any]]:
+    if isinstance(part, int):
+        child = node.get("items") or node.get("prefixItems")
+    else:
+        child = node.get("properties", {}).get(part) or node.get("additionalProperties")
+        if not isinstance(child, dict):  # the tag of a union, which is not a level in the schema
+            return [node]
+    return _resolve(child, definitions)
+
+
+def _resolve(node: Any, definitions: dict[str, Any]) -> list[dict[str, Any]]:
+    if isinstance(node, list):
+        return [found for part in node for found in _resolve(part, definitions)]
+    if not isinstance(node, dict):
+        return []
+    if "$ref" in node:
+        return _resolve(definitions[node["$ref"].rsplit("/", 1)[-1]], definitions)
+    options = node.get("anyOf") or node.get("oneOf")
+    return _resolve(options, definitions) if options else [node]
+
+
+def _show(value: object) -> str:
+    """A value as the file would write it."""
+    if isinstance(value, float):
+        return str(value)
+    try:
+        text = json.dumps(value)
+    except (TypeError, ValueError):
+        text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

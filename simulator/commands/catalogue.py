@@ -1,0 +1,108 @@
+"""What there is to choose from, found by looking: data files, and the policies in their folders."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+from simulator.base.data import available_files
+from simulator.base.errors import UserError, did_you_mean
+from simulator.base.plugins import available, package_of
+from simulator.base.reading import read_toml
+from simulator.config.cluster import available_clusters
+
+_DATA = {
+    "scenarios": "workloads",
+    "plans": "workloads/plans",
+    "workloads": "workloads/requests",
+    "models": "workloads/models",
+    "accelerators": "cluster_configs/accelerators",
+    "calibrations": "cluster_configs/calibration",
+}
+_POLICIES = {
+    "routing": "routing",
+    "placement": "placement",
+    "dispatch": "dispatch",
+    "topology": "topology",
+    "scheduling": "scheduling",
+    "balancing": "balancing",
+    "arrivals": "arrivals",
+    "lengths": "lengths",
+    "traces": "traces",
+    "compute": "cost.compute",
+    "communication": "cost.comm",
+    "figures": "report.figures",
+    "kernels": "validation.kernels",
+}
+
+
+def catalogue(family: str | None = None) -> dict[str, dict[str, str]]:
+    """For each family (or the one named) its entries, each with a line that says what it is.
+
+    Raises:
+        UserError: if there is no such family.
+    """
+    families: dict[str, Callable[[], dict[str, str]]] = {
+        **{name: partial(_files, folder) for name, folder in _DATA.items()},
+        "clusters": _clusters,
+        **{name: partial(_policies, package) for name, package in _POLICIES.items()},
+    }
+    if family is None:
+        return {name: entries() for name, entries in families.items()}
+    if family not in families:
+        raise UserError(f"list: unknown family '{family}'; {did_you_mean(family, families)}")
+    return {family: families[family]()}
+
+
+def _files(folder: str) -> dict[str, str]:
+    return {name: _headline(path) for name, path in available_files(folder).items()}
+
+
+def _headline(path: Path) -> str:
+    table = read_toml(path)
+    title = str(table.get("title") or table.get("name") or path.stem)
+    return f"{title} (rumour)" if table.get("is_rumour") and "rumour" not in title.lower() else title
+
+
+def _clusters() -> dict[str, str]:
+    """Clusters by family, the sizes together: naming all would fill pages."""
+    files = available_files("cluster_configs")
+    names = available_clusters()
+    found = {}
+    for stem, path in files.items():
+        sizes = [
+            int(name.removeprefix(f"{stem}-"))
+            for name in names
+            if name.startswith(f"{stem}-") and name.removeprefix(f"{stem}-").isdecimal()
+        ]
+        if stem in names:
+            found[stem] = _headline(path)
+        if sizes:
+            found[f"{stem}-N"] = f"{_headline(path)}; N = {_sizes_text(sizes)}"
+    return found
+
+
+def _sizes_text(sizes: list[int]) -> str:
+    """Sizes in words, a long even tail shortened.
+
+    >>> _sizes_text([1, 2, 4, 8, 16, 24, 32, 40])
+    '1, 2, 4, 8, 16, ..., 40'
+    """
+    first = len(sizes) - 1
+    while first > 0 and len({after - before for before, after in pairwise(sizes[first - 1 :])}) == 1:
+        first -= 1
+    shown = [str(size) for size in sizes]
+    if len(sizes) - first > 4:
+        shown = [*shown[: first + 2], "...", shown[-1]]
+    return ", ".join(shown)
+
+
+def _policies(package: str) -> dict[str, str]:
+    found = {}
+    for kind in available(package):
+        module = importlib.import_module(f"{package_of(package).__name__}.{kind}")
+        found[kind] = " ".join((module.__doc__ or "").split("\n\n")[0].split())
+    return found

@@ -1,0 +1,178 @@
+"""Is this file right? Everything that ``run`` would refuse, without running; and the JSON Schema of each kind of file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+
+from simulator.base.data import available_files
+from simulator.base.errors import UserError, did_you_mean
+from simulator.base.frozen import validate
+from simulator.base.plugins import build
+from simulator.base.reading import read_json, read_toml
+from simulator.config import cluster as clusters
+from simulator.config.accelerator import AcceleratorSpec, load_accelerator
+from simulator.config.calibration import CalibrationFile, read_calibration
+from simulator.config.capacity import Question
+from simulator.config.cluster import ClusterSpec
+from simulator.config.host import HostCalibration, load_any_calibration
+from simulator.config.model import ModelSpec, load_model
+from simulator.config.workload import NamedWorkloadSpec, WorkloadSpec
+from simulator.deployment.memory import check_requests
+from simulator.deployment.plan import make_plan
+from simulator.scenario.question import load_question, requests_of
+from simulator.scenario.scenario import Scenario, load_scenario
+from simulator.workload.requests import load_requests, longest_tokens
+
+_KINDS: dict[str, type[BaseModel]] = {
+    "scenario": Scenario,
+    "plan": Question,
+    "workload": NamedWorkloadSpec,
+    "model": ModelSpec,
+    "accelerator": AcceleratorSpec,
+    "cluster": ClusterSpec,
+    "calibration": CalibrationFile,
+    "host calibration": HostCalibration,
+}
+_TELLING_KEYS = {
+    "deployments": "scenario",
+    "targets": "plan",
+    "clusters": "plan",
+    "workload": "scenario",
+    "lengths": "workload",
+    "mixers": "model",
+    "memory_bytes_per_s": "accelerator",
+    "gemm": "calibration",
+    "kernels": "host calibration",
+    "topology": "cluster",
+    "based_on": "cluster",
+}
+"""The first of these keys that a file holds tells its kind."""
+
+
+class Checked(NamedTuple):
+    """A file that is right."""
+
+    file: str
+    kind: str
+    details: str
+    """What there is to say about it, to be put behind the kind."""
+
+
+def check_file(name: str, overrides: list[str]) -> Checked:
+    """Check a file of any kind, told by its keys.
+
+    Args:
+        name: a path, or the name of a shipped scenario or plan.
+        overrides: as for :func:`simulator.scenario.scenario.load_scenario`; for scenarios and plans only.
+
+    Raises:
+        UserError: with what is wrong.
+    """
+    path = Path(name)
+    for family in ("workloads", "workloads/plans"):
+        if not path.is_file() and name in available_files(family):
+            path = available_files(family)[name]
+    if path.suffix == ".json":
+        read_json(path)
+        kind = "model"
+    else:
+        table = read_calibration(path) if path.with_suffix("").is_dir() else read_toml(path)
+        kind = next((kind for key, kind in _TELLING_KEYS.items() if key in table), "")
+    if not kind:
+        keys = ", ".join(f"{kind}: {key}" for key, kind in _TELLING_KEYS.items())
+        raise UserError(f"{path}: is no file that moesim knows; a key would tell its kind ({keys})")
+    if overrides and kind not in ("scenario", "plan"):
+        raise UserError(f"--set {overrides[0]}: overrides a scenario's or a plan's keys, but {path} is a {kind}")
+    details = _CHECKS[kind](path, overrides)
+    return Checked(str(path), kind, details)
+
+
+def _check_scenario(path: Path, overrides: list[str]) -> str:
+    scenario, _ = load_scenario(str(path), overrides)
+    folder = path.resolve().parent
+    plans = [make_plan(deployment, scenario.seed, str(path), folder) for deployment in scenario.deployments]
+    trace = load_requests(scenario.workload, folder, scenario.seed, f"{path} [workload]")
+    for plan in plans:
+        check_requests(plan.capacity, longest_tokens(trace), f"{path} [deployments '{plan.name}']")
+    fits = "; ".join(
+        f"{p.name}: {p.num_gpus} GPUs, KV cache of {p.capacity.tokens * p.layout.attention_dp:,} tokens a replica" for p in plans
+    )
+    return f", {trace.num_requests:,} requests; {fits}"
+
+
+def _check_plan(path: Path, overrides: list[str]) -> str:
+    question, _ = load_question(str(path), overrides)
+    trace = requests_of(question, path.resolve().parent, f"{path} [workload]")
+    lasts_s = float(trace.arrival_s[-1] - trace.arrival_s[0])
+    models, clusters = (
+        ", ".join(dict.fromkeys(names)) for names in ([m.model for m in question.models], [c.cluster for c in question.clusters])
+    )
+    return f", {trace.num_requests:,} requests in {lasts_s:,.0f} s; models: {models}; clusters: {clusters}"
+
+
+def _check_workload(path: Path, _: list[str]) -> str:
+    trace = load_requests(WorkloadSpec(requests=str(path.resolve())), Path.cwd(), 0, str(path))
+    return f", {trace.num_requests:,} requests, {trace.num_input.mean():,.0f} tokens in and {trace.num_output.mean():,.0f} out on average"
+
+
+def _check_model(path: Path, _: list[str]) -> str:
+    model = load_model(str(path), str(path))
+    if model.routing is not None and model.moe is not None:
+        build("routing", model.routing, f"{path} [routing]")
+    total, active = model.num_parameters, model.num_active_parameters
+    return f", {total / 1e9:,.2f} B parameters, {active / 1e9:,.2f} B active, {model.num_layers} layers"
+
+
+def _check_accelerator(path: Path, _: list[str]) -> str:
+    found = validate(AcceleratorSpec, {"name": path.stem, **read_toml(path)}, str(path))
+    load_any_calibration(found.calibration, str(path))
+    return f", {found.title}"
+
+
+def _check_calibration(path: Path, _: list[str]) -> str:
+    return f", {validate(CalibrationFile, read_calibration(path), str(path)).title}"
+
+
+def _check_host_calibration(path: Path, _: list[str]) -> str:
+    found = validate(HostCalibration, read_toml(path), str(path))
+    ranks = ", ".join(str(entry.num_ranks) for entry in found.collectives)
+    return f", {found.title}, of {found.machine}; collectives of {ranks or 'no'} ranks"
+
+
+def _check_cluster(path: Path, _: list[str]) -> str:
+    table = clusters.read_cluster_table(path.stem, {**available_files("cluster_configs"), path.stem: path})
+    table.setdefault("num_gpus", clusters.default_num_gpus(table))
+    found = validate(ClusterSpec, {**table, "name": path.stem}, str(path))
+    load_accelerator(found.accelerator, str(path))
+    sizes = found.sizes or (found.num_gpus,)
+    topology = build("topology", found.topology, f"{path} [topology]")
+    for num_gpus in {min(sizes), max(sizes)}:
+        topology.wire(found.model_copy(update={"num_gpus": num_gpus}), num_gpus)
+    return f", {found.title}; {', '.join(map(str, sizes))} GPUs"
+
+
+_CHECKS: dict[str, Callable[[Path, list[str]], str]] = {
+    "scenario": _check_scenario,
+    "plan": _check_plan,
+    "workload": _check_workload,
+    "model": _check_model,
+    "accelerator": _check_accelerator,
+    "calibration": _check_calibration,
+    "host calibration": _check_host_calibration,
+    "cluster": _check_cluster,
+}
+
+
+def schema_of(kind: str) -> dict[str, Any]:
+    """JSON Schema of one kind of file.
+
+    Raises:
+        UserError: if there is no such kind.
+    """
+    if kind not in _KINDS:
+        raise UserError(f"schema: unknown kind '{kind}'; {did_you_mean(kind, _KINDS)}")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_KINDS[kind].model_json_schema()}

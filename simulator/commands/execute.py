@@ -1,0 +1,327 @@
+"""``moesim execute``: a scenario's plans run for real on shards, beside their prediction by the simulator."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from simulator.base.errors import UserError
+from simulator.base.plugins import build
+from simulator.config.execution import ExecutionSpec
+from simulator.config.ffn import DenseFFN
+from simulator.deployment.facts import facts_of
+from simulator.deployment.plan import Plan, make_plan
+from simulator.engine.forecast import EvenStep, forecast
+from simulator.engine.rank import StepTimes
+from simulator.results.executed import RANK_COLUMNS, STEP_COLUMNS, SUMMARY_COLUMNS, Executed
+from simulator.results.provenance import revision, versions
+from simulator.results.tables import SPAN_COLUMNS, STEP_PHASES
+from simulator.runtime import require
+from simulator.scenario.scenario import Scenario
+
+Tick = Callable[[str, int, int | None], None]
+"""Told what is being done, how many steps of it are done, and how many there are."""
+_STRIDE = 997
+"""Places in the pool of expert choices between two steps' beginnings."""
+
+
+def execute_scenario(
+    scenario: Scenario,
+    path: Path,
+    *,
+    simulated_nodes: int | None = None,
+    address: str | None = None,
+    tick: Tick = lambda *_: None,
+) -> Executed:
+    """Run every deployment of a scenario for real.
+
+    Args:
+        path: the scenario's file; paths in it are relative to its folder.
+        simulated_nodes: spread the ranks over so many raylets on this machine.
+        address: of a Ray cluster to use.
+
+    Raises:
+        UserError: if PyTorch or Ray are missing, or anything that the scenario names is wrong or can only be simulated.
+    """
+    require("torch")
+    require("ray")
+    from simulator.runtime.job import make_job
+    from simulator.runtime.nodes import connect
+
+    started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
+    folder = path.resolve().parent
+    plans = [make_plan(deployment, scenario.seed, str(path), folder) for deployment in scenario.deployments]
+    jobs = [make_job(plan, folder) for plan in plans]
+    for plan in plans:
+        _check_measured(plan)
+    _check_transport(scenario.execution, path)
+    _check_faults(scenario.execution, plans, simulated_nodes)
+    tables: dict[str, list[pd.DataFrame]] = {name: [] for name in ("summary", "steps", "ranks", "spans", "faults")}
+    tick("starting Ray", 0, None)
+    with connect(simulated_nodes, address) as nodes:
+        runner = _Runner(nodes, scenario.execution, simulated_nodes, tick)
+        try:
+            for plan, job in zip(plans, jobs, strict=True):
+                for name, table in runner.run(plan, job).items():
+                    tables[name].append(table)
+        finally:
+            runner.close()
+    run: dict[str, Any] = {
+        "name": scenario.name,
+        "seed": scenario.seed,
+        "command": shlex.join(["moesim", *sys.argv[1:]]),
+        "started": started.isoformat(timespec="seconds"),
+        "versions": versions() | {name: importlib.metadata.version(name) for name in ("torch", "ray")},
+        "revision": revision(),
+        "machine": runner.machine,
+        "calibration": _calibration(plans),
+        "nodes": runner.nodes_text,
+        "deployments": {plan.name: facts_of(plan) for plan in plans},
+        "scenario": scenario.model_dump(mode="json"),
+        "wall_s": round(time.perf_counter() - clock, 3),
+    }
+    joined = {name: pd.concat(found, ignore_index=True) for name, found in tables.items()}
+    return Executed(run=run, **joined)
+
+
+def _check_measured(plan: Plan) -> None:
+    """Refuse a number of ranks whose collectives were not measured before it has run, not after."""
+    from simulator.config.host import HostRates
+
+    if isinstance(plan.calibration, HostRates) and plan.layout.num_ranks > 1:
+        _ = plan.calibration.collectives
+
+
+def _check_transport(execution: ExecutionSpec, path: Path) -> None:
+    where = f"{path} [execution.transport]"
+    if not build("runtime.transport", execution.transport, where).joins_processes:
+        raise UserError(
+            f"{where}: '{execution.transport['kind']}' joins threads of one process, and shards are processes of their own"
+        )
+
+
+def _check_faults(execution: ExecutionSpec, plans: list[Plan], simulated_nodes: int | None) -> None:
+    for fault in execution.faults:
+        for plan in plans:
+            if fault.rank is not None and fault.rank >= plan.layout.num_ranks:
+                last = plan.layout.num_ranks - 1
+                raise UserError(f"execution.faults: rank {fault.rank}: '{plan.name}' has ranks 0 to {last}")
+        if fault.node is not None and fault.node >= (simulated_nodes or 0):
+            raise UserError(
+                f"execution.faults: node {fault.node} cannot be killed: start it with --simulated-nodes {fault.node + 1} or more"
+            )
+        if fault.step > _steps(execution)[-1][1].number:
+            raise UserError(f"execution.faults: step {fault.step}: the last one is {_steps(execution)[-1][1].number}")
+
+
+def _calibration(plans: list[Plan]) -> dict[str, Any]:
+    """What the predictions rest on."""
+    from simulator.config.host import HostRates
+
+    found = plans[0].calibration
+    if isinstance(found, HostRates):
+        return {"title": found.host.title, "machine": found.host.machine, "source": found.tables.matrix.source}
+    return {"title": found.title, "machine": None, "source": ""}
+
+
+class _Runner:
+    """Runs deployments one after the other, on the same actors where their ranks are the same."""
+
+    def __init__(self, nodes: Any, execution: ExecutionSpec, simulated_nodes: int | None, tick: Tick) -> None:
+        from simulator.calibration.host.timing import machine
+
+        self.nodes, self.execution, self.tick = nodes, execution, tick
+        self.machine = machine()
+        self.nodes_text = f"{simulated_nodes} simulated nodes" if simulated_nodes else f"{len(nodes.alive)} node(s)"
+        self._backend: Any = None
+
+    def close(self) -> None:
+        if self._backend is not None:
+            self._backend.close()
+
+    def _ready(self, plan: Plan) -> Any:
+        from simulator.runtime.ray_backend import RayBackend
+
+        node_R = self.nodes.spread(plan.fabric.node_R)
+        if self._backend is not None and list(self._backend.node_R) == list(node_R) and not self.execution.faults:
+            return self._backend
+        self.close()
+        self._backend = None
+        self.tick(f"starting {plan.layout.num_ranks} shards", 0, None)
+        self._backend = RayBackend(self.nodes, node_R, self.execution)
+        return self._backend
+
+    def run(self, plan: Plan, job: Any) -> dict[str, pd.DataFrame]:
+        from simulator.runtime.reference import Reference
+
+        execution = self.execution
+        backend = self._ready(plan)
+        total = (execution.steps + execution.warm_up) * (bool(execution.prompts) + bool(execution.sequences))
+        self.tick(plan.name, 0, total)
+        backend.load(job)
+        known_faults = len(backend.faults)
+        rows: list[dict[str, Any]] = []
+        ranks: list[dict[str, Any]] = []
+        spans: list[pd.DataFrame] = []
+        differences: dict[str, float] = {}
+        reference = Reference(job)
+        for done, (kind, step, counts) in enumerate(_steps(execution)):
+            began_s = time.perf_counter()
+            shards = backend.step(step)
+            wall_s = time.perf_counter() - began_s
+            if step.keeps_output:
+                differences[kind] = _largest_difference(plan, shards, reference.hidden(step))
+            if counts:
+                measured = _measured(plan, shards)
+                measured.phases["overhead"] += max(0.0, wall_s - measured.duration_s)
+                rows.append(
+                    _row(
+                        plan.name,
+                        kind,
+                        "measured",
+                        step,
+                        measured.duration_s + max(0.0, wall_s - measured.duration_s),
+                        measured.phases,
+                    )
+                )
+                ranks += _rank_rows(plan.name, kind, step, shards)
+                if step.number == _last(execution, kind):
+                    spans.append(_spans(plan.name, f"{kind}, measured", measured.spans))
+            self.tick(plan.name, done + 1, total)
+        counted = [(kind, step) for kind, step, counts in _steps(execution) if counts]
+        for (kind, step), times in zip(
+            counted, forecast(plan, [_even(plan, step) for _, step in counted], keep_spans=True), strict=True
+        ):
+            rows.append(_row(plan.name, kind, "predicted", step, times.duration_s, times.phases))
+            if step.number == _last(execution, kind):
+                spans.append(_predicted_spans(plan.name, f"{kind}, predicted", times))
+        faults = backend.faults[known_faults:]
+        table = pd.DataFrame(rows, columns=list(STEP_COLUMNS))
+        return {
+            "steps": table,
+            "ranks": pd.DataFrame(ranks, columns=list(RANK_COLUMNS)),
+            "spans": pd.concat(spans, ignore_index=True),
+            "faults": pd.DataFrame(
+                [{**fault._asdict(), "ranks": " ".join(map(str, fault.ranks))} for fault in faults], columns=list(_FAULTS)
+            ),
+            "summary": _summary(plan, table, differences),
+        }
+
+
+_FAULTS = ("deployment", "step", "ranks", "what", "recovery_s")
+
+
+def _steps(execution: ExecutionSpec) -> list[tuple[str, Any, bool]]:
+    """Kind, step, and whether it counts; the first of each kind is checked against the reference."""
+    from simulator.runtime.job import Step
+
+    kinds = []
+    if execution.prompts:
+        kinds.append(("prompt", execution.prompts, execution.prompt_tokens, 0))
+    if execution.sequences:
+        kinds.append(("decode", execution.sequences, 1, execution.context_tokens))
+    found: list[tuple[str, Any, bool]] = []
+    for kind, sequences, new, context in kinds:
+        for i in range(execution.warm_up + execution.steps):
+            number = len(found)
+            found.append((kind, Step(number, sequences, new, context, _STRIDE * number, i == 0), i >= execution.warm_up))
+    return found
+
+
+def _last(execution: ExecutionSpec, kind: str) -> int:
+    return max(int(step.number) for other, step, _ in _steps(execution) if other == kind)
+
+
+def _even(plan: Plan, step: Any) -> EvenStep:
+    from simulator.runtime.layers.part import Part
+
+    dp = plan.layout.attention_dp
+    sequences_d = tuple(Part(d, dp).num(step.num_sequences) for d in range(dp))
+    return EvenStep(sequences_d, step.new_tokens, step.context_tokens, step.offset)
+
+
+def _measured(plan: Plan, shards: list[Any]) -> Any:
+    from simulator.runtime.timeline import combine
+
+    layout = plan.layout
+    groups = (tuple(range(layout.num_ranks)),)
+    return combine([shard.moments for shard in shards], groups)
+
+
+def _row(deployment: str, kind: str, source: str, step: Any, duration_s: float, phases: dict[str, float]) -> dict[str, Any]:
+    found = {"deployment": deployment, "kind": kind, "source": source, "number": step.number, "tokens": step.num_tokens}
+    return found | {"duration_s": duration_s} | {f"{phase}_s": phases[phase] for phase in STEP_PHASES}
+
+
+def _rank_rows(deployment: str, kind: str, step: Any, shards: list[Any]) -> list[dict[str, Any]]:
+    found = []
+    for shard in shards:
+        for layer, pairs in enumerate(shard.pairs_L):
+            rows_R = shard.rows_LR[layer] if shard.rows_LR else []
+            sent = sum(rows_R) - (rows_R[shard.rank] if rows_R else 0)
+            values = (deployment, kind, step.number, shard.rank, layer, pairs, sent)
+            found.append(dict(zip(RANK_COLUMNS, values, strict=True)))
+    return found
+
+
+def _spans(deployment: str, phase: str, spans: list[tuple[int, str, int, float, float]]) -> pd.DataFrame:
+    columns = ("rank", "name", "layer", "start_s", "duration_s")
+    table = pd.DataFrame(spans, columns=list(columns))
+    return table.assign(deployment=deployment, phase=phase)[list(SPAN_COLUMNS)]
+
+
+def _predicted_spans(deployment: str, phase: str, times: StepTimes) -> pd.DataFrame:
+    return _spans(deployment, phase, [(s.rank, s.phase, s.layer, s.start_s, s.duration_s) for s in times.spans or []])
+
+
+def _largest_difference(plan: Plan, shards: list[Any], wanted_TH: NDArray[np.float32]) -> float:
+    """Between the distributed run and the reference, over all tokens."""
+    own = [shard.hidden_TH for shard in shards if shard.rank % plan.layout.tp == 0]
+    return float(np.abs(np.concatenate(own) - wanted_TH).max(initial=0.0))
+
+
+def _summary(plan: Plan, steps: pd.DataFrame, differences: dict[str, float]) -> pd.DataFrame:
+    rows = []
+    for kind in dict.fromkeys(steps["kind"]):
+        own = steps[steps["kind"] == kind]
+        seconds = {source: statistics.median(own["duration_s"][own["source"] == source]) for source in ("measured", "predicted")}
+        tokens = int(own["tokens"].iloc[0])
+        total, active = _parameters(plan)
+        values = (
+            plan.name,
+            kind,
+            tokens / seconds["measured"],
+            tokens / seconds["predicted"],
+            seconds["measured"],
+            seconds["predicted"],
+            seconds["predicted"] / seconds["measured"] - 1,
+            differences.get(kind, float("nan")),
+            total,
+            active,
+        )
+        rows.append(dict(zip(SUMMARY_COLUMNS, values, strict=True)))
+    return pd.DataFrame(rows)
+
+
+def _parameters(plan: Plan) -> tuple[int, int]:
+    """Parameters and active ones, less those that pruning took."""
+    model, pruning = plan.model, plan.spec.pruning
+    gone = 0
+    if pruning is not None:
+        for _, ffn in model.layer_names:
+            block = model.ffns.get(ffn)
+            if isinstance(block, DenseFFN):
+                for linear in block.linears(model.hidden_size):
+                    gone += linear.num_parameters - pruning.num_stored(linear.out_features, linear.in_features)
+    return model.num_parameters - gone, model.num_active_parameters - gone

@@ -1,0 +1,284 @@
+"""What is achieved of the peaks: data files in ``cluster_configs/calibration``, fitted on measurements or assumed, and said so.
+
+A calibration is ``NAME.toml``, and beside it a folder ``NAME/`` whose files hold one table each (``NAME/gemm.toml`` is ``gemm``):
+what a command fits is written there, and what a person wrote stays as it is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from simulator.base.data import find_file
+from simulator.base.errors import UserError, did_you_mean
+from simulator.base.frozen import Frozen, Policy, validate
+from simulator.base.reading import read_toml
+from simulator.config.calibration.attention import AttentionFit
+from simulator.config.calibration.collective import CollectiveFit, ProtocolFit
+from simulator.config.calibration.disaggregation import DisaggregationFit
+from simulator.config.calibration.engine import EngineFit, engine_fit
+from simulator.config.calibration.exchange import ExchangeFit
+from simulator.config.calibration.fit import Fit, Kind
+from simulator.config.calibration.gemm import GemmFit
+from simulator.config.calibration.grouped_gemm import GroupedGemmFit
+from simulator.config.calibration.pruned import PrunedFit
+from simulator.config.pruning import Pruning
+
+__all__ = [
+    "AttentionFit",
+    "Calibration",
+    "CalibrationFile",
+    "CollectiveFit",
+    "DisaggregationFit",
+    "EngineFit",
+    "ExchangeFit",
+    "Fit",
+    "GemmFit",
+    "GroupedGemmFit",
+    "Kind",
+    "ProtocolFit",
+    "PrunedFit",
+    "load_calibration",
+]
+
+AnyFit = TypeVar("AnyFit")
+_OPERATIONS: tuple[Literal["dispatch", "combine"], ...] = ("dispatch", "combine")
+_LIKE = {"fp8_block": "fp8", "fp16": "bf16", "mxfp4_mxfp8": "mxfp4"}
+"""Formats that are priced as another one where they have no entry."""
+FEW_EXPERTS = 16
+"""Experts of a layer up to which entries named ``<dtype>_few`` are for it."""
+ANY = "any"
+"""In the place of a serving engine: where an engine has no entry of its own."""
+_BEHIND = {
+    ANY: {"low_latency": "sglang-deepep-decode", "normal": "sglang-deepep-prefill"},
+    "trtllm": {"low_latency": "trtllm-wide-ep", "normal": "trtllm-wide-ep"},
+}
+"""Entries that were timed behind an exchange, by its kernels: DeepGEMM's masked and contiguous kernels, which SGLang and vLLM
+share, and TensorRT-LLM's."""
+
+
+class Calibration(Frozen):
+    """What one engine achieves on one accelerator family."""
+
+    compute: ClassVar[Policy] = {"kind": "roofline"}
+    communication: ClassVar[Policy] = {"kind": "alpha_beta"}
+    dispatch: ClassVar[Policy] = {"kind": "deepep_auto"}
+    shared_cores: ClassVar[int | None] = None
+
+    title: str
+    gemm: dict[str, GemmFit]
+    """Dense matrices by weight dtype; ``other`` for dtypes that have no entry."""
+    grouped_gemm: dict[str, GroupedGemmFit]
+    """Routed experts by weight dtype; ``other`` likewise."""
+    attention: dict[str, AttentionFit]
+    """``prefill`` and ``decode``; names that begin with ``mla_`` for latent attention and end with a cache's format, such as
+    ``mla_decode_fp8``, where those kernels differ."""
+    expanded: dict[str, AttentionFit] = {}
+    """By the same names, what computes prompts in serving where the engine's kernel that was timed absorbs: engines expand the
+    keys and values of prompts (SGLang's ``MHA_CHUNKED_KV``), and another engine's kernel for that stands in."""
+    exchange: dict[str, dict[Literal["dispatch", "combine"], ExchangeFit]]
+    """Tokens to experts and back, by the kernels that do it."""
+    collective: dict[str, CollectiveFit]
+    """NCCL's ``all_reduce``, ``all_gather``, ``reduce_scatter`` and ``alltoall``; the engine's own ``custom_all_reduce``."""
+    engine: EngineFit
+    pools: DisaggregationFit | None = None
+    """What prefill and decode in pools of their own add; ``None`` where nothing is known."""
+    pruned: dict[str, dict[str, PrunedFit]] = {}
+    """Pruned matrices by how they are stored (``two_four``, ``csr``, ``tiled_csl``, ``bitmap``), then weight dtype."""
+
+    def pruned_matrices(self, kernels: str, dtype: str) -> PrunedFit | None:
+        """The fit for pruned matrices stored for ``kernels``; ``None`` where nobody has measured such products."""
+        return pruned_entry(self.pruned, kernels, dtype)
+
+    def matrices(self, dtype: str) -> GemmFit:
+        """The fit for dense matrices of ``dtype``, or the one that the file names for others (its ``kind`` says "assumed")."""
+        return _entry(self.gemm, dtype)
+
+    def experts(self, dtype: str, num_experts: int | None = None, kernels: str | None = None) -> GroupedGemmFit:
+        """Likewise for routed experts, which engines run by other kernels where an exchange brings their rows, or they are few.
+
+        Entries named ``<dtype>_<kernels>`` hold behind an exchange, ``<dtype>_few`` for layers of few experts.
+        """
+        behind = self.grouped_gemm.get(f"{dtype}_{kernels}")
+        few = self.grouped_gemm.get(f"{dtype}_few")
+        if behind is None and num_experts is not None and num_experts <= FEW_EXPERTS:
+            behind = few
+        return behind or _entry(self.grouped_gemm, dtype)
+
+    def looking_back(
+        self, phase: str, kv_dtype: str, *, is_latent: bool, computed: str = "", is_served: bool = False
+    ) -> AttentionFit:
+        """The fit for attention kernels that read a cache of ``kv_dtype``.
+
+        One with fewer words in its name stands in where there is none: ``prefill`` for ``mla_prefill_fp8``.
+
+        Args:
+            computed: a format that the kernel computes in, other than the usual one.
+            is_served: as the engine computes it in serving, not as its kernels were timed.
+        """
+        suffix = f"_{_LIKE.get(kv_dtype, kv_dtype)}"
+        latent = [f"mla_{phase}{suffix}_{computed}", f"mla_{phase}{suffix}", f"mla_{phase}"] if is_latent else []
+        found = next(name for name in (*latent, f"{phase}{suffix}", phase) if name in self.attention)
+        return self.expanded.get(found, self.attention[found]) if is_served else self.attention[found]
+
+    def fits(
+        self,
+        weights: str,
+        experts: str | None,
+        *,
+        travels: bool,
+        is_split: bool,
+        kernels: tuple[str, ...] = ("low_latency",),
+        cache: str = "bf16",
+        is_latent: bool = False,
+        pruning: Pruning | None = None,
+    ) -> dict[str, Fit]:
+        """The entries that a plan's prices use, by what they price.
+
+        Args:
+            kernels: of the exchanges between ranks and experts, for few tokens and for many.
+            cache: format of the KV cache.
+            is_latent: whether it holds latent vectors (MLA).
+        """
+        found: dict[str, Fit] = {f"{weights} matrices": self.matrices(weights)}
+        pruned = None if pruning is None else self.pruned_matrices(pruning.kernels, weights)
+        if pruned is not None:
+            found["pruned matrices"] = pruned
+        if experts is not None:
+            found[f"{experts} experts"] = self.experts(experts)
+        for number, name in enumerate(kernels if travels else ()):
+            more = " of many tokens" if number else ""
+            if name in self.exchange:
+                found |= {f"{operation}{more}": self.exchange[name][operation] for operation in _OPERATIONS}
+            elif {"all_gather", "reduce_scatter"} <= set(self.collective):
+                found |= {f"dispatch{more}": self.collective["all_gather"], f"combine{more}": self.collective["reduce_scatter"]}
+        if is_split:
+            own = self.collective.get("custom_all_reduce")
+            found |= {"all-reduce": own} if own else {}
+            found["all-reduce of large messages" if own else "all-reduce"] = self.collective["all_reduce"]
+        for what, phase in (("attention over prompts", "prefill"), ("attention in decode", "decode")):
+            found[what] = self.looking_back(phase, cache, is_latent=is_latent, is_served=True)
+        found["engine overhead"] = self.engine
+        return found
+
+
+_ENGINES = ("vllm", "sglang", "trtllm")
+
+
+class CalibrationFile(Frozen):
+    """One accelerator family, for all engines: each table has an entry ``any``, and one for each engine that differs."""
+
+    compute: ClassVar[Policy] = Calibration.compute
+    communication: ClassVar[Policy] = Calibration.communication
+    dispatch: ClassVar[Policy] = Calibration.dispatch
+
+    title: str
+    gemm: dict[str, dict[str, GemmFit]]
+    """By engine, then weight dtype."""
+    grouped_gemm: dict[str, dict[str, GroupedGemmFit]]
+    attention: dict[str, dict[str, AttentionFit]]
+    exchange: dict[str, dict[Literal["dispatch", "combine"], ExchangeFit]]
+    """By kernels (``low_latency``, ...), which engines share."""
+    collective: dict[str, dict[str, CollectiveFit]]
+    engine: dict[str, EngineFit]
+    disaggregation: dict[str, DisaggregationFit] = {}
+    """By engine; empty where nothing is known of pools of prefill and decode."""
+    pruned: dict[str, dict[str, PrunedFit]] = {}
+    """By how matrices are stored, then weight dtype; engines share the kernels. What is not here was not measured by anybody."""
+
+    def pools(self, engine: str) -> DisaggregationFit | None:
+        """What is known of an engine's pools of prefill and decode, or of any engine's."""
+        return self.disaggregation.get(engine, self.disaggregation.get(ANY))
+
+    def check_engine(self, engine: str, where: str) -> None:
+        """Refuse an engine that nothing is known of, which would be priced as any.
+
+        Raises:
+            UserError: naming those that are known.
+        """
+        known = _engines(self)
+        if engine.partition("@")[0] not in known | {ANY}:
+            raise UserError(f"{where}: unknown engine '{engine}'; {did_you_mean(engine, sorted(known))}")
+
+    def on(self, engine: str) -> Calibration:
+        """What ``engine`` achieves: its own entries, and those of any engine where it has none.
+
+        Args:
+            engine: a name, or ``name@version``; only the engine's own time differs by version.
+        """
+        named, engine = engine, engine.partition("@")[0]
+        return Calibration(
+            title=self.title,
+            gemm=_of(self.gemm, engine),
+            grouped_gemm=_of(self.grouped_gemm, engine) | _behind_exchanges(self.grouped_gemm, engine),
+            attention=_of(self.attention, engine),
+            expanded=_expanded(self.attention, engine),
+            exchange=self.exchange,
+            collective=_of(self.collective, engine),
+            engine=engine_fit(self.engine, named, self.engine[ANY]),
+            pools=self.pools(engine),
+            pruned=self.pruned,
+        )
+
+
+def _engines(file: CalibrationFile) -> set[str]:
+    tables: tuple[dict[str, Any], ...] = (file.gemm, file.grouped_gemm, file.attention, file.collective, file.engine)
+    named = {key.partition("@")[0] for table in tables for key in table} - {ANY}
+    # An engine's kernels behind an exchange have entries of their own, which are named after it.
+    return {name for name in named if not name.startswith(tuple(f"{engine}-" for engine in _ENGINES))} | set(_ENGINES)
+
+
+def _expanded(table: dict[str, dict[str, AttentionFit]], engine: str) -> dict[str, AttentionFit]:
+    """Any engine's kernels that expand keys and values, for those of ``engine`` that do not."""
+    own, others = table.get(engine, {}), table[ANY]
+    return {name: others[name] for name, fit in own.items() if fit.absorbs and name in others and not others[name].absorbs}
+
+
+def _behind_exchanges(table: dict[str, dict[str, AnyFit]], engine: str) -> dict[str, AnyFit]:
+    """Entries for experts whose rows an exchange brings, named by its kernels."""
+    found: dict[str, AnyFit] = {}
+    for kernels, measured_as in _BEHIND.get(engine, _BEHIND[ANY]).items():
+        found |= {f"{dtype}_{kernels}": fit for dtype, fit in table.get(measured_as, {}).items()}
+    return found
+
+
+def _entry(table: dict[str, AnyFit], dtype: str) -> AnyFit:
+    return next(table[name] for name in (dtype, _LIKE.get(dtype, dtype), "other") if name in table)
+
+
+def pruned_entry(table: dict[str, dict[str, PrunedFit]], kernels: str, dtype: str) -> PrunedFit | None:
+    """Of a calibration's pruned matrices, those stored for ``kernels``; ``None`` where nobody has measured such products."""
+    return table.get(kernels, {}).get("bf16" if dtype == "fp16" else dtype)
+
+
+def _of(table: dict[str, dict[str, AnyFit]], engine: str) -> dict[str, AnyFit]:
+    return {**table[ANY], **table.get(engine, {})}
+
+
+def calibration_parts(path: Path) -> list[Path]:
+    """The files of a calibration: its own, and those of its folder."""
+    return [path, *sorted(path.with_suffix("").glob("*.toml"))]
+
+
+def read_calibration(path: Path) -> dict[str, Any]:
+    """The whole table of a calibration, its folder included.
+
+    Raises:
+        UserError: if a file is no TOML, or the same table is in both.
+    """
+    table = read_toml(path)
+    for part in calibration_parts(path)[1:]:
+        if part.stem in table:
+            raise UserError(f"{path}: [{part.stem}] is in {part} too; keep one")
+        table[part.stem] = read_toml(part)
+    return table
+
+
+def load_calibration(name: str, where: str) -> CalibrationFile:
+    """The calibration of an accelerator family called ``name``.
+
+    Raises:
+        UserError: if there is none, or its file is wrong.
+    """
+    path = find_file("cluster_configs/calibration", name, where)
+    return validate(CalibrationFile, read_calibration(path), str(path))

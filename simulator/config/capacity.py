@@ -1,0 +1,217 @@
+"""A plan's question, as written in a TOML file: this traffic, these targets, these models, these machines, this budget."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from simulator.base.frozen import Count, Frozen, NonNegative, Policy, Positive, Ratio, Size
+from simulator.config.dtypes import DType
+from simulator.config.pruning import Pruning
+from simulator.config.workload import WorkloadSpec
+
+Sizes = Annotated[tuple[Size, ...], Field(strict=False, min_length=1)]
+Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+DTypes = Annotated[tuple[DType, ...], Field(strict=False, min_length=1)]
+
+
+class Percentiles(Frozen):
+    """Limits in seconds at percentiles over requests; an absent one is not promised."""
+
+    mean: Positive | None = None
+    p50: Positive | None = None
+    p90: Positive | None = None
+    p95: Positive | None = None
+    p99: Positive | None = None
+
+    def limits(self) -> dict[str, float]:
+        """Those that are given."""
+        return {name: value for name, value in self.model_dump().items() if value is not None}
+
+
+class Targets(Frozen):
+    """What a deployment must do for the workload."""
+
+    ttft_s: Percentiles = Percentiles()
+    """Arrival to first token, queueing included."""
+    tpot_s: Percentiles = Percentiles()
+    e2e_s: Percentiles = Percentiles()
+    attainment: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of requests that must each keep all of ``workload.slo``."""
+    output_tokens_per_s: Positive | None = None
+    """Of the whole deployment."""
+
+    @field_validator("ttft_s", "tpot_s", "e2e_s", mode="before")
+    @classmethod
+    def _says_of_whom(cls, value: Any) -> Any:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            raise ValueError(  # noqa: TRY004 - pydantic reports no TypeError
+                f"says not for how many requests; write {{ p90 = {value} }} for nine of ten, or mean, p50, p95, p99"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> Self:
+        if not any((self.ttft_s.limits(), self.tpot_s.limits(), self.e2e_s.limits(), self.attainment, self.output_tokens_per_s)):
+            raise ValueError("sets no target; give one, such as tpot_s = { p90 = 0.05 }")
+        return self
+
+
+class CandidateModel(Frozen):
+    """A model that would do the job."""
+
+    model: str
+    """A model's name, or the path of a TOML or Hugging Face ``config.json``."""
+    quality: float | None = None
+    """The user's own score, higher is better; absent = not compared."""
+    engine: str = "vllm"
+    weight_dtypes: DTypes | None = None
+    """Absent = as it is released."""
+    kv_dtypes: DTypes | None = None
+    """Absent = bf16."""
+    dispatch_dtypes: DTypes | None = None
+    """Of activations on their way to experts; absent = fp8 for fp8 and fp4 weights, bf16 for wider ones."""
+    routing: Policy | None = None
+    prunings: Annotated[tuple[Pruning, ...], Field(strict=False)] = ()
+    """Tried besides the whole model, of its dense feed-forward blocks: ``[{ kind = "two_four" }]``."""
+    pruned_quality: float | None = None
+    """The user's own score of what pruning leaves; absent = not compared."""
+
+
+class CandidateCluster(Frozen):
+    """Machines that could be rented, or are there."""
+
+    cluster: str
+    """A cluster file's name without a number of GPUs: ``h100-sxm``."""
+    price_per_gpu_hour: NonNegative | None = None
+    """Absent = the cluster file's."""
+    max_gpus: Size | None = None
+    """Absent = the largest size that the file lists."""
+    network_speed: Positive = 1.0
+    """What if: all wires are so many times as fast."""
+
+
+class Limits(Frozen):
+    """What must not be exceeded."""
+
+    gpus: Size | None = None
+    nodes: Size | None = None
+    power_w: Positive | None = None
+    """Boards of all GPUs at full power, times ``power.overhead``."""
+    budget_per_hour: Positive | None = None
+    min_quality: float | None = None
+
+
+class Spare(Frozen):
+    """What is held free for failures."""
+
+    nodes: Count = 0
+    """So many nodes may be lost with all targets still met (N+k)."""
+
+
+class Power(Frozen):
+    """What electricity costs; 0 where the price of a GPU-hour includes it."""
+
+    price_per_kwh: NonNegative = 0.0
+    overhead: Annotated[float, Field(ge=1)] = 1.3
+    """Power of the whole machine room over that of the GPUs' boards."""
+    currency: str = "USD"
+
+
+class Space(Frozen):
+    """What is tried. Combinations that are impossible are left out, with the reason."""
+
+    tp: Sizes = (1, 2, 4, 8)
+    attention_dp: Sizes = (1, 2, 4, 8, 16, 32, 64)
+    pp: Sizes = (1, 2, 4)
+    """Stages of a pipeline. More than one are tried where people run them: without attention data parallelism; over nodes that each
+    stage fills; inside a node over PCIe, or where tensor parallelism can go no further."""
+    ep: Annotated[tuple[Literal["off", "all"], ...], Field(strict=False, min_length=1)] | None = None
+    """``"off"`` (experts split like dense blocks) and ``"all"`` (spread over all ranks of a replica); absent = both."""
+    token_budgets: Sizes = (2048, 8192)
+    redundant_experts: Annotated[tuple[Ratio, ...], Field(strict=False, min_length=1)] = (0.0, 0.125)
+    """Slots for copies of hot experts, as a share of the experts; 0 = none."""
+    placements: Annotated[tuple[Literal["contiguous", "eplb"], ...], Field(strict=False, min_length=1)] = ("contiguous",)
+    """Of experts without copies: in order of their index, or by their loads of the day before, as those with copies always are."""
+    max_sequences: Sizes = (512,)
+    """Requests that may run at once on a data-parallel rank."""
+    overlap: Annotated[tuple[Literal["none", "two_batch"], ...], Field(strict=False, min_length=1)] = ("none", "two_batch")
+    disaggregate: bool = True
+    """Whether prompts may have a pool of their own."""
+    max_gpus_per_replica: Size = 64
+
+
+Factors = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
+
+
+class Crossover(Frozen):
+    """The map of where MoE wins: which models, and the loads, lengths, expert-parallel sizes and networks that it covers."""
+
+    models: Names | None = None
+    """Among the question's; every MoE is held against every dense one. Absent = the best of each kind."""
+    cluster: str | None = None
+    """One of the question's. Absent = the recommended one."""
+    inputs: Sizes = (1024, 8192, 32768)
+    """Prompt tokens."""
+    outputs: Sizes = (1024, 8192)
+    batches: Factors = (1.0, 4.0, 16.0, 64.0, 256.0)
+    """Sequences on a GPU."""
+    times_s: Factors = (0.01, 0.02, 0.03, 0.05, 0.1)
+    """Seconds a token of one user."""
+    eps: Sizes = (1, 8, 32)
+    """Expert-parallel sizes; 1 = experts split like dense blocks, over one node at most. What machines and limits do not allow is
+    left out."""
+    networks: Factors = (0.5, 1.0, 2.0)
+    """Factors on the rate of all wires."""
+
+
+class Question(Frozen):
+    """What ``moesim plan`` takes."""
+
+    name: str
+    seed: Count = 0
+    notes: str = ""
+    workload: WorkloadSpec
+    """``rate_scale`` is the growth factor."""
+    peak_s: Positive | None = None
+    """Plan for the busiest so many seconds of the workload; absent = for all of it."""
+    targets: Targets
+    models: Annotated[tuple[CandidateModel, ...], Field(strict=False, min_length=1)]
+    clusters: Annotated[tuple[CandidateCluster, ...], Field(strict=False, min_length=1)]
+    limits: Limits = Limits()
+    spare: Spare = Spare()
+    power: Power = Power()
+    space: Space = Space()
+    crossover: Crossover = Crossover()
+
+    @model_validator(mode="after")
+    def _attainment_has_limits(self) -> Self:
+        slo = self.workload.slo
+        if self.targets.attainment is not None and not any((slo.ttft_s, slo.tpot_s, slo.e2e_s)):
+            raise ValueError("targets.attainment is a share of requests that keep [workload.slo], which sets no limit")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_there_twice(self) -> Self:
+        clusters = [one.cluster for one in self.clusters]
+        twice = next((name for name in clusters if clusters.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(
+                f"clusters lists '{twice}' {clusters.count(twice)} times, and the answer could not tell them apart; "
+                "list each kind of machines once, and ask for other prices with --set clusters.0.price_per_gpu_hour=..."
+            )
+        for one in self.models:
+            if self.models.count(one) > 1:
+                raise ValueError(f"models lists '{one.model}' twice with the same keys; list it once")
+        return self
+
+    @model_validator(mode="after")
+    def _maps_its_own(self) -> Self:
+        asked = self.crossover
+        models, clusters = [one.model for one in self.models], [one.cluster for one in self.clusters]
+        for key, names, known in (("models", asked.models or (), models), ("cluster", filter(None, [asked.cluster]), clusters)):
+            for name in names:
+                if name not in known:
+                    raise ValueError(f"crossover.{key} names '{name}', which is not among the question's own: {', '.join(known)}")
+        return self

@@ -1,0 +1,200 @@
+"""A cluster: accelerators, how many to a node, and the wires inside (scale-up) and between (scale-out) fast domains."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from simulator.base.data import available_files
+from simulator.base.errors import UserError, did_you_mean
+from simulator.base.frozen import Frozen, NonNegative, Policy, Positive, Size, validate
+from simulator.base.reading import read_toml
+from simulator.config.accelerator import AcceleratorSpec, load_accelerator
+
+_FAMILY = "cluster_configs"
+
+
+class WireSpec(Frozen):
+    """One kind of wire, seen from one GPU."""
+
+    bytes_per_s: Positive
+    """Peak in one direction, per GPU."""
+    latency_s: NonNegative
+    """One way, for the smallest message."""
+
+
+class ClusterSpec(Frozen):
+    """One machine or several, all alike. ``num_gpus`` is set by the name: ``h100-sxm-32`` is four nodes of ``h100-sxm``."""
+
+    name: str
+    title: str
+    based_on: str | None = None
+    """Another cluster file, whose keys hold where this one gives none (its sources too)."""
+    accelerator: str
+    num_gpus: Size
+    gpus_per_node: Size
+    """GPUs of one fast (scale-up) domain: 8 in an HGX box, 72 in an NVL72 rack, 1 in a laptop."""
+    sizes: Annotated[tuple[Size, ...], Field(strict=False)] = ()
+    """Numbers of GPUs this cluster comes in; ``<file name>-<size>`` names each."""
+    scale_up: WireSpec
+    scale_out: WireSpec | None = None
+    """Wires between domains; absent where there is one domain only."""
+    topology: Policy
+    price_per_gpu_hour: NonNegative | None = None
+    currency: str = "USD"
+    notes: str = ""
+    sources: dict[str, str]
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        for key, num_gpus in [("num_gpus", self.num_gpus), *(("sizes", size) for size in self.sizes)]:
+            if num_gpus <= self.gpus_per_node:
+                continue
+            if num_gpus % self.gpus_per_node:
+                raise ValueError(f"{key} ({num_gpus}) must be whole nodes of {self.gpus_per_node}")
+            if self.scale_out is None:
+                raise ValueError(f"{key} ({num_gpus}) needs several nodes, so scale_out must be given")
+        return self
+
+    @property
+    def num_nodes(self) -> int:
+        """``N``, fast domains."""
+        return -(-self.num_gpus // self.gpus_per_node)
+
+    def with_speed(self, factor: float) -> ClusterSpec:
+        """The cluster with the rate of all its wires multiplied."""
+        if factor == 1.0:
+            return self
+        wires = {
+            name: wire.model_copy(update={"bytes_per_s": wire.bytes_per_s * factor})
+            for name, wire in (("scale_up", self.scale_up), ("scale_out", self.scale_out))
+            if wire is not None
+        }
+        return self.model_copy(update=wires)
+
+    def with_price(self, price_per_gpu_hour: float | None) -> ClusterSpec:
+        """The cluster at another price; ``None`` = its own."""
+        if price_per_gpu_hour is None:
+            return self
+        return self.model_copy(update={"price_per_gpu_hour": price_per_gpu_hour})
+
+
+def available_clusters() -> list[str]:
+    """Every cluster name that :func:`load_cluster` takes."""
+    files = available_files(_FAMILY)
+    return [name for stem in files for name in _names(stem, read_cluster_table(stem, files))]
+
+
+def load_cluster(name: str, where: str) -> tuple[ClusterSpec, AcceleratorSpec]:
+    """The cluster called ``name`` and its accelerator.
+
+    ``<file>-<size>`` is one of the ``sizes`` of a file; the bare file name is its ``num_gpus`` (or one whole node), which a file
+    with ``sizes`` need not have.
+
+    Raises:
+        UserError: if there is none, it does not come in that size, or a file is wrong.
+    """
+    files = available_files(_FAMILY)
+    sized = re.fullmatch(r"(.+)-([1-9][0-9]*)", name)
+    if name in files:
+        stem, size = name, None
+    elif sized and sized[1] in files:
+        stem, size = sized[1], int(sized[2])
+    else:
+        raise UserError(f"{where}: unknown cluster '{name}'; {_suggestion(name, files)}")
+    table = read_cluster_table(stem, files)
+    has_bare_name = stem in _names(stem, table)
+    table.setdefault("num_gpus", default_num_gpus(table))
+    cluster = validate(ClusterSpec, {**table, "name": stem}, str(files[stem]))
+    in_words = ", ".join(map(str, cluster.sizes))
+    if size is None and not has_bare_name:
+        example = min(cluster.sizes, key=lambda n: abs(n - cluster.gpus_per_node))
+        raise UserError(f"{where}: cluster '{name}' comes in {in_words} GPUs: say how many, as in '{stem}-{example}'")
+    if size is not None:
+        if not cluster.sizes:
+            only = f"comes in one size only (num_gpus = {cluster.num_gpus}), not {size}"
+            raise UserError(f"{where}: cluster '{stem}' {only}; write '{stem}'")
+        if size not in cluster.sizes:
+            raise UserError(f"{where}: cluster '{stem}' comes in {in_words} GPUs, not {size}")
+        cluster = cluster.model_copy(update={"name": name, "num_gpus": size})
+    return cluster, load_accelerator(cluster.accelerator, str(files[stem]))
+
+
+def load_kind(stem: str, where: str) -> tuple[ClusterSpec, AcceleratorSpec]:
+    """Machines of one kind, whatever their number, and their accelerator; ``num_gpus`` is the smallest size that is listed.
+
+    Raises:
+        UserError: if there is no such file, or the name holds a number of GPUs.
+    """
+    files = available_files(_FAMILY)
+    if stem not in files:
+        sized = re.fullmatch(r"(.+)-([1-9][0-9]*)", stem)
+        if sized and sized[1] in files:
+            raise UserError(
+                f"{where}: '{stem}' holds a number of GPUs, and here a kind of machines is asked for: "
+                f'write cluster = "{sized[1]}" and max_gpus = {sized[2]}'
+            )
+        holding = [name for name in files if stem and stem.lower() in name]
+        nearest = "choose one of: " + ", ".join(holding) if holding else did_you_mean(stem, files)
+        raise UserError(f"{where}: unknown cluster '{stem}'; {nearest}")
+    table = read_cluster_table(stem, files)
+    table.setdefault("num_gpus", default_num_gpus(table))
+    cluster = validate(ClusterSpec, {**table, "name": stem}, str(files[stem]))
+    return cluster, load_accelerator(cluster.accelerator, str(files[stem]))
+
+
+def read_cluster_table(stem: str, files: Mapping[str, Path], below: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The table of a cluster file, completed from the one that it is ``based_on``."""
+    path = files[stem]
+    own = read_toml(path)
+    base = own.get("based_on")
+    if not isinstance(base, str):
+        return own
+    if base not in files:
+        raise UserError(f"{path}: based_on names an unknown cluster file '{base}'; {did_you_mean(base, files)}")
+    chain = (*below, stem)
+    if base in chain:
+        raise UserError(f"{path}: based_on goes round in a circle: {' -> '.join((*chain, base))}")
+    inherited = read_cluster_table(base, files, chain)
+    if "num_gpus" in own or "sizes" in own:  # together they say what the file comes in, so they are replaced together
+        inherited = {key: value for key, value in inherited.items() if key not in ("num_gpus", "sizes")}
+    merged = {**inherited, **own}
+    sources = [table["sources"] for table in (inherited, own) if isinstance(table.get("sources"), dict)]
+    if sources:
+        merged["sources"] = {key: text for table in sources for key, text in table.items()}
+    return merged
+
+
+def _names(stem: str, table: Mapping[str, Any]) -> list[str]:
+    """The names that a file answers to; a wrong ``sizes`` is reported when the file is loaded."""
+    sizes = table.get("sizes")
+    if not isinstance(sizes, list) or not sizes:
+        return [stem]
+    bare = [stem] if "num_gpus" in table else []
+    return bare + [f"{stem}-{size}" for size in sizes]
+
+
+def default_num_gpus(table: Mapping[str, Any]) -> int:
+    """GPUs where a name gives no size: the first size listed, else one node."""
+    sizes = table.get("sizes")
+    candidates = [*(sizes if isinstance(sizes, list) else []), table.get("gpus_per_node")]
+    return next((n for n in candidates if type(n) is int), 1)
+
+
+def _suggestion(name: str, files: Mapping[str, Path]) -> str:
+    """The names that hold what was written, or the nearest one, or each file with its sizes left open (all names are too many)."""
+    word = name.lower()
+    patterns = [
+        stem if stem in _names(stem, table) else f"{stem}-<GPUs>"
+        for stem, table in ((s, read_cluster_table(s, files)) for s in files)
+    ]
+    holding = [pattern for pattern in patterns if word and word in pattern]
+    near = difflib.get_close_matches(word, available_clusters(), n=1, cutoff=0.7)
+    if near and not holding:
+        return f"did you mean '{near[0]}'?"
+    return "choose one of: " + ", ".join(holding or patterns) if patterns else "there are none"

@@ -1,0 +1,58 @@
+"""What ``moesim execute`` runs of a scenario: two kinds of step, how often, and what is broken on purpose."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from simulator.base.frozen import Count, Frozen, Policy, Positive, Size
+
+
+class FaultSpec(Frozen):
+    """Something that is really killed while a step is running."""
+
+    step: Count
+    """Number of the step, counted from 0 over all steps of a deployment, warm-up included."""
+    rank: Count | None = None
+    """The process of this rank is killed."""
+    node: Count | None = None
+    """This simulated node is killed, with every process on it."""
+    during_recovery: bool = False
+    """Not in the step, but while the shards recover from an earlier fault in it."""
+
+    @model_validator(mode="after")
+    def _one_victim(self) -> Self:
+        if (self.rank is None) == (self.node is None):
+            raise ValueError("a fault kills either a rank or a node; give one of them")
+        return self
+
+
+class ExecutionSpec(Frozen):
+    """A deployment's steps: prompts from their first token, then decode steps against caches of a fixed length.
+
+    Every step stands alone, since its inputs and its cache follow from the seed; so it can be repeated anywhere.
+    """
+
+    prompts: Count = 8
+    """Sequences of a prompt step, over all ranks; 0 = no prompt steps."""
+    prompt_tokens: Size = 128
+    sequences: Count = 64
+    """Sequences of a decode step, over all ranks; 0 = no decode steps."""
+    context_tokens: Count = 128
+    """In the cache of each sequence of a decode step."""
+    steps: Size = 12
+    """Measured steps of each kind."""
+    warm_up: Count = 3
+    """Steps of each kind before those, which are not counted."""
+    transport: Policy = {"kind": "process_group"}
+    """How shards exchange tokens: ``process_group`` (gloo, NCCL), or ``object_store`` where no process group can form."""
+    timeout_s: Positive = 30.0
+    """A rank that keeps the others waiting for longer is taken for hung, and replaced."""
+    faults: Annotated[tuple[FaultSpec, ...], Field(strict=False)] = ()
+
+    @model_validator(mode="after")
+    def _has_steps(self) -> Self:
+        if not self.prompts and not self.sequences:
+            raise ValueError("prompts and sequences are both 0, so there is nothing to execute")
+        return self

@@ -1,0 +1,260 @@
+"""A machine whose ranks are processes on shared cores, timed by ``moesim calibrate cpu`` through the shards that run there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from simulator.base.data import find_file
+from simulator.base.errors import UserError
+from simulator.base.frozen import Frozen, NonNegative, Policy, Size, validate
+from simulator.config.calibration import CalibrationFile, EngineFit, Fit, calibration_parts, read_calibration
+from simulator.config.pruning import Pruning
+
+Numbers = Annotated[tuple[NonNegative, ...], Field(strict=False, min_length=1)]
+Sizes = Annotated[tuple[Size, ...], Field(strict=False, min_length=1)]
+
+
+class MatrixTable(Fit):
+    """Seconds of a matrix product, measured: by weights, by how much is read between two uses of them, by rows."""
+
+    rows: Sizes
+    sizes: Sizes
+    """Weights of the matrix (``in x out``)."""
+    working_bytes: Sizes
+    """Weights that are read in turn: small sets stay in a cache, large ones come from memory each time."""
+    seconds: Annotated[tuple[Annotated[tuple[Numbers, ...], Field(strict=False)], ...], Field(strict=False)]
+    """``[working_bytes][sizes][rows]``."""
+
+    def seconds_for(self, rows: NDArray[np.float64], size: float, working_bytes: float) -> NDArray[np.float64]:
+        """Seconds for every entry of ``rows``, interpolated between the logarithms; 0 for no rows.
+
+        Beyond the largest table entries, time grows in proportion.
+        """
+        cube = np.log(np.array(self.seconds))
+        by_size = _between(np.log(np.array(self.working_bytes)), cube, np.log(max(working_bytes, 1.0)), clip=True)
+        by_rows = _between(np.log(np.array(self.sizes)), by_size, np.log(size), clip=False)
+        known = np.log(np.array(self.rows))
+        wanted = np.log(np.maximum(rows, 1.0))
+        found = np.exp(np.interp(wanted, known, by_rows))
+        found = np.where(wanted > known[-1], found * np.exp(wanted - known[-1]), found)
+        return np.where(rows > 0, found, 0.0)
+
+
+def _between(points: NDArray[np.float64], values: NDArray[np.float64], at: float, *, clip: bool) -> NDArray[np.float64]:
+    """Values along the first axis, linear between ``points``; beyond the last one in proportion, unless clipped."""
+    last = len(points) - 1
+    if last == 0 or at <= points[0]:
+        return np.asarray(values[0])
+    if at >= points[-1]:
+        return values[-1] if clip else np.asarray(values[-1] + (at - points[-1]))
+    upper = int(np.searchsorted(points, at))
+    share = (at - points[upper - 1]) / (points[upper] - points[upper - 1])
+    return np.asarray(values[upper - 1] * (1 - share) + values[upper] * share)
+
+
+class Steps(Fit):
+    """A duration as a sum of a constant and of amounts times seconds each, fitted by least squares of the relative error."""
+
+    seconds: dict[str, NonNegative]
+    """By what is counted; ``call`` is the constant."""
+
+    def total(self, **amounts: NDArray[Any]) -> NDArray[np.float64]:
+        """Seconds for given amounts."""
+        total = np.asarray(sum(self.seconds[name] * np.asarray(amount) for name, amount in amounts.items()), dtype=np.float64)
+        return np.asarray(total + self.seconds["call"])
+
+
+class ExchangeTable(Fit):
+    """Seconds of a collective, measured by the bytes of its busiest rank; linear between them."""
+
+    num_bytes: Numbers
+    seconds: Numbers
+    """From the last rank's coming."""
+    stagger_s: NonNegative = 0.0
+    """Ranks with equal work do not come at once: what the mean one waits for the last."""
+
+    def seconds_for(self, num_bytes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Seconds beyond those of an empty exchange."""
+        known, seconds = np.array(self.num_bytes), np.array(self.seconds)
+        found = np.interp(num_bytes, known, seconds)
+        slope = (seconds[-1] - seconds[-2]) / (known[-1] - known[-2]) if len(known) > 1 else 0.0
+        return np.asarray(found + np.maximum(num_bytes - known[-1], 0.0) * max(slope, 0.0) - seconds[0])
+
+    @property
+    def latency_s(self) -> float:
+        """An exchange of nothing."""
+        return self.seconds[0]
+
+
+class KernelTables(Frozen):
+    """What one rank computes, while every core is busy with ranks like it."""
+
+    num_threads: Size
+    """Of each rank."""
+    matrix: MatrixTable
+    mixer: Steps
+    """Attention without its matrices and without looking back: norm, rotation, residual. By ``values`` (rows x hidden size) and
+    ``heads`` (rows x width of queries, keys and values)."""
+    prompt: Steps
+    """Looking back in prompts, by ``flops``."""
+    decode: Steps
+    """Looking back in decode, by ``bytes``."""
+    ffn: Steps
+    """A dense block without its matrices: by ``values`` and ``hidden`` (rows x width)."""
+    router: Steps
+    """Norm, scores and weights of the chosen experts without the router's matrix: by ``values`` and ``scores`` (rows x experts)."""
+    experts: Steps
+    """Experts without their matrices: by ``touched`` (experts with rows), ``values`` and ``hidden`` (rows x width)."""
+    pack: Steps
+    """Choosing ranks and packing rows: by ``choices`` (rows x top-k) and ``bytes``."""
+    unpack: Steps
+    """Adding up what came back: by ``bytes``."""
+
+
+class Collectives(Frozen):
+    """What ``num_ranks`` ranks do together on this machine."""
+
+    num_ranks: Size
+    dispatch: ExchangeTable
+    combine: ExchangeTable
+    all_reduce: ExchangeTable
+
+
+class Pruned(Fit):
+    """A pruned matrix against the whole one of the same shape: its time over the whole one's, by rows."""
+
+    pruning: str
+    """Kind of pruning."""
+    sparsity: NonNegative
+    rows: Sizes
+    ratio: Numbers
+
+
+class HostCalibration(Frozen):
+    """One file: what the shards take on one machine."""
+
+    title: str
+    machine: str
+    """What it was measured on: processor and cores. A run on another machine says so."""
+    num_cores: Size
+    dtype: str
+    engine: EngineFit
+    """``step_s`` is starting a step on every rank and hearing of its end."""
+    kernels: Annotated[tuple[KernelTables, ...], Field(strict=False, min_length=1)]
+    """By threads of a rank, fewest ranks (most threads) first."""
+    collectives: Annotated[tuple[Collectives, ...], Field(strict=False)] = ()
+    pruned: Annotated[tuple[Pruned, ...], Field(strict=False)] = ()
+    notes: str = ""
+
+    compute: ClassVar[Policy] = {"kind": "host"}
+    communication: ClassVar[Policy] = {"kind": "host"}
+    dispatch: ClassVar[Policy] = {"kind": "per_node"}
+
+    def on(self, num_ranks: int, working_bytes: float) -> HostRates:
+        """What holds for one plan.
+
+        Args:
+            num_ranks: on the machine.
+            working_bytes: weights that a step of all of them reads.
+        """
+        threads = max(1, self.num_cores // num_ranks)
+        tables = min(self.kernels, key=lambda tables: abs(tables.num_threads - threads))
+        return HostRates(self, tables, num_ranks, working_bytes)
+
+
+@dataclass(frozen=True)
+class HostRates:
+    """A host's calibration for so many ranks."""
+
+    host: HostCalibration
+    tables: KernelTables
+    num_ranks: int
+    working_bytes: float
+    pools: ClassVar[None] = None
+    """Nothing is known of pools of prefill and decode."""
+
+    @property
+    def engine(self) -> EngineFit:
+        """The runtime's own time."""
+        return self.host.engine
+
+    @property
+    def shared_cores(self) -> int | None:
+        """Cores that the ranks share, where there are fewer than ranks."""
+        return self.host.num_cores if self.num_ranks > self.host.num_cores else None
+
+    @property
+    def collectives(self) -> Collectives:
+        """Collectives over all ranks.
+
+        Raises:
+            UserError: if so many ranks were not measured.
+        """
+        found = [tables for tables in self.host.collectives if tables.num_ranks == self.num_ranks]
+        if not found:
+            known = ", ".join(str(tables.num_ranks) for tables in self.host.collectives) or "none"
+            raise UserError(
+                f"the calibration of '{self.host.machine}' has no collectives of {self.num_ranks} ranks (it has {known}); "
+                f"measure them with moesim calibrate cpu --ranks {self.num_ranks}"
+            )
+        return found[0]
+
+    def fits(
+        self,
+        weights: str,
+        experts: str | None,
+        *,
+        travels: bool,
+        is_split: bool,
+        kernels: tuple[str, ...] = (),
+        cache: str = "",
+        is_latent: bool = False,
+        pruning: Pruning | None = None,
+    ) -> dict[str, Fit]:
+        """The entries that a plan's prices use, by what they price."""
+        tables = self.tables
+        found: dict[str, Fit] = {f"{weights} matrices": tables.matrix}
+        if pruning is not None:
+            measured = [entry for entry in self.host.pruned if entry.pruning == pruning.kind]
+            nearest = min(measured, key=lambda entry: abs(entry.sparsity - pruning.sparsity), default=None)
+            found |= {} if nearest is None else {"pruned matrices": nearest}
+        if experts is not None:
+            found |= {"router": tables.router, f"{experts} experts": tables.experts}
+        if travels:
+            found |= {"packing": tables.pack, "dispatch": self.collectives.dispatch, "combine": self.collectives.combine}
+        if is_split:
+            found["all-reduce"] = self.collectives.all_reduce
+        found |= {"attention over prompts": tables.prompt, "attention in decode": tables.decode}
+        found["engine overhead"] = self.engine
+        return found
+
+
+def load_any_calibration(name: str, where: str) -> CalibrationFile | HostCalibration:
+    """The calibration called ``name``: of an accelerator family, or of a machine that ``moesim calibrate`` timed.
+
+    Raises:
+        UserError: if there is none, or its file is wrong.
+    """
+    path = find_file("cluster_configs/calibration", name, where)
+    return _load(path, *_state_of(path))
+
+
+def _state_of(path: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, time and size of a calibration's files: while these stay, so does what is in them."""
+    return tuple((str(part), part.stat().st_mtime_ns, part.stat().st_size) for part in calibration_parts(path))
+
+
+@lru_cache(maxsize=32)
+def _load(path: Path, *state: tuple[str, int, int]) -> CalibrationFile | HostCalibration:
+    """Read once: it takes a tenth of a second, and a sweep over deployments asks thousands of times."""
+    table = read_calibration(path)
+    if "kernels" in table:
+        return validate(HostCalibration, table, str(path))
+    return validate(CalibrationFile, table, str(path))

@@ -1,0 +1,180 @@
+"""A transformer: which mixer and which feed-forward block each layer has, and the exact counts that follow."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from simulator.base.data import find_file
+from simulator.base.frozen import Count, Frozen, NonNegative, Policy, Positive, Size, validate
+from simulator.base.reading import read_json, read_toml
+from simulator.config.dtypes import DType
+from simulator.config.ffn import FFN, MoE
+from simulator.config.mixers import Mixer
+
+
+class LayerRun(Frozen):
+    """A pattern of layers, repeated. Each layer is ``[mixer, ffn]`` by name; ``"none"`` where it lacks one."""
+
+    repeat: Size = 1
+    pattern: Annotated[tuple[Annotated[tuple[str, str], Field(strict=False)], ...], Field(strict=False, min_length=1)]
+
+
+class Published(Frozen):
+    """What the model's makers print about its size."""
+
+    total_parameters: Positive
+    active_parameters: Positive | None = None
+    total_rounded_to: NonNegative = 0.0
+    """Value of the last digit that the makers print, where it is coarser than 2 % of the number (17B: 1e9)."""
+    active_rounded_to: NonNegative = 0.0
+    disagreement: str = ""
+    """Why a count that follows from the layers differs by more than 1 % and by more than half of the last printed digit."""
+
+
+class ModelSpec(Frozen):
+    """A dense or mixture-of-experts transformer, layer by layer."""
+
+    name: str
+    title: str = ""
+    """How the makers write the name."""
+    repositories: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Where its weights are on Hugging Face (``owner/name``), in the formats that have been published."""
+    hidden_size: Size
+    vocab_size: Size
+    mixers: dict[str, Mixer]
+    ffns: dict[str, FFN]
+    layers: Annotated[tuple[LayerRun, ...], Field(strict=False, min_length=1)]
+    ties_embeddings: bool = False
+    num_positions: Count = 0
+    """Learned position embeddings (GPT-3); 0 for rotary ones."""
+    norm_vectors: Size = 1
+    """Vectors of ``hidden_size`` in one norm: 1 for RMSNorm, 2 for LayerNorm."""
+    num_extra_parameters: Count = 0
+    """Parameters in no block, used by every token (hyper-connections and the like)."""
+    weight_dtype: DType = "bf16"
+    """As released; a deployment may say otherwise."""
+    expert_dtype: DType | None = None
+    """Routed experts, where they are stored differently (gpt-oss: mxfp4)."""
+    max_context_tokens: Size | None = None
+    active_counts_embedding: bool = True
+    """Whether the makers' count of active parameters includes the input embedding table."""
+    active_counts_head: bool = True
+    """Whether it includes the output matrix."""
+    published: Published | None = None
+    is_rumour: bool = False
+    """Not published by its makers: marked wherever the model appears."""
+    routing: Policy | None = None
+    """Default routing policy of the model's experts."""
+    routing_source: str = ""
+    """Where the skew in ``routing`` comes from."""
+    notes: str = ""
+    sources: dict[str, str] = Field(default_factory=dict)
+    """A source for each group of numbers above."""
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        for run in self.layers:
+            for mixer, ffn in run.pattern:
+                if mixer != "none" and mixer not in self.mixers:
+                    raise ValueError(f"layers name the mixer '{mixer}', which is not in mixers ({', '.join(self.mixers)})")
+                if ffn != "none" and ffn not in self.ffns:
+                    raise ValueError(f"layers name the ffn '{ffn}', which is not in ffns ({', '.join(self.ffns)})")
+        return self
+
+    @model_validator(mode="after")
+    def _experts_agree(self) -> Self:
+        shapes = {(ffn.num_experts, ffn.top_k, ffn.intermediate_size) for ffn in self.ffns.values() if isinstance(ffn, MoE)}
+        if len(shapes) > 1:
+            raise ValueError("all ffns with experts must have the same num_experts, top_k and intermediate_size")
+        return self
+
+    @cached_property
+    def layer_names(self) -> tuple[tuple[str, str], ...]:
+        """``(mixer, ffn)`` of every layer, from the first to the last."""
+        return tuple(layer for run in self.layers for _ in range(run.repeat) for layer in run.pattern)
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the model."""
+        return len(self.layer_names)
+
+    @property
+    def moe(self) -> MoE | None:
+        """The mixture-of-experts block (all its layers have the same shape), or ``None`` for a dense model."""
+        found = [ffn for ffn in self.ffns.values() if isinstance(ffn, MoE)]
+        return found[0] if found else None
+
+    @cached_property
+    def num_moe_layers(self) -> int:
+        """``L``, layers with routed experts."""
+        return sum(isinstance(self.ffns.get(ffn), MoE) for _, ffn in self.layer_names)
+
+    @property
+    def num_embedding_parameters(self) -> int:
+        """The input embedding table, learned positions included."""
+        return (self.vocab_size + self.num_positions) * self.hidden_size
+
+    @property
+    def num_head_parameters(self) -> int:
+        """The output matrix; 0 when it is the embedding table."""
+        return 0 if self.ties_embeddings else self.vocab_size * self.hidden_size
+
+    @property
+    def num_parameters(self) -> int:
+        """All parameters, embeddings included, multi-token-prediction modules excluded."""
+        return self._num_parameters(active_only=False)
+
+    @property
+    def num_active_parameters(self) -> int:
+        """Parameters that one token uses, with the embedding and the output matrix counted as the model's makers count them."""
+        left_out = 0
+        if not self.active_counts_embedding and not self.ties_embeddings:
+            left_out += self.num_embedding_parameters
+        if not self.active_counts_head:
+            left_out += self.num_head_parameters
+        return self._num_parameters(active_only=True) - left_out
+
+    def _num_parameters(self, *, active_only: bool) -> int:
+        norm = self.norm_vectors * self.hidden_size
+        total = self.num_embedding_parameters + self.num_head_parameters + norm + self.num_extra_parameters
+        for mixer, ffn in self.layer_names:
+            if mixer != "none":
+                total += self.mixers[mixer].num_parameters(self.hidden_size) + norm
+            if ffn != "none":
+                block = self.ffns[ffn]
+                count = block.num_active_parameters if active_only else block.num_parameters
+                total += count(self.hidden_size) + norm
+        return total
+
+
+def load_model(name: str, where: str, folder: Path | None = None) -> ModelSpec:
+    """The model called ``name``: a shipped or user's name, or the path of a TOML or Hugging Face ``config.json``.
+
+    Args:
+        name: ends in ``.toml`` or ``.json`` where it is a path.
+        where: what the error of an unknown name begins with (the file and section that named it).
+        folder: paths are relative to this folder (the scenario's), then to the current one.
+
+    Raises:
+        UserError: if there is no such model, or its file is wrong.
+    """
+    if name.endswith((".toml", ".json")):
+        path = _existing(name, folder)
+        if path.suffix == ".json":
+            from simulator.config.huggingface import model_table
+
+            return validate(ModelSpec, model_table(read_json(path), path), str(path))
+    else:
+        path = find_file("workloads/models", name, where)
+    table = read_toml(path)
+    table.setdefault("name", path.stem)
+    return validate(ModelSpec, table, str(path))
+
+
+def _existing(name: str, folder: Path | None) -> Path:
+    beside = (folder or Path()) / name
+    return beside if beside.exists() else Path(name)

@@ -1,0 +1,1 @@
+"""A deployment frozen: every policy built, every expert placed, every check passed."""

@@ -1,0 +1,247 @@
+"""What the report says about a deployment: the model's counts, the memory, the policies, and what every number rests on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from simulator.base.frozen import Policy
+from simulator.config.calibration import CalibrationFile, CollectiveFit, ExchangeFit, Fit, PrunedFit
+from simulator.config.host import ExchangeTable, MatrixTable, Steps, load_any_calibration
+from simulator.deployment.plan import Plan
+from simulator.policies.dispatch import kernels_of
+
+
+def facts_of(plan: Plan) -> dict[str, Any]:
+    """The deployment's entry in ``run.json``; plain numbers and texts."""
+    model, experts = plan.model, plan.experts
+    capacity = plan.capacity
+    return {
+        "model": model.name,
+        "model_title": model.title or model.name,
+        "is_rumour": model.is_rumour,
+        "is_moe": model.moe is not None,
+        "cluster": plan.cluster.name,
+        "cluster_title": plan.cluster.title,
+        "accelerator": plan.accelerator.title,
+        "num_gpus": plan.num_gpus,
+        "replicas": sum(pool.replicas for pool in plan.pools),
+        "layout": _layout_text(plan),
+        "routing": policy_text(experts.routing) if experts else None,
+        "routing_source": " ".join(experts.routing_source.split()) if experts else None,
+        "placement": policy_text(plan.spec.placement) if experts else None,
+        "dispatch": _dispatch_text(plan),
+        "topology": policy_text(plan.cluster.topology),
+        "scheduling": policy_text({**plan.spec.scheduling, **plan.rules._asdict()}),
+        "balancing": policy_text(plan.spec.balancing),
+        "weight_dtype": _weights_text(plan),
+        "pruning": policy_text(plan.spec.pruning.model_dump()) if plan.spec.pruning else None,
+        "kv_dtype": plan.precision.kv,
+        "total_parameters": model.num_parameters,
+        "active_parameters": model.num_active_parameters,
+        "published_total": model.published.total_parameters if model.published else None,
+        "published_active": model.published.active_parameters if model.published else None,
+        "model_note": " ".join(model.notes.split()),
+        "memory": {
+            "weights_bytes": capacity.weights_bytes,
+            "kv_bytes": capacity.kv_bytes,
+            "reserve_bytes": capacity.reserve_bytes,
+            "total_bytes": capacity.total_bytes,
+        },
+        "kv_tokens": capacity.tokens * plan.layout.attention_dp,
+        "assumptions": _assumptions(plan) + _prefill_assumptions(plan),
+        "warnings": list(dict.fromkeys(warning for pool in plan.pools for warning in warnings_of(pool))),
+        "currency": plan.cluster.currency,
+    }
+
+
+def policy_text(policy: Policy) -> str:
+    """A policy's table for people: ``lognormal (sigma 1.06, affinity 0.5)``."""
+    fields = ", ".join(f"{key} {value}" for key, value in policy.items() if key != "kind")
+    return f"{policy['kind']} ({fields})" if fields else str(policy["kind"])
+
+
+def warnings_of(plan: Plan) -> list[str]:
+    """What a reader must know before believing the numbers."""
+    found = []
+    model = plan.model
+    if model.is_rumour:
+        found.append(f"{model.title or model.name} is a rumour: its makers publish no size or shape.")
+    nodes = plan.fabric.num_nodes
+    for name, fit in _fits(plan).items():
+        if isinstance(fit, ExchangeFit) and fit.outside(nodes=nodes):
+            found.append(f"Extrapolated: {name} over {nodes} nodes; its calibration covers up to {fit.domain['nodes'][1]:.0f}.")
+    found += _pruning_warnings(plan)
+    assumed = [name for name, fit in _fits(plan).items() if fit.kind == "assumed"]
+    if _ENGINE in assumed and _fits_other_releases(plan):
+        assumed.remove(_ENGINE)
+        found.append(f"Assumed: {_ENGINE} of {plan.spec.engine.replace('@', ' ')}; other releases were measured.")
+    if plan.layout.pp > 1:
+        found.append(
+            f"Pipelines of {plan.layout.pp} stages were compared with no measured server. Chunks of one prompt follow each other a whole "
+            "pass apart here, so prompts longer than a step's tokens are slower than with engines that send them one behind the other."
+        )
+    if assumed:
+        found.append(f"Assumed, not measured on {plan.accelerator.title}: {', '.join(assumed)}.")
+    return found
+
+
+def _pruning_warnings(plan: Plan) -> list[str]:
+    """Where products with pruned matrices are priced beyond what was measured."""
+    pruning, fit = plan.spec.pruning, _fits(plan).get("pruned matrices")
+    if pruning is None or not isinstance(fit, PrunedFit):
+        return []
+    found = []
+    if fit.outside(sparsity=pruning.sparsity):
+        low, high = fit.domain["sparsity"]
+        found.append(
+            f"Extrapolated: pruned matrices at {pruning.sparsity:.0%} sparsity; products were measured from {low:.0%} to {high:.0%}."
+        )
+    if "rows" in fit.domain:
+        found.append(
+            f"Pruned matrices were measured with {fit.domain['rows'][0]:,.0f} to {fit.domain['rows'][1]:,.0f} tokens a step."
+        )
+    return [*found, "What pruning costs in quality is not known here: give models a score of your own."]
+
+
+_ENGINE = "engine overhead"
+
+
+def _fits_other_releases(plan: Plan) -> bool:
+    """Whether the plan's accelerator family has measured points of the engine, though not of its release."""
+    calibration = load_any_calibration(plan.accelerator.calibration, plan.name)
+    engine = plan.spec.engine.partition("@")[0]
+    return (
+        isinstance(calibration, CalibrationFile) and engine in calibration.engine and calibration.engine[engine].kind != "assumed"
+    )
+
+
+def _fits(plan: Plan) -> dict[str, Fit]:
+    """The calibration entries that the plan's prices use."""
+    has_experts = plan.experts is not None
+    return plan.calibration.fits(
+        plan.precision.weights,
+        plan.precision.experts if has_experts else None,
+        travels=has_experts and plan.layout.travels,
+        is_split=plan.layout.tp > 1,
+        kernels=kernels_of(plan.experts.dispatch) if plan.experts is not None else (),
+        cache=plan.precision.kv,
+        is_latent=any(term.is_latent for mixer in plan.model.mixers.values() for term in mixer.context_terms()),
+        pruning=plan.spec.pruning,
+    )
+
+
+def _assumptions(plan: Plan) -> list[dict[str, str]]:
+    rows = []
+    for what, fit in _fits(plan).items():
+        error = "" if fit.median_error is None else f"; median error {fit.median_error:.0%} on what it was fitted on"
+        rows.append({"what": what, "value": _fit_text(fit) + error, "kind": fit.kind, "source": fit.source})
+    if plan.experts is not None:
+        source = " ".join(plan.experts.routing_source.split())
+        kind = "assumed" if source.lower().startswith("assumed") else "measured" if source.startswith("Measured") else "published"
+        kind = "assumed" if plan.spec.routing is not None and plan.experts.routing["kind"] != "replay" else kind
+        kind = "measured" if plan.experts.routing["kind"] == "replay" else kind
+        rows.append({"what": "routing", "value": policy_text(plan.experts.routing), "kind": kind, "source": source})
+    if plan.sends is not None:
+        rates = [f"{crossing.port_bytes_per_s / 1e9:,.0f} GB/s" for crossing in plan.sends.crossings]
+        value = f"as the all-gather of two GPUs over {', '.join(dict.fromkeys(rates))} a GPU, {plan.layout.pp - 1} times a step"
+        fit = plan.sends.fit
+        rows.append({"what": "ways between stages", "value": value, "kind": fit.kind, "source": fit.source})
+    accelerator = plan.accelerator
+    peak = accelerator.flops_per_s(plan.precision.weights)
+    rows.append(
+        {
+            "what": "accelerator peaks",
+            "value": f"{peak / 1e12:,.0f} TFLOP/s dense in {plan.precision.weights}, {accelerator.memory_bytes_per_s / 1e12:.2f} TB/s",
+            "kind": "published",
+            "source": accelerator.sources.get("memory_bytes_per_s", ""),
+        }
+    )
+    free = plan.spec.free_memory_fraction
+    left = (
+        f"{1 - plan.spec.memory_fraction:.0%} of the memory left free" if free is None else f"{1 - free:.0%} of what is then left"
+    )
+    reserve = f"{plan.spec.activation_bytes / 1e9:.1f} GB a GPU, and {left}"
+    rows.append({"what": "memory held back", "value": reserve, "kind": "assumed", "source": "deployment, or its default"})
+    if plan.cluster.price_per_gpu_hour is not None:
+        price = f"{plan.cluster.price_per_gpu_hour:.2f} {plan.cluster.currency} a GPU-hour"
+        source = plan.cluster.sources.get("price_per_gpu_hour", "")
+        if plan.spec.price_per_gpu_hour is not None:
+            source = "assumed: the deployment's own price_per_gpu_hour"
+        kind = "published" if source and not source.lower().startswith("assumed") else "assumed"
+        rows.append({"what": "price", "value": price, "kind": kind, "source": source})
+    return rows
+
+
+def _prefill_assumptions(plan: Plan) -> list[dict[str, str]]:
+    """What a prefill pool's prices rest on beyond the decode pool's, and the transfers between them."""
+    transfer, pool = plan.transfer, plan.spec.prefill
+    if plan.prefill is None or transfer is None or pool is None:
+        return []
+    known = _assumptions(plan)
+    rows = [{**row, "what": f"{row['what']}, prefill pool"} for row in _assumptions(plan.prefill) if row not in known]
+    when = "layer by layer while the prompt is computed" if pool.layerwise else "when the prompt is done"
+    wire = transfer.wire.replace("_", "-")
+    value = (
+        f"{wire} wires at {pool.wire_fraction:.0%} of their peak, {transfer.bytes_per_s / 1e9:,.1f} GB/s a GPU, "
+        f"{transfer.latency_s * 1e6:,.1f} us, {when}"
+    )
+    source = "deployment, or its default: between 87 of 100 GB/s and 190 of 400 GB/s published by Mooncake's transfer engine"
+    rows.append({"what": "KV cache transfers", "value": value, "kind": "assumed", "source": source})
+    fit = plan.prefill.calibration.pools
+    if fit is None:
+        value = "no longer than waiting and steps: nothing is known of pools on such accelerators"
+        return [*rows, {"what": "first tokens from a prefill pool", "value": value, "kind": "assumed", "source": ""}]
+    value = f"{fit.prefill_ratio:.2f} times what waiting and steps take, and {fit.first_token_s * 1e3:.0f} ms before"
+    return [*rows, {"what": "first tokens from a prefill pool", "value": value, "kind": fit.kind, "source": fit.source}]
+
+
+def _layout_text(plan: Plan) -> str:
+    texts = [f"{pool.layout.text()}, {pool.replicas} replica{'s' if pool.replicas > 1 else ''}" for pool in plan.pools]
+    return texts[0] if len(texts) == 1 else f"decode: {texts[0]}; prefill: {texts[1]}"
+
+
+def _fit_text(fit: Fit) -> str:
+    if isinstance(fit, ExchangeFit):
+        return (
+            f"{fit.latency_s * 1e6:.1f} us in a node, {fit.scale_out_latency_s * 1e6:.1f} us + "
+            f"{fit.latency_per_doubling_s * 1e6:.1f} us a doubling across nodes; "
+            f"{fit.scale_up_fraction:.0%} / {fit.scale_out_fraction:.0%} of the wires' peaks"
+        )
+    if isinstance(fit, CollectiveFit):
+        first = min(fit.protocols.values(), key=lambda way: way.latency_s)
+        return (
+            f"{first.latency_s * 1e6:.1f} us + {first.latency_per_rank_s * 1e6:.2f} us a rank, then by size as the fastest of "
+            + (", ".join(name.replace("_", " ") for name in fit.protocols))
+        )
+    if isinstance(fit, MatrixTable):
+        return f"{len(fit.rows) * len(fit.sizes) * len(fit.working_bytes)} measured products, interpolated"
+    if isinstance(fit, ExchangeTable):
+        return f"{fit.latency_s * 1e6:,.0f} us empty, {fit.seconds[-1] * 1e6:,.0f} us with {fit.num_bytes[-1] / 1e3:,.0f} kB a rank"
+    if isinstance(fit, Steps):
+        return f"{fit.seconds['call'] * 1e6:.1f} us a call, and by " + ", ".join(key for key in fit.seconds if key != "call")
+    numbers = fit.model_dump(exclude={"kind", "source", "median_error"})
+    return ", ".join(_number_text(key, value) for key, value in numbers.items() if isinstance(value, float | int))
+
+
+def _number_text(key: str, value: float) -> str:
+    if key.endswith("_s"):
+        return f"{key.removesuffix('_s').replace('_', ' ')} {value * 1e6:.1f} us"
+    if key.endswith("_fraction"):
+        return f"{key.removesuffix('_fraction')} {value:.0%} of peak"
+    return f"{key.replace('_', ' ')} {value:g}"
+
+
+def _dispatch_text(plan: Plan) -> str | None:
+    if plan.experts is None:
+        return None
+    if not plan.layout.travels:
+        return "none: every rank has every token; partial results are summed with all-reduce"
+    overlap = "" if plan.spec.overlap == "none" else ", hidden by two-batch overlap"
+    return f"{policy_text(plan.spec.dispatch or {})}, {plan.precision.dispatch} out, {plan.precision.combine} back{overlap}"
+
+
+def _weights_text(plan: Plan) -> str:
+    precision = plan.precision
+    if plan.model.moe is not None and precision.experts != precision.weights:
+        return f"{precision.weights}, experts {precision.experts}"
+    return precision.weights

@@ -1,0 +1,1 @@
+"""One function over many items, on all cores and nodes."""

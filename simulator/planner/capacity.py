@@ -1,0 +1,70 @@
+"""The whole of a plan, from the question to the answer."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from simulator.base.errors import UserError
+from simulator.config.capacity import Question
+from simulator.parallel.workers import Workers
+from simulator.planner.answer import summary
+from simulator.planner.search import Tick, search
+from simulator.planner.store import Store, program
+from simulator.planner.uncertainty import doubts
+
+
+def plan(
+    question: Question,
+    folder: Path,
+    store: Store,
+    tick: Tick = lambda *_: None,
+    workers: int | None = None,
+    address: str | None = None,
+) -> tuple[dict[str, Any], float]:
+    """The answer, which is the same for the same question, seed and version; and the seconds that it took.
+
+    Args:
+        folder: what paths in the question are relative to.
+        store: where finished simulations are kept, and looked for.
+        workers: processes; by default one a core.
+        address: of a Ray cluster, on whose nodes they run; all of them see the same files.
+
+    Raises:
+        UserError: if the question names what does not exist, or the cluster cannot be used.
+    """
+    began = time.perf_counter()
+    ready = partial(_ready, None if address is None else (program(), str(Path.cwd()), str(folder), store.folder))
+    with Workers(workers, address, ready) as crew:
+        found = search(question, folder, store, tick, crew)
+        doubted = doubts(found, store, tick, crew)
+        crew.dismiss()
+        answer = summary(found, doubted)
+    return _finite(answer), time.perf_counter() - began
+
+
+def _ready(here: tuple[str, str, str, Path | None] | None) -> None:
+    """A worker has imported all this. On a cluster it sees what the first process sees, or refuses."""
+    if here is None:
+        return
+    digest, current, folder, kept = here
+    node = os.uname().nodename
+    for place in (current, folder, *([] if kept is None else [str(kept)])):
+        if not Path(place).is_dir():
+            raise UserError(f"--address: node '{node}' has no folder {place}; all nodes must see the same files")
+    os.chdir(current)
+    if program() != digest:
+        raise UserError(f"--address: node '{node}' has another version of moesim, or other models or clusters")
+
+
+def _finite(value: Any) -> Any:
+    """The value with ``None`` for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

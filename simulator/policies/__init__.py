@@ -1,0 +1,1 @@
+"""What is chosen: one folder a family, one policy a file."""

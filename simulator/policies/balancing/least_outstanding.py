@@ -1,0 +1,22 @@
+"""To the replica with the fewest unfinished requests."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.base.frozen import Frozen
+
+
+class LeastOutstanding(Frozen):
+    """Join the shortest queue; ties go to the first."""
+
+    needs_load: ClassVar[bool] = True
+
+    def prepare(self, num_replicas: int, rng: np.random.Generator) -> LeastOutstanding:
+        return self
+
+    def choose(self, outstanding: NDArray[np.int64], outstanding_tokens: NDArray[np.int64]) -> int:
+        return int(outstanding.argmin())

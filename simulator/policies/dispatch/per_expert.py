@@ -1,0 +1,28 @@
+"""One copy for every chosen expert, straight to its rank (DeepEP's low-latency kernels)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.base.frozen import Frozen
+from simulator.policies.dispatch import Rows
+from simulator.policies.dispatch._count import count_copies
+
+
+class PerExpert(Frozen):
+    """``K`` copies a token, less those that stay on the token's own rank."""
+
+    kernels: str = "low_latency"
+    """Whose constants price it: a name in the calibration's table ``exchange``, such as ``one_sided``."""
+    sees: ClassVar[str] = "rows"
+
+    def copies(self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]) -> NDArray[np.float64]:
+        return np.asarray(count_copies(rank_TK, source_T, len(node_R), False))
+
+    def rows(self, rank_TK: NDArray[np.int64], node_R: NDArray[np.int64]) -> Rows:
+        num_tokens, top_k = rank_TK.shape
+        choice_NW = np.tile(np.arange(top_k), num_tokens)[:, None]
+        return Rows(np.repeat(np.arange(num_tokens), top_k), rank_TK.reshape(-1), choice_NW)

@@ -1,0 +1,86 @@
+"""Expert parallelism load balancer (DeepSeek, github.com/deepseek-ai/EPLB, MIT): copies of hot experts, packed greedily."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.base.errors import UserError
+from simulator.base.frozen import Frozen, Size
+from simulator.policies.placement import Placed
+
+
+class Eplb(Frozen):
+    """Hot experts get copies in spare slots; then experts are packed, the heaviest first, each onto the least loaded rank.
+
+    With groups and nodes that divide, whole groups of experts are packed onto nodes first and copies stay inside a node
+    (hierarchical, for routers that limit a token to few groups); else all ranks are one pool (global).
+    """
+
+    num_slots: Size | None = None
+    """Slots of all ranks together, a multiple of the ranks; absent = one for each expert, or the next multiple of the ranks."""
+    num_groups: Size = 1
+    """Groups of experts that the router chooses among."""
+    num_nodes: Size = 1
+
+    def slots(self, num_experts: int, num_ranks: int) -> int:
+        """Slots of all ranks together.
+
+        Raises:
+            UserError: if they cannot hold every expert, or do not divide.
+        """
+        found = self.num_slots or -(-num_experts // num_ranks) * num_ranks
+        if found < num_experts or found % num_ranks:
+            raise UserError(
+                f"placement 'eplb': num_slots = {found} must be a multiple of the {num_ranks} ranks and at least the {num_experts} experts"
+            )
+        return found
+
+    def place(self, load_LE: NDArray[np.float64], num_ranks: int, rng: np.random.Generator) -> Placed:
+        num_layers, num_experts = load_LE.shape
+        num_slots = self.slots(num_experts, num_ranks)
+        groups, nodes = self.num_groups, self.num_nodes
+        if groups % nodes or num_experts % groups or num_ranks % nodes or num_slots % nodes:
+            groups = nodes = 1
+        expert_LP = np.stack([_place_layer(load_E, num_slots, groups, nodes, num_ranks) for load_E in load_LE])
+        rank_P = np.repeat(np.arange(num_ranks), num_slots // num_ranks)
+        return Placed(expert_LP, np.tile(rank_P, (num_layers, 1)), num_ranks)
+
+
+def _place_layer(load_E: NDArray[np.float64], num_slots: int, num_groups: int, num_nodes: int, num_ranks: int) -> NDArray[np.int64]:
+    """Expert of every slot, ``[P]``, the slots of rank 0 first."""
+    group_size = len(load_E) // num_groups
+    members_GX = np.arange(len(load_E)).reshape(num_groups, group_size)
+    groups_of_node = _packed(load_E[members_GX].sum(axis=1), num_nodes)
+    chosen = []
+    for groups in groups_of_node:
+        expert_X = members_GX[groups].reshape(-1)
+        copy_S, share_S = _with_copies(load_E[expert_X], num_slots // num_nodes)
+        chosen += [expert_X[copy_S[slots]] for slots in _packed(share_S, num_ranks // num_nodes)]
+    return np.concatenate(chosen)
+
+
+def _with_copies(load_X: NDArray[np.float64], num_slots: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Which of the experts each slot holds, and its share of the load: every spare slot goes to the most loaded copies."""
+    copies_X = np.ones(len(load_X), dtype=np.int64)
+    spare = []
+    for _ in range(num_slots - len(load_X)):
+        hottest = int((load_X / copies_X).argmax())
+        copies_X[hottest] += 1
+        spare.append(hottest)
+    expert_S = np.concatenate([np.arange(len(load_X)), np.array(spare, dtype=np.int64)])
+    return expert_S, (load_X / copies_X)[expert_S]
+
+
+def _packed(load_N: NDArray[np.float64], num_packs: int) -> list[list[int]]:
+    """Items of every pack, equally many: the heaviest first, each into the least loaded pack that has room."""
+    room = len(load_N) // num_packs
+    packs: list[list[int]] = [[] for _ in range(num_packs)]
+    total_K = np.zeros(num_packs)
+    for item in np.argsort(-load_N, kind="stable").tolist():
+        pack = int(total_K.argmin())
+        packs[pack].append(item)
+        total_K[pack] += load_N[item]
+        if len(packs[pack]) == room:
+            total_K[pack] = np.inf
+    return packs

@@ -1,0 +1,18 @@
+"""Experts shuffled, every layer its own way."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.base.frozen import Frozen
+from simulator.policies.placement import Placed
+from simulator.policies.placement._slots import in_blocks
+
+
+class Random(Frozen):
+    """Every layer's experts in random order, cut into one block a rank: the baseline that knows no load."""
+
+    def place(self, load_LE: NDArray[np.float64], num_ranks: int, rng: np.random.Generator) -> Placed:
+        num_layers, num_experts = load_LE.shape
+        return in_blocks(rng.permuted(np.tile(np.arange(num_experts), (num_layers, 1)), axis=1), num_ranks)

@@ -1,0 +1,29 @@
+"""Group-limited routing on a model that was not trained with it: what if its tokens stayed in a few groups of experts?"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from simulator.base.frozen import Frozen, NonNegative, Size, validate
+from simulator.config.ffn import MoE
+from simulator.policies.routing import Router
+from simulator.policies.routing.lognormal import Lognormal
+
+
+class GroupLimited(Frozen):
+    """Tokens pick their experts from the best ``num_limited_groups`` of ``num_groups`` groups, whatever the model does.
+
+    A group is a block of consecutive experts, scored by the sum of its two best experts (DeepSeek-V3, arXiv 2412.19437). With
+    contiguous placement a group is a node, so a token's copies go to at most ``num_limited_groups`` nodes. The defaults are
+    DeepSeek-V3's.
+    """
+
+    num_groups: Size = 8
+    num_limited_groups: Size = 4
+    sigma: NonNegative = 0.0
+    """Spread of the logarithm of popularity, as of ``lognormal``; 0 is uniform."""
+
+    def prepare(self, moe: MoE, num_layers: int, rng: np.random.Generator) -> Router:
+        groups = {"num_groups": self.num_groups, "num_limited_groups": self.num_limited_groups}
+        limited = validate(MoE, {**moe.model_dump(), **groups}, "routing kind 'group_limited'")
+        return Lognormal(sigma=self.sigma).prepare(limited, num_layers, rng)

@@ -1,0 +1,1 @@
+"""What a run leaves: its tables, the numbers that people compare, its folder, and its verdict."""

@@ -1,0 +1,111 @@
+"""The results folder of ``moesim execute``: what was measured beside what was predicted, of the same steps of the same plans.
+
+| file | holds |
+|---|---|
+| ``run.json`` | resolved scenario, seed, versions, machine, and per deployment its facts |
+| ``summary.csv`` | ``SUMMARY_COLUMNS``, a row a deployment and kind of step |
+| ``steps.parquet`` | ``STEP_COLUMNS``, a row a measured or predicted step |
+| ``ranks.parquet`` | ``RANK_COLUMNS``: what each rank computed |
+| ``spans.parquet`` | ``SPAN_COLUMNS``, the timeline of one step of each kind, measured and predicted |
+| ``faults.csv`` | what went wrong, and how long it took to go on |
+| ``timeline.json`` | the spans in Chrome's trace format; opens in Perfetto |
+| ``report.html`` | the report |
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from simulator.results.folder import check_writable, chrome_trace, replace_folder
+from simulator.results.tables import STEP_PHASES
+
+KINDS = {"prompt": "prompts", "decode": "decode"}
+"""Kinds of step, and what people call them."""
+SOURCES = ("measured", "predicted")
+STEP_COLUMNS = {
+    "deployment": "name of the deployment",
+    "kind": "'prompt' or 'decode'",
+    "source": "'measured' or 'predicted'",
+    "number": "number of the step",
+    "tokens": "new tokens over all ranks",
+    "duration_s": "from telling the ranks to start until all are done",
+    **{f"{phase}_s": f"part of the step, mean over ranks: {phase}" for phase in STEP_PHASES},
+}
+RANK_COLUMNS = {
+    "deployment": "name of the deployment",
+    "kind": "'prompt' or 'decode'",
+    "number": "number of the step",
+    "rank": "rank",
+    "layer": "index among the MoE layers",
+    "num_pairs": "token-expert pairs that the rank computed",
+    "num_rows": "hidden vectors that it sent to other ranks",
+}
+SUMMARY_COLUMNS = {
+    "deployment": "name of the deployment",
+    "kind": "'prompt' or 'decode'",
+    "tokens_per_s": "measured: new tokens of a step over its median duration",
+    "predicted_tokens_per_s": "the same, predicted",
+    "step_s": "median duration of a measured step",
+    "predicted_step_s": "the same, predicted",
+    "error": "predicted over measured duration, less one",
+    "largest_difference": "largest difference between a hidden value of the distributed run and of the one-process reference",
+    "num_parameters": "parameters of the model; of a pruned one, those that are left",
+    "num_active_parameters": "parameters that a token uses",
+}
+
+
+@dataclass(frozen=True)
+class Executed:
+    """A finished execution."""
+
+    run: dict[str, Any]
+    summary: pd.DataFrame
+    steps: pd.DataFrame
+    ranks: pd.DataFrame
+    spans: pd.DataFrame
+    """``SPAN_COLUMNS`` of :mod:`simulator.results.tables`; ``phase`` is ``"<kind>, <source>"``."""
+    faults: pd.DataFrame
+
+    @property
+    def deployments(self) -> list[str]:
+        """Names of the deployments, in the scenario's order."""
+        return list(dict.fromkeys(str(name) for name in self.summary["deployment"]))
+
+
+def write(executed: Executed, folder: Path, render: Callable[[Executed], str]) -> None:
+    """Write the folder whole or not at all.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    check_writable(folder)
+    page = render(executed)
+    replace_folder(folder, lambda new: _fill(new, executed, page))
+
+
+def _fill(folder: Path, executed: Executed, page: str) -> None:
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps(executed.run, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    executed.summary.to_csv(folder / "summary.csv", index=False)
+    executed.faults.to_csv(folder / "faults.csv", index=False)
+    for name in ("steps", "ranks", "spans"):
+        getattr(executed, name).to_parquet(folder / f"{name}.parquet", index=False)
+    (folder / "timeline.json").write_text(json.dumps(chrome_trace(executed.spans)), encoding="utf-8")
+    (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def read(folder: Path) -> Executed:
+    """Read a results folder of ``moesim execute``."""
+    tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in ("steps", "ranks", "spans")}
+    return Executed(
+        run=json.loads((folder / "run.json").read_text(encoding="utf-8")),
+        summary=pd.read_csv(folder / "summary.csv", keep_default_na=False, na_values=["nan", ""]),
+        faults=pd.read_csv(folder / "faults.csv"),
+        **tables,
+    )

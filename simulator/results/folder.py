@@ -1,0 +1,238 @@
+"""The results folder of a run: written whole or not at all, and read back by the report.
+
+| file | holds |
+|---|---|
+| ``run.json`` | resolved scenario, seed, versions, source revision, wall time, verdict, and per deployment its facts |
+| ``requests.parquet``, ``steps.parquet``, ``ranks.parquet``, ``experts.parquet``, ``traffic.parquet``, ``spans.parquet`` | :mod:`simulator.results.tables`, all deployments in one table each |
+| ``summary.csv`` | :mod:`simulator.results.metrics`, a row a deployment |
+| ``timeline.json`` | the spans in Chrome's trace format; opens in Perfetto |
+| ``report.html`` | the report |
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Set
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from simulator.base.errors import UserError
+from simulator.results.tables import DeploymentRecord
+
+TABLES = ("requests", "steps", "ranks", "experts", "traffic", "spans")
+_FILES = {
+    *("run.json", "summary.csv", "faults.csv", "timeline.json", "report.html", "comparison.html"),
+    *("scores.csv", "targets.csv", "reasons.csv", "rows.parquet"),
+    *(f"{name}.parquet" for name in TABLES),
+}
+_PARTIAL = ".moesim-partial-"
+_NEW = "new"
+
+
+@dataclass(frozen=True)
+class Results:
+    """A run as it lies in its folder."""
+
+    run: dict[str, Any]
+    """``run.json``."""
+    summary: pd.DataFrame
+    """``summary.csv``: a row a deployment, in the scenario's order."""
+    requests: pd.DataFrame
+    steps: pd.DataFrame
+    ranks: pd.DataFrame
+    experts: pd.DataFrame
+    traffic: pd.DataFrame
+    spans: pd.DataFrame
+
+    @property
+    def deployments(self) -> list[str]:
+        """Names of the deployments, in the scenario's order."""
+        return [str(name) for name in self.summary["deployment"]]
+
+
+def gather(run: dict[str, Any], summary: pd.DataFrame, records: list[DeploymentRecord]) -> Results:
+    """Put the deployments' tables together."""
+    tables = {name: pd.concat([getattr(r, name) for r in records], ignore_index=True) for name in TABLES}
+    return Results(run=run, summary=summary, **tables)
+
+
+def write(results: Results, folder: Path, render: Callable[[Results], str]) -> None:
+    """Write the folder under a temporary name and rename it when it is whole; an earlier run of that name is replaced.
+
+    Args:
+        render: makes the report's HTML.
+
+    Raises:
+        UserError: if ``folder`` exists and is not a results folder, or cannot be written; nothing is left behind then.
+    """
+    check_writable(folder)
+    page = render(results)
+    replace_folder(folder, lambda new: _fill(new, results, page))
+
+
+def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Write a folder under a temporary name, and rename it when it is whole.
+
+    Args:
+        fill: makes the folder that it is given, and writes its files.
+
+    Raises:
+        UserError: if it cannot be written; nothing is left behind then.
+    """
+    target = folder.resolve()
+    made = [parent for parent in target.parents if not parent.exists()]
+    partial: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=target.parent))
+        fill(partial / _NEW)
+        if target.exists():
+            os.replace(target, partial / "old")
+        os.replace(partial / _NEW, target)
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be written: {error.strerror or error}") from error
+    finally:
+        if partial is not None:
+            if not target.exists() and (partial / "old").exists():
+                os.replace(partial / "old", target)
+            shutil.rmtree(partial, ignore_errors=True)
+        if not target.exists():
+            for parent in made:
+                with suppress(OSError):
+                    parent.rmdir()
+
+
+def _fill(folder: Path, results: Results, page: str) -> None:
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps(results.run, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    results.summary.to_csv(folder / "summary.csv", index=False)
+    for name in TABLES:
+        getattr(results, name).to_parquet(folder / f"{name}.parquet", index=False)
+    (folder / "timeline.json").write_text(json.dumps(chrome_trace(results.spans)), encoding="utf-8")
+    (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def merge(runs: list[tuple[Path, Results]]) -> Results:
+    """Several runs as one, for one report. Deployments of one name are told apart by their folder's.
+
+    The verdict is left out, being about one run's deployments only.
+
+    Raises:
+        UserError: if a folder is named twice, or the runs served different requests or made other promises, which no comparison
+            survives.
+    """
+    (first_folder, first), *others = runs
+    if not others:
+        return first
+    folders = [folder.resolve() for folder, _ in runs]
+    for number, (folder, results) in enumerate(runs):
+        if folders[number] in folders[:number]:
+            raise UserError(f"{folder}: is named twice")
+        if results.run["workload"] != first.run["workload"]:
+            raise UserError(
+                f"{folder}: served other requests than {first_folder}; only runs of one workload and seed can be compared"
+            )
+        if results.run["slo"] != first.run["slo"]:
+            raise UserError(f"{folder}: had other latency targets than {first_folder}; run it again with the same [workload.slo]")
+    names = [name for _, results in runs for name in results.deployments]
+    labels = _labels(folders)
+    renamed: list[Results] = []
+    for label, (_, results) in zip(labels, runs, strict=True):
+        new_name = {name: f"{name} ({label})" if names.count(name) > 1 else name for name in results.deployments}
+        tables = {table: _rename(getattr(results, table), new_name) for table in ("summary", *TABLES)}
+        facts = {new_name[name]: entry for name, entry in results.run["deployments"].items()}
+        renamed.append(Results(run={**results.run, "deployments": facts}, **tables))
+    run = {key: value for key, value in first.run.items() if key != "verdict"}
+    run["name"] = " and ".join(dict.fromkeys(str(results.run["name"]) for _, results in runs))
+    run["deployments"] = {name: entry for r in renamed for name, entry in r.run["deployments"].items()}
+    together = {table: pd.concat([getattr(r, table) for r in renamed], ignore_index=True) for table in ("summary", *TABLES)}
+    return Results(run=run, **together)
+
+
+def _labels(folders: list[Path]) -> list[str]:
+    """The shortest ends of the folders' paths that differ."""
+    for depth in range(1, max(len(folder.parts) for folder in folders)):
+        labels = ["/".join(folder.parts[-depth:]) for folder in folders]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [str(folder) for folder in folders]
+
+
+def _rename(table: pd.DataFrame, new_name: dict[str, str]) -> pd.DataFrame:
+    return table.assign(deployment=table["deployment"].map(new_name))
+
+
+def check_writable(folder: Path, others: Set[str] = frozenset()) -> None:
+    """Refuse a folder that cannot be written, or holds something other than a run, before any work is done.
+
+    Args:
+        others: further files that may be there.
+
+    Raises:
+        UserError: with what stands in the way.
+    """
+    if folder.exists():
+        if not folder.is_dir():
+            raise UserError(f"--out {folder}: is a file; name a folder that is empty, absent or an earlier run's")
+        foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in _FILES | others)
+        if foreign or (any(folder.iterdir()) and not (folder / "run.json").is_file()):
+            holds = f"holds '{foreign[0]}', which is no part of a run" if foreign else "is not a whole results folder"
+            raise UserError(f"--out {folder}: {holds}; name another folder, or remove what is in it")
+    ancestor = next(p for p in (folder.absolute().parent, *folder.absolute().parents) if p.exists())
+    if not ancestor.is_dir():
+        raise UserError(f"--out {folder}: cannot be written: {ancestor} is a file, not a folder")
+    if not os.access(ancestor, os.W_OK | os.X_OK):
+        raise UserError(f"--out {folder}: cannot be written: no permission to write in {ancestor}")
+    try:  # some file systems permit it and do not do it
+        Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=ancestor)).rmdir()
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be written in {ancestor}: {error.strerror or error}") from error
+
+
+def read(folder: Path) -> Results:
+    """Read a results folder.
+
+    Raises:
+        UserError: if it is not one, or a file is missing.
+    """
+    if not (folder / "run.json").is_file():
+        raise UserError(f"{folder}: is not a results folder (no run.json in it)")
+    try:
+        tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES}
+        summary = _read_summary(folder / "summary.csv")
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        if list(run["deployments"]) != list(summary["deployment"]):
+            raise ValueError("run.json and summary.csv name other deployments")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}: is not a whole results folder: {' '.join(str(error).split())}") from error
+    return Results(run=run, summary=summary, **tables)
+
+
+def _read_summary(path: Path) -> pd.DataFrame:
+    """The table with every digit that was written, and names as they are (``NA`` and ``1`` are names too)."""
+    texts = pd.read_csv(path, dtype=str, keep_default_na=False)
+    numbers = {key: [float(value or "nan") for value in texts[key]] for key in texts.columns if key != "deployment"}
+    return pd.DataFrame({"deployment": texts["deployment"], **numbers})
+
+
+def chrome_trace(spans: pd.DataFrame) -> dict[str, Any]:
+    """The spans in Chrome's trace-event format: a process a deployment and step, a thread a rank, microseconds."""
+    events: list[dict[str, Any]] = []
+    for number, ((deployment, phase), group) in enumerate(spans.groupby(["deployment", "phase"], sort=False)):
+        events.append({"ph": "M", "pid": number, "tid": 0, "name": "process_name", "args": {"name": f"{deployment}: {phase} step"}})
+        for rank in sorted(group["rank"].unique()):
+            thread = {"ph": "M", "pid": number, "tid": int(rank), "name": "thread_name", "args": {"name": f"rank {rank}"}}
+            events.append(thread)
+        columns = (group[column].tolist() for column in ("rank", "name", "layer", "start_s", "duration_s"))
+        for rank, name, layer, start_s, duration_s in zip(*columns, strict=True):
+            event = {"ph": "X", "pid": number, "tid": int(rank), "name": name, "cat": name}
+            event |= {"ts": start_s * 1e6, "dur": duration_s * 1e6, "args": {"layer": int(layer)}}
+            events.append(event)
+    return {"traceEvents": events, "displayTimeUnit": "ms"}

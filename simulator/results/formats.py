@@ -1,0 +1,161 @@
+"""How numbers read on the page: three significant digits, SI prefixes, a dash where a number is undefined."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from simulator.results.metrics import METRICS
+
+UNDEFINED = "\N{EN DASH}"
+TIMES = "\N{MULTIPLICATION SIGN}"
+KEY_METRICS = (
+    "ttft_p50_s",
+    "ttft_p99_s",
+    "tpot_p50_s",
+    "tpot_p99_s",
+    "output_tokens_per_s_per_gpu",
+    "goodput_per_s",
+    "slo_attainment",
+    "cost_per_million_tokens",
+)
+"""What the short comparison shows; the full table shows all of ``METRICS``."""
+
+_TIMES = ((1e-6, "µs"), (1e-3, "ms"), (1.0, "s"))
+_LONG_TIMES = ((60.0, "min"), (3600.0, "h"))
+_BYTES = ((1.0, "B"), (1e3, "kB"), (1e6, "MB"), (1e9, "GB"), (1e12, "TB"), (1e15, "PB"))
+_COUNTS = ((1.0, ""), (1e3, "k"), (1e6, "M"), (1e9, "B"), (1e12, "T"))
+
+
+def number(value: float, keep_zeros: bool = False) -> str:
+    """Three significant digits, never fewer than the whole part, commas between thousands.
+
+    Args:
+        keep_zeros: write trailing zeros too, so that the numbers of a table line up.
+
+    >>> [number(v) for v in (0.0012345, 1.5, 46.7, 12345.6, 0)]
+    ['0.00123', '1.5', '46.7', '12,346', '0']
+    >>> number(1.5, keep_zeros=True)
+    '1.50'
+    >>> number(float("nan")) == UNDEFINED
+    True
+    """
+    if not math.isfinite(value):
+        return UNDEFINED
+    if value == 0:
+        return "0"
+    digits = 2 - math.floor(math.log10(float(f"{abs(value):.2e}")))  # rounded first: 9.999 becomes 10.0
+    if digits > 7:
+        return f"{value:.2e}"
+    if digits <= 0:
+        return f"{value:,.0f}"
+    text = f"{value:,.{digits}f}"
+    return text if keep_zeros else text.rstrip("0").rstrip(".")
+
+
+def _scaled(value: float, scales: tuple[tuple[float, str], ...]) -> tuple[float, str]:
+    rounded = float(f"{abs(value):.2e}")  # so that 999.9 ms becomes 1 s
+    return next(((size, name) for size, name in reversed(scales) if rounded >= size), scales[0])
+
+
+def _with_unit(value: float, scales: tuple[tuple[float, str], ...], space: str, keep_zeros: bool = False) -> str:
+    if not math.isfinite(value):
+        return UNDEFINED
+    size, name = _scaled(value, scales)
+    return f"{number(value / size, keep_zeros)}{space}{name}".rstrip()
+
+
+def seconds(value: float, keep_zeros: bool = False) -> str:
+    """A time in the unit that reads best.
+
+    >>> [seconds(v) for v in (16.3e-6, 0.0123, 0.9999, 75.0)]
+    ['16.3 µs', '12.3 ms', '1 s', '75 s']
+    """
+    return "0 s" if value == 0 else _with_unit(value, _TIMES, " ", keep_zeros)
+
+
+def num_bytes(value: float) -> str:
+    """Bytes with an SI prefix.
+
+    >>> num_bytes(80e9)
+    '80 GB'
+    """
+    return _with_unit(value, _BYTES, " ")
+
+
+def parameters(value: float) -> str:
+    """A parameter count as people write it.
+
+    >>> parameters(46_702_792_704)
+    '46.7B'
+    """
+    return _with_unit(value, _COUNTS, "")
+
+
+def time_axis(largest_s: float) -> tuple[float, str]:
+    """The unit (its seconds, its name) for an axis that reaches ``largest_s``.
+
+    >>> time_axis(0.08), time_axis(4.0), time_axis(1800.0)
+    ((0.001, 'ms'), (1.0, 's'), (60.0, 'min'))
+    """
+    scales = _TIMES + tuple((size, name) for size, name in _LONG_TIMES if largest_s > 5 * size)
+    return _scaled(largest_s, scales) if math.isfinite(largest_s) else (1.0, "s")
+
+
+def bytes_axis(largest: float) -> tuple[float, str]:
+    """The unit (its bytes, its name) for an axis that reaches ``largest`` bytes."""
+    return _scaled(largest, _BYTES) if math.isfinite(largest) else (1.0, "B")
+
+
+def log_ticks(low: float, high: float) -> dict[str, list[float] | list[str]]:
+    """Ticks of a logarithmic axis from ``low`` to ``high``: 1, 2, 5, 10 and so on, or powers of ten over a wide range.
+
+    >>> log_ticks(0.9, 21)["ticktext"], log_ticks(0.1, 1e4)["ticktext"]
+    (['1', '2', '5', '10', '20'], ['0.1', '1', '10', '100', '1,000', '10,000'])
+    """
+    digits = (1, 2, 5) if high < 300 * low else (1,)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    values = [float(f"{digit}e{power}") for power in powers for digit in digits]
+    shown = [value for value in values if low <= value <= high]
+    return {"tickvals": shown, "ticktext": [number(value) for value in shown]}
+
+
+def metric(name: str, value: float, currency: str) -> str:
+    """The value of a column of ``summary.csv``, with the unit that :func:`heading_unit` leaves to it.
+
+    >>> metric("slo_attainment", 0.987, ""), metric("ttft_p50_s", 1.5, ""), metric("cost_per_million_tokens", 0.5, "USD")
+    ('98.7 %', '1.50 s', '0.500 USD')
+    """
+    if not math.isfinite(value):
+        return UNDEFINED
+    unit = METRICS[name].unit
+    if unit == "s":
+        return seconds(value, keep_zeros=True)
+    if unit == "ratio":
+        return f"{number(100 * value, keep_zeros=True)} %"
+    if unit == "x":
+        return f"{value:.2f}{TIMES}"
+    return f"{number(value, keep_zeros=bool(unit))} {currency if unit == 'currency' else ''}".rstrip()
+
+
+def heading_unit(name: str) -> str:
+    """The unit that stands once, beside the metric's label; times, shares and prices carry theirs in each value.
+
+    >>> heading_unit("goodput_per_s"), heading_unit("ttft_p50_s")
+    ('request/s', '')
+    """
+    unit = METRICS[name].unit
+    return "" if unit in ("s", "ratio", "x", "currency") else unit
+
+
+def winners(name: str, values: Iterable[float]) -> set[int]:
+    """Positions of the best values of a metric; none where there is nothing to compare, or all are equal.
+
+    >>> winners("ttft_p50_s", [0.3, 0.2, float("nan")]), winners("ttft_p50_s", [0.3])
+    ({1}, set())
+    """
+    defined = {place: value for place, value in enumerate(values) if math.isfinite(value)}
+    if METRICS[name].better not in ("higher", "lower") or len(set(defined.values())) < 2:
+        return set()
+    best = (max if METRICS[name].better == "higher" else min)(defined.values())
+    return {place for place, value in defined.items() if value == best}

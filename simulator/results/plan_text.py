@@ -1,0 +1,170 @@
+"""How a plan's numbers read, on the page and in its sentences."""
+
+from __future__ import annotations
+
+import html
+import textwrap
+from typing import Any
+
+from simulator.results.formats import TIMES, number, seconds
+
+_TARGETS = {
+    "ttft_s": "time to first token",
+    "tpot_s": "time per output token",
+    "e2e_s": "time to the last token",
+    "attainment": "share of requests within their limits",
+    "output_tokens_per_s": "output tokens per second",
+    "backlog": "backlog of requests",
+}
+_SHORT = {
+    "ttft_s": "TTFT",
+    "tpot_s": "TPOT",
+    "e2e_s": "E2E",
+    "attainment": "within limits",
+    "output_tokens_per_s": "output tokens/s",
+    "backlog": "backlog",
+}
+_NO_BOUND = 1e6
+_HOVER_WIDTH = 44
+KINDS = ("MoE", "dense", "pruned")
+
+
+def target_text(name: str) -> str:
+    """A target in words.
+
+    >>> target_text("ttft_s.p90"), target_text("attainment")
+    ('time to first token (p90)', 'share of requests within their limits')
+    """
+    what, _, level = name.partition(".")
+    return f"{_TARGETS.get(what, what)}{f' ({level})' if level else ''}"
+
+
+def target_short(name: str) -> str:
+    """A target's heading in a table.
+
+    >>> target_short("ttft_s.p90"), target_short("attainment")
+    ('TTFT p90', 'within limits')
+    """
+    what, _, level = name.partition(".")
+    return f"{_SHORT.get(what, what)} {level}".rstrip()
+
+
+def value_text(name: str, value: float) -> str:
+    """A target's value with its unit.
+
+    >>> value_text("ttft_s.p90", 0.125), value_text("attainment", 0.987)
+    ('125 ms', '98.7 %')
+    """
+    if name in ("attainment", "backlog"):
+        return f"{number(100 * value)} %"
+    return seconds(value) if "_s." in name else f"{number(value)} tokens/s"
+
+
+def is_floor(name: str) -> bool:
+    """Whether a target asks for at least so much."""
+    return name in ("attainment", "output_tokens_per_s")
+
+
+def limit_text(name: str, limit: float) -> str:
+    """A target with its limit.
+
+    >>> limit_text("tpot_s.p90", 0.05)
+    'TPOT p90 ≤ 50 ms'
+    """
+    return f"{target_short(name)} {'≥' if is_floor(name) else '≤'} {value_text(name, limit)}"
+
+
+def amount(value: float) -> str:
+    """Of money: cents where they show.
+
+    >>> amount(5.98), amount(0.39816), amount(23920.0), amount(0.0)
+    ('5.98', '0.398', '23,920', '0')
+    """
+    return f"{value:,.2f}" if 1 <= abs(value) < 1000 else number(value, keep_zeros=value != 0)
+
+
+def money(value: float, currency: str) -> str:
+    """An amount with its currency.
+
+    >>> money(5.98, "USD")
+    '5.98 USD'
+    """
+    return f"{amount(value)} {currency}"
+
+
+def hourly(answer: dict[str, Any], value: float) -> str:
+    """A cost of a band: per hour, or GPUs where machines have no price.
+
+    >>> hourly({"recommended": {"cost_per_hour": 5.0}, "currency": "EUR"}, 5.0), hourly({"recommended": {"cost_per_hour": 0}}, 8.0)
+    ('5.00 EUR per hour', '8 GPUs')
+    """
+    if (answer.get("recommended") or {}).get("cost_per_hour") == 0:
+        return f"{number(value)} {'GPU' if value == 1 else 'GPUs'}"
+    return f"{money(value, answer.get('currency', 'USD'))} per hour"
+
+
+def times(ratio: float) -> str:
+    """How many times as much; ``far`` where there is no telling.
+
+    >>> [times(ratio).replace(TIMES, "x") for ratio in (1.04, 1.5, 12.34, 1e9)]
+    ['1.04x', '1.5x', '12x', 'far']
+    """
+    if ratio >= _NO_BOUND:
+        return "far"
+    digits = 2 if ratio < 1.1 else 1 if ratio < 10 else 0
+    return f"{ratio:,.{digits}f}{TIMES}"
+
+
+def percent(value: float) -> str:
+    """A share, in whole hundredths.
+
+    >>> percent(0.627)
+    '63 %'
+    """
+    return f"{100 * value:.0f} %"
+
+
+def chance(value: float) -> str:
+    """A probability in whole hundredths; what is not quite certain or not quite impossible reads so.
+
+    >>> [chance(value) for value in (0.0, 0.001, 0.627, 0.999, 1.0)]
+    ['0 %', '< 1 %', '63 %', '> 99 %', '100 %']
+    """
+    if 0 < value < 0.01:
+        return "< 1 %"
+    return "> 99 %" if 0.99 < value < 1 else percent(value)
+
+
+def share(ratio: float) -> str:
+    """Of a limit: in hundredths, or how many times as much.
+
+    >>> share(0.5), share(51.9).replace(TIMES, "x")
+    ('50 %', '52x')
+    """
+    return percent(ratio) if ratio < 10 else times(ratio)
+
+
+def gpus(row: dict[str, Any]) -> str:
+    """Machines of a row: ``2 GPUs (h100-sxm-2)``."""
+    return f"{row['gpus']} {'GPU' if row['gpus'] == 1 else 'GPUs'} ({row['cluster']})"
+
+
+def kind_of(row: dict[str, Any]) -> str:
+    """What a row's model is: one of :data:`KINDS`."""
+    if row.get("is_pruned") or row.get("pruning"):
+        return "pruned"
+    return "MoE" if row.get("is_moe") else "dense"
+
+
+def hover(first: str, *lines: str) -> str:
+    """Text for a hover box: escaped, in lines that fit a phone, what it is about in bold.
+
+    >>> hover("a & b", "", "1 GPU")
+    '<b>a &amp; b</b><br>1 GPU'
+    """
+    bold = [f"<b>{html.escape(part, quote=False)}</b>" for part in _wrapped(first)]
+    return "<br>".join([*bold, *(html.escape(part, quote=False) for line in lines for part in _wrapped(line))])
+
+
+def _wrapped(line: str) -> list[str]:
+    return textwrap.wrap(line, _HOVER_WIDTH, break_on_hyphens=False)

@@ -1,0 +1,133 @@
+"""The rows that a run produces. Every backend (SimPy, compiled fast path, in-process, Ray) returns these and nothing else.
+
+All tables are pandas frames; every one has a first column ``deployment`` (the deployment's name). Times are seconds of virtual
+time since the first arrival. :mod:`simulator.results.folder` writes them, :mod:`simulator.report` reads them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+STEP_PHASES = ("attention", "dense", "experts", "dispatch", "combine", "wait", "collective", "overhead")
+"""Where a step's time goes, along the critical path; the eight add up to the step.
+
+``attention`` mixers with their projections; ``dense`` feed-forward blocks that every token uses (dense layers, shared experts,
+router) and the output head; ``experts`` routed experts, mean over ranks; ``dispatch`` and ``combine`` the two all-to-alls;
+``wait`` for the slowest rank (slowest minus mean, attention and experts together); ``collective`` tensor-parallel all-reduces
+and, in a pipeline, the way to the next stage;
+``overhead`` the engine's own time between forward passes.
+"""
+
+REQUEST_COLUMNS = {
+    "deployment": "name of the deployment",
+    "request": "index in the trace",
+    "replica": "replica that served it: of the decode pool where prompts have one of their own, -1 if it had nothing to decode",
+    "dp_rank": "attention data-parallel rank within the replica; of a pipeline, counted on from batch in flight to batch",
+    "arrival_s": "arrival",
+    "scheduled_s": "first time tokens of it were in a step",
+    "first_token_s": "first output token",
+    "finish_s": "last output token",
+    "num_input": "prompt tokens",
+    "num_output": "output tokens",
+    "num_cached": "prompt tokens found in the prefix cache",
+    "num_preemptions": "times it lost its KV blocks and was computed again",
+    "prefill_replica": "replica of the prefill pool that computed its prompt, -1 without such a pool",
+    "transfer_s": "from its first token until its KV cache was at the decode pool; 0 without a transfer",
+    "transfer_bytes": "of its KV cache that went there, on all receiving ranks",
+}
+STEP_COLUMNS = {
+    "deployment": "name of the deployment",
+    "replica": "replica that ran it; those of a prefill pool are numbered on from the decode pool's",
+    "pool": "'both', or 'prefill' and 'decode' where they are pools of their own",
+    "start_s": "start of the step",
+    "duration_s": "time until every rank was done",
+    "prefill_tokens": "prompt tokens computed, all ranks of the replica",
+    "decode_tokens": "running sequences that each got one more token; first tokens, which come out of the prompt's last chunk, not counted",
+    "running": "requests holding KV blocks",
+    "waiting": "requests queued for KV blocks or their first chunk",
+    "kv_used": "share of KV blocks in use, mean over ranks",
+    **{f"{phase}_s": f"part of the step: {phase}" for phase in STEP_PHASES},
+}
+RANK_COLUMNS = {
+    "deployment": "name of the deployment",
+    "phase": "'decode' or 'prefill': which representative step",
+    "layer": "index among the MoE layers",
+    "rank": "rank of the replica",
+    "num_pairs": "token-expert pairs computed on this rank",
+    "experts_s": "time of its expert computation",
+    "wait_s": "time it waited for the slowest rank",
+}
+EXPERT_COLUMNS = {
+    "deployment": "name of the deployment",
+    "layer": "index among the MoE layers",
+    "expert": "logical expert",
+    "load": "its tokens over the layer's mean, 1.0 = even",
+}
+TRAFFIC_COLUMNS = {
+    "deployment": "name of the deployment",
+    "phase": "'decode' or 'prefill': which representative step",
+    "direction": "'dispatch' or 'combine'",
+    "source": "sending rank",
+    "destination": "receiving rank",
+    "num_bytes": "bytes in one mean MoE layer of the step; same-rank copies are not traffic and left out",
+}
+SPAN_COLUMNS = {
+    "deployment": "name of the deployment",
+    "phase": "'decode' or 'prefill': which representative step",
+    "rank": "rank of the replica",
+    "name": "what it did (one of STEP_PHASES)",
+    "layer": "index of the layer, -1 for the whole step",
+    "start_s": "since the start of the step",
+    "duration_s": "length",
+}
+
+
+GAP_BINS_PER_DECADE = 500
+"""Gaps between tokens are kept as a histogram: 500 bins a decade are 0.46 % wide."""
+SHORTEST_GAP_S = 1e-6
+NUM_GAP_BINS = 10 * GAP_BINS_PER_DECADE
+"""From a microsecond to ten thousand seconds."""
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """A histogram of the gaps between output tokens, in logarithmic bins."""
+
+    counts: NDArray[np.int64]
+
+    def quantile_s(self, level: float) -> float:
+        """The gap below which the share ``level`` of all gaps lies, to the middle of its bin (0.23 %); NaN without any."""
+        total = int(self.counts.sum())
+        if total == 0:
+            return float("nan")
+        number = int(np.searchsorted(np.cumsum(self.counts), level * total))
+        return float(SHORTEST_GAP_S * 10 ** ((number + 0.5) / GAP_BINS_PER_DECADE))
+
+
+@dataclass(frozen=True)
+class DeploymentRecord:
+    """What one deployment's run produced."""
+
+    name: str
+    requests: pd.DataFrame
+    """``REQUEST_COLUMNS``, one row a request that finished."""
+    steps: pd.DataFrame
+    """``STEP_COLUMNS``, one row an engine step."""
+    ranks: pd.DataFrame
+    """``RANK_COLUMNS``, of representative steps at the ``rank`` fidelity; empty for a dense model."""
+    experts: pd.DataFrame
+    """``EXPERT_COLUMNS``; empty for a dense model."""
+    traffic: pd.DataFrame
+    """``TRAFFIC_COLUMNS``; empty where no tokens travel."""
+    spans: pd.DataFrame
+    """``SPAN_COLUMNS``, the timeline of the representative steps."""
+    itl: Gaps
+    """Gaps between output tokens, pooled over requests."""
+    load_imbalance: float
+    """Tokens of the busiest rank over the mean rank's, mean over MoE layers and busy time; NaN for a dense model."""
+    read_bytes: float
+    """Weights and cache that all ranks of all replicas had to read, in bytes."""

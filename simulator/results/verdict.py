@@ -1,0 +1,248 @@
+"""The answer in a sentence: which deployment serves the traffic better, by how much, and why."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from simulator.results.folder import Results
+from simulator.results.tables import STEP_PHASES
+
+_ATTAINMENT_STEP = 0.005
+"""Shares of requests in time that differ by less than half a percentage point count as equal."""
+_LATENCY_STEP = 1.02
+"""Latencies within 2 % count as equal: closer than the fidelities agree among themselves."""
+_QUEUE = 0.5
+"""Requests waiting on average from which a queue is worth a word."""
+_FULL = 0.9
+"""Share of the KV cache from which on there is little room left."""
+_LATE = 1.02
+"""A run that lasts longer than its arrivals by this factor (and a mean request) has fallen behind."""
+_PHASE_WORDS = {
+    "attention": "attention",
+    "dense": "dense blocks",
+    "experts": "routed experts",
+    "dispatch": "sending tokens to experts",
+    "combine": "bringing results back",
+    "wait": "waiting for the slowest rank",
+    "collective": "all-reduces",
+    "overhead": "the engine's own overhead",
+}
+
+
+def verdict(results: Results) -> dict[str, Any]:
+    """``{"headline", "reasons", "winner"}`` of a run; the winner is ``None`` for a tie, a trade-off or a single deployment."""
+    rows = {str(row["deployment"]): row for _, row in results.summary.iterrows()}
+    short = short_names(results)
+    insides = [_inside(results, name, rows[name], short[name]) for name in rows]
+    queues = [text for name in rows if (text := _queue(results, name, rows[name], short[name]))]
+    if len(rows) == 1:
+        ((name, row),) = rows.items()
+        headline = f"{short[name]} serves this traffic with {_numbers(row)}."
+        return {"headline": headline, "reasons": [*queues, *insides, *_notes(results, short)], "winner": None}
+    ranked = sorted(rows, key=lambda name: _order(rows[name]))
+    best, second = ranked[:2]
+    if abs(_attained(rows[best]) - _attained(rows[second])) < _ATTAINMENT_STEP and _latency(rows[second]) < _latency(rows[best]):
+        best, second = second, best  # the shares lie on either side of a step's edge
+    headline, winner = _compare(best, rows[best], second, rows[second], short)
+    if len(ranked) > 2:
+        headline += f" Behind them: {', '.join(short[name] for name in ranked[2:])}."
+    if not queues:
+        peaks = {short[name]: float(row["kv_used_max"]) for name, row in rows.items()}
+        full = ", ".join(f"{_percent(peak)} ({name})" for name, peak in peaks.items())
+        room = ", so there is room for more traffic" if max(peaks.values()) < _FULL else ""
+        queues = [f"No queue builds up: hardly a request waits for a place, and at the peak the KV caches are {full} full{room}."]
+    why = _why(results, best, second, short)
+    return {"headline": headline, "reasons": [*why, *queues, *insides, *_notes(results, short)], "winner": winner}
+
+
+def with_verdict(results: Results) -> Results:
+    """The results with their verdict made again, for runs put together."""
+    return replace(results, run={**results.run, "verdict": verdict(results)})
+
+
+def short_names(results: Results) -> dict[str, str]:
+    """For each deployment its name, or what stands before its first comma where that tells the deployments apart.
+
+    A rumour keeps its whole name, by which the page marks it.
+    """
+    names = results.deployments
+    heads = [name if results.run["deployments"][name]["is_rumour"] else name.split(",")[0] for name in names]
+    return {name: head if heads.count(head) == 1 else name for name, head in zip(names, heads, strict=True)}
+
+
+def _order(row: pd.Series) -> tuple[float, float]:
+    """Share of requests in time, then latency."""
+    return -round(_attained(row) / _ATTAINMENT_STEP), _latency(row)
+
+
+def _attained(row: pd.Series) -> float:
+    return 0.0 if np.isnan(row["slo_attainment"]) else float(row["slo_attainment"])
+
+
+def _latency(row: pd.Series) -> float:
+    """Geometric mean of the medians of TTFT and TPOT."""
+    medians = [float(row[key]) for key in ("ttft_p50_s", "tpot_p50_s") if float(row[key]) > 0]
+    return float(np.exp(np.mean(np.log(medians)))) if medians else 0.0
+
+
+def _compare(best: str, first: pd.Series, other: str, second: pd.Series, short: dict[str, str]) -> tuple[str, str | None]:
+    winner, loser = short[best], short[other]
+    attained, missed = float(first["slo_attainment"]), float(second["slo_attainment"])
+    has_targets = not np.isnan(attained)
+    if has_targets and attained - missed >= _ATTAINMENT_STEP:
+        numbers = f"TTFT p50 {_pair(first, second, 'ttft_p50_s')}, TPOT p50 {_pair(first, second, 'tpot_p50_s')}"
+        shares = f"{_share(attained)} of requests meet the targets, against {_share(missed)} with {loser}"
+        return f"{winner} serves this traffic better: {shares} ({numbers}).", best
+    both = ""
+    if has_targets:
+        lowest = min(attained, missed)
+        both = (
+            f" Both meet the targets for {'at least ' if lowest < 1 else ''}{_share(lowest)} of requests."
+            if lowest >= _ATTAINMENT_STEP
+            else " Neither meets the targets, or hardly ever."
+        )
+    ttft, tpot = (_ratio(second, first, key) for key in ("ttft_p50_s", "tpot_p50_s"))
+    numbers = f"TPOT p50 {_pair(first, second, 'tpot_p50_s')}, TTFT p50 {_pair(first, second, 'ttft_p50_s')}"
+    if max(ttft, tpot) < _LATENCY_STEP:
+        return f"{winner} and {loser} serve this traffic equally well ({numbers}).{both}", None
+    if min(ttft, tpot) < 1 / _LATENCY_STEP:
+        sooner, faster = (winner, loser) if ttft > tpot else (loser, winner)
+        return (
+            f"It is a trade-off: {sooner} gives the first token sooner, {faster} the following ones faster "
+            f"({winner} against {loser}: {numbers}).{both}",
+            None,
+        )
+    factor, what = (tpot, "time per output token") if tpot >= ttft else (ttft, "time to first token")
+    return f"{winner} serves this traffic better than {loser}: {factor:.2f} times less {what} ({numbers}).{both}", best
+
+
+def _ratio(second: pd.Series, first: pd.Series, key: str) -> float:
+    ratio = float(second[key]) / float(first[key])
+    return 1.0 if np.isnan(ratio) else ratio
+
+
+def _pair(first: pd.Series, second: pd.Series, key: str) -> str:
+    return f"{seconds_text(float(first[key]))} against {seconds_text(float(second[key]))}"
+
+
+def _numbers(row: pd.Series) -> str:
+    attained = float(row["slo_attainment"])
+    targets = "" if np.isnan(attained) else f"; {_share(attained)} of requests meet{'s' if attained == 0 else ''} the targets"
+    return (
+        f"TTFT p50 {seconds_text(float(row['ttft_p50_s']))}, TPOT p50 {seconds_text(float(row['tpot_p50_s']))} and "
+        f"{float(row['output_tokens_per_s']):,.0f} output tokens/s on {_count(int(row['num_gpus']), 'GPU')}{targets}"
+    )
+
+
+def _decodes(results: Results, name: str) -> pd.DataFrame:
+    steps = results.steps[results.steps["deployment"] == name]
+    return steps[(steps["prefill_tokens"] == 0) & (steps["decode_tokens"] > 0)]
+
+
+def _why(results: Results, best: str, second: str, short: dict[str, str]) -> list[str]:
+    """What makes one's decode step shorter than the other's: the two phases that differ most, against and for it."""
+    steps = {name: _decodes(results, name) for name in (best, second)}
+    if any(frame.empty for frame in steps.values()):
+        return []
+    mean_s = {name: float(frame["duration_s"].mean()) for name, frame in steps.items()}
+    quick, slow = sorted(mean_s, key=lambda name: mean_s[name])
+    spent = {name: {phase: float(frame[f"{phase}_s"].mean()) for phase in STEP_PHASES} for name, frame in steps.items()}
+    saved = sorted(((spent[slow][phase] - spent[quick][phase], phase) for phase in STEP_PHASES), reverse=True)
+    gained = [(seconds, phase) for seconds, phase in saved if seconds > 0.05 * mean_s[slow]][:2]
+    lost = [(-seconds, phase) for seconds, phase in reversed(saved) if -seconds > 0.05 * mean_s[slow]][:2]
+    if not gained or mean_s[slow] < _LATENCY_STEP * mean_s[quick]:
+        return [f"A decode step takes about as long with both: {seconds_text(mean_s[quick])} and {seconds_text(mean_s[slow])}."]
+    text = (
+        f"{'Why: a' if quick == best else 'Yet a'} decode step takes {seconds_text(mean_s[quick])} with {short[quick]} and {seconds_text(mean_s[slow])} with {short[slow]}. "
+        f"The shorter one saves {' and '.join(f'{seconds_text(seconds)} of {_PHASE_WORDS[phase]}' for seconds, phase in gained)}"
+    )
+    return [
+        f"{text}, but spends {' and '.join(f'{seconds_text(seconds)} more on {_PHASE_WORDS[phase]}' for seconds, phase in lost)}."
+        if lost
+        else f"{text}."
+    ]
+
+
+def _queue(results: Results, name: str, row: pd.Series, short: str) -> str | None:
+    """Whether requests pile up, which says more of headroom than how busy an engine is: it is always busy."""
+    steps = results.steps[results.steps["deployment"] == name]
+    requests = results.requests[results.requests["deployment"] == name]
+    waiting = float((steps["waiting"] * steps["duration_s"]).sum() / steps["duration_s"].sum())
+    arrivals_s = float(requests["arrival_s"].max())
+    falls_behind = float(row["duration_s"]) > _LATE * arrivals_s + float(row["e2e_p50_s"]) and arrivals_s > 0 and waiting > _QUEUE
+    kept = f"its KV cache is {_percent(row['kv_used_max'])} full at the peak"
+    if falls_behind:
+        late = seconds_text(float(row["duration_s"]) - arrivals_s)
+        return f"{short} is overloaded: {_count(round(waiting), 'request')} wait on average, it ends {late} after the last arrival, and {kept}."
+    if waiting > _QUEUE:
+        return f"{short} queues at times: {waiting:.1f} requests wait on average, and {kept}."
+    return None
+
+
+def _inside(results: Results, name: str, row: pd.Series, short: str) -> str:
+    """What a deployment's steps are spent on."""
+    facts = results.run["deployments"][name]
+    decodes = _decodes(results, name)
+    active, total = facts["active_parameters"] / 1e9, facts["total_parameters"] / 1e9
+    size = (
+        f"{_billions(active)} of its {_billions(total)} parameters" if facts["is_moe"] else f"all its {_billions(total)} parameters"
+    )
+    step = (
+        f" A decode step holds {float(decodes['decode_tokens'].mean()):.1f} sequences a replica on average." if len(decodes) else ""
+    )
+    shares = sorted(((float(row[f"{phase}_share"]), phase) for phase in STEP_PHASES), reverse=True)[:3]
+    spent = ", ".join(f"{_PHASE_WORDS[phase]} {_percent(share)}" for share, phase in shares)
+    imbalance = float(row["load_imbalance"])
+    skew = f" Its busiest rank computes {imbalance:.2f} times the mean rank's tokens." if imbalance > 1.005 else ""
+    return f"{short} uses {size} for each token.{step} Of its step time: {spent}.{skew}"
+
+
+def _notes(results: Results, short: dict[str, str]) -> list[str]:
+    facts = results.run["deployments"]
+    notes = []
+    gpus = {short[name]: int(facts[name]["num_gpus"]) for name in results.deployments}
+    if len(set(gpus.values())) > 1:
+        notes.append(
+            "Not the same hardware: " + ", ".join(f"{name} has {_count(count, 'GPU')}" for name, count in gpus.items()) + "."
+        )
+    notes += [
+        f"Rumour: the size and shape of {facts[name]['model_title']} ({short[name]}) are not published by its makers."
+        for name in results.deployments
+        if facts[name]["is_rumour"]
+    ]
+    return notes
+
+
+def _billions(number: float) -> str:
+    return f"{number:,.0f}B" if number >= 999.5 else f"{number:.3g}B"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _share(share: float) -> str:
+    """A share of requests for people: never all or none unless it is."""
+    if share == 1.0:
+        return "100 %"
+    if share == 0.0:
+        return "none"
+    return f"{min(max(share, 0.001), 0.999):.1%}".replace("%", " %")
+
+
+def seconds_text(seconds: float) -> str:
+    """Seconds for people, three digits: ``8.04 ms``, ``1.2 s``, ``31.6 min``."""
+    if np.isnan(seconds):
+        return "undefined"
+    for limit, scale, unit in ((1e-3, 1e6, "us"), (1.0, 1e3, "ms"), (120.0, 1.0, "s"), (7200.0, 1 / 60, "min")):
+        if seconds < limit:
+            return f"{seconds * scale:.3g} {unit}"
+    return f"{seconds / 3600:.3g} h"

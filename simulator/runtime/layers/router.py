@@ -1,0 +1,70 @@
+"""The router: which experts a token goes to, and with what weight."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from simulator.config.ffn import MoE
+from simulator.runtime.layers.weights import Weights, empty, fill
+
+_GROUP_VOTERS = 2
+"""Experts whose scores add up to their group's (DeepSeek-V3, arXiv:2412.19437)."""
+
+
+class Router(nn.Module):
+    """Scores every expert and takes the best ``top_k``; weights are the chosen scores, made to add up to one."""
+
+    def __init__(self, moe: MoE, hidden_size: int) -> None:
+        super().__init__()
+        self.moe = moe
+        self.weight = empty(moe.num_experts, hidden_size)
+        self.bias = empty(moe.num_experts) if moe.has_router_bias else None
+
+    def load(self, weights: Weights, name: str) -> None:
+        """Fill in the weights called ``name.weight`` and ``name.bias``."""
+        fill(self.weight, weights.tensor(f"{name}.weight", tuple(self.weight.shape)))
+        if self.bias is not None:
+            fill(self.bias, weights.tensor(f"{name}.bias", tuple(self.bias.shape)))
+
+    def forward(self, x_TH: Tensor, topk_ids_TK: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Choose experts, or score those that were chosen already.
+
+        Args:
+            x_TH: tokens.
+            topk_ids_TK: experts to use instead of the router's own choice (a replayed recording).
+
+        Returns:
+            ``topk_ids_TK`` (int64) and ``weight_TK`` (in ``x_TH``'s format, rows adding up to 1).
+        """
+        score_TE = self.scores(x_TH)
+        if topk_ids_TK is None:
+            topk_ids_TK = self.choose(score_TE)
+        weight_TK = score_TE.gather(1, topk_ids_TK)
+        return topk_ids_TK, (weight_TK / weight_TK.sum(dim=1, keepdim=True)).to(x_TH.dtype)
+
+    def scores(self, x_TH: Tensor) -> Tensor:
+        """Scores of every expert, positive, in fp32: softmax's add up to one, the others stand alone."""
+        logit_TE = functional.linear(x_TH, self.weight).float()
+        if self.moe.scoring == "softmax":
+            score_TE = logit_TE.softmax(dim=1)
+        else:
+            score_TE = logit_TE.sigmoid() if self.moe.scoring == "sigmoid" else functional.softplus(logit_TE).sqrt()
+        return score_TE.clamp_min(1e-20)  # replayed experts may all have a score of zero, and weights are divided by their sum
+
+    def choose(self, score_TE: Tensor) -> Tensor:
+        """Ids of the best ``top_k``. A bias moves the choice but not the weights, as in balancing without an auxiliary loss.
+
+        With groups, only the experts of the best ``num_limited_groups`` groups stand for choice.
+        """
+        moe = self.moe
+        if self.bias is not None:
+            score_TE = score_TE + self.bias.float()
+        if moe.num_groups > 1:
+            per_group = score_TE.unflatten(1, (moe.num_groups, -1))
+            group_TG = per_group.topk(min(_GROUP_VOTERS, per_group.shape[2]), dim=2).values.sum(dim=2)
+            best_TG = group_TG.topk(moe.num_limited_groups, dim=1).indices
+            may_TG = torch.zeros_like(group_TG, dtype=torch.bool).scatter_(1, best_TG, True)
+            score_TE = per_group.masked_fill(~may_TG[..., None], float("-inf")).flatten(1)
+        return score_TE.topk(moe.top_k, dim=1).indices

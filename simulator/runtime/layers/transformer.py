@@ -1,0 +1,163 @@
+"""A whole small transformer in one process: the reference that distributed runs must equal, and what is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from simulator.base.errors import UserError
+from simulator.config.ffn import DenseFFN
+from simulator.config.model import ModelSpec
+from simulator.config.pruning import Pruning
+from simulator.runtime.layers.attention import Attention, Cache, Chunk, supported
+from simulator.runtime.layers.experts import Experts
+from simulator.runtime.layers.ffn import FeedForward, MixtureOfExperts, dense_ffn
+from simulator.runtime.layers.weights import Weights, empty, fill
+
+NORM_EPSILON = 1e-6
+
+
+class Norm(nn.Module):
+    """Root-mean-square norm."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = empty(hidden_size)
+
+    def load(self, weights: Weights, name: str) -> None:
+        """Fill in the weight called ``name``."""
+        fill(self.weight, weights.tensor(name, tuple(self.weight.shape)))
+
+    def forward(self, x_TH: Tensor) -> Tensor:
+        """``[T, H]``."""
+        return functional.rms_norm(x_TH, self.weight.shape, self.weight, NORM_EPSILON)
+
+
+def check_executable(model: ModelSpec) -> None:
+    """Refuse a model of which these layers lack a part.
+
+    Raises:
+        UserError: naming the part.
+    """
+    for name, mixer in model.mixers.items():
+        supported(mixer, f"{model.name} [mixers.{name}]")
+    for what, has_it in (
+        ("learned positions", model.num_positions > 0),
+        ("LayerNorm", model.norm_vectors > 1),
+        ("parameters outside its blocks", model.num_extra_parameters > 0),
+    ):
+        if has_it:
+            raise UserError(f"{model.name}: a model with {what} can be simulated, but not executed")
+
+
+class Block(nn.Module):
+    """One layer: a mixer and a feed-forward block, each behind a norm and around a residual."""
+
+    def __init__(self, model: ModelSpec, layer: int, pruning: Pruning | None) -> None:
+        super().__init__()
+        mixer, ffn = model.layer_names[layer]
+        hidden = model.hidden_size
+        where = f"{model.name} [mixers.{mixer}]"
+        self.mixer_norm = Norm(hidden) if mixer != "none" else None
+        self.mixer = Attention(supported(model.mixers[mixer], where), hidden) if mixer != "none" else None
+        self.ffn_norm = Norm(hidden) if ffn != "none" else None
+        block = model.ffns.get(ffn)
+        self.ffn: FeedForward | MixtureOfExperts | None = None
+        if isinstance(block, DenseFFN):
+            self.ffn = dense_ffn(block, hidden, pruning=pruning)
+        elif block is not None:
+            self.ffn = MixtureOfExperts(block, hidden)
+
+    def load(self, weights: Weights, name: str, like: Tensor) -> None:
+        """Fill in the weights of the layer called ``name``."""
+        if self.mixer_norm is not None and self.mixer is not None:
+            self.mixer_norm.load(weights, f"{name}.mixer_norm")
+            self.mixer.load(weights, f"{name}.mixer")
+        if self.ffn_norm is not None and self.ffn is not None:
+            self.ffn_norm.load(weights, f"{name}.ffn_norm")
+            self.ffn.load(weights, f"{name}.ffn", like)
+
+
+class Transformer(nn.Module):
+    """Every layer of a :class:`~simulator.config.model.ModelSpec`."""
+
+    def __init__(self, model: ModelSpec, pruning: Pruning | None = None) -> None:
+        super().__init__()
+        check_executable(model)
+        self.model = model
+        self.embedding = empty(model.vocab_size, model.hidden_size)
+        self.blocks = nn.ModuleList(Block(model, layer, pruning) for layer in range(model.num_layers))
+        self.norm = Norm(model.hidden_size)
+        self.head = None if model.ties_embeddings else empty(model.vocab_size, model.hidden_size)
+
+    def load(self, weights: Weights) -> None:
+        """Fill in every weight."""
+        fill(self.embedding, weights.tensor("embedding", tuple(self.embedding.shape)))
+        for layer, block in enumerate(self._blocks()):
+            block.load(weights, f"layers.{layer}", self.embedding)
+        self.norm.load(weights, "norm")
+        if self.head is not None:
+            fill(self.head, weights.tensor("head", tuple(self.head.shape)))
+
+    def _blocks(self) -> Iterator[Block]:
+        for block in self.blocks:
+            if isinstance(block, Block):
+                yield block
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Every weight under the name that :class:`~simulator.runtime.layers.weights.Weights` knows it by; each expert on its own."""
+        owners = dict(self.named_modules())
+        for path, parameter in self.named_parameters():
+            owner_path, _, leaf = path.rpartition(".")
+            owner = owners[owner_path]
+            name = owner_path.replace("blocks.", "layers.").replace(".shared.block", ".shared")
+            if isinstance(owner, Experts):
+                for expert, values in enumerate(parameter):
+                    yield f"{name}.{expert}.{leaf}", values
+            elif isinstance(owner, Norm):
+                yield name, parameter
+            else:
+                yield f"{name}.{leaf}" if name else leaf, parameter
+
+    def forward(
+        self,
+        token_ids_T: Tensor,
+        chunk: Chunk,
+        caches: list[Cache] | None = None,
+        topk_ids_LTK: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Hidden vectors of every new token behind the last norm, and the experts that were used.
+
+        Args:
+            token_ids_T: sequence after sequence.
+            caches: one a layer with a mixer, in order; needed where the chunk has context.
+            topk_ids_LTK: experts to use instead of the routers' choice, by MoE layer.
+
+        Returns:
+            ``[T, H]``, and ``topk_ids_LTK`` (``[0, T, 0]`` for a dense model).
+        """
+        x_TH = self.embedding[token_ids_T]
+        used: list[Tensor] = []
+        mixers = 0
+        for block in self._blocks():
+            if block.mixer is not None and block.mixer_norm is not None:
+                x_TH = x_TH + block.mixer(block.mixer_norm(x_TH), chunk, None if caches is None else caches[mixers])
+                mixers += 1
+            if block.ffn_norm is None:
+                continue
+            normed = block.ffn_norm(x_TH)
+            if isinstance(block.ffn, MixtureOfExperts):
+                result, ids_TK = block.ffn(normed, None if topk_ids_LTK is None else topk_ids_LTK[len(used)])
+                used.append(ids_TK)
+                x_TH = x_TH + result
+            elif block.ffn is not None:
+                x_TH = x_TH + block.ffn(normed)
+        ids_LTK = torch.stack(used) if used else torch.empty(0, len(x_TH), 0, dtype=torch.int64)
+        return self.norm(x_TH), ids_LTK
+
+    def logits(self, hidden_TH: Tensor) -> Tensor:
+        """``[T, vocabulary]`` from hidden vectors behind the last norm."""
+        return functional.linear(hidden_TH, self.embedding if self.head is None else self.head)

@@ -1,0 +1,1 @@
+"""What a user writes and a command reads: scenarios and questions."""

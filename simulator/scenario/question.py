@@ -1,0 +1,91 @@
+"""A plan's question, read from a file or by the name of a shipped one, with every name in it looked up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from simulator.base.errors import UserError
+from simulator.base.frozen import validate
+from simulator.base.plugins import build
+from simulator.config.calibration import CalibrationFile
+from simulator.config.capacity import Question
+from simulator.config.cluster import load_kind
+from simulator.config.host import load_any_calibration
+from simulator.config.model import load_model
+from simulator.scenario.scenario import read_named
+from simulator.workload.requests import load_requests
+from simulator.workload.traces import RequestTrace
+
+
+def load_question(name: str, overrides: list[str], seed: int | None = None) -> tuple[Question, Path]:
+    """The question in a file, or a shipped one by name, and the file.
+
+    Args:
+        overrides: ``path=value`` texts, as of a scenario (``workload.rate_scale=2``, ``clusters.0.price_per_gpu_hour=2.1``).
+
+    Raises:
+        UserError: if the file is missing or wrong, names what does not exist, or an override names no place.
+    """
+    table, path, where = read_named(name, overrides, seed, "workloads/plans", "plan")
+    if "deployments" in table:
+        raise UserError(
+            f"{where}: is a scenario, which moesim run takes; a plan has [targets], [[models]] and [[clusters]] instead of [[deployments]]"
+        )
+    question = validate(Question, table, where)
+    _check_names(question, path.resolve().parent, where)
+    return question, path
+
+
+def _check_names(question: Question, folder: Path, where: str) -> None:
+    """Refuse models, machines, engines and policies that do not exist, before anything is computed."""
+    calibrations = []
+    for number, offer in enumerate(question.clusters):
+        place = f"{where} [{_entry('clusters', number, len(question.clusters))}]"
+        cluster, accelerator = load_kind(offer.cluster, place)
+        if offer.price_per_gpu_hour is None and cluster.price_per_gpu_hour is None:
+            raise UserError(
+                f"{place}: the file of '{offer.cluster}' has no price; give price_per_gpu_hour, 0 for machines that are there anyway"
+            )
+        calibrations.append(load_any_calibration(accelerator.calibration, place))
+    known = [one for one in calibrations if isinstance(one, CalibrationFile)]
+    for number, candidate in enumerate(question.models):
+        place = f"{where} [{_entry('models', number, len(question.models))}]"
+        model = load_model(candidate.model, place, folder)
+        if candidate.routing is not None:
+            if model.moe is None:
+                raise UserError(f"{place} [routing]: {model.name} is dense and routes nothing; leave it out")
+            build("routing", candidate.routing, f"{place} [routing]")
+        refusals: list[UserError] = []
+        for calibration in known:
+            try:
+                calibration.check_engine(candidate.engine, place)
+            except UserError as refusal:
+                refusals.append(refusal)
+        if refusals and len(refusals) == len(calibrations):
+            raise refusals[0]
+
+
+def _entry(key: str, number: int, count: int) -> str:
+    return f"{key} entry {number + 1} of {count}"
+
+
+def requests_of(question: Question, folder: Path, where: str) -> RequestTrace:
+    """The requests of a question's workload.
+
+    Raises:
+        UserError: if the workload is wrong, is a closed loop, whose rate follows from the deployment, or comes all at once.
+    """
+    trace = load_requests(question.workload, folder, question.seed, where)
+    if trace.concurrency is not None:
+        raise UserError(
+            f"{where}: is a closed loop, which sends as fast as it is served, so no deployment is too small for it; "
+            'a plan needs arrival times, such as arrivals = { kind = "poisson", rate_per_s = 10.0 }'
+        )
+    if trace.num_requests < 2:
+        raise UserError(f"{where}: one request has no rate; give more, such as num_requests = 1000")
+    if float(trace.arrival_s[-1]) <= float(trace.arrival_s[0]):
+        raise UserError(
+            f"{where}: all requests come at the same moment, which is no rate to plan for; "
+            'give an arrival process, such as arrivals = { kind = "poisson", rate_per_s = 10.0 }'
+        )
+    return trace

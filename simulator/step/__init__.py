@@ -1,0 +1,1 @@
+"""What one step costs: its operations in order, with seconds."""

@@ -1,0 +1,341 @@
+"""What a plan's steps cost: every block's work, priced by the plan's cost models.
+
+All fidelities take their seconds from here. Matrix products depend on the number of tokens only, so they are priced once for
+every possible number; looking back is a closed form in a few sums; routed experts and their exchanges depend on which experts
+the tokens chose, and are priced from ``topk_ids``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.config.dtypes import BYTES_PER_ELEMENT
+from simulator.config.ffn import FFN, MoE
+from simulator.config.linear import Linear
+from simulator.cost.comm import Exchange
+from simulator.cost.compute import Phase, Rates
+from simulator.cost.compute.context import work_s
+from simulator.cost.stages import VECTORS
+from simulator.deployment.plan import Plan
+from simulator.step.expert_prices import ExpertPrices, ExpertStep
+from simulator.step.program import Batch, Busy, Operation, Together
+from simulator.step.two_batch import halves, interleave
+from simulator.work.context import total_sums
+from simulator.work.layout import shard, stage_layers
+from simulator.work.lookback import Lookback, lookbacks
+from simulator.work.memory import expert_bytes_per_layer, linear_bytes, weight_bytes
+
+PHASES: tuple[Phase, ...] = ("prefill", "decode")
+
+
+class Prices:
+    """Prices of one plan's steps, for batches of up to ``max_tokens`` tokens on a data-parallel rank."""
+
+    def __init__(self, plan: Plan, max_tokens: int, rows: NDArray[np.int64] | None = None) -> None:
+        """Nothing is priced yet.
+
+        Args:
+            rows: numbers of tokens that blocks are priced for, where not every one is needed: what their arrays are indexed by.
+        """
+        self.plan = plan
+        self.max_tokens = max_tokens
+        self._rows = np.arange(max_tokens + 1, dtype=np.int64) if rows is None else rows
+        self.lookbacks: tuple[Lookback, ...] = lookbacks(plan.model, plan.layout, plan.precision)
+        self.rates: dict[tuple[Lookback, Phase], Rates] = {
+            (term, phase): plan.compute.context_rates(term, phase) for term in self.lookbacks for phase in PHASES
+        }
+
+    @cached_property
+    def mixer_s(self) -> dict[str, NDArray[np.float64]]:
+        """Seconds of one layer's mixer without looking back, by mixer and number of tokens."""
+        hidden, tp = self.plan.model.hidden_size, self.plan.layout.tp
+        found = {}
+        for name, mixer in self.plan.model.mixers.items():
+            linears = mixer.linears(hidden)
+            width = shard(linears[0], tp)[1] if linears else 0
+            found[name] = self._linears_s(linears) + self.plan.compute.mixer_s(self._rows, hidden, width)
+        return found
+
+    @cached_property
+    def ffn_s(self) -> dict[str, NDArray[np.float64]]:
+        """Seconds of one layer's feed-forward block without routed experts, by block and number of tokens."""
+        return {name: self._ffn_s(ffn) for name, ffn in self.plan.model.ffns.items()}
+
+    def _ffn_s(self, ffn: FFN) -> NDArray[np.float64]:
+        plan, hidden, tp = self.plan, self.plan.model.hidden_size, self.plan.layout.tp
+        if isinstance(ffn, MoE):
+            total = self._linears_s(ffn.linears(hidden)) + plan.compute.router_s(self._rows, hidden, ffn.num_experts)
+            width = ffn.shared_intermediate_size
+            return total + plan.compute.ffn_s(self._rows, hidden, -(-width // tp)) if width else total
+        linears = ffn.linears(hidden)
+        around_s = plan.compute.ffn_s(self._rows, hidden, -(-ffn.intermediate_size // tp))
+        if plan.spec.pruning is None:
+            return self._linears_s(linears) + around_s
+        for linear in linears:
+            in_features, out_features, _ = shard(linear, tp)
+            around_s = around_s + plan.compute.pruned_s(
+                self._rows, in_features, out_features, plan.precision.weights, plan.spec.pruning
+            )
+        return around_s
+
+    @cached_property
+    def head_s(self) -> NDArray[np.float64]:
+        """Seconds of the output matrix by number of sequences that get a token."""
+        model = self.plan.model
+        return self._linears_s((Linear("head", model.hidden_size, model.vocab_size, "column"),), dtype="bf16")
+
+    def _linears_s(self, linears: tuple[Linear, ...], dtype: str | None = None) -> NDArray[np.float64]:
+        total = np.zeros(len(self._rows))
+        for linear in linears:
+            stored = dtype or ("bf16" if linear.name == "router" else self.plan.precision.weights)
+            in_features, out_features, copies = shard(linear, self.plan.layout.tp)
+            total += self.plan.compute.gemm_s(self._rows, in_features, out_features, stored, copies)
+        return total
+
+    def lookback_s(self, term: Lookback, batch: Batch, d: int) -> float:
+        """Seconds of one context kernel in one layer on data-parallel rank ``d``."""
+        total = 0.0
+        for phase in PHASES:
+            rates, sums = self.rates[term, phase], self._sums(term, phase, batch, d)
+            if sums[4] > 0:
+                total += rates.floor_s + work_s(np.array(rates), sums)
+        return total
+
+    def _sums(self, term: Lookback, phase: Phase, batch: Batch, d: int) -> NDArray[np.float64]:
+        """Over the sequences of rank ``d`` that a kernel of ``phase`` looks back for."""
+        rates = self.rates[term, phase]
+        chosen = (batch.new_tokens[d] == 1) == (phase == "decode")
+        new, context = batch.new_tokens[d][chosen], batch.context_tokens[d][chosen]
+        sums: NDArray[np.float64] = total_sums(
+            context, new, term.window + int(rates.window_block), term.compression, rates.tile_rows
+        )
+        return sums
+
+    def all_reduces(self, ffn_name: str, mixer_name: str) -> tuple[int, int]:
+        """All-reduces over each tensor-parallel group after the mixer and after the feed-forward block of a layer.
+
+        Where tokens travel to experts, the reduce-scatter before and the all-gather after are one all-reduce together.
+        """
+        layout = self.plan.layout
+        if layout.tp == 1:
+            return 0, 0
+        is_travelling = isinstance(self.plan.model.ffns.get(ffn_name), MoE) and layout.travels
+        return int(mixer_name != "none"), int(ffn_name != "none" and not is_travelling)
+
+    @cached_property
+    def num_all_reduces(self) -> int:
+        """All-reduces of one step."""
+        return sum(sum(self.all_reduces(ffn, mixer)) for mixer, ffn in self.plan.model.layer_names)
+
+    @cached_property
+    def tensor_groups(self) -> tuple[tuple[int, ...], ...]:
+        """Ranks of every tensor-parallel group, in order of data-parallel rank."""
+        tp = self.plan.layout.tp
+        return tuple(tuple(range(d * tp, (d + 1) * tp)) for d in range(self.plan.layout.attention_dp))
+
+    def all_reduce(self, d: int, num_tokens: int) -> Exchange:
+        """Sum the hidden vectors of ``num_tokens`` tokens over tensor-parallel group ``d``."""
+        value_bytes = BYTES_PER_ELEMENT[self.plan.precision.activations]
+        return self.plan.comm.all_reduce(num_tokens * self.plan.model.hidden_size * value_bytes, self.tensor_groups[d])
+
+    def all_reduces_s(self, num_tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Seconds of :meth:`all_reduce` over the first group for each number of tokens, the links to itself."""
+        value_bytes = BYTES_PER_ELEMENT[self.plan.precision.activations]
+        num_bytes = np.asarray(num_tokens * (self.plan.model.hidden_size * value_bytes), dtype=np.float64)
+        return np.asarray(self.plan.comm.all_reduces_s(num_bytes, self.tensor_groups[0]), dtype=np.float64)
+
+    def sends_s(self, num_tokens: int) -> float:
+        """Seconds for which a batch is on its way from stage to stage, by tokens of its fullest data-parallel rank."""
+        return float(self.all_sends_s(np.array([num_tokens]))[0])
+
+    def all_sends_s(self, num_tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+        """:meth:`sends_s` for each number of tokens.
+
+        Each tensor-parallel rank sends its part of the vectors, and those of the next stage gather them: half of an all-reduce,
+        which scatters sums and gathers them.
+        """
+        plan = self.plan
+        if plan.sends is None:
+            return np.zeros(len(num_tokens))
+        vector_bytes = plan.model.hidden_size * BYTES_PER_ELEMENT[plan.precision.activations]
+        sent_s = plan.sends.seconds(np.asarray(num_tokens * (VECTORS * vector_bytes / plan.layout.tp), dtype=np.float64))
+        if plan.layout.tp == 1:
+            return sent_s
+        gathered_s = (plan.layout.pp - 1) * self.all_reduces_s(VECTORS * num_tokens) / 2
+        return np.asarray(sent_s + gathered_s, dtype=np.float64)
+
+    @cached_property
+    def stage_shares(self) -> tuple[float, float]:
+        """Layers of a pipeline's longest stage, and of its last, which has the head too: shares of all, which count alike."""
+        stages = [len(layers) for layers in stage_layers(self.plan.model.num_layers, self.plan.layout.pp)]
+        return max(stages) / sum(stages), stages[-1] / sum(stages)
+
+    @cached_property
+    def experts(self) -> ExpertPrices:
+        """Of the routed experts."""
+        if self.plan.experts is None or self.plan.model.moe is None:
+            raise ValueError(f"{self.plan.model.name} has no routed experts")
+        return ExpertPrices(self.plan, self.plan.experts, self.plan.model.moe)
+
+    def expert_step(self, layer: int, tokens_d: NDArray[np.int64], offset: int) -> ExpertStep:
+        """Price the routed experts of MoE layer ``layer`` for ``tokens_d`` tokens on each data-parallel rank.
+
+        Args:
+            offset: where in the pool of recorded choices the step's tokens begin.
+        """
+        return self.experts.steps(tokens_d, [(layer, offset)])[0]
+
+    def expert_steps(self, tokens_d: NDArray[np.int64], offset: int) -> list[ExpertStep]:
+        """:meth:`expert_step` of every MoE layer."""
+        return self.experts.steps(tokens_d, [(layer, offset) for layer in range(self.plan.model.num_moe_layers)])
+
+    def program(self, batch: Batch, offset: int) -> list[Operation]:
+        """The whole step of one batch as operations of the ranks that it meets in each layer, engine overhead last."""
+        layout, tokens_d = self.plan.layout, batch.tokens_d
+        overlapped = self.halved_layers
+        operations = self._layers(batch, offset, range(overlapped.start))
+        programs = []
+        begin = offset
+        for part in self.parts(batch):
+            programs.append(self._layers(part, begin, overlapped))
+            begin += int(part.tokens_d.sum())
+        operations += interleave(*programs) if len(programs) == 2 else programs[0]
+        operations += self._layers(batch, offset, range(overlapped.stop, len(self.plan.model.layer_names)))
+        operations.append(Busy("dense", -1, np.repeat(self.head_s[batch.num_logits], layout.tp)))
+        if layout.pp > 1:
+            operations.append(Busy("collective", -1, np.full(layout.num_ranks, self.sends_s(int(tokens_d.max())))))
+        num_sequences = np.array([len(new) for new in batch.new_tokens])
+        has_prompts = any(not flags.all() for flags in batch.is_decode)
+        overhead_s = self.overhead_s(int(num_sequences.max(initial=0)), has_prompts)
+        operations.append(Busy("overhead", -1, np.full(layout.num_ranks, overhead_s)))
+        return operations
+
+    @cached_property
+    def overlapped_layers(self) -> range:
+        """Layers that two-batch overlap would run in halves: from the first to the last with routed experts, as SGLang does."""
+        found = [n for n, (_, ffn) in enumerate(self.plan.model.layer_names) if isinstance(self.plan.model.ffns.get(ffn), MoE)]
+        return range(found[0], found[-1] + 1) if found else range(0)
+
+    @property
+    def halved_layers(self) -> range:
+        """Layers that do run in halves."""
+        return self.overlapped_layers if self.plan.spec.overlap == "two_batch" else range(0)
+
+    def parts(self, batch: Batch) -> tuple[Batch, ...]:
+        """What a step's overlapped layers run one after another: the whole batch, or its halves."""
+        if not self.halved_layers:
+            return (batch,)
+        return halves(batch) or (batch,)
+
+    def _layers(self, batch: Batch, offset: int, layers: range) -> list[Operation]:
+        plan, layout = self.plan, self.plan.layout
+        tokens_d = batch.tokens_d
+        operations: list[Operation] = []
+        if not layers:
+            return operations
+        looking_s = {
+            name: np.array(
+                [sum(self.lookback_s(t, batch, d) for t in self.lookbacks if t.mixer == name) for d in range(layout.attention_dp)]
+            )
+            for name in plan.model.mixers
+        }
+        reduce = tuple(self.all_reduce(d, int(tokens_d[d])) for d in range(layout.attention_dp)) if layout.tp > 1 else ()
+        # All of a model's MoE layers are among ``layers``, or none.
+        is_routed = any(isinstance(plan.model.ffns.get(plan.model.layer_names[layer][1]), MoE) for layer in layers)
+        steps = iter(self.expert_steps(tokens_d, offset) if is_routed else ())
+        for layer in layers:
+            mixer, ffn = plan.model.layer_names[layer]
+            after_mixer, after_ffn = self.all_reduces(ffn, mixer)
+            if mixer != "none":
+                operations.append(Busy("attention", layer, np.repeat(self.mixer_s[mixer][tokens_d] + looking_s[mixer], layout.tp)))
+            if after_mixer:
+                operations.append(Together("collective", layer, self.tensor_groups, reduce))
+            if ffn != "none":
+                operations.append(Busy("dense", layer, np.repeat(self.ffn_s[ffn][tokens_d], layout.tp)))
+                if isinstance(plan.model.ffns[ffn], MoE):
+                    operations += self.expert_operations(next(steps), layer)
+            if after_ffn:
+                operations.append(Together("collective", layer, self.tensor_groups, reduce))
+        return operations
+
+    def expert_operations(self, step: ExpertStep, layer: int) -> list[Operation]:
+        """Dispatch, experts, combine of one layer."""
+        everyone = (tuple(range(self.plan.layout.num_ranks)),)
+        busy = Busy("experts", layer, step.experts_R)
+        if not self.plan.layout.travels:
+            return [busy]
+        before = [] if step.pack_R is None else [Busy("experts", layer, step.pack_R)]
+        behind = [] if step.unpack_R is None else [Busy("experts", layer, step.unpack_R)]
+        return [
+            *before,
+            Together("dispatch", layer, everyone, (step.dispatch,)),
+            busy,
+            Together("combine", layer, everyone, (step.combine,)),
+            *behind,
+        ]
+
+    def loads(self, batch: Batch, offset: int) -> tuple[float, float]:
+        """Expert load imbalance of a step (mean over MoE layers), and the bytes of weights and cache that the mean rank reads."""
+        dp = self.plan.layout.attention_dp
+        read_bytes = self.read_bytes_per_step
+        for term in self.lookbacks:
+            for d in range(dp):
+                for phase, cost in zip(PHASES, (term.prefill_bytes, term.decode_bytes), strict=True):
+                    read_bytes += term.num_layers * cost * self._sums(term, phase, batch, d)[1] / dp
+        imbalance = 0.0
+        num_layers = self.plan.model.num_moe_layers
+        parts = self.parts(batch)
+        read_bytes += (len(parts) - 1) * self.overlapped_bytes
+        for part in parts:
+            share = int(part.tokens_d.sum()) / int(batch.tokens_d.sum())
+            for step in self.expert_steps(part.tokens_d, offset) if num_layers else ():
+                imbalance += share * float(step.pairs_R.max() / step.pairs_R.mean()) / num_layers
+                read_bytes += step.read_bytes
+            offset += int(part.tokens_d.sum())
+        return imbalance, read_bytes
+
+    def overhead_s(self, num_sequences: int, has_prompts: bool) -> float:
+        """The engine's own time for a step with ``num_sequences`` on its fullest data-parallel rank."""
+        engine, model = self.plan.calibration.engine, self.plan.model
+        prompt_s = engine.prompt_s(model.num_layers, model.num_moe_layers) if has_prompts else 0.0
+        return engine.step_s + num_sequences * engine.sequence_s + prompt_s
+
+    @cached_property
+    def read_bytes_per_step(self) -> float:
+        """Weights other than routed experts and the embedding table that one rank of each stage reads for every batch."""
+        plan, model = self.plan, self.plan.model
+        left_out = model.num_embedding_parameters / plan.layout.tp * BYTES_PER_ELEMENT["bf16"]
+        if model.ties_embeddings:
+            left_out = 0.0  # the table is the output matrix too
+        if model.moe is not None:
+            slots = None if plan.experts is None else plan.experts.placed.expert_LP.shape[1]
+            layer_bytes = expert_bytes_per_layer(model.moe, model.hidden_size, plan.layout, plan.precision, slots)
+            left_out += model.num_moe_layers * layer_bytes
+        if plan.layout.pp == 1:
+            return plan.capacity.weights_bytes - left_out
+        num_slots = None if plan.experts is None else plan.experts.placed.expert_LP.shape[1]
+        one_stage = replace(plan.layout, pp=1)
+        return weight_bytes(model, one_stage, plan.precision, plan.spec.pruning, num_slots) - left_out
+
+    @cached_property
+    def overlapped_bytes(self) -> float:
+        """Weights other than routed experts of :attr:`halved_layers`, which each half reads anew."""
+        model, tp, dtype = self.plan.model, self.plan.layout.tp, self.plan.precision.weights
+        blocks = {**model.mixers, **model.ffns}
+        names = [name for layer in self.halved_layers for name in model.layer_names[layer] if name != "none"]
+        return sum(linear_bytes(blocks[name].linears(model.hidden_size), tp, dtype) for name in names)
+
+    @cached_property
+    def mixer_layers(self) -> Counter[str]:
+        """How many layers have each mixer."""
+        return Counter(mixer for mixer, _ in self.plan.model.layer_names if mixer != "none")
+
+    @cached_property
+    def ffn_layers(self) -> Counter[str]:
+        """How many layers have each feed-forward block."""
+        return Counter(ffn for _, ffn in self.plan.model.layer_names if ffn != "none")

@@ -1,0 +1,83 @@
+"""Two-batch overlap: a step's tokens in two halves, and the two programs in turn, one computing while the other exchanges.
+
+DeepSeek ("DeepSeek-V3 Technical Report", 3.4) and SGLang (``--enable-two-batch-overlap``). The order is fixed, as it is on a GPU's
+stream: a half computes until its next exchange starts, then the other does, and each waits for its own exchange only when its
+turn has come. All-reduces of tensor-parallel groups stay in that order, as SGLang leaves them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.step.program import Batch, Busy, Finish, Operation, Start, Together
+
+_HIDDEN = ("dispatch", "combine")
+"""Phases of the exchanges that the other half's computation hides."""
+Tokens = TypeVar("Tokens", int, NDArray[np.int64])
+_Row = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]
+
+
+def halves(batch: Batch) -> tuple[Batch, Batch] | None:
+    """Half of each rank's tokens, and the rest; ``None`` where no rank has two.
+
+    Decodes come before prompts, and the sequence in the middle is cut in two, the second part looking back at the first
+    (SGLang's two-chunk overlap). The output head is not part of a half, so neither has logits.
+    """
+    if int(batch.tokens_d.max(initial=0)) < 2:
+        return None
+    parts: tuple[list[_Row], list[_Row]] = ([], [])
+    for new, context, is_decode in zip(batch.new_tokens, batch.context_tokens, batch.is_decode, strict=True):
+        order = np.argsort(~is_decode, kind="stable")
+        new, context, is_decode = new[order], context[order], is_decode[order]
+        begin = np.cumsum(new) - new
+        in_first = np.clip(first_half(int(new.sum())) - begin, 0, new)
+        for part, tokens, seen in zip(parts, (in_first, new - in_first), (context, context + in_first), strict=True):
+            part.append((tokens[tokens > 0], seen[tokens > 0], is_decode[tokens > 0]))
+    first, second = (_batch(part) for part in parts)
+    return first, second
+
+
+def first_half(num_tokens: Tokens) -> Tokens:
+    """Tokens of the first half."""
+    return num_tokens - num_tokens // 2
+
+
+def _batch(rows: list[_Row]) -> Batch:
+    new, context, is_decode = zip(*rows, strict=True)
+    return Batch(new, context, is_decode, np.zeros(len(rows), dtype=np.int64))
+
+
+def interleave(first: list[Operation], second: list[Operation]) -> list[Operation]:
+    """Both programs in turn, a turn ending where a dispatch or combine starts.
+
+    What an exchange's kernels keep from the GPU is spent at its start: hiding an exchange of ``D`` seconds that holds the share
+    ``h`` behind ``w`` seconds of computation takes ``max(D, w + h D)``, whether the share is held throughout or all of it at once.
+    """
+    left = (deque(first), deque(second))
+    under_way: list[Start | None] = [None, None]
+    operations: list[Operation] = []
+    turn, number = 0, 0
+    while left[0] or left[1] or any(under_way):
+        begun = under_way[turn]
+        if begun is not None:
+            operations.append(Finish(begun))
+            under_way[turn] = None
+        while left[turn]:
+            operation = left[turn].popleft()
+            if isinstance(operation, Together) and operation.phase in _HIDDEN:
+                start = Start(*operation, number=number)
+                number += 1
+                operations.append(start)
+                seconds_R = np.zeros(sum(len(group) for group in start.groups))
+                for group, exchange in zip(start.groups, start.exchanges, strict=True):
+                    seconds_R[list(group)] = exchange.held_s
+                operations.append(Busy(start.phase, start.layer, seconds_R))
+                under_way[turn] = start
+                break
+            operations.append(operation)
+        turn = 1 - turn
+    return operations

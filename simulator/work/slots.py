@@ -1,0 +1,64 @@
+"""From ``topk_ids`` through the placement: tokens of every expert slot, and the ranks each token must reach."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.policies.placement import Placed
+
+
+class SlotMap:
+    """Where the experts of one layer lie, ready for counting. Several slots of one expert share its tokens in turn."""
+
+    def __init__(self, placed: Placed, layer: int, num_experts: int) -> None:
+        expert_P = placed.expert_LP[layer]
+        self.rank_P = placed.rank_LP[layer]
+        self.num_ranks = placed.num_ranks
+        self._expert_P = expert_P
+        copies_E = np.bincount(expert_P, minlength=num_experts)
+        self._copies_E = copies_E
+        self._slot_EC = np.full((num_experts, int(copies_E.max())), -1, dtype=np.int64)
+        turn_E = np.zeros(num_experts, dtype=np.int64)
+        for slot, expert in enumerate(expert_P):
+            self._slot_EC[expert, turn_E[expert]] = slot
+            turn_E[expert] += 1
+        order = np.argsort(self.rank_P, kind="stable")
+        slots_R = np.bincount(self.rank_P, minlength=self.num_ranks)
+        self._group_P = np.empty(len(order), dtype=np.int64)
+        self._group_P[order] = np.concatenate([np.arange(count) for count in slots_R])
+        self._num_groups = int(slots_R.max())
+
+    def slots(self, topk_ids_TK: NDArray[np.integer[Any]], first_token: int = 0) -> NDArray[np.int64]:
+        """Slot of every token-expert pair, ``[T, K]``; copies take turns by the token's position.
+
+        Args:
+            first_token: position of the first token in the whole batch.
+        """
+        ids = topk_ids_TK.astype(np.int64)
+        if self._slot_EC.shape[1] == 1:
+            return np.asarray(self._slot_EC[ids, 0])
+        turn_TK = (first_token + np.arange(len(ids)))[:, None] % self._copies_E[ids]
+        return np.asarray(self._slot_EC[ids, turn_TK])
+
+    def shared(self, tokens_E: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Tokens of every slot, ``rows_RG``, from how many each expert has: copies take turns, so they share evenly."""
+        number_P = np.zeros(len(self.rank_P))
+        for turn in range(self._slot_EC.shape[1]):
+            has_E = self._slot_EC[:, turn] >= 0
+            number_P[self._slot_EC[has_E, turn]] = turn
+        tokens_P, copies_P = tokens_E[self._expert_P], self._copies_E[self._expert_P]
+        rows_RG = np.zeros((self.num_ranks, self._num_groups))
+        rows_RG[self.rank_P, self._group_P] = np.floor((tokens_P + copies_P - 1 - number_P) / copies_P)
+        return rows_RG
+
+    def rows(self, slot_TK: NDArray[np.int64], scale: float = 1.0) -> NDArray[np.float64]:
+        """Tokens of every slot, rank by rank: ``rows_RG [R, slots of a rank]``, times ``scale`` and rounded, none lost to 0."""
+        pairs_P = np.bincount(slot_TK.ravel(), minlength=len(self.rank_P)).astype(np.float64)
+        if scale != 1.0:
+            pairs_P = np.where(pairs_P > 0, np.maximum(np.rint(pairs_P * scale), 1.0), 0.0)
+        rows_RG = np.zeros((self.num_ranks, self._num_groups))
+        rows_RG[self.rank_P, self._group_P] = pairs_P
+        return rows_RG

@@ -1,0 +1,29 @@
+"""Gamma gaps: burstier (CV above 1) or more even (below 1) than Poisson, at a constant rate."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ConfigDict
+
+from simulator.base.frozen import Frozen, Positive
+from simulator.workload.arrivals._renewal import Cv, unit_gaps
+
+
+class Gamma(Frozen):
+    """Independent Gamma gaps of shape ``1 / cv^2``. vLLM's ``--burstiness`` is that shape."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"rate_per_s": 5.0, "cv": 2.0}, {"rate_per_s": 5.0, "cv": 0.5}]})
+
+    rate_per_s: Positive
+    """Mean requests per second."""
+    cv: Cv
+    """Coefficient of variation of the gaps: standard deviation over mean."""
+
+    @property
+    def concurrency(self) -> int | None:
+        return None
+
+    def arrival_s(self, num_requests: int, rng: np.random.Generator) -> NDArray[np.float64]:
+        """Sorted arrival times in seconds, ``[num_requests]``."""
+        return np.cumsum(unit_gaps("gamma", self.cv, num_requests, rng)) / self.rate_per_s

@@ -1,0 +1,41 @@
+"""Length statistics as Vidur and Etalon ship them: CSV ``num_prefill_tokens,num_decode_tokens,...``, without arrival times.
+
+https://github.com/microsoft/vidur (MIT), https://github.com/project-etalon/etalon (Apache-2.0).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from simulator.base.frozen import Frozen
+from simulator.workload.traces import RequestTrace
+from simulator.workload.traces._bytes import csv_header, unpacked
+from simulator.workload.traces._check import RawRequests, checked
+from simulator.workload.traces._columns import Kind, line_of, read_csv
+
+_COLUMNS: dict[str, Kind] = {"num_prefill_tokens": "int", "num_decode_tokens": "int"}
+
+
+class Lengths(Frozen):
+    """Pairs of lengths; arrivals must come from an arrival process."""
+
+    def recognises(self, path: Path, head: bytes) -> bool:
+        """Whether the header names the two columns and no arrival time."""
+        header = set(csv_header(head))
+        return set(_COLUMNS) <= header and "arrived_at" not in header
+
+    def read(self, path: Path) -> RequestTrace:
+        """Read all pairs."""
+        data = unpacked(path)
+        columns = read_csv(path, data, _COLUMNS)
+        return checked(
+            RawRequests(
+                path=path,
+                title="request lengths",
+                line=lambda row: f"line {line_of(data, row, 1)}",
+                time_s=None,
+                num_input=columns["num_prefill_tokens"],
+                num_output=columns["num_decode_tokens"],
+                names=("", "num_prefill_tokens", "num_decode_tokens"),
+            )
+        )

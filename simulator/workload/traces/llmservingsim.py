@@ -1,0 +1,47 @@
+"""LLMServingSim's JSON lines: workloads (``arrival_time_ns``, ns) and its vLLM benchmark logs (``arrival_time``, s).
+
+https://github.com/casys-kaist/LLMServingSim, MIT. Sessions with chained sub-requests are another layout and are not read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from simulator.base.frozen import Frozen
+from simulator.workload.traces import RequestTrace
+from simulator.workload.traces._bytes import json_keys, unpacked
+from simulator.workload.traces._check import RawRequests, checked
+from simulator.workload.traces._columns import line_of, read_json_lines
+
+_LENGTHS = {"input_toks", "output_toks"}
+
+
+class LLMServingSim(Frozen):
+    """Arrivals and token counts; a benchmark log is sorted by arrival, since it may be written in order of completion."""
+
+    def recognises(self, path: Path, head: bytes) -> bool:
+        """Whether the keys fit, with either unit of time."""
+        keys = json_keys(head)
+        return keys >= _LENGTHS and bool(keys & {"arrival_time_ns", "arrival_time"})
+
+    def read(self, path: Path) -> RequestTrace:
+        """Read the whole trace."""
+        data = unpacked(path)
+        is_workload = "arrival_time_ns" in json_keys(data[:65_536])
+        time_name = "arrival_time_ns" if is_workload else "arrival_time"
+        columns = read_json_lines(
+            path, data, {time_name: "int" if is_workload else "float", "input_toks": "int", "output_toks": "int"}
+        )
+        times = columns[time_name]
+        return checked(
+            RawRequests(
+                path=path,
+                title="LLMServingSim workload" if is_workload else "LLMServingSim benchmark log",
+                line=lambda row: f"line {line_of(data, row, 0)}",
+                time_s=(times - times[:1]) / 1e9 if is_workload else times,
+                num_input=columns["input_toks"],
+                num_output=columns["output_toks"],
+                names=(time_name, "input_toks", "output_toks"),
+                sorts=not is_workload,
+            )
+        )

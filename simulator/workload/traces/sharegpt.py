@@ -1,0 +1,55 @@
+"""ShareGPT conversations: a JSON list of ``{"id", "conversations": [{"from": "human|gpt", "value": TEXT}, ...]}``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from simulator.base.errors import UserError
+from simulator.base.frozen import Frozen
+from simulator.workload.traces import RequestTrace
+from simulator.workload.traces._bytes import unpacked
+from simulator.workload.traces._check import RawRequests, checked
+from simulator.workload.traces._text import APPROXIMATION, estimated_tokens
+
+
+class ShareGPT(Frozen):
+    """The first two turns of each conversation are prompt and answer, as in vLLM's benchmark; no arrival times.
+
+    The file has text only, so lengths are estimated and a note says so.
+    """
+
+    def recognises(self, path: Path, head: bytes) -> bool:
+        """Whether it is a JSON list of conversations."""
+        return head.lstrip().startswith(b"[") and b'"conversations"' in head and b'"value"' in head
+
+    def read(self, path: Path) -> RequestTrace:
+        """Read all conversations of at least two turns."""
+        try:
+            entries = json.loads(unpacked(path))
+        except ValueError as error:
+            raise UserError(f"{path}: not valid JSON: {error}") from None
+        texts: list[tuple[str, str]] = []
+        for number, entry in enumerate(entries, start=1):
+            try:
+                texts.append(tuple(turn["value"] + "" for turn in entry["conversations"][:2]))
+            except (TypeError, KeyError):
+                raise UserError(f"{path}, entry {number}: conversations must be a list of turns with a text 'value'") from None
+        pairs = [pair for pair in texts if len(pair) == 2]
+        notes = [APPROXIMATION]
+        if len(pairs) < len(texts):
+            notes.append(f"{len(texts) - len(pairs)} of {len(texts)} conversations of fewer than two turns left out")
+        return checked(
+            RawRequests(
+                path=path,
+                title="ShareGPT conversations",
+                line=lambda row: f"entry {row + 1}",
+                time_s=None,
+                num_input=np.array([estimated_tokens(prompt) for prompt, _ in pairs], np.int64),
+                num_output=np.array([estimated_tokens(answer) for _, answer in pairs], np.int64),
+                names=("", "prompt", "answer"),
+                notes=tuple(notes),
+            )
+        )

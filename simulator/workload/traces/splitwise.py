@@ -1,0 +1,40 @@
+"""Traces as Splitwise and Vidur replay them: CSV ``arrived_at`` (s), ``num_prefill_tokens``, ``num_decode_tokens``.
+
+Vidur's ``splitwise_conv`` and ``splitwise_code`` are the Azure 2023 traces row by row.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from simulator.base.frozen import Frozen
+from simulator.workload.traces import RequestTrace
+from simulator.workload.traces._bytes import csv_header, unpacked
+from simulator.workload.traces._check import RawRequests, checked
+from simulator.workload.traces._columns import Kind, line_of, read_csv
+
+_COLUMNS: dict[str, Kind] = {"arrived_at": "float", "num_prefill_tokens": "int", "num_decode_tokens": "int"}
+
+
+class Splitwise(Frozen):
+    """Arrivals in seconds and token counts."""
+
+    def recognises(self, path: Path, head: bytes) -> bool:
+        """Whether the header names the three columns."""
+        return set(_COLUMNS) <= set(csv_header(head))
+
+    def read(self, path: Path) -> RequestTrace:
+        """Read the whole trace."""
+        data = unpacked(path)
+        columns = read_csv(path, data, _COLUMNS)
+        return checked(
+            RawRequests(
+                path=path,
+                title="Splitwise trace",
+                line=lambda row: f"line {line_of(data, row, 1)}",
+                time_s=columns["arrived_at"],
+                num_input=columns["num_prefill_tokens"],
+                num_output=columns["num_decode_tokens"],
+                names=("arrived_at", "num_prefill_tokens", "num_decode_tokens"),
+            )
+        )
