@@ -1,7 +1,8 @@
 """How many cases a law is tried on.
 
-``make test`` tries the same cases each time, drawn from the test's own name: what fails there was broken by the change.
-``make soak`` tries ten times as many, drawn from a seed (``make soak SEED=2``), and is where cases nobody has seen are met.
+``make test`` tries the same cases each time, drawn from the test's own name: what fails there was
+broken by the change. ``make soak`` tries ten times as many, drawn from a seed (``make soak
+SEED=2``), and is where cases nobody has seen are met.
 """
 
 from hypothesis import settings
@@ -12,8 +13,12 @@ _CASES = 100
 """Of a law that asks for no number of its own, in ``make test``."""
 
 # No test asserts a time: the first example of a law compiles, and the machine may be busy.
-settings.register_profile("test", deadline=None, max_examples=_CASES, derandomize=True, print_blob=True)
-settings.register_profile("soak", deadline=None, max_examples=SOAK * _CASES, database=None, print_blob=True)
+settings.register_profile(
+    "test", deadline=None, max_examples=_CASES, derandomize=True, print_blob=True
+)
+settings.register_profile(
+    "soak", deadline=None, max_examples=SOAK * _CASES, database=None, print_blob=True
+)
 settings.load_profile("test")
 
 

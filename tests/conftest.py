@@ -1,4 +1,6 @@
-"""Small models and plans that the engine runs in milliseconds, for every test that needs a whole deployment."""
+"""Small models and plans that the engine runs in milliseconds, for every test that needs a whole
+deployment.
+"""
 
 import dataclasses
 import os
@@ -23,17 +25,25 @@ pytest_plugins = ["tests.suite"]
 
 @pytest.fixture(scope="session", autouse=True)
 def own_folders(tmp_path_factory):
-    """Caches, findings, and what Ray writes of all that tests start: in folders of this session, and nothing of it is left over."""
+    """Caches, findings, and what Ray writes of all that tests start: in folders of this session,
+    and nothing of it is left over.
+    """
     with (
         # Of a short path, since sockets lie in it.
-        tempfile.TemporaryDirectory(prefix="m-", dir="/tmp", ignore_cleanup_errors=True) as ray_folder,
+        tempfile.TemporaryDirectory(
+            prefix="m-", dir="/tmp", ignore_cleanup_errors=True
+        ) as ray_folder,
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.delenv("MOESIM_CACHE", raising=False)
         patch.delenv("RAY_ADDRESS", raising=False)
-        browsers = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ms-playwright"
+        browsers = (
+            Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ms-playwright"
+        )
         if browsers.is_dir() and "PLAYWRIGHT_BROWSERS_PATH" not in os.environ:
-            patch.setenv("PLAYWRIGHT_BROWSERS_PATH", str(browsers))  # what is installed there is used, not written
+            patch.setenv(
+                "PLAYWRIGHT_BROWSERS_PATH", str(browsers)
+            )  # what is installed there is used, not written
         for variable in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TORCHINDUCTOR_CACHE_DIR"):
             patch.setenv(variable, str(tmp_path_factory.mktemp(variable.lower())))
         patch.setenv("RAY_TMPDIR", ray_folder)
@@ -78,7 +88,9 @@ def _model_toml(name, num_layers):
         [
             "hidden_size = 1024",
             "vocab_size = 8192",
-            'routing = { kind = "lognormal", sigma = 0.7, num_domains = 2 }' if ffns != {"dense"} else "",
+            'routing = { kind = "lognormal", sigma = 0.7, num_domains = 2 }'
+            if ffns != {"dense"}
+            else "",
             f"layers = [{{ repeat = {num_layers // len(pattern)}, pattern = {[list(layer) for layer in pattern]} }}]",
             "[mixers]",
             *(f"{mixer} = {_MIXERS[mixer]}" for mixer in sorted(mixers)),
@@ -88,7 +100,9 @@ def _model_toml(name, num_layers):
     )
 
 
-def _trace(num_requests=40, rate_per_s=400.0, longest_input=600, longest_output=24, seed=3, **changes):
+def _trace(
+    num_requests=40, rate_per_s=400.0, longest_input=600, longest_output=24, seed=3, **changes
+):
     """Poisson arrivals with uniform lengths."""
     rng = np.random.default_rng(seed)
     arrival_s = np.cumsum(rng.exponential(1 / rate_per_s, num_requests))
@@ -110,20 +124,28 @@ def _with_blocks(plan, num_blocks):
 def _on(plan, cluster=None, accelerator=None, topology=None):
     """The same plan on other hardware: wires and kernels priced anew."""
     cluster, accelerator = cluster or plan.cluster, accelerator or plan.accelerator
-    fabric = plugins.build("topology", topology or cluster.topology, "test").wire(cluster, plan.layout.num_ranks)
+    fabric = plugins.build("topology", topology or cluster.topology, "test").wire(
+        cluster, plan.layout.num_ranks
+    )
     return dataclasses.replace(
         plan,
         cluster=cluster,
         accelerator=accelerator,
         fabric=fabric,
-        compute=plugins.build("cost.compute", plan.spec.compute, "test").prepare(accelerator, plan.calibration),
-        comm=plugins.build("cost.comm", plan.spec.communication, "test").prepare(fabric, plan.calibration, plan.accelerator),
+        compute=plugins.build("cost.compute", plan.spec.compute, "test").prepare(
+            accelerator, plan.calibration
+        ),
+        comm=plugins.build("cost.comm", plan.spec.communication, "test").prepare(
+            fabric, plan.calibration, plan.accelerator
+        ),
     )
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """``tiny.plan("moe", attention_dp=4, ep=4)``, ``tiny.trace()``, ``tiny.model("latent-moe")``, ``tiny.cluster(16, 4)`` ..."""
+    """``tiny.plan("moe", attention_dp=4, ep=4)``, ``tiny.trace()``, ``tiny.model("latent-moe")``,
+    ``tiny.cluster(16, 4)`` ...
+    """
     folder = tmp_path_factory.mktemp("tiny")
     known = {}
 
@@ -136,9 +158,23 @@ def tiny(tmp_path_factory):
     def model(name, num_layers=4):
         from simulator.base.reading import read_toml
 
-        return validate(ModelSpec, {"name": name, **read_toml(folder / model_path(name, num_layers))}, name)
+        return validate(
+            ModelSpec, {"name": name, **read_toml(folder / model_path(name, num_layers))}, name
+        )
 
-    def plan(name, *, num_layers=4, replicas=1, seed=1, cluster="h100-sxm-16", tp=1, attention_dp=1, ep=None, pp=1, **keys):
+    def plan(
+        name,
+        *,
+        num_layers=4,
+        replicas=1,
+        seed=1,
+        cluster="h100-sxm-16",
+        tp=1,
+        attention_dp=1,
+        ep=None,
+        pp=1,
+        **keys,
+    ):
         shipped = find_file_or_none(name)
         parallel = {"tp": tp, "attention_dp": attention_dp, "ep": ep, "pp": pp}
         key = repr((name, num_layers, replicas, seed, cluster, parallel, keys))
@@ -158,7 +194,15 @@ def tiny(tmp_path_factory):
         spec, _ = load_cluster("h100-sxm-128", "test")
         return spec.model_copy(update={"num_gpus": num_gpus, "gpus_per_node": gpus_per_node})
 
-    return SimpleNamespace(plan=plan, model=model, trace=_trace, with_blocks=_with_blocks, on=_on, cluster=cluster, models=_MODELS)
+    return SimpleNamespace(
+        plan=plan,
+        model=model,
+        trace=_trace,
+        with_blocks=_with_blocks,
+        on=_on,
+        cluster=cluster,
+        models=_MODELS,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,6 @@
-"""Measured tables and recorded traces, which are not part of the repository: ``../shared``, or the folder MOESIM_SHARED names."""
+"""Measured tables and recorded traces, which are not part of the repository: ``../shared``, or the
+folder MOESIM_SHARED names.
+"""
 
 import os
 from pathlib import Path
@@ -18,5 +20,7 @@ def shared_file(relative):
 
 
 def each_shared(paths):
-    """Measured things as a test's parameters; where there are none, a single case that is skipped."""
+    """Measured things as a test's parameters; where there are none, a single case that is
+    skipped.
+    """
     return list(paths) or [pytest.param(None, marks=pytest.mark.skip(reason=ABSENT), id="absent")]

@@ -1,4 +1,6 @@
-"""What tests need, by where they are and what they ask for, and the light part of the suite, which needs nothing big."""
+"""What tests need, by where they are and what they ask for, and the light part of the suite, which
+needs nothing big.
+"""
 
 import sys
 
@@ -24,14 +26,19 @@ def pytest_itemcollected(item):
     asked = getattr(item, "fixturenames", ())
     groups = {group for mark in item.iter_markers("xdist_group") for group in mark.args}
     for name in ("ray", "torch", "browser"):
-        if name in asked or name in groups or (name == "torch" and item.path.parent.name == "runtime"):
+        if (
+            name in asked
+            or name in groups
+            or (name == "torch" and item.path.parent.name == "runtime")
+        ):
             item.add_marker(name)
     if item.get_closest_marker("measured") and not SHARED.is_dir():
         item.add_marker(pytest.mark.skip(reason=ABSENT))
 
 
 def pytest_collection_modifyitems(config, items):
-    # Long tests first: whoever gets the last of them does not leave the other workers waiting for long.
+    # Long tests first: whoever gets the last of them does not leave the other workers waiting for
+    # long.
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     if part := config.getoption("part"):
         left_out = [item for item in items if _is_light(item) != (part == "light")]
@@ -47,8 +54,13 @@ def _is_light(item):
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
     result = yield
-    if item.config.getoption("part") == "light" and (found := [name for name in HEAVY if name in sys.modules]):
-        pytest.fail(f"a light test imported {', '.join(found)}: mark what needs it, or leave it out", pytrace=False)
+    if item.config.getoption("part") == "light" and (
+        found := [name for name in HEAVY if name in sys.modules]
+    ):
+        pytest.fail(
+            f"a light test imported {', '.join(found)}: mark what needs it, or leave it out",
+            pytrace=False,
+        )
     return result
 
 
@@ -66,4 +78,6 @@ def pytest_testnodedown(node, error):
 
 def pytest_terminal_summary(terminalreporter, config):
     if part := config.getoption("part"):
-        terminalreporter.write_line(f"{config.stash.get(_LEFT_OUT, 0)} tests of these folders are not {part}")
+        terminalreporter.write_line(
+            f"{config.stash.get(_LEFT_OUT, 0)} tests of these folders are not {part}"
+        )

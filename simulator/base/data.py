@@ -1,7 +1,8 @@
 """Where the data folders ``workloads/`` and ``cluster_configs/`` are found.
 
-A folder of that name in the current directory is looked at first (a user's own models and clusters), then the one that ships
-with moesim: beside the package in a checkout, inside it in an installed wheel.
+A folder of that name in the current directory is looked at first (a user's own models and
+clusters), then the one that ships with moesim: beside the package in a checkout, inside it in an
+installed wheel.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ _LOOKED_UP: ContextVar[dict[str, dict[str, Path]] | None] = ContextVar("looked u
 
 @contextlib.contextmanager
 def looked_up_once() -> Iterator[None]:
-    """Within this, files that appear or go are not noticed: for searches, which look the same names up ten thousand times."""
+    """Within this, files that appear or go are not noticed: for searches, which look the same names
+    up ten thousand times.
+    """
     token = _LOOKED_UP.set({})
     try:
         yield

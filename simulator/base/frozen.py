@@ -1,4 +1,6 @@
-"""The base of every description and policy: frozen, strict, no unknown keys; and how a wrong one is reported."""
+"""The base of every description and policy: frozen, strict, no unknown keys; and how a wrong one is
+reported.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,13 @@ from simulator.base.errors import UserError, did_you_mean
 
 
 class Frozen(BaseModel):
-    """An inert, validated record: fields are its configuration keys, nothing happens when it is made."""
+    """An inert, validated record: fields are its configuration keys, nothing happens when it is
+    made.
+    """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True
+    )
 
 
 Count = Annotated[int, Field(ge=0)]
@@ -22,7 +28,8 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Ratio = Annotated[float, Field(ge=0, le=1)]
 Policy = dict[str, Any]
-"""A ``{ kind = "...", ... }`` table, built into a policy by :func:`simulator.base.plugins.build`."""
+"""A ``{ kind = "...", ... }`` table, built into a policy by
+:func:`simulator.base.plugins.build`."""
 
 AnyFrozen = TypeVar("AnyFrozen", bound=BaseModel)
 
@@ -70,7 +77,11 @@ def _describe(cls: type[BaseModel], error: ValidationError, table: object, where
     # An unknown key is the likeliest cause of a missing one, so it is named first.
     first = min(
         problems,
-        key=lambda p: ("extra_forbidden", "missing").index(p["type"]) if p["type"] in ("extra_forbidden", "missing") else -1,
+        key=lambda p: (
+            ("extra_forbidden", "missing").index(p["type"])
+            if p["type"] in ("extra_forbidden", "missing")
+            else -1
+        ),
     )
     kind, value = first["type"], first.get("input")
     where, keys = _locate(table, first["loc"], where)
@@ -89,18 +100,26 @@ def _describe(cls: type[BaseModel], error: ValidationError, table: object, where
             return f"{where}: missing key '{key}.{tag}'"
         return f"{where}: {key}.{tag} must be one of {first['ctx']['expected_tags']}, got {_show(first['ctx']['tag'])}"
     # Of a key that may be of several types there is a problem for each.
-    same = [p for p in problems if _locate(table, p["loc"], "")[1] == keys and p["type"] in _PHRASES and p["input"] is value]
+    same = [
+        p
+        for p in problems
+        if _locate(table, p["loc"], "")[1] == keys and p["type"] in _PHRASES and p["input"] is value
+    ]
     phrases = dict.fromkeys(_PHRASES[p["type"]].format(**p.get("ctx", {})) for p in same)
-    reason = "must be " + " or ".join(phrases or [first["msg"].removeprefix("Input should be ").strip()])
+    reason = "must be " + " or ".join(
+        phrases or [first["msg"].removeprefix("Input should be ").strip()]
+    )
     if kind in ("tuple_type", "list_type") and isinstance(value, dict):
         reason += f" of tables; write [[{key}]] with two brackets"
     return f"{where}: {key} {reason}, got {_show(value)}"
 
 
 def _locate(table: object, path: tuple[int | str, ...], where: str) -> tuple[str, list[str]]:
-    """The place in words, down to the last entry of a list of tables (by its name where it has one), and the keys below it.
+    """The place in words, down to the last entry of a list of tables (by its name where it has
+    one), and the keys below it.
 
-    What pydantic puts into a path beside keys (the type that it tried, a validator) is left out: it is no place in the file.
+    What pydantic puts into a path beside keys (the type that it tried, a validator) is left out: it
+    is no place in the file.
     """
     keys: list[str] = []
     node = table
@@ -110,7 +129,11 @@ def _locate(table: object, path: tuple[int | str, ...], where: str) -> tuple[str
             entry = node[part]
             if isinstance(entry, dict):
                 name = entry.get("name")
-                label = f"'{name}'" if isinstance(name, str) and name else f"entry {part + 1} of {len(node)}"
+                label = (
+                    f"'{name}'"
+                    if isinstance(name, str) and name
+                    else f"entry {part + 1} of {len(node)}"
+                )
                 where, keys = f"{where} [{'.'.join(keys)} {label}]", []
             else:
                 keys.append(str(part))
@@ -122,7 +145,9 @@ def _locate(table: object, path: tuple[int | str, ...], where: str) -> tuple[str
 
 
 def _keys_at(cls: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """Known keys of the (possibly nested) model that ``path`` leads to; of all candidates where it is a union."""
+    """Known keys of the (possibly nested) model that ``path`` leads to; of all candidates where it
+    is a union.
+    """
     schema = cls.model_json_schema()
     definitions = schema.get("$defs", {})
     nodes = [schema]
@@ -131,7 +156,9 @@ def _keys_at(cls: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     return sorted({key for node in nodes for key in node.get("properties", {})})
 
 
-def _children(node: dict[str, Any], part: int | str, definitions: dict[str, Any]) -> list[dict[str, Any]]:
+def _children(
+    node: dict[str, Any], part: int | str, definitions: dict[str, Any]
+) -> list[dict[str, Any]]:
     if isinstance(part, int):
         child = node.get("items") or node.get("prefixItems")
     else:

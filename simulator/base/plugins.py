@@ -1,7 +1,8 @@
-"""File name = plug-in name: ``simulator/policies/routing/zipf.py`` holds one frozen model, and ``kind = "zipf"`` selects it.
+"""File name = plug-in name: ``simulator/policies/routing/zipf.py`` holds one frozen model, and
+``kind = "zipf"`` selects it.
 
-There is no registry: a file that appears in a family's folder is found. A kind with a dot in it (``"my_package.my_policy"``)
-loads a user's own module.
+There is no registry: a file that appears in a family's folder is found. A kind with a dot in it
+(``"my_package.my_policy"``) loads a user's own module.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from simulator.base.errors import UserError, did_you_mean
 from simulator.base.frozen import Frozen, validate
 
 _CHECKED: dict[tuple[str, str], type[Frozen]] = {}
-"""Shipped policies by family and kind, which keep their protocol: a plan builds them ten thousand times."""
+"""Shipped policies by family and kind, which keep their protocol: a plan builds them ten thousand
+times."""
 
 
 _ROOMS = ("simulator.policies", "simulator.workload", "simulator")
@@ -27,7 +29,8 @@ _ROOMS = ("simulator.policies", "simulator.workload", "simulator")
 
 @cache
 def package_of(family: str) -> ModuleType:
-    """The package of ``family`` (such as ``"routing"`` or ``"cost.comm"``): its files are its kinds, its protocol is what they keep.
+    """The package of ``family`` (such as ``"routing"`` or ``"cost.comm"``): its files are its
+    kinds, its protocol is what they keep.
 
     Raises:
         ModuleNotFoundError: if no room holds it, which is a defect.
@@ -44,16 +47,24 @@ def package_of(family: str) -> ModuleType:
 
 @cache
 def available(family: str) -> tuple[str, ...]:
-    """The kinds of ``family`` (such as ``"routing"`` or ``"cost.comm"``): its files, less those that begin with ``_``."""
-    return tuple(sorted(m.name for m in pkgutil.iter_modules(package_of(family).__path__) if not m.name.startswith("_")))
+    """The kinds of ``family`` (such as ``"routing"`` or ``"cost.comm"``): its files, less those
+    that begin with ``_``.
+    """
+    return tuple(
+        sorted(
+            m.name
+            for m in pkgutil.iter_modules(package_of(family).__path__)
+            if not m.name.startswith("_")
+        )
+    )
 
 
 def policy_class(family: str, kind: str, where: str) -> type[Frozen]:
     """The one public :class:`Frozen` that the file of ``kind`` defines.
 
     Raises:
-        UserError: if there is no such kind, or a user's module cannot be imported, defines none or several, or its class lacks
-            what the family's protocol asks for.
+        UserError: if there is no such kind, or a user's module cannot be imported, defines none or
+            several, or its class lacks what the family's protocol asks for.
     """
     if (family, kind) in _CHECKED:
         return _CHECKED[family, kind]
@@ -62,7 +73,9 @@ def policy_class(family: str, kind: str, where: str) -> type[Frozen]:
     elif kind in available(family):
         module = importlib.import_module(f"{package_of(family).__name__}.{kind}")
     else:
-        raise UserError(f"{where}: unknown {family} kind '{kind}'; {did_you_mean(kind, available(family))}")
+        raise UserError(
+            f"{where}: unknown {family} kind '{kind}'; {did_you_mean(kind, available(family))}"
+        )
     classes = [
         member
         for name, member in vars(module).items()
@@ -79,7 +92,9 @@ def policy_class(family: str, kind: str, where: str) -> type[Frozen]:
         )
     lacking = _lacking(classes[0], _protocol(family))
     if lacking:
-        raise UserError(f"{where}: {family} kind '{kind}' ({module.__file__}): {classes[0].__name__} {lacking}")
+        raise UserError(
+            f"{where}: {family} kind '{kind}' ({module.__file__}): {classes[0].__name__} {lacking}"
+        )
     if "." not in kind:
         _CHECKED[family, kind] = classes[0]
     return classes[0]
@@ -89,26 +104,38 @@ def _user_module(family: str, kind: str, where: str) -> ModuleType:
     try:
         return importlib.import_module(kind)
     except Exception as error:  # whatever is wrong with it is the user's to mend
-        raise UserError(f"{where}: cannot import {family} kind '{kind}': {type(error).__name__}: {error}") from error
+        raise UserError(
+            f"{where}: cannot import {family} kind '{kind}': {type(error).__name__}: {error}"
+        ) from error
 
 
 @cache
 def _protocol(family: str) -> type:
-    """What the files of a family keep: the one public protocol in its package, or the ``...Policy`` where there are several."""
+    """What the files of a family keep: the one public protocol in its package, or the ``...Policy``
+    where there are several.
+    """
     package = package_of(family)
     protocols = [
         member
         for name, member in vars(package).items()
-        if isinstance(member, type) and getattr(member, "_is_protocol", False) and member.__module__ == package.__name__
+        if isinstance(member, type)
+        and getattr(member, "_is_protocol", False)
+        and member.__module__ == package.__name__
         if not name.startswith("_")
     ]
-    return protocols[0] if len(protocols) == 1 else next(cls for cls in protocols if cls.__name__.endswith("Policy"))
+    return (
+        protocols[0]
+        if len(protocols) == 1
+        else next(cls for cls in protocols if cls.__name__.endswith("Policy"))
+    )
 
 
 def _lacking(cls: type[Frozen], protocol: type) -> str:
     """What ``cls`` lacks of ``protocol``, in words; empty where it lacks nothing."""
     bases = [base for base in protocol.__mro__ if getattr(base, "_is_protocol", False)]
-    for name in dict.fromkeys(name for base in bases for name in (*vars(base), *inspect.get_annotations(base))):
+    for name in dict.fromkeys(
+        name for base in bases for name in (*vars(base), *inspect.get_annotations(base))
+    ):
         if name.startswith("_"):
             continue
         wanted, found = getattr(protocol, name, None), getattr(cls, name, None)
@@ -129,7 +156,8 @@ def _lacking(cls: type[Frozen], protocol: type) -> str:
 
 
 def build(family: str, table: Mapping[str, Any], where: str) -> Any:
-    """Build the policy that a ``{ kind = "...", ... }`` table names; its other keys are the policy's fields.
+    """Build the policy that a ``{ kind = "...", ... }`` table names; its other keys are the
+    policy's fields.
 
     Raises:
         UserError: if the kind is missing or unknown, or a field is wrong.

@@ -44,12 +44,15 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        UserError: if the file is missing, is not text, is not JSON (with the line), or holds no object.
+        UserError: if the file is missing, is not text, is not JSON (with the line), or holds no
+            object.
     """
     try:
         found = json.loads(read_text(path))
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}") from None
+        raise UserError(
+            f"{path}, line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}"
+        ) from None
     if not isinstance(found, dict):
         kind = _JSON_TYPES.get(type(found), "a single value")
         raise UserError(f"{path}: must hold a JSON object, found {kind}")
@@ -73,7 +76,9 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}, line {line}: is not UTF-8 text; name another file, or save it as UTF-8") from None
+        raise UserError(
+            f"{path}, line {line}: is not UTF-8 text; name another file, or save it as UTF-8"
+        ) from None
     if "\0" in text:
         raise UserError(f"{path}: is not a text file")
     return text

@@ -10,7 +10,8 @@ import numpy as np
 def open_stream(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
     """The random numbers of one use in a run of one seed.
 
-    Runs of one seed share streams (common random numbers), in whatever order and on whatever process they are opened.
+    Runs of one seed share streams (common random numbers), in whatever order and on whatever
+    process they are opened.
 
     Args:
         purpose: names the use, such as ``"arrivals"``.

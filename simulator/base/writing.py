@@ -16,7 +16,8 @@ _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def toml_text(table: Mapping[str, Any], head: str, digits: int = DIGITS) -> str:
-    """The file's text: a comment, then the table with each table in it under its own heading. What is ``None`` is left out.
+    """The file's text: a comment, then the table with each table in it under its own heading. What
+    is ``None`` is left out.
 
     Args:
         digits: that numbers are rounded to; 17 leave them as they are.

@@ -1,6 +1,8 @@
-"""The ``moesim`` command. All printing is in this package: results on standard output, everything else on standard error.
+"""The ``moesim`` command. All printing is in this package: results on standard output, everything
+else on standard error.
 
-A command is a function of one of the modules, which are registered here; slow packages are imported inside the functions.
+A command is a function of one of the modules, which are registered here; slow packages are imported
+inside the functions.
 """
 
 from __future__ import annotations
@@ -27,11 +29,17 @@ _INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run the command; exit status 2 for wrong input, 1 for a defect of ours, 130 for Ctrl-C, or the command's own."""
+    """Run the command; exit status 2 for wrong input, 1 for a defect of ours, 130 for Ctrl-C, or
+    the command's own.
+    """
     if "" not in sys.path:
-        sys.path.append("")  # a user's own policies (kind = "my_package.my_policy") are found from the current folder
+        sys.path.append(
+            ""
+        )  # a user's own policies (kind = "my_package.my_policy") are found from the current folder
     try:
-        status = app(standalone_mode=False)  # typer returns the status of a Ctrl-C and of an Exit instead of raising it
+        status = app(
+            standalone_mode=False
+        )  # typer returns the status of a Ctrl-C and of an Exit instead of raising it
         if status == _INTERRUPTED:
             raise KeyboardInterrupt
         sys.stdout.flush()
@@ -40,9 +48,15 @@ def main() -> None:
     except UserError as error:
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort, console.StoppedError) as stopped:
-        kept = str(stopped) if isinstance(stopped, console.StoppedError) else "stopped; nothing was written"
+        kept = (
+            str(stopped)
+            if isinstance(stopped, console.StoppedError)
+            else "stopped; nothing was written"
+        )
         console.err.print(kept, highlight=False, soft_wrap=True, markup=False)
-        if "ray" in sys.modules:  # everything is stopped; threads of libraries that die late have crashed the interpreter's own end
+        if (
+            "ray" in sys.modules
+        ):  # everything is stopped; threads of libraries that die late have crashed the interpreter's own end
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(_INTERRUPTED)
@@ -63,12 +77,16 @@ def main() -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    console.err.print(f"error: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
+    console.err.print(
+        f"error: {message}", style="red", highlight=False, markup=False, soft_wrap=True
+    )
     sys.exit(2)
 
 
 def _fail_usage(error: Any) -> NoReturn:
-    """A usage error of the command line itself, in one line; without any argument the help has been printed already."""
+    """A usage error of the command line itself, in one line; without any argument the help has been
+    printed already.
+    """
     message = error.format_message()
     if not message or type(error).__name__ == "NoArgsIsHelpError":
         sys.exit(error.exit_code)
@@ -84,9 +102,13 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
-    """Replay real traffic on mixture-of-experts and dense deployments, and see which serves it better and why."""
+    """Replay real traffic on mixture-of-experts and dense deployments, and see which serves it
+    better and why.
+    """
 
 
 # The help lists the commands in this order.

@@ -17,10 +17,15 @@ _DEVICE = Path("this-machine.toml")
 def calibrate(
     what: Annotated[
         str,
-        typer.Argument(help="cpu: time this machine. published: fit the shipped calibrations anew on tables of measurements."),
+        typer.Argument(
+            help="cpu: time this machine. published: fit the shipped calibrations anew on tables of measurements."
+        ),
     ] = "cpu",
     folder: Annotated[
-        Path | None, typer.Argument(metavar="[FOLDER]", help="Of published: the folder with the tables.", show_default=False)
+        Path | None,
+        typer.Argument(
+            metavar="[FOLDER]", help="Of published: the folder with the tables.", show_default=False
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -32,14 +37,24 @@ def calibrate(
     ] = None,
     ranks: Annotated[
         list[int] | None,
-        typer.Option(metavar="N", min=1, help="Of cpu: numbers of ranks to time; by default up to twice the cores."),
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Of cpu: numbers of ranks to time; by default up to twice the cores.",
+        ),
     ] = None,
     tables: Annotated[
         list[str] | None,
-        typer.Option("--table", metavar="NAME", help="Of published: a table to fit, such as gemm; by default all."),
+        typer.Option(
+            "--table",
+            metavar="NAME",
+            help="Of published: a table to fit, such as gemm; by default all.",
+        ),
     ] = None,
 ) -> None:
-    """Time this machine's kernels and exchanges for what execute predicts, or fit cost models on published measurements."""
+    """Time this machine's kernels and exchanges for what execute predicts, or fit cost models on
+    published measurements.
+    """
     if what == "published":
         if folder is None:
             raise UserError("calibrate published: name the folder with the tables of measurements")
@@ -48,7 +63,9 @@ def calibrate(
         _calibrate_published(folder, out or _FOLDER, tuple(tables or ()))
     elif what == "cpu":
         if folder is not None:
-            raise UserError(f"calibrate cpu {folder}: takes no folder; --out names the file to write")
+            raise UserError(
+                f"calibrate cpu {folder}: takes no folder; --out names the file to write"
+            )
         if tables:
             raise UserError("--table: belongs to 'calibrate published'")
         _calibrate_cpu(out or _FOLDER / _DEVICE, ranks)
@@ -74,7 +91,9 @@ def _calibrate_cpu(out_file: Path, ranks: list[int] | None) -> None:
     ):
         found = time_machine(nodes, ranks or default_ranks(), tick)
         partial.write_text(calibration_toml(found), encoding="utf-8")
-    console.err.print(f"calibration of {found.machine}: {out_file}", highlight=False, soft_wrap=True, markup=False)
+    console.err.print(
+        f"calibration of {found.machine}: {out_file}", highlight=False, soft_wrap=True, markup=False
+    )
 
 
 def _calibrate_published(folder: Path, out_folder: Path, names: tuple[str, ...]) -> None:

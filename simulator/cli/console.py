@@ -1,4 +1,6 @@
-"""What every command prints with and asks for: the two streams, common options, rows, bars and whole files."""
+"""What every command prints with and asks for: the two streams, common options, rows, bars and
+whole files.
+"""
 
 from __future__ import annotations
 
@@ -27,17 +29,39 @@ def _seed(text: str) -> int:
     return int(text)
 
 
-Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder to write; by default reports/out/<name>.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
-Seed = Annotated[int | None, typer.Option("--seed", parser=_seed, metavar="N", help="Overrides the scenario's seed.")]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Folder to write; by default reports/out/<name>."),
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON on standard output.")
+]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", parser=_seed, metavar="N", help="Overrides the scenario's seed."),
+]
 SimulatedNodes = Annotated[
-    int | None, typer.Option("--simulated-nodes", metavar="N", min=1, help="Spread the ranks over N Ray nodes on this machine.")
+    int | None,
+    typer.Option(
+        "--simulated-nodes",
+        metavar="N",
+        min=1,
+        help="Spread the ranks over N Ray nodes on this machine.",
+    ),
 ]
 Address = Annotated[
-    str | None, typer.Option("--address", metavar="HOST:PORT", help="Run on the Ray cluster there; by default Ray is started here.")
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="HOST:PORT",
+        help="Run on the Ray cluster there; by default Ray is started here.",
+    ),
 ]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override any key, such as workload.num_requests=1000.")
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="PATH=VALUE", help="Override any key, such as workload.num_requests=1000."
+    ),
 ]
 
 
@@ -47,10 +71,16 @@ def emit(value: Any) -> None:
 
 
 def print_rows(rows: dict[str, str]) -> None:
-    """A name and what it is; long texts are wrapped on a terminal, and stay on one line where another program reads."""
+    """A name and what it is; long texts are wrapped on a terminal, and stay on one line where
+    another program reads.
+    """
     name_width = max((len(name) for name in rows), default=0) + 2
     for name, text in rows.items():
-        lines = textwrap.wrap(text, max(20, out.width - name_width), break_on_hyphens=False) if out.is_terminal else [text]
+        lines = (
+            textwrap.wrap(text, max(20, out.width - name_width), break_on_hyphens=False)
+            if out.is_terminal
+            else [text]
+        )
         for number, line in enumerate(lines or [""]):
             row = Text(name.ljust(name_width), "bold") if number == 0 else Text(" " * name_width)
             out.print(row.append(line, "not bold"), soft_wrap=True, highlight=False)
@@ -108,8 +138,11 @@ class _Bars(Progress):
 
 
 @contextmanager
-def progress(unit: str = "requests", waiting: str = "checking models, clusters and requests") -> Iterator[Any]:
-    """A bar a name on standard error, counting in ``unit``; one plain line each where that is no terminal.
+def progress(
+    unit: str = "requests", waiting: str = "checking models, clusters and requests"
+) -> Iterator[Any]:
+    """A bar a name on standard error, counting in ``unit``; one plain line each where that is no
+    terminal.
 
     ``waiting`` is what the bar says before the first name comes.
     """
@@ -129,11 +162,20 @@ def progress(unit: str = "requests", waiting: str = "checking models, clusters a
                 bars.update(before, visible=False)
                 tasks[name] = bars.add_task(name, total=total, count="")
                 if total is not None and not err.is_terminal:
-                    err.print(f"{name}: {total:,} {unit}".rstrip(), highlight=False, soft_wrap=True, markup=False)
+                    err.print(
+                        f"{name}: {total:,} {unit}".rstrip(),
+                        highlight=False,
+                        soft_wrap=True,
+                        markup=False,
+                    )
             if best and best != bars.best:
                 bars.best = best
                 if not err.is_terminal:
                     err.print(f"best so far: {best}", highlight=False, soft_wrap=True, markup=False)
-            bars.update(tasks[name], completed=done, count=f"{done:,} of {total:,} {unit}".rstrip() if total else "")
+            bars.update(
+                tasks[name],
+                completed=done,
+                count=f"{done:,} of {total:,} {unit}".rstrip() if total else "",
+            )
 
         yield tick

@@ -1,4 +1,6 @@
-"""``moesim list``, ``check`` and ``schema``: what there is, and whether a file is right; they run nothing."""
+"""``moesim list``, ``check`` and ``schema``: what there is, and whether a file is right; they run
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,16 @@ from simulator.cli.console import AsJson, Set
 
 
 def list_(
-    family: Annotated[str | None, typer.Argument(help="A family, such as models, clusters or routing; absent = all.")] = None,
+    family: Annotated[
+        str | None,
+        typer.Argument(help="A family, such as models, clusters or routing; absent = all."),
+    ] = None,
     as_json: AsJson = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")] = False,
 ) -> None:
-    """List what there is: scenarios, plans, workloads, models, clusters, accelerators and every kind of policy."""
+    """List what there is: scenarios, plans, workloads, models, clusters, accelerators and every
+    kind of policy.
+    """
     from simulator.commands.catalogue import catalogue
 
     found = catalogue(family)
@@ -34,22 +41,39 @@ def list_(
 
 
 def check(
-    file: Annotated[str, typer.Argument(help="A scenario, plan, workload, model, cluster, accelerator or calibration file.")],
+    file: Annotated[
+        str,
+        typer.Argument(
+            help="A scenario, plan, workload, model, cluster, accelerator or calibration file."
+        ),
+    ],
     overrides: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say whether a file is right, down to every name in it and whether the models fit their GPUs; runs nothing."""
+    """Say whether a file is right, down to every name in it and whether the models fit their GPUs;
+    runs nothing.
+    """
     from simulator.commands.check import check_file
 
     found = check_file(file, overrides or [])
     if as_json:
         console.emit(found._asdict())
     else:
-        console.out.print(f"{found.file}: a valid {found.kind}{found.details}", highlight=False, soft_wrap=True, markup=False)
+        console.out.print(
+            f"{found.file}: a valid {found.kind}{found.details}",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
 
 
 def schema(
-    what: Annotated[str, typer.Argument(help="scenario, plan, workload, model, accelerator, cluster or calibration.")] = "scenario",
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="scenario, plan, workload, model, accelerator, cluster or calibration."
+        ),
+    ] = "scenario",
 ) -> None:
     """Print the JSON Schema of a kind of file, for editors."""
     from simulator.commands.check import schema_of

@@ -15,7 +15,9 @@ from simulator.cli.console import Address, AsJson, Out, Seed, Set, SimulatedNode
 
 
 def execute(
-    scenario: Annotated[str, typer.Argument(help="A scenario's TOML file, or the name of a shipped one.")],
+    scenario: Annotated[
+        str, typer.Argument(help="A scenario's TOML file, or the name of a shipped one.")
+    ],
     out_folder: Out = None,
     simulated_nodes: SimulatedNodes = None,
     address: Address = None,
@@ -23,7 +25,9 @@ def execute(
     overrides: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run every deployment of a scenario for real, on PyTorch shards in Ray actors, beside the simulator's prediction."""
+    """Run every deployment of a scenario for real, on PyTorch shards in Ray actors, beside the
+    simulator's prediction.
+    """
     if simulated_nodes is not None and address is not None:
         raise UserError(
             "--simulated-nodes and --address: nodes are simulated on this machine or found in a cluster; give one of them"
@@ -38,7 +42,9 @@ def execute(
     folder = out_folder or Path("reports/out") / f"{path.stem}_executed"
     check_writable(folder)
     with console.progress(unit="steps", waiting="checking models and clusters") as tick:
-        executed = execute_scenario(loaded, path, simulated_nodes=simulated_nodes, address=address, tick=tick)
+        executed = execute_scenario(
+            loaded, path, simulated_nodes=simulated_nodes, address=address, tick=tick
+        )
         tick("writing the report", 0, None)
         write(executed, folder, render)
     if as_json:
@@ -47,7 +53,9 @@ def execute(
         console.emit({"folder": str(folder), "summary": summary, "faults": faults})
     else:
         print_executed(executed)
-    console.err.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True, markup=False)
+    console.err.print(
+        f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True, markup=False
+    )
 
 
 def print_executed(executed: Any) -> None:
@@ -56,7 +64,9 @@ def print_executed(executed: Any) -> None:
 
     for kind in dict.fromkeys(executed.summary["kind"]):
         own = executed.summary[executed.summary["kind"] == kind]
-        rows: list[tuple[str, ...]] = [("", "tokens/s", "predicted", "step", "predicted", "error", "against one process")]
+        rows: list[tuple[str, ...]] = [
+            ("", "tokens/s", "predicted", "step", "predicted", "error", "against one process")
+        ]
         rows += [
             (
                 entry.deployment,
@@ -75,7 +85,9 @@ def print_executed(executed: Any) -> None:
     console.out.print(Text("Where a step's time goes, ms measured / predicted:", style="bold"))
     _print_table(_phase_rows(executed))
     for fault in executed.faults.itertuples():
-        console.out.print(f"step {fault.step} of {fault.deployment}: {fault.what}; ready again after {fault.recovery_s:.1f} s")
+        console.out.print(
+            f"step {fault.step} of {fault.deployment}: {fault.what}; ready again after {fault.recovery_s:.1f} s"
+        )
     transport = executed.run["scenario"]["execution"]["transport"]["kind"]
     if transport != "process_group":
         console.err.print(
@@ -111,7 +123,9 @@ def _phase_rows(executed: Any) -> list[tuple[str, ...]]:
     for deployment in executed.deployments:
         for kind in dict.fromkeys(executed.steps["kind"]):
             measured, predicted = (median.loc[(deployment, kind, source)] for source in SOURCES)
-            cells = (f"{measured[column] * 1e3:.1f} / {predicted[column] * 1e3:.1f}" for column in used)
+            cells = (
+                f"{measured[column] * 1e3:.1f} / {predicted[column] * 1e3:.1f}" for column in used
+            )
             rows.append((f"{deployment}, {KINDS[kind]}", *cells))
     return rows
 
@@ -119,5 +133,9 @@ def _phase_rows(executed: Any) -> list[tuple[str, ...]]:
 def _print_table(rows: list[tuple[str, ...]]) -> None:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for number, row in enumerate(rows):
-        line = row[0].ljust(widths[0]) + "".join("   " + cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
-        console.out.print(Text(line, style="" if number else "bold"), soft_wrap=True, highlight=False)
+        line = row[0].ljust(widths[0]) + "".join(
+            "   " + cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)
+        )
+        console.out.print(
+            Text(line, style="" if number else "bold"), soft_wrap=True, highlight=False
+        )

@@ -18,33 +18,48 @@ from simulator.cli.console import Address, AsJson, Out, Seed, Set
 _RUNNERS_UP = 4
 _REASONS = 5
 NOTHING_MEETS = 3
-"""Exit status where the question was answered, and the answer is that no deployment meets the targets within the limits."""
+"""Exit status where the question was answered, and the answer is that no deployment meets the
+targets within the limits."""
 _MANY = 10
 """Times a limit from which on it is not said in hundredths."""
 _NARROWEST = 26
-"""Columns that a deployment's text must have beside the numbers; with fewer it stands above them."""
+"""Columns that a deployment's text must have beside the numbers; with fewer it stands above
+them."""
 
 
 def plan(
-    question: Annotated[str, typer.Argument(help="A plan's TOML file, or the name of a shipped one.")],
+    question: Annotated[
+        str, typer.Argument(help="A plan's TOML file, or the name of a shipped one.")
+    ],
     out_folder: Out = None,
     seed: Seed = None,
     overrides: Set = None,
     cache: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where finished simulations are kept; by default in the user's cache folder.")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where finished simulations are kept; by default in the user's cache folder.",
+        ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Processes; by default one a core, or one a CPU of the cluster.")
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Processes; by default one a core, or one a CPU of the cluster.",
+        ),
     ] = None,
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
     """Find the cheapest deployments, MoE or dense, that meet latency targets for a workload.
 
-    Work is spread over this machine's cores with Ray, where that is installed. With --address it is spread over the nodes of a Ray
-    cluster, this one among them; all must have the plan's folder, the current one and that of --cache under the same paths.
+    Work is spread over this machine's cores with Ray, where that is installed. With --address it is
+    spread over the nodes of a Ray cluster, this one among them; all must have the plan's folder,
+    the current one and that of --cache under the same paths.
 
-    Exit status: 0 where one does, 3 where none does within the limits, 2 where the question is wrong.
+    Exit status: 0 where one does, 3 where none does within the limits, 2 where the question is
+    wrong.
     """
     from simulator.commands.plan import check_writable, made, write
     from simulator.planner.capacity import plan as find
@@ -73,8 +88,12 @@ def plan(
         console.emit(answer)
     else:
         print_plan(answer, console.out.width if console.out.is_terminal else None)
-    console.err.print(counted.simulated(str(store.folder)), highlight=False, soft_wrap=True, markup=False)
-    console.err.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True, markup=False)
+    console.err.print(
+        counted.simulated(str(store.folder)), highlight=False, soft_wrap=True, markup=False
+    )
+    console.err.print(
+        f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True, markup=False
+    )
     if not answer.get("recommended"):
         raise typer.Exit(NOTHING_MEETS)
 
@@ -99,7 +118,9 @@ class _Counted:
 
     def simulated(self, folder: str) -> str:
         """How many deployments were simulated, and how many of them by an earlier search."""
-        done = sum(count for name, (count, _) in self._simulations.items() if name.startswith("simulating"))
+        done = sum(
+            count for name, (count, _) in self._simulations.items() if name.startswith("simulating")
+        )
         kept = f", {self._kept:,} kept from before in {folder}" if self._kept else ""
         return f"{done - self._kept:,} simulated{kept}"
 
@@ -112,7 +133,8 @@ class _Counted:
 
 
 def print_plan(answer: dict[str, Any], width: int | None) -> None:
-    """The answer in sentences, the recommended deployment beside what else would do, and what was ruled out.
+    """The answer in sentences, the recommended deployment beside what else would do, and what was
+    ruled out.
 
     Args:
         width: of the terminal; None where another program reads, which needs no line broken.
@@ -122,7 +144,9 @@ def print_plan(answer: dict[str, Any], width: int | None) -> None:
         _say(_filled(reason, width, "- ", "  "))
     for line in _candidates(answer, width):
         console.out.print(line, soft_wrap=True, highlight=False)
-    ruled = sorted((row for row in answer.get("ruled_out", []) if row["count"]), key=lambda row: -row["count"])
+    ruled = sorted(
+        (row for row in answer.get("ruled_out", []) if row["count"]), key=lambda row: -row["count"]
+    )
     if ruled:
         judged = answer["num_legal"] + answer["num_ruled_out"]
         _say(f"\nRuled out: {answer['num_ruled_out']:,} of {judged:,} deployments", "bold")
@@ -138,7 +162,13 @@ def _candidates(answer: dict[str, Any], width: int | None) -> Iterator[Text]:
     from simulator.results.plan_text import amount, percent, target_short, times, value_text
 
     limits, currency = answer.get("targets", {}), answer.get("currency", "USD")
-    head = [f"{currency}/hour", f"{currency}/1M out", "GPUs", *map(target_short, limits), "tightest"]
+    head = [
+        f"{currency}/hour",
+        f"{currency}/1M out",
+        "GPUs",
+        *map(target_short, limits),
+        "tightest",
+    ]
     found = list(groups(answer, _RUNNERS_UP))
     nearest = (answer.get("why_not") or {}).get("row")
     if nearest and not found:
@@ -149,7 +179,9 @@ def _candidates(answer: dict[str, Any], width: int | None) -> Iterator[Text]:
             amount(row["cost_per_million_output_tokens"]),
             f"{row['gpus']:,}",
             *(value_text(name, row[name]) if row.get(name) is not None else "-" for name in limits),
-            percent(row["worst_ratio"]) if row["worst_ratio"] < _MANY else times(row["worst_ratio"]),
+            percent(row["worst_ratio"])
+            if row["worst_ratio"] < _MANY
+            else times(row["worst_ratio"]),
         ]
         for _, rows in found
         for row in rows
@@ -174,7 +206,11 @@ def _candidates(answer: dict[str, Any], width: int | None) -> Iterator[Text]:
                 yield Text(_filled(row["deployment"], width, "  ", "  "))
                 yield Text(line)
                 continue
-            first, *more = textwrap.wrap(row["deployment"], room, break_on_hyphens=False) if room else [row["deployment"]]
+            first, *more = (
+                textwrap.wrap(row["deployment"], room, break_on_hyphens=False)
+                if room
+                else [row["deployment"]]
+            )
             yield Text(f"{line}  {first}")
             for part in more:
                 yield Text(" " * indent + part)
@@ -183,7 +219,9 @@ def _candidates(answer: dict[str, Any], width: int | None) -> Iterator[Text]:
 def _filled(text: str, width: int | None, first: str = "", others: str = "") -> str:
     if width is None:
         return first + text
-    return textwrap.fill(text, width, initial_indent=first, subsequent_indent=others, break_on_hyphens=False)
+    return textwrap.fill(
+        text, width, initial_indent=first, subsequent_indent=others, break_on_hyphens=False
+    )
 
 
 def _say(text: str, style: str = "") -> None:

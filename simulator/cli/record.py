@@ -13,13 +13,18 @@ from simulator.cli import console
 from simulator.cli.console import Address, AsJson, Seed, Set, SimulatedNodes
 
 app = typer.Typer(
-    no_args_is_help=True, help="Record which experts a model chooses, as a file that routing = { kind = 'replay' } reads."
+    no_args_is_help=True,
+    help="Record which experts a model chooses, as a file that routing = { kind = 'replay' } reads.",
 )
 
 Target = Annotated[Path, typer.Argument(metavar="OUT.npz", help="Recording to write.")]
 Text = Annotated[
     Path | None,
-    typer.Option("--text", metavar="FOLDER", help="Text files, a subfolder a domain; by default Python's standard library."),
+    typer.Option(
+        "--text",
+        metavar="FOLDER",
+        help="Text files, a subfolder a domain; by default Python's standard library.",
+    ),
 ]
 Tokens = Annotated[int, typer.Option("--tokens", metavar="N", help="Tokens to record.")]
 _BESIDE = {"curve": ".csv", "page": ".html", "model": ".toml"}
@@ -30,20 +35,33 @@ _BESIDE = {"curve": ".csv", "page": ".html", "model": ".toml"}
 def train(
     target: Target,
     text: Text = None,
-    minutes: Annotated[float | None, typer.Option(metavar="M", help="How long the run may take; by default 2.")] = None,
-    steps: Annotated[int | None, typer.Option(metavar="N", help="Steps to train, whatever they take; repeats a run.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(metavar="M", help="How long the run may take; by default 2.")
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Steps to train, whatever they take; repeats a run."),
+    ] = None,
     tokens: Tokens = 8192,
     weights: Annotated[
-        Path | None, typer.Option("--weights", metavar="FILE", help="Also write the mixture's weights (.safetensors).")
+        Path | None,
+        typer.Option(
+            "--weights", metavar="FILE", help="Also write the mixture's weights (.safetensors)."
+        ),
     ] = None,
     seed: Seed = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a small mixture of experts beside dense twins, record its choices, and say which learned faster."""
+    """Train a small mixture of experts beside dense twins, record its choices, and say which
+    learned faster.
+    """
     if minutes is not None and steps is not None:
         raise UserError("--minutes and --steps: give one of them")
     _check_suffix(target, ".npz")
-    files = {"recording": target, **{what: target.with_suffix(suffix) for what, suffix in _BESIDE.items()}}
+    files = {
+        "recording": target,
+        **{what: target.with_suffix(suffix) for what, suffix in _BESIDE.items()},
+    }
     if weights is not None:
         _check_suffix(weights, ".safetensors")
         files["weights"] = weights
@@ -51,9 +69,13 @@ def train(
 
     with ExitStack() as stack:
         # All files or none: each is renamed to its name when all are written.
-        partial = {what: stack.enter_context(console.whole_file(file)) for what, file in files.items()}
+        partial = {
+            what: stack.enter_context(console.whole_file(file)) for what, file in files.items()
+        }
         with console.progress("steps", "reading text") as tick:
-            made = train_and_record(text, 2.0 if minutes is None else minutes, steps, tokens, seed or 0, tick)
+            made = train_and_record(
+                text, 2.0 if minutes is None else minutes, steps, tokens, seed or 0, tick
+            )
             tick("recording, and writing the page", 0, None)
             write_training(made, target, partial)
     if as_json:
@@ -66,14 +88,18 @@ def train(
 
 @app.command()
 def transformers(
-    model: Annotated[str, typer.Argument(help="A model's folder, or its name on the Hugging Face Hub.")],
+    model: Annotated[
+        str, typer.Argument(help="A model's folder, or its name on the Hugging Face Hub.")
+    ],
     target: Target,
     text: Text = None,
     tokens: Tokens = 8192,
     seed: Seed = None,
     as_json: AsJson = False,
 ) -> None:
-    """Record the choices of a Hugging Face mixture of experts (Mixtral, OLMoE, Qwen-MoE, DeepSeek ...)."""
+    """Record the choices of a Hugging Face mixture of experts (Mixtral, OLMoE, Qwen-MoE, DeepSeek
+    ...).
+    """
     _check_suffix(target, ".npz")
     from simulator.commands.record_trace import describe, record_transformers
     from simulator.runtime.recording.trace_file import write_recording
@@ -87,9 +113,13 @@ def transformers(
 
 @app.command()
 def runtime(
-    scenario: Annotated[str, typer.Argument(help="A scenario's TOML file, or the name of a shipped one.")],
+    scenario: Annotated[
+        str, typer.Argument(help="A scenario's TOML file, or the name of a shipped one.")
+    ],
     target: Target,
-    deployment: Annotated[str | None, typer.Option(metavar="NAME", help="By default the first one with experts.")] = None,
+    deployment: Annotated[
+        str | None, typer.Option(metavar="NAME", help="By default the first one with experts.")
+    ] = None,
     text: Text = None,
     tokens: Tokens = 8192,
     simulated_nodes: SimulatedNodes = None,
@@ -107,7 +137,9 @@ def runtime(
     loaded, path = load_scenario(scenario, overrides or [], seed)
     with console.whole_file(target) as partial:
         with console.progress("steps", "checking the scenario") as tick:
-            recording = record_runtime(loaded, path, deployment, text, tokens, simulated_nodes, address, tick)
+            recording = record_runtime(
+                loaded, path, deployment, text, tokens, simulated_nodes, address, tick
+            )
         write_recording(recording, partial)
     _print_recording(target, describe(recording), as_json)
 
@@ -116,7 +148,9 @@ def _print_recording(target: Path, found: dict[str, Any], as_json: bool) -> None
     if as_json:
         console.emit({"files": {"recording": str(target)}, **found})
     else:
-        console.print_rows({key.replace("_", " "): console.plain(value) for key, value in found.items()})
+        console.print_rows(
+            {key.replace("_", " "): console.plain(value) for key, value in found.items()}
+        )
     console.err.print(f"wrote {target}", highlight=False, soft_wrap=True, markup=False)
 
 
@@ -129,13 +163,30 @@ def _print_training(made: Any) -> None:
     """The headline, the table, and what else the numbers say."""
     console.out.print(made.headline, style="bold", highlight=False, markup=False)
     console.out.print()
-    head = ("", "parameters", "active", "a step", "loss, same tokens", "loss, same time", "at the mixture's loss after")
+    head = (
+        "",
+        "parameters",
+        "active",
+        "a step",
+        "loss, same tokens",
+        "loss, same time",
+        "at the mixture's loss after",
+    )
     cells = [head]
     steps = max(int(made.curve.loc[made.curve["model"] == made.outcomes[0].model, "step"].max()), 1)
     for row in made.outcomes:
-        reached = "not reached" if row.seconds_to_moe_loss is None else f"{row.seconds_to_moe_loss:.1f} s"
-        counts = (f"{row.num_parameters:,}", f"{row.num_active_parameters:,}", f"{1e3 * row.seconds / steps:.0f} ms")
-        losses = (f"{row.held_out_loss:.3f} in {row.seconds:.1f} s", f"{row.same_time_loss:.3f} with {row.same_time_tokens:,}")
+        reached = (
+            "not reached" if row.seconds_to_moe_loss is None else f"{row.seconds_to_moe_loss:.1f} s"
+        )
+        counts = (
+            f"{row.num_parameters:,}",
+            f"{row.num_active_parameters:,}",
+            f"{1e3 * row.seconds / steps:.0f} ms",
+        )
+        losses = (
+            f"{row.held_out_loss:.3f} in {row.seconds:.1f} s",
+            f"{row.same_time_loss:.3f} with {row.same_time_tokens:,}",
+        )
         cells.append((row.model, *counts, *losses, reached))
     widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
     for line in cells:

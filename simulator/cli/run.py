@@ -1,4 +1,6 @@
-"""``moesim run`` and ``moesim report``: replay a scenario, print the comparison, write the report."""
+"""``moesim run`` and ``moesim report``: replay a scenario, print the comparison, write the
+report.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +23,23 @@ _LONGEST_NAME = 22
 
 
 def run(
-    scenario: Annotated[str, typer.Argument(help="A scenario's TOML file, or the name of a shipped one.")],
+    scenario: Annotated[
+        str, typer.Argument(help="A scenario's TOML file, or the name of a shipped one.")
+    ],
     out_folder: Out = None,
     fidelity: Annotated[
-        str, typer.Option(metavar="NAME", help="step (fast), rank or message (detailed; for small traces).")
+        str,
+        typer.Option(
+            metavar="NAME", help="step (fast), rank or message (detailed; for small traces)."
+        ),
     ] = "step",
     seed: Seed = None,
     overrides: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Replay a workload on every deployment of a scenario, and write a results folder with a report."""
+    """Replay a workload on every deployment of a scenario, and write a results folder with a
+    report.
+    """
     if fidelity not in ("step", "rank", "message"):
         raise UserError(f"--fidelity {fidelity or repr(fidelity)}: must be step, rank or message")
     from simulator.commands.run import run_scenario
@@ -50,20 +59,28 @@ def run(
         console.emit({"folder": str(folder), "verdict": results.run["verdict"], "summary": summary})
     else:
         print_run(results)
-    console.err.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True, markup=False)
+    console.err.print(
+        f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True, markup=False
+    )
 
 
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="Results folders; several are shown in one report.")],
+    folders: Annotated[
+        list[Path], typer.Argument(help="Results folders; several are shown in one report.")
+    ],
     out_file: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="FILE", help="HTML file; by default report.html (of several: comparison.html) in the first folder."
+            "--out",
+            metavar="FILE",
+            help="HTML file; by default report.html (of several: comparison.html) in the first folder.",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Build the report again from results folders of moesim run, or from one of moesim execute or moesim plan."""
+    """Build the report again from results folders of moesim run, or from one of moesim execute or
+    moesim plan.
+    """
     from simulator.report.page import render
     from simulator.results.folder import merge, read
     from simulator.results.verdict import with_verdict
@@ -91,7 +108,9 @@ def report(
 
 
 def _is_executed(folder: Path) -> bool:
-    """Whether a folder is of ``moesim execute``, which names the machine; one that cannot be read is left to the reader of runs."""
+    """Whether a folder is of ``moesim execute``, which names the machine; one that cannot be read
+    is left to the reader of runs.
+    """
     try:
         run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -107,18 +126,27 @@ def _report_executed(folder: Path, out_file: Path | None, as_json: bool) -> None
     try:
         executed = read(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}: is not a whole results folder: {' '.join(str(error).split())}") from error
+        raise UserError(
+            f"{folder}: is not a whole results folder: {' '.join(str(error).split())}"
+        ) from error
     target = out_file or folder / "report.html"
     page, found = render(executed), verdict(executed)
     with console.whole_file(target) as partial:
         partial.write_text(page, encoding="utf-8")
     if as_json:
-        console.emit({"report": str(target), "verdict": {"headline": found.headline, "reasons": found.reasons}})
+        console.emit(
+            {
+                "report": str(target),
+                "verdict": {"headline": found.headline, "reasons": found.reasons},
+            }
+        )
     console.err.print(f"report: {target}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _is_plan(folder: Path) -> bool:
-    """As :func:`simulator.commands.plan.is_plan`, which is not imported for this: it brings the engine along."""
+    """As :func:`simulator.commands.plan.is_plan`, which is not imported for this: it brings the
+    engine along.
+    """
     return (folder / "plan.json").is_file()
 
 
@@ -128,20 +156,33 @@ def _report_plan(folders: list[Path], out_file: Path | None, as_json: bool) -> N
 
     if len(folders) > 1:
         plan = next(filter(_is_plan, folders))
-        raise UserError(f"{plan}: is a folder of moesim plan; name one such folder alone, or several of moesim run")
+        raise UserError(
+            f"{plan}: is a folder of moesim plan; name one such folder alone, or several of moesim run"
+        )
     answer, run = read(folders[0])
     target = out_file or folders[0] / "report.html"
     with console.whole_file(target) as partial:
         partial.write_text(render(answer, run), encoding="utf-8")
     if as_json:
-        console.emit({"report": str(target), "verdict": {"headline": answer["headline"], "reasons": answer["reasons"]}})
+        console.emit(
+            {
+                "report": str(target),
+                "verdict": {"headline": answer["headline"], "reasons": answer["reasons"]},
+            }
+        )
     console.err.print(f"report: {target}", highlight=False, soft_wrap=True, markup=False)
 
 
 def print_run(results: Any) -> None:
     """Print the verdict with its reasons, then the table of key metrics."""
     verdict = results.run["verdict"]
-    console.out.print(_wrapped(verdict["headline"], ""), style="bold", highlight=False, soft_wrap=True, markup=False)
+    console.out.print(
+        _wrapped(verdict["headline"], ""),
+        style="bold",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )
     for reason in verdict["reasons"]:
         console.out.print(_wrapped(reason, "  "), highlight=False, soft_wrap=True, markup=False)
     console.out.print()
@@ -159,20 +200,29 @@ def _wrapped(text: str, indent: str) -> str:
 
 
 def _comparison(results: Any, width: int) -> Iterator[Text]:
-    """The key metrics, a column a deployment, the best in bold; as many columns side by side as fit in ``width``."""
+    """The key metrics, a column a deployment, the best in bold; as many columns side by side as fit
+    in ``width``.
+    """
     from simulator.results.formats import KEY_METRICS, heading_unit, metric, winners
     from simulator.results.metrics import METRICS
     from simulator.results.verdict import short_names
 
     names = [textwrap.wrap(name, _LONGEST_NAME) for name in short_names(results).values()]
     currencies = [results.run["deployments"][name]["currency"] for name in results.deployments]
-    rows: list[tuple[str, list[str], set[int]]] = [("", list(lines), set()) for lines in zip_longest(*names, fillvalue="")]
+    rows: list[tuple[str, list[str], set[int]]] = [
+        ("", list(lines), set()) for lines in zip_longest(*names, fillvalue="")
+    ]
     for key in (*KEY_METRICS, "kv_used_max", "load_imbalance"):
         values = [float(value) for value in results.summary[key]]
         unit = heading_unit(key)
-        cells = [f"{metric(key, value, currency)} {unit}".rstrip() for value, currency in zip(values, currencies, strict=True)]
+        cells = [
+            f"{metric(key, value, currency)} {unit}".rstrip()
+            for value, currency in zip(values, currencies, strict=True)
+        ]
         if any(value == value for value in values):
-            rows.append((METRICS[key].label, cells, winners(key, values) if len(set(cells)) > 1 else set()))
+            rows.append(
+                (METRICS[key].label, cells, winners(key, values) if len(set(cells)) > 1 else set())
+            )
     label_width = max(len(label) for label, _, _ in rows)
     widths = [max(len(cells[number]) for _, cells, _ in rows) + 3 for number in range(len(names))]
     first = 0
@@ -185,7 +235,10 @@ def _comparison(results: Any, width: int) -> Iterator[Text]:
                 continue
             line = Text(label.ljust(label_width))
             for number in range(first, last):
-                line.append(cells[number].rjust(widths[number]), "bold" if number in best or not label else "")
+                line.append(
+                    cells[number].rjust(widths[number]),
+                    "bold" if number in best or not label else "",
+                )
             yield line
         first = last
         if first < len(names):

@@ -1,4 +1,6 @@
-"""``moesim trace``: describe, convert and make request traces; ``trace record`` is in :mod:`simulator.cli.record`."""
+"""``moesim trace``: describe, convert and make request traces; ``trace record`` is in
+:mod:`simulator.cli.record`.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,18 @@ from simulator.base.errors import UserError, did_you_mean
 from simulator.cli import console, record
 from simulator.cli.console import AsJson, Seed
 
-app = typer.Typer(no_args_is_help=True, help="Describe, convert and make request traces, and record expert choices.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Describe, convert and make request traces, and record expert choices.",
+)
 app.add_typer(record.app, name="record")
 
 
 @app.command()
 def info(
-    source: Annotated[str, typer.Argument(help="A trace file or folder, or a workload's name or TOML file.")],
+    source: Annotated[
+        str, typer.Argument(help="A trace file or folder, or a workload's name or TOML file.")
+    ],
     seed: Seed = None,
     as_json: AsJson = False,
 ) -> None:
@@ -25,7 +32,12 @@ def info(
     from simulator.workload.requests import describe
 
     trace = _load_trace(source, seed)
-    found = {"source": source, "provenance": trace.provenance, **describe(trace), "notes": list(trace.notes)}
+    found = {
+        "source": source,
+        "provenance": trace.provenance,
+        **describe(trace),
+        "notes": list(trace.notes),
+    }
     if as_json:
         console.emit(found)
     else:
@@ -43,7 +55,9 @@ def convert(
 
 @app.command()
 def generate(
-    workload: Annotated[str, typer.Argument(help="A shipped workload's name, or a workload's TOML file.")],
+    workload: Annotated[
+        str, typer.Argument(help="A shipped workload's name, or a workload's TOML file.")
+    ],
     target: Annotated[Path, typer.Argument(help="Parquet or CSV file to write.")],
     seed: Seed = None,
 ) -> None:
@@ -60,7 +74,9 @@ def _load_trace(source: str, seed: int | None) -> Any:
     if path.exists() and path.suffix != ".toml":
         return read_trace(path)
     if not path.exists() and source not in shipped:
-        raise UserError(f"{source}: no such file, and no workload of that name; {did_you_mean(source, shipped)}")
+        raise UserError(
+            f"{source}: no such file, and no workload of that name; {did_you_mean(source, shipped)}"
+        )
     return load_requests(WorkloadSpec(requests=source), Path.cwd(), seed or 0, source)
 
 
@@ -72,4 +88,6 @@ def _write_trace(source: str, seed: int | None, target: Path) -> None:
     with console.whole_file(target) as partial:
         trace = _load_trace(source, seed)
         write_table(trace, partial)
-    console.err.print(f"{trace.num_requests:,} requests: {target}", highlight=False, soft_wrap=True, markup=False)
+    console.err.print(
+        f"{trace.num_requests:,} requests: {target}", highlight=False, soft_wrap=True, markup=False
+    )

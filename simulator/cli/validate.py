@@ -21,7 +21,8 @@ from simulator.cli import console
 from simulator.cli.console import AsJson
 
 app = typer.Typer(
-    invoke_without_command=True, help="Show how far predictions are from measurements: the suites that ship, or your own tables."
+    invoke_without_command=True,
+    help="Show how far predictions are from measurements: the suites that ship, or your own tables.",
 )
 _MEASUREMENTS = "MOESIM_MEASUREMENTS"
 _GROUPS_SHOWN = 12
@@ -31,11 +32,21 @@ _WIDTH = 120
 
 Rows = Annotated[
     Path | None,
-    typer.Option("--out", metavar="FILE", help="CSV or Parquet file to write: the table's columns, predictions, bands and status."),
+    typer.Option(
+        "--out",
+        metavar="FILE",
+        help="CSV or Parquet file to write: the table's columns, predictions, bands and status.",
+    ),
 ]
-Page = Annotated[Path | None, typer.Option("--report", metavar="FILE", help="HTML file to write: the scoreboard page.")]
+Page = Annotated[
+    Path | None,
+    typer.Option("--report", metavar="FILE", help="HTML file to write: the scoreboard page."),
+]
 TableFile = Annotated[
-    Path, typer.Argument(metavar="TABLE", help="Measurements: CSV (gzipped or not) or Parquet, whatever its name.")
+    Path,
+    typer.Argument(
+        metavar="TABLE", help="Measurements: CSV (gzipped or not) or Parquet, whatever its name."
+    ),
 ]
 
 
@@ -45,15 +56,22 @@ def validate(
     measurements: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", envvar=_MEASUREMENTS, help="Folder with tables of measurements, which are read by their columns."
+            metavar="DIR",
+            envvar=_MEASUREMENTS,
+            help="Folder with tables of measurements, which are read by their columns.",
         ),
     ] = None,
     out_folder: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Folder to write; by default reports/out/validate.")
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Folder to write; by default reports/out/validate."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show how far predictions are from measurements: everything that ships, and the tables of a folder."""
+    """Show how far predictions are from measurements: everything that ships, and the tables of a
+    folder.
+    """
     if context.invoked_subcommand is not None:
         given = {"--out": out_folder is not None, "--json": as_json}
         if misplaced := [name for name, is_given in given.items() if is_given]:
@@ -74,8 +92,12 @@ def validate(
     else:
         print_board(board)
     for name, why in board.run["skipped"].items():
-        console.err.print(f"skipped: {name}: {why}", style="yellow", highlight=False, soft_wrap=True, markup=False)
-    console.err.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True, markup=False)
+        console.err.print(
+            f"skipped: {name}: {why}", style="yellow", highlight=False, soft_wrap=True, markup=False
+        )
+    console.err.print(
+        f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True, markup=False
+    )
 
 
 class _WithColumns(TyperCommand):
@@ -92,7 +114,10 @@ class _WithColumns(TyperCommand):
 @app.command(cls=_WithColumns)
 def kernels(
     family: Annotated[
-        str, typer.Argument(metavar="FAMILY", help="Such as gemm, attention or moe; moesim list kernels names them.")
+        str,
+        typer.Argument(
+            metavar="FAMILY", help="Such as gemm, attention or moe; moesim list kernels names them."
+        ),
     ],
     table: TableFile,
     out_file: Rows = None,
@@ -107,10 +132,13 @@ def kernels(
 
 
 @app.command()
-def serving(table: TableFile, out_file: Rows = None, report: Page = None, as_json: AsJson = False) -> None:
+def serving(
+    table: TableFile, out_file: Rows = None, report: Page = None, as_json: AsJson = False
+) -> None:
     """Answer a table of serving points: TTFT and TPOT at a fixed number of requests in flight.
 
-    Columns length_range (shortest over longest), concurrency and speculative (true, false or draft tokens) come before what ids suggest.
+    Columns length_range (shortest over longest), concurrency and speculative (true, false or draft
+    tokens) come before what ids suggest.
     """
     from simulator.validation.suites import answer_serving
 
@@ -119,7 +147,10 @@ def serving(table: TableFile, out_file: Rows = None, report: Page = None, as_jso
 
 @app.command()
 def published(
-    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Published figures; by default those that ship.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FILE]", help="Published figures; by default those that ship."),
+    ] = None,
     out_file: Rows = None,
     report: Page = None,
     as_json: AsJson = False,
@@ -131,20 +162,33 @@ def published(
 
 
 def _answer_one(
-    answer: Callable[[Any], Any], table: Path | None, out_file: Path | None, report: Path | None, as_json: bool
+    answer: Callable[[Any], Any],
+    table: Path | None,
+    out_file: Path | None,
+    report: Path | None,
+    as_json: bool,
 ) -> None:
-    """Answer one table, and write and print what was found; files are written when all went well."""
+    """Answer one table, and write and print what was found; files are written when all went
+    well.
+    """
     from simulator.validation.board import described, scoreboard
     from simulator.validation.tables import ENDINGS, write_table
 
     if out_file is not None and not out_file.name.endswith(ENDINGS):
-        raise UserError(f"--out {out_file}: must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}, which says the format to write")
+        raise UserError(
+            f"--out {out_file}: must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}, which says the format to write"
+        )
     if out_file is not None and table is not None and out_file.resolve() == table.resolve():
         raise UserError(f"--out {out_file}: is the table itself; name another file")
     with ExitStack() as files:
         rows_file = out_file and files.enter_context(console.whole_file(out_file))
         page_file = report and files.enter_context(console.whole_file(report))
-        with console.progress(unit="rows", waiting=f"reading {table or 'published figures'}") as tick, described() as run:
+        with (
+            console.progress(
+                unit="rows", waiting=f"reading {table or 'published figures'}"
+            ) as tick,
+            described() as run,
+        ):
             answered = answer(tick)
         board = scoreboard([answered], run)
         if rows_file:
@@ -159,7 +203,12 @@ def _answer_one(
         print_board(board)
     if out_file is not None:
         count = len(answered.table)
-        console.err.print(f"{count:,} {'row' if count == 1 else 'rows'}: {out_file}", highlight=False, soft_wrap=True, markup=False)
+        console.err.print(
+            f"{count:,} {'row' if count == 1 else 'rows'}: {out_file}",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
     if report is not None:
         console.err.print(f"report: {report}", highlight=False, soft_wrap=True, markup=False)
 
@@ -178,22 +227,37 @@ def as_numbers(board: Any) -> dict[str, Any]:
     return {
         "tables": board.run.get("tables", []),
         "skipped": board.run.get("skipped", {}),
-        **{name: json.loads(table.to_json(orient="records", double_precision=6)) for name, table in tables.items()},
+        **{
+            name: json.loads(table.to_json(orient="records", double_precision=6))
+            for name, table in tables.items()
+        },
     }
 
 
 def print_board(board: Any) -> None:
-    """The scores of each suite, its targets, what the words mean, and what cannot be answered or compared and why."""
+    """The scores of each suite, its targets, what the words mean, and what cannot be answered or
+    compared and why.
+    """
     from simulator.results.scores import IN_SAMPLE, grouped, judged, reasons, remarks, score, tally
 
     out = console.out if console.out.is_terminal else Console(width=_WIDTH)
     if board.rows.empty and not remarks(board):
-        out.print("Nothing was measured in these rows, so there is no error to show.", highlight=False, soft_wrap=True)
+        out.print(
+            "Nothing was measured in these rows, so there is no error to show.",
+            highlight=False,
+            soft_wrap=True,
+        )
     if len(board.rows):
         by_group = grouped(board.rows)
         for row in score(board.rows, ["suite", "quantity"]).to_dict("records"):
-            own = by_group[(by_group["suite"] == row["suite"]) & (by_group["quantity"] == row["quantity"])]
-            out.print(_scores_table(row, own, board.in_sample(board.rows[board.rows["suite"] == row["suite"]])))
+            own = by_group[
+                (by_group["suite"] == row["suite"]) & (by_group["quantity"] == row["quantity"])
+            ]
+            out.print(
+                _scores_table(
+                    row, own, board.in_sample(board.rows[board.rows["suite"] == row["suite"]])
+                )
+            )
         out.print(_LEGEND, highlight=False)
         out.print()
         targets = judged(board)
@@ -223,13 +287,28 @@ def _scores_table(total: dict[Any, Any], groups: Any, in_sample: bool) -> Table:
     title = title_of(total["suite"], total["quantity"])
     drawn = Table(title=f"{title}, in sample" if in_sample else title, **_LOOK)
     drawn.add_column("worst first", overflow="fold", min_width=11)
-    for heading in ("rows", "median", "mean", "p90", "bias", "no\nanswer", "extra-\npol.", "in\nband"):
+    for heading in (
+        "rows",
+        "median",
+        "mean",
+        "p90",
+        "bias",
+        "no\nanswer",
+        "extra-\npol.",
+        "in\nband",
+    ):
         drawn.add_column(heading, justify="right", no_wrap=True)
     drawn.add_column("target", justify="right", no_wrap=True)
     drawn.add_column("within\ntarget\nhere", no_wrap=True)
     for row in groups.head(_GROUPS_SHOWN).to_dict("records"):
-        target = "" if math.isnan(row["target_median"]) else f"{row['target_median'] * 100:.0f}/{row['target_p90'] * 100:.0f}"
-        drawn.add_row(str(row["group"]) or "all", *_cells(row), target, _verdict(row["within_target"]))
+        target = (
+            ""
+            if math.isnan(row["target_median"])
+            else f"{row['target_median'] * 100:.0f}/{row['target_p90'] * 100:.0f}"
+        )
+        drawn.add_row(
+            str(row["group"]) or "all", *_cells(row), target, _verdict(row["within_target"])
+        )
     if len(groups) > _GROUPS_SHOWN:
         drawn.add_row(Text(f"... and {len(groups) - _GROUPS_SHOWN} better groups", style="dim"))
     if len(groups) > 1:
@@ -249,7 +328,8 @@ _LOOK: dict[str, Any] = {
 
 def _cells(row: dict[Any, Any]) -> list[str]:
     limits = [
-        [limit] if math.isfinite(limit) else [] for limit in (row.get("target_median", math.nan), row.get("target_p90", math.nan))
+        [limit] if math.isfinite(limit) else []
+        for limit in (row.get("target_median", math.nan), row.get("target_p90", math.nan))
     ]
     rest = (percent(row[key]) for key in ("unsupported", "extrapolated", "covered"))
     errors = (
@@ -271,11 +351,19 @@ def percent(value: float, *limits: float, digits: int = 0, sign: str = "") -> st
 
     if math.isnan(value):
         return "-"
-    return f"{value:{sign}.{digits_beside(value, *limits, digits=0 if abs(value) >= 1 else digits)}%}"
+    return (
+        f"{value:{sign}.{digits_beside(value, *limits, digits=0 if abs(value) >= 1 else digits)}%}"
+    )
 
 
 def _verdict(met: bool | None) -> Text:
-    return Text("-", style="dim") if met is None else Text("yes", style="green") if met else Text("no", style="red")
+    return (
+        Text("-", style="dim")
+        if met is None
+        else Text("yes", style="green")
+        if met
+        else Text("no", style="red")
+    )
 
 
 def _targets_table(found: Any) -> Table:
@@ -283,7 +371,10 @@ def _targets_table(found: Any) -> Table:
     drawn.add_column("what", overflow="fold")
     drawn.add_column("asked\n(median / p90)", overflow="fold")
     every, some = bool(found["in_sample"].all()), bool(found["in_sample"].any())
-    drawn.add_column("in sample" if every else "on these rows\n(* in sample)" if some else "on these rows", overflow="fold")
+    drawn.add_column(
+        "in sample" if every else "on these rows\n(* in sample)" if some else "on these rows",
+        overflow="fold",
+    )
     drawn.add_column("models\nleft out", overflow="fold")
     drawn.add_column("rows", justify="right")
     drawn.add_column("met")
@@ -308,5 +399,9 @@ def _reasons_table(found: Any) -> Table:
         drawn.add_row(row["suite"], f"{row['rows']:,}", row["reason"])
     if len(found) > _REASONS_SHOWN:
         rest = found.iloc[_REASONS_SHOWN:]
-        drawn.add_row("", f"{int(rest['rows'].sum()):,}", Text(f"... {len(rest)} further reasons", style="dim"))
+        drawn.add_row(
+            "",
+            f"{int(rest['rows'].sum()):,}",
+            Text(f"... {len(rest)} further reasons", style="dim"),
+        )
     return drawn

@@ -64,7 +64,9 @@ def _files(folder: str) -> dict[str, str]:
 def _headline(path: Path) -> str:
     table = read_toml(path)
     title = str(table.get("title") or table.get("name") or path.stem)
-    return f"{title} (rumour)" if table.get("is_rumour") and "rumour" not in title.lower() else title
+    return (
+        f"{title} (rumour)" if table.get("is_rumour") and "rumour" not in title.lower() else title
+    )
 
 
 def _clusters() -> dict[str, str]:
@@ -92,7 +94,9 @@ def _sizes_text(sizes: list[int]) -> str:
     '1, 2, 4, 8, 16, ..., 40'
     """
     first = len(sizes) - 1
-    while first > 0 and len({after - before for before, after in pairwise(sizes[first - 1 :])}) == 1:
+    while (
+        first > 0 and len({after - before for before, after in pairwise(sizes[first - 1 :])}) == 1
+    ):
         first -= 1
     shown = [str(size) for size in sizes]
     if len(sizes) - first > 4:

@@ -1,4 +1,6 @@
-"""Is this file right? Everything that ``run`` would refuse, without running; and the JSON Schema of each kind of file."""
+"""Is this file right? Everything that ``run`` would refuse, without running; and the JSON Schema of
+each kind of file.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,8 @@ def check_file(name: str, overrides: list[str]) -> Checked:
 
     Args:
         name: a path, or the name of a shipped scenario or plan.
-        overrides: as for :func:`simulator.scenario.scenario.load_scenario`; for scenarios and plans only.
+        overrides: as for :func:`simulator.scenario.scenario.load_scenario`; for scenarios and plans
+            only.
 
     Raises:
         UserError: with what is wrong.
@@ -86,7 +89,9 @@ def check_file(name: str, overrides: list[str]) -> Checked:
         keys = ", ".join(f"{kind}: {key}" for key, kind in _TELLING_KEYS.items())
         raise UserError(f"{path}: is no file that moesim knows; a key would tell its kind ({keys})")
     if overrides and kind not in ("scenario", "plan"):
-        raise UserError(f"--set {overrides[0]}: overrides a scenario's or a plan's keys, but {path} is a {kind}")
+        raise UserError(
+            f"--set {overrides[0]}: overrides a scenario's or a plan's keys, but {path} is a {kind}"
+        )
     details = _CHECKS[kind](path, overrides)
     return Checked(str(path), kind, details)
 
@@ -94,12 +99,16 @@ def check_file(name: str, overrides: list[str]) -> Checked:
 def _check_scenario(path: Path, overrides: list[str]) -> str:
     scenario, _ = load_scenario(str(path), overrides)
     folder = path.resolve().parent
-    plans = [make_plan(deployment, scenario.seed, str(path), folder) for deployment in scenario.deployments]
+    plans = [
+        make_plan(deployment, scenario.seed, str(path), folder)
+        for deployment in scenario.deployments
+    ]
     trace = load_requests(scenario.workload, folder, scenario.seed, f"{path} [workload]")
     for plan in plans:
         check_requests(plan.capacity, longest_tokens(trace), f"{path} [deployments '{plan.name}']")
     fits = "; ".join(
-        f"{p.name}: {p.num_gpus} GPUs, KV cache of {p.capacity.tokens * p.layout.attention_dp:,} tokens a replica" for p in plans
+        f"{p.name}: {p.num_gpus} GPUs, KV cache of {p.capacity.tokens * p.layout.attention_dp:,} tokens a replica"
+        for p in plans
     )
     return f", {trace.num_requests:,} requests; {fits}"
 
@@ -109,7 +118,8 @@ def _check_plan(path: Path, overrides: list[str]) -> str:
     trace = requests_of(question, path.resolve().parent, f"{path} [workload]")
     lasts_s = float(trace.arrival_s[-1] - trace.arrival_s[0])
     models, clusters = (
-        ", ".join(dict.fromkeys(names)) for names in ([m.model for m in question.models], [c.cluster for c in question.clusters])
+        ", ".join(dict.fromkeys(names))
+        for names in ([m.model for m in question.models], [c.cluster for c in question.clusters])
     )
     return f", {trace.num_requests:,} requests in {lasts_s:,.0f} s; models: {models}; clusters: {clusters}"
 
@@ -144,7 +154,9 @@ def _check_host_calibration(path: Path, _: list[str]) -> str:
 
 
 def _check_cluster(path: Path, _: list[str]) -> str:
-    table = clusters.read_cluster_table(path.stem, {**available_files("cluster_configs"), path.stem: path})
+    table = clusters.read_cluster_table(
+        path.stem, {**available_files("cluster_configs"), path.stem: path}
+    )
     table.setdefault("num_gpus", clusters.default_num_gpus(table))
     found = validate(ClusterSpec, {**table, "name": path.stem}, str(path))
     load_accelerator(found.accelerator, str(path))
@@ -175,4 +187,7 @@ def schema_of(kind: str) -> dict[str, Any]:
     """
     if kind not in _KINDS:
         raise UserError(f"schema: unknown kind '{kind}'; {did_you_mean(kind, _KINDS)}")
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **_KINDS[kind].model_json_schema()}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **_KINDS[kind].model_json_schema(),
+    }

@@ -1,4 +1,6 @@
-"""``moesim execute``: a scenario's plans run for real on shards, beside their prediction by the simulator."""
+"""``moesim execute``: a scenario's plans run for real on shards, beside their prediction by the
+simulator.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,8 @@ def execute_scenario(
         address: of a Ray cluster to use.
 
     Raises:
-        UserError: if PyTorch or Ray are missing, or anything that the scenario names is wrong or can only be simulated.
+        UserError: if PyTorch or Ray are missing, or anything that the scenario names is wrong or
+            can only be simulated.
     """
     require("torch")
     require("ray")
@@ -61,13 +64,18 @@ def execute_scenario(
 
     started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
     folder = path.resolve().parent
-    plans = [make_plan(deployment, scenario.seed, str(path), folder) for deployment in scenario.deployments]
+    plans = [
+        make_plan(deployment, scenario.seed, str(path), folder)
+        for deployment in scenario.deployments
+    ]
     jobs = [make_job(plan, folder) for plan in plans]
     for plan in plans:
         _check_measured(plan)
     _check_transport(scenario.execution, path)
     _check_faults(scenario.execution, plans, simulated_nodes)
-    tables: dict[str, list[pd.DataFrame]] = {name: [] for name in ("summary", "steps", "ranks", "spans", "faults")}
+    tables: dict[str, list[pd.DataFrame]] = {
+        name: [] for name in ("summary", "steps", "ranks", "spans", "faults")
+    }
     tick("starting Ray", 0, None)
     with connect(simulated_nodes, address) as nodes:
         runner = _Runner(nodes, scenario.execution, simulated_nodes, tick)
@@ -82,7 +90,8 @@ def execute_scenario(
         "seed": scenario.seed,
         "command": shlex.join(["moesim", *sys.argv[1:]]),
         "started": started.isoformat(timespec="seconds"),
-        "versions": versions() | {name: importlib.metadata.version(name) for name in ("torch", "ray")},
+        "versions": versions()
+        | {name: importlib.metadata.version(name) for name in ("torch", "ray")},
         "revision": revision(),
         "machine": runner.machine,
         "calibration": _calibration(plans),
@@ -116,13 +125,17 @@ def _check_faults(execution: ExecutionSpec, plans: list[Plan], simulated_nodes: 
         for plan in plans:
             if fault.rank is not None and fault.rank >= plan.layout.num_ranks:
                 last = plan.layout.num_ranks - 1
-                raise UserError(f"execution.faults: rank {fault.rank}: '{plan.name}' has ranks 0 to {last}")
+                raise UserError(
+                    f"execution.faults: rank {fault.rank}: '{plan.name}' has ranks 0 to {last}"
+                )
         if fault.node is not None and fault.node >= (simulated_nodes or 0):
             raise UserError(
                 f"execution.faults: node {fault.node} cannot be killed: start it with --simulated-nodes {fault.node + 1} or more"
             )
         if fault.step > _steps(execution)[-1][1].number:
-            raise UserError(f"execution.faults: step {fault.step}: the last one is {_steps(execution)[-1][1].number}")
+            raise UserError(
+                f"execution.faults: step {fault.step}: the last one is {_steps(execution)[-1][1].number}"
+            )
 
 
 def _calibration(plans: list[Plan]) -> dict[str, Any]:
@@ -131,19 +144,29 @@ def _calibration(plans: list[Plan]) -> dict[str, Any]:
 
     found = plans[0].calibration
     if isinstance(found, HostRates):
-        return {"title": found.host.title, "machine": found.host.machine, "source": found.tables.matrix.source}
+        return {
+            "title": found.host.title,
+            "machine": found.host.machine,
+            "source": found.tables.matrix.source,
+        }
     return {"title": found.title, "machine": None, "source": ""}
 
 
 class _Runner:
     """Runs deployments one after the other, on the same actors where their ranks are the same."""
 
-    def __init__(self, nodes: Any, execution: ExecutionSpec, simulated_nodes: int | None, tick: Tick) -> None:
+    def __init__(
+        self, nodes: Any, execution: ExecutionSpec, simulated_nodes: int | None, tick: Tick
+    ) -> None:
         from simulator.calibration.host.timing import machine
 
         self.nodes, self.execution, self.tick = nodes, execution, tick
         self.machine = machine()
-        self.nodes_text = f"{simulated_nodes} simulated nodes" if simulated_nodes else f"{len(nodes.alive)} node(s)"
+        self.nodes_text = (
+            f"{simulated_nodes} simulated nodes"
+            if simulated_nodes
+            else f"{len(nodes.alive)} node(s)"
+        )
         self._backend: Any = None
 
     def close(self) -> None:
@@ -154,7 +177,11 @@ class _Runner:
         from simulator.runtime.ray_backend import RayBackend
 
         node_R = self.nodes.spread(plan.fabric.node_R)
-        if self._backend is not None and list(self._backend.node_R) == list(node_R) and not self.execution.faults:
+        if (
+            self._backend is not None
+            and list(self._backend.node_R) == list(node_R)
+            and not self.execution.faults
+        ):
             return self._backend
         self.close()
         self._backend = None
@@ -167,7 +194,9 @@ class _Runner:
 
         execution = self.execution
         backend = self._ready(plan)
-        total = (execution.steps + execution.warm_up) * (bool(execution.prompts) + bool(execution.sequences))
+        total = (execution.steps + execution.warm_up) * (
+            bool(execution.prompts) + bool(execution.sequences)
+        )
         self.tick(plan.name, 0, total)
         backend.load(job)
         known_faults = len(backend.faults)
@@ -201,7 +230,9 @@ class _Runner:
             self.tick(plan.name, done + 1, total)
         counted = [(kind, step) for kind, step, counts in _steps(execution) if counts]
         for (kind, step), times in zip(
-            counted, forecast(plan, [_even(plan, step) for _, step in counted], keep_spans=True), strict=True
+            counted,
+            forecast(plan, [_even(plan, step) for _, step in counted], keep_spans=True),
+            strict=True,
         ):
             rows.append(_row(plan.name, kind, "predicted", step, times.duration_s, times.phases))
             if step.number == _last(execution, kind):
@@ -213,7 +244,8 @@ class _Runner:
             "ranks": pd.DataFrame(ranks, columns=list(RANK_COLUMNS)),
             "spans": pd.concat(spans, ignore_index=True),
             "faults": pd.DataFrame(
-                [{**fault._asdict(), "ranks": " ".join(map(str, fault.ranks))} for fault in faults], columns=list(_FAULTS)
+                [{**fault._asdict(), "ranks": " ".join(map(str, fault.ranks))} for fault in faults],
+                columns=list(_FAULTS),
             ),
             "summary": _summary(plan, table, differences),
         }
@@ -223,7 +255,9 @@ _FAULTS = ("deployment", "step", "ranks", "what", "recovery_s")
 
 
 def _steps(execution: ExecutionSpec) -> list[tuple[str, Any, bool]]:
-    """Kind, step, and whether it counts; the first of each kind is checked against the reference."""
+    """Kind, step, and whether it counts; the first of each kind is checked against the
+    reference.
+    """
     from simulator.runtime.job import Step
 
     kinds = []
@@ -235,7 +269,13 @@ def _steps(execution: ExecutionSpec) -> list[tuple[str, Any, bool]]:
     for kind, sequences, new, context in kinds:
         for i in range(execution.warm_up + execution.steps):
             number = len(found)
-            found.append((kind, Step(number, sequences, new, context, _STRIDE * number, i == 0), i >= execution.warm_up))
+            found.append(
+                (
+                    kind,
+                    Step(number, sequences, new, context, _STRIDE * number, i == 0),
+                    i >= execution.warm_up,
+                )
+            )
     return found
 
 
@@ -259,9 +299,19 @@ def _measured(plan: Plan, shards: list[Any]) -> Any:
     return combine([shard.moments for shard in shards], groups)
 
 
-def _row(deployment: str, kind: str, source: str, step: Any, duration_s: float, phases: dict[str, float]) -> dict[str, Any]:
-    found = {"deployment": deployment, "kind": kind, "source": source, "number": step.number, "tokens": step.num_tokens}
-    return found | {"duration_s": duration_s} | {f"{phase}_s": phases[phase] for phase in STEP_PHASES}
+def _row(
+    deployment: str, kind: str, source: str, step: Any, duration_s: float, phases: dict[str, float]
+) -> dict[str, Any]:
+    found = {
+        "deployment": deployment,
+        "kind": kind,
+        "source": source,
+        "number": step.number,
+        "tokens": step.num_tokens,
+    }
+    return (
+        found | {"duration_s": duration_s} | {f"{phase}_s": phases[phase] for phase in STEP_PHASES}
+    )
 
 
 def _rank_rows(deployment: str, kind: str, step: Any, shards: list[Any]) -> list[dict[str, Any]]:
@@ -275,14 +325,20 @@ def _rank_rows(deployment: str, kind: str, step: Any, shards: list[Any]) -> list
     return found
 
 
-def _spans(deployment: str, phase: str, spans: list[tuple[int, str, int, float, float]]) -> pd.DataFrame:
+def _spans(
+    deployment: str, phase: str, spans: list[tuple[int, str, int, float, float]]
+) -> pd.DataFrame:
     columns = ("rank", "name", "layer", "start_s", "duration_s")
     table = pd.DataFrame(spans, columns=list(columns))
     return table.assign(deployment=deployment, phase=phase)[list(SPAN_COLUMNS)]
 
 
 def _predicted_spans(deployment: str, phase: str, times: StepTimes) -> pd.DataFrame:
-    return _spans(deployment, phase, [(s.rank, s.phase, s.layer, s.start_s, s.duration_s) for s in times.spans or []])
+    return _spans(
+        deployment,
+        phase,
+        [(s.rank, s.phase, s.layer, s.start_s, s.duration_s) for s in times.spans or []],
+    )
 
 
 def _largest_difference(plan: Plan, shards: list[Any], wanted_TH: NDArray[np.float32]) -> float:
@@ -295,7 +351,10 @@ def _summary(plan: Plan, steps: pd.DataFrame, differences: dict[str, float]) -> 
     rows = []
     for kind in dict.fromkeys(steps["kind"]):
         own = steps[steps["kind"] == kind]
-        seconds = {source: statistics.median(own["duration_s"][own["source"] == source]) for source in ("measured", "predicted")}
+        seconds = {
+            source: statistics.median(own["duration_s"][own["source"] == source])
+            for source in ("measured", "predicted")
+        }
         tokens = int(own["tokens"].iloc[0])
         total, active = _parameters(plan)
         values = (
@@ -323,5 +382,7 @@ def _parameters(plan: Plan) -> tuple[int, int]:
             block = model.ffns.get(ffn)
             if isinstance(block, DenseFFN):
                 for linear in block.linears(model.hidden_size):
-                    gone += linear.num_parameters - pruning.num_stored(linear.out_features, linear.in_features)
+                    gone += linear.num_parameters - pruning.num_stored(
+                        linear.out_features, linear.in_features
+                    )
     return model.num_parameters - gone, model.num_active_parameters - gone

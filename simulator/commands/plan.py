@@ -2,9 +2,12 @@
 
 | file | holds |
 |---|---|
-| ``plan.json`` | the answer, as ``moesim plan --json`` prints it: the same bytes for the same question, seed and version |
-| ``run.json`` | how it was made: command, seed, versions, source revision, wall time, the question as it was resolved |
-| ``candidates.csv``, ``pareto.csv``, ``ruled_out.csv`` | what was found, a row a deployment or a reason |
+| ``plan.json`` | the answer, as ``moesim plan --json`` prints it: the same bytes for the same
+question, seed and version |
+| ``run.json`` | how it was made: command, seed, versions, source revision, wall time, the question
+as it was resolved |
+| ``candidates.csv``, ``pareto.csv``, ``ruled_out.csv`` | what was found, a row a deployment or a
+reason |
 | ``sensitivity.csv``, ``losses.csv``, ``crossover.csv`` | where the answer has them |
 | ``recommended.toml`` and others | scenarios that ``moesim run`` takes as they are |
 | ``report.html`` | the report |
@@ -40,7 +43,9 @@ def made(question: Question, wall_s: float) -> dict[str, Any]:
         "name": question.name,
         "seed": question.seed,
         "command": shlex.join(["moesim", *sys.argv[1:]]),
-        "started": (dt.datetime.now(dt.UTC) - dt.timedelta(seconds=wall_s)).isoformat(timespec="seconds"),
+        "started": (dt.datetime.now(dt.UTC) - dt.timedelta(seconds=wall_s)).isoformat(
+            timespec="seconds"
+        ),
         "wall_s": round(wall_s, 3),
         "versions": versions(),
         "revision": revision(),
@@ -54,7 +59,8 @@ def is_plan(folder: Path) -> bool:
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be written, or holds something other than results, before any work is done.
+    """Refuse a folder that cannot be written, or holds something other than results, before any
+    work is done.
 
     Raises:
         UserError: with what stands in the way.
@@ -63,10 +69,12 @@ def check_writable(folder: Path) -> None:
 
 
 def write(answer: dict[str, Any], run: dict[str, Any], folder: Path) -> None:
-    """Write the folder under a temporary name and rename it when it is whole; an earlier plan of that name is replaced.
+    """Write the folder under a temporary name and rename it when it is whole; an earlier plan of
+    that name is replaced.
 
     Raises:
-        UserError: if ``folder`` exists and holds something else, or cannot be written; nothing is left behind then.
+        UserError: if ``folder`` exists and holds something else, or cannot be written; nothing is
+            left behind then.
     """
     check_writable(folder)
     page = render(answer, run)
@@ -82,7 +90,9 @@ def _fill(folder: Path, answer: dict[str, Any], run: dict[str, Any], page: str) 
         if name in ("candidates", "pareto", "ruled_out") or answer.get(name):
             pd.json_normalize(answer.get(name) or []).to_csv(folder / f"{name}.csv", index=False)
     if answer.get("crossover"):
-        maps = [{"reading": name, **row} for name in _MAPS for row in answer["crossover"].get(name, [])]
+        maps = [
+            {"reading": name, **row} for name in _MAPS for row in answer["crossover"].get(name, [])
+        ]
         pd.json_normalize(maps).to_csv(folder / "crossover.csv", index=False)
     for scenario in _scenarios(answer):
         (folder / scenario["file"]).write_text(scenario["text"], encoding="utf-8")
@@ -96,11 +106,16 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         UserError: if a file is missing or broken.
     """
     try:
-        answer, run = (json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("plan", "run"))
+        answer, run = (
+            json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+            for name in ("plan", "run")
+        )
         if not isinstance(answer, dict) or not isinstance(run, dict) or "headline" not in answer:
             raise ValueError("plan.json holds no answer")
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: is not a whole folder of moesim plan: {' '.join(str(error).split())}") from error
+        raise UserError(
+            f"{folder}: is not a whole folder of moesim plan: {' '.join(str(error).split())}"
+        ) from error
     return answer, run
 
 
@@ -112,7 +127,10 @@ def _scenarios_in(folder: Path) -> frozenset[str]:
     """Scenario files that the plan in a folder wrote."""
     try:
         return frozenset(
-            scenario["file"] for scenario in _scenarios(json.loads((folder / "plan.json").read_text(encoding="utf-8")))
+            scenario["file"]
+            for scenario in _scenarios(
+                json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+            )
         )
     except (OSError, ValueError, AttributeError, TypeError, KeyError):
         return frozenset()

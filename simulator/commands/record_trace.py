@@ -15,7 +15,14 @@ from simulator.base.errors import UserError, did_you_mean
 from simulator.config.model import ModelSpec
 from simulator.deployment.plan import make_plan
 from simulator.runtime import require
-from simulator.runtime.recording.comparison import SAME_TIME, SAME_TOKENS, Outcome, findings, headline, outcomes
+from simulator.runtime.recording.comparison import (
+    SAME_TIME,
+    SAME_TOKENS,
+    Outcome,
+    findings,
+    headline,
+    outcomes,
+)
 from simulator.runtime.recording.corpus import read_corpus, read_texts
 from simulator.runtime.recording.models import MOE, Shape, model_toml, three_models
 from simulator.runtime.recording.trace_file import Recording, write_recording
@@ -34,14 +41,18 @@ _LONGEST_MINUTES = 24 * 60.0
 
 @dataclass(frozen=True)
 class TrainedRecording:
-    """A mixture of experts that was trained here, what it chose, and how it compares with its dense twins."""
+    """A mixture of experts that was trained here, what it chose, and how it compares with its dense
+    twins.
+    """
 
     recording: Recording
     models: dict[str, ModelSpec]
     curve: pd.DataFrame
-    """Columns ``run``, ``model``, ``step``, ``tokens``, ``seconds``, ``wall_seconds``, ``cpu_seconds``, ``train_loss``,
-    ``held_out_loss``; a row a run, model and evaluation. ``seconds`` are steps times the model's median step in the first run: every
-    step does the same work, so what a step takes longer is other programs'. ``wall_seconds`` is the sum as it was, ``cpu_seconds`` the processor time."""
+    """Columns ``run``, ``model``, ``step``, ``tokens``, ``seconds``, ``wall_seconds``,
+    ``cpu_seconds``, ``train_loss``, ``held_out_loss``; a row a run, model and evaluation.
+    ``seconds`` are steps times the model's median step in the first run: every step does the same
+    work, so what a step takes longer is other programs'. ``wall_seconds`` is the sum as it was,
+    ``cpu_seconds`` the processor time."""
     outcomes: list[Outcome]
     training: Training
 
@@ -75,13 +86,16 @@ def train_and_record(
     shape: Shape | None = None,
     recipe: Recipe | None = None,
 ) -> TrainedRecording:
-    """Train a mixture of experts and its dense twins side by side, and record the mixture's choices on held-out text.
+    """Train a mixture of experts and its dense twins side by side, and record the mixture's choices
+    on held-out text.
 
-    Two runs: all models on the same tokens, then the dense ones anew for as long as the mixture computed.
+    Two runs: all models on the same tokens, then the dense ones anew for as long as the mixture
+    computed.
 
     Args:
         text: a folder of text files; ``None`` for Python's standard library.
-        minutes: all of it should take, where ``steps`` is ``None``; the number of steps is then chosen by timing a few.
+        minutes: all of it should take, where ``steps`` is ``None``; the number of steps is then
+            chosen by timing a few.
         steps: of every model in the first run.
         tokens: held-out tokens to record (and to measure the loss on).
 
@@ -94,7 +108,13 @@ def train_and_record(
         raise UserError(f"--minutes {minutes:g}: must be above 0, and a day at most")
     _check_tokens(tokens)
     require("torch", "training a model")
-    from simulator.runtime.recording.training import MIXTURE_NAME, Training, held_out, how_computed, route
+    from simulator.runtime.recording.training import (
+        MIXTURE_NAME,
+        Training,
+        held_out,
+        how_computed,
+        route,
+    )
 
     shape = shape or Shape()
     corpus = read_corpus(text, seed, shape.context)
@@ -104,13 +124,23 @@ def train_and_record(
     if steps is None:
         tick("timing the first steps", 0, None)
         steps = _steps_in(minutes * 60, *training.time_a_step(), training.recipe.num_evaluations)
-    _train(training, dict.fromkeys(models, steps), f"training {len(models)} models on the same tokens", tick)
-    # The dense models again, for as long as the mixture computed: cut off early, their learning rates would not have fallen.
+    _train(
+        training,
+        dict.fromkeys(models, steps),
+        f"training {len(models)} models on the same tokens",
+        tick,
+    )
+    # The dense models again, for as long as the mixture computed: cut off early, their learning
+    # rates would not have fallen.
     step_s = training.median_step_s()
-    dense = {name: max(1, round(steps * step_s[MOE] / step_s[name])) for name in models if name != MOE}
+    dense = {
+        name: max(1, round(steps * step_s[MOE] / step_s[name])) for name in models if name != MOE
+    }
     again = Training({name: models[name] for name in dense}, corpus, held, shape, seed, recipe)
     _train(again, dense, "training the dense ones for the same time", tick)
-    curve = pd.concat([_curve(training, SAME_TOKENS, step_s), _curve(again, SAME_TIME, step_s)], ignore_index=True)
+    curve = pd.concat(
+        [_curve(training, SAME_TOKENS, step_s), _curve(again, SAME_TIME, step_s)], ignore_index=True
+    )
     rows = outcomes(models, curve, {SAME_TOKENS: training.loss_Q, SAME_TIME: again.loss_Q})
     moe = rows[0]
     recording = Recording(
@@ -129,8 +159,12 @@ def train_and_record(
     return TrainedRecording(recording, models, curve, rows, training)
 
 
-def _steps_in(limit_s: float, step_s: dict[str, float], evaluation_s: float, num_evaluations: int) -> int:
-    """Steps of the first run that leave time for the second one, in which each dense model computes as long as the mixture."""
+def _steps_in(
+    limit_s: float, step_s: dict[str, float], evaluation_s: float, num_evaluations: int
+) -> int:
+    """Steps of the first run that leave time for the second one, in which each dense model computes
+    as long as the mixture.
+    """
     round_s = sum(step_s.values()) + (len(step_s) - 1) * step_s[MOE]
     runs = 1 + (len(step_s) - 1) / len(step_s)
     return max(_MIN_STEPS, round((limit_s - runs * (num_evaluations + 1) * evaluation_s) / round_s))
@@ -155,19 +189,27 @@ def write_training(made: TrainedRecording, target: Path, partial: dict[str, Path
 
     Args:
         target: where the recording will be in the end, which the model file names.
-        partial: where to write, by what: ``recording``, ``curve``, ``page``, ``model``, and ``weights`` where they are wanted.
+        partial: where to write, by what: ``recording``, ``curve``, ``page``, ``model``, and
+            ``weights`` where they are wanted.
     """
     from simulator.report.training_page import render
 
     write_recording(made.recording, partial["recording"])
     made.curve.to_csv(partial["curve"], index=False, float_format="%.6g")
     facts = {"Provenance": made.recording.provenance, "Recording": target.name}
-    loads = {"all domains": made.recording.load()} | {name: made.recording.load(name) for name in made.recording.domains}
+    loads = {"all domains": made.recording.load()} | {
+        name: made.recording.load(name) for name in made.recording.domains
+    }
     rows = pd.DataFrame([dataclasses.asdict(row) for row in made.outcomes])
     page = render(made.headline, made.findings, rows, made.curve, loads, facts)
     partial["page"].write_text(page, encoding="utf-8")
     title = f"Mixture of experts of {target.stem}"
-    written = model_toml(made.models[MOE], title, target.name, f"trained and recorded by moesim; see provenance in {target.name}")
+    written = model_toml(
+        made.models[MOE],
+        title,
+        target.name,
+        f"trained and recorded by moesim; see provenance in {target.name}",
+    )
     partial["model"].write_text(written, encoding="utf-8")
     if "weights" in partial:
         require("safetensors", "writing weights")
@@ -176,7 +218,9 @@ def write_training(made: TrainedRecording, target: Path, partial: dict[str, Path
         save_weights(made.training.transformer(MOE).named_weights(), partial["weights"])
 
 
-def record_transformers(name: str, text: Path | None, tokens: int, seed: int, tick: Tick) -> Recording:
+def record_transformers(
+    name: str, text: Path | None, tokens: int, seed: int, tick: Tick
+) -> Recording:
     """Record the choices of a model of the ``transformers`` library.
 
     Args:
@@ -194,7 +238,13 @@ def record_transformers(name: str, text: Path | None, tokens: int, seed: int, ti
     tick(f"loading {name}", 0, None)
     from simulator.runtime.recording.huggingface import record_transformers as record
 
-    return record(name, texts, tokens, f"{description} (seed {seed})", lambda done, total: tick("recording", done, total))
+    return record(
+        name,
+        texts,
+        tokens,
+        f"{description} (seed {seed})",
+        lambda done, total: tick("recording", done, total),
+    )
 
 
 def record_runtime(
@@ -229,13 +279,19 @@ def record_runtime(
     folder = path.resolve().parent
     names = [entry.name for entry in scenario.deployments]
     if deployment is not None and deployment not in names:
-        raise UserError(f"--deployment {deployment}: {path} has none of that name; {did_you_mean(deployment, names)}")
+        raise UserError(
+            f"--deployment {deployment}: {path} has none of that name; {did_you_mean(deployment, names)}"
+        )
     chosen = [entry for entry in scenario.deployments if deployment in (None, entry.name)]
     plans = [make_plan(entry, scenario.seed, str(path), folder) for entry in chosen]
     plan = next((plan for plan in plans if plan.experts is not None), plans[0])
     job = make_job(plan, folder)
     texts, description = read_texts(text, scenario.seed)
-    drawn = "weights drawn from the seed" if job.weights is None else f"weights of {Path(job.weights).name}"
+    drawn = (
+        "weights drawn from the seed"
+        if job.weights is None
+        else f"weights of {Path(job.weights).name}"
+    )
     provenance = (
         f"moesim {__version__} trace record runtime: {plan.model.title or plan.model.name} ({drawn}) on {description}, "
         f"every byte a token;"
@@ -245,7 +301,13 @@ def record_runtime(
         backend = RayBackend(nodes, nodes.spread(plan.fabric.node_R), scenario.execution)
         try:
             return record_shards(
-                backend, job, scenario.execution, texts, tokens, provenance, lambda done, total: tick("recording", done, total)
+                backend,
+                job,
+                scenario.execution,
+                texts,
+                tokens,
+                provenance,
+                lambda done, total: tick("recording", done, total),
             )
         finally:
             backend.close()

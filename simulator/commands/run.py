@@ -27,27 +27,39 @@ Tick = Callable[[str, int, int], None]
 """Told what is being done, how many requests of it are done, and how many there are."""
 
 
-def run_scenario(scenario: Scenario, path: Path, fidelity: Fidelity = "step", tick: Tick = lambda *_: None) -> Results:
+def run_scenario(
+    scenario: Scenario, path: Path, fidelity: Fidelity = "step", tick: Tick = lambda *_: None
+) -> Results:
     """Serve the scenario's workload on every deployment, with the same arrivals.
 
     Args:
         path: the scenario's file; paths in it are relative to its folder.
 
     Raises:
-        UserError: if anything that the scenario names is wrong or does not fit. All deployments are checked before one runs.
+        UserError: if anything that the scenario names is wrong or does not fit. All deployments are
+            checked before one runs.
     """
     started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
     folder = path.resolve().parent
-    plans = [make_plan(deployment, scenario.seed, str(path), folder) for deployment in scenario.deployments]
+    plans = [
+        make_plan(deployment, scenario.seed, str(path), folder)
+        for deployment in scenario.deployments
+    ]
     trace = load_requests(scenario.workload, folder, scenario.seed, f"{path} [workload]")
     for plan in plans:
         check_requests(plan.capacity, longest_tokens(trace), f"{path} [deployments '{plan.name}']")
         if plan.prefill is not None:
-            check_requests(plan.prefill.capacity, int(trace.num_input.max()) + 1, f"{path} [deployments '{plan.name}'] [prefill]")
+            check_requests(
+                plan.prefill.capacity,
+                int(trace.num_input.max()) + 1,
+                f"{path} [deployments '{plan.name}'] [prefill]",
+            )
     records = []
     for plan in plans:
         tick(plan.name, 0, trace.num_requests)
-        records.append(run_plan(plan, trace, fidelity, partial(_forward, tick, plan.name, trace.num_requests)))
+        records.append(
+            run_plan(plan, trace, fidelity, partial(_forward, tick, plan.name, trace.num_requests))
+        )
     slo = scenario.workload.slo
     requests = scenario.workload.requests
     run: dict[str, Any] = {

@@ -1,1 +1,3 @@
-"""Inert descriptions: models, accelerators, clusters, workloads, deployments. Validated when made, they do nothing."""
+"""Inert descriptions: models, accelerators, clusters, workloads, deployments. Validated when made,
+they do nothing.
+"""

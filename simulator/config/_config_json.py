@@ -1,4 +1,6 @@
-"""The keys of a Hugging Face ``config.json``: looked up with checks, and completed by what an architecture's code fixes."""
+"""The keys of a Hugging Face ``config.json``: looked up with checks, and completed by what an
+architecture's code fixes.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ class Convention(NamedTuple):
     """What the modelling code of an architecture fixes and its ``config.json`` does not say."""
 
     qk_norm: str | None = None
-    """``head``: one norm of ``head_size`` for queries and one for keys; ``all``: over all heads; ``none``: without weights."""
+    """``head``: one norm of ``head_size`` for queries and one for keys; ``all``: over all heads;
+    ``none``: without weights."""
     has_qkv_bias: bool = False
     has_output_bias: bool = True
     """Whether ``attention_bias`` covers the output matrix too."""
@@ -35,7 +38,8 @@ class Convention(NamedTuple):
     full_attention_every: int | None = None
     """Every how many layers one has full attention among sliding or chunked ones."""
     active_counts_embedding: bool = True
-    """Whether its makers count the input embedding among the active parameters, as far as their printed figures tell."""
+    """Whether its makers count the input embedding among the active parameters, as far as their
+    printed figures tell."""
     active_counts_head: bool = True
 
 
@@ -58,29 +62,40 @@ _CONVENTIONS = {
     "gemma": _GEMMA,
     "gemma2": _GEMMA._replace(has_post_norms=True, full_attention_every=2),
     "gemma3_text": _GEMMA._replace(has_post_norms=True, qk_norm="head", full_attention_every=6),
-    "glm4_moe": Convention(qk_norm="head", has_output_bias=False, has_router_bias=True, scoring="sigmoid"),
-    "gpt_oss": Convention(has_sinks=True, has_router_bias=True, has_expert_bias=True, active_counts_embedding=False),
+    "glm4_moe": Convention(
+        qk_norm="head", has_output_bias=False, has_router_bias=True, scoring="sigmoid"
+    ),
+    "gpt_oss": Convention(
+        has_sinks=True, has_router_bias=True, has_expert_bias=True, active_counts_embedding=False
+    ),
     "deepseek_v2": _WITHOUT_EMBEDDING,
     "deepseek_v3": _WITHOUT_EMBEDDING,
     "deepseek_v4": _WITHOUT_EMBEDDING,
     "kimi_k2": _WITHOUT_EMBEDDING,
     "minimax_m2": _WITHOUT_EMBEDDING,
     "glm_moe_dsa": _WITHOUT_EMBEDDING._replace(active_counts_head=False),
-    "llama4_text": Convention(qk_norm="none", num_shared_experts=1, scoring="sigmoid", full_attention_every=4),
-    "nemotron_h": Convention(has_router_bias=True, scoring="sigmoid", active_counts_embedding=False),
+    "llama4_text": Convention(
+        qk_norm="none", num_shared_experts=1, scoring="sigmoid", full_attention_every=4
+    ),
+    "nemotron_h": Convention(
+        has_router_bias=True, scoring="sigmoid", active_counts_embedding=False
+    ),
 }
 
 _PARTS = re.compile(
     r"expert|^moe_|mamba|^ssm_|^linear_|^attn_|attention_layers|block_type|conv_L|kv_shared|parallel_|encoder_decoder"
 )
-"""Keys like these describe parts of a model: one that was not read is a part that would be left out of the counts."""
+"""Keys like these describe parts of a model: one that was not read is a part that would be left out
+of the counts."""
 _NOT_PARTS = re.compile(
     r"dtype|_act$|coef|loss|jitter|router_|norm_topk|drop|kernels|init|scal|soft|implementation|^expert_model|ep_size"
 )
 
 
 class ConfigKeys:
-    """The keys of a ``config.json``, those of the language model first; remembers which ones were read."""
+    """The keys of a ``config.json``, those of the language model first; remembers which ones were
+    read.
+    """
 
     def __init__(self, config: dict[str, Any], path: Path) -> None:
         self.path = path
@@ -90,7 +105,9 @@ class ConfigKeys:
         self.convention = _CONVENTIONS.get(str(self.find("model_type")), _UNKNOWN)
 
     def find(self, *keys: str) -> Any:
-        """The value under the first of the equivalent ``keys`` that is there and not null, or ``None``."""
+        """The value under the first of the equivalent ``keys`` that is there and not null, or
+        ``None``.
+        """
         self._read.update(keys)
         for key in keys:
             for level in self._levels:
@@ -106,7 +123,8 @@ class ConfigKeys:
         """A whole number that must be there.
 
         Raises:
-            UserError: if it is missing, is no whole number above 0, or its spellings contradict each other.
+            UserError: if it is missing, is no whole number above 0, or its spellings contradict
+                each other.
         """
         found = self.size_or(0, *keys)
         if found == 0 and self.find(*keys) is not None:
@@ -123,7 +141,10 @@ class ConfigKeys:
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise self.error(f"{key} must be a whole number, got {value!r}")
         if len(set(values.values())) > 1:
-            raise self.error("contradictory keys: " + ", ".join(f"{key} = {value}" for key, value in values.items()))
+            raise self.error(
+                "contradictory keys: "
+                + ", ".join(f"{key} = {value}" for key, value in values.items())
+            )
         return next(iter(values.values()), default)
 
     def flag(self, key: str, default: bool = False) -> bool:
@@ -134,13 +155,20 @@ class ConfigKeys:
         return default if value is None else value
 
     def per_layer(self, key: str, num_layers: int, num_more: int = 0) -> Sequence[Any] | None:
-        """A list (or text) with an entry for each layer, and for at most ``num_more`` prediction modules behind them."""
+        """A list (or text) with an entry for each layer, and for at most ``num_more`` prediction
+        modules behind them.
+        """
         value = self.find(key)
         if value is None:
             return None
-        if not isinstance(value, (list, str)) or not num_layers <= len(value) <= num_layers + num_more:
+        if (
+            not isinstance(value, (list, str))
+            or not num_layers <= len(value) <= num_layers + num_more
+        ):
             found = len(value) if isinstance(value, (list, str)) else repr(value)
-            raise self.error(f"{key} must have an entry for each of num_hidden_layers = {num_layers} layers, has {found}")
+            raise self.error(
+                f"{key} must have an entry for each of num_hidden_layers = {num_layers} layers, has {found}"
+            )
         return value[:num_layers]
 
     def refuse_unread_parts(self) -> None:
@@ -152,4 +180,6 @@ class ConfigKeys:
         found = {key for level in self._levels for key, value in level.items() if value}
         for key in sorted(found - self._read):
             if _PARTS.search(key) and not _NOT_PARTS.search(key):
-                raise self.error(f"key '{key}' describes a part of the model that is not understood; describe the model in TOML")
+                raise self.error(
+                    f"key '{key}' describes a part of the model that is not understood; describe the model in TOML"
+                )

@@ -1,4 +1,6 @@
-"""An accelerator: peaks only, in SI base units, a source for each number. What is achieved of them is calibration."""
+"""An accelerator: peaks only, in SI base units, a source for each number. What is achieved of them
+is calibration.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,14 @@ from simulator.base.data import find_file
 from simulator.base.frozen import Frozen, Positive, Size, validate
 from simulator.base.reading import read_toml
 
-_ARITHMETIC = {"fp8": "fp8", "fp8_block": "fp8", "mxfp4_mxfp8": "fp8", "int8": "int8", "mxfp4": "fp4", "nvfp4": "fp4"}
+_ARITHMETIC = {
+    "fp8": "fp8",
+    "fp8_block": "fp8",
+    "mxfp4_mxfp8": "fp8",
+    "int8": "int8",
+    "mxfp4": "fp4",
+    "nvfp4": "fp4",
+}
 """What multiplies each format where hardware can; others are expanded to 16 bits everywhere."""
 
 
@@ -24,10 +33,12 @@ class AcceleratorSpec(Frozen):
     memory_bytes: Positive
     """As the vendor prints it, in bytes of 10^9 to the GB."""
     visible_memory_bytes: Positive | None = None
-    """What the driver reports as the whole memory: an "80 GB" H100 shows 85.5e9 bytes, since the chips count in powers of two."""
+    """What the driver reports as the whole memory: an "80 GB" H100 shows 85.5e9 bytes, since the
+    chips count in powers of two."""
     memory_bytes_per_s: Positive
     num_multiprocessors: Size
-    """Streaming multiprocessors, compute units or GPU cores: what a kernel's tiles are spread over."""
+    """Streaming multiprocessors, compute units or GPU cores: what a kernel's tiles are spread
+    over."""
     board_power_w: Positive
     calibration: str
     """File in ``cluster_configs/calibration`` that says what of the peaks is achieved."""
@@ -37,27 +48,36 @@ class AcceleratorSpec(Frozen):
 
     @property
     def servable_memory_bytes(self) -> float:
-        """Memory that a serving engine divides into weights, activations and KV blocks: what the driver shows, where known."""
+        """Memory that a serving engine divides into weights, activations and KV blocks: what the
+        driver shows, where known.
+        """
         return self.visible_memory_bytes or self.memory_bytes
 
     def flops_per_s(self, dtype: str) -> float:
         """Peak dense rate for matrices whose weights are stored as ``dtype``.
 
-        A format that the hardware cannot multiply is expanded to bf16 first, as weight-only kernels do: fp8 on A100, mxfp4 on
-        H100 (whose measured kernels stay below the bf16 peak), int4 everywhere.
+        A format that the hardware cannot multiply is expanded to bf16 first, as weight-only kernels
+        do: fp8 on A100, mxfp4 on H100 (whose measured kernels stay below the bf16 peak), int4
+        everywhere.
         """
         if dtype == "fp32":
             return self.bf16_flops_per_s / 2
         return self._arithmetic.get(_ARITHMETIC.get(dtype, "")) or self.bf16_flops_per_s
 
     def lacks(self, dtype: str) -> str | None:
-        """The arithmetic that would multiply weights stored as ``dtype`` and that the hardware does not have; ``None`` if there is none."""
+        """The arithmetic that would multiply weights stored as ``dtype`` and that the hardware does
+        not have; ``None`` if there is none.
+        """
         wanted = _ARITHMETIC.get(dtype)
         return wanted if wanted and self._arithmetic[wanted] is None else None
 
     @property
     def _arithmetic(self) -> dict[str, float | None]:
-        return {"fp8": self.fp8_flops_per_s, "int8": self.int8_flops_per_s, "fp4": self.fp4_flops_per_s}
+        return {
+            "fp8": self.fp8_flops_per_s,
+            "int8": self.int8_flops_per_s,
+            "fp4": self.fp4_flops_per_s,
+        }
 
 
 def load_accelerator(name: str, where: str) -> AcceleratorSpec:

@@ -1,4 +1,6 @@
-"""A plan's question, as written in a TOML file: this traffic, these targets, these models, these machines, this budget."""
+"""A plan's question, as written in a TOML file: this traffic, these targets, these models, these
+machines, this budget.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,15 @@ class Targets(Frozen):
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> Self:
-        if not any((self.ttft_s.limits(), self.tpot_s.limits(), self.e2e_s.limits(), self.attainment, self.output_tokens_per_s)):
+        if not any(
+            (
+                self.ttft_s.limits(),
+                self.tpot_s.limits(),
+                self.e2e_s.limits(),
+                self.attainment,
+                self.output_tokens_per_s,
+            )
+        ):
             raise ValueError("sets no target; give one, such as tpot_s = { p90 = 0.05 }")
         return self
 
@@ -71,10 +81,12 @@ class CandidateModel(Frozen):
     kv_dtypes: DTypes | None = None
     """Absent = bf16."""
     dispatch_dtypes: DTypes | None = None
-    """Of activations on their way to experts; absent = fp8 for fp8 and fp4 weights, bf16 for wider ones."""
+    """Of activations on their way to experts; absent = fp8 for fp8 and fp4 weights, bf16 for wider
+    ones."""
     routing: Policy | None = None
     prunings: Annotated[tuple[Pruning, ...], Field(strict=False)] = ()
-    """Tried besides the whole model, of its dense feed-forward blocks: ``[{ kind = "two_four" }]``."""
+    """Tried besides the whole model, of its dense feed-forward blocks: ``[{ kind = "two_four"
+    }]``."""
     pruned_quality: float | None = None
     """The user's own score of what pruning leaves; absent = not compared."""
 
@@ -125,18 +137,30 @@ class Space(Frozen):
     tp: Sizes = (1, 2, 4, 8)
     attention_dp: Sizes = (1, 2, 4, 8, 16, 32, 64)
     pp: Sizes = (1, 2, 4)
-    """Stages of a pipeline. More than one are tried where people run them: without attention data parallelism; over nodes that each
-    stage fills; inside a node over PCIe, or where tensor parallelism can go no further."""
-    ep: Annotated[tuple[Literal["off", "all"], ...], Field(strict=False, min_length=1)] | None = None
-    """``"off"`` (experts split like dense blocks) and ``"all"`` (spread over all ranks of a replica); absent = both."""
+    """Stages of a pipeline. More than one are tried where people run them: without attention data
+    parallelism; over nodes that each stage fills; inside a node over PCIe, or where tensor
+    parallelism can go no further."""
+    ep: Annotated[tuple[Literal["off", "all"], ...], Field(strict=False, min_length=1)] | None = (
+        None
+    )
+    """``"off"`` (experts split like dense blocks) and ``"all"`` (spread over all ranks of a
+    replica); absent = both."""
     token_budgets: Sizes = (2048, 8192)
-    redundant_experts: Annotated[tuple[Ratio, ...], Field(strict=False, min_length=1)] = (0.0, 0.125)
+    redundant_experts: Annotated[tuple[Ratio, ...], Field(strict=False, min_length=1)] = (
+        0.0,
+        0.125,
+    )
     """Slots for copies of hot experts, as a share of the experts; 0 = none."""
-    placements: Annotated[tuple[Literal["contiguous", "eplb"], ...], Field(strict=False, min_length=1)] = ("contiguous",)
-    """Of experts without copies: in order of their index, or by their loads of the day before, as those with copies always are."""
+    placements: Annotated[
+        tuple[Literal["contiguous", "eplb"], ...], Field(strict=False, min_length=1)
+    ] = ("contiguous",)
+    """Of experts without copies: in order of their index, or by their loads of the day before, as
+    those with copies always are."""
     max_sequences: Sizes = (512,)
     """Requests that may run at once on a data-parallel rank."""
-    overlap: Annotated[tuple[Literal["none", "two_batch"], ...], Field(strict=False, min_length=1)] = ("none", "two_batch")
+    overlap: Annotated[
+        tuple[Literal["none", "two_batch"], ...], Field(strict=False, min_length=1)
+    ] = ("none", "two_batch")
     disaggregate: bool = True
     """Whether prompts may have a pool of their own."""
     max_gpus_per_replica: Size = 64
@@ -146,10 +170,13 @@ Factors = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
 
 
 class Crossover(Frozen):
-    """The map of where MoE wins: which models, and the loads, lengths, expert-parallel sizes and networks that it covers."""
+    """The map of where MoE wins: which models, and the loads, lengths, expert-parallel sizes and
+    networks that it covers.
+    """
 
     models: Names | None = None
-    """Among the question's; every MoE is held against every dense one. Absent = the best of each kind."""
+    """Among the question's; every MoE is held against every dense one. Absent = the best of each
+    kind."""
     cluster: str | None = None
     """One of the question's. Absent = the recommended one."""
     inputs: Sizes = (1024, 8192, 32768)
@@ -160,8 +187,8 @@ class Crossover(Frozen):
     times_s: Factors = (0.01, 0.02, 0.03, 0.05, 0.1)
     """Seconds a token of one user."""
     eps: Sizes = (1, 8, 32)
-    """Expert-parallel sizes; 1 = experts split like dense blocks, over one node at most. What machines and limits do not allow is
-    left out."""
+    """Expert-parallel sizes; 1 = experts split like dense blocks, over one node at most. What
+    machines and limits do not allow is left out."""
     networks: Factors = (0.5, 1.0, 2.0)
     """Factors on the rate of all wires."""
 
@@ -189,7 +216,9 @@ class Question(Frozen):
     def _attainment_has_limits(self) -> Self:
         slo = self.workload.slo
         if self.targets.attainment is not None and not any((slo.ttft_s, slo.tpot_s, slo.e2e_s)):
-            raise ValueError("targets.attainment is a share of requests that keep [workload.slo], which sets no limit")
+            raise ValueError(
+                "targets.attainment is a share of requests that keep [workload.slo], which sets no limit"
+            )
         return self
 
     @model_validator(mode="after")
@@ -203,15 +232,25 @@ class Question(Frozen):
             )
         for one in self.models:
             if self.models.count(one) > 1:
-                raise ValueError(f"models lists '{one.model}' twice with the same keys; list it once")
+                raise ValueError(
+                    f"models lists '{one.model}' twice with the same keys; list it once"
+                )
         return self
 
     @model_validator(mode="after")
     def _maps_its_own(self) -> Self:
         asked = self.crossover
-        models, clusters = [one.model for one in self.models], [one.cluster for one in self.clusters]
-        for key, names, known in (("models", asked.models or (), models), ("cluster", filter(None, [asked.cluster]), clusters)):
+        models, clusters = (
+            [one.model for one in self.models],
+            [one.cluster for one in self.clusters],
+        )
+        for key, names, known in (
+            ("models", asked.models or (), models),
+            ("cluster", filter(None, [asked.cluster]), clusters),
+        ):
             for name in names:
                 if name not in known:
-                    raise ValueError(f"crossover.{key} names '{name}', which is not among the question's own: {', '.join(known)}")
+                    raise ValueError(
+                        f"crossover.{key} names '{name}', which is not among the question's own: {', '.join(known)}"
+                    )
         return self

@@ -1,4 +1,6 @@
-"""A cluster: accelerators, how many to a node, and the wires inside (scale-up) and between (scale-out) fast domains."""
+"""A cluster: accelerators, how many to a node, and the wires inside (scale-up) and between
+(scale-out) fast domains.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ class WireSpec(Frozen):
 
 
 class ClusterSpec(Frozen):
-    """One machine or several, all alike. ``num_gpus`` is set by the name: ``h100-sxm-32`` is four nodes of ``h100-sxm``."""
+    """One machine or several, all alike. ``num_gpus`` is set by the name: ``h100-sxm-32`` is four
+    nodes of ``h100-sxm``.
+    """
 
     name: str
     title: str
@@ -52,13 +56,18 @@ class ClusterSpec(Frozen):
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
-        for key, num_gpus in [("num_gpus", self.num_gpus), *(("sizes", size) for size in self.sizes)]:
+        for key, num_gpus in [
+            ("num_gpus", self.num_gpus),
+            *(("sizes", size) for size in self.sizes),
+        ]:
             if num_gpus <= self.gpus_per_node:
                 continue
             if num_gpus % self.gpus_per_node:
                 raise ValueError(f"{key} ({num_gpus}) must be whole nodes of {self.gpus_per_node}")
             if self.scale_out is None:
-                raise ValueError(f"{key} ({num_gpus}) needs several nodes, so scale_out must be given")
+                raise ValueError(
+                    f"{key} ({num_gpus}) needs several nodes, so scale_out must be given"
+                )
         return self
 
     @property
@@ -93,8 +102,8 @@ def available_clusters() -> list[str]:
 def load_cluster(name: str, where: str) -> tuple[ClusterSpec, AcceleratorSpec]:
     """The cluster called ``name`` and its accelerator.
 
-    ``<file>-<size>`` is one of the ``sizes`` of a file; the bare file name is its ``num_gpus`` (or one whole node), which a file
-    with ``sizes`` need not have.
+    ``<file>-<size>`` is one of the ``sizes`` of a file; the bare file name is its ``num_gpus`` (or
+    one whole node), which a file with ``sizes`` need not have.
 
     Raises:
         UserError: if there is none, it does not come in that size, or a file is wrong.
@@ -114,7 +123,9 @@ def load_cluster(name: str, where: str) -> tuple[ClusterSpec, AcceleratorSpec]:
     in_words = ", ".join(map(str, cluster.sizes))
     if size is None and not has_bare_name:
         example = min(cluster.sizes, key=lambda n: abs(n - cluster.gpus_per_node))
-        raise UserError(f"{where}: cluster '{name}' comes in {in_words} GPUs: say how many, as in '{stem}-{example}'")
+        raise UserError(
+            f"{where}: cluster '{name}' comes in {in_words} GPUs: say how many, as in '{stem}-{example}'"
+        )
     if size is not None:
         if not cluster.sizes:
             only = f"comes in one size only (num_gpus = {cluster.num_gpus}), not {size}"
@@ -126,7 +137,8 @@ def load_cluster(name: str, where: str) -> tuple[ClusterSpec, AcceleratorSpec]:
 
 
 def load_kind(stem: str, where: str) -> tuple[ClusterSpec, AcceleratorSpec]:
-    """Machines of one kind, whatever their number, and their accelerator; ``num_gpus`` is the smallest size that is listed.
+    """Machines of one kind, whatever their number, and their accelerator; ``num_gpus`` is the
+    smallest size that is listed.
 
     Raises:
         UserError: if there is no such file, or the name holds a number of GPUs.
@@ -148,7 +160,9 @@ def load_kind(stem: str, where: str) -> tuple[ClusterSpec, AcceleratorSpec]:
     return cluster, load_accelerator(cluster.accelerator, str(files[stem]))
 
 
-def read_cluster_table(stem: str, files: Mapping[str, Path], below: tuple[str, ...] = ()) -> dict[str, Any]:
+def read_cluster_table(
+    stem: str, files: Mapping[str, Path], below: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """The table of a cluster file, completed from the one that it is ``based_on``."""
     path = files[stem]
     own = read_toml(path)
@@ -156,15 +170,23 @@ def read_cluster_table(stem: str, files: Mapping[str, Path], below: tuple[str, .
     if not isinstance(base, str):
         return own
     if base not in files:
-        raise UserError(f"{path}: based_on names an unknown cluster file '{base}'; {did_you_mean(base, files)}")
+        raise UserError(
+            f"{path}: based_on names an unknown cluster file '{base}'; {did_you_mean(base, files)}"
+        )
     chain = (*below, stem)
     if base in chain:
         raise UserError(f"{path}: based_on goes round in a circle: {' -> '.join((*chain, base))}")
     inherited = read_cluster_table(base, files, chain)
-    if "num_gpus" in own or "sizes" in own:  # together they say what the file comes in, so they are replaced together
-        inherited = {key: value for key, value in inherited.items() if key not in ("num_gpus", "sizes")}
+    if (
+        "num_gpus" in own or "sizes" in own
+    ):  # together they say what the file comes in, so they are replaced together
+        inherited = {
+            key: value for key, value in inherited.items() if key not in ("num_gpus", "sizes")
+        }
     merged = {**inherited, **own}
-    sources = [table["sources"] for table in (inherited, own) if isinstance(table.get("sources"), dict)]
+    sources = [
+        table["sources"] for table in (inherited, own) if isinstance(table.get("sources"), dict)
+    ]
     if sources:
         merged["sources"] = {key: text for table in sources for key, text in table.items()}
     return merged
@@ -187,7 +209,9 @@ def default_num_gpus(table: Mapping[str, Any]) -> int:
 
 
 def _suggestion(name: str, files: Mapping[str, Path]) -> str:
-    """The names that hold what was written, or the nearest one, or each file with its sizes left open (all names are too many)."""
+    """The names that hold what was written, or the nearest one, or each file with its sizes left
+    open (all names are too many).
+    """
     word = name.lower()
     patterns = [
         stem if stem in _names(stem, table) else f"{stem}-<GPUs>"

@@ -12,18 +12,21 @@ from simulator.config.pruning import Pruning
 
 
 class ParallelSpec(Frozen):
-    """How one replica is split over its GPUs: ``tp x attention_dp`` ranks, whose routed experts form groups of ``ep``, in each of
-    ``pp`` stages.
+    """How one replica is split over its GPUs: ``tp x attention_dp`` ranks, whose routed experts
+    form groups of ``ep``, in each of ``pp`` stages.
     """
 
     tp: Size = 1
     """Tensor parallelism: ranks that share attention heads and dense blocks."""
     attention_dp: Size = 1
-    """Attention data parallelism: groups of ``tp`` ranks that hold different requests and step together."""
+    """Attention data parallelism: groups of ``tp`` ranks that hold different requests and step
+    together."""
     ep: Size | None = None
-    """Expert parallelism: ranks that share the routed experts whole. Absent = 1: experts are split like dense blocks."""
+    """Expert parallelism: ranks that share the routed experts whole. Absent = 1: experts are split
+    like dense blocks."""
     pp: Size = 1
-    """Pipeline parallelism: stages that hold consecutive layers, each on ``tp x attention_dp`` GPUs; so many batches are in flight."""
+    """Pipeline parallelism: stages that hold consecutive layers, each on ``tp x attention_dp``
+    GPUs; so many batches are in flight."""
 
     @property
     def num_ranks(self) -> int:
@@ -32,28 +35,38 @@ class ParallelSpec(Frozen):
 
 
 class PrefillPoolSpec(Frozen):
-    """Replicas that compute prompts only, and hand their KV caches over the wires to the deployment's own, which decode.
+    """Replicas that compute prompts only, and hand their KV caches over the wires to the
+    deployment's own, which decode.
 
-    Prefill and decode disaggregated as in DistServe (arXiv:2401.09670), Splitwise (arXiv:2311.18677) and Mooncake
-    (arXiv:2407.00079): a prompt never delays the tokens of others, and each phase is split as suits it.
+    Prefill and decode disaggregated as in DistServe (arXiv:2401.09670), Splitwise
+    (arXiv:2311.18677) and Mooncake (arXiv:2407.00079): a prompt never delays the tokens of others,
+    and each phase is split as suits it.
     """
 
     parallel: ParallelSpec = ParallelSpec()
     replicas: Size = 1
-    scheduling: Policy = {"kind": "prefill_first", "token_budget": 8192, "max_sequences": 256, "splits_prompts": True}
+    scheduling: Policy = {
+        "kind": "prefill_first",
+        "token_budget": 8192,
+        "max_sequences": 256,
+        "splits_prompts": True,
+    }
     """A prompt yields its first token here and leaves, so there is nothing but prompts."""
     cluster: str | None = None
     """Absent = the deployment's, whose GPUs the two pools then share out."""
     overlap: Literal["none", "two_batch"] = "none"
     """As the deployment's, which holds for decode."""
     wire_fraction: Annotated[float, Field(gt=0, le=1)] = 0.7
-    """Share of the wires' peak that transfers achieve. Assumed, between what Mooncake's transfer engine is published to reach: 87 of
-    100 GB/s on four 200 Gb/s cards, 190 of 400 GB/s on eight 400 Gb/s cards."""
+    """Share of the wires' peak that transfers achieve. Assumed, between what Mooncake's transfer
+    engine is published to reach: 87 of 100 GB/s on four 200 Gb/s cards, 190 of 400 GB/s on eight
+    400 Gb/s cards."""
     handshake_s: NonNegative = 0.0
-    """What a transfer takes beside the wires: engines agreeing on buffers and looking for what has come. Not known, so 0."""
+    """What a transfer takes beside the wires: engines agreeing on buffers and looking for what has
+    come. Not known, so 0."""
     layerwise: bool = False
-    """Whether each layer's cache leaves as soon as it is computed, so that only what the wires have not carried by the prompt's end is
-    left (Splitwise, 4.3); if not, transfers start when the prompt is done, as vLLM's and SGLang's connectors do."""
+    """Whether each layer's cache leaves as soon as it is computed, so that only what the wires have
+    not carried by the prompt's end is left (Splitwise, 4.3); if not, transfers start when the
+    prompt is done, as vLLM's and SGLang's connectors do."""
 
 
 class DeploymentSpec(Frozen):
@@ -65,10 +78,12 @@ class DeploymentSpec(Frozen):
     cluster: str
     parallel: ParallelSpec = ParallelSpec()
     prefill: PrefillPoolSpec | None = None
-    """A pool of its own for prompts; ``parallel`` and ``replicas`` are then the decode pool's. Absent = replicas do both."""
+    """A pool of its own for prompts; ``parallel`` and ``replicas`` are then the decode pool's.
+    Absent = replicas do both."""
     engine: str = "vllm"
-    """The serving engine whose kernels and overheads are priced: ``vllm``, ``sglang``, ``trtllm``, or one that a calibration adds;
-    what it has no entry for is priced as for any engine. A version may follow, ``trtllm@1.2.0``, since engines become faster."""
+    """The serving engine whose kernels and overheads are priced: ``vllm``, ``sglang``, ``trtllm``,
+    or one that a calibration adds; what it has no entry for is priced as for any engine. A version
+    may follow, ``trtllm@1.2.0``, since engines become faster."""
     replicas: Size | None = None
     """Absent = as many as fill the cluster, or what the prefill pool leaves of it."""
     weight_dtype: DType | None = None
@@ -81,37 +96,44 @@ class DeploymentSpec(Frozen):
     """Activations on their way to the experts; absent = fp8 for fp8 and fp4 weights."""
     combine_dtype: DType | None = None
     memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Share of each GPU's memory that weights, activations and the KV cache may use (vLLM's ``gpu_memory_utilization``)."""
+    """Share of each GPU's memory that weights, activations and the KV cache may use (vLLM's
+    ``gpu_memory_utilization``)."""
     free_memory_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Instead: share of the memory left by weights and activations that the KV cache may use (TensorRT-LLM's
-    ``kv_cache_free_gpu_memory_fraction``)."""
+    """Instead: share of the memory left by weights and activations that the KV cache may use
+    (TensorRT-LLM's ``kv_cache_free_gpu_memory_fraction``)."""
     activation_bytes: NonNegative = 2e9
     """Held free on each GPU for activations and communication buffers. Assumed."""
     kv_block_tokens: Size = 16
     """Tokens of one KV block."""
     prefix_caching: bool = True
-    """Keep KV blocks of finished prompts for requests with the same prefix (only traces with prefix blocks gain)."""
+    """Keep KV blocks of finished prompts for requests with the same prefix (only traces with prefix
+    blocks gain)."""
     pruning: Pruning | None = None
     """Of the matrices of dense feed-forward blocks; absent = none."""
     weights: str | None = None
-    """A safetensors file for ``execute``, relative to the scenario; absent = weights are drawn from the seed."""
+    """A safetensors file for ``execute``, relative to the scenario; absent = weights are drawn from
+    the seed."""
     routing: Policy | None = None
     """Absent = the model's own default."""
     placement: Policy = {"kind": "contiguous"}
     dispatch: Policy | None = None
-    """Absent = ``deepep_auto`` on accelerators, ``per_node`` between processes of one machine, whose times were measured so."""
+    """Absent = ``deepep_auto`` on accelerators, ``per_node`` between processes of one machine,
+    whose times were measured so."""
     scheduling: Policy = {"kind": "chunked"}
     balancing: Policy = {"kind": "least_outstanding"}
     overlap: Literal["none", "two_batch"] = "none"
-    """``two_batch``: a step's tokens go through the layers with routed experts in two halves, one computing while the other is on
-    the wires (DeepSeek-V3's dual micro-batches; SGLang's ``--enable-two-batch-overlap``)."""
+    """``two_batch``: a step's tokens go through the layers with routed experts in two halves, one
+    computing while the other is on the wires (DeepSeek-V3's dual micro-batches; SGLang's
+    ``--enable-two-batch-overlap``)."""
     network_speed: Positive = 1.0
-    """What if: the rate of every wire of the cluster, inside fast domains and between them, is multiplied with this; latencies stay."""
+    """What if: the rate of every wire of the cluster, inside fast domains and between them, is
+    multiplied with this; latencies stay."""
     price_per_gpu_hour: NonNegative | None = None
-    """What a GPU costs an hour, in the cluster file's currency, where that is not the cluster file's price; a prefill pool on another
-    cluster keeps the price of that one."""
+    """What a GPU costs an hour, in the cluster file's currency, where that is not the cluster
+    file's price; a prefill pool on another cluster keeps the price of that one."""
     compute: Policy | None = None
-    """Absent = as the calibration needs: ``roofline`` for shares of peaks, ``host`` for times of a machine; likewise below."""
+    """Absent = as the calibration needs: ``roofline`` for shares of peaks, ``host`` for times of a
+    machine; likewise below."""
     communication: Policy | None = None
     calibration: str | None = None
     """A file in ``cluster_configs/calibration``; absent = the accelerator's."""

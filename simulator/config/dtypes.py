@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-DType = Literal["fp32", "bf16", "fp16", "fp8", "fp8_block", "int8", "mxfp4", "mxfp4_mxfp8", "nvfp4", "int4"]
-"""``fp8`` is E4M3 with a scale for each tensor or channel, ``fp8_block`` with one for each 128x128 block (DeepSeek-V3), ``mxfp4``
-has one 8-bit scale per 32 values (OCP MX v1.0), ``mxfp4_mxfp8`` multiplies the same weights with fp8 inputs, ``nvfp4`` has one scale
-per 16, ``int4`` is weight-only with one 16-bit scale per 128."""
+DType = Literal[
+    "fp32", "bf16", "fp16", "fp8", "fp8_block", "int8", "mxfp4", "mxfp4_mxfp8", "nvfp4", "int4"
+]
+"""``fp8`` is E4M3 with a scale for each tensor or channel, ``fp8_block`` with one for each 128x128
+block (DeepSeek-V3), ``mxfp4`` has one 8-bit scale per 32 values (OCP MX v1.0), ``mxfp4_mxfp8``
+multiplies the same weights with fp8 inputs, ``nvfp4`` has one scale per 16, ``int4`` is weight-only
+with one 16-bit scale per 128."""
 
 BYTES_PER_ELEMENT: dict[str, float] = {
     "fp32": 4.0,
@@ -30,4 +33,5 @@ INPUT_BYTES: dict[str, float] = {
     "nvfp4": 0.5625,
     "mxfp4_mxfp8": 1.0 + 1.0 / 32,
 }
-"""Of a number in a product's input as the product reads it; others stay in 16 bits, as with weight-only formats."""
+"""Of a number in a product's input as the product reads it; others stay in 16 bits, as with
+weight-only formats."""

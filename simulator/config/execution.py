@@ -1,4 +1,6 @@
-"""What ``moesim execute`` runs of a scenario: two kinds of step, how often, and what is broken on purpose."""
+"""What ``moesim execute`` runs of a scenario: two kinds of step, how often, and what is broken on
+purpose.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +31,11 @@ class FaultSpec(Frozen):
 
 
 class ExecutionSpec(Frozen):
-    """A deployment's steps: prompts from their first token, then decode steps against caches of a fixed length.
+    """A deployment's steps: prompts from their first token, then decode steps against caches of a
+    fixed length.
 
-    Every step stands alone, since its inputs and its cache follow from the seed; so it can be repeated anywhere.
+    Every step stands alone, since its inputs and its cache follow from the seed; so it can be
+    repeated anywhere.
     """
 
     prompts: Count = 8
@@ -46,7 +50,8 @@ class ExecutionSpec(Frozen):
     warm_up: Count = 3
     """Steps of each kind before those, which are not counted."""
     transport: Policy = {"kind": "process_group"}
-    """How shards exchange tokens: ``process_group`` (gloo, NCCL), or ``object_store`` where no process group can form."""
+    """How shards exchange tokens: ``process_group`` (gloo, NCCL), or ``object_store`` where no
+    process group can form."""
     timeout_s: Positive = 30.0
     """A rank that keeps the others waiting for longer is taken for hung, and replaced."""
     faults: Annotated[tuple[FaultSpec, ...], Field(strict=False)] = ()

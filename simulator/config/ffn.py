@@ -1,4 +1,6 @@
-"""Feed-forward blocks: the half of a layer that treats every token on its own. Dense, or a mixture of experts."""
+"""Feed-forward blocks: the half of a layer that treats every token on its own. Dense, or a mixture
+of experts.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ class DenseFFN(Frozen):
 
 
 class MoE(Frozen):
-    """Routed experts, of which each token uses ``top_k``, plus a shared expert that every token uses."""
+    """Routed experts, of which each token uses ``top_k``, plus a shared expert that every token
+    uses.
+    """
 
     kind: Literal["moe"]
     num_experts: Size
@@ -52,7 +56,8 @@ class MoE(Frozen):
     """A learned scalar gate on the shared expert (Qwen)."""
     scoring: Literal["softmax", "sigmoid", "sqrtsoftplus"] = "softmax"
     has_router_bias: bool = False
-    """A per-expert bias: of the router's matrix, or added to the scores for balance (DeepSeek-V3)."""
+    """A per-expert bias: of the router's matrix, or added to the scores for balance
+    (DeepSeek-V3)."""
     num_groups: Size = 1
     """Expert groups for group-limited routing (DeepSeek-V3: 8)."""
     num_limited_groups: Size = 1
@@ -61,22 +66,38 @@ class MoE(Frozen):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.top_k > self.num_experts:
-            raise ValueError(f"top_k ({self.top_k}) must be between 1 and num_experts ({self.num_experts})")
+            raise ValueError(
+                f"top_k ({self.top_k}) must be between 1 and num_experts ({self.num_experts})"
+            )
         if self.num_experts % self.num_groups:
-            raise ValueError(f"num_groups ({self.num_groups}) must divide num_experts ({self.num_experts})")
+            raise ValueError(
+                f"num_groups ({self.num_groups}) must divide num_experts ({self.num_experts})"
+            )
         if self.num_limited_groups > self.num_groups:
-            raise ValueError(f"num_limited_groups ({self.num_limited_groups}) must be at most num_groups ({self.num_groups})")
+            raise ValueError(
+                f"num_limited_groups ({self.num_limited_groups}) must be at most num_groups ({self.num_groups})"
+            )
         if self.top_k > self.num_limited_groups * self.num_experts // self.num_groups:
-            raise ValueError(f"top_k ({self.top_k}) does not fit in num_limited_groups ({self.num_limited_groups}) groups")
+            raise ValueError(
+                f"top_k ({self.top_k}) does not fit in num_limited_groups ({self.num_limited_groups}) groups"
+            )
         if (self.shared_intermediate_size > 0) != (self.num_shared_experts > 0):
-            raise ValueError("num_shared_experts and shared_intermediate_size must be given together")
+            raise ValueError(
+                "num_shared_experts and shared_intermediate_size must be given together"
+            )
         return self
 
     def linears(self, hidden_size: int) -> tuple[Linear, ...]:
         """The matrices that every token passes through: the router and the shared expert."""
-        shared = _ffn_linears(hidden_size, self.shared_intermediate_size, self.is_gated, "shared expert")
+        shared = _ffn_linears(
+            hidden_size, self.shared_intermediate_size, self.is_gated, "shared expert"
+        )
         gate = (Linear("shared gate", hidden_size, 1, "whole"),) if self.has_shared_gate else ()
-        return (Linear("router", hidden_size, self.num_experts, "whole"), *(shared if self.num_shared_experts else ()), *gate)
+        return (
+            Linear("router", hidden_size, self.num_experts, "whole"),
+            *(shared if self.num_shared_experts else ()),
+            *gate,
+        )
 
     def expert_linears(self, hidden_size: int) -> tuple[Linear, ...]:
         """The matrices of one routed expert."""
@@ -84,7 +105,11 @@ class MoE(Frozen):
 
     def num_expert_parameters(self, hidden_size: int) -> int:
         """Parameters of one routed expert."""
-        bias = _ffn_bias(hidden_size, self.intermediate_size, self.is_gated) if self.has_expert_bias else 0
+        bias = (
+            _ffn_bias(hidden_size, self.intermediate_size, self.is_gated)
+            if self.has_expert_bias
+            else 0
+        )
         return sum(linear.num_parameters for linear in self.expert_linears(hidden_size)) + bias
 
     def _num_always_used(self, hidden_size: int) -> int:
@@ -93,14 +118,20 @@ class MoE(Frozen):
 
     def num_parameters(self, hidden_size: int) -> int:
         """All parameters of the block: router, every routed expert, shared expert."""
-        return self._num_always_used(hidden_size) + self.num_experts * self.num_expert_parameters(hidden_size)
+        return self._num_always_used(hidden_size) + self.num_experts * self.num_expert_parameters(
+            hidden_size
+        )
 
     def num_active_parameters(self, hidden_size: int) -> int:
         """The parameters that one token uses: router, ``top_k`` routed experts, shared expert."""
-        return self._num_always_used(hidden_size) + self.top_k * self.num_expert_parameters(hidden_size)
+        return self._num_always_used(hidden_size) + self.top_k * self.num_expert_parameters(
+            hidden_size
+        )
 
 
-def _ffn_linears(hidden_size: int, intermediate_size: int, is_gated: bool, name: str) -> tuple[Linear, ...]:
+def _ffn_linears(
+    hidden_size: int, intermediate_size: int, is_gated: bool, name: str
+) -> tuple[Linear, ...]:
     up = 2 * intermediate_size if is_gated else intermediate_size
     return (
         Linear(f"{name} up", hidden_size, up, "column"),

@@ -1,4 +1,6 @@
-"""A machine whose ranks are processes on shared cores, timed by ``moesim calibrate cpu`` through the shards that run there."""
+"""A machine whose ranks are processes on shared cores, timed by ``moesim calibrate cpu`` through
+the shards that run there.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,13 @@ from pydantic import Field
 from simulator.base.data import find_file
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen, NonNegative, Policy, Size, validate
-from simulator.config.calibration import CalibrationFile, EngineFit, Fit, calibration_parts, read_calibration
+from simulator.config.calibration import (
+    CalibrationFile,
+    EngineFit,
+    Fit,
+    calibration_parts,
+    read_calibration,
+)
 from simulator.config.pruning import Pruning
 
 Numbers = Annotated[tuple[NonNegative, ...], Field(strict=False, min_length=1)]
@@ -22,23 +30,32 @@ Sizes = Annotated[tuple[Size, ...], Field(strict=False, min_length=1)]
 
 
 class MatrixTable(Fit):
-    """Seconds of a matrix product, measured: by weights, by how much is read between two uses of them, by rows."""
+    """Seconds of a matrix product, measured: by weights, by how much is read between two uses of
+    them, by rows.
+    """
 
     rows: Sizes
     sizes: Sizes
     """Weights of the matrix (``in x out``)."""
     working_bytes: Sizes
-    """Weights that are read in turn: small sets stay in a cache, large ones come from memory each time."""
-    seconds: Annotated[tuple[Annotated[tuple[Numbers, ...], Field(strict=False)], ...], Field(strict=False)]
+    """Weights that are read in turn: small sets stay in a cache, large ones come from memory each
+    time."""
+    seconds: Annotated[
+        tuple[Annotated[tuple[Numbers, ...], Field(strict=False)], ...], Field(strict=False)
+    ]
     """``[working_bytes][sizes][rows]``."""
 
-    def seconds_for(self, rows: NDArray[np.float64], size: float, working_bytes: float) -> NDArray[np.float64]:
+    def seconds_for(
+        self, rows: NDArray[np.float64], size: float, working_bytes: float
+    ) -> NDArray[np.float64]:
         """Seconds for every entry of ``rows``, interpolated between the logarithms; 0 for no rows.
 
         Beyond the largest table entries, time grows in proportion.
         """
         cube = np.log(np.array(self.seconds))
-        by_size = _between(np.log(np.array(self.working_bytes)), cube, np.log(max(working_bytes, 1.0)), clip=True)
+        by_size = _between(
+            np.log(np.array(self.working_bytes)), cube, np.log(max(working_bytes, 1.0)), clip=True
+        )
         by_rows = _between(np.log(np.array(self.sizes)), by_size, np.log(size), clip=False)
         known = np.log(np.array(self.rows))
         wanted = np.log(np.maximum(rows, 1.0))
@@ -47,8 +64,12 @@ class MatrixTable(Fit):
         return np.where(rows > 0, found, 0.0)
 
 
-def _between(points: NDArray[np.float64], values: NDArray[np.float64], at: float, *, clip: bool) -> NDArray[np.float64]:
-    """Values along the first axis, linear between ``points``; beyond the last one in proportion, unless clipped."""
+def _between(
+    points: NDArray[np.float64], values: NDArray[np.float64], at: float, *, clip: bool
+) -> NDArray[np.float64]:
+    """Values along the first axis, linear between ``points``; beyond the last one in proportion,
+    unless clipped.
+    """
     last = len(points) - 1
     if last == 0 or at <= points[0]:
         return np.asarray(values[0])
@@ -60,14 +81,19 @@ def _between(points: NDArray[np.float64], values: NDArray[np.float64], at: float
 
 
 class Steps(Fit):
-    """A duration as a sum of a constant and of amounts times seconds each, fitted by least squares of the relative error."""
+    """A duration as a sum of a constant and of amounts times seconds each, fitted by least squares
+    of the relative error.
+    """
 
     seconds: dict[str, NonNegative]
     """By what is counted; ``call`` is the constant."""
 
     def total(self, **amounts: NDArray[Any]) -> NDArray[np.float64]:
         """Seconds for given amounts."""
-        total = np.asarray(sum(self.seconds[name] * np.asarray(amount) for name, amount in amounts.items()), dtype=np.float64)
+        total = np.asarray(
+            sum(self.seconds[name] * np.asarray(amount) for name, amount in amounts.items()),
+            dtype=np.float64,
+        )
         return np.asarray(total + self.seconds["call"])
 
 
@@ -85,7 +111,9 @@ class ExchangeTable(Fit):
         known, seconds = np.array(self.num_bytes), np.array(self.seconds)
         found = np.interp(num_bytes, known, seconds)
         slope = (seconds[-1] - seconds[-2]) / (known[-1] - known[-2]) if len(known) > 1 else 0.0
-        return np.asarray(found + np.maximum(num_bytes - known[-1], 0.0) * max(slope, 0.0) - seconds[0])
+        return np.asarray(
+            found + np.maximum(num_bytes - known[-1], 0.0) * max(slope, 0.0) - seconds[0]
+        )
 
     @property
     def latency_s(self) -> float:
@@ -100,8 +128,8 @@ class KernelTables(Frozen):
     """Of each rank."""
     matrix: MatrixTable
     mixer: Steps
-    """Attention without its matrices and without looking back: norm, rotation, residual. By ``values`` (rows x hidden size) and
-    ``heads`` (rows x width of queries, keys and values)."""
+    """Attention without its matrices and without looking back: norm, rotation, residual. By
+    ``values`` (rows x hidden size) and ``heads`` (rows x width of queries, keys and values)."""
     prompt: Steps
     """Looking back in prompts, by ``flops``."""
     decode: Steps
@@ -109,9 +137,11 @@ class KernelTables(Frozen):
     ffn: Steps
     """A dense block without its matrices: by ``values`` and ``hidden`` (rows x width)."""
     router: Steps
-    """Norm, scores and weights of the chosen experts without the router's matrix: by ``values`` and ``scores`` (rows x experts)."""
+    """Norm, scores and weights of the chosen experts without the router's matrix: by ``values`` and
+    ``scores`` (rows x experts)."""
     experts: Steps
-    """Experts without their matrices: by ``touched`` (experts with rows), ``values`` and ``hidden`` (rows x width)."""
+    """Experts without their matrices: by ``touched`` (experts with rows), ``values`` and ``hidden``
+    (rows x width)."""
     pack: Steps
     """Choosing ranks and packing rows: by ``choices`` (rows x top-k) and ``bytes``."""
     unpack: Steps
@@ -128,7 +158,9 @@ class Collectives(Frozen):
 
 
 class Pruned(Fit):
-    """A pruned matrix against the whole one of the same shape: its time over the whole one's, by rows."""
+    """A pruned matrix against the whole one of the same shape: its time over the whole one's, by
+    rows.
+    """
 
     pruning: str
     """Kind of pruning."""
@@ -223,12 +255,18 @@ class HostRates:
         found: dict[str, Fit] = {f"{weights} matrices": tables.matrix}
         if pruning is not None:
             measured = [entry for entry in self.host.pruned if entry.pruning == pruning.kind]
-            nearest = min(measured, key=lambda entry: abs(entry.sparsity - pruning.sparsity), default=None)
+            nearest = min(
+                measured, key=lambda entry: abs(entry.sparsity - pruning.sparsity), default=None
+            )
             found |= {} if nearest is None else {"pruned matrices": nearest}
         if experts is not None:
             found |= {"router": tables.router, f"{experts} experts": tables.experts}
         if travels:
-            found |= {"packing": tables.pack, "dispatch": self.collectives.dispatch, "combine": self.collectives.combine}
+            found |= {
+                "packing": tables.pack,
+                "dispatch": self.collectives.dispatch,
+                "combine": self.collectives.combine,
+            }
         if is_split:
             found["all-reduce"] = self.collectives.all_reduce
         found |= {"attention over prompts": tables.prompt, "attention in decode": tables.decode}
@@ -237,7 +275,8 @@ class HostRates:
 
 
 def load_any_calibration(name: str, where: str) -> CalibrationFile | HostCalibration:
-    """The calibration called ``name``: of an accelerator family, or of a machine that ``moesim calibrate`` timed.
+    """The calibration called ``name``: of an accelerator family, or of a machine that ``moesim
+    calibrate`` timed.
 
     Raises:
         UserError: if there is none, or its file is wrong.
@@ -248,12 +287,17 @@ def load_any_calibration(name: str, where: str) -> CalibrationFile | HostCalibra
 
 def _state_of(path: Path) -> tuple[tuple[str, int, int], ...]:
     """Name, time and size of a calibration's files: while these stay, so does what is in them."""
-    return tuple((str(part), part.stat().st_mtime_ns, part.stat().st_size) for part in calibration_parts(path))
+    return tuple(
+        (str(part), part.stat().st_mtime_ns, part.stat().st_size)
+        for part in calibration_parts(path)
+    )
 
 
 @lru_cache(maxsize=32)
 def _load(path: Path, *state: tuple[str, int, int]) -> CalibrationFile | HostCalibration:
-    """Read once: it takes a tenth of a second, and a sweep over deployments asks thousands of times."""
+    """Read once: it takes a tenth of a second, and a sweep over deployments asks thousands of
+    times.
+    """
     table = read_calibration(path)
     if "kernels" in table:
         return validate(HostCalibration, table, str(path))

@@ -1,9 +1,12 @@
-"""Read a Hugging Face ``config.json`` as it is into the table that :class:`~simulator.config.model.ModelSpec` validates.
+"""Read a Hugging Face ``config.json`` as it is into the table that
+:class:`~simulator.config.model.ModelSpec` validates.
 
-The keys decide, not the name of the architecture: ``kv_lora_rank`` means latent attention, ``compress_ratios`` compressed
-attention, ``n_routed_experts`` routed experts. :class:`~simulator.config._config_json.Convention` holds only what an architecture
-fixes in its code and no key says, such as Qwen3's norms on queries and keys. An architecture without one loads when its keys
-suffice, and is refused with the key that is missing, or that is not understood, when they do not.
+The keys decide, not the name of the architecture: ``kv_lora_rank`` means latent attention,
+``compress_ratios`` compressed attention, ``n_routed_experts`` routed experts.
+:class:`~simulator.config._config_json.Convention` holds only what an architecture fixes in its code
+and no key says, such as Qwen3's norms on queries and keys. An architecture without one loads when
+its keys suffice, and is refused with the key that is missing, or that is not understood, when they
+do not.
 """
 
 from __future__ import annotations
@@ -18,27 +21,39 @@ Table = dict[str, Any]
 
 
 def model_table(config: Table, path: Path) -> Table:
-    """The table of the model that ``config`` describes, multi-token-prediction modules and vision towers left out.
+    """The table of the model that ``config`` describes, multi-token-prediction modules and vision
+    towers left out.
 
     Args:
         config: the content of a ``config.json``.
         path: where it was read from, named in errors and, without its ending, as the model's name.
 
     Raises:
-        UserError: a key is missing, contradicts another one, or describes something that has no counterpart here.
+        UserError: a key is missing, contradicts another one, or describes something that has no
+            counterpart here.
     """
     read = ConfigKeys(config, path)
     hidden_size = read.size("hidden_size")
     num_layers = read.size("num_hidden_layers")
     weight_dtype, expert_dtype = _dtypes(read)
     mixer_names, ffn_names = _mixer_order(read, num_layers), _ffn_order(read, num_layers)
-    mixers = {name: _mixer(read, name, hidden_size) for name in dict.fromkeys(mixer_names) if name != "none"}
+    mixers = {
+        name: _mixer(read, name, hidden_size)
+        for name in dict.fromkeys(mixer_names)
+        if name != "none"
+    }
     ffns = {name: _ffn(read, name) for name in dict.fromkeys(ffn_names) if name != "none"}
-    ties = read.flag("tie_word_embeddings") if read.find("tie_word_embeddings") is not None else read.convention.ties_embeddings
+    ties = (
+        read.flag("tie_word_embeddings")
+        if read.find("tie_word_embeddings") is not None
+        else read.convention.ties_embeddings
+    )
     if ties is None:
         raise read.error("missing key 'tie_word_embeddings'")
     if not read.convention.is_rms_norm and read.find("rms_norm_eps") is None:
-        raise read.error("missing key 'rms_norm_eps': the kind of norm cannot be told for this architecture")
+        raise read.error(
+            "missing key 'rms_norm_eps': the kind of norm cannot be told for this architecture"
+        )
     table: Table = {
         "name": path.parent.name if path.stem == "config" and path.parent.name else path.stem,
         "hidden_size": hidden_size,
@@ -68,9 +83,16 @@ def _mixer_order(read: ConfigKeys, num_layers: int) -> list[str]:
     """The name of every layer's mixer; what a name means is in :func:`_mixer`."""
     hybrid = read.per_layer("hybrid_override_pattern", num_layers)
     types = read.per_layer("layer_types", num_layers)
-    ratios = read.per_layer("compress_ratios", num_layers, read.size_or(0, "num_nextn_predict_layers"))
+    ratios = read.per_layer(
+        "compress_ratios", num_layers, read.size_or(0, "num_nextn_predict_layers")
+    )
     if hybrid is not None:
-        return _translate(read, "hybrid_override_pattern", hybrid, {"M": "mamba2", "*": "full", "E": "none", "-": "none"})
+        return _translate(
+            read,
+            "hybrid_override_pattern",
+            hybrid,
+            {"M": "mamba2", "*": "full", "E": "none", "-": "none"},
+        )
     if ratios is not None:
         return [f"compressed-{ratio}" if ratio else "window" for ratio in ratios]
     if read.find("kv_lora_rank") is not None:
@@ -81,13 +103,18 @@ def _mixer_order(read: ConfigKeys, num_layers: int) -> list[str]:
     if read.find("full_attention_interval") is not None:
         return _every(read, "linear", num_layers, "full_attention_interval")
     if read.find("attention_chunk_size") is not None:
-        if read.find("no_rope_layers"):  # 0 marks the layers without positions, which see everything (Llama 4)
+        if read.find(
+            "no_rope_layers"
+        ):  # 0 marks the layers without positions, which see everything (Llama 4)
             rotary = read.per_layer("no_rope_layers", num_layers) or ()
             return _translate(read, "no_rope_layers", rotary, {1: "chunked", 0: "full"})
         return _every(read, "chunked", num_layers, "no_rope_layer_interval")
     if read.find("sliding_window") is None or not read.flag("use_sliding_window", default=True):
         return ["full"] * num_layers
-    if read.find("sliding_window_pattern") is not None or read.convention.full_attention_every is not None:
+    if (
+        read.find("sliding_window_pattern") is not None
+        or read.convention.full_attention_every is not None
+    ):
         return _every(read, "sliding", num_layers, "sliding_window_pattern")
     first_sliding = read.size_or(0, "max_window_layers") if read.find("use_sliding_window") else 0
     return ["full" if layer < first_sliding else "sliding" for layer in range(num_layers)]
@@ -97,14 +124,20 @@ def _every(read: ConfigKeys, name: str, num_layers: int, key: str) -> list[str]:
     """All layers are called ``name`` but every n-th, which has full attention."""
     interval = read.size_or(read.convention.full_attention_every or 0, key)
     if interval == 0:
-        raise read.error(f"missing key 'layer_types': which layers have {name} attention cannot be told")
+        raise read.error(
+            f"missing key 'layer_types': which layers have {name} attention cannot be told"
+        )
     return ["full" if (layer + 1) % interval == 0 else name for layer in range(num_layers)]
 
 
-def _translate(read: ConfigKeys, key: str, values: Sequence[Any], known: Mapping[Any, str]) -> list[str]:
+def _translate(
+    read: ConfigKeys, key: str, values: Sequence[Any], known: Mapping[Any, str]
+) -> list[str]:
     for value in values:
         if value not in known:
-            raise read.error(f"{key} holds {value!r}, which is not understood; known are {', '.join(map(str, known))}")
+            raise read.error(
+                f"{key} holds {value!r}, which is not understood; known are {', '.join(map(str, known))}"
+            )
     return [known[value] for value in values]
 
 
@@ -112,7 +145,9 @@ _NUM_EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts")
 
 
 def _ffn_order(read: ConfigKeys, num_layers: int) -> list[str]:
-    """The name of every layer's feed-forward block: ``dense``, ``moe``, ``moe-hashed`` or ``none``."""
+    """The name of every layer's feed-forward block: ``dense``, ``moe``, ``moe-hashed`` or
+    ``none``.
+    """
     hybrid = read.per_layer("hybrid_override_pattern", num_layers)
     if hybrid is not None:
         known = {"M": "none", "*": "none", "E": "moe", "-": "dense"}
@@ -134,13 +169,21 @@ def _sparse_layers(read: ConfigKeys, num_layers: int) -> list[bool]:
     frequency = read.find("moe_layer_freq")
     if isinstance(frequency, list):
         return [bool(value) for value in read.per_layer("moe_layer_freq", num_layers) or ()]
-    num_dense, frequency = read.size_or(0, "first_k_dense_replace"), read.size_or(1, "moe_layer_freq")
+    num_dense, frequency = (
+        read.size_or(0, "first_k_dense_replace"),
+        read.size_or(1, "moe_layer_freq"),
+    )
     step = read.size_or(1, "decoder_sparse_step", "interleave_moe_layer_step")
     dense_layers = read.find("mlp_only_layers") or []
     if frequency == 0 or step == 0 or not isinstance(dense_layers, list):
-        raise read.error("moe_layer_freq and decoder_sparse_step must be 1 or more, mlp_only_layers a list")
+        raise read.error(
+            "moe_layer_freq and decoder_sparse_step must be 1 or more, mlp_only_layers a list"
+        )
     return [
-        layer >= num_dense and layer % frequency == 0 and (layer + 1) % step == 0 and layer not in dense_layers
+        layer >= num_dense
+        and layer % frequency == 0
+        and (layer + 1) % step == 0
+        and layer not in dense_layers
         for layer in range(num_layers)
     ]
 
@@ -164,7 +207,9 @@ def _mixer(read: ConfigKeys, name: str, hidden_size: int) -> Table:
         }
     if name == "mamba2":
         if read.flag("mamba_proj_bias") or read.flag("use_bias"):
-            raise read.error("mamba_proj_bias and use_bias must be false: projections with a bias are not understood")
+            raise read.error(
+                "mamba_proj_bias and use_bias must be false: projections with a bias are not understood"
+            )
         return {
             "kind": "mamba2",
             "num_heads": read.size("mamba_num_heads"),
@@ -179,9 +224,14 @@ def _mixer(read: ConfigKeys, name: str, hidden_size: int) -> Table:
 
 def _grouped_query_attention(read: ConfigKeys, name: str, hidden_size: int) -> Table:
     convention, num_heads = read.convention, read.size("num_attention_heads")
-    num_kv_heads, head_size = read.size("num_key_value_heads"), read.size_or(hidden_size // num_heads, "head_dim")
+    num_kv_heads, head_size = (
+        read.size("num_key_value_heads"),
+        read.size_or(hidden_size // num_heads, "head_dim"),
+    )
     if read.find("head_dim") is None and hidden_size % num_heads:
-        raise read.error(f"missing key 'head_dim': num_attention_heads = {num_heads} does not divide hidden_size = {hidden_size}")
+        raise read.error(
+            f"missing key 'head_dim': num_attention_heads = {num_heads} does not divide hidden_size = {hidden_size}"
+        )
     has_bias = read.flag("attention_bias")
     table: Table = {
         "kind": "gqa",
@@ -192,7 +242,8 @@ def _grouped_query_attention(read: ConfigKeys, name: str, hidden_size: int) -> T
         "has_output_bias": has_bias and convention.has_output_bias,
         "has_output_gate": read.flag("attn_output_gate", default=convention.has_output_gate),
         "num_sinks": num_heads if convention.has_sinks else 0,
-        "norms": _qk_norms(read, num_heads, num_kv_heads, head_size) + (2 * hidden_size if convention.has_post_norms else 0),
+        "norms": _qk_norms(read, num_heads, num_kv_heads, head_size)
+        + (2 * hidden_size if convention.has_post_norms else 0),
     }
     if name == "sliding":
         table["window"] = read.size("sliding_window")
@@ -207,16 +258,24 @@ def _qk_norms(read: ConfigKeys, num_heads: int, num_kv_heads: int, head_size: in
     if kind is None and read.find("use_qk_norm"):
         kind = {"per_layer": "all"}.get(str(read.find("qk_norm_type")))
         if kind is None:
-            raise read.error("use_qk_norm is true, but the size of the norms cannot be told for this architecture")
-    return {"head": 2 * head_size, "all": (num_heads + num_kv_heads) * head_size}.get(kind or "none", 0)
+            raise read.error(
+                "use_qk_norm is true, but the size of the norms cannot be told for this architecture"
+            )
+    return {"head": 2 * head_size, "all": (num_heads + num_kv_heads) * head_size}.get(
+        kind or "none", 0
+    )
 
 
 def _latent_attention(read: ConfigKeys) -> Table:
     if read.flag("attention_bias"):
-        raise read.error("attention_bias must be false: latent attention with a bias is not understood")
+        raise read.error(
+            "attention_bias must be false: latent attention with a bias is not understood"
+        )
     nope, rope = read.size("qk_nope_head_dim"), read.size("qk_rope_head_dim")
     if read.size_or(nope + rope, "qk_head_dim") != nope + rope:
-        raise read.error(f"contradictory keys: qk_head_dim is not qk_nope_head_dim + qk_rope_head_dim = {nope + rope}")
+        raise read.error(
+            f"contradictory keys: qk_head_dim is not qk_nope_head_dim + qk_rope_head_dim = {nope + rope}"
+        )
     table: Table = {
         "kind": "mla",
         "num_heads": read.size("num_attention_heads"),
@@ -250,11 +309,16 @@ def _compressed_attention(read: ConfigKeys, compression: int) -> Table:
 
 
 _INDEXED_COMPRESSION = 4
-"""DeepSeek-V4 selects among entries of 4 tokens with an indexer and reads all entries of 128 tokens."""
+"""DeepSeek-V4 selects among entries of 4 tokens with an indexer and reads all entries of 128
+tokens."""
 
 
 def _sparse_index(read: ConfigKeys) -> Table:
-    return {"num_heads": read.size("index_n_heads"), "head_size": read.size("index_head_dim"), "top_k": read.size("index_topk")}
+    return {
+        "num_heads": read.size("index_n_heads"),
+        "head_size": read.size("index_head_dim"),
+        "top_k": read.size("index_topk"),
+    }
 
 
 # Feed-forward blocks
@@ -262,10 +326,23 @@ def _sparse_index(read: ConfigKeys) -> Table:
 
 def _ffn(read: ConfigKeys, name: str) -> Table:
     if name == "dense":
-        width = read.size("intermediate_size_mlp") if read.find("intermediate_size_mlp") else read.size("intermediate_size")
-        return {"kind": "dense", "intermediate_size": width, "is_gated": _is_gated(read), "has_bias": read.flag("mlp_bias")}
+        width = (
+            read.size("intermediate_size_mlp")
+            if read.find("intermediate_size_mlp")
+            else read.size("intermediate_size")
+        )
+        return {
+            "kind": "dense",
+            "intermediate_size": width,
+            "is_gated": _is_gated(read),
+            "has_bias": read.flag("mlp_bias"),
+        }
     convention = read.convention
-    width = read.size("moe_intermediate_size") if read.find("moe_intermediate_size") else read.size("intermediate_size")
+    width = (
+        read.size("moe_intermediate_size")
+        if read.find("moe_intermediate_size")
+        else read.size("intermediate_size")
+    )
     num_shared, shared_width = _shared_experts(read, width)
     return {
         "kind": "moe",
@@ -278,9 +355,14 @@ def _ffn(read: ConfigKeys, name: str) -> Table:
         "shared_intermediate_size": shared_width,
         "has_shared_gate": convention.has_shared_gate and num_shared > 0,
         "scoring": read.find("scoring_func") or convention.scoring,
-        # Layers that look their experts up by token id (DeepSeek-V4's first ones) need no bias for balance.
+        # Layers that look their experts up by token id (DeepSeek-V4's first ones) need no bias for
+        # balance.
         "has_router_bias": name != "moe-hashed"
-        and (convention.has_router_bias or read.flag("use_routing_bias") or read.find("topk_method") == "noaux_tc"),
+        and (
+            convention.has_router_bias
+            or read.flag("use_routing_bias")
+            or read.find("topk_method") == "noaux_tc"
+        ),
         "num_groups": max(read.size_or(1, "n_group"), 1),
         "num_limited_groups": max(read.size_or(1, "topk_group"), 1),
     }
@@ -288,27 +370,42 @@ def _ffn(read: ConfigKeys, name: str) -> Table:
 
 def _shared_experts(read: ConfigKeys, expert_width: int) -> tuple[int, int]:
     """Number of shared experts, and the width of all of them together."""
-    num_shared = read.size_or(read.convention.num_shared_experts, "n_shared_experts", "num_shared_experts")
-    width = read.size_or(0, "moe_shared_expert_intermediate_size", "shared_expert_intermediate_size", "shared_intermediate_size")
+    num_shared = read.size_or(
+        read.convention.num_shared_experts, "n_shared_experts", "num_shared_experts"
+    )
+    width = read.size_or(
+        0,
+        "moe_shared_expert_intermediate_size",
+        "shared_expert_intermediate_size",
+        "shared_intermediate_size",
+    )
     if width:
         return max(num_shared, 1), width
     return num_shared, num_shared * expert_width
 
 
 def _is_gated(read: ConfigKeys) -> bool:
-    activation = next(filter(None, map(read.find, ("mlp_hidden_act", "hidden_activation", "hidden_act"))), None)
+    activation = next(
+        filter(None, map(read.find, ("mlp_hidden_act", "hidden_activation", "hidden_act"))), None
+    )
     if activation is None:
         raise read.error("missing key 'hidden_act'")
-    known = {"silu": True, "swiglu": True, "relu2": False}.get(str(activation), read.convention.is_gated)
+    known = {"silu": True, "swiglu": True, "relu2": False}.get(
+        str(activation), read.convention.is_gated
+    )
     if known is None:
-        raise read.error(f"hidden_act is '{activation}': whether the feed-forward block has a gate cannot be told")
+        raise read.error(
+            f"hidden_act is '{activation}': whether the feed-forward block has a gate cannot be told"
+        )
     return known
 
 
 def _hyper_connections(read: ConfigKeys, hidden_size: int, num_layers: int) -> int:
-    """Parameters of manifold-constrained hyper-connections (arXiv:2512.24880), two a layer and one before the output.
+    """Parameters of manifold-constrained hyper-connections (arXiv:2512.24880), two a layer and one
+    before the output.
 
-    With ``m`` residual streams each maps ``m * hidden_size`` numbers to ``m * (m + 2)`` weights, with a base each and 3 scales.
+    With ``m`` residual streams each maps ``m * hidden_size`` numbers to ``m * (m + 2)`` weights,
+    with a base each and 3 scales.
     """
     streams = read.size_or(0, "hc_mult")
     if not streams:
@@ -319,7 +416,13 @@ def _hyper_connections(read: ConfigKeys, hidden_size: int, num_layers: int) -> i
 
 # Number formats
 
-_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "fp8": "fp8_block", "fp4": "mxfp4"}
+_DTYPES = {
+    "bfloat16": "bf16",
+    "float16": "fp16",
+    "float32": "fp32",
+    "fp8": "fp8_block",
+    "fp4": "mxfp4",
+}
 _QUANTIZED = {
     "fp8": "fp8",
     "fbgemm_fp8": "fp8",
@@ -342,16 +445,24 @@ def _dtypes(read: ConfigKeys) -> tuple[str, str]:
     if quantization is None:
         weight = _DTYPES.get(str(read.find("torch_dtype", "dtype")))
         if weight is None:
-            raise read.error("missing key 'torch_dtype' (or dtype), one of bfloat16, float16, float32; and no quantization_config")
+            raise read.error(
+                "missing key 'torch_dtype' (or dtype), one of bfloat16, float16, float32; and no quantization_config"
+            )
         experts = weight
     else:
         experts = _quantized(read, quantization)
-        kept = [*(quantization.get("modules_to_not_convert") or ()), *(quantization.get("ignore") or ())]
-        # Where attention keeps its format only the experts are quantized (gpt-oss, Kimi-K2-Thinking); they are released as bf16.
+        kept = [
+            *(quantization.get("modules_to_not_convert") or ()),
+            *(quantization.get("ignore") or ()),
+        ]
+        # Where attention keeps its format only the experts are quantized (gpt-oss,
+        # Kimi-K2-Thinking); they are released as bf16.
         weight = "bf16" if any("attn" in str(name) for name in kept) else experts
     named = read.find("expert_dtype")
     if named is not None and str(named) not in _DTYPES:
-        raise read.error(f"expert_dtype '{named}' is not understood; choose one of: {', '.join(_DTYPES)}")
+        raise read.error(
+            f"expert_dtype '{named}' is not understood; choose one of: {', '.join(_DTYPES)}"
+        )
     return weight, experts if named is None else _DTYPES[str(named)]
 
 
@@ -362,10 +473,17 @@ def _quantized(read: ConfigKeys, quantization: Any) -> str:
     if method == "compressed-tensors":
         groups: list[Table] = [*(quantization.get("config_groups") or {}).values()]
         group = (groups[0].get("weights") or {}) if groups else {}
-    facts = (quantization.get("quant_algo"), method, group.get("type"), group.get("num_bits") or group.get("bits"))
+    facts = (
+        quantization.get("quant_algo"),
+        method,
+        group.get("type"),
+        group.get("num_bits") or group.get("bits"),
+    )
     shown = " ".join(str(fact).lower() for fact in facts if fact is not None)
     if shown not in _QUANTIZED:
         known = ", ".join(sorted(_QUANTIZED))
-        raise read.error(f"quantization_config describes '{shown}', which is not understood; choose one of: {known}")
+        raise read.error(
+            f"quantization_config describes '{shown}', which is not understood; choose one of: {known}"
+        )
     found = _QUANTIZED[shown]
     return "fp8_block" if found == "fp8" and quantization.get("weight_block_size") else found

@@ -8,13 +8,16 @@ Split = Literal["column", "row", "whole"]
 
 
 class Linear(NamedTuple):
-    """``out_features x in_features`` weights: the common currency of parameter counts, FLOPs and tensor parallelism."""
+    """``out_features x in_features`` weights: the common currency of parameter counts, FLOPs and
+    tensor parallelism.
+    """
 
     name: str
     in_features: int
     out_features: int
     split: Split
-    """``column`` splits the outputs over the tensor-parallel ranks, ``row`` the inputs, ``whole`` is copied to each."""
+    """``column`` splits the outputs over the tensor-parallel ranks, ``row`` the inputs, ``whole``
+    is copied to each."""
     copies: int = 1
     """Equal matrices side by side (one per block-diagonal group); a token passes through each."""
 

@@ -1,7 +1,9 @@
-"""Sequence mixers: the half of a layer that looks at other tokens (attention, linear attention, state space).
+"""Sequence mixers: the half of a layer that looks at other tokens (attention, linear attention,
+state space).
 
-A mixer says three things, all exact: the matrices every token passes through (:class:`~simulator.config.linear.Linear`), what
-looking back at the context costs and stores (:class:`ContextTerm`), and the fixed state a sequence carries (recurrent layers).
+A mixer says three things, all exact: the matrices every token passes through
+(:class:`~simulator.config.linear.Linear`), what looking back at the context costs and stores
+(:class:`ContextTerm`), and the fixed state a sequence carries (recurrent layers).
 """
 
 from __future__ import annotations
@@ -16,35 +18,41 @@ from simulator.config.linear import Linear
 
 
 class ContextTerm(NamedTuple):
-    """One way a layer reads earlier tokens. A (query, key) *pair* is one query token looking at one cached entry."""
+    """One way a layer reads earlier tokens. A (query, key) *pair* is one query token looking at one
+    cached entry.
+    """
 
     prefill_flops_per_pair: float
     decode_flops_per_pair: float
     cached_elements_per_entry: float
     """Numbers kept in the KV cache for one entry."""
     num_shards: int
-    """Ranks the cached entry can be split over; more tensor-parallel ranks than this hold copies (KV heads; 1 for MLA)."""
+    """Ranks the cached entry can be split over; more tensor-parallel ranks than this hold copies
+    (KV heads; 1 for MLA)."""
     window: int | None = None
     """A query sees at most this many entries; ``None`` sees all."""
     compression: int = 1
     """Tokens of context per cached entry."""
     keeps_window_only: bool = True
-    """Whether entries that left the window are also dropped from the cache (false where any may be selected again)."""
+    """Whether entries that left the window are also dropped from the cache (false where any may be
+    selected again)."""
     num_heads: int = 0
     """Query heads that look: each has a score for every pair."""
     prefill_moved_elements: float = 0.0
-    """Numbers that the kernel reads or writes for a new token beside the cache: queries, outputs, keys and values before they are
-    cached. Split over tensor-parallel ranks."""
+    """Numbers that the kernel reads or writes for a new token beside the cache: queries, outputs,
+    keys and values before they are cached. Split over tensor-parallel ranks."""
     decode_moved_elements: float = 0.0
     appended_elements: float = 0.0
-    """Numbers of a new token's key that the kernel writes into the cache (and as many of its value where there is one)."""
+    """Numbers of a new token's key that the kernel writes into the cache (and as many of its value
+    where there is one)."""
     is_latent: bool = False
     """Whether the entry is one latent vector for all heads (MLA)."""
 
 
 class _Mixer(Frozen, ABC):
     norms: Count = 0
-    """Norm weights that the kind does not imply (norms on queries and keys, a norm behind the mixer), in numbers."""
+    """Norm weights that the kind does not imply (norms on queries and keys, a norm behind the
+    mixer), in numbers."""
 
     @abstractmethod
     def linears(self, hidden_size: int) -> tuple[Linear, ...]:
@@ -63,16 +71,22 @@ class _Mixer(Frozen, ABC):
         return 0
 
     def recurrent_flops_per_token(self) -> float:
-        """FLOPs to update and read the recurrent state and the convolution for one token, as decode does it."""
+        """FLOPs to update and read the recurrent state and the convolution for one token, as decode
+        does it.
+        """
         return 0.0
 
     def num_parameters(self, hidden_size: int) -> int:
         """All parameters of the mixer, without the layer's own norm."""
-        return sum(linear.num_parameters for linear in self.linears(hidden_size)) + self.num_small_parameters(hidden_size)
+        return sum(
+            linear.num_parameters for linear in self.linears(hidden_size)
+        ) + self.num_small_parameters(hidden_size)
 
 
 class GroupedQueryAttention(_Mixer):
-    """Multi-head (``num_kv_heads == num_heads``), grouped-query and multi-query attention; full, sliding or chunked."""
+    """Multi-head (``num_kv_heads == num_heads``), grouped-query and multi-query attention; full,
+    sliding or chunked.
+    """
 
     kind: Literal["gqa"]
     num_heads: Size
@@ -90,7 +104,9 @@ class GroupedQueryAttention(_Mixer):
     @model_validator(mode="after")
     def _shares_heads(self) -> Self:
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"num_kv_heads ({self.num_kv_heads}) must divide num_heads ({self.num_heads})")
+            raise ValueError(
+                f"num_kv_heads ({self.num_kv_heads}) must divide num_heads ({self.num_heads})"
+            )
         return self
 
     def linears(self, hidden_size: int) -> tuple[Linear, ...]:
@@ -126,7 +142,9 @@ class GroupedQueryAttention(_Mixer):
 
 
 class SparseIndex(Frozen):
-    """DeepSeek sparse attention: a light indexer scores the context, the best ``top_k`` entries are attended."""
+    """DeepSeek sparse attention: a light indexer scores the context, the best ``top_k`` entries are
+    attended.
+    """
 
     num_heads: Size
     head_size: Size
@@ -134,9 +152,11 @@ class SparseIndex(Frozen):
 
 
 class LatentAttention(_Mixer):
-    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434): one latent vector a token is cached for all heads.
+    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434): one latent vector a token is
+    cached for all heads.
 
-    Prefill expands the latent into keys and values; decode absorbs the expansion into the query and reads the latent itself.
+    Prefill expands the latent into keys and values; decode absorbs the expansion into the query and
+    reads the latent itself.
     """
 
     kind: Literal["mla"]
@@ -161,27 +181,50 @@ class LatentAttention(_Mixer):
         indexer = []
         if self.index is not None:
             indexer = [
-                Linear("index query", self.query_rank or hidden_size, self.index.num_heads * self.index.head_size, "whole"),
+                Linear(
+                    "index query",
+                    self.query_rank or hidden_size,
+                    self.index.num_heads * self.index.head_size,
+                    "whole",
+                ),
                 Linear("index key", hidden_size, self.index.head_size, "whole"),
                 Linear("index weight", hidden_size, self.index.num_heads, "whole"),
             ]
         return (
             *queries,
             Linear("latent", hidden_size, self.kv_rank + self.rope_head_size, "whole"),
-            Linear("latent up", self.kv_rank, self.num_heads * (self.nope_head_size + self.value_head_size), "column"),
+            Linear(
+                "latent up",
+                self.kv_rank,
+                self.num_heads * (self.nope_head_size + self.value_head_size),
+                "column",
+            ),
             Linear("attention output", self.num_heads * self.value_head_size, hidden_size, "row"),
             *indexer,
         )
 
     def num_small_parameters(self, hidden_size: int) -> int:
         # One norm on each latent; the index keys have a LayerNorm, which has two vectors.
-        return self.norms + (self.query_rank or 0) + self.kv_rank + (2 * self.index.head_size if self.index else 0)
+        return (
+            self.norms
+            + (self.query_rank or 0)
+            + self.kv_rank
+            + (2 * self.index.head_size if self.index else 0)
+        )
 
     def context_terms(self) -> tuple[ContextTerm, ...]:
-        prefill = 2.0 * self.num_heads * (self.nope_head_size + self.rope_head_size + self.value_head_size)
+        prefill = (
+            2.0
+            * self.num_heads
+            * (self.nope_head_size + self.rope_head_size + self.value_head_size)
+        )
         decode = 2.0 * self.num_heads * (2 * self.kv_rank + self.rope_head_size)
         cached = float(self.kv_rank + self.rope_head_size)
-        expanded = 2.0 * self.num_heads * (self.nope_head_size + self.rope_head_size + self.value_head_size)
+        expanded = (
+            2.0
+            * self.num_heads
+            * (self.nope_head_size + self.rope_head_size + self.value_head_size)
+        )
         absorbed = float(self.num_heads * (2 * self.kv_rank + self.rope_head_size))
         attended = ContextTerm(
             prefill,
@@ -199,20 +242,27 @@ class LatentAttention(_Mixer):
         scores = 2.0 * self.index.num_heads * self.index.head_size
         return (
             attended._replace(
-                prefill_flops_per_pair=decode, prefill_moved_elements=absorbed, window=self.index.top_k, keeps_window_only=False
+                prefill_flops_per_pair=decode,
+                prefill_moved_elements=absorbed,
+                window=self.index.top_k,
+                keeps_window_only=False,
             ),
-            ContextTerm(scores, scores, float(self.index.head_size), 1, num_heads=self.index.num_heads),
+            ContextTerm(
+                scores, scores, float(self.index.head_size), 1, num_heads=self.index.num_heads
+            ),
         )
 
 
 class CompressedAttention(_Mixer):
-    """DeepSeek-V4's mix: a sliding window over tokens plus attention over compressed groups of ``compression`` tokens.
+    """DeepSeek-V4's mix: a sliding window over tokens plus attention over compressed groups of
+    ``compression`` tokens.
 
-    One key-value head of ``head_size`` serves all heads (keys are values). ``compression`` 0 has the window only. With an
-    ``index``, the best ``top_k`` compressed entries are attended, otherwise all. An entry is a gated sum over its tokens, with a
-    learned position inside the group; indexed layers let neighbouring groups overlap, which doubles the width of the sums. Shapes
-    after the tensors of DeepSeek-V4-Flash (two sums ``[4096 x 1024]`` and positions ``[4 x 1024]`` at compression 4, ``[4096 x 512]``
-    and ``[128 x 512]`` at 128).
+    One key-value head of ``head_size`` serves all heads (keys are values). ``compression`` 0 has
+    the window only. With an ``index``, the best ``top_k`` compressed entries are attended,
+    otherwise all. An entry is a gated sum over its tokens, with a learned position inside the
+    group; indexed layers let neighbouring groups overlap, which doubles the width of the sums.
+    Shapes after the tensors of DeepSeek-V4-Flash (two sums ``[4096 x 1024]`` and positions ``[4 x
+    1024]`` at compression 4, ``[4096 x 512]`` and ``[128 x 512]`` at 128).
     """
 
     kind: Literal["compressed"]
@@ -229,9 +279,13 @@ class CompressedAttention(_Mixer):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.index is not None and not self.compression:
-            raise ValueError("index selects among compressed entries, so compression must be above 0")
+            raise ValueError(
+                "index selects among compressed entries, so compression must be above 0"
+            )
         if self.num_heads * self.head_size % self.output_groups:
-            raise ValueError(f"output_groups ({self.output_groups}) must divide num_heads * head_size")
+            raise ValueError(
+                f"output_groups ({self.output_groups}) must divide num_heads * head_size"
+            )
         return self
 
     @property
@@ -251,15 +305,30 @@ class CompressedAttention(_Mixer):
             Linear("query down", hidden_size, self.query_rank, "whole"),
             Linear("query up", self.query_rank, width, "column"),
             Linear("key value", hidden_size, self.head_size, "whole"),
-            Linear("output down", width // self.output_groups, self.output_rank, "column", self.output_groups),
+            Linear(
+                "output down",
+                width // self.output_groups,
+                self.output_rank,
+                "column",
+                self.output_groups,
+            ),
             Linear("attention output", self.output_groups * self.output_rank, hidden_size, "row"),
         ]
         if self.compression:
-            linears.append(Linear("compress", hidden_size, 2 * self._overlap * self.head_size, "whole"))
+            linears.append(
+                Linear("compress", hidden_size, 2 * self._overlap * self.head_size, "whole")
+            )
         if self.index is not None:
             linears += [
-                Linear("index query", self.query_rank, self.index.num_heads * self.index.head_size, "whole"),
-                Linear("index compress", hidden_size, 2 * self._overlap * self.index.head_size, "whole"),
+                Linear(
+                    "index query",
+                    self.query_rank,
+                    self.index.num_heads * self.index.head_size,
+                    "whole",
+                ),
+                Linear(
+                    "index compress", hidden_size, 2 * self._overlap * self.index.head_size, "whole"
+                ),
                 Linear("index weight", hidden_size, self.index.num_heads, "whole"),
             ]
         return tuple(linears)
@@ -280,27 +349,42 @@ class CompressedAttention(_Mixer):
         terms = [near]
         if self.compression:
             top_k = self.index.top_k if self.index else None
-            terms.append(near._replace(window=top_k, compression=self.compression, keeps_window_only=False))
+            terms.append(
+                near._replace(window=top_k, compression=self.compression, keeps_window_only=False)
+            )
         if self.index is not None:
             scores = 2.0 * self.index.num_heads * self.index.head_size
             far = ContextTerm(
-                scores, scores, float(self.index.head_size), 1, None, self.compression, num_heads=self.index.num_heads
+                scores,
+                scores,
+                float(self.index.head_size),
+                1,
+                None,
+                self.compression,
+                num_heads=self.index.num_heads,
             )
             terms.append(far)
         return tuple(terms)
 
     def num_small_parameters(self, hidden_size: int) -> int:
         latent_norms = self.query_rank + self.head_size
-        compressors = sum(width * (self._overlap * self.compression + 1) for width in self._compressed_widths)  # positions, norm
+        compressors = sum(
+            width * (self._overlap * self.compression + 1) for width in self._compressed_widths
+        )  # positions, norm
         return self.norms + latent_norms + self.num_heads + compressors  # a sink a head
 
     def state_elements(self) -> int:
-        # Values and gates of the tokens that are not compressed yet, the overlapping group included.
-        return sum(2 * self._overlap**2 * self.compression * width for width in self._compressed_widths)
+        # Values and gates of the tokens that are not compressed yet, the overlapping group
+        # included.
+        return sum(
+            2 * self._overlap**2 * self.compression * width for width in self._compressed_widths
+        )
 
 
 class GatedDeltaNet(_Mixer):
-    """Gated linear attention with the delta rule (Qwen3-Next, Qwen3.5; arXiv:2412.06464): a fixed state instead of a KV cache."""
+    """Gated linear attention with the delta rule (Qwen3-Next, Qwen3.5; arXiv:2412.06464): a fixed
+    state instead of a KV cache.
+    """
 
     kind: Literal["gated_delta_net"]
     num_key_heads: Size
@@ -311,14 +395,20 @@ class GatedDeltaNet(_Mixer):
 
     @property
     def _channels(self) -> int:
-        return 2 * self.num_key_heads * self.key_head_size + self.num_value_heads * self.value_head_size
+        return (
+            2 * self.num_key_heads * self.key_head_size
+            + self.num_value_heads * self.value_head_size
+        )
 
     @property
     def _state(self) -> int:
         return self.num_value_heads * self.key_head_size * self.value_head_size
 
     def linears(self, hidden_size: int) -> tuple[Linear, ...]:
-        key, value = self.num_key_heads * self.key_head_size, self.num_value_heads * self.value_head_size
+        key, value = (
+            self.num_key_heads * self.key_head_size,
+            self.num_value_heads * self.value_head_size,
+        )
         return (
             Linear("qkvz", hidden_size, 2 * key + 2 * value, "column"),
             Linear("decay and step", hidden_size, 2 * self.num_value_heads, "column"),
@@ -326,13 +416,19 @@ class GatedDeltaNet(_Mixer):
         )
 
     def num_small_parameters(self, hidden_size: int) -> int:
-        return self.norms + self._channels * self.conv_size + 2 * self.num_value_heads + self.value_head_size
+        return (
+            self.norms
+            + self._channels * self.conv_size
+            + 2 * self.num_value_heads
+            + self.value_head_size
+        )
 
     def state_elements(self) -> int:
         return self._state + self._channels * (self.conv_size - 1)
 
     def recurrent_flops_per_token(self) -> float:
-        # Decay is one multiply; reading by key, writing the correction and reading by query a multiply and an add each.
+        # Decay is one multiply; reading by key, writing the correction and reading by query a
+        # multiply and an add each.
         return 7.0 * self._state + 2.0 * self._channels * self.conv_size
 
 
@@ -357,13 +453,17 @@ class Mamba2(_Mixer):
 
     def linears(self, hidden_size: int) -> tuple[Linear, ...]:
         return (
-            Linear("state in", hidden_size, self._inner + self._channels + self.num_heads, "column"),
+            Linear(
+                "state in", hidden_size, self._inner + self._channels + self.num_heads, "column"
+            ),
             Linear("state out", self._inner, hidden_size, "row"),
         )
 
     def num_small_parameters(self, hidden_size: int) -> int:
         conv = self._channels * (self.conv_size + (1 if self.has_conv_bias else 0))
-        return self.norms + conv + 3 * self.num_heads + self._inner  # dt bias, A and D a head; the gated norm
+        return (
+            self.norms + conv + 3 * self.num_heads + self._inner
+        )  # dt bias, A and D a head; the gated norm
 
     def state_elements(self) -> int:
         return self._inner * self.state_size + self._channels * (self.conv_size - 1)
@@ -374,5 +474,6 @@ class Mamba2(_Mixer):
 
 
 Mixer = Annotated[
-    GroupedQueryAttention | LatentAttention | CompressedAttention | GatedDeltaNet | Mamba2, Field(discriminator="kind")
+    GroupedQueryAttention | LatentAttention | CompressedAttention | GatedDeltaNet | Mamba2,
+    Field(discriminator="kind"),
 ]

@@ -1,4 +1,6 @@
-"""A transformer: which mixer and which feed-forward block each layer has, and the exact counts that follow."""
+"""A transformer: which mixer and which feed-forward block each layer has, and the exact counts that
+follow.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,15 @@ from simulator.config.mixers import Mixer
 
 
 class LayerRun(Frozen):
-    """A pattern of layers, repeated. Each layer is ``[mixer, ffn]`` by name; ``"none"`` where it lacks one."""
+    """A pattern of layers, repeated. Each layer is ``[mixer, ffn]`` by name; ``"none"`` where it
+    lacks one.
+    """
 
     repeat: Size = 1
-    pattern: Annotated[tuple[Annotated[tuple[str, str], Field(strict=False)], ...], Field(strict=False, min_length=1)]
+    pattern: Annotated[
+        tuple[Annotated[tuple[str, str], Field(strict=False)], ...],
+        Field(strict=False, min_length=1),
+    ]
 
 
 class Published(Frozen):
@@ -29,10 +36,12 @@ class Published(Frozen):
     total_parameters: Positive
     active_parameters: Positive | None = None
     total_rounded_to: NonNegative = 0.0
-    """Value of the last digit that the makers print, where it is coarser than 2 % of the number (17B: 1e9)."""
+    """Value of the last digit that the makers print, where it is coarser than 2 % of the number
+    (17B: 1e9)."""
     active_rounded_to: NonNegative = 0.0
     disagreement: str = ""
-    """Why a count that follows from the layers differs by more than 1 % and by more than half of the last printed digit."""
+    """Why a count that follows from the layers differs by more than 1 % and by more than half of
+    the last printed digit."""
 
 
 class ModelSpec(Frozen):
@@ -42,7 +51,8 @@ class ModelSpec(Frozen):
     title: str = ""
     """How the makers write the name."""
     repositories: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    """Where its weights are on Hugging Face (``owner/name``), in the formats that have been published."""
+    """Where its weights are on Hugging Face (``owner/name``), in the formats that have been
+    published."""
     hidden_size: Size
     vocab_size: Size
     mixers: dict[str, Mixer]
@@ -80,22 +90,34 @@ class ModelSpec(Frozen):
         for run in self.layers:
             for mixer, ffn in run.pattern:
                 if mixer != "none" and mixer not in self.mixers:
-                    raise ValueError(f"layers name the mixer '{mixer}', which is not in mixers ({', '.join(self.mixers)})")
+                    raise ValueError(
+                        f"layers name the mixer '{mixer}', which is not in mixers ({', '.join(self.mixers)})"
+                    )
                 if ffn != "none" and ffn not in self.ffns:
-                    raise ValueError(f"layers name the ffn '{ffn}', which is not in ffns ({', '.join(self.ffns)})")
+                    raise ValueError(
+                        f"layers name the ffn '{ffn}', which is not in ffns ({', '.join(self.ffns)})"
+                    )
         return self
 
     @model_validator(mode="after")
     def _experts_agree(self) -> Self:
-        shapes = {(ffn.num_experts, ffn.top_k, ffn.intermediate_size) for ffn in self.ffns.values() if isinstance(ffn, MoE)}
+        shapes = {
+            (ffn.num_experts, ffn.top_k, ffn.intermediate_size)
+            for ffn in self.ffns.values()
+            if isinstance(ffn, MoE)
+        }
         if len(shapes) > 1:
-            raise ValueError("all ffns with experts must have the same num_experts, top_k and intermediate_size")
+            raise ValueError(
+                "all ffns with experts must have the same num_experts, top_k and intermediate_size"
+            )
         return self
 
     @cached_property
     def layer_names(self) -> tuple[tuple[str, str], ...]:
         """``(mixer, ffn)`` of every layer, from the first to the last."""
-        return tuple(layer for run in self.layers for _ in range(run.repeat) for layer in run.pattern)
+        return tuple(
+            layer for run in self.layers for _ in range(run.repeat) for layer in run.pattern
+        )
 
     @property
     def num_layers(self) -> int:
@@ -104,7 +126,9 @@ class ModelSpec(Frozen):
 
     @property
     def moe(self) -> MoE | None:
-        """The mixture-of-experts block (all its layers have the same shape), or ``None`` for a dense model."""
+        """The mixture-of-experts block (all its layers have the same shape), or ``None`` for a
+        dense model.
+        """
         found = [ffn for ffn in self.ffns.values() if isinstance(ffn, MoE)]
         return found[0] if found else None
 
@@ -130,7 +154,9 @@ class ModelSpec(Frozen):
 
     @property
     def num_active_parameters(self) -> int:
-        """Parameters that one token uses, with the embedding and the output matrix counted as the model's makers count them."""
+        """Parameters that one token uses, with the embedding and the output matrix counted as the
+        model's makers count them.
+        """
         left_out = 0
         if not self.active_counts_embedding and not self.ties_embeddings:
             left_out += self.num_embedding_parameters
@@ -140,7 +166,12 @@ class ModelSpec(Frozen):
 
     def _num_parameters(self, *, active_only: bool) -> int:
         norm = self.norm_vectors * self.hidden_size
-        total = self.num_embedding_parameters + self.num_head_parameters + norm + self.num_extra_parameters
+        total = (
+            self.num_embedding_parameters
+            + self.num_head_parameters
+            + norm
+            + self.num_extra_parameters
+        )
         for mixer, ffn in self.layer_names:
             if mixer != "none":
                 total += self.mixers[mixer].num_parameters(self.hidden_size) + norm
@@ -152,7 +183,8 @@ class ModelSpec(Frozen):
 
 
 def load_model(name: str, where: str, folder: Path | None = None) -> ModelSpec:
-    """The model called ``name``: a shipped or user's name, or the path of a TOML or Hugging Face ``config.json``.
+    """The model called ``name``: a shipped or user's name, or the path of a TOML or Hugging Face
+    ``config.json``.
 
     Args:
         name: ends in ``.toml`` or ``.json`` where it is a path.

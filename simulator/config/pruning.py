@@ -1,4 +1,6 @@
-"""Pruned matrices: which weights of a dense feed-forward block are left, and what it takes to store them."""
+"""Pruned matrices: which weights of a dense feed-forward block are left, and what it takes to store
+them.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ _INDEX_BYTES = 4
 _CSL_TILE = (128, 64)
 """Weights of a tile of Flash-LLM's format; a place in it takes 16 bits."""
 _BITMAP, _BITMAP_GROUP = 8, 64
-"""Sides of the tiles that one 64-bit mask is for, and of the groups that begin at an offset of their own (SpInfer)."""
+"""Sides of the tiles that one 64-bit mask is for, and of the groups that begin at an offset of
+their own (SpInfer)."""
 
 
 class Unstructured(Frozen):
@@ -23,8 +26,9 @@ class Unstructured(Frozen):
     sparsity: Sparsity
     """Share of the weights that are gone."""
     format: Literal["csr", "tiled_csl", "bitmap"] = "csr"
-    """How the rest is stored: row by row with 32-bit columns (cuSPARSE, PyTorch), by tiles with 16-bit places in them (Flash-LLM,
-    arXiv:2309.10285), or with a bit for every weight (SpInfer, doi:10.1145/3689031.3717481)."""
+    """How the rest is stored: row by row with 32-bit columns (cuSPARSE, PyTorch), by tiles with
+    16-bit places in them (Flash-LLM, arXiv:2309.10285), or with a bit for every weight (SpInfer,
+    doi:10.1145/3689031.3717481)."""
 
     @property
     def kernels(self) -> str:
@@ -38,13 +42,16 @@ class Unstructured(Frozen):
     def index_bytes(self, out_features: int, in_features: int) -> float:
         """Bytes that say where they lie.
 
-        A column for each weight and a start for each row; or a place for each weight and a start for each tile; or a mask for each
-        8x8 weights and a start for each group. Without the padding that kernels add to tiles.
+        A column for each weight and a start for each row; or a place for each weight and a start
+        for each tile; or a mask for each 8x8 weights and a start for each group. Without the
+        padding that kernels add to tiles.
         """
         if self.format == "tiled_csl":
             rows, columns = _CSL_TILE
             tiles = -(-out_features // rows) * -(-in_features // columns)
-            return float(2 * self.num_stored(out_features, in_features) + _INDEX_BYTES * (tiles + 1))
+            return float(
+                2 * self.num_stored(out_features, in_features) + _INDEX_BYTES * (tiles + 1)
+            )
         if self.format == "bitmap":
             masks = -(-out_features // _BITMAP) * -(-in_features // _BITMAP)
             groups = -(-out_features // _BITMAP_GROUP) * -(-in_features // _BITMAP_GROUP)
@@ -53,7 +60,9 @@ class Unstructured(Frozen):
 
 
 class TwoFour(Frozen):
-    """Of each four neighbours in a row the two largest are left: the format of NVIDIA's sparse tensor cores."""
+    """Of each four neighbours in a row the two largest are left: the format of NVIDIA's sparse
+    tensor cores.
+    """
 
     kind: Literal["two_four"]
 
@@ -99,21 +108,36 @@ class Block(Frozen):
         return blocks - round(self.sparsity * blocks)
 
     def index_bytes(self, out_features: int, in_features: int) -> float:
-        """Bytes that say where they lie: a column for each block, a start for each row of blocks."""
-        return float(_INDEX_BYTES * (self.num_blocks(out_features, in_features) + out_features // self.block_size + 1))
+        """Bytes that say where they lie: a column for each block, a start for each row of
+        blocks.
+        """
+        return float(
+            _INDEX_BYTES
+            * (self.num_blocks(out_features, in_features) + out_features // self.block_size + 1)
+        )
 
 
 Pruning = Annotated[Unstructured | TwoFour | Block, Field(discriminator="kind")]
 
 
-def stored_bytes(pruning: Pruning, out_features: int, in_features: int, weight_bytes: float) -> float:
-    """What a pruned matrix takes: the weights that are left, ``weight_bytes`` each, and where they lie."""
-    return pruning.num_stored(out_features, in_features) * weight_bytes + pruning.index_bytes(out_features, in_features)
+def stored_bytes(
+    pruning: Pruning, out_features: int, in_features: int, weight_bytes: float
+) -> float:
+    """What a pruned matrix takes: the weights that are left, ``weight_bytes`` each, and where they
+    lie.
+    """
+    return pruning.num_stored(out_features, in_features) * weight_bytes + pruning.index_bytes(
+        out_features, in_features
+    )
 
 
 def pruning_text(pruning: Pruning) -> str:
     """For names of models: ``2:4``, ``70 % sparse, bitmap``."""
     if isinstance(pruning, TwoFour):
         return "2:4"
-    stored_as = pruning.format if isinstance(pruning, Unstructured) else f"{pruning.block_size}x{pruning.block_size} blocks"
+    stored_as = (
+        pruning.format
+        if isinstance(pruning, Unstructured)
+        else f"{pruning.block_size}x{pruning.block_size} blocks"
+    )
     return f"{100 * pruning.sparsity:g} % sparse, {stored_as}"

@@ -1,4 +1,6 @@
-"""The workload of a scenario: which requests, how many of them, how fast, and what latency they are promised."""
+"""The workload of a scenario: which requests, how many of them, how fast, and what latency they are
+promised.
+"""
 
 from __future__ import annotations
 
@@ -49,17 +51,20 @@ class WorkloadSpec(Frozen):
     """The ``[workload]`` table of a scenario."""
 
     requests: str | dict[str, Any]
-    """A shipped name, a path relative to the scenario's folder, or a :class:`GeneratorSpec` table."""
+    """A shipped name, a path relative to the scenario's folder, or a :class:`GeneratorSpec`
+    table."""
     start_s: NonNegative = 0.0
     """Seconds of the source to leave out at its beginning, in its own time."""
     num_requests: Size | None = None
     """Take the first so many requests."""
     duration_s: Positive | None = None
-    """Take the requests of the first so many seconds, in the time of the run (after ``rate_scale``)."""
+    """Take the requests of the first so many seconds, in the time of the run (after
+    ``rate_scale``)."""
     rate_scale: Positive = 1.0
     """Arrival times are divided by this: 2.0 is the same requests at twice the rate."""
     prompt_scale: Positive = 1.0
     """What if: prompts are so many times as long; what they have in common grows with them."""
     arrivals: Policy | None = None
-    """An arrival process instead of the source's own times; needed where the source has lengths only."""
+    """An arrival process instead of the source's own times; needed where the source has lengths
+    only."""
     slo: SLO = SLO()

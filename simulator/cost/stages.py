@@ -15,8 +15,8 @@ from simulator.work.layout import Layout
 Floats = NDArray[np.float64]
 
 VECTORS = 2
-"""Hidden vectors of a token that cross: the block's output and the residual beside it (vLLM's ``IntermediateTensors``, SGLang's
-``PPProxyTensors``)."""
+"""Hidden vectors of a token that cross: the block's output and the residual beside it (vLLM's
+``IntermediateTensors``, SGLang's ``PPProxyTensors``)."""
 _OPERATION = "all_gather"
 """An all-gather of two GPUs puts on each wire what a send does, and is what was measured."""
 
@@ -45,10 +45,18 @@ class Sends:
         """
         total = np.zeros(len(num_bytes))
         for crossing in self.crossings:
-            start_s, carry_s = self.fit.parts_s(2.0 * num_bytes, 2.0, 1.0, crossing.port_bytes_per_s)
+            start_s, carry_s = self.fit.parts_s(
+                2.0 * num_bytes, 2.0, 1.0, crossing.port_bytes_per_s
+            )
             if crossing.is_between_nodes:
-                start_s = start_s + self.fit.scale_out_latency_s + self.fit.latency_per_doubling_s * float(doublings(2))
-                carry_s = num_bytes / crossing.port_bytes_per_s / (self.fit.scale_out_fraction or 1.0)
+                start_s = (
+                    start_s
+                    + self.fit.scale_out_latency_s
+                    + self.fit.latency_per_doubling_s * float(doublings(2))
+                )
+                carry_s = (
+                    num_bytes / crossing.port_bytes_per_s / (self.fit.scale_out_fraction or 1.0)
+                )
             total += np.where(num_bytes > 0, start_s + carry_s, 0.0)
         return total
 
@@ -63,7 +71,10 @@ def make_sends(layout: Layout, fabric: Fabric, calibration: Calibration) -> Send
     ranks = np.arange(layout.num_ranks)
     crossings = []
     for stage in range(layout.pp - 1):
-        senders, receivers = ranks + stage * layout.num_ranks, ranks + (stage + 1) * layout.num_ranks
+        senders, receivers = (
+            ranks + stage * layout.num_ranks,
+            ranks + (stage + 1) * layout.num_ranks,
+        )
         bytes_SR = np.zeros((layout.num_gpus, layout.num_gpus))
         bytes_SR[senders, receivers] = 1.0
         busiest_s = float((fabric.bytes_per_link(bytes_SR) / peaks_L).max())

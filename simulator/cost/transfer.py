@@ -12,7 +12,9 @@ from simulator.work.memory import CacheSize
 
 @dataclass(frozen=True)
 class Transfer:
-    """Caches on one kind of wire. Each data-parallel rank sends one after the other, its tensor-parallel ranks in parallel."""
+    """Caches on one kind of wire. Each data-parallel rank sends one after the other, its
+    tensor-parallel ranks in parallel.
+    """
 
     sent: CacheSize
     """What each sending GPU puts on its wire."""
@@ -45,9 +47,11 @@ class Transfer:
         return self.received.bytes_for(num_tokens) / self.bytes_per_s
 
     def left(self, busy_s: float, computing_s: float) -> float:
-        """Seconds of ``busy_s`` that are left when the prompt, computed for ``computing_s``, is done.
+        """Seconds of ``busy_s`` that are left when the prompt, computed for ``computing_s``, is
+        done.
 
-        Layer by layer, the last layer's cache is always left, and the wires carry what they can of the others meanwhile.
+        Layer by layer, the last layer's cache is always left, and the wires carry what they can of
+        the others meanwhile.
         """
         if not self.layerwise:
             return busy_s
@@ -64,7 +68,8 @@ def make_transfer(
 ) -> Transfer:
     """Price transfers from a prefill pool to a decode pool.
 
-    The fast wires carry them where both pools lie in one fast domain, else the wires between domains do.
+    The fast wires carry them where both pools lie in one fast domain, else the wires between
+    domains do.
 
     Args:
         clusters: of the prefill and of the decode pool, likewise below.

@@ -1,4 +1,6 @@
-"""What the report says about a deployment: the model's counts, the memory, the policies, and what every number rests on."""
+"""What the report says about a deployment: the model's counts, the memory, the policies, and what
+every number rests on.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def facts_of(plan: Plan) -> dict[str, Any]:
         },
         "kv_tokens": capacity.tokens * plan.layout.attention_dp,
         "assumptions": _assumptions(plan) + _prefill_assumptions(plan),
-        "warnings": list(dict.fromkeys(warning for pool in plan.pools for warning in warnings_of(pool))),
+        "warnings": list(
+            dict.fromkeys(warning for pool in plan.pools for warning in warnings_of(pool))
+        ),
         "currency": plan.cluster.currency,
     }
 
@@ -65,16 +69,22 @@ def warnings_of(plan: Plan) -> list[str]:
     found = []
     model = plan.model
     if model.is_rumour:
-        found.append(f"{model.title or model.name} is a rumour: its makers publish no size or shape.")
+        found.append(
+            f"{model.title or model.name} is a rumour: its makers publish no size or shape."
+        )
     nodes = plan.fabric.num_nodes
     for name, fit in _fits(plan).items():
         if isinstance(fit, ExchangeFit) and fit.outside(nodes=nodes):
-            found.append(f"Extrapolated: {name} over {nodes} nodes; its calibration covers up to {fit.domain['nodes'][1]:.0f}.")
+            found.append(
+                f"Extrapolated: {name} over {nodes} nodes; its calibration covers up to {fit.domain['nodes'][1]:.0f}."
+            )
     found += _pruning_warnings(plan)
     assumed = [name for name, fit in _fits(plan).items() if fit.kind == "assumed"]
     if _ENGINE in assumed and _fits_other_releases(plan):
         assumed.remove(_ENGINE)
-        found.append(f"Assumed: {_ENGINE} of {plan.spec.engine.replace('@', ' ')}; other releases were measured.")
+        found.append(
+            f"Assumed: {_ENGINE} of {plan.spec.engine.replace('@', ' ')}; other releases were measured."
+        )
     if plan.layout.pp > 1:
         found.append(
             f"Pipelines of {plan.layout.pp} stages were compared with no measured server. Chunks of one prompt follow each other a whole "
@@ -100,18 +110,25 @@ def _pruning_warnings(plan: Plan) -> list[str]:
         found.append(
             f"Pruned matrices were measured with {fit.domain['rows'][0]:,.0f} to {fit.domain['rows'][1]:,.0f} tokens a step."
         )
-    return [*found, "What pruning costs in quality is not known here: give models a score of your own."]
+    return [
+        *found,
+        "What pruning costs in quality is not known here: give models a score of your own.",
+    ]
 
 
 _ENGINE = "engine overhead"
 
 
 def _fits_other_releases(plan: Plan) -> bool:
-    """Whether the plan's accelerator family has measured points of the engine, though not of its release."""
+    """Whether the plan's accelerator family has measured points of the engine, though not of its
+    release.
+    """
     calibration = load_any_calibration(plan.accelerator.calibration, plan.name)
     engine = plan.spec.engine.partition("@")[0]
     return (
-        isinstance(calibration, CalibrationFile) and engine in calibration.engine and calibration.engine[engine].kind != "assumed"
+        isinstance(calibration, CalibrationFile)
+        and engine in calibration.engine
+        and calibration.engine[engine].kind != "assumed"
     )
 
 
@@ -125,7 +142,9 @@ def _fits(plan: Plan) -> dict[str, Fit]:
         is_split=plan.layout.tp > 1,
         kernels=kernels_of(plan.experts.dispatch) if plan.experts is not None else (),
         cache=plan.precision.kv,
-        is_latent=any(term.is_latent for mixer in plan.model.mixers.values() for term in mixer.context_terms()),
+        is_latent=any(
+            term.is_latent for mixer in plan.model.mixers.values() for term in mixer.context_terms()
+        ),
         pruning=plan.spec.pruning,
     )
 
@@ -133,19 +152,46 @@ def _fits(plan: Plan) -> dict[str, Fit]:
 def _assumptions(plan: Plan) -> list[dict[str, str]]:
     rows = []
     for what, fit in _fits(plan).items():
-        error = "" if fit.median_error is None else f"; median error {fit.median_error:.0%} on what it was fitted on"
-        rows.append({"what": what, "value": _fit_text(fit) + error, "kind": fit.kind, "source": fit.source})
+        error = (
+            ""
+            if fit.median_error is None
+            else f"; median error {fit.median_error:.0%} on what it was fitted on"
+        )
+        rows.append(
+            {"what": what, "value": _fit_text(fit) + error, "kind": fit.kind, "source": fit.source}
+        )
     if plan.experts is not None:
         source = " ".join(plan.experts.routing_source.split())
-        kind = "assumed" if source.lower().startswith("assumed") else "measured" if source.startswith("Measured") else "published"
-        kind = "assumed" if plan.spec.routing is not None and plan.experts.routing["kind"] != "replay" else kind
+        kind = (
+            "assumed"
+            if source.lower().startswith("assumed")
+            else "measured"
+            if source.startswith("Measured")
+            else "published"
+        )
+        kind = (
+            "assumed"
+            if plan.spec.routing is not None and plan.experts.routing["kind"] != "replay"
+            else kind
+        )
         kind = "measured" if plan.experts.routing["kind"] == "replay" else kind
-        rows.append({"what": "routing", "value": policy_text(plan.experts.routing), "kind": kind, "source": source})
+        rows.append(
+            {
+                "what": "routing",
+                "value": policy_text(plan.experts.routing),
+                "kind": kind,
+                "source": source,
+            }
+        )
     if plan.sends is not None:
-        rates = [f"{crossing.port_bytes_per_s / 1e9:,.0f} GB/s" for crossing in plan.sends.crossings]
+        rates = [
+            f"{crossing.port_bytes_per_s / 1e9:,.0f} GB/s" for crossing in plan.sends.crossings
+        ]
         value = f"as the all-gather of two GPUs over {', '.join(dict.fromkeys(rates))} a GPU, {plan.layout.pp - 1} times a step"
         fit = plan.sends.fit
-        rows.append({"what": "ways between stages", "value": value, "kind": fit.kind, "source": fit.source})
+        rows.append(
+            {"what": "ways between stages", "value": value, "kind": fit.kind, "source": fit.source}
+        )
     accelerator = plan.accelerator
     peak = accelerator.flops_per_s(plan.precision.weights)
     rows.append(
@@ -158,10 +204,19 @@ def _assumptions(plan: Plan) -> list[dict[str, str]]:
     )
     free = plan.spec.free_memory_fraction
     left = (
-        f"{1 - plan.spec.memory_fraction:.0%} of the memory left free" if free is None else f"{1 - free:.0%} of what is then left"
+        f"{1 - plan.spec.memory_fraction:.0%} of the memory left free"
+        if free is None
+        else f"{1 - free:.0%} of what is then left"
     )
     reserve = f"{plan.spec.activation_bytes / 1e9:.1f} GB a GPU, and {left}"
-    rows.append({"what": "memory held back", "value": reserve, "kind": "assumed", "source": "deployment, or its default"})
+    rows.append(
+        {
+            "what": "memory held back",
+            "value": reserve,
+            "kind": "assumed",
+            "source": "deployment, or its default",
+        }
+    )
     if plan.cluster.price_per_gpu_hour is not None:
         price = f"{plan.cluster.price_per_gpu_hour:.2f} {plan.cluster.currency} a GPU-hour"
         source = plan.cluster.sources.get("price_per_gpu_hour", "")
@@ -173,13 +228,23 @@ def _assumptions(plan: Plan) -> list[dict[str, str]]:
 
 
 def _prefill_assumptions(plan: Plan) -> list[dict[str, str]]:
-    """What a prefill pool's prices rest on beyond the decode pool's, and the transfers between them."""
+    """What a prefill pool's prices rest on beyond the decode pool's, and the transfers between
+    them.
+    """
     transfer, pool = plan.transfer, plan.spec.prefill
     if plan.prefill is None or transfer is None or pool is None:
         return []
     known = _assumptions(plan)
-    rows = [{**row, "what": f"{row['what']}, prefill pool"} for row in _assumptions(plan.prefill) if row not in known]
-    when = "layer by layer while the prompt is computed" if pool.layerwise else "when the prompt is done"
+    rows = [
+        {**row, "what": f"{row['what']}, prefill pool"}
+        for row in _assumptions(plan.prefill)
+        if row not in known
+    ]
+    when = (
+        "layer by layer while the prompt is computed"
+        if pool.layerwise
+        else "when the prompt is done"
+    )
     wire = transfer.wire.replace("_", "-")
     value = (
         f"{wire} wires at {pool.wire_fraction:.0%} of their peak, {transfer.bytes_per_s / 1e9:,.1f} GB/s a GPU, "
@@ -190,13 +255,32 @@ def _prefill_assumptions(plan: Plan) -> list[dict[str, str]]:
     fit = plan.prefill.calibration.pools
     if fit is None:
         value = "no longer than waiting and steps: nothing is known of pools on such accelerators"
-        return [*rows, {"what": "first tokens from a prefill pool", "value": value, "kind": "assumed", "source": ""}]
+        return [
+            *rows,
+            {
+                "what": "first tokens from a prefill pool",
+                "value": value,
+                "kind": "assumed",
+                "source": "",
+            },
+        ]
     value = f"{fit.prefill_ratio:.2f} times what waiting and steps take, and {fit.first_token_s * 1e3:.0f} ms before"
-    return [*rows, {"what": "first tokens from a prefill pool", "value": value, "kind": fit.kind, "source": fit.source}]
+    return [
+        *rows,
+        {
+            "what": "first tokens from a prefill pool",
+            "value": value,
+            "kind": fit.kind,
+            "source": fit.source,
+        },
+    ]
 
 
 def _layout_text(plan: Plan) -> str:
-    texts = [f"{pool.layout.text()}, {pool.replicas} replica{'s' if pool.replicas > 1 else ''}" for pool in plan.pools]
+    texts = [
+        f"{pool.layout.text()}, {pool.replicas} replica{'s' if pool.replicas > 1 else ''}"
+        for pool in plan.pools
+    ]
     return texts[0] if len(texts) == 1 else f"decode: {texts[0]}; prefill: {texts[1]}"
 
 
@@ -218,9 +302,13 @@ def _fit_text(fit: Fit) -> str:
     if isinstance(fit, ExchangeTable):
         return f"{fit.latency_s * 1e6:,.0f} us empty, {fit.seconds[-1] * 1e6:,.0f} us with {fit.num_bytes[-1] / 1e3:,.0f} kB a rank"
     if isinstance(fit, Steps):
-        return f"{fit.seconds['call'] * 1e6:.1f} us a call, and by " + ", ".join(key for key in fit.seconds if key != "call")
+        return f"{fit.seconds['call'] * 1e6:.1f} us a call, and by " + ", ".join(
+            key for key in fit.seconds if key != "call"
+        )
     numbers = fit.model_dump(exclude={"kind", "source", "median_error"})
-    return ", ".join(_number_text(key, value) for key, value in numbers.items() if isinstance(value, float | int))
+    return ", ".join(
+        _number_text(key, value) for key, value in numbers.items() if isinstance(value, float | int)
+    )
 
 
 def _number_text(key: str, value: float) -> str:

@@ -1,4 +1,6 @@
-"""Does it fit? Weights, activations and KV cache against memory, and what would fit if it does not."""
+"""Does it fit? Weights, activations and KV cache against memory, and what would fit if it does
+not.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +31,16 @@ class Capacity:
 
     @property
     def block_bytes(self) -> float:
-        """Bytes of one KV block on one rank; a model without growing caches counts its state in single bytes."""
+        """Bytes of one KV block on one rank; a model without growing caches counts its state in
+        single bytes.
+        """
         return max(1.0, self.cache.bytes_per_token * self.block_tokens)
 
     @property
     def num_blocks(self) -> int:
-        """KV blocks of one attention data-parallel rank, for the requests of all batches in flight."""
+        """KV blocks of one attention data-parallel rank, for the requests of all batches in
+        flight.
+        """
         return int(self.kv_bytes // self.block_bytes)
 
     @property
@@ -54,18 +60,28 @@ class Capacity:
 
 
 def check_memory(
-    spec: DeploymentSpec, model: ModelSpec, accelerator: AcceleratorSpec, layout: Layout, precision: Precision, where: str
+    spec: DeploymentSpec,
+    model: ModelSpec,
+    accelerator: AcceleratorSpec,
+    layout: Layout,
+    precision: Precision,
+    where: str,
 ) -> Capacity:
     """What each GPU holds.
 
     Raises:
-        UserError: if weights, activations and a KV cache of one sequence of 2,048 tokens do not fit: with what is needed, what
-            there is, and the smallest split or narrower format that fits.
+        UserError: if weights, activations and a KV cache of one sequence of 2,048 tokens do not
+            fit: with what is needed, what there is, and the smallest split or narrower format that
+            fits.
     """
     capacity = _capacity(spec, model, accelerator, layout, precision)
     if _fits(capacity, model):
         return capacity
-    needed = capacity.weights_bytes + spec.activation_bytes + capacity.cache.bytes_for(_least_tokens(model))
+    needed = (
+        capacity.weights_bytes
+        + spec.activation_bytes
+        + capacity.cache.bytes_for(_least_tokens(model))
+    )
     share = 1.0 if spec.free_memory_fraction else spec.memory_fraction
     available = capacity.total_bytes * share
     raise UserError(
@@ -99,11 +115,17 @@ def _fits(capacity: Capacity, model: ModelSpec) -> bool:
 
 
 def _capacity(
-    spec: DeploymentSpec, model: ModelSpec, accelerator: AcceleratorSpec, layout: Layout, precision: Precision
+    spec: DeploymentSpec,
+    model: ModelSpec,
+    accelerator: AcceleratorSpec,
+    layout: Layout,
+    precision: Precision,
 ) -> Capacity:
     total = accelerator.servable_memory_bytes
     num_slots = spec.placement.get("num_slots")
-    weights = weight_bytes(model, layout, precision, spec.pruning, num_slots if isinstance(num_slots, int) else None)
+    weights = weight_bytes(
+        model, layout, precision, spec.pruning, num_slots if isinstance(num_slots, int) else None
+    )
     kv_bytes = total * spec.memory_fraction - weights - spec.activation_bytes
     if spec.free_memory_fraction is not None:
         kv_bytes = (total - weights - spec.activation_bytes) * spec.free_memory_fraction
@@ -118,10 +140,16 @@ def _capacity(
 
 
 def _what_would_fit(
-    spec: DeploymentSpec, model: ModelSpec, accelerator: AcceleratorSpec, layout: Layout, precision: Precision
+    spec: DeploymentSpec,
+    model: ModelSpec,
+    accelerator: AcceleratorSpec,
+    layout: Layout,
+    precision: Precision,
 ) -> str:
     dtypes = [
-        dtype for dtype in (precision.weights, "fp8", "mxfp4") if BYTES_PER_ELEMENT[dtype] <= BYTES_PER_ELEMENT[precision.weights]
+        dtype
+        for dtype in (precision.weights, "fp8", "mxfp4")
+        if BYTES_PER_ELEMENT[dtype] <= BYTES_PER_ELEMENT[precision.weights]
     ]
     answers = []
     for dtype in dict.fromkeys(dtypes):
@@ -134,7 +162,9 @@ def _what_would_fit(
         if found is not None:
             split, num_gpus = found
             format_ = "" if dtype == precision.weights else f' with weight_dtype = "{dtype}"'
-            answers.append((num_gpus, f"{split} ({num_gpus} GPU{'s' if num_gpus > 1 else ''}){format_}"))
+            answers.append(
+                (num_gpus, f"{split} ({num_gpus} GPU{'s' if num_gpus > 1 else ''}){format_}")
+            )
     if not answers:
         return "no split over up to 1,024 of these GPUs fits"
     fewest: list[tuple[int, str]] = []
@@ -145,13 +175,19 @@ def _what_would_fit(
 
 
 def _smallest_split(
-    spec: DeploymentSpec, model: ModelSpec, accelerator: AcceleratorSpec, layout: Layout, precision: Precision
+    spec: DeploymentSpec,
+    model: ModelSpec,
+    accelerator: AcceleratorSpec,
+    layout: Layout,
+    precision: Precision,
 ) -> tuple[str, int] | None:
     """The smallest multiple of the layout that fits and that the model can be split into."""
     factor = 1
     while layout.num_gpus * factor <= 1024:
         for grown, text in _grown(layout, model, factor):
-            is_possible = uneven_heads(model, grown.tp) is None and (model.moe is None or grown.ep <= model.moe.num_experts)
+            is_possible = uneven_heads(model, grown.tp) is None and (
+                model.moe is None or grown.ep <= model.moe.num_experts
+            )
             if is_possible and _fits(_capacity(spec, model, accelerator, grown, precision), model):
                 return text + (f", pp = {grown.pp}" if grown.pp > 1 else ""), grown.num_gpus
         factor *= 2
@@ -159,14 +195,23 @@ def _smallest_split(
 
 
 def _grown(layout: Layout, model: ModelSpec, factor: int) -> Iterator[tuple[Layout, str]]:
-    """Layouts of ``factor`` times the ranks, likeliest first: more of what spreads the weights now, experts or else heads."""
+    """Layouts of ``factor`` times the ranks, likeliest first: more of what spreads the weights now,
+    experts or else heads.
+    """
     spreads = layout.ep > 1
     if spreads and layout.attention_dp == 1:
         grown = Layout(layout.tp * factor, 1, layout.ep * factor, layout.pp)
         yield grown, f"tp = {grown.tp}, ep = {grown.ep}"
-    more_experts = [1 << power for power in range(factor.bit_length())] if model.moe is not None else [1]
+    more_experts = (
+        [1 << power for power in range(factor.bit_length())] if model.moe is not None else [1]
+    )
     for experts in reversed(more_experts) if spreads else more_experts:
-        grown = Layout(layout.tp * factor // experts, layout.attention_dp * experts, layout.ep * experts, layout.pp)
+        grown = Layout(
+            layout.tp * factor // experts,
+            layout.attention_dp * experts,
+            layout.ep * experts,
+            layout.pp,
+        )
         named = [f"tp = {grown.tp}"] if experts < factor or not spreads else []
         if experts > 1 or spreads:
             named.append(f"attention_dp = {grown.attention_dp}, ep = {grown.ep}")

@@ -1,4 +1,6 @@
-"""The frozen plan: a deployment with every policy built, every expert placed, and every check passed. Backends execute it."""
+"""The frozen plan: a deployment with every policy built, every expert placed, and every check
+passed. Backends execute it.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +36,11 @@ from simulator.work.layout import Layout, make_layout
 from simulator.work.memory import CacheSize, Precision, cache_size
 
 POOL_TOKENS = 4096
-"""Tokens whose expert choices are drawn once for each MoE layer; steps take theirs from this pool, larger ones scale it up."""
+"""Tokens whose expert choices are drawn once for each MoE layer; steps take theirs from this pool,
+larger ones scale it up."""
 _RUN_TOKENS = 256
-"""Tokens of one run in the pool: consecutive tokens of one sequence, as far as the routing policy lets them share experts."""
+"""Tokens of one run in the pool: consecutive tokens of one sequence, as far as the routing policy
+lets them share experts."""
 
 _MOST_POOLS = 8
 _MOST_PLACED = 256
@@ -50,7 +54,8 @@ class ExpertPlan:
     """The routed experts of a plan."""
 
     topk_ids_LTK: NDArray[np.int16]
-    """The pool, ``[L, POOL_TOKENS, K]``, in an order in which neighbours are independent (a decode batch)."""
+    """The pool, ``[L, POOL_TOKENS, K]``, in an order in which neighbours are independent (a decode
+    batch)."""
     placed: Placed
     """On the ``ep`` expert-parallel ranks."""
     dispatch: DispatchPolicy
@@ -103,7 +108,9 @@ class Plan:
         return sum(pool.replicas * pool.layout.num_gpus for pool in self.pools)
 
     def rng(self, purpose: str, *numbers: int) -> np.random.Generator:
-        """The random numbers of one use, which deployments of one seed share (:func:`~simulator.base.streams.open_stream`)."""
+        """The random numbers of one use, which deployments of one seed share
+        (:func:`~simulator.base.streams.open_stream`).
+        """
         return open_stream(self.seed, purpose, *numbers)
 
 
@@ -121,14 +128,23 @@ def make_plan(spec: DeploymentSpec, seed: int, where: str, folder: Path) -> Plan
     if spec.prefill is None:
         return _make_pool(spec, seed, place, folder, 0)
     pool = spec.prefill
-    changes = {"parallel": pool.parallel, "replicas": pool.replicas, "scheduling": pool.scheduling, "overlap": pool.overlap}
+    changes = {
+        "parallel": pool.parallel,
+        "replicas": pool.replicas,
+        "scheduling": pool.scheduling,
+        "overlap": pool.overlap,
+    }
     changes |= {"prefill": None, "cluster": pool.cluster or spec.cluster}
-    if (pool.parallel.ep or 1) == 1:  # its experts are split like dense blocks, so the decode pool's copies are not there
+    if (
+        pool.parallel.ep or 1
+    ) == 1:  # its experts are split like dense blocks, so the decode pool's copies are not there
         changes["placement"] = {"kind": "contiguous"}
     if pool.cluster is not None:
         changes |= {"calibration": None, "price_per_gpu_hour": None}
     prefill = _make_pool(spec.model_copy(update=changes), seed, f"{place} [prefill]", folder, 0)
-    decode = _make_pool(spec, seed, place, folder, prefill.num_gpus if prefill.cluster.name == spec.cluster else 0)
+    decode = _make_pool(
+        spec, seed, place, folder, prefill.num_gpus if prefill.cluster.name == spec.cluster else 0
+    )
     transfer = make_transfer(
         pool,
         (prefill.cluster, decode.cluster),
@@ -146,7 +162,10 @@ def _make_pool(spec: DeploymentSpec, seed: int, place: str, folder: Path, taken_
     cluster, accelerator = load_cluster(spec.cluster, place)
     cluster = cluster.with_speed(spec.network_speed).with_price(spec.price_per_gpu_hour)
     loaded = load_any_calibration(spec.calibration or accelerator.calibration, place)
-    usual = {name: getattr(spec, name) or getattr(loaded, name) for name in ("compute", "communication", "dispatch")}
+    usual = {
+        name: getattr(spec, name) or getattr(loaded, name)
+        for name in ("compute", "communication", "dispatch")
+    }
     spec = spec.model_copy(update=usual)
     if isinstance(loaded, CalibrationFile):
         loaded.check_engine(spec.engine, place)
@@ -158,7 +177,9 @@ def _make_pool(spec: DeploymentSpec, seed: int, place: str, folder: Path, taken_
         raise UserError(f"{place} [parallel]: needs {layout.num_gpus} GPUs{besides}, but {has}")
     replicas = spec.replicas or free_gpus // layout.num_gpus
     if replicas * layout.num_gpus > free_gpus:
-        raise UserError(f"{place}: {replicas} replicas need {replicas * layout.num_gpus} GPUs{besides}, but {has}")
+        raise UserError(
+            f"{place}: {replicas} replicas need {replicas * layout.num_gpus} GPUs{besides}, but {has}"
+        )
     if spec.overlap == "two_batch" and not (model.moe is not None and layout.travels):
         raise UserError(
             f'{place}: overlap = "two_batch" computes while tokens travel to experts, and here none do: '
@@ -188,8 +209,12 @@ def _make_pool(spec: DeploymentSpec, seed: int, place: str, folder: Path, taken_
         replicas=replicas,
         precision=precision,
         fabric=fabric,
-        compute=build("cost.compute", spec.compute or {}, f"{place} [compute]").prepare(accelerator, calibration),
-        comm=build("cost.comm", spec.communication or {}, f"{place} [communication]").prepare(fabric, calibration, accelerator),
+        compute=build("cost.compute", spec.compute or {}, f"{place} [compute]").prepare(
+            accelerator, calibration
+        ),
+        comm=build("cost.comm", spec.communication or {}, f"{place} [communication]").prepare(
+            fabric, calibration, accelerator
+        ),
         rules=rules,
         balancing=build("balancing", spec.balancing, f"{place} [balancing]"),
         capacity=capacity,
@@ -219,27 +244,37 @@ def _check_stages(
     """Refuse what a pipeline cannot be simulated with."""
     if layout.pp == 1:
         return
-    ranks, per_node, where = layout.num_ranks, cluster.gpus_per_node, f"{place} [parallel]: pp = {layout.pp}"
+    ranks, per_node, where = (
+        layout.num_ranks,
+        cluster.gpus_per_node,
+        f"{place} [parallel]: pp = {layout.pp}",
+    )
     if isinstance(calibration, HostCalibration):
         raise UserError(
             f"{where}: processes of one machine run no pipeline: nothing says what handing on takes there; leave pp out"
         )
     if spec.overlap != "none":
-        raise UserError(f'{where} with overlap = "{spec.overlap}": no engine does both; leave one of them out')
+        raise UserError(
+            f'{where} with overlap = "{spec.overlap}": no engine does both; leave one of them out'
+        )
     if layout.num_gpus > per_node and per_node % ranks and ranks % per_node:
         raise UserError(
             f"{where}: stages of {ranks} GPUs neither divide nodes of {per_node} nor fill them, so that some would lie across "
             "nodes and others not; choose a tp x attention_dp that does"
         )
     if rules.balance_steps or rules.wait_steps:
-        raise UserError(f"{where}: balance_steps and wait_steps hold prompts of one batch back, not of {layout.pp}; leave them out")
+        raise UserError(
+            f"{where}: balance_steps and wait_steps hold prompts of one batch back, not of {layout.pp}; leave them out"
+        )
 
 
 def _wired(cluster: ClusterSpec, num_ranks: int, place: str) -> Fabric:
     """The links of a replica; once for all plans on the same machines."""
     key = (cluster.model_dump_json(exclude={"name", "num_gpus"}), num_ranks)
     if key not in _FABRICS:
-        topology = build("topology", cluster.topology, f"{place}: cluster '{cluster.name}' [topology]")
+        topology = build(
+            "topology", cluster.topology, f"{place}: cluster '{cluster.name}' [topology]"
+        )
         if len(_FABRICS) >= _MOST_PLACED:
             del _FABRICS[next(iter(_FABRICS))]
         _FABRICS[key] = topology.wire(cluster, num_ranks)
@@ -256,36 +291,52 @@ def _precision(spec: DeploymentSpec, model: ModelSpec) -> Precision:
 
 
 def _check_pruning(
-    spec: DeploymentSpec, model: ModelSpec, precision: Precision, calibration: CalibrationFile | HostCalibration, place: str
+    spec: DeploymentSpec,
+    model: ModelSpec,
+    precision: Precision,
+    calibration: CalibrationFile | HostCalibration,
+    place: str,
 ) -> None:
     pruning = spec.pruning
     if pruning is None:
         return
     if not any(isinstance(ffn, DenseFFN) for ffn in model.ffns.values()):
-        raise UserError(f"{place} [pruning]: prunes dense feed-forward blocks, and {model.name} has none; leave it out")
+        raise UserError(
+            f"{place} [pruning]: prunes dense feed-forward blocks, and {model.name} has none; leave it out"
+        )
     if isinstance(calibration, HostCalibration):
         if pruning.kernels not in ("csr", "two_four", "block"):
-            raise UserError(f"{place} [pruning]: on a processor what is left is stored row by row; leave out format")
+            raise UserError(
+                f"{place} [pruning]: on a processor what is left is stored row by row; leave out format"
+            )
         return
     table, dtype = calibration.pruned, precision.weights
     if pruned_entry(table, pruning.kernels, dtype) is None:
-        known = ", ".join(f"{kernels} ({', '.join(sorted(dtypes))})" for kernels, dtypes in sorted(table.items()))
+        known = ", ".join(
+            f"{kernels} ({', '.join(sorted(dtypes))})" for kernels, dtypes in sorted(table.items())
+        )
         raise UserError(
             f"{place} [pruning]: unsupported: nobody has published how fast products with {dtype} matrices pruned "
             f"'{pruning.kernels}' are on {calibration.title}; there are: {known or 'none'}"
         )
 
 
-def _plan_experts(spec: DeploymentSpec, model: ModelSpec, layout: Layout, seed: int, place: str, folder: Path) -> ExpertPlan | None:
+def _plan_experts(
+    spec: DeploymentSpec, model: ModelSpec, layout: Layout, seed: int, place: str, folder: Path
+) -> ExpertPlan | None:
     moe = model.moe
     if moe is None:
         if spec.routing is not None:
-            raise UserError(f"{place} [routing]: {model.name} is dense and routes nothing; leave it out")
+            raise UserError(
+                f"{place} [routing]: {model.name} is dense and routes nothing; leave it out"
+            )
         return None
     routing, source = spec.routing, "the scenario"
     if routing is None:
         if model.routing is None:
-            raise UserError(f"{place}: {model.name} names no default routing; add a [deployments.routing] table")
+            raise UserError(
+                f"{place}: {model.name} names no default routing; add a [deployments.routing] table"
+            )
         routing, source = model.routing, model.routing_source
     routing = _with_path(routing, folder)
     pools = _Pools(moe, model.num_moe_layers, routing, seed, f"{place} [routing]")
@@ -301,7 +352,9 @@ def _plan_experts(spec: DeploymentSpec, model: ModelSpec, layout: Layout, seed: 
 
 @dataclass(frozen=True)
 class _Pools:
-    """The expert choices of a plan: today's tokens, and yesterday's loads, which placements go by."""
+    """The expert choices of a plan: today's tokens, and yesterday's loads, which placements go
+    by.
+    """
 
     moe: MoE
     num_layers: int
@@ -313,17 +366,25 @@ class _Pools:
     def follow_from_the_seed(self) -> bool:
         """Whether they can be shared: the policy is shipped and reads no file."""
         fields = [value for key, value in self.routing.items() if key != "kind"]
-        return "." not in self.routing["kind"] and all(isinstance(value, int | float) for value in fields)
+        return "." not in self.routing["kind"] and all(
+            isinstance(value, int | float) for value in fields
+        )
 
     def draw(self) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
         """``topk_ids_LTK`` and ``load_LE``."""
         seed, moe, layers = self.seed, self.moe, range(self.num_layers)
-        router = build("routing", self.routing, self.place).prepare(moe, self.num_layers, open_stream(seed, "routing"))
+        router = build("routing", self.routing, self.place).prepare(
+            moe, self.num_layers, open_stream(seed, "routing")
+        )
         runs = np.full(POOL_TOKENS // _RUN_TOKENS, _RUN_TOKENS, dtype=np.int64)
         order = open_stream(seed, "pool order").permutation(POOL_TOKENS)
-        # The same stream in every layer, so that a token keeps its domain (or its place in a recording) from layer to layer.
+        # The same stream in every layer, so that a token keeps its domain (or its place in a
+        # recording) from layer to layer.
         today = [
-            _checked(router.topk_ids(n, runs, open_stream(seed, "tokens")), moe, self.routing, self.place)[order] for n in layers
+            _checked(
+                router.topk_ids(n, runs, open_stream(seed, "tokens")), moe, self.routing, self.place
+            )[order]
+            for n in layers
         ]
         load_LE = np.empty((len(layers), moe.num_experts))
         for layer in layers:
@@ -345,10 +406,17 @@ class _Pools:
 
     @property
     def _key(self) -> tuple[str, int, str, int]:
-        return (self.moe.model_dump_json(), self.num_layers, repr(sorted(self.routing.items())), self.seed)
+        return (
+            self.moe.model_dump_json(),
+            self.num_layers,
+            repr(sorted(self.routing.items())),
+            self.seed,
+        )
 
     def drawn_before(self) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
-        """The same, drawn once for all plans that ask for it: splits of one model share it, and drawing takes seconds."""
+        """The same, drawn once for all plans that ask for it: splits of one model share it, and
+        drawing takes seconds.
+        """
         key = self._key
         if key not in _POOLS:
             if len(_POOLS) >= _MOST_POOLS:
@@ -359,14 +427,20 @@ class _Pools:
         return _POOLS[key]
 
 
-def _checked(topk_ids_TK: NDArray[np.int16], moe: MoE, routing: Policy, place: str) -> NDArray[np.int16]:
+def _checked(
+    topk_ids_TK: NDArray[np.int16], moe: MoE, routing: Policy, place: str
+) -> NDArray[np.int16]:
     """What a router returned, if it is what a router must return: a user's own policy may not."""
     wanted = (POOL_TOKENS, moe.top_k)
     found = np.shape(topk_ids_TK)
     if found != wanted:
-        raise UserError(f"{place}: '{routing['kind']}' must return ids of shape {wanted}, returned {found}")
+        raise UserError(
+            f"{place}: '{routing['kind']}' must return ids of shape {wanted}, returned {found}"
+        )
     if topk_ids_TK.min() < 0 or topk_ids_TK.max() >= moe.num_experts:
-        raise UserError(f"{place}: '{routing['kind']}' must return ids from 0 to {moe.num_experts - 1}")
+        raise UserError(
+            f"{place}: '{routing['kind']}' must return ids from 0 to {moe.num_experts - 1}"
+        )
     return topk_ids_TK
 
 

@@ -1,4 +1,6 @@
-"""What a run leaves: tables of requests and steps, and representative steps run again rank by rank."""
+"""What a run leaves: tables of requests and steps, and representative steps run again rank by
+rank.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,12 @@ from simulator.engine.pool import Pool
 from simulator.engine.probe import probe
 from simulator.results.tables import NUM_GAP_BINS, STEP_COLUMNS, DeploymentRecord, Gaps
 
-_COUNTS = {"prefill_tokens": "int64", "decode_tokens": "int64", "running": "int64", "waiting": "int64"}
+_COUNTS = {
+    "prefill_tokens": "int64",
+    "decode_tokens": "int64",
+    "running": "int64",
+    "waiting": "int64",
+}
 
 
 def make_record(plan: Plan, requests: pd.DataFrame, pools: dict[str, Pool]) -> DeploymentRecord:
@@ -19,7 +26,8 @@ def make_record(plan: Plan, requests: pd.DataFrame, pools: dict[str, Pool]) -> D
 
     Args:
         requests: ``REQUEST_COLUMNS`` but the deployment.
-        pools: by name, ``both`` for one that computes prompts and decodes; replicas are numbered on from pool to pool.
+        pools: by name, ``both`` for one that computes prompts and decodes; replicas are numbered on
+            from pool to pool.
     """
     unfinished = int(requests["finish_s"].isna().sum())
     if unfinished:
@@ -40,7 +48,9 @@ def make_record(plan: Plan, requests: pd.DataFrame, pools: dict[str, Pool]) -> D
         probes.append(found if name == "both" else found.only(name))
     everything = pd.concat(logs, ignore_index=True)
     replicas = [replica for pool in pools.values() for replica in pool.replicas]
-    gaps = sum((replica.clock.gap_counts for replica in replicas), np.zeros(NUM_GAP_BINS, dtype=np.int64))
+    gaps = sum(
+        (replica.clock.gap_counts for replica in replicas), np.zeros(NUM_GAP_BINS, dtype=np.int64)
+    )
     weighted = everything["load_imbalance"] * everything["duration_s"]
     steps = everything[[column for column in STEP_COLUMNS if column != "deployment"]]
 
@@ -62,6 +72,8 @@ def make_record(plan: Plan, requests: pd.DataFrame, pools: dict[str, Pool]) -> D
         traffic=together("traffic"),
         spans=together("spans"),
         itl=Gaps(gaps),
-        load_imbalance=float(weighted.sum() / everything["duration_s"].sum()) if plan.experts else float("nan"),
+        load_imbalance=float(weighted.sum() / everything["duration_s"].sum())
+        if plan.experts
+        else float("nan"),
         read_bytes=read_bytes,
     )

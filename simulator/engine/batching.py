@@ -1,9 +1,11 @@
-"""What is in a step, and what follows from it: continuous batching with KV admission and preemption. Compiled.
+"""What is in a step, and what follows from it: continuous batching with KV admission and
+preemption. Compiled.
 
-All fidelities call these same functions, so that they differ in how long a step takes and in nothing else.
+All fidelities call these same functions, so that they differ in how long a step takes and in
+nothing else.
 
-Arrays that a loop uses are named before it: numba counts references at each look into a tuple, which costs twenty times the
-arithmetic of a sequence.
+Arrays that a loop uses are named before it: numba counts references at each look into a tuple,
+which costs twenty times the arithmetic of a sequence.
 """
 
 from __future__ import annotations
@@ -12,7 +14,15 @@ import math
 
 import numba
 
-from simulator.engine.blocks import available, blocks_for, count_hits, hold, release, share_prompt, take
+from simulator.engine.blocks import (
+    available,
+    blocks_for,
+    count_hits,
+    hold,
+    release,
+    share_prompt,
+    take,
+)
 from simulator.engine.state import Clock, Limits, Ranks, Requests
 from simulator.results.tables import GAP_BINS_PER_DECADE, NUM_GAP_BINS, SHORTEST_GAP_S
 
@@ -22,7 +32,10 @@ def push(requests: Requests, ranks: Ranks, clock: Clock, r: int) -> None:
     """Queue request ``r`` at the data-parallel rank with the fewest unfinished requests."""
     best = 0
     for d in range(1, len(ranks.head)):
-        if ranks.num_waiting[d] + ranks.num_running[d] < ranks.num_waiting[best] + ranks.num_running[best]:
+        if (
+            ranks.num_waiting[d] + ranks.num_running[d]
+            < ranks.num_waiting[best] + ranks.num_running[best]
+        ):
             best = d
     requests.dp_rank[r] = best
     requests.following[r] = -1
@@ -38,7 +51,9 @@ def push(requests: Requests, ranks: Ranks, clock: Clock, r: int) -> None:
 
 @numba.njit(cache=True)
 def is_decode(new: int, num_input: int, generated: int, computed: int) -> bool:
-    """Whether ``new`` tokens of a request are one more output token's, and not a chunk of a prompt or of what was preempted."""
+    """Whether ``new`` tokens of a request are one more output token's, and not a chunk of a prompt
+    or of what was preempted.
+    """
     return new == 1 and generated > 0 and computed + 1 == num_input + generated
 
 
@@ -46,7 +61,9 @@ def is_decode(new: int, num_input: int, generated: int, computed: int) -> bool:
 def form_step(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> bool:
     """Fill ``ranks.chunk`` for the next step. Returns whether there is anything to compute."""
     has_work = _fill(requests, ranks, limits, now_s)
-    if len(ranks.head) > len(ranks.ran_out):  # lanes that take each other's blocks may all end up without
+    if len(ranks.head) > len(
+        ranks.ran_out
+    ):  # lanes that take each other's blocks may all end up without
         while ranks.ran_out.any() and not computes(ranks, 0, len(ranks.head)):
             has_work = _fill(requests, ranks, limits, now_s)
     return bool(has_work)
@@ -65,7 +82,9 @@ def computes(ranks: Ranks, first: int, end: int) -> bool:
 
 @numba.njit(cache=True)
 def _fill(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> bool:
-    """Fill ``ranks.chunk`` once. Returns whether any rank gave tokens away, which another lane may have taken back."""
+    """Fill ``ranks.chunk`` once. Returns whether any rank gave tokens away, which another lane may
+    have taken back.
+    """
     head, chunk, num_running = ranks.head, ranks.chunk, ranks.num_running
     has_work = False
     holds = limits.balance_steps > 0 and _holds_prompts(ranks, limits)
@@ -76,7 +95,9 @@ def _fill(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> boo
         chunk[d, : num_running[d]] = 0
         budget = limits.token_budget
         if num_running[d] > 0:
-            budget = _schedule_running(requests, ranks, d, budget, limits, True, limits.mixes_phases)
+            budget = _schedule_running(
+                requests, ranks, d, budget, limits, True, limits.mixes_phases
+            )
         if head[d] >= 0 and not ran_out[d % len(ran_out)] and not holds:
             budget = _admit(requests, ranks, d, budget, limits, now_s)
         if not limits.mixes_phases and budget == limits.token_budget:
@@ -87,12 +108,19 @@ def _fill(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> boo
 
 @numba.njit(cache=True)
 def _holds_prompts(ranks: Ranks, limits: Limits) -> bool:
-    """Whether waiting prompts wait on, so that ranks compute them in the same step: until each has one, but not for ever."""
+    """Whether waiting prompts wait on, so that ranks compute them in the same step: until each has
+    one, but not for ever.
+    """
     waiting = running = 0
     for d in range(len(ranks.head)):
         waiting += ranks.head[d] >= 0
         running += ranks.num_running[d]
-    if waiting == 0 or waiting == len(ranks.head) or running == 0 or ranks.held[0] >= limits.balance_steps:
+    if (
+        waiting == 0
+        or waiting == len(ranks.head)
+        or running == 0
+        or ranks.held[0] >= limits.balance_steps
+    ):
         ranks.held[0] = 0
         return False
     ranks.held[0] += 1
@@ -101,7 +129,9 @@ def _holds_prompts(ranks: Ranks, limits: Limits) -> bool:
 
 @numba.njit(cache=True)
 def _waits_for_more(requests: Requests, ranks: Ranks, limits: Limits) -> bool:
-    """Whether the prompts of the only rank wait on, since they and its decodes do not fill a step yet, but not for ever."""
+    """Whether the prompts of the only rank wait on, since they and its decodes do not fill a step
+    yet, but not for ever.
+    """
     running, r = ranks.num_running[0], ranks.head[0]
     if r < 0:
         return False
@@ -117,8 +147,18 @@ def _waits_for_more(requests: Requests, ranks: Ranks, limits: Limits) -> bool:
 
 
 @numba.njit(cache=True)
-def _schedule_running(requests: Requests, ranks: Ranks, d: int, budget: int, limits: Limits, prompts: bool, decodes: bool) -> int:
-    """Give running requests their tokens in order of admission; the latest admitted lose their blocks when these run out."""
+def _schedule_running(
+    requests: Requests,
+    ranks: Ranks,
+    d: int,
+    budget: int,
+    limits: Limits,
+    prompts: bool,
+    decodes: bool,
+) -> int:
+    """Give running requests their tokens in order of admission; the latest admitted lose their
+    blocks when these run out.
+    """
     running, chunk, num_running = ranks.running, ranks.chunk, ranks.num_running
     num_input, generated, computed = requests.num_input, requests.generated, requests.computed
     blocks, shared = requests.blocks, requests.shared
@@ -127,7 +167,9 @@ def _schedule_running(requests: Requests, ranks: Ranks, d: int, budget: int, lim
     while i < num_running[d] and budget > 0:
         r = running[d, i]
         remaining = num_input[r] + generated[r] - computed[r]
-        wanted = decodes if is_decode(remaining, num_input[r], generated[r], computed[r]) else prompts
+        wanted = (
+            decodes if is_decode(remaining, num_input[r], generated[r], computed[r]) else prompts
+        )
         if not wanted:
             i += 1
             continue
@@ -150,13 +192,18 @@ def _schedule_running(requests: Requests, ranks: Ranks, d: int, budget: int, lim
 
 @numba.njit(cache=True)
 def _latest(requests: Requests, ranks: Ranks, d: int) -> int:
-    """Where the latest admitted of the requests that share blocks with those of ``d`` runs: the oldest is never held up."""
+    """Where the latest admitted of the requests that share blocks with those of ``d`` runs: the
+    oldest is never held up.
+    """
     running, num_running, admitted = ranks.running, ranks.num_running, requests.admitted
     num_pools = len(ranks.free_blocks)
     best = d
     for other in range(d % num_pools, len(num_running), num_pools):
         if num_running[other] > 0:
-            last, latest = running[other, num_running[other] - 1], running[best, num_running[best] - 1]
+            last, latest = (
+                running[other, num_running[other] - 1],
+                running[best, num_running[best] - 1],
+            )
             if admitted[last] > admitted[latest]:
                 best = other
     return best
@@ -164,7 +211,9 @@ def _latest(requests: Requests, ranks: Ranks, d: int) -> int:
 
 @numba.njit(cache=True)
 def _preempt(requests: Requests, ranks: Ranks, d: int, i: int) -> None:
-    """Take the blocks of the ``i``-th (the last) running request; it waits first in line and is computed again."""
+    """Take the blocks of the ``i``-th (the last) running request; it waits first in line and is
+    computed again.
+    """
     r, pool = ranks.running[d, i], d % len(ranks.free_blocks)
     release(requests, ranks, pool, r)
     ranks.ran_out[pool] = True
@@ -181,7 +230,9 @@ def _preempt(requests: Requests, ranks: Ranks, d: int, i: int) -> None:
 
 
 @numba.njit(cache=True)
-def _admit(requests: Requests, ranks: Ranks, d: int, budget: int, limits: Limits, now_s: float) -> int:
+def _admit(
+    requests: Requests, ranks: Ranks, d: int, budget: int, limits: Limits, now_s: float
+) -> int:
     """Admit waiting requests in order while tokens, places and blocks last."""
     pool = d % len(ranks.free_blocks)
     while ranks.head[d] >= 0 and budget > 0 and ranks.num_running[d] < limits.max_sequences:
@@ -209,7 +260,9 @@ def _admit(requests: Requests, ranks: Ranks, d: int, budget: int, limits: Limits
         requests.blocks[r] = need
         requests.computed[r] = computed
         if math.isnan(requests.scheduled_s[r]):
-            requests.scheduled_s[r] = max(now_s, requests.arrival_s[r])  # SimPy adds delays, which may round a hair early
+            requests.scheduled_s[r] = max(
+                now_s, requests.arrival_s[r]
+            )  # SimPy adds delays, which may round a hair early
             requests.cached[r] = computed
         ranks.head[d] = requests.following[r]
         if ranks.head[d] < 0:
@@ -224,7 +277,9 @@ def _admit(requests: Requests, ranks: Ranks, d: int, budget: int, limits: Limits
 
 
 @numba.njit(cache=True)
-def complete_step(requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, now_s: float) -> int:
+def complete_step(
+    requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, now_s: float
+) -> int:
     """The step has run: count its tokens, emit, finish. Returns how many requests finished."""
     running, chunk, num_running = ranks.running, ranks.chunk, ranks.num_running
     num_input, num_output = requests.num_input, requests.num_output

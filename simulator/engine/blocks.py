@@ -1,8 +1,10 @@
-"""KV blocks of one data-parallel rank ``d``, shared by the lanes of a pipeline: taking, giving back, and prefix blocks. Compiled.
+"""KV blocks of one data-parallel rank ``d``, shared by the lanes of a pipeline: taking, giving
+back, and prefix blocks. Compiled.
 
-A prefix block is cached while a request holds it and afterwards until its blocks are needed; the least recently used goes
-first, and of one request's blocks the deepest first (vLLM's automatic prefix caching). Conserved: free blocks + blocks that
-requests hold alone + cached prefix blocks = capacity.
+A prefix block is cached while a request holds it and afterwards until its blocks are needed; the
+least recently used goes first, and of one request's blocks the deepest first (vLLM's automatic
+prefix caching). Conserved: free blocks + blocks that requests hold alone + cached prefix blocks =
+capacity.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ def available(ranks: Ranks, d: int, limits: Limits) -> int:
 
 @numba.njit(cache=True)
 def take(ranks: Ranks, d: int, count: int, limits: Limits) -> None:
-    """Take ``count`` blocks, evicting prefix blocks as needed; the caller has checked that they are available."""
+    """Take ``count`` blocks, evicting prefix blocks as needed; the caller has checked that they are
+    available.
+    """
     ends = ranks.older.shape[1] - 1
     while ranks.free_blocks[d] < count:
         victim = ranks.newer[d, ends]  # the ring's ends: its newer neighbour is the oldest block
@@ -72,11 +76,15 @@ def _let_go(ranks: Ranks, d: int, block: int) -> None:
 
 @numba.njit(cache=True)
 def count_hits(requests: Requests, ranks: Ranks, d: int, r: int, limits: Limits) -> int:
-    """Leading prefix blocks of ``r`` that are cached and wholly inside its prompt, less the one with its last token."""
+    """Leading prefix blocks of ``r`` that are cached and wholly inside its prompt, less the one
+    with its last token.
+    """
     if limits.prefix_tokens == 0:
         return 0
     start = requests.prefix_starts[r]
-    usable = min(requests.prefix_starts[r + 1] - start, (requests.num_input[r] - 1) // limits.prefix_tokens)
+    usable = min(
+        requests.prefix_starts[r + 1] - start, (requests.num_input[r] - 1) // limits.prefix_tokens
+    )
     hits = 0
     while hits < usable and ranks.in_cache[d, requests.prefix_ids[start + hits]]:
         hits += 1
@@ -89,10 +97,14 @@ def share_prompt(requests: Requests, ranks: Ranks, d: int, r: int, limits: Limit
     if limits.prefix_tokens == 0:
         return
     start = requests.prefix_starts[r]
-    whole = min(requests.prefix_starts[r + 1] - start, requests.num_input[r] // limits.prefix_tokens)
+    whole = min(
+        requests.prefix_starts[r + 1] - start, requests.num_input[r] // limits.prefix_tokens
+    )
     while requests.shared[r] < whole:
         block = requests.prefix_ids[start + requests.shared[r]]
-        if ranks.in_cache[d, block]:  # another request computed it meanwhile; this one keeps its own copy
+        if ranks.in_cache[
+            d, block
+        ]:  # another request computed it meanwhile; this one keeps its own copy
             return
         ranks.in_cache[d, block] = True
         ranks.refs[d, block] = 1

@@ -1,4 +1,6 @@
-"""Run a plan on a trace: SimPy lets requests arrive, a load balancer sends them to replicas, replicas run their steps."""
+"""Run a plan on a trace: SimPy lets requests arrive, a load balancer sends them to replicas,
+replicas run their steps.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,12 @@ Progress = Callable[[int], None]
 """Told how many requests have finished so far."""
 
 
-def run_plan(plan: Plan, trace: RequestTrace, fidelity: Fidelity = "step", progress: Progress = lambda _: None) -> DeploymentRecord:
+def run_plan(
+    plan: Plan,
+    trace: RequestTrace,
+    fidelity: Fidelity = "step",
+    progress: Progress = lambda _: None,
+) -> DeploymentRecord:
     """Serve the whole trace and return what happened.
 
     Raises:
@@ -61,7 +68,8 @@ MakeTable = Callable[[Prices, str], StepTable]
 
 
 def serve_requests(plan: Plan, trace: RequestTrace, fill: MakeTable = make_table) -> pd.DataFrame:
-    """Serve an open loop at the ``step`` fidelity and return ``REQUEST_COLUMNS`` but the deployment, for sweeps.
+    """Serve an open loop at the ``step`` fidelity and return ``REQUEST_COLUMNS`` but the
+    deployment, for sweeps.
 
     Args:
         fill: may return what it returned before for a plan that differs in its replicas only.
@@ -83,7 +91,9 @@ def _streams(pools: Pools) -> tuple[tuple[str, Pool], tuple[str, Pool]]:
 
 
 def _by_ranks(pool: Pool, fidelity: Fidelity, stream: str) -> Execute:
-    make_wires = FluidWires if fidelity == "rank" else partial(MessageWires, fabric=pool.plan.fabric)
+    make_wires = (
+        FluidWires if fidelity == "rank" else partial(MessageWires, fabric=pool.plan.fabric)
+    )
     return ByRanks(pool.prices, make_wires, stream)
 
 
@@ -96,13 +106,17 @@ class _Run:
         self.progress = progress
         self._trace = trace
         self._way_s = plan.calibration.engine.first_token_s
-        self.pool.requests.arrival_s[:] += self._way_s  # at the scheduler; the record says when they were sent
+        self.pool.requests.arrival_s[:] += (
+            self._way_s
+        )  # at the scheduler; the record says when they were sent
 
     def tick(self) -> None:
         self.progress(self.pool.num_finished)
 
     def in_compiled_loop(self, table: StepTable, concurrency: int) -> None:
-        """Closed loop on one replica at the ``step`` fidelity: every request comes when another ends, so nobody need choose."""
+        """Closed loop on one replica at the ``step`` fidelity: every request comes when another
+        ends, so nobody need choose.
+        """
         replica = self.pool.replicas[0]
         replica.assign_loop(concurrency, self._way_s)
         replica.advance(table, math.inf, self.tick, concurrency)

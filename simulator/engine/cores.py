@@ -11,7 +11,8 @@ from simulator.engine.fabric import FluidWires
 
 
 class SharedCores:
-    """Ranks that compute share the cores evenly, none getting more than one: what an operating system's scheduler aims at.
+    """Ranks that compute share the cores evenly, none getting more than one: what an operating
+    system's scheduler aims at.
 
     Computing is a fluid like an exchange: it crosses the rank's own core and the pool of all cores.
     """

@@ -1,7 +1,9 @@
-"""The ``rank`` fidelity's wires: each exchange is one fluid over all its links, and exchanges share links max-min fairly.
+"""The ``rank`` fidelity's wires: each exchange is one fluid over all its links, and exchanges share
+links max-min fairly.
 
-All messages of an exchange progress together and end together, as in a coflow scheduled with minimum allocation (Chowdhury et
-al., "Efficient Coflow Scheduling with Varys", SIGCOMM 2014), so an exchange alone takes its latency plus its busiest link.
+All messages of an exchange progress together and end together, as in a coflow scheduled with
+minimum allocation (Chowdhury et al., "Efficient Coflow Scheduling with Varys", SIGCOMM 2014), so an
+exchange alone takes its latency plus its busiest link.
 """
 
 from __future__ import annotations
@@ -71,17 +73,25 @@ class FluidWires:
             flow.remaining -= flow.rate * elapsed_s
 
     def _reschedule(self) -> None:
-        for flow, rate in zip(self._flows, fair_rates([flow.busy_s for flow in self._flows]), strict=True):
+        for flow, rate in zip(
+            self._flows, fair_rates([flow.busy_s for flow in self._flows]), strict=True
+        ):
             flow.rate = rate
         self._round += 1
         if self._flows:
             left_s = [max(flow.remaining, 0.0) / flow.rate for flow in self._flows]
             first_s = min(left_s)
-            due = [flow for flow, seconds in zip(self._flows, left_s, strict=True) if seconds <= first_s * (1 + 1e-9)]
+            due = [
+                flow
+                for flow, seconds in zip(self._flows, left_s, strict=True)
+                if seconds <= first_s * (1 + 1e-9)
+            ]
             self.env.process(self._wake(first_s, due, self._round))
 
     def _wake(self, delay_s: float, due: list[_Flow], round_: int) -> ProcessGenerator:
-        """End the flows that are due. What is left of them is rounding: late in a run the clock cannot tell 10 us to 1e-9 of it."""
+        """End the flows that are due. What is left of them is rounding: late in a run the clock
+        cannot tell 10 us to 1e-9 of it.
+        """
         yield self.env.timeout(delay_s)
         if round_ != self._round:
             return  # rates have changed since; a later wake-up holds
@@ -107,8 +117,9 @@ def fair_rates(busy_s: list[NDArray[np.float64]]) -> list[float]:
 def shared_rates(busy_FL: Any) -> Any:
     """:func:`fair_rates` for compiled code.
 
-    All rates rise together, in proportion to what each fluid would reach alone, until a link is full; the fluids on it keep
-    their rate and the rest rise on (progressive filling; Bertsekas and Gallager, "Data Networks", 6.5).
+    All rates rise together, in proportion to what each fluid would reach alone, until a link is
+    full; the fluids on it keep their rate and the rest rise on (progressive filling; Bertsekas and
+    Gallager, "Data Networks", 6.5).
     """
     num_flows, num_links = busy_FL.shape
     alone_F, level_F = np.zeros(num_flows), np.zeros(num_flows)

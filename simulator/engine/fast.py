@@ -1,4 +1,6 @@
-"""The ``step`` fidelity's inner loop: form a step, price it from the table, complete it, until a given time. Compiled."""
+"""The ``step`` fidelity's inner loop: form a step, price it from the table, complete it, until a
+given time. Compiled.
+"""
 
 from __future__ import annotations
 
@@ -33,17 +35,26 @@ LOG_COLUMNS = (
     "load_imbalance",
     "read_bytes",
 )
-"""Columns of a step's row in the log: those of :data:`simulator.results.tables.STEP_COLUMNS`, the expert load imbalance, and the bytes
-of weights and cache that the mean rank had to read."""
+"""Columns of a step's row in the log: those of :data:`simulator.results.tables.STEP_COLUMNS`, the
+expert load imbalance, and the bytes of weights and cache that the mean rank had to read."""
 _ATTENTION = 7
 
 
 @numba.njit(cache=True)
 def observe(requests: Requests, ranks: Ranks, limits: Limits, row: NDArray[np.float64]) -> None:
     """Write what the formed step holds into columns 2 to 6 of a log row."""
-    running, chunk, num_running, num_waiting = ranks.running, ranks.chunk, ranks.num_running, ranks.num_waiting
+    running, chunk, num_running, num_waiting = (
+        ranks.running,
+        ranks.chunk,
+        ranks.num_running,
+        ranks.num_waiting,
+    )
     num_input, generated, computed = requests.num_input, requests.generated, requests.computed
-    capacity_blocks, free_blocks, num_evictable = ranks.capacity_blocks, ranks.free_blocks, ranks.num_evictable
+    capacity_blocks, free_blocks, num_evictable = (
+        ranks.capacity_blocks,
+        ranks.free_blocks,
+        ranks.num_evictable,
+    )
     prefill = decode = holding = queued = 0
     used = 0.0
     num_pools = len(capacity_blocks)
@@ -63,24 +74,35 @@ def observe(requests: Requests, ranks: Ranks, limits: Limits, row: NDArray[np.fl
 
 
 @numba.njit(cache=True)
-def price_step(requests: Requests, ranks: Ranks, table: StepTable, row: NDArray[np.float64]) -> float:
+def price_step(
+    requests: Requests, ranks: Ranks, table: StepTable, row: NDArray[np.float64]
+) -> float:
     """Seconds of the formed step; its parts go into the log row from column 7 on.
 
-    Data-parallel ranks wait for the slowest: the mean rank's time counts as work, the rest as waiting. So do the lanes of a pipeline.
+    Data-parallel ranks wait for the slowest: the mean rank's time counts as work, the rest as
+    waiting. So do the lanes of a pipeline.
     """
     num_dp = len(ranks.free_blocks)
     num_lanes = len(ranks.num_running) // num_dp
     if num_lanes == 1:
         _price_lane(requests, ranks, table, 0, num_dp, row)
         return float(row[_ATTENTION : _ATTENTION + 8].sum())
-    parts, head_s, sends_s = np.zeros((num_lanes, len(row))), np.zeros(num_lanes), np.zeros(num_lanes)
+    parts, head_s, sends_s = (
+        np.zeros((num_lanes, len(row))),
+        np.zeros(num_lanes),
+        np.zeros(num_lanes),
+    )
     for lane in range(num_lanes):
         if computes(ranks, lane * num_dp, (lane + 1) * num_dp):
-            head, fullest = _price_lane(requests, ranks, table, lane * num_dp, (lane + 1) * num_dp, parts[lane])
+            head, fullest = _price_lane(
+                requests, ranks, table, lane * num_dp, (lane + 1) * num_dp, parts[lane]
+            )
             head_s[lane], sends_s[lane] = head, table.sends_s[fullest]
             parts[lane, _ATTENTION + 6] += sends_s[lane]
     parts = parts[:, _ATTENTION:]
-    return float(in_flight(parts, head_s, sends_s, num_lanes, table.longest_stage, table.last_stage, row))
+    return float(
+        in_flight(parts, head_s, sends_s, num_lanes, table.longest_stage, table.last_stage, row)
+    )
 
 
 @numba.njit(cache=True)
@@ -93,13 +115,16 @@ def in_flight(
     last: float,
     row: NDArray[np.float64],
 ) -> float:
-    """Seconds in which every batch of a pipeline passes every stage once; their parts go into the log row from column 7 on.
+    """Seconds in which every batch of a pipeline passes every stage once; their parts go into the
+    log row from column 7 on.
 
-    A batch begins anew when it has left the last stage, so the time is that of the batch that takes longest; and no stage, nor the
-    engine itself, can be busy with all batches for longer than that. This is the steady state of stages that take batches in order.
+    A batch begins anew when it has left the last stage, so the time is that of the batch that takes
+    longest; and no stage, nor the engine itself, can be busy with all batches for longer than that.
+    This is the steady state of stages that take batches in order.
 
     Args:
-        parts: ``[batches, columns]`` the log row of each from column 7 on, its ways from stage to stage among the collectives.
+        parts: ``[batches, columns]`` the log row of each from column 7 on, its ways from stage to
+            stage among the collectives.
         head_s: ``[batches]`` of ``parts``, in the last stage besides its layers.
         sends_s: ``[batches]`` of ``parts``, on the way from stage to stage.
         longest: share of the layers in the longest stage; ``last``, in the last.
@@ -126,7 +151,12 @@ def in_flight(
 
 @numba.njit(cache=True)
 def _price_lane(
-    requests: Requests, ranks: Ranks, table: StepTable, first: int, end: int, row: NDArray[np.float64]
+    requests: Requests,
+    ranks: Ranks,
+    table: StepTable,
+    first: int,
+    end: int,
+    row: NDArray[np.float64],
 ) -> tuple[float, int]:
     """Price the batches of ranks ``first`` to ``end``, which step together through every layer.
 
@@ -135,9 +165,24 @@ def _price_lane(
     """
     running, chunk, num_running = ranks.running, ranks.chunk, ranks.num_running
     num_input, generated, computed = requests.num_input, requests.generated, requests.computed
-    windows, compressions, tile_rows, term_window = table.windows, table.compressions, table.tile_rows, table.term_window
-    term_layers, term_halved, term_bytes, rates = table.term_layers, table.term_halved, table.term_bytes, table.rates
-    mixer_s, ffn_s, head_s, collective_s = table.mixer_s, table.ffn_s, table.head_s, table.collective_s
+    windows, compressions, tile_rows, term_window = (
+        table.windows,
+        table.compressions,
+        table.tile_rows,
+        table.term_window,
+    )
+    term_layers, term_halved, term_bytes, rates = (
+        table.term_layers,
+        table.term_halved,
+        table.term_bytes,
+        table.rates,
+    )
+    mixer_s, ffn_s, head_s, collective_s = (
+        table.mixer_s,
+        table.ffn_s,
+        table.head_s,
+        table.collective_s,
+    )
     halved_s = table.halved_s
     num_ranks, num_ways, num_terms = end - first, len(windows), len(term_window)
     sums = np.empty((num_ways, 2, NUM_SUMS))
@@ -161,17 +206,35 @@ def _price_lane(
             decodes += decoding
             for w in range(num_ways):
                 phase = 1 if new == 1 else 0
-                add_sums(sums[w, phase], context, new, windows[w, phase], compressions[w], tile_rows[w, phase])
+                add_sums(
+                    sums[w, phase],
+                    context,
+                    new,
+                    windows[w, phase],
+                    compressions[w],
+                    tile_rows[w, phase],
+                )
         mixing, halving = mixer_s[tokens], halved_s[tokens]
         for j in range(num_terms):
             way = term_window[j]
             for phase in range(2):
                 if sums[way, phase, 4] > 0.0:
-                    floor_s, looking_s = rates[j, phase, 0], work_s(rates[j, phase], sums[way, phase])
-                    read_bytes += term_layers[j] * sums[way, phase, 1] * term_bytes[j, phase] / num_ranks
+                    floor_s, looking_s = (
+                        rates[j, phase, 0],
+                        work_s(rates[j, phase], sums[way, phase]),
+                    )
+                    read_bytes += (
+                        term_layers[j] * sums[way, phase, 1] * term_bytes[j, phase] / num_ranks
+                    )
                     mixing += term_layers[j] * (floor_s + looking_s)
-                    if term_halved[j] > 0.0:  # decodes are in the first half, and in both where they are more than that
-                        more = decodes > tokens - tokens // 2 if phase == 1 else tokens - decodes > tokens // 2
+                    if (
+                        term_halved[j] > 0.0
+                    ):  # decodes are in the first half, and in both where they are more than that
+                        more = (
+                            decodes > tokens - tokens // 2
+                            if phase == 1
+                            else tokens - decodes > tokens // 2
+                        )
                         once_s = floor_s + split_s(rates[j, phase], sums[way, phase])
                         mixing += term_halved[j] * once_s * more
                         halving += term_halved[j] * (floor_s + looking_s + once_s * more)
@@ -192,9 +255,13 @@ def _price_lane(
     row[_ATTENTION + 1] = dense
     row[_ATTENTION + 5] = slowest - attention - dense - collective
     if len(table.expert_tokens):
-        _interpolate_experts(table, total_tokens, fullest * num_ranks / total_tokens, beside / 2, row)
+        _interpolate_experts(
+            table, total_tokens, fullest * num_ranks / total_tokens, beside / 2, row
+        )
     row[_ATTENTION + 6] = collective
-    row[_ATTENTION + 7] = table.step_s + most_sequences * table.sequence_s + (table.prompt_s if prompts else 0.0)
+    row[_ATTENTION + 7] = (
+        table.step_s + most_sequences * table.sequence_s + (table.prompt_s if prompts else 0.0)
+    )
     return heading, fullest
 
 
@@ -212,8 +279,11 @@ def _below(grid: NDArray[np.float64], value: float) -> int:
 
 
 @numba.njit(cache=True)
-def _interpolate_experts(table: StepTable, tokens: int, share: float, beside_s: float, row: NDArray[np.float64]) -> None:
-    """Add the routed experts' part: linear in tokens and in the fullest rank's share between table entries.
+def _interpolate_experts(
+    table: StepTable, tokens: int, share: float, beside_s: float, row: NDArray[np.float64]
+) -> None:
+    """Add the routed experts' part: linear in tokens and in the fullest rank's share between table
+    entries.
 
     Args:
         beside_s: what a half computes beside its experts in all layers that run in halves.
@@ -234,11 +304,15 @@ def _interpolate_experts(table: StepTable, tokens: int, share: float, beside_s: 
         if len(table.expert_besides) > 1:
             beside = beside_s / table.expert_alone_s[at_g, at_s]
             x = _below(table.expert_besides, beside)
-            y = (beside - table.expert_besides[x]) / (table.expert_besides[x + 1] - table.expert_besides[x])
+            y = (beside - table.expert_besides[x]) / (
+                table.expert_besides[x + 1] - table.expert_besides[x]
+            )
             y = min(max(y, 0.0), 1.0)
         x2 = min(x + 1, len(table.expert_besides) - 1)
         for c in range(6):
-            value = table.expert_s[at_g, at_s, x, c] * (1 - y) + table.expert_s[at_g, at_s, x2, c] * y
+            value = (
+                table.expert_s[at_g, at_s, x, c] * (1 - y) + table.expert_s[at_g, at_s, x2, c] * y
+            )
             row[_ATTENTION + 2 + c + (2 if c >= 4 else 0)] += value * weight_g * weight_s
 
 
@@ -262,8 +336,9 @@ def advance(
 
     Args:
         queue: requests in order of arrival; those before ``position`` have been taken.
-        concurrency: above 0, a closed loop: the first so many requests have arrived, those behind them (at infinity so far) follow
-            one by one as requests finish. Their step has been formed by then, so they join the one after it.
+        concurrency: above 0, a closed loop: the first so many requests have arrived, those behind
+            them (at infinity so far) follow one by one as requests finish. Their step has been
+            formed by then, so they join the one after it.
         way_s: from the end of one request to the next one's arrival.
         log: rows for steps; the loop stops early when it is full.
 
@@ -284,21 +359,35 @@ def advance(
                     requests.arrival_s[queue[i]] = clock.now_s[0] + way_s
         is_idle = clock.num_pushed[0] == clock.num_finished[0]
         looks = is_idle or clock.num_steps[0] % limits.poll_steps == 0
-        while looks and position < len(queue) and requests.arrival_s[queue[position]] <= clock.now_s[0]:
-            if concurrency > 0 and not is_idle and requests.arrival_s[queue[position]] == clock.now_s[0]:
+        while (
+            looks
+            and position < len(queue)
+            and requests.arrival_s[queue[position]] <= clock.now_s[0]
+        ):
+            if (
+                concurrency > 0
+                and not is_idle
+                and requests.arrival_s[queue[position]] == clock.now_s[0]
+            ):
                 break
             push(requests, ranks, clock, queue[position])
             position += 1
         if clock.num_pushed[0] == clock.num_finished[0]:  # idle: jump to the next arrival
             if position == len(queue) or requests.arrival_s[queue[position]] > until_s:
-                clock.now_s[0] = max(clock.now_s[0], min(until_s, 1e300)) if until_s < math.inf else clock.now_s[0]
+                clock.now_s[0] = (
+                    max(clock.now_s[0], min(until_s, 1e300))
+                    if until_s < math.inf
+                    else clock.now_s[0]
+                )
                 return position, rows
             clock.now_s[0] = requests.arrival_s[queue[position]]
             continue
         if clock.now_s[0] >= until_s:
             return position, rows
         if not form_step(requests, ranks, limits, clock.now_s[0]):
-            raise RuntimeError("requests wait, but none can run: the KV cache is smaller than one of them")
+            raise RuntimeError(
+                "requests wait, but none can run: the KV cache is smaller than one of them"
+            )
         row = log[rows]
         row[0] = clock.now_s[0]
         observe(requests, ranks, limits, row)
@@ -320,20 +409,24 @@ def leap(
     log: NDArray[np.float64],
     before: NDArray[np.int64],
 ) -> tuple[int, int]:
-    """Run whole steps that end before ``until_s``, until one finishes a request, for a replica that is sent nothing meanwhile.
+    """Run whole steps that end before ``until_s``, until one finishes a request, for a replica that
+    is sent nothing meanwhile.
 
     Args:
         log: rows for steps; the loop stops early when it is full.
         before: room for the requests that ran in the last step.
 
     Returns:
-        The rows written; and how many requests ``before`` holds where the last step finished one, 0 where the log is full, or -1
-        where the next step is formed and its row written behind the others, but ends later.
+        The rows written; and how many requests ``before`` holds where the last step finished one, 0
+        where the log is full, or -1 where the next step is formed and its row written behind the
+        others, but ends later.
     """
     rows = 0
     while rows < len(log):
         if not form_step(requests, ranks, limits, clock.now_s[0]):
-            raise RuntimeError("requests wait, but none can run: the KV cache is smaller than one of them")
+            raise RuntimeError(
+                "requests wait, but none can run: the KV cache is smaller than one of them"
+            )
         row = log[rows]
         row[0] = clock.now_s[0]
         observe(requests, ranks, limits, row)

@@ -29,14 +29,20 @@ class EvenStep(NamedTuple):
         """As the simulator's engine forms them."""
         is_decode = self.new_tokens == 1 and self.context_tokens > 0
         return Batch(
-            new_tokens=tuple(np.full(number, self.new_tokens, dtype=np.int64) for number in self.sequences_d),
-            context_tokens=tuple(np.full(number, self.context_tokens, dtype=np.int64) for number in self.sequences_d),
+            new_tokens=tuple(
+                np.full(number, self.new_tokens, dtype=np.int64) for number in self.sequences_d
+            ),
+            context_tokens=tuple(
+                np.full(number, self.context_tokens, dtype=np.int64) for number in self.sequences_d
+            ),
             is_decode=tuple(np.full(number, is_decode) for number in self.sequences_d),
             num_logits=np.array(self.sequences_d, dtype=np.int64),
         )
 
 
-def forecast(plan: Plan, steps: Sequence[EvenStep], *, keep_spans: bool = False) -> Iterator[StepTimes]:
+def forecast(
+    plan: Plan, steps: Sequence[EvenStep], *, keep_spans: bool = False
+) -> Iterator[StepTimes]:
     """Simulate each step on its own at the ``rank`` fidelity."""
     if not steps:
         return
@@ -47,5 +53,12 @@ def forecast(plan: Plan, steps: Sequence[EvenStep], *, keep_spans: bool = False)
         program = prices.program(step.batch(), step.offset)
         yield finish_step(
             env,
-            run_step(env, FluidWires(env), program, num_ranks, shared_cores=plan.calibration.shared_cores, keep_spans=keep_spans),
+            run_step(
+                env,
+                FluidWires(env),
+                program,
+                num_ranks,
+                shared_cores=plan.calibration.shared_cores,
+                keep_spans=keep_spans,
+            ),
         )

@@ -12,18 +12,23 @@ from simulator.workload.traces import RequestTrace
 def make_limits(plan: Plan, trace: RequestTrace) -> Limits:
     """What batching goes by: the scheduling policy's rules and the cache's blocks.
 
-    Prefix blocks are whole KV blocks: where the trace's do not divide, KV blocks are cut to their common divisor. Models that
-    carry a state, or whose every layer keeps a window only, have nothing that grows by prefix blocks, and share none.
+    Prefix blocks are whole KV blocks: where the trace's do not divide, KV blocks are cut to their
+    common divisor. Models that carry a state, or whose every layer keeps a window only, have
+    nothing that grows by prefix blocks, and share none.
 
-    The batches that a pipeline keeps in flight have equal parts of a data-parallel rank's limit on sequences, as SGLang's have; vLLM's
-    limit is of all of them together, too.
+    The batches that a pipeline keeps in flight have equal parts of a data-parallel rank's limit on
+    sequences, as SGLang's have; vLLM's limit is of all of them together, too.
     """
     capacity = plan.capacity
     has_state = any(mixer.state_elements() for mixer in plan.model.mixers.values())
     grows = capacity.cache.bytes_per_token > 0
-    shares_prefixes = plan.spec.prefix_caching and trace.prefix_block_tokens > 0 and grows and not has_state
+    shares_prefixes = (
+        plan.spec.prefix_caching and trace.prefix_block_tokens > 0 and grows and not has_state
+    )
     prefix_tokens = trace.prefix_block_tokens if shares_prefixes else 0
-    block_tokens = math.gcd(capacity.block_tokens, prefix_tokens) if prefix_tokens else capacity.block_tokens
+    block_tokens = (
+        math.gcd(capacity.block_tokens, prefix_tokens) if prefix_tokens else capacity.block_tokens
+    )
     cut = capacity.block_tokens // block_tokens
     return Limits(
         token_budget=plan.rules.token_budget,

@@ -1,7 +1,9 @@
-"""All ranks of a step in one compiled loop, for programs in which every exchange joins all ranks: what filling the tables takes.
+"""All ranks of a step in one compiled loop, for programs in which every exchange joins all ranks:
+what filling the tables takes.
 
-The same times as :mod:`simulator.engine.rank`, which a test holds it to, without events: what each rank computes is added to a
-vector of clocks, and exchanges under way, which may share the wires, are brought forward only as far as a rank waits for one.
+The same times as :mod:`simulator.engine.rank`, which a test holds it to, without events: what each
+rank computes is added to a vector of clocks, and exchanges under way, which may share the wires,
+are brought forward only as far as a rank waits for one.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ class Lockstep:
         exchanges: list[Exchange] = []
         flights: dict[int, int] = {}
         for operation in program:
-            phase = _PHASES[operation.start.phase if isinstance(operation, Finish) else operation.phase]
+            phase = _PHASES[
+                operation.start.phase if isinstance(operation, Finish) else operation.phase
+            ]
             if isinstance(operation, Busy):
                 orders.append((_BUSY, phase, len(seconds)))
                 seconds.append(operation.seconds_R)
@@ -42,28 +46,50 @@ class Lockstep:
             if isinstance(operation, Start):
                 flights[operation.number] = flight
             else:
-                orders.append((_FINISH, phase, flights.pop(operation.start.number) if isinstance(operation, Finish) else flight))
+                orders.append(
+                    (
+                        _FINISH,
+                        phase,
+                        flights.pop(operation.start.number)
+                        if isinstance(operation, Finish)
+                        else flight,
+                    )
+                )
         self._orders_O3 = np.array(orders, dtype=np.int64).reshape(-1, 3)
         self._seconds_BR = np.array(seconds, dtype=np.float64).reshape(-1, num_ranks)
-        self._delays_F2 = np.array([(way.stagger_s, way.latency_s) for way in exchanges], dtype=np.float64).reshape(-1, 2)
-        self._busy_FL = np.zeros((len(exchanges), max((way.busy_s.size for way in exchanges), default=0)))
+        self._delays_F2 = np.array(
+            [(way.stagger_s, way.latency_s) for way in exchanges], dtype=np.float64
+        ).reshape(-1, 2)
+        self._busy_FL = np.zeros(
+            (len(exchanges), max((way.busy_s.size for way in exchanges), default=0))
+        )
         for busy_L, way in zip(self._busy_FL, exchanges, strict=True):
             busy_L[: way.busy_s.size] = way.busy_s
 
     def run(self, attention: float = 1.0) -> dict[str, float]:
-        """Seconds of the program by phase, mean over ranks, the wait for the last rank at its end included.
+        """Seconds of the program by phase, mean over ranks, the wait for the last rank at its end
+        included.
 
         Args:
             attention: what the seconds of that phase are multiplied by.
         """
         factor_P = np.ones(len(STEP_PHASES))
         factor_P[_PHASES["attention"]] = attention
-        phases_P = _run(self._orders_O3, self._seconds_BR, self._delays_F2, self._busy_FL, factor_P, _PHASES["wait"])
+        phases_P = _run(
+            self._orders_O3,
+            self._seconds_BR,
+            self._delays_F2,
+            self._busy_FL,
+            factor_P,
+            _PHASES["wait"],
+        )
         return dict(zip(STEP_PHASES, phases_P.tolist(), strict=True))
 
 
 @numba.njit(cache=True)
-def _run(orders_O3: Any, seconds_BR: Any, delays_F2: Any, busy_FL: Any, factor_P: Any, wait: int) -> Any:
+def _run(
+    orders_O3: Any, seconds_BR: Any, delays_F2: Any, busy_FL: Any, factor_P: Any, wait: int
+) -> Any:
     num_flights, num_ranks = len(busy_FL), seconds_BR.shape[1]
     phases_P = np.zeros(len(factor_P))
     clock_R = np.zeros(num_ranks)
@@ -97,7 +123,9 @@ def _run(orders_O3: Any, seconds_BR: Any, delays_F2: Any, busy_FL: Any, factor_P
 
 
 @numba.njit(cache=True)
-def _bring_over(flight: int, now_s: float, begins_F: Any, over_F: Any, left_F: Any, open_F: Any, busy_FL: Any) -> float:
+def _bring_over(
+    flight: int, now_s: float, begins_F: Any, over_F: Any, left_F: Any, open_F: Any, busy_FL: Any
+) -> float:
     """Let exchanges under way share the wires until ``flight`` is over, and say when that is."""
     while open_F[flight]:
         num_flowing, next_s = 0, np.inf
@@ -124,7 +152,9 @@ def _bring_over(flight: int, now_s: float, begins_F: Any, over_F: Any, left_F: A
             return now_s
         for place in range(num_flowing):
             other = flowing_F[place]
-            is_due = max(left_F[other], 0.0) / rate_F[place] <= elapsed_s * (1 + 1e-9)  # what is left of it is rounding
+            is_due = max(left_F[other], 0.0) / rate_F[place] <= elapsed_s * (
+                1 + 1e-9
+            )  # what is left of it is rounding
             left_F[other] -= rate_F[place] * elapsed_s
             if is_due:
                 over_F[other], open_F[other] = now_s + elapsed_s, False

@@ -1,6 +1,8 @@
-"""The ``message`` fidelity's wires: every message is a process that crosses its links in parcels, queueing at each.
+"""The ``message`` fidelity's wires: every message is a process that crosses its links in parcels,
+queueing at each.
 
-The reference that the ``rank`` fidelity is tested against. Slow on purpose: at 32 ranks an exchange is some 30,000 events.
+The reference that the ``rank`` fidelity is tested against. Slow on purpose: at 32 ranks an exchange
+is some 30,000 events.
 """
 
 from __future__ import annotations
@@ -14,12 +16,15 @@ from simulator.cost.comm import Exchange
 from simulator.policies.topology import Fabric
 
 _PARCELS = 8
-"""Parcels that a message is cut into. A link serves waiting parcels in turn, so messages that share it progress together, and
-the last parcel's extra hops cost an eighth of a message and not a whole one."""
+"""Parcels that a message is cut into. A link serves waiting parcels in turn, so messages that share
+it progress together, and the last parcel's extra hops cost an eighth of a message and not a whole
+one."""
 
 
 class MessageWires:
-    """Carries every message on its own. A link is busy with one parcel at a time, first come, first served."""
+    """Carries every message on its own. A link is busy with one parcel at a time, first come, first
+    served.
+    """
 
     def __init__(self, env: simpy.Environment, fabric: Fabric) -> None:
         self.env = env
@@ -36,30 +41,44 @@ class MessageWires:
             return
         fabric = self.fabric.direct if exchange.is_direct else self.fabric
         bytes_L = fabric.bytes_per_link(exchange.bytes_SR)
-        seconds_per_byte_L = np.divide(exchange.busy_s, bytes_L, out=np.zeros(len(bytes_L)), where=bytes_L > 0)
+        seconds_per_byte_L = np.divide(
+            exchange.busy_s, bytes_L, out=np.zeros(len(bytes_L)), where=bytes_L > 0
+        )
         messages = []
         for source in range(self.fabric.num_ranks):
             for destination in self._order(source):
                 num_bytes = float(exchange.bytes_SR[source, destination])
                 if num_bytes:
                     path = [int(link) for link in fabric.path_SRH[source, destination] if link >= 0]
-                    messages.append(self.env.process(self._message(path, num_bytes, seconds_per_byte_L)))
+                    messages.append(
+                        self.env.process(self._message(path, num_bytes, seconds_per_byte_L))
+                    )
         yield self.env.all_of(messages)
 
     def _order(self, source: int) -> list[int]:
-        """Receivers in the order in which a sender turns to them: from its own place in its own and each following node on.
+        """Receivers in the order in which a sender turns to them: from its own place in its own and
+        each following node on.
 
-        So that senders do not all call on the same receiver first, as they would if each began with rank 0.
+        So that senders do not all call on the same receiver first, as they would if each began with
+        rank 0.
         """
         node_R = self.fabric.node_R
         size = int((node_R == node_R[0]).sum())
         node, place = divmod(source, size)
         num_nodes = -(-len(node_R) // size)
-        turns = [((node + a) % num_nodes) * size + (place + b) % size for a in range(num_nodes) for b in range(size)]
+        turns = [
+            ((node + a) % num_nodes) * size + (place + b) % size
+            for a in range(num_nodes)
+            for b in range(size)
+        ]
         return [rank for rank in turns if rank != source and rank < len(node_R)]
 
-    def _message(self, path: list[int], num_bytes: float, seconds_per_byte_L: NDArray[np.float64]) -> ProcessGenerator:
-        """Hand the parcels to the first link one after another; each finds its own way through the rest."""
+    def _message(
+        self, path: list[int], num_bytes: float, seconds_per_byte_L: NDArray[np.float64]
+    ) -> ProcessGenerator:
+        """Hand the parcels to the first link one after another; each finds its own way through the
+        rest.
+        """
         parcel = num_bytes / _PARCELS
         arrivals = []
         for _ in range(_PARCELS):
@@ -67,7 +86,9 @@ class MessageWires:
             arrivals.append(self.env.process(self._parcel(path[1:], parcel, seconds_per_byte_L)))
         yield self.env.all_of(arrivals)
 
-    def _parcel(self, path: list[int], num_bytes: float, seconds_per_byte_L: NDArray[np.float64]) -> ProcessGenerator:
+    def _parcel(
+        self, path: list[int], num_bytes: float, seconds_per_byte_L: NDArray[np.float64]
+    ) -> ProcessGenerator:
         for link in path:
             yield self.env.process(self._hop(link, num_bytes * seconds_per_byte_L[link]))
 

@@ -23,7 +23,13 @@ from simulator.workload.traces import RequestTrace
 class Pool:
     """The replicas of one plan, and the requests as far as this pool serves them."""
 
-    def __init__(self, plan: Plan, trace: RequestTrace, limits: Limits | None = None, stream: str = "balancing") -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        trace: RequestTrace,
+        limits: Limits | None = None,
+        stream: str = "balancing",
+    ) -> None:
         """No request has come.
 
         Args:
@@ -37,12 +43,25 @@ class Pool:
         check_requests(plan.capacity, longest, f"deployment '{plan.name}'")
         self.plan = plan
         limits = limits or make_limits(plan, trace)
-        self.prices = Prices(plan, limits.token_budget if limits.splits_prompts else max(limits.token_budget, longest))
+        self.prices = Prices(
+            plan,
+            limits.token_budget if limits.splits_prompts else max(limits.token_budget, longest),
+        )
         self.requests: Requests = start_requests(trace, with_prefixes=limits.prefix_tokens > 0)
-        num_prefixes = int(trace.prefix_ids.max()) + 1 if limits.prefix_tokens and len(trace.prefix_ids) else 0
+        num_prefixes = (
+            int(trace.prefix_ids.max()) + 1 if limits.prefix_tokens and len(trace.prefix_ids) else 0
+        )
         blocks = scaled_blocks(plan, limits)
         self.replicas = [
-            Replica(self.requests, limits, plan.layout.attention_dp, blocks, num_prefixes, plan.layout.pp, number)
+            Replica(
+                self.requests,
+                limits,
+                plan.layout.attention_dp,
+                blocks,
+                num_prefixes,
+                plan.layout.pp,
+                number,
+            )
             for number in range(plan.replicas)
         ]
         self.replica_of = np.zeros(trace.num_requests, dtype=np.int64)
@@ -64,7 +83,8 @@ class Pool:
         return self.replicas[chosen]
 
     def serve(self, table: StepTable, order: Iterable[int], tick: Callable[[], None]) -> None:
-        """Serve an open loop in compiled code: replicas are brought up to an arrival only where the balancer looks at them.
+        """Serve an open loop in compiled code: replicas are brought up to an arrival only where the
+        balancer looks at them.
 
         Args:
             order: the requests in order of arrival.
@@ -81,7 +101,9 @@ class Pool:
             replica.advance(table, math.inf, tick)
         tick()
 
-    def start(self, env: simpy.Environment, execute: Execute, on_finish: Callable[[Ints], None]) -> None:
+    def start(
+        self, env: simpy.Environment, execute: Execute, on_finish: Callable[[Ints], None]
+    ) -> None:
         """Let every step be an event from now on.
 
         Args:
@@ -100,19 +122,26 @@ class Pool:
 
 
 def send(
-    env: simpy.Environment, pool: Pool, concurrency: int | None, freed: simpy.Container | None, way_s: float
+    env: simpy.Environment,
+    pool: Pool,
+    concurrency: int | None,
+    freed: simpy.Container | None,
+    way_s: float,
 ) -> ProcessGenerator:
     """Requests come: at their times, or in a closed loop when another ends.
 
     Args:
         freed: one for each request that has ended, in a closed loop.
-        way_s: from the client to the scheduler; arrival times are at the scheduler, those of an open loop from the beginning.
+        way_s: from the client to the scheduler; arrival times are at the scheduler, those of an
+            open loop from the beginning.
     """
     requests = pool.requests
     for request in range(len(requests.arrival_s)):
         if freed is None:
             wait_s = float(requests.arrival_s[request]) - env.now
-            if wait_s > 0.0:  # requests of one instant are sent at once, so that one step may hold them all
+            if (
+                wait_s > 0.0
+            ):  # requests of one instant are sent at once, so that one step may hold them all
                 yield env.timeout(wait_s)
         else:
             if concurrency is not None and request >= concurrency:
@@ -125,8 +154,14 @@ def send(
 
 
 def sent_s(trace: RequestTrace, arrival_s: Floats, way_s: float) -> Floats:
-    """When clients sent their requests, which reach the scheduler ``way_s`` later; of an open loop exactly what the trace says."""
-    return np.asarray(trace.arrival_s, dtype=np.float64) if trace.concurrency is None else arrival_s - way_s
+    """When clients sent their requests, which reach the scheduler ``way_s`` later; of an open loop
+    exactly what the trace says.
+    """
+    return (
+        np.asarray(trace.arrival_s, dtype=np.float64)
+        if trace.concurrency is None
+        else arrival_s - way_s
+    )
 
 
 def _deliver(env: simpy.Environment, pool: Pool, request: int, way_s: float) -> ProcessGenerator:

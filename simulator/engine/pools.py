@@ -1,7 +1,9 @@
-"""Prefill and decode in pools of their own: prompts here, their KV caches over the wires, all tokens but the first there.
+"""Prefill and decode in pools of their own: prompts here, their KV caches over the wires, all
+tokens but the first there.
 
-A prefill replica lets a prompt's blocks go when its last chunk is done, as if they waited elsewhere for the wires; it is not held
-up by a decode pool that is full (its requests queue there). Prefixes are shared in the prefill pool only: a cache travels whole.
+A prefill replica lets a prompt's blocks go when its last chunk is done, as if they waited elsewhere
+for the wires; it is not held up by a decode pool that is full (its requests queue there). Prefixes
+are shared in the prefill pool only: a cache travels whole.
 """
 
 from __future__ import annotations
@@ -40,17 +42,26 @@ class Pools:
         self.progress = progress
         self.trace = trace
         fit = plan.prefill.calibration.pools
-        self.way_s = plan.prefill.calibration.engine.first_token_s if fit is None else fit.first_token_s
+        self.way_s = (
+            plan.prefill.calibration.engine.first_token_s if fit is None else fit.first_token_s
+        )
         self._longer = 0.0 if fit is None else fit.prefill_ratio - 1.0
         self.prefill.requests.arrival_s[:] += self.way_s
-        self._wires = _Queues(plan.transfer, plan.prefill.replicas, plan.prefill.layout.attention_dp, plan.replicas)
+        self._wires = _Queues(
+            plan.transfer, plan.prefill.replicas, plan.prefill.layout.attention_dp, plan.replicas
+        )
         self._goes_on = trace.num_output > 1
 
     def tick(self) -> None:
-        self.progress(self.decode.num_finished + int((~self._goes_on & ~np.isnan(self.prefill.requests.finish_s)).sum()))
+        self.progress(
+            self.decode.num_finished
+            + int((~self._goes_on & ~np.isnan(self.prefill.requests.finish_s)).sum())
+        )
 
     def by_table(self, prefill: StepTable, decode: StepTable) -> None:
-        """At the ``step`` fidelity. An open loop's pools run one after the other, since nothing comes back from the second."""
+        """At the ``step`` fidelity. An open loop's pools run one after the other, since nothing
+        comes back from the second.
+        """
         if self.concurrency is not None:
             self.in_simpy(ByTable(prefill), ByTable(decode))
             return
@@ -62,7 +73,9 @@ class Pools:
                 self._arrive(int(request), self._wires.arrival_s(*self._sent(int(request))))
         arrival_s = self.decode.requests.arrival_s
         order = np.argsort(arrival_s, kind="stable")
-        self.decode.serve(decode, [int(request) for request in order if self._goes_on[request]], self.tick)
+        self.decode.serve(
+            decode, [int(request) for request in order if self._goes_on[request]], self.tick
+        )
 
     def in_simpy(self, prefill: Execute, decode: Execute) -> None:
         """Every step of both pools is an event."""
@@ -86,8 +99,9 @@ class Pools:
     def _first_token_s(self) -> Floats:
         """When each prompt's first token is there and its cache can leave.
 
-        Measured pools take longer than steps and waiting explain (:class:`~simulator.config.calibration.disaggregation.DisaggregationFit`),
-        which delays a request and takes no more of the workers' time.
+        Measured pools take longer than steps and waiting explain
+        (:class:`~simulator.config.calibration.disaggregation.DisaggregationFit`), which delays a
+        request and takes no more of the workers' time.
         """
         own = self.prefill.requests
         return own.first_s + self._longer * (own.first_s - own.arrival_s)
@@ -96,7 +110,9 @@ class Pools:
         own = self.prefill.requests
         return self._longer * float(own.first_s[request] - own.arrival_s[request])
 
-    def _leave(self, env: simpy.Environment, request: int, on_finish: Callable[[int], None]) -> ProcessGenerator:
+    def _leave(
+        self, env: simpy.Environment, request: int, on_finish: Callable[[int], None]
+    ) -> ProcessGenerator:
         """A first token is there: the cache goes where decoding goes on, or that was all."""
         yield env.timeout(self._late_s(request))
         if not self._goes_on[request]:
@@ -108,15 +124,25 @@ class Pools:
         self.decode.hand_over(request)
 
     def _sent(self, request: int) -> tuple[int, int, int, float, float]:
-        """Who sends what and when: replica, data-parallel rank, tokens, when computing began and when it ended."""
+        """Who sends what and when: replica, data-parallel rank, tokens, when computing began and
+        when it ended.
+        """
         own = self.prefill.requests
         late_s = self._late_s(request)
         ends = float(own.scheduled_s[request]) + late_s, float(own.first_s[request]) + late_s
-        return int(self.prefill.replica_of[request]), int(own.dp_rank[request]), int(own.num_input[request]), *ends
+        return (
+            int(self.prefill.replica_of[request]),
+            int(own.dp_rank[request]),
+            int(own.num_input[request]),
+            *ends,
+        )
 
     def _arrive(self, request: int, arrival_s: float) -> None:
         """A cache is where decoding goes on, with the prompt computed and its first token known."""
-        requests, first_s = self.decode.requests, self.prefill.requests.first_s[request] + self._late_s(request)
+        requests, first_s = (
+            self.decode.requests,
+            self.prefill.requests.first_s[request] + self._late_s(request),
+        )
         requests.arrival_s[request] = arrival_s
         requests.brought[request] = requests.num_input[request]
         requests.generated[request] = 1
@@ -149,20 +175,30 @@ class Pools:
 
 
 class _Queues:
-    """The wires of both pools: each sending rank sends one cache after another, and the receiving ranks share what comes."""
+    """The wires of both pools: each sending rank sends one cache after another, and the receiving
+    ranks share what comes.
+    """
 
-    def __init__(self, transfer: Transfer, num_prefill: int, prefill_dp: int, num_decode: int) -> None:
+    def __init__(
+        self, transfer: Transfer, num_prefill: int, prefill_dp: int, num_decode: int
+    ) -> None:
         self.transfer = transfer
         self._free_s: Floats = np.zeros((num_prefill, prefill_dp))
         self._prefill_dp = prefill_dp
         self._received_s = 0.0
         self._receivers = num_decode * transfer.decode_dp
 
-    def arrival_s(self, replica: int, dp_rank: int, num_tokens: int, began_s: float, ended_s: float) -> float:
+    def arrival_s(
+        self, replica: int, dp_rank: int, num_tokens: int, began_s: float, ended_s: float
+    ) -> float:
         """When a cache is there; asked in order of the prompts' ends."""
         wires, computing_s = self.transfer, ended_s - began_s
-        send_s, receive_s = (wires.left(s(num_tokens), computing_s) for s in (wires.send_s, wires.receive_s))
-        sender = dp_rank % self._prefill_dp  # the GPUs of a pipeline hold the caches of all batches in flight
+        send_s, receive_s = (
+            wires.left(s(num_tokens), computing_s) for s in (wires.send_s, wires.receive_s)
+        )
+        sender = (
+            dp_rank % self._prefill_dp
+        )  # the GPUs of a pipeline hold the caches of all batches in flight
         start_s = max(ended_s, float(self._free_s[replica, sender]))
         self._free_s[replica, sender] = start_s + send_s
         self._received_s = max(self._received_s, start_s) + receive_s / self._receivers

@@ -1,7 +1,8 @@
 """A prefill pool under a closed loop, step by step: how long prompts wait and are computed.
 
-The engine's own pools (:mod:`simulator.engine.pools`) make every step of both pools an event, which takes minutes with thousands of
-requests in flight. Here decoding is one time for each request, so that only prompts' steps are left, in compiled code.
+The engine's own pools (:mod:`simulator.engine.pools`) make every step of both pools an event, which
+takes minutes with thousands of requests in flight. Here decoding is one time for each request, so
+that only prompts' steps are left, in compiled code.
 """
 
 from __future__ import annotations
@@ -37,11 +38,13 @@ class Prompts(NamedTuple):
         return float(np.max(self.busy_B[-1] * self.each_N / self.seconds_BN[-1]))
 
 
-def first_tokens(prompts: Prompts, workers: int, concurrency: int, count: int, away_s: Floats) -> Floats:
+def first_tokens(
+    prompts: Prompts, workers: int, concurrency: int, count: int, away_s: Floats
+) -> Floats:
     """``[count]`` seconds from each request's arrival at the pool to the end of its prompt.
 
-    All of ``concurrency`` come at once, each further one when another has been away for its time (of decoding). A request goes to the
-    worker, and there to the rank, with the fewest prompts.
+    All of ``concurrency`` come at once, each further one when another has been away for its time
+    (of decoding). A request goes to the worker, and there to the rank, with the fewest prompts.
 
     Args:
         away_s: ``[count]``.
@@ -74,7 +77,9 @@ def _serve(
     events: list[tuple[float, int, int]] = [(0.0, _COMES, request) for request in range(started)]
     while len(events) > 0:
         now_s = events[0][0]
-        while len(events) > 0 and events[0][0] <= now_s:  # what happens at one time may share a step
+        while (
+            len(events) > 0 and events[0][0] <= now_s
+        ):  # what happens at one time may share a step
             _, what, which = heapq.heappop(events)
             if what == _COMES:
                 came_s[which] = now_s
@@ -112,7 +117,9 @@ def _serve(
                     taken += 1
                 fullest = max(fullest, taken)
             if fullest > 0:
-                seconds = _step_s(busy_B, each_N, seconds_BN, num_computed[worker] / fullest, fullest)
+                seconds = _step_s(
+                    busy_B, each_N, seconds_BN, num_computed[worker] / fullest, fullest
+                )
                 heapq.heappush(events, (now_s + seconds, _ENDS, worker))
     return took_s
 

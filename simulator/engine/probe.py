@@ -1,4 +1,6 @@
-"""Two representative steps at the ``rank`` fidelity: what the report shows of ranks, experts, traffic and time inside a step."""
+"""Two representative steps at the ``rank`` fidelity: what the report shows of ranks, experts,
+traffic and time inside a step.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,10 @@ class Probe:
 
     def only(self, phase: str) -> Probe:
         """The step of one phase."""
-        ranks, traffic, spans = (t[t["phase"] == phase].reset_index(drop=True) for t in (self.ranks, self.traffic, self.spans))
+        ranks, traffic, spans = (
+            t[t["phase"] == phase].reset_index(drop=True)
+            for t in (self.ranks, self.traffic, self.spans)
+        )
         return Probe(ranks, self.experts, traffic, spans)
 
 
@@ -63,7 +68,9 @@ def probe(plan: Plan, prices: Prices, steps: pd.DataFrame, requests: pd.DataFram
         ranks=_frame(ranks, list(RANK_COLUMNS)[1:]),
         experts=_expert_load(plan),
         traffic=_frame(traffic, list(TRAFFIC_COLUMNS)[1:]),
-        spans=_frame(spans, ["phase", "rank", "name", "layer", "start_s", "duration_s"])[list(SPAN_COLUMNS)[1:]],
+        spans=_frame(spans, ["phase", "rank", "name", "layer", "start_s", "duration_s"])[
+            list(SPAN_COLUMNS)[1:]
+        ],
     )
 
 
@@ -72,18 +79,23 @@ def _frame(rows: Sequence[tuple[object, ...]], columns: list[str]) -> pd.DataFra
 
 
 def _representative(plan: Plan, steps: pd.DataFrame, requests: pd.DataFrame) -> dict[str, Batch]:
-    """The median decode step and the median step with prompt tokens, spread evenly over the data-parallel ranks (of one of a
-    pipeline's lanes).
+    """The median decode step and the median step with prompt tokens, spread evenly over the
+    data-parallel ranks (of one of a pipeline's lanes).
     """
     pp = plan.layout.pp
     context = max(1, int((requests["num_input"] + requests["num_output"] / 2).mean()))
     found: dict[str, Batch] = {}
     decodes = steps[(steps["prefill_tokens"] == 0) & (steps["decode_tokens"] > 0)]
     if len(decodes):
-        found["decode"] = _batch(plan, 0, max(1, int(decodes["decode_tokens"].median()) // pp), context)
+        found["decode"] = _batch(
+            plan, 0, max(1, int(decodes["decode_tokens"].median()) // pp), context
+        )
     prompts = steps[steps["prefill_tokens"] > 0]
     if len(prompts):
-        tokens, others = int(prompts["prefill_tokens"].median()), int(prompts["decode_tokens"].median())
+        tokens, others = (
+            int(prompts["prefill_tokens"].median()),
+            int(prompts["decode_tokens"].median()),
+        )
         found["prefill"] = _batch(plan, max(1, tokens // pp), others // pp, context)
     return found
 
@@ -94,9 +106,13 @@ def _batch(plan: Plan, prefill_tokens: int, decode_tokens: int, context: int) ->
     prompts = prefill_tokens // dp + (order < prefill_tokens % dp)
     # Remainders go to opposite ends, so that no rank gets more tokens than a full step has.
     decodes = decode_tokens // dp + (order >= dp - decode_tokens % dp)
-    new = [np.array([1] * n + [p] * bool(p), dtype=np.int64) for p, n in zip(prompts.tolist(), decodes.tolist(), strict=True)]
+    new = [
+        np.array([1] * n + [p] * bool(p), dtype=np.int64)
+        for p, n in zip(prompts.tolist(), decodes.tolist(), strict=True)
+    ]
     is_decode = [
-        np.array([True] * n + [False] * bool(p), dtype=np.bool_) for p, n in zip(prompts.tolist(), decodes.tolist(), strict=True)
+        np.array([True] * n + [False] * bool(p), dtype=np.bool_)
+        for p, n in zip(prompts.tolist(), decodes.tolist(), strict=True)
     ]
     contexts = [np.where(flags, context, 0).astype(np.int64) for flags in is_decode]
     logits = np.array([len(row) for row in new], dtype=np.int64)
@@ -108,13 +124,18 @@ def _expert_ranks(
 ) -> tuple[list[tuple[object, ...]], list[tuple[object, ...]]]:
     rows: list[tuple[object, ...]] = []
     num_ranks, num_layers = plan.layout.num_ranks, plan.model.num_moe_layers
-    bytes_SR = {"dispatch": np.zeros((num_ranks, num_ranks)), "combine": np.zeros((num_ranks, num_ranks))}
+    bytes_SR = {
+        "dispatch": np.zeros((num_ranks, num_ranks)),
+        "combine": np.zeros((num_ranks, num_ranks)),
+    }
     for layer in range(num_layers):
         step = prices.expert_step(layer, batch.tokens_d, 0)
         slowest_s = float(step.experts_R.max())
         for rank in range(num_ranks):
             seconds = float(step.experts_R[rank])
-            rows.append((phase, layer, rank, float(step.pairs_R[rank]), seconds, slowest_s - seconds))
+            rows.append(
+                (phase, layer, rank, float(step.pairs_R[rank]), seconds, slowest_s - seconds)
+            )
         for direction, exchange in (("dispatch", step.dispatch), ("combine", step.combine)):
             if exchange.bytes_SR.size:
                 bytes_SR[direction] += exchange.bytes_SR / num_layers
@@ -133,5 +154,13 @@ def _expert_load(plan: Plan) -> pd.DataFrame:
     frames = []
     for layer, topk_ids_TK in enumerate(plan.experts.topk_ids_LTK):
         pairs_E = np.bincount(topk_ids_TK.ravel(), minlength=plan.model.moe.num_experts)
-        frames.append(pd.DataFrame({"layer": layer, "expert": np.arange(len(pairs_E)), "load": pairs_E / pairs_E.mean()}))
+        frames.append(
+            pd.DataFrame(
+                {
+                    "layer": layer,
+                    "expert": np.arange(len(pairs_E)),
+                    "load": pairs_E / pairs_E.mean(),
+                }
+            )
+        )
     return pd.concat(frames, ignore_index=True)[columns]

@@ -1,4 +1,6 @@
-"""Run one step with every rank as a SimPy process: it computes, meets the others of its group, exchanges, and goes on."""
+"""Run one step with every rank as a SimPy process: it computes, meets the others of its group,
+exchanges, and goes on.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ class Span(NamedTuple):
 
 @dataclass
 class StepTimes:
-    """Where a step's time went: seconds by phase, mean over ranks; they add up to the step's duration."""
+    """Where a step's time went: seconds by phase, mean over ranks; they add up to the step's
+    duration.
+    """
 
     phases: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEP_PHASES, 0.0))
     spans: list[Span] | None = None
@@ -70,7 +74,10 @@ def run_step(
     started_s = env.now
     cores = None if shared_cores is None else SharedCores(env, num_ranks, shared_cores)
     ranks = [
-        env.process(_rank(env, wires, cores, operations, rank, num_ranks, meetings, times, started_s)) for rank in range(num_ranks)
+        env.process(
+            _rank(env, wires, cores, operations, rank, num_ranks, meetings, times, started_s)
+        )
+        for rank in range(num_ranks)
     ]
     yield env.all_of(ranks)
     return times
@@ -121,10 +128,16 @@ def _rank(
             account(started.phase, started.layer, begun_s, env.now)
             continue
         group = _group_of(rank, operation.groups)
-        name = ("start", operation.number, group) if isinstance(operation, Start) else ("together", number, group)
+        name = (
+            ("start", operation.number, group)
+            if isinstance(operation, Start)
+            else ("together", number, group)
+        )
         meeting = meetings.get(name)
         if meeting is None:
-            meeting = meetings[name] = _Meeting(env, len(operation.groups[group]), operation.exchanges[group])
+            meeting = meetings[name] = _Meeting(
+                env, len(operation.groups[group]), operation.exchanges[group]
+            )
         meeting.missing -= 1
         if meeting.missing == 0:
             meeting.started_s = env.now

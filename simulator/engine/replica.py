@@ -1,4 +1,6 @@
-"""One replica: its requests, its ranks and its clock; and how the SimPy fidelities run its steps one by one."""
+"""One replica: its requests, its ranks and its clock; and how the SimPy fidelities run its steps
+one by one.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ class Replica:
         self.requests = requests
         self.limits = limits
         num_batches = num_dp * num_lanes
-        self.ranks = start_ranks(num_batches, limits.max_sequences, capacity_blocks, num_prefixes, num_lanes)
+        self.ranks = start_ranks(
+            num_batches, limits.max_sequences, capacity_blocks, num_prefixes, num_lanes
+        )
         self.clock = start_clock()
         self.queue = np.zeros(len(requests.arrival_s), dtype=np.int64)
         self.num_queued = 0
@@ -64,7 +68,11 @@ class Replica:
     @property
     def outstanding(self) -> int:
         """Requests that it has and has not finished, those on their way included."""
-        return int(self.clock.num_pushed[0] - self.clock.num_finished[0]) + self.num_queued - self._position
+        return (
+            int(self.clock.num_pushed[0] - self.clock.num_finished[0])
+            + self.num_queued
+            - self._position
+        )
 
     @property
     def outstanding_tokens(self) -> int:
@@ -72,20 +80,28 @@ class Replica:
         return int(self.clock.outstanding_tokens[0]) + self._coming_tokens
 
     def assign(self, request: int) -> None:
-        """Send it a request, which it takes at the request's arrival. Requests come in order of arrival."""
+        """Send it a request, which it takes at the request's arrival. Requests come in order of
+        arrival.
+        """
         self.queue[self.num_queued] = request
         self.num_queued += 1
-        self._coming_tokens += int(self.requests.num_input[request] + self.requests.num_output[request])
+        self._coming_tokens += int(
+            self.requests.num_input[request] + self.requests.num_output[request]
+        )
 
     def assign_loop(self, concurrency: int, way_s: float = 0.0) -> None:
-        """Send it all requests as a closed loop: ``concurrency`` at once, the others when one ends; ``way_s`` later they are here."""
+        """Send it all requests as a closed loop: ``concurrency`` at once, the others when one ends;
+        ``way_s`` later they are here.
+        """
         self._way_s = way_s
         for request in range(len(self.queue)):
             self.requests.arrival_s[request] = way_s if request < concurrency else np.inf
             self.assign(request)
 
     def take(self) -> None:
-        """Queue the requests that have come since the last look at its ranks, if it is time to look."""
+        """Queue the requests that have come since the last look at its ranks, if it is time to
+        look.
+        """
         is_idle = self.clock.num_pushed[0] == self.clock.num_finished[0]
         if not is_idle and self.clock.num_steps[0] % self.limits.poll_steps:
             return
@@ -96,10 +112,14 @@ class Replica:
     def _have_come(self, position: int) -> None:
         """Requests of the queue before ``position`` are at the ranks."""
         come = self.queue[self._position : position]
-        self._coming_tokens -= int(self.requests.num_input[come].sum() + self.requests.num_output[come].sum())
+        self._coming_tokens -= int(
+            self.requests.num_input[come].sum() + self.requests.num_output[come].sum()
+        )
         self._position = position
 
-    def advance(self, table: StepTable, until_s: float, tick: Callable[[], None], concurrency: int = 0) -> None:
+    def advance(
+        self, table: StepTable, until_s: float, tick: Callable[[], None], concurrency: int = 0
+    ) -> None:
         """Run steps in compiled code until ``until_s``; ``tick`` is called now and then.
 
         Args:
@@ -136,7 +156,10 @@ class Replica:
     def batches(self) -> list[Batch]:
         """What the formed step computes: one batch for each lane that has something to compute."""
         num_dp = len(self.ranks.free_blocks)
-        found = [self._batch(range(first, first + num_dp)) for first in range(0, len(self.ranks.head), num_dp)]
+        found = [
+            self._batch(range(first, first + num_dp))
+            for first in range(0, len(self.ranks.head), num_dp)
+        ]
         return [batch for batch in found if batch.tokens_d.any()]
 
     def _batch(self, ranks: range) -> Batch:
@@ -146,18 +169,25 @@ class Replica:
             ids = self.ranks.running[d, chosen]
             new.append(self.ranks.chunk[d, chosen].copy())
             context.append(self.requests.computed[ids])
-            is_last = context[-1] + new[-1] == self.requests.num_input[ids] + self.requests.generated[ids]
+            is_last = (
+                context[-1] + new[-1] == self.requests.num_input[ids] + self.requests.generated[ids]
+            )
             decodes.append((new[-1] == 1) & (self.requests.generated[ids] > 0) & is_last)
             logits.append(int(is_last.sum()))
         return Batch(tuple(new), tuple(context), tuple(decodes), np.array(logits, dtype=np.int64))
 
     def run(
-        self, env: simpy.Environment, execute: Execute, wake: list[Event], on_finish: Callable[[NDArray[np.int64]], None]
+        self,
+        env: simpy.Environment,
+        execute: Execute,
+        wake: list[Event],
+        on_finish: Callable[[NDArray[np.int64]], None],
     ) -> ProcessGenerator:
         """The SimPy process of the replica: step after step, asleep while there is nothing to do.
 
         Args:
-            wake: its first entry is an event that succeeds when a request has been assigned; replaced after each sleep.
+            wake: its first entry is an event that succeeds when a request has been assigned;
+                replaced after each sleep.
             on_finish: called with the requests that a step finished.
         """
         while True:
@@ -179,7 +209,9 @@ class Replica:
                 yield env.timeout(row[0] + row[1] - env.now)
             else:
                 if not form_step(self.requests, self.ranks, self.limits, env.now):
-                    raise RuntimeError("requests wait, but none can run: the KV cache is smaller than one of them")
+                    raise RuntimeError(
+                        "requests wait, but none can run: the KV cache is smaller than one of them"
+                    )
                 row = np.zeros(len(LOG_COLUMNS))
                 row[0] = env.now
                 observe(self.requests, self.ranks, self.limits, row)
@@ -187,14 +219,27 @@ class Replica:
             self._logs.append(row[None, :])
             self.clock.now_s[0] = env.now
             self.clock.num_steps[0] += 1
-            running = np.concatenate([row[:n] for row, n in zip(self.ranks.running, self.ranks.num_running, strict=True)])
+            running = np.concatenate(
+                [row[:n] for row, n in zip(self.ranks.running, self.ranks.num_running, strict=True)]
+            )
             if complete_step(self.requests, self.ranks, self.limits, self.clock, env.now):
                 on_finish(self._finished_of(running))
 
     def _leap(self, table: StepTable, env: simpy.Environment) -> tuple[int, int]:
-        """Run the steps that end before anything else happens anywhere: nothing can be sent here meanwhile."""
+        """Run the steps that end before anything else happens anywhere: nothing can be sent here
+        meanwhile.
+        """
         self.clock.now_s[0] = env.now
-        rows, num_before = leap(self.requests, self.ranks, self.limits, self.clock, table, env.peek(), self._log, self._before)
+        rows, num_before = leap(
+            self.requests,
+            self.ranks,
+            self.limits,
+            self.clock,
+            table,
+            env.peek(),
+            self._log,
+            self._before,
+        )
         return int(rows), int(num_before)
 
     def _finished_of(self, running: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -204,7 +249,9 @@ class Replica:
 class Execute(Protocol):
     """Lets a formed step happen in virtual time and fills in its log row from column 1."""
 
-    def __call__(self, env: simpy.Environment, replica: Replica, row: NDArray[np.float64]) -> ProcessGenerator:
+    def __call__(
+        self, env: simpy.Environment, replica: Replica, row: NDArray[np.float64]
+    ) -> ProcessGenerator:
         """The step as a process."""
         ...
 
@@ -215,7 +262,9 @@ class ByTable:
     def __init__(self, table: StepTable) -> None:
         self.table = table
 
-    def __call__(self, env: simpy.Environment, replica: Replica, row: NDArray[np.float64]) -> ProcessGenerator:
+    def __call__(
+        self, env: simpy.Environment, replica: Replica, row: NDArray[np.float64]
+    ) -> ProcessGenerator:
         row[1] = price_step(replica.requests, replica.ranks, self.table, row)
         yield env.timeout(row[1])
 
@@ -223,7 +272,12 @@ class ByTable:
 class ByRanks:
     """Every rank a process; messages or fluids between them, as the wires are."""
 
-    def __init__(self, prices: Prices, make_wires: Callable[[simpy.Environment], Wires], stream: str = "steps") -> None:
+    def __init__(
+        self,
+        prices: Prices,
+        make_wires: Callable[[simpy.Environment], Wires],
+        stream: str = "steps",
+    ) -> None:
         """Nothing runs yet.
 
         Args:
@@ -233,7 +287,9 @@ class ByRanks:
         self.make_wires = make_wires
         self.stream = stream
 
-    def __call__(self, env: simpy.Environment, replica: Replica, row: NDArray[np.float64]) -> ProcessGenerator:
+    def __call__(
+        self, env: simpy.Environment, replica: Replica, row: NDArray[np.float64]
+    ) -> ProcessGenerator:
         batches, plan = replica.batches(), self.prices.plan
         drawn = plan.rng(self.stream, replica.number, int(replica.clock.num_steps[0]))
         offsets = drawn.integers(POOL_TOKENS, size=len(batches)).tolist()
@@ -259,7 +315,9 @@ class ByRanks:
         if plan.layout.pp == 1:
             row[7:] = parts[0]
         else:
-            sends_s = np.array([self.prices.sends_s(int(batch.tokens_d.max())) for batch in batches])
+            sends_s = np.array(
+                [self.prices.sends_s(int(batch.tokens_d.max())) for batch in batches]
+            )
             in_flight(parts, head_s, sends_s, plan.layout.pp, *self.prices.stage_shares, row)
             yield env.timeout(max(0.0, row[0] + row[7 : 7 + len(STEP_PHASES)].sum() - env.now))
         row[1] = env.now - row[0]

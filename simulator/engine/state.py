@@ -15,7 +15,9 @@ Floats = NDArray[np.float64]
 
 
 class Requests(NamedTuple):
-    """What is asked, and how far it is. One entry a request of the trace; shared by all replicas."""
+    """What is asked, and how far it is. One entry a request of the trace; shared by all
+    replicas.
+    """
 
     arrival_s: Floats
     num_input: Ints
@@ -28,7 +30,8 @@ class Requests(NamedTuple):
     generated: Ints
     """Output tokens emitted."""
     brought: Ints
-    """Tokens whose keys and values come with the request, from a prefill pool; 0 once they are lost."""
+    """Tokens whose keys and values come with the request, from a prefill pool; 0 once they are
+    lost."""
     blocks: Ints
     """KV blocks held by the request alone."""
     shared: Ints
@@ -50,9 +53,10 @@ class Requests(NamedTuple):
 class Ranks(NamedTuple):
     """Those of one replica that batch on their own: ``[dp]`` or ``[dp, ...]``.
 
-    Without a pipeline they are its attention data-parallel ranks. A pipeline of ``pp`` stages keeps ``pp`` batches in flight, each in
-    a lane of its own, and batch ``d`` is of data-parallel rank ``d % pools``. Its GPUs hold the caches of all lanes, so blocks and
-    prefixes are by data-parallel rank only: ``[pools]`` or ``[pools, ...]``.
+    Without a pipeline they are its attention data-parallel ranks. A pipeline of ``pp`` stages keeps
+    ``pp`` batches in flight, each in a lane of its own, and batch ``d`` is of data-parallel rank
+    ``d % pools``. Its GPUs hold the caches of all lanes, so blocks and prefixes are by
+    data-parallel rank only: ``[pools]`` or ``[pools, ...]``.
     """
 
     head: Ints
@@ -70,7 +74,8 @@ class Ranks(NamedTuple):
     """``[pools, U]`` running requests that hold each prefix block."""
     in_cache: NDArray[np.bool_]
     older: Ints
-    """``[pools, U + 1]`` evictable prefix blocks, a ring from the most to the least recently used; entry ``U`` is its ends."""
+    """``[pools, U + 1]`` evictable prefix blocks, a ring from the most to the least recently used;
+    entry ``U`` is its ends."""
     newer: Ints
     num_evictable: Ints
     held: Ints
@@ -91,7 +96,8 @@ class Limits(NamedTuple):
     splits_prompts: bool
     block_tokens: int
     sequence_blocks: int
-    """KV blocks that every running sequence takes whatever its length (windows, recurrent state)."""
+    """KV blocks that every running sequence takes whatever its length (windows, recurrent
+    state)."""
     prefix_tokens: int
     """Tokens of one prefix block, 0 without prefix caching."""
     prefix_blocks: int
@@ -138,8 +144,12 @@ def start_requests(trace: RequestTrace, *, with_prefixes: bool) -> Requests:
         arrival_s=trace.arrival_s.astype(np.float64),
         num_input=trace.num_input.astype(np.int64),
         num_output=trace.num_output.astype(np.int64),
-        prefix_starts=trace.prefix_starts.astype(np.int64) if has_prefixes else np.zeros(count + 1, dtype=np.int64),
-        prefix_ids=trace.prefix_ids.astype(np.int64) if has_prefixes else np.zeros(0, dtype=np.int64),
+        prefix_starts=trace.prefix_starts.astype(np.int64)
+        if has_prefixes
+        else np.zeros(count + 1, dtype=np.int64),
+        prefix_ids=trace.prefix_ids.astype(np.int64)
+        if has_prefixes
+        else np.zeros(0, dtype=np.int64),
         computed=zeros(),
         generated=zeros(),
         brought=zeros(),
@@ -157,7 +167,9 @@ def start_requests(trace: RequestTrace, *, with_prefixes: bool) -> Requests:
     )
 
 
-def start_ranks(num_ranks: int, max_sequences: int, capacity_blocks: int, num_prefixes: int, num_lanes: int = 1) -> Ranks:
+def start_ranks(
+    num_ranks: int, max_sequences: int, capacity_blocks: int, num_prefixes: int, num_lanes: int = 1
+) -> Ranks:
     """Nothing waits, nothing runs, all blocks are free.
 
     Args:

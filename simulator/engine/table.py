@@ -1,4 +1,6 @@
-"""The ``step`` fidelity's prices, in arrays for compiled code; the routed experts' part is filled by the ``rank`` fidelity."""
+"""The ``step`` fidelity's prices, in arrays for compiled code; the routed experts' part is filled
+by the ``rank`` fidelity.
+"""
 
 from __future__ import annotations
 
@@ -26,18 +28,22 @@ Ints = NDArray[np.int64]
 
 EXPERT_PHASES = ("experts", "dispatch", "combine", "wait")
 _GROWTHS = ((512, 1.3), (4096, 1.6), (1 << 60, 2.5))
-"""Up to so many tokens, the ratio of neighbouring entries; linear in between. Beyond some hundred tokens each expert has its
-share and prices are nearly straight lines; the pool's 4,096 tokens stand for more of them in proportion."""
+"""Up to so many tokens, the ratio of neighbouring entries; linear in between. Beyond some hundred
+tokens each expert has its share and prices are nearly straight lines; the pool's 4,096 tokens stand
+for more of them in proportion."""
 _SHARES = (1.0, 1.25, 1.6, 3.0, 8.0)
 """Tokens of the fullest data-parallel rank over the mean rank's."""
 _BESIDES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.4, 2.0, 4.0)
-"""With two-batch overlap, what else a half computes in a layer with experts (mixer, dense blocks, all-reduces) over what its
-exchanges take alone: what is left to wait for falls along straight lines, and to nothing where there is enough to compute."""
+"""With two-batch overlap, what else a half computes in a layer with experts (mixer, dense blocks,
+all-reduces) over what its exchanges take alone: what is left to wait for falls along straight
+lines, and to nothing where there is enough to compute."""
 _DRAWN_TOKENS = 10240
-"""Tokens of all draws of an entry, about: many tokens are their own mean, and a few have little to do with each other."""
+"""Tokens of all draws of an entry, about: many tokens are their own mean, and a few have little to
+do with each other."""
 _FEWEST_DRAWS, _MOST_DRAWS = 14, 96
-"""Draws that an entry is the mean of, each of one layer and of tokens of its own. Between seeds the entries of DeepSeek-V3 over 32
-ranks then scatter by 0.3 % at the median and 1 % at most; one draw of 20 layers scattered by 0.9 % and 2.5 %."""
+"""Draws that an entry is the mean of, each of one layer and of tokens of its own. Between seeds the
+entries of DeepSeek-V3 over 32 ranks then scatter by 0.3 % at the median and 1 % at most; one draw
+of 20 layers scattered by 0.9 % and 2.5 %."""
 _STARTS = 32
 """Places where layers that stand for all may begin, of which the best is taken."""
 
@@ -54,7 +60,8 @@ class StepTable(NamedTuple):
     collective_s: Floats
     """``[T]`` all all-reduces of a step."""
     halved_s: Floats
-    """``[T]`` mixers, feed-forward blocks and all-reduces of the layers that two-batch overlap runs in halves; 0 without it."""
+    """``[T]`` mixers, feed-forward blocks and all-reduces of the layers that two-batch overlap runs
+    in halves; 0 without it."""
     windows: Ints
     """``[W, 2]`` distinct ways to look back, for prefill and decode: window in entries ..."""
     compressions: Ints
@@ -75,11 +82,13 @@ class StepTable(NamedTuple):
     expert_shares: Floats
     """``[S]`` tokens of the fullest data-parallel rank over the mean."""
     expert_besides: Floats
-    """``[B]`` seconds that a half computes beside its experts, in ``expert_alone_s``; one entry without two-batch overlap."""
+    """``[B]`` seconds that a half computes beside its experts, in ``expert_alone_s``; one entry
+    without two-batch overlap."""
     expert_alone_s: Floats
     """``[G, S]`` seconds of a half's exchanges by themselves in all layers."""
     expert_s: Floats
-    """``[G, S, B, 6]`` seconds of ``EXPERT_PHASES``, all layers; the mean load imbalance; bytes of weights the mean rank reads."""
+    """``[G, S, B, 6]`` seconds of ``EXPERT_PHASES``, all layers; the mean load imbalance; bytes of
+    weights the mean rank reads."""
     weight_bytes: float
     """Weights other than routed experts that a rank reads in every step."""
     step_s: float
@@ -87,7 +96,8 @@ class StepTable(NamedTuple):
     prompt_s: float
     """Of the engine's own time, what a step with prompt tokens takes beyond one without."""
     sends_s: Floats
-    """``[T]`` on the way through all stages of a pipeline, by tokens of a batch's fullest data-parallel rank; empty without one."""
+    """``[T]`` on the way through all stages of a pipeline, by tokens of a batch's fullest
+    data-parallel rank; empty without one."""
     longest_stage: float
     """Share of the layers that the longest stage has ..."""
     last_stage: float
@@ -95,10 +105,12 @@ class StepTable(NamedTuple):
 
 
 def make_table(prices: Prices, stream: str = "steps") -> StepTable:
-    """Price everything once. The routed experts take the time: a dozen to a hundred runs of a MoE layer for each entry.
+    """Price everything once. The routed experts take the time: a dozen to a hundred runs of a MoE
+    layer for each entry.
 
     Args:
-        stream: names the random numbers, of which every entry has its own, so that it can be filled alone and in any order.
+        stream: names the random numbers, of which every entry has its own, so that it can be filled
+            alone and in any order.
     """
     layout = prices.plan.layout
     if prices.plan.calibration.shared_cores is not None:
@@ -109,7 +121,11 @@ def make_table(prices: Prices, stream: str = "steps") -> StepTable:
     terms = prices.lookbacks
     rates = {term: [prices.rates[term, phase] for phase in PHASES] for term in terms}
     way_of = {
-        t: (*(t.window + int(rate.window_block) for rate in rates[t]), t.compression, *(rate.tile_rows for rate in rates[t]))
+        t: (
+            *(t.window + int(rate.window_block) for rate in rates[t]),
+            t.compression,
+            *(rate.tile_rows for rate in rates[t]),
+        )
         for t in terms
     }
     ways = list(dict.fromkeys(way_of.values()))
@@ -119,9 +135,16 @@ def make_table(prices: Prices, stream: str = "steps") -> StepTable:
     mixers_halved = Counter(mixer for mixer, _ in in_halves if mixer != "none")
     ffns_halved = Counter(ffn for _, ffn in in_halves if ffn != "none")
     reduces_halved = sum(sum(prices.all_reduces(ffn, mixer)) for mixer, ffn in in_halves)
-    mixers = [(prices.mixer_s[name], count, mixers_halved[name]) for name, count in prices.mixer_layers.items()]
-    ffns = [(prices.ffn_s[name], count, ffns_halved[name]) for name, count in prices.ffn_layers.items()]
-    reduces = [(_all_reduce_s(prices), prices.num_all_reduces, reduces_halved)] if layout.tp > 1 else []
+    mixers = [
+        (prices.mixer_s[name], count, mixers_halved[name])
+        for name, count in prices.mixer_layers.items()
+    ]
+    ffns = [
+        (prices.ffn_s[name], count, ffns_halved[name]) for name, count in prices.ffn_layers.items()
+    ]
+    reduces = (
+        [(_all_reduce_s(prices), prices.num_all_reduces, reduces_halved)] if layout.tp > 1 else []
+    )
     tokens, shares, alone_s, expert_s = _fill_experts(prices, stream)
     engine = prices.plan.calibration.engine
     return StepTable(
@@ -129,15 +152,25 @@ def make_table(prices: Prices, stream: str = "steps") -> StepTable:
         ffn_s=sum((_layers_s(*block) for block in ffns), zeros),
         head_s=prices.head_s,
         collective_s=sum((_layers_s(*block) for block in reduces), zeros),
-        halved_s=sum((_layers_s(block_s, halved, halved) for block_s, _, halved in (*mixers, *ffns, *reduces)), zeros),
+        halved_s=sum(
+            (
+                _layers_s(block_s, halved, halved)
+                for block_s, _, halved in (*mixers, *ffns, *reduces)
+            ),
+            zeros,
+        ),
         windows=np.array([way[:2] for way in ways], dtype=np.int64).reshape(-1, 2),
         compressions=np.array([way[2] for way in ways], dtype=np.int64),
         tile_rows=np.array([way[3:] for way in ways], dtype=np.float64).reshape(-1, 2),
         term_window=np.array([ways.index(way_of[t]) for t in terms], dtype=np.int64),
         term_layers=np.array([t.num_layers for t in terms], dtype=np.float64),
         term_halved=np.array([mixers_halved[t.mixer] for t in terms], dtype=np.float64),
-        term_bytes=np.array([(t.prefill_bytes, t.decode_bytes) for t in terms], dtype=np.float64).reshape(-1, 2),
-        rates=np.array([rates[t] for t in terms], dtype=np.float64).reshape(-1, 2, len(Rates._fields)),
+        term_bytes=np.array(
+            [(t.prefill_bytes, t.decode_bytes) for t in terms], dtype=np.float64
+        ).reshape(-1, 2),
+        rates=np.array([rates[t] for t in terms], dtype=np.float64).reshape(
+            -1, 2, len(Rates._fields)
+        ),
         expert_tokens=tokens,
         expert_shares=shares,
         expert_besides=np.array(_BESIDES if prices.halved_layers else (0.0,)),
@@ -147,7 +180,9 @@ def make_table(prices: Prices, stream: str = "steps") -> StepTable:
         step_s=engine.step_s,
         sequence_s=engine.sequence_s,
         prompt_s=engine.prompt_s(prices.plan.model.num_layers, prices.plan.model.num_moe_layers),
-        sends_s=prices.all_sends_s(np.arange(prices.max_tokens + 1)) if layout.pp > 1 else np.zeros(0),
+        sends_s=prices.all_sends_s(np.arange(prices.max_tokens + 1))
+        if layout.pp > 1
+        else np.zeros(0),
         longest_stage=prices.stage_shares[0],
         last_stage=prices.stage_shares[1],
     )
@@ -171,7 +206,11 @@ def _fill_experts(prices: Prices, stream: str) -> tuple[Floats, Floats, Floats, 
     if prices.plan.experts is None:
         return np.zeros(0), np.ones(1), np.ones((0, 1)), np.zeros((0, 1, 1, len(EXPERT_PHASES) + 2))
     # Only tokens that travel care on which rank they are.
-    shares = [s for s in _SHARES if s < layout.attention_dp] + [float(layout.attention_dp)] if layout.travels else [1.0]
+    shares = (
+        [s for s in _SHARES if s < layout.attention_dp] + [float(layout.attention_dp)]
+        if layout.travels
+        else [1.0]
+    )
     totals = sorted({*_grid(prices.max_tokens * layout.attention_dp), *_edges(prices)})
     table = np.zeros((len(totals), len(shares), len(besides), len(EXPERT_PHASES) + 2))
     alone_s = np.ones((len(totals), len(shares)))
@@ -181,7 +220,9 @@ def _fill_experts(prices: Prices, stream: str) -> tuple[Floats, Floats, Floats, 
             tokens_d = spread(total, share, layout.attention_dp)
             fullest = int(tokens_d.max())
             if fullest not in known:
-                places = _draw_places(prices.experts.imbalance_L, total, prices.plan.rng(stream, total, fullest))
+                places = _draw_places(
+                    prices.experts.imbalance_L, total, prices.plan.rng(stream, total, fullest)
+                )
                 known[fullest] = price_experts(prices, tokens_d, places, besides)
             alone_s[g, s], table[g, s] = known[fullest]
     return np.array(totals, dtype=np.float64), np.array(shares), alone_s, table
@@ -195,7 +236,12 @@ def _edges(prices: Prices) -> list[int]:
     ends = [limit * layout.num_ranks for limit in limits_of(prices.plan.experts.dispatch)]
     if prices.halved_layers:  # the halves pass the limit one after the other
         ends = [at for end in ends for at in (2 * end, 2 * end + layout.num_ranks)]
-    return [total for end in ends for total in (end, end + 1) if total <= prices.max_tokens * layout.attention_dp]
+    return [
+        total
+        for end in ends
+        for total in (end, end + 1)
+        if total <= prices.max_tokens * layout.attention_dp
+    ]
 
 
 def _grid(largest: int) -> list[int]:
@@ -207,7 +253,9 @@ def _grid(largest: int) -> list[int]:
 
 
 def spread(total: int, share: float, num_ranks: int) -> Ints:
-    """``total`` tokens over ranks, the first holding ``share`` times the mean (or as near as whole tokens allow), the rest even."""
+    """``total`` tokens over ranks, the first holding ``share`` times the mean (or as near as whole
+    tokens allow), the rest even.
+    """
     fullest = min(total, max(-(-total // num_ranks), round(share * total / num_ranks)))
     tokens_d = np.zeros(num_ranks, dtype=np.int64)
     tokens_d[0] = fullest
@@ -217,19 +265,25 @@ def spread(total: int, share: float, num_ranks: int) -> Ints:
     return tokens_d
 
 
-def _draw_places(imbalance_L: Floats, total: int, rng: np.random.Generator) -> list[tuple[int, int]]:
-    """Layers, and where in their pools of recorded choices an entry's tokens begin: many where a step's few tokens differ most."""
+def _draw_places(
+    imbalance_L: Floats, total: int, rng: np.random.Generator
+) -> list[tuple[int, int]]:
+    """Layers, and where in their pools of recorded choices an entry's tokens begin: many where a
+    step's few tokens differ most.
+    """
     count = min(max(_DRAWN_TOKENS // total, _FEWEST_DRAWS), _MOST_DRAWS)
     offsets = rng.integers(POOL_TOKENS, size=count)
     return list(zip(_choose_layers(imbalance_L, count).tolist(), offsets.tolist(), strict=True))
 
 
 def _choose_layers(imbalance_L: Floats, count: int) -> Ints:
-    """``count`` layers that stand for all, those beyond the model's own number a second time and more often.
+    """``count`` layers that stand for all, those beyond the model's own number a second time and
+    more often.
 
-    Layers differ in which experts are popular, and so in how unevenly ranks are loaded, which is nearly all that tells them apart once
-    a step has some hundred tokens. So they are spaced evenly over their order by that (systematic sampling), beginning where their
-    mean imbalance is nearest to that of all layers: a dozen of DeepSeek-V3's 58 are then as good as all.
+    Layers differ in which experts are popular, and so in how unevenly ranks are loaded, which is
+    nearly all that tells them apart once a step has some hundred tokens. So they are spaced evenly
+    over their order by that (systematic sampling), beginning where their mean imbalance is nearest
+    to that of all layers: a dozen of DeepSeek-V3's 58 are then as good as all.
     """
     num_layers, ranked = len(imbalance_L), np.argsort(imbalance_L, kind="stable")
     starts = (np.arange(_STARTS) + 0.5) / _STARTS
@@ -239,16 +293,22 @@ def _choose_layers(imbalance_L: Floats, count: int) -> Ints:
 
 
 def price_experts(
-    prices: Prices, tokens_d: Ints, places: Sequence[tuple[int, int]], besides: tuple[float, ...] = (0.0,)
+    prices: Prices,
+    tokens_d: Ints,
+    places: Sequence[tuple[int, int]],
+    besides: tuple[float, ...] = (0.0,),
 ) -> tuple[float, Floats]:
-    """Run MoE layers for ``tokens_d`` tokens at the ``rank`` fidelity, one after another, which stand for all layers of the model.
+    """Run MoE layers for ``tokens_d`` tokens at the ``rank`` fidelity, one after another, which
+    stand for all layers of the model.
 
     Args:
         places: MoE layer, and where in its pool of recorded choices the tokens begin.
-        besides: with two-batch overlap, what else a half computes in all layers, in what its exchanges take alone.
+        besides: with two-batch overlap, what else a half computes in all layers, in what its
+            exchanges take alone.
 
     Returns:
-        What a half's exchanges take alone, and for each of ``besides`` the seconds of ``EXPERT_PHASES``, imbalance and bytes read.
+        What a half's exchanges take alone, and for each of ``besides`` the seconds of
+        ``EXPERT_PHASES``, imbalance and bytes read.
     """
     is_split = bool(prices.halved_layers) and int(tokens_d.max()) > 1
     parts = [first_half(tokens_d), tokens_d - first_half(tokens_d)] if is_split else [tokens_d]
@@ -260,22 +320,39 @@ def price_experts(
     loads = _measure_loads(prices, parts, steps)
     num_layers = prices.plan.model.num_moe_layers
     if is_split:
-        exchanges = [exchange for part in steps for step in part for exchange in (step.dispatch, step.combine)]
-        alone_s = sum(exchange.alone_s for exchange in exchanges) / len(parts) * (num_layers / len(places))
-        rows = _run_passes(prices, steps, _pass_through(num_layers, len(places)), alone_s / num_layers, besides)
+        exchanges = [
+            exchange
+            for part in steps
+            for step in part
+            for exchange in (step.dispatch, step.combine)
+        ]
+        alone_s = (
+            sum(exchange.alone_s for exchange in exchanges)
+            / len(parts)
+            * (num_layers / len(places))
+        )
+        rows = _run_passes(
+            prices, steps, _pass_through(num_layers, len(places)), alone_s / num_layers, besides
+        )
     else:
         alone_s, rows = 1.0, _run_passes(prices, steps, [range(len(places))], 0.0, (0.0,))
     return alone_s, np.hstack([rows, np.tile(loads, (len(rows), 1))])
 
 
-def _measure_loads(prices: Prices, parts: list[Ints], steps: list[list[ExpertStep]]) -> tuple[float, float]:
+def _measure_loads(
+    prices: Prices, parts: list[Ints], steps: list[list[ExpertStep]]
+) -> tuple[float, float]:
     """Mean load imbalance, and bytes of weights that the mean rank reads in all layers."""
     imbalance, read_bytes = 0.0, (len(parts) - 1) * prices.overlapped_bytes
     total = sum(int(part_d.sum()) for part_d in parts)
     for part_d, part in zip(parts, steps, strict=True):
         pairs_YR = np.array([step.pairs_R for step in part])
-        imbalance += int(part_d.sum()) / total * float((pairs_YR.max(axis=1) / pairs_YR.mean(axis=1)).mean())
-        read_bytes += float(np.mean([step.read_bytes for step in part])) * prices.plan.model.num_moe_layers
+        imbalance += (
+            int(part_d.sum()) / total * float((pairs_YR.max(axis=1) / pairs_YR.mean(axis=1)).mean())
+        )
+        read_bytes += (
+            float(np.mean([step.read_bytes for step in part])) * prices.plan.model.num_moe_layers
+        )
     return imbalance, read_bytes
 
 
@@ -295,16 +372,23 @@ def _run_passes(
     """
     rows = np.zeros((len(besides), len(EXPERT_PHASES)))
     for drawn in passes:
-        programs = [_expert_program(prices, [part[draw] for draw in drawn], beside_s) for part in steps]
-        lockstep = Lockstep(interleave(*programs) if len(programs) > 1 else programs[0], prices.plan.layout.num_ranks)
+        programs = [
+            _expert_program(prices, [part[draw] for draw in drawn], beside_s) for part in steps
+        ]
+        lockstep = Lockstep(
+            interleave(*programs) if len(programs) > 1 else programs[0],
+            prices.plan.layout.num_ranks,
+        )
         rows += [[run[phase] for phase in EXPERT_PHASES] for run in map(lockstep.run, besides)]
     return rows * (prices.plan.model.num_moe_layers / sum(map(len, passes)))
 
 
 def _pass_through(num_layers: int, num_draws: int) -> list[Sequence[int]]:
-    """Draws that follow each other as layers of one step do: what its first and last layer have nothing beside counts as often.
+    """Draws that follow each other as layers of one step do: what its first and last layer have
+    nothing beside counts as often.
 
-    More draws than layers are dealt out to several passes, each through all of the model's layers; fewer come several times in one.
+    More draws than layers are dealt out to several passes, each through all of the model's layers;
+    fewer come several times in one.
     """
     num_passes = math.ceil(num_draws / num_layers)
     if num_passes > 1:
@@ -313,12 +397,18 @@ def _pass_through(num_layers: int, num_draws: int) -> list[Sequence[int]]:
 
 
 def _expert_program(prices: Prices, steps: list[ExpertStep], beside_s: float) -> list[Operation]:
-    """One MoE layer after another, each behind ``beside_s`` of other work, which counts as ``attention``."""
+    """One MoE layer after another, each behind ``beside_s`` of other work, which counts as
+    ``attention``.
+    """
     num_ranks = prices.plan.layout.num_ranks
     program: list[Operation] = []
     for layer, step in enumerate(steps):
         program.append(Busy("attention", layer, np.full(num_ranks, beside_s)))
         program += prices.expert_operations(step, layer)
-        if not prices.plan.layout.travels:  # ranks meet in the all-reduce that follows, priced elsewhere
-            program.append(Together("wait", layer, (tuple(range(num_ranks)),), (Exchange.nothing(),)))
+        if (
+            not prices.plan.layout.travels
+        ):  # ranks meet in the all-reduce that follows, priced elsewhere
+            program.append(
+                Together("wait", layer, (tuple(range(num_ranks)),), (Exchange.nothing(),))
+            )
     return program

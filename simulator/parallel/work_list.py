@@ -48,13 +48,18 @@ class WorkList(Generic[Item, Result]):
         return found
 
     def take(self, worker: int) -> int | None:
-        """The next item for a worker: the heaviest of the group of which most is left, of others' groups only at the end."""
+        """The next item for a worker: the heaviest of the group of which most is left, of others'
+        groups only at the end.
+        """
         if not self._left:
             return None
 
         def is_better(key: Hashable) -> tuple[bool, float]:
             owners = self._owners.get(key)
-            return (not owners or worker in owners, sum(self._weights[place] for place in self._left[key]))
+            return (
+                not owners or worker in owners,
+                sum(self._weights[place] for place in self._left[key]),
+            )
 
         key = max(self._left, key=is_better)
         self._owners.setdefault(key, set()).add(worker)

@@ -1,4 +1,6 @@
-"""One function over many items, on all cores: this process and Ray's workers, where Ray is installed, else here alone."""
+"""One function over many items, on all cores: this process and Ray's workers, where Ray is
+installed, else here alone.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _MANY = 2
-"""While so many items a worker are left, each is handed one before it has ended the one before, so that it never waits."""
+"""While so many items a worker are left, each is handed one before it has ended the one before, so
+that it never waits."""
 
 _STOPS_S = 60.0
 """Ray has stopped by then, or never will: what it started ends with this process."""
@@ -40,7 +43,9 @@ def sweep(
     workers: int | None = None,
     seen: Callable[[Result], None] = lambda _: None,
 ) -> list[Result]:
-    """The function's result for every item, in the items' order: :meth:`Workers.map` with workers that are gone afterwards."""
+    """The function's result for every item, in the items' order: :meth:`Workers.map` with workers
+    that are gone afterwards.
+    """
     with Workers(min(workers or num_cores(), len(items))) as crew:
         return crew.map(function, items, tick, seen)
 
@@ -51,21 +56,30 @@ def hired(workers: Workers | int | None) -> contextlib.AbstractContextManager[Wo
 
 
 class Workers:
-    """Processes that work through one list of items after another: this one, and others that Ray starts.
+    """Processes that work through one list of items after another: this one, and others that Ray
+    starts.
 
-    The others are started soon after the first list, while this process already works on it, and keep what they have loaded and filled
-    from list to list. They are gone when the context ends, also after an error, Ctrl-C or SIGTERM.
+    The others are started soon after the first list, while this process already works on it, and
+    keep what they have loaded and filled from list to list. They are gone when the context ends,
+    also after an error, Ctrl-C or SIGTERM.
     """
 
     _num_open: ClassVar[int] = 0
     """Of those that may have others: within a list no function starts more of them."""
 
-    def __init__(self, count: int | None = None, address: str | None = None, ready: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        count: int | None = None,
+        address: str | None = None,
+        ready: Callable[[], None] = lambda: None,
+    ) -> None:
         """Nothing is started.
 
         Args:
-            count: of processes, this one included; by default one a core, or one a CPU of the cluster. 1 starts nothing.
-            address: of a running Ray cluster (``host:port``), on all of whose nodes the others run, instead of on this machine.
+            count: of processes, this one included; by default one a core, or one a CPU of the
+                cluster. 1 starts nothing.
+            address: of a running Ray cluster (``host:port``), on all of whose nodes the others run,
+                instead of on this machine.
             ready: called first in each of the others; what it raises is raised here.
         """
         self._count = count or (num_cores() if address is None else None)
@@ -113,8 +127,9 @@ class Workers:
         """Stop what was started. A call that still runs is given up."""
         self.dismiss()
         try:
-            # A thread that still imports Ray has started nothing. It may do so for ever: an interrupt that comes while this thread
-            # waits for the lock on imports leaves that taken.
+            # A thread that still imports Ray has started nothing. It may do so for ever: an
+            # interrupt that comes while this thread waits for the lock on imports leaves that
+            # taken.
             if self._starter is not None and (self._is_starting or raised is None):
                 self._starter.join(_STOPS_S)
         finally:
@@ -122,7 +137,9 @@ class Workers:
             Workers._num_open -= self._is_open
 
     def dismiss(self) -> None:
-        """Let the others end while this process goes on alone; the end of the context waits for that."""
+        """Let the others end while this process goes on alone; the end of the context waits for
+        that.
+        """
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
@@ -136,14 +153,15 @@ class Workers:
         group: Callable[[Item], Hashable] = lambda _: None,
         weight: Callable[[Item], float] = lambda _: 1.0,
     ) -> list[Result]:
-        """The function's result for every item, in the items' order. What the function raises is raised here.
+        """The function's result for every item, in the items' order. What the function raises is
+        raised here.
 
         Args:
             function: can be pickled, as items and results can.
             tick: told how many items are done; between two items of this process.
             seen: given each result as it comes, before ``tick`` counts it.
-            group: items of one group share what a process loads and fills, so the same process gets them as long as others have
-                items of their own.
+            group: items of one group share what a process loads and fills, so the same process gets
+                them as long as others have items of their own.
             weight: roughly how long an item takes, in any unit; the longest are begun first.
         """
         work = WorkList(function, items, group, weight, self._seen_groups)
@@ -171,7 +189,9 @@ class Workers:
         return [work.results[place] for place in range(len(items))]
 
     def _next_here(self, work: WorkList[Any, Any]) -> int | None:
-        """An item for this process; ``None`` where others have ended some, or this waited until they had."""
+        """An item for this process; ``None`` where others have ended some, or this waited until
+        they had.
+        """
         with self._changed:
             while True:
                 error = work.error or self._error
@@ -187,7 +207,11 @@ class Workers:
     def _tell_unstarted(self) -> None:
         why, self._unstarted = self._unstarted, ""
         if why:
-            warnings.warn(f"Ray did not start all processes, which takes longer: {why}", RuntimeWarning, stacklevel=3)
+            warnings.warn(
+                f"Ray did not start all processes, which takes longer: {why}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def _keep(self, work: WorkList[Any, Any], place: int, result: Any) -> None:
         with self._changed:
@@ -199,7 +223,9 @@ class Workers:
         self._starter.start()
 
     def _others(self) -> None:
-        """Start the others, and stop them in the end: all in one thread, with which the processes that it started would die."""
+        """Start the others, and stop them in the end: all in one thread, with which the processes
+        that it started would die.
+        """
         if self._address is None:
             with self._changed:
                 self._changed.wait_for(lambda: self._is_closed, _SHORT_S)
@@ -223,8 +249,14 @@ class Workers:
                     while not self._is_closed:
                         self._changed.wait()
                 self._give_up()
-        except BaseException as error:  # whatever it is, the main thread raises it, or goes on alone
-            if self._address is None and isinstance(error, Exception) and not self._has_started.is_set():
+        except (
+            BaseException
+        ) as error:  # whatever it is, the main thread raises it, or goes on alone
+            if (
+                self._address is None
+                and isinstance(error, Exception)
+                and not self._has_started.is_set()
+            ):
                 self._do_without(error)
             else:
                 self._fail(None, error)
@@ -232,7 +264,9 @@ class Workers:
             self._has_started.set()
 
     def _do_without(self, error: Exception) -> None:
-        """On this machine it is no error that others do not start: a machine with much to do may give Ray too little time."""
+        """On this machine it is no error that others do not start: a machine with much to do may
+        give Ray too little time.
+        """
         self._unstarted = (str(error).strip().splitlines() or [type(error).__name__])[0]
 
     def _hire(self, number: int) -> None:
@@ -241,7 +275,9 @@ class Workers:
         actor = ray.remote(num_cpus=1, max_restarts=0, scheduling_strategy="SPREAD")(_Worker)
         self._actors += [actor.remote() for _ in range(number)]
         for place, one in enumerate(self._actors, 1):
-            driver = threading.Thread(target=self._drive, args=(place, one), name=f"worker {place}", daemon=True)
+            driver = threading.Thread(
+                target=self._drive, args=(place, one), name=f"worker {place}", daemon=True
+            )
             self._drivers.append(driver)
             driver.start()
 
@@ -267,7 +303,9 @@ class Workers:
                 return
             for work, place in self._for_worker(number, handed):
                 if place is not None:
-                    handed.append((work, place, actor.call.remote(work.shared(ray.put), work.items[place])))
+                    handed.append(
+                        (work, place, actor.call.remote(work.shared(ray.put), work.items[place]))
+                    )
                     continue
                 work, place, task = handed.popleft()
                 try:
@@ -289,20 +327,32 @@ class Workers:
             if self._address is None:
                 self._do_without(error)
                 return False
-            raise UserError(f"--address {self._address}: a worker did not start: {str(error).strip().splitlines()[0]}") from error
+            raise UserError(
+                f"--address {self._address}: a worker did not start: {str(error).strip().splitlines()[0]}"
+            ) from error
         return True
 
     def _for_worker(
         self, number: int, handed: deque[tuple[WorkList[Any, Any], int, Any]]
     ) -> Iterator[tuple[WorkList[Any, Any], int | None]]:
-        """What one worker gets next; without a place where it is to end first what it was handed."""
+        """What one worker gets next; without a place where it is to end first what it was
+        handed.
+        """
         while True:
             with self._changed:
                 place = None
                 while not self._is_closed:
                     work = self._list
-                    wants = len(handed) < (2 if work is not None and work.num_left >= _MANY * (1 + len(self._actors)) else 1)
-                    place = work.take(number) if work is not None and wants and work.error is None else None
+                    wants = len(handed) < (
+                        2
+                        if work is not None and work.num_left >= _MANY * (1 + len(self._actors))
+                        else 1
+                    )
+                    place = (
+                        work.take(number)
+                        if work is not None and wants and work.error is None
+                        else None
+                    )
                     if place is not None or handed:
                         break
                     self._changed.wait()
@@ -324,7 +374,9 @@ class Workers:
 
 
 def _is_on_ray() -> bool:
-    """Whether this process is a worker of Ray already, or the one that started it: workers' cores are taken."""
+    """Whether this process is a worker of Ray already, or the one that started it: workers' cores
+    are taken.
+    """
     if Workers._num_open:
         return True
     is_initialized = getattr(sys.modules.get("ray"), "is_initialized", None)

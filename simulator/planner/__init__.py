@@ -1,1 +1,3 @@
-"""Which deployment, on what, how many: a space, a closed-form screen, simulation of what is left, and the answer."""
+"""Which deployment, on what, how many: a space, a closed-form screen, simulation of what is left,
+and the answer.
+"""

@@ -1,4 +1,5 @@
-"""What an answer's doubts rest on, one exploration at a time: many short tasks of which all cores have some until the end.
+"""What an answer's doubts rest on, one exploration at a time: many short tasks of which all cores
+have some until the end.
 
 Each is kept in the store, where the few long tasks that put them together find it.
 """
@@ -20,7 +21,8 @@ from simulator.planner.whatif import Change, Trials
 _TABLE_WORK = 5.0
 """Explorations in a table."""
 _OTHER_WORK = 3.0
-"""Of one under other conditions, over one as asked: a new step table is filled, or a search begins further from its end."""
+"""Of one under other conditions, over one as asked: a new step table is filled, or a search begins
+further from its end."""
 _LEAST_WORK = 0.5
 
 
@@ -29,7 +31,8 @@ class Task(NamedTuple):
 
     option: Option
     change: Change | None
-    """What is other than in the question; ``None`` = the table of what it needs if steps take longer."""
+    """What is other than in the question; ``None`` = the table of what it needs if steps take
+    longer."""
 
     @property
     def work(self) -> float:
@@ -52,7 +55,8 @@ def tasks(
     Args:
         again: the changes under which options are explored.
         doubted: options whose tables are wanted.
-        drawn: the recommended option and the second, of which other samples are wanted; nodes may be lost of the first.
+        drawn: the recommended option and the second, of which other samples are wanted; nodes may
+            be lost of the first.
         rates: options at other rates.
     """
     found = [Task(option, change) for option, changes in again.items() for change in changes]

@@ -1,4 +1,6 @@
-"""The answer: what to deploy, what else would do, what it hangs on; every number in it can be traced to a finding."""
+"""The answer: what to deploy, what else would do, what it hangs on; every number in it can be
+traced to a finding.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +37,21 @@ def priced(found: Found, finding: Finding) -> Priced:
     watts = finding.sized.size * machines.watts_per_gpu
     electricity = watts / 1000 * found.question.power.price_per_kwh
     served = 1.0
-    if finding.outcome is not None and not finding.outcome.met:  # what falls behind is not paid for tokens that nobody gets
-        served = min(1.0, finding.outcome.output_tokens_per_s / (traffic.rate_per_s * traffic.num_output))
+    if (
+        finding.outcome is not None and not finding.outcome.met
+    ):  # what falls behind is not paid for tokens that nobody gets
+        served = min(
+            1.0, finding.outcome.output_tokens_per_s / (traffic.rate_per_s * traffic.num_output)
+        )
     output_per_hour = served * traffic.rate_per_s * traffic.num_output * 3600
     all_per_hour = output_per_hour + served * traffic.rate_per_s * traffic.num_input * 3600
-    return Priced(hourly, electricity, hourly / output_per_hour * 1e6, hourly / all_per_hour * 1e6, watts * 3600 / output_per_hour)
+    return Priced(
+        hourly,
+        electricity,
+        hourly / output_per_hour * 1e6,
+        hourly / all_per_hour * 1e6,
+        watts * 3600 / output_per_hour,
+    )
 
 
 def explorer(found: Found, finding: Finding) -> Explorer:
@@ -74,10 +86,14 @@ def text_of(found: Found, finding: Finding) -> str:
         return space.text(option.design)
     machines = space.machines[option.design.machines]
     idle = sized.size - finding.num_gpus - space.spare_gpus(machines)
-    where = f"{sized.size} x {machines.offer.cluster}" + (f", {finding.num_gpus} of {sized.size} GPUs used" if idle > 0 else "")
+    where = f"{sized.size} x {machines.offer.cluster}" + (
+        f", {finding.num_gpus} of {sized.size} GPUs used" if idle > 0 else ""
+    )
     if option.prefill is None:
         many = "1 replica" if sized.replicas == 1 else f"{sized.replicas} replicas"
-        return f"{space.formatted(option.design)}, {many} of {space.split(option.design)} on {where}"
+        return (
+            f"{space.formatted(option.design)}, {many} of {space.split(option.design)} on {where}"
+        )
     return (
         f"{space.formatted(option.design)}, {sized.prefill_replicas} for prompts of "
         f"{space.split(option.prefill)} and {sized.replicas} for decoding of {space.split(option.design)} on {where}"
@@ -110,7 +126,9 @@ def summary(found: Found, doubts: dict[str, Any] | None = None) -> dict[str, Any
         "seed": found.question.seed,
         "currency": found.question.power.currency,
         "targets": _targets(found),
-        "models": [{"name": model.name, "is_moe": model.moe is not None} for model in found.space.models],
+        "models": [
+            {"name": model.name, "is_moe": model.moe is not None} for model in found.space.models
+        ],
         "spare": _spare(found),
         "clusters": [machines.offer.cluster for machines in found.space.machines],
         "num_simulated": _num_simulated(found),
@@ -131,9 +149,13 @@ def summary(found: Found, doubts: dict[str, Any] | None = None) -> dict[str, Any
             "mean_input": found.traffic.num_input,
             "mean_output": found.traffic.num_output,
         },
-        "clusters_ruled_out": {one.offer.cluster: one.beyond for one in found.space.machines if one.beyond},
+        "clusters_ruled_out": {
+            one.offer.cluster: one.beyond for one in found.space.machines if one.beyond
+        },
         "why_not_models": of_each_model(found),
-        "best_of_each_model": {name: by_option[finding.option] for name, finding in best_of_each(found).items()},
+        "best_of_each_model": {
+            name: by_option[finding.option] for name, finding in best_of_each(found).items()
+        },
         "candidates": rows,
         "pareto": pareto(found, bands),
         "crossover": doubted.pop("crossover") if "crossover" in doubted else crossover_of(found),
@@ -142,7 +164,9 @@ def summary(found: Found, doubts: dict[str, Any] | None = None) -> dict[str, Any
         room = doubted.pop("headroom") if "headroom" in doubted else headroom_of(found, met[0])
         sure = doubted.get("confidence") or {}
         ends = sure.get("headroom_low"), sure.get("headroom_high")
-        answer["recommended"] = rows[0] | {"headroom": room} | (held("headroom", room, ends) if sure else {})
+        answer["recommended"] = (
+            rows[0] | {"headroom": room} | (held("headroom", room, ends) if sure else {})
+        )
         answer["sizes"] = doubted.pop("sizes") if "sizes" in doubted else around(found, met[0])
         answer["basis"] = basis(found)
         answer["handover"] = handover(found)
@@ -154,7 +178,9 @@ def summary(found: Found, doubts: dict[str, Any] | None = None) -> dict[str, Any
 
 
 def _num_simulated(found: Found) -> int:
-    """Searches for a size; once for deployments whose first round was of all requests, however many replicas they turned out to need."""
+    """Searches for a size; once for deployments whose first round was of all requests, however many
+    replicas they turned out to need.
+    """
     first = [replace(finding, option=sized_as_found(finding)) for finding in found.first]
     return len(first) + sum(finding not in first for finding in found.findings)
 
@@ -197,7 +223,9 @@ def row_of(found: Found, finding: Finding) -> dict[str, Any]:
         "replicas": sized.replicas,
         "prefill_replicas": sized.prefill_replicas,
         "token_budget": finding.option.budget,
-        "too_long_share": found.traffic.share_beyond(found.space.models[finding.option.design.model].max_context_tokens),
+        "too_long_share": found.traffic.share_beyond(
+            found.space.models[finding.option.design.model].max_context_tokens
+        ),
         **{f"cost_{name}": value for name, value in priced(found, finding)._asdict().items()},
         "worst_target": outcome.tightest,
         "worst_ratio": outcome.worst,

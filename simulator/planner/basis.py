@@ -1,4 +1,6 @@
-"""What the numbers rest on: measured, fitted, published or assumed, and what was outside the measurements."""
+"""What the numbers rest on: measured, fitted, published or assumed, and what was outside the
+measurements.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,15 @@ from simulator.planner.search import Found
 
 
 def basis(found: Found) -> dict[str, dict[str, Any]]:
-    """By deployment, of the best of every model: the assumptions and warnings that a run of it would state."""
+    """By deployment, of the best of every model: the assumptions and warnings that a run of it
+    would state.
+    """
     stated = {}
     for finding in best_of_each(found).values():
         if finding.sized is None:
             continue
         facts = facts_of(explorer(found, finding).plan(finding.sized))
-        stated[text_of(found, finding)] = {key: facts[key] for key in ("assumptions", "warnings", "is_rumour", "model_title")}
+        stated[text_of(found, finding)] = {
+            key: facts[key] for key in ("assumptions", "warnings", "is_rumour", "model_title")
+        }
     return stated

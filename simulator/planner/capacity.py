@@ -26,7 +26,8 @@ def plan(
     workers: int | None = None,
     address: str | None = None,
 ) -> tuple[dict[str, Any], float]:
-    """The answer, which is the same for the same question, seed and version; and the seconds that it took.
+    """The answer, which is the same for the same question, seed and version; and the seconds that
+    it took.
 
     Args:
         folder: what paths in the question are relative to.
@@ -38,7 +39,9 @@ def plan(
         UserError: if the question names what does not exist, or the cluster cannot be used.
     """
     began = time.perf_counter()
-    ready = partial(_ready, None if address is None else (program(), str(Path.cwd()), str(folder), store.folder))
+    ready = partial(
+        _ready, None if address is None else (program(), str(Path.cwd()), str(folder), store.folder)
+    )
     with Workers(workers, address, ready) as crew:
         found = search(question, folder, store, tick, crew)
         doubted = doubts(found, store, tick, crew)
@@ -48,17 +51,23 @@ def plan(
 
 
 def _ready(here: tuple[str, str, str, Path | None] | None) -> None:
-    """A worker has imported all this. On a cluster it sees what the first process sees, or refuses."""
+    """A worker has imported all this. On a cluster it sees what the first process sees, or
+    refuses.
+    """
     if here is None:
         return
     digest, current, folder, kept = here
     node = os.uname().nodename
     for place in (current, folder, *([] if kept is None else [str(kept)])):
         if not Path(place).is_dir():
-            raise UserError(f"--address: node '{node}' has no folder {place}; all nodes must see the same files")
+            raise UserError(
+                f"--address: node '{node}' has no folder {place}; all nodes must see the same files"
+            )
     os.chdir(current)
     if program() != digest:
-        raise UserError(f"--address: node '{node}' has another version of moesim, or other models or clusters")
+        raise UserError(
+            f"--address: node '{node}' has another version of moesim, or other models or clusters"
+        )
 
 
 def _finite(value: Any) -> Any:

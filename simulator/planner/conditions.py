@@ -1,8 +1,9 @@
 """What if: the same question under other conditions, as a question again.
 
-``apply(Conditions(network=0.5), question, folder)`` is a :class:`Question` like any other: pass it to :func:`search`, or make a
-:class:`Space` of it, and every result (kept findings and filled tables too) follows, since all are keyed by what is asked.
-``unchanged`` says which models keep their skew because it was recorded, not drawn.
+``apply(Conditions(network=0.5), question, folder)`` is a :class:`Question` like any other: pass it
+to :func:`search`, or make a :class:`Space` of it, and every result (kept findings and filled tables
+too) follows, since all are keyed by what is asked. ``unchanged`` says which models keep their skew
+because it was recorded, not drawn.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ class Conditions(NamedTuple):
     prompts: float = 1.0
     """Prompts are so many times as long."""
     network: float = 1.0
-    """Every wire, inside fast domains and between them, carries so many times as many bytes a second; latencies stay."""
+    """Every wire, inside fast domains and between them, carries so many times as many bytes a
+    second; latencies stay."""
     skew: float = 1.0
-    """On the spread of the logarithm of the experts' popularity (or on the exponent of a power law)."""
+    """On the spread of the logarithm of the experts' popularity (or on the exponent of a power
+    law)."""
     price: float = 1.0
     """Of a GPU-hour."""
 
@@ -44,19 +47,27 @@ def apply(conditions: Conditions, question: Question, folder: Path) -> Question:
         "rate_scale": question.workload.rate_scale * conditions.rate,
         "prompt_scale": question.workload.prompt_scale * conditions.prompts,
     }
-    if question.workload.duration_s is not None:  # of the run: the same requests, not as many seconds of faster ones
+    if (
+        question.workload.duration_s is not None
+    ):  # of the run: the same requests, not as many seconds of faster ones
         workload["duration_s"] = question.workload.duration_s / conditions.rate
     changes: dict[str, Any] = {
         "workload": question.workload.model_copy(update=workload),
         "models": tuple(_skewed(one, conditions.skew, folder) for one in question.models),
         "peak_s": None if question.peak_s is None else question.peak_s / conditions.rate,
     }
-    prices = [machines.price_per_gpu_hour for machines in Space(question, folder).machines] if conditions.price != 1 else []
+    prices = (
+        [machines.price_per_gpu_hour for machines in Space(question, folder).machines]
+        if conditions.price != 1
+        else []
+    )
     changes["clusters"] = tuple(
         offer.model_copy(
             update={
                 "network_speed": offer.network_speed * conditions.network,
-                "price_per_gpu_hour": prices[n] * conditions.price if prices else offer.price_per_gpu_hour,
+                "price_per_gpu_hour": prices[n] * conditions.price
+                if prices
+                else offer.price_per_gpu_hour,
             }
         )
         for n, offer in enumerate(question.clusters)
@@ -65,10 +76,16 @@ def apply(conditions: Conditions, question: Question, folder: Path) -> Question:
 
 
 def unchanged(conditions: Conditions, question: Question, folder: Path) -> list[str]:
-    """MoE models whose skew :func:`apply` cannot change: their experts' popularity was recorded, or a policy is not known."""
+    """MoE models whose skew :func:`apply` cannot change: their experts' popularity was recorded, or
+    a policy is not known.
+    """
     if conditions.skew == 1:
         return []
-    return [one.model for one in question.models if (routing := _routing(one, folder)) and not _spread(routing)]
+    return [
+        one.model
+        for one in question.models
+        if (routing := _routing(one, folder)) and not _spread(routing)
+    ]
 
 
 def _skewed(one: CandidateModel, factor: float, folder: Path) -> CandidateModel:
@@ -77,7 +94,9 @@ def _skewed(one: CandidateModel, factor: float, folder: Path) -> CandidateModel:
     routing = _routing(one, folder)
     if routing is None:
         return one
-    return one.model_copy(update={"routing": {**routing, **{key: routing[key] * factor for key in _spread(routing)}}})
+    return one.model_copy(
+        update={"routing": {**routing, **{key: routing[key] * factor for key in _spread(routing)}}}
+    )
 
 
 def _routing(one: CandidateModel, folder: Path) -> Policy | None:

@@ -1,7 +1,9 @@
-"""How sure the choice is: bands from the calibration's error, other samples of requests and other samples of experts' choices.
+"""How sure the choice is: bands from the calibration's error, other samples of requests and other
+samples of experts' choices.
 
-The few deployments that are compared most closely are simulated with the calibration off by what it may be off
-(:mod:`simulator.planner.draws`), and with other samples; :mod:`simulator.planner.row_bands` gives all other figures theirs.
+The few deployments that are compared most closely are simulated with the calibration off by what it
+may be off (:mod:`simulator.planner.draws`), and with other samples;
+:mod:`simulator.planner.row_bands` gives all other figures theirs.
 """
 
 from __future__ import annotations
@@ -70,7 +72,9 @@ def _size(trials: Trials, option: Option, slower: float) -> int:
 
 
 def redrawn(trials: Trials, options: tuple[Option, ...], sized: Sized) -> list[dict[str, Any]]:
-    """For each other sample: GPUs that each option needs, and what the first one does at its recommended size."""
+    """For each other sample: GPUs that each option needs, and what the first one does at its
+    recommended size.
+    """
     rows = []
     for draw in DRAWS:
         change = Change(draw=draw)
@@ -81,7 +85,9 @@ def redrawn(trials: Trials, options: tuple[Option, ...], sized: Sized) -> list[d
 
 
 def at_its_size(trials: Trials, option: Option, sized: Sized, table: Table) -> list[dict[str, Any]]:
-    """What the recommended size does and carries if steps take so many times as long; of the fastest, the median and the slowest."""
+    """What the recommended size does and carries if steps take so many times as long; of the
+    fastest, the median and the slowest.
+    """
     rows = []
     for factor in table.slower:
         change = Change(slower=factor)
@@ -92,11 +98,16 @@ def at_its_size(trials: Trials, option: Option, sized: Sized, table: Table) -> l
 
 def _made(outcome: Outcome) -> dict[str, Any]:
     measured = {"output_tokens_per_s": outcome.output_tokens_per_s} | outcome.measured
-    return {"ratios": outcome.ratios, "measured": {name: value for name, value in measured.items() if name != BACKLOG}}
+    return {
+        "ratios": outcome.ratios,
+        "measured": {name: value for name, value in measured.items() if name != BACKLOG},
+    }
 
 
 def carried(trials: Trials, option: Option, sized: Sized, slower: float) -> float:
-    """Times the traffic that so many replicas carry with all targets met if steps take so many times as long."""
+    """Times the traffic that so many replicas carry with all targets met if steps take so many
+    times as long.
+    """
     return headroom(trials.explorer(option, Change(slower=slower)), sized, _LOAD_STEP)
 
 
@@ -128,7 +139,9 @@ def second_choice(found: Found) -> Finding | None:
 
     def kind(finding: Finding) -> tuple[Any, ...]:
         design, prefill = finding.option.design, finding.option.prefill
-        plain = design._replace(kv_dtype="", slots=0, overlap="", dispatch_dtype="", placement="", max_sequences=0)
+        plain = design._replace(
+            kv_dtype="", slots=0, overlap="", dispatch_dtype="", placement="", max_sequences=0
+        )
         return (*plain, prefill and (prefill.tp, prefill.attention_dp, prefill.pp))
 
     met = [finding for finding in found.findings if finding.sized is not None]
@@ -142,10 +155,13 @@ class Costs:
         self.draws = Draws(found.question.seed)
         self.tables = tables
         self._found = found
-        self._is_free = all(gpu_hour(found.space, place) == 0 for place in range(len(found.space.machines)))
+        self._is_free = all(
+            gpu_hour(found.space, place) == 0 for place in range(len(found.space.machines))
+        )
 
     def gpus(self, finding: Finding, table: Table | None = None) -> Floats | None:
-        """``[n]`` GPUs that it needs, infinite where nothing meets the targets; ``None`` where that is not known.
+        """``[n]`` GPUs that it needs, infinite where nothing meets the targets; ``None`` where that
+        is not known.
 
         Args:
             table: under other circumstances than those that were asked for.
@@ -160,15 +176,17 @@ class Costs:
     def of(self, finding: Finding, table: Table | None = None) -> Floats | None:
         """``[n]`` costs per hour, likewise; GPUs where machines cost nothing."""
         gpus = self.gpus(finding, table)
-        price = 1.0 if self._is_free else gpu_hour(self._found.space, finding.option.design.machines)
+        price = (
+            1.0 if self._is_free else gpu_hour(self._found.space, finding.option.design.machines)
+        )
         return None if gpus is None else gpus * price
 
 
 def confidence(found: Found, doubted: Doubted, costs: Costs) -> dict[str, Any]:
     """Bands of the recommended deployment's figures, and probabilities that the choice is right.
 
-    ``beats_second`` counts draws in which the first costs no more than the second (a deployment beats itself in all),
-    ``cheaper_than_second`` those in which it costs less (in none).
+    ``beats_second`` counts draws in which the first costs no more than the second (a deployment
+    beats itself in all), ``cheaper_than_second`` those in which it costs less (in none).
     """
     first = doubted.first
     if first.sized is None:
@@ -192,13 +210,18 @@ def confidence(found: Found, doubted: Doubted, costs: Costs) -> dict[str, Any]:
         "sources": [*_sources(found, table), *_others(found, table, costs), *_METHOD],
     }
     if doubted.second is not None and (theirs := costs.of(doubted.second)) is not None:
-        answer |= {"beats_second": share(mine <= theirs, mine, theirs), "cheaper_than_second": share(mine < theirs, mine, theirs)}
+        answer |= {
+            "beats_second": share(mine <= theirs, mine, theirs),
+            "cheaper_than_second": share(mine < theirs, mine, theirs),
+        }
         answer["second"] = text_of(found, doubted.second)
     moe, dense = (None if one is None else costs.of(one) for one in (doubted.moe, doubted.dense))
     if moe is not None and dense is not None:
         answer["moe_beats_dense"] = share(moe < dense, moe, dense)
         answer["moe_costs_no_more_than_dense"] = share(moe <= dense, moe, dense)
-        answer["cost_moe_over_dense_low"], answer["cost_moe_over_dense_high"] = band_of(over(moe, dense))
+        answer["cost_moe_over_dense_low"], answer["cost_moe_over_dense_high"] = band_of(
+            over(moe, dense)
+        )
     return answer
 
 
@@ -209,14 +232,17 @@ def over(costs: Floats, others: Floats) -> Floats:
 
 
 def noise_of(doubted: Doubted, place: int) -> tuple[float, ...]:
-    """GPUs that the first or second choice needs with other samples over those with the one asked for.
+    """GPUs that the first or second choice needs with other samples over those with the one asked
+    for.
 
     Infinite with a sample for which no size is enough; 1 where there is none for the one asked for.
     """
     option = (doubted.first, doubted.second)[place]
     table = doubted.tables[option.option] if option is not None else None
     base = table.gpus[table.slower.index(1.0)] if table is not None else 0
-    return tuple((row["gpus"][place] or math.inf) / base if base else 1.0 for row in doubted.redrawn)
+    return tuple(
+        (row["gpus"][place] or math.inf) / base if base else 1.0 for row in doubted.redrawn
+    )
 
 
 def _meets(doubted: Doubted, draws: Draws) -> float:
@@ -229,7 +255,15 @@ def _meets(doubted: Doubted, draws: Draws) -> float:
     for name in base:
         ratios = np.maximum.accumulate([max(row["ratios"][name], 1e-9) for row in doubted.slowed])
         drawn = np.interp(np.log(slowness), grid, np.log(ratios))
-        samples = np.log([1.0, *(max(row["ratios"][name], 1e-9) / max(base[name], 1e-9) for row in doubted.redrawn)])
+        samples = np.log(
+            [
+                1.0,
+                *(
+                    max(row["ratios"][name], 1e-9) / max(base[name], 1e-9)
+                    for row in doubted.redrawn
+                ),
+            ]
+        )
         if name.startswith("ttft"):
             drawn = np.maximum(drawn, math.log(max(base[name], 1e-9)) + _ttft(table, score))
         kept &= drawn + samples[draws.sample] <= 1e-9
@@ -243,7 +277,9 @@ def _ttft(table: Table, score: Floats | float) -> Any:
 
 
 def figures(doubted: Doubted) -> dict[str, dict[str, float]]:
-    """80 % bands of what the recommended size does: the calibration's, widened by how other samples scatter."""
+    """80 % bands of what the recommended size does: the calibration's, widened by how other samples
+    scatter.
+    """
     table = doubted.tables[doubted.first.option]
     edges = [nearest(doubted.slowed, edge) for edge in table.band]
     base = nearest(doubted.slowed, 1.0)

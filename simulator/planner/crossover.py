@@ -1,8 +1,9 @@
 """The crossover map: where a mixture of experts beats a dense model, by how much, and what decides.
 
-Three readings of "better", since they differ: at the same sequences on each GPU, at the same time per token, and each at its full
-load. At every point each model has the best of its splits. The deciding term is the one in which the winner saves most GPU-seconds
-of an output token; room for the cache decides where the loser would need it to hold as many sequences as the winner. A ratio's band
+Three readings of "better", since they differ: at the same sequences on each GPU, at the same time
+per token, and each at its full load. At every point each model has the best of its splits. The
+deciding term is the one in which the winner saves most GPU-seconds of an output token; room for the
+cache decides where the loser would need it to hold as many sequences as the winner. A ratio's band
 and ``moe_wins_probability`` are of the calibration's error alone (:mod:`simulator.planner.margin`).
 """
 
@@ -44,7 +45,8 @@ MEMORY = "KV memory"
 WEIGHTS = "memory for weights"
 """What a model does not even have."""
 BEST, ALIKE = "best of each", "same tensor parallelism"
-"""Which splits are compared: each model's best, or replicas without attention data parallelism over the same number of GPUs."""
+"""Which splits are compared: each model's best, or replicas without attention data parallelism over
+the same number of GPUs."""
 _ALIKE = 0.005
 """Models that differ by less in tokens a second are alike."""
 _DIGITS = 5
@@ -71,15 +73,30 @@ class Point(NamedTuple):
 
 
 def crossover_of(found: Found) -> dict[str, Any] | None:
-    """The map of a plan: its best MoE and its best dense model, on the machines of the best; ``None`` where the limits allow none."""
+    """The map of a plan: its best MoE and its best dense model, on the machines of the best;
+    ``None`` where the limits allow none.
+    """
     space, asked = found.space, found.question.crossover.cluster
-    usable = [n for n, machines in enumerate(space.machines) if not machines.beyond and asked in (None, machines.offer.cluster)]
+    usable = [
+        n
+        for n, machines in enumerate(space.machines)
+        if not machines.beyond and asked in (None, machines.offer.cluster)
+    ]
     if not usable:
         return None
     ordered = [finding.option.design for finding in found.findings if finding.sized is not None]
-    ordered += [option.design for option in sorted((o for part in found.screened.values() for o in part.options), key=by_cost)]
-    places = [(design.model, design.machines) for design in ordered] + [(n, usable[0]) for n in range(len(space.models))]
-    seen = [(model, machines) for model, machines in places if space.candidates[model].pruning is None]
+    ordered += [
+        option.design
+        for option in sorted(
+            (o for part in found.screened.values() for o in part.options), key=by_cost
+        )
+    ]
+    places = [(design.model, design.machines) for design in ordered] + [
+        (n, usable[0]) for n in range(len(space.models))
+    ]
+    seen = [
+        (model, machines) for model, machines in places if space.candidates[model].pruning is None
+    ]
     kinds = [space.models[model].moe is not None for model, _ in seen]
     if len(set(kinds)) < 2 and found.question.crossover.models is None:
         return None
@@ -87,11 +104,14 @@ def crossover_of(found: Found) -> dict[str, Any] | None:
     return crossover(found.question, space.folder, list(best), seen[0][1])
 
 
-def crossover(question: Question, folder: Path, models: Sequence[int], machines: int) -> dict[str, Any] | None:
+def crossover(
+    question: Question, folder: Path, models: Sequence[int], machines: int
+) -> dict[str, Any] | None:
     """The map as JSON; ``None`` where the models are all of one kind.
 
     Args:
-        models: indices into the question's models, unless its ``[crossover]`` names others; likewise the machines.
+        models: indices into the question's models, unless its ``[crossover]`` names others;
+            likewise the machines.
     """
     asked = question.crossover
     if asked.models is not None:
@@ -106,7 +126,10 @@ def crossover(question: Question, folder: Path, models: Sequence[int], machines:
         space = Space(apply(Conditions(network=network), narrow, folder), folder)
         designs = designs or [_designs(space, model, machines, asked) for model in models]
         sides = [_Side(space, model, plans) for model, plans in zip(models, designs, strict=True)]
-        names = {"moe": [side.name for side in sides if side.is_moe], "dense": [side.name for side in sides if not side.is_moe]}
+        names = {
+            "moe": [side.name for side in sides if side.is_moe],
+            "dense": [side.name for side in sides if not side.is_moe],
+        }
         if not names["moe"] or not names["dense"]:
             return None
         for num_input, num_output in product(asked.inputs, asked.outputs):
@@ -117,14 +140,29 @@ def crossover(question: Question, folder: Path, models: Sequence[int], machines:
                     here = {"moe": sides[moe].name, "dense": sides[dense].name, **place}
                     for name, found in compared(steady[moe], steady[dense], asked).items():
                         rows[name] += [here | row for row in found]
-    answer = {"models": names, "cluster": question.clusters[machines].cluster, "terms": [*TERMS.values(), MEMORY], **rows}
+    answer = {
+        "models": names,
+        "cluster": question.clusters[machines].cluster,
+        "terms": [*TERMS.values(), MEMORY],
+        **rows,
+    }
     return answer | {"flips": flips(answer)}
 
 
-def compared(moe: list[Steady], dense: list[Steady], asked: Crossover) -> dict[str, list[dict[str, Any]]]:
-    """Rows of the three readings for two models with requests of one length; each is given by its splits."""
-    alike = [(size, _of_size(moe, size), _of_size(dense, size)) for size in sorted({one.plan.layout.num_ranks for one in dense})]
-    pairs = [(BEST, None, moe, dense), *((ALIKE, size, first, second) for size, first, second in alike if first and second)]
+def compared(
+    moe: list[Steady], dense: list[Steady], asked: Crossover
+) -> dict[str, list[dict[str, Any]]]:
+    """Rows of the three readings for two models with requests of one length; each is given by its
+    splits.
+    """
+    alike = [
+        (size, _of_size(moe, size), _of_size(dense, size))
+        for size in sorted({one.plan.layout.num_ranks for one in dense})
+    ]
+    pairs = [
+        (BEST, None, moe, dense),
+        *((ALIKE, size, first, second) for size, first, second in alike if first and second),
+    ]
     rows: dict[str, list[dict[str, Any]]] = {"cells": [], "at_same_time": [], "at_full_load": []}
     batches = np.array(asked.batches)
     dense_loads = [one.at(batches) for one in dense]
@@ -140,9 +178,13 @@ def compared(moe: list[Steady], dense: list[Steady], asked: Crossover) -> dict[s
         for time_s in asked.times_s:
             first, second = _most_within(firsts, time_s), _most_within(seconds, time_s)
             missing = _slowest_term(firsts if first is None else seconds)
-            rows["at_same_time"].append(here | {"time_per_token_s": time_s} | _row(first, second, missing, time_s))
+            rows["at_same_time"].append(
+                here | {"time_per_token_s": time_s} | _row(first, second, missing, time_s)
+            )
         first, second = _most_within(firsts), _most_within(seconds)
-        rows["at_full_load"].append(here | _row(first, second, WEIGHTS if not firsts or not seconds else MEMORY))
+        rows["at_full_load"].append(
+            here | _row(first, second, WEIGHTS if not firsts or not seconds else MEMORY)
+        )
     return rows
 
 
@@ -155,11 +197,17 @@ class _Side:
         self._space = space
         self._curves: dict[Design, Curve] = {}
         seed = space.question.seed
-        self._plans = [(design, make_plan(space.spec(design, None), seed, "plan [crossover]", space.folder)) for design in designs]
+        self._plans = [
+            (design, make_plan(space.spec(design, None), seed, "plan [crossover]", space.folder))
+            for design in designs
+        ]
 
     def at(self, num_input: int, num_output: int) -> list[Steady]:
         """The splits with requests of one length."""
-        traffic, budget = fixed(num_input, num_output), max(self._space.question.space.token_budgets)
+        traffic, budget = (
+            fixed(num_input, num_output),
+            max(self._space.question.space.token_budgets),
+        )
         found = []
         for design, plan in self._plans:
             key = design.kernels
@@ -176,7 +224,8 @@ def _designs(space: Space, model: int, machines: int, asked: Crossover) -> list[
     return [
         design
         for design, _ in space.designs(model, machines, Ruled())
-        if (design.ep > 1 or design.num_ranks <= per_node) and (design.ep in asked.eps or not is_moe)
+        if (design.ep > 1 or design.num_ranks <= per_node)
+        and (design.ep in asked.eps or not is_moe)
     ]
 
 
@@ -185,7 +234,12 @@ def _narrowed(question: Question, folder: Path, machines: int) -> Question:
     per_node = Space(question, folder).machines[machines].spec.gpus_per_node
     most = min(question.space.max_gpus_per_replica, max(per_node, *question.crossover.eps))
     space = question.space.model_copy(
-        update={"redundant_experts": (0.0,), "placements": ("contiguous",), "pp": (1,), "max_gpus_per_replica": most}
+        update={
+            "redundant_experts": (0.0,),
+            "placements": ("contiguous",),
+            "pp": (1,),
+            "max_gpus_per_replica": most,
+        }
     )
     return question.model_copy(update={"space": space})
 
@@ -197,7 +251,11 @@ def _of_size(splits: list[Steady], num_gpus: int) -> list[Steady]:
 
 def _best_at(splits: list[Steady], loads: list[Loads], n: int) -> Point | None:
     """The split that makes most of the ``n``-th load."""
-    found = [Point(one, part.only(n), False) for one, part in zip(splits, loads, strict=True) if part.fits[n]]
+    found = [
+        Point(one, part.only(n), False)
+        for one, part in zip(splits, loads, strict=True)
+        if part.fits[n]
+    ]
     return max(found, key=lambda point: point.tokens_per_s, default=None)
 
 
@@ -213,7 +271,9 @@ def _most_within(splits: list[Steady], time_s: float = math.inf) -> Point | None
     return max(found, key=lambda point: point.tokens_per_s, default=None)
 
 
-def _row(moe: Point | None, dense: Point | None, missing: str, time_s: float = math.inf) -> dict[str, Any]:
+def _row(
+    moe: Point | None, dense: Point | None, missing: str, time_s: float = math.inf
+) -> dict[str, Any]:
     """Two points held against each other.
 
     Args:
@@ -226,7 +286,9 @@ def _row(moe: Point | None, dense: Point | None, missing: str, time_s: float = m
         requests = 0.0 if point is None else point.tokens_per_s / point.steady.traffic.num_output
         row[f"{kind}_requests_per_s_gpu"] = None if point is None else _rounded(requests)
         row[f"{kind}_sequences_per_gpu"] = None if point is None else _rounded(point.sequences)
-        row[f"{kind}_time_per_token_s"] = None if point is None else _rounded(float(point.loads.step_s[0]))
+        row[f"{kind}_time_per_token_s"] = (
+            None if point is None else _rounded(float(point.loads.step_s[0]))
+        )
         row[f"{kind}_split"] = None if point is None else point.steady.split
     row |= {"ratio": None, "ratio_low": None, "ratio_high": None, "moe_wins_probability": None}
     row |= {"winner": None, "deciding_term": None, "share": None}
@@ -235,8 +297,18 @@ def _row(moe: Point | None, dense: Point | None, missing: str, time_s: float = m
         return row | ({} if winner is None else {"winner": _name(winner), "deciding_term": missing})
     ratio = moe.tokens_per_s / dense.tokens_per_s
     row["ratio"] = _rounded(ratio)
-    sure = margin(ratio, *(error_of(one.steady.plan, one.loads.terms[:, 0], _gives(one, time_s)) for one in (moe, dense)))
-    for name, value in (("ratio_low", sure.low), ("ratio_high", sure.high), ("moe_wins_probability", sure.above)):
+    sure = margin(
+        ratio,
+        *(
+            error_of(one.steady.plan, one.loads.terms[:, 0], _gives(one, time_s))
+            for one in (moe, dense)
+        ),
+    )
+    for name, value in (
+        ("ratio_low", sure.low),
+        ("ratio_high", sure.high),
+        ("moe_wins_probability", sure.above),
+    ):
         row[name] = None if value is None else round(_rounded(value), 6)
     if abs(ratio - 1) < _ALIKE:
         return row
@@ -246,7 +318,9 @@ def _row(moe: Point | None, dense: Point | None, missing: str, time_s: float = m
 
 
 def _gives(point: Point, time_s: float) -> float:
-    """By how many per cent fewer tokens a model makes where its steps take one per cent longer and a token may not."""
+    """By how many per cent fewer tokens a model makes where its steps take one per cent longer and
+    a token may not.
+    """
     if math.isinf(time_s):
         return 1.0
     edges = around_one(bands_of(point.steady.plan, False)[0])
@@ -257,17 +331,26 @@ def _gives(point: Point, time_s: float) -> float:
 
 
 def deciding(winner: Point, loser: Point) -> tuple[str, float]:
-    """The term in which the winner saves most, and its share of all that it saves somewhere (it may lose some of it elsewhere)."""
+    """The term in which the winner saves most, and its share of all that it saves somewhere (it may
+    lose some of it elsewhere).
+    """
     spent, own = loser.loads.terms[:, 0], winner.loads.terms[:, 0]
     saved = {}
     steady = loser.steady
     if loser.is_full and winner.sequences > loser.sequences:
         # What it would spend if it could hold as many: the rest is for want of room.
         per_rank = steady.budget / (1 + steady.traffic.num_input / steady.traffic.num_output)
-        roomy = steady.at(np.array([min(winner.sequences, max(loser.sequences, per_rank / steady.plan.layout.tp))])).terms[:, 0]
+        roomy = steady.at(
+            np.array(
+                [min(winner.sequences, max(loser.sequences, per_rank / steady.plan.layout.tp))]
+            )
+        ).terms[:, 0]
         saved[MEMORY] = float(spent.sum() - roomy.sum())
         spent = roomy
-    saved |= {name: float(more - less) for name, more, less in zip(TERMS.values(), spent, own, strict=True)}
+    saved |= {
+        name: float(more - less)
+        for name, more, less in zip(TERMS.values(), spent, own, strict=True)
+    }
     term = max(saved, key=saved.__getitem__)
     return term, saved[term] / sum(value for value in saved.values() if value > 0)
 
@@ -283,7 +366,11 @@ def _too_many(splits: list[Steady], batch: float) -> str:
 
 def _slowest_term(splits: list[Steady]) -> str:
     """What keeps the fastest split from being faster."""
-    found = [(float(one.curve_points.step_s[0]), one.curve_points.terms[:, 0]) for one in splits if one.most]
+    found = [
+        (float(one.curve_points.step_s[0]), one.curve_points.terms[:, 0])
+        for one in splits
+        if one.most
+    ]
     if not splits:
         return WEIGHTS
     if not found:

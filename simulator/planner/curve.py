@@ -1,7 +1,8 @@
-"""What a replica's steps take, in closed form: the planner's screen goes by these instead of forming steps.
+"""What a replica's steps take, in closed form: the planner's screen goes by these instead of
+forming steps.
 
-Every number comes from the same prices as the engine's; what is left out is chance: batches are what they are on average, and
-sequences are as long as the traffic's mean one.
+Every number comes from the same prices as the engine's; what is left out is chance: batches are
+what they are on average, and sequences are as long as the traffic's mean one.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Terms(NamedTuple):
     prompts: Floats
     """Looking back in prompts."""
     waiting: Floats
-    """What the rank with most work for its experts takes longer than the mean one, and a pipeline's longest stage than others."""
+    """What the rank with most work for its experts takes longer than the mean one, and a pipeline's
+    longest stage than others."""
     exchanges: Floats
     """Tokens on their way to experts and back, as far as nothing is computed meanwhile."""
     all_reduces: Floats
@@ -69,11 +71,14 @@ class _Experts(NamedTuple):
 class Curve:
     """Steps of one replica with ``traffic``'s sequences, evenly spread over its batches."""
 
-    def __init__(self, plan: Plan, traffic: Traffic, max_tokens: int, like: Curve | None = None) -> None:
+    def __init__(
+        self, plan: Plan, traffic: Traffic, max_tokens: int, like: Curve | None = None
+    ) -> None:
         """Price the blocks of a step at a few numbers of tokens.
 
         Args:
-            like: of a plan with the same kernels (:attr:`simulator.planner.space.Design.kernels`): blocks and experts take as long.
+            like: of a plan with the same kernels (:attr:`simulator.planner.space.Design.kernels`):
+                blocks and experts take as long.
         """
         self.plan = plan
         self.max_tokens = max_tokens
@@ -111,7 +116,11 @@ class Curve:
         if self._like is not None:
             return self._like._all_reduces_s
         prices = self._prices
-        return prices.all_reduces_s(self._grid) * prices.num_all_reduces if self.plan.layout.tp > 1 else np.zeros(len(self._grid))
+        return (
+            prices.all_reduces_s(self._grid) * prices.num_all_reduces
+            if self.plan.layout.tp > 1
+            else np.zeros(len(self._grid))
+        )
 
     @cached_property
     def _sends_s(self) -> Floats:
@@ -124,14 +133,22 @@ class Curve:
         if self._like is not None:
             return self._like._experts
         model, layout, dtype = self.plan.model, self.plan.layout, self.plan.precision.experts
-        tokens = np.unique(np.rint(np.geomspace(1, self.max_tokens, _EXPERT_POINTS)).astype(np.int64))
+        tokens = np.unique(
+            np.rint(np.geomspace(1, self.max_tokens, _EXPERT_POINTS)).astype(np.int64)
+        )
         found = np.zeros((4, len(tokens)))
         if self.plan.experts is None or model.moe is None:
             return _Experts(tokens.astype(np.float64), *found)
-        expert_bytes = model.moe.num_expert_parameters(model.hidden_size) / layout.moe_tp * BYTES_PER_ELEMENT[dtype]
+        expert_bytes = (
+            model.moe.num_expert_parameters(model.hidden_size)
+            / layout.moe_tp
+            * BYTES_PER_ELEMENT[dtype]
+        )
         for place, number in enumerate(tokens):
             layer = place * 5 % model.num_moe_layers
-            step = self._prices.expert_step(layer, np.full(layout.attention_dp, number, dtype=np.int64), 211 * place)
+            step = self._prices.expert_step(
+                layer, np.full(layout.attention_dp, number, dtype=np.int64), 211 * place
+            )
             mean_s = float(step.experts_R.mean())
             rows = float(step.pairs_R.mean()) * expert_bytes / step.read_bytes
             streaming_s = mean_s * float(self._streaming(dtype, np.array(rows)))
@@ -140,27 +157,42 @@ class Curve:
         return _Experts(tokens.astype(np.float64), *(found * model.num_moe_layers))
 
     def _streaming(self, dtype: str, rows: Floats) -> Floats:
-        """Share of matrix products' seconds that reading the weights explains: a roofline of the accelerator's peaks.
+        """Share of matrix products' seconds that reading the weights explains: a roofline of the
+        accelerator's peaks.
 
         Args:
             rows: that each weight which is read is multiplied with.
         """
         accelerator = self.plan.accelerator
-        balance = accelerator.flops_per_s(dtype) * BYTES_PER_ELEMENT[dtype] / (2 * accelerator.memory_bytes_per_s)
+        balance = (
+            accelerator.flops_per_s(dtype)
+            * BYTES_PER_ELEMENT[dtype]
+            / (2 * accelerator.memory_bytes_per_s)
+        )
         return np.minimum(1.0, balance / np.maximum(rows, 1.0))
 
-    def _mean_sums(self, context: NDArray[np.int64], new: NDArray[np.int64], phase: Phase) -> Floats:
+    def _mean_sums(
+        self, context: NDArray[np.int64], new: NDArray[np.int64], phase: Phase
+    ) -> Floats:
         """``[J, 6]``: for each context kernel, what a mean sequence adds to its sums."""
         rows = []
         for term in self._prices.lookbacks:
             rates = self._prices.rates[term, phase]
-            sums = total_sums(context, new, term.window + int(rates.window_block), term.compression, rates.tile_rows)
+            sums = total_sums(
+                context,
+                new,
+                term.window + int(rates.window_block),
+                term.compression,
+                rates.tile_rows,
+            )
             sums[:5] /= len(new)
             rows.append(sums)
         return np.array(rows).reshape(-1, 6)
 
     def looking_s(self, phase: Phase, sequences: Floats) -> Floats:
-        """Seconds of all layers' context kernels for ``[n]`` sequences on a rank; fractions are the share of steps with one."""
+        """Seconds of all layers' context kernels for ``[n]`` sequences on a rank; fractions are the
+        share of steps with one.
+        """
         total = np.zeros(len(sequences))
         for j, term in enumerate(self._prices.lookbacks):
             rates = np.array(list(self._prices.rates[term, phase]))
@@ -168,18 +200,25 @@ class Curve:
             sums[:, :5] *= sequences[:, None]
             sums[:, 5] *= sequences > 0
             floors = rates[0] * (1 - np.minimum(sequences, 1.0))
-            total += term.num_layers * (kernels_s(np.tile(rates, (len(sequences), 1)), sums) - floors)
+            total += term.num_layers * (
+                kernels_s(np.tile(rates, (len(sequences), 1)), sums) - floors
+            )
         return total
 
     def step_s(self, decodes: Floats, prompts: Floats, prompt_tokens: float) -> Floats:
-        """Seconds of a step in which each data-parallel rank decodes for ``[n]`` sequences and computes ``[n]`` prompts (or parts).
+        """Seconds of a step in which each data-parallel rank decodes for ``[n]`` sequences and
+        computes ``[n]`` prompts (or parts).
 
         Args:
             prompt_tokens: of a whole prompt.
         """
         tokens = np.maximum(decodes + prompts * prompt_tokens, 1.0)
         logits = np.clip(decodes + prompts, 1, self.max_tokens)
-        computing = self._at(tokens, self._blocks_s) + self.looking_s("decode", decodes) + self.looking_s("prefill", prompts)
+        computing = (
+            self._at(tokens, self._blocks_s)
+            + self.looking_s("decode", decodes)
+            + self.looking_s("prefill", prompts)
+        )
         routed = self._experts
         experts = np.interp(tokens, routed.tokens, routed.busiest_s)
         exchanges = np.interp(tokens, routed.tokens, routed.exchanges_s)
@@ -198,9 +237,13 @@ class Curve:
         return alone + self._held_up_s(alone, busy, head, own)
 
     def _held_up_s(self, alone: Floats, layers: Floats, head: Floats, own: Floats) -> Floats:
-        """What a batch of a pipeline waits where the longest stage, or the engine, has not done with the others in flight."""
+        """What a batch of a pipeline waits where the longest stage, or the engine, has not done
+        with the others in flight.
+        """
         longest, last = self._prices.stage_shares
-        busiest = np.max([layers * longest, layers * last + head, own], axis=0) * self.plan.layout.pp
+        busiest = (
+            np.max([layers * longest, layers * last + head, own], axis=0) * self.plan.layout.pp
+        )
         return np.asarray(np.maximum(busiest - alone, 0.0), dtype=np.float64)
 
     def terms(self, decodes: Floats, prompts: Floats, prompt_tokens: float) -> Terms:
@@ -220,7 +263,9 @@ class Curve:
         cache, looking = self.looking_s("decode", decodes), self.looking_s("prefill", prompts)
         all_reduces = parts * self._at(each, self._all_reduces_s)
         if parts == 2:  # one half computes meanwhile
-            exchanges = np.maximum(exchanges - (matrices + busiest + cache + looking + all_reduces), 0.0)
+            exchanges = np.maximum(
+                exchanges - (matrices + busiest + cache + looking + all_reduces), 0.0
+            )
         own, waiting = self._own_s(decodes, prompts), busiest - mean
         if self.plan.layout.pp > 1:
             layers = matrices + busiest + cache + looking + all_reduces + exchanges
@@ -242,7 +287,9 @@ class Curve:
         """The engine's own seconds."""
         engine, model = self.plan.calibration.engine, self.plan.model
         own_s = engine.step_s + (decodes + np.ceil(prompts)) * engine.sequence_s
-        return own_s + engine.prompt_s(model.num_layers, model.num_moe_layers) * np.minimum(prompts, 1.0)
+        return own_s + engine.prompt_s(model.num_layers, model.num_moe_layers) * np.minimum(
+            prompts, 1.0
+        )
 
     def _at(self, tokens: Floats, seconds: Floats) -> Floats:
         return np.interp(tokens, self._grid, seconds)

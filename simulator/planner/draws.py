@@ -1,16 +1,19 @@
-"""Joint draws of what the calibration may be off, and of which sample of requests comes: what everything that is compared shares.
+"""Joint draws of what the calibration may be off, and of which sample of requests comes: what
+everything that is compared shares.
 
-The calibration's error is one factor on all of a step's seconds, log-normal with the band of measured over predicted times per token
-of the serving engine (whole models and GPUs left out of the fit). It is made up of a factor for each term of the step (weights,
-products, cache, ...), all equally uncertain. Two deployments share half of the variance of a term that the same kernels of the same
-engine on the same family of accelerators compute, and err together as far as these terms make up their steps; the other half is
-each one's own.
+The calibration's error is one factor on all of a step's seconds, log-normal with the band of
+measured over predicted times per token of the serving engine (whole models and GPUs left out of the
+fit). It is made up of a factor for each term of the step (weights, products, cache, ...), all
+equally uncertain. Two deployments share half of the variance of a term that the same kernels of the
+same engine on the same family of accelerators compute, and err together as far as these terms make
+up their steps; the other half is each one's own.
 
-That is held against measured serving points (``python tests/validation/test_order_probabilities.py TABLE``; 1,483 points of three
-engines on three GPUs, in 15,759 pairs of the same lengths and load; most are in the fits). Deployments said to be faster with a
-probability of 55, 65, 75, 86, 93 and 97 % are in 53, 63, 71, 86, 91 and 96 % of cases, Brier score 0.054, and the 80 % band of the
-ratio of two times per token holds 79 % of the ratios. Of one engine, GPU and model it holds 85 %; it would 56 % were all shared, and
-90 % were nothing.
+That is held against measured serving points (``python tests/validation/test_order_probabilities.py
+TABLE``; 1,483 points of three engines on three GPUs, in 15,759 pairs of the same lengths and load;
+most are in the fits). Deployments said to be faster with a probability of 55, 65, 75, 86, 93 and 97
+% are in 53, 63, 71, 86, 91 and 96 % of cases, Brier score 0.054, and the 80 % band of the ratio of
+two times per token holds 79 % of the ratios. Of one engine, GPU and model it holds 85 %; it would
+56 % were all shared, and 90 % were nothing.
 """
 
 from __future__ import annotations
@@ -58,7 +61,8 @@ class Table(NamedTuple):
     by_sample: tuple[list[int], ...] = ()
     """``gpus`` with each of :data:`DRAWS`, where that was tabulated instead."""
     own: str = ""
-    """Whose error it has that is not its kernels', see :func:`own_of`; empty = nobody's, all is shared."""
+    """Whose error it has that is not its kernels', see :func:`own_of`; empty = nobody's, all is
+    shared."""
 
     @property
     def middle(self) -> float:
@@ -72,7 +76,9 @@ class Table(NamedTuple):
 
     @property
     def edges(self) -> tuple[float, float]:
-        """The band, stretched to 1 where the fit is biased: what was predicted lies within its own band."""
+        """The band, stretched to 1 where the fit is biased: what was predicted lies within its own
+        band.
+        """
         return around_one(self.band)
 
 
@@ -91,9 +97,14 @@ def band_of_fit(band: tuple[float, float] | None, fit: Fit) -> tuple[float, floa
 
 
 def kernels_of(plan: Plan) -> tuple[str, ...]:
-    """For each of :class:`~simulator.planner.curve.Terms`, whose error it has: deployments with the same name err together there."""
+    """For each of :class:`~simulator.planner.curve.Terms`, whose error it has: deployments with the
+    same name err together there.
+    """
     experts = "" if plan.model.moe is None else f" of {plan.model.name}"
-    formats, wires = plan.precision, "nodes" if plan.layout.num_gpus > plan.cluster.gpus_per_node else "one node"
+    formats, wires = (
+        plan.precision,
+        "nodes" if plan.layout.num_gpus > plan.cluster.gpus_per_node else "one node",
+    )
     apart = {
         "weights": f"{formats.weights} {formats.experts}{experts}",
         "products": f"{formats.weights} {formats.experts}{experts}",
@@ -104,18 +115,24 @@ def kernels_of(plan: Plan) -> tuple[str, ...]:
         "all_reduces": wires,
         "host": "",
     }
-    return tuple(f"{name} {apart.get(name, '')} {plan.accelerator.calibration} {plan.spec.engine}" for name in Terms._fields)
+    return tuple(
+        f"{name} {apart.get(name, '')} {plan.accelerator.calibration} {plan.spec.engine}"
+        for name in Terms._fields
+    )
 
 
 def own_of(plan: Plan) -> str:
-    """What names a deployment's own error: of what differs in its cache's format or its batching only, it is the same."""
+    """What names a deployment's own error: of what differs in its cache's format or its batching
+    only, it is the same.
+    """
     layout, formats = plan.layout, plan.precision
     split = f"TP {layout.tp} DP {layout.attention_dp} EP {layout.ep} PP {layout.pp}"
     return f"{plan.model.name} {formats.weights} {formats.experts} {split} {plan.accelerator.name} {plan.spec.engine}"
 
 
 def loading(parts: Mapping[str, float], own: str = "") -> dict[str, float]:
-    """How far each error moves the whole, all terms equally uncertain: squares add up to 1, whatever the step is made of.
+    """How far each error moves the whole, all terms equally uncertain: squares add up to 1,
+    whatever the step is made of.
 
     Args:
         own: the name of a deployment's own error.
@@ -124,7 +141,9 @@ def loading(parts: Mapping[str, float], own: str = "") -> dict[str, float]:
     {'weights': 0.6, 'cache': 0.8}
     """
     scale = math.sqrt(sum(share**2 for share in parts.values()) / (SHARED if own else 1.0))
-    return {name: share / scale for name, share in parts.items()} | ({own: math.sqrt(1 - SHARED)} if own else {})
+    return {name: share / scale for name, share in parts.items()} | (
+        {own: math.sqrt(1 - SHARED)} if own else {}
+    )
 
 
 class Draws:
@@ -164,8 +183,15 @@ class Draws:
         """
         slower = self.slowness(table)
         if not table.by_sample:
-            as_slow = np.array([(1.0, 1.0), *(_as_slow(table, ratio) for ratio in table.noise or (1.0,) * len(DRAWS))])
-            return np.asarray(gpus_at(table, sizes, slower * as_slow[self.sample, 0]) * as_slow[self.sample, 1])
+            as_slow = np.array(
+                [
+                    (1.0, 1.0),
+                    *(_as_slow(table, ratio) for ratio in table.noise or (1.0,) * len(DRAWS)),
+                ]
+            )
+            return np.asarray(
+                gpus_at(table, sizes, slower * as_slow[self.sample, 0]) * as_slow[self.sample, 1]
+            )
         found = np.empty(self.count)
         for number, gpus in enumerate((table.gpus, *table.by_sample)):
             here = self.sample == number
@@ -174,9 +200,11 @@ class Draws:
 
 
 def _as_slow(table: Table, ratio: float) -> tuple[float, float]:
-    """How many times as long steps would have to take for a deployment to need ``ratio`` times the GPUs.
+    """How many times as long steps would have to take for a deployment to need ``ratio`` times the
+    GPUs.
 
-    A sample that is harder counts as that: the two together need what the sum of both needs, not one rounded size times another.
+    A sample that is harder counts as that: the two together need what the sum of both needs, not
+    one rounded size times another.
 
     Returns:
         That factor, and 1; or 1 and ``ratio``, where nothing that was tried needs so many.
@@ -184,17 +212,31 @@ def _as_slow(table: Table, ratio: float) -> tuple[float, float]:
     place = table.slower.index(1.0)
     wanted = table.gpus[place] * ratio
     if ratio > 1:
-        beyond = next((n for n in range(place + 1, len(table.gpus)) if table.gpus[n] >= wanted), None)
-        return (1.0, ratio) if beyond is None else (math.sqrt(table.slower[beyond - 1] * table.slower[beyond]), 1.0)
+        beyond = next(
+            (n for n in range(place + 1, len(table.gpus)) if table.gpus[n] >= wanted), None
+        )
+        return (
+            (1.0, ratio)
+            if beyond is None
+            else (math.sqrt(table.slower[beyond - 1] * table.slower[beyond]), 1.0)
+        )
     if ratio < 1:
         beyond = next((n for n in reversed(range(place)) if 0 < table.gpus[n] <= wanted), None)
-        return (1.0, ratio) if beyond is None else (math.sqrt(table.slower[beyond + 1] * table.slower[beyond]), 1.0)
+        return (
+            (1.0, ratio)
+            if beyond is None
+            else (math.sqrt(table.slower[beyond + 1] * table.slower[beyond]), 1.0)
+        )
     return 1.0, 1.0
 
 
 def gpus_at(table: Table, sizes: tuple[int, ...], slower: Floats) -> Floats:
-    """GPUs needed if steps take so many times as long: between what was tried, the next size there is. Never fewer if slower."""
-    needed = np.maximum.accumulate(np.array([number or math.inf for number in table.gpus], dtype=np.float64))
+    """GPUs needed if steps take so many times as long: between what was tried, the next size there
+    is. Never fewer if slower.
+    """
+    needed = np.maximum.accumulate(
+        np.array([number or math.inf for number in table.gpus], dtype=np.float64)
+    )
     tried = np.log(table.slower)
     at = np.log(slower)
     known = np.isfinite(needed)
@@ -209,20 +251,28 @@ def gpus_at(table: Table, sizes: tuple[int, ...], slower: Floats) -> Floats:
 
 
 def band_of(values: Floats) -> tuple[float | None, float | None]:
-    """10th and 90th percentile, of values that were drawn; ``None`` where infinite, or where there are none."""
+    """10th and 90th percentile, of values that were drawn; ``None`` where infinite, or where there
+    are none.
+    """
     if not len(values):
         return None, None
-    low, high = (float(np.quantile(values, q, method=m)) for q, m in ((0.1, "lower"), (0.9, "higher")))  # type: ignore[call-overload]
+    low, high = (
+        float(np.quantile(values, q, method=m))  # type: ignore[call-overload]
+        for q, m in ((0.1, "lower"), (0.9, "higher"))
+    )
     return (low if math.isfinite(low) else None), (high if math.isfinite(high) else None)
 
 
 def share(is_so: NDArray[np.bool_], mine: Floats, theirs: Floats) -> float:
     """Of the draws; where both fail neither is better."""
-    return float((is_so & np.isfinite(mine)).mean() + (np.isinf(mine) & np.isinf(theirs)).mean() / 2)
+    return float(
+        (is_so & np.isfinite(mine)).mean() + (np.isinf(mine) & np.isinf(theirs)).mean() / 2
+    )
 
 
 def firsts(costs: Floats) -> Floats:
-    """``[m]`` share of draws in which each of ``[m, n]`` costs is the least; of those that are equal, the one listed first.
+    """``[m]`` share of draws in which each of ``[m, n]`` costs is the least; of those that are
+    equal, the one listed first.
 
     Shares add up to 1 less the draws in which nothing meets the targets.
 
@@ -235,7 +285,8 @@ def firsts(costs: Floats) -> Floats:
 
 
 def none_cheaper(costs: Floats) -> Floats:
-    """``[m]`` share of draws in which none of ``[m, n]`` costs less: those that are equal count each.
+    """``[m]`` share of draws in which none of ``[m, n]`` costs less: those that are equal count
+    each.
 
     >>> none_cheaper(np.array([[1.0, 3.0], [1.0, 2.0]]))
     array([0.5, 1. ])

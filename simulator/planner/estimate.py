@@ -1,9 +1,11 @@
-"""What a deployment would need if steps took longer, in closed form: for all that is not simulated again and again.
+"""What a deployment would need if steps took longer, in closed form: for all that is not simulated
+again and again.
 
-The screen's curves say what a replica carries by how far latencies may go. Their limits are stretched until the closed form needs
-just as many replicas as simulation found, the least stretch that does; then steps are made longer. Limits on throughput alone are
-met by a factor on what is carried. Other experts' choices and burstier arrivals are not in it: other samples of requests count by
-their rate and lengths.
+The screen's curves say what a replica carries by how far latencies may go. Their limits are
+stretched until the closed form needs just as many replicas as simulation found, the least stretch
+that does; then steps are made longer. Limits on throughput alone are met by a factor on what is
+carried. Other experts' choices and burstier arrivals are not in it: other samples of requests count
+by their rate and lengths.
 """
 
 from __future__ import annotations
@@ -18,7 +20,15 @@ from simulator.config.calibration import Calibration, CalibrationFile, Fit
 from simulator.config.host import load_any_calibration
 from simulator.deployment.plan import Plan, make_plan
 from simulator.planner.curve import Curve
-from simulator.planner.draws import DRAWS, Floats, Table, around_one, band_of_fit, kernels_of, own_of
+from simulator.planner.draws import (
+    DRAWS,
+    Floats,
+    Table,
+    around_one,
+    band_of_fit,
+    kernels_of,
+    own_of,
+)
 from simulator.planner.explore import Finding
 from simulator.planner.screen import Judge, Option, Served
 from simulator.planner.space import Design, Space
@@ -33,11 +43,14 @@ _NEARLY = 1 - 1e-6
 """As much as one replica fewer would need, and not quite."""
 _ROUNDING = 1e-9
 _BUSIEST = 0.97
-"""Of what a replica carries at the most: where the closed form puts one that simulation finds able to carry its share."""
+"""Of what a replica carries at the most: where the closed form puts one that simulation finds able
+to carry its share."""
 
 
 class Reach(NamedTuple):
-    """What a replica of one pool, or of both phases, carries by how far its latencies go; ``[n]`` each, rising."""
+    """What a replica of one pool, or of both phases, carries by how far its latencies go; ``[n]``
+    each, rising.
+    """
 
     ranks: int
     rates: Floats
@@ -64,7 +77,9 @@ class Reach(NamedTuple):
         return float(self.rates[n - 1] ** (1 - part) * self.rates[n] ** part) / slower
 
     def fitted(self, least: float, most: float) -> tuple[float, float]:
-        """Slack and factor with which it carries at least ``least`` and less than ``most`` requests a second; 1 where it does."""
+        """Slack and factor with which it carries at least ``least`` and less than ``most`` requests
+        a second; 1 where it does.
+        """
         carried = self.carries(1.0, 1.0)
         if least <= carried < most:
             return 1.0, 1.0
@@ -81,10 +96,15 @@ class Reach(NamedTuple):
         return slack, wanted / self.carries(1.0, slack)
 
     def latencies(self, rate: float, slower: float) -> tuple[float, float]:
-        """Time per token and to the first token at so many requests a second; the second without bound where they are too many."""
+        """Time per token and to the first token at so many requests a second; the second without
+        bound where they are too many.
+        """
         scale = max(1.0, rate / (_BUSIEST * float(self.rates[-1])))
         at = math.log(rate * slower)
-        tpot_s, ttft_s = (slower * float(np.interp(at, np.log(self.rates * scale), v)) for v in (self.tpot_s, self.ttft_s))
+        tpot_s, ttft_s = (
+            slower * float(np.interp(at, np.log(self.rates * scale), v))
+            for v in (self.tpot_s, self.ttft_s)
+        )
         return tpot_s, ttft_s if rate * slower <= scale * self.rates[-1] else math.inf
 
 
@@ -109,18 +129,26 @@ class Estimate(NamedTuple):
 
     table: Table
     factors: dict[str, tuple[float, float]]
-    """By latency (``tpot_s``): what its figure is multiplied with at the low and the high end of the calibration's band."""
+    """By latency (``tpot_s``): what its figure is multiplied with at the low and the high end of
+    the calibration's band."""
     kept: tuple[float, ...] = ()
-    """Share of the requests that keep their limits at both ends, where that is a target: simulated, there is no closed form of it."""
+    """Share of the requests that keep their limits at both ends, where that is a target: simulated,
+    there is no closed form of it."""
 
 
 def bands_of(plan: Plan, is_pooled: bool) -> tuple[tuple[float, float], tuple[float, float], str]:
-    """Bands of the time per token and to the first token, and what they are from: pools have bands of their own, where known."""
+    """Bands of the time per token and to the first token, and what they are from: pools have bands
+    of their own, where known.
+    """
     engine = plan.calibration.engine
     found: tuple[Fit, tuple[float, float] | None] = (engine, engine.ttft_band)
     if is_pooled and isinstance(plan.calibration, Calibration):
         file = load_any_calibration(plan.spec.calibration or plan.accelerator.calibration, "plan")
-        pools = file.pools(plan.spec.engine.partition("@")[0]) if isinstance(file, CalibrationFile) else None
+        pools = (
+            file.pools(plan.spec.engine.partition("@")[0])
+            if isinstance(file, CalibrationFile)
+            else None
+        )
         found = found if pools is None else (pools, pools.ttft_band)
     fit, ttft_band = found
     return band_of_fit(fit.band, fit), band_of_fit(ttft_band, fit), fit.source
@@ -133,18 +161,24 @@ def empty_table(curve: Curve, plan: Plan, option: Option) -> Table:
 
 
 def _parts(curve: Curve, plan: Plan, option: Option) -> dict[str, float]:
-    """Shares of a decode step at the time per token that was estimated, by what they have in common with other deployments."""
+    """Shares of a decode step at the time per token that was estimated, by what they have in common
+    with other deployments.
+    """
     batches = np.geomspace(1, max(2, min(option.budget, plan.rules.max_sequences)), _BATCHES)
     terms = curve.terms(batches, np.zeros(_BATCHES), 0.0)
     place = int(np.argmin(np.abs(terms.total - option.tpot_s)))
     total = float(terms.total[place])
     return {
-        name: float(seconds[place]) / total for name, seconds in zip(kernels_of(plan), terms, strict=True) if seconds[place] > 0
+        name: float(seconds[place]) / total
+        for name, seconds in zip(kernels_of(plan), terms, strict=True)
+        if seconds[place] > 0
     }
 
 
 class Estimator:
-    """Closed forms of one question's findings under one change: designs that differ in little share what they have in common."""
+    """Closed forms of one question's findings under one change: designs that differ in little share
+    what they have in common.
+    """
 
     def __init__(self, trials: Trials, change: Change = AS_ASKED, samples: bool = False) -> None:
         """Args: samples: whether tables are of other samples of requests too."""
@@ -154,44 +188,73 @@ class Estimator:
         self._kept: dict[tuple[Design, int, str], tuple[Plan, Curve, list[Served]]] = {}
 
     def estimate(self, finding: Finding, rate_per_s: float | None = None) -> Estimate | None:
-        """A finding's closed form; ``None`` where nothing was found, or the closed form knows no load that the targets allow.
+        """A finding's closed form; ``None`` where nothing was found, or the closed form knows no
+        load that the targets allow.
 
         Args:
-            rate_per_s: of the requests that the finding is about; absent = of the change's own stretch of them.
+            rate_per_s: of the requests that the finding is about; absent = of the change's own
+                stretch of them.
         """
         option, sized = finding.option, finding.sized
         if sized is None:
             return None
         space, traffic = self._world(option)
         rate = traffic.rate_per_s if rate_per_s is None else rate_per_s
-        machines, spare = space.machines[option.design.machines], space.spare_gpus(space.machines[option.design.machines])
+        machines, spare = (
+            space.machines[option.design.machines],
+            space.spare_gpus(space.machines[option.design.machines]),
+        )
         pools: list[Pool] = []
         sides = [("both", option.design, sized.replicas)]
         if option.prefill is not None:
-            sides = [("prefill", option.prefill, sized.prefill_replicas), ("decode", option.design, sized.replicas)]
+            sides = [
+                ("prefill", option.prefill, sized.prefill_replicas),
+                ("decode", option.design, sized.replicas),
+            ]
         for phase, design, replicas in sides:
             plan, curve, served = self._served(option, design, phase)
-            reaches = [_reach(judge, design, one) for judge, one in zip(self._judges, served, strict=True)]
+            reaches = [
+                _reach(judge, design, one) for judge, one in zip(self._judges, served, strict=True)
+            ]
             if any(reach is None for reach in reaches):
                 return None
             fewer = replicas - 1
             if option.prefill is None:
                 smaller = [size for size in machines.sizes if size < sized.size]
                 fewer = max(0, smaller[-1] - spare) // design.num_ranks if smaller else 0
-            pools.append(_pool([reach for reach in reaches if reach], replicas, fewer, rate, [one.traffic for one in self._judges]))
+            pools.append(
+                _pool(
+                    [reach for reach in reaches if reach],
+                    replicas,
+                    fewer,
+                    rate,
+                    [one.traffic for one in self._judges],
+                )
+            )
         table = empty_table(curve, plan, option)
 
         def gpus(slower: float, loads: Sequence[float]) -> int:
-            counts = [pool.needed(rate * load, slower) for pool, load in zip(pools, loads, strict=True)]
+            counts = [
+                pool.needed(rate * load, slower) for pool, load in zip(pools, loads, strict=True)
+            ]
             total = sum(count * pool.reach.ranks for count, pool in zip(counts, pools, strict=True))
             return (space.held(machines, total) or 0) if all(counts) else 0
 
-        slower = sorted({1.0, *(math.exp(table.middle + z * table.spread) for z in np.linspace(-_FURTHEST, _FURTHEST, _FACTORS))})
+        slower = sorted(
+            {
+                1.0,
+                *(
+                    math.exp(table.middle + z * table.spread)
+                    for z in np.linspace(-_FURTHEST, _FURTHEST, _FACTORS)
+                ),
+            }
+        )
         table = table._replace(
             slower=slower,
             gpus=[gpus(factor, [1.0] * len(pools)) for factor in slower],
             by_sample=tuple(
-                [gpus(factor, [pool.loads[n] for pool in pools]) for factor in slower] for n in range(len(self._draws))
+                [gpus(factor, [pool.loads[n] for pool in pools]) for factor in slower]
+                for n in range(len(self._draws))
             ),
         )
         return Estimate(table, _factors(pools, rate, table, traffic.num_output))
@@ -200,11 +263,18 @@ class Estimator:
         """The space and the traffic of the change, and judges for these and for other samples."""
         explorer = self._trials.explorer(option, self._change)
         if not self._judges:
-            others = [self._trials.explorer(option, self._change._replace(draw=draw)).traffic for draw in self._draws]
-            self._judges = [Judge(explorer.space, traffic) for traffic in (explorer.traffic, *others)]
+            others = [
+                self._trials.explorer(option, self._change._replace(draw=draw)).traffic
+                for draw in self._draws
+            ]
+            self._judges = [
+                Judge(explorer.space, traffic) for traffic in (explorer.traffic, *others)
+            ]
         return explorer.space, explorer.traffic
 
-    def _served(self, option: Option, design: Design, phase: str) -> tuple[Plan, Curve, list[Served]]:
+    def _served(
+        self, option: Option, design: Design, phase: str
+    ) -> tuple[Plan, Curve, list[Served]]:
         key = (design, option.budget, phase)
         if key not in self._kept:
             space = self._judges[0].space
@@ -233,31 +303,53 @@ def _reach(judge: Judge, design: Design, served: Served) -> Reach | None:
     if limits:
         needs = np.maximum(needs, (ttft_s + judge.traffic.num_output * tpot_s) / min(limits))
     rising = np.maximum.accumulate
-    return Reach(design.num_ranks, rising(served.rates[kept]), rising(needs), rising(tpot_s), rising(ttft_s))
+    return Reach(
+        design.num_ranks, rising(served.rates[kept]), rising(needs), rising(tpot_s), rising(ttft_s)
+    )
 
 
-def _pool(reaches: list[Reach], replicas: int, fewer: int, rate_per_s: float, traffic: list[Traffic]) -> Pool:
+def _pool(
+    reaches: list[Reach], replicas: int, fewer: int, rate_per_s: float, traffic: list[Traffic]
+) -> Pool:
     """Replicas of which ``fewer`` do not do."""
-    slack, scale = reaches[0].fitted(rate_per_s / max(replicas, 1), rate_per_s / fewer if fewer else math.inf)
+    slack, scale = reaches[0].fitted(
+        rate_per_s / max(replicas, 1), rate_per_s / fewer if fewer else math.inf
+    )
     carried = [reach.carries(1.0, slack) for reach in reaches]
     loads = tuple(
         other.rate_per_s / traffic[0].rate_per_s * carried[0] / able if able > 0 else math.inf
         for other, able in zip(traffic[1:], carried[1:], strict=True)
     )
-    return Pool(reaches[0], max(replicas, 1), slack, scale, tuple(load if math.isfinite(load) else 1.0 for load in loads))
+    return Pool(
+        reaches[0],
+        max(replicas, 1),
+        slack,
+        scale,
+        tuple(load if math.isfinite(load) else 1.0 for load in loads),
+    )
 
 
-def _factors(pools: list[Pool], rate_per_s: float, table: Table, num_output: float) -> dict[str, tuple[float, float]]:
-    """What the calibration's band makes of a deployment's latencies at the size that it has: queues grow faster than steps."""
+def _factors(
+    pools: list[Pool], rate_per_s: float, table: Table, num_output: float
+) -> dict[str, tuple[float, float]]:
+    """What the calibration's band makes of a deployment's latencies at the size that it has: queues
+    grow faster than steps.
+    """
 
     def latencies(slower: float) -> tuple[float, float]:
         found = [pool.reach.latencies(rate_per_s / pool.replicas, slower) for pool in pools]
         return found[-1][0], found[0][1]
 
     base, low, high = latencies(1.0), *(latencies(edge) for edge in table.edges)
-    tpot, ttft = ((one / own, other / own) if own > 0 else (1.0, 1.0) for own, one, other in zip(base, low, high, strict=True))
+    tpot, ttft = (
+        (one / own, other / own) if own > 0 else (1.0, 1.0)
+        for own, one, other in zip(base, low, high, strict=True)
+    )
     edges = around_one(table.ttft_band)
     ttft = (min(ttft[0], edges[0]), max(ttft[1], edges[1]))
     parts = (base[1], num_output * base[0])
-    e2e = [(parts[0] * first + parts[1] * later) / max(sum(parts), 1e-12) for first, later in zip(ttft, tpot, strict=True)]
+    e2e = [
+        (parts[0] * first + parts[1] * later) / max(sum(parts), 1e-12)
+        for first, later in zip(ttft, tpot, strict=True)
+    ]
     return {"tpot_s": tpot, "ttft_s": ttft, "e2e_s": (e2e[0], e2e[1])}

@@ -1,4 +1,6 @@
-"""The smallest cluster on which one deployment meets every target, found by trials: bracketing, then bisection over the sizes."""
+"""The smallest cluster on which one deployment meets every target, found by trials: bracketing,
+then bisection over the sizes.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,8 @@ class Finding:
     sized: Sized | None
     """The smallest cluster that meets all targets; ``None`` where not even the largest does."""
     outcome: Outcome | None
-    """There, or on the largest cluster; ``None`` where the deployment cannot run the workload at all."""
+    """There, or on the largest cluster; ``None`` where the deployment cannot run the workload at
+    all."""
     cost_per_hour: float
     num_gpus: int
     """That its replicas take up, of the cluster's."""
@@ -88,12 +91,25 @@ class Explorer:
         try:
             return self._pools() if self.option.prefill is not None else self._alike(machines.sizes)
         except UserError as error:
-            return Finding(self.option, None, None, float("inf"), 0, self._tried, str(error).split("]: ", 1)[-1])
+            return Finding(
+                self.option,
+                None,
+                None,
+                float("inf"),
+                0,
+                self._tried,
+                str(error).split("]: ", 1)[-1],
+            )
 
     @property
     def _tried(self) -> tuple[tuple[Sized, float], ...]:
         return tuple(
-            (sized._replace(replicas=sized.replicas * parts, prefill_replicas=sized.prefill_replicas * parts), found.worst)
+            (
+                sized._replace(
+                    replicas=sized.replicas * parts, prefill_replicas=sized.prefill_replicas * parts
+                ),
+                found.worst,
+            )
             for (sized, parts), found in self._known.items()
         )
 
@@ -106,13 +122,23 @@ class Explorer:
         ranks = self.option.design.num_ranks
         sizes = tuple(size for size in sizes if self._usable(size) >= ranks)
         if not sizes:
-            return Finding(self.option, None, None, float("inf"), 0, (), "no cluster of the limits is left when nodes are lost")
+            return Finding(
+                self.option,
+                None,
+                None,
+                float("inf"),
+                0,
+                (),
+                "no cluster of the limits is left when nodes are lost",
+            )
 
         def sized(size: int) -> Sized:
             return Sized(size, self._usable(size) // ranks)
 
         wanted = self.option.replicas * ranks
-        start = next((n for n, size in enumerate(sizes) if self._usable(size) >= wanted), len(sizes) - 1)
+        start = next(
+            (n for n, size in enumerate(sizes) if self._usable(size) >= wanted), len(sizes) - 1
+        )
         found = _first(len(sizes), start, lambda n: self.trial(sized(sizes[n])).met)
         if found is None:
             return self._missed(sized(sizes[-1]))
@@ -129,24 +155,46 @@ class Explorer:
         room = self._usable(machines.sizes[-1])
         most = (room - ranks[1]) // ranks[0], (room - ranks[0]) // ranks[1]
         if min(most) < 1:
-            return Finding(option, None, None, float("inf"), 0, (), "the two pools do not fit within the limits")
+            return Finding(
+                option,
+                None,
+                None,
+                float("inf"),
+                0,
+                (),
+                "the two pools do not fit within the limits",
+            )
         first, second = min(option.prefill_replicas, most[0]), min(option.replicas, most[1])
-        for _ in range(2):  # decoding hardly depends on how prompts are computed, so twice is enough
+        for _ in range(
+            2
+        ):  # decoding hardly depends on how prompts are computed, so twice is enough
             others = second
-            found = _first(most[0], first - 1, lambda n, d=others: self._keeps(n + 1, Sized(0, d, n + 1), _FIRST))  # type: ignore[misc]
+            found = _first(
+                most[0],
+                first - 1,
+                lambda n, d=others: self._keeps(n + 1, Sized(0, d, n + 1), _FIRST),  # type: ignore[misc]
+            )
             first = most[0] if found is None else found + 1
             prompts = first
-            found = _first(most[1], second - 1, lambda n, p=prompts: self._keeps(n + 1, Sized(0, n + 1, p), _LATER))  # type: ignore[misc]
+            found = _first(
+                most[1],
+                second - 1,
+                lambda n, p=prompts: self._keeps(n + 1, Sized(0, n + 1, p), _LATER),  # type: ignore[misc]
+            )
             second = most[1] if found is None else found + 1
         best = self._held(first, second)
         more = 1
-        while best is not None and not (found_there := self.trial(best)).met:  # its parts did better than the whole, by chance
+        while (
+            best is not None and not (found_there := self.trial(best)).met
+        ):  # its parts did better than the whole, by chance
             of_prompts = found_there.missed_by(_FIRST) > found_there.missed_by(_LATER)
             first, second = (first + more, second) if of_prompts else (first, second + more)
             best, more = self._held(first, second), 2 * more
         if best is None:
             first = min(first, most[0])
-            return self._missed(Sized(machines.sizes[-1], max(1, (room - first * ranks[0]) // ranks[1]), first))
+            return self._missed(
+                Sized(machines.sizes[-1], max(1, (room - first * ranks[0]) // ranks[1]), first)
+            )
         return self._met(best, first * ranks[0] + second * ranks[1], None)
 
     def _held(self, first: int, second: int) -> Sized | None:
@@ -154,20 +202,39 @@ class Explorer:
         option, machines = self.option, self.space.machines[self.option.design.machines]
         if option.prefill is None:
             raise ValueError("there is no prefill pool")
-        size = self.space.held(machines, first * option.prefill.num_ranks + second * option.design.num_ranks)
+        size = self.space.held(
+            machines, first * option.prefill.num_ranks + second * option.design.num_ranks
+        )
         return None if size is None else Sized(size, second, first)
 
     def _keeps(self, parts: int, sized: Sized, names: tuple[str, ...]) -> bool:
-        """Whether the pool that is split into its ``parts`` replicas keeps the targets that it decides, with its part of the other."""
-        replicas, prompts = (-(-number // parts) for number in (sized.replicas, sized.prefill_replicas))
+        """Whether the pool that is split into its ``parts`` replicas keeps the targets that it
+        decides, with its part of the other.
+        """
+        replicas, prompts = (
+            -(-number // parts) for number in (sized.replicas, sized.prefill_replicas)
+        )
         found = self._tried_once(Sized(0, replicas, prompts), parts)
-        other = {name: ratio for name, ratio in found.ratios.items() if not name.startswith((*_FIRST, *_LATER))}
+        other = {
+            name: ratio
+            for name, ratio in found.ratios.items()
+            if not name.startswith((*_FIRST, *_LATER))
+        }
         return max(found.missed_by(names), *other.values(), 0.0) <= 1.0
 
     def _met(self, sized: Sized, num_gpus: int, below: Outcome | None) -> Finding:
         price, found = self.space.machines[self.option.design.machines].gpu_hour, self.trial(sized)
         missing = risk(self.plan(Sized(0, 1, 1 if self.option.prefill is not None else 0)), found)
-        return Finding(self.option, sized, found, sized.size * price, num_gpus, self._tried, below=below, risk=missing)
+        return Finding(
+            self.option,
+            sized,
+            found,
+            sized.size * price,
+            num_gpus,
+            self._tried,
+            below=below,
+            risk=missing,
+        )
 
     def _missed(self, largest: Sized) -> Finding:
         found = self.trial(largest)
@@ -176,11 +243,15 @@ class Explorer:
         return Finding(self.option, None, found, float("inf"), 0, self._tried, why, most=largest)
 
     def trial(self, sized: Sized) -> Outcome:
-        """Serve the traffic with so many replicas: each of them, or each set of both pools that is alike, gets its share."""
+        """Serve the traffic with so many replicas: each of them, or each set of both pools that is
+        alike, gets its share.
+        """
         if self.option.prefill is None:
             return self._tried_once(sized._replace(size=0, replicas=1), sized.replicas)
         parts = math.gcd(sized.replicas, sized.prefill_replicas)
-        return self._tried_once(Sized(0, sized.replicas // parts, sized.prefill_replicas // parts), parts)
+        return self._tried_once(
+            Sized(0, sized.replicas // parts, sized.prefill_replicas // parts), parts
+        )
 
     def _tried_once(self, sized: Sized, parts: int) -> Outcome:
         """What so many replicas do with every n-th request of ``parts``."""
@@ -192,12 +263,20 @@ class Explorer:
         question = self.space.question
         trace, lead = self.traffic.share(parts)
         requests = serve_requests(self.plan(sized), trace, self._table)
-        return outcome(requests.iloc[lead:], question.targets, question.workload.slo, 1 / parts, self.traffic.stay_s)
+        return outcome(
+            requests.iloc[lead:],
+            question.targets,
+            question.workload.slo,
+            1 / parts,
+            self.traffic.stay_s,
+        )
 
     def _table(self, prices: Prices, stream: str) -> StepTable:
         """Filled once for all replicas of a design, whatever pool they are paired with."""
         plan = prices.plan
-        spec = plan.spec.model_dump_json(exclude={"name", "cluster", "replicas", "balancing", "prefill"})
+        spec = plan.spec.model_dump_json(
+            exclude={"name", "cluster", "replicas", "balancing", "prefill"}
+        )
         machines = self.space.machines[self.option.design.machines].offer.cluster
         # Another model, or another recording, may have the same path.
         named = plan.model.model_dump_json(), str(self.space.folder)
@@ -209,9 +288,16 @@ class Explorer:
         return _slowed(_TABLES[key], self.slower)
 
     def plan(self, sized: Sized) -> Plan:
-        """Of so many replicas, each sent every n-th request of n: what a balancer that keeps them even comes to."""
+        """Of so many replicas, each sent every n-th request of n: what a balancer that keeps them
+        even comes to.
+        """
         spec = deployment(self.space, self.option, sized)
-        return make_plan(spec.model_copy(update={"balancing": {"kind": "round_robin"}}), self.seed, "plan", self.space.folder)
+        return make_plan(
+            spec.model_copy(update={"balancing": {"kind": "round_robin"}}),
+            self.seed,
+            "plan",
+            self.space.folder,
+        )
 
 
 def deployment(space: Space, option: Option, sized: Sized, name: str = "") -> DeploymentSpec:
@@ -225,10 +311,16 @@ def deployment(space: Space, option: Option, sized: Sized, name: str = "") -> De
     needed = sized.replicas * design.num_ranks + sized.prefill_replicas * prompts.num_ranks
     size = sized.size or machines.holding(needed) or machines.sizes[-1]
     first = space.spec(prompts, option.budget)
-    pool = PrefillPoolSpec(parallel=first.parallel, replicas=sized.prefill_replicas, overlap=first.overlap)
+    pool = PrefillPoolSpec(
+        parallel=first.parallel, replicas=sized.prefill_replicas, overlap=first.overlap
+    )
     scheduling = {**pool.scheduling, "token_budget": option.budget}
     spec = space.spec(
-        design, option.budget, sized.replicas, size, name or f"{space.text(design)}, prompts on {space.split(prompts)}"
+        design,
+        option.budget,
+        sized.replicas,
+        size,
+        name or f"{space.text(design)}, prompts on {space.split(prompts)}",
     )
     return spec.model_copy(update={"prefill": pool.model_copy(update={"scheduling": scheduling})})
 
@@ -259,7 +351,9 @@ def _slowed(table: StepTable, factor: float) -> StepTable:
 
 
 def _first(count: int, start: int, is_met: Callable[[int], bool]) -> int | None:
-    """The first of ``count`` rising places where a monotone condition holds, looked for around ``start``; ``None`` without one."""
+    """The first of ``count`` rising places where a monotone condition holds, looked for around
+    ``start``; ``None`` without one.
+    """
     low, high = -1, count  # not met at low, met at high
     place, stride = min(max(start, 0), count - 1), 1
     for _ in range(_MOST_MOVES):

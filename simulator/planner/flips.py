@@ -15,7 +15,8 @@ _UNSURE = 0.1
 
 
 def flips(found: Row) -> list[str]:
-    """Along loads, times per token, lengths, the network's speed and expert-parallel sizes; the network as it is unless said.
+    """Along loads, times per token, lengths, the network's speed and expert-parallel sizes; the
+    network as it is unless said.
 
     What never changes is said too, where it is one load or one time per token after the other.
     """
@@ -36,16 +37,27 @@ def _of_pair(rows: dict[str, list[Row]]) -> list[str]:
     usual = [row for row in best if row["network"] == 1.0]
     loads = _best_ep([row for row in rows["cells"] if row["network"] == 1.0])
     said = [
-        *_along(loads, "batch_per_gpu", lambda value: f"{value:g} sequences a GPU", "at the same load"),
-        *_along(usual, "time_per_token_s", lambda value: f"{value * 1000:g} ms a token", "at the same time per token"),
+        *_along(
+            loads, "batch_per_gpu", lambda value: f"{value:g} sequences a GPU", "at the same load"
+        ),
+        *_along(
+            usual,
+            "time_per_token_s",
+            lambda value: f"{value * 1000:g} ms a token",
+            "at the same time per token",
+        ),
     ]
     full = [row for row in rows["at_full_load"] if row["network"] == 1.0]
     for pairing, part in _groups(full, lambda row: (row["gpus"] or 0,)):
         where = "at full load" if not pairing[0] else f"at full load with TP {pairing[0]} on both"
         said += _between_lengths(part, where)
-    said += _flipped(_best_ep(rows["cells"]), "network", lambda value: f"{value:g}{TIMES} the network")
     said += _flipped(
-        [row for row in rows["cells"] if row["network"] == 1.0], "ep", lambda value: f"EP {value:g}" if value > 1 else "no EP"
+        _best_ep(rows["cells"]), "network", lambda value: f"{value:g}{TIMES} the network"
+    )
+    said += _flipped(
+        [row for row in rows["cells"] if row["network"] == 1.0],
+        "ep",
+        lambda value: f"EP {value:g}" if value > 1 else "no EP",
     )
     return said
 
@@ -57,13 +69,21 @@ def _along(rows: list[Row], axis: str, text: Callable[[float], str], where: str)
         decided = [row for row in part if row["winner"] is not None]
         if not decided:
             continue
-        stretches = [(name, list(here)) for name, here in groupby(decided, key=lambda row: row["winner"])]
+        stretches = [
+            (name, list(here)) for name, here in groupby(decided, key=lambda row: row["winner"])
+        ]
         place = f"{lengths(num_input, num_output)} {where}"
         if len(stretches) == 1:
             chances = [row.get("moe_wins_probability") for row in decided]
-            narrow = sum(1 for chance in chances if chance is not None and _UNSURE < chance < 1 - _UNSURE)
-            but = f", at {narrow} of {len(decided)} places too narrowly to be sure" if narrow else ""
-            said.append(f"{place}: {stretches[0][0]} wins throughout ({_range(stretches[0][1])}){but}")
+            narrow = sum(
+                1 for chance in chances if chance is not None and _UNSURE < chance < 1 - _UNSURE
+            )
+            but = (
+                f", at {narrow} of {len(decided)} places too narrowly to be sure" if narrow else ""
+            )
+            said.append(
+                f"{place}: {stretches[0][0]} wins throughout ({_range(stretches[0][1])}){but}"
+            )
             continue
         parts = [
             f"{name} {'up to' if n == 0 else 'from'} {text(here[-1][axis] if n == 0 else here[0][axis])} ({_range(here)})"
@@ -88,12 +108,19 @@ def _between_lengths(rows: list[Row], where: str) -> list[str]:
 def _flipped(rows: list[Row], axis: str, text: Callable[[float], str]) -> list[str]:
     """One sentence for every length and load at which the winner depends on the axis."""
     said = []
-    for (num_input, num_output, batch), part in _groups(rows, lambda row: (row["input"], row["output"], row["batch_per_gpu"])):
+    for (num_input, num_output, batch), part in _groups(
+        rows, lambda row: (row["input"], row["output"], row["batch_per_gpu"])
+    ):
         decided = [row for row in part if row["winner"] is not None and row["ratio"] is not None]
         if len({row["winner"] for row in decided}) < 2:
             continue
-        parts = [f"{row['winner']} with {text(row[axis])} ({number(row['ratio'])}{TIMES})" for row in decided]
-        said.append(f"{lengths(num_input, num_output)} at {batch:g} sequences a GPU: " + ", ".join(parts))
+        parts = [
+            f"{row['winner']} with {text(row[axis])} ({number(row['ratio'])}{TIMES})"
+            for row in decided
+        ]
+        said.append(
+            f"{lengths(num_input, num_output)} at {batch:g} sequences a GPU: " + ", ".join(parts)
+        )
     return said
 
 
@@ -101,11 +128,15 @@ def _best_ep(cells: list[Row]) -> list[Row]:
     """The cells of the expert-parallel size that makes most, at each place."""
     return [
         max(part, key=lambda row: row["moe_tokens_per_s_gpu"] or 0.0)
-        for _, part in _groups(cells, lambda row: (row["input"], row["output"], row["network"], row["batch_per_gpu"]))
+        for _, part in _groups(
+            cells, lambda row: (row["input"], row["output"], row["network"], row["batch_per_gpu"])
+        )
     ]
 
 
-def _groups(rows: Iterable[Row], key: Callable[[Row], tuple[Any, ...]]) -> list[tuple[tuple[Any, ...], list[Row]]]:
+def _groups(
+    rows: Iterable[Row], key: Callable[[Row], tuple[Any, ...]]
+) -> list[tuple[tuple[Any, ...], list[Row]]]:
     """Rows with the same key, in the order in which they stand."""
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
@@ -130,4 +161,7 @@ def lengths(num_input: int, num_output: int) -> str:
     >>> lengths(1024, 8192), lengths(1000, 500)
     ('1k/8k', '1000/500')
     """
-    return "/".join(f"{tokens // 1024}k" if tokens % 1024 == 0 else str(tokens) for tokens in (num_input, num_output))
+    return "/".join(
+        f"{tokens // 1024}k" if tokens % 1024 == 0 else str(tokens)
+        for tokens in (num_input, num_output)
+    )

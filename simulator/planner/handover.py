@@ -1,4 +1,5 @@
-"""What is handed over: recommendations as a scenario that ``moesim run`` takes as it is, and as commands that start the servers.
+"""What is handed over: recommendations as a scenario that ``moesim run`` takes as it is, and as
+commands that start the servers.
 
 What the commands cannot say is said in sentences beside them.
 """
@@ -25,17 +26,23 @@ from simulator.planner.search import Found
 from simulator.workload.requests import load_requests, source_arrivals_s
 
 RECOMMENDED, COMPARED = "recommended.toml", "compared.toml"
-"""Scenario files beside the plan's other results: the first choice, and all that are recommended side by side."""
+"""Scenario files beside the plan's other results: the first choice, and all that are recommended
+side by side."""
 _MOST_RECOMMENDED = 5
 _EXACT = 17
 """Digits that leave a number as it is."""
 
 
 def recommended(found: Found) -> list[Finding]:
-    """The findings worth handing over, the best first: overall, of the MoE models, of the dense ones, and runners-up."""
+    """The findings worth handing over, the best first: overall, of the MoE models, of the dense
+    ones, and runners-up.
+    """
     met = [finding for finding in found.findings if finding.sized is not None]
     best = list(best_of_each(found).values())
-    by_kind = [[f for f in best if (found.space.models[f.option.design.model].moe is not None) is moe] for moe in (True, False)]
+    by_kind = [
+        [f for f in best if (found.space.models[f.option.design.model].moe is not None) is moe]
+        for moe in (True, False)
+    ]
     ordered = [*met[:1], *(kind[0] for kind in by_kind if kind), *met]
     unique: list[Finding] = []
     for finding in ordered:
@@ -45,14 +52,18 @@ def recommended(found: Found) -> list[Finding]:
 
 
 def handover(found: Found) -> dict[str, Any]:
-    """Scenario files, and commands of the best deployment, of the best MoE and of the best dense one, as JSON."""
+    """Scenario files, and commands of the best deployment, of the best MoE and of the best dense
+    one, as JSON.
+    """
     findings = recommended(found)
     files = {RECOMMENDED: findings[:1]} | ({COMPARED: findings} if len(findings) > 1 else {})
     kinds: dict[bool, Finding] = {}
     for finding in findings:
         kinds.setdefault(found.space.models[finding.option.design.model].moe is not None, finding)
     return {
-        "scenarios": [{"file": file, "text": scenario_text(found, shown)} for file, shown in files.items()],
+        "scenarios": [
+            {"file": file, "text": scenario_text(found, shown)} for file, shown in files.items()
+        ],
         "commands": [
             {
                 "deployment": text_of(found, finding),
@@ -75,7 +86,9 @@ def deployments(found: Found, findings: list[Finding]) -> list[DeploymentSpec]:
     for n, name in enumerate(names):
         if name in names[:n]:
             names[n] = f"{name} ({n + 1})"
-    return [deployment_of(found, finding, name) for finding, name in zip(findings, names, strict=True)]
+    return [
+        deployment_of(found, finding, name) for finding, name in zip(findings, names, strict=True)
+    ]
 
 
 def scenario_text(found: Found, findings: list[Finding], folder: Path | None = None) -> str:
@@ -83,7 +96,8 @@ def scenario_text(found: Found, findings: list[Finding], folder: Path | None = N
 
     Args:
         findings: as :func:`recommended` orders them.
-        folder: that the file will be written to, to which paths are then relative; absent = they are absolute.
+        folder: that the file will be written to, to which paths are then relative; absent = they
+            are absolute.
     """
     question, base = found.question, found.space.folder
     workload, comments = _workload(found)
@@ -122,7 +136,9 @@ def _entry(spec: DeploymentSpec, base: Path, folder: Path | None) -> dict[str, A
 
 
 def _path(named: str, base: Path, folder: Path | None) -> str:
-    """A path that is relative to the plan's folder, from another folder; a name that is no file's stays."""
+    """A path that is relative to the plan's folder, from another folder; a name that is no file's
+    stays.
+    """
     path = (base / Path(named).expanduser()).resolve()
     if not path.exists():
         return named
@@ -130,14 +146,22 @@ def _path(named: str, base: Path, folder: Path | None) -> str:
 
 
 def _policy(policy: Mapping[str, Any], base: Path, folder: Path | None) -> dict[str, Any]:
-    changed = {key: _path(policy[key], base, folder) for key in ("path", "trace") if isinstance(policy.get(key), str)}
+    changed = {
+        key: _path(policy[key], base, folder)
+        for key in ("path", "trace")
+        if isinstance(policy.get(key), str)
+    }
     return {**policy, **changed}
 
 
 def _requests(workload: WorkloadSpec, base: Path, folder: Path | None) -> dict[str, Any]:
     requests, changes = workload.requests, dict[str, Any]()
     if isinstance(requests, dict):
-        tables = {key: _policy(value, base, folder) for key, value in requests.items() if isinstance(value, Mapping)}
+        tables = {
+            key: _policy(value, base, folder)
+            for key, value in requests.items()
+            if isinstance(value, Mapping)
+        }
         changes["requests"] = {**requests, **tables}
     elif requests not in available_files("workloads/requests"):
         changes["requests"] = _path(requests, base, folder)
@@ -156,35 +180,52 @@ def _workload(found: Found) -> tuple[WorkloadSpec, list[str]]:
         return asked, []
     cut = _peak(found)
     if cut is None:
-        text = (
-            f"The plan is for the busiest {question.peak_s:g} s, which no start_s cuts out of these requests: here are all of them."
-        )
+        text = f"The plan is for the busiest {question.peak_s:g} s, which no start_s cuts out of these requests: here are all of them."
         return asked, [text]
     lead_s = found.traffic.trace.arrival_s[found.traffic.lead]
-    before = f", behind those of the {lead_s:.3g} s before, which the plan serves and does not judge" if lead_s else ""
+    before = (
+        f", behind those of the {lead_s:.3g} s before, which the plan serves and does not judge"
+        if lead_s
+        else ""
+    )
     return cut, [f"The requests are those of the busiest {question.peak_s:g} s{before}."]
 
 
 def _peak(found: Found) -> WorkloadSpec | None:
-    asked, wanted, seed, base = found.question.workload, found.traffic.trace, found.question.seed, found.space.folder
+    asked, wanted, seed, base = (
+        found.question.workload,
+        found.traffic.trace,
+        found.question.seed,
+        found.space.folder,
+    )
     whole = load_requests(asked, base, seed)
     count = wanted.num_requests
-    starts = np.flatnonzero((whole.num_input == wanted.num_input[0]) & (whole.num_output == wanted.num_output[0]))
+    starts = np.flatnonzero(
+        (whole.num_input == wanted.num_input[0]) & (whole.num_output == wanted.num_output[0])
+    )
     for first in starts[starts + count <= whole.num_requests]:
         if not np.array_equal(whole.num_input[first : first + count], wanted.num_input):
             continue
         source_s = source_arrivals_s(asked, base, seed)
         begin = int(np.searchsorted(source_s, asked.start_s)) + int(first)
         end = begin + count
-        changes: dict[str, Any] = {"start_s": float(source_s[begin]), "num_requests": count, "duration_s": None}
-        if _is_generated(asked):  # lengths are drawn for all requests at once, so all must still be drawn
+        changes: dict[str, Any] = {
+            "start_s": float(source_s[begin]),
+            "num_requests": count,
+            "duration_s": None,
+        }
+        if _is_generated(
+            asked
+        ):  # lengths are drawn for all requests at once, so all must still be drawn
             changes["num_requests"] = len(source_s) - begin
             if end < len(source_s):
                 half = float(source_s[end - 1] + source_s[end]) / 2
                 changes["duration_s"] = (half - float(source_s[begin])) / asked.rate_scale
         cut = asked.model_copy(update=changes)
         got = load_requests(cut, base, seed)
-        same = np.array_equal(got.num_input, wanted.num_input) and np.array_equal(got.num_output, wanted.num_output)
+        same = np.array_equal(got.num_input, wanted.num_input) and np.array_equal(
+            got.num_output, wanted.num_output
+        )
         if same and np.allclose(got.arrival_s, wanted.arrival_s, rtol=0, atol=1e-6):
             return cut
     return None
@@ -192,7 +233,11 @@ def _peak(found: Found) -> WorkloadSpec | None:
 
 def _is_generated(workload: WorkloadSpec) -> bool:
     requests = workload.requests
-    return isinstance(requests, dict) or requests in available_files("workloads/requests") or requests.endswith(".toml")
+    return (
+        isinstance(requests, dict)
+        or requests in available_files("workloads/requests")
+        or requests.endswith(".toml")
+    )
 
 
 def _slo(found: Found, comments: list[str]) -> SLO:
@@ -205,7 +250,9 @@ def _slo(found: Found, comments: list[str]) -> SLO:
         given: Percentiles = getattr(targets, name)
         if given.limits():
             level, limits[name] = list(given.limits().items())[-1]
-            comments.append(f"workload.slo.{name} is the plan's target for the {'mean' if level == 'mean' else level}.")
+            comments.append(
+                f"workload.slo.{name} is the plan's target for the {'mean' if level == 'mean' else level}."
+            )
     return SLO(**limits)
 
 
@@ -214,4 +261,9 @@ def commands(found: Found, finding: Finding) -> list[Command]:
     spec = deployment_of(found, finding)
     plan = make_plan(spec, found.question.seed, "plan", found.space.folder)
     trace = found.traffic.trace
-    return launch(plan, spec.model, int(trace.num_input.max()), int((trace.num_input + trace.num_output).max()))
+    return launch(
+        plan,
+        spec.model,
+        int(trace.num_input.max()),
+        int((trace.num_input + trace.num_output).max()),
+    )

@@ -1,4 +1,6 @@
-"""The commands that start a deployment's servers on its machines, and the sentences that go with them, whatever the engine."""
+"""The commands that start a deployment's servers on its machines, and the sentences that go with
+them, whatever the engine.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,11 @@ from simulator.config.pruning import pruning_text
 from simulator.deployment.plan import Plan
 from simulator.planner.serving import Engine, Place, Role, Server, Weights, places, weights_of
 
-_NAMES: dict[Role, str] = {"both": "server", "prompts": "prompt server", "decoding": "decode server"}
+_NAMES: dict[Role, str] = {
+    "both": "server",
+    "prompts": "prompt server",
+    "decoding": "decode server",
+}
 
 _HOST_GPUS = 8
 """That one machine holds at most; larger fast domains are racks of them."""
@@ -31,33 +37,55 @@ def launch(plan: Plan, model: str, longest_prompt: int, longest_tokens: int) -> 
 
     Args:
         model: how the deployment names its model.
-        longest_prompt: tokens of the traffic's longest prompt, and of its longest request, output included.
+        longest_prompt: tokens of the traffic's longest prompt, and of its longest request, output
+            included.
     """
     spec = plan.spec
     name = spec.engine.partition("@")[0]
     if name not in available("planner.serving"):
         known = ", ".join(available("planner.serving"))
-        return [Command("servers", "", (f"No commands are known for the engine '{spec.engine}', only for {known}.",))]
+        return [
+            Command(
+                "servers",
+                "",
+                (f"No commands are known for the engine '{spec.engine}', only for {known}.",),
+            )
+        ]
     engine: Engine = build("planner.serving", {"kind": name}, "plan")
     weights = weights_of(plan, model, engine.quantises)
-    pools: list[tuple[Role, Plan]] = [("both", plan)] if plan.prefill is None else [("prompts", plan.prefill), ("decoding", plan)]
+    pools: list[tuple[Role, Plan]] = (
+        [("both", plan)]
+        if plan.prefill is None
+        else [("prompts", plan.prefill), ("decoding", plan)]
+    )
     node_gpus = min(plan.cluster.gpus_per_node, plan.cluster.num_gpus)
-    placed = places([(role, pool.replicas, pool.layout.num_gpus) for role, pool in pools], node_gpus)
+    placed = places(
+        [(role, pool.replicas, pool.layout.num_gpus) for role, pool in pools], node_gpus
+    )
     given: list[Command] = []
     for role, pool in pools:
         server = Server(pool, role, weights, longest_prompt, longest_tokens)
         said = [*engine.not_expressed(server), *_said(server)]
         given += _started(engine, server, placed[role], tuple(said))
-    fronts = {role: [(place.hosts[0], place.first_gpu) for place in group] for role, group in placed.items()}
-    command = engine.router(fronts, spec.balancing["kind"]) if sum(map(len, fronts.values())) > 1 else ""
+    fronts = {
+        role: [(place.hosts[0], place.first_gpu) for place in group]
+        for role, group in placed.items()
+    }
+    command = (
+        engine.router(fronts, spec.balancing["kind"]) if sum(map(len, fronts.values())) > 1 else ""
+    )
     if command:
         unbalanced = engine.unbalanced(spec.balancing["kind"])
-        given.append(Command("router in front of all servers", command, (unbalanced,) if unbalanced else ()))
+        given.append(
+            Command("router in front of all servers", command, (unbalanced,) if unbalanced else ())
+        )
     general = (*_about(weights, spec.engine), *_general(plan, node_gpus, placed))
     return [given[0]._replace(not_expressed=(*general, *given[0].not_expressed)), *given[1:]]
 
 
-def _started(engine: Engine, server: Server, where: list[Place], said: tuple[str, ...]) -> list[Command]:
+def _started(
+    engine: Engine, server: Server, where: list[Place], said: tuple[str, ...]
+) -> list[Command]:
     """The commands of one pool: one for all replicas that differ in their host only."""
     name = _NAMES[server.role]
     first = where[0]
@@ -66,9 +94,18 @@ def _started(engine: Engine, server: Server, where: list[Place], said: tuple[str
         span = f"{first.hosts[0]} to {first.hosts[-1]}"
         if len(where) > 1:
             others = ", ".join(place.hosts[0] for place in where[1:])
-            said = (*said, f"The other {name}s begin on {others}: the same commands with their own nodes' names.")
-        names = [f"{name} on {span}" + (f": node {n + 1} of {nodes}" if nodes > 1 else "") for n in range(nodes)]
-        return [Command(text, engine.start(server, first, n), said if n == 0 else ()) for n, text in enumerate(names)]
+            said = (
+                *said,
+                f"The other {name}s begin on {others}: the same commands with their own nodes' names.",
+            )
+        names = [
+            f"{name} on {span}" + (f": node {n + 1} of {nodes}" if nodes > 1 else "")
+            for n in range(nodes)
+        ]
+        return [
+            Command(text, engine.start(server, first, n), said if n == 0 else ())
+            for n, text in enumerate(names)
+        ]
     alike: dict[tuple[int, ...], list[Place]] = {}
     for place in where:
         alike.setdefault(place.gpus, []).append(place)
@@ -77,7 +114,13 @@ def _started(engine: Engine, server: Server, where: list[Place], said: tuple[str
         hosts = [place.hosts[0] for place in group]
         on = hosts[0] if len(hosts) == 1 else f"each of {len(hosts)} nodes ({', '.join(hosts)})"
         which = f", GPU{'s' if len(gpus) > 1 else ''} {', '.join(map(str, gpus))}" if gpus else ""
-        given.append(Command(f"{name} on {on}{which}", engine.start(server, group[0], 0), said if not given else ()))
+        given.append(
+            Command(
+                f"{name} on {on}{which}",
+                engine.start(server, group[0], 0),
+                said if not given else (),
+            )
+        )
     return given
 
 
@@ -121,7 +164,9 @@ def _general(plan: Plan, node_gpus: int, placed: Mapping[Role, list[Place]]) -> 
         )
     used = len({host for group in placed.values() for place in group for host in place.hosts})
     if used > math.ceil(plan.cluster.num_gpus / node_gpus):
-        said.append(f"Whole replicas take {used} nodes of {node_gpus} GPUs, more than the cluster has: some must lie across nodes.")
+        said.append(
+            f"Whole replicas take {used} nodes of {node_gpus} GPUs, more than the cluster has: some must lie across nodes."
+        )
     if node_gpus > _HOST_GPUS:
         said.append(
             f"The cluster counts a fast domain of {node_gpus} GPUs as one node. Where its machines hold fewer (4 in an NVL72 rack), a "

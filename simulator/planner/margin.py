@@ -1,6 +1,7 @@
 """How sure the ratio of two deployments' speeds is: what both rest on cancels, the rest does not.
 
-Errors are those of :mod:`simulator.planner.draws`, which are normal in logarithms, so nothing has to be drawn.
+Errors are those of :mod:`simulator.planner.draws`, which are normal in logarithms, so nothing has
+to be drawn.
 """
 
 from __future__ import annotations
@@ -24,11 +25,14 @@ class Error(NamedTuple):
     """Of the logarithm of measured over predicted, and its standard deviation."""
     spread: float
     gives: float = 1.0
-    """By how many per cent fewer tokens there are where steps take one per cent longer; infinite where there may be none."""
+    """By how many per cent fewer tokens there are where steps take one per cent longer; infinite
+    where there may be none."""
 
 
 class Margin(NamedTuple):
-    """A ratio's 80 % band, and the probability that it is above 1; ``None`` where there is no telling."""
+    """A ratio's 80 % band, and the probability that it is above 1; ``None`` where there is no
+    telling.
+    """
 
     low: float | None
     high: float | None
@@ -43,7 +47,11 @@ def error_of(plan: Plan, terms: Floats, gives: float = 1.0) -> Error:
     """
     low, high = (math.log(edge) for edge in bands_of(plan, plan.prefill is not None)[0])
     shares = terms / terms.sum()
-    parts = {name: float(share) for name, share in zip(kernels_of(plan), shares, strict=True) if share > 0}
+    parts = {
+        name: float(share)
+        for name, share in zip(kernels_of(plan), shares, strict=True)
+        if share > 0
+    }
     return Error(loading(parts, own_of(plan)), (low + high) / 2, (high - low) / 2 / Z_80, gives)
 
 
@@ -64,5 +72,9 @@ def margin(ratio: float, one: Error, other: Error) -> Margin:
     middle = math.log(ratio) - one.gives * one.middle + other.gives * other.middle
     spread = math.sqrt(variance) if variance > 1e-12 else 0.0  # what is left of rounding
     low, high = (math.exp(middle + z * spread) for z in (-Z_80, Z_80))
-    above = 0.5 * (1 + math.erf(middle / spread / math.sqrt(2))) if spread else 0.5 * (1 + float(np.sign(round(middle, 9))))
+    above = (
+        0.5 * (1 + math.erf(middle / spread / math.sqrt(2)))
+        if spread
+        else 0.5 * (1 + float(np.sign(round(middle, 9))))
+    )
     return Margin(min(low, ratio), max(high, ratio), above)

@@ -1,4 +1,6 @@
-"""What can be had at which speed: output tokens/s of a GPU, and their price, against output tokens/s of a user."""
+"""What can be had at which speed: output tokens/s of a GPU, and their price, against output
+tokens/s of a user.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ class _Value(NamedTuple):
     def keys(self, name: str) -> dict[str, float | None]:
         """Of an answer's row."""
         return {name: self.value} | (
-            {} if self.low is None and self.high is None else {f"{name}_low": self.low, f"{name}_high": self.high}
+            {}
+            if self.low is None and self.high is None
+            else {f"{name}_low": self.low, f"{name}_high": self.high}
         )
 
     def over(self, value: float) -> _Value:
@@ -40,12 +44,14 @@ class _Value(NamedTuple):
 
 
 def pareto(found: Found, bands: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
-    """Points that no other of the same model on the same machines beats in both, and what was simulated.
+    """Points that no other of the same model on the same machines beats in both, and what was
+    simulated.
 
-    The closed form is of one replica that is kept busy, whatever the targets; of a pool that decodes, with the pool for prompts that
-    keeps the targets in fewest GPU-seconds, in whatever ratio of their sizes, the handover of caches for nothing: more than whole
-    replicas reach. Its band is that of a step's seconds, which moves both figures the same way. What was simulated is of the whole
-    cluster, paid for at the traffic's rate.
+    The closed form is of one replica that is kept busy, whatever the targets; of a pool that
+    decodes, with the pool for prompts that keeps the targets in fewest GPU-seconds, in whatever
+    ratio of their sizes, the handover of caches for nothing: more than whole replicas reach. Its
+    band is that of a step's seconds, which moves both figures the same way. What was simulated is
+    of the whole cluster, paid for at the traffic's rate.
 
     Args:
         bands: of the deployments that meet the targets, in the findings' order.
@@ -54,10 +60,23 @@ def pareto(found: Found, bands: Sequence[Mapping[str, Any]] = ()) -> list[dict[s
     for screened in found.screened.values():
         front = _unbeaten([*((speed, None) for speed in screened.front), *screened.pooled])
         edges = {
-            is_pooled: _edges(found, front[0][0].design, is_pooled) for is_pooled in {prefill is not None for _, prefill in front}
+            is_pooled: _edges(found, front[0][0].design, is_pooled)
+            for is_pooled in {prefill is not None for _, prefill in front}
         }
-        chosen = sorted({round(place * (len(front) - 1) / (_MOST_POINTS - 1)) for place in range(_MOST_POINTS)}) if front else []
-        points += [_closed(found, speed, prefill, edges[prefill is not None]) for speed, prefill in (front[n] for n in chosen)]
+        chosen = (
+            sorted(
+                {
+                    round(place * (len(front) - 1) / (_MOST_POINTS - 1))
+                    for place in range(_MOST_POINTS)
+                }
+            )
+            if front
+            else []
+        )
+        points += [
+            _closed(found, speed, prefill, edges[prefill is not None])
+            for speed, prefill in (front[n] for n in chosen)
+        ]
     met = [finding for finding in found.findings if finding.sized is not None]
     for finding, band in zip(met, bands or [{}] * len(met), strict=True):
         point = _simulated(found, finding, band)
@@ -68,7 +87,9 @@ def pareto(found: Found, bands: Sequence[Mapping[str, Any]] = ()) -> list[dict[s
 def _unbeaten(points: list[tuple[Speed, Design | None]]) -> list[tuple[Speed, Design | None]]:
     """Points that no other beats in both, the fastest for a user first."""
     best, found = 0.0, []
-    for point in sorted(points, key=lambda one: (-one[0].per_user, -one[0].per_gpu, one[1] is not None)):
+    for point in sorted(
+        points, key=lambda one: (-one[0].per_user, -one[0].per_gpu, one[1] is not None)
+    ):
         if point[0].per_gpu > best:
             best = point[0].per_gpu
             found.append(point)
@@ -82,13 +103,20 @@ def _edges(found: Found, design: Design, is_pooled: bool) -> tuple[float, float]
     return around_one(bands_of(plan, is_pooled)[0])
 
 
-def _closed(found: Found, speed: Speed, prefill: Design | None, edges: tuple[float, float]) -> dict[str, Any]:
+def _closed(
+    found: Found, speed: Speed, prefill: Design | None, edges: tuple[float, float]
+) -> dict[str, Any]:
     design, space = speed.design, found.space
     text = f"{space.text(design)}, {speed.sequences:.3g} sequences a rank, {speed.budget:,} tokens a step"
     if prefill is not None:
         text = f"{space.text(design)}, {speed.sequences:.3g} sequences a rank, prompts on {space.split(prefill)}"
-    per_user, per_gpu = (_Value(value, value / edges[1], value / edges[0]) for value in (speed.per_user, speed.per_gpu))
-    return _point(found, design, text, per_user, per_gpu, "closed form") | {"is_pooled": prefill is not None}
+    per_user, per_gpu = (
+        _Value(value, value / edges[1], value / edges[0])
+        for value in (speed.per_user, speed.per_gpu)
+    )
+    return _point(found, design, text, per_user, per_gpu, "closed form") | {
+        "is_pooled": prefill is not None
+    }
 
 
 def _simulated(found: Found, finding: Finding, band: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -101,13 +129,17 @@ def _simulated(found: Found, finding: Finding, band: Mapping[str, Any]) -> dict[
         return None
     tpot_s = _Value(outcome.measured[name], band.get(f"{name}_low"), band.get(f"{name}_high"))
     made = "output_tokens_per_s_per_gpu"
-    per_gpu = _Value(outcome.output_tokens_per_s / sized.size, band.get(f"{made}_low"), band.get(f"{made}_high"))
+    per_gpu = _Value(
+        outcome.output_tokens_per_s / sized.size, band.get(f"{made}_low"), band.get(f"{made}_high")
+    )
     text = f"{text_of(found, finding)}, {finding.option.budget:,} tokens a step"
     point = _point(found, finding.option.design, text, tpot_s.over(1.0), per_gpu, "simulated")
     return point | {"is_pooled": finding.option.prefill is not None}
 
 
-def _point(found: Found, design: Design, text: str, per_user: _Value, per_gpu: _Value, kind: str) -> dict[str, Any]:
+def _point(
+    found: Found, design: Design, text: str, per_user: _Value, per_gpu: _Value, kind: str
+) -> dict[str, Any]:
     spec, machines = found.space.models[design.model], found.space.machines[design.machines]
     return {
         "model": spec.name,

@@ -1,4 +1,6 @@
-"""From a question's workload to the traffic that is planned for: made long enough to be steady, cut to its peak."""
+"""From a question's workload to the traffic that is planned for: made long enough to be steady, cut
+to its peak.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +16,19 @@ from simulator.scenario.question import requests_of
 from simulator.workload.traces import RequestTrace
 
 _STAYS = 8.0
-"""Stays that generated requests last for behind their lead-in: queues near the most that can be carried build up slowly."""
+"""Stays that generated requests last for behind their lead-in: queues near the most that can be
+carried build up slowly."""
 _BEYOND = 30
 """Requests that must lie beyond the highest percentile that is asked for."""
 _LEVELS = {"mean": 0.5, "p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 _TOKEN_S, _FIRST_TOKEN_S = 0.05, 1.0
-"""Taken where no target says how long a token, or the first one, may take. Assumed: about the pace of a fast reader."""
+"""Taken where no target says how long a token, or the first one, may take. Assumed: about the pace
+of a fast reader."""
 
 
 def lasting(question: Question, folder: Path) -> tuple[Question, int | None]:
-    """The question with so many requests of a generated workload that a steady state shows; and how many it had, if fewer.
+    """The question with so many requests of a generated workload that a steady state shows; and how
+    many it had, if fewer.
 
     Recorded requests are what they are, as is a stretch that ``peak_s`` asks for.
 
@@ -39,7 +44,9 @@ def lasting(question: Question, folder: Path) -> tuple[Question, int | None]:
     levels = [1 - _LEVELS[level] for limits in _limits(question) for level in limits.limits()]
     if question.targets.attainment is not None:
         levels.append(1 - question.targets.attainment)
-    needed = math.ceil(max(_STAYS * stay_s * rate, _BEYOND / max(min(levels, default=0.1), 0.001)) + stay_s * rate)
+    needed = math.ceil(
+        max(_STAYS * stay_s * rate, _BEYOND / max(min(levels, default=0.1), 0.001)) + stay_s * rate
+    )
     if trace.num_requests >= needed:
         return question, None
     workload = question.workload.model_copy(update={"num_requests": needed, "duration_s": None})
@@ -50,12 +57,17 @@ def traffic_of(question: Question, folder: Path) -> Traffic:
     """The requests that are planned for.
 
     Raises:
-        UserError: if the workload is wrong, or is a closed loop, whose rate follows from the deployment, or ``peak_s`` is too short.
+        UserError: if the workload is wrong, or is a closed loop, whose rate follows from the
+            deployment, or ``peak_s`` is too short.
     """
     trace = _open_loop(question, folder)
     stay_s = stay(question, trace)
     if question.peak_s is not None:
-        peak = led(trace, *busiest(trace.arrival_s, trace.num_input + trace.num_output, question.peak_s), stay_s)
+        peak = led(
+            trace,
+            *busiest(trace.arrival_s, trace.num_input + trace.num_output, question.peak_s),
+            stay_s,
+        )
         if peak.num_requests < 2 or peak.duration_s <= 0:
             raise UserError(
                 f"plan: peak_s = {question.peak_s:g} holds {'one request' if peak.num_requests < 2 else 'requests of one moment only'}, "
@@ -63,7 +75,13 @@ def traffic_of(question: Question, folder: Path) -> Traffic:
             )
         return peak
     is_long = trace.arrival_s[-1] >= LEAST_STAYS * stay_s
-    return Traffic.of(trace, min(int(np.searchsorted(trace.arrival_s, stay_s)), trace.num_requests - 2) if is_long else 0, stay_s)
+    return Traffic.of(
+        trace,
+        min(int(np.searchsorted(trace.arrival_s, stay_s)), trace.num_requests - 2)
+        if is_long
+        else 0,
+        stay_s,
+    )
 
 
 def is_generated(question: Question) -> bool:
@@ -73,7 +91,8 @@ def is_generated(question: Question) -> bool:
 
 
 def stay(question: Question, trace: RequestTrace) -> float:
-    """Seconds that a request of mean length stays where the targets are just kept: the pace that was asked for.
+    """Seconds that a request of mean length stays where the targets are just kept: the pace that
+    was asked for.
 
     Args:
         trace: the requests, whose mean number of output tokens counts.

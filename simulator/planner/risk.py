@@ -1,4 +1,6 @@
-"""How likely a deployment that meets the targets in simulation misses one, going by how far off its calibration was elsewhere."""
+"""How likely a deployment that meets the targets in simulation misses one, going by how far off its
+calibration was elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,9 @@ from simulator.planner.trial import Outcome
 def risk(plan: Plan, outcome: Outcome) -> float:
     """Probability that the target which is most at risk is missed.
 
-    Measured over simulated is taken as log-normal with the 80 % bands of the engine's fit, or of the pools' where prompts have their
-    own: of the time to first token for targets on that, of the time per token for all others.
+    Measured over simulated is taken as log-normal with the 80 % bands of the engine's fit, or of
+    the pools' where prompts have their own: of the time to first token for targets on that, of the
+    time per token for all others.
     """
     pools = None if plan.prefill is None else plan.prefill.calibration.pools
     fit = pools or plan.calibration.engine

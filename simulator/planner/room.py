@@ -14,7 +14,8 @@ _COARSE = 1.25
 
 
 def headroom(explorer: Explorer, sized: Sized | None, step: float = _STEP) -> float:
-    """How many times the traffic the replicas still carry with all targets met; up to 8, and 0 below an eighth.
+    """How many times the traffic the replicas still carry with all targets met; up to 8, and 0
+    below an eighth.
 
     Requests come so much faster, and again and again, so that they last as long as before.
 
@@ -25,7 +26,9 @@ def headroom(explorer: Explorer, sized: Sized | None, step: float = _STEP) -> fl
         return 0.0
 
     def met(factor: float) -> bool:
-        return replace(explorer, traffic=explorer.traffic.at_rate(factor), _known={}).trial(sized).met
+        return (
+            replace(explorer, traffic=explorer.traffic.at_rate(factor), _known={}).trial(sized).met
+        )
 
     low = 1.0
     if met(low):

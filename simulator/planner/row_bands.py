@@ -1,11 +1,14 @@
-"""Bands of every figure of an answer: 80 % of what the calibration's error and other samples make of it.
+"""Bands of every figure of an answer: 80 % of what the calibration's error and other samples make
+of it.
 
-``x_low`` and ``x_high`` beside a figure ``x`` hold it; ``None`` is an end that there is none of, where no cluster within the limits
-would do or queues would grow without bound. Deployments that were not simulated with the calibration off are estimated in closed
-form (:mod:`simulator.planner.estimate`); ``band`` says which. Probabilities are shares of joint draws
-(:mod:`simulator.planner.draws`): ``is_best_probability`` of those in which a deployment is the cheapest, of which the one that the
-plan lists first is taken where several cost the same, so that they add up to 1 less the draws in which nothing meets the targets;
-``none_cheaper_probability`` of those in which nothing costs less, which counts all of them.
+``x_low`` and ``x_high`` beside a figure ``x`` hold it; ``None`` is an end that there is none of,
+where no cluster within the limits would do or queues would grow without bound. Deployments that
+were not simulated with the calibration off are estimated in closed form
+(:mod:`simulator.planner.estimate`); ``band`` says which. Probabilities are shares of joint draws
+(:mod:`simulator.planner.draws`): ``is_best_probability`` of those in which a deployment is the
+cheapest, of which the one that the plan lists first is taken where several cost the same, so that
+they add up to 1 less the draws in which nothing meets the targets; ``none_cheaper_probability`` of
+those in which nothing costs less, which counts all of them.
 """
 
 from __future__ import annotations
@@ -44,7 +47,9 @@ _SHARE = "attainment"
 Band = tuple[float | None, float | None]
 
 
-def estimates(trials: Trials, findings: Sequence[Finding], rate_per_s: float) -> list[Estimate | None]:
+def estimates(
+    trials: Trials, findings: Sequence[Finding], rate_per_s: float
+) -> list[Estimate | None]:
     """The closed form of each finding about all requests, with other samples.
 
     Args:
@@ -54,13 +59,18 @@ def estimates(trials: Trials, findings: Sequence[Finding], rate_per_s: float) ->
     found = [estimator.estimate(finding, rate_per_s) for finding in findings]
     if trials.space.question.targets.attainment is None:
         return found
-    return [one and one._replace(kept=_kept(trials, finding, one.table)) for one, finding in zip(found, findings, strict=True)]
+    return [
+        one and one._replace(kept=_kept(trials, finding, one.table))
+        for one, finding in zip(found, findings, strict=True)
+    ]
 
 
 def _kept(trials: Trials, finding: Finding, table: Table) -> tuple[float, ...]:
     if finding.sized is None:
         return ()
-    ends = [trials.trial(finding.option, finding.sized, Change(slower=edge)) for edge in table.edges]
+    ends = [
+        trials.trial(finding.option, finding.sized, Change(slower=edge)) for edge in table.edges
+    ]
     return tuple(end.measured[_SHARE] for end in ends)
 
 
@@ -79,45 +89,78 @@ def held(name: str, value: float | None, band: Band) -> dict[str, float | None]:
     }
 
 
-def rows(found: Found, doubted: Doubted, costs: Costs, closed: Mapping[Option, Estimate | None]) -> dict[Option, dict[str, Any]]:
-    """Bands of every deployment that meets the targets, and how likely each is the cheapest of them."""
+def rows(
+    found: Found, doubted: Doubted, costs: Costs, closed: Mapping[Option, Estimate | None]
+) -> dict[Option, dict[str, Any]]:
+    """Bands of every deployment that meets the targets, and how likely each is the cheapest of
+    them.
+    """
     met = [finding for finding in found.findings if finding.sized is not None]
     scatter = _scatter(doubted)
     bands: dict[Option, dict[str, Any]] = {
-        finding.option: _row(found, finding, doubted, costs, closed.get(finding.option), scatter) for finding in met
+        finding.option: _row(found, finding, doubted, costs, closed.get(finding.option), scatter)
+        for finding in met
     }
     drawn = [costs.of(finding) for finding in met]
     known = [finding.option for finding, cost in zip(met, drawn, strict=True) if cost is not None]
     together = np.array([cost for cost in drawn if cost is not None])
     if known:
-        for option, best, least in zip(known, firsts(together), none_cheaper(together), strict=True):
-            bands[option] |= {"is_best_probability": float(best), "none_cheaper_probability": float(least)}
+        for option, best, least in zip(
+            known, firsts(together), none_cheaper(together), strict=True
+        ):
+            bands[option] |= {
+                "is_best_probability": float(best),
+                "none_cheaper_probability": float(least),
+            }
     return bands
 
 
 def _row(
-    found: Found, finding: Finding, doubted: Doubted, costs: Costs, closed: Estimate | None, scatter: Mapping[str, float]
+    found: Found,
+    finding: Finding,
+    doubted: Doubted,
+    costs: Costs,
+    closed: Estimate | None,
+    scatter: Mapping[str, float],
 ) -> dict[str, Any]:
     sized, gpus = finding.sized, costs.gpus(finding)
     if sized is None or gpus is None:
         return {"band": None}
     row = row_of(found, finding)
     low, high = band_of(gpus)
-    found_bands: dict[str, Any] = {"band": SIMULATED if finding.option in doubted.tables else CLOSED}
+    found_bands: dict[str, Any] = {
+        "band": SIMULATED if finding.option in doubted.tables else CLOSED
+    }
     for name in _DEARER:
-        found_bands |= held(name, row[name], tuple(None if end is None else row[name] * end / sized.size for end in (low, high)))  # type: ignore[arg-type]
+        found_bands |= held(
+            name,
+            row[name],
+            tuple(None if end is None else row[name] * end / sized.size for end in (low, high)),  # type: ignore[arg-type]
+        )
     if finding.option == doubted.first.option:
         for name, one in figures(doubted).items():
             if row.get(name) is not None and one["value"] > 0:  # of the stretch that was looked at
-                found_bands |= held(name, row[name], scaled(row[name], (one["low"] / one["value"], one["high"] / one["value"])))
+                found_bands |= held(
+                    name,
+                    row[name],
+                    scaled(row[name], (one["low"] / one["value"], one["high"] / one["value"])),
+                )
     elif closed is not None:
         for name in [name for name in row if name.startswith(_LATENCIES)]:
             ends = closed.factors[name.split(".")[0]]
             found_bands |= held(
-                name, row[name], _finite(widened(row[name], scaled(row[name], ends), row[name] * scatter.get(name, 0.0)))
+                name,
+                row[name],
+                _finite(
+                    widened(row[name], scaled(row[name], ends), row[name] * scatter.get(name, 0.0))
+                ),
             )
     if _SHARE in row and closed is not None and closed.kept and f"{_SHARE}_low" not in found_bands:
-        ends = widened(row[_SHARE], (min(closed.kept), max(closed.kept)), row[_SHARE] * scatter.get(_SHARE, 0.0))
+        ends = widened(
+            row[_SHARE],
+            (min(closed.kept), max(closed.kept)),
+            row[_SHARE] * scatter.get(_SHARE, 0.0),
+        )
         found_bands |= held(_SHARE, row[_SHARE], ends)
     if found_bands.get(f"{_SHARE}_high") is not None:
         found_bands[f"{_SHARE}_high"] = min(1.0, found_bands[f"{_SHARE}_high"])
@@ -140,10 +183,16 @@ def _finite(band: tuple[float, float]) -> Band:
 
 
 def _scatter(doubted: Doubted) -> dict[str, float]:
-    """How other samples scatter the first choice's figures, as shares of them, either way in four cases of five."""
-    base: dict[str, float] = next((row["measured"] for row in doubted.slowed if row["slower"] == 1.0), {})
+    """How other samples scatter the first choice's figures, as shares of them, either way in four
+    cases of five.
+    """
+    base: dict[str, float] = next(
+        (row["measured"] for row in doubted.slowed if row["slower"] == 1.0), {}
+    )
     return {
-        name: Z_80 * float(np.std([value, *(row["measured"][name] for row in doubted.redrawn)])) / value
+        name: Z_80
+        * float(np.std([value, *(row["measured"][name] for row in doubted.redrawn)]))
+        / value
         for name, value in base.items()
         if value > 0
     }
@@ -175,10 +224,17 @@ class Under(Trials):
 
 
 def losses(trials: Trials, option: Option, sized: Sized, table: Table) -> list[dict[str, Any]]:
-    """What :func:`~simulator.planner.losses.with_losses` says, with bands: of the calibration's ends, and of other samples."""
-    changes = [Change(slower=edge) for edge in _tabulated(table)] + [Change(draw=draw) for draw in DRAWS]
+    """What :func:`~simulator.planner.losses.with_losses` says, with bands: of the calibration's
+    ends, and of other samples.
+    """
+    changes = [Change(slower=edge) for edge in _tabulated(table)] + [
+        Change(draw=draw) for draw in DRAWS
+    ]
     asked = with_losses(trials, option, sized)
-    others = [with_losses(Under(trials.text, trials.folder, trials.place, change), option, sized) for change in changes]
+    others = [
+        with_losses(Under(trials.text, trials.folder, trials.place, change), option, sized)
+        for change in changes
+    ]
     ends, samples = others[: -len(DRAWS)], others[-len(DRAWS) :]
     for n, row in enumerate(asked):
         for name in ("goodput_per_s", "attainment"):
@@ -188,14 +244,19 @@ def losses(trials: Trials, option: Option, sized: Sized, table: Table) -> list[d
             edges = [value, *(other[n][name] for other in ends if other[n][name] is not None)]
             drawn = [value, *(other[n][name] for other in samples if other[n][name] is not None)]
             band = widened(value, (min(edges), max(edges)), Z_80 * float(np.std(drawn)))
-            row |= held(name, value, (band[0], min(1.0, band[1]) if name == "attainment" else band[1]))
+            row |= held(
+                name, value, (band[0], min(1.0, band[1]) if name == "attainment" else band[1])
+            )
         row["note"] = stretch_text(trials, option)
     return asked
 
 
 def _tabulated(table: Table) -> Iterable[float]:
     """The factors nearest to the band's ends of those that were simulated already."""
-    return dict.fromkeys(min(table.slower, key=lambda factor, edge=edge: abs(factor - edge)) for edge in table.edges)  # type: ignore[misc]
+    return dict.fromkeys(
+        min(table.slower, key=lambda factor, edge=edge: abs(factor - edge))  # type: ignore[misc]
+        for edge in table.edges
+    )
 
 
 def stretch_text(trials: Trials, option: Option) -> str:

@@ -1,4 +1,6 @@
-"""From a question to findings: screen the whole space, simulate what is left, spend most on what looks best."""
+"""From a question to findings: screen the whole space, simulate what is left, spend most on what
+looks best.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ from simulator.planner.trial import Outcome
 
 
 class Tick(Protocol):
-    """Told what is being done, how much of it is done, how much there is, and the best that was found so far."""
+    """Told what is being done, how much of it is done, how much there is, and the best that was
+    found so far.
+    """
 
     def __call__(self, name: str, done: int, total: int | None, best: str = "", /) -> None:
         """Show it."""
@@ -37,11 +41,13 @@ class Tick(Protocol):
 KEPT = "kept from before"
 """What a :class:`Tick` is told of findings that an earlier search had made."""
 _SHORT_REQUESTS, _SHORT_STAYS = 2000, 2.0
-"""Requests of the first round's stretch of traffic, or longer where they stay for long; the second has all."""
+"""Requests of the first round's stretch of traffic, or longer where they stay for long; the second
+has all."""
 _SPREAD = (0.0, 0.5, 1.0)
 """Places on the front of speeds, where no deployment can keep the targets."""
 _ALIKE = 6
-"""Deployments of one model on one kind of machines, all with a prefill pool or all without, in the first round."""
+"""Deployments of one model on one kind of machines, all with a prefill pool or all without, in the
+first round."""
 _FIRST_ROUND, _SECOND_ROUND = 20, 8
 """Deployments in each round, besides the best of every model and of every kind of machines."""
 
@@ -50,7 +56,8 @@ class Found(NamedTuple):
     """Everything that a search found."""
 
     question: Question
-    """With as many requests as a steady state takes, see :func:`simulator.planner.requests.lasting`."""
+    """With as many requests as a steady state takes, see
+    :func:`simulator.planner.requests.lasting`."""
     asked_requests: int | None
     """Of the workload, where it got more."""
     space: Space
@@ -77,7 +84,11 @@ class Found(NamedTuple):
 
 
 def search(
-    question: Question, folder: Path, store: Store, tick: Tick = lambda *_: None, workers: Workers | int | None = None
+    question: Question,
+    folder: Path,
+    store: Store,
+    tick: Tick = lambda *_: None,
+    workers: Workers | int | None = None,
 ) -> Found:
     """Find the cheapest deployments that meet the targets.
 
@@ -106,19 +117,31 @@ def _search(question: Question, folder: Path, store: Store, tick: Tick, crew: Wo
     name = "screening"
     tick(name, 0, len(parts))
     task = partial(_screened, text, str(folder))
-    judged = crew.map(task, parts, lambda n: tick(name, n, len(parts)), group=itemgetter(0), weight=partial(_screen_weight, space))
+    judged = crew.map(
+        task,
+        parts,
+        lambda n: tick(name, n, len(parts)),
+        group=itemgetter(0),
+        weight=partial(_screen_weight, space),
+    )
     screened = dict(zip(parts, judged, strict=True))
     possible = {option.design.model for part in screened.values() for option in part.options}
-    options = shortlist(screened) + hopeless(space, {key: part for key, part in screened.items() if key[0] not in possible})
+    options = shortlist(screened) + hopeless(
+        space, {key: part for key, part in screened.items() if key[0] not in possible}
+    )
     first = _explore(space, text, store, options, True, tick, crew)
     chosen = finalists(first)
     if _short(traffic).num_requests == traffic.num_requests:  # the first round had all requests
         findings = [finding for finding in first if finding.option in chosen]
     else:
         begun = {finding.option: sized_as_found(finding) for finding in first}
-        findings = _explore(space, text, store, [begun[option] for option in chosen], False, tick, crew)
+        findings = _explore(
+            space, text, store, [begun[option] for option in chosen], False, tick, crew
+        )
     findings = [replace(finding, option=sized_as_found(finding)) for finding in findings]
-    return Found(question, asked_requests, space, traffic, screened, first, sorted(findings, key=best_first))
+    return Found(
+        question, asked_requests, space, traffic, screened, first, sorted(findings, key=best_first)
+    )
 
 
 def _short(traffic: Traffic) -> Traffic:
@@ -126,10 +149,11 @@ def _short(traffic: Traffic) -> Traffic:
 
 
 def shortlist(screened: dict[tuple[int, int], Screened]) -> list[Option]:
-    """What is simulated: the cheapest, and the best of every model on every kind of machines with and without a prefill pool.
+    """What is simulated: the cheapest, and the best of every model on every kind of machines with
+    and without a prefill pool.
 
-    Of one such kind a few at most: the screen judges splits of one model on the same machines alike, and what it may misjudge is
-    rather the model, the machines, or that there are pools.
+    Of one such kind a few at most: the screen judges splits of one model on the same machines
+    alike, and what it may misjudge is rather the model, the machines, or that there are pools.
     """
     ordered = sorted((option for part in screened.values() for option in part.options), key=by_cost)
     chosen: dict[Option, None] = {}
@@ -143,7 +167,8 @@ def shortlist(screened: dict[tuple[int, int], Screened]) -> list[Option]:
 
 
 def hopeless(space: Space, screened: dict[tuple[int, int], Screened]) -> list[Option]:
-    """Of models that cannot keep the targets: deployments from the fastest to the most productive, each as large as the limits allow.
+    """Of models that cannot keep the targets: deployments from the fastest to the most productive,
+    each as large as the limits allow.
 
     They are simulated to say which target fails, and by how much.
     """
@@ -155,17 +180,26 @@ def hopeless(space: Space, screened: dict[tuple[int, int], Screened]) -> list[Op
             replicas = (machines.sizes[-1] - space.spare_gpus(machines)) // design.num_ranks
             if replicas >= 1:
                 gpus, cost = replicas * design.num_ranks, machines.sizes[-1] * machines.gpu_hour
-                chosen.setdefault(Option(design, budget, None, replicas, 0, cost, cost, gpus, gpus, 1 / per_user, 0.0))
+                chosen.setdefault(
+                    Option(
+                        design, budget, None, replicas, 0, cost, cost, gpus, gpus, 1 / per_user, 0.0
+                    )
+                )
     return list(chosen)
 
 
 def finalists(first: list[Finding]) -> list[Option]:
-    """What is simulated on all requests: the best, and the best of every model and of every kind of machines."""
+    """What is simulated on all requests: the best, and the best of every model and of every kind of
+    machines.
+    """
     ordered = sorted(first, key=best_first)
     chosen = dict.fromkeys(finding.option for finding in ordered[:_SECOND_ROUND])
     seen: set[tuple[str, int]] = set()
     for finding in ordered:
-        for kind in (("model", finding.option.design.model), ("machines", finding.option.design.machines)):
+        for kind in (
+            ("model", finding.option.design.model),
+            ("machines", finding.option.design.machines),
+        ):
             if kind not in seen:
                 chosen.setdefault(finding.option)
             seen.add(kind)
@@ -175,20 +209,35 @@ def finalists(first: list[Finding]) -> list[Option]:
 def best_first(finding: Finding) -> tuple[Any, ...]:
     """The order of deployments that were simulated.
 
-    At one price the one that is least likely to miss a target comes first, in tenths: going by how far off its calibration was
-    elsewhere, and then within a fifth of a limit by every further tenth of it. Of these the one with fewest parts is run most
-    easily; then the one that the screen expects to need fewest GPUs has most headroom in a cluster of that price; then the one whose
+    At one price the one that is least likely to miss a target comes first, in tenths: going by how
+    far off its calibration was elsewhere, and then within a fifth of a limit by every further tenth
+    of it. Of these the one with fewest parts is run most easily; then the one that the screen
+    expects to need fewest GPUs has most headroom in a cluster of that price; then the one whose
     tightest target is least tight.
     """
     worst = finding.outcome.worst if finding.outcome is not None else math.inf
     tight = max(0, math.ceil(round(10 * worst, 6) - 8)) if worst <= 1 else worst
     option = finding.option
-    told = (parts(option), option.gpus, worst, finding.num_gpus, option.design, option.prefill or (), option.budget)
+    told = (
+        parts(option),
+        option.gpus,
+        worst,
+        finding.num_gpus,
+        option.design,
+        option.prefill or (),
+        option.budget,
+    )
     return (finding.cost_per_hour, round(10 * finding.risk), tight, *told)
 
 
 def _explore(
-    space: Space, text: str, store: Store, options: list[Option], is_short: bool, tick: Tick, crew: Workers
+    space: Space,
+    text: str,
+    store: Store,
+    options: list[Option],
+    is_short: bool,
+    tick: Tick,
+    crew: Workers,
 ) -> list[Finding]:
     name = "simulating the busiest stretch" if is_short else "simulating all requests"
     tick(name, 0, len(options))
@@ -218,7 +267,9 @@ def model_of(option: Option) -> int:
 
 
 def work_of(option: Option) -> float:
-    """Roughly how long its trials take: pools have two sizes to find, and serve every request; lockstep of experts is drawn."""
+    """Roughly how long its trials take: pools have two sizes to find, and serve every request;
+    lockstep of experts is drawn.
+    """
     pools = [option.design] if option.prefill is None else [option.design, option.prefill]
     return (1 if option.prefill is None else 3) + sum(design.ep > 1 for design in pools)
 
@@ -228,8 +279,15 @@ def _screen_weight(space: Space, part: tuple[int, int]) -> float:
 
 
 def _best_so_far(space: Space, finding: Finding) -> str:
-    machines, gpus = space.machines[finding.option.design.machines], finding.sized.size if finding.sized is not None else 0
-    price = f"{finding.cost_per_hour:,.2f} {space.question.power.currency} per hour, " if finding.cost_per_hour else ""
+    machines, gpus = (
+        space.machines[finding.option.design.machines],
+        finding.sized.size if finding.sized is not None else 0,
+    )
+    price = (
+        f"{finding.cost_per_hour:,.2f} {space.question.power.currency} per hour, "
+        if finding.cost_per_hour
+        else ""
+    )
     return f"{price}{space.formatted(finding.option.design)} on {gpus} x {machines.offer.cluster}"
 
 
@@ -253,7 +311,10 @@ def _explored(text: str, folder: str, place: str | None, is_short: bool, option:
     key = key_of(identity(space, traffic, option))
     known = store.get(key)
     if known is not None:
-        return replace(finding_of(known, option, space.machines[option.design.machines].gpu_hour), was_kept=True)
+        return replace(
+            finding_of(known, option, space.machines[option.design.machines].gpu_hour),
+            was_kept=True,
+        )
     with looked_up_once():
         found = Explorer(space, option, traffic, space.question.seed).find()
     store.put(key, as_json(found))
@@ -261,7 +322,8 @@ def _explored(text: str, folder: str, place: str | None, is_short: bool, option:
 
 
 def identity(space: Space, traffic: Traffic, option: Option) -> list[Any]:
-    """All that a finding about an option depends on: not the question's name, its other models and machines, or its map.
+    """All that a finding about an option depends on: not the question's name, its other models and
+    machines, or its map.
 
     A search that gets another model or another price therefore finds what it has done already.
     """
@@ -269,12 +331,19 @@ def identity(space: Space, traffic: Traffic, option: Option) -> list[Any]:
     candidate, machines = space.candidates[design.model], space.machines[design.machines]
     prompts = option.prefill and option.prefill._replace(model=0, machines=0)
     return [
-        option._replace(design=design._replace(model=0, machines=0), prefill=prompts, cost_per_hour=0.0, least_cost_per_hour=0.0),
+        option._replace(
+            design=design._replace(model=0, machines=0),
+            prefill=prompts,
+            cost_per_hour=0.0,
+            least_cost_per_hour=0.0,
+        ),
         space.models[design.model].model_dump(mode="json"),
         candidate.entry.model_dump(mode="json", exclude={"quality", "pruned_quality", "prunings"}),
         candidate.pruning and candidate.pruning.model_dump(mode="json"),
         _files(candidate.entry.routing or space.models[design.model].routing or {}, space.folder),
-        machines.spec.model_dump(mode="json", exclude={"price_per_gpu_hour", "currency", "sources"}),
+        machines.spec.model_dump(
+            mode="json", exclude={"price_per_gpu_hour", "currency", "sources"}
+        ),
         [machines.sizes, machines.offer.network_speed],
         question.targets.model_dump(mode="json"),
         question.workload.slo.model_dump(mode="json"),
@@ -285,7 +354,11 @@ def identity(space: Space, traffic: Traffic, option: Option) -> list[Any]:
 
 def _files(table: Policy, folder: Path) -> list[str]:
     """Digests of the files that a policy reads."""
-    paths = [folder / value for value in table.values() if isinstance(value, str) and (folder / value).is_file()]
+    paths = [
+        folder / value
+        for value in table.values()
+        if isinstance(value, str) and (folder / value).is_file()
+    ]
     return [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
 
 

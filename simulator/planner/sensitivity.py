@@ -1,4 +1,6 @@
-"""What the choice hangs on: the same question with more traffic, longer prompts, slower wires, more skew or other prices."""
+"""What the choice hangs on: the same question with more traffic, longer prompts, slower wires, more
+skew or other prices.
+"""
 
 from __future__ import annotations
 
@@ -77,12 +79,15 @@ def sensitivity(
     costs: Costs,
     stretch: str = "",
 ) -> list[dict[str, Any]]:
-    """A row for each change: what is best then, what it costs, and whether that is another choice than without the change.
+    """A row for each change: what is best then, what it costs, and whether that is another choice
+    than without the change.
 
-    Bands are of the deployments that a row names, with the calibration off by as much under the change as without it.
+    Bands are of the deployments that a row names, with the calibration off by as much under the
+    change as without it.
 
     Args:
-        results: by option and change, see :func:`options_of` and :func:`changes_of`; likewise ``tables``, where there are any.
+        results: by option and change, see :func:`options_of` and :func:`changes_of`; likewise
+            ``tables``, where there are any.
         stretch: which requests they are of.
     """
     options = options_of(found)
@@ -92,19 +97,34 @@ def sensitivity(
         for option in options:
             own = change if (option, change) in results else AS_ASKED
             finding = results[option, own]
-            findings.append(Priced(finding, cost_of(found.space, finding), tables.get((option, own))))
+            findings.append(
+                Priced(finding, cost_of(found.space, finding), tables.get((option, own)))
+            )
         return findings
 
     base = _cheapest(under(AS_ASKED))
     if base is None:
         return []
-    rows = [_row(found, costs, one.name, one.text, under(one.change), base, _note(found, one, stretch)) for one in WHAT_IFS]
-    rows.append(_priced(found, costs, "price", "GPUs 30 % cheaper", range(len(found.space.machines))))
+    rows = [
+        _row(found, costs, one.name, one.text, under(one.change), base, _note(found, one, stretch))
+        for one in WHAT_IFS
+    ]
+    rows.append(
+        _priced(found, costs, "price", "GPUs 30 % cheaper", range(len(found.space.machines)))
+    )
     if len(found.space.machines) > 1:
         for place, machines in enumerate(found.space.machines):
             if machines.price_per_gpu_hour > 0:
                 cluster = machines.offer.cluster
-                rows.append(_priced(found, costs, f"price of {cluster}", f"GPUs of {cluster} 30 % cheaper", [place]))
+                rows.append(
+                    _priced(
+                        found,
+                        costs,
+                        f"price of {cluster}",
+                        f"GPUs of {cluster} 30 % cheaper",
+                        [place],
+                    )
+                )
     return rows
 
 
@@ -115,7 +135,11 @@ def _priced(found: Found, costs: Costs, name: str, text: str, cheaper: Any) -> d
     for finding, cost, _ in known:
         size = finding.sized.size if finding.sized is not None else 0
         place = finding.option.design.machines
-        saved = (1 - _CUT) * size * found.space.machines[place].price_per_gpu_hour if place in cheaper else 0.0
+        saved = (
+            (1 - _CUT) * size * found.space.machines[place].price_per_gpu_hour
+            if place in cheaper
+            else 0.0
+        )
         changed.append(Priced(finding, cost - saved))
     base = _cheapest(known)
     if base is None:
@@ -123,10 +147,19 @@ def _priced(found: Found, costs: Costs, name: str, text: str, cheaper: Any) -> d
     return _row(found, costs, name, text, changed, base, "")
 
 
-def _row(found: Found, costs: Costs, name: str, text: str, findings: list[Priced], base: Priced, note: str) -> dict[str, Any]:
+def _row(
+    found: Found,
+    costs: Costs,
+    name: str,
+    text: str,
+    findings: list[Priced],
+    base: Priced,
+    note: str,
+) -> dict[str, Any]:
     best = _cheapest(findings)
     moe, dense = (
-        _cheapest([one for one in findings if found.space.kind(one.finding.option.design) == kind]) for kind in ("MoE", "dense")
+        _cheapest([one for one in findings if found.space.kind(one.finding.option.design) == kind])
+        for kind in ("MoE", "dense")
     )
     row: dict[str, Any] = {
         "name": name,
@@ -139,7 +172,9 @@ def _row(found: Found, costs: Costs, name: str, text: str, findings: list[Priced
         "best_moe": _brief(found, moe),
         "best_dense": _brief(found, dense),
         "cost_moe_over_dense": None if moe is None or dense is None else _ratio(moe, dense),
-        "note": note if best is not None else f"no deployment that was tried meets the targets then. {note}".strip(),
+        "note": note
+        if best is not None
+        else f"no deployment that was tried meets the targets then. {note}".strip(),
     }
     mine, theirs = _drawn(found, costs, best), _drawn(found, costs, base)
     if best is not None and best.cost > 0:
@@ -184,7 +219,11 @@ def _ratio(one: Priced, other: Priced) -> float | None:
     if other.cost > 0:
         return one.cost / other.cost
     sizes = one.finding.sized, other.finding.sized
-    return sizes[0].size / sizes[1].size if one.cost == 0 and sizes[0] is not None and sizes[1] is not None else None
+    return (
+        sizes[0].size / sizes[1].size
+        if one.cost == 0 and sizes[0] is not None and sizes[1] is not None
+        else None
+    )
 
 
 def _note(found: Found, one: WhatIf, stretch: str) -> str:
@@ -205,11 +244,18 @@ def _note(found: Found, one: WhatIf, stretch: str) -> str:
 
 def _cut_share(found: Found, factor: float, context: int | None) -> float:
     trace = found.traffic.trace
-    return 0.0 if context is None else float((trace.num_input * factor + trace.num_output > context).mean())
+    return (
+        0.0
+        if context is None
+        else float((trace.num_input * factor + trace.num_output > context).mean())
+    )
 
 
 def _skew_notes(space: Space, conditions: Conditions) -> list[str]:
     if all(model.moe is None for model in space.models):
         return ["No model routes tokens to experts."]
     kept = unchanged(conditions, space.question, space.folder)
-    return [f"Not applicable to {name}, whose experts' popularity was recorded, not drawn." for name in kept]
+    return [
+        f"Not applicable to {name}, whose experts' popularity was recorded, not drawn."
+        for name in kept
+    ]

@@ -1,4 +1,6 @@
-"""The sizes around the recommended one: what fails on the next smaller cluster, and what the next larger one brings."""
+"""The sizes around the recommended one: what fails on the next smaller cluster, and what the next
+larger one brings.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,12 @@ _TRIED = 4
 
 
 def around(found: Found, finding: Finding) -> dict[str, Any]:
-    """The next smaller and the next larger size of the recommended cluster; each ``None`` where there is none within the limits.
+    """The next smaller and the next larger size of the recommended cluster; each ``None`` where
+    there is none within the limits.
 
-    On the larger one the best of several deployments is named: the recommended one and the runners-up on the same machines, with as
-    many replicas as the cluster holds. Pools are not sized anew for it, so they count only where that is their own size.
+    On the larger one the best of several deployments is named: the recommended one and the
+    runners-up on the same machines, with as many replicas as the cluster holds. Pools are not sized
+    anew for it, so they count only where that is their own size.
     """
     sized, machines = finding.sized, found.space.machines[finding.option.design.machines]
     if sized is None:
@@ -49,9 +53,15 @@ def around(found: Found, finding: Finding) -> dict[str, Any]:
 
 
 def _best_on(found: Found, first: Finding, size: int) -> Finding | None:
-    """The best deployment on the first one's machines at another size; ``None`` where none that was tried meets the targets there."""
+    """The best deployment on the first one's machines at another size; ``None`` where none that was
+    tried meets the targets there.
+    """
     machines = found.space.machines[first.option.design.machines]
-    here = [one for one in found.findings if one.sized is not None and one.option.design.machines == first.option.design.machines]
+    here = [
+        one
+        for one in found.findings
+        if one.sized is not None and one.option.design.machines == first.option.design.machines
+    ]
     tried: list[Finding] = []
     for one in [first, *(other for other in here if other is not first)][: 1 + _TRIED]:
         ranks = one.option.design.num_ranks
@@ -66,6 +76,15 @@ def _best_on(found: Found, first: Finding, size: int) -> Finding | None:
             outcome = trials.trial(there)
             missing = risk(trials.plan(Sized(0, 1)), outcome)
             cost, used = size * machines.gpu_hour, replicas * ranks
-            tried.append(replace(one, sized=there, outcome=outcome, cost_per_hour=cost, num_gpus=used, risk=missing))
+            tried.append(
+                replace(
+                    one,
+                    sized=there,
+                    outcome=outcome,
+                    cost_per_hour=cost,
+                    num_gpus=used,
+                    risk=missing,
+                )
+            )
     met = [one for one in tried if one.outcome is not None and one.outcome.met]
     return min(met, key=best_first, default=None)

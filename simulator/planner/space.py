@@ -1,4 +1,6 @@
-"""Every replica that a question allows: how a model is split, in which formats, on which machines; and why others are not possible."""
+"""Every replica that a question allows: how a model is split, in which formats, on which machines;
+and why others are not possible.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +36,20 @@ NO_CACHE = "the cache has no room for the longest request"
 TOO_SLOW = "misses a latency target even when nothing else runs"
 TOO_FEW = "needs more GPUs than the limits allow"
 _TELLING = (TOO_FEW, TOO_SLOW, NO_CACHE, MEMORY, TOO_LARGE)
-"""Reasons by how far a deployment came before it was ruled out: the furthest is what keeps a model from doing the job."""
-_STRUCTURAL = (HEADS, LEAVES_NODE, PART_OF_A_NODE, ALIKE, STAGES, STAGES_BESIDE_DP, STAGES_OVER_NODES, STAGES_IN_A_NODE)
-"""Reasons that are of a split, and say nothing of whether the model could do the job with another one."""
+"""Reasons by how far a deployment came before it was ruled out: the furthest is what keeps a model
+from doing the job."""
+_STRUCTURAL = (
+    HEADS,
+    LEAVES_NODE,
+    PART_OF_A_NODE,
+    ALIKE,
+    STAGES,
+    STAGES_BESIDE_DP,
+    STAGES_OVER_NODES,
+    STAGES_IN_A_NODE,
+)
+"""Reasons that are of a split, and say nothing of whether the model could do the job with another
+one."""
 
 
 class Machines(NamedTuple):
@@ -51,7 +64,8 @@ class Machines(NamedTuple):
     gpu_hour: float
     """What a GPU costs an hour: its price, and its electricity where that is paid apart."""
     bound: str = ""
-    """Which of the limits sets the largest size; empty where it is the largest that the file lists."""
+    """Which of the limits sets the largest size; empty where it is the largest that the file
+    lists."""
     beyond: str = ""
     """Why no size at all can be used; empty where one can."""
 
@@ -102,7 +116,9 @@ class Design(NamedTuple):
 
     @property
     def kernels(self) -> Design:
-        """What the blocks of a step take as long as: without what changes the cache, the batches and their way through the layers."""
+        """What the blocks of a step take as long as: without what changes the cache, the batches
+        and their way through the layers.
+        """
         return self._replace(kv_dtype="", overlap="", pp=1, max_sequences=0)
 
 
@@ -121,12 +137,16 @@ class Ruled:
         self.examples.setdefault(reason, example)
 
     def telling(self) -> str | None:
-        """The reason that says most about why nothing can be run; ``None`` where nothing was left out."""
+        """The reason that says most about why nothing can be run; ``None`` where nothing was left
+        out.
+        """
 
         def rank(reason: str) -> tuple[int, int]:
             if reason in _TELLING:
                 return _TELLING.index(reason), -self.counts[reason]
-            return len(_TELLING) + (1 + _STRUCTURAL.index(reason) if reason in _STRUCTURAL else 0), -self.counts[reason]
+            return len(_TELLING) + (
+                1 + _STRUCTURAL.index(reason) if reason in _STRUCTURAL else 0
+            ), -self.counts[reason]
 
         return min(self.counts, key=rank, default=None)
 
@@ -143,18 +163,29 @@ class Space:
         self.question = question
         self.folder = folder
         self.candidates = [Candidate(one, None, one.quality) for one in question.models]
-        self.candidates += [Candidate(one, each, one.pruned_quality) for one in question.models for each in one.prunings]
-        self.models = [_named(load_model(one.entry.model, f"{_WHERE} [models]", folder), one.pruning) for one in self.candidates]
+        self.candidates += [
+            Candidate(one, each, one.pruned_quality)
+            for one in question.models
+            for each in one.prunings
+        ]
+        self.models = [
+            _named(load_model(one.entry.model, f"{_WHERE} [models]", folder), one.pruning)
+            for one in self.candidates
+        ]
         self.machines = [_machines(offer, question) for offer in question.clusters]
 
     def designs(self, model: int, machines: int, ruled: Ruled) -> Iterator[tuple[Design, Plan]]:
-        """Every possible design of a model on some machines with the plan of one replica; the others are told to ``ruled``."""
+        """Every possible design of a model on some machines with the plan of one replica; the
+        others are told to ``ruled``.
+        """
         if (reason := self._too_poor(self.candidates[model])) is not None:
             ruled.out(reason, self.models[model].name)
             return
         for design in self._splits(model, self.candidates[model].entry, machines, ruled):
             try:
-                plan = make_plan(self.spec(design, budget=None), self.question.seed, _WHERE, self.folder)
+                plan = make_plan(
+                    self.spec(design, budget=None), self.question.seed, _WHERE, self.folder
+                )
             except UserError as error:
                 ruled.out(_reason(str(error)), self.text(design))
                 continue
@@ -169,7 +200,12 @@ class Space:
     def num_splits(self, number: int) -> int:
         """Of a model, before any was ruled out: tensor and data parallelism and formats."""
         space, one = self.question.space, self.candidates[number].entry
-        return len(space.tp) * len(space.attention_dp) * len(one.weight_dtypes or ("",)) * len(one.kv_dtypes or ("bf16",))
+        return (
+            len(space.tp)
+            * len(space.attention_dp)
+            * len(one.weight_dtypes or ("",))
+            * len(one.kv_dtypes or ("bf16",))
+        )
 
     def _too_poor(self, candidate: Candidate) -> str | None:
         least = self.question.limits.min_quality
@@ -177,7 +213,11 @@ class Space:
             return None
         if candidate.quality is None:
             return f"it has no quality score, which limits.min_quality = {least:g} asks for"
-        return f"its quality score is below limits.min_quality = {least:g}" if candidate.quality < least else None
+        return (
+            f"its quality score is below limits.min_quality = {least:g}"
+            if candidate.quality < least
+            else None
+        )
 
     def spare_gpus(self, machines: Machines) -> int:
         """GPUs of the nodes that may be lost."""
@@ -187,7 +227,9 @@ class Space:
         """The smallest cluster with so many GPUs left when nodes are lost."""
         return machines.holding(num_gpus + self.spare_gpus(machines))
 
-    def _splits(self, number: int, one: CandidateModel, place: int, ruled: Ruled) -> Iterator[Design]:
+    def _splits(
+        self, number: int, one: CandidateModel, place: int, ruled: Ruled
+    ) -> Iterator[Design]:
         space, model, machines = self.question.space, self.models[number], self.machines[place]
         weights = one.weight_dtypes or ("",)
         caches = one.kv_dtypes or ("bf16",)
@@ -210,8 +252,24 @@ class Space:
                     travels = ep > 1 and dp > 1
                     overlaps = space.overlap if travels else ("none",)
                     sent = one.dispatch_dtypes or ("",) if travels else ("",)
-                    for (slots, placement), overlap, dispatch in product(self._placed(model, ep), overlaps, sent):
-                        yield Design(number, place, tp, dp, ep, weight, cache, slots, overlap, pp, dispatch, placement, most)
+                    for (slots, placement), overlap, dispatch in product(
+                        self._placed(model, ep), overlaps, sent
+                    ):
+                        yield Design(
+                            number,
+                            place,
+                            tp,
+                            dp,
+                            ep,
+                            weight,
+                            cache,
+                            slots,
+                            overlap,
+                            pp,
+                            dispatch,
+                            placement,
+                            most,
+                        )
 
     def _impossible(self, model: ModelSpec, machines: Machines, tp: int, dp: int) -> str | None:
         per_node = machines.spec.gpus_per_node
@@ -227,11 +285,16 @@ class Space:
             return PART_OF_A_NODE
         return None
 
-    def _no_pipeline(self, model: ModelSpec, machines: Machines, tp: int, dp: int, pp: int) -> str | None:
+    def _no_pipeline(
+        self, model: ModelSpec, machines: Machines, tp: int, dp: int, pp: int
+    ) -> str | None:
         """Why a split that is possible has no stages; ``None`` where it has."""
         if pp == 1:
             return None
-        per_node, most = machines.spec.gpus_per_node, min(self.question.space.max_gpus_per_replica, machines.sizes[-1])
+        per_node, most = (
+            machines.spec.gpus_per_node,
+            min(self.question.space.max_gpus_per_replica, machines.sizes[-1]),
+        )
         if dp > 1:
             return STAGES_BESIDE_DP
         if pp > model.num_layers:
@@ -240,7 +303,11 @@ class Space:
             return TOO_LARGE
         if tp * pp > per_node:
             return None if tp == per_node else STAGES_OVER_NODES
-        further = [size for size in self.question.space.tp if tp < size <= per_node and uneven_heads(model, size) is None]
+        further = [
+            size
+            for size in self.question.space.tp
+            if tp < size <= per_node and uneven_heads(model, size) is None
+        ]
         return STAGES_IN_A_NODE if further and machines.spec.topology["kind"] != "pcie" else None
 
     def _eps(self, model: ModelSpec, num_ranks: int) -> list[int]:
@@ -259,11 +326,20 @@ class Space:
         found: list[tuple[int, str]] = []
         for share in self.question.space.redundant_experts:
             slots = -(-round(model.moe.num_experts * (1 + share)) // ep) * ep if share else 0
-            found += [(slots, "contiguous")] if slots else [(0, placement) for placement in self.question.space.placements]
+            found += (
+                [(slots, "contiguous")]
+                if slots
+                else [(0, placement) for placement in self.question.space.placements]
+            )
         return list(dict.fromkeys(found))
 
     def spec(
-        self, design: Design, budget: int | None, replicas: int = 1, size: int | None = None, name: str = ""
+        self,
+        design: Design,
+        budget: int | None,
+        replicas: int = 1,
+        size: int | None = None,
+        name: str = "",
     ) -> DeploymentSpec:
         """The deployment of some replicas of a design.
 
@@ -274,13 +350,18 @@ class Space:
         one, machines = self.candidates[design.model].entry, self.machines[design.machines]
         held = size or machines.holding(replicas * design.num_ranks)
         if held is None:
-            raise UserError(f"{_WHERE}: {replicas * design.num_ranks} GPUs are more than the limits allow")
+            raise UserError(
+                f"{_WHERE}: {replicas * design.num_ranks} GPUs are more than the limits allow"
+            )
         return DeploymentSpec(
             name=name or self.text(design),
             model=one.model,
             cluster=machines.named(held),
             parallel=ParallelSpec(
-                tp=design.tp, attention_dp=design.attention_dp, ep=design.ep if design.ep > 1 else None, pp=design.pp
+                tp=design.tp,
+                attention_dp=design.attention_dp,
+                ep=design.ep if design.ep > 1 else None,
+                pp=design.pp,
             ),
             engine=one.engine,
             replicas=replicas,
@@ -288,8 +369,12 @@ class Space:
             kv_dtype=design.kv_dtype,  # type: ignore[arg-type]
             dispatch_dtype=design.dispatch_dtype or None,  # type: ignore[arg-type]
             routing=one.routing,
-            placement={"kind": "eplb", "num_slots": design.slots} if design.slots else {"kind": design.placement},
-            scheduling=scheduling(one.engine, budget or max(self.question.space.token_budgets), design.max_sequences),
+            placement={"kind": "eplb", "num_slots": design.slots}
+            if design.slots
+            else {"kind": design.placement},
+            scheduling=scheduling(
+                one.engine, budget or max(self.question.space.token_budgets), design.max_sequences
+            ),
             overlap=design.overlap,  # type: ignore[arg-type]
             network_speed=machines.offer.network_speed,
             price_per_gpu_hour=machines.offer.price_per_gpu_hour,
@@ -301,7 +386,11 @@ class Space:
         machines = self.machines[design.machines]
         kv = f", {design.kv_dtype} cache" if design.kv_dtype != "bf16" else ""
         kv += f", sends {design.dispatch_dtype}" if design.dispatch_dtype else ""
-        kv += f", {design.max_sequences} sequences" if len(self.question.space.max_sequences) > 1 else ""
+        kv += (
+            f", {design.max_sequences} sequences"
+            if len(self.question.space.max_sequences) > 1
+            else ""
+        )
         return f"{self.formatted(design)}{kv}, {self.split(design)} on {machines.offer.cluster}"
 
     def formatted(self, design: Design) -> str:
@@ -334,22 +423,42 @@ class Space:
 def scheduling(engine: str, budget: int, max_sequences: int = 512) -> Policy:
     """How an engine batches."""
     if engine.startswith("sglang"):
-        return {"kind": "prefill_first", "token_budget": budget, "max_sequences": max_sequences, "splits_prompts": True}
+        return {
+            "kind": "prefill_first",
+            "token_budget": budget,
+            "max_sequences": max_sequences,
+            "splits_prompts": True,
+        }
     if engine.startswith("trtllm"):
-        return {"kind": "no_evict", "token_budget": budget, "max_sequences": max_sequences, "chunked_prompts": True}
+        return {
+            "kind": "no_evict",
+            "token_budget": budget,
+            "max_sequences": max_sequences,
+            "chunked_prompts": True,
+        }
     return {"kind": "chunked", "token_budget": budget, "max_sequences": max_sequences}
 
 
 def _named(model: ModelSpec, pruning: Pruning | None) -> ModelSpec:
-    return model if pruning is None else model.model_copy(update={"name": f"{model.name} ({pruning_text(pruning)})"})
+    return (
+        model
+        if pruning is None
+        else model.model_copy(update={"name": f"{model.name} ({pruning_text(pruning)})"})
+    )
 
 
 def _machines(offer: CandidateCluster, question: Question) -> Machines:
     limits, power, files = question.limits, question.power, f"{_WHERE} [clusters '{offer.cluster}']"
     spec, accelerator = load_kind(offer.cluster, files)
-    price = offer.price_per_gpu_hour if offer.price_per_gpu_hour is not None else spec.price_per_gpu_hour
+    price = (
+        offer.price_per_gpu_hour
+        if offer.price_per_gpu_hour is not None
+        else spec.price_per_gpu_hour
+    )
     if price is None:
-        raise UserError(f"{files}: has no price; give price_per_gpu_hour (0 for machines that are there anyway)")
+        raise UserError(
+            f"{files}: has no price; give price_per_gpu_hour (0 for machines that are there anyway)"
+        )
     watts = accelerator.board_power_w * power.overhead
     gpu_hour = price + watts / 1000 * power.price_per_kwh
     sizes = sorted(spec.sizes or (spec.num_gpus,))
@@ -359,20 +468,35 @@ def _machines(offer: CandidateCluster, question: Question) -> Machines:
     bounds: list[tuple[float, str, str]] = []
     for name, count in (("max_gpus", offer.max_gpus), ("limits.gpus", limits.gpus)):
         if count is not None:
-            bounds.append((count, f"{name} = {count}", f"{offer.cluster} comes in {_gpus(least)} or more"))
+            bounds.append(
+                (count, f"{name} = {count}", f"{offer.cluster} comes in {_gpus(least)} or more")
+            )
     if limits.nodes is not None:
         text = f"{offer.cluster} comes in {-(-least // spec.gpus_per_node)} nodes or more"
         bounds.append((limits.nodes * spec.gpus_per_node, f"limits.nodes = {limits.nodes}", text))
     if limits.power_w is not None:
-        bounds.append((limits.power_w / watts, f"limits.power_w = {limits.power_w:g}", f"{fewest} may draw {least * watts:,.0f} W"))
+        bounds.append(
+            (
+                limits.power_w / watts,
+                f"limits.power_w = {limits.power_w:g}",
+                f"{fewest} may draw {least * watts:,.0f} W",
+            )
+        )
     if limits.budget_per_hour is not None and gpu_hour > 0:
         name = f"the budget of {limits.budget_per_hour:g} {power.currency} per hour"
         bounds.append(
-            (limits.budget_per_hour / gpu_hour, name, f"{fewest} would cost {least * gpu_hour:.2f} {power.currency} per hour")
+            (
+                limits.budget_per_hour / gpu_hour,
+                name,
+                f"{fewest} would cost {least * gpu_hour:.2f} {power.currency} per hour",
+            )
         )
     most, name, too_much = min(bounds, default=(math.inf, "", ""))
     allowed = tuple(size for size in sizes if size <= most)
-    bound, beyond = name if most < sizes[-1] else "", "" if allowed else f"{too_much}, and {name} is the limit"
+    bound, beyond = (
+        name if most < sizes[-1] else "",
+        "" if allowed else f"{too_much}, and {name} is the limit",
+    )
     spare = question.spare.nodes * spec.gpus_per_node
     if allowed and spare >= allowed[-1]:
         held = "1 node" if question.spare.nodes == 1 else f"{question.spare.nodes} nodes"

@@ -38,7 +38,9 @@ def pareto(speeds: list[Speeds]) -> list[tuple[Speed, Design | None]]:
     """Points that no other beats in both, the fastest first."""
     if not speeds:
         return []
-    per_user, per_gpu = (np.concatenate([getattr(one, name) for one in speeds]) for name in ("per_user", "per_gpu"))
+    per_user, per_gpu = (
+        np.concatenate([getattr(one, name) for one in speeds]) for name in ("per_user", "per_gpu")
+    )
     order = np.lexsort((-per_gpu, -per_user))
     best = np.maximum.accumulate(np.concatenate([[0.0], per_gpu[order]]))
     ends = np.cumsum([len(one.per_user) for one in speeds])
@@ -46,6 +48,12 @@ def pareto(speeds: list[Speeds]) -> list[tuple[Speed, Design | None]]:
     for place in order[per_gpu[order] > best[:-1]]:
         n = int(np.searchsorted(ends, place, side="right"))
         one, at = speeds[n], int(place - ends[n])
-        speed = Speed(float(one.per_user[at]), float(one.per_gpu[at]), one.design, one.budget, float(one.sequences[at]))
+        speed = Speed(
+            float(one.per_user[at]),
+            float(one.per_gpu[at]),
+            one.design,
+            one.budget,
+            float(one.sequences[at]),
+        )
         found.append((speed, one.prefill))
     return found

@@ -1,7 +1,9 @@
-"""A replica in the steady state: tokens a second and what its seconds go to, by sequences that it holds, whatever the targets.
+"""A replica in the steady state: tokens a second and what its seconds go to, by sequences that it
+holds, whatever the targets.
 
-Sequences leave as fast as others come: with ``b`` of them decoding on a data-parallel rank, ``b / O`` prompts start a step. Only the
-KV cache and the tokens that fit in a step limit ``b``: an engine's limit on sequences is a setting, which one would raise.
+Sequences leave as fast as others come: with ``b`` of them decoding on a data-parallel rank, ``b /
+O`` prompts start a step. Only the KV cache and the tokens that fit in a step limit ``b``: an
+engine's limit on sequences is a setting, which one would raise.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from simulator.planner.traffic import Traffic
 from simulator.workload.traces import RequestTrace
 
 _FULL = 0.95
-"""Of the cache's blocks and of a step's tokens: what is used in the mean where requests do not come evenly."""
+"""Of the cache's blocks and of a step's tokens: what is used in the mean where requests do not come
+evenly."""
 _POINTS = 48
 _LEAST = 0.25
 
@@ -43,7 +46,13 @@ class Loads(NamedTuple):
     def only(self, n: int) -> Loads:
         """The ``n``-th."""
         here = slice(n, n + 1)
-        return Loads(self.sequences[here], self.step_s[here], self.tokens_per_s[here], self.terms[:, here], self.fits[here])
+        return Loads(
+            self.sequences[here],
+            self.step_s[here],
+            self.tokens_per_s[here],
+            self.terms[:, here],
+            self.fits[here],
+        )
 
 
 @dataclass(frozen=True)
@@ -65,13 +74,19 @@ class Steady:
 
     @cached_property
     def most(self) -> float:
-        """Sequences on a GPU for which the cache has room; 0 where the model's context is too short for one."""
+        """Sequences on a GPU for which the cache has room; 0 where the model's context is too short
+        for one.
+        """
         traffic, plan = self.traffic, self.plan
         longest = round(traffic.num_input + traffic.num_output)
         if plan.model.max_context_tokens is not None and longest > plan.model.max_context_tokens:
             return 0.0
         capacity = plan.capacity
-        held = capacity.blocks_for(longest if plan.rules.reserves_output else round(traffic.num_input + traffic.num_output / 2))
+        held = capacity.blocks_for(
+            longest
+            if plan.rules.reserves_output
+            else round(traffic.num_input + traffic.num_output / 2)
+        )
         if capacity.blocks_for(longest) > capacity.num_blocks:
             return 0.0
         return max(1.0, capacity.num_blocks * _FULL / held) / plan.layout.tp
@@ -79,7 +94,11 @@ class Steady:
     @cached_property
     def curve_points(self) -> Loads:
         """From few sequences to as many as the cache holds."""
-        return self.at(np.geomspace(min(_LEAST, self.most / 2), self.most, _POINTS) if self.most else np.zeros(0))
+        return self.at(
+            np.geomspace(min(_LEAST, self.most / 2), self.most, _POINTS)
+            if self.most
+            else np.zeros(0)
+        )
 
     def at(self, sequences: Floats) -> Loads:
         """With so many sequences on each GPU."""
@@ -93,18 +112,25 @@ class Steady:
         return Loads(sequences, step_s, made / layout.num_ranks / step_s, per_token, fits)
 
     def _step(self, ranks: Floats) -> tuple[Terms, NDArray[np.bool_]]:
-        """What a step with the prompts that come during it takes, for sequences on a data-parallel rank; whether that can go on."""
+        """What a step with the prompts that come during it takes, for sequences on a data-parallel
+        rank; whether that can go on.
+        """
         num_input, prompts = self.traffic.num_input, ranks / self.traffic.num_output
         if self.plan.rules.mixes_phases:
             stays = ranks * (1 + num_input / self.traffic.num_output) <= self.budget * _FULL
             return self.curve.terms(ranks, prompts, num_input), stays
         nothing = np.zeros(len(ranks))
         decoding = self.curve.terms(ranks, nothing, 0.0)
-        # Prompts that came during a step share the next one, the ranks that got none idle: at the least one prompt's time.
+        # Prompts that came during a step share the next one, the ranks that got none idle: at the
+        # least one prompt's time.
         parts = max(1.0, num_input / self.budget)
         together = np.clip(prompts, 1.0, max(1.0, self.budget / num_input))
         pause = self.curve.terms(nothing, together / parts, num_input)
-        times = math.ceil(parts) * np.minimum(prompts * self.plan.layout.attention_dp, 1.0) * np.maximum(1.0, prompts / together)
+        times = (
+            math.ceil(parts)
+            * np.minimum(prompts * self.plan.layout.attention_dp, 1.0)
+            * np.maximum(1.0, prompts / together)
+        )
         step = Terms(*(first + later * times for first, later in zip(decoding, pause, strict=True)))
         return step, pause.total * times < _FULL * step.total
 

@@ -1,4 +1,6 @@
-"""What was explored, on disk, keyed by its whole content: a search that was killed or extended goes on where it was."""
+"""What was explored, on disk, keyed by its whole content: a search that was killed or extended goes
+on where it was.
+"""
 
 from __future__ import annotations
 
@@ -46,10 +48,14 @@ class Store:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise UserError(f"--cache {self.folder}: cannot be written: {error.strerror}; name another folder") from None
+            raise UserError(
+                f"--cache {self.folder}: cannot be written: {error.strerror}; name another folder"
+            ) from None
 
     def get(self, key: str) -> Any:
-        """What was kept under the key; ``None`` where nothing was, or what is there cannot be read."""
+        """What was kept under the key; ``None`` where nothing was, or what is there cannot be
+        read.
+        """
         if self.folder is None:
             return None
         try:
@@ -63,7 +69,9 @@ class Store:
             return
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.stem}-{os.uname().nodename}-{os.getpid()}.partial")  # other machines may share the folder
+        partial = path.with_name(
+            f".{path.stem}-{os.uname().nodename}-{os.getpid()}.partial"
+        )  # other machines may share the folder
         partial.write_text(json.dumps(value), encoding="utf-8")
         os.replace(partial, path)
 
@@ -105,4 +113,6 @@ def _files() -> Iterator[Path]:
             yield path
     for family in _FAMILIES:
         for folder in search_folders(family):
-            yield from sorted(folder.rglob("*.toml") if family.endswith("calibration") else folder.glob("*.toml"))
+            yield from sorted(
+                folder.rglob("*.toml") if family.endswith("calibration") else folder.glob("*.toml")
+            )

@@ -1,8 +1,10 @@
-"""The traffic that is planned for: requests that are judged, those served before them, and the means that the screen goes by.
+"""The traffic that is planned for: requests that are judged, those served before them, and the
+means that the screen goes by.
 
-A cluster that starts empty looks faster than it is, so the requests that are judged come behind a lead-in that is served and not
-judged, as long as a request stays where the targets are just kept. Traffic that is raised lasts as long as before: the same
-requests come again, so that queues have as long to build up.
+A cluster that starts empty looks faster than it is, so the requests that are judged come behind a
+lead-in that is served and not judged, as long as a request stays where the targets are just kept.
+Traffic that is raised lasts as long as before: the same requests come again, so that queues have as
+long to build up.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from simulator.workload.traces import RequestTrace
 from simulator.workload.traces._check import take_prefixes
 
 LEAST_STAYS = 4.0
-"""Stays that the judged requests' arrivals must span to show a steady state; with fewer, most of the time is start and end."""
+"""Stays that the judged requests' arrivals must span to show a steady state; with fewer, most of
+the time is start and end."""
 _SAMPLED = 256
 """Requests whose lengths stand for all in the screen."""
 _LEAST_REQUESTS = 200
@@ -31,7 +34,8 @@ class Traffic(NamedTuple):
 
     trace: RequestTrace
     lead: int
-    """So many of them, the first, are served and not judged. What follows in this tuple is of the others."""
+    """So many of them, the first, are served and not judged. What follows in this tuple is of the
+    others."""
     stay_s: float
     """Seconds that a mean request stays where the targets are just kept."""
     rate_per_s: float
@@ -76,7 +80,11 @@ class Traffic(NamedTuple):
 
     def share_beyond(self, context: int | None) -> float:
         """Of the requests that are longer than a model's context, output included."""
-        return 0.0 if context is None else float((self.trace.num_input + self.trace.num_output > context).mean())
+        return (
+            0.0
+            if context is None
+            else float((self.trace.num_input + self.trace.num_output > context).mean())
+        )
 
     @property
     def is_steady(self) -> bool:
@@ -88,18 +96,27 @@ class Traffic(NamedTuple):
         """Of every request: what findings about this traffic are kept under."""
         trace = self.trace
         found = hashlib.sha256(repr((self.lead, self.stay_s, trace.prefix_block_tokens)).encode())
-        for values in (trace.arrival_s, trace.num_input, trace.num_output, trace.prefix_starts, trace.prefix_ids):
+        for values in (
+            trace.arrival_s,
+            trace.num_input,
+            trace.num_output,
+            trace.prefix_starts,
+            trace.prefix_ids,
+        ):
             found.update(np.ascontiguousarray(values).tobytes())
         return found.hexdigest()
 
     def share(self, parts: int) -> tuple[RequestTrace, int]:
-        """What one of ``parts`` replicas gets, every n-th request of n, as a balancer that keeps them even would send; and its lead."""
+        """What one of ``parts`` replicas gets, every n-th request of n, as a balancer that keeps
+        them even would send; and its lead.
+        """
         first = self.lead % parts  # so that the first request that is judged is among them
         chosen = np.arange(first, self.trace.num_requests, parts)
         return subset(self.trace, chosen), int(np.searchsorted(chosen, self.lead))
 
     def busiest(self, num_requests: int, stays: float = 0.0) -> Traffic:
-        """The stretch of about so many requests in which most tokens arrive, behind a lead-in; itself where it has no more.
+        """The stretch of about so many requests in which most tokens arrive, behind a lead-in;
+        itself where it has no more.
 
         Args:
             stays: that the stretch lasts at least, whatever the number of requests.
@@ -112,20 +129,31 @@ class Traffic(NamedTuple):
         return led(self.trace, self.lead + first, self.lead + last, self.stay_s)
 
     def at_rate(self, factor: float) -> Traffic:
-        """Requests coming ``factor`` times as fast, for as long as these: repeated, or the last of them."""
+        """Requests coming ``factor`` times as fast, for as long as these: repeated, or the last of
+        them.
+        """
         if factor == 1.0:
             return self
         lead_s = float(self.trace.arrival_s[self.lead])
         if factor < 1.0:
-            count = min(self.num_requests, max(_LEAST_REQUESTS, math.ceil(self.num_requests * factor)))
+            count = min(
+                self.num_requests, max(_LEAST_REQUESTS, math.ceil(self.num_requests * factor))
+            )
             trace, judged = self.trace, self.trace.num_requests - count
         else:
             gap_s = self.duration_s / max(self.num_requests - 1, 1)
-            times = math.ceil(factor * (lead_s + self.duration_s) / max(self.duration_s + gap_s, 1e-9)) + 1
+            times = (
+                math.ceil(factor * (lead_s + self.duration_s) / max(self.duration_s + gap_s, 1e-9))
+                + 1
+            )
             trace = _repeated(self.trace, self.lead, times, self.duration_s + gap_s)
             judged = trace.num_requests - round(self.num_requests * factor)
         arrival_s = trace.arrival_s - trace.arrival_s[judged]
-        arrival_s = arrival_s * ((trace.num_requests - judged) / max(float(arrival_s[-1]), 1e-9) / (factor * self.rate_per_s))
+        arrival_s = arrival_s * (
+            (trace.num_requests - judged)
+            / max(float(arrival_s[-1]), 1e-9)
+            / (factor * self.rate_per_s)
+        )
         first = int(np.searchsorted(arrival_s, -lead_s * (1 + 1e-9)))
         changed = subset(replace(trace, arrival_s=arrival_s), np.arange(first, trace.num_requests))
         return Traffic.of(changed, judged - first, self.stay_s)
@@ -136,7 +164,9 @@ class Traffic(NamedTuple):
 
 
 def led(trace: RequestTrace, first: int, last: int, stay_s: float) -> Traffic:
-    """Requests ``first`` to ``last`` (left out) of a trace, behind those that came during a stay before them."""
+    """Requests ``first`` to ``last`` (left out) of a trace, behind those that came during a stay
+    before them.
+    """
     begin = int(np.searchsorted(trace.arrival_s, trace.arrival_s[first] - stay_s))
     return Traffic.of(subset(trace, np.arange(begin, last)), first - begin, stay_s)
 
@@ -157,8 +187,12 @@ def subset(trace: RequestTrace, chosen: NDArray[np.int64]) -> RequestTrace:
     )
 
 
-def busiest(arrival_s: NDArray[np.float64], num_tokens: NDArray[np.int64], seconds: float) -> tuple[int, int]:
-    """The first request, and the one behind the last, of the stretch of ``seconds`` in which most tokens arrive."""
+def busiest(
+    arrival_s: NDArray[np.float64], num_tokens: NDArray[np.int64], seconds: float
+) -> tuple[int, int]:
+    """The first request, and the one behind the last, of the stretch of ``seconds`` in which most
+    tokens arrive.
+    """
     ends = np.searchsorted(arrival_s, arrival_s + seconds, side="right")
     tokens = np.concatenate([[0], np.cumsum(num_tokens)])
     best = int(np.argmax(tokens[ends] - tokens[:-1]))
@@ -166,9 +200,13 @@ def busiest(arrival_s: NDArray[np.float64], num_tokens: NDArray[np.int64], secon
 
 
 def _repeated(trace: RequestTrace, lead: int, times: int, period_s: float) -> RequestTrace:
-    """The trace with all behind its lead-in ``times`` over; prefixes are shared within each time, not between them."""
+    """The trace with all behind its lead-in ``times`` over; prefixes are shared within each time,
+    not between them.
+    """
     order = np.concatenate([np.arange(lead), np.tile(np.arange(lead, trace.num_requests), times)])
-    which = np.concatenate([np.zeros(lead, np.int64), np.repeat(np.arange(times), trace.num_requests - lead)])
+    which = np.concatenate(
+        [np.zeros(lead, np.int64), np.repeat(np.arange(times), trace.num_requests - lead)]
+    )
     starts, ids = trace.prefix_starts, trace.prefix_ids
     if trace.prefix_block_tokens:
         counts = np.diff(starts)[order]

@@ -1,4 +1,6 @@
-"""One trial: a deployment serves requests at the ``step`` fidelity, and every target is held against what happened."""
+"""One trial: a deployment serves requests at the ``step`` fidelity, and every target is held
+against what happened.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +21,23 @@ _WORST = 1e9
 BACKLOG = "backlog"
 """The name of the implied target."""
 _GROWTH = 0.05
-"""Share of the requests by which those that are being served may grow over half of the time, for a deployment that keeps up ..."""
+"""Share of the requests by which those that are being served may grow over half of the time, for a
+deployment that keeps up ..."""
 _CHANCE = 4.0
 """... and so many times the square root of their number besides, which comes and goes by chance."""
 _FEWEST_REQUESTS = 40
 """With fewer, growth cannot be told from chance."""
 _EARLY, _LATE = 0.05, 0.95
-"""Quantiles of the times at which requests end, between which tokens are counted: not while the last few run out."""
+"""Quantiles of the times at which requests end, between which tokens are counted: not while the
+last few run out."""
 
 
 class Outcome(NamedTuple):
     """What a trial measured."""
 
     ratios: dict[str, float]
-    """By target (``ttft_s.p90``): measured over its limit; above 1 is missed. Of shares and rates the other way round."""
+    """By target (``ttft_s.p90``): measured over its limit; above 1 is missed. Of shares and rates
+    the other way round."""
     measured: dict[str, float]
     """By target, in its own unit."""
     output_tokens_per_s: float
@@ -56,11 +61,16 @@ class Outcome(NamedTuple):
 
     def missed_by(self, prefixes: tuple[str, ...]) -> float:
         """The worst ratio of targets whose names begin so; 0 where there are none."""
-        return max((ratio for name, ratio in self.ratios.items() if name.startswith(prefixes)), default=0.0)
+        return max(
+            (ratio for name, ratio in self.ratios.items() if name.startswith(prefixes)), default=0.0
+        )
 
 
-def outcome(requests: pd.DataFrame, targets: Targets, slo: SLO, share: float = 1.0, stay_s: float = 0.0) -> Outcome:
-    """Hold a trial against the targets, and against an implied one, ``backlog``: that it keeps up with what comes.
+def outcome(
+    requests: pd.DataFrame, targets: Targets, slo: SLO, share: float = 1.0, stay_s: float = 0.0
+) -> Outcome:
+    """Hold a trial against the targets, and against an implied one, ``backlog``: that it keeps up
+    with what comes.
 
     Args:
         requests: ``REQUEST_COLUMNS`` of those that are judged.
@@ -73,7 +83,11 @@ def outcome(requests: pd.DataFrame, targets: Targets, slo: SLO, share: float = 1
     for name in ("ttft_s", "tpot_s", "e2e_s"):
         values = latency[name].dropna()
         for level, limit in getattr(targets, name).limits().items():
-            found = float(values.mean() if level == "mean" else values.quantile(_QUANTILES[level])) if len(values) else 0.0
+            found = (
+                float(values.mean() if level == "mean" else values.quantile(_QUANTILES[level]))
+                if len(values)
+                else 0.0
+            )
             measured[f"{name}.{level}"], ratios[f"{name}.{level}"] = found, found / limit
     tokens_per_s = _tokens_per_s(requests) / share
     kept = meets(latency, slo)
@@ -90,21 +104,28 @@ def outcome(requests: pd.DataFrame, targets: Targets, slo: SLO, share: float = 1
 
 
 def _tokens_per_s(requests: pd.DataFrame) -> float:
-    """Output tokens of the requests that ended between two quantiles of the ends, over the time between these."""
+    """Output tokens of the requests that ended between two quantiles of the ends, over the time
+    between these.
+    """
     finish_s = requests["finish_s"].to_numpy(dtype=np.float64)
     tokens = requests["num_output"].to_numpy(dtype=np.float64)
     early, late = np.quantile(finish_s, (_EARLY, _LATE))
     within = (finish_s > early) & (finish_s <= late)
     if len(finish_s) < _FEWEST_REQUESTS or late <= early:
-        within, early, late = np.full(len(finish_s), True), float(requests["arrival_s"].min()), float(finish_s.max())
+        within, early, late = (
+            np.full(len(finish_s), True),
+            float(requests["arrival_s"].min()),
+            float(finish_s.max()),
+        )
     return float(tokens[within].sum()) / max(float(late - early), 1e-9)
 
 
 def _backlog(requests: pd.DataFrame, stay_s: float) -> tuple[float, float]:
-    """By how much more requests are being served in the last quarter of the arrivals' time than in the second one.
+    """By how much more requests are being served in the last quarter of the arrivals' time than in
+    the second one.
 
-    In a steady state as many leave as come. Where they do not, the difference grows with the traffic that is too much, whatever
-    the latencies of those that get their turn.
+    In a steady state as many leave as come. Where they do not, the difference grows with the
+    traffic that is too much, whatever the latencies of those that get their turn.
 
     Returns:
         As a share of what comes in half of the time; and over what it may be.
@@ -116,15 +137,20 @@ def _backlog(requests: pd.DataFrame, stay_s: float) -> tuple[float, float]:
     if len(arrival_s) < _FEWEST_REQUESTS or span <= 0:
         return 0.0, 0.0
     second, last = (
-        _being_served(arrival_s, finish_s, begin + start * span, begin + stop * span) for start, stop in ((0.25, 0.5), (0.75, 1.0))
+        _being_served(arrival_s, finish_s, begin + start * span, begin + stop * span)
+        for start, stop in ((0.25, 0.5), (0.75, 1.0))
     )
     coming = len(arrival_s) / 2
-    allowed = max(_GROWTH, 0.4 * stay_s / span) + _CHANCE * math.sqrt(max(second, last, 1.0)) / coming
+    allowed = (
+        max(_GROWTH, 0.4 * stay_s / span) + _CHANCE * math.sqrt(max(second, last, 1.0)) / coming
+    )
     grown = max(0.0, last - second) / coming
     return grown, grown / allowed
 
 
-def _being_served(arrival_s: NDArray[np.float64], finish_s: NDArray[np.float64], begin: float, end: float) -> float:
+def _being_served(
+    arrival_s: NDArray[np.float64], finish_s: NDArray[np.float64], begin: float, end: float
+) -> float:
     """Mean number of requests that have come and not left, between two times."""
     inside = np.minimum(finish_s, end) - np.maximum(arrival_s, begin)
     return float(np.maximum(inside, 0.0).sum()) / (end - begin)

@@ -1,4 +1,6 @@
-"""What the answer hangs on: other circumstances, lost nodes, the calibration's error, chance. All in one batch, on all cores."""
+"""What the answer hangs on: other circumstances, lost nodes, the calibration's error, chance. All
+in one batch, on all cores.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,13 @@ from simulator.planner.search import Found, Tick
 from simulator.planner.sensitivity import changes_of, options_of, sensitivity
 from simulator.planner.sizes import around
 from simulator.planner.store import Store
-from simulator.planner.versus import best_of_kind, changes_over_rates, moe_vs_dense, over_rates, rivals
+from simulator.planner.versus import (
+    best_of_kind,
+    changes_over_rates,
+    moe_vs_dense,
+    over_rates,
+    rivals,
+)
 from simulator.planner.whatif import Change, Trials
 
 
@@ -46,18 +54,27 @@ class _Job(NamedTuple):
     arguments: tuple[Any, ...]
 
 
-def doubts(found: Found, store: Store, tick: Tick = lambda *_: None, workers: Workers | int | None = None) -> dict[str, Any]:
-    """``sensitivity``, ``losses``, ``spare_nodes``, ``idle``, ``confidence`` and ``moe_vs_dense`` of an answer; and ``bands``.
+def doubts(
+    found: Found, store: Store, tick: Tick = lambda *_: None, workers: Workers | int | None = None
+) -> dict[str, Any]:
+    """``sensitivity``, ``losses``, ``spare_nodes``, ``idle``, ``confidence`` and ``moe_vs_dense``
+    of an answer; and ``bands``.
 
-    With these, since they take as long and all cores share them, its ``crossover``, ``sizes`` and ``headroom``.
+    With these, since they take as long and all cores share them, its ``crossover``, ``sizes`` and
+    ``headroom``.
 
-    The bands are keys for the row of every deployment that meets the targets, in the findings' order. Empty where none does.
+    The bands are keys for the row of every deployment that meets the targets, in the findings'
+    order. Empty where none does.
     """
     met = [finding for finding in found.findings if finding.sized is not None]
     if not met:
         return {}
     first = met[0]
-    second, moe, dense = second_choice(found), best_of_kind(found, "MoE"), best_of_kind(found, "dense")
+    second, moe, dense = (
+        second_choice(found),
+        best_of_kind(found, "MoE"),
+        best_of_kind(found, "dense"),
+    )
     doubted = Doubted(first, second, moe, dense, {}, [], [], (1.0, 1.0))
     copying = next((one for one in met if one.option.design.slots), None)
     again = options_of(found)
@@ -66,7 +83,9 @@ def doubts(found: Found, store: Store, tick: Tick = lambda *_: None, workers: Wo
     def everything_of(option: Option) -> tuple[Option, tuple[Change, ...], bool]:
         return option, changes.get(option, ()), option in doubted.options
 
-    others = [option for option in dict.fromkeys([*again, *doubted.options]) if option != first.option]
+    others = [
+        option for option in dict.fromkeys([*again, *doubted.options]) if option != first.option
+    ]
     jobs: dict[str, _Job] = {}
     rates: list[tuple[Option, Change]] = []
     if moe is not None and dense is not None:
@@ -83,19 +102,29 @@ def doubts(found: Found, store: Store, tick: Tick = lambda *_: None, workers: Wo
     }
     drawn = [one.option for one in (first, second) if one is not None]
     ahead = [] if store.folder is None else tasks(changes, doubted.options, drawn, rates)
-    trials = Trials(found.question.model_dump_json(), str(found.space.folder), None if store.folder is None else str(store.folder))
+    trials = Trials(
+        found.question.model_dump_json(),
+        str(found.space.folder),
+        None if store.folder is None else str(store.folder),
+    )
     last = [*jobs.values(), *(_Job(_option, everything_of(option)) for option in others)]
     name, count = "trying what the answer hangs on", len(ahead) + len(last)
     tick(name, 0, count)
     with hired(workers) as crew:
         crew.map(
-            partial(explore, trials), ahead, lambda n: tick(name, n, count), group=attrgetter("option"), weight=attrgetter("work")
+            partial(explore, trials),
+            ahead,
+            lambda n: tick(name, n, count),
+            group=attrgetter("option"),
+            weight=attrgetter("work"),
         )
         done = crew.map(partial(_do, trials), last, lambda n: tick(name, len(ahead) + n, count))
     results = dict(zip(jobs, done, strict=False))
     mine = results["first"]
     closed = dict(zip([finding.option for finding in met], results["closed"], strict=True))
-    tried: dict[Option, _Tried] = dict(zip([first.option, *others], [mine.pop("option"), *done[len(jobs) :]], strict=True))
+    tried: dict[Option, _Tried] = dict(
+        zip([first.option, *others], [mine.pop("option"), *done[len(jobs) :]], strict=True)
+    )
     doubted = doubted._replace(
         tables={option: one.table for option, one in tried.items() if one.table is not None},
         redrawn=results["samples"],
@@ -105,11 +134,25 @@ def doubts(found: Found, store: Store, tick: Tick = lambda *_: None, workers: Wo
     for place, one in enumerate((first, second)):
         if one is not None:
             own = doubted.tables[one.option]
-            doubted = doubted._replace(tables={**doubted.tables, one.option: own._replace(noise=noise_of(doubted, place))})
-    costs = Costs(found, {option: one.table for option, one in closed.items() if one is not None} | dict(doubted.tables))
+            doubted = doubted._replace(
+                tables={**doubted.tables, one.option: own._replace(noise=noise_of(doubted, place))}
+            )
+    costs = Costs(
+        found,
+        {option: one.table for option, one in closed.items() if one is not None}
+        | dict(doubted.tables),
+    )
     bands = rows(found, doubted, costs, closed)
-    under = {(option, change): finding for option, one in tried.items() for change, finding in one.findings.items()}
-    tables = {(option, change): table for option, one in tried.items() for change, table in one.changed.items()}
+    under = {
+        (option, change): finding
+        for option, one in tried.items()
+        for change, finding in one.findings.items()
+    }
+    tables = {
+        (option, change): table
+        for option, one in tried.items()
+        for change, table in one.changed.items()
+    }
     spare = _with_bands(mine.pop("spare_nodes"), mine.pop("spare"), costs)
     changed = sensitivity(found, under, tables, costs, stretch_text(trials, first.option))
     return {
@@ -143,25 +186,37 @@ def _beside(trials: Trials, function: Callable[..., Any], *arguments: Any) -> An
     return function(*arguments)
 
 
-def _option(trials: Trials, option: Option, changes: tuple[Change, ...], is_doubted: bool) -> _Tried:
+def _option(
+    trials: Trials, option: Option, changes: tuple[Change, ...], is_doubted: bool
+) -> _Tried:
     """One option under every change, and its table: together, since they share what was filled."""
     findings = {change: trials.find(option, change) for change in changes}
-    return _Tried(findings, _tables(trials, findings), table_of(trials, option) if is_doubted else None)
+    return _Tried(
+        findings, _tables(trials, findings), table_of(trials, option) if is_doubted else None
+    )
 
 
 def _tables(trials: Trials, findings: dict[Change, Finding]) -> dict[Change, Table]:
-    found = {change: Estimator(trials, change).estimate(finding) for change, finding in findings.items()}
+    found = {
+        change: Estimator(trials, change).estimate(finding) for change, finding in findings.items()
+    }
     return {change: estimate.table for change, estimate in found.items() if estimate is not None}
 
 
 def _samples(trials: Trials, first: Finding, second: Finding | None) -> list[dict[str, Any]]:
     if first.sized is None:
         return []
-    return redrawn(trials, (first.option,) if second is None else (first.option, second.option), first.sized)
+    return redrawn(
+        trials, (first.option,) if second is None else (first.option, second.option), first.sized
+    )
 
 
 def _first_choice(
-    trials: Trials, first: Finding, copying: Finding | None, changes: tuple[Change, ...], is_doubted: bool
+    trials: Trials,
+    first: Finding,
+    copying: Finding | None,
+    changes: tuple[Change, ...],
+    is_doubted: bool,
 ) -> dict[str, Any]:
     """What is asked of the recommended deployment only, and of every one."""
     if first.sized is None:
@@ -182,12 +237,18 @@ def _first_choice(
     }
 
 
-def _with_bands(rows: list[dict[str, Any]], spare: list[tuple[Finding, Table | None]], costs: Costs) -> list[dict[str, Any]]:
+def _with_bands(
+    rows: list[dict[str, Any]], spare: list[tuple[Finding, Table | None]], costs: Costs
+) -> list[dict[str, Any]]:
     """Rows of :func:`~simulator.planner.losses.spare_nodes` with bands in closed form."""
     found: list[dict[str, Any]] = []
     base: Floats | None = None
     for row, (finding, table) in zip(rows, spare, strict=True):
-        gpus, drawn = (None, None) if table is None else (costs.gpus(finding, table), costs.of(finding, table))
+        gpus, drawn = (
+            (None, None)
+            if table is None
+            else (costs.gpus(finding, table), costs.of(finding, table))
+        )
         base = base if found else drawn
         both = None if drawn is None or base is None else np.isfinite(drawn) & np.isfinite(base)
         extra = None if both is None or drawn is None or base is None else drawn[both] - base[both]

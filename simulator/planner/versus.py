@@ -1,4 +1,6 @@
-"""MoE against dense at the same targets: how much dearer the other kind is, and where that turns round."""
+"""MoE against dense at the same targets: how much dearer the other kind is, and where that turns
+round.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,14 @@ _BISECTIONS = 3
 
 def best_of_kind(found: Found, kind: str) -> Finding | None:
     """The cheapest deployment of a kind, see :meth:`simulator.planner.space.Space.kind`."""
-    return next((one for one in best_of_each(found).values() if found.space.kind(one.option.design) == kind), None)
+    return next(
+        (
+            one
+            for one in best_of_each(found).values()
+            if found.space.kind(one.option.design) == kind
+        ),
+        None,
+    )
 
 
 class Rivals(NamedTuple):
@@ -47,13 +56,26 @@ class Rivals(NamedTuple):
 def rivals(found: Found, best: Finding) -> Rivals:
     """The best of a kind, and others of the kind that the screen kept."""
     kind = found.space.kind(best.option.design)
-    kept = [one for part in found.screened.values() for one in part.options if found.space.kind(one.design) == kind]
-    little, much = (min(kept, key=lambda one: _expected(found, one, rate), default=best.option) for rate in (RATES[0], RATES[-1]))
-    return Rivals(best.option, *(best.option if _is_alike(one, best.option) else one for one in (little, much)))
+    kept = [
+        one
+        for part in found.screened.values()
+        for one in part.options
+        if found.space.kind(one.design) == kind
+    ]
+    little, much = (
+        min(kept, key=lambda one: _expected(found, one, rate), default=best.option)
+        for rate in (RATES[0], RATES[-1])
+    )
+    return Rivals(
+        best.option,
+        *(best.option if _is_alike(one, best.option) else one for one in (little, much)),
+    )
 
 
 def _is_alike(one: Option, other: Option) -> bool:
-    """Whether they are the same deployment but for the number of replicas: as the screen expected it, and as it was found."""
+    """Whether they are the same deployment but for the number of replicas: as the screen expected
+    it, and as it was found.
+    """
     return (one.design, one.budget, one.prefill) == (other.design, other.budget, other.prefill)
 
 
@@ -64,7 +86,11 @@ def _expected(found: Found, option: Option, rate: float) -> tuple[Any, ...]:
         gpus += math.ceil(option.prefill_replicas * rate) * option.prefill.num_ranks
     machines = found.space.machines[option.design.machines]
     held = found.space.held(machines, gpus)
-    return (math.inf if held is None else held * gpu_hour(found.space, option.design.machines), gpus, *by_cost(option))
+    return (
+        math.inf if held is None else held * gpu_hour(found.space, option.design.machines),
+        gpus,
+        *by_cost(option),
+    )
 
 
 class Tried(NamedTuple):
@@ -89,7 +115,9 @@ def over_rates(trials: Trials, moe: Rivals, dense: Rivals) -> dict[str, Any]:
     """Costs of both kinds over :data:`RATES`, and the rates at which the cheaper kind changes."""
 
     def tried(rate: float) -> tuple[Tried, Tried]:
-        first, second = ([_tried(trials, one, rate) for one in kind.at(rate)] for kind in (moe, dense))
+        first, second = (
+            [_tried(trials, one, rate) for one in kind.at(rate)] for kind in (moe, dense)
+        )
         return min(first, key=lambda one: one.cost), min(second, key=lambda one: one.cost)
 
     def costs(rate: float) -> tuple[float, float]:
@@ -118,14 +146,22 @@ def over_rates(trials: Trials, moe: Rivals, dense: Rivals) -> dict[str, Any]:
 
 
 def changes_over_rates(moe: Rivals, dense: Rivals) -> list[tuple[Option, Change]]:
-    """What :func:`over_rates` explores for certain; between two rates it explores what it has to."""
-    return [(one, _change(one, rate)[1]) for rate in RATES for kind in (moe, dense) for one in kind.at(rate)]
+    """What :func:`over_rates` explores for certain; between two rates it explores what it has
+    to.
+    """
+    return [
+        (one, _change(one, rate)[1])
+        for rate in RATES
+        for kind in (moe, dense)
+        for one in kind.at(rate)
+    ]
 
 
 def _change(option: Option, rate: float) -> tuple[int, Change]:
     """At which traffic an option is explored for a rate, and how many times that must be taken.
 
-    Pools are sized for a part of much traffic: trials of them serve every request, and larger pools are hardly better used.
+    Pools are sized for a part of much traffic: trials of them serve every request, and larger pools
+    are hardly better used.
     """
     times = 1 if option.prefill is None else 2 ** max(0, math.floor(math.log2(rate)))
     return times, Change(Conditions(rate=rate / times), most=SHORT_REQUESTS)
@@ -137,8 +173,14 @@ def _tried(trials: Trials, option: Option, rate: float) -> Tried:
     finding = trials.find(option, change)
     if finding.sized is None or times == 1:
         return Tried(cost_of(trials.space, finding), finding, change)
-    size = trials.space.held(trials.space.machines[option.design.machines], finding.num_gpus * times)
-    return Tried(math.inf if size is None else size * gpu_hour(trials.space, option.design.machines), finding, change)
+    size = trials.space.held(
+        trials.space.machines[option.design.machines], finding.num_gpus * times
+    )
+    return Tried(
+        math.inf if size is None else size * gpu_hour(trials.space, option.design.machines),
+        finding,
+        change,
+    )
 
 
 def _cheaper(moe: float, dense: float) -> str:
@@ -179,7 +221,12 @@ def moe_vs_dense(
         for flip in (rates["flips"] if rates else [])
     ]
     flips += [
-        {"what": row["name"], "change": row["change"], "from": _name(ratio), "to": _name(row["cost_moe_over_dense"])}
+        {
+            "what": row["name"],
+            "change": row["change"],
+            "from": _name(ratio),
+            "to": _name(row["cost_moe_over_dense"]),
+        }
         for row in sensitivities
         if _turns(ratio, row["cost_moe_over_dense"])
     ]
@@ -204,12 +251,16 @@ def _point(found: Found, costs: Costs, rate: float, moe: At, dense: At) -> dict[
     point: dict[str, Any] = {"rate": rate, "requests_per_s": rate * found.traffic.rate_per_s}
     for name, one, draws in zip(("moe", "dense"), (moe, dense), drawn, strict=True):
         cost = one.cost if math.isfinite(one.cost) else None
-        point |= {f"{name}_cost_per_hour": cost} | held(f"{name}_cost_per_hour", cost or None, costs_band(draws))
+        point |= {f"{name}_cost_per_hour": cost} | held(
+            f"{name}_cost_per_hour", cost or None, costs_band(draws)
+        )
     return point | {"cost_ratio": ratio} | held("cost_ratio", ratio, ratio_band(*drawn))
 
 
 def _drawn(found: Found, costs: Costs, one: At) -> Floats | None:
-    """``[n]`` draws of what it costs; of GPUs where machines cost nothing. Only with a table: what is asked for is another rate."""
+    """``[n]`` draws of what it costs; of GPUs where machines cost nothing. Only with a table: what
+    is asked for is another rate.
+    """
     drawn = None if one.table is None else costs.of(one.finding, one.table)
     full = cost_of(found.space, one.finding)
     return None if drawn is None else drawn * (one.cost / full if 0 < full < math.inf else 1.0)
@@ -222,7 +273,11 @@ def _over(found: Found, one: Finding | None, dense: Finding | None) -> float | N
     cost, least = cost_of(found.space, one), cost_of(found.space, dense)
     if least > 0:
         return cost / least
-    return one.sized.size / dense.sized.size if cost == 0 and one.sized is not None and dense.sized is not None else None
+    return (
+        one.sized.size / dense.sized.size
+        if cost == 0 and one.sized is not None and dense.sized is not None
+        else None
+    )
 
 
 def _turns(ratio: float | None, other: float | None) -> bool:
@@ -243,7 +298,9 @@ def _text(
 ) -> str:
     models = found.space.models
     if moe is None or dense is None:
-        absent, present = ("mixture-of-experts", "dense") if moe is None else ("dense", "mixture-of-experts")
+        absent, present = (
+            ("mixture-of-experts", "dense") if moe is None else ("dense", "mixture-of-experts")
+        )
         listed = any((model.moe is not None) == (moe is None) for model in models)
         why = "meets the targets within the limits" if listed else "is among the models"
         return f"No {absent} model {why}, so a {present} one is the only choice."
@@ -270,7 +327,11 @@ def _where(points: list[dict[str, Any]], flips: list[dict[str, Any]]) -> str:
         for flip in flips
         if flip["what"] == "traffic"
     ]
-    turned += [f"with {flip['change']} to {kinds[flip['to']]}" for flip in flips if flip["what"] != "traffic"]
+    turned += [
+        f"with {flip['change']} to {kinds[flip['to']]}"
+        for flip in flips
+        if flip["what"] != "traffic"
+    ]
     if turned:
         return "the cheaper kind changes " + " and ".join(turned)
     ratios = [point["cost_ratio"] for point in points if point["cost_ratio"] is not None]

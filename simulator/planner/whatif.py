@@ -1,4 +1,6 @@
-"""Trials under other circumstances: what sensitivities, bands and losses are made of. Every one of them is kept in the store."""
+"""Trials under other circumstances: what sensitivities, bands and losses are made of. Every one of
+them is kept in the store.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +26,13 @@ from simulator.planner.traffic import Traffic, subset
 from simulator.planner.trial import Outcome
 
 MOST_REQUESTS, MOST_STAYS = 3_000, 2.0
-"""Of the busiest stretch that is looked at, at the traffic that was asked for; it lasts longer where requests stay for long."""
+"""Of the busiest stretch that is looked at, at the traffic that was asked for; it lasts longer
+where requests stay for long."""
 SHORT_REQUESTS = 2_000
 """Where traffic itself is varied over two orders."""
 _BLOCKS = 20
-"""That a recorded trace is cut into to be drawn anew: long enough to keep most of what makes arrivals bursty."""
+"""That a recorded trace is cut into to be drawn anew: long enough to keep most of what makes
+arrivals bursty."""
 _WORLDS = 32
 _LEVELS = ("p99", "p95", "p90", "p50", "mean")
 
@@ -61,7 +65,9 @@ class Trials:
     """Folder of the store."""
 
     def find(self, option: Option, change: Change = AS_ASKED) -> Finding:
-        """The smallest cluster on which an option meets the targets; from the store where it is there."""
+        """The smallest cluster on which an option meets the targets; from the store where it is
+        there.
+        """
         store, explorer = self._store, self.explorer(option, change)
         key = key_of(identity(explorer.space, explorer.traffic, explorer.option), "what if", change)
         known = store.get(key)
@@ -73,7 +79,9 @@ class Trials:
     def trial(self, option: Option, sized: Sized, change: Change = AS_ASKED) -> Outcome:
         """What so many replicas do, likewise."""
         store, explorer = self._store, self.explorer(option, change)
-        key = key_of(identity(explorer.space, explorer.traffic, explorer.option), "trial", sized, change)
+        key = key_of(
+            identity(explorer.space, explorer.traffic, explorer.option), "trial", sized, change
+        )
         known = store.get(key)
         if known is None:
             known = explorer.trial(sized)._asdict()
@@ -83,8 +91,15 @@ class Trials:
     def explorer(self, option: Option, change: Change) -> Explorer:
         """Trials of an option, whose search begins where the change in traffic would put it."""
         conditions = change.conditions
-        space = _space(self.text, self.folder, conditions._replace(rate=1.0, prompts=1.0, price=1.0), change.spare)
-        traffic = _traffic(self.text, self.folder, conditions.rate, conditions.prompts, change.draw, change.most)
+        space = _space(
+            self.text,
+            self.folder,
+            conditions._replace(rate=1.0, prompts=1.0, price=1.0),
+            change.spare,
+        )
+        traffic = _traffic(
+            self.text, self.folder, conditions.rate, conditions.prompts, change.draw, change.most
+        )
         context = space.models[option.design.model].max_context_tokens
         if conditions.prompts != 1 and context is not None:
             traffic = _within(traffic, context)
@@ -93,7 +108,9 @@ class Trials:
             replicas=max(1, math.ceil(option.replicas * more)),
             prefill_replicas=max(1, math.ceil(option.prefill_replicas * more * conditions.prompts)),
         )
-        return Explorer(space, begun, traffic, _seed(space.question.seed, change.draw), change.slower)
+        return Explorer(
+            space, begun, traffic, _seed(space.question.seed, change.draw), change.slower
+        )
 
     @property
     def space(self) -> Space:
@@ -106,12 +123,16 @@ class Trials:
 
 
 def promise(question: Question) -> SLO:
-    """What each request is promised: the workload's own limits, or else those that the targets set at the highest percentile."""
+    """What each request is promised: the workload's own limits, or else those that the targets set
+    at the highest percentile.
+    """
     own = question.workload.slo
     if any((own.ttft_s, own.tpot_s, own.e2e_s)):
         return own
     targets = question.targets
-    return SLO(ttft_s=_limit(targets.ttft_s), tpot_s=_limit(targets.tpot_s), e2e_s=_limit(targets.e2e_s))
+    return SLO(
+        ttft_s=_limit(targets.ttft_s), tpot_s=_limit(targets.tpot_s), e2e_s=_limit(targets.e2e_s)
+    )
 
 
 def gpu_hour(space: Space, machines: int) -> float:
@@ -121,7 +142,11 @@ def gpu_hour(space: Space, machines: int) -> float:
 
 def cost_of(space: Space, finding: Finding) -> float:
     """Per hour, likewise; infinite where nothing was found."""
-    return math.inf if finding.sized is None else finding.sized.size * gpu_hour(space, finding.option.design.machines)
+    return (
+        math.inf
+        if finding.sized is None
+        else finding.sized.size * gpu_hour(space, finding.option.design.machines)
+    )
 
 
 def is_whole(traffic: Traffic, most: int = MOST_REQUESTS) -> bool:
@@ -146,7 +171,9 @@ def _question(text: str) -> Question:
 @lru_cache(maxsize=_WORLDS)
 def _space(text: str, folder: str, conditions: Conditions, spare: int | None) -> Space:
     question = apply(conditions, _question(text), Path(folder))
-    changes: dict[str, object] = {"workload": question.workload.model_copy(update={"slo": promise(question)})}
+    changes: dict[str, object] = {
+        "workload": question.workload.model_copy(update={"slo": promise(question)})
+    }
     if spare is not None:
         changes["spare"] = question.spare.model_copy(update={"nodes": spare})
     return Space(question.model_copy(update=changes), Path(folder))
@@ -172,13 +199,21 @@ def _requests(text: str, folder: str) -> Traffic:
 
 
 def _in_blocks(traffic: Traffic, rng: np.random.Generator) -> Traffic:
-    """Another sample of recorded requests: blocks of neighbouring ones drawn with replacement, each with its own gaps."""
+    """Another sample of recorded requests: blocks of neighbouring ones drawn with replacement, each
+    with its own gaps.
+    """
     trace, lead = traffic.trace, traffic.lead
-    edges = np.linspace(lead, trace.num_requests, min(_BLOCKS, traffic.num_requests) + 1).astype(np.int64)
+    edges = np.linspace(lead, trace.num_requests, min(_BLOCKS, traffic.num_requests) + 1).astype(
+        np.int64
+    )
     blocks = rng.integers(len(edges) - 1, size=len(edges) - 1)
     chosen = np.concatenate([np.arange(lead), *(np.arange(edges[b], edges[b + 1]) for b in blocks)])
     gaps = np.diff(trace.arrival_s, prepend=trace.arrival_s[0])
-    return Traffic.of(replace(subset(trace, chosen), arrival_s=np.cumsum(gaps[chosen]) - gaps[chosen[0]]), lead, traffic.stay_s)
+    return Traffic.of(
+        replace(subset(trace, chosen), arrival_s=np.cumsum(gaps[chosen]) - gaps[chosen[0]]),
+        lead,
+        traffic.stay_s,
+    )
 
 
 def _within(traffic: Traffic, context: int) -> Traffic:
@@ -187,4 +222,6 @@ def _within(traffic: Traffic, context: int) -> Traffic:
     room = np.maximum(1, context - trace.num_output)
     if bool((trace.num_input <= room).all()):
         return traffic
-    return Traffic.of(replace(trace, num_input=np.minimum(trace.num_input, room)), traffic.lead, traffic.stay_s)
+    return Traffic.of(
+        replace(trace, num_input=np.minimum(trace.num_input, room)), traffic.lead, traffic.stay_s
+    )

@@ -1,4 +1,6 @@
-"""Why a model of the list, or all of them, cannot do the job: which limit stops it, and by how much it misses."""
+"""Why a model of the list, or all of them, cannot do the job: which limit stops it, and by how much
+it misses.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,16 @@ from simulator.planner.words import missed
 
 
 def nearest(found: Found) -> dict[str, Any]:
-    """Of the deployments that miss a target, the one that misses least: which target, by how much, and what the deployment is.
+    """Of the deployments that miss a target, the one that misses least: which target, by how much,
+    and what the deployment is.
 
     Where nothing could be run at all, ``text`` says why, and there is no ``row``.
     """
     best = _nearest(found, range(len(found.space.models)))
     if best is None:
-        texts = {found.space.models[n].name: _ruled_out(found, n) for n in range(len(found.space.models))}
+        texts = {
+            found.space.models[n].name: _ruled_out(found, n) for n in range(len(found.space.models))
+        }
         reasons = dict.fromkeys(texts.values())
         if len(reasons) == 1:
             return {"text": next(iter(reasons))}
@@ -29,21 +34,31 @@ def nearest(found: Found) -> dict[str, Any]:
 
 
 def of_each_model(found: Found) -> dict[str, dict[str, Any]]:
-    """By name, of every model that no deployment meets the targets with: what stops it, as :func:`nearest`."""
+    """By name, of every model that no deployment meets the targets with: what stops it, as
+    :func:`nearest`.
+    """
     met = best_of_each(found)
     told: dict[str, dict[str, Any]] = {}
     for number, model in enumerate(found.space.models):
         if model.name not in met:
             best = _nearest(found, [number])
-            told[model.name] = {"text": _ruled_out(found, number)} if best is None else _missing(found, best)
+            told[model.name] = (
+                {"text": _ruled_out(found, number)} if best is None else _missing(found, best)
+            )
     return told
 
 
 def _nearest(found: Found, models: Any) -> Finding | None:
     tried = [
-        one for one in found.findings if one.outcome is not None and one.most is not None and one.option.design.model in models
+        one
+        for one in found.findings
+        if one.outcome is not None and one.most is not None and one.option.design.model in models
     ]
-    return min(tried, key=lambda one: one.outcome.worst if one.outcome is not None else math.inf, default=None)
+    return min(
+        tried,
+        key=lambda one: one.outcome.worst if one.outcome is not None else math.inf,
+        default=None,
+    )
 
 
 def _missing(found: Found, finding: Finding) -> dict[str, Any]:
@@ -53,11 +68,17 @@ def _missing(found: Found, finding: Finding) -> dict[str, Any]:
         raise ValueError("nothing was measured")
     design, prefill = finding.option.design, finding.option.prefill
     machines = found.space.machines[design.machines]
-    used = most.replicas * design.num_ranks + (most.prefill_replicas * prefill.num_ranks if prefill is not None else 0)
+    used = most.replicas * design.num_ranks + (
+        most.prefill_replicas * prefill.num_ranks if prefill is not None else 0
+    )
     there = replace(finding, sized=most, cost_per_hour=most.size * machines.gpu_hour, num_gpus=used)
     allowed = ""
     if most.size == machines.sizes[-1]:
-        allowed = f", all that {machines.bound} allows" if machines.bound else f", the most that {machines.offer.cluster} comes in"
+        allowed = (
+            f", all that {machines.bound} allows"
+            if machines.bound
+            else f", the most that {machines.offer.cluster} comes in"
+        )
     target = outcome.tightest
     number = "1 GPU" if most.size == 1 else f"{most.size:,} GPUs"
     return {
@@ -79,11 +100,20 @@ def _ruled_out(found: Found, model: int) -> str:
             for reason, count in part.ruled.counts.items():
                 total.out(reason, part.ruled.examples[reason], count)
     telling = total.telling()
-    failed = next((one.why for one in found.findings if one.option.design.model == model and one.outcome is None and one.why), None)
+    failed = next(
+        (
+            one.why
+            for one in found.findings
+            if one.option.design.model == model and one.outcome is None and one.why
+        ),
+        None,
+    )
     if failed is not None:
         return failed.split("': ", 1)[-1].split("; ", 1)[0]
     if telling == MEMORY and TOO_LARGE in total.counts:
-        bounds = dict.fromkeys(machines.bound for machines in found.space.machines if machines.bound)
+        bounds = dict.fromkeys(
+            machines.bound for machines in found.space.machines if machines.bound
+        )
         largest = f"space.max_gpus_per_replica = {found.question.space.max_gpus_per_replica}"
         return f"{telling}, and larger replicas are beyond {' and '.join(bounds) or largest}"
     return telling or "nothing was tried"

@@ -1,4 +1,6 @@
-"""The answer in plain sentences, from its numbers alone: what to deploy, what it costs, what it is held against, what binds."""
+"""The answer in plain sentences, from its numbers alone: what to deploy, what it costs, what it is
+held against, what binds.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,16 @@ from typing import Any
 
 from simulator.planner.trial import BACKLOG
 from simulator.results.formats import TIMES, seconds
-from simulator.results.plan_text import gpus, hourly, is_floor, money, percent, target_text, times, value_text
+from simulator.results.plan_text import (
+    gpus,
+    hourly,
+    is_floor,
+    money,
+    percent,
+    target_text,
+    times,
+    value_text,
+)
 
 _ALIKE = 0.005
 """Costs that differ by less are the same in words."""
@@ -20,7 +31,8 @@ _MOST_HEADROOM = 7.9
 _MOST_MODELS = 3
 """That the headline gives reasons for."""
 _BINDS = 0.9
-"""Of its limit: from here on a target is what decides; below it is merely the one that is closest."""
+"""Of its limit: from here on a target is what decides; below it is merely the one that is
+closest."""
 
 
 def headline(answer: dict[str, Any]) -> str:
@@ -29,8 +41,14 @@ def headline(answer: dict[str, Any]) -> str:
     if best is None:
         return _impossible(answer)
     sure = (answer.get("confidence") or {}).get("meets_targets")
-    unsure = "" if sure is None or sure >= _SURE else f", with a probability of {percent(sure)} of what the simulator may be off,"
-    met = f"{best['model']} on {gpus(best)} meets {_every(answer)}{unsure} for {price(answer, best)}"
+    unsure = (
+        ""
+        if sure is None or sure >= _SURE
+        else f", with a probability of {percent(sure)} of what the simulator may be off,"
+    )
+    met = (
+        f"{best['model']} on {gpus(best)} meets {_every(answer)}{unsure} for {price(answer, best)}"
+    )
     return f"{met}; {against(answer)}." if against(answer) else f"{met}."
 
 
@@ -49,21 +67,35 @@ def price(answer: dict[str, Any], row: dict[str, Any]) -> str:
 
 
 def against(answer: dict[str, Any]) -> str:
-    """The best of the other kind against the recommended one; of another model where there is one kind; empty without either."""
+    """The best of the other kind against the recommended one; of another model where there is one
+    kind; empty without either.
+    """
     best = answer["recommended"]
-    rows = [row for name, row in answer.get("best_of_each_model", {}).items() if name != best["model"]]
+    rows = [
+        row for name, row in answer.get("best_of_each_model", {}).items() if name != best["model"]
+    ]
     other_kind = [row for row in rows if row["is_moe"] != best["is_moe"]]
     kind = "dense model" if best["is_moe"] else "mixture of experts"
     if other_kind:
         other = min(other_kind, key=lambda row: (row["cost_per_hour"], row["gpus"]))
         return _compared(best, other, f"best {_kind(other)}")
-    listed = [model["name"] for model in answer.get("models", []) if model["is_moe"] != best["is_moe"]]
+    listed = [
+        model["name"] for model in answer.get("models", []) if model["is_moe"] != best["is_moe"]
+    ]
     if listed:
         why = answer.get("why_not_models") or {}
-        told = [f"{name}{_fails(why[name])}" if name in why else name for name in listed[:_MOST_MODELS]]
+        told = [
+            f"{name}{_fails(why[name])}" if name in why else name for name in listed[:_MOST_MODELS]
+        ]
         more = f" and {len(listed) - _MOST_MODELS} more" if len(listed) > _MOST_MODELS else ""
         return f"no {kind} of the list does ({'; '.join(told)}{more})"
-    return _compared(best, min(rows, key=lambda row: (row["cost_per_hour"], row["gpus"])), "next model") if rows else ""
+    return (
+        _compared(
+            best, min(rows, key=lambda row: (row["cost_per_hour"], row["gpus"])), "next model"
+        )
+        if rows
+        else ""
+    )
 
 
 def missed(name: str, ratio: float) -> str:
@@ -78,7 +110,9 @@ def missed(name: str, ratio: float) -> str:
 
 
 def _fails(why: dict[str, Any]) -> str:
-    """Why a model does not do, behind its name: what it misses, or what no deployment of it passes."""
+    """Why a model does not do, behind its name: what it misses, or what no deployment of it
+    passes.
+    """
     text = str(why.get("text", "cannot be run"))
     return f" {text}" if "target" in why else f": {text}"
 
@@ -138,7 +172,11 @@ def _traffic(answer: dict[str, Any]) -> Iterator[str]:
             "traffic that goes on may need more."
         )
     if best.get("too_long_share"):
-        share = "fewer than 0.1 %" if best["too_long_share"] < 0.001 else f"{100 * best['too_long_share']:.1f} %"
+        share = (
+            "fewer than 0.1 %"
+            if best["too_long_share"] < 0.001
+            else f"{100 * best['too_long_share']:.1f} %"
+        )
         yield f"{share} of the requests are longer than {best['model']}'s context, and are counted as served."
 
 
@@ -154,19 +192,38 @@ def _headroom(answer: dict[str, Any]) -> Iterator[str]:
     else:
         low, high = best.get("headroom_low"), best.get("headroom_high")
         ends = None if low is None or high is None else (f"{low:.2f}", f"{high:.2f}")
-        sure = f"; 80 % band: {ends[0]}{TIMES} to {ends[1]}{TIMES}" if ends and ends[0] != ends[1] else ""
+        sure = (
+            f"; 80 % band: {ends[0]}{TIMES} to {ends[1]}{TIMES}"
+            if ends and ends[0] != ends[1]
+            else ""
+        )
         yield f"It would carry {room:.2f}{TIMES} this traffic with all targets met{sure}."
 
 
 def _used(answer: dict[str, Any]) -> Iterator[str]:
     """What of the cluster stands idle, and why it is as large as it is."""
-    best, spare, currency = answer["recommended"], answer.get("spare") or {}, answer.get("currency", "USD")
+    best, spare, currency = (
+        answer["recommended"],
+        answer.get("spare") or {},
+        answer.get("currency", "USD"),
+    )
     used, size = best.get("gpus_used"), best["gpus"]
     if spare.get("nodes"):
-        without = next((row for row in answer.get("spare_nodes") or [] if row["nodes_lost"] == 0 and row.get("gpus")), None)
+        without = next(
+            (
+                row
+                for row in answer.get("spare_nodes") or []
+                if row["nodes_lost"] == 0 and row.get("gpus")
+            ),
+            None,
+        )
         said = f"The cluster has {_gpus(size)}, since {_nodes(spare['nodes'])} may be lost"
         if without is not None:
-            cost = f", {money(without['cost_per_hour'], currency)} per hour" if without.get("cost_per_hour") else ""
+            cost = (
+                f", {money(without['cost_per_hour'], currency)} per hour"
+                if without.get("cost_per_hour")
+                else ""
+            )
             said += f"; without the spare {_gpus(without['gpus'])} would do{cost}"
         yield f"{said}."
     if used is not None and used < size:
@@ -177,7 +234,9 @@ def _used(answer: dict[str, Any]) -> Iterator[str]:
             else ""
         )
         if size - used > kept:
-            more = "the cluster comes in no smaller size, and another replica there would add headroom"
+            more = (
+                "the cluster comes in no smaller size, and another replica there would add headroom"
+            )
             why = f"{kept} of them are what may be lost; {more}" if kept else more
         yield f"{size - used} of its {size} GPUs stand idle: {why}."
 
@@ -188,7 +247,11 @@ def _other_sizes(answer: dict[str, Any]) -> Iterator[str]:
     if smaller:
         yield f"The next smaller cluster, {_gpus(smaller['gpus'])}, {missed(smaller['worst_target'], smaller['worst_ratio'])}."
     if larger:
-        cost = f" for {money(larger['cost_per_hour'], currency)} per hour" if larger["cost_per_hour"] else ""
+        cost = (
+            f" for {money(larger['cost_per_hour'], currency)} per hour"
+            if larger["cost_per_hour"]
+            else ""
+        )
         said = f"The next size up is {_gpus(larger['gpus'])}{cost}"
         if larger.get("deployment"):
             said += f"; the best there is {larger['deployment']}"
@@ -199,20 +262,38 @@ def _other_sizes(answer: dict[str, Any]) -> Iterator[str]:
 
 def _others(answer: dict[str, Any]) -> Iterator[str]:
     best, currency = answer["recommended"], answer.get("currency", "USD")
-    others = [row for name, row in answer.get("best_of_each_model", {}).items() if name != best["model"]]
+    others = [
+        row for name, row in answer.get("best_of_each_model", {}).items() if name != best["model"]
+    ]
     if others:
-        other = min(others, key=lambda row: (row["is_moe"] == best["is_moe"], row["cost_per_hour"], row["gpus"]))
+        other = min(
+            others,
+            key=lambda row: (row["is_moe"] == best["is_moe"], row["cost_per_hour"], row["gpus"]),
+        )
         kind = _kind(other)
-        cost = f", {money(other['cost_per_hour'], currency)} per hour" if other["cost_per_hour"] else ""
+        cost = (
+            f", {money(other['cost_per_hour'], currency)} per hour"
+            if other["cost_per_hour"]
+            else ""
+        )
         yield f"The best {kind} would be {other['deployment']}{cost}."
 
 
 def _left_out(answer: dict[str, Any]) -> Iterator[str]:
-    """Machines and models that do not do; models of the other kind are in the headline where none of it does."""
+    """Machines and models that do not do; models of the other kind are in the headline where none
+    of it does.
+    """
     for cluster, why_not in (answer.get("clusters_ruled_out") or {}).items():
         yield f"{cluster} is ruled out: {why_not}."
-    best, kinds = answer["recommended"], {model["name"]: model["is_moe"] for model in answer.get("models", [])}
-    others = [row for row in answer.get("best_of_each_model", {}).values() if row["is_moe"] != best["is_moe"]]
+    best, kinds = (
+        answer["recommended"],
+        {model["name"]: model["is_moe"] for model in answer.get("models", [])},
+    )
+    others = [
+        row
+        for row in answer.get("best_of_each_model", {}).values()
+        if row["is_moe"] != best["is_moe"]
+    ]
     for name, why in (answer.get("why_not_models") or {}).items():
         if others or kinds.get(name) == best["is_moe"]:
             if "target" in why:
@@ -234,11 +315,26 @@ def _losses(answer: dict[str, Any]) -> Iterator[str]:
     if first.get("text"):
         said = f"With {lost} lost {first['text']}"
     else:
-        served = "" if share is None else f": {percent(share)} of requests are served within their limits"
+        served = (
+            ""
+            if share is None
+            else f": {percent(share)} of requests are served within their limits"
+        )
         said = f"With {lost} lost a target is missed{served}"
-    spare: dict[str, Any] = next((row for row in answer.get("spare_nodes") or [] if row["nodes_lost"] == first["nodes_lost"]), {})
+    spare: dict[str, Any] = next(
+        (
+            row
+            for row in answer.get("spare_nodes") or []
+            if row["nodes_lost"] == first["nodes_lost"]
+        ),
+        {},
+    )
     if spare.get("gpus"):
-        cost = f", {money(spare['cost_per_hour'], answer.get('currency', 'USD'))} per hour" if spare.get("cost_per_hour") else ""
+        cost = (
+            f", {money(spare['cost_per_hour'], answer.get('currency', 'USD'))} per hour"
+            if spare.get("cost_per_hour")
+            else ""
+        )
         said += f"; to keep every target then takes {spare['gpus']} GPUs{cost}"
     yield f"{said}."
 
@@ -258,7 +354,9 @@ def _confidence(answer: dict[str, Any]) -> Iterator[str]:
         if high is not None and abs(high - low) <= _ALIKE * abs(low):
             said = f"80 % band of the cost, from what the simulator may be off: {hourly(answer, low)} at both ends"
         else:
-            most = "no cluster within the limits is enough" if high is None else hourly(answer, high)
+            most = (
+                "no cluster within the limits is enough" if high is None else hourly(answer, high)
+            )
             said = f"80 % band of the cost, from what the simulator may be off: {hourly(answer, low)} to {most}"
         yield f"{said}{'' if meets is None else f'; as it is, it meets every target with a probability of {percent(meets)}'}."
     share = found.get("beats_second")
@@ -282,7 +380,11 @@ def _impossible(answer: dict[str, Any]) -> str:
 def _why_not(answer: dict[str, Any]) -> Iterator[str]:
     why = answer.get("why_not") or {}
     if "target" in why:
-        name, limit, row = why["target"], answer.get("targets", {}).get(why["target"]), why.get("row")
+        name, limit, row = (
+            why["target"],
+            answer.get("targets", {}).get(why["target"]),
+            why.get("row"),
+        )
         asked = "" if limit is None else f" where {value_text(name, limit)} is asked"
         cost = f", {price(answer, row)}" if row else ""
         if name == BACKLOG:

@@ -1,4 +1,6 @@
-"""Figures as cards on a page: their headings, their legends, and what the page's script needs to draw them."""
+"""Figures as cards on a page: their headings, their legends, and what the page's script needs to
+draw them.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,12 @@ class Cards:
         self.payload: dict[str, Any] = {"templates": style.TEMPLATES, "plots": []}
 
     def card(
-        self, title: str, definition: str, found: Mapping[str, go.Figure], width: str = "full", spans_half: bool = False
+        self,
+        title: str,
+        definition: str,
+        found: Mapping[str, go.Figure],
+        width: str = "full",
+        spans_half: bool = False,
     ) -> Markup:
         """A card with its figures, which are added to what the page's script draws.
 
@@ -35,7 +42,14 @@ class Cards:
         for heading, plot in found.items():
             height = int(plot.layout.height or 320)
             said = ", ".join(filter(None, [title, html.unescape(heading)]))
-            holder = tag("div", id=self._add(plot), class_="plot", style=f"height:{height}px", role="img", aria_label=said)
+            holder = tag(
+                "div",
+                id=self._add(plot),
+                class_="plot",
+                style=f"height:{height}px",
+                role="img",
+                aria_label=said,
+            )
             above = [tag("h4", Markup(heading))] if heading else []
             cells.append(tag("div", *above, holder, class_="cell"))
         return tag(
@@ -55,16 +69,23 @@ class Cards:
         return name
 
 
-def drawn_sections(cards: Cards, figures: Sequence[Figure[Subject_contra]], shown: Subject_contra) -> list[tuple[str, Markup]]:
+def drawn_sections(
+    cards: Cards, figures: Sequence[Figure[Subject_contra]], shown: Subject_contra
+) -> list[tuple[str, Markup]]:
     """Title and content of each section; a section stands where its first figure does.
 
-    What this run has nothing to show for is named at the end, with the reason, so that no heading stands over nothing.
+    What this run has nothing to show for is named at the end, with the reason, so that no heading
+    stands over nothing.
 
     Args:
         shown: what the page is about.
     """
     every = [(figure, plots(figure, shown)) for figure in figures]
-    missing = [tag("p", tag("b", figure.title), f": {figure.absent}", class_="absent") for figure, found in every if not found]
+    missing = [
+        tag("p", tag("b", figure.title), f": {figure.absent}", class_="absent")
+        for figure, found in every
+        if not found
+    ]
     by_section: dict[str, list[tuple[Figure[Any], Mapping[str, go.Figure]]]] = {}
     for figure, found in every:
         if found:
@@ -77,7 +98,8 @@ def _section(cards: Cards, shown: Sequence[tuple[Figure[Any], Mapping[str, go.Fi
     is_half = [figure.width == "half" and len(found) == 1 for figure, found in shown] + [False]
     made, is_second = [], False
     for place, (figure, found) in enumerate(shown):
-        # Two halves share a row; one without a neighbour takes the row, so that none is left half empty.
+        # Two halves share a row; one without a neighbour takes the row, so that none is left half
+        # empty.
         spans_half = is_half[place] and (is_second or is_half[place + 1])
         width = "full" if len(found) == 1 else figure.width
         made.append(cards.card(figure.title, figure.definition, found, width, spans_half))
@@ -94,11 +116,17 @@ def _legend(found: list[go.Figure]) -> Markup:
             if not trace.name or trace.showlegend is False:
                 continue
             if trace.type == "scatter":
-                keys.setdefault(trace.name, style.swatch(str(trace.line.color), trace.line.dash not in (None, "solid")))
+                keys.setdefault(
+                    trace.name,
+                    style.swatch(str(trace.line.color), trace.line.dash not in (None, "solid")),
+                )
                 if trace.marker.symbol == "star":
                     stars.add(trace.name)
             elif trace.type == "bar":
-                keys.setdefault(trace.name, style.swatch(str(trace.marker.color), bool(trace.marker.pattern.shape)))
+                keys.setdefault(
+                    trace.name,
+                    style.swatch(str(trace.marker.color), bool(trace.marker.pattern.shape)),
+                )
     buttons = [
         tag(
             "button",

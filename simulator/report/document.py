@@ -1,4 +1,6 @@
-"""The shell of every page: one file that opens offline, with the page's style, its script and Plotly within it."""
+"""The shell of every page: one file that opens offline, with the page's style, its script and
+Plotly within it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from simulator.report.markup import Markup, join, tag
 
 _HERE = Path(__file__).parent
 # Nothing may be fetched: the page must read the same on a plane, and say nothing to anyone.
-_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+)
 
 
 def document(name: str, main: Markup, payload: Mapping[str, Any]) -> str:
@@ -44,8 +48,15 @@ def document(name: str, main: Markup, payload: Mapping[str, Any]) -> str:
 def in_sections(header: Markup, sections: Sequence[tuple[str, Markup]]) -> Markup:
     """The header, links to the sections, and the sections under their titles."""
     anchors = {title: re.sub(r"[^a-z]+", "-", title.lower()).strip("-") for title, _ in sections}
-    contents = tag("nav", *(tag("a", title, href=f"#{anchors[title]}") for title, _ in sections), aria_label="Contents", tabindex=0)
-    body = [tag("section", tag("h2", title), content, id=anchors[title]) for title, content in sections]
+    contents = tag(
+        "nav",
+        *(tag("a", title, href=f"#{anchors[title]}") for title, _ in sections),
+        aria_label="Contents",
+        tabindex=0,
+    )
+    body = [
+        tag("section", tag("h2", title), content, id=anchors[title]) for title, content in sections
+    ]
     return tag("main", header, contents, *body)
 
 
@@ -56,7 +67,11 @@ def described(definition: str, content: Markup) -> Markup:
 
 def facts_list(facts: Mapping[str, Any], class_: str = "provenance") -> Markup:
     """Short facts by name; those that nothing is known of are left out."""
-    listed = [tag("div", tag("dt", key), tag("dd", str(value))) for key, value in facts.items() if value not in (None, "")]
+    listed = [
+        tag("div", tag("dt", key), tag("dd", str(value)))
+        for key, value in facts.items()
+        if value not in (None, "")
+    ]
     return tag("dl", *listed, class_=class_)
 
 

@@ -1,4 +1,6 @@
-"""The report page of ``moesim execute``: what the machine did beside what was predicted, with the finding first."""
+"""The report page of ``moesim execute``: what the machine did beside what was predicted, with the
+finding first.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,12 @@ from simulator.report.cards import Cards, drawn_sections
 from simulator.report.document import described, document, facts_list, in_sections
 from simulator.report.execution_figures import figures
 from simulator.report.execution_numbers import tidy
-from simulator.report.execution_tables import assumed, calibration_warning, faults_table, numbers_table
+from simulator.report.execution_tables import (
+    assumed,
+    calibration_warning,
+    faults_table,
+    numbers_table,
+)
 from simulator.report.execution_verdict import verdict
 from simulator.report.markup import Markup, join, tag
 from simulator.results.executed import Executed
@@ -31,11 +38,18 @@ def render(executed: Executed) -> str:
     sections = drawn_sections(cards, figures(), executed)
     if (faults := faults_table(executed)) is not None:
         # Before the steps in which they show.
-        place = next((i for i, (title, _) in enumerate(sections) if title == "Step by step"), len(sections))
+        place = next(
+            (i for i, (title, _) in enumerate(sections) if title == "Step by step"), len(sections)
+        )
         sections.insert(place, ("Faults", described(_FAULTS, faults)))
     sections += [
         ("All numbers", described(_NUMBERS, numbers_table(executed))),
-        ("Models and deployments", described(_MODELS, tables.deployments_table(executed, left_out=_UNUSED, with_published=False))),
+        (
+            "Models and deployments",
+            described(
+                _MODELS, tables.deployments_table(executed, left_out=_UNUSED, with_published=False)
+            ),
+        ),
         ("What the prediction rests on", assumed(executed)),
         ("How this run was made", _provenance(executed.run)),
     ]
@@ -50,7 +64,11 @@ def _hero(executed: Executed, name: str) -> Markup:
         "header",
         tag("p", name, class_="eyebrow"),
         tag("h1", tables.marked(executed, found.headline)),
-        tag("ul", *(tag("li", tables.marked(executed, reason)) for reason in found.reasons), class_="reasons"),
+        tag(
+            "ul",
+            *(tag("li", tables.marked(executed, reason)) for reason in found.reasons),
+            class_="reasons",
+        ),
         facts_list(_setting(executed.run), "setting"),
         *([tag("p", warning, class_="notice")] if warning else []),
     )
@@ -64,9 +82,15 @@ def _setting(run: dict[str, Any]) -> dict[str, str | None]:
     return {
         "Machine": run.get("machine"),
         "Ray": run.get("nodes"),
-        "Prompt step": f"{prompts:,} prompts of {execution.get('prompt_tokens'):,} tokens" if prompts else None,
-        "Decode step": f"{sequences:,} sequences, {execution.get('context_tokens'):,} tokens in each cache" if sequences else None,
-        "Steps of each kind": f"{execution['steps']:,}{warm_up}" if execution.get("steps") else None,
+        "Prompt step": f"{prompts:,} prompts of {execution.get('prompt_tokens'):,} tokens"
+        if prompts
+        else None,
+        "Decode step": f"{sequences:,} sequences, {execution.get('context_tokens'):,} tokens in each cache"
+        if sequences
+        else None,
+        "Steps of each kind": f"{execution['steps']:,}{warm_up}"
+        if execution.get("steps")
+        else None,
     }
 
 

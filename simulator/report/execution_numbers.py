@@ -1,4 +1,6 @@
-"""What the page of ``moesim execute`` computes from its tables, for its sentences and its figures alike."""
+"""What the page of ``moesim execute`` computes from its tables, for its sentences and its figures
+alike.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,17 @@ LOW, HIGH = 0.1, 0.9
 def tidy(executed: Executed) -> Executed:
     """The same with names of deployments as texts, and numbers as numbers.
 
-    A name such as ``1`` is read from a file as a number, and a table to which a deployment adds nothing may hold its numbers as objects.
+    A name such as ``1`` is read from a file as a number, and a table to which a deployment adds
+    nothing may hold its numbers as objects.
     """
     names = ("summary", "steps", "ranks", "spans", "faults")
     tables = {name: getattr(executed, name) for name in names}
     return replace(
         executed,
         **{
-            name: table.infer_objects().assign(deployment=[str(deployment) for deployment in table["deployment"]])
+            name: table.infer_objects().assign(
+                deployment=[str(deployment) for deployment in table["deployment"]]
+            )
             for name, table in tables.items()
         },
     )
@@ -39,18 +44,23 @@ def kinds(executed: Executed) -> list[str]:
 
 def row(executed: Executed, deployment: str, kind: str) -> pd.Series | None:
     """The summary's row; None where this deployment ran no such steps."""
-    found = executed.summary[(executed.summary["deployment"] == deployment) & (executed.summary["kind"] == kind)]
+    found = executed.summary[
+        (executed.summary["deployment"] == deployment) & (executed.summary["kind"] == kind)
+    ]
     return None if found.empty else found.iloc[0]
 
 
 def steps(executed: Executed, deployment: str, kind: str, source: str = "measured") -> pd.DataFrame:
     """The steps of one deployment and kind."""
     every = executed.steps
-    return every[(every["deployment"] == deployment) & (every["kind"] == kind) & (every["source"] == source)]
+    return every[
+        (every["deployment"] == deployment) & (every["kind"] == kind) & (every["source"] == source)
+    ]
 
 
 def spread_s(executed: Executed, deployment: str, kind: str) -> tuple[float, float]:
-    """Between which durations the measured steps lie, but for a tenth at either end; NaN without any.
+    """Between which durations the measured steps lie, but for a tenth at either end; NaN without
+    any.
 
     Steps in which shards were lost are left out: their recovery says nothing about speed.
     """
@@ -63,14 +73,19 @@ def spread_s(executed: Executed, deployment: str, kind: str) -> tuple[float, flo
     return float(low), float(high)
 
 
-def phase_medians_s(executed: Executed, deployment: str, kind: str, source: str) -> dict[str, float]:
+def phase_medians_s(
+    executed: Executed, deployment: str, kind: str, source: str
+) -> dict[str, float]:
     """Median over steps of each phase; empty without steps."""
     found = steps(executed, deployment, kind, source)
-    return {} if found.empty else {phase: float(found[f"{phase}_s"].median()) for phase in STEP_PHASES}
+    return (
+        {} if found.empty else {phase: float(found[f"{phase}_s"].median()) for phase in STEP_PHASES}
+    )
 
 
 def imbalance(ranks: pd.DataFrame) -> pd.Series:
-    """Pairs of the busiest rank over the mean rank's, by layer, mean over steps; layers without pairs are left out.
+    """Pairs of the busiest rank over the mean rank's, by layer, mean over steps; layers without
+    pairs are left out.
 
     Args:
         ranks: ``RANK_COLUMNS`` of one deployment and kind.
@@ -84,4 +99,7 @@ def imbalance(ranks: pd.DataFrame) -> pd.Series:
 def kind_of_step(executed: Executed, number: int) -> str:
     """The kind of a step by its number, also of one that warmed up and is in no table."""
     last = executed.steps.groupby("kind", sort=False)["number"].max()
-    return next((str(kind) for kind, largest in last.sort_values().items() if number <= largest), str(last.idxmax()))
+    return next(
+        (str(kind) for kind, largest in last.sort_values().items() if number <= largest),
+        str(last.idxmax()),
+    )

@@ -23,7 +23,10 @@ _COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "step_s": ("Time of a step", lambda value: seconds(value, keep_zeros=True)),
     "predicted_step_s": ("predicted time", lambda value: seconds(value, keep_zeros=True)),
     "error": ("Error of the prediction", _percent),
-    "largest_difference": ("Difference from one process", lambda value: "0" if value == 0 else f"{value:.1e}"),
+    "largest_difference": (
+        "Difference from one process",
+        lambda value: "0" if value == 0 else f"{value:.1e}",
+    ),
     "num_parameters": ("Parameters", parameters),
     "num_active_parameters": ("active", parameters),
 }
@@ -40,11 +43,23 @@ def numbers_table(executed: Executed) -> Markup:
     for kind in kinds(executed):
         of_kind = executed.summary[executed.summary["kind"] == kind]
         fastest = of_kind["tokens_per_s"].max() if len(of_kind) > 1 else math.nan
-        rows.append(tag("tr", tag("th", TITLES[kind], scope="rowgroup"), tag("td", colspan=len(_COLUMNS)), class_="group"))
+        rows.append(
+            tag(
+                "tr",
+                tag("th", TITLES[kind], scope="rowgroup"),
+                tag("td", colspan=len(_COLUMNS)),
+                class_="group",
+            )
+        )
         for found in of_kind.to_dict("records"):
             name = str(found["deployment"])
-            cells = [_cell(found, key, is_best=key == "tokens_per_s" and found[key] == fastest) for key in _COLUMNS]
-            rows.append(tag("tr", tag("th", tables.name_with_mark(executed, name), scope="row"), *cells))
+            cells = [
+                _cell(found, key, is_best=key == "tokens_per_s" and found[key] == fastest)
+                for key in _COLUMNS
+            ]
+            rows.append(
+                tag("tr", tag("th", tables.name_with_mark(executed, name), scope="row"), *cells)
+            )
     return tables.table(head, rows, "metrics numbers", "All numbers")
 
 
@@ -70,7 +85,11 @@ def faults_table(executed: Executed) -> Markup | None:
     for fault in executed.faults.to_dict("records"):
         step, name = int(fault["step"]), str(fault["deployment"])
         cells = (
-            tag("th", tables.name_with_mark(executed, name) if name in executed.deployments else name, scope="row"),
+            tag(
+                "th",
+                tables.name_with_mark(executed, name) if name in executed.deployments else name,
+                scope="row",
+            ),
             tag("td", f"{step} ({KINDS[kind_of_step(executed, step)]})"),
             tag("td", str(fault["ranks"])),
             tag("td", str(fault["what"])),
@@ -82,7 +101,9 @@ def faults_table(executed: Executed) -> Markup | None:
 
 
 def calibration_warning(run: dict[str, Any]) -> str | None:
-    """What to know where the prediction does not rest on times of the machine that ran the steps."""
+    """What to know where the prediction does not rest on times of the machine that ran the
+    steps.
+    """
     known, machine = run.get("calibration") or {}, run.get("machine")
     if known.get("machine") == machine:
         return None

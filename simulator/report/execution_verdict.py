@@ -1,4 +1,6 @@
-"""What an execution showed, in sentences: how fast which model was, how far the prediction, and whether the shards were right."""
+"""What an execution showed, in sentences: how fast which model was, how far the prediction, and
+whether the shards were right.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ _SAME = 0.15
 _EQUAL = 0.05
 """Speeds that differ by less than this share count as equal."""
 _SPREAD = 1.2
-"""From this factor between the 10th and 90th percentile of steps on, the spread is worth a sentence."""
+"""From this factor between the 10th and 90th percentile of steps on, the spread is worth a
+sentence."""
 _EXACT = 1e-3
 """Hidden values are of order one, and fp32 sums in another order differ by less than this."""
 _VERBS = {"prompt": "computes prompts", "decode": "decodes"}
@@ -42,8 +45,16 @@ def verdict(executed: Executed) -> Verdict:
     if moes and dense:
         said, reasons = _against_dense(executed, moes, dense, first, others)
     else:
-        said, reasons = _ranking(executed, first), [f"{KINDS[kind].capitalize()}: {_ranking(executed, kind)}." for kind in others]
-    reasons += [*_pruned(executed, dense, pruned), *_prediction(executed), *_reference(executed), *_faults(executed)]
+        said, reasons = (
+            _ranking(executed, first),
+            [f"{KINDS[kind].capitalize()}: {_ranking(executed, kind)}." for kind in others],
+        )
+    reasons += [
+        *_pruned(executed, dense, pruned),
+        *_prediction(executed),
+        *_reference(executed),
+        *_faults(executed),
+    ]
     return Verdict(f"On this machine ({machine}) {said}.", [*reasons, *_noise(executed)])
 
 
@@ -55,11 +66,17 @@ def _roles(executed: Executed) -> tuple[list[str], list[str], list[str]]:
     return moes, [name for name in facts if name not in moes and name not in pruned], pruned
 
 
-def _against_dense(executed: Executed, moes: list[str], dense: list[str], first: str, others: list[str]) -> tuple[str, list[str]]:
-    """The first mixture of experts against every dense model in the headline, and what is left in sentences."""
+def _against_dense(
+    executed: Executed, moes: list[str], dense: list[str], first: str, others: list[str]
+) -> tuple[str, list[str]]:
+    """The first mixture of experts against every dense model in the headline, and what is left in
+    sentences.
+    """
     subject = {name: "the MoE" if len(moes) == 1 else name for name in moes}
     if len({style.facts(executed, name).get("num_gpus") for name in (*moes, *dense)}) > 1:
-        subject = {name: f"{words} (on {_ranks(executed, name)})" for name, words in subject.items()}
+        subject = {
+            name: f"{words} (on {_ranks(executed, name)})" for name, words in subject.items()
+        }
     sentences = [
         f"{subject[moe]} {_VERBS[kind]} {compared}"
         for kind in (first, *others)
@@ -73,14 +90,25 @@ def _against_dense(executed: Executed, moes: list[str], dense: list[str], first:
 
 
 def _compared(executed: Executed, moe: str, dense: list[str], kind: str) -> str:
-    """How fast a mixture of experts is beside each dense model; empty where they ran no such steps."""
-    words = _descriptions(executed, moe, [name for name in dense if row(executed, name, kind) is not None])
+    """How fast a mixture of experts is beside each dense model; empty where they ran no such
+    steps.
+    """
+    words = _descriptions(
+        executed, moe, [name for name in dense if row(executed, name, kind) is not None]
+    )
     if row(executed, moe, kind) is None:
         return ""
-    return _listed([_as_fast(_ratio(executed, moe, name, kind)[0], described) for name, described in words.items()])
+    return _listed(
+        [
+            _as_fast(_ratio(executed, moe, name, kind)[0], described)
+            for name, described in words.items()
+        ]
+    )
 
 
-def _predicted_ratios(executed: Executed, moe: str, dense: list[str], every: tuple[str, ...]) -> list[str]:
+def _predicted_ratios(
+    executed: Executed, moe: str, dense: list[str], every: tuple[str, ...]
+) -> list[str]:
     """The same ratios as they were predicted, in the same order."""
     said = []
     for kind in every:
@@ -92,13 +120,21 @@ def _predicted_ratios(executed: Executed, moe: str, dense: list[str], every: tup
 
 
 def _descriptions(executed: Executed, moe: str, dense: list[str]) -> dict[str, str]:
-    """What each dense model is to a mixture of experts: its twin in all parameters, in active ones, or just itself."""
+    """What each dense model is to a mixture of experts: its twin in all parameters, in active ones,
+    or just itself.
+    """
     own = style.facts(executed, moe)
-    twins = {"parameters": float(own.get("total_parameters") or 0), "active parameters": float(own.get("active_parameters") or 0)}
+    twins = {
+        "parameters": float(own.get("total_parameters") or 0),
+        "active parameters": float(own.get("active_parameters") or 0),
+    }
     found: dict[str, str] = {}
     for name in dense:
         count = float(style.facts(executed, name).get("total_parameters") or 0)
-        twin = next((what for what, of_moe in twins.items() if of_moe and abs(count / of_moe - 1) < _SAME), None)
+        twin = next(
+            (what for what, of_moe in twins.items() if of_moe and abs(count / of_moe - 1) < _SAME),
+            None,
+        )
         described = f"the dense model with as many {twin}" if twin else name
         if described in found.values() or not twin:
             described = f"{name} ({parameters(count)} parameters)" if count else name
@@ -116,7 +152,9 @@ def _ranks(executed: Executed, name: str) -> str:
 
 
 def _ratio(executed: Executed, one: str, other: str, kind: str) -> tuple[float, float]:
-    """How many times as fast one deployment is as another, measured and predicted; NaN where that is undefined."""
+    """How many times as fast one deployment is as another, measured and predicted; NaN where that
+    is undefined.
+    """
     found = []
     for column in ("tokens_per_s", "predicted_tokens_per_s"):
         mine, its = (row(executed, name, kind) for name in (one, other))
@@ -135,7 +173,11 @@ def _as_fast(ratio: float, other: str) -> str:
         return f"at a speed that cannot be compared with {other}"
     if abs(ratio - 1) < _EQUAL:
         return f"about as fast as {other}"
-    return f"{number(ratio)}{TIMES} as fast as {other}" if ratio > 1 else f"at {number(ratio)}{TIMES} the speed of {other}"
+    return (
+        f"{number(ratio)}{TIMES} as fast as {other}"
+        if ratio > 1
+        else f"at {number(ratio)}{TIMES} the speed of {other}"
+    )
 
 
 def _listed(parts: list[str]) -> str:
@@ -148,9 +190,13 @@ def _listed(parts: list[str]) -> str:
 
 
 def _ranking(executed: Executed, kind: str) -> str:
-    """The fastest deployment and the next, where there is no mixture of experts to compare with a dense model."""
+    """The fastest deployment and the next, where there is no mixture of experts to compare with a
+    dense model.
+    """
     speeds = {
-        name: float(found["tokens_per_s"]) for name in executed.deployments if (found := row(executed, name, kind)) is not None
+        name: float(found["tokens_per_s"])
+        for name in executed.deployments
+        if (found := row(executed, name, kind)) is not None
     }
     ranked = sorted(speeds, key=lambda name: -speeds[name])
     if not ranked:
@@ -170,19 +216,34 @@ def _pruned(executed: Executed, dense: list[str], pruned: list[str]) -> list[str
     sentences = []
     for name in pruned:
         model = style.facts(executed, name).get("model")
-        whole = next((other for other in dense if style.facts(executed, other).get("model") == model), None)
+        whole = next(
+            (other for other in dense if style.facts(executed, other).get("model") == model), None
+        )
         if whole is None:
             continue
         ratios = {kind: _ratio(executed, name, whole, kind)[0] for kind in kinds(executed)}
-        said = [f"{KINDS[kind]} {number(ratio)}{TIMES}" for kind, ratio in ratios.items() if np.isfinite(ratio)]
+        said = [
+            f"{KINDS[kind]} {number(ratio)}{TIMES}"
+            for kind, ratio in ratios.items()
+            if np.isfinite(ratio)
+        ]
         if said:
             sentences.append(f"{name}: {' and '.join(said)}")
-    return [f"Pruned models against the speed of the one that they were pruned from: {'; '.join(sentences)}."] if sentences else []
+    return (
+        [
+            f"Pruned models against the speed of the one that they were pruned from: {'; '.join(sentences)}."
+        ]
+        if sentences
+        else []
+    )
 
 
 def _prediction(executed: Executed) -> list[str]:
     """How far the prediction was, and whether it puts deployments in the right order."""
-    errors = {(str(r["deployment"]), str(r["kind"])): float(r["error"]) for r in executed.summary.to_dict("records")}
+    errors = {
+        (str(r["deployment"]), str(r["kind"])): float(r["error"])
+        for r in executed.summary.to_dict("records")
+    }
     errors = {key: error for key, error in errors.items() if np.isfinite(error)}
     if not errors:
         return []
@@ -190,8 +251,14 @@ def _prediction(executed: Executed) -> list[str]:
     if len(errors) == 1:
         return [f"The predicted duration of a step is {_off(worst)}."]
     middle = statistics.median(abs(error) for error in errors.values())
-    of = f"{len(executed.deployments)} deployments" if len(executed.deployments) > 1 else "one deployment"
-    kinds_text = f"{len(kinds(executed))} kinds of step" if len(kinds(executed)) > 1 else "one kind of step"
+    of = (
+        f"{len(executed.deployments)} deployments"
+        if len(executed.deployments) > 1
+        else "one deployment"
+    )
+    kinds_text = (
+        f"{len(kinds(executed))} kinds of step" if len(kinds(executed)) > 1 else "one kind of step"
+    )
     sentence = (
         f"The predicted duration of a step is off by {100 * middle:.0f} % (median of the absolute errors over {of} and {kinds_text}); "
         f"furthest for {KINDS[kind]} of {name}, which is {_off(worst)}."
@@ -203,7 +270,9 @@ def _prediction(executed: Executed) -> list[str]:
 
 
 def _order(executed: Executed) -> tuple[int, int]:
-    """Pairs of deployments that the prediction orders as the measurement does, and all that are not equally fast."""
+    """Pairs of deployments that the prediction orders as the measurement does, and all that are not
+    equally fast.
+    """
     right = total = 0
     for kind in kinds(executed):
         for one, other in itertools.combinations(executed.deployments, 2):
@@ -230,12 +299,18 @@ def _reference(executed: Executed) -> list[str]:
     found: list[Any] = executed.summary["largest_difference"].to_list()
     known = [float(value) for value in found if value is not None and np.isfinite(float(value))]
     if not known:
-        return ["The distributed runs were not compared with a one-process reference (they need a step of warm-up for that)."]
+        return [
+            "The distributed runs were not compared with a one-process reference (they need a step of warm-up for that)."
+        ]
     worst = max(known)
     part = "" if len(known) == len(found) else f" ({len(known)} of {len(found)} were compared)"
     if worst < _EXACT:
-        return [f"The distributed runs equal the one-process reference: no hidden value differs by more than {worst:.1e}{part}."]
-    return [f"The distributed runs do not equal the one-process reference: hidden values differ by up to {worst:.1e}{part}."]
+        return [
+            f"The distributed runs equal the one-process reference: no hidden value differs by more than {worst:.1e}{part}."
+        ]
+    return [
+        f"The distributed runs do not equal the one-process reference: hidden values differ by up to {worst:.1e}{part}."
+    ]
 
 
 def _faults(executed: Executed) -> list[str]:

@@ -1,6 +1,7 @@
 """Folders of figures, one a file: a new file is a new figure on its page.
 
-A file holds one frozen class that keeps :class:`Figure`. Files that begin with ``_`` are shared drawing code.
+A file holds one frozen class that keeps :class:`Figure`. Files that begin with ``_`` are shared
+drawing code.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import plotly.graph_objects as go
 from simulator.base import plugins
 
 Drawn: TypeAlias = go.Figure | dict[str, go.Figure] | None
-"""What a figure draws: one plot, several by heading (such as one a deployment), or nothing where there is nothing to show."""
+"""What a figure draws: one plot, several by heading (such as one a deployment), or nothing where
+there is nothing to show."""
 Width: TypeAlias = Literal["full", "half", "quarter", "third"]
 """Of each plot of a figure, on a wide screen; thirds share a row evenly where there are two."""
 Subject_contra = TypeVar("Subject_contra", contravariant=True)
@@ -37,8 +39,8 @@ class Figure(Protocol[Subject_contra]):
     def draw(self, shown: Subject_contra, /) -> Drawn:
         """Draw it.
 
-        Trace names become the legend, which the page draws; deployments take their label and colour from
-        :mod:`simulator.report.style`; axis titles end in their unit in parentheses.
+        Trace names become the legend, which the page draws; deployments take their label and colour
+        from :mod:`simulator.report.style`; axis titles end in their unit in parentheses.
         """
         ...
 
@@ -50,7 +52,9 @@ def in_order(family: str) -> list[Any]:
 
 
 def plots(figure: Figure[Subject_contra], shown: Subject_contra) -> dict[str, go.Figure]:
-    """A figure's plots by heading; the heading is empty where there is one plot, and there are none where nothing is to be shown."""
+    """A figure's plots by heading; the heading is empty where there is one plot, and there are none
+    where nothing is to be shown.
+    """
     drawn = figure.draw(shown)
     if drawn is None:
         return {}

@@ -1,4 +1,6 @@
-"""HTML that cannot forget to escape: text is escaped when it becomes a child of a tag, tags are not."""
+"""HTML that cannot forget to escape: text is escaped when it becomes a child of a tag, tags are
+not.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ def tag(name: str, /, *children: str, **attributes: str | int | bool) -> Markup:
     """An element.
 
     Args:
-        attributes: ``class_`` for ``class``, ``data_metric`` for ``data-metric``; False leaves one out.
+        attributes: ``class_`` for ``class``, ``data_metric`` for ``data-metric``; False leaves one
+            out.
 
     >>> tag("p", "a < b", tag("br"), class_="note", data_x=1)
     '<p class="note" data-x="1">a &lt; b<br></p>'

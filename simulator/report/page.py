@@ -1,4 +1,6 @@
-"""The report page: one file that opens offline, with the verdict first and everything it rests on below."""
+"""The report page: one file that opens offline, with the verdict first and everything it rests on
+below.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,10 @@ def render(results: Results) -> str:
         ("Models and deployments", described(_MODELS, tables.deployments_table(results))),
         ("What was assumed", tables.assumed(results)),
         ("How this run was made", _provenance(results.run)),
-        ("All metrics", described(_ALL_METRICS, tables.metrics_table(results, METRICS, with_definitions=True))),
+        (
+            "All metrics",
+            described(_ALL_METRICS, tables.metrics_table(results, METRICS, with_definitions=True)),
+        ),
     ]
     name = str(results.run.get("name") or "run")
     return document(name, in_sections(_hero(results, name), sections), cards.payload)
@@ -35,11 +40,19 @@ _ALL_METRICS = "The numbers of summary.csv, with what each one means; percentile
 
 def _hero(results: Results, name: str) -> Markup:
     verdict = results.run.get("verdict") or {}
-    reasons = [tag("li", tables.marked(results, str(reason))) for reason in verdict.get("reasons") or []]
+    reasons = [
+        tag("li", tables.marked(results, str(reason))) for reason in verdict.get("reasons") or []
+    ]
     return tag(
         "header",
         tag("p", name, class_="eyebrow"),
-        tag("h1", tables.marked(results, str(verdict.get("headline") or "No verdict: the run says nothing to compare."))),
+        tag(
+            "h1",
+            tables.marked(
+                results,
+                str(verdict.get("headline") or "No verdict: the run says nothing to compare."),
+            ),
+        ),
         *([tag("ul", *reasons, class_="reasons")] if reasons else []),
         _setting(results.run),
         *_notice(results),
@@ -51,14 +64,22 @@ def _setting(run: dict[str, Any]) -> Markup:
     workload, slo = run.get("workload") or {}, run.get("slo") or {}
     shown: list[tuple[str, str]] = [("Workload", str(workload.get("name") or UNDEFINED))]
     if workload.get("num_requests") is not None:
-        over = f" over {seconds(float(workload['duration_s']))}" if workload.get("duration_s") else ""
+        over = (
+            f" over {seconds(float(workload['duration_s']))}" if workload.get("duration_s") else ""
+        )
         rate = f", {number(float(workload['rate_per_s']))}/s" if workload.get("rate_per_s") else ""
         shown.append(("Requests", f"{workload['num_requests']:,}{over}{rate}"))
     for side in ("input", "output"):
         if lengths := workload.get(side):
             p99 = f", p99 {number(float(lengths['p99']))}" if lengths.get("p99") is not None else ""
-            shown.append((f"{side.capitalize()} tokens", f"mean {number(float(lengths['mean']))}{p99}"))
-    targets = [f"{key[:-2].upper()} ≤ {seconds(float(limit))}" for key, limit in slo.items() if limit is not None]
+            shown.append(
+                (f"{side.capitalize()} tokens", f"mean {number(float(lengths['mean']))}{p99}")
+            )
+    targets = [
+        f"{key[:-2].upper()} ≤ {seconds(float(limit))}"
+        for key, limit in slo.items()
+        if limit is not None
+    ]
     shown.append(("Targets", ", ".join(targets) or "none set"))
     notes = [tag("p", str(note), class_="note") for note in workload.get("notes") or []]
     return join([facts_list(dict(shown), "setting"), *notes])
@@ -66,11 +87,23 @@ def _setting(run: dict[str, Any]) -> Markup:
 
 def _notice(results: Results) -> list[Markup]:
     """A line that leads to the warnings: a verdict should not be read without them."""
-    count = len({w for name in results.deployments for w in style.facts(results, name).get("warnings") or []})
+    count = len(
+        {
+            w
+            for name in results.deployments
+            for w in style.facts(results, name).get("warnings") or []
+        }
+    )
     if not count:
         return []
     said = "1 warning" if count == 1 else f"{count} warnings"
-    return [tag("p", tag("a", f"{said} about what these numbers rest on", href="#what-was-assumed"), class_="notice")]
+    return [
+        tag(
+            "p",
+            tag("a", f"{said} about what these numbers rest on", href="#what-was-assumed"),
+            class_="notice",
+        )
+    ]
 
 
 def _key_numbers(results: Results) -> Markup:

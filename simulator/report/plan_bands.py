@@ -1,4 +1,6 @@
-"""Bands of an answer's figures: beside a figure ``x`` may stand ``x_low`` and ``x_high``, between which 80 % of cases lie."""
+"""Bands of an answer's figures: beside a figure ``x`` may stand ``x_low`` and ``x_high``, between
+which 80 % of cases lie.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,15 @@ class Band(NamedTuple):
         >>> Band(20.0, 50.0).mapped(lambda tokens_per_s: 1000 / tokens_per_s)
         Band(low=20.0, high=50.0)
         """
-        ends = [change(end) if 0 < end < math.inf else math.inf if end == 0 else 0.0 for end in self]
+        ends = [
+            change(end) if 0 < end < math.inf else math.inf if end == 0 else 0.0 for end in self
+        ]
         return Band(*sorted(ends))
 
 
 def band(row: Mapping[str, Any], key: str) -> Band | None:
-    """The band of a row's figure; None where it has none. An end that there is none of is infinite, or 0.
+    """The band of a row's figure; None where it has none. An end that there is none of is infinite,
+    or 0.
 
     >>> band({"x": 1.5, "x_low": 1.0, "x_high": 2.0}, "x"), band({"x": 1.5, "x_low": 1.0, "x_high": None}, "x"), band({"x": 1.5}, "x")
     (Band(low=1.0, high=2.0), Band(low=1.0, high=inf), None)
@@ -54,7 +59,8 @@ def has_bands(part: Any) -> bool:
 
 
 def between(found: Band | None, text: Callable[[float], str]) -> str:
-    """A band in words, a unit that both ends have said once; empty where there is none, or where both ends read the same.
+    """A band in words, a unit that both ends have said once; empty where there is none, or where
+    both ends read the same.
 
     >>> between(Band(1.0, 2.0), lambda value: f"{value:g} ms"), between(Band(1.0, 1.0), str), between(None, str)
     ('1 to 2 ms', '', '')
@@ -68,7 +74,9 @@ def between(found: Band | None, text: Callable[[float], str]) -> str:
     if text(found.low) == text(found.high):
         return ""
     (low, *unit), (high, *other) = text(found.low).split(" ", 1), text(found.high).split(" ", 1)
-    return " ".join([low, "to", high, *other] if unit == other else [low, *unit, "to", high, *other])
+    return " ".join(
+        [low, "to", high, *other] if unit == other else [low, *unit, "to", high, *other]
+    )
 
 
 def whiskers(values: Sequence[float], bands: Sequence[Band | None], colour: str) -> dict[str, Any]:
@@ -80,9 +88,22 @@ def whiskers(values: Sequence[float], bands: Sequence[Band | None], colour: str)
     """
     if not any(found and found.low < found.high for found in bands):
         return {}
-    up = [_digits(max(_end(found, value) - value, 0.0)) if found else 0.0 for value, found in zip(values, bands, strict=True)]
-    down = [_digits(max(value - found.low, 0.0)) if found else 0.0 for value, found in zip(values, bands, strict=True)]
-    return {"type": "data", "array": up, "arrayminus": down, "thickness": 1.5, "width": 4, "color": colour}
+    up = [
+        _digits(max(_end(found, value) - value, 0.0)) if found else 0.0
+        for value, found in zip(values, bands, strict=True)
+    ]
+    down = [
+        _digits(max(value - found.low, 0.0)) if found else 0.0
+        for value, found in zip(values, bands, strict=True)
+    ]
+    return {
+        "type": "data",
+        "array": up,
+        "arrayminus": down,
+        "thickness": 1.5,
+        "width": 4,
+        "color": colour,
+    }
 
 
 def _end(found: Band, value: float) -> float:

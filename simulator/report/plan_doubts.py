@@ -15,15 +15,21 @@ from simulator.results.plan_text import hourly, percent, target_text, times, val
 
 
 def confidence(answer: dict[str, Any]) -> Markup | None:
-    """The band of the cost and of the latencies, and what they are made of; None where it was not worked out."""
+    """The band of the cost and of the latencies, and what they are made of; None where it was not
+    worked out.
+    """
     found = answer.get("confidence") or {}
     if not found:
         return None
     shown = {
-        "Cost, 80 % of cases": _between(found.get("cost_low"), found.get("cost_high"), lambda v: hourly(answer, v)),
+        "Cost, 80 % of cases": _between(
+            found.get("cost_low"), found.get("cost_high"), lambda v: hourly(answer, v)
+        ),
         "Meets every target as it is": _share(found.get("meets_targets")),
         "Needs more than the limits allow": _share(found.get("fails") or None),
-        "Headroom, 80 % of cases": _between(found.get("headroom_low"), found.get("headroom_high"), times),
+        "Headroom, 80 % of cases": _between(
+            found.get("headroom_low"), found.get("headroom_high"), times
+        ),
         "Costs no more than the second choice": _share(found.get("beats_second")),
         "Costs less than the second choice": _share(found.get("cheaper_than_second")),
         "The second choice": str(found.get("second") or ""),
@@ -34,7 +40,9 @@ def confidence(answer: dict[str, Any]) -> Markup | None:
     parts = [facts_list(shown)]
     if found.get("figures"):
         rows = [_figure(answer, name) for name in found["figures"]]
-        parts.append(listed(["Figure", "Simulated", "80 % of cases"], rows, ["", "value", "value"], "Bands"))
+        parts.append(
+            listed(["Figure", "Simulated", "80 % of cases"], rows, ["", "value", "value"], "Bands")
+        )
     if found.get("sources"):
         rows = [
             [
@@ -44,25 +52,39 @@ def confidence(answer: dict[str, Any]) -> Markup | None:
             ]
             for source in found["sources"]
         ]
-        parts.append(listed(["Source of doubt", "Factor", "What it is"], rows, ["", "value", "source"], "Sources"))
+        parts.append(
+            listed(
+                ["Source of doubt", "Factor", "What it is"],
+                rows,
+                ["", "value", "source"],
+                "Sources",
+            )
+        )
     first, *others = parts
     return join([first, *(tag("div", part, class_="below") for part in others)])
 
 
 def _figure(answer: dict[str, Any], name: str) -> list[str]:
-    """A figure of the recommended deployment with its band: that of its row, where the row has one."""
+    """A figure of the recommended deployment with its band: that of its row, where the row has
+    one.
+    """
     row, found = answer.get("recommended") or {}, answer["confidence"]["figures"][name]
     text = partial(value_text, name)
     own = band(row, name)
     value, cases = row.get(name), own
     if own is None or value is None:
-        value, cases = found["value"], band({"value_low": found["low"], "value_high": found["high"]}, "value")
+        value, cases = (
+            found["value"],
+            band({"value_low": found["low"], "value_high": found["high"]}, "value"),
+        )
     return [target_text(name), text(value), between(cases, text) or text(value)]
 
 
 def _moe_over_dense(answer: dict[str, Any]) -> str:
     found = answer.get("confidence") or {}
-    said = _between(found.get("cost_moe_over_dense_low"), found.get("cost_moe_over_dense_high"), times)
+    said = _between(
+        found.get("cost_moe_over_dense_low"), found.get("cost_moe_over_dense_high"), times
+    )
     return between(band(answer.get("moe_vs_dense") or {}, "cost_ratio"), times) or said
 
 

@@ -1,4 +1,6 @@
-"""What is handed over: scenario files, and commands in blocks that can be copied, with what their flags do not express."""
+"""What is handed over: scenario files, and commands in blocks that can be copied, with what their
+flags do not express.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ _WIDEST = 76
 
 
 def handover(answer: dict[str, Any]) -> Markup | None:
-    """The scenario files, and by deployment the commands that start its servers; None without either."""
+    """The scenario files, and by deployment the commands that start its servers; None without
+    either.
+    """
     found = answer.get("handover") or {}
     scenarios = found.get("scenarios", [])
     by_deployment: dict[str, list[dict[str, Any]]] = {}
@@ -25,18 +29,33 @@ def handover(answer: dict[str, Any]) -> Markup | None:
 
 
 def _scenarios(scenarios: list[dict[str, str]]) -> Markup:
-    said = tag("p", "The planned traffic on these deployments, to be simulated again in detail.", class_="definition")
+    said = tag(
+        "p",
+        "The planned traffic on these deployments, to be simulated again in detail.",
+        class_="definition",
+    )
     parts: list[Markup] = []
     for scenario in scenarios:
         parts.append(copyable(scenario["file"], f"moesim run {scenario['file']}"))
-        parts.append(tag("details", tag("summary", f"What {scenario['file']} holds"), copyable("The file", scenario["text"])))
+        parts.append(
+            tag(
+                "details",
+                tag("summary", f"What {scenario['file']} holds"),
+                copyable("The file", scenario["text"]),
+            )
+        )
     return tag("article", tag("h3", "Scenario files"), said, *parts, class_="card handover")
 
 
 def _commands(deployment: str, rows: list[dict[str, Any]]) -> Markup:
-    notes = list(dict.fromkeys(str(note) for row in rows for note in row.get("not_expressed") or []))
+    notes = list(
+        dict.fromkeys(str(note) for row in rows for note in row.get("not_expressed") or [])
+    )
     parts = (
-        [tag("h4", "What the flags do not express"), tag("ul", *(tag("li", note) for note in notes), class_="notes")]
+        [
+            tag("h4", "What the flags do not express"),
+            tag("ul", *(tag("li", note) for note in notes), class_="notes"),
+        ]
         if notes
         else []
     )
@@ -45,7 +64,9 @@ def _commands(deployment: str, rows: list[dict[str, Any]]) -> Markup:
         if alike:
             what = "1 more like it" if len(alike) == 1 else f"{len(alike)} more like it"
             said = f"{what}: {', '.join(_name(deployment, row) for row in alike[:2])}{', ...' if len(alike) > 2 else ''}"
-            parts.append(tag("details", tag("summary", said), *(_command(deployment, row) for row in alike)))
+            parts.append(
+                tag("details", tag("summary", said), *(_command(deployment, row) for row in alike))
+            )
     return tag("article", tag("h3", deployment), *parts, class_="card handover")
 
 
@@ -94,7 +115,11 @@ def by_flag(command: str) -> str:
             continue
         opened = re.search(r"<<-?\s*['\"]?(\w+)", line)
         end = opened[1] if opened else None
-        lines.append(line if opened or len(line) <= _WIDEST or line.endswith("\\") else " \\\n  ".join(_flags(line)))
+        lines.append(
+            line
+            if opened or len(line) <= _WIDEST or line.endswith("\\")
+            else " \\\n  ".join(_flags(line))
+        )
     return "\n".join(lines)
 
 
@@ -115,5 +140,17 @@ def _flags(line: str) -> list[str]:
 
 def copyable(title: str, text: str) -> Markup:
     """A block of text under its title, with a button that copies it."""
-    button = tag("button", "Copy", tag("span", f" {title}", class_="unseen"), type="button", class_="copy", aria_live="polite")
-    return tag("div", tag("div", tag("h4", title), button, class_="bar"), tag("pre", text, tabindex=0), class_="copyable")
+    button = tag(
+        "button",
+        "Copy",
+        tag("span", f" {title}", class_="unseen"),
+        type="button",
+        class_="copy",
+        aria_live="polite",
+    )
+    return tag(
+        "div",
+        tag("div", tag("h4", title), button, class_="bar"),
+        tag("pre", text, tabindex=0),
+        class_="copyable",
+    )

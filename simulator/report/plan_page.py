@@ -1,4 +1,6 @@
-"""The page of ``moesim plan``: the answer in a sentence, and everything it rests on below; drawn from the answer alone."""
+"""The page of ``moesim plan``: the answer in a sentence, and everything it rests on below; drawn
+from the answer alone.
+"""
 
 from __future__ import annotations
 
@@ -64,20 +66,30 @@ def render(answer: dict[str, Any], run: dict[str, Any]) -> str:
         sections.append(("The candidates", described(_CANDIDATES + _bands(answer), costs)))
     further = {
         "What if": [plan_tables.sensitivity_table(answer)],
-        "When nodes fail": [plan_tables.losses_note(answer), plan_tables.spare_table(answer), plan_tables.idle_list(answer)],
+        "When nodes fail": [
+            plan_tables.losses_note(answer),
+            plan_tables.spare_table(answer),
+            plan_tables.idle_list(answer),
+        ],
         "Ruled out": [plan_tables.cannot_list(answer), plan_tables.reasons_table(answer)],
     }
     if "Where MoE wins" in drawn:
         drawn["Where MoE wins"] = join([*plan_tables.flips_list(answer), drawn["Where MoE wins"]])
     for title, content in drawn.items():
-        below = [tag("div", part, class_="below") for part in further.get(title, []) if part is not None]
+        below = [
+            tag("div", part, class_="below") for part in further.get(title, []) if part is not None
+        ]
         sections.append((title, join([*_lead(answer, title), content, *below])))
     said = {
         "How sure this is": (_CONFIDENCE, confidence(answer)),
         "Hand-over": (_HANDOVER, handover(answer)),
         "The traffic": (_TRAFFIC, traffic_section(answer)),
     }
-    sections += [(title, described(lead, content)) for title, (lead, content) in said.items() if content is not None]
+    sections += [
+        (title, described(lead, content))
+        for title, (lead, content) in said.items()
+        if content is not None
+    ]
     if answer.get("basis"):
         sections.append(("What the numbers rest on", _basis(answer)))
     sections.append(("How this plan was made", _made(answer, run)))
@@ -90,20 +102,29 @@ def _bands(answer: dict[str, Any]) -> str:
     if not plan_tables.is_banded(answer):
         return ""
     shown = [row for _, rows in plan_tables.groups(answer) for row in rows]
-    return _RANGES + (_ESTIMATED if any(row.get("band") not in (None, "simulated") for row in shown) else "")
+    return _RANGES + (
+        _ESTIMATED if any(row.get("band") not in (None, "simulated") for row in shown) else ""
+    )
 
 
 def _lead(answer: dict[str, Any], title: str) -> list[Markup]:
     """What a section's whiskers, shades and question marks mean, where it has some."""
     parts, said = _BANDED.get(title, ((), ""))
-    return [tag("p", said, class_="lead")] if any(has_bands(answer.get(part)) for part in parts) else []
+    return (
+        [tag("p", said, class_="lead")]
+        if any(has_bands(answer.get(part)) for part in parts)
+        else []
+    )
 
 
 _WHISKERS = "Whiskers and shades hold 80 % of cases."
 _BANDED = {
     "Models against each other": (("best_of_each_model", "moe_vs_dense"), _WHISKERS),
     "Speed and cost": (("pareto",), _WHISKERS),
-    "Where MoE wins": (("crossover",), "A question mark behind a ratio: in 80 % of cases either kind may win."),
+    "Where MoE wins": (
+        ("crossover",),
+        "A question mark behind a ratio: in 80 % of cases either kind may win.",
+    ),
     "What if": (("sensitivity",), _WHISKERS),
     "When nodes fail": (("losses",), _WHISKERS),
 }
@@ -116,7 +137,11 @@ def _hero(answer: dict[str, Any], name: str) -> Markup:
         "header",
         tag("p", f"{name} \N{MIDDLE DOT} plan", class_="eyebrow"),
         tag("h1", str(answer.get("headline") or "No answer.")),
-        *([tag("p", tag("b", "Warning: "), said, " ", _LINK, class_="alert", role="alert")] if (said := warning(answer)) else []),
+        *(
+            [tag("p", tag("b", "Warning: "), said, " ", _LINK, class_="alert", role="alert")]
+            if (said := warning(answer))
+            else []
+        ),
         *([tag("ul", *reasons, class_="reasons")] if reasons else []),
         facts_list(_setting(answer), "setting"),
         *_notice(answer),
@@ -127,52 +152,98 @@ def _setting(answer: dict[str, Any]) -> dict[str, Any]:
     traffic, best = answer.get("traffic") or {}, answer.get("recommended") or {}
     shown: dict[str, Any] = {}
     if traffic:
-        shown["Traffic"] = f"{number(traffic['rate_per_s'])} requests/s, {traffic['num_requests']:,} judged"
-        shown["Mean tokens"] = f"{number(traffic['mean_input'])} in, {number(traffic['mean_output'])} out"
-    shown["Targets"] = ", ".join(limit_text(name, limit) for name, limit in answer.get("targets", {}).items()) or UNDEFINED
+        shown["Traffic"] = (
+            f"{number(traffic['rate_per_s'])} requests/s, {traffic['num_requests']:,} judged"
+        )
+        shown["Mean tokens"] = (
+            f"{number(traffic['mean_input'])} in, {number(traffic['mean_output'])} out"
+        )
+    shown["Targets"] = (
+        ", ".join(limit_text(name, limit) for name, limit in answer.get("targets", {}).items())
+        or UNDEFINED
+    )
     if "num_legal" in answer:
         shown["Deployments judged"] = f"{answer['num_legal'] + answer.get('num_ruled_out', 0):,}"
     if answer.get("num_simulated"):
-        reused = f", {answer['num_reused']:,} of them kept from before" if answer.get("num_reused") else ""
+        reused = (
+            f", {answer['num_reused']:,} of them kept from before"
+            if answer.get("num_reused")
+            else ""
+        )
         shown["Simulations"] = f"{answer['num_simulated']:,}{reused}"
     if best.get("headroom"):
         cases = between(band(best, "headroom"), lambda times: percent(times - 1))
-        shown["Headroom"] = f"{percent(best['headroom'] - 1)} more traffic{f' ({cases})' if cases else ''}"
+        shown["Headroom"] = (
+            f"{percent(best['headroom'] - 1)} more traffic{f' ({cases})' if cases else ''}"
+        )
     return shown | plan_tables.sizes_list(answer)
 
 
 def _notice(answer: dict[str, Any]) -> list[Markup]:
-    count = len({warning for stated in (answer.get("basis") or {}).values() for warning in stated.get("warnings") or []})
+    count = len(
+        {
+            warning
+            for stated in (answer.get("basis") or {}).values()
+            for warning in stated.get("warnings") or []
+        }
+    )
     if not count:
         return []
     said = "1 warning" if count == 1 else f"{count} warnings"
-    return [tag("p", tag("a", f"{said} about what these numbers rest on", href="#what-the-numbers-rest-on"), class_="notice")]
+    return [
+        tag(
+            "p",
+            tag("a", f"{said} about what these numbers rest on", href="#what-the-numbers-rest-on"),
+            class_="notice",
+        )
+    ]
 
 
 def _basis(answer: dict[str, Any]) -> Markup:
-    """The warnings, what was assumed, and folded away what was measured or published; under the models' own colours."""
+    """The warnings, what was assumed, and folded away what was measured or published; under the
+    models' own colours.
+    """
     stated = answer["basis"]
     models = {name: model_of(answer, name) for name in stated}
     short = [model["model"] if model else name for name, model in models.items()]
     named: dict[str, dict[str, Any]] = {}
     for (name, facts), label in zip(stated.items(), short, strict=True):
         model = models[name]
-        look = {"colour": colour_of(answer, model), "is_striped": is_striped(model)} if model else {}
+        look = (
+            {"colour": colour_of(answer, model), "is_striped": is_striped(model)} if model else {}
+        )
         # A deployment is called by its model where it is the only one of it.
         named[label if short.count(label) == 1 else name] = {**facts, **look}
     shown = _Stated({"deployments": named}, list(named))
     parts = [tables.warnings_list(shown), tables.assumptions_table(shown, kinds=tables.KINDS[:1])]
     if (rest := tables.assumptions_table(shown, kinds=tables.KINDS[1:])) is not None:
-        parts.append(tag("details", tag("summary", "What was fitted, measured or published"), tag("div", rest, class_="below")))
+        parts.append(
+            tag(
+                "details",
+                tag("summary", "What was fitted, measured or published"),
+                tag("div", rest, class_="below"),
+            )
+        )
     return described(_BASIS, join(part for part in parts if part is not None))
 
 
 def _made(answer: dict[str, Any], run: dict[str, Any]) -> Markup:
     seed = run.get("seed", answer.get("seed"))
     # The time that it took is left to run.json, so that two plans of one seed give the same page.
-    made = {key: value for key, value in tables.made_of(run).items() if key not in ("Started", "Took")}
+    made = {
+        key: value for key, value in tables.made_of(run).items() if key not in ("Started", "Took")
+    }
     facts = facts_list({"Command": run.get("command"), "Seed": seed, **made})
     if not run.get("question"):
         return facts
     question = json.dumps(run["question"], indent=2, ensure_ascii=False)
-    return join([facts, tag("details", tag("summary", "The question as it was resolved"), tag("pre", question, tabindex=0))])
+    return join(
+        [
+            facts,
+            tag(
+                "details",
+                tag("summary", "The question as it was resolved"),
+                tag("pre", question, tabindex=0),
+            ),
+        ]
+    )

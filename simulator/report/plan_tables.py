@@ -12,7 +12,18 @@ from simulator.report.markup import Markup, join, tag
 from simulator.report.plan_bands import band, between, has_bands
 from simulator.report.plan_figures._models import colour_of, is_striped
 from simulator.results.formats import UNDEFINED, number
-from simulator.results.plan_text import amount, chance, kind_of, money, percent, share, target_short, target_text, times, value_text
+from simulator.results.plan_text import (
+    amount,
+    chance,
+    kind_of,
+    money,
+    percent,
+    share,
+    target_short,
+    target_text,
+    times,
+    value_text,
+)
 
 MOST_RUNNERS_UP = 8
 _MOST_REASONS = 40
@@ -20,7 +31,9 @@ _MOST_FLIPS = 4
 
 
 def runners_up(answer: dict[str, Any]) -> list[dict[str, Any]]:
-    """The candidates behind the recommended one; of several that differ in the step's budget only, the best."""
+    """The candidates behind the recommended one; of several that differ in the step's budget only,
+    the best.
+    """
     best = answer.get("recommended") or {}
     found: dict[str, dict[str, Any]] = {}
     for row in answer.get("candidates", []):
@@ -32,11 +45,17 @@ def runners_up(answer: dict[str, Any]) -> list[dict[str, Any]]:
 def other_models(answer: dict[str, Any]) -> list[dict[str, Any]]:
     """The best of the models that are not recommended, the cheapest first."""
     best = answer.get("recommended") or {}
-    rows = [row for row in answer.get("best_of_each_model", {}).values() if row["model"] != best.get("model")]
+    rows = [
+        row
+        for row in answer.get("best_of_each_model", {}).values()
+        if row["model"] != best.get("model")
+    ]
     return sorted(rows, key=lambda row: (row["cost_per_hour"], row["gpus"]))
 
 
-def groups(answer: dict[str, Any], most: int = MOST_RUNNERS_UP) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def groups(
+    answer: dict[str, Any], most: int = MOST_RUNNERS_UP
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """What is shown of the candidates, under which heading; no deployment twice."""
     if answer.get("recommended"):
         yield "Recommended", [answer["recommended"]]
@@ -50,12 +69,16 @@ def groups(answer: dict[str, Any], most: int = MOST_RUNNERS_UP) -> Iterator[tupl
 
 
 def costs_table(answer: dict[str, Any]) -> Markup | None:
-    """The recommended deployment, the runners-up and the best of each other model, or what comes nearest: a row each."""
+    """The recommended deployment, the runners-up and the best of each other model, or what comes
+    nearest: a row each.
+    """
     found = list(groups(answer))
     nearest = (answer.get("why_not") or {}).get("row")
     if not found and nearest:
         found = [("Nearest, as large as the limits allow", [nearest])]
-    missing = [row for row in _missing(answer) if row["deployment"] != (nearest or {}).get("deployment")]
+    missing = [
+        row for row in _missing(answer) if row["deployment"] != (nearest or {}).get("deployment")
+    ]
     if missing:
         found.append(("Models that miss a target, as large as the limits allow", missing))
     if not found:
@@ -65,12 +88,19 @@ def costs_table(answer: dict[str, Any]) -> Markup | None:
     rows = []
     for title, own in found:
         above = tag("span", title)
-        rows.append(tag("tr", tag("th", above, scope="colgroup", colspan=len(head)), class_="group"))
+        rows.append(
+            tag("tr", tag("th", above, scope="colgroup", colspan=len(head)), class_="group")
+        )
         for row in own:
             cells = [tag("td", column.cell(row), data_label=column.brief) for column in columns]
             is_estimated = row.get("band") not in (None, "simulated")
             rows.append(
-                tag("tr", tag("th", *_named(answer, row), scope="row"), *cells, class_="estimated" if is_estimated else False)
+                tag(
+                    "tr",
+                    tag("th", *_named(answer, row), scope="row"),
+                    *cells,
+                    class_="estimated" if is_estimated else False,
+                )
             )
     return tables.table(head, rows, "metrics numbers plan stack", "The candidates")
 
@@ -83,15 +113,30 @@ def _missing(answer: dict[str, Any]) -> list[dict[str, Any]]:
 
 def cannot_list(answer: dict[str, Any]) -> Markup | None:
     """Models and machines that were never tried, and why; None where there are none."""
-    models = {name: why["text"] for name, why in (answer.get("why_not_models") or {}).items() if not why.get("row")}
+    models = {
+        name: why["text"]
+        for name, why in (answer.get("why_not_models") or {}).items()
+        if not why.get("row")
+    }
     said = models | (answer.get("clusters_ruled_out") or {})
-    return tag("ul", *(tag("li", tag("b", name), f": {why}") for name, why in said.items()), class_="notes") if said else None
+    return (
+        tag(
+            "ul",
+            *(tag("li", tag("b", name), f": {why}") for name, why in said.items()),
+            class_="notes",
+        )
+        if said
+        else None
+    )
 
 
 def _named(answer: dict[str, Any], row: dict[str, Any]) -> list[Markup]:
     patch = style.swatch(colour_of(answer, row), is_striped(row))
     name = tag(
-        "span", tag("span", class_="swatch", style=patch), tag("span", row["deployment"], class_="name"), class_="deployment"
+        "span",
+        tag("span", class_="swatch", style=patch),
+        tag("span", row["deployment"], class_="name"),
+        class_="deployment",
     )
     hints = [kind_of(row)]
     hints += [f"{row['token_budget']:,} tokens a step"] if row.get("token_budget") else []
@@ -112,16 +157,36 @@ def _columns(answer: dict[str, Any], shown: list[dict[str, Any]]) -> list[_Colum
     currency, limits = answer.get("currency", "USD"), answer.get("targets", {})
     has_power = any(row.get("cost_power_per_hour") for row in shown)
     columns = [
-        _Column("Cost per hour", f"{currency}, with power" if has_power else currency, f"{currency}/hour", partial(_cost, answer)),
-        _Column("Per 1M tokens out", currency, f"{currency}/1M out", partial(_figure, "cost_per_million_output_tokens", amount)),
         _Column(
-            "Per 1M tokens", f"{currency}, with prompts", f"{currency}/1M all", partial(_figure, "cost_per_million_tokens", amount)
+            "Cost per hour",
+            f"{currency}, with power" if has_power else currency,
+            f"{currency}/hour",
+            partial(_cost, answer),
+        ),
+        _Column(
+            "Per 1M tokens out",
+            currency,
+            f"{currency}/1M out",
+            partial(_figure, "cost_per_million_output_tokens", amount),
+        ),
+        _Column(
+            "Per 1M tokens",
+            f"{currency}, with prompts",
+            f"{currency}/1M all",
+            partial(_figure, "cost_per_million_tokens", amount),
         ),
         _Column("GPUs", "", "GPUs", partial(_figure, "gpus", lambda count: f"{count:,.0f}")),
     ]
     for name, limit in limits.items():
         text = partial(value_text, name)
-        columns.append(_Column(target_short(name), f"limit {text(limit)}", target_short(name), partial(_figure, name, text)))
+        columns.append(
+            _Column(
+                target_short(name),
+                f"limit {text(limit)}",
+                target_short(name),
+                partial(_figure, name, text),
+            )
+        )
     columns.append(_Column("Tightest", "of its limit", "tightest", _tightest))
     if any(row.get("is_best_probability") is not None for row in shown):
         columns.append(_Column("Chance", "of being the cheapest", "chance cheapest", _chance))
@@ -129,7 +194,9 @@ def _columns(answer: dict[str, Any], shown: list[dict[str, Any]]) -> list[_Colum
         joules = partial(_figure, "cost_joules_per_output_token", partial(number, keep_zeros=True))
         columns.append(_Column("Energy", "J per token out", "J/token out", joules))
     if any(row.get("quality") is not None for row in shown):
-        columns.append(_Column("Quality", "as stated", "quality", partial(_figure, "quality", number)))
+        columns.append(
+            _Column("Quality", "as stated", "quality", partial(_figure, "quality", number))
+        )
     return columns
 
 
@@ -148,7 +215,12 @@ def _figure(key: str, text: Callable[[float], str], row: dict[str, Any]) -> Mark
 def _tightest(row: dict[str, Any]) -> Markup:
     if row.get("worst_ratio") is None:
         return join([UNDEFINED])
-    return join([share(row["worst_ratio"]), tag("span", target_short(str(row.get("worst_target") or "")), class_="hint")])
+    return join(
+        [
+            share(row["worst_ratio"]),
+            tag("span", target_short(str(row.get("worst_target") or "")), class_="hint"),
+        ]
+    )
 
 
 def _chance(row: dict[str, Any]) -> Markup:
@@ -157,7 +229,12 @@ def _chance(row: dict[str, Any]) -> Markup:
     if first is None:
         return join([UNDEFINED])
     tied = least is not None and chance(least) != chance(first)
-    return join([chance(first), *([tag("span", f"{chance(least or 0.0)} with ties", class_="hint")] if tied else [])])
+    return join(
+        [
+            chance(first),
+            *([tag("span", f"{chance(least or 0.0)} with ties", class_="hint")] if tied else []),
+        ]
+    )
 
 
 def _cost(answer: dict[str, Any], row: dict[str, Any]) -> Markup:
@@ -173,7 +250,9 @@ def _cost(answer: dict[str, Any], row: dict[str, Any]) -> Markup:
     more = f"+{percent(value / cheapest - 1)}" if cheapest and value / cheapest >= 1.005 else ""
     hints = [tag("span", more, class_="hint")] if more else []
     cases = between(found, amount)
-    return join([amount(value), *hints, *([tag("span", cases, class_="hint band")] if cases else [])])
+    return join(
+        [amount(value), *hints, *([tag("span", cases, class_="hint band")] if cases else [])]
+    )
 
 
 def is_banded(answer: dict[str, Any]) -> bool:
@@ -182,8 +261,11 @@ def is_banded(answer: dict[str, Any]) -> bool:
     return has_bands(rows) or between(band(answer.get("confidence") or {}, "cost"), amount) != ""
 
 
-def listed(head: Sequence[str], rows: Iterable[Sequence[str]], classes: Sequence[str], label: str) -> Markup:
-    """A table that a phone shows as a list: each row's first cell as its heading, the others under their column's name.
+def listed(
+    head: Sequence[str], rows: Iterable[Sequence[str]], classes: Sequence[str], label: str
+) -> Markup:
+    """A table that a phone shows as a list: each row's first cell as its heading, the others under
+    their column's name.
 
     Args:
         rows: as many cells as ``head`` has; an empty one is left out on a phone.
@@ -204,22 +286,35 @@ def listed(head: Sequence[str], rows: Iterable[Sequence[str]], classes: Sequence
 
 def reasons_table(answer: dict[str, Any]) -> Markup | None:
     """Why candidates were ruled out, how many, and one of them; None where none was."""
-    found = sorted((row for row in answer.get("ruled_out", []) if row["count"]), key=lambda row: -row["count"])
+    found = sorted(
+        (row for row in answer.get("ruled_out", []) if row["count"]), key=lambda row: -row["count"]
+    )
     if not found:
         return None
     rows = [[row["reason"], f"{row['count']:,}", row["example"]] for row in found[:_MOST_REASONS]]
-    return listed(["Why", "Candidates", "Such as"], rows, ["", "value", "source"], "Why candidates were ruled out")
+    return listed(
+        ["Why", "Candidates", "Such as"],
+        rows,
+        ["", "value", "source"],
+        "Why candidates were ruled out",
+    )
 
 
 def sensitivity_table(answer: dict[str, Any]) -> Markup | None:
-    """Under each change the best deployment, and what to know about it; None where none was tried."""
+    """Under each change the best deployment, and what to know about it; None where none was
+    tried.
+    """
     found, currency = answer.get("sensitivity") or [], answer.get("currency", "USD")
     if not found:
         return None
     has_notes = any(row.get("note") for row in found)
     rows = []
     for row in found:
-        cost = money(row["cost_per_hour"], currency) if row.get("cost_per_hour") is not None else UNDEFINED
+        cost = (
+            money(row["cost_per_hour"], currency)
+            if row.get("cost_per_hour") is not None
+            else UNDEFINED
+        )
         ratio = times(row["cost_ratio"]) if row.get("cost_ratio") else UNDEFINED
         best = str(row.get("deployment") or "none within the limits")
         cells = [
@@ -229,7 +324,13 @@ def sensitivity_table(answer: dict[str, Any]) -> Markup | None:
             f"{best} (another choice)" if row.get("flips") and row.get("deployment") else best,
         ]
         rows.append([*cells, *([str(row.get("note") or "")] if has_notes else [])])
-    head = ["Change", "Cost per hour", "Over today's", "Best deployment", *(["To know"] if has_notes else [])]
+    head = [
+        "Change",
+        "Cost per hour",
+        "Over today's",
+        "Best deployment",
+        *(["To know"] if has_notes else []),
+    ]
     classes = ["", "value", "value", "deployed", *(["source"] if has_notes else [])]
     return listed(head, rows, classes, "The best deployment under each change")
 
@@ -239,20 +340,41 @@ def _with_band(said: str, cases: str) -> Markup:
 
 
 def spare_table(answer: dict[str, Any]) -> Markup | None:
-    """The cluster that keeps every target with so many nodes lost; None where it was not looked for."""
+    """The cluster that keeps every target with so many nodes lost; None where it was not looked
+    for.
+    """
     found, currency = answer.get("spare_nodes") or [], answer.get("currency", "USD")
     if not found:
         return None
     rows = []
     for row in found:
-        held = f"{_many(row['gpus'], 'GPU')} on {_many(row['nodes'], 'node')}" if row.get("gpus") else UNDEFINED
-        cost = money(row["cost_per_hour"], currency) if row.get("cost_per_hour") is not None else UNDEFINED
+        held = (
+            f"{_many(row['gpus'], 'GPU')} on {_many(row['nodes'], 'node')}"
+            if row.get("gpus")
+            else UNDEFINED
+        )
+        cost = (
+            money(row["cost_per_hour"], currency)
+            if row.get("cost_per_hour") is not None
+            else UNDEFINED
+        )
         extra = row.get("extra_cost_per_hour")
-        more = str(row.get("why") or "") if extra is None else money(extra, currency) if extra else UNDEFINED
+        more = (
+            str(row.get("why") or "")
+            if extra is None
+            else money(extra, currency)
+            if extra
+            else UNDEFINED
+        )
         cost = _with_band(cost, between(band(row, "cost_per_hour"), amount))
         rows.append([_many(row["nodes_lost"], "node"), held, cost, more])
     head = ["Nodes that may be lost", "Smallest cluster", "Cost per hour", "For the spare"]
-    return listed(head, rows, ["value", "", "value", "value"], "What it takes to keep every target with nodes lost")
+    return listed(
+        head,
+        rows,
+        ["value", "", "value", "value"],
+        "What it takes to keep every target with nodes lost",
+    )
 
 
 def losses_note(answer: dict[str, Any]) -> Markup | None:
@@ -278,7 +400,11 @@ def idle_list(answer: dict[str, Any]) -> Markup | None:
     for key, value in (found.get("spare_experts") or {}).items():
         if isinstance(value, str | int | float) and not isinstance(value, bool):
             name = str(key).replace("_", " ").removesuffix(" per hour")
-            said = money(value, currency) + " per hour" if "cost" in key and not isinstance(value, str) else _plain(value)
+            said = (
+                money(value, currency) + " per hour"
+                if "cost" in key and not isinstance(value, str)
+                else _plain(value)
+            )
             shown[f"Spare experts: {name}"] = said
     return facts_list(shown) if shown else None
 
@@ -291,7 +417,11 @@ def flips_list(answer: dict[str, Any]) -> list[Markup]:
     first, rest = said[:_MOST_FLIPS], said[_MOST_FLIPS:]
     shown = tag("ul", *(tag("li", sentence) for sentence in first), class_="notes")
     folded = tag("ul", *(tag("li", sentence) for sentence in rest), class_="notes")
-    more = [tag("details", tag("summary", f"{len(rest)} further readings of the map"), folded)] if rest else []
+    more = (
+        [tag("details", tag("summary", f"{len(rest)} further readings of the map"), folded)]
+        if rest
+        else []
+    )
     return [tag("div", shown, *more, class_="flips")]
 
 
@@ -305,8 +435,14 @@ def sizes_list(answer: dict[str, Any]) -> dict[str, str]:
     shown = {}
     if smaller := sizes.get("smaller"):
         over = value_text(smaller["worst_target"], smaller["measured"])
-        shown["Next size down"] = f"{smaller['gpus']} GPUs: {target_text(smaller['worst_target'])} would be {over}"
+        shown["Next size down"] = (
+            f"{smaller['gpus']} GPUs: {target_text(smaller['worst_target'])} would be {over}"
+        )
     if larger := sizes.get("larger"):
-        cost = f", {money(larger['cost_per_hour'], currency)} per hour" if larger["cost_per_hour"] else ""
+        cost = (
+            f", {money(larger['cost_per_hour'], currency)} per hour"
+            if larger["cost_per_hour"]
+            else ""
+        )
         shown["Next size up"] = f"{larger['gpus']} GPUs{cost}"
     return shown

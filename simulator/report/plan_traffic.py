@@ -1,4 +1,6 @@
-"""The traffic of a plan in plain words: what was served, what was judged, and whether it shows a steady state."""
+"""The traffic of a plan in plain words: what was served, what was judged, and whether it shows a
+steady state.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +14,29 @@ from simulator.results.formats import number, seconds
 def traffic_section(answer: dict[str, Any]) -> Markup | None:
     """Facts, and how they were chosen; None where the answer says no more than its header does."""
     found = answer.get("traffic") or {}
-    if found.get("lasts_s") is None and not found.get("lead_requests") and not found.get("lengthened_from"):
+    if (
+        found.get("lasts_s") is None
+        and not found.get("lead_requests")
+        and not found.get("lengthened_from")
+    ):
         return None
     lasts = seconds(found["lasts_s"]) if found.get("lasts_s") is not None else ""
     facts = {
         "Rate": f"{number(found['rate_per_s'])} requests/s",
         "Prompts": f"{number(found['mean_input'])} tokens on average",
         "Answers": f"{number(found['mean_output'])} tokens on average",
-        "Requests judged": f"{found['num_requests']:,}" + (f", which arrive within {lasts}" if lasts else ""),
+        "Requests judged": f"{found['num_requests']:,}"
+        + (f", which arrive within {lasts}" if lasts else ""),
         "Served before them": f"{found['lead_requests']:,}" if found.get("lead_requests") else "",
     }
-    return join([facts_list(facts), tag("ul", *(tag("li", sentence) for sentence in _sentences(found)), class_="notes below")])
+    return join(
+        [
+            facts_list(facts),
+            tag(
+                "ul", *(tag("li", sentence) for sentence in _sentences(found)), class_="notes below"
+            ),
+        ]
+    )
 
 
 def _sentences(found: dict[str, Any]) -> list[str]:
@@ -35,7 +49,11 @@ def _sentences(found: dict[str, Any]) -> list[str]:
     if found.get("stay_s") and found.get("lasts_s") is not None:
         stays = found["lasts_s"] / found["stay_s"]
         is_steady = found.get("is_steady")
-        steady = "" if is_steady is None else f": {'long enough' if is_steady else 'too short'} for a steady state"
+        steady = (
+            ""
+            if is_steady is None
+            else f": {'long enough' if is_steady else 'too short'} for a steady state"
+        )
         said.append(
             f"A request stays {seconds(found['stay_s'])} where the targets are just kept; those that are judged arrive over "
             f"{number(stays)} times as long{steady}."

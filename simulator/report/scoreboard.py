@@ -1,4 +1,6 @@
-"""The page of ``moesim validate``: how far predictions are from measurements, with the targets first."""
+"""The page of ``moesim validate``: how far predictions are from measurements, with the targets
+first.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ _IN_SAMPLE = (
 )
 _SCORES = "The groups of each suite, the largest median error first."
 _UNSUPPORTED = "Rows without an answer, by reason. Numbers in a suite's reasons are left out where there are too many to list."
-_EXTRAPOLATED = "Rows that were answered from outside the measured domain, by reason; their bands are wider."
+_EXTRAPOLATED = (
+    "Rows that were answered from outside the measured domain, by reason; their bands are wider."
+)
 _WORST = "The rows of each suite whose prediction is furthest off, as a ratio either way. A row is named by its number, from 0, or its id."
 _FITS = (
     "Every fit that is shipped or yours, with the errors that it states of itself: on measurements like those of the fit, with whole "
@@ -42,26 +46,58 @@ def render(board: Scoreboard) -> str:
         sections.append(("Targets", described(lead, scoreboard_tables.targets_table(board))))
         sections += drawn_sections(cards, figures(), board)
         sections.append(
-            ("Errors by group", described(_SCORES, join([scoreboard_tables.legend(), scoreboard_tables.scores_table(board)])))
+            (
+                "Errors by group",
+                described(
+                    _SCORES,
+                    join([scoreboard_tables.legend(), scoreboard_tables.scores_table(board)]),
+                ),
+            )
         )
     further = {
-        "What cannot be answered": (_UNSUPPORTED, scoreboard_tables.reasons_table(board, "unsupported")),
-        "What is extrapolated": (_EXTRAPOLATED, scoreboard_tables.reasons_table(board, "extrapolated")),
+        "What cannot be answered": (
+            _UNSUPPORTED,
+            scoreboard_tables.reasons_table(board, "unsupported"),
+        ),
+        "What is extrapolated": (
+            _EXTRAPOLATED,
+            scoreboard_tables.reasons_table(board, "extrapolated"),
+        ),
         "Furthest off": (_WORST, scoreboard_tables.worst_table(board)),
-        "What the calibrations say of themselves": (_FITS, scoreboard_tables.fits_table(board.fits)),
+        "What the calibrations say of themselves": (
+            _FITS,
+            scoreboard_tables.fits_table(board.fits),
+        ),
         "What was read": (_READ, scoreboard_tables.read_table(board.run)),
     }
-    sections += [(title, described(lead, table)) for title, (lead, table) in further.items() if table is not None]
-    sections.append(("How this was made", facts_list({"Command": board.run.get("command"), **tables.made_of(board.run)})))
+    sections += [
+        (title, described(lead, table))
+        for title, (lead, table) in further.items()
+        if table is not None
+    ]
+    sections.append(
+        (
+            "How this was made",
+            facts_list({"Command": board.run.get("command"), **tables.made_of(board.run)}),
+        )
+    )
     return document(_NAME, in_sections(_hero(board), sections), cards.payload)
 
 
 def headline(board: Scoreboard) -> str:
     """The finding in a sentence."""
-    answered = board.rows[is_answered(board.rows["status"]) & board.rows["predicted"].notna()] if len(board.rows) else board.rows
+    answered = (
+        board.rows[is_answered(board.rows["status"]) & board.rows["predicted"].notna()]
+        if len(board.rows)
+        else board.rows
+    )
     if answered.empty:
         return "No measured row was answered, so there is no error to show."
-    error = float(np.median(np.abs(answered["predicted"].to_numpy(float) / answered["measured"].to_numpy(float) - 1)))
+    error = float(
+        np.median(
+            np.abs(answered["predicted"].to_numpy(float) / answered["measured"].to_numpy(float) - 1)
+        )
+    )
     found = tally(judged(board))
     said = f"Half of {len(answered):,} predictions are within {percent(error)} of what was measured"
     if board.in_sample():
@@ -75,7 +111,11 @@ def _hero(board: Scoreboard) -> Markup:
         tag("p", "Predictions against measurements", class_="eyebrow"),
         tag("h1", headline(board)),
         *([tag("p", IN_SAMPLE, class_="lead")] if board.in_sample() else []),
-        tag("ul", *(tag("li", reason) for reason in [*_missed(board), *remarks(board)]), class_="reasons"),
+        tag(
+            "ul",
+            *(tag("li", reason) for reason in [*_missed(board), *remarks(board)]),
+            class_="reasons",
+        ),
         facts_list(_setting(board), "setting"),
     )
 
@@ -89,10 +129,21 @@ def _missed(board: Scoreboard) -> list[str]:
         if row["met"] is False:
             both = row["left_out"] and row["in_sample"]
             others = f"{row['left_out_rows']:,} rows with models left out"
-            said = f"{row['left_out']} of {others} ({row['found']} in sample)" if both else row["found"]
-            missed.append(f"Missed: {row['what']}: {said}; asked: {row['asked']}.".replace(" %", "\N{NO-BREAK SPACE}%"))
+            said = (
+                f"{row['left_out']} of {others} ({row['found']} in sample)"
+                if both
+                else row["found"]
+            )
+            missed.append(
+                f"Missed: {row['what']}: {said}; asked: {row['asked']}.".replace(
+                    " %", "\N{NO-BREAK SPACE}%"
+                )
+            )
     more = len(missed) - _MOST_MISSED
-    return [*missed[:_MOST_MISSED], *([f"{more} further targets are missed; see below."] if more > 0 else [])]
+    return [
+        *missed[:_MOST_MISSED],
+        *([f"{more} further targets are missed; see below."] if more > 0 else []),
+    ]
 
 
 def _setting(board: Scoreboard) -> dict[str, Any]:
@@ -102,7 +153,9 @@ def _setting(board: Scoreboard) -> dict[str, Any]:
     return {
         "Tables": f"{len(board.run.get('tables', [])):,}",
         "Measured values": f"{len(rows):,}",
-        "Answered": percent(float((is_answered(rows["status"]) & rows["predicted"].notna()).mean())),
+        "Answered": percent(
+            float((is_answered(rows["status"]) & rows["predicted"].notna()).mean())
+        ),
         "Extrapolated": percent(float(rows["status"].str.startswith("extrapolated").mean())),
         "Skipped": f"{len(board.run.get('skipped', {})):,}",
     }

@@ -12,7 +12,16 @@ import pandas as pd
 from simulator.report import tables
 from simulator.report.markup import Markup, join, tag
 from simulator.results.formats import UNDEFINED, number, seconds
-from simulator.results.scores import Scoreboard, digits_beside, grouped, judged, reasons, score, title_of, worst
+from simulator.results.scores import (
+    Scoreboard,
+    digits_beside,
+    grouped,
+    judged,
+    reasons,
+    score,
+    title_of,
+    worst,
+)
 
 _MOST_GROUPS = 25
 _MOST_REASONS = 40
@@ -48,27 +57,47 @@ def verdict(met: bool | None) -> Markup:
     """Whether a target is met, as a badge."""
     if met is None:
         return Markup(UNDEFINED)
-    return tag("span", "met" if met else "missed", class_=f"badge {'measured' if met else 'assumed'}")
+    return tag(
+        "span", "met" if met else "missed", class_=f"badge {'measured' if met else 'assumed'}"
+    )
 
 
 def targets_table(board: Scoreboard) -> Markup:
-    """Every target that the rows can be held to: what was found on them, and with models left out of the fits."""
+    """Every target that the rows can be held to: what was found on them, and with models left out
+    of the fits.
+    """
     found = judged(board)
     has_left_out = bool(found["left_out"].any())
     is_mixed = bool(found["in_sample"].any()) and not found["in_sample"].all()
     # Errors that are judged stand first, since a telephone shows little more.
-    head = ["What", "Met", "Models left out", "In sample" if found["in_sample"].all() else "On these rows", "Asked", "Rows"]
+    head = [
+        "What",
+        "Met",
+        "Models left out",
+        "In sample" if found["in_sample"].all() else "On these rows",
+        "Asked",
+        "Rows",
+    ]
     rows = []
     for row in found.to_dict("records"):
         cells = [
             row["what"],
             verdict(row["met"]),
-            f"{row['left_out']}, of {row['left_out_rows']:,} rows" if row["left_out"] else UNDEFINED,
+            f"{row['left_out']}, of {row['left_out_rows']:,} rows"
+            if row["left_out"]
+            else UNDEFINED,
             f"{row['found']} (in sample)" if is_mixed and row["in_sample"] else row["found"],
             row["asked"],
             f"{row['rows']:,}",
         ]
-        rows.append(_row(*(cell if isinstance(cell, Markup) else _unbroken(cell) for cell in _without(cells, has_left_out))))
+        rows.append(
+            _row(
+                *(
+                    cell if isinstance(cell, Markup) else _unbroken(cell)
+                    for cell in _without(cells, has_left_out)
+                )
+            )
+        )
     return tables.table(_without(head, has_left_out), rows, "assumptions targets", "Targets")
 
 
@@ -88,11 +117,17 @@ _WORDS = {
 
 def legend() -> Markup:
     """What the headings mean."""
-    return tag("dl", *(tag("div", tag("dt", word), tag("dd", meaning)) for word, meaning in _WORDS.items()), class_="words")
+    return tag(
+        "dl",
+        *(tag("div", tag("dt", word), tag("dd", meaning)) for word, meaning in _WORDS.items()),
+        class_="words",
+    )
 
 
 def _unbroken(text: str) -> str:
-    """The text with every number and its percent sign on one line, and errors as the median / the 90th percentile."""
+    """The text with every number and its percent sign on one line, and errors as the median / the
+    90th percentile.
+    """
     return text.replace("median ", "").replace(", p90", " /").replace(" %", "\N{NO-BREAK SPACE}%")
 
 
@@ -101,15 +136,24 @@ def scores_table(board: Scoreboard) -> Markup:
     by_group = grouped(board.rows)
     rows = []
     for total in score(board.rows, ["suite", "quantity"]).to_dict("records"):
-        own = by_group[(by_group["suite"] == total["suite"]) & (by_group["quantity"] == total["quantity"])]
+        own = by_group[
+            (by_group["suite"] == total["suite"]) & (by_group["quantity"] == total["quantity"])
+        ]
         title = title_of(total["suite"], total["quantity"])
         if board.in_sample(board.rows[board.rows["suite"] == total["suite"]]):
             title = f"{title}, in sample"
         rows.append(
-            _scores(title, {**total, "target_median": math.nan, "target_p90": math.nan, "within_target": None}, class_="group")
+            _scores(
+                title,
+                {**total, "target_median": math.nan, "target_p90": math.nan, "within_target": None},
+                class_="group",
+            )
         )
         if len(own) > 1:
-            rows += [_scores(str(row["group"]) or "all", row) for row in own.head(_MOST_GROUPS).to_dict("records")]
+            rows += [
+                _scores(str(row["group"]) or "all", row)
+                for row in own.head(_MOST_GROUPS).to_dict("records")
+            ]
         elif len(own) == 1:
             rows[-1] = _scores(title, own.to_dict("records")[0], class_="group")
         if len(own) > _MOST_GROUPS:
@@ -121,7 +165,9 @@ def scores_table(board: Scoreboard) -> Markup:
 def _scores(name: str, row: dict[Any, Any], class_: str | bool = False) -> Markup:
     target = UNDEFINED
     if math.isfinite(row["target_median"]):
-        target = f"{percent(row['target_median'], digits=0)}, {percent(row['target_p90'], digits=0)}"
+        target = (
+            f"{percent(row['target_median'], digits=0)}, {percent(row['target_p90'], digits=0)}"
+        )
     cells = (
         f"{row['rows']:,}",
         percent(row["median"], *_limit(row["target_median"])),
@@ -133,7 +179,13 @@ def _scores(name: str, row: dict[Any, Any], class_: str | bool = False) -> Marku
         UNDEFINED if row["within_target"] is None else "yes" if row["within_target"] else "no",
     )
     keys = {"data_suite": str(row["suite"]), "data_quantity": str(row["quantity"])}
-    return tag("tr", tag("th", name, scope="row"), *(tag("td", cell) for cell in cells), class_=class_, **keys)
+    return tag(
+        "tr",
+        tag("th", name, scope="row"),
+        *(tag("td", cell) for cell in cells),
+        class_=class_,
+        **keys,
+    )
 
 
 def _limit(target: float) -> list[float]:
@@ -170,10 +222,14 @@ def worst_table(board: Scoreboard) -> Markup | None:
                 percent(predicted / measured - 1, signed=True),
                 title_of(str(suite), str(quantity)),
                 str(row["group"]),
-                f"{Path(str(row['source'])).name}: {row['subject']}" if row.get("source") else str(row["subject"]),
+                f"{Path(str(row['source'])).name}: {row['subject']}"
+                if row.get("source")
+                else str(row["subject"]),
                 str(row["status"]),
             )
-            rows.append(_row(*cells, classes=("value", "value", "value", "", "", "source", "source")))
+            rows.append(
+                _row(*cells, classes=("value", "value", "value", "", "", "source", "source"))
+            )
     # What is read first stands first, since a telephone shows little more.
     head = ["Measured", "Predicted", "Error", "Suite", "Group", "Row", "Status"]
     return tables.table(head, rows, "assumptions worst", "Rows that are furthest off")
@@ -189,9 +245,20 @@ def fits_table(fits: pd.DataFrame) -> Markup | None:
         return None
     rows = []
     for (calibration, name), own in fits.groupby(["calibration", "table"], sort=False):
-        rows.append(tag("tr", tag("th", f"{calibration}: {name}", scope="rowgroup"), tag("td", colspan=7), class_="group"))
+        rows.append(
+            tag(
+                "tr",
+                tag("th", f"{calibration}: {name}", scope="rowgroup"),
+                tag("td", colspan=7),
+                class_="group",
+            )
+        )
         for row in own.to_dict("records"):
-            band = f"{number(row['low'])} to {number(row['high'])}" if math.isfinite(row["low"]) else UNDEFINED
+            band = (
+                f"{number(row['low'])} to {number(row['high'])}"
+                if math.isfinite(row["low"])
+                else UNDEFINED
+            )
             cells = (
                 f"{row['rows']:,.0f}" if math.isfinite(row["rows"]) else UNDEFINED,
                 percent(row["median"]),
@@ -200,7 +267,12 @@ def fits_table(fits: pd.DataFrame) -> Markup | None:
                 band,
                 tag("span", str(row["kind"]), class_=f"badge {row['kind']}"),
             )
-            heading = tag("th", str(row["entry"]) or str(name), tag("span", str(row["source"]), class_="hint"), scope="row")
+            heading = tag(
+                "th",
+                str(row["entry"]) or str(name),
+                tag("span", str(row["source"]), class_="hint"),
+                scope="row",
+            )
             rows.append(tag("tr", heading, *(tag("td", cell) for cell in cells)))
     head = ["Fit", "Rows", "Median", "90th percentile", "Bias", "Measured / predicted", "Kind"]
     shown = tables.table(head, rows, "metrics numbers", "What the calibrations say of themselves")
@@ -209,18 +281,33 @@ def fits_table(fits: pd.DataFrame) -> Markup | None:
 
 def read_table(run: dict[str, Any]) -> Markup:
     """What was read, and what was not and why."""
-    rows = [_row(entry["source"], entry["suite"], _read(entry), classes=("", "", "source")) for entry in run.get("tables", [])]
-    rows += [_row(name, UNDEFINED, why, classes=("", "", "source")) for name, why in run.get("skipped", {}).items()]
+    rows = [
+        _row(entry["source"], entry["suite"], _read(entry), classes=("", "", "source"))
+        for entry in run.get("tables", [])
+    ]
+    rows += [
+        _row(name, UNDEFINED, why, classes=("", "", "source"))
+        for name, why in run.get("skipped", {}).items()
+    ]
     return tables.table(["Table", "Suite", "Read"], rows, "assumptions", "What was read")
 
 
 def _read(entry: dict[str, Any]) -> str:
     said = [f"{entry['rows']:,} {'row' if entry['rows'] == 1 else 'rows'}"]
     said += ["that a calibration was fitted on"] if entry.get("in_sample") else []
-    left = [f"{count:,} without a usable {column}" for column, count in entry.get("unusable", {}).items()]
+    left = [
+        f"{count:,} without a usable {column}"
+        for column, count in entry.get("unusable", {}).items()
+    ]
     return "; ".join([" ".join(said), *left])
 
 
 def _row(*cells: str, classes: Iterable[str] = ()) -> Markup:
     named = [*classes, *[""] * len(cells)]
-    return tag("tr", *(tag("td", join([cell]), class_=name or False) for cell, name in zip(cells, named, strict=False)))
+    return tag(
+        "tr",
+        *(
+            tag("td", join([cell]), class_=name or False)
+            for cell, name in zip(cells, named, strict=False)
+        ),
+    )

@@ -1,4 +1,6 @@
-"""The look that all figures share: one colour a deployment on the whole page, fixed colours for phases, two themes."""
+"""The look that all figures share: one colour a deployment on the whole page, fixed colours for
+phases, two themes.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +11,38 @@ import plotly.graph_objects as go
 
 from simulator.results.tables import STEP_PHASES
 
-DEPLOYMENT_COLOURS = ("#0077BB", "#EE7733", "#009E73", "#CC5599", "#33BBEE", "#B8860B", "#7766CC", "#7F7F7F")
-"""Told apart with any of the usual colour-vision deficiencies (after Okabe and Ito, and Tol), and on light and dark."""
+DEPLOYMENT_COLOURS = (
+    "#0077BB",
+    "#EE7733",
+    "#009E73",
+    "#CC5599",
+    "#33BBEE",
+    "#B8860B",
+    "#7766CC",
+    "#7F7F7F",
+)
+"""Told apart with any of the usual colour-vision deficiencies (after Okabe and Ito, and Tol), and
+on light and dark."""
 DASHES = ("solid", "dash", "dot", "dashdot")
 """Tell deployments apart beyond the eighth, and decode from prefill."""
 PHASE_COLOURS = dict(
-    zip(STEP_PHASES, ("#4477AA", "#66CCEE", "#228833", "#AA8811", "#EECC66", "#EE6677", "#AA3377", "#A5ACB5"), strict=True)
+    zip(
+        STEP_PHASES,
+        ("#4477AA", "#66CCEE", "#228833", "#AA8811", "#EECC66", "#EE6677", "#AA3377", "#A5ACB5"),
+        strict=True,
+    )
 )
 MEMORY_COLOURS = {"weights": "#4477AA", "KV cache": "#66CCEE", "reserve": "#A5ACB5"}
 MUTED = "#808B99"
 """For target lines: visible on light and on dark."""
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-LOAD_COLOURS = [[0.0, "#2166AC"], [0.25, "#92C5DE"], [0.5, "#F2F2F0"], [0.75, "#F4A582"], [1.0, "#B2182B"]]
+LOAD_COLOURS = [
+    [0.0, "#2166AC"],
+    [0.25, "#92C5DE"],
+    [0.5, "#F2F2F0"],
+    [0.75, "#F4A582"],
+    [1.0, "#B2182B"],
+]
 """Blue below the mean, red above it: safe for red-green deficiency."""
 AMOUNT_COLOURS = "Cividis"
 
@@ -45,9 +67,12 @@ def facts(results: Shown, name: str) -> dict[str, Any]:
 
 
 def labels(results: Shown) -> dict[str, str]:
-    """The text that stands for each deployment in a figure: escaped for Plotly's markup, with the mark of a rumoured model."""
+    """The text that stands for each deployment in a figure: escaped for Plotly's markup, with the
+    mark of a rumoured model.
+    """
     return {
-        name: html.escape(name, quote=False) + (" (rumoured)" if facts(results, name).get("is_rumour") else "")
+        name: html.escape(name, quote=False)
+        + (" (rumoured)" if facts(results, name).get("is_rumour") else "")
         for name in results.deployments
     }
 
@@ -68,7 +93,10 @@ def short(label: str, length: int = 44) -> str:
 def colours(results: Shown) -> dict[str, str]:
     """The colour of each deployment: the one that its facts name, if they do."""
     given = {name: facts(results, name).get("colour") for name in results.deployments}
-    return {name: given[name] or DEPLOYMENT_COLOURS[i % len(DEPLOYMENT_COLOURS)] for i, name in enumerate(results.deployments)}
+    return {
+        name: given[name] or DEPLOYMENT_COLOURS[i % len(DEPLOYMENT_COLOURS)]
+        for i, name in enumerate(results.deployments)
+    }
 
 
 def _rounds(results: Shown) -> dict[str, int]:
@@ -79,13 +107,19 @@ def _rounds(results: Shown) -> dict[str, int]:
 def lines(results: Shown) -> dict[str, dict[str, Any]]:
     """The line of each deployment: its colour, and a dash beyond the eighth."""
     colour = colours(results)
-    return {name: {"color": colour[name], "dash": DASHES[i % len(DASHES)], "width": 2} for name, i in _rounds(results).items()}
+    return {
+        name: {"color": colour[name], "dash": DASHES[i % len(DASHES)], "width": 2}
+        for name, i in _rounds(results).items()
+    }
 
 
 def markers(results: Shown) -> dict[str, dict[str, Any]]:
     """The bar of each deployment: its colour, and stripes beyond the eighth."""
     colour = colours(results)
-    return {name: {"color": colour[name], "pattern": {"shape": "/" if i else ""}} for name, i in _rounds(results).items()}
+    return {
+        name: {"color": colour[name], "pattern": {"shape": "/" if i else ""}}
+        for name, i in _rounds(results).items()
+    }
 
 
 def swatch(colour: str, is_striped: bool) -> str:
@@ -103,7 +137,8 @@ def swatches(results: Shown) -> dict[str, str]:
     """CSS for the patch of colour of each deployment."""
     colour = colours(results)
     return {
-        name: swatch(colour[name], is_striped=facts(results, name).get("is_striped", i > 0)) for name, i in _rounds(results).items()
+        name: swatch(colour[name], is_striped=facts(results, name).get("is_striped", i > 0))
+        for name, i in _rounds(results).items()
     }
 
 
@@ -121,7 +156,9 @@ def figure(x: str, y: str, height: int = 300, **layout: Any) -> go.Figure:
 
 
 def template(ink: str, muted: str, grid: str, card: str) -> dict[str, Any]:
-    """Fonts, margins and colours of every figure in one theme; the page puts it under each figure."""
+    """Fonts, margins and colours of every figure in one theme; the page puts it under each
+    figure.
+    """
     axis = {
         "automargin": True,
         "tickangle": 0,

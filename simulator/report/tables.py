@@ -14,7 +14,16 @@ from simulator.report.document import described
 from simulator.report.markup import Markup, join, tag, text
 from simulator.report.style import Shown
 from simulator.results.folder import Results
-from simulator.results.formats import TIMES, UNDEFINED, heading_unit, metric, num_bytes, number, parameters, winners
+from simulator.results.formats import (
+    TIMES,
+    UNDEFINED,
+    heading_unit,
+    metric,
+    num_bytes,
+    number,
+    parameters,
+    winners,
+)
 from simulator.results.metrics import METRICS
 
 KINDS = ("assumed", "fitted", "interpolated", "published", "measured")
@@ -23,7 +32,12 @@ KINDS = ("assumed", "fitted", "interpolated", "published", "measured")
 
 def rumour_mark() -> Markup:
     """What stands behind every name of a model that is not published."""
-    return tag("span", "rumoured", class_="badge rumour", title="This model is not published; its figures are rumours.")
+    return tag(
+        "span",
+        "rumoured",
+        class_="badge rumour",
+        title="This model is not published; its figures are rumours.",
+    )
 
 
 def name_with_mark(results: Shown, name: str, length: int = 48) -> Markup:
@@ -32,7 +46,12 @@ def name_with_mark(results: Shown, name: str, length: int = 48) -> Markup:
     shown = html.unescape(style.short(html.escape(name, quote=False), length))
     marks = [rumour_mark()] if style.facts(results, name).get("is_rumour") else []
     return tag(
-        "span", swatch, tag("span", shown, class_="name"), *marks, class_="deployment", title=False if shown == name else name
+        "span",
+        swatch,
+        tag("span", shown, class_="name"),
+        *marks,
+        class_="deployment",
+        title=False if shown == name else name,
     )
 
 
@@ -50,7 +69,9 @@ def marked(results: Shown, sentence: str) -> Markup:
     # The longest name first, so that a name within a name is not marked instead.
     names = sorted(rumoured, key=len, reverse=True)
     pieces = re.split(f"({'|'.join(re.escape(word) for word in names)})", sentence)
-    return join([join([piece, " ", rumour_mark()]) if piece in rumoured else piece for piece in pieces])
+    return join(
+        [join([piece, " ", rumour_mark()]) if piece in rumoured else piece for piece in pieces]
+    )
 
 
 def table(head: Sequence[str], rows: Iterable[Markup], class_: str, label: str) -> Markup:
@@ -77,7 +98,11 @@ def metrics_table(results: Results, names: Iterable[str], with_definitions: bool
 
 def _metric_row(results: Results, name: str, with_definition: bool) -> Markup:
     described = METRICS[name]
-    raw = results.summary[name].tolist() if name in results.summary else [math.nan] * len(results.deployments)
+    raw = (
+        results.summary[name].tolist()
+        if name in results.summary
+        else [math.nan] * len(results.deployments)
+    )
     values = [math.nan if value is None else value for value in raw]
     best = winners(name, values)
     heading = [tag("span", described.label, title=described.definition)]
@@ -88,13 +113,23 @@ def _metric_row(results: Results, name: str, with_definition: bool) -> Markup:
         heading.append(tag("span", described.definition, class_="definition"))
     cells = []
     for place, (deployment, value) in enumerate(zip(results.deployments, values, strict=True)):
-        shown = metric(name, float(value), str(style.facts(results, deployment).get("currency") or ""))
-        marked = [tag("span", shown, class_="best", title="best of the row")] if place in best else [shown]
-        cells.append(tag("td", *marked, data_metric=name, data_deployment=deployment, data_value=repr(value)))
+        shown = metric(
+            name, float(value), str(style.facts(results, deployment).get("currency") or "")
+        )
+        marked = (
+            [tag("span", shown, class_="best", title="best of the row")]
+            if place in best
+            else [shown]
+        )
+        cells.append(
+            tag("td", *marked, data_metric=name, data_deployment=deployment, data_value=repr(value))
+        )
     return tag("tr", tag("th", *heading, scope="row"), *cells)
 
 
-def deployments_table(results: Shown, left_out: Collection[str] = (), with_published: bool = True) -> Markup:
+def deployments_table(
+    results: Shown, left_out: Collection[str] = (), with_published: bool = True
+) -> Markup:
     """What was deployed: a row a fact, a column a deployment; facts that none states are left out.
 
     Args:
@@ -105,10 +140,21 @@ def deployments_table(results: Shown, left_out: Collection[str] = (), with_publi
     for title, key in _FACTS.items():
         if key in left_out:
             continue
-        cells = [_fact(style.facts(results, name), key, with_published) for name in results.deployments]
+        cells = [
+            _fact(style.facts(results, name), key, with_published) for name in results.deployments
+        ]
         if any(cells):
-            rows.append(tag("tr", tag("th", title, scope="row"), *(tag("td", cell or UNDEFINED) for cell in cells)))
-    head = ["Deployment", *(name_with_mark(results, name, length=200) for name in results.deployments)]
+            rows.append(
+                tag(
+                    "tr",
+                    tag("th", title, scope="row"),
+                    *(tag("td", cell or UNDEFINED) for cell in cells),
+                )
+            )
+    head = [
+        "Deployment",
+        *(name_with_mark(results, name, length=200) for name in results.deployments),
+    ]
     return table(head, rows, "facts", "Models and deployments")
 
 
@@ -141,13 +187,22 @@ def _fact(facts: dict[str, Any], key: str, with_published: bool) -> str:
         return ""
     if key == "model_title":
         kind = "mixture of experts" if facts.get("is_moe") else "dense"
-        return join([str(value), " ", tag("span", kind, class_="badge"), *([rumour_mark()] if facts.get("is_rumour") else [])])
+        return join(
+            [
+                str(value),
+                " ",
+                tag("span", kind, class_="badge"),
+                *([rumour_mark()] if facts.get("is_rumour") else []),
+            ]
+        )
     if key in ("total_parameters", "active_parameters") and not with_published:
         return parameters(float(value))
     if key == "total_parameters":
         return _against_published(float(value), facts.get("published_total"))
     if key == "active_parameters":
-        published = facts.get("published_active") or (None if facts.get("is_moe") else facts.get("published_total"))
+        published = facts.get("published_active") or (
+            None if facts.get("is_moe") else facts.get("published_total")
+        )
         return _against_published(float(value), published)
     if key == "num_gpus":
         replicas = int(facts.get("replicas") or 1)
@@ -155,7 +210,10 @@ def _fact(facts: dict[str, Any], key: str, with_published: bool) -> str:
     if key == "kv_tokens":
         return f"{number(float(value))} tokens"
     if key == "memory":
-        sizes = {part: num_bytes(float(value.get(f"{part}_bytes") or 0)) for part in ("weights", "kv", "reserve", "total")}
+        sizes = {
+            part: num_bytes(float(value.get(f"{part}_bytes") or 0))
+            for part in ("weights", "kv", "reserve", "total")
+        }
         return "weights {weights} + KV cache {kv} + reserve {reserve} of {total}".format(**sizes)
     return str(value)
 
@@ -164,12 +222,21 @@ def _against_published(counted: float, published: float | None) -> Markup:
     if not published:
         return join([parameters(counted), " ", tag("span", "none published", class_="muted")])
     percent = 100 * (counted / published - 1)
-    difference = "equal" if abs(percent) < 0.05 else f"{percent:+.1f} %".replace("-", "\N{MINUS SIGN}")
-    return join([parameters(counted), " ", tag("span", f"published {parameters(published)}, {difference}", class_="muted")])
+    difference = (
+        "equal" if abs(percent) < 0.05 else f"{percent:+.1f} %".replace("-", "\N{MINUS SIGN}")
+    )
+    return join(
+        [
+            parameters(counted),
+            " ",
+            tag("span", f"published {parameters(published)}, {difference}", class_="muted"),
+        ]
+    )
 
 
 def assumptions_table(results: Shown, kinds: Collection[str] = KINDS) -> Markup | None:
-    """Every number that is not the run's own, the least certain first; one row where deployments share it.
+    """Every number that is not the run's own, the least certain first; one row where deployments
+    share it.
 
     Args:
         kinds: those that are shown; what is of none of :data:`KINDS` counts as the least certain.
@@ -185,9 +252,15 @@ def assumptions_table(results: Shown, kinds: Collection[str] = KINDS) -> Markup 
         return None
     certainty = {kind: place for place, kind in enumerate(KINDS)}
     rows = []
-    for (what, value, kind, source), names in sorted(users.items(), key=lambda item: certainty.get(item[0][2], -1)):
+    for (what, value, kind, source), names in sorted(
+        users.items(), key=lambda item: certainty.get(item[0][2], -1)
+    ):
         badge = tag("span", kind, class_=f"badge {kind if kind in KINDS else 'assumed'}")
-        used = "all" if len(names) == len(results.deployments) else join([name_with_mark(results, n) for n in names])
+        used = (
+            "all"
+            if len(names) == len(results.deployments)
+            else join([name_with_mark(results, n) for n in names])
+        )
         cells = (
             tag("td", what),
             tag("td", value, class_="value", data_label="Value"),
@@ -196,7 +269,12 @@ def assumptions_table(results: Shown, kinds: Collection[str] = KINDS) -> Markup 
             tag("td", used, data_label="Deployments"),
         )
         rows.append(tag("tr", *cells))
-    return table(["What", "Value", "Kind", "Source", "Deployments"], rows, "assumptions stack", "What was assumed")
+    return table(
+        ["What", "Value", "Kind", "Source", "Deployments"],
+        rows,
+        "assumptions stack",
+        "What was assumed",
+    )
 
 
 def warnings_list(results: Shown) -> Markup | None:
@@ -208,7 +286,12 @@ def warnings_list(results: Shown) -> Markup | None:
     if not users:
         return None
     items = [
-        tag("li", warning, " ", tag("span", *(name_with_mark(results, n) for n in names), class_="whose"))
+        tag(
+            "li",
+            warning,
+            " ",
+            tag("span", *(name_with_mark(results, n) for n in names), class_="whose"),
+        )
         for warning, names in users.items()
     ]
     return tag("ul", *items, class_="warnings")
@@ -216,22 +299,36 @@ def warnings_list(results: Shown) -> Markup | None:
 
 def assumed(results: Shown) -> Markup:
     """What the numbers rest on: the warnings, then the assumptions."""
-    said = [part for part in (warnings_list(results), assumptions_table(results)) if part is not None]
+    said = [
+        part for part in (warnings_list(results), assumptions_table(results)) if part is not None
+    ]
     lead = "Every number that the run took from elsewhere, the least certain first."
-    return described(lead, join(said)) if said else tag("p", "The run states no assumption.", class_="lead")
+    return (
+        described(lead, join(said))
+        if said
+        else tag("p", "The run states no assumption.", class_="lead")
+    )
 
 
 def made_of(run: Mapping[str, Any]) -> dict[str, Any]:
     """When a run was made, how long it took, and of which versions, for :func:`facts_list`."""
     return {
         "Started": run.get("started"),
-        "Took": f"{number(float(run['wall_s']))} s of wall time" if run.get("wall_s") is not None else None,
+        "Took": f"{number(float(run['wall_s']))} s of wall time"
+        if run.get("wall_s") is not None
+        else None,
         "Source revision": run.get("revision"),
-        "Versions": ", ".join(f"{package} {version}" for package, version in (run.get("versions") or {}).items()),
+        "Versions": ", ".join(
+            f"{package} {version}" for package, version in (run.get("versions") or {}).items()
+        ),
     }
 
 
 def scenario(run: Mapping[str, Any]) -> Markup:
     """The scenario as it was resolved, folded away."""
     written = json.dumps(run.get("scenario") or {}, indent=2, ensure_ascii=False, default=str)
-    return tag("details", tag("summary", "The scenario as it was resolved"), tag("pre", written, tabindex=0))
+    return tag(
+        "details",
+        tag("summary", "The scenario as it was resolved"),
+        tag("pre", written, tabindex=0),
+    )

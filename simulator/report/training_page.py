@@ -1,4 +1,6 @@
-"""The page of a recording that was made by training: how fast three models learned, and which experts each domain used."""
+"""The page of a recording that was made by training: how fast three models learned, and which
+experts each domain used.
+"""
 
 from __future__ import annotations
 
@@ -35,10 +37,12 @@ def render(
     Args:
         headline: the result in a sentence.
         findings: what else the numbers say, a sentence each.
-        outcomes: a row a model: ``model``, ``num_parameters``, ``num_active_parameters``, ``tokens``, ``seconds``,
-            ``held_out_loss``, ``same_time_tokens``, ``same_time_loss``, ``seconds_to_moe_loss``.
-        curve: a row a run, model and evaluation: ``run``, ``model``, ``tokens``, ``seconds``, ``held_out_loss``; in the first run all
-            models saw the same tokens, in others they had the same time.
+        outcomes: a row a model: ``model``, ``num_parameters``, ``num_active_parameters``,
+            ``tokens``, ``seconds``, ``held_out_loss``, ``same_time_tokens``, ``same_time_loss``,
+            ``seconds_to_moe_loss``.
+        curve: a row a run, model and evaluation: ``run``, ``model``, ``tokens``, ``seconds``,
+            ``held_out_loss``; in the first run all models saw the same tokens, in others they had
+            the same time.
         loads: by domain, how often each expert was chosen over the layer's mean, ``[L, E]``.
         facts: how it was made, by name.
     """
@@ -71,7 +75,11 @@ def render(
             tag("h1", headline),
             tag("ul", *(tag("li", said) for said in findings), class_="reasons"),
         ),
-        tag("section", tag("h2", "How fast they learned"), tag("div", by_time, by_tokens, class_="cards")),
+        tag(
+            "section",
+            tag("h2", "How fast they learned"),
+            tag("div", by_time, by_tokens, class_="cards"),
+        ),
         tag("section", tag("h2", "At the end of the run"), _table(outcomes)),
         tag("section", tag("h2", "What the experts did"), tag("div", maps, class_="cards")),
         tag("section", tag("h2", "How it was made"), facts_list(facts)),
@@ -91,7 +99,11 @@ def _curves(curve: pd.DataFrame, models: list[str], column: str, title: str) -> 
                 x=own[column].to_numpy(float),
                 y=own["held_out_loss"].to_numpy(float),
                 name=html.escape(name, quote=False),
-                line={"color": style.DEPLOYMENT_COLOURS[number], "dash": style.DASHES[place], "width": 2},
+                line={
+                    "color": style.DEPLOYMENT_COLOURS[number],
+                    "dash": style.DASHES[place],
+                    "width": 2,
+                },
                 mode="lines+markers",
                 hovertemplate=f"%{{y:.3f}} nats at %{{x:,.4~g}}, {run}",
             )
@@ -121,11 +133,19 @@ def _table(outcomes: pd.DataFrame) -> Markup:
         cells = [
             parameters(row["num_parameters"]),
             parameters(row["num_active_parameters"]),
-            f"{seconds(row['seconds'])} ({row['seconds'] / first:.2f}{TIMES})" if first else seconds(row["seconds"]),
+            f"{seconds(row['seconds'])} ({row['seconds'] / first:.2f}{TIMES})"
+            if first
+            else seconds(row["seconds"]),
             f"{row['held_out_loss']:.3f}",
             f"{row['same_time_tokens']:,}",
             f"{row['same_time_loss']:.3f}",
             seconds(reached) if is_reached else "not reached",
         ]
-        rows.append(tag("tr", tag("th", str(row["model"]), scope="row"), *(tag("td", cell) for cell in cells)))
+        rows.append(
+            tag(
+                "tr",
+                tag("th", str(row["model"]), scope="row"),
+                *(tag("td", cell) for cell in cells),
+            )
+        )
     return tables.table(head, rows, "metrics", "The models at the end of the run")

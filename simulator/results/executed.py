@@ -1,4 +1,5 @@
-"""The results folder of ``moesim execute``: what was measured beside what was predicted, of the same steps of the same plans.
+"""The results folder of ``moesim execute``: what was measured beside what was predicted, of the
+same steps of the same plans.
 
 | file | holds |
 |---|---|
@@ -6,7 +7,8 @@
 | ``summary.csv`` | ``SUMMARY_COLUMNS``, a row a deployment and kind of step |
 | ``steps.parquet`` | ``STEP_COLUMNS``, a row a measured or predicted step |
 | ``ranks.parquet`` | ``RANK_COLUMNS``: what each rank computed |
-| ``spans.parquet`` | ``SPAN_COLUMNS``, the timeline of one step of each kind, measured and predicted |
+| ``spans.parquet`` | ``SPAN_COLUMNS``, the timeline of one step of each kind, measured and
+predicted |
 | ``faults.csv`` | what went wrong, and how long it took to go on |
 | ``timeline.json`` | the spans in Chrome's trace format; opens in Perfetto |
 | ``report.html`` | the report |
@@ -91,18 +93,24 @@ def write(executed: Executed, folder: Path, render: Callable[[Executed], str]) -
 
 def _fill(folder: Path, executed: Executed, page: str) -> None:
     folder.mkdir()
-    (folder / "run.json").write_text(json.dumps(executed.run, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    (folder / "run.json").write_text(
+        json.dumps(executed.run, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
     executed.summary.to_csv(folder / "summary.csv", index=False)
     executed.faults.to_csv(folder / "faults.csv", index=False)
     for name in ("steps", "ranks", "spans"):
         getattr(executed, name).to_parquet(folder / f"{name}.parquet", index=False)
-    (folder / "timeline.json").write_text(json.dumps(chrome_trace(executed.spans)), encoding="utf-8")
+    (folder / "timeline.json").write_text(
+        json.dumps(chrome_trace(executed.spans)), encoding="utf-8"
+    )
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
 def read(folder: Path) -> Executed:
     """Read a results folder of ``moesim execute``."""
-    tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in ("steps", "ranks", "spans")}
+    tables = {
+        name: pd.read_parquet(folder / f"{name}.parquet") for name in ("steps", "ranks", "spans")
+    }
     return Executed(
         run=json.loads((folder / "run.json").read_text(encoding="utf-8")),
         summary=pd.read_csv(folder / "summary.csv", keep_default_na=False, na_values=["nan", ""]),

@@ -2,8 +2,11 @@
 
 | file | holds |
 |---|---|
-| ``run.json`` | resolved scenario, seed, versions, source revision, wall time, verdict, and per deployment its facts |
-| ``requests.parquet``, ``steps.parquet``, ``ranks.parquet``, ``experts.parquet``, ``traffic.parquet``, ``spans.parquet`` | :mod:`simulator.results.tables`, all deployments in one table each |
+| ``run.json`` | resolved scenario, seed, versions, source revision, wall time, verdict, and per
+deployment its facts |
+| ``requests.parquet``, ``steps.parquet``, ``ranks.parquet``, ``experts.parquet``,
+``traffic.parquet``, ``spans.parquet`` | :mod:`simulator.results.tables`, all deployments in one
+table each |
 | ``summary.csv`` | :mod:`simulator.results.metrics`, a row a deployment |
 | ``timeline.json`` | the spans in Chrome's trace format; opens in Perfetto |
 | ``report.html`` | the report |
@@ -59,18 +62,22 @@ class Results:
 
 def gather(run: dict[str, Any], summary: pd.DataFrame, records: list[DeploymentRecord]) -> Results:
     """Put the deployments' tables together."""
-    tables = {name: pd.concat([getattr(r, name) for r in records], ignore_index=True) for name in TABLES}
+    tables = {
+        name: pd.concat([getattr(r, name) for r in records], ignore_index=True) for name in TABLES
+    }
     return Results(run=run, summary=summary, **tables)
 
 
 def write(results: Results, folder: Path, render: Callable[[Results], str]) -> None:
-    """Write the folder under a temporary name and rename it when it is whole; an earlier run of that name is replaced.
+    """Write the folder under a temporary name and rename it when it is whole; an earlier run of
+    that name is replaced.
 
     Args:
         render: makes the report's HTML.
 
     Raises:
-        UserError: if ``folder`` exists and is not a results folder, or cannot be written; nothing is left behind then.
+        UserError: if ``folder`` exists and is not a results folder, or cannot be written; nothing
+            is left behind then.
     """
     check_writable(folder)
     page = render(results)
@@ -111,7 +118,9 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
 
 def _fill(folder: Path, results: Results, page: str) -> None:
     folder.mkdir()
-    (folder / "run.json").write_text(json.dumps(results.run, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    (folder / "run.json").write_text(
+        json.dumps(results.run, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
     results.summary.to_csv(folder / "summary.csv", index=False)
     for name in TABLES:
         getattr(results, name).to_parquet(folder / f"{name}.parquet", index=False)
@@ -120,13 +129,14 @@ def _fill(folder: Path, results: Results, page: str) -> None:
 
 
 def merge(runs: list[tuple[Path, Results]]) -> Results:
-    """Several runs as one, for one report. Deployments of one name are told apart by their folder's.
+    """Several runs as one, for one report. Deployments of one name are told apart by their
+    folder's.
 
     The verdict is left out, being about one run's deployments only.
 
     Raises:
-        UserError: if a folder is named twice, or the runs served different requests or made other promises, which no comparison
-            survives.
+        UserError: if a folder is named twice, or the runs served different requests or made other
+            promises, which no comparison survives.
     """
     (first_folder, first), *others = runs
     if not others:
@@ -140,19 +150,31 @@ def merge(runs: list[tuple[Path, Results]]) -> Results:
                 f"{folder}: served other requests than {first_folder}; only runs of one workload and seed can be compared"
             )
         if results.run["slo"] != first.run["slo"]:
-            raise UserError(f"{folder}: had other latency targets than {first_folder}; run it again with the same [workload.slo]")
+            raise UserError(
+                f"{folder}: had other latency targets than {first_folder}; run it again with the same [workload.slo]"
+            )
     names = [name for _, results in runs for name in results.deployments]
     labels = _labels(folders)
     renamed: list[Results] = []
     for label, (_, results) in zip(labels, runs, strict=True):
-        new_name = {name: f"{name} ({label})" if names.count(name) > 1 else name for name in results.deployments}
-        tables = {table: _rename(getattr(results, table), new_name) for table in ("summary", *TABLES)}
+        new_name = {
+            name: f"{name} ({label})" if names.count(name) > 1 else name
+            for name in results.deployments
+        }
+        tables = {
+            table: _rename(getattr(results, table), new_name) for table in ("summary", *TABLES)
+        }
         facts = {new_name[name]: entry for name, entry in results.run["deployments"].items()}
         renamed.append(Results(run={**results.run, "deployments": facts}, **tables))
     run = {key: value for key, value in first.run.items() if key != "verdict"}
     run["name"] = " and ".join(dict.fromkeys(str(results.run["name"]) for _, results in runs))
-    run["deployments"] = {name: entry for r in renamed for name, entry in r.run["deployments"].items()}
-    together = {table: pd.concat([getattr(r, table) for r in renamed], ignore_index=True) for table in ("summary", *TABLES)}
+    run["deployments"] = {
+        name: entry for r in renamed for name, entry in r.run["deployments"].items()
+    }
+    together = {
+        table: pd.concat([getattr(r, table) for r in renamed], ignore_index=True)
+        for table in ("summary", *TABLES)
+    }
     return Results(run=run, **together)
 
 
@@ -170,7 +192,8 @@ def _rename(table: pd.DataFrame, new_name: dict[str, str]) -> pd.DataFrame:
 
 
 def check_writable(folder: Path, others: Set[str] = frozenset()) -> None:
-    """Refuse a folder that cannot be written, or holds something other than a run, before any work is done.
+    """Refuse a folder that cannot be written, or holds something other than a run, before any work
+    is done.
 
     Args:
         others: further files that may be there.
@@ -180,11 +203,21 @@ def check_writable(folder: Path, others: Set[str] = frozenset()) -> None:
     """
     if folder.exists():
         if not folder.is_dir():
-            raise UserError(f"--out {folder}: is a file; name a folder that is empty, absent or an earlier run's")
-        foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in _FILES | others)
+            raise UserError(
+                f"--out {folder}: is a file; name a folder that is empty, absent or an earlier run's"
+            )
+        foreign = sorted(
+            entry.name for entry in folder.iterdir() if entry.name not in _FILES | others
+        )
         if foreign or (any(folder.iterdir()) and not (folder / "run.json").is_file()):
-            holds = f"holds '{foreign[0]}', which is no part of a run" if foreign else "is not a whole results folder"
-            raise UserError(f"--out {folder}: {holds}; name another folder, or remove what is in it")
+            holds = (
+                f"holds '{foreign[0]}', which is no part of a run"
+                if foreign
+                else "is not a whole results folder"
+            )
+            raise UserError(
+                f"--out {folder}: {holds}; name another folder, or remove what is in it"
+            )
     ancestor = next(p for p in (folder.absolute().parent, *folder.absolute().parents) if p.exists())
     if not ancestor.is_dir():
         raise UserError(f"--out {folder}: cannot be written: {ancestor} is a file, not a folder")
@@ -193,7 +226,9 @@ def check_writable(folder: Path, others: Set[str] = frozenset()) -> None:
     try:  # some file systems permit it and do not do it
         Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=ancestor)).rmdir()
     except OSError as error:
-        raise UserError(f"--out {folder}: cannot be written in {ancestor}: {error.strerror or error}") from error
+        raise UserError(
+            f"--out {folder}: cannot be written in {ancestor}: {error.strerror or error}"
+        ) from error
 
 
 def read(folder: Path) -> Results:
@@ -211,26 +246,54 @@ def read(folder: Path) -> Results:
         if list(run["deployments"]) != list(summary["deployment"]):
             raise ValueError("run.json and summary.csv name other deployments")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}: is not a whole results folder: {' '.join(str(error).split())}") from error
+        raise UserError(
+            f"{folder}: is not a whole results folder: {' '.join(str(error).split())}"
+        ) from error
     return Results(run=run, summary=summary, **tables)
 
 
 def _read_summary(path: Path) -> pd.DataFrame:
-    """The table with every digit that was written, and names as they are (``NA`` and ``1`` are names too)."""
+    """The table with every digit that was written, and names as they are (``NA`` and ``1`` are
+    names too).
+    """
     texts = pd.read_csv(path, dtype=str, keep_default_na=False)
-    numbers = {key: [float(value or "nan") for value in texts[key]] for key in texts.columns if key != "deployment"}
+    numbers = {
+        key: [float(value or "nan") for value in texts[key]]
+        for key in texts.columns
+        if key != "deployment"
+    }
     return pd.DataFrame({"deployment": texts["deployment"], **numbers})
 
 
 def chrome_trace(spans: pd.DataFrame) -> dict[str, Any]:
-    """The spans in Chrome's trace-event format: a process a deployment and step, a thread a rank, microseconds."""
+    """The spans in Chrome's trace-event format: a process a deployment and step, a thread a rank,
+    microseconds.
+    """
     events: list[dict[str, Any]] = []
-    for number, ((deployment, phase), group) in enumerate(spans.groupby(["deployment", "phase"], sort=False)):
-        events.append({"ph": "M", "pid": number, "tid": 0, "name": "process_name", "args": {"name": f"{deployment}: {phase} step"}})
+    for number, ((deployment, phase), group) in enumerate(
+        spans.groupby(["deployment", "phase"], sort=False)
+    ):
+        events.append(
+            {
+                "ph": "M",
+                "pid": number,
+                "tid": 0,
+                "name": "process_name",
+                "args": {"name": f"{deployment}: {phase} step"},
+            }
+        )
         for rank in sorted(group["rank"].unique()):
-            thread = {"ph": "M", "pid": number, "tid": int(rank), "name": "thread_name", "args": {"name": f"rank {rank}"}}
+            thread = {
+                "ph": "M",
+                "pid": number,
+                "tid": int(rank),
+                "name": "thread_name",
+                "args": {"name": f"rank {rank}"},
+            }
             events.append(thread)
-        columns = (group[column].tolist() for column in ("rank", "name", "layer", "start_s", "duration_s"))
+        columns = (
+            group[column].tolist() for column in ("rank", "name", "layer", "start_s", "duration_s")
+        )
         for rank, name, layer, start_s, duration_s in zip(*columns, strict=True):
             event = {"ph": "X", "pid": number, "tid": int(rank), "name": name, "cat": name}
             event |= {"ts": start_s * 1e6, "dur": duration_s * 1e6, "args": {"layer": int(layer)}}

@@ -1,4 +1,6 @@
-"""How numbers read on the page: three significant digits, SI prefixes, a dash where a number is undefined."""
+"""How numbers read on the page: three significant digits, SI prefixes, a dash where a number is
+undefined.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ def number(value: float, keep_zeros: bool = False) -> str:
         return UNDEFINED
     if value == 0:
         return "0"
-    digits = 2 - math.floor(math.log10(float(f"{abs(value):.2e}")))  # rounded first: 9.999 becomes 10.0
+    digits = 2 - math.floor(
+        math.log10(float(f"{abs(value):.2e}"))
+    )  # rounded first: 9.999 becomes 10.0
     if digits > 7:
         return f"{value:.2e}"
     if digits <= 0:
@@ -58,7 +62,9 @@ def _scaled(value: float, scales: tuple[tuple[float, str], ...]) -> tuple[float,
     return next(((size, name) for size, name in reversed(scales) if rounded >= size), scales[0])
 
 
-def _with_unit(value: float, scales: tuple[tuple[float, str], ...], space: str, keep_zeros: bool = False) -> str:
+def _with_unit(
+    value: float, scales: tuple[tuple[float, str], ...], space: str, keep_zeros: bool = False
+) -> str:
     if not math.isfinite(value):
         return UNDEFINED
     size, name = _scaled(value, scales)
@@ -108,7 +114,8 @@ def bytes_axis(largest: float) -> tuple[float, str]:
 
 
 def log_ticks(low: float, high: float) -> dict[str, list[float] | list[str]]:
-    """Ticks of a logarithmic axis from ``low`` to ``high``: 1, 2, 5, 10 and so on, or powers of ten over a wide range.
+    """Ticks of a logarithmic axis from ``low`` to ``high``: 1, 2, 5, 10 and so on, or powers of ten
+    over a wide range.
 
     >>> log_ticks(0.9, 21)["ticktext"], log_ticks(0.1, 1e4)["ticktext"]
     (['1', '2', '5', '10', '20'], ['0.1', '1', '10', '100', '1,000', '10,000'])
@@ -121,7 +128,8 @@ def log_ticks(low: float, high: float) -> dict[str, list[float] | list[str]]:
 
 
 def metric(name: str, value: float, currency: str) -> str:
-    """The value of a column of ``summary.csv``, with the unit that :func:`heading_unit` leaves to it.
+    """The value of a column of ``summary.csv``, with the unit that :func:`heading_unit` leaves to
+    it.
 
     >>> metric("slo_attainment", 0.987, ""), metric("ttft_p50_s", 1.5, ""), metric("cost_per_million_tokens", 0.5, "USD")
     ('98.7 %', '1.50 s', '0.500 USD')
@@ -135,11 +143,14 @@ def metric(name: str, value: float, currency: str) -> str:
         return f"{number(100 * value, keep_zeros=True)} %"
     if unit == "x":
         return f"{value:.2f}{TIMES}"
-    return f"{number(value, keep_zeros=bool(unit))} {currency if unit == 'currency' else ''}".rstrip()
+    return (
+        f"{number(value, keep_zeros=bool(unit))} {currency if unit == 'currency' else ''}".rstrip()
+    )
 
 
 def heading_unit(name: str) -> str:
-    """The unit that stands once, beside the metric's label; times, shares and prices carry theirs in each value.
+    """The unit that stands once, beside the metric's label; times, shares and prices carry theirs
+    in each value.
 
     >>> heading_unit("goodput_per_s"), heading_unit("ttft_p50_s")
     ('request/s', '')
@@ -149,7 +160,8 @@ def heading_unit(name: str) -> str:
 
 
 def winners(name: str, values: Iterable[float]) -> set[int]:
-    """Positions of the best values of a metric; none where there is nothing to compare, or all are equal.
+    """Positions of the best values of a metric; none where there is nothing to compare, or all are
+    equal.
 
     >>> winners("ttft_p50_s", [0.3, 0.2, float("nan")]), winners("ttft_p50_s", [0.3])
     ({1}, set())

@@ -1,4 +1,6 @@
-"""Every number that people compare, defined once. ``METRICS`` is the glossary; :func:`summarise` makes ``summary.csv``."""
+"""Every number that people compare, defined once. ``METRICS`` is the glossary; :func:`summarise`
+makes ``summary.csv``.
+"""
 
 from __future__ import annotations
 
@@ -29,60 +31,142 @@ METRICS: dict[str, Metric] = {
     "num_requests": Metric("Requests", "", "requests that finished", ""),
     "num_gpus": Metric("GPUs", "", "accelerators of the deployment, all replicas", ""),
     "duration_s": Metric("Duration", "s", "first arrival to last token", "lower"),
-    "ttft_mean_s": Metric("TTFT mean", "s", "time to first token: arrival to first output token, queueing included; mean", "lower"),
+    "ttft_mean_s": Metric(
+        "TTFT mean",
+        "s",
+        "time to first token: arrival to first output token, queueing included; mean",
+        "lower",
+    ),
     "ttft_p50_s": Metric("TTFT p50", "s", "time to first token, median over requests", "lower"),
-    "ttft_p90_s": Metric("TTFT p90", "s", "time to first token, 90th percentile over requests", "lower"),
-    "ttft_p99_s": Metric("TTFT p99", "s", "time to first token, 99th percentile over requests", "lower"),
+    "ttft_p90_s": Metric(
+        "TTFT p90", "s", "time to first token, 90th percentile over requests", "lower"
+    ),
+    "ttft_p99_s": Metric(
+        "TTFT p99", "s", "time to first token, 99th percentile over requests", "lower"
+    ),
     "tpot_mean_s": Metric(
-        "TPOT mean", "s", "time per output token: (E2E - TTFT) / (output tokens - 1), per request; mean", "lower"
+        "TPOT mean",
+        "s",
+        "time per output token: (E2E - TTFT) / (output tokens - 1), per request; mean",
+        "lower",
     ),
     "tpot_p50_s": Metric("TPOT p50", "s", "time per output token, median over requests", "lower"),
-    "tpot_p90_s": Metric("TPOT p90", "s", "time per output token, 90th percentile over requests", "lower"),
-    "tpot_p99_s": Metric("TPOT p99", "s", "time per output token, 99th percentile over requests", "lower"),
-    "itl_p50_s": Metric("ITL p50", "s", "inter-token latency: gaps between output tokens, pooled over requests; median", "lower"),
-    "itl_p99_s": Metric("ITL p99", "s", "inter-token latency, pooled over requests; 99th percentile", "lower"),
+    "tpot_p90_s": Metric(
+        "TPOT p90", "s", "time per output token, 90th percentile over requests", "lower"
+    ),
+    "tpot_p99_s": Metric(
+        "TPOT p99", "s", "time per output token, 99th percentile over requests", "lower"
+    ),
+    "itl_p50_s": Metric(
+        "ITL p50",
+        "s",
+        "inter-token latency: gaps between output tokens, pooled over requests; median",
+        "lower",
+    ),
+    "itl_p99_s": Metric(
+        "ITL p99", "s", "inter-token latency, pooled over requests; 99th percentile", "lower"
+    ),
     "e2e_p50_s": Metric("E2E p50", "s", "arrival to last token, median over requests", "lower"),
-    "e2e_p90_s": Metric("E2E p90", "s", "arrival to last token, 90th percentile over requests", "lower"),
-    "e2e_p99_s": Metric("E2E p99", "s", "arrival to last token, 99th percentile over requests", "lower"),
-    "input_tokens_per_s": Metric("Input throughput", "token/s", "prompt tokens of finished requests over the duration", "higher"),
-    "output_tokens_per_s": Metric("Output throughput", "token/s", "output tokens over the duration", "higher"),
+    "e2e_p90_s": Metric(
+        "E2E p90", "s", "arrival to last token, 90th percentile over requests", "lower"
+    ),
+    "e2e_p99_s": Metric(
+        "E2E p99", "s", "arrival to last token, 99th percentile over requests", "lower"
+    ),
+    "input_tokens_per_s": Metric(
+        "Input throughput",
+        "token/s",
+        "prompt tokens of finished requests over the duration",
+        "higher",
+    ),
+    "output_tokens_per_s": Metric(
+        "Output throughput", "token/s", "output tokens over the duration", "higher"
+    ),
     "total_tokens_per_s_per_gpu": Metric(
-        "Total throughput per GPU", "token/s", "input and output tokens over duration and GPUs", "higher"
+        "Total throughput per GPU",
+        "token/s",
+        "input and output tokens over duration and GPUs",
+        "higher",
     ),
-    "output_tokens_per_s_per_gpu": Metric("Output throughput per GPU", "token/s", "output tokens over duration and GPUs", "higher"),
-    "slo_attainment": Metric("SLO attainment", "ratio", "share of requests that meet all latency targets", "higher"),
-    "goodput_per_s": Metric("Goodput", "request/s", "requests per second that meet all latency targets", "higher"),
-    "utilisation": Metric("Busy", "ratio", "share of the duration in which a replica runs a step, mean over replicas", "lower"),
+    "output_tokens_per_s_per_gpu": Metric(
+        "Output throughput per GPU", "token/s", "output tokens over duration and GPUs", "higher"
+    ),
+    "slo_attainment": Metric(
+        "SLO attainment", "ratio", "share of requests that meet all latency targets", "higher"
+    ),
+    "goodput_per_s": Metric(
+        "Goodput", "request/s", "requests per second that meet all latency targets", "higher"
+    ),
+    "utilisation": Metric(
+        "Busy",
+        "ratio",
+        "share of the duration in which a replica runs a step, mean over replicas",
+        "lower",
+    ),
     "load_imbalance": Metric(
-        "Expert load imbalance", "x", "tokens of the busiest rank over the mean rank, mean over MoE layers; 1.0 = even", "lower"
+        "Expert load imbalance",
+        "x",
+        "tokens of the busiest rank over the mean rank, mean over MoE layers; 1.0 = even",
+        "lower",
     ),
-    **{f"{phase}_share": Metric(f"Time in {phase}", "ratio", f"share of step time: {phase}", "") for phase in STEP_PHASES},
-    "mfu": Metric("MFU", "ratio", "model FLOPs of the tokens served over peak dense FLOPs in busy time", "higher"),
+    **{
+        f"{phase}_share": Metric(f"Time in {phase}", "ratio", f"share of step time: {phase}", "")
+        for phase in STEP_PHASES
+    },
+    "mfu": Metric(
+        "MFU",
+        "ratio",
+        "model FLOPs of the tokens served over peak dense FLOPs in busy time",
+        "higher",
+    ),
     "mbu": Metric(
-        "MBU", "ratio", "bytes of weights and KV cache that had to be read over peak memory traffic in busy time", "higher"
+        "MBU",
+        "ratio",
+        "bytes of weights and KV cache that had to be read over peak memory traffic in busy time",
+        "higher",
     ),
-    "kv_used_mean": Metric("KV cache used", "ratio", "share of KV blocks in use, mean over time", ""),
+    "kv_used_mean": Metric(
+        "KV cache used", "ratio", "share of KV blocks in use, mean over time", ""
+    ),
     "kv_used_max": Metric("KV cache peak", "ratio", "share of KV blocks in use, highest", ""),
-    "prefix_hit_ratio": Metric("Prefix cache hits", "ratio", "share of prompt tokens found in the prefix cache", "higher"),
-    "num_preemptions": Metric("Preemptions", "", "times a request lost its KV blocks and was computed again", "lower"),
+    "prefix_hit_ratio": Metric(
+        "Prefix cache hits", "ratio", "share of prompt tokens found in the prefix cache", "higher"
+    ),
+    "num_preemptions": Metric(
+        "Preemptions", "", "times a request lost its KV blocks and was computed again", "lower"
+    ),
     "cost_per_million_tokens": Metric(
-        "Cost per million output tokens", "currency", "price of all GPUs for the duration over output tokens", "lower"
+        "Cost per million output tokens",
+        "currency",
+        "price of all GPUs for the duration over output tokens",
+        "lower",
     ),
 }
 
 
 def summarise(plans: Sequence[Plan], records: Sequence[DeploymentRecord], slo: SLO) -> pd.DataFrame:
-    """``summary.csv``: a row a deployment, the columns of :data:`METRICS`; what is undefined is NaN."""
+    """``summary.csv``: a row a deployment, the columns of :data:`METRICS`; what is undefined is
+    NaN.
+    """
     rows = []
     for plan, record in zip(plans, records, strict=True):
-        rows.append({"deployment": plan.name, **{key: float(value) for key, value in _measure(plan, record, slo).items()}})
+        rows.append(
+            {
+                "deployment": plan.name,
+                **{key: float(value) for key, value in _measure(plan, record, slo).items()},
+            }
+        )
     return pd.DataFrame(rows, columns=["deployment", *METRICS])
 
 
 def latencies(requests: pd.DataFrame) -> pd.DataFrame:
-    """``ttft_s``, ``tpot_s`` and ``e2e_s`` of every request; TPOT is NaN for a request of one output token."""
+    """``ttft_s``, ``tpot_s`` and ``e2e_s`` of every request; TPOT is NaN for a request of one
+    output token.
+    """
     later_tokens = requests["num_output"] - 1
-    tpot_s = (requests["finish_s"] - requests["first_token_s"]) / later_tokens.where(later_tokens > 0)
+    tpot_s = (requests["finish_s"] - requests["first_token_s"]) / later_tokens.where(
+        later_tokens > 0
+    )
     return pd.DataFrame(
         {
             "ttft_s": requests["first_token_s"] - requests["arrival_s"],
@@ -93,7 +177,9 @@ def latencies(requests: pd.DataFrame) -> pd.DataFrame:
 
 
 def meets(latency: pd.DataFrame, slo: SLO) -> pd.Series:
-    """Whether each request met every target that is set; a request of one token cannot miss the TPOT target."""
+    """Whether each request met every target that is set; a request of one token cannot miss the
+    TPOT target.
+    """
     met = pd.Series(data=True, index=latency.index)
     for name in ("ttft_s", "tpot_s", "e2e_s"):
         limit = getattr(slo, name)
@@ -124,18 +210,27 @@ def _measure(plan: Plan, record: DeploymentRecord, slo: SLO) -> dict[str, float]
         "utilisation": min(1.0, busy_s / num_replicas / duration_s),
         "load_imbalance": record.load_imbalance,
         "mfu": _mfu(plan, requests, steps),
-        "mbu": record.read_bytes / sum(pool.accelerator.memory_bytes_per_s * gpu_s for pool, gpu_s in _busy_gpus(plan, steps)),
+        "mbu": record.read_bytes
+        / sum(
+            pool.accelerator.memory_bytes_per_s * gpu_s for pool, gpu_s in _busy_gpus(plan, steps)
+        ),
         "kv_used_mean": float((steps["kv_used"] * steps["duration_s"]).sum() / busy_s),
         "kv_used_max": float(steps["kv_used"].max()),
         "prefix_hit_ratio": float(requests["num_cached"].sum()) / num_input,
         "num_preemptions": float(requests["num_preemptions"].sum()),
         "cost_per_million_tokens": _cost(plan, duration_s, num_output),
     }
-    for name, levels in (("ttft_s", (50, 90, 99)), ("tpot_s", (50, 90, 99)), ("e2e_s", (50, 90, 99))):
+    for name, levels in (
+        ("ttft_s", (50, 90, 99)),
+        ("tpot_s", (50, 90, 99)),
+        ("e2e_s", (50, 90, 99)),
+    ):
         stem = name.removesuffix("_s")
         values = latency[name].dropna()
         for level in levels:
-            found[f"{stem}_p{level}_s"] = float(values.quantile(level / 100)) if len(values) else np.nan
+            found[f"{stem}_p{level}_s"] = (
+                float(values.quantile(level / 100)) if len(values) else np.nan
+            )
         found[f"{stem}_mean_s"] = float(values.mean()) if len(values) else np.nan
     for level in (50, 99):
         found[f"itl_p{level}_s"] = record.itl.quantile_s(level / 100)
@@ -150,20 +245,30 @@ def _busy_gpus(plan: Plan, steps: pd.DataFrame) -> list[tuple[Plan, float]]:
         return [(plan, plan.layout.num_gpus * float(steps["duration_s"].sum()))]
     is_prompts = steps["pool"] == "prefill"
     of_pools = ((plan, ~is_prompts), (plan.prefill, is_prompts))
-    return [(pool, pool.layout.num_gpus * float(steps["duration_s"][own].sum())) for pool, own in of_pools]
+    return [
+        (pool, pool.layout.num_gpus * float(steps["duration_s"][own].sum()))
+        for pool, own in of_pools
+    ]
 
 
 def _mfu(plan: Plan, requests: pd.DataFrame, steps: pd.DataFrame) -> float:
-    arrays = [requests[column].to_numpy(np.int64) for column in ("num_input", "num_output", "num_cached")]
+    arrays = [
+        requests[column].to_numpy(np.int64) for column in ("num_input", "num_output", "num_cached")
+    ]
     flops = served_flops(plan.model, *arrays)
     dtype = plan.precision.experts if plan.experts else plan.precision.weights
-    return flops / sum(pool.accelerator.flops_per_s(dtype) * gpu_s for pool, gpu_s in _busy_gpus(plan, steps))
+    return flops / sum(
+        pool.accelerator.flops_per_s(dtype) * gpu_s for pool, gpu_s in _busy_gpus(plan, steps)
+    )
 
 
 def _cost(plan: Plan, duration_s: float, num_output: float) -> float:
     per_hour = 0.0
     for pool in plan.pools:
-        if pool.cluster.price_per_gpu_hour is None or pool.cluster.currency != plan.cluster.currency:
+        if (
+            pool.cluster.price_per_gpu_hour is None
+            or pool.cluster.currency != plan.cluster.currency
+        ):
             return np.nan
         per_hour += pool.cluster.price_per_gpu_hour * pool.replicas * pool.layout.num_gpus
     return per_hour * duration_s / 3600 / num_output * 1e6

@@ -125,7 +125,8 @@ def percent(value: float) -> str:
 
 
 def chance(value: float) -> str:
-    """A probability in whole hundredths; what is not quite certain or not quite impossible reads so.
+    """A probability in whole hundredths; what is not quite certain or not quite impossible reads
+    so.
 
     >>> [chance(value) for value in (0.0, 0.001, 0.627, 0.999, 1.0)]
     ['0 %', '< 1 %', '63 %', '> 99 %', '100 %']
@@ -163,7 +164,9 @@ def hover(first: str, *lines: str) -> str:
     '<b>a &amp; b</b><br>1 GPU'
     """
     bold = [f"<b>{html.escape(part, quote=False)}</b>" for part in _wrapped(first)]
-    return "<br>".join([*bold, *(html.escape(part, quote=False) for line in lines for part in _wrapped(line))])
+    return "<br>".join(
+        [*bold, *(html.escape(part, quote=False) for line in lines for part in _wrapped(line))]
+    )
 
 
 def _wrapped(line: str) -> list[str]:

@@ -22,11 +22,17 @@ def versions() -> dict[str, str]:
 
 
 def revision() -> str | None:
-    """The commit of the checkout that runs, with ``+`` for changes on top; ``None`` outside a checkout."""
+    """The commit of the checkout that runs, with ``+`` for changes on top; ``None`` outside a
+    checkout.
+    """
     here = Path(__file__).parent
     try:
         found = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty=+"], capture_output=True, text=True, timeout=5, check=True
+            ["git", "-C", str(here), "describe", "--always", "--dirty=+"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None

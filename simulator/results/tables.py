@@ -1,7 +1,9 @@
-"""The rows that a run produces. Every backend (SimPy, compiled fast path, in-process, Ray) returns these and nothing else.
+"""The rows that a run produces. Every backend (SimPy, compiled fast path, in-process, Ray) returns
+these and nothing else.
 
-All tables are pandas frames; every one has a first column ``deployment`` (the deployment's name). Times are seconds of virtual
-time since the first arrival. :mod:`simulator.results.folder` writes them, :mod:`simulator.report` reads them.
+All tables are pandas frames; every one has a first column ``deployment`` (the deployment's name).
+Times are seconds of virtual time since the first arrival. :mod:`simulator.results.folder` writes
+them, :mod:`simulator.report` reads them.
 """
 
 from __future__ import annotations
@@ -12,14 +14,23 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-STEP_PHASES = ("attention", "dense", "experts", "dispatch", "combine", "wait", "collective", "overhead")
+STEP_PHASES = (
+    "attention",
+    "dense",
+    "experts",
+    "dispatch",
+    "combine",
+    "wait",
+    "collective",
+    "overhead",
+)
 """Where a step's time goes, along the critical path; the eight add up to the step.
 
-``attention`` mixers with their projections; ``dense`` feed-forward blocks that every token uses (dense layers, shared experts,
-router) and the output head; ``experts`` routed experts, mean over ranks; ``dispatch`` and ``combine`` the two all-to-alls;
-``wait`` for the slowest rank (slowest minus mean, attention and experts together); ``collective`` tensor-parallel all-reduces
-and, in a pipeline, the way to the next stage;
-``overhead`` the engine's own time between forward passes.
+``attention`` mixers with their projections; ``dense`` feed-forward blocks that every token uses
+(dense layers, shared experts, router) and the output head; ``experts`` routed experts, mean over
+ranks; ``dispatch`` and ``combine`` the two all-to-alls; ``wait`` for the slowest rank (slowest
+minus mean, attention and experts together); ``collective`` tensor-parallel all-reduces and, in a
+pipeline, the way to the next stage; ``overhead`` the engine's own time between forward passes.
 """
 
 REQUEST_COLUMNS = {
@@ -100,7 +111,9 @@ class Gaps:
     counts: NDArray[np.int64]
 
     def quantile_s(self, level: float) -> float:
-        """The gap below which the share ``level`` of all gaps lies, to the middle of its bin (0.23 %); NaN without any."""
+        """The gap below which the share ``level`` of all gaps lies, to the middle of its bin (0.23
+        %); NaN without any.
+        """
         total = int(self.counts.sum())
         if total == 0:
             return float("nan")
@@ -118,7 +131,8 @@ class DeploymentRecord:
     steps: pd.DataFrame
     """``STEP_COLUMNS``, one row an engine step."""
     ranks: pd.DataFrame
-    """``RANK_COLUMNS``, of representative steps at the ``rank`` fidelity; empty for a dense model."""
+    """``RANK_COLUMNS``, of representative steps at the ``rank`` fidelity; empty for a dense
+    model."""
     experts: pd.DataFrame
     """``EXPERT_COLUMNS``; empty for a dense model."""
     traffic: pd.DataFrame
@@ -128,6 +142,7 @@ class DeploymentRecord:
     itl: Gaps
     """Gaps between output tokens, pooled over requests."""
     load_imbalance: float
-    """Tokens of the busiest rank over the mean rank's, mean over MoE layers and busy time; NaN for a dense model."""
+    """Tokens of the busiest rank over the mean rank's, mean over MoE layers and busy time; NaN for
+    a dense model."""
     read_bytes: float
     """Weights and cache that all ranks of all replicas had to read, in bytes."""

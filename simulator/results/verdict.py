@@ -20,7 +20,8 @@ _QUEUE = 0.5
 _FULL = 0.9
 """Share of the KV cache from which on there is little room left."""
 _LATE = 1.02
-"""A run that lasts longer than its arrivals by this factor (and a mean request) has fallen behind."""
+"""A run that lasts longer than its arrivals by this factor (and a mean request) has fallen
+behind."""
 _PHASE_WORDS = {
     "attention": "attention",
     "dense": "dense blocks",
@@ -34,7 +35,9 @@ _PHASE_WORDS = {
 
 
 def verdict(results: Results) -> dict[str, Any]:
-    """``{"headline", "reasons", "winner"}`` of a run; the winner is ``None`` for a tie, a trade-off or a single deployment."""
+    """``{"headline", "reasons", "winner"}`` of a run; the winner is ``None`` for a tie, a trade-off
+    or a single deployment.
+    """
     rows = {str(row["deployment"]): row for _, row in results.summary.iterrows()}
     short = short_names(results)
     insides = [_inside(results, name, rows[name], short[name]) for name in rows]
@@ -42,10 +45,16 @@ def verdict(results: Results) -> dict[str, Any]:
     if len(rows) == 1:
         ((name, row),) = rows.items()
         headline = f"{short[name]} serves this traffic with {_numbers(row)}."
-        return {"headline": headline, "reasons": [*queues, *insides, *_notes(results, short)], "winner": None}
+        return {
+            "headline": headline,
+            "reasons": [*queues, *insides, *_notes(results, short)],
+            "winner": None,
+        }
     ranked = sorted(rows, key=lambda name: _order(rows[name]))
     best, second = ranked[:2]
-    if abs(_attained(rows[best]) - _attained(rows[second])) < _ATTAINMENT_STEP and _latency(rows[second]) < _latency(rows[best]):
+    if abs(_attained(rows[best]) - _attained(rows[second])) < _ATTAINMENT_STEP and _latency(
+        rows[second]
+    ) < _latency(rows[best]):
         best, second = second, best  # the shares lie on either side of a step's edge
     headline, winner = _compare(best, rows[best], second, rows[second], short)
     if len(ranked) > 2:
@@ -54,9 +63,15 @@ def verdict(results: Results) -> dict[str, Any]:
         peaks = {short[name]: float(row["kv_used_max"]) for name, row in rows.items()}
         full = ", ".join(f"{_percent(peak)} ({name})" for name, peak in peaks.items())
         room = ", so there is room for more traffic" if max(peaks.values()) < _FULL else ""
-        queues = [f"No queue builds up: hardly a request waits for a place, and at the peak the KV caches are {full} full{room}."]
+        queues = [
+            f"No queue builds up: hardly a request waits for a place, and at the peak the KV caches are {full} full{room}."
+        ]
     why = _why(results, best, second, short)
-    return {"headline": headline, "reasons": [*why, *queues, *insides, *_notes(results, short)], "winner": winner}
+    return {
+        "headline": headline,
+        "reasons": [*why, *queues, *insides, *_notes(results, short)],
+        "winner": winner,
+    }
 
 
 def with_verdict(results: Results) -> Results:
@@ -65,13 +80,20 @@ def with_verdict(results: Results) -> Results:
 
 
 def short_names(results: Results) -> dict[str, str]:
-    """For each deployment its name, or what stands before its first comma where that tells the deployments apart.
+    """For each deployment its name, or what stands before its first comma where that tells the
+    deployments apart.
 
     A rumour keeps its whole name, by which the page marks it.
     """
     names = results.deployments
-    heads = [name if results.run["deployments"][name]["is_rumour"] else name.split(",")[0] for name in names]
-    return {name: head if heads.count(head) == 1 else name for name, head in zip(names, heads, strict=True)}
+    heads = [
+        name if results.run["deployments"][name]["is_rumour"] else name.split(",")[0]
+        for name in names
+    ]
+    return {
+        name: head if heads.count(head) == 1 else name
+        for name, head in zip(names, heads, strict=True)
+    }
 
 
 def _order(row: pd.Series) -> tuple[float, float]:
@@ -89,7 +111,9 @@ def _latency(row: pd.Series) -> float:
     return float(np.exp(np.mean(np.log(medians)))) if medians else 0.0
 
 
-def _compare(best: str, first: pd.Series, other: str, second: pd.Series, short: dict[str, str]) -> tuple[str, str | None]:
+def _compare(
+    best: str, first: pd.Series, other: str, second: pd.Series, short: dict[str, str]
+) -> tuple[str, str | None]:
     winner, loser = short[best], short[other]
     attained, missed = float(first["slo_attainment"]), float(second["slo_attainment"])
     has_targets = not np.isnan(attained)
@@ -116,8 +140,13 @@ def _compare(best: str, first: pd.Series, other: str, second: pd.Series, short: 
             f"({winner} against {loser}: {numbers}).{both}",
             None,
         )
-    factor, what = (tpot, "time per output token") if tpot >= ttft else (ttft, "time to first token")
-    return f"{winner} serves this traffic better than {loser}: {factor:.2f} times less {what} ({numbers}).{both}", best
+    factor, what = (
+        (tpot, "time per output token") if tpot >= ttft else (ttft, "time to first token")
+    )
+    return (
+        f"{winner} serves this traffic better than {loser}: {factor:.2f} times less {what} ({numbers}).{both}",
+        best,
+    )
 
 
 def _ratio(second: pd.Series, first: pd.Series, key: str) -> float:
@@ -131,7 +160,11 @@ def _pair(first: pd.Series, second: pd.Series, key: str) -> str:
 
 def _numbers(row: pd.Series) -> str:
     attained = float(row["slo_attainment"])
-    targets = "" if np.isnan(attained) else f"; {_share(attained)} of requests meet{'s' if attained == 0 else ''} the targets"
+    targets = (
+        ""
+        if np.isnan(attained)
+        else f"; {_share(attained)} of requests meet{'s' if attained == 0 else ''} the targets"
+    )
     return (
         f"TTFT p50 {seconds_text(float(row['ttft_p50_s']))}, TPOT p50 {seconds_text(float(row['tpot_p50_s']))} and "
         f"{float(row['output_tokens_per_s']):,.0f} output tokens/s on {_count(int(row['num_gpus']), 'GPU')}{targets}"
@@ -144,18 +177,29 @@ def _decodes(results: Results, name: str) -> pd.DataFrame:
 
 
 def _why(results: Results, best: str, second: str, short: dict[str, str]) -> list[str]:
-    """What makes one's decode step shorter than the other's: the two phases that differ most, against and for it."""
+    """What makes one's decode step shorter than the other's: the two phases that differ most,
+    against and for it.
+    """
     steps = {name: _decodes(results, name) for name in (best, second)}
     if any(frame.empty for frame in steps.values()):
         return []
     mean_s = {name: float(frame["duration_s"].mean()) for name, frame in steps.items()}
     quick, slow = sorted(mean_s, key=lambda name: mean_s[name])
-    spent = {name: {phase: float(frame[f"{phase}_s"].mean()) for phase in STEP_PHASES} for name, frame in steps.items()}
-    saved = sorted(((spent[slow][phase] - spent[quick][phase], phase) for phase in STEP_PHASES), reverse=True)
+    spent = {
+        name: {phase: float(frame[f"{phase}_s"].mean()) for phase in STEP_PHASES}
+        for name, frame in steps.items()
+    }
+    saved = sorted(
+        ((spent[slow][phase] - spent[quick][phase], phase) for phase in STEP_PHASES), reverse=True
+    )
     gained = [(seconds, phase) for seconds, phase in saved if seconds > 0.05 * mean_s[slow]][:2]
-    lost = [(-seconds, phase) for seconds, phase in reversed(saved) if -seconds > 0.05 * mean_s[slow]][:2]
+    lost = [
+        (-seconds, phase) for seconds, phase in reversed(saved) if -seconds > 0.05 * mean_s[slow]
+    ][:2]
     if not gained or mean_s[slow] < _LATENCY_STEP * mean_s[quick]:
-        return [f"A decode step takes about as long with both: {seconds_text(mean_s[quick])} and {seconds_text(mean_s[slow])}."]
+        return [
+            f"A decode step takes about as long with both: {seconds_text(mean_s[quick])} and {seconds_text(mean_s[slow])}."
+        ]
     text = (
         f"{'Why: a' if quick == best else 'Yet a'} decode step takes {seconds_text(mean_s[quick])} with {short[quick]} and {seconds_text(mean_s[slow])} with {short[slow]}. "
         f"The shorter one saves {' and '.join(f'{seconds_text(seconds)} of {_PHASE_WORDS[phase]}' for seconds, phase in gained)}"
@@ -168,12 +212,18 @@ def _why(results: Results, best: str, second: str, short: dict[str, str]) -> lis
 
 
 def _queue(results: Results, name: str, row: pd.Series, short: str) -> str | None:
-    """Whether requests pile up, which says more of headroom than how busy an engine is: it is always busy."""
+    """Whether requests pile up, which says more of headroom than how busy an engine is: it is
+    always busy.
+    """
     steps = results.steps[results.steps["deployment"] == name]
     requests = results.requests[results.requests["deployment"] == name]
     waiting = float((steps["waiting"] * steps["duration_s"]).sum() / steps["duration_s"].sum())
     arrivals_s = float(requests["arrival_s"].max())
-    falls_behind = float(row["duration_s"]) > _LATE * arrivals_s + float(row["e2e_p50_s"]) and arrivals_s > 0 and waiting > _QUEUE
+    falls_behind = (
+        float(row["duration_s"]) > _LATE * arrivals_s + float(row["e2e_p50_s"])
+        and arrivals_s > 0
+        and waiting > _QUEUE
+    )
     kept = f"its KV cache is {_percent(row['kv_used_max'])} full at the peak"
     if falls_behind:
         late = seconds_text(float(row["duration_s"]) - arrivals_s)
@@ -189,15 +239,25 @@ def _inside(results: Results, name: str, row: pd.Series, short: str) -> str:
     decodes = _decodes(results, name)
     active, total = facts["active_parameters"] / 1e9, facts["total_parameters"] / 1e9
     size = (
-        f"{_billions(active)} of its {_billions(total)} parameters" if facts["is_moe"] else f"all its {_billions(total)} parameters"
+        f"{_billions(active)} of its {_billions(total)} parameters"
+        if facts["is_moe"]
+        else f"all its {_billions(total)} parameters"
     )
     step = (
-        f" A decode step holds {float(decodes['decode_tokens'].mean()):.1f} sequences a replica on average." if len(decodes) else ""
+        f" A decode step holds {float(decodes['decode_tokens'].mean()):.1f} sequences a replica on average."
+        if len(decodes)
+        else ""
     )
-    shares = sorted(((float(row[f"{phase}_share"]), phase) for phase in STEP_PHASES), reverse=True)[:3]
+    shares = sorted(((float(row[f"{phase}_share"]), phase) for phase in STEP_PHASES), reverse=True)[
+        :3
+    ]
     spent = ", ".join(f"{_PHASE_WORDS[phase]} {_percent(share)}" for share, phase in shares)
     imbalance = float(row["load_imbalance"])
-    skew = f" Its busiest rank computes {imbalance:.2f} times the mean rank's tokens." if imbalance > 1.005 else ""
+    skew = (
+        f" Its busiest rank computes {imbalance:.2f} times the mean rank's tokens."
+        if imbalance > 1.005
+        else ""
+    )
     return f"{short} uses {size} for each token.{step} Of its step time: {spent}.{skew}"
 
 
@@ -207,7 +267,9 @@ def _notes(results: Results, short: dict[str, str]) -> list[str]:
     gpus = {short[name]: int(facts[name]["num_gpus"]) for name in results.deployments}
     if len(set(gpus.values())) > 1:
         notes.append(
-            "Not the same hardware: " + ", ".join(f"{name} has {_count(count, 'GPU')}" for name, count in gpus.items()) + "."
+            "Not the same hardware: "
+            + ", ".join(f"{name} has {_count(count, 'GPU')}" for name, count in gpus.items())
+            + "."
         )
     notes += [
         f"Rumour: the size and shape of {facts[name]['model_title']} ({short[name]}) are not published by its makers."
@@ -242,7 +304,12 @@ def seconds_text(seconds: float) -> str:
     """Seconds for people, three digits: ``8.04 ms``, ``1.2 s``, ``31.6 min``."""
     if np.isnan(seconds):
         return "undefined"
-    for limit, scale, unit in ((1e-3, 1e6, "us"), (1.0, 1e3, "ms"), (120.0, 1.0, "s"), (7200.0, 1 / 60, "min")):
+    for limit, scale, unit in (
+        (1e-3, 1e6, "us"),
+        (1.0, 1e3, "ms"),
+        (120.0, 1.0, "s"),
+        (7200.0, 1 / 60, "min"),
+    ):
         if seconds < limit:
             return f"{seconds * scale:.3g} {unit}"
     return f"{seconds / 3600:.3g} h"

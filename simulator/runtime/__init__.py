@@ -1,4 +1,6 @@
-"""Plans executed for real: PyTorch shards in one process, or on Ray actors; and what they teach the simulator, as files."""
+"""Plans executed for real: PyTorch shards in one process, or on Ray actors; and what they teach the
+simulator, as files.
+"""
 
 from __future__ import annotations
 

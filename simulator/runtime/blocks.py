@@ -37,7 +37,9 @@ class Pass:
 
 
 class ExpertLayer(nn.Module):
-    """A rank's experts of one MoE layer, the router (a copy on each rank) and its part of the shared expert."""
+    """A rank's experts of one MoE layer, the router (a copy on each rank) and its part of the
+    shared expert.
+    """
 
     def __init__(self, job: Job, moe: MoE, rank: int, layer: int, moe_layer: int) -> None:
         super().__init__()
@@ -47,7 +49,9 @@ class ExpertLayer(nn.Module):
         self.packer = Packer(job)
         self.router = Router(moe, hidden)
         self.experts = Experts(moe, hidden, self.map.experts_of(rank), job.expert_part(rank))
-        self.shared = SharedExpert(moe, hidden, job.dense_part(rank)) if moe.num_shared_experts else None
+        self.shared = (
+            SharedExpert(moe, hidden, job.dense_part(rank)) if moe.num_shared_experts else None
+        )
 
     def load(self, weights: Weights, name: str, like: Tensor) -> None:
         """Fill in the weights of this rank's share."""
@@ -57,13 +61,22 @@ class ExpertLayer(nn.Module):
             self.shared.load(weights, f"{name}.shared", like)
 
     def run(
-        self, norm: Norm, x_TH: Tensor, step: Step, first_token: int, transport: Transport, timeline: Timeline, done: Pass
+        self,
+        norm: Norm,
+        x_TH: Tensor,
+        step: Step,
+        first_token: int,
+        transport: Transport,
+        timeline: Timeline,
+        done: Pass,
     ) -> Tensor:
         """What the layer adds to every token, a partial sum where tokens do not travel."""
         with timeline.busy("dense", self.layer):
             normed = norm(x_TH)
             planned_TK = self.job.topk_ids_TK(self.moe_layer, step.offset + first_token, len(x_TH))
-            ids_TK, weight_TK = self.router(normed, None if planned_TK is None else torch.from_numpy(planned_TK).to(x_TH.device))
+            ids_TK, weight_TK = self.router(
+                normed, None if planned_TK is None else torch.from_numpy(planned_TK).to(x_TH.device)
+            )
             result: Tensor | None = None if self.shared is None else self.shared(normed)
         chosen_TK = ids_TK.cpu().numpy()
         done.topk_ids_LTK.append(chosen_TK)
@@ -82,7 +95,9 @@ class ExpertLayer(nn.Module):
         timeline: Timeline,
         done: Pass,
     ) -> Tensor:
-        """Every rank has every token: it computes the pairs of its own experts, and the all-reduce behind adds them up."""
+        """Every rank has every token: it computes the pairs of its own experts, and the all-reduce
+        behind adds them up.
+        """
         with timeline.busy("experts", self.layer):
             rank_TK, local_TK = self.map.choices(ids_TK, first_token)
             token_N, choice_N = np.nonzero(rank_TK == self.rank)
@@ -111,7 +126,9 @@ class ExpertLayer(nn.Module):
         with timeline.busy("experts", self.layer):
             rank_TK, local_TK = self.map.choices(ids_TK, first_token)
             rows = self.map.dispatch.rows(rank_TK, self.map.node_R)
-            outgoing = self.packer.pack(x_TH, weight_TK.repeat_interleave(self.map.moe_tp, dim=1), local_TK, rows, num_ranks)
+            outgoing = self.packer.pack(
+                x_TH, weight_TK.repeat_interleave(self.map.moe_tp, dim=1), local_TK, rows, num_ranks
+            )
         with timeline.together("dispatch", self.layer):
             received, rows_R = transport.all_to_all(outgoing.payload_NB, outgoing.rows_R)
         with timeline.busy("experts", self.layer):
@@ -137,11 +154,15 @@ class RankModel(nn.Module):
         self.embedding = empty(model.vocab_size, hidden)
         self.norm = Norm(hidden)
         self.head = None if model.ties_embeddings else empty(part.num(model.vocab_size), hidden)
-        self.mixers, self.mixer_norms, self.ffns, self.ffn_norms = (nn.ModuleDict() for _ in range(4))
+        self.mixers, self.mixer_norms, self.ffns, self.ffn_norms = (
+            nn.ModuleDict() for _ in range(4)
+        )
         moe_layers = 0
         for layer, (mixer, ffn) in enumerate(model.layer_names):
             if mixer != "none":
-                self.mixers[str(layer)] = Attention(supported(model.mixers[mixer], model.name), hidden, part)
+                self.mixers[str(layer)] = Attention(
+                    supported(model.mixers[mixer], model.name), hidden, part
+                )
                 self.mixer_norms[str(layer)] = Norm(hidden)
             if ffn == "none":
                 continue
@@ -192,7 +213,11 @@ class RankModel(nn.Module):
             key = str(layer)
             if key in self.mixers:
                 with timeline.busy("attention", layer):
-                    mixed = self.mixers[key](self.mixer_norms[key](x_TH), chunk, None if caches is None else caches[mixers])
+                    mixed = self.mixers[key](
+                        self.mixer_norms[key](x_TH),
+                        chunk,
+                        None if caches is None else caches[mixers],
+                    )
                 mixers += 1
                 x_TH = self._add(x_TH, mixed, layer, layout.tp > 1, transport, timeline)
             if key not in self.ffns:
@@ -211,10 +236,19 @@ class RankModel(nn.Module):
         return done
 
     def _head(self) -> Tensor:
-        return self.job.dense_part(self.rank).cut(self.embedding) if self.head is None else self.head
+        return (
+            self.job.dense_part(self.rank).cut(self.embedding) if self.head is None else self.head
+        )
 
     @staticmethod
-    def _add(x_TH: Tensor, added: Tensor, layer: int, is_partial: bool, transport: Transport, timeline: Timeline) -> Tensor:
+    def _add(
+        x_TH: Tensor,
+        added: Tensor,
+        layer: int,
+        is_partial: bool,
+        transport: Transport,
+        timeline: Timeline,
+    ) -> Tensor:
         if is_partial:
             with timeline.together("collective", layer):
                 added = transport.all_reduce(added.contiguous())

@@ -1,4 +1,6 @@
-"""Tokens travel to their experts and back: which rows a rank sends, and what it does with those it gets."""
+"""Tokens travel to their experts and back: which rows a rank sends, and what it does with those it
+gets.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,11 @@ class ExpertMap:
     def __init__(self, job: Job, moe_layer: int) -> None:
         if job.experts is None or job.moe is None:
             raise ValueError(f"{job.model.name} has no routed experts")
-        self.dispatch, self.node_R, self.moe_tp = job.experts.dispatch, job.node_R, job.layout.moe_tp
+        self.dispatch, self.node_R, self.moe_tp = (
+            job.experts.dispatch,
+            job.node_R,
+            job.layout.moe_tp,
+        )
         placed = job.experts.placed
         self.slots = SlotMap(placed, moe_layer, job.moe.num_experts)
         self._expert_P = placed.expert_LP[moe_layer]
@@ -35,11 +41,15 @@ class ExpertMap:
         """Expert of each slot of a rank, in the order of its local slots."""
         return [int(expert) for expert in self._expert_P[self._ep_rank_P == rank // self.moe_tp]]
 
-    def choices(self, topk_ids_TK: NDArray[np.int64], first_token: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Rank and local slot of every choice, ``[T, K x moe_tp]``: an expert that is split must be reached on each of its ranks.
+    def choices(
+        self, topk_ids_TK: NDArray[np.int64], first_token: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rank and local slot of every choice, ``[T, K x moe_tp]``: an expert that is split must be
+        reached on each of its ranks.
 
         Args:
-            first_token: place of the first token in the whole batch; copies of an expert take turns by it.
+            first_token: place of the first token in the whole batch; copies of an expert take turns
+                by it.
         """
         slot_TK = self.slots.slots(topk_ids_TK, first_token)
         rank_TK = self._ep_rank_P[slot_TK][..., None] * self.moe_tp + np.arange(self.moe_tp)
@@ -84,21 +94,35 @@ class Packer:
     def _hidden_bytes(self) -> int:
         return self.hidden_size * self.out_dtype.itemsize
 
-    def pack(self, x_TH: Tensor, weight_TK: Tensor, local_TK: NDArray[np.int64], rows: Rows, num_ranks: int) -> Outgoing:
+    def pack(
+        self,
+        x_TH: Tensor,
+        weight_TK: Tensor,
+        local_TK: NDArray[np.int64],
+        rows: Rows,
+        num_ranks: int,
+    ) -> Outgoing:
         """Rows for other ranks.
 
         Args:
-            weight_TK: of the token's experts; of the choices where experts are split, a column a choice.
+            weight_TK: of the token's experts; of the choices where experts are split, a column a
+                choice.
         """
         order = np.argsort(rows.rank_N, kind="stable")
         token_N, choice_NW = rows.token_N[order], rows.choice_NW[order]
         is_used_NW = choice_NW >= 0
         at_NW = np.where(is_used_NW, choice_NW, 0)
         slot_NW = np.where(is_used_NW, local_TK[token_N[:, None], at_NW], -1).astype(np.int32)
-        token, at, slot = (torch.from_numpy(array).to(x_TH.device) for array in (token_N, at_NW, slot_NW))
+        token, at, slot = (
+            torch.from_numpy(array).to(x_TH.device) for array in (token_N, at_NW, slot_NW)
+        )
         weight_NW = weight_TK.float()[token[:, None], at]
         parts = (x_TH.to(self.out_dtype)[token], slot, weight_NW)
-        payload = torch.cat([part.contiguous().view(torch.uint8) for part in parts], dim=1) if len(token_N) else None
+        payload = (
+            torch.cat([part.contiguous().view(torch.uint8) for part in parts], dim=1)
+            if len(token_N)
+            else None
+        )
         if payload is None:
             payload = x_TH.new_empty((0, self.row_bytes(choice_NW.shape[1])), dtype=torch.uint8)
         return Outgoing(payload, token, np.bincount(rows.rank_N, minlength=num_ranks).tolist())
@@ -128,7 +152,9 @@ class Packer:
     def answer(self, expert_PH: Tensor, incoming: Incoming) -> Tensor:
         """The weighted sum of each row's experts, ``[N, H]`` in the format of the way back."""
         weighted = expert_PH * incoming.weight_P.to(expert_PH.dtype)[:, None]
-        result = expert_PH.new_zeros(incoming.num_rows, self.hidden_size).index_add_(0, incoming.row_P, weighted)
+        result = expert_PH.new_zeros(incoming.num_rows, self.hidden_size).index_add_(
+            0, incoming.row_P, weighted
+        )
         return result.to(self.back_dtype)
 
     def gather(self, answer_NH: Tensor, outgoing: Outgoing, num_tokens: int) -> Tensor:

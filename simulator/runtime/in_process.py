@@ -1,4 +1,6 @@
-"""All ranks as threads of this process: the backend of tests, and of ``execute`` where ray is not wanted."""
+"""All ranks as threads of this process: the backend of tests, and of ``execute`` where ray is not
+wanted.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class InProcessBackend:
         futures = [self._threads.submit(shard.step, step) for shard in self.shards]
         errors = [error for future in futures if (error := future.exception()) is not None]
         if errors:  # what went wrong first, not that the others missed a rank
-            raise next((error for error in errors if not isinstance(error, PeerLostError)), errors[0])
+            raise next(
+                (error for error in errors if not isinstance(error, PeerLostError)), errors[0]
+            )
         return [future.result() for future in futures]
 
     def close(self) -> None:

@@ -1,4 +1,6 @@
-"""What steps read: token ids and caches, drawn from the seed, so that any process can draw them again."""
+"""What steps read: token ids and caches, drawn from the seed, so that any process can draw them
+again.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ _KEPT = 4
 
 
 def token_ids(job: Job, step: Step) -> Tensor:
-    """Ids of all ranks' new tokens, sequence after sequence: of the job's text where it has one, else drawn."""
+    """Ids of all ranks' new tokens, sequence after sequence: of the job's text where it has one,
+    else drawn.
+    """
     if job.texts:
         turn, which = divmod(step.number, len(job.texts))
         text = job.texts[which]
@@ -31,12 +35,16 @@ def token_ids(job: Job, step: Step) -> Tensor:
 def attention_layers(job: Job) -> list[tuple[int, GroupedQueryAttention]]:
     """Number and spec of every layer with attention."""
     model = job.model
-    names = [(layer, mixer) for layer, (mixer, _) in enumerate(model.layer_names) if mixer != "none"]
+    names = [
+        (layer, mixer) for layer, (mixer, _) in enumerate(model.layer_names) if mixer != "none"
+    ]
     return [(layer, supported(model.mixers[mixer], model.name)) for layer, mixer in names]
 
 
 class Contexts:
-    """Keys and values of contexts. What stands in a cache does not change the work, so it is drawn rather than computed."""
+    """Keys and values of contexts. What stands in a cache does not change the work, so it is drawn
+    rather than computed.
+    """
 
     def __init__(self, job: Job, rank: int, device: torch.device) -> None:
         self.job, self.part, self.device = job, job.dense_part(rank), device
@@ -48,14 +56,23 @@ class Contexts:
         if key not in self._kept:
             if len(self._kept) >= _KEPT:
                 self._kept.pop(next(iter(self._kept)))
-            self._kept[key] = [self._draw(layer, spec, *key) for layer, spec in attention_layers(self.job)]
+            self._kept[key] = [
+                self._draw(layer, spec, *key) for layer, spec in attention_layers(self.job)
+            ]
         return self._kept[key]
 
-    def _draw(self, layer: int, spec: GroupedQueryAttention, context: int, first: int, end: int) -> Cache:
+    def _draw(
+        self, layer: int, spec: GroupedQueryAttention, context: int, first: int, end: int
+    ) -> Cache:
         shape = (2, spec.num_kv_heads, context, spec.head_size)
-        heads = [self.part.cut(_draw(self.job.seed, f"cache {layer} {sequence}", shape), 1) for sequence in range(first, end)]
+        heads = [
+            self.part.cut(_draw(self.job.seed, f"cache {layer} {sequence}", shape), 1)
+            for sequence in range(first, end)
+        ]
         empty = torch.empty(0, 2, self.part.num(spec.num_kv_heads), *shape[2:])
-        pairs = (torch.stack(heads) if heads else empty).to(device=self.device, dtype=TORCH_DTYPES[self.job.dtype])
+        pairs = (torch.stack(heads) if heads else empty).to(
+            device=self.device, dtype=TORCH_DTYPES[self.job.dtype]
+        )
         return Cache(pairs[:, 0].contiguous(), pairs[:, 1].contiguous())
 
 

@@ -1,4 +1,6 @@
-"""What a shard is told: the part of a plan that real execution needs, small enough to send to every process."""
+"""What a shard is told: the part of a plan that real execution needs, small enough to send to every
+process.
+"""
 
 from __future__ import annotations
 
@@ -63,18 +65,24 @@ class Job:
 
     def expert_part(self, rank: int) -> Part:
         """The rank's part of its experts."""
-        return Part(rank % self.layout.moe_tp, self.layout.moe_tp) if self.layout.moe_tp > 1 else WHOLE
+        return (
+            Part(rank % self.layout.moe_tp, self.layout.moe_tp) if self.layout.moe_tp > 1 else WHOLE
+        )
 
     def sequences(self, rank: int, num_sequences: int) -> tuple[int, int]:
         """First sequence of the rank's data-parallel group, and the first one behind it."""
         return Part(rank // self.layout.tp, self.layout.attention_dp).bounds(num_sequences)
 
     def topk_ids_TK(self, moe_layer: int, offset: int, num_tokens: int) -> NDArray[np.int64] | None:
-        """Choices of a layer's tokens, from place ``offset`` of the pool on, as the simulator takes them."""
+        """Choices of a layer's tokens, from place ``offset`` of the pool on, as the simulator takes
+        them.
+        """
         if self.experts is None or self.experts.topk_ids_LTK is None:
             return None
         place_T = (offset + np.arange(num_tokens)) % POOL_TOKENS
-        topk_ids_TK: NDArray[np.int64] = self.experts.topk_ids_LTK[moe_layer, place_T].astype(np.int64)
+        topk_ids_TK: NDArray[np.int64] = self.experts.topk_ids_LTK[moe_layer, place_T].astype(
+            np.int64
+        )
         return topk_ids_TK
 
 
@@ -96,20 +104,32 @@ def make_job(plan: Plan, folder: Path) -> Job:
         ("combine_dtype", plan.precision.combine),
     ):
         if dtype not in TORCH_DTYPES:
-            raise UserError(f"{where}: {key} = '{dtype}' can be simulated, but not executed; use one of {', '.join(TORCH_DTYPES)}")
+            raise UserError(
+                f"{where}: {key} = '{dtype}' can be simulated, but not executed; use one of {', '.join(TORCH_DTYPES)}"
+            )
     if plan.prefill is not None:
-        raise UserError(f"{where}: has a prefill pool; execution runs one replica that does both, so leave [prefill] out")
+        raise UserError(
+            f"{where}: has a prefill pool; execution runs one replica that does both, so leave [prefill] out"
+        )
     if layout.pp > 1:
-        raise UserError(f"{where}: pipelines (pp = {layout.pp}) can be simulated, but not executed; leave pp out")
+        raise UserError(
+            f"{where}: pipelines (pp = {layout.pp}) can be simulated, but not executed; leave pp out"
+        )
     if plan.replicas > 1:
-        raise UserError(f"{where}: has {plan.replicas} replicas; execution runs one, so say replicas = 1")
+        raise UserError(
+            f"{where}: has {plan.replicas} replicas; execution runs one, so say replicas = 1"
+        )
     if layout.tp > 1 and layout.travels:
-        raise UserError(f"{where}: attention split by tensor and by data at once can be simulated, but not executed")
+        raise UserError(
+            f"{where}: attention split by tensor and by data at once can be simulated, but not executed"
+        )
     experts = None
     if plan.experts is not None:
         dispatch = plan.experts.dispatch
         if not isinstance(dispatch, ExecutableDispatch):
-            raise UserError(f"{where}: dispatch '{(spec.dispatch or {}).get('kind')}' has no method 'rows', which execution needs")
+            raise UserError(
+                f"{where}: dispatch '{(spec.dispatch or {}).get('kind')}' has no method 'rows', which execution needs"
+            )
         experts = RoutedExperts(plan.experts.topk_ids_LTK, plan.experts.placed, dispatch)
         if layout.travels:
             dispatch.rows(np.zeros((0, 1), dtype=np.int64), plan.fabric.node_R)

@@ -1,4 +1,6 @@
-"""The machines that shards run on: this one, this one as several simulated nodes, or a Ray cluster of the user's."""
+"""The machines that shards run on: this one, this one as several simulated nodes, or a Ray cluster
+of the user's.
+"""
 
 from __future__ import annotations
 
@@ -44,16 +46,27 @@ class Nodes:
         return {
             node["NodeID"]: float(node["Resources"]["CPU"])
             for node in ray.nodes()
-            if node["Alive"] and node["Resources"].get("CPU", 0) > 0 and node["NodeID"] not in self._killed
+            if node["Alive"]
+            and node["Resources"].get("CPU", 0) > 0
+            and node["NodeID"] not in self._killed
         }
 
     @property
     def gpus(self) -> int:
         """GPUs of the living node that has the fewest."""
-        return min((int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["NodeID"] in self.alive), default=0)
+        return min(
+            (
+                int(node["Resources"].get("GPU", 0))
+                for node in ray.nodes()
+                if node["NodeID"] in self.alive
+            ),
+            default=0,
+        )
 
     def resources(self, number: int) -> dict[str, float]:
-        """What a placement asks for to land on node ``number`` of the plan: on a simulated node, its own mark."""
+        """What a placement asks for to land on node ``number`` of the plan: on a simulated node,
+        its own mark.
+        """
         return {} if self.simulated is None else {_mark(number): 0.001}
 
     def id_of(self, number: int) -> str | None:
@@ -70,7 +83,9 @@ class Nodes:
         return None if node is None else str(node.node_id)
 
     def spread(self, node_R: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Node of each rank: as the plan says, or evenly over the simulated nodes, which the plan knows nothing of."""
+        """Node of each rank: as the plan says, or evenly over the simulated nodes, which the plan
+        knows nothing of.
+        """
         if self.simulated is None:
             return node_R
         return np.arange(len(node_R)) * len(self._simulated_nodes) // len(node_R)
@@ -89,26 +104,34 @@ class Nodes:
 
 
 @contextlib.contextmanager
-def connect(simulated_nodes: int | None = None, address: str | None = None, cores: int | None = None) -> Iterator[Nodes]:
-    """Start Ray here, or join a cluster; what was started is stopped again, also after Ctrl-C and SIGTERM.
+def connect(
+    simulated_nodes: int | None = None, address: str | None = None, cores: int | None = None
+) -> Iterator[Nodes]:
+    """Start Ray here, or join a cluster; what was started is stopped again, also after Ctrl-C and
+    SIGTERM.
 
     Args:
         simulated_nodes: start so many raylets on this machine, each a node to Ray.
         address: of a running cluster (``host:port``); no process of it is touched.
-        cores: how many of this machine's to use, where Ray is started here as one node; by default all.
+        cores: how many of this machine's to use, where Ray is started here as one node; by default
+            all.
 
     Raises:
         UserError: if the cluster cannot be joined.
     """
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     nodes = Nodes()
-    # Ray prints the death of a process, and the log of a raylet that was killed, on standard output, which is for results, and has
-    # no setting for it. What died is in the record of the run.
+    # Ray prints the death of a process, and the log of a raylet that was killed, on standard
+    # output, which is for results, and has no setting for it. What died is in the record of the
+    # run.
     ray_worker.print_to_stdstream = lambda *_, **__: None
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # a rank that asked for no GPU sees none
+    os.environ.setdefault(
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1"
+    )  # a rank that asked for no GPU sees none
     os.environ.setdefault("RAY_enable_open_telemetry", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray starts workers at the lowest priority but four: beside three busy processes on two cores each would get a fiftieth of one.
+    # Ray starts workers at the lowest priority but four: beside three busy processes on two cores
+    # each would get a fiftieth of one.
     os.environ.setdefault("RAY_worker_niceness", "0")
     # A cluster of the user's has its own folder, which the driver learns from it.
     with stops_on_terminate(), own_ray_files() if address is None else keep_variables():
@@ -120,14 +143,19 @@ def connect(simulated_nodes: int | None = None, address: str | None = None, core
                 _simulate(nodes, simulated_nodes, quiet)
             else:
                 ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
-            with stops_on_terminate():  # once more: Ray puts a handler of its own in place, which ends the process at once
+            with (
+                stops_on_terminate()
+            ):  # once more: Ray puts a handler of its own in place, which ends the process at once
                 yield nodes
         finally:
-            # Agents that are still being started when their raylet is killed would write into the folder after it was removed.
+            # Agents that are still being started when their raylet is killed would write into the
+            # folder after it was removed.
             agents = find_started_by(_own_raylets(nodes))
             ray.shutdown()
             if nodes.simulated is not None:
-                with contextlib.suppress(Exception):  # a node that was killed on purpose cannot be stopped again
+                with contextlib.suppress(
+                    Exception
+                ):  # a node that was killed on purpose cannot be stopped again
                     nodes.simulated.shutdown()
             kill_left(agents)
 
@@ -135,7 +163,12 @@ def connect(simulated_nodes: int | None = None, address: str | None = None, core
 def _own_raylets(nodes: Nodes) -> list[int]:
     """Process of each raylet that was started here; none of a cluster that was joined."""
     own = [ray_worker._global_node] if nodes.simulated is None else nodes.simulated.list_all_nodes()
-    return [started.process.pid for node in own if node is not None for started in node.all_processes.get("raylet", [])]
+    return [
+        started.process.pid
+        for node in own
+        if node is not None
+        for started in node.all_processes.get("raylet", [])
+    ]
 
 
 def _read_variables_anew() -> None:
@@ -154,17 +187,23 @@ def _join(address: str, quiet: dict[str, Any]) -> None:
         ray.init(address=address, **quiet)
     except (OSError, OverflowError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"--address {address}: no Ray cluster can be joined there: {reason}") from None
+        raise UserError(
+            f"--address {address}: no Ray cluster can be joined there: {reason}"
+        ) from None
 
 
 def _show_token_where_asked(address: str) -> None:
-    """``ray start`` asks for this machine's token as soon as there is one, but ``ray.init`` does not show it by itself."""
+    """``ray start`` asks for this machine's token as soon as there is one, but ``ray.init`` does
+    not show it by itself.
+    """
     with contextlib.suppress(ImportError):  # older versions of Ray know no tokens
         from ray._private.authentication import authentication_token_setup as tokens
         from ray.exceptions import AuthenticationError
 
         try:
-            ray._raylet.GcsClient(address=address).internal_kv_get(b"moesim", None, timeout=_ANSWER_S)
+            ray._raylet.GcsClient(address=address).internal_kv_get(
+                b"moesim", None, timeout=_ANSWER_S
+            )
         except AuthenticationError:
             tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
         except Exception:  # whatever else is wrong, joining will say it
@@ -172,7 +211,9 @@ def _show_token_where_asked(address: str) -> None:
 
 
 def _check_answers(address: str) -> None:
-    """Knock first: Ray itself waits for minutes, and complains on standard error, where nobody is."""
+    """Knock first: Ray itself waits for minutes, and complains on standard error, where nobody
+    is.
+    """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S).close()
@@ -181,9 +222,13 @@ def _check_answers(address: str) -> None:
 def _simulate(nodes: Nodes, number: int, quiet: dict[str, Any]) -> None:
     # The head has no CPUs, so that no shard lands on it and every simulated node can be killed.
     logging.getLogger("ray").setLevel(logging.ERROR)
-    nodes.simulated = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    nodes.simulated = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+    )
     for i in range(number):
-        started = nodes.simulated.add_node(num_cpus=os.cpu_count() or 1, resources={_mark(i): 1.0}, include_dashboard=False)
+        started = nodes.simulated.add_node(
+            num_cpus=os.cpu_count() or 1, resources={_mark(i): 1.0}, include_dashboard=False
+        )
         nodes._simulated_nodes.append(started)
     ray.init(address=nodes.simulated.address, **quiet)
     nodes.simulated.wait_for_nodes()

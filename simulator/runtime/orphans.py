@@ -1,4 +1,6 @@
-"""Processes that outlive, for a while, the one that started them: Ray's agents look for their raylet only now and then."""
+"""Processes that outlive, for a while, the one that started them: Ray's agents look for their
+raylet only now and then.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,12 @@ def kill_left(processes: set[Process]) -> None:
 def _read_table() -> dict[int, tuple[int, str]]:
     """Parent and time of start of every process; empty where there is no ``ps``."""
     try:
-        said = subprocess.run(["ps", "-axo", "pid=,ppid=,lstart="], capture_output=True, text=True, check=False).stdout
+        said = subprocess.run(
+            ["ps", "-axo", "pid=,ppid=,lstart="], capture_output=True, text=True, check=False
+        ).stdout
     except OSError:
         return {}
-    return {int(pid): (int(parent), start) for pid, parent, start in (line.split(None, 2) for line in said.splitlines())}
+    return {
+        int(pid): (int(parent), start)
+        for pid, parent, start in (line.split(None, 2) for line in said.splitlines())
+    }

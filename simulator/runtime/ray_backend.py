@@ -1,4 +1,6 @@
-"""Every rank as a Ray actor. Ranks that die or hang are replaced, and the step they were in is run again."""
+"""Every rank as a Ray actor. Ranks that die or hang are replaced, and the step they were in is run
+again.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ RemoteShard = ray.remote(Shard)
 _START_S = 120.0
 """Longest that actors may take to start: every one imports PyTorch."""
 _GRACE_S = 10.0
-"""After one rank has died, the others have this long to say that they miss it; on a busy machine they need it."""
+"""After one rank has died, the others have this long to say that they miss it; on a busy machine
+they need it."""
 _HUNG_GRACE_S = 3.0
 """After one rank has waited in vain, the others that waited have this long to say so."""
 _MOST_RECOVERIES = 8
@@ -45,7 +48,8 @@ class RayBackend:
         """Start the actors where the plan says, and let them meet.
 
         Args:
-            node_R: node of each rank; ranks of one node share a Ray node, ranks of different nodes do not.
+            node_R: node of each rank; ranks of one node share a Ray node, ranks of different nodes
+                do not.
 
         Raises:
             UserError: if the cluster has too few nodes, or cannot start them.
@@ -76,12 +80,17 @@ class RayBackend:
                 f"the plan spreads its ranks over {wanted} nodes, but the cluster has {len(alive)}; try --simulated-nodes {wanted}"
             )
         ranks_of = Counter(self.node_R.tolist())
-        # Ranks beyond a node's CPUs share them: that is slow, and measured as such, but not forbidden.
+        # Ranks beyond a node's CPUs share them: that is slow, and measured as such, but not
+        # forbidden.
         share = min(1.0, min(sorted(alive.values())[-wanted:]) / max(ranks_of.values()))
         self._cpus = max(int(share * 1000) / 1000, 0.001)
-        # A GPU a rank where there are enough, and none for anybody otherwise: all ranks must speak the same protocol.
+        # A GPU a rank where there are enough, and none for anybody otherwise: all ranks must speak
+        # the same protocol.
         self._gpus = int(self.nodes.gpus >= max(ranks_of.values()))
-        bundles = [{**self._share(ranks_of[node]), **self.nodes.resources(node)} for node in sorted(ranks_of)]
+        bundles = [
+            {**self._share(ranks_of[node]), **self.nodes.resources(node)}
+            for node in sorted(ranks_of)
+        ]
         group = placement_group(bundles, strategy="STRICT_SPREAD" if wanted > 1 else "PACK")
         self._wait_for(group, f"{wanted} nodes with {max(ranks_of.values())} ranks each")
         for rank in range(self.size):
@@ -102,9 +111,9 @@ class RayBackend:
 
     def _start(self, rank: int, group: PlacementGroup, bundle: int) -> None:
         strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
-        self._actors[rank] = RemoteShard.options(num_cpus=self._cpus, num_gpus=self._gpus, scheduling_strategy=strategy).remote(
-            rank, self.size
-        )
+        self._actors[rank] = RemoteShard.options(
+            num_cpus=self._cpus, num_gpus=self._gpus, scheduling_strategy=strategy
+        ).remote(rank, self.size)
         self._home[rank] = (group, bundle)
         self._pids[rank] = 0
 
@@ -119,12 +128,17 @@ class RayBackend:
             self._offset_s[rank] = 0.0 if boot == own_boot else self._clock_offset(rank)
         on_machine = Counter(self._boots.values())
         self._ask(
-            {rank: self._actors[rank].use_threads.remote(threads_per_rank(on_machine[boot])) for rank, boot in self._boots.items()},
+            {
+                rank: self._actors[rank].use_threads.remote(threads_per_rank(on_machine[boot]))
+                for rank, boot in self._boots.items()
+            },
             _START_S,
         )
 
     def _clock_offset(self, rank: int) -> float:
-        """Seconds that another machine's clock is ahead, from the fastest of some round trips (Cristian 1989)."""
+        """Seconds that another machine's clock is ahead, from the fastest of some round trips
+        (Cristian 1989).
+        """
         trips = []
         for _ in range(8):
             asked_s = time.perf_counter()
@@ -140,7 +154,10 @@ class RayBackend:
         self._meeting = policy.meeting(self.size, self._timeout_s)
         address = self._meeting.address
         self._ask(
-            {r: actor.join.remote(self._transport, address, self._timeout_s) for r, actor in enumerate(self._actors)},
+            {
+                r: actor.join.remote(self._transport, address, self._timeout_s)
+                for r, actor in enumerate(self._actors)
+            },
             self._timeout_s,
         )
 
@@ -153,12 +170,20 @@ class RayBackend:
     def load(self, job: Job) -> list[int]:
         """Build every rank's part of the model; parameters on each."""
         self._job = job
-        found = self._ask({rank: actor.load.remote(job) for rank, actor in enumerate(self._actors)}, None)
+        found = self._ask(
+            {rank: actor.load.remote(job) for rank, actor in enumerate(self._actors)}, None
+        )
         return [found[rank] for rank in range(self.size)]
 
     def apply(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """Call ``function(shard, *arguments)`` on every rank at once."""
-        found = self._ask({rank: actor.apply.remote(function, *arguments) for rank, actor in enumerate(self._actors)}, None)
+        found = self._ask(
+            {
+                rank: actor.apply.remote(function, *arguments)
+                for rank, actor in enumerate(self._actors)
+            },
+            None,
+        )
         return [found[rank] for rank in range(self.size)]
 
     def step(self, step: Step) -> list[ShardStep]:
@@ -177,30 +202,48 @@ class RayBackend:
                 return [self._on_own_clock(found[rank]) for rank in range(self.size)]
             except ShardsLostError as lost:
                 self._recover(step, lost)
-        raise RuntimeError(f"step {step.number} failed {_MOST_RECOVERIES} times: {self.faults[-1].what}")
+        raise RuntimeError(
+            f"step {step.number} failed {_MOST_RECOVERIES} times: {self.faults[-1].what}"
+        )
 
     def _on_own_clock(self, found: ShardStep) -> ShardStep:
         offset_s = self._offset_s[found.rank]
         if offset_s:
-            found.moments[:] = [m._replace(start_s=m.start_s - offset_s, end_s=m.end_s - offset_s) for m in found.moments]
+            found.moments[:] = [
+                m._replace(start_s=m.start_s - offset_s, end_s=m.end_s - offset_s)
+                for m in found.moments
+            ]
         return found
 
     def _due(self, step: Step, attempt: int, *, in_recovery: bool = False) -> list[FaultSpec]:
         """Faults planned for now; each happens once."""
         due = (
-            [f for f in self._planned_faults if f.step == step.number and f.during_recovery == in_recovery] if attempt == 0 else []
+            [
+                f
+                for f in self._planned_faults
+                if f.step == step.number and f.during_recovery == in_recovery
+            ]
+            if attempt == 0
+            else []
         )
         self._planned_faults = [fault for fault in self._planned_faults if fault not in due]
         return due
 
-    def _ask(self, answers: dict[int, Any], timeout_s: float | None, break_now: list[FaultSpec] | None = None) -> dict[int, Any]:
+    def _ask(
+        self,
+        answers: dict[int, Any],
+        timeout_s: float | None,
+        break_now: list[FaultSpec] | None = None,
+    ) -> dict[int, Any]:
         """Every rank's answer.
 
         Args:
-            timeout_s: for all of them together; a rank that says itself that another did not come does so after this time.
+            timeout_s: for all of them together; a rank that says itself that another did not come
+                does so after this time.
 
         Raises:
-            ShardsLostError: naming the ranks that died, and those that are hung: they answer nothing while others have given up.
+            ShardsLostError: naming the ranks that died, and those that are hung: they answer
+                nothing while others have given up.
         """
         for fault in break_now or []:
             self._break(fault)
@@ -240,7 +283,9 @@ class RayBackend:
     def _break(self, fault: FaultSpec) -> None:
         if fault.node is not None:
             node = self.nodes.id_of(fault.node)
-            for rank in range(self.size):  # a process outlives its raylet for a moment, in which it could finish the step
+            for rank in range(
+                self.size
+            ):  # a process outlives its raylet for a moment, in which it could finish the step
                 if self._started_on[rank] == node:
                     self.kill(rank)
             self.nodes.kill(fault.node)
@@ -260,16 +305,23 @@ class RayBackend:
         began_s = time.perf_counter()
         for attempt in range(_MOST_RECOVERIES):
             gone = sorted(lost.died | lost.hung)
-            fault = Fault(self._job.name if self._job else "", step.number, gone, self._describe(lost), 0.0)
+            fault = Fault(
+                self._job.name if self._job else "", step.number, gone, self._describe(lost), 0.0
+            )
             try:
                 for rank in lost.hung:
-                    self.kill(rank)  # Ray would ask the process first, for seconds, and keep its place taken
+                    self.kill(
+                        rank
+                    )  # Ray would ask the process first, for seconds, and keep its place taken
                 self._replace(gone)
                 for planned in self._due(step, attempt, in_recovery=True):
                     self._break(planned)
                 self._meet()
                 if self._job is not None:
-                    self._ask({rank: self._actors[rank].load.remote(self._job) for rank in self._empty}, None)
+                    self._ask(
+                        {rank: self._actors[rank].load.remote(self._job) for rank in self._empty},
+                        None,
+                    )
                     self._empty.clear()
             except ShardsLostError as again:
                 self._note(fault, began_s)
@@ -277,7 +329,9 @@ class RayBackend:
                 continue
             self._note(fault, began_s)
             return
-        raise RuntimeError(f"step {step.number}: recovery failed {_MOST_RECOVERIES} times: {self.faults[-1].what}")
+        raise RuntimeError(
+            f"step {step.number}: recovery failed {_MOST_RECOVERIES} times: {self.faults[-1].what}"
+        )
 
     def _note(self, fault: Fault, began_s: float) -> None:
         noted = fault._replace(recovery_s=time.perf_counter() - began_s)
@@ -286,7 +340,11 @@ class RayBackend:
 
     def _describe(self, lost: ShardsLostError) -> str:
         alive = self.nodes.alive
-        silent = "was replaced too, since it went on waiting" if lost.died else f"did not answer for {self._timeout_s:g} s"
+        silent = (
+            "was replaced too, since it went on waiting"
+            if lost.died
+            else f"did not answer for {self._timeout_s:g} s"
+        )
         said = []
         for rank in sorted(lost.died | lost.hung):
             if self._node_of(rank) not in alive:
@@ -302,7 +360,9 @@ class RayBackend:
         return node
 
     def _replace(self, ranks: list[int]) -> None:
-        """Start ranks anew: in their old place where its node lives, else wherever there is room."""
+        """Start ranks anew: in their old place where its node lives, else wherever there is
+        room.
+        """
         alive = self.nodes.alive
         homeless = [rank for rank in ranks if self._node_of(rank) not in alive]
         for rank in ranks:

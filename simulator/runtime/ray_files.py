@@ -1,4 +1,6 @@
-"""What Ray writes beside its work, kept apart from other clusters of this machine: sessions, sockets, logs, address and token."""
+"""What Ray writes beside its work, kept apart from other clusters of this machine: sessions,
+sockets, logs, address and token.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _LONGEST_BYTES = 31
-"""Of the folder's path. macOS allows 103 bytes for a socket's, and Ray appends up to 72 (session, process, ``sockets/plasma_store``)."""
+"""Of the folder's path. macOS allows 103 bytes for a socket's, and Ray appends up to 72 (session,
+process, ``sockets/plasma_store``)."""
 _ENDS_S = 10.0
 """Ray's processes have ended by then, and write nothing any more."""
 _VARIABLES = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_TMPDIR")
@@ -21,7 +24,9 @@ _VARIABLES = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_TMPDIR")
 
 @contextlib.contextmanager
 def keep_variables() -> Iterator[None]:
-    """Put back Ray's own variables of the environment in the end; within, none of them names a cluster."""
+    """Put back Ray's own variables of the environment in the end; within, none of them names a
+    cluster.
+    """
     before = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
     os.environ.pop("RAY_ADDRESS", None)
     try:
@@ -34,10 +39,11 @@ def keep_variables() -> Iterator[None]:
 
 @contextlib.contextmanager
 def own_ray_files() -> Iterator[Path]:
-    """A new temporary folder in which clusters that this process starts put all that they write; it is gone afterwards.
+    """A new temporary folder in which clusters that this process starts put all that they write; it
+    is gone afterwards.
 
-    Otherwise Ray would write its cluster's address over that of the user's own cluster, and a token into the home folder, which
-    ``ray start`` asks for from then on.
+    Otherwise Ray would write its cluster's address over that of the user's own cluster, and a token
+    into the home folder, which ``ray start`` asks for from then on.
     """
     folder = _make_short_folder()
     try:
@@ -50,9 +56,13 @@ def own_ray_files() -> Iterator[Path]:
 
 
 def _make_short_folder() -> Path:
-    """Where the user wants temporary files, unless the sockets' paths would become too long there."""
+    """Where the user wants temporary files, unless the sockets' paths would become too long
+    there.
+    """
     wanted = os.path.abspath(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
-    place = wanted if len(os.fsencode(wanted)) + len("/moesim-12345678") <= _LONGEST_BYTES else "/tmp"
+    place = (
+        wanted if len(os.fsencode(wanted)) + len("/moesim-12345678") <= _LONGEST_BYTES else "/tmp"
+    )
     os.makedirs(place, exist_ok=True)  # as Ray would
     return Path(tempfile.mkdtemp(prefix="moesim-", dir=place))
 

@@ -30,11 +30,16 @@ class Reference:
         """Hidden vectors behind the last norm of all tokens, ``[T, H]``."""
         job = self.job
         chunk = Chunk(step.num_sequences, step.new_tokens, step.context_tokens)
-        ids = [job.topk_ids_TK(layer, step.offset, step.num_tokens) for layer in range(job.model.num_moe_layers)]
+        ids = [
+            job.topk_ids_TK(layer, step.offset, step.num_tokens)
+            for layer in range(job.model.num_moe_layers)
+        ]
         known = [torch.from_numpy(ids_TK) for ids_TK in ids if ids_TK is not None]
         caches = self._contexts.of(step, 0, step.num_sequences) if step.context_tokens else None
         with torch.inference_mode():
-            hidden_TH, _ = self.model(token_ids(job, step), chunk, caches, torch.stack(known) if known else None)
+            hidden_TH, _ = self.model(
+                token_ids(job, step), chunk, caches, torch.stack(known) if known else None
+            )
         found: NDArray[np.float32] = hidden_TH.float().numpy()
         return found
 

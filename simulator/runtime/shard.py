@@ -1,4 +1,6 @@
-"""One rank's shard of a model, as a plain class: it runs in a thread, in a Ray actor, or wherever it is put."""
+"""One rank's shard of a model, as a plain class: it runs in a thread, in a Ray actor, or wherever
+it is put.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,8 @@ class ShardStep:
     rows_LR: list[list[int]]
     """Rows that it sent to each rank, by MoE layer; empty where tokens do not travel."""
     hidden_TH: NDArray[np.float32] | None
-    """Hidden vectors behind the last norm of its own sequences' tokens, where the step keeps its output."""
+    """Hidden vectors behind the last norm of its own sequences' tokens, where the step keeps its
+    output."""
     topk_ids_LTK: NDArray[np.int16] | None
     """Experts used by those tokens."""
 
@@ -54,7 +57,9 @@ class Shard:
         self._contexts: Contexts | None = None
 
     def process(self) -> tuple[int, str]:
-        """The process that the shard lives in, and what clock it reads: processes of one boot share it."""
+        """The process that the shard lives in, and what clock it reads: processes of one boot share
+        it.
+        """
         boot = Path("/proc/sys/kernel/random/boot_id")
         return os.getpid(), boot.read_text().strip() if boot.exists() else f"{os.uname().nodename}"
 
@@ -75,7 +80,8 @@ class Shard:
         self._transport = policy.connect(address, self.rank, self.size, timeout_s)
 
     def load(self, job: Job) -> int:
-        """Build the rank's part of the model; every weight depends on the seed and its own name, or comes from the file.
+        """Build the rank's part of the model; every weight depends on the seed and its own name, or
+        comes from the file.
 
         Returns:
             Parameters on this rank.
@@ -96,15 +102,23 @@ class Shard:
         """
         job, model, transport = self._job, self._model, self._transport
         if job is None or model is None or transport is None or self._contexts is None:
-            raise RuntimeError(f"rank {self.rank} was told to run a step before it had a model and a transport")
+            raise RuntimeError(
+                f"rank {self.rank} was told to run a step before it had a model and a transport"
+            )
         first, end = job.sequences(self.rank, step.num_sequences)
         chunk = Chunk(end - first, step.new_tokens, step.context_tokens)
-        ids_T = token_ids(job, step)[first * step.new_tokens : end * step.new_tokens].to(self.device)
-        caches: list[Cache] | None = self._contexts.of(step, first, end) if step.context_tokens else None
+        ids_T = token_ids(job, step)[first * step.new_tokens : end * step.new_tokens].to(
+            self.device
+        )
+        caches: list[Cache] | None = (
+            self._contexts.of(step, first, end) if step.context_tokens else None
+        )
         with torch.inference_mode():
             transport.barrier()
             timeline = Timeline()
-            result = model.run(ids_T, chunk, caches, step, first * step.new_tokens, transport, timeline)
+            result = model.run(
+                ids_T, chunk, caches, step, first * step.new_tokens, transport, timeline
+            )
         kept: Tensor | None = result.hidden_TH if step.keeps_output else None
         ids_LTK = [ids for ids in result.topk_ids_LTK if ids is not None]
         return ShardStep(
@@ -114,7 +128,9 @@ class Shard:
             pairs_L=result.pairs_L,
             rows_LR=result.rows_LR,
             hidden_TH=None if kept is None else kept.float().cpu().numpy(),
-            topk_ids_LTK=np.stack(ids_LTK).astype(np.int16) if step.keeps_output and ids_LTK else None,
+            topk_ids_LTK=np.stack(ids_LTK).astype(np.int16)
+            if step.keeps_output and ids_LTK
+            else None,
         )
 
     def apply(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -135,5 +151,7 @@ class Shard:
 
 
 def threads_per_rank(ranks_on_machine: int) -> int:
-    """Threads of each rank's kernels: the cores, shared out; one where there are more ranks than cores."""
+    """Threads of each rank's kernels: the cores, shared out; one where there are more ranks than
+    cores.
+    """
     return max(1, (os.cpu_count() or 1) // ranks_on_machine)

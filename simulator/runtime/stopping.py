@@ -9,7 +9,9 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def stops_on_terminate() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt; only in the main thread, since no other can set a handler."""
+    """SIGTERM raises KeyboardInterrupt; only in the main thread, since no other can set a
+    handler.
+    """
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt

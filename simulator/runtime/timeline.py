@@ -1,4 +1,6 @@
-"""When each rank did what: the same operations in the same order on every rank, as in the simulator's programs."""
+"""When each rank did what: the same operations in the same order on every rank, as in the
+simulator's programs.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ class Moment(NamedTuple):
 
 
 class Timeline:
-    """Collects a rank's moments. Each begins where the last one ended, so that no time of a step is left out."""
+    """Collects a rank's moments. Each begins where the last one ended, so that no time of a step is
+    left out.
+    """
 
     def __init__(self) -> None:
         self.moments: list[Moment] = []
@@ -61,7 +65,8 @@ class Measured:
 
 
 def combine(moments_R: list[list[Moment]], groups: tuple[tuple[int, ...], ...]) -> Measured:
-    """Put the ranks' moments together, with the waits in them told apart: an exchange begins when its last rank has come.
+    """Put the ranks' moments together, with the waits in them told apart: an exchange begins when
+    its last rank has come.
 
     Args:
         moments_R: of each rank, on one clock.
@@ -96,5 +101,10 @@ def combine(moments_R: list[list[Moment]], groups: tuple[tuple[int, ...], ...]) 
 
 def layer_seconds(moments_R: list[list[Moment]], layer: int, phases: tuple[str, ...]) -> float:
     """Length of some phases of one layer: from the first rank's start to the last one's end."""
-    own = [moment for moments in moments_R for moment in moments if moment.layer == layer and moment.phase in phases]
+    own = [
+        moment
+        for moments in moments_R
+        for moment in moments
+        if moment.layer == layer and moment.phase in phases
+    ]
     return max(moment.end_s for moment in own) - min(moment.start_s for moment in own)

@@ -1,4 +1,6 @@
-"""A plan's question, read from a file or by the name of a shipped one, with every name in it looked up."""
+"""A plan's question, read from a file or by the name of a shipped one, with every name in it looked
+up.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,18 @@ from simulator.workload.requests import load_requests
 from simulator.workload.traces import RequestTrace
 
 
-def load_question(name: str, overrides: list[str], seed: int | None = None) -> tuple[Question, Path]:
+def load_question(
+    name: str, overrides: list[str], seed: int | None = None
+) -> tuple[Question, Path]:
     """The question in a file, or a shipped one by name, and the file.
 
     Args:
-        overrides: ``path=value`` texts, as of a scenario (``workload.rate_scale=2``, ``clusters.0.price_per_gpu_hour=2.1``).
+        overrides: ``path=value`` texts, as of a scenario (``workload.rate_scale=2``,
+            ``clusters.0.price_per_gpu_hour=2.1``).
 
     Raises:
-        UserError: if the file is missing or wrong, names what does not exist, or an override names no place.
+        UserError: if the file is missing or wrong, names what does not exist, or an override names
+            no place.
     """
     table, path, where = read_named(name, overrides, seed, "workloads/plans", "plan")
     if "deployments" in table:
@@ -37,7 +43,9 @@ def load_question(name: str, overrides: list[str], seed: int | None = None) -> t
 
 
 def _check_names(question: Question, folder: Path, where: str) -> None:
-    """Refuse models, machines, engines and policies that do not exist, before anything is computed."""
+    """Refuse models, machines, engines and policies that do not exist, before anything is
+    computed.
+    """
     calibrations = []
     for number, offer in enumerate(question.clusters):
         place = f"{where} [{_entry('clusters', number, len(question.clusters))}]"
@@ -53,7 +61,9 @@ def _check_names(question: Question, folder: Path, where: str) -> None:
         model = load_model(candidate.model, place, folder)
         if candidate.routing is not None:
             if model.moe is None:
-                raise UserError(f"{place} [routing]: {model.name} is dense and routes nothing; leave it out")
+                raise UserError(
+                    f"{place} [routing]: {model.name} is dense and routes nothing; leave it out"
+                )
             build("routing", candidate.routing, f"{place} [routing]")
         refusals: list[UserError] = []
         for calibration in known:
@@ -73,7 +83,8 @@ def requests_of(question: Question, folder: Path, where: str) -> RequestTrace:
     """The requests of a question's workload.
 
     Raises:
-        UserError: if the workload is wrong, is a closed loop, whose rate follows from the deployment, or comes all at once.
+        UserError: if the workload is wrong, is a closed loop, whose rate follows from the
+            deployment, or comes all at once.
     """
     trace = load_requests(question.workload, folder, question.seed, where)
     if trace.concurrency is not None:

@@ -37,24 +37,32 @@ class Scenario(Frozen):
         return self
 
 
-def load_scenario(name: str, overrides: list[str], seed: int | None = None) -> tuple[Scenario, Path]:
+def load_scenario(
+    name: str, overrides: list[str], seed: int | None = None
+) -> tuple[Scenario, Path]:
     """The scenario in a file, or a shipped one by name, and the file.
 
     Args:
-        overrides: ``path=value`` texts; the path is dotted (``workload.num_requests``, ``deployments.0.parallel.tp``; ``*`` means
-            every deployment) and the value is TOML, or a bare text.
+        overrides: ``path=value`` texts; the path is dotted (``workload.num_requests``,
+            ``deployments.0.parallel.tp``; ``*`` means every deployment) and the value is TOML, or a
+            bare text.
 
     Raises:
         UserError: if the file is missing or wrong, or an override names no place.
     """
     table, path, where = read_named(name, overrides, seed, "workloads", "scenario")
     if "deployments" not in table and ("targets" in table or "clusters" in table):
-        raise UserError(f"{where}: is a plan, which moesim plan takes; a scenario has [[deployments]]")
+        raise UserError(
+            f"{where}: is a plan, which moesim plan takes; a scenario has [[deployments]]"
+        )
     return validate(Scenario, table, where), path
 
 
-def read_named(name: str, overrides: list[str], seed: int | None, family: str, noun: str) -> tuple[dict[str, Any], Path, str]:
-    """The table in a file, or in a shipped one by name, with what is overridden; the file; and what errors call it.
+def read_named(
+    name: str, overrides: list[str], seed: int | None, family: str, noun: str
+) -> tuple[dict[str, Any], Path, str]:
+    """The table in a file, or in a shipped one by name, with what is overridden; the file; and what
+    errors call it.
 
     Raises:
         UserError: as :func:`load_scenario`.
@@ -68,7 +76,9 @@ def read_named(name: str, overrides: list[str], seed: int | None, family: str, n
                 f"{name}: no such file, and no shipped {noun} of that name; {did_you_mean(name, available_files(family))}"
             )
     if path.suffix == ".json":
-        raise UserError(f"{path}: a {noun} is a TOML file; a model's config.json is named by a {noun}'s model key")
+        raise UserError(
+            f"{path}: a {noun} is a TOML file; a model's config.json is named by a {noun}'s model key"
+        )
     table = read_toml(path)
     table.setdefault("name", path.stem)
     for override in overrides:
@@ -90,7 +100,9 @@ def _override(table: dict[str, Any], override: str) -> None:
 
 
 def _value(text: str, override: str) -> Any:
-    """A TOML value; what is none is a text without quotes, unless it looks like a list, a table or a quoted text."""
+    """A TOML value; what is none is a text without quotes, unless it looks like a list, a table or
+    a quoted text.
+    """
     try:
         found = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError as error:
@@ -112,7 +124,9 @@ def _put(node: Any, keys: list[str], value: Any, override: str) -> None:
             else:
                 node[entry] = value
     elif not isinstance(node, dict):
-        raise UserError(f"--set {override}: '{key}' lies inside a value that is not a table; shorten the path")
+        raise UserError(
+            f"--set {override}: '{key}' lies inside a value that is not a table; shorten the path"
+        )
     elif rest:
         _put(node.setdefault(key, {}), rest, value, override)
     else:

@@ -1,4 +1,6 @@
-"""What the routed experts of a step cost, and their exchanges: from ``topk_ids`` through placement and dispatch to seconds."""
+"""What the routed experts of a step cost, and their exchanges: from ``topk_ids`` through placement
+and dispatch to seconds.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 _TRAVELLING_BYTES = {"fp8": INPUT_BYTES["fp8_block"]}
-"""Of a number on its way to an expert, where it is not the format's own: engines send fp8 with a scale for 128 numbers."""
+"""Of a number on its way to an expert, where it is not the format's own: engines send fp8 with a
+scale for 128 numbers."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class ExpertStep:
     dispatch: Exchange
     combine: Exchange
     pack_R: Floats | None = None
-    """Seconds of each rank to pack its rows before they travel; ``None`` where the exchange's own kernels do it."""
+    """Seconds of each rank to pack its rows before they travel; ``None`` where the exchange's own
+    kernels do it."""
     unpack_R: Floats | None = None
     """Seconds to add up what comes back."""
 
@@ -54,17 +58,25 @@ class ExpertPrices:
     @cached_property
     def _slot_maps(self) -> list[SlotMap]:
         experts = self._experts
-        return [SlotMap(experts.placed, layer, self._moe.num_experts) for layer in range(len(experts.topk_ids_LTK))]
+        return [
+            SlotMap(experts.placed, layer, self._moe.num_experts)
+            for layer in range(len(experts.topk_ids_LTK))
+        ]
 
     @cached_property
     def imbalance_L(self) -> Floats:
-        """Token-expert pairs of the busiest rank over the mean rank's, over the whole pool, ``[L]``."""
+        """Token-expert pairs of the busiest rank over the mean rank's, over the whole pool,
+        ``[L]``.
+        """
         maps = zip(self._slot_maps, self._experts.topk_ids_LTK, strict=True)
-        pairs_LR = np.array([slots.rows(slots.slots(topk_ids_TK)).sum(axis=1) for slots, topk_ids_TK in maps])
+        pairs_LR = np.array(
+            [slots.rows(slots.slots(topk_ids_TK)).sum(axis=1) for slots, topk_ids_TK in maps]
+        )
         return np.asarray(pairs_LR.max(axis=1) / pairs_LR.mean(axis=1))
 
     def steps(self, tokens_d: Ints, places: Sequence[tuple[int, int]]) -> list[ExpertStep]:
-        """Price ``tokens_d`` tokens on each data-parallel rank, one step for each of ``places``; many at once cost little more.
+        """Price ``tokens_d`` tokens on each data-parallel rank, one step for each of ``places``;
+        many at once cost little more.
 
         Args:
             places: MoE layer, and where in its pool of recorded choices the step's tokens begin.
@@ -79,7 +91,10 @@ class ExpertPrices:
         source_T = self._sources(tokens_d, sampled)
         out = Vectors(
             kernels=kernels,
-            vector_bytes=hidden * _TRAVELLING_BYTES.get(plan.precision.dispatch, BYTES_PER_ELEMENT[plan.precision.dispatch]),
+            vector_bytes=hidden
+            * _TRAVELLING_BYTES.get(
+                plan.precision.dispatch, BYTES_PER_ELEMENT[plan.precision.dispatch]
+            ),
             tokens_R=np.repeat(tokens_d / layout.tp, layout.tp),
             num_experts=experts.placed.expert_LP.shape[1],
         )
@@ -87,16 +102,24 @@ class ExpertPrices:
         rows, copies, stays, arrivals = [], [], [], []
         for layer, offset in places:
             slots = self._slot_maps[layer]
-            slot_TK = slots.slots(experts.topk_ids_LTK[layer, (offset + np.arange(sampled)) % POOL_TOKENS])
+            slot_TK = slots.slots(
+                experts.topk_ids_LTK[layer, (offset + np.arange(sampled)) % POOL_TOKENS]
+            )
             rows.append(slots.rows(slot_TK, scale))
             if layout.travels:
                 rank_TK = slots.rank_P[slot_TK]
                 arrivals.append(count_arrivals(rank_TK, slots.num_ranks) * scale)
-                if layout.moe_tp > 1:  # each expert is split over moe_tp ranks, and a token must reach all of them
-                    rank_TK = (rank_TK[..., None] * layout.moe_tp + np.arange(layout.moe_tp)).reshape(sampled, -1)
+                if (
+                    layout.moe_tp > 1
+                ):  # each expert is split over moe_tp ranks, and a token must reach all of them
+                    rank_TK = (
+                        rank_TK[..., None] * layout.moe_tp + np.arange(layout.moe_tp)
+                    ).reshape(sampled, -1)
                 copies.append(policy.copies(rank_TK, source_T, plan.fabric.node_R) * scale)
                 stays.append(count_stays(rank_TK, source_T, layout.num_ranks) * scale)
-        if len({rows_RG.shape for rows_RG in rows}) > 1:  # layers whose fullest ranks hold different numbers of experts
+        if (
+            len({rows_RG.shape for rows_RG in rows}) > 1
+        ):  # layers whose fullest ranks hold different numbers of experts
             return [step for place in places for step in self.steps(tokens_d, [place])]
         rows_YRG = np.stack(rows)
         num_layers, num_parts, num_groups = rows_YRG.shape
@@ -109,29 +132,48 @@ class ExpertPrices:
         flat_s = self._experts_s(flat_RG, choices_R, kernels if layout.travels else None)
         experts_YR = np.repeat(flat_s.reshape(num_layers, num_parts), layout.moe_tp, axis=1)
         pairs_YR = np.repeat(rows_YRG.sum(axis=2), layout.moe_tp, axis=1)
-        expert_bytes = moe.num_expert_parameters(hidden) / layout.moe_tp * BYTES_PER_ELEMENT[plan.precision.experts]
+        expert_bytes = (
+            moe.num_expert_parameters(hidden)
+            / layout.moe_tp
+            * BYTES_PER_ELEMENT[plan.precision.experts]
+        )
         read_bytes_Y = (rows_YRG > 0).sum(axis=2).mean(axis=1) * expert_bytes
         steps = [
-            ExpertStep(pairs_R, experts_R, float(read_bytes), Exchange.nothing(), Exchange.nothing())
-            for pairs_R, experts_R, read_bytes in zip(pairs_YR, experts_YR, read_bytes_Y, strict=True)
+            ExpertStep(
+                pairs_R, experts_R, float(read_bytes), Exchange.nothing(), Exchange.nothing()
+            )
+            for pairs_R, experts_R, read_bytes in zip(
+                pairs_YR, experts_YR, read_bytes_Y, strict=True
+            )
         ]
         if not layout.travels:
             return steps
         copies_YSR = np.stack(copies)
         dispatches = plan.comm.exchanges("dispatch", copies_YSR * out.vector_bytes, out)
-        combines = plan.comm.exchanges("combine", copies_YSR.transpose(0, 2, 1) * back.vector_bytes, back)
+        combines = plan.comm.exchanges(
+            "combine", copies_YSR.transpose(0, 2, 1) * back.vector_bytes, back
+        )
         own_R = out.tokens_R * (moe.top_k * layout.moe_tp)
-        packings = [plan.compute.pack_s(own_R, sent_R, hidden) or (None, None) for sent_R in copies_YSR.sum(axis=2) + stays]
+        packings = [
+            plan.compute.pack_s(own_R, sent_R, hidden) or (None, None)
+            for sent_R in copies_YSR.sum(axis=2) + stays
+        ]
         return [
             replace(step, dispatch=dispatch, combine=combine, pack_R=pack_R, unpack_R=unpack_R)
-            for step, dispatch, combine, (pack_R, unpack_R) in zip(steps, dispatches, combines, packings, strict=True)
+            for step, dispatch, combine, (pack_R, unpack_R) in zip(
+                steps, dispatches, combines, packings, strict=True
+            )
         ]
 
     def _sources(self, tokens_d: Ints, sampled: int) -> Ints:
-        """Rank of each sampled token: a data-parallel rank's tokens are spread over its tensor-parallel ranks."""
+        """Rank of each sampled token: a data-parallel rank's tokens are spread over its
+        tensor-parallel ranks.
+        """
         layout = self._plan.layout
         tokens_R = np.repeat(tokens_d // layout.tp, layout.tp)
-        extra = np.repeat(tokens_d % layout.tp, layout.tp) > np.tile(np.arange(layout.tp), layout.attention_dp)
+        extra = np.repeat(tokens_d % layout.tp, layout.tp) > np.tile(
+            np.arange(layout.tp), layout.attention_dp
+        )
         ends = np.cumsum(tokens_R + extra)
         # Evenly spaced tokens stand for all when there are more than the pool holds.
         wanted = ((np.arange(sampled) + 0.5) * (ends[-1] / max(sampled, 1))).astype(np.int64)
@@ -142,7 +184,8 @@ class ExpertPrices:
         """Seconds of each rank's experts, ``[R]``.
 
         Args:
-            choices_R: token-expert pairs of all tokens that the rank's kernels are given, other ranks' experts among them.
+            choices_R: token-expert pairs of all tokens that the rank's kernels are given, other
+                ranks' experts among them.
         """
         plan, moe = self._plan, self._moe
         layout, hidden, compute = plan.layout, plan.model.hidden_size, plan.compute
@@ -150,10 +193,18 @@ class ExpertPrices:
         total_R = np.zeros(len(rows_RG))
         for linear in moe.expert_linears(hidden):
             in_features, out_features, _ = shard(linear, layout.moe_tp)
-            if moe.num_experts == 1:  # an ordinary matrix product: the dense model and the 1-expert MoE agree
-                total_R += compute.gemm_s(pairs_R.astype(np.int64), in_features, out_features, dtype)
+            if (
+                moe.num_experts == 1
+            ):  # an ordinary matrix product: the dense model and the 1-expert MoE agree
+                total_R += compute.gemm_s(
+                    pairs_R.astype(np.int64), in_features, out_features, dtype
+                )
             else:
-                total_R += compute.grouped_gemm_s(rows_RG, in_features, out_features, dtype, moe.num_experts, kernels, choices_R)
+                total_R += compute.grouped_gemm_s(
+                    rows_RG, in_features, out_features, dtype, moe.num_experts, kernels, choices_R
+                )
         touched_R = (rows_RG > 0).sum(axis=1)
         width = moe.intermediate_size / layout.moe_tp
-        return total_R + compute.expert_moves_s(pairs_R, choices_R, touched_R, hidden, width, dtype, moe.num_experts, kernels)
+        return total_R + compute.expert_moves_s(
+            pairs_R, choices_R, touched_R, hidden, width, dtype, moe.num_experts, kernels
+        )

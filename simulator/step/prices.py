@@ -1,8 +1,9 @@
 """What a plan's steps cost: every block's work, priced by the plan's cost models.
 
-All fidelities take their seconds from here. Matrix products depend on the number of tokens only, so they are priced once for
-every possible number; looking back is a closed form in a few sums; routed experts and their exchanges depend on which experts
-the tokens chose, and are priced from ``topk_ids``.
+All fidelities take their seconds from here. Matrix products depend on the number of tokens only, so
+they are priced once for every possible number; looking back is a closed form in a few sums; routed
+experts and their exchanges depend on which experts the tokens chose, and are priced from
+``topk_ids``.
 """
 
 from __future__ import annotations
@@ -34,20 +35,25 @@ PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
 class Prices:
-    """Prices of one plan's steps, for batches of up to ``max_tokens`` tokens on a data-parallel rank."""
+    """Prices of one plan's steps, for batches of up to ``max_tokens`` tokens on a data-parallel
+    rank.
+    """
 
     def __init__(self, plan: Plan, max_tokens: int, rows: NDArray[np.int64] | None = None) -> None:
         """Nothing is priced yet.
 
         Args:
-            rows: numbers of tokens that blocks are priced for, where not every one is needed: what their arrays are indexed by.
+            rows: numbers of tokens that blocks are priced for, where not every one is needed: what
+                their arrays are indexed by.
         """
         self.plan = plan
         self.max_tokens = max_tokens
         self._rows = np.arange(max_tokens + 1, dtype=np.int64) if rows is None else rows
         self.lookbacks: tuple[Lookback, ...] = lookbacks(plan.model, plan.layout, plan.precision)
         self.rates: dict[tuple[Lookback, Phase], Rates] = {
-            (term, phase): plan.compute.context_rates(term, phase) for term in self.lookbacks for phase in PHASES
+            (term, phase): plan.compute.context_rates(term, phase)
+            for term in self.lookbacks
+            for phase in PHASES
         }
 
     @cached_property
@@ -58,20 +64,28 @@ class Prices:
         for name, mixer in self.plan.model.mixers.items():
             linears = mixer.linears(hidden)
             width = shard(linears[0], tp)[1] if linears else 0
-            found[name] = self._linears_s(linears) + self.plan.compute.mixer_s(self._rows, hidden, width)
+            found[name] = self._linears_s(linears) + self.plan.compute.mixer_s(
+                self._rows, hidden, width
+            )
         return found
 
     @cached_property
     def ffn_s(self) -> dict[str, NDArray[np.float64]]:
-        """Seconds of one layer's feed-forward block without routed experts, by block and number of tokens."""
+        """Seconds of one layer's feed-forward block without routed experts, by block and number of
+        tokens.
+        """
         return {name: self._ffn_s(ffn) for name, ffn in self.plan.model.ffns.items()}
 
     def _ffn_s(self, ffn: FFN) -> NDArray[np.float64]:
         plan, hidden, tp = self.plan, self.plan.model.hidden_size, self.plan.layout.tp
         if isinstance(ffn, MoE):
-            total = self._linears_s(ffn.linears(hidden)) + plan.compute.router_s(self._rows, hidden, ffn.num_experts)
+            total = self._linears_s(ffn.linears(hidden)) + plan.compute.router_s(
+                self._rows, hidden, ffn.num_experts
+            )
             width = ffn.shared_intermediate_size
-            return total + plan.compute.ffn_s(self._rows, hidden, -(-width // tp)) if width else total
+            return (
+                total + plan.compute.ffn_s(self._rows, hidden, -(-width // tp)) if width else total
+            )
         linears = ffn.linears(hidden)
         around_s = plan.compute.ffn_s(self._rows, hidden, -(-ffn.intermediate_size // tp))
         if plan.spec.pruning is None:
@@ -87,9 +101,13 @@ class Prices:
     def head_s(self) -> NDArray[np.float64]:
         """Seconds of the output matrix by number of sequences that get a token."""
         model = self.plan.model
-        return self._linears_s((Linear("head", model.hidden_size, model.vocab_size, "column"),), dtype="bf16")
+        return self._linears_s(
+            (Linear("head", model.hidden_size, model.vocab_size, "column"),), dtype="bf16"
+        )
 
-    def _linears_s(self, linears: tuple[Linear, ...], dtype: str | None = None) -> NDArray[np.float64]:
+    def _linears_s(
+        self, linears: tuple[Linear, ...], dtype: str | None = None
+    ) -> NDArray[np.float64]:
         total = np.zeros(len(self._rows))
         for linear in linears:
             stored = dtype or ("bf16" if linear.name == "router" else self.plan.precision.weights)
@@ -117,9 +135,11 @@ class Prices:
         return sums
 
     def all_reduces(self, ffn_name: str, mixer_name: str) -> tuple[int, int]:
-        """All-reduces over each tensor-parallel group after the mixer and after the feed-forward block of a layer.
+        """All-reduces over each tensor-parallel group after the mixer and after the feed-forward
+        block of a layer.
 
-        Where tokens travel to experts, the reduce-scatter before and the all-gather after are one all-reduce together.
+        Where tokens travel to experts, the reduce-scatter before and the all-gather after are one
+        all-reduce together.
         """
         layout = self.plan.layout
         if layout.tp == 1:
@@ -136,34 +156,48 @@ class Prices:
     def tensor_groups(self) -> tuple[tuple[int, ...], ...]:
         """Ranks of every tensor-parallel group, in order of data-parallel rank."""
         tp = self.plan.layout.tp
-        return tuple(tuple(range(d * tp, (d + 1) * tp)) for d in range(self.plan.layout.attention_dp))
+        return tuple(
+            tuple(range(d * tp, (d + 1) * tp)) for d in range(self.plan.layout.attention_dp)
+        )
 
     def all_reduce(self, d: int, num_tokens: int) -> Exchange:
         """Sum the hidden vectors of ``num_tokens`` tokens over tensor-parallel group ``d``."""
         value_bytes = BYTES_PER_ELEMENT[self.plan.precision.activations]
-        return self.plan.comm.all_reduce(num_tokens * self.plan.model.hidden_size * value_bytes, self.tensor_groups[d])
+        return self.plan.comm.all_reduce(
+            num_tokens * self.plan.model.hidden_size * value_bytes, self.tensor_groups[d]
+        )
 
     def all_reduces_s(self, num_tokens: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Seconds of :meth:`all_reduce` over the first group for each number of tokens, the links to itself."""
+        """Seconds of :meth:`all_reduce` over the first group for each number of tokens, the links
+        to itself.
+        """
         value_bytes = BYTES_PER_ELEMENT[self.plan.precision.activations]
-        num_bytes = np.asarray(num_tokens * (self.plan.model.hidden_size * value_bytes), dtype=np.float64)
-        return np.asarray(self.plan.comm.all_reduces_s(num_bytes, self.tensor_groups[0]), dtype=np.float64)
+        num_bytes = np.asarray(
+            num_tokens * (self.plan.model.hidden_size * value_bytes), dtype=np.float64
+        )
+        return np.asarray(
+            self.plan.comm.all_reduces_s(num_bytes, self.tensor_groups[0]), dtype=np.float64
+        )
 
     def sends_s(self, num_tokens: int) -> float:
-        """Seconds for which a batch is on its way from stage to stage, by tokens of its fullest data-parallel rank."""
+        """Seconds for which a batch is on its way from stage to stage, by tokens of its fullest
+        data-parallel rank.
+        """
         return float(self.all_sends_s(np.array([num_tokens]))[0])
 
     def all_sends_s(self, num_tokens: NDArray[np.int64]) -> NDArray[np.float64]:
         """:meth:`sends_s` for each number of tokens.
 
-        Each tensor-parallel rank sends its part of the vectors, and those of the next stage gather them: half of an all-reduce,
-        which scatters sums and gathers them.
+        Each tensor-parallel rank sends its part of the vectors, and those of the next stage gather
+        them: half of an all-reduce, which scatters sums and gathers them.
         """
         plan = self.plan
         if plan.sends is None:
             return np.zeros(len(num_tokens))
         vector_bytes = plan.model.hidden_size * BYTES_PER_ELEMENT[plan.precision.activations]
-        sent_s = plan.sends.seconds(np.asarray(num_tokens * (VECTORS * vector_bytes / plan.layout.tp), dtype=np.float64))
+        sent_s = plan.sends.seconds(
+            np.asarray(num_tokens * (VECTORS * vector_bytes / plan.layout.tp), dtype=np.float64)
+        )
         if plan.layout.tp == 1:
             return sent_s
         gathered_s = (plan.layout.pp - 1) * self.all_reduces_s(VECTORS * num_tokens) / 2
@@ -171,8 +205,12 @@ class Prices:
 
     @cached_property
     def stage_shares(self) -> tuple[float, float]:
-        """Layers of a pipeline's longest stage, and of its last, which has the head too: shares of all, which count alike."""
-        stages = [len(layers) for layers in stage_layers(self.plan.model.num_layers, self.plan.layout.pp)]
+        """Layers of a pipeline's longest stage, and of its last, which has the head too: shares of
+        all, which count alike.
+        """
+        stages = [
+            len(layers) for layers in stage_layers(self.plan.model.num_layers, self.plan.layout.pp)
+        ]
         return max(stages) / sum(stages), stages[-1] / sum(stages)
 
     @cached_property
@@ -183,7 +221,8 @@ class Prices:
         return ExpertPrices(self.plan, self.plan.experts, self.plan.model.moe)
 
     def expert_step(self, layer: int, tokens_d: NDArray[np.int64], offset: int) -> ExpertStep:
-        """Price the routed experts of MoE layer ``layer`` for ``tokens_d`` tokens on each data-parallel rank.
+        """Price the routed experts of MoE layer ``layer`` for ``tokens_d`` tokens on each
+        data-parallel rank.
 
         Args:
             offset: where in the pool of recorded choices the step's tokens begin.
@@ -192,10 +231,14 @@ class Prices:
 
     def expert_steps(self, tokens_d: NDArray[np.int64], offset: int) -> list[ExpertStep]:
         """:meth:`expert_step` of every MoE layer."""
-        return self.experts.steps(tokens_d, [(layer, offset) for layer in range(self.plan.model.num_moe_layers)])
+        return self.experts.steps(
+            tokens_d, [(layer, offset) for layer in range(self.plan.model.num_moe_layers)]
+        )
 
     def program(self, batch: Batch, offset: int) -> list[Operation]:
-        """The whole step of one batch as operations of the ranks that it meets in each layer, engine overhead last."""
+        """The whole step of one batch as operations of the ranks that it meets in each layer,
+        engine overhead last.
+        """
         layout, tokens_d = self.plan.layout, batch.tokens_d
         overlapped = self.halved_layers
         operations = self._layers(batch, offset, range(overlapped.start))
@@ -205,10 +248,14 @@ class Prices:
             programs.append(self._layers(part, begin, overlapped))
             begin += int(part.tokens_d.sum())
         operations += interleave(*programs) if len(programs) == 2 else programs[0]
-        operations += self._layers(batch, offset, range(overlapped.stop, len(self.plan.model.layer_names)))
+        operations += self._layers(
+            batch, offset, range(overlapped.stop, len(self.plan.model.layer_names))
+        )
         operations.append(Busy("dense", -1, np.repeat(self.head_s[batch.num_logits], layout.tp)))
         if layout.pp > 1:
-            operations.append(Busy("collective", -1, np.full(layout.num_ranks, self.sends_s(int(tokens_d.max())))))
+            operations.append(
+                Busy("collective", -1, np.full(layout.num_ranks, self.sends_s(int(tokens_d.max()))))
+            )
         num_sequences = np.array([len(new) for new in batch.new_tokens])
         has_prompts = any(not flags.all() for flags in batch.is_decode)
         overhead_s = self.overhead_s(int(num_sequences.max(initial=0)), has_prompts)
@@ -217,8 +264,14 @@ class Prices:
 
     @cached_property
     def overlapped_layers(self) -> range:
-        """Layers that two-batch overlap would run in halves: from the first to the last with routed experts, as SGLang does."""
-        found = [n for n, (_, ffn) in enumerate(self.plan.model.layer_names) if isinstance(self.plan.model.ffns.get(ffn), MoE)]
+        """Layers that two-batch overlap would run in halves: from the first to the last with routed
+        experts, as SGLang does.
+        """
+        found = [
+            n
+            for n, (_, ffn) in enumerate(self.plan.model.layer_names)
+            if isinstance(self.plan.model.ffns.get(ffn), MoE)
+        ]
         return range(found[0], found[-1] + 1) if found else range(0)
 
     @property
@@ -240,23 +293,41 @@ class Prices:
             return operations
         looking_s = {
             name: np.array(
-                [sum(self.lookback_s(t, batch, d) for t in self.lookbacks if t.mixer == name) for d in range(layout.attention_dp)]
+                [
+                    sum(self.lookback_s(t, batch, d) for t in self.lookbacks if t.mixer == name)
+                    for d in range(layout.attention_dp)
+                ]
             )
             for name in plan.model.mixers
         }
-        reduce = tuple(self.all_reduce(d, int(tokens_d[d])) for d in range(layout.attention_dp)) if layout.tp > 1 else ()
+        reduce = (
+            tuple(self.all_reduce(d, int(tokens_d[d])) for d in range(layout.attention_dp))
+            if layout.tp > 1
+            else ()
+        )
         # All of a model's MoE layers are among ``layers``, or none.
-        is_routed = any(isinstance(plan.model.ffns.get(plan.model.layer_names[layer][1]), MoE) for layer in layers)
+        is_routed = any(
+            isinstance(plan.model.ffns.get(plan.model.layer_names[layer][1]), MoE)
+            for layer in layers
+        )
         steps = iter(self.expert_steps(tokens_d, offset) if is_routed else ())
         for layer in layers:
             mixer, ffn = plan.model.layer_names[layer]
             after_mixer, after_ffn = self.all_reduces(ffn, mixer)
             if mixer != "none":
-                operations.append(Busy("attention", layer, np.repeat(self.mixer_s[mixer][tokens_d] + looking_s[mixer], layout.tp)))
+                operations.append(
+                    Busy(
+                        "attention",
+                        layer,
+                        np.repeat(self.mixer_s[mixer][tokens_d] + looking_s[mixer], layout.tp),
+                    )
+                )
             if after_mixer:
                 operations.append(Together("collective", layer, self.tensor_groups, reduce))
             if ffn != "none":
-                operations.append(Busy("dense", layer, np.repeat(self.ffn_s[ffn][tokens_d], layout.tp)))
+                operations.append(
+                    Busy("dense", layer, np.repeat(self.ffn_s[ffn][tokens_d], layout.tp))
+                )
                 if isinstance(plan.model.ffns[ffn], MoE):
                     operations += self.expert_operations(next(steps), layer)
             if after_ffn:
@@ -280,12 +351,16 @@ class Prices:
         ]
 
     def loads(self, batch: Batch, offset: int) -> tuple[float, float]:
-        """Expert load imbalance of a step (mean over MoE layers), and the bytes of weights and cache that the mean rank reads."""
+        """Expert load imbalance of a step (mean over MoE layers), and the bytes of weights and
+        cache that the mean rank reads.
+        """
         dp = self.plan.layout.attention_dp
         read_bytes = self.read_bytes_per_step
         for term in self.lookbacks:
             for d in range(dp):
-                for phase, cost in zip(PHASES, (term.prefill_bytes, term.decode_bytes), strict=True):
+                for phase, cost in zip(
+                    PHASES, (term.prefill_bytes, term.decode_bytes), strict=True
+                ):
                     read_bytes += term.num_layers * cost * self._sums(term, phase, batch, d)[1] / dp
         imbalance = 0.0
         num_layers = self.plan.model.num_moe_layers
@@ -300,35 +375,52 @@ class Prices:
         return imbalance, read_bytes
 
     def overhead_s(self, num_sequences: int, has_prompts: bool) -> float:
-        """The engine's own time for a step with ``num_sequences`` on its fullest data-parallel rank."""
+        """The engine's own time for a step with ``num_sequences`` on its fullest data-parallel
+        rank.
+        """
         engine, model = self.plan.calibration.engine, self.plan.model
         prompt_s = engine.prompt_s(model.num_layers, model.num_moe_layers) if has_prompts else 0.0
         return engine.step_s + num_sequences * engine.sequence_s + prompt_s
 
     @cached_property
     def read_bytes_per_step(self) -> float:
-        """Weights other than routed experts and the embedding table that one rank of each stage reads for every batch."""
+        """Weights other than routed experts and the embedding table that one rank of each stage
+        reads for every batch.
+        """
         plan, model = self.plan, self.plan.model
         left_out = model.num_embedding_parameters / plan.layout.tp * BYTES_PER_ELEMENT["bf16"]
         if model.ties_embeddings:
             left_out = 0.0  # the table is the output matrix too
         if model.moe is not None:
             slots = None if plan.experts is None else plan.experts.placed.expert_LP.shape[1]
-            layer_bytes = expert_bytes_per_layer(model.moe, model.hidden_size, plan.layout, plan.precision, slots)
+            layer_bytes = expert_bytes_per_layer(
+                model.moe, model.hidden_size, plan.layout, plan.precision, slots
+            )
             left_out += model.num_moe_layers * layer_bytes
         if plan.layout.pp == 1:
             return plan.capacity.weights_bytes - left_out
         num_slots = None if plan.experts is None else plan.experts.placed.expert_LP.shape[1]
         one_stage = replace(plan.layout, pp=1)
-        return weight_bytes(model, one_stage, plan.precision, plan.spec.pruning, num_slots) - left_out
+        return (
+            weight_bytes(model, one_stage, plan.precision, plan.spec.pruning, num_slots) - left_out
+        )
 
     @cached_property
     def overlapped_bytes(self) -> float:
-        """Weights other than routed experts of :attr:`halved_layers`, which each half reads anew."""
+        """Weights other than routed experts of :attr:`halved_layers`, which each half reads
+        anew.
+        """
         model, tp, dtype = self.plan.model, self.plan.layout.tp, self.plan.precision.weights
         blocks = {**model.mixers, **model.ffns}
-        names = [name for layer in self.halved_layers for name in model.layer_names[layer] if name != "none"]
-        return sum(linear_bytes(blocks[name].linears(model.hidden_size), tp, dtype) for name in names)
+        names = [
+            name
+            for layer in self.halved_layers
+            for name in model.layer_names[layer]
+            if name != "none"
+        ]
+        return sum(
+            linear_bytes(blocks[name].linears(model.hidden_size), tp, dtype) for name in names
+        )
 
     @cached_property
     def mixer_layers(self) -> Counter[str]:

@@ -1,4 +1,6 @@
-"""A step as a program: what every rank computes and what ranks do together, in order, priced. Engines execute it in virtual time."""
+"""A step as a program: what every rank computes and what ranks do together, in order, priced.
+Engines execute it in virtual time.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class Together(NamedTuple):
 
 
 class Start(NamedTuple):
-    """Groups of ranks exchange data as in :class:`Together`, but each goes on at once with what does not need it."""
+    """Groups of ranks exchange data as in :class:`Together`, but each goes on at once with what
+    does not need it.
+    """
 
     phase: str
     layer: int

@@ -1,8 +1,10 @@
-"""Two-batch overlap: a step's tokens in two halves, and the two programs in turn, one computing while the other exchanges.
+"""Two-batch overlap: a step's tokens in two halves, and the two programs in turn, one computing
+while the other exchanges.
 
-DeepSeek ("DeepSeek-V3 Technical Report", 3.4) and SGLang (``--enable-two-batch-overlap``). The order is fixed, as it is on a GPU's
-stream: a half computes until its next exchange starts, then the other does, and each waits for its own exchange only when its
-turn has come. All-reduces of tensor-parallel groups stay in that order, as SGLang leaves them.
+DeepSeek ("DeepSeek-V3 Technical Report", 3.4) and SGLang (``--enable-two-batch-overlap``). The
+order is fixed, as it is on a GPU's stream: a half computes until its next exchange starts, then the
+other does, and each waits for its own exchange only when its turn has come. All-reduces of
+tensor-parallel groups stay in that order, as SGLang leaves them.
 """
 
 from __future__ import annotations
@@ -24,18 +26,23 @@ _Row = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]
 def halves(batch: Batch) -> tuple[Batch, Batch] | None:
     """Half of each rank's tokens, and the rest; ``None`` where no rank has two.
 
-    Decodes come before prompts, and the sequence in the middle is cut in two, the second part looking back at the first
-    (SGLang's two-chunk overlap). The output head is not part of a half, so neither has logits.
+    Decodes come before prompts, and the sequence in the middle is cut in two, the second part
+    looking back at the first (SGLang's two-chunk overlap). The output head is not part of a half,
+    so neither has logits.
     """
     if int(batch.tokens_d.max(initial=0)) < 2:
         return None
     parts: tuple[list[_Row], list[_Row]] = ([], [])
-    for new, context, is_decode in zip(batch.new_tokens, batch.context_tokens, batch.is_decode, strict=True):
+    for new, context, is_decode in zip(
+        batch.new_tokens, batch.context_tokens, batch.is_decode, strict=True
+    ):
         order = np.argsort(~is_decode, kind="stable")
         new, context, is_decode = new[order], context[order], is_decode[order]
         begin = np.cumsum(new) - new
         in_first = np.clip(first_half(int(new.sum())) - begin, 0, new)
-        for part, tokens, seen in zip(parts, (in_first, new - in_first), (context, context + in_first), strict=True):
+        for part, tokens, seen in zip(
+            parts, (in_first, new - in_first), (context, context + in_first), strict=True
+        ):
             part.append((tokens[tokens > 0], seen[tokens > 0], is_decode[tokens > 0]))
     first, second = (_batch(part) for part in parts)
     return first, second
@@ -54,8 +61,9 @@ def _batch(rows: list[_Row]) -> Batch:
 def interleave(first: list[Operation], second: list[Operation]) -> list[Operation]:
     """Both programs in turn, a turn ending where a dispatch or combine starts.
 
-    What an exchange's kernels keep from the GPU is spent at its start: hiding an exchange of ``D`` seconds that holds the share
-    ``h`` behind ``w`` seconds of computation takes ``max(D, w + h D)``, whether the share is held throughout or all of it at once.
+    What an exchange's kernels keep from the GPU is spent at its start: hiding an exchange of ``D``
+    seconds that holds the share ``h`` behind ``w`` seconds of computation takes ``max(D, w + h
+    D)``, whether the share is held throughout or all of it at once.
     """
     left = (deque(first), deque(second))
     under_way: list[Start | None] = [None, None]

@@ -1,8 +1,10 @@
-"""The accuracy scoreboard: measurements beside what the cost models and the engine predict for them.
+"""The accuracy scoreboard: measurements beside what the cost models and the engine predict for
+them.
 
-A suite reads a table of measurements and answers every row: with seconds, a band, and a status (``ok``; ``extrapolated: why``
-outside the measured domain, with a wider band; ``unsupported: why``). It prices rows with the same cost models that the engine
-and the planner use, so the scoreboard's errors are theirs.
+A suite reads a table of measurements and answers every row: with seconds, a band, and a status
+(``ok``; ``extrapolated: why`` outside the measured domain, with a wider band; ``unsupported:
+why``). It prices rows with the same cost models that the engine and the planner use, so the
+scoreboard's errors are theirs.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ class Measure(NamedTuple):
 
 @dataclass(frozen=True)
 class Answers:
-    """What a suite says about ``n`` rows with ``M`` measures each. Seconds are not a number where unsupported."""
+    """What a suite says about ``n`` rows with ``M`` measures each. Seconds are not a number where
+    unsupported.
+    """
 
     seconds: NDArray[np.float64]
     """``[n, M]``."""
@@ -49,7 +53,9 @@ class Answers:
     def unsupported(cls, num_rows: int, num_measures: int) -> Answers:
         """Nothing answered yet; a suite fills in what it can."""
         nothing = np.full((num_rows, num_measures), np.nan)
-        return cls(nothing, nothing.copy(), nothing.copy(), ["unsupported"] * num_rows, [""] * num_rows)
+        return cls(
+            nothing, nothing.copy(), nothing.copy(), ["unsupported"] * num_rows, [""] * num_rows
+        )
 
 
 def require(table: pd.DataFrame, columns: tuple[str, ...], where: str) -> None:
@@ -61,17 +67,25 @@ def require(table: pd.DataFrame, columns: tuple[str, ...], where: str) -> None:
     there = list(map(str, table.columns))
     missing = [column for column in columns if column not in there]
     if len(missing) == 1:
-        raise UserError(f"{where}: missing column '{missing[0]}'; {did_you_mean(missing[0], there)}")
+        raise UserError(
+            f"{where}: missing column '{missing[0]}'; {did_you_mean(missing[0], there)}"
+        )
     if missing:
         spare = [column for column in there if column not in columns]
-        near = {column: difflib.get_close_matches(column, spare, n=1, cutoff=0.7) for column in missing}
+        near = {
+            column: difflib.get_close_matches(column, spare, n=1, cutoff=0.7) for column in missing
+        }
         meant = [f"'{found[0]}' for '{column}'" for column, found in near.items() if found]
         hint = f"did you mean {', '.join(meant)}?" if meant else f"it has {', '.join(there)}"
         raise UserError(f"{where}: missing columns {', '.join(map(repr, missing))}; {hint}")
 
 
-def with_answers(table: pd.DataFrame, measures: tuple[Measure, ...], answers: Answers) -> pd.DataFrame:
-    """The table with ``predicted_<name>_s``, ``low_<name>_s``, ``high_<name>_s`` of every measure, and ``status``."""
+def with_answers(
+    table: pd.DataFrame, measures: tuple[Measure, ...], answers: Answers
+) -> pd.DataFrame:
+    """The table with ``predicted_<name>_s``, ``low_<name>_s``, ``high_<name>_s`` of every measure,
+    and ``status``.
+    """
     new = {}
     for m, measure in enumerate(measures):
         new[f"predicted_{measure.name}_s"] = answers.seconds[:, m]
@@ -81,8 +95,12 @@ def with_answers(table: pd.DataFrame, measures: tuple[Measure, ...], answers: An
     return table.assign(**new)
 
 
-def score_rows(suite: str, table: pd.DataFrame, measures: tuple[Measure, ...], answers: Answers) -> pd.DataFrame:
-    """The long table (:data:`simulator.results.scores.SCORE_COLUMNS`) of what was measured; rows that a measure leaves empty are left out."""
+def score_rows(
+    suite: str, table: pd.DataFrame, measures: tuple[Measure, ...], answers: Answers
+) -> pd.DataFrame:
+    """The long table (:data:`simulator.results.scores.SCORE_COLUMNS`) of what was measured; rows
+    that a measure leaves empty are left out.
+    """
     found = []
     for m, measure in enumerate(measures):
         if measure.column not in table.columns:

@@ -1,4 +1,6 @@
-"""The scoreboard of ``moesim validate``: answered tables put together, and what the calibrations say of themselves."""
+"""The scoreboard of ``moesim validate``: answered tables put together, and what the calibrations
+say of themselves.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,20 @@ from simulator.results.scores import SCORE_COLUMNS, Scoreboard, grouped, judged,
 from simulator.validation.left_out import left_out
 from simulator.validation.suites import Answered, Tick, answer, answer_published, tables_in
 
-_FIT_COLUMNS = ("calibration", "table", "entry", "kind", "rows", "median", "p90", "bias", "low", "high", "command", "source")
+_FIT_COLUMNS = (
+    "calibration",
+    "table",
+    "entry",
+    "kind",
+    "rows",
+    "median",
+    "p90",
+    "bias",
+    "low",
+    "high",
+    "command",
+    "source",
+)
 
 
 NO_MEASUREMENTS = (
@@ -41,7 +56,9 @@ def everything(folder: Path | None, tick: Tick = lambda *_: None) -> Scoreboard:
         UserError: if there is no such folder.
     """
     with described() as run:
-        found, skipped = ({}, {"kernels and serving": NO_MEASUREMENTS}) if folder is None else tables_in(folder)
+        found, skipped = (
+            ({}, {"kernels and serving": NO_MEASUREMENTS}) if folder is None else tables_in(folder)
+        )
         parts = []
         for path, suite in found.items():
             try:
@@ -54,7 +71,9 @@ def everything(folder: Path | None, tick: Tick = lambda *_: None) -> Scoreboard:
 
 @contextmanager
 def described() -> Iterator[dict[str, Any]]:
-    """What :attr:`simulator.results.scores.Scoreboard.run` says of how it was made; the time it took is there at the end."""
+    """What :attr:`simulator.results.scores.Scoreboard.run` says of how it was made; the time it
+    took is there at the end.
+    """
     started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
     run: dict[str, Any] = {
         "name": "validate",
@@ -71,10 +90,15 @@ def scoreboard(parts: Sequence[Answered], run: dict[str, Any]) -> Scoreboard:
     """Put tables together.
 
     Args:
-        run: what :attr:`simulator.results.scores.Scoreboard.run` holds besides the tables that were read.
+        run: what :attr:`simulator.results.scores.Scoreboard.run` holds besides the tables that were
+            read.
     """
     filled = [part.rows.assign(source=part.source) for part in parts if not part.rows.empty]
-    rows = pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=[*SCORE_COLUMNS, "source"])
+    rows = (
+        pd.concat(filled, ignore_index=True)
+        if filled
+        else pd.DataFrame(columns=[*SCORE_COLUMNS, "source"])
+    )
     tables = [
         {
             "suite": part.suite,
@@ -87,11 +111,16 @@ def scoreboard(parts: Sequence[Answered], run: dict[str, Any]) -> Scoreboard:
         }
         for part in parts
     ]
-    order = pd.DataFrame([entry for part in parts for entry in part.order], columns=["suite", "pairs", "right"])
+    order = pd.DataFrame(
+        [entry for part in parts for entry in part.order], columns=["suite", "pairs", "right"]
+    )
     calibrations = _calibrations()
-    # What fits say of rows left out of them is no figure for a table that they have not seen: that one speaks for itself.
+    # What fits say of rows left out of them is no figure for a table that they have not seen: that
+    # one speaks for itself.
     seen = rows[rows["source"].isin([part.source for part in parts if part.in_sample])]
-    return Scoreboard({**run, "tables": tables}, rows, fits(calibrations), order, left_out(seen, calibrations))
+    return Scoreboard(
+        {**run, "tables": tables}, rows, fits(calibrations), order, left_out(seen, calibrations)
+    )
 
 
 def _calibrations() -> dict[str, CalibrationFile]:
@@ -100,7 +129,9 @@ def _calibrations() -> dict[str, CalibrationFile]:
     for name in available_files("cluster_configs/calibration"):
         try:
             found[name] = load_calibration(name, "validate")
-        except UserError:  # a machine that moesim calibrate timed, or a user's file that is of no use here
+        except (
+            UserError
+        ):  # a machine that moesim calibrate timed, or a user's file that is of no use here
             continue
     return found
 
@@ -114,12 +145,23 @@ def fits(calibrations: Mapping[str, CalibrationFile]) -> pd.DataFrame:
                 low, high = fit.band or (np.nan, np.nan)
                 numbers = (fit.num_rows, fit.median_error, fit.p90_error, fit.bias, low, high)
                 values = (np.nan if number is None else float(number) for number in numbers)
-                found.append((name, path[0], " ".join(path[1:]), fit.kind, *values, fit.command or "", fit.source))
+                found.append(
+                    (
+                        name,
+                        path[0],
+                        " ".join(path[1:]),
+                        fit.kind,
+                        *values,
+                        fit.command or "",
+                        fit.source,
+                    )
+                )
     return pd.DataFrame(found, columns=list(_FIT_COLUMNS))
 
 
 def write(board: Scoreboard, folder: Path, render: Callable[[Scoreboard], str]) -> None:
-    """Write ``run.json``, ``scores.csv``, ``targets.csv``, ``reasons.csv``, ``rows.parquet`` and ``report.html``, or nothing.
+    """Write ``run.json``, ``scores.csv``, ``targets.csv``, ``reasons.csv``, ``rows.parquet`` and
+    ``report.html``, or nothing.
 
     Args:
         render: makes the report's HTML.
@@ -128,7 +170,10 @@ def write(board: Scoreboard, folder: Path, render: Callable[[Scoreboard], str]) 
         UserError: if the folder cannot be written.
     """
     page = render(board)
-    why = [reasons(board.rows, status).assign(status=status) for status in ("unsupported", "extrapolated")]
+    why = [
+        reasons(board.rows, status).assign(status=status)
+        for status in ("unsupported", "extrapolated")
+    ]
 
     def fill(new: Path) -> None:
         new.mkdir()

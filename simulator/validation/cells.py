@@ -1,4 +1,6 @@
-"""Cells of a table as people write them: spellings of number formats, and what is said of a cell that cannot be used."""
+"""Cells of a table as people write them: spellings of number formats, and what is said of a cell
+that cannot be used.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,10 @@ def told(status: Sequence[str], texts: pd.DataFrame) -> list[str]:
     >>> told(["ok", "unsupported: m is not a number", "unsupported: m is not a number"], pd.DataFrame({"m": ["8", "abc", ""]}))
     ['ok', 'unsupported: m is not a number: abc', 'unsupported: m is empty']
     """
-    return [_told(said, texts, row) if said.startswith("unsupported") else said for row, said in enumerate(status)]
+    return [
+        _told(said, texts, row) if said.startswith("unsupported") else said
+        for row, said in enumerate(status)
+    ]
 
 
 def _told(said: str, texts: pd.DataFrame, row: int) -> str:
@@ -72,7 +77,9 @@ def _told(said: str, texts: pd.DataFrame, row: int) -> str:
 
 
 def _written(column: str, texts: pd.DataFrame) -> str | None:
-    return next((name for name in (column, *_WRITTEN_AS.get(column, ())) if name in texts.columns), None)
+    return next(
+        (name for name in (column, *_WRITTEN_AS.get(column, ())) if name in texts.columns), None
+    )
 
 
 def _cell(texts: pd.DataFrame, column: str, row: int) -> str:
@@ -87,11 +94,17 @@ def _of_number(column: str, text: str) -> str:
         is_large = math.isfinite(float(text))
     except ValueError:
         is_large = False
-    return f"{column} is {text}, larger than anything that is counted" if is_large else f"{column} is not a number: {text}"
+    return (
+        f"{column} is {text}, larger than anything that is counted"
+        if is_large
+        else f"{column} is not a number: {text}"
+    )
 
 
 def _of_gpu(gpu: str) -> str:
     near = near_accelerators(gpu)
     return (
-        f"near it: {', '.join(near)}; 'moesim list accelerators' has all" if near else "'moesim list accelerators' has all that are"
+        f"near it: {', '.join(near)}; 'moesim list accelerators' has all"
+        if near
+        else "'moesim list accelerators' has all that are"
     )

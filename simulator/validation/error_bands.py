@@ -1,7 +1,8 @@
-"""From a prediction to its 80 % band: what the calibration's residuals say, wider where nothing was measured.
+"""From a prediction to its 80 % band: what the calibration's residuals say, wider where nothing was
+measured.
 
-A band is a pair of factors that a prediction is multiplied with. It widens in log space about its own middle, since errors of times
-are ratios, and a fit may be biased.
+A band is a pair of factors that a prediction is multiplied with. It widens in log space about its
+own middle, since errors of times are ratios, and a fit may be biased.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from simulator.config.calibration.fit import Fit
 _EXTRAPOLATED = 2.0
 """How much wider, in log space, a band is outside the measured domain."""
 _LEAST_EXTRAPOLATED = 1.2
-"""Least factor either way there: a table that scatters little says nothing of what it does not hold. Half, in logarithms, of what
-H100 and B200 differ by at the median where one is priced by the other's fit."""
+"""Least factor either way there: a table that scatters little says nothing of what it does not
+hold. Half, in logarithms, of what H100 and B200 differ by at the median where one is priced by the
+other's fit."""
 
 
 class Band(NamedTuple):
@@ -48,19 +50,28 @@ class Band(NamedTuple):
         wide = (self.high / self.low) ** (by / 2)
         return Band(round(middle / wide, 12), round(middle * wide, 12), self.is_assumed)
 
-    def around(self, seconds: ArrayLike, is_extrapolated: ArrayLike = False) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Low and high of predictions of any shape; a prediction lies within its own band, even where the fit is biased.
+    def around(
+        self, seconds: ArrayLike, is_extrapolated: ArrayLike = False
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Low and high of predictions of any shape; a prediction lies within its own band, even
+        where the fit is biased.
 
         Args:
-            is_extrapolated: which of them lie outside the measured domain; of the same shape, or one for all.
+            is_extrapolated: which of them lie outside the measured domain; of the same shape, or
+                one for all.
         """
-        return self.spread(seconds, np.where(np.asarray(is_extrapolated, dtype=bool), _EXTRAPOLATED, 1.0))
+        return self.spread(
+            seconds, np.where(np.asarray(is_extrapolated, dtype=bool), _EXTRAPOLATED, 1.0)
+        )
 
-    def spread(self, seconds: ArrayLike, wider: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def spread(
+        self, seconds: ArrayLike, wider: ArrayLike
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Likewise, ``wider`` times as wide each (:mod:`simulator.validation.extrapolation`).
 
-        Where a fit's residuals lie on one side of its predictions, so does its band, which is then stretched to the prediction: such
-        a prediction is the very low or high. It says that measurements of this kind are mostly larger (or smaller).
+        Where a fit's residuals lie on one side of its predictions, so does its band, which is then
+        stretched to the prediction: such a prediction is the very low or high. It says that
+        measurements of this kind are mostly larger (or smaller).
 
         >>> low, high = Band(0.95, 1.05).spread([1.0, 1.0], [1.0, 2.0])
         >>> [round(float(value), 3) for value in (*low, *high)]
@@ -68,7 +79,9 @@ class Band(NamedTuple):
         """
         values, factor = np.asarray(seconds, dtype=float), np.asarray(wider, dtype=float)
         middle, half = np.log(self.low * self.high) / 2, np.log(self.high / self.low) / 2
-        wide = np.where(factor > 1.0, np.maximum(factor * half, np.log(_LEAST_EXTRAPOLATED)), factor * half)
+        wide = np.where(
+            factor > 1.0, np.maximum(factor * half, np.log(_LEAST_EXTRAPOLATED)), factor * half
+        )
         # A factor of one keeps the very numbers of the file.
         low = np.where(factor == 1.0, self.low, np.exp(middle - wide))
         high = np.where(factor == 1.0, self.high, np.exp(middle + wide))
@@ -76,9 +89,12 @@ class Band(NamedTuple):
 
 
 ASSUMED = Band(0.5, 2.0, is_assumed=True)
-"""Where numbers are assumed and nothing was measured: a factor of two either way, which is a guess too."""
+"""Where numbers are assumed and nothing was measured: a factor of two either way, which is a guess
+too."""
 
 
 def widest(bands: Sequence[Band]) -> Band:
     """The band that holds all of them, for a sum whose parts err together."""
-    return Band(min(b.low for b in bands), max(b.high for b in bands), any(b.is_assumed for b in bands))
+    return Band(
+        min(b.low for b in bands), max(b.high for b in bands), any(b.is_assumed for b in bands)
+    )

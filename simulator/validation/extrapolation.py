@@ -1,10 +1,12 @@
 """Why a price is not of the very kernels that were measured, and how much wider its band is for it.
 
-The widths are what the tables themselves show. Rows of one GPU, priced with what was fitted on a GPU of the other family (H100 by
-Blackwell's coefficients, B200 by Hopper's, each with its own peaks), need bands 1.0 to 6.0 times as wide for four of five to lie
-inside, 2.4 at the median of 24 tables; a sibling in the family has the same kernels and lies nearer: :data:`SIBLING`. Rows of one
-engine, priced by another engine's kernels of the same format, need 2.4 times (experts) and 3.1 times (latent attention) at the
-median: :data:`OTHER_KERNELS`. Doubts that come together add up as independent errors do, by their squares.
+The widths are what the tables themselves show. Rows of one GPU, priced with what was fitted on a
+GPU of the other family (H100 by Blackwell's coefficients, B200 by Hopper's, each with its own
+peaks), need bands 1.0 to 6.0 times as wide for four of five to lie inside, 2.4 at the median of 24
+tables; a sibling in the family has the same kernels and lies nearer: :data:`SIBLING`. Rows of one
+engine, priced by another engine's kernels of the same format, need 2.4 times (experts) and 3.1
+times (latent attention) at the median: :data:`OTHER_KERNELS`. Doubts that come together add up as
+independent errors do, by their squares.
 """
 
 from __future__ import annotations
@@ -21,13 +23,15 @@ from simulator.validation import OK
 from simulator.validation.error_bands import Band
 
 SIBLING = 2.0
-"""How much wider, in log space, a band is on another GPU of the family that was measured; likewise below."""
+"""How much wider, in log space, a band is on another GPU of the family that was measured; likewise
+below."""
 OUTSIDE = 2.0
 """Outside the measured range of sizes."""
 OTHER_KERNELS = 3.0
 """Where the kernels of another engine, or of another number format, were measured."""
 ASSUMED = 1.0
-"""Nothing was measured: an assumed entry's band is as wide already as that asks for, and :func:`no_narrower` than where more is known."""
+"""Nothing was measured: an assumed entry's band is as wide already as that asks for, and
+:func:`no_narrower` than where more is known."""
 
 
 class Doubt(NamedTuple):
@@ -74,7 +78,9 @@ def settle(
     masks = [*(mask for _, mask in others), *outside.values()]
     flags_nF = np.stack(masks, axis=1) if masks else np.zeros((num_rows, 0), dtype=bool)
     kinds_uF, codes = np.unique(flags_nF, axis=0, return_inverse=True)
-    found = [_one(doubts, kind, list(outside), others) for kind in kinds_uF] or [_one(doubts, (), [], [])]
+    found = [_one(doubts, kind, list(outside), others) for kind in kinds_uF] or [
+        _one(doubts, (), [], [])
+    ]
     codes = codes.ravel() if flags_nF.shape[1] else np.zeros(num_rows, dtype=np.intp)
     statuses = np.array([status for status, _ in found], dtype=object)[codes]
     return statuses.tolist(), np.array([wider for _, wider in found])[codes]
@@ -106,7 +112,8 @@ def no_narrower(
     """Low and high of an assumed entry, no narrower than on a GPU of a family that was measured.
 
     Args:
-        seen: the entry for the same engine and format of that family, whose GPUs are priced for this.
+        seen: the entry for the same engine and format of that family, whose GPUs are priced for
+            this.
         doubts: about the row itself, not about the GPU.
         outside: by quantity, which rows lie outside the range of ``seen``.
     """

@@ -1,7 +1,8 @@
-"""Whether a table holds rows that the shipped calibrations were fitted on, so that errors on them can be called in sample.
+"""Whether a table holds rows that the shipped calibrations were fitted on, so that errors on them
+can be called in sample.
 
-Of each table that a fit has seen, the smallest hashes of its rows are kept (a bottom-k sketch): some kilobytes tell the whole table,
-any large enough part of it, or a copy in another format.
+Of each table that a fit has seen, the smallest hashes of its rows are kept (a bottom-k sketch):
+some kilobytes tell the whole table, any large enough part of it, or a copy in another format.
 """
 
 from __future__ import annotations
@@ -41,8 +42,14 @@ def sketch(values: pd.DataFrame) -> dict[str, Any]:
 
 
 def is_known(values: pd.DataFrame) -> bool:
-    """Whether at least half of a table's rows are rows of one that a calibration was fitted on, as far as its sketch can tell."""
-    return any(_overlaps(values, kept) for kept in _sketches() if set(kept["columns"]) <= set(values.columns))
+    """Whether at least half of a table's rows are rows of one that a calibration was fitted on, as
+    far as its sketch can tell.
+    """
+    return any(
+        _overlaps(values, kept)
+        for kept in _sketches()
+        if set(kept["columns"]) <= set(values.columns)
+    )
 
 
 def _overlaps(values: pd.DataFrame, kept: dict[str, Any]) -> bool:

@@ -1,7 +1,9 @@
-"""Experts spread whole over ranks against experts split like dense blocks, in tables of a rank's expert kernels.
+"""Experts spread whole over ranks against experts split like dense blocks, in tables of a rank's
+expert kernels.
 
-Two rows are a pair if they are alike in all but that. Whether spreading is faster, and whether it gains or loses with load, is what
-a deployment is chosen by; both can be wrong where each kernel's error is small.
+Two rows are a pair if they are alike in all but that. Whether spreading is faster, and whether it
+gains or loses with load, is what a deployment is chosen by; both can be wrong where each kernel's
+error is small.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ _FEWEST_LOADS = 3
 def split_orders(
     suite: str, values: pd.DataFrame, columns: tuple[str, ...], measure: Measure, answers: Answers
 ) -> tuple[dict[str, object], ...]:
-    """How many pairs, and how many series of pairs over load, differ by over 10 % when measured, and in how many the prediction agrees.
+    """How many pairs, and how many series of pairs over load, differ by over 10 % when measured,
+    and in how many the prediction agrees.
 
     Entries of a scoreboard's ``order``; none where a table has no pairs.
 
@@ -28,10 +31,16 @@ def split_orders(
     """
     if not {_SPLIT, _SPREAD, _LOAD, measure.column} <= set(values.columns):
         return ()
-    both = _pairs(values, [name for name in columns if name not in (_SPLIT, _SPREAD)], measure, answers)
+    both = _pairs(
+        values, [name for name in columns if name not in (_SPLIT, _SPREAD)], measure, answers
+    )
     if both.empty:
         return ()
-    series = both.groupby([name for name in both.columns if name not in (_LOAD, "measured", "predicted")], sort=False, dropna=False)
+    series = both.groupby(
+        [name for name in both.columns if name not in (_LOAD, "measured", "predicted")],
+        sort=False,
+        dropna=False,
+    )
     over_load = [_over_load(own) for _, own in series if own[_LOAD].nunique() >= _FEWEST_LOADS]
     changes = pd.DataFrame(over_load, columns=["measured", "predicted"])
     return (
@@ -40,7 +49,9 @@ def split_orders(
     )
 
 
-def _pairs(values: pd.DataFrame, keys: list[str], measure: Measure, answers: Answers) -> pd.DataFrame:
+def _pairs(
+    values: pd.DataFrame, keys: list[str], measure: Measure, answers: Answers
+) -> pd.DataFrame:
     """The ratio of spread to split, measured and predicted, with what both rows have in common."""
     sizes = values[[_SPLIT, _SPREAD, _LOAD]].apply(pd.to_numeric, errors="coerce")
     rows = values[keys].assign(
@@ -49,7 +60,12 @@ def _pairs(values: pd.DataFrame, keys: list[str], measure: Measure, answers: Ans
         measured=pd.to_numeric(values[measure.column], errors="coerce") * measure.unit_s,
         predicted=answers.seconds[:, 0],
     )
-    usable = (rows["measured"] > 0) & (rows["predicted"] > 0) & np.isfinite(rows["measured"]) & (rows[_LOAD] > 0)
+    usable = (
+        (rows["measured"] > 0)
+        & (rows["predicted"] > 0)
+        & np.isfinite(rows["measured"])
+        & (rows[_LOAD] > 0)
+    )
     alike = [*keys, "ranks"]
     spread, split = (
         # of two kernels that were timed an engine takes the faster
@@ -63,7 +79,9 @@ def _pairs(values: pd.DataFrame, keys: list[str], measure: Measure, answers: Ans
 
 
 def _over_load(own: pd.DataFrame) -> tuple[float, float]:
-    """How many times larger a ratio is at its largest load than at its smallest, by its slope over all, measured and predicted."""
+    """How many times larger a ratio is at its largest load than at its smallest, by its slope over
+    all, measured and predicted.
+    """
     load = np.log(own[_LOAD].to_numpy(float))
     slopes = np.polyfit(load, np.log(own[["measured", "predicted"]].to_numpy(float)), 1)[0]
     measured, predicted = np.exp(slopes * (load.max() - load.min()))
@@ -73,4 +91,7 @@ def _over_load(own: pd.DataFrame) -> tuple[float, float]:
 def _agreeing(ratios: pd.DataFrame) -> dict[str, object]:
     measured, predicted = ratios["measured"].to_numpy(float), ratios["predicted"].to_numpy(float)
     far = np.maximum(measured, 1 / measured) > _FAR
-    return {"pairs": int(far.sum()), "right": int((far & ((measured > 1) == (predicted > 1))).sum())}
+    return {
+        "pairs": int(far.sum()),
+        "right": int((far & ((measured > 1) == (predicted > 1))).sum()),
+    }

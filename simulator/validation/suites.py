@@ -1,4 +1,6 @@
-"""The suites of the scoreboard: which there are, which one reads a table, and every row of a table answered and scored."""
+"""The suites of the scoreboard: which there are, which one reads a table, and every row of a table
+answered and scored.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,8 @@ class Answered:
     order: tuple[dict[str, object], ...] = ()
     """Whether deployments stand in the right order: :func:`simulator.results.scores.order_of`."""
     unusable: dict[str, int] = field(default_factory=dict)
-    """How many rows have no usable number in a measured column, by its name: they are answered, but not compared."""
+    """How many rows have no usable number in a measured column, by its name: they are answered, but
+    not compared."""
     lacking: tuple[str, ...] = ()
     """Measured columns that the table does not have."""
     spare: tuple[str, ...] = ()
@@ -70,7 +73,9 @@ def family_of(name: str) -> KernelFamily:
 
 
 def columns_told() -> list[str]:
-    """A line for each kind of table of each family: columns that it must have, and those with what was measured."""
+    """A line for each kind of table of each family: columns that it must have, and those with what
+    was measured.
+    """
     return [
         f"{name}: {', '.join(required)}; measured, for errors: {', '.join(measured)}"
         for name in families()
@@ -92,7 +97,11 @@ def answer_kernels(name: str, path: Path, tick: Tick = lambda *_: None) -> Answe
     answers = family.answer(spelled(table.values))
     found = _answered(name, path, table, measures, answers, family.columns)
     tick(f"{name}: {path.name}", len(table.values), len(table.values))
-    return replace(found, order=split_orders(name, table.values, family.columns, measures[0], answers)) if measures else found
+    return (
+        replace(found, order=split_orders(name, table.values, family.columns, measures[0], answers))
+        if measures
+        else found
+    )
 
 
 def answer_serving(path: Path, tick: Tick = lambda *_: None) -> Answered:
@@ -107,7 +116,9 @@ def answer_serving(path: Path, tick: Tick = lambda *_: None) -> Answered:
     require(table.values, serving.COLUMNS, str(path))
     num_rows = len(table.values)
     tick(f"{SERVING}: {path.name}", 0, num_rows)
-    answers = serving.answer(table.values, lambda done: tick(f"{SERVING}: {path.name}", done, num_rows))
+    answers = serving.answer(
+        table.values, lambda done: tick(f"{SERVING}: {path.name}", done, num_rows)
+    )
     found = _answered(SERVING, path, table, serving.MEASURES, answers, ())
     return replace(found, order=(serving_order(table.values, answers),))
 
@@ -121,7 +132,9 @@ def answer_published(file: Path | None, tick: Tick = lambda *_: None) -> Answere
     from simulator.validation import published
 
     found = published.run(file, tick)
-    return Answered(PUBLISHED, found.source, found.table, found.rows, order=published_orders(found.rows))
+    return Answered(
+        PUBLISHED, found.source, found.table, found.rows, order=published_orders(found.rows)
+    )
 
 
 def answer(suite: str, path: Path, tick: Tick = lambda *_: None) -> Answered:
@@ -141,28 +154,40 @@ def serving_order(values: pd.DataFrame, answers: Answers) -> dict[str, object]:
 
     made, _ = serving.groups(values)
     load = {
-        place: (point.system, point.repository, point.num_input, point.num_output, point.concurrency)
+        place: (
+            point.system,
+            point.repository,
+            point.num_input,
+            point.num_output,
+            point.concurrency,
+        )
         for group in made
         for place, point in zip(group.rows, group.points, strict=True)
     }
-    rows = score_rows(SERVING, values.reset_index(drop=True), serving.MEASURES[1:], _only(answers, 1))
+    rows = score_rows(
+        SERVING, values.reset_index(drop=True), serving.MEASURES[1:], _only(answers, 1)
+    )
     return order_of(SERVING, rows, [load.get(int(place)) for place in rows["subject"]])
 
 
 def _only(answers: Answers, measure: int) -> Answers:
-    seconds, low, high = (part[:, [measure]] for part in (answers.seconds, answers.low, answers.high))
+    seconds, low, high = (
+        part[:, [measure]] for part in (answers.seconds, answers.low, answers.high)
+    )
     return Answers(seconds, low, high, answers.status, answers.group)
 
 
 def published_orders(rows: pd.DataFrame) -> tuple[dict[str, object], ...]:
     """The order of the two deployments of each published ratio.
 
-    Pairs of spread and split experts of which one does not say its release may differ in more, and what load does to a ratio is no
-    pair: both are counted on their own.
+    Pairs of spread and split experts of which one does not say its release may differ in more, and
+    what load does to a ratio is no pair: both are counted on their own.
     """
     from simulator.validation.published._splits import BY_LOAD, RELEASE_UNSAID
 
-    ratios = rows[(rows["quantity"] == "ratio") & is_answered(rows["status"]) & rows["predicted"].notna()]
+    ratios = rows[
+        (rows["quantity"] == "ratio") & is_answered(rows["status"]) & rows["predicted"].notna()
+    ]
     is_trend = ratios["group"].str.endswith(BY_LOAD)
     is_unsaid = ratios["group"].eq(RELEASE_UNSAID)
     kinds = (
@@ -174,14 +199,24 @@ def published_orders(rows: pd.DataFrame) -> tuple[dict[str, object], ...]:
 
 
 def _sides(ratios: pd.DataFrame) -> dict[str, object]:
-    """How many ratios are more than 10 % from one, and how many of them are predicted on the same side."""
+    """How many ratios are more than 10 % from one, and how many of them are predicted on the same
+    side.
+    """
     measured, predicted = ratios["measured"].to_numpy(float), ratios["predicted"].to_numpy(float)
     far = np.maximum(measured, 1 / measured) > 1.1
-    return {"pairs": int(far.sum()), "right": int((far & ((measured > 1) == (predicted > 1))).sum())}
+    return {
+        "pairs": int(far.sum()),
+        "right": int((far & ((measured > 1) == (predicted > 1))).sum()),
+    }
 
 
 def _answered(
-    suite: str, path: Path, table: Table, measures: tuple[Measure, ...], answers: Answers, columns: tuple[str, ...]
+    suite: str,
+    path: Path,
+    table: Table,
+    measures: tuple[Measure, ...],
+    answers: Answers,
+    columns: tuple[str, ...],
 ) -> Answered:
     """Put answers beside what was measured.
 
@@ -193,13 +228,23 @@ def _answered(
     rows = score_rows(suite, table.values.assign(**numbers), measures, answers)
     if not rows.empty:
         measured = {measure.column for measure in measures}
-        first = dict.fromkeys([*columns, *(name for name in table.texts.columns if name not in measured)])
-        rows = _named(
-            rows[rows["measured"] > 0].reset_index(drop=True), table.texts, tuple(first)[: max(len(columns), _COLUMNS_TOLD)]
+        first = dict.fromkeys(
+            [*columns, *(name for name in table.texts.columns if name not in measured)]
         )
-    usable = {column: int((np.isfinite(cells) & (cells > 0)).sum()) for column, cells in numbers.items()}
+        rows = _named(
+            rows[rows["measured"] > 0].reset_index(drop=True),
+            table.texts,
+            tuple(first)[: max(len(columns), _COLUMNS_TOLD)],
+        )
+    usable = {
+        column: int((np.isfinite(cells) & (cells > 0)).sum()) for column, cells in numbers.items()
+    }
     lacking = [measure.column for measure in measures if measure.column not in numbers]
-    unusable = {column: len(table.texts) - count for column, count in usable.items() if count < len(table.texts)}
+    unusable = {
+        column: len(table.texts) - count
+        for column, count in usable.items()
+        if count < len(table.texts)
+    }
     return Answered(
         suite,
         str(path),
@@ -207,7 +252,9 @@ def _answered(
         rows,
         unusable=unusable,
         lacking=tuple(lacking),
-        spare=_spare(lacking, [str(name) for name in table.texts.columns if name not in {*columns, *numbers}]),
+        spare=_spare(
+            lacking, [str(name) for name in table.texts.columns if name not in {*columns, *numbers}]
+        ),
         repeated=int(table.texts.duplicated().sum()),
         in_sample=is_known(table.values),
     )
@@ -215,12 +262,18 @@ def _answered(
 
 def _spare(lacking: Sequence[str], others: list[str]) -> tuple[str, ...]:
     """Those of other columns whose names are near those that a table lacks, else the first few."""
-    near = [name for column in lacking for name in difflib.get_close_matches(column, others, n=1, cutoff=0.6)]
+    near = [
+        name
+        for column in lacking
+        for name in difflib.get_close_matches(column, others, n=1, cutoff=0.6)
+    ]
     return tuple(dict.fromkeys(near or others[:_COLUMNS_TOLD])) if lacking else ()
 
 
 def _named(rows: pd.DataFrame, texts: pd.DataFrame, columns: tuple[str, ...]) -> pd.DataFrame:
-    """The rows under their ids; without ids, those that are furthest off with what is in them, since they will be looked at."""
+    """The rows under their ids; without ids, those that are furthest off with what is in them,
+    since they will be looked at.
+    """
     if "id" in texts.columns:
         return rows.assign(subject=texts["id"].astype(str).to_numpy()[rows["subject"].astype(int)])
     told = {
@@ -233,11 +286,15 @@ def _named(rows: pd.DataFrame, texts: pd.DataFrame, columns: tuple[str, ...]) ->
 def _numbers(values: pd.DataFrame, measures: tuple[Measure, ...]) -> dict[str, pd.Series]:
     """The measured columns as numbers, whatever stands in them."""
     columns = [measure.column for measure in measures if measure.column in values.columns]
-    return {column: pd.to_numeric(values[column], errors="coerce").astype(float) for column in columns}
+    return {
+        column: pd.to_numeric(values[column], errors="coerce").astype(float) for column in columns
+    }
 
 
 def _with_statuses(answers: Answers, texts: pd.DataFrame) -> Answers:
-    """The same with rows that have no finite answer called unsupported, and why in words; and no seconds in rows that are."""
+    """The same with rows that have no finite answer called unsupported, and why in words; and no
+    seconds in rows that are.
+    """
     finite = np.asarray(np.isfinite(answers.seconds).any(axis=1))
     said = is_answered(pd.Series(answers.status, dtype=object)).to_numpy(bool)
     status = [
@@ -245,7 +302,9 @@ def _with_statuses(answers: Answers, texts: pd.DataFrame) -> Answers:
         for status, ok, was_answered in zip(answers.status, finite, said, strict=True)
     ]
     nothing = ~(finite & said)[:, None]
-    seconds, low, high = (np.where(nothing, np.nan, part) for part in (answers.seconds, answers.low, answers.high))
+    seconds, low, high = (
+        np.where(nothing, np.nan, part) for part in (answers.seconds, answers.low, answers.high)
+    )
     return Answers(seconds, low, high, told(status, texts), answers.group)
 
 
@@ -287,12 +346,18 @@ def _may_be_table(path: Path) -> bool:
 
 
 def suite_of(values: pd.DataFrame) -> str | None:
-    """The suite that reads a table of these columns; of several the one that asks for most of them."""
+    """The suite that reads a table of these columns; of several the one that asks for most of
+    them.
+    """
     from simulator.validation import published, serving
 
     if set(serving.COLUMNS) <= set(values.columns):
         return SERVING
-    fitting = [(len(family_of(name).columns), name) for name in families() if _reads(family_of(name), values)]
+    fitting = [
+        (len(family_of(name).columns), name)
+        for name in families()
+        if _reads(family_of(name), values)
+    ]
     if fitting:
         return max(fitting)[1]
     return PUBLISHED if published.topic_of(set(values.columns)) else None

@@ -1,4 +1,6 @@
-"""Tables of measurements as people have them: CSV, gzipped or not, and Parquet, told by what is in them and not by their names."""
+"""Tables of measurements as people have them: CSV, gzipped or not, and Parquet, told by what is in
+them and not by their names.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,25 @@ _PARQUET, _GZIP = b"PAR1", b"\x1f\x8b"
 """First bytes of a file."""
 Format = Literal["CSV", "gzipped CSV", "Parquet"]
 _WORDS_OF_TEXTS = {
-    *("backend", "distribution", "dtype", "engine", "gpu", "id", "kernel", "mode", "model", "name", "path", "phase", "precision"),
+    *(
+        "backend",
+        "distribution",
+        "dtype",
+        "engine",
+        "gpu",
+        "id",
+        "kernel",
+        "mode",
+        "model",
+        "name",
+        "path",
+        "phase",
+        "precision",
+    ),
     *("source", "system", "type", "ver", "version"),
 }
-"""A column with one of these in its name holds texts, also where they look like numbers: version 0.10 is not 0.1."""
+"""A column with one of these in its name holds texts, also where they look like numbers: version
+0.10 is not 0.1."""
 
 _ABSURD = 1e15
 """Nothing that is counted or timed is so large, and whole numbers below it are exact."""
@@ -34,8 +51,8 @@ class Table:
     texts: pd.DataFrame
     """As they stand in the file, to be written out again digit for digit."""
     values: pd.DataFrame
-    """Columns of numbers, which are finite or not a number where a cell is empty, does not fit its column or is absurd; and columns
-    of texts, which are empty where a cell is."""
+    """Columns of numbers, which are finite or not a number where a cell is empty, does not fit its
+    column or is absurd; and columns of texts, which are empty where a cell is."""
 
 
 def format_of(path: Path) -> Format:
@@ -66,11 +83,25 @@ def read_table(path: Path, most_rows: int | None = None) -> Table:
             texts = texts if most_rows is None else texts.head(most_rows)
         else:
             packing: Literal["gzip"] | None = "gzip" if what == "gzipped CSV" else None
-            texts = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", nrows=most_rows, compression=packing)
-    except (OSError, ValueError, EOFError, zlib.error) as error:  # pandas' and pyarrow's own errors are ValueErrors
+            texts = pd.read_csv(
+                path,
+                dtype=str,
+                keep_default_na=False,
+                encoding="utf-8-sig",
+                nrows=most_rows,
+                compression=packing,
+            )
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        zlib.error,
+    ) as error:  # pandas' and pyarrow's own errors are ValueErrors
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: cannot be read as {what}: {reason}") from error
-    if what != "Parquet" and not isinstance(texts.index, pd.RangeIndex):  # pandas would take the first columns for names of rows
+    if what != "Parquet" and not isinstance(
+        texts.index, pd.RangeIndex
+    ):  # pandas would take the first columns for names of rows
         raise UserError(f"{path}: rows have more cells than the first line names columns")
     if texts.empty:
         raise UserError(f"{path}: has no rows, read as {what}")
@@ -83,7 +114,15 @@ def read_table(path: Path, most_rows: int | None = None) -> Table:
 def _header(path: Path, what: Format) -> list[str]:
     """The first line's names as they stand there: pandas would tell equal ones apart by numbers."""
     packing: Literal["gzip"] | None = "gzip" if what == "gzipped CSV" else None
-    first = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", nrows=1, header=None, compression=packing)
+    first = pd.read_csv(
+        path,
+        dtype=str,
+        keep_default_na=False,
+        encoding="utf-8-sig",
+        nrows=1,
+        header=None,
+        compression=packing,
+    )
     return [str(name).strip() for name in first.iloc[0]]
 
 
@@ -106,7 +145,11 @@ def _values(name: str, cells: pd.Series) -> pd.Series:
     trimmed = cells.astype("string").str.strip()
     filled = trimmed.notna() & (trimmed != "")
     if _WORDS_OF_TEXTS.isdisjoint(name.lower().split("_")):
-        numbers = pd.to_numeric(trimmed.where(filled), errors="coerce").astype("Float64").to_numpy(float, na_value=np.nan)
+        numbers = (
+            pd.to_numeric(trimmed.where(filled), errors="coerce")
+            .astype("Float64")
+            .to_numpy(float, na_value=np.nan)
+        )
         if 2 * np.count_nonzero(~np.isnan(numbers)) >= np.count_nonzero(filled):
             numbers = np.where(np.abs(numbers) < _ABSURD, numbers, np.nan)
             whole = bool(np.all(np.isfinite(numbers) & (numbers == np.round(numbers))))

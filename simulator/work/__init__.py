@@ -1,1 +1,3 @@
-"""What a step makes every rank and link do: exact counts of FLOPs, bytes and tokens. No hardware, no seconds."""
+"""What a step makes every rank and link do: exact counts of FLOPs, bytes and tokens. No hardware,
+no seconds.
+"""

@@ -1,4 +1,6 @@
-"""Looking back: how many (query, key) pairs and cached entries a sequence's new tokens touch. Compiled, for the inner loop."""
+"""Looking back: how many (query, key) pairs and cached entries a sequence's new tokens touch.
+Compiled, for the inner loop.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 NO_WINDOW = 1 << 40
-"""Stands for an unlimited window in compiled code; small enough that a window times the tokens of an entry stays an int64."""
+"""Stands for an unlimited window in compiled code; small enough that a window times the tokens of
+an entry stays an int64."""
 
 
 @numba.njit(cache=True)
 def pairs(context: int, new: int, window: int, compression: int) -> float:
-    """(query, key) pairs when ``new`` tokens follow ``context`` earlier ones: token ``t`` (from 1) sees ``min(t / compression, window)``.
+    """(query, key) pairs when ``new`` tokens follow ``context`` earlier ones: token ``t`` (from 1)
+    sees ``min(t / compression, window)``.
 
     >>> float(pairs(0, 4, NO_WINDOW, 1))     # causal: 1 + 2 + 3 + 4
     10.0
@@ -37,7 +41,8 @@ def pairs(context: int, new: int, window: int, compression: int) -> float:
 
 @numba.njit(cache=True)
 def entries(context: int, new: int, window: int, compression: int) -> float:
-    """Cached entries that a step must read (or write) for a sequence: all that its new tokens see, each once.
+    """Cached entries that a step must read (or write) for a sequence: all that its new tokens see,
+    each once.
 
     >>> float(entries(10, 1, NO_WINDOW, 1))
     11.0
@@ -49,7 +54,9 @@ def entries(context: int, new: int, window: int, compression: int) -> float:
 
 
 @numba.njit(cache=True)
-def total_pairs(context: NDArray[np.int64], new: NDArray[np.int64], window: int, compression: int) -> float:
+def total_pairs(
+    context: NDArray[np.int64], new: NDArray[np.int64], window: int, compression: int
+) -> float:
     """:func:`pairs`, summed over sequences."""
     total = 0.0
     for i in range(len(new)):
@@ -58,7 +65,9 @@ def total_pairs(context: NDArray[np.int64], new: NDArray[np.int64], window: int,
 
 
 @numba.njit(cache=True)
-def total_entries(context: NDArray[np.int64], new: NDArray[np.int64], window: int, compression: int) -> float:
+def total_entries(
+    context: NDArray[np.int64], new: NDArray[np.int64], window: int, compression: int
+) -> float:
     """:func:`entries`, summed over sequences."""
     total = 0.0
     for i in range(len(new)):
@@ -67,8 +76,17 @@ def total_entries(context: NDArray[np.int64], new: NDArray[np.int64], window: in
 
 
 @numba.njit(cache=True)
-def add_sums(sums: NDArray[np.float64], context: int, new: int, window: int, compression: int, tile_rows: float) -> None:
-    """Add a sequence to ``[6]`` sums: pairs, entries, new tokens, rows in whole tiles, sequences; last, the longest view."""
+def add_sums(
+    sums: NDArray[np.float64],
+    context: int,
+    new: int,
+    window: int,
+    compression: int,
+    tile_rows: float,
+) -> None:
+    """Add a sequence to ``[6]`` sums: pairs, entries, new tokens, rows in whole tiles, sequences;
+    last, the longest view.
+    """
     sums[0] += pairs(context, new, window, compression)
     sums[1] += entries(context, new, window, compression)
     sums[2] += new
@@ -79,7 +97,11 @@ def add_sums(sums: NDArray[np.float64], context: int, new: int, window: int, com
 
 @numba.njit(cache=True)
 def total_sums(
-    context: NDArray[np.int64], new: NDArray[np.int64], window: int, compression: int, tile_rows: float
+    context: NDArray[np.int64],
+    new: NDArray[np.int64],
+    window: int,
+    compression: int,
+    tile_rows: float,
 ) -> NDArray[np.float64]:
     """:func:`add_sums` over sequences."""
     sums = np.zeros(6)

@@ -1,4 +1,6 @@
-"""FLOPs and bytes that the served tokens need whatever the deployment: the numerators of MFU and MBU."""
+"""FLOPs and bytes that the served tokens need whatever the deployment: the numerators of MFU and
+MBU.
+"""
 
 from __future__ import annotations
 
@@ -13,38 +15,62 @@ from simulator.work.context import NO_WINDOW, total_pairs
 
 
 def matmul_flops_per_token(model: ModelSpec, *, with_head: bool) -> float:
-    """FLOPs of all matrices that one token passes through: two for each weight, ``top_k`` routed experts of each MoE layer.
+    """FLOPs of all matrices that one token passes through: two for each weight, ``top_k`` routed
+    experts of each MoE layer.
 
-    Agrees with PyTorch's FLOP counter on the same layers, which leaves out norms and activations as well.
+    Agrees with PyTorch's FLOP counter on the same layers, which leaves out norms and activations as
+    well.
     """
     total = 2.0 * model.vocab_size * model.hidden_size if with_head else 0.0
     for mixer_name, ffn_name in model.layer_names:
         if mixer_name != "none":
-            total += 2.0 * sum(linear.num_parameters for linear in model.mixers[mixer_name].linears(model.hidden_size))
+            total += 2.0 * sum(
+                linear.num_parameters
+                for linear in model.mixers[mixer_name].linears(model.hidden_size)
+            )
         if ffn_name != "none":
             ffn = model.ffns[ffn_name]
             total += 2.0 * sum(linear.num_parameters for linear in ffn.linears(model.hidden_size))
             if isinstance(ffn, MoE):
-                total += 2.0 * ffn.top_k * sum(linear.num_parameters for linear in ffn.expert_linears(model.hidden_size))
+                total += (
+                    2.0
+                    * ffn.top_k
+                    * sum(linear.num_parameters for linear in ffn.expert_linears(model.hidden_size))
+                )
     return total
 
 
 def served_flops(
-    model: ModelSpec, num_input: NDArray[np.int64], num_output: NDArray[np.int64], num_cached: NDArray[np.int64]
+    model: ModelSpec,
+    num_input: NDArray[np.int64],
+    num_output: NDArray[np.int64],
+    num_cached: NDArray[np.int64],
 ) -> float:
-    """FLOPs to serve all requests: prompt tokens that were not cached, every output token, looking back included.
+    """FLOPs to serve all requests: prompt tokens that were not cached, every output token, looking
+    back included.
 
-    The first output token comes out of the prefill, and the last one is never read again, so ``num_output - 1`` are computed.
+    The first output token comes out of the prefill, and the last one is never read again, so
+    ``num_output - 1`` are computed.
     """
     decoded = num_output - 1
     fresh = num_input - num_cached
     total = float((fresh + decoded).sum()) * matmul_flops_per_token(model, with_head=False)
     total += float(num_output.sum()) * 2.0 * model.vocab_size * model.hidden_size
-    for name, num_layers in Counter(mixer for mixer, _ in model.layer_names if mixer != "none").items():
+    for name, num_layers in Counter(
+        mixer for mixer, _ in model.layer_names if mixer != "none"
+    ).items():
         mixer = model.mixers[name]
         total += num_layers * mixer.recurrent_flops_per_token() * float((fresh + decoded).sum())
         for term in mixer.context_terms():
             window = NO_WINDOW if term.window is None else term.window
-            total += num_layers * term.prefill_flops_per_pair * total_pairs(num_cached, fresh, window, term.compression)
-            total += num_layers * term.decode_flops_per_pair * total_pairs(num_input, decoded, window, term.compression)
+            total += (
+                num_layers
+                * term.prefill_flops_per_pair
+                * total_pairs(num_cached, fresh, window, term.compression)
+            )
+            total += (
+                num_layers
+                * term.decode_flops_per_pair
+                * total_pairs(num_input, decoded, window, term.compression)
+            )
     return total

@@ -1,4 +1,6 @@
-"""How one replica's ranks are arranged: tensor-, attention data- and expert-parallel groups in each stage of its pipeline."""
+"""How one replica's ranks are arranged: tensor-, attention data- and expert-parallel groups in each
+stage of its pipeline.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,9 @@ from simulator.config.model import ModelSpec
 
 @dataclass(frozen=True)
 class Layout:
-    """Rank ``r`` of a stage is tensor-parallel rank ``r % tp`` of data-parallel group ``r // tp``, and holds the experts of EP rank
-    ``r // moe_tp``. The ranks of a stage are neighbours: GPU ``s R + r`` of a replica is rank ``r`` of stage ``s``.
+    """Rank ``r`` of a stage is tensor-parallel rank ``r % tp`` of data-parallel group ``r // tp``,
+    and holds the experts of EP rank ``r // moe_tp``. The ranks of a stage are neighbours: GPU ``s R
+    + r`` of a replica is rank ``r`` of stage ``s``.
     """
 
     tp: int
@@ -43,13 +46,21 @@ class Layout:
 
     @property
     def travels(self) -> bool:
-        """Whether tokens travel to their experts; with one data-parallel group every rank already has every token."""
+        """Whether tokens travel to their experts; with one data-parallel group every rank already
+        has every token.
+        """
         return self.attention_dp > 1
 
     def text(self) -> str:
         """For people: ``attention DP 8 x TP 1, EP 8``; ``TP 8, PP 2``."""
-        more = (f", EP {self.ep}" if self.ep > 1 else "") + (f", PP {self.pp}" if self.pp > 1 else "")
-        return f"attention DP {self.attention_dp} x TP {self.tp}{more}" if self.attention_dp > 1 else f"TP {self.tp}{more}"
+        more = (f", EP {self.ep}" if self.ep > 1 else "") + (
+            f", PP {self.pp}" if self.pp > 1 else ""
+        )
+        return (
+            f"attention DP {self.attention_dp} x TP {self.tp}{more}"
+            if self.attention_dp > 1
+            else f"TP {self.tp}{more}"
+        )
 
 
 def make_layout(parallel: ParallelSpec, model: ModelSpec, where: str) -> Layout:
@@ -60,22 +71,33 @@ def make_layout(parallel: ParallelSpec, model: ModelSpec, where: str) -> Layout:
     """
     ep = parallel.ep or 1
     if model.moe is None and ep > 1:
-        raise UserError(f"{where} [parallel]: ep = {ep}, but {model.name} is dense and has no experts to spread; leave ep out")
+        raise UserError(
+            f"{where} [parallel]: ep = {ep}, but {model.name} is dense and has no experts to spread; leave ep out"
+        )
     if parallel.num_ranks % ep:
-        raise UserError(f"{where} [parallel]: ep ({ep}) must divide tp x attention_dp ({parallel.num_ranks})")
+        raise UserError(
+            f"{where} [parallel]: ep ({ep}) must divide tp x attention_dp ({parallel.num_ranks})"
+        )
     if model.moe is not None and ep > model.moe.num_experts:
-        raise UserError(f"{where} [parallel]: ep ({ep}) must be at most the {model.moe.num_experts} experts of {model.name}")
+        raise UserError(
+            f"{where} [parallel]: ep ({ep}) must be at most the {model.moe.num_experts} experts of {model.name}"
+        )
     uneven = uneven_heads(model, parallel.tp)
     if uneven is not None:
         name, heads = uneven
-        raise UserError(f"{where} [parallel]: tp ({parallel.tp}) must divide the {heads} heads of {model.name}'s mixer '{name}'")
+        raise UserError(
+            f"{where} [parallel]: tp ({parallel.tp}) must divide the {heads} heads of {model.name}'s mixer '{name}'"
+        )
     if parallel.pp > model.num_layers:
-        raise UserError(f"{where} [parallel]: pp ({parallel.pp}) must be at most the {model.num_layers} layers of {model.name}")
+        raise UserError(
+            f"{where} [parallel]: pp ({parallel.pp}) must be at most the {model.num_layers} layers of {model.name}"
+        )
     return Layout(parallel.tp, parallel.attention_dp, ep, parallel.pp)
 
 
 def stage_layers(num_layers: int, pp: int) -> list[range]:
-    """The layers of each stage, as evenly as possible; those that are over go to stages before the last, which has the head (vLLM).
+    """The layers of each stage, as evenly as possible; those that are over go to stages before the
+    last, which has the head (vLLM).
 
     >>> [len(layers) for layers in stage_layers(61, 4)]
     [15, 15, 16, 15]

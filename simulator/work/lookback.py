@@ -1,4 +1,6 @@
-"""What reading the context costs one rank, summed over layers: the coefficients that a step's sums are multiplied with."""
+"""What reading the context costs one rank, summed over layers: the coefficients that a step's sums
+are multiplied with.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,14 @@ from simulator.work.layout import Layout
 from simulator.work.memory import Precision
 
 _STATE_CHUNK_TOKENS = 128
-"""Prefill kernels of recurrent layers read and write the state once a chunk of tokens (Mamba-2's SSD, arXiv:2405.21060)."""
+"""Prefill kernels of recurrent layers read and write the state once a chunk of tokens (Mamba-2's
+SSD, arXiv:2405.21060)."""
 
 
 class Lookback(NamedTuple):
-    """One kernel of one mixer. FLOPs are for a (query, key) pair, bytes for a cached entry, both of one rank and layer."""
+    """One kernel of one mixer. FLOPs are for a (query, key) pair, bytes for a cached entry, both of
+    one rank and layer.
+    """
 
     mixer: str
     num_layers: int
@@ -29,7 +34,8 @@ class Lookback(NamedTuple):
     prefill_bytes: float
     decode_bytes: float
     kind: Literal["heads", "latent", "state"] = "heads"
-    """What an entry holds: keys and values of heads, one latent vector for all heads, or a recurrent layer's state."""
+    """What an entry holds: keys and values of heads, one latent vector for all heads, or a
+    recurrent layer's state."""
     kv_dtype: str = "bf16"
     slides: bool = False
     """Whether the window slides over neighbouring entries; otherwise any may be selected."""
@@ -37,7 +43,8 @@ class Lookback(NamedTuple):
     """Query heads."""
     num_kv_heads: float = 0.0
     prefill_token_bytes: float = 0.0
-    """Moved for a new token whatever it sees: queries, outputs, its keys and values before and when they are cached."""
+    """Moved for a new token whatever it sees: queries, outputs, its keys and values before and when
+    they are cached."""
     decode_token_bytes: float = 0.0
     appended: float = 0.0
     """Numbers of a new token's key that are written into the cache."""
@@ -46,15 +53,24 @@ class Lookback(NamedTuple):
 def lookbacks(model: ModelSpec, layout: Layout, precision: Precision) -> tuple[Lookback, ...]:
     """Every context kernel of the model. A recurrent layer looks back one entry: its state."""
     found: list[Lookback] = []
-    for name, num_layers in Counter(mixer for mixer, _ in model.layer_names if mixer != "none").items():
+    for name, num_layers in Counter(
+        mixer for mixer, _ in model.layer_names if mixer != "none"
+    ).items():
         mixer = model.mixers[name]
-        kernels = (kernel(term, layout.tp, precision.kv, precision.activations) for term in mixer.context_terms())
+        kernels = (
+            kernel(term, layout.tp, precision.kv, precision.activations)
+            for term in mixer.context_terms()
+        )
         found += [one._replace(mixer=name, num_layers=num_layers) for one in kernels]
         state_bytes = mixer.state_elements() / layout.tp * BYTES_PER_ELEMENT["fp32"]
         if state_bytes:
             flops = mixer.recurrent_flops_per_token() / layout.tp
             chunk_bytes = 2 * state_bytes / _STATE_CHUNK_TOKENS
-            found.append(Lookback(name, num_layers, 1, 1, flops, flops, chunk_bytes, 2 * state_bytes, kind="state"))
+            found.append(
+                Lookback(
+                    name, num_layers, 1, 1, flops, flops, chunk_bytes, 2 * state_bytes, kind="state"
+                )
+            )
     return tuple(found)
 
 

@@ -30,21 +30,35 @@ class Precision:
 
 
 def weight_bytes(
-    model: ModelSpec, layout: Layout, precision: Precision, pruning: Pruning | None = None, num_slots: int | None = None
+    model: ModelSpec,
+    layout: Layout,
+    precision: Precision,
+    pruning: Pruning | None = None,
+    num_slots: int | None = None,
 ) -> float:
-    """Weights on the fullest rank of the fullest stage. Embeddings, norms, biases and the router stay in bf16, as engines keep them.
+    """Weights on the fullest rank of the fullest stage. Embeddings, norms, biases and the router
+    stay in bf16, as engines keep them.
 
     Args:
         num_slots: expert slots of a layer on all ranks together, where some hold copies.
     """
     stages = stage_layers(model.num_layers, layout.pp)
-    return max(_stage_bytes(model, layout, layers, precision, pruning, num_slots) for layers in stages)
+    return max(
+        _stage_bytes(model, layout, layers, precision, pruning, num_slots) for layers in stages
+    )
 
 
 def _stage_bytes(
-    model: ModelSpec, layout: Layout, layers: range, precision: Precision, pruning: Pruning | None, num_slots: int | None
+    model: ModelSpec,
+    layout: Layout,
+    layers: range,
+    precision: Precision,
+    pruning: Pruning | None,
+    num_slots: int | None,
 ) -> float:
-    """The first stage holds the embedding, the last one the output matrix, even where that is the embedding."""
+    """The first stage holds the embedding, the last one the output matrix, even where that is the
+    embedding.
+    """
     bf16 = BYTES_PER_ELEMENT["bf16"]
     is_first, is_last = layers.start == 0, layers.stop == model.num_layers
     has_own_head = is_last and not (is_first and model.ties_embeddings)
@@ -62,26 +76,48 @@ def _stage_bytes(
             own = pruning if isinstance(ffn, DenseFFN) else None
             total += linear_bytes(ffn.linears(model.hidden_size), layout.tp, precision.weights, own)
             if isinstance(ffn, MoE):
-                total += expert_bytes_per_layer(ffn, model.hidden_size, layout, precision, num_slots)
+                total += expert_bytes_per_layer(
+                    ffn, model.hidden_size, layout, precision, num_slots
+                )
     return total
 
 
-def linear_bytes(linears: tuple[Linear, ...], tp: int, dtype: str, pruning: Pruning | None = None) -> float:
-    """Bytes of one rank's parts of the matrices; of pruned ones what is left, and the indices that say where it lies."""
+def linear_bytes(
+    linears: tuple[Linear, ...], tp: int, dtype: str, pruning: Pruning | None = None
+) -> float:
+    """Bytes of one rank's parts of the matrices; of pruned ones what is left, and the indices that
+    say where it lies.
+    """
     total = 0.0
     for linear in linears:
         in_features, out_features, copies = shard(linear, tp)
         if pruning is not None:
-            total += stored_bytes(pruning, out_features, in_features, BYTES_PER_ELEMENT[dtype]) * copies
+            total += (
+                stored_bytes(pruning, out_features, in_features, BYTES_PER_ELEMENT[dtype]) * copies
+            )
             continue
-        total += in_features * out_features * copies * BYTES_PER_ELEMENT["bf16" if linear.name == "router" else dtype]
+        total += (
+            in_features
+            * out_features
+            * copies
+            * BYTES_PER_ELEMENT["bf16" if linear.name == "router" else dtype]
+        )
     return total
 
 
-def expert_bytes_per_layer(moe: MoE, hidden_size: int, layout: Layout, precision: Precision, num_slots: int | None = None) -> float:
-    """Bytes of the routed experts of one layer on the fullest rank; of copies too, where there are more slots than experts."""
+def expert_bytes_per_layer(
+    moe: MoE, hidden_size: int, layout: Layout, precision: Precision, num_slots: int | None = None
+) -> float:
+    """Bytes of the routed experts of one layer on the fullest rank; of copies too, where there are
+    more slots than experts.
+    """
     slots = -(-(num_slots or moe.num_experts) // layout.ep)
-    return slots * moe.num_expert_parameters(hidden_size) / layout.moe_tp * BYTES_PER_ELEMENT[precision.experts]
+    return (
+        slots
+        * moe.num_expert_parameters(hidden_size)
+        / layout.moe_tp
+        * BYTES_PER_ELEMENT[precision.experts]
+    )
 
 
 @dataclass(frozen=True)
@@ -100,11 +136,18 @@ class CacheSize:
 
 def cache_size(model: ModelSpec, layout: Layout, precision: Precision) -> CacheSize:
     """Cache of one sequence on one rank, over all layers of the stage that keeps most."""
-    found = [_stage_cache(model, layout, layers, precision) for layers in stage_layers(model.num_layers, layout.pp)]
-    return CacheSize(max(one.bytes_per_token for one in found), max(one.bytes_per_sequence for one in found))
+    found = [
+        _stage_cache(model, layout, layers, precision)
+        for layers in stage_layers(model.num_layers, layout.pp)
+    ]
+    return CacheSize(
+        max(one.bytes_per_token for one in found), max(one.bytes_per_sequence for one in found)
+    )
 
 
-def _stage_cache(model: ModelSpec, layout: Layout, layers: range, precision: Precision) -> CacheSize:
+def _stage_cache(
+    model: ModelSpec, layout: Layout, layers: range, precision: Precision
+) -> CacheSize:
     element = BYTES_PER_ELEMENT[precision.kv]
     per_token = per_sequence = 0.0
     for mixer_name, _ in model.layer_names[layers.start : layers.stop]:

@@ -1,4 +1,6 @@
-"""From ``topk_ids`` through the placement: tokens of every expert slot, and the ranks each token must reach."""
+"""From ``topk_ids`` through the placement: tokens of every expert slot, and the ranks each token
+must reach.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from simulator.policies.placement import Placed
 
 
 class SlotMap:
-    """Where the experts of one layer lie, ready for counting. Several slots of one expert share its tokens in turn."""
+    """Where the experts of one layer lie, ready for counting. Several slots of one expert share its
+    tokens in turn.
+    """
 
     def __init__(self, placed: Placed, layer: int, num_experts: int) -> None:
         expert_P = placed.expert_LP[layer]
@@ -31,7 +35,9 @@ class SlotMap:
         self._group_P[order] = np.concatenate([np.arange(count) for count in slots_R])
         self._num_groups = int(slots_R.max())
 
-    def slots(self, topk_ids_TK: NDArray[np.integer[Any]], first_token: int = 0) -> NDArray[np.int64]:
+    def slots(
+        self, topk_ids_TK: NDArray[np.integer[Any]], first_token: int = 0
+    ) -> NDArray[np.int64]:
         """Slot of every token-expert pair, ``[T, K]``; copies take turns by the token's position.
 
         Args:
@@ -44,18 +50,24 @@ class SlotMap:
         return np.asarray(self._slot_EC[ids, turn_TK])
 
     def shared(self, tokens_E: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Tokens of every slot, ``rows_RG``, from how many each expert has: copies take turns, so they share evenly."""
+        """Tokens of every slot, ``rows_RG``, from how many each expert has: copies take turns, so
+        they share evenly.
+        """
         number_P = np.zeros(len(self.rank_P))
         for turn in range(self._slot_EC.shape[1]):
             has_E = self._slot_EC[:, turn] >= 0
             number_P[self._slot_EC[has_E, turn]] = turn
         tokens_P, copies_P = tokens_E[self._expert_P], self._copies_E[self._expert_P]
         rows_RG = np.zeros((self.num_ranks, self._num_groups))
-        rows_RG[self.rank_P, self._group_P] = np.floor((tokens_P + copies_P - 1 - number_P) / copies_P)
+        rows_RG[self.rank_P, self._group_P] = np.floor(
+            (tokens_P + copies_P - 1 - number_P) / copies_P
+        )
         return rows_RG
 
     def rows(self, slot_TK: NDArray[np.int64], scale: float = 1.0) -> NDArray[np.float64]:
-        """Tokens of every slot, rank by rank: ``rows_RG [R, slots of a rank]``, times ``scale`` and rounded, none lost to 0."""
+        """Tokens of every slot, rank by rank: ``rows_RG [R, slots of a rank]``, times ``scale`` and
+        rounded, none lost to 0.
+        """
         pairs_P = np.bincount(slot_TK.ravel(), minlength=len(self.rank_P)).astype(np.float64)
         if scale != 1.0:
             pairs_P = np.where(pairs_P > 0, np.maximum(np.rint(pairs_P * scale), 1.0), 0.0)

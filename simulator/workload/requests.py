@@ -1,4 +1,6 @@
-"""From the ``[workload]`` table to the requests that a run serves; and the statistics that describe them."""
+"""From the ``[workload]`` table to the requests that a run serves; and the statistics that describe
+them.
+"""
 
 from __future__ import annotations
 
@@ -22,23 +24,36 @@ from simulator.workload.traces import RequestTrace
 from simulator.workload.traces._check import take_prefixes
 from simulator.workload.traces._detect import read_trace
 
-__all__ = ["describe", "fano_factor", "load_requests", "longest_tokens", "read_trace", "source_arrivals_s"]
+__all__ = [
+    "describe",
+    "fano_factor",
+    "load_requests",
+    "longest_tokens",
+    "read_trace",
+    "source_arrivals_s",
+]
 
 _FAMILY = "workloads/requests"
 _MOST_REQUESTS = 50_000_000
-"""More than any trace published; a generator asked for more is more likely asked in the wrong unit."""
+"""More than any trace published; a generator asked for more is more likely asked in the wrong
+unit."""
 
 
-def load_requests(spec: WorkloadSpec, folder: Path, seed: int, where: str = "[workload]") -> RequestTrace:
-    """The requests that a workload means: the same for every deployment compared, and the same for the same seed.
+def load_requests(
+    spec: WorkloadSpec, folder: Path, seed: int, where: str = "[workload]"
+) -> RequestTrace:
+    """The requests that a workload means: the same for every deployment compared, and the same for
+    the same seed.
 
     Args:
         folder: what relative paths are relative to: the scenario's folder.
-        seed: of the run. Arrivals and lengths are drawn from their own streams, so changing one leaves the other alone.
+        seed: of the run. Arrivals and lengths are drawn from their own streams, so changing one
+            leaves the other alone.
         where: what errors name, for what has no file of its own.
 
     Raises:
-        UserError: if the name or file is unknown or wrong, arrivals are missing, or nothing is left after the limits.
+        UserError: if the name or file is unknown or wrong, arrivals are missing, or nothing is left
+            after the limits.
     """
     if isinstance(spec.requests, dict):
         generator = validate(GeneratorSpec, spec.requests, f"{where} requests")
@@ -46,13 +61,26 @@ def load_requests(spec: WorkloadSpec, folder: Path, seed: int, where: str = "[wo
     path = _path_of(spec.requests, folder, where)
     if path.suffix == ".toml":
         named = validate(NamedWorkloadSpec, read_toml(path), str(path))
-        return _generate(named, spec, path.parent, seed, str(path), f"generated like {named.title or path.stem} ({path.stem})")
+        return _generate(
+            named,
+            spec,
+            path.parent,
+            seed,
+            str(path),
+            f"generated like {named.title or path.stem} ({path.stem})",
+        )
     trace = read_trace(path)
     if spec.arrivals is not None:
         process = _build("arrivals", spec.arrivals, folder, f"{where} arrivals")
         drawn = process.arrival_s(trace.num_requests, open_stream(seed, "arrivals"))
         note = f"arrival times generated ({spec.arrivals['kind']})"
-        trace = replace(trace, arrival_s=drawn, has_arrivals=True, concurrency=process.concurrency, notes=(*trace.notes, note))
+        trace = replace(
+            trace,
+            arrival_s=drawn,
+            has_arrivals=True,
+            concurrency=process.concurrency,
+            notes=(*trace.notes, note),
+        )
     elif not trace.has_arrivals:
         raise UserError(
             f'{where}: {path} lists lengths without arrival times; add arrivals = {{ kind = "poisson", rate_per_s = ... }} or another '
@@ -64,8 +92,11 @@ def load_requests(spec: WorkloadSpec, folder: Path, seed: int, where: str = "[wo
     return _limited(trace, spec, spec.num_requests, _source_duration_s(spec), where)
 
 
-def source_arrivals_s(spec: WorkloadSpec, folder: Path, seed: int, where: str = "[workload]") -> NDArray[np.float64]:
-    """Arrival times in the source's own time, those before ``start_s`` included: what a later ``start_s`` is chosen from.
+def source_arrivals_s(
+    spec: WorkloadSpec, folder: Path, seed: int, where: str = "[workload]"
+) -> NDArray[np.float64]:
+    """Arrival times in the source's own time, those before ``start_s`` included: what a later
+    ``start_s`` is chosen from.
 
     Of a file all; of a generator up to the last request that the workload takes.
     """
@@ -90,10 +121,12 @@ def source_arrivals_s(spec: WorkloadSpec, folder: Path, seed: int, where: str = 
 def describe(trace: RequestTrace) -> dict[str, Any]:
     """Statistics of a trace, for people and for comparing a generator with what it imitates.
 
-    Keys: ``num_requests``, ``has_arrivals``, ``concurrency``; with arrival times ``duration_s``, ``rate_per_s``, ``iat_cv``
-    (coefficient of variation of the gaps) and ``fano_1s``, ``fano_10s``, ``fano_60s`` (variance over mean of the requests in a window;
-    1 for Poisson); ``input`` and ``output``, each ``{mean, p50, p90, p99, max}`` in tokens; ``input_output_correlation``; with prefix
-    blocks ``prefix``: ``{block_tokens, num_blocks, num_unique, ideal_hit_ratio, single_use_ratio}``. What is undefined is ``None``.
+    Keys: ``num_requests``, ``has_arrivals``, ``concurrency``; with arrival times ``duration_s``,
+    ``rate_per_s``, ``iat_cv`` (coefficient of variation of the gaps) and ``fano_1s``, ``fano_10s``,
+    ``fano_60s`` (variance over mean of the requests in a window; 1 for Poisson); ``input`` and
+    ``output``, each ``{mean, p50, p90, p99, max}`` in tokens; ``input_output_correlation``; with
+    prefix blocks ``prefix``: ``{block_tokens, num_blocks, num_unique, ideal_hit_ratio,
+    single_use_ratio}``. What is undefined is ``None``.
     """
     found: dict[str, Any] = {
         "num_requests": trace.num_requests,
@@ -110,9 +143,17 @@ def describe(trace: RequestTrace) -> dict[str, Any]:
             found[f"fano_{window_s}s"] = fano_factor(trace.arrival_s, window_s)
     for side, lengths in (("input", trace.num_input), ("output", trace.num_output)):
         p50, p90, p99 = (float(q) for q in np.quantile(lengths, (0.5, 0.9, 0.99)))
-        found[side] = {"mean": float(lengths.mean()), "p50": p50, "p90": p90, "p99": p99, "max": int(lengths.max())}
+        found[side] = {
+            "mean": float(lengths.mean()),
+            "p50": p50,
+            "p90": p90,
+            "p99": p99,
+            "max": int(lengths.max()),
+        }
     varies = bool(np.ptp(trace.num_input) and np.ptp(trace.num_output))
-    found["input_output_correlation"] = float(np.corrcoef(trace.num_input, trace.num_output)[0, 1]) if varies else None
+    found["input_output_correlation"] = (
+        float(np.corrcoef(trace.num_input, trace.num_output)[0, 1]) if varies else None
+    )
     if trace.prefix_block_tokens and len(trace.prefix_ids):
         uses = np.bincount(trace.prefix_ids)
         uses = uses[uses > 0]
@@ -132,7 +173,8 @@ def longest_tokens(trace: RequestTrace) -> int:
 
 
 def fano_factor(arrival_s: NDArray[np.float64], window_s: float) -> float | None:
-    """Variance over mean of the requests in whole windows from the first request on; ``None`` with fewer than two windows.
+    """Variance over mean of the requests in whole windows from the first request on; ``None`` with
+    fewer than two windows.
 
     >>> fano_factor(np.arange(100.0), 10.0)
     0.0
@@ -157,16 +199,29 @@ def _path_of(requests: str, folder: Path, where: str) -> Path:
     return find_file(_FAMILY, requests, f"{where} requests")
 
 
-def _generate(generator: GeneratorSpec, spec: WorkloadSpec, folder: Path, seed: int, where: str, provenance: str) -> RequestTrace:
+def _generate(
+    generator: GeneratorSpec,
+    spec: WorkloadSpec,
+    folder: Path,
+    seed: int,
+    where: str,
+    provenance: str,
+) -> RequestTrace:
     lengths: LengthDistribution = _build("lengths", generator.lengths, folder, f"{where} lengths")
-    process: ArrivalProcess = _build("arrivals", spec.arrivals or generator.arrivals, folder, f"{where} arrivals")
+    process: ArrivalProcess = _build(
+        "arrivals", spec.arrivals or generator.arrivals, folder, f"{where} arrivals"
+    )
     num_requests, duration_s = spec.num_requests, _source_duration_s(spec)
     if num_requests is None and duration_s is None:
         num_requests, duration_s = generator.num_requests, generator.duration_s
     if num_requests is None and duration_s is None:
-        raise UserError(f"{where}: say how many requests to generate: add num_requests or duration_s")
+        raise UserError(
+            f"{where}: say how many requests to generate: add num_requests or duration_s"
+        )
     if process.concurrency is not None and num_requests is None:
-        raise UserError(f"{where}: a closed loop has no arrival times, so duration_s cannot limit it; give num_requests")
+        raise UserError(
+            f"{where}: a closed loop has no arrival times, so duration_s cannot limit it; give num_requests"
+        )
     arrival_s = _enough_arrivals(process, spec.start_s, num_requests, duration_s, seed, where)
     num_input, num_output = lengths.draw(len(arrival_s), open_stream(seed, "lengths"))
     trace = RequestTrace(
@@ -180,27 +235,44 @@ def _generate(generator: GeneratorSpec, spec: WorkloadSpec, folder: Path, seed: 
 
 
 def _enough_arrivals(
-    process: ArrivalProcess, start_s: float, num_requests: int | None, duration_s: float | None, seed: int, where: str
+    process: ArrivalProcess,
+    start_s: float,
+    num_requests: int | None,
+    duration_s: float | None,
+    seed: int,
+    where: str,
 ) -> NDArray[np.float64]:
     """Draw, twice as many each time, until what is asked for is covered."""
     drawn = num_requests or 1024
     while drawn <= _MOST_REQUESTS:
         arrival_s = process.arrival_s(drawn, open_stream(seed, "arrivals"))
         first = int(np.searchsorted(arrival_s, start_s))
-        if process.concurrency is not None or (num_requests is not None and drawn - first >= num_requests):
+        if process.concurrency is not None or (
+            num_requests is not None and drawn - first >= num_requests
+        ):
             return arrival_s if num_requests is None else arrival_s[: first + num_requests]
         if duration_s is not None and arrival_s[-1] >= start_s + duration_s:
             return arrival_s[: int(np.searchsorted(arrival_s, start_s + duration_s))]
         drawn *= 2
-    raise UserError(f"{where}: more than {_MOST_REQUESTS} requests would be generated; lower num_requests, duration_s or the rate")
+    raise UserError(
+        f"{where}: more than {_MOST_REQUESTS} requests would be generated; lower num_requests, duration_s or the rate"
+    )
 
 
 def _limited(
-    trace: RequestTrace, spec: WorkloadSpec, num_requests: int | None, duration_s: float | None, where: str
+    trace: RequestTrace,
+    spec: WorkloadSpec,
+    num_requests: int | None,
+    duration_s: float | None,
+    where: str,
 ) -> RequestTrace:
     """The stretch that is asked for, in the time of the run: from 0 at its first request."""
-    if trace.concurrency is not None and (spec.rate_scale != 1.0 or spec.start_s or duration_s is not None):
-        raise UserError(f"{where}: a closed loop has no arrival times; remove start_s, duration_s and rate_scale, or set arrivals")
+    if trace.concurrency is not None and (
+        spec.rate_scale != 1.0 or spec.start_s or duration_s is not None
+    ):
+        raise UserError(
+            f"{where}: a closed loop has no arrival times; remove start_s, duration_s and rate_scale, or set arrivals"
+        )
     first = int(np.searchsorted(trace.arrival_s, spec.start_s))
     last = trace.num_requests
     if duration_s is not None:
@@ -209,12 +281,18 @@ def _limited(
         last = min(last, first + num_requests)
     if last <= first:
         end_s = float(trace.arrival_s[-1]) if trace.num_requests else 0.0
-        raise UserError(f"{where}: no request is left; the source ends {end_s:.6g} s in, and start_s is {spec.start_s:g}")
+        raise UserError(
+            f"{where}: no request is left; the source ends {end_s:.6g} s in, and start_s is {spec.start_s:g}"
+        )
     kept = slice(first, last)
     starts, ids = trace.prefix_starts, trace.prefix_ids
     if trace.prefix_block_tokens:
         starts, ids = take_prefixes(starts, ids, np.arange(first, last))
-    arrival_s, num_input, block_tokens = trace.arrival_s[kept], trace.num_input[kept], trace.prefix_block_tokens
+    arrival_s, num_input, block_tokens = (
+        trace.arrival_s[kept],
+        trace.num_input[kept],
+        trace.prefix_block_tokens,
+    )
     if spec.prompt_scale != 1.0:
         num_input = np.maximum(np.rint(num_input * spec.prompt_scale), 1).astype(np.int64)
         block_tokens = max(1, round(block_tokens * spec.prompt_scale)) if block_tokens else 0
@@ -234,7 +312,9 @@ def _source_duration_s(spec: WorkloadSpec) -> float | None:
 
 
 def _build(family: str, table: Policy, folder: Path, where: str) -> Any:
-    """Build a policy; a ``path`` in its table is relative to the folder of the file that says so."""
+    """Build a policy; a ``path`` in its table is relative to the folder of the file that says
+    so.
+    """
     path = table.get("path")
     if isinstance(path, str):
         table = {**table, "path": str(folder / Path(path).expanduser())}

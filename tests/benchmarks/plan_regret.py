@@ -1,9 +1,10 @@
-"""What the search of `moesim plan` misses: spaces of some hundred deployments, searched, and simulated whole.
+"""What the search of `moesim plan` misses: spaces of some hundred deployments, searched, and
+simulated whole.
 
     python tests/benchmarks/plan_regret.py [NAME ...]     # some minutes a space
 
-Prints for each space how many deployments it has, what the search's choice costs over the cheapest of all (the regret), and the share
-of the simulations that the search took.
+Prints for each space how many deployments it has, what the search's choice costs over the cheapest
+of all (the regret), and the share of the simulations that the search took.
 """
 
 from __future__ import annotations
@@ -24,13 +25,33 @@ from simulator.planner.store import Store
 from simulator.planner.traffic import Traffic
 
 SPACES: dict[str, dict[str, Any]] = {
-    "small models": {"traffic": (30.0, 800, 100, 1.0), "ttft": 1.0, "tpot": 0.03, "models": ["qwen3-8b", "qwen3-30b-a3b"]}
+    "small models": {
+        "traffic": (30.0, 800, 100, 1.0),
+        "ttft": 1.0,
+        "tpot": 0.03,
+        "models": ["qwen3-8b", "qwen3-30b-a3b"],
+    }
     | {"clusters": ["h100-sxm", "b200-sxm"]},
-    "long prompts": {"traffic": (4.0, 6000, 300, 2.0), "ttft": 2.0, "tpot": 0.04, "models": ["qwen3-32b", "gpt-oss-120b"]}
+    "long prompts": {
+        "traffic": (4.0, 6000, 300, 2.0),
+        "ttft": 2.0,
+        "tpot": 0.04,
+        "models": ["qwen3-32b", "gpt-oss-120b"],
+    }
     | {"clusters": ["h100-sxm", "h200-sxm"]},
-    "tight targets": {"traffic": (40.0, 300, 300, 1.5), "ttft": 0.4, "tpot": 0.012, "models": ["qwen3-8b", "gpt-oss-20b"]}
+    "tight targets": {
+        "traffic": (40.0, 300, 300, 1.5),
+        "ttft": 0.4,
+        "tpot": 0.012,
+        "models": ["qwen3-8b", "gpt-oss-20b"],
+    }
     | {"clusters": ["h100-sxm", "l40s"]},
-    "loose targets": {"traffic": (60.0, 1000, 200, 1.0), "ttft": 5.0, "tpot": 0.1, "models": ["mixtral-8x7b", "qwen3-32b"]}
+    "loose targets": {
+        "traffic": (60.0, 1000, 200, 1.0),
+        "ttft": 5.0,
+        "tpot": 0.1,
+        "models": ["mixtral-8x7b", "qwen3-32b"],
+    }
     | {"clusters": ["h200-sxm", "a100-sxm"]},
 }
 
@@ -51,7 +72,12 @@ def question(name: str) -> Question:
         "targets": {"ttft_s": {"p90": space["ttft"]}, "tpot_s": {"p90": space["tpot"]}},
         "models": [{"model": model} for model in space["models"]],
         "clusters": [{"cluster": cluster, "max_gpus": 16} for cluster in space["clusters"]],
-        "space": {"tp": [1, 2, 4], "attention_dp": [1, 2, 4], "redundant_experts": [0.0], "overlap": ["none"]},
+        "space": {
+            "tp": [1, 2, 4],
+            "attention_dp": [1, 2, 4],
+            "redundant_experts": [0.0],
+            "overlap": ["none"],
+        },
     }
     return lasting(Question.model_validate(table), Path())[0]
 
@@ -64,7 +90,9 @@ def everything(asked: Question) -> list[Option]:
         designs = [design for design, _ in space.designs(model, machines, Ruled())]
         pairs = [(design, None, budget) for design in designs for budget in budgets]
         pairs += [(design, prefill, budgets[-1]) for design in designs for prefill in designs]
-        found += [Option(d, b, p, 1, int(p is not None), 0.0, 0.0, 0, 0, 0.0, 0.0) for d, p, b in pairs]
+        found += [
+            Option(d, b, p, 1, int(p is not None), 0.0, 0.0, 0, 0, 0.0, 0.0) for d, p, b in pairs
+        ]
     return found
 
 

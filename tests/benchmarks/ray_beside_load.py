@@ -1,11 +1,15 @@
-"""Whether the tests that start Ray pass on a busy machine, beside a cluster that somebody else started there.
+"""Whether the tests that start Ray pass on a busy machine, beside a cluster that somebody else
+started there.
 
-``make test-ray-beside-load`` runs this. Three processes that never rest, and a cluster of one CPU in Ray's common folder, are there
-all the time; the tests run in one process, round after round. Printed is a line a round: how many tests passed, how many did not and
-which, how long it took, and whether the cluster still answers and its address file is as it was. The exit status is 0 only if
-every test of every round passed and the cluster came to no harm. On two cores a round takes some ten minutes.
+``make test-ray-beside-load`` runs this. Three processes that never rest, and a cluster of one CPU
+in Ray's common folder, are there all the time; the tests run in one process, round after round.
+Printed is a line a round: how many tests passed, how many did not and which, how long it took, and
+whether the cluster still answers and its address file is as it was. The exit status is 0 only if
+every test of every round passed and the cluster came to no harm. On two cores a round takes some
+ten minutes.
 
-It refuses to start where a cluster's address lies in the common folder already: starting another one would overwrite it.
+It refuses to start where a cluster's address lies in the common folder already: starting another
+one would overwrite it.
 """
 
 import argparse
@@ -41,7 +45,9 @@ print(ray.get(ray.remote(num_cpus=1)(lambda: 6 * 7).remote(), timeout=120))
 @contextmanager
 def busy(number):
     """So many processes that never rest."""
-    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)
+    ]
     try:
         yield
     finally:
@@ -59,7 +65,18 @@ def answers():
 def run_tests(tests):
     """Tests that passed, the names of those that did not, and seconds."""
     began_s = time.monotonic()
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rfE", "--tb=short", "-k", f"not {NO_RAY}", *tests]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "-rfE",
+        "--tb=short",
+        "-k",
+        f"not {NO_RAY}",
+        *tests,
+    ]
     said = subprocess.run(command, capture_output=True, text=True, check=False)
     passed = re.search(r"(\d+) passed", said.stdout)
     failed = re.findall(r"^(?:FAILED|ERROR) \S*::(\S+)", said.stdout, re.MULTILINE)
@@ -73,20 +90,27 @@ def run_tests(tests):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("tests", nargs="*", default=TESTS, help="of pytest; by default all that start Ray")
+    parser.add_argument(
+        "tests", nargs="*", default=TESTS, help="of pytest; by default all that start Ray"
+    )
     asked = parser.parse_args()
     for name in ("RAY_ADDRESS", "RAY_TMPDIR", "TMPDIR"):
         os.environ.pop(name, None)
     path = Path(get_ray_address_file(None))
     if path.exists():
-        sys.exit(f"{path}: a cluster's address is here, which another cluster would overwrite; stop it, or remove what it left")
+        sys.exit(
+            f"{path}: a cluster's address is here, which another cluster would overwrite; stop it, or remove what it left"
+        )
     is_well = True
     try:
         with busy(NUM_BUSY), cluster_by_hand("--port=0", "--num-cpus=1") as (address, command):
             sessions = {entry.name for entry in path.parent.iterdir()}
             for number in range(1, asked.rounds + 1):
                 passed, failed, seconds = run_tests(asked.tests)
-                is_same = path.read_text() == address and {entry.name for entry in path.parent.iterdir()} == sessions
+                is_same = (
+                    path.read_text() == address
+                    and {entry.name for entry in path.parent.iterdir()} == sessions
+                )
                 is_alive = command.poll() is None and answers()
                 is_well = is_well and not failed and is_same and is_alive
                 print(

@@ -1,4 +1,6 @@
-"""SimPy events of one step, exactly: what the detailed fidelities cost. A change here is a change of speed, so it is read."""
+"""SimPy events of one step, exactly: what the detailed fidelities cost. A change here is a change
+of speed, so it is read.
+"""
 
 import numpy as np
 import pytest
@@ -22,7 +24,9 @@ class Counting(simpy.Environment):
 def count(plan, fidelity):
     dp = plan.layout.attention_dp
     rows = tuple(np.ones(8, dtype=np.int64) for _ in range(dp))
-    batch = Batch(rows, tuple(row * 100 for row in rows), tuple(row > 0 for row in rows), np.full(dp, 8))
+    batch = Batch(
+        rows, tuple(row * 100 for row in rows), tuple(row > 0 for row in rows), np.full(dp, 8)
+    )
     env = Counting()
     wires = FluidWires(env) if fidelity == "rank" else MessageWires(env, plan.fabric)
     env.process(run_step(env, wires, Prices(plan, 8).program(batch, 0), plan.layout.num_ranks))

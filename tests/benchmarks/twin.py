@@ -1,8 +1,10 @@
-"""How far the simulator's prediction of a MoE layer is from the layer's real run on this machine, over a grid it was not fitted on.
+"""How far the simulator's prediction of a MoE layer is from the layer's real run on this machine,
+over a grid it was not fitted on.
 
-``make bench-twin`` calibrates the machine and runs this; nothing else may run meanwhile. Writes a CSV, a row a configuration, and
-prints the distribution of the errors. The calibration timed models of hidden sizes 128, 256 and 512 under one mild skew; the grid
-has other shapes, skews, expert counts and token counts.
+``make bench-twin`` calibrates the machine and runs this; nothing else may run meanwhile. Writes a
+CSV, a row a configuration, and prints the distribution of the errors. The calibration timed models
+of hidden sizes 128, 256 and 512 under one mild skew; the grid has other shapes, skews, expert
+counts and token counts.
 """
 
 import argparse
@@ -63,16 +65,23 @@ def plan_of(folder, num_ranks, experts, top_k, skew):
 
 
 def steps_of(num_tokens):
-    return [Step(number, num_tokens, 1, 0, offset=611 * number) for number in range(WARM_UP + STEPS)]
+    return [
+        Step(number, num_tokens, 1, 0, offset=611 * number) for number in range(WARM_UP + STEPS)
+    ]
 
 
 def predicted_seconds(plan, step):
-    sequences_d = tuple(Part(d, plan.layout.attention_dp).num(step.num_sequences) for d in range(plan.layout.attention_dp))
+    sequences_d = tuple(
+        Part(d, plan.layout.attention_dp).num(step.num_sequences)
+        for d in range(plan.layout.attention_dp)
+    )
     [times] = forecast(plan, [EvenStep(sequences_d, 1, 0, step.offset)], keep_spans=True)
     found = []
     for layer in range(plan.model.num_layers):
         own = [span for span in times.spans if span.layer == layer and span.phase in PHASES]
-        found.append(max(span.start_s + span.duration_s for span in own) - min(span.start_s for span in own))
+        found.append(
+            max(span.start_s + span.duration_s for span in own) - min(span.start_s for span in own)
+        )
     return statistics.mean(found)
 
 
@@ -83,7 +92,11 @@ def rows(backend, folder, num_ranks):
         for num_tokens in TOKENS:
             steps = steps_of(num_tokens)
             moments = [[shard.moments for shard in backend.step(step)] for step in steps][WARM_UP:]
-            measured = [layer_seconds(found, layer, PHASES) for found in moments for layer in range(plan.model.num_layers)]
+            measured = [
+                layer_seconds(found, layer, PHASES)
+                for found in moments
+                for layer in range(plan.model.num_layers)
+            ]
             # Only now: predicting between the steps would empty their caches.
             predicted = [predicted_seconds(plan, step) for step in steps[WARM_UP:]]
             yield {
@@ -100,8 +113,13 @@ def rows(backend, folder, num_ranks):
 
 
 def right_orders(table):
-    """Pairs of configurations whose measured times differ by over 15 %, and the share of them that the prediction orders alike."""
-    measured, predicted = np.log(table["measured_s"].to_numpy()), np.log(table["predicted_s"].to_numpy())
+    """Pairs of configurations whose measured times differ by over 15 %, and the share of them that
+    the prediction orders alike.
+    """
+    measured, predicted = (
+        np.log(table["measured_s"].to_numpy()),
+        np.log(table["predicted_s"].to_numpy()),
+    )
     first, second = np.triu_indices(len(table), 1)
     gap = measured[first] - measured[second]
     differs = np.abs(gap) > np.log(1.15)
@@ -125,7 +143,11 @@ def main():
             backend = RayBackend(nodes, np.zeros(num_ranks, dtype=np.int64), ExecutionSpec())
             for row in rows(backend, Path(name), num_ranks):
                 found.append(row)
-                print(f"\r{len(found)} of {len(RANKS) * len(EXPERTS) * len(SKEWS) * len(TOKENS)}", end="", file=sys.stderr)
+                print(
+                    f"\r{len(found)} of {len(RANKS) * len(EXPERTS) * len(SKEWS) * len(TOKENS)}",
+                    end="",
+                    file=sys.stderr,
+                )
             backend.close()
     print(f"\r{time.perf_counter() - started_s:.0f} s", file=sys.stderr)
     table = pd.DataFrame(found)

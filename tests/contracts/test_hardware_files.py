@@ -1,4 +1,6 @@
-"""What every accelerator and cluster file promises. Files are discovered, so a new one is tested without an edit here."""
+"""What every accelerator and cluster file promises. Files are discovered, so a new one is tested
+without an edit here.
+"""
 
 import csv
 import math
@@ -19,7 +21,9 @@ NAMES_OF_SIZES = {"num_gpus", "sizes"}
 
 
 def numeric_keys(table, prefix=""):
-    """Dotted paths of every number in a table, its sources and the sizes it is offered in left out."""
+    """Dotted paths of every number in a table, its sources and the sizes it is offered in left
+    out.
+    """
     found = set()
     for key, value in table.items():
         if prefix + key in NAMES_OF_SIZES | {"sources"}:
@@ -36,7 +40,11 @@ def accelerator(request):
     return load_accelerator(request.param, "a test")
 
 
-@pytest.mark.parametrize("path", [*ACCELERATORS.values(), *CLUSTERS.values()], ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize(
+    "path",
+    [*ACCELERATORS.values(), *CLUSTERS.values()],
+    ids=lambda path: f"{path.parent.name}/{path.stem}",
+)
 def test_every_number_has_a_source_of_its_own_and_every_source_a_number(path):
     table = read_toml(path)
     assert set(table.get("sources", {})) == numeric_keys(table)
@@ -55,7 +63,9 @@ def test_an_accelerator_is_called_after_its_file(accelerator):
 
 
 def test_peaks_are_dense(accelerator):
-    """A figure with sparsity is twice too high: it breaks the ratios between formats, or FLOP per byte beyond any real chip."""
+    """A figure with sparsity is twice too high: it breaks the ratios between formats, or FLOP per
+    byte beyond any real chip.
+    """
     assert 20 <= accelerator.bf16_flops_per_s / accelerator.memory_bytes_per_s <= 450
     if accelerator.fp8_flops_per_s:
         assert 1.9 <= accelerator.fp8_flops_per_s / accelerator.bf16_flops_per_s <= 2.1
@@ -72,8 +82,12 @@ def test_magnitudes_are_in_base_units(accelerator):
 
 
 def test_a_multiprocessor_computes_at_a_possible_rate(accelerator):
-    """bf16 FLOP per multiprocessor and clock is a few hundred (no tensor cores) to 8,192 (Blackwell) at 1 to 3 GHz."""
-    assert 256 * 1e9 <= accelerator.bf16_flops_per_s / accelerator.num_multiprocessors <= 8192 * 2.5e9
+    """bf16 FLOP per multiprocessor and clock is a few hundred (no tensor cores) to 8,192
+    (Blackwell) at 1 to 3 GHz.
+    """
+    assert (
+        256 * 1e9 <= accelerator.bf16_flops_per_s / accelerator.num_multiprocessors <= 8192 * 2.5e9
+    )
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp8", "int8", "mxfp4", "nvfp4", "int4"])
@@ -81,7 +95,11 @@ def test_a_narrower_format_is_never_slower_except_int8_where_the_vendor_cut_it(a
     if dtype == "int8" and "INT8" in accelerator.notes:
         assert accelerator.flops_per_s(dtype) == accelerator.int8_flops_per_s
     else:
-        assert accelerator.flops_per_s(dtype) >= accelerator.flops_per_s("bf16") > accelerator.flops_per_s("fp32")
+        assert (
+            accelerator.flops_per_s(dtype)
+            >= accelerator.flops_per_s("bf16")
+            > accelerator.flops_per_s("fp32")
+        )
 
 
 def test_its_calibration_exists(accelerator):
@@ -136,11 +154,26 @@ ACCELERATOR_COLUMNS = {
     "power": "board_power_w",
 }
 DIFFERS = {
-    ("b200_sxm", "inter_node_bw"): "the table has 800 Gb/s a GPU; a DGX B200 has ConnectX-7 at 400 Gb/s",
-    ("gb200", "inter_node_bw"): "the table repeats the NVLink rate, since its nodes of 4 sit in one rack; ours is the NIC",
-    ("gb300", "inter_node_bw"): "the table repeats the NVLink rate, since its nodes of 4 sit in one rack; ours is the NIC",
-    ("gb200", "num_gpus_per_node"): "the table counts a compute tray; our fast domain is the rack (its num_gpus_per_rack)",
-    ("gb300", "num_gpus_per_node"): "the table counts a compute tray; our fast domain is the rack (its num_gpus_per_rack)",
+    (
+        "b200_sxm",
+        "inter_node_bw",
+    ): "the table has 800 Gb/s a GPU; a DGX B200 has ConnectX-7 at 400 Gb/s",
+    (
+        "gb200",
+        "inter_node_bw",
+    ): "the table repeats the NVLink rate, since its nodes of 4 sit in one rack; ours is the NIC",
+    (
+        "gb300",
+        "inter_node_bw",
+    ): "the table repeats the NVLink rate, since its nodes of 4 sit in one rack; ours is the NIC",
+    (
+        "gb200",
+        "num_gpus_per_node",
+    ): "the table counts a compute tray; our fast domain is the rack (its num_gpus_per_rack)",
+    (
+        "gb300",
+        "num_gpus_per_node",
+    ): "the table counts a compute tray; our fast domain is the rack (its num_gpus_per_rack)",
 }
 
 
@@ -150,7 +183,11 @@ def published_rows():
     with PUBLISHED.open(encoding="utf-8", newline="") as file:
         rows = {row["system"]: row for row in csv.DictReader(file)}
     stems = {system: OTHER_STEM.get(system, system.replace("_", "-")) for system in rows}
-    return {system: (row, stems[system]) for system, row in rows.items() if stems[system] in ACCELERATORS}
+    return {
+        system: (row, stems[system])
+        for system, row in rows.items()
+        if stems[system] in ACCELERATORS
+    }
 
 
 def published_against_ours(row, stem):

@@ -1,4 +1,6 @@
-"""Every file in ``workloads/models`` keeps the promises of the family. The files are found, never listed."""
+"""Every file in ``workloads/models`` keeps the promises of the family. The files are found, never
+listed.
+"""
 
 from pathlib import Path
 
@@ -48,11 +50,19 @@ def test_every_mixer_and_ffn_is_used(model):
 def test_derived_counts_agree_with_the_published_ones_or_say_why_not(model):
     published = model.published
     assert published is not None
-    does_agree = agrees(model.num_parameters, published.total_parameters, published.total_rounded_to)
+    does_agree = agrees(
+        model.num_parameters, published.total_parameters, published.total_rounded_to
+    )
     if published.active_parameters is not None:
-        does_agree &= agrees(model.num_active_parameters, published.active_parameters, published.active_rounded_to)
-    assert does_agree == (published.disagreement == ""), (model.num_parameters, model.num_active_parameters)
-    # Even an explained disagreement is a small one: a wrong shape would not pass as a way of rounding.
+        does_agree &= agrees(
+            model.num_active_parameters, published.active_parameters, published.active_rounded_to
+        )
+    assert does_agree == (published.disagreement == ""), (
+        model.num_parameters,
+        model.num_active_parameters,
+    )
+    # Even an explained disagreement is a small one: a wrong shape would not pass as a way of
+    # rounding.
     assert model.num_parameters == pytest.approx(published.total_parameters, rel=0.04)
 
 

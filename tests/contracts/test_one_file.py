@@ -1,4 +1,6 @@
-"""Adding an accelerator, a cluster, a model, a policy or a figure is one new file, which appears by itself."""
+"""Adding an accelerator, a cluster, a model, a policy or a figure is one new file, which appears by
+itself.
+"""
 
 import json
 import os
@@ -20,7 +22,9 @@ def moesim(cwd, *arguments, path=PROJECT):
     """Run the command in a folder, with the package that lies in ``path``."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(path), str(cwd)])}
     command = [sys.executable, "-m", "simulator", *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
+    )
 
 
 def listed(cwd, family, path=PROJECT):
@@ -28,7 +32,10 @@ def listed(cwd, family, path=PROJECT):
 
 
 def test_an_accelerator_a_cluster_and_a_model_of_the_users_own(tmp_path):
-    gpus, machines, models = (tmp_path / name for name in ("cluster_configs/accelerators", "cluster_configs", "workloads/models"))
+    gpus, machines, models = (
+        tmp_path / name
+        for name in ("cluster_configs/accelerators", "cluster_configs", "workloads/models")
+    )
     gpus.mkdir(parents=True)
     models.mkdir(parents=True)
     shipped = (PROJECT / "cluster_configs/accelerators/h100-sxm.toml").read_text()
@@ -102,10 +109,15 @@ def copied(tmp_path):
 def test_a_routing_policy_and_a_figure_are_one_file_each(copied):
     (copied / "simulator/policies/routing/hottest.py").write_text(ROUTING)
     (copied / "simulator/report/figures/number.py").write_text(FIGURE)
-    assert listed(copied, "routing", path=copied)["hottest"] == "Every token goes to the first K experts."
+    assert (
+        listed(copied, "routing", path=copied)["hottest"]
+        == "Every token goes to the first K experts."
+    )
     done = moesim(copied, *SHORT, "--set", "deployments.0.routing.kind=hottest", path=copied)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["summary"][0]["load_imbalance"] == pytest.approx(4.0)  # two of eight ranks do all the work
+    assert json.loads(done.stdout)["summary"][0]["load_imbalance"] == pytest.approx(
+        4.0
+    )  # two of eight ranks do all the work
     assert "A figure from one new file" in (copied / "out" / "report.html").read_text()
 
 
@@ -130,9 +142,23 @@ def test_the_wheel_holds_its_data_and_runs_from_any_folder(tmp_path):
         shutil.copytree(PROJECT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(PROJECT / name, source)
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(source)]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--target",
+        str(target),
+        str(source),
+    ]
     subprocess.run(install, check=True, capture_output=True, timeout=120)
-    for path in ("_data/workloads/models/mixtral-8x7b.toml", "_data/cluster_configs/h100-sxm.toml", "report/page.css"):
+    for path in (
+        "_data/workloads/models/mixtral-8x7b.toml",
+        "_data/cluster_configs/h100-sxm.toml",
+        "report/page.css",
+    ):
         assert (target / "simulator" / path).is_file()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -1,4 +1,6 @@
-"""What every topology, dispatch, scheduling and balancing policy promises. Discovered, never listed."""
+"""What every topology, dispatch, scheduling and balancing policy promises. Discovered, never
+listed.
+"""
 
 import numpy as np
 import pytest
@@ -38,11 +40,19 @@ def copies_of(dispatch, rank_TK, source_T, node_R):
 
 
 @cases(30)
-@given(st.integers(0, 60), st.integers(1, 6), st.sampled_from([(1, 8), (8, 4), (12, 4), (8, 8)]), st.integers(0, 1000))
+@given(
+    st.integers(0, 60),
+    st.integers(1, 6),
+    st.sampled_from([(1, 8), (8, 4), (12, 4), (8, 8)]),
+    st.integers(0, 1000),
+)
 def test_dispatch_policies_send_what_they_say(num_tokens, top_k, shape, seed):
     num_ranks, per_node = shape
     rng = np.random.default_rng(seed)
-    rank_TK, source_T = rng.integers(0, num_ranks, (num_tokens, top_k)), rng.integers(0, num_ranks, num_tokens)
+    rank_TK, source_T = (
+        rng.integers(0, num_ranks, (num_tokens, top_k)),
+        rng.integers(0, num_ranks, num_tokens),
+    )
     node_R = np.arange(num_ranks) // per_node
     found = {name: copies_of(name, rank_TK, source_T, node_R) for name in available("dispatch")}
     for copies_SR in found.values():
@@ -61,7 +71,9 @@ def test_dispatch_policies_send_what_they_say(num_tokens, top_k, shape, seed):
 
 @pytest.mark.parametrize("scheduling", available("scheduling"))
 def test_scheduling_policies_give_rules(scheduling):
-    rules = build("scheduling", {"kind": scheduling, "token_budget": 100, "max_sequences": 7}, "test").rules()
+    rules = build(
+        "scheduling", {"kind": scheduling, "token_budget": 100, "max_sequences": 7}, "test"
+    ).rules()
     assert (rules.token_budget, rules.max_sequences) == (100, 7)
     assert isinstance(rules.mixes_phases, bool)
     assert isinstance(rules.splits_prompts, bool)

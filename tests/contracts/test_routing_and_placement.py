@@ -1,7 +1,8 @@
-"""Every file of `simulator/policies/routing` and `simulator/policies/placement` keeps its family's promises. Kinds are discovered, never listed.
+"""Every file of `simulator/policies/routing` and `simulator/policies/placement` keeps its family's
+promises. Kinds are discovered, never listed.
 
-A policy is built with its fields' defaults; a field without one takes the first of its `examples`, or, if it is called `trace`,
-a recording made here.
+A policy is built with its fields' defaults; a field without one takes the first of its `examples`,
+or, if it is called `trace`, a recording made here.
 """
 
 import numpy as np
@@ -44,7 +45,12 @@ def prepared(kind, shape, tmp_path):
     trace = tmp_path / "recording.npz"
     rng = np.random.default_rng(3)
     scores_LTE = rng.random((NUM_LAYERS, 200, shape.num_experts))
-    np.savez(trace, ids=scores_LTE.argsort(axis=2)[:, :, : shape.top_k], seq_lens=[50, 150], num_experts=shape.num_experts)
+    np.savez(
+        trace,
+        ids=scores_LTE.argsort(axis=2)[:, :, : shape.top_k],
+        seq_lens=[50, 150],
+        num_experts=shape.num_experts,
+    )
     try:
         return example("routing", kind, trace).prepare(shape, NUM_LAYERS, np.random.default_rng(0))
     except UserError:
@@ -59,7 +65,9 @@ def test_a_token_gets_k_distinct_experts_that_exist(kind, shape, tmp_path):
     if router is None:
         return
     for layer, run_lengths in enumerate([[1] * 40, [300, 0, 7], [5000]]):
-        topk_ids_TK = router.topk_ids(layer, np.array(run_lengths, dtype=np.int64), np.random.default_rng(layer))
+        topk_ids_TK = router.topk_ids(
+            layer, np.array(run_lengths, dtype=np.int64), np.random.default_rng(layer)
+        )
         assert topk_ids_TK.dtype == np.int16
         assert topk_ids_TK.shape == (sum(run_lengths), shape.top_k)
         assert topk_ids_TK.min() >= 0
@@ -72,7 +80,9 @@ def test_a_token_gets_k_distinct_experts_that_exist(kind, shape, tmp_path):
 @pytest.mark.parametrize("run_lengths", [[], [0], [0, 0]])
 def test_no_tokens_give_no_ids(kind, run_lengths, tmp_path):
     router = prepared(kind, moe(64, 4), tmp_path)
-    topk_ids_TK = router.topk_ids(0, np.array(run_lengths, dtype=np.int64), np.random.default_rng(0))
+    topk_ids_TK = router.topk_ids(
+        0, np.array(run_lengths, dtype=np.int64), np.random.default_rng(0)
+    )
     assert topk_ids_TK.shape == (0, 4)
     assert topk_ids_TK.dtype == np.int16
 
@@ -87,8 +97,12 @@ def test_the_same_stream_gives_the_same_ids_and_another_gives_others(kind, tmp_p
 
 
 @pytest.mark.parametrize("kind", PLACEMENT)
-@pytest.mark.parametrize(("num_experts", "num_ranks"), [(64, 8), (10, 4), (7, 7), (9, 1), (256, 32)])
-def test_every_expert_has_a_slot_and_ranks_are_as_even_as_can_be(kind, num_experts, num_ranks, tmp_path):
+@pytest.mark.parametrize(
+    ("num_experts", "num_ranks"), [(64, 8), (10, 4), (7, 7), (9, 1), (256, 32)]
+)
+def test_every_expert_has_a_slot_and_ranks_are_as_even_as_can_be(
+    kind, num_experts, num_ranks, tmp_path
+):
     load_LE = np.random.default_rng(1).exponential(size=(NUM_LAYERS, num_experts))
     policy = example("placement", kind, tmp_path)
     placed = policy.place(load_LE, num_ranks, np.random.default_rng(0))

@@ -1,6 +1,8 @@
-"""Every file of `simulator/workload/traces`, `arrivals` and `lengths` keeps its family's promises. Kinds are discovered, never listed.
+"""Every file of `simulator/workload/traces`, `arrivals` and `lengths` keeps its family's promises.
+Kinds are discovered, never listed.
 
-An arrival process or length distribution shows how it is written in its schema's `examples`; those are what is tried here.
+An arrival process or length distribution shows how it is written in its schema's `examples`; those
+are what is tried here.
 """
 
 import gzip
@@ -27,9 +29,16 @@ ROOT = Path(__file__).parents[2]
 def examples(family):
     params = []
     for kind in plugins.available(family):
-        found = plugins.policy_class(family, kind, "test").model_config.get("json_schema_extra", {}).get("examples", [])
+        found = (
+            plugins.policy_class(family, kind, "test")
+            .model_config.get("json_schema_extra", {})
+            .get("examples", [])
+        )
         assert found, f"{family} kind '{kind}' shows no example of how it is written"
-        params += [pytest.param({"kind": kind, **table}, id=f"{kind}-{number}") for number, table in enumerate(found)]
+        params += [
+            pytest.param({"kind": kind, **table}, id=f"{kind}-{number}")
+            for number, table in enumerate(found)
+        ]
     return params
 
 
@@ -80,7 +89,9 @@ class TestLengths:
 
     def test_the_same_stream_gives_the_same_lengths_and_a_longer_draw_begins_with_them(self, table):
         distribution = plugins.build("lengths", table, "test")
-        for short, again, long in zip(*(distribution.draw(n, np.random.default_rng(3)) for n in (200, 200, 900)), strict=True):
+        for short, again, long in zip(
+            *(distribution.draw(n, np.random.default_rng(3)) for n in (200, 200, 900)), strict=True
+        ):
             assert short.tobytes() == again.tobytes()
             np.testing.assert_array_equal(short, long[:200])
 
@@ -143,7 +154,9 @@ def test_foreign_files_are_refused_with_what_was_seen(tmp_path):
         (tmp_path / name).write_bytes(content)
         (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content))
         for packed in (name, f"{name}.gz"):
-            with pytest.raises(UserError, match="not a request trace of a known format; it") as refusal:
+            with pytest.raises(
+                UserError, match="not a request trace of a known format; it"
+            ) as refusal:
                 read_trace(tmp_path / packed)
             assert "\n" not in str(refusal.value)
 
@@ -156,5 +169,7 @@ def test_listing_the_kinds_imports_no_slow_package():
         "    for kind in plugins.available(family): plugins.policy_class(family, kind, 'test')\n"
         "print([name for name in ('pyarrow', 'pandas', 'scipy') if name in sys.modules])"
     )
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert run.stdout.strip() == "[]"

@@ -1,4 +1,6 @@
-"""What every family of kernels promises for any table with its columns. Families are discovered, never listed."""
+"""What every family of kernels promises for any table with its columns. Families are discovered,
+never listed.
+"""
 
 from pathlib import Path
 
@@ -38,7 +40,9 @@ def answered(name, table):
     assert len(answers.status) == len(answers.group) == len(table)
     status = np.array([text.split(":")[0] for text in answers.status])
     assert set(status) <= {"ok", "extrapolated", "unsupported"}
-    assert all(text == "ok" or len(text.split(": ", 1)[1].strip()) > 3 for text in answers.status), "says why"
+    assert all(
+        text == "ok" or len(text.split(": ", 1)[1].strip()) > 3 for text in answers.status
+    ), "says why"
     none = status == "unsupported"
     assert np.isnan(answers.seconds[none]).all()
     # A row with several measures may lack one, but not all.
@@ -60,7 +64,9 @@ def test_junk_is_unsupported_and_breaks_nothing(header):
     name = suite_of(pd.DataFrame({column: ["1"] for column in columns}))
     assert name in families(), "no family reads this table"
     for junk in JUNK:
-        answers = answered(name, values_of(pd.DataFrame({column: [junk] * 3 for column in columns})))
+        answers = answered(
+            name, values_of(pd.DataFrame({column: [junk] * 3 for column in columns}))
+        )
         assert {text.split(":")[0] for text in answers.status} == {"unsupported"}
 
 
@@ -96,7 +102,9 @@ def test_answers_do_not_depend_on_what_was_measured_nor_on_other_rows(name):
     family = suite_of(table)
     seconds, status = seconds_by_status(answered(family, table))
     measured = [measure.column for measure in measures_of(family_of(family), table)]
-    wild, wild_status = seconds_by_status(answered(family, table.assign(**dict.fromkeys(measured, 1e9))))
+    wild, wild_status = seconds_by_status(
+        answered(family, table.assign(**dict.fromkeys(measured, 1e9)))
+    )
     np.testing.assert_array_equal(wild, seconds)
     assert wild_status == status
     bare, bare_status = seconds_by_status(answered(family, table.drop(columns=measured)))
@@ -112,4 +120,6 @@ def test_answers_do_not_depend_on_what_was_measured_nor_on_other_rows(name):
 def test_a_gpu_that_nobody_knows_is_not_answered(name):
     table = sample(name, 20).assign(gpu="rubin_ultra")
     answers = answered(suite_of(table), table)
-    assert all(text.startswith("unsupported: ") and "rubin_ultra" in text for text in answers.status)
+    assert all(
+        text.startswith("unsupported: ") and "rubin_ultra" in text for text in answers.status
+    )

@@ -1,4 +1,6 @@
-"""The golden set: what every scenario in these folders comes to, readable and by digest. The folder's name is the fidelity."""
+"""The golden set: what every scenario in these folders comes to, readable and by digest. The
+folder's name is the fidelity.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,11 @@ class Case(NamedTuple):
 
 def list_cases() -> list[Case]:
     """Every file of the folders, and the shipped scenarios."""
-    files = [Case(path.parent.name, path.stem) for path in sorted(HERE.glob("*/*.toml")) if path.parent.name != "models"]
+    files = [
+        Case(path.parent.name, path.stem)
+        for path in sorted(HERE.glob("*/*.toml"))
+        if path.parent.name != "models"
+    ]
     return [*(Case("step", name) for name in SHIPPED), *files]
 
 
@@ -83,7 +89,16 @@ def _serve(case: Case) -> Iterator[dict[str, Any]]:
 def _aggregates(record: DeploymentRecord, summary: pd.Series) -> dict[str, float]:
     """Numbers that a person can read a change from."""
     requests, steps = record.requests, record.steps
-    names = ["ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "output_tokens_per_s", "load_imbalance", "mfu", "mbu"]
+    names = [
+        "ttft_p50_s",
+        "ttft_p99_s",
+        "tpot_p50_s",
+        "tpot_p99_s",
+        "output_tokens_per_s",
+        "load_imbalance",
+        "mfu",
+        "mbu",
+    ]
     return {
         "steps": len(steps),
         "preemptions": int(requests["num_preemptions"].sum()),
@@ -98,13 +113,18 @@ def _aggregates(record: DeploymentRecord, summary: pd.Series) -> dict[str, float
 
 
 def _checksums(record: DeploymentRecord) -> dict[str, Any]:
-    """Sums that no single change escapes, to compare within a tolerance; and digests of every last digit."""
+    """Sums that no single change escapes, to compare within a tolerance; and digests of every last
+    digit.
+    """
     details = [record.ranks, record.experts, record.traffic, record.spans]
     tables = {"requests": [record.requests[TIMES]], "steps": [record.steps], "details": details}
     numbers = {name: [_numbers_of(frame) for frame in frames] for name, frames in tables.items()}
     choices = record.requests[CHOICES].to_numpy(np.int64)
     return {
-        **{f"{name}_sum": sum(_weighted_sum(values) for values in found) for name, found in numbers.items()},
+        **{
+            f"{name}_sum": sum(_weighted_sum(values) for values in found)
+            for name, found in numbers.items()
+        },
         "choices_sha": _digest(choices),
         **{f"{name}_sha": _digest(*found) for name, found in numbers.items()},
         "gaps_sha": _digest(record.itl.counts.astype(np.int64)),
@@ -116,7 +136,9 @@ def _numbers_of(frame: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 
 def _weighted_sum(values: np.ndarray[Any, np.dtype[np.float64]]) -> float:
-    """Each number times one of its own between 1 and 2, so that two which change places do not cancel."""
+    """Each number times one of its own between 1 and 2, so that two which change places do not
+    cancel.
+    """
     weights = 1 + np.modf(np.arange(1, values.size + 1) * 0.6180339887498949)[0]
     return float(np.nan_to_num(values.ravel()) @ weights)
 
@@ -137,10 +159,15 @@ def _answer(case: Case) -> pd.DataFrame:
     row = {
         "question": case.name,
         "recommended": best["deployment"],
-        **{name: float(best[name]) for name in ("gpus", "cost_per_hour", "cost_per_million_output_tokens")},
+        **{
+            name: float(best[name])
+            for name in ("gpus", "cost_per_hour", "cost_per_million_output_tokens")
+        },
         **counts,
         "answer_sum": _weighted_sum(np.array(list(_floats(answer)))),
-        "answer_sha": hashlib.sha256(json.dumps(answer, sort_keys=True, default=str).encode()).hexdigest()[:16],
+        "answer_sha": hashlib.sha256(
+            json.dumps(answer, sort_keys=True, default=str).encode()
+        ).hexdigest()[:16],
     }
     return pd.DataFrame([row]).set_index("question")
 
@@ -150,7 +177,9 @@ def _floats(value: Any) -> Iterator[float]:
     if isinstance(value, dict):
         value = value.values()
     if isinstance(value, bool) or not hasattr(value, "__iter__"):
-        yield from [float(value)] if isinstance(value, int | float) and not isinstance(value, bool) else []
+        yield from (
+            [float(value)] if isinstance(value, int | float) and not isinstance(value, bool) else []
+        )
     elif not isinstance(value, str):
         for entry in value:
             yield from _floats(entry)

@@ -1,7 +1,9 @@
-"""``python -m tests.golden.faults``: put one fault after another into the engine, and show that the golden set notices each.
+"""``python -m tests.golden.faults``: put one fault after another into the engine, and show that the
+golden set notices each.
 
-Every fault is tried on a copy of the program, compiled anew, since numba does not see that a function changed which another file
-calls. It takes about a minute a fault. The exit status is 1 if one lives.
+Every fault is tried on a copy of the program, compiled anew, since numba does not see that a
+function changed which another file calls. It takes about a minute a fault. The exit status is 1 if
+one lives.
 """
 
 from __future__ import annotations
@@ -27,7 +29,11 @@ class Fault(NamedTuple):
     wrong: str
 
 
-BATCHING, BLOCKS, FAST = "simulator/engine/batching.py", "simulator/engine/blocks.py", "simulator/engine/fast.py"
+BATCHING, BLOCKS, FAST = (
+    "simulator/engine/batching.py",
+    "simulator/engine/blocks.py",
+    "simulator/engine/fast.py",
+)
 FAULTS = (
     Fault(
         "a request goes to the fullest rank",
@@ -65,7 +71,12 @@ FAULTS = (
         "requests.following[r] = ranks.head[d]\n    ranks.head[d] = r\n    if ranks.tail[d] < 0:\n        ranks.tail[d] = r",
         "requests.following[r] = -1\n    if ranks.tail[d] < 0:\n        ranks.head[d] = r\n    else:\n        requests.following[ranks.tail[d]] = r\n    ranks.tail[d] = r",
     ),
-    Fault("no blocks are kept free at admission", BATCHING, "limits.watermark_blocks if ranks.num_running[d] > 0 else 0", "0"),
+    Fault(
+        "no blocks are kept free at admission",
+        BATCHING,
+        "limits.watermark_blocks if ranks.num_running[d] > 0 else 0",
+        "0",
+    ),
     Fault(
         "room for the output is not reserved",
         BATCHING,
@@ -78,21 +89,36 @@ FAULTS = (
         "decades * GAP_BINS_PER_DECADE",
         "(decades + 1) * GAP_BINS_PER_DECADE",
     ),
-    Fault("the most recently used prefix goes first", BLOCKS, "victim = ranks.newer[d, ends]", "victim = ranks.older[d, ends]"),
+    Fault(
+        "the most recently used prefix goes first",
+        BLOCKS,
+        "victim = ranks.newer[d, ends]",
+        "victim = ranks.older[d, ends]",
+    ),
     Fault(
         "a prefix is found although its last token must be computed",
         BLOCKS,
         "(requests.num_input[r] - 1) // limits.prefix_tokens",
         "requests.num_input[r] // limits.prefix_tokens + 1",
     ),
-    Fault("the fullest share is not interpolated", FAST, "s2 = min(s + 1, len(table.expert_shares) - 1)", "s2 = s"),
+    Fault(
+        "the fullest share is not interpolated",
+        FAST,
+        "s2 = min(s + 1, len(table.expert_shares) - 1)",
+        "s2 = s",
+    ),
     Fault(
         "the second half of an overlapped step computes nothing beside",
         FAST,
         "fullest * num_ranks / total_tokens, beside / 2, row",
         "fullest * num_ranks / total_tokens, beside, row",
     ),
-    Fault("a pipeline's last stage has no output matrix", FAST, "ends += in_layers * last + head_s[b]", "ends += in_layers * last"),
+    Fault(
+        "a pipeline's last stage has no output matrix",
+        FAST,
+        "ends += in_layers * last + head_s[b]",
+        "ends += in_layers * last",
+    ),
     Fault(
         "the queue is looked at in every step",
         FAST,
@@ -141,7 +167,12 @@ FAULTS = (
         "self._free_s[replica, sender] = start_s + send_s",
         "self._free_s[replica, sender] = start_s",
     ),
-    Fault("layers that left early are sent again", "simulator/cost/transfer.py", "busy_s - computing_s / self.stages)", "busy_s)"),
+    Fault(
+        "layers that left early are sent again",
+        "simulator/cost/transfer.py",
+        "busy_s - computing_s / self.stages)",
+        "busy_s)",
+    ),
     Fault(
         "every layer has the first one's experts",
         "simulator/step/prices.py",
@@ -169,9 +200,28 @@ def try_fault(fault: Fault, folder: Path) -> str:
         raise SystemExit(f"{fault.file} no longer has: {fault.right}")
     file.write_text(text.replace(fault.right, fault.wrong))
     environment = {**os.environ, "PYTHONPATH": str(copy), "NUMBA_CACHE_DIR": str(folder / "numba")}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "tests/golden/test_golden.py"]
-    for chosen in ("not plan and not mixtral and not deepseek and not gpt_oss", "mixtral or deepseek or gpt_oss or plan"):
-        done = subprocess.run([*command, "-k", chosen], cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/golden/test_golden.py",
+    ]
+    for chosen in (
+        "not plan and not mixtral and not deepseek and not gpt_oss",
+        "mixtral or deepseek or gpt_oss or plan",
+    ):
+        done = subprocess.run(
+            [*command, "-k", chosen],
+            cwd=copy,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         found = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
         if found:
             return found[0].partition("[")[2].partition("]")[0]
@@ -185,7 +235,9 @@ def main(chosen: list[str]) -> Iterator[bool]:
             continue
         with tempfile.TemporaryDirectory() as folder:
             caught = try_fault(fault, Path(folder))
-        print(f"{number:2} {fault.story}: {f'caught by {caught}' if caught else 'LIVES'}", flush=True)
+        print(
+            f"{number:2} {fault.story}: {f'caught by {caught}' if caught else 'LIVES'}", flush=True
+        )
         yield bool(caught)
 
 

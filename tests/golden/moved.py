@@ -1,7 +1,9 @@
-"""``python -m tests.golden.moved BASE``: which numbers moved since a revision, golden and of every validation group.
+"""``python -m tests.golden.moved BASE``: which numbers moved since a revision, golden and of every
+validation group.
 
-The golden files of BASE are compared with what is computed now. Validation runs twice: with the program and data of BASE in a
-checkout beside this one, and with those of this one, on the published figures that ship and the tables of MEASUREMENTS.
+The golden files of BASE are compared with what is computed now. Validation runs twice: with the
+program and data of BASE in a checkout beside this one, and with those of this one, on the published
+figures that ship and the tables of MEASUREMENTS.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ ERRORS = ["rows", "median", "mean", "p90", "bias", "unsupported", "extrapolated"
 
 def run_git(*arguments: str) -> str:
     """What git prints."""
-    return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True
+    ).stdout
 
 
 def read_base(base: str, file: Path, index: int | list[str]) -> pd.DataFrame | None:
@@ -39,18 +43,32 @@ def read_base(base: str, file: Path, index: int | list[str]) -> pd.DataFrame | N
         return None
 
 
-def print_moves(title: str, before: pd.DataFrame | None, after: pd.DataFrame, tolerance: float) -> None:
-    """What is new, what is gone, and every number that moved by more than ``tolerance`` of itself."""
+def print_moves(
+    title: str, before: pd.DataFrame | None, after: pd.DataFrame, tolerance: float
+) -> None:
+    """What is new, what is gone, and every number that moved by more than ``tolerance`` of
+    itself.
+    """
     if before is None:
         print(f"{title}: the base has none to compare with\n")
         return
-    both, columns = after.index.intersection(before.index), after.columns.intersection(before.columns)
+    both, columns = (
+        after.index.intersection(before.index),
+        after.columns.intersection(before.columns),
+    )
     old, new = before.loc[both, columns], after.loc[both, columns]
     digests = [column for column in columns if column.endswith("_sha")]
     changes = [list(_changes(old.loc[name], new.loc[name], tolerance)) for name in both]
-    same = f"; {int((new[digests] == old[digests]).all(axis=1).sum())} are the same to the last digit" if digests else ""
+    same = (
+        f"; {int((new[digests] == old[digests]).all(axis=1).sum())} are the same to the last digit"
+        if digests
+        else ""
+    )
     print(f"{title}: {sum(map(bool, changes))} of {len(both)} moved{same}")
-    for what, names in (("new", after.index.difference(before.index)), ("gone", before.index.difference(after.index))):
+    for what, names in (
+        ("new", after.index.difference(before.index)),
+        ("gone", before.index.difference(after.index)),
+    ):
         for name in names:
             print(f"  {what}: {_text(name)}")
     for name, own in zip(both, changes, strict=True):
@@ -68,7 +86,9 @@ def _changes(old: pd.Series, new: pd.Series, tolerance: float) -> Iterator[str]:
         if isinstance(before, str) or isinstance(after, str) or pd.isna(before) or pd.isna(after):
             yield f"{column} {before} -> {after}"
         elif abs(after - before) > tolerance * abs(before) + 1e-15:
-            yield f"{column} {before:.6g} -> {after:.6g}" + (f" ({after / before - 1:+.2%})" if before else "")
+            yield f"{column} {before:.6g} -> {after:.6g}" + (
+                f" ({after / before - 1:+.2%})" if before else ""
+            )
 
 
 def _text(name: Any) -> str:
@@ -77,10 +97,20 @@ def _text(name: Any) -> str:
 
 def validate(folder: Path, measurements: Path | None) -> pd.DataFrame:
     """The errors of every group, found by the program in ``folder``."""
-    command = [sys.executable, "-m", "simulator", "validate", "--json", "--out", str(Path(tempfile.mkdtemp()) / "board")]
+    command = [
+        sys.executable,
+        "-m",
+        "simulator",
+        "validate",
+        "--json",
+        "--out",
+        str(Path(tempfile.mkdtemp()) / "board"),
+    ]
     command += ["--measurements", str(measurements)] if measurements else []
     environment = {**os.environ, "PYTHONPATH": str(folder)}
-    done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
     return pd.DataFrame(json.loads(done.stdout)["scores"]).set_index(GROUP)[ERRORS]
 
 
@@ -88,12 +118,18 @@ def main(base: str, measurements: Path | None) -> None:
     """Compare and print."""
     cases = list_cases()
     rows = number_all(cases, os.cpu_count() or 1)
-    served = pd.concat([frame for case, frame in zip(cases, rows, strict=True) if case.fidelity != "plan"])
-    answers = pd.concat([frame for case, frame in zip(cases, rows, strict=True) if case.fidelity == "plan"])
+    served = pd.concat(
+        [frame for case, frame in zip(cases, rows, strict=True) if case.fidelity != "plan"]
+    )
+    answers = pd.concat(
+        [frame for case, frame in zip(cases, rows, strict=True) if case.fidelity == "plan"]
+    )
     print_moves("golden deployments", read_base(base, NUMBERS, KEY), served, TOLERANCE)
     print_moves("golden plans", read_base(base, ANSWERS, 0), answers, TOLERANCE)
     if measurements is None:
-        print("no folder of measurements (MEASUREMENTS=DIR): validation on the published figures that ship only")
+        print(
+            "no folder of measurements (MEASUREMENTS=DIR): validation on the published figures that ship only"
+        )
     with tempfile.TemporaryDirectory() as folder:
         checkout = Path(folder) / "base"
         run_git("worktree", "add", "--detach", str(checkout), base)

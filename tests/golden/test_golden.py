@@ -1,11 +1,22 @@
-"""Did a published number move? ``make golden`` writes the files again; read the difference before committing it."""
+"""Did a published number move? ``make golden`` writes the files again; read the difference before
+committing it.
+"""
 
 import json
 
 import pandas as pd
 import pytest
 
-from tests.golden.collect import ANSWERS, KEY, MADE_WITH, NUMBERS, TOLERANCE, describe_machine, list_cases, number_case
+from tests.golden.collect import (
+    ANSWERS,
+    KEY,
+    MADE_WITH,
+    NUMBERS,
+    TOLERANCE,
+    describe_machine,
+    list_cases,
+    number_case,
+)
 
 
 def read_rows(case):
@@ -24,7 +35,9 @@ def test_no_number_moved(case):
     wanted = wanted.loc[found.index]
     digests = [column for column in found if column.endswith("_sha")]
     numbers = [column for column in found if column not in digests]
-    pd.testing.assert_frame_equal(found[numbers], wanted[numbers], rtol=TOLERANCE, atol=1e-15, check_dtype=False)
+    pd.testing.assert_frame_equal(
+        found[numbers], wanted[numbers], rtol=TOLERANCE, atol=1e-15, check_dtype=False
+    )
     same_machine = json.loads(MADE_WITH.read_text()) == describe_machine()
     # Elsewhere the last digits of times may differ, but who went where may not.
     exact = digests if same_machine else [column for column in digests if column == "choices_sha"]
@@ -32,6 +45,8 @@ def test_no_number_moved(case):
 
 
 def test_every_row_has_its_case():
-    named = {(fidelity, scenario) for fidelity, scenario, _ in pd.read_csv(NUMBERS, index_col=KEY).index}
+    named = {
+        (fidelity, scenario) for fidelity, scenario, _ in pd.read_csv(NUMBERS, index_col=KEY).index
+    }
     named |= {("plan", question) for question in pd.read_csv(ANSWERS, index_col=0).index}
     assert named == set(map(tuple, list_cases()))

@@ -1,4 +1,6 @@
-"""Laws of arrivals and traces: whatever the parameters, times are sorted, rates are kept, and nothing depends on more than the seed."""
+"""Laws of arrivals and traces: whatever the parameters, times are sorted, rates are kept, and
+nothing depends on more than the seed.
+"""
 
 from pathlib import Path
 
@@ -42,8 +44,12 @@ def processes(draw):
                 },
                 CVS,
                 st.lists(st.floats(0.1, 10), min_size=1, max_size=12),
-                st.lists(st.fixed_dictionaries({"std": st.floats(0.01, 2), "time_s": times_s}), max_size=3),
-                st.none() | st.fixed_dictionaries({"share": st.floats(0.01, 0.9), "mean_s": times_s}),
+                st.lists(
+                    st.fixed_dictionaries({"std": st.floats(0.01, 2), "time_s": times_s}),
+                    max_size=3,
+                ),
+                st.none()
+                | st.fixed_dictionaries({"share": st.floats(0.01, 0.9), "mean_s": times_s}),
             ),
         ).map(lambda table: {**table, "rate_per_s": rate_per_s})
     )
@@ -52,16 +58,25 @@ def processes(draw):
 @cases(80)
 @given(table=processes(), num_requests=st.integers(0, 3000), seed=SEEDS)
 def test_times_are_sorted_finite_and_as_many_as_asked(table, num_requests, seed):
-    times = plugins.build("arrivals", table, "test").arrival_s(num_requests, np.random.default_rng(seed))
+    times = plugins.build("arrivals", table, "test").arrival_s(
+        num_requests, np.random.default_rng(seed)
+    )
     assert len(times) == num_requests
     assert np.isfinite(times).all()
     assert (np.diff(times, prepend=0) >= 0).all()
 
 
 @cases(40)
-@given(kind=st.sampled_from(["poisson", "gamma", "weibull"]), rate_per_s=RATES, cv=st.floats(0.2, 2), seed=SEEDS)
+@given(
+    kind=st.sampled_from(["poisson", "gamma", "weibull"]),
+    rate_per_s=RATES,
+    cv=st.floats(0.2, 2),
+    seed=SEEDS,
+)
 def test_renewal_processes_keep_their_mean_rate(kind, rate_per_s, cv, seed):
-    """The mean of n gaps has a relative standard deviation of cv / sqrt(n); six of them are allowed."""
+    """The mean of n gaps has a relative standard deviation of cv / sqrt(n); six of them are
+    allowed.
+    """
     table = {"kind": kind, "rate_per_s": rate_per_s, **({} if kind == "poisson" else {"cv": cv})}
     n = 20_000
     times = plugins.build("arrivals", table, "test").arrival_s(n, np.random.default_rng(seed))
@@ -71,7 +86,9 @@ def test_renewal_processes_keep_their_mean_rate(kind, rate_per_s, cv, seed):
 @cases(40)
 @given(table=processes().filter(lambda table: table["kind"] == "modulated"), seed=SEEDS)
 def test_modulation_keeps_its_rate_exactly_over_each_span(table, seed):
-    """Each part's count is its share rounded up or down, so a span is off by at most one request a part."""
+    """Each part's count is its share rounded up or down, so a span is off by at most one request a
+    part.
+    """
     table = {**table, "rate_per_s": 2000 / table["span_s"]}
     process = plugins.build("arrivals", table, "test")
     times = process.arrival_s(6100, np.random.default_rng(seed))
@@ -85,11 +102,17 @@ def test_modulation_keeps_its_rate_exactly_over_each_span(table, seed):
 def test_scaling_the_rate_changes_the_times_and_nothing_else(table, scale, seed):
     generator = {
         "arrivals": table,
-        "lengths": {"kind": "lognormal", "input": {"p50": 9, "sigma": 1}, "output": {"p50": 9, "sigma": 1}},
+        "lengths": {
+            "kind": "lognormal",
+            "input": {"p50": 9, "sigma": 1},
+            "output": {"p50": 9, "sigma": 1},
+        },
     }
     spec = {"requests": {**generator, "num_requests": 200}}
     plain = load_requests(validate(WorkloadSpec, spec, "t"), Path("."), seed)
-    scaled = load_requests(validate(WorkloadSpec, {**spec, "rate_scale": scale}, "t"), Path("."), seed)
+    scaled = load_requests(
+        validate(WorkloadSpec, {**spec, "rate_scale": scale}, "t"), Path("."), seed
+    )
     np.testing.assert_allclose(scaled.arrival_s * scale, plain.arrival_s, rtol=1e-12)
     assert scaled.num_input.tobytes() == plain.num_input.tobytes()
     assert describe(scaled)["output"] == describe(plain)["output"]
@@ -99,13 +122,26 @@ def test_scaling_the_rate_changes_the_times_and_nothing_else(table, scale, seed)
 @given(table=processes(), start_s=st.floats(0, 5), seed=st.integers(0, 1000))
 def test_a_limit_takes_a_stretch_of_the_whole(table, start_s, seed):
     table = {**table, "rate_per_s": 20.0}
-    spec = {"requests": {"arrivals": table, "lengths": {"kind": "fixed", "num_input": 1, "num_output": 1}}, "num_requests": 400}
+    spec = {
+        "requests": {
+            "arrivals": table,
+            "lengths": {"kind": "fixed", "num_input": 1, "num_output": 1},
+        },
+        "num_requests": 400,
+    }
     whole = load_requests(validate(WorkloadSpec, spec, "t"), Path("."), seed)
-    part = load_requests(validate(WorkloadSpec, {**spec, "start_s": start_s, "num_requests": 50}, "t"), Path("."), seed)
+    part = load_requests(
+        validate(WorkloadSpec, {**spec, "start_s": start_s, "num_requests": 50}, "t"),
+        Path("."),
+        seed,
+    )
     assert part.arrival_s[0] == 0
     gaps = np.diff(part.arrival_s)
     windows = np.lib.stride_tricks.sliding_window_view(np.diff(whole.arrival_s), 49)
-    assert np.isclose(windows, gaps, rtol=1e-6, atol=1e-9).all(axis=1).any() or start_s > whole.arrival_s[-60]
+    assert (
+        np.isclose(windows, gaps, rtol=1e-6, atol=1e-9).all(axis=1).any()
+        or start_s > whole.arrival_s[-60]
+    )
 
 
 @st.composite
@@ -116,7 +152,9 @@ def traces(draw):
     tokens = st.lists(st.integers(1, 2**40), min_size=n, max_size=n)
     counts = draw(st.lists(st.integers(0, 4), min_size=n, max_size=n))
     has_blocks = draw(st.booleans())
-    ids = np.array(draw(st.lists(st.integers(0, 9), min_size=sum(counts), max_size=sum(counts))), np.int64)
+    ids = np.array(
+        draw(st.lists(st.integers(0, 9), min_size=sum(counts), max_size=sum(counts))), np.int64
+    )
     return RequestTrace(
         arrival_s=arrival_s,
         num_input=np.array(draw(tokens)),
@@ -124,8 +162,12 @@ def traces(draw):
         provenance="made up",
         has_arrivals=True,
         prefix_block_tokens=16 if has_blocks else 0,
-        prefix_starts=np.concatenate([[0], np.cumsum(counts)]) if has_blocks else np.zeros(0, np.int64),
-        prefix_ids=np.unique(ids, return_inverse=True)[1].astype(np.int64) if has_blocks else np.zeros(0, np.int64),
+        prefix_starts=np.concatenate([[0], np.cumsum(counts)])
+        if has_blocks
+        else np.zeros(0, np.int64),
+        prefix_ids=np.unique(ids, return_inverse=True)[1].astype(np.int64)
+        if has_blocks
+        else np.zeros(0, np.int64),
     )
 
 
@@ -143,7 +185,10 @@ def test_a_written_table_reads_back_as_it_was(trace, suffix, tmp_path_factory):
 
 
 @cases(150)
-@given(content=st.binary(max_size=300) | st.text(alphabet='{}[]":,\n 0123456789.-eNaN' + "timestamp", max_size=200).map(str.encode))
+@given(
+    content=st.binary(max_size=300)
+    | st.text(alphabet='{}[]":,\n 0123456789.-eNaN' + "timestamp", max_size=200).map(str.encode)
+)
 def test_any_content_is_read_or_refused_and_never_crashes(content, tmp_path_factory):
     path = tmp_path_factory.mktemp("any") / "file"
     path.write_bytes(content)
@@ -167,10 +212,19 @@ HEADS = [
 
 
 @cases(150)
-@given(head=st.sampled_from(HEADS), cut=st.integers(0, 200), junk=st.binary(max_size=6), again=st.booleans())
-def test_a_damaged_trace_is_read_or_refused_and_never_crashes(head, cut, junk, again, tmp_path_factory):
+@given(
+    head=st.sampled_from(HEADS),
+    cut=st.integers(0, 200),
+    junk=st.binary(max_size=6),
+    again=st.booleans(),
+)
+def test_a_damaged_trace_is_read_or_refused_and_never_crashes(
+    head, cut, junk, again, tmp_path_factory
+):
     path = tmp_path_factory.mktemp("damaged") / "file"
-    path.write_bytes(head[:cut] + junk + head[cut + len(junk) :] + (head.split(b"\n", 1)[-1] if again else b""))
+    path.write_bytes(
+        head[:cut] + junk + head[cut + len(junk) :] + (head.split(b"\n", 1)[-1] if again else b"")
+    )
     try:
         trace = read_trace(path)
     except UserError:

@@ -1,4 +1,6 @@
-"""Laws of looking back: never faster than the peaks, never less time for more work, and one formula for every door."""
+"""Laws of looking back: never faster than the peaks, never less time for more work, and one formula
+for every door.
+"""
 
 import numpy as np
 import pytest
@@ -30,19 +32,30 @@ mixers = st.one_of(
     ),
     st.builds(
         lambda heads: LatentAttention(
-            kind="mla", num_heads=heads, query_rank=1536, kv_rank=512, nope_head_size=128, rope_head_size=64, value_head_size=128
+            kind="mla",
+            num_heads=heads,
+            query_rank=1536,
+            kv_rank=512,
+            nope_head_size=128,
+            rope_head_size=64,
+            value_head_size=128,
         ),
         st.sampled_from([1, 16, 128]),
     ),
 )
 phases = st.sampled_from(["prefill", "decode"])
-sequences = st.lists(st.tuples(st.integers(0, 50_000), st.integers(2, 5000)), min_size=1, max_size=12)
+sequences = st.lists(
+    st.tuples(st.integers(0, 50_000), st.integers(2, 5000)), min_size=1, max_size=12
+)
 
 
 for name in NAMES:
     accelerator = load_accelerator(name, "test")
     calibration = load_calibration(accelerator.calibration, "test")
-    MODELS |= {(name, engine): Roofline().prepare(accelerator, calibration.on(engine)) for engine in ENGINES}
+    MODELS |= {
+        (name, engine): Roofline().prepare(accelerator, calibration.on(engine))
+        for engine in ENGINES
+    }
 
 
 def priced(name, engine, mixer, cache, phase, batch):
@@ -52,12 +65,21 @@ def priced(name, engine, mixer, cache, phase, batch):
     context, new = np.array(batch).T
     if phase == "decode":
         new = np.ones_like(new)
-    sums = total_sums(context, new, looking.window + int(rates.window_block), looking.compression, rates.tile_rows)
+    sums = total_sums(
+        context, new, looking.window + int(rates.window_block), looking.compression, rates.tile_rows
+    )
     exact = total_sums(context, new, looking.window, looking.compression, 1.0)
     return rates.floor_s + work_s(np.array(rates), sums), looking, exact, roofline.accelerator
 
 
-@given(st.sampled_from(NAMES), st.sampled_from(ENGINES), mixers, st.sampled_from(["bf16", "fp8"]), phases, sequences)
+@given(
+    st.sampled_from(NAMES),
+    st.sampled_from(ENGINES),
+    mixers,
+    st.sampled_from(["bf16", "fp8"]),
+    phases,
+    sequences,
+)
 def test_no_kernel_beats_the_vendor_peaks(name, engine, mixer, cache, phase, batch):
     seconds, looking, exact, accelerator = priced(name, engine, mixer, cache, phase, batch)
     flops = looking.prefill_flops if phase == "prefill" else looking.decode_flops
@@ -66,8 +88,18 @@ def test_no_kernel_beats_the_vendor_peaks(name, engine, mixer, cache, phase, bat
     assert seconds * SLACK >= exact[1] * looking.decode_bytes / accelerator.memory_bytes_per_s
 
 
-@given(st.sampled_from(NAMES), st.sampled_from(ENGINES), mixers, st.sampled_from(["bf16", "fp8"]), phases, sequences, st.data())
-def test_more_sequences_tokens_or_context_never_take_less_time(name, engine, mixer, cache, phase, batch, data):
+@given(
+    st.sampled_from(NAMES),
+    st.sampled_from(ENGINES),
+    mixers,
+    st.sampled_from(["bf16", "fp8"]),
+    phases,
+    sequences,
+    st.data(),
+)
+def test_more_sequences_tokens_or_context_never_take_less_time(
+    name, engine, mixer, cache, phase, batch, data
+):
     base = priced(name, engine, mixer, cache, phase, batch)[0]
     one = data.draw(st.integers(0, len(batch) - 1))
     more = data.draw(st.integers(1, 5000))
@@ -81,14 +113,23 @@ def test_more_sequences_tokens_or_context_never_take_less_time(name, engine, mix
 @given(sequences)
 def test_the_order_of_sequences_does_not_matter(batch):
     mixer = GroupedQueryAttention(kind="gqa", num_heads=8, num_kv_heads=2, head_size=128)
-    forward, backward = (priced("h100-sxm", "any", mixer, "bf16", "prefill", order)[0] for order in (batch, batch[::-1]))
+    forward, backward = (
+        priced("h100-sxm", "any", mixer, "bf16", "prefill", order)[0]
+        for order in (batch, batch[::-1])
+    )
     assert forward == pytest.approx(backward, rel=1e-12)
 
 
 @given(
-    st.integers(1, 300), st.integers(0, 9000), st.integers(1, 900), st.sampled_from([128, NO_WINDOW]), st.sampled_from([1.0, 32.0])
+    st.integers(1, 300),
+    st.integers(0, 9000),
+    st.integers(1, 900),
+    st.sampled_from([128, NO_WINDOW]),
+    st.sampled_from([1.0, 32.0]),
 )
-def test_a_table_of_equal_sequences_sums_as_the_engine_does(batch_size, context, new, window, tile_rows):
+def test_a_table_of_equal_sequences_sums_as_the_engine_does(
+    batch_size, context, new, window, tile_rows
+):
     column = [np.array([value], dtype=np.int64) for value in (batch_size, context, new, window, 1)]
     at_once = uniform_sums(*column, np.array([tile_rows]))[0]
     each = total_sums(np.full(batch_size, context), np.full(batch_size, new), window, 1, tile_rows)
@@ -101,6 +142,8 @@ def test_parts_follow_one_another_or_hide_each_other():
     rates = {"floor_s": 5.0, "pair_s": 3.0, "entry_s": 4.0}
     assert kernels_s(np.array([Rates(**rates)]), sums[None])[0] == pytest.approx(12.0)
     assert kernels_s(np.array([Rates(**rates, overlap=2.0)]), sums[None])[0] == pytest.approx(10.0)
-    assert kernels_s(np.array([Rates(**rates, overlap=200.0)]), sums[None])[0] == pytest.approx(9.0, rel=1e-2)
+    assert kernels_s(np.array([Rates(**rates, overlap=200.0)]), sums[None])[0] == pytest.approx(
+        9.0, rel=1e-2
+    )
     assert work_s(np.array(Rates(floor_s=1.0, overlap=3.0)), sums) == 0.0
     assert work_s(np.array(Rates(floor_s=1.0, split_entries=0.5, split_s=7.0)), sums) == 7.0

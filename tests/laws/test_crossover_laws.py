@@ -19,7 +19,13 @@ from simulator.planner.steady import Steady, fixed
 HERE = Path()
 BUDGET = 2048
 ASKED = Crossover(batches=(1.0, 8.0, 32.0), eps=(1, 4))
-WORKLOAD = {"requests": {"arrivals": {"kind": "poisson", "rate_per_s": 4.0}, "lengths": {"kind": "fixed"}, "num_requests": 9}}
+WORKLOAD = {
+    "requests": {
+        "arrivals": {"kind": "poisson", "rate_per_s": 4.0},
+        "lengths": {"kind": "fixed"},
+        "num_requests": 9,
+    }
+}
 QUESTION = {
     "name": "small",
     "workload": WORKLOAD,
@@ -27,7 +33,12 @@ QUESTION = {
     "models": [{"model": "gpt-oss-20b"}, {"model": "llama-3.1-8b"}],
     "clusters": [{"cluster": "h100-sxm", "max_gpus": 8}],
     "space": {"tp": [1, 2], "attention_dp": [1, 4], "token_budgets": [2048]},
-    "crossover": {"inputs": [1024], "outputs": [256, 2048], "eps": [1, 4], "networks": [0.25, 1.0, 4.0]},
+    "crossover": {
+        "inputs": [1024],
+        "outputs": [256, 2048],
+        "eps": [1, 4],
+        "networks": [0.25, 1.0, 4.0],
+    },
 }
 
 
@@ -42,7 +53,9 @@ def found():
 
 def steady(plan, num_input=512, num_output=256):
     layout = plan.layout
-    design = Design(0, 0, layout.tp, layout.attention_dp, layout.ep, "", "bf16", 0, plan.spec.overlap)
+    design = Design(
+        0, 0, layout.tp, layout.attention_dp, layout.ep, "", "bf16", 0, plan.spec.overlap
+    )
     traffic = fixed(num_input, num_output)
     return Steady(design, "split", Curve(plan, traffic, BUDGET), traffic, BUDGET)
 
@@ -116,7 +129,10 @@ def test_each_model_is_given_its_best_split(found):
                     other
                     for other in found[name]
                     if other["pairing"] == BEST
-                    and all(other.get(key) == row.get(key) for key in ("input", "output", "network", "time_per_token_s"))
+                    and all(
+                        other.get(key) == row.get(key)
+                        for key in ("input", "output", "network", "time_per_token_s")
+                    )
                 )
                 assert best["moe_tokens_per_s_gpu"] >= row["moe_tokens_per_s_gpu"]
                 assert best["dense_tokens_per_s_gpu"] >= row["dense_tokens_per_s_gpu"]
@@ -155,9 +171,24 @@ def test_names_that_the_question_does_not_have_are_refused(key, value):
 
 
 def test_flips_say_where_the_winner_changes():
-    place = {"moe": "M", "dense": "D", "input": 1024, "network": 1.0, "fits": True, "moe_tokens_per_s_gpu": 1.0}
+    place = {
+        "moe": "M",
+        "dense": "D",
+        "input": 1024,
+        "network": 1.0,
+        "fits": True,
+        "moe_tokens_per_s_gpu": 1.0,
+    }
     cells = [
-        place | {"output": 1024, "batch_per_gpu": batch, "ep": 8, "ratio": ratio, "winner": winner, "deciding_term": term}
+        place
+        | {
+            "output": 1024,
+            "batch_per_gpu": batch,
+            "ep": 8,
+            "ratio": ratio,
+            "winner": winner,
+            "deciding_term": term,
+        }
         for batch, ratio, winner, term in (
             (1, 0.5, "D", "weight streaming"),
             (4, 0.8, "D", "weight streaming"),
@@ -165,10 +196,24 @@ def test_flips_say_where_the_winner_changes():
         )
     ]
     full = [
-        place | {"output": output, "gpus": 8, "ratio": ratio, "winner": winner, "deciding_term": "KV memory"}
+        place
+        | {
+            "output": output,
+            "gpus": 8,
+            "ratio": ratio,
+            "winner": winner,
+            "deciding_term": "KV memory",
+        }
         for output, ratio, winner in ((1024, 1.2, "M"), (8192, 0.7, "D"))
     ]
-    said = flips({"models": {"moe": ["M"], "dense": ["D"]}, "cells": cells, "at_same_time": [], "at_full_load": full})
+    said = flips(
+        {
+            "models": {"moe": ["M"], "dense": ["D"]},
+            "cells": cells,
+            "at_same_time": [],
+            "at_full_load": full,
+        }
+    )
     assert [text.replace("\N{MULTIPLICATION SIGN}", "x") for text in said] == [
         "M against D, 1k/1k at the same load: D up to 4 sequences a GPU (0.5 to 0.8x, weight streaming), "
         "M from 16 sequences a GPU (1.5x, compute)",

@@ -1,4 +1,6 @@
-"""Whatever the deployment: nothing is lost, time goes forward, a seed says everything, and better hardware is no slower."""
+"""Whatever the deployment: nothing is lost, time goes forward, a seed says everything, and better
+hardware is no slower.
+"""
 
 import dataclasses
 import hashlib
@@ -15,7 +17,8 @@ from simulator.engine.cluster import run_plan
 from simulator.results.metrics import latencies
 
 ROUNDING_S = 1e-12
-"""A request comes when another has gone, but for the last digit: each is reckoned from its own way to the engine."""
+"""A request comes when another has gone, but for the last digit: each is reckoned from its own way
+to the engine."""
 FRAMES = ("requests", "steps", "ranks", "experts", "traffic", "spans")
 
 
@@ -28,7 +31,10 @@ def check(record, trace):
     assert (requests["scheduled_s"] < requests["first_token_s"]).all()
     assert (requests["first_token_s"] <= requests["finish_s"]).all()
     assert record.itl.counts.sum() == (trace.num_output - 1).sum()
-    assert requests["num_preemptions"].sum() > 0 or record.steps["prefill_tokens"].sum() == trace.num_input.sum()
+    assert (
+        requests["num_preemptions"].sum() > 0
+        or record.steps["prefill_tokens"].sum() == trace.num_input.sum()
+    )
     assert record.steps["decode_tokens"].sum() == (trace.num_output - 1).sum()
     for _, steps in record.steps.groupby("replica"):
         ends = (steps["start_s"] + steps["duration_s"]).to_numpy()
@@ -41,7 +47,12 @@ def cut(trace, **changes):
 
 @pytest.mark.parametrize("fidelity", ["step", "rank"])
 @pytest.mark.parametrize(
-    ("name", "split"), [("moe", {"attention_dp": 4, "ep": 4}), ("dense", {"tp": 2}), ("state-moe", {"tp": 2, "ep": 2})]
+    ("name", "split"),
+    [
+        ("moe", {"attention_dp": 4, "ep": 4}),
+        ("dense", {"tp": 2}),
+        ("state-moe", {"tp": 2, "ep": 2}),
+    ],
 )
 def test_every_request_is_served_once_and_in_order(tiny, name, split, fidelity):
     trace = tiny.trace()
@@ -49,7 +60,9 @@ def test_every_request_is_served_once_and_in_order(tiny, name, split, fidelity):
 
 
 @pytest.mark.parametrize("fidelity", ["step", "rank"])
-@pytest.mark.parametrize("change", ["one request", "one token", "all at once", "a long gap", "few requests"])
+@pytest.mark.parametrize(
+    "change", ["one request", "one token", "all at once", "a long gap", "few requests"]
+)
 def test_edges(tiny, change, fidelity):
     trace = tiny.trace(num_requests={"one request": 1, "few requests": 2}.get(change, 12))
     if change == "one token":
@@ -69,14 +82,24 @@ def test_a_closed_loop_keeps_so_many_in_flight(tiny, fidelity, concurrency):
     record = run_plan(tiny.plan("moe", tp=2, ep=2), trace, fidelity)
     check(record, trace)
     starts, ends = record.requests["arrival_s"].to_numpy(), record.requests["finish_s"].to_numpy()
-    assert max(((starts <= moment) & (ends > moment + ROUNDING_S)).sum() for moment in starts) == min(concurrency, 20)
+    assert max(
+        ((starts <= moment) & (ends > moment + ROUNDING_S)).sum() for moment in starts
+    ) == min(concurrency, 20)
 
 
 def test_round_robin_replicas_serve_what_each_would_serve_alone(tiny):
     trace = tiny.trace()
-    both = run_plan(tiny.plan("moe", tp=2, ep=2, replicas=2, balancing={"kind": "round_robin"}), trace).requests
+    both = run_plan(
+        tiny.plan("moe", tp=2, ep=2, replicas=2, balancing={"kind": "round_robin"}), trace
+    ).requests
     for replica in range(2):
-        half = cut(trace, **{key: getattr(trace, key)[replica::2] for key in ("arrival_s", "num_input", "num_output")})
+        half = cut(
+            trace,
+            **{
+                key: getattr(trace, key)[replica::2]
+                for key in ("arrival_s", "num_input", "num_output")
+            },
+        )
         alone = run_plan(tiny.plan("moe", tp=2, ep=2), half).requests
         shared = both[both["replica"] == replica].reset_index(drop=True)
         times = ["scheduled_s", "first_token_s", "finish_s"]
@@ -92,7 +115,9 @@ def test_dense_and_moe_see_the_same_arrivals(tiny):
 @pytest.mark.parametrize("fidelity", ["step", "rank"])
 def test_a_seed_says_everything(tiny, fidelity):
     trace = tiny.trace(num_requests=20)
-    first, again = (run_plan(tiny.plan("moe", tp=2, ep=2, seed=5), trace, fidelity) for _ in range(2))
+    first, again = (
+        run_plan(tiny.plan("moe", tp=2, ep=2, seed=5), trace, fidelity) for _ in range(2)
+    )
     for name in FRAMES:
         pd.testing.assert_frame_equal(getattr(first, name), getattr(again, name), check_exact=True)
     other = run_plan(tiny.plan("moe", tp=2, ep=2, seed=6), trace, fidelity)
@@ -119,7 +144,11 @@ print(hashlib.sha256((record.requests.to_csv() + record.steps.to_csv() + record.
 def test_two_processes_write_the_same_bytes():
     found = [
         subprocess.run(
-            [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONHASHSEED": seed}
+            [sys.executable, "-c", PROGRAM],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
         ).stdout
         for seed in ("1", "2")
     ]
@@ -133,7 +162,12 @@ def faster(plan, tiny, what):
         wire = cluster.scale_up.model_copy(update={"bytes_per_s": cluster.scale_up.bytes_per_s * 2})
         return tiny.on(plan, cluster=cluster.model_copy(update={"scale_up": wire}))
     keys = ["memory_bytes_per_s"] if what == "memory" else ["bf16_flops_per_s", "fp8_flops_per_s"]
-    return tiny.on(plan, accelerator=accelerator.model_copy(update={key: getattr(accelerator, key) * 2 for key in keys}))
+    return tiny.on(
+        plan,
+        accelerator=accelerator.model_copy(
+            update={key: getattr(accelerator, key) * 2 for key in keys}
+        ),
+    )
 
 
 @pytest.mark.parametrize("split", [{"attention_dp": 2, "ep": 2}, {"tp": 4}])

@@ -44,25 +44,39 @@ def exchange_s(plan, exchange, fidelity):
 
 def step_s(plan, program, fidelity):
     env = simpy.Environment()
-    return finish_step(env, run_step(env, wires_of(plan, env, fidelity), program, plan.layout.num_ranks)).duration_s
+    return finish_step(
+        env, run_step(env, wires_of(plan, env, fidelity), program, plan.layout.num_ranks)
+    ).duration_s
 
 
 def decode_batch(tokens_d, context=200):
     new = tuple(np.ones(n, dtype=np.int64) for n in tokens_d)
     context_tokens = tuple(np.full(n, context, dtype=np.int64) for n in tokens_d)
-    return Batch(new, context_tokens, tuple(np.ones(n, dtype=np.bool_) for n in tokens_d), np.array(tokens_d))
+    return Batch(
+        new, context_tokens, tuple(np.ones(n, dtype=np.bool_) for n in tokens_d), np.array(tokens_d)
+    )
 
 
 @pytest.mark.parametrize("num_ranks", [4, 8, 16])
 @pytest.mark.parametrize("topology", available("topology"))
-def test_messages_confirm_ranks_whatever_the_topology_the_dispatch_and_the_skew(tiny, topology, num_ranks):
+def test_messages_confirm_ranks_whatever_the_topology_the_dispatch_and_the_skew(
+    tiny, topology, num_ranks
+):
     for dispatch in available("dispatch"):
         for routing in ({"kind": "uniform"}, {"kind": "lognormal", "sigma": 1.5}):
-            plan = tiny.plan("moe", attention_dp=num_ranks, ep=num_ranks, dispatch={"kind": dispatch}, routing=routing)
+            plan = tiny.plan(
+                "moe",
+                attention_dp=num_ranks,
+                ep=num_ranks,
+                dispatch={"kind": dispatch},
+                routing=routing,
+            )
             plan = tiny.on(plan, cluster=tiny.cluster(16, 4), topology={"kind": topology})
             step = Prices(plan, 64).expert_step(0, np.full(num_ranks, 64), 0)
             for exchange in (step.dispatch, step.combine):
-                by_rank, by_message = (exchange_s(plan, exchange, fidelity) for fidelity in ("rank", "message"))
+                by_rank, by_message = (
+                    exchange_s(plan, exchange, fidelity) for fidelity in ("rank", "message")
+                )
                 assert by_rank == pytest.approx(exchange.alone_s, rel=1e-9)
                 assert by_message >= exchange.alone_s * (1 - 1e-9)
                 assert by_rank == pytest.approx(by_message, rel=0.05), (dispatch, routing)
@@ -71,22 +85,35 @@ def test_messages_confirm_ranks_whatever_the_topology_the_dispatch_and_the_skew(
 @pytest.mark.parametrize("topology", available("topology"))
 def test_messages_confirm_ranks_for_whole_steps(tiny, topology):
     for split in ({"attention_dp": 8, "ep": 8}, {"tp": 2, "attention_dp": 4, "ep": 8}):
-        plan = tiny.on(tiny.plan("moe", **split), cluster=tiny.cluster(16, 4), topology={"kind": topology})
-        for tokens_d in ([40] * plan.layout.attention_dp, [60] + [20] * (plan.layout.attention_dp - 1)):
+        plan = tiny.on(
+            tiny.plan("moe", **split), cluster=tiny.cluster(16, 4), topology={"kind": topology}
+        )
+        for tokens_d in (
+            [40] * plan.layout.attention_dp,
+            [60] + [20] * (plan.layout.attention_dp - 1),
+        ):
             program = Prices(plan, 64).program(decode_batch(tokens_d), 0)
-            assert step_s(plan, program, "rank") == pytest.approx(step_s(plan, program, "message"), rel=0.05)
+            assert step_s(plan, program, "rank") == pytest.approx(
+                step_s(plan, program, "message"), rel=0.05
+            )
 
 
 def light(plan):
-    """The same plan on an engine with next to no time of its own, which would hide differences in the rest."""
+    """The same plan on an engine with next to no time of its own, which would hide differences in
+    the rest.
+    """
     engine = plan.calibration.engine.model_copy(update={"step_s": 1e-4, "sequence_s": 0.0})
-    return dataclasses.replace(plan, calibration=plan.calibration.model_copy(update={"engine": engine}))
+    return dataclasses.replace(
+        plan, calibration=plan.calibration.model_copy(update={"engine": engine})
+    )
 
 
 def measure(record):
     times = latencies(record.requests)
     busy_s = record.steps["duration_s"].sum()
-    return np.array([busy_s, times["ttft_s"].mean(), times["tpot_s"].mean(), times["e2e_s"].quantile(0.9)])
+    return np.array(
+        [busy_s, times["ttft_s"].mean(), times["tpot_s"].mean(), times["e2e_s"].quantile(0.9)]
+    )
 
 
 def agree(plan, trace):
@@ -107,7 +134,8 @@ def test_ranks_confirm_the_table_on_the_same_trace(tiny, split):
     plan = tiny.plan(model, **parallel)
     if plan.experts is None or not plan.layout.travels:
         agree(plan, tiny.trace(num_requests=80, rate_per_s=400))
-    # With arrivals in between, a hair's difference moves a request to the next step; at once, only prices differ.
+    # With arrivals in between, a hair's difference moves a request to the next step; at once, only
+    # prices differ.
     agree(light(plan), tiny.trace(num_requests=80, rate_per_s=400_000))
 
 
@@ -117,4 +145,6 @@ def test_ranks_confirm_the_table_where_requests_arrive_in_between(tiny):
 
 def test_ranks_confirm_the_table_for_a_shipped_model(tiny):
     plan = tiny.plan("mixtral-8x7b", cluster="h100-sxm-8", attention_dp=8, ep=8)
-    agree(plan, tiny.trace(num_requests=60, rate_per_s=40_000, longest_input=1000, longest_output=12))
+    agree(
+        plan, tiny.trace(num_requests=60, rate_per_s=40_000, longest_input=1000, longest_output=12)
+    )

@@ -1,4 +1,6 @@
-"""Laws of dense products, for every entry of every calibration: whatever a fit finds, a price stays a price."""
+"""Laws of dense products, for every entry of every calibration: whatever a fit finds, a price stays
+a price.
+"""
 
 import numpy as np
 import pytest
@@ -21,7 +23,10 @@ def entries():
         calibration = load_any_calibration(accelerator.calibration, "test")
         if isinstance(calibration, CalibrationFile):
             for fits in calibration.gemm.values():
-                yield from ((accelerator, dtype if dtype in BYTES_PER_ELEMENT else "int8", fit) for dtype, fit in fits.items())
+                yield from (
+                    (accelerator, dtype if dtype in BYTES_PER_ELEMENT else "int8", fit)
+                    for dtype, fit in fits.items()
+                )
 
 
 priced = st.sampled_from(list(entries()))
@@ -45,7 +50,10 @@ def test_more_of_anything_never_takes_less_time(entry, m, k, n, more):
 def test_nothing_beats_the_peaks(entry, m, k, n):
     accelerator, dtype, _ = entry
     assert one(entry, m, k, n) >= 2.0 * m * k * n / accelerator.flops_per_s(dtype)
-    assert one(entry, m, k, n) >= (k * n * BYTES_PER_ELEMENT[dtype] + 2.0 * m * n) / accelerator.memory_bytes_per_s
+    assert (
+        one(entry, m, k, n)
+        >= (k * n * BYTES_PER_ELEMENT[dtype] + 2.0 * m * n) / accelerator.memory_bytes_per_s
+    )
 
 
 @given(priced, st.integers(1, 4096), st.integers(1, 8192), st.integers(1, 8192), st.integers(2, 64))
@@ -68,14 +76,17 @@ def test_a_mixture_of_shapes_is_priced_like_each_alone(entry, shapes):
 def test_the_next_larger_tile_takes_longer_where_columns_are_few(rows):
     accelerator = load_accelerator("h100-sxm", "test")
     fit = load_any_calibration("hopper", "test").on("any").matrices("fp8")
-    deep = one((accelerator, "fp8", fit), rows + 1, 65_536, 128) / one((accelerator, "fp8", fit), rows, 65_536, 128)
+    deep = one((accelerator, "fp8", fit), rows + 1, 65_536, 128) / one(
+        (accelerator, "fp8", fit), rows, 65_536, 128
+    )
     assert 1.5 < deep < 2
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp8", "fp8_block"])
 @pytest.mark.parametrize("rows", [1, 8, 16])
 def test_few_rows_are_read_as_fast_as_memory_is_where_tensor_cores_are_slow(dtype, rows):
-    # H20 has a fifth more bandwidth than H100 and 15 % of its FLOP/s, for fewer multiplications than bytes take.
+    # H20 has a fifth more bandwidth than H100 and 15 % of its FLOP/s, for fewer multiplications
+    # than bytes take.
     seconds = []
     for name in ("h20-sxm", "h100-sxm"):
         accelerator = load_accelerator(name, "test")

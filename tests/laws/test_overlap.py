@@ -32,14 +32,21 @@ def batch_of(plan, decodes, prompts=(), context=400):
     dp = plan.layout.attention_dp
     new = np.array([1] * decodes + list(prompts), dtype=np.int64)
     is_decode = np.array([True] * decodes + [False] * len(prompts))
-    return Batch((new,) * dp, (np.where(is_decode, context, 0),) * dp, (is_decode,) * dp, np.full(dp, len(new)))
+    return Batch(
+        (new,) * dp,
+        (np.where(is_decode, context, 0),) * dp,
+        (is_decode,) * dp,
+        np.full(dp, len(new)),
+    )
 
 
 def step_s(plan, batch, fidelity="rank"):
     prices = Prices(plan, int(batch.tokens_d.max()))
     env = simpy.Environment()
     wires = FluidWires(env) if fidelity == "rank" else MessageWires(env, plan.fabric)
-    return finish_step(env, run_step(env, wires, prices.program(batch, 0), plan.layout.num_ranks)).duration_s
+    return finish_step(
+        env, run_step(env, wires, prices.program(batch, 0), plan.layout.num_ranks)
+    ).duration_s
 
 
 def free_wires(plan):
@@ -47,14 +54,21 @@ def free_wires(plan):
 
     class Free:
         def exchanges(self, *args):
-            return [dataclasses.replace(way, latency_s=0.0, busy_s=np.zeros(0), held_s=0.0) for way in plan.comm.exchanges(*args)]
+            return [
+                dataclasses.replace(way, latency_s=0.0, busy_s=np.zeros(0), held_s=0.0)
+                for way in plan.comm.exchanges(*args)
+            ]
 
     return dataclasses.replace(plan, comm=Free())
 
 
 @pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize(("decodes", "prompts"), [(2, ()), (64, ()), (3, (700,)), (0, (1500, 1500))])
-def test_overlap_is_bounded_by_what_it_computes_and_by_what_it_exchanges(tiny, split, decodes, prompts):
+@pytest.mark.parametrize(
+    ("decodes", "prompts"), [(2, ()), (64, ()), (3, (700,)), (0, (1500, 1500))]
+)
+def test_overlap_is_bounded_by_what_it_computes_and_by_what_it_exchanges(
+    tiny, split, decodes, prompts
+):
     model, parallel = SPLITS[split]
     plan = tiny.plan(model, overlap="two_batch", **parallel)
     batch = batch_of(plan, decodes, prompts)
@@ -69,17 +83,24 @@ def test_overlap_is_bounded_by_what_it_computes_and_by_what_it_exchanges(tiny, s
     assert took_s <= (sum(alone_s) + sum(slowest_s)) * (1 + 1e-9)
 
 
-@pytest.mark.parametrize(("decodes", "prompts"), [(1, ()), (2, ()), (64, ()), (300, ()), (3, (700,)), (0, (1500,))])
+@pytest.mark.parametrize(
+    ("decodes", "prompts"), [(1, ()), (2, ()), (64, ()), (300, ()), (3, (700,)), (0, (1500,))]
+)
 def test_with_free_exchanges_halves_never_win(tiny, decodes, prompts):
     # One expert, split over all ranks: where ranks have equal work, halves have no waiting to hide.
-    whole, overlapped = (free_wires(tiny.plan("one-expert", attention_dp=4, ep=1, overlap=kind)) for kind in ("none", "two_batch"))
+    whole, overlapped = (
+        free_wires(tiny.plan("one-expert", attention_dp=4, ep=1, overlap=kind))
+        for kind in ("none", "two_batch")
+    )
     batch = batch_of(whole, decodes, prompts)
     assert step_s(overlapped, batch) >= step_s(whole, batch) * (1 - 1e-9)
 
 
 def test_a_step_that_cannot_be_cut_runs_as_without_overlap(tiny):
     parallel = {"attention_dp": 4, "ep": 4}
-    whole, overlapped = (tiny.plan("moe", overlap=kind, **parallel) for kind in ("none", "two_batch"))
+    whole, overlapped = (
+        tiny.plan("moe", overlap=kind, **parallel) for kind in ("none", "two_batch")
+    )
     assert step_s(overlapped, batch_of(whole, 1)) == step_s(whole, batch_of(whole, 1))
 
 
@@ -96,7 +117,10 @@ def test_halves_hold_every_token_once_and_look_back_as_far():
     assert [list(x) for x in first.context_tokens] == [[50, 90, 10], [7]]
     assert [list(x) for x in second.context_tokens] == [[359], []]
     assert (first.tokens_d + second.tokens_d == batch.tokens_d).all()
-    assert halves(Batch((np.array([1]),), (np.array([4]),), (np.array([True]),), np.array([1]))) is None
+    assert (
+        halves(Batch((np.array([1]),), (np.array([4]),), (np.array([True]),), np.array([1])))
+        is None
+    )
 
 
 @pytest.mark.parametrize("split", ["one node", "two nodes", "latent attention, shared experts"])
@@ -108,7 +132,9 @@ def test_all_ranks_in_one_process_take_the_times_of_a_process_each(tiny, split, 
         program = Prices(plan, 64).program(batch_of(plan, tokens), 5)
         env = simpy.Environment()
         times = finish_step(env, run_step(env, FluidWires(env), program, plan.layout.num_ranks))
-        assert Lockstep(program, plan.layout.num_ranks).run() == pytest.approx(times.phases, rel=1e-9, abs=1e-15)
+        assert Lockstep(program, plan.layout.num_ranks).run() == pytest.approx(
+            times.phases, rel=1e-9, abs=1e-15
+        )
 
 
 @pytest.mark.parametrize("split", ["one node", "tensor-parallel attention"])
@@ -124,7 +150,9 @@ def test_ranks_confirm_the_table(tiny, split):
     model, parallel = SPLITS[split]
     plan = tiny.plan(model, overlap="two_batch", **parallel)
     engine = plan.calibration.engine.model_copy(update={"step_s": 1e-4, "sequence_s": 0.0})
-    plan = dataclasses.replace(plan, calibration=plan.calibration.model_copy(update={"engine": engine}))
+    plan = dataclasses.replace(
+        plan, calibration=plan.calibration.model_copy(update={"engine": engine})
+    )
     trace = tiny.trace(num_requests=80, rate_per_s=40_000)
     records = [run_plan(plan, trace, fidelity) for fidelity in ("rank", "step")]
     measured = []
@@ -133,10 +161,16 @@ def test_ranks_confirm_the_table(tiny, split):
         assert phases_s.to_numpy() == pytest.approx(record.steps["duration_s"].to_numpy(), rel=1e-6)
         times = latencies(record.requests)
         measured.append(
-            [record.steps["duration_s"].sum(), times["ttft_s"].mean(), times["tpot_s"].mean(), times["e2e_s"].quantile(0.9)]
+            [
+                record.steps["duration_s"].sum(),
+                times["ttft_s"].mean(),
+                times["tpot_s"].mean(),
+                times["e2e_s"].quantile(0.9),
+            ]
         )
     by_rank, by_step = records
-    # The table adds the wait for the slowest rank's prompts, of which halves hide a part: up to 5 % of a step with uneven prompts.
+    # The table adds the wait for the slowest rank's prompts, of which halves hide a part: up to 5 %
+    # of a step with uneven prompts.
     busy_s, ttft_s, tpot_s, e2e_s = np.divide(measured[1], measured[0])
     assert ttft_s == pytest.approx(1.0, abs=0.05)
     assert [busy_s, tpot_s, e2e_s] == pytest.approx([1.0] * 3, abs=0.02)

@@ -1,4 +1,6 @@
-"""Laws of pipeline stages: what their steps cost against stages that really take batches in order, and what more of them may do."""
+"""Laws of pipeline stages: what their steps cost against stages that really take batches in order,
+and what more of them may do.
+"""
 
 import dataclasses
 import itertools
@@ -30,7 +32,9 @@ BF16 = Precision("bf16", "bf16", "bf16", "bf16", "bf16")
 
 
 def stages_s(layers_rb, head_rb, sends_rb, engine_rb, counts):
-    """Seconds in which stages that take batches in order have passed on all rounds of all batches."""
+    """Seconds in which stages that take batches in order have passed on all rounds of all
+    batches.
+    """
     env = simpy.Environment()
     shares = np.array(counts) / sum(counts)
     stages = [simpy.Resource(env) for _ in counts]
@@ -62,7 +66,9 @@ def lockstep_s(layers_rb, head_rb, sends_rb, engine_rb, counts):
         parts = np.zeros((pp, 10))
         parts[:, 0], parts[:, 1], parts[:, 6], parts[:, 7] = layers, head, sends, engine
         row = np.zeros(len(LOG_COLUMNS))
-        step_s = in_flight(parts, head, sends, pp, max(counts) / sum(counts), counts[-1] / sum(counts), row)
+        step_s = in_flight(
+            parts, head, sends, pp, max(counts) / sum(counts), counts[-1] / sum(counts), row
+        )
         assert row[7:15].sum() == pytest.approx(step_s)
         total += step_s
     return total
@@ -71,17 +77,26 @@ def lockstep_s(layers_rb, head_rb, sends_rb, engine_rb, counts):
 @pytest.mark.parametrize("counts", [(40, 40), (31, 30), (15, 15, 16, 15), (1, 2, 1)])
 @pytest.mark.parametrize("uneven", [0.0, 0.5])
 @pytest.mark.parametrize(("head", "engine"), [(0.0, 0.0), (0.1, 0.05), (1.0, 0.02), (0.05, 0.7)])
-def test_steps_are_the_steady_state_of_stages_that_take_batches_in_order(counts, uneven, head, engine):
+def test_steps_are_the_steady_state_of_stages_that_take_batches_in_order(
+    counts, uneven, head, engine
+):
     pp = len(counts)
     layers = np.tile(1.0 + uneven * np.linspace(0, 1, pp), (ROUNDS, 1))
-    arrays = layers, head * layers, np.full_like(layers, 0.01 * (pp - 1)), np.full_like(layers, engine)
+    arrays = (
+        layers,
+        head * layers,
+        np.full_like(layers, 0.01 * (pp - 1)),
+        np.full_like(layers, engine),
+    )
     assert lockstep_s(*arrays, counts) == pytest.approx(stages_s(*arrays, counts), rel=0.02)
 
 
 @pytest.mark.parametrize("pp", [2, 4])
 @pytest.mark.parametrize("kind", ["nearly alike", "uneven", "prompts now and then"])
 def test_steps_of_changing_batches_take_nearly_what_stages_take(pp, kind):
-    """Batches wait for the slowest once a step here, and among stages where they meet: what that costs is a few per cent."""
+    """Batches wait for the slowest once a step here, and among stages where they meet: what that
+    costs is a few per cent.
+    """
     rng = np.random.default_rng(pp)
     layers = rng.lognormal(0.0, 0.1 if kind == "nearly alike" else 0.3, (ROUNDS, pp))
     if kind == "prompts now and then":
@@ -103,14 +118,20 @@ def test_more_stages_never_need_more_memory(name):
         assert [layer for stage in layers for layer in stage] == list(range(model.num_layers))
         assert max(map(len, layers)) - min(map(len, layers)) <= 1
         assert layout.num_gpus == pp
-        # Every layer's cache or every other one's grows, so a stage may keep half a layer more than its share.
+        # Every layer's cache or every other one's grows, so a stage may keep half a layer more than
+        # its share.
         share = cache_size(model, layout, BF16).bytes_per_token / whole
         assert 1 / pp <= share <= (max(map(len, layers)) + 1) / model.num_layers
 
 
 @pytest.mark.parametrize("fidelity", ["step", "rank"])
 @pytest.mark.parametrize(
-    ("name", "split"), [("moe", {"attention_dp": 2, "ep": 2, "pp": 2}), ("dense", {"tp": 2, "pp": 4}), ("state-moe", {"pp": 3})]
+    ("name", "split"),
+    [
+        ("moe", {"attention_dp": 2, "ep": 2, "pp": 2}),
+        ("dense", {"tp": 2, "pp": 4}),
+        ("state-moe", {"pp": 3}),
+    ],
 )
 def test_every_request_is_served_once_and_in_order(tiny, name, split, fidelity):
     trace = tiny.trace(num_requests=24)
@@ -121,21 +142,31 @@ def test_every_request_is_served_once_and_in_order(tiny, name, split, fidelity):
     assert (requests["first_token_s"] <= requests["finish_s"]).all()
     assert steps["prefill_tokens"].sum() == trace.num_input.sum()
     assert steps["decode_tokens"].sum() == (trace.num_output - 1).sum()
-    assert steps[[f"{phase}_s" for phase in STEP_PHASES]].sum(axis=1).to_numpy() == pytest.approx(steps["duration_s"].to_numpy())
+    assert steps[[f"{phase}_s" for phase in STEP_PHASES]].sum(axis=1).to_numpy() == pytest.approx(
+        steps["duration_s"].to_numpy()
+    )
     assert set(requests["dp_rank"]) <= set(range(split.get("attention_dp", 1) * split["pp"]))
 
 
 @pytest.mark.parametrize("fidelity", ["rank", "message"])
-@pytest.mark.parametrize(("name", "split"), [("moe", {"tp": 2, "ep": 2, "pp": 2}), ("dense", {"tp": 8, "pp": 2})])
+@pytest.mark.parametrize(
+    ("name", "split"), [("moe", {"tp": 2, "ep": 2, "pp": 2}), ("dense", {"tp": 8, "pp": 2})]
+)
 def test_the_detailed_fidelities_confirm_the_table(tiny, name, split, fidelity):
     trace = tiny.trace(num_requests=12)
-    step, other = (run_plan(tiny.plan(name, **split), trace, chosen).requests for chosen in ("step", fidelity))
+    step, other = (
+        run_plan(tiny.plan(name, **split), trace, chosen).requests for chosen in ("step", fidelity)
+    )
     assert other["finish_s"].to_numpy() == pytest.approx(step["finish_s"].to_numpy(), rel=0.05)
 
 
-@pytest.mark.parametrize("scheduling", [{"kind": "chunked"}, {"kind": "prefill_first"}, {"kind": "no_evict"}])
+@pytest.mark.parametrize(
+    "scheduling", [{"kind": "chunked"}, {"kind": "prefill_first"}, {"kind": "no_evict"}]
+)
 def test_batches_in_flight_share_their_gpus_cache(tiny, scheduling):
-    """A request may take all of it; when it runs out, the latest admitted of any batch makes room, so that all end."""
+    """A request may take all of it; when it runs out, the latest admitted of any batch makes room,
+    so that all end.
+    """
     trace = tiny.trace(num_requests=24, longest_input=300, longest_output=60, rate_per_s=1e5)
     longest = int((trace.num_input + trace.num_output).max())
     plan = tiny.plan("dense", pp=4, scheduling={**scheduling, "token_budget": 512})
@@ -164,7 +195,10 @@ def test_a_shared_prefix_is_found_by_whichever_batch(tiny):
 def test_a_faster_network_is_never_slower(tiny):
     trace = tiny.trace(num_requests=24)
     ends = [
-        run_plan(tiny.plan("dense", tp=8, pp=2, network_speed=speed), trace).steps["duration_s"].sum() for speed in (0.1, 1.0, 10.0)
+        run_plan(tiny.plan("dense", tp=8, pp=2, network_speed=speed), trace)
+        .steps["duration_s"]
+        .sum()
+        for speed in (0.1, 1.0, 10.0)
     ]
     assert ends == sorted(ends, reverse=True)
     assert ends[-1] < ends[0]
@@ -173,13 +207,18 @@ def test_a_faster_network_is_never_slower(tiny):
 def test_stages_across_nodes_are_further_apart_than_inside_one(tiny):
     tokens = np.array([1, 64, 4096])
     inside, across = (Prices(tiny.plan("dense", tp=tp, pp=2), 1).plan for tp in (4, 8))
-    assert [crossing.is_between_nodes for plan in (inside, across) for crossing in plan.sends.crossings] == [False, True]
+    assert [
+        crossing.is_between_nodes for plan in (inside, across) for crossing in plan.sends.crossings
+    ] == [False, True]
     assert (inside.sends.seconds(tokens * 1024.0) < across.sends.seconds(tokens * 1024.0)).all()
 
 
 def test_one_sequence_alone_is_not_faster_over_more_stages(tiny):
     trace = tiny.trace(num_requests=4, concurrency=1)
-    ends = [run_plan(tiny.plan("dense", tp=2, pp=pp), trace).requests["finish_s"].max() for pp in (1, 2, 4)]
+    ends = [
+        run_plan(tiny.plan("dense", tp=2, pp=pp), trace).requests["finish_s"].max()
+        for pp in (1, 2, 4)
+    ]
     assert ends == sorted(ends)
     assert len(set(ends)) == 3
 
@@ -189,7 +228,9 @@ def test_twice_the_stages_are_at_most_twice_as_fast(tiny):
     ends = []
     for pp in (1, 2):
         trace = tiny.trace(num_requests=256 * pp, rate_per_s=1e9)
-        trace = dataclasses.replace(trace, num_input=np.full(256 * pp, 512), num_output=np.full(256 * pp, 32))
+        trace = dataclasses.replace(
+            trace, num_input=np.full(256 * pp, 512), num_output=np.full(256 * pp, 32)
+        )
         scheduling = {"kind": "chunked", "max_sequences": 128 * pp}
         plan = tiny.plan("dense", num_layers=32, pp=pp, scheduling=scheduling)
         ends.append(run_plan(plan, trace).requests["finish_s"].max())
@@ -198,9 +239,14 @@ def test_twice_the_stages_are_at_most_twice_as_fast(tiny):
 
 def test_a_closed_loop_keeps_so_many_in_flight(tiny):
     trace = tiny.trace(num_requests=20, concurrency=5)
-    step, rank = (run_plan(tiny.plan("dense", pp=2), trace, fidelity) for fidelity in ("step", "rank"))
+    step, rank = (
+        run_plan(tiny.plan("dense", pp=2), trace, fidelity) for fidelity in ("step", "rank")
+    )
     for record in (step, rank):
-        starts, ends = record.requests["arrival_s"].to_numpy(), record.requests["finish_s"].to_numpy()
+        starts, ends = (
+            record.requests["arrival_s"].to_numpy(),
+            record.requests["finish_s"].to_numpy(),
+        )
         assert max(((starts <= moment) & (ends > moment + 1e-12)).sum() for moment in starts) == 5
         assert record.steps["running"].max() == 5
 
@@ -222,7 +268,9 @@ def test_pools_may_be_pipelines(tiny):
 
 def test_a_seed_says_everything(tiny):
     trace = tiny.trace(num_requests=12)
-    first, again = (run_plan(tiny.plan("moe", ep=2, tp=2, pp=2, seed=5), trace, "rank") for _ in range(2))
+    first, again = (
+        run_plan(tiny.plan("moe", ep=2, tp=2, pp=2, seed=5), trace, "rank") for _ in range(2)
+    )
     pd.testing.assert_frame_equal(first.steps, again.steps, check_exact=True)
 
 
@@ -230,7 +278,11 @@ def test_a_seed_says_everything(tiny):
     ("name", "keys", "reason"),
     [
         ("dense", {"pp": 5}, "at most the 4 layers"),
-        ("moe", {"attention_dp": 2, "ep": 2, "pp": 2, "overlap": "two_batch"}, "no engine does both"),
+        (
+            "moe",
+            {"attention_dp": 2, "ep": 2, "pp": 2, "overlap": "two_batch"},
+            "no engine does both",
+        ),
         ("dense", {"attention_dp": 3, "pp": 4}, "neither divide nodes"),
         ("dense", {"pp": 2, "scheduling": {"kind": "no_evict", "wait_steps": 3}}, "leave them out"),
         ("dense", {"pp": 2, "cluster": "this-machine-2"}, "processes of one machine"),
@@ -246,8 +298,15 @@ def test_what_cannot_be_simulated_is_refused(tiny, name, keys, reason):
 @given(st.integers(0, 2**32 - 1))
 def test_lanes_that_take_each_others_blocks_lose_none_and_all_end(seed):
     rng = np.random.default_rng(seed)
-    pp, dp, count, block, tokens = (int(rng.integers(low, high)) for low, high in ((2, 5), (1, 3), (2, 30), (1, 9), (1, 60)))
-    trace = RequestTrace(np.sort(rng.random(count) * 50), rng.integers(1, 80, count), rng.integers(1, 40, count), "made up")
+    pp, dp, count, block, tokens = (
+        int(rng.integers(low, high)) for low, high in ((2, 5), (1, 3), (2, 30), (1, 9), (1, 60))
+    )
+    trace = RequestTrace(
+        np.sort(rng.random(count) * 50),
+        rng.integers(1, 80, count),
+        rng.integers(1, 40, count),
+        "made up",
+    )
     mixes, splits, reserves = (bool(flag) for flag in rng.random(3) < (0.6, 0.7, 0.2))
     largest = -(-int((trace.num_input + trace.num_output).max()) // block) + 1
     capacity = largest + int(rng.integers(largest))
@@ -260,9 +319,14 @@ def test_lanes_that_take_each_others_blocks_lose_none_and_all_end(seed):
         assert form_step(requests, ranks, limits, float(step))
         assert computes(ranks, 0, dp * pp)
         for pool in range(dp):
-            running = np.concatenate([ranks.running[d, : ranks.num_running[d]] for d in range(pool, dp * pp, dp)])
+            running = np.concatenate(
+                [ranks.running[d, : ranks.num_running[d]] for d in range(pool, dp * pp, dp)]
+            )
             assert requests.blocks[running].sum() + ranks.free_blocks[pool] == capacity
-        if complete_step(requests, ranks, limits, clock, step + 1.0) and clock.num_finished[0] == count:
+        if (
+            complete_step(requests, ranks, limits, clock, step + 1.0)
+            and clock.num_finished[0] == count
+        ):
             break
     assert (requests.generated == trace.num_output).all()
     assert ranks.free_blocks.tolist() == [capacity] * dp

@@ -1,4 +1,6 @@
-"""Laws of what a plan's answer hangs on: more of what hurts never costs less, and the same question has the same answer."""
+"""Laws of what a plan's answer hangs on: more of what hurts never costs less, and the same question
+has the same answer.
+"""
 
 import json
 from dataclasses import replace
@@ -66,13 +68,18 @@ def gpus(finding):
 
 
 def test_a_looser_target_never_costs_more():
-    sizes = [gpus(trials(targets={"tpot_s": {"p90": limit}}).find(option(DENSE))) for limit in (0.009, 0.012, 0.02, 0.05)]
+    sizes = [
+        gpus(trials(targets={"tpot_s": {"p90": limit}}).find(option(DENSE)))
+        for limit in (0.009, 0.012, 0.02, 0.05)
+    ]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] < sizes[0]
 
 
 def test_more_traffic_never_needs_fewer_gpus():
-    sizes = [gpus(trials().find(option(MOE), Change(Conditions(rate=rate)))) for rate in (0.25, 1.0, 4.0)]
+    sizes = [
+        gpus(trials().find(option(MOE), Change(Conditions(rate=rate)))) for rate in (0.25, 1.0, 4.0)
+    ]
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[-1]
 
@@ -80,23 +87,32 @@ def test_more_traffic_never_needs_fewer_gpus():
 def test_a_faster_network_never_costs_more():
     split = option(MOE, attention_dp=4, ep=4)
     asked = trials(targets={"tpot_s": {"p90": 0.02}})
-    found = [asked.trial(split, Sized(0, 1), Change(Conditions(network=speed))) for speed in (0.02, 1.0, 4.0)]
+    found = [
+        asked.trial(split, Sized(0, 1), Change(Conditions(network=speed)))
+        for speed in (0.02, 1.0, 4.0)
+    ]
     worst = [outcome.worst for outcome in found]
     assert worst == sorted(worst, reverse=True)
     assert worst[-1] < worst[0]
-    sizes = [gpus(asked.find(split, Change(Conditions(network=speed)))) for speed in (0.02, 1.0, 4.0)]
+    sizes = [
+        gpus(asked.find(split, Change(Conditions(network=speed)))) for speed in (0.02, 1.0, 4.0)
+    ]
     assert sizes == sorted(sizes, reverse=True)
 
 
 def test_slower_kernels_never_cost_less():
-    sizes = [gpus(trials().find(option(DENSE), Change(slower=factor))) for factor in (0.6, 1.0, 1.4, 1.8)]
+    sizes = [
+        gpus(trials().find(option(DENSE), Change(slower=factor))) for factor in (0.6, 1.0, 1.4, 1.8)
+    ]
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[-1]
 
 
 def test_longer_prompts_never_cost_less_and_fit_the_context():
     asked = trials()
-    assert gpus(asked.find(option(DENSE), Change(Conditions(prompts=4.0)))) >= gpus(asked.find(option(DENSE)))
+    assert gpus(asked.find(option(DENSE), Change(Conditions(prompts=4.0)))) >= gpus(
+        asked.find(option(DENSE))
+    )
     model = asked.space.models[DENSE]
     far = asked.explorer(option(DENSE), Change(Conditions(prompts=10_000.0))).traffic.trace
     assert int((far.num_input + far.num_output).max()) == model.max_context_tokens
@@ -140,7 +156,10 @@ def test_which_replicas_are_left():
 def test_copies_of_experts_take_memory():
     split = option(MOE, attention_dp=4, ep=4)
     copying = split._replace(design=split.design._replace(slots=40))
-    found = [Finding(one, Sized(8, number), None, 0.0, 4 * number) for number, one in ((1, split), (2, copying))]
+    found = [
+        Finding(one, Sized(8, number), None, 0.0, 4 * number)
+        for number, one in ((1, split), (2, copying))
+    ]
     idle = idle_costs(trials(), *found)
     spare = idle["spare_experts"]
     assert (idle["unused_gpus"], spare["slots"]) == (4, 8)
@@ -148,8 +167,12 @@ def test_copies_of_experts_take_memory():
     assert 0 < spare["share_of_memory"] < 0.2
     assert spare["cache_tokens_forgone"] > 0
     assert idle_costs(trials(), found[0], None)["spare_experts"] is None
-    held_back = idle_costs(trials(spare={"nodes": 1}), replace(found[0], sized=Sized(16, 4), num_gpus=4), None)
-    assert (held_back["unused_gpus"], held_back["held_back_nodes"]) == (4, 1), "what is held back is counted once"
+    held_back = idle_costs(
+        trials(spare={"nodes": 1}), replace(found[0], sized=Sized(16, 4), num_gpus=4), None
+    )
+    assert (held_back["unused_gpus"], held_back["held_back_nodes"]) == (4, 1), (
+        "what is held back is counted once"
+    )
 
 
 def test_requests_are_promised_what_targets_ask_for():
@@ -188,7 +211,13 @@ def test_the_same_question_has_the_same_doubts(tmp_path):
 
 def test_doubts_are_whole():
     answer = all_doubts()
-    assert [row["name"] for row in answer["sensitivity"]] == ["traffic", "prompts", "network", "skew", "price"]
+    assert [row["name"] for row in answer["sensitivity"]] == [
+        "traffic",
+        "prompts",
+        "network",
+        "skew",
+        "price",
+    ]
     by_name = {row["name"]: row for row in answer["sensitivity"]}
     assert by_name["price"]["cost_ratio"] == pytest.approx(0.7)
     assert by_name["traffic"]["cost_ratio"] >= 1.0
@@ -201,10 +230,17 @@ def test_doubts_are_whole():
     for figure in certain["figures"].values():
         assert figure["low"] <= figure["value"] <= figure["high"]
     compared = answer["moe_vs_dense"]
-    assert compared["cost_ratio"] == compared["moe"]["cost_per_hour"] / compared["dense"]["cost_per_hour"]
+    assert (
+        compared["cost_ratio"]
+        == compared["moe"]["cost_per_hour"] / compared["dense"]["cost_per_hour"]
+    )
     assert [point["rate"] for point in compared["rates"]] == list(RATES)
     for kind in ("moe", "dense"):
-        costs = [point[f"{kind}_cost_per_hour"] for point in compared["rates"] if point[f"{kind}_cost_per_hour"] is not None]
+        costs = [
+            point[f"{kind}_cost_per_hour"]
+            for point in compared["rates"]
+            if point[f"{kind}_cost_per_hour"] is not None
+        ]
         assert costs == sorted(costs)
 
 

@@ -1,4 +1,6 @@
-"""Prefill and decode in pools of their own: nothing is lost on the way, and wires cost what they carry."""
+"""Prefill and decode in pools of their own: nothing is lost on the way, and wires cost what they
+carry.
+"""
 
 import dataclasses
 import itertools
@@ -19,7 +21,8 @@ from simulator.results.metrics import summarise
 from simulator.workload.traces import RequestTrace
 
 ROUNDING_S = 1e-12
-"""A request comes when another has gone, but for the last digit: each is reckoned from its own way to the engine."""
+"""A request comes when another has gone, but for the last digit: each is reckoned from its own way
+to the engine."""
 SPLITS = {
     "dense": ("dense", {"tp": 2}, {"tp": 1}),
     "experts": ("moe", {"attention_dp": 4, "ep": 4}, {"attention_dp": 2, "ep": 2}),
@@ -31,13 +34,19 @@ SPLITS = {
 
 def pooled(tiny, split="experts", replicas=1, prefill_replicas=1, **keys):
     model, decode, prompts = SPLITS[split]
-    deployment = {key: keys.pop(key) for key in list(keys) if key in ("cluster", "balancing", "prefix_caching", "kv_dtype")}
+    deployment = {
+        key: keys.pop(key)
+        for key in list(keys)
+        if key in ("cluster", "balancing", "prefix_caching", "kv_dtype")
+    }
     prefill = {"parallel": prompts, "replicas": prefill_replicas, **keys}
     return tiny.plan(model, replicas=replicas, prefill=prefill, **decode, **deployment)
 
 
 def closed(trace, concurrency):
-    return dataclasses.replace(trace, concurrency=concurrency, arrival_s=np.zeros(trace.num_requests))
+    return dataclasses.replace(
+        trace, concurrency=concurrency, arrival_s=np.zeros(trace.num_requests)
+    )
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -60,7 +69,9 @@ def test_every_request_and_token_is_served_once(tiny, split, concurrency):
     assert (requests["arrival_s"] <= requests["scheduled_s"] + 1e-9).all()
     assert (requests["scheduled_s"] < requests["first_token_s"]).all()
     goes_on = requests["num_output"] > 1
-    assert (requests["finish_s"] >= requests["first_token_s"] + requests["transfer_s"])[goes_on].all()
+    assert (requests["finish_s"] >= requests["first_token_s"] + requests["transfer_s"])[
+        goes_on
+    ].all()
     assert (requests["finish_s"] == requests["first_token_s"])[~goes_on].all()
     if concurrency is not None:
         starts, ends = requests["arrival_s"].to_numpy(), requests["finish_s"].to_numpy()
@@ -74,12 +85,16 @@ def test_a_transfer_carries_exactly_the_cache_of_the_prompt(tiny, split):
     requests = run_plan(plan, trace).requests
     cache, tp = plan.capacity.cache, plan.layout.tp
     goes_on = trace.num_output > 1
-    expected = np.where(goes_on, (cache.bytes_per_token * trace.num_input + cache.bytes_per_sequence) * tp, 0.0)
+    expected = np.where(
+        goes_on, (cache.bytes_per_token * trace.num_input + cache.bytes_per_sequence) * tp, 0.0
+    )
     assert requests["transfer_bytes"].to_numpy() == pytest.approx(expected)
 
 
 def one(num_input, num_output):
-    return RequestTrace(np.zeros(1), np.array([num_input]), np.array([num_output]), provenance="one")
+    return RequestTrace(
+        np.zeros(1), np.array([num_input]), np.array([num_output]), provenance="one"
+    )
 
 
 @pytest.mark.parametrize("fidelity", ["step", "rank"])
@@ -91,19 +106,25 @@ def test_one_request_alone_takes_its_prompt_its_transfer_and_its_decodes(tiny, s
     fit = plan.prefill.calibration.pools
     way_s = fit.first_token_s
     assert len(steps) == 1 + 8
-    prompt_s, decodes_s = (steps["duration_s"][steps["pool"] == pool].sum() for pool in ("prefill", "decode"))
+    prompt_s, decodes_s = (
+        steps["duration_s"][steps["pool"] == pool].sum() for pool in ("prefill", "decode")
+    )
     assert requests["first_token_s"] == pytest.approx(way_s + fit.prefill_ratio * prompt_s)
     cache = plan.capacity.cache.bytes_for(500)
     assert plan.transfer.wire == "scale_up"
     send_s = cache * plan.layout.tp / plan.prefill.layout.tp / (450e9 * 0.7)
     moved_s = max(send_s, cache / (450e9 * 0.7)) + plan.cluster.scale_up.latency_s
     assert requests["transfer_s"] == pytest.approx(moved_s)
-    assert requests["finish_s"] == pytest.approx(way_s + fit.prefill_ratio * prompt_s + moved_s + decodes_s)
+    assert requests["finish_s"] == pytest.approx(
+        way_s + fit.prefill_ratio * prompt_s + moved_s + decodes_s
+    )
 
 
 def test_without_measured_pools_a_prompt_takes_what_its_steps_take(tiny):
     plan = pooled(tiny, "dense")
-    bare = dataclasses.replace(plan.prefill, calibration=plan.prefill.calibration.model_copy(update={"pools": None}))
+    bare = dataclasses.replace(
+        plan.prefill, calibration=plan.prefill.calibration.model_copy(update={"pools": None})
+    )
     record = run_plan(dataclasses.replace(plan, prefill=bare), one(500, 9))
     prompt_s = record.steps["duration_s"][record.steps["pool"] == "prefill"].sum()
     way_s = plan.prefill.calibration.engine.first_token_s
@@ -111,12 +132,16 @@ def test_without_measured_pools_a_prompt_takes_what_its_steps_take(tiny):
 
 
 def test_faster_wires_never_slow_a_run_down(tiny):
-    """No cache comes later and no request alone ends later; of many, other batches may end a per cent later, as on any scheduler."""
+    """No cache comes later and no request alone ends later; of many, other batches may end a per
+    cent later, as on any scheduler.
+    """
     plan = pooled(tiny, "dense", cluster="h100-sxm-16", prefill_replicas=2)
     trace = tiny.trace(40, longest_input=3000)
     runs, alone_s = [], []
     for bytes_per_s in (1e8, 1e9, 1e10, math.inf):
-        changed = dataclasses.replace(plan, transfer=dataclasses.replace(plan.transfer, bytes_per_s=bytes_per_s))
+        changed = dataclasses.replace(
+            plan, transfer=dataclasses.replace(plan.transfer, bytes_per_s=bytes_per_s)
+        )
         runs.append(run_plan(changed, trace).requests)
         alone_s.append(run_plan(changed, one(2000, 5)).requests["finish_s"][0])
     assert alone_s == sorted(alone_s, reverse=True)
@@ -129,7 +154,9 @@ def test_faster_wires_never_slow_a_run_down(tiny):
 
 def test_a_rank_sends_one_cache_after_another(tiny):
     plan = pooled(tiny, "dense")
-    slow = dataclasses.replace(plan, transfer=dataclasses.replace(plan.transfer, bytes_per_s=1e6, latency_s=0.0))
+    slow = dataclasses.replace(
+        plan, transfer=dataclasses.replace(plan.transfer, bytes_per_s=1e6, latency_s=0.0)
+    )
     trace = RequestTrace(np.zeros(3), np.full(3, 64), np.full(3, 2), provenance="three at once")
     moved_s = np.sort(run_plan(slow, trace).requests["transfer_s"])
     assert moved_s == pytest.approx(slow.transfer.send_s(64) * np.array([1, 2, 3]))
@@ -142,8 +169,12 @@ def test_layer_by_layer_leaves_the_last_layer_or_what_the_wires_could_not_carry(
     assert by_plan[1] - latency_s == pytest.approx((by_plan[0] - latency_s) / late.model.num_layers)
     slow = dataclasses.replace(early, transfer=dataclasses.replace(early.transfer, bytes_per_s=1e6))
     requests = run_plan(slow, one(500, 4)).requests.iloc[0]
-    computing_s = (requests["first_token_s"] - requests["scheduled_s"]) / early.prefill.calibration.pools.prefill_ratio
-    assert requests["transfer_s"] == pytest.approx(slow.transfer.send_s(500) - computing_s + latency_s)
+    computing_s = (
+        requests["first_token_s"] - requests["scheduled_s"]
+    ) / early.prefill.calibration.pools.prefill_ratio
+    assert requests["transfer_s"] == pytest.approx(
+        slow.transfer.send_s(500) - computing_s + latency_s
+    )
 
 
 @pytest.mark.parametrize("balancing", ["least_outstanding", "round_robin"])
@@ -154,7 +185,9 @@ def test_compiled_and_event_by_event_runs_agree(tiny, balancing):
     for simpy in (False, True):
         pools = Pools(plan, trace, lambda _: None)
         prefill, decode = (make_table(pool.prices, "x") for pool in (pools.prefill, pools.decode))
-        pools.in_simpy(ByTable(prefill), ByTable(decode)) if simpy else pools.by_table(prefill, decode)
+        pools.in_simpy(ByTable(prefill), ByTable(decode)) if simpy else pools.by_table(
+            prefill, decode
+        )
         tables.append(pools.table())
     for column in ("first_token_s", "finish_s"):
         assert np.median(np.abs(tables[0][column] / tables[1][column] - 1)) < 1e-9
@@ -164,8 +197,13 @@ def test_compiled_and_event_by_event_runs_agree(tiny, balancing):
 @pytest.mark.parametrize("concurrency", [3, 12])
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_leaping_over_steps_takes_the_very_same_steps(tiny, replicas, concurrency):
-    """Replicas run many steps at once while nothing else can happen; a step an event must come to the same."""
-    plan, trace = pooled(tiny, "experts", replicas=replicas), closed(tiny.trace(60, longest_output=80), concurrency)
+    """Replicas run many steps at once while nothing else can happen; a step an event must come to
+    the same.
+    """
+    plan, trace = (
+        pooled(tiny, "experts", replicas=replicas),
+        closed(tiny.trace(60, longest_output=80), concurrency),
+    )
     pools = Pools(plan, trace, lambda _: None)
     tables = [make_table(pool.prices, "x") for pool in (pools.prefill, pools.decode)]
 
@@ -180,7 +218,9 @@ def test_leaping_over_steps_takes_the_very_same_steps(tiny, replicas, concurrenc
     for execute in (ByTable, StepByStep):
         pools = Pools(plan, trace, lambda _: None)
         pools.in_simpy(*(execute(table) for table in tables))
-        logs = [replica.log() for pool in (pools.prefill, pools.decode) for replica in pool.replicas]
+        logs = [
+            replica.log() for pool in (pools.prefill, pools.decode) for replica in pool.replicas
+        ]
         found.append((pools.table().to_numpy(dtype=float), *logs))
     for leaping, stepping in zip(*found, strict=True):
         np.testing.assert_allclose(leaping, stepping, rtol=1e-9, atol=1e-12)
@@ -189,8 +229,12 @@ def test_leaping_over_steps_takes_the_very_same_steps(tiny, replicas, concurrenc
 @pytest.mark.parametrize("concurrency", [None, 8])
 def test_ranks_confirm_the_tables(tiny, concurrency):
     plan = pooled(tiny, "experts")
-    trace = closed(tiny.trace(30), concurrency) if concurrency else tiny.trace(30, rate_per_s=40_000)
-    ends = [run_plan(plan, trace, fidelity).requests["finish_s"].max() for fidelity in ("step", "rank")]
+    trace = (
+        closed(tiny.trace(30), concurrency) if concurrency else tiny.trace(30, rate_per_s=40_000)
+    )
+    ends = [
+        run_plan(plan, trace, fidelity).requests["finish_s"].max() for fidelity in ("step", "rank")
+    ]
     assert ends[0] == pytest.approx(ends[1], rel=0.02)
 
 
@@ -242,22 +286,33 @@ def test_gpus_cost_and_facts_count_both_pools(tiny):
 
 
 def test_the_decode_pool_fills_what_the_prefill_pool_leaves(tiny):
-    plan = tiny.plan("moe", replicas=None, attention_dp=4, ep=4, prefill={"parallel": {"tp": 2}, "replicas": 3})
+    plan = tiny.plan(
+        "moe", replicas=None, attention_dp=4, ep=4, prefill={"parallel": {"tp": 2}, "replicas": 3}
+    )
     assert (plan.replicas, plan.transfer.wire) == (2, "scale_out")
     elsewhere = {"parallel": {"tp": 2}, "replicas": 3, "cluster": "h200-sxm-8"}
     plan = tiny.plan("moe", replicas=None, attention_dp=4, ep=4, prefill=elsewhere)
-    assert (plan.replicas, plan.prefill.cluster.name, plan.transfer.wire) == (4, "h200-sxm-8", "scale_out")
+    assert (plan.replicas, plan.prefill.cluster.name, plan.transfer.wire) == (
+        4,
+        "h200-sxm-8",
+        "scale_out",
+    )
     with pytest.raises(UserError, match="besides 8 for prefill"):
-        tiny.plan("moe", replicas=3, attention_dp=4, ep=4, prefill={"parallel": {"tp": 4}, "replicas": 2})
+        tiny.plan(
+            "moe", replicas=3, attention_dp=4, ep=4, prefill={"parallel": {"tp": 4}, "replicas": 2}
+        )
     with pytest.raises(UserError, match=r"\[prefill\].*tp \(3\)"):
         tiny.plan("moe", prefill={"parallel": {"tp": 3}})
 
 
 def test_copies_of_experts_are_of_the_decode_pool_only_where_prompts_split_experts(tiny):
-    """Experts that are split like dense blocks have no slots for copies, whatever the decode pool has."""
+    """Experts that are split like dense blocks have no slots for copies, whatever the decode pool
+    has.
+    """
     keys = {"attention_dp": 4, "ep": 4, "prefill": {"parallel": {"tp": 4}}}
     plain, copying = (
-        tiny.plan("moe", **keys, placement=placement) for placement in ({"kind": "contiguous"}, {"kind": "eplb", "num_slots": 20})
+        tiny.plan("moe", **keys, placement=placement)
+        for placement in ({"kind": "contiguous"}, {"kind": "eplb", "num_slots": 20})
     )
     assert copying.capacity.weights_bytes > plain.capacity.weights_bytes
     assert copying.prefill.capacity.weights_bytes == plain.prefill.capacity.weights_bytes

@@ -7,7 +7,9 @@ from simulator.engine.prefill_loop import Prompts, first_tokens
 
 
 def prompts(num_ranks=1, most=1, step_s=0.5):
-    """Steps that take as long however many ranks have prompts, and half as long again for each further prompt of a rank."""
+    """Steps that take as long however many ranks have prompts, and half as long again for each
+    further prompt of a rank.
+    """
     each = np.arange(1.0, most + 1)
     return Prompts(
         num_ranks,
@@ -32,8 +34,12 @@ def test_a_crowd_waits_in_line_at_one_rank():
 
 
 def test_ranks_and_workers_share_a_crowd():
-    np.testing.assert_allclose(served(prompts(num_ranks=2), concurrency=4, rounds=1), [0.5, 0.5, 1.0, 1.0])
-    np.testing.assert_allclose(served(prompts(), workers=2, concurrency=4, rounds=1), [0.5, 0.5, 1.0, 1.0])
+    np.testing.assert_allclose(
+        served(prompts(num_ranks=2), concurrency=4, rounds=1), [0.5, 0.5, 1.0, 1.0]
+    )
+    np.testing.assert_allclose(
+        served(prompts(), workers=2, concurrency=4, rounds=1), [0.5, 0.5, 1.0, 1.0]
+    )
 
 
 def test_prompts_that_share_a_step_end_together():
@@ -41,7 +47,9 @@ def test_prompts_that_share_a_step_end_together():
 
 
 def test_a_full_pool_is_as_fast_as_its_steps():
-    """With nothing between requests, each waits for all others: as many steps as there are requests in flight (Little's law)."""
+    """With nothing between requests, each waits for all others: as many steps as there are requests
+    in flight (Little's law).
+    """
     took = served(prompts(), concurrency=6, away_s=0.0)
     np.testing.assert_allclose(took[6:], 6 * 0.5)
 

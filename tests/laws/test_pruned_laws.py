@@ -45,7 +45,9 @@ BY_SPARSITY = [case for case in MEASURED if case.values[1] != "two_four"]
 
 
 def model_of(accelerator):
-    return RooflineModel(accelerator, load_any_calibration(accelerator.calibration, "test").on("vllm"))
+    return RooflineModel(
+        accelerator, load_any_calibration(accelerator.calibration, "test").on("vllm")
+    )
 
 
 @pytest.mark.parametrize(
@@ -61,7 +63,9 @@ def test_what_is_stored_is_exact(pruning, expected):
     assert stored_bytes(pruning, 128, 256, 2.0) == expected
 
 
-@pytest.mark.parametrize(("stored_as", "break_even"), [("csr", 2 / 3), ("tiled_csl", 1 / 2), ("bitmap", 1 / 16)])
+@pytest.mark.parametrize(
+    ("stored_as", "break_even"), [("csr", 2 / 3), ("tiled_csl", 1 / 2), ("bitmap", 1 / 16)]
+)
 def test_less_is_stored_than_of_the_whole_beyond_a_format_s_own_sparsity(stored_as, break_even):
     whole = N * K * 2.0
     assert stored_bytes(unstructured(break_even - 0.01, stored_as), N, K, 2.0) > whole
@@ -75,28 +79,55 @@ def test_no_product_is_faster_than_its_bytes_and_multiplications_allow(accelerat
     weights = stored_bytes(pruning, N, K, BYTES_PER_ELEMENT[dtype])
     assert seconds[0] == 0.0
     assert np.all(seconds[1:] >= weights / accelerator.memory_bytes_per_s)
-    assert np.all(seconds >= 2.0 * ROWS * pruning.num_stored(N, K) / (1.15 * accelerator.flops_per_s(dtype)))
+    assert np.all(
+        seconds >= 2.0 * ROWS * pruning.num_stored(N, K) / (1.15 * accelerator.flops_per_s(dtype))
+    )
     assert np.all(np.diff(seconds) >= 0)
 
 
 @pytest.mark.parametrize(("accelerator", "kernels", "dtype"), BY_SPARSITY)
-def test_more_sparsity_never_takes_longer_and_none_at_all_is_slower_than_the_whole(accelerator, kernels, dtype):
+def test_more_sparsity_never_takes_longer_and_none_at_all_is_slower_than_the_whole(
+    accelerator, kernels, dtype
+):
     model = model_of(accelerator)
-    times = np.array([model.pruned_s(ROWS[1:], K, N, dtype, pruning_for(kernels, share)) for share in (0.0, 0.3, 0.5, 0.8, 0.95)])
+    times = np.array(
+        [
+            model.pruned_s(ROWS[1:], K, N, dtype, pruning_for(kernels, share))
+            for share in (0.0, 0.3, 0.5, 0.8, 0.95)
+        ]
+    )
     assert np.all(np.diff(times, axis=0) <= 0)
     assert np.all(times[0] > model.gemm_s(ROWS[1:], K, N, dtype))
 
 
 def deployment(model="qwen3-32b", cluster="h100-sxm-8", tp=2, **more):
-    table = {"name": "a", "model": model, "cluster": cluster, "parallel": {"tp": tp}, "replicas": 1, **more}
+    table = {
+        "name": "a",
+        "model": model,
+        "cluster": cluster,
+        "parallel": {"tp": tp},
+        "replicas": 1,
+        **more,
+    }
     return make_plan(validate(DeploymentSpec, table, "test"), 0, "test", Path())
 
 
 def test_a_pruned_deployment_holds_exactly_the_bytes_that_are_left():
-    whole, pruned = deployment(weight_dtype="bf16"), deployment(weight_dtype="bf16", pruning={"kind": "two_four"})
+    whole, pruned = (
+        deployment(weight_dtype="bf16"),
+        deployment(weight_dtype="bf16", pruning={"kind": "two_four"}),
+    )
     model = whole.model
-    weights = 3 * model.hidden_size * next(iter(model.ffns.values())).intermediate_size * model.num_layers / 2
-    assert whole.capacity.weights_bytes - pruned.capacity.weights_bytes == pytest.approx(weights * (2 - 1 - 1 / 8))
+    weights = (
+        3
+        * model.hidden_size
+        * next(iter(model.ffns.values())).intermediate_size
+        * model.num_layers
+        / 2
+    )
+    assert whole.capacity.weights_bytes - pruned.capacity.weights_bytes == pytest.approx(
+        weights * (2 - 1 - 1 / 8)
+    )
     assert pruned.capacity.tokens > whole.capacity.tokens
 
 
@@ -105,16 +136,27 @@ def test_a_pruned_deployment_s_blocks_are_priced_as_such():
     pruning = {"kind": "two_four"}
     name, whole_s = next(iter(Prices(deployment(weight_dtype="bf16"), 8192, rows).ffn_s.items()))
     pruned_s = Prices(deployment(weight_dtype="bf16", pruning=pruning), 8192, rows).ffn_s[name]
-    assert 1.3 < whole_s[2] / pruned_s[2] < 2.0  # cuSPARSELt on H100, 4,096 tokens and more: 1.4 to 1.7
+    assert (
+        1.3 < whole_s[2] / pruned_s[2] < 2.0
+    )  # cuSPARSELt on H100, 4,096 tokens and more: 1.4 to 1.7
 
 
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"cluster": "b200-sxm-8", "pruning": {"kind": "unstructured", "sparsity": 0.8}}, "pruned 'csr' are on NVIDIA Blackwell"),
-        ({"weight_dtype": "fp8_block", "pruning": {"kind": "two_four"}}, "with fp8_block matrices pruned 'two_four'"),
+        (
+            {"cluster": "b200-sxm-8", "pruning": {"kind": "unstructured", "sparsity": 0.8}},
+            "pruned 'csr' are on NVIDIA Blackwell",
+        ),
+        (
+            {"weight_dtype": "fp8_block", "pruning": {"kind": "two_four"}},
+            "with fp8_block matrices pruned 'two_four'",
+        ),
         ({"cluster": "mi300x-8", "pruning": {"kind": "two_four"}}, "there are: none"),
-        ({"pruning": {"kind": "block", "sparsity": 0.5}}, "unsupported: nobody has published how fast"),
+        (
+            {"pruning": {"kind": "block", "sparsity": 0.5}},
+            "unsupported: nobody has published how fast",
+        ),
         ({"model": "qwen3-30b-a3b", "pruning": {"kind": "two_four"}}, "has none; leave it out"),
     ],
 )

@@ -1,4 +1,6 @@
-"""Whole runs where a defect would hide: between two ways to run them, at full ranks, in small caches, among many replicas."""
+"""Whole runs where a defect would hide: between two ways to run them, at full ranks, in small
+caches, among many replicas.
+"""
 
 import dataclasses
 
@@ -16,13 +18,20 @@ from simulator.engine.table import make_table, price_experts
 from simulator.results.metrics import latencies
 from simulator.step.prices import Prices
 
-SMALL = {"attention_dp": 2, "ep": 2, "scheduling": {"kind": "chunked", "token_budget": 64, "max_sequences": 64}}
+SMALL = {
+    "attention_dp": 2,
+    "ep": 2,
+    "scheduling": {"kind": "chunked", "token_budget": 64, "max_sequences": 64},
+}
 """A table of few entries, which is quickly filled."""
 
 
 @pytest.mark.parametrize("kind", plugins.available("balancing"))
 def test_simpy_and_compiled_code_run_the_same_steps(tiny, kind):
-    plan, trace = tiny.plan("moe", replicas=2, balancing={"kind": kind}, **SMALL), tiny.trace(60, 2000.0)
+    plan, trace = (
+        tiny.plan("moe", replicas=2, balancing={"kind": kind}, **SMALL),
+        tiny.trace(60, 2000.0),
+    )
     compiled = run_plan(plan, trace).requests
     run = engine._Run(plan, trace, lambda _: None)
     run.in_simpy(ByTable(make_table(run.pool.prices)))
@@ -89,8 +98,15 @@ def test_a_run_leaves_its_trace_as_it_was(tiny):
 
 
 def test_every_full_data_parallel_rank_can_be_looked_into(tiny):
-    """9 + 7 tokens over 2 full ranks: rounding both up on one rank would ask for a batch that no step has."""
-    plan = tiny.plan("moe", attention_dp=2, ep=2, scheduling={"kind": "chunked", "token_budget": 9, "max_sequences": 9})
+    """9 + 7 tokens over 2 full ranks: rounding both up on one rank would ask for a batch that no
+    step has.
+    """
+    plan = tiny.plan(
+        "moe",
+        attention_dp=2,
+        ep=2,
+        scheduling={"kind": "chunked", "token_budget": 9, "max_sequences": 9},
+    )
     record = run_plan(plan, tiny.trace(60, 1e5, longest_input=60, longest_output=30))
     tokens = record.steps["prefill_tokens"] + record.steps["decode_tokens"]
     assert tokens.max() == 18
@@ -107,12 +123,16 @@ def test_a_tiny_budget_or_a_prompt_far_beyond_it_still_ends(tiny, kind, budget):
 
 
 @pytest.mark.parametrize("fidelity", ["step", "rank"])
-@pytest.mark.parametrize("model", ["dense", "sliding-dense", "state-moe", "state-only", "windows-only", "latent-moe"])
+@pytest.mark.parametrize(
+    "model", ["dense", "sliding-dense", "state-moe", "state-only", "windows-only", "latent-moe"]
+)
 def test_a_small_cache_preempts_and_loses_nothing(tiny, fidelity, model):
     trace = tiny.trace(12, 1e5, longest_input=80, longest_output=80)
     longest = int((trace.num_input + trace.num_output).max())
     plan = tiny.plan(model, kv_block_tokens=8)
-    plan = tiny.with_blocks(plan, plan.capacity.blocks_for(longest) + 1 + plan.capacity.sequence_blocks)
+    plan = tiny.with_blocks(
+        plan, plan.capacity.blocks_for(longest) + 1 + plan.capacity.sequence_blocks
+    )
     record = run_plan(plan, trace, fidelity)
     assert record.steps["kv_used"].between(0, 1 + 1e-9).all()
     times = record.requests[["arrival_s", "scheduled_s", "first_token_s", "finish_s"]].to_numpy()
@@ -122,7 +142,8 @@ def test_a_small_cache_preempts_and_loses_nothing(tiny, fidelity, model):
 
 
 @pytest.mark.parametrize(
-    ("model", "shares"), [("dense", True), ("sliding-dense", True), ("windows-only", False), ("state-moe", False)]
+    ("model", "shares"),
+    [("dense", True), ("sliding-dense", True), ("windows-only", False), ("state-moe", False)],
 )
 def test_prefixes_are_shared_where_the_cache_grows_and_all_blocks_are_counted(tiny, model, shares):
     trace = tiny.trace(20, 50.0, longest_input=600, longest_output=4)
@@ -148,12 +169,20 @@ def test_a_request_that_can_never_fit_is_refused_with_both_numbers(tiny):
 
 @pytest.mark.parametrize("parallel", [{"tp": 4, "ep": 4}, {"attention_dp": 4, "ep": 4}])
 def test_the_table_holds_what_ranks_take_that_meet_after_every_layer(tiny, parallel):
-    """Also where no token travels: ranks meet in the all-reduce behind each layer, so each layer's slowest rank counts."""
+    """Also where no token travels: ranks meet in the all-reduce behind each layer, so each layer's
+    slowest rank counts.
+    """
     plan = tiny.plan("moe", **parallel)
     prices = Prices(plan, 512)
     tokens_d = np.full(plan.layout.attention_dp, 40)
-    _, (phases,) = price_experts(prices, tokens_d, [(layer, 5) for layer in range(plan.model.num_moe_layers)])
+    _, (phases,) = price_experts(
+        prices, tokens_d, [(layer, 5) for layer in range(plan.model.num_moe_layers)]
+    )
     steps = [prices.expert_step(layer, tokens_d, 5) for layer in range(plan.model.num_moe_layers)]
-    wanted = sum(step.experts_R.max() + step.dispatch.alone_s + step.combine.alone_s for step in steps)
+    wanted = sum(
+        step.experts_R.max() + step.dispatch.alone_s + step.combine.alone_s for step in steps
+    )
     assert phases[:4].sum() == pytest.approx(wanted, rel=1e-9)
-    assert phases[4] == pytest.approx(np.mean([step.pairs_R.max() / step.pairs_R.mean() for step in steps]))
+    assert phases[4] == pytest.approx(
+        np.mean([step.pairs_R.max() / step.pairs_R.mean() for step in steps])
+    )

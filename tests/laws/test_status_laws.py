@@ -57,7 +57,12 @@ ROWS = {
         "dispatch_sms": 20,
         "combine_sms": 20,
     },
-    "collective": {"op_name": "all_reduce", "nccl_dtype": "half", "num_gpus": 8, "message_elements": 65_536},
+    "collective": {
+        "op_name": "all_reduce",
+        "nccl_dtype": "half",
+        "num_gpus": 8,
+        "message_elements": 65_536,
+    },
 }
 """One row of each family that was measured on H100."""
 SEEN, SIBLINGS, ASSUMED = "h100_sxm", ("h200_sxm", "h20_sxm"), ("a100_sxm", "l40s")
@@ -115,12 +120,17 @@ def test_bands_are_no_narrower_where_the_family_of_the_gpu_was_not_measured(fami
 
 @pytest.mark.parametrize("family", ["gemm", "moe"])
 @pytest.mark.parametrize(
-    ("gpu", "dtype", "lacking"), [("h100_sxm", "nvfp4", "fp4"), ("a100_sxm", "fp8", "fp8"), ("l40s", "fp8", "")]
+    ("gpu", "dtype", "lacking"),
+    [("h100_sxm", "nvfp4", "fp4"), ("a100_sxm", "fp8", "fp8"), ("l40s", "fp8", "")],
 )
-def test_formats_that_hardware_cannot_multiply_are_said_and_have_wide_bands(family, gpu, dtype, lacking):
+def test_formats_that_hardware_cannot_multiply_are_said_and_have_wide_bands(
+    family, gpu, dtype, lacking
+):
     found = answer(family, gpu=gpu, **{f"{family}_dtype": dtype, "engine": "vllm"})
     name = accelerator_name(gpu)
-    assert (f"no {lacking} arithmetic on {name}, priced as 16-bit products" in found.status[0]) == bool(lacking)
+    assert (
+        f"no {lacking} arithmetic on {name}, priced as 16-bit products" in found.status[0]
+    ) == bool(lacking)
     assert width(found) >= 2 * np.log(2) * (1 - 1e-9) or not lacking
 
 
@@ -128,7 +138,9 @@ def test_formats_that_hardware_cannot_multiply_are_said_and_have_wide_bands(fami
 @pytest.mark.parametrize("value", [1e9, 1e18, -4, 0, 2.5, NAN, float("inf"), "many"], ids=str)
 def test_absurd_sizes_are_refused_with_the_reason(family, value):
     for name in sizes(family):
-        if name in MAY_BE_NOTHING and (value == 0 or (name.endswith("_sms") and value in NOTHING_SAID)):
+        if name in MAY_BE_NOTHING and (
+            value == 0 or (name.endswith("_sms") and value in NOTHING_SAID)
+        ):
             continue
         if name == FEWEST_BYTES and value == 1e9:  # two gigabytes are a message
             continue
@@ -154,13 +166,22 @@ def test_names_that_nvidia_smi_prints_are_understood():
         "AMD Instinct MI300X": "mi300x",
     }
     assert {name: accelerator_name(name) for name in names} == names
-    for other in ("NVIDIA A100-SXM4-40GB", "NVIDIA H100 NVL", "NVIDIA H20-3e", "NVIDIA GeForce RTX 4090 Laptop GPU", "", "nan"):
+    for other in (
+        "NVIDIA A100-SXM4-40GB",
+        "NVIDIA H100 NVL",
+        "NVIDIA H20-3e",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "",
+        "nan",
+    ):
         assert accelerator_name(other) is None
 
 
 def test_doubts_add_up_and_never_narrow_a_band():
     far = np.array([False, True])
-    statuses, wider = settle(2, [Doubt("measured elsewhere", 2.0)], {"m": far}, [(Doubt("guessed", 3.0), far)])
+    statuses, wider = settle(
+        2, [Doubt("measured elsewhere", 2.0)], {"m": far}, [(Doubt("guessed", 3.0), far)]
+    )
     assert statuses == [
         "extrapolated: measured elsewhere",
         "extrapolated: measured elsewhere; guessed; m outside the measured range",
@@ -177,8 +198,14 @@ def test_an_older_gpu_is_not_priced_faster_than_a_newer_one_by_the_same_engine(o
     for dtype in sorted(formats):
         for num_tokens in (1, 64, 4096):
             rows = {"engine": engine, "moe_dtype": dtype, "num_tokens": num_tokens}
-            assert answer("moe", gpu=older, **rows).seconds[0, 0] > 0.8 * answer("moe", **rows).seconds[0, 0], rows
+            assert (
+                answer("moe", gpu=older, **rows).seconds[0, 0]
+                > 0.8 * answer("moe", **rows).seconds[0, 0]
+            ), rows
     for phase in ("generation_mla", "mla_generation_module"):
         for cache in ("bfloat16", "fp8"):
             rows = {"engine": engine, "phase": phase, "kv_cache_dtype": cache}
-            assert answer("mla", gpu=older, **rows).seconds[0, 0] > 0.8 * answer("mla", **rows).seconds[0, 0], rows
+            assert (
+                answer("mla", gpu=older, **rows).seconds[0, 0]
+                > 0.8 * answer("mla", **rows).seconds[0, 0]
+            ), rows

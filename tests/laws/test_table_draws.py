@@ -16,14 +16,21 @@ def test_an_entry_does_not_hang_on_the_others(tiny, overlap):
     both = np.intersect1d(small.expert_tokens, large.expert_tokens)
     assert len(both) > 10
     for table_s in ("expert_s", "expert_alone_s"):
-        found, wanted = (getattr(table, table_s)[np.searchsorted(table.expert_tokens, both)] for table in (small, large))
+        found, wanted = (
+            getattr(table, table_s)[np.searchsorted(table.expert_tokens, both)]
+            for table in (small, large)
+        )
         assert found.tobytes() == wanted.tobytes()
 
 
 @pytest.mark.slow
 def test_entries_scatter_little_between_streams(tiny):
-    """DeepSeek-V3 over 32 ranks: 0.3 % at the median and 1 % at most over twelve streams, of which five are tried here."""
-    plan = tiny.plan("deepseek-v3", attention_dp=32, ep=32, cluster="h100-sxm-32", weight_dtype="fp8_block")
+    """DeepSeek-V3 over 32 ranks: 0.3 % at the median and 1 % at most over twelve streams, of which
+    five are tried here.
+    """
+    plan = tiny.plan(
+        "deepseek-v3", attention_dp=32, ep=32, cluster="h100-sxm-32", weight_dtype="fp8_block"
+    )
     tables = [make_table(Prices(plan, 1024), f"try {number}") for number in range(5)]
     total_s = np.array([table.expert_s[..., :4].sum(axis=-1) for table in tables])
     scatter = total_s.std(axis=0, ddof=1) / total_s.mean(axis=0)
@@ -41,10 +48,20 @@ def test_layers_that_stand_for_all_are_as_unevenly_loaded_as_all(num_layers, cou
     uses = np.bincount(chosen, minlength=num_layers)
     assert uses.max() - uses.min() <= 1
     spread = np.ptp(imbalance_L) * num_layers / max(count, num_layers)
-    assert abs(imbalance_L[chosen].mean() - imbalance_L.mean()) <= spread / min(count, num_layers) / 2 + 1e-12 or count == 1
+    assert (
+        abs(imbalance_L[chosen].mean() - imbalance_L.mean())
+        <= spread / min(count, num_layers) / 2 + 1e-12
+        or count == 1
+    )
 
 
 def test_streams_of_other_purposes_and_numbers_are_other_streams():
-    streams = [open_stream(1, "a"), open_stream(1, "b"), open_stream(2, "a"), open_stream(1, "a", 0), open_stream(1, "a", 0, 1)]
+    streams = [
+        open_stream(1, "a"),
+        open_stream(1, "b"),
+        open_stream(2, "a"),
+        open_stream(1, "a", 0),
+        open_stream(1, "a", 0, 1),
+    ]
     assert len({stream.integers(1 << 62) for stream in streams}) == len(streams)
     assert open_stream(1, "a", 3).integers(1 << 62) == open_stream(1, "a", 3).integers(1 << 62)

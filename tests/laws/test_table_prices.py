@@ -1,4 +1,6 @@
-"""The table against the ranks on the very same batches, and on traces whose batches go their own ways."""
+"""The table against the ranks on the very same batches, and on traces whose batches go their own
+ways.
+"""
 
 import numpy as np
 import pytest
@@ -20,7 +22,9 @@ from simulator.results.metrics import latencies
         ("state-moe", {"attention_dp": 2, "ep": 2}, 600),
     ],
 )
-def test_every_batch_of_a_rank_run_costs_the_same_by_the_table(tiny, monkeypatch, model, split, longest_input):
+def test_every_batch_of_a_rank_run_costs_the_same_by_the_table(
+    tiny, monkeypatch, model, split, longest_input
+):
     plan = tiny.plan(model, **split)
     prices = []
 
@@ -39,26 +43,45 @@ def test_every_batch_of_a_rank_run_costs_the_same_by_the_table(tiny, monkeypatch
             return self._table
 
     monkeypatch.setattr(cluster, "ByRanks", Both)
-    run_plan(plan, tiny.trace(50, rate_per_s=60.0, longest_input=longest_input, longest_output=16), "rank")
+    run_plan(
+        plan,
+        tiny.trace(50, rate_per_s=60.0, longest_input=longest_input, longest_output=16),
+        "rank",
+    )
     by_table, by_ranks = np.array(prices).T
     assert by_table.sum() == pytest.approx(by_ranks.sum(), rel=0.02)
     assert np.median(np.abs(by_table / by_ranks - 1)) < 0.02
 
 
 def test_a_shipped_model_over_several_traces(tiny):
-    """One request that just misses a step moves a short trace's latencies by some per cent either way, so six are averaged.
+    """One request that just misses a step moves a short trace's latencies by some per cent either
+    way, so six are averaged.
 
     Each has choices of experts and a table of its own.
     """
     ratios = []
     for seed in range(1, 7):
-        plan = tiny.plan("mixtral-8x7b", attention_dp=8, ep=8, cluster="h100-sxm-8", weight_dtype="fp8", seed=seed)
+        plan = tiny.plan(
+            "mixtral-8x7b",
+            attention_dp=8,
+            ep=8,
+            cluster="h100-sxm-8",
+            weight_dtype="fp8",
+            seed=seed,
+        )
         trace = tiny.trace(50, rate_per_s=20.0, longest_input=1500, longest_output=16, seed=seed)
         measured = []
         for fidelity in ("step", "rank"):
             record = run_plan(plan, trace, fidelity)
             latency = latencies(record.requests)
             busy_s = record.steps["duration_s"].sum()
-            measured.append([busy_s, latency["ttft_s"].mean(), latency["tpot_s"].mean(), latency["e2e_s"].quantile(0.9)])
+            measured.append(
+                [
+                    busy_s,
+                    latency["ttft_s"].mean(),
+                    latency["tpot_s"].mean(),
+                    latency["e2e_s"].quantile(0.9),
+                ]
+            )
         ratios.append(np.divide(*measured))
     assert np.mean(ratios, axis=0) == pytest.approx(1.0, abs=0.02)

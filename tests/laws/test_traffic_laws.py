@@ -1,4 +1,6 @@
-"""The traffic that is planned for: long enough to be steady, as long at any rate, and a deployment that falls behind is caught."""
+"""The traffic that is planned for: long enough to be steady, as long at any rate, and a deployment
+that falls behind is caught.
+"""
 
 import math
 from dataclasses import replace
@@ -73,7 +75,10 @@ def test_enough_is_left_alone():
 
 
 def test_a_high_percentile_takes_more_requests():
-    counts = [lasting(question(targets={"tpot_s": {level: 0.02}}), HERE)[0].workload.num_requests for level in ("p90", "p99")]
+    counts = [
+        lasting(question(targets={"tpot_s": {level: 0.02}}), HERE)[0].workload.num_requests
+        for level in ("p90", "p99")
+    ]
     assert counts[1] >= 3000 > counts[0]
 
 
@@ -83,7 +88,9 @@ def test_what_is_planned_does_not_hang_on_how_many_requests_were_asked_for():
     for count in (150, 3000):
         asked, _ = lasting(question(count), HERE)
         space, traffic = Space(asked, HERE), traffic_of(asked, HERE)
-        option = Option(Design(0, 0, 1, 1, 1, "", "bf16", 0, "none"), 2048, None, 1, 0, 0.0, 0.0, 0, 0, 0.0, 0.0)
+        option = Option(
+            Design(0, 0, 1, 1, 1, "", "bf16", 0, "none"), 2048, None, 1, 0, 0.0, 0.0, 0, 0, 0.0, 0.0
+        )
         explorer = Explorer(space, option, traffic, asked.seed)
         finding = explorer.find()
         found.append((finding.sized, headroom(explorer, finding.sized)))
@@ -109,7 +116,9 @@ def test_traffic_lasts_as_long_at_any_rate(factor, seed):
 
 
 def test_a_burst_starts_empty_at_any_rate():
-    assert all(Traffic.of(recorded(), 0, 3.0).at_rate(factor).lead == 0 for factor in (0.7, 1.1, 5.0))
+    assert all(
+        Traffic.of(recorded(), 0, 3.0).at_rate(factor).lead == 0 for factor in (0.7, 1.1, 5.0)
+    )
 
 
 def test_prefixes_are_not_shared_with_what_comes_again():
@@ -142,7 +151,9 @@ def test_short_records_are_called_so():
 
 @pytest.mark.parametrize(("slots", "keeps_up"), [(30, True), (24, True), (18, False), (12, False)])
 def test_a_deployment_that_falls_behind_is_caught_whatever_is_asked_for(slots, keeps_up):
-    """So many requests at a time, of a second each, 20 of which come every second: only the time per token is promised."""
+    """So many requests at a time, of a second each, 20 of which come every second: only the time
+    per token is promised.
+    """
     trace = recorded(count=1200, rate=20.0)
     free_s, finish_s = np.zeros(slots), []
     for at in trace.arrival_s:
@@ -159,7 +170,9 @@ def test_a_deployment_that_falls_behind_is_caught_whatever_is_asked_for(slots, k
             "num_preemptions": 0,
         }
     )
-    found = outcome(requests.iloc[60:], Targets.model_validate({"tpot_s": {"p90": 0.05}}), SLO(), stay_s=1.0)
+    found = outcome(
+        requests.iloc[60:], Targets.model_validate({"tpot_s": {"p90": 0.05}}), SLO(), stay_s=1.0
+    )
     assert found.ratios["tpot_s.p90"] <= 1
     assert found.met == keeps_up
     assert found.output_tokens_per_s == pytest.approx(31 * min(slots, 20.0), rel=0.1)
@@ -169,4 +182,6 @@ def test_stays_follow_from_what_is_asked_for():
     trace = replace(recorded(), num_output=np.full(400, 100))
     assert stay(question(), trace) == pytest.approx(2.5)
     assert stay(question(targets={"e2e_s": {"p90": 1.5}}), trace) == 1.5
-    assert stay(question(targets={"output_tokens_per_s": 10.0}), trace) == pytest.approx(1 + 0.05 * 100)
+    assert stay(question(targets={"output_tokens_per_s": 10.0}), trace) == pytest.approx(
+        1 + 0.05 * 100
+    )

@@ -1,4 +1,6 @@
-"""Plausible runs made up with a seeded generator, so that the report is tested without the engine."""
+"""Plausible runs made up with a seeded generator, so that the report is tested without the
+engine.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,12 @@ def facts(rng: np.random.Generator, is_moe: bool, **changes: Any) -> dict[str, A
             "kind": "fitted",
             "source": "39 low-latency points",
         },
-        {"what": "engine overhead of a step", "value": "1.2 ms", "kind": "assumed", "source": "no measurement; typical of engines"},
+        {
+            "what": "engine overhead of a step",
+            "value": "1.2 ms",
+            "kind": "assumed",
+            "source": "no measurement; typical of engines",
+        },
         {
             "what": "HBM bandwidth",
             "value": "3.35 TB/s",
@@ -78,11 +85,20 @@ def facts(rng: np.random.Generator, is_moe: bool, **changes: Any) -> dict[str, A
         "active_parameters": 12_879_925_248 if is_moe else total,
         "published_total": 46_700_000_000 if is_moe else 70_000_000_000,
         "published_active": 12_900_000_000 if is_moe else None,
-        "model_note": "46.7B and not 56B: the eight experts share attention and embeddings." if is_moe else "",
-        "memory": {"weights_bytes": weights, "kv_bytes": 72e9 - weights, "reserve_bytes": 8e9, "total_bytes": 80e9},
+        "model_note": "46.7B and not 56B: the eight experts share attention and embeddings."
+        if is_moe
+        else "",
+        "memory": {
+            "weights_bytes": weights,
+            "kv_bytes": 72e9 - weights,
+            "reserve_bytes": 8e9,
+            "total_bytes": 80e9,
+        },
         "kv_tokens": int(rng.integers(400_000, 4_000_000)),
         "assumptions": assumptions[: 3 if is_moe else 2],
-        "warnings": ["The dispatch model was fitted on 2 to 16 nodes; this run uses 1."] if is_moe else [],
+        "warnings": ["The dispatch model was fitted on 2 to 16 nodes; this run uses 1."]
+        if is_moe
+        else [],
         "currency": "USD",
     }
     return described | changes
@@ -129,9 +145,15 @@ def record(
         name=name,
         requests=requests,
         steps=steps,
-        ranks=_ranks(name, rng, layers, num_ranks) if has_layers else pd.DataFrame(columns=list(records.RANK_COLUMNS)),
-        experts=_experts(name, rng, layers, experts) if has_layers else pd.DataFrame(columns=list(records.EXPERT_COLUMNS)),
-        traffic=_traffic(name, rng, num_ranks) if has_layers else pd.DataFrame(columns=list(records.TRAFFIC_COLUMNS)),
+        ranks=_ranks(name, rng, layers, num_ranks)
+        if has_layers
+        else pd.DataFrame(columns=list(records.RANK_COLUMNS)),
+        experts=_experts(name, rng, layers, experts)
+        if has_layers
+        else pd.DataFrame(columns=list(records.EXPERT_COLUMNS)),
+        traffic=_traffic(name, rng, num_ranks)
+        if has_layers
+        else pd.DataFrame(columns=list(records.TRAFFIC_COLUMNS)),
         spans=_spans(name, rng, shares, layers, num_ranks, speed)
         if num_requests
         else pd.DataFrame(columns=list(records.SPAN_COLUMNS)),
@@ -140,12 +162,16 @@ def record(
 
 
 def _ranks(name: str, rng: np.random.Generator, layers: int, num_ranks: int) -> pd.DataFrame:
-    index = pd.MultiIndex.from_product([["decode", "prefill"], range(layers), range(num_ranks)], names=["phase", "layer", "rank"])
+    index = pd.MultiIndex.from_product(
+        [["decode", "prefill"], range(layers), range(num_ranks)], names=["phase", "layer", "rank"]
+    )
     table = index.to_frame(index=False)
     table.insert(0, "deployment", name)
     table["num_pairs"] = rng.poisson(40 * rng.lognormal(0, 0.4, len(table)))
     table["experts_s"] = 1e-6 * table["num_pairs"]
-    table["wait_s"] = table.groupby(["phase", "layer"])["experts_s"].transform("max") - table["experts_s"]
+    table["wait_s"] = (
+        table.groupby(["phase", "layer"])["experts_s"].transform("max") - table["experts_s"]
+    )
     return table
 
 
@@ -153,7 +179,9 @@ def _experts(name: str, rng: np.random.Generator, layers: int, experts: int) -> 
     load = rng.lognormal(0, 0.7, (layers, experts))
     load /= load.mean(axis=1, keepdims=True)
     layer, expert = np.indices(load.shape)
-    return pd.DataFrame({"deployment": name, "layer": layer.ravel(), "expert": expert.ravel(), "load": load.ravel()})
+    return pd.DataFrame(
+        {"deployment": name, "layer": layer.ravel(), "expert": expert.ravel(), "load": load.ravel()}
+    )
 
 
 def _traffic(name: str, rng: np.random.Generator, num_ranks: int) -> pd.DataFrame:
@@ -170,14 +198,22 @@ def _traffic(name: str, rng: np.random.Generator, num_ranks: int) -> pd.DataFram
                         direction,
                         s,
                         d,
-                        scale * factor * (toward[d] if factor == 1 else toward[s]) * rng.uniform(0.8, 1.2),
+                        scale
+                        * factor
+                        * (toward[d] if factor == 1 else toward[s])
+                        * rng.uniform(0.8, 1.2),
                     )
                 )
     return pd.DataFrame(rows, columns=list(records.TRAFFIC_COLUMNS))
 
 
 def _spans(
-    name: str, rng: np.random.Generator, shares: dict[str, float], layers: int, num_ranks: int, speed: float
+    name: str,
+    rng: np.random.Generator,
+    shares: dict[str, float],
+    layers: int,
+    num_ranks: int,
+    speed: float,
 ) -> pd.DataFrame:
     order = ["attention", "collective", "dense", "dispatch", "experts", "wait", "combine"]
     rows: list[tuple[object, ...]] = []
@@ -209,7 +245,9 @@ def summary(made: list[Made], slo: dict[str, float | None]) -> pd.DataFrame:
         if len(r.requests):
             q = r.requests
             ttft = q["first_token_s"] - q["arrival_s"]
-            tpot = ((q["finish_s"] - q["first_token_s"]) / (q["num_output"] - 1))[q["num_output"] > 1]
+            tpot = ((q["finish_s"] - q["first_token_s"]) / (q["num_output"] - 1))[
+                q["num_output"] > 1
+            ]
             e2e = q["finish_s"] - q["arrival_s"]
             duration = float(q["finish_s"].max())
             for what, value in (("ttft", ttft), ("tpot", tpot), ("itl", tpot), ("e2e", e2e)):
@@ -220,7 +258,10 @@ def summary(made: list[Made], slo: dict[str, float | None]) -> pd.DataFrame:
             row["output_tokens_per_s"] = q["num_output"].sum() / duration
             row["output_tokens_per_s_per_gpu"] = row["output_tokens_per_s"] / 8
             row["utilisation"] = 0.86
-            row |= {f"{phase}_share": share for phase, share in (MOE_SHARES if r.facts["is_moe"] else DENSE_SHARES).items()}
+            row |= {
+                f"{phase}_share": share
+                for phase, share in (MOE_SHARES if r.facts["is_moe"] else DENSE_SHARES).items()
+            }
             if r.facts["is_moe"]:
                 row["load_imbalance"] = 1.43
             if slo.get("ttft_s"):
@@ -287,22 +328,31 @@ def many() -> Results:
         )
         for i in range(8)
     ]
-    return run_of([*made, record("a rumoured one", 9, is_moe=True, is_rumour=True, model_title="Rumoured 2T")])
+    return run_of(
+        [*made, record("a rumoured one", 9, is_moe=True, is_rumour=True, model_title="Rumoured 2T")]
+    )
 
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\" <b>bold</b>"
 
 
 def hostile() -> Results:
-    made = [record(HOSTILE, 1, is_moe=True, model_title=HOSTILE, warnings=[HOSTILE]), record("plain", 2, is_moe=False)]
+    made = [
+        record(HOSTILE, 1, is_moe=True, model_title=HOSTILE, warnings=[HOSTILE]),
+        record("plain", 2, is_moe=False),
+    ]
     return run_of(made, name=HOSTILE, verdict={"headline": HOSTILE, "reasons": [HOSTILE]})
 
 
 def bare() -> Results:
     """No target, no price, almost nothing said in run.json."""
-    made = [record("only", 4, is_moe=False, num_requests=40, currency="", assumptions=[], memory=None)]
+    made = [
+        record("only", 4, is_moe=False, num_requests=40, currency="", assumptions=[], memory=None)
+    ]
     run = run_of(made, slo={"ttft_s": None, "tpot_s": None, "e2e_s": None})
-    return dataclasses.replace(run, run={"name": "bare", "slo": run.run["slo"], "deployments": run.run["deployments"]})
+    return dataclasses.replace(
+        run, run={"name": "bare", "slo": run.run["slo"], "deployments": run.run["deployments"]}
+    )
 
 
 RUNS = {
@@ -311,11 +361,23 @@ RUNS = {
     "hostile": hostile,
     "bare": bare,
     "one request": lambda: run_of(
-        [record("moe", 1, is_moe=True, num_requests=1), record("dense", 2, is_moe=False, num_requests=1)]
+        [
+            record("moe", 1, is_moe=True, num_requests=1),
+            record("dense", 2, is_moe=False, num_requests=1),
+        ]
     ),
-    "no steps": lambda: run_of([record("moe", 1, is_moe=True, num_requests=0), record("dense", 2, is_moe=False, num_requests=0)]),
-    "one of two ran": lambda: run_of([record("moe", 1, is_moe=True), record("dense", 2, is_moe=False, num_requests=0)]),
-    "dense only": lambda: run_of([record("a", 1, is_moe=False), record("b", 2, is_moe=False, speed=2)]),
+    "no steps": lambda: run_of(
+        [
+            record("moe", 1, is_moe=True, num_requests=0),
+            record("dense", 2, is_moe=False, num_requests=0),
+        ]
+    ),
+    "one of two ran": lambda: run_of(
+        [record("moe", 1, is_moe=True), record("dense", 2, is_moe=False, num_requests=0)]
+    ),
+    "dense only": lambda: run_of(
+        [record("a", 1, is_moe=False), record("b", 2, is_moe=False, speed=2)]
+    ),
     "single": lambda: run_of([record("a mixture", 1, is_moe=True)]),
 }
 
@@ -337,18 +399,30 @@ def hostile_name() -> str:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """A headless Chromium; where there is none the test is skipped, but not in continuous integration."""
+    """A headless Chromium; where there is none the test is skipped, but not in continuous
+    integration.
+    """
     try:
         from playwright import sync_api
     except ImportError:
         _no_browser("playwright is not installed")
     named = [os.environ.get("PLAYWRIGHT"), os.environ.get("CHROME")]
-    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")]
+    found = [
+        shutil.which(name)
+        for name in (
+            "chromium",
+            "chromium-browser",
+            "google-chrome",
+            "google-chrome-stable",
+            "chrome",
+        )
+    ]
     path = next((candidate for candidate in (*named, *found) if candidate), None)
     with sync_api.sync_playwright() as playwright:
         try:
             opened = playwright.chromium.launch(
-                executable_path=path, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+                executable_path=path,
+                args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
             )
         except sync_api.Error as error:
             _no_browser(str(error).splitlines()[0])

@@ -1,12 +1,24 @@
-"""A made-up answer of a plan, with all that it can hold, so that its page is tested without a planner."""
+"""A made-up answer of a plan, with all that it can hold, so that its page is tested without a
+planner.
+"""
 
 HOSTILE = "<b>moe</b> & <script>alert(1)</script>"
-RUN = {"command": "moesim plan p.toml", "seed": 7, "versions": {"moesim": "0.1.0"}, "question": {"name": HOSTILE}}
+RUN = {
+    "command": "moesim plan p.toml",
+    "seed": 7,
+    "versions": {"moesim": "0.1.0"},
+    "question": {"name": HOSTILE},
+}
 PLACE = {"input": 1024, "output": 1024, "network": 1.0, "moe": HOSTILE, "dense": "dense-70b"}
 SIDES = {
     f"{kind}_{key}": value
     for kind in ("moe", "dense")
-    for key, value in {"tokens_per_s_gpu": 900.0, "sequences_per_gpu": 16.0, "time_per_token_s": 0.02, "split": "TP 8"}.items()
+    for key, value in {
+        "tokens_per_s_gpu": 900.0,
+        "sequences_per_gpu": 16.0,
+        "time_per_token_s": 0.02,
+        "split": "TP 8",
+    }.items()
 }
 
 
@@ -22,13 +34,26 @@ def row(model, is_moe, gpus, cost, **changes):
 
 def cells(rows):
     return [
-        PLACE | SIDES | {"fits": True, "winner": HOSTILE, "ratio": 2.0, "deciding_term": "KV reading", "share": 0.4} | r
+        PLACE
+        | SIDES
+        | {
+            "fits": True,
+            "winner": HOSTILE,
+            "ratio": 2.0,
+            "deciding_term": "KV reading",
+            "share": 0.4,
+        }
+        | r
         for r in rows
     ]
 
 
 def answer(**changes):
-    best, runner, dense = row(HOSTILE, True, 2, 5.98), row(HOSTILE, True, 4, 11.96), row("dense-70b", False, 8, 23.92)
+    best, runner, dense = (
+        row(HOSTILE, True, 2, 5.98),
+        row(HOSTILE, True, 4, 11.96),
+        row("dense-70b", False, 8, 23.92),
+    )
     points = [
         {
             "model": one["model"], "is_moe": one["is_moe"], "cluster": "h100-sxm", "deployment": one["deployment"], "kind": kind,
@@ -37,7 +62,14 @@ def answer(**changes):
         for one in (best, dense)
         for n, kind in ((1, "closed form"), (2, "closed form"), (1.5, "simulated"))
     ]  # fmt: skip
-    nothing = {"fits": False, "ratio": None, "winner": None, "deciding_term": None, "share": None, "moe_tokens_per_s_gpu": None}
+    nothing = {
+        "fits": False,
+        "ratio": None,
+        "winner": None,
+        "deciding_term": None,
+        "share": None,
+        "moe_tokens_per_s_gpu": None,
+    }
     return {
         "name": HOSTILE,
         "headline": f"{HOSTILE} on 2 GPUs meets every target for 5.98 USD per hour.",
@@ -108,4 +140,10 @@ def banded(part):
     return made
 
 
-TRAFFIC = {"lead_requests": 230, "lasts_s": 155.4, "stay_s": 11.6, "is_steady": True, "lengthened_from": None}
+TRAFFIC = {
+    "lead_requests": 230,
+    "lasts_s": 155.4,
+    "stay_s": 11.6,
+    "is_steady": True,
+    "lengthened_from": None,
+}

@@ -1,4 +1,6 @@
-"""The page in a real browser: it draws everything, offline, without an error, on a desk and on a phone."""
+"""The page in a real browser: it draws everything, offline, without an error, on a desk and on a
+phone.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,10 @@ class Opened:
         self.page = self.context.new_page()
         self.problems: list[str] = []
         self.requests: list[str] = []
-        self.page.on("console", lambda message: self.problems.append(message.text) if message.type != "log" else None)
+        self.page.on(
+            "console",
+            lambda message: self.problems.append(message.text) if message.type != "log" else None,
+        )
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(file.as_uri())
@@ -59,7 +64,9 @@ def test_page_opens_offline_and_draws_everything(browser, files, runs, name, vie
     sizes = opened.page.evaluate(SIZES)
     assert len(sizes) == expected(runs[name])
     assert [size for size in sizes if not (size[1] and size[2] > 0 and size[3] > 0)] == []
-    scrolled, shown = opened.page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+    scrolled, shown = opened.page.evaluate(
+        "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+    )
     assert scrolled <= shown
     opened.context.close()
 

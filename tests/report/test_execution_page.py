@@ -1,4 +1,6 @@
-"""The page of ``moesim execute``: it says what was measured whichever way it came out, and every number, and opens offline."""
+"""The page of ``moesim execute``: it says what was measured whichever way it came out, and every
+number, and opens offline.
+"""
 
 from __future__ import annotations
 
@@ -33,12 +35,28 @@ MOE_SHARES = dict(zip(STEP_PHASES, (0.2, 0.05, 0.3, 0.1, 0.15, 0.1, 0.0, 0.1), s
 DENSE_SHARES = dict(zip(STEP_PHASES, (0.2, 0.5, 0.0, 0.0, 0.0, 0.05, 0.15, 0.1), strict=True))
 
 
-def deployment(name: str, speed: float, *, is_moe: bool = False, total: int = 26_000_000, **facts: Any) -> dict[str, Any]:
+def deployment(
+    name: str, speed: float, *, is_moe: bool = False, total: int = 26_000_000, **facts: Any
+) -> dict[str, Any]:
     """What one deployment is, and how many prompts' tokens it computes in a second."""
     active = 4_300_000 if is_moe else total
-    described = {"model": "moe" if is_moe else f"dense-{total}", "is_moe": is_moe, "num_gpus": 2, "pruning": None}
-    described |= {"model_title": f"Model of {name}", "total_parameters": total, "active_parameters": active, "warnings": []}
-    described["assumptions"] = [{"what": "routing", "value": "zipf", "kind": "assumed", "source": "a test"}] if is_moe else []
+    described = {
+        "model": "moe" if is_moe else f"dense-{total}",
+        "is_moe": is_moe,
+        "num_gpus": 2,
+        "pruning": None,
+    }
+    described |= {
+        "model_title": f"Model of {name}",
+        "total_parameters": total,
+        "active_parameters": active,
+        "warnings": [],
+    }
+    described["assumptions"] = (
+        [{"what": "routing", "value": "zipf", "kind": "assumed", "source": "a test"}]
+        if is_moe
+        else []
+    )
     return {"name": name, "speed": speed, "facts": described | facts}
 
 
@@ -53,7 +71,9 @@ def make(
     difference: float = 3e-6,
     **run: Any,
 ) -> Executed:
-    """An execution in which every prediction takes ``off`` of the time, and decode is ten times slower a token than prompts."""
+    """An execution in which every prediction takes ``off`` of the time, and decode is ten times
+    slower a token than prompts.
+    """
     rng = np.random.default_rng(0)
     tables: dict[str, list[Any]] = {name: [] for name in ("summary", "steps", "ranks", "spans")}
     for made in deployments:
@@ -61,22 +81,43 @@ def make(
             step_s = TOKENS[kind] / made["speed"] * (10 if kind == "decode" else 1)
             shares = MOE_SHARES if made["facts"]["is_moe"] else DENSE_SHARES
             numbers = range(place * (WARM_UP + STEPS) + WARM_UP, (place + 1) * (WARM_UP + STEPS))
-            duration_s = {"measured": step_s * rng.uniform(0.9, 1.1, STEPS), "predicted": np.full(STEPS, off * step_s)}
+            duration_s = {
+                "measured": step_s * rng.uniform(0.9, 1.1, STEPS),
+                "predicted": np.full(STEPS, off * step_s),
+            }
             for source, all_s in duration_s.items():
                 for number, took_s in zip(numbers, all_s, strict=True):
                     phases = {f"{phase}_s": share * took_s for phase, share in shares.items()}
-                    row = {"deployment": made["name"], "kind": kind, "source": source, "number": number, "tokens": TOKENS[kind]}
+                    row = {
+                        "deployment": made["name"],
+                        "kind": kind,
+                        "source": source,
+                        "number": number,
+                        "tokens": TOKENS[kind],
+                    }
                     tables["steps"].append({**row, "duration_s": took_s, **phases})
                 for rank, layer in itertools.product(range(ranks), range(layers)):
                     start_s = layer / layers * all_s[-1]
                     for phase, share in shares.items():
                         length_s = share * all_s[-1] / layers
-                        tables["spans"].append((made["name"], f"{kind}, {source}", rank, phase, layer, start_s, length_s))
+                        tables["spans"].append(
+                            (
+                                made["name"],
+                                f"{kind}, {source}",
+                                rank,
+                                phase,
+                                layer,
+                                start_s,
+                                length_s,
+                            )
+                        )
                         start_s += length_s
             if made["facts"]["is_moe"]:
                 for number, rank, layer in itertools.product(numbers, range(ranks), range(layers)):
                     pairs = int(rng.integers(10, 100))
-                    tables["ranks"].append((made["name"], kind, number, rank, layer, pairs, pairs // 2))
+                    tables["ranks"].append(
+                        (made["name"], kind, number, rank, layer, pairs, pairs // 2)
+                    )
             middle_s = float(np.median(duration_s["measured"]))
             numbers_row = (
                 TOKENS[kind] / middle_s,
@@ -96,9 +137,18 @@ def make(
         "nodes": "1 node(s)",
         "wall_s": 3.0,
     }
-    described |= {"calibration": {"title": "This machine", "machine": MACHINE, "source": "a test"}, "deployments": facts}
+    described |= {
+        "calibration": {"title": "This machine", "machine": MACHINE, "source": "a test"},
+        "deployments": facts,
+    }
     described["scenario"] = {
-        "execution": {"prompts": 8, "prompt_tokens": 64, "sequences": 32, "context_tokens": 128, "steps": STEPS}
+        "execution": {
+            "prompts": 8,
+            "prompt_tokens": 64,
+            "sequences": 32,
+            "context_tokens": 128,
+            "steps": STEPS,
+        }
     }
     return Executed(
         run=described | run,
@@ -114,7 +164,10 @@ MOE = deployment("MoE, 2 ranks", 2400, is_moe=True)
 TOTAL = deployment("Dense, total", 1000)
 ACTIVE = deployment("Dense, active", 4800, total=4_300_000)
 HALF = deployment("Dense, half", 2000, pruning="unstructured (sparsity 0.5)")
-LOST = (("MoE, 2 ranks", 4, "1", "rank 1 died", 2.5), ("MoE, 2 ranks", 8, "0 1", "node 0 <died>", 12.25))
+LOST = (
+    ("MoE, 2 ranks", 4, "1", "rank 1 died", 2.5),
+    ("MoE, 2 ranks", 8, "0 1", "node 0 <died>", 12.25),
+)
 
 CASES = {
     "all": lambda: make([MOE, TOTAL, ACTIVE, HALF]),
@@ -122,9 +175,18 @@ CASES = {
     "one": lambda: make([TOTAL], kinds=("decode",)),
     "no mixture": lambda: make([TOTAL, ACTIVE], kinds=("prompt",)),
     "only pruned": lambda: make([HALF]),
-    "many ranks": lambda: make([MOE, deployment("MoE, again", 1000, is_moe=True), TOTAL], ranks=24, layers=40),
-    "hostile": lambda: make([deployment(HOSTILE, 100, is_moe=True, model_title=HOSTILE), TOTAL], name=HOSTILE),
-    "ten": lambda: make([deployment(f"a deployment with a name that is very long indeed, no. {i}", 100 + i) for i in range(10)]),
+    "many ranks": lambda: make(
+        [MOE, deployment("MoE, again", 1000, is_moe=True), TOTAL], ranks=24, layers=40
+    ),
+    "hostile": lambda: make(
+        [deployment(HOSTILE, 100, is_moe=True, model_title=HOSTILE), TOTAL], name=HOSTILE
+    ),
+    "ten": lambda: make(
+        [
+            deployment(f"a deployment with a name that is very long indeed, no. {i}", 100 + i)
+            for i in range(10)
+        ]
+    ),
     "no spans": lambda: dataclasses.replace(make([MOE, TOTAL]), spans=make([]).spans),
     "bare": lambda: dataclasses.replace(make([MOE, TOTAL]), run={"deployments": {}}),
 }
@@ -166,10 +228,20 @@ def test_headline_compares_a_mixture_with_its_twins(cases):
         found.headline,
     )
     said = " ".join(found.reasons)
-    assert re.search(rf"The MoE decodes 2\.\d+{TIMES} as fast as the dense model with as many parameters", said)
-    assert re.search(rf"2\.4{TIMES} and 0\.5{TIMES} for prompts, and 2\.4{TIMES} and 0\.5{TIMES} for decode", said)
-    assert re.search(rf"pruned from: Dense, half: prompts \d\.\d+{TIMES} and decode \d\.\d+{TIMES}\.", said)
-    assert re.search(r"off by (19|20|21) % \(median of the absolute errors over 4 deployments and 2 kinds of step\)", said)
+    assert re.search(
+        rf"The MoE decodes 2\.\d+{TIMES} as fast as the dense model with as many parameters", said
+    )
+    assert re.search(
+        rf"2\.4{TIMES} and 0\.5{TIMES} for prompts, and 2\.4{TIMES} and 0\.5{TIMES} for decode",
+        said,
+    )
+    assert re.search(
+        rf"pruned from: Dense, half: prompts \d\.\d+{TIMES} and decode \d\.\d+{TIMES}\.", said
+    )
+    assert re.search(
+        r"off by (19|20|21) % \(median of the absolute errors over 4 deployments and 2 kinds of step\)",
+        said,
+    )
     assert "equal the one-process reference: no hidden value differs by more than 3.0e-06" in said
 
 
@@ -188,7 +260,9 @@ def test_headline_says_whichever_way_it_came_out(speed, words):
 
 
 def test_headline_without_a_mixture_or_twins():
-    assert re.search(r"Dense, total decodes at [\d.]+ tokens per second\.", verdict(CASES["one"]()).headline)
+    assert re.search(
+        r"Dense, total decodes at [\d.]+ tokens per second\.", verdict(CASES["one"]()).headline
+    )
     assert re.search(
         rf"Dense, active computes prompts fastest of 2 deployments, at [\d,]+ tokens per second: .*{TIMES} as fast as Dense, total",
         verdict(CASES["no mixture"]()).headline,
@@ -208,15 +282,24 @@ def test_several_mixtures_are_told_apart():
 
 
 def test_reference_that_differs_or_is_missing_is_said():
-    assert any("do not equal" in reason and "5.0e-02" in reason for reason in verdict(make([TOTAL], difference=0.05)).reasons)
-    assert any("were not compared" in reason for reason in verdict(make([TOTAL], difference=math.nan)).reasons)
+    assert any(
+        "do not equal" in reason and "5.0e-02" in reason
+        for reason in verdict(make([TOTAL], difference=0.05)).reasons
+    )
+    assert any(
+        "were not compared" in reason
+        for reason in verdict(make([TOTAL], difference=math.nan)).reasons
+    )
 
 
 def test_order_of_the_prediction_is_counted():
     run = make([MOE, TOTAL])
     swapped = run.summary.assign(predicted_tokens_per_s=[1.0, 2.0, 2.0, 1.0])
     said = " ".join(verdict(dataclasses.replace(run, summary=swapped)).reasons)
-    assert "Of 2 pairs whose measured speeds differ by more than 5 %, it puts 1 in the right order." in said
+    assert (
+        "Of 2 pairs whose measured speeds differ by more than 5 %, it puts 1 in the right order."
+        in said
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -228,9 +311,13 @@ def test_every_number_of_the_summary_is_on_the_page(cases, name, tmp_path):
         rows = {(row["deployment"], row["kind"]): row for row in csv.DictReader(file)}
     cells = Cells(page).cells
     numbers = set(SUMMARY_COLUMNS) - {"deployment", "kind"}
-    assert {(c["data-deployment"], c["data-kind"], c["data-metric"]) for c in cells} == {(*key, n) for key in rows for n in numbers}
+    assert {(c["data-deployment"], c["data-kind"], c["data-metric"]) for c in cells} == {
+        (*key, n) for key in rows for n in numbers
+    }
     for cell in cells:
-        assert float(cell["data-value"]) == float(rows[cell["data-deployment"], cell["data-kind"]][cell["data-metric"]])
+        assert float(cell["data-value"]) == float(
+            rows[cell["data-deployment"], cell["data-kind"]][cell["data-metric"]]
+        )
     assert page.startswith("<!doctype html>")
     assert page.count("<script") == 3
 
@@ -248,28 +335,51 @@ def test_page_fetches_nothing_and_escapes(cases):
 
 def test_undefined_numbers_are_dashes():
     page = render(make([TOTAL], difference=math.nan))
-    assert re.findall(r'<td data-metric="largest_difference"[^>]*data-value="nan">(.*?)</td>', page) == [UNDEFINED] * 2
+    assert (
+        re.findall(r'<td data-metric="largest_difference"[^>]*data-value="nan">(.*?)</td>', page)
+        == [UNDEFINED] * 2
+    )
 
 
 def test_faults_are_told_and_marked(cases):
     page = render(cases["faults"])
     words = "".join(Cells(page).words)
-    for said in ("Shards were lost 2 times", "after at most 12.2 s of recovery", "rank 1 died", "node 0 <died>", "2.50 s", "0 1"):
+    for said in (
+        "Shards were lost 2 times",
+        "after at most 12.2 s of recovery",
+        "rank 1 died",
+        "node 0 <died>",
+        "2.50 s",
+        "0 1",
+    ):
         assert said in words
     assert page.index(">Faults<") < page.index(">Step by step<")
-    crosses = [trace for plot in plots_of(page) for trace in plot["data"] if trace.get("name") == "fault"]
+    crosses = [
+        trace for plot in plots_of(page) for trace in plot["data"] if trace.get("name") == "fault"
+    ]
     assert [trace["x"] for trace in crosses] == [[4], [8]]
     own = cases["faults"].steps
-    took_s = own[(own["deployment"] == "MoE, 2 ranks") & (own["source"] == "measured") & (own["number"] == 4)]["duration_s"]
-    assert crosses[0]["y"] == pytest.approx(took_s.to_list(), rel=1e-9) or crosses[0]["y"] == pytest.approx([1e3 * took_s.iloc[0]])
+    took_s = own[
+        (own["deployment"] == "MoE, 2 ranks") & (own["source"] == "measured") & (own["number"] == 4)
+    ]["duration_s"]
+    assert crosses[0]["y"] == pytest.approx(took_s.to_list(), rel=1e-9) or crosses[0][
+        "y"
+    ] == pytest.approx([1e3 * took_s.iloc[0]])
 
 
 def test_recovery_is_no_spread(cases):
     run = cases["faults"]
     steps = run.steps.copy()
-    is_broken = (steps["deployment"] == "MoE, 2 ranks") & (steps["number"] == 4) & (steps["source"] == "measured")
+    is_broken = (
+        (steps["deployment"] == "MoE, 2 ranks")
+        & (steps["number"] == 4)
+        & (steps["source"] == "measured")
+    )
     steps.loc[is_broken, "duration_s"] = 30.0
-    assert not any(reason.startswith("Steps vary") for reason in verdict(dataclasses.replace(run, steps=steps)).reasons)
+    assert not any(
+        reason.startswith("Steps vary")
+        for reason in verdict(dataclasses.replace(run, steps=steps)).reasons
+    )
     busy = steps["duration_s"].where(steps["number"] % 2 == 0, 3 * steps["duration_s"])
     noisy = verdict(dataclasses.replace(run, steps=steps.assign(duration_s=busy))).reasons
     assert any(reason.startswith("Steps vary: the 90th percentile is ") for reason in noisy)
@@ -290,9 +400,14 @@ def test_what_is_not_drawn_says_why(cases):
 
 
 def test_calibration_of_another_machine_is_a_warning(cases):
-    other = {"calibration": {"title": "That machine", "machine": "Xeon, 64 cores", "source": "a test"}}
+    other = {
+        "calibration": {"title": "That machine", "machine": "Xeon, 64 cores", "source": "a test"}
+    }
     page = render(make([TOTAL], **other))
-    assert re.search(r'<p class="notice">The prediction rests on times of another machine \(Xeon, 64 cores\)', page)
+    assert re.search(
+        r'<p class="notice">The prediction rests on times of another machine \(Xeon, 64 cores\)',
+        page,
+    )
     none = render(make([TOTAL], calibration={"title": "H100", "machine": None, "source": ""}))
     assert 'class="notice">The prediction rests on H100, not on times of the machine' in none
     assert 'class="notice"' not in render(cases["all"])
@@ -300,7 +415,11 @@ def test_calibration_of_another_machine_is_a_warning(cases):
 
 def test_timelines_stay_small_and_measured_stands_above_predicted(cases):
     page = render(cases["many ranks"])
-    timelines = [plot for plot in plots_of(page) if str(plot["layout"]["xaxis"]["title"]["text"]).startswith("Time since")]
+    timelines = [
+        plot
+        for plot in plots_of(page)
+        if str(plot["layout"]["xaxis"]["title"]["text"]).startswith("Time since")
+    ]
     assert len(timelines) == 6
     for plot in timelines:
         labels, places = plot["layout"]["yaxis"]["ticktext"], plot["layout"]["yaxis"]["tickvals"]
@@ -320,7 +439,9 @@ def test_every_figure_has_a_caption_and_titled_axes(cases):
 
 def test_tables_of_objects_are_drawn_as_numbers(cases):
     run = cases["all"]
-    assert render(dataclasses.replace(run, ranks=run.ranks.astype(object), faults=run.faults.astype(object))) == render(run)
+    assert render(
+        dataclasses.replace(run, ranks=run.ranks.astype(object), faults=run.faults.astype(object))
+    ) == render(run)
 
 
 def test_folder_is_written_read_and_reported_again(cases, tmp_path, capsys):
@@ -334,9 +455,14 @@ def test_folder_is_written_read_and_reported_again(cases, tmp_path, capsys):
     assert Cells(page.read_text(encoding="utf-8")).cells == Cells(before).cells
     capsys.readouterr()
     report([tmp_path / "one"], tmp_path / "page.html", as_json=True)
-    assert json.loads(capsys.readouterr().out)["verdict"]["headline"] == verdict(cases["faults"]).headline
+    assert (
+        json.loads(capsys.readouterr().out)["verdict"]["headline"]
+        == verdict(cases["faults"]).headline
+    )
     (tmp_path / "run").mkdir()
-    with pytest.raises(UserError, match=r"of moesim execute, and .*run of moesim run; name one such folder alone"):
+    with pytest.raises(
+        UserError, match=r"of moesim execute, and .*run of moesim run; name one such folder alone"
+    ):
         report([tmp_path / "one", tmp_path / "run"])
     with pytest.raises(UserError, match=r"of moesim execute; name one such folder alone"):
         report([tmp_path / "one", tmp_path / "one"])
@@ -345,7 +471,9 @@ def test_folder_is_written_read_and_reported_again(cases, tmp_path, capsys):
         report([tmp_path / "one"])
 
 
-@pytest.mark.parametrize(("width", "theme"), [(1280, "light"), (390, "dark")], ids=["desk", "phone"])
+@pytest.mark.parametrize(
+    ("width", "theme"), [(1280, "light"), (390, "dark")], ids=["desk", "phone"]
+)
 @pytest.mark.parametrize("name", ["all", "faults", "one", "hostile", "many ranks"])
 def test_it_opens_offline_and_draws_everything(browser, cases, name, width, theme, tmp_path):
     file = tmp_path / "page.html"
@@ -356,7 +484,9 @@ def test_it_opens_offline_and_draws_everything(browser, cases, name, width, them
     opened = context.new_page()
     problems: list[str] = []
     requests: list[str] = []
-    opened.on("console", lambda message: problems.append(message.text) if message.type != "log" else None)
+    opened.on(
+        "console", lambda message: problems.append(message.text) if message.type != "log" else None
+    )
     opened.on("pageerror", lambda error: problems.append(str(error)))
     opened.on("request", lambda request: requests.append(request.url))
     opened.goto(file.as_uri())

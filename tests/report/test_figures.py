@@ -45,13 +45,22 @@ def test_plots_have_units_and_leave_theme_and_legend_to_the_page(figure, run):
     for heading, plot in plots(figure, run).items():
         layout = plot.to_dict()["layout"]
         for name, axis in layout.items():
-            if not re.fullmatch(r"[xy]axis\d*", name) or axis.get("visible") is False or axis.get("showticklabels") is False:
+            if (
+                not re.fullmatch(r"[xy]axis\d*", name)
+                or axis.get("visible") is False
+                or axis.get("showticklabels") is False
+            ):
                 continue
             title = axis.get("title", {}).get("text", "")
-            assert re.search(r"\S.* \([^()]+\)$", title), f"{heading} {name}: {title!r} lacks a unit"
+            assert re.search(r"\S.* \([^()]+\)$", title), (
+                f"{heading} {name}: {title!r} lacks a unit"
+            )
         assert plot.layout.height, heading
         assert not plot.layout.showlegend
-        assert sum(len(trace.x) if getattr(trace, "x", None) is not None else 0 for trace in plot.data) < 5000
+        assert (
+            sum(len(trace.x) if getattr(trace, "x", None) is not None else 0 for trace in plot.data)
+            < 5000
+        )
 
 
 def test_a_deployment_has_one_colour_everywhere(figure, runs):
@@ -60,7 +69,9 @@ def test_a_deployment_has_one_colour_everywhere(figure, runs):
     for plot in plots(figure, run).values():
         for trace in plot.data:
             if trace.name in colour_of:
-                assert (trace.line if trace.type == "scatter" else trace.marker).color == colour_of[trace.name]
+                assert (trace.line if trace.type == "scatter" else trace.marker).color == colour_of[
+                    trace.name
+                ]
 
 
 def test_a_rumoured_model_is_marked_in_every_label(runs):

@@ -66,7 +66,10 @@ def test_numbers_are_those_of_the_summary(runs, name, tmp_path):
     said = {(cell["data-deployment"], cell["data-metric"]) for cell in cells}
     assert said == {(deployment, metric) for deployment in rows for metric in METRICS}
     for cell in cells:
-        value, written = float(cell["data-value"] or "nan"), rows[cell["data-deployment"]][cell["data-metric"]]
+        value, written = (
+            float(cell["data-value"] or "nan"),
+            rows[cell["data-deployment"]][cell["data-metric"]],
+        )
         if written == "":
             assert math.isnan(value)
         else:
@@ -85,7 +88,10 @@ def test_best_value_is_marked_only_where_there_is_one(runs):
 
 
 def test_verdict_comes_first(page, runs):
-    order = [page.index(f">{title}<") for title in ("Key numbers", "Comparison", "Models and deployments", "All metrics")]
+    order = [
+        page.index(f">{title}<")
+        for title in ("Key numbers", "Comparison", "Models and deployments", "All metrics")
+    ]
     assert page.index("<h1>") < order[0]
     assert order == sorted(order)
 
@@ -122,7 +128,9 @@ def test_payload_is_json(page):
 
 
 def test_chrome_trace_is_valid(runs):
-    trace = json.loads(json.dumps(results_module.chrome_trace(runs["plain"].spans), allow_nan=False))
+    trace = json.loads(
+        json.dumps(results_module.chrome_trace(runs["plain"].spans), allow_nan=False)
+    )
     assert trace["traceEvents"]
     last: dict[tuple[int, int], float] = {}
     for event in trace["traceEvents"]:

@@ -1,4 +1,6 @@
-"""The page of a plan in a browser: it opens offline, on a desk and on a phone, and nothing is cut, covered or dead."""
+"""The page of a plan in a browser: it opens offline, on a desk and on a phone, and nothing is cut,
+covered or dead.
+"""
 
 import pytest
 
@@ -21,19 +23,26 @@ def test_it_opens_offline_and_its_lists_and_buttons_work(browser, tmp_path, widt
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.goto(file.as_uri())
     page.wait_for_selector("html[data-drawn]", state="attached", timeout=60_000)
-    assert page.evaluate("document.querySelectorAll('.js-plotly-plot').length") == sum(len(plots(f, made)) for f in figures())
-    scrolled, shown = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+    assert page.evaluate("document.querySelectorAll('.js-plotly-plot').length") == sum(
+        len(plots(f, made)) for f in figures()
+    )
+    scrolled, shown = page.evaluate(
+        "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+    )
     assert scrolled <= shown
     page.select_option("select[data-choice=Experts]", "EP 8")
     plot = "document.querySelector('select[data-choice=Experts]').closest('.cell').querySelector('.plot')"
-    assert page.evaluate(f"{plot}.data.filter((trace) => trace.visible).map((trace) => trace.meta.Experts)") == ["EP 8"]
+    assert page.evaluate(
+        f"{plot}.data.filter((trace) => trace.visible).map((trace) => trace.meta.Experts)"
+    ) == ["EP 8"]
     page.dispatch_event(".copy >> nth=0", "click")
     assert page.evaluate("getSelection().toString()").strip() == "moesim run recommended.toml"
     assert problems == []
     context.close()
 
 
-# Of every text that a plot shows: what sticks out of the plot, and which of one kind lie on each other.
+# Of every text that a plot shows: what sticks out of the plot, and which of one kind lie on each
+# other.
 CROWDED = """() => {
   const found = [];
   for (const plot of document.querySelectorAll('.js-plotly-plot')) {
@@ -81,7 +90,12 @@ def test_on_a_phone_nothing_is_cut_or_covered_and_bands_and_warning_show(browser
     page.wait_for_selector("html[data-drawn]", state="attached", timeout=60_000)
     assert page.evaluate(CROWDED) == []
     assert page.evaluate("document.querySelectorAll('.modebar-btn').length") == 0
-    assert page.evaluate("[...document.querySelectorAll('.scroll')].filter((box) => box.scrollWidth > box.clientWidth).length") == 0
+    assert (
+        page.evaluate(
+            "[...document.querySelectorAll('.scroll')].filter((box) => box.scrollWidth > box.clientWidth).length"
+        )
+        == 0
+    )
     assert page.evaluate("document.querySelectorAll('.xerror, .yerror').length") > 10
     warning = page.locator("[role=alert]")
     assert warning.is_visible()

@@ -1,4 +1,6 @@
-"""Serving commands on a plan's page: the same commands in shorter lines, and those that are alike folded away."""
+"""Serving commands on a plan's page: the same commands in shorter lines, and those that are alike
+folded away.
+"""
 
 import subprocess
 
@@ -9,10 +11,22 @@ from simulator.report.plan_handover import by_flag, handover
 
 def test_servers_that_differ_in_numbers_only_are_folded():
     commands = [
-        {"deployment": "d", "name": f"d: server {n}", "command": f"serve --port {8000 + n}", "not_expressed": ["as on all"]}
+        {
+            "deployment": "d",
+            "name": f"d: server {n}",
+            "command": f"serve --port {8000 + n}",
+            "not_expressed": ["as on all"],
+        }
         for n in range(4)
     ]
-    commands.append({"deployment": "d", "name": "d: router", "command": "route --port 30000", "not_expressed": ["as on all"]})
+    commands.append(
+        {
+            "deployment": "d",
+            "name": "d: router",
+            "command": "route --port 30000",
+            "not_expressed": ["as on all"],
+        }
+    )
     shown = handover({"handover": {"commands": commands}})
     assert shown.count("as on all") == 1
     assert "3 more like it: server 1, server 2, ..." in shown
@@ -30,7 +44,8 @@ def test_servers_that_differ_in_numbers_only_are_folded():
 def test_a_command_over_several_lines_is_the_same_command(arguments):
     shown = by_flag(f"printf '%s|' {arguments}")
     whole, cut = (
-        subprocess.run(["sh", "-c", text], capture_output=True, check=True) for text in (f"printf '%s|' {arguments}", shown)
+        subprocess.run(["sh", "-c", text], capture_output=True, check=True)
+        for text in (f"printf '%s|' {arguments}", shown)
     )
     assert cut.stdout == whole.stdout
     assert (len(shown.splitlines()) > 2) == (len(arguments) > 60)

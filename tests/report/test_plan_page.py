@@ -1,4 +1,6 @@
-"""The page of a plan: it says the answer's numbers, with their bands, and leaves out what was not asked."""
+"""The page of a plan: it says the answer's numbers, with their bands, and leaves out what was not
+asked.
+"""
 
 import json
 import re
@@ -22,7 +24,17 @@ def section(page, anchor):
 def test_it_says_the_numbers_and_escapes_the_names():
     page = render(answer(), RUN)
     table = section(page, "the-candidates")
-    for said in ("5.98 to 11.96", "0.399", "125 ms", "31.4 ms", "limit 50 ms", "63 %", "11.96", "+300 %", "0.436"):
+    for said in (
+        "5.98 to 11.96",
+        "0.399",
+        "125 ms",
+        "31.4 ms",
+        "limit 50 ms",
+        "63 %",
+        "11.96",
+        "+300 %",
+        "0.436",
+    ):
         assert said in table
     assert "10,302" in page
     assert "81 % probable" in section(page, "how-sure-this-is")
@@ -47,29 +59,55 @@ def test_bands_stand_below_their_figures_and_as_whiskers():
     for said in ("4.78 to 8.97", "0.319 to 0.598", "100 to 188 ms", "hold 80 % of cases"):
         assert said in table
     drawn = payload_of(render(banded(answer()), RUN))["plots"]
-    whiskered = [plot["id"] for plot in drawn if any({"error_x", "error_y"} & trace.keys() for trace in plot["data"])]
-    shaded = [plot["id"] for plot in drawn if any(trace.get("fill") == "toself" for trace in plot["data"])]
+    whiskered = [
+        plot["id"]
+        for plot in drawn
+        if any({"error_x", "error_y"} & trace.keys() for trace in plot["data"])
+    ]
+    shaded = [
+        plot["id"] for plot in drawn if any(trace.get("fill") == "toself" for trace in plot["data"])
+    ]
     assert len(whiskered) == 6  # models, rates, front, cost, sensitivity, losses
     assert len(shaded) == 2
-    full_load = [plot["data"][0]["text"][0] for plot in drawn if plot["data"][0]["type"] == "heatmap"][-1]
-    assert [" ?" in cell for cell in full_load] == [False, True]  # of 1.27 the whole band is above equal, of 0.71 it is not below
+    full_load = [
+        plot["data"][0]["text"][0] for plot in drawn if plot["data"][0]["type"] == "heatmap"
+    ][-1]
+    assert [" ?" in cell for cell in full_load] == [
+        False,
+        True,
+    ]  # of 1.27 the whole band is above equal, of 0.71 it is not below
     plain = render(answer(), RUN)
-    assert not any({"error_x", "error_y", "fill"} & trace.keys() for plot in payload_of(plain)["plots"] for trace in plot["data"])
+    assert not any(
+        {"error_x", "error_y", "fill"} & trace.keys()
+        for plot in payload_of(plain)["plots"]
+        for trace in plot["data"]
+    )
     assert "80 % of cases" not in section(plain, "speed-and-cost")
 
 
 def test_the_whiskers_of_a_time_are_those_of_the_speed_upside_down():
     drawn = payload_of(render(banded(answer()), RUN))["plots"]
-    plot = next(plot for plot in drawn if plot["layout"]["xaxis"]["title"]["text"] == "Time per output token (ms)")
+    plot = next(
+        plot
+        for plot in drawn
+        if plot["layout"]["xaxis"]["title"]["text"] == "Time per output token (ms)"
+    )
     trace = next(trace for trace in plot["data"] if "error_x" in trace)
-    low, high = trace["x"][0] - trace["error_x"]["arrayminus"][0], trace["x"][0] + trace["error_x"]["array"][0]
+    low, high = (
+        trace["x"][0] - trace["error_x"]["arrayminus"][0],
+        trace["x"][0] + trace["error_x"]["array"][0],
+    )
     assert low == pytest.approx(1000 / (1.5 * 45), rel=1e-3)
     assert high == pytest.approx(1000 / (0.8 * 45), rel=1e-3)
 
 
 def test_a_band_without_an_end_runs_off_the_plot():
     made = answer()
-    best = made["candidates"][0] | {"cost_per_hour_low": 5.98, "cost_per_hour_high": None, "band": "closed form"}
+    best = made["candidates"][0] | {
+        "cost_per_hour_low": 5.98,
+        "cost_per_hour_high": None,
+        "band": "closed form",
+    }
     made |= {"recommended": best, "candidates": [best, *made["candidates"][1:]]}
     made["best_of_each_model"][HOSTILE] = best
     page = render(made, RUN)
@@ -84,7 +122,10 @@ def test_a_band_without_an_end_runs_off_the_plot():
 def test_a_band_whose_ends_are_equal_has_no_whisker():
     made = answer()
     for one in made["best_of_each_model"].values():
-        one |= {"cost_per_hour_low": one["cost_per_hour"], "cost_per_hour_high": one["cost_per_hour"]}
+        one |= {
+            "cost_per_hour_low": one["cost_per_hour"],
+            "cost_per_hour_high": one["cost_per_hour"],
+        }
     page = render(made, RUN)
     assert "80 % of cases" not in section(page, "models-against-each-other")
     assert not any("error_x" in trace for trace in payload_of(page)["plots"][0]["data"])
@@ -108,7 +149,12 @@ def test_traffic_is_told_and_traffic_that_is_too_short_warned_of():
     made["traffic"] |= TRAFFIC
     page = render(made, RUN)
     told = section(page, "the-traffic")
-    for said in ("3,000, which arrive within 155 s", "first 230 requests", "11.6 s", "13.4 times as long: long enough"):
+    for said in (
+        "3,000, which arrive within 155 s",
+        "first 230 requests",
+        "11.6 s",
+        "13.4 times as long: long enough",
+    ):
         assert said in told
     assert "generated" not in told
     assert 'class="alert"' not in page
@@ -123,11 +169,19 @@ def test_traffic_is_told_and_traffic_that_is_too_short_warned_of():
 def test_one_model_has_one_colour():
     made = answer()
     dense = made["best_of_each_model"]["dense-70b"]["deployment"]
-    made["basis"][dense] = {"assumptions": [{"what": "price", "value": "9", "kind": "assumed", "source": "list"}]}
+    made["basis"][dense] = {
+        "assumptions": [{"what": "price", "value": "9", "kind": "assumed", "source": "list"}]
+    }
     page = render(made, RUN)
-    swatch = re.search(r'style="([^"]*)"></span><span class="name">dense-70b fp8', section(page, "the-candidates"))[1]
+    swatch = re.search(
+        r'style="([^"]*)"></span><span class="name">dense-70b fp8', section(page, "the-candidates")
+    )[1]
     assert (
-        re.search(r'style="([^"]*)"></span><span class="name">dense-70b<', section(page, "what-the-numbers-rest-on"))[1] == swatch
+        re.search(
+            r'style="([^"]*)"></span><span class="name">dense-70b<',
+            section(page, "what-the-numbers-rest-on"),
+        )[1]
+        == swatch
     )
     colour = re.search("#[0-9A-F]{6}", swatch)[0]
     assert all(
@@ -138,7 +192,18 @@ def test_one_model_has_one_colour():
     )
 
 
-OPTIONAL = ("pareto", "sensitivity", "losses", "spare_nodes", "idle", "confidence", "crossover", "handover", "basis", "sizes")
+OPTIONAL = (
+    "pareto",
+    "sensitivity",
+    "losses",
+    "spare_nodes",
+    "idle",
+    "confidence",
+    "crossover",
+    "handover",
+    "basis",
+    "sizes",
+)
 
 
 @pytest.mark.parametrize("left_out", [(), *[(name,) for name in OPTIONAL], OPTIONAL])
@@ -146,13 +211,23 @@ def test_what_was_not_asked_is_left_out(left_out):
     made = answer()
     page = render({key: value for key, value in made.items() if key not in left_out}, RUN)
     assert "Not drawn for this run" not in page
-    shown = {"sensitivity": "What if", "crossover": "Where MoE wins", "handover": "Hand-over", "confidence": "How sure this is"}
+    shown = {
+        "sensitivity": "What if",
+        "crossover": "Where MoE wins",
+        "handover": "Hand-over",
+        "confidence": "How sure this is",
+    }
     for name, title in shown.items():
         assert (f"<h2>{title}</h2>" in page) == (name not in left_out)
 
 
 def test_an_impossible_plan_has_a_page():
-    made = answer(candidates=[], best_of_each_model={}, pareto=[], headline="No deployment meets every target.")
+    made = answer(
+        candidates=[],
+        best_of_each_model={},
+        pareto=[],
+        headline="No deployment meets every target.",
+    )
     del made["recommended"]
     made = {key: made[key] for key in made if key not in OPTIONAL}
     page = render(made, {})
@@ -166,13 +241,27 @@ def test_an_impossible_plan_has_a_page():
 
 
 def test_machines_without_a_price_are_counted_instead():
-    free = {"cost_per_hour": 0.0, "cost_per_million_output_tokens": 0.0, "cost_per_million_tokens": 0.0}
+    free = {
+        "cost_per_hour": 0.0,
+        "cost_per_million_output_tokens": 0.0,
+        "cost_per_million_tokens": 0.0,
+    }
     made = answer()
     rows = [one | free for one in made["candidates"]]
-    made |= {"recommended": rows[0], "candidates": rows, "best_of_each_model": {HOSTILE: rows[0], "dense-70b": rows[2]}}
+    made |= {
+        "recommended": rows[0],
+        "candidates": rows,
+        "best_of_each_model": {HOSTILE: rows[0], "dense-70b": rows[2]},
+    }
     made["pareto"] = [{**point, "cost_per_million_output_tokens": 0.0} for point in made["pareto"]]
     made["sensitivity"] = [
-        {"change": "twice the traffic", "deployment": "x", "cost_per_hour": 0.0, "cost_ratio": None, "flips": False}
+        {
+            "change": "twice the traffic",
+            "deployment": "x",
+            "cost_per_hour": 0.0,
+            "cost_ratio": None,
+            "flips": False,
+        }
     ]
     made["confidence"] |= {"cost_low": 2.0, "cost_high": 4.0}
     page = render(made, RUN)
@@ -182,9 +271,18 @@ def test_machines_without_a_price_are_counted_instead():
 
 
 def test_models_that_cannot_are_shown_at_their_nearest_with_what_stops_them():
-    missed = {"text": "misses the time per output token (p90) by 1.4", "row": row("big", False, 8, 23.92, worst_ratio=1.4)}
+    missed = {
+        "text": "misses the time per output token (p90) by 1.4",
+        "row": row("big", False, 8, 23.92, worst_ratio=1.4),
+    }
     never = {"text": "no replica fits in memory"}
-    page = render(answer(why_not_models={"big": missed, "huge": never}, clusters_ruled_out={"b200": "min_gpus = 9"}), RUN)
+    page = render(
+        answer(
+            why_not_models={"big": missed, "huge": never},
+            clusters_ruled_out={"b200": "min_gpus = 9"},
+        ),
+        RUN,
+    )
     table = section(page, "the-candidates")
     assert "Models that miss a target" in table
     assert "big fp8" in table
@@ -204,8 +302,15 @@ def test_figures_introduce_themselves_and_draw_numbers_only(kind):
 
 
 def test_the_map_offers_what_is_no_axis_and_shows_one_combination():
-    drawn = next(p for p in payload_of(render(answer(), RUN))["plots"] if (p["layout"].get("meta") or {}).get("choices"))
-    assert {c["name"]: c["first"] for c in drawn["layout"]["meta"]["choices"]} == {"Experts": "no EP", "Network": "as it is"}
+    drawn = next(
+        p
+        for p in payload_of(render(answer(), RUN))["plots"]
+        if (p["layout"].get("meta") or {}).get("choices")
+    )
+    assert {c["name"]: c["first"] for c in drawn["layout"]["meta"]["choices"]} == {
+        "Experts": "no EP",
+        "Network": "as it is",
+    }
     shown = [trace for trace in drawn["data"] if trace["visible"]]
     assert len(drawn["data"]) == 4
     assert [trace["meta"]["Network"] for trace in shown] == ["as it is"]

@@ -1,4 +1,6 @@
-"""The accuracy page: it says the numbers, and opens offline in a browser, on a desk and on a phone."""
+"""The accuracy page: it says the numbers, and opens offline in a browser, on a desk and on a
+phone.
+"""
 
 import json
 import re
@@ -14,7 +16,12 @@ from simulator.results.scores import SCORE_COLUMNS, Scoreboard, grouped, judged,
 HOSTILE = "<b>h100</b> & <script>alert(1)</script>"
 SUITES = {
     "gemm": ("kernel", "s", 1e-5, ["h100 bf16", "b200 fp8_block"]),
-    "moe": ("kernel", "s", 1e-3, ["h100 sglang fp8_block balanced", "b200 trtllm nvfp4 power_law_1.2", HOSTILE]),
+    "moe": (
+        "kernel",
+        "s",
+        1e-3,
+        ["h100 sglang fp8_block balanced", "b200 trtllm nvfp4 power_law_1.2", HOSTILE],
+    ),
     "serving": ("tpot", "s", 2e-2, ["h200_sxm sglang MoE fp8", "h100_sxm trtllm dense fp8"]),
     "published": ("throughput", "tokens/s", 2e4, ["MLPerf mixtral-8x7b offline"]),
 }
@@ -48,18 +55,51 @@ def rows_of(suite, quantity, unit, size, groups, count=400):
 
 def board(suites=tuple(SUITES), count=400, **changes):
     rows = [rows_of(suite, *SUITES[suite], count=count) for suite in suites]
-    fit = ("hopper", "gemm", "any bf16", "fitted", 10626.0, 0.055, 0.149, 0.003, 0.905, 1.13, "moesim calibrate published", "rows")
-    names = ("calibration", "table", "entry", "kind", "rows", "median", "p90", "bias", "low", "high", "command", "source")
+    fit = (
+        "hopper",
+        "gemm",
+        "any bf16",
+        "fitted",
+        10626.0,
+        0.055,
+        0.149,
+        0.003,
+        0.905,
+        1.13,
+        "moesim calibrate published",
+        "rows",
+    )
+    names = (
+        "calibration",
+        "table",
+        "entry",
+        "kind",
+        "rows",
+        "median",
+        "p90",
+        "bias",
+        "low",
+        "high",
+        "command",
+        "source",
+    )
     run = {
         "command": "moesim validate",
         "versions": {"moesim": "0.1.0"},
-        "tables": [{"suite": suite, "source": f"somewhere/{suite}.csv.gz", "rows": count} for suite in suites],
+        "tables": [
+            {"suite": suite, "source": f"somewhere/{suite}.csv.gz", "rows": count}
+            for suite in suites
+        ],
         "skipped": {"notes.csv": "its columns are those of no suite"},
     }
     order = pd.DataFrame({"suite": ["serving"], "pairs": [200], "right": [185]})
     empty = pd.DataFrame(columns=[*SCORE_COLUMNS, "source"])
     return Scoreboard(
-        run, pd.concat(rows, ignore_index=True) if rows else empty, pd.DataFrame([fit], columns=names), order, **changes
+        run,
+        pd.concat(rows, ignore_index=True) if rows else empty,
+        pd.DataFrame([fit], columns=names),
+        order,
+        **changes,
     )
 
 
@@ -73,8 +113,18 @@ def test_it_says_the_numbers_and_escapes_the_names():
     for row in grouped(made.rows).to_dict("records"):
         assert f"{100 * row['median']:.1f} %" in page
     for row in judged(made).to_dict("records"):
-        assert row["what"].replace("'", "&#x27;").replace(">", "&gt;").replace(" %", "\N{NO-BREAK SPACE}%") in page
-    assert re.findall(r"<th[^>]*>([^<]+)</th>", page.partition('id="furthest-off"')[2])[:3] == ["Measured", "Predicted", "Error"]
+        assert (
+            row["what"]
+            .replace("'", "&#x27;")
+            .replace(">", "&gt;")
+            .replace(" %", "\N{NO-BREAK SPACE}%")
+            in page
+        )
+    assert re.findall(r"<th[^>]*>([^<]+)</th>", page.partition('id="furthest-off"')[2])[:3] == [
+        "Measured",
+        "Predicted",
+        "Error",
+    ]
     for said in (
         "92.5\N{NO-BREAK SPACE}%",
         "hopper: gemm",
@@ -87,7 +137,18 @@ def test_it_says_the_numbers_and_escapes_the_names():
 
 
 def test_errors_with_models_left_out_stand_first_beside_rows_that_fits_have_seen():
-    stated = pd.DataFrame([{"what": "Dense GEMM kernels", "rows": 9_000, "fits": 2, "missed": 1, "median": 0.13, "p90": 0.2}])
+    stated = pd.DataFrame(
+        [
+            {
+                "what": "Dense GEMM kernels",
+                "rows": 9_000,
+                "fits": 2,
+                "missed": 1,
+                "median": 0.13,
+                "p90": 0.2,
+            }
+        ]
+    )
     for in_sample in (True, False):
         made = board(("gemm",), left_out=stated)
         made.run["tables"][0]["in_sample"] = in_sample
@@ -104,14 +165,19 @@ def test_errors_with_models_left_out_stand_first_beside_rows_that_fits_have_seen
 def test_it_stays_small_and_says_what_it_left_out():
     few, many = render(board(count=600)), render(board(count=60_000))
     assert len(json.dumps(payload_of(many))) < 1.5 * len(json.dumps(payload_of(few))) < 1.5e6
-    assert f"gemm, {len(board(('gemm',), 60_000).rows.query('predicted.notna()')):,} rows" in json.dumps(payload_of(many)) + many
+    assert (
+        f"gemm, {len(board(('gemm',), 60_000).rows.query('predicted.notna()')):,} rows"
+        in json.dumps(payload_of(many)) + many
+    )
 
 
 @pytest.mark.parametrize("suites", [(), ("moe",)])
 def test_it_is_made_of_whatever_was_answered(suites):
     assert "Accuracy" in render(board(suites))
     nothing = board(suites)
-    unsupported = nothing.rows.assign(predicted=np.nan, low=np.nan, high=np.nan, status="unsupported: nothing is known")
+    unsupported = nothing.rows.assign(
+        predicted=np.nan, low=np.nan, high=np.nan, status="unsupported: nothing is known"
+    )
     page = render(Scoreboard(nothing.run, unsupported))
     assert "No measured row was answered" in page
     assert ("nothing is known" in page) == bool(suites)
@@ -119,9 +185,14 @@ def test_it_is_made_of_whatever_was_answered(suites):
 
 def test_many_reasons_are_told_apart_without_their_numbers():
     rows = rows_of("gemm", *SUITES["gemm"], count=100)
-    rows["status"] = [f"unsupported: {i} GPUs are not {'there' if i % 2 else 'known'}" for i in range(100)]
+    rows["status"] = [
+        f"unsupported: {i} GPUs are not {'there' if i % 2 else 'known'}" for i in range(100)
+    ]
     found = reasons(rows, "unsupported")
-    assert dict(zip(found["reason"], found["rows"], strict=True)) == {"N GPUs are not there": 50, "N GPUs are not known": 50}
+    assert dict(zip(found["reason"], found["rows"], strict=True)) == {
+        "N GPUs are not there": 50,
+        "N GPUs are not known": 50,
+    }
 
 
 @pytest.mark.parametrize("width", [1280, 390], ids=["desk", "phone"])
@@ -133,12 +204,16 @@ def test_it_opens_offline_and_draws_everything(browser, tmp_path, width):
     context.set_offline(True)
     opened = context.new_page()
     problems: list[str] = []
-    opened.on("console", lambda message: problems.append(message.text) if message.type != "log" else None)
+    opened.on(
+        "console", lambda message: problems.append(message.text) if message.type != "log" else None
+    )
     opened.on("pageerror", lambda error: problems.append(str(error)))
     opened.goto(file.as_uri())
     opened.wait_for_selector("html[data-drawn]", state="attached", timeout=60_000)
     assert problems == []
-    assert opened.locator(".js-plotly-plot").count() == sum(len(figure.draw(made)) for figure in figures())
+    assert opened.locator(".js-plotly-plot").count() == sum(
+        len(figure.draw(made)) for figure in figures()
+    )
     assert opened.evaluate("document.documentElement.scrollWidth") <= width
     drawn = opened.locator(".js-plotly-plot").first
     drawn.hover()

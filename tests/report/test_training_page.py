@@ -1,4 +1,6 @@
-"""The page of a recording made by training: it says the numbers that it is given, and draws them offline."""
+"""The page of a recording made by training: it says the numbers that it is given, and draws them
+offline.
+"""
 
 import json
 import re
@@ -43,7 +45,10 @@ def page() -> str:
             "seconds_to_moe_loss": [4.5, 7.0, None],
         }
     )
-    loads = {name: np.random.default_rng(0).exponential(size=(4, 16)) for name in ("all domains", "tests & <more>")}
+    loads = {
+        name: np.random.default_rng(0).exponential(size=(4, 16))
+        for name in ("all domains", "tests & <more>")
+    }
     loads["tests & <more>"][0, 0] = 0.0
     return render(HEADLINE, ["One run."], outcomes, curve, loads, {"Provenance": "a test"})
 
@@ -76,7 +81,9 @@ def test_it_opens_offline_and_draws_everything(browser, page, tmp_path, width):
     context.set_offline(True)
     opened = context.new_page()
     problems: list[str] = []
-    opened.on("console", lambda message: problems.append(message.text) if message.type != "log" else None)
+    opened.on(
+        "console", lambda message: problems.append(message.text) if message.type != "log" else None
+    )
     opened.on("pageerror", lambda error: problems.append(str(error)))
     opened.goto(file.as_uri())
     opened.wait_for_selector("html[data-drawn]", state="attached", timeout=60_000)
@@ -84,12 +91,14 @@ def test_it_opens_offline_and_draws_everything(browser, page, tmp_path, width):
     assert opened.locator(".js-plotly-plot").count() == 4
     assert opened.evaluate("document.documentElement.scrollWidth") <= width
     if width > 1000:
-        assert opened.evaluate("(box => box.scrollWidth <= box.clientWidth)(document.querySelector('.scroll'))"), (
-            "a table that must be scrolled"
-        )
+        assert opened.evaluate(
+            "(box => box.scrollWidth <= box.clientWidth)(document.querySelector('.scroll'))"
+        ), "a table that must be scrolled"
     buttons = opened.locator(".legend button")
     assert buttons.count() == 2 * len(MODELS)
     buttons.last.click()
-    shown = opened.evaluate("document.querySelectorAll('.js-plotly-plot')[1].data.map((trace) => trace.visible)")
+    shown = opened.evaluate(
+        "document.querySelectorAll('.js-plotly-plot')[1].data.map((trace) => trace.visible)"
+    )
     assert shown[-1] is False
     context.close()

@@ -57,12 +57,23 @@ def real(tmp_path_factory):
         """The plan with these choices in every layer, over and over."""
         pool_LTK = a_plan.experts.topk_ids_LTK
         rows = np.resize(np.asarray(topk_ids_TK, dtype=np.int16), pool_LTK.shape)
-        return dataclasses.replace(a_plan, experts=dataclasses.replace(a_plan.experts, topk_ids_LTK=rows))
+        return dataclasses.replace(
+            a_plan, experts=dataclasses.replace(a_plan.experts, topk_ids_LTK=rows)
+        )
 
     return SimpleNamespace(
-        plan=plan, job=lambda a_plan, where=folder: make_job(a_plan, Path(where)), with_choices=with_choices, folder=folder
+        plan=plan,
+        job=lambda a_plan, where=folder: make_job(a_plan, Path(where)),
+        with_choices=with_choices,
+        folder=folder,
     )
 
 
 def _toml(value):
-    return str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else str(value)
+    return (
+        str(value).lower()
+        if isinstance(value, bool)
+        else f'"{value}"'
+        if isinstance(value, str)
+        else str(value)
+    )

@@ -1,4 +1,6 @@
-"""What every transport promises, as one rank's part of it: run by a thread, or by an actor in its own process."""
+"""What every transport promises, as one rank's part of it: run by a thread, or by an actor in its
+own process.
+"""
 
 import time
 
@@ -27,7 +29,9 @@ def keep(kind, address, rank, size, timeout_s=20.0):
     _exchange(transport, rank, size, torch.uint8, only_from=0)
     _exchange(transport, rank, size, torch.uint8, only_from=size)  # nobody has anything
     late_s = _barrier(transport, rank)
-    terms = [np.random.default_rng(other).normal(size=(3, 5)).astype(np.float32) for other in range(size)]
+    terms = [
+        np.random.default_rng(other).normal(size=(3, 5)).astype(np.float32) for other in range(size)
+    ]
     total = transport.all_reduce(torch.from_numpy(terms[rank].copy()))
     assert np.allclose(total.numpy(), sum(terms), rtol=0, atol=1e-5)
     transport.barrier()
@@ -36,7 +40,9 @@ def keep(kind, address, rank, size, timeout_s=20.0):
 
 
 def _exchange(transport, rank, size, dtype, only_from=None):
-    """Rows that say where they come from and go to, in numbers that differ from rank to rank, and back again."""
+    """Rows that say where they come from and go to, in numbers that differ from rank to rank, and
+    back again.
+    """
 
     def rows(source, target):
         count = (3 * source + target) % 4 if only_from in (None, source) else 0

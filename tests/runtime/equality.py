@@ -1,4 +1,6 @@
-"""What every execution must keep, whichever backend ran it; and jobs that are harder than the ones scenarios describe."""
+"""What every execution must keep, whichever backend ran it; and jobs that are harder than the ones
+scenarios describe.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -14,9 +16,11 @@ from simulator.runtime.layers.weights import save_weights
 from simulator.runtime.timeline import combine
 
 FP32 = 2e-5
-"""Hidden vectors behind a norm are of order one; sums over some hundred terms in another order differ in the sixth digit."""
+"""Hidden vectors behind a norm are of order one; sums over some hundred terms in another order
+differ in the sixth digit."""
 BF16 = 0.1
-"""Eight bits of mantissa: one step is 0.008 at one and 0.016 at two, and values up to four pass through some ten roundings."""
+"""Eight bits of mantissa: one step is 0.008 at one and 0.016 at two, and values up to four pass
+through some ten roundings."""
 
 
 def prompts(number=0, sequences=5, tokens=3, offset=10):
@@ -30,7 +34,9 @@ def decode(number=1, sequences=7, context=6, offset=0):
 STEPS = (
     prompts(),  # 5 sequences: no multiple of any number of ranks, and none left for some of 8
     decode(),
-    Step(2, 3, 2, 5, 4093, keeps_output=True),  # new tokens on a context, across the end of the pool of choices
+    Step(
+        2, 3, 2, 5, 4093, keeps_output=True
+    ),  # new tokens on a context, across the end of the pool of choices
     prompts(3, sequences=1, tokens=1),  # one token: nothing at all on every other rank
 )
 
@@ -51,7 +57,9 @@ def check_step(job, step, outs, reference, tolerance=FP32):
 
 
 def hidden(job, outs):
-    """Hidden vectors of all tokens, in their order; the ranks of a tensor-parallel group have the same."""
+    """Hidden vectors of all tokens, in their order; the ranks of a tensor-parallel group have the
+    same.
+    """
     tp = job.layout.tp
     for rank in range(job.layout.num_ranks):
         assert np.array_equal(outs[rank].hidden_TH, outs[rank - rank % tp].hidden_TH)
@@ -81,11 +89,15 @@ def check_laws(job, step, outs):
         if layout.travels:
             sent_SR = np.array([out.rows_LR[layer] for out in outs])
             np.fill_diagonal(sent_SR, 0)
-            assert np.array_equal(sent_SR, job.experts.dispatch.copies(rank_TK, sources(job, step), job.node_R))
+            assert np.array_equal(
+                sent_SR, job.experts.dispatch.copies(rank_TK, sources(job, step), job.node_R)
+            )
 
 
 def ranks_of(job, layer, ids_TK):
-    """Ranks that hold each token's experts, by a loop; copies of an expert take turns by the token's place in the batch."""
+    """Ranks that hold each token's experts, by a loop; copies of an expert take turns by the
+    token's place in the batch.
+    """
     placed, moe_tp = job.experts.placed, job.layout.moe_tp
     rank_TK = np.empty((len(ids_TK), ids_TK.shape[1] * moe_tp), dtype=np.int64)
     for token, ids_K in enumerate(ids_TK):
@@ -97,16 +109,26 @@ def ranks_of(job, layer, ids_TK):
 
 
 def sources(job, step):
-    """Rank of each token: whole sequences, the first ranks having one more where they do not divide."""
+    """Rank of each token: whole sequences, the first ranks having one more where they do not
+    divide.
+    """
     groups = np.array_split(np.arange(step.num_sequences), job.layout.attention_dp)
-    return np.repeat(np.arange(job.layout.attention_dp), [len(group) * step.new_tokens for group in groups])
+    return np.repeat(
+        np.arange(job.layout.attention_dp), [len(group) * step.new_tokens for group in groups]
+    )
 
 
 def replicated(placed, num_experts, extra, rng):
-    """The placement with ``extra`` more slots: copies of random experts on random ranks, one expert being on every rank."""
+    """The placement with ``extra`` more slots: copies of random experts on random ranks, one expert
+    being on every rank.
+    """
     layers, ranks = len(placed.expert_LP), placed.num_ranks
-    experts = np.concatenate([np.zeros((layers, ranks)), rng.integers(0, num_experts, (layers, extra))], axis=1)
-    places = np.concatenate([np.tile(np.arange(ranks), (layers, 1)), rng.integers(0, ranks, (layers, extra))], axis=1)
+    experts = np.concatenate(
+        [np.zeros((layers, ranks)), rng.integers(0, num_experts, (layers, extra))], axis=1
+    )
+    places = np.concatenate(
+        [np.tile(np.arange(ranks), (layers, 1)), rng.integers(0, ranks, (layers, extra))], axis=1
+    )
     expert_LP = np.concatenate([placed.expert_LP, experts], axis=1).astype(np.int64)
     rank_LP = np.concatenate([placed.rank_LP, places], axis=1).astype(np.int64)
     order = rng.permutation(expert_LP.shape[1])
@@ -123,12 +145,16 @@ def by_its_router(job):
 
 
 def with_noise(job, folder):
-    """The job with weights from a file in which no bias is zero and no norm is one, as those that are drawn from a seed are."""
+    """The job with weights from a file in which no bias is zero and no norm is one, as those that
+    are drawn from a seed are.
+    """
     tensors, generator = {}, torch.Generator().manual_seed(5)
 
     def tensor(name, shape):
         values = torch.randn(shape, generator=generator)
-        scale, base = (shape[-1] ** -0.5, 0.0) if len(shape) > 1 else (0.3, float(name.endswith("norm")))
+        scale, base = (
+            (shape[-1] ** -0.5, 0.0) if len(shape) > 1 else (0.3, float(name.endswith("norm")))
+        )
         return tensors.setdefault(name, base + scale * values)
 
     Transformer(job.model, job.pruning).load(SimpleNamespace(tensor=tensor))

@@ -16,7 +16,8 @@ from ray._private.utils import get_ray_address_file
 
 NOWHERE = "127.0.0.1:1"
 PATIENCE_S = 300.0
-"""Whatever ends at all has ended by then, however busy the machine is; only a test that fails waits so long."""
+"""Whatever ends at all has ended by then, however busy the machine is; only a test that fails waits
+so long."""
 
 
 def running():
@@ -24,15 +25,26 @@ def running():
     lines = subprocess.run(
         ["ps", "-axwwo", "pid=,ppid=,stat=,args="], capture_output=True, text=True, check=True
     ).stdout.splitlines()
-    found = [(int(pid), int(parent), stat, *args) for pid, parent, stat, *args in (line.split(None, 3) for line in lines)]
-    return [(pid, parent, " ".join(args)) for pid, parent, stat, *args in found if not stat.startswith("Z")]
+    found = [
+        (int(pid), int(parent), stat, *args)
+        for pid, parent, stat, *args in (line.split(None, 3) for line in lines)
+    ]
+    return [
+        (pid, parent, " ".join(args))
+        for pid, parent, stat, *args in found
+        if not stat.startswith("Z")
+    ]
 
 
 def descendants(pid):
     """Processes that a process started, and those that they started, as ``(pid, command)``."""
     found, parents, table = set(), {pid}, running()
     while parents:
-        children = {(own, args) for own, parent, args in table if parent in parents and not args.startswith("ps ")}
+        children = {
+            (own, args)
+            for own, parent, args in table
+            if parent in parents and not args.startswith("ps ")
+        }
         found |= children
         parents = {own for own, _ in children}
     return found
@@ -50,15 +62,22 @@ def left_of(processes, wait_s=PATIENCE_S):
 
 @contextmanager
 def common_folder():
-    """A folder that Ray takes for the one that all programs of the machine share; short, since sockets' paths must be."""
-    with TemporaryDirectory(prefix="m-", dir="/tmp", ignore_cleanup_errors=True) as place, pytest.MonkeyPatch.context() as patch:
+    """A folder that Ray takes for the one that all programs of the machine share; short, since
+    sockets' paths must be.
+    """
+    with (
+        TemporaryDirectory(prefix="m-", dir="/tmp", ignore_cleanup_errors=True) as place,
+        pytest.MonkeyPatch.context() as patch,
+    ):
         patch.setenv("RAY_TMPDIR", place)
         yield Path(place) / "ray"
 
 
 @contextmanager
 def stale_address():
-    """Ray's common folder with an address that a cluster left behind, and a variable that somebody forgot; both stay as they are."""
+    """Ray's common folder with an address that a cluster left behind, and a variable that somebody
+    forgot; both stay as they are.
+    """
     with common_folder() as common, pytest.MonkeyPatch.context() as patch:
         common.mkdir()
         path = Path(get_ray_address_file(None))
@@ -68,21 +87,36 @@ def stale_address():
         yield common
         assert os.environ["RAY_ADDRESS"] == NOWHERE
         assert is_untouched(common)
-        assert os.listdir(common.parent) == [common.name]  # what lay beside it, for a while, was ours
+        assert os.listdir(common.parent) == [
+            common.name
+        ]  # what lay beside it, for a while, was ours
 
 
 def is_untouched(common):
     """Whether a common folder holds a stale address and nothing else."""
-    return {path.name: path.read_text() for path in common.iterdir()} == {"ray_current_cluster": NOWHERE}
+    return {path.name: path.read_text() for path in common.iterdir()} == {
+        "ray_current_cluster": NOWHERE
+    }
 
 
 @contextmanager
 def cluster_by_hand(*options):
-    """A cluster as an administrator starts it, in Ray's common folder; its address and the process that keeps it."""
+    """A cluster as an administrator starts it, in Ray's common folder; its address and the process
+    that keeps it.
+    """
     path, began_s = Path(get_ray_address_file(None)), time.monotonic()
     assert not path.exists()
     command = subprocess.Popen(
-        [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--include-dashboard=false", *options],
+        [
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            "start",
+            "--head",
+            "--block",
+            "--include-dashboard=false",
+            *options,
+        ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},

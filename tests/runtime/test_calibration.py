@@ -23,7 +23,12 @@ from simulator.runtime.shard import Shard
 
 SHIPPED = Path(__file__).parents[2] / "cluster_configs" / "calibration" / "this-machine.toml"
 MATRIX = MatrixTable(
-    kind="measured", source="a test", rows=(1, 100), sizes=(1000,), working_bytes=(1000,), seconds=(((1e-6, 1e-4),),)
+    kind="measured",
+    source="a test",
+    rows=(1, 100),
+    sizes=(1000,),
+    working_bytes=(1000,),
+    seconds=(((1e-6, 1e-4),),),
 )
 
 
@@ -83,7 +88,11 @@ def test_every_moment_of_a_timed_model_is_explained(shape, kinds, num_ranks):
         name: Samples()
         for name in (
             *("prompt", "decode", "ffn", "router", "experts", "pack", "unpack"),
-            *(name + suffix for name in ("dispatch", "combine", "collective") for suffix in ("", " wait")),
+            *(
+                name + suffix
+                for name in ("dispatch", "combine", "collective")
+                for suffix in ("", " wait")
+            ),
         )
     }
     job = shape.job(num_ranks, np.random.default_rng(0))
@@ -96,7 +105,11 @@ def test_every_moment_of_a_timed_model_is_explained(shape, kinds, num_ranks):
     backend.close()
     if num_ranks > 1:
         kinds = kinds | ({"collective", "collective wait"} if shape.is_split else set())
-        kinds = kinds | ({"dispatch", "combine", "dispatch wait", "combine wait", "pack", "unpack"} if shape.num_experts else set())
+        kinds = kinds | (
+            {"dispatch", "combine", "dispatch wait", "combine wait", "pack", "unpack"}
+            if shape.num_experts
+            else set()
+        )
     filled = {name for name, found in samples.items() if found.seconds}
     assert filled - {"decode"} == kinds - {"decode"}
     assert all(seconds > 0 for found in samples.values() for seconds in found.seconds)
@@ -109,7 +122,9 @@ def test_products_are_timed_for_every_number_of_rows():
     assert all(0 < second < 1 for second in seconds)
 
 
-@pytest.mark.parametrize("pruning", [Unstructured(kind="unstructured", sparsity=0.9), TwoFour(kind="two_four")])
+@pytest.mark.parametrize(
+    "pruning", [Unstructured(kind="unstructured", sparsity=0.9), TwoFour(kind="two_four")]
+)
 def test_pruned_products_are_timed_against_whole_ones(pruning):
     [ratio] = pruned_ratios(Shard(0, 1), (4,), pruning, (64, 32))
     assert ratio > 0

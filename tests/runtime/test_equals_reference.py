@@ -1,4 +1,6 @@
-"""Shards in threads of one process against the whole model: the same hidden vectors, and nothing lost or doubled on the way."""
+"""Shards in threads of one process against the whole model: the same hidden vectors, and nothing
+lost or doubled on the way.
+"""
 
 # ruff: noqa: E402 (what follows needs torch, and is skipped without)
 
@@ -57,18 +59,31 @@ def check_job(job, steps=STEPS, tolerance=FP32):
 CHOICES = {
     "as planned": lambda top_k, rng: None,
     "all to the same experts": lambda top_k, rng: [list(range(3, 3 + top_k))],
-    "half of the experts empty": lambda top_k, rng: [rng.permutation(4)[:top_k] * 2 for _ in range(64)],
-    "all to experts of one rank": lambda top_k, rng: [rng.permutation(2)[:top_k] for _ in range(64)],
+    "half of the experts empty": lambda top_k, rng: [
+        rng.permutation(4)[:top_k] * 2 for _ in range(64)
+    ],
+    "all to experts of one rank": lambda top_k, rng: [
+        rng.permutation(2)[:top_k] for _ in range(64)
+    ],
 }
 
 
 @pytest.mark.parametrize("placement", [*plugins.available("placement"), "replicated"])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
-def test_experts_on_any_number_of_ranks_in_any_placement_equal_the_whole_model(real, ranks, placement):
+def test_experts_on_any_number_of_ranks_in_any_placement_equal_the_whole_model(
+    real, ranks, placement
+):
     rng = np.random.default_rng(ranks)
     kind = "contiguous" if placement == "replicated" else placement
     skewed = {"kind": "zipf", "exponent": 1.2}
-    plan = real.plan(MOE, attention_dp=ranks, ep=ranks, placement={"kind": kind}, routing=skewed, dispatch={"kind": "per_rank"})
+    plan = real.plan(
+        MOE,
+        attention_dp=ranks,
+        ep=ranks,
+        placement={"kind": kind},
+        routing=skewed,
+        dispatch={"kind": "per_rank"},
+    )
     if placement == "replicated":
         plan = with_placed(plan, replicated(plan.experts.placed, 8, 5, rng))
         slots_R = np.bincount(plan.experts.placed.rank_LP[0], minlength=ranks)
@@ -83,9 +98,13 @@ def test_experts_on_any_number_of_ranks_in_any_placement_equal_the_whole_model(r
 
 @pytest.mark.parametrize("ranks", [2, 3, 8])
 def test_all_tokens_to_one_expert_equal_the_whole_model_with_and_without_copies_of_it(real, ranks):
-    plan = real.with_choices(real.plan({"num_experts": 8, "top_k": 1}, attention_dp=ranks, ep=ranks), [[0]])
+    plan = real.with_choices(
+        real.plan({"num_experts": 8, "top_k": 1}, attention_dp=ranks, ep=ranks), [[0]]
+    )
     check_job(real.job(plan))  # all other ranks compute nothing
-    check_job(real.job(with_placed(plan, replicated(plan.experts.placed, 8, 2, np.random.default_rng(0)))))
+    check_job(
+        real.job(with_placed(plan, replicated(plan.experts.placed, 8, 2, np.random.default_rng(0))))
+    )
 
 
 @pytest.mark.parametrize("top_k", range(1, 9))
@@ -103,9 +122,20 @@ KINDS = {
     "expert biases": {"has_expert_bias": True},
     "router bias": {"has_router_bias": True},
     "sigmoid": {"scoring": "sigmoid"},
-    "sigmoid, bias and groups": {"scoring": "sigmoid", "has_router_bias": True, "num_groups": 4, "num_limited_groups": 2},
+    "sigmoid, bias and groups": {
+        "scoring": "sigmoid",
+        "has_router_bias": True,
+        "num_groups": 4,
+        "num_limited_groups": 2,
+    },
     "square root of softplus": {"scoring": "sqrtsoftplus", "has_router_bias": True},
-    "everything": {**SHARED, "has_shared_gate": True, "has_expert_bias": True, "has_router_bias": True, "is_gated": False},
+    "everything": {
+        **SHARED,
+        "has_shared_gate": True,
+        "has_expert_bias": True,
+        "has_router_bias": True,
+        "is_gated": False,
+    },
 }
 SPLITS = {
     "ep 3": {"attention_dp": 3, "ep": 3},
@@ -121,7 +151,12 @@ SPLITS = {
 
 
 WITH_ALL_KINDS = ("ep 3", "ep 2 of dp 4", "tp 4, ep 2")
-CASES = [(kind, split) for kind in KINDS for split in SPLITS if kind == "everything" or split in WITH_ALL_KINDS]
+CASES = [
+    (kind, split)
+    for kind in KINDS
+    for split in SPLITS
+    if kind == "everything" or split in WITH_ALL_KINDS
+]
 
 
 @pytest.mark.parametrize(("kind", "split"), CASES)
@@ -136,7 +171,9 @@ def test_every_kind_of_layer_split_in_every_way_equals_the_whole_model(real, kin
 
 @pytest.mark.parametrize("split", ["ep 3", "ep 4", "ep 2 of dp 4", "ep 1 of dp 3"])
 @pytest.mark.parametrize("dispatch", plugins.available("dispatch"))
-def test_every_dispatch_policy_sends_what_the_simulator_counts_on_one_node_and_on_two(real, dispatch, split):
+def test_every_dispatch_policy_sends_what_the_simulator_counts_on_one_node_and_on_two(
+    real, dispatch, split
+):
     keys = SPLITS[split]
     plan = real.plan({**MOE, "top_k": 3}, dispatch={"kind": dispatch}, **keys)
     plan = with_placed(plan, replicated(plan.experts.placed, 8, 3, np.random.default_rng(0)))
@@ -147,7 +184,11 @@ def test_every_dispatch_policy_sends_what_the_simulator_counts_on_one_node_and_o
         check_job(two)
     else:  # only what forwards inside nodes may be refused, and it sends less between them than what does not
         with pytest.raises(UserError, match="forwards"):
-            real.job(dataclasses.replace(plan, fabric=dataclasses.replace(plan.fabric, node_R=two.node_R)))
+            real.job(
+                dataclasses.replace(
+                    plan, fabric=dataclasses.replace(plan.fabric, node_R=two.node_R)
+                )
+            )
 
 
 def _is_executed(job):
@@ -158,7 +199,11 @@ def _is_executed(job):
     return True
 
 
-DENSE = {"plain": {}, "biases": {"has_bias": True}, "not gated": {"is_gated": False, "has_bias": True}}
+DENSE = {
+    "plain": {},
+    "biases": {"has_bias": True},
+    "not gated": {"is_gated": False, "has_bias": True},
+}
 
 
 @pytest.mark.parametrize("split", [{}, {"attention_dp": 3}, {"tp": 2}, {"tp": 4}], ids=str)
@@ -177,20 +222,30 @@ PRUNING = {
 @pytest.mark.parametrize("tp", [1, 2])
 @pytest.mark.parametrize("pruning", PRUNING)
 def test_a_pruned_dense_model_equals_the_whole_pruned_model(real, pruning, tp):
-    pruned = dataclasses.replace(real.job(real.plan({"has_bias": True}, tp=tp)), pruning=PRUNING[pruning])
+    pruned = dataclasses.replace(
+        real.job(real.plan({"has_bias": True}, tp=tp)), pruning=PRUNING[pruning]
+    )
     check_job(with_noise(pruned, real.folder))
     whole = Reference(dataclasses.replace(pruned, pruning=None)).hidden(prompts())
     assert np.abs(Reference(pruned).hidden(prompts()) - whole).max() > 100 * FP32
 
 
-@pytest.mark.parametrize(("model", "split"), [(MOE | SHARED, "ep 4"), (MOE, "ep 2 of dp 4"), (MOE, "tp 4, ep 2"), ({}, None)])
+@pytest.mark.parametrize(
+    ("model", "split"),
+    [(MOE | SHARED, "ep 4"), (MOE, "ep 2 of dp 4"), (MOE, "tp 4, ep 2"), ({}, None)],
+)
 def test_half_precision_equals_the_whole_model_less_closely(real, model, split):
     keys = {"weight_dtype": "bf16", "dispatch_dtype": "bf16", "combine_dtype": "bf16"}
-    check_job(real.job(real.plan(model, **(SPLITS[split] if split else {"tp": 2}), **keys)), tolerance=BF16)
+    check_job(
+        real.job(real.plan(model, **(SPLITS[split] if split else {"tp": 2}), **keys)),
+        tolerance=BF16,
+    )
 
 
 def test_tokens_may_travel_in_a_narrower_format_than_they_are_computed_in(real):
-    job = real.job(real.plan(MOE, attention_dp=4, ep=4, dispatch_dtype="bf16", combine_dtype="bf16"))
+    job = real.job(
+        real.plan(MOE, attention_dp=4, ep=4, dispatch_dtype="bf16", combine_dtype="bf16")
+    )
     check_job(job, tolerance=BF16)
     with pytest.raises(AssertionError):
         check_job(job)
@@ -198,15 +253,25 @@ def test_tokens_may_travel_in_a_narrower_format_than_they_are_computed_in(real):
 
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("kind", ["plain", "everything"])
-def test_parameters_of_all_ranks_are_the_models_with_what_every_rank_has_counted_on_each(real, kind, split):
+def test_parameters_of_all_ranks_are_the_models_with_what_every_rank_has_counted_on_each(
+    real, kind, split
+):
     job = real.job(real.plan({**MOE, **KINDS[kind]}, **SPLITS[split]))
     with running(job) as (_, parameters_R):
         whole = Transformer(job.model, None)
         experts = sum(p.numel() for name, p in whole.named_parameters() if ".experts." in name)
         on_each = job.layout.num_ranks * (_count(whole) - experts)
         if job.layout.tp > 1:  # tensor parallelism splits all but these
-            on_every_rank = ("embedding", "norm.weight", "router.weight", "router.bias", "shared.gate")
-            common = sum(p.numel() for name, p in whole.named_parameters() if name.endswith(on_every_rank))
+            on_every_rank = (
+                "embedding",
+                "norm.weight",
+                "router.weight",
+                "router.bias",
+                "shared.gate",
+            )
+            common = sum(
+                p.numel() for name, p in whole.named_parameters() if name.endswith(on_every_rank)
+            )
             on_each = job.layout.tp * common + _count(whole) - experts - common
         assert sum(parameters_R) == on_each + experts
 
@@ -216,7 +281,9 @@ def test_a_copy_of_an_expert_costs_its_parameters_once_more(real):
     more = with_placed(plan, replicated(plan.experts.placed, 8, 3, np.random.default_rng(0)))
     with running(real.job(plan)) as (_, once_R), running(real.job(more)) as (_, parameters_R):
         copies = more.experts.placed.expert_LP.size - plan.experts.placed.expert_LP.size
-        assert sum(parameters_R) - sum(once_R) == copies * plan.model.moe.num_expert_parameters(plan.model.hidden_size)
+        assert sum(parameters_R) - sum(once_R) == copies * plan.model.moe.num_expert_parameters(
+            plan.model.hidden_size
+        )
 
 
 def _count(model):
@@ -225,11 +292,15 @@ def _count(model):
 
 @st.composite
 def jobs(draw):
-    """Any small job: ranks without experts or with copies of all, models of any width, choices of any kind."""
+    """Any small job: ranks without experts or with copies of all, models of any width, choices of
+    any kind.
+    """
     num_experts = draw(st.integers(1, 9))
     top_k = draw(st.integers(1, num_experts))
     tp, attention_dp, ep = draw(
-        st.sampled_from([(1, 1, 1), (1, 2, 2), (1, 2, 1), (1, 3, 3), (1, 4, 2), (1, 5, 5), (2, 1, 2), (2, 1, 1)])
+        st.sampled_from(
+            [(1, 1, 1), (1, 2, 2), (1, 2, 1), (1, 3, 3), (1, 4, 2), (1, 5, 5), (2, 1, 2), (2, 1, 1)]
+        )
     )
     layers = draw(st.integers(1, 2))
     moe = {
@@ -240,7 +311,13 @@ def jobs(draw):
         "is_gated": draw(st.booleans()),
         **draw(st.sampled_from([{}, {"num_shared_experts": 1, "shared_intermediate_size": 5}])),
     }
-    attention = {"kind": "gqa", "num_heads": 4, "num_kv_heads": 2, "head_size": 4, "window": draw(st.sampled_from([None, 3]))}
+    attention = {
+        "kind": "gqa",
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_size": 4,
+        "window": draw(st.sampled_from([None, 3])),
+    }
     model = {
         "name": "any",
         "hidden_size": draw(st.integers(2, 12)),
@@ -252,10 +329,17 @@ def jobs(draw):
     }
     rng = np.random.default_rng(draw(st.integers(0, 1000)))
     extra = draw(st.integers(0, 6))
-    expert_LP = np.array([rng.permutation([*range(num_experts), *rng.integers(0, num_experts, extra)]) for _ in range(layers)])
+    expert_LP = np.array(
+        [
+            rng.permutation([*range(num_experts), *rng.integers(0, num_experts, extra)])
+            for _ in range(layers)
+        ]
+    )
     placed = Placed(expert_LP, rng.integers(0, ep, expert_LP.shape), ep)
     ids_LTK = rng.random((layers, 4096, num_experts)).argsort(axis=2)[..., :top_k].astype(np.int16)
-    dispatch = plugins.build("dispatch", {"kind": draw(st.sampled_from(plugins.available("dispatch")))}, "test")
+    dispatch = plugins.build(
+        "dispatch", {"kind": draw(st.sampled_from(plugins.available("dispatch")))}, "test"
+    )
     job = Job(
         name="any",
         model=validate(ModelSpec, model, "test"),

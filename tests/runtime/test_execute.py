@@ -1,4 +1,6 @@
-"""`moesim execute` and `moesim trace record runtime` as a user runs them: real actors, a results folder, Ctrl-C, wrong input."""
+"""`moesim execute` and `moesim trace record runtime` as a user runs them: real actors, a results
+folder, Ctrl-C, wrong input.
+"""
 
 # ruff: noqa: E402 (what follows needs torch and ray, and is skipped without)
 
@@ -85,7 +87,18 @@ def moesim(folder, *arguments):
 @pytest.fixture(scope="module")
 def executed(folder):
     faults = "execution.faults=[{ step = 2, rank = 1 }]"
-    process = moesim(folder, "execute", "tiny.toml", "--out", "out", "--json", "--simulated-nodes", "2", "--set", faults)
+    process = moesim(
+        folder,
+        "execute",
+        "tiny.toml",
+        "--out",
+        "out",
+        "--json",
+        "--simulated-nodes",
+        "2",
+        "--set",
+        faults,
+    )
     out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
     return json.loads(out), read(folder / "out")
@@ -134,14 +147,21 @@ def test_the_folder_holds_the_report_and_the_timeline(executed, folder):
     out = folder / "out"
     assert "moe" in (out / "report.html").read_text()
     events = json.loads((out / "timeline.json").read_text())["traceEvents"]
-    assert {event["name"] for event in events if event["ph"] == "X"} >= {"attention", "experts", "dispatch", "combine"}
+    assert {event["name"] for event in events if event["ph"] == "X"} >= {
+        "attention",
+        "experts",
+        "dispatch",
+        "combine",
+    }
     run = json.loads((out / "run.json").read_text())
     assert run["nodes"] == "2 simulated nodes"
     assert set(run["versions"]) >= {"torch", "ray"}
 
 
 def test_ctrl_c_writes_nothing_and_leaves_no_process(folder):
-    process = moesim(folder, "execute", "tiny.toml", "--out", "never", "--set", "execution.steps=100000")
+    process = moesim(
+        folder, "execute", "tiny.toml", "--out", "never", "--set", "execution.steps=100000"
+    )
     until_s = time.monotonic() + PATIENCE_S
     while time.monotonic() < until_s and len(descendants(process.pid)) < 6:
         time.sleep(0.5)
@@ -157,7 +177,9 @@ def test_ctrl_c_writes_nothing_and_leaves_no_process(folder):
 
 
 def test_running_shards_are_recorded_in_a_file_that_replays(folder):
-    process = moesim(folder, "trace", "record", "runtime", "tiny.toml", "ids.npz", "--tokens", "40", "--json")
+    process = moesim(
+        folder, "trace", "record", "runtime", "tiny.toml", "ids.npz", "--tokens", "40", "--json"
+    )
     out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
     said = json.loads(out)
@@ -177,13 +199,22 @@ def test_running_shards_are_recorded_in_a_file_that_replays(folder):
     ("arguments", "said"),
     [
         (["--set", "execution.faults=[{ step = 1, rank = 7 }]"], "rank 7: 'moe' has ranks 0 to 1"),
-        (["--set", "execution.faults=[{ step = 1, node = 0 }]"], "start it with --simulated-nodes 1 or more"),
+        (
+            ["--set", "execution.faults=[{ step = 1, node = 0 }]"],
+            "start it with --simulated-nodes 1 or more",
+        ),
         (["--set", "execution.faults=[{ step = 99, rank = 0 }]"], "step 99: the last one is 7"),
         (["--set", "execution.faults=[{ step = 1 }]"], "a fault kills either a rank or a node"),
-        (["--set", "execution.prompts=0", "--set", "execution.sequences=0"], "there is nothing to execute"),
+        (
+            ["--set", "execution.prompts=0", "--set", "execution.sequences=0"],
+            "there is nothing to execute",
+        ),
         (["--set", "execution.transport.kind=pigeon"], "unknown runtime.transport kind 'pigeon'"),
         (["--set", "execution.transport.kind=in_process"], "joins threads of one process"),
-        (["--set", "deployments.0.weight_dtype=fp8"], "weight_dtype = 'fp8' can be simulated, but not executed"),
+        (
+            ["--set", "deployments.0.weight_dtype=fp8"],
+            "weight_dtype = 'fp8' can be simulated, but not executed",
+        ),
         (["--set", "deployments.0.weights=none.safetensors"], "no such file"),
         (["--set", "deployments.0.cluster=this-machine-4"], "has 2 replicas; execution runs one"),
         (["--simulated-nodes", "2", "--address", "x:1"], "give one of them"),
@@ -212,4 +243,6 @@ def test_a_missing_torch_is_an_error_that_says_what_to_install(monkeypatch):
 
 def test_summaries_survive_the_folder(executed):
     said, found = executed
-    assert pd.DataFrame(said["summary"])["tokens_per_s"].to_numpy() == pytest.approx(found.summary["tokens_per_s"].to_numpy())
+    assert pd.DataFrame(said["summary"])["tokens_per_s"].to_numpy() == pytest.approx(
+        found.summary["tokens_per_s"].to_numpy()
+    )

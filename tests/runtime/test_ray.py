@@ -1,4 +1,6 @@
-"""Shards on Ray actors on four simulated nodes: they equal the whole model, also after processes and nodes are killed for real."""
+"""Shards on Ray actors on four simulated nodes: they equal the whole model, also after processes
+and nodes are killed for real.
+"""
 
 # ruff: noqa: E402 (what follows needs torch and ray, and is skipped without)
 
@@ -22,7 +24,17 @@ from simulator.runtime.nodes import connect
 from simulator.runtime.ray_backend import RayBackend
 from simulator.runtime.reference import Reference
 from tests.runtime import contract
-from tests.runtime.equality import STEPS, by_its_router, check, check_step, decode, prompts, replicated, with_noise, with_placed
+from tests.runtime.equality import (
+    STEPS,
+    by_its_router,
+    check,
+    check_step,
+    decode,
+    prompts,
+    replicated,
+    with_noise,
+    with_placed,
+)
 from tests.runtime.processes import PATIENCE_S, descendants, is_untouched, left_of, stale_address
 
 # One worker runs them all, or each would start a cluster of its own.
@@ -59,7 +71,12 @@ def nodes():
 @pytest.fixture(scope="module")
 def job(real, tiny):
     """Experts with copies on four nodes of one rank each."""
-    plan = real.plan({"num_experts": 8, "top_k": 2, "has_expert_bias": True}, attention_dp=4, ep=4, dispatch={"kind": "per_rank"})
+    plan = real.plan(
+        {"num_experts": 8, "top_k": 2, "has_expert_bias": True},
+        attention_dp=4,
+        ep=4,
+        dispatch={"kind": "per_rank"},
+    )
     plan = tiny.on(plan, cluster=tiny.cluster(NUM_NODES, 1))
     plan = with_placed(plan, replicated(plan.experts.placed, 8, 3, np.random.default_rng(0)))
     return with_noise(real.job(plan), real.folder)
@@ -79,7 +96,11 @@ def start(nodes, job, transport, faults=()):
 
 @pytest.fixture(scope="class", params=TRANSPORTS)
 def backend(request, nodes, job):
-    faults = (FaultSpec(step=PLANNED, rank=1), FaultSpec(step=TWICE, rank=2), FaultSpec(step=TWICE, rank=0, during_recovery=True))
+    faults = (
+        FaultSpec(step=PLANNED, rank=1),
+        FaultSpec(step=TWICE, rank=2),
+        FaultSpec(step=TWICE, rank=0, during_recovery=True),
+    )
     running = start(nodes, job, request.param, faults)
     yield running
     running.close()
@@ -92,7 +113,12 @@ def processes(backend):
 
 def homes(backend):
     """Node that each rank is on."""
-    return ray.get([actor.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id()) for actor in backend._actors])
+    return ray.get(
+        [
+            actor.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())
+            for actor in backend._actors
+        ]
+    )
 
 
 def new_faults(backend, known):
@@ -130,7 +156,9 @@ class TestEachTransport:
         }
         assert [number_of[node] for node in homes(backend)] == job.node_R.tolist() == [0, 1, 2, 3]
 
-    def test_a_rank_killed_as_planned_is_replaced_and_the_step_repeated(self, backend, job, reference):
+    def test_a_rank_killed_as_planned_is_replaced_and_the_step_repeated(
+        self, backend, job, reference
+    ):
         known, before = len(backend.faults), processes(backend)
         step = prompts(PLANNED)
         check_step(job, step, backend.step(step), reference)
@@ -141,7 +169,9 @@ class TestEachTransport:
         check(job, backend, reference, [decode(PLANNED + 1)])
         assert len(backend.faults) == known + 1
 
-    def test_a_second_rank_killed_during_the_recovery_is_replaced_too(self, backend, job, reference):
+    def test_a_second_rank_killed_during_the_recovery_is_replaced_too(
+        self, backend, job, reference
+    ):
         known = len(backend.faults)
         step = decode(TWICE)
         check_step(job, step, backend.step(step), reference)
@@ -150,13 +180,17 @@ class TestEachTransport:
         assert found[0].ranks == [2]
         assert 0 in found[1].ranks
 
-    def test_a_rank_killed_from_outside_in_the_middle_of_a_step_is_replaced(self, backend, job, reference):
+    def test_a_rank_killed_from_outside_in_the_middle_of_a_step_is_replaced(
+        self, backend, job, reference
+    ):
         known, victim = len(backend.faults), processes(backend)[3]
         step = prompts(40, sequences=16, tokens=256)
         backend.step(step)
         began_s = time.perf_counter()
         backend.step(step)
-        killer = threading.Timer((time.perf_counter() - began_s) / 2, os.kill, (victim, signal.SIGKILL))
+        killer = threading.Timer(
+            (time.perf_counter() - began_s) / 2, os.kill, (victim, signal.SIGKILL)
+        )
         killer.start()
         check_step(job, step, backend.step(step), reference)
         killer.join()
@@ -199,10 +233,14 @@ def test_transports_between_processes_keep_the_contract(nodes):
     peers = [ray.remote(Peer).options(num_cpus=0).remote() for _ in range(3)]
     for transport in TRANSPORTS:
         meeting = contract.policy(transport).meeting(3, PATIENCE_S)
-        asked = [p.keep.remote(transport, meeting.address, r, 3, PATIENCE_S) for r, p in enumerate(peers)]
+        asked = [
+            p.keep.remote(transport, meeting.address, r, 3, PATIENCE_S) for r, p in enumerate(peers)
+        ]
         contract.check_all(ray.get(asked, timeout=PATIENCE_S))
         alone = contract.policy(transport).meeting(2, 1.0)
-        waited_s = ray.get(peers[0].wait_alone.remote(transport, alone.address, 2, 1.0), timeout=PATIENCE_S)
+        waited_s = ray.get(
+            peers[0].wait_alone.remote(transport, alone.address, 2, 1.0), timeout=PATIENCE_S
+        )
         assert 0.5 < waited_s < 60
         alone.abort()
     for peer in peers:
@@ -210,7 +248,11 @@ def test_transports_between_processes_keep_the_contract(nodes):
 
 
 def test_ranks_of_a_killed_node_go_on_elsewhere_though_they_were_more_than_its_cores(nodes, real):
-    job = real.job(real.plan({"num_experts": 8, "top_k": 2}, attention_dp=5, ep=5, dispatch={"kind": "per_rank"}))
+    job = real.job(
+        real.plan(
+            {"num_experts": 8, "top_k": 2}, attention_dp=5, ep=5, dispatch={"kind": "per_rank"}
+        )
+    )
     job = dataclasses.replace(job, node_R=np.array([1, 2, 3, 3, 3]))  # three on two cores
     reference = Reference(job)
     backend = start(nodes, job, "process_group", (FaultSpec(step=PLANNED, node=3),))

@@ -1,4 +1,6 @@
-"""Clusters that are started here end here, with all their processes; clusters of others are joined and left as they were."""
+"""Clusters that are started here end here, with all their processes; clusters of others are joined
+and left as they were.
+"""
 
 # ruff: noqa: E402 (what follows needs ray, and is skipped without)
 
@@ -41,7 +43,9 @@ def where():
 
 
 @pytest.mark.parametrize("simulated_nodes", [None, 1])
-def test_what_is_started_is_found_whatever_addresses_lie_around_and_is_all_gone_afterwards(simulated_nodes):
+def test_what_is_started_is_found_whatever_addresses_lie_around_and_is_all_gone_afterwards(
+    simulated_nodes,
+):
     before, started, folders = descendants(os.getpid()), set(), []
 
     def fail():
@@ -49,7 +53,9 @@ def test_what_is_started_is_found_whatever_addresses_lie_around_and_is_all_gone_
             assert is_untouched(common)  # other programs' way to their own cluster
             folders.append(Path(os.environ["RAY_TMPDIR"]))
             assert folders[0].parent == common.parent
-            assert len(list(folders[0].glob("ray/session_2*/sockets/raylet*"))) == 1 + (simulated_nodes or 0)
+            assert len(list(folders[0].glob("ray/session_2*/sockets/raylet*"))) == 1 + (
+                simulated_nodes or 0
+            )
             assert len(nodes.alive) == 1
             assert ray.get(where.remote(), timeout=PATIENCE_S) in nodes.alive
             started.update(descendants(os.getpid()) - before)
@@ -68,7 +74,9 @@ def test_what_is_started_is_found_whatever_addresses_lie_around_and_is_all_gone_
 def test_no_token_is_left_in_the_home_folder(tmp_path):
     """``ray start`` would ask for it from then on."""
     code = "from simulator.runtime.nodes import connect\nwith connect(cores=1): pass"
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "HOME": str(tmp_path)})
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env={**os.environ, "HOME": str(tmp_path)}
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -94,7 +102,12 @@ with connect(2) as nodes:
     time.sleep(100)
 """
     with stale_address():
-        command = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        command = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
         try:
             assert command.stdout.readline() == "ready\n"
             started = descendants(command.pid)
@@ -109,11 +122,22 @@ with connect(2) as nodes:
 
 
 def test_a_cluster_that_somebody_started_is_joined_and_goes_on_afterwards(tmp_path, monkeypatch):
-    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(16))  # where there is one, `ray start` asks for it
-    options = ("--port=0", "--num-cpus=2", "--min-worker-port=0", "--max-worker-port=0")  # other clusters may have the usual ports
+    monkeypatch.setenv(
+        "RAY_AUTH_TOKEN", secrets.token_hex(16)
+    )  # where there is one, `ray start` asks for it
+    options = (
+        "--port=0",
+        "--num-cpus=2",
+        "--min-worker-port=0",
+        "--max-worker-port=0",
+    )  # other clusters may have the usual ports
     with common_folder() as common, cluster_by_hand(*options) as (address, command):
         files = {path.name for path in common.iterdir()}
-        processes = {pid for pid, args in descendants(command.pid) if "gcs_server" in args or "raylet/raylet" in args}
+        processes = {
+            pid
+            for pid, args in descendants(command.pid)
+            if "gcs_server" in args or "raylet/raylet" in args
+        }
         for _ in range(2):
             with connect(address=address) as nodes:
                 assert list(nodes.alive.values()) == [2.0]
@@ -125,7 +149,9 @@ def test_a_cluster_that_somebody_started_is_joined_and_goes_on_afterwards(tmp_pa
         # What a plan does on its nodes, of which one worker a CPU is made, this process included.
         here = (program(), str(Path.cwd()), str(Path.cwd()), None)
         with Workers(address=address, ready=partial(_ready, here)) as crew:
-            assert {pid for _, pid in crew.map(partial(both_at_work, tmp_path), range(3))} > {os.getpid()}
+            assert {pid for _, pid in crew.map(partial(both_at_work, tmp_path), range(3))} > {
+                os.getpid()
+            }
         with (
             pytest.raises(UserError, match="another version of moesim"),
             Workers(address=address, ready=partial(_ready, ("another", *here[1:]))) as crew,
@@ -145,7 +171,9 @@ def both_at_work(folder, number):
     return number, os.getpid()
 
 
-@pytest.mark.parametrize("address", [NOWHERE, "no.such.host.invalid:6379", "nonsense", "ray://127.0.0.1:1"])
+@pytest.mark.parametrize(
+    "address", [NOWHERE, "no.such.host.invalid:6379", "nonsense", "ray://127.0.0.1:1"]
+)
 def test_an_address_where_no_cluster_is_is_an_error_within_seconds(address):
     began_s = time.monotonic()
     with pytest.raises(UserError, match=address), connect(address=address):

@@ -1,4 +1,6 @@
-"""Recordings made here: trained models, their twins, their text, and models of the transformers library."""
+"""Recordings made here: trained models, their twins, their text, and models of the transformers
+library.
+"""
 
 import json
 import re
@@ -18,21 +20,42 @@ from simulator.base import plugins
 from simulator.base.errors import UserError
 from simulator.base.frozen import validate
 from simulator.commands.check import check_file
-from simulator.commands.record_trace import TrainedRecording, record_transformers, train_and_record, write_training
+from simulator.commands.record_trace import (
+    TrainedRecording,
+    record_transformers,
+    train_and_record,
+    write_training,
+)
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.model import load_model
 from simulator.deployment.plan import make_plan
 from simulator.runtime.layers.attention import Chunk
 from simulator.runtime.layers.transformer import Transformer
 from simulator.runtime.layers.weights import SafetensorsWeights
-from simulator.runtime.recording.comparison import SAME_TIME, SAME_TOKENS, Above, Outcome, findings, headline
+from simulator.runtime.recording.comparison import (
+    SAME_TIME,
+    SAME_TOKENS,
+    Above,
+    Outcome,
+    findings,
+    headline,
+)
 from simulator.runtime.recording.corpus import OTHER, read_corpus, read_texts
 from simulator.runtime.recording.huggingface import routed_ids
 from simulator.runtime.recording.models import MOE, SAME_ACTIVE, SAME_TOTAL, Shape, three_models
 from simulator.runtime.recording.trace_file import write_recording
 from simulator.runtime.recording.training import Recipe, balance_loss
 
-SHAPE = Shape(hidden_size=32, num_layers=2, num_heads=2, num_experts=4, top_k=2, intermediate_size=32, context=32, batch=4)
+SHAPE = Shape(
+    hidden_size=32,
+    num_layers=2,
+    num_heads=2,
+    num_experts=4,
+    top_k=2,
+    intermediate_size=32,
+    context=32,
+    batch=4,
+)
 RECIPE = Recipe(num_evaluations=3)
 STEPS = 40
 WORDS = {
@@ -43,7 +66,9 @@ WORDS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread():
-    """Models this small gain nothing from threads, which wait for each other where the cores have other work."""
+    """Models this small gain nothing from threads, which wait for each other where the cores have
+    other work.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -124,7 +149,10 @@ def test_twins_have_the_same_size_within_one_per_cent(shape):
     assert models[SAME_TOTAL].num_parameters == pytest.approx(moe.num_parameters, rel=0.01)
     assert models[SAME_ACTIVE].num_parameters == pytest.approx(moe.num_active_parameters, rel=0.01)
     for model in models.values():
-        assert sum(weight.numel() for weight in Transformer(model).parameters()) == model.num_parameters
+        assert (
+            sum(weight.numel() for weight in Transformer(model).parameters())
+            == model.num_parameters
+        )
 
 
 def test_the_recording_holds_what_the_routers_choose_for_the_same_text(made, files, text):
@@ -134,7 +162,11 @@ def test_the_recording_holds_what_the_routers_choose_for_the_same_text(made, fil
     transformer.load(SafetensorsWeights(files["weights"]))
     held = read_corpus(text, 3, SHAPE.context).domains
     with np.load(files["recording"]) as recorded:
-        ids_LTK, lengths, domains = recorded["ids"], recorded["seq_lens"], recorded["domain"].tolist()
+        ids_LTK, lengths, domains = (
+            recorded["ids"],
+            recorded["seq_lens"],
+            recorded["domain"].tolist(),
+        )
     assert ids_LTK.dtype == np.uint8
     assert lengths.tolist() == [SHAPE.context] * len(domains)
     first = 0
@@ -143,7 +175,9 @@ def test_the_recording_holds_what_the_routers_choose_for_the_same_text(made, fil
         starts = np.linspace(0, len(held[name].held_out) - SHAPE.context - 1, number).astype(int)
         cut = np.stack([held[name].held_out[start : start + SHAPE.context] for start in starts])
         with torch.no_grad():
-            _, chosen = transformer(torch.from_numpy(cut.astype(np.int64)).flatten(), Chunk(number, SHAPE.context, 0))
+            _, chosen = transformer(
+                torch.from_numpy(cut.astype(np.int64)).flatten(), Chunk(number, SHAPE.context, 0)
+            )
         assert np.array_equal(ids_LTK[:, first : first + number * SHAPE.context], chosen.numpy())
         first += number * SHAPE.context
     assert first == ids_LTK.shape[1]
@@ -152,7 +186,11 @@ def test_the_recording_holds_what_the_routers_choose_for_the_same_text(made, fil
 def test_replay_reads_the_recording_and_its_domains(files, made):
     moe = made.models[MOE].moe
     for domain in (None, *WORDS):
-        replay = plugins.build("routing", {"kind": "replay", "trace": str(files["recording"]), "domain": domain}, "test")
+        replay = plugins.build(
+            "routing",
+            {"kind": "replay", "trace": str(files["recording"]), "domain": domain},
+            "test",
+        )
         router = replay.prepare(moe, SHAPE.num_layers, np.random.default_rng(0))
         drawn_TK = router.topk_ids(1, np.full(400, 32), np.random.default_rng(0))
         load_E = np.bincount(drawn_TK.ravel(), minlength=4) / drawn_TK.size * 4
@@ -160,7 +198,12 @@ def test_replay_reads_the_recording_and_its_domains(files, made):
 
 
 def test_a_scenario_beside_the_recording_names_model_and_trace(files):
-    table = {"name": "d", "model": "r.toml", "cluster": "h100-sxm-2", "parallel": {"attention_dp": 2, "ep": 2}}
+    table = {
+        "name": "d",
+        "model": "r.toml",
+        "cluster": "h100-sxm-2",
+        "parallel": {"attention_dp": 2, "ep": 2},
+    }
     plan = make_plan(validate(DeploymentSpec, table, "test"), 0, "test", files["model"].parent)
     assert plan.experts is not None
     assert check_file(str(files["model"]), []).kind == "model"
@@ -169,7 +212,11 @@ def test_a_scenario_beside_the_recording_names_model_and_trace(files):
 
 
 def test_the_same_seed_gives_the_same_recording_and_another_seed_another(made, text, tmp_path):
-    for name, recording in (("a.npz", made), ("b.npz", trained(text)), ("c.npz", trained(text, seed=4))):
+    for name, recording in (
+        ("a.npz", made),
+        ("b.npz", trained(text)),
+        ("c.npz", trained(text, seed=4)),
+    ):
         write_recording(recording.recording, tmp_path / name)
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
     assert (tmp_path / "a.npz").read_bytes() != (tmp_path / "c.npz").read_bytes()
@@ -191,7 +238,10 @@ def test_files_stay_whole_and_domains_apart(text):
     corpus = read_corpus(text, 0, 32)
     assert list(corpus.domains) == ["numbers", "prose"]
     for name, split in corpus.domains.items():
-        sides = {side: bytes(getattr(split, side)).decode().split("\n") for side in ("training", "held_out")}
+        sides = {
+            side: bytes(getattr(split, side)).decode().split("\n")
+            for side in ("training", "held_out")
+        }
         assert len(sides["training"]) + len(sides["held_out"]) == 4
         contents = {path.read_text() for path in (text / name).glob("[0-9].txt")}
         assert set(sides["training"]) | set(sides["held_out"]) == contents
@@ -201,7 +251,9 @@ def test_many_small_domains_become_one(tmp_path):
     for number in range(12):
         (tmp_path / f"d{number:02}").mkdir()
         for part in "ab":
-            (tmp_path / f"d{number:02}" / part).write_text(f"{number} words of text\n" * (60 - number))
+            (tmp_path / f"d{number:02}" / part).write_text(
+                f"{number} words of text\n" * (60 - number)
+            )
     domains = read_corpus(tmp_path, 0, 16).domains
     assert len(domains) == 8
     assert OTHER in domains
@@ -230,17 +282,30 @@ def test_unusable_folders_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"steps": 0}, "--steps 0"), ({"steps": None, "minutes": -1.0}, "--minutes -1"), ({"tokens": 0}, "--tokens 0")],
+    [
+        ({"steps": 0}, "--steps 0"),
+        ({"steps": None, "minutes": -1.0}, "--minutes -1"),
+        ({"tokens": 0}, "--tokens 0"),
+    ],
 )
 def test_numbers_that_make_no_sense_are_refused(text, changes, message):
-    arguments = {"text": text, "minutes": 1.0, "steps": 1, "tokens": 100, "seed": 0, "tick": lambda *_: None} | changes
+    arguments = {
+        "text": text,
+        "minutes": 1.0,
+        "steps": 1,
+        "tokens": 100,
+        "seed": 0,
+        "tick": lambda *_: None,
+    } | changes
     with pytest.raises(UserError, match=message):
         train_and_record(**arguments, shape=SHAPE, recipe=RECIPE)
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(UserError, match=r"training a model needs PyTorch: pip install 'moesim\[real\]'"):
+    with pytest.raises(
+        UserError, match=r"training a model needs PyTorch: pip install 'moesim\[real\]'"
+    ):
         runtime.require("torch", "training a model")
 
 
@@ -254,7 +319,9 @@ def test_balance_loss_is_one_for_even_loads_and_the_number_of_experts_for_one():
 def outcome(model, seconds, same_tokens, same_time, reached=None):
     """Losses beside a mixture that ends at 2.0; differences have a standard error of 0.01."""
     above = (Above(same_tokens - 2.0, 0.01), Above(same_time - 2.0, 0.01))
-    return Outcome(model, 4, 2, 1000, seconds, 1.9, same_tokens, above[0], 500, same_time, above[1], reached)
+    return Outcome(
+        model, 4, 2, 1000, seconds, 1.9, same_tokens, above[0], 500, same_time, above[1], reached
+    )
 
 
 def test_the_headline_and_findings_follow_the_numbers():
@@ -266,16 +333,28 @@ def test_the_headline_and_findings_follow_the_numbers():
         "model of the same total size reached 2.50 and the one of the same active size 2.05: the mixture of experts learned fastest."
     )
     said = findings(rows)
-    assert said[0] == "The dense model of the same total size needed 25 s to reach the mixture's loss."
-    assert said[1].startswith("The dense model of the same active size did not reach the mixture's loss in any run")
-    assert "same total size 0.100 ± 0.010 below it and the dense model of the same active size 0.100 ± 0.010 above it" in said[2]
+    assert (
+        said[0] == "The dense model of the same total size needed 25 s to reach the mixture's loss."
+    )
+    assert said[1].startswith(
+        "The dense model of the same active size did not reach the mixture's loss in any run"
+    )
+    assert (
+        "same total size 0.100 ± 0.010 below it and the dense model of the same active size 0.100 ± 0.010 above it"
+        in said[2]
+    )
     assert "3.00 times as long for the dense model of the same total size and 0.80 times" in said[3]
     assert headline([moe, total, outcome(SAME_ACTIVE, 8.0, 2.1, 1.9)]).endswith(
         "the dense model of the same active size learned fastest."
     )
     for level in (1.99, 2.01):
-        assert "no clear difference" in headline([moe, total, outcome(SAME_ACTIVE, 8.0, 2.01, level)])
-    assert "level with it (0.010 ± 0.010 apart)" in findings([moe, total, outcome(SAME_ACTIVE, 8.0, 2.01, 2.0)])[2]
+        assert "no clear difference" in headline(
+            [moe, total, outcome(SAME_ACTIVE, 8.0, 2.01, level)]
+        )
+    assert (
+        "level with it (0.010 ± 0.010 apart)"
+        in findings([moe, total, outcome(SAME_ACTIVE, 8.0, 2.01, 2.0)])[2]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -329,7 +408,9 @@ def test_a_model_with_a_tokenizer_reads_the_text_with_it(mixtral, text, tmp_path
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     folder = tmp_path / "whole"
     shutil.copytree(mixtral, folder)
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="?").save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="?").save_pretrained(
+        folder
+    )
     recording = record_transformers(str(folder), text, 128, 0, lambda *_: None)
     assert "its own tokenizer" in recording.provenance
     model = transformers.MixtralForCausalLM.from_pretrained(folder).eval()
@@ -338,23 +419,44 @@ def test_a_model_with_a_tokenizer_reads_the_text_with_it(mixtral, text, tmp_path
     assert np.array_equal(recording.topk_ids_LTK[:, 64:], ids_LTK)
 
 
-@pytest.mark.parametrize("family", ["OlmoeConfig", "Qwen2MoeConfig", "Qwen3MoeConfig", "GptOssConfig"])
+@pytest.mark.parametrize(
+    "family", ["OlmoeConfig", "Qwen2MoeConfig", "Qwen3MoeConfig", "GptOssConfig"]
+)
 def test_routers_of_other_families_are_understood(family):
     transformers = pytest.importorskip("transformers", reason="needs pip install 'moesim[hf]'")
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
-    experts = {"num_local_experts" if family == "GptOssConfig" else "num_experts": 6, "num_experts_per_tok": 3, "eos_token_id": 1}
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
+    experts = {
+        "num_local_experts" if family == "GptOssConfig" else "num_experts": 6,
+        "num_experts_per_tok": 3,
+        "eos_token_id": 1,
+    }
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, family)(vocab_size=100, **sizes, **experts)).eval()
+    model = transformers.AutoModelForCausalLM.from_config(
+        getattr(transformers, family)(vocab_size=100, **sizes, **experts)
+    ).eval()
     ids_LTK = routed_ids(model, list(range(50)))
     with torch.no_grad():
-        logits = model(torch.arange(50)[None], output_router_logits=True, use_cache=False).router_logits
+        logits = model(
+            torch.arange(50)[None], output_router_logits=True, use_cache=False
+        ).router_logits
     best_LTK = np.stack([logits_TE.topk(3, dim=-1).indices.numpy() for logits_TE in logits])
     assert np.array_equal(np.sort(ids_LTK), np.sort(best_LTK))
 
 
 def test_a_dense_or_missing_transformers_model_is_refused(text, tmp_path):
     transformers = pytest.importorskip("transformers", reason="needs pip install 'moesim[hf]'")
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     config = transformers.LlamaConfig(vocab_size=100, **sizes)
     transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="is it a mixture of experts"):
@@ -366,12 +468,21 @@ def test_a_dense_or_missing_transformers_model_is_refused(text, tmp_path):
 def test_a_shipped_scenario_can_name_the_shipped_recording():
     folder = Path(__file__).parents[2] / "workloads"
     routing = {"kind": "replay", "trace": "traces/stdlib-moe.npz", "domain": "tests"}
-    table = {"name": "d", "model": "stdlib-moe", "cluster": "h100-sxm-4", "parallel": {"attention_dp": 4, "ep": 4}}
-    plan = make_plan(validate(DeploymentSpec, table | {"routing": routing}, "test"), 0, "test", folder)
+    table = {
+        "name": "d",
+        "model": "stdlib-moe",
+        "cluster": "h100-sxm-4",
+        "parallel": {"attention_dp": 4, "ep": 4},
+    }
+    plan = make_plan(
+        validate(DeploymentSpec, table | {"routing": routing}, "test"), 0, "test", folder
+    )
     model = plan.model
     assert (model.num_moe_layers, model.moe.num_experts, model.moe.top_k) == (4, 16, 2)
     assert three_models(Shape(), "stdlib-moe")[MOE].num_parameters == model.num_parameters
     with np.load(folder / "traces" / "stdlib-moe.npz") as recorded:
         assert recorded["ids"].shape == (4, 8192, 2)
-        assert str(recorded["provenance"]).startswith("moesim 0.1.0 trace record train --steps 400 --tokens 8192 --seed 1")
+        assert str(recorded["provenance"]).startswith(
+            "moesim 0.1.0 trace record train --steps 400 --tokens 8192 --seed 1"
+        )
         assert len(set(recorded["domain"].tolist())) == 8

@@ -1,4 +1,6 @@
-"""The contract of the transports that need no other process; those of Ray keep the same one in ``test_ray.py``."""
+"""The contract of the transports that need no other process; those of Ray keep the same one in
+``test_ray.py``.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 

@@ -5,7 +5,9 @@ import pytest
 
 @pytest.fixture
 def moesim(tmp_path, monkeypatch, capsys):
-    """Run the command in this process, in an empty folder; returns exit status, standard output and standard error."""
+    """Run the command in this process, in an empty folder; returns exit status, standard output and
+    standard error.
+    """
     from simulator import cli
 
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,6 @@
-"""Wrong input: exit status 2, one line that says where, what and what would be right, and nothing written."""
+"""Wrong input: exit status 2, one line that says where, what and what would be right, and nothing
+written.
+"""
 
 import json
 
@@ -52,26 +54,66 @@ def refused(folder, monkeypatch, capsys, text, *options):
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ('weight_dtype = "fp8"', 'weight_dtyp = "fp8"', ["scenario.toml", "weight_dtyp", "weight_dtype"]),
+        (
+            'weight_dtype = "fp8"',
+            'weight_dtyp = "fp8"',
+            ["scenario.toml", "weight_dtyp", "weight_dtype"],
+        ),
         ('weight_dtype = "fp8"', 'weight_dtype = "fp9"', ["weight_dtype", "fp9", "fp8"]),
-        ('weight_dtype = "fp8"', 'engine = "trt-llm"', ["unknown engine 'trt-llm'", "did you mean 'trtllm'"]),
+        (
+            'weight_dtype = "fp8"',
+            'engine = "trt-llm"',
+            ["unknown engine 'trt-llm'", "did you mean 'trtllm'"],
+        ),
         ("attention_dp = 8", 'attention_dp = "8"', ["attention_dp", "whole number", '"8"']),
         ("attention_dp = 8", "attention_dp = 0", ["attention_dp", "at least 1"]),
         ('model = "mixtral-8x7b"', "", ["missing", "model"]),
-        ('model = "mixtral-8x7b"', 'model = "mixtral-8x7"', ["mixtral-8x7", "did you mean 'mixtral-8x7b'"]),
-        ('model = "mixtral-8x7b"', 'model = "nowhere/config.json"', ["nowhere/config.json", "no such file"]),
-        ('cluster = "h100-sxm-8"\nweight', 'cluster = "h100-sxm-12"\nweight', ["h100-sxm", "12", "8"]),
-        ('cluster = "h100-sxm-8"\nweight', 'cluster = "h100-smx-8"\nweight', ["h100-smx-8", "h100-sxm-8"]),
+        (
+            'model = "mixtral-8x7b"',
+            'model = "mixtral-8x7"',
+            ["mixtral-8x7", "did you mean 'mixtral-8x7b'"],
+        ),
+        (
+            'model = "mixtral-8x7b"',
+            'model = "nowhere/config.json"',
+            ["nowhere/config.json", "no such file"],
+        ),
+        (
+            'cluster = "h100-sxm-8"\nweight',
+            'cluster = "h100-sxm-12"\nweight',
+            ["h100-sxm", "12", "8"],
+        ),
+        (
+            'cluster = "h100-sxm-8"\nweight',
+            'cluster = "h100-smx-8"\nweight',
+            ["h100-smx-8", "h100-sxm-8"],
+        ),
         ("ep = 8", "ep = 3", ["ep (3)", "divide", "8"]),
         ("attention_dp = 8, ep = 8", "attention_dp = 16, ep = 16", ["16", "8"]),
         ("attention_dp = 8, ep = 8", "tp = 3", ["tp (3)", "32 heads"]),
-        ('model = "llama-3.1-8b"', 'model = "llama-3.1-405b"', ["does not fit", "needs", "has", "what would fit", "tp = "]),
-        ('model = "llama-3.1-8b"', 'model = "llama-3.1-8b"\nparallel = { tp = 2, ep = 2 }', ["dense", "ep"]),
-        ('model = "llama-3.1-8b"', 'model = "llama-3.1-8b"\nrouting = { kind = "uniform" }', ["dense", "routing"]),
+        (
+            'model = "llama-3.1-8b"',
+            'model = "llama-3.1-405b"',
+            ["does not fit", "needs", "has", "what would fit", "tp = "],
+        ),
+        (
+            'model = "llama-3.1-8b"',
+            'model = "llama-3.1-8b"\nparallel = { tp = 2, ep = 2 }',
+            ["dense", "ep"],
+        ),
+        (
+            'model = "llama-3.1-8b"',
+            'model = "llama-3.1-8b"\nrouting = { kind = "uniform" }',
+            ["dense", "routing"],
+        ),
         ("ep = 8 }", 'ep = 8 }\nrouting = { kind = "zpf" }', ["zpf", "zipf"]),
         ("ep = 8 }", 'ep = 8 }\nrouting = { kind = "zipf", exponent = -1.0 }', ["exponent", "-1"]),
         ("ep = 8 }", 'ep = 8 }\nplacement = { knd = "greedy" }', ["kind"]),
-        ("ep = 8 }", 'ep = 8 }\nrouting = { kind = "replay", trace = "absent.npz" }', ["absent.npz"]),
+        (
+            "ep = 8 }",
+            'ep = 8 }\nrouting = { kind = "replay", trace = "absent.npz" }',
+            ["absent.npz"],
+        ),
         ('name = "dense"', 'name = "moe"', ["moe", "name"]),
         ('name = "dense"', "name = ", ["scenario.toml", "line 13"]),
         ("num_requests = 20", "num_requests = 0", ["num_requests", "at least 1", "0"]),
@@ -94,9 +136,17 @@ def test_a_wrong_scenario(folder, monkeypatch, capsys, old, new, said):
         ("empty.csv", "", ["empty.csv"]),
         ("header.csv", AZURE, ["header.csv"]),
         ("unknown.csv", "a,b\n1,2\n", ["unknown.csv"]),
-        ("broken.csv", AZURE + "2023-11-16 18:15:46.68,374,44\n2023-11-16 18:15:47.00,abc,44\n", ["broken.csv", "3", "abc"]),
+        (
+            "broken.csv",
+            AZURE + "2023-11-16 18:15:46.68,374,44\n2023-11-16 18:15:47.00,abc,44\n",
+            ["broken.csv", "3", "abc"],
+        ),
         ("negative.csv", AZURE + "2023-11-16 18:15:46.68,374,-44\n", ["negative.csv", "2", "-44"]),
-        ("unsorted.csv", "arrival_s,num_input,num_output\n5.0,10,10\n1.0,10,10\n", ["unsorted.csv", "3"]),
+        (
+            "unsorted.csv",
+            "arrival_s,num_input,num_output\n5.0,10,10\n1.0,10,10\n",
+            ["unsorted.csv", "3"],
+        ),
         ("nan.csv", "arrival_s,num_input,num_output\n0.0,10,10\nnan,10,10\n", ["nan.csv", "3"]),
         (
             "lengths.csv",
@@ -109,7 +159,9 @@ def test_a_wrong_trace(folder, monkeypatch, capsys, name, content, said):
     if content is not None:
         (folder / name).write_text(content)
     first, last = GOOD.index("requests = "), GOOD.index("\n\n[[")
-    message = refused(folder, monkeypatch, capsys, GOOD[:first] + f'requests = "{name}"' + GOOD[last:])
+    message = refused(
+        folder, monkeypatch, capsys, GOOD[:first] + f'requests = "{name}"' + GOOD[last:]
+    )
     for words in said:
         assert words in message
 

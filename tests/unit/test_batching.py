@@ -1,4 +1,6 @@
-"""Batching and KV blocks, step by step, with every invariant checked between the steps. No prices, no plan: steps take a second."""
+"""Batching and KV blocks, step by step, with every invariant checked between the steps. No prices,
+no plan: steps take a second.
+"""
 
 from typing import NamedTuple
 
@@ -41,12 +43,17 @@ def make_limits(**changes):
 
 
 def make_trace(asked):
-    """Blocks of a family are numbered from 100 times its number, blocks of a request alone from 1,000 on; then densely."""
+    """Blocks of a family are numbered from 100 times its number, blocks of a request alone from
+    1,000 on; then densely.
+    """
     asked = sorted(asked, key=lambda request: request.arrival_s)
     starts, ids = [0], []
     for number, request in enumerate(asked):
         blocks = -(-request.num_input // PREFIX_TOKENS)
-        ids += [100 * request.family + i if i < request.shared else 1000 * (number + 1) + i for i in range(blocks)]
+        ids += [
+            100 * request.family + i if i < request.shared else 1000 * (number + 1) + i
+            for i in range(blocks)
+        ]
         starts.append(len(ids))
     dense = {block: i for i, block in enumerate(dict.fromkeys(ids))}
     return RequestTrace(
@@ -61,23 +68,34 @@ def make_trace(asked):
 
 
 def blocks_needed(asked, limits):
-    return max(-(-(r.num_input + r.num_output) // limits.block_tokens) for r in asked) + limits.sequence_blocks
+    return (
+        max(-(-(r.num_input + r.num_output) // limits.block_tokens) for r in asked)
+        + limits.sequence_blocks
+    )
 
 
 class Served(NamedTuple):
     requests: object
     clock: object
     steps: list
-    """For each step, for each rank: ``(request, new tokens, tokens computed before, whether it decodes)``."""
+    """For each step, for each rank: ``(request, new tokens, tokens computed before, whether it
+    decodes)``."""
 
 
 def serve(asked, limits, capacity, num_ranks=1):
     """Serve everything, a step a second, and check the state before and after every step."""
     trace = make_trace(asked)
     requests = start_requests(trace, with_prefixes=limits.prefix_tokens > 0)
-    ranks, clock = start_ranks(num_ranks, limits.max_sequences, capacity, int(trace.prefix_ids.max()) + 1), start_clock()
+    ranks, clock = (
+        start_ranks(num_ranks, limits.max_sequences, capacity, int(trace.prefix_ids.max()) + 1),
+        start_clock(),
+    )
     position, now_s, steps = 0, 0.0, []
-    most_steps = 100 + int(trace.arrival_s[-1]) + len(asked) * int((trace.num_input + trace.num_output).sum())
+    most_steps = (
+        100
+        + int(trace.arrival_s[-1])
+        + len(asked) * int((trace.num_input + trace.num_output).sum())
+    )
     while clock.num_finished[0] < len(asked):
         assert len(steps) < most_steps, "no progress"
         while position < len(asked) and trace.arrival_s[position] <= now_s:
@@ -109,7 +127,11 @@ def check_step(requests, ranks, limits, now_s):
                 int(r),
                 int(new),
                 int(requests.computed[r]),
-                bool(is_decode(new, requests.num_input[r], requests.generated[r], requests.computed[r])),
+                bool(
+                    is_decode(
+                        new, requests.num_input[r], requests.generated[r], requests.computed[r]
+                    )
+                ),
             )
             for r, new in zip(ids, chunks, strict=True)
             if new
@@ -135,7 +157,10 @@ def check_blocks(requests, ranks, limits):
         held = int(requests.blocks[ids].sum())
         assert (requests.blocks[ids] >= 0).all()
         assert ranks.free_blocks[d] >= 0
-        assert ranks.free_blocks[d] + held + ranks.in_cache[d].sum() * limits.prefix_blocks == ranks.capacity_blocks[d]
+        assert (
+            ranks.free_blocks[d] + held + ranks.in_cache[d].sum() * limits.prefix_blocks
+            == ranks.capacity_blocks[d]
+        )
         refs = np.zeros_like(ranks.refs[d])
         for r in ids:
             start = requests.prefix_starts[r]
@@ -183,7 +208,14 @@ def check_end(requests, ranks, clock, trace):
 
 
 traces = st.lists(
-    st.builds(Asked, st.integers(0, 12), st.integers(1, 50), st.integers(1, 12), st.integers(0, 1), st.integers(0, 5)),
+    st.builds(
+        Asked,
+        st.integers(0, 12),
+        st.integers(1, 50),
+        st.integers(1, 12),
+        st.integers(0, 1),
+        st.integers(0, 5),
+    ),
     min_size=1,
     max_size=12,
 )
@@ -200,9 +232,13 @@ all_limits = st.builds(
 
 @QUICK
 @given(traces, all_limits, st.integers(0, 30), st.integers(1, 3), st.booleans())
-def test_nothing_is_lost_and_blocks_are_conserved_however_small_the_cache(asked, limits, spare, num_ranks, with_prefixes):
+def test_nothing_is_lost_and_blocks_are_conserved_however_small_the_cache(
+    asked, limits, spare, num_ranks, with_prefixes
+):
     if with_prefixes:
-        limits = limits._replace(prefix_tokens=PREFIX_TOKENS, prefix_blocks=PREFIX_TOKENS // limits.block_tokens)
+        limits = limits._replace(
+            prefix_tokens=PREFIX_TOKENS, prefix_blocks=PREFIX_TOKENS // limits.block_tokens
+        )
     capacity = blocks_needed(asked, limits) + spare
     serve(asked, limits._replace(watermark_blocks=capacity // 10), capacity, num_ranks)
 
@@ -213,7 +249,9 @@ def test_with_ample_memory_nothing_is_computed_twice(asked, limits):
     served = serve(asked, limits, len(asked) * blocks_needed(asked, limits))
     assert served.requests.preemptions.sum() == 0
     rows = [row for step in served.steps for rank in step for row in rank]
-    assert sum(new for _, new, _, decodes in rows if not decodes) == sum(request.num_input for request in asked)
+    assert sum(new for _, new, _, decodes in rows if not decodes) == sum(
+        request.num_input for request in asked
+    )
     assert sum(decodes for *_, decodes in rows) == sum(request.num_output - 1 for request in asked)
 
 
@@ -259,7 +297,9 @@ def test_without_splitting_a_prompt_larger_than_the_budget_has_a_step_alone():
 
 def test_the_latest_admitted_loses_its_blocks_first_and_comes_back_first():
     # 10 blocks of 4 tokens: the two prompts take 4 each, and growing takes the rest.
-    served = serve([Asked(0, 16, 12), Asked(0, 16, 12), Asked(0, 16, 1)], make_limits(max_sequences=3), 10)
+    served = serve(
+        [Asked(0, 16, 12), Asked(0, 16, 12), Asked(0, 16, 1)], make_limits(max_sequences=3), 10
+    )
     assert served.requests.preemptions.tolist() == [0, 1, 0]
     assert served.requests.scheduled_s[2] >= served.requests.finish_s[0]
     back = next(step[0] for step in served.steps[5:] if len(step[0]) > 1)
@@ -284,7 +324,9 @@ def test_a_chunk_of_one_token_in_the_middle_of_a_recomputation_is_not_a_decode()
 
 
 class BruteForceCache:
-    """A prefix cache as a list from the least to the most recently used, serving one request at a time."""
+    """A prefix cache as a list from the least to the most recently used, serving one request at a
+    time.
+    """
 
     def __init__(self, limits, capacity):
         self.limits, self.free, self.unused = limits, capacity, []
@@ -309,7 +351,9 @@ class BruteForceCache:
         while shared < num_input // PREFIX_TOKENS and ids[shared] not in self.unused:
             shared += 1
         alone -= (shared - found) * size
-        growth = -(-(num_input + num_output - 1) // self.limits.block_tokens) - -(-num_input // self.limits.block_tokens)
+        growth = -(-(num_input + num_output - 1) // self.limits.block_tokens) - -(
+            -num_input // self.limits.block_tokens
+        )
         self._take(growth)
         self.free += alone + growth
         self.unused += reversed(ids[:shared])
@@ -319,7 +363,14 @@ class BruteForceCache:
 @QUICK
 @given(
     st.lists(
-        st.builds(Asked, st.just(0), st.integers(1, 60), st.integers(1, 12), st.integers(0, 3), st.integers(0, 7)),
+        st.builds(
+            Asked,
+            st.just(0),
+            st.integers(1, 60),
+            st.integers(1, 12),
+            st.integers(0, 3),
+            st.integers(0, 7),
+        ),
         min_size=1,
         max_size=30,
     ),
@@ -328,7 +379,10 @@ class BruteForceCache:
 )
 def test_prefix_hits_are_those_of_a_least_recently_used_cache(asked, block_tokens, spare):
     limits = make_limits(
-        block_tokens=block_tokens, prefix_tokens=PREFIX_TOKENS, prefix_blocks=PREFIX_TOKENS // block_tokens, token_budget=17
+        block_tokens=block_tokens,
+        prefix_tokens=PREFIX_TOKENS,
+        prefix_blocks=PREFIX_TOKENS // block_tokens,
+        token_budget=17,
     )
     one_by_one = [request._replace(arrival_s=100 * i) for i, request in enumerate(asked)]
     capacity = blocks_needed(asked, limits) + spare
@@ -336,7 +390,9 @@ def test_prefix_hits_are_those_of_a_least_recently_used_cache(asked, block_token
     cache, trace = BruteForceCache(limits, capacity), make_trace(one_by_one)
     expected = [
         cache.hits(trace.prefix_ids[start:end].tolist(), request.num_input, request.num_output)
-        for request, start, end in zip(one_by_one, trace.prefix_starts, trace.prefix_starts[1:], strict=False)
+        for request, start, end in zip(
+            one_by_one, trace.prefix_starts, trace.prefix_starts[1:], strict=False
+        )
     ]
     assert (served.requests.cached // PREFIX_TOKENS).tolist() == expected
 
@@ -345,7 +401,9 @@ def test_requests_that_share_a_prefix_at_the_same_time_hold_it_together():
     limits = make_limits(prefix_tokens=PREFIX_TOKENS, prefix_blocks=2)
     served = serve([Asked(0, 33, 1, shared=4)] + [Asked(2, 33, 8, shared=4)] * 5, limits, 60)
     assert served.requests.cached.tolist() == [0, *[32] * 5]
-    assert served.requests.preemptions.sum() == 0  # 5 x 40 tokens alone would need 50 blocks, and the first 8 are shared
+    assert (
+        served.requests.preemptions.sum() == 0
+    )  # 5 x 40 tokens alone would need 50 blocks, and the first 8 are shared
 
 
 @QUICK
@@ -358,5 +416,7 @@ def test_sharing_prefixes_never_computes_more_prompt_tokens(asked, spare):
     for limits in (plain, shared):
         served = serve(asked, limits, capacity)
         assume(served.requests.preemptions.sum() == 0)
-        counts.append(sum(new for step in served.steps for _, new, _, decodes in step[0] if not decodes))
+        counts.append(
+            sum(new for step in served.steps for _, new, _, decodes in step[0] if not decodes)
+        )
     assert counts[1] == counts[0] - served.requests.cached.sum()

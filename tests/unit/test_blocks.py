@@ -1,9 +1,19 @@
-"""The cache of prefix blocks by hand: who is evicted first, what a holder protects, what is left in private."""
+"""The cache of prefix blocks by hand: who is evicted first, what a holder protects, what is left in
+private.
+"""
 
 import numpy as np
 import pytest
 
-from simulator.engine.blocks import available, blocks_for, count_hits, hold, release, share_prompt, take
+from simulator.engine.blocks import (
+    available,
+    blocks_for,
+    count_hits,
+    hold,
+    release,
+    share_prompt,
+    take,
+)
 from simulator.engine.state import Limits, start_ranks, start_requests
 from simulator.workload.traces import RequestTrace
 

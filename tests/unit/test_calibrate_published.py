@@ -1,4 +1,6 @@
-"""``moesim calibrate published``: what fits give becomes files that the simulator reads, or nothing is written."""
+"""``moesim calibrate published``: what fits give becomes files that the simulator reads, or nothing
+is written.
+"""
 
 import json
 import tomllib
@@ -26,7 +28,9 @@ ENTRY = {
 
 @pytest.fixture
 def calibrate(moesim, tmp_path):
-    """Run ``moesim calibrate`` beside a folder of measurements; returns exit status and standard error."""
+    """Run ``moesim calibrate`` beside a folder of measurements; returns exit status and standard
+    error.
+    """
     (tmp_path / "measured").mkdir()
 
     def run(*arguments):
@@ -71,7 +75,9 @@ def test_what_is_written_is_what_was_fitted(calibrate, fitted, tmp_path):
 
 def test_what_tells_the_tables_is_written_when_all_were_fitted(calibrate, fitted, tmp_path):
     fitted(lambda _: {"hopper": shipped_gemm()})
-    (tmp_path / "measured" / "mine.csv").write_text("gpu,gemm_dtype,m,n,k,latency_ms\nh100,bfloat16,1,2,3,0.1\n")
+    (tmp_path / "measured" / "mine.csv").write_text(
+        "gpu,gemm_dtype,m,n,k,latency_ms\nh100,bfloat16,1,2,3,0.1\n"
+    )
     assert calibrate("published", "measured", "--out", "calibration", "--table", "gemm")[0] == 0
     assert not (tmp_path / "calibration" / "fitted_rows.json").exists()
     assert calibrate("published", "measured", "--out", "calibration")[0] == 0
@@ -93,7 +99,9 @@ def test_what_tells_the_tables_is_written_when_all_were_fitted(calibrate, fitted
         (("cuda",), ["calibrate cuda", "cpu or published"]),
     ],
 )
-def test_wrong_input_is_one_line_and_nothing_is_written(calibrate, fitted, tmp_path, arguments, said):
+def test_wrong_input_is_one_line_and_nothing_is_written(
+    calibrate, fitted, tmp_path, arguments, said
+):
     (tmp_path / "file").touch()
 
     def fit(folder):
@@ -118,7 +126,16 @@ def test_a_fit_that_no_calibration_takes_is_a_defect(calibrate, fitted, tmp_path
 
 
 def test_numbers_are_written_short_and_read_back():
-    table = {"any": {"a b": ENTRY, "none": {"left_out": None, "rows": [{"x": 1}, {"x": 2.0}], "grid": [[1.0, 2e-9], [3.0, 4.0]]}}}
+    table = {
+        "any": {
+            "a b": ENTRY,
+            "none": {
+                "left_out": None,
+                "rows": [{"x": 1}, {"x": 2.0}],
+                "grid": [[1.0, 2e-9], [3.0, 4.0]],
+            },
+        }
+    }
     text = toml_text(table, "Head.\nSecond line.")
     assert text.startswith("# Head.\n# Second line.\n")
     found = tomllib.loads(text)["any"]

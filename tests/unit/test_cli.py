@@ -26,7 +26,13 @@ def test_run_writes_a_whole_folder_and_prints_the_comparison(moesim, tmp_path):
     assert code == 0
     folder = tmp_path / "reports" / "out" / "mixtral_vs_llama2"
     tables = ("requests", "steps", "ranks", "experts", "traffic", "spans")
-    files = {"run.json", "summary.csv", "timeline.json", "report.html", *(f"{name}.parquet" for name in tables)}
+    files = {
+        "run.json",
+        "summary.csv",
+        "timeline.json",
+        "report.html",
+        *(f"{name}.parquet" for name in tables),
+    }
     assert {path.name for path in folder.iterdir()} == files
     assert {path.name for path in folder.parent.iterdir()} == {folder.name}
     assert "TTFT p50" in out
@@ -37,7 +43,9 @@ def test_run_writes_a_whole_folder_and_prints_the_comparison(moesim, tmp_path):
 def test_json_is_alone_on_standard_output_and_a_second_run_replaces_the_first(moesim, tmp_path):
     first = json.loads(moesim("run", *SHORT, "--json", "--out", "here")[1])
     second = json.loads(moesim("run", *SHORT, "--json", "--out", "here", "--seed", "8")[1])
-    assert [row["deployment"] for row in first["summary"]] == [row["deployment"] for row in second["summary"]]
+    assert [row["deployment"] for row in first["summary"]] == [
+        row["deployment"] for row in second["summary"]
+    ]
     assert first["summary"] != second["summary"]
     assert json.loads((tmp_path / "here" / "run.json").read_text())["seed"] == 8
 
@@ -56,7 +64,14 @@ def test_a_defect_is_ours_with_a_traceback(moesim, monkeypatch):
 def test_list_shows_every_family_and_a_rumour_as_one(moesim):
     code, out, _ = moesim("list")
     assert code == 0
-    for word in ("mixtral-8x7b", "h100-sxm", "zipf", "leaf_spine", "azure-conv", "mixtral_vs_llama2"):
+    for word in (
+        "mixtral-8x7b",
+        "h100-sxm",
+        "zipf",
+        "leaf_spine",
+        "azure-conv",
+        "mixtral_vs_llama2",
+    ):
         assert word in out
     models = json.loads(moesim("list", "models", "--json")[1])["models"]
     assert "rumour" in models["gpt-4-rumoured"]
@@ -65,7 +80,14 @@ def test_list_shows_every_family_and_a_rumour_as_one(moesim):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "family", ["workloads", "workloads/models", "cluster_configs", "cluster_configs/accelerators", "cluster_configs/calibration"]
+    "family",
+    [
+        "workloads",
+        "workloads/models",
+        "cluster_configs",
+        "cluster_configs/accelerators",
+        "cluster_configs/calibration",
+    ],
 )
 def test_check_finds_every_shipped_file_right(moesim, family):
     for path in available_files(family).values():
@@ -82,7 +104,9 @@ def test_schema_and_version(moesim):
 def test_traces_are_generated_described_and_converted(moesim, tmp_path):
     assert moesim("trace", "generate", "sharegpt-like", "a.parquet", "--seed", "3")[0] == 0
     assert moesim("trace", "convert", "a.parquet", "b.csv")[0] == 0
-    first, second = (json.loads(moesim("trace", "info", name, "--json")[1]) for name in ("a.parquet", "b.csv"))
+    first, second = (
+        json.loads(moesim("trace", "info", name, "--json")[1]) for name in ("a.parquet", "b.csv")
+    )
     assert first["num_requests"] == second["num_requests"] > 0
     assert first["input"] == second["input"]
 
@@ -93,14 +117,24 @@ def test_help_is_quick_because_it_loads_nothing_heavy():
         "import sys\nsys.argv = ['moesim', '--help']\nfrom simulator.cli import main\n"
         f"try:\n    main()\nexcept SystemExit:\n    pass\nprint([n for n in {heavy} if n in sys.modules], file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=PROJECT, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=PROJECT, check=True
+    )
     assert "run" in done.stdout
     assert done.stderr.strip() == "[]"
 
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_nothing_behind(tmp_path):
-    command = [sys.executable, "-m", "simulator", "run", "deepseek_v3_vs_llama_405b", "--out", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "simulator",
+        "run",
+        "deepseek_v3_vs_llama_405b",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     running = subprocess.Popen(
         command,
         cwd=PROJECT,
@@ -123,7 +157,9 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path):
 def test_a_reader_that_stops_early_is_no_error():
     for arguments in ("schema", "list --markdown", "list clusters"):
         command = f"{sys.executable} -m simulator {arguments} | head -n 1"
-        done = subprocess.run(["bash", "-c", command], cwd=PROJECT, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=PROJECT, capture_output=True, text=True, check=True
+        )
         assert len(done.stdout.splitlines()) == 1
         assert done.stderr == ""
 
@@ -143,7 +179,9 @@ def test_report_puts_runs_together_and_leaves_their_own_reports_alone(moesim, tm
 def test_on_a_terminal_no_line_is_wider_than_it(moesim, monkeypatch, capsys):
     moesim("run", *SHORT, "--out", "run")
     for columns in (80, 100):
-        monkeypatch.setattr(console, "out", Console(force_terminal=True, width=columns, color_system=None))
+        monkeypatch.setattr(
+            console, "out", Console(force_terminal=True, width=columns, color_system=None)
+        )
         for arguments in (("list",), ("list", "clusters"), ("trace", "info", "azure-conv")):
             code, out, _ = moesim(*arguments)
             assert code == 0
@@ -156,7 +194,11 @@ def test_on_a_terminal_no_line_is_wider_than_it(moesim, monkeypatch, capsys):
         assert all(len(line.split()) >= 3 for line in table[1:]), "a label or a value was wrapped"
 
 
-FILES = (path for path in sorted((SHARED / "traces/requests").rglob("*")) if path.is_file() and not path.name.startswith("LICENSE"))
+FILES = (
+    path
+    for path in sorted((SHARED / "traces/requests").rglob("*"))
+    if path.is_file() and not path.name.startswith("LICENSE")
+)
 
 
 @pytest.mark.slow
@@ -169,4 +211,6 @@ def test_real_traces_survive_conversion(moesim, source):
     own = json.loads(moesim("trace", "info", "own.parquet", "--json")[1])
     theirs = json.loads(out)
     told = ("source", "provenance", "notes")
-    assert {k: v for k, v in own.items() if k not in told} == {k: v for k, v in theirs.items() if k not in told}
+    assert {k: v for k, v in own.items() if k not in told} == {
+        k: v for k, v in theirs.items() if k not in told
+    }

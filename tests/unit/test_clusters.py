@@ -76,11 +76,17 @@ def test_the_bare_name_is_num_gpus_where_a_file_gives_both():
 
 
 def test_a_size_it_does_not_come_in_is_answered_with_those_it_does():
-    assert message("l40s-3") == "chat.toml [deployments.0]: cluster 'l40s' comes in 1, 2, 4, 8 GPUs, not 3"
+    assert (
+        message("l40s-3")
+        == "chat.toml [deployments.0]: cluster 'l40s' comes in 1, 2, 4, 8 GPUs, not 3"
+    )
 
 
 def test_a_family_without_a_size_asks_for_one_and_shows_how():
-    assert message("l40s") == "chat.toml [deployments.0]: cluster 'l40s' comes in 1, 2, 4, 8 GPUs: say how many, as in 'l40s-8'"
+    assert (
+        message("l40s")
+        == "chat.toml [deployments.0]: cluster 'l40s' comes in 1, 2, 4, 8 GPUs: say how many, as in 'l40s-8'"
+    )
 
 
 def test_a_size_for_a_cluster_of_one_size():
@@ -100,7 +106,10 @@ def test_a_size_for_a_cluster_of_one_size():
     ],
 )
 def test_a_misspelt_name_is_answered_with_the_nearest(written, meant):
-    assert message(written) == f"chat.toml [deployments.0]: unknown cluster '{written}'; did you mean '{meant}'?"
+    assert (
+        message(written)
+        == f"chat.toml [deployments.0]: unknown cluster '{written}'; did you mean '{meant}'?"
+    )
 
 
 def test_a_part_of_a_name_is_answered_with_the_names_that_hold_it():
@@ -119,7 +128,9 @@ def test_a_name_like_none_is_answered_with_every_file_but_not_every_size():
 
 
 def test_an_unknown_accelerator_is_answered_with_the_nearest():
-    with pytest.raises(UserError, match=r"^x\.toml: unknown accelerator 'h100-smx'; did you mean 'h100-sxm'\?$"):
+    with pytest.raises(
+        UserError, match=r"^x\.toml: unknown accelerator 'h100-smx'; did you mean 'h100-sxm'\?$"
+    ):
         load_accelerator("h100-smx", "x.toml")
 
 
@@ -132,7 +143,10 @@ def test_a_users_own_file_is_found_and_is_one_node_unless_it_says_otherwise(own)
 
 
 def test_a_users_own_file_may_be_based_on_one_that_ships(own):
-    own("cheap", 'based_on = "h100-sxm"\ntitle = "cheap"\nprice_per_gpu_hour = 1.5\nsources = { price_per_gpu_hour = "offer" }\n')
+    own(
+        "cheap",
+        'based_on = "h100-sxm"\ntitle = "cheap"\nprice_per_gpu_hour = 1.5\nsources = { price_per_gpu_hour = "offer" }\n',
+    )
     cluster, _ = load_cluster("cheap-16", "a test")
     assert cluster.price_per_gpu_hour == 1.5
     assert cluster.sources["price_per_gpu_hour"] == "offer"
@@ -146,7 +160,10 @@ def test_an_unknown_key_names_the_file_and_the_right_key(own):
 
 def test_an_unknown_base_names_the_file_and_the_nearest(own):
     path = own("mybox", 'based_on = "h100-smx"\n')
-    assert message("mybox") == f"{path}: based_on names an unknown cluster file 'h100-smx'; did you mean 'h100-sxm'?"
+    assert (
+        message("mybox")
+        == f"{path}: based_on names an unknown cluster file 'h100-smx'; did you mean 'h100-sxm'?"
+    )
 
 
 def test_a_circle_of_bases_is_shown(own):

@@ -39,9 +39,14 @@ def test_nothing_changed_is_the_same_question():
 
 
 def test_faster_traffic_is_the_same_requests():
-    asked, fast = traffic_of(question(), HERE), traffic_of(apply(Conditions(rate=2.0), question(), HERE), HERE)
+    asked, fast = (
+        traffic_of(question(), HERE),
+        traffic_of(apply(Conditions(rate=2.0), question(), HERE), HERE),
+    )
     assert fast.rate_per_s == pytest.approx(2 * asked.rate_per_s)
-    np.testing.assert_array_equal(fast.trace.num_input[fast.lead :], asked.trace.num_input[asked.lead :])
+    np.testing.assert_array_equal(
+        fast.trace.num_input[fast.lead :], asked.trace.num_input[asked.lead :]
+    )
 
 
 def test_prompts_grow_and_outputs_stay():
@@ -52,7 +57,8 @@ def test_prompts_grow_and_outputs_stay():
 def test_wires_carry_half_and_start_as_late():
     halved = apply(Conditions(network=0.5), question(), HERE)
     plans = [
-        next(plan for design, plan in Space(asked, HERE).designs(0, 0, Ruled()) if design.ep == 8) for asked in (question(), halved)
+        next(plan for design, plan in Space(asked, HERE).designs(0, 0, Ruled()) if design.ep == 8)
+        for asked in (question(), halved)
     ]
     for full, half in zip(*(plan.fabric.links for plan in plans), strict=True):
         assert (half.bytes_per_s, half.latency_s) == (full.bytes_per_s / 2, full.latency_s)
@@ -60,8 +66,18 @@ def test_wires_carry_half_and_start_as_late():
 
 
 def test_both_pools_of_a_deployment_get_the_changed_wires():
-    table = {"name": "pools", "model": "llama-3.1-8b", "cluster": "h100-sxm-2", "replicas": 1, "prefill": {}, "network_speed": 0.5}
-    usual, slow = (make_plan(validate(DeploymentSpec, table | keys, "t"), 0, "t", HERE) for keys in ({"network_speed": 1.0}, {}))
+    table = {
+        "name": "pools",
+        "model": "llama-3.1-8b",
+        "cluster": "h100-sxm-2",
+        "replicas": 1,
+        "prefill": {},
+        "network_speed": 0.5,
+    }
+    usual, slow = (
+        make_plan(validate(DeploymentSpec, table | keys, "t"), 0, "t", HERE)
+        for keys in ({"network_speed": 1.0}, {})
+    )
     assert slow.transfer.bytes_per_s == usual.transfer.bytes_per_s / 2
 
 
@@ -73,12 +89,16 @@ def test_skew_is_the_spread_of_popularity():
 
 
 def test_recorded_skew_is_said_to_stay():
-    recorded = question(models=[{"model": "gpt-oss-20b", "routing": {"kind": "replay", "trace": "x.npz"}}])
+    recorded = question(
+        models=[{"model": "gpt-oss-20b", "routing": {"kind": "replay", "trace": "x.npz"}}]
+    )
     assert unchanged(Conditions(skew=2.0), recorded, HERE) == ["gpt-oss-20b"]
     assert apply(Conditions(skew=2.0), recorded, HERE) == recorded
 
 
 def test_prices_fall_wherever_they_come_from():
     cheaper = apply(Conditions(price=0.7), question(), HERE)
-    before, after = (Space(asked, HERE).machines[0].price_per_gpu_hour for asked in (question(), cheaper))
+    before, after = (
+        Space(asked, HERE).machines[0].price_per_gpu_hour for asked in (question(), cheaper)
+    )
     assert after == pytest.approx(0.7 * before)

@@ -6,7 +6,14 @@ import pytest
 from simulator.base.data import available_files
 from simulator.base.errors import UserError
 from simulator.config.accelerator import load_accelerator
-from simulator.config.calibration import Calibration, CalibrationFile, CollectiveFit, GemmFit, ProtocolFit, load_calibration
+from simulator.config.calibration import (
+    Calibration,
+    CalibrationFile,
+    CollectiveFit,
+    GemmFit,
+    ProtocolFit,
+    load_calibration,
+)
 from simulator.config.cluster import load_cluster
 from simulator.config.host import load_any_calibration
 from simulator.config.mixers import GroupedQueryAttention
@@ -18,60 +25,94 @@ from simulator.policies.topology.rails import Rails
 from simulator.policies.topology.switch import Switch
 from simulator.work.lookback import kernel
 
-NAMED = sorted({load_accelerator(name, "test").calibration for name in available_files("cluster_configs/accelerators")})
-FAMILIES = [name for name in NAMED if isinstance(load_any_calibration(name, "test"), CalibrationFile)]
+NAMED = sorted(
+    {
+        load_accelerator(name, "test").calibration
+        for name in available_files("cluster_configs/accelerators")
+    }
+)
+FAMILIES = [
+    name for name in NAMED if isinstance(load_any_calibration(name, "test"), CalibrationFile)
+]
 """Those that hold shares of peaks; a machine's own times are tested with it."""
 
 
 def model(name="h100-sxm"):
     accelerator = load_accelerator(name, "test")
-    return Roofline().prepare(accelerator, load_calibration(accelerator.calibration, "test").on("any"))
+    return Roofline().prepare(
+        accelerator, load_calibration(accelerator.calibration, "test").on("any")
+    )
 
 
 def fabric(num_gpus, topology=None):
     cluster, accelerator = load_cluster(f"h100-sxm-{num_gpus}", "test")
     calibration = load_calibration(accelerator.calibration, "test").on("any")
-    return AlphaBeta().prepare((topology or Rails()).wire(cluster, num_gpus), calibration, accelerator)
+    return AlphaBeta().prepare(
+        (topology or Rails()).wire(cluster, num_gpus), calibration, accelerator
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_calibration_that_an_accelerator_names_is_plausible(family):
     calibration = load_calibration(family, "test").on("any")
-    kernels = [*calibration.gemm.values(), *calibration.grouped_gemm.values(), *calibration.attention.values()]
-    assert all(fit.compute_fraction <= 1 and fit.memory_fraction <= 1 and fit.floor_s < 1e-3 for fit in kernels)
+    kernels = [
+        *calibration.gemm.values(),
+        *calibration.grouped_gemm.values(),
+        *calibration.attention.values(),
+    ]
+    assert all(
+        fit.compute_fraction <= 1 and fit.memory_fraction <= 1 and fit.floor_s < 1e-3
+        for fit in kernels
+    )
     exchanges = [fit for kernels in calibration.exchange.values() for fit in kernels.values()]
     assert all(fit.scale_up_fraction <= 1 and fit.scale_out_fraction <= 1 for fit in exchanges)
     protocols = [way for fit in calibration.collective.values() for way in fit.protocols.values()]
     assert all(way.fraction <= 1 for way in protocols)
     operations = [*exchanges, *calibration.collective.values()]
     fits = [*kernels, *operations, calibration.engine]
-    assert all(fit.median_error is not None for fit in [*kernels, *operations] if fit.kind == "fitted")
+    assert all(
+        fit.median_error is not None for fit in [*kernels, *operations] if fit.kind == "fitted"
+    )
     assert all(fit.median_error is None for fit in fits if fit.kind == "assumed")
 
 
 def test_a_dtype_without_an_entry_is_priced_by_other():
-    fit = GemmFit(kind="assumed", source="test", compute_fraction=0.5, memory_fraction=0.5, floor_s=0.0)
+    fit = GemmFit(
+        kind="assumed", source="test", compute_fraction=0.5, memory_fraction=0.5, floor_s=0.0
+    )
     calibration = load_calibration("hopper", "test").on("any")
     changed = Calibration.model_validate({**dict(calibration), "gemm": {"other": fit}})
     assert changed.matrices("int8") is fit
 
 
 def test_reading_weights_once_bounds_a_product_with_few_rows():
-    # 8,192 x 8,192 bf16 weights are 134 MB; at 0.857 of 3.35 TB/s that is 46.8 us, plus the floor of 2.5 us.
+    # 8,192 x 8,192 bf16 weights are 134 MB; at 0.857 of 3.35 TB/s that is 46.8 us, plus the floor
+    # of 2.5 us.
     assert model().gemm_s(np.array([1]), 8192, 8192, "bf16")[0] == pytest.approx(49e-6, rel=0.02)
 
 
 def test_the_peak_bounds_a_large_product():
-    # 2 x 4,096^3 FLOPs at 0.857 of 989.4 TFLOPS are 162.1 us; the 512 tiles of 128 x 256 start and end in 1.4 us each on one of 132
-    # multiprocessors, 5.4 us more; the memory's 35 us hide almost wholly behind them; plus the floor of 2.5 us.
-    assert model().gemm_s(np.array([4096]), 4096, 4096, "bf16")[0] == pytest.approx(170.8e-6, rel=0.01)
+    # 2 x 4,096^3 FLOPs at 0.857 of 989.4 TFLOPS are 162.1 us; the 512 tiles of 128 x 256 start and
+    # end in 1.4 us each on one of 132 multiprocessors, 5.4 us more; the memory's 35 us hide almost
+    # wholly behind them; plus the floor of 2.5 us.
+    assert model().gemm_s(np.array([4096]), 4096, 4096, "bf16")[0] == pytest.approx(
+        170.8e-6, rel=0.01
+    )
 
 
 def test_an_operand_that_does_not_fit_the_cache_is_read_for_each_strip_of_the_result():
     roofline = model()
     fit = roofline.calibration.matrices("bf16")
-    fitting = gemm_s(roofline.accelerator, fit.model_copy(update={"cache_bytes": 1e9}), np.array([8192.0]), 8192, 8192, "bf16")[0]
-    # 134 MB do not fit 50 MB of cache: 14 strips of 547 beyond the first read 1.9 GB more, 630 us at 2.87 TB/s, mostly hidden.
+    fitting = gemm_s(
+        roofline.accelerator,
+        fit.model_copy(update={"cache_bytes": 1e9}),
+        np.array([8192.0]),
+        8192,
+        8192,
+        "bf16",
+    )[0]
+    # 134 MB do not fit 50 MB of cache: 14 strips of 547 beyond the first read 1.9 GB more, 630 us
+    # at 2.87 TB/s, mostly hidden.
     assert 1.05 < roofline.gemm_s(np.array([8192]), 8192, 8192, "bf16")[0] / fitting < 1.1
 
 
@@ -85,7 +126,10 @@ def test_rows_are_quantised_in_blocks_of_their_numbers_by_the_multiprocessors():
         quantise_row_s=3e-7,
         quantise_block_s=5e-7,
     )
-    h100, plain = load_accelerator("h100-sxm", "test"), fit.model_copy(update={"quantise_row_s": 0.0, "quantise_block_s": 0.0})
+    h100, plain = (
+        load_accelerator("h100-sxm", "test"),
+        fit.model_copy(update={"quantise_row_s": 0.0, "quantise_block_s": 0.0}),
+    )
     for in_features, blocks in ((128, 1), (2048, 1), (2560, 2)):
         args = (np.array([1320.0]), in_features, 128, "fp8")
         extra = gemm_s(h100, fit, *args)[0] - gemm_s(h100, plain, *args)[0]
@@ -100,7 +144,9 @@ def test_no_rows_take_no_time():
 
 def test_experts_without_tokens_are_not_read():
     roofline = model()
-    few, many = roofline.grouped_gemm_s(np.array([[8.0, 0, 0, 0], [2.0, 2, 2, 2]]), 7168, 32_768, "bf16")
+    few, many = roofline.grouped_gemm_s(
+        np.array([[8.0, 0, 0, 0], [2.0, 2, 2, 2]]), 7168, 32_768, "bf16"
+    )
     floor_s = roofline.calibration.experts("bf16").floor_s
     # Not quite 4: tiles of one expert alone leave multiprocessors idle.
     assert (many - floor_s) / (few - floor_s) == pytest.approx(4, rel=0.05)
@@ -115,11 +161,19 @@ def test_a_thousand_rows_are_priced_at_once():
 
 def test_attention_rates_and_streaming_are_shares_of_the_peaks():
     roofline = model()
-    looking = kernel(GroupedQueryAttention(kind="gqa", num_heads=8, num_kv_heads=2, head_size=128).context_terms()[0], 1, "bf16")
+    looking = kernel(
+        GroupedQueryAttention(
+            kind="gqa", num_heads=8, num_kv_heads=2, head_size=128
+        ).context_terms()[0],
+        1,
+        "bf16",
+    )
     rates = roofline.context_rates(looking, "decode")
     share = roofline.calibration.attention["decode"].memory_fraction
     assert rates.entry_s == pytest.approx(2 * 2 * 128 * 2 / (3.35e12 * share))
-    assert roofline.stream_s(np.array([3.35e12]))[0] == pytest.approx(1 / roofline.calibration.matrices("bf16").memory_fraction)
+    assert roofline.stream_s(np.array([3.35e12]))[0] == pytest.approx(
+        1 / roofline.calibration.matrices("bf16").memory_fraction
+    )
 
 
 def test_an_exchange_with_nothing_to_send_is_free():
@@ -133,12 +187,19 @@ def test_an_exchange_takes_its_latency_and_its_busiest_link():
     bytes_SR = np.zeros((8, 8))
     bytes_SR[0, 1] = bytes_SR[0, 2] = 45e6
     fit = comm.calibration.exchange["low_latency"]["dispatch"]
-    assert comm.exchange("dispatch", bytes_SR).alone_s == pytest.approx(fit.latency_s + 90e6 / (450e9 * fit.scale_up_fraction))
+    assert comm.exchange("dispatch", bytes_SR).alone_s == pytest.approx(
+        fit.latency_s + 90e6 / (450e9 * fit.scale_up_fraction)
+    )
 
 
 def test_latency_grows_with_the_doublings_of_the_nodes():
-    comm, fit = fabric(32), load_calibration("hopper", "test").on("any").exchange["low_latency"]["dispatch"]
-    assert comm.latency_s("dispatch", 4, 32) == pytest.approx(fit.scale_out_latency_s + 2 * fit.latency_per_doubling_s)
+    comm, fit = (
+        fabric(32),
+        load_calibration("hopper", "test").on("any").exchange["low_latency"]["dispatch"],
+    )
+    assert comm.latency_s("dispatch", 4, 32) == pytest.approx(
+        fit.scale_out_latency_s + 2 * fit.latency_per_doubling_s
+    )
     assert comm.latency_s("dispatch", 1, 8) == pytest.approx(fit.latency_s)
 
 
@@ -148,14 +209,18 @@ def test_multiprocessors_that_copy_hide_behind_wires_or_the_other_way_round():
     vectors = Vectors("normal", vector_bytes, np.full(8, 2000.0), 256)
     fit = comm.calibration.exchange["normal"]["dispatch"]
     wires_s = 7000 * vector_bytes / (450e9 * fit.scale_up_fraction)
-    copying_s = (2000 * fit.token_s + 7000 * (fit.copy_s + fit.copy_byte_s * vector_bytes)) / fit.num_sms
+    copying_s = (
+        2000 * fit.token_s + 7000 * (fit.copy_s + fit.copy_byte_s * vector_bytes)
+    ) / fit.num_sms
     start_s = fit.latency_s + fit.latency_per_byte_s * vector_bytes + fit.latency_per_expert_s * 256
     priced = comm.exchange("dispatch", copies_SR * vector_bytes, vectors)
     assert priced.alone_s == pytest.approx(start_s + (copying_s**3 + wires_s**3) ** (1 / 3))
 
 
 def test_kernels_that_no_calibration_knows_are_refused():
-    with pytest.raises(UserError, match="no exchange kernels 'low_latncy'; did you mean 'low_latency'"):
+    with pytest.raises(
+        UserError, match="no exchange kernels 'low_latncy'; did you mean 'low_latency'"
+    ):
         fabric(8).exchange("dispatch", np.ones((8, 8)), Vectors("low_latncy", 1.0, np.ones(8), 8))
 
 
@@ -175,7 +240,10 @@ def test_an_all_reduce_is_the_faster_of_the_engines_own_and_nccls():
     comm = fabric(4, Switch())
     known = comm.calibration.collective
     for num_bytes in (1e3, 1e5, 1e6, 64e6, 1e9):
-        both = [sum(known[name].parts_s(num_bytes, 4, 2.0, 450e9)) for name in ("all_reduce", "custom_all_reduce")]
+        both = [
+            sum(known[name].parts_s(num_bytes, 4, 2.0, 450e9))
+            for name in ("all_reduce", "custom_all_reduce")
+        ]
         assert comm.all_reduce(num_bytes, (0, 1, 2, 3)).alone_s == pytest.approx(float(min(both)))
 
 

@@ -15,12 +15,21 @@ from simulator.policies.dispatch.per_rank import PerRank
 from tests.cases import cases
 
 QUICK = cases(60)
-NODES = ([0, 0, 1, 1], [0] * 4, [0, 1, 2, 3], [0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 1, 1, 1, 1, 2])
+NODES = (
+    [0, 0, 1, 1],
+    [0] * 4,
+    [0, 1, 2, 3],
+    [0, 0, 0, 1, 1, 1],
+    [0, 0, 0, 0, 1, 1],
+    [0, 0, 0, 0, 1, 1, 1, 1, 2],
+)
 
 
 def sent(policy, rank_TK, source_T, node_R):
     copies_SR = policy.copies(np.array(rank_TK), np.array(source_T), np.array(node_R))
-    return {(int(s), int(r)): int(copies_SR[s, r]) for s, r in zip(*np.nonzero(copies_SR), strict=True)}
+    return {
+        (int(s), int(r)): int(copies_SR[s, r]) for s, r in zip(*np.nonzero(copies_SR), strict=True)
+    }
 
 
 def test_one_token_by_every_policy():
@@ -28,13 +37,21 @@ def test_one_token_by_every_policy():
     token = ([[0, 2, 2, 3]], [0], [0, 0, 1, 1])
     assert sent(PerExpert(), *token) == {(0, 2): 2, (0, 3): 1}
     assert sent(PerRank(), *token) == {(0, 2): 1, (0, 3): 1}
-    assert sent(PerNode(), *token) == {(0, 2): 1, (2, 3): 1}  # it lands on its own position, which forwards it
+    assert sent(PerNode(), *token) == {
+        (0, 2): 1,
+        (2, 3): 1,
+    }  # it lands on its own position, which forwards it
     assert sent(AllGather(), *token) == {(0, 1): 1, (0, 2): 1, (0, 3): 1}
 
 
 def test_kernels_see_the_tokens_that_arrive_or_rows_or_all():
     assert count_arrivals(np.array([[0, 2, 2, 3], [2, 2, 1, 1]]), 4).tolist() == [1, 1, 2, 1]
-    assert [sees(policy) for policy in (PerExpert(), PerRank(), PerNode(), AllGather())] == ["rows", "arrivals", "arrivals", "all"]
+    assert [sees(policy) for policy in (PerExpert(), PerRank(), PerNode(), AllGather())] == [
+        "rows",
+        "arrivals",
+        "arrivals",
+        "all",
+    ]
 
 
 def test_few_tokens_are_sent_an_expert_and_many_a_node():
@@ -61,7 +78,10 @@ def test_a_smaller_node_takes_positions_in_turn():
 exchanges = st.sampled_from(NODES).flatmap(
     lambda node_R: st.tuples(
         st.lists(
-            st.tuples(st.integers(0, len(node_R) - 1), st.lists(st.integers(0, len(node_R) - 1), min_size=3, max_size=3)),
+            st.tuples(
+                st.integers(0, len(node_R) - 1),
+                st.lists(st.integers(0, len(node_R) - 1), min_size=3, max_size=3),
+            ),
             min_size=1,
             max_size=12,
         ),
@@ -72,13 +92,19 @@ exchanges = st.sampled_from(NODES).flatmap(
 
 def arrays(case):
     tokens, node_R = case
-    return np.array([ranks for _, ranks in tokens]), np.array([source for source, _ in tokens]), np.array(node_R)
+    return (
+        np.array([ranks for _, ranks in tokens]),
+        np.array([source for source, _ in tokens]),
+        np.array(node_R),
+    )
 
 
 @QUICK
 @given(exchanges)
 def test_every_expert_gets_its_token(case):
-    """Brute force: follow each token along the copies that exist for it alone; every rank with an expert of it is reached."""
+    """Brute force: follow each token along the copies that exist for it alone; every rank with an
+    expert of it is reached.
+    """
     rank_TK, source_T, node_R = arrays(case)
     for policy in (PerExpert(), PerRank(), PerNode(), AllGather()):
         total_SR = np.zeros((len(node_R), len(node_R)))
@@ -97,7 +123,10 @@ def test_every_expert_gets_its_token(case):
 def test_per_node_crosses_to_each_node_once(case):
     rank_TK, source_T, node_R = arrays(case)
     is_far = node_R[:, None] != node_R[None, :]
-    wanted = sum(len({int(node_R[r]) for r in ranks} - {int(node_R[s])}) for ranks, s in zip(rank_TK, source_T, strict=True))
+    wanted = sum(
+        len({int(node_R[r]) for r in ranks} - {int(node_R[s])})
+        for ranks, s in zip(rank_TK, source_T, strict=True)
+    )
     assert PerNode().copies(rank_TK, source_T, node_R)[is_far].sum() == wanted
     assert wanted <= PerRank().copies(rank_TK, source_T, node_R)[is_far].sum()
 
@@ -107,20 +136,27 @@ def test_per_node_crosses_to_each_node_once(case):
 def test_on_one_node_per_node_is_per_rank(case):
     rank_TK, source_T, node_R = arrays(case)
     together = np.zeros_like(node_R)
-    assert np.array_equal(PerNode().copies(rank_TK, source_T, together), PerRank().copies(rank_TK, source_T, together))
+    assert np.array_equal(
+        PerNode().copies(rank_TK, source_T, together), PerRank().copies(rank_TK, source_T, together)
+    )
 
 
 @QUICK
 @given(exchanges, st.integers(1, 3))
 def test_all_gather_has_no_top_k_factor(case, top_k):
     rank_TK, source_T, node_R = arrays(case)
-    copies = [AllGather().copies(ids, source_T, node_R) for ids in (rank_TK, rank_TK[:, :top_k], np.zeros_like(rank_TK))]
+    copies = [
+        AllGather().copies(ids, source_T, node_R)
+        for ids in (rank_TK, rank_TK[:, :top_k], np.zeros_like(rank_TK))
+    ]
     assert np.array_equal(copies[0], copies[1])
     assert np.array_equal(copies[0], copies[2])
 
 
 @pytest.mark.parametrize("policy", [PerExpert(), PerRank(), PerNode(), AllGather()])
 def test_no_tokens_no_copies(policy):
-    copies_SR = policy.copies(np.zeros((0, 2), dtype=np.int64), np.zeros(0, dtype=np.int64), np.array([0, 0, 1, 1]))
+    copies_SR = policy.copies(
+        np.zeros((0, 2), dtype=np.int64), np.zeros(0, dtype=np.int64), np.array([0, 0, 1, 1])
+    )
     assert copies_SR.shape == (4, 4)
     assert not copies_SR.any()

@@ -38,7 +38,9 @@ def test_alone_an_exchange_takes_its_latency_and_its_busiest_link():
 
 
 def test_nothing_takes_its_latency():
-    assert carried((1.0, exchange(latency_s=0.25)), (0.0, exchange(0.0, 0.0, latency_s=3.0))) == pytest.approx([1.25, 3.0])
+    assert carried(
+        (1.0, exchange(latency_s=0.25)), (0.0, exchange(0.0, 0.0, latency_s=3.0))
+    ) == pytest.approx([1.25, 3.0])
 
 
 def test_two_on_one_link_share_it():
@@ -46,7 +48,8 @@ def test_two_on_one_link_share_it():
 
 
 def test_the_shorter_leaves_and_the_longer_speeds_up():
-    # Each alone would take 2 and 6 s; at equal shares of what they reach alone, both are half as fast until 4 s.
+    # Each alone would take 2 and 6 s; at equal shares of what they reach alone, both are half as
+    # fast until 4 s.
     assert carried((0.0, exchange(2.0)), (0.0, exchange(6.0))) == pytest.approx([4.0, 8.0])
 
 
@@ -55,12 +58,16 @@ def test_one_that_comes_later_slows_the_first_from_then_on():
 
 
 def test_on_disjoint_links_nobody_waits():
-    assert carried((0.0, exchange(3.0, 0.0)), (0.0, exchange(0.0, 2.0))) == pytest.approx([3.0, 2.0])
+    assert carried((0.0, exchange(3.0, 0.0)), (0.0, exchange(0.0, 2.0))) == pytest.approx(
+        [3.0, 2.0]
+    )
 
 
 flows = st.integers(1, 5).flatmap(
     lambda links: st.lists(
-        st.lists(st.sampled_from([0.0, 0.5, 1.0, 3.0]), min_size=links, max_size=links).filter(any), min_size=1, max_size=6
+        st.lists(st.sampled_from([0.0, 0.5, 1.0, 3.0]), min_size=links, max_size=links).filter(any),
+        min_size=1,
+        max_size=6,
     )
 )
 
@@ -72,20 +79,30 @@ def test_rates_are_max_min_fair(rows):
     used_L = rate_F @ busy_FL
     assert (used_L <= 1 + 1e-9).all()
     level_F = rate_F * busy_FL.max(axis=1)
-    # Each fluid crosses a full link on which no other has got further: it could rise only at the cost of one that has less.
+    # Each fluid crosses a full link on which no other has got further: it could rise only at the
+    # cost of one that has less.
     for f, busy_L in enumerate(busy_FL):
         full_L = (busy_L > 0) & (used_L > 1 - 1e-9)
-        assert any(level_F[busy_FL[:, link] > 0].max() <= level_F[f] + 1e-9 for link in np.flatnonzero(full_L))
+        assert any(
+            level_F[busy_FL[:, link] > 0].max() <= level_F[f] + 1e-9
+            for link in np.flatnonzero(full_L)
+        )
 
 
 seconds = st.one_of(st.just(0.0), st.floats(1e-7, 1e-2))
 several = st.integers(1, 6).flatmap(
-    lambda links: st.lists(st.lists(seconds, min_size=links, max_size=links).filter(any).map(np.array), min_size=1, max_size=4)
+    lambda links: st.lists(
+        st.lists(seconds, min_size=links, max_size=links).filter(any).map(np.array),
+        min_size=1,
+        max_size=4,
+    )
 )
 
 
 def ends_s(flows, now_s=0.0):
-    """When each ends, if all start at once at ``now_s``; fails where the wires never come to rest."""
+    """When each ends, if all start at once at ``now_s``; fails where the wires never come to
+    rest.
+    """
     env = simpy.Environment(now_s)
     wires = FluidWires(env)
     found = [0.0] * len(flows)
@@ -115,7 +132,9 @@ def test_together_they_end_no_sooner_than_the_links_can_carry_them_and_no_later_
 
 @pytest.mark.parametrize("now_s", [0.0, 1e3, 1e5, 3e7])
 def test_exchanges_end_however_late_in_a_run(now_s):
-    """A year into a run the clock resolves 4 ns only; what is left of an exchange then must not keep the wires busy forever."""
+    """A year into a run the clock resolves 4 ns only; what is left of an exchange then must not
+    keep the wires busy forever.
+    """
     lengths = [1.2345e-5 * number for number in range(1, 9)]
     found = ends_s([np.array([length]) for length in lengths], now_s)
     assert max(found) == pytest.approx(1e-5 + sum(lengths), abs=100 * np.spacing(now_s), rel=1e-6)

@@ -1,4 +1,6 @@
-"""Each arrival process and length distribution reproduces its own formula; and `load_requests` composes them."""
+"""Each arrival process and length distribution reproduces its own formula; and `load_requests`
+composes them.
+"""
 
 import math
 from pathlib import Path
@@ -21,7 +23,9 @@ FIXED = {"kind": "fixed", "num_input": 100, "num_output": 10}
 
 
 def arrivals(num_requests=200_000, seed=0, **table):
-    return plugins.build("arrivals", table, "test").arrival_s(num_requests, np.random.default_rng(seed))
+    return plugins.build("arrivals", table, "test").arrival_s(
+        num_requests, np.random.default_rng(seed)
+    )
 
 
 def lengths(num_requests=200_000, seed=0, **table):
@@ -64,13 +68,20 @@ def test_a_weibull_cv_is_inverted():
 
 def test_windows_keep_their_rate_whatever_their_cv():
     for pattern in ("gamma", "weibull"):
-        table = {"kind": "windowed", "windows": [{"duration_s": 600, "rate_per_s": 0.085, "cv": 6.7, "pattern": pattern}]}
+        table = {
+            "kind": "windowed",
+            "windows": [{"duration_s": 600, "rate_per_s": 0.085, "cv": 6.7, "pattern": pattern}],
+        }
         times = arrivals(20_000, **table)
         assert len(times) / times[-1] == pytest.approx(0.085, rel=0.01)
 
 
 def test_windows_follow_each_other_and_repeat():
-    windows = [{"duration_s": 10, "rate_per_s": 1}, {"duration_s": 10, "rate_per_s": 0}, {"duration_s": 10, "rate_per_s": 3}]
+    windows = [
+        {"duration_s": 10, "rate_per_s": 1},
+        {"duration_s": 10, "rate_per_s": 0},
+        {"duration_s": 10, "rate_per_s": 3},
+    ]
     times = arrivals(4000, kind="windowed", windows=windows)
     counts = np.bincount((times // 10).astype(int))[: 3 * 99].reshape(99, 3)
     assert set(counts[:, 0]) <= {9, 10, 11}
@@ -79,7 +90,11 @@ def test_windows_follow_each_other_and_repeat():
 
 
 def test_one_long_window_has_its_cv():
-    times = arrivals(90_000, kind="windowed", windows=[{"duration_s": 10_000, "rate_per_s": 10, "cv": 2.5, "pattern": "weibull"}])
+    times = arrivals(
+        90_000,
+        kind="windowed",
+        windows=[{"duration_s": 10_000, "rate_per_s": 10, "cv": 2.5, "pattern": "weibull"}],
+    )
     assert cv(np.diff(times)) == pytest.approx(2.5, rel=0.05)
 
 
@@ -91,7 +106,11 @@ def test_a_window_of_gaps_that_all_underflow_is_still_filled():
 
 def test_windows_without_requests_are_refused():
     with pytest.raises(UserError, match="all together must have a request"):
-        plugins.build("arrivals", {"kind": "windowed", "windows": [{"duration_s": 1, "rate_per_s": 0}]}, "test")
+        plugins.build(
+            "arrivals",
+            {"kind": "windowed", "windows": [{"duration_s": 1, "rate_per_s": 0}]},
+            "test",
+        )
 
 
 def test_modulation_without_swings_is_the_renewal_process():
@@ -101,16 +120,31 @@ def test_modulation_without_swings_is_the_renewal_process():
 
 
 def test_each_part_of_a_profile_gets_its_share():
-    times = arrivals(10_000, kind="modulated", rate_per_s=10, span_s=100, profile=[1, 3], swings=[{"std": 0.5, "time_s": 5}])
+    times = arrivals(
+        10_000,
+        kind="modulated",
+        rate_per_s=10,
+        span_s=100,
+        profile=[1, 3],
+        swings=[{"std": 0.5, "time_s": 5}],
+    )
     counts = np.bincount((times // 50).astype(int))[:18]
     assert set(counts[::2]) <= {249, 250, 251}
     assert set(counts[1::2]) <= {749, 750, 751}
 
 
 def test_modulation_has_the_fano_factor_of_its_formula():
-    """For an Ornstein-Uhlenbeck rate: cv^2 + rate * s^2 * 2 (tau - tau^2/w (1 - e^(-w/tau))), s small (log-normal ~ normal)."""
+    """For an Ornstein-Uhlenbeck rate: cv^2 + rate * s^2 * 2 (tau - tau^2/w (1 - e^(-w/tau))), s
+    small (log-normal ~ normal).
+    """
     rate, std, tau = 20.0, 0.2, 10.0
-    times = arrivals(4_000_000, kind="modulated", rate_per_s=rate, span_s=20_000, swings=[{"std": std, "time_s": tau}])
+    times = arrivals(
+        4_000_000,
+        kind="modulated",
+        rate_per_s=rate,
+        span_s=20_000,
+        swings=[{"std": std, "time_s": tau}],
+    )
     for window in (1.0, 10.0, 60.0):
         expected = 1 + rate * std**2 * 2 * (tau - tau**2 / window * (1 - math.exp(-window / tau)))
         assert fano_factor(times, window) == pytest.approx(expected, rel=0.1)
@@ -132,19 +166,30 @@ def test_pauses_take_their_share_of_the_time():
 
 
 def test_a_span_that_is_all_silence_still_has_its_requests():
-    times = arrivals(50, kind="modulated", rate_per_s=1, span_s=10, pauses={"share": 0.999, "mean_s": 1e6})
+    times = arrivals(
+        50, kind="modulated", rate_per_s=1, span_s=10, pauses={"share": 0.999, "mean_s": 1e6}
+    )
     assert len(times) == 50
 
 
 def test_a_span_too_short_for_a_request_is_refused():
-    with pytest.raises(UserError, match=r"span_s \(1.0\) is too short for a request at rate_per_s \(0.01\)"):
+    with pytest.raises(
+        UserError, match=r"span_s \(1.0\) is too short for a request at rate_per_s \(0.01\)"
+    ):
         plugins.build("arrivals", {"kind": "modulated", "rate_per_s": 0.01, "span_s": 1.0}, "test")
 
 
 def test_modulation_that_needs_too_fine_a_grid_is_refused():
     with pytest.raises(UserError, match="too long for the shortest swing"):
         plugins.build(
-            "arrivals", {"kind": "modulated", "rate_per_s": 1, "span_s": 1e6, "swings": [{"std": 0.1, "time_s": 0.1}]}, "test"
+            "arrivals",
+            {
+                "kind": "modulated",
+                "rate_per_s": 1,
+                "span_s": 1e6,
+                "swings": [{"std": 0.1, "time_s": 0.1}],
+            },
+            "test",
         )
 
 
@@ -153,7 +198,9 @@ def test_modulation_that_needs_too_fine_a_grid_is_refused():
 
 def test_log_normal_lengths_have_their_percentiles():
     num_input, num_output = lengths(
-        kind="lognormal", input={"p50": 1000, "p90": 4000, "max": 16384}, output={"p50": 200, "sigma": 0.7}
+        kind="lognormal",
+        input={"p50": 1000, "p90": 4000, "max": 16384},
+        output={"p50": 200, "sigma": 0.7},
     )
     assert np.median(num_input) == pytest.approx(1000, rel=0.02)
     assert np.quantile(num_input, 0.9) == pytest.approx(4000, rel=0.03)
@@ -163,7 +210,10 @@ def test_log_normal_lengths_have_their_percentiles():
 
 def test_lengths_stay_between_their_limits():
     num_input, _ = lengths(
-        1000, kind="lognormal", input={"p50": 10, "sigma": 50.0, "min": 5, "max": 20}, output={"p50": 1, "sigma": 0.1}
+        1000,
+        kind="lognormal",
+        input={"p50": 10, "sigma": 50.0, "min": 5, "max": 20},
+        output={"p50": 1, "sigma": 0.1},
     )
     assert set(num_input) == {5, 20} | set(num_input[(num_input > 5) & (num_input < 20)])
 
@@ -180,7 +230,11 @@ def test_lengths_stay_between_their_limits():
 )
 def test_wrong_log_normal_tables_are_refused(table, message):
     with pytest.raises(UserError, match=message):
-        plugins.build("lengths", {"kind": "lognormal", "input": table, "output": {"p50": 1, "sigma": 1}}, "test")
+        plugins.build(
+            "lengths",
+            {"kind": "lognormal", "input": table, "output": {"p50": 1, "sigma": 1}},
+            "test",
+        )
 
 
 @pytest.mark.parametrize(
@@ -225,10 +279,22 @@ def test_lengths_need_one_source(kind):
 
 def test_lengths_of_a_file_keep_or_break_its_pairs(tmp_path):
     (tmp_path / "pairs.csv").write_text("num_prefill_tokens,num_decode_tokens\n10,1\n20,2\n30,3\n")
-    joint = load(tmp_path, requests={"arrivals": POISSON, "lengths": {"kind": "joint", "path": "pairs.csv"}, "num_requests": 300})
+    joint = load(
+        tmp_path,
+        requests={
+            "arrivals": POISSON,
+            "lengths": {"kind": "joint", "path": "pairs.csv"},
+            "num_requests": 300,
+        },
+    )
     assert (joint.num_input == 10 * joint.num_output).all()
     broken = load(
-        tmp_path, requests={"arrivals": POISSON, "lengths": {"kind": "empirical", "path": "pairs.csv"}, "num_requests": 300}
+        tmp_path,
+        requests={
+            "arrivals": POISSON,
+            "lengths": {"kind": "empirical", "path": "pairs.csv"},
+            "num_requests": 300,
+        },
     )
     assert set(zip(broken.num_input.tolist(), broken.num_output.tolist(), strict=True)) == {
         (i, o) for i in (10, 20, 30) for o in (1, 2, 3)
@@ -240,7 +306,9 @@ def test_lengths_of_a_file_keep_or_break_its_pairs(tmp_path):
 
 def test_a_generator_needs_a_limit_and_the_workload_may_say_it():
     table = {"arrivals": POISSON, "lengths": FIXED}
-    with pytest.raises(UserError, match="say how many requests to generate: add num_requests or duration_s"):
+    with pytest.raises(
+        UserError, match="say how many requests to generate: add num_requests or duration_s"
+    ):
         load(requests=table)
     assert load(requests={**table, "num_requests": 7}).num_requests == 7
     assert load(requests={**table, "num_requests": 7}, num_requests=9).num_requests == 9
@@ -262,12 +330,16 @@ def test_the_start_is_in_the_time_of_the_source():
     spec = {"requests": {"arrivals": POISSON, "lengths": FIXED}}
     whole, later = load(**spec, duration_s=100.0), load(**spec, start_s=40.0, duration_s=60.0)
     assert later.num_requests < whole.num_requests
-    np.testing.assert_allclose(np.diff(later.arrival_s), np.diff(whole.arrival_s)[-(later.num_requests - 1) :])
+    np.testing.assert_allclose(
+        np.diff(later.arrival_s), np.diff(whole.arrival_s)[-(later.num_requests - 1) :]
+    )
 
 
 def test_changing_the_lengths_leaves_the_arrivals_alone():
     first = load(requests={"arrivals": POISSON, "lengths": FIXED, "num_requests": 50})
-    second = load(requests={"arrivals": POISSON, "lengths": {**FIXED, "num_input": 7}, "num_requests": 50})
+    second = load(
+        requests={"arrivals": POISSON, "lengths": {**FIXED, "num_input": 7}, "num_requests": 50}
+    )
     assert first.arrival_s.tobytes() == second.arrival_s.tobytes()
 
 
@@ -285,12 +357,18 @@ def test_a_closed_loop_has_a_number_of_requests_and_no_times():
 
 def test_a_file_of_lengths_asks_for_arrivals(tmp_path):
     (tmp_path / "pairs.csv").write_text("num_prefill_tokens,num_decode_tokens\n10,1\n20,2\n")
-    with pytest.raises(UserError, match=r"lists lengths without arrival times; add arrivals = \{ kind = \"poisson\""):
+    with pytest.raises(
+        UserError,
+        match=r"lists lengths without arrival times; add arrivals = \{ kind = \"poisson\"",
+    ):
         load(tmp_path, requests="pairs.csv")
     trace = load(tmp_path, requests="pairs.csv", arrivals=POISSON, num_requests=5)
     assert trace.num_requests == 2
     assert trace.has_arrivals
-    assert trace.notes == ("arrival times generated (poisson)", "5 requests were asked for; the source has 2")
+    assert trace.notes == (
+        "arrival times generated (poisson)",
+        "5 requests were asked for; the source has 2",
+    )
 
 
 def test_limits_cut_prefixes_along_and_number_them_anew(tmp_path):
@@ -308,7 +386,9 @@ def test_limits_cut_prefixes_along_and_number_them_anew(tmp_path):
     assert kept.arrival_s.tolist() == [0.0, 1.0]
     assert kept.prefix_starts.tolist() == [0, 1, 4]
     assert kept.prefix_ids.tolist() == [0, 0, 1, 2]
-    with pytest.raises(UserError, match="no request is left; the source ends 3 s in, and start_s is 9"):
+    with pytest.raises(
+        UserError, match="no request is left; the source ends 3 s in, and start_s is 9"
+    ):
         load(tmp_path, requests="t.parquet", start_s=9.0)
 
 
@@ -326,13 +406,22 @@ def test_a_users_own_generator_file_is_read_from_a_path(tmp_path):
         ({"requests": "azure-cnv"}, "unknown workload 'azure-cnv'; did you mean 'azure-conv'?"),
         ({"requests": "missing.csv"}, "missing.csv: no such file"),
         ({"requests": {"arrivals": POISSON}}, "missing key 'lengths'"),
-        ({"requests": {"arrivals": POISSON, "lengths": FIXED, "number": 3}}, "unknown key 'number'"),
-        ({"requests": {"arrivals": {"kind": "poison"}, "lengths": FIXED, "num_requests": 1}}, "did you mean 'poisson'?"),
+        (
+            {"requests": {"arrivals": POISSON, "lengths": FIXED, "number": 3}},
+            "unknown key 'number'",
+        ),
+        (
+            {"requests": {"arrivals": {"kind": "poison"}, "lengths": FIXED, "num_requests": 1}},
+            "did you mean 'poisson'?",
+        ),
         ({"requests": "azure-conv", "rate_scale": 0.0}, "rate_scale must be above 0"),
         ({"requests": "azure-conv", "num_requests": 0}, "num_requests must be at least 1"),
         ({"requests": "azure-conv", "num_requests": 10.5}, "num_requests must be a whole number"),
         ({"requests": "azure-conv", "duration_s": "60"}, "duration_s must be a number"),
-        ({"requests": "azure-conv", "slo": {"ttft": 2}}, "unknown key 'ttft'; did you mean 'ttft_s'?"),
+        (
+            {"requests": "azure-conv", "slo": {"ttft": 2}},
+            "unknown key 'ttft'; did you mean 'ttft_s'?",
+        ),
         ({"requests": "azure-conv", "slo": {"tpot_s": -1}}, "tpot_s must be above 0"),
     ],
 )

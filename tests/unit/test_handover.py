@@ -1,4 +1,6 @@
-"""Recommendations as a scenario: it loads, means the plan's traffic and deployments, and meets the targets when it is run."""
+"""Recommendations as a scenario: it loads, means the plan's traffic and deployments, and meets the
+targets when it is run.
+"""
 
 import dataclasses
 import json
@@ -29,7 +31,10 @@ QUESTION = {
     "seed": 3,
     "workload": {"requests": "azure-conv", "num_requests": 300, "rate_scale": 1.2345678901},
     "targets": {"ttft_s": {"p50": 1.0, "p90": 2.0}, "tpot_s": {"p90": 0.05}},
-    "models": [{"model": "gpt-oss-20b"}, {"model": "qwen3-8b", "weight_dtypes": ["bf16"], "engine": "sglang"}],
+    "models": [
+        {"model": "gpt-oss-20b"},
+        {"model": "qwen3-8b", "weight_dtypes": ["bf16"], "engine": "sglang"},
+    ],
     "clusters": [{"cluster": "h100-sxm", "max_gpus": 2, "price_per_gpu_hour": 2.5}],
     "space": {"tp": [1, 2], "attention_dp": [1], "token_budgets": [2048], "disaggregate": False},
 }
@@ -54,9 +59,13 @@ def loaded(text, folder):
 def test_the_scenario_runs_and_meets_the_targets(found, tmp_path):
     findings = recommended(found)
     scenario, path = loaded(scenario_text(found, findings), tmp_path)
-    assert scenario.deployments[0] == deployment_of(found, found.findings[0], scenario.deployments[0].name)
+    assert scenario.deployments[0] == deployment_of(
+        found, found.findings[0], scenario.deployments[0].name
+    )
     assert list(scenario.deployments) == deployments(found, findings)
-    assert {spec.model for spec in scenario.deployments[:2]} == {"gpt-oss-20b", "qwen3-8b"}, "the best MoE and the best dense one"
+    assert {spec.model for spec in scenario.deployments[:2]} == {"gpt-oss-20b", "qwen3-8b"}, (
+        "the best MoE and the best dense one"
+    )
     results = run_scenario(scenario, path)
     requests = results.requests[results.requests["deployment"] == scenario.deployments[0].name]
     assert outcome(requests, found.question.targets, scenario.workload.slo).met
@@ -74,7 +83,11 @@ def same(got, wanted):
     np.testing.assert_allclose(got.arrival_s, wanted.arrival_s, rtol=0, atol=1e-6)
 
 
-LENGTHS = {"kind": "lognormal", "input": {"p50": 200.0, "p90": 800.0}, "output": {"p50": 40.0, "sigma": 0.5}}
+LENGTHS = {
+    "kind": "lognormal",
+    "input": {"p50": 200.0, "p90": 800.0},
+    "output": {"p50": 40.0, "sigma": 0.5},
+}
 
 
 @pytest.mark.parametrize(
@@ -90,8 +103,13 @@ LENGTHS = {"kind": "lognormal", "input": {"p50": 200.0, "p90": 800.0}, "output":
 def test_the_busiest_stretch_is_cut_out_of_the_source(workload, tmp_path, found):
     rng = np.random.default_rng(5)
     when = np.cumsum(rng.exponential(0.4, 150))
-    rows = [f"2023-11-16 18:{int(t // 60):02}:{t % 60:010.7f},{rng.integers(50, 900)},{rng.integers(5, 90)}" for t in when]
-    (tmp_path / "requests.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + "\n".join(rows) + "\n")
+    rows = [
+        f"2023-11-16 18:{int(t // 60):02}:{t % 60:010.7f},{rng.integers(50, 900)},{rng.integers(5, 90)}"
+        for t in when
+    ]
+    (tmp_path / "requests.csv").write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "\n".join(rows) + "\n"
+    )
     question = validate(Question, {**QUESTION, "workload": workload, "peak_s": 10.0}, "test")
     space = type(found.space)(question, tmp_path)
     asked = found._replace(question=question, space=space, traffic=traffic_of(question, tmp_path))
@@ -100,14 +118,22 @@ def test_the_busiest_stretch_is_cut_out_of_the_source(workload, tmp_path, found)
     for folder in (None, there):
         scenario, _ = loaded(scenario_text(asked, recommended(found), folder), there)
         got = load_requests(scenario.workload, there, scenario.seed)
-        assert 0 < got.num_requests < load_requests(question.workload, tmp_path, question.seed).num_requests
+        assert (
+            0
+            < got.num_requests
+            < load_requests(question.workload, tmp_path, question.seed).num_requests
+        )
         same(got, asked.traffic.trace)
 
 
 def test_limits_are_the_highest_percentiles_unless_the_question_has_its_own(found, tmp_path):
     text = scenario_text(found, recommended(found))
     scenario, _ = loaded(text, tmp_path)
-    assert (scenario.workload.slo.ttft_s, scenario.workload.slo.tpot_s, scenario.workload.slo.e2e_s) == (2.0, 0.05, None)
+    assert (
+        scenario.workload.slo.ttft_s,
+        scenario.workload.slo.tpot_s,
+        scenario.workload.slo.e2e_s,
+    ) == (2.0, 0.05, None)
     assert "# workload.slo.ttft_s is the plan's target for the p90." in text
     own = found._replace(question=found.question.model_copy(update={"workload": found.question.workload.model_copy(update={"slo": scenario.workload.slo.model_copy(update={"ttft_s": 9.0})})}))  # fmt: skip
     assert loaded(scenario_text(own, recommended(found)), tmp_path)[0].workload.slo.ttft_s == 9.0
@@ -122,11 +148,19 @@ def test_the_scenario_carries_the_plans_price(found, tmp_path):
 
 
 def test_what_a_scenario_cannot_say_is_a_comment(found):
-    asked, text = found.question.workload, scenario_text(found._replace(asked_requests=9), recommended(found))
-    assert f"# The plan's workload asks for 9 requests; these are {asked.num_requests:,}, so that a steady state shows." in text
+    asked, text = (
+        found.question.workload,
+        scenario_text(found._replace(asked_requests=9), recommended(found)),
+    )
+    assert (
+        f"# The plan's workload asks for 9 requests; these are {asked.num_requests:,}, so that a steady state shows."
+        in text
+    )
     power = found.question.power.model_copy(update={"price_per_kwh": 0.2})
     asked = found._replace(question=found.question.model_copy(update={"power": power}))
-    assert "# The plan pays for electricity apart, which a run does not." in scenario_text(asked, recommended(found))
+    assert "# The plan pays for electricity apart, which a run does not." in scenario_text(
+        asked, recommended(found)
+    )
     first = found.findings[0]
     partly = dataclasses.replace(first, num_gpus=first.sized.size - 1)
     assert "a run counts the GPUs that replicas take up" in scenario_text(found, [partly])
@@ -146,7 +180,10 @@ def test_commands_are_those_of_each_models_engine(found):
 
 
 def test_the_answer_holds_scenarios_that_load(found, tmp_path):
-    files = {one["file"]: loaded(one["text"], tmp_path)[0] for one in summary(found)["handover"]["scenarios"]}
+    files = {
+        one["file"]: loaded(one["text"], tmp_path)[0]
+        for one in summary(found)["handover"]["scenarios"]
+    }
     assert list(files) == ["recommended.toml", "compared.toml"]
     assert files["recommended.toml"].deployments == files["compared.toml"].deployments[:1]
 
@@ -173,12 +210,21 @@ def test_a_path_of_a_model_holds_from_where_the_file_lies(tmp_path):
     text = scenario_text(found, recommended(found), out)
     assert 'model = "../../models/own.toml"' in text
     scenario, path = loaded(text, out)
-    assert run_scenario(scenario.model_copy(update={"workload": scenario.workload.model_copy(update={"num_requests": 20})}), path)
+    assert run_scenario(
+        scenario.model_copy(
+            update={"workload": scenario.workload.model_copy(update={"num_requests": 20})}
+        ),
+        path,
+    )
 
 
 def test_arrivals_of_the_source_begin_before_what_is_kept():
     spec = validate(
-        Question, {**QUESTION, "workload": {"requests": "azure-conv", "num_requests": 50, "start_s": 10.0}}, "test"
+        Question,
+        {**QUESTION, "workload": {"requests": "azure-conv", "num_requests": 50, "start_s": 10.0}},
+        "test",
     ).workload
     source_s, kept = source_arrivals_s(spec, Path(), 3), load_requests(spec, Path(), 3)
-    np.testing.assert_allclose(source_s[source_s >= 10.0] - source_s[source_s >= 10.0][0], kept.arrival_s)
+    np.testing.assert_allclose(
+        source_s[source_s >= 10.0] - source_s[source_s >= 10.0][0], kept.arrival_s
+    )

@@ -22,14 +22,23 @@ ROWS, SIZES, WORKING = (1, 8, 64), (1024, 65536), (1 << 20, 1 << 26)
 def table(seconds=None):
     rng = np.random.default_rng(0)
     values = rng.uniform(1e-6, 1e-3, (2, 2, 3)) if seconds is None else seconds
-    return MatrixTable(kind="measured", source="a test", rows=ROWS, sizes=SIZES, working_bytes=WORKING, seconds=values.tolist())
+    return MatrixTable(
+        kind="measured",
+        source="a test",
+        rows=ROWS,
+        sizes=SIZES,
+        working_bytes=WORKING,
+        seconds=values.tolist(),
+    )
 
 
 def test_what_was_measured_is_given_back():
     found = table()
     for w, working in enumerate(WORKING):
         for s, size in enumerate(SIZES):
-            assert found.seconds_for(np.array(ROWS), size, working) == pytest.approx(found.seconds[w][s])
+            assert found.seconds_for(np.array(ROWS), size, working) == pytest.approx(
+                found.seconds[w][s]
+            )
 
 
 @given(st.floats(1, 64), st.floats(1024, 65536), st.floats(1 << 20, 1 << 26))
@@ -44,13 +53,22 @@ def test_no_rows_take_no_time_and_more_than_was_measured_grows_in_proportion():
     assert found.seconds_for(np.array([0]), 1024, 1 << 20)[0] == 0.0
     last = found.seconds[0][0][-1]
     assert found.seconds_for(np.array([640]), 1024, 1 << 20)[0] == pytest.approx(10 * last)
-    assert found.seconds_for(np.array([64]), 10 * 65536, 1 << 20)[0] == pytest.approx(10 * found.seconds[0][1][-1])
+    assert found.seconds_for(np.array([64]), 10 * 65536, 1 << 20)[0] == pytest.approx(
+        10 * found.seconds[0][1][-1]
+    )
 
 
 def test_an_exchange_is_linear_between_measurements_and_goes_on_beyond_them():
-    exchange = ExchangeTable(kind="measured", source="a test", num_bytes=(0.0, 100.0, 200.0), seconds=(1.0, 2.0, 4.0))
+    exchange = ExchangeTable(
+        kind="measured", source="a test", num_bytes=(0.0, 100.0, 200.0), seconds=(1.0, 2.0, 4.0)
+    )
     assert exchange.latency_s == 1.0
-    assert exchange.seconds_for(np.array([0.0, 50.0, 150.0, 300.0])).tolist() == [0.0, 0.5, 2.0, 5.0]
+    assert exchange.seconds_for(np.array([0.0, 50.0, 150.0, 300.0])).tolist() == [
+        0.0,
+        0.5,
+        2.0,
+        5.0,
+    ]
 
 
 @given(st.lists(st.floats(1e-4, 10.0), min_size=1, max_size=6), st.integers(1, 6))
@@ -99,9 +117,17 @@ def local(tmp_path_factory):
     )
 
     def plan(model="moe", num_ranks=2, **keys):
-        table = {"name": model, "model": f"{model}.toml", "cluster": f"this-machine-{num_ranks}", "weight_dtype": "fp32"}
+        table = {
+            "name": model,
+            "model": f"{model}.toml",
+            "cluster": f"this-machine-{num_ranks}",
+            "weight_dtype": "fp32",
+        }
         if model == "moe":
-            table |= {"parallel": {"attention_dp": num_ranks, "ep": num_ranks}, "routing": {"kind": "uniform"}}
+            table |= {
+                "parallel": {"attention_dp": num_ranks, "ep": num_ranks},
+                "routing": {"kind": "uniform"},
+            }
         else:
             table |= {"parallel": {"tp": num_ranks}}
         return make_plan(validate(DeploymentSpec, {**table, **keys}, "test"), 1, "test", folder)
@@ -129,14 +155,19 @@ def test_ranks_beyond_the_cores_share_them(local):
 
 
 def test_a_number_of_ranks_that_was_not_measured_is_refused_with_what_to_do(local):
-    with pytest.raises(UserError, match=r"no collectives of 16 ranks .* moesim calibrate cpu --ranks 16"):
+    with pytest.raises(
+        UserError, match=r"no collectives of 16 ranks .* moesim calibrate cpu --ranks 16"
+    ):
         seconds_of(local("dense", num_ranks=1), 4) and local(
             "dense", num_ranks=1, parallel={"attention_dp": 1}
         ).calibration.host.on(16, 1.0).collectives
 
 
 def test_pruned_blocks_store_less_and_are_priced_from_measured_products(local):
-    whole, pruned = local("dense"), local("dense", pruning={"kind": "unstructured", "sparsity": 0.95})
+    whole, pruned = (
+        local("dense"),
+        local("dense", pruning={"kind": "unstructured", "sparsity": 0.95}),
+    )
     assert pruned.capacity.weights_bytes < 0.5 * whole.capacity.weights_bytes
     assert seconds_of(pruned, 1).phases["dense"] != seconds_of(whole, 1).phases["dense"]
 
@@ -144,7 +175,9 @@ def test_pruned_blocks_store_less_and_are_priced_from_measured_products(local):
 def test_pruning_where_nothing_was_measured_is_refused(local):
     with pytest.raises(UserError, match="on a processor what is left is stored row by row"):
         local("dense", pruning={"kind": "unstructured", "sparsity": 0.9, "format": "bitmap"})
-    with pytest.raises(UserError, match="nobody has published how fast products with fp32 matrices"):
+    with pytest.raises(
+        UserError, match="nobody has published how fast products with fp32 matrices"
+    ):
         local("dense", cluster="h100-sxm-2", pruning={"kind": "two_four"})
     with pytest.raises(UserError, match="has none; leave it out"):
         local("moe", pruning={"kind": "two_four"})
@@ -153,7 +186,9 @@ def test_pruning_where_nothing_was_measured_is_refused(local):
 def test_cost_models_refuse_a_calibration_of_the_other_kind(local):
     with pytest.raises(UserError, match="'roofline' needs shares of an accelerator's peaks"):
         local("dense", compute={"kind": "roofline"})
-    with pytest.raises(UserError, match="'host' needs a calibration that moesim calibrate cpu wrote"):
+    with pytest.raises(
+        UserError, match="'host' needs a calibration that moesim calibrate cpu wrote"
+    ):
         local("dense", cluster="h100-sxm-2", compute={"kind": "host"})
 
 

@@ -15,7 +15,11 @@ def shipped_twin(config: Path):
     """The shipped model whose sources name the repository that ``config`` was read from."""
     repository = config.name.removesuffix("_config.json").replace("--", "/")
     models = [load_model(name, "test") for name in available_files("workloads/models")]
-    return next((model for model in models if f" {repository} " in model.sources["shape"] + " "), None) if models else None
+    return (
+        next((model for model in models if f" {repository} " in model.sources["shape"] + " "), None)
+        if models
+        else None
+    )
 
 
 @pytest.mark.measured
@@ -32,7 +36,14 @@ def test_a_real_config_gives_the_shipped_model_layer_by_layer(config):
     assert layers(read) == layers(shipped)
     assert read.num_parameters == shipped.num_parameters
     assert read.num_active_parameters == shipped.num_active_parameters
-    for key in ("hidden_size", "vocab_size", "weight_dtype", "expert_dtype", "max_context_tokens", "num_extra_parameters"):
+    for key in (
+        "hidden_size",
+        "vocab_size",
+        "weight_dtype",
+        "expert_dtype",
+        "max_context_tokens",
+        "num_extra_parameters",
+    ):
         assert getattr(read, key) == getattr(shipped, key), key
 
 
@@ -95,15 +106,27 @@ MOE = {**LLAMA, "model_type": "mixtral", "num_local_experts": 8, "num_experts_pe
 def load(tmp_path):
     def load(config, **changes):
         path = tmp_path / "config.json"
-        path.write_text(json.dumps({key: value for key, value in {**config, **changes}.items() if value is not ...}))
+        path.write_text(
+            json.dumps(
+                {key: value for key, value in {**config, **changes}.items() if value is not ...}
+            )
+        )
         return load_model(str(path), "test")
 
     return load
 
 
 @pytest.mark.parametrize(
-    ("config", "num_parameters"),  # elements of the released weights: Llama 3.1 8B, Mistral 7B, Qwen2.5 7B, Gemma 2 9B
-    [(LLAMA, 8_030_261_248), (MISTRAL, 7_241_732_096), (QWEN2, 7_615_616_512), (GEMMA2, 9_241_705_984)],
+    (
+        "config",
+        "num_parameters",
+    ),  # elements of the released weights: Llama 3.1 8B, Mistral 7B, Qwen2.5 7B, Gemma 2 9B
+    [
+        (LLAMA, 8_030_261_248),
+        (MISTRAL, 7_241_732_096),
+        (QWEN2, 7_615_616_512),
+        (GEMMA2, 9_241_705_984),
+    ],
     ids=lambda value: value["model_type"] if isinstance(value, dict) else "",
 )
 def test_dense_architectures_count_to_the_last_parameter(load, config, num_parameters):
@@ -166,7 +189,11 @@ DEEPSEEK_V2_LITE = {
 
 @pytest.mark.parametrize(
     ("config", "name"),
-    [(QWEN2_MOE, "qwen1.5-moe-a2.7b"), (OLMOE, "olmoe-1b-7b"), (DEEPSEEK_V2_LITE, "deepseek-v2-lite")],
+    [
+        (QWEN2_MOE, "qwen1.5-moe-a2.7b"),
+        (OLMOE, "olmoe-1b-7b"),
+        (DEEPSEEK_V2_LITE, "deepseek-v2-lite"),
+    ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_older_moe_architectures_count_as_shipped(load, config, name):
@@ -184,21 +211,38 @@ def test_the_norms_on_queries_and_keys_can_be_switched_off(load):
 
 
 def test_the_language_model_of_a_multimodal_one_is_read(load):
-    nested = {"model_type": "llava", "vision_config": {"hidden_size": 1024}, "text_config": LLAMA, "torch_dtype": "bfloat16"}
+    nested = {
+        "model_type": "llava",
+        "vision_config": {"hidden_size": 1024},
+        "text_config": LLAMA,
+        "torch_dtype": "bfloat16",
+    }
     assert load(nested).num_parameters == 8_030_261_248
 
 
 def test_windows_are_where_the_configuration_puts_them(load):
     assert {mixer for mixer, _ in load(MISTRAL).layer_names} == {"sliding"}
     assert {mixer for mixer, _ in load(QWEN2).layer_names} == {"full"}
-    assert [mixer for mixer, _ in load(GEMMA2).layer_names][:4] == ["sliding", "full", "sliding", "full"]
-    mixers = [mixer for mixer, _ in load(QWEN2, use_sliding_window=True, max_window_layers=20).layer_names]
+    assert [mixer for mixer, _ in load(GEMMA2).layer_names][:4] == [
+        "sliding",
+        "full",
+        "sliding",
+        "full",
+    ]
+    mixers = [
+        mixer for mixer, _ in load(QWEN2, use_sliding_window=True, max_window_layers=20).layer_names
+    ]
     assert mixers == ["full"] * 20 + ["sliding"] * 8
 
 
 def test_dense_and_moe_layers_are_where_the_configuration_puts_them(load):
     def ffns(**changes):
-        return "".join(ffn[0] for _, ffn in load(MOE, num_hidden_layers=6, moe_intermediate_size=64, **changes).layer_names)
+        return "".join(
+            ffn[0]
+            for _, ffn in load(
+                MOE, num_hidden_layers=6, moe_intermediate_size=64, **changes
+            ).layer_names
+        )
 
     assert ffns() == "mmmmmm"
     assert ffns(first_k_dense_replace=2) == "ddmmmm"
@@ -215,9 +259,18 @@ def test_dense_and_moe_layers_are_where_the_configuration_puts_them(load):
         ({"torch_dtype": ..., "dtype": "float16"}, "fp16", None),
         ({"quantization_config": {"quant_method": "fp8"}}, "fp8", None),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "int4", None),
-        ({"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"}}, "nvfp4", None),
         (
-            {"quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]}},
+            {"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"}},
+            "nvfp4",
+            None,
+        ),
+        (
+            {
+                "quantization_config": {
+                    "quant_method": "mxfp4",
+                    "modules_to_not_convert": ["model.layers.*.self_attn"],
+                }
+            },
             "bf16",
             "mxfp4",
         ),
@@ -250,21 +303,54 @@ def test_an_unknown_architecture_loads_when_its_keys_suffice(load):
         ({"num_key_value_heads": ...}, "missing key 'num_key_value_heads'"),
         ({"vocab_size": 0}, "vocab_size must be above 0"),
         ({"hidden_size": "4096"}, "hidden_size must be a whole number, got '4096'"),
-        ({"num_attention_heads": 31}, "missing key 'head_dim': num_attention_heads = 31 does not divide hidden_size = 4096"),
+        (
+            {"num_attention_heads": 31},
+            "missing key 'head_dim': num_attention_heads = 31 does not divide hidden_size = 4096",
+        ),
         ({"torch_dtype": ...}, "missing key 'torch_dtype'"),
         ({"model_type": "new", "tie_word_embeddings": ...}, "missing key 'tie_word_embeddings'"),
         ({"model_type": "new", "rms_norm_eps": ...}, "missing key 'rms_norm_eps'"),
-        ({"hidden_act": "gelu"}, "hidden_act is 'gelu': whether the feed-forward block has a gate cannot be told"),
-        ({"model_type": "new", "use_qk_norm": True}, "use_qk_norm is true, but the size of the norms cannot be told"),
-        ({"layer_types": ["full_attention"]}, "layer_types must have an entry for each of num_hidden_layers = 32 layers, has 1"),
-        ({"layer_types": ["odd_attention"] * 32}, "layer_types holds 'odd_attention', which is not understood"),
-        ({"attention_chunk_size": 8192}, "missing key 'layer_types': which layers have chunked attention cannot be told"),
-        ({"moe_num_experts": 64}, "key 'moe_num_experts' describes a part of the model that is not understood"),
-        ({"attn_layer_period": 8, "mamba_d_state": 16}, "key 'attn_layer_period' describes a part of the model"),
-        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantization_config describes 'bitsandbytes'"),
-        ({"num_experts": 8, "num_experts_per_tok": 9}, r"top_k \(9\) must be between 1 and num_experts \(8\)"),
+        (
+            {"hidden_act": "gelu"},
+            "hidden_act is 'gelu': whether the feed-forward block has a gate cannot be told",
+        ),
+        (
+            {"model_type": "new", "use_qk_norm": True},
+            "use_qk_norm is true, but the size of the norms cannot be told",
+        ),
+        (
+            {"layer_types": ["full_attention"]},
+            "layer_types must have an entry for each of num_hidden_layers = 32 layers, has 1",
+        ),
+        (
+            {"layer_types": ["odd_attention"] * 32},
+            "layer_types holds 'odd_attention', which is not understood",
+        ),
+        (
+            {"attention_chunk_size": 8192},
+            "missing key 'layer_types': which layers have chunked attention cannot be told",
+        ),
+        (
+            {"moe_num_experts": 64},
+            "key 'moe_num_experts' describes a part of the model that is not understood",
+        ),
+        (
+            {"attn_layer_period": 8, "mamba_d_state": 16},
+            "key 'attn_layer_period' describes a part of the model",
+        ),
+        (
+            {"quantization_config": {"quant_method": "bitsandbytes"}},
+            "quantization_config describes 'bitsandbytes'",
+        ),
+        (
+            {"num_experts": 8, "num_experts_per_tok": 9},
+            r"top_k \(9\) must be between 1 and num_experts \(8\)",
+        ),
         ({"num_experts": 8}, "missing key 'num_experts_per_tok'"),
-        ({"num_experts": 8, "num_local_experts": 16}, "contradictory keys: num_experts = 8, num_local_experts = 16"),
+        (
+            {"num_experts": 8, "num_local_experts": 16},
+            "contradictory keys: num_experts = 8, num_local_experts = 16",
+        ),
         ({"kv_lora_rank": 512}, "missing key 'qk_nope_head_dim'"),
     ],
 )

@@ -8,7 +8,14 @@ import pytest
 
 from simulator.config.workload import SLO
 from simulator.results.metrics import METRICS, meets, summarise
-from simulator.results.tables import GAP_BINS_PER_DECADE, NUM_GAP_BINS, SHORTEST_GAP_S, STEP_PHASES, DeploymentRecord, Gaps
+from simulator.results.tables import (
+    GAP_BINS_PER_DECADE,
+    NUM_GAP_BINS,
+    SHORTEST_GAP_S,
+    STEP_PHASES,
+    DeploymentRecord,
+    Gaps,
+)
 from simulator.work.flops import served_flops
 
 #   arrival, first token, finish, input, output, cached, preemptions
@@ -38,18 +45,33 @@ def plan(tiny):
 
 
 def record(requests=REQUESTS):
-    arrival, first, finish, num_input, num_output, cached, preempted = (np.array(column) for column in zip(*requests, strict=True))
+    arrival, first, finish, num_input, num_output, cached, preempted = (
+        np.array(column) for column in zip(*requests, strict=True)
+    )
     duration = np.array([step[1] for step in STEPS])
     empty = pd.DataFrame()
     return DeploymentRecord(
         name="it",
         requests=pd.DataFrame(
-            {"arrival_s": arrival, "first_token_s": first, "finish_s": finish, "num_input": num_input, "num_output": num_output}
+            {
+                "arrival_s": arrival,
+                "first_token_s": first,
+                "finish_s": finish,
+                "num_input": num_input,
+                "num_output": num_output,
+            }
             | {"num_cached": cached, "num_preemptions": preempted}
         ),
         steps=pd.DataFrame(
-            {"start_s": [s[0] for s in STEPS], "duration_s": duration, "kv_used": [s[2] for s in STEPS]}
-            | {f"{phase}_s": duration * part for phase, part in zip(STEP_PHASES, PARTS, strict=True)}
+            {
+                "start_s": [s[0] for s in STEPS],
+                "duration_s": duration,
+                "kv_used": [s[2] for s in STEPS],
+            }
+            | {
+                f"{phase}_s": duration * part
+                for phase, part in zip(STEP_PHASES, PARTS, strict=True)
+            }
         ),
         ranks=empty,
         experts=empty,
@@ -72,7 +94,11 @@ def percentile(values, level):
 def expected(plan):
     ttft = [first - arrival for arrival, first, *_ in REQUESTS]
     e2e = [finish - arrival for arrival, _, finish, *_ in REQUESTS]
-    tpot = [(finish - first) / (output - 1) for _, first, finish, _, output, *_ in REQUESTS if output > 1]
+    tpot = [
+        (finish - first) / (output - 1)
+        for _, first, finish, _, output, *_ in REQUESTS
+        if output > 1
+    ]
     duration = 10.0
     inputs, outputs = sum(r[3] for r in REQUESTS), sum(r[4] for r in REQUESTS)
     met = 2  # the third is late in both, the fourth meets both; a single token has no TPOT to miss; the first has 0.5 s a token
@@ -97,7 +123,12 @@ def expected(plan):
         "kv_used_max": 0.6,
         "prefix_hit_ratio": 20 / inputs,
         "num_preemptions": 3,
-        "cost_per_million_tokens": plan.cluster.price_per_gpu_hour * 8 * duration / 3600 / outputs * 1e6,
+        "cost_per_million_tokens": plan.cluster.price_per_gpu_hour
+        * 8
+        * duration
+        / 3600
+        / outputs
+        * 1e6,
         **{f"{phase}_share": part for phase, part in zip(STEP_PHASES, PARTS, strict=True)},
     }
     for name, values in (("ttft", ttft), ("tpot", tpot), ("e2e", e2e)):
@@ -131,7 +162,8 @@ def test_one_token_answers_have_no_tpot_and_cannot_miss_its_target(plan):
 
 
 @pytest.mark.parametrize(
-    ("slo", "met"), [(SLO(e2e_s=2.0), [0, 1]), (SLO(ttft_s=1.0), [1, 1]), (SLO(ttft_s=1.0, tpot_s=0.3), [0, 1])]
+    ("slo", "met"),
+    [(SLO(e2e_s=2.0), [0, 1]), (SLO(ttft_s=1.0), [1, 1]), (SLO(ttft_s=1.0, tpot_s=0.3), [0, 1])],
 )
 def test_a_target_is_met_at_its_limit_and_all_must_be(slo, met):
     latency = pd.DataFrame({"ttft_s": [1.0, 0.5], "tpot_s": [0.4, np.nan], "e2e_s": [3.0, 2.0]})

@@ -3,11 +3,18 @@ import pytest
 from simulator.base.errors import UserError
 from simulator.base.frozen import validate
 from simulator.config.ffn import DenseFFN, MoE
-from simulator.config.mixers import CompressedAttention, GatedDeltaNet, GroupedQueryAttention, LatentAttention, Mamba2
+from simulator.config.mixers import (
+    CompressedAttention,
+    GatedDeltaNet,
+    GroupedQueryAttention,
+    LatentAttention,
+    Mamba2,
+)
 from simulator.config.model import ModelSpec, load_model
 
-# Elements of the released weights (safetensors headers on Hugging Face, multi-token-prediction and vision left out), counted by
-# others than this project; biases for balance are among them where the files store them.
+# Elements of the released weights (safetensors headers on Hugging Face, multi-token-prediction and
+# vision left out), counted by others than this project; biases for balance are among them where the
+# files store them.
 RELEASED = {
     "mixtral-8x7b": 46_702_792_704,
     "mixtral-8x22b": 140_620_634_112,
@@ -38,7 +45,11 @@ def test_total_is_that_of_the_released_weights_to_the_last_parameter(name, num_p
 
 def test_mixtral_is_not_eight_times_seven_billion():
     model = load_model("mixtral-8x7b", "test")
-    experts = model.num_moe_layers * model.moe.num_experts * model.moe.num_expert_parameters(model.hidden_size)
+    experts = (
+        model.num_moe_layers
+        * model.moe.num_experts
+        * model.moe.num_expert_parameters(model.hidden_size)
+    )
     once = model.num_parameters - experts
     assert experts == 8 * 32 * 3 * 4096 * 14336
     assert once == pytest.approx(1.61e9, rel=0.01)
@@ -51,7 +62,11 @@ def test_active_parameters_leave_out_what_the_makers_leave_out():
 
     table = 100 * 16
     assert count() - count(active_counts_embedding=False) == table
-    assert count(active_counts_embedding=False) - count(active_counts_embedding=False, active_counts_head=False) == table
+    assert (
+        count(active_counts_embedding=False)
+        - count(active_counts_embedding=False, active_counts_head=False)
+        == table
+    )
     # One table that is embedding and output matrix at once is used by every token.
     assert count(ties_embeddings=True) == count(ties_embeddings=True, active_counts_embedding=False)
 
@@ -76,10 +91,22 @@ def test_one_expert_of_one_costs_what_the_dense_block_costs_and_a_router():
     ("change", "message"),
     [
         ({"hidden_sise": 1}, "tiny.toml: unknown key 'hidden_sise'; did you mean 'hidden_size'?"),
-        ({"ffns": {"moe": {**TINY["ffns"]["moe"], "topk": 2}}}, "unknown key 'topk'; did you mean 'top_k'?"),
-        ({"ffns": {"moe": {**TINY["ffns"]["moe"], "top_k": 9}}}, "top_k \\(9\\) must be between 1 and num_experts \\(8\\)"),
-        ({"layers": [{"pattern": [["full", "dense"]]}]}, "layers name the ffn 'dense', which is not in ffns \\(moe\\)"),
-        ({"layers": [{"pattern": [["half", "moe"]]}]}, "layers name the mixer 'half', which is not in mixers \\(full\\)"),
+        (
+            {"ffns": {"moe": {**TINY["ffns"]["moe"], "topk": 2}}},
+            "unknown key 'topk'; did you mean 'top_k'?",
+        ),
+        (
+            {"ffns": {"moe": {**TINY["ffns"]["moe"], "top_k": 9}}},
+            "top_k \\(9\\) must be between 1 and num_experts \\(8\\)",
+        ),
+        (
+            {"layers": [{"pattern": [["full", "dense"]]}]},
+            "layers name the ffn 'dense', which is not in ffns \\(moe\\)",
+        ),
+        (
+            {"layers": [{"pattern": [["half", "moe"]]}]},
+            "layers name the mixer 'half', which is not in mixers \\(full\\)",
+        ),
         ({"layers": []}, "layers"),
         (
             {"mixers": {"full": {**TINY["mixers"]["full"], "num_kv_heads": 3}}},
@@ -100,11 +127,17 @@ def test_a_wrong_model_file_is_one_line_with_file_and_key(change, message):
 
 def test_a_missing_key_is_named():
     with pytest.raises(UserError, match=r"tiny\.toml: missing key 'vocab_size'"):
-        validate(ModelSpec, {key: value for key, value in TINY.items() if key != "vocab_size"}, "tiny.toml")
+        validate(
+            ModelSpec,
+            {key: value for key, value in TINY.items() if key != "vocab_size"},
+            "tiny.toml",
+        )
 
 
 def test_an_unknown_model_suggests_the_nearest_one():
-    with pytest.raises(UserError, match=r"unknown model 'mixtral-8x7'; did you mean 'mixtral-8x7b'\?"):
+    with pytest.raises(
+        UserError, match=r"unknown model 'mixtral-8x7'; did you mean 'mixtral-8x7b'\?"
+    ):
         load_model("mixtral-8x7", "scenario.toml")
 
 
@@ -117,7 +150,8 @@ def test_a_model_file_may_be_given_by_path(tmp_path):
     assert (model.name, model.num_layers, model.moe) == ("mine", 2, None)
 
 
-# Blocks built by hand in PyTorch, in the shapes of the published modelling code, must have as many numbers.
+# Blocks built by hand in PyTorch, in the shapes of the published modelling code, must have as many
+# numbers.
 
 
 def numel(*modules) -> int:
@@ -173,13 +207,31 @@ def test_experts_have_the_numbers_of_their_modules(nn, is_gated, has_bias):
         shared_intermediate_size=shared,
         has_shared_gate=True,
     )
-    always = [nn.Linear(hidden, experts, bias=has_bias), block(shared, False), nn.Linear(hidden, 1, bias=False)]
-    assert moe.num_parameters(hidden) == numel(*always, *(block(width, has_bias) for _ in range(experts)))
-    assert moe.num_active_parameters(hidden) == numel(*always, *(block(width, has_bias) for _ in range(2)))
+    always = [
+        nn.Linear(hidden, experts, bias=has_bias),
+        block(shared, False),
+        nn.Linear(hidden, 1, bias=False),
+    ]
+    assert moe.num_parameters(hidden) == numel(
+        *always, *(block(width, has_bias) for _ in range(experts))
+    )
+    assert moe.num_active_parameters(hidden) == numel(
+        *always, *(block(width, has_bias) for _ in range(2))
+    )
 
 
 def test_latent_attention_has_the_numbers_of_its_modules(nn):
-    hidden, heads, query_rank, kv_rank, nope, rope, value, index_heads, index_head = 40, 4, 24, 16, 8, 4, 6, 3, 10
+    hidden, heads, query_rank, kv_rank, nope, rope, value, index_heads, index_head = (
+        40,
+        4,
+        24,
+        16,
+        8,
+        4,
+        6,
+        3,
+        10,
+    )
 
     def linear(rows, columns):
         return nn.Linear(rows, columns, bias=False)
@@ -232,14 +284,26 @@ def test_gated_delta_net_and_mamba_have_the_numbers_of_their_modules(nn):
         conv_size=kernel,
     )
     inner = value_heads * value
-    modules = [nn.Linear(hidden, size, bias=False) for size in (channels, inner, value_heads, value_heads)]
+    modules = [
+        nn.Linear(hidden, size, bias=False) for size in (channels, inner, value_heads, value_heads)
+    ]
     modules += [nn.Linear(inner, hidden, bias=False), convolution(channels, False), vector(value)]
     assert delta.num_parameters(hidden) == numel(*modules, vector(value_heads), vector(value_heads))
 
     heads, head, state, groups = 4, 8, 10, 2
-    mamba = Mamba2(kind="mamba2", num_heads=heads, head_size=head, state_size=state, num_groups=groups, conv_size=kernel)
+    mamba = Mamba2(
+        kind="mamba2",
+        num_heads=heads,
+        head_size=head,
+        state_size=state,
+        num_groups=groups,
+        conv_size=kernel,
+    )
     inner, channels = heads * head, heads * head + 2 * groups * state
-    modules = [nn.Linear(hidden, inner + channels + heads, bias=False), nn.Linear(inner, hidden, bias=False)]
+    modules = [
+        nn.Linear(hidden, inner + channels + heads, bias=False),
+        nn.Linear(inner, hidden, bias=False),
+    ]
     modules += [convolution(channels, True), vector(inner), *(vector(heads) for _ in range(3))]
     assert mamba.num_parameters(hidden) == numel(*modules)
 
@@ -254,7 +318,9 @@ def test_compressed_attention_has_the_tensors_of_deepseek_v4_flash():
         "output_groups": 8,
         "output_rank": 1024,
     }
-    attention = 4096 * 1024 + 1024 * 32768 + 4096 * 512 + 4096 * 8192 + 8192 * 4096 + 1024 + 512 + 64  # norms, sinks
+    attention = (
+        4096 * 1024 + 1024 * 32768 + 4096 * 512 + 4096 * 8192 + 8192 * 4096 + 1024 + 512 + 64
+    )  # norms, sinks
     compressor = 2 * 4096 * 1024 + 4 * 1024 + 512
     indexer = 1024 * 8192 + 4096 * 64 + 2 * 4096 * 256 + 4 * 256 + 128
     index = {"num_heads": 64, "head_size": 128, "top_k": 512}
@@ -270,8 +336,15 @@ def test_compressed_attention_has_the_tensors_of_deepseek_v4_flash():
 
 def cached_bytes_per_token(name: str, num_bytes: int = 2) -> float:
     model = load_model(name, "test")
-    terms = [term for mixer, _ in model.layer_names if mixer != "none" for term in model.mixers[mixer].context_terms()]
-    return num_bytes * sum(term.cached_elements_per_entry / term.compression for term in terms if term.window is None)
+    terms = [
+        term
+        for mixer, _ in model.layer_names
+        if mixer != "none"
+        for term in model.mixers[mixer].context_terms()
+    ]
+    return num_bytes * sum(
+        term.cached_elements_per_entry / term.compression for term in terms if term.window is None
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,17 @@ from simulator.workload.traces import RequestTrace
 
 
 def serve(scheduling, num_requests=60, **deployment):
-    table = {"name": "tested", "model": "llama-3.1-8b", "cluster": "l40s-1", "scheduling": scheduling, **deployment}
+    table = {
+        "name": "tested",
+        "model": "llama-3.1-8b",
+        "cluster": "l40s-1",
+        "scheduling": scheduling,
+        **deployment,
+    }
     plan = make_plan(validate(DeploymentSpec, table, "test"), 0, "test", Path())
-    trace = RequestTrace(np.zeros(num_requests), np.full(num_requests, 1000), np.full(num_requests, 3000), "made up")
+    trace = RequestTrace(
+        np.zeros(num_requests), np.full(num_requests, 1000), np.full(num_requests, 3000), "made up"
+    )
     return plan, run_plan(plan, trace)
 
 
@@ -39,20 +47,30 @@ def test_cache_may_have_a_share_of_what_weights_leave(share):
     plan, _ = serve({"kind": "no_evict"}, num_requests=1, free_memory_fraction=share)
     left = plan.capacity.total_bytes - plan.capacity.weights_bytes - plan.spec.activation_bytes
     assert plan.capacity.kv_bytes == pytest.approx(share * left)
-    assert plan.capacity.weights_bytes + plan.capacity.kv_bytes + plan.capacity.reserve_bytes == pytest.approx(
-        plan.capacity.total_bytes
+    assert (
+        plan.capacity.weights_bytes + plan.capacity.kv_bytes + plan.capacity.reserve_bytes
+        == pytest.approx(plan.capacity.total_bytes)
     )
 
 
 def held_back(scheduling, num_waiting):
-    """Steps of decodes only between the first request's prompt and the others', which arrive while it decodes."""
+    """Steps of decodes only between the first request's prompt and the others', which arrive while
+    it decodes.
+    """
     table = {"name": "tested", "model": "llama-3.1-8b", "cluster": "l40s-1"}
     plan = make_plan(
-        validate(DeploymentSpec, {**table, "scheduling": {"kind": "no_evict", **scheduling}}, "test"), 0, "test", Path()
+        validate(
+            DeploymentSpec, {**table, "scheduling": {"kind": "no_evict", **scheduling}}, "test"
+        ),
+        0,
+        "test",
+        Path(),
     )
     arrival_s = np.append(0.0, np.full(num_waiting, 1.0))
     count = num_waiting + 1
-    steps = run_plan(plan, RequestTrace(arrival_s, np.full(count, 1000), np.full(count, 200), "made up")).steps
+    steps = run_plan(
+        plan, RequestTrace(arrival_s, np.full(count, 1000), np.full(count, 200), "made up")
+    ).steps
     prompts = np.flatnonzero(steps["prefill_tokens"] > 0)
     ended_s = steps["start_s"] + steps["duration_s"]
     return int(((ended_s[: prompts[1]] >= 1.0).to_numpy()).sum())

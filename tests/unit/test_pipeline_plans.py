@@ -1,4 +1,6 @@
-"""Pipelines in plans: which are tried, that the closed form is what the engine does, and how servers are started."""
+"""Pipelines in plans: which are tried, that the closed form is what the engine does, and how
+servers are started.
+"""
 
 import itertools
 import shlex
@@ -37,15 +39,28 @@ def question(models=("llama-3.1-70b",), clusters=("h100-sxm",), **space):
         "targets": {"ttft_s": {"p90": 2.0}, "tpot_s": {"p90": 0.1}},
         "models": [{"model": name} for name in models],
         "clusters": [{"cluster": name, "max_gpus": 32} for name in clusters],
-        "space": {"token_budgets": [2048], "redundant_experts": [0.0], "overlap": ["none"], "disaggregate": False, **space},
+        "space": {
+            "token_budgets": [2048],
+            "redundant_experts": [0.0],
+            "overlap": ["none"],
+            "disaggregate": False,
+            **space,
+        },
     }
     return validate(Question, table, "test")
 
 
 def splits(asked, model=0, machines=0):
     ruled = Ruled()
-    found = {(design.tp, design.attention_dp, design.pp) for design, _ in Space(asked, Path()).designs(model, machines, ruled)}
-    return {(tp, pp) for tp, dp, pp in found if pp > 1}, ruled.counts, {dp for _, dp, pp in found if pp > 1}
+    found = {
+        (design.tp, design.attention_dp, design.pp)
+        for design, _ in Space(asked, Path()).designs(model, machines, ruled)
+    }
+    return (
+        {(tp, pp) for tp, dp, pp in found if pp > 1},
+        ruled.counts,
+        {dp for _, dp, pp in found if pp > 1},
+    )
 
 
 def test_stages_are_tried_over_nodes_and_where_tensor_parallelism_ends():
@@ -61,30 +76,61 @@ def test_stages_are_tried_over_nodes_and_where_tensor_parallelism_ends():
     tried, _, _ = splits(question(models=("qwen3-32b",), tp=[1, 2]))
     assert tried == {(2, 2), (2, 4)}
     assert splits(question(pp=[1]))[0] == set()
-    tried, reasons, _ = splits(question(models=("gpt-oss-20b",), tp=[8], pp=[1, 30], max_gpus_per_replica=512))
+    tried, reasons, _ = splits(
+        question(models=("gpt-oss-20b",), tp=[8], pp=[1, 30], max_gpus_per_replica=512)
+    )
     assert not tried
     assert reasons[spaces.STAGES] > 0
 
 
 @pytest.mark.parametrize(
     ("cluster", "split", "sequences"),
-    [("h100-sxm-16", {"tp": 8, "pp": 2}, 64), ("h100-sxm-16", {"tp": 4, "pp": 4}, 32), ("l40s-8", {"tp": 2, "pp": 3}, 16)],
+    [
+        ("h100-sxm-16", {"tp": 8, "pp": 2}, 64),
+        ("h100-sxm-16", {"tp": 4, "pp": 4}, 32),
+        ("l40s-8", {"tp": 2, "pp": 3}, 16),
+    ],
 )
 def test_the_closed_form_is_what_the_engine_does(cluster, split, sequences):
-    table = {"name": "a", "model": "qwen3-32b", "cluster": cluster, "parallel": split, "replicas": 1, "weight_dtype": "fp8"}
+    table = {
+        "name": "a",
+        "model": "qwen3-32b",
+        "cluster": cluster,
+        "parallel": split,
+        "replicas": 1,
+        "weight_dtype": "fp8",
+    }
     table["scheduling"] = {"kind": "chunked", "token_budget": 2048}
     plan = make_plan(validate(DeploymentSpec, table, "test"), 1, "test", Path())
     held = sequences * split["pp"]
-    trace = RequestTrace(np.zeros(3 * held), np.full(3 * held, 600), np.full(3 * held, 200), "alike", concurrency=held)
+    trace = RequestTrace(
+        np.zeros(3 * held),
+        np.full(3 * held, 600),
+        np.full(3 * held, 200),
+        "alike",
+        concurrency=held,
+    )
     steps = run_plan(plan, trace).steps
     middle = steps.iloc[len(steps) // 4 : -len(steps) // 4]
-    curve, at = Curve(plan, fixed(600, 200), 2048), (np.array([float(sequences)]), np.array([sequences / 200]), 600.0)
+    curve, at = (
+        Curve(plan, fixed(600, 200), 2048),
+        (np.array([float(sequences)]), np.array([sequences / 200]), 600.0),
+    )
     assert curve.step_s(*at)[0] == pytest.approx(middle["duration_s"].mean(), rel=0.12)
     assert curve.terms(*at).total[0] == pytest.approx(curve.step_s(*at)[0])
 
 
 def test_the_screen_reads_pipelines_optimistically():
-    asked, _ = lasting(question(models=("qwen3-32b",), clusters=("h100-sxm", "l40s"), tp=[4, 8], attention_dp=[1], pp=[2]), Path())
+    asked, _ = lasting(
+        question(
+            models=("qwen3-32b",),
+            clusters=("h100-sxm", "l40s"),
+            tp=[4, 8],
+            attention_dp=[1],
+            pp=[2],
+        ),
+        Path(),
+    )
     space, traffic = Space(asked, Path()), traffic_of(asked, Path())
     judge = Judge(space, traffic)
     found = 0
@@ -95,7 +141,9 @@ def test_the_screen_reads_pipelines_optimistically():
             finding = Explorer(space, option, traffic, 1).find()
             assert finding.sized is not None
             assert finding.num_gpus == finding.sized.replicas * design.num_ranks
-            assert rates.most * finding.sized.replicas >= traffic.rate_per_s * 0.99, space.text(design)
+            assert rates.most * finding.sized.replicas >= traffic.rate_per_s * 0.99, space.text(
+                design
+            )
             found += 1
     assert found >= 2
 
@@ -113,14 +161,24 @@ def test_a_slower_table_is_slower_on_the_way_between_stages_too(tiny):
 
 def test_sizes_formats_and_places_of_a_question_reach_its_deployments():
     asked = question(
-        models=("gpt-oss-20b",), tp=[1], attention_dp=[1, 2], max_sequences=[64, 256], placements=["contiguous", "eplb"]
+        models=("gpt-oss-20b",),
+        tp=[1],
+        attention_dp=[1, 2],
+        max_sequences=[64, 256],
+        placements=["contiguous", "eplb"],
     )
-    asked = asked.model_copy(update={"models": (asked.models[0].model_copy(update={"dispatch_dtypes": ("fp8", "bf16")}),)})
+    asked = asked.model_copy(
+        update={
+            "models": (asked.models[0].model_copy(update={"dispatch_dtypes": ("fp8", "bf16")}),)
+        }
+    )
     space = Space(asked, Path())
     designs = [design for design, _ in space.designs(0, 0, Ruled())]
     specs = [space.spec(design, None) for design in designs]
     assert {spec.scheduling["max_sequences"] for spec in specs} == {64, 256}
-    spread = [spec for spec in specs if (spec.parallel.ep or 1) > 1 and spec.parallel.attention_dp > 1]
+    spread = [
+        spec for spec in specs if (spec.parallel.ep or 1) > 1 and spec.parallel.attention_dp > 1
+    ]
     assert {(spec.dispatch_dtype, spec.placement["kind"]) for spec in spread} == set(
         itertools.product(("fp8", "bf16"), ("contiguous", "eplb"))
     )
@@ -131,7 +189,14 @@ def test_sizes_formats_and_places_of_a_question_reach_its_deployments():
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
 @pytest.mark.parametrize(("split", "gpus"), [({"tp": 8, "pp": 2}, 16), ({"tp": 2, "pp": 2}, 8)])
 def test_stages_are_a_flag_of_every_engine(engine, split, gpus):
-    table = {"name": "a", "model": "qwen3-32b", "cluster": f"h100-sxm-{gpus}", "parallel": split, "replicas": 1, "engine": engine}
+    table = {
+        "name": "a",
+        "model": "qwen3-32b",
+        "cluster": f"h100-sxm-{gpus}",
+        "parallel": split,
+        "replicas": 1,
+        "engine": engine,
+    }
     table["scheduling"] = {"kind": "chunked", "token_budget": 2048, "max_sequences": 256}
     plan = make_plan(validate(DeploymentSpec, table, "test"), 1, "test", Path())
     given = launch(plan, "qwen3-32b", 3000, 4000)

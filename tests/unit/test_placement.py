@@ -15,7 +15,9 @@ def place(policy, load, num_ranks, seed=0):
 
 
 def load_of_ranks(placed, load):
-    return np.bincount(placed.rank_LP[0], weights=np.array(load)[placed.expert_LP[0]], minlength=placed.num_ranks).tolist()
+    return np.bincount(
+        placed.rank_LP[0], weights=np.array(load)[placed.expert_LP[0]], minlength=placed.num_ranks
+    ).tolist()
 
 
 def test_contiguous_gives_the_first_ranks_one_more_where_experts_do_not_divide():
@@ -27,7 +29,9 @@ def test_contiguous_gives_the_first_ranks_one_more_where_experts_do_not_divide()
 def test_random_shuffles_every_layer_its_own_way():
     placed = place(Random(), np.ones((2, 64)), 8)
     assert placed.expert_LP[0].tolist() != placed.expert_LP[1].tolist()
-    assert placed.expert_LP.tolist() != place(Random(), np.ones((2, 64)), 8, seed=1).expert_LP.tolist()
+    assert (
+        placed.expert_LP.tolist() != place(Random(), np.ones((2, 64)), 8, seed=1).expert_LP.tolist()
+    )
 
 
 def test_greedy_pairs_the_heaviest_with_the_lightest():
@@ -49,14 +53,19 @@ def test_greedy_puts_the_extra_slot_where_the_load_is_small():
 
 
 def test_greedy_keeps_the_contiguous_order_where_that_is_as_good():
-    # Heaviest first gives 7 and 5 here; 3 + 3 against 2 + 2 + 2 is better, and is the order the experts already have.
+    # Heaviest first gives 7 and 5 here; 3 + 3 against 2 + 2 + 2 is better, and is the order the
+    # experts already have.
     load = [2.0, 2.0, 2.0, 3.0, 3.0]
     assert place(Greedy(), [load], 2).expert_LP.tolist() == [[0, 1, 2, 3, 4]]
 
 
 def test_eplb_places_the_example_that_its_authors_print():
-    # github.com/deepseek-ai/EPLB, README: 2 layers of 12 experts in 4 groups, 16 slots on 8 GPUs of 2 nodes.
-    load = [[90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86], [20, 107, 104, 64, 19, 197, 187, 157, 172, 86, 16, 27]]
+    # github.com/deepseek-ai/EPLB, README: 2 layers of 12 experts in 4 groups, 16 slots on 8 GPUs of
+    # 2 nodes.
+    load = [
+        [90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86],
+        [20, 107, 104, 64, 19, 197, 187, 157, 172, 86, 16, 27],
+    ]
     placed = place(Eplb(num_slots=16, num_groups=4, num_nodes=2), load, 8)
     assert placed.expert_LP.tolist() == [
         [5, 6, 5, 7, 8, 4, 3, 4, 10, 9, 10, 2, 0, 1, 11, 1],
@@ -72,7 +81,10 @@ def test_eplb_without_groups_gives_the_hottest_expert_the_spare_slots():
 
 @pytest.mark.parametrize("num_slots", [6, 10])
 def test_eplb_refuses_slots_that_do_not_hold_all_experts_or_do_not_divide(num_slots):
-    with pytest.raises(UserError, match=f"num_slots = {num_slots} must be a multiple of the 4 ranks and at least the 8 experts"):
+    with pytest.raises(
+        UserError,
+        match=f"num_slots = {num_slots} must be a multiple of the 4 ranks and at least the 8 experts",
+    ):
         place(Eplb(num_slots=num_slots), [[1.0] * 8], 4)
 
 

@@ -1,4 +1,6 @@
-"""``moesim plan`` as a user meets it: what is printed, what is written, what Ctrl-C keeps, what an impossible target gets."""
+"""``moesim plan`` as a user meets it: what is printed, what is written, what Ctrl-C keeps, what an
+impossible target gets.
+"""
 
 import json
 import re
@@ -83,21 +85,37 @@ def test_it_prints_the_answer_and_writes_a_folder_that_report_and_run_take(plan,
     assert run["seed"] == answer["seed"] == 3
     table = pd.read_csv(folder / "candidates.csv")
     assert list(table["cost_per_hour"]) == [row["cost_per_hour"] for row in answer["candidates"]]
-    written = {"pareto.csv", "ruled_out.csv", "sensitivity.csv", "losses.csv", "crossover.csv", "recommended.toml", "report.html"}
+    written = {
+        "pareto.csv",
+        "ruled_out.csv",
+        "sensitivity.csv",
+        "losses.csv",
+        "crossover.csv",
+        "recommended.toml",
+        "report.html",
+    }
     assert written <= {entry.name for entry in folder.iterdir()}
 
-    first = {entry.name: entry.read_bytes() for entry in folder.iterdir() if entry.name != "run.json"}
+    first = {
+        entry.name: entry.read_bytes() for entry in folder.iterdir() if entry.name != "run.json"
+    }
     code, printed, err = plan("--json", "--cache", "another")
     assert code == 0, err
     assert json.loads(printed) == answer
-    assert {entry.name: entry.read_bytes() for entry in folder.iterdir() if entry.name not in ("run.json", "report.html")} == {
-        name: content for name, content in first.items() if name != "report.html"
-    }, "the same seed gives the same bytes, whatever was kept"
+    assert {
+        entry.name: entry.read_bytes()
+        for entry in folder.iterdir()
+        if entry.name not in ("run.json", "report.html")
+    } == {name: content for name, content in first.items() if name != "report.html"}, (
+        "the same seed gives the same bytes, whatever was kept"
+    )
 
     (folder / "report.html").unlink()
     code, _, err = moesim("report", folder)
     assert code == 0, err
-    assert answer["headline"] in (folder / "report.html").read_text(encoding="utf-8").replace("&#x27;", "'")
+    assert answer["headline"] in (folder / "report.html").read_text(encoding="utf-8").replace(
+        "&#x27;", "'"
+    )
     code, _, err = moesim("report", folder, folder)
     assert code == 2
     assert "is a folder of moesim plan" in err
@@ -129,7 +147,9 @@ def test_a_folder_with_something_else_in_it_is_left_alone(plan, tmp_path):
 
 
 def test_impossible_targets_get_an_answer(plan, tmp_path):
-    code, out, err = plan(text=QUESTION.replace("tpot_s = { p90 = 0.05 }", "tpot_s = { p90 = 0.005 }"))
+    code, out, err = plan(
+        text=QUESTION.replace("tpot_s = { p90 = 0.05 }", "tpot_s = { p90 = 0.005 }")
+    )
     assert code == 3, err
     assert out.startswith(
         "No deployment within the limits meets every target: the nearest misses the time per output token (p90) by"
@@ -154,7 +174,9 @@ def test_ctrl_c_keeps_what_is_done(plan, tmp_path, monkeypatch):
         return explored(*arguments)
 
     monkeypatch.setattr(search, "_explored", interrupted)
-    monkeypatch.delitem(sys.modules, "ray", raising=False)  # with it, the command would end the process that the tests are in
+    monkeypatch.delitem(
+        sys.modules, "ray", raising=False
+    )  # with it, the command would end the process that the tests are in
     code, out, err = plan()
     assert code == 130
     assert out == ""
@@ -190,7 +212,11 @@ def rows(moe_cost, dense_cost):
         (10.0, 25.0, "the best dense model, dense, costs 2.5\N{MULTIPLICATION SIGN} as much"),
         (30.0, 15.0, "the best mixture of experts, moe, costs 2.0\N{MULTIPLICATION SIGN} as much"),
         (20.0, 20.0, "the best dense model, dense, costs the same"),
-        (0.0, 0.0, "no price, since the machines are there; the best dense model, dense, needs 2 GPUs (h100-sxm-2)"),
+        (
+            0.0,
+            0.0,
+            "no price, since the machines are there; the best dense model, dense, needs 2 GPUs (h100-sxm-2)",
+        ),
     ],
 )
 def test_the_headline_holds_the_kinds_against_each_other(moe, dense, said):
@@ -206,19 +232,27 @@ def test_the_headline_says_what_the_list_cannot_do():
 
 def test_the_reasons_say_what_binds_and_what_is_left():
     said = words.reasons(rows(10.0, 20.0))
-    assert any(line.startswith("What binds is the time per output token (p90): 45 ms, limit 50 ms") for line in said)
+    assert any(
+        line.startswith("What binds is the time per output token (p90): 45 ms, limit 50 ms")
+        for line in said
+    )
     assert any("1.30\N{MULTIPLICATION SIGN} this traffic" in line for line in said)
     easy = rows(10.0, 20.0)
     easy["recommended"] |= {"worst_ratio": 0.33, "tpot_s.p90": 0.0165}
     (line,) = [line for line in words.reasons(easy) if "limit 50 ms" in line]
-    assert line.startswith("Closest to its limit is the time per output token (p90): 16.5 ms, limit 50 ms")
+    assert line.startswith(
+        "Closest to its limit is the time per output token (p90): 16.5 ms, limit 50 ms"
+    )
 
 
 def test_bands_sizes_and_reasons_are_said_plainly():
     answer = rows(10.0, 20.0)
     del answer["best_of_each_model"]["dense"]
     answer["why_not_models"] = {
-        "dense": {"target": "tpot_s.p90", "text": "misses TPOT by 1.2x on 8 GPUs, all that limits.gpus = 8 allows"}
+        "dense": {
+            "target": "tpot_s.p90",
+            "text": "misses TPOT by 1.2x on 8 GPUs, all that limits.gpus = 8 allows",
+        }
     }
     answer["confidence"] = {"cost_low": 10.0, "cost_high": 10.0}
     answer["sizes"] = {
@@ -231,17 +265,27 @@ def test_bands_sizes_and_reasons_are_said_plainly():
         in words.headline(answer)
     )
     said = " ".join(words.reasons(answer))
-    assert "80 % band of the cost, from what the simulator may be off: 10.00 EUR per hour at both ends" in said
-    assert "The next size up is 4 GPUs for 20.00 EUR per hour; the best there is other on 4 x h100-sxm, with the time per" in said
+    assert (
+        "80 % band of the cost, from what the simulator may be off: 10.00 EUR per hour at both ends"
+        in said
+    )
+    assert (
+        "The next size up is 4 GPUs for 20.00 EUR per hour; the best there is other on 4 x h100-sxm, with the time per"
+        in said
+    )
     answer["confidence"] = {"cost_low": 10.0, "cost_high": None}
-    assert "10.00 EUR per hour to no cluster within the limits is enough" in " ".join(words.reasons(answer))
+    assert "10.00 EUR per hour to no cluster within the limits is enough" in " ".join(
+        words.reasons(answer)
+    )
 
 
 def test_machines_and_models_that_are_ruled_out_are_named():
     answer = rows(10.0, 20.0)
     answer["models"].append({"name": "other", "is_moe": True})
     answer["why_not_models"] = {"other": {"text": "its weights do not fit"}}
-    answer["clusters_ruled_out"] = {"h200-sxm": "even 1 GPU of h200-sxm would cost 9.00 EUR per hour"}
+    answer["clusters_ruled_out"] = {
+        "h200-sxm": "even 1 GPU of h200-sxm would cost 9.00 EUR per hour"
+    }
     said = words.reasons(answer)
     assert "other is ruled out: its weights do not fit." in said
     assert "h200-sxm is ruled out: even 1 GPU of h200-sxm would cost 9.00 EUR per hour." in said
@@ -253,20 +297,32 @@ def test_what_the_traffic_hides_is_said():
     answer["traffic"] = {"is_steady": False, "num_requests": 60, "lasts_s": 3.0}
     answer["recommended"]["too_long_share"] = 0.0004
     said = words.reasons(answer)
-    assert any(line.startswith("The 60 requests arrive within 3 s, which is too short for a steady state") for line in said)
-    assert "fewer than 0.1 % of the requests are longer than moe's context, and are counted as served." in said
+    assert any(
+        line.startswith("The 60 requests arrive within 3 s, which is too short for a steady state")
+        for line in said
+    )
+    assert (
+        "fewer than 0.1 % of the requests are longer than moe's context, and are counted as served."
+        in said
+    )
 
 
 @pytest.mark.parametrize(
     ("less", "no_more", "said"),
     [
         (0.9, 0.9, "It costs less than the second choice, other, with a probability of 90 %."),
-        (0.4, 0.9, "It costs less than the second choice, other, with a probability of 40 %, and no more with 90 %."),
+        (
+            0.4,
+            0.9,
+            "It costs less than the second choice, other, with a probability of 40 %, and no more with 90 %.",
+        ),
         (None, 0.9, "It costs no more than the second choice, other, with a probability of 90 %."),
     ],
 )
 def test_a_tie_with_the_second_choice_is_no_win(less, no_more, said):
-    answer = rows(10.0, 20.0) | {"confidence": {"second": "other", "beats_second": no_more, "cheaper_than_second": less}}
+    answer = rows(10.0, 20.0) | {
+        "confidence": {"second": "other", "beats_second": no_more, "cheaper_than_second": less}
+    }
     assert said in words.reasons(answer)
 
 
@@ -284,9 +340,15 @@ def test_a_spare_is_named_as_the_cause_of_the_size():
     answer["spare"] = {"nodes": 1, "gpus": 8}
     answer["spare_nodes"] = [{"nodes_lost": 0, "gpus": 1, "cost_per_hour": 0.625}]
     said = words.reasons(answer)
-    assert "The cluster has 16 GPUs, since 1 node may be lost; without the spare 1 GPU would do, 0.625 EUR per hour." in said
-    assert any(line.startswith("8 of its 16 GPUs stand idle: they are what may be lost") for line in said)
+    assert (
+        "The cluster has 16 GPUs, since 1 node may be lost; without the spare 1 GPU would do, 0.625 EUR per hour."
+        in said
+    )
+    assert any(
+        line.startswith("8 of its 16 GPUs stand idle: they are what may be lost") for line in said
+    )
     answer["spare"], answer["recommended"]["gpus_used"] = {"nodes": 0, "gpus": 0}, 12
     assert any(
-        line.startswith("4 of its 16 GPUs stand idle: the cluster comes in no smaller size") for line in words.reasons(answer)
+        line.startswith("4 of its 16 GPUs stand idle: the cluster comes in no smaller size")
+        for line in words.reasons(answer)
     )

@@ -1,5 +1,6 @@
-"""What is wrong with a question is said in one line that names the file, the key and what would be right; limits that leave nothing
-are an answer, not an error."""
+"""What is wrong with a question is said in one line that names the file, the key and what would be
+right; limits that leave nothing are an answer, not an error.
+"""
 
 import json
 import re
@@ -76,15 +77,21 @@ def test_files_that_are_no_question_are_told_apart(ask, moesim, tmp_path):
     (tmp_path / "plan.toml").write_text(QUESTION, encoding="utf-8")
     code, _, err = moesim("run", "plan.toml")
     assert (code, "is a plan, which moesim plan takes" in err) == (2, True)
-    (tmp_path / "lengths.csv").write_text("num_prefill_tokens,num_decode_tokens\n" + "5,5\n" * 3, encoding="utf-8")
-    text = re.sub(r"\[workload.requests\]\n.*\n.*\n.*\n", '[workload]\nrequests = "lengths.csv"\n', QUESTION)
+    (tmp_path / "lengths.csv").write_text(
+        "num_prefill_tokens,num_decode_tokens\n" + "5,5\n" * 3, encoding="utf-8"
+    )
+    text = re.sub(
+        r"\[workload.requests\]\n.*\n.*\n.*\n", '[workload]\nrequests = "lengths.csv"\n', QUESTION
+    )
     code, _, err = ask(text=text)
     assert code == 2
     assert "lists lengths without arrival times; add arrivals" in err
 
 
 def test_one_kind_of_machines_twice_is_refused(ask):
-    twice = QUESTION.replace("[space]", '[[clusters]]\ncluster = "h100-sxm"\nprice_per_gpu_hour = 2.0\n[space]')
+    twice = QUESTION.replace(
+        "[space]", '[[clusters]]\ncluster = "h100-sxm"\nprice_per_gpu_hour = 2.0\n[space]'
+    )
     code, _, err = ask(text=twice)
     assert code == 2
     assert "clusters lists 'h100-sxm' 2 times" in err
@@ -130,8 +137,14 @@ def test_a_budget_for_nothing_is_an_answer(ask):
     ("changes", "said"),
     [
         ({"limits": {"power_w": 10}}, "and limits.power_w = 10 is the limit"),
-        ({"clusters": [{"cluster": "gb200", "max_gpus": 2}]}, "gb200 comes in 4 GPUs or more, and max_gpus = 2 is the limit"),
-        ({"limits": {"gpus": 1}, "clusters": [{"cluster": "gb200"}]}, "and limits.gpus = 1 is the limit"),
+        (
+            {"clusters": [{"cluster": "gb200", "max_gpus": 2}]},
+            "gb200 comes in 4 GPUs or more, and max_gpus = 2 is the limit",
+        ),
+        (
+            {"limits": {"gpus": 1}, "clusters": [{"cluster": "gb200"}]},
+            "and limits.gpus = 1 is the limit",
+        ),
         (
             {"spare": {"nodes": 1}},
             "holding 1 node of 8 GPUs free for failures leaves nothing of the 2 GPUs of h100-sxm that max_gpus = 2",
@@ -147,40 +160,58 @@ def found(**changes):
 
 
 def test_a_deployment_is_counted_once_and_compared_once_whatever_size_it_has():
-    """The screen expects another number of replicas than is found; with few requests the first round has all of them."""
-    few = found(clusters=[{"cluster": "h100-sxm", "max_gpus": 8}], targets={"tpot_s": {"p90": 0.012}})
+    """The screen expects another number of replicas than is found; with few requests the first
+    round has all of them.
+    """
+    few = found(
+        clusters=[{"cluster": "h100-sxm", "max_gpus": 8}], targets={"tpot_s": {"p90": 0.012}}
+    )
     best = next(one for one in few.findings if one.sized is not None)
     assert _num_simulated(few) == len(few.first)
     here = (best.option.design.model, best.option.design.machines)
     expected = best.option._replace(replicas=best.option.replicas + 1)
     screened = few.screened[here]._replace(options=[expected])
     assert rivals(few._replace(screened={here: screened}), best).at(8.0) == (best.option,)
-    moved = replace(few.first[0], option=few.first[0].option._replace(replicas=7), sized=Sized(8, 3))
+    moved = replace(
+        few.first[0], option=few.first[0].option._replace(replicas=7), sized=Sized(8, 3)
+    )
     again = replace(moved, option=moved.option._replace(replicas=3))
     assert _num_simulated(few._replace(first=[moved], findings=[again])) == 1
-    assert _num_simulated(few._replace(first=[moved], findings=[replace(again, cost_per_hour=1.0)])) == 2
+    assert (
+        _num_simulated(few._replace(first=[moved], findings=[replace(again, cost_per_hour=1.0)]))
+        == 2
+    )
 
 
 def test_a_peak_that_holds_no_rate_is_refused():
     asked = validate(Question, TABLE | {"peak_s": 1e-6}, "test")
-    with pytest.raises(UserError, match="peak_s = 1e-06 holds one request, which is no rate to plan for"):
+    with pytest.raises(
+        UserError, match="peak_s = 1e-06 holds one request, which is no rate to plan for"
+    ):
         traffic_of(asked, Path())
 
 
 def test_a_cluster_beyond_the_limits_leaves_the_others():
-    both = [{"cluster": "h100-sxm", "price_per_gpu_hour": 9.0}, {"cluster": "l40s", "price_per_gpu_hour": 1.0, "max_gpus": 2}]
+    both = [
+        {"cluster": "h100-sxm", "price_per_gpu_hour": 9.0},
+        {"cluster": "l40s", "price_per_gpu_hour": 1.0, "max_gpus": 2},
+    ]
     answer = found(clusters=both, limits={"budget_per_hour": 4.0})
     assert answer.space.machines[0].sizes == ()
     assert answer.findings[0].option.design.machines == 1
     assert answer.findings[0].sized is not None
     assert (
-        "even 1 GPU of h100-sxm would cost 9.00 USD per hour, and the budget of 4 USD per hour is the limit" in answer.ruled.counts
+        "even 1 GPU of h100-sxm would cost 9.00 USD per hour, and the budget of 4 USD per hour is the limit"
+        in answer.ruled.counts
     )
 
 
 def test_every_model_that_does_not_do_has_its_reason():
     """By a target where a deployment could be tried, by memory where none could."""
-    answer = found(models=[{"model": "qwen3-8b"}, {"model": "llama-3.1-405b"}], targets={"tpot_s": {"p90": 0.001}})
+    answer = found(
+        models=[{"model": "qwen3-8b"}, {"model": "llama-3.1-405b"}],
+        targets={"tpot_s": {"p90": 0.001}},
+    )
     told = of_each_model(answer)
     assert told["llama-3.1-405b"]["text"].startswith(reasons.MEMORY)
     missing = told["qwen3-8b"]
@@ -207,30 +238,47 @@ def test_a_reason_about_splits_never_hides_one_about_limits(telling):
 
 
 def test_a_model_whose_context_is_too_short_is_ruled_out():
-    requests = TABLE["workload"]["requests"] | {"lengths": {"kind": "fixed", "num_input": 50_000, "num_output": 64}}
-    answer = found(workload={"requests": requests | {"num_requests": 4}}, targets={"ttft_s": {"p90": 600.0}})
-    assert of_each_model(answer)["qwen3-8b"]["text"] == "100 % of the requests are longer than its context of 40,960 tokens"
+    requests = TABLE["workload"]["requests"] | {
+        "lengths": {"kind": "fixed", "num_input": 50_000, "num_output": 64}
+    }
+    answer = found(
+        workload={"requests": requests | {"num_requests": 4}}, targets={"ttft_s": {"p90": 600.0}}
+    )
+    assert (
+        of_each_model(answer)["qwen3-8b"]["text"]
+        == "100 % of the requests are longer than its context of 40,960 tokens"
+    )
 
 
 def test_only_what_has_room_for_the_longest_request_is_simulated():
-    """One long request among short ones: replicas of one GPU could never serve it, those of two can."""
+    """One long request among short ones: replicas of one GPU could never serve it, those of two
+    can.
+    """
     requests = {"arrivals": {"kind": "poisson", "rate_per_s": 2.0}, "num_requests": 4}
     asked = {
         "models": [{"model": "llama-3.1-8b"}],
         "clusters": [{"cluster": "rtx-4090", "max_gpus": 4}],
-        "workload": {"requests": requests | {"lengths": {"kind": "fixed", "num_input": 60_000, "num_output": 16}}},
+        "workload": {
+            "requests": requests
+            | {"lengths": {"kind": "fixed", "num_input": 60_000, "num_output": 16}}
+        },
         "peak_s": 60.0,
         "targets": {"ttft_s": {"p90": 600.0}},
         "space": TABLE["space"] | {"tp": [1, 2, 4], "attention_dp": [1], "pp": [1]},
     }
     answer = found(**asked)
     assert reasons.NO_CACHE in answer.ruled.counts
-    assert all(one.outcome is not None for one in answer.findings), [one.why for one in answer.findings]
+    assert all(one.outcome is not None for one in answer.findings), [
+        one.why for one in answer.findings
+    ]
     assert answer.findings[0].option.design.tp > 1
 
 
 def test_pools_that_are_too_large_have_an_example():
-    answer = found(space=TABLE["space"] | {"disaggregate": True}, clusters=[{"cluster": "h100-sxm", "max_gpus": 1}])
+    answer = found(
+        space=TABLE["space"] | {"disaggregate": True},
+        clusters=[{"cluster": "h100-sxm", "max_gpus": 1}],
+    )
     for example in answer.ruled.examples.values():
         assert example.startswith("qwen3-8b"), example
 
@@ -239,23 +287,36 @@ def test_a_kind_of_machines_in_the_question_is_known_to_check_list_and_schema(mo
     (tmp_path / "asked.toml").write_text(QUESTION, encoding="utf-8")
     code, out, err = moesim("check", "asked.toml")
     assert code == 0, err
-    assert re.match(r"asked.toml: a valid plan, 60 requests in \d+ s; models: gpt-oss-20b, qwen3-8b; clusters: h100-sxm", out)
+    assert re.match(
+        r"asked.toml: a valid plan, 60 requests in \d+ s; models: gpt-oss-20b, qwen3-8b; clusters: h100-sxm",
+        out,
+    )
     code, _, err = moesim("check", "asked.toml", "--set", "models.0.model=gpt-oss")
     assert (code, "unknown model 'gpt-oss'" in err) == (2, True)
-    assert {"targets", "models", "clusters"} <= set(json.loads(moesim("schema", "plan")[1])["properties"])
+    assert {"targets", "models", "clusters"} <= set(
+        json.loads(moesim("schema", "plan")[1])["properties"]
+    )
     plans = json.loads(moesim("list", "plans", "--json")[1])["plans"]
     for name in plans:
         assert moesim("check", name)[0] == 0
 
 
 def test_the_example_of_the_readme_can_be_copied(tmp_path):
-    section = README.read_text(encoding="utf-8").partition("## How many GPUs, and which")[2].partition("\n## ")[0]
+    section = (
+        README.read_text(encoding="utf-8")
+        .partition("## How many GPUs, and which")[2]
+        .partition("\n## ")[0]
+    )
     text = re.search(r"```toml\n(.*?)```", section, re.DOTALL)[1]
     path = tmp_path / "copied.toml"
     path.write_text(text, encoding="utf-8")
     question, _ = load_question(str(path), [])
     assert Space(question, tmp_path).machines[0].sizes
-    commented = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("# requests = ")]
+    commented = [
+        line.removeprefix("# ") for line in text.splitlines() if line.startswith("# requests = ")
+    ]
     (generator,) = commented
-    path.write_text(re.sub(r"(?m)^requests = .*$", generator.replace("\\", "\\\\"), text), encoding="utf-8")
+    path.write_text(
+        re.sub(r"(?m)^requests = .*$", generator.replace("\\", "\\\\"), text), encoding="utf-8"
+    )
     assert isinstance(load_question(str(path), [])[0].workload.requests, dict)

@@ -1,4 +1,6 @@
-"""The search finds what simulating everything would find, keeps what it has done, and repeats itself exactly."""
+"""The search finds what simulating everything would find, keeps what it has done, and repeats
+itself exactly.
+"""
 
 import itertools
 import json
@@ -28,7 +30,9 @@ REGRET = 0.02
 
 
 def question(**changes):
-    """Two small models on up to four GPUs: some dozens of deployments, each simulated in milliseconds."""
+    """Two small models on up to four GPUs: some dozens of deployments, each simulated in
+    milliseconds.
+    """
     table = {
         "name": "small",
         "seed": 1,
@@ -64,7 +68,9 @@ def everything(asked):
         designs = [design for design, _ in space.designs(model, machines, Ruled())]
         pools = designs if asked.space.disaggregate else []
         for design, prefill in itertools.product(designs, [None, *pools]):
-            option = Option(design, budget, prefill, 1, int(prefill is not None), 0.0, 0.0, 0, 0, 0.0, 0.0)
+            option = Option(
+                design, budget, prefill, 1, int(prefill is not None), 0.0, 0.0, 0, 0, 0.0, 0.0
+            )
             yield Explorer(space, option, traffic, asked.seed).find()
 
 
@@ -100,7 +106,11 @@ def test_a_planted_bargain_is_found(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     asked = question(
-        clusters=[{"cluster": "h200-sxm", "max_gpus": 4}, {"cluster": "bargain"}, {"cluster": "h100-sxm", "max_gpus": 4}]
+        clusters=[
+            {"cluster": "h200-sxm", "max_gpus": 4},
+            {"cluster": "bargain"},
+            {"cluster": "h100-sxm", "max_gpus": 4},
+        ]
     )
     best = search(asked, tmp_path, Store(None), workers=1).findings[0]
     assert asked.clusters[best.option.design.machines].cluster == "bargain"
@@ -117,7 +127,9 @@ def test_the_screen_reads_rates_optimistically():
             option = Option(design, 2048, None, 1, 0, 0.0, 0.0, 0, 0, 0.0, 0.0)
             finding = Explorer(space, option, traffic, 1).find()
             assert finding.sized is not None
-            assert rates.most * finding.sized.replicas >= traffic.rate_per_s * 0.99, space.text(design)
+            assert rates.most * finding.sized.replicas >= traffic.rate_per_s * 0.99, space.text(
+                design
+            )
 
 
 @pytest.mark.slow
@@ -139,7 +151,9 @@ def test_a_killed_search_goes_on_where_it_was(tmp_path):
         "from simulator.config.capacity import Question; "
         "search(Question.model_validate_json(sys.argv[1]), Path(), Store(Path(sys.argv[2])), workers=1)"
     )
-    running = subprocess.Popen([sys.executable, "-c", program, asked.model_dump_json(), str(folder)])
+    running = subprocess.Popen(
+        [sys.executable, "-c", program, asked.model_dump_json(), str(folder)]
+    )
     try:
         for _ in range(2400):
             if len(list(folder.rglob("*.json"))) >= 3 or running.poll() is not None:
@@ -153,7 +167,9 @@ def test_a_killed_search_goes_on_where_it_was(tmp_path):
     for _, content in done.values():
         json.loads(content)
     found = search(asked, Path(), Store(folder), workers=1)
-    assert all((path.stat().st_mtime_ns, path.read_bytes()) == before for path, before in done.items())
+    assert all(
+        (path.stat().st_mtime_ns, path.read_bytes()) == before for path, before in done.items()
+    )
     assert len(list(folder.rglob("*.json"))) > len(done)
     fresh = search(asked, Path(), Store(None), workers=1)
     assert [json.dumps([f.option, as_json(f)]) for f in found.findings] == [
@@ -167,7 +183,12 @@ def test_an_extended_search_does_not_repeat_what_it_has(tmp_path):
     asked = question(models=[{"model": "qwen3-8b"}])
     search(asked, Path(), Store(tmp_path), workers=1)
     done = {path.name for path in tmp_path.rglob("*.json")}
-    search(question(name="another", models=[{"model": "gpt-oss-20b"}, {"model": "qwen3-8b"}]), Path(), Store(tmp_path), workers=1)
+    search(
+        question(name="another", models=[{"model": "gpt-oss-20b"}, {"model": "qwen3-8b"}]),
+        Path(),
+        Store(tmp_path),
+        workers=1,
+    )
     more = {path.name for path in tmp_path.rglob("*.json")}
     alone = tmp_path / "alone"
     search(question(models=[{"model": "gpt-oss-20b"}]), Path(), Store(alone), workers=1)
@@ -228,7 +249,9 @@ def test_bisection_finds_the_first_place_wherever_it_begins(count):
 
 def finding(worst, *, cost=10.0, gpus=4, used=4, slots=0, pool=False, risk=0.0):
     design = Design(0, 0, 1, 1, 1, "", "bf16", slots, "none")
-    option = Option(design, 2048, design if pool else None, used, int(pool), cost, cost, gpus, gpus, 0.01, 0.1)
+    option = Option(
+        design, 2048, design if pool else None, used, int(pool), cost, cost, gpus, gpus, 0.01, 0.1
+    )
     return Finding(
         option,
         Sized(4, used, int(pool)),
@@ -271,7 +294,10 @@ def test_what_was_missed_is_kept_with_the_size_it_was_missed_at():
 
 def test_another_price_simulates_nothing_again(tmp_path):
     kept = search(question(), Path(), Store(tmp_path), workers=1)
-    dearer = [{**cluster.model_dump(exclude_none=True), "price_per_gpu_hour": 9.0} for cluster in question().clusters]
+    dearer = [
+        {**cluster.model_dump(exclude_none=True), "price_per_gpu_hour": 9.0}
+        for cluster in question().clusters
+    ]
     found = search(question(clusters=dearer), Path(), Store(tmp_path), workers=1)
     known = {one.option._replace(cost_per_hour=0.0, least_cost_per_hour=0.0) for one in kept.first}
     for one in found.first:
@@ -285,8 +311,13 @@ def test_what_is_likely_to_miss_a_target_says_so():
     asked, _ = lasting(question(), Path())
     space, traffic = Space(asked, Path()), traffic_of(asked, Path())
     design, made = next(space.designs(0, 0, Ruled()))
-    explorer = Explorer(space, Option(design, 2048, None, 1, 0, 0.0, 0.0, 0, 0, 0.0, 0.0), traffic, 1)
-    loose, tight = (risk(made, Outcome({"tpot_s.p90": ratio, "ttft_s.p90": 0.01}, {}, 1.0, math.nan)) for ratio in (0.2, 0.999))
+    explorer = Explorer(
+        space, Option(design, 2048, None, 1, 0, 0.0, 0.0, 0, 0, 0.0, 0.0), traffic, 1
+    )
+    loose, tight = (
+        risk(made, Outcome({"tpot_s.p90": ratio, "ttft_s.p90": 0.01}, {}, 1.0, math.nan))
+        for ratio in (0.2, 0.999)
+    )
     assert loose < 0.01
     assert 0.1 < tight < 0.9
     assert 0 <= explorer.find().risk <= 1

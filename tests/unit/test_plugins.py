@@ -34,11 +34,19 @@ def test_a_users_own_policy_is_built_with_its_keys(policy):
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("two", HEAD + RIGHT + RIGHT.replace("Mine", "Other"), "exactly one public class derived from .*Frozen, found Mine, Other"),
+        (
+            "two",
+            HEAD + RIGHT + RIGHT.replace("Mine", "Other"),
+            "exactly one public class derived from .*Frozen, found Mine, Other",
+        ),
         ("none", HEAD, "found none"),
         ("broken", "1 / 0", "ZeroDivisionError: division by zero"),
         ("typo", "def f(:", "SyntaxError"),
-        ("bare", HEAD + "class Mine(Frozen):\n    pass\n", r"Mine must have a method prepare\(moe, num_layers, rng\)"),
+        (
+            "bare",
+            HEAD + "class Mine(Frozen):\n    pass\n",
+            r"Mine must have a method prepare\(moe, num_layers, rng\)",
+        ),
         (
             "short",
             HEAD + RIGHT.replace(", num_layers, rng", ""),
@@ -59,8 +67,13 @@ def test_a_wrong_field_of_a_users_policy(policy):
 def test_an_attribute_that_a_family_asks_for(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "someones").mkdir()
-    (tmp_path / "someones" / "balancer.py").write_text(HEAD + RIGHT.replace("moe, num_layers", "num_replicas"))
-    with pytest.raises(UserError, match=r"balancing kind 'someones\.balancer'.*: Mine must have an attribute 'needs_load'"):
+    (tmp_path / "someones" / "balancer.py").write_text(
+        HEAD + RIGHT.replace("moe, num_layers", "num_replicas")
+    )
+    with pytest.raises(
+        UserError,
+        match=r"balancing kind 'someones\.balancer'.*: Mine must have an attribute 'needs_load'",
+    ):
         plugins.build("balancing", {"kind": "someones.balancer"}, "s")
 
 

@@ -1,4 +1,6 @@
-"""Pruned deployments end to end: run on an accelerator, and searched beside whole models and mixtures of experts."""
+"""Pruned deployments end to end: run on an accelerator, and searched beside whole models and
+mixtures of experts.
+"""
 
 import json
 from pathlib import Path
@@ -41,11 +43,15 @@ pruning = { kind = "two_four" }
 )
 
 
-def test_a_pruned_deployment_runs_on_an_accelerator_and_says_what_its_speed_rests_on(moesim, tmp_path):
+def test_a_pruned_deployment_runs_on_an_accelerator_and_says_what_its_speed_rests_on(
+    moesim, tmp_path
+):
     (tmp_path / "pruned.toml").write_text(SCENARIO, encoding="utf-8")
     code, out, err = moesim("run", "pruned.toml", "--out", "result")
     assert code == 0, out + err
-    facts = json.loads((tmp_path / "result" / "run.json").read_text(encoding="utf-8"))["deployments"]
+    facts = json.loads((tmp_path / "result" / "run.json").read_text(encoding="utf-8"))[
+        "deployments"
+    ]
     whole, pruned = facts["whole"], facts["pruned"]
     assert pruned["memory"]["weights_bytes"] < whole["memory"]["weights_bytes"]
     assert pruned["kv_tokens"] > whole["kv_tokens"]
@@ -77,23 +83,37 @@ def question(**keys):
 def test_the_pruned_model_is_found_at_least_as_cheap_where_its_kernels_are_faster(tmp_path):
     found = search(question(), HERE, Store(tmp_path), workers=1)
     rows = [row_of(found, finding) for finding in found.findings if finding.sized is not None]
-    cheapest = {kind: min(row["cost_per_hour"] for row in rows if row["kind"] == kind) for kind in ("dense", "pruned")}
+    cheapest = {
+        kind: min(row["cost_per_hour"] for row in rows if row["kind"] == kind)
+        for kind in ("dense", "pruned")
+    }
     assert cheapest["pruned"] <= cheapest["dense"]
-    best = next(finding for finding in found.findings if found.space.kind(finding.option.design) == "pruned")
+    best = next(
+        finding for finding in found.findings if found.space.kind(finding.option.design) == "pruned"
+    )
     assert row_of(found, best)["model"] == "llama-3.1-8b (2:4)"
     assert 'kind = "two_four"' in scenario_text(found, [best])
     assert "pruned already (2:4)" in " ".join(commands(found, best)[0].not_expressed)
 
 
 def test_a_question_s_models_are_tried_whole_and_pruned_with_scores_of_their_own():
-    models = [{"model": "llama-3.1-8b", "quality": 70.0, "pruned_quality": 60.0, "prunings": [TWO_FOUR]}, {"model": "olmoe-1b-7b"}]
+    models = [
+        {"model": "llama-3.1-8b", "quality": 70.0, "pruned_quality": 60.0, "prunings": [TWO_FOUR]},
+        {"model": "olmoe-1b-7b"},
+    ]
     space = Space(question(models=models), HERE)
-    assert [(model.name, one.quality) for model, one in zip(space.models, space.candidates, strict=True)] == [
+    assert [
+        (model.name, one.quality) for model, one in zip(space.models, space.candidates, strict=True)
+    ] == [
         ("llama-3.1-8b", 70.0),
         ("olmoe-1b-7b", None),
         ("llama-3.1-8b (2:4)", 60.0),
     ]
-    kinds = {space.kind(design): plan.spec.pruning for number in range(3) for design, plan in space.designs(number, 0, Ruled())}
+    kinds = {
+        space.kind(design): plan.spec.pruning
+        for number in range(3)
+        for design, plan in space.designs(number, 0, Ruled())
+    }
     assert kinds.keys() == {"dense", "MoE", "pruned"}
     assert kinds["pruned"].kind == "two_four"
     assert kinds["dense"] is None
@@ -101,14 +121,23 @@ def test_a_question_s_models_are_tried_whole_and_pruned_with_scores_of_their_own
 
 @pytest.mark.parametrize(("least", "left"), [(65.0, [0]), (50.0, [0, 2])])
 def test_what_is_below_the_least_quality_or_has_no_score_is_ruled_out(least, left):
-    models = [{"model": "llama-3.1-8b", "quality": 70.0, "pruned_quality": 60.0, "prunings": [TWO_FOUR]}, {"model": "llama-2-7b"}]
+    models = [
+        {"model": "llama-3.1-8b", "quality": 70.0, "pruned_quality": 60.0, "prunings": [TWO_FOUR]},
+        {"model": "llama-2-7b"},
+    ]
     space, ruled = Space(question(models=models, limits={"min_quality": least}), HERE), Ruled()
     assert [number for number in range(3) if list(space.designs(number, 0, ruled))] == left
     assert any("quality score" in reason for reason in ruled.counts)
 
 
 def test_what_nobody_measured_is_ruled_out_with_the_reason():
-    models = [{"model": "llama-3.1-8b", "weight_dtypes": ["fp8"], "prunings": [{"kind": "unstructured", "sparsity": 0.8}]}]
+    models = [
+        {
+            "model": "llama-3.1-8b",
+            "weight_dtypes": ["fp8"],
+            "prunings": [{"kind": "unstructured", "sparsity": 0.8}],
+        }
+    ]
     space, ruled = Space(question(models=models), HERE), Ruled()
     assert not list(space.designs(1, 0, ruled))
     assert any(reason.startswith("unsupported: nobody has published") for reason in ruled.counts)

@@ -5,7 +5,13 @@ import pandas as pd
 import pytest
 
 from simulator.base.errors import UserError
-from simulator.validation.published._names import accelerator_of, cluster_of, engine_of, model_name, precision_of
+from simulator.validation.published._names import (
+    accelerator_of,
+    cluster_of,
+    engine_of,
+    model_name,
+    precision_of,
+)
 from simulator.validation.published.wide_ep import _read, _value
 
 
@@ -44,19 +50,22 @@ def test_accelerators(text, name):
     assert cluster_of(name, 1)
 
 
-@pytest.mark.parametrize("text", ["GH200-96GB", "A100-40GB", "NVIDIA H100-NVL-94GB", "TPU v5e", "", "nan"])
+@pytest.mark.parametrize(
+    "text", ["GH200-96GB", "A100-40GB", "NVIDIA H100-NVL-94GB", "TPU v5e", "", "nan"]
+)
 def test_other_parts_are_not_taken_for_known_ones(text):
     with pytest.raises(UserError):
         accelerator_of(text)
 
 
 def test_formats_and_engines():
-    assert [precision_of(text) for text in ("FP8", "fp8 (NVIDIA config)", "FP16", "NVFP4", "INT4 AWQ")] == [
-        *("fp8", "fp8", "bf16", "nvfp4", "int4")
-    ]
-    assert [engine_of(text) for text in ("TensorRT 10.2.0, CUDA 12.4", "SGLang 2025-05", "vLLM 0.8", "?")] == [
-        *("trtllm", "sglang", "vllm", None)
-    ]
+    assert [
+        precision_of(text) for text in ("FP8", "fp8 (NVIDIA config)", "FP16", "NVFP4", "INT4 AWQ")
+    ] == [*("fp8", "fp8", "bf16", "nvfp4", "int4")]
+    assert [
+        engine_of(text)
+        for text in ("TensorRT 10.2.0, CUDA 12.4", "SGLang 2025-05", "vLLM 0.8", "?")
+    ] == [*("trtllm", "sglang", "vllm", None)]
 
 
 def row(**changes):
@@ -76,16 +85,30 @@ def row(**changes):
 
 def test_conditions_in_words_become_a_batch():
     case = _read(row()).case
-    assert (case.num_gpus, case.ep, case.sequences, case.new, case.context) == (72, 72, 256, 1, 2050)
+    assert (case.num_gpus, case.ep, case.sequences, case.new, case.context) == (
+        72,
+        72,
+        256,
+        1,
+        2050,
+    )
     assert case.has_eplb
     assert case.has_overlap
     assert case.dtype is None  # as released: block-scaled fp8
-    prompt = _read(row(case="prefill", conditions="16384 tok/GPU batch, prompt 4096, perfectly balanced routing")).case
+    prompt = _read(
+        row(
+            case="prefill",
+            conditions="16384 tok/GPU batch, prompt 4096, perfectly balanced routing",
+        )
+    ).case
     assert (prompt.sequences, prompt.new, prompt.context) == (4, 4096, 0)
     assert prompt.is_balanced
     assert not prompt.has_eplb
     both = row(
-        case="InferSim decode actual", n_gpus=np.nan, parallelism=np.nan, conditions="(EP32 prefill 4K; EP128 decode bs128 KV4K)"
+        case="InferSim decode actual",
+        n_gpus=np.nan,
+        parallelism=np.nan,
+        conditions="(EP32 prefill 4K; EP128 decode bs128 KV4K)",
     )
     assert _read(both).case.num_gpus == 128
     assert (_read(both).case.sequences, _read(both).case.context) == (128, 4096)

@@ -8,16 +8,44 @@ import pandas as pd
 import pytest
 
 from simulator.base.errors import UserError
-from simulator.results.folder import TABLES, Results, check_writable, chrome_trace, merge, read, write
+from simulator.results.folder import (
+    TABLES,
+    Results,
+    check_writable,
+    chrome_trace,
+    merge,
+    read,
+    write,
+)
 from simulator.results.tables import SPAN_COLUMNS
 
 
 def made(*names, **run):
     names = names or ("a",)
-    tables = {table: pd.DataFrame({"deployment": list(names), "value": [0.1 * n for n in range(len(names))]}) for table in TABLES}
-    spans = {"phase": "decode", "rank": 0, "name": "wait", "layer": 1, "start_s": 0.5, "duration_s": 0.25}
-    tables["spans"] = pd.DataFrame([{"deployment": name, **spans} for name in names], columns=list(SPAN_COLUMNS))
-    facts = {"name": "r", "workload": {"rate_per_s": 1.5}, "slo": {"ttft_s": 1.0}, "verdict": {"headline": "old"}, **run}
+    tables = {
+        table: pd.DataFrame(
+            {"deployment": list(names), "value": [0.1 * n for n in range(len(names))]}
+        )
+        for table in TABLES
+    }
+    spans = {
+        "phase": "decode",
+        "rank": 0,
+        "name": "wait",
+        "layer": 1,
+        "start_s": 0.5,
+        "duration_s": 0.25,
+    }
+    tables["spans"] = pd.DataFrame(
+        [{"deployment": name, **spans} for name in names], columns=list(SPAN_COLUMNS)
+    )
+    facts = {
+        "name": "r",
+        "workload": {"rate_per_s": 1.5},
+        "slo": {"ttft_s": 1.0},
+        "verdict": {"headline": "old"},
+        **run,
+    }
     return Results(
         run={**facts, "deployments": {name: {"of": name} for name in names}},
         summary=pd.DataFrame({"deployment": list(names), "ttft_p50_s": 0.1 + 0.2}),
@@ -37,7 +65,9 @@ def test_what_is_written_is_read_back_unchanged(tmp_path):
     assert found.deployments == ["a", "b, c", "NA", "1"]
     assert found.summary["ttft_p50_s"][0] == 0.1 + 0.2
     for table in ("summary", *TABLES):
-        pd.testing.assert_frame_equal(getattr(found, table), getattr(results, table), check_dtype=False)
+        pd.testing.assert_frame_equal(
+            getattr(found, table), getattr(results, table), check_dtype=False
+        )
     assert [path.name for path in (tmp_path / "deep" / "er").iterdir()] == ["run"]
 
 
@@ -57,8 +87,12 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path):
     assert read(tmp_path / "run").deployments == ["b"]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device"), ZeroDivisionError])
-def test_what_goes_wrong_half_way_leaves_the_earlier_run_and_nothing_else(tmp_path, monkeypatch, error):
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt, OSError(28, "No space left on device"), ZeroDivisionError]
+)
+def test_what_goes_wrong_half_way_leaves_the_earlier_run_and_nothing_else(
+    tmp_path, monkeypatch, error
+):
     write(made("a"), tmp_path / "run", page)
 
     def stop(*_, **__):
@@ -139,7 +173,9 @@ def test_what_is_no_whole_folder_is_not_read(tmp_path):
 
 def test_merged_runs_keep_their_deployments_apart(tmp_path):
     paths = [tmp_path / name for name in ("x/run", "y/run", "z")]
-    found = merge([(paths[0], made("a", "b")), (paths[1], made("a", name="second")), (paths[2], made("c"))])
+    found = merge(
+        [(paths[0], made("a", "b")), (paths[1], made("a", name="second")), (paths[2], made("c"))]
+    )
     assert found.deployments == ["a (x/run)", "b", "a (y/run)", "c"]
     assert list(found.run["deployments"]) == found.deployments
     assert found.run["name"] == "r and second"
@@ -165,7 +201,12 @@ def test_the_timeline_opens_in_perfetto():
     events = trace["traceEvents"]
     assert {event["pid"] for event in events} == {0, 1}
     (first, _) = [event for event in events if event["ph"] == "X"]
-    assert (first["ts"], first["dur"], first["tid"], first["args"]) == (0.5e6, 0.25e6, 0, {"layer": 1})
+    assert (first["ts"], first["dur"], first["tid"], first["args"]) == (
+        0.5e6,
+        0.25e6,
+        0,
+        {"layer": 1},
+    )
 
 
 def test_results_are_frozen():

@@ -40,7 +40,9 @@ def prepare(shape=None, num_layers=NUM_LAYERS, **fields):
 
 
 def route(router, run_lengths, layer=0, seed=0):
-    return router.topk_ids(layer, np.array(run_lengths, dtype=np.int64), np.random.default_rng(seed))
+    return router.topk_ids(
+        layer, np.array(run_lengths, dtype=np.int64), np.random.default_rng(seed)
+    )
 
 
 def share_of_experts(router, num_experts, layer=0, num_tokens=40_000):
@@ -63,16 +65,27 @@ def test_zipf_shares_fall_with_the_rank_and_every_layer_has_its_own_order():
 @pytest.mark.parametrize("affinity", [0.0, 0.5, 0.8, 1.0])
 def test_affinity_and_persistence_leave_popularity_as_it_was_drawn(affinity):
     plain = Lognormal(sigma=0.7).prepare(moe(64, 6), 1, np.random.default_rng(4))
-    kept = Lognormal(sigma=0.7, affinity=affinity, persistence=0.4).prepare(moe(64, 6), 1, np.random.default_rng(4))
-    wanted_E, got_E = share_of_experts(plain, 64), np.bincount(route(kept, [200] * 400).ravel(), minlength=64) / 480_000
+    kept = Lognormal(sigma=0.7, affinity=affinity, persistence=0.4).prepare(
+        moe(64, 6), 1, np.random.default_rng(4)
+    )
+    wanted_E, got_E = (
+        share_of_experts(plain, 64),
+        np.bincount(route(kept, [200] * 400).ravel(), minlength=64) / 480_000,
+    )
     popular_E = wanted_E > np.median(wanted_E)
     assert np.allclose(got_E[popular_E], wanted_E[popular_E], rtol=0.08)
 
 
 @pytest.mark.parametrize("persistence", [0.3, 0.45, 0.8])
-@pytest.mark.parametrize("shape", [moe(64, 6), moe(256, 8, num_groups=8, num_limited_groups=4), moe(16, 1)])
-def test_consecutive_tokens_of_a_run_share_the_persistence_and_runs_are_strangers(shape, persistence):
-    router = Lognormal(sigma=0.3, persistence=persistence).prepare(shape, 1, np.random.default_rng(0))
+@pytest.mark.parametrize(
+    "shape", [moe(64, 6), moe(256, 8, num_groups=8, num_limited_groups=4), moe(16, 1)]
+)
+def test_consecutive_tokens_of_a_run_share_the_persistence_and_runs_are_strangers(
+    shape, persistence
+):
+    router = Lognormal(sigma=0.3, persistence=persistence).prepare(
+        shape, 1, np.random.default_rng(0)
+    )
     ids_TK = route(router, [500] * 4)
     assert shared_with_previous(ids_TK) == pytest.approx(persistence, abs=0.03)
     alone = shared_with_previous(route(router, [1] * 2000))
@@ -85,29 +98,39 @@ def shared_with_previous(ids_TK):
 
 def test_every_run_is_of_one_domain():
     router = Lognormal(sigma=4.0, num_domains=2).prepare(moe(64, 1), 1, np.random.default_rng(1))
-    hot = {int(np.bincount(ids).argmax()) for ids in route(router, [400] * 20)[:, 0].reshape(20, 400)}
+    hot = {
+        int(np.bincount(ids).argmax()) for ids in route(router, [400] * 20)[:, 0].reshape(20, 400)
+    }
     assert len(hot) == 2
 
 
 def test_a_batch_larger_than_one_chunk_keeps_its_persistence_at_the_seams():
-    router = Lognormal(sigma=0.0, persistence=0.99).prepare(moe(256, 8), 1, np.random.default_rng(0))
+    router = Lognormal(sigma=0.0, persistence=0.99).prepare(
+        moe(256, 8), 1, np.random.default_rng(0)
+    )
     ids_TK = route(router, [6000])
     shared_T = (ids_TK[1:, :, None] == ids_TK[:-1, None, :]).any(axis=2).mean(axis=1)
     assert shared_T.min() > 0.5
 
 
 def test_group_limited_keeps_a_token_in_its_groups_on_a_model_without_any():
-    router = GroupLimited(num_groups=4, num_limited_groups=1).prepare(moe(16, 2), 1, np.random.default_rng(0))
+    router = GroupLimited(num_groups=4, num_limited_groups=1).prepare(
+        moe(16, 2), 1, np.random.default_rng(0)
+    )
     ids_TK = route(router, [100])
     assert (ids_TK[:, 0] // 4 == ids_TK[:, 1] // 4).all()
 
 
 def test_group_limited_that_does_not_fit_the_model_is_refused():
-    with pytest.raises(UserError, match=r"group_limited.*num_groups \(3\) must divide num_experts \(16\)"):
+    with pytest.raises(
+        UserError, match=r"group_limited.*num_groups \(3\) must divide num_experts \(16\)"
+    ):
         GroupLimited(num_groups=3, num_limited_groups=2).prepare(moe(), 1, np.random.default_rng(0))
 
 
-@pytest.mark.parametrize("field", [{"persistence": 1.0}, {"affinity": 1.5}, {"sigma": -0.1}, {"num_domains": 0}])
+@pytest.mark.parametrize(
+    "field", [{"persistence": 1.0}, {"affinity": 1.5}, {"sigma": -0.1}, {"num_domains": 0}]
+)
 def test_lognormal_out_of_range_is_refused(field):
     with pytest.raises(UserError, match=next(iter(field))):
         build("routing", {"kind": "lognormal", "sigma": 1.0, **field}, "test")
@@ -119,9 +142,14 @@ def test_lognormal_out_of_range_is_refused(field):
 def test_a_run_is_consecutive_recorded_tokens_of_one_sequence(save):
     ids_LTK = recorded_ids()
     router = prepare(trace=save(ids=ids_LTK, seq_lens=[100, 200]))
-    position = {tuple(row): token for token, row in enumerate(ids_LTK.transpose(1, 0, 2).reshape(300, -1).tolist())}
+    position = {
+        tuple(row): token
+        for token, row in enumerate(ids_LTK.transpose(1, 0, 2).reshape(300, -1).tolist())
+    }
     for seed in range(20):
-        rows = np.concatenate([route(router, [60], layer, seed) for layer in range(NUM_LAYERS)], axis=1)
+        rows = np.concatenate(
+            [route(router, [60], layer, seed) for layer in range(NUM_LAYERS)], axis=1
+        )
         tokens = np.array([position[tuple(row)] for row in rows.tolist()])
         # One step on, except where a sequence ended; then the start of a sequence.
         jumps = tokens[1:][np.diff(tokens) != 1]
@@ -149,9 +177,18 @@ def test_npy_of_a_serving_engines_response_is_read(tmp_path):
 def test_domain_and_phase_select_sequences(save):
     ids = np.zeros((NUM_LAYERS, 20, 1), dtype=np.int64)
     ids[:, 10:] = 1
-    arrays = {"ids": ids, "seq_lens": [10, 10], "domain": ["law", "code"], "phase": "prefill", "num_experts": 16}
+    arrays = {
+        "ids": ids,
+        "seq_lens": [10, 10],
+        "domain": ["law", "code"],
+        "phase": "prefill",
+        "num_experts": 16,
+    }
     trace = save(**arrays)
-    assert route(prepare(moe(top_k=1), trace=trace, domain="code", phase="prefill"), [40]).tolist() == [[1]] * 40
+    assert (
+        route(prepare(moe(top_k=1), trace=trace, domain="code", phase="prefill"), [40]).tolist()
+        == [[1]] * 40
+    )
     with pytest.raises(UserError, match="no domain 'cod'; did you mean 'code'"):
         prepare(moe(top_k=1), trace=trace, domain="cod")
     with pytest.raises(UserError, match="no phase 'decode'"):
@@ -170,8 +207,16 @@ def test_padding_rows_are_left_out(save):
     ("shape", "num_layers", "message"),
     [
         (moe(top_k=4), NUM_LAYERS, "recorded with top-2, but the model uses top-4"),
-        (moe(num_experts=8), NUM_LAYERS, r"recorded with 16 experts \(ids 0-15\), but the model has 8"),
-        (moe(num_experts=18), NUM_LAYERS, r"recorded with 16 experts \(ids 0-15\), but the model has 18"),
+        (
+            moe(num_experts=8),
+            NUM_LAYERS,
+            r"recorded with 16 experts \(ids 0-15\), but the model has 8",
+        ),
+        (
+            moe(num_experts=18),
+            NUM_LAYERS,
+            r"recorded with 16 experts \(ids 0-15\), but the model has 18",
+        ),
         (moe(), 3, "recorded 4 MoE layers, but the model has 3"),
         (moe(), 6, "recorded 4 MoE layers, but the model has 6; the file does not say which ones"),
     ],
@@ -185,7 +230,10 @@ def test_a_recording_of_another_model_is_refused(save, shape, num_layers, messag
 def test_missing_layers_are_filled_only_where_the_user_says_so(save):
     ids_LTK = recorded_ids(num_layers=2)
     trace = save(ids=ids_LTK, seq_lens=[300], layers=[0, 3])
-    with pytest.raises(UserError, match=r'recorded 2 MoE layers \(0, 3\), but the model has 4; set layers = "nearest"'):
+    with pytest.raises(
+        UserError,
+        match=r'recorded 2 MoE layers \(0, 3\), but the model has 4; set layers = "nearest"',
+    ):
         prepare(trace=trace)
     router = prepare(trace=trace, layers="nearest")
     assert np.array_equal(route(router, [9], layer=2), route(router, [9], layer=3))
@@ -233,7 +281,9 @@ def test_counts_are_reproduced(save):
     count_LE = np.random.default_rng(0).integers(100, 1000, size=(NUM_LAYERS, 16))
     router = prepare(trace=save(counts=count_LE))
     for layer in range(NUM_LAYERS):
-        assert np.allclose(share_of_experts(router, 16, layer), count_LE[layer] / count_LE[layer].sum(), rtol=0.06)
+        assert np.allclose(
+            share_of_experts(router, 16, layer), count_LE[layer] / count_LE[layer].sum(), rtol=0.06
+        )
 
 
 def test_a_table_of_models_and_domains_gives_the_model_that_fits(tmp_path):
@@ -242,7 +292,9 @@ def test_a_table_of_models_and_domains_gives_the_model_that_fits(tmp_path):
     assert share_of_experts(prepare(moe(4, 1), 1, trace=trace, domain="hot 3"), 4).argmax() == 3
     both = share_of_experts(prepare(moe(4, 1), 1, trace=trace), 4)
     assert both[0] == pytest.approx(both[3], abs=0.02)
-    with pytest.raises(UserError, match=r"set model to one of: small \(4 experts\), large \(8 experts\)"):
+    with pytest.raises(
+        UserError, match=r"set model to one of: small \(4 experts\), large \(8 experts\)"
+    ):
         prepare(moe(16, 1), 1, trace=trace)
     with pytest.raises(UserError, match="counted 8 experts, but the model has 16"):
         prepare(moe(16, 1), 1, trace=trace, model="large")
@@ -251,7 +303,10 @@ def test_a_table_of_models_and_domains_gives_the_model_that_fits(tmp_path):
 
 
 def test_counts_that_top_k_cannot_have_made_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"one expert has 70% of a layer's selections, but with the model's top-2 .* at most 50%"):
+    with pytest.raises(
+        UserError,
+        match=r"one expert has 70% of a layer's selections, but with the model's top-2 .* at most 50%",
+    ):
         prepare(moe(4, 2), 1, trace=table(tmp_path, counts=[[70, 10, 10, 10]]))
 
 
@@ -277,9 +332,13 @@ def test_counts_that_make_no_sense_are_refused(tmp_path, content, fields, messag
 
 
 def test_sglang_per_token_ids_are_mapped_from_slots_to_experts(tmp_path, torch):
-    expert_LP = torch.tensor([[0, 0, 0, 0, 0], [3, 2, 1, 0, 3]])  # five slots; layer 0 is dense and records nothing
+    expert_LP = torch.tensor(
+        [[0, 0, 0, 0, 0], [3, 2, 1, 0, 3]]
+    )  # five slots; layer 0 is dense and records nothing
     prefill = {"forward_mode": 1, "extend_seq_lens": [2, 1], "positions": [0, 1, 0]}
-    prefill["topk_ids_of_layer"] = torch.tensor([[[-1], [-1], [-1], [-1]], [[4], [0], [1], [-1]]], dtype=torch.int32)
+    prefill["topk_ids_of_layer"] = torch.tensor(
+        [[[-1], [-1], [-1], [-1]], [[4], [0], [1], [-1]]], dtype=torch.int32
+    )
     decodes = [
         {
             "forward_mode": 2,
@@ -296,7 +355,12 @@ def test_sglang_per_token_ids_are_mapped_from_slots_to_experts(tmp_path, torch):
     seen = route(prepare(shape, 1, trace=str(path), phase="prefill"), [1] * 100)
     assert set(seen.ravel().tolist()) == {3, 2}
     # Three decode passes of the same two sequences: a run of three tokens stays in one of them.
-    runs = {tuple(route(prepare(shape, 1, trace=str(path), phase="decode"), [3], seed=s).ravel().tolist()) for s in range(30)}
+    runs = {
+        tuple(
+            route(prepare(shape, 1, trace=str(path), phase="decode"), [3], seed=s).ravel().tolist()
+        )
+        for s in range(30)
+    }
     assert {(1, 1, 1), (0, 0, 0)} <= runs
     with pytest.raises(UserError, match="recorded with 4 experts"):
         prepare(moe(8, 1), 1, trace=str(path))
@@ -305,7 +369,10 @@ def test_sglang_per_token_ids_are_mapped_from_slots_to_experts(tmp_path, torch):
 def test_sglang_per_pass_counts_are_summed_over_passes_and_slots(tmp_path, torch):
     record = {"forward_mode": 1, "global_physical_count": torch.tensor([[30, 20, 30, 20]])}
     path = tmp_path / "recorder.pt"
-    torch.save({"records": [record, record], "last_physical_to_logical_map": torch.tensor([[0, 1, 2, 0]])}, path)
+    torch.save(
+        {"records": [record, record], "last_physical_to_logical_map": torch.tensor([[0, 1, 2, 0]])},
+        path,
+    )
     share_E = share_of_experts(prepare(moe(3, 1), 1, trace=str(path)), 3)
     assert share_E == pytest.approx([0.5, 0.2, 0.3], abs=0.02)
 

@@ -1,4 +1,6 @@
-"""Files of recorded routing that other tools write: torch.save read without torch, and what is refused in them."""
+"""Files of recorded routing that other tools write: torch.save read without torch, and what is
+refused in them.
+"""
 
 import pickle
 import zipfile
@@ -35,8 +37,18 @@ def same(ours, theirs):
 
 def test_tensors_are_read_as_torch_reads_them(tmp_path, torch):
     base = torch.arange(24, dtype=torch.int32).reshape(4, 6)
-    saved = {"whole": base, "view": base[1:, ::2], "turned": base.T, "empty": base[:0], "scalar": torch.tensor(2.5), "flag": None}
-    saved["all"] = [torch.ones(2, dtype=d) for d in (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int64, torch.half)]
+    saved = {
+        "whole": base,
+        "view": base[1:, ::2],
+        "turned": base.T,
+        "empty": base[:0],
+        "scalar": torch.tensor(2.5),
+        "flag": None,
+    }
+    saved["all"] = [
+        torch.ones(2, dtype=d)
+        for d in (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int64, torch.half)
+    ]
     torch.save(saved, tmp_path / "t.pt")
     same(load_torch_file(tmp_path / "t.pt"), torch.load(tmp_path / "t.pt", weights_only=True))
 
@@ -88,7 +100,12 @@ def test_a_damaged_or_foreign_archive_is_refused(tmp_path):
 
 
 MAP = np.array([[0, 1]])
-TOKENS = {"forward_mode": 1, "extend_seq_lens": [1], "positions": [0], "topk_ids_of_layer": np.array([[[0]]])}
+TOKENS = {
+    "forward_mode": 1,
+    "extend_seq_lens": [1],
+    "positions": [0],
+    "topk_ids_of_layer": np.array([[[0]]]),
+}
 
 
 @pytest.mark.parametrize(
@@ -97,11 +114,22 @@ TOKENS = {"forward_mode": 1, "extend_seq_lens": [1], "positions": [0], "topk_ids
         ({"logical_count": np.ones((3, 1, 2))}, "decode", "phase = 'decode' cannot be told apart"),
         ({"model": {}}, None, "not written by SGLang's expert distribution recorder"),
         ([1, 2], None, "not written by SGLang's expert distribution recorder"),
-        ({"records": [TOKENS], "last_physical_to_logical_map": MAP}, "decode", "holds no decode pass"),
-        ({"records": [], "last_physical_to_logical_map": MAP}, None, "holds no recorded pass"),
-        ({"records": [{"forward_mode": 1}], "last_physical_to_logical_map": MAP}, None, "a record is not as SGLang's"),
         (
-            {"records": [{**TOKENS, "topk_ids_of_layer": np.array([[[7]]])}], "last_physical_to_logical_map": MAP},
+            {"records": [TOKENS], "last_physical_to_logical_map": MAP},
+            "decode",
+            "holds no decode pass",
+        ),
+        ({"records": [], "last_physical_to_logical_map": MAP}, None, "holds no recorded pass"),
+        (
+            {"records": [{"forward_mode": 1}], "last_physical_to_logical_map": MAP},
+            None,
+            "a record is not as SGLang's",
+        ),
+        (
+            {
+                "records": [{**TOKENS, "topk_ids_of_layer": np.array([[[7]]])}],
+                "last_physical_to_logical_map": MAP,
+            },
             None,
             "a record is not as SGLang's",
         ),
@@ -147,5 +175,10 @@ def test_selecting_what_a_file_does_not_hold_is_refused(tmp_path, name, fields, 
 def test_counts_by_domain_in_an_archive_of_arrays(tmp_path):
     np.savez(tmp_path / "c.npz", counts=[[[9, 1, 1]], [[1, 1, 9]]], domain=["law", "code"])
     moe = MoE(kind="moe", num_experts=3, top_k=1, intermediate_size=1)
-    router = Replay(trace=str(tmp_path / "c.npz"), domain="code").prepare(moe, 1, np.random.default_rng(0))
-    assert np.bincount(router.topk_ids(0, np.array([500]), np.random.default_rng(0)).ravel()).argmax() == 2
+    router = Replay(trace=str(tmp_path / "c.npz"), domain="code").prepare(
+        moe, 1, np.random.default_rng(0)
+    )
+    assert (
+        np.bincount(router.topk_ids(0, np.array([500]), np.random.default_rng(0)).ravel()).argmax()
+        == 2
+    )

@@ -92,8 +92,14 @@ class Whole(Frozen):
         ({"small": float("inf")}, "f: small must be a finite number, got inf"),
         ({"either": 1.5}, "f: either must be a text in quotes or a whole number, got 1.5"),
         ({"text": ""}, 'f: text must be a text that is not empty, got ""'),
-        ({"parts": {"size": 1}}, 'f: parts must be a list of tables; write [[parts]] with two brackets, got {"size": 1}'),
-        ({"parts": [{}, {"sise": 1}]}, "f [parts entry 2 of 2]: unknown key 'sise'; did you mean 'size'?"),
+        (
+            {"parts": {"size": 1}},
+            'f: parts must be a list of tables; write [[parts]] with two brackets, got {"size": 1}',
+        ),
+        (
+            {"parts": [{}, {"sise": 1}]},
+            "f [parts entry 2 of 2]: unknown key 'sise'; did you mean 'size'?",
+        ),
         ({"parts": [{"name": "p", "size": 0}]}, "f [parts 'p']: "),
         ({"Small": 1, "zzz": 2}, "f: unknown key 'Small'; did you mean 'small'?"),
     ],
@@ -122,7 +128,12 @@ def test_a_wrong_toml_file(tmp_path, content, said):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("[1]", "found a list"), ("3", "found a single value"), ("null", "found null"), ('{\n"a": }', ", line 2, column 6")],
+    [
+        ("[1]", "found a list"),
+        ("3", "found a single value"),
+        ("null", "found null"),
+        ('{\n"a": }', ", line 2, column 6"),
+    ],
 )
 def test_a_wrong_json_file(tmp_path, content, said):
     (tmp_path / "x.json").write_text(content)

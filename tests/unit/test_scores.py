@@ -29,7 +29,18 @@ def rows(*entries, suite="serving", quantity="tpot", group="h100 vllm MoE"):
     """``(measured, predicted, status)`` each; the band is 10 % either way."""
     return pd.DataFrame(
         [
-            (suite, group, str(i), quantity, "s", measured, predicted, predicted * 0.9, predicted * 1.1, status)
+            (
+                suite,
+                group,
+                str(i),
+                quantity,
+                "s",
+                measured,
+                predicted,
+                predicted * 0.9,
+                predicted * 1.1,
+                status,
+            )
             for i, (measured, predicted, status) in enumerate(entries)
         ],
         columns=list(SCORE_COLUMNS),
@@ -38,7 +49,13 @@ def rows(*entries, suite="serving", quantity="tpot", group="h100 vllm MoE"):
 
 def test_errors_are_relative_to_the_measurement_and_of_answered_rows_only():
     found = score(
-        rows((1.0, 1.2, "ok"), (2.0, 1.0, "extrapolated: far"), (1.0, np.nan, "unsupported: no"), (1.0, np.nan, "ok")), ["suite"]
+        rows(
+            (1.0, 1.2, "ok"),
+            (2.0, 1.0, "extrapolated: far"),
+            (1.0, np.nan, "unsupported: no"),
+            (1.0, np.nan, "ok"),
+        ),
+        ["suite"],
     )
     assert found["rows"].item() == 4
     assert found["unsupported"].item() == 0.5
@@ -61,7 +78,13 @@ def test_groups_come_worst_first_and_are_held_to_their_targets():
     )
     found = grouped(made)
     assert found["group"].tolist()[2] == "h100 vllm dense"
-    met = dict(zip(found["group"].where(found["suite"] == "serving", "theirs"), found["within_target"], strict=True))
+    met = dict(
+        zip(
+            found["group"].where(found["suite"] == "serving", "theirs"),
+            found["within_target"],
+            strict=True,
+        )
+    )
     assert met == {
         "h100 vllm dense": True,
         "h200 vllm dense": False,
@@ -82,7 +105,9 @@ def test_every_target_is_reached_by_some_rows_and_no_group_has_two():
 
 def test_the_board_is_judged_by_shares_too():
     every = [(1.0, 1.05, "ok")] * 16 + [(1.0, 1.28, "ok")] * 4
-    board = Scoreboard({}, rows(*every), order=pd.DataFrame([{"suite": "serving", "pairs": 20, "right": 16}]))
+    board = Scoreboard(
+        {}, rows(*every), order=pd.DataFrame([{"suite": "serving", "pairs": 20, "right": 16}])
+    )
     found = judged(board).set_index("what")
     assert found["met"].to_dict() == {
         "Serving TPOT, MoE": True,
@@ -97,9 +122,16 @@ def test_the_board_is_judged_by_shares_too():
 
 
 def test_few_rows_are_no_verdict_on_bands_and_order():
-    board = Scoreboard({}, rows(*[(1.0, 1.5, "ok")] * 19), order=pd.DataFrame([{"suite": "serving", "pairs": 19, "right": 0}]))
+    board = Scoreboard(
+        {},
+        rows(*[(1.0, 1.5, "ok")] * 19),
+        order=pd.DataFrame([{"suite": "serving", "pairs": 19, "right": 0}]),
+    )
     found = judged(board).set_index("what")
-    for what in ("80 % bands of serving hold", "Order of two deployments of serving that differ by > 10 %"):
+    for what in (
+        "80 % bands of serving hold",
+        "Order of two deployments of serving that differ by > 10 %",
+    ):
         assert found.loc[what, "met"] is None
         assert found.loc[what, "found"] == "0.0 %; too few rows to say"
 
@@ -113,36 +145,72 @@ def test_bands_are_judged_with_room_for_chance():
 
 def test_targets_met_are_counted_by_what_they_are_judged_on():
     run = {"tables": [{"suite": "serving", "source": "table.csv", "rows": 4, "in_sample": True}]}
-    stated = pd.DataFrame([{"what": "Serving TPOT, MoE", "rows": 9, "fits": 2, "missed": 1, "median": 0.13, "p90": 0.2}])
+    stated = pd.DataFrame(
+        [
+            {
+                "what": "Serving TPOT, MoE",
+                "rows": 9,
+                "fits": 2,
+                "missed": 1,
+                "median": 0.13,
+                "p90": 0.2,
+            }
+        ]
+    )
     known = rows(*[(1.0, 1.05, "ok")] * 4)
     assert (
         tally(judged(Scoreboard(run, known, left_out=stated)))
         == "targets with models left out: 0 of 1 met; in sample only: 1 of 1 met"
     )
     assert tally(judged(Scoreboard({}, known, left_out=stated))) == "targets: 2 of 2 met"
-    both = judged(Scoreboard(run, pd.concat([known, known.assign(source="mine.csv")]), left_out=stated))
+    both = judged(
+        Scoreboard(run, pd.concat([known, known.assign(source="mine.csv")]), left_out=stated)
+    )
     errors = both[both["what"] == "Serving TPOT, MoE"]
-    assert errors[["in_sample", "left_out_rows", "met"]].to_numpy().tolist() == [[True, 9, False], [False, 0, True]]
+    assert errors[["in_sample", "left_out_rows", "met"]].to_numpy().tolist() == [
+        [True, 9, False],
+        [False, 0, True],
+    ]
 
 
 def test_a_row_with_two_measures_is_one_reason():
-    both = pd.concat([rows((1.0, np.nan, "unsupported: no model"), quantity=quantity) for quantity in ("ttft", "tpot")])
-    assert reasons(both, "unsupported")[["reason", "rows"]].to_dict("records") == [{"reason": "no model", "rows": 1}]
+    both = pd.concat(
+        [
+            rows((1.0, np.nan, "unsupported: no model"), quantity=quantity)
+            for quantity in ("ttft", "tpot")
+        ]
+    )
+    assert reasons(both, "unsupported")[["reason", "rows"]].to_dict("records") == [
+        {"reason": "no model", "rows": 1}
+    ]
     assert reasons(both, "extrapolated").empty
 
 
 def test_rows_with_the_same_id_are_counted_each():
-    both = pd.concat([rows(*[(1.0, np.nan, "unsupported: no model")] * 3, quantity=quantity) for quantity in ("ttft", "tpot")])
+    both = pd.concat(
+        [
+            rows(*[(1.0, np.nan, "unsupported: no model")] * 3, quantity=quantity)
+            for quantity in ("ttft", "tpot")
+        ]
+    )
     assert reasons(both.assign(subject="same"), "unsupported")["rows"].tolist() == [3]
 
 
 def test_the_worst_are_furthest_off_either_way():
-    found = worst(rows((1.0, 1.9, "ok"), (1.0, 0.4, "ok"), (1.0, 1.0, "ok"), (1.0, np.nan, "unsupported")), 2)
+    found = worst(
+        rows((1.0, 1.9, "ok"), (1.0, 0.4, "ok"), (1.0, 1.0, "ok"), (1.0, np.nan, "unsupported")), 2
+    )
     assert found["predicted"].tolist() == [0.4, 1.9]
 
 
 def test_order_counts_pairs_of_the_same_load_that_differ():
-    made = rows((1.0, 1.0, "ok"), (2.0, 0.9, "ok"), (1.05, 3.0, "ok"), (9.0, 1.0, "ok"), (3.0, np.nan, "unsupported"))
+    made = rows(
+        (1.0, 1.0, "ok"),
+        (2.0, 0.9, "ok"),
+        (1.05, 3.0, "ok"),
+        (9.0, 1.0, "ok"),
+        (3.0, np.nan, "unsupported"),
+    )
     load = [("h100", 8)] * 3 + [("h200", 8)] + [("h100", 8)]
     assert order_of("serving", made, load) == {"suite": "serving", "pairs": 2, "right": 0}
     assert order_of("serving", made.iloc[:0], []) == {"suite": "serving", "pairs": 0, "right": 0}
@@ -156,17 +224,41 @@ def test_words_of_groups_are_whole():
 def test_digits_show_on_which_side_of_a_limit_a_share_lies():
     made = rows(*[(1.0, 1.0, "ok")] * 8, (1.0, 1.3003, "ok"), (1.0, 1.3003, "ok"))
     found = judged(Scoreboard({}, made)).set_index("what").loc["Serving TPOT, MoE"]
-    assert (found["found"], found["asked"], found["met"]) == ("median 0.0 %, p90 30.03 %", "median 12 %, p90 30 %", False)
+    assert (found["found"], found["asked"], found["met"]) == (
+        "median 0.0 %, p90 30.03 %",
+        "median 12 %, p90 30 %",
+        False,
+    )
     for share, limit in ((0.25004, 0.25), (0.24996, 0.25), (0.253, 0.25)):
         assert (float(percent_of(share, limit)[:-2]) > 25) == (share > limit)
 
 
 @pytest.mark.parametrize("in_sample", [True, False])
 def test_targets_are_judged_by_what_was_left_out_only_where_rows_are_in_sample(in_sample):
-    run = {"tables": [{"suite": "serving", "source": "table.csv", "rows": 4, "in_sample": in_sample}]}
-    stated = pd.DataFrame([{"what": "Serving TPOT, MoE", "rows": 9, "fits": 2, "missed": 1, "median": 0.13, "p90": 0.2}])
-    found = judged(Scoreboard(run, rows(*[(1.0, 1.05, "ok")] * 4), left_out=stated)).set_index("what").loc["Serving TPOT, MoE"]
-    assert (found["found"], found["left_out"]) == ("median 5.0 %, p90 5.0 %", "median 13.0 %, p90 20.0 %" * in_sample)
+    run = {
+        "tables": [{"suite": "serving", "source": "table.csv", "rows": 4, "in_sample": in_sample}]
+    }
+    stated = pd.DataFrame(
+        [
+            {
+                "what": "Serving TPOT, MoE",
+                "rows": 9,
+                "fits": 2,
+                "missed": 1,
+                "median": 0.13,
+                "p90": 0.2,
+            }
+        ]
+    )
+    found = (
+        judged(Scoreboard(run, rows(*[(1.0, 1.05, "ok")] * 4), left_out=stated))
+        .set_index("what")
+        .loc["Serving TPOT, MoE"]
+    )
+    assert (found["found"], found["left_out"]) == (
+        "median 5.0 %, p90 5.0 %",
+        "median 13.0 %, p90 20.0 %" * in_sample,
+    )
     assert found["left_out_rows"] == 9 * in_sample
     assert found["met"] is not in_sample
 
@@ -178,24 +270,50 @@ def test_errors_of_fits_mix_by_rows():
     assert 0.1 < p90 < 0.5
     assert mixed([near]) == pytest.approx((0.04, 0.1), rel=0.01)
     rng = np.random.default_rng(0)
-    parts = [np.abs(rng.normal(0, scale, count)) for scale, count in ((0.05, 6000), (0.2, 3000), (0.01, 1000))]
-    said = mixed([Residuals(len(part), float(np.median(part)), float(np.quantile(part, 0.9))) for part in parts])
+    parts = [
+        np.abs(rng.normal(0, scale, count))
+        for scale, count in ((0.05, 6000), (0.2, 3000), (0.01, 1000))
+    ]
+    said = mixed(
+        [
+            Residuals(len(part), float(np.median(part)), float(np.quantile(part, 0.9)))
+            for part in parts
+        ]
+    )
     whole = np.concatenate(parts)
     assert said == pytest.approx((np.median(whole), np.quantile(whole, 0.9)), rel=0.1)
 
 
 def test_left_out_looks_at_calibrations_of_the_rows_gpus_and_at_engines_own_entries():
     calibrations = {name: load_calibration(name, "test") for name in ("hopper", "blackwell")}
-    hopper = left_out(rows((1.0, 1.0, "ok"), suite="gemm", quantity="kernel", group="h100 bf16"), calibrations)
+    hopper = left_out(
+        rows((1.0, 1.0, "ok"), suite="gemm", quantity="kernel", group="h100 bf16"), calibrations
+    )
     both = pd.concat(
-        [rows((1.0, 1.0, "ok"), suite="gemm", quantity="kernel", group=f"{gpu} bf16") for gpu in ("h100", "b200", "rubin")]
+        [
+            rows((1.0, 1.0, "ok"), suite="gemm", quantity="kernel", group=f"{gpu} bf16")
+            for gpu in ("h100", "b200", "rubin")
+        ]
     )
     assert hopper["what"].tolist() == ["Dense GEMM kernels"]
     assert hopper["rows"].item() < left_out(both, calibrations)["rows"].item()
-    experts = left_out(rows((1.0, 1.0, "ok"), suite="moe", quantity="kernel", group="h100 sglang bf16"), calibrations)
+    experts = left_out(
+        rows((1.0, 1.0, "ok"), suite="moe", quantity="kernel", group="h100 sglang bf16"),
+        calibrations,
+    )
     table = calibrations["hopper"].grouped_gemm
-    pooled = [name for name in table["any"] if any(name in other for key, other in table.items() if key != "any")]
+    pooled = [
+        name
+        for name in table["any"]
+        if any(name in other for key, other in table.items() if key != "any")
+    ]
     assert pooled
-    fitted = [fit for by_name in table.values() for fit in by_name.values() if fit.kind != "assumed"]
-    assert experts["fits"].item() == len(fitted) - len([name for name in pooled if table["any"][name].kind != "assumed"])
-    assert left_out(rows((1.0, 1.0, "ok"), suite="gemm", quantity="kernel", group="rubin bf16"), calibrations).empty
+    fitted = [
+        fit for by_name in table.values() for fit in by_name.values() if fit.kind != "assumed"
+    ]
+    assert experts["fits"].item() == len(fitted) - len(
+        [name for name in pooled if table["any"][name].kind != "assumed"]
+    )
+    assert left_out(
+        rows((1.0, 1.0, "ok"), suite="gemm", quantity="kernel", group="rubin bf16"), calibrations
+    ).empty

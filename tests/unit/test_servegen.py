@@ -21,12 +21,20 @@ def written(tmp_path, data, name):
 
 
 def clients():
-    pdf = {"input_tokens": "{10: 0.5, 20: 0.5}", "output_tokens": "{7: 1.0}", "reason_ratio": "{0.0: 1.0}"}
+    pdf = {
+        "input_tokens": "{10: 0.5, 20: 0.5}",
+        "output_tokens": "{7: 1.0}",
+        "reason_ratio": "{0.0: 1.0}",
+    }
     return {
         "chunk-0-trace.csv": "0,1.0,2.0,Gamma,0.25,4.0\n600,0,0,,0,0\n1200,2.0,1.5,Weibull,0.7,1.0\n",
-        "chunk-0-dataset.json": json.dumps({"0": pdf, "1200": {**pdf, "output_tokens": "{9: 1.0}"}}),
+        "chunk-0-dataset.json": json.dumps(
+            {"0": pdf, "1200": {**pdf, "output_tokens": "{9: 1.0}"}}
+        ),
         "chunk-3-trace.csv": "0,0.5,0,,0,0\n600,0,0,,0,0\n1200,0,0,,0,0\n",
-        "chunk-3-dataset.json": json.dumps({"0": pdf, "600": {"input_tokens": "{}", "output_tokens": "{}"}}),
+        "chunk-3-dataset.json": json.dumps(
+            {"0": pdf, "600": {"input_tokens": "{}", "output_tokens": "{}"}}
+        ),
     }
 
 
@@ -60,12 +68,24 @@ def test_servegen_folders_and_archives_are_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("chunk-0-trace.csv", "0,1.0\n", "line 1: must be window_start_s, rate, cv, pattern, ..., got '0,1.0'"),
-        ("chunk-0-trace.csv", "0,1.0,2.0,Gamma,1,1\n600,-1,2,Gamma,1,1\n", "line 2: rate must be at least 0"),
+        (
+            "chunk-0-trace.csv",
+            "0,1.0\n",
+            "line 1: must be window_start_s, rate, cv, pattern, ..., got '0,1.0'",
+        ),
+        (
+            "chunk-0-trace.csv",
+            "0,1.0,2.0,Gamma,1,1\n600,-1,2,Gamma,1,1\n",
+            "line 2: rate must be at least 0",
+        ),
         ("chunk-0-trace.csv", "0,1.0,2.0,Pareto,1,1\n", "the pattern Gamma or Weibull"),
         ("chunk-0-trace.csv", "600,1,1,Gamma,1,1\n0,1,1,Gamma,1,1\n", "window starts must rise"),
         ("chunk-0-dataset.json", "{\n", "must map window starts"),
-        ("chunk-0-dataset.json", '{"0": {"input_tokens": "{10: -1}", "output_tokens": "{7: 1}"}}', "must map window starts"),
+        (
+            "chunk-0-dataset.json",
+            '{"0": {"input_tokens": "{10: -1}", "output_tokens": "{7: 1}"}}',
+            "must map window starts",
+        ),
         ("chunk-0-dataset.json", None, "client 0 has no chunk-0-dataset.json"),
     ],
 )
@@ -95,10 +115,18 @@ def test_servegen_clients_give_a_day_of_requests_at_their_rates():
     path = shared_file("traces/requests/servegen/deepseek-r1_clients_0-35.tar.xz")
     trace = read_trace(path)
     with tarfile.open(path) as archive:
-        tables = [archive.extractfile(member).read().decode() for member in archive if member.name.endswith("-trace.csv")]
-    rates = np.sum([[float(line.split(",")[1]) for line in table.splitlines()] for table in tables], axis=0)
+        tables = [
+            archive.extractfile(member).read().decode()
+            for member in archive
+            if member.name.endswith("-trace.csv")
+        ]
+    rates = np.sum(
+        [[float(line.split(",")[1]) for line in table.splitlines()] for table in tables], axis=0
+    )
     counts = np.bincount((trace.arrival_s // 600).astype(int), minlength=144)
     assert trace.num_requests == pytest.approx(600 * rates.sum(), rel=1e-3)
-    assert abs(counts - 600 * rates).max() < 80  # 36 clients rounded, and times counted from the first request
+    assert (
+        abs(counts - 600 * rates).max() < 80
+    )  # 36 clients rounded, and times counted from the first request
     assert "36 clients" in trace.notes[0]
     assert trace.num_output.mean() > trace.num_input.mean()

@@ -1,4 +1,6 @@
-"""Serving commands: every choice of a plan is a flag or a sentence, each flag once, and the shell takes the line as it is."""
+"""Serving commands: every choice of a plan is a flag or a sentence, each flag once, and the shell
+takes the line as it is.
+"""
 
 import dataclasses
 import itertools
@@ -22,7 +24,14 @@ ENGINES = available("planner.serving")
 def plan(engine="vllm", split=(1, 1, 1), gpus=8, model="gpt-oss-20b", **keys):
     tp, dp, ep = split
     parallel = {"tp": tp, "attention_dp": dp, "ep": ep if ep > 1 else None}
-    table = {"name": "test", "model": model, "cluster": f"h100-sxm-{gpus}", "parallel": parallel, "engine": engine, **keys}
+    table = {
+        "name": "test",
+        "model": model,
+        "cluster": f"h100-sxm-{gpus}",
+        "parallel": parallel,
+        "engine": engine,
+        **keys,
+    }
     table.setdefault("scheduling", {"kind": "chunked", "token_budget": 2048, "max_sequences": 256})
     return make_plan(validate(DeploymentSpec, table, "test"), 1, "test", Path())
 
@@ -83,8 +92,13 @@ def test_every_rank_is_started(engine, split):
 
 @pytest.mark.parametrize("nodes", [2, 4])
 def test_nodes_of_one_vllm_replica_share_out_its_data_parallel_ranks(nodes):
-    found = [flags(one.command) for one in launched("vllm", (1, 8 * nodes, 8 * nodes), gpus=8 * nodes, replicas=1)]
-    assert [int(one.get("--data-parallel-start-rank", 0)) for one in found] == [8 * n for n in range(nodes)]
+    found = [
+        flags(one.command)
+        for one in launched("vllm", (1, 8 * nodes, 8 * nodes), gpus=8 * nodes, replicas=1)
+    ]
+    assert [int(one.get("--data-parallel-start-rank", 0)) for one in found] == [
+        8 * n for n in range(nodes)
+    ]
     assert ["--headless" in one for one in found] == [False] + [True] * (nodes - 1)
     assert {one["--data-parallel-size-local"] for one in found} == {"8"}
     assert {one["--data-parallel-address"] for one in found} == {"node0"}
@@ -100,7 +114,10 @@ def test_nodes_of_one_sglang_replica_have_ranks():
 
 
 def test_batches_are_each_ranks_in_vllm_and_trtllm_and_all_ranks_in_sglang():
-    vllm, trtllm, sglang = (flags(launched(one, (1, 4, 4), replicas=1)[0].command) for one in ("vllm", "trtllm", "sglang"))
+    vllm, trtllm, sglang = (
+        flags(launched(one, (1, 4, 4), replicas=1)[0].command)
+        for one in ("vllm", "trtllm", "sglang")
+    )
     assert (vllm["--max-num-batched-tokens"], vllm["--max-num-seqs"]) == ("2048", "256")
     assert (trtllm["--max_num_tokens"], trtllm["--max_batch_size"]) == ("2048", "256")
     assert (sglang["--chunked-prefill-size"], sglang["--max-running-requests"]) == ("8192", "1024")
@@ -108,14 +125,24 @@ def test_batches_are_each_ranks_in_vllm_and_trtllm_and_all_ranks_in_sglang():
 
 def test_memory_is_what_the_plan_gives_to_weights_and_cache():
     made = {engine: plan(engine, (1, 1, 1), replicas=1) for engine in ENGINES}
-    found = {engine: flags(launch(one, one.spec.model, 100, 200)[0].command) for engine, one in made.items()}
+    found = {
+        engine: flags(launch(one, one.spec.model, 100, 200)[0].command)
+        for engine, one in made.items()
+    }
     capacity = made["vllm"].capacity
     assert float(found["vllm"]["--gpu-memory-utilization"]) == 0.9
     share = float(found["sglang"]["--mem-fraction-static"])
-    assert share * capacity.total_bytes == pytest.approx(capacity.weights_bytes + capacity.kv_bytes, rel=2e-3)
+    assert share * capacity.total_bytes == pytest.approx(
+        capacity.weights_bytes + capacity.kv_bytes, rel=2e-3
+    )
     free = capacity.total_bytes - capacity.weights_bytes - made["trtllm"].spec.activation_bytes
-    assert float(found["trtllm"]["--kv_cache_free_gpu_memory_fraction"]) * free == pytest.approx(capacity.kv_bytes, rel=2e-3)
-    assert all(f"{capacity.tokens:,}" in said(launch(one, one.spec.model, 100, 200)) for one in made.values())
+    assert float(found["trtllm"]["--kv_cache_free_gpu_memory_fraction"]) * free == pytest.approx(
+        capacity.kv_bytes, rel=2e-3
+    )
+    assert all(
+        f"{capacity.tokens:,}" in said(launch(one, one.spec.model, 100, 200))
+        for one in made.values()
+    )
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -138,13 +165,23 @@ def test_spare_experts_and_their_placement(engine):
 def test_overlap_is_a_flag_or_a_sentence(engine):
     given = launched(engine, (1, 4, 4), replicas=1, overlap="two_batch")
     flag = {"vllm": "--enable-dbo", "sglang": "--enable-two-batch-overlap"}.get(engine)
-    assert flag in flags(given[0].command) if flag else "no option for two overlapped halves" in said(given)
+    assert (
+        flag in flags(given[0].command)
+        if flag
+        else "no option for two overlapped halves" in said(given)
+    )
 
 
-@pytest.mark.parametrize(("engine", "asked"), [("vllm", "fp8"), ("sglang", "fp8_e4m3"), ("trtllm", "dtype: fp8")])
+@pytest.mark.parametrize(
+    ("engine", "asked"), [("vllm", "fp8"), ("sglang", "fp8_e4m3"), ("trtllm", "dtype: fp8")]
+)
 def test_the_caches_format(engine, asked):
     given = launched(engine, (1, 1, 1), replicas=1, kv_dtype="fp8")
-    assert asked in given[0].command if engine == "trtllm" else flags(given[0].command)["--kv-cache-dtype"] == asked
+    assert (
+        asked in given[0].command
+        if engine == "trtllm"
+        else flags(given[0].command)["--kv-cache-dtype"] == asked
+    )
     odd = launched(engine, (1, 1, 1), replicas=1, kv_dtype="int8")
     assert "int8" not in odd[0].command
     assert "keeps the cache in int8" in said(odd)
@@ -161,17 +198,36 @@ def test_pools_have_servers_of_each_kind_and_a_router(engine):
         "router in front of all servers",
     ]
     prompts, decoding = flags(given[0].command), flags(given[2].command)
-    assert [re.search(r"CUDA_VISIBLE_DEVICES=(\S+)", one.command)[1] for one in given[:3]] == ["4,5", "6,7", "0,1,2,3"]
+    assert [re.search(r"CUDA_VISIBLE_DEVICES=(\S+)", one.command)[1] for one in given[:3]] == [
+        "4,5",
+        "6,7",
+        "0,1,2,3",
+    ]
     if engine == "vllm":
         roles = [json.loads(one["--kv-transfer-config"]) for one in (prompts, decoding)]
-        assert roles == [{"kv_connector": "NixlConnector", "kv_role": role} for role in ("kv_producer", "kv_consumer")]
-        assert given[-1].command.endswith("--prefill http://node0:8004 --prefill http://node0:8006 --decode http://node0:8000")
+        assert roles == [
+            {"kv_connector": "NixlConnector", "kv_role": role}
+            for role in ("kv_producer", "kv_consumer")
+        ]
+        assert given[-1].command.endswith(
+            "--prefill http://node0:8004 --prefill http://node0:8006 --decode http://node0:8000"
+        )
     elif engine == "sglang":
-        assert (prompts["--disaggregation-mode"], decoding["--disaggregation-mode"]) == ("prefill", "decode")
+        assert (prompts["--disaggregation-mode"], decoding["--disaggregation-mode"]) == (
+            "prefill",
+            "decode",
+        )
         assert decoding["--deepep-mode"] == "low_latency"
-        assert f"--prefill http://node0:31200 {prompts['--disaggregation-bootstrap-port']}" in given[-1].command
+        assert (
+            f"--prefill http://node0:31200 {prompts['--disaggregation-bootstrap-port']}"
+            in given[-1].command
+        )
     else:
-        assert all("cache_transceiver_config" in one.command and "max_tokens_in_buffer: 3000" in one.command for one in given[:3])
+        assert all(
+            "cache_transceiver_config" in one.command
+            and "max_tokens_in_buffer: 3000" in one.command
+            for one in given[:3]
+        )
         assert "trtllm-serve disaggregated -c disaggregated.yml" in given[-1].command
         assert "router:\n    type: load_balancing\n    use_tokens: false" in given[-1].command
         assert "at random" not in said(given)
@@ -205,12 +261,20 @@ def test_servers_on_one_host_do_not_take_each_others_ports():
 def test_a_rack_is_more_than_one_machine():
     made = plan("vllm", (1, 1, 1), replicas=1)
     rack = made.cluster.model_copy(update={"gpus_per_node": 72, "num_gpus": 72})
-    assert "Where its machines hold fewer" in said(launch(dataclasses.replace(made, cluster=rack), "gpt-oss-20b", 1, 1))
+    assert "Where its machines hold fewer" in said(
+        launch(dataclasses.replace(made, cluster=rack), "gpt-oss-20b", 1, 1)
+    )
 
 
 def test_amd_has_its_own_exchange():
-    found = [flags(launched(engine, (1, 4, 4), replicas=1, cluster="mi300x-8")[0].command) for engine in ("vllm", "sglang")]
-    assert [one.get("--all2all-backend") or one["--moe-a2a-backend"] for one in found] == ["mori", "mori"]
+    found = [
+        flags(launched(engine, (1, 4, 4), replicas=1, cluster="mi300x-8")[0].command)
+        for engine in ("vllm", "sglang")
+    ]
+    assert [one.get("--all2all-backend") or one["--moe-a2a-backend"] for one in found] == [
+        "mori",
+        "mori",
+    ]
 
 
 def test_replicas_of_several_nodes_are_started_alike():
@@ -222,7 +286,12 @@ def test_replicas_of_several_nodes_are_started_alike():
 
 def test_an_engine_without_commands_says_so():
     made = plan("vllm", (1, 1, 1), replicas=1)
-    given = launch(dataclasses.replace(made, spec=made.spec.model_copy(update={"engine": "other@2"})), "gpt-oss-20b", 1, 1)
+    given = launch(
+        dataclasses.replace(made, spec=made.spec.model_copy(update={"engine": "other@2"})),
+        "gpt-oss-20b",
+        1,
+        1,
+    )
     assert given[0].command == ""
     assert "'other@2'" in said(given)
     assert "release 1.2.0" in said(launched("trtllm@1.2.0", (1, 1, 1), replicas=1))

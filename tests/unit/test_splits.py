@@ -1,4 +1,6 @@
-"""Pairs of spread and split experts in tables of kernels: what is a pair, and what counts as right."""
+"""Pairs of spread and split experts in tables of kernels: what is a pair, and what counts as
+right.
+"""
 
 import numpy as np
 import pandas as pd
@@ -15,17 +17,30 @@ def orders(rows, predicted_ms):
     table = pd.DataFrame(rows, columns=[*COLUMNS, "latency_ms"])
     seconds = np.array(predicted_ms, dtype=float)[:, None] / 1e3
     answers = Answers(seconds, seconds, seconds, ["ok"] * len(table), [""] * len(table))
-    return [(order["pairs"], order["right"]) for order in split_orders("moe", table, COLUMNS, MEASURE, answers)]
+    return [
+        (order["pairs"], order["right"])
+        for order in split_orders("moe", table, COLUMNS, MEASURE, answers)
+    ]
 
 
 def test_the_side_that_is_faster_is_counted_where_they_differ():
-    rows = [("h100", 4, 1, 8, 1.0), ("h100", 1, 4, 8, 2.0), ("h100", 4, 1, 16, 1.0), ("h100", 1, 4, 16, 1.05)]
+    rows = [
+        ("h100", 4, 1, 8, 1.0),
+        ("h100", 1, 4, 8, 2.0),
+        ("h100", 4, 1, 16, 1.0),
+        ("h100", 1, 4, 16, 1.05),
+    ]
     assert orders(rows, [1.0, 1.2, 1.0, 0.9]) == [(1, 1), (0, 0)]
     assert orders(rows, [1.0, 0.8, 1.0, 0.9]) == [(1, 0), (0, 0)]
 
 
 def test_rows_that_differ_in_more_are_no_pair():
-    for other in [("b200", 1, 4, 8, 2.0), ("h100", 1, 8, 8, 2.0), ("h100", 1, 4, 16, 2.0), ("h100", 2, 2, 8, 2.0)]:
+    for other in [
+        ("b200", 1, 4, 8, 2.0),
+        ("h100", 1, 8, 8, 2.0),
+        ("h100", 1, 4, 16, 2.0),
+        ("h100", 2, 2, 8, 2.0),
+    ]:
         assert orders([("h100", 4, 1, 8, 1.0), other], [1.0, 2.0]) == []
 
 
@@ -51,4 +66,9 @@ def test_rows_without_an_answer_or_a_number_are_no_pair():
 
 def test_tables_without_splits_have_no_order():
     answers = Answers.unsupported(1, 1)
-    assert split_orders("gemm", pd.DataFrame({"m": [1], "latency_ms": [1.0]}), ("m",), MEASURE, answers) == ()
+    assert (
+        split_orders(
+            "gemm", pd.DataFrame({"m": [1], "latency_ms": [1.0]}), ("m",), MEASURE, answers
+        )
+        == ()
+    )

@@ -1,4 +1,6 @@
-"""One function over many items: in order, with what it raises, on several processes at once, and nothing left running."""
+"""One function over many items: in order, with what it raises, on several processes at once, and
+nothing left running.
+"""
 
 import os
 import signal
@@ -17,7 +19,8 @@ from simulator.parallel.work_list import WorkList
 from simulator.parallel.workers import Workers, sweep
 
 PATIENCE_S = 300.0
-"""Whatever ends at all has ended by then, however busy the machine is; only a test that fails waits so long."""
+"""Whatever ends at all has ended by then, however busy the machine is; only a test that fails waits
+so long."""
 
 
 def squared(number):
@@ -87,7 +90,9 @@ def test_one_list_after_another_is_worked_on_by_the_same_processes_at_once(tmp_p
 
 
 def test_one_core_or_no_ray_starts_nothing(monkeypatch):
-    monkeypatch.setattr("simulator.parallel.workers.Workers._start", lambda _: pytest.fail("Ray was started"))
+    monkeypatch.setattr(
+        "simulator.parallel.workers.Workers._start", lambda _: pytest.fail("Ray was started")
+    )
     monkeypatch.setattr("simulator.parallel.workers.num_cores", lambda: 1)
     assert sweep(squared, [1, 2]) == [1, 4]
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
@@ -147,7 +152,13 @@ def test_the_heaviest_is_begun_first_and_alike_items_go_to_one_worker_until_the_
         (0, ("a", 1)),
         (0, None),
     ]
-    assert order(items, 0, 1, 1, 0, 1) == [(0, ("b", 4)), (1, ("a", 5)), (1, ("a", 1)), (0, ("b", 3)), (1, ("b", 2))]
+    assert order(items, 0, 1, 1, 0, 1) == [
+        (0, ("b", 4)),
+        (1, ("a", 5)),
+        (1, ("a", 1)),
+        (0, ("b", 3)),
+        (1, ("b", 2)),
+    ]
 
 
 def test_who_had_a_group_in_one_list_gets_it_in_the_next():
@@ -158,7 +169,10 @@ def test_who_had_a_group_in_one_list_gets_it_in_the_next():
         assert taken == {0: "a", 1: "b"}
 
 
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are found by their environment in /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/environ").exists(),
+    reason="processes are found by their environment in /proc",
+)
 @pytest.mark.parametrize(("stop", "at_work"), [(signal.SIGINT, 1), (signal.SIGTERM, 2)])
 def test_a_command_that_is_told_to_stop_leaves_no_process(tmp_path, stop, at_work, ray):
     program, begun = tmp_path / "program.py", tmp_path / "begun"
@@ -182,10 +196,14 @@ sweep(begin, range(8), workers=2)
         text=True,
         env={**os.environ, "MOESIM_MARK": mark},
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs tests in the background ignores it
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # what runs tests in the background ignores it
     )
     # At one process at work the others are just being started.
-    while (len(list(begun.iterdir())) < at_work or len(marked(mark)) < 2) and running.poll() is None:
+    while (
+        len(list(begun.iterdir())) < at_work or len(marked(mark)) < 2
+    ) and running.poll() is None:
         time.sleep(0.05)
     if stop == signal.SIGINT:
         os.killpg(running.pid, stop)  # as a terminal does
@@ -205,8 +223,14 @@ def marked(mark):
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            with open(f"/proc/{pid}/environ", "rb") as environment, open(f"/proc/{pid}/stat") as state:
-                if mark.encode() in environment.read() and state.read().rpartition(")")[2].split()[0] != "Z":
+            with (
+                open(f"/proc/{pid}/environ", "rb") as environment,
+                open(f"/proc/{pid}/stat") as state,
+            ):
+                if (
+                    mark.encode() in environment.read()
+                    and state.read().rpartition(")")[2].split()[0] != "Z"
+                ):
                     found.append(int(pid))
         except OSError:
             continue

@@ -33,7 +33,12 @@ def test_one_rank_needs_no_path(tiny, topology):
 def test_rails_leave_by_the_card_of_the_receivers_rail(tiny):
     fabric = Rails().wire(tiny.cluster(8, 4), 8)
     assert path(fabric, 1, 5) == ["gpu 1 scale_out out", "gpu 5 scale_out in"]
-    assert path(fabric, 1, 6) == ["gpu 1 scale_up out", "gpu 2 scale_up in", "gpu 2 scale_out out", "gpu 6 scale_out in"]
+    assert path(fabric, 1, 6) == [
+        "gpu 1 scale_up out",
+        "gpu 2 scale_up in",
+        "gpu 2 scale_out out",
+        "gpu 6 scale_out in",
+    ]
 
 
 def test_own_cards_cross_rails_in_the_switches(tiny):
@@ -56,7 +61,12 @@ def test_rails_of_a_node_that_is_not_full_leave_by_a_card_that_is_there(tiny):
 def test_leaves_are_crossed_between_leaves_only(tiny):
     fabric = LeafSpine(oversubscription=2.0, nodes_per_leaf=2).wire(tiny.cluster(16, 4), 16)
     assert path(fabric, 0, 5) == ["gpu 0 scale_out out", "gpu 5 scale_out in"]
-    assert path(fabric, 0, 9) == ["gpu 0 scale_out out", "leaf 0 scale_out out", "leaf 1 scale_out in", "gpu 9 scale_out in"]
+    assert path(fabric, 0, 9) == [
+        "gpu 0 scale_out out",
+        "leaf 0 scale_out out",
+        "leaf 1 scale_out in",
+        "gpu 9 scale_out in",
+    ]
     rates = {link.name: link.bytes_per_s for link in fabric.links}
     assert rates["leaf 0 scale_out out"] == rates["gpu 0 scale_out out"] * 2 * 4 / 2.0
 
@@ -64,17 +74,26 @@ def test_leaves_are_crossed_between_leaves_only(tiny):
 def test_sockets_are_crossed_between_sockets_only(tiny):
     fabric = PCIe(gpus_per_socket=2).wire(tiny.cluster(4, 4), 4)
     assert path(fabric, 0, 1) == ["gpu 0 scale_up out", "gpu 1 scale_up in"]
-    assert path(fabric, 0, 2) == ["gpu 0 scale_up out", "socket 0 scale_up out", "socket 1 scale_up in", "gpu 2 scale_up in"]
+    assert path(fabric, 0, 2) == [
+        "gpu 0 scale_up out",
+        "socket 0 scale_up out",
+        "socket 1 scale_up in",
+        "gpu 2 scale_up in",
+    ]
 
 
 def test_a_socket_lies_in_one_node(tiny):
-    """Nodes of 6 with sockets of 4: ranks 4, 5 and 6, 7 are neighbours by number, but in different boxes."""
+    """Nodes of 6 with sockets of 4: ranks 4, 5 and 6, 7 are neighbours by number, but in different
+    boxes.
+    """
     fabric = PCIe(gpus_per_socket=4).wire(tiny.cluster(12, 6), 12)
     nodes_of = {}
     for source, destination in itertools.permutations(range(12), 2):
         for name in path(fabric, source, destination):
             if name.startswith("socket"):
-                nodes_of.setdefault(name, set()).update({int(fabric.node_R[source]), int(fabric.node_R[destination])})
+                nodes_of.setdefault(name, set()).update(
+                    {int(fabric.node_R[source]), int(fabric.node_R[destination])}
+                )
     assert nodes_of
     assert all(len(nodes) == 1 for nodes in nodes_of.values())
 

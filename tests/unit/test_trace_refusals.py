@@ -27,9 +27,18 @@ def test_broken_parquet_is_refused_with_its_row(tmp_path):
     for columns, message in (
         ({"num_input": [1, None], "num_output": [1, 1]}, "row 2: num_input has no value"),
         ({"num_input": ["a"], "num_output": [1]}, "column num_input must hold int numbers"),
-        ({"num_input": [1, -2], "num_output": [1, 1]}, "row 2: num_input must be at least 1 tokens, got -2"),
-        ({"num_input": [1], "num_output": [1], "prefix_ids": [[1]]}, "prefix_ids need a column prefix_block_tokens"),
-        ({"num_input": [1], "num_output": [1], "arrival_s": [float("nan")]}, "row 1: arrival_s must be a finite number"),
+        (
+            {"num_input": [1, -2], "num_output": [1, 1]},
+            "row 2: num_input must be at least 1 tokens, got -2",
+        ),
+        (
+            {"num_input": [1], "num_output": [1], "prefix_ids": [[1]]},
+            "prefix_ids need a column prefix_block_tokens",
+        ),
+        (
+            {"num_input": [1], "num_output": [1], "arrival_s": [float("nan")]},
+            "row 1: arrival_s must be a finite number",
+        ),
     ):
         parquet.write_table(pa.table(columns), path)
         with pytest.raises(UserError) as found:
@@ -40,9 +49,14 @@ def test_broken_parquet_is_refused_with_its_row(tmp_path):
         read_trace(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"\n\n  \n", b"\xef\xbb\xbf", gzip.compress(b"", mtime=0)])
+@pytest.mark.parametrize(
+    "content", [b"", b"\n\n  \n", b"\xef\xbb\xbf", gzip.compress(b"", mtime=0)]
+)
 def test_empty_files(tmp_path, content):
-    assert refusal(tmp_path, content) == ": the file is empty; a request trace has at least one request"
+    assert (
+        refusal(tmp_path, content)
+        == ": the file is empty; a request trace has at least one request"
+    )
 
 
 def test_a_missing_file_and_a_damaged_archive(tmp_path):
@@ -51,23 +65,51 @@ def test_a_missing_file_and_a_damaged_archive(tmp_path):
     assert "cannot be read" in refusal(tmp_path, gzip.compress(b"num_input,num_output\n" * 9)[:-12])
 
 
-A, B, C = "2023-11-16 18:15:46.1,374,44", "2023-11-16 18:15:47.2,396,109", "2023-11-16 18:15:46.5,1,1"
+A, B, C = (
+    "2023-11-16 18:15:46.1,374,44",
+    "2023-11-16 18:15:47.2,396,109",
+    "2023-11-16 18:15:46.5,1,1",
+)
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
         ([], ": holds no request; a request trace has at least one"),
-        ([A, "2023-11-16 18:15:47.2,x,109"], ", line 3: ContextTokens must be a whole number, got 'x'"),
-        ([A, "2023-11-16 18:15:47.2,1.5,109"], ", line 3: ContextTokens must be a whole number, got '1.5'"),
-        ([A, "", "2023-11-16 18:15:47.2,,109"], ", line 4: ContextTokens must be a whole number, got ''"),
+        (
+            [A, "2023-11-16 18:15:47.2,x,109"],
+            ", line 3: ContextTokens must be a whole number, got 'x'",
+        ),
+        (
+            [A, "2023-11-16 18:15:47.2,1.5,109"],
+            ", line 3: ContextTokens must be a whole number, got '1.5'",
+        ),
+        (
+            [A, "", "2023-11-16 18:15:47.2,,109"],
+            ", line 4: ContextTokens must be a whole number, got ''",
+        ),
         ([A, B, "2023-11-16 18:15:48.2,5"], ", line 4: has 2 columns, the header has 3"),
         ([A, B, "2023-11-16 18:15:48.2,5,6,7"], ", line 4: has 4 columns, the header has 3"),
-        ([A, "", "2023-11-16 18:15:48.2,-5,6"], ", line 4: ContextTokens must be at least 1 tokens, got -5"),
-        ([A, "2023-11-16 18:15:48.2,5,0"], ", line 3: GeneratedTokens must be at least 1 tokens, got 0"),
-        ([A, "NaN,5,6"], ", line 3: TIMESTAMP must be a UTC time such as 2023-11-16 18:15:46.6805900, got 'NaN'"),
-        ([A, "2023-11-16 18:15:46+02:00,5,6"], ", line 3: TIMESTAMP must be a UTC time such as 2023-11-16 18:15:46.6805900"),
-        ([A, B, C], ", line 4: TIMESTAMP lies 0.7 s before that of the row above; sort the rows by it"),
+        (
+            [A, "", "2023-11-16 18:15:48.2,-5,6"],
+            ", line 4: ContextTokens must be at least 1 tokens, got -5",
+        ),
+        (
+            [A, "2023-11-16 18:15:48.2,5,0"],
+            ", line 3: GeneratedTokens must be at least 1 tokens, got 0",
+        ),
+        (
+            [A, "NaN,5,6"],
+            ", line 3: TIMESTAMP must be a UTC time such as 2023-11-16 18:15:46.6805900, got 'NaN'",
+        ),
+        (
+            [A, "2023-11-16 18:15:46+02:00,5,6"],
+            ", line 3: TIMESTAMP must be a UTC time such as 2023-11-16 18:15:46.6805900",
+        ),
+        (
+            [A, B, C],
+            ", line 4: TIMESTAMP lies 0.7 s before that of the row above; sort the rows by it",
+        ),
     ],
 )
 def test_broken_csv(tmp_path, rows, message):
@@ -83,18 +125,42 @@ def test_equal_times_are_in_order(tmp_path):
     [
         ("{", ", line 2: not valid JSON"),
         ("[1]", ", line 2: must hold a JSON object, found a list"),
-        ({"input_length": 5, "output_length": 5, "hash_ids": [1]}, ", line 2: missing timestamp; it must be a finite number"),
-        ({**MOONCAKE[1], "timestamp": float("nan")}, ", line 2: timestamp must be a finite number, got NaN"),
-        ({**MOONCAKE[1], "timestamp": "soon"}, ", line 2: timestamp must be a finite number, got 'soon'"),
-        ({**MOONCAKE[1], "timestamp": -1}, ", line 2: timestamp lies 0.001 s before that of the row above"),
+        (
+            {"input_length": 5, "output_length": 5, "hash_ids": [1]},
+            ", line 2: missing timestamp; it must be a finite number",
+        ),
+        (
+            {**MOONCAKE[1], "timestamp": float("nan")},
+            ", line 2: timestamp must be a finite number, got NaN",
+        ),
+        (
+            {**MOONCAKE[1], "timestamp": "soon"},
+            ", line 2: timestamp must be a finite number, got 'soon'",
+        ),
+        (
+            {**MOONCAKE[1], "timestamp": -1},
+            ", line 2: timestamp lies 0.001 s before that of the row above",
+        ),
         (
             {**MOONCAKE[1], "timestamp": 0.5},
             ", line 2: timestamp must be whole milliseconds in a Mooncake trace, got 0.5; multiply by 1000",
         ),
-        ({**MOONCAKE[1], "output_length": True}, ", line 2: output_length must be a whole number, got true"),
-        ({**MOONCAKE[1], "output_length": None}, ", line 2: output_length must be a whole number, got null"),
-        ({**MOONCAKE[1], "hash_ids": [1, None, 2]}, ", line 2: hash_ids must be a list of whole numbers, got [1, null, 2]"),
-        ({**MOONCAKE[1], "hash_ids": [1]}, ", line 2: 1 hash_ids for input_length 1025; blocks of 512 tokens need 3"),
+        (
+            {**MOONCAKE[1], "output_length": True},
+            ", line 2: output_length must be a whole number, got true",
+        ),
+        (
+            {**MOONCAKE[1], "output_length": None},
+            ", line 2: output_length must be a whole number, got null",
+        ),
+        (
+            {**MOONCAKE[1], "hash_ids": [1, None, 2]},
+            ", line 2: hash_ids must be a list of whole numbers, got [1, null, 2]",
+        ),
+        (
+            {**MOONCAKE[1], "hash_ids": [1]},
+            ", line 2: 1 hash_ids for input_length 1025; blocks of 512 tokens need 3",
+        ),
     ],
 )
 def test_broken_json_lines(tmp_path, second, message):
@@ -103,7 +169,10 @@ def test_broken_json_lines(tmp_path, second, message):
 
 
 def test_a_custom_data_set_without_answers_is_refused(tmp_path):
-    assert refusal(tmp_path, lines([{"prompt": "a"}])) == ", line 1: missing output_tokens; it must be a whole number"
+    assert (
+        refusal(tmp_path, lines([{"prompt": "a"}]))
+        == ", line 1: missing output_tokens; it must be a whole number"
+    )
 
 
 @pytest.mark.parametrize(
@@ -124,7 +193,9 @@ def test_broken_vllm_results(tmp_path, change, message):
 
 
 def test_a_table_needs_one_block_size(tmp_path):
-    message = refusal(tmp_path, "num_input,num_output,prefix_block_tokens,prefix_ids\n20,1,16,0 1\n20,1,8,0 1\n")
+    message = refusal(
+        tmp_path, "num_input,num_output,prefix_block_tokens,prefix_ids\n20,1,16,0 1\n20,1,8,0 1\n"
+    )
     assert message == ": prefix_block_tokens must be the same number, at least 1, in every row"
 
 
@@ -132,7 +203,10 @@ def test_a_table_needs_one_block_size(tmp_path):
     ("text", "message"),
     [
         ('[{"conversations": [{"value": 1}]}', ": not valid JSON"),
-        ('[{"conversations": [{"value": 1}]}]', ", entry 1: conversations must be a list of turns with a text 'value'"),
+        (
+            '[{"conversations": [{"value": 1}]}]',
+            ", entry 1: conversations must be a list of turns with a text 'value'",
+        ),
         ('{"request_rate": 1, "num_prompts": 1, "total_input_tokens": 1', ": not valid JSON"),
         (
             "time_stamp,ContextTokens\n1,2\n",
@@ -146,7 +220,10 @@ def test_a_table_needs_one_block_size(tmp_path):
             '{"timestamp": 1, "input_length": 5, "output_length": 1, "hash_ids": 3}',
             ", line 1: hash_ids must be a list of whole numbers",
         ),
-        (b"TIMESTAMP,ContextTokens,GeneratedTokens\n\xff,1,1\n", ", line 2: not UTF-8 text; save the file as UTF-8"),
+        (
+            b"TIMESTAMP,ContextTokens,GeneratedTokens\n\xff,1,1\n",
+            ", line 2: not UTF-8 text; save the file as UTF-8",
+        ),
     ],
 )
 def test_other_broken_files(tmp_path, text, message):
@@ -161,5 +238,10 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 
 
 def test_what_could_be_two_formats_is_refused(tmp_path):
-    message = refusal(tmp_path, "arrived_at,num_prefill_tokens,num_decode_tokens,num_input,num_output\n0,1,1,1,1\n")
-    assert message.startswith(": could be any of splitwise, table; its first line reads as the columns 'arrived_at'")
+    message = refusal(
+        tmp_path,
+        "arrived_at,num_prefill_tokens,num_decode_tokens,num_input,num_output\n0,1,1,1,1\n",
+    )
+    assert message.startswith(
+        ": could be any of splitwise, table; its first line reads as the columns 'arrived_at'"
+    )

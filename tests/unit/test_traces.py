@@ -1,4 +1,6 @@
-"""Every reader on the real file and on hand-made rows, and what each refuses, with the line and the value."""
+"""Every reader on the real file and on hand-made rows, and what each refuses, with the line and the
+value.
+"""
 
 import gzip
 import json
@@ -16,7 +18,12 @@ from tests.unit.trace_texts import AZURE, BENCH, MOONCAKE, lines, read, written
 
 SIXTEEN = [
     {"timestamp": 1.5, "input_length": 17, "output_length": 5, "hash_ids": [70, 71]},
-    {"timestamp": 61.114, "input_length": 521, "output_length": 132, "hash_ids": list(range(70, 103))},
+    {
+        "timestamp": 61.114,
+        "input_length": 521,
+        "output_length": 132,
+        "hash_ids": list(range(70, 103)),
+    },
 ]
 
 
@@ -31,8 +38,16 @@ def test_azure_conversation_has_its_published_statistics():
     assert found["duration_s"] == pytest.approx(3501.721937, abs=1e-6)
     assert [round(found[f"fano_{window}s"], 1) for window in (1, 10, 60)] == [1.4, 3.9, 16.1]
     assert found["iat_cv"] == pytest.approx(1.094, abs=1e-3)
-    assert (found["input"]["p50"], found["input"]["p99"], found["input"]["max"]) == (1020, 4142, 14050)
-    assert (found["output"]["p50"], found["output"]["p90"], found["output"]["max"]) == (129, 424, 1000)
+    assert (found["input"]["p50"], found["input"]["p99"], found["input"]["max"]) == (
+        1020,
+        4142,
+        14050,
+    )
+    assert (found["output"]["p50"], found["output"]["p90"], found["output"]["max"]) == (
+        129,
+        424,
+        1000,
+    )
     assert trace.arrival_s[1] == pytest.approx(4.314579)
     assert trace.notes == ()
 
@@ -66,8 +81,14 @@ def test_length_files_are_read_packed(name, num_requests, input_p50, output_p50)
 
 @pytest.mark.measured
 def test_a_benchmark_log_matches_the_workload_it_replayed():
-    workload = read_trace(shared_file("traces/requests/llmservingsim/sharegpt-llama-3.1-8b-300-sps10.lengths.jsonl"))
-    log = read_trace(shared_file("traces/measured/llmservingsim_vllm_RTXPRO6000/Llama-3.1-8B/vllm/requests.jsonl"))
+    workload = read_trace(
+        shared_file("traces/requests/llmservingsim/sharegpt-llama-3.1-8b-300-sps10.lengths.jsonl")
+    )
+    log = read_trace(
+        shared_file(
+            "traces/measured/llmservingsim_vllm_RTXPRO6000/Llama-3.1-8B/vllm/requests.jsonl"
+        )
+    )
     assert workload.num_requests == log.num_requests == 300
     np.testing.assert_array_equal(workload.num_input, log.num_input)
     np.testing.assert_allclose(workload.arrival_s, log.arrival_s, atol=0.05)
@@ -79,12 +100,18 @@ def test_every_real_file_is_of_exactly_one_format(folder):
     files = [
         path
         for path in shared_file(f"traces/{folder}").rglob("*")
-        if path.is_file() and "LICENSE" not in path.name and (folder == "requests" or path.name == "requests.jsonl")
+        if path.is_file()
+        and "LICENSE" not in path.name
+        and (folder == "requests" or path.name == "requests.jsonl")
     ]
     assert files
     for path in files:
         head = head_of(path)
-        fitting = [k for k in plugins.available("traces") if plugins.build("traces", {"kind": k}, "t").recognises(path, head)]
+        fitting = [
+            k
+            for k in plugins.available("traces")
+            if plugins.build("traces", {"kind": k}, "t").recognises(path, head)
+        ]
         assert len(fitting) == 1, path
 
 
@@ -117,7 +144,11 @@ def test_azure_2024_names_the_zone_and_skips_zero_fractions(tmp_path):
 
 
 def test_azure_multimodal_counts_images_in_a_note(tmp_path):
-    rows = ["TIMESTAMP,NumImages,ContextTokens,GeneratedTokens", "2025-01-01 00:00:00,2,1000,5", "2025-01-01 00:00:01,0,10,6"]
+    rows = [
+        "TIMESTAMP,NumImages,ContextTokens,GeneratedTokens",
+        "2025-01-01 00:00:00,2,1000,5",
+        "2025-01-01 00:00:01,0,10,6",
+    ]
     trace = read(tmp_path, "\n".join(rows))
     assert trace.num_input.tolist() == [1000, 10]
     assert trace.notes == ("1 requests carry images, which count only through ContextTokens",)
@@ -148,7 +179,13 @@ def test_mooncake_is_told_from_bailian_by_its_blocks(tmp_path):
     assert mooncake.prefix_block_tokens == 512
     assert mooncake.prefix_starts.tolist() == [0, 2, 5]
     assert mooncake.prefix_ids.tolist() == [0, 1, 0, 1, 2]
-    bailian = read(tmp_path, lines({"chat_id": 159, "parent_chat_id": -1, **row, "type": "text", "turn": 1} for row in SIXTEEN))
+    bailian = read(
+        tmp_path,
+        lines(
+            {"chat_id": 159, "parent_chat_id": -1, **row, "type": "text", "turn": 1}
+            for row in SIXTEEN
+        ),
+    )
     vllm = read(tmp_path, lines(SIXTEEN))
     for trace in (bailian, vllm):
         np.testing.assert_allclose(trace.arrival_s, [0, 59.614])
@@ -164,7 +201,9 @@ def test_block_ids_may_be_wider_than_64_bits(tmp_path):
 
 
 def test_mooncake_without_blocks_is_what_other_tools_write(tmp_path):
-    trace = read(tmp_path, lines({k: v for k, v in row.items() if k != "hash_ids"} for row in MOONCAKE))
+    trace = read(
+        tmp_path, lines({k: v for k, v in row.items() if k != "hash_ids"} for row in MOONCAKE)
+    )
     assert trace.prefix_block_tokens == 0
     assert trace.notes == ("timestamps read as milliseconds",)
 
@@ -172,7 +211,12 @@ def test_mooncake_without_blocks_is_what_other_tools_write(tmp_path):
 def test_splitwise_and_lengths_differ_by_their_arrivals(tmp_path):
     timed = read(tmp_path, "arrived_at,num_prefill_tokens,num_decode_tokens\n0.5,10,1\n2.5,20,2\n")
     assert timed.arrival_s.tolist() == [0, 2]
-    bare = read(tmp_path, gzip.compress(b"num_prefill_tokens,num_decode_tokens,num_total_tokens,pd_ratio\n10,1,11,10.0\n"))
+    bare = read(
+        tmp_path,
+        gzip.compress(
+            b"num_prefill_tokens,num_decode_tokens,num_total_tokens,pd_ratio\n10,1,11,10.0\n"
+        ),
+    )
     assert not bare.has_arrivals
 
 
@@ -180,19 +224,27 @@ def test_vllm_results_with_an_infinite_rate(tmp_path):
     trace = read(tmp_path, json.dumps(BENCH))
     assert trace.arrival_s.tolist() == [0, 0.25]
     assert trace.num_input.tolist() == [20, 10]
-    assert trace.notes == ("1 of 3 rows with 0 tokens left out", "1 rows were out of order by start_times and have been sorted")
+    assert trace.notes == (
+        "1 of 3 rows with 0 tokens left out",
+        "1 rows were out of order by start_times and have been sorted",
+    )
     closed = read(tmp_path, json.dumps({**BENCH, "max_concurrency": 2}, indent=1))
     assert closed.concurrency == 2
     assert not closed.arrival_s.any()
     assert closed.num_input.tolist() == [10, 20]
     finite = read(tmp_path, json.dumps({**BENCH, "max_concurrency": 2, "request_rate": 4.0}))
     assert finite.concurrency is None
-    old = read(tmp_path, json.dumps({key: value for key, value in BENCH.items() if key != "start_times"}))
+    old = read(
+        tmp_path, json.dumps({key: value for key, value in BENCH.items() if key != "start_times"})
+    )
     assert not old.has_arrivals
 
 
 def test_a_custom_data_set_has_exact_answers_and_estimated_prompts(tmp_path):
-    trace = read(tmp_path, lines([{"prompt": "a" * 400, "output_tokens": 7}, {"prompt": "b", "output_tokens": 9}]))
+    trace = read(
+        tmp_path,
+        lines([{"prompt": "a" * 400, "output_tokens": 7}, {"prompt": "b", "output_tokens": 9}]),
+    )
     assert trace.num_input.tolist() == [100, 1]
     assert trace.num_output.tolist() == [7, 9]
     assert "estimated" in trace.notes[0]
@@ -200,8 +252,15 @@ def test_a_custom_data_set_has_exact_answers_and_estimated_prompts(tmp_path):
 
 
 def test_sharegpt_lengths_are_estimates_and_say_so(tmp_path):
-    turns = [{"from": "human", "value": "w" * 40}, {"from": "gpt", "value": "b" * 80}, {"from": "human", "value": "more"}]
-    trace = read(tmp_path, json.dumps([{"id": "x", "conversations": turns}, {"id": "y", "conversations": turns[:1]}]))
+    turns = [
+        {"from": "human", "value": "w" * 40},
+        {"from": "gpt", "value": "b" * 80},
+        {"from": "human", "value": "more"},
+    ]
+    trace = read(
+        tmp_path,
+        json.dumps([{"id": "x", "conversations": turns}, {"id": "y", "conversations": turns[:1]}]),
+    )
     assert trace.num_input.tolist() == [10]
     assert trace.num_output.tolist() == [20]
     assert "estimated" in trace.notes[0]
@@ -222,7 +281,9 @@ def test_a_million_rows_take_seconds(tmp_path):
     rng = np.random.default_rng(0)
     times = np.cumsum(rng.exponential(0.1, 1_000_000)).round(4)
     tokens = rng.integers(1, 9999, (1_000_000, 2))
-    body = "\n".join(f"{t},{i},{o}" for t, (i, o) in zip(times.tolist(), tokens.tolist(), strict=True))
+    body = "\n".join(
+        f"{t},{i},{o}" for t, (i, o) in zip(times.tolist(), tokens.tolist(), strict=True)
+    )
     path = written(tmp_path, "arrived_at,num_prefill_tokens,num_decode_tokens\n" + body)
     start = time.perf_counter()
     assert read_trace(path).num_requests == 1_000_000

@@ -34,9 +34,22 @@ def moesim(moesim, tmp_path, monkeypatch):
 @pytest.fixture
 def no_published(monkeypatch):
     """Published figures take a while; one made up stands for them."""
-    row = ("published", "a made up case", "case 1", "throughput", "tokens/s", 100.0, 90.0, 80.0, 110.0, "ok")
+    row = (
+        "published",
+        "a made up case",
+        "case 1",
+        "throughput",
+        "tokens/s",
+        100.0,
+        90.0,
+        80.0,
+        110.0,
+        "ok",
+    )
     rows = pd.DataFrame([row], columns=list(SCORE_COLUMNS))
-    monkeypatch.setattr(published, "run", lambda *_: published.Published("shipped cases", rows, rows))
+    monkeypatch.setattr(
+        published, "run", lambda *_: published.Published("shipped cases", rows, rows)
+    )
 
 
 def test_rows_come_back_as_they_were_with_answers(moesim, tmp_path):
@@ -45,14 +58,26 @@ def test_rows_come_back_as_they_were_with_answers(moesim, tmp_path):
     texts = pd.read_csv("answers.csv", dtype=str, keep_default_na=False)
     before = pd.read_csv("gemm.csv", dtype=str, keep_default_na=False)
     pd.testing.assert_frame_equal(texts[list(before.columns)], before)
-    assert list(texts.columns[len(before.columns) :]) == ["predicted_kernel_s", "low_kernel_s", "high_kernel_s", "status"]
+    assert list(texts.columns[len(before.columns) :]) == [
+        "predicted_kernel_s",
+        "low_kernel_s",
+        "high_kernel_s",
+        "status",
+    ]
     numbers = pd.read_csv("answers.csv")
     assert numbers["status"].str.split(":").str[0].tolist() == ["ok"] * 2 + ["unsupported"] * 5
     assert numbers["predicted_kernel_s"].notna().tolist() == [True] * 2 + [False] * 5
     answered = numbers.iloc[:2]
     assert (answered["low_kernel_s"] <= answered["predicted_kernel_s"]).all()
     assert (answered["predicted_kernel_s"] <= answered["high_kernel_s"]).all()
-    for said in ("h100 bf16", "median", "p90", "no calibrated accelerator 'rubin'", "Dense GEMM kernels", "10/30"):
+    for said in (
+        "h100 bf16",
+        "median",
+        "p90",
+        "no calibrated accelerator 'rubin'",
+        "Dense GEMM kernels",
+        "10/30",
+    ):
         assert said in out
 
 
@@ -85,7 +110,9 @@ def test_rows_that_cannot_be_compared_are_answered_and_counted(moesim):
     table.loc[2, "latency_ms"] = ""
     table.to_csv("gaps.csv", index=False)
     said = "gaps.csv: 3 of 7 rows have no usable latency_ms; they are answered, but not compared"
-    code, out, _ = moesim("validate", "kernels", "gemm", "gaps.csv", "--out", "answers.csv", "--report", "page.html")
+    code, out, _ = moesim(
+        "validate", "kernels", "gemm", "gaps.csv", "--out", "answers.csv", "--report", "page.html"
+    )
     assert code == 0
     assert said in out
     assert said in Path("page.html").read_text()
@@ -95,7 +122,9 @@ def test_rows_that_cannot_be_compared_are_answered_and_counted(moesim):
 
 
 @pytest.mark.parametrize("where", ["other.csv", "known.csv"])
-def test_targets_are_judged_with_models_left_out_where_rows_are_in_sample(moesim, monkeypatch, where):
+def test_targets_are_judged_with_models_left_out_where_rows_are_in_sample(
+    moesim, monkeypatch, where
+):
     table = pd.read_csv("gemm.csv", dtype=str, keep_default_na=False)
     table.assign(m="8", latency_ms="0.9").to_csv("known.csv", index=False)
     table.assign(m="8", latency_ms="0.8").to_csv("other.csv", index=False)
@@ -112,7 +141,9 @@ def test_targets_are_judged_with_models_left_out_where_rows_are_in_sample(moesim
     assert ("Models left out" in page) == in_sample, "of other rows it is no figure"
     assert IN_SAMPLE.split(".")[0] in (page if in_sample else IN_SAMPLE)
     target = next(line for line in out.splitlines() if "Dense GEMM kernels" in line)
-    assert target.split()[-1] == ("yes" if in_sample else "no"), "4-5 % with shapes left out; these rows are made up"
+    assert target.split()[-1] == ("yes" if in_sample else "no"), (
+        "4-5 % with shapes left out; these rows are made up"
+    )
     for words in ("median, mean, p90: of the absolute error", "in band: share"):
         assert words in out
     assert "<dt>In band</dt>" in page
@@ -120,7 +151,13 @@ def test_targets_are_judged_with_models_left_out_where_rows_are_in_sample(moesim
 
 def test_a_part_of_a_known_table_is_known_in_any_order_and_format():
     rng = np.random.default_rng(0)
-    texts = pd.DataFrame({"gpu": "h100", "m": rng.integers(1, 99999, 9000).astype(str), "latency_ms": rng.random(9000).astype(str)})
+    texts = pd.DataFrame(
+        {
+            "gpu": "h100",
+            "m": rng.integers(1, 99999, 9000).astype(str),
+            "latency_ms": rng.random(9000).astype(str),
+        }
+    )
     kept = known_rows.sketch(values_of(texts))
     part = texts.sample(1500, random_state=1)[["latency_ms", "gpu", "m"]].reset_index(drop=True)
     with pytest.MonkeyPatch.context() as patch:
@@ -133,33 +170,53 @@ def test_a_part_of_a_known_table_is_known_in_any_order_and_format():
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_few_rows_and_the_same_rows_twice(moesim, count):
-    table = pd.read_csv("gemm.csv", dtype=str, keep_default_na=False).iloc[[0] * count].assign(id="same", further="column")
+    table = (
+        pd.read_csv("gemm.csv", dtype=str, keep_default_na=False)
+        .iloc[[0] * count]
+        .assign(id="same", further="column")
+    )
     table.to_csv("few.csv", index=False)
-    code, _, _ = moesim("validate", "kernels", "gemm", "few.csv", "--out", "answers.csv", "--report", "page.html")
+    code, _, _ = moesim(
+        "validate", "kernels", "gemm", "few.csv", "--out", "answers.csv", "--report", "page.html"
+    )
     answers = pd.read_csv("answers.csv")
     assert (code, len(answers), answers["predicted_kernel_s"].nunique()) == (0, count, 1)
     assert "further" in answers.columns
 
 
 def test_json_is_alone_on_standard_output(moesim):
-    code, out, _ = moesim("validate", "kernels", "gemm", "gemm.csv", "--json", "--report", "page.html")
+    code, out, _ = moesim(
+        "validate", "kernels", "gemm", "gemm.csv", "--json", "--report", "page.html"
+    )
     found = json.loads(out)
     assert code == 0
     assert {row["group"]: row["rows"] for row in found["scores"]}["h100 bf16"] >= 2
-    assert {"scores", "targets", "left_out", "unsupported", "extrapolated", "tables", "skipped"} == set(found)
+    assert {
+        "scores",
+        "targets",
+        "left_out",
+        "unsupported",
+        "extrapolated",
+        "tables",
+        "skipped",
+    } == set(found)
     assert sum(row["rows"] for row in found["unsupported"]) == 5
 
 
 def test_a_table_without_measurements_is_answered_too(moesim):
     pd.read_csv("gemm.csv").drop(columns="latency_ms").to_csv("asked.csv", index=False)
-    code, out, _ = moesim("validate", "kernels", "gemm", "asked.csv", "--out", "answers.csv", "--report", "page.html")
+    code, out, _ = moesim(
+        "validate", "kernels", "gemm", "asked.csv", "--out", "answers.csv", "--report", "page.html"
+    )
     assert code == 0
     assert "asked.csv: no column latency_ms, needed for errors; the table has note" in out
     assert pd.read_csv("answers.csv")["predicted_kernel_s"].notna().sum() == 2
 
 
 def test_a_measured_column_in_another_unit_is_named(moesim):
-    pd.read_csv("gemm.csv").rename(columns={"latency_ms": "latency_us"}).to_csv("micro.csv", index=False)
+    pd.read_csv("gemm.csv").rename(columns={"latency_ms": "latency_us"}).to_csv(
+        "micro.csv", index=False
+    )
     code, out, _ = moesim("validate", "kernels", "gemm", "micro.csv", "--report", "page.html")
     said = "micro.csv: no column latency_ms, needed for errors; the table has latency_us"
     assert code == 0
@@ -174,7 +231,11 @@ def test_help_lists_columns_of_every_family(moesim):
     assert code == 0
     for name in suites.families():
         assert f" {name}: gpu, " in words
-    for said in ("gemm: gpu, gemm_dtype, m, n, k; measured, for errors: latency_ms", "dispatch_avg_t_us", "message_size"):
+    for said in (
+        "gemm: gpu, gemm_dtype, m, n, k; measured, for errors: latency_ms",
+        "dispatch_avg_t_us",
+        "message_size",
+    ):
         assert said in words
 
 
@@ -191,19 +252,25 @@ def test_a_cell_that_cannot_be_used_is_quoted(moesim):
     }
     Path("cells.csv").write_text("gpu,gemm_dtype,m,n,k\n" + "\n".join(told) + "\n")
     assert moesim("validate", "kernels", "gemm", "cells.csv", "--out", "answers.csv")[0] == 0
-    assert pd.read_csv("answers.csv")["status"].tolist() == [f"unsupported: {why}" for why in told.values()]
+    assert pd.read_csv("answers.csv")["status"].tolist() == [
+        f"unsupported: {why}" for why in told.values()
+    ]
 
 
 def test_a_cell_is_quoted_by_its_columns_own_name(moesim):
     columns = "gpu,engine,node_num,hidden_size,num_token,num_topk,num_experts,dispatch_avg_t_us,combine_avg_t_us"
     Path("exchange.csv").write_text(f"{columns}\nh100,sglang,1,7168,few,8,256,1,1\n")
     assert moesim("validate", "kernels", "alltoall", "exchange.csv", "--out", "answers.csv")[0] == 0
-    assert pd.read_csv("answers.csv")["status"].tolist() == ["unsupported: num_token is not a number: few"]
+    assert pd.read_csv("answers.csv")["status"].tolist() == [
+        "unsupported: num_token is not a number: few"
+    ]
 
 
 def test_formats_are_read_in_other_spellings(moesim):
     names = ("bfloat16", "bf16", "BFLOAT16", "fp8", "FP8")
-    Path("names.csv").write_text("gpu,gemm_dtype,m,n,k\n" + "".join(f"h100,{name},512,4096,4096\n" for name in names))
+    Path("names.csv").write_text(
+        "gpu,gemm_dtype,m,n,k\n" + "".join(f"h100,{name},512,4096,4096\n" for name in names)
+    )
     assert moesim("validate", "kernels", "gemm", "names.csv", "--out", "answers.csv")[0] == 0
     answers = pd.read_csv("answers.csv")
     assert answers["gemm_dtype"].tolist() == list(names)
@@ -211,9 +278,14 @@ def test_formats_are_read_in_other_spellings(moesim):
     assert answers["predicted_kernel_s"].nunique() == 2
 
 
-@pytest.mark.parametrize(("count", "said"), [(1, None), (2, "1 row is repeated"), (3, "2 rows are repeated; each counts")])
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [(1, None), (2, "1 row is repeated"), (3, "2 rows are repeated; each counts")],
+)
 def test_rows_that_are_repeated_are_remarked(moesim, count, said):
-    pd.read_csv("gemm.csv", dtype=str, keep_default_na=False).iloc[[0] * count + [1]].to_csv("same.csv", index=False)
+    pd.read_csv("gemm.csv", dtype=str, keep_default_na=False).iloc[[0] * count + [1]].to_csv(
+        "same.csv", index=False
+    )
     _, out, _ = moesim("validate", "kernels", "gemm", "same.csv")
     assert (f"same.csv: {said}" in out) if said else ("repeated" not in out)
 
@@ -235,7 +307,10 @@ def test_columns_of_one_name_are_refused(tmp_path, name):
         (("kernels", "gemm", "folder.csv"), ["folder.csv", "is a folder"]),
         (("kernels", "gemm", "empty.csv"), ["empty.csv", "cannot be read as CSV"]),
         (("kernels", "gemm", "head.csv"), ["head.csv", "has no rows"]),
-        (("kernels", "gemm", "other.csv"), ["other.csv", "missing column 'gemm_dtype'", "did you mean 'gem_dtype'"]),
+        (
+            ("kernels", "gemm", "other.csv"),
+            ["other.csv", "missing column 'gemm_dtype'", "did you mean 'gem_dtype'"],
+        ),
         (("kernels", "gemm", "text.parquet"), ["text.parquet", "has no rows, read as CSV"]),
         (("kernels", "gemm", "long.csv"), ["long.csv", "rows have more cells than the first line"]),
         (("kernels", "gemm", "torn.csv"), ["torn.csv", "cannot be read as Parquet"]),
@@ -243,9 +318,15 @@ def test_columns_of_one_name_are_refused(tmp_path, name):
         (("kernels", "gemm", "latin.csv"), ["latin.csv", "cannot be read as CSV"]),
         (
             ("serving", "gemm.csv"),
-            ["gemm.csv", "missing columns 'id', 'backend', 'model_path', 'system', 'mode', 'isl', 'osl'; it has gpu"],
+            [
+                "gemm.csv",
+                "missing columns 'id', 'backend', 'model_path', 'system', 'mode', 'isl', 'osl'; it has gpu",
+            ],
         ),
-        (("kernels", "gemm", "shout.csv"), ["missing columns 'gemm_dtype', 'k'; did you mean 'gemm_type' for 'gemm_dtype'?"]),
+        (
+            ("kernels", "gemm", "shout.csv"),
+            ["missing columns 'gemm_dtype', 'k'; did you mean 'gemm_type' for 'gemm_dtype'?"],
+        ),
         (("kernels", "alltoall", "gemm.csv"), ["gemm.csv: missing columns 'node_num'"]),
         (("published", "gemm.csv"), ["gemm.csv", "its columns are those of no"]),
         (("published", "absent.csv"), ["absent.csv", "no such file"]),
@@ -253,7 +334,10 @@ def test_columns_of_one_name_are_refused(tmp_path, name):
         (("kernels", "gemm", "gemm.csv", "--out", "folder.csv"), ["folder.csv", "is a folder"]),
         (("kernels", "gemm", "gemm.csv", "--out", "nowhere/a.csv"), ["nowhere", "does not exist"]),
         (("kernels", "gemm", "gemm.csv", "--out", "gemm.csv"), ["gemm.csv", "is the table itself"]),
-        (("kernels", "gemm", "gemm.csv", "--out", "/proc/a.csv"), ["/proc/a.csv", "cannot be written"]),
+        (
+            ("kernels", "gemm", "gemm.csv", "--out", "/proc/a.csv"),
+            ["/proc/a.csv", "cannot be written"],
+        ),
         (("--json", "kernels", "gemm", "gemm.csv"), ["--json", "must stand behind 'kernels'"]),
         (("--measurements", "nowhere"), ["nowhere", "no such folder"]),
         (("--measurements", "gemm.csv"), ["gemm.csv", "is no folder"]),
@@ -299,7 +383,9 @@ def test_alone_it_answers_what_ships_and_says_what_was_not_read(moesim, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["option", "environment"])
-def test_tables_of_a_folder_are_told_by_their_columns(moesim, tmp_path, monkeypatch, no_published, how):
+def test_tables_of_a_folder_are_told_by_their_columns(
+    moesim, tmp_path, monkeypatch, no_published, how
+):
     folder = tmp_path / "measured"
     folder.mkdir()
     (folder / "whatever.csv").write_text(GEMM)
@@ -313,9 +399,14 @@ def test_tables_of_a_folder_are_told_by_their_columns(moesim, tmp_path, monkeypa
     code, out, err = moesim("validate", *arguments, "--json", "--out", "here")
     found = json.loads(out)
     assert code == 0
-    assert [(entry["suite"], entry["rows"]) for entry in found["tables"]] == [("gemm", 7), ("published", 1)]
+    assert [(entry["suite"], entry["rows"]) for entry in found["tables"]] == [
+        ("gemm", 7),
+        ("published", 1),
+    ]
     assert set(found["skipped"]) == {"broken.csv", "foreign.csv", "micro.csv"}
-    assert "of gemm, but it has none of the measured ones: latency_ms" in found["skipped"]["micro.csv"]
+    assert (
+        "of gemm, but it has none of the measured ones: latency_ms" in found["skipped"]["micro.csv"]
+    )
     assert err.count("skipped: ") == 3
     assert json.loads((tmp_path / "here" / "run.json").read_text())["skipped"] == found["skipped"]
     rows = pd.read_parquet(tmp_path / "here" / "rows.parquet")

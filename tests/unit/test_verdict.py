@@ -12,34 +12,75 @@ from simulator.results.tables import STEP_PHASES
 from simulator.results.verdict import seconds_text, short_names, verdict, with_verdict
 
 
-def deployment(name, *, ttft_s=0.1, tpot_s=0.01, slo=0.98, is_moe=False, waiting=0, late_s=1.0, phases_s=None, **changes):
+def deployment(
+    name,
+    *,
+    ttft_s=0.1,
+    tpot_s=0.01,
+    slo=0.98,
+    is_moe=False,
+    waiting=0,
+    late_s=1.0,
+    phases_s=None,
+    **changes,
+):
     """A row of the summary, its steps, its requests and its facts."""
     phases_s = phases_s or {"attention": 0.004, "dense": 0.005, "overhead": 0.001}
     step_s = sum(phases_s.values())
     row = dict.fromkeys(METRICS, np.nan)
     row |= {f"{phase}_share": phases_s.get(phase, 0.0) / step_s for phase in STEP_PHASES}
-    row |= {"deployment": name, "ttft_p50_s": ttft_s, "tpot_p50_s": tpot_s, "slo_attainment": slo, "num_gpus": 8.0}
-    row |= {"duration_s": 100.0 + late_s, "e2e_p50_s": 1.0, "kv_used_max": 0.25, "output_tokens_per_s": 1234.0}
-    facts = {"active_parameters": 13e9, "total_parameters": 47e9 if is_moe else 13e9, "is_moe": is_moe, "is_rumour": False}
+    row |= {
+        "deployment": name,
+        "ttft_p50_s": ttft_s,
+        "tpot_p50_s": tpot_s,
+        "slo_attainment": slo,
+        "num_gpus": 8.0,
+    }
+    row |= {
+        "duration_s": 100.0 + late_s,
+        "e2e_p50_s": 1.0,
+        "kv_used_max": 0.25,
+        "output_tokens_per_s": 1234.0,
+    }
+    facts = {
+        "active_parameters": 13e9,
+        "total_parameters": 47e9 if is_moe else 13e9,
+        "is_moe": is_moe,
+        "is_rumour": False,
+    }
     facts["model_title"] = "A Model"
     facts |= {key: changes.pop(key) for key in list(changes) if key in facts}
     row |= changes
     facts["num_gpus"] = int(row["num_gpus"])
     steps = pd.DataFrame(
-        {"deployment": name, "duration_s": step_s, "prefill_tokens": 0, "decode_tokens": 12, "waiting": waiting, "kv_used": 0.25}
+        {
+            "deployment": name,
+            "duration_s": step_s,
+            "prefill_tokens": 0,
+            "decode_tokens": 12,
+            "waiting": waiting,
+            "kv_used": 0.25,
+        }
         | {f"{phase}_s": phases_s.get(phase, 0.0) for phase in STEP_PHASES},
         index=range(5),
     )
-    requests = pd.DataFrame({"deployment": name, "arrival_s": [0.0, 100.0], "finish_s": [1.0, 100.0 + late_s]})
+    requests = pd.DataFrame(
+        {"deployment": name, "arrival_s": [0.0, 100.0], "finish_s": [1.0, 100.0 + late_s]}
+    )
     return row, steps, requests, facts
 
 
 def results(*made):
     empty = pd.DataFrame({"deployment": pd.Series([], dtype=str)})
     tables = dict.fromkeys(TABLES, empty)
-    tables |= {"steps": pd.concat([m[1] for m in made]), "requests": pd.concat([m[2] for m in made])}
+    tables |= {
+        "steps": pd.concat([m[1] for m in made]),
+        "requests": pd.concat([m[2] for m in made]),
+    }
     summary = pd.DataFrame([m[0] for m in made])
-    return Results(run={"deployments": {m[0]["deployment"]: m[3] for m in made}}, summary=summary, **tables)
+    return Results(
+        run={"deployments": {m[0]["deployment"]: m[3] for m in made}}, summary=summary, **tables
+    )
 
 
 def said(*made):
@@ -57,8 +98,13 @@ def test_more_requests_in_time_wins_whatever_the_latencies():
 
 
 def test_all_requests_in_time_is_not_written_with_a_decimal():
-    assert "100 % of requests" in said(deployment("A", slo=1.0), deployment("B", slo=0.5))["headline"]
-    assert "99.9 % of requests" in said(deployment("A", slo=0.99999), deployment("B", slo=0.5))["headline"]
+    assert (
+        "100 % of requests" in said(deployment("A", slo=1.0), deployment("B", slo=0.5))["headline"]
+    )
+    assert (
+        "99.9 % of requests"
+        in said(deployment("A", slo=0.99999), deployment("B", slo=0.5))["headline"]
+    )
 
 
 def test_equal_latencies_are_a_tie():
@@ -74,13 +120,17 @@ def test_sooner_but_slower_is_a_trade_off():
 
 
 def test_shares_on_either_side_of_a_step_do_not_make_the_slower_one_win():
-    found = said(deployment("slow", slo=0.9976, tpot_s=0.02, ttft_s=0.2), deployment("quick", slo=0.9974))
+    found = said(
+        deployment("slow", slo=0.9976, tpot_s=0.02, ttft_s=0.2), deployment("quick", slo=0.9974)
+    )
     assert found["winner"] == "quick"
     assert "2.00 times less" in found["headline"]
 
 
 def test_three_are_ranked():
-    found = said(deployment("A", tpot_s=0.03), deployment("B", tpot_s=0.01), deployment("C", tpot_s=0.02))
+    found = said(
+        deployment("A", tpot_s=0.03), deployment("B", tpot_s=0.01), deployment("C", tpot_s=0.02)
+    )
     assert found["winner"] == "B"
     assert found["headline"].endswith("Behind them: A.")
 
@@ -93,7 +143,10 @@ def test_a_single_one_is_described_and_wins_nothing():
 
 
 def test_answers_of_one_token_and_no_targets():
-    one = [deployment(name, tpot_s=np.nan, slo=np.nan, ttft_s=ttft_s) for name, ttft_s in (("A", 0.1), ("B", 0.3))]
+    one = [
+        deployment(name, tpot_s=np.nan, slo=np.nan, ttft_s=ttft_s)
+        for name, ttft_s in (("A", 0.1), ("B", 0.3))
+    ]
     found = said(*one)
     assert found["winner"] == "A"
     assert "3.00 times less time to first token" in found["headline"]
@@ -106,19 +159,26 @@ def test_why_names_what_differs_most_whoever_wins(moe_wins):
     scale = 1 if moe_wins else 6
     moe_s = {"attention": 0.003, "experts": 0.002, "dispatch": 0.001 * scale, "wait": 0.001 * scale}
     moe = deployment("MoE", is_moe=True, tpot_s=0.007 if moe_wins else 0.02, phases_s=moe_s)
-    dense = deployment("dense", tpot_s=0.012, phases_s={"attention": 0.003, "dense": 0.007, "collective": 0.002})
+    dense = deployment(
+        "dense", tpot_s=0.012, phases_s={"attention": 0.003, "dense": 0.007, "collective": 0.002}
+    )
     found = said(moe, dense)
     why = found["reasons"][0]
     assert found["winner"] == ("MoE" if moe_wins else "dense")
     assert why.startswith("Why: a decode step takes")
     saved, paid = why.split("but spends")
-    assert ("7 ms of dense blocks" in saved, "7 ms more on dense blocks" in paid) == (moe_wins, not moe_wins)
+    assert ("7 ms of dense blocks" in saved, "7 ms more on dense blocks" in paid) == (
+        moe_wins,
+        not moe_wins,
+    )
     assert ("sending tokens to experts" in saved) != moe_wins
 
 
 def test_no_cause_is_claimed_where_the_winner_has_the_longer_decode_step():
     slower = deployment("A", ttft_s=0.01, phases_s={"dense": 0.012})
-    assert said(slower, deployment("B", ttft_s=0.3))["reasons"][0].startswith("Yet a decode step takes")
+    assert said(slower, deployment("B", ttft_s=0.3))["reasons"][0].startswith(
+        "Yet a decode step takes"
+    )
 
 
 def test_calm_runs_have_room_unless_the_cache_is_full():
@@ -135,23 +195,36 @@ def test_queues_and_overload_are_told_apart():
     lost = deployment("B", slo=0.1, waiting=40, late_s=60.0)
     reasons = said(busy, lost)["reasons"]
     assert any("A queues at times: 3.0 requests wait" in reason for reason in reasons)
-    assert any("B is overloaded: 40 requests wait on average, it ends 60 s after the last arrival" in reason for reason in reasons)
+    assert any(
+        "B is overloaded: 40 requests wait on average, it ends 60 s after the last arrival"
+        in reason
+        for reason in reasons
+    )
     assert not any("busy" in reason for reason in reasons)
 
 
 def test_unequal_hardware_and_rumours_are_said():
-    reasons = said(deployment("A", num_gpus=1.0), deployment("B, big", is_rumour=True, tpot_s=0.02))["reasons"]
+    reasons = said(
+        deployment("A", num_gpus=1.0), deployment("B, big", is_rumour=True, tpot_s=0.02)
+    )["reasons"]
     assert "Not the same hardware: A has 1 GPU, B, big has 8 GPUs." in reasons
     assert any(reason.startswith("Rumour:") for reason in reasons)
 
 
 def test_short_names_stay_apart_and_a_rumour_keeps_its_own():
-    made = [deployment(name) for name in ("A, x", "A, y", "B, x")] + [deployment("C, x", is_rumour=True)]
+    made = [deployment(name) for name in ("A, x", "A, y", "B, x")] + [
+        deployment("C, x", is_rumour=True)
+    ]
     assert list(short_names(results(*made)).values()) == ["A, x", "A, y", "B", "C, x"]
 
 
 def test_a_merged_run_gets_a_verdict_of_its_own():
-    assert with_verdict(results(deployment("A"), deployment("B", tpot_s=0.02))).run["verdict"]["winner"] == "A"
+    assert (
+        with_verdict(results(deployment("A"), deployment("B", tpot_s=0.02))).run["verdict"][
+            "winner"
+        ]
+        == "A"
+    )
 
 
 def test_seconds_read_well():

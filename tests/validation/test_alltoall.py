@@ -1,7 +1,9 @@
-"""How far the prices of exchanges are from kernels that were timed, and what is said where none were.
+"""How far the prices of exchanges are from kernels that were timed, and what is said where none
+were.
 
-Tables: NVIDIA aiconfigurator-core 0.12.0, Apache-2.0. The targets are a median absolute error of 8 % and a 90th percentile of 20 %;
-each limit leaves about a quarter more than was seen when the fit was made.
+Tables: NVIDIA aiconfigurator-core 0.12.0, Apache-2.0. The targets are a median absolute error of 8
+% and a 90th percentile of 20 %; each limit leaves about a quarter more than was seen when the fit
+was made.
 """
 
 import numpy as np
@@ -51,9 +53,17 @@ def seconds(table):
 
 
 def test_each_table_has_its_own_measures():
-    assert [m.column for m in measures_of(FAMILY, low_latency())] == ["dispatch_avg_t_us", "combine_avg_t_us"]
+    assert [m.column for m in measures_of(FAMILY, low_latency())] == [
+        "dispatch_avg_t_us",
+        "combine_avg_t_us",
+    ]
     normal = low_latency(dispatch_sms=20, combine_sms=20)
-    assert [m.name for m in measures_of(FAMILY, normal)] == ["dispatch", "dispatch_notify", "combine", "combine_notify"]
+    assert [m.name for m in measures_of(FAMILY, normal)] == [
+        "dispatch",
+        "dispatch_notify",
+        "combine",
+        "combine_notify",
+    ]
     assert [m.column for m in measures_of(FAMILY, backend())] == ["latency"]
     with pytest.raises(UserError, match="missing column"):
         measures_of(FAMILY, pd.DataFrame({"gpu": ["h100"]}))
@@ -68,12 +78,17 @@ def test_more_to_move_never_takes_less_time(sms):
         ("num_topk", [1, 2, 8, 16]),
     ):
         for nodes in (1, 4):
-            found = np.array([seconds(low_latency(**held, node_num=nodes, **{key: value})) for value in values])
+            found = np.array(
+                [seconds(low_latency(**held, node_num=nodes, **{key: value})) for value in values]
+            )
             assert (np.diff(found, axis=0) >= -1e-12).all(), (key, nodes)
 
 
 def test_fewer_multiprocessors_never_copy_faster():
-    found = [seconds(low_latency(dispatch_sms=sms, combine_sms=sms, num_token=8192))[[0, 2]] for sms in (4, 8, 20, 64)]
+    found = [
+        seconds(low_latency(dispatch_sms=sms, combine_sms=sms, num_token=8192))[[0, 2]]
+        for sms in (4, 8, 20, 64)
+    ]
     assert (np.diff(found, axis=0) < 0).all()
 
 
@@ -114,17 +129,32 @@ def test_a_row_says_what_its_price_rests_on(row, status):
 
 
 def test_kernels_and_formats_that_are_not_known_are_told():
-    pplx, gather = (FAMILY.answer(backend(**column)).status[0] for column in ({"comm_backend": "pplx"}, {"phase": "gather"}))
-    assert pplx.startswith("unsupported: no constants for the kernels 'pplx'; known: low_latency, normal")
+    pplx, gather = (
+        FAMILY.answer(backend(**column)).status[0]
+        for column in ({"comm_backend": "pplx"}, {"phase": "gather"})
+    )
+    assert pplx.startswith(
+        "unsupported: no constants for the kernels 'pplx'; known: low_latency, normal"
+    )
     assert gather.endswith("kernels have no operation 'gather'; known: combine, dispatch")
-    assert "NVLink one-sided" in FAMILY.answer(backend(gpu="gb200", comm_backend="trtllm_nvlink_one_sided")).status[0]
+    assert (
+        "NVLink one-sided"
+        in FAMILY.answer(backend(gpu="gb200", comm_backend="trtllm_nvlink_one_sided")).status[0]
+    )
     assert "priced as bfloat16" in FAMILY.answer(backend(comm_dtype="int3")).status[0]
-    half = FAMILY.answer(pd.concat([backend(num_tokens=65536), backend(comm_dtype="nvfp4", num_tokens=65536)], ignore_index=True))
+    half = FAMILY.answer(
+        pd.concat(
+            [backend(num_tokens=65536), backend(comm_dtype="nvfp4", num_tokens=65536)],
+            ignore_index=True,
+        )
+    )
     assert half.seconds[1, 0] < 0.7 * half.seconds[0, 0]
 
 
 def test_a_wider_fast_domain_is_used_as_such():
-    in_one, in_eight = (seconds(low_latency(gpu=gpu, node_num=8, num_token=256)) for gpu in ("gb200", "b200"))
+    in_one, in_eight = (
+        seconds(low_latency(gpu=gpu, node_num=8, num_token=256)) for gpu in ("gb200", "b200")
+    )
     assert (in_one < 0.5 * in_eight).all()
 
 
@@ -137,7 +167,11 @@ def errors(table, query=None):
         if measure.name.endswith("notify"):
             continue
         took = rows[measure.column].to_numpy(dtype=float) * measure.unit_s
-        yield measure.name, answers.seconds[:, m] / took - 1, (answers.low[:, m] <= took) & (took <= answers.high[:, m])
+        yield (
+            measure.name,
+            answers.seconds[:, m] / took - 1,
+            (answers.low[:, m] <= took) & (took <= answers.high[:, m]),
+        )
 
 
 @pytest.mark.measured
@@ -148,7 +182,12 @@ def errors(table, query=None):
         ("deepep_low_latency.csv.gz", "node_num == 1", 0.045, 0.13),
         ("deepep_normal.csv.gz", "node_num == 1", 0.07, 0.2),
         ("moe_alltoall.csv.gz", "engine == 'trtllm'", 0.06, 0.17),
-        ("moe_alltoall.csv.gz", "comm_backend == 'deepep_ht'", 0.08, 0.25),  # launched from Python: the readings jump
+        (
+            "moe_alltoall.csv.gz",
+            "comm_backend == 'deepep_ht'",
+            0.08,
+            0.25,
+        ),  # launched from Python: the readings jump
     ],
 )
 def test_exchanges_inside_a_node(gpu, table, query, median, tail):

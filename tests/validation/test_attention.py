@@ -1,7 +1,8 @@
-"""How far attention is from the kernels that it was fitted on, and what the families say of rows they know little of.
+"""How far attention is from the kernels that it was fitted on, and what the families say of rows
+they know little of.
 
-Tables: NVIDIA aiconfigurator-core 0.12.0, Apache-2.0. Limits are the targets (10 % median, 30 % at the 90th percentile) where they
-are met, and what was reached where not, with the reason.
+Tables: NVIDIA aiconfigurator-core 0.12.0, Apache-2.0. Limits are the targets (10 % median, 30 % at
+the 90th percentile) where they are met, and what was reached where not, with the reason.
 """
 
 import tomllib
@@ -44,14 +45,20 @@ MLA = {
     "num_heads": 16,
 }
 WEAK = {("b200", "vllm", "mla_generation_module"): 0.34}
-"""Tails beyond the target. B200's kernel for 32 heads takes a quarter longer than those for 16 or 64, and decode that reads less than
-its 126 MB cache holds takes half as long when it is timed again and again as it does from memory."""
+"""Tails beyond the target. B200's kernel for 32 heads takes a quarter longer than those for 16 or
+64, and decode that reads less than its 126 MB cache holds takes half as long when it is timed again
+and again as it does from memory."""
 
 
 def rows(like, **columns):
     table = like | columns
     longest = max((len(value) for value in table.values() if isinstance(value, list)), default=1)
-    return pd.DataFrame({name: value if isinstance(value, list) else [value] * longest for name, value in table.items()})
+    return pd.DataFrame(
+        {
+            name: value if isinstance(value, list) else [value] * longest
+            for name, value in table.items()
+        }
+    )
 
 
 def seconds(family, like, **columns):
@@ -63,7 +70,9 @@ def check(answers, table, median, tail):
     assert np.median(np.abs(error)) <= median
     assert np.quantile(np.abs(error), 0.9) <= tail
     assert abs(np.median(error)) <= 0.05
-    inside = (answers.low[:, 0] <= table.latency_ms / 1e3) & (table.latency_ms / 1e3 <= answers.high[:, 0])
+    inside = (answers.low[:, 0] <= table.latency_ms / 1e3) & (
+        table.latency_ms / 1e3 <= answers.high[:, 0]
+    )
     assert 0.74 <= inside.mean() <= 0.93
 
 
@@ -71,7 +80,9 @@ def check(answers, table, median, tail):
 @pytest.mark.parametrize("gpu", ["h100", "b200"])
 @pytest.mark.parametrize("phase", ["context_attention", "generation_attention"])
 def test_grouped_query_attention(gpu, phase):
-    table = pd.read_csv(shared_file("measurements/attention.csv.gz")).query(f"gpu == '{gpu}' and phase == '{phase}'")
+    table = pd.read_csv(shared_file("measurements/attention.csv.gz")).query(
+        f"gpu == '{gpu}' and phase == '{phase}'"
+    )
     answers = Attention().answer(table)
     assert set(answers.status) == {OK}
     check(answers, table, median=0.1, tail=0.3)
@@ -101,7 +112,9 @@ def test_latent_attention():
 
 def test_errors_in_the_committed_tables_are_those_of_shapes_that_were_left_out():
     for family in ("hopper", "blackwell"):
-        tables = tomllib.loads((shipped_folder() / f"cluster_configs/calibration/{family}/attention.toml").read_text())
+        tables = tomllib.loads(
+            (shipped_folder() / f"cluster_configs/calibration/{family}/attention.toml").read_text()
+        )
         for engine, entries in tables.items():
             for name, entry in entries.items():
                 assert entry["median_error"] <= 0.105, (family, engine, name)
@@ -123,8 +136,16 @@ def test_the_committed_tables_are_what_the_command_fits(number, monkeypatch):
         for engine, entries in tables.items():
             for name, entry in entries.items():
                 found = committed[engine][name].model_dump()
-                assert found["floor_s"] == pytest.approx(entry["floor_s"], rel=0.02), (family, engine, name)
-                assert found["median_error"] == pytest.approx(entry["median_error"], rel=0.05), (family, engine, name)
+                assert found["floor_s"] == pytest.approx(entry["floor_s"], rel=0.02), (
+                    family,
+                    engine,
+                    name,
+                )
+                assert found["median_error"] == pytest.approx(entry["median_error"], rel=0.05), (
+                    family,
+                    engine,
+                    name,
+                )
 
 
 @pytest.mark.parametrize("gpu", ["h100", "b200", "a100_sxm", "l40s", "mi300x"])
@@ -138,20 +159,39 @@ def test_more_work_never_takes_less_time(gpu, phase):
         "num_heads": [8, 16, 24, 32, 64, 128],
         "head_dim": [64, 80, 96, 128, 192, 256],
     }.items():
-        assert (np.diff(seconds(attention, ATTENTION, **one, **{column: values})) >= 0).all(), column
+        assert (np.diff(seconds(attention, ATTENTION, **one, **{column: values})) >= 0).all(), (
+            column
+        )
     windows = [64, 128, 512, 4096, 100_000]
     timed = seconds(attention, ATTENTION, **(one | {"step": 9000}), window_size=windows)
     assert (np.diff(timed) >= 0).all()
-    assert timed[-1] <= seconds(attention, ATTENTION, **(one | {"step": 9000}), window_size=0)[0] * (1 + 1e-12)
+    assert timed[-1] <= seconds(attention, ATTENTION, **(one | {"step": 9000}), window_size=0)[
+        0
+    ] * (1 + 1e-12)
     if phase == "context_attention":
-        assert (np.diff(seconds(attention, ATTENTION, **(one | {"isl": [2, 3, 64, 100, 1000, 1001, 9000]}))) >= 0).all()
+        assert (
+            np.diff(
+                seconds(attention, ATTENTION, **(one | {"isl": [2, 3, 64, 100, 1000, 1001, 9000]}))
+            )
+            >= 0
+        ).all()
 
 
 def test_a_smaller_cache_format_is_read_in_less_time():
     for gpu in ("h100", "b200"):
-        for family, like, phase in ((Attention(), ATTENTION, "generation_attention"), (Mla(), MLA, "generation_mla")):
+        for family, like, phase in (
+            (Attention(), ATTENTION, "generation_attention"),
+            (Mla(), MLA, "generation_mla"),
+        ):
             bf16, fp8 = seconds(
-                family, like, gpu=gpu, phase=phase, batch_size=64, isl=1, step=32_767, kv_cache_dtype=["bfloat16", "fp8"]
+                family,
+                like,
+                gpu=gpu,
+                phase=phase,
+                batch_size=64,
+                isl=1,
+                step=32_767,
+                kv_cache_dtype=["bfloat16", "fp8"],
             )
             assert 1.5 < bf16 / fp8 < 2.5
 
@@ -166,9 +206,31 @@ def test_unseen_sizes_are_extrapolated_and_unknown_words_refused():
     answers = Attention().answer(
         rows(
             ATTENTION,
-            gpu=["h200_sxm", "h100", "l40s", "h100", "h100", "h100", "h100", "h100", "nothing", "h100"],
+            gpu=[
+                "h200_sxm",
+                "h100",
+                "l40s",
+                "h100",
+                "h100",
+                "h100",
+                "h100",
+                "h100",
+                "nothing",
+                "h100",
+            ],
             head_dim=[128, 256, 128, 128, 128, 128, 128, float("nan"), 128, 128],
-            kv_cache_dtype=["fp8", "fp8", "fp8", "int8", "nvfp4", "bfloat16", "bfloat16", "bfloat16", "bfloat16", "bfloat16"],
+            kv_cache_dtype=[
+                "fp8",
+                "fp8",
+                "fp8",
+                "int8",
+                "nvfp4",
+                "bfloat16",
+                "bfloat16",
+                "bfloat16",
+                "bfloat16",
+                "bfloat16",
+            ],
             num_key_value_heads=[8, 8, 8, 8, 8, 5, 8, 8, 8, 8],
             phase=["context_attention"] * 9 + ["training"],
             attn_dtype=["bfloat16"] * 6 + ["fp8"] + ["bfloat16"] * 3,
@@ -200,10 +262,18 @@ def test_unseen_sizes_are_extrapolated_and_unknown_words_refused():
             MLA,
             gpu=["h200_sxm", "a100_sxm", "h100", "h100", "h100"],
             engine=["vllm", "vllm", "another", "trtllm", "trtllm"],
-            phase=["context_mla", "context_mla", "context_mla", "mla_context_module", "dsa_context_module"],
+            phase=[
+                "context_mla",
+                "context_mla",
+                "context_mla",
+                "mla_context_module",
+                "dsa_context_module",
+            ],
         )
     )
-    assert [status.split(":")[0] for status in latent.status] == ["extrapolated"] * 3 + [refused] * 2
+    assert [status.split(":")[0] for status in latent.status] == ["extrapolated"] * 3 + [
+        refused
+    ] * 2
 
 
 def test_a_missing_column_is_named():

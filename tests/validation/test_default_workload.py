@@ -1,8 +1,10 @@
-"""The shipped workloads against the data they imitate: within 10 % for the default workload, with the default seed and others.
+"""The shipped workloads against the data they imitate: within 10 % for the default workload, with
+the default seed and others.
 
-Tolerances: an hour of requests is one sample of a random process. Over 40 seeds the default workload's variance over mean in 60 s
-windows has a standard deviation of 6 %, in 10 s windows 5 %, everything else about 2 % or less; so single seeds other than the default
-may miss 10 %, and the median of several must not.
+Tolerances: an hour of requests is one sample of a random process. Over 40 seeds the default
+workload's variance over mean in 60 s windows has a standard deviation of 6 %, in 10 s windows 5 %,
+everything else about 2 % or less; so single seeds other than the default may miss 10 %, and the
+median of several must not.
 """
 
 from pathlib import Path
@@ -17,7 +19,9 @@ from tests.shared import shared_file
 DEFAULT_SEED = 0
 SEEDS = (1, 2, 3, 4, 5)
 BURSTINESS = ("rate_per_s", "duration_s", "iat_cv", "fano_1s", "fano_10s", "fano_60s")
-LENGTHS = tuple(f"{side}.{name}" for side in ("input", "output") for name in ("mean", "p50", "p90", "p99"))
+LENGTHS = tuple(
+    f"{side}.{name}" for side in ("input", "output") for name in ("mean", "p50", "p90", "p99")
+)
 
 PUBLISHED_CONV = {
     **dict(zip(BURSTINESS, (5.53, 3502, 1.09, 1.39, 3.86, 16.1), strict=True)),
@@ -32,7 +36,11 @@ PUBLISHED_CODE = {
 def statistics(trace):
     found = describe(trace)
     flat = {name: value for name, value in found.items() if isinstance(value, float)}
-    return flat | {f"{side}.{name}": value for side in ("input", "output") for name, value in found[side].items()}
+    return flat | {
+        f"{side}.{name}": value
+        for side in ("input", "output")
+        for name, value in found[side].items()
+    }
 
 
 def generated(name, seed=DEFAULT_SEED, **limits):
@@ -49,7 +57,11 @@ def real(name):
 
 
 def assert_close(found, target, names, tolerance):
-    missed = {name: (found[name], target[name]) for name in names if found[name] != pytest.approx(target[name], rel=tolerance)}
+    missed = {
+        name: (found[name], target[name])
+        for name in names
+        if found[name] != pytest.approx(target[name], rel=tolerance)
+    }
     assert not missed, f"(found, target) beyond {tolerance:.0%}"
 
 
@@ -72,7 +84,9 @@ def test_the_default_workload_is_within_ten_percent_over_several_seeds(conversat
 
 @pytest.mark.measured
 def test_the_default_workload_keeps_the_correlation_of_lengths(conversation):
-    assert generated("azure-conv")["input_output_correlation"] == pytest.approx(conversation["input_output_correlation"], abs=0.03)
+    assert generated("azure-conv")["input_output_correlation"] == pytest.approx(
+        conversation["input_output_correlation"], abs=0.03
+    )
 
 
 def test_the_default_workload_is_within_ten_percent_of_the_published_figures():
@@ -87,7 +101,9 @@ def test_no_seed_of_the_default_workload_is_far_off():
 
 
 def test_code_completion_is_near_its_published_figures_in_the_median():
-    """Half of that hour is silence, in pauses of a minute: single seeds differ by half, so the median of 21 is what is compared."""
+    """Half of that hour is silence, in pauses of a minute: single seeds differ by half, so the
+    median of 21 is what is compared.
+    """
     found = medians("azure-code", range(21))
     assert_close(found, PUBLISHED_CODE, LENGTHS, 0.10)
     assert_close(found, PUBLISHED_CODE, BURSTINESS, 0.15)
@@ -102,7 +118,12 @@ def test_sharegpt_lengths_are_those_of_the_file():
 @pytest.mark.measured
 def test_reasoning_has_the_rate_of_each_hour_and_the_lengths_of_the_client_models():
     day = read_trace(shared_file("traces/requests/servegen/deepseek-r1_clients_0-35.tar.xz"))
-    made = load_requests(WorkloadSpec(requests="deepseek-r1-reasoning", duration_s=86_400.0), Path("."), DEFAULT_SEED)
-    per_hour = [np.bincount((trace.arrival_s // 3600).astype(int), minlength=24)[:24] for trace in (made, day)]
+    made = load_requests(
+        WorkloadSpec(requests="deepseek-r1-reasoning", duration_s=86_400.0), Path("."), DEFAULT_SEED
+    )
+    per_hour = [
+        np.bincount((trace.arrival_s // 3600).astype(int), minlength=24)[:24]
+        for trace in (made, day)
+    ]
     np.testing.assert_allclose(*per_hour, rtol=0.02)
     assert_close(statistics(made), statistics(day), LENGTHS, 0.10)

@@ -1,6 +1,7 @@
 """Disaggregated serving points: laws of the two pools, and how far off predictions are.
 
-Points: NVIDIA aiconfigurator-core 0.12.0, Apache-2.0. Each limit leaves about a quarter more than was seen when the pools were fitted.
+Points: NVIDIA aiconfigurator-core 0.12.0, Apache-2.0. Each limit leaves about a quarter more than
+was seen when the pools were fitted.
 """
 
 from dataclasses import replace
@@ -74,9 +75,14 @@ def test_what_the_table_does_not_say_is_said():
 
 
 def test_half_of_what_was_asked_is_not_taken_for_all():
-    assert answered(row(prefill_num_workers=None)).status == answered(row(decode_num_workers=None)).status
+    assert (
+        answered(row(prefill_num_workers=None)).status
+        == answered(row(decode_num_workers=None)).status
+    )
     assert "less than one" in answered(row(prefill_num_workers=0)).status[0]
-    assert np.isfinite(answered(row(prefill_num_workers=1e9), row(decode_num_workers=1e9)).seconds).all()
+    assert np.isfinite(
+        answered(row(prefill_num_workers=1e9), row(decode_num_workers=1e9)).seconds
+    ).all()
 
 
 def test_models_without_points_have_wider_bands():
@@ -86,20 +92,42 @@ def test_models_without_points_have_wider_bands():
     assert found.high[0, 1] > found.seconds[0, 1] * 1.1
 
 
-@pytest.mark.parametrize(("dp", "ep", "kernels"), [(8, 8, "deepep_auto"), (1, 8, "per_rank"), (8, 1, "per_rank")])
+@pytest.mark.parametrize(
+    ("dp", "ep", "kernels"), [(8, 8, "deepep_auto"), (1, 8, "per_rank"), (8, 1, "per_rank")]
+)
 def test_sglang_reaches_experts_of_data_parallel_ranks_by_deepep(dp, ep, kernels):
-    changes = {"backend": "sglang", "backend_version": "0.5.8", "model_path": "deepseek-ai/DeepSeek-V3", "system": "h200_sxm"}
-    split = {f"decode_{name}": size for name, size in (("tp_size", 8 // dp), ("attention_dp_size", dp), ("moe_ep_size", ep))}
+    changes = {
+        "backend": "sglang",
+        "backend_version": "0.5.8",
+        "model_path": "deepseek-ai/DeepSeek-V3",
+        "system": "h200_sxm",
+    }
+    split = {
+        f"decode_{name}": size
+        for name, size in (("tp_size", 8 // dp), ("attention_dp_size", dp), ("moe_ep_size", ep))
+    }
     point = read_point(row(**changes, **split, decode_moe_tp_size=8 // ep))
     assert half_of(_alone(point, point.decode)).plan.spec.dispatch == {"kind": kernels}
 
 
 def test_pools_agree_with_the_engines_own():
-    """What is served step by step here, with one time for decoding, against every step of both pools as an event."""
+    """What is served step by step here, with one time for decoding, against every step of both
+    pools as an event.
+    """
     point = read_point(row(osl=256, id=POINT["id"].replace("_c8_", "_c24_")))
     prefill, decode = (half_of(_alone(point, pool)) for pool in (point.prefill, point.decode))
-    clusters, layouts = (prefill.plan.cluster, decode.plan.cluster), (prefill.plan.layout, decode.plan.layout)
-    transfer = make_transfer(PrefillPoolSpec(), clusters, layouts, decode.plan.capacity.cache, 3, decode.plan.model.num_layers)
+    clusters, layouts = (
+        (prefill.plan.cluster, decode.plan.cluster),
+        (prefill.plan.layout, decode.plan.layout),
+    )
+    transfer = make_transfer(
+        PrefillPoolSpec(),
+        clusters,
+        layouts,
+        decode.plan.capacity.cache,
+        3,
+        decode.plan.model.num_layers,
+    )
     plan = replace(decode.plan, prefill=prefill.plan, transfer=transfer, replicas=2)
     trace = trace_of(point)
     engine = EnginePools(plan, trace, lambda _: None)
@@ -107,9 +135,13 @@ def test_pools_agree_with_the_engines_own():
     found = engine.table()
     weights = weights_of(len(found), point.concurrency)
     ttft_s = (found["first_token_s"] - found["arrival_s"]).to_numpy() @ weights - engine.way_s
-    tpot_s = ((found["finish_s"] - found["first_token_s"]) / (found["num_output"] - 1)).to_numpy() @ weights
+    tpot_s = (
+        (found["finish_s"] - found["first_token_s"]) / (found["num_output"] - 1)
+    ).to_numpy() @ weights
     served = serve(pools_or_reason(point, point.prefill, 1)[0], Load.of(point), 1.0)
-    assert served.in_pool_s * prefill.plan.calibration.pools.prefill_ratio == pytest.approx(ttft_s, rel=0.15)
+    assert served.in_pool_s * prefill.plan.calibration.pools.prefill_ratio == pytest.approx(
+        ttft_s, rel=0.15
+    )
     assert served.token_s == pytest.approx(tpot_s, rel=0.05)
 
 
@@ -124,7 +156,15 @@ LIMITS = {  # median of the absolute error in TTFT and TPOT
 def test_points_are_within_the_errors_of_the_fit(which):
     table = pd.read_csv(shared_file("measurements/serving_points.csv.gz"))
     says = table["decode_num_workers"].notna()
-    rows = table[(table["mode"] == "disagg") & (table["backend"] == "trtllm") & (says if which == "says its workers" else ~says)]
+    rows = table[
+        (table["mode"] == "disagg")
+        & (table["backend"] == "trtllm")
+        & (says if which == "says its workers" else ~says)
+    ]
     rows = rows[rows["system"] == "h200_sxm"].iloc[::3].reset_index(drop=True)
-    off = np.abs(answered(*rows.to_dict("records")).seconds / (rows[["silicon_ttft_ms", "silicon_tpot_ms"]].to_numpy() / 1e3) - 1)
+    off = np.abs(
+        answered(*rows.to_dict("records")).seconds
+        / (rows[["silicon_ttft_ms", "silicon_tpot_ms"]].to_numpy() / 1e3)
+        - 1
+    )
     assert (np.median(off, axis=0) <= LIMITS[which]).all(), np.median(off, axis=0)

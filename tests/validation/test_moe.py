@@ -1,7 +1,9 @@
-"""How far layers of routed experts are from those that were timed, balanced, skewed and rebalanced, and what follows from placement.
+"""How far layers of routed experts are from those that were timed, balanced, skewed and rebalanced,
+and what follows from placement.
 
-Tables: NVIDIA aiconfigurator-core 0.12.0, Apache-2.0. The target is 8 % median and 25 % at the 90th percentile, with whole models left
-out in turn; where a group misses it, its limit is what was seen when the fit was made and a quarter more, and the reason is beside it.
+Tables: NVIDIA aiconfigurator-core 0.12.0, Apache-2.0. The target is 8 % median and 25 % at the 90th
+percentile, with whole models left out in turn; where a group misses it, its limit is what was seen
+when the fit was made and a quarter more, and the reason is beside it.
 """
 
 import numpy as np
@@ -13,7 +15,13 @@ from simulator.config.accelerator import load_accelerator
 from simulator.config.calibration import load_calibration
 from simulator.cost.compute._grouped_gemm import grouped_gemm_s
 from simulator.validation import OK
-from simulator.validation.kernels._power_law import Case, _balanced_ids, expert_tokens, exponent, rank_rows
+from simulator.validation.kernels._power_law import (
+    Case,
+    _balanced_ids,
+    expert_tokens,
+    exponent,
+    rank_rows,
+)
 from simulator.validation.kernels.eplb import Eplb
 from simulator.validation.kernels.moe import Moe
 from tests.shared import shared_file
@@ -36,7 +44,12 @@ ROW = {
 def rows(**columns):
     table = ROW | columns
     longest = max((len(value) for value in table.values() if isinstance(value, list)), default=1)
-    return pd.DataFrame({name: value if isinstance(value, list) else [value] * longest for name, value in table.items()})
+    return pd.DataFrame(
+        {
+            name: value if isinstance(value, list) else [value] * longest
+            for name, value in table.items()
+        }
+    )
 
 
 def seconds(**columns):
@@ -44,10 +57,17 @@ def seconds(**columns):
 
 
 def test_every_token_has_all_its_experts_and_no_expert_more_than_all_tokens():
-    for tokens, experts, top_k, alpha in ((1, 128, 8, 1.2), (16, 128, 8, 1.01), (500, 8, 2, 1.2), (4096, 256, 8, 0.6)):
+    for tokens, experts, top_k, alpha in (
+        (1, 128, 8, 1.2),
+        (16, 128, 8, 1.01),
+        (500, 8, 2, 1.2),
+        (4096, 256, 8, 0.6),
+    ):
         counts_DE = expert_tokens(tokens, experts, top_k, alpha)
         assert counts_DE.max() <= tokens
-        assert counts_DE.sum(axis=1) == pytest.approx(np.full(len(counts_DE), tokens * top_k), abs=1)
+        assert counts_DE.sum(axis=1) == pytest.approx(
+            np.full(len(counts_DE), tokens * top_k), abs=1
+        )
 
 
 def test_balanced_tokens_go_round_the_experts():
@@ -58,20 +78,34 @@ def test_balanced_tokens_go_round_the_experts():
 
 @pytest.mark.parametrize(("tokens", "touched"), [(1, 1), (2, 1), (4, 2), (8, 4), (16, 8), (32, 8)])
 def test_balanced_tokens_too_few_for_all_experts_are_spaced_evenly(tokens, touched):
-    # What kernels that are bound by reading weights took says so: 1, 1, 2, 4 and 8 times one expert's.
+    # What kernels that are bound by reading weights took says so: 1, 1, 2, 4 and 8 times one
+    # expert's.
     assert (rank_rows(Case(tokens, 128, 8, 16, None)) > 0).sum() == touched
 
 
 def test_kernels_whose_tiles_hold_an_even_share_pay_for_choices_of_other_ranks_experts():
     accelerator = load_accelerator("h100-sxm", "test")
-    fastest = load_calibration("hopper", "test").on("vllm").experts("fp8_block").model_copy(update={"tile_holds_share": False})
-    shared = fastest.model_copy(update={"tile_rows": (8, 16, 32, 64, 128, 256), "tile_holds_share": True})
+    fastest = (
+        load_calibration("hopper", "test")
+        .on("vllm")
+        .experts("fp8_block")
+        .model_copy(update={"tile_holds_share": False})
+    )
+    shared = fastest.model_copy(
+        update={"tile_rows": (8, 16, 32, 64, 128, 256), "tile_holds_share": True}
+    )
     rows_RG = np.full((1, 16), 8.0)
 
     def seconds_of(fit, rows, ranks):
-        return grouped_gemm_s(accelerator, fit, rows, 4096, 3072, "fp8_block", rows.sum(axis=1) * ranks)[0]
+        return grouped_gemm_s(
+            accelerator, fit, rows, 4096, 3072, "fp8_block", rows.sum(axis=1) * ranks
+        )[0]
 
-    assert seconds_of(shared, rows_RG, 1) < seconds_of(shared, rows_RG, 8) < seconds_of(shared, rows_RG, 32)
+    assert (
+        seconds_of(shared, rows_RG, 1)
+        < seconds_of(shared, rows_RG, 8)
+        < seconds_of(shared, rows_RG, 32)
+    )
     assert seconds_of(fastest, rows_RG, 1) == seconds_of(fastest, rows_RG, 32)
     assert (np.diff([seconds_of(shared, rows_RG * n, 8) for n in range(1, 40)]) >= 0).all()
 
@@ -79,12 +113,15 @@ def test_kernels_whose_tiles_hold_an_even_share_pay_for_choices_of_other_ranks_e
 @pytest.mark.parametrize("tokens", [1, 5, 16, 100, 128, 300, 4096])
 def test_balance_of_many_tokens_is_counted_without_listing_them(tokens):
     listed = _balanced_ids(tokens, 128, 8)
-    np.testing.assert_array_equal(expert_tokens(tokens, 128, 8, None)[0], np.bincount(listed.ravel(), minlength=128))
+    np.testing.assert_array_equal(
+        expert_tokens(tokens, 128, 8, None)[0], np.bincount(listed.ravel(), minlength=128)
+    )
     assert expert_tokens(10**12, 128, 8, None).sum() == 8e12
 
 
 def test_a_router_that_limits_groups_touches_half_of_the_experts_under_balance():
-    # DeepSeek-V3: 4 wishes of each token are in groups that it may use, and 4 fall back on the first experts of those.
+    # DeepSeek-V3: 4 wishes of each token are in groups that it may use, and 4 fall back on the
+    # first experts of those.
     limited = rank_rows(Case(64, 256, 8, 1, None, groups=(8, 4)))
     assert (limited > 0).sum() == 128
     assert limited.sum() == 64 * 8
@@ -92,7 +129,10 @@ def test_a_router_that_limits_groups_touches_half_of_the_experts_under_balance()
 
 @pytest.mark.parametrize("num_ranks", [2, 8, 32])
 def test_the_busiest_rank_has_more_than_its_share_and_steeper_laws_give_it_more(num_ranks):
-    shares = [rank_rows(Case(4096, 128, 8, num_ranks, alpha)).sum(axis=1).mean() / (4096 * 8 / num_ranks) for alpha in (0.6, 1.2)]
+    shares = [
+        rank_rows(Case(4096, 128, 8, num_ranks, alpha)).sum(axis=1).mean() / (4096 * 8 / num_ranks)
+        for alpha in (0.6, 1.2)
+    ]
     assert 1 < shares[0] < shares[1]
 
 
@@ -100,15 +140,30 @@ def test_names_of_distributions():
     assert exponent("power_law_1.01") == (1.01, "")
     assert exponent("balanced") == exponent("uniform") == (None, "")
     assert all(
-        exponent(name)[1] == f"no distribution '{name}'" for name in ("power_law_x", "zipf", "power_law_-1", "power_law_nan")
+        exponent(name)[1] == f"no distribution '{name}'"
+        for name in ("power_law_x", "zipf", "power_law_-1", "power_law_nan")
     )
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm", "abacus"])
-@pytest.mark.parametrize("gpu", ["h100_sxm", "h200", "a100", "l40s", "b200", "b300", "gb200", "mi300x"])
-def test_every_engine_and_gpu_is_answered_and_more_balanced_tokens_never_take_less_time(gpu, engine):
-    for dtype in ("bfloat16", "fp8", "fp8_block", "nvfp4", "int4_wo", "w4a16_mxfp4", "w4a8_mxfp4_mxfp8"):
-        answers = Moe().answer(rows(gpu=gpu, engine=engine, moe_dtype=dtype, num_tokens=[2**n for n in range(16)]))
+@pytest.mark.parametrize(
+    "gpu", ["h100_sxm", "h200", "a100", "l40s", "b200", "b300", "gb200", "mi300x"]
+)
+def test_every_engine_and_gpu_is_answered_and_more_balanced_tokens_never_take_less_time(
+    gpu, engine
+):
+    for dtype in (
+        "bfloat16",
+        "fp8",
+        "fp8_block",
+        "nvfp4",
+        "int4_wo",
+        "w4a16_mxfp4",
+        "w4a8_mxfp4_mxfp8",
+    ):
+        answers = Moe().answer(
+            rows(gpu=gpu, engine=engine, moe_dtype=dtype, num_tokens=[2**n for n in range(16)])
+        )
         assert not any(status.startswith("unsupported") for status in answers.status)
         assert (np.diff(answers.seconds[:, 0]) >= -1e-12).all()
         assert ((answers.low <= answers.seconds) & (answers.seconds <= answers.high)).all()
@@ -119,8 +174,12 @@ def test_what_was_not_measured_is_extrapolated_and_says_why():
     assert status[:2] == [OK, "extrapolated: measured on h100-sxm"]
     lacking = "no fp8 arithmetic on a100-sxm, priced as 16-bit products with weights unpacked"
     assert status[2] == f"extrapolated: no measured fp8_block experts on its family; {lacking}"
-    assert Moe().answer(rows(engine="abacus")).status == ["extrapolated: no measured fp8_block experts of engine 'abacus'"]
-    assert Moe().answer(rows(num_tokens=100_000)).status == ["extrapolated: num_tokens outside the measured range"]
+    assert Moe().answer(rows(engine="abacus")).status == [
+        "extrapolated: no measured fp8_block experts of engine 'abacus'"
+    ]
+    assert Moe().answer(rows(num_tokens=100_000)).status == [
+        "extrapolated: num_tokens outside the measured range"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +209,9 @@ def test_a_missing_column_is_named():
 
 def test_the_same_table_gets_the_same_answer():
     table = rows(distribution="power_law_1.2", num_tokens=[3, 77, 5000])
-    np.testing.assert_array_equal(Moe().answer(table).seconds, Moe().answer(table.iloc[::-1]).seconds[::-1])
+    np.testing.assert_array_equal(
+        Moe().answer(table).seconds, Moe().answer(table.iloc[::-1]).seconds[::-1]
+    )
 
 
 def test_experts_without_a_gate_take_less_time():
@@ -166,7 +227,13 @@ def test_skew_is_faster_where_it_touches_fewer_experts_and_slower_where_one_rank
 
 
 def test_copies_of_hot_experts_help_more_on_more_ranks():
-    table = rows(engine="trtllm", num_experts=256, num_tokens=8192, num_slots=[256, 288] * 3, moe_ep_size=[2, 2, 8, 8, 32, 32])
+    table = rows(
+        engine="trtllm",
+        num_experts=256,
+        num_tokens=8192,
+        num_slots=[256, 288] * 3,
+        moe_ep_size=[2, 2, 8, 8, 32, 32],
+    )
     table["distribution"] = ["power_law_1.2", "power_law_1.2_eplb"] * 3
     without, with_copies = Eplb().answer(table).seconds[:, 0].reshape(3, 2).T
     assert (np.diff(without / with_copies) > 0).all()
@@ -197,8 +264,20 @@ def errors(family, name, query):
         ("b200", "trtllm", "fp8", 0.08, 0.25),
         ("b200", "trtllm", "fp8_block", 0.08, 0.25),
         ("b200", "sglang", "bf16", 0.08, 0.25),
-        ("h100", "trtllm", "bf16", 0.08, 0.4),  # skewed rows of 256 tokens take 4 to 6 times as long as those of 192 and 320
-        ("h100", "sglang", "bf16", 0.15, 0.65),  # some shapes run tuned configurations, others the default, 5 times slower
+        (
+            "h100",
+            "trtllm",
+            "bf16",
+            0.08,
+            0.4,
+        ),  # skewed rows of 256 tokens take 4 to 6 times as long as those of 192 and 320
+        (
+            "h100",
+            "sglang",
+            "bf16",
+            0.15,
+            0.65,
+        ),  # some shapes run tuned configurations, others the default, 5 times slower
         ("b200", "sglang", "nvfp4", 0.08, 0.25),
         ("b200", "vllm", "nvfp4", 0.08, 0.25),
         ("b200", "vllm", "fp8_block", 0.08, 0.25),
@@ -207,7 +286,13 @@ def errors(family, name, query):
         ("b200", "vllm", "bf16", 0.08, 0.25),
         ("h100", "sglang", "int4_wo", 0.08, 0.25),
         ("h100", "vllm", "int4_wo", 0.08, 0.25),
-        ("b200", "sglang", "int4_wo", 0.08, 0.36),  # Kimi-K2 alone, over ranks its tiles grow sooner than an even share says
+        (
+            "b200",
+            "sglang",
+            "int4_wo",
+            0.08,
+            0.36,
+        ),  # Kimi-K2 alone, over ranks its tiles grow sooner than an even share says
         ("b200", "vllm", "int4_wo", 0.08, 0.25),
         ("h100", "sglang", "w4a16_mxfp4", 0.08, 0.25),
         ("h100", "trtllm", "w4a16_mxfp4", 0.08, 0.25),
@@ -229,12 +314,16 @@ def test_experts_of_a_rank_balanced_and_skewed(gpu, engine, dtype, median, tail,
 @pytest.mark.measured
 def test_of_two_kernels_the_faster_is_told_and_the_band_holds_both():
     # A table does not say which one an engine is set to run, and they are up to eleven times apart.
-    table = pd.read_csv(shared_file("measurements/moe_grouped_gemm.csv.gz")).query("engine == 'trtllm' and moe_dtype == 'nvfp4'")
+    table = pd.read_csv(shared_file("measurements/moe_grouped_gemm.csv.gz")).query(
+        "engine == 'trtllm' and moe_dtype == 'nvfp4'"
+    )
     answers = Moe().answer(table)
     seconds = table.latency_ms.to_numpy() / 1e3
     assert 0.7 <= ((answers.low[:, 0] <= seconds) & (seconds <= answers.high[:, 0])).mean() <= 0.9
     key = ["model", "moe_tp_size", "moe_ep_size", "distribution", "num_tokens"]
-    is_faster = table.groupby(key).latency_ms.transform("min").to_numpy() == table.latency_ms.to_numpy()
+    is_faster = (
+        table.groupby(key).latency_ms.transform("min").to_numpy() == table.latency_ms.to_numpy()
+    )
     assert np.median(np.abs(answers.seconds[is_faster, 0] / seconds[is_faster] - 1)) <= 0.19
 
 
@@ -257,7 +346,8 @@ def test_wide_expert_parallelism_at_six_skews(query, median, tail):
 @pytest.mark.measured
 @pytest.mark.parametrize("gpu", ["h100", "b200"])
 def test_rebalanced_experts(gpu):
-    # Without copies and below 64 tokens more experts are touched than drawn loads touch, whence the tail.
+    # Without copies and below 64 tokens more experts are touched than drawn loads touch, whence the
+    # tail.
     error, _ = errors(Eplb(), "moe_eplb_trtllm", f"gpu == '{gpu}'")
     assert np.median(np.abs(error)) <= 0.08
     assert np.quantile(np.abs(error), 0.9) <= 0.3
@@ -292,11 +382,18 @@ def test_what_rebalancing_gains_by_number_of_ranks(gpu):
 @pytest.mark.parametrize("alpha", [1.01, 1.2])
 def test_skew_against_balance(alpha):
     table = pd.read_csv(shared_file("measurements/moe_grouped_gemm.csv.gz"))
-    table = table[table.distribution.isin(["balanced", f"power_law_{alpha}"])].reset_index(drop=True)
+    table = table[table.distribution.isin(["balanced", f"power_law_{alpha}"])].reset_index(
+        drop=True
+    )
     table["predicted_ms"] = Moe().answer(table).seconds[:, 0] * 1e3
     key = ["gpu", "engine", "moe_dtype", "model", "moe_tp_size", "moe_ep_size", "num_tokens"]
-    times = table.pivot_table(["latency_ms", "predicted_ms"], key, "distribution", aggfunc="min").dropna()
-    measured_ratio, ratio = (times[name][f"power_law_{alpha}"] / times[name]["balanced"] for name in ("latency_ms", "predicted_ms"))
+    times = table.pivot_table(
+        ["latency_ms", "predicted_ms"], key, "distribution", aggfunc="min"
+    ).dropna()
+    measured_ratio, ratio = (
+        times[name][f"power_law_{alpha}"] / times[name]["balanced"]
+        for name in ("latency_ms", "predicted_ms")
+    )
     assert np.median(np.abs(ratio / measured_ratio - 1)) <= 0.08
     assert (ratio < 1)[measured_ratio < 0.9].mean() >= 0.8  # skew is faster there
     assert (ratio > 1)[measured_ratio > 1.1].mean() >= 0.9

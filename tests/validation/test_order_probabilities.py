@@ -1,7 +1,9 @@
-"""How often the deployment that is said to be faster with some probability is: measured serving points, in pairs of the same load.
+"""How often the deployment that is said to be faster with some probability is: measured serving
+points, in pairs of the same load.
 
-Points: NVIDIA aiconfigurator-core 0.12.0, Apache-2.0; most are in the fits, so errors are smaller than on models that are new.
-``python tests/validation/test_order_probabilities.py TABLE`` prints what all of a table's points say.
+Points: NVIDIA aiconfigurator-core 0.12.0, Apache-2.0; most are in the fits, so errors are smaller
+than on models that are new. ``python tests/validation/test_order_probabilities.py TABLE`` prints
+what all of a table's points say.
 """
 
 import itertools
@@ -37,11 +39,15 @@ class Measured(NamedTuple):
 
 
 def points_of(table, workers=None):
-    """Points without pools for prompts whose deployments are fully said and inside what was measured."""
+    """Points without pools for prompts whose deployments are fully said and inside what was
+    measured.
+    """
     table = table[table["mode"] == "agg"].reset_index(drop=True)
     answers = answer(table, workers=workers)
     found, curves = [], {}
-    for row, predicted_s, status in zip(table.to_dict("records"), answers.seconds[:, 1], answers.status, strict=True):
+    for row, predicted_s, status in zip(
+        table.to_dict("records"), answers.seconds[:, 1], answers.status, strict=True
+    ):
         if status != OK:
             continue
         point = read_point(row)
@@ -50,18 +56,32 @@ def points_of(table, workers=None):
         if key not in curves:
             curves[key] = Curve(plan, fixed(point.num_input, point.num_output), 2048)
         sequences = np.array([max(1.0, point.concurrency / plan.layout.attention_dp)])
-        terms = np.array(curves[key].terms(sequences, sequences / point.num_output, float(point.num_input)))[:, 0]
+        terms = np.array(
+            curves[key].terms(sequences, sequences / point.num_output, float(point.num_input))
+        )[:, 0]
         load = (point.num_input, point.num_output, point.concurrency)
         where = (plan.spec.engine, plan.accelerator.name)
-        found.append(Measured(load, plan.model.name, where, row["silicon_tpot_ms"] / 1e3, predicted_s, error_of(plan, terms)))
+        found.append(
+            Measured(
+                load,
+                plan.model.name,
+                where,
+                row["silicon_tpot_ms"] / 1e3,
+                predicted_s,
+                error_of(plan, terms),
+            )
+        )
     return found
 
 
 def pairs_of(points):
-    """Every two of the same load: kinds, probability that the likelier one is faster, whether it is, and whether the band holds."""
+    """Every two of the same load: kinds, probability that the likelier one is faster, whether it
+    is, and whether the band holds.
+    """
     found = []
     by_load = itertools.groupby(
-        sorted(points, key=lambda point: (point.load, point.where, point.model)), key=lambda point: point.load
+        sorted(points, key=lambda point: (point.load, point.where, point.model)),
+        key=lambda point: point.load,
     )
     for _, group in by_load:
         for one, other in itertools.combinations(group, 2):
@@ -79,7 +99,9 @@ def pairs_of(points):
 
 def reliability(pairs):
     """Stated against true, by how sure."""
-    grouped = pairs.assign(level=pd.cut(pairs["stated"], list(LEVELS), right=False)).groupby("level", observed=True)
+    grouped = pairs.assign(level=pd.cut(pairs["stated"], list(LEVELS), right=False)).groupby(
+        "level", observed=True
+    )
     return grouped.agg(pairs=("true", "size"), stated=("stated", "mean"), true=("true", "mean"))
 
 
@@ -101,7 +123,10 @@ def test_who_is_said_to_be_faster_mostly_is(pairs):
     assert brier(pairs) < 0.08
     sure = pairs[pairs["stated"] > 0.95]
     assert sure["true"].mean() > 0.9
-    rising = [pairs[pairs["stated"].between(low, high)]["true"].mean() for low, high in ((0.5, 0.8), (0.8, 0.95), (0.95, 1.0))]
+    rising = [
+        pairs[pairs["stated"].between(low, high)]["true"].mean()
+        for low, high in ((0.5, 0.8), (0.8, 0.95), (0.95, 1.0))
+    ]
     assert rising == sorted(rising)
 
 
@@ -117,4 +142,6 @@ if __name__ == "__main__":
     everything = pairs_of(points_of(pd.read_csv(sys.argv[1])))
     for name, part in [("all", everything), *everything.groupby("kind")]:
         held = f"{brier(part):.3f}, 80 % band of the ratio holds {part['held'].mean():.1%}"
-        sys.stdout.write(f"{name}: {len(part)} pairs, Brier score {held}\n{reliability(part).round(3).to_string()}\n")
+        sys.stdout.write(
+            f"{name}: {len(part)} pairs, Brier score {held}\n{reliability(part).round(3).to_string()}\n"
+        )

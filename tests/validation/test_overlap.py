@@ -1,8 +1,9 @@
 """SGLang's two-batch overlap of DeepSeek-V3: where it wins and where it loses.
 
-Published by SGLang, "Deploying DeepSeek with PD disaggregation and large-scale expert parallelism on 96 H100 GPUs" (2025-05-05):
-decode on 9 nodes of 8 H100 (EP 72, 2,000 tokens of context): +25.5 % at 256 tokens a GPU, -27 % at 32, break-even between 64 and
-128; 22,310 tokens/s a node at 256 with overlap. Prefill on 4 nodes (EP 32): 27 to 35 % more.
+Published by SGLang, "Deploying DeepSeek with PD disaggregation and large-scale expert parallelism
+on 96 H100 GPUs" (2025-05-05): decode on 9 nodes of 8 H100 (EP 72, 2,000 tokens of context): +25.5 %
+at 256 tokens a GPU, -27 % at 32, break-even between 64 and 128; 22,310 tokens/s a node at 256 with
+overlap. Prefill on 4 nodes (EP 32): 27 to 35 % more.
 """
 
 from pathlib import Path
@@ -20,7 +21,9 @@ from simulator.step.program import Batch
 
 @pytest.fixture(scope="module")
 def step_s():
-    """Seconds of a step that is the same on every GPU, by GPUs, sequences, new tokens and context of each, and overlap."""
+    """Seconds of a step that is the same on every GPU, by GPUs, sequences, new tokens and context
+    of each, and overlap.
+    """
     known = {}
 
     def plan_of(num_gpus, overlap):
@@ -32,7 +35,9 @@ def step_s():
             "parallel": {"attention_dp": num_gpus, "ep": num_gpus},
             "replicas": 1,
             "weight_dtype": "fp8_block",
-            "routing": {"kind": "uniform"},  # their load balancer (EPLB, 32 redundant experts) leaves next to no skew
+            "routing": {
+                "kind": "uniform"
+            },  # their load balancer (EPLB, 32 redundant experts) leaves next to no skew
             "dispatch": {"kind": "per_node" if num_gpus == 32 else "per_expert"},
             "overlap": overlap,
         }
@@ -45,7 +50,9 @@ def step_s():
         plan = plan_of(num_gpus, overlap)
         rows = (np.full(sequences, new), np.full(sequences, context), np.full(sequences, new == 1))
         batch = Batch(*((row,) * num_gpus for row in rows), np.full(num_gpus, sequences))
-        return sum(Lockstep(Prices(plan, sequences * new).program(batch, 0), num_gpus).run().values())
+        return sum(
+            Lockstep(Prices(plan, sequences * new).program(batch, 0), num_gpus).run().values()
+        )
 
     return step_s
 

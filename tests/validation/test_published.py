@@ -1,7 +1,9 @@
-"""Published figures against the product's own plans and engine. Tolerances stand beside what was seen; nothing is fitted on these.
+"""Published figures against the product's own plans and engine. Tolerances stand beside what was
+seen; nothing is fitted on these.
 
-The throughput targets are a median error of 12 % and a 90th percentile of 25 %, and 8 % and 15 % for ratios of a mixture of experts
-to a dense model; ``moesim validate published`` shows them for all cases, here some of each kind are run.
+The throughput targets are a median error of 12 % and a 90th percentile of 25 %, and 8 % and 15 %
+for ratios of a mixture of experts to a dense model; ``moesim validate published`` shows them for
+all cases, here some of each kind are run.
 """
 
 import numpy as np
@@ -17,7 +19,9 @@ from simulator.validation.published._splits import RELEASE_UNSAID, SAME_RELEASE,
 from simulator.validation.serving._points import read_point
 from simulator.validation.suites import published_orders
 
-pytestmark = pytest.mark.xdist_group("published")  # what a module runs is run once, not once a worker
+pytestmark = pytest.mark.xdist_group(
+    "published"
+)  # what a module runs is run once, not once a worker
 SHIPPED = shipped_folder() / "workloads" / "validation"
 TOPIC_OF = {
     "alltoall.csv": "alltoall",
@@ -54,7 +58,9 @@ def mlperf(folder):
 def trtllm(folder):
     rows = table("trtllm_max_throughput.csv")
     chosen = (
-        rows["parallelism"].isin(["TP1", "TP2", "TP8"]) & rows["isl"].isin(["1000", "128"]) & rows["osl"].isin(["1000", "2048"])
+        rows["parallelism"].isin(["TP1", "TP2", "TP8"])
+        & rows["isl"].isin(["1000", "128"])
+        & rows["osl"].isin(["1000", "2048"])
     )
     return answered(folder, rows[chosen])
 
@@ -67,8 +73,17 @@ def skew(folder):
 @pytest.fixture(scope="module")
 def wide(folder):
     rows = table("serving.csv")
-    asked = ["SGLang decode EP72", "SGLang prefill perfect EPLB", "SGLang prefill EP32, prompt 4000"]
-    asked += ["TBO decode speedup bs256", "TBO decode slowdown bs32", "EPLB prefill speedup", "EPLB decode speedup"]
+    asked = [
+        "SGLang decode EP72",
+        "SGLang prefill perfect EPLB",
+        "SGLang prefill EP32, prompt 4000",
+    ]
+    asked += [
+        "TBO decode speedup bs256",
+        "TBO decode slowdown bs32",
+        "EPLB prefill speedup",
+        "EPLB decode speedup",
+    ]
     return answered(folder, rows[rows["case"].isin(asked)])
 
 
@@ -126,21 +141,27 @@ def test_rows_of_unknown_models_gpus_and_splits_are_answered_one_by_one(folder):
 
 def test_the_same_cases_give_the_same_numbers(folder):
     rows = table("trtllm_max_throughput.csv")
-    rows = rows[(rows["model"] == "Mixtral 8x7B") & (rows["parallelism"] == "TP2") & (rows["isl"] == "1000")]
+    rows = rows[
+        (rows["model"] == "Mixtral 8x7B") & (rows["parallelism"] == "TP2") & (rows["isl"] == "1000")
+    ]
     assert np.array_equal(*(answered(folder, rows).table["predicted"] for _ in range(2)))
 
 
 def test_measured_figures_are_not_looked_at(folder):
     rows = table("trtllm_max_throughput.csv")
-    rows = rows[(rows["model"] == "Mixtral 8x7B") & (rows["parallelism"] == "TP2") & (rows["isl"] == "1000")]
+    rows = rows[
+        (rows["model"] == "Mixtral 8x7B") & (rows["parallelism"] == "TP2") & (rows["isl"] == "1000")
+    ]
     without = answered(folder, rows.drop(columns="value"))
     assert without.rows.empty
     assert np.array_equal(without.table["predicted"], answered(folder, rows).table["predicted"])
 
 
 def test_mlperf_v41_on_h100(mlperf):
-    """mlcommons/inference_results_v4.1, closed, NVIDIA: 24,525 offline and 21,606 as a server with Llama-2-70B, 52,416 and 50,796
-    with Mixtral-8x7B, whose expert kernels were slower in that year's releases than in those that were measured."""
+    """mlcommons/inference_results_v4.1, closed, NVIDIA: 24,525 offline and 21,606 as a server with
+    Llama-2-70B, 52,416 and 50,796 with Mixtral-8x7B, whose expert kernels were slower in that
+    year's releases than in those that were measured.
+    """
     rows = mlperf.rows[mlperf.rows["quantity"] == "throughput"]
     assert len(rows) == 4
     is_dense = rows["subject"].str.contains("llama2")
@@ -150,7 +171,13 @@ def test_mlperf_v41_on_h100(mlperf):
 
 def test_mlperf_splits_are_found(mlperf):
     """Mixtral as 8 replicas of one GPU, Llama as 4 of two: the best that fits, as submitted."""
-    because = dict(zip(zip(mlperf.table["model"], mlperf.table["scenario"], strict=True), mlperf.table["because"], strict=True))
+    because = dict(
+        zip(
+            zip(mlperf.table["model"], mlperf.table["scenario"], strict=True),
+            mlperf.table["because"],
+            strict=True,
+        )
+    )
     assert because["mixtral-8x7b", "Offline"].startswith("8 replicas of TP 1")
     assert because["llama2-70b-99.9", "Offline"].startswith("4 replicas of TP 2")
 
@@ -164,29 +191,38 @@ def test_mlperf_advantage_of_the_mixture_of_experts(mlperf):
 
 
 def test_tensorrt_llm_throughput(trtllm):
-    """NVIDIA/TensorRT-LLM 0.17, performance overview. Seen on all 79 figures: 4 % and 13 %, ratios 6 % and 14 %."""
+    """NVIDIA/TensorRT-LLM 0.17, performance overview. Seen on all 79 figures: 4 % and 13 %, ratios
+    6 % and 14 %.
+    """
     assert errors(trtllm, "throughput").median() < 0.12
     assert errors(trtllm, "throughput").quantile(0.9) < 0.25
     assert errors(trtllm, "ratio").median() < 0.12
 
 
 def test_tensorrt_llm_memory_cliff(trtllm):
-    """Llama-3.1-70B at 1,000/1,000: 840 tokens/s on one H100, whose weights leave little cache, and 4,391 on two: 5.2 times."""
+    """Llama-3.1-70B at 1,000/1,000: 840 tokens/s on one H100, whose weights leave little cache, and
+    4,391 on two: 5.2 times.
+    """
     rows = trtllm.table.set_index(["model", "parallelism", "isl"])["predicted"]
     two, one = (rows["LLaMA v3.1 70B", split, "1000"] for split in ("TP2", "TP1"))
     assert two / one == pytest.approx(4390.53 / 839.97, rel=0.25)
 
 
 def test_skew_of_deepseek_r1_with_and_without_copies(skew):
-    """NVIDIA/TensorRT-LLM tech blog 4: 1.564 falls to 0.109 with 288 slots on 32 ranks, 0.115 on 36. Seen: +2 %, +2 %, -5 %."""
+    """NVIDIA/TensorRT-LLM tech blog 4: 1.564 falls to 0.109 with 288 slots on 32 ranks, 0.115 on
+    36. Seen: +2 %, +2 %, -5 %.
+    """
     assert len(errors(skew, "imbalance")) == 6
     assert (errors(skew, "imbalance") < 0.20).all()
 
 
 def test_wide_expert_parallelism(wide):
-    """LMSYS, "Deploying DeepSeek with PD disaggregation and large-scale expert parallelism", 2025: 22,282 tokens/s a node in decode
-    over 72 GPUs; in prefill over 32, 59,337 where routing is balanced and 50,302 where it is not. Seen: +4 %, +18 %, +31 %: what
-    was measured in place is slower than the sum of its kernels, and uneven routing takes 6 % of the time here and 15 % there."""
+    """LMSYS, "Deploying DeepSeek with PD disaggregation and large-scale expert parallelism", 2025:
+    22,282 tokens/s a node in decode over 72 GPUs; in prefill over 32, 59,337 where routing is
+    balanced and 50,302 where it is not. Seen: +4 %, +18 %, +31 %: what was measured in place is
+    slower than the sum of its kernels, and uneven routing takes 6 % of the time here and 15 %
+    there.
+    """
     wrong = errors(wide, "throughput").groupby(wide.rows["subject"]).max()
     assert wrong["SGLang decode EP72"] < 0.15
     assert wrong["SGLang prefill perfect EPLB"] < 0.25
@@ -210,17 +246,30 @@ def test_two_batches_gain_where_there_is_much_to_hide_and_lose_where_there_is_li
 
 
 def test_a_server_rate_lasts(mlperf):
-    """Near the largest rate a batch grows for minutes: a rate that five minutes pass may not last, so no server beats its own
-    offline run, which ends with few requests at once, by much. Seen: +2 % and +4 %."""
-    value = dict(zip(zip(mlperf.table["model"], mlperf.table["scenario"], strict=True), mlperf.table["predicted"], strict=True))
+    """Near the largest rate a batch grows for minutes: a rate that five minutes pass may not last,
+    so no server beats its own offline run, which ends with few requests at once, by much. Seen: +2
+    % and +4 %.
+    """
+    value = dict(
+        zip(
+            zip(mlperf.table["model"], mlperf.table["scenario"], strict=True),
+            mlperf.table["predicted"],
+            strict=True,
+        )
+    )
     for model in ("llama2-70b-99.9", "mixtral-8x7b"):
         assert value[model, "Server"] < 1.10 * value[model, "Offline"]
 
 
 def test_what_both_figures_share_is_no_error_of_their_ratio():
     def figure(*shares):
-        parts = tuple(Part(name, share, 0.8, 1.25) for name, share in zip(("attention", "dense", "experts"), shares, strict=True))
-        return figures(["g"], ["s"], ["q"], ["u"], pd.Series([1.0]), [Reply(1.0, 0.8, 1.25, "ok", parts=parts)]).iloc[0]
+        parts = tuple(
+            Part(name, share, 0.8, 1.25)
+            for name, share in zip(("attention", "dense", "experts"), shares, strict=True)
+        )
+        return figures(
+            ["g"], ["s"], ["q"], ["u"], pd.Series([1.0]), [Reply(1.0, 0.8, 1.25, "ok", parts=parts)]
+        ).iloc[0]
 
     def width(above, below):
         row = ratio("g", "s", "ratio", above, below)
@@ -242,7 +291,10 @@ def test_pairs_of_splits_are_alike_in_all_else():
         }  # fmt: skip
 
     def found(*rows):
-        return [pair.group for pair in pairs([read_point(one) for one in rows], [one["id"] for one in rows])]
+        return [
+            pair.group
+            for pair in pairs([read_point(one) for one in rows], [one["id"] for one in rows])
+        ]
 
     split = row("a", "0.12.0", "split")
     assert found(split, row("a", "0.12.0", "spread")) == [SAME_RELEASE]
@@ -256,7 +308,13 @@ def test_pairs_of_splits_are_alike_in_all_else():
 
 def test_the_trend_with_load_is_that_of_all_loads():
     def compared(load, measured, predicted):
-        figure = {"group": SAME_RELEASE, "predicted": predicted, "low": predicted / 2, "high": predicted * 2, "status": "ok"}
+        figure = {
+            "group": SAME_RELEASE,
+            "predicted": predicted,
+            "low": predicted / 2,
+            "high": predicted * 2,
+            "status": "ok",
+        }
         series = ("a", "a", read_point(table("serving_pairs.csv").iloc[0].to_dict()))
         return Pair(0, 1, series, load, SAME_RELEASE), {**figure, "measured": measured}
 
@@ -273,8 +331,9 @@ def splits(folder):
 
 
 def test_spread_experts_are_slower_in_small_deployments(splits):
-    """DeepSeek-R1 on 8 B200 by SGLang, 1,024 tokens in and out: 12-18 % fewer tokens a second with experts spread, at 4 to 64 requests
-    in flight, without a trend. Seen: 3-10 %, less at more load."""
+    """DeepSeek-R1 on 8 B200 by SGLang, 1,024 tokens in and out: 12-18 % fewer tokens a second with
+    experts spread, at 4 to 64 requests in flight, without a trend. Seen: 3-10 %, less at more load.
+    """
     rows = splits.rows[splits.rows["group"] == RELEASE_UNSAID]
     assert len(rows) == 5
     assert (rows["measured"] < 0.9).all()
@@ -284,7 +343,15 @@ def test_spread_experts_are_slower_in_small_deployments(splits):
 
 def test_whole_deployments_spread_experts_and_load_are_told_apart_in_order():
     names = ["TensorRT-LLM MoE : dense", SAME_RELEASE, RELEASE_UNSAID, f"{RELEASE_UNSAID}, by load"]
-    rows = pd.DataFrame({"group": names, "quantity": "ratio", "status": "ok", "measured": 1.5, "predicted": [1.2, 1.2, 0.9, 1.0]})
+    rows = pd.DataFrame(
+        {
+            "group": names,
+            "quantity": "ratio",
+            "status": "ok",
+            "measured": 1.5,
+            "predicted": [1.2, 1.2, 0.9, 1.0],
+        }
+    )
     orders = {order["suite"]: (order["pairs"], order["right"]) for order in published_orders(rows)}
     assert list(orders.values()) == [(2, 2), (1, 0), (1, 0)]
     assert next(iter(orders)) == "published"

@@ -1,8 +1,10 @@
-"""How far predictions are from a sample of each measured table that ships with the tests: what a checkout without ../shared checks.
+"""How far predictions are from a sample of each measured table that ships with the tests: what a
+checkout without ../shared checks.
 
-The samples and their licences: ``samples/README.md``. Nothing is fitted to them, but they are rows of the tables that the shipped
-calibrations were fitted on. Limits are of the median absolute error: what was seen, and a quarter more, since some 300 rows of a
-table with every kind of row counted alike are not the table.
+The samples and their licences: ``samples/README.md``. Nothing is fitted to them, but they are rows
+of the tables that the shipped calibrations were fitted on. Limits are of the median absolute error:
+what was seen, and a quarter more, since some 300 rows of a table with every kind of row counted
+alike are not the table.
 """
 
 from pathlib import Path
@@ -31,7 +33,8 @@ LIMITS = {
     ("nccl", "latency"): 0.057,  # 0.046
 }
 UNJUDGED = ("dispatch_notify", "combine_notify")
-"""Waiting for a count that takes some microseconds: readings of one setting differ by a factor of two."""
+"""Waiting for a count that takes some microseconds: readings of one setting differ by a factor of
+two."""
 SERVING_LIMITS = {"tpot": 0.08, "ttft": 0.16}
 """Of every fourth point without a pool for prompts: seen 0.062 and 0.123."""
 
@@ -50,7 +53,11 @@ def test_kernels_and_exchanges_are_near_what_was_measured(name):
     assert is_answered(rows["status"]).all()
     off = rows["predicted"] / rows["measured"] - 1
     medians = off.abs().groupby(rows["quantity"]).median()
-    assert medians.to_dict() == {quantity: pytest.approx(0, abs=limit) for (of, quantity), limit in LIMITS.items() if of == name}
+    assert medians.to_dict() == {
+        quantity: pytest.approx(0, abs=limit)
+        for (of, quantity), limit in LIMITS.items()
+        if of == name
+    }
     assert abs(off.median()) <= 0.04, "too fast or too slow on the whole"
     is_inside = (rows["low"] <= rows["measured"]) & (rows["measured"] <= rows["high"])
     assert 0.7 <= is_inside.mean() <= 0.92, "an 80 % band"
@@ -62,4 +69,6 @@ def test_serving_points_are_near_what_was_measured():
     rows = score_rows("serving", table, serving.MEASURES, serving.answer(table, workers=1))
     assert is_answered(rows["status"]).mean() >= 0.95
     off = (rows["predicted"] / rows["measured"] - 1).abs().groupby(rows["quantity"]).median()
-    assert off.to_dict() == {quantity: pytest.approx(0, abs=limit) for quantity, limit in SERVING_LIMITS.items()}
+    assert off.to_dict() == {
+        quantity: pytest.approx(0, abs=limit) for quantity, limit in SERVING_LIMITS.items()
+    }

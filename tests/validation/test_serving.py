@@ -1,6 +1,7 @@
 """Serving points: how rows are read, laws of the closed loop, and how far off predictions are.
 
-Points: NVIDIA aiconfigurator-core 0.12.0, Apache-2.0. Each limit leaves about a quarter more than was seen when the engines were fitted.
+Points: NVIDIA aiconfigurator-core 0.12.0, Apache-2.0. Each limit leaves about a quarter more than
+was seen when the engines were fitted.
 """
 
 from dataclasses import replace
@@ -51,7 +52,10 @@ def answered(*rows):
         ({"tp_size": 64, "attention_dp_size": 1, "moe_tp_size": 8, "moe_ep_size": 8}, (8, 1, 8)),
         ({"tp_size": 1, "attention_dp_size": 64, "moe_tp_size": 8, "moe_ep_size": 8}, (1, 8, 8)),
         ({"tp_size": 1, "attention_dp_size": 16, "moe_tp_size": 4, "moe_ep_size": 4}, (1, 4, 4)),
-        ({"tp_size": 2, "attention_dp_size": float("nan"), "moe_tp_size": 4, "moe_ep_size": 1}, (2, 2, 1)),
+        (
+            {"tp_size": 2, "attention_dp_size": float("nan"), "moe_tp_size": 4, "moe_ep_size": 1},
+            (2, 2, 1),
+        ),
         ({"tp_size": 1, "moe_tp_size": 0, "moe_ep_size": 0}, (1, 1, 1)),
         ({"tp_size": float("nan"), "moe_ep_size": None}, (1, 1, 1)),
     ],
@@ -77,8 +81,14 @@ def test_concurrency_is_in_the_id_or_follows_from_the_batch():
         ({"isl": float("nan")}, "isl and osl"),
         ({"mode": float("nan")}, "neither agg nor disagg"),
         ({"tp_size": 7}, "must divide"),
-        ({"mode": "disagg", "prefill_tp_size": 1, "decode_tp_size": 1, "decode_pp_size": 2}, "pipeline parallelism"),
-        ({"model_path": "meta-llama/Llama-3.1-405B", "gemm_quant_mode": "bfloat16"}, "does not fit"),
+        (
+            {"mode": "disagg", "prefill_tp_size": 1, "decode_tp_size": 1, "decode_pp_size": 2},
+            "pipeline parallelism",
+        ),
+        (
+            {"model_path": "meta-llama/Llama-3.1-405B", "gemm_quant_mode": "bfloat16"},
+            "does not fit",
+        ),
     ],
 )
 def test_what_cannot_be_answered_says_why_and_spoils_its_row_only(changes, reason):
@@ -108,7 +118,9 @@ def test_names_of_repositories():
 
 def test_releases_take_the_newest_entry_that_is_not_newer():
     keys = ("any", "trtllm", "trtllm@1.0.0", "trtllm@1.2.0")
-    assert [engine_key(keys, f"trtllm@{v}") for v in ("1.2.0rc6.post3", "1.1.0", "1.3.1", "0.9", "")] == [
+    assert [
+        engine_key(keys, f"trtllm@{v}") for v in ("1.2.0rc6.post3", "1.1.0", "1.3.1", "0.9", "")
+    ] == [
         "trtllm@1.2.0",
         "trtllm@1.0.0",
         "trtllm@1.2.0",
@@ -139,7 +151,9 @@ def test_latencies_are_linear_in_the_engines_coefficients(tiny):
     trace = replace(tiny.trace(24), arrival_s=np.zeros(24), concurrency=5)
     table = make_table(Prices(plan, plan.rules.token_budget))
     weights = np.full(24, 1 / 24)
-    counted = serve_closed_loop(plan, table._replace(step_s=0.0, sequence_s=1.0, prompt_s=0.0), trace)
+    counted = serve_closed_loop(
+        plan, table._replace(step_s=0.0, sequence_s=1.0, prompt_s=0.0), trace
+    )
     sums = sums_of(counted, trace.num_output, weights)
     own = table._replace(step_s=3e-3, sequence_s=2e-5, prompt_s=7e-3)
     served = serve_closed_loop(plan, own, trace)
@@ -150,14 +164,25 @@ def test_latencies_are_linear_in_the_engines_coefficients(tiny):
 
 
 def test_a_late_stream_shows_the_first_token_with_those_behind_it():
-    """InferenceX's TensorRT-LLM for experts streams every tenth token, and releases before 1.2 hold the first one back too."""
-    moe = {"backend": "trtllm", "model_path": "deepseek-ai/DeepSeek-V3", "system": "b200_sxm", "gemm_quant_mode": "nvfp4"}
+    """InferenceX's TensorRT-LLM for experts streams every tenth token, and releases before 1.2 hold
+    the first one back too.
+    """
+    moe = {
+        "backend": "trtllm",
+        "model_path": "deepseek-ai/DeepSeek-V3",
+        "system": "b200_sxm",
+        "gemm_quant_mode": "nvfp4",
+    }
     points = [
         read_point(row(**moe, backend_version=v, tp_size=8, id=name))
         for v, name in (("", POINT["id"]), ("1.2.0", POINT["id"]), ("", "a_c4_tp8"))
     ]
     models = [deployment_of(point).model for point in points]
-    assert [stream_interval(point, model) for point, model in zip(points, models, strict=True)] == [10, 1, 1]
+    assert [stream_interval(point, model) for point, model in zip(points, models, strict=True)] == [
+        10,
+        1,
+        1,
+    ]
     dense = read_point(row(backend="trtllm", backend_version="", gemm_quant_mode="fp8"))
     assert stream_interval(dense, deployment_of(dense).model) == 1
 
@@ -166,7 +191,9 @@ def test_settings_of_inferencex_follow_its_scripts():
     """Prompts of 1,024 tokens wait for others on fewer than eight GPUs, where as many come out."""
     asked = {"backend": "trtllm", "backend_version": "", "isl": 1024}
     waits = [
-        deployment_of(read_point(row(**asked, osl=osl, tp_size=tp))).spec.scheduling.get("wait_steps", 0)
+        deployment_of(read_point(row(**asked, osl=osl, tp_size=tp))).spec.scheduling.get(
+            "wait_steps", 0
+        )
         for osl, tp in ((1024, 1), (1024, 4), (1024, 8), (8192, 1))
     ]
     assert waits == [20, 20, 0, 0]
@@ -180,7 +207,12 @@ def test_every_row_is_read_and_a_sample_is_near():
     assert not refused
     wanted = {"meta-llama/Llama-3.1-70B": 40, "Qwen/Qwen3-32B": 40, "Qwen/Qwen3-235B-A22B-FP8": 30}
     aggregated = table[table["mode"] == "agg"]
-    sample = pd.concat([aggregated[aggregated["model_path"] == m].sample(n, random_state=7) for m, n in wanted.items()])
+    sample = pd.concat(
+        [
+            aggregated[aggregated["model_path"] == m].sample(n, random_state=7)
+            for m, n in wanted.items()
+        ]
+    )
     rows = score_rows("serving", sample, MEASURES, answer(sample.reset_index(drop=True), workers=1))
     assert is_answered(rows["status"]).mean() >= 0.9
     off = (rows["predicted"] / rows["measured"] - 1).abs()

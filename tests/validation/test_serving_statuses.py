@@ -1,4 +1,6 @@
-"""What a user of serving points is told: what was taken from an id or guessed, and what lies outside the points that were fitted."""
+"""What a user of serving points is told: what was taken from an id or guessed, and what lies
+outside the points that were fitted.
+"""
 
 from pathlib import Path
 
@@ -44,7 +46,9 @@ def answered(*rows):
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch):
-    """Fits that say that they have seen this very point, at other releases and loads up to 512 requests in flight too."""
+    """Fits that say that they have seen this very point, at other releases and loads up to 512
+    requests in flight too.
+    """
     shipped = load_calibration("hopper", "test")
     seen = {
         "models": ("llama-3.1-8b",),
@@ -63,7 +67,10 @@ def test_columns_come_before_what_an_id_suggests():
     assert read_point(POINT | {"length_range": "0.5"}).shortest == 0.5
     assert read_point(POINT | {"concurrency": "64"}).concurrency == 64
     assert read_point(POINT | {"concurrency": ""}).concurrency == 4
-    drafted = {said: read_point(POINT | {"speculative": said}).drafted for said in ("true", "False", "0", 2, "", np.nan)}
+    drafted = {
+        said: read_point(POINT | {"speculative": said}).drafted
+        for said in ("true", "False", "0", 2, "", np.nan)
+    }
     assert list(drafted.values()) == [3, 0, 0, 2, None, None]
 
 
@@ -81,7 +88,9 @@ def test_what_such_a_column_cannot_mean_is_refused(column, value):
 
 
 def test_shorter_requests_take_less_time_and_the_id_is_not_needed():
-    equal, ranged, by_id = answered({}, {"length_range": 0.8}, {"id": "x_tp1", "concurrency": 4}).seconds
+    equal, ranged, by_id = answered(
+        {}, {"length_range": 0.8}, {"id": "x_tp1", "concurrency": 4}
+    ).seconds
     assert ranged[0] < equal[0]
     np.testing.assert_array_equal(by_id, equal)
 
@@ -97,24 +106,39 @@ def test_what_was_fitted_is_ok_and_what_was_not_says_so():
         {"backend_version": ""},
     )
     assert np.isfinite(found.seconds).all(), "new models keep their answers"
-    reasons = ["", "Qwen3-8B", "H200", "vllm 0.19.1", "concurrency outside", "input length, output length outside", ""]
+    reasons = [
+        "",
+        "Qwen3-8B",
+        "H200",
+        "vllm 0.19.1",
+        "concurrency outside",
+        "input length, output length outside",
+        "",
+    ]
     for status, reason in zip(found.status, reasons, strict=True):
         assert (status == "ok") == (reason == "")
         assert reason in status
         assert status.startswith("extrapolated: ") or not reason
     width = found.high[:, 1] / found.low[:, 1]
-    assert width[1] < 1.3 * width[0], "bands are of models and GPUs that were left out, so a new one has the same"
+    assert width[1] < 1.3 * width[0], (
+        "bands are of models and GPUs that were left out, so a new one has the same"
+    )
     assert width[4] > width[0]
 
 
 def test_guessed_drafts_say_so_and_said_ones_are_taken():
     guessed, said, without, two = answered(
-        *(DEEPSEEK | more for more in ({}, {"speculative": "true"}, {"speculative": "false"}, {"speculative": 2}))
+        *(
+            DEEPSEEK | more
+            for more in ({}, {"speculative": "true"}, {"speculative": "false"}, {"speculative": 2})
+        )
     ).seconds[:, 1]
     assert guessed == said
     assert said < two < without
     assert (kept(0), kept(3)) == (1.0, pytest.approx(2.1, abs=0.005))
-    status = answered(DEEPSEEK, DEEPSEEK | {"speculative": "true"}, DEEPSEEK | {"speculative": 2}).status
+    status = answered(
+        DEEPSEEK, DEEPSEEK | {"speculative": "true"}, DEEPSEEK | {"speculative": 2}
+    ).status
     assert "drafts guessed from the release" in status[0]
     assert "draft" not in status[1]
     assert "what drafts of 2 tokens save is assumed" in status[2]
@@ -124,11 +148,17 @@ def test_an_early_release_is_not_called_an_unmeasured_gpu():
     (status,) = answered({"backend": "trtllm", "backend_version": "0.17.0"}).status
     assert "the own time of trtllm 0.17.0 is assumed" in status
     assert "H100" not in status
-    spec = DeploymentSpec(name="early", model="llama-3.1-8b", cluster="h100-sxm-8", engine="trtllm@0.17.0")
+    spec = DeploymentSpec(
+        name="early", model="llama-3.1-8b", cluster="h100-sxm-8", engine="trtllm@0.17.0"
+    )
     warnings = warnings_of(make_plan(spec, 0, "test", Path()))
     assert warnings == ["Assumed: engine overhead of trtllm 0.17.0; other releases were measured."]
 
 
 def test_shipped_fits_name_models_that_there_are():
-    for fit in (fit for name in ("hopper", "blackwell") for fit in load_calibration(name, "test").engine.values()):
+    for fit in (
+        fit
+        for name in ("hopper", "blackwell")
+        for fit in load_calibration(name, "test").engine.values()
+    ):
         assert all((Path("workloads/models") / f"{model}.toml").is_file() for model in fit.models)

@@ -1,10 +1,13 @@
-"""Where calibrations come from: each file fits one table of ``cluster_configs/calibration/NAME/`` on published measurements.
+"""Where calibrations come from: each file fits one table of ``cluster_configs/calibration/NAME/``
+on published measurements.
 
-``moesim calibrate published FOLDER`` runs them all. A fit has few coefficients, each with a meaning; what it reports of itself
-(median, 90th percentile, bias, band) is cross-validated: whole model shapes are left out in turn, never random rows.
+``moesim calibrate published FOLDER`` runs them all. A fit has few coefficients, each with a
+meaning; what it reports of itself (median, 90th percentile, bias, band) is cross-validated: whole
+model shapes are left out in turn, never random rows.
 
-A file holds ``def fit(folder: Path) -> dict[str, dict[str, Any]]``: it reads tables of measurements in ``folder`` and returns, by
-calibration (``hopper``), the table that has the file's name, as nested dictionaries for TOML.
+A file holds ``def fit(folder: Path) -> dict[str, dict[str, Any]]``: it reads tables of measurements
+in ``folder`` and returns, by calibration (``hopper``), the table that has the file's name, as
+nested dictionaries for TOML.
 """
 
 from __future__ import annotations
@@ -40,15 +43,21 @@ def tables() -> tuple[str, ...]:
 
 def fit_of(name: str) -> Callable[[Path], dict[str, dict[str, Any]]]:
     """What fits the table called ``name``."""
-    found: Callable[[Path], dict[str, dict[str, Any]]] = importlib.import_module(f"simulator.{_FITS}.{name}").fit
+    found: Callable[[Path], dict[str, dict[str, Any]]] = importlib.import_module(
+        f"simulator.{_FITS}.{name}"
+    ).fit
     return found
 
 
-def fitted_files(folder: Path, names: tuple[str, ...] = (), tick: Tick = lambda *_: None) -> dict[Path, str]:
-    """The files that fits on the measurements in ``folder`` give: paths below ``cluster_configs/calibration``, and their texts.
+def fitted_files(
+    folder: Path, names: tuple[str, ...] = (), tick: Tick = lambda *_: None
+) -> dict[Path, str]:
+    """The files that fits on the measurements in ``folder`` give: paths below
+    ``cluster_configs/calibration``, and their texts.
 
     Args:
-        names: of the tables to fit; by default all, and what tells their measurements (:mod:`simulator.validation.known_rows`).
+        names: of the tables to fit; by default all, and what tells their measurements
+            (:mod:`simulator.validation.known_rows`).
 
     Raises:
         UserError: if there is no such table, or a table of measurements is missing or wrong.
@@ -59,7 +68,9 @@ def fitted_files(folder: Path, names: tuple[str, ...] = (), tick: Tick = lambda 
         )
     for name in names:
         if name not in tables():
-            raise UserError(f"--table {name}: nothing is fitted for it; {did_you_mean(name, tables())}")
+            raise UserError(
+                f"--table {name}: nothing is fitted for it; {did_you_mean(name, tables())}"
+            )
     wanted = names or tables()
     files: dict[Path, str] = {}
     tick("tables", 0, len(wanted))
@@ -77,16 +88,24 @@ def fitted_files(folder: Path, names: tuple[str, ...] = (), tick: Tick = lambda 
 def _sketches(folder: Path) -> dict[str, Any]:
     """What tells the tables that were fitted on, by their names."""
     found, _ = tables_in(folder)
-    return {path.name: known_rows.sketch(read_table(path).values) for path, suite in found.items() if suite != PUBLISHED}
+    return {
+        path.name: known_rows.sketch(read_table(path).values)
+        for path, suite in found.items()
+        if suite != PUBLISHED
+    }
 
 
 def _fit(name: str, folder: Path) -> dict[str, dict[str, Any]]:
     try:
         found = fit_of(name)(folder)
     except FileNotFoundError as error:
-        raise UserError(f"{error.filename}: no such file; the table '{name}' is fitted on it") from error
+        raise UserError(
+            f"{error.filename}: no such file; the table '{name}' is fitted on it"
+        ) from error
     except KeyError as error:
-        raise UserError(f"{folder}: a table that '{name}' is fitted on has no column or rows of {error}") from error
+        raise UserError(
+            f"{folder}: a table that '{name}' is fitted on has no column or rows of {error}"
+        ) from error
     return found
 
 
@@ -96,5 +115,7 @@ def _checked(name: str, table: dict[str, Any]) -> dict[str, Any]:
     try:
         TypeAdapter(kind).validate_python(table)
     except ValidationError as error:
-        raise ValueError(f"the fit of '{name}' gives a table that no calibration takes: {error}") from error
+        raise ValueError(
+            f"the fit of '{name}' gives a table that no calibration takes: {error}"
+        ) from error
     return table

@@ -1,8 +1,9 @@
-"""The entries ``mla_*`` of the tables ``attention``: latent attention by engine, phase and format of the cache.
+"""The entries ``mla_*`` of the tables ``attention``: latent attention by engine, phase and format
+of the cache.
 
-TensorRT-LLM's kernels were timed alone and inside whole blocks, SGLang's alone, vLLM's inside blocks only. A block's matrix
-products are priced by the calibration's table ``gemm`` as it is in the files, so that one is fitted first. TensorRT-LLM's entries
-stand for engines that have none.
+TensorRT-LLM's kernels were timed alone and inside whole blocks, SGLang's alone, vLLM's inside
+blocks only. A block's matrix products are priced by the calibration's table ``gemm`` as it is in
+the files, so that one is fitted first. TensorRT-LLM's entries stand for engines that have none.
 """
 
 from __future__ import annotations
@@ -45,9 +46,13 @@ _START: dict[Phase, dict[str, float]] = {
     },
 }
 _MODULE = {"module_s": 1e-5}
-_SPLIT = {("h100", "decode"): {"split_entries": 128.0}, ("b200", "decode"): {"split_entries": 256.0}}
+_SPLIT = {
+    ("h100", "decode"): {"split_entries": 128.0},
+    ("b200", "decode"): {"split_entries": 256.0},
+}
 _BEFORE_CONVERTING = 0.87
-"""Of the memory rate, by SGLang's kernels that need not convert: so much is taken where the passes are searched."""
+"""Of the memory rate, by SGLang's kernels that need not convert: so much is taken where the passes
+are searched."""
 
 
 class _Job(NamedTuple):
@@ -102,7 +107,9 @@ def latent_entries(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
         engines = tables.setdefault(FAMILIES[job.gpu], {})
         name = f"mla_{job.phase}" + ("" if job.kv == "bf16" else f"_{job.kv}")
         alone = engines.get(_ANY, {}).get(name)
-        found = _entry(job, _rows_of(job, rows), alone["floor_s"] if job.engine == "vllm" and alone else None)
+        found = _entry(
+            job, _rows_of(job, rows), alone["floor_s"] if job.engine == "vllm" and alone else None
+        )
         engine = _ANY if job.engine == "trtllm" else job.engine
         engines.setdefault(engine, {})[f"{name}_{job.computed}" if job.computed else name] = found
     return tables
@@ -110,9 +117,15 @@ def latent_entries(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
 
 def _rows_of(job: _Job, rows: pd.DataFrame) -> pd.DataFrame:
     # A prompt of one token runs vLLM's kernels for decode.
-    is_decode = (rows["phase"].map(PHASES) == "decode") | ((rows["isl"] == 1) & (rows["engine"] == DECODES_ONE))
+    is_decode = (rows["phase"].map(PHASES) == "decode") | (
+        (rows["isl"] == 1) & (rows["engine"] == DECODES_ONE)
+    )
     is_phase = is_decode == (job.phase == "decode")
-    is_kind = (rows["gpu"] == job.gpu) & (rows["engine"] == job.engine) & (rows["kv_cache_dtype"].map(KV_FORMATS) == job.kv)
+    is_kind = (
+        (rows["gpu"] == job.gpu)
+        & (rows["engine"] == job.engine)
+        & (rows["kv_cache_dtype"].map(KV_FORMATS) == job.kv)
+    )
     found = rows[is_phase & is_kind]
     if job.phase == "prefill":
         found = found[(found["mla_dtype"] == "fp8") == bool(job.computed)]
@@ -127,23 +140,37 @@ def _entry(job: _Job, rows: pd.DataFrame, floor_s: float | None) -> dict[str, An
         load_accelerator(ACCELERATORS[job.gpu], job.gpu),
         [lookback(int(num_heads), job.kv) for num_heads in heads],
         job.phase,
-        Batches(rows["batch_size"].to_numpy(), rows["step"].to_numpy(), rows["isl"].to_numpy(), which),
+        Batches(
+            rows["batch_size"].to_numpy(), rows["step"].to_numpy(), rows["isl"].to_numpy(), which
+        ),
         rows["latency_ms"].to_numpy() / 1e3,
         _beside_s(job, rows, is_module),
         is_module,
     )
-    start, given = _START[job.phase] | (_MODULE if is_module.any() else {}), job.given | _SPLIT.get((job.gpu, job.phase), {})
+    start, given = (
+        _START[job.phase] | (_MODULE if is_module.any() else {}),
+        job.given | _SPLIT.get((job.gpu, job.phase), {}),
+    )
     if job.converts:
-        start = {name: value for name, value in start.items() if name != "memory_fraction"} | {"entry_passes": 10.0}
+        start = {name: value for name, value in start.items() if name != "memory_fraction"} | {
+            "entry_passes": 10.0
+        }
         given = given | {"memory_fraction": _BEFORE_CONVERTING}
     if floor_s is not None:  # blocks do not tell the kernel's floor from what else they take
-        start, given = {name: value for name, value in start.items() if name != "floor_s"}, given | {"floor_s": floor_s}
+        start, given = (
+            {name: value for name, value in start.items() if name != "floor_s"},
+            given | {"floor_s": floor_s},
+        )
     seen = rows["isl"] + rows["step"]
     kinds = [
-        f"{count:,} {word}" for count, word in ((int((~is_module).sum()), "kernels"), (int(is_module.sum()), "blocks")) if count
+        f"{count:,} {word}"
+        for count, word in ((int((~is_module).sum()), "kernels"), (int(is_module.sum()), "blocks"))
+        if count
     ]
     what = f"{' and '.join(kinds)} of latent {job.phase} attention on {job.gpu.upper()} with a {job.kv} cache, {len(heads)} head counts"
-    domain = {name: [int(rows[name].min()), int(rows[name].max())] for name in ("batch_size", "num_heads")}
+    domain = {
+        name: [int(rows[name].min()), int(rows[name].max())] for name in ("batch_size", "num_heads")
+    }
     return {
         "source": f"{what}, {job.engine}, {SOURCE}",
         **entry(problem, start, given, which, _FOLDS),
@@ -159,5 +186,7 @@ def _beside_s(job: _Job, rows: pd.DataFrame, is_module: NDArray[np.bool_]) -> ND
     for dtype, num_heads in sorted(set(zip(weights[is_module], heads[is_module], strict=True))):
         at = np.flatnonzero(is_module & (weights == dtype) & (heads == num_heads))
         tokens = (rows["batch_size"] * rows["isl"]).to_numpy()[at]
-        beside_s[at] = matrices_s(accelerator, calibration, int(num_heads), GEMM_FORMATS[dtype], tokens)
+        beside_s[at] = matrices_s(
+            accelerator, calibration, int(num_heads), GEMM_FORMATS[dtype], tokens
+        )
     return beside_s

@@ -1,4 +1,6 @@
-"""The search that all attention fits share: coefficients of one kernel, its errors on kernels of shapes that were left out."""
+"""The search that all attention fits share: coefficients of one kernel, its errors on kernels of
+shapes that were left out.
+"""
 
 from __future__ import annotations
 
@@ -45,13 +47,19 @@ class Problem(NamedTuple):
 
     def predict(self, coefficients: AttentionFit, rows: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Seconds of some rows."""
-        kernels = [(self.accelerator, coefficients, looking, self.phase) for looking in self.looking]
+        kernels = [
+            (self.accelerator, coefficients, looking, self.phase) for looking in self.looking
+        ]
         module_s = np.where(self.is_module[rows], coefficients.module_s, 0.0)
         return context_s(self.batches.take(rows), kernels) + self.beside_s[rows] + module_s
 
 
 def entry(
-    problem: Problem, start: dict[str, float], given: dict[str, Any], shapes: NDArray[np.int64], num_folds: int
+    problem: Problem,
+    start: dict[str, float],
+    given: dict[str, Any],
+    shapes: NDArray[np.int64],
+    num_folds: int,
 ) -> dict[str, Any]:
     """The best coefficients, and their errors where whole shapes are left out in turn.
 
@@ -82,7 +90,9 @@ def entry(
     }
 
 
-def _search(problem: Problem, start: dict[str, float], given: dict[str, Any], rows: NDArray[np.bool_]) -> AttentionFit:
+def _search(
+    problem: Problem, start: dict[str, float], given: dict[str, Any], rows: NDArray[np.bool_]
+) -> AttentionFit:
     measured = np.log(problem.measured_s[rows])
 
     def errors(logs: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -92,8 +102,12 @@ def _search(problem: Problem, start: dict[str, float], given: dict[str, Any], ro
     bounds = [_BOUNDS.get(name, (value * 1e-6, value * 1e4)) for name, value in start.items()]
     lowest, highest = np.log(np.array(bounds).T)
     first = np.clip(np.log(np.array(list(start.values()))), lowest + 1e-6, highest - 1e-6)
-    best = least_squares(errors, first, bounds=(lowest, highest), loss="soft_l1", f_scale=_SCALE, max_nfev=60)
-    found = {name: _rounded(value) for name, value in zip(start, np.exp(best.x).tolist(), strict=True)}
+    best = least_squares(
+        errors, first, bounds=(lowest, highest), loss="soft_l1", f_scale=_SCALE, max_nfev=60
+    )
+    found = {
+        name: _rounded(value) for name, value in zip(start, np.exp(best.x).tolist(), strict=True)
+    }
     return _unchecked(given | found)
 
 

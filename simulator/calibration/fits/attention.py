@@ -1,4 +1,6 @@
-"""Fits the tables ``attention``: grouped-query kernels on H100 and B200 by phase and format of the cache; latent ones beside them."""
+"""Fits the tables ``attention``: grouped-query kernels on H100 and B200 by phase and format of the
+cache; latent ones beside them.
+"""
 
 from __future__ import annotations
 
@@ -49,30 +51,38 @@ _GIVEN: tuple[tuple[str, Phase, str, dict[str, Any]], ...] = (
     ("b200", "decode", "bf16", {"split_entries": 256.0}),
     ("b200", "decode", "fp8", {"split_entries": 256.0}),
 )
-"""How kernels divide their work. Hopper's put the query heads of a group into one tile, so that few tokens fill it; on H100 an
-fp8 cache makes nothing faster than bf16 arithmetic could be."""
+"""How kernels divide their work. Hopper's put the query heads of a group into one tile, so that few
+tokens fill it; on H100 an fp8 cache makes nothing faster than bf16 arithmetic could be."""
 
 
 def fit(folder: Path) -> dict[str, dict[str, Any]]:
     """The tables ``attention`` of ``hopper`` and ``blackwell``, by engine and kernel."""
     rows = pd.read_csv(folder / _TABLE)
-    is_decode = (rows["phase"].map(PHASES) == "decode") | (rows["isl"] == 1)  # a prompt of one token runs decode's kernels
+    is_decode = (rows["phase"].map(PHASES) == "decode") | (
+        rows["isl"] == 1
+    )  # a prompt of one token runs decode's kernels
     tables: dict[str, dict[str, Any]] = {}
     for gpu, phase, kv, given in _GIVEN:
         is_kind = (rows["gpu"] == gpu) & (rows["kv_cache_dtype"].map(KV_FORMATS) == kv)
         here = rows[is_kind & (is_decode == (phase == "decode"))].reset_index(drop=True)
         name = phase if kv == "bf16" else f"{phase}_{kv}"
-        tables.setdefault(FAMILIES[gpu], {"any": {}})["any"][name] = _entry(here, gpu, phase, kv, given)
+        tables.setdefault(FAMILIES[gpu], {"any": {}})["any"][name] = _entry(
+            here, gpu, phase, kv, given
+        )
     for family, engines in latent_entries(folder).items():
         for engine, entries in engines.items():
             tables[family].setdefault(engine, {}).update(entries)
     return tables
 
 
-def _entry(rows: pd.DataFrame, gpu: str, phase: Phase, kv: str, given: dict[str, Any]) -> dict[str, Any]:
+def _entry(
+    rows: pd.DataFrame, gpu: str, phase: Phase, kv: str, given: dict[str, Any]
+) -> dict[str, Any]:
     shapes: NDArray[np.int64] = np.asarray(rows.groupby(_SHAPE).ngroup(), dtype=np.int64)
     kernels = rows[[*_SHAPE, "window_size"]].drop_duplicates().reset_index(drop=True)
-    which = rows.merge(kernels.reset_index(), on=[*_SHAPE, "window_size"], how="left")["index"].to_numpy()
+    which = rows.merge(kernels.reset_index(), on=[*_SHAPE, "window_size"], how="left")[
+        "index"
+    ].to_numpy()
     problem = Problem(
         load_accelerator(ACCELERATORS[gpu], gpu),
         [lookback([int(size) for size in row], kv) for row in kernels.to_numpy()],
@@ -84,7 +94,10 @@ def _entry(rows: pd.DataFrame, gpu: str, phase: Phase, kv: str, given: dict[str,
     )
     seen = rows["isl"] + rows["step"]
     what = f"{len(rows):,} {phase} attention kernels on {gpu.upper()} with a {kv} cache, {shapes.max() + 1} head shapes"
-    domain = {name: [int(rows[name].min()), int(rows[name].max())] for name in ("batch_size", "num_heads", "head_dim")}
+    domain = {
+        name: [int(rows[name].min()), int(rows[name].max())]
+        for name in ("batch_size", "num_heads", "head_dim")
+    }
     return {
         "source": f"{what}, {SOURCE}",
         **entry(problem, _START[phase], given, shapes, _FOLDS),

@@ -1,7 +1,9 @@
-"""Fits the table ``disaggregation`` on disaggregated serving points: what pools of workers add to what their steps take.
+"""Fits the table ``disaggregation`` on disaggregated serving points: what pools of workers add to
+what their steps take.
 
-Points that say how many workers they had give the prefill pool's two coefficients, by engine and GPU family. Those that do not give
-what is assumed of them, by engine. What is reported of a fit is of points whose whole GPU was left out; nearly all are of one model.
+Points that say how many workers they had give the prefill pool's two coefficients, by engine and
+GPU family. Those that do not give what is assumed of them, by engine. What is reported of a fit is
+of points whose whole GPU was left out; nearly all are of one model.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ _FIRST_TOKENS = tuple(float(seconds) for seconds in np.round(np.arange(0.0, 1.01
 _WORKERS = (1, 2, 3, 4, 6, 8)
 """Decode workers that are tried where the table does not say."""
 _PULL = 1.5
-"""How strongly a fit is drawn to the one above it, in errors of one point for each unit of the coefficients' logarithms."""
+"""How strongly a fit is drawn to the one above it, in errors of one point for each unit of the
+coefficients' logarithms."""
 _SHORT_S = 0.1
 """Times before the first token count as alike below it."""
 _LEAST_ROWS = 12
@@ -103,16 +106,26 @@ def fit(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def fit_points(points: list[Loaded]) -> dict[str, dict[str, Any]]:
-    """Coefficients of every engine on every GPU family, and how far off they are on GPUs that they were not fitted on."""
+    """Coefficients of every engine on every GPU family, and how far off they are on GPUs that they
+    were not fitted on.
+    """
     ratios_N2 = cross_validated(points)
     fitted = coefficients(points)
     tables: dict[str, dict[str, Any]] = {}
     for calibration in sorted({point.calibration for point in points}):
         tables[calibration] = {}
         for key in sorted({key for _, key in fitted}):
-            said_N2, unsaid_N2 = (_judged(points, ratios_N2, is_said, calibration, key) for is_said in (True, False))
-            own = [point for point in points if key in (_ANY, point.engine) and point.calibration == calibration]
-            tables[calibration][key] = _entry(key, calibration, _of(fitted, calibration, key), said_N2, unsaid_N2) | {
+            said_N2, unsaid_N2 = (
+                _judged(points, ratios_N2, is_said, calibration, key) for is_said in (True, False)
+            )
+            own = [
+                point
+                for point in points
+                if key in (_ANY, point.engine) and point.calibration == calibration
+            ]
+            tables[calibration][key] = _entry(
+                key, calibration, _of(fitted, calibration, key), said_N2, unsaid_N2
+            ) | {
                 "models": _often(point.model for point in points),
                 "gpus": _often(point.gpu for point in own),
             }
@@ -132,11 +145,24 @@ def load_points(table: pd.DataFrame) -> list[Loaded]:
     for group, pools in zip(made, sweep(_pools, made), strict=True):
         for place, point, some in zip(group.rows, group.points, pools, strict=True):
             if some:
-                measured = [float(table[measure.column].iloc[place]) * measure.unit_s for measure in MEASURES]
+                measured = [
+                    float(table[measure.column].iloc[place]) * measure.unit_s
+                    for measure in MEASURES
+                ]
                 gpu = accelerator_name(point.system) or ""
                 calibration = load_accelerator(gpu, point.system).calibration
                 model = deployment_of(point).spec.model
-                found.append(Loaded(point.engine, model, gpu, calibration, Load.of(point), some, (measured[0], measured[1])))
+                found.append(
+                    Loaded(
+                        point.engine,
+                        model,
+                        gpu,
+                        calibration,
+                        Load.of(point),
+                        some,
+                        (measured[0], measured[1]),
+                    )
+                )
     return found
 
 
@@ -145,13 +171,21 @@ def _pools(group: Group) -> list[dict[int, Pools]]:
     found: list[dict[int, Pools]] = []
     for point in group.points:
         tried = (1,) if point.says_workers or point.prefill is None else _WORKERS
-        made = {workers: pools_or_reason(point, point.prefill, workers) for workers in tried} if point.prefill else {}
-        found.append({workers: pools[0] for workers, pools in made.items() if not isinstance(pools, str)})
+        made = (
+            {workers: pools_or_reason(point, point.prefill, workers) for workers in tried}
+            if point.prefill
+            else {}
+        )
+        found.append(
+            {workers: pools[0] for workers, pools in made.items() if not isinstance(pools, str)}
+        )
     return found
 
 
 def coefficients(points: list[Loaded]) -> dict[tuple[str, str], Coefficients]:
-    """By calibration (``_POOLED`` for all) and engine: of all engines, of each, and of each on one GPU family with enough points."""
+    """By calibration (``_POOLED`` for all) and engine: of all engines, of each, and of each on one
+    GPU family with enough points.
+    """
     engines = [_ANY, *sorted({point.engine for point in points})]
     pairs = _pairs([point for point in points if point.is_said])
     unsaid = [point for point in points if not point.is_said]
@@ -206,26 +240,36 @@ def _waits(points: list[Loaded], workers: int = 1, drafts: float = 1.0) -> Waits
 
 
 def _best(waits: Waits, above: Pair | None) -> Pair:
-    """Least mean error of the logarithm of the time to the first token, over all pairs of coefficients."""
+    """Least mean error of the logarithm of the time to the first token, over all pairs of
+    coefficients.
+    """
     found: list[tuple[float, Pair]] = []
     for ratio in _RATIOS:
         for first_s in _FIRST_TOKENS:
             off = waits.off(ratio, first_s)
             if above is not None:
-                away = abs(np.log(ratio / above[0])) + abs(np.log((first_s + _SHORT_S) / (above[1] + _SHORT_S)))
+                away = abs(np.log(ratio / above[0])) + abs(
+                    np.log((first_s + _SHORT_S) / (above[1] + _SHORT_S))
+                )
                 off += _PULL / len(waits.measured_N) * float(away)
             found.append((off, (ratio, first_s)))
     return min(found)[1]
 
 
 def _guessed(points: list[Loaded]) -> tuple[int, float]:
-    """Decode workers and tokens of a step that the times per token of points which do not say theirs are best answered with."""
+    """Decode workers and tokens of a step that the times per token of points which do not say
+    theirs are best answered with.
+    """
     found: list[tuple[float, int, float]] = []
     measured_N = np.log([point.measured[1] for point in points])
     for workers in _WORKERS:
-        tokens_N = np.log([point.pools[workers].decodes.token_s(point.load.concurrency) for point in points])
+        tokens_N = np.log(
+            [point.pools[workers].decodes.token_s(point.load.concurrency) for point in points]
+        )
         drafts = max(1.0, float(np.exp(np.median(tokens_N - measured_N))))
-        found.append((float(np.abs(tokens_N - measured_N - np.log(drafts)).mean()), workers, drafts))
+        found.append(
+            (float(np.abs(tokens_N - measured_N - np.log(drafts)).mean()), workers, drafts)
+        )
     return min(found)[1:]
 
 
@@ -236,19 +280,29 @@ def cross_validated(points: list[Loaded]) -> NDArray[np.float64]:
         fitted = coefficients([point for point in points if point.gpu != gpu])
         for place, point in enumerate(points):
             if point.gpu == gpu:
-                ratios_N2[place] = _of(fitted, point.calibration, point.engine).predicted(point) / point.measured
+                ratios_N2[place] = (
+                    _of(fitted, point.calibration, point.engine).predicted(point) / point.measured
+                )
     return ratios_N2
 
 
-def _judged(points: list[Loaded], ratios_N2: NDArray[np.float64], is_said: bool, calibration: str, key: str) -> NDArray[np.float64]:
+def _judged(
+    points: list[Loaded], ratios_N2: NDArray[np.float64], is_said: bool, calibration: str, key: str
+) -> NDArray[np.float64]:
     """Of an entry's points on its GPUs; where those are few, of all of its engine's."""
-    of_key = np.array([point.is_said == is_said and key in (_ANY, point.engine) for point in points])
+    of_key = np.array(
+        [point.is_said == is_said and key in (_ANY, point.engine) for point in points]
+    )
     here = of_key & np.array([point.calibration == calibration for point in points])
     return np.asarray(ratios_N2[here if here.sum() >= _LEAST_ROWS else of_key])
 
 
 def _entry(
-    key: str, calibration: str, values: Coefficients, said_N2: NDArray[np.float64], unsaid_N2: NDArray[np.float64]
+    key: str,
+    calibration: str,
+    values: Coefficients,
+    said_N2: NDArray[np.float64],
+    unsaid_N2: NDArray[np.float64],
 ) -> dict[str, Any]:
     what = "all engines" if key == _ANY else key
     off, unsaid_off = np.abs(said_N2 - 1), np.abs(unsaid_N2 - 1)

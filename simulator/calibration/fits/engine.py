@@ -1,7 +1,8 @@
 """Fits the table ``engine`` on serving points: the engine's own time, by engine and release.
 
-Which requests share a step does not depend on how long steps take (a fixed number is in flight), so each point is simulated once and
-its TTFT and TPOT are linear in the coefficients. What is reported of a fit is of points whose whole model or whole GPU was left out.
+Which requests share a step does not depend on how long steps take (a fixed number is in flight), so
+each point is simulated once and its TTFT and TPOT are linear in the coefficients. What is reported
+of a fit is of points whose whole model or whole GPU was left out.
 """
 
 from __future__ import annotations
@@ -34,22 +35,27 @@ _COEFFICIENTS = ("step_s", "sequence_s", "first_token_s", "stream_s")
 _START = np.array([1e-3, 2e-5, 4e-2, 1e-3])
 _LARGEST = np.array([2e-2, 1e-3, 0.4, 1e-2])
 _PULL = 0.3
-"""How strongly a fit is drawn to the one above it, for each of the coefficients in units of where the search starts."""
+"""How strongly a fit is drawn to the one above it, for each of the coefficients in units of where
+the search starts."""
 _SCALE = 0.1
-"""Errors (of the logarithm) beyond this count linearly: a point may have run in a way that its row does not say."""
+"""Errors (of the logarithm) beyond this count linearly: a point may have run in a way that its row
+does not say."""
 _LEAST_ROWS = 20
 """An engine's release with fewer points is priced as the engine."""
 _WEIGHTS = np.array([1.0, 1.5])
 """Of TTFT and TPOT: times per token repeat better."""
 _ANY, _ALL, _POOLED = "any", "@all", ""
-"""Of every engine; of every release of an engine, which stands in no table; of every calibration."""
+"""Of every engine; of every release of an engine, which stands in no table; of every
+calibration."""
 _STALLED = ("sglang", "")
-"""Engine and release of points that are left out: seconds before the first tokens whatever the load, so one wait of a minute in each
-run (kernels compiled while the first requests wait), which says nothing of steps."""
+"""Engine and release of points that are left out: seconds before the first tokens whatever the
+load, so one wait of a minute in each run (kernels compiled while the first requests wait), which
+says nothing of steps."""
 _COMPILED, _COMPILED_SEQUENCE_S = "trtllm@0.17.0", 2e-6
 _EARLIEST, _EARLIEST_EXPERTS = "trtllm@0.0.0", 2.35**0.5
-"""With 2.35 Mixtral-8x7B on two H100 (128 tokens in, 128 out) slows down as published between releases: from 27,451 tokens/s to
-16,052. Which release had which kernels is not known, so the middle is taken."""
+"""With 2.35 Mixtral-8x7B on two H100 (128 tokens in, 128 out) slows down as published between
+releases: from 27,451 tokens/s to 16,052. Which release had which kernels is not known, so the
+middle is taken."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,8 @@ class Points:
     system: NDArray[np.object_]
     calibration: NDArray[np.object_]
     parts: NDArray[np.float64]
-    """``[n, 2, 5]`` for TTFT and TPOT: seconds of kernels, and what each coefficient is multiplied with."""
+    """``[n, 2, 5]`` for TTFT and TPOT: seconds of kernels, and what each coefficient is multiplied
+    with."""
     measured: NDArray[np.float64]
     """``[n, 2]`` seconds."""
     file: NDArray[np.object_]
@@ -90,28 +97,50 @@ def simulate(table: pd.DataFrame) -> Points:
         for place, point, parts in zip(group.rows, group.points, found, strict=True):
             if parts is None:
                 continue
-            measured = [float(table[measure.column].iloc[place]) * measure.unit_s for measure in MEASURES]
+            measured = [
+                float(table[measure.column].iloc[place]) * measure.unit_s for measure in MEASURES
+            ]
             gpu = accelerator_name(point.system) or ""
             calibration = load_accelerator(gpu, point.system).calibration
             model = point.repository.rsplit("/", 1)[-1].replace("-R1", "-V3")  # one shape
             load = (point.num_input, point.num_output, point.concurrency)
             deployed = deployment_of(point)
             known = (deployed.spec.model, deployed.model.moe is not None, load)
-            rows.append((point.engine, point.version, model, gpu, calibration, parts, measured, *known))
+            rows.append(
+                (point.engine, point.version, model, gpu, calibration, parts, measured, *known)
+            )
     columns = [np.array(column, dtype=object) for column in list(zip(*rows, strict=True))[:5]]
     seconds = [np.array([row[place] for row in rows], dtype=float) for place in (5, 6)]
     files, is_moe, loads = (
-        np.array([row[place] for row in rows], dtype=kind) for place, kind in ((7, object), (8, bool), (9, float))
+        np.array([row[place] for row in rows], dtype=kind)
+        for place, kind in ((7, object), (8, bool), (9, float))
     )
-    return Points(columns[0], columns[1], columns[2], columns[3], columns[4], seconds[0], seconds[1], files, is_moe, loads)
+    return Points(
+        columns[0],
+        columns[1],
+        columns[2],
+        columns[3],
+        columns[4],
+        seconds[0],
+        seconds[1],
+        files,
+        is_moe,
+        loads,
+    )
 
 
 def _simulated(group: Group) -> list[NDArray[np.float64] | None]:
-    """``[2, 5]`` of every point of a group; ``None`` where it cannot be simulated or is left out."""
+    """``[2, 5]`` of every point of a group; ``None`` where it cannot be simulated or is left
+    out.
+    """
     found: list[NDArray[np.float64] | None] = []
     known: dict[object, NDArray[np.float64]] = {}
     for one in prepare(group.points):
-        if isinstance(one.plan, str) or one.table is None or (one.point.engine, one.point.version) == _STALLED:
+        if (
+            isinstance(one.plan, str)
+            or one.table is None
+            or (one.point.engine, one.point.version) == _STALLED
+        ):
             found.append(None)
             continue
         load = (one.point._replace(repository="", is_dated=False), str(one.found.spec.scheduling))
@@ -126,11 +155,16 @@ def _simulated(group: Group) -> list[NDArray[np.float64] | None]:
 
 def _parts(terms: NDArray[np.float64], one: Prepared) -> NDArray[np.float64]:
     before_first = np.array([[1.0, one.point.concurrency], [0.0, 0.0]])
-    return np.asarray(np.concatenate([terms[:, :3], before_first], axis=1) / np.array([[1.0], [one.tokens_per_step]]))
+    return np.asarray(
+        np.concatenate([terms[:, :3], before_first], axis=1)
+        / np.array([[1.0], [one.tokens_per_step]])
+    )
 
 
 def fit_points(points: Points) -> dict[str, dict[str, Any]]:
-    """Coefficients of every engine and release, and how far off they are on models and GPUs that they were not fitted on."""
+    """Coefficients of every engine and release, and how far off they are on models and GPUs that
+    they were not fitted on.
+    """
     ratios = cross_validated(points)
     fitted = _coefficients(points)
     tables: dict[str, dict[str, Any]] = {}
@@ -143,7 +177,9 @@ def fit_points(points: Points) -> dict[str, dict[str, Any]]:
             is_own = (calibration, key) in fitted
             judged = ratios[:, here if here.sum() >= _LEAST_ROWS else members]
             fitted_on = here if is_own else members
-            entries[key] = _entry(key, calibration if is_own else "all GPUs", values, int(fitted_on.sum()), judged)
+            entries[key] = _entry(
+                key, calibration if is_own else "all GPUs", values, int(fitted_on.sum()), judged
+            )
             entries[key] |= _known(points.where(fitted_on))
         entries[_ANY] |= {"left_out": _left_out(points, ratios, points.calibration == calibration)}
         every = f"trtllm{_ALL}"
@@ -156,7 +192,9 @@ def fit_points(points: Points) -> dict[str, dict[str, Any]]:
 
 
 def _compiled(later: dict[str, Any]) -> dict[str, Any]:
-    """TensorRT-LLM before 1.0, of which there are no points: later releases prepare each request in Python, these did in C++."""
+    """TensorRT-LLM before 1.0, of which there are no points: later releases prepare each request in
+    Python, these did in C++.
+    """
     return {
         "kind": "assumed",
         "source": "TensorRT-LLM before release 1.0 prepares the requests of a step in C++ while the step before runs: a few "
@@ -168,22 +206,33 @@ def _compiled(later: dict[str, Any]) -> dict[str, Any]:
 
 
 def _earliest(compiled: dict[str, Any]) -> dict[str, Any]:
-    """TensorRT-LLM before 0.17, whose kernels for routed experts were not measured but in one published figure."""
+    """TensorRT-LLM before 0.17, whose kernels for routed experts were not measured but in one
+    published figure.
+    """
     ratio = (
         "; experts are slower than in 0.17 by half (in logarithms) of what takes Mixtral-8x7B, TP2 on H100 fp8, 128 in and 128 out, "
         "from 27,451 tokens/s in release 0.17 to the 16,052 that was published for an earlier one: which release had which kernels "
         "is not known"
     )
-    return {**compiled, "source": compiled["source"] + ratio, "expert_ratio": round(_EARLIEST_EXPERTS, 2)}
+    return {
+        **compiled,
+        "source": compiled["source"] + ratio,
+        "expert_ratio": round(_EARLIEST_EXPERTS, 2),
+    }
 
 
 def cross_validated(points: Points) -> NDArray[np.float64]:
-    """``[2, n, 2]`` predicted over measured, without the point's own model in the fit, and without its own GPU."""
+    """``[2, n, 2]`` predicted over measured, without the point's own model in the fit, and without
+    its own GPU.
+    """
     ratios = np.full((2, len(points.engine), 2), np.nan)
     for split, names in enumerate((points.model, points.system)):
         for name in np.unique(names):
             out = names == name
-            ratios[split, out] = predicted(points.where(out), _coefficients(points.where(~out))) / points.measured[out]
+            ratios[split, out] = (
+                predicted(points.where(out), _coefficients(points.where(~out)))
+                / points.measured[out]
+            )
     return ratios
 
 
@@ -192,29 +241,42 @@ Fitted = dict[tuple[str, str], NDArray[np.float64]]
 
 
 def _keys_of(fitted: Fitted, calibration: str) -> tuple[str, ...]:
-    """The entries of a calibration: releases that were measured on its GPUs, or all where nothing was measured on them.
+    """The entries of a calibration: releases that were measured on its GPUs, or all where nothing
+    was measured on them.
 
-    Of TensorRT-LLM also those of other GPUs that are older than these: what is older still has assumed entries, which would answer for
-    them. Other engines' older releases are better told by the engine's own entry than by another GPU's.
+    Of TensorRT-LLM also those of other GPUs that are older than these: what is older still has
+    assumed entries, which would answer for them. Other engines' older releases are better told by
+    the engine's own entry than by another GPU's.
     """
     keys = dict.fromkeys(key for _, key in fitted if not key.endswith(_ALL))
     own = {key for place, key in fitted if place == calibration}
-    return tuple(key for key in keys if "@" not in key or not own or key in own or _is_borrowed(key, own))
+    return tuple(
+        key for key in keys if "@" not in key or not own or key in own or _is_borrowed(key, own)
+    )
 
 
 def _is_borrowed(key: str, own: set[str]) -> bool:
     engine, _, release = key.partition("@")
     if engine != _COMPILED.partition("@")[0]:
         return False
-    releases = [release_of(one.partition("@")[2]) for one in own if one.startswith(f"{engine}@") and not one.endswith(_ALL)]
+    releases = [
+        release_of(one.partition("@")[2])
+        for one in own
+        if one.startswith(f"{engine}@") and not one.endswith(_ALL)
+    ]
     return bool(releases) and release_of(release) < min(releases)
 
 
 def predicted(points: Points, fitted: Fitted) -> NDArray[np.float64]:
     """``[n, 2]`` seconds."""
-    keys = {calibration: _keys_of(fitted, calibration) for calibration in map(str, np.unique(points.calibration))}
+    keys = {
+        calibration: _keys_of(fitted, calibration)
+        for calibration in map(str, np.unique(points.calibration))
+    }
     values = []
-    for calibration, engine, version in zip(points.calibration, points.engine, points.version, strict=True):
+    for calibration, engine, version in zip(
+        points.calibration, points.engine, points.version, strict=True
+    ):
         key = engine_key(keys[calibration], f"{engine}@{version}") or _ANY
         values.append(fitted.get((calibration, key), fitted[_POOLED, key]))
     whole = np.concatenate([np.ones((len(values), 1)), np.array(values)], axis=1)
@@ -224,7 +286,8 @@ def predicted(points: Points, fitted: Fitted) -> NDArray[np.float64]:
 def _members(points: Points, key: str) -> NDArray[np.bool_]:
     """The points of an entry: of a release, of an engine whose release is not said, of everything.
 
-    Where too few of an engine's points do not say their release, all of the engine's are taken for it.
+    Where too few of an engine's points do not say their release, all of the engine's are taken for
+    it.
     """
     engine, _, release = key.partition("@")
     if key == _ANY:
@@ -233,22 +296,27 @@ def _members(points: Points, key: str) -> NDArray[np.bool_]:
     of_engine = np.asarray(points.engine == engine)
     if key.endswith(_ALL):
         return of_engine
-    found = of_engine & np.array([release_of(version) == wanted for version in points.version], dtype=bool)
+    found = of_engine & np.array(
+        [release_of(version) == wanted for version in points.version], dtype=bool
+    )
     return found if wanted or found.sum() >= _LEAST_ROWS else of_engine
 
 
 def _coefficients(points: Points) -> Fitted:
-    """Of any engine, of each engine, and of each release with enough points; for one calibration where it has enough itself.
+    """Of any engine, of each engine, and of each release with enough points; for one calibration
+    where it has enough itself.
 
-    Each fit is drawn to one on more points, so that what its own do not tell stays as it is there: an engine's to all engines', a
-    release's to its engine's, one calibration's to that of all.
+    Each fit is drawn to one on more points, so that what its own do not tell stays as it is there:
+    an engine's to all engines', a release's to its engine's, one calibration's to that of all.
     """
     found: Fitted = {}
     for key in _keys(points):
         members = _members(points, key)
         above = _ANY if key.endswith(_ALL) else key.partition("@")[0] + _ALL
         for calibration in (_POOLED, *map(str, np.unique(points.calibration[members]))):
-            own = members if calibration == _POOLED else members & (points.calibration == calibration)
+            own = (
+                members if calibration == _POOLED else members & (points.calibration == calibration)
+            )
             if own.sum() < _LEAST_ROWS:
                 continue
             higher = ((_POOLED, key),) if key == _ANY else ((calibration, above), (_POOLED, above))
@@ -263,13 +331,17 @@ def _keys(points: Points) -> list[str]:
     for engine in map(str, np.unique(points.engine)):
         keys += [engine + _ALL, engine]
         releases = [release_of(version) for version in points.version[points.engine == engine]]
-        enough = sorted({release for release in releases if release and releases.count(release) >= _LEAST_ROWS})
+        enough = sorted(
+            {release for release in releases if release and releases.count(release) >= _LEAST_ROWS}
+        )
         keys += [f"{engine}@{'.'.join(map(str, release))}" for release in enough]
     return keys
 
 
 def _fitted(points: Points, prior: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Least squares on the logarithms of both latencies; models and GPUs with many points do not drown the others."""
+    """Least squares on the logarithms of both latencies; models and GPUs with many points do not
+    drown the others.
+    """
     names = np.array([f"{m} {s}" for m, s in zip(points.model, points.system, strict=True)])
     _, place, counts = np.unique(names, return_inverse=True, return_counts=True)
     weight = counts[place][:, None] ** -0.25 * _WEIGHTS
@@ -281,11 +353,19 @@ def _fitted(points: Points, prior: NDArray[np.float64]) -> NDArray[np.float64]:
         errors = ((np.log(points.parts @ whole) - log_measured) * weight).ravel()
         return np.concatenate([errors, _PULL * (values - centre)])
 
-    found = least_squares(off, np.maximum(centre, 1e-3), bounds=(0.0, _LARGEST / _START), loss="soft_l1", f_scale=_SCALE)
+    found = least_squares(
+        off,
+        np.maximum(centre, 1e-3),
+        bounds=(0.0, _LARGEST / _START),
+        loss="soft_l1",
+        f_scale=_SCALE,
+    )
     return np.asarray(found.x * _START)
 
 
-def _entry(key: str, where: str, values: NDArray[np.float64], num_rows: int, ratios: NDArray[np.float64]) -> dict[str, Any]:
+def _entry(
+    key: str, where: str, values: NDArray[np.float64], num_rows: int, ratios: NDArray[np.float64]
+) -> dict[str, Any]:
     ratios = ratios.reshape(-1, 2)
     off = np.abs(ratios - 1)
     what = "all engines" if key == _ANY else key.replace("@", " ")
@@ -312,19 +392,34 @@ def _known(points: Points) -> dict[str, Any]:
     return {
         "models": sorted(map(str, np.unique(points.file))),
         "gpus": sorted(map(str, np.unique(points.system))),
-        "releases": [".".join(map(str, release)) for release in sorted({release_of(version) for version in points.version} - {()})],
+        "releases": [
+            ".".join(map(str, release))
+            for release in sorted({release_of(version) for version in points.version} - {()})
+        ],
         "domain": {name: (int(low[i]), int(high[i])) for i, name in enumerate(LOAD)},
     }
 
 
-def _left_out(points: Points, ratios: NDArray[np.float64], here: NDArray[np.bool_]) -> dict[str, tuple[int, float, float]]:
-    """What the entries of a calibration make of points without their model, and without their GPU, by what is asked of them."""
-    asked = {"tpot MoE": (1, here & points.is_moe), "tpot dense": (1, here & ~points.is_moe), "ttft": (0, here)}
+def _left_out(
+    points: Points, ratios: NDArray[np.float64], here: NDArray[np.bool_]
+) -> dict[str, tuple[int, float, float]]:
+    """What the entries of a calibration make of points without their model, and without their GPU,
+    by what is asked of them.
+    """
+    asked = {
+        "tpot MoE": (1, here & points.is_moe),
+        "tpot dense": (1, here & ~points.is_moe),
+        "ttft": (0, here),
+    }
     found = {}
     for name, (measure, own) in asked.items():
         off = np.abs(ratios[:, own, measure] - 1)
         if off.size:
-            found[name] = (int(own.sum()), float(np.nanmedian(off)), float(np.nanquantile(off, 0.9)))
+            found[name] = (
+                int(own.sum()),
+                float(np.nanmedian(off)),
+                float(np.nanquantile(off, 0.9)),
+            )
     return found
 
 

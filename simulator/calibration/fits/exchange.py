@@ -1,4 +1,6 @@
-"""Fits the tables ``exchange`` on DeepEP kernels of H100 and B200, as three engines ship them, and on NVLink one-sided kernels."""
+"""Fits the tables ``exchange`` on DeepEP kernels of H100 and B200, as three engines ship them, and
+on NVLink one-sided kernels.
+"""
 
 from __future__ import annotations
 
@@ -60,8 +62,12 @@ _START = {
 _FORWARDED = ("forward_byte_s", "crossing_byte_s")
 _ACROSS = ("scale_out_latency_s", "latency_per_doubling_s", "scale_out_fraction", *_FORWARDED)
 _TELL = {"notify_s": 1e-5, "notify_per_doubling_s": 2e-5}
-_NOTIFY = {"dispatch": _TELL | {"notify_fraction": 0.001}, "combine": _TELL | {"notify_token_s": 2e-7}}
-"""Of telling how much will come, by operation: where the search begins. Before a combine a kernel walks over the tokens."""
+_NOTIFY = {
+    "dispatch": _TELL | {"notify_fraction": 0.001},
+    "combine": _TELL | {"notify_token_s": 2e-7},
+}
+"""Of telling how much will come, by operation: where the search begins. Before a combine a kernel
+walks over the tokens."""
 
 
 class _Kernels(NamedTuple):
@@ -79,13 +85,22 @@ _EAGER = ("floor_s", "latency_s", "scale_up_fraction")
 _BACK = ("latency_s", "latency_per_byte_s", "scale_up_fraction")
 """Low-latency kernels that add up what comes back take longer to start for long vectors."""
 _BY_TOKEN = ("token_s", "token_byte_s")
-"""vLLM's normal kernels take as long for a token of six experts as for one of eight, on as many ranks."""
+"""vLLM's normal kernels take as long for a token of six experts as for one of eight, on as many
+ranks."""
 _KERNELS = {
     "low_latency": _Kernels(
-        "DeepEP low-latency kernels (SGLang)", (*_LATENCY, "token_s"), (*_LATENCY, "copy_byte_s"), num_sms=0, overlap=1.0
+        "DeepEP low-latency kernels (SGLang)",
+        (*_LATENCY, "token_s"),
+        (*_LATENCY, "copy_byte_s"),
+        num_sms=0,
+        overlap=1.0,
     ),
     "normal": _Kernels(
-        "DeepEP normal kernels (SGLang)", (*_NORMAL, "token_s", "copy_s"), (*_NORMAL, "token_byte_s"), num_sms=20, overlap=3.0
+        "DeepEP normal kernels (SGLang)",
+        (*_NORMAL, "token_s", "copy_s"),
+        (*_NORMAL, "token_byte_s"),
+        num_sms=20,
+        overlap=3.0,
     ),
     "trtllm_deepep_ht": _Kernels(
         "DeepEP normal kernels as TensorRT-LLM calls them",
@@ -95,7 +110,11 @@ _KERNELS = {
         overlap=3.0,
     ),
     "trtllm_deepep_ll": _Kernels(
-        "DeepEP low-latency kernels as TensorRT-LLM calls them, launched from Python", _EAGER, _BACK, num_sms=0, overlap=1.0
+        "DeepEP low-latency kernels as TensorRT-LLM calls them, launched from Python",
+        _EAGER,
+        _BACK,
+        num_sms=0,
+        overlap=1.0,
     ),
     **{
         f"trtllm_deepep_ll_{dtype}": _Kernels(
@@ -129,12 +148,27 @@ _KERNELS = {
         overlap=3.0,
     ),
     "deepep_v2_generation": _Kernels(
-        "DeepEP v2 kernels for decode as vLLM calls them, launched from Python", ("floor_s",), ("floor_s",), num_sms=64, overlap=3.0
+        "DeepEP v2 kernels for decode as vLLM calls them, launched from Python",
+        ("floor_s",),
+        ("floor_s",),
+        num_sms=64,
+        overlap=3.0,
     ),
-    "one_sided": _Kernels("NVLink one-sided kernels", ("latency_s", "scale_up_fraction"), _EAGER[1:], num_sms=0, overlap=1.0),
+    "one_sided": _Kernels(
+        "NVLink one-sided kernels",
+        ("latency_s", "scale_up_fraction"),
+        _EAGER[1:],
+        num_sms=0,
+        overlap=1.0,
+    ),
 }
 _FAMILIES = {"h100-sxm": "hopper", "b200-sxm": "blackwell", "gb200": "blackwell"}
-_TABLES = ("deepep_low_latency.csv.gz", "deepep_normal.csv.gz", "moe_alltoall.csv.gz", "published/alltoall.csv")
+_TABLES = (
+    "deepep_low_latency.csv.gz",
+    "deepep_normal.csv.gz",
+    "moe_alltoall.csv.gz",
+    "published/alltoall.csv",
+)
 
 
 class _Rows(NamedTuple):
@@ -155,22 +189,42 @@ def fit(folder: Path) -> dict[str, dict[str, Any]]:
     for name in _TABLES:
         table = pd.read_csv(folder / name)
         for part in parts_of(table):
-            if part.accelerator not in _FAMILIES or part.kernels not in _KERNELS or part.measured not in table.columns:
+            if (
+                part.accelerator not in _FAMILIES
+                or part.kernels not in _KERNELS
+                or part.measured not in table.columns
+            ):
                 continue
             place = (part.accelerator, part.kernels, part.operation)
-            measured = pd.to_numeric(table[part.measured], errors="coerce").to_numpy(dtype=float)[part.places] * 1e-6
-            (told if part.is_notify else found).setdefault(place, []).append(part._replace(measured_s=measured))
+            measured = (
+                pd.to_numeric(table[part.measured], errors="coerce").to_numpy(dtype=float)[
+                    part.places
+                ]
+                * 1e-6
+            )
+            (told if part.is_notify else found).setdefault(place, []).append(
+                part._replace(measured_s=measured)
+            )
     tables: dict[str, dict[str, Any]] = {"hopper": {}, "blackwell": {}}
-    for accelerator, kernels, operation in sorted(found, key=lambda place: list(_FAMILIES).index(place[0])):
+    for accelerator, kernels, operation in sorted(
+        found, key=lambda place: list(_FAMILIES).index(place[0])
+    ):
         place = (accelerator, kernels, operation)
-        entry = _entry(load_accelerator(accelerator, "fit"), kernels, operation, _rows(found[place]), told.get(place, []))
+        entry = _entry(
+            load_accelerator(accelerator, "fit"),
+            kernels,
+            operation,
+            _rows(found[place]),
+            told.get(place, []),
+        )
         family = tables[_FAMILIES[accelerator]]
         hopper = tables["hopper"].get(kernels, {}).get(operation)
         if "nodes" not in entry["domain"] or entry["domain"]["nodes"][1] == 1:
             entry = _across_as_hopper(entry, hopper)
         family.setdefault(kernels, {})[operation] = entry
     tables["hopper"]["one_sided"] = {
-        operation: _assumed_one_sided(entry) for operation, entry in tables["blackwell"]["one_sided"].items()
+        operation: _assumed_one_sided(entry)
+        for operation, entry in tables["blackwell"]["one_sided"].items()
     }
     return tables
 
@@ -181,21 +235,28 @@ def _rows(parts: list[Part]) -> _Rows:
         parts,
         measured,
         np.concatenate([part.held_out for part in parts]),
-        np.concatenate([(part.moves.wrong == "") & ~part.is_congested for part in parts]) & np.isfinite(measured),
+        np.concatenate([(part.moves.wrong == "") & ~part.is_congested for part in parts])
+        & np.isfinite(measured),
     )
 
 
-def _entry(accelerator: AcceleratorSpec, kernels: str, operation: str, rows: _Rows, told: list[Part]) -> dict[str, Any]:
+def _entry(
+    accelerator: AcceleratorSpec, kernels: str, operation: str, rows: _Rows, told: list[Part]
+) -> dict[str, Any]:
     job = _KERNELS[kernels]
     names = job.dispatch if operation == "dispatch" else job.combine
-    nodes = np.concatenate([np.asarray(part.moves.load.num_nodes, dtype=float) for part in rows.parts])
+    nodes = np.concatenate(
+        [np.asarray(part.moves.load.num_nodes, dtype=float) for part in rows.parts]
+    )
     if nodes.max() > 1:
         names = (*names, *(name for name in _ACROSS if name not in _FORWARDED or job.overlap > 1))
     predicted = np.full(len(rows.measured_s), np.nan)
     for left_out in np.unique(rows.held_out):
         held = rows.held_out == left_out
         if (rows.usable & ~held).sum() > 2 * len(names):
-            predicted[held] = _predict(_search(accelerator, job, names, rows, rows.usable & ~held), accelerator, rows)[held]
+            predicted[held] = _predict(
+                _search(accelerator, job, names, rows, rows.usable & ~held), accelerator, rows
+            )[held]
     known = np.isfinite(predicted) & np.isfinite(rows.measured_s) & (rows.measured_s > 0)
     error = predicted[known] / rows.measured_s[known] - 1
     low, high = np.quantile(rows.measured_s[known] / predicted[known], [0.1, 0.9])
@@ -221,16 +282,16 @@ def _entry(accelerator: AcceleratorSpec, kernels: str, operation: str, rows: _Ro
     }
 
 
-def _what(job: _Kernels, accelerator: AcceleratorSpec, rows: _Rows, nodes: NDArray[np.float64]) -> str:
+def _what(
+    job: _Kernels, accelerator: AcceleratorSpec, rows: _Rows, nodes: NDArray[np.float64]
+) -> str:
     source = _BLOG if job.what.startswith("NVLink") else _SOURCE
     text = f"{len(rows.measured_s):,} timings of {job.what}, {accelerator.title}, {source}"
     dropped = int((~rows.usable).sum())
     if nodes.max() > 1:
         text += f"; {int((nodes > 1).sum()):,} of them across nodes, where the tables hold one model's shape"
     if dropped:
-        text += (
-            f"; {dropped} of them, on a network that carried a third of what it does else, count in the errors and not in the fit"
-        )
+        text += f"; {dropped} of them, on a network that carried a third of what it does else, count in the errors and not in the fit"
     return text
 
 
@@ -243,12 +304,19 @@ def _domain(rows: _Rows, nodes: NDArray[np.float64]) -> dict[str, list[int]]:
         "nodes": [nodes],
         "ranks": [part.num_ranks for part in rows.parts],
     }
-    joined = {name: np.concatenate([np.asarray(values, dtype=float) for values in found]) for name, found in ranges.items()}
+    joined = {
+        name: np.concatenate([np.asarray(values, dtype=float) for values in found])
+        for name, found in ranges.items()
+    }
     return {name: [int(values.min()), int(values.max())] for name, values in joined.items()}
 
 
 def _search(
-    accelerator: AcceleratorSpec, job: _Kernels, names: tuple[str, ...], rows: _Rows, used: NDArray[np.bool_]
+    accelerator: AcceleratorSpec,
+    job: _Kernels,
+    names: tuple[str, ...],
+    rows: _Rows,
+    used: NDArray[np.bool_],
 ) -> ExchangeFit:
     """The coefficients that fit the ``used`` rows best, rounded."""
     measured = np.log(rows.measured_s[used])
@@ -264,14 +332,30 @@ def _search(
         first["scale_up_fraction"] = 0.3
     start = np.clip(np.log([first[name] for name in names]), lowest, highest)
     best = least_squares(
-        errors, start, bounds=(lowest, highest), loss="soft_l1", f_scale=_SCALE, diff_step=np.full(len(names), _STEP)
+        errors,
+        start,
+        bounds=(lowest, highest),
+        loss="soft_l1",
+        f_scale=_SCALE,
+        diff_step=np.full(len(names), _STEP),
     )
     values = dict(zip(names, np.exp(best.x).tolist(), strict=True))
-    return _built(job, {n: 0.0 if v < _NOTHING * _BOUNDS[n][0] and "fraction" not in n else _rounded(v) for n, v in values.items()})
+    return _built(
+        job,
+        {
+            n: 0.0 if v < _NOTHING * _BOUNDS[n][0] and "fraction" not in n else _rounded(v)
+            for n, v in values.items()
+        },
+    )
 
 
 def _built(job: _Kernels, values: Mapping[str, float]) -> ExchangeFit:
-    base: dict[str, Any] = {"latency_s": 0.0, "scale_out_latency_s": 0.0, "latency_per_doubling_s": 0.0, "num_sms": job.num_sms}
+    base: dict[str, Any] = {
+        "latency_s": 0.0,
+        "scale_out_latency_s": 0.0,
+        "latency_per_doubling_s": 0.0,
+        "num_sms": job.num_sms,
+    }
     shares = {"scale_up_fraction": 1.0, "scale_out_fraction": 1.0, "overlap": job.overlap}
     return ExchangeFit.model_construct(kind="fitted", source="", **{**base, **shares, **values})
 
@@ -280,8 +364,12 @@ def _predict(fit: ExchangeFit, accelerator: AcceleratorSpec, rows: _Rows) -> NDA
     return np.concatenate([part.moves.transfer_s(fit, accelerator) for part in rows.parts])
 
 
-def _notify(accelerator: AcceleratorSpec, fitted: ExchangeFit, start: dict[str, float], told: list[Part]) -> dict[str, Any]:
-    """Telling how much comes: linear in the doublings of nodes, and in tokens over multiprocessors or in what is carried."""
+def _notify(
+    accelerator: AcceleratorSpec, fitted: ExchangeFit, start: dict[str, float], told: list[Part]
+) -> dict[str, Any]:
+    """Telling how much comes: linear in the doublings of nodes, and in tokens over multiprocessors
+    or in what is carried.
+    """
     if not told:
         return {}
     nodes = np.concatenate([np.asarray(part.moves.load.num_nodes, dtype=float) for part in told])
@@ -294,7 +382,11 @@ def _notify(accelerator: AcceleratorSpec, fitted: ExchangeFit, start: dict[str, 
     predicted = np.full(len(nodes), np.nan)
     for left_out in np.unique(nodes[used]):
         held = across & (nodes == left_out)
-        predicted[held] = _told_s(_notify_search(accelerator, fitted, start, told, measured, used & ~held), accelerator, told)[held]
+        predicted[held] = _told_s(
+            _notify_search(accelerator, fitted, start, told, measured, used & ~held),
+            accelerator,
+            told,
+        )[held]
     low, high = np.quantile(measured[across] / predicted[across], [0.1, 0.9])
     return {
         **{name: getattr(found, name) for name in start if getattr(found, name) > 0},
@@ -317,17 +409,32 @@ def _notify_search(
         return np.log(_told_s(built, accelerator, told)[used] / measured[used])
 
     far = np.log(100.0)
-    best = least_squares(errors, first, bounds=(first - far, first + far), loss="soft_l1", f_scale=0.1)
-    return fitted.model_copy(update={name: _rounded(value) for name, value in zip(start, np.exp(best.x).tolist(), strict=True)})
+    best = least_squares(
+        errors, first, bounds=(first - far, first + far), loss="soft_l1", f_scale=0.1
+    )
+    return fitted.model_copy(
+        update={
+            name: _rounded(value)
+            for name, value in zip(start, np.exp(best.x).tolist(), strict=True)
+        }
+    )
 
 
-def _told_s(fit: ExchangeFit, accelerator: AcceleratorSpec, told: list[Part]) -> NDArray[np.float64]:
+def _told_s(
+    fit: ExchangeFit, accelerator: AcceleratorSpec, told: list[Part]
+) -> NDArray[np.float64]:
     return np.concatenate([part.moves.notify_s(fit, accelerator) for part in told])
 
 
 def _across_as_hopper(entry: dict[str, Any], hopper: dict[str, Any] | None) -> dict[str, Any]:
-    """Across nodes the network cards decide, which are the same: as fitted on Hopper, where it was."""
-    known = {name: hopper[name] for name in (*_ACROSS, *_ALL_NOTIFY) if name in hopper} if hopper else {}
+    """Across nodes the network cards decide, which are the same: as fitted on Hopper, where it
+    was.
+    """
+    known = (
+        {name: hopper[name] for name in (*_ACROSS, *_ALL_NOTIFY) if name in hopper}
+        if hopper
+        else {}
+    )
     missing = {name: value for name, value in _ASSUMED_ACROSS.items() if name not in known}
     entry = {**entry, **missing, **known}
     entry["source"] += "; across nodes assumed, " + (
@@ -336,13 +443,25 @@ def _across_as_hopper(entry: dict[str, Any], hopper: dict[str, Any] | None) -> d
     return entry
 
 
-_ALL_NOTIFY = ("notify_s", "notify_per_doubling_s", "notify_token_s", "notify_fraction", "notify_band")
-_ASSUMED_ACROSS = {"scale_out_latency_s": 5e-5, "latency_per_doubling_s": 1e-5, "scale_out_fraction": 0.9}
+_ALL_NOTIFY = (
+    "notify_s",
+    "notify_per_doubling_s",
+    "notify_token_s",
+    "notify_fraction",
+    "notify_band",
+)
+_ASSUMED_ACROSS = {
+    "scale_out_latency_s": 5e-5,
+    "latency_per_doubling_s": 1e-5,
+    "scale_out_fraction": 0.9,
+}
 
 
 def _assumed_one_sided(entry: dict[str, Any]) -> dict[str, Any]:
     kept = {
-        name: value for name, value in entry.items() if name not in ("accelerator", "command", "num_rows", "domain", "band", "bias")
+        name: value
+        for name, value in entry.items()
+        if name not in ("accelerator", "command", "num_rows", "domain", "band", "bias")
     }
     for name in ("median_error", "p90_error"):
         kept.pop(name)

@@ -8,4 +8,7 @@ from simulator.config.host import HostCalibration
 
 def calibration_toml(calibration: HostCalibration) -> str:
     """The file's text."""
-    return toml_text(calibration.model_dump(exclude_none=True), "Written by moesim calibrate cpu. Times are seconds.")
+    return toml_text(
+        calibration.model_dump(exclude_none=True),
+        "Written by moesim calibrate cpu. Times are seconds.",
+    )

@@ -1,4 +1,6 @@
-"""From measured moments to sums of seconds: least squares of the relative error, where no amount costs less than nothing."""
+"""From measured moments to sums of seconds: least squares of the relative error, where no amount
+costs less than nothing.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,18 @@ from simulator.config.host import ExchangeTable, MatrixTable, Steps
 _NUM_BYTES = (0.0, 1e5, 1e6, 1e7)
 """Where an exchange's line is written down."""
 _FAR_KERNEL, _FAR_EXCHANGE = 0.1, 1.0
-"""Relative errors from which on a sample is far off. What a rank computes takes the same time again, and what takes longer was held
-up by others; an exchange that takes longer is one of its own kind, so more of them count in full."""
+"""Relative errors from which on a sample is far off. What a rank computes takes the same time
+again, and what takes longer was held up by others; an exchange that takes longer is one of its own
+kind, so more of them count in full."""
 _ROUNDS = 25
 
 
 def fit_steps(
-    samples: Samples, matrix: MatrixTable, names: tuple[str, ...], source: str, known: dict[str, float] | None = None
+    samples: Samples,
+    matrix: MatrixTable,
+    names: tuple[str, ...],
+    source: str,
+    known: dict[str, float] | None = None,
 ) -> Steps:
     """What moments take beyond their matrices.
 
@@ -28,9 +35,17 @@ def fit_steps(
     """
     expected = np.array(
         [
-            sum(float(matrix.seconds_for(np.array([rows]), size, working)[0]) * count for rows, size, count in entry)
-            + sum(seconds * (1.0 if name == "call" else amounts[name]) for name, seconds in (known or {}).items())
-            for entry, working, amounts in zip(samples.matrices, samples.working_bytes, samples.amounts, strict=True)
+            sum(
+                float(matrix.seconds_for(np.array([rows]), size, working)[0]) * count
+                for rows, size, count in entry
+            )
+            + sum(
+                seconds * (1.0 if name == "call" else amounts[name])
+                for name, seconds in (known or {}).items()
+            )
+            for entry, working, amounts in zip(
+                samples.matrices, samples.working_bytes, samples.amounts, strict=True
+            )
         ]
     )
     seconds, error = _fit(samples, names, expected, _FAR_KERNEL)
@@ -43,23 +58,37 @@ def fit_steps(
 
 
 def fit_exchange(samples: Samples, waits: Samples, source: str) -> ExchangeTable:
-    """A latency, and seconds by the busiest rank's bytes; and what ranks wait for each other without having more work."""
-    (call_s, byte_s), error = _fit(samples, ("bytes",), np.zeros(len(samples.seconds)), _FAR_EXCHANGE)
+    """A latency, and seconds by the busiest rank's bytes; and what ranks wait for each other
+    without having more work.
+    """
+    (call_s, byte_s), error = _fit(
+        samples, ("bytes",), np.zeros(len(samples.seconds)), _FAR_EXCHANGE
+    )
     (stagger_s, _), _ = _fit(waits, ("spread",), np.zeros(len(waits.seconds)), _FAR_EXCHANGE)
     seconds = tuple(float(call_s + byte_s * num_bytes) for num_bytes in _NUM_BYTES)
     return ExchangeTable(
-        kind="fitted", source=source, median_error=error, num_bytes=_NUM_BYTES, seconds=seconds, stagger_s=float(stagger_s)
+        kind="fitted",
+        source=source,
+        median_error=error,
+        num_bytes=_NUM_BYTES,
+        seconds=seconds,
+        stagger_s=float(stagger_s),
     )
 
 
-def _fit(samples: Samples, names: tuple[str, ...], expected: NDArray[np.float64], far: float) -> tuple[NDArray[np.float64], float]:
+def _fit(
+    samples: Samples, names: tuple[str, ...], expected: NDArray[np.float64], far: float
+) -> tuple[NDArray[np.float64], float]:
     """Seconds of a constant and of each amount, and the median relative error.
 
-    Errors are relative to the prediction: relative to the measurement, short times would count most, and the fit would be short of
-    the mean. A sample far off (other processes held it up) counts in proportion to its error, not to its square (Huber 1964).
+    Errors are relative to the prediction: relative to the measurement, short times would count
+    most, and the fit would be short of the mean. A sample far off (other processes held it up)
+    counts in proportion to its error, not to its square (Huber 1964).
     """
     measured = np.array(samples.seconds)
-    columns = np.array([[1.0, *(amounts.get(name, 0.0) for name in names)] for amounts in samples.amounts])
+    columns = np.array(
+        [[1.0, *(amounts.get(name, 0.0) for name in names)] for amounts in samples.amounts]
+    )
     scale = np.maximum(columns.max(axis=0), 1e-30)
     predicted, weight = measured, np.ones(len(measured))
     found = np.zeros(columns.shape[1])
@@ -69,4 +98,6 @@ def _fit(samples: Samples, names: tuple[str, ...], expected: NDArray[np.float64]
         predicted = np.maximum(expected + columns / scale @ found, 0.1 * measured)
         error = np.abs(measured / predicted - 1)
         weight = np.sqrt(np.minimum(1.0, far / np.maximum(error, 1e-9)))
-    return np.asarray(found / scale), float(np.median(np.abs(expected + columns / scale @ found - measured) / measured))
+    return np.asarray(found / scale), float(
+        np.median(np.abs(expected + columns / scale @ found - measured) / measured)
+    )

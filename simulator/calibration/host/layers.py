@@ -1,4 +1,6 @@
-"""Small models whose layers are timed as shards run them, and the amounts that each moment's time is explained by."""
+"""Small models whose layers are timed as shards run them, and the amounts that each moment's time
+is explained by.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from simulator.runtime.shard import ShardStep
 from simulator.work.layout import Layout
 
 REPEATS = 8
-"""Times that each kind of step is run, each time with other tokens: the same ones again would find their experts in a cache."""
+"""Times that each kind of step is run, each time with other tokens: the same ones again would find
+their experts in a cache."""
 _LAYERS = 2
 _HEADS = 4
 _SPLIT_HEAD_SIZE = 32
@@ -43,8 +46,15 @@ class Shape:
         """Attention and feed-forward block, twice, and next to no vocabulary."""
         ffn: dict[str, Any] = {"kind": "dense", "intermediate_size": self.width}
         if self.num_experts:
-            ffn = {"kind": "moe", "num_experts": self.num_experts, "top_k": self.top_k, "intermediate_size": self.width}
-        heads, head_size = (num_ranks, _SPLIT_HEAD_SIZE) if self.is_split else (_HEADS, self.hidden_size // _HEADS)
+            ffn = {
+                "kind": "moe",
+                "num_experts": self.num_experts,
+                "top_k": self.top_k,
+                "intermediate_size": self.width,
+            }
+        heads, head_size = (
+            (num_ranks, _SPLIT_HEAD_SIZE) if self.is_split else (_HEADS, self.hidden_size // _HEADS)
+        )
         mixer = {"kind": "gqa", "num_heads": heads, "num_kv_heads": heads, "head_size": head_size}
         table = {
             "name": f"timed {self}",
@@ -57,20 +67,28 @@ class Shape:
         return validate(ModelSpec, table, "calibration")
 
     def job(self, num_ranks: int, rng: np.random.Generator) -> Job:
-        """On ``num_ranks`` data-parallel ranks, experts spread evenly and chosen with a mild skew."""
+        """On ``num_ranks`` data-parallel ranks, experts spread evenly and chosen with a mild
+        skew.
+        """
         experts = None
         if self.num_experts:
             expert_P = np.arange(self.num_experts)
             rank_P = expert_P * num_ranks // self.num_experts
             weight_E = (1.0 + expert_P) ** -0.3
-            key_LTE = rng.gumbel(size=(_LAYERS, POOL_TOKENS, self.num_experts)) + np.log(rng.permutation(weight_E))
+            key_LTE = rng.gumbel(size=(_LAYERS, POOL_TOKENS, self.num_experts)) + np.log(
+                rng.permutation(weight_E)
+            )
             ids_LTK = np.argsort(-key_LTE, axis=2)[:, :, : self.top_k].astype(np.int16)
-            placed = Placed(np.tile(expert_P, (_LAYERS, 1)), np.tile(rank_P, (_LAYERS, 1)), num_ranks)
+            placed = Placed(
+                np.tile(expert_P, (_LAYERS, 1)), np.tile(rank_P, (_LAYERS, 1)), num_ranks
+            )
             experts = RoutedExperts(ids_LTK, placed, PerRank())
         return Job(
             name=str(self),
             model=self.model(num_ranks),
-            layout=Layout(num_ranks, 1, 1) if self.is_split else Layout(1, num_ranks, num_ranks if experts else 1),
+            layout=Layout(num_ranks, 1, 1)
+            if self.is_split
+            else Layout(1, num_ranks, num_ranks if experts else 1),
             node_R=np.zeros(num_ranks, dtype=np.int64),
             dtype="fp32",
             dispatch_dtype="fp32",
@@ -100,7 +118,13 @@ class Samples:
     """Products in it: rows, weights of the matrix, and how many such products."""
     working_bytes: list[float] = field(default_factory=list)
 
-    def add(self, seconds: float, working_bytes: float, matrices: list[tuple[float, int, float]], **amounts: float) -> None:
+    def add(
+        self,
+        seconds: float,
+        working_bytes: float,
+        matrices: list[tuple[float, int, float]],
+        **amounts: float,
+    ) -> None:
         """Note one."""
         self.seconds.append(seconds)
         self.amounts.append(amounts)
@@ -108,10 +132,14 @@ class Samples:
         self.working_bytes.append(working_bytes)
 
 
-def collect(samples: dict[str, Samples], shape: Shape, job: Job, step: Step, run: list[ShardStep]) -> None:
+def collect(
+    samples: dict[str, Samples], shape: Shape, job: Job, step: Step, run: list[ShardStep]
+) -> None:
     """Explain the moments of a step."""
     num_ranks, hidden = job.layout.num_ranks, shape.hidden_size
-    working = 4.0 * job.model.num_parameters * (1 if shape.num_experts or shape.is_split else num_ranks)
+    working = (
+        4.0 * job.model.num_parameters * (1 if shape.num_experts or shape.is_split else num_ranks)
+    )
     _exchanges(samples, shape, step, run, working)
     if shape.is_split:
         return
@@ -127,18 +155,37 @@ def collect(samples: dict[str, Samples], shape: Shape, job: Job, step: Step, run
             _attention(samples, shape, job, step, tokens, own["attention"][0], working)
             values = float(tokens * hidden)
             if not shape.num_experts:
-                matrices = [(float(tokens), 2 * hidden * shape.width, 1.0), (float(tokens), hidden * shape.width, 1.0)]
-                samples["ffn"].add(own["dense"][0], working, matrices, values=values, hidden=float(tokens * shape.width))
+                matrices = [
+                    (float(tokens), 2 * hidden * shape.width, 1.0),
+                    (float(tokens), hidden * shape.width, 1.0),
+                ]
+                samples["ffn"].add(
+                    own["dense"][0],
+                    working,
+                    matrices,
+                    values=values,
+                    hidden=float(tokens * shape.width),
+                )
                 continue
             router = [(float(tokens), hidden * shape.num_experts, 1.0)]
-            samples["router"].add(own["dense"][0], working, router, values=values, scores=float(tokens * shape.num_experts))
+            samples["router"].add(
+                own["dense"][0],
+                working,
+                router,
+                values=values,
+                scores=float(tokens * shape.num_experts),
+            )
             _experts(samples, shape, job, step, rank, layer, shard, own["experts"], working)
 
 
-def _exchanges(samples: dict[str, Samples], shape: Shape, step: Step, run: list[ShardStep], working: float) -> None:
-    """An exchange lasts from its last rank's coming, mean over ranks, and is explained by the busiest rank's bytes.
+def _exchanges(
+    samples: dict[str, Samples], shape: Shape, step: Step, run: list[ShardStep], working: float
+) -> None:
+    """An exchange lasts from its last rank's coming, mean over ranks, and is explained by the
+    busiest rank's bytes.
 
-    What the mean rank waits for the last one has two reasons: more work (``spread``, over the mean), and chance.
+    What the mean rank waits for the last one has two reasons: more work (``spread``, over the
+    mean), and chance.
     """
     for number, moment in enumerate(run[0].moments):
         if not moment.is_together:
@@ -148,7 +195,9 @@ def _exchanges(samples: dict[str, Samples], shape: Shape, step: Step, run: list[
         spread = 0.0
         if moment.phase == "combine":
             pairs_R = [shard.pairs_L[moment.layer] for shard in run]
-            spread = (max(pairs_R) - sum(pairs_R) / len(pairs_R)) * float(shape.hidden_size * shape.width)
+            spread = (max(pairs_R) - sum(pairs_R) / len(pairs_R)) * float(
+                shape.hidden_size * shape.width
+            )
         samples[f"{moment.phase} wait"].add(max(waited_s, 1e-6), working, [], spread=spread)
         seconds = float(np.mean([max(shard.moments[number].end_s - met_s, 1e-6) for shard in run]))
         if moment.phase == "collective":
@@ -162,12 +211,20 @@ def _exchanges(samples: dict[str, Samples], shape: Shape, step: Step, run: list[
 
 
 def _attention(
-    samples: dict[str, Samples], shape: Shape, job: Job, step: Step, tokens: int, seconds: float, working: float
+    samples: dict[str, Samples],
+    shape: Shape,
+    job: Job,
+    step: Step,
+    tokens: int,
+    seconds: float,
+    working: float,
 ) -> None:
     mixer = next(iter(job.model.mixers.values()))
     if not isinstance(mixer, GroupedQueryAttention):
         raise TypeError("only grouped-query attention is timed")
-    matrices = [(float(tokens), linear.num_parameters, 1.0) for linear in mixer.linears(shape.hidden_size)]
+    matrices = [
+        (float(tokens), linear.num_parameters, 1.0) for linear in mixer.linears(shape.hidden_size)
+    ]
     term = mixer.context_terms()[0]
     sequences = tokens // step.new_tokens
     values = float(tokens * shape.hidden_size)
@@ -175,11 +232,23 @@ def _attention(
     if step.kind == "decode":
         entries = sequences * (step.context_tokens + 1)
         samples["decode"].add(
-            seconds, working, matrices, values=values, heads=heads, bytes=entries * term.cached_elements_per_entry * 4
+            seconds,
+            working,
+            matrices,
+            values=values,
+            heads=heads,
+            bytes=entries * term.cached_elements_per_entry * 4,
         )
         return
     pairs = sequences * step.new_tokens * (step.new_tokens + 1) / 2
-    samples["prompt"].add(seconds, working, matrices, values=values, heads=heads, flops=pairs * term.prefill_flops_per_pair)
+    samples["prompt"].add(
+        seconds,
+        working,
+        matrices,
+        values=values,
+        heads=heads,
+        flops=pairs * term.prefill_flops_per_pair,
+    )
 
 
 def _experts(
@@ -197,14 +266,30 @@ def _experts(
     if step.num_tokens == 0:
         return
     rows_E = _rows(job, step, layer)
-    own_E = rows_E[[e for e in range(shape.num_experts) if e * num_ranks // shape.num_experts == rank]]
-    matrices = [(float(rows), size, 1.0) for rows in own_E if rows for size in (2 * hidden * shape.width, hidden * shape.width)]
+    own_E = rows_E[
+        [e for e in range(shape.num_experts) if e * num_ranks // shape.num_experts == rank]
+    ]
+    matrices = [
+        (float(rows), size, 1.0)
+        for rows in own_E
+        if rows
+        for size in (2 * hidden * shape.width, hidden * shape.width)
+    ]
     pairs, touched = float(own_E.sum()), float((own_E > 0).sum())
     middle = seconds[0] if len(seconds) == 1 else seconds[1]
-    samples["experts"].add(middle, working, matrices, touched=touched, values=pairs * hidden, hidden=pairs * shape.width)
+    samples["experts"].add(
+        middle,
+        working,
+        matrices,
+        touched=touched,
+        values=pairs * hidden,
+        hidden=pairs * shape.width,
+    )
     if len(seconds) == 3:
         num_bytes = 4.0 * hidden * sum(run.rows_LR[layer])
-        samples["pack"].add(seconds[0], working, [], choices=float(run.num_tokens * shape.top_k), bytes=num_bytes)
+        samples["pack"].add(
+            seconds[0], working, [], choices=float(run.num_tokens * shape.top_k), bytes=num_bytes
+        )
         samples["unpack"].add(seconds[2], working, [], bytes=num_bytes)
 
 
@@ -216,7 +301,9 @@ def _rows(job: Job, step: Step, layer: int) -> NDArray[np.int64]:
 
 
 def shapes() -> Iterator[Shape]:
-    """Models that are timed: small enough to take seconds, apart enough to tell constants from slopes."""
+    """Models that are timed: small enough to take seconds, apart enough to tell constants from
+    slopes.
+    """
     prompts = ((1, 1, 0), (4, 4, 0), (4, 32, 0), (16, 64, 0))
     for hidden, width, experts, top_k in (
         (128, 256, 8, 1),

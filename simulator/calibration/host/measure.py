@@ -1,4 +1,6 @@
-"""What is timed on a shard. Every rank calls the same function at once, so that they share caches, memory and cores as in a step."""
+"""What is timed on a shard. Every rank calls the same function at once, so that they share caches,
+memory and cores as in a step.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +19,19 @@ from simulator.runtime.layers.pruned import PrunedMatrix, kept
 from simulator.runtime.shard import Shard
 
 _PASSES = 5
-"""Times that everything is timed; the median counts, as in a step, where other processes of the machine take their share."""
+"""Times that everything is timed; the median counts, as in a step, where other processes of the
+machine take their share."""
 _PASS_S = 0.006
 """Shortest that one timing lasts."""
 
 
-def matrix_seconds(shard: Shard, rows: tuple[int, ...], size: int, working_bytes: int) -> list[float]:
+def matrix_seconds(
+    shard: Shard, rows: tuple[int, ...], size: int, working_bytes: int
+) -> list[float]:
     """Seconds of a product for every entry of ``rows``.
 
-    Matrices of ``size`` weights, wide and tall in turn, are used one after the other, ``working_bytes`` in all; the ranks of a
-    machine hold equal shares of them.
+    Matrices of ``size`` weights, wide and tall in turn, are used one after the other,
+    ``working_bytes`` in all; the ranks of a machine hold equal shares of them.
     """
     own = max(2, working_bytes // shard.size // (4 * size))
     narrow = 2 ** round(np.log2(size / 2) / 2)
@@ -69,8 +74,12 @@ def _seconds(run: Callable[[int], None]) -> float:
     return statistics.median(found)
 
 
-def pruned_ratios(shard: Shard, rows: tuple[int, ...], pruning: Pruning, shape: tuple[int, int]) -> list[float]:
-    """Time of a product with a pruned matrix over that with the whole one, for every entry of ``rows``."""
+def pruned_ratios(
+    shard: Shard, rows: tuple[int, ...], pruning: Pruning, shape: tuple[int, int]
+) -> list[float]:
+    """Time of a product with a pruned matrix over that with the whole one, for every entry of
+    ``rows``.
+    """
     with torch.inference_mode():
         matrices = [torch.randn(shape) for _ in range(4)]
         pruned = []
@@ -81,8 +90,12 @@ def pruned_ratios(shard: Shard, rows: tuple[int, ...], pruning: Pruning, shape: 
         found = []
         for number in rows:
             x = torch.randn(number, shape[1])
-            whole_s = _seconds(partial(_each, functional.linear, [(x, matrix) for matrix in matrices]))
-            found.append(_seconds(partial(_each, _apply, [(holder, x) for holder in pruned])) / whole_s)
+            whole_s = _seconds(
+                partial(_each, functional.linear, [(x, matrix) for matrix in matrices])
+            )
+            found.append(
+                _seconds(partial(_each, _apply, [(holder, x) for holder in pruned])) / whole_s
+            )
     return found
 
 

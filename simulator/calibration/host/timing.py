@@ -1,4 +1,6 @@
-"""``moesim calibrate cpu``: time the shards on this machine's processor, and write down what was found."""
+"""``moesim calibrate cpu``: time the shards on this machine's processor, and write down what was
+found.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,14 @@ from simulator.calibration.host.layers import REPEATS, Samples, collect, shapes
 from simulator.calibration.host.measure import matrix_seconds, pruned_ratios
 from simulator.config.calibration import EngineFit
 from simulator.config.execution import ExecutionSpec
-from simulator.config.host import Collectives, HostCalibration, KernelTables, MatrixTable, Pruned, Steps
+from simulator.config.host import (
+    Collectives,
+    HostCalibration,
+    KernelTables,
+    MatrixTable,
+    Pruned,
+    Steps,
+)
 from simulator.config.pruning import Block, Pruning, TwoFour, Unstructured
 from simulator.runtime.nodes import Nodes
 from simulator.runtime.ray_backend import RayBackend
@@ -28,7 +37,17 @@ SIZES = (1 << 13, 1 << 16, 1 << 18, 1 << 20, 1 << 22)
 WORKING_BYTES = (1 << 20, 1 << 23, 3 << 23, 3 << 24, 3 << 26)
 """1 MB lies in a core's own cache, 192 MB in none."""
 _EXCHANGES = ("dispatch", "combine", "collective")
-_MOMENTS = ("prompt", "decode", "ffn", "router", "experts", "pack", "unpack", *_EXCHANGES, *(f"{name} wait" for name in _EXCHANGES))
+_MOMENTS = (
+    "prompt",
+    "decode",
+    "ffn",
+    "router",
+    "experts",
+    "pack",
+    "unpack",
+    *_EXCHANGES,
+    *(f"{name} wait" for name in _EXCHANGES),
+)
 _MOST_WORK = 1 << 32
 """Multiply-adds beyond which a product is not timed but extrapolated from fewer rows."""
 _PRUNED: tuple[Pruning, ...] = (
@@ -44,7 +63,11 @@ def machine() -> str:
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":", 1)[1].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith("model name")
+        ]
         name = names[0] if names else name
     return f"{name}, {os.cpu_count()} cores"
 
@@ -52,14 +75,17 @@ def machine() -> str:
 def default_ranks() -> list[int]:
     """Numbers of ranks to time: doublings up to the cores, and once beyond them."""
     cores = os.cpu_count() or 1
-    return [1 << power for power in range(12) if 1 << power <= cores] + [2 * cores if cores > 1 else 2]
+    return [1 << power for power in range(12) if 1 << power <= cores] + [
+        2 * cores if cores > 1 else 2
+    ]
 
 
 def calibrate(nodes: Nodes, ranks: list[int], tick: Tick = lambda *_: None) -> HostCalibration:
     """Time everything; takes about a minute and a half on two cores.
 
     Args:
-        ranks: numbers of ranks to time collectives of; kernels are timed for those that have a core each.
+        ranks: numbers of ranks to time collectives of; kernels are timed for those that have a core
+            each.
     """
     cores = os.cpu_count() or 1
     source = f"moesim calibrate cpu, {datetime.date.today().isoformat()}, {machine()}, torch {torch.__version__}"
@@ -82,7 +108,10 @@ def calibrate(nodes: Nodes, ranks: list[int], tick: Tick = lambda *_: None) -> H
             if num_ranks <= cores:
                 overheads_s.append(overhead_s)
                 matrix = _matrix(backend, source, finished)
-                kernels.setdefault(max(1, cores // num_ranks), _kernels(samples, matrix, max(1, cores // num_ranks), source))
+                kernels.setdefault(
+                    max(1, cores // num_ranks),
+                    _kernels(samples, matrix, max(1, cores // num_ranks), source),
+                )
             if num_ranks > 1:
                 collectives.append(_collectives(samples, num_ranks, source))
             if num_ranks == most:
@@ -96,7 +125,9 @@ def calibrate(nodes: Nodes, ranks: list[int], tick: Tick = lambda *_: None) -> H
         machine=machine(),
         num_cores=cores,
         dtype="fp32",
-        engine=EngineFit(kind="measured", source=source, step_s=step_s, sequence_s=0.0, layer_s=0.0),
+        engine=EngineFit(
+            kind="measured", source=source, step_s=step_s, sequence_s=0.0, layer_s=0.0
+        ),
         kernels=tuple(kernels.values()),
         collectives=tuple(collectives),
         pruned=tuple(pruned),
@@ -105,10 +136,16 @@ def calibrate(nodes: Nodes, ranks: list[int], tick: Tick = lambda *_: None) -> H
 
 
 def _num_parts(num_ranks: int, cores: int, most: int) -> int:
-    return len(list(shapes())) + (len(WORKING_BYTES) if num_ranks <= cores else 0) + (num_ranks == most)
+    return (
+        len(list(shapes()))
+        + (len(WORKING_BYTES) if num_ranks <= cores else 0)
+        + (num_ranks == most)
+    )
 
 
-def _run_layers(backend: RayBackend, finished: Callable[[int], None]) -> tuple[dict[str, Samples], float]:
+def _run_layers(
+    backend: RayBackend, finished: Callable[[int], None]
+) -> tuple[dict[str, Samples], float]:
     """Samples of every kind of moment, and seconds to start a step and hear of its end."""
     samples = {name: Samples() for name in _MOMENTS}
     overheads_s = []
@@ -124,26 +161,36 @@ def _run_layers(backend: RayBackend, finished: Callable[[int], None]) -> tuple[d
             run = backend.step(step)
             elapsed_s = time.perf_counter() - started_s
             if step.number % (REPEATS + 1):
-                inside_s = max(r.moments[-1].end_s for r in run) - min(r.moments[0].start_s for r in run)
+                inside_s = max(r.moments[-1].end_s for r in run) - min(
+                    r.moments[0].start_s for r in run
+                )
                 overheads_s.append(elapsed_s - inside_s)
                 collect(samples, shape, job, step, run)
         finished(1)
     return samples, statistics.median(overheads_s)
 
 
-def _kernels(samples: dict[str, Samples], matrix: MatrixTable, threads: int, source: str) -> KernelTables:
+def _kernels(
+    samples: dict[str, Samples], matrix: MatrixTable, threads: int, source: str
+) -> KernelTables:
     def steps(kind: str, *names: str) -> Steps:
         return fit_steps(samples[kind], matrix, names, source)
 
     prompt = steps("prompt", "values", "heads", "flops")
     mixer = {name: prompt.seconds[name] for name in ("call", "values", "heads")}
     decode = fit_steps(samples["decode"], matrix, ("bytes",), source, known=mixer)
-    nothing = Steps(kind="fitted", source="one rank packs nothing", seconds={"call": 0.0, "choices": 0.0, "bytes": 0.0})
+    nothing = Steps(
+        kind="fitted",
+        source="one rank packs nothing",
+        seconds={"call": 0.0, "choices": 0.0, "bytes": 0.0},
+    )
     return KernelTables(
         num_threads=threads,
         matrix=matrix,
         mixer=prompt.model_copy(update={"seconds": mixer}),
-        prompt=prompt.model_copy(update={"seconds": {"call": 0.0, "flops": prompt.seconds["flops"]}}),
+        prompt=prompt.model_copy(
+            update={"seconds": {"call": 0.0, "flops": prompt.seconds["flops"]}}
+        ),
         decode=decode,
         ffn=steps("ffn", "values", "hidden"),
         router=steps("router", "values", "scores"),
@@ -164,7 +211,14 @@ def _matrix(backend: RayBackend, source: str, finished: Callable[[int], None]) -
             by_size.append(tuple(found))
         seconds.append(tuple(by_size))
         finished(1)
-    return MatrixTable(kind="measured", source=source, rows=ROWS, sizes=SIZES, working_bytes=WORKING_BYTES, seconds=tuple(seconds))
+    return MatrixTable(
+        kind="measured",
+        source=source,
+        rows=ROWS,
+        sizes=SIZES,
+        working_bytes=WORKING_BYTES,
+        seconds=tuple(seconds),
+    )
 
 
 def _collectives(samples: dict[str, Samples], num_ranks: int, source: str) -> Collectives:
@@ -178,7 +232,14 @@ def _collectives(samples: dict[str, Samples], num_ranks: int, source: str) -> Co
 
 def _pruned(backend: RayBackend, pruning: Pruning, source: str) -> Pruned:
     rows = ROWS[::2]
-    ratio = np.exp(np.mean(np.log(backend.apply(pruned_ratios, rows, pruning, (2048, 256))), axis=0))
+    ratio = np.exp(
+        np.mean(np.log(backend.apply(pruned_ratios, rows, pruning, (2048, 256))), axis=0)
+    )
     return Pruned(
-        kind="measured", source=source, pruning=pruning.kind, sparsity=pruning.sparsity, rows=rows, ratio=tuple(ratio.tolist())
+        kind="measured",
+        source=source,
+        pruning=pruning.kind,
+        sparsity=pruning.sparsity,
+        rows=rows,
+        ratio=tuple(ratio.tolist()),
     )

@@ -1,7 +1,9 @@
-"""What is achieved of the peaks: data files in ``cluster_configs/calibration``, fitted on measurements or assumed, and said so.
+"""What is achieved of the peaks: data files in ``cluster_configs/calibration``, fitted on
+measurements or assumed, and said so.
 
-A calibration is ``NAME.toml``, and beside it a folder ``NAME/`` whose files hold one table each (``NAME/gemm.toml`` is ``gemm``):
-what a command fits is written there, and what a person wrote stays as it is.
+A calibration is ``NAME.toml``, and beside it a folder ``NAME/`` whose files hold one table each
+(``NAME/gemm.toml`` is ``gemm``): what a command fits is written there, and what a person wrote
+stays as it is.
 """
 
 from __future__ import annotations
@@ -53,8 +55,8 @@ _BEHIND = {
     ANY: {"low_latency": "sglang-deepep-decode", "normal": "sglang-deepep-prefill"},
     "trtllm": {"low_latency": "trtllm-wide-ep", "normal": "trtllm-wide-ep"},
 }
-"""Entries that were timed behind an exchange, by its kernels: DeepGEMM's masked and contiguous kernels, which SGLang and vLLM
-share, and TensorRT-LLM's."""
+"""Entries that were timed behind an exchange, by its kernels: DeepGEMM's masked and contiguous
+kernels, which SGLang and vLLM share, and TensorRT-LLM's."""
 
 
 class Calibration(Frozen):
@@ -71,33 +73,44 @@ class Calibration(Frozen):
     grouped_gemm: dict[str, GroupedGemmFit]
     """Routed experts by weight dtype; ``other`` likewise."""
     attention: dict[str, AttentionFit]
-    """``prefill`` and ``decode``; names that begin with ``mla_`` for latent attention and end with a cache's format, such as
-    ``mla_decode_fp8``, where those kernels differ."""
+    """``prefill`` and ``decode``; names that begin with ``mla_`` for latent attention and end with
+    a cache's format, such as ``mla_decode_fp8``, where those kernels differ."""
     expanded: dict[str, AttentionFit] = {}
-    """By the same names, what computes prompts in serving where the engine's kernel that was timed absorbs: engines expand the
-    keys and values of prompts (SGLang's ``MHA_CHUNKED_KV``), and another engine's kernel for that stands in."""
+    """By the same names, what computes prompts in serving where the engine's kernel that was timed
+    absorbs: engines expand the keys and values of prompts (SGLang's ``MHA_CHUNKED_KV``), and
+    another engine's kernel for that stands in."""
     exchange: dict[str, dict[Literal["dispatch", "combine"], ExchangeFit]]
     """Tokens to experts and back, by the kernels that do it."""
     collective: dict[str, CollectiveFit]
-    """NCCL's ``all_reduce``, ``all_gather``, ``reduce_scatter`` and ``alltoall``; the engine's own ``custom_all_reduce``."""
+    """NCCL's ``all_reduce``, ``all_gather``, ``reduce_scatter`` and ``alltoall``; the engine's own
+    ``custom_all_reduce``."""
     engine: EngineFit
     pools: DisaggregationFit | None = None
     """What prefill and decode in pools of their own add; ``None`` where nothing is known."""
     pruned: dict[str, dict[str, PrunedFit]] = {}
-    """Pruned matrices by how they are stored (``two_four``, ``csr``, ``tiled_csl``, ``bitmap``), then weight dtype."""
+    """Pruned matrices by how they are stored (``two_four``, ``csr``, ``tiled_csl``, ``bitmap``),
+    then weight dtype."""
 
     def pruned_matrices(self, kernels: str, dtype: str) -> PrunedFit | None:
-        """The fit for pruned matrices stored for ``kernels``; ``None`` where nobody has measured such products."""
+        """The fit for pruned matrices stored for ``kernels``; ``None`` where nobody has measured
+        such products.
+        """
         return pruned_entry(self.pruned, kernels, dtype)
 
     def matrices(self, dtype: str) -> GemmFit:
-        """The fit for dense matrices of ``dtype``, or the one that the file names for others (its ``kind`` says "assumed")."""
+        """The fit for dense matrices of ``dtype``, or the one that the file names for others (its
+        ``kind`` says "assumed").
+        """
         return _entry(self.gemm, dtype)
 
-    def experts(self, dtype: str, num_experts: int | None = None, kernels: str | None = None) -> GroupedGemmFit:
-        """Likewise for routed experts, which engines run by other kernels where an exchange brings their rows, or they are few.
+    def experts(
+        self, dtype: str, num_experts: int | None = None, kernels: str | None = None
+    ) -> GroupedGemmFit:
+        """Likewise for routed experts, which engines run by other kernels where an exchange brings
+        their rows, or they are few.
 
-        Entries named ``<dtype>_<kernels>`` hold behind an exchange, ``<dtype>_few`` for layers of few experts.
+        Entries named ``<dtype>_<kernels>`` hold behind an exchange, ``<dtype>_few`` for layers of
+        few experts.
         """
         behind = self.grouped_gemm.get(f"{dtype}_{kernels}")
         few = self.grouped_gemm.get(f"{dtype}_few")
@@ -106,20 +119,35 @@ class Calibration(Frozen):
         return behind or _entry(self.grouped_gemm, dtype)
 
     def looking_back(
-        self, phase: str, kv_dtype: str, *, is_latent: bool, computed: str = "", is_served: bool = False
+        self,
+        phase: str,
+        kv_dtype: str,
+        *,
+        is_latent: bool,
+        computed: str = "",
+        is_served: bool = False,
     ) -> AttentionFit:
         """The fit for attention kernels that read a cache of ``kv_dtype``.
 
-        One with fewer words in its name stands in where there is none: ``prefill`` for ``mla_prefill_fp8``.
+        One with fewer words in its name stands in where there is none: ``prefill`` for
+        ``mla_prefill_fp8``.
 
         Args:
             computed: a format that the kernel computes in, other than the usual one.
             is_served: as the engine computes it in serving, not as its kernels were timed.
         """
         suffix = f"_{_LIKE.get(kv_dtype, kv_dtype)}"
-        latent = [f"mla_{phase}{suffix}_{computed}", f"mla_{phase}{suffix}", f"mla_{phase}"] if is_latent else []
-        found = next(name for name in (*latent, f"{phase}{suffix}", phase) if name in self.attention)
-        return self.expanded.get(found, self.attention[found]) if is_served else self.attention[found]
+        latent = (
+            [f"mla_{phase}{suffix}_{computed}", f"mla_{phase}{suffix}", f"mla_{phase}"]
+            if is_latent
+            else []
+        )
+        found = next(
+            name for name in (*latent, f"{phase}{suffix}", phase) if name in self.attention
+        )
+        return (
+            self.expanded.get(found, self.attention[found]) if is_served else self.attention[found]
+        )
 
     def fits(
         self,
@@ -149,14 +177,25 @@ class Calibration(Frozen):
         for number, name in enumerate(kernels if travels else ()):
             more = " of many tokens" if number else ""
             if name in self.exchange:
-                found |= {f"{operation}{more}": self.exchange[name][operation] for operation in _OPERATIONS}
+                found |= {
+                    f"{operation}{more}": self.exchange[name][operation]
+                    for operation in _OPERATIONS
+                }
             elif {"all_gather", "reduce_scatter"} <= set(self.collective):
-                found |= {f"dispatch{more}": self.collective["all_gather"], f"combine{more}": self.collective["reduce_scatter"]}
+                found |= {
+                    f"dispatch{more}": self.collective["all_gather"],
+                    f"combine{more}": self.collective["reduce_scatter"],
+                }
         if is_split:
             own = self.collective.get("custom_all_reduce")
             found |= {"all-reduce": own} if own else {}
-            found["all-reduce of large messages" if own else "all-reduce"] = self.collective["all_reduce"]
-        for what, phase in (("attention over prompts", "prefill"), ("attention in decode", "decode")):
+            found["all-reduce of large messages" if own else "all-reduce"] = self.collective[
+                "all_reduce"
+            ]
+        for what, phase in (
+            ("attention over prompts", "prefill"),
+            ("attention in decode", "decode"),
+        ):
             found[what] = self.looking_back(phase, cache, is_latent=is_latent, is_served=True)
         found["engine overhead"] = self.engine
         return found
@@ -166,7 +205,9 @@ _ENGINES = ("vllm", "sglang", "trtllm")
 
 
 class CalibrationFile(Frozen):
-    """One accelerator family, for all engines: each table has an entry ``any``, and one for each engine that differs."""
+    """One accelerator family, for all engines: each table has an entry ``any``, and one for each
+    engine that differs.
+    """
 
     compute: ClassVar[Policy] = Calibration.compute
     communication: ClassVar[Policy] = Calibration.communication
@@ -184,7 +225,8 @@ class CalibrationFile(Frozen):
     disaggregation: dict[str, DisaggregationFit] = {}
     """By engine; empty where nothing is known of pools of prefill and decode."""
     pruned: dict[str, dict[str, PrunedFit]] = {}
-    """By how matrices are stored, then weight dtype; engines share the kernels. What is not here was not measured by anybody."""
+    """By how matrices are stored, then weight dtype; engines share the kernels. What is not here
+    was not measured by anybody."""
 
     def pools(self, engine: str) -> DisaggregationFit | None:
         """What is known of an engine's pools of prefill and decode, or of any engine's."""
@@ -198,7 +240,9 @@ class CalibrationFile(Frozen):
         """
         known = _engines(self)
         if engine.partition("@")[0] not in known | {ANY}:
-            raise UserError(f"{where}: unknown engine '{engine}'; {did_you_mean(engine, sorted(known))}")
+            raise UserError(
+                f"{where}: unknown engine '{engine}'; {did_you_mean(engine, sorted(known))}"
+            )
 
     def on(self, engine: str) -> Calibration:
         """What ``engine`` achieves: its own entries, and those of any engine where it has none.
@@ -210,7 +254,8 @@ class CalibrationFile(Frozen):
         return Calibration(
             title=self.title,
             gemm=_of(self.gemm, engine),
-            grouped_gemm=_of(self.grouped_gemm, engine) | _behind_exchanges(self.grouped_gemm, engine),
+            grouped_gemm=_of(self.grouped_gemm, engine)
+            | _behind_exchanges(self.grouped_gemm, engine),
             attention=_of(self.attention, engine),
             expanded=_expanded(self.attention, engine),
             exchange=self.exchange,
@@ -222,16 +267,28 @@ class CalibrationFile(Frozen):
 
 
 def _engines(file: CalibrationFile) -> set[str]:
-    tables: tuple[dict[str, Any], ...] = (file.gemm, file.grouped_gemm, file.attention, file.collective, file.engine)
+    tables: tuple[dict[str, Any], ...] = (
+        file.gemm,
+        file.grouped_gemm,
+        file.attention,
+        file.collective,
+        file.engine,
+    )
     named = {key.partition("@")[0] for table in tables for key in table} - {ANY}
     # An engine's kernels behind an exchange have entries of their own, which are named after it.
-    return {name for name in named if not name.startswith(tuple(f"{engine}-" for engine in _ENGINES))} | set(_ENGINES)
+    return {
+        name for name in named if not name.startswith(tuple(f"{engine}-" for engine in _ENGINES))
+    } | set(_ENGINES)
 
 
 def _expanded(table: dict[str, dict[str, AttentionFit]], engine: str) -> dict[str, AttentionFit]:
     """Any engine's kernels that expand keys and values, for those of ``engine`` that do not."""
     own, others = table.get(engine, {}), table[ANY]
-    return {name: others[name] for name, fit in own.items() if fit.absorbs and name in others and not others[name].absorbs}
+    return {
+        name: others[name]
+        for name, fit in own.items()
+        if fit.absorbs and name in others and not others[name].absorbs
+    }
 
 
 def _behind_exchanges(table: dict[str, dict[str, AnyFit]], engine: str) -> dict[str, AnyFit]:
@@ -246,8 +303,12 @@ def _entry(table: dict[str, AnyFit], dtype: str) -> AnyFit:
     return next(table[name] for name in (dtype, _LIKE.get(dtype, dtype), "other") if name in table)
 
 
-def pruned_entry(table: dict[str, dict[str, PrunedFit]], kernels: str, dtype: str) -> PrunedFit | None:
-    """Of a calibration's pruned matrices, those stored for ``kernels``; ``None`` where nobody has measured such products."""
+def pruned_entry(
+    table: dict[str, dict[str, PrunedFit]], kernels: str, dtype: str
+) -> PrunedFit | None:
+    """Of a calibration's pruned matrices, those stored for ``kernels``; ``None`` where nobody has
+    measured such products.
+    """
     return table.get(kernels, {}).get("bf16" if dtype == "fp16" else dtype)
 
 

@@ -1,4 +1,6 @@
-"""Collectives of a library: the time of a message by its size and the number of ranks, as the fastest of a few protocols."""
+"""Collectives of a library: the time of a message by its size and the number of ranks, as the
+fastest of a few protocols.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,17 @@ from simulator.config.calibration.fit import Fit
 Floats = NDArray[np.float64]
 Algorithm = Literal["ring", "in_switch", "one_shot"]
 PASSES = {"all_reduce": 2.0}
-"""Times that a message goes round a ring; once where not given: reducing and handing out are a pass each."""
+"""Times that a message goes round a ring; once where not given: reducing and handing out are a pass
+each."""
 
 
 def wire_share(algorithm: Algorithm, num_ranks: ArrayLike) -> Floats:
     """Bytes on a rank's port for each byte of the message in one pass.
 
-    ``ring``: each rank passes ``(n - 1) / n`` of it on (Patarasuk and Yuan 2009). ``in_switch``: the switch adds up and sends
-    out (NVLink SHARP), each rank sends and gets ``(1 + 1 / n) / 2``. ``one_shot``: each rank reads half of every other one's,
-    so that an all-reduce of two passes reads all.
+    ``ring``: each rank passes ``(n - 1) / n`` of it on (Patarasuk and Yuan 2009). ``in_switch``:
+    the switch adds up and sends out (NVLink SHARP), each rank sends and gets ``(1 + 1 / n) / 2``.
+    ``one_shot``: each rank reads half of every other one's, so that an all-reduce of two passes
+    reads all.
     """
     n = np.maximum(np.asarray(num_ranks, dtype=float), 1.0)
     shares = {"ring": 1.0 - 1.0 / n, "in_switch": 0.5 + 0.5 / n, "one_shot": (n - 1.0) / 2.0}
@@ -40,10 +44,12 @@ class ProtocolFit(Frozen):
     fraction: Positive
     """Of the port's peak, for what the algorithm sends."""
     copy_fraction: Positive | None = None
-    """Of the port's peak, for the message itself: copies in and out of buffers, whatever the number of ranks. Absent = hidden."""
+    """Of the port's peak, for the message itself: copies in and out of buffers, whatever the number
+    of ranks. Absent = hidden."""
 
     max_bytes_times_ranks: Positive | None = None
-    """Largest message, times the number of ranks, that the library uses it for between more than two ranks; absent = any."""
+    """Largest message, times the number of ranks, that the library uses it for between more than
+    two ranks; absent = any."""
 
     def start_s(self, num_ranks: ArrayLike) -> Floats:
         """Latency inside one fast domain."""
@@ -67,7 +73,8 @@ class CollectiveFit(Fit):
     """One operation of one library."""
 
     protocols: Annotated[dict[str, ProtocolFit], Field(min_length=1)]
-    """By name; the fastest one that is used is taken, as the library's tuner means to. One of them must have no limit."""
+    """By name; the fastest one that is used is taken, as the library's tuner means to. One of them
+    must have no limit."""
     scale_out_latency_s: NonNegative = 0.0
     """Across domains: a step between the nearest ranks ..."""
     latency_per_doubling_s: NonNegative = 0.0
@@ -77,7 +84,8 @@ class CollectiveFit(Fit):
     eager_s: NonNegative = 0.0
     """Shortest time when launched from Python and not by a captured graph."""
     eager_more_s: NonNegative = 0.0
-    """Launched so, added to the kernel's time, beside a copy of the message into a buffer that the other ranks can read."""
+    """Launched so, added to the kernel's time, beside a copy of the message into a buffer that the
+    other ranks can read."""
 
     @model_validator(mode="after")
     def _answers_every_size(self) -> Self:
@@ -85,8 +93,11 @@ class CollectiveFit(Fit):
             raise ValueError("protocols: one must be without max_bytes_times_ranks")
         return self
 
-    def parts_s(self, num_bytes: ArrayLike, num_ranks: ArrayLike, passes: float, bytes_per_s: ArrayLike) -> tuple[Floats, Floats]:
-        """Latency, and time of the bytes, of the fastest protocol inside one domain. Sizes and ranks broadcast together.
+    def parts_s(
+        self, num_bytes: ArrayLike, num_ranks: ArrayLike, passes: float, bytes_per_s: ArrayLike
+    ) -> tuple[Floats, Floats]:
+        """Latency, and time of the bytes, of the fastest protocol inside one domain. Sizes and
+        ranks broadcast together.
 
         Args:
             passes: times that the message goes round (:data:`PASSES`).
@@ -95,15 +106,23 @@ class CollectiveFit(Fit):
         size = np.asarray(num_bytes, dtype=float)
         starts, carries = [], []
         for way in self.protocols.values():
-            start, carry = np.broadcast_arrays(way.start_s(num_ranks), size * way.per_byte_s(num_ranks, passes, bytes_per_s))
+            start, carry = np.broadcast_arrays(
+                way.start_s(num_ranks), size * way.per_byte_s(num_ranks, passes, bytes_per_s)
+            )
             starts.append(np.where(way.is_used(size, num_ranks), start, np.inf))
             carries.append(carry)
         start_P, carry_P = np.stack(starts), np.stack(carries)
         best = np.argmin(start_P + carry_P, axis=0)[None]
-        return np.take_along_axis(start_P, best, axis=0)[0], np.take_along_axis(carry_P, best, axis=0)[0]
+        return np.take_along_axis(start_P, best, axis=0)[0], np.take_along_axis(
+            carry_P, best, axis=0
+        )[0]
 
-    def eagerly_s(self, graph_s: ArrayLike, num_bytes: ArrayLike, memory_bytes_per_s: float) -> Floats:
-        """The same, launched from Python: the message is first copied, read once and written once."""
+    def eagerly_s(
+        self, graph_s: ArrayLike, num_bytes: ArrayLike, memory_bytes_per_s: float
+    ) -> Floats:
+        """The same, launched from Python: the message is first copied, read once and written
+        once.
+        """
         copy_s = 2.0 * np.asarray(num_bytes, dtype=float) / memory_bytes_per_s
         return np.maximum(self.eager_s, np.asarray(graph_s) + self.eager_more_s + copy_s)
 

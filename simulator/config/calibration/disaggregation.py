@@ -13,13 +13,17 @@ _Band = Annotated[tuple[Positive, Positive], Field(strict=False)]
 
 
 class DisaggregationFit(Fit):
-    """Prefill and decode in pools of their own, on one engine. ``band`` and errors are those of the time per token."""
+    """Prefill and decode in pools of their own, on one engine. ``band`` and errors are those of the
+    time per token.
+    """
 
     prefill_ratio: Positive
-    """Of a prompt's time in the prefill pool to what waiting and steps alone would take: prompts come in bunches, ranks wait for the
-    longest, and blocks are held until a cache has been handed over, while the next prompts are computed."""
+    """Of a prompt's time in the prefill pool to what waiting and steps alone would take: prompts
+    come in bunches, ranks wait for the longest, and blocks are held until a cache has been handed
+    over, while the next prompts are computed."""
     first_token_s: NonNegative
-    """Before a request's first token, once, beside waiting and steps: as of an engine without pools, and the router before them."""
+    """Before a request's first token, once, beside waiting and steps: as of an engine without
+    pools, and the router before them."""
     ttft_band: _Band
     """As ``band``, for the time to the first token; likewise below."""
     ttft_median_error: NonNegative | None = None
@@ -29,8 +33,8 @@ class DisaggregationFit(Fit):
     unsaid_workers: Annotated[int, Field(ge=1)]
     """Decode workers of a deployment that does not say how many it has."""
     unsaid_drafts: Annotated[float, Field(ge=1.0)]
-    """Tokens that a sequence gets of a step there, if its model can draft them: some such deployments do and do not say so, so this
-    lies between one and what drafts keep."""
+    """Tokens that a sequence gets of a step there, if its model can draft them: some such
+    deployments do and do not say so, so this lies between one and what drafts keep."""
     unsaid_band: _Band
     """Of the time per token in such a deployment; likewise below."""
     unsaid_ttft_band: _Band
@@ -39,5 +43,6 @@ class DisaggregationFit(Fit):
     unsaid_ttft_median_error: NonNegative | None = None
     unsaid_ttft_p90_error: NonNegative | None = None
     models: tuple[str, ...] = Field(default=(), strict=False)
-    """Model files with enough points in the fits, likewise accelerator files; empty where they are not said."""
+    """Model files with enough points in the fits, likewise accelerator files; empty where they are
+    not said."""
     gpus: tuple[str, ...] = Field(default=(), strict=False)

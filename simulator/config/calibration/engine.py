@@ -21,26 +21,34 @@ class EngineFit(Fit):
     layer_s: NonNegative
     """Small kernels of one layer (norms, rotary embedding, residuals), beyond their bytes."""
     prompt_layer_s: NonNegative = 0.0
-    """Added for each layer to a step with prompt tokens: its kernels are launched one by one, since graphs are captured for
-    decodes."""
+    """Added for each layer to a step with prompt tokens: its kernels are launched one by one, since
+    graphs are captured for decodes."""
     prompt_expert_layer_s: NonNegative = 0.0
-    """Added once more for each layer with routed experts: routing, sorting and a kernel for each of their parts, likewise launched
-    one by one, and sizes that the host waits for."""
+    """Added once more for each layer with routed experts: routing, sorting and a kernel for each of
+    their parts, likewise launched one by one, and sizes that the host waits for."""
     expert_ratio: Positive = 1.0
-    """Of what routed experts take in this release to what they take in the release whose kernels were measured."""
+    """Of what routed experts take in this release to what they take in the release whose kernels
+    were measured."""
     first_token_s: NonNegative = 0.0
-    """Before a request's first token, once: HTTP, tokenising, passing between processes, streaming."""
+    """Before a request's first token, once: HTTP, tokenising, passing between processes,
+    streaming."""
     stream_s: NonNegative = 0.0
-    """Added to that for each request in flight at a serving point: one process tokenises for and streams to all of them."""
+    """Added to that for each request in flight at a serving point: one process tokenises for and
+    streams to all of them."""
     ttft_band: Annotated[tuple[Positive, Positive], Field(strict=False)] | None = None
-    """As ``band``, which is that of the time per token, for the time to the first token; likewise below."""
+    """As ``band``, which is that of the time per token, for the time to the first token; likewise
+    below."""
     ttft_median_error: NonNegative | None = None
     ttft_p90_error: NonNegative | None = None
-    left_out: dict[str, Annotated[tuple[NonNegative, NonNegative, NonNegative], Field(strict=False)]] = {}
-    """Rows, median and 90th percentile of the absolute error by what was asked (``tpot MoE``, ``tpot dense``, ``ttft``), of all engines
-    together and each point priced by the entry that it would have without its model, and without its GPU."""
+    left_out: dict[
+        str, Annotated[tuple[NonNegative, NonNegative, NonNegative], Field(strict=False)]
+    ] = {}
+    """Rows, median and 90th percentile of the absolute error by what was asked (``tpot MoE``,
+    ``tpot dense``, ``ttft``), of all engines together and each point priced by the entry that it
+    would have without its model, and without its GPU."""
     models: tuple[str, ...] = Field(default=(), strict=False)
-    """Model files whose points are in the fit, likewise accelerator files; ``domain`` is their load."""
+    """Model files whose points are in the fit, likewise accelerator files; ``domain`` is their
+    load."""
     gpus: tuple[str, ...] = Field(default=(), strict=False)
     releases: tuple[str, ...] = Field(default=(), strict=False)
 
@@ -60,7 +68,8 @@ def engine_fit(table: dict[str, EngineFit], engine: str, otherwise: EngineFit) -
 
 
 def engine_key(keys: tuple[str, ...], engine: str) -> str | None:
-    """Of the entries of a table the one for an engine and version: its newest release that is not newer than the version.
+    """Of the entries of a table the one for an engine and version: its newest release that is not
+    newer than the version.
 
     >>> engine_key(("vllm", "trtllm", "trtllm@1.0.0", "trtllm@1.2.0"), "trtllm@1.1.0rc2")
     'trtllm@1.0.0'
@@ -69,7 +78,11 @@ def engine_key(keys: tuple[str, ...], engine: str) -> str | None:
     """
     name, _, version = engine.partition("@")
     wanted = release_of(version)
-    older = [key for key in keys if key.startswith(f"{name}@") and wanted and release_of(key.partition("@")[2]) <= wanted]
+    older = [
+        key
+        for key in keys
+        if key.startswith(f"{name}@") and wanted and release_of(key.partition("@")[2]) <= wanted
+    ]
     if older:
         return max(older, key=lambda key: release_of(key.partition("@")[2]))
     return name if name in keys else None

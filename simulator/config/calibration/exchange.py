@@ -15,7 +15,9 @@ Floats = NDArray[np.float64]
 
 
 class Load(NamedTuple):
-    """What one exchange moves, seen from its busiest rank. Numbers, or arrays of exchanges that broadcast together."""
+    """What one exchange moves, seen from its busiest rank. Numbers, or arrays of exchanges that
+    broadcast together.
+    """
 
     tokens: ArrayLike
     """Tokens of the rank that it sends away, or that it gets back."""
@@ -34,8 +36,9 @@ class Load(NamedTuple):
 class ExchangeFit(Fit):
     """Latency, then copying by multiprocessors and carrying by wires, which hide behind each other.
 
-    ``latency + (copying^overlap + wires^overlap)^(1 / overlap)``. Copying is the busiest rank's work in multiprocessor-seconds
-    over the multiprocessors that the kernels hold; wires are the busiest link's bytes over the achieved share of its peak.
+    ``latency + (copying^overlap + wires^overlap)^(1 / overlap)``. Copying is the busiest rank's
+    work in multiprocessor-seconds over the multiprocessors that the kernels hold; wires are the
+    busiest link's bytes over the achieved share of its peak.
     """
 
     latency_s: NonNegative
@@ -43,7 +46,8 @@ class ExchangeFit(Fit):
     latency_per_byte_s: NonNegative = 0.0
     """Added for each byte of a vector: the first one's way through the kernel."""
     latency_per_expert_s: NonNegative = 0.0
-    """Added for each expert: kernels that keep one buffer and one counter an expert look at each."""
+    """Added for each expert: kernels that keep one buffer and one counter an expert look at
+    each."""
     scale_out_latency_s: NonNegative
     """Across domains: what of the latency does not depend on their number."""
     latency_per_doubling_s: NonNegative
@@ -52,7 +56,8 @@ class ExchangeFit(Fit):
     """Across domains: telling how much will come, before anything is sent."""
     notify_per_doubling_s: NonNegative = 0.0
     notify_token_s: NonNegative = 0.0
-    """Multiprocessor-seconds of a token: before results come back, a kernel walks over what was sent."""
+    """Multiprocessor-seconds of a token: before results come back, a kernel walks over what was
+    sent."""
     notify_fraction: NonNegative = 0.0
     """Of the time on the wires, what ranks wait for each other there."""
     notify_band: Annotated[tuple[Positive, Positive], Field(strict=False)] | None = None
@@ -66,15 +71,18 @@ class ExchangeFit(Fit):
     copy_byte_s: NonNegative = 0.0
     """Of a byte that is sent."""
     forward_byte_s: NonNegative = 0.0
-    """Further, of a byte of each token where there are several domains: kernels that forward do more for every token."""
+    """Further, of a byte of each token where there are several domains: kernels that forward do
+    more for every token."""
     crossing_byte_s: NonNegative = 0.0
     """Further, of a byte that leaves the domain and is forwarded there."""
     num_sms: Count
-    """Multiprocessors that the kernels hold; 0: as many as the GPU has, an equal number of experts to each (low latency)."""
+    """Multiprocessors that the kernels hold; 0: as many as the GPU has, an equal number of experts
+    to each (low latency)."""
     overlap: Positive = 3.0
     """1: one after the other; large: the longer hides the shorter."""
     floor_s: NonNegative = 0.0
-    """Shortest time as engines launch it without captured graphs; serving from captured graphs does not pay it."""
+    """Shortest time as engines launch it without captured graphs; serving from captured graphs does
+    not pay it."""
     scale_up_fraction: Positive
     """Of the wire's peak inside a domain."""
     scale_out_fraction: Positive
@@ -88,35 +96,62 @@ class ExchangeFit(Fit):
         across = self.scale_out_latency_s + self.latency_per_doubling_s * doublings(nodes)
         return np.asarray(np.where(nodes > 1, across, inside), dtype=np.float64)
 
-    def copying_s(self, load: Load, num_multiprocessors: ArrayLike, num_sms: ArrayLike = 0) -> Floats:
+    def copying_s(
+        self, load: Load, num_multiprocessors: ArrayLike, num_sms: ArrayLike = 0
+    ) -> Floats:
         """Seconds that the multiprocessors of the busiest rank copy.
 
         Args:
             num_multiprocessors: of the GPU.
             num_sms: what the kernels hold, where it is known to differ; 0 = as in the fit.
         """
-        vector_bytes, copies = np.asarray(load.vector_bytes, dtype=float), np.asarray(load.copies, dtype=float)
-        held = self._held(load, num_multiprocessors, num_sms)
-        work = np.asarray(load.tokens, dtype=float) * (self.token_s + self.token_byte_s * vector_bytes)
-        work = work + copies * (self.copy_s + self.copy_byte_s * vector_bytes)
-        forwards = np.where(np.asarray(load.num_nodes, dtype=float) > 1, self.forward_byte_s, 0.0) * np.asarray(
-            load.tokens, dtype=float
+        vector_bytes, copies = (
+            np.asarray(load.vector_bytes, dtype=float),
+            np.asarray(load.copies, dtype=float),
         )
-        work = work + (np.asarray(load.crossing, dtype=float) * self.crossing_byte_s + forwards) * vector_bytes
+        held = self._held(load, num_multiprocessors, num_sms)
+        work = np.asarray(load.tokens, dtype=float) * (
+            self.token_s + self.token_byte_s * vector_bytes
+        )
+        work = work + copies * (self.copy_s + self.copy_byte_s * vector_bytes)
+        forwards = np.where(
+            np.asarray(load.num_nodes, dtype=float) > 1, self.forward_byte_s, 0.0
+        ) * np.asarray(load.tokens, dtype=float)
+        work = (
+            work
+            + (np.asarray(load.crossing, dtype=float) * self.crossing_byte_s + forwards)
+            * vector_bytes
+        )
         return np.asarray(work / held, dtype=np.float64)
 
     def hidden_s(self, copying_s: ArrayLike, wires_s: ArrayLike) -> Floats:
         """Copying and wires together."""
         copying, wires = np.asarray(copying_s, dtype=float), np.asarray(wires_s, dtype=float)
         longer = np.maximum(np.maximum(copying, wires), 1e-30)
-        total = longer * ((copying / longer) ** self.overlap + (wires / longer) ** self.overlap) ** (1.0 / self.overlap)
+        total = longer * (
+            (copying / longer) ** self.overlap + (wires / longer) ** self.overlap
+        ) ** (1.0 / self.overlap)
         return np.asarray(total, dtype=np.float64)
 
-    def told_s(self, load: Load, carrying_s: ArrayLike, num_multiprocessors: ArrayLike, num_sms: ArrayLike = 0) -> Floats:
+    def told_s(
+        self,
+        load: Load,
+        carrying_s: ArrayLike,
+        num_multiprocessors: ArrayLike,
+        num_sms: ArrayLike = 0,
+    ) -> Floats:
         """Telling how much will come, across domains. Arguments as of :meth:`copying_s`."""
         nodes = np.asarray(load.num_nodes, dtype=float)
-        told = self.notify_s + self.notify_per_doubling_s * doublings(nodes) + self.notify_fraction * np.asarray(carrying_s)
-        walked = self.notify_token_s * np.asarray(load.tokens, dtype=float) / self._held(load, num_multiprocessors, num_sms)
+        told = (
+            self.notify_s
+            + self.notify_per_doubling_s * doublings(nodes)
+            + self.notify_fraction * np.asarray(carrying_s)
+        )
+        walked = (
+            self.notify_token_s
+            * np.asarray(load.tokens, dtype=float)
+            / self._held(load, num_multiprocessors, num_sms)
+        )
         return np.asarray(np.where(nodes > 1, told + walked, 0.0), dtype=np.float64)
 
     def _held(self, load: Load, num_multiprocessors: ArrayLike, num_sms: ArrayLike) -> Floats:
@@ -132,7 +167,9 @@ def by_experts(num_experts: ArrayLike, num_multiprocessors: ArrayLike) -> Floats
     [8.0, 128.0, 80.0, 128.0]
     """
     experts = np.maximum(np.asarray(num_experts, dtype=float), 1.0)
-    return np.asarray(np.ceil(experts / np.ceil(experts / np.asarray(num_multiprocessors))), dtype=np.float64)
+    return np.asarray(
+        np.ceil(experts / np.ceil(experts / np.asarray(num_multiprocessors))), dtype=np.float64
+    )
 
 
 def doublings(number: ArrayLike) -> Floats:

@@ -1,4 +1,6 @@
-"""What every calibrated number carries: where it comes from, where it holds, and how far off it is."""
+"""What every calibrated number carries: where it comes from, where it holds, and how far off it
+is.
+"""
 
 from __future__ import annotations
 
@@ -21,22 +23,25 @@ class Fit(Frozen):
     source: str = Field(min_length=1)
     """What they were fitted on, or why they are assumed."""
     accelerator: str | None = None
-    """File of the accelerator that was measured; on others of its family the numbers are extrapolated, and say so."""
+    """File of the accelerator that was measured; on others of its family the numbers are
+    extrapolated, and say so."""
     command: str | None = None
     """The command that fits them anew; absent where they were not fitted by one."""
     num_rows: NonNegative | None = None
     """Measurements in the fit."""
     median_error: NonNegative | None = None
-    """Median of the absolute relative error on measurements like those of the fit, whole model shapes left out in turn where
-    ``command`` is given."""
+    """Median of the absolute relative error on measurements like those of the fit, whole model
+    shapes left out in turn where ``command`` is given."""
     p90_error: NonNegative | None = None
     """Its 90th percentile, likewise."""
     bias: float | None = None
     """Median of the signed relative error, likewise: above 0 where predictions are too slow."""
     band: Annotated[tuple[Positive, Positive], Field(strict=False)] | None = None
-    """10th and 90th percentile of measured over predicted, likewise: what a prediction is multiplied with to get its 80 % band."""
+    """10th and 90th percentile of measured over predicted, likewise: what a prediction is
+    multiplied with to get its 80 % band."""
     domain: dict[str, Range] = {}
-    """Measured range of each quantity that the result depends on; outside of it a result is extrapolated, and says so."""
+    """Measured range of each quantity that the result depends on; outside of it a result is
+    extrapolated, and says so."""
 
     def outside(self, **quantities: float) -> list[str]:
         """Of the given quantities the names of those that lie outside the measured range."""

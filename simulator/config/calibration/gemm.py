@@ -13,8 +13,9 @@ from simulator.config.calibration.fit import Fit
 class EagerLaunch(Frozen):
     """Shortest time between kernels that Python launches one by one.
 
-    Tables that were timed so hold it wherever the kernel is shorter; engines that replay CUDA graphs do not pay it, so no price in
-    the simulator contains it. ``moesim validate kernels gemm`` adds it to be compared with such a table.
+    Tables that were timed so hold it wherever the kernel is shorter; engines that replay CUDA
+    graphs do not pay it, so no price in the simulator contains it. ``moesim validate kernels gemm``
+    adds it to be compared with such a table.
     """
 
     seconds: Positive
@@ -25,7 +26,9 @@ class EagerLaunch(Frozen):
 
 
 class GemmFit(Fit):
-    """A roofline with a floor: ``FLOPs / (peak x compute)`` against ``bytes / (peak x memory)``, plus ``floor_s``."""
+    """A roofline with a floor: ``FLOPs / (peak x compute)`` against ``bytes / (peak x memory)``,
+    plus ``floor_s``.
+    """
 
     compute_fraction: Positive
     """Of the peak FLOP/s, for whole tiles of the largest size."""
@@ -34,22 +37,30 @@ class GemmFit(Fit):
     floor_s: NonNegative
     """Shortest time of the kernel, launch included."""
     overlap: Positive = 2.5
-    """Exponent that combines compute and memory time: 1 without overlap, infinity with a perfect one."""
-    tiles: Annotated[tuple[Annotated[tuple[Size, Size, Size], Field(strict=False)], ...], Field(strict=False)] = ()
-    """``(first, a, b)``: from ``first`` rows on, the kernel computes output tiles of ``a x b``; absent: the fastest of the usual."""
+    """Exponent that combines compute and memory time: 1 without overlap, infinity with a perfect
+    one."""
+    tiles: Annotated[
+        tuple[Annotated[tuple[Size, Size, Size], Field(strict=False)], ...], Field(strict=False)
+    ] = ()
+    """``(first, a, b)``: from ``first`` rows on, the kernel computes output tiles of ``a x b``;
+    absent: the fastest of the usual."""
     reread: NonNegative = 40.0
-    """A tile of ``a x b`` reads ``1/a + 1/b`` numbers for each multiply-add, which slows it by ``1 + reread (1/a + 1/b)``."""
+    """A tile of ``a x b`` reads ``1/a + 1/b`` numbers for each multiply-add, which slows it by ``1
+    + reread (1/a + 1/b)``."""
     start_s: NonNegative = 0.0
-    """A tile's start and end (filling the pipeline, writing the result) for each 128x128 numbers of it."""
+    """A tile's start and end (filling the pipeline, writing the result) for each 128x128 numbers of
+    it."""
     min_split_k: Size | None = None
-    """A product with fewer tiles than multiprocessors is split along ``k`` into parts of at least this many; absent: never."""
+    """A product with fewer tiles than multiprocessors is split along ``k`` into parts of at least
+    this many; absent: never."""
     cache_bytes: Positive | None = None
     """Of the last-level cache; absent: no operand is ever read twice."""
     sweep_width: Positive | None = None
-    """The kernel sweeps the shorter side of the result in strips at least so wide, and reads that side's operand anew for each
-    strip; where it fits the cache, not from memory."""
+    """The kernel sweeps the shorter side of the result in strips at least so wide, and reads that
+    side's operand anew for each strip; where it fits the cache, not from memory."""
     quantise_bytes: NonNegative = 0.0
-    """Moved for each number of the input to convert it to the weights' format, in a pass before the product."""
+    """Moved for each number of the input to convert it to the weights' format, in a pass before the
+    product."""
     quantise_row_s: NonNegative = 0.0
     """Seconds of one multiprocessor in that pass for each row."""
     quantise_block_s: NonNegative = 0.0

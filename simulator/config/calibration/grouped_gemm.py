@@ -12,36 +12,51 @@ from simulator.config.dtypes import DType
 
 
 class GroupedGemmFit(Fit):
-    """A roofline with floors for one kernel, of which a layer has two, and the passes over tokens that go with them."""
+    """A roofline with floors for one kernel, of which a layer has two, and the passes over tokens
+    that go with them.
+    """
 
     compute_fraction: Positive
     """Of the peak FLOP/s, for whole tiles of 128 x 128."""
     computes_in: DType | None = None
-    """Format whose peak that is, where it is not the weights' own: weight-only kernels compute in 16 bits."""
+    """Format whose peak that is, where it is not the weights' own: weight-only kernels compute in
+    16 bits."""
     memory_fraction: Positive
     """Of the peak memory rate."""
     floor_s: NonNegative
     """Shortest time of the kernel, launch included."""
     slot_s: NonNegative = 0.0
-    """Likewise for each expert slot of the rank, whether it has tokens or not: offsets, descriptors, pointers."""
+    """Likewise for each expert slot of the rank, whether it has tokens or not: offsets,
+    descriptors, pointers."""
     touched_s: NonNegative = 0.0
     """Likewise for each expert that has tokens, beyond reading its weights."""
     overlap: Positive = 3.0
-    """Exponent that combines compute and memory time: 1 without overlap, infinity with a perfect one."""
+    """Exponent that combines compute and memory time: 1 without overlap, infinity with a perfect
+    one."""
     least_depth: Positive = 2048.0
     """Fewer tiles than multiprocessors are split along the input's features down to this many."""
-    tile_rows: Annotated[tuple[Size, ...], Field(strict=False, min_length=1)] = (16, 32, 64, 128, 256)
+    tile_rows: Annotated[tuple[Size, ...], Field(strict=False, min_length=1)] = (
+        16,
+        32,
+        64,
+        128,
+        256,
+    )
     """Tokens of a tile, of which the kernel takes the fastest."""
     tile_holds_share: bool = False
-    """Whether it takes no tile below an expert's even share of all choices that the rank sees. Launchers that only know how many
-    choices there are (Marlin, FlashInfer, TensorRT-LLM's generated kernels) count those of other ranks' experts too, and so compute
-    tiles that are mostly empty where experts are split over ranks."""
+    """Whether it takes no tile below an expert's even share of all choices that the rank sees.
+    Launchers that only know how many choices there are (Marlin, FlashInfer, TensorRT-LLM's
+    generated kernels) count those of other ranks' experts too, and so compute tiles that are mostly
+    empty where experts are split over ranks."""
     tile_reread: NonNegative = 40.0
-    """A tile of ``a x b`` reads ``1/a + 1/b`` numbers for each multiply-add, which slows it by ``1 + tile_reread (1/a + 1/b)``."""
+    """A tile of ``a x b`` reads ``1/a + 1/b`` numbers for each multiply-add, which slows it by ``1
+    + tile_reread (1/a + 1/b)``."""
     weight_reread: NonNegative = 0.0
-    """Share of an expert's weights that each further tile of its tokens reads from memory again, the cache having lost it."""
+    """Share of an expert's weights that each further tile of its tokens reads from memory again,
+    the cache having lost it."""
     pair_passes: NonNegative = 1.0
-    """Times that the activation and the sorting stream ``3 width + 4 hidden`` 16-bit numbers for each of the rank's rows."""
+    """Times that the activation and the sorting stream ``3 width + 4 hidden`` 16-bit numbers for
+    each of the rank's rows."""
     choice_passes: NonNegative = 0.0
-    """Likewise for every choice of the tokens that the rank sees, those of other ranks' experts included: kernels that keep a row
-    for each choice convert, zero and add up all of them."""
+    """Likewise for every choice of the tokens that the rank sees, those of other ranks' experts
+    included: kernels that keep a row for each choice convert, zero and add up all of them."""

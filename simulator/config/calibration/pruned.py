@@ -7,19 +7,24 @@ from simulator.config.calibration.fit import Fit
 
 
 class PrunedFit(Fit):
-    """What a kernel for pruned matrices achieves of what the one for whole matrices of the format does.
+    """What a kernel for pruned matrices achieves of what the one for whole matrices of the format
+    does.
 
-    Stated against the whole product, since that is what is published, and since the ratio holds where peaks differ.
+    Stated against the whole product, since that is what is published, and since the ratio holds
+    where peaks differ.
     """
 
     compute_ratio: Positive
-    """Multiplications a second, of those that are done, over the whole product's. Sparse tensor cores do half of them for 2:4, so 1
-    is a speed-up of 2."""
+    """Multiplications a second, of those that are done, over the whole product's. Sparse tensor
+    cores do half of them for 2:4, so 1 is a speed-up of 2."""
     memory_ratio: Positive
-    """Bytes a second over the whole product's, values and indices alike; never above the accelerator's peak."""
+    """Bytes a second over the whole product's, values and indices alike; never above the
+    accelerator's peak."""
     skips_zeros: bool
-    """Whether weights that are gone are not multiplied with; else the whole matrix is rebuilt on the chip."""
+    """Whether weights that are gone are not multiplied with; else the whole matrix is rebuilt on
+    the chip."""
     floor_s: NonNegative = 0.0
     """Beyond the whole product's."""
     expand_bytes: NonNegative = 0.0
-    """Rebuilding the whole matrix takes, for each of its weights, as long as reading so many bytes; beside the rest of the work."""
+    """Rebuilding the whole matrix takes, for each of its weights, as long as reading so many bytes;
+    beside the rest of the work."""

@@ -28,9 +28,11 @@ class Exchange:
     stagger_s: float = 0.0
     """What ranks with equal work wait for the last of them, by chance."""
     held_s: float = 0.0
-    """How long its kernels keep a GPU from computing something else that overlaps it, in seconds of the whole GPU."""
+    """How long its kernels keep a GPU from computing something else that overlaps it, in seconds of
+    the whole GPU."""
     is_direct: bool = False
-    """Whether each message leaves by its sender's own card (:attr:`simulator.policies.topology.Fabric.direct`)."""
+    """Whether each message leaves by its sender's own card
+    (:attr:`simulator.policies.topology.Fabric.direct`)."""
 
     @classmethod
     def nothing(cls) -> Exchange:
@@ -39,15 +41,24 @@ class Exchange:
 
     @property
     def alone_s(self) -> float:
-        """Time of the exchange when it has the links to itself: waiting for the last rank, latency, and the busiest link."""
-        return self.stagger_s + self.latency_s + (float(self.busy_s.max()) if self.busy_s.size else 0.0)
+        """Time of the exchange when it has the links to itself: waiting for the last rank, latency,
+        and the busiest link.
+        """
+        return (
+            self.stagger_s
+            + self.latency_s
+            + (float(self.busy_s.max()) if self.busy_s.size else 0.0)
+        )
 
 
 class Vectors(NamedTuple):
-    """What the bytes of a dispatch or combine are: tokens' hidden vectors, moved by certain kernels."""
+    """What the bytes of a dispatch or combine are: tokens' hidden vectors, moved by certain
+    kernels.
+    """
 
     kernels: str
-    """Which constants of the calibration hold: ``low_latency``, ``normal``, ..., or ``collective``."""
+    """Which constants of the calibration hold: ``low_latency``, ``normal``, ..., or
+    ``collective``."""
     vector_bytes: float
     tokens_R: NDArray[np.float64]
     """``[R]``: tokens that each rank sends away, or gets back."""
@@ -58,7 +69,9 @@ class Vectors(NamedTuple):
 class CommModel(Protocol):
     """A communication policy made ready for one fabric."""
 
-    def exchange(self, operation: Operation, bytes_SR: NDArray[np.float64], vectors: Vectors | None = None) -> Exchange:
+    def exchange(
+        self, operation: Operation, bytes_SR: NDArray[np.float64], vectors: Vectors | None = None
+    ) -> Exchange:
         """Rank ``s`` sends ``bytes_SR[s, r]`` to rank ``r``, all at once.
 
         Args:
@@ -69,7 +82,9 @@ class CommModel(Protocol):
         """
         ...
 
-    def exchanges(self, operation: Operation, bytes_XSR: NDArray[np.float64], vectors: Vectors) -> list[Exchange]:
+    def exchanges(
+        self, operation: Operation, bytes_XSR: NDArray[np.float64], vectors: Vectors
+    ) -> list[Exchange]:
         """:meth:`exchange` for each of many exchanges of the same tokens."""
         ...
 
@@ -77,8 +92,12 @@ class CommModel(Protocol):
         """Sum ``num_bytes`` over a group of ranks, the result on each."""
         ...
 
-    def all_reduces_s(self, num_bytes: NDArray[np.float64], ranks: tuple[int, ...]) -> NDArray[np.float64]:
-        """Time of each of many all-reduces that have the links to themselves: ``all_reduce(...).alone_s``, at once."""
+    def all_reduces_s(
+        self, num_bytes: NDArray[np.float64], ranks: tuple[int, ...]
+    ) -> NDArray[np.float64]:
+        """Time of each of many all-reduces that have the links to themselves:
+        ``all_reduce(...).alone_s``, at once.
+        """
         ...
 
     def latency_s(self, operation: Operation, num_nodes: int, num_ranks: int) -> float:
@@ -89,7 +108,9 @@ class CommModel(Protocol):
 class CommPolicy(Protocol):
     """A file in this folder: a frozen pydantic model whose fields are its configuration keys."""
 
-    def prepare(self, fabric: Fabric, calibration: Calibration | HostRates, accelerator: AcceleratorSpec) -> CommModel:
+    def prepare(
+        self, fabric: Fabric, calibration: Calibration | HostRates, accelerator: AcceleratorSpec
+    ) -> CommModel:
         """Price exchanges on ``fabric``, whose ranks are GPUs like ``accelerator``.
 
         Raises:

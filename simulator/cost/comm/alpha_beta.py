@@ -1,8 +1,10 @@
-"""Latency by number of nodes, plus the busiest link's bytes over its achieved rate (Hockney's alpha-beta model, per link).
+"""Latency by number of nodes, plus the busiest link's bytes over its achieved rate (Hockney's
+alpha-beta model, per link).
 
-The kernels of an exchange also copy: their multiprocessors' work hides behind the wires or the other way round, as the
-calibration says (:class:`simulator.config.calibration.exchange.ExchangeFit`). An all-reduce is the faster of the engine's own kernel
-and NCCL's operation, which is what engines choose between.
+The kernels of an exchange also copy: their multiprocessors' work hides behind the wires or the
+other way round, as the calibration says
+(:class:`simulator.config.calibration.exchange.ExchangeFit`). An all-reduce is the faster of the
+engine's own kernel and NCCL's operation, which is what engines choose between.
 """
 
 from __future__ import annotations
@@ -37,11 +39,14 @@ class AlphaBeta(Frozen):
     """The constants come from the calibration, one set for each kernel and operation."""
 
     dispatch_rate: Positive = 1.0
-    """Rate between domains over that of the release whose kernels were calibrated: older libraries fill the network less."""
+    """Rate between domains over that of the release whose kernels were calibrated: older libraries
+    fill the network less."""
     combine_rate: Positive = 1.0
     """Likewise on the way back."""
 
-    def prepare(self, fabric: Fabric, calibration: Calibration | HostRates, accelerator: AcceleratorSpec) -> AlphaBetaModel:
+    def prepare(
+        self, fabric: Fabric, calibration: Calibration | HostRates, accelerator: AcceleratorSpec
+    ) -> AlphaBetaModel:
         if isinstance(calibration, HostRates):
             raise UserError(
                 "communication kind 'alpha_beta' needs shares of the wires' peaks; the calibration holds times of a machine"
@@ -58,22 +63,38 @@ class AlphaBetaModel:
     accelerator: AcceleratorSpec
     policy: AlphaBeta
 
-    def exchange(self, operation: Operation, bytes_SR: Floats, vectors: Vectors | None = None) -> Exchange:
+    def exchange(
+        self, operation: Operation, bytes_SR: Floats, vectors: Vectors | None = None
+    ) -> Exchange:
         if not bytes_SR.any():
             return Exchange.nothing()
         if vectors is not None:
             return self.exchanges(operation, bytes_SR[None], vectors)[0]
         fit = self._exchange_fit(operation, LOW_LATENCY)
         start_s = float(fit.start_s(Load(0.0, 0.0, 0.0, 0.0, 0.0, self.fabric.num_nodes)))
-        return Exchange(start_s, self.fabric.bytes_per_link(bytes_SR) / self._achieved_L(fit, operation), bytes_SR)
+        return Exchange(
+            start_s,
+            self.fabric.bytes_per_link(bytes_SR) / self._achieved_L(fit, operation),
+            bytes_SR,
+        )
 
-    def exchanges(self, operation: Operation, bytes_XSR: Floats, vectors: Vectors) -> list[Exchange]:
+    def exchanges(
+        self, operation: Operation, bytes_XSR: Floats, vectors: Vectors
+    ) -> list[Exchange]:
         if vectors.kernels == COLLECTIVE:
-            return [self._gathered(operation, bytes_SR) if bytes_SR.any() else Exchange.nothing() for bytes_SR in bytes_XSR]
-        fit, multiprocessors = self._exchange_fit(operation, vectors.kernels), self.accelerator.num_multiprocessors
+            return [
+                self._gathered(operation, bytes_SR) if bytes_SR.any() else Exchange.nothing()
+                for bytes_SR in bytes_XSR
+            ]
+        fit, multiprocessors = (
+            self._exchange_fit(operation, vectors.kernels),
+            self.accelerator.num_multiprocessors,
+        )
         # Kernels of the GPU's own post to its own card; changing rails before is what NCCL does.
         fabric = self.fabric.direct
-        links_XL = np.array([fabric.bytes_per_link(bytes_SR) for bytes_SR in bytes_XSR]) / self._achieved_L(fit, operation)
+        links_XL = np.array(
+            [fabric.bytes_per_link(bytes_SR) for bytes_SR in bytes_XSR]
+        ) / self._achieved_L(fit, operation)
         wires_X = links_XL.max(axis=1)
         copies_XSR = bytes_XSR / vectors.vector_bytes
         crossing_XSR = copies_XSR * self._crosses_SR
@@ -87,30 +108,44 @@ class AlphaBetaModel:
         )
         copying_X = fit.copying_s(load, multiprocessors).max(axis=1)
         carry_X = fit.hidden_s(copying_X, wires_X)
-        # Kernels that copy slower than the wires carry leave every link idle in the same proportion.
-        latency_X = float(fit.start_s(load)) + fit.told_s(load, carry_X[:, None], multiprocessors).max(axis=1)
+        # Kernels that copy slower than the wires carry leave every link idle in the same
+        # proportion.
+        latency_X = float(fit.start_s(load)) + fit.told_s(
+            load, carry_X[:, None], multiprocessors
+        ).max(axis=1)
         if fit.num_sms:
             held_X = (latency_X + carry_X) * fit.num_sms / multiprocessors
         else:  # low-latency kernels leave while bytes are under way (DeepEP's receiving hook): starting and copying remains
-            held_X = np.minimum(float(fit.start_s(load._replace(num_nodes=1))) + copying_X, latency_X + carry_X)
+            held_X = np.minimum(
+                float(fit.start_s(load._replace(num_nodes=1))) + copying_X, latency_X + carry_X
+            )
         slowed_XL = links_XL * (carry_X / np.where(wires_X > 0, wires_X, 1.0))[:, None]
         return [
             Exchange(float(latency_s), busy_L, bytes_SR, held_s=float(held_s), is_direct=True)
             if wires_s > 0
             else Exchange.nothing()
-            for latency_s, busy_L, bytes_SR, held_s, wires_s in zip(latency_X, slowed_XL, bytes_XSR, held_X, wires_X, strict=True)
+            for latency_s, busy_L, bytes_SR, held_s, wires_s in zip(
+                latency_X, slowed_XL, bytes_XSR, held_X, wires_X, strict=True
+            )
         ]
 
     def _achieved_L(self, fit: ExchangeFit, operation: Operation) -> Floats:
         """Bytes a second that each link carries."""
         rate = self.policy.dispatch_rate if operation == "dispatch" else self.policy.combine_rate
-        return self._peaks_L * np.where(self._is_scale_up_L, fit.scale_up_fraction, fit.scale_out_fraction * rate)
+        return self._peaks_L * np.where(
+            self._is_scale_up_L, fit.scale_up_fraction, fit.scale_out_fraction * rate
+        )
 
     def _gathered(self, operation: Operation, bytes_SR: Floats) -> Exchange:
-        """All ranks' tokens to all, or their sums back: a library's collective, whose parts are as large as the largest."""
+        """All ranks' tokens to all, or their sums back: a library's collective, whose parts are as
+        large as the largest.
+        """
         name, everyone = _COLLECTIVES[operation], tuple(range(self.fabric.num_ranks))
         size = np.array([float(bytes_SR.max()) * len(everyone)])
-        start_s, *busiest_s = (float(part[0]) for part in self._parts_s(self._collective_fit(name), name, size, everyone))
+        start_s, *busiest_s = (
+            float(part[0])
+            for part in self._parts_s(self._collective_fit(name), name, size, everyone)
+        )
         links_s = self._loaded(self.fabric.bytes_per_link(bytes_SR) / self._peaks_L, busiest_s)
         # Engines overlap kernels that are made for it only, so these hold the GPU throughout.
         return Exchange(start_s, links_s, bytes_SR, held_s=start_s + float(links_s.max()))
@@ -119,7 +154,10 @@ class AlphaBetaModel:
         """The fastest of the protocols that the engine and NCCL have for it."""
         if len(ranks) == 1 or num_bytes == 0:
             return Exchange.nothing()
-        ways = (self._collective(fit, _ALL_REDUCE, num_bytes, ranks) for fit in self._all_reduce_fits(ranks))
+        ways = (
+            self._collective(fit, _ALL_REDUCE, num_bytes, ranks)
+            for fit in self._all_reduce_fits(ranks)
+        )
         return min(ways, key=lambda way: way.alone_s)
 
     def all_reduces_s(self, num_bytes: Floats, ranks: tuple[int, ...]) -> Floats:
@@ -131,14 +169,20 @@ class AlphaBetaModel:
             found.append(start_s + np.maximum(carry_s, out_s))
         return np.where(num_bytes > 0, np.min(found, axis=0), 0.0)
 
-    def _collective(self, fit: CollectiveFit, name: str, num_bytes: float, ranks: tuple[int, ...]) -> Exchange:
-        start_s, *busiest_s = (float(part[0]) for part in self._parts_s(fit, name, np.array([num_bytes]), ranks))
+    def _collective(
+        self, fit: CollectiveFit, name: str, num_bytes: float, ranks: tuple[int, ...]
+    ) -> Exchange:
+        start_s, *busiest_s = (
+            float(part[0]) for part in self._parts_s(fit, name, np.array([num_bytes]), ranks)
+        )
         bytes_SR, per_byte_L = self._ring(ranks)
         sent = passes_of(name) * (len(ranks) - 1) / len(ranks) * num_bytes
         return Exchange(start_s, self._loaded(per_byte_L, busiest_s), bytes_SR * sent)
 
     def _loaded(self, load_L: Floats, busiest_s: list[float]) -> Floats:
-        """Seconds of every link in proportion to its load, the busiest inside domains and between as given."""
+        """Seconds of every link in proportion to its load, the busiest inside domains and between
+        as given.
+        """
         links_s = np.zeros(len(load_L))
         for here, seconds in zip(self._kinds, busiest_s, strict=True):
             most = float(load_L[here].max(initial=0.0))
@@ -146,14 +190,21 @@ class AlphaBetaModel:
                 links_s[here] = load_L[here] / most * seconds
         return links_s
 
-    def _parts_s(self, fit: CollectiveFit, name: str, num_bytes: Floats, ranks: tuple[int, ...]) -> tuple[Floats, Floats, Floats]:
-        """Latency, and seconds of the busiest link inside domains and between, for messages of many sizes."""
+    def _parts_s(
+        self, fit: CollectiveFit, name: str, num_bytes: Floats, ranks: tuple[int, ...]
+    ) -> tuple[Floats, Floats, Floats]:
+        """Latency, and seconds of the busiest link inside domains and between, for messages of many
+        sizes.
+        """
         size, passes = len(ranks), passes_of(name)
         nodes = len(np.unique(self.fabric.node_R[list(ranks)]))
         _, per_byte_L = self._ring(ranks)
         inside, between = self._kinds
-        # Ring neighbours of one domain use their ports at the peak, of two domains or of two sockets what joins these.
-        inside_s, between_s = (float(per_byte_L[here].max(initial=0.0)) for here in (inside, between))
+        # Ring neighbours of one domain use their ports at the peak, of two domains or of two
+        # sockets what joins these.
+        inside_s, between_s = (
+            float(per_byte_L[here].max(initial=0.0)) for here in (inside, between)
+        )
         here = -(-size // nodes) if inside_s else 2
         port_s = inside_s or between_s
         start_s, carry_s = fit.parts_s(num_bytes, float(here), passes, 1.0 / port_s)
@@ -161,19 +212,22 @@ class AlphaBetaModel:
             return start_s, carry_s, np.zeros(len(num_bytes))
         share = passes * (size - 1) / size
         out_s = num_bytes * share * between_s / (fit.scale_out_fraction or 1.0)
-        start_s = start_s + fit.scale_out_latency_s + fit.latency_per_doubling_s * float(doublings(nodes))
+        start_s = (
+            start_s + fit.scale_out_latency_s + fit.latency_per_doubling_s * float(doublings(nodes))
+        )
         return start_s, carry_s if inside_s else np.zeros(len(num_bytes)), out_s
 
     def _ring(self, ranks: tuple[int, ...]) -> tuple[Floats, Floats]:
         """One byte from each rank to the next, and the seconds of every link for it, at its peak.
 
-        Between domains NCCL forms as many rings as a domain has cards for the group; each takes its share of the byte, and enters
-        and leaves every domain by another card.
+        Between domains NCCL forms as many rings as a domain has cards for the group; each takes its
+        share of the byte, and enters and leaves every domain by another card.
         """
         if ranks not in self._rings:
             nodes = self.fabric.node_R[list(ranks)]
             members = [
-                [rank for rank, at in zip(ranks, nodes, strict=True) if at == node] for node in dict.fromkeys(nodes.tolist())
+                [rank for rank, at in zip(ranks, nodes, strict=True) if at == node]
+                for node in dict.fromkeys(nodes.tolist())
             ]
             num_rings = min(map(len, members)) if len(members) > 1 else 1
             bytes_SR = np.zeros((self.fabric.num_ranks, self.fabric.num_ranks))
@@ -191,10 +245,24 @@ class AlphaBetaModel:
 
     def latency_s(self, operation: Operation, num_nodes: int, num_ranks: int) -> float:
         if operation != "all_reduce":
-            return float(self._exchange_fit(operation, LOW_LATENCY).start_s(Load(0.0, 0.0, 0.0, 0.0, 0.0, num_nodes)))
+            return float(
+                self._exchange_fit(operation, LOW_LATENCY).start_s(
+                    Load(0.0, 0.0, 0.0, 0.0, 0.0, num_nodes)
+                )
+            )
         fit = self._collective_fit(_ALL_REDUCE)
-        across_s = fit.scale_out_latency_s + fit.latency_per_doubling_s * float(doublings(num_nodes)) if num_nodes > 1 else 0.0
-        return min(float(way.start_s(max(2, -(-num_ranks // num_nodes)))) for way in fit.protocols.values()) + across_s
+        across_s = (
+            fit.scale_out_latency_s + fit.latency_per_doubling_s * float(doublings(num_nodes))
+            if num_nodes > 1
+            else 0.0
+        )
+        return (
+            min(
+                float(way.start_s(max(2, -(-num_ranks // num_nodes))))
+                for way in fit.protocols.values()
+            )
+            + across_s
+        )
 
     @cached_property
     def _peaks_L(self) -> Floats:
@@ -225,11 +293,17 @@ class AlphaBetaModel:
     def _collective_fit(self, name: str) -> CollectiveFit:
         known = self.calibration.collective
         if name not in known:
-            raise UserError(f"calibration '{self.calibration.title}' has no collective '{name}'; {did_you_mean(name, known)}")
+            raise UserError(
+                f"calibration '{self.calibration.title}' has no collective '{name}'; {did_you_mean(name, known)}"
+            )
         return known[name]
 
     def _all_reduce_fits(self, ranks: tuple[int, ...]) -> list[CollectiveFit]:
         """NCCL, and inside one domain the engine's own kernel."""
         fits = [self._collective_fit(_ALL_REDUCE)]
         in_one = len(np.unique(self.fabric.node_R[list(ranks)])) == 1
-        return fits + ([self.calibration.collective[_CUSTOM]] if in_one and _CUSTOM in self.calibration.collective else [])
+        return fits + (
+            [self.calibration.collective[_CUSTOM]]
+            if in_one and _CUSTOM in self.calibration.collective
+            else []
+        )

@@ -1,4 +1,6 @@
-"""Exchanges between processes of one machine, interpolated from what ``moesim calibrate`` measured there."""
+"""Exchanges between processes of one machine, interpolated from what ``moesim calibrate`` measured
+there.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,21 @@ from simulator.policies.topology import Fabric
 
 
 class Host(Frozen):
-    """Tables by the busiest rank's bytes; needs a calibration that ``moesim calibrate cpu`` wrote."""
+    """Tables by the busiest rank's bytes; needs a calibration that ``moesim calibrate cpu``
+    wrote.
+    """
 
-    def prepare(self, fabric: Fabric, calibration: Calibration | HostRates, accelerator: AcceleratorSpec) -> HostCommModel:
+    def prepare(
+        self, fabric: Fabric, calibration: Calibration | HostRates, accelerator: AcceleratorSpec
+    ) -> HostCommModel:
         if not isinstance(calibration, HostRates):
-            raise UserError("communication kind 'host' needs a calibration that moesim calibrate cpu wrote")
+            raise UserError(
+                "communication kind 'host' needs a calibration that moesim calibrate cpu wrote"
+            )
         if fabric.num_nodes > 1:
-            raise UserError("communication kind 'host' knows one machine; its calibration says nothing of wires between several")
+            raise UserError(
+                "communication kind 'host' knows one machine; its calibration says nothing of wires between several"
+            )
         return HostCommModel(fabric, calibration)
 
 
@@ -34,13 +44,18 @@ class HostCommModel:
     fabric: Fabric
     rates: HostRates
 
-    def exchange(self, operation: Operation, bytes_SR: NDArray[np.float64], vectors: Vectors | None = None) -> Exchange:
-        # Unlike kernels on a GPU, processes talk even when there is nothing to send: first they say how much comes.
+    def exchange(
+        self, operation: Operation, bytes_SR: NDArray[np.float64], vectors: Vectors | None = None
+    ) -> Exchange:
+        # Unlike kernels on a GPU, processes talk even when there is nothing to send: first they say
+        # how much comes.
         table = self._table(operation)
         busy_s = table.seconds_for(self.fabric.bytes_per_link(bytes_SR))
         return Exchange(table.latency_s, busy_s, bytes_SR, table.stagger_s)
 
-    def exchanges(self, operation: Operation, bytes_XSR: NDArray[np.float64], vectors: Vectors) -> list[Exchange]:
+    def exchanges(
+        self, operation: Operation, bytes_XSR: NDArray[np.float64], vectors: Vectors
+    ) -> list[Exchange]:
         return [self.exchange(operation, bytes_SR, vectors) for bytes_SR in bytes_XSR]
 
     def all_reduce(self, num_bytes: float, ranks: tuple[int, ...]) -> Exchange:
@@ -52,13 +67,19 @@ class HostCommModel:
             bytes_SR[rank, following] = 2.0 * (size - 1) / size * num_bytes
         table = self._table("all_reduce")
         seconds = float(table.seconds_for(np.array([num_bytes]))[0])
-        return Exchange(table.latency_s, np.full(len(self.fabric.links), seconds), bytes_SR, table.stagger_s)
+        return Exchange(
+            table.latency_s, np.full(len(self.fabric.links), seconds), bytes_SR, table.stagger_s
+        )
 
-    def all_reduces_s(self, num_bytes: NDArray[np.float64], ranks: tuple[int, ...]) -> NDArray[np.float64]:
+    def all_reduces_s(
+        self, num_bytes: NDArray[np.float64], ranks: tuple[int, ...]
+    ) -> NDArray[np.float64]:
         if len(ranks) == 1:
             return np.zeros(len(num_bytes))
         table = self._table("all_reduce")
-        return np.where(num_bytes > 0, table.stagger_s + table.latency_s + table.seconds_for(num_bytes), 0.0)
+        return np.where(
+            num_bytes > 0, table.stagger_s + table.latency_s + table.seconds_for(num_bytes), 0.0
+        )
 
     def latency_s(self, operation: Operation, num_nodes: int, num_ranks: int) -> float:
         return self._table(operation).latency_s

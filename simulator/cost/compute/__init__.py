@@ -17,16 +17,23 @@ from simulator.work.lookback import Lookback
 __all__ = ["ComputeModel", "ComputePolicy", "Phase", "Rates"]
 
 Phase = Literal["prefill", "decode"]
-"""A sequence with one new token is computed by the kernels for decode, whatever the token is for."""
+"""A sequence with one new token is computed by the kernels for decode, whatever the token is
+for."""
 
 
 class ComputeModel(Protocol):
     """A compute policy made ready for one accelerator."""
 
     def gemm_s(
-        self, rows: NDArray[np.int64], in_features: int, out_features: int, dtype: str, copies: int = 1
+        self,
+        rows: NDArray[np.int64],
+        in_features: int,
+        out_features: int,
+        dtype: str,
+        copies: int = 1,
     ) -> NDArray[np.float64]:
-        """Seconds of ``rows x in_features @ in_features x out_features`` for every entry of ``rows``; 0 for no rows.
+        """Seconds of ``rows x in_features @ in_features x out_features`` for every entry of
+        ``rows``; 0 for no rows.
 
         Args:
             dtype: of the weights.
@@ -44,24 +51,31 @@ class ComputeModel(Protocol):
         kernels: str | None = None,
         choices_R: NDArray[np.float64] | None = None,
     ) -> NDArray[np.float64]:
-        """Seconds ``[R]`` of one kernel a rank in which group ``g`` (an expert) has ``rows_RG[r, g]`` tokens.
+        """Seconds ``[R]`` of one kernel a rank in which group ``g`` (an expert) has ``rows_RG[r,
+        g]`` tokens.
 
         Args:
             num_experts: of the whole layer, by which engines choose kernels; absent = many.
-            kernels: of the exchange that brings the rows, whose layout the experts' kernels must take; absent = none.
-            choices_R: token-expert pairs of all tokens that each rank sees; absent = those of its own experts.
+            kernels: of the exchange that brings the rows, whose layout the experts' kernels must
+                take; absent = none.
+            choices_R: token-expert pairs of all tokens that each rank sees; absent = those of its
+                own experts.
         """
         ...
 
     def context_rates(self, kernel: Lookback, phase: Phase) -> Rates:
-        """How fast a kernel looks back at the context. The engine's compiled loop evaluates these, so the form is fixed."""
+        """How fast a kernel looks back at the context. The engine's compiled loop evaluates these,
+        so the form is fixed.
+        """
         ...
 
     def mixer_s(self, rows: NDArray[np.int64], hidden_size: int, width: int) -> NDArray[np.float64]:
-        """Seconds of the small kernels of a layer with a mixer (norms, rotation, residuals) for every entry of ``rows``.
+        """Seconds of the small kernels of a layer with a mixer (norms, rotation, residuals) for
+        every entry of ``rows``.
 
         Args:
-            width: of what the mixer's first matrices make of a token on this rank (queries, keys and values).
+            width: of what the mixer's first matrices make of a token on this rank (queries, keys
+                and values).
         """
         ...
 
@@ -69,7 +83,9 @@ class ComputeModel(Protocol):
         """Seconds that a dense block or a shared expert takes beyond its matrices."""
         ...
 
-    def router_s(self, rows: NDArray[np.int64], hidden_size: int, num_experts: int) -> NDArray[np.float64]:
+    def router_s(
+        self, rows: NDArray[np.int64], hidden_size: int, num_experts: int
+    ) -> NDArray[np.float64]:
         """Seconds that choosing experts takes beyond the router's matrix."""
         ...
 
@@ -84,12 +100,13 @@ class ComputeModel(Protocol):
         num_experts: int | None = None,
         kernels: str | None = None,
     ) -> NDArray[np.float64]:
-        """Seconds ``[R]`` that routed experts take beyond their matrices: sorting rows by expert, the activation, and back.
+        """Seconds ``[R]`` that routed experts take beyond their matrices: sorting rows by expert,
+        the activation, and back.
 
         Args:
             pairs_R: rows of each rank's experts.
-            choices_R: token-expert pairs of all tokens that each rank sees: where every rank sees every token, those of other
-                ranks' experts too.
+            choices_R: token-expert pairs of all tokens that each rank sees: where every rank sees
+                every token, those of other ranks' experts too.
             touched_R: experts of each rank that have rows.
             dtype: of the experts' weights.
         """
@@ -98,7 +115,8 @@ class ComputeModel(Protocol):
     def pack_s(
         self, choices_R: NDArray[np.float64], rows_R: NDArray[np.float64], hidden_size: int
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-        """Seconds ``[R]`` that each rank takes to pack its rows before they travel, and to add up what comes back.
+        """Seconds ``[R]`` that each rank takes to pack its rows before they travel, and to add up
+        what comes back.
 
         ``None`` where the kernels of the exchange do both.
 
@@ -109,7 +127,12 @@ class ComputeModel(Protocol):
         ...
 
     def pruned_s(
-        self, rows: NDArray[np.int64], in_features: int, out_features: int, dtype: str, pruning: Pruning
+        self,
+        rows: NDArray[np.int64],
+        in_features: int,
+        out_features: int,
+        dtype: str,
+        pruning: Pruning,
     ) -> NDArray[np.float64]:
         """Seconds of a product with a pruned matrix.
 
@@ -122,7 +145,9 @@ class ComputeModel(Protocol):
 class ComputePolicy(Protocol):
     """A file in this folder: a frozen pydantic model whose fields are its configuration keys."""
 
-    def prepare(self, accelerator: AcceleratorSpec, calibration: Calibration | HostRates) -> ComputeModel:
+    def prepare(
+        self, accelerator: AcceleratorSpec, calibration: Calibration | HostRates
+    ) -> ComputeModel:
         """Price kernels on ``accelerator``.
 
         Raises:

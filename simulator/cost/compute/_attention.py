@@ -1,9 +1,10 @@
 """Attention over the context: what a kernel's coefficients make of the accelerator's peaks.
 
-Pairs are computed by matrix products and exponentials that overlap, so both matter: heads of 64 do half of the products of heads
-of 128, and as many exponentials. A sequence's last query tokens must wait for all of its keys on the one multiprocessor that
-computes them, so a short batch leaves others idle. Rows, sequences and tokens that are written into the cache take a time
-each on one multiprocessor; there are as many at once as there are multiprocessors.
+Pairs are computed by matrix products and exponentials that overlap, so both matter: heads of 64 do
+half of the products of heads of 128, and as many exponentials. A sequence's last query tokens must
+wait for all of its keys on the one multiprocessor that computes them, so a short batch leaves
+others idle. Rows, sequences and tokens that are written into the cache take a time each on one
+multiprocessor; there are as many at once as there are multiprocessors.
 """
 
 from __future__ import annotations
@@ -18,11 +19,17 @@ from simulator.work.lookback import Lookback
 _HIDING = 3.0
 """Exponent of products and exponentials, as of compute and memory in dense products."""
 _APPEND_THREADS = 512
-"""vLLM's kernel that writes keys and values into the cache runs a block of at most so many threads for each token, each writing
-one number or more: ``reshape_and_cache_flash``. What one of 512 takes grows no longer with the width."""
+"""vLLM's kernel that writes keys and values into the cache runs a block of at most so many threads
+for each token, each writing one number or more: ``reshape_and_cache_flash``. What one of 512 takes
+grows no longer with the width."""
 
 
-def context_rates(accelerator: AcceleratorSpec, fit: AttentionFit, kernel: Lookback, phase: Literal["prefill", "decode"]) -> Rates:
+def context_rates(
+    accelerator: AcceleratorSpec,
+    fit: AttentionFit,
+    kernel: Lookback,
+    phase: Literal["prefill", "decode"],
+) -> Rates:
     """How fast one kernel looks back."""
     is_prompt = phase == "prefill" and not fit.absorbs
     flops, entry_bytes, token_bytes = (

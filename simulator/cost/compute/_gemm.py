@@ -13,12 +13,14 @@ from simulator.config.dtypes import BYTES_PER_ELEMENT, INPUT_BYTES
 from simulator.cost.compute._feeding import feeding_share, padded_share
 
 _TILES = ((16, 128), (32, 128), (64, 64), (64, 128), (128, 128), (128, 256), (256, 128))
-"""Output tiles (rows, columns) that GEMM libraries choose from; the fastest one is taken, as their heuristics mean to."""
+"""Output tiles (rows, columns) that GEMM libraries choose from; the fastest one is taken, as their
+heuristics mean to."""
 _LARGEST = 1 / 128 + 1 / 256
 _TILE_NUMBERS = 128 * 128
 """Of the result that a multiprocessor computes at a time in a large product."""
 _QUANTISED = 2048.0
-"""Numbers of a row that a block of vLLM's quantising kernel converts at a time: its times jump there, on H100 and B200."""
+"""Numbers of a row that a block of vLLM's quantising kernel converts at a time: its times jump
+there, on H100 and B200."""
 
 
 class Operands(NamedTuple):
@@ -31,7 +33,8 @@ class Operands(NamedTuple):
     input_bytes: float
     """Of a number of the input, as the product reads it."""
     feeding: float
-    """What few rows take of a whole tile's time at the least, see :func:`feeding_share`; 1 where tiles are never cut."""
+    """What few rows take of a whole tile's time at the least, see :func:`feeding_share`; 1 where
+    tiles are never cut."""
 
     @classmethod
     def of(cls, accelerator: AcceleratorSpec, dtype: str) -> Operands:
@@ -48,8 +51,12 @@ def gemm_s(
     dtype: str,
     copies: int = 1,
 ) -> NDArray[np.float64]:
-    """Seconds of ``copies`` products ``rows x in_features @ in_features x out_features`` in one kernel; 0 for no rows."""
-    return product_s(accelerator, fit, rows, in_features, out_features, Operands.of(accelerator, dtype), copies)
+    """Seconds of ``copies`` products ``rows x in_features @ in_features x out_features`` in one
+    kernel; 0 for no rows.
+    """
+    return product_s(
+        accelerator, fit, rows, in_features, out_features, Operands.of(accelerator, dtype), copies
+    )
 
 
 def product_s(
@@ -65,12 +72,17 @@ def product_s(
     m, k, n = (np.asarray(size, dtype=np.float64) for size in (rows, in_features, out_features))
     bytes_per_s = accelerator.memory_bytes_per_s * fit.memory_fraction
     num_bytes = k * n * operands.weight_bytes + m * (k * operands.input_bytes + n * 2.0)
-    memory_s = copies * (num_bytes + _reread_bytes(m, k, n, operands, accelerator.num_multiprocessors, fit)) / bytes_per_s
+    memory_s = (
+        copies
+        * (num_bytes + _reread_bytes(m, k, n, operands, accelerator.num_multiprocessors, fit))
+        / bytes_per_s
+    )
     compute_s = _tiled_s(m, k, n, operands, accelerator, fit, copies)
     longer_s, shorter_s = np.maximum(compute_s, memory_s), np.minimum(compute_s, memory_s)
     busy_s = longer_s * (1 + (shorter_s / longer_s) ** fit.overlap) ** (1 / fit.overlap)
     row_s = k * (fit.quantise_bytes / bytes_per_s) + (
-        (fit.quantise_row_s + fit.quantise_block_s * np.ceil(k / _QUANTISED)) / accelerator.num_multiprocessors
+        (fit.quantise_row_s + fit.quantise_block_s * np.ceil(k / _QUANTISED))
+        / accelerator.num_multiprocessors
     )
     return np.where(m > 0, fit.floor_s + busy_s + copies * m * row_s, 0.0)
 
@@ -83,17 +95,23 @@ def _reread_bytes(
     num_multiprocessors: int,
     fit: GemmFit,
 ) -> NDArray[np.float64]:
-    """Bytes that are read again because the operand along the shorter side of the result does not stay in the cache.
+    """Bytes that are read again because the operand along the shorter side of the result does not
+    stay in the cache.
 
-    Tiles in flight cover a strip across the shorter side; a long strip is as wide as one tile (or what a swizzle makes of it), a
-    short one wider. Between one and two times the cache, part of the operand is still there.
+    Tiles in flight cover a strip across the shorter side; a long strip is as wide as one tile (or
+    what a swizzle makes of it), a short one wider. Between one and two times the cache, part of the
+    operand is still there.
     """
     if fit.cache_bytes is None or fit.sweep_width is None:
         return np.zeros(())
     short, long = np.minimum(m, n), np.maximum(m, n)
     operand_bytes = short * k * max(operands.input_bytes, operands.weight_bytes)
     width = np.maximum(fit.sweep_width, num_multiprocessors * _TILE_NUMBERS / np.maximum(short, 1))
-    return operand_bytes * np.maximum(long / width - 1, 0) * np.clip(operand_bytes / fit.cache_bytes - 1, 0, 1)
+    return (
+        operand_bytes
+        * np.maximum(long / width - 1, 0)
+        * np.clip(operand_bytes / fit.cache_bytes - 1, 0, 1)
+    )
 
 
 def _tiled_s(
@@ -105,28 +123,44 @@ def _tiled_s(
     fit: GemmFit,
     copies: int,
 ) -> NDArray[np.float64]:
-    """Seconds to compute whole tiles, each on one multiprocessor; fewer tiles than multiprocessors are split along ``k``.
+    """Seconds to compute whole tiles, each on one multiprocessor; fewer tiles than multiprocessors
+    are split along ``k``.
 
-    A kernel starts a tile wherever one ends (persistent kernels, stream-K), so waves need not be whole. Where the number of rows
-    fixes the tile, one row more never takes less time: a kernel is charged at least what the one before took for its most rows.
-    Fewer rows than a tile has take as long as a whole one on the GPUs that were measured; where tensor cores are slower, less.
+    A kernel starts a tile wherever one ends (persistent kernels, stream-K), so waves need not be
+    whole. Where the number of rows fixes the tile, one row more never takes less time: a kernel is
+    charged at least what the one before took for its most rows. Fewer rows than a tile has take as
+    long as a whole one on the GPUs that were measured; where tensor cores are slower, less.
     """
     num_multiprocessors, feeding = accelerator.num_multiprocessors, operands.feeding
     rate = operands.flops_per_s * fit.compute_fraction / num_multiprocessors
     least_depth = k if fit.min_split_k is None else np.minimum(k, fit.min_split_k)
 
-    def seconds(rows: NDArray[np.float64], tile_rows: int, tile_columns: int) -> NDArray[np.float64]:
+    def seconds(
+        rows: NDArray[np.float64], tile_rows: int, tile_columns: int
+    ) -> NDArray[np.float64]:
         tiles = np.ceil(rows / tile_rows) * (np.ceil(n / tile_columns) * copies)
         depth = np.maximum(tiles * (k / num_multiprocessors), least_depth)
-        slowdown = (1 + fit.reread * (1 / tile_rows + 1 / tile_columns)) / (1 + fit.reread * _LARGEST)
+        slowdown = (1 + fit.reread * (1 / tile_rows + 1 / tile_columns)) / (
+            1 + fit.reread * _LARGEST
+        )
         start_s = np.maximum(tiles / num_multiprocessors, 1) * (fit.start_s / _TILE_NUMBERS)
-        whole = slowdown if feeding == 1.0 else slowdown * np.maximum(padded_share(rows, tile_rows), feeding)
-        return np.asarray((depth * (2.0 * whole / rate) + start_s) * (tile_rows * tile_columns), dtype=np.float64)
+        whole = (
+            slowdown
+            if feeding == 1.0
+            else slowdown * np.maximum(padded_share(rows, tile_rows), feeding)
+        )
+        return np.asarray(
+            (depth * (2.0 * whole / rate) + start_s) * (tile_rows * tile_columns), dtype=np.float64
+        )
 
     if not fit.tiles:
         return np.asarray(np.min([seconds(m, *tile) for tile in _TILES], axis=0), dtype=np.float64)
     longest = np.zeros(np.broadcast(m, k, n).shape)
     limits = [first - 1.0 for first, _, _ in fit.tiles[1:]] + [np.inf]
     for (first, tile_rows, tile_columns), most in zip(fit.tiles, limits, strict=True):
-        longest = np.where(m >= first, np.maximum(longest, seconds(np.minimum(m, most), tile_rows, tile_columns)), longest)
+        longest = np.where(
+            m >= first,
+            np.maximum(longest, seconds(np.minimum(m, most), tile_rows, tile_columns)),
+            longest,
+        )
     return longest

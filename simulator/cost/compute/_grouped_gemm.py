@@ -1,4 +1,6 @@
-"""The routed experts of a rank: one kernel that multiplies each expert's rows by its own matrix, and the passes around two of them."""
+"""The routed experts of a rank: one kernel that multiplies each expert's rows by its own matrix,
+and the passes around two of them.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ _TILE_COLUMNS = 128
 
 
 class Load(NamedTuple):
-    """What a price depends on of the rows of each expert; the arrays have one shape, an entry a rank."""
+    """What a price depends on of the rows of each expert; the arrays have one shape, an entry a
+    rank.
+    """
 
     rows: NDArray[np.float64]
     touched: NDArray[np.float64]
@@ -31,7 +35,12 @@ class Load(NamedTuple):
         """Of the experts on the last axis."""
         rows = rows_RG.sum(axis=-1)
         tiles = {size: np.ceil(rows_RG / size).sum(axis=-1) for size in tile_rows}
-        return cls(rows, (rows_RG > 0).sum(axis=-1).astype(np.float64), np.full(rows.shape, float(rows_RG.shape[-1])), tiles)
+        return cls(
+            rows,
+            (rows_RG > 0).sum(axis=-1).astype(np.float64),
+            np.full(rows.shape, float(rows_RG.shape[-1])),
+            tiles,
+        )
 
 
 class Operands(NamedTuple):
@@ -46,7 +55,11 @@ class Operands(NamedTuple):
 
     @classmethod
     def of(cls, accelerator: AcceleratorSpec, fit: GroupedGemmFit, dtype: str) -> Operands:
-        return cls(accelerator.flops_per_s(fit.computes_in or dtype), BYTES_PER_ELEMENT[dtype], INPUT_BYTES.get(dtype, 2.0))
+        return cls(
+            accelerator.flops_per_s(fit.computes_in or dtype),
+            BYTES_PER_ELEMENT[dtype],
+            INPUT_BYTES.get(dtype, 2.0),
+        )
 
 
 def grouped_gemm_s(
@@ -58,14 +71,23 @@ def grouped_gemm_s(
     dtype: str,
     choices_R: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]:
-    """Seconds ``[R]`` of one kernel a rank in which group ``g`` (an expert) has ``rows_RG[r, g]`` tokens; 0 without any.
+    """Seconds ``[R]`` of one kernel a rank in which group ``g`` (an expert) has ``rows_RG[r, g]``
+    tokens; 0 without any.
 
     Args:
         choices_R: token-expert pairs of all tokens that each rank sees; absent = the rows alone.
     """
     load = Load.of(rows_RG, fit.tile_rows)
     seen_R = load.rows if choices_R is None else choices_R
-    return product_s(accelerator, fit, load, in_features, out_features, Operands.of(accelerator, fit, dtype), seen_R)
+    return product_s(
+        accelerator,
+        fit,
+        load,
+        in_features,
+        out_features,
+        Operands.of(accelerator, fit, dtype),
+        seen_R,
+    )
 
 
 def product_s(
@@ -77,7 +99,9 @@ def product_s(
     operands: Operands,
     choices: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Likewise for any mixture of shapes: loads, choices and features are broadcast against each other."""
+    """Likewise for any mixture of shapes: loads, choices and features are broadcast against each
+    other.
+    """
     k, n = np.asarray(in_features, dtype=np.float64), np.asarray(out_features, dtype=np.float64)
     bytes_per_s = accelerator.memory_bytes_per_s * fit.memory_fraction
     rate = operands.flops_per_s * fit.compute_fraction / accelerator.num_multiprocessors
@@ -90,7 +114,9 @@ def product_s(
     for tile_rows in fit.tile_rows:
         tiles = load.tiles[tile_rows]
         depth = np.maximum(tiles * columns * (k / accelerator.num_multiprocessors), least)
-        compute_s = depth * (2.0 * tile_rows * _TILE_COLUMNS * _slowdown(fit.tile_reread, tile_rows, feeding) / rate)
+        compute_s = depth * (
+            2.0 * tile_rows * _TILE_COLUMNS * _slowdown(fit.tile_reread, tile_rows, feeding) / rate
+        )
         read = load.touched + fit.weight_reread * (tiles - load.touched)
         memory_s = (read * (k * n * operands.weight_bytes) + input_bytes) / bytes_per_s
         longer_s, shorter_s = np.maximum(compute_s, memory_s), np.minimum(compute_s, memory_s)
@@ -110,7 +136,8 @@ def moves_s(
     hidden_size: ArrayLike,
     width: ArrayLike,
 ) -> NDArray[np.float64]:
-    """Seconds of the activation between the two kernels, and of sorting rows by expert and adding them up again.
+    """Seconds of the activation between the two kernels, and of sorting rows by expert and adding
+    them up again.
 
     Args:
         rows: of the rank's experts.
@@ -125,6 +152,8 @@ def moves_s(
 
 
 def _slowdown(reread: float, tile_rows: int, feeding: float) -> float:
-    """Of a small tile against one of 128 x 128; a multiprocessor whose tensor cores are slower waits less for operands."""
+    """Of a small tile against one of 128 x 128; a multiprocessor whose tensor cores are slower
+    waits less for operands.
+    """
     slowdown = (1 + reread * (1 / tile_rows + 1 / _TILE_COLUMNS)) / (1 + reread * 2 / _TILE_COLUMNS)
     return max(min(slowdown, 1.0), slowdown * feeding)

@@ -22,9 +22,11 @@ def pruned_s(
     dtype: str,
     pruning: Pruning,
 ) -> NDArray[np.float64]:
-    """Seconds of ``rows x in_features @ in_features x out_features`` with what pruning left of the second matrix; 0 for no rows.
+    """Seconds of ``rows x in_features @ in_features x out_features`` with what pruning left of the
+    second matrix; 0 for no rows.
 
-    The roofline of the whole product with the bytes that are stored, indices included, and the rate at which the kernel multiplies.
+    The roofline of the whole product with the bytes that are stored, indices included, and the rate
+    at which the kernel multiplies.
 
     Args:
         whole: of products with whole matrices of the format.
@@ -34,13 +36,18 @@ def pruned_s(
     operands = Operands.of(accelerator, dtype)
     operands = operands._replace(
         flops_per_s=operands.flops_per_s * fit.compute_ratio / max(share, 1.0 / size),
-        weight_bytes=stored_bytes(pruning, out_features, in_features, BYTES_PER_ELEMENT[dtype]) / size,
+        weight_bytes=stored_bytes(pruning, out_features, in_features, BYTES_PER_ELEMENT[dtype])
+        / size,
         feeding=1.0,  # what is stored is unpacked into whole tiles
     )
     memory_fraction = min(whole.memory_fraction * fit.memory_ratio, 1.0)
-    kernel = whole.model_copy(update={"memory_fraction": memory_fraction, "floor_s": whole.floor_s + fit.floor_s})
+    kernel = whole.model_copy(
+        update={"memory_fraction": memory_fraction, "floor_s": whole.floor_s + fit.floor_s}
+    )
     seconds = product_s(accelerator, kernel, rows, in_features, out_features, operands)
     if not fit.expand_bytes:
         return seconds
     expand_s = size * fit.expand_bytes / (accelerator.memory_bytes_per_s * memory_fraction)
-    return np.where(rows > 0, (seconds**whole.overlap + expand_s**whole.overlap) ** (1 / whole.overlap), 0.0)
+    return np.where(
+        rows > 0, (seconds**whole.overlap + expand_s**whole.overlap) ** (1 / whole.overlap), 0.0
+    )

@@ -1,6 +1,8 @@
-"""What looking back at the context takes, from sums over the sequences of a step. Compiled, for the engine's inner loop.
+"""What looking back at the context takes, from sums over the sequences of a step. Compiled, for the
+engine's inner loop.
 
-All fidelities and the scoreboard evaluate :func:`work_s`; the compute models say its coefficients (:class:`Rates`).
+All fidelities and the scoreboard evaluate :func:`work_s`; the compute models say its coefficients
+(:class:`Rates`).
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ class Rates(NamedTuple):
     sequence_s: float = 0.0
     """For a sequence."""
     overlap: float = 1.0
-    """Exponent: 1 where the three parts run one after the other, large where the longest hides the rest."""
+    """Exponent: 1 where the three parts run one after the other, large where the longest hides the
+    rest."""
     tile_rows: float = 1.0
     """Rows of a tile."""
     window_block: float = 0.0
@@ -43,7 +46,9 @@ class Rates(NamedTuple):
 
 @numba.njit(cache=True)
 def split_s(rates: NDArray[np.float64], sums: NDArray[np.float64]) -> float:
-    """Seconds to combine the parts of a long view, once a kernel whatever its number of sequences."""
+    """Seconds to combine the parts of a long view, once a kernel whatever its number of
+    sequences.
+    """
     seconds: float = rates[11] if sums[5] > rates[10] else 0.0
     return seconds
 
@@ -54,7 +59,8 @@ def work_s(rates: NDArray[np.float64], sums: NDArray[np.float64]) -> float:
 
     Args:
         rates: the fields of :class:`Rates`.
-        sums: over the sequences, ``[NUM_SUMS]``: pairs, entries, tokens, rows, sequences; last, the longest view (not a sum).
+        sums: over the sequences, ``[NUM_SUMS]``: pairs, entries, tokens, rows, sequences; last, the
+            longest view (not a sum).
     """
     compute = sums[0] * rates[1] + sums[5] * rates[2]
     stream = sums[1] * rates[3]

@@ -1,7 +1,8 @@
-"""Times of a machine whose ranks are processes on its cores, interpolated from what ``moesim calibrate`` measured there.
+"""Times of a machine whose ranks are processes on its cores, interpolated from what ``moesim
+calibrate`` measured there.
 
-Kernels run one after the other, so a block takes the sum of its parts: each matrix from a table of measured products, and what
-is around them from sums fitted on whole blocks.
+Kernels run one after the other, so a block takes the sum of its parts: each matrix from a table of
+measured products, and what is around them from sums fitted on whole blocks.
 """
 
 from __future__ import annotations
@@ -25,9 +26,13 @@ from simulator.work.lookback import Lookback
 class Host(Frozen):
     """Tables of measured times; needs a calibration that ``moesim calibrate cpu`` wrote."""
 
-    def prepare(self, accelerator: AcceleratorSpec, calibration: Calibration | HostRates) -> HostModel:
+    def prepare(
+        self, accelerator: AcceleratorSpec, calibration: Calibration | HostRates
+    ) -> HostModel:
         if not isinstance(calibration, HostRates):
-            raise UserError("compute kind 'host' needs a calibration that moesim calibrate cpu wrote")
+            raise UserError(
+                "compute kind 'host' needs a calibration that moesim calibrate cpu wrote"
+            )
         return HostModel(calibration)
 
 
@@ -42,9 +47,16 @@ class HostModel:
         return self.rates.tables
 
     def gemm_s(
-        self, rows: NDArray[np.int64], in_features: int, out_features: int, dtype: str, copies: int = 1
+        self,
+        rows: NDArray[np.int64],
+        in_features: int,
+        out_features: int,
+        dtype: str,
+        copies: int = 1,
     ) -> NDArray[np.float64]:
-        found = self._tables.matrix.seconds_for(np.asarray(rows, float), in_features * out_features, self.rates.working_bytes)
+        found = self._tables.matrix.seconds_for(
+            np.asarray(rows, float), in_features * out_features, self.rates.working_bytes
+        )
         return found * copies
 
     def grouped_gemm_s(
@@ -58,7 +70,9 @@ class HostModel:
         choices_R: NDArray[np.float64] | None = None,
     ) -> NDArray[np.float64]:
         # One expert after the other, each with its own weights.
-        found = self._tables.matrix.seconds_for(rows_RG, in_features * out_features, self.rates.working_bytes)
+        found = self._tables.matrix.seconds_for(
+            rows_RG, in_features * out_features, self.rates.working_bytes
+        )
         return np.asarray(found.sum(axis=1))
 
     def context_rates(self, kernel: Lookback, phase: Phase) -> Rates:
@@ -69,13 +83,25 @@ class HostModel:
         return Rates(floor_s=seconds["call"], entry_s=kernel.decode_bytes * seconds["bytes"])
 
     def mixer_s(self, rows: NDArray[np.int64], hidden_size: int, width: int) -> NDArray[np.float64]:
-        return np.where(rows > 0, self._tables.mixer.total(values=rows * float(hidden_size), heads=rows * float(width)), 0.0)
+        return np.where(
+            rows > 0,
+            self._tables.mixer.total(values=rows * float(hidden_size), heads=rows * float(width)),
+            0.0,
+        )
 
     def ffn_s(self, rows: NDArray[np.int64], hidden_size: int, width: int) -> NDArray[np.float64]:
-        return np.where(rows > 0, self._tables.ffn.total(values=rows * float(hidden_size), hidden=rows * float(width)), 0.0)
+        return np.where(
+            rows > 0,
+            self._tables.ffn.total(values=rows * float(hidden_size), hidden=rows * float(width)),
+            0.0,
+        )
 
-    def router_s(self, rows: NDArray[np.int64], hidden_size: int, num_experts: int) -> NDArray[np.float64]:
-        return self._tables.router.total(values=rows * float(hidden_size), scores=rows * float(num_experts))
+    def router_s(
+        self, rows: NDArray[np.int64], hidden_size: int, num_experts: int
+    ) -> NDArray[np.float64]:
+        return self._tables.router.total(
+            values=rows * float(hidden_size), scores=rows * float(num_experts)
+        )
 
     def expert_moves_s(
         self,
@@ -88,22 +114,41 @@ class HostModel:
         num_experts: int | None = None,
         kernels: str | None = None,
     ) -> NDArray[np.float64]:
-        return self._tables.experts.total(touched=touched_R, values=pairs_R * float(hidden_size), hidden=pairs_R * float(width))
+        return self._tables.experts.total(
+            touched=touched_R, values=pairs_R * float(hidden_size), hidden=pairs_R * float(width)
+        )
 
     def pack_s(
         self, choices_R: NDArray[np.float64], rows_R: NDArray[np.float64], hidden_size: int
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         num_bytes = rows_R * (hidden_size * BYTES_PER_ELEMENT[self.rates.host.dtype])
-        return self._tables.pack.total(choices=choices_R, bytes=num_bytes), self._tables.unpack.total(bytes=num_bytes)
+        return self._tables.pack.total(
+            choices=choices_R, bytes=num_bytes
+        ), self._tables.unpack.total(bytes=num_bytes)
 
     def pruned_s(
-        self, rows: NDArray[np.int64], in_features: int, out_features: int, dtype: str, pruning: Pruning
+        self,
+        rows: NDArray[np.int64],
+        in_features: int,
+        out_features: int,
+        dtype: str,
+        pruning: Pruning,
     ) -> NDArray[np.float64]:
-        entries = sorted((entry for entry in self.rates.host.pruned if entry.pruning == pruning.kind), key=lambda e: e.sparsity)
+        entries = sorted(
+            (entry for entry in self.rates.host.pruned if entry.pruning == pruning.kind),
+            key=lambda e: e.sparsity,
+        )
         if not entries:
-            raise UserError(f"no measured products with pruned matrices ('{pruning.kind}') on {self.rates.host.machine}")
+            raise UserError(
+                f"no measured products with pruned matrices ('{pruning.kind}') on {self.rates.host.machine}"
+            )
         wanted = np.log(np.maximum(rows, 1))
-        ratios = [np.interp(wanted, np.log(np.array(entry.rows)), np.log(np.array(entry.ratio))) for entry in entries]
+        ratios = [
+            np.interp(wanted, np.log(np.array(entry.rows)), np.log(np.array(entry.ratio)))
+            for entry in entries
+        ]
         known = [entry.sparsity for entry in entries]
-        ratio = np.array([np.interp(pruning.sparsity, known, column) for column in np.array(ratios).T])
+        ratio = np.array(
+            [np.interp(pruning.sparsity, known, column) for column in np.array(ratios).T]
+        )
         return np.asarray(self.gemm_s(rows, in_features, out_features, dtype) * np.exp(ratio))

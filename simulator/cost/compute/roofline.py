@@ -1,8 +1,10 @@
-"""Roofline with floors and tile quantisation (Williams et al. 2009; NVIDIA, "Matrix Multiplication Background").
+"""Roofline with floors and tile quantisation (Williams et al. 2009; NVIDIA, "Matrix Multiplication
+Background").
 
-A matrix product takes ``floor + (compute^p + memory^p)^(1/p) + quantise``: computing whole output tiles, streaming the operands,
-and, for formats that need it, a pass that converts the input. Compute and memory overlap, but not perfectly: between
-the exponents 1 (no overlap) and infinity (perfect), bf16 GEMMs ask for 2.9 on H100 and 2.0 on B200.
+A matrix product takes ``floor + (compute^p + memory^p)^(1/p) + quantise``: computing whole output
+tiles, streaming the operands, and, for formats that need it, a pass that converts the input.
+Compute and memory overlap, but not perfectly: between the exponents 1 (no overlap) and infinity
+(perfect), bf16 GEMMs ask for 2.9 on H100 and 2.0 on B200.
 """
 
 from __future__ import annotations
@@ -26,13 +28,16 @@ from simulator.cost.compute._pruned import pruned_s
 from simulator.work.lookback import Lookback
 
 _STREAM_PASSES = 8.0
-"""Times that a layer's small kernels (two norms, two residuals) read or write the hidden vectors."""
+"""Times that a layer's small kernels (two norms, two residuals) read or write the hidden
+vectors."""
 
 
 class Roofline(Frozen):
     """Compute in whole tiles and streaming the operands once, partly overlapped, plus a floor."""
 
-    def prepare(self, accelerator: AcceleratorSpec, calibration: Calibration | HostRates) -> RooflineModel:
+    def prepare(
+        self, accelerator: AcceleratorSpec, calibration: Calibration | HostRates
+    ) -> RooflineModel:
         if isinstance(calibration, HostRates):
             raise UserError(
                 "compute kind 'roofline' needs shares of an accelerator's peaks; the calibration holds times of a machine"
@@ -48,10 +53,23 @@ class RooflineModel:
     calibration: Calibration
 
     def gemm_s(
-        self, rows: NDArray[np.int64], in_features: int, out_features: int, dtype: str, copies: int = 1
+        self,
+        rows: NDArray[np.int64],
+        in_features: int,
+        out_features: int,
+        dtype: str,
+        copies: int = 1,
     ) -> NDArray[np.float64]:
         fit = self.calibration.matrices(dtype)
-        return gemm_s(self.accelerator, fit, np.asarray(rows, dtype=np.float64), in_features, out_features, dtype, copies)
+        return gemm_s(
+            self.accelerator,
+            fit,
+            np.asarray(rows, dtype=np.float64),
+            in_features,
+            out_features,
+            dtype,
+            copies,
+        )
 
     def grouped_gemm_s(
         self,
@@ -69,7 +87,9 @@ class RooflineModel:
         )
 
     def context_rates(self, kernel: Lookback, phase: Phase) -> Rates:
-        fit = self.calibration.looking_back(phase, kernel.kv_dtype, is_latent=kernel.kind == "latent", is_served=True)
+        fit = self.calibration.looking_back(
+            phase, kernel.kv_dtype, is_latent=kernel.kind == "latent", is_served=True
+        )
         return context_rates(self.accelerator, fit, kernel, phase)
 
     def mixer_s(self, rows: NDArray[np.int64], hidden_size: int, width: int) -> NDArray[np.float64]:
@@ -79,7 +99,9 @@ class RooflineModel:
     def ffn_s(self, rows: NDArray[np.int64], hidden_size: int, width: int) -> NDArray[np.float64]:
         return np.zeros(len(rows))  # fused into the products
 
-    def router_s(self, rows: NDArray[np.int64], hidden_size: int, num_experts: int) -> NDArray[np.float64]:
+    def router_s(
+        self, rows: NDArray[np.int64], hidden_size: int, num_experts: int
+    ) -> NDArray[np.float64]:
         return np.zeros(len(rows))
 
     def expert_moves_s(
@@ -94,24 +116,41 @@ class RooflineModel:
         kernels: str | None = None,
     ) -> NDArray[np.float64]:
         fit = self.calibration.experts(dtype, num_experts, kernels)
-        return self.calibration.engine.expert_ratio * moves_s(self.accelerator, fit, pairs_R, choices_R, hidden_size, width)
+        return self.calibration.engine.expert_ratio * moves_s(
+            self.accelerator, fit, pairs_R, choices_R, hidden_size, width
+        )
 
-    def pack_s(self, choices_R: NDArray[np.float64], rows_R: NDArray[np.float64], hidden_size: int) -> None:
+    def pack_s(
+        self, choices_R: NDArray[np.float64], rows_R: NDArray[np.float64], hidden_size: int
+    ) -> None:
         return None  # the kernels of the exchange read tokens where they lie
 
     def pruned_s(
-        self, rows: NDArray[np.int64], in_features: int, out_features: int, dtype: str, pruning: Pruning
+        self,
+        rows: NDArray[np.int64],
+        in_features: int,
+        out_features: int,
+        dtype: str,
+        pruning: Pruning,
     ) -> NDArray[np.float64]:
         fit = self.calibration.pruned_matrices(pruning.kernels, dtype)
         if fit is None:
-            raise UserError(f"no measured products with {dtype} matrices pruned '{pruning.kernels}' on {self.accelerator.title}")
+            raise UserError(
+                f"no measured products with {dtype} matrices pruned '{pruning.kernels}' on {self.accelerator.title}"
+            )
         whole = self.calibration.matrices(dtype)
         found = np.asarray(rows, dtype=np.float64)
-        return pruned_s(self.accelerator, whole, fit, found, in_features, out_features, dtype, pruning)
+        return pruned_s(
+            self.accelerator, whole, fit, found, in_features, out_features, dtype, pruning
+        )
 
     def stream_s(self, num_bytes: NDArray[np.float64]) -> NDArray[np.float64]:
         """Seconds to read or write bytes that no matrix product hides."""
         return np.asarray(
-            num_bytes / (self.accelerator.memory_bytes_per_s * self.calibration.matrices("bf16").memory_fraction),
+            num_bytes
+            / (
+                self.accelerator.memory_bytes_per_s
+                * self.calibration.matrices("bf16").memory_fraction
+            ),
             dtype=np.float64,
         )

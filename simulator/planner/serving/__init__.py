@@ -1,7 +1,8 @@
 """The commands that start a plan's servers, one serving engine a file.
 
-A file says how its engine is started with a split, batching, a cache and pools, and which of a plan's choices its flags have no
-word for. Flags come and go with releases: each file says which documentation it was written from.
+A file says how its engine is started with a split, batching, a cache and pools, and which of a
+plan's choices its flags have no word for. Flags come and go with releases: each file says which
+documentation it was written from.
 """
 
 from __future__ import annotations
@@ -91,11 +92,15 @@ class Engine(Protocol):
         ...
 
     def router(self, fronts: Mapping[Role, list[tuple[str, int]]], balancing: str) -> str:
-        """The command that spreads requests over servers (host and number of the first GPU of each); empty where there is none."""
+        """The command that spreads requests over servers (host and number of the first GPU of
+        each); empty where there is none.
+        """
         ...
 
     def unbalanced(self, balancing: str) -> str:
-        """How its router differs from the plan's balancer, in a sentence; empty where it does not."""
+        """How its router differs from the plan's balancer, in a sentence; empty where it does
+        not.
+        """
         ...
 
     def not_expressed(self, server: Server) -> list[str]:
@@ -122,7 +127,8 @@ def visible(place: Place) -> dict[str, object]:
 
 
 def places(pools: Iterable[tuple[Role, int, int]], gpus_per_node: int) -> dict[Role, list[Place]]:
-    """Where replicas of some pools run: the largest first, each on whole nodes or on the first node with room.
+    """Where replicas of some pools run: the largest first, each on whole nodes or on the first node
+    with room.
 
     Args:
         pools: role, replicas, GPUs of a replica.
@@ -181,13 +187,21 @@ def weights_of(plan: Plan, named: str, can_quantise: bool = True) -> Weights:
     if not formats:
         folder = named.rpartition("/")[0] if named.endswith(".json") else ""
         note = (
-            "" if folder else f"The file of {model.name} names no repository; put the path of its weights in place of {model.name}."
+            ""
+            if folder
+            else f"The file of {model.name} names no repository; put the path of its weights in place of {model.name}."
         )
         return Weights(folder or model.name, note=note)
     found = next((name for name, held in formats.items() if _same(held, target)), None)
     if found is not None:
         mixed = target in _NARROW and wanted.weights == target and model.weight_dtype != target
-        notes = [f"{found} leaves some matrices in wider formats; the plan counts all of them in {target}."] if mixed else []
+        notes = (
+            [
+                f"{found} leaves some matrices in wider formats; the plan counts all of them in {target}."
+            ]
+            if mixed
+            else []
+        )
         if model.name.lower() not in found.lower():
             notes.append(
                 f"{found} has the matrices of {model.name} and is not that release: no {target} weights of that one are known. Where "
@@ -196,10 +210,17 @@ def weights_of(plan: Plan, named: str, can_quantise: bool = True) -> Weights:
         return Weights(found, note=" ".join(notes))
     first = next((name for name, held in formats.items() if held in _WIDE), None)
     if target == "fp8" and first is not None and can_quantise:
-        return Weights(first, True, f"{first} is cut to fp8 as it is loaded, which takes room for its 16-bit weights meanwhile.")
+        return Weights(
+            first,
+            True,
+            f"{first} is cut to fp8 as it is loaded, which takes room for its 16-bit weights meanwhile.",
+        )
     own = f"./{model.name}-{target}"
     source = first or next(iter(formats))
-    return Weights(own, note=f"No published weights of {model.name} in {target} are known: make them from {source} as {own} first.")
+    return Weights(
+        own,
+        note=f"No published weights of {model.name} in {target} are known: make them from {source} as {own} first.",
+    )
 
 
 def _same(held: str, target: str) -> bool:

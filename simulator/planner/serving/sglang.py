@@ -1,8 +1,10 @@
 """SGLang.
 
-Flags as in its documentation of mid-2026 ("Server Arguments", "Expert Parallelism", "PD Disaggregation", "Pipeline Parallelism",
-"SGLang Model Gateway"), release 0.5. With ``--enable-dp-attention``, ``--chunked-prefill-size`` and ``--max-running-requests`` are
-those of all data-parallel ranks together, which the server divides (``server_args.py``); a plan's are each rank's.
+Flags as in its documentation of mid-2026 ("Server Arguments", "Expert Parallelism", "PD
+Disaggregation", "Pipeline Parallelism", "SGLang Model Gateway"), release 0.5. With
+``--enable-dp-attention``, ``--chunked-prefill-size`` and ``--max-running-requests`` are those of
+all data-parallel ranks together, which the server divides (``server_args.py``); a plan's are each
+rank's.
 """
 
 from __future__ import annotations
@@ -33,13 +35,36 @@ class Sglang(Frozen):
 
     def start(self, server: Server, place: Place, node: int) -> str:
         plan, layout = server.plan, server.plan.layout
-        budget, sequences = plan.rules.token_budget * layout.attention_dp, plan.rules.max_sequences * layout.attention_dp
+        budget, sequences = (
+            plan.rules.token_budget * layout.attention_dp,
+            plan.rules.max_sequences * layout.attention_dp,
+        )
         environment = visible(place)
-        command: list[object] = ["python", "-m", "sglang.launch_server", "--model-path", server.weights.path]
-        command += ["--host", "0.0.0.0", "--port", _port(place.first_gpu), "--tp-size", layout.num_ranks]
+        command: list[object] = [
+            "python",
+            "-m",
+            "sglang.launch_server",
+            "--model-path",
+            server.weights.path,
+        ]
+        command += [
+            "--host",
+            "0.0.0.0",
+            "--port",
+            _port(place.first_gpu),
+            "--tp-size",
+            layout.num_ranks,
+        ]
         if layout.attention_dp > 1:
-            command += ["--dp-size", layout.attention_dp, "--enable-dp-attention", "--enable-dp-lm-head"]
-            if layout.tp == 1 and any(isinstance(block, DenseFFN) for block in plan.model.ffns.values()):
+            command += [
+                "--dp-size",
+                layout.attention_dp,
+                "--enable-dp-attention",
+                "--enable-dp-lm-head",
+            ]
+            if layout.tp == 1 and any(
+                isinstance(block, DenseFFN) for block in plan.model.ffns.values()
+            ):
                 command += ["--moe-dense-tp-size", 1]
         if layout.ep > 1:
             command += ["--ep-size", layout.ep]
@@ -47,18 +72,40 @@ class Sglang(Frozen):
             command += ["--pp-size", layout.pp]
         if _uses_deepep(server):
             mode = {"both": "auto", "prompts": "normal", "decoding": "low_latency"}[server.role]
-            command += ["--moe-a2a-backend", "mori" if server.is_amd else "deepep", "--deepep-mode", mode]
+            command += [
+                "--moe-a2a-backend",
+                "mori" if server.is_amd else "deepep",
+                "--deepep-mode",
+                mode,
+            ]
             if plan.precision.dispatch != "fp8":
                 command += ["--deepep-dispatcher-output-dtype", plan.precision.dispatch]
             if server.role != "prompts" and plan.rules.max_sequences > _LOW_LATENCY_TOKENS:
                 most = min(plan.rules.max_sequences, _MOST_LOW_LATENCY_TOKENS)
                 environment["SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK"] = most
         if len(place.hosts) > 1:
-            command += ["--nnodes", len(place.hosts), "--node-rank", node, "--dist-init-addr", f"{place.hosts[0]}:5000"]
-        command += ["--chunked-prefill-size", budget if plan.rules.splits_prompts else -1, "--max-running-requests", sequences]
+            command += [
+                "--nnodes",
+                len(place.hosts),
+                "--node-rank",
+                node,
+                "--dist-init-addr",
+                f"{place.hosts[0]}:5000",
+            ]
+        command += [
+            "--chunked-prefill-size",
+            budget if plan.rules.splits_prompts else -1,
+            "--max-running-requests",
+            sequences,
+        ]
         if plan.rules.token_budget > _PREFILL_TOKENS or not plan.rules.splits_prompts:
             command += ["--max-prefill-tokens", plan.rules.token_budget]
-        command += ["--mem-fraction-static", _memory(server), "--kv-cache-dtype", _cache(plan.precision.kv)]
+        command += [
+            "--mem-fraction-static",
+            _memory(server),
+            "--kv-cache-dtype",
+            _cache(plan.precision.kv),
+        ]
         if server.is_placed_by_load:
             command += ["--ep-num-redundant-experts", server.spare_experts, "--enable-eplb"]
         if plan.spec.overlap == "two_batch":
@@ -73,16 +120,36 @@ class Sglang(Frozen):
             command += ["--scheduler-recv-interval", plan.rules.poll_steps]
         if server.role != "both":
             mode = "prefill" if server.role == "prompts" else "decode"
-            command += ["--disaggregation-mode", mode, "--disaggregation-transfer-backend", "mooncake"]
+            command += [
+                "--disaggregation-mode",
+                mode,
+                "--disaggregation-transfer-backend",
+                "mooncake",
+            ]
         if server.role == "prompts":
             command += ["--disaggregation-bootstrap-port", _BOOTSTRAP_PORT + place.first_gpu]
         return words(environment, command)
 
     def router(self, fronts: Mapping[Role, list[tuple[str, int]]], balancing: str) -> str:
-        command: list[object] = ["python", "-m", "sglang_router.launch_router", "--host", "0.0.0.0", "--port", 8000]
+        command: list[object] = [
+            "python",
+            "-m",
+            "sglang_router.launch_router",
+            "--host",
+            "0.0.0.0",
+            "--port",
+            8000,
+        ]
         command += ["--policy", _POLICIES.get(balancing, "power_of_two")]
         if "both" in fronts:
-            return words({}, [*command, "--worker-urls", *(f"http://{host}:{_port(gpu)}" for host, gpu in fronts["both"])])
+            return words(
+                {},
+                [
+                    *command,
+                    "--worker-urls",
+                    *(f"http://{host}:{_port(gpu)}" for host, gpu in fronts["both"]),
+                ],
+            )
         command.append("--pd-disaggregation")
         for host, gpu in fronts["prompts"]:
             command += ["--prefill", f"http://{host}:{_port(gpu)}", _BOOTSTRAP_PORT + gpu]
@@ -101,30 +168,47 @@ class Sglang(Frozen):
                 f"DeepEP takes one group of all {layout.num_ranks} ranks; with groups of {layout.ep}, each expert split over "
                 f"{layout.moe_tp} ranks, SGLang gathers tokens instead of sending them."
             )
-        if _uses_deepep(server) and server.role != "prompts" and plan.rules.max_sequences > _LOW_LATENCY_TOKENS:
+        if (
+            _uses_deepep(server)
+            and server.role != "prompts"
+            and plan.rules.max_sequences > _LOW_LATENCY_TOKENS
+        ):
             said.append(
                 f"From {_LOW_LATENCY_TOKENS} tokens a rank on the plan decodes with DeepEP's normal kernels; SGLang decodes with "
                 "low-latency ones whatever the batch, so the environment raises what they hold, which takes memory."
             )
         if plan.precision.kv not in ("bf16", "fp16", "fp8"):
-            said.append(f"The plan keeps the cache in {plan.precision.kv}; SGLang's formats are bf16, fp8 and an own fp4.")
+            said.append(
+                f"The plan keeps the cache in {plan.precision.kv}; SGLang's formats are bf16, fp8 and an own fp4."
+            )
         return said
 
 
 def _port(first_gpu: int) -> int:
-    """One for each replica of a host; with attention data parallelism a server takes those above it for its ranks."""
+    """One for each replica of a host; with attention data parallelism a server takes those above it
+    for its ranks.
+    """
     return 30000 + 300 * first_gpu
 
 
 def _uses_deepep(server: Server) -> bool:
     layout = server.plan.layout
-    return server.travels and layout.ep == layout.num_ranks and (server.plan.spec.dispatch or {}).get("kind") != "all_gather"
+    return (
+        server.travels
+        and layout.ep == layout.num_ranks
+        and (server.plan.spec.dispatch or {}).get("kind") != "all_gather"
+    )
 
 
 def _memory(server: Server) -> float:
-    """Share of a GPU that weights and cache take, rounded down: activations come out of the rest."""
+    """Share of a GPU that weights and cache take, rounded down: activations come out of the
+    rest.
+    """
     capacity = server.plan.capacity
-    return math.floor((capacity.weights_bytes + capacity.kv_bytes) / capacity.total_bytes * 1000) / 1000
+    return (
+        math.floor((capacity.weights_bytes + capacity.kv_bytes) / capacity.total_bytes * 1000)
+        / 1000
+    )
 
 
 def _cache(dtype: str) -> str:

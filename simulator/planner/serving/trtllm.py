@@ -1,7 +1,8 @@
 """TensorRT-LLM.
 
-Flags and YAML keys as in its documentation of 1.2 and 1.3.0rc24 ("trtllm-serve", "Parallelism in TensorRT LLM", "Disaggregated
-Serving", "Wide Expert Parallelism") and in ``tensorrt_llm/commands/serve.py``. Batch size and tokens are each data-parallel rank's.
+Flags and YAML keys as in its documentation of 1.2 and 1.3.0rc24 ("trtllm-serve", "Parallelism in
+TensorRT LLM", "Disaggregated Serving", "Wide Expert Parallelism") and in
+``tensorrt_llm/commands/serve.py``. Batch size and tokens are each data-parallel rank's.
 """
 
 from __future__ import annotations
@@ -27,13 +28,30 @@ class Trtllm(Frozen):
 
     def start(self, server: Server, place: Place, node: int) -> str:
         plan, layout = server.plan, server.plan.layout
-        file = {"both": "trtllm.yml", "prompts": "prompts.yml", "decoding": "decoding.yml"}[server.role]
+        file = {"both": "trtllm.yml", "prompts": "prompts.yml", "decoding": "decoding.yml"}[
+            server.role
+        ]
         command: list[object] = []
         if len(place.hosts) > 1:
             each = layout.num_gpus // len(place.hosts)
-            command += ["srun", "-N", len(place.hosts), "-w", ",".join(place.hosts), "--ntasks", layout.num_gpus]
+            command += [
+                "srun",
+                "-N",
+                len(place.hosts),
+                "-w",
+                ",".join(place.hosts),
+                "--ntasks",
+                layout.num_gpus,
+            ]
             command += ["--ntasks-per-node", each, "--mpi=pmix", "trtllm-llmapi-launch"]
-        command += ["trtllm-serve", server.weights.path, "--host", "0.0.0.0", "--port", _port(place.first_gpu)]
+        command += [
+            "trtllm-serve",
+            server.weights.path,
+            "--host",
+            "0.0.0.0",
+            "--port",
+            _port(place.first_gpu),
+        ]
         command += ["--tp_size", layout.num_ranks]
         if layout.pp > 1:
             command += ["--pp_size", layout.pp]
@@ -41,7 +59,12 @@ class Trtllm(Frozen):
             command += ["--ep_size", layout.ep]
         sequences = max(1, plan.rules.max_sequences // layout.pp)  # of each batch in flight
         command += ["--max_batch_size", sequences, "--max_num_tokens", plan.rules.token_budget]
-        command += ["--kv_cache_free_gpu_memory_fraction", _free_memory(server), "--extra_llm_api_options", file]
+        command += [
+            "--kv_cache_free_gpu_memory_fraction",
+            _free_memory(server),
+            "--extra_llm_api_options",
+            file,
+        ]
         return f"{_written(file, _options(server))}\n{words(visible(place), command)}"
 
     def router(self, fronts: Mapping[Role, list[tuple[str, int]]], balancing: str) -> str:
@@ -52,12 +75,19 @@ class Trtllm(Frozen):
             urls = [f"{host}:{_port(gpu)}" for host, gpu in fronts[role]]  # type: ignore[index]
             found[key] = {"num_instances": len(urls), "urls": urls}
             if balancing in _POLICIES:
-                found[key]["router"] = {"type": "load_balancing", "use_tokens": _POLICIES[balancing]}
+                found[key]["router"] = {
+                    "type": "load_balancing",
+                    "use_tokens": _POLICIES[balancing],
+                }
         return f"{_written('disaggregated.yml', found)}\n{words({}, ['trtllm-serve', 'disaggregated', '-c', 'disaggregated.yml'])}"
 
     def unbalanced(self, balancing: str) -> str:
         known = (*_POLICIES, "round_robin")
-        return "" if balancing in known else f"The plan's balancer is '{balancing}'; requests go round in turn instead."
+        return (
+            ""
+            if balancing in known
+            else f"The plan's balancer is '{balancing}'; requests go round in turn instead."
+        )
 
     def not_expressed(self, server: Server) -> list[str]:
         plan, layout = server.plan, server.plan.layout
@@ -78,9 +108,13 @@ class Trtllm(Frozen):
                 "TRTLLM or CUTEDSL take its place as far as the release supports slots there."
             )
         if plan.spec.overlap == "two_batch":
-            said.append("TensorRT-LLM has no option for two overlapped halves of a batch; without them exchanges are not hidden.")
+            said.append(
+                "TensorRT-LLM has no option for two overlapped halves of a batch; without them exchanges are not hidden."
+            )
         if plan.precision.kv not in ("bf16", "fp16", "fp8", "nvfp4"):
-            said.append(f"The plan keeps the cache in {plan.precision.kv}, which TensorRT-LLM's cache has not.")
+            said.append(
+                f"The plan keeps the cache in {plan.precision.kv}, which TensorRT-LLM's cache has not."
+            )
         if server.role == "both" and plan.replicas > 1:
             said.append(
                 f"trtllm-serve spreads no requests: put an HTTP load balancer in front of the {plan.replicas} servers that sends each "
@@ -95,7 +129,10 @@ def _options(server: Server) -> dict[str, Any]:
     if plan.layout.attention_dp > 1:
         found["enable_attention_dp"] = True
         if plan.rules.balance_steps:
-            found["attention_dp_config"] = {"enable_balance": True, "timeout_iters": plan.rules.balance_steps}
+            found["attention_dp_config"] = {
+                "enable_balance": True,
+                "timeout_iters": plan.rules.balance_steps,
+            }
     cache: dict[str, Any] = {"enable_block_reuse": plan.spec.prefix_caching}
     if plan.precision.kv in ("fp8", "nvfp4"):
         cache["dtype"] = plan.precision.kv
@@ -104,7 +141,10 @@ def _options(server: Server) -> dict[str, Any]:
         slots = {"num_slots": server.num_slots, "layer_updates_per_iter": 1}
         found["moe_config"] = {"backend": "WIDEEP", "load_balancer": slots}
     if server.role != "both":
-        found["cache_transceiver_config"] = {"backend": "DEFAULT", "max_tokens_in_buffer": server.longest_prompt}
+        found["cache_transceiver_config"] = {
+            "backend": "DEFAULT",
+            "max_tokens_in_buffer": server.longest_prompt,
+        }
     if server.role == "prompts":
         found["disable_overlap_scheduler"] = True
     return found
@@ -137,5 +177,7 @@ def _yaml(table: Mapping[str, Any], indent: str) -> list[str]:
         elif isinstance(value, list):
             lines += [f"{indent}{key}:", *(f"{indent}  - {entry}" for entry in value)]
         else:
-            lines.append(f"{indent}{key}: {str(value).lower() if isinstance(value, bool) else value}")
+            lines.append(
+                f"{indent}{key}: {str(value).lower() if isinstance(value, bool) else value}"
+            )
     return lines

@@ -1,7 +1,8 @@
 """vLLM.
 
-Flags as in its documentation of 0.12 to 0.24 ("Expert Parallel Deployment", "Data Parallel Deployment", "Parallelism and Scaling",
-"Dual Batch Overlap", "NixlConnector Usage Guide") and in the help of vllm-router 0.1.
+Flags as in its documentation of 0.12 to 0.24 ("Expert Parallel Deployment", "Data Parallel
+Deployment", "Parallelism and Scaling", "Dual Batch Overlap", "NixlConnector Usage Guide") and in
+the help of vllm-router 0.1.
 """
 
 from __future__ import annotations
@@ -44,11 +45,23 @@ class Vllm(Frozen):
         if layout.pp > 1:
             command += ["--pipeline-parallel-size", layout.pp]
         if len(place.hosts) > 1 and layout.attention_dp == 1:
-            command += ["--nnodes", len(place.hosts), "--node-rank", node, "--master-addr", place.hosts[0]]
+            command += [
+                "--nnodes",
+                len(place.hosts),
+                "--node-rank",
+                node,
+                "--master-addr",
+                place.hosts[0],
+            ]
             command += ["--headless"] if node else []
         elif len(place.hosts) > 1:
             on_each = layout.attention_dp // len(place.hosts)
-            command += ["--data-parallel-size-local", on_each, "--data-parallel-address", place.hosts[0]]
+            command += [
+                "--data-parallel-size-local",
+                on_each,
+                "--data-parallel-address",
+                place.hosts[0],
+            ]
             command += ["--data-parallel-rpc-port", _RPC_PORT]
             if node:
                 command += ["--data-parallel-start-rank", node * on_each, "--headless"]
@@ -56,13 +69,30 @@ class Vllm(Frozen):
             command.append("--enable-expert-parallel")
         if server.travels:
             command += ["--all2all-backend", _exchange(server)]
-        command += ["--max-num-batched-tokens", plan.rules.token_budget, "--max-num-seqs", plan.rules.max_sequences]
-        command += ["--gpu-memory-utilization", plan.spec.memory_fraction, "--kv-cache-dtype", _cache(plan.precision.kv)]
-        if plan.model.max_context_tokens is not None and plan.capacity.tokens < plan.model.max_context_tokens:
+        command += [
+            "--max-num-batched-tokens",
+            plan.rules.token_budget,
+            "--max-num-seqs",
+            plan.rules.max_sequences,
+        ]
+        command += [
+            "--gpu-memory-utilization",
+            plan.spec.memory_fraction,
+            "--kv-cache-dtype",
+            _cache(plan.precision.kv),
+        ]
+        if (
+            plan.model.max_context_tokens is not None
+            and plan.capacity.tokens < plan.model.max_context_tokens
+        ):
             longest = -(-server.longest_tokens // 1024) * 1024
             command += ["--max-model-len", min(longest, plan.model.max_context_tokens)]
         if server.is_placed_by_load:
-            command += ["--enable-eplb", "--eplb-config", json.dumps({"num_redundant_experts": server.spare_experts})]
+            command += [
+                "--enable-eplb",
+                "--eplb-config",
+                json.dumps({"num_redundant_experts": server.spare_experts}),
+            ]
         if plan.spec.overlap == "two_batch":
             command.append("--enable-dbo")
         if server.weights.quantises:
@@ -70,15 +100,30 @@ class Vllm(Frozen):
         if not plan.spec.prefix_caching:
             command.append("--no-enable-prefix-caching")
         if server.role != "both":
-            side = {"VLLM_NIXL_SIDE_CHANNEL_HOST": place.hosts[node], "VLLM_NIXL_SIDE_CHANNEL_PORT": _SIDE_PORT + place.first_gpu}
+            side = {
+                "VLLM_NIXL_SIDE_CHANNEL_HOST": place.hosts[node],
+                "VLLM_NIXL_SIDE_CHANNEL_PORT": _SIDE_PORT + place.first_gpu,
+            }
             environment |= side
             role = "kv_producer" if server.role == "prompts" else "kv_consumer"
-            command += ["--kv-transfer-config", json.dumps({"kv_connector": "NixlConnector", "kv_role": role})]
+            command += [
+                "--kv-transfer-config",
+                json.dumps({"kv_connector": "NixlConnector", "kv_role": role}),
+            ]
         return words(environment, command)
 
     def router(self, fronts: Mapping[Role, list[tuple[str, int]]], balancing: str) -> str:
-        urls = {role: [f"http://{host}:{_port(gpu)}" for host, gpu in found] for role, found in fronts.items()}
-        command: list[object] = ["vllm-router", "--port", 30000, "--policy", _POLICIES.get(balancing, "power_of_two")]
+        urls = {
+            role: [f"http://{host}:{_port(gpu)}" for host, gpu in found]
+            for role, found in fronts.items()
+        }
+        command: list[object] = [
+            "vllm-router",
+            "--port",
+            30000,
+            "--policy",
+            _POLICIES.get(balancing, "power_of_two"),
+        ]
         if "both" in urls:
             return words({}, [*command, "--worker-urls", *urls["both"]])
         command.append("--vllm-pd-disaggregation")
@@ -98,13 +143,19 @@ class Vllm(Frozen):
                 f"vLLM spreads experts over all {layout.num_ranks} ranks of a replica; the plan has groups of {layout.ep}, in which "
                 f"each expert is split over {layout.moe_tp} ranks."
             )
-        if server.travels and plan.spec.dispatch is not None and plan.spec.dispatch.get("kind") == "deepep_auto":
+        if (
+            server.travels
+            and plan.spec.dispatch is not None
+            and plan.spec.dispatch.get("kind") == "deepep_auto"
+        ):
             said.append(
                 "The plan exchanges tokens with low-latency kernels in steps of up to 128 tokens a rank and with normal ones in larger "
                 f"steps; a vLLM server has one kind for all, here {_exchange(server)}."
             )
         if server.travels:
-            said.append(f"Tokens travel to experts in {plan.precision.dispatch} in the plan; in vLLM the weights' format decides.")
+            said.append(
+                f"Tokens travel to experts in {plan.precision.dispatch} in the plan; in vLLM the weights' format decides."
+            )
         if layout.pp > 1:
             said.append(
                 f"The plan spreads requests evenly over the {layout.pp} batches in flight; vLLM gives each batch whatever waits when it "

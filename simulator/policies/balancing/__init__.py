@@ -25,7 +25,8 @@ class BalancingPolicy(Protocol):
     """A file in this folder: a frozen pydantic model whose fields are its configuration keys."""
 
     needs_load: bool
-    """Whether ``choose`` looks at the replicas' load; if not, the engine need not bring every replica up to each arrival."""
+    """Whether ``choose`` looks at the replicas' load; if not, the engine need not bring every
+    replica up to each arrival."""
 
     def prepare(self, num_replicas: int, rng: np.random.Generator) -> LoadBalancer:
         """Start balancing over ``num_replicas``."""

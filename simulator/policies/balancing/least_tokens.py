@@ -1,4 +1,6 @@
-"""To the replica with the fewest unfinished tokens, output lengths known (an oracle's bound on what balancing can give)."""
+"""To the replica with the fewest unfinished tokens, output lengths known (an oracle's bound on what
+balancing can give).
+"""
 
 from __future__ import annotations
 

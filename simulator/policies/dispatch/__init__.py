@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 class DispatchPolicy(Protocol):
     """A file in this folder: a frozen pydantic model whose fields are its configuration keys.
 
-    ``kernels``, a field or a class variable that it may have, names the constants that its copies are priced with; ``sees``
-    likewise what a rank's kernels are given of the step (:func:`sees`).
+    ``kernels``, a field or a class variable that it may have, names the constants that its copies
+    are priced with; ``sees`` likewise what a rank's kernels are given of the step (:func:`sees`).
     """
 
-    def copies(self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]) -> NDArray[np.float64]:
+    def copies(
+        self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
         """Hidden vectors that each rank sends to each other one in the dispatch of one MoE layer.
 
         Args:
@@ -33,13 +35,16 @@ class DispatchPolicy(Protocol):
 
 
 class Rows(NamedTuple):
-    """What a rank really sends for its tokens: ``N`` rows, each a hidden vector and which of its token's experts it is for."""
+    """What a rank really sends for its tokens: ``N`` rows, each a hidden vector and which of its
+    token's experts it is for.
+    """
 
     token_N: NDArray[np.int64]
     rank_N: NDArray[np.int64]
     """Receiving rank; may be the sender itself."""
     choice_NW: NDArray[np.int64]
-    """Places among the token's ``K`` experts, padded with -1: an expert of this row has its tokens on ``rank_N``."""
+    """Places among the token's ``K`` experts, padded with -1: an expert of this row has its tokens
+    on ``rank_N``."""
 
 
 @runtime_checkable
@@ -73,8 +78,8 @@ def kernels_of(policy: DispatchPolicy) -> tuple[str, ...]:
 def sees(policy: DispatchPolicy) -> Literal["arrivals", "rows", "all"]:
     """What a rank's kernels for experts are given, and so must walk over.
 
-    The tokens that reach it, whose choices of other ranks' experts they skip; the rows of its own experts, laid out by expert;
-    or all tokens.
+    The tokens that reach it, whose choices of other ranks' experts they skip; the rows of its own
+    experts, laid out by expert; or all tokens.
     """
     found: Literal["arrivals", "rows", "all"] = getattr(policy, "sees", "arrivals")
     return found
@@ -87,7 +92,8 @@ class ExecutableDispatch(Protocol):
     def rows(self, rank_TK: NDArray[np.int64], node_R: NDArray[np.int64]) -> Rows:
         """List what a rank sends for its tokens.
 
-        Counted by receiving rank, without what stays on the sender, they are the sender's line of ``copies``.
+        Counted by receiving rank, without what stays on the sender, they are the sender's line of
+        ``copies``.
 
         Args:
             rank_TK: rank of each token's experts, ``[T, K]``.

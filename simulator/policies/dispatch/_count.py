@@ -1,6 +1,8 @@
-"""Counting that the dispatch policies share. Compiled: a plan counts some ten thousand batches of thousands of tokens.
+"""Counting that the dispatch policies share. Compiled: a plan counts some ten thousand batches of
+thousands of tokens.
 
-Each rank (or node) remembers the last token that reached it, by which a token's second expert there is known.
+Each rank (or node) remembers the last token that reached it, by which a token's second expert there
+is known.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from numpy.typing import NDArray
 def count_copies(
     rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], num_ranks: int, only_distinct: bool
 ) -> NDArray[np.float64]:
-    """Copies from each rank to each other one, ``[R, R]``: one for each expert, or one for each distinct rank of a token's experts."""
+    """Copies from each rank to each other one, ``[R, R]``: one for each expert, or one for each
+    distinct rank of a token's experts.
+    """
     copies_SR = np.zeros((num_ranks, num_ranks))
     last_R = np.full(num_ranks, -1)
     for t in range(rank_TK.shape[0]):
@@ -42,7 +46,9 @@ def count_arrivals(rank_TK: NDArray[np.int64], num_ranks: int) -> NDArray[np.flo
 
 
 @numba.njit(cache=True)
-def count_stays(rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], num_ranks: int) -> NDArray[np.float64]:
+def count_stays(
+    rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], num_ranks: int
+) -> NDArray[np.float64]:
     """Tokens of each rank that have experts on their own rank, ``[R]``."""
     stays_R = np.zeros(num_ranks)
     for t in range(rank_TK.shape[0]):
@@ -55,9 +61,14 @@ def count_stays(rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], num_ran
 
 @numba.njit(cache=True)
 def count_forwarded(
-    rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64], ranks_per_node: int
+    rank_TK: NDArray[np.int64],
+    source_T: NDArray[np.int64],
+    node_R: NDArray[np.int64],
+    ranks_per_node: int,
 ) -> NDArray[np.float64]:
-    """Copies where each other node gets one, on the rank of the source's own position, which forwards it inside the node."""
+    """Copies where each other node gets one, on the rank of the source's own position, which
+    forwards it inside the node.
+    """
     num_ranks = len(node_R)
     copies_SR = np.zeros((num_ranks, num_ranks))
     last_R, last_N = np.full(num_ranks, -1), np.full(node_R.max() + 1, -1)

@@ -1,4 +1,6 @@
-"""Every token to every rank (all-gather), partial results back (reduce-scatter): no top-k factor, no skew."""
+"""Every token to every rank (all-gather), partial results back (reduce-scatter): no top-k factor,
+no skew.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,17 @@ from simulator.policies.dispatch import Rows
 
 
 class AllGather(Frozen):
-    """Each rank sends each of its tokens once to each other rank, wherever the token's experts are."""
+    """Each rank sends each of its tokens once to each other rank, wherever the token's experts
+    are.
+    """
 
     kernels: ClassVar[str] = "collective"
     """Priced as a library's all-gather there and reduce-scatter back."""
     sees: ClassVar[str] = "all"
 
-    def copies(self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]) -> NDArray[np.float64]:
+    def copies(
+        self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
         tokens_S = np.bincount(source_T, minlength=len(node_R)).astype(np.float64)
         copies_SR = np.repeat(tokens_S[:, None], len(node_R), axis=1)
         np.fill_diagonal(copies_SR, 0.0)
@@ -28,4 +34,6 @@ class AllGather(Frozen):
         num_tokens, top_k = rank_TK.shape
         rank_N = np.tile(np.arange(len(node_R)), num_tokens)
         token_N = np.repeat(np.arange(num_tokens), len(node_R))
-        return Rows(token_N, rank_N, np.where(rank_TK[token_N] == rank_N[:, None], np.arange(top_k), -1))
+        return Rows(
+            token_N, rank_N, np.where(rank_TK[token_N] == rank_N[:, None], np.arange(top_k), -1)
+        )

@@ -1,4 +1,6 @@
-"""DeepEP as engines run it: low-latency kernels for few tokens a rank, normal ones for many (SGLang's ``--deepep-mode auto``)."""
+"""DeepEP as engines run it: low-latency kernels for few tokens a rank, normal ones for many
+(SGLang's ``--deepep-mode auto``).
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,16 @@ from simulator.policies.dispatch.per_node import PerNode
 
 
 class DeepepAuto(Frozen):
-    """One copy an expert while the mean rank has at most ``low_latency_tokens``, and one a node (forwarded inside it) beyond.
+    """One copy an expert while the mean rank has at most ``low_latency_tokens``, and one a node
+    (forwarded inside it) beyond.
 
-    Engines look at what a step holds (decodes, or prompts too), not at each rank, so the fullest rank does not decide.
+    Engines look at what a step holds (decodes, or prompts too), not at each rank, so the fullest
+    rank does not decide.
     """
 
     low_latency_tokens: Size = 128
-    """Low-latency kernels hold a buffer for so many tokens of each rank for each expert; 128 is SGLang's default."""
+    """Low-latency kernels hold a buffer for so many tokens of each rank for each expert; 128 is
+    SGLang's default."""
 
     @property
     def limits(self) -> tuple[int, ...]:
@@ -28,11 +33,15 @@ class DeepepAuto(Frozen):
     def at(self, tokens: int) -> DispatchPolicy:
         return PerExpert() if tokens <= self.low_latency_tokens else PerNode()
 
-    def copies(self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]) -> NDArray[np.float64]:
+    def copies(
+        self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
         return self.at(-(-len(source_T) // len(node_R))).copies(rank_TK, source_T, node_R)
 
     def rows(self, rank_TK: NDArray[np.int64], node_R: NDArray[np.int64]) -> Rows:
-        PerNode().rows(rank_TK[:0], node_R)  # refuses what cannot be executed, however few tokens there are
+        PerNode().rows(
+            rank_TK[:0], node_R
+        )  # refuses what cannot be executed, however few tokens there are
         if len(rank_TK) <= self.low_latency_tokens:
             return PerExpert().rows(rank_TK, node_R)
         return PerNode().rows(rank_TK, node_R)

@@ -16,10 +16,13 @@ class PerExpert(Frozen):
     """``K`` copies a token, less those that stay on the token's own rank."""
 
     kernels: str = "low_latency"
-    """Whose constants price it: a name in the calibration's table ``exchange``, such as ``one_sided``."""
+    """Whose constants price it: a name in the calibration's table ``exchange``, such as
+    ``one_sided``."""
     sees: ClassVar[str] = "rows"
 
-    def copies(self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]) -> NDArray[np.float64]:
+    def copies(
+        self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
         return np.asarray(count_copies(rank_TK, source_T, len(node_R), False))
 
     def rows(self, rank_TK: NDArray[np.int64], node_R: NDArray[np.int64]) -> Rows:

@@ -1,4 +1,6 @@
-"""One copy for every node that holds any of the token's experts, forwarded inside it (DeepEP's normal kernels)."""
+"""One copy for every node that holds any of the token's experts, forwarded inside it (DeepEP's
+normal kernels).
+"""
 
 from __future__ import annotations
 
@@ -13,16 +15,19 @@ from simulator.policies.dispatch._rows import row_per_rank
 
 
 class PerNode(Frozen):
-    """A token crosses the network once a node, to the GPU there of its own position, which forwards it over the fast wires.
+    """A token crosses the network once a node, to the GPU there of its own position, which forwards
+    it over the fast wires.
 
-    The two hops are pipelined in chunks, so they load their links at the same time. A node with fewer ranks than the position
-    asks for begins again at its first.
+    The two hops are pipelined in chunks, so they load their links at the same time. A node with
+    fewer ranks than the position asks for begins again at its first.
     """
 
     kernels: str = "normal"
     """Whose constants price it: a name in the calibration's table ``exchange``."""
 
-    def copies(self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]) -> NDArray[np.float64]:
+    def copies(
+        self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
         ranks_per_node = int((node_R == node_R[0]).sum())  # only the last node may hold fewer
         return np.asarray(count_forwarded(rank_TK, source_T, node_R, ranks_per_node))
 

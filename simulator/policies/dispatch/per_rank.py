@@ -15,9 +15,12 @@ class PerRank(Frozen):
     """A token whose experts share a rank is sent there once."""
 
     kernels: str = "normal"
-    """Whose constants price it: a name in the calibration's table ``exchange``, such as ``one_sided``."""
+    """Whose constants price it: a name in the calibration's table ``exchange``, such as
+    ``one_sided``."""
 
-    def copies(self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]) -> NDArray[np.float64]:
+    def copies(
+        self, rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], node_R: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
         return np.asarray(count_copies(rank_TK, source_T, len(node_R), True))
 
     def rows(self, rank_TK: NDArray[np.int64], node_R: NDArray[np.int64]) -> Rows:

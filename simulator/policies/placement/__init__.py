@@ -23,11 +23,15 @@ class Placed:
 class PlacementPolicy(Protocol):
     """A file in this folder: a frozen pydantic model whose fields are its configuration keys."""
 
-    def place(self, load_LE: NDArray[np.float64], num_ranks: int, rng: np.random.Generator) -> Placed:
-        """Spread the experts of every layer over the ranks; slot counts of two ranks differ by at most one.
+    def place(
+        self, load_LE: NDArray[np.float64], num_ranks: int, rng: np.random.Generator
+    ) -> Placed:
+        """Spread the experts of every layer over the ranks; slot counts of two ranks differ by at
+        most one.
 
         Args:
-            load_LE: tokens that each expert got *yesterday* (a sample that is not the one being run), ``[L, E]``.
+            load_LE: tokens that each expert got *yesterday* (a sample that is not the one being
+                run), ``[L, E]``.
             num_ranks: ``R``, at most ``E``.
             rng: for policies that draw.
         """

@@ -13,6 +13,8 @@ from simulator.policies.placement._slots import in_blocks
 class Contiguous(Frozen):
     """Rank 0 holds the first experts, rank 1 the next, and so on, whatever their load."""
 
-    def place(self, load_LE: NDArray[np.float64], num_ranks: int, rng: np.random.Generator) -> Placed:
+    def place(
+        self, load_LE: NDArray[np.float64], num_ranks: int, rng: np.random.Generator
+    ) -> Placed:
         num_layers, num_experts = load_LE.shape
         return in_blocks(np.tile(np.arange(num_experts), (num_layers, 1)), num_ranks)

@@ -1,4 +1,6 @@
-"""Expert parallelism load balancer (DeepSeek, github.com/deepseek-ai/EPLB, MIT): copies of hot experts, packed greedily."""
+"""Expert parallelism load balancer (DeepSeek, github.com/deepseek-ai/EPLB, MIT): copies of hot
+experts, packed greedily.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,17 @@ from simulator.policies.placement import Placed
 
 
 class Eplb(Frozen):
-    """Hot experts get copies in spare slots; then experts are packed, the heaviest first, each onto the least loaded rank.
+    """Hot experts get copies in spare slots; then experts are packed, the heaviest first, each onto
+    the least loaded rank.
 
-    With groups and nodes that divide, whole groups of experts are packed onto nodes first and copies stay inside a node
-    (hierarchical, for routers that limit a token to few groups); else all ranks are one pool (global).
+    With groups and nodes that divide, whole groups of experts are packed onto nodes first and
+    copies stay inside a node (hierarchical, for routers that limit a token to few groups); else all
+    ranks are one pool (global).
     """
 
     num_slots: Size | None = None
-    """Slots of all ranks together, a multiple of the ranks; absent = one for each expert, or the next multiple of the ranks."""
+    """Slots of all ranks together, a multiple of the ranks; absent = one for each expert, or the
+    next multiple of the ranks."""
     num_groups: Size = 1
     """Groups of experts that the router chooses among."""
     num_nodes: Size = 1
@@ -36,18 +41,24 @@ class Eplb(Frozen):
             )
         return found
 
-    def place(self, load_LE: NDArray[np.float64], num_ranks: int, rng: np.random.Generator) -> Placed:
+    def place(
+        self, load_LE: NDArray[np.float64], num_ranks: int, rng: np.random.Generator
+    ) -> Placed:
         num_layers, num_experts = load_LE.shape
         num_slots = self.slots(num_experts, num_ranks)
         groups, nodes = self.num_groups, self.num_nodes
         if groups % nodes or num_experts % groups or num_ranks % nodes or num_slots % nodes:
             groups = nodes = 1
-        expert_LP = np.stack([_place_layer(load_E, num_slots, groups, nodes, num_ranks) for load_E in load_LE])
+        expert_LP = np.stack(
+            [_place_layer(load_E, num_slots, groups, nodes, num_ranks) for load_E in load_LE]
+        )
         rank_P = np.repeat(np.arange(num_ranks), num_slots // num_ranks)
         return Placed(expert_LP, np.tile(rank_P, (num_layers, 1)), num_ranks)
 
 
-def _place_layer(load_E: NDArray[np.float64], num_slots: int, num_groups: int, num_nodes: int, num_ranks: int) -> NDArray[np.int64]:
+def _place_layer(
+    load_E: NDArray[np.float64], num_slots: int, num_groups: int, num_nodes: int, num_ranks: int
+) -> NDArray[np.int64]:
     """Expert of every slot, ``[P]``, the slots of rank 0 first."""
     group_size = len(load_E) // num_groups
     members_GX = np.arange(len(load_E)).reshape(num_groups, group_size)
@@ -60,8 +71,12 @@ def _place_layer(load_E: NDArray[np.float64], num_slots: int, num_groups: int, n
     return np.concatenate(chosen)
 
 
-def _with_copies(load_X: NDArray[np.float64], num_slots: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Which of the experts each slot holds, and its share of the load: every spare slot goes to the most loaded copies."""
+def _with_copies(
+    load_X: NDArray[np.float64], num_slots: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Which of the experts each slot holds, and its share of the load: every spare slot goes to the
+    most loaded copies.
+    """
     copies_X = np.ones(len(load_X), dtype=np.int64)
     spare = []
     for _ in range(num_slots - len(load_X)):
@@ -73,7 +88,9 @@ def _with_copies(load_X: NDArray[np.float64], num_slots: int) -> tuple[NDArray[n
 
 
 def _packed(load_N: NDArray[np.float64], num_packs: int) -> list[list[int]]:
-    """Items of every pack, equally many: the heaviest first, each into the least loaded pack that has room."""
+    """Items of every pack, equally many: the heaviest first, each into the least loaded pack that
+    has room.
+    """
     room = len(load_N) // num_packs
     packs: list[list[int]] = [[] for _ in range(num_packs)]
     total_K = np.zeros(num_packs)

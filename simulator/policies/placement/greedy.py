@@ -13,18 +13,24 @@ from simulator.policies.placement._slots import in_blocks, slots_per_rank
 class Greedy(Frozen):
     """Longest processing time first (Graham 1969), with as many slots on every rank as can be.
 
-    Experts are taken from the heaviest down; each goes to the least loaded rank that has a free slot. A layer keeps the contiguous
-    order where that is at least as good, since the rule is not optimal.
+    Experts are taken from the heaviest down; each goes to the least loaded rank that has a free
+    slot. A layer keeps the contiguous order where that is at least as good, since the rule is not
+    optimal.
     """
 
-    def place(self, load_LE: NDArray[np.float64], num_ranks: int, rng: np.random.Generator) -> Placed:
+    def place(
+        self, load_LE: NDArray[np.float64], num_ranks: int, rng: np.random.Generator
+    ) -> Placed:
         num_layers, num_experts = load_LE.shape
         slots_R = slots_per_rank(num_experts, num_ranks)
         contiguous_LE = np.tile(np.repeat(np.arange(num_ranks), slots_R), (num_layers, 1))
         rank_LE = _heaviest_first(load_LE, num_ranks)
-        is_better_L = _busiest(load_LE, rank_LE, num_ranks) < _busiest(load_LE, contiguous_LE, num_ranks)
+        is_better_L = _busiest(load_LE, rank_LE, num_ranks) < _busiest(
+            load_LE, contiguous_LE, num_ranks
+        )
         rank_LE = np.where(is_better_L[:, None], rank_LE, contiguous_LE)
-        # Any ranks may have got the extra slots; ranks are alike, so they are renamed to put the larger ones first.
+        # Any ranks may have got the extra slots; ranks are alike, so they are renamed to put the
+        # larger ones first.
         size_LR = (rank_LE[:, :, None] == np.arange(num_ranks)).sum(axis=1)
         name_LR = np.argsort(np.argsort(-size_LR, axis=1, kind="stable"), axis=1, kind="stable")
         rank_LE = np.take_along_axis(name_LR, rank_LE, axis=1)
@@ -40,7 +46,8 @@ def _heaviest_first(load_LE: NDArray[np.float64], num_ranks: int) -> NDArray[np.
     load_LR = np.zeros((num_layers, num_ranks))
     used_LR = np.zeros((num_layers, num_ranks), dtype=np.int64)
     for expert_L in np.argsort(-load_LE, axis=1, kind="stable").T:
-        # A rank may take one more than the base only while fewer than num_larger ranks have done so.
+        # A rank may take one more than the base only while fewer than num_larger ranks have done
+        # so.
         may_exceed_L = (used_LR > base).sum(axis=1) < num_larger
         is_free_LR = used_LR < base + may_exceed_L[:, None]
         rank_L = np.where(is_free_LR, load_LR, np.inf).argmin(axis=1)
@@ -50,7 +57,9 @@ def _heaviest_first(load_LE: NDArray[np.float64], num_ranks: int) -> NDArray[np.
     return rank_LE
 
 
-def _busiest(load_LE: NDArray[np.float64], rank_LE: NDArray[np.int64], num_ranks: int) -> NDArray[np.float64]:
+def _busiest(
+    load_LE: NDArray[np.float64], rank_LE: NDArray[np.int64], num_ranks: int
+) -> NDArray[np.float64]:
     """Load of the busiest rank of every layer, ``[L]``."""
     is_on_LER = rank_LE[:, :, None] == np.arange(num_ranks)
     busiest_L: NDArray[np.float64] = np.einsum("le,ler->lr", load_LE, is_on_LER).max(axis=1)

@@ -11,8 +11,14 @@ from simulator.policies.placement._slots import in_blocks
 
 
 class Random(Frozen):
-    """Every layer's experts in random order, cut into one block a rank: the baseline that knows no load."""
+    """Every layer's experts in random order, cut into one block a rank: the baseline that knows no
+    load.
+    """
 
-    def place(self, load_LE: NDArray[np.float64], num_ranks: int, rng: np.random.Generator) -> Placed:
+    def place(
+        self, load_LE: NDArray[np.float64], num_ranks: int, rng: np.random.Generator
+    ) -> Placed:
         num_layers, num_experts = load_LE.shape
-        return in_blocks(rng.permuted(np.tile(np.arange(num_experts), (num_layers, 1)), axis=1), num_ranks)
+        return in_blocks(
+            rng.permuted(np.tile(np.arange(num_experts), (num_layers, 1)), axis=1), num_ranks
+        )

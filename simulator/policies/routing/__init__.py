@@ -1,4 +1,6 @@
-"""Which experts each token uses. One policy a file; what all of them return is ``topk_ids``, as a real router does."""
+"""Which experts each token uses. One policy a file; what all of them return is ``topk_ids``, as a
+real router does.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,20 @@ from simulator.config.ffn import MoE
 
 
 class Router(Protocol):
-    """A routing policy made ready for one model: it has drawn (or read) what is fixed, such as expert popularity."""
+    """A routing policy made ready for one model: it has drawn (or read) what is fixed, such as
+    expert popularity.
+    """
 
-    def topk_ids(self, layer: int, run_lengths: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int16]:
+    def topk_ids(
+        self, layer: int, run_lengths: NDArray[np.int64], rng: np.random.Generator
+    ) -> NDArray[np.int16]:
         """Experts of a batch of tokens in one MoE layer.
 
         Args:
             layer: index among the MoE layers, ``0 <= layer < L``.
-            run_lengths: tokens of each run; tokens of one run follow each other in one sequence (a prefill chunk), so they may
-                share experts. A decode batch is runs of length 1. ``T = run_lengths.sum()``; may be 0.
+            run_lengths: tokens of each run; tokens of one run follow each other in one sequence (a
+                prefill chunk), so they may share experts. A decode batch is runs of length 1. ``T =
+                run_lengths.sum()``; may be 0.
             rng: the stream to draw from. Same stream state, same ids.
 
         Returns:
@@ -32,9 +39,11 @@ class RoutingPolicy(Protocol):
     """A file in this folder: a frozen pydantic model whose fields are its configuration keys."""
 
     def prepare(self, moe: MoE, num_layers: int, rng: np.random.Generator) -> Router:
-        """Fix what does not change from batch to batch (popularity per layer and domain, or the recording).
+        """Fix what does not change from batch to batch (popularity per layer and domain, or the
+        recording).
 
         Raises:
-            UserError: if the policy does not fit the model (a recording of other experts, top-k or layers).
+            UserError: if the policy does not fit the model (a recording of other experts, top-k or
+                layers).
         """
         ...

@@ -11,40 +11,46 @@ from simulator.config.ffn import MoE
 from simulator.policies.routing._select import LARGEST_INCLUSION, choose, inclusion
 
 _CHUNK_SCORES = 1 << 19
-"""Scores held at once (2 MB in float32), so that a batch of any size fits in memory and stays in cache."""
+"""Scores held at once (2 MB in float32), so that a batch of any size fits in memory and stays in
+cache."""
 
 _MAX_TOPICS = 16
-"""Topics that affinity groups the experts of a layer into; DeepSeek-V2-Lite's 64 experts then fall in fours."""
+"""Topics that affinity groups the experts of a layer into; DeepSeek-V2-Lite's 64 experts then fall
+in fours."""
 
 
 @dataclass(frozen=True)
 class PopularityRouter:
     """Draws ``K`` distinct experts a token, each with the chance that its popularity asks for.
 
-    A token's score of an expert is the log-odds of the expert's chance plus logistic noise, and the ``K`` best win: Pareto
-    sampling (Rosén 1997, "On sampling with probability proportional to size"), whose inclusion chances are within 1-3 % of those
-    asked for. Drawing one after the other in proportion to popularity (Gumbel top-k) would flatten it by 5-15 %. Only with ``K =
-    1`` is that exact, and it is what is done then: the score is the log of the chance plus Gumbel noise.
+    A token's score of an expert is the log-odds of the expert's chance plus logistic noise, and the
+    ``K`` best win: Pareto sampling (Rosén 1997, "On sampling with probability proportional to
+    size"), whose inclusion chances are within 1-3 % of those asked for. Drawing one after the other
+    in proportion to popularity (Gumbel top-k) would flatten it by 5-15 %. Only with ``K = 1`` is
+    that exact, and it is what is done then: the score is the log of the chance plus Gumbel noise.
     """
 
     moe: MoE
     handicap_DLCE: NDArray[np.float32]
-    """What the noise is multiplied by to give the key ``exp(-score)``, for each domain, layer, topic and expert: the odds
-    against the expert, ``(1 - p) / p``, or ``1 / p`` where ``K = 1``."""
+    """What the noise is multiplied by to give the key ``exp(-score)``, for each domain, layer,
+    topic and expert: the odds against the expert, ``(1 - p) / p``, or ``1 / p`` where ``K = 1``."""
     topic_cdf_DLC: NDArray[np.float64]
     """Cumulative chance of the topics, for each domain and layer."""
     hold: float = 0.0
-    """Chance that a token takes over the previous token's noise for an expert, and its topic. What is held does not depend on
-    the outcome, so popularity is the same with and without."""
+    """Chance that a token takes over the previous token's noise for an expert, and its topic. What
+    is held does not depend on the outcome, so popularity is the same with and without."""
 
-    def topk_ids(self, layer: int, run_lengths: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int16]:
+    def topk_ids(
+        self, layer: int, run_lengths: NDArray[np.int64], rng: np.random.Generator
+    ) -> NDArray[np.int16]:
         """See :class:`simulator.policies.routing.Router`."""
         lengths = run_lengths[run_lengths > 0]
         num_tokens = int(lengths.sum())
         is_first_T = np.zeros(num_tokens, dtype=bool)
         is_first_T[np.cumsum(lengths) - lengths] = True
         domain_T = self._domains(lengths, rng)
-        # Layers called with one stream share the domains of their runs, as layers of one text do, and nothing else.
+        # Layers called with one stream share the domains of their runs, as layers of one text do,
+        # and nothing else.
         rng = np.random.default_rng([int(rng.integers(1 << 62)), layer])
         holds = self.hold > 0 and len(lengths) < num_tokens
         topic_T = self._topics(layer, domain_T, is_first_T, rng)
@@ -63,7 +69,9 @@ class PopularityRouter:
         return topk_ids_TK
 
     def _noise(self, num_tokens: int, rng: np.random.Generator) -> NDArray[np.float32]:
-        """``exp`` of minus the noise: the odds of a uniform number, or an exponential one where ``K = 1``."""
+        """``exp`` of minus the noise: the odds of a uniform number, or an exponential one where ``K
+        = 1``.
+        """
         shape = (num_tokens, self.moe.num_experts)
         if self.moe.top_k == 1:
             return rng.standard_exponential(shape, dtype=np.float32)
@@ -78,7 +86,11 @@ class PopularityRouter:
         return np.repeat(rng.integers(num_domains, size=len(lengths)), lengths)
 
     def _topics(
-        self, layer: int, domain_T: NDArray[np.int64], is_first_T: NDArray[np.bool_], rng: np.random.Generator
+        self,
+        layer: int,
+        domain_T: NDArray[np.int64],
+        is_first_T: NDArray[np.bool_],
+        rng: np.random.Generator,
     ) -> NDArray[np.int64]:
         num_tokens = len(domain_T)
         if self.topic_cdf_DLC.shape[2] == 1:
@@ -91,45 +103,62 @@ class PopularityRouter:
 
 
 def by_popularity(moe: MoE, share_DLE: NDArray[np.float64]) -> PopularityRouter:
-    """A router whose tokens are independent, with these shares of the token-expert pairs (any scale)."""
+    """A router whose tokens are independent, with these shares of the token-expert pairs (any
+    scale).
+    """
     chance_DLE = inclusion(share_DLE, moe.top_k)
-    return PopularityRouter(moe, _handicap(moe, chance_DLE[:, :, None, :]), np.ones((*share_DLE.shape[:2], 1)))
+    return PopularityRouter(
+        moe, _handicap(moe, chance_DLE[:, :, None, :]), np.ones((*share_DLE.shape[:2], 1))
+    )
 
 
-def with_affinity(moe: MoE, share_DLE: NDArray[np.float64], affinity: float, rng: np.random.Generator) -> PopularityRouter:
-    """A router whose experts of one topic are used together, with nearly the shares that are asked for.
+def with_affinity(
+    moe: MoE, share_DLE: NDArray[np.float64], affinity: float, rng: np.random.Generator
+) -> PopularityRouter:
+    """A router whose experts of one topic are used together, with nearly the shares that are asked
+    for.
 
-    The experts of every layer are dealt into topics; a token has one topic, drawn in proportion to the topic's popularity, and
-    picks an expert from the topic with chance ``affinity``, else from the whole layer.
+    The experts of every layer are dealt into topics; a token has one topic, drawn in proportion to
+    the topic's popularity, and picks an expert from the topic with chance ``affinity``, else from
+    the whole layer.
     """
     num_topics = min(_MAX_TOPICS, moe.num_experts // 2)
     if affinity == 0 or num_topics < 2:
         return by_popularity(moe, share_DLE)
     chance_DLE = inclusion(share_DLE, moe.top_k)
-    topic_LE = rng.permuted(np.tile(np.arange(moe.num_experts) % num_topics, (share_DLE.shape[1], 1)), axis=1)
+    topic_LE = rng.permuted(
+        np.tile(np.arange(moe.num_experts) % num_topics, (share_DLE.shape[1], 1)), axis=1
+    )
     is_in_LCE = topic_LE[:, None, :] == np.arange(num_topics)[None, :, None]
     topic_share_DLC = (chance_DLE[:, :, None, :] * is_in_LCE).sum(axis=3)
     topic_share_DLC /= topic_share_DLC.sum(axis=2, keepdims=True)
 
-    # A topic smaller than K cannot serve a token alone, so even full affinity leaves the other experts a chance.
+    # A topic smaller than K cannot serve a token alone, so even full affinity leaves the other
+    # experts a chance.
     affinity = min(affinity, LARGEST_INCLUSION)
     boost_DLCE = 1 - affinity + affinity * is_in_LCE / topic_share_DLC[..., None]
     chance_DLCE = chance_DLE[:, :, None, :] * boost_DLCE
-    # A chance cannot exceed one, so a small topic's experts cannot be boosted in full. Scaling rows (K experts a token) and
-    # columns (the popularity asked for) in turn spreads the rest; it has settled to within a percent after a few rounds.
+    # A chance cannot exceed one, so a small topic's experts cannot be boosted in full. Scaling rows
+    # (K experts a token) and columns (the popularity asked for) in turn spreads the rest; it has
+    # settled to within a percent after a few rounds.
     for _ in range(12):
         chance_DLCE *= moe.top_k / chance_DLCE.sum(axis=3, keepdims=True)
         chance_DLCE = np.minimum(chance_DLCE, LARGEST_INCLUSION)
         mixed_DLE = (topic_share_DLC[..., None] * chance_DLCE).sum(axis=2)
-        chance_DLCE = np.minimum(chance_DLCE * (chance_DLE / mixed_DLE)[:, :, None, :], LARGEST_INCLUSION)
+        chance_DLCE = np.minimum(
+            chance_DLCE * (chance_DLE / mixed_DLE)[:, :, None, :], LARGEST_INCLUSION
+        )
     return PopularityRouter(moe, _handicap(moe, chance_DLCE), np.cumsum(topic_share_DLC, axis=2))
 
 
-def with_persistence(router: PopularityRouter, persistence: float, rng: np.random.Generator) -> PopularityRouter:
-    """The router, holding just as much from token to token that consecutive tokens share ``persistence`` of their experts.
+def with_persistence(
+    router: PopularityRouter, persistence: float, rng: np.random.Generator
+) -> PopularityRouter:
+    """The router, holding just as much from token to token that consecutive tokens share
+    ``persistence`` of their experts.
 
-    How much they share when a given amount is held has no closed form with groups and topics, so it is tried on a sample.
-    Where popularity alone makes tokens share more than that, nothing is held.
+    How much they share when a given amount is held has no closed form with groups and topics, so it
+    is tried on a sample. Where popularity alone makes tokens share more than that, nothing is held.
     """
     holds = np.linspace(0.0, 0.99, 12)
     num_layers = router.handicap_DLCE.shape[1]
@@ -161,7 +190,9 @@ def _take_over(
     hold: float,
     rng: np.random.Generator,
 ) -> None:
-    """Replace, in place, each token's noise by its predecessor's with chance ``hold``, except at the first of a run."""
+    """Replace, in place, each token's noise by its predecessor's with chance ``hold``, except at
+    the first of a run.
+    """
     holds_TE = rng.integers(1 << 16, size=noise_TE.shape, dtype=np.uint16) < round(hold * (1 << 16))
     holds_TE[is_first_T] = False
     previous_E = last_noise_E

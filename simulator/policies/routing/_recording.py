@@ -1,4 +1,6 @@
-"""What a recorded routing is, once it is read from whichever file it came in, and whether it fits a model."""
+"""What a recorded routing is, once it is read from whichever file it came in, and whether it fits a
+model.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from simulator.config.ffn import MoE
 LayerChoice = Literal["exact", "nearest"]
 
 _PAIRS_TO_SEE_ALL = 16
-"""Recorded pairs per expert and layer from which on the highest expert id must have been seen in some layer."""
+"""Recorded pairs per expert and layer from which on the highest expert id must have been seen in
+some layer."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class Tokens:
     ids_LTK: NDArray[np.int64]
     """A row with a negative id in any layer is padding."""
     sequence_T: NDArray[np.int64]
-    """Number of the sequence that each token belongs to; the tokens of a sequence follow each other."""
+    """Number of the sequence that each token belongs to; the tokens of a sequence follow each
+    other."""
     layers: tuple[int, ...] | None = None
     """Which of the model's MoE layers were recorded; ``None`` = all."""
     num_experts: int | None = None
@@ -40,16 +44,25 @@ class Counts:
 
 
 def without_padding(tokens: Tokens) -> Tokens:
-    """The recording without layers that recorded nothing (a serving engine's dense layers) and without padding tokens."""
+    """The recording without layers that recorded nothing (a serving engine's dense layers) and
+    without padding tokens.
+    """
     is_recorded_LT: NDArray[np.bool_] = tokens.ids_LTK.min(axis=2) >= 0
     if is_recorded_LT.all():
         return tokens
     has_any_L = is_recorded_LT.any(axis=1)
     keep_T = is_recorded_LT[has_any_L].all(axis=0)
-    return Tokens(tokens.ids_LTK[has_any_L][:, keep_T], tokens.sequence_T[keep_T], tokens.layers, tokens.num_experts)
+    return Tokens(
+        tokens.ids_LTK[has_any_L][:, keep_T],
+        tokens.sequence_T[keep_T],
+        tokens.layers,
+        tokens.num_experts,
+    )
 
 
-def check_tokens(tokens: Tokens, moe: MoE, num_layers: int, choice: LayerChoice, where: str) -> NDArray[np.int64]:
+def check_tokens(
+    tokens: Tokens, moe: MoE, num_layers: int, choice: LayerChoice, where: str
+) -> NDArray[np.int64]:
     """Check that the recording is of a model of this shape.
 
     Returns:
@@ -60,32 +73,46 @@ def check_tokens(tokens: Tokens, moe: MoE, num_layers: int, choice: LayerChoice,
     """
     recorded_layers, num_tokens, top_k = tokens.ids_LTK.shape
     if top_k != moe.top_k:
-        raise UserError(f"{where}: recorded with top-{top_k}, but the model uses top-{moe.top_k} of its experts")
+        raise UserError(
+            f"{where}: recorded with top-{top_k}, but the model uses top-{moe.top_k} of its experts"
+        )
     if num_tokens == 0 or recorded_layers == 0:
         raise UserError(f"{where}: holds no recorded token")
     row_L = layer_rows(recorded_layers, tokens.layers, num_layers, choice, where)
     highest = int(tokens.ids_LTK.max())
     saw_all = num_tokens * top_k >= _PAIRS_TO_SEE_ALL * moe.num_experts
-    num_experts = tokens.num_experts or (highest + 1 if saw_all or highest >= moe.num_experts else moe.num_experts)
+    num_experts = tokens.num_experts or (
+        highest + 1 if saw_all or highest >= moe.num_experts else moe.num_experts
+    )
     if num_experts != moe.num_experts or highest >= moe.num_experts:
         recorded = max(num_experts, highest + 1)
-        raise UserError(f"{where}: recorded with {recorded} experts (ids 0-{highest}), but the model has {moe.num_experts}")
+        raise UserError(
+            f"{where}: recorded with {recorded} experts (ids 0-{highest}), but the model has {moe.num_experts}"
+        )
     sorted_LTK = np.sort(tokens.ids_LTK, axis=2)
     if (sorted_LTK[:, :, 1:] == sorted_LTK[:, :, :-1]).any():
         layer, token = np.argwhere((sorted_LTK[:, :, 1:] == sorted_LTK[:, :, :-1]).any(axis=2))[0]
-        raise UserError(f"{where}: recorded layer {layer}, token {token} names an expert twice; a router picks distinct ones")
+        raise UserError(
+            f"{where}: recorded layer {layer}, token {token} names an expert twice; a router picks distinct ones"
+        )
     return row_L
 
 
-def check_counts(counts: Counts, moe: MoE, num_layers: int, choice: LayerChoice, where: str) -> NDArray[np.int64]:
-    """As :func:`check_tokens`, for a table of counts, which cannot say its top-k but can contradict it.
+def check_counts(
+    counts: Counts, moe: MoE, num_layers: int, choice: LayerChoice, where: str
+) -> NDArray[np.int64]:
+    """As :func:`check_tokens`, for a table of counts, which cannot say its top-k but can contradict
+    it.
 
     Raises:
-        UserError: if it has other experts or layers, or an expert was chosen more often than top-k allows.
+        UserError: if it has other experts or layers, or an expert was chosen more often than top-k
+            allows.
     """
     _, recorded_layers, num_experts = counts.count_DLE.shape
     if num_experts != moe.num_experts:
-        raise UserError(f"{where}: counted {num_experts} experts, but the model has {moe.num_experts}")
+        raise UserError(
+            f"{where}: counted {num_experts} experts, but the model has {moe.num_experts}"
+        )
     if not np.isfinite(counts.count_DLE).all() or (counts.count_DLE < 0).any():
         raise UserError(f"{where}: counts must be finite and not negative")
     row_L = layer_rows(recorded_layers, counts.layers, num_layers, choice, where)
@@ -102,9 +129,14 @@ def check_counts(counts: Counts, moe: MoE, num_layers: int, choice: LayerChoice,
 
 
 def layer_rows(
-    num_recorded: int, layers: tuple[int, ...] | None, num_layers: int, choice: LayerChoice, where: str
+    num_recorded: int,
+    layers: tuple[int, ...] | None,
+    num_layers: int,
+    choice: LayerChoice,
+    where: str,
 ) -> NDArray[np.int64]:
-    """Recorded layer that stands for each layer of the model: the same one, or the nearest where the user asked for that.
+    """Recorded layer that stands for each layer of the model: the same one, or the nearest where
+    the user asked for that.
 
     >>> layer_rows(3, (0, 7, 15), 8, "nearest", "counts.json").tolist()
     [0, 0, 0, 0, 1, 1, 1, 1]
@@ -112,7 +144,9 @@ def layer_rows(
     if num_recorded == num_layers and (layers is None or layers == tuple(range(num_layers))):
         return np.arange(num_layers)
     if num_recorded > num_layers:
-        raise UserError(f"{where}: recorded {num_recorded} MoE layers, but the model has {num_layers}")
+        raise UserError(
+            f"{where}: recorded {num_recorded} MoE layers, but the model has {num_layers}"
+        )
     named = "" if layers is None else f" ({', '.join(map(str, layers))})"
     mismatch = f"{where}: recorded {num_recorded} MoE layers{named}, but the model has {num_layers}"
     if layers is None:
@@ -120,7 +154,9 @@ def layer_rows(
     if len(layers) != num_recorded:
         raise UserError(f"{where}: names {len(layers)} layers but holds {num_recorded}")
     if choice == "exact":
-        raise UserError(f'{mismatch}; set layers = "nearest" to let the nearest recorded layer stand for each missing one')
+        raise UserError(
+            f'{mismatch}; set layers = "nearest" to let the nearest recorded layer stand for each missing one'
+        )
     distance_LR = np.abs(np.arange(num_layers)[:, None] - np.array(layers)[None, :])
     row_L: NDArray[np.int64] = distance_LR.argmin(axis=1)
     return row_L

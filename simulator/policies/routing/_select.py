@@ -1,4 +1,6 @@
-"""How a token picks its experts from random scores: the one place where all synthetic routers choose, groups included."""
+"""How a token picks its experts from random scores: the one place where all synthetic routers
+choose, groups included.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +10,19 @@ from numpy.typing import NDArray
 from simulator.config.ffn import MoE
 
 LARGEST_INCLUSION = 0.98
-"""No expert is asked for by more than this share of the tokens: a router's score is never certain."""
+"""No expert is asked for by more than this share of the tokens: a router's score is never
+certain."""
 
 _SMALLEST_SHARE = 1e-9
-"""An expert that was never seen still has a finite weight, so that ``K`` experts can always be found."""
+"""An expert that was never seen still has a finite weight, so that ``K`` experts can always be
+found."""
 
 
 def inclusion(share_E: NDArray[np.float64], top_k: int) -> NDArray[np.float64]:
     """Chance that a token uses each expert, from the experts' shares of all token-expert pairs.
 
-    The chances are ``top_k`` times the shares, and sum to ``top_k``. What exceeds :data:`LARGEST_INCLUSION` is spread over the
-    other experts in proportion to their shares.
+    The chances are ``top_k`` times the shares, and sum to ``top_k``. What exceeds
+    :data:`LARGEST_INCLUSION` is spread over the other experts in proportion to their shares.
 
     Args:
         share_E: not negative, any scale; the last axis is the experts.
@@ -42,9 +46,10 @@ def inclusion(share_E: NDArray[np.float64], top_k: int) -> NDArray[np.float64]:
 def choose(keys_TE: NDArray[np.float32], moe: MoE) -> NDArray[np.int16]:
     """The ``K`` experts with the smallest keys of every token, within the model's group limit.
 
-    A key is ``exp(-score)``. With groups, a token first keeps the ``num_limited_groups`` groups whose two best scores have the
-    largest sum, then picks its experts among those (DeepSeek-V3, arXiv 2412.19437 section 2.1.2); a sum of scores is a product
-    of keys, so no logarithm is needed.
+    A key is ``exp(-score)``. With groups, a token first keeps the ``num_limited_groups`` groups
+    whose two best scores have the largest sum, then picks its experts among those (DeepSeek-V3,
+    arXiv 2412.19437 section 2.1.2); a sum of scores is a product of keys, so no logarithm is
+    needed.
 
     Args:
         keys_TE: positive; smaller is better.

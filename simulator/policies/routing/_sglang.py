@@ -1,8 +1,9 @@
-"""The files of SGLang's expert distribution recorder (``--expert-distribution-recorder-mode``), read into one recording.
+"""The files of SGLang's expert distribution recorder (``--expert-distribution-recorder-mode``),
+read into one recording.
 
-``stat`` writes counts of logical experts, ``[steps, layers, experts]``, already summed over ranks. ``per_pass`` and ``per_token``
-write one record a forward pass, of one rank, in terms of *physical* experts (slots), with the map from slot to expert; only
-``per_token`` has the ids of every token.
+``stat`` writes counts of logical experts, ``[steps, layers, experts]``, already summed over ranks.
+``per_pass`` and ``per_token`` write one record a forward pass, of one rank, in terms of *physical*
+experts (slots), with the map from slot to expert; only ``per_token`` has the ids of every token.
 """
 
 from __future__ import annotations
@@ -34,20 +35,33 @@ def read_sglang(saved: Any, phase: Phase | None, where: str) -> Tokens | Counts:
     """
     if isinstance(saved, dict) and "logical_count" in saved:
         if phase is not None:
-            raise UserError(f"{where}: phase = '{phase}' cannot be told apart: it holds sums over all passes")
+            raise UserError(
+                f"{where}: phase = '{phase}' cannot be told apart: it holds sums over all passes"
+            )
         count = np.asarray(saved["logical_count"], dtype=np.float64)
         return _recorded_layers(count if count.ndim == 2 else count.sum(axis=0))
-    if not isinstance(saved, dict) or not {"records", "last_physical_to_logical_map"} <= saved.keys():
-        raise UserError(f"{where}: not written by SGLang's expert distribution recorder (neither logical_count nor records)")
+    if (
+        not isinstance(saved, dict)
+        or not {"records", "last_physical_to_logical_map"} <= saved.keys()
+    ):
+        raise UserError(
+            f"{where}: not written by SGLang's expert distribution recorder (neither logical_count nor records)"
+        )
     expert_LP = np.asarray(saved["last_physical_to_logical_map"], dtype=np.int64)
-    records = [r for r in saved["records"] if phase is None or _FORWARD_MODES.get(r.get("forward_mode", 0)) == phase]
+    records = [
+        r
+        for r in saved["records"]
+        if phase is None or _FORWARD_MODES.get(r.get("forward_mode", 0)) == phase
+    ]
     if not records:
         raise UserError(f"{where}: holds no {phase or 'recorded'} pass")
     has_tokens = all("topk_ids_of_layer" in record for record in records)
     try:
         return _from_tokens(records, expert_LP) if has_tokens else _from_passes(records, expert_LP)
     except (LookupError, TypeError, ValueError) as error:
-        raise UserError(f"{where}: a record is not as SGLang's recorder writes it: {error!r}") from None
+        raise UserError(
+            f"{where}: a record is not as SGLang's recorder writes it: {error!r}"
+        ) from None
 
 
 def _recorded_layers(count_LE: NDArray[np.float64]) -> Counts:
@@ -56,7 +70,9 @@ def _recorded_layers(count_LE: NDArray[np.float64]) -> Counts:
 
 
 def _from_passes(records: list[dict[str, Any]], expert_LP: NDArray[np.int64]) -> Counts:
-    count_LP = np.sum([record["global_physical_count"] for record in records], axis=0, dtype=np.float64)
+    count_LP = np.sum(
+        [record["global_physical_count"] for record in records], axis=0, dtype=np.float64
+    )
     count_LE = np.zeros((len(expert_LP), int(expert_LP.max()) + 1))
     np.add.at(count_LE, (np.arange(len(expert_LP))[:, None], expert_LP), count_LP)
     return _recorded_layers(count_LE)
@@ -73,12 +89,17 @@ def _from_tokens(records: list[dict[str, Any]], expert_LP: NDArray[np.int64]) ->
         parts.append(np.where(slots_LTK >= 0, expert_LP[layer_L11, slots_LTK], -1))
         lengths = record.get("extend_seq_lens") or []
         positions = np.asarray(record["positions"], dtype=np.int64)
-        is_next = not lengths and last_positions is not None and np.array_equal(positions, last_positions + 1)
+        is_next = (
+            not lengths
+            and last_positions is not None
+            and np.array_equal(positions, last_positions + 1)
+        )
         if is_next and slots_LTK.shape[1] == len(sequences[-1]):
             sequences.append(sequences[-1])
             last_positions = positions
             continue
-        # A decode pass (no lengths) has one token of each sequence; rows past the lengths are padding, each on its own.
+        # A decode pass (no lengths) has one token of each sequence; rows past the lengths are
+        # padding, each on its own.
         sequence = np.repeat(np.arange(len(lengths)), lengths)[: slots_LTK.shape[1]]
         alone = np.arange(slots_LTK.shape[1] - len(sequence)) + len(lengths)
         sequences.append(np.concatenate([sequence, alone]) + num_sequences)
@@ -87,4 +108,8 @@ def _from_tokens(records: list[dict[str, Any]], expert_LP: NDArray[np.int64]) ->
     sequence_T = np.concatenate(sequences)
     in_sequence = np.argsort(sequence_T, kind="stable")
     num_experts = int(expert_LP.max()) + 1
-    return Tokens(np.concatenate(parts, axis=1)[:, in_sequence], sequence_T[in_sequence], num_experts=num_experts)
+    return Tokens(
+        np.concatenate(parts, axis=1)[:, in_sequence],
+        sequence_T[in_sequence],
+        num_experts=num_experts,
+    )

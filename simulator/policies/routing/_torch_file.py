@@ -1,7 +1,9 @@
-"""Reads what ``torch.save`` wrote, without torch: tensors become numpy arrays, and nothing in the file can run code.
+"""Reads what ``torch.save`` wrote, without torch: tensors become numpy arrays, and nothing in the
+file can run code.
 
-The format is a zip archive with one pickle, which refers to raw storages that lie beside it. Only the handful of names that a
-dictionary of tensors needs are allowed in the pickle; this is what ``torch.load(weights_only=True)`` does.
+The format is a zip archive with one pickle, which refers to raw storages that lie beside it. Only
+the handful of names that a dictionary of tensors needs are allowed in the pickle; this is what
+``torch.load(weights_only=True)`` does.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ def load_torch_file(path: Path) -> Any:
     """The object saved in ``path``, its tensors as numpy arrays.
 
     Raises:
-        UserError: if the file is not there, is not such a file, is damaged, or holds anything but plain data and tensors.
+        UserError: if the file is not there, is not such a file, is damaged, or holds anything but
+            plain data and tensors.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -51,10 +54,19 @@ def load_torch_file(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except zipfile.BadZipFile:
-        raise UserError(f"{path}: not a file written by torch.save of torch 1.6 or later (no zip archive)") from None
+        raise UserError(
+            f"{path}: not a file written by torch.save of torch 1.6 or later (no zip archive)"
+        ) from None
     except _RefusedError as error:
         raise UserError(f"{path}: refused: {error}") from None
-    except (pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, AttributeError) as error:
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ) as error:
         raise UserError(f"{path}: damaged: {error}") from None
 
 
@@ -76,7 +88,9 @@ class _Unpickler(pickle.Unpickler):
         if module == "torch" and name in _STORAGES:
             return _STORAGES[name]
         if (module, name) not in allowed:
-            raise _RefusedError(f"it holds a {module}.{name}; only plain data and whole-number or floating-point tensors are read")
+            raise _RefusedError(
+                f"it holds a {module}.{name}; only plain data and whole-number or floating-point tensors are read"
+            )
         return allowed[module, name]
 
     def persistent_load(self, pid: Any) -> NDArray[Any]:
@@ -84,10 +98,14 @@ class _Unpickler(pickle.Unpickler):
         if marker != "storage" or not isinstance(code, str) or not isinstance(key, str):
             raise _RefusedError("it refers to something that is not a tensor's storage")
         raw = self._archive.read(f"{self._folder}data/{key}")
-        return np.frombuffer(raw, dtype=np.dtype(code).newbyteorder(self._byte_order), count=num_elements)
+        return np.frombuffer(
+            raw, dtype=np.dtype(code).newbyteorder(self._byte_order), count=num_elements
+        )
 
 
-def _rebuild_tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_ignored: Any) -> NDArray[Any]:
+def _rebuild_tensor(
+    storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_ignored: Any
+) -> NDArray[Any]:
     """A view of a storage as torch describes it, copied so that it stands on its own."""
     if not isinstance(storage, np.ndarray):
         raise _RefusedError("a tensor has no storage")

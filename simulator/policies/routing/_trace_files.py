@@ -1,4 +1,6 @@
-"""Reads a recorded routing from a file: per-token ids (``.npz``, ``.npy``, ``.pt``) or counts (``.npz``, ``.json``, ``.pt``)."""
+"""Reads a recorded routing from a file: per-token ids (``.npz``, ``.npy``, ``.pt``) or counts
+(``.npz``, ``.json``, ``.pt``).
+"""
 
 from __future__ import annotations
 
@@ -18,26 +20,38 @@ from simulator.policies.routing._torch_file import load_torch_file
 
 
 def read_trace(
-    path: Path, moe: MoE, num_layers: int, model: str | None, domain: str | None, phase: Phase | None
+    path: Path,
+    moe: MoE,
+    num_layers: int,
+    model: str | None,
+    domain: str | None,
+    phase: Phase | None,
 ) -> Tokens | Counts:
     """Read a recording, and the part of it that ``model``, ``domain`` and ``phase`` select.
 
-    The model's shape (``moe``, ``num_layers``) tells which axis of an array is which, and which model of a table is meant when
-    none is named.
+    The model's shape (``moe``, ``num_layers``) tells which axis of an array is which, and which
+    model of a table is meant when none is named.
 
     Raises:
-        UserError: if the file cannot be read, or has nothing to select from or not what is selected.
+        UserError: if the file cannot be read, or has nothing to select from or not what is
+            selected.
     """
     where = str(path)
     if path.suffix == ".json":
         if phase is not None:
-            raise UserError(f"{where}: phase = '{phase}' cannot be selected: a table of counts does not tell phases apart")
+            raise UserError(
+                f"{where}: phase = '{phase}' cannot be selected: a table of counts does not tell phases apart"
+            )
         return _from_json(path, moe, model, domain)
     if model is not None:
-        raise UserError(f"{where}: model = '{model}' cannot be selected: only a table of counts holds several models")
+        raise UserError(
+            f"{where}: model = '{model}' cannot be selected: only a table of counts holds several models"
+        )
     if path.suffix == ".pt":
         if domain is not None:
-            raise UserError(f"{where}: domain = '{domain}' cannot be selected: this format does not tell domains apart")
+            raise UserError(
+                f"{where}: domain = '{domain}' cannot be selected: this format does not tell domains apart"
+            )
         return read_sglang(load_torch_file(path), phase, where)
     if path.suffix in (".npz", ".npy"):
         arrays = _load_arrays(path)
@@ -61,30 +75,48 @@ def _load_arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _tokens_from_arrays(
-    arrays: dict[str, NDArray[Any]], moe: MoE, num_layers: int, domain: str | None, phase: Phase | None, where: str
+    arrays: dict[str, NDArray[Any]],
+    moe: MoE,
+    num_layers: int,
+    domain: str | None,
+    phase: Phase | None,
+    where: str,
 ) -> Tokens:
     ids = arrays.get("ids")
     if ids is None:
-        raise UserError(f"{where}: missing array 'ids' (or 'counts'); it holds: {', '.join(sorted(arrays)) or 'nothing'}")
+        raise UserError(
+            f"{where}: missing array 'ids' (or 'counts'); it holds: {', '.join(sorted(arrays)) or 'nothing'}"
+        )
     if ids.ndim != 3 or ids.dtype.kind not in "iu":
-        raise UserError(f"{where}: ids must be whole numbers [layers, tokens, top-k], got {ids.dtype} {list(ids.shape)}")
+        raise UserError(
+            f"{where}: ids must be whole numbers [layers, tokens, top-k], got {ids.dtype} {list(ids.shape)}"
+        )
     seq_lens = arrays.get("seq_lens")
     if _has_tokens_first(ids.shape, num_layers, seq_lens):
         ids = ids.transpose(1, 0, 2)
     num_tokens = ids.shape[1]
     seq_lens = np.array([num_tokens]) if seq_lens is None else seq_lens.astype(np.int64)
     if seq_lens.sum() != num_tokens:
-        raise UserError(f"{where}: seq_lens sum to {seq_lens.sum()}, but ids has {num_tokens} tokens")
+        raise UserError(
+            f"{where}: seq_lens sum to {seq_lens.sum()}, but ids has {num_tokens} tokens"
+        )
     sequence_T = np.repeat(np.arange(len(seq_lens)), seq_lens)
     keep_T = np.ones(num_tokens, dtype=bool)
     for key, wanted in (("domain", domain), ("phase", phase)):
         if wanted is not None:
             keep_T &= _is_wanted(arrays, key, wanted, len(seq_lens), where)[sequence_T]
     num_experts = int(arrays["num_experts"]) if "num_experts" in arrays else None
-    return Tokens(ids[:, keep_T].astype(np.int64), sequence_T[keep_T], _layers(arrays.get("layers")), num_experts)
+    return Tokens(
+        ids[:, keep_T].astype(np.int64),
+        sequence_T[keep_T],
+        _layers(arrays.get("layers")),
+        num_experts,
+    )
 
 
-def _has_tokens_first(shape: tuple[int, ...], num_layers: int, seq_lens: NDArray[Any] | None) -> bool:
+def _has_tokens_first(
+    shape: tuple[int, ...], num_layers: int, seq_lens: NDArray[Any] | None
+) -> bool:
     """Whether ids lie ``[T, L, K]``; ``[L, T, K]`` when nothing tells them apart."""
     first, second, _ = shape
     if seq_lens is not None and first != second:
@@ -94,24 +126,36 @@ def _has_tokens_first(shape: tuple[int, ...], num_layers: int, seq_lens: NDArray
     return first > second
 
 
-def _is_wanted(arrays: dict[str, NDArray[Any]], key: str, wanted: str, num_sequences: int, where: str) -> NDArray[np.bool_]:
+def _is_wanted(
+    arrays: dict[str, NDArray[Any]], key: str, wanted: str, num_sequences: int, where: str
+) -> NDArray[np.bool_]:
     """Sequences whose ``key`` (one text for all, or one a sequence) is ``wanted``."""
     if key not in arrays:
-        raise UserError(f"{where}: {key} = '{wanted}' cannot be selected: the recording has no array '{key}'")
+        raise UserError(
+            f"{where}: {key} = '{wanted}' cannot be selected: the recording has no array '{key}'"
+        )
     values = np.broadcast_to(arrays[key].astype(str), (num_sequences,))
     is_wanted: NDArray[np.bool_] = values == wanted
     if not is_wanted.any():
-        raise UserError(f"{where}: no {key} '{wanted}'; {did_you_mean(wanted, set(values.tolist()))}")
+        raise UserError(
+            f"{where}: no {key} '{wanted}'; {did_you_mean(wanted, set(values.tolist()))}"
+        )
     return is_wanted
 
 
-def _counts_from_arrays(arrays: dict[str, NDArray[Any]], domain: str | None, phase: Phase | None, where: str) -> Counts:
+def _counts_from_arrays(
+    arrays: dict[str, NDArray[Any]], domain: str | None, phase: Phase | None, where: str
+) -> Counts:
     if phase is not None:
-        raise UserError(f"{where}: phase = '{phase}' cannot be selected: a table of counts does not tell phases apart")
+        raise UserError(
+            f"{where}: phase = '{phase}' cannot be selected: a table of counts does not tell phases apart"
+        )
     counts = arrays["counts"]
     names = arrays["domain"].astype(str).tolist() if "domain" in arrays else []
     if counts.ndim == 3 and len(names) != len(counts):
-        raise UserError(f"{where}: counts [domains, layers, experts] need an array 'domain' with {len(counts)} names")
+        raise UserError(
+            f"{where}: counts [domains, layers, experts] need an array 'domain' with {len(counts)} names"
+        )
     table = dict(zip(names, counts, strict=True)) if counts.ndim == 3 else counts
     return Counts(_stack(table, domain, where), _layers(arrays.get("layers")))
 
@@ -146,27 +190,37 @@ def _one_model(models: dict[str, Any], moe: MoE, model: str | None, where: str) 
     fitting = [name for name, number in num_experts.items() if number == moe.num_experts]
     if len(fitting) != 1:
         found = ", ".join(f"{name} ({number} experts)" for name, number in num_experts.items())
-        raise UserError(f"{where}: set model to one of: {found}; the model has {moe.num_experts} experts")
+        raise UserError(
+            f"{where}: set model to one of: {found}; the model has {moe.num_experts} experts"
+        )
     return models[fitting[0]]
 
 
 def _stack(counted: Any, domain: str | None, where: str) -> NDArray[np.float64]:
-    """``count_DLE`` from one table ``[L, E]`` (or ``[steps, L, E]``, which is summed), or from one a domain."""
+    """``count_DLE`` from one table ``[L, E]`` (or ``[steps, L, E]``, which is summed), or from one
+    a domain.
+    """
     if isinstance(counted, dict):
         if domain is not None and domain not in counted:
             raise UserError(f"{where}: no domain '{domain}'; {did_you_mean(domain, counted)}")
         tables = [counted[domain]] if domain is not None else list(counted.values())
     elif domain is not None:
-        raise UserError(f"{where}: domain = '{domain}' cannot be selected: the counts do not tell domains apart")
+        raise UserError(
+            f"{where}: domain = '{domain}' cannot be selected: the counts do not tell domains apart"
+        )
     else:
         tables = [counted]
     try:
         arrays = [np.asarray(table, dtype=np.float64) for table in tables]
         count_DLE = np.stack([array.sum(axis=0) if array.ndim == 3 else array for array in arrays])
     except (TypeError, ValueError):
-        raise UserError(f"{where}: counts must be numbers [layers, experts], the same shape for every domain") from None
+        raise UserError(
+            f"{where}: counts must be numbers [layers, experts], the same shape for every domain"
+        ) from None
     if count_DLE.ndim != 3:
-        raise UserError(f"{where}: counts must be numbers [layers, experts], got shape {list(count_DLE.shape[1:])}")
+        raise UserError(
+            f"{where}: counts must be numbers [layers, experts], got shape {list(count_DLE.shape[1:])}"
+        )
     return count_DLE
 
 

@@ -1,4 +1,6 @@
-"""Group-limited routing on a model that was not trained with it: what if its tokens stayed in a few groups of experts?"""
+"""Group-limited routing on a model that was not trained with it: what if its tokens stayed in a few
+groups of experts?
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,12 @@ from simulator.policies.routing.lognormal import Lognormal
 
 
 class GroupLimited(Frozen):
-    """Tokens pick their experts from the best ``num_limited_groups`` of ``num_groups`` groups, whatever the model does.
+    """Tokens pick their experts from the best ``num_limited_groups`` of ``num_groups`` groups,
+    whatever the model does.
 
-    A group is a block of consecutive experts, scored by the sum of its two best experts (DeepSeek-V3, arXiv 2412.19437). With
-    contiguous placement a group is a node, so a token's copies go to at most ``num_limited_groups`` nodes. The defaults are
-    DeepSeek-V3's.
+    A group is a block of consecutive experts, scored by the sum of its two best experts
+    (DeepSeek-V3, arXiv 2412.19437). With contiguous placement a group is a node, so a token's
+    copies go to at most ``num_limited_groups`` nodes. The defaults are DeepSeek-V3's.
     """
 
     num_groups: Size = 8

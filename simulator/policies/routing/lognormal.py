@@ -1,4 +1,6 @@
-"""Popularity is log-normal, and tokens and experts keep company: the synthetic router that looks like measured ones."""
+"""Popularity is log-normal, and tokens and experts keep company: the synthetic router that looks
+like measured ones.
+"""
 
 from __future__ import annotations
 
@@ -14,23 +16,30 @@ from simulator.policies.routing._popularity import with_affinity, with_persisten
 
 
 class Lognormal(Frozen):
-    """Each domain and layer draws its experts' popularity once, log-normally; it then stays fixed in time.
+    """Each domain and layer draws its experts' popularity once, log-normally; it then stays fixed
+    in time.
 
-    That is how measured routing behaves: stable within a kind of text, nearly uncorrelated between kinds and between layers.
+    That is how measured routing behaves: stable within a kind of text, nearly uncorrelated between
+    kinds and between layers.
     """
 
     sigma: NonNegative = Field(examples=[0.65])
     """Spread (standard deviation) of the logarithm of popularity; 0 is uniform."""
     num_domains: Size = 1
-    """Kinds of text, each with its own popularity; every run of tokens is of one of them, drawn evenly."""
+    """Kinds of text, each with its own popularity; every run of tokens is of one of them, drawn
+    evenly."""
     persistence: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Chance that a token keeps an expert of the previous token in its run, so the share of experts that consecutive tokens have
-    in common. What popularity and affinity cause by themselves counts towards it, and is its floor."""
+    """Chance that a token keeps an expert of the previous token in its run, so the share of experts
+    that consecutive tokens have in common. What popularity and affinity cause by themselves counts
+    towards it, and is its floor."""
     affinity: Ratio = 0.0
-    """Chance that a token picks an expert from its own topic instead of the whole layer; experts of one topic (up to 16 topics a
-    layer, or experts in pairs) are then used together more often than their popularity explains."""
+    """Chance that a token picks an expert from its own topic instead of the whole layer; experts of
+    one topic (up to 16 topics a layer, or experts in pairs) are then used together more often than
+    their popularity explains."""
 
     def prepare(self, moe: MoE, num_layers: int, rng: np.random.Generator) -> Router:
-        share_DLE = np.exp(self.sigma * rng.standard_normal((self.num_domains, num_layers, moe.num_experts)))
+        share_DLE = np.exp(
+            self.sigma * rng.standard_normal((self.num_domains, num_layers, moe.num_experts))
+        )
         router = with_affinity(moe, share_DLE, self.affinity, rng)
         return with_persistence(router, self.persistence, rng) if self.persistence > 0 else router

@@ -13,33 +13,48 @@ from simulator.base.frozen import Frozen
 from simulator.config.ffn import MoE
 from simulator.policies.routing import Router
 from simulator.policies.routing._popularity import by_popularity
-from simulator.policies.routing._recording import Counts, LayerChoice, Tokens, check_counts, check_tokens, without_padding
+from simulator.policies.routing._recording import (
+    Counts,
+    LayerChoice,
+    Tokens,
+    check_counts,
+    check_tokens,
+    without_padding,
+)
 from simulator.policies.routing._sglang import Phase
 from simulator.policies.routing._trace_files import read_trace
 
 
 class Replay(Frozen):
-    """Replays recorded tokens, or draws independent tokens with recorded popularity where only counts were kept.
+    """Replays recorded tokens, or draws independent tokens with recorded popularity where only
+    counts were kept.
 
-    A run of tokens is consecutive tokens of the recording from a random place on, so what neighbours share is real. A recording
-    of other experts, top-k or layers than the model's is refused.
+    A run of tokens is consecutive tokens of the recording from a random place on, so what
+    neighbours share is real. A recording of other experts, top-k or layers than the model's is
+    refused.
     """
 
     trace: str = Field(min_length=1)
-    """Path of the recording: ids ``[L, T, K]`` or ``[T, L, K]`` in a ``.npz`` (with optional ``seq_lens``, ``domain``, ``phase``,
-    ``layers`` and ``num_experts``) or ``.npy``; counts ``[L, E]`` in a ``.npz`` or ``.json``; or a ``.pt`` that SGLang's expert
-    distribution recorder wrote."""
+    """Path of the recording: ids ``[L, T, K]`` or ``[T, L, K]`` in a ``.npz`` (with optional
+    ``seq_lens``, ``domain``, ``phase``, ``layers`` and ``num_experts``) or ``.npy``; counts ``[L,
+    E]`` in a ``.npz`` or ``.json``; or a ``.pt`` that SGLang's expert distribution recorder
+    wrote."""
     model: str | None = None
-    """Which model's counts, where a table holds several; by default the one with as many experts as the model."""
+    """Which model's counts, where a table holds several; by default the one with as many experts as
+    the model."""
     domain: str | None = None
-    """Use only this kind of text; by default all, and with counts each run is of one kind, drawn evenly."""
+    """Use only this kind of text; by default all, and with counts each run is of one kind, drawn
+    evenly."""
     phase: Phase | None = None
     """Use only tokens recorded in this phase; by default all."""
     layers: LayerChoice = "exact"
-    """``"nearest"``: in a recording of some of the model's layers, the nearest recorded one stands for each missing one."""
+    """``"nearest"``: in a recording of some of the model's layers, the nearest recorded one stands
+    for each missing one."""
 
     def prepare(self, moe: MoE, num_layers: int, rng: np.random.Generator) -> Router:
-        recorded = read_trace(Path(self.trace), moe, num_layers, self.model, self.domain, self.phase)
+        recorded = read_trace(
+            Path(self.trace), moe, num_layers, self.model, self.domain, self.phase
+        )
         if isinstance(recorded, Counts):
             row_L = check_counts(recorded, moe, num_layers, self.layers, self.trace)
             return by_popularity(moe, recorded.count_DLE[:, row_L])
@@ -63,17 +78,28 @@ class _RecordedRouter:
     def of(cls, tokens: Tokens, row_L: NDArray[np.int64]) -> _RecordedRouter:
         start_Q = np.flatnonzero(np.diff(tokens.sequence_T, prepend=-1))
         lengths = np.diff(start_Q, append=len(tokens.sequence_T))
-        return cls(tokens.ids_LTK.astype(np.int16), row_L, np.repeat(start_Q + lengths, lengths), start_Q)
+        return cls(
+            tokens.ids_LTK.astype(np.int16), row_L, np.repeat(start_Q + lengths, lengths), start_Q
+        )
 
-    def topk_ids(self, layer: int, run_lengths: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int16]:
-        """See :class:`simulator.policies.routing.Router`. Which tokens are drawn does not depend on the layer: calls for two layers with
-        streams in the same state return the two layers' choices for the same tokens.
+    def topk_ids(
+        self, layer: int, run_lengths: NDArray[np.int64], rng: np.random.Generator
+    ) -> NDArray[np.int16]:
+        """See :class:`simulator.policies.routing.Router`. Which tokens are drawn does not depend on
+        the layer: calls for two layers with streams in the same state return the two layers'
+        choices for the same tokens.
         """
-        topk_ids_TK: NDArray[np.int16] = self.ids_LTK[self.row_L[layer], self._tokens(run_lengths, rng)]
+        topk_ids_TK: NDArray[np.int16] = self.ids_LTK[
+            self.row_L[layer], self._tokens(run_lengths, rng)
+        ]
         return topk_ids_TK
 
-    def _tokens(self, run_lengths: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-        """Recorded tokens ``[T]``: each run starts anywhere, evenly, and goes on with another sequence where its own ends."""
+    def _tokens(
+        self, run_lengths: NDArray[np.int64], rng: np.random.Generator
+    ) -> NDArray[np.int64]:
+        """Recorded tokens ``[T]``: each run starts anywhere, evenly, and goes on with another
+        sequence where its own ends.
+        """
         run_N = np.flatnonzero(run_lengths)
         left_N = run_lengths[run_N]
         at_N = rng.integers(len(self.end_T), size=len(run_N))

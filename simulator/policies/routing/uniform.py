@@ -13,8 +13,8 @@ from simulator.policies.routing._popularity import by_popularity
 class Uniform(Frozen):
     """Every token uses ``K`` experts drawn evenly, independently of every other token.
 
-    The best case of any placement; no measured model is this even (Mixtral comes close: busiest expert 1.04-1.33 times the
-    mean, MC-MoE and OLMoE counts).
+    The best case of any placement; no measured model is this even (Mixtral comes close: busiest
+    expert 1.04-1.33 times the mean, MC-MoE and OLMoE counts).
     """
 
     def prepare(self, moe: MoE, num_layers: int, rng: np.random.Generator) -> Router:

@@ -12,10 +12,12 @@ from simulator.policies.routing._popularity import by_popularity
 
 
 class Zipf(Frozen):
-    """The ``n``-th most popular expert of a layer gets a share of ``n ** -exponent``; every layer has its own order.
+    """The ``n``-th most popular expert of a layer gets a share of ``n ** -exponent``; every layer
+    has its own order.
 
-    Tokens are independent. Fitted over all experts of a layer: 0.5-0.7 for DeepSeek-V2-Lite on one kind of text (up to 1.06 on
-    translation) and 1.06 for gpt-oss-20b; a power law puts too much on the first expert, which ``lognormal`` does not.
+    Tokens are independent. Fitted over all experts of a layer: 0.5-0.7 for DeepSeek-V2-Lite on one
+    kind of text (up to 1.06 on translation) and 1.06 for gpt-oss-20b; a power law puts too much on
+    the first expert, which ``lognormal`` does not.
     """
 
     exponent: NonNegative = Field(examples=[0.6])

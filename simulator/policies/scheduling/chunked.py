@@ -1,4 +1,6 @@
-"""Continuous batching with chunked prefill: decodes first, the rest of the budget for prompt chunks (vLLM V1; Sarathi-Serve)."""
+"""Continuous batching with chunked prefill: decodes first, the rest of the budget for prompt chunks
+(vLLM V1; Sarathi-Serve).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ from simulator.policies.scheduling import Rules
 
 
 class Chunked(Frozen):
-    """Every step serves all running requests and fills up with waiting prompts, cut to fit (arXiv:2403.02310)."""
+    """Every step serves all running requests and fills up with waiting prompts, cut to fit
+    (arXiv:2403.02310).
+    """
 
     token_budget: Size = 8192
     """vLLM's ``max_num_batched_tokens``, per data-parallel rank."""

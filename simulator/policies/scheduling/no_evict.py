@@ -1,4 +1,6 @@
-"""In-flight batching that never evicts: room for the whole output is reserved at admission (TensorRT-LLM's GUARANTEED_NO_EVICT)."""
+"""In-flight batching that never evicts: room for the whole output is reserved at admission
+(TensorRT-LLM's GUARANTEED_NO_EVICT).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ from simulator.policies.scheduling import Rules
 
 
 class NoEvict(Frozen):
-    """Decodes first, then whole prompts while tokens, places and cache last; fewer requests run than pages would hold."""
+    """Decodes first, then whole prompts while tokens, places and cache last; fewer requests run
+    than pages would hold.
+    """
 
     token_budget: Size = 8192
     """TensorRT-LLM's ``max_num_tokens``, per data-parallel rank."""
@@ -16,10 +20,11 @@ class NoEvict(Frozen):
     chunked_prompts: bool = False
     """Whether prompts are cut to fit the budget (chunked context)."""
     balance_steps: Count = 0
-    """With attention data parallelism: steps for which prompts wait until every rank has one (``attention_dp_config``'s
-    ``timeout_iters``, with ``enable_balance``)."""
+    """With attention data parallelism: steps for which prompts wait until every rank has one
+    (``attention_dp_config``'s ``timeout_iters``, with ``enable_balance``)."""
     wait_steps: Count = 0
-    """Without it: steps for which prompts wait for more of them, while others decode (``batch_wait_timeout_iters``)."""
+    """Without it: steps for which prompts wait for more of them, while others decode
+    (``batch_wait_timeout_iters``)."""
     wait_share: Ratio = 0.0
     """Share of the budget from which on they wait no longer (``batch_wait_max_tokens_ratio``)."""
 

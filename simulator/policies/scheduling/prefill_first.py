@@ -1,4 +1,6 @@
-"""Whole prompts first, in steps of their own, while decodes wait (Orca-style batching as in vLLM V0)."""
+"""Whole prompts first, in steps of their own, while decodes wait (Orca-style batching as in vLLM
+V0).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ from simulator.policies.scheduling import Rules
 
 
 class PrefillFirst(Frozen):
-    """Best first-token latency, at the price of stalls between the tokens of running requests (arXiv:2309.06180)."""
+    """Best first-token latency, at the price of stalls between the tokens of running requests
+    (arXiv:2309.06180).
+    """
 
     token_budget: Size = 8192
     max_sequences: Size = 256

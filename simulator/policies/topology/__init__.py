@@ -17,7 +17,8 @@ class Link(NamedTuple):
 
     name: str
     kind: str
-    """``scale_up`` inside a fast domain, ``scale_out`` between domains: what calibration speaks of."""
+    """``scale_up`` inside a fast domain, ``scale_out`` between domains: what calibration speaks
+    of."""
     bytes_per_s: float
     """Peak."""
     latency_s: float
@@ -29,16 +30,24 @@ class Fabric:
 
     links: tuple[Link, ...]
     path_SRH: NDArray[np.int64]
-    """Indices into ``links`` of the hops from rank ``s`` to rank ``r``, padded with -1; all -1 where ``s == r``."""
+    """Indices into ``links`` of the hops from rank ``s`` to rank ``r``, padded with -1; all -1
+    where ``s == r``."""
     node_R: NDArray[np.int64]
     """Fast domain of each rank."""
     own_card_SRH: NDArray[np.int64] | None = None
-    """Likewise for messages that GPUs hand to their own cards, where the topology's paths leave by other ones."""
+    """Likewise for messages that GPUs hand to their own cards, where the topology's paths leave by
+    other ones."""
 
     @cached_property
     def direct(self) -> Fabric:
-        """The same wires for kernels that post to the GPU's own card, whatever the library for collectives does."""
-        return self if self.own_card_SRH is None else replace(self, path_SRH=self.own_card_SRH, own_card_SRH=None)
+        """The same wires for kernels that post to the GPU's own card, whatever the library for
+        collectives does.
+        """
+        return (
+            self
+            if self.own_card_SRH is None
+            else replace(self, path_SRH=self.own_card_SRH, own_card_SRH=None)
+        )
 
     @property
     def num_ranks(self) -> int:
@@ -60,7 +69,9 @@ class Fabric:
     def bytes_per_link(self, bytes_SR: NDArray[np.float64]) -> NDArray[np.float64]:
         """Bytes that cross each link when rank ``s`` sends ``bytes_SR[s, r]`` to rank ``r``."""
         pair, link = self._hops
-        return np.bincount(link, weights=bytes_SR.ravel()[pair], minlength=len(self.links)).astype(np.float64)
+        return np.bincount(link, weights=bytes_SR.ravel()[pair], minlength=len(self.links)).astype(
+            np.float64
+        )
 
 
 class TopologyPolicy(Protocol):

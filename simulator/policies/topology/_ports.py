@@ -1,4 +1,6 @@
-"""What all topologies build from: a port a GPU into the fast domain and, where there are several domains, one out of it."""
+"""What all topologies build from: a port a GPU into the fast domain and, where there are several
+domains, one out of it.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,21 @@ class Wiring:
         self._paths: dict[tuple[int, int], tuple[int, ...]] = {}
         self._own_card: dict[tuple[int, int], tuple[int, ...]] = {}
 
-    def ports(self, kind: str, wire: WireSpec, count: int, label: str = "gpu", width: float = 1.0) -> tuple[list[int], list[int]]:
-        """``count`` pairs of links of one kind: their indices out and in. ``width`` is wires in a bundle."""
+    def ports(
+        self, kind: str, wire: WireSpec, count: int, label: str = "gpu", width: float = 1.0
+    ) -> tuple[list[int], list[int]]:
+        """``count`` pairs of links of one kind: their indices out and in. ``width`` is wires in a
+        bundle.
+        """
         first = len(self._links)
         for direction in ("out", "in"):
             self._links += [
-                Link(f"{label} {number} {kind} {direction}", kind, wire.bytes_per_s * width, wire.latency_s)
+                Link(
+                    f"{label} {number} {kind} {direction}",
+                    kind,
+                    wire.bytes_per_s * width,
+                    wire.latency_s,
+                )
                 for number in range(count)
             ]
         return list(range(first, first + count)), list(range(first + count, first + 2 * count))
@@ -49,7 +60,9 @@ class Wiring:
 
     @property
     def scale_out(self) -> WireSpec:
-        """The wire between domains; the cluster's own check makes it exist where there are several."""
+        """The wire between domains; the cluster's own check makes it exist where there are
+        several.
+        """
         if self.cluster.scale_out is None:
             raise ValueError(f"cluster {self.cluster.name} has several nodes but no scale_out")
         return self.cluster.scale_out
@@ -57,7 +70,12 @@ class Wiring:
     def freeze(self) -> Fabric:
         """The fabric."""
         own_card = self._table({**self._paths, **self._own_card}) if self._own_card else None
-        return Fabric(tuple(self._links), self._table(self._paths), np.array(self.node, dtype=np.int64), own_card)
+        return Fabric(
+            tuple(self._links),
+            self._table(self._paths),
+            np.array(self.node, dtype=np.int64),
+            own_card,
+        )
 
     def _table(self, paths: dict[tuple[int, int], tuple[int, ...]]) -> NDArray[np.int64]:
         hops = max((len(path) for path in paths.values()), default=1)

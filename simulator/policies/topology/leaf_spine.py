@@ -9,7 +9,9 @@ from simulator.policies.topology._ports import Wiring
 
 
 class LeafSpine(Frozen):
-    """Nodes under one leaf reach each other at full rate; traffic between leaves shares the leaf's uplinks."""
+    """Nodes under one leaf reach each other at full rate; traffic between leaves shares the leaf's
+    uplinks.
+    """
 
     oversubscription: Positive = 1.0
     """Rate of all cards under a leaf over the rate of its uplinks; 1 = non-blocking."""
@@ -24,7 +26,9 @@ class LeafSpine(Frozen):
             card_out, card_into = wiring.ports("scale_out", wiring.scale_out, num_ranks)
             width = self.nodes_per_leaf * cluster.gpus_per_node / self.oversubscription
             num_leaves = wiring.node[-1] // self.nodes_per_leaf + 1
-            leaf_out, leaf_into = wiring.ports("scale_out", wiring.scale_out, num_leaves, "leaf", width)
+            leaf_out, leaf_into = wiring.ports(
+                "scale_out", wiring.scale_out, num_leaves, "leaf", width
+            )
         for source, destination in wiring.pairs():
             here, there = wiring.node[source], wiring.node[destination]
             if here == there:

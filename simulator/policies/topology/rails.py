@@ -1,4 +1,6 @@
-"""Rail-optimised nodes: GPU ``i`` of every node hangs on network ``i``; NVLink changes rails inside the node."""
+"""Rail-optimised nodes: GPU ``i`` of every node hangs on network ``i``; NVLink changes rails inside
+the node.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +11,23 @@ from simulator.policies.topology._ports import Wiring
 
 
 class Rails(Frozen):
-    """Between nodes a message leaves by the card of the receiver's rail: over NVLink to that card's GPU first where needed.
+    """Between nodes a message leaves by the card of the receiver's rail: over NVLink to that card's
+    GPU first where needed.
 
-    This is what NCCL calls PXN, and how rail-optimised clusters are meant to be used (NVIDIA, "Doubling all2all Performance
-    with NVIDIA Collective Communication Library 2.12", 2022). Kernels that post to their own card cross rails in the switches, so
-    what a busy rank sends leaves by that one card.
+    This is what NCCL calls PXN, and how rail-optimised clusters are meant to be used (NVIDIA,
+    "Doubling all2all Performance with NVIDIA Collective Communication Library 2.12", 2022). Kernels
+    that post to their own card cross rails in the switches, so what a busy rank sends leaves by
+    that one card.
     """
 
     def wire(self, cluster: ClusterSpec, num_ranks: int) -> Fabric:
         wiring = Wiring(cluster, num_ranks)
         out, into = wiring.ports("scale_up", cluster.scale_up, num_ranks)
-        card_out, card_into = wiring.ports("scale_out", wiring.scale_out, num_ranks) if wiring.has_several_nodes else (out, into)
+        card_out, card_into = (
+            wiring.ports("scale_out", wiring.scale_out, num_ranks)
+            if wiring.has_several_nodes
+            else (out, into)
+        )
         for source, destination in wiring.pairs():
             if wiring.node[source] == wiring.node[destination]:
                 wiring.path(source, destination, out[source], into[destination])

@@ -9,7 +9,9 @@ from simulator.policies.topology._ports import Wiring
 
 
 class Switch(Frozen):
-    """A message crosses the sender's port and the receiver's. Ports are the slower wire where there are several nodes."""
+    """A message crosses the sender's port and the receiver's. Ports are the slower wire where there
+    are several nodes.
+    """
 
     def wire(self, cluster: ClusterSpec, num_ranks: int) -> Fabric:
         wiring = Wiring(cluster, num_ranks)

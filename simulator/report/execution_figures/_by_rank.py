@@ -11,7 +11,8 @@ from simulator.results.formats import number
 
 
 def bars(executed: Executed, column: str, title: str, unit: str) -> dict[str, go.Figure]:
-    """A bar a rank and deployment with its spread over steps; a plot a kind of step, none where nothing was counted.
+    """A bar a rank and deployment with its spread over steps; a plot a kind of step, none where
+    nothing was counted.
 
     Args:
         column: of ``RANK_COLUMNS``.
@@ -25,7 +26,9 @@ def bars(executed: Executed, column: str, title: str, unit: str) -> dict[str, go
         if of_kind.empty or not of_kind[column].any():
             continue
         few = of_kind["rank"].nunique() * of_kind["deployment"].nunique() <= 4
-        drawn = style.figure("Rank (index)", title, height=260, barmode="group", bargap=0.7 if few else 0.3)
+        drawn = style.figure(
+            "Rank (index)", title, height=260, barmode="group", bargap=0.7 if few else 0.3
+        )
         for name in executed.deployments:
             own = of_kind[of_kind["deployment"] == name]
             if own.empty:

@@ -17,7 +17,8 @@ from simulator.results.tables import STEP_PHASES
 BANDS = (0.25, 0.1)
 _STEP = "whole step"
 _LEAST = 1e-3
-"""Phases below this share of the step, both measured and predicted, are left out: they would only stretch the axes."""
+"""Phases below this share of the step, both measured and predicted, are left out: they would only
+stretch the axes."""
 
 
 class Accuracy(Frozen):
@@ -49,7 +50,9 @@ def _points(executed: Executed, kind: str) -> list[tuple[str, str, float, float]
         if whole is None:
             continue
         step_s = float(whole["step_s"]), float(whole["predicted_step_s"])
-        measured, predicted = (phase_medians_s(executed, name, kind, source) for source in ("measured", "predicted"))
+        measured, predicted = (
+            phase_medians_s(executed, name, kind, source) for source in ("measured", "predicted")
+        )
         if min(step_s) > 0:
             found.append((_STEP, name, *step_s))
         for phase in STEP_PHASES:
@@ -77,9 +80,15 @@ def _scatter(executed: Executed, points: list[tuple[str, str, float, float]]) ->
             showlegend=False,
         )
     line = {"color": style.MUTED, "width": 1, "dash": "dot"}
-    drawn.add_scatter(x=[low, high], y=[low, high], mode="lines", line=line, hoverinfo="skip", showlegend=False)
+    drawn.add_scatter(
+        x=[low, high], y=[low, high], mode="lines", line=line, hoverinfo="skip", showlegend=False
+    )
     for phase, colour in {_STEP: style.MUTED, **style.PHASE_COLOURS}.items():
-        own = [(name, measured_s, predicted_s) for found, name, measured_s, predicted_s in points if found == phase]
+        own = [
+            (name, measured_s, predicted_s)
+            for found, name, measured_s, predicted_s in points
+            if found == phase
+        ]
         if not own:
             continue
         drawn.add_scatter(
@@ -88,8 +97,16 @@ def _scatter(executed: Executed, points: list[tuple[str, str, float, float]]) ->
             name=phase,
             mode="markers",
             line={"color": colour},
-            marker={"color": colour, "size": 9, "symbol": "square" if phase == _STEP else "circle", "opacity": 0.9},
-            customdata=[[label[name], seconds(measured_s), seconds(predicted_s)] for name, measured_s, predicted_s in own],
+            marker={
+                "color": colour,
+                "size": 9,
+                "symbol": "square" if phase == _STEP else "circle",
+                "opacity": 0.9,
+            },
+            customdata=[
+                [label[name], seconds(measured_s), seconds(predicted_s)]
+                for name, measured_s, predicted_s in own
+            ],
             hovertemplate=f"{phase}: %{{customdata[1]}} measured, %{{customdata[2]}} predicted<extra>%{{customdata[0]}}</extra>",
         )
     return drawn

@@ -18,11 +18,15 @@ _PITCH = 3.1
 
 
 class Phases(Frozen):
-    """Two stacked bars a deployment, the measured one above the predicted one; a plot a kind of step."""
+    """Two stacked bars a deployment, the measured one above the predicted one; a plot a kind of
+    step.
+    """
 
     title: ClassVar[str] = "A step by phase"
     section: ClassVar[str] = "Predicted against measured"
-    definition: ClassVar[str] = "Median over steps of the time in each phase, mean over ranks; measured above predicted."
+    definition: ClassVar[str] = (
+        "Median over steps of the time in each phase, mean over ranks; measured above predicted."
+    )
     absent: ClassVar[str] = "No step was run."
     order: ClassVar[int] = 20
     width: ClassVar[Literal["full", "half", "quarter"]] = "half"
@@ -34,14 +38,18 @@ class Phases(Frozen):
 def _pairs(executed: Executed, kind: str) -> go.Figure:
     label = style.labels(executed)
     bars: list[tuple[float, str, str, dict[str, float]]] = []
-    names = [name for name in executed.deployments if phase_medians_s(executed, name, kind, "measured")]
+    names = [
+        name for name in executed.deployments if phase_medians_s(executed, name, kind, "measured")
+    ]
     for place, name in enumerate(names):
         for below, source in enumerate(SOURCES):
             if medians_s := phase_medians_s(executed, name, kind, source):
                 bars.append((_PITCH * place + below, name, source, medians_s))
     longest_s = max((sum(medians_s.values()) for *_, medians_s in bars), default=0.0) or 1.0
     unit_s, unit = time_axis(longest_s)
-    drawn = style.figure(f"Time of a step ({unit})", "", height=64 + 72 * len(names), barmode="stack", bargap=0.12)
+    drawn = style.figure(
+        f"Time of a step ({unit})", "", height=64 + 72 * len(names), barmode="stack", bargap=0.12
+    )
     for phase in STEP_PHASES:
         if not any(medians_s[phase] for *_, medians_s in bars):
             continue
@@ -51,12 +59,17 @@ def _pairs(executed: Executed, kind: str) -> go.Figure:
             x=[medians_s[phase] / unit_s for *_, medians_s in bars],
             name=phase,
             marker={"color": style.PHASE_COLOURS[phase], "line": {"width": 0}},
-            customdata=[[label[name], source, seconds(medians_s[phase])] for _, name, source, medians_s in bars],
+            customdata=[
+                [label[name], source, seconds(medians_s[phase])]
+                for _, name, source, medians_s in bars
+            ],
             hovertemplate=f"{phase} %{{customdata[2]}}, %{{customdata[1]}}<extra>%{{customdata[0]}}</extra>",
         )
     for place, name in enumerate(names):
         y = _PITCH * place - 0.5
-        drawn.add_annotation(x=0, y=y, xanchor="left", yanchor="bottom", text=style.short(label[name]))
+        drawn.add_annotation(
+            x=0, y=y, xanchor="left", yanchor="bottom", text=style.short(label[name])
+        )
     drawn.update_yaxes(
         range=[_PITCH * len(names) - 1.2, -1.6],
         tickvals=[y for y, *_ in bars],

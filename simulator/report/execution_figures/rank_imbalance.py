@@ -18,7 +18,9 @@ class RankImbalance(Frozen):
 
     title: ClassVar[str] = "Imbalance between ranks, layer by layer"
     section: ClassVar[str] = "Load of the ranks"
-    definition: ClassVar[str] = "Pairs on the busiest rank of a step over the mean rank's, mean over steps; 1.0 is even."
+    definition: ClassVar[str] = (
+        "Pairs on the busiest rank of a step over the mean rank's, mean over steps; 1.0 is even."
+    )
     absent: ClassVar[str] = "No deployment has routed experts."
     order: ClassVar[int] = 41
     width: ClassVar[Literal["full", "half", "quarter"]] = "half"
@@ -28,7 +30,10 @@ class RankImbalance(Frozen):
         plots = {}
         for kind in kinds(executed):
             of_kind = executed.ranks[executed.ranks["kind"] == kind]
-            curves = {name: imbalance(of_kind[of_kind["deployment"] == name]) for name in executed.deployments}
+            curves = {
+                name: imbalance(of_kind[of_kind["deployment"] == name])
+                for name in executed.deployments
+            }
             if all(curve.empty for curve in curves.values()):
                 continue
             drawn = style.figure("MoE layer (index)", "Busiest over mean rank (ratio)", height=240)
@@ -44,6 +49,8 @@ class RankImbalance(Frozen):
                     hovertemplate="layer %{x}: %{y:.2f}" + TIMES + f"<extra>{label[name]}</extra>",
                 )
             drawn.update_yaxes(rangemode="tozero", nticks=6)
-            drawn.update_xaxes(dtick=1 if max(len(curve) for curve in curves.values()) <= 12 else None, nticks=9)
+            drawn.update_xaxes(
+                dtick=1 if max(len(curve) for curve in curves.values()) <= 12 else None, nticks=9
+            )
             plots[TITLES[kind]] = drawn
         return plots

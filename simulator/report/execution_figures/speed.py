@@ -18,7 +18,9 @@ _DIAMOND = "\N{WHITE DIAMOND}"
 
 
 class Speed(Frozen):
-    """A bar a deployment with its spread, and a diamond where it was predicted; a plot a kind of step."""
+    """A bar a deployment with its spread, and a diamond where it was predicted; a plot a kind of
+    step.
+    """
 
     title: ClassVar[str] = "Tokens per second"
     section: ClassVar[str] = "Speed"
@@ -36,13 +38,22 @@ class Speed(Frozen):
 
 def _bars(executed: Executed, kind: str) -> go.Figure:
     label, marker = style.labels(executed), style.markers(executed)
-    shown = [(name, found) for name in executed.deployments if (found := row(executed, name, kind)) is not None]
-    drawn = style.figure("Tokens per second (1/s)", "", height=60 + BAR_PIXELS * len(shown), bargap=0.6, margin_l=12)
+    shown = [
+        (name, found)
+        for name in executed.deployments
+        if (found := row(executed, name, kind)) is not None
+    ]
+    drawn = style.figure(
+        "Tokens per second (1/s)", "", height=60 + BAR_PIXELS * len(shown), bargap=0.6, margin_l=12
+    )
     ends = [1e-9]
     for place, (name, found) in enumerate(shown):
         measured, predicted = float(found["tokens_per_s"]), float(found["predicted_tokens_per_s"])
         tokens = measured * float(found["step_s"])
-        low, high = (tokens / limit_s if limit_s > 0 else measured for limit_s in reversed(spread_s(executed, name, kind)))
+        low, high = (
+            tokens / limit_s if limit_s > 0 else measured
+            for limit_s in reversed(spread_s(executed, name, kind))
+        )
         said = f"{number(measured)} measured, {number(low)} to {number(high)}; {number(predicted)} predicted"
         drawn.add_bar(
             orientation="h",
@@ -68,12 +79,21 @@ def _bars(executed: Executed, kind: str) -> go.Figure:
             name=label[name],
             showlegend=False,
             mode="markers",
-            marker={"symbol": "diamond", "size": 12, "color": "#FFFFFF", "line": {"color": "#1A2230", "width": 2}},
+            marker={
+                "symbol": "diamond",
+                "size": 12,
+                "color": "#FFFFFF",
+                "line": {"color": "#1A2230", "width": 2},
+            },
             hovertemplate=f"{said}<extra>{label[name]}</extra>",
         )
-        drawn.add_annotation(x=0, y=place - 0.22, xanchor="left", yanchor="bottom", text=style.short(label[name], 34))
+        drawn.add_annotation(
+            x=0, y=place - 0.22, xanchor="left", yanchor="bottom", text=style.short(label[name], 34)
+        )
         numbers = f"<b>{number(measured)}</b> · {_DIAMOND} {number(predicted)}"
-        drawn.add_annotation(x=1, xref="paper", y=place - 0.22, xanchor="right", yanchor="bottom", text=numbers)
+        drawn.add_annotation(
+            x=1, xref="paper", y=place - 0.22, xanchor="right", yanchor="bottom", text=numbers
+        )
         ends += [measured, predicted, high]
     drawn.update_yaxes(visible=False, range=[len(shown) - 0.6, -0.8])
     drawn.update_xaxes(range=[0, 1.04 * float(np.nanmax(ends))], nticks=6)

@@ -36,8 +36,12 @@ class Steps(Frozen):
 
 def _curves(executed: Executed, kind: str) -> go.Figure:
     label, line = style.labels(executed), style.lines(executed)
-    every_s = executed.steps[(executed.steps["kind"] == kind) & (executed.steps["source"] == "measured")]["duration_s"]
-    shortest_s, longest_s = (float(every_s.min()), float(every_s.max())) if len(every_s) else (0.0, 0.0)
+    every_s = executed.steps[
+        (executed.steps["kind"] == kind) & (executed.steps["source"] == "measured")
+    ]["duration_s"]
+    shortest_s, longest_s = (
+        (float(every_s.min()), float(every_s.max())) if len(every_s) else (0.0, 0.0)
+    )
     unit_s, unit = time_axis(longest_s)
     drawn = style.figure("Step (number)", f"Duration ({unit})", height=300)
     for name in executed.deployments:
@@ -63,9 +67,17 @@ def _curves(executed: Executed, kind: str) -> go.Figure:
     return drawn
 
 
-def _add_faults(drawn: go.Figure, executed: Executed, kind: str, unit_s: float, floor_s: float) -> None:
-    """Crosses on the steps in which shards were lost; at the foot for a step that only warmed up."""
-    faults = [fault for fault in executed.faults.to_dict("records") if kind_of_step(executed, int(fault["step"])) == kind]
+def _add_faults(
+    drawn: go.Figure, executed: Executed, kind: str, unit_s: float, floor_s: float
+) -> None:
+    """Crosses on the steps in which shards were lost; at the foot for a step that only warmed
+    up.
+    """
+    faults = [
+        fault
+        for fault in executed.faults.to_dict("records")
+        if kind_of_step(executed, int(fault["step"])) == kind
+    ]
     if not faults:
         return
     label = style.labels(executed)
@@ -75,7 +87,13 @@ def _add_faults(drawn: go.Figure, executed: Executed, kind: str, unit_s: float, 
         found = own.loc[own["number"] == int(fault["step"]), "duration_s"]
         heights.append((float(found.iloc[0]) if len(found) else floor_s) / unit_s)
         name = label.get(str(fault["deployment"]), "")
-        texts.append([html.escape(str(fault["what"]), quote=False), seconds(float(fault["recovery_s"])), name])
+        texts.append(
+            [
+                html.escape(str(fault["what"]), quote=False),
+                seconds(float(fault["recovery_s"])),
+                name,
+            ]
+        )
     drawn.add_scatter(
         x=[int(fault["step"]) for fault in faults],
         y=heights,

@@ -43,10 +43,14 @@ class Timeline(Frozen):
                 if own.empty:
                     continue
                 shown, extent = first_layers(own, MAX_BARS)
-                if all(shown[column].nunique() == own[column].nunique() for column in ("rank", "layer")):
+                if all(
+                    shown[column].nunique() == own[column].nunique() for column in ("rank", "layer")
+                ):
                     shown, extent = own, ""
                 cut = f", {extent}" if extent else ""
-                plots[f"{label[name]}: {KINDS[kind]}{cut}"] = _gantt(shown.assign(source=shown["phase"].map(phases)))
+                plots[f"{label[name]}: {KINDS[kind]}{cut}"] = _gantt(
+                    shown.assign(source=shown["phase"].map(phases))
+                )
         return plots
 
 
@@ -54,7 +58,11 @@ def _gantt(spans: pd.DataFrame) -> go.Figure:
     begin_s, end_s = window_s(spans)
     unit_s, unit = time_axis(end_s)
     ranks = sorted(int(rank) for rank in spans["rank"].unique())
-    place = {(rank, source): _PITCH * i + below for i, rank in enumerate(ranks) for below, source in enumerate(SOURCES)}
+    place = {
+        (rank, source): _PITCH * i + below
+        for i, rank in enumerate(ranks)
+        for below, source in enumerate(SOURCES)
+    }
     bar = 20 if len(ranks) <= 4 else 15
     drawn = style.figure(
         f"Time since the start of the step ({unit})",
@@ -62,7 +70,10 @@ def _gantt(spans: pd.DataFrame) -> go.Figure:
         height=64 + round(bar * _PITCH * max(len(ranks), 1)),
         barmode="overlay",
     )
-    at = [place[int(rank), str(source)] for rank, source in zip(spans["rank"], spans["source"], strict=True)]
+    at = [
+        place[int(rank), str(source)]
+        for rank, source in zip(spans["rank"], spans["source"], strict=True)
+    ]
     rows = spans.assign(at=at)
     for source in SOURCES:
         add_bars(drawn, rows[rows["source"] == source], "at", source, unit_s, thickness=0.88)

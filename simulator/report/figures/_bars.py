@@ -1,4 +1,6 @@
-"""Stacked bars, one a deployment, with the name above each bar so that long names leave the plot its width."""
+"""Stacked bars, one a deployment, with the name above each bar so that long names leave the plot
+its width.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def stacked(
         x: title of the horizontal axis.
         texts: what each part's label and hover say.
     """
-    drawn = style.figure(x, "", height=56 + BAR_PIXELS * len(names), barmode="stack", bargap=0.56, margin_l=12)
+    drawn = style.figure(
+        x, "", height=56 + BAR_PIXELS * len(names), barmode="stack", bargap=0.56, margin_l=12
+    )
     # Labels that do not fit their part are left to the hover, not shrunk.
     drawn.update_layout(uniformtext={"minsize": 11, "mode": "hide"})
     total = max(sum(part[i] for part in parts.values()) for i in range(len(names))) or 1.0
@@ -50,7 +54,9 @@ def stacked(
             hovertemplate=f"{part} %{{customdata[1]}}<extra>%{{customdata[0]}}</extra>",
         )
     for i, name in enumerate(names):
-        drawn.add_annotation(x=0, y=i - 0.24, xanchor="left", yanchor="bottom", text=style.short(label[name]))
+        drawn.add_annotation(
+            x=0, y=i - 0.24, xanchor="left", yanchor="bottom", text=style.short(label[name])
+        )
     drawn.update_yaxes(visible=False, range=[len(names) - 0.7, -0.75])
     drawn.update_xaxes(rangemode="tozero", range=[0, 1.01 * total], nticks=8)
     return drawn

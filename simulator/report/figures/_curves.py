@@ -1,4 +1,6 @@
-"""Curves: distributions over requests, and quantities over time, thinned here so that a long run does not bloat the page."""
+"""Curves: distributions over requests, and quantities over time, thinned here so that a long run
+does not bloat the page.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ Array = NDArray[np.float64]
 
 
 def quantiles(values: Array) -> tuple[Array, Array]:
-    """Points of the cumulative distribution: all of them where they are few, else evenly spaced ones with more at the tail.
+    """Points of the cumulative distribution: all of them where they are few, else evenly spaced
+    ones with more at the tail.
 
     >>> quantiles(np.array([2.0, 1.0]))
     (array([1., 1., 2.]), array([0. , 0.5, 1. ]))
@@ -32,7 +35,9 @@ def quantiles(values: Array) -> tuple[Array, Array]:
     return np.quantile(ordered, share), share
 
 
-def distribution(results: Results, values: Mapping[str, Array], what: str, target_s: float | None) -> go.Figure | None:
+def distribution(
+    results: Results, values: Mapping[str, Array], what: str, target_s: float | None
+) -> go.Figure | None:
     """The share of requests whose latency is at most ``x``, a curve a deployment.
 
     Args:
@@ -62,11 +67,19 @@ def distribution(results: Results, values: Mapping[str, Array], what: str, targe
     if target_s is not None:
         low, high = min(low, target_s), max(high, target_s)
     if low > 0 and high > 8 * low:
-        drawn.update_xaxes(type="log", range=[np.log10(low / unit_s) - 0.05, np.log10(high / unit_s) + 0.1])
-        drawn.update_xaxes(**_ticks(low / unit_s, high / unit_s) if high < 2000 * low else {"dtick": 1, "tickformat": ",~r"})
+        drawn.update_xaxes(
+            type="log", range=[np.log10(low / unit_s) - 0.05, np.log10(high / unit_s) + 0.1]
+        )
+        drawn.update_xaxes(
+            **_ticks(low / unit_s, high / unit_s)
+            if high < 2000 * low
+            else {"dtick": 1, "tickformat": ",~r"}
+        )
     else:
         pad = 0.05 * (high - low or high or 1.0)
-        drawn.update_xaxes(range=[max(low - pad, 0) / unit_s, (high + pad) / unit_s], tickformat=",~r", nticks=7)
+        drawn.update_xaxes(
+            range=[max(low - pad, 0) / unit_s, (high + pad) / unit_s], tickformat=",~r", nticks=7
+        )
     drawn.update_yaxes(range=[0, 1.02], tickformat=".0%")
     if target_s is not None:
         _target_line(drawn, target_s / unit_s, f"target {seconds(target_s)}")
@@ -74,9 +87,15 @@ def distribution(results: Results, values: Mapping[str, Array], what: str, targe
 
 
 def _ticks(low: float, high: float) -> dict[str, object]:
-    """Round ticks within the decades, few enough for a phone: Plotly's own leave the 2 and 5 as bare digits."""
+    """Round ticks within the decades, few enough for a phone: Plotly's own leave the 2 and 5 as
+    bare digits.
+    """
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
-    values = [step * 10.0**decade for decade in decades for step in ((1, 2, 5) if high < 30 * low else (1, 3))]
+    values = [
+        step * 10.0**decade
+        for decade in decades
+        for step in ((1, 2, 5) if high < 30 * low else (1, 3))
+    ]
     return {"tickvals": values, "ticktext": [f"{value:,.10g}" for value in values]}
 
 
@@ -84,22 +103,43 @@ def _target_line(drawn: go.Figure, x: float, text: str) -> None:
     left, right = drawn.layout.xaxis.range
     along = ((np.log10(x) if drawn.layout.xaxis.type == "log" else x) - left) / (right - left)
     side = "left" if along > 0.8 else "right" if along < 0.2 else "center"
-    drawn.add_shape(type="line", x0=x, x1=x, y0=0, y1=1, yref="paper", line={"color": style.MUTED, "dash": "dot", "width": 1.5})
-    # A shape takes a value on a logarithmic axis, an annotation its logarithm: a trace at the same place avoids the difference.
+    drawn.add_shape(
+        type="line",
+        x0=x,
+        x1=x,
+        y0=0,
+        y1=1,
+        yref="paper",
+        line={"color": style.MUTED, "dash": "dot", "width": 1.5},
+    )
+    # A shape takes a value on a logarithmic axis, an annotation its logarithm: a trace at the same
+    # place avoids the difference.
     drawn.add_scatter(
-        x=[x], y=[1.02], mode="text", text=[text], textposition=f"top {side}", hoverinfo="skip", showlegend=False, cliponaxis=False
+        x=[x],
+        y=[1.02],
+        mode="text",
+        text=[text],
+        textposition=f"top {side}",
+        hoverinfo="skip",
+        showlegend=False,
+        cliponaxis=False,
     )
     drawn.update_layout(margin_t=26)
 
 
 def over_time(
-    results: Results, y: str, in_bins: Callable[[pd.DataFrame, str, Array], Array], hover: str, height: int = 260
+    results: Results,
+    y: str,
+    in_bins: Callable[[pd.DataFrame, str, Array], Array],
+    hover: str,
+    height: int = 260,
 ) -> go.Figure | None:
     """A quantity over time, a curve a deployment that ends where the deployment does.
 
     Args:
         y: title of the vertical axis.
-        in_bins: of a deployment's steps, its name and the bins' edges: the mean of the quantity in each bin.
+        in_bins: of a deployment's steps, its name and the bins' edges: the mean of the quantity in
+            each bin.
         hover: Plotly's template for the value.
     """
     steps = results.steps
@@ -131,7 +171,8 @@ def over_time(
 
 
 def mean_in_bins(steps: pd.DataFrame, column: str, edges_s: Array) -> Array:
-    """Mean over time of a step's column in each bin, replicas added up; a replica between steps counts as zero.
+    """Mean over time of a step's column in each bin, replicas added up; a replica between steps
+    counts as zero.
 
     >>> steps = pd.DataFrame({"replica": [0, 0], "start_s": [0.0, 2.0], "duration_s": [1.0, 2.0], "waiting": [4, 6]})
     >>> mean_in_bins(steps, "waiting", np.array([0.0, 2.0, 4.0]))

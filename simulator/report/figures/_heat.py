@@ -13,7 +13,8 @@ from simulator.report import style
 from simulator.results.formats import TIMES
 
 MAX_FACTOR = 8.0
-"""Loads beyond this factor of the mean take the last colour: one scale for all heat maps makes them comparable."""
+"""Loads beyond this factor of the mean take the last colour: one scale for all heat maps makes them
+comparable."""
 
 
 def grid(table: pd.DataFrame, row: str, column: str, value: str) -> NDArray[np.float64]:
@@ -29,7 +30,8 @@ def grid(table: pd.DataFrame, row: str, column: str, value: str) -> NDArray[np.f
 
 
 def load_map(load: NDArray[np.float64], column: str, hover: str) -> go.Figure:
-    """Load over the layer's mean, a row a layer, on a logarithmic scale that is the same in every heat map.
+    """Load over the layer's mean, a row a layer, on a logarithmic scale that is the same in every
+    heat map.
 
     Args:
         column: what a column is, such as ``Expert``.
@@ -63,7 +65,9 @@ def integer_axes(drawn: go.Figure, rows: int, columns: int, **where: int) -> Non
 
 
 def _tick(size: int) -> int:
-    """The tick step that puts at most nine ticks on an axis: a power of two, as experts and ranks are counted."""
+    """The tick step that puts at most nine ticks on an axis: a power of two, as experts and ranks
+    are counted.
+    """
     step = 1
     while size > 9 * step:
         step *= 2

@@ -32,14 +32,24 @@ class Comparison(Frozen):
         plots = {}
         arrow = {"lower": " ↓", "higher": " ↑"}
         for name in formats.KEY_METRICS:
-            values = results.summary[name].to_numpy(float) if name in results.summary else np.array([])
+            values = (
+                results.summary[name].to_numpy(float) if name in results.summary else np.array([])
+            )
             if np.isfinite(values).any():
                 unit = f" ({formats.heading_unit(name)})" if formats.heading_unit(name) else ""
-                plots[METRICS[name].label + unit + arrow.get(METRICS[name].better, "")] = self._bars(results, name, values)
+                plots[METRICS[name].label + unit + arrow.get(METRICS[name].better, "")] = (
+                    self._bars(results, name, values)
+                )
         return plots
 
     def _bars(self, results: Results, name: str, values: np.ndarray) -> go.Figure:
-        drawn = style.figure("", "", height=24 + BAR_PIXELS * len(values), bargap=0.25, margin={"l": 0, "t": 4, "b": 8, "r": 0})
+        drawn = style.figure(
+            "",
+            "",
+            height=24 + BAR_PIXELS * len(values),
+            bargap=0.25,
+            margin={"l": 0, "t": 4, "b": 8, "r": 0},
+        )
         label, marker = style.labels(results), style.markers(results)
         largest = float(np.nanmax(values)) or 1.0
         for i, deployment in enumerate(results.deployments):

@@ -21,7 +21,9 @@ class Imbalance(Frozen):
     definition: ClassVar[str] = (
         "Token-expert pairs on the busiest rank over the mean rank, in one representative step; 1.0 is even."
     )
-    absent: ClassVar[str] = "No deployment in this run recorded its ranks (a dense model has no experts to spread)."
+    absent: ClassVar[str] = (
+        "No deployment in this run recorded its ranks (a dense model has no experts to spread)."
+    )
     order: ClassVar[int] = 41
     width: ClassVar[Literal["full", "half", "quarter"]] = "half"
 

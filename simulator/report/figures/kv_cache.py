@@ -27,7 +27,9 @@ class KvCache(Frozen):
         drawn = over_time(
             results,
             "KV blocks in use (share)",
-            lambda steps, _, edges_s: mean_in_bins(steps, "kv_used", edges_s) / max(steps["replica"].nunique(), 1),
+            lambda steps, _, edges_s: (
+                mean_in_bins(steps, "kv_used", edges_s) / max(steps["replica"].nunique(), 1)
+            ),
             "%{y:.1%} in use",
         )
         if drawn is not None:

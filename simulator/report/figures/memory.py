@@ -31,8 +31,18 @@ class Memory(Frozen):
         if not memory:
             return None
         keys = {"weights": "weights_bytes", "KV cache": "kv_bytes", "reserve": "reserve_bytes"}
-        sizes = {part: [float(table.get(key) or 0) for table in memory.values()] for part, key in keys.items()}
+        sizes = {
+            part: [float(table.get(key) or 0) for table in memory.values()]
+            for part, key in keys.items()
+        }
         unit_bytes, unit = bytes_axis(max(sum(part) for part in zip(*sizes.values(), strict=True)))
         parts = {part: [size / unit_bytes for size in values] for part, values in sizes.items()}
         texts = {part: [num_bytes(size) for size in values] for part, values in sizes.items()}
-        return stacked(results, list(memory), parts, style.MEMORY_COLOURS, f"Memory of one accelerator ({unit})", texts)
+        return stacked(
+            results,
+            list(memory),
+            parts,
+            style.MEMORY_COLOURS,
+            f"Memory of one accelerator ({unit})",
+            texts,
+        )

@@ -21,7 +21,9 @@ class RankLoad(Frozen):
     definition: ClassVar[str] = (
         "Token-expert pairs computed on each rank over the mean of its layer, in one representative step; every layer waits for its reddest rank."
     )
-    absent: ClassVar[str] = "No deployment in this run recorded its ranks (a dense model has no experts to spread)."
+    absent: ClassVar[str] = (
+        "No deployment in this run recorded its ranks (a dense model has no experts to spread)."
+    )
     order: ClassVar[int] = 42
     width: ClassVar[Literal["full", "half", "quarter"]] = "half"
 
@@ -31,7 +33,11 @@ class RankLoad(Frozen):
         for (name, phase), table in results.ranks.groupby(["deployment", "phase"], sort=False):
             pairs = grid(table, "layer", "rank", "num_pairs")
             counted = np.isfinite(pairs)
-            mean = np.where(counted, pairs, 0).sum(axis=1, keepdims=True) / np.maximum(counted.sum(axis=1, keepdims=True), 1)
+            mean = np.where(counted, pairs, 0).sum(axis=1, keepdims=True) / np.maximum(
+                counted.sum(axis=1, keepdims=True), 1
+            )
             with np.errstate(invalid="ignore"):
-                plots[f"{label[str(name)]}: {phase} step"] = load_map(pairs / mean, "Rank", "token-expert pairs")
+                plots[f"{label[str(name)]}: {phase} step"] = load_map(
+                    pairs / mean, "Rank", "token-expert pairs"
+                )
         return plots

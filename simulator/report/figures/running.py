@@ -25,5 +25,8 @@ class Running(Frozen):
 
     def draw(self, results: Results) -> go.Figure | None:
         return over_time(
-            results, "Running (requests)", lambda steps, _, edges_s: mean_in_bins(steps, "running", edges_s), "%{y:,.3~r} running"
+            results,
+            "Running (requests)",
+            lambda steps, _, edges_s: mean_in_bins(steps, "running", edges_s),
+            "%{y:,.3~r} running",
         )

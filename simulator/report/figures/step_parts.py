@@ -19,7 +19,9 @@ class StepParts(Frozen):
 
     title: ClassVar[str] = "One representative step"
     section: ClassVar[str] = "Where a step's time goes"
-    definition: ClassVar[str] = "Time of a representative decode step and prefill step by what a rank was doing, mean over ranks."
+    definition: ClassVar[str] = (
+        "Time of a representative decode step and prefill step by what a rank was doing, mean over ranks."
+    )
     absent: ClassVar[str] = "The run holds no timeline of single steps."
     order: ClassVar[int] = 71
     width: ClassVar[Literal["full", "half", "quarter"]] = "half"
@@ -27,7 +29,9 @@ class StepParts(Frozen):
     def draw(self, results: Results) -> dict[str, go.Figure]:
         plots = {}
         for phase, spans in results.spans.groupby("phase", sort=False):
-            total_s = spans.pivot_table(index="deployment", columns="name", values="duration_s", aggfunc="sum", sort=False)
+            total_s = spans.pivot_table(
+                index="deployment", columns="name", values="duration_s", aggfunc="sum", sort=False
+            )
             num_ranks = spans.groupby("deployment")["rank"].nunique()
             mean_s = total_s.div(num_ranks, axis=0).reindex(columns=list(STEP_PHASES)).fillna(0.0)
             names = [name for name in results.deployments if name in mean_s.index]
@@ -36,5 +40,7 @@ class StepParts(Frozen):
             parts = {name: (mean_s[name] / unit_s).to_list() for name in STEP_PHASES}
             texts = {name: [seconds(value) for value in mean_s[name]] for name in STEP_PHASES}
             title = f"{str(phase).capitalize()} step ({unit})"
-            plots[f"{str(phase).capitalize()} step"] = stacked(results, names, parts, style.PHASE_COLOURS, title, texts)
+            plots[f"{str(phase).capitalize()} step"] = stacked(
+                results, names, parts, style.PHASE_COLOURS, title, texts
+            )
         return plots

@@ -30,11 +30,29 @@ class StepShares(Frozen):
 
     def draw(self, results: Results) -> go.Figure | None:
         columns = [f"{phase}_share" for phase in STEP_PHASES]
-        shares = results.summary.set_index("deployment").reindex(columns=columns).dropna(how="all").fillna(0.0)
+        shares = (
+            results.summary.set_index("deployment")
+            .reindex(columns=columns)
+            .dropna(how="all")
+            .fillna(0.0)
+        )
         if shares.empty:
             return None
-        parts = {phase: shares[column].to_list() for phase, column in zip(STEP_PHASES, columns, strict=True)}
-        texts = {phase: [f"{number(float(np.round(100 * share, 1)))} %" for share in part] for phase, part in parts.items()}
-        drawn = stacked(results, [str(name) for name in shares.index], parts, style.PHASE_COLOURS, "Step time (share)", texts)
+        parts = {
+            phase: shares[column].to_list()
+            for phase, column in zip(STEP_PHASES, columns, strict=True)
+        }
+        texts = {
+            phase: [f"{number(float(np.round(100 * share, 1)))} %" for share in part]
+            for phase, part in parts.items()
+        }
+        drawn = stacked(
+            results,
+            [str(name) for name in shares.index],
+            parts,
+            style.PHASE_COLOURS,
+            "Step time (share)",
+            texts,
+        )
         drawn.update_xaxes(tickformat=".0%")
         return drawn

@@ -27,11 +27,17 @@ class Throughput(Frozen):
     width: ClassVar[Literal["full", "half", "quarter"]] = "half"
 
     def draw(self, results: Results) -> go.Figure | None:
-        def in_bins(steps: pd.DataFrame, name: str, edges_s: NDArray[np.float64]) -> NDArray[np.float64]:
+        def in_bins(
+            steps: pd.DataFrame, name: str, edges_s: NDArray[np.float64]
+        ) -> NDArray[np.float64]:
             requests = results.requests[results.requests["deployment"] == name]
             decoded = events_in_bins(
-                (steps["start_s"] + steps["duration_s"]).to_numpy(), steps["decode_tokens"].to_numpy(), edges_s
+                (steps["start_s"] + steps["duration_s"]).to_numpy(),
+                steps["decode_tokens"].to_numpy(),
+                edges_s,
             )
-            return decoded + events_in_bins(requests["first_token_s"].to_numpy(), np.ones(len(requests)), edges_s)
+            return decoded + events_in_bins(
+                requests["first_token_s"].to_numpy(), np.ones(len(requests)), edges_s
+            )
 
         return over_time(results, "Output throughput (token/s)", in_bins, "%{y:,.4~r} token/s")

@@ -15,7 +15,9 @@ from simulator.results.formats import time_axis
 
 
 class Timeline(Frozen):
-    """Bars in time, a row a rank, a plot a deployment: the first layers of the representative decode step."""
+    """Bars in time, a row a rank, a plot a deployment: the first layers of the representative
+    decode step.
+    """
 
     title: ClassVar[str] = "Timeline of a decode step"
     section: ClassVar[str] = "One step, rank by rank"

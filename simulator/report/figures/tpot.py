@@ -19,16 +19,25 @@ class Tpot(Frozen):
 
     title: ClassVar[str] = "Time per output token"
     section: ClassVar[str] = "Latency"
-    definition: ClassVar[str] = "Share of requests whose time per output token, (E2E - TTFT) / (output tokens - 1), is at most x."
-    absent: ClassVar[str] = "No request has two output tokens, so time per output token is undefined."
+    definition: ClassVar[str] = (
+        "Share of requests whose time per output token, (E2E - TTFT) / (output tokens - 1), is at most x."
+    )
+    absent: ClassVar[str] = (
+        "No request has two output tokens, so time per output token is undefined."
+    )
     order: ClassVar[int] = 21
     width: ClassVar[Literal["full", "half", "quarter"]] = "half"
 
     def draw(self, results: Results) -> go.Figure | None:
-        values = {str(name): self._values(group) for name, group in results.requests.groupby("deployment", sort=False)}
+        values = {
+            str(name): self._values(group)
+            for name, group in results.requests.groupby("deployment", sort=False)
+        }
         return distribution(results, values, "TPOT", (results.run.get("slo") or {}).get("tpot_s"))
 
     @staticmethod
     def _values(requests: pd.DataFrame) -> NDArray[np.float64]:
         several = requests[requests["num_output"] > 1]
-        return ((several["finish_s"] - several["first_token_s"]) / (several["num_output"] - 1)).to_numpy(float)
+        return (
+            (several["finish_s"] - several["first_token_s"]) / (several["num_output"] - 1)
+        ).to_numpy(float)

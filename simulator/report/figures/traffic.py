@@ -43,10 +43,18 @@ class Traffic(Frozen):
 def _pair(table: pd.DataFrame) -> go.Figure:
     num_ranks = int(table[["source", "destination"]].to_numpy().max()) + 1
     group = -(-num_ranks // MAX_CELLS)
-    matrices = {str(direction): _matrix(part, num_ranks, group) for direction, part in table.groupby("direction", sort=False)}
+    matrices = {
+        str(direction): _matrix(part, num_ranks, group)
+        for direction, part in table.groupby("direction", sort=False)
+    }
     largest = max(float(np.nanmax(matrix, initial=0)) for matrix in matrices.values())
     unit_bytes, unit = bytes_axis(largest)
-    drawn = make_subplots(cols=len(matrices), subplot_titles=list(matrices), shared_yaxes=True, horizontal_spacing=0.06)
+    drawn = make_subplots(
+        cols=len(matrices),
+        subplot_titles=list(matrices),
+        shared_yaxes=True,
+        horizontal_spacing=0.06,
+    )
     what = "rank" if group == 1 else f"group of {group} ranks"
     for column, (direction, matrix) in enumerate(matrices.items(), start=1):
         drawn.add_heatmap(
@@ -57,19 +65,31 @@ def _pair(table: pd.DataFrame) -> go.Figure:
             col=column,
         )
         integer_axes(drawn, *matrix.shape, row=1, col=column)
-        drawn.update_xaxes(title_text="To rank (index)" if group == 1 else f"To ranks (groups of {group})", row=1, col=column)
-        drawn.update_xaxes(constrain="domain", matches="x" if column > 1 else None, row=1, col=column)
+        drawn.update_xaxes(
+            title_text="To rank (index)" if group == 1 else f"To ranks (groups of {group})",
+            row=1,
+            col=column,
+        )
+        drawn.update_xaxes(
+            constrain="domain", matches="x" if column > 1 else None, row=1, col=column
+        )
     # Squares, so that a row and a column weigh the same.
     drawn.update_yaxes(constrain="domain", constraintoward="top")
     drawn.update_yaxes(scaleanchor="x", row=1, col=1)
-    drawn.update_yaxes(title_text="From rank (index)" if group == 1 else f"From ranks (groups of {group})", row=1, col=1)
+    drawn.update_yaxes(
+        title_text="From rank (index)" if group == 1 else f"From ranks (groups of {group})",
+        row=1,
+        col=1,
+    )
     scale = {
         "colorscale": style.AMOUNT_COLOURS,
         "cmin": 0,
         "cmax": (largest or 1.0) / unit_bytes,
         "colorbar": {"title": {"text": unit}},
     }
-    drawn.update_layout(height=310, meta={"width_factor": 0.5, "plus": 30}, margin_t=30, coloraxis=scale)
+    drawn.update_layout(
+        height=310, meta={"width_factor": 0.5, "plus": 30}, margin_t=30, coloraxis=scale
+    )
     drawn.update_annotations(font_size=12)
     return drawn
 

@@ -27,7 +27,10 @@ class Ttft(Frozen):
     width: ClassVar[Literal["full", "half", "quarter"]] = "half"
 
     def draw(self, results: Results) -> go.Figure | None:
-        values = {str(name): self._values(group) for name, group in results.requests.groupby("deployment", sort=False)}
+        values = {
+            str(name): self._values(group)
+            for name, group in results.requests.groupby("deployment", sort=False)
+        }
         return distribution(results, values, "TTFT", (results.run.get("slo") or {}).get("ttft_s"))
 
     @staticmethod

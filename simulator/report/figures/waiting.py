@@ -25,5 +25,8 @@ class Waiting(Frozen):
 
     def draw(self, results: Results) -> go.Figure | None:
         return over_time(
-            results, "Waiting (requests)", lambda steps, _, edges_s: mean_in_bins(steps, "waiting", edges_s), "%{y:,.3~r} waiting"
+            results,
+            "Waiting (requests)",
+            lambda steps, _, edges_s: mean_in_bins(steps, "waiting", edges_s),
+            "%{y:,.3~r} waiting",
         )

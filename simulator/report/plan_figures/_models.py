@@ -1,4 +1,6 @@
-"""How models look: a colour each on the whole page, and a line and a mark for what they are (MoE, dense, pruned)."""
+"""How models look: a colour each on the whole page, and a line and a mark for what they are (MoE,
+dense, pruned).
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ def colours(answer: dict[str, Any]) -> dict[str, str]:
     """The colour of each model, in the order of the question."""
     names = [str(model["name"]) for model in answer.get("models", [])]
     names += [str(row["model"]) for key in ("candidates", "pareto") for row in answer.get(key, [])]
-    return {name: style.DEPLOYMENT_COLOURS[n % len(style.DEPLOYMENT_COLOURS)] for n, name in enumerate(dict.fromkeys(names))}
+    return {
+        name: style.DEPLOYMENT_COLOURS[n % len(style.DEPLOYMENT_COLOURS)]
+        for n, name in enumerate(dict.fromkeys(names))
+    }
 
 
 def colour_of(answer: dict[str, Any], row: dict[str, Any]) -> str:
@@ -30,7 +35,9 @@ def colour_of(answer: dict[str, Any], row: dict[str, Any]) -> str:
 
 
 def is_striped(row: dict[str, Any]) -> bool:
-    """Whether a row's bars and patches are striped: those of dense models are, on the whole page."""
+    """Whether a row's bars and patches are striped: those of dense models are, on the whole
+    page.
+    """
     return kind_of(row) == "dense"
 
 
@@ -48,9 +55,13 @@ def by_label(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 
 def model_of(answer: dict[str, Any], deployment: str) -> dict[str, Any] | None:
-    """Model, and what it is, of a deployment that is known by its text; None where no model of the answer begins it."""
+    """Model, and what it is, of a deployment that is known by its text; None where no model of the
+    answer begins it.
+    """
     rows = [*answer.get("candidates", []), *answer.get("pareto", [])]
-    rows += [{"model": model["name"], "is_moe": model["is_moe"]} for model in answer.get("models", [])]
+    rows += [
+        {"model": model["name"], "is_moe": model["is_moe"]} for model in answer.get("models", [])
+    ]
     named = [row for row in rows if deployment.startswith(f"{row['model']} ")]
     # The longest name, so that a name within a name is not taken instead.
     return max(named, key=lambda row: len(row["model"]), default=None)

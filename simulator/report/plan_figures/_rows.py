@@ -1,4 +1,6 @@
-"""Bars that lie one below the other, each under its label: labels of any length fit, on a phone too."""
+"""Bars that lie one below the other, each under its label: labels of any length fit, on a phone
+too.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +87,9 @@ def centres(rows: Sequence[Row]) -> list[float]:
 
 
 def _layout(rows: Sequence[Row]) -> tuple[list[float], float]:
-    """Centres of the bars from the top, each below the lines of its label, and the end of them all; in pixels."""
+    """Centres of the bars from the top, each below the lines of its label, and the end of them all;
+    in pixels.
+    """
     found, end = [], 0.0
     for row in rows:
         end += _GAP / 2 + _LINE * (_label(row).count("<br>") + 1) + _BAR
@@ -95,7 +99,11 @@ def _layout(rows: Sequence[Row]) -> tuple[list[float], float]:
 
 
 def _add_whiskers(drawn: go.Figure, rows: Sequence[Row]) -> None:
-    banded = [(place, row) for place, row in zip(centres(rows), rows, strict=True) if row.band and row.band.low < row.band.high]
+    banded = [
+        (place, row)
+        for place, row in zip(centres(rows), rows, strict=True)
+        if row.band and row.band.low < row.band.high
+    ]
     if not banded:
         return
     ends = [_digits(row.end) for _, row in banded]
@@ -106,7 +114,10 @@ def _add_whiskers(drawn: go.Figure, rows: Sequence[Row]) -> None:
             y=[place for place, _ in banded],
             mode="markers",
             marker={"color": colour, "size": size},
-            error_x={**whiskers(ends, [row.band for _, row in banded], colour), "thickness": thickness},
+            error_x={
+                **whiskers(ends, [row.band for _, row in banded], colour),
+                "thickness": thickness,
+            },
             showlegend=False,
             hoverinfo="skip",
         )
@@ -114,14 +125,38 @@ def _add_whiskers(drawn: go.Figure, rows: Sequence[Row]) -> None:
 
 def reach(rows: Sequence[Row]) -> float:
     """Where the longest bar ends, or its whisker."""
-    return max(max(row.end, row.band.high if row.band and math.isfinite(row.band.high) else row.end) for row in rows)
+    return max(
+        max(row.end, row.band.high if row.band and math.isfinite(row.band.high) else row.end)
+        for row in rows
+    )
 
 
 def ratio_axis(low: float, high: float) -> dict[str, Any]:
     """A logarithmic axis of ratios with ticks far enough apart for a phone."""
     span = math.log(high / low)
     ticks: list[float] = []
-    for tick in (1, 2, 0.5, 4, 0.25, 10, 0.1, 3, 0.7, 1.5, 0.8, 1.25, 6, 20, 50, 0.05, 0.02, 100, 0.9, 1.1):
+    for tick in (
+        1,
+        2,
+        0.5,
+        4,
+        0.25,
+        10,
+        0.1,
+        3,
+        0.7,
+        1.5,
+        0.8,
+        1.25,
+        6,
+        20,
+        50,
+        0.05,
+        0.02,
+        100,
+        0.9,
+        1.1,
+    ):
         apart = all(abs(math.log(tick / other)) >= 0.13 * span for other in ticks)
         if low <= tick <= high and apart:
             ticks.append(tick)
@@ -141,7 +176,9 @@ def _label(row: Row) -> str:
     fits_behind, fits_below = behind + len(row.said) <= _WIDTH, len(row.said) <= _WIDTH
     if not fits_behind and fits_below:
         behind = 0
-    first, *more = textwrap.wrap(f"{'.' * behind} {row.said}" if behind else row.said, _WIDTH + 1, break_on_hyphens=False) or [""]
+    first, *more = textwrap.wrap(
+        f"{'.' * behind} {row.said}" if behind else row.said, _WIDTH + 1, break_on_hyphens=False
+    ) or [""]
     rest = [html.escape(part, quote=False) for part in (first[behind:].lstrip(), *more)]
     if behind:
         lines[-1] += f"  {rest.pop(0)}"

@@ -35,7 +35,11 @@ class CostLatency(Wide):
         points = [_timed(point) for point in answer.get("pareto", []) if point.get(_COST, 0) > 0]
         if not points:
             return None
-        limits = [1000 * limit for name, limit in answer.get("targets", {}).items() if name.startswith("tpot_s.")]
+        limits = [
+            1000 * limit
+            for name, limit in answer.get("targets", {}).items()
+            if name.startswith("tpot_s.")
+        ]
         kept = _points.simulated(points)
         for own in by_label(_points.closed_form(points)).values():
             kept += _cheapest(own)
@@ -46,7 +50,11 @@ class CostLatency(Wide):
             "yaxis": _points.log_axis(costs, most=min(costs) * _REACH),
         }
         drawn = style.figure(
-            "Time per output token (ms)", f"Cost of a million output tokens ({currency})", 416, **axes, **_points.ZOOMED
+            "Time per output token (ms)",
+            f"Cost of a million output tokens ({currency})",
+            416,
+            **axes,
+            **_points.ZOOMED,
         )
         _points.add(drawn, answer, kept, _SPEED, _COST)
         for limit in limits:
@@ -58,7 +66,12 @@ def _timed(point: dict[str, Any]) -> dict[str, Any]:
     """A point with its time per output token, and the band of it."""
     found = band(point, "tokens_per_s_user")
     low, high = found.mapped(_milliseconds) if found else (None, None)
-    return {**point, _SPEED: _milliseconds(point["tokens_per_s_user"]), f"{_SPEED}_low": low, f"{_SPEED}_high": high}
+    return {
+        **point,
+        _SPEED: _milliseconds(point["tokens_per_s_user"]),
+        f"{_SPEED}_low": low,
+        f"{_SPEED}_high": high,
+    }
 
 
 def _milliseconds(tokens_per_s: float) -> float:

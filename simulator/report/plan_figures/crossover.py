@@ -1,4 +1,6 @@
-"""Where a mixture of experts beats a dense model: heat maps over load or speed and sequence length, with choices for the rest."""
+"""Where a mixture of experts beats a dense model: heat maps over load or speed and sequence length,
+with choices for the rest.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,15 @@ _REACH = 2.0
 """Doublings either way that the colours tell apart."""
 _ROW_PIXELS = 44
 _INK = "#1A2230"
-_COLOURS = [[0.0, "#CFA75B"], [0.25, "#E8D5AC"], [0.5, "#F2F2F0"], [0.75, "#CFC7EA"], [1.0, "#A493D8"]]
-"""Light enough for dark text, in both themes; safe for red-green deficiency; none is a model's of the first five."""
+_COLOURS = [
+    [0.0, "#CFA75B"],
+    [0.25, "#E8D5AC"],
+    [0.5, "#F2F2F0"],
+    [0.75, "#CFC7EA"],
+    [1.0, "#A493D8"],
+]
+"""Light enough for dark text, in both themes; safe for red-green deficiency; none is a model's of
+the first five."""
 _TERMS = {
     "weight streaming": "weights",
     "KV reading": "KV read",
@@ -58,7 +67,9 @@ def _splits(row: Row) -> str:
     return "best" if not row.get("gpus") else f"TP {row['gpus']}"
 
 
-_PAIR: dict[str, Callable[[Row], str]] = {"Models": lambda row: f"{row['moe']} against {row['dense']}"}
+_PAIR: dict[str, Callable[[Row], str]] = {
+    "Models": lambda row: f"{row['moe']} against {row['dense']}"
+}
 _READINGS = (
     _Reading(
         "cells",
@@ -66,7 +77,11 @@ _READINGS = (
         "Sequences decoding on each GPU",
         lambda row: number(row["batch_per_gpu"]),
         lambda row: row["batch_per_gpu"],
-        {**_PAIR, "Experts": lambda row: f"EP {row['ep']}" if row["ep"] > 1 else "no EP", "Network": _network},
+        {
+            **_PAIR,
+            "Experts": lambda row: f"EP {row['ep']}" if row["ep"] > 1 else "no EP",
+            "Network": _network,
+        },
     ),
     _Reading(
         "at_same_time",
@@ -102,14 +117,27 @@ class Crossover(Wide):
 
     def draw(self, answer: dict[str, Any]) -> dict[str, go.Figure]:
         found = answer.get("crossover") or {}
-        return {reading.heading: _plot(reading, found[reading.rows]) for reading in _READINGS if found.get(reading.rows)}
+        return {
+            reading.heading: _plot(reading, found[reading.rows])
+            for reading in _READINGS
+            if found.get(reading.rows)
+        }
 
 
 def _plot(reading: _Reading, rows: Sequence[Row]) -> go.Figure:
     columns = list(dict.fromkeys(reading.column(row) for row in sorted(rows, key=reading.order)))
-    lengths = list(dict.fromkeys(_lengths(row) for row in sorted(rows, key=lambda row: (row["input"], row["output"]))))
-    drawn = style.figure(reading.axis, "Prompt/answer (tokens)", height=96 + _ROW_PIXELS * len(lengths))
-    values = {name: list(dict.fromkeys(text(row) for row in rows)) for name, text in reading.choices.items()}
+    lengths = list(
+        dict.fromkeys(
+            _lengths(row) for row in sorted(rows, key=lambda row: (row["input"], row["output"]))
+        )
+    )
+    drawn = style.figure(
+        reading.axis, "Prompt/answer (tokens)", height=96 + _ROW_PIXELS * len(lengths)
+    )
+    values = {
+        name: list(dict.fromkeys(text(row) for row in rows))
+        for name, text in reading.choices.items()
+    }
     first = {name: _usual(name, options) for name, options in values.items()}
     by_choice: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
@@ -124,7 +152,10 @@ def _plot(reading: _Reading, rows: Sequence[Row]) -> go.Figure:
             y=lengths,
             z=[[_colour(row) for row in line] for line in grid],
             text=[[_cell(row) for row in line] for line in grid],
-            customdata=[[_said(row, length) for row in line] for line, length in zip(grid, lengths, strict=True)],
+            customdata=[
+                [_said(row, length) for row in line]
+                for line, length in zip(grid, lengths, strict=True)
+            ],
             texttemplate="%{text}",
             textfont={"size": 11, "color": _INK},
             hovertemplate="%{customdata}<extra></extra>",
@@ -149,7 +180,11 @@ def _plot(reading: _Reading, rows: Sequence[Row]) -> go.Figure:
     drawn.update_xaxes(type="category", showgrid=False, fixedrange=True)
     drawn.update_yaxes(type="category", showgrid=False, autorange="reversed", fixedrange=True)
     # The page draws a list for each choice that is one.
-    choices = [{"name": name, "values": options, "first": first[name]} for name, options in values.items() if len(options) > 1]
+    choices = [
+        {"name": name, "values": options, "first": first[name]}
+        for name, options in values.items()
+        if len(options) > 1
+    ]
     drawn.update_layout(meta={"choices": choices, "toolbar": False})
     return drawn
 
@@ -180,7 +215,11 @@ def _cell(row: Row | None) -> str:
     if row is None:
         return ""
     if row["ratio"] is None:
-        return "" if row["winner"] is None else f"only<br>{'MoE' if row['winner'] == row['moe'] else 'dense'}"
+        return (
+            ""
+            if row["winner"] is None
+            else f"only<br>{'MoE' if row['winner'] == row['moe'] else 'dense'}"
+        )
     term = str(row["deciding_term"] or "")
     said = f"<b>{_ratio(row['ratio'])}</b>" if _is_clear(row) else f"{_ratio(row['ratio'])} ?"
     return f"{said}{f'<br>{_TERMS.get(term, term)}' if term else ''}"

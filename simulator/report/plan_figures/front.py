@@ -13,7 +13,8 @@ from simulator.report.gallery import Width
 from simulator.report.plan_figures import _points
 
 _REACH = 100.0
-"""A GPU that makes less than its share of the best one's tokens serves one user alone, which nobody plans for."""
+"""A GPU that makes less than its share of the best one's tokens serves one user alone, which nobody
+plans for."""
 
 
 class Front(Frozen):
@@ -43,7 +44,19 @@ class Front(Frozen):
         clusters = list(dict.fromkeys(point["cluster"] for point in points))
         plots = {}
         for cluster in clusters:
-            drawn = style.figure("What a user sees (tokens/s)", "What a GPU makes (tokens/s)", 396, **axes, **_points.ZOOMED)
-            _points.add(drawn, answer, [p for p in points if p["cluster"] == cluster], "tokens_per_s_user", "tokens_per_s_gpu")
+            drawn = style.figure(
+                "What a user sees (tokens/s)",
+                "What a GPU makes (tokens/s)",
+                396,
+                **axes,
+                **_points.ZOOMED,
+            )
+            _points.add(
+                drawn,
+                answer,
+                [p for p in points if p["cluster"] == cluster],
+                "tokens_per_s_user",
+                "tokens_per_s_gpu",
+            )
             plots[html.escape(cluster) if len(clusters) > 1 else ""] = drawn
         return plots

@@ -30,7 +30,9 @@ class Losses(Wide):
 
     def draw(self, answer: dict[str, Any]) -> go.Figure | None:
         rows = answer.get("losses") or []
-        key = next((key for key in _AXES if rows and all(_is_number(row.get(key)) for row in rows)), None)
+        key = next(
+            (key for key in _AXES if rows and all(_is_number(row.get(key)) for row in rows)), None
+        )
         if key is None:
             return None
         best = answer.get("recommended")
@@ -72,7 +74,11 @@ def _lost(row: dict[str, Any]) -> str:
 def _short(row: dict[str, Any], key: str) -> str:
     if row.get("text"):
         return str(row["text"])
-    made = f"{number(row[key])} requests/s" if key == "goodput_per_s" else f"{percent(row[key])} of the limit"
+    made = (
+        f"{number(row[key])} requests/s"
+        if key == "goodput_per_s"
+        else f"{percent(row[key])} of the limit"
+    )
     return f"{made}, {'every target met' if row.get('met') else 'a target missed'}"
 
 
@@ -89,5 +95,7 @@ def _said(row: dict[str, Any]) -> str:
         if _is_number(row.get(key)):
             text = number if key == "goodput_per_s" else percent
             cases = between(band(row, key), text)
-            said.append(form.format(text(row[key])) + (f"; 80 % of cases: {cases}" if cases else ""))
+            said.append(
+                form.format(text(row[key])) + (f"; 80 % of cases: {cases}" if cases else "")
+            )
     return hover(_lost(row), *said)

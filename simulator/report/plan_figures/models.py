@@ -27,7 +27,10 @@ class Models(Wide):
     order: ClassVar[int] = 10
 
     def draw(self, answer: dict[str, Any]) -> go.Figure | None:
-        rows = sorted(answer.get("best_of_each_model", {}).values(), key=lambda row: (row["cost_per_hour"], row["gpus"]))
+        rows = sorted(
+            answer.get("best_of_each_model", {}).values(),
+            key=lambda row: (row["cost_per_hour"], row["gpus"]),
+        )
         if len(rows) < 2:
             return None
         currency = answer.get("currency", "USD")
@@ -44,7 +47,11 @@ class Models(Wide):
                     title=html.unescape(label_of(row)),
                     said=f"{said}{against}",
                     end=row[key],
-                    hover=hover(row["deployment"], f"{said}{against}", f"80 % of cases: {cases}" if cases else ""),
+                    hover=hover(
+                        row["deployment"],
+                        f"{said}{against}",
+                        f"80 % of cases: {cases}" if cases else "",
+                    ),
                     colour=colour_of(answer, row),
                     is_striped=is_striped(row),
                     band=found,

@@ -1,4 +1,6 @@
-"""MoE against dense over the traffic: which kind is cheaper, by how much, and where that changes."""
+"""MoE against dense over the traffic: which kind is cheaper, by how much, and where that
+changes.
+"""
 
 from __future__ import annotations
 
@@ -30,16 +32,37 @@ class Rates(Wide):
 
     def draw(self, answer: dict[str, Any]) -> go.Figure | None:
         found = (answer.get("moe_vs_dense") or {}).get("rates") or []
-        rows = sorted((row for row in found if row.get("cost_ratio")), key=lambda row: row["requests_per_s"])
+        rows = sorted(
+            (row for row in found if row.get("cost_ratio")), key=lambda row: row["requests_per_s"]
+        )
         if len(rows) < 2:
             return None
-        rates, ratios = [_digits(row["requests_per_s"]) for row in rows], [_digits(row["cost_ratio"]) for row in rows]
+        rates, ratios = (
+            [_digits(row["requests_per_s"]) for row in rows],
+            [_digits(row["cost_ratio"]) for row in rows],
+        )
         bands = [band(row, "cost_ratio") for row in rows]
-        ends = [1.0, *ratios, *(end for found in bands if found for end in found if 0 < end < math.inf)]
+        ends = [
+            1.0,
+            *ratios,
+            *(end for found in bands if found for end in found if 0 < end < math.inf),
+        ]
         axis = {**_rows.ratio_axis(min(ends) / 1.3, max(ends) * 1.3), "fixedrange": True}
         low, high = rates[0] / 1.2, rates[-1] * 1.2
-        across = {"type": "log", "range": [math.log10(low), math.log10(high)], **log_ticks(low, high), "fixedrange": True}
-        drawn = style.figure("Traffic (requests/s)", "Cost, MoE over dense", 280, xaxis=across, yaxis=axis, meta={"toolbar": False})
+        across = {
+            "type": "log",
+            "range": [math.log10(low), math.log10(high)],
+            **log_ticks(low, high),
+            "fixedrange": True,
+        }
+        drawn = style.figure(
+            "Traffic (requests/s)",
+            "Cost, MoE over dense",
+            280,
+            xaxis=across,
+            yaxis=axis,
+            meta={"toolbar": False},
+        )
         drawn.add_scatter(
             x=rates,
             y=ratios,
@@ -76,5 +99,14 @@ def _said(row: dict[str, Any], answer: dict[str, Any]) -> str:
     ]
     cases = between(band(row, "cost_ratio"), times)
     ratio = f"MoE costs {times(row['cost_ratio'])} what dense does"
-    head = f"{number(row['requests_per_s'])} requests/s, {times(row['rate'])} the planned traffic" if row.get("rate") else ""
-    return hover(head or f"{number(row['requests_per_s'])} requests/s", ratio, *costs, f"80 % of cases: {cases}" if cases else "")
+    head = (
+        f"{number(row['requests_per_s'])} requests/s, {times(row['rate'])} the planned traffic"
+        if row.get("rate")
+        else ""
+    )
+    return hover(
+        head or f"{number(row['requests_per_s'])} requests/s",
+        ratio,
+        *costs,
+        f"80 % of cases: {cases}" if cases else "",
+    )

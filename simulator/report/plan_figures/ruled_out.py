@@ -27,7 +27,10 @@ class RuledOut(Wide):
     order: ClassVar[int] = 60
 
     def draw(self, answer: dict[str, Any]) -> go.Figure | None:
-        found = sorted((row for row in answer.get("ruled_out", []) if row["count"]), key=lambda row: -row["count"])[:_MOST]
+        found = sorted(
+            (row for row in answer.get("ruled_out", []) if row["count"]),
+            key=lambda row: -row["count"],
+        )[:_MOST]
         if not found:
             return None
         high = max(10.0, 1.3 * found[0]["count"])
@@ -41,4 +44,11 @@ class RuledOut(Wide):
             for row in found
         ]
         span = {"range": [math.log10(_LEAST), math.log10(high)]}
-        return _rows.plot(bars, "Candidates", start=_LEAST, type="log", **span, **log_ticks(_LEAST, max(high, 300.0)))
+        return _rows.plot(
+            bars,
+            "Candidates",
+            start=_LEAST,
+            type="log",
+            **span,
+            **log_ticks(_LEAST, max(high, 300.0)),
+        )

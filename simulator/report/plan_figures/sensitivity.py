@@ -28,10 +28,19 @@ class Sensitivity(Wide):
     order: ClassVar[int] = 40
 
     def draw(self, answer: dict[str, Any]) -> go.Figure | None:
-        rows = [row for row in answer.get("sensitivity") or [] if row.get("cost_ratio") or not row.get("deployment")]
+        rows = [
+            row
+            for row in answer.get("sensitivity") or []
+            if row.get("cost_ratio") or not row.get("deployment")
+        ]
         if not any(row.get("cost_ratio") for row in rows):
             return None
-        rows = sorted(rows, key=lambda row: -abs(math.log(row["cost_ratio"])) if row.get("cost_ratio") else -math.inf)
+        rows = sorted(
+            rows,
+            key=lambda row: (
+                -abs(math.log(row["cost_ratio"])) if row.get("cost_ratio") else -math.inf
+            ),
+        )
         bars = [_bar(answer, row) for row in rows]
         ends = [end for bar in bars for end in (bar.end, *(bar.band or ())) if 0 < end < math.inf]
         reach = max([1.5, *ends, *(1 / end for end in ends)]) * 1.1
@@ -39,7 +48,11 @@ class Sensitivity(Wide):
         drawn = _rows.plot(bars, "Cost over today's", start=1.0, **_rows.ratio_axis(low, high))
         # A change that costs nothing has a mark too.
         places = _rows.centres(bars)
-        won = [(place, bar, row) for place, bar, row in zip(places, bars, rows, strict=True) if row.get("cost_ratio")]
+        won = [
+            (place, bar, row)
+            for place, bar, row in zip(places, bars, rows, strict=True)
+            if row.get("cost_ratio")
+        ]
         drawn.add_scatter(
             x=[float(f"{bar.end:.4g}") for _, bar, _ in won],
             y=[place for place, _, _ in won],
@@ -60,7 +73,11 @@ class Sensitivity(Wide):
 def _bar(answer: dict[str, Any], row: dict[str, Any]) -> _rows.Row:
     ratio, cost = row.get("cost_ratio"), row.get("cost_per_hour")
     best = model_of(answer, str(row.get("deployment") or "")) if ratio else None
-    said = "no deployment within the limits" if not ratio else times(ratio) + (", another choice" if row.get("flips") else "")
+    said = (
+        "no deployment within the limits"
+        if not ratio
+        else times(ratio) + (", another choice" if row.get("flips") else "")
+    )
     found = band(row, "cost_ratio")
     cases = between(found, times)
     lines = [

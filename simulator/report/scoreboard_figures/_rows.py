@@ -10,7 +10,11 @@ from simulator.report import style
 from simulator.results.scores import Scoreboard, is_answered, title_of
 
 STATUS_COLOURS = {"ok": "#228833", "extrapolated": "#EE7733", "unsupported": "#A5ACB5"}
-STATUS_NAMES = {"ok": "inside the measured domain", "extrapolated": "extrapolated", "unsupported": "not answered"}
+STATUS_NAMES = {
+    "ok": "inside the measured domain",
+    "extrapolated": "extrapolated",
+    "unsupported": "not answered",
+}
 
 
 def parts(board: Scoreboard) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -28,7 +32,11 @@ def lines(board: Scoreboard) -> dict[str, dict[str, object]]:
     """The line of each suite's quantity: its colour, and a dash beyond the eighth."""
     colours = style.DEPLOYMENT_COLOURS
     return {
-        title: {"color": colours[i % len(colours)], "dash": style.DASHES[(i // len(colours)) % len(style.DASHES)], "width": 2}
+        title: {
+            "color": colours[i % len(colours)],
+            "dash": style.DASHES[(i // len(colours)) % len(style.DASHES)],
+            "width": 2,
+        }
         for i, (title, _) in enumerate(parts(board))
     }
 

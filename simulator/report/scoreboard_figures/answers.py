@@ -26,7 +26,9 @@ class AnswersFigure(Frozen):
     width: ClassVar[Literal["full", "half", "quarter"]] = "half"
 
     def draw(self, board: Scoreboard) -> dict[str, go.Figure]:
-        shares = {title: status_of(rows).value_counts(normalize=True) for title, rows in parts(board)}
+        shares = {
+            title: status_of(rows).value_counts(normalize=True) for title, rows in parts(board)
+        }
         if not shares:
             return {}
         drawn = style.figure(

@@ -32,19 +32,29 @@ class Bias(Frozen):
     def draw(self, board: Scoreboard) -> dict[str, go.Figure]:
         line = lines(board)
         spread = {
-            title: np.quantile(own["predicted"].to_numpy(float) / own["measured"].to_numpy(float), _SHARES)
+            title: np.quantile(
+                own["predicted"].to_numpy(float) / own["measured"].to_numpy(float), _SHARES
+            )
             for title, rows in parts(board)
             if len(own := answered(rows))
         }
         if not spread:
             return {}
-        reach = min(max(1.3, *(max(found[-1], 1 / found[0]) for found in spread.values())) * 1.05, 6.0)
+        reach = min(
+            max(1.3, *(max(found[-1], 1 / found[0]) for found in spread.values())) * 1.05, 6.0
+        )
         ticks = [tick for tick in _TICKS if 1 / reach <= tick <= reach]
         if len(ticks) > 7:
             ticks = [tick for tick in ticks if tick not in (0.67, 0.8, 1.25, 1.5)]
         axis = {"type": "log", "range": [-float(np.log10(reach)), float(np.log10(reach))]}
         axis |= {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
-        drawn = style.figure("Predicted / measured", "", 90 + 30 * len(spread), xaxis=axis, yaxis={"autorange": "reversed"})
+        drawn = style.figure(
+            "Predicted / measured",
+            "",
+            90 + 30 * len(spread),
+            xaxis=axis,
+            yaxis={"autorange": "reversed"},
+        )
         for title, found in spread.items():
             least, first, middle, third, most = found.tolist()
             name = html.escape(title, quote=False)

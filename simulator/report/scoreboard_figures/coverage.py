@@ -33,7 +33,10 @@ class Coverage(Frozen):
         if found.empty:
             return {}
         line = lines(board)
-        titles = [title_of(suite, quantity) for suite, quantity in found[["suite", "quantity"]].itertuples(index=False)]
+        titles = [
+            title_of(suite, quantity)
+            for suite, quantity in found[["suite", "quantity"]].itertuples(index=False)
+        ]
         drawn = style.figure(
             "Share of rows",
             "",

@@ -36,7 +36,11 @@ class Errors(Frozen):
         ticks = {"tickvals": list(_TICKS), "ticktext": [f"{tick:.0%}" for tick in _TICKS]}
         axis = {"type": "log", "range": [float(np.log10(_LOW)), float(np.log10(_HIGH))], **ticks}
         drawn = style.figure(
-            "Absolute error", "Share of rows", 360, xaxis=axis, yaxis={"range": [0, 1.01], "tickformat": ".0%", "dtick": 0.25}
+            "Absolute error",
+            "Share of rows",
+            360,
+            xaxis=axis,
+            yaxis={"range": [0, 1.01], "tickformat": ".0%", "dtick": 0.25},
         )
         shares = np.linspace(0, 1, _NUM_SHARES)
         for title, rows in parts(board):

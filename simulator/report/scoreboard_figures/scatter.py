@@ -12,7 +12,13 @@ import plotly.graph_objects as go
 
 from simulator.base.frozen import Frozen
 from simulator.report import style
-from simulator.report.scoreboard_figures._rows import STATUS_COLOURS, STATUS_NAMES, answered, parts, status_of
+from simulator.report.scoreboard_figures._rows import (
+    STATUS_COLOURS,
+    STATUS_NAMES,
+    answered,
+    parts,
+    status_of,
+)
 from simulator.results.formats import log_ticks, number, seconds, time_axis
 from simulator.results.scores import Scoreboard
 
@@ -22,7 +28,8 @@ _MOST_POINTS = 700
 _LONGEST_NAME = 70
 _HEIGHT = 364
 _MARGIN = {"t": 36, "r": 30}
-"""Pixels: above, Plotly's buttons hide no point; to the right, half of a last tick's label fits on a telephone."""
+"""Pixels: above, Plotly's buttons hide no point; to the right, half of a last tick's label fits on
+a telephone."""
 
 
 class Scatter(Frozen):
@@ -40,7 +47,11 @@ class Scatter(Frozen):
 
     def draw(self, board: Scoreboard) -> dict[str, go.Figure]:
         found = {title: answered(rows) for title, rows in parts(board)}
-        return {_heading(title, rows): _plot(_sampled(rows)) for title, rows in found.items() if len(rows)}
+        return {
+            _heading(title, rows): _plot(_sampled(rows))
+            for title, rows in found.items()
+            if len(rows)
+        }
 
 
 def _heading(title: str, rows: pd.DataFrame) -> str:
@@ -57,7 +68,14 @@ def _plot(rows: pd.DataFrame) -> go.Figure:
     size, name = time_axis(float(np.median(both))) if unit == "s" else (1.0, unit)
     low, high = float(both.min()) / size / 1.5, float(both.max()) / size * 1.5
     axis = {"type": "log", "range": [math.log10(low), math.log10(high)], **log_ticks(low, high)}
-    drawn = style.figure(f"Measured ({name})", f"Predicted ({name})", height=_HEIGHT, margin=_MARGIN, xaxis=axis, yaxis=axis)
+    drawn = style.figure(
+        f"Measured ({name})",
+        f"Predicted ({name})",
+        height=_HEIGHT,
+        margin=_MARGIN,
+        xaxis=axis,
+        yaxis=axis,
+    )
     # On logarithmic axes an error either way is a straight strip.
     ends = np.array([low, high])
     drawn.add_scatter(
@@ -70,7 +88,9 @@ def _plot(rows: pd.DataFrame) -> go.Figure:
         showlegend=False,
     )
     line = {"color": style.MUTED, "width": 1, "dash": "dot"}
-    drawn.add_scatter(x=[low, high], y=[low, high], mode="lines", line=line, hoverinfo="skip", showlegend=False)
+    drawn.add_scatter(
+        x=[low, high], y=[low, high], mode="lines", line=line, hoverinfo="skip", showlegend=False
+    )
     statuses = status_of(rows)
     for status in ("ok", "extrapolated"):
         own = rows[statuses == status]
@@ -96,6 +116,12 @@ def _short(values: pd.Series) -> list[float]:
 
 def _said(row: dict[Any, Any], unit: str) -> str:
     measured, predicted = float(row["measured"]), float(row["predicted"])
-    shown = [seconds(value) if unit == "s" else f"{number(value)} {unit}" for value in (measured, predicted)]
-    group, subject = (style.short(html.escape(str(row[key]), quote=False), _LONGEST_NAME) for key in ("group", "subject"))
+    shown = [
+        seconds(value) if unit == "s" else f"{number(value)} {unit}"
+        for value in (measured, predicted)
+    ]
+    group, subject = (
+        style.short(html.escape(str(row[key]), quote=False), _LONGEST_NAME)
+        for key in ("group", "subject")
+    )
     return f"{group}<br>row {subject}<br>{shown[0]} measured, {shown[1]} predicted ({predicted / measured - 1:+.0%})"

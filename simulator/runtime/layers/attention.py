@@ -17,7 +17,9 @@ _ROPE_BASE = 10_000.0
 
 
 class Chunk(NamedTuple):
-    """New tokens of sequences that are alike: a part of their prompts, or one token each in decode."""
+    """New tokens of sequences that are alike: a part of their prompts, or one token each in
+    decode.
+    """
 
     num_sequences: int
     new_tokens: int
@@ -45,22 +47,33 @@ def supported(mixer: Mixer, where: str) -> GroupedQueryAttention:
         UserError: naming what of it they cannot.
     """
     if not isinstance(mixer, GroupedQueryAttention):
-        raise UserError(f"{where}: mixers of kind '{mixer.kind}' can be simulated, but not executed; execution has gqa only")
+        raise UserError(
+            f"{where}: mixers of kind '{mixer.kind}' can be simulated, but not executed; execution has gqa only"
+        )
     for field in ("has_output_gate", "num_sinks", "norms"):
         if getattr(mixer, field):
-            raise UserError(f"{where}: attention with {field} = {getattr(mixer, field)} can be simulated, but not executed")
+            raise UserError(
+                f"{where}: attention with {field} = {getattr(mixer, field)} can be simulated, but not executed"
+            )
     return mixer
 
 
 class Attention(nn.Module):
-    """Full or sliding-window attention with rotary positions (Su et al., arXiv:2104.09864); a part has some of the heads."""
+    """Full or sliding-window attention with rotary positions (Su et al., arXiv:2104.09864); a part
+    has some of the heads.
+    """
 
     def __init__(self, spec: GroupedQueryAttention, hidden_size: int, part: Part = WHOLE) -> None:
         super().__init__()
         if spec.num_kv_heads % part.size:
-            raise UserError(f"tensor parallelism of {part.size} must divide the {spec.num_kv_heads} key-value heads to be executed")
+            raise UserError(
+                f"tensor parallelism of {part.size} must divide the {spec.num_kv_heads} key-value heads to be executed"
+            )
         self.spec, self.hidden_size, self.part = spec, hidden_size, part
-        self.num_heads, self.num_kv_heads = spec.num_heads // part.size, spec.num_kv_heads // part.size
+        self.num_heads, self.num_kv_heads = (
+            spec.num_heads // part.size,
+            spec.num_kv_heads // part.size,
+        )
         rows = (self.num_heads + 2 * self.num_kv_heads) * spec.head_size
         self.qkv = empty(rows, hidden_size)
         self.output = empty(hidden_size, self.num_heads * spec.head_size)
@@ -73,7 +86,10 @@ class Attention(nn.Module):
         sizes = [spec.num_heads * spec.head_size, *[spec.num_kv_heads * spec.head_size] * 2]
         qkv = weights.tensor(f"{name}.qkv", (sum(sizes), self.hidden_size))
         fill(self.qkv, torch.cat([self.part.cut(matrix) for matrix in qkv.split(sizes)]))
-        fill(self.output, self.part.cut(weights.tensor(f"{name}.output", (self.hidden_size, sizes[0])), 1))
+        fill(
+            self.output,
+            self.part.cut(weights.tensor(f"{name}.output", (self.hidden_size, sizes[0])), 1),
+        )
         if self.qkv_bias is not None:
             bias = weights.tensor(f"{name}.qkv_bias", (sum(sizes),))
             fill(self.qkv_bias, torch.cat([self.part.cut(entry) for entry in bias.split(sizes)]))
@@ -94,12 +110,19 @@ class Attention(nn.Module):
             return x_TH
         size = self.spec.head_size
         heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
-        qkv = functional.linear(x_TH, self.qkv, self.qkv_bias).view(chunk.num_sequences, chunk.new_tokens, sum(heads), size)
-        query, key, value = (part.transpose(1, 2) for part in qkv.split(heads, dim=2))  # [sequences, heads, new, head size]
+        qkv = functional.linear(x_TH, self.qkv, self.qkv_bias).view(
+            chunk.num_sequences, chunk.new_tokens, sum(heads), size
+        )
+        query, key, value = (
+            part.transpose(1, 2) for part in qkv.split(heads, dim=2)
+        )  # [sequences, heads, new, head size]
         turn = _rotation(chunk, size, x_TH)
         query, key = _rotate(query, turn), _rotate(key, turn)
         if cache is not None and chunk.context_tokens:
-            key, value = torch.cat([cache.keys, key], dim=2), torch.cat([cache.values, value], dim=2)
+            key, value = (
+                torch.cat([cache.keys, key], dim=2),
+                torch.cat([cache.values, value], dim=2),
+            )
         mixed = self._look(query, key, value, chunk)
         return functional.linear(mixed.reshape(len(x_TH), -1), self.output, self.output_bias)
 
@@ -109,24 +132,39 @@ class Attention(nn.Module):
         is_windowed = window is not None and chunk.context_tokens + chunk.new_tokens > window
         group = self.num_heads // self.num_kv_heads
         if chunk.new_tokens == 1 and not is_windowed:
-            # All queries of a group look at the same cache, so it is read once for the group and not copied.
+            # All queries of a group look at the same cache, so it is read once for the group and
+            # not copied.
             grouped = query.unflatten(1, (self.num_kv_heads, group)).squeeze(3)
-            return functional.scaled_dot_product_attention(grouped, key, value).flatten(1, 2)[:, None]
+            return functional.scaled_dot_product_attention(grouped, key, value).flatten(1, 2)[
+                :, None
+            ]
         key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
-        mask = _mask(chunk, window if is_windowed else None, query.device) if chunk.context_tokens or is_windowed else None
-        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)
+        mask = (
+            _mask(chunk, window if is_windowed else None, query.device)
+            if chunk.context_tokens or is_windowed
+            else None
+        )
+        mixed = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None
+        )
         return mixed.transpose(1, 2)
 
 
 def _mask(chunk: Chunk, window: int | None, device: torch.device) -> Tensor:
     """Which entries each new token may see, ``bool [new, context + new]``."""
-    position = torch.arange(chunk.context_tokens, chunk.context_tokens + chunk.new_tokens, device=device)[:, None]
+    position = torch.arange(
+        chunk.context_tokens, chunk.context_tokens + chunk.new_tokens, device=device
+    )[:, None]
     entry = torch.arange(chunk.context_tokens + chunk.new_tokens, device=device)[None]
-    return (entry <= position) if window is None else (entry <= position) & (entry > position - window)
+    return (
+        (entry <= position) if window is None else (entry <= position) & (entry > position - window)
+    )
 
 
 def _rotation(chunk: Chunk, head_size: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    position = torch.arange(chunk.context_tokens, chunk.context_tokens + chunk.new_tokens, device=like.device)
+    position = torch.arange(
+        chunk.context_tokens, chunk.context_tokens + chunk.new_tokens, device=like.device
+    )
     rate = _ROPE_BASE ** (-torch.arange(0, head_size, 2, device=like.device) / head_size)
     angle = position[:, None] * rate[None]
     return angle.cos().to(like.dtype), angle.sin().to(like.dtype)

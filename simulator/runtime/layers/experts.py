@@ -12,19 +12,29 @@ from simulator.runtime.layers.weights import Weights, empty, fill
 
 
 class Experts(nn.Module):
-    """The experts of some slots of one layer (``P`` slots, several of which may hold copies of one expert)."""
+    """The experts of some slots of one layer (``P`` slots, several of which may hold copies of one
+    expert).
+    """
 
     def __init__(self, moe: MoE, hidden_size: int, expert_P: list[int], part: Part = WHOLE) -> None:
         super().__init__()
-        self.moe, self.hidden_size, self.expert_P, self.part = moe, hidden_size, list(expert_P), part
+        self.moe, self.hidden_size, self.expert_P, self.part = (
+            moe,
+            hidden_size,
+            list(expert_P),
+            part,
+        )
         width = part.num(moe.intermediate_size)
         rows = 2 * width if moe.is_gated else width
         self.up = empty(len(self.expert_P), rows, hidden_size)
         self.down = empty(len(self.expert_P), hidden_size, width)
         has_bias = moe.has_expert_bias
         self.up_bias = empty(len(self.expert_P), rows) if has_bias else None
-        # The ranks of a tensor-parallel group add up their results, so only one of them adds the bias.
-        self.down_bias = empty(len(self.expert_P), hidden_size) if has_bias and part.rank == 0 else None
+        # The ranks of a tensor-parallel group add up their results, so only one of them adds the
+        # bias.
+        self.down_bias = (
+            empty(len(self.expert_P), hidden_size) if has_bias and part.rank == 0 else None
+        )
 
     def load(self, weights: Weights, name: str) -> None:
         """Fill in the weights called ``name.<expert id>.up`` and so on."""
@@ -33,7 +43,12 @@ class Experts(nn.Module):
         for slot, expert in enumerate(self.expert_P):
             up = weights.tensor(f"{name}.{expert}.up", (rows, hidden))
             fill(self.up[slot], self.part.cut_gated(up, moe.is_gated))
-            fill(self.down[slot], self.part.cut(weights.tensor(f"{name}.{expert}.down", (hidden, moe.intermediate_size)), 1))
+            fill(
+                self.down[slot],
+                self.part.cut(
+                    weights.tensor(f"{name}.{expert}.down", (hidden, moe.intermediate_size)), 1
+                ),
+            )
             if self.up_bias is not None:
                 bias = weights.tensor(f"{name}.{expert}.up_bias", (rows,))
                 fill(self.up_bias[slot], self.part.cut_gated(bias, moe.is_gated))
@@ -57,14 +72,20 @@ class Experts(nn.Module):
                 continue
             x = x_NH[first : first + rows]
             first += rows
-            up = functional.linear(x, self.up[slot], None if self.up_bias is None else self.up_bias[slot])
+            up = functional.linear(
+                x, self.up[slot], None if self.up_bias is None else self.up_bias[slot]
+            )
             down_bias = None if self.down_bias is None else self.down_bias[slot]
-            results.append(functional.linear(activate(up, self.moe.is_gated), self.down[slot], down_bias))
+            results.append(
+                functional.linear(activate(up, self.moe.is_gated), self.down[slot], down_bias)
+            )
         return torch.cat(results) if results else x_NH.new_zeros(x_NH.shape)
 
 
 def activate(up: Tensor, is_gated: bool) -> Tensor:
-    """SwiGLU (Shazeer, arXiv:2002.05202), the gate being the first half; GELU where there is no gate."""
+    """SwiGLU (Shazeer, arXiv:2002.05202), the gate being the first half; GELU where there is no
+    gate.
+    """
     if not is_gated:
         return functional.gelu(up)
     gate, value = up.chunk(2, dim=-1)

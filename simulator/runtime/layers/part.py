@@ -10,7 +10,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Part:
-    """Part ``rank`` of ``size``; the whole block by default. Features that do not divide go to the first parts."""
+    """Part ``rank`` of ``size``; the whole block by default. Features that do not divide go to the
+    first parts.
+    """
 
     rank: int = 0
     size: int = 1
@@ -36,7 +38,9 @@ class Part:
         return matrix.narrow(dim, first, end - first)
 
     def cut_gated(self, matrix: Tensor, is_gated: bool) -> Tensor:
-        """The part's share of the rows of a gate stacked on an up projection, ``[2F, H]``: the same features of both."""
+        """The part's share of the rows of a gate stacked on an up projection, ``[2F, H]``: the same
+        features of both.
+        """
         if not is_gated:
             return self.cut(matrix)
         gate, up = matrix.chunk(2)

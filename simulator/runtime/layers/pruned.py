@@ -1,10 +1,12 @@
-"""Pruned matrices: zeros are not stored, and not multiplied where the device has a kernel that can leave them out.
+"""Pruned matrices: zeros are not stored, and not multiplied where the device has a kernel that can
+leave them out.
 
 | kind | stored | multiplied |
 |---|---|---|
 | ``unstructured`` | CSR, 32-bit columns | stored weights only (MKL or cuSPARSE) |
 | ``block`` | BSR | stored blocks only |
-| ``two_four`` | the two of each four, and their two-bit places in a byte a pair | sparse tensor cores on CUDA; a CPU has no such kernel, so the matrix is expanded and multiplied whole |
+| ``two_four`` | the two of each four, and their two-bit places in a byte a pair | sparse tensor
+cores on CUDA; a CPU has no such kernel, so the matrix is expanded and multiplied whole |
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from simulator.config.pruning import Block, Pruning, TwoFour, Unstructured
 
 
 def kept(matrix: Tensor, pruning: Pruning) -> Tensor:
-    """Which weights of a whole matrix are left, ``bool [out, in]``: the largest, exactly ``pruning.num_stored`` of them.
+    """Which weights of a whole matrix are left, ``bool [out, in]``: the largest, exactly
+    ``pruning.num_stored`` of them.
 
     Raises:
         UserError: if the matrix does not consist of whole blocks.
@@ -33,7 +36,11 @@ def kept(matrix: Tensor, pruning: Pruning) -> Tensor:
         return torch.zeros_like(fours, dtype=torch.bool).scatter_(2, best, True).flatten(1)
     if isinstance(pruning, Unstructured):
         best = matrix.abs().flatten().topk(pruning.num_stored(rows, columns), sorted=False).indices
-        return torch.zeros(rows * columns, dtype=torch.bool).index_fill_(0, best, True).view(rows, columns)
+        return (
+            torch.zeros(rows * columns, dtype=torch.bool)
+            .index_fill_(0, best, True)
+            .view(rows, columns)
+        )
     size = pruning.block_size
     _check_whole(matrix, size, size, pruning)
     norms = matrix.unflatten(0, (-1, size)).unflatten(2, (-1, size)).square().sum(dim=(1, 3))
@@ -44,7 +51,9 @@ def kept(matrix: Tensor, pruning: Pruning) -> Tensor:
 
 def _check_whole(matrix: Tensor, rows: int, columns: int, pruning: Pruning) -> None:
     if matrix.shape[0] % rows or matrix.shape[1] % columns:
-        raise UserError(f"pruning '{pruning.kind}' needs matrices of whole {rows} x {columns} blocks, got {list(matrix.shape)}")
+        raise UserError(
+            f"pruning '{pruning.kind}' needs matrices of whole {rows} x {columns} blocks, got {list(matrix.shape)}"
+        )
 
 
 class PrunedMatrix(nn.Module):
@@ -63,19 +72,28 @@ class PrunedMatrix(nn.Module):
         Args:
             like: its device and number format are taken over.
         """
-        if not like.is_cuda and like.dtype not in (torch.float32, torch.float64) and not isinstance(self.pruning, TwoFour):
-            raise UserError(f"pruning '{self.pruning.kind}' needs fp32 on a CPU, which has no sparse product in {like.dtype}")
+        if (
+            not like.is_cuda
+            and like.dtype not in (torch.float32, torch.float64)
+            and not isinstance(self.pruning, TwoFour)
+        ):
+            raise UserError(
+                f"pruning '{self.pruning.kind}' needs fp32 on a CPU, which has no sparse product in {like.dtype}"
+            )
         weights = (matrix * mask).to(like)
         self.num_stored = int(mask.sum())
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*Sparse", UserWarning)  # PyTorch calls CSR and BSR a beta in every process
+            warnings.filterwarnings(
+                "ignore", ".*Sparse", UserWarning
+            )  # PyTorch calls CSR and BSR a beta in every process
             if isinstance(self.pruning, TwoFour):
                 self._store_two_four(weights, mask)
             else:
                 self._store_indexed(weights, mask.to(weights.device), self.pruning)
 
     def _store_indexed(self, weights: Tensor, mask: Tensor, pruning: Unstructured | Block) -> None:
-        """The places come from the mask, so that a weight that is left and happens to be zero is stored like any other.
+        """The places come from the mask, so that a weight that is left and happens to be zero is
+        stored like any other.
 
         Indices have 32 bits: half the bytes of 64, and 20 % faster on few tokens.
         """
@@ -116,9 +134,17 @@ class PrunedMatrix(nn.Module):
     def stored_bytes(self) -> int:
         """Bytes that the matrix takes, indices included."""
         if isinstance(self.pruning, TwoFour):
-            # On CUDA the matrix is a wrapper as large as the dense one; it holds packed weights, and places beside or in them.
-            packed, meta = getattr(self._matrix, "packed", self._matrix), getattr(self._matrix, "meta", None)
+            # On CUDA the matrix is a wrapper as large as the dense one; it holds packed weights,
+            # and places beside or in them.
+            packed, meta = (
+                getattr(self._matrix, "packed", self._matrix),
+                getattr(self._matrix, "meta", None),
+            )
             tensors: list[Tensor] = [packed, self._place if meta is None else meta]
         else:
-            tensors = [self._matrix.values(), self._matrix.col_indices(), self._matrix.crow_indices()]
+            tensors = [
+                self._matrix.values(),
+                self._matrix.col_indices(),
+                self._matrix.crow_indices(),
+            ]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

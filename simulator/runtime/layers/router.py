@@ -14,7 +14,9 @@ _GROUP_VOTERS = 2
 
 
 class Router(nn.Module):
-    """Scores every expert and takes the best ``top_k``; weights are the chosen scores, made to add up to one."""
+    """Scores every expert and takes the best ``top_k``; weights are the chosen scores, made to add
+    up to one.
+    """
 
     def __init__(self, moe: MoE, hidden_size: int) -> None:
         super().__init__()
@@ -45,16 +47,25 @@ class Router(nn.Module):
         return topk_ids_TK, (weight_TK / weight_TK.sum(dim=1, keepdim=True)).to(x_TH.dtype)
 
     def scores(self, x_TH: Tensor) -> Tensor:
-        """Scores of every expert, positive, in fp32: softmax's add up to one, the others stand alone."""
+        """Scores of every expert, positive, in fp32: softmax's add up to one, the others stand
+        alone.
+        """
         logit_TE = functional.linear(x_TH, self.weight).float()
         if self.moe.scoring == "softmax":
             score_TE = logit_TE.softmax(dim=1)
         else:
-            score_TE = logit_TE.sigmoid() if self.moe.scoring == "sigmoid" else functional.softplus(logit_TE).sqrt()
-        return score_TE.clamp_min(1e-20)  # replayed experts may all have a score of zero, and weights are divided by their sum
+            score_TE = (
+                logit_TE.sigmoid()
+                if self.moe.scoring == "sigmoid"
+                else functional.softplus(logit_TE).sqrt()
+            )
+        return score_TE.clamp_min(
+            1e-20
+        )  # replayed experts may all have a score of zero, and weights are divided by their sum
 
     def choose(self, score_TE: Tensor) -> Tensor:
-        """Ids of the best ``top_k``. A bias moves the choice but not the weights, as in balancing without an auxiliary loss.
+        """Ids of the best ``top_k``. A bias moves the choice but not the weights, as in balancing
+        without an auxiliary loss.
 
         With groups, only the experts of the best ``num_limited_groups`` groups stand for choice.
         """
@@ -63,7 +74,9 @@ class Router(nn.Module):
             score_TE = score_TE + self.bias.float()
         if moe.num_groups > 1:
             per_group = score_TE.unflatten(1, (moe.num_groups, -1))
-            group_TG = per_group.topk(min(_GROUP_VOTERS, per_group.shape[2]), dim=2).values.sum(dim=2)
+            group_TG = per_group.topk(min(_GROUP_VOTERS, per_group.shape[2]), dim=2).values.sum(
+                dim=2
+            )
             best_TG = group_TG.topk(moe.num_limited_groups, dim=1).indices
             may_TG = torch.zeros_like(group_TG, dtype=torch.bool).scatter_(1, best_TG, True)
             score_TE = per_group.masked_fill(~may_TG[..., None], float("-inf")).flatten(1)

@@ -1,4 +1,6 @@
-"""A whole small transformer in one process: the reference that distributed runs must equal, and what is trained."""
+"""A whole small transformer in one process: the reference that distributed runs must equal, and
+what is trained.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,9 @@ class Block(nn.Module):
         hidden = model.hidden_size
         where = f"{model.name} [mixers.{mixer}]"
         self.mixer_norm = Norm(hidden) if mixer != "none" else None
-        self.mixer = Attention(supported(model.mixers[mixer], where), hidden) if mixer != "none" else None
+        self.mixer = (
+            Attention(supported(model.mixers[mixer], where), hidden) if mixer != "none" else None
+        )
         self.ffn_norm = Norm(hidden) if ffn != "none" else None
         block = model.ffns.get(ffn)
         self.ffn: FeedForward | MixtureOfExperts | None = None
@@ -89,7 +93,9 @@ class Transformer(nn.Module):
         check_executable(model)
         self.model = model
         self.embedding = empty(model.vocab_size, model.hidden_size)
-        self.blocks = nn.ModuleList(Block(model, layer, pruning) for layer in range(model.num_layers))
+        self.blocks = nn.ModuleList(
+            Block(model, layer, pruning) for layer in range(model.num_layers)
+        )
         self.norm = Norm(model.hidden_size)
         self.head = None if model.ties_embeddings else empty(model.vocab_size, model.hidden_size)
 
@@ -108,7 +114,9 @@ class Transformer(nn.Module):
                 yield block
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every weight under the name that :class:`~simulator.runtime.layers.weights.Weights` knows it by; each expert on its own."""
+        """Every weight under the name that :class:`~simulator.runtime.layers.weights.Weights` knows
+        it by; each expert on its own.
+        """
         owners = dict(self.named_modules())
         for path, parameter in self.named_parameters():
             owner_path, _, leaf = path.rpartition(".")
@@ -144,13 +152,17 @@ class Transformer(nn.Module):
         mixers = 0
         for block in self._blocks():
             if block.mixer is not None and block.mixer_norm is not None:
-                x_TH = x_TH + block.mixer(block.mixer_norm(x_TH), chunk, None if caches is None else caches[mixers])
+                x_TH = x_TH + block.mixer(
+                    block.mixer_norm(x_TH), chunk, None if caches is None else caches[mixers]
+                )
                 mixers += 1
             if block.ffn_norm is None:
                 continue
             normed = block.ffn_norm(x_TH)
             if isinstance(block.ffn, MixtureOfExperts):
-                result, ids_TK = block.ffn(normed, None if topk_ids_LTK is None else topk_ids_LTK[len(used)])
+                result, ids_TK = block.ffn(
+                    normed, None if topk_ids_LTK is None else topk_ids_LTK[len(used)]
+                )
                 used.append(ids_TK)
                 x_TH = x_TH + result
             elif block.ffn is not None:

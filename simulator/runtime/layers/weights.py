@@ -1,7 +1,8 @@
 """Where a module's weights come from: drawn from a seed, or read from a safetensors file.
 
-Names are the same for both: ``embedding``, ``layers.<i>.mixer.qkv``, ``layers.<i>.ffn.experts.<e>.up``, ``head`` and so on.
-A matrix is ``[out_features, in_features]``, as in :func:`torch.nn.functional.linear`; a gate is stacked on its up projection.
+Names are the same for both: ``embedding``, ``layers.<i>.mixer.qkv``,
+``layers.<i>.ffn.experts.<e>.up``, ``head`` and so on. A matrix is ``[out_features, in_features]``,
+as in :func:`torch.nn.functional.linear`; a gate is stacked on its up projection.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ class Weights(Protocol):
 
 
 class SeededWeights:
-    """Drawn anew for each name: what a weight is depends on the seed and its name alone, so an expert is the same on any rank.
+    """Drawn anew for each name: what a weight is depends on the seed and its name alone, so an
+    expert is the same on any rank.
 
-    Matrices are normal with variance ``1 / in_features``, which keeps activations near one; norms are one, biases zero.
+    Matrices are normal with variance ``1 / in_features``, which keeps activations near one; norms
+    are one, biases zero.
     """
 
     def __init__(self, seed: int) -> None:
@@ -62,7 +65,9 @@ class SafetensorsWeights:
         except (OSError, SafetensorError) as error:
             raise UserError(f"{self.path}: weight '{name}' cannot be read: {error}") from None
         if found.shape != shape:
-            raise UserError(f"{self.path}: weight '{name}' must be {list(shape)}, is {list(found.shape)}")
+            raise UserError(
+                f"{self.path}: weight '{name}' must be {list(shape)}, is {list(found.shape)}"
+            )
         return found
 
 

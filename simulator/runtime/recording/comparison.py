@@ -12,13 +12,17 @@ from numpy.typing import NDArray
 from simulator.config.model import ModelSpec
 from simulator.runtime.recording.models import MOE, SAME_ACTIVE, SAME_TOTAL
 
-_WORDS = {SAME_TOTAL: "dense model of the same total size", SAME_ACTIVE: "dense model of the same active size"}
+_WORDS = {
+    SAME_TOTAL: "dense model of the same total size",
+    SAME_ACTIVE: "dense model of the same active size",
+}
 _CLEAR = 2.0
 """Standard errors from which on a difference is called one."""
 
 
 SAME_TOKENS, SAME_TIME = "same tokens", "same time"
-"""The two runs: all models for as many steps, and the dense ones anew for as long as the mixture of experts computed."""
+"""The two runs: all models for as many steps, and the dense ones anew for as long as the mixture of
+experts computed."""
 
 
 @dataclass(frozen=True)
@@ -50,28 +54,42 @@ class Outcome:
     held_out_loss: float
     above_moe: Above
     same_time_tokens: int
-    """Tokens that it saw in as much time as the mixture of experts had computed, and what came of it."""
+    """Tokens that it saw in as much time as the mixture of experts had computed, and what came of
+    it."""
     same_time_loss: float
     same_time_above_moe: Above
     seconds_to_moe_loss: float | None
-    """When it reached the mixture of experts' last loss, in the faster of both runs; ``None`` if it did not."""
+    """When it reached the mixture of experts' last loss, in the faster of both runs; ``None`` if it
+    did not."""
 
 
-def outcomes(models: dict[str, ModelSpec], curve: pd.DataFrame, loss_Q: dict[str, dict[str, NDArray[np.float64]]]) -> list[Outcome]:
+def outcomes(
+    models: dict[str, ModelSpec],
+    curve: pd.DataFrame,
+    loss_Q: dict[str, dict[str, NDArray[np.float64]]],
+) -> list[Outcome]:
     """A row a model, the mixture of experts first.
 
     Args:
-        curve: columns ``run``, ``model``, ``step``, ``tokens``, ``seconds``, ``train_loss``, ``held_out_loss``.
-        loss_Q: held-out loss of each sequence at the end, by run and model. The mixture of experts is in the first run only.
+        curve: columns ``run``, ``model``, ``step``, ``tokens``, ``seconds``, ``train_loss``,
+            ``held_out_loss``.
+        loss_Q: held-out loss of each sequence at the end, by run and model. The mixture of experts
+            is in the first run only.
     """
     moe_Q = loss_Q[SAME_TOKENS][MOE]
     target = float(moe_Q.mean())
     rows = []
     for name, model in models.items():
         second = SAME_TOKENS if name == MOE else SAME_TIME
-        by_run = {run: curve[(curve["run"] == run) & (curve["model"] == name)] for run in (SAME_TOKENS, second)}
+        by_run = {
+            run: curve[(curve["run"] == run) & (curve["model"] == name)]
+            for run in (SAME_TOKENS, second)
+        }
         last = by_run[SAME_TOKENS].iloc[-1]
-        times = [reached(own["seconds"].to_numpy(float), own["held_out_loss"].to_numpy(float), target) for own in by_run.values()]
+        times = [
+            reached(own["seconds"].to_numpy(float), own["held_out_loss"].to_numpy(float), target)
+            for own in by_run.values()
+        ]
         row = Outcome(
             model=name,
             num_parameters=model.num_parameters,
@@ -97,7 +115,8 @@ def _above(loss_Q: NDArray[np.float64], moe_Q: NDArray[np.float64]) -> Above:
 
 
 def reached(seconds: NDArray[np.float64], loss: NDArray[np.float64], target: float) -> float | None:
-    """When a curve first is at ``target`` or below, on straight lines between its points; ``None`` if it never is.
+    """When a curve first is at ``target`` or below, on straight lines between its points; ``None``
+    if it never is.
 
     >>> reached(np.array([0.0, 10.0, 20.0]), np.array([4.0, 3.0, 2.0]), 2.5)
     15.0
@@ -114,7 +133,9 @@ def reached(seconds: NDArray[np.float64], loss: NDArray[np.float64], target: flo
 
 def headline(rows: list[Outcome]) -> str:
     """The result in a sentence, whichever way it came out."""
-    moe, total, active = (next(row for row in rows if row.model == name) for name in (MOE, SAME_TOTAL, SAME_ACTIVE))
+    moe, total, active = (
+        next(row for row in rows if row.model == name) for name in (MOE, SAME_TOTAL, SAME_ACTIVE)
+    )
     return (
         f"After {moe.seconds:.3g} s of its own compute the mixture of experts reached a held-out loss of {moe.held_out_loss:.2f} nats "
         f"a byte; in the same time the dense model of the same total size reached {total.same_time_loss:.2f} and the one of the same "
@@ -131,7 +152,10 @@ def findings(rows: list[Outcome]) -> list[str]:
         f"On the same {moe.tokens:,} tokens, whatever they took, the mixture of experts ended at {moe.held_out_loss:.3f}, "
         f"{' and '.join(same)} (nats a byte; standard error over sequences)."
     )
-    longer = [f"{row.seconds / moe.seconds:.2f} times as long for the {_WORDS[row.model]}" for row in twins]
+    longer = [
+        f"{row.seconds / moe.seconds:.2f} times as long for the {_WORDS[row.model]}"
+        for row in twins
+    ]
     said.append(f"Those tokens took {' and '.join(longer)} as for the mixture of experts.")
     said.append(
         "One seed, one learning rate for all, none tuned, on this machine's processor: it says nothing of larger models or longer "
@@ -145,7 +169,11 @@ def _fastest(moe: Outcome, *twins: Outcome) -> str:
     best = min((moe, *twins), key=lambda row: row.same_time_loss)
     if best is moe:
         level = [row for row in twins if not row.same_time_above_moe.is_clear]
-        return f"no clear difference to the {_WORDS[level[0].model]}" if level else "the mixture of experts learned fastest"
+        return (
+            f"no clear difference to the {_WORDS[level[0].model]}"
+            if level
+            else "the mixture of experts learned fastest"
+        )
     if not best.same_time_above_moe.is_clear:
         return f"no clear difference between the mixture of experts and the {_WORDS[best.model]}"
     return f"the {_WORDS[best.model]} learned fastest"
@@ -159,7 +187,11 @@ def _time(row: Outcome) -> str:
 
 
 def _difference(above: Above) -> str:
-    spread = f"{abs(above.loss):.3f} ± {above.error:.3f}" if above.error is not None else f"{abs(above.loss):.3f}"
+    spread = (
+        f"{abs(above.loss):.3f} ± {above.error:.3f}"
+        if above.error is not None
+        else f"{abs(above.loss):.3f}"
+    )
     if not above.is_clear:
         return f"level with it ({spread} apart)"
     return f"{spread} {'above' if above.loss > 0 else 'below'} it"

@@ -1,7 +1,8 @@
 """Text to train on and to record: files by domain, read as bytes, with whole files held out.
 
-The text on every machine is Python's standard library. A domain is a kind of text whose words differ from the others' (tests,
-tables of characters, documentation); experts that specialise show it as different loads.
+The text on every machine is Python's standard library. A domain is a kind of text whose words
+differ from the others' (tests, tables of characters, documentation); experts that specialise show
+it as different loads.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from simulator.base.streams import open_stream
 Bytes = NDArray[np.uint8]
 
 MAX_DOMAINS = 8
-"""The smallest domains beyond are one, :data:`OTHER`, so that each has enough text to be seen in training."""
+"""The smallest domains beyond are one, :data:`OTHER`, so that each has enough text to be seen in
+training."""
 OTHER = "other"
 TOP = "top level"
 """Domain of the files that lie in no subfolder."""
@@ -54,7 +56,8 @@ _STDLIB_THEMES = {
     "test": "tests",
     "unittest": "tests",
 }
-"""Theme of a package; modules that lie at the top are ``modules``, packages of no theme are :data:`OTHER`."""
+"""Theme of a package; modules that lie at the top are ``modules``, packages of no theme are
+:data:`OTHER`."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,10 @@ def read_corpus(folder: Path | None, seed: int, context: int) -> Corpus:
     """Files by domain, some of each held out.
 
     Args:
-        folder: text files; a first-level subfolder is a domain. ``None`` is Python's standard library, by theme.
-        seed: chooses the files that are read where there are more than enough, and those that are held out.
+        folder: text files; a first-level subfolder is a domain. ``None`` is Python's standard
+            library, by theme.
+        seed: chooses the files that are read where there are more than enough, and those that are
+            held out.
         context: tokens of a sequence; a domain needs several times that, in at least two files.
 
     Raises:
@@ -106,13 +111,16 @@ def read_corpus(folder: Path | None, seed: int, context: int) -> Corpus:
 
 
 def read_texts(folder: Path | None, seed: int) -> tuple[dict[str, bytes], str]:
-    """All text by domain, nothing held out (for a model that was trained elsewhere), and where it is from.
+    """All text by domain, nothing held out (for a model that was trained elsewhere), and where it
+    is from.
 
     Raises:
         UserError: if there is no such folder, or no text in it.
     """
     domains, description = _files_by_domain(folder)
-    return {name: b"\n".join(_chosen(files, seed, name)) for name, files in sorted(domains.items())}, description
+    return {
+        name: b"\n".join(_chosen(files, seed, name)) for name, files in sorted(domains.items())
+    }, description
 
 
 def _files_by_domain(folder: Path | None) -> tuple[dict[str, list[Path]], str]:
@@ -121,7 +129,9 @@ def _files_by_domain(folder: Path | None) -> tuple[dict[str, list[Path]], str]:
         version = sysconfig.get_python_version()
         domains = _grouped(root, _stdlib_theme, _STDLIB_SUFFIXES)
         if not domains:
-            raise UserError(f"{root}: Python's standard library has no sources here; name a folder of text files with --text")
+            raise UserError(
+                f"{root}: Python's standard library has no sources here; name a folder of text files with --text"
+            )
         return domains, f"the standard library of Python {version}"
     if not folder.exists():
         raise UserError(f"--text {folder}: no such folder")
@@ -129,11 +139,15 @@ def _files_by_domain(folder: Path | None) -> tuple[dict[str, list[Path]], str]:
         raise UserError(f"--text {folder}: is a file; name a folder of text files")
     domains = _grouped(folder, _subfolder, None)
     if not domains:
-        raise UserError(f"--text {folder}: no text in it; name a folder of UTF-8 text files, a subfolder for each domain")
+        raise UserError(
+            f"--text {folder}: no text in it; name a folder of UTF-8 text files, a subfolder for each domain"
+        )
     return domains, f"--text {folder}"
 
 
-def _grouped(root: Path, theme: Callable[[Path], str], suffixes: set[str] | None) -> dict[str, list[Path]]:
+def _grouped(
+    root: Path, theme: Callable[[Path], str], suffixes: set[str] | None
+) -> dict[str, list[Path]]:
     """Files by domain; domains that are small, or beyond :data:`MAX_DOMAINS`, are one."""
     domains: dict[str, list[Path]] = {}
     for path in _files(root, suffixes):
@@ -142,7 +156,11 @@ def _grouped(root: Path, theme: Callable[[Path], str], suffixes: set[str] | None
         return domains
     size = {name: sum(path.stat().st_size for path in files) for name, files in domains.items()}
     by_size = sorted(size, key=lambda name: (-size[name], name))
-    kept = [name for name in by_size if name != OTHER and size[name] >= min(_MIN_DOMAIN_BYTES, max(size.values()) // 4)]
+    kept = [
+        name
+        for name in by_size
+        if name != OTHER and size[name] >= min(_MIN_DOMAIN_BYTES, max(size.values()) // 4)
+    ]
     if len(kept) < len(domains) or len(kept) > MAX_DOMAINS:
         kept = kept[: MAX_DOMAINS - 1]
     rest = [path for name in by_size if name not in kept for path in domains[name]]
@@ -152,10 +170,16 @@ def _grouped(root: Path, theme: Callable[[Path], str], suffixes: set[str] | None
 def _files(root: Path, suffixes: set[str] | None) -> Iterator[Path]:
     """Readable files in a fixed order, symbolic links and hidden ones left out."""
     for place, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if name not in _SKIPPED_FOLDERS and not name.startswith("."))
+        folders[:] = sorted(
+            name for name in folders if name not in _SKIPPED_FOLDERS and not name.startswith(".")
+        )
         for name in sorted(names):
             path = Path(place, name)
-            if not name.startswith(".") and (suffixes is None or path.suffix in suffixes) and _is_text(path):
+            if (
+                not name.startswith(".")
+                and (suffixes is None or path.suffix in suffixes)
+                and _is_text(path)
+            ):
                 yield path
 
 
@@ -173,7 +197,9 @@ def _is_text(path: Path) -> bool:
     try:
         head.decode("utf-8")
     except UnicodeDecodeError as error:
-        return error.start > len(head) - 4 and len(head) == 4096  # a character cut by the end of the sample
+        return (
+            error.start > len(head) - 4 and len(head) == 4096
+        )  # a character cut by the end of the sample
     return True
 
 
@@ -190,7 +216,9 @@ def _stdlib_theme(relative: Path) -> str:
 
 
 def _chosen(files: list[Path], seed: int, name: str) -> list[bytes]:
-    """Contents of files in an order that the seed decides, until a domain's largest size is reached."""
+    """Contents of files in an order that the seed decides, until a domain's largest size is
+    reached.
+    """
     order = open_stream(seed, name).permutation(len(files))
     contents: list[bytes] = []
     total = 0
@@ -209,14 +237,17 @@ def _needed(context: int) -> int:
 
 
 def _split(contents: list[bytes], context: int) -> DomainText | None:
-    """Whole files held out until they are a share of the domain; ``None`` where one side would have too little."""
+    """Whole files held out until they are a share of the domain; ``None`` where one side would have
+    too little.
+    """
     total = sum(map(len, contents))
     wanted = max(_HELD_OUT_SHARE * total, _needed(context))
     held_out: list[bytes] = []
     training: list[bytes] = []
     taken = 0
     for content in contents:
-        # A file of half the domain stays in training, whatever the order: held-out text is the smaller side.
+        # A file of half the domain stays in training, whatever the order: held-out text is the
+        # smaller side.
         if taken < wanted and taken + len(content) <= total / 2:
             held_out.append(content)
             taken += len(content)

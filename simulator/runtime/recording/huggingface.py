@@ -1,8 +1,10 @@
-"""Expert choices of a mixture-of-experts model of the ``transformers`` library, recorded by hooks on its routers.
+"""Expert choices of a mixture-of-experts model of the ``transformers`` library, recorded by hooks
+on its routers.
 
-A router is a module called ``gate`` or ``router`` beside one called ``experts``. One that returns expert ids (all of transformers 5,
-DeepSeek's before) is believed; of one that returns logits (Llama 4; Mixtral, OLMoE and Qwen before) the ``top_k`` largest are taken,
-which is the choice of every router without groups and biases.
+A router is a module called ``gate`` or ``router`` beside one called ``experts``. One that returns
+expert ids (all of transformers 5, DeepSeek's before) is believed; of one that returns logits (Llama
+4; Mixtral, OLMoE and Qwen before) the ``top_k`` largest are taken, which is the choice of every
+router without groups and biases.
 """
 
 from __future__ import annotations
@@ -23,7 +25,13 @@ from simulator.runtime.recording.trace_file import Recording
 MAX_CONTEXT = 512
 """Tokens of a recorded sequence at most."""
 _ROUTERS = {"gate", "router"}
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+)
 _NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "moe_top_k")
 
@@ -31,7 +39,9 @@ Tick = Callable[[int, int], None]
 """Told how many tokens are done, and how many there are."""
 
 
-def record_transformers(name: str, texts: dict[str, bytes], num_tokens: int, where: str, tick: Tick) -> Recording:
+def record_transformers(
+    name: str, texts: dict[str, bytes], num_tokens: int, where: str, tick: Tick
+) -> Recording:
     """Run a model over text, and keep what its routers choose.
 
     Args:
@@ -40,7 +50,8 @@ def record_transformers(name: str, texts: dict[str, bytes], num_tokens: int, whe
         where: the text is from, for the provenance.
 
     Raises:
-        UserError: if the model cannot be loaded, has no router that is understood, or the text is too short.
+        UserError: if the model cannot be loaded, has no router that is understood, or the text is
+            too short.
     """
     import transformers
 
@@ -52,11 +63,17 @@ def record_transformers(name: str, texts: dict[str, bytes], num_tokens: int, whe
     wanted = max(1, round(num_tokens / context / len(texts)))
     sequences: list[tuple[str, list[int]]] = []
     for domain, text in texts.items():
-        # Four bytes a token are typical; more text than that would only be tokenised and thrown away.
+        # Four bytes a token are typical; more text than that would only be tokenised and thrown
+        # away.
         ids = _token_ids(text[: 16 * wanted * context], tokenizer, int(config.vocab_size))
-        sequences += [(domain, ids[start : start + context]) for start in range(0, len(ids) - context + 1, context)][:wanted]
+        sequences += [
+            (domain, ids[start : start + context])
+            for start in range(0, len(ids) - context + 1, context)
+        ][:wanted]
     if not sequences:
-        raise UserError(f"{where}: too little text: no domain has the {context} tokens of a sequence")
+        raise UserError(
+            f"{where}: too little text: no domain has the {context} tokens of a sequence"
+        )
     recorded, done = [], 0
     for _, ids in sequences:
         tick(done, context * len(sequences))
@@ -113,9 +130,21 @@ def _keeper(model: Any, chosen: list[Tensor]) -> Callable[[nn.Module, Any, Any],
     num_experts = _number(config, _NUM_EXPERTS, type(model).__name__)
 
     def keep(router: nn.Module, _: Any, result: Any) -> None:
-        tensors = [entry for entry in (result if isinstance(result, tuple) else (result,)) if isinstance(entry, Tensor)]
-        ids = [tensor for tensor in tensors if not tensor.is_floating_point() and tensor.shape[-1] == top_k]
-        logits = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.shape[-1] == num_experts]
+        tensors = [
+            entry
+            for entry in (result if isinstance(result, tuple) else (result,))
+            if isinstance(entry, Tensor)
+        ]
+        ids = [
+            tensor
+            for tensor in tensors
+            if not tensor.is_floating_point() and tensor.shape[-1] == top_k
+        ]
+        logits = [
+            tensor
+            for tensor in tensors
+            if tensor.is_floating_point() and tensor.shape[-1] == num_experts
+        ]
         has_groups = int(getattr(config, "n_group", None) or 1) > 1
         if ids:
             chosen.append(ids[0].reshape(-1, top_k))
@@ -133,13 +162,21 @@ def _keeper(model: Any, chosen: list[Tensor]) -> Callable[[nn.Module, Any, Any],
 def _loaded(name: str) -> Any:
     from transformers import AutoModelForCausalLM
 
-    if "/" in name and not Path(name).exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+    if (
+        "/" in name
+        and not Path(name).exists()
+        and (name.startswith((".", "/", "~")) or name.count("/") > 1)
+    ):
         raise UserError(f"{name}: no such folder")
     try:
         model = AutoModelForCausalLM.from_pretrained(name, torch_dtype="auto")
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(f"{name}: transformers cannot load it as a language model: {reason}") from None
+        reason = next(
+            (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+        )
+        raise UserError(
+            f"{name}: transformers cannot load it as a language model: {reason}"
+        ) from None
     return model.eval()
 
 
@@ -153,14 +190,18 @@ def _tokenizer(name: str) -> tuple[Any, str]:
     try:
         return AutoTokenizer.from_pretrained(name), "its own tokenizer"
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        reason = next(
+            (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+        )
         raise UserError(f"{name}: its tokenizer cannot be loaded: {reason}") from None
 
 
 def _token_ids(text: bytes, tokenizer: Any, vocab_size: int) -> list[int]:
     if tokenizer is None:
         return [byte % vocab_size for byte in text]
-    ids: list[int] = tokenizer(text.decode("utf-8", errors="replace"), add_special_tokens=False, verbose=False)["input_ids"]
+    ids: list[int] = tokenizer(
+        text.decode("utf-8", errors="replace"), add_special_tokens=False, verbose=False
+    )["input_ids"]
     return ids
 
 
@@ -173,4 +214,6 @@ def _number(config: Any, names: tuple[str, ...], where: str) -> int:
     for key in names:
         if isinstance(value := getattr(config, key, None), int):
             return value
-    raise UserError(f"{where}: its configuration has none of {', '.join(names)}; is it a mixture of experts?")
+    raise UserError(
+        f"{where}: its configuration has none of {', '.join(names)}; is it a mixture of experts?"
+    )

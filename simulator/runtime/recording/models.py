@@ -1,4 +1,6 @@
-"""The three models that are trained side by side: a mixture of experts, and two dense ones of its total and its active size."""
+"""The three models that are trained side by side: a mixture of experts, and two dense ones of its
+total and its active size.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ MOE, SAME_TOTAL, SAME_ACTIVE = "mixture of experts", "dense, same total", "dense
 class Shape:
     """The mixture of experts; the dense models differ from it in their feed-forward blocks only.
 
-    Small enough that two cores train all three in two minutes, with as many experts as give a recording something to tell.
+    Small enough that two cores train all three in two minutes, with as many experts as give a
+    recording something to tell.
     """
 
     hidden_size: int = 128
@@ -43,8 +46,8 @@ class Shape:
 def three_models(shape: Shape, name: str) -> dict[str, ModelSpec]:
     """The mixture of experts and its dense twins.
 
-    A twin's feed-forward block is as wide as all experts, or as the ``top_k`` that a token uses, plus what the router's matrix is
-    worth; so the counts agree to within one neuron a layer.
+    A twin's feed-forward block is as wide as all experts, or as the ``top_k`` that a token uses,
+    plus what the router's matrix is worth; so the counts agree to within one neuron a layer.
     """
     experts = {
         "kind": "moe",
@@ -63,7 +66,9 @@ def three_models(shape: Shape, name: str) -> dict[str, ModelSpec]:
 def _dense(shape: Shape, name: str, num_parameters: int) -> ModelSpec:
     """The dense model whose count comes nearest to ``num_parameters``."""
     narrowest = _model(shape, name, {"kind": "dense", "intermediate_size": 1})
-    per_neuron = shape.num_layers * DenseFFN(kind="dense", intermediate_size=1).num_parameters(shape.hidden_size)
+    per_neuron = shape.num_layers * DenseFFN(kind="dense", intermediate_size=1).num_parameters(
+        shape.hidden_size
+    )
     width = 1 + round((num_parameters - narrowest.num_parameters) / per_neuron)
     return _model(shape, name, {"kind": "dense", "intermediate_size": width})
 

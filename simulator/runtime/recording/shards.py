@@ -24,7 +24,8 @@ def record_shards(
     provenance: str,
     tick: Callable[[int, int], None],
 ) -> Recording:
-    """Run prompts through the shards, the routers choosing for themselves, until enough tokens are recorded.
+    """Run prompts through the shards, the routers choosing for themselves, until enough tokens are
+    recorded.
 
     Args:
         texts: by domain; each step reads the next one in turn, every byte a token.
@@ -38,15 +39,25 @@ def record_shards(
         raise UserError("execution.prompts is 0, so there are no prompts to record")
     chooses = dataclasses.replace(job.experts, topk_ids_LTK=None)
     backend.load(
-        dataclasses.replace(job, experts=chooses, texts=tuple(np.frombuffer(text, dtype=np.uint8) for text in texts.values()))
+        dataclasses.replace(
+            job,
+            experts=chooses,
+            texts=tuple(np.frombuffer(text, dtype=np.uint8) for text in texts.values()),
+        )
     )
     num_steps = -(-tokens // (execution.prompts * execution.prompt_tokens))
     found, domains = [], []
     names = list(texts)
     for number in range(num_steps):
-        shards = backend.step(Step(number, execution.prompts, execution.prompt_tokens, 0, 0, keeps_output=True))
+        shards = backend.step(
+            Step(number, execution.prompts, execution.prompt_tokens, 0, 0, keeps_output=True)
+        )
         first = shards[:: job.layout.tp]
-        found += [shard.topk_ids_LTK for shard in first if shard.topk_ids_LTK is not None and shard.num_tokens]
+        found += [
+            shard.topk_ids_LTK
+            for shard in first
+            if shard.topk_ids_LTK is not None and shard.num_tokens
+        ]
         domains += [names[number % len(names)]] * execution.prompts
         tick(number + 1, num_steps)
     return Recording(

@@ -1,4 +1,6 @@
-"""A recording of expert choices, and its file, which ``routing = { kind = "replay", trace = ... }`` reads."""
+"""A recording of expert choices, and its file, which ``routing = { kind = "replay", trace = ... }``
+reads.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +37,13 @@ class Recording:
         Args:
             domain: one kind of text only.
         """
-        keep_T = np.repeat(np.array([domain in (None, name) for name in self.domain_Q]), self.seq_lens_Q)
+        keep_T = np.repeat(
+            np.array([domain in (None, name) for name in self.domain_Q]), self.seq_lens_Q
+        )
         ids_LTK = self.topk_ids_LTK[:, keep_T].astype(np.int64)
-        count_LE = np.stack([np.bincount(ids_TK.ravel(), minlength=self.num_experts) for ids_TK in ids_LTK])
+        count_LE = np.stack(
+            [np.bincount(ids_TK.ravel(), minlength=self.num_experts) for ids_TK in ids_LTK]
+        )
         load_LE: NDArray[np.float64] = count_LE / count_LE.mean(axis=1, keepdims=True)
         return load_LE
 

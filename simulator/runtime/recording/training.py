@@ -1,10 +1,12 @@
-"""Training of small byte-level language models side by side: the same batches in the same order, each model on its own clock.
+"""Training of small byte-level language models side by side: the same batches in the same order,
+each model on its own clock.
 
-The models take turns, so nobody gets an idle machine, and who begins changes from step to step. Everything else is the same for
-all: seed, AdamW (Loshchilov and Hutter, arXiv:1711.05101), a learning rate that rises over a few steps and falls like
-a cosine (arXiv:1608.03983), and clipped gradients (Pascanu et al., arXiv:1211.5063). The mixture of experts has an auxiliary loss
-for balance besides: Switch Transformer's (Fedus et al., arXiv:2101.03961, equations 4 to 6), with top-k as in GShard
-(arXiv:2006.16668). Losses that are reported are cross-entropies, in nats a byte.
+The models take turns, so nobody gets an idle machine, and who begins changes from step to step.
+Everything else is the same for all: seed, AdamW (Loshchilov and Hutter, arXiv:1711.05101), a
+learning rate that rises over a few steps and falls like a cosine (arXiv:1608.03983), and clipped
+gradients (Pascanu et al., arXiv:1211.5063). The mixture of experts has an auxiliary loss for
+balance besides: Switch Transformer's (Fedus et al., arXiv:2101.03961, equations 4 to 6), with top-k
+as in GShard (arXiv:2006.16668). Losses that are reported are cross-entropies, in nats a byte.
 """
 
 from __future__ import annotations
@@ -64,12 +66,17 @@ class Recipe:
         if step < rising:
             return self.learning_rate * (step + 1) / rising
         along = (step - rising) / max(1, num_steps - 1 - rising)
-        return self.last_learning_rate + (self.learning_rate - self.last_learning_rate) * (1 + math.cos(math.pi * along)) / 2
+        return (
+            self.last_learning_rate
+            + (self.learning_rate - self.last_learning_rate) * (1 + math.cos(math.pi * along)) / 2
+        )
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Sequences that no model is trained on: the loss is measured, and the routing recorded, on the same ones."""
+    """Sequences that no model is trained on: the loss is measured, and the routing recorded, on the
+    same ones.
+    """
 
     tokens_QS: NDArray[np.uint8]
     """``S`` is one more than the context: the last byte is predicted only."""
@@ -89,9 +96,11 @@ class Point:
     step: int
     tokens: int
     wall_seconds: float
-    """Spent in this model's own steps (forward, backward and optimiser); evaluations are not in it."""
+    """Spent in this model's own steps (forward, backward and optimiser); evaluations are not in
+    it."""
     cpu_seconds: float
-    """Processor time of the same, of all threads: what to compare where other programs had the cores meanwhile."""
+    """Processor time of the same, of all threads: what to compare where other programs had the
+    cores meanwhile."""
     train_loss: float
     """Mean over the steps since the last point; NaN before the first step."""
     held_out_loss: float
@@ -115,7 +124,9 @@ class _Trained:
 
 
 def held_out(corpus: Corpus, context: int, num_tokens: int) -> HeldOut:
-    """About ``num_tokens`` tokens of held-out text, as many of each domain where there is enough, in sequences evenly spaced."""
+    """About ``num_tokens`` tokens of held-out text, as many of each domain where there is enough,
+    in sequences evenly spaced.
+    """
     length = context + 1
     wanted = max(1, round(num_tokens / context / len(corpus.domains)))
     sequences: list[Bytes] = []
@@ -132,7 +143,13 @@ class Training:
     """Several models on the same batches; ``run`` trains them, ``curve`` says how they did."""
 
     def __init__(
-        self, models: dict[str, ModelSpec], corpus: Corpus, held: HeldOut, shape: Shape, seed: int, recipe: Recipe | None = None
+        self,
+        models: dict[str, ModelSpec],
+        corpus: Corpus,
+        held: HeldOut,
+        shape: Shape,
+        seed: int,
+        recipe: Recipe | None = None,
     ) -> None:
         self.corpus, self.held, self.shape = corpus, held, shape
         self.recipe = recipe or Recipe()
@@ -142,7 +159,9 @@ class Training:
         self._models = {name: _begin(model, seed, self.recipe) for name, model in models.items()}
 
     def time_a_step(self) -> tuple[dict[str, float], float]:
-        """Seconds of a step of each model, and of an evaluation of all; nothing is learned. Pays what is slow only once, too."""
+        """Seconds of a step of each model, and of an evaluation of all; nothing is learned. Pays
+        what is slow only once, too.
+        """
         batch = self._batch(np.random.default_rng(0))
         step_s: dict[str, float] = dict.fromkeys(self._models, math.inf)
         with _reproducible():
@@ -160,14 +179,16 @@ class Training:
     def run(self, steps: dict[str, int]) -> Iterator[int]:
         """Train every model for its number of steps; may be called once.
 
-        Models take turns, and who begins changes. One that has fewer steps than another sits out some rounds, so that all end
-        together; the learning rate of each falls over its own steps.
+        Models take turns, and who begins changes. One that has fewer steps than another sits out
+        some rounds, so that all end together; the learning rate of each falls over its own steps.
 
         Yields:
             how many rounds are done, of as many as the largest number of steps.
         """
         names, num_rounds = list(self._models), max(steps.values())
-        evaluated = {name: _evaluated(number, self.recipe.num_evaluations) for name, number in steps.items()}
+        evaluated = {
+            name: _evaluated(number, self.recipe.num_evaluations) for name, number in steps.items()
+        }
         with _reproducible():
             for name in names:
                 self._add_point(name, 0)
@@ -187,7 +208,9 @@ class Training:
         return self._models[name].transformer
 
     def median_step_s(self) -> dict[str, float]:
-        """Wall time of each model's median step. All steps do the same work, so the others were held up by other programs."""
+        """Wall time of each model's median step. All steps do the same work, so the others were
+        held up by other programs.
+        """
         return {name: float(np.median(trained.step_s)) for name, trained in self._models.items()}
 
     def _batch(self, rng: np.random.Generator) -> Tensor:
@@ -218,7 +241,9 @@ class Training:
         """Cross-entropy, without and with the auxiliary loss."""
         trained.routed.clear()
         hidden_TH, topk_ids_LTK = trained.transformer(batch[:, :-1].flatten(), _chunk(batch))
-        reported = functional.cross_entropy(trained.transformer.logits(hidden_TH), batch[:, 1:].flatten())
+        reported = functional.cross_entropy(
+            trained.transformer.logits(hidden_TH), batch[:, 1:].flatten()
+        )
         loss = reported
         for (router, x_TH), topk_ids_TK in zip(trained.routed, topk_ids_LTK, strict=True):
             loss = loss + self.recipe.balance * balance_loss(router.scores(x_TH), topk_ids_TK)
@@ -231,7 +256,17 @@ class Training:
         self.loss_Q[name] = loss_Q
         train_loss = float(np.mean(trained.losses)) if trained.losses else math.nan
         tokens = step * self.shape.tokens_per_step
-        self.curve.append(Point(name, step, tokens, sum(trained.step_s), trained.cpu_seconds, train_loss, float(loss_Q.mean())))
+        self.curve.append(
+            Point(
+                name,
+                step,
+                tokens,
+                sum(trained.step_s),
+                trained.cpu_seconds,
+                train_loss,
+                float(loss_Q.mean()),
+            )
+        )
         trained.losses.clear()
         trained.routed.clear()
 
@@ -239,9 +274,13 @@ class Training:
         """Mean loss of each held-out sequence, ``[Q]``."""
         losses = []
         with torch.no_grad():
-            for batch in torch.from_numpy(self.held.tokens_QS.astype(np.int64)).split(_EVALUATION_SEQUENCES):
+            for batch in torch.from_numpy(self.held.tokens_QS.astype(np.int64)).split(
+                _EVALUATION_SEQUENCES
+            ):
                 hidden_TH, _ = transformer(batch[:, :-1].flatten(), _chunk(batch))
-                loss_T = functional.cross_entropy(transformer.logits(hidden_TH), batch[:, 1:].flatten(), reduction="none")
+                loss_T = functional.cross_entropy(
+                    transformer.logits(hidden_TH), batch[:, 1:].flatten(), reduction="none"
+                )
                 losses.append(loss_T.view(len(batch), -1).mean(dim=1))
         return torch.cat(losses).double().numpy()
 
@@ -259,7 +298,8 @@ def route(transformer: Transformer, tokens_QS: NDArray[np.uint8]) -> NDArray[np.
 
 
 def balance_loss(score_TE: Tensor, topk_ids_TK: Tensor) -> Tensor:
-    """Switch Transformer's auxiliary loss: 1 for even loads, up to ``E`` where all tokens like one expert.
+    """Switch Transformer's auxiliary loss: 1 for even loads, up to ``E`` where all tokens like one
+    expert.
 
     Args:
         score_TE: softmax over the experts.
@@ -280,12 +320,17 @@ def _begin(model: ModelSpec, seed: int, recipe: Recipe) -> _Trained:
     transformer.load(SeededWeights(seed))
     decayed = [parameter for parameter in transformer.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in transformer.parameters() if parameter.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": recipe.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
     optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
     trained = _Trained(transformer, optimiser, np.random.default_rng(seed))
     for module in transformer.modules():
         if isinstance(module, Router):
-            module.register_forward_hook(lambda router, seen, _: trained.routed.append((router, seen[0])))
+            module.register_forward_hook(
+                lambda router, seen, _: trained.routed.append((router, seen[0]))
+            )
     return trained
 
 
@@ -304,11 +349,20 @@ def _chunk(batch: Tensor) -> Chunk:
 
 @contextmanager
 def _reproducible() -> Iterator[None]:
-    """The same sums in the same order every time: adding up gradients of one row from several threads is not, otherwise."""
-    deterministic: Any = torch.utils.deterministic  # its setting is made at run time, which type checkers cannot see
-    was, filled = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
+    """The same sums in the same order every time: adding up gradients of one row from several
+    threads is not, otherwise.
+    """
+    deterministic: Any = (
+        torch.utils.deterministic
+    )  # its setting is made at run time, which type checkers cannot see
+    was, filled = (
+        torch.are_deterministic_algorithms_enabled(),
+        deterministic.fill_uninitialized_memory,
+    )
     torch.use_deterministic_algorithms(True)
-    deterministic.fill_uninitialized_memory = False  # would only cost time: no kernel here reads what it has not written
+    deterministic.fill_uninitialized_memory = (
+        False  # would only cost time: no kernel here reads what it has not written
+    )
     try:
         yield
     finally:

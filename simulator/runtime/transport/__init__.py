@@ -14,15 +14,19 @@ class PeerLostError(Exception):
 class Transport(Protocol):
     """One rank's end. Every rank of a group calls the same operations in the same order."""
 
-    def all_to_all(self, send: Tensor, send_rows_R: list[int], receive_rows_R: list[int] | None = None) -> tuple[Tensor, list[int]]:
+    def all_to_all(
+        self, send: Tensor, send_rows_R: list[int], receive_rows_R: list[int] | None = None
+    ) -> tuple[Tensor, list[int]]:
         """Rows to every rank and from every rank.
 
         Args:
             send: ``[N, ...]``, in the order of the ranks the rows go to.
-            receive_rows_R: rows from each rank where that is known already; otherwise it is exchanged first.
+            receive_rows_R: rows from each rank where that is known already; otherwise it is
+                exchanged first.
 
         Returns:
-            The rows received, in the order of the ranks they come from, and how many came from each.
+            The rows received, in the order of the ranks they come from, and how many came from
+            each.
 
         Raises:
             PeerLostError: if another rank is gone or does not come; so may every operation.
@@ -62,7 +66,9 @@ class TransportPolicy(Protocol):
     """Whether its ranks may be processes, on one machine or several."""
 
     def meeting(self, size: int, timeout_s: float) -> Meeting:
-        """Prepare a place for the ranks to meet, in the driver's process. Called again after every failure."""
+        """Prepare a place for the ranks to meet, in the driver's process. Called again after every
+        failure.
+        """
         ...
 
     def connect(self, address: Any, rank: int, size: int, timeout_s: float) -> Transport:

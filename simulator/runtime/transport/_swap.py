@@ -18,7 +18,9 @@ class SwapTransport(ABC):
     def swap(self, give_R: list[Tensor]) -> list[Tensor]:
         """Give ``give_R[r]`` to rank ``r``; get what each rank gave to this one."""
 
-    def all_to_all(self, send: Tensor, send_rows_R: list[int], receive_rows_R: list[int] | None = None) -> tuple[Tensor, list[int]]:
+    def all_to_all(
+        self, send: Tensor, send_rows_R: list[int], receive_rows_R: list[int] | None = None
+    ) -> tuple[Tensor, list[int]]:
         received = self.swap(list(send.split(send_rows_R)))
         return torch.cat(received), [len(rows) for rows in received]
 

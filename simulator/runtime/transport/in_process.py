@@ -56,9 +56,13 @@ class InProcessTransport(SwapTransport):
             self.room.given[self.rank] = give_R
             self.room.barrier.wait()
         except threading.BrokenBarrierError:
-            raise PeerLostError(f"rank {self.rank}: another rank failed or did not come in time") from None
+            raise PeerLostError(
+                f"rank {self.rank}: another rank failed or did not come in time"
+            ) from None
         received = [given[self.rank] for given in self.room.given]
-        with contextlib.suppress(threading.BrokenBarrierError):  # all have come; one that has left since takes nothing away
+        with contextlib.suppress(
+            threading.BrokenBarrierError
+        ):  # all have come; one that has left since takes nothing away
             self.room.barrier.wait()
         return received
 

@@ -1,4 +1,6 @@
-"""Through Ray's object store, where no process group can form. Slower: every exchange asks an actor who has come."""
+"""Through Ray's object store, where no process group can form. Slower: every exchange asks an actor
+who has come.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,14 @@ from simulator.runtime.transport import PeerLostError
 from simulator.runtime.transport._swap import SwapTransport
 
 _PATIENCE_S = 5.0
-"""A switchboard says itself that a rank did not come; only if it does not answer either is it given up after this."""
+"""A switchboard says itself that a rank did not come; only if it does not answer either is it given
+up after this."""
 
 
 class ObjectStore(Frozen):
-    """Rows lie in the object store of the node that has them, and are fetched by the node that needs them."""
+    """Rows lie in the object store of the node that has them, and are fetched by the node that
+    needs them.
+    """
 
     joins_processes: ClassVar[bool] = True
 
@@ -83,7 +88,8 @@ class ObjectStoreTransport(SwapTransport):
 
     def swap(self, give_R: list[Tensor]) -> list[Tensor]:
         references = [ray.put(tensor.cpu()) for tensor in give_R]
-        # The others fetch these while this rank is in its next exchange already, and nobody is behind that.
+        # The others fetch these while this rank is in its next exchange already, and nobody is
+        # behind that.
         self._kept = [*self._kept[-1:], references]
         self._number += 1
         try:
@@ -91,5 +97,7 @@ class ObjectStoreTransport(SwapTransport):
             theirs = ray.get(answer, timeout=self._timeout_s + _PATIENCE_S)
             received: list[Tensor] = ray.get(theirs, timeout=self._timeout_s)
         except (RayError, GetTimeoutError) as error:
-            raise PeerLostError(f"rank {self.rank}, swap: {str(error).strip().splitlines()[-1]}") from None
+            raise PeerLostError(
+                f"rank {self.rank}, swap: {str(error).strip().splitlines()[-1]}"
+            ) from None
         return [tensor.to(give_R[0].device) for tensor in received]

@@ -30,21 +30,29 @@ class ProcessGroup(Frozen):
     def meeting(self, size: int, timeout_s: float) -> Listener:
         return Listener(size, timeout_s)
 
-    def connect(self, address: Address, rank: int, size: int, timeout_s: float) -> ProcessGroupTransport:
+    def connect(
+        self, address: Address, rank: int, size: int, timeout_s: float
+    ) -> ProcessGroupTransport:
         return ProcessGroupTransport(address, rank, size, timeout_s)
 
 
 class Listener:
-    """The driver's end: a store that the ranks come to. It only introduces them; no tokens pass through it."""
+    """The driver's end: a store that the ranks come to. It only introduces them; no tokens pass
+    through it.
+    """
 
     def __init__(self, size: int, timeout_s: float) -> None:
         host = _own_address()
-        store = TCPStore(host, 0, size + 1, True, datetime.timedelta(seconds=timeout_s), wait_for_workers=False)
+        store = TCPStore(
+            host, 0, size + 1, True, datetime.timedelta(seconds=timeout_s), wait_for_workers=False
+        )
         self.address = Address(host, store.port)
         self._store: TCPStore | None = store
 
     def abort(self) -> None:
-        """End the introductions: ranks that still wait for each other give up. Connections to a process that is gone break anyway."""
+        """End the introductions: ranks that still wait for each other give up. Connections to a
+        process that is gone break anyway.
+        """
         self._store = None
 
 
@@ -67,14 +75,19 @@ class ProcessGroupTransport:
         timeout = datetime.timedelta(seconds=timeout_s)
         try:
             store = TCPStore(address.host, address.port, size + 1, False, timeout)
-            # Names of groups count up in each process. One whose last attempt failed would look under another name than a new one.
+            # Names of groups count up in each process. One whose last attempt failed would look
+            # under another name than a new one.
             distributed_c10d._world.group_count = 0
             backend = "nccl" if self.device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+            dist.init_process_group(
+                backend, store=store, rank=rank, world_size=size, timeout=timeout
+            )
         except RuntimeError as error:
             raise _lost(rank, "forming the process group", error) from None
 
-    def all_to_all(self, send: Tensor, send_rows_R: list[int], receive_rows_R: list[int] | None = None) -> tuple[Tensor, list[int]]:
+    def all_to_all(
+        self, send: Tensor, send_rows_R: list[int], receive_rows_R: list[int] | None = None
+    ) -> tuple[Tensor, list[int]]:
         if receive_rows_R is None:
             counts = torch.tensor(send_rows_R, device=self.device)
             others = torch.empty_like(counts)

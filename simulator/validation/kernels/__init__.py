@@ -1,7 +1,8 @@
 """Kernel and exchange timings, one family a file: how its tables are read, and how a row is priced.
 
-``moesim validate kernels FAMILY TABLE`` takes the family of that name. Tables have the columns that NVIDIA's aiconfigurator-core
-0.12.0 (Apache-2.0) writes, since whoever times kernels for a planner has them.
+``moesim validate kernels FAMILY TABLE`` takes the family of that name. Tables have the columns that
+NVIDIA's aiconfigurator-core 0.12.0 (Apache-2.0) writes, since whoever times kernels for a planner
+has them.
 """
 
 from __future__ import annotations
@@ -21,13 +22,17 @@ class KernelFamily(Protocol):
     measures: tuple[Measure, ...]
 
     def answer(self, table: pd.DataFrame) -> Answers:
-        """Price every row, vectorised where rows are many: 100,000 rows take seconds. Measured columns are not looked at."""
+        """Price every row, vectorised where rows are many: 100,000 rows take seconds. Measured
+        columns are not looked at.
+        """
         ...
 
 
 @runtime_checkable
 class _MeasuresByTable(Protocol):
-    """A family whose tables differ in what they measure; its ``measures`` are those that every table has, often none."""
+    """A family whose tables differ in what they measure; its ``measures`` are those that every
+    table has, often none.
+    """
 
     def measures_of(self, table: pd.DataFrame, where: str) -> tuple[Measure, ...]:
         """What ``table`` measures, by its columns.
@@ -50,15 +55,26 @@ class _SeveralLayouts(Protocol):
 
 
 def layouts_of(family: KernelFamily) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
-    """For each kind of table that a family reads: columns that it must have, and those that are measured."""
+    """For each kind of table that a family reads: columns that it must have, and those that are
+    measured.
+    """
     kinds = family.layouts if isinstance(family, _SeveralLayouts) else (family.columns,)
-    return [(kind, tuple(m.column for m in measures_of(family, pd.DataFrame(columns=list(kind))))) for kind in kinds]
+    return [
+        (kind, tuple(m.column for m in measures_of(family, pd.DataFrame(columns=list(kind)))))
+        for kind in kinds
+    ]
 
 
-def measures_of(family: KernelFamily, table: pd.DataFrame, where: str = "table") -> tuple[Measure, ...]:
+def measures_of(
+    family: KernelFamily, table: pd.DataFrame, where: str = "table"
+) -> tuple[Measure, ...]:
     """What ``family`` answers for ``table``: columns of its ``Answers``, in order.
 
     Args:
         where: what errors call the table.
     """
-    return family.measures_of(table, where) if isinstance(family, _MeasuresByTable) else family.measures
+    return (
+        family.measures_of(table, where)
+        if isinstance(family, _MeasuresByTable)
+        else family.measures
+    )

@@ -1,4 +1,6 @@
-"""Attention kernels of batches whose sequences are alike, as tables time them, priced by the simulator's own formula."""
+"""Attention kernels of batches whose sequences are alike, as tables time them, priced by the
+simulator's own formula.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,15 @@ from simulator.work.lookback import Lookback
 Phase = Literal["prefill", "decode"]
 Ints = NDArray[np.int64]
 
-KV_FORMATS = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "bf16": "bf16", "fp16": "fp16", "fp8": "fp8", "int8": "int8"}
+KV_FORMATS = {
+    "bfloat16": "bf16",
+    "float16": "fp16",
+    "half": "fp16",
+    "bf16": "bf16",
+    "fp16": "fp16",
+    "fp8": "fp8",
+    "int8": "int8",
+}
 """Names in tables: the format here."""
 _BEHIND = "tokens cached before a prompt were not measured"
 _MOST_SEQUENCES = 2.0**20
@@ -56,17 +66,30 @@ class Batches(NamedTuple):
         return Batches(*(column[rows] for column in self))
 
 
-def context_s(batches: Batches, kernels: Sequence[tuple[AcceleratorSpec, AttentionFit, Lookback, Phase]]) -> NDArray[np.float64]:
+def context_s(
+    batches: Batches, kernels: Sequence[tuple[AcceleratorSpec, AttentionFit, Lookback, Phase]]
+) -> NDArray[np.float64]:
     """Seconds ``[n]`` of each batch's kernel."""
     rates = [context_rates(*kernel) for kernel in kernels]
     windows = np.array(
-        [k.window + int(rate.window_block) for (_, _, k, _), rate in zip(kernels, rates, strict=True)], dtype=np.int64
+        [
+            k.window + int(rate.window_block)
+            for (_, _, k, _), rate in zip(kernels, rates, strict=True)
+        ],
+        dtype=np.int64,
     )
     compressions = np.array([k.compression for _, _, k, _ in kernels], dtype=np.int64)
     rates_nk = np.array(rates)[batches.kernel]
     tile_rows = np.array([rate.tile_rows for rate in rates])
     which = batches.kernel
-    sums_nk = uniform_sums(batches.batch_size, batches.context, batches.new, windows[which], compressions[which], tile_rows[which])
+    sums_nk = uniform_sums(
+        batches.batch_size,
+        batches.context,
+        batches.new,
+        windows[which],
+        compressions[which],
+        tile_rows[which],
+    )
     seconds: NDArray[np.float64] = kernels_s(rates_nk, sums_nk)
     return seconds
 
@@ -85,7 +108,9 @@ def whole_sizes(
     whole = np.floor(np.stack([np.where(wrong == "", values, 1.0) for values in sizes.values()]))
     named = dict(zip(columns, whole, strict=True))
     is_full = named["batch_size"] * (named["isl"] + named["step"]) > _MOST_TOKENS
-    wrong[is_full & (wrong == "")] = f"batch_size times isl + step is above {_MOST_TOKENS:,.0f} tokens, more than any cache holds"
+    wrong[is_full & (wrong == "")] = (
+        f"batch_size times isl + step is above {_MOST_TOKENS:,.0f} tokens, more than any cache holds"
+    )
     return whole, wrong
 
 

@@ -14,7 +14,8 @@ from simulator.config.calibration import Calibration, CalibrationFile, load_cali
 _SAYS_NOTHING = re.compile(
     r"nvidia|amd|instinct|geforce|tesla|quadro|gpu|tensor|core|blackwell|hopper|server|edition|workstation|oam|ac|hbm\d\w*|nvl\d+|sxm\d*"
 )
-"""Words of a name that tell no two files apart. ``sxm`` is one since PCIe cards say what they are."""
+"""Words of a name that tell no two files apart. ``sxm`` is one since PCIe cards say what they
+are."""
 _MEMORY = re.compile(r"(\d+)gi?b")
 _NEAR = 0.7
 """Of names, as :mod:`difflib` counts it."""
@@ -28,7 +29,8 @@ _SEEN = "hopper"
 
 @cache
 def accelerator_name(gpu: str) -> str | None:
-    """The accelerator file for a GPU as tables or ``nvidia-smi`` name it; ``None`` if there is none.
+    """The accelerator file for a GPU as tables or ``nvidia-smi`` name it; ``None`` if there is
+    none.
 
     >>> [accelerator_name(gpu) for gpu in ("h100_sxm", "NVIDIA H100 80GB HBM3", "NVIDIA A100 80GB PCIe", "gb200_sxm", "L40S")]
     ['h100-sxm', 'h100-sxm', 'a100-pcie', 'gb200', 'l40s']
@@ -39,7 +41,9 @@ def accelerator_name(gpu: str) -> str | None:
     words = _words(gpu)
     plain = "-".join(_telling(words))
     name = next((name for name in ("-".join(words), plain, f"{plain}-sxm") if name in files), None)
-    memory = next((float(found[1]) * 1e9 for word in words if (found := _MEMORY.fullmatch(word))), None)
+    memory = next(
+        (float(found[1]) * 1e9 for word in words if (found := _MEMORY.fullmatch(word))), None
+    )
     if name is None or memory is None:
         return name
     has = load_accelerator(name, f"GPU '{gpu}'").memory_bytes
@@ -47,7 +51,8 @@ def accelerator_name(gpu: str) -> str | None:
 
 
 def near_accelerators(gpu: str) -> tuple[str, ...]:
-    """Accelerator files whose names are near the one that a table gives to a GPU that there is none of.
+    """Accelerator files whose names are near the one that a table gives to a GPU that there is none
+    of.
 
     >>> near_accelerators("h10"), near_accelerators("NVIDIA A100-SXM4-40GB"), near_accelerators("rubin")
     (('h100-pcie', 'h100-sxm'), ('a100-pcie', 'a100-sxm'), ())
@@ -66,12 +71,16 @@ def _words(gpu: str) -> list[str]:
 
 def _telling(words: list[str]) -> list[str]:
     """Those of a GPU's name that tell files apart."""
-    return [word for word in words if not _SAYS_NOTHING.fullmatch(word) and not _MEMORY.fullmatch(word)]
+    return [
+        word for word in words if not _SAYS_NOTHING.fullmatch(word) and not _MEMORY.fullmatch(word)
+    ]
 
 
 @cache
 def calibrated(gpu: str, engine: str) -> tuple[AcceleratorSpec, Calibration] | None:
-    """The accelerator that a table calls ``gpu`` and what ``engine`` achieves on it; ``None`` where either is unknown."""
+    """The accelerator that a table calls ``gpu`` and what ``engine`` achieves on it; ``None`` where
+    either is unknown.
+    """
     name = accelerator_name(gpu)
     if name is None:
         return None

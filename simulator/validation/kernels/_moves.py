@@ -1,4 +1,6 @@
-"""Rows of exchange tables as what the simulator prices: kernels, operation, and the load of the busiest rank and wire."""
+"""Rows of exchange tables as what the simulator prices: kernels, operation, and the load of the
+busiest rank and wire.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,13 @@ from numpy.typing import NDArray
 
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration.exchange import ExchangeFit, Load
-from simulator.validation.kernels._sizes import MOST_CHOICES, MOST_EXPERTS, MOST_RANKS, numbers, refusals
+from simulator.validation.kernels._sizes import (
+    MOST_CHOICES,
+    MOST_EXPERTS,
+    MOST_RANKS,
+    numbers,
+    refusals,
+)
 from simulator.validation.kernels._traffic import routed
 
 Floats = NDArray[np.float64]
@@ -30,11 +38,18 @@ VALUE_BYTES = {
 """Bytes of one value as it travels, by names in tables."""
 DEEPEP_TABLES = ("deepep_low_latency", "deepep_normal")
 _DEEPEP_GROUPS = 4
-"""DeepEP's own benchmark lets a token use at most four nodes (``num_topk_groups = min(num_nodes, 4)``)."""
+"""DeepEP's own benchmark lets a token use at most four nodes (``num_topk_groups = min(num_nodes,
+4)``)."""
 _MOST_SMS = 1024.0
-_MOST = {"num_ranks": MOST_RANKS, "topk": MOST_CHOICES, "num_experts": MOST_EXPERTS, "sms": _MOST_SMS}
+_MOST = {
+    "num_ranks": MOST_RANKS,
+    "topk": MOST_CHOICES,
+    "num_experts": MOST_EXPERTS,
+    "sms": _MOST_SMS,
+}
 _DEEPSEEK = (7168, 8, 256)
-"""Hidden size, experts of a token, experts: DeepSeek-V3, whose router takes 4 of 8 groups of experts."""
+"""Hidden size, experts of a token, experts: DeepSeek-V3, whose router takes 4 of 8 groups of
+experts."""
 
 
 class Moves(NamedTuple):
@@ -47,7 +62,8 @@ class Moves(NamedTuple):
     num_sms: Floats
     """``[n]`` multiprocessors that the kernels hold; 0 where the row does not say."""
     wrong: NDArray[np.object_]
-    """``[n]`` why the row's numbers are none of an exchange, or such ranks are not joined; ``""`` where all is well."""
+    """``[n]`` why the row's numbers are none of an exchange, or such ranks are not joined; ``""``
+    where all is well."""
 
     def start_s(self, fit: ExchangeFit) -> Floats:
         """Latency of each row."""
@@ -55,16 +71,24 @@ class Moves(NamedTuple):
 
     def carry_s(self, fit: ExchangeFit, accelerator: AcceleratorSpec) -> Floats:
         """Copying and wires of each row."""
-        wires = np.maximum(self.scale_up_s / fit.scale_up_fraction, self.scale_out_s / fit.scale_out_fraction)
-        return fit.hidden_s(fit.copying_s(self.load, accelerator.num_multiprocessors, self.num_sms), wires)
+        wires = np.maximum(
+            self.scale_up_s / fit.scale_up_fraction, self.scale_out_s / fit.scale_out_fraction
+        )
+        return fit.hidden_s(
+            fit.copying_s(self.load, accelerator.num_multiprocessors, self.num_sms), wires
+        )
 
     def transfer_s(self, fit: ExchangeFit, accelerator: AcceleratorSpec) -> Floats:
         """The transfer alone, as kernel timings see it."""
-        return np.asarray(np.maximum(fit.floor_s, self.start_s(fit) + self.carry_s(fit, accelerator)))
+        return np.asarray(
+            np.maximum(fit.floor_s, self.start_s(fit) + self.carry_s(fit, accelerator))
+        )
 
     def notify_s(self, fit: ExchangeFit, accelerator: AcceleratorSpec) -> Floats:
         """Telling how much will come."""
-        return fit.told_s(self.load, self.carry_s(fit, accelerator), accelerator.num_multiprocessors, self.num_sms)
+        return fit.told_s(
+            self.load, self.carry_s(fit, accelerator), accelerator.num_multiprocessors, self.num_sms
+        )
 
     def total_s(self, fit: ExchangeFit, accelerator: AcceleratorSpec) -> Floats:
         """Both."""
@@ -80,17 +104,24 @@ def moves(
     """Read rows.
 
     Args:
-        rows: with ``num_ranks``, ``hidden_size``, ``topk``, ``num_experts``, ``num_tokens``, ``value_bytes``, ``sms``.
+        rows: with ``num_ranks``, ``hidden_size``, ``topk``, ``num_experts``, ``num_tokens``,
+            ``value_bytes``, ``sms``.
         dispatch: the policy that sends the kernels' copies.
         groups: whose limit on groups of experts holds: ``none``, ``deepep`` or ``deepseek``.
     """
-    sizes = numbers(rows, ("num_ranks", "hidden_size", "topk", "num_experts", "num_tokens", "value_bytes"))
+    sizes = numbers(
+        rows, ("num_ranks", "hidden_size", "topk", "num_experts", "num_tokens", "value_bytes")
+    )
     sms = numbers(rows, ("sms",)) if "sms" in rows.columns else {"sms": np.zeros(len(rows))}
     sms = {"sms": np.nan_to_num(sms["sms"], nan=0.0)}
     wrong = refusals(sizes | sms, {"value_bytes": 0.0, "sms": 0.0}, _MOST, ("value_bytes",))
     wrong[(sizes["topk"] > sizes["num_experts"]) & (wrong == "")] = "topk is above num_experts"
-    ranks, hidden, top_k, experts, tokens, value_bytes = np.where(wrong == "", np.stack(list(sizes.values())), 1.0)
-    shapes, shape = np.unique(np.stack([ranks, hidden, top_k, experts], axis=1), axis=0, return_inverse=True)
+    ranks, hidden, top_k, experts, tokens, value_bytes = np.where(
+        wrong == "", np.stack(list(sizes.values())), 1.0
+    )
+    shapes, shape = np.unique(
+        np.stack([ranks, hidden, top_k, experts], axis=1), axis=0, return_inverse=True
+    )
     found = np.full((len(shapes), 5), np.nan)
     for s, (r, h, k, e) in enumerate(shapes.astype(int).tolist()):
         limit = _limit(groups, r, h, k, e)
@@ -100,11 +131,20 @@ def moves(
     copies, crossing, up, out, nodes = found[shape.ravel()].T
     wrong[np.isnan(copies) & (wrong == "")] = "so many of its GPUs are not joined"
     vectors = tokens * hidden * value_bytes
-    load = Load(tokens, tokens * copies, tokens * crossing, hidden * value_bytes, experts, np.nan_to_num(nodes, nan=1.0))
+    load = Load(
+        tokens,
+        tokens * copies,
+        tokens * crossing,
+        hidden * value_bytes,
+        experts,
+        np.nan_to_num(nodes, nan=1.0),
+    )
     return Moves(load, vectors * up, vectors * out, np.where(wrong == "", sms["sms"], 0.0), wrong)
 
 
-def _limit(groups: str, num_ranks: int, hidden: int, top_k: int, num_experts: int) -> tuple[int, int]:
+def _limit(
+    groups: str, num_ranks: int, hidden: int, top_k: int, num_experts: int
+) -> tuple[int, int]:
     nodes = -(-num_ranks // 8)
     if groups == "deepep" and nodes > _DEEPEP_GROUPS:
         return nodes, _DEEPEP_GROUPS

@@ -1,10 +1,12 @@
-"""How many tokens each expert gets in the benchmarks that timed routed experts, and so each slot of the rank that was timed.
+"""How many tokens each expert gets in the benchmarks that timed routed experts, and so each slot of
+the rank that was timed.
 
-Tables name a distribution, not counts. What reproduces the measured ratios of skewed to balanced kernels (fitted on
-``moe_grouped_gemm``, H100 and B200) is this: experts draw loads from a density ``x^-alpha`` on ``[1, 0.8 tokens]``, or on
-``[0.01, 2]`` where there are fewer token-expert pairs than experts; loads are scaled to all pairs, none above the number of tokens,
-and rounded at random; experts lie on ranks in their own order, and the busiest rank is timed. Every case is drawn a few times,
-from a seed of its own, and predictions are means over the draws.
+Tables name a distribution, not counts. What reproduces the measured ratios of skewed to balanced
+kernels (fitted on ``moe_grouped_gemm``, H100 and B200) is this: experts draw loads from a density
+``x^-alpha`` on ``[1, 0.8 tokens]``, or on ``[0.01, 2]`` where there are fewer token-expert pairs
+than experts; loads are scaled to all pairs, none above the number of tokens, and rounded at random;
+experts lie on ranks in their own order, and the busiest rank is timed. Every case is drawn a few
+times, from a seed of its own, and predictions are means over the draws.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ _BALANCED, _POWER_LAW = ("balanced", "uniform"), "power_law_"
 _MOST_SKEWED = 10.0
 _MOST_SHARE, _FEWEST, _MOST_FEW = 0.8, 0.01, 2.0
 _SAMPLED_TOKENS = 512
-"""A router that limits groups is followed token by token; larger batches are scaled up from so many."""
+"""A router that limits groups is followed token by token; larger batches are scaled up from so
+many."""
 _ROWS_OF_A_BLOCK = 128
 _SEED = 20
 
@@ -37,15 +40,18 @@ class Case(NamedTuple):
     alpha: float | None
     """Exponent of the power law; ``None`` = balanced."""
     groups: tuple[int, int] | None = None
-    """Groups of experts and how many of them a token may use, where the benchmark's router limits that (DeepSeek-V3)."""
+    """Groups of experts and how many of them a token may use, where the benchmark's router limits
+    that (DeepSeek-V3)."""
     keeps_remote: bool = False
-    """Whether the kernel also computes the other choices of each token that reaches the rank, as one more expert."""
+    """Whether the kernel also computes the other choices of each token that reaches the rank, as
+    one more expert."""
     in_blocks: bool = False
     """Whether balanced means that experts are filled 128 rows at a time, one after the other."""
 
 
 def exponent(distribution: str) -> tuple[float | None, str]:
-    """The exponent that a table's name of a distribution stands for, ``None`` for balanced, and why there is none, or nothing.
+    """The exponent that a table's name of a distribution stands for, ``None`` for balanced, and why
+    there is none, or nothing.
 
     >>> exponent("power_law_1.2"), exponent("uniform")
     ((1.2, ''), (None, ''))
@@ -53,7 +59,11 @@ def exponent(distribution: str) -> tuple[float | None, str]:
     if distribution in _BALANCED:
         return None, ""
     try:
-        alpha = float(distribution.removeprefix(_POWER_LAW)) if distribution.startswith(_POWER_LAW) else 0.0
+        alpha = (
+            float(distribution.removeprefix(_POWER_LAW))
+            if distribution.startswith(_POWER_LAW)
+            else 0.0
+        )
     except ValueError:
         alpha = 0.0
     return (alpha, "") if 0 < alpha < _MOST_SKEWED else (None, f"no distribution '{distribution}'")
@@ -71,11 +81,15 @@ def rank_rows(case: Case) -> NDArray[np.float64]:
         rows_R = np.bincount(rank_E, weights=tokens_E, minlength=case.num_ranks)
         timed = 0 if case.alpha is None else int(rows_R.argmax())
         if case.groups is not None:
-            # The busiest rank's experts change places with the first rank's, which matters to a router that breaks ties by place.
+            # The busiest rank's experts change places with the first rank's, which matters to a
+            # router that breaks ties by place.
             first, busiest = np.flatnonzero(rank_E == 0), np.flatnonzero(rank_E == timed)
             size = min(len(first), len(busiest))
             swapped = tokens_E.copy()
-            swapped[first[:size]], swapped[busiest[:size]] = tokens_E[busiest[:size]], tokens_E[first[:size]]
+            swapped[first[:size]], swapped[busiest[:size]] = (
+                tokens_E[busiest[:size]],
+                tokens_E[first[:size]],
+            )
             tokens_E, timed = _limited(case, swapped), 0
         rows_G = tokens_E[rank_E == timed]
         if case.keeps_remote and case.num_ranks > 1:
@@ -86,41 +100,56 @@ def rank_rows(case: Case) -> NDArray[np.float64]:
 
 
 @cache
-def expert_tokens(num_tokens: int, num_experts: int, top_k: int, alpha: float | None) -> NDArray[np.float64]:
+def expert_tokens(
+    num_tokens: int, num_experts: int, top_k: int, alpha: float | None
+) -> NDArray[np.float64]:
     """Tokens of every expert, ``[D, E]``; one draw where nothing is drawn."""
     if alpha is None:
-        rounds, rest = divmod(num_tokens, num_experts)  # after as many tokens as experts it begins again
+        rounds, rest = divmod(
+            num_tokens, num_experts
+        )  # after as many tokens as experts it begins again
         ids_TK = _balanced_ids(rest + num_experts * min(rounds, 1), num_experts, top_k)
         counts_E = np.bincount(ids_TK.ravel(), minlength=num_experts).astype(np.float64)
         return (counts_E + float(top_k * max(rounds - 1, 0)))[None]
     rng = np.random.default_rng([_SEED, num_tokens, num_experts, top_k, round(alpha * 1000)])
     pairs = num_tokens * top_k
-    low, high = (1.0, max(_MOST_SHARE * num_tokens, 2.0)) if pairs > num_experts else (_FEWEST, _MOST_FEW)
+    low, high = (
+        (1.0, max(_MOST_SHARE * num_tokens, 2.0)) if pairs > num_experts else (_FEWEST, _MOST_FEW)
+    )
     uniform_DE = rng.random((NUM_DRAWS, num_experts))
     power = 1.0 - alpha
     loads_DE = (
-        low * (high / low) ** uniform_DE if power == 0 else (low**power + (high**power - low**power) * uniform_DE) ** (1 / power)
+        low * (high / low) ** uniform_DE
+        if power == 0
+        else (low**power + (high**power - low**power) * uniform_DE) ** (1 / power)
     )
     share_DE = _at_most(loads_DE / loads_DE.sum(axis=1, keepdims=True) * pairs, float(num_tokens))
-    # Rounded up or down at random, so that the total stays: the whole numbers that the running sum passes.
+    # Rounded up or down at random, so that the total stays: the whole numbers that the running sum
+    # passes.
     passed_DE = np.floor(np.cumsum(share_DE, axis=1) + rng.random((NUM_DRAWS, 1)))
     return np.diff(passed_DE, axis=1, prepend=0.0)
 
 
 def _at_most(share_DE: NDArray[np.float64], most: float) -> NDArray[np.float64]:
-    """The same totals with no share above ``most``: what is above goes to the others in proportion."""
+    """The same totals with no share above ``most``: what is above goes to the others in
+    proportion.
+    """
     for _ in range(32):
         excess_D = np.maximum(share_DE - most, 0.0).sum(axis=1, keepdims=True)
         if not (excess_D > 1e-6).any():
             break
         below_DE = np.where(share_DE < most, share_DE, 0.0)
         total_D = below_DE.sum(axis=1, keepdims=True)
-        share_DE = np.minimum(share_DE, most) + below_DE * excess_D / np.where(total_D > 0, total_D, np.inf)
+        share_DE = np.minimum(share_DE, most) + below_DE * excess_D / np.where(
+            total_D > 0, total_D, np.inf
+        )
     return share_DE
 
 
 def _balanced_ids(num_tokens: int, num_experts: int, top_k: int) -> NDArray[np.int64]:
-    """Experts of each token ``[T, K]``: evenly spaced, and tokens too few to reach every expert are spaced evenly as well."""
+    """Experts of each token ``[T, K]``: evenly spaced, and tokens too few to reach every expert are
+    spaced evenly as well.
+    """
     stride = -(-num_experts // top_k)
     first_T = np.arange(num_tokens) * max(1.0, stride / max(num_tokens, 1))
     ids = (first_T[:, None] + np.arange(top_k) * stride).astype(np.int64)
@@ -130,8 +159,9 @@ def _balanced_ids(num_tokens: int, num_experts: int, top_k: int) -> NDArray[np.i
 def _limited(case: Case, tokens_E: NDArray[np.float64]) -> NDArray[np.float64]:
     """Tokens of every expert after a router that keeps each token within a few groups.
 
-    The benchmark wishes for experts by scoring them 1 and all others 0. Groups are chosen by their two best scores; wishes in
-    other groups are lost, and the first experts of the chosen groups take their place.
+    The benchmark wishes for experts by scoring them 1 and all others 0. Groups are chosen by their
+    two best scores; wishes in other groups are lost, and the first experts of the chosen groups
+    take their place.
     """
     if case.groups is None:
         raise ValueError("no groups to limit to")
@@ -144,12 +174,16 @@ def _limited(case: Case, tokens_E: NDArray[np.float64]) -> NDArray[np.float64]:
         scaled_E = np.rint(tokens_E * (sampled / case.num_tokens)).astype(np.int64)
         order = np.argsort(-scaled_E, kind="stable")
         wishes = np.resize(np.repeat(order, scaled_E[order]), sampled * top_k)
-        ids_TK = wishes.reshape(top_k, sampled).T  # the pairs of one expert go to tokens that follow each other
+        ids_TK = wishes.reshape(
+            top_k, sampled
+        ).T  # the pairs of one expert go to tokens that follow each other
     wished_TE = np.zeros((sampled, num_experts))
     np.add.at(wished_TE, (np.arange(sampled)[:, None], ids_TK), 1.0)
     best_TG = np.sort(wished_TE.reshape(sampled, num_groups, size), axis=2)[:, :, -2:].sum(axis=2)
     kept_TG = np.zeros((sampled, num_groups), dtype=bool)
-    np.put_along_axis(kept_TG, np.argsort(-best_TG, axis=1, kind="stable")[:, :num_kept], True, axis=1)
+    np.put_along_axis(
+        kept_TG, np.argsort(-best_TG, axis=1, kind="stable")[:, :num_kept], True, axis=1
+    )
     score_TE = np.where(np.repeat(kept_TG, size, axis=1), wished_TE, -1.0)
     chosen_TK = np.argsort(-score_TE, axis=1, kind="stable")[:, :top_k]
     counts_E = np.bincount(chosen_TK.ravel(), minlength=num_experts).astype(np.float64)
@@ -159,4 +193,7 @@ def _limited(case: Case, tokens_E: NDArray[np.float64]) -> NDArray[np.float64]:
 def _filled_in_blocks(case: Case, num_slots: int) -> NDArray[np.float64]:
     rows = case.num_tokens * case.top_k / case.num_ranks
     rows_G = np.clip(rows - _ROWS_OF_A_BLOCK * np.arange(num_slots), 0.0, float(_ROWS_OF_A_BLOCK))
-    return np.asarray(np.maximum(rows_G, rows / num_slots if rows > _ROWS_OF_A_BLOCK * num_slots else 0.0)[None], dtype=np.float64)
+    return np.asarray(
+        np.maximum(rows_G, rows / num_slots if rows > _ROWS_OF_A_BLOCK * num_slots else 0.0)[None],
+        dtype=np.float64,
+    )

@@ -1,4 +1,6 @@
-"""Sizes of a table's rows: what cannot be the size of a kernel is refused before anything is computed or allocated for it."""
+"""Sizes of a table's rows: what cannot be the size of a kernel is refused before anything is
+computed or allocated for it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 LARGEST = 2.0**24
-"""Of tokens, features, sequences: several times what any table holds, and far from what overflows an integer or fills a memory."""
+"""Of tokens, features, sequences: several times what any table holds, and far from what overflows
+an integer or fills a memory."""
 MOST_RANKS = 512.0
 """Of one exchange or collective: its links are counted pair by pair."""
 MOST_EXPERTS, MOST_CHOICES = 2048.0, 256.0
@@ -18,7 +21,9 @@ MOST_EXPERTS, MOST_CHOICES = 2048.0, 256.0
 
 def numbers(table: pd.DataFrame, columns: Sequence[str]) -> dict[str, NDArray[np.float64]]:
     """Columns of a table as numbers, not a number where there is none."""
-    return {name: pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=float) for name in columns}
+    return {
+        name: pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=float) for name in columns
+    }
 
 
 def refusals(
@@ -41,7 +46,11 @@ def refusals(
     for name, values in sizes.items():
         lowest, highest = (least or {}).get(name, 1.0), (most or {}).get(name, LARGEST)
         with np.errstate(invalid="ignore"):
-            is_wrong = ~((values >= lowest) & (values <= highest) & ((values % 1.0 == 0) | (name in fractions)))
+            is_wrong = ~(
+                (values >= lowest)
+                & (values <= highest)
+                & ((values % 1.0 == 0) | (name in fractions))
+            )
         for row in np.flatnonzero(is_wrong & (found == "")):
             found[row] = f"{name} is {_why(float(values[row]), lowest, highest)}"
     return found
@@ -52,4 +61,6 @@ def _why(value: float, lowest: float, highest: float) -> str:
         return "not a number"
     if lowest <= value <= highest:
         return f"{value:g}, not a whole number"
-    return f"{value:g}, below {lowest:,.0f}" if value < lowest else f"{value:g}, above {highest:,.0f}"
+    return (
+        f"{value:g}, below {lowest:,.0f}" if value < lowest else f"{value:g}, above {highest:,.0f}"
+    )

@@ -1,4 +1,6 @@
-"""What uniformly random expert choices put on each rank and wire: through the dispatch policies and topologies of the simulator."""
+"""What uniformly random expert choices put on each rank and wire: through the dispatch policies and
+topologies of the simulator.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ class Routed(NamedTuple):
     crossing: float
     """Of these, those that leave the fast domain."""
     scale_up_s: float
-    """Seconds that the busiest kind of wire inside domains takes for one byte of each vector, at its peak."""
+    """Seconds that the busiest kind of wire inside domains takes for one byte of each vector, at
+    its peak."""
     scale_out_s: float
     """Likewise between domains."""
     num_nodes: int
@@ -34,33 +37,49 @@ class Routed(NamedTuple):
 
 @cache
 def cluster_of(accelerator: str) -> ClusterSpec | None:
-    """The cluster file of an accelerator's own name: how its GPUs are usually joined; ``None`` if there is none."""
+    """The cluster file of an accelerator's own name: how its GPUs are usually joined; ``None`` if
+    there is none.
+    """
     files = available_files("cluster_configs")
     if accelerator not in files:
         return None
     table = read_cluster_table(accelerator, files)
     sizes = table.get("sizes") or [table.get("num_gpus")]
-    return load_cluster(f"{accelerator}-{max(sizes)}" if table.get("sizes") else accelerator, f"GPU '{accelerator}'")[0]
+    return load_cluster(
+        f"{accelerator}-{max(sizes)}" if table.get("sizes") else accelerator, f"GPU '{accelerator}'"
+    )[0]
 
 
 @cache
 def fabric_of(accelerator: str, num_ranks: int) -> Fabric | None:
-    """``num_ranks`` GPUs of one kind, joined as in their cluster file; ``None`` where there is none, or it joins fewer."""
+    """``num_ranks`` GPUs of one kind, joined as in their cluster file; ``None`` where there is
+    none, or it joins fewer.
+    """
     cluster = cluster_of(accelerator)
     if cluster is None or (num_ranks > cluster.gpus_per_node and cluster.scale_out is None):
         return None
-    fabric: Fabric = build("topology", cluster.topology, f"cluster '{cluster.name}'").wire(cluster, num_ranks)
+    fabric: Fabric = build("topology", cluster.topology, f"cluster '{cluster.name}'").wire(
+        cluster, num_ranks
+    )
     return fabric
 
 
 @cache
 def routed(
-    accelerator: str, num_ranks: int, dispatch: str, num_experts: int, top_k: int, groups: int, chosen_groups: int
+    accelerator: str,
+    num_ranks: int,
+    dispatch: str,
+    num_experts: int,
+    top_k: int,
+    groups: int,
+    chosen_groups: int,
 ) -> Routed | None:
-    """Random choices of ``top_k`` of ``num_experts``, spread over ranks in order; ``None`` where such ranks are not joined.
+    """Random choices of ``top_k`` of ``num_experts``, spread over ranks in order; ``None`` where
+    such ranks are not joined.
 
     Args:
-        groups: of experts, of which each token uses ``chosen_groups`` (DeepSeek-V3's router); 1 = no such limit.
+        groups: of experts, of which each token uses ``chosen_groups`` (DeepSeek-V3's router); 1 =
+            no such limit.
     """
     joined = fabric_of(accelerator, num_ranks)
     if joined is None:
@@ -79,7 +98,9 @@ def routed(
     policy: DispatchPolicy = build("dispatch", {"kind": dispatch}, "alltoall")
     copies_SR = policy.copies(rank_TK, source_T, fabric.node_R) / (num_tokens / num_ranks)
     crosses_SR = fabric.node_R[:, None] != fabric.node_R[None, :]
-    seconds_L = fabric.bytes_per_link(copies_SR) / np.array([link.bytes_per_s for link in fabric.links])
+    seconds_L = fabric.bytes_per_link(copies_SR) / np.array(
+        [link.bytes_per_s for link in fabric.links]
+    )
     return Routed(
         copies=float(copies_SR.sum() / num_ranks),
         crossing=float(copies_SR[crosses_SR].sum() / num_ranks),
@@ -90,7 +111,9 @@ def routed(
 
 
 def _busiest(fabric: Fabric, seconds_L: NDArray[np.float64], kind: str) -> float:
-    """The mean of each sort of link (all GPUs' ports out, all sockets' links in, ...), and the largest of these means."""
+    """The mean of each sort of link (all GPUs' ports out, all sockets' links in, ...), and the
+    largest of these means.
+    """
     sorts: dict[str, list[float]] = {}
     for link, seconds in zip(fabric.links, seconds_L, strict=True):
         if link.kind == kind:

@@ -1,8 +1,10 @@
-"""Tokens to their experts and back: DeepEP's low-latency and normal kernels, as engines ship them, and NVLink one-sided ones.
+"""Tokens to their experts and back: DeepEP's low-latency and normal kernels, as engines ship them,
+and NVLink one-sided ones.
 
-Random choices (the benchmarks' own) are sent through the dispatch policies and topologies of the simulator; what they put on the
-busiest rank and wire is priced with the formula of ``simulator.config.calibration.exchange``, as the simulator does. Four kinds of
-table are read, told apart by their columns.
+Random choices (the benchmarks' own) are sent through the dispatch policies and topologies of the
+simulator; what they put on the busiest rank and wire is priced with the formula of
+``simulator.config.calibration.exchange``, as the simulator does. Four kinds of table are read, told
+apart by their columns.
 """
 
 from __future__ import annotations
@@ -29,26 +31,40 @@ _MICRO = 1e-6
 _GPUS_PER_NODE = 8
 _LOW_LATENCY = ("gpu", "node_num", "hidden_size", "num_token", "num_topk", "num_experts")
 _NORMAL = (*_LOW_LATENCY, "dispatch_sms", "combine_sms")
-_BACKENDS = ("gpu", "comm_backend", "phase", "comm_dtype", "ep_size", "hidden_size", "topk", "num_experts", "num_tokens")
+_BACKENDS = (
+    "gpu",
+    "comm_backend",
+    "phase",
+    "comm_dtype",
+    "ep_size",
+    "hidden_size",
+    "topk",
+    "num_experts",
+    "num_tokens",
+)
 _PUBLISHED = ("library", "hardware", "mode", "op", "ep", "tokens_per_rank", "conditions")
 _OPERATIONS = ("dispatch", "combine")
 _UNANSWERED = "unsupported"
 _OWNERS = {"low_latency": ("sglang", "any", "nan"), "normal": ("sglang", "any", "nan")}
 """Engines that kernels were measured with, where the kernels' name does not say it."""
 _POLICY = {"low_latency": "per_expert", "normal": "per_node", "one_sided": "per_expert"}
-"""NVLink one-sided kernels were timed with a perfect router: each of a token's experts on another rank."""
+"""NVLink one-sided kernels were timed with a perfect router: each of a token's experts on another
+rank."""
 _NOTIFY_WIDER = 4.0
-"""How much wider, in log space, the band of telling how much will come is than the transfer's, where it has none of its own: it holds
-ranks' waits for each other."""
+"""How much wider, in log space, the band of telling how much will come is than the transfer's,
+where it has none of its own: it holds ranks' waits for each other."""
 _CONGESTED_NODES = 8
 _CONGESTED_TOKENS = {"dispatch": 32, "combine": 4096}
-"""On the eight nodes of the DeepEP table, beyond so many tokens the network carries a third of what it does on four."""
+"""On the eight nodes of the DeepEP table, beyond so many tokens the network carries a third of what
+it does on four."""
 _CONGESTED_NOTIFY = 32
 """Telling waits for what the dispatch left on that network."""
 
 
 class Part(NamedTuple):
-    """Rows of a table with one GPU, one kind of kernels and one operation: a column of its answers."""
+    """Rows of a table with one GPU, one kind of kernels and one operation: a column of its
+    answers.
+    """
 
     places: NDArray[np.intp]
     measure: int
@@ -62,7 +78,8 @@ class Part(NamedTuple):
     moves: Moves
     num_ranks: NDArray[np.float64]
     held_out: NDArray[np.str_]
-    """The shape, or across nodes their number: what is left out together when a fit is cross-validated."""
+    """The shape, or across nodes their number: what is left out together when a fit is
+    cross-validated."""
     is_congested: NDArray[np.bool_]
     is_whole_row: bool = True
     """Whether the rows measure nothing else."""
@@ -79,7 +96,9 @@ class Alltoall(Frozen):
     layouts: ClassVar[tuple[tuple[str, ...], ...]] = (_LOW_LATENCY, _NORMAL, _BACKENDS, _PUBLISHED)
     measures: ClassVar[tuple[Measure, ...]] = ()
 
-    def measures_of(self, table: pd.DataFrame, where: str = "all-to-all table") -> tuple[Measure, ...]:
+    def measures_of(
+        self, table: pd.DataFrame, where: str = "all-to-all table"
+    ) -> tuple[Measure, ...]:
         columns = set(map(str, table.columns))
         if columns >= set(_NORMAL):
             return tuple(
@@ -88,7 +107,9 @@ class Alltoall(Frozen):
                 for part, suffix in (("transmit", ""), ("notify", "_notify"))
             )
         if columns >= set(_LOW_LATENCY):
-            return tuple(Measure(operation, f"{operation}_avg_t_us", _MICRO) for operation in _OPERATIONS)
+            return tuple(
+                Measure(operation, f"{operation}_avg_t_us", _MICRO) for operation in _OPERATIONS
+            )
         if columns >= set(_BACKENDS):
             return (Measure("latency", "latency", _MICRO),)
         if columns >= set(_PUBLISHED):
@@ -108,19 +129,30 @@ def _answer(answers: Answers, part: Part) -> None:
     kernels = found[1].exchange.get(part.kernels) if found else None
     fit = kernels.get(part.operation) if kernels and part.operation in _OPERATIONS else None  # type: ignore[call-overload]
     for place in part.places:
-        answers.group[place] = f"{part.gpu} {part.engine} {part.kernels}{' ' + part.operation if part.is_whole_row else ''}"
+        answers.group[place] = (
+            f"{part.gpu} {part.engine} {part.kernels}{' ' + part.operation if part.is_whole_row else ''}"
+        )
     if found is None or fit is None or part.accelerator is None:
         why = _no_fit(part, None if found is None else found[1])
         for place in part.places:
             answers.status[place] = f"unsupported: {why}"
         return
     accelerator, load = found[0], part.moves.load
-    seconds = part.moves.notify_s(fit, accelerator) if part.is_notify else part.moves.transfer_s(fit, accelerator)
+    seconds = (
+        part.moves.notify_s(fit, accelerator)
+        if part.is_notify
+        else part.moves.transfer_s(fit, accelerator)
+    )
     doubts = [Doubt(part.guess)] if part.guess else []
     doubts += of_hardware(fit, accelerator, f"{part.kernels} kernels")
     if fit.kind != "assumed" and part.engine not in _OWNERS.get(part.kernels, (part.engine,)):
         doubts.append(Doubt(f"these kernels were not measured as {part.engine} calls them"))
-    quantities = {"tokens": load.tokens, "vector_bytes": load.vector_bytes, "experts": load.num_experts, "nodes": load.num_nodes}
+    quantities = {
+        "tokens": load.tokens,
+        "vector_bytes": load.vector_bytes,
+        "experts": load.num_experts,
+        "nodes": load.num_nodes,
+    }
     values = {name: np.asarray(numbers, dtype=float) for name, numbers in quantities.items()}
     statuses, wider = settle(len(seconds), doubts, outside_of(fit, **values, ranks=part.num_ranks))
     band = Band.of(fit)
@@ -133,7 +165,9 @@ def _answer(answers: Answers, part: Part) -> None:
     for place, status, wrong in zip(part.places, statuses, part.moves.wrong, strict=True):
         if wrong:
             answers.status[place] = f"unsupported: {wrong}"
-        elif status != OK or answers.status[place] == _UNANSWERED:  # a row is as sure as its least sure part
+        elif (
+            status != OK or answers.status[place] == _UNANSWERED
+        ):  # a row is as sure as its least sure part
             answers.status[place] = status
 
 
@@ -163,8 +197,12 @@ def parts_of(table: pd.DataFrame) -> Iterator[Part]:
         yield from _published(table)
 
 
-def _groups(table: pd.DataFrame, names: list[str]) -> Iterator[tuple[tuple[str, ...], NDArray[np.intp]]]:
-    keys = pd.Series(list(zip(*(table[name].map(str) for name in names), strict=True)), dtype=object)
+def _groups(
+    table: pd.DataFrame, names: list[str]
+) -> Iterator[tuple[tuple[str, ...], NDArray[np.intp]]]:
+    keys = pd.Series(
+        list(zip(*(table[name].map(str) for name in names), strict=True)), dtype=object
+    )
     codes, found = pd.factorize(keys)
     for code, key in enumerate(found):
         yield key, np.flatnonzero(codes == code)
@@ -181,36 +219,61 @@ def _deepep(table: pd.DataFrame, kernels: str) -> Iterator[Part]:
         for operation in _OPERATIONS:
             value_bytes = VALUE_BYTES["fp8" if operation == "dispatch" else "bfloat16"]
             sms = rows[f"{operation}_sms"] if kernels == "normal" else 0
-            parts.append(_part(rows.assign(value_bytes=value_bytes, sms=sms), places, gpu, engine, kernels, operation, "deepep"))
+            parts.append(
+                _part(
+                    rows.assign(value_bytes=value_bytes, sms=sms),
+                    places,
+                    gpu,
+                    engine,
+                    kernels,
+                    operation,
+                    "deepep",
+                )
+            )
         wrong = np.where(parts[0].moves.wrong == "", parts[1].moves.wrong, parts[0].moves.wrong)
         for o, part in enumerate(parts):
             part = part._replace(is_whole_row=False, moves=part.moves._replace(wrong=wrong))
             if kernels == "normal":
-                tokens = np.where(part.num_ranks == _CONGESTED_NODES * _GPUS_PER_NODE, part.moves.load.tokens, 0)
+                tokens = np.where(
+                    part.num_ranks == _CONGESTED_NODES * _GPUS_PER_NODE, part.moves.load.tokens, 0
+                )
                 told = part._replace(is_notify=True, is_congested=tokens > _CONGESTED_NOTIFY)
                 yield told._replace(measure=2 * o + 1, measured=f"{part.operation}_notify_us")
                 congested = tokens > _CONGESTED_TOKENS[part.operation]
-                yield part._replace(measure=2 * o, measured=f"{part.operation}_transmit_us", is_congested=congested)
+                yield part._replace(
+                    measure=2 * o, measured=f"{part.operation}_transmit_us", is_congested=congested
+                )
             else:
                 yield part._replace(measure=o, measured=f"{part.operation}_avg_t_us")
 
 
 def _backends(table: pd.DataFrame) -> Iterator[Part]:
     table = table.assign(engine=table["engine"] if "engine" in table.columns else "any")
-    for (gpu, engine, backend, phase, dtype), places in _groups(table, ["gpu", "engine", "comm_backend", "phase", "comm_dtype"]):
+    for (gpu, engine, backend, phase, dtype), places in _groups(
+        table, ["gpu", "engine", "comm_backend", "phase", "comm_dtype"]
+    ):
         guess, sent_as = "", dtype.lower()
         if sent_as == "default":
-            sent_as = "bfloat16" if phase == "combine" or backend.endswith("ht") or "v2" in backend else "fp8"
+            sent_as = (
+                "bfloat16"
+                if phase == "combine" or backend.endswith("ht") or "v2" in backend
+                else "fp8"
+            )
         kernels = backend
         if phase == "combine" and sent_as in VALUE_BYTES:
             if backend.endswith("_ll") and VALUE_BYTES[sent_as] < VALUE_BYTES["bfloat16"]:
-                kernels = f"{backend}_{sent_as}"  # quantised on the way back by kernels of their own
+                kernels = (
+                    f"{backend}_{sent_as}"  # quantised on the way back by kernels of their own
+                )
             else:
                 sent_as = "bfloat16"  # what comes back is not quantised
         if sent_as not in VALUE_BYTES:
             guess, sent_as = f"'{dtype}' priced as bfloat16", "bfloat16"
         if "onesided" in re.sub(r"[\W_]", "", backend.lower()):
-            kernels, guess = "one_sided", guess or "priced as TensorRT-LLM's NVLink one-sided kernels"
+            kernels, guess = (
+                "one_sided",
+                guess or "priced as TensorRT-LLM's NVLink one-sided kernels",
+            )
         rows = table.iloc[places]
         rows = rows.assign(num_ranks=rows["ep_size"], value_bytes=VALUE_BYTES[sent_as])
         policy = "per_expert" if "_ll" in backend or "generation" in backend else "per_node"
@@ -222,13 +285,33 @@ def _backends(table: pd.DataFrame) -> Iterator[Part]:
 def _published(table: pd.DataFrame) -> Iterator[Part]:
     """Figures of DeepEP's and TensorRT-LLM's own pages: DeepSeek-V3's shape."""
     payload = {"post-quant MXFP8": "mxfp8", "NVFP4": "nvfp4", "MXFP8": "mxfp8"}
-    for (library, hardware, mode, operation), places in _groups(table, ["library", "hardware", "mode", "op"]):
-        gpu = next((name for name in ("h800", "gb200", "h100", "h200", "b200") if name.upper() in hardware), hardware)
+    for (library, hardware, mode, operation), places in _groups(
+        table, ["library", "hardware", "mode", "op"]
+    ):
+        gpu = next(
+            (
+                name
+                for name in ("h800", "gb200", "h100", "h200", "b200")
+                if name.upper() in hardware
+            ),
+            hardware,
+        )
         one_sided, normal = "one-sided" in mode, mode == "normal"
-        kernels = "one_sided" if one_sided else "normal" if normal else "low_latency" if mode == "low-latency" else library
+        kernels = (
+            "one_sided"
+            if one_sided
+            else "normal"
+            if normal
+            else "low_latency"
+            if mode == "low-latency"
+            else library
+        )
         rows = table.iloc[places]
         usual = "bfloat16" if one_sided or operation == "combine" else "fp8"
-        sent_as = [next((v for k, v in payload.items() if k in str(text)), usual) for text in rows["conditions"]]
+        sent_as = [
+            next((v for k, v in payload.items() if k in str(text)), usual)
+            for text in rows["conditions"]
+        ]
         rows = rows.assign(
             num_ranks=rows["ep"],
             hidden_size=7168,
@@ -238,15 +321,31 @@ def _published(table: pd.DataFrame) -> Iterator[Part]:
             value_bytes=[VALUE_BYTES[name] for name in sent_as],
             sms=0,
         )
-        part = _part(rows, places, gpu, "any", kernels, operation, "deepep" if normal else "none", _POLICY.get(kernels, "per_rank"))
+        part = _part(
+            rows,
+            places,
+            gpu,
+            "any",
+            kernels,
+            operation,
+            "deepep" if normal else "none",
+            _POLICY.get(kernels, "per_rank"),
+        )
         guess = ""
         if "pure RDMA" in library:
-            guess, part = "its kernels send over the network inside a node too", _over_the_network(part)
-        yield part._replace(measured="latency_us", guess=guess, held_out=part.num_ranks.astype(int).astype(str))
+            guess, part = (
+                "its kernels send over the network inside a node too",
+                _over_the_network(part),
+            )
+        yield part._replace(
+            measured="latency_us", guess=guess, held_out=part.num_ranks.astype(int).astype(str)
+        )
 
 
 def _over_the_network(part: Part) -> Part:
-    """The same where every vector leaves by the network card, as before DeepEP used NVLink for low latency."""
+    """The same where every vector leaves by the network card, as before DeepEP used NVLink for low
+    latency.
+    """
     cluster, load = cluster_of(part.accelerator or ""), part.moves.load
     if cluster is None or cluster.scale_out is None:
         return part
@@ -271,9 +370,26 @@ def _part(
 ) -> Part:
     name = accelerator_name(gpu)
     moved = moves(rows, name or "", policy or _POLICY[kernels], groups)
-    ranks = np.nan_to_num(pd.to_numeric(rows["num_ranks"], errors="coerce").to_numpy(dtype=float), nan=0.0)
-    shapes = zip(*(rows[column].map(str) for column in ("hidden_size", "topk", "num_experts")), strict=True)
+    ranks = np.nan_to_num(
+        pd.to_numeric(rows["num_ranks"], errors="coerce").to_numpy(dtype=float), nan=0.0
+    )
+    shapes = zip(
+        *(rows[column].map(str) for column in ("hidden_size", "topk", "num_experts")), strict=True
+    )
     texts = np.array([" ".join(shape) for shape in shapes], dtype=str)
     nodes = np.asarray(moved.load.num_nodes, dtype=float)
     held = np.where(nodes > 1, np.char.add("nodes ", nodes.astype(int).astype(str)), texts)
-    return Part(places, 0, "", gpu, name, engine, kernels, operation, moved, ranks, held, np.zeros(len(places), dtype=bool))
+    return Part(
+        places,
+        0,
+        "",
+        gpu,
+        name,
+        engine,
+        kernels,
+        operation,
+        moved,
+        ranks,
+        held,
+        np.zeros(len(places), dtype=bool),
+    )

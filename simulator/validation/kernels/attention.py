@@ -1,7 +1,9 @@
-"""Grouped-query and multi-head attention, one kernel a row, the writing of new keys and values into the cache included.
+"""Grouped-query and multi-head attention, one kernel a row, the writing of new keys and values into
+the cache included.
 
-A row of the context phase has ``isl`` new tokens behind ``step`` cached ones in each sequence; one of the generation phase likewise,
-with one new token. A sequence with one new token is computed by the kernels for decode, whatever the phase is called.
+A row of the context phase has ``isl`` new tokens behind ``step`` cached ones in each sequence; one
+of the generation phase likewise, with one new token. A sequence with one new token is computed by
+the kernels for decode, whatever the phase is called.
 """
 
 from __future__ import annotations
@@ -17,7 +19,15 @@ from simulator.base.frozen import Frozen
 from simulator.config.mixers import GroupedQueryAttention
 from simulator.validation import Answers, Measure, require
 from simulator.validation.extrapolation import Doubt, of_hardware
-from simulator.validation.kernels._context import KV_FORMATS, PHASES, Batches, Phase, context_s, fill, whole_sizes
+from simulator.validation.kernels._context import (
+    KV_FORMATS,
+    PHASES,
+    Batches,
+    Phase,
+    context_s,
+    fill,
+    whole_sizes,
+)
 from simulator.validation.kernels._hardware import calibrated
 from simulator.work.lookback import Lookback, kernel
 
@@ -44,10 +54,14 @@ class Attention(Frozen):
         names = pd.DataFrame(
             {
                 "gpu": table["gpu"].map(str).to_numpy(dtype=object),
-                "engine": table["engine"].map(str).to_numpy(dtype=object) if "engine" in table.columns else _ANY,
+                "engine": table["engine"].map(str).to_numpy(dtype=object)
+                if "engine" in table.columns
+                else _ANY,
                 "phase": phase,
                 "kv": table["kv_cache_dtype"].map(str).to_numpy(dtype=object),
-                "computed": table["attn_dtype"].map(str).to_numpy(dtype=object) if "attn_dtype" in table.columns else "bfloat16",
+                "computed": table["attn_dtype"].map(str).to_numpy(dtype=object)
+                if "attn_dtype" in table.columns
+                else "bfloat16",
                 "is_one": new == 1,
                 **dict(zip(_SHAPE, sizes[3:], strict=True)),
                 "wrong": wrong,
@@ -60,10 +74,23 @@ class Attention(Frozen):
             self._answer_group(answers, places, sizes[:, places], key)
         return answers
 
-    def _answer_group(self, answers: Answers, places: NDArray[np.intp], sizes: NDArray[np.float64], key: tuple[Any, ...]) -> None:
+    def _answer_group(
+        self,
+        answers: Answers,
+        places: NDArray[np.intp],
+        sizes: NDArray[np.float64],
+        key: tuple[Any, ...],
+    ) -> None:
         gpu, engine, phase, kv, computed, is_one, *shape, wrong = key
         label = " ".join(
-            word for word in (gpu, "" if engine == _ANY else engine, PHASES.get(phase, phase), KV_FORMATS.get(kv, kv)) if word
+            word
+            for word in (
+                gpu,
+                "" if engine == _ANY else engine,
+                PHASES.get(phase, phase),
+                KV_FORMATS.get(kv, kv),
+            )
+            if word
         )
         reason = _refusal(gpu, engine, phase, kv, shape, wrong)
         for place in places:
@@ -86,7 +113,15 @@ class Attention(Frozen):
         if fit.kind != "assumed" and engine not in _ENGINES:
             doubts.append(Doubt(f"kernels of {engine} were not measured, vLLM's were"))
         quantities = dict(zip(SIZES, sizes, strict=True)) | {"context": sizes[1] + sizes[2]}
-        fill(answers, places, seconds, fit, quantities, doubts, (sizes[2] > 0) & (kernel_phase == "prefill"))
+        fill(
+            answers,
+            places,
+            seconds,
+            fit,
+            quantities,
+            doubts,
+            (sizes[2] > 0) & (kernel_phase == "prefill"),
+        )
 
 
 def lookback(shape: Sequence[int], kv_dtype: str) -> Lookback:
@@ -97,7 +132,11 @@ def lookback(shape: Sequence[int], kv_dtype: str) -> Lookback:
     """
     num_heads, num_kv_heads, head_size, window = shape
     mixer = GroupedQueryAttention(
-        kind="gqa", num_heads=num_heads, num_kv_heads=num_kv_heads, head_size=head_size, window=window or None
+        kind="gqa",
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_size=head_size,
+        window=window or None,
     )
     return kernel(mixer.context_terms()[0], 1, kv_dtype)
 
@@ -105,7 +144,12 @@ def lookback(shape: Sequence[int], kv_dtype: str) -> Lookback:
 def batches_of(sizes: NDArray[np.float64], which: int | NDArray[np.int64] = 0) -> Batches:
     """Rows of :data:`SIZES` as batches."""
     batch_size, new, context = sizes[:3].astype(np.int64)
-    return Batches(batch_size, context, new, np.broadcast_to(np.asarray(which, dtype=np.int64), batch_size.shape))
+    return Batches(
+        batch_size,
+        context,
+        new,
+        np.broadcast_to(np.asarray(which, dtype=np.int64), batch_size.shape),
+    )
 
 
 def _refusal(gpu: str, engine: str, phase: str, kv: str, shape: list[float], wrong: str) -> str:

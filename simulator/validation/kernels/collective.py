@@ -1,7 +1,7 @@
 """Collectives inside one fast domain: NCCL's, and the all-reduces that serving engines bring along.
 
-Two kinds of table are read, told apart by their columns. Both are priced as the simulator prices them, each library by itself:
-the simulator then takes the faster of the two for an all-reduce.
+Two kinds of table are read, told apart by their columns. Both are priced as the simulator prices
+them, each library by itself: the simulator then takes the faster of the two for an all-reduce.
 """
 
 from __future__ import annotations
@@ -26,7 +26,15 @@ from simulator.validation.kernels._traffic import cluster_of
 
 _NCCL = ("gpu", "op_name", "nccl_dtype", "num_gpus", "message_elements")
 _CUSTOM = ("gpu", "kernel_source", "allreduce_dtype", "num_gpus", "message_size")
-_BYTES = {"half": 2.0, "float16": 2.0, "bfloat16": 2.0, "float": 4.0, "float32": 4.0, "int8": 1.0, "fp8": 1.0}
+_BYTES = {
+    "half": 2.0,
+    "float16": 2.0,
+    "bfloat16": 2.0,
+    "float": 4.0,
+    "float32": 4.0,
+    "int8": 1.0,
+    "fp8": 1.0,
+}
 _OWNERS = ("trtllm", "sglang", "vllm")
 _LIBRARIES = ("nccl", *_OWNERS)
 """Whose operations were measured."""
@@ -50,11 +58,19 @@ class Rows(NamedTuple):
     wrong: NDArray[np.object_]
     """Why a row's numbers are none of a message, or ``""``."""
 
-    def seconds(self, fit: CollectiveFit, accelerator: AcceleratorSpec, port_bytes_per_s: float) -> NDArray[np.float64]:
+    def seconds(
+        self, fit: CollectiveFit, accelerator: AcceleratorSpec, port_bytes_per_s: float
+    ) -> NDArray[np.float64]:
         """Time of each row."""
-        start_s, carry_s = fit.parts_s(self.num_bytes, self.num_ranks, passes_of(self.operation), port_bytes_per_s)
+        start_s, carry_s = fit.parts_s(
+            self.num_bytes, self.num_ranks, passes_of(self.operation), port_bytes_per_s
+        )
         total = start_s + carry_s
-        return fit.eagerly_s(total, self.num_bytes, accelerator.memory_bytes_per_s) if self.is_eager else np.asarray(total)
+        return (
+            fit.eagerly_s(total, self.num_bytes, accelerator.memory_bytes_per_s)
+            if self.is_eager
+            else np.asarray(total)
+        )
 
 
 class Collective(Frozen):
@@ -76,7 +92,9 @@ def _answer(answers: Answers, rows: Rows) -> None:
     cluster = cluster_of(rows.accelerator) if rows.accelerator else None
     library = rows.engine if rows.entry.startswith("custom") else "nccl"
     for place in rows.places:
-        answers.group[place] = f"{rows.gpu} {library} {rows.operation}{' eager' if rows.is_eager else ''}"
+        answers.group[place] = (
+            f"{rows.gpu} {library} {rows.operation}{' eager' if rows.is_eager else ''}"
+        )
     fit = found[1].collective.get(rows.entry) if found else None
     why = ""
     if found is None or cluster is None:
@@ -94,7 +112,9 @@ def _answer(answers: Answers, rows: Rows) -> None:
     doubts = of_hardware(fit, accelerator, f"{rows.entry.replace('_', ' ')} operations")
     if fit.kind != "assumed" and library not in _LIBRARIES:
         doubts.append(Doubt(f"no measured all-reduce of '{library}', vLLM's was"))
-    statuses, wider = settle(len(seconds), doubts, outside_of(fit, ranks=rows.num_ranks, bytes=rows.num_bytes))
+    statuses, wider = settle(
+        len(seconds), doubts, outside_of(fit, ranks=rows.num_ranks, bytes=rows.num_bytes)
+    )
     low, high = Band.of(fit).spread(seconds, wider)
     answered = refused == ""
     for values, into in ((seconds, answers.seconds), (low, answers.low), (high, answers.high)):
@@ -110,7 +130,9 @@ def _refused(rows: Rows, accelerator: AcceleratorSpec, gpus_per_node: int) -> ND
         if rows.num_ranks[row] > gpus_per_node:
             refused[row] = f"{rows.num_ranks[row]:.0f} GPUs are not in one fast domain"
         elif rows.num_bytes[row] > accelerator.memory_bytes:
-            refused[row] = f"a message of {rows.num_bytes[row]:.3g} bytes does not fit into the GPU's memory"
+            refused[row] = (
+                f"a message of {rows.num_bytes[row]:.3g} bytes does not fit into the GPU's memory"
+            )
     return refused
 
 
@@ -123,29 +145,40 @@ def rows_of(table: pd.DataFrame) -> Iterator[Rows]:
     custom = "kernel_source" in table.columns or "message_size" in table.columns
     require(table, _CUSTOM if custom else _NCCL, "collective table")
     if custom:
-        table = table.rename(columns={"message_size": "message_elements", "allreduce_dtype": "nccl_dtype"})
+        table = table.rename(
+            columns={"message_size": "message_elements", "allreduce_dtype": "nccl_dtype"}
+        )
         names = ["gpu", "kernel_source", "engine", "engine_ver"]
         table = table.assign(**{name: "" for name in names if name not in table.columns})
     else:
         names = ["gpu", "op_name"]
-    keys = pd.Series(list(zip(*(table[name].map(str) for name in names), strict=True)), dtype=object)
+    keys = pd.Series(
+        list(zip(*(table[name].map(str) for name in names), strict=True)), dtype=object
+    )
     codes, found = pd.factorize(keys)
     read = numbers(table, ("message_elements", "num_gpus"))
     wrong = refusals(read, {"num_gpus": 2.0}, {"message_elements": np.inf, "num_gpus": MOST_RANKS})
     names_of_formats = table["nccl_dtype"].map(str)
     for row in np.flatnonzero(~names_of_formats.isin(list(_BYTES)) & (wrong == "")):
         wrong[row] = f"no number format '{names_of_formats.iloc[row]}'; known: {', '.join(_BYTES)}"
-    sizes = read["message_elements"] * names_of_formats.map(lambda name: _BYTES.get(name, np.nan)).to_numpy(dtype=float)
+    sizes = read["message_elements"] * names_of_formats.map(
+        lambda name: _BYTES.get(name, np.nan)
+    ).to_numpy(dtype=float)
     ranks = read["num_gpus"]
     for code, key in enumerate(found):
         places = np.flatnonzero(codes == code)
         bad = wrong[places]
-        size, count = np.where(bad == "", sizes[places], 1.0), np.where(bad == "", ranks[places], 2.0)
+        size, count = (
+            np.where(bad == "", sizes[places], 1.0),
+            np.where(bad == "", ranks[places], 2.0),
+        )
         name = accelerator_name(key[0])
         if custom:
             engine, entry = _library(*key[1:])
             is_eager = "eager" in key[1].lower()
-            yield Rows(places, key[0], name, engine, entry, "all_reduce", is_eager, count, size, bad)
+            yield Rows(
+                places, key[0], name, engine, entry, "all_reduce", is_eager, count, size, bad
+            )
         else:
             yield Rows(places, key[0], name, "any", key[1], key[1], False, count, size, bad)
 

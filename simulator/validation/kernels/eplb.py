@@ -1,7 +1,9 @@
-"""The routed experts of the busiest rank, with and without EPLB's copies of hot experts (TensorRT-LLM's wide expert parallelism).
+"""The routed experts of the busiest rank, with and without EPLB's copies of hot experts
+(TensorRT-LLM's wide expert parallelism).
 
-``distribution`` ends in ``_eplb`` where experts were placed by the policy ``eplb`` on ``num_slots`` slots, for the very loads that
-were then timed. ``rank0_num_tokens``, where a table has it, says how many tokens reached the rank.
+``distribution`` ends in ``_eplb`` where experts were placed by the policy ``eplb`` on ``num_slots``
+slots, for the very loads that were then timed. ``rank0_num_tokens``, where a table has it, says how
+many tokens reached the rank.
 """
 
 from __future__ import annotations
@@ -19,12 +21,22 @@ from simulator.policies.placement import eplb as placement
 from simulator.policies.placement.contiguous import Contiguous
 from simulator.validation import Answers, Measure, require
 from simulator.validation.kernels._power_law import NUM_DRAWS, expert_tokens, exponent
-from simulator.validation.kernels._routed import DOMAIN, NOT_WHOLE, SHAPES, Layers, columns, loads, price, read_sizes
+from simulator.validation.kernels._routed import (
+    DOMAIN,
+    NOT_WHOLE,
+    SHAPES,
+    Layers,
+    columns,
+    loads,
+    price,
+    read_sizes,
+)
 from simulator.validation.kernels._sizes import LARGEST
 from simulator.work.slots import SlotMap
 
 _ENGINE, _KERNELS = "trtllm", "-wide-ep"
-"""What runs the table's kernels where it does not say, and what the calibration calls them: they differ from those of ``moe``."""
+"""What runs the table's kernels where it does not say, and what the calibration calls them: they
+differ from those of ``moe``."""
 _COPIES = "_eplb"
 _SIZES = ("num_tokens", "num_experts", "topk", "moe_ep_size", "num_slots")
 _ARRIVED = "rank0_num_tokens"
@@ -54,10 +66,14 @@ def layers_of(table: pd.DataFrame) -> tuple[Layers, list[str]]:
     is_whole = wrong == ""
     keys = pd.DataFrame(np.where(is_whole, sizes_5, 0.0).T)
     keys["distribution"] = table["distribution"].map(str).to_numpy()
-    codes, found = pd.factorize(pd.Series(list(keys.itertuples(index=False, name=None)), dtype=object))
+    codes, found = pd.factorize(
+        pd.Series(list(keys.itertuples(index=False, name=None)), dtype=object)
+    )
     cases = [_case(*key) for key in found]
     load = loads(codes, [rows_DG for rows_DG, _ in cases], NUM_DRAWS)
-    arrived = columns(table, (_ARRIVED,))[0] if _ARRIVED in table.columns else np.full(len(table), np.nan)
+    arrived = (
+        columns(table, (_ARRIVED,))[0] if _ARRIVED in table.columns else np.full(len(table), np.nan)
+    )
     arrived = np.where((arrived >= 0) & (arrived <= LARGEST), arrived, sizes_5[0])
     choices = np.maximum(load.rows, (arrived * sizes_5[2])[:, None])
     sizes = dict(zip(DOMAIN, (sizes_5[0], sizes_5[1], sizes_5[3]), strict=False))
@@ -68,9 +84,13 @@ def layers_of(table: pd.DataFrame) -> tuple[Layers, list[str]]:
 def _case(
     tokens: float, experts: float, topk: float, ranks: float, slots: float, distribution: str
 ) -> tuple[NDArray[np.float64], str]:
-    """Rows of every slot of the busiest rank, ``[D, G]``; none and the reason, where there is nothing to draw from."""
+    """Rows of every slot of the busiest rank, ``[D, G]``; none and the reason, where there is
+    nothing to draw from.
+    """
     nothing = np.ones((1, 1))
-    num_tokens, num_experts, top_k, num_ranks, num_slots = (int(size) for size in (tokens, experts, topk, ranks, slots))
+    num_tokens, num_experts, top_k, num_ranks, num_slots = (
+        int(size) for size in (tokens, experts, topk, ranks, slots)
+    )
     if num_tokens < 1:
         return nothing, NOT_WHOLE
     alpha, reason = exponent(distribution.removesuffix(_COPIES))
@@ -79,14 +99,26 @@ def _case(
     if num_ranks > num_experts or top_k > num_experts:
         return nothing, f"{num_experts} experts on {num_ranks} ranks, {top_k} a token"
     try:
-        return _rows(num_tokens, num_experts, top_k, num_ranks, num_slots if distribution.endswith(_COPIES) else None, alpha), ""
+        return _rows(
+            num_tokens,
+            num_experts,
+            top_k,
+            num_ranks,
+            num_slots if distribution.endswith(_COPIES) else None,
+            alpha,
+        ), ""
     except UserError as error:
         return nothing, str(error)
 
 
 @cache
 def _rows(
-    num_tokens: int, num_experts: int, top_k: int, num_ranks: int, num_slots: int | None, alpha: float | None
+    num_tokens: int,
+    num_experts: int,
+    top_k: int,
+    num_ranks: int,
+    num_slots: int | None,
+    alpha: float | None,
 ) -> NDArray[np.float64]:
     tokens_DE = expert_tokens(num_tokens, num_experts, top_k, alpha)
     policy = Contiguous() if num_slots is None else placement.Eplb(num_slots=num_slots)

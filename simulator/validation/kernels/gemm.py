@@ -1,8 +1,9 @@
 """Dense matrix products, one kernel a row.
 
-Where a table says no engine, its kernels are vLLM's. vLLM's block-scaled fp8 kernels were timed as Python launches them, so what
-launching takes is added to them here (:class:`simulator.config.calibration.gemm.EagerLaunch`); serving does not pay it, since
-engines replay CUDA graphs.
+Where a table says no engine, its kernels are vLLM's. vLLM's block-scaled fp8 kernels were timed as
+Python launches them, so what launching takes is added to them here
+(:class:`simulator.config.calibration.gemm.EagerLaunch`); serving does not pay it, since engines
+replay CUDA graphs.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ _ENGINES = (_EAGER_ENGINE, "any", "nan")
 """Whose kernels were measured."""
 _FEW_ROWS, _NARROW, _SHALLOW = 16, 64, 128
 _SHARPNESS = 5.0
-"""Exponent with which the longer of launch and kernel hides the other. Fitted: 4.8 on H100, 3.8 on B200."""
+"""Exponent with which the longer of launch and kernel hides the other. Fitted: 4.8 on H100, 3.8 on
+B200."""
 
 _FORMATS = {
     "bfloat16": ("bf16", ""),
@@ -63,7 +65,15 @@ class Gemm(Frozen):
         wrong = refusals(sizes)
         sizes_3 = np.stack(list(sizes.values()))
         keys = pd.Series(
-            list(zip(table["gpu"].map(str), table["gemm_dtype"].map(str), map(str, engines), strict=True)), dtype=object
+            list(
+                zip(
+                    table["gpu"].map(str),
+                    table["gemm_dtype"].map(str),
+                    map(str, engines),
+                    strict=True,
+                )
+            ),
+            dtype=object,
         )
         codes, found = pd.factorize(keys)
         for code, key in enumerate(found):
@@ -97,13 +107,25 @@ class Gemm(Frozen):
         seconds = product_s(accelerator, fit, m, k, n, _operands(accelerator, dtype, measured_as))
         if fit.eager is not None and engine == _EAGER_ENGINE:
             seconds = with_launch_s(fit.eager, seconds, m, k, n)
-        here = _doubts(fit, guess, engine) + of_hardware(fit, accelerator, f"{dtype} products", dtype)
+        here = _doubts(fit, guess, engine) + of_hardware(
+            fit, accelerator, f"{dtype} products", dtype
+        )
         statuses, wider = settle(len(places), here, outside_of(fit, m=m, n=n, k=k))
         low, high = Band.of(fit).spread(seconds, wider)
         if fit.kind == "assumed":
             like = seen().on(engine).matrices(dtype)
-            low, high = no_narrower((low, high), seconds, like, _doubts(like, guess, engine), outside_of(like, m=m, n=n, k=k))
-        answers.seconds[places, 0], answers.low[places, 0], answers.high[places, 0] = seconds, low, high
+            low, high = no_narrower(
+                (low, high),
+                seconds,
+                like,
+                _doubts(like, guess, engine),
+                outside_of(like, m=m, n=n, k=k),
+            )
+        answers.seconds[places, 0], answers.low[places, 0], answers.high[places, 0] = (
+            seconds,
+            low,
+            high,
+        )
         for place, status in zip(places, statuses, strict=True):
             answers.status[place] = status
 
@@ -116,11 +138,23 @@ def _doubts(fit: GemmFit, guess: str, engine: str) -> list[Doubt]:
 
 
 def with_launch_s(
-    eager: EagerLaunch, kernel_s: NDArray[np.float64], m: NDArray[np.float64], k: NDArray[np.float64], n: NDArray[np.float64]
+    eager: EagerLaunch,
+    kernel_s: NDArray[np.float64],
+    m: NDArray[np.float64],
+    k: NDArray[np.float64],
+    n: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Time of a kernel that is launched eagerly again and again: the longer of launching and computing, with a soft corner."""
-    launch_s = np.where((n < _NARROW) | (k < _SHALLOW), eager.narrow_s, np.where(m <= _FEW_ROWS, eager.few_rows_s, eager.seconds))
-    return np.asarray((kernel_s**_SHARPNESS + launch_s**_SHARPNESS) ** (1 / _SHARPNESS), dtype=np.float64)
+    """Time of a kernel that is launched eagerly again and again: the longer of launching and
+    computing, with a soft corner.
+    """
+    launch_s = np.where(
+        (n < _NARROW) | (k < _SHALLOW),
+        eager.narrow_s,
+        np.where(m <= _FEW_ROWS, eager.few_rows_s, eager.seconds),
+    )
+    return np.asarray(
+        (kernel_s**_SHARPNESS + launch_s**_SHARPNESS) ** (1 / _SHARPNESS), dtype=np.float64
+    )
 
 
 def _operands(accelerator: AcceleratorSpec, dtype: str, measured_as: str) -> Operands:

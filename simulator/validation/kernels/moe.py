@@ -1,8 +1,10 @@
-"""The routed experts of one layer on one rank: both products, the activation between them, sorting and adding up.
+"""The routed experts of one layer on one rank: both products, the activation between them, sorting
+and adding up.
 
-Takes two kinds of tables: ``moe_perf`` tables, and those of SGLang's wide expert parallelism, which have a column ``phase`` and
-whose engine runs DeepEP's layouts. In both ``num_tokens`` counts the tokens of the whole group. Where a table holds a row twice, it
-timed two kernels of which an engine takes one; both get the same prediction, the faster kernel's.
+Takes two kinds of tables: ``moe_perf`` tables, and those of SGLang's wide expert parallelism, which
+have a column ``phase`` and whose engine runs DeepEP's layouts. In both ``num_tokens`` counts the
+tokens of the whole group. Where a table holds a row twice, it timed two kernels of which an engine
+takes one; both get the same prediction, the faster kernel's.
 """
 
 from __future__ import annotations
@@ -21,15 +23,17 @@ _SIZES = ("num_tokens", "num_experts", "topk", "moe_ep_size")
 _NOTHING = Case(1, 1, 1, 1, None)
 _LIMITED_ENGINES = ("sglang", "vllm")
 _DEEPSEEK = (7168, 256, 8)
-"""Hidden size, experts and experts a token of DeepSeek-V3, whose router keeps a token within 4 of 8 groups. TensorRT-LLM's
-benchmark routes without that limit, but for one format."""
+"""Hidden size, experts and experts a token of DeepSeek-V3, whose router keeps a token within 4 of 8
+groups. TensorRT-LLM's benchmark routes without that limit, but for one format."""
 _GROUPS = (8, 4)
 _GROUPED = ("trtllm", "nvfp4")
-"""Engine and format of kernels that choose experts themselves: under balance they read at up to 11 TB/s of B200's 8, had they all
-experts to read, and less by what a router leaves out that keeps tokens within half of eight groups."""
+"""Engine and format of kernels that choose experts themselves: under balance they read at up to 11
+TB/s of B200's 8, had they all experts to read, and less by what a router leaves out that keeps
+tokens within half of eight groups."""
 _FEW_EXPERTS = 8
 _SLOWER = "0.5.6"
-"""A release of SGLang whose experts behind DeepEP's layout for many tokens take half a millisecond longer to start."""
+"""A release of SGLang whose experts behind DeepEP's layout for many tokens take half a millisecond
+longer to start."""
 
 
 class Moe(Frozen):
@@ -52,9 +56,14 @@ class Moe(Frozen):
 
 
 def kernels_of(table: pd.DataFrame) -> list[str]:
-    """The calibration's name for the engine of each row: SGLang runs other kernels behind DeepEP, one for each phase."""
+    """The calibration's name for the engine of each row: SGLang runs other kernels behind DeepEP,
+    one for each phase.
+    """
     nothing = pd.Series("", index=table.index)
-    phases, versions = (table[name].map(str) if name in table.columns else nothing for name in ("phase", "engine_ver"))
+    phases, versions = (
+        table[name].map(str) if name in table.columns else nothing
+        for name in ("phase", "engine_ver")
+    )
     return [_kernels(*row) for row in zip(table["engine"].map(str), phases, versions, strict=True)]
 
 
@@ -63,7 +72,11 @@ def _kernels(engine: str, phase: str, version: str) -> str:
         return engine
     if "generation" in phase:
         return f"{engine}-deepep-decode"
-    return f"{engine}-{_SLOWER}-deepep-prefill" if version.startswith(_SLOWER) else f"{engine}-deepep-prefill"
+    return (
+        f"{engine}-{_SLOWER}-deepep-prefill"
+        if version.startswith(_SLOWER)
+        else f"{engine}-deepep-prefill"
+    )
 
 
 def layers_of(table: pd.DataFrame) -> tuple[Layers, list[str]]:
@@ -72,24 +85,46 @@ def layers_of(table: pd.DataFrame) -> tuple[Layers, list[str]]:
     is_whole = wrong == ""
     engines = kernels_of(table)
     keys = pd.DataFrame(dict(zip(_SIZES, np.where(is_whole, sizes_4, 0.0), strict=True)))
-    keys["hidden"], keys["engine"], keys["distribution"] = shapes_3[0], engines, table["distribution"].map(str).to_numpy()
-    keys["is_grouped"] = [pair == _GROUPED for pair in zip(engines, table["moe_dtype"].map(str), strict=True)]
-    codes, found = pd.factorize(pd.Series(list(keys.itertuples(index=False, name=None)), dtype=object))
+    keys["hidden"], keys["engine"], keys["distribution"] = (
+        shapes_3[0],
+        engines,
+        table["distribution"].map(str).to_numpy(),
+    )
+    keys["is_grouped"] = [
+        pair == _GROUPED for pair in zip(engines, table["moe_dtype"].map(str), strict=True)
+    ]
+    codes, found = pd.factorize(
+        pd.Series(list(keys.itertuples(index=False, name=None)), dtype=object)
+    )
     cases = [_case(*key) for key in found]
     load = loads(codes, [rank_rows(case) for case, _ in cases], NUM_DRAWS)
-    # DeepEP's layout for few tokens brings a rank the rows of its experts only; elsewhere its kernels see whole tokens.
+    # DeepEP's layout for few tokens brings a rank the rows of its experts only; elsewhere its
+    # kernels see whole tokens.
     sees_rows = np.array([engine.endswith("-decode") for engine in engines], dtype=bool)
-    choices = np.where(sees_rows[:, None], load.rows, np.maximum(load.rows, (sizes_4[0] * sizes_4[2])[:, None]))
+    choices = np.where(
+        sees_rows[:, None], load.rows, np.maximum(load.rows, (sizes_4[0] * sizes_4[2])[:, None])
+    )
     sizes = dict(zip(DOMAIN, (sizes_4[0], sizes_4[1], sizes_4[3]), strict=False))
     reasons = [why or cases[code][1] for why, code in zip(wrong, codes, strict=True)]
     return Layers.build(table, shapes_3, is_whole, choices, load, sizes), reasons
 
 
 def _case(
-    tokens: float, experts: float, topk: float, ranks: float, hidden: float, engine: str, distribution: str, is_grouped: bool
+    tokens: float,
+    experts: float,
+    topk: float,
+    ranks: float,
+    hidden: float,
+    engine: str,
+    distribution: str,
+    is_grouped: bool,
 ) -> tuple[Case, str]:
-    """What the rows of a table's row follow from; anything and the reason, where there is nothing to follow from."""
-    num_tokens, num_experts, top_k, num_ranks = (int(size) for size in (tokens, experts, topk, ranks))
+    """What the rows of a table's row follow from; anything and the reason, where there is nothing
+    to follow from.
+    """
+    num_tokens, num_experts, top_k, num_ranks = (
+        int(size) for size in (tokens, experts, topk, ranks)
+    )
     if num_tokens < 1:
         return _NOTHING, NOT_WHOLE
     if num_ranks > num_experts or top_k > num_experts:

@@ -1,7 +1,9 @@
-"""Published end-to-end figures beside what the product's own specs, plans, cost models and engine give for the same case.
+"""Published end-to-end figures beside what the product's own specs, plans, cost models and engine
+give for the same case.
 
-One topic a file: a frozen model that knows a table's columns and answers its rows. Nothing is fitted on these figures. The shipped
-cases lie in ``workloads/validation``; ``moesim validate published FILE`` takes a table of the same columns.
+One topic a file: a frozen model that knows a table's columns and answers its rows. Nothing is
+fitted on these figures. The shipped cases lie in ``workloads/validation``; ``moesim validate
+published FILE`` takes a table of the same columns.
 """
 
 from __future__ import annotations
@@ -33,10 +35,12 @@ class Published(NamedTuple):
     source: str
     """The file, or what the rows are."""
     table: pd.DataFrame
-    """The input's columns as they stood in the file, then ``predicted``, ``low`` and ``high`` in the unit of the figure, ``status``,
-    and ``because``: what the prediction rests on (batch reached, KV tokens, shares of the time)."""
+    """The input's columns as they stood in the file, then ``predicted``, ``low`` and ``high`` in
+    the unit of the figure, ``status``, and ``because``: what the prediction rests on (batch
+    reached, KV tokens, shares of the time)."""
     rows: pd.DataFrame
-    """:data:`simulator.results.scores.SCORE_COLUMNS`: each figure, and each ratio between two of them."""
+    """:data:`simulator.results.scores.SCORE_COLUMNS`: each figure, and each ratio between two of
+    them."""
 
 
 class Part(NamedTuple):
@@ -59,12 +63,18 @@ class Reply(NamedTuple):
     status: str
     because: str = ""
     parts: tuple[Part, ...] = ()
-    """What the time is made of, where that is known: two figures err together in the parts that they share."""
+    """What the time is made of, where that is known: two figures err together in the parts that
+    they share."""
 
     @classmethod
     def unsupported(cls, why: str) -> Reply:
         """A row that cannot be answered, and why."""
-        return cls(float("nan"), float("nan"), float("nan"), "unsupported: " + _PLACE.sub("", " ".join(why.split())))
+        return cls(
+            float("nan"),
+            float("nan"),
+            float("nan"),
+            "unsupported: " + _PLACE.sub("", " ".join(why.split())),
+        )
 
     @classmethod
     def of(cls, found: Reply | UserError) -> Reply:
@@ -83,7 +93,9 @@ class Topic(Protocol):
         ...
 
     def scores(self, table: pd.DataFrame, replies: list[Reply]) -> pd.DataFrame:
-        """:data:`simulator.results.scores.SCORE_COLUMNS` without ``suite``: rows that have a figure, and ratios between them."""
+        """:data:`simulator.results.scores.SCORE_COLUMNS` without ``suite``: rows that have a
+        figure, and ratios between them.
+        """
         ...
 
 
@@ -94,7 +106,11 @@ def topics() -> tuple[str, ...]:
 
 def topic_of(columns: set[str]) -> str | None:
     """The topic whose tables have these columns; of several the one that asks for most of them."""
-    found = [(len(topic.columns), name) for name in topics() if set((topic := _topic(name)).columns) <= columns]
+    found = [
+        (len(topic.columns), name)
+        for name in topics()
+        if set((topic := _topic(name)).columns) <= columns
+    ]
     return max(found)[1] if found else None
 
 
@@ -108,7 +124,9 @@ def run(file: Path | None, tick: Tick = lambda *_: None) -> Published:
         return _answer(file, tick)
     found = [_answer(path, tick) for path in _shipped()]
     table = pd.concat([part.table for part in found], ignore_index=True)
-    return Published("shipped cases", table, pd.concat([part.rows for part in found], ignore_index=True))
+    return Published(
+        "shipped cases", table, pd.concat([part.rows for part in found], ignore_index=True)
+    )
 
 
 def _shipped() -> list[Path]:
@@ -133,7 +151,9 @@ def _answer(path: Path, tick: Tick) -> Published:
         raise UserError(f"{path}: its columns are those of no published topic ({wanted})")
     topic = _topic(name)
     replies = topic.replies(read.values, tick)
-    answers = pd.DataFrame(replies, columns=list(Reply._fields), index=read.texts.index).drop(columns="parts")
+    answers = pd.DataFrame(replies, columns=list(Reply._fields), index=read.texts.index).drop(
+        columns="parts"
+    )
     rows = topic.scores(read.values, replies)
     rows.insert(0, "suite", "published")
     table = pd.concat([read.texts.assign(topic=name), answers], axis=1)

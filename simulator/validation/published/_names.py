@@ -1,4 +1,6 @@
-"""Names that publications give to models, GPUs and number formats, as the project's files call them."""
+"""Names that publications give to models, GPUs and number formats, as the project's files call
+them.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,20 @@ from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 from simulator.config.cluster import available_clusters, load_cluster
 from simulator.config.model import load_model
 
-_SAME_SHAPE = {"llama-3.3-70b": "llama-3.1-70b", "llama-3-70b": "llama-3.1-70b", "llama-3-8b": "llama-3.1-8b"}
+_SAME_SHAPE = {
+    "llama-3.3-70b": "llama-3.1-70b",
+    "llama-3-70b": "llama-3.1-70b",
+    "llama-3-8b": "llama-3.1-8b",
+}
 """Later weights of a shape that has a file."""
 _VARIANTS = {"sxm", "sxm4", "sxm5", "server", "hgx"}
 """Words in a GPU's file name that a publication may leave out."""
 _OTHER_PARTS = {"nvl", "pcie", "mig"}
 """Words that name another part than the plain one."""
 _NUM_GB = re.compile(r"(\d+)\s*gb\b")
-_SUFFIXES = re.compile(r"(-(instruct|chat|hf|it|v\d+(\.\d+)?|99(\.9)?|interactive|fp8|fp4|nvfp4|base|\d{4}))+$")
+_SUFFIXES = re.compile(
+    r"(-(instruct|chat|hf|it|v\d+(\.\d+)?|99(\.9)?|interactive|fp8|fp4|nvfp4|base|\d{4}))+$"
+)
 _PRECISIONS = (
     ("nvfp4", ("nvfp4", "fp4")),
     ("mxfp4", ("mxfp4",)),
@@ -33,7 +41,8 @@ _PRECISIONS = (
 
 @cache
 def model_name(text: str) -> str:
-    """The model file that a publication means: ``LLaMA v3.1 70B``, ``mixtral-8x7b``, ``llama2-70b-99.9``, ``DeepSeek-V3``.
+    """The model file that a publication means: ``LLaMA v3.1 70B``, ``mixtral-8x7b``,
+    ``llama2-70b-99.9``, ``DeepSeek-V3``.
 
     Raises:
         UserError: if no file is of that model.
@@ -47,9 +56,15 @@ def model_name(text: str) -> str:
     plain = re.sub(r"[\s_]+", "-", owner_and_name.rsplit("/", 1)[-1])
     plain = re.sub(r"^(meta|nvidia|mistral|qwen(?=-qwen))-", "", plain)
     for whole in (plain, _SUFFIXES.sub("", plain)):
-        for candidate in (whole, whole.replace("-v", "-"), re.sub(r"^([a-z]+)-?v?(?=\d)", r"\1-", whole)):
+        for candidate in (
+            whole,
+            whole.replace("-v", "-"),
+            re.sub(r"^([a-z]+)-?v?(?=\d)", r"\1-", whole),
+        ):
             name = _SAME_SHAPE.get(candidate, candidate)
-            found = next((stem for stem in files if stem.replace("-", "") == name.replace("-", "")), None)
+            found = next(
+                (stem for stem in files if stem.replace("-", "") == name.replace("-", "")), None
+            )
             if found is not None:
                 return found
     raise UserError(f"no model file for '{text}'")
@@ -57,7 +72,8 @@ def model_name(text: str) -> str:
 
 @cache
 def accelerator_of(text: str) -> AcceleratorSpec:
-    """The accelerator file that a publication means: ``H100-80GB``, ``NVIDIA H100-SXM-80GB``, ``A100 80GB``, ``MI300X-NPS1-192GB``.
+    """The accelerator file that a publication means: ``H100-80GB``, ``NVIDIA H100-SXM-80GB``,
+    ``A100 80GB``, ``MI300X-NPS1-192GB``.
 
     Raises:
         UserError: if there is none, or its memory is another.
@@ -109,12 +125,20 @@ def precision_of(text: str) -> str:
 
 
 def released(dtype: str, model: str) -> str:
-    """``dtype`` as the model has it: where it is released with a scale for each block, its 8 bits are those."""
-    return "fp8_block" if dtype == "fp8" and load_model(model, model).weight_dtype == "fp8_block" else dtype
+    """``dtype`` as the model has it: where it is released with a scale for each block, its 8 bits
+    are those.
+    """
+    return (
+        "fp8_block"
+        if dtype == "fp8" and load_model(model, model).weight_dtype == "fp8_block"
+        else dtype
+    )
 
 
 def engine_of(text: str) -> str | None:
     """The serving engine that a publication names, ``None`` where it names none that is known."""
     lower = str(text).lower()
     names = {"trtllm": ("tensorrt", "trt"), "sglang": ("sglang",), "vllm": ("vllm",)}
-    return next((engine for engine, words in names.items() if any(word in lower for word in words)), None)
+    return next(
+        (engine for engine, words in names.items() if any(word in lower for word in words)), None
+    )

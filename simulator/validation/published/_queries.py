@@ -1,4 +1,6 @@
-"""What the queries of MLPerf Inference's language benchmarks look like: ``workloads/validation/mlperf.toml``."""
+"""What the queries of MLPerf Inference's language benchmarks look like:
+``workloads/validation/mlperf.toml``.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +35,8 @@ class Benchmarks(Frozen):
 
 @cache
 def benchmarks() -> dict[str, Benchmark]:
-    """By the name that results give them, without what follows it (``llama2-70b`` for ``llama2-70b-99.9``)."""
+    """By the name that results give them, without what follows it (``llama2-70b`` for
+    ``llama2-70b-99.9``).
+    """
     path = find_file("workloads/validation", "mlperf", "MLPerf")
     return validate(Benchmarks, read_toml(path), str(path)).benchmarks

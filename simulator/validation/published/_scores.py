@@ -71,12 +71,16 @@ def ratio(group: str, subject: str, quantity: str, above: pd.Series, below: pd.S
 def _wide(above: pd.Series, below: pd.Series) -> float:
     """Half the band of a ratio, in log space.
 
-    Where it is known what both times are made of, an entry that prices a part of both is off in both alike, so that what counts is by
-    how much its shares differ; errors of different entries are independent. Else those of the two figures are taken as independent.
+    Where it is known what both times are made of, an entry that prices a part of both is off in
+    both alike, so that what counts is by how much its shares differ; errors of different entries
+    are independent. Else those of the two figures are taken as independent.
     """
     both = [{part.entry: part for part in _merged(row.get("parts", ()))} for row in (above, below)]
     if not all(both):
-        ends = [np.hypot(*(np.log(row[end] / row["predicted"]) for row in (above, below))) for end in ("low", "high")]
+        ends = [
+            np.hypot(*(np.log(row[end] / row["predicted"]) for row in (above, below)))
+            for end in ("low", "high")
+        ]
         return float(max(ends))
     wide = []
     for entry in {**both[0], **both[1]}:
@@ -91,12 +95,18 @@ def _merged(parts: Sequence[Part]) -> list[Part]:
     found: dict[str, Part] = {}
     for part in parts:
         known = found.get(part.entry)
-        found[part.entry] = part if known is None else known._replace(share=known.share + part.share)
+        found[part.entry] = (
+            part if known is None else known._replace(share=known.share + part.share)
+        )
     return list(found.values())
 
 
-def mixture_ratios(group: str, rows: pd.DataFrame, models: pd.Series, machines: Sequence[str]) -> list[Row]:
-    """Of each mixture of experts to each dense model on the same machine, where ``subject`` is the model, a space, the machine."""
+def mixture_ratios(
+    group: str, rows: pd.DataFrame, models: pd.Series, machines: Sequence[str]
+) -> list[Row]:
+    """Of each mixture of experts to each dense model on the same machine, where ``subject`` is the
+    model, a space, the machine.
+    """
     keyed = {str(row["subject"]): row for _, row in rows.iterrows()}
     names = [str(model) for model in models.unique()]
     found = []
@@ -105,7 +115,15 @@ def mixture_ratios(group: str, rows: pd.DataFrame, models: pd.Series, machines: 
             for below in (name for name in names if not _is_mixture(name)):
                 one, other = keyed.get(f"{above} {machine}"), keyed.get(f"{below} {machine}")
                 if one is not None and other is not None:
-                    found.append(ratio(f"{group} MoE : dense", f"{above} : {below} {machine}", "ratio", one, other))
+                    found.append(
+                        ratio(
+                            f"{group} MoE : dense",
+                            f"{above} : {below} {machine}",
+                            "ratio",
+                            one,
+                            other,
+                        )
+                    )
     return found
 
 
@@ -119,4 +137,8 @@ def _is_mixture(model: str) -> bool:
 
 def with_ratios(rows: pd.DataFrame, ratios: list[Row]) -> pd.DataFrame:
     """Figures, then ratios."""
-    return pd.concat([rows, pd.DataFrame(ratios, columns=_FIELDS)], ignore_index=True) if ratios else rows
+    return (
+        pd.concat([rows, pd.DataFrame(ratios, columns=_FIELDS)], ignore_index=True)
+        if ratios
+        else rows
+    )

@@ -1,4 +1,6 @@
-"""What a deployment reaches when requests are queued: the plan, its step table and the compiled engine, no formula beside them."""
+"""What a deployment reaches when requests are queued: the plan, its step table and the compiled
+engine, no formula beside them.
+"""
 
 from __future__ import annotations
 
@@ -60,14 +62,18 @@ class Served:
     def because(self) -> str:
         """The batch reached, the cache and the shares of the time, in words."""
         running = float(np.average(self.log["running"], weights=self.log["duration_s"]))
-        parts = ", ".join(f"{phase} {share:.0%}" for phase, share in self.shares.items() if share >= 0.005)
+        parts = ", ".join(
+            f"{phase} {share:.0%}" for phase, share in self.shares.items() if share >= 0.005
+        )
         return f"{running:.0f} requests at once on a replica, room for {self.plan.capacity.tokens:,} KV tokens; {parts}"
 
     def reply(self, value: float, status: str = "") -> Reply:
         """``value``, a rate, with the band of the parts that the time is made of."""
         low, high = band_of(self.plan, self.shares)
         parts = parts_of(self.plan, self.shares)
-        return Reply(value, value / high, value / low, status or status_of(self.plan), self.because, parts)
+        return Reply(
+            value, value / high, value / low, status or status_of(self.plan), self.because, parts
+        )
 
 
 def make(deployment: Mapping[str, Any], seed: int = 0) -> Plan:
@@ -81,26 +87,38 @@ def make(deployment: Mapping[str, Any], seed: int = 0) -> Plan:
 
 
 def serve(
-    deployment: Mapping[str, Any], num_input: NDArray[np.int64], num_output: NDArray[np.int64], rate_per_s: float = math.inf
+    deployment: Mapping[str, Any],
+    num_input: NDArray[np.int64],
+    num_output: NDArray[np.int64],
+    rate_per_s: float = math.inf,
 ) -> Served:
-    """Serve requests on one replica: all waiting from the start, or arriving at random (Poisson) at a rate.
+    """Serve requests on one replica: all waiting from the start, or arriving at random (Poisson) at
+    a rate.
 
     Raises:
         UserError: if the deployment is impossible, or a request does not fit in its cache.
     """
     plan = make(deployment)
     count = len(num_input)
-    gaps_s = plan.rng("arrivals").exponential(1.0, count) / rate_per_s if math.isfinite(rate_per_s) else np.zeros(count)
+    gaps_s = (
+        plan.rng("arrivals").exponential(1.0, count) / rate_per_s
+        if math.isfinite(rate_per_s)
+        else np.zeros(count)
+    )
     trace = RequestTrace(np.cumsum(gaps_s), num_input, num_output, _WHERE)
     longest = int((num_input + num_output).max())
     check_requests(plan.capacity, longest, _WHERE)
     limits = make_limits(plan, trace)
     largest = limits.token_budget if limits.splits_prompts else max(limits.token_budget, longest)
     requests = start_requests(trace, with_prefixes=False)
-    replica = Replica(requests, limits, plan.layout.attention_dp, scaled_blocks(plan, limits), 0, plan.layout.pp)
+    replica = Replica(
+        requests, limits, plan.layout.attention_dp, scaled_blocks(plan, limits), 0, plan.layout.pp
+    )
     for request in range(count):
         replica.assign(request)
-    priced = {key: value for key, value in deployment.items() if key != "scheduling"}  # which moves no price
+    priced = {
+        key: value for key, value in deployment.items() if key != "scheduling"
+    }  # which moves no price
     replica.advance(_table(json.dumps(priced, sort_keys=True), largest), math.inf, lambda: None)
     return Served(plan, requests, pd.DataFrame(replica.log(), columns=list(LOG_COLUMNS)))
 
@@ -113,15 +131,23 @@ def _table(deployment: str, largest: int) -> StepTable:
 
 def status_of(plan: Plan) -> str:
     """``ok``, or ``extrapolated`` with what is assumed or outside what was measured."""
-    found = [text.rstrip(".").removeprefix("Extrapolated: ") for text in warnings_of(plan) if "rumour" not in text]
+    found = [
+        text.rstrip(".").removeprefix("Extrapolated: ")
+        for text in warnings_of(plan)
+        if "rumour" not in text
+    ]
     return "extrapolated: " + "; ".join(found) if found else "ok"
 
 
 def band_of(plan: Plan, shares: Mapping[str, float]) -> tuple[float, float]:
-    """What a time is multiplied with for its low and its high: the bands of its parts, which err together, by their shares."""
+    """What a time is multiplied with for its low and its high: the bands of its parts, which err
+    together, by their shares.
+    """
     parts = parts_of(plan, shares)
     total = sum(part.share for part in parts)
-    return sum(part.share * part.low for part in parts) / total, sum(part.share * part.high for part in parts) / total
+    return sum(part.share * part.low for part in parts) / total, sum(
+        part.share * part.high for part in parts
+    ) / total
 
 
 def parts_of(plan: Plan, shares: Mapping[str, float]) -> tuple[Part, ...]:
@@ -151,8 +177,15 @@ def parts_of(plan: Plan, shares: Mapping[str, float]) -> tuple[Part, ...]:
             continue
         fit = fits.get(named.get(phase, ""))
         band = Band.of(fit) if fit is not None else ASSUMED
-        if fit is not None and fit.band is None and fit.p90_error is None and fit.median_error is not None:
-            wide = 1.0 + 2.5 * fit.median_error  # a normal error's 90th percentile is 2.4 of its medians
+        if (
+            fit is not None
+            and fit.band is None
+            and fit.p90_error is None
+            and fit.median_error is not None
+        ):
+            wide = (
+                1.0 + 2.5 * fit.median_error
+            )  # a normal error's 90th percentile is 2.4 of its medians
             band = Band(1.0 / wide, wide)
         if fit is not None and fit.kind == "assumed":
             band = ASSUMED

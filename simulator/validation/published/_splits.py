@@ -1,7 +1,9 @@
-"""Experts spread whole over ranks against experts split like dense blocks: pairs of serving points, and what load does to them.
+"""Experts spread whole over ranks against experts split like dense blocks: pairs of serving points,
+and what load does to them.
 
-A pair is alike in all but how its experts are divided. Where one of the two does not say its release, both must be of one sweep:
-their ids are the same up to the load. What else such runs differ in is not known, so they are counted on their own.
+A pair is alike in all but how its experts are divided. Where one of the two does not say its
+release, both must be of one sweep: their ids are the same up to the load. What else such runs
+differ in is not known, so they are counted on their own.
 """
 
 from __future__ import annotations
@@ -42,11 +44,21 @@ def pairs(points: Sequence[Point | None], ids: Sequence[str]) -> list[Pair]:
     """
     alike: dict[Point, list[int]] = {}
     for place, point in enumerate(points):
-        if point is not None and point.decode.num_ranks > 1 and point.decode.ep in (1, point.decode.num_ranks):
+        if (
+            point is not None
+            and point.decode.num_ranks > 1
+            and point.decode.ep in (1, point.decode.num_ranks)
+        ):
             plain = point._replace(version="", decode=point.decode._replace(ep=1))
             alike.setdefault(plain, []).append(place)
     return [
-        Pair(spread, split, (sweep_of(ids[spread]), sweep_of(ids[split]), _unloaded(plain)), plain.concurrency, group)
+        Pair(
+            spread,
+            split,
+            (sweep_of(ids[spread]), sweep_of(ids[split]), _unloaded(plain)),
+            plain.concurrency,
+            group,
+        )
         for plain, places in alike.items()
         for spread, split in _divided(points, places)
         if (group := _group(points, ids, spread, split)) is not None
@@ -71,7 +83,9 @@ def _divided(points: Sequence[Point | None], places: Sequence[int]) -> Iterator[
     yield from ((spread, split) for spread in sides[1] for split in sides[0])
 
 
-def _group(points: Sequence[Point | None], ids: Sequence[str], spread: int, split: int) -> str | None:
+def _group(
+    points: Sequence[Point | None], ids: Sequence[str], spread: int, split: int
+) -> str | None:
     one, other = points[spread], points[split]
     if one is None or other is None:
         return None
@@ -86,9 +100,11 @@ def _unloaded(plain: Point) -> Point:
 
 
 def trends(found: Sequence[tuple[Pair, Row]], text: str = "EP : TP") -> list[Row]:
-    """For each series of at least three loads, how many times larger the ratio is at its largest load than at its smallest.
+    """For each series of at least three loads, how many times larger the ratio is at its largest
+    load than at its smallest.
 
-    By the slope of the ratio's logarithm over the load's, so that the direction rests on all points.
+    By the slope of the ratio's logarithm over the load's, so that the direction rests on all
+    points.
     """
     series: dict[tuple[str, tuple[str, str, Point]], list[tuple[int, Row]]] = {}
     for pair, row in found:
@@ -100,9 +116,13 @@ def trends(found: Sequence[tuple[Pair, Row]], text: str = "EP : TP") -> list[Row
         if len(np.unique(loads)) < _FEWEST_LOADS:
             continue
         measured, predicted = (
-            _over_loads(loads, np.array([row[name] for _, row in members], dtype=float)) for name in ("measured", "predicted")
+            _over_loads(loads, np.array([row[name] for _, row in members], dtype=float))
+            for name in ("measured", "predicted")
         )
-        ends = [min(members, key=lambda member: member[0])[1], max(members, key=lambda member: member[0])[1]]
+        ends = [
+            min(members, key=lambda member: member[0])[1],
+            max(members, key=lambda member: member[0])[1],
+        ]
         wide = float(np.hypot(*(np.log(row["high"] / row["predicted"]) for row in ends)))
         rows.append(
             {

@@ -1,4 +1,6 @@
-"""One engine step of a large replica at the ``rank`` fidelity: every rank a process, links shared by all traffic present."""
+"""One engine step of a large replica at the ``rank`` fidelity: every rank a process, links shared
+by all traffic present.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +30,15 @@ class Step(NamedTuple):
     @property
     def because(self) -> str:
         """The time and what it is made of, in words."""
-        parts = ", ".join(f"{phase} {share:.0%}" for phase, share in self.shares.items() if share >= 0.005)
+        parts = ", ".join(
+            f"{phase} {share:.0%}" for phase, share in self.shares.items() if share >= 0.005
+        )
         return f"step of {self.seconds * 1e3:.1f} ms: {parts}; busiest rank {self.imbalance:.2f} x the mean"
 
 
 def run_one(deployment: Mapping[str, Any], num_sequences: int, new: int, context: int) -> Step:
-    """Run a step in which every data-parallel rank has ``num_sequences`` with ``context`` tokens in the cache, computing ``new`` each.
+    """Run a step in which every data-parallel rank has ``num_sequences`` with ``context`` tokens in
+    the cache, computing ``new`` each.
 
     Raises:
         UserError: if the deployment is impossible.

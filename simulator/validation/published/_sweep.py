@@ -1,4 +1,6 @@
-"""Many cases on all cores, those that share a plan and a step table one after the other in one process."""
+"""Many cases on all cores, those that share a plan and a step table one after the other in one
+process.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,11 @@ _FEWEST_GROUPS = 4
 
 
 def answers(
-    cases: Sequence[Case], answer: Callable[[Case], Answer], shared: Callable[[Case], Hashable], what: str, tick: Tick
+    cases: Sequence[Case],
+    answer: Callable[[Case], Answer],
+    shared: Callable[[Case], Hashable],
+    what: str,
+    tick: Tick,
 ) -> dict[Case, Answer | UserError]:
     """``answer`` of each different case, or the error that it raised.
 
@@ -36,8 +42,14 @@ def answers(
         tick(what, sum(map(len, ordered[:done])), total)
 
     tick(what, 0, total)
-    found = sweep(partial(_all, answer), ordered, told, workers=1 if len(ordered) < _FEWEST_GROUPS else None)
-    return {case: one for group, ones in zip(ordered, found, strict=True) for case, one in zip(group, ones, strict=True)}
+    found = sweep(
+        partial(_all, answer), ordered, told, workers=1 if len(ordered) < _FEWEST_GROUPS else None
+    )
+    return {
+        case: one
+        for group, ones in zip(ordered, found, strict=True)
+        for case, one in zip(group, ones, strict=True)
+    }
 
 
 def _all(answer: Callable[[Case], Answer], cases: Sequence[Case]) -> list[Answer | UserError]:

@@ -1,4 +1,6 @@
-"""All-to-all kernels as their libraries' own pages give them: latencies, or bandwidths of what they count as moved."""
+"""All-to-all kernels as their libraries' own pages give them: latencies, or bandwidths of what they
+count as moved.
+"""
 
 from __future__ import annotations
 
@@ -26,18 +28,30 @@ _VECTOR_BYTES = {"dispatch": _HIDDEN * (1 + 4 / 128), "combine": _HIDDEN * 2.0}
 class Alltoall(Frozen):
     """``library, hardware, mode, op, ep, tokens_per_rank, conditions``; microseconds."""
 
-    columns: ClassVar[tuple[str, ...]] = ("library", "hardware", "mode", "op", "ep", "tokens_per_rank", "conditions")
+    columns: ClassVar[tuple[str, ...]] = (
+        "library",
+        "hardware",
+        "mode",
+        "op",
+        "ep",
+        "tokens_per_rank",
+        "conditions",
+    )
 
     def replies(self, table: pd.DataFrame, tick: Tick) -> list[Reply]:
         tick("all-to-all kernels", 0, len(table))
-        family: KernelFamily = build("validation.kernels", {"kind": "alltoall"}, "validate published")
+        family: KernelFamily = build(
+            "validation.kernels", {"kind": "alltoall"}, "validate published"
+        )
         answers: Answers = family.answer(table)
         found = []
         for place, status in enumerate(answers.status):
             if status.startswith("unsupported"):
                 found.append(Reply.unsupported(status.removeprefix("unsupported").lstrip(": ")))
                 continue
-            value, low, high = (float(part[place, 0]) * 1e6 for part in (answers.seconds, answers.low, answers.high))
+            value, low, high = (
+                float(part[place, 0]) * 1e6 for part in (answers.seconds, answers.low, answers.high)
+            )
             found.append(Reply(value, low, high, status, answers.group[place]))
         tick("all-to-all kernels", len(table), len(table))
         return found
@@ -50,19 +64,34 @@ class Alltoall(Frozen):
             for row in table.itertuples()
         ]
         count = len(table)
-        return figures(groups, subjects, ["all-to-all"] * count, ["us"] * count, pd.Series(measured, dtype=float), replies)
+        return figures(
+            groups,
+            subjects,
+            ["all-to-all"] * count,
+            ["us"] * count,
+            pd.Series(measured, dtype=float),
+            replies,
+        )
 
 
 def _latency_us(row: pd.Series) -> float:
     """As measured; from the bandwidth where only that is given.
 
-    DeepEP's normal kernels count every vector that reaches a rank (inside a node) or a node (across), its own included.
+    DeepEP's normal kernels count every vector that reaches a rank (inside a node) or a node
+    (across), its own included.
     """
     latency = number(row, "latency_us")
     bandwidth = number(row, "bandwidth_GBps") * 1e9
-    if np.isfinite(latency) or not np.isfinite(bandwidth) or row["mode"] != "normal" or row["op"] not in _VECTOR_BYTES:
+    if (
+        np.isfinite(latency)
+        or not np.isfinite(bandwidth)
+        or row["mode"] != "normal"
+        or row["op"] not in _VECTOR_BYTES
+    ):
         return latency
-    name = next((name for word in str(row["hardware"]).split() if (name := accelerator_name(word))), None)
+    name = next(
+        (name for word in str(row["hardware"]).split() if (name := accelerator_name(word))), None
+    )
     ep, tokens = number(row, "ep"), number(row, "tokens_per_rank")
     if name is None or not ep >= 2:
         return np.nan

@@ -1,4 +1,6 @@
-"""How unevenly tokens fall on ranks and on expert slots: the model's default routing through a placement."""
+"""How unevenly tokens fall on ranks and on expert slots: the model's default routing through a
+placement.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ from simulator.work.slots import SlotMap
 _ACCELERATOR = "gb200"
 """Whose cluster holds the ranks; which one does not matter, since nothing is timed."""
 _BAND = (10, 90)
-"""Percentiles over the layers that the band ends at: one text differs from another as one layer from another (assumed)."""
+"""Percentiles over the layers that the band ends at: one text differs from another as one layer
+from another (assumed)."""
 
 
 class _Case(NamedTuple):
@@ -35,7 +38,9 @@ class _Case(NamedTuple):
 
 
 class RoutingSkew(Frozen):
-    """``model, metric, value, conditions``: (max - mean) / mean of token-expert pairs, by rank or by expert slot."""
+    """``model, metric, value, conditions``: (max - mean) / mean of token-expert pairs, by rank or
+    by expert slot.
+    """
 
     columns: ClassVar[tuple[str, ...]] = ("model", "metric", "value", "conditions")
 
@@ -50,10 +55,18 @@ class RoutingSkew(Frozen):
         return found
 
     def scores(self, table: pd.DataFrame, replies: list[Reply]) -> pd.DataFrame:
-        subjects = [f"{model} {metric}" for model, metric in zip(table["model"], table["metric"], strict=True)]
+        subjects = [
+            f"{model} {metric}"
+            for model, metric in zip(table["model"], table["metric"], strict=True)
+        ]
         count = len(table)
         return figures(
-            ["routing skew"] * count, subjects, ["imbalance"] * count, ["(max - mean) / mean"] * count, table["value"], replies
+            ["routing skew"] * count,
+            subjects,
+            ["imbalance"] * count,
+            ["(max - mean) / mean"] * count,
+            table["value"],
+            replies,
         )
 
 
@@ -61,7 +74,9 @@ def _answer(model: str, metric: str) -> Reply:
     if "imbalance" not in metric:
         raise UserError("no imbalance of ranks or slots")
     if metric.startswith("layer"):
-        raise UserError("which layer is how uneven is drawn at random, so no single layer's imbalance is predicted")
+        raise UserError(
+            "which layer is how uneven is drawn at random, so no single layer's imbalance is predicted"
+        )
     name = model_name(model)
     moe = load_model(name, name).moe
     if moe is None:
@@ -71,12 +86,24 @@ def _answer(model: str, metric: str) -> Reply:
         raise UserError("over how many ranks is not said")
     slots = re.search(r"(\d+) slots(?!/)", metric)
     per_rank = re.search(r"(\d+) slots/rank", metric)
-    count = int(slots[1]) if slots else int(per_rank[1]) * int(ep[1]) if per_rank else moe.num_experts
+    count = (
+        int(slots[1]) if slots else int(per_rank[1]) * int(ep[1]) if per_rank else moe.num_experts
+    )
     by_rank, by_slot = _imbalances(_Case(name, int(ep[1]), count))
-    of_layers = by_slot if "slot" in metric.rsplit(":", maxsplit=1)[-1] and "by rank" not in metric else by_rank
+    of_layers = (
+        by_slot
+        if "slot" in metric.rsplit(":", maxsplit=1)[-1] and "by rank" not in metric
+        else by_rank
+    )
     low, high = np.percentile(of_layers, _BAND)
     value = float(of_layers.mean())
-    return Reply(value, min(value, float(low)), max(value, float(high)), OK, f"{count} slots on {ep[1]} ranks")
+    return Reply(
+        value,
+        min(value, float(low)),
+        max(value, float(high)),
+        OK,
+        f"{count} slots on {ep[1]} ranks",
+    )
 
 
 @cache
@@ -93,7 +120,9 @@ def _imbalances(case: _Case) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
             "model": case.model,
             "cluster": cluster_of(_ACCELERATOR, case.ep),
             "parallel": {"attention_dp": case.ep, "ep": case.ep},
-            "placement": {"kind": "eplb", "num_slots": case.slots} if redundant else {"kind": "contiguous"},
+            "placement": {"kind": "eplb", "num_slots": case.slots}
+            if redundant
+            else {"kind": "contiguous"},
         }
     )
     if plan.experts is None or moe is None:

@@ -1,4 +1,6 @@
-"""NVIDIA's tables of TensorRT-LLM's largest throughput: every request waits from the start, inputs and outputs have one length."""
+"""NVIDIA's tables of TensorRT-LLM's largest throughput: every request waits from the start, inputs
+and outputs have one length.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +15,27 @@ from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.validation.published import Reply, Tick
 from simulator.validation.published._cells import whole
-from simulator.validation.published._names import accelerator_of, cluster_of, model_name, precision_of, released
+from simulator.validation.published._names import (
+    accelerator_of,
+    cluster_of,
+    model_name,
+    precision_of,
+    released,
+)
 from simulator.validation.published._scores import figures, mixture_ratios, with_ratios
 from simulator.validation.published._serve import make, serve
 from simulator.validation.published._sweep import answers
 
 _MOST_SEQUENCES, _MOST_TOKENS = 4096, 32_768
-"""Caps of ``max_batch_size`` and ``max_num_tokens`` in ``trtllm-bench``, which chooses both for each engine, see :func:`_limits`."""
+"""Caps of ``max_batch_size`` and ``max_num_tokens`` in ``trtllm-bench``, which chooses both for
+each engine, see :func:`_limits`."""
 _LEAST_SEQUENCES, _LEAST_TOKENS = 64, 2048
 """And the smallest that it chooses."""
 _FREE = 0.9
 """Share of the free memory that TensorRT-LLM gives to the cache by default."""
 _TURNS, _LEAST, _MOST = 5, 1000, 30_000
-"""Requests: five full batches, within what benchmark scripts send; the beginning and the end, when fewer run, count as there."""
+"""Requests: five full batches, within what benchmark scripts send; the beginning and the end, when
+fewer run, count as there."""
 _STEPS = 1_000_000
 """Of the engine, at most, about: where few requests fit and outputs are long, fewer are sent."""
 _PART = re.compile(r"(tp|pp|ep|dp|cp)\s*=?\s*(\d+)")
@@ -45,7 +55,15 @@ class _Row(NamedTuple):
 class TrtLLM(Frozen):
     """``release, model, gpu, precision, parallelism, isl, osl, value``: output tokens a second."""
 
-    columns: ClassVar[tuple[str, ...]] = ("release", "model", "gpu", "precision", "parallelism", "isl", "osl")
+    columns: ClassVar[tuple[str, ...]] = (
+        "release",
+        "model",
+        "gpu",
+        "precision",
+        "parallelism",
+        "isl",
+        "osl",
+    )
 
     def replies(self, table: pd.DataFrame, tick: Tick) -> list[Reply]:
         read: list[_Row | UserError] = []
@@ -61,10 +79,20 @@ class TrtLLM(Frozen):
     def scores(self, table: pd.DataFrame, replies: list[Reply]) -> pd.DataFrame:
         if "value" not in table:
             return figures([], [], [], [], pd.Series(dtype=float), [])
-        shapes = [f"{row.gpu} {row.precision} {row.parallelism} {row.isl}/{row.osl}" for row in table.itertuples()]
+        shapes = [
+            f"{row.gpu} {row.precision} {row.parallelism} {row.isl}/{row.osl}"
+            for row in table.itertuples()
+        ]
         groups = [f"TensorRT-LLM {model}" for model in table["model"]]
         subjects = [f"{model} {shape}" for model, shape in zip(table["model"], shapes, strict=True)]
-        rows = figures(groups, subjects, ["throughput"] * len(table), ["tokens/s"] * len(table), table["value"], replies)
+        rows = figures(
+            groups,
+            subjects,
+            ["throughput"] * len(table),
+            ["tokens/s"] * len(table),
+            table["value"],
+            replies,
+        )
         return with_ratios(rows, mixture_ratios("TensorRT-LLM", rows, table["model"], shapes))
 
 
@@ -97,7 +125,8 @@ def _release(text: str) -> str:
 
 
 def _limits(room: float, per_output: float) -> tuple[int, int]:
-    """``max_batch_size`` and ``max_num_tokens`` as ``trtllm-bench`` chooses them: what fits, and the tokens of a steady step, rounded up.
+    """``max_batch_size`` and ``max_num_tokens`` as ``trtllm-bench`` chooses them: what fits, and
+    the tokens of a steady step, rounded up.
 
     Args:
         room: requests that fit in the cache.

@@ -1,8 +1,10 @@
-"""Mixtures of experts spread over many GPUs: tokens a second of a node, and what balancing, overlap and spreading gain.
+"""Mixtures of experts spread over many GPUs: tokens a second of a node, and what balancing, overlap
+and spreading gain.
 
-Figures of this kind are steady states of one full batch, so one step of it is run. What a row does not say is taken from the
-systems that such figures are of (SGLang's and DeepSeek's): two batches overlapped, 32 redundant experts placed by EPLB unless
-routing is balanced by hand, low-latency kernels for decode.
+Figures of this kind are steady states of one full batch, so one step of it is run. What a row does
+not say is taken from the systems that such figures are of (SGLang's and DeepSeek's): two batches
+overlapped, 32 redundant experts placed by EPLB unless routing is balanced by hand, low-latency
+kernels for decode.
 """
 
 from __future__ import annotations
@@ -21,7 +23,13 @@ from simulator.validation import OK
 from simulator.validation.error_bands import Band
 from simulator.validation.published import Reply, Tick
 from simulator.validation.published._cells import number
-from simulator.validation.published._names import accelerator_of, cluster_of, engine_of, model_name, precision_of
+from simulator.validation.published._names import (
+    accelerator_of,
+    cluster_of,
+    engine_of,
+    model_name,
+    precision_of,
+)
 from simulator.validation.published._scores import figures
 from simulator.validation.published._serve import band_of, make, status_of
 from simulator.validation.published._step import run_one
@@ -33,14 +41,16 @@ _PREFILL_TOKENS, _PROMPT = 16384, 4096
 _DECODE_BATCH, _CACHED = 256, 2000
 """A GPU's tokens and the sequences' lengths where a row says none: those of SGLang's report."""
 _CHUNK = 8192
-"""SGLang's chunk of prompts, which is shared by all data-parallel ranks where experts are not spread."""
+"""SGLang's chunk of prompts, which is shared by all data-parallel ranks where experts are not
+spread."""
 _MOST_TOKENS = 1 << 20
 _TIMED_ALONE = "kernels that compute beside an exchange were timed alone"
 _FIRST_DEEPEP = {"kind": "alpha_beta", "dispatch_rate": 44 / 58, "combine_rate": 47 / 57}
-"""DeepEP's kernels for prompts over four nodes: what its first release reached over what the one of June 2025 does, by its own
-page (44 and 47 GB/s; 58 and 57). The later one was calibrated."""
+"""DeepEP's kernels for prompts over four nodes: what its first release reached over what the one of
+June 2025 does, by its own page (44 and 47 GB/s; 58 and 57). The later one was calibrated."""
 _NEXT_DEEPEP = "2025-06"
-"""Deployments that were published before this month ran the first, and so did those that DeepSeek's published profile is of."""
+"""Deployments that were published before this month ran the first, and so did those that DeepSeek's
+published profile is of."""
 _RANGE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*-\s*(\d+(?:\.\d+)?)\s*$")
 
 
@@ -92,9 +102,19 @@ class Rate(NamedTuple):
 
 
 class WideEP(Frozen):
-    """``case, unit, model, hardware, n_gpus, parallelism, conditions``: a case in words, as reports give them."""
+    """``case, unit, model, hardware, n_gpus, parallelism, conditions``: a case in words, as reports
+    give them.
+    """
 
-    columns: ClassVar[tuple[str, ...]] = ("case", "unit", "model", "hardware", "n_gpus", "parallelism", "conditions")
+    columns: ClassVar[tuple[str, ...]] = (
+        "case",
+        "unit",
+        "model",
+        "hardware",
+        "n_gpus",
+        "parallelism",
+        "conditions",
+    )
 
     def replies(self, table: pd.DataFrame, tick: Tick) -> list[Reply]:
         read: list[Question | UserError] = []
@@ -111,15 +131,23 @@ class WideEP(Frozen):
     def scores(self, table: pd.DataFrame, replies: list[Reply]) -> pd.DataFrame:
         if "value" not in table:
             return figures([], [], [], [], pd.Series(dtype=float), [])
-        units = ["tokens/s" if "tok" in str(unit).lower().split("(")[0] else "x" for unit in table["unit"]]
-        engines = [engine_of(str(text)) or "other" for text in table.get("engine", pd.Series("", index=table.index))]
+        units = [
+            "tokens/s" if "tok" in str(unit).lower().split("(")[0] else "x"
+            for unit in table["unit"]
+        ]
+        engines = [
+            engine_of(str(text)) or "other"
+            for text in table.get("engine", pd.Series("", index=table.index))
+        ]
         groups = [
             f"wide EP {'throughput' if unit == 'tokens/s' else 'gain'}, {engine}"
             for unit, engine in zip(units, engines, strict=True)
         ]
         quantities = ["throughput" if unit == "tokens/s" else "ratio" for unit in units]
         measured = table["value"].map(_value)
-        return figures(groups, [str(case) for case in table["case"]], quantities, units, measured, replies)
+        return figures(
+            groups, [str(case) for case in table["case"]], quantities, units, measured, replies
+        )
 
 
 def _value(text: object) -> float:
@@ -151,7 +179,11 @@ def _read(row: pd.Series) -> Question:
     name = model_name(str(row["model"]))
     if load_model(name, name).moe is None:
         raise UserError(f"{name} has no experts to spread")
-    ep = _number(r"\bep\s*(\d+)", split) or _number(rf"\bep\s*(\d+) {phase}", conditions) or _number(r"\bep\s*(\d+)", conditions)
+    ep = (
+        _number(r"\bep\s*(\d+)", split)
+        or _number(rf"\bep\s*(\d+) {phase}", conditions)
+        or _number(r"\bep\s*(\d+)", conditions)
+    )
     num_gpus = number(row, "n_gpus")
     count = int(num_gpus) if num_gpus >= 1 else int(ep or 0)
     if count < 1:
@@ -173,7 +205,8 @@ def _read(row: pd.Series) -> Question:
         is_balanced=mentions and "imbalance" not in text,
         has_eplb=is_spread and not mentions,
         has_overlap=is_spread,
-        has_first_deepep="profile-data" in text or "2025" <= str(row.get("date", ""))[:7] < _NEXT_DEEPEP,
+        has_first_deepep="profile-data" in text
+        or "2025" <= str(row.get("date", ""))[:7] < _NEXT_DEEPEP,
     )
     if "tok" in unit.split("(")[0]:
         return Question("gpu" if "gpu" in unit else "node", case)
@@ -181,7 +214,9 @@ def _read(row: pd.Series) -> Question:
         raise UserError(f"unit '{row['unit']}' is not modelled")
     if "eplb" in title:
         guess = (
-            "" if re.search(r"\d", conditions) else "a GPU's batch is not said, so that of the same report's throughput is taken"
+            ""
+            if re.search(r"\d", conditions)
+            else "a GPU's batch is not said, so that of the same report's throughput is taken"
         )
         return Question("ratio", case, case._replace(has_eplb=False), guess)
     if "tbo" in title or "overlap" in title:
@@ -189,14 +224,20 @@ def _read(row: pd.Series) -> Question:
     if "baseline" in title and not is_spread:
         gpus = {"prefill": 32, "decode": 72}[phase]
         sequences, new, context, emitted = _batch(phase, text, is_spread=True)
-        spread = case._replace(num_gpus=gpus, ep=gpus, sequences=sequences, new=new, context=context, emitted=emitted)
-        guess = "the batch of the baseline is not said: a chunk over all ranks, or what the cache holds"
+        spread = case._replace(
+            num_gpus=gpus, ep=gpus, sequences=sequences, new=new, context=context, emitted=emitted
+        )
+        guess = (
+            "the batch of the baseline is not said: a chunk over all ranks, or what the cache holds"
+        )
         return Question("ratio", spread._replace(has_eplb=True, has_overlap=True), case, guess)
     raise UserError("what is compared with what is not said")
 
 
 def _about(phase: str, text: str) -> str:
-    """What a text says of one phase: its parts that name the phase, where conditions of both stand side by side."""
+    """What a text says of one phase: its parts that name the phase, where conditions of both stand
+    side by side.
+    """
     other = "decode" if phase == "prefill" else "prefill"
     return "; ".join(part for part in text.split(";") if phase in part or other not in part)
 
@@ -213,16 +254,27 @@ def _dtype(row: pd.Series) -> str | None:
 def _batch(phase: str, text: str, *, is_spread: bool) -> tuple[int, int, int, float]:
     """Sequences of a GPU, new tokens of each, tokens in its cache, tokens that count."""
     if phase == "prefill":
-        prompt = int(_number(r"prompt (\d+)(k?)\b", text) or _number(r"\b(\d+)(k) prompt", text) or _PROMPT)
-        tokens = int(_number(r"(\d+)(k?) tok/(?:gpu|device)\b", text) or (_PREFILL_TOKENS if is_spread else _CHUNK // 16))
+        prompt = int(
+            _number(r"prompt (\d+)(k?)\b", text) or _number(r"\b(\d+)(k) prompt", text) or _PROMPT
+        )
+        tokens = int(
+            _number(r"(\d+)(k?) tok/(?:gpu|device)\b", text)
+            or (_PREFILL_TOKENS if is_spread else _CHUNK // 16)
+        )
         if prompt > tokens:  # a chunk in the middle of its prompt
             return 1, tokens, (prompt - tokens) // 2, float(tokens)
         return tokens // prompt, prompt, 0, float(prompt)
     cached = int(_number(r"kv\s*(\d+)(k?)\b", text) or _CACHED)
     output = int(_number(r"\bout (\d+)", text) or 0)
     per_gpu = r"(\d+)(k?) (?:req|seq|tok)\w*/(?:gpu|device)\b"
-    sequences = int(_number(per_gpu, text) or _number(r"\bbs\s*(\d+)", text) or (_DECODE_BATCH if is_spread else 0))
-    if "mtp" in text:  # each sequence checks two tokens, as two sequences of one, and the drafted one is accepted now and then
+    sequences = int(
+        _number(per_gpu, text)
+        or _number(r"\bbs\s*(\d+)", text)
+        or (_DECODE_BATCH if is_spread else 0)
+    )
+    if (
+        "mtp" in text
+    ):  # each sequence checks two tokens, as two sequences of one, and the drafted one is accepted now and then
         accepted = (_number(r"accept\w* (\d+)\s*%", text) or 60.0) / 100
         return 2 * sequences, 1, cached, (1.0 + accepted) / 2
     return sequences, 1, cached + output // 2, 1.0
@@ -236,7 +288,13 @@ def _deployment(case: Case) -> dict[str, Any]:
         "engine": case.engine,
         "weight_dtype": case.dtype,
         "parallel": {"attention_dp": case.num_gpus, "ep": case.ep},
-        "dispatch": {"kind": "all_gather" if case.ep == 1 else "per_expert" if case.phase == "decode" else "per_node"},
+        "dispatch": {
+            "kind": "all_gather"
+            if case.ep == 1
+            else "per_expert"
+            if case.phase == "decode"
+            else "per_node"
+        },
     }
     if case.is_balanced:
         found["routing"] = {"kind": "uniform"}
@@ -250,11 +308,16 @@ def _deployment(case: Case) -> dict[str, Any]:
 
 
 def _eplb(case: Case) -> dict[str, Any]:
-    """The published deployments' redundant experts, or as many more as fill the ranks' slots; by nodes in prefill, as there."""
+    """The published deployments' redundant experts, or as many more as fill the ranks' slots; by
+    nodes in prefill, as there.
+    """
     moe = load_model(case.model, case.model).moe
     if moe is None:
         return {"kind": "contiguous"}
-    placement: dict[str, Any] = {"kind": "eplb", "num_slots": -(-(moe.num_experts + _REDUNDANT) // case.ep) * case.ep}
+    placement: dict[str, Any] = {
+        "kind": "eplb",
+        "num_slots": -(-(moe.num_experts + _REDUNDANT) // case.ep) * case.ep,
+    }
     if case.phase == "prefill" and moe.num_groups > 1:
         placement |= {"num_groups": moe.num_groups, "num_nodes": -(-case.num_gpus // 8)}
     return placement
@@ -274,9 +337,13 @@ def _run(case: Case) -> Rate:
     deployment = _deployment(case)
     sequences = case.sequences
     if not sequences:
-        sequences = int(np.clip(make(deployment).capacity.tokens // (case.context + case.new), 1, _DECODE_BATCH))
+        sequences = int(
+            np.clip(make(deployment).capacity.tokens // (case.context + case.new), 1, _DECODE_BATCH)
+        )
     if sequences * case.new > _MOST_TOKENS:
-        raise UserError(f"{sequences * case.new:,} tokens of a GPU in one step are more than fit in its memory")
+        raise UserError(
+            f"{sequences * case.new:,} tokens of a GPU in one step are more than fit in its memory"
+        )
     step = run_one(deployment, sequences, case.new, case.context)
     low, high = band_of(step.plan, step.shares)
     status = status_of(step.plan)

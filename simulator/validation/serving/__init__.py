@@ -1,7 +1,9 @@
-"""Serving points: TTFT and TPOT at a fixed number of requests in flight, answered by the product's own engine.
+"""Serving points: TTFT and TPOT at a fixed number of requests in flight, answered by the product's
+own engine.
 
-A row becomes a deployment, the deployment a plan and a step table (shared by all rows that differ in load, batching and engine
-version only), and the compiled closed loop serves the load under which such points are taken.
+A row becomes a deployment, the deployment a plan and a step table (shared by all rows that differ
+in load, batching and engine version only), and the compiled closed loop serves the load under which
+such points are taken.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ class Group(NamedTuple):
 
 
 def groups(table: pd.DataFrame) -> tuple[list[Group], dict[int, str]]:
-    """The rows by what is shared between them, the dearest group first; and why others cannot be answered, by place."""
+    """The rows by what is shared between them, the dearest group first; and why others cannot be
+    answered, by place.
+    """
     found: dict[str, list[tuple[int, Point]]] = {}
     refused: dict[int, str] = {}
     for place, row in enumerate(table.to_dict("records")):
@@ -57,7 +61,11 @@ def answer_group(group: Group) -> list[Answer]:
     return answer_points(group.points)
 
 
-def answer(table: pd.DataFrame, progress: Callable[[int], None] = lambda _: None, workers: int | None = None) -> Answers:
+def answer(
+    table: pd.DataFrame,
+    progress: Callable[[int], None] = lambda _: None,
+    workers: int | None = None,
+) -> Answers:
     """Answer every row.
 
     Args:
@@ -73,9 +81,17 @@ def answer(table: pd.DataFrame, progress: Callable[[int], None] = lambda _: None
     for group, answered in zip(made, found, strict=True):
         for place, one in zip(group.rows, answered, strict=True):
             answers.status[place], answers.group[place] = one.status, one.group
-            for m, (seconds, band) in enumerate(((one.ttft_s, one.ttft_band), (one.tpot_s, one.tpot_band))):
-                low, high = (Band(*band) if band else ASSUMED).around(seconds, one.widens and one.status != OK)
-                answers.seconds[place, m], answers.low[place, m], answers.high[place, m] = seconds, low, high
+            for m, (seconds, band) in enumerate(
+                ((one.ttft_s, one.ttft_band), (one.tpot_s, one.tpot_band))
+            ):
+                low, high = (Band(*band) if band else ASSUMED).around(
+                    seconds, one.widens and one.status != OK
+                )
+                answers.seconds[place, m], answers.low[place, m], answers.high[place, m] = (
+                    seconds,
+                    low,
+                    high,
+                )
     return answers
 
 

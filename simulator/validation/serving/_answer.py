@@ -21,7 +21,14 @@ from simulator.results.scores import DENSE, MOE
 from simulator.step.prices import Prices
 from simulator.validation import OK
 from simulator.validation.kernels._hardware import accelerator_name
-from simulator.validation.serving._deployments import Deployment, UnanswerableError, deployment_of, is_tight, plan_of, table_key
+from simulator.validation.serving._deployments import (
+    Deployment,
+    UnanswerableError,
+    deployment_of,
+    is_tight,
+    plan_of,
+    table_key,
+)
 from simulator.validation.serving._disagg import (
     Decodes,
     Half,
@@ -36,7 +43,13 @@ from simulator.validation.serving._disagg import (
     transfer_s,
     with_enough_workers,
 )
-from simulator.validation.serving._drafts import doubts_of_drafts, drafts, has_drafts, kept, with_drafts
+from simulator.validation.serving._drafts import (
+    doubts_of_drafts,
+    drafts,
+    has_drafts,
+    kept,
+    with_drafts,
+)
 from simulator.validation.serving._load import Latencies, measure
 from simulator.validation.serving._novelty import novelty_of
 from simulator.validation.serving._points import Point, Pool
@@ -53,7 +66,8 @@ class Answer(NamedTuple):
     status: str
     group: str
     ttft_band: tuple[float, float] | None = None
-    """What predictions are multiplied with for their 80 % band; ``None`` where nothing was measured."""
+    """What predictions are multiplied with for their 80 % band; ``None`` where nothing was
+    measured."""
     tpot_band: tuple[float, float] | None = None
     widens: bool = True
     """Whether bands widen where the status says extrapolated; not where they are of such points."""
@@ -72,13 +86,22 @@ class Prepared(NamedTuple):
 
 
 def prepare(points: Sequence[Point]) -> Iterator[Prepared]:
-    """Points that share a :func:`~simulator.validation.serving._deployments.table_key`, with the table that they share."""
+    """Points that share a :func:`~simulator.validation.serving._deployments.table_key`, with the
+    table that they share.
+    """
     found = [deployment_of(point) for point in points]
     plan = plan_of(table_key(points[0]))
     if isinstance(plan, Plan) and is_tight(plan):
-        found = [one._replace(guesses=(*one.guesses, "its weights leave less room than the engine holds back")) for one in found]
+        found = [
+            one._replace(
+                guesses=(*one.guesses, "its weights leave less room than the engine holds back")
+            )
+            for one in found
+        ]
     if isinstance(plan, str):
-        yield from (Prepared(point, one, plan, None, 1.0) for point, one in zip(points, found, strict=True))
+        yield from (
+            Prepared(point, one, plan, None, 1.0) for point, one in zip(points, found, strict=True)
+        )
         return
     plans = [_batched(plan, one) for one in found]
     table = make_table(Prices(plan, max(map(_most_tokens, points, plans))))
@@ -87,7 +110,13 @@ def prepare(points: Sequence[Point]) -> Iterator[Prepared]:
         if drafted := drafts(point, own.model):
             dp, batches, per_step = own.layout.attention_dp, own.layout.num_batches, kept(drafted)
             shorter = point._replace(num_output=max(1, round(point.num_output / per_step)))
-            yield Prepared(shorter, one, own, with_drafts(priced, -(-point.concurrency // batches), dp, drafted), per_step)
+            yield Prepared(
+                shorter,
+                one,
+                own,
+                with_drafts(priced, -(-point.concurrency // batches), dp, drafted),
+                per_step,
+            )
         else:
             yield Prepared(point, one, own, priced, 1.0)
 
@@ -95,7 +124,11 @@ def prepare(points: Sequence[Point]) -> Iterator[Prepared]:
 def _most_tokens(point: Point, plan: Plan) -> int:
     """Of one step of a data-parallel rank."""
     rules = plan.rules
-    return rules.token_budget if rules.splits_prompts else max(rules.token_budget, point.num_input + point.num_output)
+    return (
+        rules.token_budget
+        if rules.splits_prompts
+        else max(rules.token_budget, point.num_input + point.num_output)
+    )
 
 
 def _with_engine(table: StepTable, plan: Plan) -> StepTable:
@@ -106,7 +139,9 @@ def _with_engine(table: StepTable, plan: Plan) -> StepTable:
 
 def _alone(point: Point, pool: Pool) -> Point:
     """One worker of a pool as a deployment, whatever the load."""
-    version = "" if point.engine == "trtllm" and release_of(point.version) < (1,) else point.version  # of Dynamo, not of the engine
+    version = (
+        "" if point.engine == "trtllm" and release_of(point.version) < (1,) else point.version
+    )  # of Dynamo, not of the engine
     return point._replace(
         decode=pool._replace(workers=1, batch=None),
         prefill=None,
@@ -125,7 +160,11 @@ def half_of(alone: Point) -> Half | str:
     found, key = deployment_of(alone), table_key(alone)
     if found.model.moe is not None and is_behind_exchange(alone):
         found = found._replace(spec=found.spec.model_copy(update={"dispatch": _DEEPEP}))
-        key = DeploymentSpec.model_validate_json(key).model_copy(update={"dispatch": _DEEPEP}).model_dump_json()
+        key = (
+            DeploymentSpec.model_validate_json(key)
+            .model_copy(update={"dispatch": _DEEPEP})
+            .model_dump_json()
+        )
     plan = plan_of(key)
     if isinstance(plan, str):
         return plan
@@ -136,13 +175,21 @@ def half_of(alone: Point) -> Half | str:
 @lru_cache(maxsize=64)
 def _prompts(alone: Point, num_input: int) -> tuple[Prompts, float] | str:
     half = half_of(alone)
-    return half if isinstance(half, str) else (prompts_of(half, num_input), transfer_s(half, num_input))
+    return (
+        half
+        if isinstance(half, str)
+        else (prompts_of(half, num_input), transfer_s(half, num_input))
+    )
 
 
 @lru_cache(maxsize=64)
 def _decodes(alone: Point, num_input: int, num_output: int) -> tuple[Decodes, Plan] | str:
     half = half_of(alone)
-    return half if isinstance(half, str) else (decodes_of(half, num_input, num_output, alone.drafted or 0), half.plan)
+    return (
+        half
+        if isinstance(half, str)
+        else (decodes_of(half, num_input, num_output, alone.drafted or 0), half.plan)
+    )
 
 
 @lru_cache(maxsize=8)
@@ -157,18 +204,30 @@ def answer_points(points: Sequence[Point]) -> list[Answer]:
     """Answer points that share a table."""
     known: dict[object, Latencies | str] = {}
     whole = [point for point in points if point.prefill is None]
-    answers = dict(zip(whole, (_answer(one, known) for one in prepare(whole)), strict=True)) if whole else {}
-    return [answers[point] if point.prefill is None else _answer_pools(point, point.prefill) for point in points]
+    answers = (
+        dict(zip(whole, (_answer(one, known) for one in prepare(whole)), strict=True))
+        if whole
+        else {}
+    )
+    return [
+        answers[point] if point.prefill is None else _answer_pools(point, point.prefill)
+        for point in points
+    ]
 
 
 def pools_or_reason(point: Point, prefill: Pool, unsaid_workers: int) -> tuple[Pools, Plan] | str:
-    """Both pools of a disaggregated point, ready to be loaded, and the second one's plan; or why there are none.
+    """Both pools of a disaggregated point, ready to be loaded, and the second one's plan; or why
+    there are none.
 
     Args:
         unsaid_workers: decode workers where the table does not say.
     """
     load, model = Load.of(point), deployment_of(point).model
-    pool = point.decode if point.says_workers or model.moe is None else assumed_pool(point, unsaid_workers)
+    pool = (
+        point.decode
+        if point.says_workers or model.moe is None
+        else assumed_pool(point, unsaid_workers)
+    )
     first = _prompts(_alone(point, prefill), load.num_input)
     second = _decodes(_alone(point, pool), load.num_input, load.num_output)
     if isinstance(first, str) or isinstance(second, str):
@@ -182,7 +241,12 @@ def _answer_pools(point: Point, prefill: Pool) -> Answer:
     found = deployment_of(point)
     group, fit = _group(point, found), _pools_fit(point)
     if fit is None:
-        return Answer(_NAN, _NAN, f"unsupported: nothing is known of pools of prefill and decode on {point.system}", group)
+        return Answer(
+            _NAN,
+            _NAN,
+            f"unsupported: nothing is known of pools of prefill and decode on {point.system}",
+            group,
+        )
     pools = pools_or_reason(point, prefill, fit.unsaid_workers)
     if isinstance(pools, str):
         return Answer(_NAN, _NAN, f"unsupported: {pools}", group)
@@ -191,7 +255,10 @@ def _answer_pools(point: Point, prefill: Pool) -> Answer:
     if not point.says_workers:
         low, high = fit.unsaid_ttft_band
         fewer_s = with_enough_workers(pools[0], Load.of(point), fit)
-        bands = ((low * min(1.0, fewer_s / seconds.ttft_s) if fewer_s else low, high), fit.unsaid_band)
+        bands = (
+            (low * min(1.0, fewer_s / seconds.ttft_s) if fewer_s else low, high),
+            fit.unsaid_band,
+        )
     doubts, widens = doubts_of_pools(point, pools[1], fit)
     status, _ = _status(found._replace(guesses=(*found.guesses, *doubts)), point, pools[1])
     return Answer(*seconds, status, group, *bands, widens=widens)
@@ -199,18 +266,24 @@ def _answer_pools(point: Point, prefill: Pool) -> Answer:
 
 def _pools_fit(point: Point) -> DisaggregationFit | None:
     place = "serving point"
-    calibration = load_any_calibration(load_accelerator(accelerator_name(point.system) or "", place).calibration, place)
+    calibration = load_any_calibration(
+        load_accelerator(accelerator_name(point.system) or "", place).calibration, place
+    )
     return None if isinstance(calibration, HostCalibration) else calibration.pools(point.engine)
 
 
 def _batched(plan: Plan, found: Deployment) -> Plan:
-    """The plan with the batching and the engine version of a deployment that it is otherwise the plan of."""
+    """The plan with the batching and the engine version of a deployment that it is otherwise the
+    plan of.
+    """
     place = "serving point"
     calibration = load_any_calibration(plan.accelerator.calibration, place)
     if isinstance(calibration, HostCalibration):
         raise UnanswerableError("a machine's own calibration has no engines")
     rules = build("scheduling", found.spec.scheduling, place).rules()
-    return replace(plan, spec=found.spec, rules=rules, calibration=calibration.on(found.spec.engine))
+    return replace(
+        plan, spec=found.spec, rules=rules, calibration=calibration.on(found.spec.engine)
+    )
 
 
 def _answer(one: Prepared, known: dict[object, Latencies | str]) -> Answer:
@@ -218,7 +291,14 @@ def _answer(one: Prepared, known: dict[object, Latencies | str]) -> Answer:
     group = _group(point, found)
     if isinstance(one.plan, str) or one.table is None:
         return Answer(_NAN, _NAN, f"unsupported: {one.plan}", group)
-    load = (point.concurrency, point.num_input, point.num_output, point.shortest, one.tokens_per_step, found.spec.model_dump_json())
+    load = (
+        point.concurrency,
+        point.num_input,
+        point.num_output,
+        point.shortest,
+        one.tokens_per_step,
+        found.spec.model_dump_json(),
+    )
     if load not in known:
         try:
             known[load] = measure(one.plan, one.table, point)
@@ -231,7 +311,15 @@ def _answer(one: Prepared, known: dict[object, Latencies | str]) -> Answer:
     tpot_s = seconds.tpot_s / one.tokens_per_step
     asked = point._replace(num_output=round(point.num_output * one.tokens_per_step))
     status, widens = _status(found, asked, one.plan)
-    return Answer(seconds.ttft_s, tpot_s, status, group, engine.ttft_band, engine.band, widens and engine.band is not None)
+    return Answer(
+        seconds.ttft_s,
+        tpot_s,
+        status,
+        group,
+        engine.ttft_band,
+        engine.band,
+        widens and engine.band is not None,
+    )
 
 
 def _status(found: Deployment, point: Point, plan: Plan) -> tuple[str, bool]:

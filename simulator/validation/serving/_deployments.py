@@ -1,4 +1,6 @@
-"""The deployment that a point measured: its model, cluster, split, number formats and the engine's way of batching."""
+"""The deployment that a point measured: its model, cluster, split, number formats and the engine's
+way of batching.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +89,8 @@ def deployment_of(point: Point) -> Deployment:
     """What the point's decode pool, or only pool, runs.
 
     Raises:
-        UnanswerableError: if the engine, the GPU or the model is unknown, or there is no such cluster.
+        UnanswerableError: if the engine, the GPU or the model is unknown, or there is no such
+            cluster.
     """
     if point.engine not in _ENGINES:
         raise UnanswerableError(f"engine '{point.engine}' is not one of {', '.join(_ENGINES)}")
@@ -99,7 +102,10 @@ def deployment_of(point: Point) -> Deployment:
         raise UnanswerableError(f"no model file for '{point.repository}'")
     guesses = () if found.is_listed else (f"'{point.repository}' is taken for {found.model}",)
     if point.engine == "sglang" and point.is_ranged and not point.version:
-        guesses = (*guesses, "kernels of an SGLang whose release is not said may be compiled while the first requests wait")
+        guesses = (
+            *guesses,
+            "kernels of an SGLang whose release is not said may be compiled while the first requests wait",
+        )
     if point.decode.pp > 1:
         guesses = (*guesses, "no measured point had pipeline stages")
     model = load_model(found.model, "serving point")
@@ -111,7 +117,9 @@ def deployment_of(point: Point) -> Deployment:
         name="point",
         model=found.model,
         cluster=_cluster(accelerator, pool.num_ranks),
-        parallel=ParallelSpec(tp=pool.tp, attention_dp=pool.attention_dp, ep=pool.ep if is_moe else None, pp=pool.pp),
+        parallel=ParallelSpec(
+            tp=pool.tp, attention_dp=pool.attention_dp, ep=pool.ep if is_moe else None, pp=pool.pp
+        ),
         engine=f"{point.engine}@{point.version}" if point.version else point.engine,
         replicas=1,
         weight_dtype=weights,  # type: ignore[arg-type]
@@ -125,12 +133,16 @@ def deployment_of(point: Point) -> Deployment:
 def _formats(point: Point, model: ModelSpec) -> tuple[str, str]:
     """Formats of dense matrices and of routed experts.
 
-    ``fp8`` of a model that is released block-scaled means that release. In NVFP4 releases of models with latent attention, the
-    attention's matrices stay in 16 bits (nvidia/DeepSeek-R1-FP4: only the experts' operators are quantised).
+    ``fp8`` of a model that is released block-scaled means that release. In NVFP4 releases of models
+    with latent attention, the attention's matrices stay in 16 bits (nvidia/DeepSeek-R1-FP4: only
+    the experts' operators are quantised).
     """
     released = release_format(point.repository)
     formats = []
-    for written, own in ((point.gemm_format, model.weight_dtype), (point.moe_format, model.expert_dtype or model.weight_dtype)):
+    for written, own in (
+        (point.gemm_format, model.weight_dtype),
+        (point.moe_format, model.expert_dtype or model.weight_dtype),
+    ):
         found = _FORMATS.get(written.lower(), released or own)
         owner = point.repository.lower().split("/", 1)[0]
         is_block = own == "fp8_block" or (released == "fp8" and owner in _BLOCK_SCALED_RELEASES)
@@ -144,7 +156,9 @@ def _formats(point: Point, model: ModelSpec) -> tuple[str, str]:
 
 @cache
 def _cluster(accelerator: str, num_gpus: int) -> str:
-    """The smallest cluster of that accelerator with enough GPUs; its own file where several have it."""
+    """The smallest cluster of that accelerator with enough GPUs; its own file where several have
+    it.
+    """
     files = available_files("cluster_configs")
     fitting = []
     for stem in files:
@@ -160,9 +174,17 @@ def _cluster(accelerator: str, num_gpus: int) -> str:
 
 
 def _vllm(point: Point, _: ModelSpec) -> dict[str, Any]:
-    """Prompts in chunks beside decodes: 2,048 tokens a step, InferenceX 8,192 (``--max-num-batched-tokens``)."""
+    """Prompts in chunks beside decodes: 2,048 tokens a step, InferenceX 8,192
+    (``--max-num-batched-tokens``).
+    """
     budget = 8192 if point.is_ranged else 2048
-    return {"scheduling": {"kind": "chunked", "token_budget": budget, "max_sequences": max(256, point.concurrency)}}
+    return {
+        "scheduling": {
+            "kind": "chunked",
+            "token_budget": budget,
+            "max_sequences": max(256, point.concurrency),
+        }
+    }
 
 
 def _sglang(point: Point, _: ModelSpec) -> dict[str, Any]:
@@ -180,7 +202,9 @@ def _sglang(point: Point, _: ModelSpec) -> dict[str, Any]:
 
 
 def _poll_steps(point: Point) -> int:
-    """InferenceX starts SGLang on Blackwell with ``--scheduler-recv-interval`` 10 below 16 requests in flight, and 30 from there."""
+    """InferenceX starts SGLang on Blackwell with ``--scheduler-recv-interval`` 10 below 16 requests
+    in flight, and 30 from there.
+    """
     accelerator = load_accelerator(accelerator_name(point.system) or "", "serving point")
     if not point.is_ranged or accelerator.fp4_flops_per_s is None:
         return 1
@@ -188,9 +212,17 @@ def _poll_steps(point: Point) -> int:
 
 
 def _trtllm(point: Point, model: ModelSpec) -> dict[str, Any]:
-    """TensorRT-LLM: whole prompts beside decodes, room for the whole output reserved, 8-bit keys and values with 8- or 4-bit weights."""
-    budget = max(8192, point.num_input + point.concurrency)  # prompts are not cut, so a step must hold one beside the decodes
-    scheduling: Policy = {"kind": "no_evict", "token_budget": budget, "max_sequences": max(256, point.concurrency)}
+    """TensorRT-LLM: whole prompts beside decodes, room for the whole output reserved, 8-bit keys
+    and values with 8- or 4-bit weights.
+    """
+    budget = max(
+        8192, point.num_input + point.concurrency
+    )  # prompts are not cut, so a step must hold one beside the decodes
+    scheduling: Policy = {
+        "kind": "no_evict",
+        "token_budget": budget,
+        "max_sequences": max(256, point.concurrency),
+    }
     if point.is_ranged:
         scheduling |= _inferencex(point) if model.moe is None else _inferencex_experts(point)
     found: dict[str, Any] = {"scheduling": scheduling, "free_memory_fraction": 0.85}
@@ -202,7 +234,8 @@ def _trtllm(point: Point, model: ModelSpec) -> dict[str, Any]:
 def _inferencex(point: Point) -> dict[str, Any]:
     """InferenceX starts TensorRT-LLM for dense models with ``--max_num_tokens 16384``.
 
-    With 1,024 tokens in and out on fewer than eight GPUs its scripts hold prompts back for 20 steps, or until steps are 0.9 full.
+    With 1,024 tokens in and out on fewer than eight GPUs its scripts hold prompts back for 20
+    steps, or until steps are 0.9 full.
     """
     found: dict[str, Any] = {"token_budget": 16384}
     if point.num_input == point.num_output == 1024 and point.decode.tp < 8:
@@ -211,8 +244,12 @@ def _inferencex(point: Point) -> dict[str, Any]:
 
 
 def _inferencex_experts(point: Point) -> dict[str, Any]:
-    """For models with experts with room for one prompt beside the decodes: its scripts' ``MAX_NUM_TOKENS``."""
-    found: dict[str, Any] = {"token_budget": -(-(point.concurrency + point.num_input + 64) // 64) * 64}
+    """For models with experts with room for one prompt beside the decodes: its scripts'
+    ``MAX_NUM_TOKENS``.
+    """
+    found: dict[str, Any] = {
+        "token_budget": -(-(point.concurrency + point.num_input + 64) // 64) * 64
+    }
     if point.decode.attention_dp > 1:  # enable_balance with timeout_iters = 60
         found["balance_steps"] = 60
     return found
@@ -221,10 +258,16 @@ def _inferencex_experts(point: Point) -> dict[str, Any]:
 def stream_interval(point: Point, model: ModelSpec) -> int:
     """Steps of a request up to the first token that its client sees.
 
-    InferenceX starts TensorRT-LLM with ``stream_interval: 10``. Releases before 1.2 let the first token wait for the nine behind it
-    too, unless other processes stream (``num_postprocess_workers``), as its scripts for dense models have it.
+    InferenceX starts TensorRT-LLM with ``stream_interval: 10``. Releases before 1.2 let the first
+    token wait for the nine behind it too, unless other processes stream
+    (``num_postprocess_workers``), as its scripts for dense models have it.
     """
-    is_late = point.engine == "trtllm" and point.is_ranged and model.moe is not None and release_of(point.version) < _PROMPT_TRTLLM
+    is_late = (
+        point.engine == "trtllm"
+        and point.is_ranged
+        and model.moe is not None
+        and release_of(point.version) < _PROMPT_TRTLLM
+    )
     return 10 if is_late else 1
 
 
@@ -244,5 +287,7 @@ def table_key(point: Point) -> str:
         UnanswerableError: as :func:`deployment_of`.
     """
     spec = deployment_of(point).spec
-    plain = spec.model_copy(update={"engine": spec.engine.partition("@")[0], "scheduling": {"kind": "chunked"}})
+    plain = spec.model_copy(
+        update={"engine": spec.engine.partition("@")[0], "scheduling": {"kind": "chunked"}}
+    )
     return plain.model_dump_json()

@@ -1,7 +1,9 @@
-"""Disaggregated points: one pool computes prompts, the other decodes, and so many requests go round in both.
+"""Disaggregated points: one pool computes prompts, the other decodes, and so many requests go round
+in both.
 
-Steps are those of the pools' own plans. The prefill pool is served step by step; a request then decodes for as long as the decode
-pool's steps take with as many requests as are not in the prefill pool (Little's law).
+Steps are those of the pools' own plans. The prefill pool is served step by step; a request then
+decodes for as long as the decode pool's steps take with as many requests as are not in the prefill
+pool (Little's law).
 """
 
 from __future__ import annotations
@@ -26,10 +28,12 @@ from simulator.validation.serving._points import SHORTEST, Point, Pool
 from simulator.workload.traces import RequestTrace
 
 _BUSIEST, _MOST_WORKERS = 0.9, 8
-"""Share of their time that prefill workers compute, at most, and how many there are, where the table says neither."""
+"""Share of their time that prefill workers compute, at most, and how many there are, where the
+table says neither."""
 _MANY = 128
-"""Requests in flight for each decode worker from which it is taken to have attention data parallelism. Of the 92 points of DeepSeek
-that say, all but one of the 55 split by heads have fewer, and 32 of the 37 others as many or more."""
+"""Requests in flight for each decode worker from which it is taken to have attention data
+parallelism. Of the 92 points of DeepSeek that say, all but one of the 55 split by heads have fewer,
+and 32 of the 37 others as many or more."""
 _FEW_ROUNDS, _MANY_IN_FLIGHT = 4, 512
 """Rounds that are served with that many requests in flight and more, and stand for all."""
 _MOST_SEQUENCES = 2048
@@ -39,7 +43,9 @@ _SETTLES = 3
 
 
 def assumed_pool(point: Point, unsaid_workers: int) -> Pool:
-    """The decode pool where the table does not say how many workers it has, nor whether attention is data-parallel."""
+    """The decode pool where the table does not say how many workers it has, nor whether attention
+    is data-parallel.
+    """
     pool = point.decode
     workers = min(unsaid_workers, point.concurrency)
     ranks = pool.num_ranks
@@ -56,10 +62,18 @@ class Half(NamedTuple):
     pool: Pool
 
     def step_s(self, per_rank: int, new: int, context: int, busy: int | None = None) -> float:
-        """Seconds of a step in which ``busy`` data-parallel ranks, by default all, compute ``new`` tokens of ``per_rank`` sequences."""
+        """Seconds of a step in which ``busy`` data-parallel ranks, by default all, compute ``new``
+        tokens of ``per_rank`` sequences.
+        """
         dp = self.plan.layout.attention_dp
         count = per_rank * dp
-        trace = RequestTrace(np.zeros(count), np.full(count, context + new - (context > 0)), np.full(count, 2), "", False)
+        trace = RequestTrace(
+            np.zeros(count),
+            np.full(count, context + new - (context > 0)),
+            np.full(count, 2),
+            "",
+            False,
+        )
         requests = start_requests(trace, with_prefixes=False)
         limits = make_limits(self.plan, trace)._replace(max_sequences=per_rank)
         replica = Replica(requests, limits, dp, scaled_blocks(self.plan, limits), 0)
@@ -72,7 +86,9 @@ class Half(NamedTuple):
 
 
 def is_behind_exchange(alone: Point) -> bool:
-    """Whether a pool's experts are reached by DeepEP's kernels: SGLang's way with data-parallel attention and experts spread whole."""
+    """Whether a pool's experts are reached by DeepEP's kernels: SGLang's way with data-parallel
+    attention and experts spread whole.
+    """
     return alone.engine == "sglang" and alone.decode.attention_dp > 1 and alone.decode.ep > 1
 
 
@@ -106,7 +122,11 @@ class Load(NamedTuple):
     def of(cls, point: Point) -> Load:
         """Of a point, whose lengths lie between the shortest and what is asked for."""
         share = (1 + point.shortest) / 2
-        return cls(point.concurrency, max(1, round(point.num_input * share)), max(2, round(point.num_output * share)))
+        return cls(
+            point.concurrency,
+            max(1, round(point.num_input * share)),
+            max(2, round(point.num_output * share)),
+        )
 
 
 class Pools(NamedTuple):
@@ -124,27 +144,43 @@ class Pools(NamedTuple):
 def prompts_of(half: Half, num_input: int) -> Prompts:
     """The steps of a prefill worker."""
     dp, budget = half.pool.attention_dp, half.plan.rules.token_budget
-    most, steps, new = max(1, budget // num_input), math.ceil(num_input / budget), min(num_input, budget)
+    most, steps, new = (
+        max(1, budget // num_input),
+        math.ceil(num_input / budget),
+        min(num_input, budget),
+    )
     busy = sorted({1, max(1, dp // 2), dp})
     each = sorted({1, min(2, most), most})
     seconds = [[half.step_s(n, new, 0, ranks) * steps for n in each] for ranks in busy]
-    return Prompts(dp, most, np.array(busy, dtype=float), np.array(each, dtype=float), np.array(seconds))
+    return Prompts(
+        dp, most, np.array(busy, dtype=float), np.array(each, dtype=float), np.array(seconds)
+    )
 
 
 def decodes_of(half: Half, num_input: int, num_output: int, drafted: int = 0) -> Decodes:
-    """The steps of a decode worker, up to as many sequences as its cache holds; over the tokens that drafts of so many keep."""
+    """The steps of a decode worker, up to as many sequences as its cache holds; over the tokens
+    that drafts of so many keep.
+    """
     capacity = half.plan.capacity
     room = max(1, capacity.num_blocks // capacity.blocks_for(num_input + num_output))
     counts = np.unique(np.rint(np.geomspace(1, min(room, _MOST_SEQUENCES), 16)).astype(np.int64))
     context, dp = num_input + num_output // 2, half.pool.attention_dp
-    tables = [with_drafts(half.table, int(count), dp, drafted) if drafted else half.table for count in counts]
-    seconds = [half._replace(table=table).step_s(int(n), 1, context) for n, table in zip(counts, tables, strict=True)]
+    tables = [
+        with_drafts(half.table, int(count), dp, drafted) if drafted else half.table
+        for count in counts
+    ]
+    seconds = [
+        half._replace(table=table).step_s(int(n), 1, context)
+        for n, table in zip(counts, tables, strict=True)
+    ]
     return Decodes(dp, room, counts, np.array(seconds) / kept(drafted))
 
 
-def doubts_of_pools(point: Point, plan: Plan, fit: DisaggregationFit) -> tuple[tuple[str, ...], bool]:
-    """Why an answer is an extrapolation, and whether bands are wider for it: they are of GPUs left out, and of points that do not say
-    their workers, but of one model.
+def doubts_of_pools(
+    point: Point, plan: Plan, fit: DisaggregationFit
+) -> tuple[tuple[str, ...], bool]:
+    """Why an answer is an extrapolation, and whether bands are wider for it: they are of GPUs left
+    out, and of points that do not say their workers, but of one model.
     """
     reasons = [] if point.says_workers else ["the table does not say how many workers there are"]
     if fit.kind == "assumed" or (fit.gpus and plan.accelerator.name not in fit.gpus):
@@ -166,10 +202,12 @@ class Served(NamedTuple):
 
 
 def serve(pools: Pools, load: Load, per_step: float) -> Served:
-    """Both pools under a load. Where the table does not say otherwise, as many workers compute prompts as keep up.
+    """Both pools under a load. Where the table does not say otherwise, as many workers compute
+    prompts as keep up.
 
-    A request is taken in when the decode pool has room for its cache, as SGLang does it: DeepSeek-R1 on 16 H100 with 8,192 tokens in
-    and 128 in flight, of which 51 have room, had its first tokens after 71 s, and the last ones 41 s later.
+    A request is taken in when the decode pool has room for its cache, as SGLang does it:
+    DeepSeek-R1 on 16 H100 with 8,192 tokens in and 128 in flight, of which 51 have room, had its
+    first tokens after 71 s, and the last ones 41 s later.
 
     Args:
         per_step: tokens that a sequence gets of a decode step.
@@ -177,14 +215,20 @@ def serve(pools: Pools, load: Load, per_step: float) -> Served:
     room, more = pools.decodes.ranks * pools.decodes.room, load.num_output - 1
     concurrency = min(load.concurrency, room)
     token_s = pools.decodes.token_s(concurrency) / per_step
-    workers = min(_MOST_WORKERS, _wanted_workers(pools, load, per_step)) if pools.workers is None else pools.workers
+    workers = (
+        min(_MOST_WORKERS, _wanted_workers(pools, load, per_step))
+        if pools.workers is None
+        else pools.workers
+    )
     workers = min(workers, concurrency)  # others would never have a prompt
     count = concurrency * (_FEW_ROUNDS if concurrency >= _MANY_IN_FLIGHT else ROUNDS)
     spread = np.random.default_rng(0).uniform(SHORTEST, 1.0, size=count) / ((1 + SHORTEST) / 2)
     for _ in range(_SETTLES):
         took_s = first_tokens(pools.prompts, workers, concurrency, count, spread * token_s * more)
         decoding_s, steady_s = token_s * more, float(took_s[concurrency:].mean())
-        token_s = pools.decodes.token_s(concurrency * decoding_s / (decoding_s + steady_s)) / per_step
+        token_s = (
+            pools.decodes.token_s(concurrency * decoding_s / (decoding_s + steady_s)) / per_step
+        )
     waits_s = (load.concurrency - concurrency) * (steady_s + token_s * more) / concurrency
     return Served(waits_s, float(took_s @ weights_of(count, concurrency)), token_s)
 
@@ -201,11 +245,16 @@ def latencies(pools: Pools, load: Load, fit: DisaggregationFit) -> Latencies:
     """TTFT and TPOT."""
     served = serve(pools, load, fit.unsaid_drafts if pools.may_draft else 1.0)
     ratio = fit.unsaid_prefill_ratio if pools.workers is None else fit.prefill_ratio
-    return Latencies(fit.first_token_s + pools.transfer_s + served.waits_s + ratio * served.in_pool_s, served.token_s)
+    return Latencies(
+        fit.first_token_s + pools.transfer_s + served.waits_s + ratio * served.in_pool_s,
+        served.token_s,
+    )
 
 
 def with_enough_workers(pools: Pools, load: Load, fit: DisaggregationFit) -> float | None:
-    """The time to the first token, had both pools workers enough for the load; ``None`` where those that are taken are enough."""
+    """The time to the first token, had both pools workers enough for the load; ``None`` where those
+    that are taken are enough.
+    """
     decodes, per_step = pools.decodes, fit.unsaid_drafts if pools.may_draft else 1.0
     more = decodes._replace(ranks=max(decodes.ranks, math.ceil(load.concurrency / decodes.room)))
     wanted = _wanted_workers(pools._replace(decodes=more), load, per_step)

@@ -1,8 +1,10 @@
 """Speculative decoding with DeepSeek's multi-token-prediction module, seen from a step table.
 
-Every sequence verifies a draft in each step, so a decode step with drafts of three tokens computes four a sequence and keeps some of them.
-Where tables of serving points do not say whether drafts were on, TensorRT-LLM's InferenceX runs tell by their release: with one model,
-split, load and release, dated lists and numbered configurations differ by 1.4 to 1.9 times in TPOT, and so do the last two releases.
+Every sequence verifies a draft in each step, so a decode step with drafts of three tokens computes
+four a sequence and keeps some of them. Where tables of serving points do not say whether drafts
+were on, TensorRT-LLM's InferenceX runs tell by their release: with one model, split, load and
+release, dated lists and numbered configurations differ by 1.4 to 1.9 times in TPOT, and so do the
+last two releases.
 """
 
 from __future__ import annotations
@@ -17,14 +19,16 @@ from simulator.engine.table import StepTable
 from simulator.validation.serving._points import DRAFTED, Point
 
 _ACCEPTED = 0.5764
-"""Of a draft's tokens, each given that those before it were: with it a sequence gets 2.1 tokens in a step with drafts of three, the
-draft's own passes counted as steps lost. Set by hand between points with and without drafts, DeepSeek-R1 on B200 and H200 by
-TensorRT-LLM."""
+"""Of a draft's tokens, each given that those before it were: with it a sequence gets 2.1 tokens in
+a step with drafts of three, the draft's own passes counted as steps lost. Set by hand between
+points with and without drafts, DeepSeek-R1 on B200 and H200 by TensorRT-LLM."""
 _PER_TOKEN = ("mixer_s", "ffn_s", "head_s", "collective_s", "halved_s")
 
 
 def drafts(point: Point, model: ModelSpec) -> int:
-    """Tokens of the drafts that the point was measured with, as the table says, or else as its release suggests; 0 without."""
+    """Tokens of the drafts that the point was measured with, as the table says, or else as its
+    release suggests; 0 without.
+    """
     if point.drafted is not None:
         return point.drafted
     return DRAFTED if _suggests_drafts(point, model) else 0
@@ -35,7 +39,11 @@ def doubts_of_drafts(point: Point, model: ModelSpec) -> tuple[str, ...]:
     if point.drafted is None:
         return ("drafts guessed from the release",) if _suggests_drafts(point, model) else ()
     is_set = point.engine == "trtllm" and has_drafts(model) and point.drafted == DRAFTED
-    return () if is_set or not point.drafted else (f"what drafts of {point.drafted} tokens save is assumed",)
+    return (
+        ()
+        if is_set or not point.drafted
+        else (f"what drafts of {point.drafted} tokens save is assumed",)
+    )
 
 
 def kept(drafted: int) -> float:
@@ -48,17 +56,28 @@ def kept(drafted: int) -> float:
 
 
 def _suggests_drafts(point: Point, model: ModelSpec) -> bool:
-    if point.engine != "trtllm" or not point.is_ranged or not has_drafts(model) or point.prefill is not None:
+    if (
+        point.engine != "trtllm"
+        or not point.is_ranged
+        or not has_drafts(model)
+        or point.prefill is not None
+    ):
         return False
     return point.version.endswith(".post3") or (point.is_dated and point.version.startswith("1.1."))
 
 
 def has_drafts(model: ModelSpec) -> bool:
-    """Whether a model has the module: DeepSeek's, which are those with latent attention and experts."""
-    return any(hasattr(mixer, "kv_rank") for mixer in model.mixers.values()) and model.moe is not None
+    """Whether a model has the module: DeepSeek's, which are those with latent attention and
+    experts.
+    """
+    return (
+        any(hasattr(mixer, "kv_rank") for mixer in model.mixers.values()) and model.moe is not None
+    )
 
 
-def with_drafts(table: StepTable, per_rank: int, num_ranks: int, drafted: int = DRAFTED) -> StepTable:
+def with_drafts(
+    table: StepTable, per_rank: int, num_ranks: int, drafted: int = DRAFTED
+) -> StepTable:
     """The table with each decode computing its draft too; other tokens of a step are a prompt's.
 
     Args:
@@ -74,7 +93,9 @@ def with_drafts(table: StepTable, per_rank: int, num_ranks: int, drafted: int = 
     for name in _PER_TOKEN:
         seconds = getattr(table, name, None)
         if seconds is not None and len(seconds):
-            changed[name] = seconds[np.minimum(computed(np.arange(len(seconds)), per_rank), len(seconds) - 1)]
+            changed[name] = seconds[
+                np.minimum(computed(np.arange(len(seconds)), per_rank), len(seconds) - 1)
+            ]
     if len(table.expert_tokens):
         of_decodes = table.expert_tokens / (1 + drafted)
         others = table.expert_tokens - drafted * per_rank * num_ranks

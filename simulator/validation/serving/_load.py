@@ -1,7 +1,8 @@
 """The load under which serving points are taken, and what is reported of it.
 
-As vLLM's ``benchmark_serving`` and InferenceX send it: all of ``c`` requests start at once, each next one when one ends, ``10 c`` in
-all, and the means over all requests are reported, so the crowd at the beginning weighs a tenth.
+As vLLM's ``benchmark_serving`` and InferenceX send it: all of ``c`` requests start at once, each
+next one when one ends, ``10 c`` in all, and the means over all requests are reported, so the crowd
+at the beginning weighs a tenth.
 """
 
 from __future__ import annotations
@@ -21,15 +22,19 @@ from simulator.validation.serving._sums import sums_of
 from simulator.workload.traces import RequestTrace
 
 ROUNDS = 10
-"""Requests of a measurement over its concurrency (InferenceX: ``--num-prompts`` is 10 times ``--max-concurrency``)."""
+"""Requests of a measurement over its concurrency (InferenceX: ``--num-prompts`` is 10 times
+``--max-concurrency``)."""
 _FEW_ROUNDS = 4
 _MANY_TOKENS = 2_000_000
-"""Output tokens beyond which fewer rounds are simulated, and the middle ones stand for those left out."""
+"""Output tokens beyond which fewer rounds are simulated, and the middle ones stand for those left
+out."""
 _JITTER = 0.1
-"""Equal requests would begin and end together for ever, which measured ones do not: clients and streams delay some. A spread of
-their output lengths by so much either way stands for that; without it the first tokens of TensorRT-LLM come up to twice too late."""
+"""Equal requests would begin and end together for ever, which measured ones do not: clients and
+streams delay some. A spread of their output lengths by so much either way stands for that; without
+it the first tokens of TensorRT-LLM come up to twice too late."""
 _OVERLAPPING_SGLANG = (0, 5, 6)
-"""Release from which SGLang's requests no longer stay in step. Before, what waited was computed together and then decoded together."""
+"""Release from which SGLang's requests no longer stay in step. Before, what waited was computed
+together and then decoded together."""
 
 
 T = TypeVar("T", float, NDArray[np.float64])
@@ -50,8 +55,12 @@ def trace_of(point: Point) -> RequestTrace:
 
     def lengths(longest: int, spread: float = 0.0) -> NDArray[np.int64]:
         if point.shortest < 1:
-            return rng.integers(max(1, int(longest * point.shortest)), longest + 1, size=count, dtype=np.int64)
-        return np.maximum(1, np.rint(longest * rng.uniform(1 - spread, 1 + spread, size=count))).astype(np.int64)
+            return rng.integers(
+                max(1, int(longest * point.shortest)), longest + 1, size=count, dtype=np.int64
+            )
+        return np.maximum(
+            1, np.rint(longest * rng.uniform(1 - spread, 1 + spread, size=count))
+        ).astype(np.int64)
 
     return RequestTrace(
         arrival_s=np.zeros(count),
@@ -68,7 +77,9 @@ def _is_in_step(point: Point) -> bool:
 
 
 def weights_of(count: int, concurrency: int) -> NDArray[np.float64]:
-    """What each request counts in a mean over all rounds: those of middle rounds stand for the ones that were not simulated."""
+    """What each request counts in a mean over all rounds: those of middle rounds stand for the ones
+    that were not simulated.
+    """
     weights = np.ones(count)
     rounds = count // concurrency
     if 2 < rounds < ROUNDS:
@@ -77,13 +88,16 @@ def weights_of(count: int, concurrency: int) -> NDArray[np.float64]:
 
 
 def sums(plan: Plan, table: StepTable, point: Point) -> NDArray[np.float64]:
-    """What the point's latencies consist of, see :func:`~simulator.validation.serving._sums.sums_of`.
+    """What the point's latencies consist of, see
+    :func:`~simulator.validation.serving._sums.sums_of`.
 
     Raises:
         UserError: if a request does not fit in the KV cache.
     """
     trace = trace_of(point)
-    served = serve_closed_loop(plan, table._replace(step_s=0.0, sequence_s=1.0, prompt_s=0.0), trace)
+    served = serve_closed_loop(
+        plan, table._replace(step_s=0.0, sequence_s=1.0, prompt_s=0.0), trace
+    )
     found = sums_of(served, trace.num_output, weights_of(trace.num_requests, point.concurrency))
     return np.array(_as_streamed(found[0], found[1], point, plan))
 
@@ -91,8 +105,9 @@ def sums(plan: Plan, table: StepTable, point: Point) -> NDArray[np.float64]:
 def measure(plan: Plan, table: StepTable, point: Point) -> Latencies:
     """Serve the point's load.
 
-    What passes outside the engine before a first token is added to what the steps take, not put before a request's arrival: measured
-    requests follow each other so closely that little of it can lie between the end of one and the start of the next.
+    What passes outside the engine before a first token is added to what the steps take, not put
+    before a request's arrival: measured requests follow each other so closely that little of it can
+    lie between the end of one and the start of the next.
 
     Raises:
         UserError: if a request does not fit in the KV cache.
@@ -101,7 +116,11 @@ def measure(plan: Plan, table: StepTable, point: Point) -> Latencies:
     served = serve_closed_loop(plan, table, trace)
     weights = weights_of(trace.num_requests, point.concurrency)
     has_tpot = np.isfinite(served.tpot_s)
-    tpot_s = float(np.average(served.tpot_s[has_tpot], weights=weights[has_tpot])) if has_tpot.any() else float("nan")
+    tpot_s = (
+        float(np.average(served.tpot_s[has_tpot], weights=weights[has_tpot]))
+        if has_tpot.any()
+        else float("nan")
+    )
     ttft_s, tpot_s = _as_streamed(float(served.ttft_s @ weights), tpot_s, point, plan)
     return Latencies(ttft_s + engine.first_token_s + point.concurrency * engine.stream_s, tpot_s)
 

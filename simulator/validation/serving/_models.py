@@ -63,9 +63,14 @@ def find_model(repository: str) -> Repository | None:
 
 
 def release_format(repository: str) -> str | None:
-    """The format that the repository's name says, if any: ``nvidia/Llama-3.1-8B-Instruct-FP8`` is ``fp8``."""
+    """The format that the repository's name says, if any: ``nvidia/Llama-3.1-8B-Instruct-FP8`` is
+    ``fp8``.
+    """
     name = repository.lower().rsplit("/", 1)[-1]
-    found = re.search(r"-(fp8(?:-block|-dynamic)?|nvfp4|mxfp4|fp4|bf16|int4|awq|gptq(?:-int4)?|w4a16)(-v\d+)?$", name)
+    found = re.search(
+        r"-(fp8(?:-block|-dynamic)?|nvfp4|mxfp4|fp4|bf16|int4|awq|gptq(?:-int4)?|w4a16)(-v\d+)?$",
+        name,
+    )
     return _FORMATS[found[1]] if found else None
 
 

@@ -20,7 +20,8 @@ class Novelty(NamedTuple):
     """Reasons why an answer is an extrapolation."""
 
     held: tuple[str, ...]
-    """Models and GPUs without points: bands are of whole models and GPUs left out, so they hold as they are."""
+    """Models and GPUs without points: bands are of whole models and GPUs left out, so they hold as
+    they are."""
     wider: tuple[str, ...]
     """Releases and loads, which no band is of."""
 
@@ -31,9 +32,13 @@ class Novelty(NamedTuple):
 
 
 def novelty_of(point: Point, plan: Plan) -> Novelty:
-    """What of a point the fits of its engine have not seen; nothing where they do not say what they have seen."""
+    """What of a point the fits of its engine have not seen; nothing where they do not say what they
+    have seen.
+    """
     fits = _fits(plan.accelerator.calibration)
-    if fits is None or point.prefill is not None:  # pools have a fit of their own, which says what it has seen
+    if (
+        fits is None or point.prefill is not None
+    ):  # pools have a fit of their own, which says what it has seen
         return Novelty((), ())
     every, own = fits[ANY], fits.get(point.engine)
     held, wider = [], []
@@ -51,9 +56,13 @@ def novelty_of(point: Point, plan: Plan) -> Novelty:
         )
     elif own and own.releases and release and release not in own.releases:
         wider.append(f"no serving points of {point.engine} {release} were fitted")
-    outside = every.outside(isl=point.num_input, osl=point.num_output, concurrency=point.concurrency)
+    outside = every.outside(
+        isl=point.num_input, osl=point.num_output, concurrency=point.concurrency
+    )
     if outside:
-        wider.append(f"{', '.join(_LOAD[name] for name in outside)} outside the range of what was fitted")
+        wider.append(
+            f"{', '.join(_LOAD[name] for name in outside)} outside the range of what was fitted"
+        )
     return Novelty(tuple(held), tuple(wider))
 
 
@@ -66,7 +75,9 @@ def _fits(name: str) -> dict[str, EngineFit] | None:
 
 @cache
 def _models() -> frozenset[str]:
-    """Models of which some calibration has serving points: an engine's own time is that of its host, whatever the GPU."""
+    """Models of which some calibration has serving points: an engine's own time is that of its
+    host, whatever the GPU.
+    """
     found: set[str] = set()
     for name in available_files("cluster_configs/calibration"):
         try:

@@ -1,13 +1,15 @@
 """A row of a table of serving points, read: what ran, how it was split, and how it was loaded.
 
-Columns that may be missing or empty are read from the row's ``id`` where they are written there. Columns that such tables do not have
-but a user's may (:data:`LOAD_COLUMNS`) come before whatever an id suggests. Three quirks of such tables:
+Columns that may be missing or empty are read from the row's ``id`` where they are written there.
+Columns that such tables do not have but a user's may (:data:`LOAD_COLUMNS`) come before whatever an
+id suggests. Three quirks of such tables:
 
-- ``batch_size`` counts the requests of one attention data-parallel rank, so the concurrency of the whole deployment, which ids give
-  as ``_c64_``, is that times ``attention_dp_size``.
-- ``tp_size`` or ``attention_dp_size`` of 64 beside experts of 8 x 8 (16 beside 4 x 4): the product of both expert splits was counted
-  as GPUs, though one rank has both roles. What ran had 8 (4) GPUs with experts spread whole over all of them: the same measurement
-  is in the table under ids that say ``_tp8_ep8_``. The rule: equal expert splits whose product is the number of ranks.
+- ``batch_size`` counts the requests of one attention data-parallel rank, so the concurrency of the
+  whole deployment, which ids give as ``_c64_``, is that times ``attention_dp_size``.
+- ``tp_size`` or ``attention_dp_size`` of 64 beside experts of 8 x 8 (16 beside 4 x 4): the product
+  of both expert splits was counted as GPUs, though one rank has both roles. What ran had 8 (4) GPUs
+  with experts spread whole over all of them: the same measurement is in the table under ids that
+  say ``_tp8_ep8_``. The rule: equal expert splits whose product is the number of ranks.
 - Expert splits of 0 or 1 on a dense model say nothing.
 """
 
@@ -20,16 +22,26 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 COLUMNS = ("id", "backend", "model_path", "system", "mode", "isl", "osl")
-"""A table must have these; ``backend_version``, ``gemm_quant_mode``, ``moe_quant_mode``, ``precision``, ``batch_size`` and the sizes
-of splits are used where they are, and :data:`LOAD_COLUMNS`."""
+"""A table must have these; ``backend_version``, ``gemm_quant_mode``, ``moe_quant_mode``,
+``precision``, ``batch_size`` and the sizes of splits are used where they are, and
+:data:`LOAD_COLUMNS`."""
 LOAD_COLUMNS = ("length_range", "concurrency", "speculative")
-"""Optional: the shortest length over the longest, requests in flight, and whether decodes verify drafts (``true``, ``false``, or how many
-tokens a draft has)."""
+"""Optional: the shortest length over the longest, requests in flight, and whether decodes verify
+drafts (``true``, ``false``, or how many tokens a draft has)."""
 SHORTEST = 0.8
-"""Of the length that is asked for, where an id is one of InferenceX's (``--random-range-ratio 0.8``)."""
+"""Of the length that is asked for, where an id is one of InferenceX's (``--random-range-ratio
+0.8``)."""
 DRAFTED = 3
 """Tokens of a draft where nothing else is said (InferenceX: ``num_nextn_predict_layers: 3``)."""
-_SPECULATIVE = {"true": DRAFTED, "yes": DRAFTED, "on": DRAFTED, "false": 0, "no": 0, "off": 0, "none": 0}
+_SPECULATIVE = {
+    "true": DRAFTED,
+    "yes": DRAFTED,
+    "on": DRAFTED,
+    "false": 0,
+    "no": 0,
+    "off": 0,
+    "none": 0,
+}
 _MOST_DRAFTED = 16
 _CONCURRENCY = re.compile(r"_c(\d+)(?:_|$)")
 _DATED = re.compile(r"20\d\d_\d\d_\d\d_")
@@ -71,15 +83,18 @@ class Point(NamedTuple):
     """The only pool of an aggregated deployment."""
     prefill: Pool | None
     is_ranged: bool
-    """Whether the id is one of InferenceX's, which starts engines in ways of its own and draws lengths from a range."""
+    """Whether the id is one of InferenceX's, which starts engines in ways of its own and draws
+    lengths from a range."""
     is_dated: bool
     """Whether the id begins with the day of the run."""
     says_workers: bool
     """Whether the table says how many workers the pools of a disaggregated deployment have."""
     shortest: float = 1.0
-    """Of the lengths that are asked for; lengths are drawn from there to 1, and 1 is of equal ones."""
+    """Of the lengths that are asked for; lengths are drawn from there to 1, and 1 is of equal
+    ones."""
     drafted: int | None = None
-    """Tokens of a draft that each decode verifies, 0 without; ``None`` where the table does not say."""
+    """Tokens of a draft that each decode verifies, 0 without; ``None`` where the table does not
+    say."""
 
 
 class UnreadableError(ValueError):
@@ -120,14 +135,16 @@ def read_point(row: dict[str, Any]) -> Point:
         prefill=prefill,
         is_ranged=is_ranged(name),
         is_dated=_DATED.match(name) is not None,
-        says_workers=None not in (_whole(row, "prefill_num_workers"), _whole(row, "decode_num_workers")),
+        says_workers=None
+        not in (_whole(row, "prefill_num_workers"), _whole(row, "decode_num_workers")),
         shortest=_shortest(row, name),
         drafted=_drafted(row),
     )
 
 
 def is_ranged(name: str) -> bool:
-    """Whether an id is one of InferenceX's: it begins with the day of the run or ends with the number of a configuration.
+    """Whether an id is one of InferenceX's: it begins with the day of the run or ends with the
+    number of a configuration.
 
     Its client draws lengths between 0.8 and 1 of what is asked for; the others send equal lengths.
 
@@ -145,7 +162,9 @@ def _shortest(row: dict[str, Any], name: str) -> float:
         return SHORTEST if is_ranged(name) else 1.0
     shortest = _number(row, "length_range")
     if shortest is None or not 0 < shortest <= 1:
-        raise UnreadableError(f"length_range '{said}' is not the shortest length over the longest, above 0 and at most 1")
+        raise UnreadableError(
+            f"length_range '{said}' is not the shortest length over the longest, above 0 and at most 1"
+        )
     return shortest
 
 
@@ -153,7 +172,9 @@ def _drafted(row: dict[str, Any]) -> int | None:
     said = _text(row.get("speculative")).lower()
     tokens = _SPECULATIVE.get(said, _whole(row, "speculative"))
     if said and (tokens is None or not 0 <= tokens <= _MOST_DRAFTED):
-        raise UnreadableError(f"speculative '{said}' is neither true, false nor a number of draft tokens up to {_MOST_DRAFTED}")
+        raise UnreadableError(
+            f"speculative '{said}' is neither true, false nor a number of draft tokens up to {_MOST_DRAFTED}"
+        )
     return tokens
 
 
@@ -168,7 +189,9 @@ def _concurrency(row: dict[str, Any], name: str, decode: Pool) -> int:
     if found:
         return max(1, int(found[1]))
     if decode.batch is None:
-        raise UnreadableError("neither concurrency, the id nor batch_size says how many requests are in flight")
+        raise UnreadableError(
+            "neither concurrency, the id nor batch_size says how many requests are in flight"
+        )
     return max(1, round(decode.batch * decode.attention_dp * decode.workers))
 
 
@@ -191,11 +214,22 @@ def _pool(row: dict[str, Any], prefix: str, name: str) -> Pool:
     workers = _whole(row, f"{prefix}num_workers") if prefix else None
     if workers is not None and workers < 1:
         raise UnreadableError(f"{prefix}num_workers {workers} is less than one")
-    return Pool(tp, dp, ep, workers or 1, _number(row, f"{prefix}batch_size"), _whole(row, f"{prefix}pp_size") or 1)
+    return Pool(
+        tp,
+        dp,
+        ep,
+        workers or 1,
+        _number(row, f"{prefix}batch_size"),
+        _whole(row, f"{prefix}pp_size") or 1,
+    )
 
 
 def _text(value: Any) -> str:
-    return "" if value is None or (isinstance(value, float) and math.isnan(value)) or value is pd.NA else str(value).strip()
+    return (
+        ""
+        if value is None or (isinstance(value, float) and math.isnan(value)) or value is pd.NA
+        else str(value).strip()
+    )
 
 
 def _number(row: dict[str, Any], column: str) -> float | None:

@@ -1,7 +1,9 @@
-"""Where the time of a point goes: what its TTFT and TPOT owe to kernels and to each of the engine's own coefficients.
+"""Where the time of a point goes: what its TTFT and TPOT owe to kernels and to each of the engine's
+own coefficients.
 
-With a fixed number of requests in flight, which requests share a step does not depend on how long steps take, so both latencies are
-sums over steps, linear in the coefficients. One simulation then serves any number of fits.
+With a fixed number of requests in flight, which requests share a step does not depend on how long
+steps take, so both latencies are sums over steps, linear in the coefficients. One simulation then
+serves any number of fits.
 """
 
 from __future__ import annotations
@@ -13,17 +15,21 @@ from simulator.engine.closed_loop import Served
 from simulator.engine.fast import LOG_COLUMNS
 
 TERMS = ("kernel_s", "steps", "sequence_steps", "prompt_steps")
-"""Seconds of kernels; steps; sequences of the fullest rank, summed over steps; steps with prompt tokens."""
+"""Seconds of kernels; steps; sequences of the fullest rank, summed over steps; steps with prompt
+tokens."""
 _START, _DURATION, _PROMPT, _OVERHEAD = (
     LOG_COLUMNS.index(name) for name in ("start_s", "duration_s", "prefill_tokens", "overhead_s")
 )
 
 
-def sums_of(served: Served, num_output: NDArray[np.int64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+def sums_of(
+    served: Served, num_output: NDArray[np.int64], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """``[2, TERMS]`` for the weighted mean TTFT and TPOT.
 
     Args:
-        served: with a table whose own time is one second for each sequence and nothing else, so that the log counts them.
+        served: with a table whose own time is one second for each sequence and nothing else, so
+            that the log counts them.
         weights: of requests, summing to 1.
     """
     start_s, end_s = served.steps[:, _START], served.steps[:, _START] + served.steps[:, _DURATION]
@@ -45,14 +51,23 @@ def sums_of(served: Served, num_output: NDArray[np.int64], weights: NDArray[np.f
     of_tpot = _held(len(start_s), first + 1, last, share)
     sequences = served.steps[:, _OVERHEAD]
     parts = np.stack(
-        [served.steps[:, _DURATION] - sequences, np.ones(len(start_s)), sequences, (served.steps[:, _PROMPT] > 0).astype(float)],
+        [
+            served.steps[:, _DURATION] - sequences,
+            np.ones(len(start_s)),
+            sequences,
+            (served.steps[:, _PROMPT] > 0).astype(float),
+        ],
         axis=1,
     )
     return np.stack([of_ttft @ parts, of_tpot @ parts])
 
 
-def _held(num_steps: int, begin: NDArray[np.int64], last: NDArray[np.int64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """For each step the weight of the requests that it is part of: from step ``begin`` to ``last``, both inside."""
+def _held(
+    num_steps: int, begin: NDArray[np.int64], last: NDArray[np.int64], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """For each step the weight of the requests that it is part of: from step ``begin`` to ``last``,
+    both inside.
+    """
     change = np.zeros(num_steps + 2)
     np.add.at(change, np.minimum(begin, num_steps), weights)
     np.add.at(change, np.minimum(last, num_steps - 1) + 1, -weights)

@@ -17,5 +17,7 @@ class ArrivalProcess(Protocol):
         ...
 
     def arrival_s(self, num_requests: int, rng: np.random.Generator) -> NDArray[np.float64]:
-        """Sorted arrival times in seconds of ``num_requests`` requests, the first at its own gap from 0."""
+        """Sorted arrival times in seconds of ``num_requests`` requests, the first at its own gap
+        from 0.
+        """
         ...

@@ -1,4 +1,6 @@
-"""A request rate that wanders: the building blocks of :mod:`simulator.workload.arrivals.modulated` and :mod:`~.windowed`."""
+"""A request rate that wanders: the building blocks of :mod:`simulator.workload.arrivals.modulated`
+and :mod:`~.windowed`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from simulator.base.frozen import Frozen, NonNegative, Positive
 from simulator.workload.arrivals._renewal import Cv, Pattern
 
 FEWEST_REQUESTS = 0.1
-"""Mean requests of one round (all windows, or a span) below which drawing them window by window would take for ever."""
+"""Mean requests of one round (all windows, or a span) below which drawing them window by window
+would take for ever."""
 
 
 class Window(Frozen):
@@ -29,28 +32,38 @@ class Window(Frozen):
 
 
 class Swing(Frozen):
-    """A random multiplier of the rate: log-normal with mean 1, forgetting itself over ``time_s`` (Ornstein-Uhlenbeck)."""
+    """A random multiplier of the rate: log-normal with mean 1, forgetting itself over ``time_s``
+    (Ornstein-Uhlenbeck).
+    """
 
     std: Positive
     """Standard deviation of the multiplier."""
     time_s: Positive
     """Seconds after which the correlation of its logarithm has fallen to 1/e."""
 
-    def multipliers(self, num_cells: int, cell_s: float, rng: np.random.Generator) -> NDArray[np.float64]:
+    def multipliers(
+        self, num_cells: int, cell_s: float, rng: np.random.Generator
+    ) -> NDArray[np.float64]:
         """The multiplier in ``num_cells`` cells of ``cell_s`` seconds each."""
         variance = math.log1p(self.std**2)
-        return np.exp(math.sqrt(variance) * _wander(num_cells, cell_s / self.time_s, rng) - variance / 2)
+        return np.exp(
+            math.sqrt(variance) * _wander(num_cells, cell_s / self.time_s, rng) - variance / 2
+        )
 
 
 class Pauses(Frozen):
-    """Times when nobody asks, at random: exponential silences of ``mean_s``, exponential activity between them."""
+    """Times when nobody asks, at random: exponential silences of ``mean_s``, exponential activity
+    between them.
+    """
 
     share: Annotated[float, Field(gt=0, lt=1)]
     """Share of the time that is silent."""
     mean_s: Positive
     """Mean length of a silence, seconds."""
 
-    def multipliers(self, num_cells: int, cell_s: float, rng: np.random.Generator) -> NDArray[np.float64]:
+    def multipliers(
+        self, num_cells: int, cell_s: float, rng: np.random.Generator
+    ) -> NDArray[np.float64]:
         """1 in cells with activity, 0 in silent ones."""
         means_s = (self.mean_s, self.mean_s * (1 - self.share) / self.share)
         is_active = bool(rng.random() >= self.share)
@@ -65,9 +78,11 @@ class Pauses(Frozen):
 
 
 def _wander(num_cells: int, step: float, rng: np.random.Generator) -> NDArray[np.float64]:
-    """A stationary Gaussian process of variance 1 with correlation ``exp(-step)`` from cell to cell.
+    """A stationary Gaussian process of variance 1 with correlation ``exp(-step)`` from cell to
+    cell.
 
-    The recursion ``z[t] = a z[t-1] + sqrt(1 - a^2) e[t]`` is summed in closed form within blocks short enough for ``a^-t``.
+    The recursion ``z[t] = a z[t-1] + sqrt(1 - a^2) e[t]`` is summed in closed form within blocks
+    short enough for ``a^-t``.
     """
     noise = rng.standard_normal(num_cells) * math.sqrt(-math.expm1(-2 * step))
     noise[0] /= math.sqrt(-math.expm1(-2 * step))

@@ -1,4 +1,6 @@
-"""Gaps between arrivals with a given coefficient of variation (CV), and windows filled with a given number of them."""
+"""Gaps between arrivals with a given coefficient of variation (CV), and windows filled with a given
+number of them.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,16 @@ from pydantic import Field
 
 Pattern = Literal["gamma", "weibull"]
 Cv = Annotated[float, Field(ge=0.001, le=1000)]
-"""Coefficient of variation of gaps: standard deviation over mean; 0.001 is a metronome. Production traffic has 0.5 to 15."""
+"""Coefficient of variation of gaps: standard deviation over mean; 0.001 is a metronome. Production
+traffic has 0.5 to 15."""
 
 _SHAPES = (0.05, 200.0)
 """Weibull shapes that are searched: CV from about 370,000 down to 0.0064."""
 
 
 def weibull_cv(shape: float) -> float:
-    """CV of a Weibull variable: ``sqrt(G(1 + 2/k) / G(1 + 1/k)^2 - 1)``, with ``G`` the gamma function.
+    """CV of a Weibull variable: ``sqrt(G(1 + 2/k) / G(1 + 1/k)^2 - 1)``, with ``G`` the gamma
+    function.
 
     >>> round(weibull_cv(1.0), 12)  # shape 1 is the exponential distribution
     1.0
@@ -49,7 +53,9 @@ def weibull_shape(cv: float) -> float:
     return math.exp((low + high) / 2)
 
 
-def unit_gaps(pattern: Pattern, cv: float, num_gaps: int, rng: np.random.Generator) -> NDArray[np.float64]:
+def unit_gaps(
+    pattern: Pattern, cv: float, num_gaps: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
     """Independent gaps of mean 1 and the given CV."""
     if pattern == "gamma":
         shape = cv**-2
@@ -63,9 +69,10 @@ def fill_window(
 ) -> NDArray[np.float64]:
     """Arrival times within a window of ``duration_s``, from 0.
 
-    The number of requests is ``mean_requests`` rounded up or down at random, so that the rate is kept exactly on average; the
-    gaps are then scaled to the window. (Cutting a renewal process at the window's end instead would add about
-    ``(cv^2 - 1) / 2`` requests to each window: for a CV of 6.7 that is 22.)
+    The number of requests is ``mean_requests`` rounded up or down at random, so that the rate is
+    kept exactly on average; the gaps are then scaled to the window. (Cutting a renewal process at
+    the window's end instead would add about ``(cv^2 - 1) / 2`` requests to each window: for a CV of
+    6.7 that is 22.)
     """
     num_requests = int(mean_requests + rng.random())
     gaps = unit_gaps(pattern, cv, num_requests + 1, rng)

@@ -10,7 +10,9 @@ from simulator.base.frozen import Frozen, Size
 
 
 class ClosedLoop(Frozen):
-    """Requests are taken in order, at most ``concurrency`` in flight; how fast they arrive depends on the server."""
+    """Requests are taken in order, at most ``concurrency`` in flight; how fast they arrive depends
+    on the server.
+    """
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"concurrency": 16}]})
 
@@ -18,5 +20,7 @@ class ClosedLoop(Frozen):
     """Requests kept in flight."""
 
     def arrival_s(self, num_requests: int, rng: np.random.Generator) -> NDArray[np.float64]:
-        """Zeros, ``[num_requests]``: every request is ready from the start and waits for its turn."""
+        """Zeros, ``[num_requests]``: every request is ready from the start and waits for its
+        turn.
+        """
         return np.zeros(num_requests)

@@ -13,7 +13,11 @@ from simulator.workload.arrivals._renewal import Cv, unit_gaps
 class Gamma(Frozen):
     """Independent Gamma gaps of shape ``1 / cv^2``. vLLM's ``--burstiness`` is that shape."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"rate_per_s": 5.0, "cv": 2.0}, {"rate_per_s": 5.0, "cv": 0.5}]})
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"rate_per_s": 5.0, "cv": 2.0}, {"rate_per_s": 5.0, "cv": 0.5}]
+        }
+    )
 
     rate_per_s: Positive
     """Mean requests per second."""

@@ -1,4 +1,6 @@
-"""Traffic with a rate that wanders on several time-scales, as production traffic does (a doubly stochastic process)."""
+"""Traffic with a rate that wanders on several time-scales, as production traffic does (a doubly
+stochastic process).
+"""
 
 from __future__ import annotations
 
@@ -21,17 +23,24 @@ _MAX_CELLS = 5_000_000
 class Modulated(Frozen):
     """A Gamma renewal process run by a clock that speeds up and slows down with the rate.
 
-    A span of ``span_s`` seconds is cut into as many equal parts as ``profile`` has entries (one without a profile), and spans repeat.
-    Each part gets its share of the requests whatever the seed; ``swings`` and ``pauses`` move them about within their part. So the
-    mean rate and the profile are kept exactly, and what is random is burstiness at scales shorter than a part. In windows of
-    ``w`` seconds the variance over mean of the number of requests is about ``cv^2 + rate_per_s * w * variance(w)``, where
-    ``variance(w)`` is that of the relative rate averaged over such windows.
+    A span of ``span_s`` seconds is cut into as many equal parts as ``profile`` has entries (one
+    without a profile), and spans repeat. Each part gets its share of the requests whatever the
+    seed; ``swings`` and ``pauses`` move them about within their part. So the mean rate and the
+    profile are kept exactly, and what is random is burstiness at scales shorter than a part. In
+    windows of ``w`` seconds the variance over mean of the number of requests is about ``cv^2 +
+    rate_per_s * w * variance(w)``, where ``variance(w)`` is that of the relative rate averaged over
+    such windows.
     """
 
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {"rate_per_s": 5.0, "span_s": 600.0, "profile": [1.0, 2.0], "swings": [{"std": 0.3, "time_s": 5.0}]},
+                {
+                    "rate_per_s": 5.0,
+                    "span_s": 600.0,
+                    "profile": [1.0, 2.0],
+                    "swings": [{"std": 0.3, "time_s": 5.0}],
+                },
                 {"rate_per_s": 5.0, "span_s": 600.0, "pauses": {"share": 0.5, "mean_s": 20.0}},
             ]
         }
@@ -53,9 +62,13 @@ class Modulated(Frozen):
     @model_validator(mode="after")
     def _is_feasible(self) -> Self:
         if self.rate_per_s * self.span_s < FEWEST_REQUESTS:
-            raise ValueError(f"span_s ({self.span_s}) is too short for a request at rate_per_s ({self.rate_per_s})")
+            raise ValueError(
+                f"span_s ({self.span_s}) is too short for a request at rate_per_s ({self.rate_per_s})"
+            )
         if self._cells_per_part() * len(self.profile) > _MAX_CELLS:
-            raise ValueError(f"span_s ({self.span_s}) is too long for the shortest swing or pause; keep the ratio below 500000")
+            raise ValueError(
+                f"span_s ({self.span_s}) is too long for the shortest swing or pause; keep the ratio below 500000"
+            )
         return self
 
     @property
@@ -73,19 +86,30 @@ class Modulated(Frozen):
         while found < num_requests:
             shapes = self._relative_rate(rng).reshape(num_parts, -1)
             for part, (mean_requests, relative) in enumerate(zip(per_part, shapes, strict=True)):
-                start_s, end_s = (self.span_s * (span + place / num_parts) for place in (part, part + 1))
+                start_s, end_s = (
+                    self.span_s * (span + place / num_parts) for place in (part, part + 1)
+                )
                 expected = np.concatenate(([0.0], np.cumsum(relative)))
-                share = expected / expected[-1] if expected[-1] > 0 else cells  # a part without activity has no shape to follow
+                share = (
+                    expected / expected[-1] if expected[-1] > 0 else cells
+                )  # a part without activity has no shape to follow
                 arrived = fill_window(float(mean_requests), 1.0, "gamma", self.cv, rng)
                 # Never at the part's very end, which is the beginning of the next.
-                times.append(np.minimum(start_s + part_s * np.interp(arrived, share, cells), np.nextafter(end_s, start_s)))
+                times.append(
+                    np.minimum(
+                        start_s + part_s * np.interp(arrived, share, cells),
+                        np.nextafter(end_s, start_s),
+                    )
+                )
                 found += len(arrived)
             span += 1
         return np.concatenate(times)[:num_requests]
 
     def _cells_per_part(self) -> int:
         part_s = self.span_s / len(self.profile)
-        scales_s = [swing.time_s for swing in self.swings] + ([self.pauses.mean_s] if self.pauses else [])
+        scales_s = [swing.time_s for swing in self.swings] + (
+            [self.pauses.mean_s] if self.pauses else []
+        )
         return math.ceil(_CELLS_PER_SCALE * part_s / min([part_s, *scales_s]))
 
     def _relative_rate(self, rng: np.random.Generator) -> NDArray[np.float64]:

@@ -10,7 +10,9 @@ from simulator.base.frozen import Frozen, Positive
 
 
 class Poisson(Frozen):
-    """Exponential gaps: CV 1, and a variance-to-mean ratio (Fano factor) of 1 in windows of any length."""
+    """Exponential gaps: CV 1, and a variance-to-mean ratio (Fano factor) of 1 in windows of any
+    length.
+    """
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"rate_per_s": 5.0}]})
 

@@ -1,4 +1,6 @@
-"""Weibull gaps: for the same CV a heavier tail of long gaps than Gamma ones, and fewer very short gaps."""
+"""Weibull gaps: for the same CV a heavier tail of long gaps than Gamma ones, and fewer very short
+gaps.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,11 @@ from simulator.workload.arrivals._renewal import Cv, unit_gaps, weibull_shape
 class Weibull(Frozen):
     """Independent Weibull gaps whose shape is solved from the CV."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"rate_per_s": 5.0, "cv": 2.0}, {"rate_per_s": 5.0, "cv": 0.5}]})
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"rate_per_s": 5.0, "cv": 2.0}, {"rate_per_s": 5.0, "cv": 0.5}]
+        }
+    )
 
     rate_per_s: Positive
     """Mean requests per second."""

@@ -1,4 +1,6 @@
-"""Traffic described window by window, as ServeGen does: each window has its own rate and burstiness."""
+"""Traffic described window by window, as ServeGen does: each window has its own rate and
+burstiness.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from simulator.workload.arrivals._renewal import fill_window, weibull_shape
 
 
 class Windowed(Frozen):
-    """Windows one after the other, from the first again after the last (ServeGen, arXiv 2505.09999)."""
+    """Windows one after the other, from the first again after the last (ServeGen, arXiv
+    2505.09999).
+    """
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -34,7 +38,9 @@ class Windowed(Frozen):
     @model_validator(mode="after")
     def _somebody_asks(self) -> Self:
         if sum(window.rate_per_s * window.duration_s for window in self.windows) < FEWEST_REQUESTS:
-            raise ValueError("windows: all together must have a request; raise a rate_per_s or a duration_s")
+            raise ValueError(
+                "windows: all together must have a request; raise a rate_per_s or a duration_s"
+            )
         for window in self.windows:
             if window.pattern == "weibull":
                 weibull_shape(window.cv)
@@ -52,7 +58,9 @@ class Windowed(Frozen):
             window = self.windows[index % len(self.windows)]
             mean_requests = window.rate_per_s * window.duration_s
             if mean_requests:
-                part = start_s + fill_window(mean_requests, window.duration_s, window.pattern, window.cv, rng)
+                part = start_s + fill_window(
+                    mean_requests, window.duration_s, window.pattern, window.cv, rng
+                )
                 parts.append(part)
                 found += len(part)
             start_s += window.duration_s

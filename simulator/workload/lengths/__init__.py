@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 class LengthDistribution(Protocol):
     """A file in this folder: a frozen pydantic model whose fields are its configuration keys."""
 
-    def draw(self, num_requests: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def draw(
+        self, num_requests: int, rng: np.random.Generator
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """``(num_input, num_output)`` of ``num_requests`` requests, all at least 1."""
         ...

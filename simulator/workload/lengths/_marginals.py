@@ -42,14 +42,18 @@ class LogNormalMarginal(Frozen):
 
     def at_normal(self, z: NDArray[np.float64]) -> NDArray[np.int64]:
         """Token counts at standard normal deviates ``z``."""
-        sigma = math.log(self.p90 / self.p50) / _Z90 if self.p90 is not None else float(self.sigma or 0)
+        sigma = (
+            math.log(self.p90 / self.p50) / _Z90 if self.p90 is not None else float(self.sigma or 0)
+        )
         highest = float(self.max) if self.max is not None else float(2**53)
         with np.errstate(over="ignore"):
             return as_tokens(np.clip(self.p50 * np.exp(sigma * z), self.min, highest))
 
 
 class QuantileMarginal(Frozen):
-    """A table of percentiles; between two of them the length grows geometrically with the probability."""
+    """A table of percentiles; between two of them the length grows geometrically with the
+    probability.
+    """
 
     probabilities: Annotated[tuple[Ratio, ...], Field(strict=False, min_length=2)]
     """From 0 (the shortest) to 1 (the longest), rising."""
@@ -59,7 +63,9 @@ class QuantileMarginal(Frozen):
     @model_validator(mode="after")
     def _is_a_table(self) -> Self:
         if len(self.probabilities) != len(self.lengths):
-            raise ValueError(f"probabilities ({len(self.probabilities)}) and lengths ({len(self.lengths)}) must be as many")
+            raise ValueError(
+                f"probabilities ({len(self.probabilities)}) and lengths ({len(self.lengths)}) must be as many"
+            )
         if self.probabilities[0] != 0 or self.probabilities[-1] != 1:
             raise ValueError("probabilities must begin with 0 and end with 1")
         if any(b <= a for a, b in itertools.pairwise(self.probabilities)):

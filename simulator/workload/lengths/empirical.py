@@ -1,4 +1,6 @@
-"""Measured lengths, prompt and answer drawn independently of each other: from percentile tables or from a trace file."""
+"""Measured lengths, prompt and answer drawn independently of each other: from percentile tables or
+from a trace file.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from simulator.workload.traces._detect import read_trace
 
 
 class Empirical(Frozen):
-    """Give ``input`` and ``output`` tables, or the ``path`` of a trace whose lengths are resampled."""
+    """Give ``input`` and ``output`` tables, or the ``path`` of a trace whose lengths are
+    resampled.
+    """
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -42,7 +46,9 @@ class Empirical(Frozen):
             raise ValueError("give either both input and output tables, or a path")
         return self
 
-    def draw(self, num_requests: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def draw(
+        self, num_requests: int, rng: np.random.Generator
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """``(num_input, num_output)``, each ``[num_requests]``."""
         u = rng.random((num_requests, 2))
         if self.input is not None and self.output is not None:

@@ -12,13 +12,17 @@ from simulator.base.frozen import Frozen, Size
 class Fixed(Frozen):
     """Constant lengths."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"num_input": 1024, "num_output": 128}]})
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"num_input": 1024, "num_output": 128}]}
+    )
 
     num_input: Size
     """Prompt tokens."""
     num_output: Size
     """Generated tokens."""
 
-    def draw(self, num_requests: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def draw(
+        self, num_requests: int, rng: np.random.Generator
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """``(num_input, num_output)``, each ``[num_requests]``."""
         return np.full(num_requests, self.num_input), np.full(num_requests, self.num_output)

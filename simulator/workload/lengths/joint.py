@@ -1,4 +1,6 @@
-"""Prompt and answer lengths drawn together: long prompts often have short answers, and that changes what a server needs."""
+"""Prompt and answer lengths drawn together: long prompts often have short answers, and that changes
+what a server needs.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from simulator.workload.traces._detect import read_trace
 
 
 class Joint(Frozen):
-    """Give ``input``, ``output`` and their ``correlation``, or the ``path`` of a trace whose pairs are resampled."""
+    """Give ``input``, ``output`` and their ``correlation``, or the ``path`` of a trace whose pairs
+    are resampled.
+    """
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -35,8 +39,8 @@ class Joint(Frozen):
     output: LogNormalMarginal | QuantileMarginal | None = None
     """Generated tokens."""
     correlation: Annotated[float, Field(ge=-1, le=1)] | None = None
-    """Of the two normal deviates behind the lengths (a Gaussian copula). Spearman's rank correlation ``s`` of the lengths needs
-    ``2 sin(pi s / 6)`` here."""
+    """Of the two normal deviates behind the lengths (a Gaussian copula). Spearman's rank
+    correlation ``s`` of the lengths needs ``2 sin(pi s / 6)`` here."""
     path: str | None = None
     """A trace of any known format; only its lengths are used."""
 
@@ -47,7 +51,9 @@ class Joint(Frozen):
             raise ValueError("give either input, output and correlation, or a path")
         return self
 
-    def draw(self, num_requests: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def draw(
+        self, num_requests: int, rng: np.random.Generator
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """``(num_input, num_output)``, each ``[num_requests]``."""
         if self.path is not None:
             source = read_trace(Path(self.path))

@@ -1,4 +1,6 @@
-"""Request traces: who asked for how many tokens, when. One file format a file; a format is known by content, not by name."""
+"""Request traces: who asked for how many tokens, when. One file format a file; a format is known by
+content, not by name.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +27,13 @@ class RequestTrace:
     has_arrivals: bool = True
     """False where the source lists lengths only, so that arrivals must come from a generator."""
     concurrency: int | None = None
-    """Closed loop: at most this many requests in flight; each next one starts when one ends. ``None`` = open loop."""
+    """Closed loop: at most this many requests in flight; each next one starts when one ends.
+    ``None`` = open loop."""
     prefix_block_tokens: int = 0
     """Tokens of one prefix block; 0 where the trace has no prefix blocks."""
     prefix_starts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    """``[N + 1]``: blocks of request ``i`` are ``prefix_ids[prefix_starts[i]:prefix_starts[i + 1]]``; empty without blocks."""
+    """``[N + 1]``: blocks of request ``i`` are ``prefix_ids[prefix_starts[i]:prefix_starts[i +
+    1]]``; empty without blocks."""
     prefix_ids: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """Block ids numbered densely from 0; equal ids hold equal tokens behind an equal prefix."""
     notes: tuple[str, ...] = ()
@@ -45,13 +49,16 @@ class TraceFormat(Protocol):
     """A file in this folder: a frozen pydantic model without fields."""
 
     def recognises(self, path: Path, head: bytes) -> bool:
-        """Whether the file (or folder, then ``head`` is empty) is of this format, judged by its first 64 KiB (unpacked)."""
+        """Whether the file (or folder, then ``head`` is empty) is of this format, judged by its
+        first 64 KiB (unpacked).
+        """
         ...
 
     def read(self, path: Path) -> RequestTrace:
         """Read the whole trace.
 
         Raises:
-            UserError: if a row is broken (with its line), a time is NaN or unsorted, a length negative, or there is no request.
+            UserError: if a row is broken (with its line), a time is NaN or unsorted, a length
+                negative, or there is no request.
         """
         ...

@@ -19,7 +19,8 @@ _GZIP, _XZ = b"\x1f\x8b", b"\xfd7zXZ\x00"
 
 
 def unpacked(path: Path) -> bytes:
-    """The file's content, decompressed where it is gzip or xz (told by its first bytes), without a byte order mark.
+    """The file's content, decompressed where it is gzip or xz (told by its first bytes), without a
+    byte order mark.
 
     Raises:
         UserError: if the file is missing, unreadable, damaged or empty.
@@ -74,7 +75,9 @@ def csv_header(head: bytes) -> tuple[str, ...]:
 
 
 def json_rows(head: bytes) -> list[dict[str, Any]]:
-    """Up to 200 JSON objects from the first lines, as far as lines are whole and hold one object each."""
+    """Up to 200 JSON objects from the first lines, as far as lines are whole and hold one object
+    each.
+    """
     if not head.lstrip().startswith(b"{"):
         return []
     lines = head.split(b"\n")
@@ -95,7 +98,9 @@ def json_rows(head: bytes) -> list[dict[str, Any]]:
 
 
 def json_keys(head: bytes) -> set[str]:
-    """Keys of the first JSON line; where that line is too long to be whole, every key seen in the head."""
+    """Keys of the first JSON line; where that line is too long to be whole, every key seen in the
+    head.
+    """
     rows = json_rows(head)
     if rows:
         return set(rows[0])

@@ -30,9 +30,11 @@ class RawRequests:
     names: tuple[str, str, str]
     """Column names of time, input and output."""
     drops_empty: bool = False
-    """Whether rows of 0 tokens are known in this source and left out with a note, rather than refused."""
+    """Whether rows of 0 tokens are known in this source and left out with a note, rather than
+    refused."""
     sorts: bool = False
-    """Whether rows out of order are sorted with a note (measured starts), rather than refused (a trace to replay)."""
+    """Whether rows out of order are sorted with a note (measured starts), rather than refused (a
+    trace to replay)."""
     prefix_block_tokens: int = 0
     prefix_starts: NDArray[np.int64] | None = None
     prefix_ids: NDArray[np.int64] | None = None
@@ -43,11 +45,14 @@ def checked(raw: RawRequests) -> RequestTrace:
     """The trace, its times counted from the first request and its prefix blocks numbered from 0.
 
     Raises:
-        UserError: if there is no request, a length is below 1 (0 may be left out), a time is not finite or goes back.
+        UserError: if there is no request, a length is below 1 (0 may be left out), a time is not
+            finite or goes back.
     """
     notes = list(raw.notes)
     time_s = np.zeros(len(raw.num_input)) if raw.time_s is None else raw.time_s
-    _refuse_rows(raw, raw.names[0], time_s, ~np.isfinite(time_s), "must be a finite number of seconds")
+    _refuse_rows(
+        raw, raw.names[0], time_s, ~np.isfinite(time_s), "must be a finite number of seconds"
+    )
     keep = np.ones(len(time_s), bool)
     for name, lengths in zip(raw.names[1:], (raw.num_input, raw.num_output), strict=True):
         lowest = 0 if raw.drops_empty else 1
@@ -96,7 +101,9 @@ def take_prefixes(
     return new_starts, dense.astype(np.int64)
 
 
-def _refuse_rows(raw: RawRequests, name: str, values: NDArray[Any], wrong: NDArray[np.bool_], rule: str) -> None:
+def _refuse_rows(
+    raw: RawRequests, name: str, values: NDArray[Any], wrong: NDArray[np.bool_], rule: str
+) -> None:
     if wrong.any():
         row = int(np.argmax(wrong))
         raise UserError(f"{raw.path}, {raw.line(row)}: {name} {rule}, got {values[row]}")

@@ -1,7 +1,9 @@
-"""Read named columns from CSV or JSON lines: fast where the file is right, with the line and the value where it is not.
+"""Read named columns from CSV or JSON lines: fast where the file is right, with the line and the
+value where it is not.
 
-Arrow reads the file first. Whatever it refuses is read again line by line, which either finds the line that is wrong or, where
-only Arrow minds (``374.0`` as a count of tokens), returns the same columns.
+Arrow reads the file first. Whatever it refuses is read again line by line, which either finds the
+line that is wrong or, where only Arrow minds (``374.0`` as a count of tokens), returns the same
+columns.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ from simulator.base.errors import UserError
 from simulator.workload.traces._arrow import arrow
 
 Kind = Literal["int", "float", "clock", "ids", "text"]
-"""``clock``: wall-clock time, given as nanoseconds since 1970. ``ids``: a list of block ids in each row, given as two columns,
-``NAME`` (all ids) and ``NAME_starts`` (``[N + 1]``)."""
+"""``clock``: wall-clock time, given as nanoseconds since 1970. ``ids``: a list of block ids in each
+row, given as two columns, ``NAME`` (all ids) and ``NAME_starts`` (``[N + 1]``)."""
 Columns = dict[str, NDArray[Any]]
 _WORDS = {
     "int": "a whole number",
@@ -50,13 +52,16 @@ def read_csv(path: Path, data: bytes, kinds: dict[str, Kind]) -> Columns:
         table = arrow_csv.read_csv(
             pa.BufferReader(data),
             convert_options=arrow_csv.ConvertOptions(
-                column_types={name: types[kind] for name, kind in kinds.items()}, include_columns=list(kinds)
+                column_types={name: types[kind] for name, kind in kinds.items()},
+                include_columns=list(kinds),
             ),
         )
         if "ids" in kinds.values() or not _is_clean(table, kinds):
             return _slow(path, _csv_rows(path, data), kinds)
         return {
-            name: _clock_ns(table.column(name)) if kind == "clock" else table.column(name).to_numpy()
+            name: _clock_ns(table.column(name))
+            if kind == "clock"
+            else table.column(name).to_numpy()
             for name, kind in kinds.items()
         }
     except (pa.ArrowInvalid, pa.ArrowKeyError):
@@ -69,16 +74,24 @@ def read_json_lines(path: Path, data: bytes, kinds: dict[str, Kind]) -> Columns:
     Raises:
         UserError: if a line is not a JSON object, lacks a key, or a value is not of its kind.
     """
-    if "text" in kinds.values():  # only small files have texts, and Arrow does not check that they are UTF-8
+    if (
+        "text" in kinds.values()
+    ):  # only small files have texts, and Arrow does not check that they are UTF-8
         return _slow(path, _json_objects(path, data), kinds)
     pa, arrow_json = arrow(), arrow("json")
-    types = {"int": pa.int64(), "float": pa.float64(), "clock": pa.string(), "ids": pa.list_(pa.int64())}
+    types = {
+        "int": pa.int64(),
+        "float": pa.float64(),
+        "clock": pa.string(),
+        "ids": pa.list_(pa.int64()),
+    }
     try:
         table = arrow_json.read_json(
             pa.BufferReader(data),
             read_options=arrow_json.ReadOptions(block_size=min(_JSON_BLOCK_BYTES, len(data) + 1)),
             parse_options=arrow_json.ParseOptions(
-                explicit_schema=pa.schema([(name, types[kind]) for name, kind in kinds.items()]), unexpected_field_behavior="ignore"
+                explicit_schema=pa.schema([(name, types[kind]) for name, kind in kinds.items()]),
+                unexpected_field_behavior="ignore",
             ),
         )
     except pa.ArrowInvalid:
@@ -89,8 +102,13 @@ def read_json_lines(path: Path, data: bytes, kinds: dict[str, Kind]) -> Columns:
     for name, kind in kinds.items():
         column = table.column(name)
         if kind == "ids":
-            lengths = np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in column.chunks] or [np.zeros(0, np.int64)])
-            columns[name] = np.concatenate([chunk.flatten().to_numpy() for chunk in column.chunks] or [np.zeros(0, np.int64)])
+            lengths = np.concatenate(
+                [np.diff(chunk.offsets.to_numpy()) for chunk in column.chunks]
+                or [np.zeros(0, np.int64)]
+            )
+            columns[name] = np.concatenate(
+                [chunk.flatten().to_numpy() for chunk in column.chunks] or [np.zeros(0, np.int64)]
+            )
             columns[f"{name}_starts"] = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
         else:
             columns[name] = column.to_numpy()
@@ -119,9 +137,15 @@ def _is_clean(table: Any, kinds: dict[str, Kind]) -> bool:
 
 def _clock_ns(column: Any) -> NDArray[np.int64]:
     pa, compute = arrow(), arrow("compute")
-    if len(column) and column[0].as_py().endswith(("Z", "+00:00")):  # Azure 2024 names the zone, 2023 does not
+    if len(column) and column[0].as_py().endswith(
+        ("Z", "+00:00")
+    ):  # Azure 2024 names the zone, 2023 does not
         column = compute.replace_substring_regex(column, pattern=_UTC.pattern, replacement="")
-    return np.asarray(compute.cast(column, pa.timestamp("ns")).to_numpy()).astype("datetime64[ns]").astype(np.int64)
+    return (
+        np.asarray(compute.cast(column, pa.timestamp("ns")).to_numpy())
+        .astype("datetime64[ns]")
+        .astype(np.int64)
+    )
 
 
 def _csv_rows(path: Path, data: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -140,7 +164,9 @@ def _csv_rows(path: Path, data: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
                 header = [name.strip() for name in row]
                 continue
             if len(row) != len(header):
-                raise UserError(f"{path}, line {reader.line_num}: has {len(row)} columns, the header has {len(header)}")
+                raise UserError(
+                    f"{path}, line {reader.line_num}: has {len(row)} columns, the header has {len(header)}"
+                )
             yield reader.line_num, dict(zip(header, row, strict=True))
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: not valid CSV: {error}") from None
@@ -155,11 +181,15 @@ def _json_objects(path: Path, data: bytes) -> Iterator[tuple[int, dict[str, Any]
         except ValueError as error:
             raise UserError(f"{path}, line {number}: not valid JSON: {error}") from None
         if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}: must hold a JSON object, found a {type(row).__name__}")
+            raise UserError(
+                f"{path}, line {number}: must hold a JSON object, found a {type(row).__name__}"
+            )
         yield number, row
 
 
-def _slow(path: Path, rows: Iterator[tuple[int, dict[str, Any]]], kinds: dict[str, Kind]) -> Columns:
+def _slow(
+    path: Path, rows: Iterator[tuple[int, dict[str, Any]]], kinds: dict[str, Kind]
+) -> Columns:
     found: dict[str, list[Any]] = {name: [] for name in kinds}
     for number, row in rows:
         for name, kind in kinds.items():
@@ -168,12 +198,18 @@ def _slow(path: Path, rows: Iterator[tuple[int, dict[str, Any]]], kinds: dict[st
             try:
                 found[name].append(_value(row[name], kind))
             except (ValueError, TypeError, AttributeError, OverflowError):
-                shown = json.dumps(row[name]) if not isinstance(row[name], str) else f"'{row[name]}'"
-                raise UserError(f"{path}, line {number}: {name} must be {_WORDS[kind]}, got {shown[:60]}") from None
+                shown = (
+                    json.dumps(row[name]) if not isinstance(row[name], str) else f"'{row[name]}'"
+                )
+                raise UserError(
+                    f"{path}, line {number}: {name} must be {_WORDS[kind]}, got {shown[:60]}"
+                ) from None
     columns: Columns = {}
     for name, kind in kinds.items():
         if kind == "ids":
-            columns[f"{name}_starts"] = np.concatenate(([0], np.cumsum([len(ids) for ids in found[name]], dtype=np.int64)))
+            columns[f"{name}_starts"] = np.concatenate(
+                ([0], np.cumsum([len(ids) for ids in found[name]], dtype=np.int64))
+            )
             columns[name] = _dense([block for ids in found[name] for block in ids])
         else:
             columns[name] = np.array(found[name], _DTYPES.get(kind, np.int64))
@@ -191,7 +227,9 @@ def _value(value: Any, kind: Kind) -> Any:
             raise ValueError
         return int(np.datetime64(moment, "ns").astype(np.int64))
     if kind == "ids":
-        return [_whole(block) for block in (value.split() if isinstance(value, str) else list(value))]
+        return [
+            _whole(block) for block in (value.split() if isinstance(value, str) else list(value))
+        ]
     if kind == "int":
         return _whole(value)
     number = float(value)

@@ -14,16 +14,20 @@ def read_trace(path: Path) -> RequestTrace:
     """Read a request trace of any known format.
 
     Raises:
-        UserError: if the file is missing, of no known format or of several, or if its format finds it wrong.
+        UserError: if the file is missing, of no known format or of several, or if its format finds
+            it wrong.
     """
     path = Path(path)
     head = head_of(path)
     formats: dict[str, TraceFormat] = {
-        kind: plugins.build("traces", {"kind": kind}, str(path)) for kind in plugins.available("traces")
+        kind: plugins.build("traces", {"kind": kind}, str(path))
+        for kind in plugins.available("traces")
     }
     fitting = [kind for kind, reader in formats.items() if reader.recognises(path, head)]
     if not fitting:
-        raise UserError(f"{path}: not a request trace of a known format; {_seen(path, head)}; known are {', '.join(formats)}")
+        raise UserError(
+            f"{path}: not a request trace of a known format; {_seen(path, head)}; known are {', '.join(formats)}"
+        )
     if len(fitting) > 1:
         raise UserError(f"{path}: could be any of {', '.join(fitting)}; {_seen(path, head)}")
     return formats[fitting[0]].read(path)

@@ -1,8 +1,10 @@
-"""JSON lines ``timestamp, input_length, output_length, hash_ids``: one layout that three sources use with other units.
+"""JSON lines ``timestamp, input_length, output_length, hash_ids``: one layout that three sources
+use with other units.
 
-Mooncake: milliseconds and blocks of 512 tokens. Bailian and vLLM's timed traces: seconds and blocks of 16. The wrong block size
-would shorten prompts 32 times, and the wrong unit stretch the time 1,000 times, so the block size is told from the rows themselves:
-a row has ``ceil(input_length / block)`` ids.
+Mooncake: milliseconds and blocks of 512 tokens. Bailian and vLLM's timed traces: seconds and blocks
+of 16. The wrong block size would shorten prompts 32 times, and the wrong unit stretch the time
+1,000 times, so the block size is told from the rows themselves: a row has ``ceil(input_length /
+block)`` ids.
 """
 
 from __future__ import annotations
@@ -25,16 +27,21 @@ def has_blocks_of(head: bytes, block_tokens: int) -> bool:
     """Whether every row in the head has as many ids as blocks of that size need."""
     rows = [row for row in json_rows(head) if "hash_ids" in row]
     try:
-        return bool(rows) and all(len(row["hash_ids"]) == -(-row["input_length"] // block_tokens) for row in rows)
+        return bool(rows) and all(
+            len(row["hash_ids"]) == -(-row["input_length"] // block_tokens) for row in rows
+        )
     except (TypeError, KeyError):
         return False
 
 
-def read_prefix_lines(path: Path, title: str, *, seconds_per_tick: float, block_tokens: int) -> RequestTrace:
+def read_prefix_lines(
+    path: Path, title: str, *, seconds_per_tick: float, block_tokens: int
+) -> RequestTrace:
     """Read the whole file.
 
     Raises:
-        UserError: if a row is wrong, its ids do not fit the block size, or a millisecond is not whole.
+        UserError: if a row is wrong, its ids do not fit the block size, or a millisecond is not
+            whole.
     """
     data = unpacked(path)
     with_blocks = "hash_ids" in json_keys(data[:65_536])
@@ -49,7 +56,9 @@ def read_prefix_lines(path: Path, title: str, *, seconds_per_tick: float, block_
             "multiply by 1000 if it is in seconds"
         )
     if with_blocks:
-        _check_blocks(path, data, columns["input_length"], np.diff(columns["hash_ids_starts"]), block_tokens)
+        _check_blocks(
+            path, data, columns["input_length"], np.diff(columns["hash_ids_starts"]), block_tokens
+        )
     return checked(
         RawRequests(
             path=path,
@@ -62,12 +71,20 @@ def read_prefix_lines(path: Path, title: str, *, seconds_per_tick: float, block_
             prefix_block_tokens=block_tokens if with_blocks else 0,
             prefix_starts=columns.get("hash_ids_starts"),
             prefix_ids=columns.get("hash_ids"),
-            notes=(f"timestamps read as {'seconds' if seconds_per_tick == 1.0 else 'milliseconds'}",),
+            notes=(
+                f"timestamps read as {'seconds' if seconds_per_tick == 1.0 else 'milliseconds'}",
+            ),
         )
     )
 
 
-def _check_blocks(path: Path, data: bytes, num_input: NDArray[np.int64], num_ids: NDArray[np.int64], block_tokens: int) -> None:
+def _check_blocks(
+    path: Path,
+    data: bytes,
+    num_input: NDArray[np.int64],
+    num_ids: NDArray[np.int64],
+    block_tokens: int,
+) -> None:
     expected = -(-num_input // block_tokens)
     wrong = (num_ids != expected) & (num_input > 0)
     if wrong.any():

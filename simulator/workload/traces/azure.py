@@ -1,7 +1,8 @@
-"""Azure LLM inference traces: 2023 (conversation, code), 2024 (a week of each) and 2025 multimodal (LMM).
+"""Azure LLM inference traces: 2023 (conversation, code), 2024 (a week of each) and 2025 multimodal
+(LMM).
 
-CSV ``TIMESTAMP,ContextTokens,GeneratedTokens`` (LMM: with ``NumImages``); times are wall-clock with ticks of 100 ns, with or
-without a zone. https://github.com/Azure/AzurePublicDataset, CC-BY-4.0.
+CSV ``TIMESTAMP,ContextTokens,GeneratedTokens`` (LMM: with ``NumImages``); times are wall-clock with
+ticks of 100 ns, with or without a zone. https://github.com/Azure/AzurePublicDataset, CC-BY-4.0.
 """
 
 from __future__ import annotations
@@ -25,13 +26,17 @@ class Azure(Frozen):
         return set(_COLUMNS) <= set(csv_header(head))
 
     def read(self, path: Path) -> RequestTrace:
-        """Read the whole trace; images (LMM) count only through ``ContextTokens``, and a note says so."""
+        """Read the whole trace; images (LMM) count only through ``ContextTokens``, and a note says
+        so.
+        """
         data = unpacked(path)
         has_images = "NumImages" in csv_header(data[:4096])
         columns = read_csv(path, data, _COLUMNS | ({"NumImages": "int"} if has_images else {}))
         notes: tuple[str, ...] = ()
         if has_images and columns["NumImages"].any():
-            notes = (f"{int((columns['NumImages'] > 0).sum())} requests carry images, which count only through ContextTokens",)
+            notes = (
+                f"{int((columns['NumImages'] > 0).sum())} requests carry images, which count only through ContextTokens",
+            )
         ticks_ns = columns["TIMESTAMP"]
         return checked(
             RawRequests(

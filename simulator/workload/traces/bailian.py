@@ -14,7 +14,9 @@ from simulator.workload.traces._prefix_lines import KEYS, read_prefix_lines
 
 
 class Bailian(Frozen):
-    """Arrivals in seconds, with prefix blocks of 16 tokens; turns of a chat are separate requests at their own times."""
+    """Arrivals in seconds, with prefix blocks of 16 tokens; turns of a chat are separate requests
+    at their own times.
+    """
 
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether the keys fit, ``chat_id`` among them."""

@@ -1,8 +1,9 @@
 """BurstGPT traces (v1, v2, v3): CSV, seconds since the first day's midnight.
 
-Columns ``Timestamp, Model, Request tokens, Response tokens, Total tokens, Log Type``; v3 inserts ``Session ID`` and
-``Elapsed time``, so columns are found by name. https://github.com/HPMLL/BurstGPT (arXiv 2401.17644). About 8 % of the rows are
-failed requests with 0 tokens; they are left out with a note.
+Columns ``Timestamp, Model, Request tokens, Response tokens, Total tokens, Log Type``; v3 inserts
+``Session ID`` and ``Elapsed time``, so columns are found by name. https://github.com/HPMLL/BurstGPT
+(arXiv 2401.17644). About 8 % of the rows are failed requests with 0 tokens; they are left out with
+a note.
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ from simulator.workload.traces._bytes import csv_header, unpacked
 from simulator.workload.traces._check import RawRequests, checked
 from simulator.workload.traces._columns import Kind, line_of, read_csv
 
-_COLUMNS: dict[str, Kind] = {"Timestamp": "float", "Request tokens": "int", "Response tokens": "int"}
+_COLUMNS: dict[str, Kind] = {
+    "Timestamp": "float",
+    "Request tokens": "int",
+    "Response tokens": "int",
+}
 
 
 class BurstGPT(Frozen):

@@ -1,4 +1,5 @@
-"""Length statistics as Vidur and Etalon ship them: CSV ``num_prefill_tokens,num_decode_tokens,...``, without arrival times.
+"""Length statistics as Vidur and Etalon ship them: CSV
+``num_prefill_tokens,num_decode_tokens,...``, without arrival times.
 
 https://github.com/microsoft/vidur (MIT), https://github.com/project-etalon/etalon (Apache-2.0).
 """

@@ -1,6 +1,8 @@
-"""LLMServingSim's JSON lines: workloads (``arrival_time_ns``, ns) and its vLLM benchmark logs (``arrival_time``, s).
+"""LLMServingSim's JSON lines: workloads (``arrival_time_ns``, ns) and its vLLM benchmark logs
+(``arrival_time``, s).
 
-https://github.com/casys-kaist/LLMServingSim, MIT. Sessions with chained sub-requests are another layout and are not read.
+https://github.com/casys-kaist/LLMServingSim, MIT. Sessions with chained sub-requests are another
+layout and are not read.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ _LENGTHS = {"input_toks", "output_toks"}
 
 
 class LLMServingSim(Frozen):
-    """Arrivals and token counts; a benchmark log is sorted by arrival, since it may be written in order of completion."""
+    """Arrivals and token counts; a benchmark log is sorted by arrival, since it may be written in
+    order of completion.
+    """
 
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether the keys fit, with either unit of time."""
@@ -30,7 +34,13 @@ class LLMServingSim(Frozen):
         is_workload = "arrival_time_ns" in json_keys(data[:65_536])
         time_name = "arrival_time_ns" if is_workload else "arrival_time"
         columns = read_json_lines(
-            path, data, {time_name: "int" if is_workload else "float", "input_toks": "int", "output_toks": "int"}
+            path,
+            data,
+            {
+                time_name: "int" if is_workload else "float",
+                "input_toks": "int",
+                "output_toks": "int",
+            },
         )
         times = columns[time_name]
         return checked(

@@ -1,9 +1,11 @@
-"""ServeGen client models: a folder, or a tar archive, of ``chunk-N-trace.csv`` and ``chunk-N-dataset.json``, one pair a client.
+"""ServeGen client models: a folder, or a tar archive, of ``chunk-N-trace.csv`` and
+``chunk-N-dataset.json``, one pair a client.
 
-A trace line is ``window_start_s, rate_per_s, cv, pattern, p1, p2`` (no header; pattern Gamma, Weibull or empty). A data set maps
-window starts to probability tables of lengths, written as text: ``{"0": {"input_tokens": "{45: 0.0097, ...}", ...}}``.
-https://github.com/alibaba/ServeGen (arXiv 2505.09999), Apache-2.0. These are models fitted to production traffic, not requests:
-reading one draws requests from them.
+A trace line is ``window_start_s, rate_per_s, cv, pattern, p1, p2`` (no header; pattern Gamma,
+Weibull or empty). A data set maps window starts to probability tables of lengths, written as text:
+``{"0": {"input_tokens": "{45: 0.0097, ...}", ...}}``. https://github.com/alibaba/ServeGen (arXiv
+2505.09999), Apache-2.0. These are models fitted to production traffic, not requests: reading one
+draws requests from them.
 """
 
 from __future__ import annotations
@@ -44,17 +46,24 @@ class _Pdf(NamedTuple):
     cumulative: NDArray[np.float64]
 
     def draw(self, num_requests: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        return self.lengths[np.searchsorted(self.cumulative, rng.random(num_requests), side="right")]
+        return self.lengths[
+            np.searchsorted(self.cumulative, rng.random(num_requests), side="right")
+        ]
 
 
 class ServeGen(Frozen):
-    """All clients over the whole day, the same requests every time; input and output lengths are drawn independently."""
+    """All clients over the whole day, the same requests every time; input and output lengths are
+    drawn independently.
+    """
 
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether a folder holds, or an archive begins with, files of the two kinds."""
         if path.is_dir():
             return any(_MEMBER.fullmatch(child.name) for child in path.iterdir())
-        return head[257:262] == b"ustar" and re.search(rb"chunk-\d+-(trace\.csv|dataset\.json)\x00", head) is not None
+        return (
+            head[257:262] == b"ustar"
+            and re.search(rb"chunk-\d+-(trace\.csv|dataset\.json)\x00", head) is not None
+        )
 
     def read(self, path: Path) -> RequestTrace:
         """Draw the requests of every client and merge them."""
@@ -69,7 +78,9 @@ class ServeGen(Frozen):
                     raise UserError(f"{path}: client {client} has no chunk-{client}-{kind}")
             windows = _windows(f"{path}, chunk-{client}-trace.csv", texts[client, "trace.csv"])
             pdfs = _pdfs(f"{path}, chunk-{client}-dataset.json", texts[client, "dataset.json"])
-            _draw_client(windows, pdfs, np.random.default_rng([_SEED, client]), times, inputs, outputs)
+            _draw_client(
+                windows, pdfs, np.random.default_rng([_SEED, client]), times, inputs, outputs
+            )
         merged = np.concatenate([np.zeros(0), *times])
         order = np.argsort(merged, kind="stable")
         return checked(
@@ -82,7 +93,9 @@ class ServeGen(Frozen):
                 num_output=np.concatenate([np.zeros(0, np.int64), *outputs])[order],
                 names=("time", "input_tokens", "output_tokens"),
                 drops_empty=True,
-                notes=(f"drawn from the fitted rates and lengths of {len(clients)} clients with a fixed seed",),
+                notes=(
+                    f"drawn from the fitted rates and lengths of {len(clients)} clients with a fixed seed",
+                ),
             )
         )
 
@@ -115,14 +128,28 @@ def _windows(where: str, text: str) -> list[_Window]:
             start_s, rate_per_s, cv = (float(part) for part in fields[:3])
             pattern = fields[3].lower()
         except (ValueError, IndexError):
-            raise UserError(f"{where}, line {number}: must be window_start_s, rate, cv, pattern, ..., got '{line[:60]}'") from None
-        is_right = np.isfinite([start_s, rate_per_s, cv]).all() and rate_per_s >= 0 and pattern in ("", "gamma", "weibull")
+            raise UserError(
+                f"{where}, line {number}: must be window_start_s, rate, cv, pattern, ..., got '{line[:60]}'"
+            ) from None
+        is_right = (
+            np.isfinite([start_s, rate_per_s, cv]).all()
+            and rate_per_s >= 0
+            and pattern in ("", "gamma", "weibull")
+        )
         if not is_right or (rate_per_s > 0 and pattern and not 0.001 <= cv <= 1000):
             raise UserError(
                 f"{where}, line {number}: rate must be at least 0, cv in 0.001 .. 1000 and the pattern Gamma or Weibull, got '{line[:60]}'"
             )
-        # No pattern: too few requests in the window for a fit, so they arrive as Poisson ones would.
-        windows.append(_Window(start_s, rate_per_s, cv if pattern else 1.0, "weibull" if pattern == "weibull" else "gamma"))
+        # No pattern: too few requests in the window for a fit, so they arrive as Poisson ones
+        # would.
+        windows.append(
+            _Window(
+                start_s,
+                rate_per_s,
+                cv if pattern else 1.0,
+                "weibull" if pattern == "weibull" else "gamma",
+            )
+        )
     if any(b.start_s <= a.start_s for a, b in itertools.pairwise(windows)):
         raise UserError(f"{where}: window starts must rise")
     return windows
@@ -131,7 +158,8 @@ def _windows(where: str, text: str) -> list[_Window]:
 def _pdfs(where: str, text: str) -> list[tuple[float, _Pdf, _Pdf]]:
     try:
         tables: dict[str, dict[str, Any]] = json.loads(text)
-        # An empty table belongs to hours without requests; the table before it serves any that the rates still ask for.
+        # An empty table belongs to hours without requests; the table before it serves any that the
+        # rates still ask for.
         pdfs = [
             (float(start), _pdf(table["input_tokens"]), _pdf(table["output_tokens"]))
             for start, table in tables.items()
@@ -145,8 +173,12 @@ def _pdfs(where: str, text: str) -> list[tuple[float, _Pdf, _Pdf]]:
 
 
 def _pdf(text: str) -> _Pdf:
-    """The table in ``"{45: 0.25, 46: 0.75}"``; read as numbers, since evaluating megabytes of text is slow and unsafe."""
-    pairs = np.array(text.strip().strip("{}").replace(":", ",").split(","), np.float64).reshape(-1, 2)
+    """The table in ``"{45: 0.25, 46: 0.75}"``; read as numbers, since evaluating megabytes of text
+    is slow and unsafe.
+    """
+    pairs = np.array(text.strip().strip("{}").replace(":", ",").split(","), np.float64).reshape(
+        -1, 2
+    )
     if not np.isfinite(pairs).all() or (pairs < 0).any() or pairs[:, 1].sum() <= 0:
         raise ValueError("lengths and probabilities must be at least 0")
     cumulative = np.cumsum(pairs[:, 1])
@@ -161,16 +193,26 @@ def _draw_client(
     inputs: list[NDArray[np.int64]],
     outputs: list[NDArray[np.int64]],
 ) -> None:
-    """Add one client's requests. A window's lengths come from the last table that starts no later than it."""
+    """Add one client's requests. A window's lengths come from the last table that starts no later
+    than it.
+    """
     length_s = windows[1].start_s - windows[0].start_s if len(windows) > 1 else 600.0
-    ends = [window.start_s for window in windows[1:]] + [windows[-1].start_s + length_s] if windows else []
+    ends = (
+        [window.start_s for window in windows[1:]] + [windows[-1].start_s + length_s]
+        if windows
+        else []
+    )
     starts = np.array([start for start, _, _ in pdfs])
     for window, end_s in zip(windows, ends, strict=True):
         duration_s = end_s - window.start_s
         if not window.rate_per_s or not pdfs:
             continue
-        drawn = window.start_s + fill_window(window.rate_per_s * duration_s, duration_s, window.pattern, window.cv, rng)
-        _, input_pdf, output_pdf = pdfs[max(0, int(np.searchsorted(starts, window.start_s, side="right")) - 1)]
+        drawn = window.start_s + fill_window(
+            window.rate_per_s * duration_s, duration_s, window.pattern, window.cv, rng
+        )
+        _, input_pdf, output_pdf = pdfs[
+            max(0, int(np.searchsorted(starts, window.start_s, side="right")) - 1)
+        ]
         times.append(drawn)
         inputs.append(input_pdf.draw(len(drawn), rng))
         outputs.append(output_pdf.draw(len(drawn), rng))

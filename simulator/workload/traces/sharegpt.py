@@ -1,4 +1,6 @@
-"""ShareGPT conversations: a JSON list of ``{"id", "conversations": [{"from": "human|gpt", "value": TEXT}, ...]}``."""
+"""ShareGPT conversations: a JSON list of ``{"id", "conversations": [{"from": "human|gpt", "value":
+TEXT}, ...]}``.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from simulator.workload.traces._text import APPROXIMATION, estimated_tokens
 
 
 class ShareGPT(Frozen):
-    """The first two turns of each conversation are prompt and answer, as in vLLM's benchmark; no arrival times.
+    """The first two turns of each conversation are prompt and answer, as in vLLM's benchmark; no
+    arrival times.
 
     The file has text only, so lengths are estimated and a note says so.
     """
@@ -36,11 +39,15 @@ class ShareGPT(Frozen):
             try:
                 texts.append(tuple(turn["value"] + "" for turn in entry["conversations"][:2]))
             except (TypeError, KeyError):
-                raise UserError(f"{path}, entry {number}: conversations must be a list of turns with a text 'value'") from None
+                raise UserError(
+                    f"{path}, entry {number}: conversations must be a list of turns with a text 'value'"
+                ) from None
         pairs = [pair for pair in texts if len(pair) == 2]
         notes = [APPROXIMATION]
         if len(pairs) < len(texts):
-            notes.append(f"{len(texts) - len(pairs)} of {len(texts)} conversations of fewer than two turns left out")
+            notes.append(
+                f"{len(texts) - len(pairs)} of {len(texts)} conversations of fewer than two turns left out"
+            )
         return checked(
             RawRequests(
                 path=path,

@@ -1,4 +1,5 @@
-"""Traces as Splitwise and Vidur replay them: CSV ``arrived_at`` (s), ``num_prefill_tokens``, ``num_decode_tokens``.
+"""Traces as Splitwise and Vidur replay them: CSV ``arrived_at`` (s), ``num_prefill_tokens``,
+``num_decode_tokens``.
 
 Vidur's ``splitwise_conv`` and ``splitwise_code`` are the Azure 2023 traces row by row.
 """
@@ -13,7 +14,11 @@ from simulator.workload.traces._bytes import csv_header, unpacked
 from simulator.workload.traces._check import RawRequests, checked
 from simulator.workload.traces._columns import Kind, line_of, read_csv
 
-_COLUMNS: dict[str, Kind] = {"arrived_at": "float", "num_prefill_tokens": "int", "num_decode_tokens": "int"}
+_COLUMNS: dict[str, Kind] = {
+    "arrived_at": "float",
+    "num_prefill_tokens": "int",
+    "num_decode_tokens": "int",
+}
 
 
 class Splitwise(Frozen):

@@ -1,7 +1,8 @@
-"""The project's own table, Parquet or CSV: ``num_input``, ``num_output`` and, where known, ``arrival_s`` and prefix blocks.
+"""The project's own table, Parquet or CSV: ``num_input``, ``num_output`` and, where known,
+``arrival_s`` and prefix blocks.
 
-Prefix blocks are two columns: ``prefix_ids`` (a list of ids in Parquet, ids separated by spaces in CSV) and
-``prefix_block_tokens`` (the same number in every row).
+Prefix blocks are two columns: ``prefix_ids`` (a list of ids in Parquet, ids separated by spaces in
+CSV) and ``prefix_block_tokens`` (the same number in every row).
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ class Table(Frozen):
 
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether the columns of lengths are there, in a CSV header or a Parquet schema."""
-        return set(_LENGTHS) <= set(_parquet_names(path) if head.startswith(_PARQUET) else csv_header(head))
+        return set(_LENGTHS) <= set(
+            _parquet_names(path) if head.startswith(_PARQUET) else csv_header(head)
+        )
 
     def read(self, path: Path) -> RequestTrace:
         """Read the whole table."""
@@ -42,17 +45,23 @@ class Table(Frozen):
             kinds["arrival_s"] = "float"
         if "prefix_ids" in names:
             if "prefix_block_tokens" not in names:
-                raise UserError(f"{path}: prefix_ids need a column prefix_block_tokens, the tokens of one block")
+                raise UserError(
+                    f"{path}: prefix_ids need a column prefix_block_tokens, the tokens of one block"
+                )
             kinds |= _PREFIXES
         columns = _read_parquet(path, kinds) if is_parquet else read_csv(path, data, kinds)
         blocks = columns.get("prefix_block_tokens", np.zeros(0, np.int64))
         if len(blocks) and (blocks[0] < 1 or (blocks != blocks[0]).any()):
-            raise UserError(f"{path}: prefix_block_tokens must be the same number, at least 1, in every row")
+            raise UserError(
+                f"{path}: prefix_block_tokens must be the same number, at least 1, in every row"
+            )
         return checked(
             RawRequests(
                 path=path,
                 title="request table",
-                line=lambda row: f"row {row + 1}" if is_parquet else f"line {line_of(data, row, 1)}",
+                line=lambda row: (
+                    f"row {row + 1}" if is_parquet else f"line {line_of(data, row, 1)}"
+                ),
                 time_s=columns.get("arrival_s"),
                 num_input=columns["num_input"],
                 num_output=columns["num_output"],
@@ -65,18 +74,31 @@ class Table(Frozen):
 
 
 def write_table(trace: RequestTrace, path: Path) -> None:
-    """Write a trace as Parquet, or as CSV where the name ends in ``.csv``; :class:`Table` reads it back unchanged."""
+    """Write a trace as Parquet, or as CSV where the name ends in ``.csv``; :class:`Table` reads it
+    back unchanged.
+    """
     columns: dict[str, Any] = {"arrival_s": trace.arrival_s} if trace.has_arrivals else {}
     columns |= {"num_input": trace.num_input, "num_output": trace.num_output}
     if trace.prefix_block_tokens:
         columns["prefix_block_tokens"] = np.full(trace.num_requests, trace.prefix_block_tokens)
-        columns["prefix_ids"] = [ids.tolist() for ids in np.split(trace.prefix_ids, trace.prefix_starts[1:-1])]
+        columns["prefix_ids"] = [
+            ids.tolist() for ids in np.split(trace.prefix_ids, trace.prefix_starts[1:-1])
+        ]
     if path.suffix == ".csv":
-        rows = zip(*(values if isinstance(values, list) else values.tolist() for values in columns.values()), strict=True)
+        rows = zip(
+            *(
+                values if isinstance(values, list) else values.tolist()
+                for values in columns.values()
+            ),
+            strict=True,
+        )
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(columns)
-            writer.writerows([" ".join(map(str, cell)) if isinstance(cell, list) else cell for cell in row] for row in rows)
+            writer.writerows(
+                [" ".join(map(str, cell)) if isinstance(cell, list) else cell for cell in row]
+                for row in rows
+            )
         return
     pa, parquet = arrow(), arrow("parquet")
     parquet.write_table(pa.table(columns), path)
@@ -110,12 +132,15 @@ def _read_parquet(path: Path, kinds: dict[str, Kind]) -> Columns:
                 f"{path}: column {name} must hold {'lists of whole' if kind == 'ids' else kind} numbers: {error}"
             ) from None
         if kind == "ids":
-            ids = [np.asarray(chunk.flatten().to_numpy(zero_copy_only=False)) for chunk in column.chunks]
+            ids = [
+                np.asarray(chunk.flatten().to_numpy(zero_copy_only=False))
+                for chunk in column.chunks
+            ]
             counts = [np.diff(chunk.offsets.to_numpy()) for chunk in column.chunks]
             columns[name] = np.concatenate([np.zeros(0, np.int64), *ids])
-            columns[f"{name}_starts"] = np.concatenate([[0], np.cumsum(np.concatenate([np.zeros(0, np.int64), *counts]))]).astype(
-                np.int64
-            )
+            columns[f"{name}_starts"] = np.concatenate(
+                [[0], np.cumsum(np.concatenate([np.zeros(0, np.int64), *counts]))]
+            ).astype(np.int64)
         else:
             columns[name] = column.to_numpy()
     return columns

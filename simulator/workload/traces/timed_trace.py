@@ -1,6 +1,8 @@
-"""vLLM's ``timed_trace`` benchmark data set with its defaults: JSON lines, seconds, prefix blocks of 16 tokens.
+"""vLLM's ``timed_trace`` benchmark data set with its defaults: JSON lines, seconds, prefix blocks
+of 16 tokens.
 
-With ``--timed-trace-chunk-hash-size 512`` and milliseconds the same layout is Mooncake's and is read as such.
+With ``--timed-trace-chunk-hash-size 512`` and milliseconds the same layout is Mooncake's and is
+read as such.
 """
 
 from __future__ import annotations
@@ -19,7 +21,12 @@ class TimedTrace(Frozen):
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether the keys fit and only blocks of 16 tokens explain the number of ids."""
         keys = json_keys(head)
-        return keys >= KEYS and "chat_id" not in keys and has_blocks_of(head, 16) and not has_blocks_of(head, 512)
+        return (
+            keys >= KEYS
+            and "chat_id" not in keys
+            and has_blocks_of(head, 16)
+            and not has_blocks_of(head, 512)
+        )
 
     def read(self, path: Path) -> RequestTrace:
         """Read the whole trace."""

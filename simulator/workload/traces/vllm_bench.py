@@ -1,4 +1,6 @@
-"""Results of ``vllm bench serve --save-result --save-detailed``: one JSON object with lists, one entry a request."""
+"""Results of ``vllm bench serve --save-result --save-detailed``: one JSON object with lists, one
+entry a request.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +21,21 @@ from simulator.workload.traces._check import RawRequests, checked
 
 
 class VllmBench(Frozen):
-    """What a benchmark sent: measured start times where the file has them, else a closed loop or lengths only.
+    """What a benchmark sent: measured start times where the file has them, else a closed loop or
+    lengths only.
 
-    With ``request_rate`` "inf" and a ``max_concurrency`` the start times are the server's doing and not the workload's, so the
-    trace is a closed loop of that concurrency. Failed requests (0 output tokens) are left out with a note.
+    With ``request_rate`` "inf" and a ``max_concurrency`` the start times are the server's doing and
+    not the workload's, so the trace is a closed loop of that concurrency. Failed requests (0 output
+    tokens) are left out with a note.
     """
 
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether it is one JSON object with the keys that every such result has."""
-        return head.lstrip().startswith(b"{") and json_keys(head) >= {"request_rate", "num_prompts", "total_input_tokens"}
+        return head.lstrip().startswith(b"{") and json_keys(head) >= {
+            "request_rate",
+            "num_prompts",
+            "total_input_tokens",
+        }
 
     def read(self, path: Path) -> RequestTrace:
         """Read all requests.
@@ -41,11 +49,17 @@ class VllmBench(Frozen):
             raise UserError(f"{path}: not valid JSON: {error}") from None
         num_input = _numbers(path, result, "input_lens", None)
         num_output = _numbers(path, result, "output_lens", len(num_input))
-        concurrency = result.get("max_concurrency") if result.get("request_rate") in ("inf", math.inf) else None
+        concurrency = (
+            result.get("max_concurrency")
+            if result.get("request_rate") in ("inf", math.inf)
+            else None
+        )
         notes: list[str] = []
         time_s = None
         if concurrency is not None:
-            notes.append(f"a closed loop of {concurrency}: the benchmark sent as fast as its max_concurrency allowed")
+            notes.append(
+                f"a closed loop of {concurrency}: the benchmark sent as fast as its max_concurrency allowed"
+            )
         elif "start_times" in result:
             time_s = _numbers(path, result, "start_times", len(num_input))
         else:
@@ -69,11 +83,15 @@ class VllmBench(Frozen):
 
 def _with_concurrency(path: Path, trace: RequestTrace, concurrency: Any) -> RequestTrace:
     if not isinstance(concurrency, int) or isinstance(concurrency, bool) or concurrency < 1:
-        raise UserError(f"{path}: max_concurrency must be a whole number of at least 1, got {concurrency!r}")
+        raise UserError(
+            f"{path}: max_concurrency must be a whole number of at least 1, got {concurrency!r}"
+        )
     return replace(trace, concurrency=concurrency)
 
 
-def _numbers(path: Path, result: dict[str, Any], name: str, expected: int | None) -> NDArray[np.float64]:
+def _numbers(
+    path: Path, result: dict[str, Any], name: str, expected: int | None
+) -> NDArray[np.float64]:
     found = result.get(name)
     if not isinstance(found, list):
         raise UserError(f"{path}: no list {name}; run the benchmark with --save-detailed")
@@ -81,7 +99,9 @@ def _numbers(path: Path, result: dict[str, Any], name: str, expected: int | None
         raise UserError(f"{path}: {name} has {len(found)} entries, input_lens has {expected}")
     for row, value in enumerate(found, start=1):
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise UserError(f"{path}, entry {row}: {name} must be a number, got {json.dumps(value)[:60]}")
+            raise UserError(
+                f"{path}, entry {row}: {name} must be a number, got {json.dumps(value)[:60]}"
+            )
     return np.array(found, np.float64)
 
 
@@ -89,5 +109,7 @@ def _whole(path: Path, name: str, values: NDArray[np.float64]) -> NDArray[np.int
     wrong = ~(np.isfinite(values) & (values == np.floor(values)))
     if wrong.any():
         row = int(np.argmax(wrong))
-        raise UserError(f"{path}, entry {row + 1}: {name} must be a whole number, got {values[row]}")
+        raise UserError(
+            f"{path}, entry {row + 1}: {name} must be a whole number, got {values[row]}"
+        )
     return values.astype(np.int64)

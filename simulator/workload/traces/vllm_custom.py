@@ -15,18 +15,26 @@ from simulator.workload.traces._text import APPROXIMATION, estimated_tokens
 
 
 class VllmCustom(Frozen):
-    """Prompts as text (their tokens are estimated, with a note) and the exact tokens of each answer; no arrival times."""
+    """Prompts as text (their tokens are estimated, with a note) and the exact tokens of each
+    answer; no arrival times.
+    """
 
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether the first line has a prompt and none of the counts that other formats have."""
         keys = json_keys(head)
-        return "prompt" in keys and not keys & {"timestamp", "input_toks", "conversations", "request_rate"}
+        return "prompt" in keys and not keys & {
+            "timestamp",
+            "input_toks",
+            "conversations",
+            "request_rate",
+        }
 
     def read(self, path: Path) -> RequestTrace:
         """Read all prompts.
 
         Raises:
-            UserError: also if a line lacks ``output_tokens``: how long an answer will be cannot be told from its prompt.
+            UserError: also if a line lacks ``output_tokens``: how long an answer will be cannot be
+                told from its prompt.
         """
         data = unpacked(path)
         columns = read_json_lines(path, data, {"prompt": "text", "output_tokens": "int"})
@@ -36,7 +44,9 @@ class VllmCustom(Frozen):
                 title="vLLM custom data set",
                 line=lambda row: f"line {line_of(data, row, 0)}",
                 time_s=None,
-                num_input=np.array([estimated_tokens(prompt) for prompt in columns["prompt"]], np.int64),
+                num_input=np.array(
+                    [estimated_tokens(prompt) for prompt in columns["prompt"]], np.int64
+                ),
                 num_output=columns["output_tokens"],
                 names=("", "prompt", "output_tokens"),
                 notes=(f"prompt {APPROXIMATION}",),

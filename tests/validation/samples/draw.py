@@ -1,6 +1,8 @@
-"""Draw the samples of this folder from the measured tables: ``python tests/validation/samples/draw.py ../shared/measurements``.
+"""Draw the samples of this folder from the measured tables: ``python
+tests/validation/samples/draw.py ../shared/measurements``.
 
-Every kind of row (GPU, engine, number format, phase ...) gives as many rows as any other, drawn with a seed and kept as they stand.
+Every kind of row (GPU, engine, number format, phase ...) gives as many rows as any other, drawn
+with a seed and kept as they stand.
 """
 
 import sys
@@ -35,7 +37,9 @@ def draw(table, name):
     rng = np.random.default_rng([SEED, zlib.crc32(name.encode())])
     kinds = table.groupby(KINDS[name], dropna=False)
     share = max(1, ROWS // kinds.ngroups)
-    places = [rng.choice(rows, min(share, len(rows)), replace=False) for rows in kinds.indices.values()]
+    places = [
+        rng.choice(rows, min(share, len(rows)), replace=False) for rows in kinds.indices.values()
+    ]
     return table.iloc[np.sort(np.concatenate(places))]
 
 
