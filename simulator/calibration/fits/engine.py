@@ -1,13 +1,11 @@
 """Fits the table ``engine`` on serving points: the engine's own time, by engine and release.
 
-Which requests share a step does not depend on how long steps take (a fixed number is in flight), so
-each point is simulated once and its TTFT and TPOT are linear in the coefficients. What is reported
-of a fit is of points whose whole model or whole GPU was left out.
+TTFT and TPOT of every simulated point are linear in the coefficients. What is reported of a fit is
+of points whose whole model or whole GPU was left out.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +14,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from simulator.base.errors import UserError
 from simulator.calibration.fits import COMMAND
-from simulator.config.accelerator import load_accelerator
+from simulator.calibration.fits._engine_points import LOAD, Points, simulate
 from simulator.config.calibration.engine import engine_key, release_of
-from simulator.parallel.workers import sweep
-from simulator.validation.kernels._hardware import accelerator_name
-from simulator.validation.serving import MEASURES, Group, groups
-from simulator.validation.serving._answer import Prepared, prepare
-from simulator.validation.serving._deployments import deployment_of
-from simulator.validation.serving._load import sums
 
 _TABLE = "serving_points.csv.gz"
-LOAD = ("isl", "osl", "concurrency")
-"""What the domain of an entry is of: tokens in, tokens out, requests in flight."""
 _SOURCE = "NVIDIA aiconfigurator-core 0.12.0, Apache-2.0"
 _COEFFICIENTS = ("step_s", "sequence_s", "first_token_s", "stream_s")
 _START = np.array([1e-3, 2e-5, 4e-2, 1e-3])
@@ -47,10 +36,6 @@ _WEIGHTS = np.array([1.0, 1.5])
 _ANY, _ALL, _POOLED = "any", "@all", ""
 """Of every engine; of every release of an engine, which stands in no table; of every
 calibration."""
-_STALLED = ("sglang", "")
-"""Engine and release of points that are left out: seconds before the first tokens whatever the
-load, so one wait of a minute in each run (kernels compiled while the first requests wait), which
-says nothing of steps."""
 _COMPILED, _COMPILED_SEQUENCE_S = "trtllm@0.17.0", 2e-6
 _EARLIEST, _EARLIEST_EXPERTS = "trtllm@0.0.0", 2.35**0.5
 """With 2.35 Mixtral-8x7B on two H100 (128 tokens in, 128 out) slows down as published between
@@ -58,107 +43,9 @@ releases: from 27,451 tokens/s to 16,052. Which release had which kernels is not
 middle is taken."""
 
 
-@dataclass(frozen=True)
-class Points:
-    """Simulated points, one row each."""
-
-    engine: NDArray[np.object_]
-    version: NDArray[np.object_]
-    model: NDArray[np.object_]
-    system: NDArray[np.object_]
-    calibration: NDArray[np.object_]
-    parts: NDArray[np.float64]
-    """``[n, 2, 5]`` for TTFT and TPOT: seconds of kernels, and what each coefficient is multiplied
-    with."""
-    measured: NDArray[np.float64]
-    """``[n, 2]`` seconds."""
-    file: NDArray[np.object_]
-    """The model's, which says what a prediction was not fitted on."""
-    is_moe: NDArray[np.bool_]
-    load: NDArray[np.float64]
-    """``[n, 3]``: :data:`LOAD`."""
-
-    def where(self, chosen: NDArray[np.bool_]) -> Points:
-        """Some of them."""
-        return Points(**{field.name: getattr(self, field.name)[chosen] for field in fields(self)})
-
-
 def fit(folder: Path) -> dict[str, dict[str, Any]]:
     """The table of every calibration that has serving points."""
     return fit_points(simulate(pd.read_csv(folder / _TABLE)))
-
-
-def simulate(table: pd.DataFrame) -> Points:
-    """Every aggregated point of a table that can be simulated."""
-    made, _ = groups(table[table["mode"] == "agg"].reset_index(drop=True))
-    table = table[table["mode"] == "agg"].reset_index(drop=True)
-    rows: list[tuple[Any, ...]] = []
-    for group, found in zip(made, sweep(_simulated, made), strict=True):
-        for place, point, parts in zip(group.rows, group.points, found, strict=True):
-            if parts is None:
-                continue
-            measured = [
-                float(table[measure.column].iloc[place]) * measure.unit_s for measure in MEASURES
-            ]
-            gpu = accelerator_name(point.system) or ""
-            calibration = load_accelerator(gpu, point.system).calibration
-            model = point.repository.rsplit("/", 1)[-1].replace("-R1", "-V3")  # one shape
-            load = (point.num_input, point.num_output, point.concurrency)
-            deployed = deployment_of(point)
-            known = (deployed.spec.model, deployed.model.moe is not None, load)
-            rows.append(
-                (point.engine, point.version, model, gpu, calibration, parts, measured, *known)
-            )
-    columns = [np.array(column, dtype=object) for column in list(zip(*rows, strict=True))[:5]]
-    seconds = [np.array([row[place] for row in rows], dtype=float) for place in (5, 6)]
-    files, is_moe, loads = (
-        np.array([row[place] for row in rows], dtype=kind)
-        for place, kind in ((7, object), (8, bool), (9, float))
-    )
-    return Points(
-        columns[0],
-        columns[1],
-        columns[2],
-        columns[3],
-        columns[4],
-        seconds[0],
-        seconds[1],
-        files,
-        is_moe,
-        loads,
-    )
-
-
-def _simulated(group: Group) -> list[NDArray[np.float64] | None]:
-    """``[2, 5]`` of every point of a group; ``None`` where it cannot be simulated or is left
-    out.
-    """
-    found: list[NDArray[np.float64] | None] = []
-    known: dict[object, NDArray[np.float64]] = {}
-    for one in prepare(group.points):
-        if (
-            isinstance(one.plan, str)
-            or one.table is None
-            or (one.point.engine, one.point.version) == _STALLED
-        ):
-            found.append(None)
-            continue
-        load = (one.point._replace(repository="", is_dated=False), str(one.found.spec.scheduling))
-        try:
-            if load not in known:
-                known[load] = _parts(sums(one.plan, one.table, one.point), one)
-            found.append(known[load])
-        except UserError:
-            found.append(None)
-    return found
-
-
-def _parts(terms: NDArray[np.float64], one: Prepared) -> NDArray[np.float64]:
-    before_first = np.array([[1.0, one.point.concurrency], [0.0, 0.0]])
-    return np.asarray(
-        np.concatenate([terms[:, :3], before_first], axis=1)
-        / np.array([[1.0], [one.tokens_per_step]])
-    )
 
 
 def fit_points(points: Points) -> dict[str, dict[str, Any]]:

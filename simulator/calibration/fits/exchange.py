@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
+from simulator.calibration.fits._exchange_kernels import KERNELS, Kernels
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 from simulator.config.calibration.exchange import ExchangeFit
 from simulator.validation.kernels.alltoall import Part, parts_of
@@ -70,98 +71,6 @@ _NOTIFY = {
 walks over the tokens."""
 
 
-class _Kernels(NamedTuple):
-    what: str
-    dispatch: tuple[str, ...]
-    """Coefficients that are fitted, beside those across nodes where rows cross any."""
-    combine: tuple[str, ...]
-    num_sms: int
-    overlap: float
-
-
-_LATENCY = ("latency_s", "latency_per_expert_s", "scale_up_fraction")
-_NORMAL = ("latency_s", "latency_per_byte_s", "scale_up_fraction", "copy_byte_s")
-_EAGER = ("floor_s", "latency_s", "scale_up_fraction")
-_BACK = ("latency_s", "latency_per_byte_s", "scale_up_fraction")
-"""Low-latency kernels that add up what comes back take longer to start for long vectors."""
-_BY_TOKEN = ("token_s", "token_byte_s")
-"""vLLM's normal kernels take as long for a token of six experts as for one of eight, on as many
-ranks."""
-_KERNELS = {
-    "low_latency": _Kernels(
-        "DeepEP low-latency kernels (SGLang)",
-        (*_LATENCY, "token_s"),
-        (*_LATENCY, "copy_byte_s"),
-        num_sms=0,
-        overlap=1.0,
-    ),
-    "normal": _Kernels(
-        "DeepEP normal kernels (SGLang)",
-        (*_NORMAL, "token_s", "copy_s"),
-        (*_NORMAL, "token_byte_s"),
-        num_sms=20,
-        overlap=3.0,
-    ),
-    "trtllm_deepep_ht": _Kernels(
-        "DeepEP normal kernels as TensorRT-LLM calls them",
-        ("latency_s", "latency_per_byte_s", "token_s", "copy_s", "copy_byte_s"),
-        ("latency_s", "latency_per_byte_s", "token_s", "copy_byte_s"),
-        num_sms=20,
-        overlap=3.0,
-    ),
-    "trtllm_deepep_ll": _Kernels(
-        "DeepEP low-latency kernels as TensorRT-LLM calls them, launched from Python",
-        _EAGER,
-        _BACK,
-        num_sms=0,
-        overlap=1.0,
-    ),
-    **{
-        f"trtllm_deepep_ll_{dtype}": _Kernels(
-            f"DeepEP low-latency kernels that bring results back in {dtype}, as TensorRT-LLM calls them, launched from Python",
-            (),
-            _BACK,
-            num_sms=0,
-            overlap=1.0,
-        )
-        for dtype in ("fp8", "fp4")
-    },
-    "deepep_ht": _Kernels(
-        "DeepEP normal kernels as vLLM calls them, launched from Python",
-        ("floor_s", "latency_s", *_BY_TOKEN),
-        ("latency_s", "latency_per_byte_s", *_BY_TOKEN),
-        num_sms=20,
-        overlap=3.0,
-    ),
-    "deepep_ll": _Kernels(
-        "DeepEP low-latency kernels as vLLM calls them, launched from Python",
-        _EAGER,
-        ("floor_s", *_BACK),
-        num_sms=0,
-        overlap=1.0,
-    ),
-    "deepep_v2_context": _Kernels(
-        "DeepEP v2 kernels for prompts as vLLM calls them, launched from Python",
-        ("floor_s", "latency_s", "token_byte_s"),
-        ("floor_s", "latency_s", "copy_byte_s"),
-        num_sms=64,
-        overlap=3.0,
-    ),
-    "deepep_v2_generation": _Kernels(
-        "DeepEP v2 kernels for decode as vLLM calls them, launched from Python",
-        ("floor_s",),
-        ("floor_s",),
-        num_sms=64,
-        overlap=3.0,
-    ),
-    "one_sided": _Kernels(
-        "NVLink one-sided kernels",
-        ("latency_s", "scale_up_fraction"),
-        _EAGER[1:],
-        num_sms=0,
-        overlap=1.0,
-    ),
-}
 _FAMILIES = {"h100-sxm": "hopper", "b200-sxm": "blackwell", "gb200": "blackwell"}
 _TABLES = (
     "deepep_low_latency.csv.gz",
@@ -191,7 +100,7 @@ def fit(folder: Path) -> dict[str, dict[str, Any]]:
         for part in parts_of(table):
             if (
                 part.accelerator not in _FAMILIES
-                or part.kernels not in _KERNELS
+                or part.kernels not in KERNELS
                 or part.measured not in table.columns
             ):
                 continue
@@ -243,7 +152,7 @@ def _rows(parts: list[Part]) -> _Rows:
 def _entry(
     accelerator: AcceleratorSpec, kernels: str, operation: str, rows: _Rows, told: list[Part]
 ) -> dict[str, Any]:
-    job = _KERNELS[kernels]
+    job = KERNELS[kernels]
     names = job.dispatch if operation == "dispatch" else job.combine
     nodes = np.concatenate(
         [np.asarray(part.moves.load.num_nodes, dtype=float) for part in rows.parts]
@@ -283,7 +192,7 @@ def _entry(
 
 
 def _what(
-    job: _Kernels, accelerator: AcceleratorSpec, rows: _Rows, nodes: NDArray[np.float64]
+    job: Kernels, accelerator: AcceleratorSpec, rows: _Rows, nodes: NDArray[np.float64]
 ) -> str:
     source = _BLOG if job.what.startswith("NVLink") else _SOURCE
     text = f"{len(rows.measured_s):,} timings of {job.what}, {accelerator.title}, {source}"
@@ -313,7 +222,7 @@ def _domain(rows: _Rows, nodes: NDArray[np.float64]) -> dict[str, list[int]]:
 
 def _search(
     accelerator: AcceleratorSpec,
-    job: _Kernels,
+    job: Kernels,
     names: tuple[str, ...],
     rows: _Rows,
     used: NDArray[np.bool_],
@@ -349,7 +258,7 @@ def _search(
     )
 
 
-def _built(job: _Kernels, values: Mapping[str, float]) -> ExchangeFit:
+def _built(job: Kernels, values: Mapping[str, float]) -> ExchangeFit:
     base: dict[str, Any] = {
         "latency_s": 0.0,
         "scale_out_latency_s": 0.0,
