@@ -158,7 +158,7 @@ def print_plan(answer: dict[str, Any], width: int | None) -> None:
 
 def _candidates(answer: dict[str, Any], width: int | None) -> Iterator[Text]:
     """A row a deployment under the headings of its numbers, the text of the deployment last."""
-    from simulator.report.plan_tables import groups
+    from simulator.report.plan_candidates import groups
     from simulator.results.plan_text import amount, percent, target_short, times, value_text
 
     limits, currency = answer.get("targets", {}), answer.get("currency", "USD")

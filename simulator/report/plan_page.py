@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-from simulator.report import plan_tables, tables
+from simulator.report import plan_candidates, plan_tables, tables
 from simulator.report.cards import Cards, drawn_sections
 from simulator.report.document import described, document, facts_list, in_sections
 from simulator.report.gallery import plots
@@ -62,7 +62,7 @@ def render(answer: dict[str, Any], run: dict[str, Any]) -> str:
     shown = [figure for figure in figures() if plots(figure, answer)]
     drawn = dict(drawn_sections(cards, shown, answer))
     sections: list[tuple[str, Markup]] = []
-    if (costs := plan_tables.costs_table(answer)) is not None:
+    if (costs := plan_candidates.costs_table(answer)) is not None:
         sections.append(("The candidates", described(_CANDIDATES + _bands(answer), costs)))
     further = {
         "What if": [plan_tables.sensitivity_table(answer)],
@@ -99,9 +99,9 @@ def render(answer: dict[str, Any], run: dict[str, Any]) -> str:
 
 def _bands(answer: dict[str, Any]) -> str:
     """What the ranges in the table of candidates are, where it has some."""
-    if not plan_tables.is_banded(answer):
+    if not plan_candidates.is_banded(answer):
         return ""
-    shown = [row for _, rows in plan_tables.groups(answer) for row in rows]
+    shown = [row for _, rows in plan_candidates.groups(answer) for row in rows]
     return _RANGES + (
         _ESTIMATED if any(row.get("band") not in (None, "simulated") for row in shown) else ""
     )
