@@ -15,9 +15,10 @@ from simpy.events import Event, ProcessGenerator
 from simulator.deployment.plan import POOL_TOKENS
 from simulator.engine.batching import complete_step, form_step, push
 from simulator.engine.fabric import Wires
-from simulator.engine.fast import LOG_COLUMNS, advance, in_flight, leap, observe, price_step
+from simulator.engine.fast import LOG_COLUMNS, advance, leap, observe
 from simulator.engine.rank import StepTimes, run_step
 from simulator.engine.state import Limits, Requests, start_clock, start_ranks
+from simulator.engine.step_price import in_flight, price_step
 from simulator.engine.table import StepTable
 from simulator.results.tables import STEP_PHASES
 from simulator.step.prices import Prices

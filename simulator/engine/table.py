@@ -1,51 +1,21 @@
-"""The ``step`` fidelity's prices, in arrays for compiled code; the routed experts' part is filled
-by the ``rank`` fidelity.
+"""The ``step`` fidelity's prices, in arrays for compiled code.
+
+The routed experts' part is filled beside it, in :mod:`simulator.engine.experts_table`.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
-from simulator.cost.comm import Exchange
 from simulator.cost.compute import Rates
-from simulator.deployment.plan import POOL_TOKENS
-from simulator.engine.lockstep import Lockstep
-from simulator.policies.dispatch import limits_of
-from simulator.step.expert_prices import ExpertStep
+from simulator.engine.experts_table import BESIDES, fill_experts
+from simulator.engine.state import Floats, Ints
 from simulator.step.prices import PHASES, Prices
-from simulator.step.program import Busy, Operation, Together
-from simulator.step.two_batch import first_half, interleave
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-
-EXPERT_PHASES = ("experts", "dispatch", "combine", "wait")
-_GROWTHS = ((512, 1.3), (4096, 1.6), (1 << 60, 2.5))
-"""Up to so many tokens, the ratio of neighbouring entries; linear in between. Beyond some hundred
-tokens each expert has its share and prices are nearly straight lines; the pool's 4,096 tokens stand
-for more of them in proportion."""
-_SHARES = (1.0, 1.25, 1.6, 3.0, 8.0)
-"""Tokens of the fullest data-parallel rank over the mean rank's."""
-_BESIDES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.4, 2.0, 4.0)
-"""With two-batch overlap, what else a half computes in a layer with experts (mixer, dense blocks,
-all-reduces) over what its exchanges take alone: what is left to wait for falls along straight
-lines, and to nothing where there is enough to compute."""
-_DRAWN_TOKENS = 10240
-"""Tokens of all draws of an entry, about: many tokens are their own mean, and a few have little to
-do with each other."""
-_FEWEST_DRAWS, _MOST_DRAWS = 14, 96
-"""Draws that an entry is the mean of, each of one layer and of tokens of its own. Between seeds the
-entries of DeepSeek-V3 over 32 ranks then scatter by 0.3 % at the median and 1 % at most; one draw
-of 20 layers scattered by 0.9 % and 2.5 %."""
-_STARTS = 32
-"""Places where layers that stand for all may begin, of which the best is taken."""
+from simulator.step.two_batch import first_half
 
 
 class StepTable(NamedTuple):
@@ -145,7 +115,7 @@ def make_table(prices: Prices, stream: str = "steps") -> StepTable:
     reduces = (
         [(_all_reduce_s(prices), prices.num_all_reduces, reduces_halved)] if layout.tp > 1 else []
     )
-    tokens, shares, alone_s, expert_s = _fill_experts(prices, stream)
+    tokens, shares, alone_s, expert_s = fill_experts(prices, stream)
     engine = prices.plan.calibration.engine
     return StepTable(
         mixer_s=sum((_layers_s(*block) for block in mixers), zeros),
@@ -173,7 +143,7 @@ def make_table(prices: Prices, stream: str = "steps") -> StepTable:
         ),
         expert_tokens=tokens,
         expert_shares=shares,
-        expert_besides=np.array(_BESIDES if prices.halved_layers else (0.0,)),
+        expert_besides=np.array(BESIDES if prices.halved_layers else (0.0,)),
         expert_alone_s=alone_s,
         expert_s=expert_s,
         weight_bytes=prices.read_bytes_per_step,
@@ -198,217 +168,3 @@ def _layers_s(block_s: Floats, num_layers: int, num_halved: int) -> Floats:
 def _all_reduce_s(prices: Prices) -> Floats:
     """Each number of tokens is priced: which protocol is fastest changes with the size."""
     return prices.all_reduces_s(np.arange(prices.max_tokens + 1))
-
-
-def _fill_experts(prices: Prices, stream: str) -> tuple[Floats, Floats, Floats, Floats]:
-    layout = prices.plan.layout
-    besides = _BESIDES if prices.halved_layers else (0.0,)
-    if prices.plan.experts is None:
-        return np.zeros(0), np.ones(1), np.ones((0, 1)), np.zeros((0, 1, 1, len(EXPERT_PHASES) + 2))
-    # Only tokens that travel care on which rank they are.
-    shares = (
-        [s for s in _SHARES if s < layout.attention_dp] + [float(layout.attention_dp)]
-        if layout.travels
-        else [1.0]
-    )
-    totals = sorted({*_grid(prices.max_tokens * layout.attention_dp), *_edges(prices)})
-    table = np.zeros((len(totals), len(shares), len(besides), len(EXPERT_PHASES) + 2))
-    alone_s = np.ones((len(totals), len(shares)))
-    for g, total in enumerate(totals):
-        known: dict[int, tuple[float, Floats]] = {}
-        for s, share in enumerate(shares):
-            tokens_d = spread(total, share, layout.attention_dp)
-            fullest = int(tokens_d.max())
-            if fullest not in known:
-                places = _draw_places(
-                    prices.experts.imbalance_L, total, prices.plan.rng(stream, total, fullest)
-                )
-                known[fullest] = price_experts(prices, tokens_d, places, besides)
-            alone_s[g, s], table[g, s] = known[fullest]
-    return np.array(totals, dtype=np.float64), np.array(shares), alone_s, table
-
-
-def _edges(prices: Prices) -> list[int]:
-    """Totals on both sides of where the dispatch policy begins to send tokens in another way."""
-    layout = prices.plan.layout
-    if prices.plan.experts is None or not layout.travels:
-        return []
-    ends = [limit * layout.num_ranks for limit in limits_of(prices.plan.experts.dispatch)]
-    if prices.halved_layers:  # the halves pass the limit one after the other
-        ends = [at for end in ends for at in (2 * end, 2 * end + layout.num_ranks)]
-    return [
-        total
-        for end in ends
-        for total in (end, end + 1)
-        if total <= prices.max_tokens * layout.attention_dp
-    ]
-
-
-def _grid(largest: int) -> list[int]:
-    grid = [1, 2]
-    while grid[-1] < largest:
-        growth = next(ratio for limit, ratio in _GROWTHS if grid[-1] < limit)
-        grid.append(min(largest, max(grid[-1] + 1, round(grid[-1] * growth))))
-    return grid
-
-
-def spread(total: int, share: float, num_ranks: int) -> Ints:
-    """``total`` tokens over ranks, the first holding ``share`` times the mean (or as near as whole
-    tokens allow), the rest even.
-    """
-    fullest = min(total, max(-(-total // num_ranks), round(share * total / num_ranks)))
-    tokens_d = np.zeros(num_ranks, dtype=np.int64)
-    tokens_d[0] = fullest
-    if num_ranks > 1:
-        rest, others = total - fullest, num_ranks - 1
-        tokens_d[1:] = rest // others + (np.arange(others) < rest % others)
-    return tokens_d
-
-
-def _draw_places(
-    imbalance_L: Floats, total: int, rng: np.random.Generator
-) -> list[tuple[int, int]]:
-    """Layers, and where in their pools of recorded choices an entry's tokens begin: many where a
-    step's few tokens differ most.
-    """
-    count = min(max(_DRAWN_TOKENS // total, _FEWEST_DRAWS), _MOST_DRAWS)
-    offsets = rng.integers(POOL_TOKENS, size=count)
-    return list(zip(_choose_layers(imbalance_L, count).tolist(), offsets.tolist(), strict=True))
-
-
-def _choose_layers(imbalance_L: Floats, count: int) -> Ints:
-    """``count`` layers that stand for all, those beyond the model's own number a second time and
-    more often.
-
-    Layers differ in which experts are popular, and so in how unevenly ranks are loaded, which is
-    nearly all that tells them apart once a step has some hundred tokens. So they are spaced evenly
-    over their order by that (systematic sampling), beginning where their mean imbalance is nearest
-    to that of all layers: a dozen of DeepSeek-V3's 58 are then as good as all.
-    """
-    num_layers, ranked = len(imbalance_L), np.argsort(imbalance_L, kind="stable")
-    starts = (np.arange(_STARTS) + 0.5) / _STARTS
-    chosen = ranked[((np.arange(count) + starts[:, None]) * (num_layers / count)).astype(np.int64)]
-    nearest = np.abs(imbalance_L[chosen].mean(axis=1) - imbalance_L.mean()).argmin()
-    return np.sort(chosen[nearest])
-
-
-def price_experts(
-    prices: Prices,
-    tokens_d: Ints,
-    places: Sequence[tuple[int, int]],
-    besides: tuple[float, ...] = (0.0,),
-) -> tuple[float, Floats]:
-    """Run MoE layers for ``tokens_d`` tokens at the ``rank`` fidelity, one after another, which
-    stand for all layers of the model.
-
-    Args:
-        places: MoE layer, and where in its pool of recorded choices the tokens begin.
-        besides: with two-batch overlap, what else a half computes in all layers, in what its
-            exchanges take alone.
-
-    Returns:
-        What a half's exchanges take alone, and for each of ``besides`` the seconds of
-        ``EXPERT_PHASES``, imbalance and bytes read.
-    """
-    is_split = bool(prices.halved_layers) and int(tokens_d.max()) > 1
-    parts = [first_half(tokens_d), tokens_d - first_half(tokens_d)] if is_split else [tokens_d]
-    begins = [0, int(parts[0].sum())]
-    steps = [
-        prices.experts.steps(part_d, [(layer, offset + begin) for layer, offset in places])
-        for part_d, begin in zip(parts, begins, strict=False)
-    ]
-    loads = _measure_loads(prices, parts, steps)
-    num_layers = prices.plan.model.num_moe_layers
-    if is_split:
-        exchanges = [
-            exchange
-            for part in steps
-            for step in part
-            for exchange in (step.dispatch, step.combine)
-        ]
-        alone_s = (
-            sum(exchange.alone_s for exchange in exchanges)
-            / len(parts)
-            * (num_layers / len(places))
-        )
-        rows = _run_passes(
-            prices, steps, _pass_through(num_layers, len(places)), alone_s / num_layers, besides
-        )
-    else:
-        alone_s, rows = 1.0, _run_passes(prices, steps, [range(len(places))], 0.0, (0.0,))
-    return alone_s, np.hstack([rows, np.tile(loads, (len(rows), 1))])
-
-
-def _measure_loads(
-    prices: Prices, parts: list[Ints], steps: list[list[ExpertStep]]
-) -> tuple[float, float]:
-    """Mean load imbalance, and bytes of weights that the mean rank reads in all layers."""
-    imbalance, read_bytes = 0.0, (len(parts) - 1) * prices.overlapped_bytes
-    total = sum(int(part_d.sum()) for part_d in parts)
-    for part_d, part in zip(parts, steps, strict=True):
-        pairs_YR = np.array([step.pairs_R for step in part])
-        imbalance += (
-            int(part_d.sum()) / total * float((pairs_YR.max(axis=1) / pairs_YR.mean(axis=1)).mean())
-        )
-        read_bytes += (
-            float(np.mean([step.read_bytes for step in part])) * prices.plan.model.num_moe_layers
-        )
-    return imbalance, read_bytes
-
-
-def _run_passes(
-    prices: Prices,
-    steps: list[list[ExpertStep]],
-    passes: list[Sequence[int]],
-    beside_s: float,
-    besides: tuple[float, ...],
-) -> Floats:
-    """Seconds of ``EXPERT_PHASES`` in all layers, ``[B, 4]``, from runs of draws one after another.
-
-    Args:
-        steps: of the halves, or of the whole, one a draw.
-        passes: draws of each run.
-        beside_s: other work in a layer, which each of ``besides`` multiplies.
-    """
-    rows = np.zeros((len(besides), len(EXPERT_PHASES)))
-    for drawn in passes:
-        programs = [
-            _expert_program(prices, [part[draw] for draw in drawn], beside_s) for part in steps
-        ]
-        lockstep = Lockstep(
-            interleave(*programs) if len(programs) > 1 else programs[0],
-            prices.plan.layout.num_ranks,
-        )
-        rows += [[run[phase] for phase in EXPERT_PHASES] for run in map(lockstep.run, besides)]
-    return rows * (prices.plan.model.num_moe_layers / sum(map(len, passes)))
-
-
-def _pass_through(num_layers: int, num_draws: int) -> list[Sequence[int]]:
-    """Draws that follow each other as layers of one step do: what its first and last layer have
-    nothing beside counts as often.
-
-    More draws than layers are dealt out to several passes, each through all of the model's layers;
-    fewer come several times in one.
-    """
-    num_passes = math.ceil(num_draws / num_layers)
-    if num_passes > 1:
-        return [range(first, num_draws, num_passes) for first in range(num_passes)]
-    return [list(range(num_draws)) * (num_layers // num_draws)]
-
-
-def _expert_program(prices: Prices, steps: list[ExpertStep], beside_s: float) -> list[Operation]:
-    """One MoE layer after another, each behind ``beside_s`` of other work, which counts as
-    ``attention``.
-    """
-    num_ranks = prices.plan.layout.num_ranks
-    program: list[Operation] = []
-    for layer, step in enumerate(steps):
-        program.append(Busy("attention", layer, np.full(num_ranks, beside_s)))
-        program += prices.expert_operations(step, layer)
-        if (
-            not prices.plan.layout.travels
-        ):  # ranks meet in the all-reduce that follows, priced elsewhere
-            program.append(
-                Together("wait", layer, (tuple(range(num_ranks)),), (Exchange.nothing(),))
-            )
-    return program

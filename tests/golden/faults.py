@@ -29,17 +29,18 @@ class Fault(NamedTuple):
     wrong: str
 
 
-BATCHING, BLOCKS, FAST = (
+BATCHING, BLOCKS, FAST, PRICE = (
     "simulator/engine/batching.py",
     "simulator/engine/blocks.py",
     "simulator/engine/fast.py",
+    "simulator/engine/step_price.py",
 )
 FAULTS = (
     Fault(
         "a request goes to the fullest rank",
         BATCHING,
-        "ranks.num_running[d] < ranks.num_waiting[best]",
-        "ranks.num_running[d] > ranks.num_waiting[best]",
+        "< ranks.num_waiting[best] + ranks.num_running[best]",
+        "> ranks.num_waiting[best] + ranks.num_running[best]",
     ),
     Fault(
         "a prompt's last token counts as a decode",
@@ -103,19 +104,19 @@ FAULTS = (
     ),
     Fault(
         "the fullest share is not interpolated",
-        FAST,
+        PRICE,
         "s2 = min(s + 1, len(table.expert_shares) - 1)",
         "s2 = s",
     ),
     Fault(
         "the second half of an overlapped step computes nothing beside",
-        FAST,
+        PRICE,
         "fullest * num_ranks / total_tokens, beside / 2, row",
         "fullest * num_ranks / total_tokens, beside, row",
     ),
     Fault(
         "a pipeline's last stage has no output matrix",
-        FAST,
+        PRICE,
         "ends += in_layers * last + head_s[b]",
         "ends += in_layers * last",
     ),
@@ -128,14 +129,14 @@ FAULTS = (
     Fault(
         "a closed loop's next request joins the step that is forming",
         FAST,
-        "if concurrency > 0 and not is_idle and requests.arrival_s[queue[position]] == clock.now_s[0]:\n                break",
-        "if concurrency > 1000000:\n                break",
+        "concurrency > 0\n                and not is_idle",
+        "concurrency > 1000000\n                and not is_idle",
     ),
     Fault(
         "windows are as long as the context",
-        FAST,
-        "context, new, windows[w, phase], compressions[w]",
-        "context, new, 1 << 40, compressions[w]",
+        PRICE,
+        "new,\n                    windows[w, phase],",
+        "new,\n                    1 << 40,",
     ),
     Fault(
         "hot experts get no copies",

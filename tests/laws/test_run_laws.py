@@ -11,10 +11,11 @@ from simulator.base import plugins
 from simulator.base.errors import UserError
 from simulator.engine import cluster as engine
 from simulator.engine.cluster import run_plan
+from simulator.engine.experts_table import price_experts
 from simulator.engine.limits import make_limits, scaled_blocks
 from simulator.engine.replica import ByTable, Replica
 from simulator.engine.state import start_requests
-from simulator.engine.table import make_table, price_experts
+from simulator.engine.table import make_table
 from simulator.results.metrics import latencies
 from simulator.step.prices import Prices
 

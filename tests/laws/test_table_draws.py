@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from simulator.base.streams import open_stream
-from simulator.engine.table import _choose_layers, make_table
+from simulator.engine.experts_table import _choose_layers
+from simulator.engine.table import make_table
 from simulator.step.prices import Prices
 
 

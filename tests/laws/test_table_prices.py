@@ -7,8 +7,8 @@ import pytest
 
 from simulator.engine import cluster
 from simulator.engine.cluster import run_plan
-from simulator.engine.fast import price_step
 from simulator.engine.replica import ByRanks
+from simulator.engine.step_price import price_step
 from simulator.engine.table import make_table
 from simulator.results.metrics import latencies
 

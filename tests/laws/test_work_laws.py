@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.base import plugins
-from simulator.engine.table import spread
+from simulator.engine.experts_table import spread
 from simulator.step.prices import Prices
 from simulator.step.program import Batch, Busy
 from simulator.work.flops import matmul_flops_per_token, served_flops

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from simulator.config.calibration.disaggregation import DisaggregationFit
 from simulator.deployment.plan import Plan
-from simulator.engine.fast import LOG_COLUMNS, price_step
+from simulator.engine.fast import LOG_COLUMNS
 from simulator.engine.limits import make_limits, scaled_blocks
 from simulator.engine.prefill_loop import Prompts, first_tokens
 from simulator.engine.replica import Replica
 from simulator.engine.state import start_requests
+from simulator.engine.step_price import price_step
 from simulator.engine.table import StepTable
 from simulator.validation.serving._drafts import kept, with_drafts
 from simulator.validation.serving._load import ROUNDS, Latencies, weights_of

@@ -1,0 +1,261 @@
+"""Seconds of a formed step, read from the table: of one data-parallel group, of the lanes of a
+pipeline, and of routed experts between the table's entries. Compiled.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.cost.compute.context import NUM_SUMS, split_s, work_s
+from simulator.engine.batching import computes, is_decode
+from simulator.engine.state import Ranks, Requests
+from simulator.engine.table import StepTable
+from simulator.work.context import add_sums
+
+_ATTENTION = 7
+"""Column of a log row that the parts of a step's time begin at."""
+
+
+@numba.njit(cache=True)
+def price_step(
+    requests: Requests, ranks: Ranks, table: StepTable, row: NDArray[np.float64]
+) -> float:
+    """Seconds of the formed step; its parts go into the log row from column 7 on.
+
+    Data-parallel ranks wait for the slowest: the mean rank's time counts as work, the rest as
+    waiting. So do the lanes of a pipeline.
+    """
+    num_dp = len(ranks.free_blocks)
+    num_lanes = len(ranks.num_running) // num_dp
+    if num_lanes == 1:
+        _price_lane(requests, ranks, table, 0, num_dp, row)
+        return float(row[_ATTENTION : _ATTENTION + 8].sum())
+    parts, head_s, sends_s = (
+        np.zeros((num_lanes, len(row))),
+        np.zeros(num_lanes),
+        np.zeros(num_lanes),
+    )
+    for lane in range(num_lanes):
+        if computes(ranks, lane * num_dp, (lane + 1) * num_dp):
+            head, fullest = _price_lane(
+                requests, ranks, table, lane * num_dp, (lane + 1) * num_dp, parts[lane]
+            )
+            head_s[lane], sends_s[lane] = head, table.sends_s[fullest]
+            parts[lane, _ATTENTION + 6] += sends_s[lane]
+    parts = parts[:, _ATTENTION:]
+    return float(
+        in_flight(parts, head_s, sends_s, num_lanes, table.longest_stage, table.last_stage, row)
+    )
+
+
+@numba.njit(cache=True)
+def in_flight(
+    parts: NDArray[np.float64],
+    head_s: NDArray[np.float64],
+    sends_s: NDArray[np.float64],
+    num_stages: int,
+    longest: float,
+    last: float,
+    row: NDArray[np.float64],
+) -> float:
+    """Seconds in which every batch of a pipeline passes every stage once; their parts go into the
+    log row from column 7 on.
+
+    A batch begins anew when it has left the last stage, so the time is that of the batch that takes
+    longest; and no stage, nor the engine itself, can be busy with all batches for longer than that.
+    This is the steady state of stages that take batches in order.
+
+    Args:
+        parts: ``[batches, columns]`` the log row of each from column 7 on, its ways from stage to
+            stage among the collectives.
+        head_s: ``[batches]`` of ``parts``, in the last stage besides its layers.
+        sends_s: ``[batches]`` of ``parts``, on the way from stage to stage.
+        longest: share of the layers in the longest stage; ``last``, in the last.
+    """
+    alone = layers = ends = engine = 0.0
+    num_busy = 0
+    for b in range(len(parts)):
+        own = parts[b, :8].sum()
+        if own == 0.0:
+            continue
+        num_busy += 1
+        alone = max(alone, own)
+        in_layers = own - parts[b, 7] - sends_s[b] - head_s[b]
+        layers += in_layers * longest
+        ends += in_layers * last + head_s[b]
+        engine += parts[b, 7]
+    duration = max(max(alone, layers), max(ends, engine))
+    for c in range(10):
+        row[_ATTENTION + c] = parts[:, c].sum() / num_stages
+    row[_ATTENTION + 8] *= num_stages / num_busy
+    row[_ATTENTION + 5] += duration - row[_ATTENTION : _ATTENTION + 8].sum()
+    return float(duration)
+
+
+@numba.njit(cache=True)
+def _price_lane(
+    requests: Requests,
+    ranks: Ranks,
+    table: StepTable,
+    first: int,
+    end: int,
+    row: NDArray[np.float64],
+) -> tuple[float, int]:
+    """Price the batches of ranks ``first`` to ``end``, which step together through every layer.
+
+    Returns:
+        Seconds of the output matrix, and tokens of the fullest rank.
+    """
+    running, chunk, num_running = ranks.running, ranks.chunk, ranks.num_running
+    num_input, generated, computed = requests.num_input, requests.generated, requests.computed
+    windows, compressions, tile_rows, term_window = (
+        table.windows,
+        table.compressions,
+        table.tile_rows,
+        table.term_window,
+    )
+    term_layers, term_halved, term_bytes, rates = (
+        table.term_layers,
+        table.term_halved,
+        table.term_bytes,
+        table.rates,
+    )
+    mixer_s, ffn_s, head_s, collective_s = (
+        table.mixer_s,
+        table.ffn_s,
+        table.head_s,
+        table.collective_s,
+    )
+    halved_s = table.halved_s
+    num_ranks, num_ways, num_terms = end - first, len(windows), len(term_window)
+    sums = np.empty((num_ways, 2, NUM_SUMS))
+    attention = dense = collective = slowest = beside = heading = 0.0
+    read_bytes = table.weight_bytes
+    total_tokens = fullest = most_sequences = prompts = 0
+    for d in range(first, end):
+        sums[:] = 0.0
+        tokens = sequences = logits = decodes = 0
+        for i in range(num_running[d]):
+            new = chunk[d, i]
+            if new == 0:
+                continue
+            r = running[d, i]
+            context = computed[r]
+            tokens += new
+            sequences += 1
+            logits += context + new == num_input[r] + generated[r]
+            decoding = 1 if is_decode(new, num_input[r], generated[r], context) else 0
+            prompts += 1 - decoding
+            decodes += decoding
+            for w in range(num_ways):
+                phase = 1 if new == 1 else 0
+                add_sums(
+                    sums[w, phase],
+                    context,
+                    new,
+                    windows[w, phase],
+                    compressions[w],
+                    tile_rows[w, phase],
+                )
+        mixing, halving = mixer_s[tokens], halved_s[tokens]
+        for j in range(num_terms):
+            way = term_window[j]
+            for phase in range(2):
+                if sums[way, phase, 4] > 0.0:
+                    floor_s, looking_s = (
+                        rates[j, phase, 0],
+                        work_s(rates[j, phase], sums[way, phase]),
+                    )
+                    read_bytes += (
+                        term_layers[j] * sums[way, phase, 1] * term_bytes[j, phase] / num_ranks
+                    )
+                    mixing += term_layers[j] * (floor_s + looking_s)
+                    if (
+                        term_halved[j] > 0.0
+                    ):  # decodes are in the first half, and in both where they are more than that
+                        more = (
+                            decodes > tokens - tokens // 2
+                            if phase == 1
+                            else tokens - decodes > tokens // 2
+                        )
+                        once_s = floor_s + split_s(rates[j, phase], sums[way, phase])
+                        mixing += term_halved[j] * once_s * more
+                        halving += term_halved[j] * (floor_s + looking_s + once_s * more)
+        feeding = ffn_s[tokens] + head_s[logits]
+        reducing = collective_s[tokens]
+        heading = max(heading, head_s[logits])
+        attention += mixing / num_ranks
+        dense += feeding / num_ranks
+        collective += reducing / num_ranks
+        slowest = max(slowest, mixing + feeding + reducing)
+        beside = max(beside, halving)
+        total_tokens += tokens
+        fullest = max(fullest, tokens)
+        most_sequences = max(most_sequences, sequences)
+    row[_ATTENTION:] = 0.0
+    row[_ATTENTION + 9] = read_bytes
+    row[_ATTENTION] = attention
+    row[_ATTENTION + 1] = dense
+    row[_ATTENTION + 5] = slowest - attention - dense - collective
+    if len(table.expert_tokens):
+        _interpolate_experts(
+            table, total_tokens, fullest * num_ranks / total_tokens, beside / 2, row
+        )
+    row[_ATTENTION + 6] = collective
+    row[_ATTENTION + 7] = (
+        table.step_s + most_sequences * table.sequence_s + (table.prompt_s if prompts else 0.0)
+    )
+    return heading, fullest
+
+
+@numba.njit(cache=True)
+def _below(grid: NDArray[np.float64], value: float) -> int:
+    """Index of the grid interval that ``value`` lies in, or of the nearest one."""
+    low, high = 0, len(grid) - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if grid[middle] <= value:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+@numba.njit(cache=True)
+def _interpolate_experts(
+    table: StepTable, tokens: int, share: float, beside_s: float, row: NDArray[np.float64]
+) -> None:
+    """Add the routed experts' part: linear in tokens and in the fullest rank's share between table
+    entries.
+
+    Args:
+        beside_s: what a half computes beside its experts in all layers that run in halves.
+    """
+    g = _below(table.expert_tokens, tokens)
+    low, high = table.expert_tokens[g], table.expert_tokens[g + 1]
+    a = min(max((tokens - low) / (high - low), 0.0), 1.0)
+    s, b = 0, 0.0
+    if len(table.expert_shares) > 1:
+        s = _below(table.expert_shares, share)
+        b = (share - table.expert_shares[s]) / (table.expert_shares[s + 1] - table.expert_shares[s])
+        b = min(max(b, 0.0), 1.0)
+    s2 = min(s + 1, len(table.expert_shares) - 1)
+    for corner in range(4):
+        at_g, weight_g = (g, 1 - a) if corner < 2 else (g + 1, a)
+        at_s, weight_s = (s, 1 - b) if corner % 2 == 0 else (s2, b)
+        x, y = 0, 0.0
+        if len(table.expert_besides) > 1:
+            beside = beside_s / table.expert_alone_s[at_g, at_s]
+            x = _below(table.expert_besides, beside)
+            y = (beside - table.expert_besides[x]) / (
+                table.expert_besides[x + 1] - table.expert_besides[x]
+            )
+            y = min(max(y, 0.0), 1.0)
+        x2 = min(x + 1, len(table.expert_besides) - 1)
+        for c in range(6):
+            value = (
+                table.expert_s[at_g, at_s, x, c] * (1 - y) + table.expert_s[at_g, at_s, x2, c] * y
+            )
+            row[_ATTENTION + 2 + c + (2 if c >= 4 else 0)] += value * weight_g * weight_s
