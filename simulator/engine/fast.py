@@ -10,7 +10,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.cost.compute.context import NUM_SUMS, split_s, work_s
+from simulator.cost.kernels.context import NUM_SUMS, split_s, work_s
 from simulator.engine.batching import complete_step, computes, form_step, is_decode, push
 from simulator.engine.state import Clock, Limits, Ranks, Requests
 from simulator.engine.table import StepTable

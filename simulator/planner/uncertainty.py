@@ -14,7 +14,6 @@ import numpy as np
 from simulator.base.data import looked_up_once
 from simulator.parallel.workers import Workers, hired
 from simulator.planner.ahead import explore, tasks
-from simulator.planner.answer import headroom_of
 from simulator.planner.confidence import (
     Costs,
     Doubted,
@@ -30,6 +29,7 @@ from simulator.planner.crossover import crossover_of
 from simulator.planner.draws import Floats, Table
 from simulator.planner.estimate import Estimator
 from simulator.planner.explore import Finding
+from simulator.planner.findings import headroom_of
 from simulator.planner.losses import LOST, idle_costs, spare_nodes
 from simulator.planner.row_bands import costs_band, estimates, held, losses, rows, stretch_text
 from simulator.planner.screen import Option

@@ -183,7 +183,7 @@ def published_orders(rows: pd.DataFrame) -> tuple[dict[str, object], ...]:
     Pairs of spread and split experts of which one does not say its release may differ in more, and
     what load does to a ratio is no pair: both are counted on their own.
     """
-    from simulator.validation.published._splits import BY_LOAD, RELEASE_UNSAID
+    from simulator.validation.published import BY_LOAD, RELEASE_UNSAID
 
     ratios = rows[
         (rows["quantity"] == "ratio") & is_answered(rows["status"]) & rows["predicted"].notna()

@@ -21,11 +21,11 @@ from simulator.calibration.fits import COMMAND
 from simulator.config.accelerator import load_accelerator
 from simulator.config.calibration.engine import engine_key, release_of
 from simulator.parallel.workers import sweep
-from simulator.validation.kernels._hardware import accelerator_name
+from simulator.validation.hardware import accelerator_name
 from simulator.validation.serving import MEASURES, Group, groups
-from simulator.validation.serving._answer import Prepared, prepare
-from simulator.validation.serving._deployments import deployment_of
-from simulator.validation.serving._load import sums
+from simulator.validation.serving.answer import Prepared, prepare
+from simulator.validation.serving.deployments import deployment_of
+from simulator.validation.serving.load import sums
 
 _TABLE = "serving_points.csv.gz"
 LOAD = ("isl", "osl", "concurrency")

@@ -23,6 +23,10 @@ from simulator.validation.tables import read_table
 
 _FAMILY = "validation.published"
 _DATA = "workloads/validation"
+BY_LOAD = ", by load"
+"""How a group ends that compares what load does to a ratio."""
+SAME_RELEASE, RELEASE_UNSAID = "experts spread : split", "experts spread : split, a release unsaid"
+"""Groups of pairs whose releases are known to be one, and of pairs where one does not say it."""
 _PLACE = re.compile(r"^published( \[[^]]*\])*: ")
 """What errors begin with that name the deployment made for a row."""
 Tick = Callable[[str, int, int | None], None]

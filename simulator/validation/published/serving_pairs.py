@@ -22,8 +22,8 @@ from simulator.validation import OK, Answers, serving
 from simulator.validation.published import Reply, Tick
 from simulator.validation.published._scores import figures, ratio, with_ratios
 from simulator.validation.published._splits import pairs, trends
-from simulator.validation.serving._models import find_model
-from simulator.validation.serving._points import Point, UnreadableError, read_point
+from simulator.validation.serving.models import find_model
+from simulator.validation.serving.points import Point, UnreadableError, read_point
 
 _TTFT, _TPOT = "silicon_ttft_ms", "silicon_tpot_ms"
 

@@ -17,9 +17,9 @@ import pandas as pd
 from simulator.parallel.workers import sweep
 from simulator.validation import OK, Answers, Measure
 from simulator.validation.error_bands import ASSUMED, Band
-from simulator.validation.serving._answer import Answer, answer_points
-from simulator.validation.serving._deployments import UnanswerableError, table_key
-from simulator.validation.serving._points import COLUMNS, Point, UnreadableError, read_point
+from simulator.validation.serving.answer import Answer, answer_points
+from simulator.validation.serving.deployments import UnanswerableError, table_key
+from simulator.validation.serving.points import COLUMNS, Point, UnreadableError, read_point
 
 __all__ = ["COLUMNS", "MEASURES", "Group", "answer", "answer_group", "groups"]
 
