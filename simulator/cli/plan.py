@@ -61,9 +61,10 @@ def plan(
     Exit status: 0 where one does, 3 where none does within the limits, 2 where the question is
     wrong.
     """
-    from simulator.commands.plan import check_writable, made, write
-    from simulator.planner.capacity import plan as find
+    from simulator.commands.plan import check_writable, describe_run, write
+    from simulator.planner.capacity import plan_capacity
     from simulator.planner.store import Store, default_folder
+    from simulator.results.provenance import Provenance
     from simulator.runtime import require
     from simulator.scenario.question import load_question
 
@@ -77,9 +78,10 @@ def plan(
     with console.progress("", "reading models, clusters and requests") as bars:
         counted = _Counted(bars)
         try:
-            answer, wall_s = find(loaded, path.resolve().parent, store, counted, workers, address)
+            made = Provenance.begin()
+            answer = plan_capacity(loaded, path.resolve().parent, store, counted, workers, address)
             bars("writing the report", 0, None)
-            write(answer, made(loaded, wall_s), folder)
+            write(answer, describe_run(loaded, made), folder)
         except UserError as error:
             raise UserError(re.sub(r"^plan(?=[: ])", str(path), str(error))) from None
         except KeyboardInterrupt:

@@ -4,13 +4,8 @@ simulator.
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
-import shlex
 import statistics
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +15,7 @@ from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
 from simulator.base.plugins import build
+from simulator.base.progress import Progress, show_nothing
 from simulator.config.execution import ExecutionSpec
 from simulator.config.ffn import DenseFFN
 from simulator.deployment.facts import facts_of
@@ -27,13 +23,11 @@ from simulator.deployment.plan import Plan, make_plan
 from simulator.engine.forecast import EvenStep, forecast
 from simulator.engine.rank import StepTimes
 from simulator.results.executed import RANK_COLUMNS, STEP_COLUMNS, SUMMARY_COLUMNS, Executed
-from simulator.results.provenance import revision, versions
+from simulator.results.provenance import Provenance
 from simulator.results.tables import SPAN_COLUMNS, STEP_PHASES
 from simulator.runtime import require
 from simulator.scenario.scenario import Scenario
 
-Tick = Callable[[str, int, int | None], None]
-"""Told what is being done, how many steps of it are done, and how many there are."""
 _STRIDE = 997
 """Places in the pool of expert choices between two steps' beginnings."""
 
@@ -44,7 +38,7 @@ def execute_scenario(
     *,
     simulated_nodes: int | None = None,
     address: str | None = None,
-    tick: Tick = lambda *_: None,
+    tick: Progress = show_nothing,
 ) -> Executed:
     """Run every deployment of a scenario for real.
 
@@ -62,7 +56,7 @@ def execute_scenario(
     from simulator.runtime.job import make_job
     from simulator.runtime.nodes import connect
 
-    started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
+    made = Provenance.begin()
     folder = path.resolve().parent
     plans = [
         make_plan(deployment, scenario.seed, str(path), folder)
@@ -88,17 +82,12 @@ def execute_scenario(
     run: dict[str, Any] = {
         "name": scenario.name,
         "seed": scenario.seed,
-        "command": shlex.join(["moesim", *sys.argv[1:]]),
-        "started": started.isoformat(timespec="seconds"),
-        "versions": versions()
-        | {name: importlib.metadata.version(name) for name in ("torch", "ray")},
-        "revision": revision(),
+        **made.describe("torch", "ray"),
         "machine": runner.machine,
         "calibration": _calibration(plans),
         "nodes": runner.nodes_text,
         "deployments": {plan.name: facts_of(plan) for plan in plans},
         "scenario": scenario.model_dump(mode="json"),
-        "wall_s": round(time.perf_counter() - clock, 3),
     }
     joined = {name: pd.concat(found, ignore_index=True) for name, found in tables.items()}
     return Executed(run=run, **joined)
@@ -156,7 +145,7 @@ class _Runner:
     """Runs deployments one after the other, on the same actors where their ranks are the same."""
 
     def __init__(
-        self, nodes: Any, execution: ExecutionSpec, simulated_nodes: int | None, tick: Tick
+        self, nodes: Any, execution: ExecutionSpec, simulated_nodes: int | None, tick: Progress
     ) -> None:
         from simulator.calibration.host.timing import machine
 

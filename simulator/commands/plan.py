@@ -15,10 +15,7 @@ reason |
 
 from __future__ import annotations
 
-import datetime as dt
 import json
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +26,7 @@ from simulator.config.capacity import Question
 from simulator.report.plan_page import render
 from simulator.results.folder import check_writable as check_results
 from simulator.results.folder import replace_folder
-from simulator.results.provenance import revision, versions
+from simulator.results.provenance import Provenance
 
 _TABLES = ("candidates", "pareto", "ruled_out", "sensitivity", "losses")
 _MAPS = ("cells", "at_same_time", "at_full_load")
@@ -37,20 +34,10 @@ _MAPS = ("cells", "at_same_time", "at_full_load")
 _FIXED = frozenset({"plan.json", "crossover.csv", *(f"{name}.csv" for name in _TABLES)})
 
 
-def made(question: Question, wall_s: float) -> dict[str, Any]:
-    """How a plan was made, for ``run.json``."""
-    return {
-        "name": question.name,
-        "seed": question.seed,
-        "command": shlex.join(["moesim", *sys.argv[1:]]),
-        "started": (dt.datetime.now(dt.UTC) - dt.timedelta(seconds=wall_s)).isoformat(
-            timespec="seconds"
-        ),
-        "wall_s": round(wall_s, 3),
-        "versions": versions(),
-        "revision": revision(),
-        "question": question.model_dump(mode="json"),
-    }
+def describe_run(question: Question, made: Provenance) -> dict[str, Any]:
+    """What ``run.json`` says of a plan: its question, and how it was made."""
+    own = {"name": question.name, "seed": question.seed}
+    return own | made.describe() | {"question": question.model_dump(mode="json")}
 
 
 def is_plan(folder: Path) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import pandas as pd
 
 from simulator import __version__
 from simulator.base.errors import UserError, did_you_mean
+from simulator.base.progress import Progress
 from simulator.config.model import ModelSpec
 from simulator.deployment.plan import make_plan
 from simulator.runtime import require
@@ -30,9 +30,6 @@ from simulator.scenario.scenario import Scenario
 
 if TYPE_CHECKING:
     from simulator.runtime.recording.training import Recipe, Training
-
-Tick = Callable[[str, int, int | None], None]
-"""Told what is being done, how many steps (or tokens) of it are done, and how many there are."""
 
 DEFAULT_TOKENS = 8192
 _MIN_STEPS = 20
@@ -82,7 +79,7 @@ def train_and_record(
     steps: int | None,
     tokens: int,
     seed: int,
-    tick: Tick,
+    tick: Progress,
     shape: Shape | None = None,
     recipe: Recipe | None = None,
 ) -> TrainedRecording:
@@ -170,7 +167,7 @@ def _steps_in(
     return max(_MIN_STEPS, round((limit_s - runs * (num_evaluations + 1) * evaluation_s) / round_s))
 
 
-def _train(training: Training, steps: dict[str, int], label: str, tick: Tick) -> None:
+def _train(training: Training, steps: dict[str, int], label: str, tick: Progress) -> None:
     num_rounds = max(steps.values())
     tick(label, 0, num_rounds)
     for done in training.run(steps):
@@ -219,7 +216,7 @@ def write_training(made: TrainedRecording, target: Path, partial: dict[str, Path
 
 
 def record_transformers(
-    name: str, text: Path | None, tokens: int, seed: int, tick: Tick
+    name: str, text: Path | None, tokens: int, seed: int, tick: Progress
 ) -> Recording:
     """Record the choices of a model of the ``transformers`` library.
 
@@ -243,7 +240,7 @@ def record_transformers(
         texts,
         tokens,
         f"{description} (seed {seed})",
-        lambda done, total: tick("recording", done, total),
+        tick,
     )
 
 
@@ -255,7 +252,7 @@ def record_runtime(
     tokens: int,
     simulated_nodes: int | None,
     address: str | None,
-    tick: Tick,
+    tick: Progress,
 ) -> Recording:
     """Record what the routers of a deployment choose while its shards run for real.
 
@@ -307,7 +304,7 @@ def record_runtime(
                 texts,
                 tokens,
                 provenance,
-                lambda done, total: tick("recording", done, total),
+                tick,
             )
         finally:
             backend.close()

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import simpy
 
+from simulator.base.progress import CountDone
 from simulator.deployment.plan import Plan
 from simulator.engine.assembly import make_record
 from simulator.engine.fabric import FluidWires
@@ -27,15 +28,13 @@ from simulator.step.prices import Prices
 from simulator.workload.traces import RequestTrace
 
 Fidelity = Literal["step", "rank", "message"]
-Progress = Callable[[int], None]
-"""Told how many requests have finished so far."""
 
 
 def run_plan(
     plan: Plan,
     trace: RequestTrace,
     fidelity: Fidelity = "step",
-    progress: Progress = lambda _: None,
+    progress: CountDone = lambda _: None,
 ) -> DeploymentRecord:
     """Serve the whole trace and return what happened.
 
@@ -100,7 +99,7 @@ def _by_ranks(pool: Pool, fidelity: Fidelity, stream: str) -> Execute:
 class _Run:
     """One run of all replicas."""
 
-    def __init__(self, plan: Plan, trace: RequestTrace, progress: Progress) -> None:
+    def __init__(self, plan: Plan, trace: RequestTrace, progress: CountDone) -> None:
         self.pool = Pool(plan, trace)
         self.concurrency = trace.concurrency
         self.progress = progress

@@ -8,7 +8,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.cost.compute.context import NUM_SUMS, split_s, work_s
+from simulator.cost.kernels.context import NUM_SUMS, split_s, work_s
 from simulator.engine.batching import computes, is_decode
 from simulator.engine.state import Ranks, Requests
 from simulator.engine.table import StepTable

@@ -46,7 +46,7 @@ class StepTable(NamedTuple):
     term_bytes: Floats
     """``[J, 2]`` bytes of an entry in prefill and decode."""
     rates: Floats
-    """``[J, 2, :]`` the fields of :class:`simulator.cost.compute.context.Rates`."""
+    """``[J, 2, :]`` the fields of :class:`simulator.cost.kernels.context.Rates`."""
     expert_tokens: Floats
     """``[G]`` tokens of the whole replica; empty for a dense model."""
     expert_shares: Floats

@@ -15,6 +15,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from simulator.base.errors import UserError
+from simulator.base.progress import CountDone
 from simulator.parallel.work_list import WorkList
 from simulator.runtime.stopping import stops_on_terminate
 
@@ -39,7 +40,7 @@ def num_cores() -> int:
 def sweep(
     function: Callable[[Item], Result],
     items: Sequence[Item],
-    tick: Callable[[int], None] = lambda _: None,
+    tick: CountDone = lambda _: None,
     workers: int | None = None,
     seen: Callable[[Result], None] = lambda _: None,
 ) -> list[Result]:
@@ -148,7 +149,7 @@ class Workers:
         self,
         function: Callable[[Item], Result],
         items: Sequence[Item],
-        tick: Callable[[int], None] = lambda _: None,
+        tick: CountDone = lambda _: None,
         seen: Callable[[Result], None] = lambda _: None,
         group: Callable[[Item], Hashable] = lambda _: None,
         weight: Callable[[Item], float] = lambda _: 1.0,

@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from simulator.deployment.facts import facts_of
-from simulator.planner.answer import best_of_each, explorer, text_of
+from simulator.planner.findings import best_of_each, explorer, text_of
 from simulator.planner.search import Found
 
 

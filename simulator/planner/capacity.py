@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from simulator.base.errors import UserError
+from simulator.base.progress import Progress, show_nothing
 from simulator.config.capacity import Question
 from simulator.parallel.workers import Workers
 from simulator.planner.answer import summary
-from simulator.planner.search import Tick, search
+from simulator.planner.search import search
 from simulator.planner.store import Store, program
 from simulator.planner.uncertainty import doubts
 
 
-def plan(
+def plan_capacity(
     question: Question,
     folder: Path,
     store: Store,
-    tick: Tick = lambda *_: None,
+    tick: Progress = show_nothing,
     workers: int | None = None,
     address: str | None = None,
-) -> tuple[dict[str, Any], float]:
-    """The answer, which is the same for the same question, seed and version; and the seconds that
-    it took.
+) -> dict[str, Any]:
+    """The answer, which is the same for the same question, seed and version.
 
     Args:
         folder: what paths in the question are relative to.
@@ -38,7 +37,6 @@ def plan(
     Raises:
         UserError: if the question names what does not exist, or the cluster cannot be used.
     """
-    began = time.perf_counter()
     ready = partial(
         _ready, None if address is None else (program(), str(Path.cwd()), str(folder), store.folder)
     )
@@ -47,7 +45,8 @@ def plan(
         doubted = doubts(found, store, tick, crew)
         crew.dismiss()
         answer = summary(found, doubted)
-    return _finite(answer), time.perf_counter() - began
+    found_answer: dict[str, Any] = _finite(answer)
+    return found_answer
 
 
 def _ready(here: tuple[str, str, str, Path | None] | None) -> None:

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simulator.planner.answer import text_of
 from simulator.planner.curve import Curve
 from simulator.planner.draws import DRAWS, Z_80, Draws, Floats, Table, band_of, share
 from simulator.planner.estimate import empty_table
 from simulator.planner.explore import Finding, Sized
+from simulator.planner.findings import text_of
 from simulator.planner.room import headroom
 from simulator.planner.screen import Option
 from simulator.planner.search import Found

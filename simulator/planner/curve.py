@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.cost.compute import Phase
-from simulator.cost.compute.context import kernels_s
+from simulator.cost.kernels.context import kernels_s
 from simulator.deployment.plan import Plan
 from simulator.planner.traffic import Traffic
 from simulator.step.prices import Prices

@@ -19,8 +19,8 @@ from simulator.config.capacity import Percentiles
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.workload import SLO, WorkloadSpec
 from simulator.deployment.plan import make_plan
-from simulator.planner.answer import best_of_each, deployment_of, text_of
 from simulator.planner.explore import Finding
+from simulator.planner.findings import best_of_each, deployment_of, text_of
 from simulator.planner.launch import Command, launch
 from simulator.planner.search import Found
 from simulator.workload.requests import load_requests, source_arrivals_s

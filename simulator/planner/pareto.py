@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from simulator.deployment.plan import make_plan
-from simulator.planner.answer import text_of
 from simulator.planner.draws import around_one
 from simulator.planner.estimate import bands_of
 from simulator.planner.explore import Finding
+from simulator.planner.findings import text_of
 from simulator.planner.search import Found
 from simulator.planner.space import Design
 from simulator.planner.speeds import Speed

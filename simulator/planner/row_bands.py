@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from simulator.planner.answer import row_of
 from simulator.planner.confidence import Costs, Doubted, figures, over, widened
 from simulator.planner.draws import DRAWS, Z_80, Floats, Table, band_of, firsts, none_cheaper
 from simulator.planner.estimate import Estimate, Estimator
 from simulator.planner.explore import Explorer, Finding, Sized
+from simulator.planner.findings import row_of
 from simulator.planner.losses import with_losses
 from simulator.planner.screen import Option
 from simulator.planner.search import Found

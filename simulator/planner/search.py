@@ -12,11 +12,12 @@ from functools import lru_cache, partial
 from itertools import product
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from simulator.base.data import looked_up_once
 from simulator.base.errors import UserError
 from simulator.base.frozen import Policy
+from simulator.base.progress import Progress, show_nothing
 from simulator.config.capacity import Question
 from simulator.parallel.workers import Workers, hired
 from simulator.planner.explore import Explorer, Finding, Sized, sized_as_found
@@ -27,19 +28,8 @@ from simulator.planner.store import Store, key_of
 from simulator.planner.traffic import Traffic
 from simulator.planner.trial import Outcome
 
-
-class Tick(Protocol):
-    """Told what is being done, how much of it is done, how much there is, and the best that was
-    found so far.
-    """
-
-    def __call__(self, name: str, done: int, total: int | None, best: str = "", /) -> None:
-        """Show it."""
-        ...
-
-
 KEPT = "kept from before"
-"""What a :class:`Tick` is told of findings that an earlier search had made."""
+"""What a :class:`~simulator.base.progress.Progress` is told of findings that an earlier search had made."""
 _SHORT_REQUESTS, _SHORT_STAYS = 2000, 2.0
 """Requests of the first round's stretch of traffic, or longer where they stay for long; the second
 has all."""
@@ -87,7 +77,7 @@ def search(
     question: Question,
     folder: Path,
     store: Store,
-    tick: Tick = lambda *_: None,
+    tick: Progress = show_nothing,
     workers: Workers | int | None = None,
 ) -> Found:
     """Find the cheapest deployments that meet the targets.
@@ -103,7 +93,7 @@ def search(
         return _search(question, folder, store, tick, crew)
 
 
-def _search(question: Question, folder: Path, store: Store, tick: Tick, crew: Workers) -> Found:
+def _search(question: Question, folder: Path, store: Store, tick: Progress, crew: Workers) -> Found:
     question, asked_requests = lasting(question, folder)
     space, traffic = Space(question, folder), traffic_of(question, folder)
     wanted, offered = question.targets.output_tokens_per_s, traffic.rate_per_s * traffic.num_output
@@ -236,7 +226,7 @@ def _explore(
     store: Store,
     options: list[Option],
     is_short: bool,
-    tick: Tick,
+    tick: Progress,
     crew: Workers,
 ) -> list[Finding]:
     name = "simulating the busiest stretch" if is_short else "simulating all requests"

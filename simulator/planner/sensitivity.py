@@ -7,11 +7,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from simulator.planner.answer import best_of_each, text_of
 from simulator.planner.conditions import Conditions, unchanged
 from simulator.planner.confidence import Costs
 from simulator.planner.draws import Floats, Table
 from simulator.planner.explore import Finding
+from simulator.planner.findings import best_of_each, text_of
 from simulator.planner.row_bands import costs_band, held, ratio_band
 from simulator.planner.screen import Option
 from simulator.planner.search import Found

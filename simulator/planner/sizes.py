@@ -7,8 +7,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from simulator.planner.answer import explorer, text_of
 from simulator.planner.explore import Finding, Sized
+from simulator.planner.findings import explorer, text_of
 from simulator.planner.risk import risk
 from simulator.planner.search import Found, best_first
 

@@ -17,8 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._check import take_prefixes
+from simulator.workload.traces import RequestTrace, take_prefixes
 
 LEAST_STAYS = 4.0
 """Stays that the judged requests' arrivals must span to show a steady state; with fewer, most of

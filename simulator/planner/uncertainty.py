@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from simulator.base.data import looked_up_once
+from simulator.base.progress import Progress, show_nothing
 from simulator.parallel.workers import Workers, hired
 from simulator.planner.ahead import explore, tasks
-from simulator.planner.answer import headroom_of
 from simulator.planner.confidence import (
     Costs,
     Doubted,
@@ -30,10 +30,11 @@ from simulator.planner.crossover import crossover_of
 from simulator.planner.draws import Floats, Table
 from simulator.planner.estimate import Estimator
 from simulator.planner.explore import Finding
+from simulator.planner.findings import headroom_of
 from simulator.planner.losses import LOST, idle_costs, spare_nodes
 from simulator.planner.row_bands import costs_band, estimates, held, losses, rows, stretch_text
 from simulator.planner.screen import Option
-from simulator.planner.search import Found, Tick
+from simulator.planner.search import Found
 from simulator.planner.sensitivity import changes_of, options_of, sensitivity
 from simulator.planner.sizes import around
 from simulator.planner.store import Store
@@ -55,7 +56,7 @@ class _Job(NamedTuple):
 
 
 def doubts(
-    found: Found, store: Store, tick: Tick = lambda *_: None, workers: Workers | int | None = None
+    found: Found, store: Store, tick: Progress = show_nothing, workers: Workers | int | None = None
 ) -> dict[str, Any]:
     """``sensitivity``, ``losses``, ``spare_nodes``, ``idle``, ``confidence`` and ``moe_vs_dense``
     of an answer; and ``bands``.

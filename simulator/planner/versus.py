@@ -8,12 +8,12 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from simulator.planner.answer import best_of_each, row_of
 from simulator.planner.conditions import Conditions
 from simulator.planner.confidence import Costs
 from simulator.planner.draws import Floats, Table
 from simulator.planner.estimate import Estimator
 from simulator.planner.explore import Finding
+from simulator.planner.findings import best_of_each, row_of
 from simulator.planner.row_bands import costs_band, held, ratio_band
 from simulator.planner.screen import Option, by_cost
 from simulator.planner.search import Found

@@ -8,8 +8,8 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from simulator.planner.answer import best_of_each, row_of, text_of
 from simulator.planner.explore import Finding
+from simulator.planner.findings import best_of_each, row_of, text_of
 from simulator.planner.search import Found
 from simulator.planner.space import MEMORY, TOO_LARGE, Ruled
 from simulator.planner.words import missed

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from simulator.report import style, tables
 from simulator.report.markup import Markup, join, tag
+from simulator.report.model_colours import colour_of, is_striped
 from simulator.report.plan_bands import band, between, has_bands
-from simulator.report.plan_figures._models import colour_of, is_striped
 from simulator.results.formats import UNDEFINED, number
 from simulator.results.plan_text import (
     amount,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from simulator.report import style, tables
 from simulator.report.cards import Cards
 from simulator.report.document import document, facts_list
-from simulator.report.figures._heat import load_map
+from simulator.report.heat import load_map
 from simulator.report.markup import Markup, tag
 from simulator.results.formats import TIMES, parameters, seconds
 

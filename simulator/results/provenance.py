@@ -1,27 +1,59 @@
-"""What a result rests on besides its input: the versions of everything that can move a number."""
+"""How a result was made, besides its input: by which command and program, when, and for how long."""
 
 from __future__ import annotations
 
+import datetime
 import importlib.metadata
 import platform
+import shlex
 import subprocess
+import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from simulator import __version__
 
 _PACKAGES = ("numba", "numpy", "pandas", "plotly", "pyarrow", "pydantic", "scipy", "simpy")
 
 
-def versions() -> dict[str, str]:
-    """Of everything that can move a number."""
-    return {
-        "moesim": __version__,
-        "python": platform.python_version(),
-        **{package: importlib.metadata.version(package) for package in _PACKAGES},
-    }
+@dataclass(frozen=True)
+class Provenance:
+    """The making of one result, from when it began."""
+
+    started: datetime.datetime
+    clock_s: float
+    """Reading of :func:`time.perf_counter` at its beginning."""
+
+    @classmethod
+    def begin(cls) -> Provenance:
+        """Of what begins now."""
+        return cls(datetime.datetime.now(datetime.UTC), time.perf_counter())
+
+    def describe(self, *packages: str) -> dict[str, Any]:
+        """What ``run.json`` says of it: ``command``, ``started``, ``wall_s`` (seconds until now),
+        ``versions`` and ``revision``.
+
+        Args:
+            packages: whose versions count besides those that every result rests on.
+        """
+        return {
+            "command": shlex.join(["moesim", *sys.argv[1:]]),
+            "started": self.started.isoformat(timespec="seconds"),
+            "wall_s": round(time.perf_counter() - self.clock_s, 3),
+            "versions": _find_versions(*_PACKAGES, *packages),
+            "revision": find_revision(),
+        }
 
 
-def revision() -> str | None:
+def _find_versions(*packages: str) -> dict[str, str]:
+    """The versions of everything that can move a number."""
+    own = {"moesim": __version__, "python": platform.python_version()}
+    return own | {package: importlib.metadata.version(package) for package in packages}
+
+
+def find_revision() -> str | None:
     """The commit of the checkout that runs, with ``+`` for changes on top; ``None`` outside a
     checkout.
     """

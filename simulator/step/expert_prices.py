@@ -16,7 +16,7 @@ from simulator.config.ffn import MoE
 from simulator.cost.comm import Exchange, Vectors
 from simulator.deployment.plan import POOL_TOKENS, ExpertPlan, Plan
 from simulator.policies.dispatch import policy_at, sees
-from simulator.policies.dispatch._count import count_arrivals, count_stays
+from simulator.policies.token_counts import count_arrivals, count_stays
 from simulator.work.layout import shard
 from simulator.work.slots import SlotMap
 

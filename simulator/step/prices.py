@@ -20,7 +20,7 @@ from simulator.config.ffn import FFN, MoE
 from simulator.config.linear import Linear
 from simulator.cost.comm import Exchange
 from simulator.cost.compute import Phase, Rates
-from simulator.cost.compute.context import work_s
+from simulator.cost.kernels.context import work_s
 from simulator.cost.stages import VECTORS
 from simulator.deployment.plan import Plan
 from simulator.step.expert_prices import ExpertPrices, ExpertStep

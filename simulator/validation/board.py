@@ -4,11 +4,7 @@ say of themselves.
 
 from __future__ import annotations
 
-import datetime
 import json
-import shlex
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,12 +16,13 @@ from pydantic import BaseModel
 
 from simulator.base.data import available_files
 from simulator.base.errors import UserError
+from simulator.base.progress import Progress, show_nothing
 from simulator.config.calibration import CalibrationFile, Fit, load_calibration
 from simulator.results.folder import replace_folder
-from simulator.results.provenance import revision, versions
+from simulator.results.provenance import Provenance
 from simulator.results.scores import SCORE_COLUMNS, Scoreboard, grouped, judged, reasons
 from simulator.validation.left_out import left_out
-from simulator.validation.suites import Answered, Tick, answer, answer_published, tables_in
+from simulator.validation.suites import Answered, answer, answer_published, tables_in
 
 _FIT_COLUMNS = (
     "calibration",
@@ -49,7 +46,7 @@ NO_MEASUREMENTS = (
 )
 
 
-def everything(folder: Path | None, tick: Tick = lambda *_: None) -> Scoreboard:
+def everything(folder: Path | None, tick: Progress = show_nothing) -> Scoreboard:
     """The published figures that ship, and every table of measurements in ``folder``.
 
     Raises:
@@ -74,16 +71,10 @@ def described() -> Iterator[dict[str, Any]]:
     """What :attr:`simulator.results.scores.Scoreboard.run` says of how it was made; the time it
     took is there at the end.
     """
-    started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
-    run: dict[str, Any] = {
-        "name": "validate",
-        "command": shlex.join(["moesim", *sys.argv[1:]]),
-        "started": started.isoformat(timespec="seconds"),
-        "versions": versions(),
-        "revision": revision(),
-    }
+    made = Provenance.begin()
+    run = {"name": "validate"} | made.describe()
     yield run
-    run["wall_s"] = round(time.perf_counter() - clock, 3)
+    run |= made.describe()
 
 
 def scoreboard(parts: Sequence[Answered], run: dict[str, Any]) -> Scoreboard:

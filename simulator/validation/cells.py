@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from simulator.validation.kernels._hardware import accelerator_name, near_accelerators
+from simulator.validation.hardware import accelerator_name, near_accelerators
 
 _SPELLINGS = {"bf16": "bfloat16", "fp16": "float16"}
 _ENDS_OF_FORMATS = ("_dtype", "gemm_type")

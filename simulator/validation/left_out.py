@@ -20,7 +20,7 @@ from simulator.base.errors import UserError
 from simulator.config.accelerator import load_accelerator
 from simulator.config.calibration import CalibrationFile, EngineFit, Fit
 from simulator.results.scores import TARGETS, Target
-from simulator.validation.kernels._hardware import accelerator_name
+from simulator.validation.hardware import accelerator_name
 
 COLUMNS = ("what", "rows", "fits", "missed", "median", "p90")
 """``missed``: how many of the ``fits`` are beyond the target by themselves."""

@@ -5,7 +5,7 @@ answered and scored.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import pandas as pd
 
 from simulator.base.errors import UserError
 from simulator.base.plugins import available, build
+from simulator.base.progress import Progress, show_nothing
 from simulator.results.scores import is_answered, order_of, worst
 from simulator.validation import Answers, Measure, require, score_rows, with_answers
 from simulator.validation.cells import spelled, told
@@ -27,8 +28,6 @@ SERVING, PUBLISHED = "serving", "published"
 """Suites besides the families of kernels."""
 _ROWS_TO_TELL_BY = 50
 _ROWS_TOLD, _COLUMNS_TOLD = 10, 10
-Tick = Callable[[str, int, int | None], None]
-"""Told what is being done, how many rows of it are done, and how many there are."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def columns_told() -> list[str]:
     ]
 
 
-def answer_kernels(name: str, path: Path, tick: Tick = lambda *_: None) -> Answered:
+def answer_kernels(name: str, path: Path, tick: Progress = show_nothing) -> Answered:
     """Answer every row of a table of kernel or exchange timings.
 
     Raises:
@@ -104,7 +103,7 @@ def answer_kernels(name: str, path: Path, tick: Tick = lambda *_: None) -> Answe
     )
 
 
-def answer_serving(path: Path, tick: Tick = lambda *_: None) -> Answered:
+def answer_serving(path: Path, tick: Progress = show_nothing) -> Answered:
     """Answer every row of a table of serving points, on all cores.
 
     Raises:
@@ -123,7 +122,7 @@ def answer_serving(path: Path, tick: Tick = lambda *_: None) -> Answered:
     return replace(found, order=(serving_order(table.values, answers),))
 
 
-def answer_published(file: Path | None, tick: Tick = lambda *_: None) -> Answered:
+def answer_published(file: Path | None, tick: Progress = show_nothing) -> Answered:
     """Answer published figures: the shipped ones, or those of a file.
 
     Raises:
@@ -137,7 +136,7 @@ def answer_published(file: Path | None, tick: Tick = lambda *_: None) -> Answere
     )
 
 
-def answer(suite: str, path: Path, tick: Tick = lambda *_: None) -> Answered:
+def answer(suite: str, path: Path, tick: Progress = show_nothing) -> Answered:
     """Answer a table of any suite.
 
     Raises:
@@ -183,7 +182,7 @@ def published_orders(rows: pd.DataFrame) -> tuple[dict[str, object], ...]:
     Pairs of spread and split experts of which one does not say its release may differ in more, and
     what load does to a ratio is no pair: both are counted on their own.
     """
-    from simulator.validation.published._splits import BY_LOAD, RELEASE_UNSAID
+    from simulator.validation.published import BY_LOAD, RELEASE_UNSAID
 
     ratios = rows[
         (rows["quantity"] == "ratio") & is_answered(rows["status"]) & rows["predicted"].notna()

@@ -20,9 +20,8 @@ from simulator.base.streams import open_stream
 from simulator.config.workload import GeneratorSpec, NamedWorkloadSpec, WorkloadSpec
 from simulator.workload.arrivals import ArrivalProcess
 from simulator.workload.lengths import LengthDistribution
-from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._check import take_prefixes
-from simulator.workload.traces._detect import read_trace
+from simulator.workload.reading import read_trace
+from simulator.workload.traces import RequestTrace, take_prefixes
 
 __all__ = [
     "describe",

@@ -21,7 +21,7 @@ from simulator.base.frozen import validate
 from simulator.base.reading import read_toml
 from simulator.config.workload import NamedWorkloadSpec, WorkloadSpec
 from simulator.workload.requests import describe, load_requests, read_trace
-from simulator.workload.traces._bytes import head_of
+from simulator.workload.unpacking import head_of
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,7 +17,7 @@ import pandas as pd
 
 from simulator.deployment.plan import make_plan
 from simulator.engine.cluster import run_plan
-from simulator.planner.capacity import plan
+from simulator.planner.capacity import plan_capacity
 from simulator.planner.store import Store
 from simulator.results.metrics import summarise
 from simulator.results.tables import DeploymentRecord
@@ -152,7 +152,7 @@ def _digest(*arrays: np.ndarray[Any, Any]) -> str:
 
 def _answer(case: Case) -> pd.DataFrame:
     question, path = load_question(*case.source)
-    answer, _ = plan(question, path.resolve().parent, Store(None), workers=1)
+    answer = plan_capacity(question, path.resolve().parent, Store(None), workers=1)
     answer.pop("handover")  # texts that name the version and the day
     best = answer["recommended"]
     counts = {name: answer[name] for name in ("num_legal", "num_ruled_out", "num_simulated")}

@@ -182,7 +182,7 @@ FAULTS = (
     ),
     Fault(
         "tiles need not be whole",
-        "simulator/cost/compute/_gemm.py",
+        "simulator/cost/kernels/gemm.py",
         "tiles = np.ceil(rows / tile_rows)",
         "tiles = (rows / tile_rows)",
     ),

@@ -12,7 +12,7 @@ from simulator.config.accelerator import load_accelerator
 from simulator.config.calibration import CalibrationFile
 from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.config.host import load_any_calibration
-from simulator.cost.compute._gemm import Operands, gemm_s, product_s
+from simulator.cost.kernels.gemm import Operands, gemm_s, product_s
 
 SLACK = 1 + 1e-12
 

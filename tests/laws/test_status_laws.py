@@ -7,7 +7,7 @@ import pytest
 from simulator.base.plugins import available, build
 from simulator.validation import OK
 from simulator.validation.extrapolation import Doubt, settle
-from simulator.validation.kernels._hardware import accelerator_name
+from simulator.validation.hardware import accelerator_name
 
 NAN = float("nan")
 ATTENTION = {

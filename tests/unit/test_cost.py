@@ -19,8 +19,8 @@ from simulator.config.host import load_any_calibration
 from simulator.config.mixers import GroupedQueryAttention
 from simulator.cost.comm import Vectors
 from simulator.cost.comm.alpha_beta import AlphaBeta
-from simulator.cost.compute._gemm import gemm_s
 from simulator.cost.compute.roofline import Roofline
+from simulator.cost.kernels.gemm import gemm_s
 from simulator.policies.topology.rails import Rails
 from simulator.policies.topology.switch import Switch
 from simulator.work.lookback import kernel

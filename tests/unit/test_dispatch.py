@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.policies.dispatch import kernels_of, limits_of, policy_at, sees
-from simulator.policies.dispatch._count import count_arrivals
 from simulator.policies.dispatch.all_gather import AllGather
 from simulator.policies.dispatch.deepep_auto import DeepepAuto
 from simulator.policies.dispatch.per_expert import PerExpert
 from simulator.policies.dispatch.per_node import PerNode
 from simulator.policies.dispatch.per_rank import PerRank
+from simulator.policies.token_counts import count_arrivals
 from tests.cases import cases
 
 QUICK = cases(60)

@@ -13,7 +13,7 @@ from simulator.base.errors import UserError
 from simulator.base.frozen import validate
 from simulator.config.workload import SLO, WorkloadSpec
 from simulator.workload.arrivals._rate import Pauses, Swing
-from simulator.workload.arrivals._renewal import fill_window, weibull_cv, weibull_shape
+from simulator.workload.renewal import fill_window, weibull_cv, weibull_shape
 from simulator.workload.requests import describe, fano_factor, load_requests
 from simulator.workload.traces import RequestTrace
 from simulator.workload.traces.table import write_table

@@ -14,8 +14,9 @@ from simulator.base.frozen import validate
 from simulator.commands.run import run_scenario
 from simulator.config.capacity import Question
 from simulator.deployment.plan import make_plan
-from simulator.planner.answer import deployment_of, summary
+from simulator.planner.answer import summary
 from simulator.planner.explore import Sized
+from simulator.planner.findings import deployment_of
 from simulator.planner.handover import commands, deployments, handover, recommended, scenario_text
 from simulator.planner.requests import traffic_of
 from simulator.planner.screen import Option

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from simulator.config.capacity import Question
-from simulator.planner.capacity import plan
+from simulator.planner.capacity import plan_capacity
 from simulator.planner.explore import Explorer, Finding, Sized, _first
 from simulator.planner.requests import lasting, traffic_of
 from simulator.planner.risk import risk
@@ -136,9 +136,9 @@ def test_the_screen_reads_rates_optimistically():
 @pytest.mark.xdist_group("ray")
 def test_an_answer_repeats_itself_whoever_works_on_it(tmp_path):
     asked = question()
-    first, _ = plan(asked, Path(), Store(tmp_path / "a"), workers=1)
-    again, _ = plan(asked, Path(), Store(tmp_path / "b"), workers=2)
-    kept, _ = plan(asked, Path(), Store(tmp_path / "a"), workers=1)
+    first = plan_capacity(asked, Path(), Store(tmp_path / "a"), workers=1)
+    again = plan_capacity(asked, Path(), Store(tmp_path / "b"), workers=2)
+    kept = plan_capacity(asked, Path(), Store(tmp_path / "a"), workers=1)
     assert json.dumps(first) == json.dumps(again) == json.dumps(kept)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from simulator.base.frozen import validate
 from simulator.config.capacity import Question
-from simulator.planner.answer import row_of
+from simulator.planner.findings import row_of
 from simulator.planner.handover import commands, scenario_text
 from simulator.planner.search import search
 from simulator.planner.space import Ruled, Space

@@ -11,8 +11,8 @@ import pytest
 
 from simulator.base import plugins
 from simulator.workload.requests import describe, read_trace
-from simulator.workload.traces._bytes import head_of
 from simulator.workload.traces.table import write_table
+from simulator.workload.unpacking import head_of
 from tests.shared import shared_file
 from tests.unit.trace_texts import AZURE, BENCH, MOONCAKE, lines, read, written
 

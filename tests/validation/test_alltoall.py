@@ -12,8 +12,8 @@ import pytest
 
 from simulator.base.errors import UserError
 from simulator.validation.kernels import measures_of
-from simulator.validation.kernels._traffic import routed
 from simulator.validation.kernels.alltoall import Alltoall
+from simulator.validation.traffic import routed
 from tests.shared import shared_file
 
 FAMILY = Alltoall()

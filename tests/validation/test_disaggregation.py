@@ -15,10 +15,10 @@ from simulator.cost.transfer import make_transfer
 from simulator.engine.pools import Pools as EnginePools
 from simulator.validation import OK
 from simulator.validation.serving import answer
-from simulator.validation.serving._answer import _alone, half_of, pools_or_reason
-from simulator.validation.serving._disagg import Load, serve
-from simulator.validation.serving._load import trace_of, weights_of
-from simulator.validation.serving._points import read_point
+from simulator.validation.serving.answer import _alone, half_of, pools_or_reason
+from simulator.validation.serving.disagg import Load, serve
+from simulator.validation.serving.load import trace_of, weights_of
+from simulator.validation.serving.points import read_point
 from tests.shared import shared_file
 
 POINT = {

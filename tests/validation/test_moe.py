@@ -13,7 +13,7 @@ import pytest
 from simulator.base.errors import UserError
 from simulator.config.accelerator import load_accelerator
 from simulator.config.calibration import load_calibration
-from simulator.cost.compute._grouped_gemm import grouped_gemm_s
+from simulator.cost.kernels.grouped_gemm import grouped_gemm_s
 from simulator.validation import OK
 from simulator.validation.kernels._power_law import (
     Case,

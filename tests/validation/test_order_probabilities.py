@@ -19,8 +19,8 @@ from simulator.planner.margin import Error, error_of, margin
 from simulator.planner.steady import fixed
 from simulator.validation import OK
 from simulator.validation.serving import answer
-from simulator.validation.serving._deployments import plan_of, table_key
-from simulator.validation.serving._points import read_point
+from simulator.validation.serving.deployments import plan_of, table_key
+from simulator.validation.serving.points import read_point
 from tests.shared import shared_file
 
 GPU = "h200_sxm"

@@ -14,8 +14,8 @@ import pytest
 from simulator.config.accelerator import load_accelerator
 from simulator.config.calibration import load_calibration
 from simulator.config.pruning import TwoFour, Unstructured
-from simulator.cost.compute._gemm import gemm_s
-from simulator.cost.compute._pruned import pruned_s
+from simulator.cost.kernels.gemm import gemm_s
+from simulator.cost.kernels.pruned import pruned_s
 
 POINTS = pd.read_csv(Path(__file__).parent / "pruned_products.csv")
 MATRICES = {

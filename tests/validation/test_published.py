@@ -16,7 +16,7 @@ from simulator.results.scores import SCORE_COLUMNS, is_answered
 from simulator.validation.published import Part, Reply, run, topic_of, topics
 from simulator.validation.published._scores import figures, ratio
 from simulator.validation.published._splits import RELEASE_UNSAID, SAME_RELEASE, Pair, pairs, trends
-from simulator.validation.serving._points import read_point
+from simulator.validation.serving.points import read_point
 from simulator.validation.suites import published_orders
 
 pytestmark = pytest.mark.xdist_group(

@@ -12,9 +12,9 @@ from simulator.config.calibration import load_calibration
 from simulator.config.deployment import DeploymentSpec
 from simulator.deployment.facts import warnings_of
 from simulator.deployment.plan import make_plan
-from simulator.validation.serving import _novelty, answer
-from simulator.validation.serving._drafts import kept
-from simulator.validation.serving._points import UnreadableError, read_point
+from simulator.validation.serving import answer, novelty
+from simulator.validation.serving.drafts import kept
+from simulator.validation.serving.points import UnreadableError, read_point
 
 POINT = {
     "id": "x_c4_tp1",
@@ -57,8 +57,8 @@ def known(monkeypatch):
         "domain": {"isl": (128, 4096), "osl": (32, 1024), "concurrency": (1, 512)},
     }
     engine = {name: fit.model_copy(update=seen) for name, fit in shipped.engine.items()}
-    monkeypatch.setattr(_novelty, "_fits", lambda _: engine)
-    monkeypatch.setattr(_novelty, "_models", lambda: frozenset(seen["models"]))
+    monkeypatch.setattr(novelty, "_fits", lambda _: engine)
+    monkeypatch.setattr(novelty, "_models", lambda: frozenset(seen["models"]))
 
 
 def test_columns_come_before_what_an_id_suggests():

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from simulator.base.errors import UserError
 from simulator.config.accelerator import load_accelerator
 from simulator.parallel.workers import sweep
-from simulator.validation.kernels._hardware import accelerator_name
+from simulator.validation.hardware import accelerator_name
 from simulator.validation.serving import MEASURES, Group, groups
-from simulator.validation.serving._answer import Prepared, prepare
-from simulator.validation.serving._deployments import deployment_of
-from simulator.validation.serving._load import sums
+from simulator.validation.serving.answer import Prepared, prepare
+from simulator.validation.serving.deployments import deployment_of
+from simulator.validation.serving.load import sums
 
 LOAD = ("isl", "osl", "concurrency")
 """What the domain of an entry is of: tokens in, tokens out, requests in flight."""

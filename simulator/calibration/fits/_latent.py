@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from simulator.calibration.fits._search import ACCELERATORS, FAMILIES, SOURCE, Problem, entry
 from simulator.config.accelerator import load_accelerator
 from simulator.config.calibration import load_calibration
-from simulator.validation.kernels._context import KV_FORMATS, PHASES, Batches, Phase
+from simulator.validation.context import KV_FORMATS, PHASES, Batches, Phase
 from simulator.validation.kernels.mla import DECODES_ONE, GEMM_FORMATS, lookback, matrices_s
 
 _TABLE = "mla.csv.gz"

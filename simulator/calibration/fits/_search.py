@@ -13,7 +13,7 @@ from scipy.optimize import least_squares
 
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import AttentionFit
-from simulator.validation.kernels._context import Batches, Phase, context_s
+from simulator.validation.context import Batches, Phase, context_s
 from simulator.work.lookback import Lookback
 
 SOURCE = "NVIDIA aiconfigurator-core 0.12.0, Apache-2.0"

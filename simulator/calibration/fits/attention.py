@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from simulator.calibration.fits._latent import latent_entries
 from simulator.calibration.fits._search import ACCELERATORS, FAMILIES, SOURCE, Problem, entry
 from simulator.config.accelerator import load_accelerator
-from simulator.validation.kernels._context import KV_FORMATS, PHASES, Phase
+from simulator.validation.context import KV_FORMATS, PHASES, Phase
 from simulator.validation.kernels.attention import SIZES, batches_of, lookback
 
 _TABLE = "attention.csv.gz"

@@ -14,8 +14,8 @@ from scipy.optimize import least_squares
 
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 from simulator.config.calibration.collective import Algorithm, CollectiveFit, ProtocolFit
-from simulator.validation.kernels._traffic import cluster_of
 from simulator.validation.kernels.collective import Rows, rows_of
+from simulator.validation.traffic import cluster_of
 
 _SOURCE = "NVIDIA aiconfigurator-core 0.12.0, Apache-2.0"
 _COMMAND = "moesim calibrate published"

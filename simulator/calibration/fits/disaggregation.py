@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from simulator.calibration.fits import COMMAND
 from simulator.config.accelerator import load_accelerator
 from simulator.parallel.workers import sweep
-from simulator.validation.kernels._hardware import accelerator_name
+from simulator.validation.hardware import accelerator_name
 from simulator.validation.serving import MEASURES, Group, groups
-from simulator.validation.serving._answer import pools_or_reason
-from simulator.validation.serving._deployments import deployment_of
-from simulator.validation.serving._disagg import Load, Pools, serve
+from simulator.validation.serving.answer import pools_or_reason
+from simulator.validation.serving.deployments import deployment_of
+from simulator.validation.serving.disagg import Load, Pools, serve
 
 _TABLE = "serving_points.csv.gz"
 _SOURCE = "NVIDIA aiconfigurator-core 0.12.0, Apache-2.0"

@@ -13,7 +13,7 @@ from scipy.optimize import least_squares
 from simulator.calibration.fits import COMMAND
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 from simulator.config.calibration.gemm import EagerLaunch, GemmFit
-from simulator.cost.compute._gemm import Operands, product_s
+from simulator.cost.kernels.gemm import Operands, product_s
 from simulator.validation.kernels.gemm import with_launch_s
 
 _TABLE = "gemm.csv.gz"

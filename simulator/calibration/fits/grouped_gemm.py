@@ -17,7 +17,7 @@ from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 from simulator.config.calibration import FEW_EXPERTS, GroupedGemmFit
 from simulator.config.dtypes import DType
 from simulator.validation.kernels import eplb, moe
-from simulator.validation.kernels._routed import FORMATS, Layers
+from simulator.validation.routed import FORMATS, Layers
 
 _TABLES = ("moe_grouped_gemm.csv.gz", "moe_wide_ep_sglang.csv.gz")
 _EPLB = "moe_eplb_trtllm.csv.gz"

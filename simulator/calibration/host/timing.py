@@ -9,12 +9,12 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from simulator.base.progress import CountDone, Progress, show_nothing
 from simulator.calibration.host.fit import fit_exchange, fit_steps
 from simulator.calibration.host.layers import REPEATS, Samples, collect, shapes
 from simulator.calibration.host.measure import matrix_seconds, pruned_ratios
@@ -55,7 +55,6 @@ _PRUNED: tuple[Pruning, ...] = (
     TwoFour(kind="two_four"),
     *(Block(kind="block", sparsity=s) for s in (0.5, 0.8, 0.95)),
 )
-Tick = Callable[[str, int, int | None], None]
 
 
 def machine() -> str:
@@ -80,7 +79,7 @@ def default_ranks() -> list[int]:
     ]
 
 
-def calibrate(nodes: Nodes, ranks: list[int], tick: Tick = lambda *_: None) -> HostCalibration:
+def calibrate(nodes: Nodes, ranks: list[int], tick: Progress = show_nothing) -> HostCalibration:
     """Time everything; takes about a minute and a half on two cores.
 
     Args:
@@ -143,9 +142,7 @@ def _num_parts(num_ranks: int, cores: int, most: int) -> int:
     )
 
 
-def _run_layers(
-    backend: RayBackend, finished: Callable[[int], None]
-) -> tuple[dict[str, Samples], float]:
+def _run_layers(backend: RayBackend, finished: CountDone) -> tuple[dict[str, Samples], float]:
     """Samples of every kind of moment, and seconds to start a step and hear of its end."""
     samples = {name: Samples() for name in _MOMENTS}
     overheads_s = []
@@ -200,7 +197,7 @@ def _kernels(
     )
 
 
-def _matrix(backend: RayBackend, source: str, finished: Callable[[int], None]) -> MatrixTable:
+def _matrix(backend: RayBackend, source: str, finished: CountDone) -> MatrixTable:
     seconds = []
     for working in WORKING_BYTES:
         by_size = []

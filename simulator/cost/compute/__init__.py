@@ -11,7 +11,7 @@ from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import Calibration
 from simulator.config.host import HostRates
 from simulator.config.pruning import Pruning
-from simulator.cost.compute.context import Rates
+from simulator.cost.kernels.context import Rates
 from simulator.work.lookback import Lookback
 
 __all__ = ["ComputeModel", "ComputePolicy", "Phase", "Rates"]

@@ -21,10 +21,10 @@ from simulator.config.calibration import Calibration
 from simulator.config.host import HostRates
 from simulator.config.pruning import Pruning
 from simulator.cost.compute import Phase, Rates
-from simulator.cost.compute._attention import context_rates
-from simulator.cost.compute._gemm import gemm_s
-from simulator.cost.compute._grouped_gemm import grouped_gemm_s, moves_s
-from simulator.cost.compute._pruned import pruned_s
+from simulator.cost.kernels.attention import context_rates
+from simulator.cost.kernels.gemm import gemm_s
+from simulator.cost.kernels.grouped_gemm import grouped_gemm_s, moves_s
+from simulator.cost.kernels.pruned import pruned_s
 from simulator.work.lookback import Lookback
 
 _STREAM_PASSES = 8.0

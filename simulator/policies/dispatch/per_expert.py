@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from simulator.base.frozen import Frozen
 from simulator.policies.dispatch import Rows
-from simulator.policies.dispatch._count import count_copies
+from simulator.policies.token_counts import count_copies
 
 
 class PerExpert(Frozen):

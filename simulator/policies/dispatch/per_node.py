@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.policies.dispatch import Rows
-from simulator.policies.dispatch._count import count_forwarded
 from simulator.policies.dispatch._rows import row_per_rank
+from simulator.policies.token_counts import count_forwarded
 
 
 class PerNode(Frozen):

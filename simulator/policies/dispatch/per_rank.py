@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from simulator.base.frozen import Frozen
 from simulator.policies.dispatch import Rows
-from simulator.policies.dispatch._count import count_copies
 from simulator.policies.dispatch._rows import row_per_rank
+from simulator.policies.token_counts import count_copies
 
 
 class PerRank(Frozen):

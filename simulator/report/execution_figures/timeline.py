@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from simulator.base.frozen import Frozen
 from simulator.report import style
 from simulator.report.execution_numbers import kinds
-from simulator.report.figures._spans import add_bars, first_layers, window_s
+from simulator.report.spans import add_bars, first_layers, window_s
 from simulator.results.executed import KINDS, SOURCES, Executed
 from simulator.results.formats import time_axis
 

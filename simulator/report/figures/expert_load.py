@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from simulator.base.frozen import Frozen
 from simulator.report import style
-from simulator.report.figures._heat import grid, load_map
+from simulator.report.heat import grid, load_map
 from simulator.results.folder import Results
 
 

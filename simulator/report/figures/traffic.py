@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 
 from simulator.base.frozen import Frozen
 from simulator.report import style
-from simulator.report.figures._heat import integer_axes
+from simulator.report.heat import integer_axes
 from simulator.results.folder import Results
 from simulator.results.formats import bytes_axis
 

@@ -11,8 +11,8 @@ from typing import Any
 import plotly.graph_objects as go
 
 from simulator.report import style
+from simulator.report.model_colours import SYMBOLS, by_label, colour_of, line_of
 from simulator.report.plan_bands import band, between, whiskers
-from simulator.report.plan_figures._models import SYMBOLS, by_label, colour_of, line_of
 from simulator.results.formats import log_ticks, number, seconds
 from simulator.results.plan_text import amount, hover, kind_of, money, target_short, value_text
 

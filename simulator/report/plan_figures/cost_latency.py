@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import plotly.graph_objects as go
 
 from simulator.report import style
+from simulator.report.model_colours import by_label
 from simulator.report.plan_bands import band
 from simulator.report.plan_figures import _points
-from simulator.report.plan_figures._models import by_label
 from simulator.report.plan_figures._wide import Wide
 
 _COST, _SPEED = "cost_per_million_output_tokens", "ms_per_token"

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import plotly.graph_objects as go
 
 from simulator.report import style
+from simulator.report.model_colours import colour_of
 from simulator.report.plan_bands import band, between
 from simulator.report.plan_figures import _rows
-from simulator.report.plan_figures._models import colour_of
 from simulator.report.plan_figures._wide import Wide
 from simulator.results.formats import number
 from simulator.results.plan_text import hover, percent

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 import plotly.graph_objects as go
 
+from simulator.report.model_colours import colour_of, is_striped, label_of
 from simulator.report.plan_bands import band, between
 from simulator.report.plan_figures import _rows
-from simulator.report.plan_figures._models import colour_of, is_striped, label_of
 from simulator.report.plan_figures._wide import Wide
 from simulator.results.plan_text import amount, gpus, hover, money, times
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from simulator.base.errors import UserError
+from simulator.base.progress import Progress
 from simulator.runtime.recording.trace_file import Recording
 
 MAX_CONTEXT = 512
@@ -35,12 +36,9 @@ _TOKENIZER_FILES = (
 _NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "moe_top_k")
 
-Tick = Callable[[int, int], None]
-"""Told how many tokens are done, and how many there are."""
-
 
 def record_transformers(
-    name: str, texts: dict[str, bytes], num_tokens: int, where: str, tick: Tick
+    name: str, texts: dict[str, bytes], num_tokens: int, where: str, tick: Progress
 ) -> Recording:
     """Run a model over text, and keep what its routers choose.
 
@@ -76,10 +74,10 @@ def record_transformers(
         )
     recorded, done = [], 0
     for _, ids in sequences:
-        tick(done, context * len(sequences))
+        tick("recording", done, context * len(sequences))
         recorded.append(routed_ids(model, ids))
         done += context
-    tick(done, context * len(sequences))
+    tick("recording", done, context * len(sequences))
     return Recording(
         topk_ids_LTK=np.concatenate(recorded, axis=1),
         seq_lens_Q=np.full(len(sequences), context),

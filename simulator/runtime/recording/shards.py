@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import numpy as np
 import torch
 
 from simulator.base.errors import UserError
+from simulator.base.progress import Progress
 from simulator.config.execution import ExecutionSpec
 from simulator.runtime.job import Job, Step
 from simulator.runtime.ray_backend import RayBackend
@@ -22,7 +22,7 @@ def record_shards(
     texts: dict[str, bytes],
     tokens: int,
     provenance: str,
-    tick: Callable[[int, int], None],
+    tick: Progress,
 ) -> Recording:
     """Run prompts through the shards, the routers choosing for themselves, until enough tokens are
     recorded.
@@ -59,7 +59,7 @@ def record_shards(
             if shard.topk_ids_LTK is not None and shard.num_tokens
         ]
         domains += [names[number % len(names)]] * execution.prompts
-        tick(number + 1, num_steps)
+        tick("recording", number + 1, num_steps)
     return Recording(
         topk_ids_LTK=np.concatenate(found, axis=1),
         seq_lens_Q=np.full(len(domains), execution.prompt_tokens, dtype=np.int64),

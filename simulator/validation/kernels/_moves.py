@@ -12,14 +12,8 @@ from numpy.typing import NDArray
 
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration.exchange import ExchangeFit, Load
-from simulator.validation.kernels._sizes import (
-    MOST_CHOICES,
-    MOST_EXPERTS,
-    MOST_RANKS,
-    numbers,
-    refusals,
-)
-from simulator.validation.kernels._traffic import routed
+from simulator.validation.sizes import MOST_CHOICES, MOST_EXPERTS, MOST_RANKS, numbers, refusals
+from simulator.validation.traffic import routed
 
 Floats = NDArray[np.float64]
 

@@ -23,9 +23,9 @@ from simulator.config.calibration import Calibration
 from simulator.validation import OK, Answers, Measure, require
 from simulator.validation.error_bands import Band
 from simulator.validation.extrapolation import Doubt, of_hardware, outside_of, settle
-from simulator.validation.kernels._hardware import accelerator_name, calibrated
+from simulator.validation.hardware import accelerator_name, calibrated
 from simulator.validation.kernels._moves import VALUE_BYTES, Moves, moves
-from simulator.validation.kernels._traffic import cluster_of
+from simulator.validation.traffic import cluster_of
 
 _MICRO = 1e-6
 _GPUS_PER_NODE = 8

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from simulator.base.frozen import Frozen
 from simulator.config.mixers import GroupedQueryAttention
 from simulator.validation import Answers, Measure, require
-from simulator.validation.extrapolation import Doubt, of_hardware
-from simulator.validation.kernels._context import (
+from simulator.validation.context import (
     KV_FORMATS,
     PHASES,
     Batches,
@@ -28,7 +27,8 @@ from simulator.validation.kernels._context import (
     fill,
     whole_sizes,
 )
-from simulator.validation.kernels._hardware import calibrated
+from simulator.validation.extrapolation import Doubt, of_hardware
+from simulator.validation.hardware import calibrated
 from simulator.work.lookback import Lookback, kernel
 
 SIZES = ("batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim", "window_size")

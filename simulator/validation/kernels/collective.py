@@ -20,9 +20,9 @@ from simulator.config.calibration.collective import CollectiveFit, passes_of
 from simulator.validation import Answers, Measure, require
 from simulator.validation.error_bands import Band
 from simulator.validation.extrapolation import Doubt, of_hardware, outside_of, settle
-from simulator.validation.kernels._hardware import accelerator_name, calibrated
-from simulator.validation.kernels._sizes import MOST_RANKS, numbers, refusals
-from simulator.validation.kernels._traffic import cluster_of
+from simulator.validation.hardware import accelerator_name, calibrated
+from simulator.validation.sizes import MOST_RANKS, numbers, refusals
+from simulator.validation.traffic import cluster_of
 
 _NCCL = ("gpu", "op_name", "nccl_dtype", "num_gpus", "message_elements")
 _CUSTOM = ("gpu", "kernel_source", "allreduce_dtype", "num_gpus", "message_size")

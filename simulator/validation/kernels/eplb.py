@@ -21,7 +21,7 @@ from simulator.policies.placement import eplb as placement
 from simulator.policies.placement.contiguous import Contiguous
 from simulator.validation import Answers, Measure, require
 from simulator.validation.kernels._power_law import NUM_DRAWS, expert_tokens, exponent
-from simulator.validation.kernels._routed import (
+from simulator.validation.routed import (
     DOMAIN,
     NOT_WHOLE,
     SHAPES,
@@ -31,7 +31,7 @@ from simulator.validation.kernels._routed import (
     price,
     read_sizes,
 )
-from simulator.validation.kernels._sizes import LARGEST
+from simulator.validation.sizes import LARGEST
 from simulator.work.slots import SlotMap
 
 _ENGINE, _KERNELS = "trtllm", "-wide-ep"

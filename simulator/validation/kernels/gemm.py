@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from simulator.base.frozen import Frozen
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration.gemm import EagerLaunch, GemmFit
-from simulator.cost.compute._gemm import Operands, product_s
+from simulator.cost.kernels.gemm import Operands, product_s
 from simulator.validation import OK, Answers, Measure, require
 from simulator.validation.error_bands import Band
 from simulator.validation.extrapolation import Doubt, no_narrower, of_hardware, outside_of, settle
-from simulator.validation.kernels._hardware import calibrated, seen
-from simulator.validation.kernels._sizes import numbers, refusals
+from simulator.validation.hardware import calibrated, seen
+from simulator.validation.sizes import numbers, refusals
 
 _EAGER_ENGINE = "vllm"
 _ENGINES = (_EAGER_ENGINE, "any", "nan")

@@ -20,8 +20,7 @@ from simulator.config.calibration import Calibration
 from simulator.config.mixers import LatentAttention
 from simulator.cost.compute.roofline import RooflineModel
 from simulator.validation import Answers, Measure, require
-from simulator.validation.extrapolation import Doubt, of_hardware
-from simulator.validation.kernels._context import (
+from simulator.validation.context import (
     KV_FORMATS,
     PHASES,
     Batches,
@@ -30,7 +29,8 @@ from simulator.validation.kernels._context import (
     fill,
     whole_sizes,
 )
-from simulator.validation.kernels._hardware import calibrated
+from simulator.validation.extrapolation import Doubt, of_hardware
+from simulator.validation.hardware import calibrated
 from simulator.work.layout import shard
 from simulator.work.lookback import Lookback, kernel
 

@@ -17,7 +17,7 @@ import pandas as pd
 from simulator.base.frozen import Frozen
 from simulator.validation import Answers, Measure, require
 from simulator.validation.kernels._power_law import NUM_DRAWS, Case, exponent, rank_rows
-from simulator.validation.kernels._routed import DOMAIN, NOT_WHOLE, Layers, loads, price, read_sizes
+from simulator.validation.routed import DOMAIN, NOT_WHOLE, Layers, loads, price, read_sizes
 
 _SIZES = ("num_tokens", "num_experts", "topk", "moe_ep_size")
 _NOTHING = Case(1, 1, 1, 1, None)

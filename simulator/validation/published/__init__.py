@@ -9,7 +9,6 @@ published FILE`` takes a table of the same columns.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -18,15 +17,18 @@ import pandas as pd
 from simulator.base.data import search_folders
 from simulator.base.errors import UserError
 from simulator.base.plugins import available, build
+from simulator.base.progress import Progress, show_nothing
 from simulator.results.scores import SCORE_COLUMNS
 from simulator.validation.tables import read_table
 
 _FAMILY = "validation.published"
 _DATA = "workloads/validation"
+BY_LOAD = ", by load"
+"""How a group ends that compares what load does to a ratio."""
+SAME_RELEASE, RELEASE_UNSAID = "experts spread : split", "experts spread : split, a release unsaid"
+"""Groups of pairs whose releases are known to be one, and of pairs where one does not say it."""
 _PLACE = re.compile(r"^published( \[[^]]*\])*: ")
 """What errors begin with that name the deployment made for a row."""
-Tick = Callable[[str, int, int | None], None]
-"""Told what is being done, how many rows of it are done, and how many there are."""
 
 
 class Published(NamedTuple):
@@ -88,7 +90,7 @@ class Topic(Protocol):
     columns: tuple[str, ...]
     """What a table must have to be of this topic."""
 
-    def replies(self, table: pd.DataFrame, tick: Tick) -> list[Reply]:
+    def replies(self, table: pd.DataFrame, tick: Progress) -> list[Reply]:
         """An answer to every row. The measured figures are not looked at."""
         ...
 
@@ -114,7 +116,7 @@ def topic_of(columns: set[str]) -> str | None:
     return max(found)[1] if found else None
 
 
-def run(file: Path | None, tick: Tick = lambda *_: None) -> Published:
+def run(file: Path | None, tick: Progress = show_nothing) -> Published:
     """Answer the cases in ``file``, or the shipped ones.
 
     Raises:
@@ -143,7 +145,7 @@ def _topic(name: str) -> Topic:
     return topic
 
 
-def _answer(path: Path, tick: Tick) -> Published:
+def _answer(path: Path, tick: Progress) -> Published:
     read = read_table(path)
     name = topic_of(set(read.values.columns))
     if name is None:

@@ -14,13 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from simulator.validation.published import BY_LOAD, RELEASE_UNSAID, SAME_RELEASE
 from simulator.validation.published._scores import Row
-from simulator.validation.serving._points import Point
+from simulator.validation.serving.points import Point
 
 _LOAD = re.compile(r"_c\d+(?=_|$).*")
 _FEWEST_LOADS = 3
-BY_LOAD = ", by load"
-SAME_RELEASE, RELEASE_UNSAID = "experts spread : split", "experts spread : split, a release unsaid"
 
 
 class Pair(NamedTuple):

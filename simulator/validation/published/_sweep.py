@@ -9,8 +9,8 @@ from functools import partial
 from typing import TypeVar
 
 from simulator.base.errors import UserError
+from simulator.base.progress import Progress
 from simulator.parallel.workers import sweep
-from simulator.validation.published import Tick
 
 Case = TypeVar("Case", bound=Hashable)
 Answer = TypeVar("Answer")
@@ -23,7 +23,7 @@ def answers(
     answer: Callable[[Case], Answer],
     shared: Callable[[Case], Hashable],
     what: str,
-    tick: Tick,
+    tick: Progress,
 ) -> dict[Case, Answer | UserError]:
     """``answer`` of each different case, or the error that it raised.
 

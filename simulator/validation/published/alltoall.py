@@ -11,13 +11,14 @@ import pandas as pd
 
 from simulator.base.frozen import Frozen
 from simulator.base.plugins import build
+from simulator.base.progress import Progress
 from simulator.validation import Answers
+from simulator.validation.hardware import accelerator_name
 from simulator.validation.kernels import KernelFamily
-from simulator.validation.kernels._hardware import accelerator_name
-from simulator.validation.kernels._traffic import routed
-from simulator.validation.published import Reply, Tick
+from simulator.validation.published import Reply
 from simulator.validation.published._cells import number
 from simulator.validation.published._scores import figures
+from simulator.validation.traffic import routed
 
 _HIDDEN, _EXPERTS, _TOP_K, _GROUPS, _CHOSEN_GROUPS = 7168, 256, 8, 8, 4
 """DeepSeek-V3, which DeepEP's tables are of."""
@@ -38,7 +39,7 @@ class Alltoall(Frozen):
         "conditions",
     )
 
-    def replies(self, table: pd.DataFrame, tick: Tick) -> list[Reply]:
+    def replies(self, table: pd.DataFrame, tick: Progress) -> list[Reply]:
         tick("all-to-all kernels", 0, len(table))
         family: KernelFamily = build(
             "validation.kernels", {"kind": "alltoall"}, "validate published"

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
+from simulator.base.progress import Progress
 from simulator.results.metrics import latencies
 from simulator.validation import OK
-from simulator.validation.published import Part, Reply, Tick
+from simulator.validation.published import Part, Reply
 from simulator.validation.published._cells import number, whole
 from simulator.validation.published._names import (
     accelerator_of,
@@ -82,7 +83,7 @@ class MLPerf(Frozen):
         "submitter",
     )
 
-    def replies(self, table: pd.DataFrame, tick: Tick) -> list[Reply]:
+    def replies(self, table: pd.DataFrame, tick: Progress) -> list[Reply]:
         read: list[tuple[_Row, int] | UserError] = []
         for _, row in table.iterrows():
             try:

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
+from simulator.base.progress import Progress
 from simulator.config.model import load_model
 from simulator.deployment.plan import POOL_TOKENS
 from simulator.validation import OK
-from simulator.validation.published import Reply, Tick
+from simulator.validation.published import Reply
 from simulator.validation.published._names import cluster_of, model_name
 from simulator.validation.published._scores import figures
 from simulator.validation.published._serve import make
@@ -44,7 +45,7 @@ class RoutingSkew(Frozen):
 
     columns: ClassVar[tuple[str, ...]] = ("model", "metric", "value", "conditions")
 
-    def replies(self, table: pd.DataFrame, tick: Tick) -> list[Reply]:
+    def replies(self, table: pd.DataFrame, tick: Progress) -> list[Reply]:
         found = []
         for done, (_, row) in enumerate(table.iterrows(), 1):
             try:

@@ -16,14 +16,15 @@ import numpy as np
 import pandas as pd
 
 from simulator.base.frozen import Frozen
+from simulator.base.progress import Progress
 from simulator.config.model import load_model
 from simulator.results.scores import is_answered
 from simulator.validation import OK, Answers, serving
-from simulator.validation.published import Reply, Tick
+from simulator.validation.published import Reply
 from simulator.validation.published._scores import figures, ratio, with_ratios
 from simulator.validation.published._splits import pairs, trends
-from simulator.validation.serving._models import find_model
-from simulator.validation.serving._points import Point, UnreadableError, read_point
+from simulator.validation.serving.models import find_model
+from simulator.validation.serving.points import Point, UnreadableError, read_point
 
 _TTFT, _TPOT = "silicon_ttft_ms", "silicon_tpot_ms"
 
@@ -33,7 +34,7 @@ class ServingPairs(Frozen):
 
     columns: ClassVar[tuple[str, ...]] = serving.COLUMNS
 
-    def replies(self, table: pd.DataFrame, tick: Tick) -> list[Reply]:
+    def replies(self, table: pd.DataFrame, tick: Progress) -> list[Reply]:
         points = _points(table)
         splits = [(pair.spread, pair.split) for pair in pairs(_mixtures(points), _ids(table))]
         wanted = sorted(

@@ -13,7 +13,8 @@ import pandas as pd
 
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
-from simulator.validation.published import Reply, Tick
+from simulator.base.progress import Progress
+from simulator.validation.published import Reply
 from simulator.validation.published._cells import whole
 from simulator.validation.published._names import (
     accelerator_of,
@@ -65,7 +66,7 @@ class TrtLLM(Frozen):
         "osl",
     )
 
-    def replies(self, table: pd.DataFrame, tick: Tick) -> list[Reply]:
+    def replies(self, table: pd.DataFrame, tick: Progress) -> list[Reply]:
         read: list[_Row | UserError] = []
         for _, row in table.iterrows():
             try:

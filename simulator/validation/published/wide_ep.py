@@ -18,10 +18,11 @@ import pandas as pd
 
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
+from simulator.base.progress import Progress
 from simulator.config.model import load_model
 from simulator.validation import OK
 from simulator.validation.error_bands import Band
-from simulator.validation.published import Reply, Tick
+from simulator.validation.published import Reply
 from simulator.validation.published._cells import number
 from simulator.validation.published._names import (
     accelerator_of,
@@ -116,7 +117,7 @@ class WideEP(Frozen):
         "conditions",
     )
 
-    def replies(self, table: pd.DataFrame, tick: Tick) -> list[Reply]:
+    def replies(self, table: pd.DataFrame, tick: Progress) -> list[Reply]:
         read: list[Question | UserError] = []
         for _, row in table.iterrows():
             try:

@@ -8,18 +8,18 @@ such points are taken.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import pandas as pd
 
+from simulator.base.progress import CountDone
 from simulator.parallel.workers import sweep
 from simulator.validation import OK, Answers, Measure
 from simulator.validation.error_bands import ASSUMED, Band
-from simulator.validation.serving._answer import Answer, answer_points
-from simulator.validation.serving._deployments import UnanswerableError, table_key
-from simulator.validation.serving._points import COLUMNS, Point, UnreadableError, read_point
+from simulator.validation.serving.answer import Answer, answer_points
+from simulator.validation.serving.deployments import UnanswerableError, table_key
+from simulator.validation.serving.points import COLUMNS, Point, UnreadableError, read_point
 
 __all__ = ["COLUMNS", "MEASURES", "Group", "answer", "answer_group", "groups"]
 
@@ -63,7 +63,7 @@ def answer_group(group: Group) -> list[Answer]:
 
 def answer(
     table: pd.DataFrame,
-    progress: Callable[[int], None] = lambda _: None,
+    progress: CountDone = lambda _: None,
     workers: int | None = None,
 ) -> Answers:
     """Answer every row.
@@ -95,5 +95,5 @@ def answer(
     return answers
 
 
-def _tick(progress: Callable[[int], None], sizes: list[int], refused: int, done: int) -> None:
+def _tick(progress: CountDone, sizes: list[int], refused: int, done: int) -> None:
     progress(refused + sum(sizes[:done]))

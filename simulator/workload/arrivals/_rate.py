@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from simulator.base.frozen import Frozen, NonNegative, Positive
-from simulator.workload.arrivals._renewal import Cv, Pattern
+from simulator.workload.renewal import Cv, Pattern
 
 FEWEST_REQUESTS = 0.1
 """Mean requests of one round (all windows, or a span) below which drawing them window by window

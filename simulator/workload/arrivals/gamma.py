@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict
 
 from simulator.base.frozen import Frozen, Positive
-from simulator.workload.arrivals._renewal import Cv, unit_gaps
+from simulator.workload.renewal import Cv, unit_gaps
 
 
 class Gamma(Frozen):

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from simulator.base.frozen import Frozen, Positive
 from simulator.workload.arrivals._rate import FEWEST_REQUESTS, Pauses, Swing
-from simulator.workload.arrivals._renewal import Cv, fill_window
+from simulator.workload.renewal import Cv, fill_window
 
 _CELLS_PER_SCALE = 8
 """Steps of the wandering rate within the shortest time-scale."""

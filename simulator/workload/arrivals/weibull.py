@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, model_validator
 
 from simulator.base.frozen import Frozen, Positive
-from simulator.workload.arrivals._renewal import Cv, unit_gaps, weibull_shape
+from simulator.workload.renewal import Cv, unit_gaps, weibull_shape
 
 
 class Weibull(Frozen):

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from simulator.base.frozen import Frozen
 from simulator.workload.arrivals._rate import FEWEST_REQUESTS, Window
-from simulator.workload.arrivals._renewal import fill_window, weibull_shape
+from simulator.workload.renewal import fill_window, weibull_shape
 
 
 class Windowed(Frozen):

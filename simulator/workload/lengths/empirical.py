@@ -13,7 +13,7 @@ from pydantic import ConfigDict, model_validator
 
 from simulator.base.frozen import Frozen
 from simulator.workload.lengths._marginals import QuantileMarginal
-from simulator.workload.traces._detect import read_trace
+from simulator.workload.reading import read_trace
 
 
 class Empirical(Frozen):

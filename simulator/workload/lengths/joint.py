@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from simulator.base.frozen import Frozen
 from simulator.workload.lengths._marginals import LogNormalMarginal, QuantileMarginal
-from simulator.workload.traces._detect import read_trace
+from simulator.workload.reading import read_trace
 
 
 class Joint(Frozen):

@@ -62,3 +62,14 @@ class TraceFormat(Protocol):
                 negative, or there is no request.
         """
         ...
+
+
+def take_prefixes(
+    starts: NDArray[np.int64], ids: NDArray[np.int64], rows: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Prefix blocks of the given rows, in that order, numbered densely from 0."""
+    lengths = np.diff(starts)[rows]
+    new_starts = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+    offsets = np.arange(new_starts[-1]) - np.repeat(new_starts[:-1] - starts[:-1][rows], lengths)
+    _, dense = np.unique(ids[offsets], return_inverse=True)
+    return new_starts, dense.astype(np.int64)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
-from simulator.workload.traces import RequestTrace
+from simulator.workload.traces import RequestTrace, take_prefixes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,17 +88,6 @@ def checked(raw: RawRequests) -> RequestTrace:
         prefix_ids=ids,
         notes=tuple(notes),
     )
-
-
-def take_prefixes(
-    starts: NDArray[np.int64], ids: NDArray[np.int64], rows: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Prefix blocks of the given rows, in that order, numbered densely from 0."""
-    lengths = np.diff(starts)[rows]
-    new_starts = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
-    offsets = np.arange(new_starts[-1]) - np.repeat(new_starts[:-1] - starts[:-1][rows], lengths)
-    _, dense = np.unique(ids[offsets], return_inverse=True)
-    return new_starts, dense.astype(np.int64)
 
 
 def _refuse_rows(

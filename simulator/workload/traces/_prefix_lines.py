@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
 from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._bytes import json_keys, json_rows, unpacked
 from simulator.workload.traces._check import RawRequests, checked
 from simulator.workload.traces._columns import Kind, line_of, read_json_lines
+from simulator.workload.unpacking import json_keys, json_rows, unpacked
 
 KEYS = {"timestamp", "input_length", "output_length"}
 

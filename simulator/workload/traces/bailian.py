@@ -9,8 +9,8 @@ from pathlib import Path
 
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._bytes import json_keys
 from simulator.workload.traces._prefix_lines import KEYS, read_prefix_lines
+from simulator.workload.unpacking import json_keys
 
 
 class Bailian(Frozen):

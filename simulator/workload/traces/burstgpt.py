@@ -12,9 +12,9 @@ from pathlib import Path
 
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._bytes import csv_header, unpacked
 from simulator.workload.traces._check import RawRequests, checked
 from simulator.workload.traces._columns import Kind, line_of, read_csv
+from simulator.workload.unpacking import csv_header, unpacked
 
 _COLUMNS: dict[str, Kind] = {
     "Timestamp": "float",

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._bytes import json_keys, unpacked
 from simulator.workload.traces._check import RawRequests, checked
 from simulator.workload.traces._columns import line_of, read_json_lines
+from simulator.workload.unpacking import json_keys, unpacked
 
 _LENGTHS = {"input_toks", "output_toks"}
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._bytes import json_keys
 from simulator.workload.traces._prefix_lines import KEYS, has_blocks_of, read_prefix_lines
+from simulator.workload.unpacking import json_keys
 
 _BLOCK_TOKENS = 512
 

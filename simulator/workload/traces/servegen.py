@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
-from simulator.workload.arrivals._renewal import fill_window
+from simulator.workload.renewal import fill_window
 from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._bytes import unpacked
 from simulator.workload.traces._check import RawRequests, checked
+from simulator.workload.unpacking import unpacked
 
 _MEMBER = re.compile(r"chunk-(\d+)-(trace\.csv|dataset\.json)$")
 _SEED = zlib.crc32(b"servegen")

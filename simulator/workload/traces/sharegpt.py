@@ -12,9 +12,9 @@ import numpy as np
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._bytes import unpacked
 from simulator.workload.traces._check import RawRequests, checked
 from simulator.workload.traces._text import APPROXIMATION, estimated_tokens
+from simulator.workload.unpacking import unpacked
 
 
 class ShareGPT(Frozen):

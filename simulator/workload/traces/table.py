@@ -17,9 +17,9 @@ from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
 from simulator.workload.traces._arrow import arrow
-from simulator.workload.traces._bytes import csv_header, unpacked
 from simulator.workload.traces._check import RawRequests, checked
 from simulator.workload.traces._columns import Columns, Kind, line_of, read_csv
+from simulator.workload.unpacking import csv_header, unpacked
 
 _PARQUET = b"PAR1"
 _LENGTHS: dict[str, Kind] = {"num_input": "int", "num_output": "int"}

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._bytes import json_keys, unpacked
 from simulator.workload.traces._check import RawRequests, checked
+from simulator.workload.unpacking import json_keys, unpacked
 
 
 class VllmBench(Frozen):

@@ -8,10 +8,10 @@ import numpy as np
 
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
-from simulator.workload.traces._bytes import json_keys, unpacked
 from simulator.workload.traces._check import RawRequests, checked
 from simulator.workload.traces._columns import line_of, read_json_lines
 from simulator.workload.traces._text import APPROXIMATION, estimated_tokens
+from simulator.workload.unpacking import json_keys, unpacked
 
 
 class VllmCustom(Frozen):

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import GemmFit
 from simulator.config.dtypes import BYTES_PER_ELEMENT, INPUT_BYTES
-from simulator.cost.compute._feeding import feeding_share, padded_share
+from simulator.cost.kernels.feeding import feeding_share, padded_share
 
 _TILES = ((16, 128), (32, 128), (64, 64), (64, 128), (128, 128), (128, 256), (256, 128))
 """Output tiles (rows, columns) that GEMM libraries choose from; the fastest one is taken, as their

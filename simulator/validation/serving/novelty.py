@@ -11,7 +11,7 @@ from simulator.config.calibration import ANY, load_calibration
 from simulator.config.calibration.engine import EngineFit, release_of
 from simulator.config.host import HostCalibration, load_any_calibration
 from simulator.deployment.plan import Plan
-from simulator.validation.serving._points import Point
+from simulator.validation.serving.points import Point
 
 _LOAD = {"isl": "input length", "osl": "output length", "concurrency": "concurrency"}
 

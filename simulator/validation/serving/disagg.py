@@ -23,9 +23,9 @@ from simulator.engine.replica import Replica
 from simulator.engine.state import start_requests
 from simulator.engine.step_price import price_step
 from simulator.engine.table import StepTable
-from simulator.validation.serving._drafts import kept, with_drafts
-from simulator.validation.serving._load import ROUNDS, Latencies, weights_of
-from simulator.validation.serving._points import SHORTEST, Point, Pool
+from simulator.validation.serving.drafts import kept, with_drafts
+from simulator.validation.serving.load import ROUNDS, Latencies, weights_of
+from simulator.validation.serving.points import SHORTEST, Point, Pool
 from simulator.workload.traces import RequestTrace
 
 _BUSIEST, _MOST_WORKERS = 0.9, 8

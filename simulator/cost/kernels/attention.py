@@ -13,7 +13,7 @@ from typing import Literal
 
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import AttentionFit
-from simulator.cost.compute.context import Rates
+from simulator.cost.kernels.context import Rates
 from simulator.work.lookback import Lookback
 
 _HIDING = 3.0

@@ -17,9 +17,9 @@ from simulator.config.cluster import default_num_gpus, read_cluster_table
 from simulator.config.deployment import DeploymentSpec, ParallelSpec
 from simulator.config.model import ModelSpec, load_model
 from simulator.deployment.plan import Plan, make_plan
-from simulator.validation.kernels._hardware import accelerator_name
-from simulator.validation.serving._models import find_model, release_format
-from simulator.validation.serving._points import Point, Pool
+from simulator.validation.hardware import accelerator_name
+from simulator.validation.serving.models import find_model, release_format
+from simulator.validation.serving.points import Point, Pool
 
 _FORMATS = {
     "bfloat16": "bf16",

@@ -20,8 +20,8 @@ from simulator.engine.table import StepTable, make_table
 from simulator.results.scores import DENSE, MOE
 from simulator.step.prices import Prices
 from simulator.validation import OK
-from simulator.validation.kernels._hardware import accelerator_name
-from simulator.validation.serving._deployments import (
+from simulator.validation.hardware import accelerator_name
+from simulator.validation.serving.deployments import (
     Deployment,
     UnanswerableError,
     deployment_of,
@@ -29,7 +29,7 @@ from simulator.validation.serving._deployments import (
     plan_of,
     table_key,
 )
-from simulator.validation.serving._disagg import (
+from simulator.validation.serving.disagg import (
     Decodes,
     Half,
     Load,
@@ -43,16 +43,16 @@ from simulator.validation.serving._disagg import (
     transfer_s,
     with_enough_workers,
 )
-from simulator.validation.serving._drafts import (
+from simulator.validation.serving.drafts import (
     doubts_of_drafts,
     drafts,
     has_drafts,
     kept,
     with_drafts,
 )
-from simulator.validation.serving._load import Latencies, measure
-from simulator.validation.serving._novelty import novelty_of
-from simulator.validation.serving._points import Point, Pool
+from simulator.validation.serving.load import Latencies, measure
+from simulator.validation.serving.novelty import novelty_of
+from simulator.validation.serving.points import Point, Pool
 
 _NAN = float("nan")
 _DEEPEP = {"kind": "deepep_auto"}
@@ -86,7 +86,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(points: Sequence[Point]) -> Iterator[Prepared]:
-    """Points that share a :func:`~simulator.validation.serving._deployments.table_key`, with the
+    """Points that share a :func:`~simulator.validation.serving.deployments.table_key`, with the
     table that they share.
     """
     found = [deployment_of(point) for point in points]

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import AttentionFit
-from simulator.cost.compute._attention import context_rates
-from simulator.cost.compute.context import kernels_s
+from simulator.cost.kernels.attention import context_rates
+from simulator.cost.kernels.context import kernels_s
 from simulator.validation import Answers
 from simulator.validation.error_bands import Band
 from simulator.validation.extrapolation import OUTSIDE, Doubt, outside_of, settle
-from simulator.validation.kernels._sizes import numbers, refusals
+from simulator.validation.sizes import numbers, refusals
 from simulator.work.context import uniform_sums
 from simulator.work.lookback import Lookback
 

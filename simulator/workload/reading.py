@@ -7,7 +7,7 @@ from pathlib import Path
 from simulator.base import plugins
 from simulator.base.errors import UserError
 from simulator.workload.traces import RequestTrace, TraceFormat
-from simulator.workload.traces._bytes import csv_header, head_of, json_keys
+from simulator.workload.unpacking import csv_header, head_of, json_keys
 
 
 def read_trace(path: Path) -> RequestTrace:

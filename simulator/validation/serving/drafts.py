@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from simulator.config.model import ModelSpec
 from simulator.engine.table import StepTable
-from simulator.validation.serving._points import DRAFTED, Point
+from simulator.validation.serving.points import DRAFTED, Point
 
 _ACCEPTED = 0.5764
 """Of a draft's tokens, each given that those before it were: with it a sequence gets 2.1 tokens in

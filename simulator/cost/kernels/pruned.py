@@ -9,7 +9,7 @@ from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import GemmFit, PrunedFit
 from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.config.pruning import Pruning, stored_bytes
-from simulator.cost.compute._gemm import Operands, product_s
+from simulator.cost.kernels.gemm import Operands, product_s
 
 
 def pruned_s(

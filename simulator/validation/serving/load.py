@@ -16,9 +16,9 @@ from simulator.config.calibration.engine import release_of
 from simulator.deployment.plan import Plan
 from simulator.engine.closed_loop import serve_closed_loop
 from simulator.engine.table import StepTable
-from simulator.validation.serving._deployments import stream_interval
-from simulator.validation.serving._points import Point
-from simulator.validation.serving._sums import sums_of
+from simulator.validation.serving.deployments import stream_interval
+from simulator.validation.serving.points import Point
+from simulator.validation.serving.sums import sums_of
 from simulator.workload.traces import RequestTrace
 
 ROUNDS = 10
@@ -89,7 +89,7 @@ def weights_of(count: int, concurrency: int) -> NDArray[np.float64]:
 
 def sums(plan: Plan, table: StepTable, point: Point) -> NDArray[np.float64]:
     """What the point's latencies consist of, see
-    :func:`~simulator.validation.serving._sums.sums_of`.
+    :func:`~simulator.validation.serving.sums.sums_of`.
 
     Raises:
         UserError: if a request does not fit in the KV cache.

@@ -18,18 +18,12 @@ from simulator.config.calibration import (
     GroupedGemmFit,
     load_calibration,
 )
-from simulator.cost.compute._grouped_gemm import Load, Operands, moves_s, product_s
+from simulator.cost.kernels.grouped_gemm import Load, Operands, moves_s, product_s
 from simulator.validation import OK, Answers
 from simulator.validation.error_bands import Band
 from simulator.validation.extrapolation import Doubt, no_narrower, of_hardware, outside_of, settle
-from simulator.validation.kernels._hardware import calibrated, seen
-from simulator.validation.kernels._sizes import (
-    MOST_CHOICES,
-    MOST_EXPERTS,
-    MOST_RANKS,
-    numbers,
-    refusals,
-)
+from simulator.validation.hardware import calibrated, seen
+from simulator.validation.sizes import MOST_CHOICES, MOST_EXPERTS, MOST_RANKS, numbers, refusals
 
 TILE_ROWS = (8, 16, 32, 64, 128, 256)
 """All that any fit may name."""

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import GroupedGemmFit
 from simulator.config.dtypes import BYTES_PER_ELEMENT, INPUT_BYTES
-from simulator.cost.compute._feeding import feeding_share
+from simulator.cost.kernels.feeding import feeding_share
 
 _TILE_COLUMNS = 128
 
