@@ -30,7 +30,8 @@ from simulator.planner.draws import (
     own_of,
 )
 from simulator.planner.explore import Finding
-from simulator.planner.screen import Judge, Option, Served
+from simulator.planner.judge import Judge, Served
+from simulator.planner.screen import Option
 from simulator.planner.space import Design, Space
 from simulator.planner.traffic import Traffic
 from simulator.planner.whatif import AS_ASKED, Change, Trials

@@ -1,11 +1,9 @@
 """The closed-form screen: what every deployment of the space could carry, roughly; and which of
 them are worth simulating.
 
-In the steady state a replica with ``b`` sequences decoding on each data-parallel rank starts ``b /
-O`` prompts a step (``O`` mean output tokens), so everything follows from ``b``: the step's seconds,
-the time per token, the rate, the memory. The most that a deployment carries is at the largest ``b``
-that keeps the targets. Latencies are means without chance, so a deployment is given the benefit of
-``SLACK`` before it is left out.
+What one replica carries is in :mod:`simulator.planner.judge`; here replicas become deployments: how
+many of them, in which pools, on how large a cluster. Latencies are means without chance, so a
+deployment is also read optimistically before it is left out.
 """
 
 from __future__ import annotations
@@ -16,22 +14,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.deployment.plan import Plan
-from simulator.planner.curve import Curve, Floats
+from simulator.planner.judge import Judge, Rates, Served
 from simulator.planner.space import NO_CACHE, TOO_FEW, TOO_SLOW, Design, Ruled, Space
 from simulator.planner.speeds import Speed, Speeds, pareto
 from simulator.planner.traffic import Traffic
 
-SLACK = 1.5
-"""How much better than on average a deployment may turn out: factor on latencies' targets in the
-optimistic reading."""
-_BATCHES = 24
 _KEPT = 64
 """Deployments of one model on one kind of machines that are candidates for simulation."""
 _MOST_TOO_LONG = 0.01
 """Share of the requests that may be longer than a model's context: they are counted as served."""
-_HIGHEST_LOAD = 0.95
-"""Of what the engine could carry if requests came as evenly as they are served."""
 
 
 class Option(NamedTuple):
@@ -51,174 +42,6 @@ class Option(NamedTuple):
     least_gpus: int
     tpot_s: float
     ttft_s: float
-
-
-class Rates(NamedTuple):
-    """What one replica carries: as estimated, and read optimistically. Requests a second; 0 where a
-    target cannot be kept.
-    """
-
-    likely: float
-    most: float
-    tpot_s: float
-    ttft_s: float
-
-
-class Limits(NamedTuple):
-    """The tightest of the targets, as means."""
-
-    ttft_s: float
-    tpot_s: float
-
-
-class Served(NamedTuple):
-    """A replica under rising loads; ``[n]`` each."""
-
-    rates: Floats
-    """Requests a second."""
-    tpot_s: Floats
-    """0 where nothing is decoded."""
-    ttft_s: Floats
-    """0 where no prompts are computed."""
-    possible: NDArray[np.bool_]
-    """Whether it can go on like that."""
-    batches: Floats
-    """Sequences on a data-parallel rank; share of the time that it is busy where it only computes
-    prompts."""
-
-
-class Judge:
-    """Judges designs, one after the other, for one question."""
-
-    def __init__(self, space: Space, traffic: Traffic) -> None:
-        self.space = space
-        self.traffic = traffic
-        self.limits = _limits(space)
-        self._curves: dict[Design, Curve] = {}
-        self._most_tokens = max(space.question.space.token_budgets)
-
-    def curve(self, design: Design, plan: Plan) -> Curve:
-        """The design's curve; designs with the same kernels share them."""
-        key = design.kernels
-        found = Curve(plan, self.traffic, self._most_tokens, self._curves.get(key))
-        self._curves.setdefault(key, found)
-        return found
-
-    def both(self, plan: Plan, curve: Curve, budget: int) -> Served:
-        """A replica that computes prompts and decodes."""
-        batches, step_s, ttft_s, possible = self._loads(plan, curve, budget)
-        rates = batches * plan.layout.num_batches / (self.traffic.num_output * step_s)
-        return Served(rates, step_s, ttft_s, possible, batches)
-
-    def _loads(
-        self, plan: Plan, curve: Curve, budget: int
-    ) -> tuple[Floats, Floats, Floats, NDArray[np.bool_]]:
-        """By sequences on a data-parallel rank: these, seconds a token, to the first token, and
-        whether the budget suffices.
-        """
-        traffic = self.traffic
-        batches = self._batches(plan)
-        prompts = batches / traffic.num_output
-        splits = plan.rules.mixes_phases
-        if splits:
-            step_s = curve.step_s(batches, prompts, traffic.num_input)
-            stays = batches * (1 + traffic.num_input / traffic.num_output) <= budget * _HIGHEST_LOAD
-            chunks = math.ceil(traffic.num_input / max(1.0, budget))
-            full_s = curve.step_s(
-                batches,
-                np.full(len(batches), min(1.0, budget / traffic.num_input)),
-                traffic.num_input,
-            )
-            first_s = full_s * chunks
-            busy = batches * (1 + traffic.num_input / traffic.num_output) / budget
-        else:
-            decode_s = curve.step_s(batches, np.zeros(len(batches)), 0.0)
-            # Prompts that came during a step share the next one, the ranks that got none idle: at
-            # the least one prompt's time.
-            coming = prompts * plan.layout.num_batches
-            together = np.clip(prompts, 1.0, max(1.0, budget / traffic.num_input))
-            pause_s = (
-                np.minimum(coming, 1.0)
-                * self._prompts_s(curve, budget, together)
-                * np.maximum(1.0, prompts / together)
-            )
-            step_s = decode_s + pause_s
-            stays = np.full(len(batches), True)
-            first_s = np.full(len(batches), self.alone_s(curve, budget)) + decode_s / 2
-            busy = pause_s / step_s
-        waits = step_s / 2 + first_s * busy / (2 * np.maximum(1 - busy, 0.02))
-        ttft_s = plan.calibration.engine.first_token_s + first_s + waits
-        return batches, step_s, ttft_s, stays & (busy < _HIGHEST_LOAD)
-
-    def decoding(self, plan: Plan, curve: Curve) -> Served:
-        """A replica that only decodes."""
-        batches = self._batches(plan)
-        step_s = curve.step_s(batches, np.zeros(len(batches)), 0.0)
-        rates = batches * plan.layout.num_batches / (self.traffic.num_output * step_s)
-        return Served(rates, step_s, np.zeros(len(batches)), np.full(len(batches), True), batches)
-
-    def prefilling(self, plan: Plan, curve: Curve, budget: int) -> Served:
-        """A replica that only computes prompts."""
-        prompt_s, alone_s = self.prompt_s(curve, budget), self.alone_s(curve, budget)
-        busy = np.linspace(0.1, _HIGHEST_LOAD, _BATCHES)
-        rates = busy * plan.layout.num_batches / prompt_s
-        fit = plan.calibration.pools
-        own_s, ratio = (
-            (plan.calibration.engine.first_token_s, 1.0)
-            if fit is None
-            else (fit.first_token_s, fit.prefill_ratio)
-        )
-        ttft_s = own_s + ratio * (alone_s + prompt_s * busy / (2 * (1 - busy)))
-        return Served(rates, np.zeros(len(busy)), ttft_s, np.full(len(busy), True), busy)
-
-    def prompt_s(self, curve: Curve, budget: int) -> float:
-        """Seconds of a data-parallel rank for a prompt where steps are full."""
-        together = max(1.0, budget / self.traffic.num_input)
-        return float(
-            curve.step_s(np.zeros(1), np.array([together]), self.traffic.num_input)[0] / together
-        )
-
-    def _prompts_s(self, curve: Curve, budget: int, together: Floats) -> Floats:
-        """Seconds of a step with ``[n]`` prompts, in as many parts as the budget asks for."""
-        parts = max(1.0, self.traffic.num_input / budget)
-        return curve.step_s(
-            np.zeros(len(together)), together / parts, self.traffic.num_input
-        ) * math.ceil(parts)
-
-    def alone_s(self, curve: Curve, budget: int) -> float:
-        """Seconds of a prompt by itself."""
-        parts = max(1.0, self.traffic.num_input / budget)
-        return float(
-            curve.step_s(np.zeros(1), np.array([1 / parts]), self.traffic.num_input)[0]
-            * math.ceil(parts)
-        )
-
-    def _batches(self, plan: Plan) -> Floats:
-        capacity, traffic, pp = plan.capacity, self.traffic, plan.layout.pp
-        held = capacity.blocks_for(round(traffic.num_input + traffic.num_output / 2))
-        most = max(
-            1, min(plan.rules.max_sequences, int(capacity.num_blocks * _HIGHEST_LOAD / held)) // pp
-        )
-        return np.geomspace(0.25, most, _BATCHES)
-
-    def best(self, served: Served) -> Rates:
-        """The highest rate that keeps the targets; and that keeps them read optimistically."""
-
-        def highest(slack: float) -> int:
-            within = (served.tpot_s <= self.limits.tpot_s * slack) & (
-                served.ttft_s <= self.limits.ttft_s * slack
-            )
-            kept = served.possible & within
-            return int(np.argmax(np.where(kept, served.rates, -1.0))) if kept.any() else -1
-
-        likely, most = highest(1.0), highest(SLACK)
-        shown = likely if likely >= 0 else 0
-        return Rates(
-            float(served.rates[likely]) if likely >= 0 else 0.0,
-            float(served.rates[most]) if most >= 0 else 0.0,
-            float(served.tpot_s[shown]),
-            float(served.ttft_s[shown]),
-        )
 
 
 class Screened(NamedTuple):
@@ -469,13 +292,3 @@ def _pairs(
             )
         )
     return found, number
-
-
-def _limits(space: Space) -> Limits:
-    targets, slo = space.question.targets, space.question.workload.slo
-    ttft = [*targets.ttft_s.limits().values()]
-    tpot = [*targets.tpot_s.limits().values()]
-    if targets.attainment is not None:
-        ttft += [slo.ttft_s] if slo.ttft_s else []
-        tpot += [slo.tpot_s] if slo.tpot_s else []
-    return Limits(min(ttft, default=math.inf), min(tpot, default=math.inf))

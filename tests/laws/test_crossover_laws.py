@@ -12,7 +12,7 @@ from simulator.config.capacity import Crossover, Question
 from simulator.planner.crossover import ALIKE, BEST, MEMORY, WEIGHTS, compared, crossover
 from simulator.planner.curve import Curve
 from simulator.planner.flips import flips
-from simulator.planner.screen import Judge
+from simulator.planner.judge import Judge
 from simulator.planner.space import Design, Ruled, Space
 from simulator.planner.steady import Steady, fixed
 

@@ -17,9 +17,10 @@ from simulator.engine.cluster import run_plan
 from simulator.planner import space as spaces
 from simulator.planner.curve import Curve
 from simulator.planner.explore import Explorer, _slowed
+from simulator.planner.judge import Judge
 from simulator.planner.launch import launch
 from simulator.planner.requests import lasting, traffic_of
-from simulator.planner.screen import Judge, Option
+from simulator.planner.screen import Option
 from simulator.planner.space import Ruled, Space
 from simulator.planner.steady import fixed
 from simulator.workload.traces import RequestTrace
