@@ -25,9 +25,10 @@ from simulator.planner.draws import around_one
 from simulator.planner.estimate import bands_of
 from simulator.planner.flips import flips
 from simulator.planner.margin import error_of, margin
+from simulator.planner.ruled_out import Ruled
 from simulator.planner.screen import by_cost
 from simulator.planner.search import Found
-from simulator.planner.space import Design, Ruled, Space
+from simulator.planner.space import Design, Space
 from simulator.planner.steady import Loads, Steady, fixed
 
 TERMS: dict[str, str] = {

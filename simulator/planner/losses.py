@@ -10,8 +10,8 @@ from typing import Any
 
 from simulator.deployment.plan import make_plan
 from simulator.planner.explore import Finding, Sized
+from simulator.planner.machines import Machines
 from simulator.planner.screen import Option
-from simulator.planner.space import Machines
 from simulator.planner.trial import Outcome
 from simulator.planner.whatif import AS_ASKED, Change, Trials, cost_of, gpu_hour
 

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.planner.judge import Judge, Rates, Served
-from simulator.planner.space import NO_CACHE, TOO_FEW, TOO_SLOW, Design, Ruled, Space
+from simulator.planner.ruled_out import NO_CACHE, TOO_FEW, TOO_SLOW, Ruled
+from simulator.planner.space import Design, Space
 from simulator.planner.speeds import Speed, Speeds, pareto
 from simulator.planner.traffic import Traffic
 

@@ -22,8 +22,9 @@ from simulator.config.capacity import Question
 from simulator.parallel.workers import Workers, hired
 from simulator.planner.explore import Explorer, Finding, Sized, sized_as_found
 from simulator.planner.requests import lasting, traffic_of
+from simulator.planner.ruled_out import Ruled
 from simulator.planner.screen import Option, Screened, by_cost, parts, screen
-from simulator.planner.space import Ruled, Space
+from simulator.planner.space import Space
 from simulator.planner.store import Store, key_of
 from simulator.planner.traffic import Traffic
 from simulator.planner.trial import Outcome

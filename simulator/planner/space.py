@@ -4,78 +4,33 @@ and why others are not possible.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 from simulator.base.errors import UserError
 from simulator.base.frozen import Policy
-from simulator.config.capacity import CandidateCluster, CandidateModel, Question
-from simulator.config.cluster import ClusterSpec, load_kind
+from simulator.config.capacity import CandidateModel, Question
 from simulator.config.deployment import DeploymentSpec, ParallelSpec
 from simulator.config.model import ModelSpec, load_model
 from simulator.config.pruning import Pruning, pruning_text
 from simulator.deployment.plan import Plan, make_plan
-from simulator.work.layout import uneven_heads
-
-_WHERE = "plan"
-ALIKE = "attention data parallelism of a dense model is the same as more replicas"
-HEADS = "tensor parallelism does not divide the model's attention heads"
-LEAVES_NODE = "tensor parallelism would leave the node"
-PART_OF_A_NODE = "a replica over several nodes must fill them"
-STAGES = "a pipeline has more stages than the model has layers"
-STAGES_BESIDE_DP = "pipelines are tried without attention data parallelism only"
-STAGES_OVER_NODES = "pipelines over several nodes are tried with stages that fill them"
-STAGES_IN_A_NODE = "pipelines on fast wires are tried where tensor parallelism can go no further"
-TOO_LARGE = "a replica would be larger than the limits allow"
-MEMORY = "weights, activations and a cache do not fit in memory"
-NO_CACHE = "the cache has no room for the longest request"
-TOO_SLOW = "misses a latency target even when nothing else runs"
-TOO_FEW = "needs more GPUs than the limits allow"
-_TELLING = (TOO_FEW, TOO_SLOW, NO_CACHE, MEMORY, TOO_LARGE)
-"""Reasons by how far a deployment came before it was ruled out: the furthest is what keeps a model
-from doing the job."""
-_STRUCTURAL = (
+from simulator.planner.machines import WHERE, Machines, machines_of
+from simulator.planner.ruled_out import (
+    ALIKE,
     HEADS,
     LEAVES_NODE,
     PART_OF_A_NODE,
-    ALIKE,
     STAGES,
     STAGES_BESIDE_DP,
-    STAGES_OVER_NODES,
     STAGES_IN_A_NODE,
+    STAGES_OVER_NODES,
+    TOO_LARGE,
+    Ruled,
+    reason_of,
 )
-"""Reasons that are of a split, and say nothing of whether the model could do the job with another
-one."""
-
-
-class Machines(NamedTuple):
-    """One of the question's clusters: what it costs, and the sizes that it comes in."""
-
-    offer: CandidateCluster
-    spec: ClusterSpec
-    sizes: tuple[int, ...]
-    """Numbers of GPUs, within all limits, rising."""
-    price_per_gpu_hour: float
-    watts_per_gpu: float
-    gpu_hour: float
-    """What a GPU costs an hour: its price, and its electricity where that is paid apart."""
-    bound: str = ""
-    """Which of the limits sets the largest size; empty where it is the largest that the file
-    lists."""
-    beyond: str = ""
-    """Why no size at all can be used; empty where one can."""
-
-    def holding(self, num_gpus: int) -> int | None:
-        """The smallest size with so many GPUs; ``None`` where all are smaller."""
-        return next((size for size in self.sizes if size >= num_gpus), None)
-
-    def named(self, size: int) -> str:
-        """The cluster's name with its number of GPUs."""
-        return f"{self.offer.cluster}-{size}" if self.spec.sizes else self.offer.cluster
+from simulator.work.layout import uneven_heads
 
 
 class Candidate(NamedTuple):
@@ -122,35 +77,6 @@ class Design(NamedTuple):
         return self._replace(kv_dtype="", overlap="", pp=1, max_sequences=0)
 
 
-@dataclass
-class Ruled:
-    """Why combinations were left out: how many for each reason, and one of them."""
-
-    counts: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, str] = field(default_factory=dict)
-
-    def out(self, reason: str, example: str, count: int = 1) -> None:
-        """Leave some out."""
-        if not count:
-            return
-        self.counts[reason] = self.counts.get(reason, 0) + count
-        self.examples.setdefault(reason, example)
-
-    def telling(self) -> str | None:
-        """The reason that says most about why nothing can be run; ``None`` where nothing was left
-        out.
-        """
-
-        def rank(reason: str) -> tuple[int, int]:
-            if reason in _TELLING:
-                return _TELLING.index(reason), -self.counts[reason]
-            return len(_TELLING) + (
-                1 + _STRUCTURAL.index(reason) if reason in _STRUCTURAL else 0
-            ), -self.counts[reason]
-
-        return min(self.counts, key=rank, default=None)
-
-
 class Space:
     """All designs of a question, and how each becomes a deployment."""
 
@@ -169,10 +95,10 @@ class Space:
             for each in one.prunings
         ]
         self.models = [
-            _named(load_model(one.entry.model, f"{_WHERE} [models]", folder), one.pruning)
+            _named(load_model(one.entry.model, f"{WHERE} [models]", folder), one.pruning)
             for one in self.candidates
         ]
-        self.machines = [_machines(offer, question) for offer in question.clusters]
+        self.machines = [machines_of(offer, question) for offer in question.clusters]
 
     def designs(self, model: int, machines: int, ruled: Ruled) -> Iterator[tuple[Design, Plan]]:
         """Every possible design of a model on some machines with the plan of one replica; the
@@ -184,10 +110,10 @@ class Space:
         for design in self._splits(model, self.candidates[model].entry, machines, ruled):
             try:
                 plan = make_plan(
-                    self.spec(design, budget=None), self.question.seed, _WHERE, self.folder
+                    self.spec(design, budget=None), self.question.seed, WHERE, self.folder
                 )
             except UserError as error:
-                ruled.out(_reason(str(error)), self.text(design))
+                ruled.out(reason_of(str(error)), self.text(design))
                 continue
             yield design, plan
 
@@ -351,7 +277,7 @@ class Space:
         held = size or machines.holding(replicas * design.num_ranks)
         if held is None:
             raise UserError(
-                f"{_WHERE}: {replicas * design.num_ranks} GPUs are more than the limits allow"
+                f"{WHERE}: {replicas * design.num_ranks} GPUs are more than the limits allow"
             )
         return DeploymentSpec(
             name=name or self.text(design),
@@ -445,76 +371,3 @@ def _named(model: ModelSpec, pruning: Pruning | None) -> ModelSpec:
         if pruning is None
         else model.model_copy(update={"name": f"{model.name} ({pruning_text(pruning)})"})
     )
-
-
-def _machines(offer: CandidateCluster, question: Question) -> Machines:
-    limits, power, files = question.limits, question.power, f"{_WHERE} [clusters '{offer.cluster}']"
-    spec, accelerator = load_kind(offer.cluster, files)
-    price = (
-        offer.price_per_gpu_hour
-        if offer.price_per_gpu_hour is not None
-        else spec.price_per_gpu_hour
-    )
-    if price is None:
-        raise UserError(
-            f"{files}: has no price; give price_per_gpu_hour (0 for machines that are there anyway)"
-        )
-    watts = accelerator.board_power_w * power.overhead
-    gpu_hour = price + watts / 1000 * power.price_per_kwh
-    sizes = sorted(spec.sizes or (spec.num_gpus,))
-    least = sizes[0]
-    fewest = f"even {_gpus(least)} of {offer.cluster}"
-    # For each limit: GPUs that it allows, its name, and why the smallest size is beyond it.
-    bounds: list[tuple[float, str, str]] = []
-    for name, count in (("max_gpus", offer.max_gpus), ("limits.gpus", limits.gpus)):
-        if count is not None:
-            bounds.append(
-                (count, f"{name} = {count}", f"{offer.cluster} comes in {_gpus(least)} or more")
-            )
-    if limits.nodes is not None:
-        text = f"{offer.cluster} comes in {-(-least // spec.gpus_per_node)} nodes or more"
-        bounds.append((limits.nodes * spec.gpus_per_node, f"limits.nodes = {limits.nodes}", text))
-    if limits.power_w is not None:
-        bounds.append(
-            (
-                limits.power_w / watts,
-                f"limits.power_w = {limits.power_w:g}",
-                f"{fewest} may draw {least * watts:,.0f} W",
-            )
-        )
-    if limits.budget_per_hour is not None and gpu_hour > 0:
-        name = f"the budget of {limits.budget_per_hour:g} {power.currency} per hour"
-        bounds.append(
-            (
-                limits.budget_per_hour / gpu_hour,
-                name,
-                f"{fewest} would cost {least * gpu_hour:.2f} {power.currency} per hour",
-            )
-        )
-    most, name, too_much = min(bounds, default=(math.inf, "", ""))
-    allowed = tuple(size for size in sizes if size <= most)
-    bound, beyond = (
-        name if most < sizes[-1] else "",
-        "" if allowed else f"{too_much}, and {name} is the limit",
-    )
-    spare = question.spare.nodes * spec.gpus_per_node
-    if allowed and spare >= allowed[-1]:
-        held = "1 node" if question.spare.nodes == 1 else f"{question.spare.nodes} nodes"
-        most_text = (
-            f"the {_gpus(allowed[-1])} of {offer.cluster} that {name} allows"
-            if bound
-            else f"{_gpus(allowed[-1])} of {offer.cluster}"
-        )
-        beyond = f"holding {held} of {_gpus(spec.gpus_per_node)} free for failures leaves nothing of {most_text}"
-    return Machines(offer, spec, allowed, price, watts, gpu_hour, bound, beyond)
-
-
-def _gpus(count: int) -> str:
-    return "1 GPU" if count == 1 else f"{count} GPUs"
-
-
-def _reason(message: str) -> str:
-    """The kind of an error, without its numbers."""
-    if "does not fit" in message:
-        return MEMORY
-    return message.split("]: ", 1)[-1].split(";", maxsplit=1)[0]

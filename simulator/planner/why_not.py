@@ -10,8 +10,8 @@ from typing import Any
 
 from simulator.planner.explore import Finding
 from simulator.planner.findings import best_of_each, row_of, text_of
+from simulator.planner.ruled_out import MEMORY, TOO_LARGE, Ruled
 from simulator.planner.search import Found
-from simulator.planner.space import MEMORY, TOO_LARGE, Ruled
 from simulator.planner.words import missed
 
 

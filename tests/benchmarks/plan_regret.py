@@ -18,9 +18,10 @@ from simulator.config.capacity import Question
 from simulator.parallel.workers import sweep
 from simulator.planner.explore import Explorer, Finding
 from simulator.planner.requests import lasting, traffic_of
+from simulator.planner.ruled_out import Ruled
 from simulator.planner.screen import Option
 from simulator.planner.search import best_first, search
-from simulator.planner.space import Ruled, Space
+from simulator.planner.space import Space
 from simulator.planner.store import Store
 from simulator.planner.traffic import Traffic
 

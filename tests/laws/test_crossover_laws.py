@@ -13,7 +13,8 @@ from simulator.planner.crossover import ALIKE, BEST, MEMORY, WEIGHTS, compared, 
 from simulator.planner.curve import Curve
 from simulator.planner.flips import flips
 from simulator.planner.judge import Judge
-from simulator.planner.space import Design, Ruled, Space
+from simulator.planner.ruled_out import Ruled
+from simulator.planner.space import Design, Space
 from simulator.planner.steady import Steady, fixed
 
 HERE = Path()

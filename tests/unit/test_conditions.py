@@ -11,7 +11,8 @@ from simulator.config.deployment import DeploymentSpec
 from simulator.deployment.plan import make_plan
 from simulator.planner.conditions import Conditions, apply, unchanged
 from simulator.planner.requests import traffic_of
-from simulator.planner.space import Ruled, Space
+from simulator.planner.ruled_out import Ruled
+from simulator.planner.space import Space
 
 HERE = Path()
 QUESTION = {

@@ -14,14 +14,15 @@ from simulator.config.capacity import Question
 from simulator.config.deployment import DeploymentSpec
 from simulator.deployment.plan import make_plan
 from simulator.engine.cluster import run_plan
-from simulator.planner import space as spaces
+from simulator.planner import ruled_out
 from simulator.planner.curve import Curve
 from simulator.planner.explore import Explorer, _slowed
 from simulator.planner.judge import Judge
 from simulator.planner.launch import launch
 from simulator.planner.requests import lasting, traffic_of
+from simulator.planner.ruled_out import Ruled
 from simulator.planner.screen import Option
-from simulator.planner.space import Ruled, Space
+from simulator.planner.space import Space
 from simulator.planner.steady import fixed
 from simulator.workload.traces import RequestTrace
 
@@ -68,12 +69,16 @@ def test_stages_are_tried_over_nodes_and_where_tensor_parallelism_ends():
     tried, reasons, beside = splits(question(models=("gpt-oss-20b",), attention_dp=[1, 2]))
     assert tried == {(8, 2), (8, 4)}
     assert beside == {1}
-    for reason in (spaces.STAGES_BESIDE_DP, spaces.STAGES_IN_A_NODE, spaces.STAGES_OVER_NODES):
+    for reason in (
+        ruled_out.STAGES_BESIDE_DP,
+        ruled_out.STAGES_IN_A_NODE,
+        ruled_out.STAGES_OVER_NODES,
+    ):
         assert reasons[reason] > 0
     # Over PCIe, stages pay inside a node too.
     tried, reasons, _ = splits(question(models=("qwen3-32b",), clusters=("l40s",)))
     assert {(1, 2), (1, 4), (2, 2), (2, 4), (4, 2)} <= tried
-    assert spaces.STAGES_IN_A_NODE not in reasons
+    assert ruled_out.STAGES_IN_A_NODE not in reasons
     tried, _, _ = splits(question(models=("qwen3-32b",), tp=[1, 2]))
     assert tried == {(2, 2), (2, 4)}
     assert splits(question(pp=[1]))[0] == set()
@@ -81,7 +86,7 @@ def test_stages_are_tried_over_nodes_and_where_tensor_parallelism_ends():
         question(models=("gpt-oss-20b",), tp=[8], pp=[1, 30], max_gpus_per_replica=512)
     )
     assert not tried
-    assert reasons[spaces.STAGES] > 0
+    assert reasons[ruled_out.STAGES] > 0
 
 
 @pytest.mark.parametrize(

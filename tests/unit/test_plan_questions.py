@@ -12,12 +12,13 @@ import pytest
 from simulator.base.errors import UserError
 from simulator.base.frozen import validate
 from simulator.config.capacity import Question
-from simulator.planner import space as reasons
+from simulator.planner import ruled_out as reasons
 from simulator.planner.answer import _num_simulated
 from simulator.planner.explore import Sized
 from simulator.planner.requests import traffic_of
+from simulator.planner.ruled_out import Ruled
 from simulator.planner.search import search
-from simulator.planner.space import Ruled, Space
+from simulator.planner.space import Space
 from simulator.planner.store import Store
 from simulator.planner.versus import rivals
 from simulator.planner.why_not import nearest, of_each_model

@@ -20,9 +20,10 @@ from simulator.planner.explore import Explorer, Finding, Sized, _first
 from simulator.planner.judge import Judge
 from simulator.planner.requests import lasting, traffic_of
 from simulator.planner.risk import risk
+from simulator.planner.ruled_out import Ruled
 from simulator.planner.screen import Option
 from simulator.planner.search import as_json, best_first, finding_of, identity, search
-from simulator.planner.space import Design, Ruled, Space
+from simulator.planner.space import Design, Space
 from simulator.planner.store import Store, key_of
 from simulator.planner.trial import Outcome
 

@@ -1,0 +1,110 @@
+"""The clusters of a question: what a GPU costs, and which sizes all limits allow."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from simulator.base.errors import UserError
+from simulator.config.capacity import CandidateCluster, Question
+from simulator.config.cluster import ClusterSpec, load_kind
+
+WHERE = "plan"
+"""What errors of a question begin with."""
+
+
+class Machines(NamedTuple):
+    """One of the question's clusters: what it costs, and the sizes that it comes in."""
+
+    offer: CandidateCluster
+    spec: ClusterSpec
+    sizes: tuple[int, ...]
+    """Numbers of GPUs, within all limits, rising."""
+    price_per_gpu_hour: float
+    watts_per_gpu: float
+    gpu_hour: float
+    """What a GPU costs an hour: its price, and its electricity where that is paid apart."""
+    bound: str = ""
+    """Which of the limits sets the largest size; empty where it is the largest that the file
+    lists."""
+    beyond: str = ""
+    """Why no size at all can be used; empty where one can."""
+
+    def holding(self, num_gpus: int) -> int | None:
+        """The smallest size with so many GPUs; ``None`` where all are smaller."""
+        return next((size for size in self.sizes if size >= num_gpus), None)
+
+    def named(self, size: int) -> str:
+        """The cluster's name with its number of GPUs."""
+        return f"{self.offer.cluster}-{size}" if self.spec.sizes else self.offer.cluster
+
+
+def machines_of(offer: CandidateCluster, question: Question) -> Machines:
+    """What a cluster that is offered costs, and the sizes that all limits allow.
+
+    Raises:
+        UserError: if the cluster is unknown or has no price.
+    """
+    limits, power, files = question.limits, question.power, f"{WHERE} [clusters '{offer.cluster}']"
+    spec, accelerator = load_kind(offer.cluster, files)
+    price = (
+        offer.price_per_gpu_hour
+        if offer.price_per_gpu_hour is not None
+        else spec.price_per_gpu_hour
+    )
+    if price is None:
+        raise UserError(
+            f"{files}: has no price; give price_per_gpu_hour (0 for machines that are there anyway)"
+        )
+    watts = accelerator.board_power_w * power.overhead
+    gpu_hour = price + watts / 1000 * power.price_per_kwh
+    sizes = sorted(spec.sizes or (spec.num_gpus,))
+    least = sizes[0]
+    fewest = f"even {_gpus(least)} of {offer.cluster}"
+    # For each limit: GPUs that it allows, its name, and why the smallest size is beyond it.
+    bounds: list[tuple[float, str, str]] = []
+    for name, count in (("max_gpus", offer.max_gpus), ("limits.gpus", limits.gpus)):
+        if count is not None:
+            bounds.append(
+                (count, f"{name} = {count}", f"{offer.cluster} comes in {_gpus(least)} or more")
+            )
+    if limits.nodes is not None:
+        text = f"{offer.cluster} comes in {-(-least // spec.gpus_per_node)} nodes or more"
+        bounds.append((limits.nodes * spec.gpus_per_node, f"limits.nodes = {limits.nodes}", text))
+    if limits.power_w is not None:
+        bounds.append(
+            (
+                limits.power_w / watts,
+                f"limits.power_w = {limits.power_w:g}",
+                f"{fewest} may draw {least * watts:,.0f} W",
+            )
+        )
+    if limits.budget_per_hour is not None and gpu_hour > 0:
+        name = f"the budget of {limits.budget_per_hour:g} {power.currency} per hour"
+        bounds.append(
+            (
+                limits.budget_per_hour / gpu_hour,
+                name,
+                f"{fewest} would cost {least * gpu_hour:.2f} {power.currency} per hour",
+            )
+        )
+    most, name, too_much = min(bounds, default=(math.inf, "", ""))
+    allowed = tuple(size for size in sizes if size <= most)
+    bound, beyond = (
+        name if most < sizes[-1] else "",
+        "" if allowed else f"{too_much}, and {name} is the limit",
+    )
+    spare = question.spare.nodes * spec.gpus_per_node
+    if allowed and spare >= allowed[-1]:
+        held = "1 node" if question.spare.nodes == 1 else f"{question.spare.nodes} nodes"
+        most_text = (
+            f"the {_gpus(allowed[-1])} of {offer.cluster} that {name} allows"
+            if bound
+            else f"{_gpus(allowed[-1])} of {offer.cluster}"
+        )
+        beyond = f"holding {held} of {_gpus(spec.gpus_per_node)} free for failures leaves nothing of {most_text}"
+    return Machines(offer, spec, allowed, price, watts, gpu_hour, bound, beyond)
+
+
+def _gpus(count: int) -> str:
+    return "1 GPU" if count == 1 else f"{count} GPUs"
