@@ -21,7 +21,8 @@ _WIDTH = 120
 
 def as_numbers(board: Any) -> dict[str, Any]:
     """The scoreboard for another program: not a number is null."""
-    from simulator.results.scores import grouped, judged, reasons
+    from simulator.results.judgement import judged
+    from simulator.results.scores import grouped, reasons
 
     tables = {
         "scores": grouped(board.rows),
@@ -44,7 +45,8 @@ def print_board(board: Any) -> None:
     """The scores of each suite, its targets, what the words mean, and what cannot be answered or
     compared and why.
     """
-    from simulator.results.scores import IN_SAMPLE, grouped, judged, reasons, remarks, score, tally
+    from simulator.results.judgement import IN_SAMPLE, judged, tally
+    from simulator.results.scores import grouped, reasons, remarks, score
 
     out = console.out if console.out.is_terminal else Console(width=_WIDTH)
     if board.rows.empty and not remarks(board):
@@ -153,7 +155,7 @@ def percent(value: float, *limits: float, digits: int = 0, sign: str = "") -> st
     >>> percent(0.0812, digits=1), percent(12.3, digits=1), percent(-0.02, sign="+"), percent(float("nan")), percent(0.253, 0.25)
     ('8.1%', '1230%', '-2%', '-', '25.3%')
     """
-    from simulator.results.scores import digits_beside
+    from simulator.results.judgement import digits_beside
 
     if math.isnan(value):
         return "-"

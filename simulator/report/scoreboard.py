@@ -14,7 +14,8 @@ from simulator.report.document import described, document, facts_list, in_sectio
 from simulator.report.markup import Markup, join, tag
 from simulator.report.scoreboard_figures import figures
 from simulator.report.scoreboard_tables import percent
-from simulator.results.scores import IN_SAMPLE, Scoreboard, is_answered, judged, remarks, tally
+from simulator.results.judgement import IN_SAMPLE, judged, tally
+from simulator.results.scores import Scoreboard, is_answered, remarks
 
 _NAME = "Accuracy"
 _MOST_MISSED = 6

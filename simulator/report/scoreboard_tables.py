@@ -12,16 +12,8 @@ import pandas as pd
 from simulator.report import tables
 from simulator.report.markup import Markup, join, tag
 from simulator.results.formats import UNDEFINED, number, seconds
-from simulator.results.scores import (
-    Scoreboard,
-    digits_beside,
-    grouped,
-    judged,
-    reasons,
-    score,
-    title_of,
-    worst,
-)
+from simulator.results.judgement import digits_beside, judged
+from simulator.results.scores import Scoreboard, grouped, reasons, score, title_of, worst
 
 _MOST_GROUPS = 25
 _MOST_REASONS = 40

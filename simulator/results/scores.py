@@ -5,14 +5,15 @@ people compare.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binom
+
+from simulator.results.targets import is_met, target_of
 
 SCORE_COLUMNS = (
     "suite",
@@ -32,63 +33,6 @@ SCORE_COLUMNS = (
 for people. ``predicted``, ``low`` and ``high`` are in the unit of ``measured``, and not a number
 where ``status`` begins with ``unsupported``.
 """
-
-
-MOE, DENSE = "MoE", "dense"
-"""Words of a group that say what kind of model its rows are of."""
-
-
-class Target(NamedTuple):
-    """How far off predictions may be: limits of the absolute relative error."""
-
-    what: str
-    suites: tuple[str, ...]
-    median: float
-    p90: float
-    quantity: str = ""
-    """Of rows with this quantity only; empty for all."""
-    word: str = ""
-    """Of rows whose group has this word only; empty for all."""
-
-    def covers(self, rows: pd.DataFrame) -> pd.Series:
-        """Which rows of a table with ``suite``, ``quantity`` and ``group`` it speaks of."""
-        covered = rows["suite"].isin(self.suites)
-        if self.quantity:
-            covered &= rows["quantity"] == self.quantity
-        if self.word:
-            covered &= pd.Series(
-                [self.word in group.split() for group in rows["group"].astype(str)],
-                index=rows.index,
-                dtype=bool,
-            )
-        return covered
-
-
-TARGETS = (
-    Target("Grouped GEMM of a rank's experts, balanced and skewed", ("moe", "eplb"), 0.08, 0.25),
-    Target("Dense GEMM kernels", ("gemm",), 0.10, 0.30),
-    Target("Attention kernels", ("attention",), 0.10, 0.30),
-    Target("MLA kernels", ("mla",), 0.10, 0.30),
-    Target("All-to-all", ("alltoall",), 0.08, 0.20),
-    Target("Collectives", ("collective",), 0.08, 0.20),
-    Target("Serving TPOT, MoE", ("serving",), 0.12, 0.30, "tpot", MOE),
-    Target("Serving TPOT, dense", ("serving",), 0.10, 0.30, "tpot", DENSE),
-    Target("Serving TTFT", ("serving",), 0.20, 0.50, "ttft"),
-    Target("Published throughput", ("published",), 0.12, 0.25, "throughput"),
-    Target("MoE : dense ratio on one machine", ("published",), 0.08, 0.15, "ratio", MOE),
-)
-"""They hold for models and GPUs that no calibration has seen, and are not to be moved."""
-LEAST_RIGHT_ORDER = 0.90
-"""Share of pairs of deployments, more than 10 % apart, whose order is right."""
-BANDS_HOLD = (0.75, 0.85)
-"""Share of measurements inside their 80 % bands."""
-LEAST_COMPARED = 20
-"""Pairs, or measurements with a band, below which a share of them says nothing."""
-_BY_CHANCE = 0.05
-"""How often a band that holds what it is meant to may be called wrong, were rows independent of
-each other."""
-LEAST_ANSWERED = {"serving": 0.90}
-"""Share of a suite's rows that must have a prediction."""
 
 
 @dataclass(frozen=True)
@@ -211,12 +155,6 @@ def right_order(
     return int(far.sum()), int((same & far).sum())
 
 
-def target_of(suite: str, quantity: str, group: str) -> Target | None:
-    """The target that a group of rows is held to."""
-    one = pd.DataFrame({"suite": [suite], "quantity": [quantity], "group": [group]})
-    return next((target for target in TARGETS if target.covers(one).item()), None)
-
-
 def grouped(rows: pd.DataFrame) -> pd.DataFrame:
     """:func:`score` by suite, quantity and group, with ``target_median``, ``target_p90`` and
     ``within_target``; worst first in a suite.
@@ -234,7 +172,7 @@ def grouped(rows: pd.DataFrame) -> pd.DataFrame:
     found["target_median"] = [np.nan if target is None else target.median for target in targets]
     found["target_p90"] = [np.nan if target is None else target.p90 for target in targets]
     found["within_target"] = [
-        _met(row["median"], row["p90"], target)
+        is_met(row["median"], row["p90"], target)
         for row, target in zip(found.to_dict("records"), targets, strict=True)
     ]
     place = {suite: number for number, suite in enumerate(dict.fromkeys(found["suite"]))}
@@ -245,222 +183,6 @@ def grouped(rows: pd.DataFrame) -> pd.DataFrame:
         .drop(columns="_place")
         .reset_index(drop=True)
     )
-
-
-def _met(median: float, p90: float, target: Target | None) -> bool | None:
-    return (
-        None
-        if target is None or not np.isfinite(median)
-        else bool(median <= target.median and p90 <= target.p90)
-    )
-
-
-IN_SAMPLE = (
-    "Errors on rows that the calibrations were fitted on are in sample. Targets are asked of models and GPUs that no fit has seen: they "
-    "are judged by the errors that the calibrations state of whole models, shapes and GPUs left out of their fits."
-)
-
-
-def judged(board: Scoreboard) -> pd.DataFrame:
-    """A row a target: ``what``, ``asked``, ``found``, ``left_out`` in words, ``rows``, ``met``
-    (``None``: nothing to judge), ``in_sample``.
-
-    ``found`` is of the rows themselves. Where those are in sample, ``met`` goes by ``left_out``,
-    which is what the calibrations say of whole models, shapes and GPUs left out of their fits, of
-    ``left_out_rows`` rows, and empty where none says anything. Rows that are in sample and rows
-    that are not are judged apart.
-    """
-    found = [
-        *_errors_judged(board),
-        *_answers_judged(board),
-        *_orders_judged(board),
-        *_bands_judged(board),
-    ]
-    return pd.DataFrame(found, columns=list(Judged._fields)).astype({"met": object})
-
-
-class Judged(NamedTuple):
-    """A target, as :func:`judged` has it."""
-
-    what: str
-    asked: str
-    found: str
-    left_out: str
-    left_out_rows: int
-    rows: int
-    met: bool | None
-    in_sample: bool
-
-
-def _errors_judged(board: Scoreboard) -> Iterator[Judged]:
-    stated = {row["what"]: row for row in board.left_out.to_dict("records")}
-    known = board.is_in_sample(board.rows)
-    for target in TARGETS:
-        covered = target.covers(board.rows)
-        for in_sample in (True, False):
-            own = board.rows[covered & (known == in_sample)]
-            if own.empty:
-                continue
-            scores = score(own.assign(all="all"), ["all"]).iloc[0].to_dict()
-            asked = f"median {percent_of(target.median, digits=0)}, p90 {percent_of(target.p90, digits=0)}"
-            other = stated.get(target.what) if in_sample else None
-            judge = scores if other is None else other
-            met = _met(judge["median"], judge["p90"], target)
-            num_others = 0 if other is None else int(other["rows"])
-            yield Judged(
-                target.what,
-                asked,
-                _errors(scores, target),
-                _errors(other, target),
-                num_others,
-                len(own),
-                met,
-                in_sample,
-            )
-
-
-def _answers_judged(board: Scoreboard) -> Iterator[Judged]:
-    for suite, least in LEAST_ANSWERED.items():
-        own = board.rows[board.rows["suite"] == suite]
-        if len(own):
-            share = float((is_answered(own["status"]) & own["predicted"].notna()).mean())
-            asked, what = (
-                f"at least {percent_of(least, digits=0)}",
-                f"Rows of {suite} that are answered",
-            )
-            yield Judged(
-                what,
-                asked,
-                percent_of(share, least),
-                "",
-                0,
-                len(own),
-                share >= least,
-                board.in_sample(own),
-            )
-
-
-def _orders_judged(board: Scoreboard) -> Iterator[Judged]:
-    known = {suite: board.in_sample(own) for suite, own in board.rows.groupby("suite")}
-    for row in (
-        board.order.groupby("suite", sort=False).sum().reset_index().to_dict("records")
-        if len(board.order)
-        else []
-    ):
-        if row["pairs"]:
-            share, enough = row["right"] / row["pairs"], row["pairs"] >= LEAST_COMPARED
-            what = f"Order of two deployments of {row['suite']} that differ by > 10 %"
-            asked = f"right in at least {percent_of(LEAST_RIGHT_ORDER, digits=0)}"
-            said = percent_of(share, LEAST_RIGHT_ORDER) + ("" if enough else _TOO_FEW)
-            met = share >= LEAST_RIGHT_ORDER if enough else None
-            yield Judged(
-                what, asked, said, "", 0, row["pairs"], met, known.get(row["suite"], False)
-            )
-
-
-def _bands_judged(board: Scoreboard) -> Iterator[Judged]:
-    for row in score(board.rows, ["suite"]).to_dict("records") if len(board.rows) else []:
-        if row["banded"]:
-            own, (low, high) = board.rows[board.rows["suite"] == row["suite"]], BANDS_HOLD
-            enough = row["banded"] >= LEAST_COMPARED
-            asked = f"in {percent_of(low, digits=0)} to {percent_of(high, digits=0)}, or as near as chance allows"
-            said = percent_of(row["covered"], low, high) + ("" if enough else _TOO_FEW)
-            met = (
-                bands_hold(round(row["covered"] * row["banded"]), row["banded"]) if enough else None
-            )
-            yield Judged(
-                f"80 % bands of {row['suite']} hold",
-                asked,
-                said,
-                "",
-                0,
-                row["rows"],
-                met,
-                board.in_sample(own),
-            )
-
-
-_TOO_FEW = "; too few rows to say"
-
-
-def bands_hold(inside: int, count: int) -> bool:
-    """Whether ``inside`` of ``count`` measurements in their bands is what :data:`BANDS_HOLD` asks,
-    with room for chance.
-
-    >>> bands_hold(18, 20), bands_hold(10, 20), bands_hold(900, 1000), bands_hold(800, 1000), bands_hold(600, 1000)
-    (True, False, False, True, False)
-    """
-    low, high = BANDS_HOLD
-    return bool(
-        binom.ppf(_BY_CHANCE / 2, count, low)
-        <= inside
-        <= binom.ppf(1 - _BY_CHANCE / 2, count, high)
-    )
-
-
-def tally(found: pd.DataFrame) -> str:
-    """How many targets are met, by what they were judged on; empty where none was.
-
-    Args:
-        found: :func:`judged`.
-
-    >>> columns = ["in_sample", "left_out", "met"]
-    >>> tally(pd.DataFrame([(True, "median 9 %", True), (True, "median 9 %", False), (True, "", True), (True, "", None)], columns=columns))
-    'targets with models left out: 1 of 2 met; in sample only: 1 of 1 met'
-    >>> tally(pd.DataFrame([(False, "", True)], columns=columns))
-    'targets: 1 of 1 met'
-    """
-    has_verdict, known, has_left_out = (
-        found["met"].notna(),
-        found["in_sample"].astype(bool),
-        found["left_out"] != "",
-    )
-    kinds = {
-        "with models left out": known & has_left_out,
-        "in sample only": known & ~has_left_out,
-        "on other rows": ~known,
-    }
-    counted = {
-        kind: found["met"][has_verdict & chosen].astype(bool) for kind, chosen in kinds.items()
-    }
-    said = {kind: f"{int(met.sum())} of {len(met)}" for kind, met in counted.items() if len(met)}
-    if set(said) == {"on other rows"}:
-        return f"targets: {said['on other rows']} met"
-    told = "; ".join(f"{kind}: {count} met" for kind, count in said.items())
-    return f"targets {told}" if told else ""
-
-
-def _errors(scores: Mapping[Any, Any] | None, target: Target) -> str:
-    if scores is None:
-        return ""
-    if not np.isfinite(scores["median"]):
-        return "none answered"
-    return f"median {percent_of(scores['median'], target.median)}, p90 {percent_of(scores['p90'], target.p90)}"
-
-
-def percent_of(share: float, *limits: float, digits: int = 1) -> str:
-    """A share with as many digits as show on which side of each limit it lies.
-
-    >>> percent_of(0.2503, 0.25), percent_of(0.25004, 0.25), percent_of(0.25, 0.25), percent_of(0.9, digits=0)
-    ('25.03 %', '25.004 %', '25.0 %', '90 %')
-    """
-    return f"{100 * share:,.{digits_beside(share, *limits, digits=digits)}f} %"
-
-
-def digits_beside(share: float, *limits: float, digits: int = 1) -> int:
-    """How many digits of a share's percentage show on which side of each limit it lies, at least
-    ``digits``.
-    """
-    most = digits + 4
-    for tried in range(digits, most):
-        shown = round(100 * share, tried)
-        if all(_side(shown, round(100 * limit, 6)) == _side(share, limit) for limit in limits):
-            return tried
-    return digits
-
-
-def _side(value: float, limit: float) -> int:
-    return int(value > limit) - int(value < limit)
 
 
 def reasons(rows: pd.DataFrame, status: str, most: int = 20) -> pd.DataFrame:

@@ -19,8 +19,9 @@ from simulator.base.errors import UserError
 from simulator.base.progress import Progress, show_nothing
 from simulator.config.calibration import CalibrationFile, Fit, load_calibration
 from simulator.results.folder import replace_folder
+from simulator.results.judgement import judged
 from simulator.results.provenance import Provenance
-from simulator.results.scores import SCORE_COLUMNS, Scoreboard, grouped, judged, reasons
+from simulator.results.scores import SCORE_COLUMNS, Scoreboard, grouped, reasons
 from simulator.validation.left_out import left_out
 from simulator.validation.suites import Answered, answer, answer_published, tables_in
 

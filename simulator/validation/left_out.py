@@ -19,7 +19,7 @@ from scipy.stats import norm
 from simulator.base.errors import UserError
 from simulator.config.accelerator import load_accelerator
 from simulator.config.calibration import CalibrationFile, EngineFit, Fit
-from simulator.results.scores import TARGETS, Target
+from simulator.results.targets import TARGETS, Target
 from simulator.validation.hardware import accelerator_name
 
 COLUMNS = ("what", "rows", "fits", "missed", "median", "p90")

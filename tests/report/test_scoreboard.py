@@ -11,7 +11,8 @@ import pytest
 
 from simulator.report.scoreboard import render
 from simulator.report.scoreboard_figures import figures
-from simulator.results.scores import SCORE_COLUMNS, Scoreboard, grouped, judged, reasons
+from simulator.results.judgement import judged
+from simulator.results.scores import SCORE_COLUMNS, Scoreboard, grouped, reasons
 
 HOSTILE = "<b>h100</b> & <script>alert(1)</script>"
 SUITES = {

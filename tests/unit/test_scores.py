@@ -5,23 +5,17 @@ import pandas as pd
 import pytest
 
 from simulator.config.calibration import load_calibration
+from simulator.results.judgement import judged, percent_of, tally
 from simulator.results.scores import (
-    DENSE,
-    MOE,
     SCORE_COLUMNS,
-    TARGETS,
     Scoreboard,
-    bands_hold,
     grouped,
-    judged,
     order_of,
-    percent_of,
     reasons,
     score,
-    tally,
-    target_of,
     worst,
 )
+from simulator.results.targets import DENSE, MOE, TARGETS, bands_hold, target_of
 from simulator.validation.left_out import Residuals, left_out, mixed
 
 

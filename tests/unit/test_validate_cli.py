@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from simulator.base.errors import UserError
-from simulator.results.scores import IN_SAMPLE, SCORE_COLUMNS
+from simulator.results.judgement import IN_SAMPLE
+from simulator.results.scores import SCORE_COLUMNS
 from simulator.validation import known_rows, published, suites
 from simulator.validation.tables import read_table, values_of
 

@@ -10,7 +10,8 @@ import plotly.graph_objects as go
 from simulator.base.frozen import Frozen
 from simulator.report import style
 from simulator.report.scoreboard_figures._rows import lines
-from simulator.results.scores import BANDS_HOLD, Scoreboard, score, title_of
+from simulator.results.scores import Scoreboard, score, title_of
+from simulator.results.targets import BANDS_HOLD
 
 
 class Coverage(Frozen):

@@ -17,7 +17,7 @@ from simulator.config.host import HostCalibration, load_any_calibration
 from simulator.deployment.plan import Plan
 from simulator.engine.prefill_loop import Prompts
 from simulator.engine.table import StepTable, make_table
-from simulator.results.scores import DENSE, MOE
+from simulator.results.targets import DENSE, MOE
 from simulator.step.prices import Prices
 from simulator.validation import OK
 from simulator.validation.hardware import accelerator_name

@@ -1,0 +1,213 @@
+"""Which targets the predictions of a scoreboard keep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from simulator.results.scores import Scoreboard, is_answered, score
+from simulator.results.targets import (
+    BANDS_HOLD,
+    LEAST_ANSWERED,
+    LEAST_COMPARED,
+    LEAST_RIGHT_ORDER,
+    TARGETS,
+    Target,
+    bands_hold,
+    is_met,
+)
+
+IN_SAMPLE = (
+    "Errors on rows that the calibrations were fitted on are in sample. Targets are asked of models and GPUs that no fit has seen: they "
+    "are judged by the errors that the calibrations state of whole models, shapes and GPUs left out of their fits."
+)
+
+
+def judged(board: Scoreboard) -> pd.DataFrame:
+    """A row a target: ``what``, ``asked``, ``found``, ``left_out`` in words, ``rows``, ``met``
+    (``None``: nothing to judge), ``in_sample``.
+
+    ``found`` is of the rows themselves. Where those are in sample, ``met`` goes by ``left_out``,
+    which is what the calibrations say of whole models, shapes and GPUs left out of their fits, of
+    ``left_out_rows`` rows, and empty where none says anything. Rows that are in sample and rows
+    that are not are judged apart.
+    """
+    found = [
+        *_errors_judged(board),
+        *_answers_judged(board),
+        *_orders_judged(board),
+        *_bands_judged(board),
+    ]
+    return pd.DataFrame(found, columns=list(Judged._fields)).astype({"met": object})
+
+
+class Judged(NamedTuple):
+    """A target, as :func:`judged` has it."""
+
+    what: str
+    asked: str
+    found: str
+    left_out: str
+    left_out_rows: int
+    rows: int
+    met: bool | None
+    in_sample: bool
+
+
+def _errors_judged(board: Scoreboard) -> Iterator[Judged]:
+    stated = {row["what"]: row for row in board.left_out.to_dict("records")}
+    known = board.is_in_sample(board.rows)
+    for target in TARGETS:
+        covered = target.covers(board.rows)
+        for in_sample in (True, False):
+            own = board.rows[covered & (known == in_sample)]
+            if own.empty:
+                continue
+            scores = score(own.assign(all="all"), ["all"]).iloc[0].to_dict()
+            asked = f"median {percent_of(target.median, digits=0)}, p90 {percent_of(target.p90, digits=0)}"
+            other = stated.get(target.what) if in_sample else None
+            judge = scores if other is None else other
+            met = is_met(judge["median"], judge["p90"], target)
+            num_others = 0 if other is None else int(other["rows"])
+            yield Judged(
+                target.what,
+                asked,
+                _errors(scores, target),
+                _errors(other, target),
+                num_others,
+                len(own),
+                met,
+                in_sample,
+            )
+
+
+def _answers_judged(board: Scoreboard) -> Iterator[Judged]:
+    for suite, least in LEAST_ANSWERED.items():
+        own = board.rows[board.rows["suite"] == suite]
+        if len(own):
+            share = float((is_answered(own["status"]) & own["predicted"].notna()).mean())
+            asked, what = (
+                f"at least {percent_of(least, digits=0)}",
+                f"Rows of {suite} that are answered",
+            )
+            yield Judged(
+                what,
+                asked,
+                percent_of(share, least),
+                "",
+                0,
+                len(own),
+                share >= least,
+                board.in_sample(own),
+            )
+
+
+def _orders_judged(board: Scoreboard) -> Iterator[Judged]:
+    known = {suite: board.in_sample(own) for suite, own in board.rows.groupby("suite")}
+    for row in (
+        board.order.groupby("suite", sort=False).sum().reset_index().to_dict("records")
+        if len(board.order)
+        else []
+    ):
+        if row["pairs"]:
+            share, enough = row["right"] / row["pairs"], row["pairs"] >= LEAST_COMPARED
+            what = f"Order of two deployments of {row['suite']} that differ by > 10 %"
+            asked = f"right in at least {percent_of(LEAST_RIGHT_ORDER, digits=0)}"
+            said = percent_of(share, LEAST_RIGHT_ORDER) + ("" if enough else _TOO_FEW)
+            met = share >= LEAST_RIGHT_ORDER if enough else None
+            yield Judged(
+                what, asked, said, "", 0, row["pairs"], met, known.get(row["suite"], False)
+            )
+
+
+def _bands_judged(board: Scoreboard) -> Iterator[Judged]:
+    for row in score(board.rows, ["suite"]).to_dict("records") if len(board.rows) else []:
+        if row["banded"]:
+            own, (low, high) = board.rows[board.rows["suite"] == row["suite"]], BANDS_HOLD
+            enough = row["banded"] >= LEAST_COMPARED
+            asked = f"in {percent_of(low, digits=0)} to {percent_of(high, digits=0)}, or as near as chance allows"
+            said = percent_of(row["covered"], low, high) + ("" if enough else _TOO_FEW)
+            met = (
+                bands_hold(round(row["covered"] * row["banded"]), row["banded"]) if enough else None
+            )
+            yield Judged(
+                f"80 % bands of {row['suite']} hold",
+                asked,
+                said,
+                "",
+                0,
+                row["rows"],
+                met,
+                board.in_sample(own),
+            )
+
+
+_TOO_FEW = "; too few rows to say"
+
+
+def tally(found: pd.DataFrame) -> str:
+    """How many targets are met, by what they were judged on; empty where none was.
+
+    Args:
+        found: :func:`judged`.
+
+    >>> columns = ["in_sample", "left_out", "met"]
+    >>> tally(pd.DataFrame([(True, "median 9 %", True), (True, "median 9 %", False), (True, "", True), (True, "", None)], columns=columns))
+    'targets with models left out: 1 of 2 met; in sample only: 1 of 1 met'
+    >>> tally(pd.DataFrame([(False, "", True)], columns=columns))
+    'targets: 1 of 1 met'
+    """
+    has_verdict, known, has_left_out = (
+        found["met"].notna(),
+        found["in_sample"].astype(bool),
+        found["left_out"] != "",
+    )
+    kinds = {
+        "with models left out": known & has_left_out,
+        "in sample only": known & ~has_left_out,
+        "on other rows": ~known,
+    }
+    counted = {
+        kind: found["met"][has_verdict & chosen].astype(bool) for kind, chosen in kinds.items()
+    }
+    said = {kind: f"{int(met.sum())} of {len(met)}" for kind, met in counted.items() if len(met)}
+    if set(said) == {"on other rows"}:
+        return f"targets: {said['on other rows']} met"
+    told = "; ".join(f"{kind}: {count} met" for kind, count in said.items())
+    return f"targets {told}" if told else ""
+
+
+def _errors(scores: Mapping[Any, Any] | None, target: Target) -> str:
+    if scores is None:
+        return ""
+    if not np.isfinite(scores["median"]):
+        return "none answered"
+    return f"median {percent_of(scores['median'], target.median)}, p90 {percent_of(scores['p90'], target.p90)}"
+
+
+def percent_of(share: float, *limits: float, digits: int = 1) -> str:
+    """A share with as many digits as show on which side of each limit it lies.
+
+    >>> percent_of(0.2503, 0.25), percent_of(0.25004, 0.25), percent_of(0.25, 0.25), percent_of(0.9, digits=0)
+    ('25.03 %', '25.004 %', '25.0 %', '90 %')
+    """
+    return f"{100 * share:,.{digits_beside(share, *limits, digits=digits)}f} %"
+
+
+def digits_beside(share: float, *limits: float, digits: int = 1) -> int:
+    """How many digits of a share's percentage show on which side of each limit it lies, at least
+    ``digits``.
+    """
+    most = digits + 4
+    for tried in range(digits, most):
+        shown = round(100 * share, tried)
+        if all(_side(shown, round(100 * limit, 6)) == _side(share, limit) for limit in limits):
+            return tried
+    return digits
+
+
+def _side(value: float, limit: float) -> int:
+    return int(value > limit) - int(value < limit)
