@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 
 from simulator.base.errors import UserError
 
+Table = dict[str, Any]
+"""Part of a model's table, as TOML would have it."""
+
 
 class Convention(NamedTuple):
     """What the modelling code of an architecture fixes and its ``config.json`` does not say."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simulator.config.mixers import GroupedQueryAttention
+from simulator.config.attention import GroupedQueryAttention
 from simulator.runtime.job import TORCH_DTYPES, Job, Step
 from simulator.runtime.layers.attention import Cache, supported
 

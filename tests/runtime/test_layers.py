@@ -11,8 +11,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from simulator.base.errors import UserError
+from simulator.config.attention import GroupedQueryAttention
 from simulator.config.ffn import DenseFFN, MoE
-from simulator.config.mixers import GroupedQueryAttention
 from simulator.config.model import ModelSpec
 from simulator.runtime.layers.attention import Attention, Cache, Chunk
 from simulator.runtime.layers.experts import Experts

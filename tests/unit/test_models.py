@@ -2,15 +2,10 @@ import pytest
 
 from simulator.base.errors import UserError
 from simulator.base.frozen import validate
+from simulator.config.attention import CompressedAttention, GroupedQueryAttention, LatentAttention
 from simulator.config.ffn import DenseFFN, MoE
-from simulator.config.mixers import (
-    CompressedAttention,
-    GatedDeltaNet,
-    GroupedQueryAttention,
-    LatentAttention,
-    Mamba2,
-)
 from simulator.config.model import ModelSpec, load_model
+from simulator.config.recurrent import GatedDeltaNet, Mamba2
 
 # Elements of the released weights (safetensors headers on Hugging Face, multi-token-prediction and
 # vision left out), counted by others than this project; biases for balance are among them where the

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base.frozen import validate
-from simulator.config.mixers import GroupedQueryAttention
+from simulator.config.attention import GroupedQueryAttention
 from simulator.config.model import ModelSpec
 from simulator.deployment.plan import POOL_TOKENS
 from simulator.policies.dispatch.per_rank import PerRank

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from simulator.base.errors import UserError
-from simulator.config.mixers import GroupedQueryAttention, Mixer
+from simulator.config.attention import GroupedQueryAttention
+from simulator.config.mixers import Mixer
 from simulator.runtime.layers.part import WHOLE, Part
 from simulator.runtime.layers.weights import Weights, empty, fill
 

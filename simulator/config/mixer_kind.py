@@ -1,0 +1,80 @@
+"""What every kind of sequence mixer says of itself: the half of a layer that looks at other tokens.
+
+All of it is exact: the matrices every token passes through
+(:class:`~simulator.config.linear.Linear`), what looking back at the context costs and stores
+(:class:`ContextTerm`), and the fixed state a sequence carries (recurrent layers).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+from simulator.base.frozen import Count, Frozen
+from simulator.config.linear import Linear
+
+
+class ContextTerm(NamedTuple):
+    """One way a layer reads earlier tokens. A (query, key) *pair* is one query token looking at one
+    cached entry.
+    """
+
+    prefill_flops_per_pair: float
+    decode_flops_per_pair: float
+    cached_elements_per_entry: float
+    """Numbers kept in the KV cache for one entry."""
+    num_shards: int
+    """Ranks the cached entry can be split over; more tensor-parallel ranks than this hold copies
+    (KV heads; 1 for MLA)."""
+    window: int | None = None
+    """A query sees at most this many entries; ``None`` sees all."""
+    compression: int = 1
+    """Tokens of context per cached entry."""
+    keeps_window_only: bool = True
+    """Whether entries that left the window are also dropped from the cache (false where any may be
+    selected again)."""
+    num_heads: int = 0
+    """Query heads that look: each has a score for every pair."""
+    prefill_moved_elements: float = 0.0
+    """Numbers that the kernel reads or writes for a new token beside the cache: queries, outputs,
+    keys and values before they are cached. Split over tensor-parallel ranks."""
+    decode_moved_elements: float = 0.0
+    appended_elements: float = 0.0
+    """Numbers of a new token's key that the kernel writes into the cache (and as many of its value
+    where there is one)."""
+    is_latent: bool = False
+    """Whether the entry is one latent vector for all heads (MLA)."""
+
+
+class MixerKind(Frozen, ABC):
+    norms: Count = 0
+    """Norm weights that the kind does not imply (norms on queries and keys, a norm behind the
+    mixer), in numbers."""
+
+    @abstractmethod
+    def linears(self, hidden_size: int) -> tuple[Linear, ...]:
+        """The matrices that every token passes through."""
+
+    def context_terms(self) -> tuple[ContextTerm, ...]:
+        """What looking back costs; empty for a layer that carries a fixed state instead."""
+        return ()
+
+    def num_small_parameters(self, hidden_size: int) -> int:
+        """Parameters outside matrices: biases, norms, convolutions, decay rates."""
+        return self.norms
+
+    def state_elements(self) -> int:
+        """Numbers of recurrent state that each sequence carries, whatever its length."""
+        return 0
+
+    def recurrent_flops_per_token(self) -> float:
+        """FLOPs to update and read the recurrent state and the convolution for one token, as decode
+        does it.
+        """
+        return 0.0
+
+    def num_parameters(self, hidden_size: int) -> int:
+        """All parameters of the mixer, without the layer's own norm."""
+        return sum(
+            linear.num_parameters for linear in self.linears(hidden_size)
+        ) + self.num_small_parameters(hidden_size)
