@@ -15,6 +15,7 @@ from simulator.engine.lockstep import Lockstep
 from simulator.engine.state import Floats, Ints
 from simulator.policies.dispatch import limits_of
 from simulator.step.expert_prices import ExpertStep
+from simulator.step.operations import expert_operations
 from simulator.step.prices import Prices
 from simulator.step.program import Busy, Operation, Together
 from simulator.step.two_batch import first_half, interleave
@@ -250,7 +251,7 @@ def _expert_program(prices: Prices, steps: list[ExpertStep], beside_s: float) ->
     program: list[Operation] = []
     for layer, step in enumerate(steps):
         program.append(Busy("attention", layer, np.full(num_ranks, beside_s)))
-        program += prices.expert_operations(step, layer)
+        program += expert_operations(prices, step, layer)
         if (
             not prices.plan.layout.travels
         ):  # ranks meet in the all-reduce that follows, priced elsewhere

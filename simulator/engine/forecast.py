@@ -11,6 +11,7 @@ import simpy
 from simulator.deployment.plan import Plan
 from simulator.engine.fabric import FluidWires
 from simulator.engine.rank import StepTimes, finish_step, run_step
+from simulator.step.operations import step_operations
 from simulator.step.prices import Prices
 from simulator.step.program import Batch
 
@@ -50,7 +51,7 @@ def forecast(
     num_ranks = plan.layout.num_ranks
     for step in steps:
         env = simpy.Environment()
-        program = prices.program(step.batch(), step.offset)
+        program = step_operations(prices, step.batch(), step.offset)
         yield finish_step(
             env,
             run_step(

@@ -15,6 +15,7 @@ from simulator.deployment.plan import Plan
 from simulator.engine.fabric import FluidWires
 from simulator.engine.rank import finish_step, run_step
 from simulator.results.tables import EXPERT_COLUMNS, RANK_COLUMNS, SPAN_COLUMNS, TRAFFIC_COLUMNS
+from simulator.step.operations import step_operations
 from simulator.step.prices import Prices
 from simulator.step.program import Batch
 
@@ -47,7 +48,7 @@ def probe(plan: Plan, prices: Prices, steps: pd.DataFrame, requests: pd.DataFram
     ranks, traffic, spans = [], [], []
     for phase, batch in _representative(plan, steps, requests).items():
         env = simpy.Environment()
-        program = prices.program(batch, 0)
+        program = step_operations(prices, batch, 0)
         times = finish_step(
             env,
             run_step(

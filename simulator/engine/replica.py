@@ -21,6 +21,7 @@ from simulator.engine.state import Limits, Requests, start_clock, start_ranks
 from simulator.engine.step_price import in_flight, price_step
 from simulator.engine.table import StepTable
 from simulator.results.tables import STEP_PHASES
+from simulator.step.operations import step_operations
 from simulator.step.prices import Prices
 from simulator.step.program import Batch
 
@@ -300,7 +301,7 @@ class ByRanks:
                 run_step(
                     env,
                     self.make_wires(env),  # replicas have wires of their own
-                    self.prices.program(batch, offset),
+                    step_operations(self.prices, batch, offset),
                     plan.layout.num_ranks,
                     shared_cores=plan.calibration.shared_cores,
                 )

@@ -24,8 +24,8 @@ from simulator.cost.kernels.context import work_s
 from simulator.cost.stages import VECTORS
 from simulator.deployment.plan import Plan
 from simulator.step.expert_prices import ExpertPrices, ExpertStep
-from simulator.step.program import Batch, Busy, Operation, Together
-from simulator.step.two_batch import halves, interleave
+from simulator.step.program import Batch
+from simulator.step.two_batch import halves
 from simulator.work.context import total_sums
 from simulator.work.layout import shard, stage_layers
 from simulator.work.lookback import Lookback, lookbacks
@@ -235,33 +235,6 @@ class Prices:
             tokens_d, [(layer, offset) for layer in range(self.plan.model.num_moe_layers)]
         )
 
-    def program(self, batch: Batch, offset: int) -> list[Operation]:
-        """The whole step of one batch as operations of the ranks that it meets in each layer,
-        engine overhead last.
-        """
-        layout, tokens_d = self.plan.layout, batch.tokens_d
-        overlapped = self.halved_layers
-        operations = self._layers(batch, offset, range(overlapped.start))
-        programs = []
-        begin = offset
-        for part in self.parts(batch):
-            programs.append(self._layers(part, begin, overlapped))
-            begin += int(part.tokens_d.sum())
-        operations += interleave(*programs) if len(programs) == 2 else programs[0]
-        operations += self._layers(
-            batch, offset, range(overlapped.stop, len(self.plan.model.layer_names))
-        )
-        operations.append(Busy("dense", -1, np.repeat(self.head_s[batch.num_logits], layout.tp)))
-        if layout.pp > 1:
-            operations.append(
-                Busy("collective", -1, np.full(layout.num_ranks, self.sends_s(int(tokens_d.max()))))
-            )
-        num_sequences = np.array([len(new) for new in batch.new_tokens])
-        has_prompts = any(not flags.all() for flags in batch.is_decode)
-        overhead_s = self.overhead_s(int(num_sequences.max(initial=0)), has_prompts)
-        operations.append(Busy("overhead", -1, np.full(layout.num_ranks, overhead_s)))
-        return operations
-
     @cached_property
     def overlapped_layers(self) -> range:
         """Layers that two-batch overlap would run in halves: from the first to the last with routed
@@ -284,71 +257,6 @@ class Prices:
         if not self.halved_layers:
             return (batch,)
         return halves(batch) or (batch,)
-
-    def _layers(self, batch: Batch, offset: int, layers: range) -> list[Operation]:
-        plan, layout = self.plan, self.plan.layout
-        tokens_d = batch.tokens_d
-        operations: list[Operation] = []
-        if not layers:
-            return operations
-        looking_s = {
-            name: np.array(
-                [
-                    sum(self.lookback_s(t, batch, d) for t in self.lookbacks if t.mixer == name)
-                    for d in range(layout.attention_dp)
-                ]
-            )
-            for name in plan.model.mixers
-        }
-        reduce = (
-            tuple(self.all_reduce(d, int(tokens_d[d])) for d in range(layout.attention_dp))
-            if layout.tp > 1
-            else ()
-        )
-        # All of a model's MoE layers are among ``layers``, or none.
-        is_routed = any(
-            isinstance(plan.model.ffns.get(plan.model.layer_names[layer][1]), MoE)
-            for layer in layers
-        )
-        steps = iter(self.expert_steps(tokens_d, offset) if is_routed else ())
-        for layer in layers:
-            mixer, ffn = plan.model.layer_names[layer]
-            after_mixer, after_ffn = self.all_reduces(ffn, mixer)
-            if mixer != "none":
-                operations.append(
-                    Busy(
-                        "attention",
-                        layer,
-                        np.repeat(self.mixer_s[mixer][tokens_d] + looking_s[mixer], layout.tp),
-                    )
-                )
-            if after_mixer:
-                operations.append(Together("collective", layer, self.tensor_groups, reduce))
-            if ffn != "none":
-                operations.append(
-                    Busy("dense", layer, np.repeat(self.ffn_s[ffn][tokens_d], layout.tp))
-                )
-                if isinstance(plan.model.ffns[ffn], MoE):
-                    operations += self.expert_operations(next(steps), layer)
-            if after_ffn:
-                operations.append(Together("collective", layer, self.tensor_groups, reduce))
-        return operations
-
-    def expert_operations(self, step: ExpertStep, layer: int) -> list[Operation]:
-        """Dispatch, experts, combine of one layer."""
-        everyone = (tuple(range(self.plan.layout.num_ranks)),)
-        busy = Busy("experts", layer, step.experts_R)
-        if not self.plan.layout.travels:
-            return [busy]
-        before = [] if step.pack_R is None else [Busy("experts", layer, step.pack_R)]
-        behind = [] if step.unpack_R is None else [Busy("experts", layer, step.unpack_R)]
-        return [
-            *before,
-            Together("dispatch", layer, everyone, (step.dispatch,)),
-            busy,
-            Together("combine", layer, everyone, (step.combine,)),
-            *behind,
-        ]
 
     def loads(self, batch: Batch, offset: int) -> tuple[float, float]:
         """Expert load imbalance of a step (mean over MoE layers), and the bytes of weights and

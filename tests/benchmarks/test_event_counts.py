@@ -9,6 +9,7 @@ import simpy
 from simulator.engine.fabric import FluidWires
 from simulator.engine.message import MessageWires
 from simulator.engine.rank import run_step
+from simulator.step.operations import step_operations
 from simulator.step.prices import Prices
 from simulator.step.program import Batch
 
@@ -29,7 +30,9 @@ def count(plan, fidelity):
     )
     env = Counting()
     wires = FluidWires(env) if fidelity == "rank" else MessageWires(env, plan.fabric)
-    env.process(run_step(env, wires, Prices(plan, 8).program(batch, 0), plan.layout.num_ranks))
+    env.process(
+        run_step(env, wires, step_operations(Prices(plan, 8), batch, 0), plan.layout.num_ranks)
+    )
     while env.peek() < float("inf"):
         env.step()
     return env.num_events

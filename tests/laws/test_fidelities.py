@@ -13,6 +13,7 @@ from simulator.engine.message import MessageWires
 from simulator.engine.rank import finish_step, run_step
 from simulator.results.metrics import latencies
 from simulator.results.tables import STEP_PHASES
+from simulator.step.operations import step_operations
 from simulator.step.prices import Prices
 from simulator.step.program import Batch
 
@@ -92,7 +93,7 @@ def test_messages_confirm_ranks_for_whole_steps(tiny, topology):
             [40] * plan.layout.attention_dp,
             [60] + [20] * (plan.layout.attention_dp - 1),
         ):
-            program = Prices(plan, 64).program(decode_batch(tokens_d), 0)
+            program = step_operations(Prices(plan, 64), decode_batch(tokens_d), 0)
             assert step_s(plan, program, "rank") == pytest.approx(
                 step_s(plan, program, "message"), rel=0.05
             )

@@ -14,6 +14,7 @@ from simulator.engine.message import MessageWires
 from simulator.engine.rank import finish_step, run_step
 from simulator.results.metrics import latencies
 from simulator.results.tables import STEP_PHASES
+from simulator.step.operations import step_operations
 from simulator.step.prices import Prices
 from simulator.step.program import Batch, Busy, Start, Together
 from simulator.step.two_batch import halves
@@ -45,7 +46,7 @@ def step_s(plan, batch, fidelity="rank"):
     env = simpy.Environment()
     wires = FluidWires(env) if fidelity == "rank" else MessageWires(env, plan.fabric)
     return finish_step(
-        env, run_step(env, wires, prices.program(batch, 0), plan.layout.num_ranks)
+        env, run_step(env, wires, step_operations(prices, batch, 0), plan.layout.num_ranks)
     ).duration_s
 
 
@@ -72,7 +73,7 @@ def test_overlap_is_bounded_by_what_it_computes_and_by_what_it_exchanges(
     model, parallel = SPLITS[split]
     plan = tiny.plan(model, overlap="two_batch", **parallel)
     batch = batch_of(plan, decodes, prompts)
-    program = Prices(plan, int(batch.tokens_d.max())).program(batch, 0)
+    program = step_operations(Prices(plan, int(batch.tokens_d.max())), batch, 0)
     computing_R = sum(op.seconds_R for op in program if isinstance(op, Busy))
     links = [op.exchanges[0].busy_s for op in program if isinstance(op, Start)]
     took_s = step_s(plan, batch)
@@ -129,7 +130,7 @@ def test_all_ranks_in_one_process_take_the_times_of_a_process_each(tiny, split, 
     model, parallel = SPLITS[split]
     for overlap in ("none", "two_batch"):
         plan = tiny.plan(model, overlap=overlap, **parallel)
-        program = Prices(plan, 64).program(batch_of(plan, tokens), 5)
+        program = step_operations(Prices(plan, 64), batch_of(plan, tokens), 5)
         env = simpy.Environment()
         times = finish_step(env, run_step(env, FluidWires(env), program, plan.layout.num_ranks))
         assert Lockstep(program, plan.layout.num_ranks).run() == pytest.approx(

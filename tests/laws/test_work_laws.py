@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from simulator.base import plugins
 from simulator.engine.experts_table import spread
+from simulator.step.operations import step_operations
 from simulator.step.prices import Prices
 from simulator.step.program import Batch, Busy
 from simulator.work.flops import matmul_flops_per_token, served_flops
@@ -31,7 +32,7 @@ def batch_of(new, context=0):
 def step_s(plan, batch):
     """In closed form: ranks meet at exchanges, and each exchange has the wires to itself."""
     ready_R = np.zeros(plan.layout.num_ranks)
-    for operation in Prices(plan, 2048).program(batch, 0):
+    for operation in step_operations(Prices(plan, 2048), batch, 0):
         if isinstance(operation, Busy):
             ready_R = ready_R + operation.seconds_R
         else:

@@ -15,6 +15,7 @@ from simulator.base.frozen import validate
 from simulator.config.deployment import DeploymentSpec
 from simulator.deployment.plan import make_plan
 from simulator.engine.lockstep import Lockstep
+from simulator.step.operations import step_operations
 from simulator.step.prices import Prices
 from simulator.step.program import Batch
 
@@ -51,7 +52,9 @@ def step_s():
         rows = (np.full(sequences, new), np.full(sequences, context), np.full(sequences, new == 1))
         batch = Batch(*((row,) * num_gpus for row in rows), np.full(num_gpus, sequences))
         return sum(
-            Lockstep(Prices(plan, sequences * new).program(batch, 0), num_gpus).run().values()
+            Lockstep(step_operations(Prices(plan, sequences * new), batch, 0), num_gpus)
+            .run()
+            .values()
         )
 
     return step_s
