@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from simulator.base.errors import UserError
 from simulator.cost.comm import Exchange
 from simulator.cost.compute import Rates
-from simulator.deployment.plan import POOL_TOKENS
+from simulator.deployment.expert_plan import POOL_TOKENS
 from simulator.engine.lockstep import Lockstep
 from simulator.policies.dispatch import limits_of
 from simulator.step.expert_prices import ExpertStep
