@@ -6,62 +6,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
-from simulator.base.frozen import Policy
 from simulator.base.plugins import build
+from simulator.base.recent import Recent
 from simulator.base.streams import open_stream
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import Calibration, CalibrationFile, pruned_entry
 from simulator.config.cluster import ClusterSpec, load_cluster
 from simulator.config.deployment import DeploymentSpec
-from simulator.config.ffn import DenseFFN, MoE
+from simulator.config.ffn import DenseFFN
 from simulator.config.host import HostCalibration, HostRates, load_any_calibration
 from simulator.config.model import ModelSpec, load_model
 from simulator.cost.comm import CommModel
 from simulator.cost.compute import ComputeModel
 from simulator.cost.stages import Sends, make_sends
 from simulator.cost.transfer import Transfer, make_transfer
+from simulator.deployment.expert_plan import ExpertPlan, plan_experts
 from simulator.deployment.memory import Capacity, check_memory
 from simulator.policies.balancing import BalancingPolicy
-from simulator.policies.dispatch import DispatchPolicy
-from simulator.policies.placement import Placed
 from simulator.policies.scheduling import Rules
 from simulator.policies.topology import Fabric
 from simulator.work.layout import Layout, make_layout
 from simulator.work.memory import CacheSize, Precision, cache_size
 
-POOL_TOKENS = 4096
-"""Tokens whose expert choices are drawn once for each MoE layer; steps take theirs from this pool,
-larger ones scale it up."""
-_RUN_TOKENS = 256
-"""Tokens of one run in the pool: consecutive tokens of one sequence, as far as the routing policy
-lets them share experts."""
-
-_MOST_POOLS = 8
-_MOST_PLACED = 256
-_PLACED: dict[tuple[Any, ...], Placed] = {}
-_FABRICS: dict[tuple[str, int], Fabric] = {}
-_POOLS: dict[tuple[str, int, str, int], tuple[NDArray[np.int16], NDArray[np.float64]]] = {}
-
-
-@dataclass(frozen=True)
-class ExpertPlan:
-    """The routed experts of a plan."""
-
-    topk_ids_LTK: NDArray[np.int16]
-    """The pool, ``[L, POOL_TOKENS, K]``, in an order in which neighbours are independent (a decode
-    batch)."""
-    placed: Placed
-    """On the ``ep`` expert-parallel ranks."""
-    dispatch: DispatchPolicy
-    routing: Policy
-    """The policy's table, the model's default filled in."""
-    routing_source: str
+_FABRICS = Recent[tuple[str, int], Fabric](most=256)
 
 
 @dataclass(frozen=True)
@@ -218,7 +189,7 @@ def _make_pool(spec: DeploymentSpec, seed: int, place: str, folder: Path, taken_
         rules=rules,
         balancing=build("balancing", spec.balancing, f"{place} [balancing]"),
         capacity=capacity,
-        experts=_plan_experts(spec, model, layout, seed, place, folder),
+        experts=plan_experts(spec, model, layout, seed, place, folder),
         seed=seed,
         sends=sends,
     )
@@ -271,14 +242,10 @@ def _check_stages(
 def _wired(cluster: ClusterSpec, num_ranks: int, place: str) -> Fabric:
     """The links of a replica; once for all plans on the same machines."""
     key = (cluster.model_dump_json(exclude={"name", "num_gpus"}), num_ranks)
-    if key not in _FABRICS:
-        topology = build(
-            "topology", cluster.topology, f"{place}: cluster '{cluster.name}' [topology]"
-        )
-        if len(_FABRICS) >= _MOST_PLACED:
-            del _FABRICS[next(iter(_FABRICS))]
-        _FABRICS[key] = topology.wire(cluster, num_ranks)
-    return _FABRICS[key]
+    where = f"{place}: cluster '{cluster.name}' [topology]"
+    return _FABRICS.get(
+        key, lambda: build("topology", cluster.topology, where).wire(cluster, num_ranks)
+    )
 
 
 def _precision(spec: DeploymentSpec, model: ModelSpec) -> Precision:
@@ -319,134 +286,3 @@ def _check_pruning(
             f"{place} [pruning]: unsupported: nobody has published how fast products with {dtype} matrices pruned "
             f"'{pruning.kernels}' are on {calibration.title}; there are: {known or 'none'}"
         )
-
-
-def _plan_experts(
-    spec: DeploymentSpec, model: ModelSpec, layout: Layout, seed: int, place: str, folder: Path
-) -> ExpertPlan | None:
-    moe = model.moe
-    if moe is None:
-        if spec.routing is not None:
-            raise UserError(
-                f"{place} [routing]: {model.name} is dense and routes nothing; leave it out"
-            )
-        return None
-    routing, source = spec.routing, "the scenario"
-    if routing is None:
-        if model.routing is None:
-            raise UserError(
-                f"{place}: {model.name} names no default routing; add a [deployments.routing] table"
-            )
-        routing, source = model.routing, model.routing_source
-    routing = _with_path(routing, folder)
-    pools = _Pools(moe, model.num_moe_layers, routing, seed, f"{place} [routing]")
-    today_LTK, load_LE = pools.drawn_before() if pools.follow_from_the_seed else pools.draw()
-    return ExpertPlan(
-        topk_ids_LTK=today_LTK,
-        placed=pools.placed(spec.placement, load_LE, layout.ep, place),
-        dispatch=build("dispatch", spec.dispatch or {}, f"{place} [dispatch]"),
-        routing=routing,
-        routing_source=source,
-    )
-
-
-@dataclass(frozen=True)
-class _Pools:
-    """The expert choices of a plan: today's tokens, and yesterday's loads, which placements go
-    by.
-    """
-
-    moe: MoE
-    num_layers: int
-    routing: Policy
-    seed: int
-    place: str
-
-    @property
-    def follow_from_the_seed(self) -> bool:
-        """Whether they can be shared: the policy is shipped and reads no file."""
-        fields = [value for key, value in self.routing.items() if key != "kind"]
-        return "." not in self.routing["kind"] and all(
-            isinstance(value, int | float) for value in fields
-        )
-
-    def draw(self) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
-        """``topk_ids_LTK`` and ``load_LE``."""
-        seed, moe, layers = self.seed, self.moe, range(self.num_layers)
-        router = build("routing", self.routing, self.place).prepare(
-            moe, self.num_layers, open_stream(seed, "routing")
-        )
-        runs = np.full(POOL_TOKENS // _RUN_TOKENS, _RUN_TOKENS, dtype=np.int64)
-        order = open_stream(seed, "pool order").permutation(POOL_TOKENS)
-        # The same stream in every layer, so that a token keeps its domain (or its place in a
-        # recording) from layer to layer.
-        today = [
-            _checked(
-                router.topk_ids(n, runs, open_stream(seed, "tokens")), moe, self.routing, self.place
-            )[order]
-            for n in layers
-        ]
-        load_LE = np.empty((len(layers), moe.num_experts))
-        for layer in layers:
-            ids = router.topk_ids(layer, runs, open_stream(seed, "yesterday"))
-            load_LE[layer] = np.bincount(ids.ravel(), minlength=moe.num_experts)
-        return np.stack(today), load_LE
-
-    def placed(self, policy: Policy, load_LE: NDArray[np.float64], ep: int, place: str) -> Placed:
-        """Where experts are; once for all plans that place the same loads alike."""
-        placement = build("placement", policy, f"{place} [placement]")
-        key = (*self._key, repr(sorted(policy.items())), ep)
-        if not self.follow_from_the_seed or "." in policy["kind"]:
-            return placement.place(load_LE, ep, open_stream(self.seed, "placement"))  # type: ignore[no-any-return]
-        if key not in _PLACED:
-            if len(_PLACED) >= _MOST_PLACED:
-                del _PLACED[next(iter(_PLACED))]
-            _PLACED[key] = placement.place(load_LE, ep, open_stream(self.seed, "placement"))
-        return _PLACED[key]
-
-    @property
-    def _key(self) -> tuple[str, int, str, int]:
-        return (
-            self.moe.model_dump_json(),
-            self.num_layers,
-            repr(sorted(self.routing.items())),
-            self.seed,
-        )
-
-    def drawn_before(self) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
-        """The same, drawn once for all plans that ask for it: splits of one model share it, and
-        drawing takes seconds.
-        """
-        key = self._key
-        if key not in _POOLS:
-            if len(_POOLS) >= _MOST_POOLS:
-                del _POOLS[next(iter(_POOLS))]
-            today_LTK, load_LE = self.draw()
-            today_LTK.flags.writeable = load_LE.flags.writeable = False
-            _POOLS[key] = today_LTK, load_LE
-        return _POOLS[key]
-
-
-def _checked(
-    topk_ids_TK: NDArray[np.int16], moe: MoE, routing: Policy, place: str
-) -> NDArray[np.int16]:
-    """What a router returned, if it is what a router must return: a user's own policy may not."""
-    wanted = (POOL_TOKENS, moe.top_k)
-    found = np.shape(topk_ids_TK)
-    if found != wanted:
-        raise UserError(
-            f"{place}: '{routing['kind']}' must return ids of shape {wanted}, returned {found}"
-        )
-    if topk_ids_TK.min() < 0 or topk_ids_TK.max() >= moe.num_experts:
-        raise UserError(
-            f"{place}: '{routing['kind']}' must return ids from 0 to {moe.num_experts - 1}"
-        )
-    return topk_ids_TK
-
-
-def _with_path(routing: Policy, folder: Path) -> Policy:
-    """Paths are relative to the scenario's folder."""
-    trace: Any = routing.get("trace")
-    if isinstance(trace, str) and (folder / trace).exists():
-        return {**routing, "trace": str(folder / trace)}
-    return routing

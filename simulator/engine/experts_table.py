@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from simulator.cost.comm import Exchange
-from simulator.deployment.plan import POOL_TOKENS
+from simulator.deployment.expert_plan import POOL_TOKENS
 from simulator.engine.lockstep import Lockstep
 from simulator.engine.state import Floats, Ints
 from simulator.policies.dispatch import limits_of

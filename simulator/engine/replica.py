@@ -12,7 +12,7 @@ import simpy
 from numpy.typing import NDArray
 from simpy.events import Event, ProcessGenerator
 
-from simulator.deployment.plan import POOL_TOKENS
+from simulator.deployment.expert_plan import POOL_TOKENS
 from simulator.engine.batching import complete_step, form_step, push
 from simulator.engine.fabric import Wires
 from simulator.engine.fast import LOG_COLUMNS, advance, leap, observe

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from simulator.base.errors import UserError
+from simulator.base.recent import Recent
 from simulator.config.deployment import DeploymentSpec, PrefillPoolSpec
 from simulator.deployment.plan import Plan, make_plan
 from simulator.engine.cluster import serve_requests
@@ -24,8 +25,7 @@ from simulator.step.prices import Prices
 _FIRST, _LATER = ("ttft_s", "e2e_s", BACKLOG), ("tpot_s", "e2e_s", BACKLOG)
 """Targets that prompts decide, and those that decoding does."""
 _MOST_MOVES = 24
-_MOST_TABLES = 96
-_TABLES: dict[tuple[str, str, str, str, int, str, int], StepTable] = {}
+_TABLES = Recent[tuple[str, str, str, str, int, str, int], StepTable](most=96)
 
 
 class Sized(NamedTuple):
@@ -281,11 +281,8 @@ class Explorer:
         # Another model, or another recording, may have the same path.
         named = plan.model.model_dump_json(), str(self.space.folder)
         key = (spec, *named, machines, prices.max_tokens, stream, plan.seed)
-        if key not in _TABLES:
-            if len(_TABLES) >= _MOST_TABLES:
-                del _TABLES[next(iter(_TABLES))]
-            _TABLES[key] = make_table(prices, stream)
-        return _slowed(_TABLES[key], self.slower)
+        table = _TABLES.get(key, lambda: make_table(prices, stream))
+        return _slowed(table, self.slower)
 
     def plan(self, sized: Sized) -> Plan:
         """Of so many replicas, each sent every n-th request of n: what a balancer that keeps them

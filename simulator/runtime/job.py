@@ -15,7 +15,8 @@ from simulator.base.errors import UserError
 from simulator.config.ffn import MoE
 from simulator.config.model import ModelSpec
 from simulator.config.pruning import Pruning
-from simulator.deployment.plan import POOL_TOKENS, Plan
+from simulator.deployment.expert_plan import POOL_TOKENS
+from simulator.deployment.plan import Plan
 from simulator.policies.dispatch import ExecutableDispatch
 from simulator.policies.placement import Placed
 from simulator.runtime.layers.part import WHOLE, Part

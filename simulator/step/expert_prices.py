@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from simulator.config.dtypes import BYTES_PER_ELEMENT, INPUT_BYTES
 from simulator.config.ffn import MoE
 from simulator.cost.comm import Exchange, Vectors
-from simulator.deployment.plan import POOL_TOKENS, ExpertPlan, Plan
+from simulator.deployment.expert_plan import POOL_TOKENS, ExpertPlan
+from simulator.deployment.plan import Plan
 from simulator.policies.dispatch import policy_at, sees
 from simulator.policies.token_counts import count_arrivals, count_stays
 from simulator.work.layout import shard

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from simulator.base.frozen import validate
 from simulator.config.attention import GroupedQueryAttention
 from simulator.config.model import ModelSpec
-from simulator.deployment.plan import POOL_TOKENS
+from simulator.deployment.expert_plan import POOL_TOKENS
 from simulator.policies.dispatch.per_rank import PerRank
 from simulator.policies.placement import Placed
 from simulator.runtime.job import Job, RoutedExperts, Step

@@ -16,7 +16,7 @@ from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.base.progress import Progress
 from simulator.config.model import load_model
-from simulator.deployment.plan import POOL_TOKENS
+from simulator.deployment.expert_plan import POOL_TOKENS
 from simulator.validation import OK
 from simulator.validation.published import Reply
 from simulator.validation.published._names import cluster_of, model_name

@@ -1,0 +1,181 @@
+"""The routed experts of a plan: which experts tokens choose, and where the experts lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.base.errors import UserError
+from simulator.base.frozen import Policy
+from simulator.base.plugins import build
+from simulator.base.recent import Recent
+from simulator.base.streams import open_stream
+from simulator.config.deployment import DeploymentSpec
+from simulator.config.ffn import MoE
+from simulator.config.model import ModelSpec
+from simulator.policies.dispatch import DispatchPolicy
+from simulator.policies.placement import Placed, PlacementPolicy
+from simulator.work.layout import Layout
+
+POOL_TOKENS = 4096
+"""Tokens whose expert choices are drawn once for each MoE layer; steps take theirs from this pool,
+larger ones scale it up."""
+_RUN_TOKENS = 256
+"""Tokens of one run in the pool: consecutive tokens of one sequence, as far as the routing policy
+lets them share experts."""
+_PLACED = Recent[tuple[Any, ...], Placed](most=256)
+_POOLS = Recent[tuple[str, int, str, int], tuple[NDArray[np.int16], NDArray[np.float64]]](most=8)
+
+
+@dataclass(frozen=True)
+class ExpertPlan:
+    """The routed experts of a plan."""
+
+    topk_ids_LTK: NDArray[np.int16]
+    """The pool, ``[L, POOL_TOKENS, K]``, in an order in which neighbours are independent (a decode
+    batch)."""
+    placed: Placed
+    """On the ``ep`` expert-parallel ranks."""
+    dispatch: DispatchPolicy
+    routing: Policy
+    """The policy's table, the model's default filled in."""
+    routing_source: str
+
+
+def plan_experts(
+    spec: DeploymentSpec, model: ModelSpec, layout: Layout, seed: int, place: str, folder: Path
+) -> ExpertPlan | None:
+    """Draw a model's expert choices and place its experts; ``None`` for a dense model.
+
+    Args:
+        place: of the deployment, for errors.
+        folder: what paths are relative to.
+
+    Raises:
+        UserError: if the routing is missing, does not fit the model, or is of a dense one.
+    """
+    moe = model.moe
+    if moe is None:
+        if spec.routing is not None:
+            raise UserError(
+                f"{place} [routing]: {model.name} is dense and routes nothing; leave it out"
+            )
+        return None
+    routing, source = spec.routing, "the scenario"
+    if routing is None:
+        if model.routing is None:
+            raise UserError(
+                f"{place}: {model.name} names no default routing; add a [deployments.routing] table"
+            )
+        routing, source = model.routing, model.routing_source
+    routing = _with_path(routing, folder)
+    pools = _Pools(moe, model.num_moe_layers, routing, seed, f"{place} [routing]")
+    today_LTK, load_LE = pools.drawn_before() if pools.follow_from_the_seed else pools.draw()
+    return ExpertPlan(
+        topk_ids_LTK=today_LTK,
+        placed=pools.placed(spec.placement, load_LE, layout.ep, place),
+        dispatch=build("dispatch", spec.dispatch or {}, f"{place} [dispatch]"),
+        routing=routing,
+        routing_source=source,
+    )
+
+
+@dataclass(frozen=True)
+class _Pools:
+    """The expert choices of a plan: today's tokens, and yesterday's loads, which placements go
+    by.
+    """
+
+    moe: MoE
+    num_layers: int
+    routing: Policy
+    seed: int
+    place: str
+
+    @property
+    def follow_from_the_seed(self) -> bool:
+        """Whether they can be shared: the policy is shipped and reads no file."""
+        fields = [value for key, value in self.routing.items() if key != "kind"]
+        return "." not in self.routing["kind"] and all(
+            isinstance(value, int | float) for value in fields
+        )
+
+    def draw(self) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
+        """``topk_ids_LTK`` and ``load_LE``."""
+        seed, moe, layers = self.seed, self.moe, range(self.num_layers)
+        router = build("routing", self.routing, self.place).prepare(
+            moe, self.num_layers, open_stream(seed, "routing")
+        )
+        runs = np.full(POOL_TOKENS // _RUN_TOKENS, _RUN_TOKENS, dtype=np.int64)
+        order = open_stream(seed, "pool order").permutation(POOL_TOKENS)
+        # The same stream in every layer, so that a token keeps its domain (or its place in a
+        # recording) from layer to layer.
+        today = [
+            _checked(
+                router.topk_ids(n, runs, open_stream(seed, "tokens")), moe, self.routing, self.place
+            )[order]
+            for n in layers
+        ]
+        load_LE = np.empty((len(layers), moe.num_experts))
+        for layer in layers:
+            ids = router.topk_ids(layer, runs, open_stream(seed, "yesterday"))
+            load_LE[layer] = np.bincount(ids.ravel(), minlength=moe.num_experts)
+        return np.stack(today), load_LE
+
+    def placed(self, policy: Policy, load_LE: NDArray[np.float64], ep: int, place: str) -> Placed:
+        """Where experts are; once for all plans that place the same loads alike."""
+        policy_of_it: PlacementPolicy = build("placement", policy, f"{place} [placement]")
+        make = partial(policy_of_it.place, load_LE, ep, open_stream(self.seed, "placement"))
+        if not self.follow_from_the_seed or "." in policy["kind"]:
+            return make()
+        return _PLACED.get((*self._key, repr(sorted(policy.items())), ep), make)
+
+    @property
+    def _key(self) -> tuple[str, int, str, int]:
+        return (
+            self.moe.model_dump_json(),
+            self.num_layers,
+            repr(sorted(self.routing.items())),
+            self.seed,
+        )
+
+    def drawn_before(self) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
+        """The same, drawn once for all plans that ask for it: splits of one model share it, and
+        drawing takes seconds.
+        """
+        return _POOLS.get(self._key, self._draw_for_all)
+
+    def _draw_for_all(self) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
+        today_LTK, load_LE = self.draw()
+        today_LTK.flags.writeable = load_LE.flags.writeable = False
+        return today_LTK, load_LE
+
+
+def _checked(
+    topk_ids_TK: NDArray[np.int16], moe: MoE, routing: Policy, place: str
+) -> NDArray[np.int16]:
+    """What a router returned, if it is what a router must return: a user's own policy may not."""
+    wanted = (POOL_TOKENS, moe.top_k)
+    found = np.shape(topk_ids_TK)
+    if found != wanted:
+        raise UserError(
+            f"{place}: '{routing['kind']}' must return ids of shape {wanted}, returned {found}"
+        )
+    if topk_ids_TK.min() < 0 or topk_ids_TK.max() >= moe.num_experts:
+        raise UserError(
+            f"{place}: '{routing['kind']}' must return ids from 0 to {moe.num_experts - 1}"
+        )
+    return topk_ids_TK
+
+
+def _with_path(routing: Policy, folder: Path) -> Policy:
+    """Paths are relative to the scenario's folder."""
+    trace: Any = routing.get("trace")
+    if isinstance(trace, str) and (folder / trace).exists():
+        return {**routing, "trace": str(folder / trace)}
+    return routing
