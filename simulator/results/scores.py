@@ -160,7 +160,8 @@ def grouped(rows: pd.DataFrame) -> pd.DataFrame:
     ``within_target``; worst first in a suite.
 
     ``within_target`` is of the errors on these very rows, in sample or not, and so no verdict on a
-    target (:func:`judged`); it is ``None`` where there is no target or no row was answered.
+    target (:func:`~simulator.results.judgement.judged`); it is ``None`` where there is no target or
+    no row was answered.
     """
     found = score(rows, ["suite", "quantity", "group"])
     targets = [
