@@ -232,8 +232,8 @@ class Screened(NamedTuple):
     front: list[Speed]
     """The Pareto front of replicas for both phases ..."""
     pooled: list[tuple[Speed, Design]]
-    """... and of those that only decode, with the prefill pool that keeps the targets in fewest GPU-seconds a
-    prompt."""
+    """... and of those that only decode, with the prefill pool that keeps the targets in fewest
+    GPU-seconds a prompt."""
 
 
 def screen(space: Space, traffic: Traffic, model: int, machines: int) -> Screened:

@@ -166,8 +166,8 @@ def _ratio(executed: Executed, one: str, other: str, kind: str) -> tuple[float, 
 def _as_fast(ratio: float, other: str) -> str:
     """A ratio of speeds in words.
 
-    >>> _as_fast(2.38, "B").replace(TIMES, "x"), _as_fast(0.512, "B").replace(TIMES, "x"), _as_fast(1.02, "B")
-    ('2.38x as fast as B', 'at 0.512x the speed of B', 'about as fast as B')
+    >>> [_as_fast(ratio, "B").replace(TIMES, "x") for ratio in (2.38, 0.512, 1.02)]
+    ['2.38x as fast as B', 'at 0.512x the speed of B', 'about as fast as B']
     """
     if not np.isfinite(ratio):
         return f"at a speed that cannot be compared with {other}"

@@ -96,11 +96,13 @@ def _shape(row: dict[str, Any]) -> str:
 
 
 def by_flag(command: str) -> str:
-    r"""A command with each flag of a long line on a line of its own, which a shell reads as the same command.
+    r"""A command with each flag of a long line on a line of its own, which a shell reads as the
+    same command.
 
     Quoted text and here-documents stay as they are.
 
-    >>> print(by_flag("serve model --port 8000 --kv '{a --b: 1}' --tensor-parallel-size 8 --pipeline-parallel-size 2"))
+    >>> parallel = "--tensor-parallel-size 8 --pipeline-parallel-size 2"
+    >>> print(by_flag(f"serve model --port 8000 --kv '{{a --b: 1}}' {parallel}"))
     serve model \
       --port 8000 \
       --kv '{a --b: 1}' \

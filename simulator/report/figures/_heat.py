@@ -20,7 +20,8 @@ comparable."""
 def grid(table: pd.DataFrame, row: str, column: str, value: str) -> NDArray[np.float64]:
     """The table as a dense array; NaN where it has no row.
 
-    >>> grid(pd.DataFrame({"layer": [0, 1], "rank": [0, 1], "load": [1.0, 2.0]}), "layer", "rank", "load")
+    >>> table = pd.DataFrame({"layer": [0, 1], "rank": [0, 1], "load": [1.0, 2.0]})
+    >>> grid(table, "layer", "rank", "load")
     array([[ 1., nan],
            [nan,  2.]])
     """
