@@ -109,8 +109,8 @@ def _search(question: Question, folder: Path, store: Store, tick: Tick, crew: Wo
     wanted, offered = question.targets.output_tokens_per_s, traffic.rate_per_s * traffic.num_output
     if wanted is not None and wanted > offered:
         raise UserError(
-            f"plan [targets]: output_tokens_per_s = {wanted:g} is more than the requests ask for, {offered:,.0f} a second; "
-            "raise workload.rate_scale, or leave it out"
+            f"plan [targets]: output_tokens_per_s = {wanted:g} is more than the requests ask "
+            f"for, {offered:,.0f} a second; raise workload.rate_scale, or leave it out"
         )
     text = question.model_dump_json()
     parts = list(product(range(len(space.models)), range(len(space.machines))))

@@ -63,7 +63,8 @@ def _commands(deployment: str, rows: list[dict[str, Any]]) -> Markup:
         parts.append(_command(deployment, first))
         if alike:
             what = "1 more like it" if len(alike) == 1 else f"{len(alike)} more like it"
-            said = f"{what}: {', '.join(_name(deployment, row) for row in alike[:2])}{', ...' if len(alike) > 2 else ''}"
+            names = ", ".join(_name(deployment, row) for row in alike[:2])
+            said = f"{what}: {names}{', ...' if len(alike) > 2 else ''}"
             parts.append(
                 tag("details", tag("summary", said), *(_command(deployment, row) for row in alike))
             )

@@ -88,7 +88,10 @@ def calibrate(nodes: Nodes, ranks: list[int], tick: Tick = lambda *_: None) -> H
             each.
     """
     cores = os.cpu_count() or 1
-    source = f"moesim calibrate cpu, {datetime.date.today().isoformat()}, {machine()}, torch {torch.__version__}"
+    source = (
+        f"moesim calibrate cpu, {datetime.date.today().isoformat()}, {machine()}, "
+        f"torch {torch.__version__}"
+    )
     kernels: dict[int, KernelTables] = {}
     collectives, overheads_s, pruned = [], [], []
     most = max((number for number in ranks if number <= cores), default=1)
@@ -131,7 +134,10 @@ def calibrate(nodes: Nodes, ranks: list[int], tick: Tick = lambda *_: None) -> H
         kernels=tuple(kernels.values()),
         collectives=tuple(collectives),
         pruned=tuple(pruned),
-        notes="Times of one machine; a busy one gives wrong ones. moesim calibrate cpu writes this file anew.",
+        notes=(
+            "Times of one machine; a busy one gives wrong ones. "
+            "moesim calibrate cpu writes this file anew."
+        ),
     )
 
 

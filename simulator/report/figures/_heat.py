@@ -53,7 +53,10 @@ def load_map(load: NDArray[np.float64], column: str, hover: str) -> go.Figure:
         zmax=powers[-1],
         colorscale=style.LOAD_COLOURS,
         colorbar=bar,
-        hovertemplate=f"layer %{{y}}, {column.lower()} %{{x}}<br>%{{customdata:.2f}}{TIMES} the mean {hover}<extra></extra>",
+        hovertemplate=(
+            f"layer %{{y}}, {column.lower()} %{{x}}<br>%{{customdata:.2f}}{TIMES} the "
+            f"mean {hover}<extra></extra>"
+        ),
     )
     integer_axes(drawn, *load.shape)
     return drawn

@@ -165,7 +165,8 @@ def _shortest(row: dict[str, Any], name: str) -> float:
     shortest = _number(row, "length_range")
     if shortest is None or not 0 < shortest <= 1:
         raise UnreadableError(
-            f"length_range '{said}' is not the shortest length over the longest, above 0 and at most 1"
+            f"length_range '{said}' is not the shortest length over the longest, "
+            "above 0 and at most 1"
         )
     return shortest
 
@@ -175,7 +176,8 @@ def _drafted(row: dict[str, Any]) -> int | None:
     tokens = _SPECULATIVE.get(said, _whole(row, "speculative"))
     if said and (tokens is None or not 0 <= tokens <= _MOST_DRAFTED):
         raise UnreadableError(
-            f"speculative '{said}' is neither true, false nor a number of draft tokens up to {_MOST_DRAFTED}"
+            f"speculative '{said}' is neither true, false nor a number of draft tokens "
+            f"up to {_MOST_DRAFTED}"
         )
     return tokens
 
