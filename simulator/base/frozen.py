@@ -87,7 +87,10 @@ def _describe(cls: type[BaseModel], error: ValidationError, table: object, where
     where, keys = _locate(table, first["loc"], where)
     if kind == "extra_forbidden":
         section = f" [{'.'.join(keys[:-1])}]" if keys[:-1] else ""
-        return f"{where}{section}: unknown key '{keys[-1]}'; {did_you_mean(keys[-1], _keys_at(cls, first['loc'][:-1]))}"
+        return (
+            f"{where}{section}: unknown key "
+            f"'{keys[-1]}'; {did_you_mean(keys[-1], _keys_at(cls, first['loc'][:-1]))}"
+        )
     key = ".".join(keys)
     if kind == "missing":
         return f"{where}: missing key '{key}'"
@@ -98,7 +101,10 @@ def _describe(cls: type[BaseModel], error: ValidationError, table: object, where
         tag = str(first["ctx"]["discriminator"]).strip("'")
         if kind == "union_tag_not_found":
             return f"{where}: missing key '{key}.{tag}'"
-        return f"{where}: {key}.{tag} must be one of {first['ctx']['expected_tags']}, got {_show(first['ctx']['tag'])}"
+        return (
+            f"{where}: {key}.{tag} must be one of {first['ctx']['expected_tags']}, "
+            f"got {_show(first['ctx']['tag'])}"
+        )
     # Of a key that may be of several types there is a problem for each.
     same = [
         p

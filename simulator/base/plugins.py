@@ -87,8 +87,8 @@ def policy_class(family: str, kind: str, where: str) -> type[Frozen]:
     if len(classes) != 1:
         found = f"found {', '.join(cls.__name__ for cls in classes) or 'none'}"
         raise UserError(
-            f"{where}: {family} kind '{kind}' ({module.__file__}) must define exactly one public class derived from "
-            f"simulator.base.frozen.Frozen, {found}"
+            f"{where}: {family} kind '{kind}' ({module.__file__}) must define exactly one public "
+            f"class derived from simulator.base.frozen.Frozen, {found}"
         )
     lacking = _lacking(classes[0], _protocol(family))
     if lacking:

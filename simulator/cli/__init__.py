@@ -20,7 +20,10 @@ from simulator.cli import calibrate, console, describe, execute, plan, run, trac
 
 app = typer.Typer(
     name="moesim",
-    help="Replay real traffic on mixture-of-experts and dense deployments, and see which serves it better and why.",
+    help=(
+        "Replay real traffic on mixture-of-experts and dense deployments, "
+        "and see which serves it better and why."
+    ),
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -54,9 +57,9 @@ def main() -> None:
             else "stopped; nothing was written"
         )
         console.err.print(kept, highlight=False, soft_wrap=True, markup=False)
-        if (
-            "ray" in sys.modules
-        ):  # everything is stopped; threads of libraries that die late have crashed the interpreter's own end
+        if "ray" in sys.modules:
+            # Everything is stopped; threads of libraries that die late have crashed the
+            # interpreter's own end.
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(_INTERRUPTED)
@@ -69,7 +72,8 @@ def main() -> None:
             _fail_usage(error)
         traceback.print_exc()
         console.err.print(
-            f"\nThis is a defect of moesim {__version__}, not of your input. Please report it with the lines above and the scenario.",
+            f"\nThis is a defect of moesim {__version__}, not of your input. "
+            "Please report it with the lines above and the scenario.",
             highlight=False,
             soft_wrap=True,
         )

@@ -18,7 +18,10 @@ def calibrate(
     what: Annotated[
         str,
         typer.Argument(
-            help="cpu: time this machine. published: fit the shipped calibrations anew on tables of measurements."
+            help=(
+                "cpu: time this machine. published: fit the shipped calibrations anew on "
+                "tables of measurements."
+            )
         ),
     ] = "cpu",
     folder: Annotated[
@@ -32,7 +35,10 @@ def calibrate(
         typer.Option(
             "--out",
             metavar="PATH",
-            help=f"By default {_FOLDER / _DEVICE}, where execute finds it; of published a folder, by default {_FOLDER}.",
+            help=(
+                f"By default {_FOLDER / _DEVICE}, where execute finds it; of published a folder, "
+                f"by default {_FOLDER}."
+            ),
         ),
     ] = None,
     ranks: Annotated[
@@ -112,7 +118,8 @@ def _calibrate_published(folder: Path, out_folder: Path, names: tuple[str, ...])
     for name in dict.fromkeys(path.parts[0] for path in files if len(path.parts) > 1):
         if not (out_folder / f"{name}.toml").is_file():
             console.err.print(
-                f"note: {out_folder / name} is read beside a file {out_folder / name}.toml, which is not there",
+                f"note: {out_folder / name} is read beside a "
+                f"file {out_folder / name}.toml, which is not there",
                 style="yellow",
                 highlight=False,
                 soft_wrap=True,

@@ -30,7 +30,8 @@ def execute(
     """
     if simulated_nodes is not None and address is not None:
         raise UserError(
-            "--simulated-nodes and --address: nodes are simulated on this machine or found in a cluster; give one of them"
+            "--simulated-nodes and --address: nodes are simulated on this machine or found in a "
+            "cluster; give one of them"
         )
     from simulator.commands.execute import execute_scenario
     from simulator.report.execution import render
@@ -86,12 +87,14 @@ def print_executed(executed: Any) -> None:
     _print_table(_phase_rows(executed))
     for fault in executed.faults.itertuples():
         console.out.print(
-            f"step {fault.step} of {fault.deployment}: {fault.what}; ready again after {fault.recovery_s:.1f} s"
+            f"step {fault.step} of {fault.deployment}: {fault.what}; "
+            f"ready again after {fault.recovery_s:.1f} s"
         )
     transport = executed.run["scenario"]["execution"]["transport"]["kind"]
     if transport != "process_group":
         console.err.print(
-            f"note: exchanges were timed between process groups, not through '{transport}', so their prediction is too short",
+            f"note: exchanges were timed between process groups, not through '{transport}', "
+            "so their prediction is too short",
             style="yellow",
             highlight=False,
             soft_wrap=True,
@@ -104,8 +107,8 @@ def print_executed(executed: Any) -> None:
             else f"{known['title']}, not on times of this machine"
         )
         console.err.print(
-            f"note: the prediction rests on {rests_on}; moesim calibrate cpu measures this one ({executed.run['machine']}), "
-            "for deployments on a cluster 'this-machine-<ranks>'",
+            f"note: the prediction rests on {rests_on}; moesim calibrate cpu measures this one "
+            f"({executed.run['machine']}), for deployments on a cluster 'this-machine-<ranks>'",
             style="yellow",
             highlight=False,
             soft_wrap=True,

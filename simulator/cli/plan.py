@@ -131,7 +131,10 @@ class _Counted:
         done, total = (sum(counts[n] for counts in self._simulations.values()) for n in range(2))
         if not done:
             return "stopped; no simulation was done, and nothing was written"
-        return f"stopped; {done} of {total} simulations are kept in {folder}: run the same command to go on"
+        return (
+            f"stopped; {done} of {total} simulations are kept in {folder}: "
+            "run the same command to go on"
+        )
 
 
 def print_plan(answer: dict[str, Any], width: int | None) -> None:

@@ -14,7 +14,9 @@ from simulator.cli.console import Address, AsJson, Seed, Set, SimulatedNodes
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Record which experts a model chooses, as a file that routing = { kind = 'replay' } reads.",
+    help=(
+        "Record which experts a model chooses, as a file that routing = { kind = 'replay' } reads."
+    ),
 )
 
 Target = Annotated[Path, typer.Argument(metavar="OUT.npz", help="Recording to write.")]

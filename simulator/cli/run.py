@@ -73,7 +73,10 @@ def report(
         typer.Option(
             "--out",
             metavar="FILE",
-            help="HTML file; by default report.html (of several: comparison.html) in the first folder.",
+            help=(
+                "HTML file; by default report.html (of several: comparison.html) "
+                "in the first folder."
+            ),
         ),
     ] = None,
     as_json: AsJson = False,
@@ -96,7 +99,8 @@ def report(
         others = [folder for folder in folders if folder not in executed]
         mixed = f", and {others[0]} of moesim run" if others else ""
         raise UserError(
-            f"{executed[0]}: is a folder of moesim execute{mixed}; name one such folder alone, or several of moesim run"
+            f"{executed[0]}: is a folder of moesim execute{mixed}; name one such folder alone, "
+            "or several of moesim run"
         )
     results = with_verdict(merge([(folder, read(folder)) for folder in folders]))
     target = out_file or folders[0] / ("report.html" if len(folders) == 1 else "comparison.html")
@@ -157,7 +161,8 @@ def _report_plan(folders: list[Path], out_file: Path | None, as_json: bool) -> N
     if len(folders) > 1:
         plan = next(filter(_is_plan, folders))
         raise UserError(
-            f"{plan}: is a folder of moesim plan; name one such folder alone, or several of moesim run"
+            f"{plan}: is a folder of moesim plan; name one such folder alone, "
+            "or several of moesim run"
         )
     answer, run = read(folders[0])
     target = out_file or folders[0] / "report.html"

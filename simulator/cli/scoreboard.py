@@ -152,8 +152,10 @@ def _cells(row: dict[Any, Any]) -> list[str]:
 def percent(value: float, *limits: float, digits: int = 0, sign: str = "") -> str:
     """A share or an error, with as many digits as show on which side of a limit it lies.
 
-    >>> percent(0.0812, digits=1), percent(12.3, digits=1), percent(-0.02, sign="+"), percent(float("nan")), percent(0.253, 0.25)
-    ('8.1%', '1230%', '-2%', '-', '25.3%')
+    >>> percent(0.0812, digits=1), percent(12.3, digits=1), percent(0.253, 0.25)
+    ('8.1%', '1230%', '25.3%')
+    >>> percent(-0.02, sign="+"), percent(float("nan"))
+    ('-2%', '-')
     """
     from simulator.results.judgement import digits_beside
 

@@ -107,7 +107,10 @@ def _check_scenario(path: Path, overrides: list[str]) -> str:
     for plan in plans:
         check_requests(plan.capacity, longest_tokens(trace), f"{path} [deployments '{plan.name}']")
     fits = "; ".join(
-        f"{p.name}: {p.num_gpus} GPUs, KV cache of {p.capacity.tokens * p.layout.attention_dp:,} tokens a replica"
+        (
+            f"{p.name}: {p.num_gpus} GPUs, KV cache "
+            f"of {p.capacity.tokens * p.layout.attention_dp:,} tokens a replica"
+        )
         for p in plans
     )
     return f", {trace.num_requests:,} requests; {fits}"
@@ -121,12 +124,18 @@ def _check_plan(path: Path, overrides: list[str]) -> str:
         ", ".join(dict.fromkeys(names))
         for names in ([m.model for m in question.models], [c.cluster for c in question.clusters])
     )
-    return f", {trace.num_requests:,} requests in {lasts_s:,.0f} s; models: {models}; clusters: {clusters}"
+    return (
+        f", {trace.num_requests:,} requests in {lasts_s:,.0f} s; models: {models}; "
+        f"clusters: {clusters}"
+    )
 
 
 def _check_workload(path: Path, _: list[str]) -> str:
     trace = load_requests(WorkloadSpec(requests=str(path.resolve())), Path.cwd(), 0, str(path))
-    return f", {trace.num_requests:,} requests, {trace.num_input.mean():,.0f} tokens in and {trace.num_output.mean():,.0f} out on average"
+    return (
+        f", {trace.num_requests:,} requests, {trace.num_input.mean():,.0f} tokens in "
+        f"and {trace.num_output.mean():,.0f} out on average"
+    )
 
 
 def _check_model(path: Path, _: list[str]) -> str:
@@ -134,7 +143,10 @@ def _check_model(path: Path, _: list[str]) -> str:
     if model.routing is not None and model.moe is not None:
         build("routing", model.routing, f"{path} [routing]")
     total, active = model.num_parameters, model.num_active_parameters
-    return f", {total / 1e9:,.2f} B parameters, {active / 1e9:,.2f} B active, {model.num_layers} layers"
+    return (
+        f", {total / 1e9:,.2f} B parameters, {active / 1e9:,.2f} B "
+        f"active, {model.num_layers} layers"
+    )
 
 
 def _check_accelerator(path: Path, _: list[str]) -> str:

@@ -105,7 +105,8 @@ def _check_transport(execution: ExecutionSpec, path: Path) -> None:
     where = f"{path} [execution.transport]"
     if not build("runtime.transport", execution.transport, where).joins_processes:
         raise UserError(
-            f"{where}: '{execution.transport['kind']}' joins threads of one process, and shards are processes of their own"
+            f"{where}: '{execution.transport['kind']}' joins threads of one process, "
+            "and shards are processes of their own"
         )
 
 
@@ -119,11 +120,13 @@ def _check_faults(execution: ExecutionSpec, plans: list[Plan], simulated_nodes: 
                 )
         if fault.node is not None and fault.node >= (simulated_nodes or 0):
             raise UserError(
-                f"execution.faults: node {fault.node} cannot be killed: start it with --simulated-nodes {fault.node + 1} or more"
+                f"execution.faults: node {fault.node} cannot be killed: "
+                f"start it with --simulated-nodes {fault.node + 1} or more"
             )
         if fault.step > _steps(execution)[-1][1].number:
             raise UserError(
-                f"execution.faults: step {fault.step}: the last one is {_steps(execution)[-1][1].number}"
+                f"execution.faults: step {fault.step}: the last one "
+                f"is {_steps(execution)[-1][1].number}"
             )
 
 

@@ -146,11 +146,14 @@ def train_and_record(
         domain_Q=held.domain_Q,
         num_experts=shape.num_experts,
         provenance=(
-            f"moesim {__version__} trace record train --steps {steps} --tokens {tokens} --seed {seed}; {how_computed()}. "
-            f"A byte-level mixture of experts ({moe.num_parameters:,} parameters, {moe.num_active_parameters:,} active; "
-            f"{shape.num_layers} layers, {shape.num_experts} experts, top-{shape.top_k}) trained on {moe.tokens:,} tokens of "
-            f"{corpus.description} ({corpus.num_training_bytes:,} bytes, {len(corpus.domains)} domains); held-out loss "
-            f"{moe.held_out_loss:.3f} nats a byte. Recorded on files that were held out of training, every byte a token."
+            f"moesim {__version__} trace record train --steps {steps} --tokens {tokens} "
+            f"--seed {seed}; {how_computed()}. A byte-level mixture of experts "
+            f"({moe.num_parameters:,} parameters, {moe.num_active_parameters:,} "
+            f"active; {shape.num_layers} layers, {shape.num_experts} experts, top-{shape.top_k}) "
+            f"trained on {moe.tokens:,} tokens of {corpus.description} "
+            f"({corpus.num_training_bytes:,} bytes, {len(corpus.domains)} domains); "
+            f"held-out loss {moe.held_out_loss:.3f} nats a byte. "
+            "Recorded on files that were held out of training, every byte a token."
         ),
     )
     return TrainedRecording(recording, models, curve, rows, training)
@@ -277,7 +280,8 @@ def record_runtime(
     names = [entry.name for entry in scenario.deployments]
     if deployment is not None and deployment not in names:
         raise UserError(
-            f"--deployment {deployment}: {path} has none of that name; {did_you_mean(deployment, names)}"
+            f"--deployment {deployment}: {path} has none of that "
+            f"name; {did_you_mean(deployment, names)}"
         )
     chosen = [entry for entry in scenario.deployments if deployment in (None, entry.name)]
     plans = [make_plan(entry, scenario.seed, str(path), folder) for entry in chosen]
@@ -290,8 +294,8 @@ def record_runtime(
         else f"weights of {Path(job.weights).name}"
     )
     provenance = (
-        f"moesim {__version__} trace record runtime: {plan.model.title or plan.model.name} ({drawn}) on {description}, "
-        f"every byte a token;"
+        f"moesim {__version__} trace record runtime: {plan.model.title or plan.model.name} "
+        f"({drawn}) on {description}, every byte a token;"
     )
     tick("starting Ray", 0, None)
     with connect(simulated_nodes, address) as nodes:

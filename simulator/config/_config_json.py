@@ -170,7 +170,8 @@ class ConfigKeys:
         ):
             found = len(value) if isinstance(value, (list, str)) else repr(value)
             raise self.error(
-                f"{key} must have an entry for each of num_hidden_layers = {num_layers} layers, has {found}"
+                f"{key} must have an entry for each of num_hidden_layers = {num_layers} "
+                f"layers, has {found}"
             )
         return value[:num_layers]
 
@@ -184,5 +185,6 @@ class ConfigKeys:
         for key in sorted(found - self._read):
             if _PARTS.search(key) and not _NOT_PARTS.search(key):
                 raise self.error(
-                    f"key '{key}' describes a part of the model that is not understood; describe the model in TOML"
+                    f"key '{key}' describes a part of the model that is not understood; "
+                    "describe the model in TOML"
                 )

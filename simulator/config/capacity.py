@@ -49,7 +49,8 @@ class Targets(Frozen):
     def _says_of_whom(cls, value: Any) -> Any:
         if isinstance(value, int | float) and not isinstance(value, bool):
             raise ValueError(  # noqa: TRY004 - pydantic reports no TypeError
-                f"says not for how many requests; write {{ p90 = {value} }} for nine of ten, or mean, p50, p95, p99"
+                f"says not for how many requests; write {{ p90 = {value} }} for nine of ten, "
+                "or mean, p50, p95, p99"
             )
         return value
 
@@ -217,7 +218,8 @@ class Question(Frozen):
         slo = self.workload.slo
         if self.targets.attainment is not None and not any((slo.ttft_s, slo.tpot_s, slo.e2e_s)):
             raise ValueError(
-                "targets.attainment is a share of requests that keep [workload.slo], which sets no limit"
+                "targets.attainment is a share of requests that keep [workload.slo], "
+                "which sets no limit"
             )
         return self
 
@@ -227,8 +229,9 @@ class Question(Frozen):
         twice = next((name for name in clusters if clusters.count(name) > 1), None)
         if twice is not None:
             raise ValueError(
-                f"clusters lists '{twice}' {clusters.count(twice)} times, and the answer could not tell them apart; "
-                "list each kind of machines once, and ask for other prices with --set clusters.0.price_per_gpu_hour=..."
+                f"clusters lists '{twice}' {clusters.count(twice)} times, and the answer could "
+                "not tell them apart; list each kind of machines once, and ask for other prices "
+                "with --set clusters.0.price_per_gpu_hour=..."
             )
         for one in self.models:
             if self.models.count(one) > 1:
@@ -251,6 +254,7 @@ class Question(Frozen):
             for name in names:
                 if name not in known:
                     raise ValueError(
-                        f"crossover.{key} names '{name}', which is not among the question's own: {', '.join(known)}"
+                        f"crossover.{key} names '{name}', which is not among the question's "
+                        f"own: {', '.join(known)}"
                     )
         return self

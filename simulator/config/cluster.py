@@ -124,7 +124,8 @@ def load_cluster(name: str, where: str) -> tuple[ClusterSpec, AcceleratorSpec]:
     if size is None and not has_bare_name:
         example = min(cluster.sizes, key=lambda n: abs(n - cluster.gpus_per_node))
         raise UserError(
-            f"{where}: cluster '{name}' comes in {in_words} GPUs: say how many, as in '{stem}-{example}'"
+            f"{where}: cluster '{name}' comes in {in_words} GPUs: say how many, "
+            f"as in '{stem}-{example}'"
         )
     if size is not None:
         if not cluster.sizes:
@@ -148,8 +149,8 @@ def load_kind(stem: str, where: str) -> tuple[ClusterSpec, AcceleratorSpec]:
         sized = re.fullmatch(r"(.+)-([1-9][0-9]*)", stem)
         if sized and sized[1] in files:
             raise UserError(
-                f"{where}: '{stem}' holds a number of GPUs, and here a kind of machines is asked for: "
-                f'write cluster = "{sized[1]}" and max_gpus = {sized[2]}'
+                f"{where}: '{stem}' holds a number of GPUs, and here a kind of machines is asked "
+                f'for: write cluster = "{sized[1]}" and max_gpus = {sized[2]}'
             )
         holding = [name for name in files if stem and stem.lower() in name]
         nearest = "choose one of: " + ", ".join(holding) if holding else did_you_mean(stem, files)

@@ -75,11 +75,13 @@ class MoE(Frozen):
             )
         if self.num_limited_groups > self.num_groups:
             raise ValueError(
-                f"num_limited_groups ({self.num_limited_groups}) must be at most num_groups ({self.num_groups})"
+                f"num_limited_groups ({self.num_limited_groups}) must be at most num_groups "
+                f"({self.num_groups})"
             )
         if self.top_k > self.num_limited_groups * self.num_experts // self.num_groups:
             raise ValueError(
-                f"top_k ({self.top_k}) does not fit in num_limited_groups ({self.num_limited_groups}) groups"
+                f"top_k ({self.top_k}) does not fit in num_limited_groups "
+                f"({self.num_limited_groups}) groups"
             )
         if (self.shared_intermediate_size > 0) != (self.num_shared_experts > 0):
             raise ValueError(

@@ -233,8 +233,9 @@ class HostRates:
         if not found:
             known = ", ".join(str(tables.num_ranks) for tables in self.host.collectives) or "none"
             raise UserError(
-                f"the calibration of '{self.host.machine}' has no collectives of {self.num_ranks} ranks (it has {known}); "
-                f"measure them with moesim calibrate cpu --ranks {self.num_ranks}"
+                f"the calibration of '{self.host.machine}' has no collectives of {self.num_ranks} "
+                f"ranks (it has {known}); measure them with moesim calibrate cpu "
+                f"--ranks {self.num_ranks}"
             )
         return found[0]
 

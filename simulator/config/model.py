@@ -91,11 +91,13 @@ class ModelSpec(Frozen):
             for mixer, ffn in run.pattern:
                 if mixer != "none" and mixer not in self.mixers:
                     raise ValueError(
-                        f"layers name the mixer '{mixer}', which is not in mixers ({', '.join(self.mixers)})"
+                        f"layers name the mixer '{mixer}', which is not in mixers "
+                        f"({', '.join(self.mixers)})"
                     )
                 if ffn != "none" and ffn not in self.ffns:
                     raise ValueError(
-                        f"layers name the ffn '{ffn}', which is not in ffns ({', '.join(self.ffns)})"
+                        f"layers name the ffn '{ffn}', which is not in ffns "
+                        f"({', '.join(self.ffns)})"
                     )
         return self
 

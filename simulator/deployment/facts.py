@@ -76,19 +76,23 @@ def warnings_of(plan: Plan) -> list[str]:
     for name, fit in _fits(plan).items():
         if isinstance(fit, ExchangeFit) and fit.outside(nodes=nodes):
             found.append(
-                f"Extrapolated: {name} over {nodes} nodes; its calibration covers up to {fit.domain['nodes'][1]:.0f}."
+                f"Extrapolated: {name} over {nodes} nodes; its calibration covers up "
+                f"to {fit.domain['nodes'][1]:.0f}."
             )
     found += _pruning_warnings(plan)
     assumed = [name for name, fit in _fits(plan).items() if fit.kind == "assumed"]
     if _ENGINE in assumed and _fits_other_releases(plan):
         assumed.remove(_ENGINE)
         found.append(
-            f"Assumed: {_ENGINE} of {plan.spec.engine.replace('@', ' ')}; other releases were measured."
+            f"Assumed: {_ENGINE} of {plan.spec.engine.replace('@', ' ')}; "
+            "other releases were measured."
         )
     if plan.layout.pp > 1:
         found.append(
-            f"Pipelines of {plan.layout.pp} stages were compared with no measured server. Chunks of one prompt follow each other a whole "
-            "pass apart here, so prompts longer than a step's tokens are slower than with engines that send them one behind the other."
+            f"Pipelines of {plan.layout.pp} stages were compared with no measured server. "
+            "Chunks of one prompt follow each other a whole pass apart here, "
+            "so prompts longer than a step's tokens are slower than with engines that send them "
+            "one behind the other."
         )
     if assumed:
         found.append(f"Assumed, not measured on {plan.accelerator.title}: {', '.join(assumed)}.")
@@ -104,11 +108,13 @@ def _pruning_warnings(plan: Plan) -> list[str]:
     if fit.outside(sparsity=pruning.sparsity):
         low, high = fit.domain["sparsity"]
         found.append(
-            f"Extrapolated: pruned matrices at {pruning.sparsity:.0%} sparsity; products were measured from {low:.0%} to {high:.0%}."
+            f"Extrapolated: pruned matrices at {pruning.sparsity:.0%} sparsity; "
+            f"products were measured from {low:.0%} to {high:.0%}."
         )
     if "rows" in fit.domain:
         found.append(
-            f"Pruned matrices were measured with {fit.domain['rows'][0]:,.0f} to {fit.domain['rows'][1]:,.0f} tokens a step."
+            f"Pruned matrices were measured with {fit.domain['rows'][0]:,.0f} "
+            f"to {fit.domain['rows'][1]:,.0f} tokens a step."
         )
     return [
         *found,
@@ -187,7 +193,10 @@ def _assumptions(plan: Plan) -> list[dict[str, str]]:
         rates = [
             f"{crossing.port_bytes_per_s / 1e9:,.0f} GB/s" for crossing in plan.sends.crossings
         ]
-        value = f"as the all-gather of two GPUs over {', '.join(dict.fromkeys(rates))} a GPU, {plan.layout.pp - 1} times a step"
+        value = (
+            f"as the all-gather of two GPUs over {', '.join(dict.fromkeys(rates))} a "
+            f"GPU, {plan.layout.pp - 1} times a step"
+        )
         fit = plan.sends.fit
         rows.append(
             {"what": "ways between stages", "value": value, "kind": fit.kind, "source": fit.source}
@@ -197,7 +206,10 @@ def _assumptions(plan: Plan) -> list[dict[str, str]]:
     rows.append(
         {
             "what": "accelerator peaks",
-            "value": f"{peak / 1e12:,.0f} TFLOP/s dense in {plan.precision.weights}, {accelerator.memory_bytes_per_s / 1e12:.2f} TB/s",
+            "value": (
+                f"{peak / 1e12:,.0f} TFLOP/s dense "
+                f"in {plan.precision.weights}, {accelerator.memory_bytes_per_s / 1e12:.2f} TB/s"
+            ),
             "kind": "published",
             "source": accelerator.sources.get("memory_bytes_per_s", ""),
         }
@@ -247,10 +259,14 @@ def _prefill_assumptions(plan: Plan) -> list[dict[str, str]]:
     )
     wire = transfer.wire.replace("_", "-")
     value = (
-        f"{wire} wires at {pool.wire_fraction:.0%} of their peak, {transfer.bytes_per_s / 1e9:,.1f} GB/s a GPU, "
-        f"{transfer.latency_s * 1e6:,.1f} us, {when}"
+        f"{wire} wires at {pool.wire_fraction:.0%} of their "
+        f"peak, {transfer.bytes_per_s / 1e9:,.1f} GB/s a "
+        f"GPU, {transfer.latency_s * 1e6:,.1f} us, {when}"
     )
-    source = "deployment, or its default: between 87 of 100 GB/s and 190 of 400 GB/s published by Mooncake's transfer engine"
+    source = (
+        "deployment, or its default: between 87 of 100 GB/s and 190 of 400 GB/s published by "
+        "Mooncake's transfer engine"
+    )
     rows.append({"what": "KV cache transfers", "value": value, "kind": "assumed", "source": source})
     fit = plan.prefill.calibration.pools
     if fit is None:
@@ -264,7 +280,10 @@ def _prefill_assumptions(plan: Plan) -> list[dict[str, str]]:
                 "source": "",
             },
         ]
-    value = f"{fit.prefill_ratio:.2f} times what waiting and steps take, and {fit.first_token_s * 1e3:.0f} ms before"
+    value = (
+        f"{fit.prefill_ratio:.2f} times what waiting and steps take, "
+        f"and {fit.first_token_s * 1e3:.0f} ms before"
+    )
     return [
         *rows,
         {
@@ -293,14 +312,21 @@ def _fit_text(fit: Fit) -> str:
         )
     if isinstance(fit, CollectiveFit):
         first = min(fit.protocols.values(), key=lambda way: way.latency_s)
+        protocols = ", ".join(name.replace("_", " ") for name in fit.protocols)
         return (
-            f"{first.latency_s * 1e6:.1f} us + {first.latency_per_rank_s * 1e6:.2f} us a rank, then by size as the fastest of "
-            + (", ".join(name.replace("_", " ") for name in fit.protocols))
+            f"{first.latency_s * 1e6:.1f} us + {first.latency_per_rank_s * 1e6:.2f} us a rank, "
+            f"then by size as the fastest of {protocols}"
         )
     if isinstance(fit, MatrixTable):
-        return f"{len(fit.rows) * len(fit.sizes) * len(fit.working_bytes)} measured products, interpolated"
+        return (
+            f"{len(fit.rows) * len(fit.sizes) * len(fit.working_bytes)} measured "
+            "products, interpolated"
+        )
     if isinstance(fit, ExchangeTable):
-        return f"{fit.latency_s * 1e6:,.0f} us empty, {fit.seconds[-1] * 1e6:,.0f} us with {fit.num_bytes[-1] / 1e3:,.0f} kB a rank"
+        return (
+            f"{fit.latency_s * 1e6:,.0f} us empty, {fit.seconds[-1] * 1e6:,.0f} us "
+            f"with {fit.num_bytes[-1] / 1e3:,.0f} kB a rank"
+        )
     if isinstance(fit, Steps):
         return f"{fit.seconds['call'] * 1e6:.1f} us a call, and by " + ", ".join(
             key for key in fit.seconds if key != "call"
@@ -325,7 +351,10 @@ def _dispatch_text(plan: Plan) -> str | None:
     if not plan.layout.travels:
         return "none: every rank has every token; partial results are summed with all-reduce"
     overlap = "" if plan.spec.overlap == "none" else ", hidden by two-batch overlap"
-    return f"{policy_text(plan.spec.dispatch or {})}, {plan.precision.dispatch} out, {plan.precision.combine} back{overlap}"
+    return (
+        f"{policy_text(plan.spec.dispatch or {})}, {plan.precision.dispatch} "
+        f"out, {plan.precision.combine} back{overlap}"
+    )
 
 
 def _weights_text(plan: Plan) -> str:

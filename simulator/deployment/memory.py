@@ -77,17 +77,15 @@ def check_memory(
     capacity = _capacity(spec, model, accelerator, layout, precision)
     if _fits(capacity, model):
         return capacity
-    needed = (
-        capacity.weights_bytes
-        + spec.activation_bytes
-        + capacity.cache.bytes_for(_least_tokens(model))
-    )
+    sequence_bytes = capacity.cache.bytes_for(_least_tokens(model))
+    needed = capacity.weights_bytes + spec.activation_bytes + sequence_bytes
     share = 1.0 if spec.free_memory_fraction else spec.memory_fraction
     available = capacity.total_bytes * share
+    dtypes = " and ".join(dict.fromkeys((precision.weights, precision.experts)))
     raise UserError(
-        f"{where}: {model.name} does not fit: each GPU needs {_gb(needed)} ({_gb(capacity.weights_bytes)} of weights in "
-        f"{precision.weights if precision.weights == precision.experts else precision.weights + ' and ' + precision.experts}, "
-        f"{_gb(spec.activation_bytes)} for activations, {_gb(capacity.cache.bytes_for(_least_tokens(model)))} for one sequence), "
+        f"{where}: {model.name} does not fit: each GPU needs {_gb(needed)} "
+        f"({_gb(capacity.weights_bytes)} of weights in {dtypes}, "
+        f"{_gb(spec.activation_bytes)} for activations, {_gb(sequence_bytes)} for one sequence), "
         f"{accelerator.title} has {_gb(available)} ({share:.0%} of {_gb(capacity.total_bytes)}); "
         + _what_would_fit(spec, model, accelerator, layout, precision)
     )
@@ -101,8 +99,9 @@ def check_requests(capacity: Capacity, longest_tokens: int, where: str) -> None:
     """
     if capacity.blocks_for(longest_tokens) > capacity.num_blocks:
         raise UserError(
-            f"{where}: the longest request has {longest_tokens:,} tokens, but the KV cache holds {capacity.tokens:,} "
-            f'({_gb(capacity.kv_bytes)} a GPU); use kv_dtype = "fp8", more tensor parallelism, fewer weights a GPU, or shorter requests'
+            f"{where}: the longest request has {longest_tokens:,} tokens, but the KV cache "
+            f'holds {capacity.tokens:,} ({_gb(capacity.kv_bytes)} a GPU); use kv_dtype = "fp8", '
+            "more tensor parallelism, fewer weights a GPU, or shorter requests"
         )
 
 

@@ -329,7 +329,8 @@ class Workers:
                 self._do_without(error)
                 return False
             raise UserError(
-                f"--address {self._address}: a worker did not start: {str(error).strip().splitlines()[0]}"
+                f"--address {self._address}: a worker did not "
+                f"start: {str(error).strip().splitlines()[0]}"
             ) from error
         return True
 

@@ -35,15 +35,20 @@ _METHOD: tuple[dict[str, Any], ...] = (
         "name": "errors in common",
         "low": None,
         "high": None,
-        "text": "Deployments that run the same kernels of one engine on one family of GPUs share half of the variance of each part of "
-        "a step; the rest is each one's own",
+        "text": (
+            "Deployments that run the same kernels of one engine on one family of GPUs share half "
+            "of the variance of each part of a step; the rest is each one's own"
+        ),
     },
     {
         "name": "closed form",
         "low": None,
         "high": None,
-        "text": "Only the first choices are simulated with the calibration off and with other samples; bands of all others are "
-        "estimated from the average load, without other choices of experts",
+        "text": (
+            "Only the first choices are simulated with the calibration off and with other "
+            "samples; bands of all others are estimated from the average load, "
+            "without other choices of experts"
+        ),
     },
 )
 """How bands are made."""
@@ -313,7 +318,10 @@ def _sources(found: Found, table: Table) -> list[dict[str, Any]]:
     noise = (1.0, *table.noise)
     samples = f"{len(DRAWS)} other samples of requests and of experts' choices"
     if not found.traffic.trace.provenance.startswith("generated"):
-        samples = f"{len(DRAWS)} other samples of experts' choices and of the trace's blocks, drawn with replacement"
+        samples = (
+            f"{len(DRAWS)} other samples of experts' choices and of the trace's blocks, "
+            "drawn with replacement"
+        )
     stretch = "" if is_whole(found.traffic) else ", on the busiest stretch of the traffic"
     return [
         {
@@ -345,7 +353,10 @@ def _others(found: Found, first: Table, costs: Costs) -> list[dict[str, Any]]:
         if finding.sized is None or table is None or table.source == first.source:
             continue
         design = finding.option.design
-        text = f"{found.space.models[design.model].name} on {found.space.machines[design.machines].offer.cluster}"
+        text = (
+            f"{found.space.models[design.model].name} "
+            f"on {found.space.machines[design.machines].offer.cluster}"
+        )
         named.setdefault((table.band, table.source), {}).setdefault(text)
     return [
         {

@@ -127,7 +127,10 @@ def own_of(plan: Plan) -> str:
     """
     layout, formats = plan.layout, plan.precision
     split = f"TP {layout.tp} DP {layout.attention_dp} EP {layout.ep} PP {layout.pp}"
-    return f"{plan.model.name} {formats.weights} {formats.experts} {split} {plan.accelerator.name} {plan.spec.engine}"
+    return (
+        f"{plan.model.name} {formats.weights} {formats.experts} {split} "
+        f"{plan.accelerator.name} {plan.spec.engine}"
+    )
 
 
 def loading(parts: Mapping[str, float], own: str = "") -> dict[str, float]:

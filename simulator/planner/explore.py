@@ -239,7 +239,10 @@ class Explorer:
     def _missed(self, largest: Sized) -> Finding:
         found = self.trial(largest)
         name = found.tightest
-        why = f"misses {name} by {found.worst:.2f}x on the largest cluster within the limits ({largest.size} GPUs)"
+        why = (
+            f"misses {name} by {found.worst:.2f}x on the largest cluster within the limits "
+            f"({largest.size} GPUs)"
+        )
         return Finding(self.option, None, found, float("inf"), 0, self._tried, why, most=largest)
 
     def trial(self, sized: Sized) -> Outcome:

@@ -86,7 +86,10 @@ def _along(rows: list[Row], axis: str, text: Callable[[float], str], where: str)
             )
             continue
         parts = [
-            f"{name} {'up to' if n == 0 else 'from'} {text(here[-1][axis] if n == 0 else here[0][axis])} ({_range(here)})"
+            (
+                f"{name} {'up to' if n == 0 else 'from'} "
+                f"{text(here[-1][axis] if n == 0 else here[0][axis])} ({_range(here)})"
+            )
             for n, (name, here) in enumerate(stretches)
         ]
         said.append(f"{place}: " + ", ".join(parts))
@@ -99,7 +102,10 @@ def _between_lengths(rows: list[Row], where: str) -> list[str]:
     if len({row["winner"] for row in decided}) < 2:
         return []
     parts = [
-        f"{row['winner']} at {lengths(row['input'], row['output'])} ({number(row['ratio'])}{TIMES}, {row['deciding_term']})"
+        (
+            f"{row['winner']} at {lengths(row['input'], row['output'])} "
+            f"({number(row['ratio'])}{TIMES}, {row['deciding_term']})"
+        )
         for row in decided
     ]
     return [f"{where}: " + ", ".join(parts)]

@@ -109,7 +109,8 @@ def scenario_text(found: Found, findings: list[Finding], folder: Path | None = N
         comments.append("The plan pays for electricity apart, which a run does not.")
     if any(one.sized is not None and one.num_gpus < one.sized.size for one in findings):
         comments.append(
-            "The plan pays for the whole cluster; a run counts the GPUs that replicas take up, so it names a lower cost."
+            "The plan pays for the whole cluster; a run counts the GPUs that replicas take up, "
+            "so it names a lower cost."
         )
     if question.spare.nodes:
         held = "1 node" if question.spare.nodes == 1 else f"{question.spare.nodes} nodes"
@@ -121,7 +122,10 @@ def scenario_text(found: Found, findings: list[Finding], folder: Path | None = N
         "workload": workload.model_dump(exclude_defaults=True),
         "deployments": [_entry(spec, base, folder) for spec in deployments(found, findings)],
     }
-    head = f"Recommended for the plan '{question.name}', the best first. moesim run takes this file as it is."
+    head = (
+        f"Recommended for the plan '{question.name}', the best first. "
+        "moesim run takes this file as it is."
+    )
     return toml_text(table, "\n".join([head, *comments]), _EXACT)
 
 
@@ -180,7 +184,10 @@ def _workload(found: Found) -> tuple[WorkloadSpec, list[str]]:
         return asked, []
     cut = _peak(found)
     if cut is None:
-        text = f"The plan is for the busiest {question.peak_s:g} s, which no start_s cuts out of these requests: here are all of them."
+        text = (
+            f"The plan is for the busiest {question.peak_s:g} s, which no start_s cuts out of "
+            "these requests: here are all of them."
+        )
         return asked, [text]
     lead_s = found.traffic.trace.arrival_s[found.traffic.lead]
     before = (
@@ -251,7 +258,8 @@ def _slo(found: Found, comments: list[str]) -> SLO:
         if given.limits():
             level, limits[name] = list(given.limits().items())[-1]
             comments.append(
-                f"workload.slo.{name} is the plan's target for the {'mean' if level == 'mean' else level}."
+                f"workload.slo.{name} is the plan's target for "
+                f"the {'mean' if level == 'mean' else level}."
             )
     return SLO(**limits)
 

@@ -96,7 +96,10 @@ def _started(
             others = ", ".join(place.hosts[0] for place in where[1:])
             said = (
                 *said,
-                f"The other {name}s begin on {others}: the same commands with their own nodes' names.",
+                (
+                    f"The other {name}s begin on {others}: the same commands with "
+                    "their own nodes' names."
+                ),
             )
         names = [
             f"{name} on {span}" + (f": node {n + 1} of {nodes}" if nodes > 1 else "")
@@ -128,7 +131,10 @@ def _about(weights: Weights, engine: str) -> Iterator[str]:
     if weights.note:
         yield weights.note
     if "@" in engine:
-        yield f"The plan is for the release {engine.partition('@')[2]}; others take other times, and flags differ."
+        yield (
+            f"The plan is for the release {engine.partition('@')[2]}; "
+            "others take other times, and flags differ."
+        )
 
 
 def _said(server: Server) -> Iterator[str]:
@@ -136,21 +142,31 @@ def _said(server: Server) -> Iterator[str]:
     plan = server.plan
     if plan.spec.pruning is not None:
         yield (
-            f"The weights must be a checkpoint that is pruned already ({pruning_text(plan.spec.pruning)}); no flag prunes. "
+            "The weights must be a checkpoint that is pruned already "
+            f"({pruning_text(plan.spec.pruning)}); no flag prunes. "
             + (
-                "Whether a release has kernels for it is to be looked up: the plan takes cuSPARSELt's or Sparse-Marlin's speed."
+                (
+                    "Whether a release has kernels for it is to be looked up: "
+                    "the plan takes cuSPARSELt's or Sparse-Marlin's speed."
+                )
                 if plan.spec.pruning.kind == "two_four"
-                else "Released engines have no kernels for it: the plan takes the speed of the kernels that were published with it."
+                else (
+                    "Released engines have no kernels for it: the plan takes the speed of the "
+                    "kernels that were published with it."
+                )
             )
         )
     if server.is_placed_by_load:
         yield (
-            f"The plan places {server.num_slots} expert slots ({server.num_slots // plan.layout.ep} a rank) by the loads of an earlier "
-            "day; the engine begins in the order of the experts and moves them once it has measured loads of its own."
+            f"The plan places {server.num_slots} expert slots "
+            f"({server.num_slots // plan.layout.ep} a rank) by the loads of an earlier day; "
+            "the engine begins in the order of the experts and moves them once it has "
+            "measured loads of its own."
         )
     yield (
-        f"The plan counts on {plan.capacity.tokens:,} tokens of KV cache on each data-parallel rank: compare with what the server says "
-        "when it has started, and raise or lower its share of memory."
+        f"The plan counts on {plan.capacity.tokens:,} tokens of KV cache on each "
+        "data-parallel rank: compare with what the server says when it has started, "
+        "and raise or lower its share of memory."
     )
 
 
@@ -160,17 +176,20 @@ def _general(plan: Plan, node_gpus: int, placed: Mapping[Role, list[Place]]) -> 
     left = plan.cluster.num_gpus - plan.num_gpus
     if left:
         said.append(
-            f"The cluster has {plan.cluster.num_gpus} GPUs, of which the servers take {plan.num_gpus}: {left} are held free."
+            f"The cluster has {plan.cluster.num_gpus} GPUs, of which the servers "
+            f"take {plan.num_gpus}: {left} are held free."
         )
     used = len({host for group in placed.values() for place in group for host in place.hosts})
     if used > math.ceil(plan.cluster.num_gpus / node_gpus):
         said.append(
-            f"Whole replicas take {used} nodes of {node_gpus} GPUs, more than the cluster has: some must lie across nodes."
+            f"Whole replicas take {used} nodes of {node_gpus} GPUs, more than the cluster has: "
+            "some must lie across nodes."
         )
     if node_gpus > _HOST_GPUS:
         said.append(
-            f"The cluster counts a fast domain of {node_gpus} GPUs as one node. Where its machines hold fewer (4 in an NVL72 rack), a "
-            "server that takes more than one of them is started as over several nodes."
+            f"The cluster counts a fast domain of {node_gpus} GPUs as one node. "
+            "Where its machines hold fewer (4 in an NVL72 rack), a server that takes more than "
+            "one of them is started as over several nodes."
         )
     if used > 1:
         said.append("node0, node1 and so on stand for the machines' own names.")

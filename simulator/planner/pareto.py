@@ -107,9 +107,15 @@ def _closed(
     found: Found, speed: Speed, prefill: Design | None, edges: tuple[float, float]
 ) -> dict[str, Any]:
     design, space = speed.design, found.space
-    text = f"{space.text(design)}, {speed.sequences:.3g} sequences a rank, {speed.budget:,} tokens a step"
+    text = (
+        f"{space.text(design)}, {speed.sequences:.3g} sequences a "
+        f"rank, {speed.budget:,} tokens a step"
+    )
     if prefill is not None:
-        text = f"{space.text(design)}, {speed.sequences:.3g} sequences a rank, prompts on {space.split(prefill)}"
+        text = (
+            f"{space.text(design)}, {speed.sequences:.3g} sequences a rank, prompts "
+            f"on {space.split(prefill)}"
+        )
     per_user, per_gpu = (
         _Value(value, value / edges[1], value / edges[0])
         for value in (speed.per_user, speed.per_gpu)

@@ -70,7 +70,8 @@ def traffic_of(question: Question, folder: Path) -> Traffic:
         )
         if peak.num_requests < 2 or peak.duration_s <= 0:
             raise UserError(
-                f"plan: peak_s = {question.peak_s:g} holds {'one request' if peak.num_requests < 2 else 'requests of one moment only'}, "
+                f"plan: peak_s = {question.peak_s:g} holds "
+                f"{'one request' if peak.num_requests < 2 else 'requests of one moment only'}, "
                 "which is no rate to plan for; ask for a longer stretch"
             )
         return peak

@@ -266,5 +266,8 @@ def stretch_text(trials: Trials, option: Option) -> str:
     return (
         ""
         if is_whole(whole)
-        else f"On the busiest stretch of the traffic, {traffic.num_requests:,} of {whole.num_requests:,} requests."
+        else (
+            f"On the busiest stretch of the traffic, {traffic.num_requests:,} "
+            f"of {whole.num_requests:,} requests."
+        )
     )

@@ -30,7 +30,8 @@ from simulator.planner.traffic import Traffic
 from simulator.planner.trial import Outcome
 
 KEPT = "kept from before"
-"""What a :class:`~simulator.base.progress.Progress` is told of findings that an earlier search had made."""
+"""What a :class:`~simulator.base.progress.Progress` is told of findings that an earlier search had
+made."""
 _SHORT_REQUESTS, _SHORT_STAYS = 2000, 2.0
 """Requests of the first round's stretch of traffic, or longer where they stay for long; the second
 has all."""
@@ -100,8 +101,8 @@ def _search(question: Question, folder: Path, store: Store, tick: Progress, crew
     wanted, offered = question.targets.output_tokens_per_s, traffic.rate_per_s * traffic.num_output
     if wanted is not None and wanted > offered:
         raise UserError(
-            f"plan [targets]: output_tokens_per_s = {wanted:g} is more than the requests ask for, {offered:,.0f} a second; "
-            "raise workload.rate_scale, or leave it out"
+            f"plan [targets]: output_tokens_per_s = {wanted:g} is more than the requests ask "
+            f"for, {offered:,.0f} a second; raise workload.rate_scale, or leave it out"
         )
     text = question.model_dump_json()
     parts = list(product(range(len(space.models)), range(len(space.machines))))

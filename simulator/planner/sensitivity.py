@@ -235,7 +235,8 @@ def _note(found: Found, one: WhatIf, stretch: str) -> str:
             if share > 0:
                 few = "fewer than 0.1 %" if share < 0.001 else f"{100 * share:.1f} %"
                 parts.append(
-                    f"{model.name}: {few} of prompts are cut, so that they fit its context of {model.max_context_tokens:,} tokens."
+                    f"{model.name}: {few} of prompts are cut, so that they fit its context "
+                    f"of {model.max_context_tokens:,} tokens."
                 )
     if one.name == "skew":
         parts += _skew_notes(found.space, one.change.conditions)

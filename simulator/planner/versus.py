@@ -308,11 +308,17 @@ def _text(
     if ratio is None:
         return f"{names[0]} and {names[1]} have no price to compare."
     if cost_of(found.space, dense) == 0:
-        return f"At the same targets {names[0]} (MoE) takes {ratio:.2f}{TIMES} the GPUs of {names[1]} (dense), which cost nothing."
+        return (
+            f"At the same targets {names[0]} (MoE) takes {ratio:.2f}{TIMES} the GPUs of {names[1]} "
+            "(dense), which cost nothing."
+        )
     if ratio == 1:
         said = f"At the same targets {names[0]} (MoE) and {names[1]} (dense) cost the same"
     else:
-        said = f"At the same targets {names[0]} (MoE) costs {ratio:.2f}{TIMES} what {names[1]} (dense) does"
+        said = (
+            f"At the same targets {names[0]} (MoE) costs {ratio:.2f}{TIMES} "
+            f"what {names[1]} (dense) does"
+        )
     return f"{said}; {_where(points, flips)}."
 
 
@@ -323,7 +329,10 @@ def _within(least: str, most: str) -> str:
 def _where(points: list[dict[str, Any]], flips: list[dict[str, Any]]) -> str:
     kinds = {"moe": "MoE", "dense": "dense"}
     turned = [
-        f"at {flip['rate']:.2g}{TIMES} the traffic ({flip['requests_per_s']:.3g} requests/s) from {kinds[flip['from']]} to {kinds[flip['to']]}"
+        (
+            f"at {flip['rate']:.2g}{TIMES} the traffic ({flip['requests_per_s']:.3g} requests/s) "
+            f"from {kinds[flip['from']]} to {kinds[flip['to']]}"
+        )
         for flip in flips
         if flip["what"] == "traffic"
     ]

@@ -7,11 +7,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from simulator.planner.confidence_text import ALIKE, tell_confidence, tell_headroom
 from simulator.planner.trial import BACKLOG
-from simulator.results.formats import TIMES, seconds
+from simulator.results.formats import seconds
 from simulator.results.plan_text import (
     gpus,
-    hourly,
     is_floor,
     money,
     percent,
@@ -20,14 +20,8 @@ from simulator.results.plan_text import (
     value_text,
 )
 
-_ALIKE = 0.005
-"""Costs that differ by less are the same in words."""
 _SURE = 0.8
 """A recommendation that is less likely to hold says so in its first sentence."""
-_NEVER = 0.005
-"""Probabilities below are none in words."""
-_MOST_HEADROOM = 7.9
-"""From here on the search for the headroom stopped."""
 _MOST_MODELS = 3
 """That the headline gives reasons for."""
 _BINDS = 0.9
@@ -101,12 +95,13 @@ def against(answer: dict[str, Any]) -> str:
 def missed(name: str, ratio: float) -> str:
     """That a target is missed, and by how much.
 
-    >>> missed("ttft_s.p90", 1.5).replace(TIMES, "x"), missed("backlog", 3.0)
+    >>> missed("ttft_s.p90", 1.5).replace("×", "x"), missed("backlog", 3.0)
     ('misses the time to first token (p90) by 1.5x', 'falls behind what comes')
     """
     if name == BACKLOG:
         return "falls behind what comes"
-    return f"misses the {target_text(name)} {'by far' if times(ratio) == 'far' else f'by {times(ratio)}'}"
+    by = "by far" if times(ratio) == "far" else f"by {times(ratio)}"
+    return f"misses the {target_text(name)} {by}"
 
 
 def _fails(why: dict[str, Any]) -> str:
@@ -128,7 +123,7 @@ def _compared(best: dict[str, Any], other: dict[str, Any], what: str) -> str:
     if mine == 0:
         return f"the {what}, {other['model']}, needs {gpus(other)}"
     ratio = theirs / mine
-    if abs(ratio - 1) < _ALIKE:
+    if abs(ratio - 1) < ALIKE:
         return f"the {what}, {other['model']}, costs the same"
     return f"the {what}, {other['model']}, costs {times(ratio)} as much"
 
@@ -142,7 +137,10 @@ def _reasons(answer: dict[str, Any]) -> Iterator[str]:
     yield f"Deploy {best['deployment']}, {best['token_budget']:,} tokens a step."
     binding = best["worst_target"]
     kept = [
-        f"{target_text(name)}: {value_text(name, best[name])}, {'asked' if is_floor(name) else 'limit'} {value_text(name, limit)}"
+        (
+            f"{target_text(name)}: {value_text(name, best[name])}, "
+            f"{'asked' if is_floor(name) else 'limit'} {value_text(name, limit)}"
+        )
         for name, limit in sorted(limits.items(), key=lambda item: item[0] != binding)
         if best.get(name) is not None
     ]
@@ -151,7 +149,7 @@ def _reasons(answer: dict[str, Any]) -> Iterator[str]:
         yield f"{first} the {kept[0]}{''.join(f'; {one}' for one in kept[1:])}."
     yield from _used(answer)
     yield from _traffic(answer)
-    yield from _headroom(answer)
+    yield from tell_headroom(answer)
     yield from _other_sizes(answer)
     text = (answer.get("moe_vs_dense") or {}).get("text")
     if text:
@@ -160,7 +158,7 @@ def _reasons(answer: dict[str, Any]) -> Iterator[str]:
         yield from _others(answer)
     yield from _left_out(answer)
     yield from _losses(answer)
-    yield from _confidence(answer)
+    yield from tell_confidence(answer)
 
 
 def _traffic(answer: dict[str, Any]) -> Iterator[str]:
@@ -168,8 +166,9 @@ def _traffic(answer: dict[str, Any]) -> Iterator[str]:
     traffic, best = answer.get("traffic") or {}, answer["recommended"]
     if traffic.get("is_steady") is False:
         yield (
-            f"The {traffic['num_requests']:,} requests arrive within {seconds(traffic['lasts_s'])}, which is too short for a steady state: "
-            "traffic that goes on may need more."
+            f"The {traffic['num_requests']:,} requests arrive "
+            f"within {seconds(traffic['lasts_s'])}, which is too short for a steady "
+            "state: traffic that goes on may need more."
         )
     if best.get("too_long_share"):
         share = (
@@ -177,27 +176,10 @@ def _traffic(answer: dict[str, Any]) -> Iterator[str]:
             if best["too_long_share"] < 0.001
             else f"{100 * best['too_long_share']:.1f} %"
         )
-        yield f"{share} of the requests are longer than {best['model']}'s context, and are counted as served."
-
-
-def _headroom(answer: dict[str, Any]) -> Iterator[str]:
-    best = answer["recommended"]
-    room = best.get("headroom")
-    if room is None:
-        return
-    if room >= _MOST_HEADROOM:
-        yield f"It would carry 8{TIMES} this traffic or more with all targets met."
-    elif room < 1.02:
-        yield "It has no headroom: a little more traffic, and a target is missed."
-    else:
-        low, high = best.get("headroom_low"), best.get("headroom_high")
-        ends = None if low is None or high is None else (f"{low:.2f}", f"{high:.2f}")
-        sure = (
-            f"; 80 % band: {ends[0]}{TIMES} to {ends[1]}{TIMES}"
-            if ends and ends[0] != ends[1]
-            else ""
+        yield (
+            f"{share} of the requests are longer than {best['model']}'s context, "
+            "and are counted as served."
         )
-        yield f"It would carry {room:.2f}{TIMES} this traffic with all targets met{sure}."
 
 
 def _used(answer: dict[str, Any]) -> Iterator[str]:
@@ -229,7 +211,10 @@ def _used(answer: dict[str, Any]) -> Iterator[str]:
     if used is not None and used < size:
         kept = min(spare.get("gpus", 0), size - used)
         why = (
-            "they are what may be lost; every figure is without them, and replicas there make all of it faster until then"
+            (
+                "they are what may be lost; every figure is without them, and replicas there make "
+                "all of it faster until then"
+            )
             if kept
             else ""
         )
@@ -245,7 +230,10 @@ def _other_sizes(answer: dict[str, Any]) -> Iterator[str]:
     sizes, currency = answer.get("sizes") or {}, answer.get("currency", "USD")
     smaller, larger = sizes.get("smaller"), sizes.get("larger")
     if smaller:
-        yield f"The next smaller cluster, {_gpus(smaller['gpus'])}, {missed(smaller['worst_target'], smaller['worst_ratio'])}."
+        yield (
+            f"The next smaller cluster, {_gpus(smaller['gpus'])}, "
+            f"{missed(smaller['worst_target'], smaller['worst_ratio'])}."
+        )
     if larger:
         cost = (
             f" for {money(larger['cost_per_hour'], currency)} per hour"
@@ -256,7 +244,10 @@ def _other_sizes(answer: dict[str, Any]) -> Iterator[str]:
         if larger.get("deployment"):
             said += f"; the best there is {larger['deployment']}"
         if "worst_ratio" in larger and larger["worst_target"] != BACKLOG:
-            said += f", with the {target_text(larger['worst_target'])} at {percent(larger['worst_ratio'])} of its limit"
+            said += (
+                f", with the {target_text(larger['worst_target'])} "
+                f"at {percent(larger['worst_ratio'])} of its limit"
+            )
         yield f"{said}."
 
 
@@ -297,7 +288,9 @@ def _left_out(answer: dict[str, Any]) -> Iterator[str]:
     for name, why in (answer.get("why_not_models") or {}).items():
         if others or kinds.get(name) == best["is_moe"]:
             if "target" in why:
-                yield f"{name} does not meet {_every(answer)}: its nearest deployment {why['text']}."
+                yield (
+                    f"{name} does not meet {_every(answer)}: its nearest deployment {why['text']}."
+                )
             else:
                 yield f"{name} is ruled out: {why['text']}."
 
@@ -347,34 +340,13 @@ def _nodes(count: int) -> str:
     return "1 node" if count == 1 else f"{count} nodes"
 
 
-def _confidence(answer: dict[str, Any]) -> Iterator[str]:
-    found = answer.get("confidence") or {}
-    low, high, meets = found.get("cost_low"), found.get("cost_high"), found.get("meets_targets")
-    if low is not None:
-        if high is not None and abs(high - low) <= _ALIKE * abs(low):
-            said = f"80 % band of the cost, from what the simulator may be off: {hourly(answer, low)} at both ends"
-        else:
-            most = (
-                "no cluster within the limits is enough" if high is None else hourly(answer, high)
-            )
-            said = f"80 % band of the cost, from what the simulator may be off: {hourly(answer, low)} to {most}"
-        yield f"{said}{'' if meets is None else f'; as it is, it meets every target with a probability of {percent(meets)}'}."
-    share = found.get("beats_second")
-    if share is not None:
-        second = f", {found['second']}," if found.get("second") else ""
-        less = found.get("cheaper_than_second")
-        if less is not None and less < _NEVER and share > 1 - _NEVER:
-            yield f"It costs as much as the second choice{second} whatever the simulator may be off; the order is by what is safer and simpler."
-        elif less is not None and percent(less) != percent(share):
-            yield f"It costs less than the second choice{second} with a probability of {percent(less)}, and no more with {percent(share)}."
-        else:
-            yield f"It costs {'no more' if less is None else 'less'} than the second choice{second} with a probability of {percent(share)}."
-
-
 def _impossible(answer: dict[str, Any]) -> str:
     why = answer.get("why_not") or {}
     text = why.get("text", "nothing can be run")
-    return f"No deployment within the limits meets {_every(answer)}: {'the nearest ' if 'target' in why else ''}{text}."
+    return (
+        "No deployment within the limits "
+        f"meets {_every(answer)}: {'the nearest ' if 'target' in why else ''}{text}."
+    )
 
 
 def _why_not(answer: dict[str, Any]) -> Iterator[str]:
@@ -390,7 +362,10 @@ def _why_not(answer: dict[str, Any]) -> Iterator[str]:
         if name == BACKLOG:
             yield f"The nearest is {why['deployment']}{cost}: more requests come than leave."
         else:
-            yield f"The nearest is {why['deployment']}{cost}: its {target_text(name)} is {value_text(name, why['measured'])}{asked}."
+            yield (
+                f"The nearest is {why['deployment']}{cost}: its {target_text(name)} "
+                f"is {value_text(name, why['measured'])}{asked}."
+            )
     for name, other in (answer.get("why_not_models") or {}).items():
         if "target" in other and other.get("deployment") != why.get("deployment"):
             yield f"The nearest of {name} {other['text']}."

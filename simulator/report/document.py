@@ -42,7 +42,10 @@ def document(name: str, main: Markup, payload: Mapping[str, Any]) -> str:
         tag("script", Markup(get_plotlyjs())),
         tag("script", Markup((_HERE / "page.js").read_text(encoding="utf-8"))),
     ]
-    return f'<!doctype html>\n<html lang="en">{tag("head", *head)}{tag("body", main, *scripts)}</html>\n'
+    return (
+        "<!doctype html>\n"
+        f'<html lang="en">{tag("head", *head)}{tag("body", main, *scripts)}</html>\n'
+    )
 
 
 def in_sections(header: Markup, sections: Sequence[tuple[str, Markup]]) -> Markup:

@@ -22,10 +22,13 @@ from simulator.report.markup import Markup, join, tag
 from simulator.results.executed import Executed
 
 _NUMBERS = (
-    "The numbers of summary.csv: medians over measured steps, and the largest difference between a hidden value of the distributed "
-    "run and of the same step in one process."
+    "The numbers of summary.csv: medians over measured steps, and the largest difference between "
+    "a hidden value of the distributed run and of the same step in one process."
 )
-_FAULTS = "Shards that were lost while they ran, and how long it took until all were ready to compute the step again."
+_FAULTS = (
+    "Shards that were lost while they ran, and how long it took until all were ready to "
+    "compute the step again."
+)
 _MODELS = "Parameters are counted from each model's configuration, before pruning."
 _UNUSED = ("kv_tokens", "memory", "scheduling", "balancing", "topology", "replicas", "num_gpus")
 """Facts that an execution makes no use of: its steps are given, and its ranks are processes."""
@@ -85,7 +88,9 @@ def _setting(run: dict[str, Any]) -> dict[str, str | None]:
         "Prompt step": f"{prompts:,} prompts of {execution.get('prompt_tokens'):,} tokens"
         if prompts
         else None,
-        "Decode step": f"{sequences:,} sequences, {execution.get('context_tokens'):,} tokens in each cache"
+        "Decode step": (
+            f"{sequences:,} sequences, {execution.get('context_tokens'):,} tokens in each cache"
+        )
         if sequences
         else None,
         "Steps of each kind": f"{execution['steps']:,}{warm_up}"

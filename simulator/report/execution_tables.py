@@ -109,11 +109,15 @@ def calibration_warning(run: dict[str, Any]) -> str | None:
         return None
     if known.get("machine"):
         return (
-            f"The prediction rests on times of another machine ({known['machine']}) than the one that ran the steps ({machine}). "
-            "Run moesim calibrate cpu on the latter to measure it."
+            f"The prediction rests on times of another machine ({known['machine']}) "
+            f"than the one that ran the steps ({machine}). Run moesim calibrate cpu on the "
+            "latter to measure it."
         )
     title = known.get("title") or "no calibration that is named"
-    return f"The prediction rests on {title}, not on times of the machine that ran the steps ({machine})."
+    return (
+        f"The prediction rests on {title}, not on times of the machine that ran "
+        f"the steps ({machine})."
+    )
 
 
 def assumed(executed: Executed) -> Markup:

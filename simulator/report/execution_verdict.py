@@ -166,8 +166,8 @@ def _ratio(executed: Executed, one: str, other: str, kind: str) -> tuple[float, 
 def _as_fast(ratio: float, other: str) -> str:
     """A ratio of speeds in words.
 
-    >>> _as_fast(2.38, "B").replace(TIMES, "x"), _as_fast(0.512, "B").replace(TIMES, "x"), _as_fast(1.02, "B")
-    ('2.38x as fast as B', 'at 0.512x the speed of B', 'about as fast as B')
+    >>> [_as_fast(ratio, "B").replace(TIMES, "x") for ratio in (2.38, 0.512, 1.02)]
+    ['2.38x as fast as B', 'at 0.512x the speed of B', 'about as fast as B']
     """
     if not np.isfinite(ratio):
         return f"at a speed that cannot be compared with {other}"
@@ -206,8 +206,8 @@ def _ranking(executed: Executed, kind: str) -> str:
         return f"{best} at {number(speeds[ranked[0]])} tokens per second"
     ratio = speeds[ranked[0]] / speeds[ranked[1]] if speeds[ranked[1]] else float("nan")
     return (
-        f"{best} fastest of {len(ranked)} deployments, at {number(speeds[ranked[0]])} tokens per second: "
-        f"{_as_fast(ratio, ranked[1])}"
+        f"{best} fastest of {len(ranked)} deployments, at {number(speeds[ranked[0]])} tokens per "
+        f"second: {_as_fast(ratio, ranked[1])}"
     )
 
 
@@ -231,7 +231,10 @@ def _pruned(executed: Executed, dense: list[str], pruned: list[str]) -> list[str
             sentences.append(f"{name}: {' and '.join(said)}")
     return (
         [
-            f"Pruned models against the speed of the one that they were pruned from: {'; '.join(sentences)}."
+            (
+                "Pruned models against the speed of the one that they were pruned "
+                f"from: {'; '.join(sentences)}."
+            )
         ]
         if sentences
         else []
@@ -260,12 +263,16 @@ def _prediction(executed: Executed) -> list[str]:
         f"{len(kinds(executed))} kinds of step" if len(kinds(executed)) > 1 else "one kind of step"
     )
     sentence = (
-        f"The predicted duration of a step is off by {100 * middle:.0f} % (median of the absolute errors over {of} and {kinds_text}); "
-        f"furthest for {KINDS[kind]} of {name}, which is {_off(worst)}."
+        f"The predicted duration of a step is off by {100 * middle:.0f} % (median of the absolute "
+        f"errors over {of} and {kinds_text}); furthest for {KINDS[kind]} of {name}, "
+        f"which is {_off(worst)}."
     )
     right, total = _order(executed)
     pairs = "pair" if total == 1 else "pairs"
-    order = f" Of {total} {pairs} whose measured speeds differ by more than {_EQUAL:.0%}, it puts {right} in the right order."
+    order = (
+        f" Of {total} {pairs} whose measured speeds differ by more than {_EQUAL:.0%}, "
+        f"it puts {right} in the right order."
+    )
     return [sentence + (order.replace("%", " %", 1) if total else "")]
 
 
@@ -300,16 +307,25 @@ def _reference(executed: Executed) -> list[str]:
     known = [float(value) for value in found if value is not None and np.isfinite(float(value))]
     if not known:
         return [
-            "The distributed runs were not compared with a one-process reference (they need a step of warm-up for that)."
+            (
+                "The distributed runs were not compared with a one-process reference (they need a "
+                "step of warm-up for that)."
+            )
         ]
     worst = max(known)
     part = "" if len(known) == len(found) else f" ({len(known)} of {len(found)} were compared)"
     if worst < _EXACT:
         return [
-            f"The distributed runs equal the one-process reference: no hidden value differs by more than {worst:.1e}{part}."
+            (
+                "The distributed runs equal the one-process reference: "
+                f"no hidden value differs by more than {worst:.1e}{part}."
+            )
         ]
     return [
-        f"The distributed runs do not equal the one-process reference: hidden values differ by up to {worst:.1e}{part}."
+        (
+            "The distributed runs do not equal the one-process reference: "
+            f"hidden values differ by up to {worst:.1e}{part}."
+        )
     ]
 
 
@@ -335,6 +351,8 @@ def _noise(executed: Executed) -> list[str]:
     (name, kind), worst = max(factors.items(), key=lambda item: item[1])
     middle = statistics.median(factors.values())
     return [
-        f"Steps vary: the 90th percentile is {number(middle)}{TIMES} the 10th in the median, and {number(worst)}{TIMES} for "
-        f"{KINDS[kind]} of {name}; small differences say little."
+        (
+            f"Steps vary: the 90th percentile is {number(middle)}{TIMES} the 10th in the median, "
+            f"and {number(worst)}{TIMES} for {KINDS[kind]} of {name}; small differences say little."
+        )
     ]

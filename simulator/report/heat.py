@@ -20,7 +20,8 @@ comparable."""
 def grid(table: pd.DataFrame, row: str, column: str, value: str) -> NDArray[np.float64]:
     """The table as a dense array; NaN where it has no row.
 
-    >>> grid(pd.DataFrame({"layer": [0, 1], "rank": [0, 1], "load": [1.0, 2.0]}), "layer", "rank", "load")
+    >>> table = pd.DataFrame({"layer": [0, 1], "rank": [0, 1], "load": [1.0, 2.0]})
+    >>> grid(table, "layer", "rank", "load")
     array([[ 1., nan],
            [nan,  2.]])
     """
@@ -52,7 +53,10 @@ def load_map(load: NDArray[np.float64], column: str, hover: str) -> go.Figure:
         zmax=powers[-1],
         colorscale=style.LOAD_COLOURS,
         colorbar=bar,
-        hovertemplate=f"layer %{{y}}, {column.lower()} %{{x}}<br>%{{customdata:.2f}}{TIMES} the mean {hover}<extra></extra>",
+        hovertemplate=(
+            f"layer %{{y}}, {column.lower()} %{{x}}<br>%{{customdata:.2f}}{TIMES} the "
+            f"mean {hover}<extra></extra>"
+        ),
     )
     integer_axes(drawn, *load.shape)
     return drawn

@@ -34,8 +34,14 @@ def render(results: Results) -> str:
     return document(name, in_sections(_hero(results, name), sections), cards.payload)
 
 
-_MODELS = "Parameters are counted from each model's configuration and set against what its authors publish."
-_ALL_METRICS = "The numbers of summary.csv, with what each one means; percentiles are over requests that finished."
+_MODELS = (
+    "Parameters are counted from each model's configuration and set against "
+    "what its authors publish."
+)
+_ALL_METRICS = (
+    "The numbers of summary.csv, with what each one means; "
+    "percentiles are over requests that finished."
+)
 
 
 def _hero(results: Results, name: str) -> Markup:

@@ -33,8 +33,12 @@ def band(row: Mapping[str, Any], key: str) -> Band | None:
     """The band of a row's figure; None where it has none. An end that there is none of is infinite,
     or 0.
 
-    >>> band({"x": 1.5, "x_low": 1.0, "x_high": 2.0}, "x"), band({"x": 1.5, "x_low": 1.0, "x_high": None}, "x"), band({"x": 1.5}, "x")
-    (Band(low=1.0, high=2.0), Band(low=1.0, high=inf), None)
+    >>> band({"x": 1.5, "x_low": 1.0, "x_high": 2.0}, "x")
+    Band(low=1.0, high=2.0)
+    >>> band({"x": 1.5, "x_low": 1.0, "x_high": None}, "x")
+    Band(low=1.0, high=inf)
+    >>> band({"x": 1.5}, "x") is None
+    True
     """
     low, high = row.get(f"{key}_low"), row.get(f"{key}_high")
     if low is None and high is None:
@@ -47,8 +51,10 @@ def has_bands(part: Any) -> bool:
 
     One whose ends are equal does not show.
 
-    >>> has_bands([{"x": {"y": 1.0, "y_low": 0.5, "y_high": 2.0}}]), has_bands([{"y": 1.0, "y_low": 1.0, "y_high": 1.0}])
-    (True, False)
+    >>> has_bands([{"x": {"y": 1.0, "y_low": 0.5, "y_high": 2.0}}])
+    True
+    >>> has_bands([{"y": 1.0, "y_low": 1.0, "y_high": 1.0}])
+    False
     """
     if isinstance(part, Mapping):
         keys = [key.removesuffix("_high") for key in part if str(key).endswith("_high")]
@@ -62,8 +68,10 @@ def between(found: Band | None, text: Callable[[float], str]) -> str:
     """A band in words, a unit that both ends have said once; empty where there is none, or where
     both ends read the same.
 
-    >>> between(Band(1.0, 2.0), lambda value: f"{value:g} ms"), between(Band(1.0, 1.0), str), between(None, str)
-    ('1 to 2 ms', '', '')
+    >>> between(Band(1.0, 2.0), lambda value: f"{value:g} ms")
+    '1 to 2 ms'
+    >>> between(Band(1.0, 1.0), str), between(None, str)
+    ('', '')
     >>> between(Band(1.0, math.inf), str), between(Band(0.0, 2.0), str)
     ('1.0 or more', '0.0 to 2.0')
     """

@@ -63,7 +63,8 @@ def _commands(deployment: str, rows: list[dict[str, Any]]) -> Markup:
         parts.append(_command(deployment, first))
         if alike:
             what = "1 more like it" if len(alike) == 1 else f"{len(alike)} more like it"
-            said = f"{what}: {', '.join(_name(deployment, row) for row in alike[:2])}{', ...' if len(alike) > 2 else ''}"
+            names = ", ".join(_name(deployment, row) for row in alike[:2])
+            said = f"{what}: {names}{', ...' if len(alike) > 2 else ''}"
             parts.append(
                 tag("details", tag("summary", said), *(_command(deployment, row) for row in alike))
             )
@@ -96,11 +97,13 @@ def _shape(row: dict[str, Any]) -> str:
 
 
 def by_flag(command: str) -> str:
-    r"""A command with each flag of a long line on a line of its own, which a shell reads as the same command.
+    r"""A command with each flag of a long line on a line of its own, which a shell reads as the
+    same command.
 
     Quoted text and here-documents stay as they are.
 
-    >>> print(by_flag("serve model --port 8000 --kv '{a --b: 1}' --tensor-parallel-size 8 --pipeline-parallel-size 2"))
+    >>> parallel = "--tensor-parallel-size 8 --pipeline-parallel-size 2"
+    >>> print(by_flag(f"serve model --port 8000 --kv '{{a --b: 1}}' {parallel}"))
     serve model \
       --port 8000 \
       --kv '{a --b: 1}' \

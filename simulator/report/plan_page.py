@@ -22,21 +22,26 @@ from simulator.results.formats import UNDEFINED, number
 from simulator.results.plan_text import limit_text, percent
 
 _CANDIDATES = (
-    "Costs are those of the whole cluster over the tokens that the traffic asks for, idle time included. Latencies are simulated on all "
-    "requests. Hints under the costs say how much more than the recommended deployment; the tightest target is the one that would fail "
-    "first. Energy is that of the boards at their limit with the machine room's share: an upper bound."
+    "Costs are those of the whole cluster over the tokens that the traffic asks for, "
+    "idle time included. Latencies are simulated on all requests. "
+    "Hints under the costs say how much more than the recommended deployment; "
+    "the tightest target is the one that would fail first. Energy is that of the boards at their "
+    "limit with the machine room's share: an upper bound."
 )
 _RANGES = " Ranges below a figure hold 80 % of cases."
 _ESTIMATED = " Those in italics are estimated in closed form."
 _HANDOVER = (
-    "The scenario files lie beside this page; moesim run takes them as they are. The serving commands start the recommended deployment, "
-    "and the best of the other kind."
+    "The scenario files lie beside this page; moesim run takes them as they are. "
+    "The serving commands start the recommended deployment, and the best of the other kind."
 )
-_BASIS = "Every number that the plan took from elsewhere: what was assumed, then what was fitted, measured or published."
+_BASIS = (
+    "Every number that the plan took from elsewhere: what was assumed, then what was fitted, "
+    "measured or published."
+)
 _TRAFFIC = "The requests that every deployment was judged by."
 _CONFIDENCE = (
-    "How far the answer could be off: from the calibration's error, other samples of requests and other samples of experts' choices. "
-    "Bands hold 80 % of cases."
+    "How far the answer could be off: from the calibration's error, other samples of requests and "
+    "other samples of experts' choices. Bands hold 80 % of cases."
 )
 
 

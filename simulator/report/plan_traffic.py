@@ -43,8 +43,8 @@ def _sentences(found: dict[str, Any]) -> list[str]:
     said = []
     if found.get("lead_requests"):
         said.append(
-            f"The first {found['lead_requests']:,} requests are served and not judged: a cluster that starts empty looks faster "
-            "than it is."
+            f"The first {found['lead_requests']:,} requests are served and not judged: "
+            "a cluster that starts empty looks faster than it is."
         )
     if found.get("stay_s") and found.get("lasts_s") is not None:
         stays = found["lasts_s"] / found["stay_s"]
@@ -55,12 +55,13 @@ def _sentences(found: dict[str, Any]) -> list[str]:
             else f": {'long enough' if is_steady else 'too short'} for a steady state"
         )
         said.append(
-            f"A request stays {seconds(found['stay_s'])} where the targets are just kept; those that are judged arrive over "
-            f"{number(stays)} times as long{steady}."
+            f"A request stays {seconds(found['stay_s'])} where the targets are just kept; "
+            f"those that are judged arrive over {number(stays)} times as long{steady}."
         )
     if found.get("lengthened_from"):
         said.append(
-            f"The workload asks for {found['lengthened_from']:,} requests; more were generated, so that it lasts long enough."
+            f"The workload asks for {found['lengthened_from']:,} requests; more were generated, "
+            "so that it lasts long enough."
         )
     return said
 
@@ -73,6 +74,7 @@ def warning(answer: dict[str, Any]) -> str:
     lasts = f" of {seconds(found['lasts_s'])}" if found.get("lasts_s") is not None else ""
     stay = f", while one request stays {seconds(found['stay_s'])}" if found.get("stay_s") else ""
     return (
-        f"The traffic is too short to show a steady state: its requests arrive within a stretch{lasts}{stay}. Under load that lasts, "
-        "more GPUs may be needed than this plan says. Plan with a longer trace, or a longer peak."
+        "The traffic is too short to show a steady state: its requests arrive within a "
+        f"stretch{lasts}{stay}. Under load that lasts, more GPUs may be needed than this plan "
+        "says. Plan with a longer trace, or a longer peak."
     )

@@ -21,19 +21,27 @@ _NAME = "Accuracy"
 _MOST_MISSED = 6
 _TARGETS = "Errors are median / 90th percentile of |predicted / measured - 1|."
 _IN_SAMPLE = (
-    "In sample is what was found on rows that the calibrations were fitted on. A target is then met if the figure with models left out of "
-    "the fits is within what is asked, or, where there is none, the one on the rows. Where many fits make up a figure, it is put "
-    "together from their medians and 90th percentiles by rows. Of serving points, it is that of aggregated ones."
+    "In sample is what was found on rows that the calibrations were fitted on. "
+    "A target is then met if the figure with models left out of the fits is within what is asked, "
+    "or, where there is none, the one on the rows. Where many fits make up a figure, "
+    "it is put together from their medians and 90th percentiles by rows. Of serving points, "
+    "it is that of aggregated ones."
 )
 _SCORES = "The groups of each suite, the largest median error first."
-_UNSUPPORTED = "Rows without an answer, by reason. Numbers in a suite's reasons are left out where there are too many to list."
+_UNSUPPORTED = (
+    "Rows without an answer, by reason. Numbers in a suite's reasons are left out where "
+    "there are too many to list."
+)
 _EXTRAPOLATED = (
     "Rows that were answered from outside the measured domain, by reason; their bands are wider."
 )
-_WORST = "The rows of each suite whose prediction is furthest off, as a ratio either way. A row is named by its number, from 0, or its id."
+_WORST = (
+    "The rows of each suite whose prediction is furthest off, as a ratio either way. "
+    "A row is named by its number, from 0, or its id."
+)
 _FITS = (
-    "Every fit that is shipped or yours, with the errors that it states of itself: on measurements like those of the fit, with whole "
-    "model shapes left out in turn."
+    "Every fit that is shipped or yours, with the errors that it states of itself: "
+    "on measurements like those of the fit, with whole model shapes left out in turn."
 )
 _READ = "Tables of measurements are told apart by their columns."
 

@@ -100,10 +100,19 @@ def _without(cells: list[str], has_left_out: bool) -> list[str]:
 _WORDS = {
     "Median, mean, 90th percentile": "of the absolute error, |predicted / measured - 1|",
     "Bias": "median of predicted / measured - 1: above 0 predictions are too large",
-    "Answered": "a row with a prediction: ok, or extrapolated from outside what was measured, with a wider band; the rest are unsupported",
-    "In band": "share of answered rows whose measurement lies between the prediction's low and high; bands are meant to hold 80 %",
+    "Answered": (
+        "a row with a prediction: ok, or extrapolated from outside what was measured, "
+        "with a wider band; the rest are unsupported"
+    ),
+    "In band": (
+        "share of answered rows whose measurement lies between the prediction's low and high; "
+        "bands are meant to hold 80 %"
+    ),
     "Target": "median and 90th percentile that are asked of the absolute error",
-    "Within target here": "whether the errors on these rows are, in sample or not; the table of targets says which are met",
+    "Within target here": (
+        "whether the errors on these rows are, in sample or not; "
+        "the table of targets says which are met"
+    ),
 }
 
 

@@ -87,5 +87,8 @@ def add_bars(
                     strict=True,
                 )
             ),
-            hovertemplate=f"{phase}, %{{customdata[0]}}: %{{customdata[1]}} from %{{customdata[2]}}<extra>{extra}</extra>",
+            hovertemplate=(
+                f"{phase}, %{{customdata[0]}}: %{{customdata[1]}} from "
+                f"%{{customdata[2]}}<extra>{extra}</extra>"
+            ),
         )

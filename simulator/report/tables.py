@@ -206,7 +206,10 @@ def _fact(facts: dict[str, Any], key: str, with_published: bool) -> str:
         return _against_published(float(value), published)
     if key == "num_gpus":
         replicas = int(facts.get("replicas") or 1)
-        return f"{value} {TIMES} {facts.get('accelerator', '')}, {replicas} {'replica' if replicas == 1 else 'replicas'}"
+        return (
+            f"{value} {TIMES} {facts.get('accelerator', '')}, {replicas} "
+            f"{'replica' if replicas == 1 else 'replicas'}"
+        )
     if key == "kv_tokens":
         return f"{number(float(value))} tokens"
     if key == "memory":

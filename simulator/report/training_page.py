@@ -50,20 +50,23 @@ def render(
     models = [str(name) for name in outcomes["model"]]
     by_time = cards.card(
         "Held-out loss against time",
-        "Seconds of each model's own steps: steps so far times its median step. Solid: all models on the same tokens. Dashed: the "
-        "dense ones anew, for as long as the mixture of experts computed. Lower and further left is better.",
+        "Seconds of each model's own steps: steps so far times its median step. Solid: "
+        "all models on the same tokens. Dashed: the dense ones anew, for as long as the mixture "
+        "of experts computed. Lower and further left is better.",
         {"": _curves(curve, models, "seconds", "Own compute (s)")},
         spans_half=True,
     )
     by_tokens = cards.card(
         "Held-out loss against tokens",
-        "All models see the same batches in the same order; solid and dashed as beside. Lower is better.",
+        "All models see the same batches in the same order; "
+        "solid and dashed as beside. Lower is better.",
         {"": _curves(curve, models, "tokens", "Training tokens (bytes)")},
         spans_half=True,
     )
     maps = cards.card(
         "Expert load by layer and domain",
-        "How often the mixture of experts chose each expert on held-out text, over the layer's mean; one scale for all maps.",
+        "How often the mixture of experts chose each expert on held-out text, "
+        "over the layer's mean; one scale for all maps.",
         {html.escape(name, quote=False): _map(load) for name, load in loads.items()},
         width="half" if len(loads) > 1 else "full",
     )

@@ -56,7 +56,10 @@ SUMMARY_COLUMNS = {
     "step_s": "median duration of a measured step",
     "predicted_step_s": "the same, predicted",
     "error": "predicted over measured duration, less one",
-    "largest_difference": "largest difference between a hidden value of the distributed run and of the one-process reference",
+    "largest_difference": (
+        "largest difference between a hidden value of the distributed run and of the "
+        "one-process reference"
+    ),
     "num_parameters": "parameters of the model; of a pruned one, those that are left",
     "num_active_parameters": "parameters that a token uses",
 }

@@ -147,11 +147,13 @@ def merge(runs: list[tuple[Path, Results]]) -> Results:
             raise UserError(f"{folder}: is named twice")
         if results.run["workload"] != first.run["workload"]:
             raise UserError(
-                f"{folder}: served other requests than {first_folder}; only runs of one workload and seed can be compared"
+                f"{folder}: served other requests than {first_folder}; "
+                "only runs of one workload and seed can be compared"
             )
         if results.run["slo"] != first.run["slo"]:
             raise UserError(
-                f"{folder}: had other latency targets than {first_folder}; run it again with the same [workload.slo]"
+                f"{folder}: had other latency targets than {first_folder}; "
+                "run it again with the same [workload.slo]"
             )
     names = [name for _, results in runs for name in results.deployments]
     labels = _labels(folders)
@@ -204,7 +206,8 @@ def check_writable(folder: Path, others: Set[str] = frozenset()) -> None:
     if folder.exists():
         if not folder.is_dir():
             raise UserError(
-                f"--out {folder}: is a file; name a folder that is empty, absent or an earlier run's"
+                f"--out {folder}: is a file; name a folder that is empty, "
+                "absent or an earlier run's"
             )
         foreign = sorted(
             entry.name for entry in folder.iterdir() if entry.name not in _FILES | others

@@ -155,7 +155,9 @@ def tally(found: pd.DataFrame) -> str:
         found: :func:`judged`.
 
     >>> columns = ["in_sample", "left_out", "met"]
-    >>> tally(pd.DataFrame([(True, "median 9 %", True), (True, "median 9 %", False), (True, "", True), (True, "", None)], columns=columns))
+    >>> left_out = [(True, "median 9 %", True), (True, "median 9 %", False)]
+    >>> in_sample = [(True, "", True), (True, "", None)]
+    >>> tally(pd.DataFrame([*left_out, *in_sample], columns=columns))
     'targets with models left out: 1 of 2 met; in sample only: 1 of 1 met'
     >>> tally(pd.DataFrame([(False, "", True)], columns=columns))
     'targets: 1 of 1 met'
@@ -191,8 +193,10 @@ def _errors(scores: Mapping[Any, Any] | None, target: Target) -> str:
 def percent_of(share: float, *limits: float, digits: int = 1) -> str:
     """A share with as many digits as show on which side of each limit it lies.
 
-    >>> percent_of(0.2503, 0.25), percent_of(0.25004, 0.25), percent_of(0.25, 0.25), percent_of(0.9, digits=0)
-    ('25.03 %', '25.004 %', '25.0 %', '90 %')
+    >>> [percent_of(share, 0.25) for share in (0.2503, 0.25004, 0.25)]
+    ['25.03 %', '25.004 %', '25.0 %']
+    >>> percent_of(0.9, digits=0)
+    '90 %'
     """
     return f"{100 * share:,.{digits_beside(share, *limits, digits=digits)}f} %"
 

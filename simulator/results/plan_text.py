@@ -95,8 +95,10 @@ def money(value: float, currency: str) -> str:
 def hourly(answer: dict[str, Any], value: float) -> str:
     """A cost of a band: per hour, or GPUs where machines have no price.
 
-    >>> hourly({"recommended": {"cost_per_hour": 5.0}, "currency": "EUR"}, 5.0), hourly({"recommended": {"cost_per_hour": 0}}, 8.0)
-    ('5.00 EUR per hour', '8 GPUs')
+    >>> hourly({"recommended": {"cost_per_hour": 5.0}, "currency": "EUR"}, 5.0)
+    '5.00 EUR per hour'
+    >>> hourly({"recommended": {"cost_per_hour": 0}}, 8.0)
+    '8 GPUs'
     """
     if (answer.get("recommended") or {}).get("cost_per_hour") == 0:
         return f"{number(value)} {'GPU' if value == 1 else 'GPUs'}"

@@ -1,4 +1,4 @@
-"""How a result was made, besides its input: by which command and program, when, and for how long."""
+"""How a result was made, besides its input: by which command and program, when, for how long."""
 
 from __future__ import annotations
 

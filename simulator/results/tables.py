@@ -36,8 +36,14 @@ pipeline, the way to the next stage; ``overhead`` the engine's own time between 
 REQUEST_COLUMNS = {
     "deployment": "name of the deployment",
     "request": "index in the trace",
-    "replica": "replica that served it: of the decode pool where prompts have one of their own, -1 if it had nothing to decode",
-    "dp_rank": "attention data-parallel rank within the replica; of a pipeline, counted on from batch in flight to batch",
+    "replica": (
+        "replica that served it: of the decode pool where prompts have one of their own, "
+        "-1 if it had nothing to decode"
+    ),
+    "dp_rank": (
+        "attention data-parallel rank within the replica; of a pipeline, "
+        "counted on from batch in flight to batch"
+    ),
     "arrival_s": "arrival",
     "scheduled_s": "first time tokens of it were in a step",
     "first_token_s": "first output token",
@@ -46,18 +52,27 @@ REQUEST_COLUMNS = {
     "num_output": "output tokens",
     "num_cached": "prompt tokens found in the prefix cache",
     "num_preemptions": "times it lost its KV blocks and was computed again",
-    "prefill_replica": "replica of the prefill pool that computed its prompt, -1 without such a pool",
-    "transfer_s": "from its first token until its KV cache was at the decode pool; 0 without a transfer",
+    "prefill_replica": (
+        "replica of the prefill pool that computed its prompt, -1 without such a pool"
+    ),
+    "transfer_s": (
+        "from its first token until its KV cache was at the decode pool; 0 without a transfer"
+    ),
     "transfer_bytes": "of its KV cache that went there, on all receiving ranks",
 }
 STEP_COLUMNS = {
     "deployment": "name of the deployment",
-    "replica": "replica that ran it; those of a prefill pool are numbered on from the decode pool's",
+    "replica": (
+        "replica that ran it; those of a prefill pool are numbered on from the decode pool's"
+    ),
     "pool": "'both', or 'prefill' and 'decode' where they are pools of their own",
     "start_s": "start of the step",
     "duration_s": "time until every rank was done",
     "prefill_tokens": "prompt tokens computed, all ranks of the replica",
-    "decode_tokens": "running sequences that each got one more token; first tokens, which come out of the prompt's last chunk, not counted",
+    "decode_tokens": (
+        "running sequences that each got one more token; first tokens, which come out of the "
+        "prompt's last chunk, not counted"
+    ),
     "running": "requests holding KV blocks",
     "waiting": "requests queued for KV blocks or their first chunk",
     "kv_used": "share of KV blocks in use, mean over ranks",
@@ -84,7 +99,9 @@ TRAFFIC_COLUMNS = {
     "direction": "'dispatch' or 'combine'",
     "source": "sending rank",
     "destination": "receiving rank",
-    "num_bytes": "bytes in one mean MoE layer of the step; same-rank copies are not traffic and left out",
+    "num_bytes": (
+        "bytes in one mean MoE layer of the step; same-rank copies are not traffic and left out"
+    ),
 }
 SPAN_COLUMNS = {
     "deployment": "name of the deployment",

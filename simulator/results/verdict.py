@@ -64,7 +64,10 @@ def verdict(results: Results) -> dict[str, Any]:
         full = ", ".join(f"{_percent(peak)} ({name})" for name, peak in peaks.items())
         room = ", so there is room for more traffic" if max(peaks.values()) < _FULL else ""
         queues = [
-            f"No queue builds up: hardly a request waits for a place, and at the peak the KV caches are {full} full{room}."
+            (
+                "No queue builds up: hardly a request waits for a place, and at the peak the KV "
+                f"caches are {full} full{room}."
+            )
         ]
     why = _why(results, best, second, short)
     return {
@@ -118,33 +121,50 @@ def _compare(
     attained, missed = float(first["slo_attainment"]), float(second["slo_attainment"])
     has_targets = not np.isnan(attained)
     if has_targets and attained - missed >= _ATTAINMENT_STEP:
-        numbers = f"TTFT p50 {_pair(first, second, 'ttft_p50_s')}, TPOT p50 {_pair(first, second, 'tpot_p50_s')}"
-        shares = f"{_share(attained)} of requests meet the targets, against {_share(missed)} with {loser}"
+        numbers = (
+            f"TTFT p50 {_pair(first, second, 'ttft_p50_s')}, TPOT "
+            f"p50 {_pair(first, second, 'tpot_p50_s')}"
+        )
+        shares = (
+            f"{_share(attained)} of requests meet the targets, "
+            f"against {_share(missed)} with {loser}"
+        )
         return f"{winner} serves this traffic better: {shares} ({numbers}).", best
     both = ""
     if has_targets:
         lowest = min(attained, missed)
         both = (
-            f" Both meet the targets for {'at least ' if lowest < 1 else ''}{_share(lowest)} of requests."
+            (
+                " Both meet the targets "
+                f"for {'at least ' if lowest < 1 else ''}{_share(lowest)} of requests."
+            )
             if lowest >= _ATTAINMENT_STEP
             else " Neither meets the targets, or hardly ever."
         )
     ttft, tpot = (_ratio(second, first, key) for key in ("ttft_p50_s", "tpot_p50_s"))
-    numbers = f"TPOT p50 {_pair(first, second, 'tpot_p50_s')}, TTFT p50 {_pair(first, second, 'ttft_p50_s')}"
+    numbers = (
+        f"TPOT p50 {_pair(first, second, 'tpot_p50_s')}, TTFT "
+        f"p50 {_pair(first, second, 'ttft_p50_s')}"
+    )
     if max(ttft, tpot) < _LATENCY_STEP:
         return f"{winner} and {loser} serve this traffic equally well ({numbers}).{both}", None
     if min(ttft, tpot) < 1 / _LATENCY_STEP:
         sooner, faster = (winner, loser) if ttft > tpot else (loser, winner)
         return (
-            f"It is a trade-off: {sooner} gives the first token sooner, {faster} the following ones faster "
-            f"({winner} against {loser}: {numbers}).{both}",
+            (
+                f"It is a trade-off: {sooner} gives the first token sooner, {faster} the following "
+                f"ones faster ({winner} against {loser}: {numbers}).{both}"
+            ),
             None,
         )
     factor, what = (
         (tpot, "time per output token") if tpot >= ttft else (ttft, "time to first token")
     )
     return (
-        f"{winner} serves this traffic better than {loser}: {factor:.2f} times less {what} ({numbers}).{both}",
+        (
+            f"{winner} serves this traffic better than {loser}: {factor:.2f} times "
+            f"less {what} ({numbers}).{both}"
+        ),
         best,
     )
 
@@ -166,8 +186,10 @@ def _numbers(row: pd.Series) -> str:
         else f"; {_share(attained)} of requests meet{'s' if attained == 0 else ''} the targets"
     )
     return (
-        f"TTFT p50 {seconds_text(float(row['ttft_p50_s']))}, TPOT p50 {seconds_text(float(row['tpot_p50_s']))} and "
-        f"{float(row['output_tokens_per_s']):,.0f} output tokens/s on {_count(int(row['num_gpus']), 'GPU')}{targets}"
+        f"TTFT p50 {seconds_text(float(row['ttft_p50_s']))}, TPOT "
+        f"p50 {seconds_text(float(row['tpot_p50_s']))} "
+        f"and {float(row['output_tokens_per_s']):,.0f} output tokens/s "
+        f"on {_count(int(row['num_gpus']), 'GPU')}{targets}"
     )
 
 
@@ -198,17 +220,19 @@ def _why(results: Results, best: str, second: str, short: dict[str, str]) -> lis
     ][:2]
     if not gained or mean_s[slow] < _LATENCY_STEP * mean_s[quick]:
         return [
-            f"A decode step takes about as long with both: {seconds_text(mean_s[quick])} and {seconds_text(mean_s[slow])}."
+            (
+                f"A decode step takes about as long with both: {seconds_text(mean_s[quick])} "
+                f"and {seconds_text(mean_s[slow])}."
+            )
         ]
+    saves = [f"{seconds_text(seconds)} of {_PHASE_WORDS[phase]}" for seconds, phase in gained]
+    spends = [f"{seconds_text(seconds)} more on {_PHASE_WORDS[phase]}" for seconds, phase in lost]
     text = (
-        f"{'Why: a' if quick == best else 'Yet a'} decode step takes {seconds_text(mean_s[quick])} with {short[quick]} and {seconds_text(mean_s[slow])} with {short[slow]}. "
-        f"The shorter one saves {' and '.join(f'{seconds_text(seconds)} of {_PHASE_WORDS[phase]}' for seconds, phase in gained)}"
+        f"{'Why: a' if quick == best else 'Yet a'} decode step takes "
+        f"{seconds_text(mean_s[quick])} with {short[quick]} and {seconds_text(mean_s[slow])} with "
+        f"{short[slow]}. The shorter one saves {' and '.join(saves)}"
     )
-    return [
-        f"{text}, but spends {' and '.join(f'{seconds_text(seconds)} more on {_PHASE_WORDS[phase]}' for seconds, phase in lost)}."
-        if lost
-        else f"{text}."
-    ]
+    return [f"{text}, but spends {' and '.join(spends)}." if lost else f"{text}."]
 
 
 def _queue(results: Results, name: str, row: pd.Series, short: str) -> str | None:
@@ -227,7 +251,10 @@ def _queue(results: Results, name: str, row: pd.Series, short: str) -> str | Non
     kept = f"its KV cache is {_percent(row['kv_used_max'])} full at the peak"
     if falls_behind:
         late = seconds_text(float(row["duration_s"]) - arrivals_s)
-        return f"{short} is overloaded: {_count(round(waiting), 'request')} wait on average, it ends {late} after the last arrival, and {kept}."
+        return (
+            f"{short} is overloaded: {_count(round(waiting), 'request')} wait on average, "
+            f"it ends {late} after the last arrival, and {kept}."
+        )
     if waiting > _QUEUE:
         return f"{short} queues at times: {waiting:.1f} requests wait on average, and {kept}."
     return None
@@ -244,7 +271,10 @@ def _inside(results: Results, name: str, row: pd.Series, short: str) -> str:
         else f"all its {_billions(total)} parameters"
     )
     step = (
-        f" A decode step holds {float(decodes['decode_tokens'].mean()):.1f} sequences a replica on average."
+        (
+            f" A decode step holds {float(decodes['decode_tokens'].mean()):.1f} sequences "
+            "a replica on average."
+        )
         if len(decodes)
         else ""
     )
@@ -272,7 +302,10 @@ def _notes(results: Results, short: dict[str, str]) -> list[str]:
             + "."
         )
     notes += [
-        f"Rumour: the size and shape of {facts[name]['model_title']} ({short[name]}) are not published by its makers."
+        (
+            f"Rumour: the size and shape of {facts[name]['model_title']} ({short[name]}) "
+            "are not published by its makers."
+        )
         for name in results.deployments
         if facts[name]["is_rumour"]
     ]

@@ -106,15 +106,18 @@ def make_job(plan: Plan, folder: Path) -> Job:
     ):
         if dtype not in TORCH_DTYPES:
             raise UserError(
-                f"{where}: {key} = '{dtype}' can be simulated, but not executed; use one of {', '.join(TORCH_DTYPES)}"
+                f"{where}: {key} = '{dtype}' can be simulated, but not executed; "
+                f"use one of {', '.join(TORCH_DTYPES)}"
             )
     if plan.prefill is not None:
         raise UserError(
-            f"{where}: has a prefill pool; execution runs one replica that does both, so leave [prefill] out"
+            f"{where}: has a prefill pool; execution runs one replica that does both, "
+            "so leave [prefill] out"
         )
     if layout.pp > 1:
         raise UserError(
-            f"{where}: pipelines (pp = {layout.pp}) can be simulated, but not executed; leave pp out"
+            f"{where}: pipelines (pp = {layout.pp}) can be simulated, "
+            "but not executed; leave pp out"
         )
     if plan.replicas > 1:
         raise UserError(
@@ -122,14 +125,16 @@ def make_job(plan: Plan, folder: Path) -> Job:
         )
     if layout.tp > 1 and layout.travels:
         raise UserError(
-            f"{where}: attention split by tensor and by data at once can be simulated, but not executed"
+            f"{where}: attention split by tensor and by data at once can be "
+            "simulated, but not executed"
         )
     experts = None
     if plan.experts is not None:
         dispatch = plan.experts.dispatch
         if not isinstance(dispatch, ExecutableDispatch):
             raise UserError(
-                f"{where}: dispatch '{(spec.dispatch or {}).get('kind')}' has no method 'rows', which execution needs"
+                f"{where}: dispatch '{(spec.dispatch or {}).get('kind')}' has no method 'rows', "
+                "which execution needs"
             )
         experts = RoutedExperts(plan.experts.topk_ids_LTK, plan.experts.placed, dispatch)
         if layout.travels:

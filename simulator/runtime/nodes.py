@@ -77,7 +77,8 @@ class Nodes:
         """
         if self.simulated is None or not 0 <= number < len(self._simulated_nodes):
             raise UserError(
-                f"execution.faults: node {number} cannot be killed: start it with --simulated-nodes {number + 1} or more"
+                f"execution.faults: node {number} cannot be killed: "
+                f"start it with --simulated-nodes {number + 1} or more"
             )
         node = self._simulated_nodes[number]
         return None if node is None else str(node.node_id)

@@ -77,7 +77,8 @@ class RayBackend:
         wanted, alive = len(set(self.node_R.tolist())), self.nodes.alive
         if wanted > len(alive):
             raise UserError(
-                f"the plan spreads its ranks over {wanted} nodes, but the cluster has {len(alive)}; try --simulated-nodes {wanted}"
+                f"the plan spreads its ranks over {wanted} nodes, but the cluster "
+                f"has {len(alive)}; try --simulated-nodes {wanted}"
             )
         ranks_of = Counter(self.node_R.tolist())
         # Ranks beyond a node's CPUs share them: that is slow, and measured as such, but not
@@ -105,7 +106,8 @@ class RayBackend:
         if not group.wait(_START_S):
             found = ", ".join(f"{cpus:g}" for cpus in self.nodes.alive.values())
             raise UserError(
-                f"the cluster has no room for {what}: its living nodes have {found or 'no'} CPUs, and others may use them"
+                f"the cluster has no room for {what}: its living nodes have {found or 'no'} CPUs, "
+                "and others may use them"
             )
         self._groups.append(group)
 

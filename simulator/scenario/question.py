@@ -35,7 +35,8 @@ def load_question(
     table, path, where = read_named(name, overrides, seed, "workloads/plans", "plan")
     if "deployments" in table:
         raise UserError(
-            f"{where}: is a scenario, which moesim run takes; a plan has [targets], [[models]] and [[clusters]] instead of [[deployments]]"
+            f"{where}: is a scenario, which moesim run takes; a plan has [targets], "
+            "[[models]] and [[clusters]] instead of [[deployments]]"
         )
     question = validate(Question, table, where)
     _check_names(question, path.resolve().parent, where)
@@ -52,7 +53,8 @@ def _check_names(question: Question, folder: Path, where: str) -> None:
         cluster, accelerator = load_kind(offer.cluster, place)
         if offer.price_per_gpu_hour is None and cluster.price_per_gpu_hour is None:
             raise UserError(
-                f"{place}: the file of '{offer.cluster}' has no price; give price_per_gpu_hour, 0 for machines that are there anyway"
+                f"{place}: the file of '{offer.cluster}' has no price; give price_per_gpu_hour, "
+                "0 for machines that are there anyway"
             )
         calibrations.append(load_any_calibration(accelerator.calibration, place))
     known = [one for one in calibrations if isinstance(one, CalibrationFile)]
@@ -89,8 +91,9 @@ def requests_of(question: Question, folder: Path, where: str) -> RequestTrace:
     trace = load_requests(question.workload, folder, question.seed, where)
     if trace.concurrency is not None:
         raise UserError(
-            f"{where}: is a closed loop, which sends as fast as it is served, so no deployment is too small for it; "
-            'a plan needs arrival times, such as arrivals = { kind = "poisson", rate_per_s = 10.0 }'
+            f"{where}: is a closed loop, which sends as fast as it is served, "
+            "so no deployment is too small for it; a plan needs arrival times, "
+            'such as arrivals = { kind = "poisson", rate_per_s = 10.0 }'
         )
     if trace.num_requests < 2:
         raise UserError(f"{where}: one request has no rate; give more, such as num_requests = 1000")

@@ -73,11 +73,13 @@ def read_named(
             path = find_file(family, name, name)
         elif not path.exists():
             raise UserError(
-                f"{name}: no such file, and no shipped {noun} of that name; {did_you_mean(name, available_files(family))}"
+                f"{name}: no such file, and no shipped {noun} of that "
+                f"name; {did_you_mean(name, available_files(family))}"
             )
     if path.suffix == ".json":
         raise UserError(
-            f"{path}: a {noun} is a TOML file; a model's config.json is named by a {noun}'s model key"
+            f"{path}: a {noun} is a TOML file; a model's config.json is named by "
+            f"a {noun}'s model key"
         )
     table = read_toml(path)
     table.setdefault("name", path.stem)

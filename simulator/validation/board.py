@@ -42,8 +42,8 @@ _FIT_COLUMNS = (
 
 
 NO_MEASUREMENTS = (
-    "no tables were given, and none ship: --measurements DIR or MOESIM_MEASUREMENTS names a folder with them, "
-    "and 'moesim validate kernels' and 'serving' take one file"
+    "no tables were given, and none ship: --measurements DIR or MOESIM_MEASUREMENTS names a "
+    "folder with them, and 'moesim validate kernels' and 'serving' take one file"
 )
 
 

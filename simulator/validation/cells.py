@@ -31,7 +31,8 @@ _GPU_COLUMNS = ("gpu", "system", "hardware")
 def spelled(values: pd.DataFrame) -> pd.DataFrame:
     """A table whose number formats are spelled as those that measured write them.
 
-    >>> spelled(pd.DataFrame({"gpu": ["H100"] * 3, "gemm_dtype": ["bf16", "FP8", "BFLOAT16"]})).to_dict("list")
+    >>> table = pd.DataFrame({"gpu": ["H100"] * 3, "gemm_dtype": ["bf16", "FP8", "BFLOAT16"]})
+    >>> spelled(table).to_dict("list")
     {'gpu': ['H100', 'H100', 'H100'], 'gemm_dtype': ['bfloat16', 'fp8', 'bfloat16']}
     """
     found = values.copy(deep=False)
@@ -51,7 +52,8 @@ def told(status: Sequence[str], texts: pd.DataFrame) -> list[str]:
     Args:
         texts: :attr:`simulator.validation.tables.Table.texts`, a row a status.
 
-    >>> told(["ok", "unsupported: m is not a number", "unsupported: m is not a number"], pd.DataFrame({"m": ["8", "abc", ""]}))
+    >>> no_number = "unsupported: m is not a number"
+    >>> told(["ok", no_number, no_number], pd.DataFrame({"m": ["8", "abc", ""]}))
     ['ok', 'unsupported: m is not a number: abc', 'unsupported: m is empty']
     """
     return [

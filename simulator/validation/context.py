@@ -109,7 +109,8 @@ def whole_sizes(
     named = dict(zip(columns, whole, strict=True))
     is_full = named["batch_size"] * (named["isl"] + named["step"]) > _MOST_TOKENS
     wrong[is_full & (wrong == "")] = (
-        f"batch_size times isl + step is above {_MOST_TOKENS:,.0f} tokens, more than any cache holds"
+        f"batch_size times isl + step is above {_MOST_TOKENS:,.0f} tokens, "
+        "more than any cache holds"
     )
     return whole, wrong
 

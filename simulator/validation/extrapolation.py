@@ -51,7 +51,10 @@ def of_hardware(fit: Fit, accelerator: AcceleratorSpec, what: str, dtype: str = 
     if fit.kind == "assumed":
         doubts = [Doubt(f"no measured {what} on its family", ASSUMED)]
         if lacking := accelerator.lacks(dtype):
-            why = f"no {lacking} arithmetic on {accelerator.name}, priced as 16-bit products with weights unpacked"
+            why = (
+                f"no {lacking} arithmetic on {accelerator.name}, priced as 16-bit products "
+                "with weights unpacked"
+            )
             doubts.append(Doubt(why, ASSUMED))
         return doubts
     if fit.accelerator != accelerator.name:

@@ -276,7 +276,10 @@ def _named(rows: pd.DataFrame, texts: pd.DataFrame, columns: tuple[str, ...]) ->
     if "id" in texts.columns:
         return rows.assign(subject=texts["id"].astype(str).to_numpy()[rows["subject"].astype(int)])
     told = {
-        subject: f"{subject} ({', '.join(f'{name} {texts[name].iloc[int(subject)]}' for name in columns)})"
+        subject: (
+            f"{subject} "
+            f"({', '.join(f'{name} {texts[name].iloc[int(subject)]}' for name in columns)})"
+        )
         for subject in worst(rows, _ROWS_TOLD)["subject"].unique()
     }
     return rows.assign(subject=[told.get(subject, subject) for subject in rows["subject"]])
@@ -315,7 +318,8 @@ def tables_in(folder: Path) -> tuple[dict[Path, str], dict[str, str]]:
     """
     if not folder.is_dir():
         raise UserError(
-            f"{folder}: {'is no folder' if folder.exists() else 'no such folder'}; name one with tables of measurements"
+            f"{folder}: {'is no folder' if folder.exists() else 'no such folder'}; "
+            "name one with tables of measurements"
         )
     found: dict[Path, str] = {}
     skipped: dict[str, str] = {}
@@ -368,7 +372,10 @@ def _why_none(values: pd.DataFrame) -> str:
     for name in families():
         for required, measured in layouts_of(family_of(name)):
             if set(required) <= columns:
-                return f"its columns are those of {name}, but it has none of the measured ones: {', '.join(measured)}"
+                return (
+                    f"its columns are those of {name}, but it has none of the measured "
+                    f"ones: {', '.join(measured)}"
+                )
     return "its columns are those of no suite"
 
 

@@ -134,7 +134,8 @@ def _twice(names: list[str]) -> str | None:
 def values_of(texts: pd.DataFrame) -> pd.DataFrame:
     """The columns of a table as :attr:`Table.values`.
 
-    >>> values_of(pd.DataFrame({"gpu": ["h100", ""], "m": ["8", "many"], "k": ["inf", "1e300"]})).to_dict("list")
+    >>> texts = pd.DataFrame({"gpu": ["h100", ""], "m": ["8", "many"], "k": ["inf", "1e300"]})
+    >>> values_of(texts).to_dict("list")
     {'gpu': ['h100', ''], 'm': [8.0, nan], 'k': [nan, nan]}
     """
     return pd.DataFrame({name: _values(str(name), texts[name]) for name in texts.columns})

@@ -72,7 +72,8 @@ def make_layout(parallel: ParallelSpec, model: ModelSpec, where: str) -> Layout:
     ep = parallel.ep or 1
     if model.moe is None and ep > 1:
         raise UserError(
-            f"{where} [parallel]: ep = {ep}, but {model.name} is dense and has no experts to spread; leave ep out"
+            f"{where} [parallel]: ep = {ep}, but {model.name} is dense and has no experts to "
+            "spread; leave ep out"
         )
     if parallel.num_ranks % ep:
         raise UserError(
@@ -80,17 +81,20 @@ def make_layout(parallel: ParallelSpec, model: ModelSpec, where: str) -> Layout:
         )
     if model.moe is not None and ep > model.moe.num_experts:
         raise UserError(
-            f"{where} [parallel]: ep ({ep}) must be at most the {model.moe.num_experts} experts of {model.name}"
+            f"{where} [parallel]: ep ({ep}) must be at most the {model.moe.num_experts} "
+            f"experts of {model.name}"
         )
     uneven = uneven_heads(model, parallel.tp)
     if uneven is not None:
         name, heads = uneven
         raise UserError(
-            f"{where} [parallel]: tp ({parallel.tp}) must divide the {heads} heads of {model.name}'s mixer '{name}'"
+            f"{where} [parallel]: tp ({parallel.tp}) must divide the {heads} heads "
+            f"of {model.name}'s mixer '{name}'"
         )
     if parallel.pp > model.num_layers:
         raise UserError(
-            f"{where} [parallel]: pp ({parallel.pp}) must be at most the {model.num_layers} layers of {model.name}"
+            f"{where} [parallel]: pp ({parallel.pp}) must be at most the {model.num_layers} "
+            f"layers of {model.name}"
         )
     return Layout(parallel.tp, parallel.attention_dp, ep, parallel.pp)
 

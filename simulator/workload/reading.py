@@ -26,7 +26,8 @@ def read_trace(path: Path) -> RequestTrace:
     fitting = [kind for kind, reader in formats.items() if reader.recognises(path, head)]
     if not fitting:
         raise UserError(
-            f"{path}: not a request trace of a known format; {_seen(path, head)}; known are {', '.join(formats)}"
+            f"{path}: not a request trace of a known format; {_seen(path, head)}; "
+            f"known are {', '.join(formats)}"
         )
     if len(fitting) > 1:
         raise UserError(f"{path}: could be any of {', '.join(fitting)}; {_seen(path, head)}")

@@ -42,7 +42,8 @@ def weibull_shape(cv: float) -> float:
     low, high = (math.log(shape) for shape in _SHAPES)
     if not weibull_cv(_SHAPES[1]) <= cv <= weibull_cv(_SHAPES[0]):
         raise ValueError(
-            f"cv must lie between {weibull_cv(_SHAPES[1]):.3g} and {weibull_cv(_SHAPES[0]):.3g} for Weibull gaps, got {cv}"
+            f"cv must lie between {weibull_cv(_SHAPES[1]):.3g} and {weibull_cv(_SHAPES[0]):.3g} "
+            f"for Weibull gaps, got {cv}"
         )
     for _ in range(80):
         middle = (low + high) / 2

@@ -82,7 +82,8 @@ def load_requests(
         )
     elif not trace.has_arrivals:
         raise UserError(
-            f'{where}: {path} lists lengths without arrival times; add arrivals = {{ kind = "poisson", rate_per_s = ... }} or another '
+            f"{where}: {path} lists lengths without arrival times; "
+            'add arrivals = { kind = "poisson", rate_per_s = ... } or another '
             f"process ({', '.join(plugins.available('arrivals'))})"
         )
     if spec.num_requests is not None and spec.num_requests > trace.num_requests:
@@ -219,7 +220,8 @@ def _generate(
         )
     if process.concurrency is not None and num_requests is None:
         raise UserError(
-            f"{where}: a closed loop has no arrival times, so duration_s cannot limit it; give num_requests"
+            f"{where}: a closed loop has no arrival times, so duration_s cannot limit "
+            "it; give num_requests"
         )
     arrival_s = _enough_arrivals(process, spec.start_s, num_requests, duration_s, seed, where)
     num_input, num_output = lengths.draw(len(arrival_s), open_stream(seed, "lengths"))
@@ -254,7 +256,8 @@ def _enough_arrivals(
             return arrival_s[: int(np.searchsorted(arrival_s, start_s + duration_s))]
         drawn *= 2
     raise UserError(
-        f"{where}: more than {_MOST_REQUESTS} requests would be generated; lower num_requests, duration_s or the rate"
+        f"{where}: more than {_MOST_REQUESTS} requests would be generated; lower num_requests, "
+        "duration_s or the rate"
     )
 
 
@@ -270,7 +273,8 @@ def _limited(
         spec.rate_scale != 1.0 or spec.start_s or duration_s is not None
     ):
         raise UserError(
-            f"{where}: a closed loop has no arrival times; remove start_s, duration_s and rate_scale, or set arrivals"
+            f"{where}: a closed loop has no arrival times; remove start_s, duration_s and "
+            "rate_scale, or set arrivals"
         )
     first = int(np.searchsorted(trace.arrival_s, spec.start_s))
     last = trace.num_requests
@@ -281,7 +285,8 @@ def _limited(
     if last <= first:
         end_s = float(trace.arrival_s[-1]) if trace.num_requests else 0.0
         raise UserError(
-            f"{where}: no request is left; the source ends {end_s:.6g} s in, and start_s is {spec.start_s:g}"
+            f"{where}: no request is left; the source ends {end_s:.6g} s in, "
+            f"and start_s is {spec.start_s:g}"
         )
     kept = slice(first, last)
     starts, ids = trace.prefix_starts, trace.prefix_ids

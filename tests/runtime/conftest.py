@@ -1,4 +1,4 @@
-"""Jobs small enough to execute in milliseconds."""
+"""Jobs, models and texts small enough to execute in milliseconds or to learn from in seconds."""
 
 import dataclasses
 from pathlib import Path
@@ -6,6 +6,62 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
+
+@pytest.fixture
+def no_gradients():
+    import torch
+
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Models this small gain nothing from threads, which wait for each other where the cores have
+    other work.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    """``loaded("dense")`` or ``loaded("mixtral-8x7b")``: a model with its seed's weights."""
+    from simulator.runtime.layers.transformer import Transformer
+    from simulator.runtime.layers.weights import SeededWeights
+    from tests.runtime.small_models import SPECS, shrunk
+
+    known = {}
+
+    def get(name):
+        if name not in known:
+            known[name] = Transformer(SPECS[name] if name in SPECS else shrunk(name))
+            known[name].load(SeededWeights(1))
+        return known[name]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """Two domains of four files each, and what is no text."""
+    from tests.runtime.small_training import WORDS
+
+    folder = tmp_path_factory.mktemp("text")
+    rng = np.random.default_rng(0)
+    for domain, words in WORDS.items():
+        (folder / domain).mkdir()
+        for number in range(4):
+            (folder / domain / f"{number}.txt").write_text(" ".join(rng.choice(words, 400)))
+    (folder / "prose" / "picture.bin").write_bytes(b"\x00\x01" * 5000)
+    (folder / "prose" / "latin.txt").write_bytes(b"\xe9t\xe9 " * 5000)
+    (folder / ".hidden").write_text("not to be read " * 500)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -167,7 +167,10 @@ def _entry(job: _Job, rows: pd.DataFrame, floor_s: float | None) -> dict[str, An
         for count, word in ((int((~is_module).sum()), "kernels"), (int(is_module.sum()), "blocks"))
         if count
     ]
-    what = f"{' and '.join(kinds)} of latent {job.phase} attention on {job.gpu.upper()} with a {job.kv} cache, {len(heads)} head counts"
+    what = (
+        f"{' and '.join(kinds)} of latent {job.phase} attention on {job.gpu.upper()} with "
+        f"a {job.kv} cache, {len(heads)} head counts"
+    )
     domain = {
         name: [int(rows[name].min()), int(rows[name].max())] for name in ("batch_size", "num_heads")
     }

@@ -93,7 +93,10 @@ def _entry(
         is_module=np.zeros(len(rows), dtype=bool),
     )
     seen = rows["isl"] + rows["step"]
-    what = f"{len(rows):,} {phase} attention kernels on {gpu.upper()} with a {kv} cache, {shapes.max() + 1} head shapes"
+    what = (
+        f"{len(rows):,} {phase} attention kernels on {gpu.upper()} with a {kv} "
+        f"cache, {shapes.max() + 1} head shapes"
+    )
     domain = {
         name: [int(rows[name].min()), int(rows[name].max())]
         for name in ("batch_size", "num_heads", "head_dim")

@@ -157,9 +157,12 @@ def _entry(
     library = f"{engine}'s own all-reduce" if entry.startswith("custom") else f"NCCL {entry}"
     made: dict[str, Any] = {
         "kind": "fitted",
-        "source": f"{len(predicted):,} timings of {library}, {', '.join(sorted(set(data.releases)))}, {accelerator.title}, "
-        f"{_SOURCE}; errors with each number of GPUs left out (within the fit: median {np.median(np.abs(within)):.3f}, "
-        f"90th percentile {np.quantile(np.abs(within), 0.9):.3f}, likewise the band); across nodes assumed",
+        "source": (
+            f"{len(predicted):,} timings of {library}, {', '.join(sorted(set(data.releases)))}, "
+            f"{accelerator.title}, {_SOURCE}; errors with each number of GPUs left out (within the "
+            f"fit: median {np.median(np.abs(within)):.3f}, 90th percentile "
+            f"{np.quantile(np.abs(within), 0.9):.3f}, likewise the band); across nodes assumed"
+        ),
         "accelerator": accelerator.name,
         "command": _COMMAND,
         "num_rows": len(predicted),

@@ -308,9 +308,12 @@ def _entry(
     off, unsaid_off = np.abs(said_N2 - 1), np.abs(unsaid_N2 - 1)
     return {
         "kind": "fitted",
-        "source": f"{len(said_N2)} disaggregated serving points of {what} that say their workers and {len(unsaid_N2)} that do not, "
-        f"{calibration} or, where those are few, all GPUs, {_SOURCE}; cross-validated by leaving out each GPU, nearly all being of "
-        "one model, DeepSeek-V3",
+        "source": (
+            f"{len(said_N2)} disaggregated serving points of {what} that say their workers "
+            f"and {len(unsaid_N2)} that do not, {calibration} or, where those are few, "
+            f"all GPUs, {_SOURCE}; cross-validated by leaving out each GPU, nearly all being "
+            "of one model, DeepSeek-V3"
+        ),
         "command": COMMAND,
         "num_rows": len(said_N2),
         "median_error": float(np.median(off[:, 1])),

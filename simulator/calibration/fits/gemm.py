@@ -167,7 +167,10 @@ def _entry(job: _Job, rows: pd.DataFrame, floor_s: float | None) -> dict[str, An
 
 
 def _what(job: _Job, rows: pd.DataFrame, num_shapes: int) -> str:
-    text = f"{len(rows):,} {job.what} on {job.gpu.upper()} of {num_shapes} shapes, vLLM kernels, {_SOURCE}"
+    text = (
+        f"{len(rows):,} {job.what} on {job.gpu.upper()} of {num_shapes} shapes, "
+        f"vLLM kernels, {_SOURCE}"
+    )
     return (
         f"{text}. Launched eagerly, which hides the floor: that of fp8 is taken"
         if job.eager

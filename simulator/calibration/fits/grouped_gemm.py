@@ -254,7 +254,10 @@ class _Solution:
         )
         return {
             "kind": "fitted",
-            "source": f"{text}, {models} model{'s' if models > 1 else ''}, balanced and skewed{twice}, left out by {self.what}; {_SOURCE}",
+            "source": (
+                f"{text}, {models} model{'s' if models > 1 else ''}, balanced and skewed{twice}, "
+                f"left out by {self.what}; {_SOURCE}"
+            ),
             "command": _COMMAND,
             "num_rows": len(rows.table),
             "median_error": rounded(float(np.median(np.abs(error)))),

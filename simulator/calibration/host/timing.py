@@ -87,7 +87,10 @@ def calibrate(nodes: Nodes, ranks: list[int], tick: Progress = show_nothing) -> 
             each.
     """
     cores = os.cpu_count() or 1
-    source = f"moesim calibrate cpu, {datetime.date.today().isoformat()}, {machine()}, torch {torch.__version__}"
+    source = (
+        f"moesim calibrate cpu, {datetime.date.today().isoformat()}, {machine()}, "
+        f"torch {torch.__version__}"
+    )
     kernels: dict[int, KernelTables] = {}
     collectives, overheads_s, pruned = [], [], []
     most = max((number for number in ranks if number <= cores), default=1)
@@ -130,7 +133,10 @@ def calibrate(nodes: Nodes, ranks: list[int], tick: Progress = show_nothing) -> 
         kernels=tuple(kernels.values()),
         collectives=tuple(collectives),
         pruned=tuple(pruned),
-        notes="Times of one machine; a busy one gives wrong ones. moesim calibrate cpu writes this file anew.",
+        notes=(
+            "Times of one machine; a busy one gives wrong ones. "
+            "moesim calibrate cpu writes this file anew."
+        ),
     )
 
 

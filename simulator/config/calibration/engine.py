@@ -73,8 +73,10 @@ def engine_key(keys: tuple[str, ...], engine: str) -> str | None:
 
     >>> engine_key(("vllm", "trtllm", "trtllm@1.0.0", "trtllm@1.2.0"), "trtllm@1.1.0rc2")
     'trtllm@1.0.0'
-    >>> engine_key(("vllm", "trtllm", "trtllm@1.0.0"), "trtllm@0.8.1"), engine_key(("vllm",), "mine")
-    ('trtllm', None)
+    >>> engine_key(("vllm", "trtllm", "trtllm@1.0.0"), "trtllm@0.8.1")
+    'trtllm'
+    >>> engine_key(("vllm",), "mine") is None
+    True
     """
     name, _, version = engine.partition("@")
     wanted = release_of(version)

@@ -49,7 +49,8 @@ class AlphaBeta(Frozen):
     ) -> AlphaBetaModel:
         if isinstance(calibration, HostRates):
             raise UserError(
-                "communication kind 'alpha_beta' needs shares of the wires' peaks; the calibration holds times of a machine"
+                "communication kind 'alpha_beta' needs shares of the wires' peaks; "
+                "the calibration holds times of a machine"
             )
         return AlphaBetaModel(fabric, calibration, accelerator, self)
 
@@ -115,7 +116,9 @@ class AlphaBetaModel:
         ).max(axis=1)
         if fit.num_sms:
             held_X = (latency_X + carry_X) * fit.num_sms / multiprocessors
-        else:  # low-latency kernels leave while bytes are under way (DeepEP's receiving hook): starting and copying remains
+        else:
+            # Low-latency kernels leave while bytes are under way (DeepEP's receiving hook):
+            # starting and copying remains.
             held_X = np.minimum(
                 float(fit.start_s(load._replace(num_nodes=1))) + copying_X, latency_X + carry_X
             )
@@ -285,7 +288,8 @@ class AlphaBetaModel:
         known = self.calibration.exchange
         if kernels not in known:
             raise UserError(
-                f"calibration '{self.calibration.title}' has no exchange kernels '{kernels}'; {did_you_mean(kernels, known)}"
+                f"calibration '{self.calibration.title}' has no exchange kernels "
+                f"'{kernels}'; {did_you_mean(kernels, known)}"
             )
         way: Literal["dispatch", "combine"] = "dispatch" if operation == "dispatch" else "combine"
         return known[kernels][way]
@@ -294,7 +298,8 @@ class AlphaBetaModel:
         known = self.calibration.collective
         if name not in known:
             raise UserError(
-                f"calibration '{self.calibration.title}' has no collective '{name}'; {did_you_mean(name, known)}"
+                f"calibration '{self.calibration.title}' has no collective "
+                f"'{name}'; {did_you_mean(name, known)}"
             )
         return known[name]
 

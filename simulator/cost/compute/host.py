@@ -140,7 +140,8 @@ class HostModel:
         )
         if not entries:
             raise UserError(
-                f"no measured products with pruned matrices ('{pruning.kind}') on {self.rates.host.machine}"
+                f"no measured products with pruned matrices ('{pruning.kind}') "
+                f"on {self.rates.host.machine}"
             )
         wanted = np.log(np.maximum(rows, 1))
         ratios = [

@@ -40,7 +40,8 @@ class Roofline(Frozen):
     ) -> RooflineModel:
         if isinstance(calibration, HostRates):
             raise UserError(
-                "compute kind 'roofline' needs shares of an accelerator's peaks; the calibration holds times of a machine"
+                "compute kind 'roofline' needs shares of an accelerator's peaks; "
+                "the calibration holds times of a machine"
             )
         return RooflineModel(accelerator, calibration)
 
@@ -136,7 +137,8 @@ class RooflineModel:
         fit = self.calibration.pruned_matrices(pruning.kernels, dtype)
         if fit is None:
             raise UserError(
-                f"no measured products with {dtype} matrices pruned '{pruning.kernels}' on {self.accelerator.title}"
+                f"no measured products with {dtype} matrices pruned '{pruning.kernels}' "
+                f"on {self.accelerator.title}"
             )
         whole = self.calibration.matrices(dtype)
         found = np.asarray(rows, dtype=np.float64)

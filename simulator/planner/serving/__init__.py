@@ -112,7 +112,10 @@ def two_at_random(balancing: str) -> str:
     """Of a router whose nearest policy is the power of two choices."""
     if balancing in ("round_robin", "random"):
         return ""
-    return "The plan sends each request to the least loaded of all servers; the router compares two at random."
+    return (
+        "The plan sends each request to the least loaded of all servers; "
+        "the router compares two at random."
+    )
 
 
 def words(environment: Mapping[str, object], command: Iterable[object]) -> str:
@@ -189,7 +192,10 @@ def weights_of(plan: Plan, named: str, can_quantise: bool = True) -> Weights:
         note = (
             ""
             if folder
-            else f"The file of {model.name} names no repository; put the path of its weights in place of {model.name}."
+            else (
+                f"The file of {model.name} names no repository; put the path of its weights in "
+                f"place of {model.name}."
+            )
         )
         return Weights(folder or model.name, note=note)
     found = next((name for name, held in formats.items() if _same(held, target)), None)
@@ -197,15 +203,19 @@ def weights_of(plan: Plan, named: str, can_quantise: bool = True) -> Weights:
         mixed = target in _NARROW and wanted.weights == target and model.weight_dtype != target
         notes = (
             [
-                f"{found} leaves some matrices in wider formats; the plan counts all of them in {target}."
+                (
+                    f"{found} leaves some matrices in wider formats; "
+                    f"the plan counts all of them in {target}."
+                )
             ]
             if mixed
             else []
         )
         if model.name.lower() not in found.lower():
             notes.append(
-                f"{found} has the matrices of {model.name} and is not that release: no {target} weights of that one are known. Where "
-                "it must be that one, make them first, and name them instead."
+                f"{found} has the matrices of {model.name} and is not that release: "
+                f"no {target} weights of that one are known. Where it must be that one, "
+                "make them first, and name them instead."
             )
         return Weights(found, note=" ".join(notes))
     first = next((name for name, held in formats.items() if held in _WIDE), None)
@@ -213,13 +223,17 @@ def weights_of(plan: Plan, named: str, can_quantise: bool = True) -> Weights:
         return Weights(
             first,
             True,
-            f"{first} is cut to fp8 as it is loaded, which takes room for its 16-bit weights meanwhile.",
+            f"{first} is cut to fp8 as it is loaded, which takes room for its "
+            "16-bit weights meanwhile.",
         )
     own = f"./{model.name}-{target}"
     source = first or next(iter(formats))
     return Weights(
         own,
-        note=f"No published weights of {model.name} in {target} are known: make them from {source} as {own} first.",
+        note=(
+            f"No published weights of {model.name} in {target} are known: "
+            f"make them from {source} as {own} first."
+        ),
     )
 
 

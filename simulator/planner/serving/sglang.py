@@ -165,8 +165,9 @@ class Sglang(Frozen):
         said = []
         if server.travels and not _uses_deepep(server):
             said.append(
-                f"DeepEP takes one group of all {layout.num_ranks} ranks; with groups of {layout.ep}, each expert split over "
-                f"{layout.moe_tp} ranks, SGLang gathers tokens instead of sending them."
+                f"DeepEP takes one group of all {layout.num_ranks} ranks; "
+                f"with groups of {layout.ep}, each expert split over {layout.moe_tp} ranks, "
+                "SGLang gathers tokens instead of sending them."
             )
         if (
             _uses_deepep(server)
@@ -174,12 +175,14 @@ class Sglang(Frozen):
             and plan.rules.max_sequences > _LOW_LATENCY_TOKENS
         ):
             said.append(
-                f"From {_LOW_LATENCY_TOKENS} tokens a rank on the plan decodes with DeepEP's normal kernels; SGLang decodes with "
-                "low-latency ones whatever the batch, so the environment raises what they hold, which takes memory."
+                f"From {_LOW_LATENCY_TOKENS} tokens a rank on the plan decodes with DeepEP's "
+                "normal kernels; SGLang decodes with low-latency ones whatever the batch, "
+                "so the environment raises what they hold, which takes memory."
             )
         if plan.precision.kv not in ("bf16", "fp16", "fp8"):
             said.append(
-                f"The plan keeps the cache in {plan.precision.kv}; SGLang's formats are bf16, fp8 and an own fp4."
+                f"The plan keeps the cache in {plan.precision.kv}; SGLang's formats are bf16, "
+                "fp8 and an own fp4."
             )
         return said
 

@@ -79,7 +79,10 @@ class Trtllm(Frozen):
                     "type": "load_balancing",
                     "use_tokens": _POLICIES[balancing],
                 }
-        return f"{_written('disaggregated.yml', found)}\n{words({}, ['trtllm-serve', 'disaggregated', '-c', 'disaggregated.yml'])}"
+        return (
+            f"{_written('disaggregated.yml', found)}\n"
+            f"{words({}, ['trtllm-serve', 'disaggregated', '-c', 'disaggregated.yml'])}"
+        )
 
     def unbalanced(self, balancing: str) -> str:
         known = (*_POLICIES, "round_robin")
@@ -94,31 +97,37 @@ class Trtllm(Frozen):
         said = []
         if layout.attention_dp > 1 and layout.tp > 1:
             said.append(
-                f"The plan splits attention over {layout.tp} ranks in each of {layout.attention_dp} data-parallel groups; "
-                f"TensorRT-LLM's attention is data-parallel on all {layout.num_ranks} ranks or on none."
+                f"The plan splits attention over {layout.tp} ranks in each "
+                f"of {layout.attention_dp} data-parallel groups; TensorRT-LLM's attention is "
+                f"data-parallel on all {layout.num_ranks} ranks or on none."
             )
         if server.travels:
             said.append(
-                f"Tokens travel to experts in {plan.precision.dispatch} in the plan; in TensorRT-LLM the weights' format and the kind "
-                "of exchange that it picks for the machine decide."
+                f"Tokens travel to experts in {plan.precision.dispatch} in the plan; "
+                "in TensorRT-LLM the weights' format and the kind of exchange that it picks for "
+                "the machine decide."
             )
         if server.is_placed_by_load:
             said.append(
-                "Expert slots take the WIDEEP backend, which is documented for GB200 NVL72, H20 and RTX 6000D; elsewhere CUTLASS, "
-                "TRTLLM or CUTEDSL take its place as far as the release supports slots there."
+                "Expert slots take the WIDEEP backend, which is documented for GB200 NVL72, "
+                "H20 and RTX 6000D; elsewhere CUTLASS, TRTLLM or CUTEDSL take its place as far as "
+                "the release supports slots there."
             )
         if plan.spec.overlap == "two_batch":
             said.append(
-                "TensorRT-LLM has no option for two overlapped halves of a batch; without them exchanges are not hidden."
+                "TensorRT-LLM has no option for two overlapped halves of a batch; "
+                "without them exchanges are not hidden."
             )
         if plan.precision.kv not in ("bf16", "fp16", "fp8", "nvfp4"):
             said.append(
-                f"The plan keeps the cache in {plan.precision.kv}, which TensorRT-LLM's cache has not."
+                f"The plan keeps the cache in {plan.precision.kv}, which "
+                "TensorRT-LLM's cache has not."
             )
         if server.role == "both" and plan.replicas > 1:
             said.append(
-                f"trtllm-serve spreads no requests: put an HTTP load balancer in front of the {plan.replicas} servers that sends each "
-                "request to the one with the fewest open."
+                "trtllm-serve spreads no requests: put an HTTP load balancer in front "
+                f"of the {plan.replicas} servers that sends each request to the one "
+                "with the fewest open."
             )
         return said
 

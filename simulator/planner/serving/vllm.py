@@ -140,8 +140,9 @@ class Vllm(Frozen):
         said = []
         if 1 < layout.ep < layout.num_ranks:
             said.append(
-                f"vLLM spreads experts over all {layout.num_ranks} ranks of a replica; the plan has groups of {layout.ep}, in which "
-                f"each expert is split over {layout.moe_tp} ranks."
+                f"vLLM spreads experts over all {layout.num_ranks} ranks of a replica; "
+                f"the plan has groups of {layout.ep}, in which each expert is split "
+                f"over {layout.moe_tp} ranks."
             )
         if (
             server.travels
@@ -149,21 +150,25 @@ class Vllm(Frozen):
             and plan.spec.dispatch.get("kind") == "deepep_auto"
         ):
             said.append(
-                "The plan exchanges tokens with low-latency kernels in steps of up to 128 tokens a rank and with normal ones in larger "
-                f"steps; a vLLM server has one kind for all, here {_exchange(server)}."
+                "The plan exchanges tokens with low-latency kernels in steps of up to 128 tokens "
+                "a rank and with normal ones in larger steps; a vLLM server has one kind for all, "
+                f"here {_exchange(server)}."
             )
         if server.travels:
             said.append(
-                f"Tokens travel to experts in {plan.precision.dispatch} in the plan; in vLLM the weights' format decides."
+                f"Tokens travel to experts in {plan.precision.dispatch} in the plan; "
+                "in vLLM the weights' format decides."
             )
         if layout.pp > 1:
             said.append(
-                f"The plan spreads requests evenly over the {layout.pp} batches in flight; vLLM gives each batch whatever waits when it "
-                "is formed, so that others may be emptier."
+                f"The plan spreads requests evenly over the {layout.pp} batches in flight; "
+                "vLLM gives each batch whatever waits when it is formed, "
+                "so that others may be emptier."
             )
         if plan.precision.kv not in ("bf16", "fp16", "fp8"):
             said.append(
-                f"The plan keeps the cache in {plan.precision.kv}, which is not among the formats documented for vLLM's cache."
+                f"The plan keeps the cache in {plan.precision.kv}, which is not among the formats "
+                "documented for vLLM's cache."
             )
         return said
 

@@ -34,6 +34,7 @@ class PerNode(Frozen):
     def rows(self, rank_TK: NDArray[np.int64], node_R: NDArray[np.int64]) -> Rows:
         if len(np.unique(node_R)) > 1:
             raise UserError(
-                "dispatch 'per_node' forwards tokens inside each node, which is not executed on several; use 'per_rank'"
+                "dispatch 'per_node' forwards tokens inside each node, which is not executed on "
+                "several; use 'per_rank'"
             )
         return row_per_rank(rank_TK)

@@ -17,7 +17,8 @@ def slots_per_rank(num_slots: int, num_ranks: int) -> NDArray[np.int64]:
     """
     if not 1 <= num_ranks <= num_slots:
         raise UserError(
-            f"cannot place {num_slots} experts on {num_ranks} ranks: every rank needs at least one expert"
+            f"cannot place {num_slots} experts on {num_ranks} ranks: "
+            "every rank needs at least one expert"
         )
     return num_slots // num_ranks + (np.arange(num_ranks) < num_slots % num_ranks).astype(np.int64)
 

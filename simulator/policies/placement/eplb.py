@@ -37,7 +37,8 @@ class Eplb(Frozen):
         found = self.num_slots or -(-num_experts // num_ranks) * num_ranks
         if found < num_experts or found % num_ranks:
             raise UserError(
-                f"placement 'eplb': num_slots = {found} must be a multiple of the {num_ranks} ranks and at least the {num_experts} experts"
+                f"placement 'eplb': num_slots = {found} must be a multiple of the {num_ranks} "
+                f"ranks and at least the {num_experts} experts"
             )
         return found
 

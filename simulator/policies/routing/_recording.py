@@ -87,13 +87,15 @@ def check_tokens(
     if num_experts != moe.num_experts or highest >= moe.num_experts:
         recorded = max(num_experts, highest + 1)
         raise UserError(
-            f"{where}: recorded with {recorded} experts (ids 0-{highest}), but the model has {moe.num_experts}"
+            f"{where}: recorded with {recorded} experts (ids 0-{highest}), but the model "
+            f"has {moe.num_experts}"
         )
     sorted_LTK = np.sort(tokens.ids_LTK, axis=2)
     if (sorted_LTK[:, :, 1:] == sorted_LTK[:, :, :-1]).any():
         layer, token = np.argwhere((sorted_LTK[:, :, 1:] == sorted_LTK[:, :, :-1]).any(axis=2))[0]
         raise UserError(
-            f"{where}: recorded layer {layer}, token {token} names an expert twice; a router picks distinct ones"
+            f"{where}: recorded layer {layer}, token {token} names an expert twice; "
+            "a router picks distinct ones"
         )
     return row_L
 
@@ -122,8 +124,8 @@ def check_counts(
     largest = float((counts.count_DLE.max(axis=2) / total_DL).max())
     if largest * moe.top_k > 1 + 1e-6:
         raise UserError(
-            f"{where}: one expert has {largest:.0%} of a layer's selections, but with the model's top-{moe.top_k} "
-            f"it can have at most {1 / moe.top_k:.0%}"
+            f"{where}: one expert has {largest:.0%} of a layer's selections, "
+            f"but with the model's top-{moe.top_k} it can have at most {1 / moe.top_k:.0%}"
         )
     return row_L
 
@@ -155,7 +157,8 @@ def layer_rows(
         raise UserError(f"{where}: names {len(layers)} layers but holds {num_recorded}")
     if choice == "exact":
         raise UserError(
-            f'{mismatch}; set layers = "nearest" to let the nearest recorded layer stand for each missing one'
+            f'{mismatch}; set layers = "nearest" to let the nearest recorded layer stand '
+            "for each missing one"
         )
     distance_LR = np.abs(np.arange(num_layers)[:, None] - np.array(layers)[None, :])
     row_L: NDArray[np.int64] = distance_LR.argmin(axis=1)

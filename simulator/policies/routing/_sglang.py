@@ -45,7 +45,8 @@ def read_sglang(saved: Any, phase: Phase | None, where: str) -> Tokens | Counts:
         or not {"records", "last_physical_to_logical_map"} <= saved.keys()
     ):
         raise UserError(
-            f"{where}: not written by SGLang's expert distribution recorder (neither logical_count nor records)"
+            f"{where}: not written by SGLang's expert distribution recorder (neither "
+            "logical_count nor records)"
         )
     expert_LP = np.asarray(saved["last_physical_to_logical_map"], dtype=np.int64)
     records = [

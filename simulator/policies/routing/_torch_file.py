@@ -89,7 +89,8 @@ class _Unpickler(pickle.Unpickler):
             return _STORAGES[name]
         if (module, name) not in allowed:
             raise _RefusedError(
-                f"it holds a {module}.{name}; only plain data and whole-number or floating-point tensors are read"
+                f"it holds a {module}.{name}; only plain data and whole-number or "
+                "floating-point tensors are read"
             )
         return allowed[module, name]
 

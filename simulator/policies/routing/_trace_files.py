@@ -40,17 +40,20 @@ def read_trace(
     if path.suffix == ".json":
         if phase is not None:
             raise UserError(
-                f"{where}: phase = '{phase}' cannot be selected: a table of counts does not tell phases apart"
+                f"{where}: phase = '{phase}' cannot be selected: "
+                "a table of counts does not tell phases apart"
             )
         return _from_json(path, moe, model, domain)
     if model is not None:
         raise UserError(
-            f"{where}: model = '{model}' cannot be selected: only a table of counts holds several models"
+            f"{where}: model = '{model}' cannot be selected: "
+            "only a table of counts holds several models"
         )
     if path.suffix == ".pt":
         if domain is not None:
             raise UserError(
-                f"{where}: domain = '{domain}' cannot be selected: this format does not tell domains apart"
+                f"{where}: domain = '{domain}' cannot be selected: "
+                "this format does not tell domains apart"
             )
         return read_sglang(load_torch_file(path), phase, where)
     if path.suffix in (".npz", ".npy"):
@@ -85,11 +88,13 @@ def _tokens_from_arrays(
     ids = arrays.get("ids")
     if ids is None:
         raise UserError(
-            f"{where}: missing array 'ids' (or 'counts'); it holds: {', '.join(sorted(arrays)) or 'nothing'}"
+            f"{where}: missing array 'ids' (or 'counts'); it "
+            f"holds: {', '.join(sorted(arrays)) or 'nothing'}"
         )
     if ids.ndim != 3 or ids.dtype.kind not in "iu":
         raise UserError(
-            f"{where}: ids must be whole numbers [layers, tokens, top-k], got {ids.dtype} {list(ids.shape)}"
+            f"{where}: ids must be whole numbers [layers, tokens, top-k], "
+            f"got {ids.dtype} {list(ids.shape)}"
         )
     seq_lens = arrays.get("seq_lens")
     if _has_tokens_first(ids.shape, num_layers, seq_lens):
@@ -148,13 +153,15 @@ def _counts_from_arrays(
 ) -> Counts:
     if phase is not None:
         raise UserError(
-            f"{where}: phase = '{phase}' cannot be selected: a table of counts does not tell phases apart"
+            f"{where}: phase = '{phase}' cannot be selected: "
+            "a table of counts does not tell phases apart"
         )
     counts = arrays["counts"]
     names = arrays["domain"].astype(str).tolist() if "domain" in arrays else []
     if counts.ndim == 3 and len(names) != len(counts):
         raise UserError(
-            f"{where}: counts [domains, layers, experts] need an array 'domain' with {len(counts)} names"
+            f"{where}: counts [domains, layers, experts] need an array 'domain' "
+            f"with {len(counts)} names"
         )
     table = dict(zip(names, counts, strict=True)) if counts.ndim == 3 else counts
     return Counts(_stack(table, domain, where), _layers(arrays.get("layers")))
@@ -219,7 +226,8 @@ def _stack(counted: Any, domain: str | None, where: str) -> NDArray[np.float64]:
         ) from None
     if count_DLE.ndim != 3:
         raise UserError(
-            f"{where}: counts must be numbers [layers, experts], got shape {list(count_DLE.shape[1:])}"
+            f"{where}: counts must be numbers [layers, experts], got "
+            f"shape {list(count_DLE.shape[1:])}"
         )
     return count_DLE
 

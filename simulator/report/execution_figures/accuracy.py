@@ -27,8 +27,9 @@ class Accuracy(Frozen):
     title: ClassVar[str] = "Prediction against measurement"
     section: ClassVar[str] = "Predicted against measured"
     definition: ClassVar[str] = (
-        "Medians over steps, a point a deployment and phase; on the line they agree, and the bands are 10 % and 25 % off. "
-        "Phases that are zero in either, or below a thousandth of the step, are left out."
+        "Medians over steps, a point a deployment and phase; on the line they agree, "
+        "and the bands are 10 % and 25 % off. Phases that are zero in either, "
+        "or below a thousandth of the step, are left out."
     )
     absent: ClassVar[str] = "No phase was both measured and predicted."
     order: ClassVar[int] = 21
@@ -107,6 +108,9 @@ def _scatter(executed: Executed, points: list[tuple[str, str, float, float]]) ->
                 [label[name], seconds(measured_s), seconds(predicted_s)]
                 for name, measured_s, predicted_s in own
             ],
-            hovertemplate=f"{phase}: %{{customdata[1]}} measured, %{{customdata[2]}} predicted<extra>%{{customdata[0]}}</extra>",
+            hovertemplate=(
+                f"{phase}: %{{customdata[1]}} measured, %{{customdata[2]}} "
+                "predicted<extra>%{customdata[0]}</extra>"
+            ),
         )
     return drawn

@@ -63,7 +63,9 @@ def _pairs(executed: Executed, kind: str) -> go.Figure:
                 [label[name], source, seconds(medians_s[phase])]
                 for _, name, source, medians_s in bars
             ],
-            hovertemplate=f"{phase} %{{customdata[2]}}, %{{customdata[1]}}<extra>%{{customdata[0]}}</extra>",
+            hovertemplate=(
+                f"{phase} %{{customdata[2]}}, %{{customdata[1]}}<extra>%{{customdata[0]}}</extra>"
+            ),
         )
     for place, name in enumerate(names):
         y = _PITCH * place - 0.5

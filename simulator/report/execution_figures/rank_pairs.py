@@ -17,8 +17,9 @@ class RankPairs(Frozen):
     title: ClassVar[str] = "Pairs computed by each rank"
     section: ClassVar[str] = "Load of the ranks"
     definition: ClassVar[str] = (
-        "Token-expert pairs in a mean layer of a step; whiskers: from the 10th to the 90th percentile of steps. Ranks with more pairs "
-        "keep the others waiting."
+        "Token-expert pairs in a mean layer of a step; whiskers: "
+        "from the 10th to the 90th percentile of steps. "
+        "Ranks with more pairs keep the others waiting."
     )
     absent: ClassVar[str] = "No deployment has routed experts."
     order: ClassVar[int] = 40

@@ -17,7 +17,8 @@ class RankRows(Frozen):
     title: ClassVar[str] = "Rows sent by each rank"
     section: ClassVar[str] = "Load of the ranks"
     definition: ClassVar[str] = (
-        "Hidden vectors sent to other ranks in a mean layer of a step; whiskers: from the 10th to the 90th percentile of steps."
+        "Hidden vectors sent to other ranks in a mean layer of a step; whiskers: "
+        "from the 10th to the 90th percentile of steps."
     )
     absent: ClassVar[str] = "No tokens travelled between ranks in this run."
     order: ClassVar[int] = 42

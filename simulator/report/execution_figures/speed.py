@@ -25,8 +25,9 @@ class Speed(Frozen):
     title: ClassVar[str] = "Tokens per second"
     section: ClassVar[str] = "Speed"
     definition: ClassVar[str] = (
-        "Bars: measured, new tokens of a step over its median duration. Whiskers: from the 10th to the 90th percentile of steps, less those "
-        "in which shards were lost. Diamonds: predicted."
+        "Bars: measured, new tokens of a step over its median duration. Whiskers: "
+        "from the 10th to the 90th percentile of steps, less those in which shards were "
+        "lost. Diamonds: predicted."
     )
     absent: ClassVar[str] = "No step was run."
     order: ClassVar[int] = 10
@@ -54,7 +55,10 @@ def _bars(executed: Executed, kind: str) -> go.Figure:
             tokens / limit_s if limit_s > 0 else measured
             for limit_s in reversed(spread_s(executed, name, kind))
         )
-        said = f"{number(measured)} measured, {number(low)} to {number(high)}; {number(predicted)} predicted"
+        said = (
+            f"{number(measured)} measured, {number(low)} "
+            f"to {number(high)}; {number(predicted)} predicted"
+        )
         drawn.add_bar(
             orientation="h",
             x=[measured],

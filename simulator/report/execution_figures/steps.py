@@ -24,7 +24,8 @@ class Steps(Frozen):
     title: ClassVar[str] = "Duration of every step"
     section: ClassVar[str] = "Step by step"
     definition: ClassVar[str] = (
-        "Measured steps in their order, without those that warmed up; a step in which shards were lost (a cross) holds their recovery."
+        "Measured steps in their order, without those that warmed up; "
+        "a step in which shards were lost (a cross) holds their recovery."
     )
     absent: ClassVar[str] = "No step was run."
     order: ClassVar[int] = 50
@@ -102,5 +103,8 @@ def _add_faults(
         line={"color": _FAULT},
         marker={"symbol": "x", "size": 11, "color": _FAULT},
         customdata=texts,
-        hovertemplate="step %{x}: %{customdata[0]}; ready after %{customdata[1]}<extra>%{customdata[2]}</extra>",
+        hovertemplate=(
+            "step %{x}: %{customdata[0]}; ready after "
+            "%{customdata[1]}<extra>%{customdata[2]}</extra>"
+        ),
     )

@@ -26,8 +26,9 @@ class Timeline(Frozen):
     title: ClassVar[str] = "Timelines of the last steps"
     section: ClassVar[str] = "One step, rank by rank"
     definition: ClassVar[str] = (
-        "What each rank did in the last step of each kind, and below it what was predicted, on one time scale; timeline.json beside "
-        "this page holds every rank and layer and opens at ui.perfetto.dev."
+        "What each rank did in the last step of each kind, and below it what was predicted, "
+        "on one time scale; timeline.json beside this page holds every rank and layer and "
+        "opens at ui.perfetto.dev."
     )
     absent: ClassVar[str] = "The run holds no timeline of single steps."
     order: ClassVar[int] = 30

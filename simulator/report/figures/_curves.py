@@ -174,7 +174,8 @@ def mean_in_bins(steps: pd.DataFrame, column: str, edges_s: Array) -> Array:
     """Mean over time of a step's column in each bin, replicas added up; a replica between steps
     counts as zero.
 
-    >>> steps = pd.DataFrame({"replica": [0, 0], "start_s": [0.0, 2.0], "duration_s": [1.0, 2.0], "waiting": [4, 6]})
+    >>> times = {"start_s": [0.0, 2.0], "duration_s": [1.0, 2.0]}
+    >>> steps = pd.DataFrame({"replica": [0, 0], **times, "waiting": [4, 6]})
     >>> mean_in_bins(steps, "waiting", np.array([0.0, 2.0, 4.0]))
     array([2., 6.])
     """

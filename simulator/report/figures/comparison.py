@@ -22,7 +22,8 @@ class Comparison(Frozen):
     title: ClassVar[str] = "The deployments side by side"
     section: ClassVar[str] = "Comparison"
     definition: ClassVar[str] = (
-        "Each plot has its own scale from zero; an arrow says which way is better, and a dash that it is undefined."
+        "Each plot has its own scale from zero; an arrow says which way is better, "
+        "and a dash that it is undefined."
     )
     absent: ClassVar[str] = "No request finished."
     order: ClassVar[int] = 10

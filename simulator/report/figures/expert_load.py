@@ -18,7 +18,8 @@ class ExpertLoad(Frozen):
     title: ClassVar[str] = "Load of each expert"
     section: ClassVar[str] = "Experts and ranks"
     definition: ClassVar[str] = (
-        "Tokens that each logical expert gets over the mean of its layer: red is popular, blue is idle, and the scale is the same everywhere."
+        "Tokens that each logical expert gets over the mean of its layer: red is popular, "
+        "blue is idle, and the scale is the same everywhere."
     )
     absent: ClassVar[str] = "No deployment in this run recorded routed experts."
     order: ClassVar[int] = 40

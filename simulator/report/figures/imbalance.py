@@ -19,7 +19,8 @@ class Imbalance(Frozen):
     title: ClassVar[str] = "Imbalance between ranks, layer by layer"
     section: ClassVar[str] = "Experts and ranks"
     definition: ClassVar[str] = (
-        "Token-expert pairs on the busiest rank over the mean rank, in one representative step; 1.0 is even."
+        "Token-expert pairs on the busiest rank over the mean rank, in one "
+        "representative step; 1.0 is even."
     )
     absent: ClassVar[str] = (
         "No deployment in this run recorded its ranks (a dense model has no experts to spread)."

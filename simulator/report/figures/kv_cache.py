@@ -17,7 +17,8 @@ class KvCache(Frozen):
     title: ClassVar[str] = "KV cache in use"
     section: ClassVar[str] = "Over time"
     definition: ClassVar[str] = (
-        "Share of KV blocks in use, mean over ranks and replicas; where it reaches 100 %, requests wait or are preempted."
+        "Share of KV blocks in use, mean over ranks and replicas; where it reaches 100 %, "
+        "requests wait or are preempted."
     )
     absent: ClassVar[str] = "No step was run."
     order: ClassVar[int] = 33

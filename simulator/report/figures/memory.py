@@ -19,7 +19,8 @@ class Memory(Frozen):
     title: ClassVar[str] = "Memory of one accelerator"
     section: ClassVar[str] = "Memory"
     definition: ClassVar[str] = (
-        "Bytes per accelerator that hold weights, that are left for the KV cache (how many requests fit), and that are kept in reserve."
+        "Bytes per accelerator that hold weights, that are left for the KV cache (how many "
+        "requests fit), and that are kept in reserve."
     )
     absent: ClassVar[str] = "The run does not say what its memory holds."
     order: ClassVar[int] = 90

@@ -19,7 +19,8 @@ class RankLoad(Frozen):
     title: ClassVar[str] = "Load of each rank"
     section: ClassVar[str] = "Experts and ranks"
     definition: ClassVar[str] = (
-        "Token-expert pairs computed on each rank over the mean of its layer, in one representative step; every layer waits for its reddest rank."
+        "Token-expert pairs computed on each rank over the mean of its layer, "
+        "in one representative step; every layer waits for its reddest rank."
     )
     absent: ClassVar[str] = (
         "No deployment in this run recorded its ranks (a dense model has no experts to spread)."

@@ -17,7 +17,8 @@ class Running(Frozen):
     title: ClassVar[str] = "Requests in flight"
     section: ClassVar[str] = "Over time"
     definition: ClassVar[str] = (
-        "Requests holding KV blocks, all replicas together: the batch that shares a step; mean over time in each bin."
+        "Requests holding KV blocks, all replicas together: the batch that shares a step; "
+        "mean over time in each bin."
     )
     absent: ClassVar[str] = "No step was run."
     order: ClassVar[int] = 32

@@ -20,7 +20,8 @@ class StepParts(Frozen):
     title: ClassVar[str] = "One representative step"
     section: ClassVar[str] = "Where a step's time goes"
     definition: ClassVar[str] = (
-        "Time of a representative decode step and prefill step by what a rank was doing, mean over ranks."
+        "Time of a representative decode step and prefill step by what a rank was "
+        "doing, mean over ranks."
     )
     absent: ClassVar[str] = "The run holds no timeline of single steps."
     order: ClassVar[int] = 71

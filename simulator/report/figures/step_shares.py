@@ -21,8 +21,9 @@ class StepShares(Frozen):
     title: ClassVar[str] = "All steps of the run"
     section: ClassVar[str] = "Where a step's time goes"
     definition: ClassVar[str] = (
-        "Share of step time along the critical path; 'wait' is the slowest rank's time beyond the mean, 'dispatch' and 'combine' the two "
-        "all-to-alls, 'collective' the tensor-parallel all-reduces and, in a pipeline, the way to the next stage."
+        "Share of step time along the critical path; 'wait' is the slowest rank's time beyond the "
+        "mean, 'dispatch' and 'combine' the two all-to-alls, 'collective' the tensor-parallel "
+        "all-reduces and, in a pipeline, the way to the next stage."
     )
     absent: ClassVar[str] = "No step was run."
     order: ClassVar[int] = 70

@@ -20,7 +20,8 @@ class Throughput(Frozen):
     title: ClassVar[str] = "Output throughput"
     section: ClassVar[str] = "Over time"
     definition: ClassVar[str] = (
-        "Output tokens per second of the whole deployment: first tokens, and the tokens of decode steps as they end; mean of each bin."
+        "Output tokens per second of the whole deployment: first tokens, and the tokens of decode "
+        "steps as they end; mean of each bin."
     )
     absent: ClassVar[str] = "No step was run."
     order: ClassVar[int] = 30

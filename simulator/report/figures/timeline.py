@@ -22,8 +22,8 @@ class Timeline(Frozen):
     title: ClassVar[str] = "Timeline of a decode step"
     section: ClassVar[str] = "One step, rank by rank"
     definition: ClassVar[str] = (
-        "What each rank does at the start of a representative decode step; timeline.json beside this page holds every rank and layer and "
-        "opens at ui.perfetto.dev."
+        "What each rank does at the start of a representative decode step; "
+        "timeline.json beside this page holds every rank and layer and opens at ui.perfetto.dev."
     )
     absent: ClassVar[str] = "The run holds no timeline of single steps."
     order: ClassVar[int] = 80

@@ -20,7 +20,8 @@ class Tpot(Frozen):
     title: ClassVar[str] = "Time per output token"
     section: ClassVar[str] = "Latency"
     definition: ClassVar[str] = (
-        "Share of requests whose time per output token, (E2E - TTFT) / (output tokens - 1), is at most x."
+        "Share of requests whose time per output token, (E2E - TTFT) "
+        "/ (output tokens - 1), is at most x."
     )
     absent: ClassVar[str] = (
         "No request has two output tokens, so time per output token is undefined."

@@ -26,7 +26,8 @@ class Traffic(Frozen):
     title: ClassVar[str] = "Bytes from rank to rank"
     section: ClassVar[str] = "Traffic between ranks"
     definition: ClassVar[str] = (
-        "Bytes that each rank sends to each other rank in a mean MoE layer of one representative step; what stays on a rank is no traffic."
+        "Bytes that each rank sends to each other rank in a mean MoE layer of one representative "
+        "step; what stays on a rank is no traffic."
     )
     absent: ClassVar[str] = "No tokens travel between ranks in this run."
     order: ClassVar[int] = 60
@@ -60,7 +61,9 @@ def _pair(table: pd.DataFrame) -> go.Figure:
         drawn.add_heatmap(
             z=np.float32(matrix / unit_bytes),
             coloraxis="coloraxis",
-            hovertemplate=f"{what} %{{y}} to {what} %{{x}}<br>%{{z:.3~g}} {unit}<extra>{direction}</extra>",
+            hovertemplate=(
+                f"{what} %{{y}} to {what} %{{x}}<br>%{{z:.3~g}} {unit}<extra>{direction}</extra>"
+            ),
             row=1,
             col=column,
         )

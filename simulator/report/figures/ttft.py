@@ -20,7 +20,8 @@ class Ttft(Frozen):
     title: ClassVar[str] = "Time to first token"
     section: ClassVar[str] = "Latency"
     definition: ClassVar[str] = (
-        "Share of requests whose time to first token (arrival to first output token, queueing included) is at most x."
+        "Share of requests whose time to first token (arrival to first output token, "
+        "queueing included) is at most x."
     )
     absent: ClassVar[str] = "No request finished."
     order: ClassVar[int] = 20

@@ -17,7 +17,8 @@ class Waiting(Frozen):
     title: ClassVar[str] = "Queue length"
     section: ClassVar[str] = "Over time"
     definition: ClassVar[str] = (
-        "Requests queued for KV blocks or their first chunk, all replicas together; mean over time in each bin."
+        "Requests queued for KV blocks or their first chunk, all replicas together; "
+        "mean over time in each bin."
     )
     absent: ClassVar[str] = "No step was run."
     order: ClassVar[int] = 31

@@ -185,12 +185,19 @@ def said(point: dict[str, Any], answer: dict[str, Any]) -> str:
     speed = point["tokens_per_s_user"]
     lines = [
         point["deployment"],
-        f"{number(speed)} tokens/s a user{_cases(point, 'tokens_per_s_user', number)}, {seconds(1 / speed)} a token",
-        f"{number(point['tokens_per_s_gpu'])} tokens/s a GPU{_cases(point, 'tokens_per_s_gpu', number)}",
+        (
+            f"{number(speed)} tokens/s a "
+            f"user{_cases(point, 'tokens_per_s_user', number)}, {seconds(1 / speed)} a token"
+        ),
+        (
+            f"{number(point['tokens_per_s_gpu'])} tokens/s a "
+            f"GPU{_cases(point, 'tokens_per_s_gpu', number)}"
+        ),
     ]
     if cost:
         lines.append(
-            f"{money(cost, currency)} per 1M tokens out{_cases(point, 'cost_per_million_output_tokens', amount)}"
+            f"{money(cost, currency)} per 1M tokens "
+            f"out{_cases(point, 'cost_per_million_output_tokens', amount)}"
         )
     if point["kind"] != "simulated":
         return hover(*lines, "closed form, a busy replica")

@@ -24,9 +24,10 @@ class CostLatency(Wide):
     title: ClassVar[str] = "Cost against latency"
     section: ClassVar[str] = "Speed and cost"
     definition: ClassVar[str] = (
-        "Cost of a million output tokens against milliseconds between them, over all machines, on logarithmic axes; lower and further "
-        "left is better. Lines are busy GPUs in closed form; large marks pay for the idle share of their cluster at the planned "
-        "traffic too, so they lie higher. The dotted line is the target."
+        "Cost of a million output tokens against milliseconds between them, over all machines, "
+        "on logarithmic axes; lower and further left is better. "
+        "Lines are busy GPUs in closed form; large marks pay for the idle share of their cluster "
+        "at the planned traffic too, so they lie higher. The dotted line is the target."
     )
     absent: ClassVar[str] = "The machines have no price."
     order: ClassVar[int] = 21

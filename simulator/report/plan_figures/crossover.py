@@ -108,9 +108,10 @@ class Crossover(Wide):
     title: ClassVar[str] = "Where the mixture of experts wins"
     section: ClassVar[str] = "Where MoE wins"
     definition: ClassVar[str] = (
-        "Output tokens per second of a GPU, the mixture of experts' over the dense model's, in closed form: violet where the mixture "
-        "of experts makes more, tan where the dense model does, empty where neither fits. Under each ratio stands what decides. "
-        "A row is a length of prompt and of answer."
+        "Output tokens per second of a GPU, the mixture of experts' over the dense model's, "
+        "in closed form: violet where the mixture of experts makes more, tan where the dense "
+        "model does, empty where neither fits. Under each ratio stands what decides. A row is a "
+        "length of prompt and of answer."
     )
     absent: ClassVar[str] = "There is no pair of an MoE and a dense model."
     order: ClassVar[int] = 30
@@ -247,7 +248,8 @@ def _said(row: Row | None, length: str) -> str:
         held = number(row[f"{name}_sequences_per_gpu"])
         speed = seconds(row[f"{name}_time_per_token_s"])
         lines.append(
-            f"{row[name]} ({row[f'{name}_split']}): {number(made)} tokens/s a GPU, {held} sequences a GPU, {speed} a token"
+            f"{row[name]} ({row[f'{name}_split']}): {number(made)} tokens/s a GPU, {held} "
+            f"sequences a GPU, {speed} a token"
         )
     if row["winner"] is None:
         lines.append("alike" if row["ratio"] else "neither fits")

@@ -23,10 +23,12 @@ class Front(Frozen):
     title: ClassVar[str] = "Tokens of a GPU against tokens of a user"
     section: ClassVar[str] = "Speed and cost"
     definition: ClassVar[str] = (
-        "Output tokens per second, on logarithmic axes; further up is cheaper, further right is faster for the reader. Lines are "
-        "the best that each model can do on busy GPUs, in closed form, whatever the targets, with GPUs of their own for prompts where "
-        "that is better. Large marks were simulated at the planned traffic, on a cluster that is paid for whole. Hover or tap for the "
-        "whole deployment; pareto.csv holds every point."
+        "Output tokens per second, on logarithmic axes; further up is cheaper, "
+        "further right is faster for the reader. Lines are the best that each model can do on "
+        "busy GPUs, in closed form, whatever the targets, with GPUs of their own for prompts "
+        "where that is better. Large marks were simulated at the planned traffic, "
+        "on a cluster that is paid for whole. Hover or tap for the whole deployment; "
+        "pareto.csv holds every point."
     )
     absent: ClassVar[str] = "No deployment was judged."
     order: ClassVar[int] = 20

@@ -22,8 +22,8 @@ class Losses(Wide):
     title: ClassVar[str] = "When nodes are lost"
     section: ClassVar[str] = "When nodes fail"
     definition: ClassVar[str] = (
-        "The recommended deployment on what is left of its cluster, at the same traffic: filled bars where every target is still met, "
-        "hollow ones where one is missed."
+        "The recommended deployment on what is left of its cluster, at the same traffic: "
+        "filled bars where every target is still met, hollow ones where one is missed."
     )
     absent: ClassVar[str] = "No loss was simulated."
     order: ClassVar[int] = 50

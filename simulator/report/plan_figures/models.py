@@ -20,8 +20,9 @@ class Models(Wide):
     title: ClassVar[str] = "The cheapest deployment of each model"
     section: ClassVar[str] = "Models against each other"
     definition: ClassVar[str] = (
-        "Cost per hour of the cheapest cluster on which the model meets every target; striped bars are dense models. Models that are "
-        "not shown do not meet every target on any cluster within the limits."
+        "Cost per hour of the cheapest cluster on which the model meets every target; "
+        "striped bars are dense models. Models that are not shown do not meet every target on any "
+        "cluster within the limits."
     )
     absent: ClassVar[str] = "No model meets the targets."
     order: ClassVar[int] = 10

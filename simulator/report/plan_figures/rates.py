@@ -23,9 +23,10 @@ class Rates(Wide):
     title: ClassVar[str] = "MoE over dense, as the traffic grows"
     section: ClassVar[str] = "Models against each other"
     definition: ClassVar[str] = (
-        "Cost per hour of the cheapest mixture of experts over that of the cheapest dense model at the same targets, each on the "
-        "cluster that it needs at that traffic, on logarithmic axes. Below the line at 1 the mixture of experts is cheaper. The dotted "
-        "line is the planned traffic."
+        "Cost per hour of the cheapest mixture of experts over that of the cheapest dense model "
+        "at the same targets, each on the cluster that it needs at that traffic, "
+        "on logarithmic axes. Below the line at 1 the mixture of experts is cheaper. "
+        "The dotted line is the planned traffic."
     )
     absent: ClassVar[str] = "There is no pair of an MoE and a dense model."
     order: ClassVar[int] = 11

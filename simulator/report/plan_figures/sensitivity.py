@@ -21,8 +21,9 @@ class Sensitivity(Wide):
     title: ClassVar[str] = "What the cost hangs on"
     section: ClassVar[str] = "What if"
     definition: ClassVar[str] = (
-        "Each change alone, with the best deployment chosen anew: its cost per hour over today's, on a logarithmic axis, the largest "
-        "change first; dearer to the right, cheaper to the left. Colours are those of the models that are then the best choice."
+        "Each change alone, with the best deployment chosen anew: its cost per hour over today's, "
+        "on a logarithmic axis, the largest change first; dearer to the right, "
+        "cheaper to the left. Colours are those of the models that are then the best choice."
     )
     absent: ClassVar[str] = "No change was tried."
     order: ClassVar[int] = 40

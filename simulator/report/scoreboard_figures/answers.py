@@ -19,7 +19,8 @@ class AnswersFigure(Frozen):
     title: ClassVar[str] = "Rows that are answered"
     section: ClassVar[str] = "Bands and answers"
     definition: ClassVar[str] = (
-        "Outside the domain that was measured a prediction is extrapolated, and its band is wider; where nothing can be said, nothing is."
+        "Outside the domain that was measured a prediction is extrapolated, "
+        "and its band is wider; where nothing can be said, nothing is."
     )
     absent: ClassVar[str] = "Nothing was measured."
     order: ClassVar[int] = 31

@@ -23,7 +23,8 @@ class Bias(Frozen):
     title: ClassVar[str] = "Predicted over measured"
     section: ClassVar[str] = "Errors"
     definition: ClassVar[str] = (
-        "Boxes hold the middle half of the rows, whiskers 80 %; the mark is the median. Right of 1 a prediction is too large."
+        "Boxes hold the middle half of the rows, whiskers 80 %; the mark is the median. "
+        "Right of 1 a prediction is too large."
     )
     absent: ClassVar[str] = "No measured row was answered."
     order: ClassVar[int] = 21

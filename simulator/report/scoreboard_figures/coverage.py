@@ -20,8 +20,9 @@ class Coverage(Frozen):
     title: ClassVar[str] = "Measurements inside their bands"
     section: ClassVar[str] = "Bands and answers"
     definition: ClassVar[str] = (
-        "Share of answered rows whose measurement lies between the prediction's low and high. They are meant to hold 80 %: the strip "
-        f"is {100 * BANDS_HOLD[0]:.0f} % to {100 * BANDS_HOLD[1]:.0f} %. Above it bands are too wide, below too narrow."
+        "Share of answered rows whose measurement lies between the prediction's low and high. "
+        f"They are meant to hold 80 %: the strip is {100 * BANDS_HOLD[0]:.0f} % "
+        f"to {100 * BANDS_HOLD[1]:.0f} %. Above it bands are too wide, below too narrow."
     )
     absent: ClassVar[str] = "No answered row has a band."
     order: ClassVar[int] = 30

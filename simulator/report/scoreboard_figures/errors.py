@@ -24,8 +24,9 @@ class Errors(Frozen):
     title: ClassVar[str] = "Share of rows within an error"
     section: ClassVar[str] = "Errors"
     definition: ClassVar[str] = (
-        "The share of answered rows whose absolute error, relative to the measurement, is at most so large. Higher and further "
-        "left is better; the dotted lines are the median and the 90th percentile."
+        "The share of answered rows whose absolute error, relative to the measurement, "
+        "is at most so large. Higher and further left is better; "
+        "the dotted lines are the median and the 90th percentile."
     )
     absent: ClassVar[str] = "No measured row was answered."
     order: ClassVar[int] = 20

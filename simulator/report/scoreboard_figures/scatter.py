@@ -38,8 +38,9 @@ class Scatter(Frozen):
     title: ClassVar[str] = "Prediction against measurement"
     section: ClassVar[str] = "Predicted against measured"
     definition: ClassVar[str] = (
-        f"A point a measured row, on logarithmic axes; on the line they agree, and the band is {100 * _BAND:.0f} % off either way. Of "
-        f"more than {_MOST_POINTS} rows as many were drawn at random."
+        "A point a measured row, on logarithmic axes; on the line they agree, "
+        f"and the band is {100 * _BAND:.0f} % off either way. Of more than {_MOST_POINTS} rows as "
+        "many were drawn at random."
     )
     absent: ClassVar[str] = "No measured row was answered."
     order: ClassVar[int] = 10
@@ -124,4 +125,7 @@ def _said(row: dict[Any, Any], unit: str) -> str:
         style.short(html.escape(str(row[key]), quote=False), _LONGEST_NAME)
         for key in ("group", "subject")
     )
-    return f"{group}<br>row {subject}<br>{shown[0]} measured, {shown[1]} predicted ({predicted / measured - 1:+.0%})"
+    return (
+        f"{group}<br>row {subject}<br>{shown[0]} measured, {shown[1]} predicted "
+        f"({predicted / measured - 1:+.0%})"
+    )

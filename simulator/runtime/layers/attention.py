@@ -49,12 +49,14 @@ def supported(mixer: Mixer, where: str) -> GroupedQueryAttention:
     """
     if not isinstance(mixer, GroupedQueryAttention):
         raise UserError(
-            f"{where}: mixers of kind '{mixer.kind}' can be simulated, but not executed; execution has gqa only"
+            f"{where}: mixers of kind '{mixer.kind}' can be simulated, but not executed; "
+            "execution has gqa only"
         )
     for field in ("has_output_gate", "num_sinks", "norms"):
         if getattr(mixer, field):
             raise UserError(
-                f"{where}: attention with {field} = {getattr(mixer, field)} can be simulated, but not executed"
+                f"{where}: attention with {field} = {getattr(mixer, field)} can be "
+                "simulated, but not executed"
             )
     return mixer
 
@@ -68,7 +70,8 @@ class Attention(nn.Module):
         super().__init__()
         if spec.num_kv_heads % part.size:
             raise UserError(
-                f"tensor parallelism of {part.size} must divide the {spec.num_kv_heads} key-value heads to be executed"
+                f"tensor parallelism of {part.size} must divide the {spec.num_kv_heads} key-value "
+                "heads to be executed"
             )
         self.spec, self.hidden_size, self.part = spec, hidden_size, part
         self.num_heads, self.num_kv_heads = (

@@ -112,7 +112,8 @@ def _check_whole_blocks(bounds: tuple[int, int], pruning: Pruning) -> None:
     if any(bound % size for bound in bounds):
         first, end = bounds
         raise UserError(
-            f"pruning '{pruning.kind}' cannot be split at features {first} and {end}: not multiples of {size}"
+            f"pruning '{pruning.kind}' cannot be split at features {first} and {end}: "
+            f"not multiples of {size}"
         )
 
 

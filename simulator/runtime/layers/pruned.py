@@ -52,7 +52,8 @@ def kept(matrix: Tensor, pruning: Pruning) -> Tensor:
 def _check_whole(matrix: Tensor, rows: int, columns: int, pruning: Pruning) -> None:
     if matrix.shape[0] % rows or matrix.shape[1] % columns:
         raise UserError(
-            f"pruning '{pruning.kind}' needs matrices of whole {rows} x {columns} blocks, got {list(matrix.shape)}"
+            f"pruning '{pruning.kind}' needs matrices of whole {rows} x {columns} blocks, "
+            f"got {list(matrix.shape)}"
         )
 
 
@@ -78,7 +79,8 @@ class PrunedMatrix(nn.Module):
             and not isinstance(self.pruning, TwoFour)
         ):
             raise UserError(
-                f"pruning '{self.pruning.kind}' needs fp32 on a CPU, which has no sparse product in {like.dtype}"
+                f"pruning '{self.pruning.kind}' needs fp32 on a CPU, which has no sparse "
+                f"product in {like.dtype}"
             )
         weights = (matrix * mask).to(like)
         self.num_stored = int(mask.sum())

@@ -137,9 +137,10 @@ def headline(rows: list[Outcome]) -> str:
         next(row for row in rows if row.model == name) for name in (MOE, SAME_TOTAL, SAME_ACTIVE)
     )
     return (
-        f"After {moe.seconds:.3g} s of its own compute the mixture of experts reached a held-out loss of {moe.held_out_loss:.2f} nats "
-        f"a byte; in the same time the dense model of the same total size reached {total.same_time_loss:.2f} and the one of the same "
-        f"active size {active.same_time_loss:.2f}: {_fastest(moe, total, active)}."
+        f"After {moe.seconds:.3g} s of its own compute the mixture of experts reached a held-out "
+        f"loss of {moe.held_out_loss:.2f} nats a byte; in the same time the dense model of the "
+        f"same total size reached {total.same_time_loss:.2f} and the one of the same active "
+        f"size {active.same_time_loss:.2f}: {_fastest(moe, total, active)}."
     )
 
 
@@ -149,8 +150,9 @@ def findings(rows: list[Outcome]) -> list[str]:
     said = [f"{_time(row)}." for row in twins]
     same = [f"the {_WORDS[row.model]} {_difference(row.above_moe)}" for row in twins]
     said.append(
-        f"On the same {moe.tokens:,} tokens, whatever they took, the mixture of experts ended at {moe.held_out_loss:.3f}, "
-        f"{' and '.join(same)} (nats a byte; standard error over sequences)."
+        f"On the same {moe.tokens:,} tokens, whatever they took, the mixture of experts ended "
+        f"at {moe.held_out_loss:.3f}, {' and '.join(same)} (nats a byte; "
+        "standard error over sequences)."
     )
     longer = [
         f"{row.seconds / moe.seconds:.2f} times as long for the {_WORDS[row.model]}"
@@ -158,8 +160,9 @@ def findings(rows: list[Outcome]) -> list[str]:
     ]
     said.append(f"Those tokens took {' and '.join(longer)} as for the mixture of experts.")
     said.append(
-        "One seed, one learning rate for all, none tuned, on this machine's processor: it says nothing of larger models or longer "
-        "training. In each run a model's learning rate falls to its end, so its last loss is what a run of that length gives."
+        "One seed, one learning rate for all, none tuned, on this machine's processor: "
+        "it says nothing of larger models or longer training. In each run a model's learning rate "
+        "falls to its end, so its last loss is what a run of that length gives."
     )
     return said
 
@@ -182,7 +185,10 @@ def _fastest(moe: Outcome, *twins: Outcome) -> str:
 def _time(row: Outcome) -> str:
     name = f"The {_WORDS[row.model]}"
     if row.seconds_to_moe_loss is None:
-        return f"{name} did not reach the mixture's loss in any run; its longest took {row.seconds:.3g} s and ended at {row.held_out_loss:.2f}"
+        return (
+            f"{name} did not reach the mixture's loss in any run; "
+            f"its longest took {row.seconds:.3g} s and ended at {row.held_out_loss:.2f}"
+        )
     return f"{name} needed {row.seconds_to_moe_loss:.3g} s to reach the mixture's loss"
 
 

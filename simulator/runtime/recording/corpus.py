@@ -104,8 +104,9 @@ def read_corpus(folder: Path | None, seed: int, context: int) -> Corpus:
     if not found:
         num_files, num_bytes = _size(domains)
         raise UserError(
-            f"{description}: too little text: {num_bytes:,} bytes in {num_files} text files; "
-            f"at least {2 * _needed(context):,} bytes are needed, in two files or more of a subfolder (a domain)"
+            f"{description}: too little text: {num_bytes:,} bytes in {num_files} text files; at "
+            f"least {2 * _needed(context):,} bytes are needed, in two files or more of a "
+            "subfolder (a domain)"
         )
     return Corpus(dict(sorted(found.items())), description)
 
@@ -130,7 +131,8 @@ def _files_by_domain(folder: Path | None) -> tuple[dict[str, list[Path]], str]:
         domains = _grouped(root, _stdlib_theme, _STDLIB_SUFFIXES)
         if not domains:
             raise UserError(
-                f"{root}: Python's standard library has no sources here; name a folder of text files with --text"
+                f"{root}: Python's standard library has no sources here; "
+                "name a folder of text files with --text"
             )
         return domains, f"the standard library of Python {version}"
     if not folder.exists():
@@ -140,7 +142,8 @@ def _files_by_domain(folder: Path | None) -> tuple[dict[str, list[Path]], str]:
     domains = _grouped(folder, _subfolder, None)
     if not domains:
         raise UserError(
-            f"--text {folder}: no text in it; name a folder of UTF-8 text files, a subfolder for each domain"
+            f"--text {folder}: no text in it; name a folder of UTF-8 text files, "
+            "a subfolder for each domain"
         )
     return domains, f"--text {folder}"
 

@@ -84,8 +84,9 @@ def record_transformers(
         domain_Q=[domain for domain, _ in sequences],
         num_experts=_number(config, _NUM_EXPERTS, name),
         provenance=(
-            f"{name} ({type(model).__name__}), run by transformers {transformers.__version__} and torch {torch.__version__}; "
-            f"{done:,} tokens of {where}, {tokenised}; sequences of {context} tokens"
+            f"{name} ({type(model).__name__}), run by transformers {transformers.__version__} and "
+            f"torch {torch.__version__}; {done:,} tokens of {where}, {tokenised}; "
+            f"sequences of {context} tokens"
         ),
     )
 
@@ -113,7 +114,8 @@ def _listening(model: Any) -> Iterator[list[Tensor]]:
                 hooks.append(router.register_forward_hook(_keeper(model, chosen)))
     if not hooks:
         raise UserError(
-            f"{type(model).__name__}: has no router (a module 'gate' or 'router' beside 'experts'); is it a mixture of experts?"
+            f"{type(model).__name__}: has no router (a module 'gate' or 'router' beside "
+            "'experts'); is it a mixture of experts?"
         )
     try:
         yield chosen
@@ -150,8 +152,8 @@ def _keeper(model: Any, chosen: list[Tensor]) -> Callable[[nn.Module, Any, Any],
             chosen.append(logits[-1].reshape(-1, num_experts).topk(top_k, dim=-1).indices)
         else:
             raise UserError(
-                f"{type(model).__name__}: its router {type(router).__name__} returns no expert ids, nor logits that alone decide, so "
-                "what it chooses is not known"
+                f"{type(model).__name__}: its router {type(router).__name__} returns no expert "
+                "ids, nor logits that alone decide, so what it chooses is not known"
             )
 
     return keep

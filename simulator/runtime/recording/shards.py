@@ -65,5 +65,7 @@ def record_shards(
         seq_lens_Q=np.full(len(domains), execution.prompt_tokens, dtype=np.int64),
         domain_Q=domains,
         num_experts=job.moe.num_experts,
-        provenance=f"{provenance} torch {torch.__version__}, {backend.size} shards, seed {job.seed}.",
+        provenance=(
+            f"{provenance} torch {torch.__version__}, {backend.size} shards, seed {job.seed}."
+        ),
     )

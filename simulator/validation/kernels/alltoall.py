@@ -130,7 +130,8 @@ def _answer(answers: Answers, part: Part) -> None:
     fit = kernels.get(part.operation) if kernels and part.operation in _OPERATIONS else None  # type: ignore[call-overload]
     for place in part.places:
         answers.group[place] = (
-            f"{part.gpu} {part.engine} {part.kernels}{' ' + part.operation if part.is_whole_row else ''}"
+            f"{part.gpu} {part.engine} "
+            f"{part.kernels}{' ' + part.operation if part.is_whole_row else ''}"
         )
     if found is None or fit is None or part.accelerator is None:
         why = _no_fit(part, None if found is None else found[1])
@@ -177,7 +178,10 @@ def _no_fit(part: Part, calibration: Calibration | None) -> str:
         return f"no calibrated accelerator '{part.gpu}'"
     known = calibration.exchange.get(part.kernels)
     if known is None:
-        return f"no constants for the kernels '{part.kernels}'; known: {', '.join(calibration.exchange)}"
+        return (
+            f"no constants for the kernels '{part.kernels}'; "
+            f"known: {', '.join(calibration.exchange)}"
+        )
     return f"{part.kernels} kernels have no operation '{part.operation}'; known: {', '.join(known)}"
 
 

@@ -123,7 +123,8 @@ def _answer_group(
         elif is_module not in _TIMED[engine]:
             doubts.append(
                 Doubt(
-                    f"of {engine}, {'whole blocks' if not is_module else 'kernels alone'} were measured"
+                    f"of {engine}, {'whole blocks' if not is_module else 'kernels alone'} were "
+                    "measured"
                 )
             )
     quantities = dict(zip(SIZES, sizes, strict=True)) | {"context": sizes[1] + sizes[2]}

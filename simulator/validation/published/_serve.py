@@ -65,7 +65,10 @@ class Served:
         parts = ", ".join(
             f"{phase} {share:.0%}" for phase, share in self.shares.items() if share >= 0.005
         )
-        return f"{running:.0f} requests at once on a replica, room for {self.plan.capacity.tokens:,} KV tokens; {parts}"
+        return (
+            f"{running:.0f} requests at once on a replica, room "
+            f"for {self.plan.capacity.tokens:,} KV tokens; {parts}"
+        )
 
     def reply(self, value: float, status: str = "") -> Reply:
         """``value``, a rate, with the band of the parts that the time is made of."""

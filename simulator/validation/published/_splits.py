@@ -126,7 +126,10 @@ def trends(found: Sequence[tuple[Pair, Row]], text: str = "EP : TP") -> list[Row
         rows.append(
             {
                 "group": group + BY_LOAD,
-                "subject": f"{text}, c{int(loads.max())} over c{int(loads.min())}, {sweep} on {point.decode.num_ranks}",
+                "subject": (
+                    f"{text}, c{int(loads.max())} over c{int(loads.min())}, {sweep} "
+                    f"on {point.decode.num_ranks}"
+                ),
                 "quantity": "ratio",
                 "unit": "x",
                 "measured": measured,

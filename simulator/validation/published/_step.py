@@ -33,7 +33,10 @@ class Step(NamedTuple):
         parts = ", ".join(
             f"{phase} {share:.0%}" for phase, share in self.shares.items() if share >= 0.005
         )
-        return f"step of {self.seconds * 1e3:.1f} ms: {parts}; busiest rank {self.imbalance:.2f} x the mean"
+        return (
+            f"step of {self.seconds * 1e3:.1f} ms: {parts}; busiest "
+            f"rank {self.imbalance:.2f} x the mean"
+        )
 
 
 def run_one(deployment: Mapping[str, Any], num_sequences: int, new: int, context: int) -> Step:

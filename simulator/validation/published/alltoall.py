@@ -61,7 +61,10 @@ class Alltoall(Frozen):
         measured = [_latency_us(row) for _, row in table.iterrows()]
         groups = [f"all-to-all, {library}" for library in table["library"]]
         subjects = [
-            f"{row.library} {row.mode} {row.op} EP{row.ep} {row.tokens_per_rank} tokens, {row.conditions}"
+            (
+                f"{row.library} {row.mode} {row.op} EP{row.ep} {row.tokens_per_rank} "
+                f"tokens, {row.conditions}"
+            )
             for row in table.itertuples()
         ]
         count = len(table)

@@ -229,7 +229,10 @@ def _answer(case: _Row) -> Reply:
             parts=(*reply.parts, unknown),
         )
     return reply._replace(
-        because=f"{case.num_gpus // best[1].plan.layout.tp} replicas of TP {best[1].plan.layout.tp}; {reply.because}"
+        because=(
+            f"{case.num_gpus // best[1].plan.layout.tp} replicas of "
+            f"TP {best[1].plan.layout.tp}; {reply.because}"
+        )
     )
 
 
@@ -249,7 +252,8 @@ def _reached(case: _Row) -> tuple[float, Served]:
     limits = (case.ttft_s or benchmark.ttft_s, case.tpot_s or benchmark.tpot_s)
     if not all(limits):
         raise UserError(
-            f"{case.benchmark}: the limits of its server scenario are not known; add ttft_limit_ms and tpot_limit_ms"
+            f"{case.benchmark}: the limits of its server scenario are not known; "
+            "add ttft_limit_ms and tpot_limit_ms"
         )
     mean_output = float(offline.requests.num_output.mean())
     # An offline run ends with few requests at once, so a server that is never empty may do better.

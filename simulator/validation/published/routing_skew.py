@@ -76,7 +76,8 @@ def _answer(model: str, metric: str) -> Reply:
         raise UserError("no imbalance of ranks or slots")
     if metric.startswith("layer"):
         raise UserError(
-            "which layer is how uneven is drawn at random, so no single layer's imbalance is predicted"
+            "which layer is how uneven is drawn at random, so no single layer's "
+            "imbalance is predicted"
         )
     name = model_name(model)
     moe = load_model(name, name).moe

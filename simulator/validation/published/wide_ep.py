@@ -273,9 +273,9 @@ def _batch(phase: str, text: str, *, is_spread: bool) -> tuple[int, int, int, fl
         or _number(r"\bbs\s*(\d+)", text)
         or (_DECODE_BATCH if is_spread else 0)
     )
-    if (
-        "mtp" in text
-    ):  # each sequence checks two tokens, as two sequences of one, and the drafted one is accepted now and then
+    if "mtp" in text:
+        # Each sequence checks two tokens, as two sequences of one, and the drafted one is accepted
+        # now and then.
         accepted = (_number(r"accept\w* (\d+)\s*%", text) or 60.0) / 100
         return 2 * sequences, 1, cached, (1.0 + accepted) / 2
     return sequences, 1, cached + output // 2, 1.0

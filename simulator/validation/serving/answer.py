@@ -330,4 +330,7 @@ def _status(found: Deployment, point: Point, plan: Plan) -> tuple[str, bool]:
 
 
 def _group(point: Point, found: Deployment) -> str:
-    return f"{point.system.lower().removesuffix('_sxm')} {point.engine} {MOE if found.model.moe else DENSE}"
+    return (
+        f"{point.system.lower().removesuffix('_sxm')} {point.engine} "
+        f"{MOE if found.model.moe else DENSE}"
+    )

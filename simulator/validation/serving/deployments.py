@@ -104,7 +104,10 @@ def deployment_of(point: Point) -> Deployment:
     if point.engine == "sglang" and point.is_ranged and not point.version:
         guesses = (
             *guesses,
-            "kernels of an SGLang whose release is not said may be compiled while the first requests wait",
+            (
+                "kernels of an SGLang whose release is not said may be compiled while the "
+                "first requests wait"
+            ),
         )
     if point.decode.pp > 1:
         guesses = (*guesses, "no measured point had pipeline stages")

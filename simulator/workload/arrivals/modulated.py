@@ -63,11 +63,13 @@ class Modulated(Frozen):
     def _is_feasible(self) -> Self:
         if self.rate_per_s * self.span_s < FEWEST_REQUESTS:
             raise ValueError(
-                f"span_s ({self.span_s}) is too short for a request at rate_per_s ({self.rate_per_s})"
+                f"span_s ({self.span_s}) is too short for a request at rate_per_s "
+                f"({self.rate_per_s})"
             )
         if self._cells_per_part() * len(self.profile) > _MAX_CELLS:
             raise ValueError(
-                f"span_s ({self.span_s}) is too long for the shortest swing or pause; keep the ratio below 500000"
+                f"span_s ({self.span_s}) is too long for the shortest swing or pause; "
+                "keep the ratio below 500000"
             )
         return self
 

@@ -64,7 +64,8 @@ class QuantileMarginal(Frozen):
     def _is_a_table(self) -> Self:
         if len(self.probabilities) != len(self.lengths):
             raise ValueError(
-                f"probabilities ({len(self.probabilities)}) and lengths ({len(self.lengths)}) must be as many"
+                f"probabilities ({len(self.probabilities)}) and lengths "
+                f"({len(self.lengths)}) must be as many"
             )
         if self.probabilities[0] != 0 or self.probabilities[-1] != 1:
             raise ValueError("probabilities must begin with 0 and end with 1")

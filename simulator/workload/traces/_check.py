@@ -71,7 +71,8 @@ def checked(raw: RawRequests) -> RequestTrace:
         row, before = order[back[0] + 1], order[back[0]]
         earlier_s = time_s[before] - time_s[row]
         raise UserError(
-            f"{raw.path}, {raw.line(int(row))}: {raw.names[0]} lies {earlier_s:.6g} s before that of the row above; sort the rows by it"
+            f"{raw.path}, {raw.line(int(row))}: {raw.names[0]} lies {earlier_s:.6g} s before that "
+            "of the row above; sort the rows by it"
         )
     starts, ids = np.zeros(0, np.int64), np.zeros(0, np.int64)
     if raw.prefix_starts is not None and raw.prefix_ids is not None:

@@ -165,7 +165,8 @@ def _csv_rows(path: Path, data: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             if len(row) != len(header):
                 raise UserError(
-                    f"{path}, line {reader.line_num}: has {len(row)} columns, the header has {len(header)}"
+                    f"{path}, line {reader.line_num}: has {len(row)} columns, the header "
+                    f"has {len(header)}"
                 )
             yield reader.line_num, dict(zip(header, row, strict=True))
     except csv.Error as error:

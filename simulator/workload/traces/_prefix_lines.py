@@ -52,8 +52,8 @@ def read_prefix_lines(
     if seconds_per_tick != 1.0 and fractional.any():
         row = int(np.argmax(fractional))
         raise UserError(
-            f"{path}, line {line_of(data, row, 0)}: timestamp must be whole milliseconds in a {title}, got {timestamps[row]}; "
-            "multiply by 1000 if it is in seconds"
+            f"{path}, line {line_of(data, row, 0)}: timestamp must be whole milliseconds in "
+            f"a {title}, got {timestamps[row]}; multiply by 1000 if it is in seconds"
         )
     if with_blocks:
         _check_blocks(
@@ -90,6 +90,6 @@ def _check_blocks(
     if wrong.any():
         row = int(np.argmax(wrong))
         raise UserError(
-            f"{path}, line {line_of(data, row, 0)}: {num_ids[row]} hash_ids for input_length {num_input[row]}; "
-            f"blocks of {block_tokens} tokens need {expected[row]}"
+            f"{path}, line {line_of(data, row, 0)}: {num_ids[row]} hash_ids for "
+            f"input_length {num_input[row]}; blocks of {block_tokens} tokens need {expected[row]}"
         )

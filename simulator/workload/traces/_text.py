@@ -7,7 +7,10 @@ CHARACTERS_PER_TOKEN = 4.0
 page says the same). Wrong by 10-30 % for code, and by a factor of two or more for Chinese: count
 tokens with the model's own tokenizer where it matters."""
 
-APPROXIMATION = f"tokens estimated from text at {CHARACTERS_PER_TOKEN:g} characters each; count them with the model's tokenizer"
+APPROXIMATION = (
+    f"tokens estimated from text at {CHARACTERS_PER_TOKEN:g} characters each; "
+    "count them with the model's tokenizer"
+)
 
 
 def estimated_tokens(text: str) -> int:

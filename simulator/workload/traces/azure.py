@@ -35,7 +35,10 @@ class Azure(Frozen):
         notes: tuple[str, ...] = ()
         if has_images and columns["NumImages"].any():
             notes = (
-                f"{int((columns['NumImages'] > 0).sum())} requests carry images, which count only through ContextTokens",
+                (
+                    f"{int((columns['NumImages'] > 0).sum())} requests carry images, "
+                    "which count only through ContextTokens"
+                ),
             )
         ticks_ns = columns["TIMESTAMP"]
         return checked(

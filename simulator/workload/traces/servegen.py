@@ -94,7 +94,10 @@ class ServeGen(Frozen):
                 names=("time", "input_tokens", "output_tokens"),
                 drops_empty=True,
                 notes=(
-                    f"drawn from the fitted rates and lengths of {len(clients)} clients with a fixed seed",
+                    (
+                        f"drawn from the fitted rates and lengths of {len(clients)} clients "
+                        "with a fixed seed"
+                    ),
                 ),
             )
         )
@@ -129,7 +132,8 @@ def _windows(where: str, text: str) -> list[_Window]:
             pattern = fields[3].lower()
         except (ValueError, IndexError):
             raise UserError(
-                f"{where}, line {number}: must be window_start_s, rate, cv, pattern, ..., got '{line[:60]}'"
+                f"{where}, line {number}: must be window_start_s, rate, cv, pattern, "
+                f"..., got '{line[:60]}'"
             ) from None
         is_right = (
             np.isfinite([start_s, rate_per_s, cv]).all()
@@ -138,7 +142,8 @@ def _windows(where: str, text: str) -> list[_Window]:
         )
         if not is_right or (rate_per_s > 0 and pattern and not 0.001 <= cv <= 1000):
             raise UserError(
-                f"{where}, line {number}: rate must be at least 0, cv in 0.001 .. 1000 and the pattern Gamma or Weibull, got '{line[:60]}'"
+                f"{where}, line {number}: rate must be at least 0, cv in 0.001 .. "
+                f"1000 and the pattern Gamma or Weibull, got '{line[:60]}'"
             )
         # No pattern: too few requests in the window for a fit, so they arrive as Poisson ones
         # would.
@@ -167,7 +172,8 @@ def _pdfs(where: str, text: str) -> list[tuple[float, _Pdf, _Pdf]]:
         ]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
-            f"{where}: must map window starts to input_tokens and output_tokens tables of length: probability ({error})"
+            f"{where}: must map window starts to input_tokens and output_tokens tables of length: "
+            f"probability ({error})"
         ) from None
     return sorted(pdfs, key=lambda pdf: pdf[0])
 

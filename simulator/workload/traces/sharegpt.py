@@ -40,13 +40,15 @@ class ShareGPT(Frozen):
                 texts.append(tuple(turn["value"] + "" for turn in entry["conversations"][:2]))
             except (TypeError, KeyError):
                 raise UserError(
-                    f"{path}, entry {number}: conversations must be a list of turns with a text 'value'"
+                    f"{path}, entry {number}: conversations must be a list of turns "
+                    "with a text 'value'"
                 ) from None
         pairs = [pair for pair in texts if len(pair) == 2]
         notes = [APPROXIMATION]
         if len(pairs) < len(texts):
             notes.append(
-                f"{len(texts) - len(pairs)} of {len(texts)} conversations of fewer than two turns left out"
+                f"{len(texts) - len(pairs)} of {len(texts)} conversations of fewer "
+                "than two turns left out"
             )
         return checked(
             RawRequests(

@@ -129,7 +129,8 @@ def _read_parquet(path: Path, kinds: dict[str, Kind]) -> Columns:
             column = column.cast(types[kind])
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise UserError(
-                f"{path}: column {name} must hold {'lists of whole' if kind == 'ids' else kind} numbers: {error}"
+                f"{path}: column {name} must "
+                f"hold {'lists of whole' if kind == 'ids' else kind} numbers: {error}"
             ) from None
         if kind == "ids":
             ids = [

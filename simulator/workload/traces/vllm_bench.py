@@ -58,7 +58,8 @@ class VllmBench(Frozen):
         time_s = None
         if concurrency is not None:
             notes.append(
-                f"a closed loop of {concurrency}: the benchmark sent as fast as its max_concurrency allowed"
+                f"a closed loop of {concurrency}: the benchmark sent as fast as its "
+                "max_concurrency allowed"
             )
         elif "start_times" in result:
             time_s = _numbers(path, result, "start_times", len(num_input))

@@ -1,0 +1,84 @@
+"""Every figure of an answer lies in its band, and every deployment in an answer has bands."""
+
+import pytest
+
+from simulator.planner.row_bands import held
+from tests.laws.tiny_question import answer
+
+
+def figures(value):
+    """All figures of an answer that have a band, with it."""
+    if isinstance(value, dict):
+        for name in value:
+            if f"{name}_low" in value:
+                yield value[name], value[f"{name}_low"], value[f"{name}_high"]
+            yield from figures(value[name])
+    elif isinstance(value, list):
+        for one in value:
+            yield from figures(one)
+
+
+def test_every_band_holds_its_figure():
+    banded = [(one, low, high) for one, low, high in figures(answer()) if one is not None]
+    assert len(banded) > 100
+    for one, low, high in banded:
+        assert low is None or low <= one * (1 + 1e-12)
+        assert high is None or one <= high * (1 + 1e-12)
+    assert held("gpus", None, (1.0, 2.0)) == {}
+
+
+def test_every_deployment_has_bands():
+    named = {
+        "cost_per_hour",
+        "cost_per_million_output_tokens",
+        "gpus",
+        "output_tokens_per_s",
+        "ttft_s.p90",
+        "tpot_s.p90",
+    }
+    everywhere = [
+        *answer()["candidates"],
+        *answer()["best_of_each_model"].values(),
+        answer()["moe_vs_dense"]["moe"],
+    ]
+    for row in everywhere:
+        assert row["band"] in ("simulated", "closed form")
+        assert all(f"{name}_low" in row for name in named)
+    assert sum(row["is_best_probability"] for row in answer()["candidates"]) == pytest.approx(
+        1.0, abs=0.02
+    )
+    assert all(
+        row["none_cheaper_probability"] >= row["is_best_probability"]
+        for row in answer()["candidates"]
+    )
+    for name in ("cost_ratio", "cost_per_hour"):
+        assert all(f"{name}_low" in row for row in answer()["sensitivity"])
+    assert all("goodput_per_s_low" in row and "note" in row for row in answer()["losses"])
+    assert all("gpus_low" in row for row in answer()["spare_nodes"])
+    assert (
+        answer()["recommended"]["headroom_low"]
+        <= answer()["recommended"]["headroom"]
+        <= answer()["recommended"]["headroom_high"]
+    )
+    points = answer()["pareto"]
+    assert {point["kind"] for point in points} == {"closed form", "simulated"}
+    assert all(
+        point["tokens_per_s_user_low"]
+        <= point["tokens_per_s_user"]
+        <= point["tokens_per_s_user_high"]
+        for point in points
+    )
+
+
+def test_a_cell_of_the_map_has_a_band():
+    cells = [row for row in answer()["crossover"]["cells"] if row["fits"]]
+    assert cells
+    for row in cells:
+        assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+        assert row["moe_requests_per_s_gpu"] * row["output"] == pytest.approx(
+            row["moe_tokens_per_s_gpu"], rel=1e-3
+        )
+    same_time = [
+        row for row in answer()["crossover"]["at_same_time"] if row["ratio_low"] is not None
+    ]
+    assert all(row["ratio_low"] <= row["ratio"] <= row["ratio_high"] for row in same_time)

@@ -1,0 +1,105 @@
+"""Laws of two deployments beside each other: what they share cancels, and what is there twice beats
+itself.
+"""
+
+import math
+
+import numpy as np
+import pytest
+
+from simulator.planner.confidence import Costs, Doubted, over
+from simulator.planner.draws import Table, band_of, firsts, none_cheaper, share
+from simulator.planner.explore import Finding, Sized
+from simulator.planner.margin import Error, margin
+from simulator.planner.row_bands import rows
+from simulator.planner.versus import _expected
+from tests.laws.tiny_question import costs, found, option, table
+
+
+def test_what_is_shared_cancels_and_the_rest_does_not():
+    """The same deployment twice: a ratio of 1 in every draw; with errors of its own or other
+    kernels the ratio has a band.
+    """
+    mine, same = costs(table(own="mine"), table(own="mine"))
+    assert band_of(over(mine, same)) == (1.0, 1.0)
+    assert (share(mine <= same, mine, same), share(mine < same, mine, same)) == (1.0, 0.0)
+    widths = []
+    for other in (table(own="theirs"), table(own="theirs", parts={"b": 1.0})):
+        mine, theirs = costs(table(own="mine"), other)
+        low, high = band_of(over(mine, theirs))
+        widths.append(high / low)
+        assert share(mine < theirs, mine, theirs) == pytest.approx(0.5, abs=0.05)
+    assert 1.1 < widths[0] < widths[1]
+
+
+def test_what_errs_together_does_not_change_the_order():
+    """Two deployments whose steps consist of the same terms: the dearer one never wins; with
+    different terms it may.
+    """
+
+    def probability(parts):
+        near = Table((0.5, 2.0), (0.5, 2.0), "", {"a": 1.0}, [0.1, 1.0, 10.0], [1, 16, 64])
+        options = option(0), option(1)
+        findings = [
+            Finding(one, Sized(size, size), None, float(size), size)
+            for one, size in zip(options, (16, 24), strict=True)
+        ]
+        tables = near, near._replace(parts=parts, gpus=[2, 24, 64])
+        drawn = Costs(found(), dict(zip(options, tables, strict=True)))
+        mine, theirs = (drawn.of(finding) for finding in findings)
+        return float((mine <= theirs).mean())
+
+    assert probability({"a": 1.0}) == 1.0
+    assert 0.5 < probability({"b": 1.0}) < 1.0
+
+
+def test_a_model_and_itself_are_alike_for_sure():
+    one = Error({"a": 0.6, "mine": 0.8}, 0.1, 0.2)
+    assert margin(1.0, one, one) == (1.0, 1.0, 0.5)
+    apart = margin(1.0, one, one._replace(weights={"a": 0.6, "theirs": 0.8}))
+    assert apart.low < 1.0 < apart.high
+    assert apart.above == pytest.approx(0.5)
+    assert margin(1.2, one, one._replace(gives=math.inf)) == (None, None, None)
+    nearer, further = (
+        margin(1.1, one, one._replace(weights={"b": 1.0})),
+        margin(1.4, one, one._replace(weights={"b": 1.0})),
+    )
+    assert 0.5 < nearer.above < further.above < 1.0
+
+
+def test_somebody_is_first_wherever_anybody_is():
+    drawn = np.exp(np.random.default_rng(1).standard_normal((5, 2000)))
+    drawn[:, :100] = np.inf
+    assert firsts(drawn).sum() == pytest.approx(0.95)
+    assert none_cheaper(drawn) == pytest.approx(firsts(drawn))
+    twice = np.concatenate([drawn, drawn])
+    assert firsts(twice) == pytest.approx([*firsts(drawn), *np.zeros(5)])
+    assert none_cheaper(twice) == pytest.approx(np.tile(none_cheaper(drawn), 2))
+
+
+def test_a_deployment_that_is_there_twice_is_as_likely_the_best():
+    """Of rows that cost the same in every draw, the one listed first is taken."""
+    first = found().findings[0]
+    doubled = found()._replace(
+        findings=[
+            first,
+            Finding(first.option._replace(budget=1024), *list(vars(first).values())[1:]),
+        ]
+    )
+    own = table(own="mine")
+    drawn = Costs(doubled, {finding.option: own for finding in doubled.findings})
+    compared = Doubted(first, None, None, None, {first.option: own}, [], [], (1.0, 1.0))
+    bands = rows(
+        doubled,
+        compared._replace(slowed=[{"slower": 1.0, "measured": {}, "ratios": {}}]),
+        drawn,
+        {},
+    )
+    assert [one["is_best_probability"] for one in bands.values()] == [1.0, 0.0]
+    assert [one["none_cheaper_probability"] for one in bands.values()] == [1.0, 1.0]
+
+
+def test_pools_and_plain_replicas_of_as_many_gpus_can_be_ordered():
+    plain, pooled = option(0)._replace(replicas=2), option(0, prefill=option(0).design)
+    for rate in (0.125, 1.0, 8.0):
+        assert sorted([pooled, plain], key=lambda one: _expected(found(), one, rate))[0] == plain

@@ -1,0 +1,103 @@
+"""A question small enough to search in seconds, its answer, and deployments with made-up costs."""
+
+import copy
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from simulator.base.frozen import validate
+from simulator.config.capacity import Question
+from simulator.planner.answer import summary
+from simulator.planner.confidence import Costs
+from simulator.planner.draws import Table
+from simulator.planner.explore import Finding, Sized
+from simulator.planner.screen import Option
+from simulator.planner.search import search
+from simulator.planner.space import Design
+from simulator.planner.store import Store
+from simulator.planner.uncertainty import doubts
+from simulator.planner.whatif import Trials
+
+QUESTION = {
+    "name": "tiny",
+    "seed": 3,
+    "workload": {
+        "requests": {
+            "arrivals": {"kind": "poisson", "rate_per_s": 60.0},
+            "lengths": {"kind": "fixed", "num_input": 400, "num_output": 40},
+            "num_requests": 240,
+        }
+    },
+    "targets": {"ttft_s": {"p90": 0.6}, "tpot_s": {"p90": 0.02}},
+    "models": [{"model": "gpt-oss-20b"}, {"model": "llama-3.1-8b"}],
+    "clusters": [{"cluster": "h100-sxm", "max_gpus": 64}],
+    "space": {
+        "tp": [1],
+        "attention_dp": [1],
+        "token_budgets": [2048],
+        "redundant_experts": [0.0],
+        "overlap": ["none"],
+    },
+}
+MANY = tuple(range(1, 4001))
+
+
+def option(model, tp=1, prefill=None):
+    return Option(
+        Design(model, 0, tp, 1, 1, "", "bf16", 0, "none"),
+        2048,
+        prefill,
+        1,
+        1,
+        0.0,
+        0.0,
+        1,
+        1,
+        0.01,
+        0.1,
+    )
+
+
+def table(band=(0.8, 1.5), own="", parts=None, least=1):
+    """Of a deployment that needs GPUs in proportion to its steps' seconds."""
+    slower = np.exp(np.linspace(-2, 2, 201)).tolist()
+    return Table(
+        band,
+        band,
+        "",
+        parts or {"a": 1.0},
+        slower,
+        [max(least, round(400 * factor)) for factor in slower],
+        own=own,
+    )
+
+
+@lru_cache(maxsize=1)
+def found():
+    return search(validate(Question, QUESTION, "test"), Path(), Store(None), workers=1)
+
+
+@lru_cache(maxsize=1)
+def answer():
+    return summary(found(), doubts(found(), Store(None), workers=1))
+
+
+@lru_cache(maxsize=1)
+def roomy():
+    """As found, but that machines come in any number."""
+    space = copy.copy(found().space)
+    space.machines = [machines._replace(sizes=MANY) for machines in space.machines]
+    return found()._replace(space=space)
+
+
+def trials():
+    return Trials(found().question.model_dump_json(), str(Path()), None)
+
+
+def costs(*tables):
+    """Draws of the costs of deployments with these tables."""
+    options = [option(model) for model in range(2)][: len(tables)]
+    findings = [Finding(one, Sized(400, 400), None, 400.0, 400) for one in options]
+    drawn = Costs(roomy(), dict(zip(options, tables, strict=True)))
+    return [drawn.of(finding) for finding in findings]
