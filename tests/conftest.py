@@ -55,15 +55,27 @@ _GQA = 'kind = "gqa", num_heads = 16, num_kv_heads = 4, head_size = 64'
 _MIXERS = {
     "full": f"{{ {_GQA} }}",
     "sliding": f"{{ {_GQA}, window = 128 }}",
-    "latent": '{ kind = "mla", num_heads = 16, query_rank = 256, kv_rank = 128, nope_head_size = 64, rope_head_size = 32, value_head_size = 64 }',
-    "state": '{ kind = "mamba2", num_heads = 16, head_size = 64, state_size = 64, num_groups = 4, conv_size = 4 }',
-    "compressed": '{ kind = "compressed", num_heads = 16, head_size = 64, query_rank = 256, window = 128, compression = 128, output_groups = 4, output_rank = 64 }',
+    "latent": (
+        '{ kind = "mla", num_heads = 16, query_rank = 256, kv_rank = 128, nope_head_size = 64, '
+        "rope_head_size = 32, value_head_size = 64 }"
+    ),
+    "state": (
+        '{ kind = "mamba2", num_heads = 16, head_size = 64, state_size = 64, '
+        "num_groups = 4, conv_size = 4 }"
+    ),
+    "compressed": (
+        '{ kind = "compressed", num_heads = 16, head_size = 64, query_rank = 256, window = 128, '
+        "compression = 128, output_groups = 4, output_rank = 64 }"
+    ),
 }
 _DENSE = '{ kind = "dense", intermediate_size = 2048 }'
 _FFNS = {
     "dense": _DENSE,
     "moe": '{ kind = "moe", num_experts = 16, top_k = 2, intermediate_size = 1024 }',
-    "shared": '{ kind = "moe", num_experts = 32, top_k = 4, intermediate_size = 512, num_shared_experts = 1, shared_intermediate_size = 512 }',
+    "shared": (
+        '{ kind = "moe", num_experts = 32, top_k = 4, intermediate_size = 512, '
+        "num_shared_experts = 1, shared_intermediate_size = 512 }"
+    ),
     "one": '{ kind = "moe", num_experts = 1, top_k = 1, intermediate_size = 2048 }',
 }
 _MODELS = {
@@ -91,7 +103,10 @@ def _model_toml(name, num_layers):
             'routing = { kind = "lognormal", sigma = 0.7, num_domains = 2 }'
             if ffns != {"dense"}
             else "",
-            f"layers = [{{ repeat = {num_layers // len(pattern)}, pattern = {[list(layer) for layer in pattern]} }}]",
+            (
+                f"layers = [{{ repeat = {num_layers // len(pattern)}, pattern "
+                f"= {[list(layer) for layer in pattern]} }}]"
+            ),
             "[mixers]",
             *(f"{mixer} = {_MIXERS[mixer]}" for mixer in sorted(mixers)),
             "[ffns]",

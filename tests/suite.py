@@ -18,7 +18,10 @@ _LEFT_OUT = pytest.StashKey[int]()
 
 
 def pytest_addoption(parser):
-    told = "light: unit and contract tests and laws that need no Ray, torch or browser, nor over a second; heavy: all others"
+    told = (
+        "light: unit and contract tests and laws that need no Ray, torch or browser, "
+        "nor over a second; heavy: all others"
+    )
     parser.addoption("--part", choices=("light", "heavy"), help=told)
 
 

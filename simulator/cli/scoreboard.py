@@ -83,9 +83,12 @@ def print_board(board: Any) -> None:
 
 
 _LEGEND = (
-    "median, mean, p90: of the absolute error |predicted / measured - 1|. bias: median of predicted / measured - 1, above 0 where "
-    "predictions are too large. no answer: share of rows that are unsupported. extrapol.: answered from outside what was measured, with "
-    "a wider band. in band: share of measurements between a prediction's low and high, which are meant to hold 80 %. target: median/p90. within target here: of the errors on these rows, in sample or not."
+    "median, mean, p90: of the absolute error |predicted / measured - 1|. bias: "
+    "median of predicted / measured - 1, above 0 where predictions are too large. no answer: "
+    "share of rows that are unsupported. extrapol.: answered from outside what was measured, "
+    "with a wider band. in band: share of measurements between a prediction's low and high, "
+    "which are meant to hold 80 %. target: median/p90. within target here: "
+    "of the errors on these rows, in sample or not."
 )
 
 

@@ -17,7 +17,9 @@ from simulator.cli.scoreboard import as_numbers, print_board
 
 app = typer.Typer(
     invoke_without_command=True,
-    help="Show how far predictions are from measurements: the suites that ship, or your own tables.",
+    help=(
+        "Show how far predictions are from measurements: the suites that ship, or your own tables."
+    ),
 )
 _MEASUREMENTS = "MOESIM_MEASUREMENTS"
 
@@ -167,7 +169,8 @@ def _answer_one(
 
     if out_file is not None and not out_file.name.endswith(ENDINGS):
         raise UserError(
-            f"--out {out_file}: must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}, which says the format to write"
+            f"--out {out_file}: must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}, "
+            "which says the format to write"
         )
     if out_file is not None and table is not None and out_file.resolve() == table.resolve():
         raise UserError(f"--out {out_file}: is the table itself; name another file")

@@ -25,7 +25,8 @@ def mixer_table(read: ConfigKeys, name: str, hidden_size: int) -> Table:
     if name == "mamba2":
         if read.flag("mamba_proj_bias") or read.flag("use_bias"):
             raise read.error(
-                "mamba_proj_bias and use_bias must be false: projections with a bias are not understood"
+                "mamba_proj_bias and use_bias must be false: "
+                "projections with a bias are not understood"
             )
         return {
             "kind": "mamba2",
@@ -47,7 +48,8 @@ def _grouped_query_attention(read: ConfigKeys, name: str, hidden_size: int) -> T
     )
     if read.find("head_dim") is None and hidden_size % num_heads:
         raise read.error(
-            f"missing key 'head_dim': num_attention_heads = {num_heads} does not divide hidden_size = {hidden_size}"
+            f"missing key 'head_dim': num_attention_heads = {num_heads} does not divide "
+            f"hidden_size = {hidden_size}"
         )
     has_bias = read.flag("attention_bias")
     table: Table = {
@@ -76,7 +78,8 @@ def _qk_norms(read: ConfigKeys, num_heads: int, num_kv_heads: int, head_size: in
         kind = {"per_layer": "all"}.get(str(read.find("qk_norm_type")))
         if kind is None:
             raise read.error(
-                "use_qk_norm is true, but the size of the norms cannot be told for this architecture"
+                "use_qk_norm is true, but the size of the norms cannot be told "
+                "for this architecture"
             )
     return {"head": 2 * head_size, "all": (num_heads + num_kv_heads) * head_size}.get(
         kind or "none", 0
@@ -91,7 +94,8 @@ def _latent_attention(read: ConfigKeys) -> Table:
     nope, rope = read.size("qk_nope_head_dim"), read.size("qk_rope_head_dim")
     if read.size_or(nope + rope, "qk_head_dim") != nope + rope:
         raise read.error(
-            f"contradictory keys: qk_head_dim is not qk_nope_head_dim + qk_rope_head_dim = {nope + rope}"
+            "contradictory keys: qk_head_dim is not qk_nope_head_dim + "
+            f"qk_rope_head_dim = {nope + rope}"
         )
     table: Table = {
         "kind": "mla",

@@ -135,7 +135,8 @@ def _translate(
     for value in values:
         if value not in known:
             raise read.error(
-                f"{key} holds {value!r}, which is not understood; known are {', '.join(map(str, known))}"
+                f"{key} holds {value!r}, which is not understood; known "
+                f"are {', '.join(map(str, known))}"
             )
     return [known[value] for value in values]
 
@@ -261,7 +262,8 @@ def _is_gated(read: ConfigKeys) -> bool:
     )
     if known is None:
         raise read.error(
-            f"hidden_act is '{activation}': whether the feed-forward block has a gate cannot be told"
+            f"hidden_act is '{activation}': whether the feed-forward block has "
+            "a gate cannot be told"
         )
     return known
 
@@ -312,7 +314,8 @@ def _dtypes(read: ConfigKeys) -> tuple[str, str]:
         weight = _DTYPES.get(str(read.find("torch_dtype", "dtype")))
         if weight is None:
             raise read.error(
-                "missing key 'torch_dtype' (or dtype), one of bfloat16, float16, float32; and no quantization_config"
+                "missing key 'torch_dtype' (or dtype), one of bfloat16, float16, float32; "
+                "and no quantization_config"
             )
         experts = weight
     else:
@@ -349,7 +352,8 @@ def _quantized(read: ConfigKeys, quantization: Any) -> str:
     if shown not in _QUANTIZED:
         known = ", ".join(sorted(_QUANTIZED))
         raise read.error(
-            f"quantization_config describes '{shown}', which is not understood; choose one of: {known}"
+            f"quantization_config describes '{shown}', which is not understood; "
+            f"choose one of: {known}"
         )
     found = _QUANTIZED[shown]
     return "fp8_block" if found == "fp8" and quantization.get("weight_block_size") else found

@@ -149,11 +149,13 @@ def _make_pool(spec: DeploymentSpec, seed: int, place: str, folder: Path, taken_
     replicas = spec.replicas or free_gpus // layout.num_gpus
     if replicas * layout.num_gpus > free_gpus:
         raise UserError(
-            f"{place}: {replicas} replicas need {replicas * layout.num_gpus} GPUs{besides}, but {has}"
+            f"{place}: {replicas} replicas need {replicas * layout.num_gpus} "
+            f"GPUs{besides}, but {has}"
         )
     if spec.overlap == "two_batch" and not (model.moe is not None and layout.travels):
         raise UserError(
-            f'{place}: overlap = "two_batch" computes while tokens travel to experts, and here none do: '
+            f'{place}: overlap = "two_batch" computes while tokens travel to experts, '
+            "and here none do: "
             + (f"{model.name} is dense" if model.moe is None else "it takes attention_dp > 1")
         )
     precision = _precision(spec, model)
@@ -222,7 +224,8 @@ def _check_stages(
     )
     if isinstance(calibration, HostCalibration):
         raise UserError(
-            f"{where}: processes of one machine run no pipeline: nothing says what handing on takes there; leave pp out"
+            f"{where}: processes of one machine run no pipeline: "
+            "nothing says what handing on takes there; leave pp out"
         )
     if spec.overlap != "none":
         raise UserError(
@@ -230,12 +233,14 @@ def _check_stages(
         )
     if layout.num_gpus > per_node and per_node % ranks and ranks % per_node:
         raise UserError(
-            f"{where}: stages of {ranks} GPUs neither divide nodes of {per_node} nor fill them, so that some would lie across "
-            "nodes and others not; choose a tp x attention_dp that does"
+            f"{where}: stages of {ranks} GPUs neither divide nodes of {per_node} nor fill them, "
+            "so that some would lie across nodes and others not; "
+            "choose a tp x attention_dp that does"
         )
     if rules.balance_steps or rules.wait_steps:
         raise UserError(
-            f"{where}: balance_steps and wait_steps hold prompts of one batch back, not of {layout.pp}; leave them out"
+            f"{where}: balance_steps and wait_steps hold prompts of one batch back, "
+            f"not of {layout.pp}; leave them out"
         )
 
 
@@ -269,12 +274,14 @@ def _check_pruning(
         return
     if not any(isinstance(ffn, DenseFFN) for ffn in model.ffns.values()):
         raise UserError(
-            f"{place} [pruning]: prunes dense feed-forward blocks, and {model.name} has none; leave it out"
+            f"{place} [pruning]: prunes dense feed-forward blocks, and {model.name} "
+            "has none; leave it out"
         )
     if isinstance(calibration, HostCalibration):
         if pruning.kernels not in ("csr", "two_four", "block"):
             raise UserError(
-                f"{place} [pruning]: on a processor what is left is stored row by row; leave out format"
+                f"{place} [pruning]: on a processor what is left is stored row by "
+                "row; leave out format"
             )
         return
     table, dtype = calibration.pruned, precision.weights
@@ -283,6 +290,7 @@ def _check_pruning(
             f"{kernels} ({', '.join(sorted(dtypes))})" for kernels, dtypes in sorted(table.items())
         )
         raise UserError(
-            f"{place} [pruning]: unsupported: nobody has published how fast products with {dtype} matrices pruned "
-            f"'{pruning.kernels}' are on {calibration.title}; there are: {known or 'none'}"
+            f"{place} [pruning]: unsupported: nobody has published how fast products with {dtype} "
+            f"matrices pruned '{pruning.kernels}' are on {calibration.title}; "
+            f"there are: {known or 'none'}"
         )

@@ -85,8 +85,8 @@ def make_table(prices: Prices, stream: str = "steps") -> StepTable:
     layout = prices.plan.layout
     if prices.plan.calibration.shared_cores is not None:
         raise UserError(
-            f"{prices.plan.name}: its {layout.num_ranks} ranks share {prices.plan.calibration.shared_cores} cores, which takes "
-            "--fidelity rank"
+            f"{prices.plan.name}: its {layout.num_ranks} ranks "
+            f"share {prices.plan.calibration.shared_cores} cores, which takes --fidelity rank"
         )
     terms = prices.lookbacks
     rates = {term: [prices.rates[term, phase] for phase in PHASES] for term in terms}

@@ -94,8 +94,9 @@ def text_of(found: Found, finding: Finding) -> str:
             f"{space.formatted(option.design)}, {many} of {space.split(option.design)} on {where}"
         )
     return (
-        f"{space.formatted(option.design)}, {sized.prefill_replicas} for prompts of "
-        f"{space.split(option.prefill)} and {sized.replicas} for decoding of {space.split(option.design)} on {where}"
+        f"{space.formatted(option.design)}, {sized.prefill_replicas} for prompts "
+        f"of {space.split(option.prefill)} and {sized.replicas} for decoding "
+        f"of {space.split(option.design)} on {where}"
     )
 
 

@@ -102,7 +102,10 @@ def machines_of(offer: CandidateCluster, question: Question) -> Machines:
             if bound
             else f"{_gpus(allowed[-1])} of {offer.cluster}"
         )
-        beyond = f"holding {held} of {_gpus(spec.gpus_per_node)} free for failures leaves nothing of {most_text}"
+        beyond = (
+            f"holding {held} of {_gpus(spec.gpus_per_node)} free for failures leaves "
+            f"nothing of {most_text}"
+        )
     return Machines(offer, spec, allowed, price, watts, gpu_hour, bound, beyond)
 
 

@@ -269,7 +269,10 @@ def _pairs(
     number = int(possible.sum())
     if number < possible.size:
         p, d = np.argwhere(~possible)[0]
-        example = f"{space.text(decodes[d][0])}, prompts on {space.split(prompts[p][0])}: {int(least[p, d]):,} GPUs or more"
+        example = (
+            f"{space.text(decodes[d][0])}, prompts "
+            f"on {space.split(prompts[p][0])}: {int(least[p, d]):,} GPUs or more"
+        )
         ruled.out(TOO_FEW, example, possible.size - number)
     order = np.lexsort((least[possible], gpus[possible], held[possible]))[:_KEPT]
     hopeful = np.lexsort((gpus[possible], least[possible]))[: _KEPT // 2]

@@ -325,7 +325,10 @@ class Space:
         released = model.expert_dtype or model.weight_dtype
         entry = self.candidates[design.model].entry
         engines = {one.engine for one in self.question.models if one.model == entry.model}
-        return f"{model.name} {design.weight_dtype or released}{f' in {entry.engine}' if len(engines) > 1 else ''}"
+        return (
+            f"{model.name} "
+            f"{design.weight_dtype or released}{f' in {entry.engine}' if len(engines) > 1 else ''}"
+        )
 
     def split(self, design: Design) -> str:
         """How a replica is split, in words."""

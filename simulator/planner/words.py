@@ -95,7 +95,7 @@ def against(answer: dict[str, Any]) -> str:
 def missed(name: str, ratio: float) -> str:
     """That a target is missed, and by how much.
 
-    >>> missed("ttft_s.p90", 1.5).replace("×", "x"), missed("backlog", 3.0)
+    >>> missed("ttft_s.p90", 1.5).replace("\N{MULTIPLICATION SIGN}", "x"), missed("backlog", 3.0)
     ('misses the time to first token (p90) by 1.5x', 'falls behind what comes')
     """
     if name == BACKLOG:

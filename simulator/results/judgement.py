@@ -21,8 +21,10 @@ from simulator.results.targets import (
 )
 
 IN_SAMPLE = (
-    "Errors on rows that the calibrations were fitted on are in sample. Targets are asked of models and GPUs that no fit has seen: they "
-    "are judged by the errors that the calibrations state of whole models, shapes and GPUs left out of their fits."
+    "Errors on rows that the calibrations were fitted on are in sample. "
+    "Targets are asked of models and GPUs that no fit has seen: "
+    "they are judged by the errors that the calibrations state of whole models, "
+    "shapes and GPUs left out of their fits."
 )
 
 
@@ -67,7 +69,10 @@ def _errors_judged(board: Scoreboard) -> Iterator[Judged]:
             if own.empty:
                 continue
             scores = score(own.assign(all="all"), ["all"]).iloc[0].to_dict()
-            asked = f"median {percent_of(target.median, digits=0)}, p90 {percent_of(target.p90, digits=0)}"
+            asked = (
+                f"median {percent_of(target.median, digits=0)}, "
+                f"p90 {percent_of(target.p90, digits=0)}"
+            )
             other = stated.get(target.what) if in_sample else None
             judge = scores if other is None else other
             met = is_met(judge["median"], judge["p90"], target)
@@ -128,7 +133,10 @@ def _bands_judged(board: Scoreboard) -> Iterator[Judged]:
         if row["banded"]:
             own, (low, high) = board.rows[board.rows["suite"] == row["suite"]], BANDS_HOLD
             enough = row["banded"] >= LEAST_COMPARED
-            asked = f"in {percent_of(low, digits=0)} to {percent_of(high, digits=0)}, or as near as chance allows"
+            asked = (
+                f"in {percent_of(low, digits=0)} to {percent_of(high, digits=0)}, "
+                "or as near as chance allows"
+            )
             said = percent_of(row["covered"], low, high) + ("" if enough else _TOO_FEW)
             met = (
                 bands_hold(round(row["covered"] * row["banded"]), row["banded"]) if enough else None
@@ -187,7 +195,10 @@ def _errors(scores: Mapping[Any, Any] | None, target: Target) -> str:
         return ""
     if not np.isfinite(scores["median"]):
         return "none answered"
-    return f"median {percent_of(scores['median'], target.median)}, p90 {percent_of(scores['p90'], target.p90)}"
+    return (
+        f"median {percent_of(scores['median'], target.median)}, "
+        f"p90 {percent_of(scores['p90'], target.p90)}"
+    )
 
 
 def percent_of(share: float, *limits: float, digits: int = 1) -> str:

@@ -79,7 +79,8 @@ def remarks(board: Scoreboard) -> list[str]:
         for column, count in table.get("unusable", {}).items():
             verb, they = ("has", "it is") if count == 1 else ("have", "they are")
             said.append(
-                f"{name}: {count:,} of {rows:,} rows {verb} no usable {column}; {they} answered, but not compared"
+                f"{name}: {count:,} of {rows:,} rows {verb} no usable {column}; {they} "
+                "answered, but not compared"
             )
         if count := table.get("repeated"):
             said.append(

@@ -123,9 +123,10 @@ def main(names: list[str]) -> None:
         chosen, space = found.findings[0], found.space
         tried = len(found.first) + len(found.findings)
         sys.stdout.write(
-            f"{name}: {len(options)} deployments, {tried} simulated by the search; regret "
-            f"{chosen.cost_per_hour / best.cost_per_hour - 1:.1%} ({space.text(chosen.option.design)} at {chosen.cost_per_hour:.2f}; "
-            f"the best of all {space.text(best.option.design)} at {best.cost_per_hour:.2f})\n"
+            f"{name}: {len(options)} deployments, {tried} simulated by the search; "
+            f"regret {chosen.cost_per_hour / best.cost_per_hour - 1:.1%} "
+            f"({space.text(chosen.option.design)} at {chosen.cost_per_hour:.2f}; the best of "
+            f"all {space.text(best.option.design)} at {best.cost_per_hour:.2f})\n"
         )
         sys.stdout.flush()
 

@@ -76,14 +76,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("plans", nargs="*", default=PLANS)
     print(
-        "plan                     screened/s   1 process (its CPU)   2 processes   efficiency   same answer"
+        "plan                     screened/s   1 process (its CPU)   2 processes   "
+        "efficiency   same answer"
     )
     for plan in parser.parse_args().plans:
         count, seconds = screened(plan)
         (alone_s, cpu_s, alone), (both_s, _, both) = (timed(plan, number) for number in PROCESSES)
         print(
-            f"{plan:24} {count / seconds:10,.0f}   {alone_s:9.1f} s ({cpu_s:5.1f} s) {both_s:11.1f} s"
-            f"   {alone_s / both_s / 2:10.0%}   {'yes' if alone == both else 'NO'}",
+            f"{plan:24} {count / seconds:10,.0f}   {alone_s:9.1f} s ({cpu_s:5.1f} "
+            f"s) {both_s:11.1f} "
+            f"s   {alone_s / both_s / 2:10.0%}   {'yes' if alone == both else 'NO'}",
             flush=True,
         )
 

@@ -99,7 +99,8 @@ def main():
     path = Path(get_ray_address_file(None))
     if path.exists():
         sys.exit(
-            f"{path}: a cluster's address is here, which another cluster would overwrite; stop it, or remove what it left"
+            f"{path}: a cluster's address is here, which another cluster would overwrite; "
+            "stop it, or remove what it left"
         )
     is_well = True
     try:
@@ -114,8 +115,9 @@ def main():
                 is_alive = command.poll() is None and answers()
                 is_well = is_well and not failed and is_same and is_alive
                 print(
-                    f"round {number}: {passed} passed, {len(failed)} failed in {seconds:.0f} s; the other cluster "
-                    f"{'answers' if is_alive else 'IS GONE'}, its files {'are as they were' if is_same else 'WERE CHANGED'}",
+                    f"round {number}: {passed} passed, {len(failed)} failed in {seconds:.0f} s; "
+                    f"the other cluster {'answers' if is_alive else 'IS GONE'}, "
+                    f"its files {'are as they were' if is_same else 'WERE CHANGED'}",
                     *failed,
                     sep="\n  ",
                     flush=True,

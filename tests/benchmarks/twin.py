@@ -129,7 +129,10 @@ def right_orders(table):
 
 def summary(table):
     error = table["predicted_s"] / table["measured_s"] - 1
-    return f"{len(table):4d}   {error.abs().median():6.1%}   {error.abs().quantile(0.9):6.1%}   {error.median():+6.1%}"
+    return (
+        f"{len(table):4d}   {error.abs().median():6.1%}   {error.abs().quantile(0.9):6.1%}   "
+        f"{error.median():+6.1%}"
+    )
 
 
 def main():

@@ -69,8 +69,10 @@ FAULTS = (
     Fault(
         "what was preempted waits last in line",
         BATCHING,
-        "requests.following[r] = ranks.head[d]\n    ranks.head[d] = r\n    if ranks.tail[d] < 0:\n        ranks.tail[d] = r",
-        "requests.following[r] = -1\n    if ranks.tail[d] < 0:\n        ranks.head[d] = r\n    else:\n        requests.following[ranks.tail[d]] = r\n    ranks.tail[d] = r",
+        "requests.following[r] = ranks.head[d]\n    ranks.head[d] = r\n    if ranks.tail[d] < "
+        "0:\n        ranks.tail[d] = r",
+        "requests.following[r] = -1\n    if ranks.tail[d] < 0:\n        ranks.head[d] = r\n    "
+        "else:\n        requests.following[ranks.tail[d]] = r\n    ranks.tail[d] = r",
     ),
     Fault(
         "no blocks are kept free at admission",

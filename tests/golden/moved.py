@@ -128,7 +128,8 @@ def main(base: str, measurements: Path | None) -> None:
     print_moves("golden plans", read_base(base, ANSWERS, 0), answers, TOLERANCE)
     if measurements is None:
         print(
-            "no folder of measurements (MEASUREMENTS=DIR): validation on the published figures that ship only"
+            "no folder of measurements (MEASUREMENTS=DIR): validation on the published "
+            "figures that ship only"
         )
     with tempfile.TemporaryDirectory() as folder:
         checkout = Path(folder) / "base"

@@ -216,7 +216,12 @@ def test_flips_say_where_the_winner_changes():
         }
     )
     assert [text.replace("\N{MULTIPLICATION SIGN}", "x") for text in said] == [
-        "M against D, 1k/1k at the same load: D up to 4 sequences a GPU (0.5 to 0.8x, weight streaming), "
-        "M from 16 sequences a GPU (1.5x, compute)",
-        "M against D, at full load with TP 8 on both: M at 1k/1k (1.2x, KV memory), D at 1k/8k (0.7x, KV memory)",
+        (
+            "M against D, 1k/1k at the same load: D up to 4 sequences a GPU (0.5 to 0.8x, "
+            "weight streaming), M from 16 sequences a GPU (1.5x, compute)"
+        ),
+        (
+            "M against D, at full load with TP 8 on both: M at 1k/1k (1.2x, KV memory), "
+            "D at 1k/8k (0.7x, KV memory)"
+        ),
     ]

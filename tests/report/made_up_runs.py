@@ -120,8 +120,8 @@ def record(
     requests = pd.DataFrame(
         {
             "deployment": name, "request": np.arange(num_requests), "replica": 0, "dp_rank": np.arange(num_requests) % num_ranks,
-            "arrival_s": arrival_s, "scheduled_s": (arrival_s + first_s) / 2, "first_token_s": first_s, "finish_s": finish_s,
-            "num_input": rng.integers(10, 4000, num_requests), "num_output": num_output, "num_cached": 0, "num_preemptions": 0,
+            "arrival_s": arrival_s, "scheduled_s": (arrival_s + first_s) / 2, "first_token_s": first_s, ("finish_s"): finish_s,
+            "num_input": rng.integers(10, 4000, num_requests), "num_output": num_output, ("num_cached"): 0, ("num_preemptions"): 0,
         }
     )  # fmt: skip
     shares = MOE_SHARES if is_moe else DENSE_SHARES
@@ -131,7 +131,7 @@ def record(
     steps = pd.DataFrame(
         {
             "deployment": name, "replica": 0, "start_s": start_s, "duration_s": duration_s,
-            "prefill_tokens": rng.integers(0, 4000, len(start_s)), "decode_tokens": (30 * load).astype(int), "running": (30 * load).astype(int),
+            "prefill_tokens": rng.integers(0, 4000, len(start_s)), "decode_tokens": (30 * load).astype(int), ("running"): (30 * load).astype(int),
             "waiting": np.maximum(0, (load - 1.4) * 40).astype(int), "kv_used": np.clip(load / 2.2, 0, 1),
             **{f"{phase}_s": duration_s * share for phase, share in shares.items()},
         }
@@ -281,16 +281,16 @@ def run_of(made: list[Made], **changes: Any) -> Results:
         "versions": {"moesim": "0.1.0", "numpy": "2.2.0", "pandas": "3.0.1"},
         "revision": "0123abc",
         "workload": {
-            "name": "azure-conv", "provenance": "a sample of a public trace", "notes": ["1 request in 40 was kept."],
-            "num_requests": 400, "duration_s": 81.2, "rate_per_s": 4.93, "input": lengths, "output": lengths,
+            "name": "azure-conv", "provenance": "a sample of a public trace", "notes": [("1 request in 40 was kept.")],
+            "num_requests": 400, "duration_s": 81.2, "rate_per_s": 4.93, "input": lengths, ("output"): lengths,
         },
         "slo": slo,
         "verdict": {
-            "headline": "mixtral, experts over 8 GPUs serves this workload at 0.42 USD per million output tokens, 1.6x cheaper than llama-2-70b.",
+            "headline": ("mixtral, experts over 8 GPUs serves this workload at 0.42 USD per million output " "tokens, 1.6x cheaper than llama-2-70b."),
             "reasons": [
-                "It reads 12.9B parameters a token, not 69.0B, so a decode step takes 30 ms where the dense model takes 55 ms.",
-                "All-to-alls and waiting for the busiest rank take 35 % of its step time: a better placement would gain up to 12 %.",
-                "Both meet the TTFT target for most requests; at p99 the mixture of experts has 0.3 s to spare.",
+                ("It reads 12.9B parameters a token, not 69.0B, so a decode step takes 30 ms " "where the dense model takes 55 ms."),
+                ("All-to-alls and waiting for the busiest rank take 35 % of its step time: " "a better placement would gain up to 12 %."),
+                ("Both meet the TTFT target for most requests; at p99 the mixture of experts " "has 0.3 s to spare."),
             ],
         },
         "deployments": {r.name: r.facts for r in made},

@@ -24,10 +24,10 @@ SIDES = {
 
 def row(model, is_moe, gpus, cost, **changes):
     return {
-        "deployment": f"{model} fp8, 1 replica of TP {gpus} on {gpus} x h100-sxm", "model": model, "is_moe": is_moe,
-        "cluster": f"h100-sxm-{gpus}", "gpus": gpus, "gpus_used": gpus, "replicas": 1, "prefill_replicas": 0, "token_budget": 8192,
-        "cost_per_hour": cost, "cost_power_per_hour": 0.0, "cost_per_million_output_tokens": cost / 15, "cost_per_million_tokens": cost / 95,
-        "cost_joules_per_output_token": 0.436, "worst_target": "tpot_s.p90", "worst_ratio": 0.63, "ttft_s.p90": 0.125,
+        "deployment": f"{model} fp8, 1 replica of TP {gpus} on {gpus} x h100-sxm", "model": model, ("is_moe"): is_moe,
+        "cluster": f"h100-sxm-{gpus}", "gpus": gpus, "gpus_used": gpus, "replicas": 1, ("prefill_replicas"): 0, ("token_budget"): 8192,
+        "cost_per_hour": cost, "cost_power_per_hour": 0.0, "cost_per_million_output_tokens": cost / 15, ("cost_per_million_tokens"): cost / 95,
+        "cost_joules_per_output_token": 0.436, "worst_target": "tpot_s.p90", "worst_ratio": 0.63, ("ttft_s.p90"): 0.125,
         "tpot_s.p90": 0.0314, "output_tokens_per_s": 3900.0, "output_tokens_per_s_per_gpu": 3900.0 / gpus,
     } | changes  # fmt: skip
 
@@ -56,8 +56,8 @@ def answer(**changes):
     )
     points = [
         {
-            "model": one["model"], "is_moe": one["is_moe"], "cluster": "h100-sxm", "deployment": one["deployment"], "kind": kind,
-            "tokens_per_s_user": 30.0 * n, "tokens_per_s_gpu": 2000.0 / n, "cost_per_million_output_tokens": 0.4 * n,
+            "model": one["model"], "is_moe": one["is_moe"], "cluster": "h100-sxm", "deployment": one[("deployment")], ("kind"): kind,
+            "tokens_per_s_user": 30.0 * n, "tokens_per_s_gpu": 2000.0 / n, ("cost_per_million_output_tokens"): 0.4 * n,
         }
         for one in (best, dense)
         for n, kind in ((1, "closed form"), (2, "closed form"), (1.5, "simulated"))
@@ -80,28 +80,28 @@ def answer(**changes):
         "num_legal": 10248, "num_ruled_out": 54, "num_simulated": 35,
         "recommended": best | {"headroom": 1.46}, "candidates": [best, runner, dense],
         "best_of_each_model": {HOSTILE: best, "dense-70b": dense},
-        "ruled_out": [{"reason": "does not fit in memory", "count": 54, "example": "dense-70b, TP 1"}],
-        "sizes": {"smaller": {"gpus": 1, "worst_target": "tpot_s.p90", "worst_ratio": 1.4, "measured": 0.07}, "larger": None},
-        "basis": {best["deployment"]: {"assumptions": [{"what": "price", "value": "2.99", "kind": "assumed", "source": "list"}], "warnings": ["far off"]}},
+        "ruled_out": [{"reason": "does not fit in memory", "count": 54, "example": ("dense-70b, TP 1")}],
+        "sizes": {"smaller": {"gpus": 1, "worst_target": "tpot_s.p90", "worst_ratio": 1.4, ("measured"): 0.07}, ("larger"): None},
+        "basis": {best["deployment"]: {"assumptions": [{"what": "price", "value": "2.99", "kind": ("assumed"), ("source"): ("list")}], ("warnings"): [("far off")]}},
         "pareto": points,
         "sensitivity": [
-            {"change": "twice the traffic", "deployment": runner["deployment"], "cost_per_hour": 11.96, "cost_ratio": 2.0, "flips": True, "note": "short"},
-            {"change": "GPUs 30 % cheaper", "deployment": "y", "cost_per_hour": 4.186, "cost_ratio": 0.7, "flips": False, "note": ""},
-            {"change": "a slow network", "deployment": None, "cost_per_hour": None, "cost_ratio": None, "flips": True, "note": ""},
+            {"change": "twice the traffic", "deployment": runner["deployment"], "cost_per_hour": 11.96, ("cost_ratio"): 2.0, ("flips"): True, ("note"): ("short")},
+            {"change": "GPUs 30 % cheaper", "deployment": "y", "cost_per_hour": 4.186, ("cost_ratio"): 0.7, ("flips"): False, ("note"): ("")},
+            {"change": "a slow network", "deployment": None, "cost_per_hour": None, "cost_ratio": None, ("flips"): True, ("note"): ("")},
         ],
         "losses": [
-            {"nodes_lost": n, "gpus_left": 2 - n, "goodput_per_s": 19.0 - 9 * n, "attainment": 1 - 0.4 * n, "worst_ratio": 0.63, "met": n == 0}
+            {"nodes_lost": n, "gpus_left": 2 - n, "goodput_per_s": 19.0 - 9 * n, "attainment": 1 - 0.4 * n, ("worst_ratio"): 0.63, ("met"): n == 0}
             for n in range(3)
         ],
-        "spare_nodes": [{"nodes_lost": 1, "gpus": 16, "nodes": 2, "cost_per_hour": 47.84, "extra_cost_per_hour": 41.86, "why": ""}],
+        "spare_nodes": [{"nodes_lost": 1, "gpus": 16, "nodes": 2, "cost_per_hour": 47.84, ("extra_cost_per_hour"): 41.86, ("why"): ("")}],
         "idle": {"unused_gpus": 1, "unused_cost_per_hour": 2.99, "spare_experts": None},
         "confidence": {
-            "cost_low": 5.98, "cost_high": 11.96, "beats_second": 0.81, "meets_targets": 0.77, "second": runner["deployment"],
+            "cost_low": 5.98, "cost_high": 11.96, "beats_second": 0.81, "meets_targets": 0.77, ("second"): runner[("deployment")],
             "figures": {"tpot_s.p90": {"value": 0.0314, "low": 0.028, "high": 0.041}},
-            "sources": [{"name": "calibration", "low": 0.8, "high": 1.3, "text": "measured over predicted"}],
+            "sources": [{"name": "calibration", "low": 0.8, "high": 1.3, "text": ("measured over predicted")}],
         },
         "moe_vs_dense": {"cost_ratio": 0.25, "rates": [
-            {"rate": r, "requests_per_s": 19.3 * r, "moe_cost_per_hour": 5.98 * r, "dense_cost_per_hour": 23.92, "cost_ratio": 0.25 * r}
+            {"rate": r, "requests_per_s": 19.3 * r, "moe_cost_per_hour": 5.98 * r, ("dense_cost_per_hour"): 23.92, ("cost_ratio"): 0.25 * r}
             for r in (0.5, 1.0, 8.0)
         ]},
         "crossover": {
@@ -116,13 +116,13 @@ def answer(**changes):
         },
         "handover": {
             "scenarios": [{"file": "recommended.toml", "text": "name = '<x>'\n"}],
-            "commands": [{"deployment": best["deployment"], "name": "server", "command": "vllm serve '<x>'", "not_expressed": ["no cache"]}],
+            "commands": [{"deployment": best["deployment"], "name": "server", "command": ("vllm serve '<x>'"), ("not_expressed"): [("no cache")]}],
         },
     } | changes  # fmt: skip
 
 
 BANDED = frozenset({
-    "cost_per_hour", "cost_per_million_output_tokens", "ttft_s.p90", "tokens_per_s_user", "tokens_per_s_gpu", "cost_ratio",
+    "cost_per_hour", "cost_per_million_output_tokens", "ttft_s.p90", "tokens_per_s_user", ("tokens_per_s_gpu"), ("cost_ratio"),
     "goodput_per_s", "ratio",
 })  # fmt: skip
 

@@ -92,7 +92,8 @@ def test_on_a_phone_nothing_is_cut_or_covered_and_bands_and_warning_show(browser
     assert page.evaluate("document.querySelectorAll('.modebar-btn').length") == 0
     assert (
         page.evaluate(
-            "[...document.querySelectorAll('.scroll')].filter((box) => box.scrollWidth > box.clientWidth).length"
+            "[...document.querySelectorAll('.scroll')].filter((box) => box.scrollWidth > "
+            "box.clientWidth).length"
         )
         == 0
     )

@@ -78,7 +78,10 @@ def real(tmp_path_factory):
     def model(num_experts=0, top_k=1, width=32, num_layers=2, **keys):
         ffn = f'kind = "dense", intermediate_size = {width}'
         if num_experts:
-            ffn = f'kind = "moe", num_experts = {num_experts}, top_k = {top_k}, intermediate_size = {width}'
+            ffn = (
+                f'kind = "moe", num_experts = {num_experts}, top_k = {top_k}, '
+                f"intermediate_size = {width}"
+            )
         ffn += "".join(f", {key} = {_toml(value)}" for key, value in keys.items())
         text = f"""
             hidden_size = 32

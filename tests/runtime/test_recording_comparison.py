@@ -21,8 +21,9 @@ def test_the_headline_and_findings_follow_the_numbers():
     total = outcome(SAME_TOTAL, 30.0, 1.9, 2.5, 25.0)
     rows = [moe, total, outcome(SAME_ACTIVE, 8.0, 2.1, 2.05)]
     assert headline(rows) == (
-        "After 10 s of its own compute the mixture of experts reached a held-out loss of 2.00 nats a byte; in the same time the dense "
-        "model of the same total size reached 2.50 and the one of the same active size 2.05: the mixture of experts learned fastest."
+        "After 10 s of its own compute the mixture of experts reached a held-out loss of 2.00 "
+        "nats a byte; in the same time the dense model of the same total size reached 2.50 and "
+        "the one of the same active size 2.05: the mixture of experts learned fastest."
     )
     said = findings(rows)
     assert (

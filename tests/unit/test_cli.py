@@ -115,7 +115,8 @@ def test_help_is_quick_because_it_loads_nothing_heavy():
     heavy = ("torch", "ray", "numba", "pandas", "plotly", "simpy", "scipy")
     program = (
         "import sys\nsys.argv = ['moesim', '--help']\nfrom simulator.cli import main\n"
-        f"try:\n    main()\nexcept SystemExit:\n    pass\nprint([n for n in {heavy} if n in sys.modules], file=sys.stderr)"
+        f"try:\n    main()\nexcept SystemExit:\n    pass\nprint([n for n in {heavy} if n in "
+        "sys.modules], file=sys.stderr)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=PROJECT, check=True

@@ -90,7 +90,10 @@ def test_a_family_without_a_size_asks_for_one_and_shows_how():
 
 
 def test_a_size_for_a_cluster_of_one_size():
-    said = "cluster 'laptop-m4-max' comes in one size only (num_gpus = 1), not 2; write 'laptop-m4-max'"
+    said = (
+        "cluster 'laptop-m4-max' comes in one size only (num_gpus = 1), not 2; "
+        "write 'laptop-m4-max'"
+    )
     assert message("laptop-m4-max-2") == f"chat.toml [deployments.0]: {said}"
 
 
@@ -145,7 +148,8 @@ def test_a_users_own_file_is_found_and_is_one_node_unless_it_says_otherwise(own)
 def test_a_users_own_file_may_be_based_on_one_that_ships(own):
     own(
         "cheap",
-        'based_on = "h100-sxm"\ntitle = "cheap"\nprice_per_gpu_hour = 1.5\nsources = { price_per_gpu_hour = "offer" }\n',
+        'based_on = "h100-sxm"\ntitle = "cheap"\nprice_per_gpu_hour = 1.5\nsources = { '
+        'price_per_gpu_hour = "offer" }\n',
     )
     cluster, _ = load_cluster("cheap-16", "a test")
     assert cluster.price_per_gpu_hour == 1.5

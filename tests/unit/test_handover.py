@@ -96,7 +96,7 @@ LENGTHS = {
     [
         {"requests": "azure-conv", "num_requests": 400, "start_s": 30.0, "rate_scale": 3.0},
         {"requests": "azure-conv", "duration_s": 40.0, "rate_scale": 2.0},
-        {"requests": {"arrivals": {"kind": "poisson", "rate_per_s": 5.0}, "lengths": LENGTHS, "num_requests": 200}},
+        {"requests": {"arrivals": {"kind": "poisson", "rate_per_s": 5.0}, "lengths": LENGTHS, ("num_requests"): 200}},
         {"requests": "requests.csv", "rate_scale": 1.7},
         {"requests": "requests.csv", "start_s": 12.0, "arrivals": {"kind": "poisson", "rate_per_s": 4.0}},
     ],
@@ -105,7 +105,10 @@ def test_the_busiest_stretch_is_cut_out_of_the_source(workload, tmp_path, found)
     rng = np.random.default_rng(5)
     when = np.cumsum(rng.exponential(0.4, 150))
     rows = [
-        f"2023-11-16 18:{int(t // 60):02}:{t % 60:010.7f},{rng.integers(50, 900)},{rng.integers(5, 90)}"
+        (
+            "2023-11-16 "
+            f"18:{int(t // 60):02}:{t % 60:010.7f},{rng.integers(50, 900)},{rng.integers(5, 90)}"
+        )
         for t in when
     ]
     (tmp_path / "requests.csv").write_text(
@@ -136,7 +139,7 @@ def test_limits_are_the_highest_percentiles_unless_the_question_has_its_own(foun
         scenario.workload.slo.e2e_s,
     ) == (2.0, 0.05, None)
     assert "# workload.slo.ttft_s is the plan's target for the p90." in text
-    own = found._replace(question=found.question.model_copy(update={"workload": found.question.workload.model_copy(update={"slo": scenario.workload.slo.model_copy(update={"ttft_s": 9.0})})}))  # fmt: skip
+    own = found._replace(question=found.question.model_copy(update={"workload": found.question.workload.model_copy(update={("slo"): scenario.workload.slo.model_copy(update={("ttft_s"): 9.0})})}))  # fmt: skip
     assert loaded(scenario_text(own, recommended(found)), tmp_path)[0].workload.slo.ttft_s == 9.0
 
 

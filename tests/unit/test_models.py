@@ -138,8 +138,10 @@ def test_an_unknown_model_suggests_the_nearest_one():
 
 def test_a_model_file_may_be_given_by_path(tmp_path):
     (tmp_path / "mine.toml").write_text(
-        'hidden_size = 16\nvocab_size = 100\nmixers.a = { kind = "gqa", num_heads = 2, num_kv_heads = 1, head_size = 8 }\n'
-        'ffns.d = { kind = "dense", intermediate_size = 32 }\nlayers = [{ repeat = 2, pattern = [["a", "d"]] }]\n'
+        'hidden_size = 16\nvocab_size = 100\nmixers.a = { kind = "gqa", num_heads = 2, '
+        "num_kv_heads = 1, head_size = 8 }\n"
+        'ffns.d = { kind = "dense", intermediate_size = 32 }\nlayers = [{ repeat = 2, '
+        'pattern = [["a", "d"]] }]\n'
     )
     model = load_model("mine.toml", "test", tmp_path)
     assert (model.name, model.num_layers, model.moe) == ("mine", 2, None)

@@ -83,7 +83,9 @@ def test_eplb_without_groups_gives_the_hottest_expert_the_spare_slots():
 def test_eplb_refuses_slots_that_do_not_hold_all_experts_or_do_not_divide(num_slots):
     with pytest.raises(
         UserError,
-        match=f"num_slots = {num_slots} must be a multiple of the 4 ranks and at least the 8 experts",
+        match=(
+            f"num_slots = {num_slots} must be a multiple of the 4 ranks and at least the 8 experts"
+        ),
     ):
         place(Eplb(num_slots=num_slots), [[1.0] * 8], 4)
 

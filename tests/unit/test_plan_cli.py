@@ -152,7 +152,8 @@ def test_impossible_targets_get_an_answer(plan, tmp_path):
     )
     assert code == 3, err
     assert out.startswith(
-        "No deployment within the limits meets every target: the nearest misses the time per output token (p90) by"
+        "No deployment within the limits meets every target: the nearest misses the time per "
+        "output token (p90) by"
     )
     answer, _ = planned.read(tmp_path / "reports/out/tiny_plan")
     assert "recommended" not in answer
@@ -188,8 +189,8 @@ def test_ctrl_c_keeps_what_is_done(plan, tmp_path, monkeypatch):
 def rows(moe_cost, dense_cost):
     def row(model, is_moe, cost):
         return {
-            "deployment": f"{model} on 2 x h100-sxm", "model": model, "is_moe": is_moe, "gpus": 2, "cluster": "h100-sxm-2",
-            "cost_per_hour": cost, "cost_per_million_output_tokens": cost / 10, "token_budget": 8192, "worst_target": "tpot_s.p90",
+            "deployment": f"{model} on 2 x h100-sxm", "model": model, "is_moe": is_moe, "gpus": 2, ("cluster"): ("h100-sxm-2"),
+            "cost_per_hour": cost, "cost_per_million_output_tokens": cost / 10, "token_budget": 8192, ("worst_target"): ("tpot_s.p90"),
             "worst_ratio": 0.9, "tpot_s.p90": 0.045,
         }  # fmt: skip
 
@@ -215,7 +216,10 @@ def rows(moe_cost, dense_cost):
         (
             0.0,
             0.0,
-            "no price, since the machines are there; the best dense model, dense, needs 2 GPUs (h100-sxm-2)",
+            (
+                "no price, since the machines are there; the best dense model, dense, "
+                "needs 2 GPUs (h100-sxm-2)"
+            ),
         ),
     ],
 )
@@ -257,7 +261,7 @@ def test_bands_sizes_and_reasons_are_said_plainly():
     answer["confidence"] = {"cost_low": 10.0, "cost_high": 10.0}
     answer["sizes"] = {
         "larger": {
-            "gpus": 4, "cost_per_hour": 20.0, "deployment": "other on 4 x h100-sxm", "worst_target": "tpot_s.p90", "worst_ratio": 0.4,
+            "gpus": 4, "cost_per_hour": 20.0, "deployment": "other on 4 x h100-sxm", ("worst_target"): ("tpot_s.p90"), ("worst_ratio"): 0.4,
         }
     }  # fmt: skip
     assert (
@@ -314,7 +318,10 @@ def test_what_the_traffic_hides_is_said():
         (
             0.4,
             0.9,
-            "It costs less than the second choice, other, with a probability of 40 %, and no more with 90 %.",
+            (
+                "It costs less than the second choice, other, with a probability of 40 %, "
+                "and no more with 90 %."
+            ),
         ),
         (None, 0.9, "It costs no more than the second choice, other, with a probability of 90 %."),
     ],

@@ -44,7 +44,7 @@ def ask(moesim, tmp_path):
         ("clusters.0.cluster=h100-sxn", "did you mean 'h100-sxm'?"),
         ("clusters.0.cluster=h100", "choose one of: h100-pcie, h100-sxm"),
         ("clusters.0.price_per_gpu_hour=-1", "price_per_gpu_hour must be at least 0, got -1"),
-        ("models.0.model=gpt-oss-200b", "[models entry 1 of 2]: unknown model 'gpt-oss-200b'; did you mean 'gpt-oss-20b'?"),
+        ("models.0.model=gpt-oss-200b", ("[models entry 1 of 2]: unknown model 'gpt-oss-200b'; did you mean 'gpt-oss-20b'?")),
         ("models.0.engine=vlm", "unknown engine 'vlm'; did you mean 'vllm'?"),
         ("models.1.model=gpt-oss-20b", "models lists 'gpt-oss-20b' twice"),
         ("targetz=1", "unknown key 'targetz'; did you mean 'targets'?"),
@@ -55,10 +55,10 @@ def ask(moesim, tmp_path):
         ("clusters.0.max_gpus=two", "max_gpus must be a whole number"),
         ('space.overlap=["three"]', "must be one of 'none' or 'two_batch'"),
         ('space.ep=["some"]', "must be one of 'off' or 'all'"),
-        ('models.1.routing={ kind = "zipf", exponent = 1.0 }', "qwen3-8b is dense and routes nothing; leave it out"),
-        ("targets.output_tokens_per_s=9000", "asked.toml [targets]: output_tokens_per_s = 9000 is more than the requests ask for"),
+        ('models.1.routing={ kind = "zipf", exponent = 1.0 }', ("qwen3-8b is dense and routes nothing; leave it out")),
+        ("targets.output_tokens_per_s=9000", ("asked.toml [targets]: output_tokens_per_s = 9000 is more than the requests ask for")),
         ("workload.requests.num_requests=1", "one request has no rate"),
-        ('workload.requests.arrivals={ kind = "closed_loop", concurrency = 4 }', "is a closed loop"),
+        (('workload.requests.arrivals={ kind = "closed_loop", concurrency = 4 }'), ("is a closed loop")),
     ],
 )  # fmt: skip
 def test_a_wrong_question_is_refused_in_one_line(ask, tmp_path, change, said):
@@ -128,7 +128,10 @@ def test_a_budget_for_nothing_is_an_answer(ask):
     code, out, err = ask("--set", "limits.budget_per_hour=1", "--json")
     assert code == 3, err
     answer = json.loads(out)
-    reason = "even 1 GPU of h100-sxm would cost 2.50 USD per hour, and the budget of 1 USD per hour is the limit"
+    reason = (
+        "even 1 GPU of h100-sxm would cost 2.50 USD per hour, and the budget of 1 USD "
+        "per hour is the limit"
+    )
     assert answer["headline"] == f"No deployment within the limits meets every target: {reason}."
     assert "recommended" not in answer
     assert answer["why_not_models"]["qwen3-8b"]["text"] == reason
@@ -148,7 +151,10 @@ def test_a_budget_for_nothing_is_an_answer(ask):
         ),
         (
             {"spare": {"nodes": 1}},
-            "holding 1 node of 8 GPUs free for failures leaves nothing of the 2 GPUs of h100-sxm that max_gpus = 2",
+            (
+                "holding 1 node of 8 GPUs free for failures leaves nothing of the 2 GPUs of "
+                "h100-sxm that max_gpus = 2"
+            ),
         ),
     ],
 )

@@ -104,7 +104,8 @@ def test_a_planted_bargain_is_found(tmp_path, monkeypatch):
     """The same machines at a tenth of the price, under another name among dearer ones."""
     (tmp_path / "cluster_configs").mkdir()
     (tmp_path / "cluster_configs" / "bargain.toml").write_text(
-        'title = "bargain"\nbased_on = "h100-sxm"\nprice_per_gpu_hour = 0.299\nsizes = [1, 2, 4, 8]\n'
+        'title = "bargain"\nbased_on = "h100-sxm"\nprice_per_gpu_hour = '
+        "0.299\nsizes = [1, 2, 4, 8]\n"
     )
     monkeypatch.chdir(tmp_path)
     asked = question(
@@ -149,9 +150,10 @@ def test_a_killed_search_goes_on_where_it_was(tmp_path):
     """What was finished is neither lost nor done again, and no file is half written."""
     asked, folder = question(), tmp_path / "store"
     program = (
-        "import sys; from pathlib import Path; from simulator.planner.search import search; from simulator.planner.store import Store; "
-        "from simulator.config.capacity import Question; "
-        "search(Question.model_validate_json(sys.argv[1]), Path(), Store(Path(sys.argv[2])), workers=1)"
+        "import sys; from pathlib import Path; from simulator.planner.search import search; "
+        "from simulator.planner.store import Store; from simulator.config.capacity import "
+        "Question; search(Question.model_validate_json(sys.argv[1]), Path(), "
+        "Store(Path(sys.argv[2])), workers=1)"
     )
     running = subprocess.Popen(
         [sys.executable, "-c", program, asked.model_dump_json(), str(folder)]
@@ -208,7 +210,8 @@ def test_a_recording_that_a_model_names_itself_is_part_of_the_key(tmp_path):
     shipped = (Path(__file__).parents[2] / "workloads/models/olmoe-1b-7b.toml").read_text()
     head, _, rest = shipped.partition("[routing]")
     (tmp_path / "own.toml").write_text(
-        f'{head}[routing]\nkind = "replay"\ntrace = "own.npz"\n\n{rest[rest.index("[published]") :]}'
+        f'{head}[routing]\nkind = "replay"\ntrace = "own.npz"\n\n'
+        f"{rest[rest.index('[published]') :]}"
     )
     asked = question(models=[{"model": "own.toml"}])
     (tmp_path / "own.npz").write_bytes(b"of Monday")

@@ -8,7 +8,10 @@ from simulator.base import plugins
 from simulator.base.errors import UserError
 
 HEAD = "from simulator.base.frozen import Frozen\n"
-RIGHT = "class Mine(Frozen):\n    share: float = 1.0\n    def prepare(self, moe, num_layers, rng):\n        return self\n"
+RIGHT = (
+    "class Mine(Frozen):\n    share: float = 1.0\n    def prepare(self, moe, num_layers, "
+    "rng):\n        return self\n"
+)
 
 
 @pytest.fixture

@@ -27,7 +27,9 @@ def clients():
         "reason_ratio": "{0.0: 1.0}",
     }
     return {
-        "chunk-0-trace.csv": "0,1.0,2.0,Gamma,0.25,4.0\n600,0,0,,0,0\n1200,2.0,1.5,Weibull,0.7,1.0\n",
+        "chunk-0-trace.csv": (
+            "0,1.0,2.0,Gamma,0.25,4.0\n600,0,0,,0,0\n1200,2.0,1.5,Weibull,0.7,1.0\n"
+        ),
         "chunk-0-dataset.json": json.dumps(
             {"0": pdf, "1200": {**pdf, "output_tokens": "{9: 1.0}"}}
         ),

@@ -143,7 +143,10 @@ def test_equal_times_are_in_order(tmp_path):
         ),
         (
             {**MOONCAKE[1], "timestamp": 0.5},
-            ", line 2: timestamp must be whole milliseconds in a Mooncake trace, got 0.5; multiply by 1000",
+            (
+                ", line 2: timestamp must be whole milliseconds in a Mooncake trace, "
+                "got 0.5; multiply by 1000"
+            ),
         ),
         (
             {**MOONCAKE[1], "output_length": True},
@@ -210,11 +213,17 @@ def test_a_table_needs_one_block_size(tmp_path):
         ('{"request_rate": 1, "num_prompts": 1, "total_input_tokens": 1', ": not valid JSON"),
         (
             "time_stamp,ContextTokens\n1,2\n",
-            ": not a request trace of a known format; its first line reads as the columns 'time_stamp'",
+            (
+                ": not a request trace of a known format; its first line reads as the "
+                "columns 'time_stamp'"
+            ),
         ),
         (
             '{"timestamp": 1, "hash_ids": 3}\n',
-            ": not a request trace of a known format; it holds JSON with the keys hash_ids, timestamp",
+            (
+                ": not a request trace of a known format; it holds JSON with the keys "
+                "hash_ids, timestamp"
+            ),
         ),
         (
             '{"timestamp": 1, "input_length": 5, "output_length": 1, "hash_ids": 3}',

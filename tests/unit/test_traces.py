@@ -161,8 +161,10 @@ def test_burstgpt_is_read_by_name_in_every_version(tmp_path):
         "50,GPT-4,0,0,0,API log\n118,GPT-4,417,276,693,Conversation log"
     )
     v3 = (
-        "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
-        "5.0,1,0.7,ChatGPT,472,18,490,Conversation log\n45.0,,9.1,ChatGPT,1087,230,1317,Conversation log\n"
+        "Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log "
+        "Type\n"
+        "5.0,1,0.7,ChatGPT,472,18,490,Conversation "
+        "log\n45.0,,9.1,ChatGPT,1087,230,1317,Conversation log\n"
         "50.0,,0,GPT-4,99,0,99,API log\n118.0,2,3,GPT-4,417,276,693,Conversation log\n"
     )
     for text in (v1, v3):

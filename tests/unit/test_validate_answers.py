@@ -102,8 +102,13 @@ def test_a_cell_that_cannot_be_used_is_quoted(moesim):
         "h100,bfloat16,1e30,8,8": "m is 1e30, larger than anything that is counted",
         ",bfloat16,8,8,8": "gpu is empty",
         "h100,,8,8,8": "gemm_dtype is empty",
-        "h10,bfloat16,8,8,8": "no calibrated accelerator 'h10'; near it: h100-pcie, h100-sxm; 'moesim list accelerators' has all",
-        "rubin,bfloat16,8,8,8": "no calibrated accelerator 'rubin'; 'moesim list accelerators' has all that are",
+        "h10,bfloat16,8,8,8": (
+            "no calibrated accelerator 'h10'; near it: h100-pcie, h100-sxm; "
+            "'moesim list accelerators' has all"
+        ),
+        "rubin,bfloat16,8,8,8": (
+            "no calibrated accelerator 'rubin'; 'moesim list accelerators' has all that are"
+        ),
     }
     Path("cells.csv").write_text("gpu,gemm_dtype,m,n,k\n" + "\n".join(told) + "\n")
     assert moesim("validate", "kernels", "gemm", "cells.csv", "--out", "answers.csv")[0] == 0

@@ -43,7 +43,10 @@ def test_help_lists_columns_of_every_family(moesim):
             ("serving", "gemm.csv"),
             [
                 "gemm.csv",
-                "missing columns 'id', 'backend', 'model_path', 'system', 'mode', 'isl', 'osl'; it has gpu",
+                (
+                    "missing columns 'id', 'backend', 'model_path', 'system', 'mode', "
+                    "'isl', 'osl'; it has gpu"
+                ),
             ],
         ),
         (

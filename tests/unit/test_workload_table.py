@@ -137,7 +137,8 @@ def test_limits_cut_prefixes_along_and_number_them_anew(tmp_path):
 def test_a_users_own_generator_file_is_read_from_a_path(tmp_path):
     (tmp_path / "pairs.csv").write_text("num_prefill_tokens,num_decode_tokens\n10,1\n")
     (tmp_path / "mine.toml").write_text(
-        'num_requests = 3\narrivals = { kind = "poisson", rate_per_s = 1 }\nlengths = { kind = "joint", path = "pairs.csv" }\n'
+        'num_requests = 3\narrivals = { kind = "poisson", rate_per_s = 1 }\nlengths = { kind = '
+        '"joint", path = "pairs.csv" }\n'
     )
     assert load(tmp_path, requests="mine.toml").num_input.tolist() == [10, 10, 10]
 

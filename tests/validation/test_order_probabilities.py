@@ -143,5 +143,6 @@ if __name__ == "__main__":
     for name, part in [("all", everything), *everything.groupby("kind")]:
         held = f"{brier(part):.3f}, 80 % band of the ratio holds {part['held'].mean():.1%}"
         sys.stdout.write(
-            f"{name}: {len(part)} pairs, Brier score {held}\n{reliability(part).round(3).to_string()}\n"
+            f"{name}: {len(part)} pairs, Brier score {held}\n"
+            f"{reliability(part).round(3).to_string()}\n"
         )

@@ -284,9 +284,9 @@ def test_pairs_of_splits_are_alike_in_all_else():
     def row(name, version, split, concurrency=8, ranks=4):
         ep = ranks if split == "spread" else 1
         return {
-            "id": f"{name}_c{concurrency}_x", "backend": "vllm", "backend_version": version, "model_path": "Qwen/Qwen3-30B-A3B",
-            "system": "h200_sxm", "mode": "agg", "isl": 1024, "osl": 1024, "gemm_quant_mode": "bfloat16",
-            "moe_quant_mode": "bfloat16", "batch_size": concurrency, "tp_size": ranks, "attention_dp_size": 1,
+            "id": f"{name}_c{concurrency}_x", "backend": "vllm", "backend_version": version, ("model_path"): ("Qwen/Qwen3-30B-A3B"),
+            "system": "h200_sxm", "mode": "agg", "isl": 1024, "osl": 1024, "gemm_quant_mode": ("bfloat16"),
+            "moe_quant_mode": "bfloat16", "batch_size": concurrency, "tp_size": ranks, ("attention_dp_size"): 1,
             "moe_tp_size": ranks // ep, "moe_ep_size": ep,
         }  # fmt: skip
 

@@ -55,7 +55,8 @@ KERNELS = {
     ),
     **{
         f"trtllm_deepep_ll_{dtype}": Kernels(
-            f"DeepEP low-latency kernels that bring results back in {dtype}, as TensorRT-LLM calls them, launched from Python",
+            f"DeepEP low-latency kernels that bring results back in {dtype}, "
+            "as TensorRT-LLM calls them, launched from Python",
             (),
             _BACK,
             num_sms=0,

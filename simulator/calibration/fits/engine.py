@@ -84,8 +84,11 @@ def _compiled(later: dict[str, Any]) -> dict[str, Any]:
     """
     return {
         "kind": "assumed",
-        "source": "TensorRT-LLM before release 1.0 prepares the requests of a step in C++ while the step before runs: a few "
-        "microseconds each at most, no more than the 7 us fitted to release 1.2. The time of a step is that of later releases",
+        "source": (
+            "TensorRT-LLM before release 1.0 prepares the requests of a step in C++ while the step "
+            "before runs: a few microseconds each at most, no more than the 7 us fitted to release "
+            "1.2. The time of a step is that of later releases"
+        ),
         "step_s": later["step_s"],
         "sequence_s": _COMPILED_SEQUENCE_S,
         "layer_s": 0.0,
@@ -97,9 +100,9 @@ def _earliest(compiled: dict[str, Any]) -> dict[str, Any]:
     published figure.
     """
     ratio = (
-        "; experts are slower than in 0.17 by half (in logarithms) of what takes Mixtral-8x7B, TP2 on H100 fp8, 128 in and 128 out, "
-        "from 27,451 tokens/s in release 0.17 to the 16,052 that was published for an earlier one: which release had which kernels "
-        "is not known"
+        "; experts are slower than in 0.17 by half (in logarithms) of what takes Mixtral-8x7B, "
+        "TP2 on H100 fp8, 128 in and 128 out, from 27,451 tokens/s in release 0.17 to the 16,052 "
+        "that was published for an earlier one: which release had which kernels is not known"
     )
     return {
         **compiled,
@@ -258,8 +261,10 @@ def _entry(
     what = "all engines" if key == _ANY else key.replace("@", " ")
     found: dict[str, Any] = {
         "kind": "fitted",
-        "source": f"{num_rows} serving points of {what} on {where}, time to first token and time per token, {_SOURCE}; "
-        "cross-validated by leaving out each model and each GPU",
+        "source": (
+            f"{num_rows} serving points of {what} on {where}, time to first token and time per "
+            f"token, {_SOURCE}; cross-validated by leaving out each model and each GPU"
+        ),
         "command": COMMAND,
         "num_rows": num_rows,
         "median_error": float(np.nanmedian(off[:, 1])),

@@ -198,9 +198,15 @@ def _what(
     text = f"{len(rows.measured_s):,} timings of {job.what}, {accelerator.title}, {source}"
     dropped = int((~rows.usable).sum())
     if nodes.max() > 1:
-        text += f"; {int((nodes > 1).sum()):,} of them across nodes, where the tables hold one model's shape"
+        text += (
+            f"; {int((nodes > 1).sum()):,} of them across nodes, where the tables "
+            "hold one model's shape"
+        )
     if dropped:
-        text += f"; {dropped} of them, on a network that carried a third of what it does else, count in the errors and not in the fit"
+        text += (
+            f"; {dropped} of them, on a network that carried a third of what it does else, "
+            "count in the errors and not in the fit"
+        )
     return text
 
 

@@ -128,7 +128,7 @@ num_experts = {moe.num_experts}
 top_k = {moe.top_k}
 intermediate_size = {moe.intermediate_size}
 
-# The path is relative to the folder of the scenario that names this model, or to the current folder.
+# The path is relative to the folder of the scenario that names this model, or to the current one.
 [routing]
 kind = "replay"
 trace = {_text(trace)}
