@@ -19,7 +19,7 @@ from simulator.base.progress import Progress, show_nothing
 from simulator.config.execution import ExecutionSpec
 from simulator.config.ffn import DenseFFN
 from simulator.deployment.facts import facts_of
-from simulator.deployment.plan import Plan, make_plan
+from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.engine.forecast import EvenStep, forecast
 from simulator.engine.rank import StepTimes
 from simulator.results.executed import RANK_COLUMNS, STEP_COLUMNS, SUMMARY_COLUMNS, Executed
@@ -93,7 +93,7 @@ def execute_scenario(
     return Executed(run=run, **joined)
 
 
-def _check_measured(plan: Plan) -> None:
+def _check_measured(plan: DeploymentPlan) -> None:
     """Refuse a number of ranks whose collectives were not measured before it has run, not after."""
     from simulator.config.host import HostRates
 
@@ -110,7 +110,9 @@ def _check_transport(execution: ExecutionSpec, path: Path) -> None:
         )
 
 
-def _check_faults(execution: ExecutionSpec, plans: list[Plan], simulated_nodes: int | None) -> None:
+def _check_faults(
+    execution: ExecutionSpec, plans: list[DeploymentPlan], simulated_nodes: int | None
+) -> None:
     for fault in execution.faults:
         for plan in plans:
             if fault.rank is not None and fault.rank >= plan.layout.num_ranks:
@@ -130,7 +132,7 @@ def _check_faults(execution: ExecutionSpec, plans: list[Plan], simulated_nodes: 
             )
 
 
-def _calibration(plans: list[Plan]) -> dict[str, Any]:
+def _calibration(plans: list[DeploymentPlan]) -> dict[str, Any]:
     """What the predictions rest on."""
     from simulator.config.host import HostRates
 
@@ -165,7 +167,7 @@ class _Runner:
         if self._backend is not None:
             self._backend.close()
 
-    def _ready(self, plan: Plan) -> Any:
+    def _ready(self, plan: DeploymentPlan) -> Any:
         from simulator.runtime.ray_backend import RayBackend
 
         node_R = self.nodes.spread(plan.fabric.node_R)
@@ -181,7 +183,7 @@ class _Runner:
         self._backend = RayBackend(self.nodes, node_R, self.execution)
         return self._backend
 
-    def run(self, plan: Plan, job: Any) -> dict[str, pd.DataFrame]:
+    def run(self, plan: DeploymentPlan, job: Any) -> dict[str, pd.DataFrame]:
         from simulator.runtime.reference import Reference
 
         execution = self.execution
@@ -275,7 +277,7 @@ def _last(execution: ExecutionSpec, kind: str) -> int:
     return max(int(step.number) for other, step, _ in _steps(execution) if other == kind)
 
 
-def _even(plan: Plan, step: Any) -> EvenStep:
+def _even(plan: DeploymentPlan, step: Any) -> EvenStep:
     from simulator.runtime.layers.part import Part
 
     dp = plan.layout.attention_dp
@@ -283,7 +285,7 @@ def _even(plan: Plan, step: Any) -> EvenStep:
     return EvenStep(sequences_d, step.new_tokens, step.context_tokens, step.offset)
 
 
-def _measured(plan: Plan, shards: list[Any]) -> Any:
+def _measured(plan: DeploymentPlan, shards: list[Any]) -> Any:
     from simulator.runtime.timeline import combine
 
     layout = plan.layout
@@ -333,13 +335,17 @@ def _predicted_spans(deployment: str, phase: str, times: StepTimes) -> pd.DataFr
     )
 
 
-def _largest_difference(plan: Plan, shards: list[Any], wanted_TH: NDArray[np.float32]) -> float:
+def _largest_difference(
+    plan: DeploymentPlan, shards: list[Any], wanted_TH: NDArray[np.float32]
+) -> float:
     """Between the distributed run and the reference, over all tokens."""
     own = [shard.hidden_TH for shard in shards if shard.rank % plan.layout.tp == 0]
     return float(np.abs(np.concatenate(own) - wanted_TH).max(initial=0.0))
 
 
-def _summary(plan: Plan, steps: pd.DataFrame, differences: dict[str, float]) -> pd.DataFrame:
+def _summary(
+    plan: DeploymentPlan, steps: pd.DataFrame, differences: dict[str, float]
+) -> pd.DataFrame:
     rows = []
     for kind in dict.fromkeys(steps["kind"]):
         own = steps[steps["kind"] == kind]
@@ -365,7 +371,7 @@ def _summary(plan: Plan, steps: pd.DataFrame, differences: dict[str, float]) -> 
     return pd.DataFrame(rows)
 
 
-def _parameters(plan: Plan) -> tuple[int, int]:
+def _parameters(plan: DeploymentPlan) -> tuple[int, int]:
     """Parameters and active ones, less those that pruning took."""
     model, pruning = plan.model, plan.spec.pruning
     gone = 0

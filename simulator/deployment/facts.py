@@ -9,11 +9,11 @@ from typing import Any
 from simulator.base.frozen import Policy
 from simulator.config.calibration import CalibrationFile, CollectiveFit, ExchangeFit, Fit, PrunedFit
 from simulator.config.host import ExchangeTable, MatrixTable, Steps, load_any_calibration
-from simulator.deployment.plan import Plan
+from simulator.deployment.plan import DeploymentPlan
 from simulator.policies.dispatch import kernels_of
 
 
-def facts_of(plan: Plan) -> dict[str, Any]:
+def facts_of(plan: DeploymentPlan) -> dict[str, Any]:
     """The deployment's entry in ``run.json``; plain numbers and texts."""
     model, experts = plan.model, plan.experts
     capacity = plan.capacity
@@ -64,7 +64,7 @@ def policy_text(policy: Policy) -> str:
     return f"{policy['kind']} ({fields})" if fields else str(policy["kind"])
 
 
-def warnings_of(plan: Plan) -> list[str]:
+def warnings_of(plan: DeploymentPlan) -> list[str]:
     """What a reader must know before believing the numbers."""
     found = []
     model = plan.model
@@ -99,7 +99,7 @@ def warnings_of(plan: Plan) -> list[str]:
     return found
 
 
-def _pruning_warnings(plan: Plan) -> list[str]:
+def _pruning_warnings(plan: DeploymentPlan) -> list[str]:
     """Where products with pruned matrices are priced beyond what was measured."""
     pruning, fit = plan.spec.pruning, _fits(plan).get("pruned matrices")
     if pruning is None or not isinstance(fit, PrunedFit):
@@ -125,7 +125,7 @@ def _pruning_warnings(plan: Plan) -> list[str]:
 _ENGINE = "engine overhead"
 
 
-def _fits_other_releases(plan: Plan) -> bool:
+def _fits_other_releases(plan: DeploymentPlan) -> bool:
     """Whether the plan's accelerator family has measured points of the engine, though not of its
     release.
     """
@@ -138,7 +138,7 @@ def _fits_other_releases(plan: Plan) -> bool:
     )
 
 
-def _fits(plan: Plan) -> dict[str, Fit]:
+def _fits(plan: DeploymentPlan) -> dict[str, Fit]:
     """The calibration entries that the plan's prices use."""
     has_experts = plan.experts is not None
     return plan.calibration.fits(
@@ -155,7 +155,7 @@ def _fits(plan: Plan) -> dict[str, Fit]:
     )
 
 
-def _assumptions(plan: Plan) -> list[dict[str, str]]:
+def _assumptions(plan: DeploymentPlan) -> list[dict[str, str]]:
     rows = []
     for what, fit in _fits(plan).items():
         error = (
@@ -239,7 +239,7 @@ def _assumptions(plan: Plan) -> list[dict[str, str]]:
     return rows
 
 
-def _prefill_assumptions(plan: Plan) -> list[dict[str, str]]:
+def _prefill_assumptions(plan: DeploymentPlan) -> list[dict[str, str]]:
     """What a prefill pool's prices rest on beyond the decode pool's, and the transfers between
     them.
     """
@@ -295,7 +295,7 @@ def _prefill_assumptions(plan: Plan) -> list[dict[str, str]]:
     ]
 
 
-def _layout_text(plan: Plan) -> str:
+def _layout_text(plan: DeploymentPlan) -> str:
     texts = [
         f"{pool.layout.text()}, {pool.replicas} replica{'s' if pool.replicas > 1 else ''}"
         for pool in plan.pools
@@ -345,7 +345,7 @@ def _number_text(key: str, value: float) -> str:
     return f"{key.replace('_', ' ')} {value:g}"
 
 
-def _dispatch_text(plan: Plan) -> str | None:
+def _dispatch_text(plan: DeploymentPlan) -> str | None:
     if plan.experts is None:
         return None
     if not plan.layout.travels:
@@ -357,7 +357,7 @@ def _dispatch_text(plan: Plan) -> str | None:
     )
 
 
-def _weights_text(plan: Plan) -> str:
+def _weights_text(plan: DeploymentPlan) -> str:
     precision = plan.precision
     if plan.model.moe is not None and precision.experts != precision.weights:
         return f"{precision.weights}, experts {precision.experts}"

@@ -36,7 +36,7 @@ _FABRICS = Recent[tuple[str, int], Fabric](most=256)
 
 
 @dataclass(frozen=True)
-class Plan:
+class DeploymentPlan:
     """What to execute."""
 
     spec: DeploymentSpec
@@ -56,7 +56,7 @@ class Plan:
     experts: ExpertPlan | None
     """``None`` for a dense model."""
     seed: int
-    prefill: Plan | None = None
+    prefill: DeploymentPlan | None = None
     """The pool that computes prompts, where this one only decodes."""
     transfer: Transfer | None = None
     """From one to the other."""
@@ -64,7 +64,7 @@ class Plan:
     """From each stage of a pipeline to the next; ``None`` without one."""
 
     @property
-    def pools(self) -> tuple[Plan, ...]:
+    def pools(self) -> tuple[DeploymentPlan, ...]:
         """The plan itself, and its prefill pool's."""
         return (self,) if self.prefill is None else (self, self.prefill)
 
@@ -85,7 +85,7 @@ class Plan:
         return open_stream(self.seed, purpose, *numbers)
 
 
-def make_plan(spec: DeploymentSpec, seed: int, where: str, folder: Path) -> Plan:
+def make_plan(spec: DeploymentSpec, seed: int, where: str, folder: Path) -> DeploymentPlan:
     """Build and check everything that a deployment names.
 
     Args:
@@ -127,7 +127,9 @@ def make_plan(spec: DeploymentSpec, seed: int, where: str, folder: Path) -> Plan
     return replace(decode, prefill=prefill, transfer=transfer)
 
 
-def _make_pool(spec: DeploymentSpec, seed: int, place: str, folder: Path, taken_gpus: int) -> Plan:
+def _make_pool(
+    spec: DeploymentSpec, seed: int, place: str, folder: Path, taken_gpus: int
+) -> DeploymentPlan:
     """One pool of replicas on a cluster of which ``taken_gpus`` serve another one."""
     model = load_model(spec.model, place, folder)
     cluster, accelerator = load_cluster(spec.cluster, place)
@@ -172,7 +174,7 @@ def _make_pool(spec: DeploymentSpec, seed: int, place: str, folder: Path, taken_
     sends = None
     if layout.pp > 1 and isinstance(calibration, Calibration):
         sends = make_sends(layout, _wired(cluster, layout.num_gpus, place), calibration)
-    return Plan(
+    return DeploymentPlan(
         spec=spec,
         model=model,
         cluster=cluster,
@@ -197,7 +199,7 @@ def _make_pool(spec: DeploymentSpec, seed: int, place: str, folder: Path, taken_
     )
 
 
-def _mean_cache(plan: Plan) -> CacheSize:
+def _mean_cache(plan: DeploymentPlan) -> CacheSize:
     """Of one sequence on a GPU: the mean one, where stages of a pipeline keep different layers."""
     pp = plan.layout.pp
     if pp == 1:

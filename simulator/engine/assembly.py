@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from simulator.deployment.plan import Plan
+from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.fast import LOG_COLUMNS
 from simulator.engine.pool import Pool
 from simulator.engine.probe import probe
@@ -21,7 +21,9 @@ _COUNTS = {
 }
 
 
-def make_record(plan: Plan, requests: pd.DataFrame, pools: dict[str, Pool]) -> DeploymentRecord:
+def make_record(
+    plan: DeploymentPlan, requests: pd.DataFrame, pools: dict[str, Pool]
+) -> DeploymentRecord:
     """Put a run's rows together.
 
     Args:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
 from simulator.deployment.memory import check_requests
-from simulator.deployment.plan import Plan
+from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.limits import make_limits, scaled_blocks
 from simulator.engine.replica import Replica
 from simulator.engine.state import start_requests
@@ -35,7 +35,7 @@ class Served(NamedTuple):
 
 
 def serve_closed_loop(
-    plan: Plan, table: StepTable, trace: RequestTrace, way_s: float = 0.0
+    plan: DeploymentPlan, table: StepTable, trace: RequestTrace, way_s: float = 0.0
 ) -> Served:
     """Serve a trace on one replica with ``trace.concurrency`` requests in flight.
 

@@ -14,7 +14,7 @@ import pandas as pd
 import simpy
 
 from simulator.base.progress import CountDone
-from simulator.deployment.plan import Plan
+from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.assembly import make_record
 from simulator.engine.fabric import FluidWires
 from simulator.engine.message import MessageWires
@@ -31,7 +31,7 @@ Fidelity = Literal["step", "rank", "message"]
 
 
 def run_plan(
-    plan: Plan,
+    plan: DeploymentPlan,
     trace: RequestTrace,
     fidelity: Fidelity = "step",
     progress: CountDone = lambda _: None,
@@ -66,7 +66,9 @@ MakeTable = Callable[[Prices, str], StepTable]
 """Fills a plan's table with the random numbers of a stream."""
 
 
-def serve_requests(plan: Plan, trace: RequestTrace, fill: MakeTable = make_table) -> pd.DataFrame:
+def serve_requests(
+    plan: DeploymentPlan, trace: RequestTrace, fill: MakeTable = make_table
+) -> pd.DataFrame:
     """Serve an open loop at the ``step`` fidelity and return ``REQUEST_COLUMNS`` but the
     deployment, for sweeps.
 
@@ -99,7 +101,7 @@ def _by_ranks(pool: Pool, fidelity: Fidelity, stream: str) -> Execute:
 class _Run:
     """One run of all replicas."""
 
-    def __init__(self, plan: Plan, trace: RequestTrace, progress: CountDone) -> None:
+    def __init__(self, plan: DeploymentPlan, trace: RequestTrace, progress: CountDone) -> None:
         self.pool = Pool(plan, trace)
         self.concurrency = trace.concurrency
         self.progress = progress

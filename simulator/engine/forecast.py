@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import simpy
 
-from simulator.deployment.plan import Plan
+from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.fabric import FluidWires
 from simulator.engine.rank import StepTimes, finish_step, run_step
 from simulator.step.operations import step_operations
@@ -42,7 +42,7 @@ class EvenStep(NamedTuple):
 
 
 def forecast(
-    plan: Plan, steps: Sequence[EvenStep], *, keep_spans: bool = False
+    plan: DeploymentPlan, steps: Sequence[EvenStep], *, keep_spans: bool = False
 ) -> Iterator[StepTimes]:
     """Simulate each step on its own at the ``rank`` fidelity."""
     if not steps:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-from simulator.deployment.plan import Plan
+from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.state import Limits
 from simulator.workload.traces import RequestTrace
 
 
-def make_limits(plan: Plan, trace: RequestTrace) -> Limits:
+def make_limits(plan: DeploymentPlan, trace: RequestTrace) -> Limits:
     """What batching goes by: the scheduling policy's rules and the cache's blocks.
 
     Prefix blocks are whole KV blocks: where the trace's do not divide, KV blocks are cut to their
@@ -48,7 +48,7 @@ def make_limits(plan: Plan, trace: RequestTrace) -> Limits:
     )
 
 
-def scaled_blocks(plan: Plan, limits: Limits) -> int:
+def scaled_blocks(plan: DeploymentPlan, limits: Limits) -> int:
     """KV blocks of a rank, in blocks of ``limits``."""
     if not plan.capacity.cache.bytes_per_token:
         return plan.capacity.num_blocks

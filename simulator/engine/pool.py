@@ -10,7 +10,7 @@ import simpy
 from simpy.events import Event, ProcessGenerator
 
 from simulator.deployment.memory import check_requests
-from simulator.deployment.plan import Plan
+from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.limits import make_limits, scaled_blocks
 from simulator.engine.replica import Execute, Replica
 from simulator.engine.state import Floats, Ints, Limits, Requests, start_requests
@@ -25,7 +25,7 @@ class Pool:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: DeploymentPlan,
         trace: RequestTrace,
         limits: Limits | None = None,
         stream: str = "balancing",

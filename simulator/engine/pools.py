@@ -18,7 +18,7 @@ from simpy.events import ProcessGenerator
 
 from simulator.base.progress import CountDone
 from simulator.cost.transfer import Transfer
-from simulator.deployment.plan import Plan
+from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.limits import make_limits
 from simulator.engine.pool import Pool, send, sent_s
 from simulator.engine.replica import ByTable, Execute
@@ -30,7 +30,7 @@ from simulator.workload.traces import RequestTrace
 class Pools:
     """One run of a plan with a prefill pool."""
 
-    def __init__(self, plan: Plan, trace: RequestTrace, progress: CountDone) -> None:
+    def __init__(self, plan: DeploymentPlan, trace: RequestTrace, progress: CountDone) -> None:
         if plan.prefill is None or plan.transfer is None:
             raise ValueError(f"{plan.name} has no prefill pool")
         self.prefill = Pool(plan.prefill, replace(trace, num_output=np.ones_like(trace.num_output)))

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import simpy
 
-from simulator.deployment.plan import Plan
+from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.fabric import FluidWires
 from simulator.engine.rank import finish_step, run_step
 from simulator.results.tables import EXPERT_COLUMNS, RANK_COLUMNS, SPAN_COLUMNS, TRAFFIC_COLUMNS
@@ -38,7 +38,9 @@ class Probe:
         return Probe(ranks, self.experts, traffic, spans)
 
 
-def probe(plan: Plan, prices: Prices, steps: pd.DataFrame, requests: pd.DataFrame) -> Probe:
+def probe(
+    plan: DeploymentPlan, prices: Prices, steps: pd.DataFrame, requests: pd.DataFrame
+) -> Probe:
     """Run the median decode step and the median step with prompt tokens again, rank by rank.
 
     Args:
@@ -79,7 +81,9 @@ def _frame(rows: Sequence[tuple[object, ...]], columns: list[str]) -> pd.DataFra
     return pd.DataFrame(rows, columns=columns)
 
 
-def _representative(plan: Plan, steps: pd.DataFrame, requests: pd.DataFrame) -> dict[str, Batch]:
+def _representative(
+    plan: DeploymentPlan, steps: pd.DataFrame, requests: pd.DataFrame
+) -> dict[str, Batch]:
     """The median decode step and the median step with prompt tokens, spread evenly over the
     data-parallel ranks (of one of a pipeline's lanes).
     """
@@ -101,7 +105,7 @@ def _representative(plan: Plan, steps: pd.DataFrame, requests: pd.DataFrame) -> 
     return found
 
 
-def _batch(plan: Plan, prefill_tokens: int, decode_tokens: int, context: int) -> Batch:
+def _batch(plan: DeploymentPlan, prefill_tokens: int, decode_tokens: int, context: int) -> Batch:
     dp = plan.layout.attention_dp
     order = np.arange(dp)
     prompts = prefill_tokens // dp + (order < prefill_tokens % dp)
@@ -121,7 +125,7 @@ def _batch(plan: Plan, prefill_tokens: int, decode_tokens: int, context: int) ->
 
 
 def _expert_ranks(
-    plan: Plan, prices: Prices, batch: Batch, phase: str
+    plan: DeploymentPlan, prices: Prices, batch: Batch, phase: str
 ) -> tuple[list[tuple[object, ...]], list[tuple[object, ...]]]:
     rows: list[tuple[object, ...]] = []
     num_ranks, num_layers = plan.layout.num_ranks, plan.model.num_moe_layers
@@ -148,7 +152,7 @@ def _expert_ranks(
     return rows, sent
 
 
-def _expert_load(plan: Plan) -> pd.DataFrame:
+def _expert_load(plan: DeploymentPlan) -> pd.DataFrame:
     columns = list(EXPERT_COLUMNS)[1:]
     if plan.experts is None or plan.model.moe is None:
         return pd.DataFrame(columns=columns)

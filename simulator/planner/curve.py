@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.cost.compute import Phase
 from simulator.cost.kernels.context import kernels_s
-from simulator.deployment.plan import Plan
+from simulator.deployment.plan import DeploymentPlan
 from simulator.planner.traffic import Traffic
 from simulator.step.prices import Prices
 from simulator.work.context import total_sums
@@ -72,7 +72,7 @@ class Curve:
     """Steps of one replica with ``traffic``'s sequences, evenly spread over its batches."""
 
     def __init__(
-        self, plan: Plan, traffic: Traffic, max_tokens: int, like: Curve | None = None
+        self, plan: DeploymentPlan, traffic: Traffic, max_tokens: int, like: Curve | None = None
     ) -> None:
         """Price the blocks of a step at a few numbers of tokens.
 

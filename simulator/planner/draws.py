@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from simulator.base.streams import open_stream
 from simulator.config.calibration import Fit
-from simulator.deployment.plan import Plan
+from simulator.deployment.plan import DeploymentPlan
 from simulator.planner.curve import Terms
 
 Floats = NDArray[np.float64]
@@ -96,7 +96,7 @@ def band_of_fit(band: tuple[float, float] | None, fit: Fit) -> tuple[float, floa
     return ASSUMED if band is None or fit.kind == "assumed" else band
 
 
-def kernels_of(plan: Plan) -> tuple[str, ...]:
+def kernels_of(plan: DeploymentPlan) -> tuple[str, ...]:
     """For each of :class:`~simulator.planner.curve.Terms`, whose error it has: deployments with the
     same name err together there.
     """
@@ -121,7 +121,7 @@ def kernels_of(plan: Plan) -> tuple[str, ...]:
     )
 
 
-def own_of(plan: Plan) -> str:
+def own_of(plan: DeploymentPlan) -> str:
     """What names a deployment's own error: of what differs in its cache's format or its batching
     only, it is the same.
     """

@@ -18,7 +18,7 @@ import numpy as np
 
 from simulator.config.calibration import Calibration, CalibrationFile, Fit
 from simulator.config.host import load_any_calibration
-from simulator.deployment.plan import Plan, make_plan
+from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.planner.curve import Curve
 from simulator.planner.draws import (
     DRAWS,
@@ -137,7 +137,9 @@ class Estimate(NamedTuple):
     there is no closed form of it."""
 
 
-def bands_of(plan: Plan, is_pooled: bool) -> tuple[tuple[float, float], tuple[float, float], str]:
+def bands_of(
+    plan: DeploymentPlan, is_pooled: bool
+) -> tuple[tuple[float, float], tuple[float, float], str]:
     """Bands of the time per token and to the first token, and what they are from: pools have bands
     of their own, where known.
     """
@@ -155,13 +157,13 @@ def bands_of(plan: Plan, is_pooled: bool) -> tuple[tuple[float, float], tuple[fl
     return band_of_fit(fit.band, fit), band_of_fit(ttft_band, fit), fit.source
 
 
-def empty_table(curve: Curve, plan: Plan, option: Option) -> Table:
+def empty_table(curve: Curve, plan: DeploymentPlan, option: Option) -> Table:
     """What a deployment's errors are, without what it needs."""
     band, ttft_band, source = bands_of(plan, option.prefill is not None)
     return Table(band, ttft_band, source, _parts(curve, plan, option), [], [], own=own_of(plan))
 
 
-def _parts(curve: Curve, plan: Plan, option: Option) -> dict[str, float]:
+def _parts(curve: Curve, plan: DeploymentPlan, option: Option) -> dict[str, float]:
     """Shares of a decode step at the time per token that was estimated, by what they have in common
     with other deployments.
     """
@@ -186,7 +188,7 @@ class Estimator:
         self._trials, self._change = trials, change
         self._draws = DRAWS if samples else ()
         self._judges: list[Judge] = []
-        self._kept: dict[tuple[Design, int, str], tuple[Plan, Curve, list[Served]]] = {}
+        self._kept: dict[tuple[Design, int, str], tuple[DeploymentPlan, Curve, list[Served]]] = {}
 
     def estimate(self, finding: Finding, rate_per_s: float | None = None) -> Estimate | None:
         """A finding's closed form; ``None`` where nothing was found, or the closed form knows no
@@ -275,7 +277,7 @@ class Estimator:
 
     def _served(
         self, option: Option, design: Design, phase: str
-    ) -> tuple[Plan, Curve, list[Served]]:
+    ) -> tuple[DeploymentPlan, Curve, list[Served]]:
         key = (design, option.budget, phase)
         if key not in self._kept:
             space = self._judges[0].space

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from simulator.base.errors import UserError
 from simulator.base.recent import Recent
 from simulator.config.deployment import DeploymentSpec, PrefillPoolSpec
-from simulator.deployment.plan import Plan, make_plan
+from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.engine.cluster import serve_requests
 from simulator.engine.table import StepTable, make_table
 from simulator.planner.risk import risk
@@ -287,7 +287,7 @@ class Explorer:
         table = _TABLES.get(key, lambda: make_table(prices, stream))
         return _slowed(table, self.slower)
 
-    def plan(self, sized: Sized) -> Plan:
+    def plan(self, sized: Sized) -> DeploymentPlan:
         """Of so many replicas, each sent every n-th request of n: what a balancer that keeps them
         even comes to.
         """

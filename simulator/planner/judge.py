@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.deployment.plan import Plan
+from simulator.deployment.plan import DeploymentPlan
 from simulator.planner.curve import Curve, Floats
 from simulator.planner.space import Design, Space
 from simulator.planner.traffic import Traffic
@@ -72,21 +72,21 @@ class Judge:
         self._curves: dict[Design, Curve] = {}
         self._most_tokens = max(space.question.space.token_budgets)
 
-    def curve(self, design: Design, plan: Plan) -> Curve:
+    def curve(self, design: Design, plan: DeploymentPlan) -> Curve:
         """The design's curve; designs with the same kernels share them."""
         key = design.kernels
         found = Curve(plan, self.traffic, self._most_tokens, self._curves.get(key))
         self._curves.setdefault(key, found)
         return found
 
-    def both(self, plan: Plan, curve: Curve, budget: int) -> Served:
+    def both(self, plan: DeploymentPlan, curve: Curve, budget: int) -> Served:
         """A replica that computes prompts and decodes."""
         batches, step_s, ttft_s, possible = self._loads(plan, curve, budget)
         rates = batches * plan.layout.num_batches / (self.traffic.num_output * step_s)
         return Served(rates, step_s, ttft_s, possible, batches)
 
     def _loads(
-        self, plan: Plan, curve: Curve, budget: int
+        self, plan: DeploymentPlan, curve: Curve, budget: int
     ) -> tuple[Floats, Floats, Floats, NDArray[np.bool_]]:
         """By sequences on a data-parallel rank: these, seconds a token, to the first token, and
         whether the budget suffices.
@@ -125,14 +125,14 @@ class Judge:
         ttft_s = plan.calibration.engine.first_token_s + first_s + waits
         return batches, step_s, ttft_s, stays & (busy < _HIGHEST_LOAD)
 
-    def decoding(self, plan: Plan, curve: Curve) -> Served:
+    def decoding(self, plan: DeploymentPlan, curve: Curve) -> Served:
         """A replica that only decodes."""
         batches = self._batches(plan)
         step_s = curve.step_s(batches, np.zeros(len(batches)), 0.0)
         rates = batches * plan.layout.num_batches / (self.traffic.num_output * step_s)
         return Served(rates, step_s, np.zeros(len(batches)), np.full(len(batches), True), batches)
 
-    def prefilling(self, plan: Plan, curve: Curve, budget: int) -> Served:
+    def prefilling(self, plan: DeploymentPlan, curve: Curve, budget: int) -> Served:
         """A replica that only computes prompts."""
         prompt_s, alone_s = self.prompt_s(curve, budget), self.alone_s(curve, budget)
         busy = np.linspace(0.1, _HIGHEST_LOAD, _BATCHES)
@@ -168,7 +168,7 @@ class Judge:
             * math.ceil(parts)
         )
 
-    def _batches(self, plan: Plan) -> Floats:
+    def _batches(self, plan: DeploymentPlan) -> Floats:
         capacity, traffic, pp = plan.capacity, self.traffic, plan.layout.pp
         held = capacity.blocks_for(round(traffic.num_input + traffic.num_output / 2))
         most = max(

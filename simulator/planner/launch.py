@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from simulator.base.plugins import available, build
 from simulator.config.pruning import pruning_text
-from simulator.deployment.plan import Plan
+from simulator.deployment.plan import DeploymentPlan
 from simulator.planner.serving import Engine, Place, Role, Server, Weights, places, weights_of
 
 _NAMES: dict[Role, str] = {
@@ -32,7 +32,9 @@ class Command(NamedTuple):
     not_expressed: tuple[str, ...] = ()
 
 
-def launch(plan: Plan, model: str, longest_prompt: int, longest_tokens: int) -> list[Command]:
+def launch(
+    plan: DeploymentPlan, model: str, longest_prompt: int, longest_tokens: int
+) -> list[Command]:
     """What starts all servers of a deployment, and the router in front of them.
 
     Args:
@@ -53,7 +55,7 @@ def launch(plan: Plan, model: str, longest_prompt: int, longest_tokens: int) -> 
         ]
     engine: Engine = build("planner.serving", {"kind": name}, "plan")
     weights = weights_of(plan, model, engine.quantises)
-    pools: list[tuple[Role, Plan]] = (
+    pools: list[tuple[Role, DeploymentPlan]] = (
         [("both", plan)]
         if plan.prefill is None
         else [("prompts", plan.prefill), ("decoding", plan)]
@@ -170,7 +172,7 @@ def _said(server: Server) -> Iterator[str]:
     )
 
 
-def _general(plan: Plan, node_gpus: int, placed: Mapping[Role, list[Place]]) -> list[str]:
+def _general(plan: DeploymentPlan, node_gpus: int, placed: Mapping[Role, list[Place]]) -> list[str]:
     """About the cluster as a whole."""
     said = []
     left = plan.cluster.num_gpus - plan.num_gpus

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simulator.deployment.plan import Plan
+from simulator.deployment.plan import DeploymentPlan
 from simulator.planner.draws import Z_80, Floats, kernels_of, loading, own_of
 from simulator.planner.estimate import bands_of
 
@@ -39,7 +39,7 @@ class Margin(NamedTuple):
     above: float | None
 
 
-def error_of(plan: Plan, terms: Floats, gives: float = 1.0) -> Error:
+def error_of(plan: DeploymentPlan, terms: Floats, gives: float = 1.0) -> Error:
     """Of a step.
 
     Args:

@@ -7,12 +7,12 @@ from __future__ import annotations
 import math
 from statistics import NormalDist
 
-from simulator.deployment.plan import Plan
+from simulator.deployment.plan import DeploymentPlan
 from simulator.planner.draws import Z_80, band_of_fit
 from simulator.planner.trial import Outcome
 
 
-def risk(plan: Plan, outcome: Outcome) -> float:
+def risk(plan: DeploymentPlan, outcome: Outcome) -> float:
     """Probability that the target which is most at risk is missed.
 
     Measured over simulated is taken as log-normal with the 80 % bands of the engine's fit, or of

@@ -15,7 +15,7 @@ from simulator.config.capacity import CandidateModel, Question
 from simulator.config.deployment import DeploymentSpec, ParallelSpec
 from simulator.config.model import ModelSpec, load_model
 from simulator.config.pruning import Pruning, pruning_text
-from simulator.deployment.plan import Plan, make_plan
+from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.planner.machines import WHERE, Machines, machines_of
 from simulator.planner.ruled_out import (
     ALIKE,
@@ -100,7 +100,9 @@ class Space:
         ]
         self.machines = [machines_of(offer, question) for offer in question.clusters]
 
-    def designs(self, model: int, machines: int, ruled: Ruled) -> Iterator[tuple[Design, Plan]]:
+    def designs(
+        self, model: int, machines: int, ruled: Ruled
+    ) -> Iterator[tuple[Design, DeploymentPlan]]:
         """Every possible design of a model on some machines with the plan of one replica; the
         others are told to ``ruled``.
         """

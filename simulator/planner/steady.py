@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.deployment.plan import Plan
+from simulator.deployment.plan import DeploymentPlan
 from simulator.planner.curve import Curve, Floats, Terms
 from simulator.planner.space import Design
 from simulator.planner.traffic import Traffic
@@ -68,7 +68,7 @@ class Steady:
     """Tokens of a step on a data-parallel rank."""
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> DeploymentPlan:
         """Of one replica."""
         return self.curve.plan
 

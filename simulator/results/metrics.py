@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from simulator.config.workload import SLO
-from simulator.deployment.plan import Plan
+from simulator.deployment.plan import DeploymentPlan
 from simulator.results.tables import STEP_PHASES, DeploymentRecord
 from simulator.work.flops import served_flops
 
@@ -144,7 +144,9 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def summarise(plans: Sequence[Plan], records: Sequence[DeploymentRecord], slo: SLO) -> pd.DataFrame:
+def summarise(
+    plans: Sequence[DeploymentPlan], records: Sequence[DeploymentRecord], slo: SLO
+) -> pd.DataFrame:
     """``summary.csv``: a row a deployment, the columns of :data:`METRICS`; what is undefined is
     NaN.
     """
@@ -188,7 +190,7 @@ def meets(latency: pd.DataFrame, slo: SLO) -> pd.Series:
     return met
 
 
-def _measure(plan: Plan, record: DeploymentRecord, slo: SLO) -> dict[str, float]:
+def _measure(plan: DeploymentPlan, record: DeploymentRecord, slo: SLO) -> dict[str, float]:
     requests, steps = record.requests, record.steps
     latency = latencies(requests)
     duration_s = float(requests["finish_s"].max() - requests["arrival_s"].min())
@@ -239,7 +241,7 @@ def _measure(plan: Plan, record: DeploymentRecord, slo: SLO) -> dict[str, float]
     return {key: found[key] for key in METRICS}
 
 
-def _busy_gpus(plan: Plan, steps: pd.DataFrame) -> list[tuple[Plan, float]]:
+def _busy_gpus(plan: DeploymentPlan, steps: pd.DataFrame) -> list[tuple[DeploymentPlan, float]]:
     """Each pool, and its GPUs times the seconds of its steps."""
     if plan.prefill is None:
         return [(plan, plan.layout.num_gpus * float(steps["duration_s"].sum()))]
@@ -251,7 +253,7 @@ def _busy_gpus(plan: Plan, steps: pd.DataFrame) -> list[tuple[Plan, float]]:
     ]
 
 
-def _mfu(plan: Plan, requests: pd.DataFrame, steps: pd.DataFrame) -> float:
+def _mfu(plan: DeploymentPlan, requests: pd.DataFrame, steps: pd.DataFrame) -> float:
     arrays = [
         requests[column].to_numpy(np.int64) for column in ("num_input", "num_output", "num_cached")
     ]
@@ -262,7 +264,7 @@ def _mfu(plan: Plan, requests: pd.DataFrame, steps: pd.DataFrame) -> float:
     )
 
 
-def _cost(plan: Plan, duration_s: float, num_output: float) -> float:
+def _cost(plan: DeploymentPlan, duration_s: float, num_output: float) -> float:
     per_hour = 0.0
     for pool in plan.pools:
         if (

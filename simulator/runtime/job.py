@@ -16,7 +16,7 @@ from simulator.config.ffn import MoE
 from simulator.config.model import ModelSpec
 from simulator.config.pruning import Pruning
 from simulator.deployment.expert_plan import POOL_TOKENS
-from simulator.deployment.plan import Plan
+from simulator.deployment.plan import DeploymentPlan
 from simulator.policies.dispatch import ExecutableDispatch
 from simulator.policies.placement import Placed
 from simulator.runtime.layers.part import WHOLE, Part
@@ -87,7 +87,7 @@ class Job:
         return topk_ids_TK
 
 
-def make_job(plan: Plan, folder: Path) -> Job:
+def make_job(plan: DeploymentPlan, folder: Path) -> Job:
     """The job of a plan.
 
     Args:

@@ -15,7 +15,7 @@ from simulator.config.dtypes import BYTES_PER_ELEMENT, INPUT_BYTES
 from simulator.config.ffn import MoE
 from simulator.cost.comm import Exchange, Vectors
 from simulator.deployment.expert_plan import POOL_TOKENS, ExpertPlan
-from simulator.deployment.plan import Plan
+from simulator.deployment.plan import DeploymentPlan
 from simulator.policies.dispatch import policy_at, sees
 from simulator.policies.token_counts import count_arrivals, count_stays
 from simulator.work.layout import shard
@@ -51,7 +51,7 @@ class ExpertStep:
 class ExpertPrices:
     """Prices of one plan's routed experts."""
 
-    def __init__(self, plan: Plan, experts: ExpertPlan, moe: MoE) -> None:
+    def __init__(self, plan: DeploymentPlan, experts: ExpertPlan, moe: MoE) -> None:
         self._plan = plan
         self._experts = experts
         self._moe = moe

@@ -22,7 +22,7 @@ from simulator.cost.comm import Exchange
 from simulator.cost.compute import Phase, Rates
 from simulator.cost.kernels.context import work_s
 from simulator.cost.stages import VECTORS
-from simulator.deployment.plan import Plan
+from simulator.deployment.plan import DeploymentPlan
 from simulator.step.expert_prices import ExpertPrices, ExpertStep
 from simulator.step.program import Batch
 from simulator.step.two_batch import halves
@@ -39,7 +39,9 @@ class Prices:
     rank.
     """
 
-    def __init__(self, plan: Plan, max_tokens: int, rows: NDArray[np.int64] | None = None) -> None:
+    def __init__(
+        self, plan: DeploymentPlan, max_tokens: int, rows: NDArray[np.int64] | None = None
+    ) -> None:
         """Nothing is priced yet.
 
         Args:

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple, Protocol
 
-from simulator.deployment.plan import Plan
+from simulator.deployment.plan import DeploymentPlan
 
 Role = Literal["both", "prompts", "decoding"]
 """What a server computes."""
@@ -41,7 +41,7 @@ class Place(NamedTuple):
 class Server(NamedTuple):
     """One replica to be started."""
 
-    plan: Plan
+    plan: DeploymentPlan
     """Of its pool."""
     role: Role
     weights: Weights
@@ -176,7 +176,7 @@ def format_of(repository: str, released: str) -> str:
     return "bf16" if "bf16" in name else released
 
 
-def weights_of(plan: Plan, named: str, can_quantise: bool = True) -> Weights:
+def weights_of(plan: DeploymentPlan, named: str, can_quantise: bool = True) -> Weights:
     """The repository that holds a plan's weights, or what must be made first.
 
     Args:

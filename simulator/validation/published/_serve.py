@@ -22,7 +22,7 @@ from simulator.config.calibration import Calibration
 from simulator.config.deployment import DeploymentSpec
 from simulator.deployment.facts import warnings_of
 from simulator.deployment.memory import check_requests
-from simulator.deployment.plan import Plan, make_plan
+from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.engine.fast import LOG_COLUMNS
 from simulator.engine.limits import make_limits, scaled_blocks
 from simulator.engine.replica import Replica
@@ -42,7 +42,7 @@ _NONE = 1e-9
 class Served:
     """A run of one replica."""
 
-    plan: Plan
+    plan: DeploymentPlan
     requests: Requests
     log: pd.DataFrame
     """A row a step, with the columns of ``LOG_COLUMNS``."""
@@ -79,7 +79,7 @@ class Served:
         )
 
 
-def make(deployment: Mapping[str, Any], seed: int = 0) -> Plan:
+def make(deployment: Mapping[str, Any], seed: int = 0) -> DeploymentPlan:
     """The plan of a deployment written as a table.
 
     Raises:
@@ -132,7 +132,7 @@ def _table(deployment: str, largest: int) -> StepTable:
     return make_table(Prices(plan, largest))
 
 
-def status_of(plan: Plan) -> str:
+def status_of(plan: DeploymentPlan) -> str:
     """``ok``, or ``extrapolated`` with what is assumed or outside what was measured."""
     found = [
         text.rstrip(".").removeprefix("Extrapolated: ")
@@ -142,7 +142,7 @@ def status_of(plan: Plan) -> str:
     return "extrapolated: " + "; ".join(found) if found else "ok"
 
 
-def band_of(plan: Plan, shares: Mapping[str, float]) -> tuple[float, float]:
+def band_of(plan: DeploymentPlan, shares: Mapping[str, float]) -> tuple[float, float]:
     """What a time is multiplied with for its low and its high: the bands of its parts, which err
     together, by their shares.
     """
@@ -153,7 +153,7 @@ def band_of(plan: Plan, shares: Mapping[str, float]) -> tuple[float, float]:
     ) / total
 
 
-def parts_of(plan: Plan, shares: Mapping[str, float]) -> tuple[Part, ...]:
+def parts_of(plan: DeploymentPlan, shares: Mapping[str, float]) -> tuple[Part, ...]:
     """The phases of a time by the calibration entries that price them, with the bands of these."""
     calibration = plan.calibration
     if not isinstance(calibration, Calibration):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simulator.deployment.plan import Plan
+from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.forecast import EvenStep, forecast
 from simulator.step.prices import Prices
 from simulator.validation.published._serve import make
@@ -20,7 +20,7 @@ from simulator.validation.published._serve import make
 class Step(NamedTuple):
     """A step that has run."""
 
-    plan: Plan
+    plan: DeploymentPlan
     seconds: float
     shares: dict[str, float]
     """Of the time, by phase."""
@@ -61,5 +61,5 @@ def _imbalance(prices: Prices, tokens_d: np.ndarray) -> float:
 
 
 @lru_cache(maxsize=2)
-def _plan(deployment: str) -> Plan:
+def _plan(deployment: str) -> DeploymentPlan:
     return make(json.loads(deployment))

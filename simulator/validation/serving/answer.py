@@ -14,7 +14,7 @@ from simulator.config.calibration.disaggregation import DisaggregationFit
 from simulator.config.calibration.engine import release_of
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.host import HostCalibration, load_any_calibration
-from simulator.deployment.plan import Plan
+from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.prefill_loop import Prompts
 from simulator.engine.table import StepTable, make_table
 from simulator.results.targets import DENSE, MOE
@@ -79,7 +79,7 @@ class Prepared(NamedTuple):
     point: Point
     """With fewer output tokens where drafts give several a step."""
     found: Deployment
-    plan: Plan | str
+    plan: DeploymentPlan | str
     """Or why there is none."""
     table: StepTable | None
     tokens_per_step: float
@@ -91,7 +91,7 @@ def prepare(points: Sequence[Point]) -> Iterator[Prepared]:
     """
     found = [deployment_of(point) for point in points]
     plan = plan_of(table_key(points[0]))
-    if isinstance(plan, Plan) and is_tight(plan):
+    if isinstance(plan, DeploymentPlan) and is_tight(plan):
         found = [
             one._replace(
                 guesses=(*one.guesses, "its weights leave less room than the engine holds back")
@@ -121,7 +121,7 @@ def prepare(points: Sequence[Point]) -> Iterator[Prepared]:
             yield Prepared(point, one, own, priced, 1.0)
 
 
-def _most_tokens(point: Point, plan: Plan) -> int:
+def _most_tokens(point: Point, plan: DeploymentPlan) -> int:
     """Of one step of a data-parallel rank."""
     rules = plan.rules
     return (
@@ -131,7 +131,7 @@ def _most_tokens(point: Point, plan: Plan) -> int:
     )
 
 
-def _with_engine(table: StepTable, plan: Plan) -> StepTable:
+def _with_engine(table: StepTable, plan: DeploymentPlan) -> StepTable:
     engine, model = plan.calibration.engine, plan.model
     prompt_s = engine.prompt_s(model.num_layers, model.num_moe_layers)
     return table._replace(step_s=engine.step_s, sequence_s=engine.sequence_s, prompt_s=prompt_s)
@@ -183,7 +183,7 @@ def _prompts(alone: Point, num_input: int) -> tuple[Prompts, float] | str:
 
 
 @lru_cache(maxsize=64)
-def _decodes(alone: Point, num_input: int, num_output: int) -> tuple[Decodes, Plan] | str:
+def _decodes(alone: Point, num_input: int, num_output: int) -> tuple[Decodes, DeploymentPlan] | str:
     half = half_of(alone)
     return (
         half
@@ -215,7 +215,9 @@ def answer_points(points: Sequence[Point]) -> list[Answer]:
     ]
 
 
-def pools_or_reason(point: Point, prefill: Pool, unsaid_workers: int) -> tuple[Pools, Plan] | str:
+def pools_or_reason(
+    point: Point, prefill: Pool, unsaid_workers: int
+) -> tuple[Pools, DeploymentPlan] | str:
     """Both pools of a disaggregated point, ready to be loaded, and the second one's plan; or why
     there are none.
 
@@ -272,7 +274,7 @@ def _pools_fit(point: Point) -> DisaggregationFit | None:
     return None if isinstance(calibration, HostCalibration) else calibration.pools(point.engine)
 
 
-def _batched(plan: Plan, found: Deployment) -> Plan:
+def _batched(plan: DeploymentPlan, found: Deployment) -> DeploymentPlan:
     """The plan with the batching and the engine version of a deployment that it is otherwise the
     plan of.
     """
@@ -322,7 +324,7 @@ def _answer(one: Prepared, known: dict[object, Latencies | str]) -> Answer:
     )
 
 
-def _status(found: Deployment, point: Point, plan: Plan) -> tuple[str, bool]:
+def _status(found: Deployment, point: Point, plan: DeploymentPlan) -> tuple[str, bool]:
     """The status, and whether bands are wider for it."""
     new, guesses = novelty_of(point, plan), (*found.guesses, *doubts_of_drafts(point, found.model))
     reasons = (*guesses, *new.reasons)

@@ -16,7 +16,7 @@ from simulator.config.calibration.engine import release_of
 from simulator.config.cluster import default_num_gpus, read_cluster_table
 from simulator.config.deployment import DeploymentSpec, ParallelSpec
 from simulator.config.model import ModelSpec, load_model
-from simulator.deployment.plan import Plan, make_plan
+from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.validation.hardware import accelerator_name
 from simulator.validation.serving.models import find_model, release_format
 from simulator.validation.serving.points import Point, Pool
@@ -64,7 +64,7 @@ class Deployment(NamedTuple):
 
 
 @cache
-def plan_of(key: str) -> Plan | str:
+def plan_of(key: str) -> DeploymentPlan | str:
     """The plan of a deployment as JSON, or why there is none: points of one deployment share it."""
     spec = DeploymentSpec.model_validate_json(key)
     try:
@@ -79,7 +79,7 @@ def plan_of(key: str) -> Plan | str:
         return reason
 
 
-def is_tight(plan: Plan) -> bool:
+def is_tight(plan: DeploymentPlan) -> bool:
     """Whether weights and cache fit only with less memory held back than by default."""
     return plan.spec.activation_bytes == _TIGHT["activation_bytes"]
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.config.calibration.disaggregation import DisaggregationFit
-from simulator.deployment.plan import Plan
+from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.fast import LOG_COLUMNS
 from simulator.engine.limits import make_limits, scaled_blocks
 from simulator.engine.prefill_loop import Prompts, first_tokens
@@ -58,7 +58,7 @@ def assumed_pool(point: Point, unsaid_workers: int) -> Pool:
 class Half(NamedTuple):
     """One pool, ready to be priced."""
 
-    plan: Plan
+    plan: DeploymentPlan
     table: StepTable
     pool: Pool
 
@@ -178,7 +178,7 @@ def decodes_of(half: Half, num_input: int, num_output: int, drafted: int = 0) ->
 
 
 def doubts_of_pools(
-    point: Point, plan: Plan, fit: DisaggregationFit
+    point: Point, plan: DeploymentPlan, fit: DisaggregationFit
 ) -> tuple[tuple[str, ...], bool]:
     """Why an answer is an extrapolation, and whether bands are wider for it: they are of GPUs left
     out, and of points that do not say their workers, but of one model.

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.config.calibration.engine import release_of
-from simulator.deployment.plan import Plan
+from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.closed_loop import serve_closed_loop
 from simulator.engine.table import StepTable
 from simulator.validation.serving.deployments import stream_interval
@@ -87,7 +87,7 @@ def weights_of(count: int, concurrency: int) -> NDArray[np.float64]:
     return np.asarray(weights / weights.sum())
 
 
-def sums(plan: Plan, table: StepTable, point: Point) -> NDArray[np.float64]:
+def sums(plan: DeploymentPlan, table: StepTable, point: Point) -> NDArray[np.float64]:
     """What the point's latencies consist of, see
     :func:`~simulator.validation.serving.sums.sums_of`.
 
@@ -102,7 +102,7 @@ def sums(plan: Plan, table: StepTable, point: Point) -> NDArray[np.float64]:
     return np.array(_as_streamed(found[0], found[1], point, plan))
 
 
-def measure(plan: Plan, table: StepTable, point: Point) -> Latencies:
+def measure(plan: DeploymentPlan, table: StepTable, point: Point) -> Latencies:
     """Serve the point's load.
 
     What passes outside the engine before a first token is added to what the steps take, not put
@@ -125,7 +125,7 @@ def measure(plan: Plan, table: StepTable, point: Point) -> Latencies:
     return Latencies(ttft_s + engine.first_token_s + point.concurrency * engine.stream_s, tpot_s)
 
 
-def _as_streamed(ttft: T, tpot: T, point: Point, plan: Plan) -> tuple[T, T]:
+def _as_streamed(ttft: T, tpot: T, point: Point, plan: DeploymentPlan) -> tuple[T, T]:
     """What clients see where the first token comes together with some that follow it."""
     more = min(stream_interval(point, plan.model), point.num_output) - 1
     if more == 0:

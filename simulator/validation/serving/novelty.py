@@ -10,7 +10,7 @@ from simulator.base.errors import UserError
 from simulator.config.calibration import ANY, load_calibration
 from simulator.config.calibration.engine import EngineFit, release_of
 from simulator.config.host import HostCalibration, load_any_calibration
-from simulator.deployment.plan import Plan
+from simulator.deployment.plan import DeploymentPlan
 from simulator.validation.serving.points import Point
 
 _LOAD = {"isl": "input length", "osl": "output length", "concurrency": "concurrency"}
@@ -31,7 +31,7 @@ class Novelty(NamedTuple):
         return (*self.held, *self.wider)
 
 
-def novelty_of(point: Point, plan: Plan) -> Novelty:
+def novelty_of(point: Point, plan: DeploymentPlan) -> Novelty:
     """What of a point the fits of its engine have not seen; nothing where they do not say what they
     have seen.
     """
