@@ -41,6 +41,7 @@ golden: .venv/tested
 
 # What moved since a revision (make moved BASE=v0.9): the golden set and every group of the validation. Some minutes.
 moved: .venv/tested
+	@test -n "$(BASE)" || { echo "say since when: make moved BASE=REVISION"; exit 2; }
 	$(BIN)/python -m tests.golden.moved $(BASE) $(MEASUREMENTS)
 
 # The committed example reports: the page, its numbers, and the resolved scenario.

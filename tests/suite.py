@@ -3,6 +3,7 @@ needs nothing big.
 """
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -29,11 +30,7 @@ def pytest_itemcollected(item):
     asked = getattr(item, "fixturenames", ())
     groups = {group for mark in item.iter_markers("xdist_group") for group in mark.args}
     for name in ("ray", "torch", "browser"):
-        if (
-            name in asked
-            or name in groups
-            or (name == "torch" and item.path.parent.name == "runtime")
-        ):
+        if name in asked or name in groups or (name == "torch" and _folder_of(item) == "runtime"):
             item.add_marker(name)
     if item.get_closest_marker("measured") and not SHARED.is_dir():
         item.add_marker(pytest.mark.skip(reason=ABSENT))
@@ -51,20 +48,33 @@ def pytest_collection_modifyitems(config, items):
 
 
 def _is_light(item):
-    return item.path.parent.name in LIGHT and not any(map(item.get_closest_marker, NOT_LIGHT))
+    return _folder_of(item) in LIGHT and not any(map(item.get_closest_marker, NOT_LIGHT))
+
+
+def _folder_of(item):
+    """Of the suite's folders, the one that holds the test, however deep."""
+    return item.path.relative_to(Path(__file__).parent).parts[0]
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
+    before = _imported()
     result = yield
-    if item.config.getoption("part") == "light" and (
-        found := [name for name in HEAVY if name in sys.modules]
-    ):
+    if item.config.getoption("part") == "light" and (found := _imported() - before):
         pytest.fail(
             f"a light test imported {', '.join(found)}: mark what needs it, or leave it out",
             pytrace=False,
         )
     return result
+
+
+def pytest_collection_finish(session):
+    if session.config.getoption("part") == "light" and (found := _imported()):
+        pytest.exit(f"collecting the light tests imported {', '.join(found)}", returncode=1)
+
+
+def _imported():
+    return {name for name in HEAVY if name in sys.modules}
 
 
 def pytest_sessionfinish(session):

@@ -1,4 +1,4 @@
-"""How long work says where it is: one protocol for whoever shows it, from a search to a reader."""
+"""What long work says of where it is: one protocol for whoever shows it, from reader to search."""
 
 from __future__ import annotations
 

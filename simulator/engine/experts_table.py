@@ -4,7 +4,6 @@ MoE layers at the ``rank`` fidelity.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -231,16 +230,16 @@ def _run_passes(
 
 
 def _pass_through(num_layers: int, num_draws: int) -> list[Sequence[int]]:
-    """Draws that follow each other as layers of one step do: what its first and last layer have
-    nothing beside counts as often.
+    """Draws that follow each other as layers of one step do, so that what its first and last layer
+    have nothing beside counts about as often as it does there.
 
-    More draws than layers are dealt out to several passes, each through all of the model's layers;
-    fewer come several times in one.
+    More draws than layers are dealt out to several passes, fewer come several times in one: passes
+    are as nearly as long as the model as whole numbers of either allow, within a third.
     """
-    num_passes = math.ceil(num_draws / num_layers)
-    if num_passes > 1:
+    if num_draws > num_layers:
+        num_passes = round(num_draws / num_layers)
         return [range(first, num_draws, num_passes) for first in range(num_passes)]
-    return [list(range(num_draws)) * (num_layers // num_draws)]
+    return [list(range(num_draws)) * round(num_layers / num_draws)]
 
 
 def _expert_program(prices: Prices, steps: list[ExpertStep], beside_s: float) -> list[Operation]:

@@ -1,9 +1,9 @@
 """What if: the same question under other conditions, as a question again.
 
 ``apply(Conditions(network=0.5), question, folder)`` is a :class:`Question` like any other: pass it
-to :func:`search`, or make a :class:`Space` of it, and every result (kept findings and filled tables
-too) follows, since all are keyed by what is asked. ``unchanged`` says which models keep their skew
-because it was recorded, not drawn.
+to :func:`~simulator.planner.search.search`, or make a :class:`~simulator.planner.space.Space` of
+it, and every result (kept findings and filled tables too) follows, since all are keyed by what is
+asked. ``unchanged`` says which models keep their skew because it was recorded, not drawn.
 """
 
 from __future__ import annotations

@@ -314,7 +314,9 @@ def assumed(results: Shown) -> Markup:
 
 
 def made_of(run: Mapping[str, Any]) -> dict[str, Any]:
-    """When a run was made, how long it took, and of which versions, for :func:`facts_list`."""
+    """When a run was made, how long it took, and of which versions, for
+    :func:`~simulator.report.document.facts_list`.
+    """
     return {
         "Started": run.get("started"),
         "Took": f"{number(float(run['wall_s']))} s of wall time"

@@ -55,17 +55,17 @@ def _find_versions(*packages: str) -> dict[str, str]:
 
 def find_revision() -> str | None:
     """The commit of the checkout that runs, with ``+`` for changes on top; ``None`` outside a
-    checkout.
+    checkout, also where moesim is installed in a folder of another project's.
     """
-    here = Path(__file__).parent
     try:
-        found = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty=+"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
+        _ask_git("ls-files", "--error-unmatch", Path(__file__).name)
+        return _ask_git("describe", "--always", "--dirty=+", "--exclude=*") or None
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip() or None
+
+
+def _ask_git(*arguments: str) -> str:
+    """What git prints in this file's folder."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    return done.stdout.strip()

@@ -29,7 +29,7 @@ def kill_left(processes: set[Process]) -> None:
     table = _read_table() if processes else {}
     for pid, start in processes:
         if pid in table and table[pid][1] == start:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(OSError):  # gone, or somebody else's by now
                 os.kill(pid, signal.SIGKILL)
 
 
@@ -41,7 +41,5 @@ def _read_table() -> dict[int, tuple[int, str]]:
         ).stdout
     except OSError:
         return {}
-    return {
-        int(pid): (int(parent), start)
-        for pid, parent, start in (line.split(None, 2) for line in said.splitlines())
-    }
+    rows = [line.split(None, 2) for line in said.splitlines()]
+    return {int(row[0]): (int(row[1]), row[2]) for row in rows if len(row) == 3}

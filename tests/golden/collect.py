@@ -9,6 +9,7 @@ import json
 import platform
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,6 +64,25 @@ def list_cases() -> list[Case]:
     return [*(Case("step", name) for name in SHIPPED), *files]
 
 
+def read_rows(case: Case) -> pd.DataFrame:
+    """The rows of a case as they are known."""
+    if case.fidelity == "plan":
+        rows = read_table(ANSWERS, 0)
+        return rows.loc[rows.index == case.name]
+    rows = read_table(NUMBERS, KEY)
+    levels = rows.index.get_level_values
+    return rows[(levels("fidelity") == case.fidelity) & (levels("scenario") == case.name)]
+
+
+def read_table(file: Any, index: int | list[str]) -> pd.DataFrame:
+    """A golden file, digests and sums as texts."""
+    columns = pd.read_csv(file, nrows=0).columns
+    if hasattr(file, "seek"):
+        file.seek(0)
+    texts = {column: str for column in columns if column.endswith(("_sha", "_sums"))}
+    return pd.read_csv(file, index_col=index, dtype=texts)
+
+
 def number_case(case: Case) -> pd.DataFrame:
     """The rows of a case: one a deployment, or the one answer of a question."""
     return _answer(case) if case.fidelity == "plan" else pd.DataFrame(_serve(case)).set_index(KEY)
@@ -113,18 +133,15 @@ def _aggregates(record: DeploymentRecord, summary: pd.Series) -> dict[str, float
 
 
 def _checksums(record: DeploymentRecord) -> dict[str, Any]:
-    """Sums that no single change escapes, to compare within a tolerance; and digests of every last
-    digit.
+    """A sum of each column that no change in it escapes, to compare within a tolerance; and digests
+    of every last digit.
     """
     details = [record.ranks, record.experts, record.traffic, record.spans]
     tables = {"requests": [record.requests[TIMES]], "steps": [record.steps], "details": details}
     numbers = {name: [_numbers_of(frame) for frame in frames] for name, frames in tables.items()}
     choices = record.requests[CHOICES].to_numpy(np.int64)
     return {
-        **{
-            f"{name}_sum": sum(_weighted_sum(values) for values in found)
-            for name, found in numbers.items()
-        },
+        **{f"{name}_sums": _write_sums(found) for name, found in numbers.items()},
         "choices_sha": _digest(choices),
         **{f"{name}_sha": _digest(*found) for name, found in numbers.items()},
         "gaps_sha": _digest(record.itl.counts.astype(np.int64)),
@@ -135,12 +152,22 @@ def _numbers_of(frame: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.float64]]:
     return frame.select_dtypes("number").to_numpy(np.float64, copy=True) + 0.0  # -0.0 is 0.0
 
 
+def _write_sums(tables: list[np.ndarray[Any, np.dtype[np.float64]]]) -> str:
+    """The sum of each column of each table, so that seconds are not lost beside bytes."""
+    return " ".join(f"{_weighted_sum(column):.17g}" for table in tables for column in table.T)
+
+
+def read_sums(text: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The sums that were written."""
+    return np.array([float(number) for number in str(text).split()])
+
+
 def _weighted_sum(values: np.ndarray[Any, np.dtype[np.float64]]) -> float:
     """Each number times one of its own between 1 and 2, so that two which change places do not
-    cancel.
+    cancel; what is not a number counts as -1.
     """
     weights = 1 + np.modf(np.arange(1, values.size + 1) * 0.6180339887498949)[0]
-    return float(np.nan_to_num(values.ravel()) @ weights)
+    return float(np.nan_to_num(values, nan=-1.0) @ weights)
 
 
 def _digest(*arrays: np.ndarray[Any, Any]) -> str:
@@ -176,11 +203,9 @@ def _floats(value: Any) -> Iterator[float]:
     """Every number of a nested answer, in its order."""
     if isinstance(value, dict):
         value = value.values()
-    if isinstance(value, bool) or not hasattr(value, "__iter__"):
-        yield from (
-            [float(value)] if isinstance(value, int | float) and not isinstance(value, bool) else []
-        )
-    elif not isinstance(value, str):
+    if isinstance(value, Real) and not isinstance(value, bool):
+        yield float(value)
+    elif hasattr(value, "__iter__") and not isinstance(value, str):
         for entry in value:
             yield from _floats(entry)
 

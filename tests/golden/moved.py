@@ -2,7 +2,7 @@
 validation group.
 
 The golden files of BASE are compared with what is computed now. Validation runs twice: with the
-program and data of BASE in a checkout beside this one, and with those of this one, on the published
+program and data of BASE in a temporary checkout, and with those of this one, on the published
 figures that ship and the tables of MEASUREMENTS.
 """
 
@@ -18,9 +18,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from tests.golden.collect import ANSWERS, KEY, NUMBERS, TOLERANCE, list_cases, number_all
+from tests.golden.collect import (
+    ANSWERS,
+    KEY,
+    NUMBERS,
+    TOLERANCE,
+    list_cases,
+    number_all,
+    read_sums,
+    read_table,
+)
 
 ROOT = Path(__file__).parents[2]
 GROUP = ["suite", "quantity", "group"]
@@ -38,7 +48,7 @@ def read_base(base: str, file: Path, index: int | list[str]) -> pd.DataFrame | N
     """A golden file as BASE has it; ``None`` where it has none of this kind."""
     try:
         text = run_git("show", f"{base}:{file.relative_to(ROOT)}")
-        return pd.read_csv(io.StringIO(text), index_col=index)
+        return read_table(io.StringIO(text), index)
     except (subprocess.CalledProcessError, ValueError, KeyError):
         return None
 
@@ -83,12 +93,23 @@ def _changes(old: pd.Series, new: pd.Series, tolerance: float) -> Iterator[str]:
         before, after = old[column], new[column]
         if column.endswith("_sha") or before == after or (pd.isna(before) and pd.isna(after)):
             continue
-        if isinstance(before, str) or isinstance(after, str) or pd.isna(before) or pd.isna(after):
+        if column.endswith("_sums"):
+            if (count := _count_moves(before, after, tolerance)) is not None:
+                yield f"{count} columns of {column.removesuffix('_sums')}"
+        elif isinstance(before, str) or isinstance(after, str) or pd.isna(before) or pd.isna(after):
             yield f"{column} {before} -> {after}"
         elif abs(after - before) > tolerance * abs(before) + 1e-15:
             yield f"{column} {before:.6g} -> {after:.6g}" + (
                 f" ({after / before - 1:+.2%})" if before else ""
             )
+
+
+def _count_moves(before: str, after: str, tolerance: float) -> int | str | None:
+    """How many sums moved; ``None`` where none did, and ``"the"`` where there are other columns."""
+    old, new = read_sums(before), read_sums(after)
+    if old.shape != new.shape:
+        return "the"
+    return int((np.abs(new - old) > tolerance * np.abs(old) + 1e-15).sum()) or None
 
 
 def _text(name: Any) -> str:
@@ -97,25 +118,23 @@ def _text(name: Any) -> str:
 
 def validate(folder: Path, measurements: Path | None) -> pd.DataFrame:
     """The errors of every group, found by the program in ``folder``."""
-    command = [
-        sys.executable,
-        "-m",
-        "simulator",
-        "validate",
-        "--json",
-        "--out",
-        str(Path(tempfile.mkdtemp()) / "board"),
-    ]
-    command += ["--measurements", str(measurements)] if measurements else []
-    environment = {**os.environ, "PYTHONPATH": str(folder)}
-    done = subprocess.run(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True
-    )
-    return pd.DataFrame(json.loads(done.stdout)["scores"]).set_index(GROUP)[ERRORS]
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, "-m", "simulator", "validate", "--json", "--out", f"{out}/board"]
+        command += ["--measurements", str(measurements)] if measurements else []
+        environment = {**os.environ, "PYTHONPATH": str(folder)}
+        done = subprocess.run(
+            command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True
+        )
+    scores = pd.DataFrame(json.loads(done.stdout)["scores"]).set_index(GROUP)
+    return scores[scores.columns.intersection(ERRORS)]
 
 
 def main(base: str, measurements: Path | None) -> None:
     """Compare and print."""
+    try:
+        run_git("rev-parse", "--verify", "--quiet", f"{base}^{{commit}}")
+    except subprocess.CalledProcessError:
+        sys.exit(f"{base}: is no revision of this repository")
     cases = list_cases()
     rows = number_all(cases, os.cpu_count() or 1)
     served = pd.concat(

@@ -4,6 +4,7 @@ committing it.
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -16,32 +17,32 @@ from tests.golden.collect import (
     describe_machine,
     list_cases,
     number_case,
+    read_rows,
+    read_sums,
 )
-
-
-def read_rows(case):
-    if case.fidelity == "plan":
-        rows = pd.read_csv(ANSWERS, index_col=0)
-        return rows.loc[rows.index == case.name]
-    rows = pd.read_csv(NUMBERS, index_col=KEY)
-    levels = rows.index.get_level_values
-    return rows[(levels("fidelity") == case.fidelity) & (levels("scenario") == case.name)]
 
 
 @pytest.mark.parametrize("case", list_cases(), ids=lambda case: f"{case.fidelity}-{case.name}")
 def test_no_number_moved(case):
-    found, wanted = number_case(case), read_rows(case)
-    assert set(found.index) == set(wanted.index)
-    wanted = wanted.loc[found.index]
-    digests = [column for column in found if column.endswith("_sha")]
-    numbers = [column for column in found if column not in digests]
-    pd.testing.assert_frame_equal(
-        found[numbers], wanted[numbers], rtol=TOLERANCE, atol=1e-15, check_dtype=False
+    found, known = number_case(case), read_rows(case)
+    assert set(found.index) == set(known.index)
+    assert list(found.columns) == list(known.columns)
+    known = known.loc[found.index]
+    digests, sums = (
+        [column for column in found if column.endswith(end)] for end in ("_sha", "_sums")
     )
+    numbers = [column for column in found if column not in (*digests, *sums)]
+    pd.testing.assert_frame_equal(
+        found[numbers], known[numbers], rtol=TOLERANCE, atol=1e-15, check_dtype=False
+    )
+    for column in sums:
+        for name in found.index:
+            one, other = (read_sums(frame.loc[name, column]) for frame in (found, known))
+            np.testing.assert_allclose(one, other, TOLERANCE, 1e-15, err_msg=f"{name}: {column}")
     same_machine = json.loads(MADE_WITH.read_text()) == describe_machine()
     # Elsewhere the last digits of times may differ, but who went where may not.
-    exact = digests if same_machine else [column for column in digests if column == "choices_sha"]
-    pd.testing.assert_frame_equal(found[exact], wanted[exact], check_dtype=False)
+    exact = digests if same_machine else [one for one in digests if one == "choices_sha"]
+    pd.testing.assert_frame_equal(found[exact], known[exact], check_dtype=False)
 
 
 def test_every_row_has_its_case():

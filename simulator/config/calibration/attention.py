@@ -13,7 +13,7 @@ class AttentionFit(Fit):
 
     ``compute`` is the work on (query, key) pairs, ``stream`` reads the cache, ``setup`` is what
     rows, tokens and sequences take whatever their context.
-    :func:`simulator.cost.kernels.context.context_rates` says how each follows from the fields
+    :func:`simulator.cost.kernels.attention.context_rates` says how each follows from the fields
     below.
     """
 
