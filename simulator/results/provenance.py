@@ -28,7 +28,7 @@ class Provenance:
 
     @classmethod
     def begin(cls) -> Provenance:
-        """Of what begins now."""
+        """A result whose making begins now."""
         return cls(datetime.datetime.now(datetime.UTC), time.perf_counter())
 
     def describe(self, *packages: str) -> dict[str, Any]:

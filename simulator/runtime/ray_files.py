@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _LONGEST_BYTES = 31
-"""Of the folder's path. macOS allows 103 bytes for a socket's, and Ray appends up to 72 (session,
-process, ``sockets/plasma_store``)."""
+"""Longest path of the folder, in bytes. macOS allows 103 bytes for a socket's, and Ray appends up
+to 72 (session, process, ``sockets/plasma_store``)."""
 _ENDS_S = 10.0
-"""Ray's processes have ended by then, and write nothing any more."""
+"""Seconds after which Ray's processes have ended and write nothing any more."""
 _VARIABLES = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_TMPDIR")
 """What leads Ray to a cluster, and what it sets itself when it starts one."""
 

@@ -24,28 +24,10 @@ from simulator.planner.uncertainty import doubts
 from simulator.planner.versus import RATES
 from simulator.planner.whatif import AS_ASKED, Change, Trials, _in_blocks, promise
 from simulator.workload.requests import load_requests
+from tests.laws import tiny_question
 
-QUESTION = {
-    "name": "tiny",
-    "seed": 3,
-    "workload": {
-        "requests": {
-            "arrivals": {"kind": "poisson", "rate_per_s": 60.0},
-            "lengths": {"kind": "fixed", "num_input": 400, "num_output": 40},
-            "num_requests": 240,
-        }
-    },
-    "targets": {"ttft_s": {"p90": 0.6}, "tpot_s": {"p90": 0.02}},
-    "models": [{"model": "gpt-oss-20b"}, {"model": "llama-3.1-8b"}],
-    "clusters": [{"cluster": "h100-sxm", "max_gpus": 64}],
-    "space": {
-        "tp": [1],
-        "attention_dp": [1],
-        "token_budgets": [2048],
-        "redundant_experts": [0.0],
-        "overlap": ["none"],
-        "disaggregate": False,
-    },
+QUESTION = tiny_question.QUESTION | {
+    "space": tiny_question.QUESTION["space"] | {"disaggregate": False}
 }
 MOE, DENSE = 0, 1
 

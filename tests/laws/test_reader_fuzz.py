@@ -2,8 +2,6 @@
 bytes changed.
 """
 
-import contextlib
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -71,9 +69,13 @@ def damaged(draw, content):
 
 
 def read(reader, path, content):
+    """Read the content, or be told in one line which file is wrong."""
     path.write_bytes(content)
-    with contextlib.suppress(UserError):
+    try:
         reader(path)
+    except UserError as refused:
+        assert path.name in str(refused)
+        assert len(str(refused).splitlines()) == 1
 
 
 @pytest.fixture(scope="module")

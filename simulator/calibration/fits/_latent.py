@@ -51,8 +51,8 @@ _SPLIT = {
     ("b200", "decode"): {"split_entries": 256.0},
 }
 _BEFORE_CONVERTING = 0.87
-"""Of the memory rate, by SGLang's kernels that need not convert: so much is taken where the passes
-are searched."""
+"""Share of the memory rate that SGLang's kernels reach where they need not convert: what is taken
+while the passes are searched for."""
 
 
 class _Job(NamedTuple):

@@ -32,10 +32,10 @@ does not say."""
 _LEAST_ROWS = 20
 """An engine's release with fewer points is priced as the engine."""
 _WEIGHTS = np.array([1.0, 1.5])
-"""Of TTFT and TPOT: times per token repeat better."""
+"""Weights of errors of TTFT and TPOT in the fit: times per token repeat better."""
 _ANY, _ALL, _POOLED = "any", "@all", ""
-"""Of every engine; of every release of an engine, which stands in no table; of every
-calibration."""
+"""Names of pooled fits: of every engine; of every release of an engine, which stands in no table;
+of every calibration."""
 _COMPILED, _COMPILED_SEQUENCE_S = "trtllm@0.17.0", 2e-6
 _EARLIEST, _EARLIEST_EXPERTS = "trtllm@0.0.0", 2.35**0.5
 """With 2.35 Mixtral-8x7B on two H100 (128 tokens in, 128 out) slows down as published between
@@ -193,8 +193,8 @@ def _members(points: Points, key: str) -> NDArray[np.bool_]:
 
 
 def _coefficients(points: Points) -> Fitted:
-    """Of any engine, of each engine, and of each release with enough points; for one calibration
-    where it has enough itself.
+    """Fit the coefficients of any engine, of each engine, and of each release with enough points;
+    for one calibration where it has enough itself.
 
     Each fit is drawn to one on more points, so that what its own do not tell stays as it is there:
     an engine's to all engines', a release's to its engine's, one calibration's to that of all.

@@ -67,8 +67,8 @@ _NOTIFY = {
     "dispatch": _TELL | {"notify_fraction": 0.001},
     "combine": _TELL | {"notify_token_s": 2e-7},
 }
-"""Of telling how much will come, by operation: where the search begins. Before a combine a kernel
-walks over the tokens."""
+"""Coefficients of telling how much will come, by operation, at which the search begins. Before a
+combine a kernel walks over the tokens."""
 
 
 _FAMILIES = {"h100-sxm": "hopper", "b200-sxm": "blackwell", "gb200": "blackwell"}
