@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ray.cluster_utils import Cluster
 
 from simulator.base.errors import UserError
+from simulator.runtime.last_resort import ends_though_stuck
 from simulator.runtime.orphans import find_started_by, kill_left
 from simulator.runtime.ray_files import keep_variables, own_ray_files
 from simulator.runtime.stopping import stops_on_terminate
@@ -109,7 +110,7 @@ def connect(
     simulated_nodes: int | None = None, address: str | None = None, cores: int | None = None
 ) -> Iterator[Nodes]:
     """Start Ray here, or join a cluster; what was started is stopped again, also after Ctrl-C and
-    SIGTERM.
+    SIGTERM, and where Ray hangs.
 
     Args:
         simulated_nodes: start so many raylets on this machine, each a node to Ray.
@@ -135,7 +136,11 @@ def connect(
     # each would get a fiftieth of one.
     os.environ.setdefault("RAY_worker_niceness", "0")
     # A cluster of the user's has its own folder, which the driver learns from it.
-    with stops_on_terminate(), own_ray_files() if address is None else keep_variables():
+    with (
+        stops_on_terminate(),
+        own_ray_files() if address is None else keep_variables() as folder,
+        ends_though_stuck(folder),
+    ):
         _read_variables_anew()
         try:
             if address is not None:

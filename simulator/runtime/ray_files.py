@@ -52,7 +52,7 @@ def own_ray_files() -> Iterator[Path]:
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(16)
             yield folder
     finally:
-        _remove(folder)
+        remove(folder)
 
 
 def _make_short_folder() -> Path:
@@ -67,7 +67,7 @@ def _make_short_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="moesim-", dir=place))
 
 
-def _remove(folder: Path) -> None:
+def remove(folder: Path) -> None:
     """Remove a folder that processes which are just ending may still write into."""
     until_s = time.monotonic() + _ENDS_S
     while folder.exists() and time.monotonic() < until_s:

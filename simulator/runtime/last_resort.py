@@ -1,0 +1,80 @@
+"""An interrupt ends the program even while Ray's compiled code waits, where Python's own handlers
+never get their turn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from simulator.runtime.orphans import Process, find_started_by, kill_left
+from simulator.runtime.ray_files import remove
+
+_ENDS_S = 30.0
+"""What was interrupted has ended by then of its own accord, also on a machine with several times
+more to do than it has cores."""
+_STOPS = bytes([signal.SIGINT, signal.SIGTERM])
+_STATUS = 130
+_SAID = "stopped; nothing was written (Ray did not answer, and was killed)\n"
+
+
+@contextlib.contextmanager
+def ends_though_stuck(folder: Path | None) -> Iterator[None]:
+    """After SIGINT or SIGTERM the context is left within :data:`_ENDS_S` seconds; if not, whatever
+    was started within is killed, the folder is removed, and the process ends with status 130.
+
+    Python runs a handler only between two of its own instructions. A thread of its own hears of
+    every signal at once, from a socket that the C handler writes into. Only the main thread can
+    ask for that; in any other the context does nothing.
+
+    Args:
+        folder: holds what Ray writes; ``None`` where a cluster of the user's does the work.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    heard, told = socket.socketpair()
+    told.setblocking(False)
+    others = find_started_by([os.getpid()])
+    before = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+
+    def watch() -> None:
+        until_s = math.inf
+        try:
+            while said := heard.recv(1):
+                if before >= 0:  # an event loop's, which waits for its signals there
+                    with contextlib.suppress(OSError):
+                        os.write(before, said)
+                if said in _STOPS:
+                    until_s = min(until_s, time.monotonic() + _ENDS_S)
+                if until_s < math.inf:
+                    heard.settimeout(max(until_s - time.monotonic(), 0.001))
+        except TimeoutError:
+            _end(find_started_by([os.getpid()]) - others, folder)
+
+    watcher = threading.Thread(target=watch, name="hears signals", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        told.close()
+        watcher.join()
+        heard.close()
+
+
+def _end(processes: set[Process], folder: Path | None) -> None:
+    kill_left(processes)
+    if folder is not None:
+        remove(folder)
+    sys.stderr.write(_SAID)
+    sys.stderr.flush()
+    os._exit(_STATUS)
