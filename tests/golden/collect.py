@@ -215,7 +215,15 @@ def describe_machine() -> dict[str, str]:
     import llvmlite
     import numba
     import scipy
-    from llvmlite.binding import get_host_cpu_name
+    from llvmlite.binding import get_host_cpu_features, get_host_cpu_name
 
     versions = {module.__name__: module.__version__ for module in (llvmlite, numba, np, pd, scipy)}
-    return {"python": platform.python_version(), "processor": get_host_cpu_name(), **versions}
+    # A virtual machine may hide some: of one processor there are several.
+    features = " ".join(sorted(name for name, there in get_host_cpu_features().items() if there))
+    return {
+        "python": platform.python_version(),
+        "libc": " ".join(platform.libc_ver()),
+        "processor": get_host_cpu_name(),
+        "features": features,
+        **versions,
+    }
