@@ -5,11 +5,13 @@ reported.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from simulator.base.errors import UserError, did_you_mean
+from simulator.base.quantities import mistaken_unit
 
 
 class Frozen(BaseModel):
@@ -22,11 +24,6 @@ class Frozen(BaseModel):
     )
 
 
-Count = Annotated[int, Field(ge=0)]
-Size = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Ratio = Annotated[float, Field(ge=0, le=1)]
 Policy = dict[str, Any]
 """A ``{ kind = "...", ... }`` table, built into a policy by
 :func:`simulator.base.plugins.build`."""
@@ -45,10 +42,10 @@ _PHRASES = {
     "tuple_type": "a list",
     "list_type": "a list",
     "finite_number": "a finite number",
-    "greater_than": "above {gt:g}",
-    "greater_than_equal": "at least {ge:g}",
-    "less_than": "below {lt:g}",
-    "less_than_equal": "at most {le:g}",
+    "greater_than": "above {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "below {lt}",
+    "less_than_equal": "at most {le}",
     "literal_error": "one of {expected}",
     "string_too_short": "a text that is not empty",
     "too_short": "a list of at least {min_length} entries",
@@ -73,16 +70,8 @@ def validate(cls: type[AnyFrozen], table: object, where: str) -> AnyFrozen:
 
 
 def _describe(cls: type[BaseModel], error: ValidationError, table: object, where: str) -> str:
-    problems = error.errors(include_url=False)
-    # An unknown key is the likeliest cause of a missing one, so it is named first.
-    first = min(
-        problems,
-        key=lambda p: (
-            ("extra_forbidden", "missing").index(p["type"])
-            if p["type"] in ("extra_forbidden", "missing")
-            else -1
-        ),
-    )
+    problems = _causes(error.errors(include_url=False))
+    first = problems[0]
     kind, value = first["type"], first.get("input")
     where, keys = _locate(table, first["loc"], where)
     if kind == "extra_forbidden":
@@ -93,7 +82,7 @@ def _describe(cls: type[BaseModel], error: ValidationError, table: object, where
         )
     key = ".".join(keys)
     if kind == "missing":
-        return f"{where}: missing key '{key}'"
+        return f"{where}: missing {_missing(problems, table)}"
     if kind == "value_error":
         reason = str(first["ctx"]["error"]) if "ctx" in first else first["msg"]
         return f"{where} [{key}]: {reason}" if key else f"{where}: {reason}"
@@ -111,13 +100,60 @@ def _describe(cls: type[BaseModel], error: ValidationError, table: object, where
         for p in problems
         if _locate(table, p["loc"], "")[1] == keys and p["type"] in _PHRASES and p["input"] is value
     ]
-    phrases = dict.fromkeys(_PHRASES[p["type"]].format(**p.get("ctx", {})) for p in same)
+    phrases = dict.fromkeys(_phrase(cls, p) for p in same)
     reason = "must be " + " or ".join(
         phrases or [first["msg"].removeprefix("Input should be ").strip()]
     )
     if kind in ("tuple_type", "list_type") and isinstance(value, dict):
         reason += f" of tables; write [[{key}]] with two brackets"
-    return f"{where}: {key} {reason}, got {_show(value)}"
+    doubt = mistaken_unit(_unit(cls, first["loc"]), is_high=kind.startswith("less_than"))
+    return f"{where}: {key} {reason}, got {_show(value)}" + (f"; {doubt}" if doubt else "")
+
+
+def _causes(problems: list[ErrorDetails]) -> list[ErrorDetails]:
+    """The problems, the likeliest cause first: an unknown key causes a missing one, and a list
+    lacks the entries that have problems of their own.
+    """
+    paths = [problem["loc"] for problem in problems]
+    own = [
+        problem
+        for problem in problems
+        if not any(_lies_below(path, problem["loc"]) for path in paths)
+    ]
+    last = ("extra_forbidden", "missing")
+    return sorted(own, key=lambda p: last.index(p["type"]) if p["type"] in last else -1)
+
+
+def _lies_below(path: tuple[int | str, ...], above: tuple[int | str, ...]) -> bool:
+    return len(path) > len(above) and path[: len(above)] == above
+
+
+def _missing(problems: list[ErrorDetails], table: object) -> str:
+    """All keys that are missing beside the first one, so that a file is completed in one go."""
+    beside = problems[0]["loc"][:-1]
+    keys = [
+        ".".join(_locate(table, problem["loc"], "")[1])
+        for problem in problems
+        if problem["type"] == "missing" and problem["loc"][:-1] == beside
+    ]
+    return ("keys " if keys[1:] else "key ") + ", ".join(f"'{key}'" for key in keys)
+
+
+def _phrase(cls: type[BaseModel], problem: ErrorDetails) -> str:
+    """What a key must be: ``at most 1,024 GPUs``."""
+    limits = {
+        name: f"{limit:,.8g}" if isinstance(limit, int | float) else limit
+        for name, limit in problem.get("ctx", {}).items()
+    }
+    phrase = _PHRASES[problem["type"]].format(**limits)
+    is_range = problem["type"].startswith(("greater_than", "less_than"))
+    return f"{phrase} {_unit(cls, problem['loc'])}".rstrip() if is_range else phrase
+
+
+def _unit(cls: type[BaseModel], path: tuple[int | str, ...]) -> str:
+    """The unit of the number that ``path`` leads to; empty where it has none."""
+    units = [node["unit"] for node in _nodes_at(cls, path) if "unit" in node]
+    return str(units[0]) if units else ""
 
 
 def _locate(table: object, path: tuple[int | str, ...], where: str) -> tuple[str, list[str]]:
@@ -154,12 +190,17 @@ def _keys_at(cls: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     """Known keys of the (possibly nested) model that ``path`` leads to; of all candidates where it
     is a union.
     """
+    return sorted({key for node in _nodes_at(cls, path) for key in node.get("properties", {})})
+
+
+def _nodes_at(cls: type[BaseModel], path: tuple[int | str, ...]) -> list[dict[str, Any]]:
+    """The JSON Schema of what ``path`` leads to; of all candidates where it is a union."""
     schema = cls.model_json_schema()
     definitions = schema.get("$defs", {})
     nodes = [schema]
     for part in path:
         nodes = [child for node in nodes for child in _children(node, part, definitions)]
-    return sorted({key for node in nodes for key in node.get("properties", {})})
+    return nodes
 
 
 def _children(

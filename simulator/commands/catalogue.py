@@ -22,7 +22,7 @@ _DATA = {
     "accelerators": "cluster_configs/accelerators",
     "calibrations": "cluster_configs/calibration",
 }
-_POLICIES = {
+POLICIES = {
     "routing": "routing",
     "placement": "placement",
     "dispatch": "dispatch",
@@ -37,6 +37,7 @@ _POLICIES = {
     "figures": "report.figures",
     "kernels": "validation.kernels",
 }
+"""Families of one policy a file: as ``list`` calls them, and as their packages are called."""
 
 
 def catalogue(family: str | None = None) -> dict[str, dict[str, str]]:
@@ -48,7 +49,7 @@ def catalogue(family: str | None = None) -> dict[str, dict[str, str]]:
     families: dict[str, Callable[[], dict[str, str]]] = {
         **{name: partial(_files, folder) for name, folder in _DATA.items()},
         "clusters": _clusters,
-        **{name: partial(_policies, package) for name, package in _POLICIES.items()},
+        **{name: partial(_policies, package) for name, package in POLICIES.items()},
     }
     if family is None:
         return {name: entries() for name, entries in families.items()}

@@ -14,6 +14,7 @@ from simulator.base.data import available_files
 from simulator.base.errors import UserError, did_you_mean
 from simulator.base.frozen import validate
 from simulator.base.plugins import build
+from simulator.base.quantities import MOST_RANKS
 from simulator.base.reading import read_json, read_toml
 from simulator.config import cluster as clusters
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
@@ -29,7 +30,7 @@ from simulator.scenario.question import load_question, requests_of
 from simulator.scenario.scenario import Scenario, load_scenario
 from simulator.workload.requests import load_requests, longest_tokens
 
-_KINDS: dict[str, type[BaseModel]] = {
+FILES: dict[str, type[BaseModel]] = {
     "scenario": Scenario,
     "plan": Question,
     "workload": NamedWorkloadSpec,
@@ -39,6 +40,7 @@ _KINDS: dict[str, type[BaseModel]] = {
     "calibration": CalibrationFile,
     "host calibration": HostCalibration,
 }
+"""What each kind of file holds."""
 _TELLING_KEYS = {
     "deployments": "scenario",
     "targets": "plan",
@@ -53,6 +55,10 @@ _TELLING_KEYS = {
     "based_on": "cluster",
 }
 """The first of these keys that a file holds tells its kind."""
+
+_WIRED_NODES = 16
+"""Nodes that a cluster's wiring is tried on: further ones are like them, and paths grow with the
+square."""
 
 
 class Checked(NamedTuple):
@@ -174,7 +180,8 @@ def _check_cluster(path: Path, _: list[str]) -> str:
     load_accelerator(found.accelerator, str(path))
     sizes = found.sizes or (found.num_gpus,)
     topology = build("topology", found.topology, f"{path} [topology]")
-    for num_gpus in {min(sizes), max(sizes)}:
+    most = min(MOST_RANKS, _WIRED_NODES * found.gpus_per_node)
+    for num_gpus in {min(size, most) for size in (min(sizes), max(sizes))}:
         topology.wire(found.model_copy(update={"num_gpus": num_gpus}), num_gpus)
     return f", {found.title}; {', '.join(map(str, sizes))} GPUs"
 
@@ -197,9 +204,9 @@ def schema_of(kind: str) -> dict[str, Any]:
     Raises:
         UserError: if there is no such kind.
     """
-    if kind not in _KINDS:
-        raise UserError(f"schema: unknown kind '{kind}'; {did_you_mean(kind, _KINDS)}")
+    if kind not in FILES:
+        raise UserError(f"schema: unknown kind '{kind}'; {did_you_mean(kind, FILES)}")
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **_KINDS[kind].model_json_schema(),
+        **FILES[kind].model_json_schema(),
     }

@@ -5,7 +5,14 @@ is calibration.
 from __future__ import annotations
 
 from simulator.base.data import find_file
-from simulator.base.frozen import Frozen, Positive, Size, validate
+from simulator.base.frozen import Frozen, validate
+from simulator.base.quantities import (
+    BytesPerSecond,
+    FlopsPerSecond,
+    MemoryBytes,
+    Multiprocessors,
+    Watts,
+)
 from simulator.base.reading import read_toml
 
 _ARITHMETIC = {
@@ -24,22 +31,22 @@ class AcceleratorSpec(Frozen):
 
     name: str
     title: str
-    bf16_flops_per_s: Positive
+    bf16_flops_per_s: FlopsPerSecond
     """Dense, without sparsity; likewise below."""
-    fp8_flops_per_s: Positive | None = None
+    fp8_flops_per_s: FlopsPerSecond | None = None
     """Absent: the hardware has none, and fp8 weights are computed at the bf16 rate."""
-    int8_flops_per_s: Positive | None = None
-    fp4_flops_per_s: Positive | None = None
-    memory_bytes: Positive
+    int8_flops_per_s: FlopsPerSecond | None = None
+    fp4_flops_per_s: FlopsPerSecond | None = None
+    memory_bytes: MemoryBytes
     """As the vendor prints it, in bytes of 10^9 to the GB."""
-    visible_memory_bytes: Positive | None = None
+    visible_memory_bytes: MemoryBytes | None = None
     """What the driver reports as the whole memory: an "80 GB" H100 shows 85.5e9 bytes, since the
     chips count in powers of two."""
-    memory_bytes_per_s: Positive
-    num_multiprocessors: Size
+    memory_bytes_per_s: BytesPerSecond
+    num_multiprocessors: Multiprocessors
     """Streaming multiprocessors, compute units or GPU cores: what a kernel's tiles are spread
     over."""
-    board_power_w: Positive
+    board_power_w: Watts
     calibration: str
     """File in ``cluster_configs/calibration`` that says what of the peaks is achieved."""
     notes: str = ""

@@ -6,7 +6,8 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from simulator.base.frozen import Count, Frozen, Size
+from simulator.base.frozen import Frozen
+from simulator.base.quantities import TokenCount, Tokens, Width, WidthOrNone
 from simulator.config.linear import Linear
 from simulator.config.mixer_kind import ContextTerm, MixerKind
 
@@ -17,16 +18,16 @@ class GroupedQueryAttention(MixerKind):
     """
 
     kind: Literal["gqa"]
-    num_heads: Size
-    num_kv_heads: Size
-    head_size: Size
-    window: Size | None = None
+    num_heads: Width
+    num_kv_heads: Width
+    head_size: Width
+    window: Tokens | None = None
     """Sliding window or chunk in tokens; absent = full attention."""
     has_qkv_bias: bool = False
     has_output_bias: bool = False
     has_output_gate: bool = False
     """An extra query-sized projection gates the output (Qwen3.5)."""
-    num_sinks: Count = 0
+    num_sinks: WidthOrNone = 0
     """Learned attention sinks, one number a head (gpt-oss)."""
 
     @model_validator(mode="after")
@@ -74,9 +75,9 @@ class SparseIndex(Frozen):
     attended.
     """
 
-    num_heads: Size
-    head_size: Size
-    top_k: Size
+    num_heads: Width
+    head_size: Width
+    top_k: Tokens
 
 
 class LatentAttention(MixerKind):
@@ -88,13 +89,13 @@ class LatentAttention(MixerKind):
     """
 
     kind: Literal["mla"]
-    num_heads: Size
-    query_rank: Size | None = None
+    num_heads: Width
+    query_rank: Width | None = None
     """Low rank of the query projection; absent = a full matrix."""
-    kv_rank: Size
-    nope_head_size: Size
-    rope_head_size: Size
-    value_head_size: Size
+    kv_rank: Width
+    nope_head_size: Width
+    rope_head_size: Width
+    value_head_size: Width
     index: SparseIndex | None = None
 
     def linears(self, hidden_size: int) -> tuple[Linear, ...]:
@@ -194,15 +195,15 @@ class CompressedAttention(MixerKind):
     """
 
     kind: Literal["compressed"]
-    num_heads: Size
-    head_size: Size
-    query_rank: Size
-    window: Size
-    compression: Count = 0
+    num_heads: Width
+    head_size: Width
+    query_rank: Width
+    window: Tokens
+    compression: TokenCount = 0
     index: SparseIndex | None = None
-    output_groups: Size
-    output_rank: Size
-    rope_head_size: Size = 64
+    output_groups: Width
+    output_rank: Width
+    rope_head_size: Width = 64
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -8,12 +8,38 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from simulator.base.frozen import Count, Frozen, NonNegative, Policy, Positive, Ratio, Size
+from simulator.base.frozen import Frozen, Policy
+from simulator.base.quantities import (
+    Budget,
+    Duration,
+    Factor,
+    Gpus,
+    NodeCount,
+    Nodes,
+    Price,
+    Ranks,
+    Ratio,
+    Score,
+    Seed,
+    Sequences,
+    Share,
+    Stages,
+    TokenBudget,
+    TokenRate,
+    Tokens,
+    Watts,
+    within,
+)
 from simulator.config.dtypes import DType
 from simulator.config.pruning import Pruning
 from simulator.config.workload import WorkloadSpec
 
-Sizes = Annotated[tuple[Size, ...], Field(strict=False, min_length=1)]
+RankNumbers = Annotated[tuple[Ranks, ...], Field(strict=False, min_length=1)]
+StageNumbers = Annotated[tuple[Stages, ...], Field(strict=False, min_length=1)]
+TokenBudgets = Annotated[tuple[TokenBudget, ...], Field(strict=False, min_length=1)]
+SequenceNumbers = Annotated[tuple[Sequences, ...], Field(strict=False, min_length=1)]
+Durations = Annotated[tuple[Duration, ...], Field(strict=False, min_length=1)]
+TokenNumbers = Annotated[tuple[Tokens, ...], Field(strict=False, min_length=1)]
 Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 DTypes = Annotated[tuple[DType, ...], Field(strict=False, min_length=1)]
 
@@ -21,11 +47,11 @@ DTypes = Annotated[tuple[DType, ...], Field(strict=False, min_length=1)]
 class Percentiles(Frozen):
     """Limits in seconds at percentiles over requests; an absent one is not promised."""
 
-    mean: Positive | None = None
-    p50: Positive | None = None
-    p90: Positive | None = None
-    p95: Positive | None = None
-    p99: Positive | None = None
+    mean: Duration | None = None
+    p50: Duration | None = None
+    p90: Duration | None = None
+    p95: Duration | None = None
+    p99: Duration | None = None
 
     def limits(self) -> dict[str, float]:
         """Those that are given."""
@@ -39,9 +65,9 @@ class Targets(Frozen):
     """Arrival to first token, queueing included."""
     tpot_s: Percentiles = Percentiles()
     e2e_s: Percentiles = Percentiles()
-    attainment: Annotated[float, Field(gt=0, le=1)] | None = None
+    attainment: Share | None = None
     """Share of requests that must each keep all of ``workload.slo``."""
-    output_tokens_per_s: Positive | None = None
+    output_tokens_per_s: TokenRate | None = None
     """Of the whole deployment."""
 
     @field_validator("ttft_s", "tpot_s", "e2e_s", mode="before")
@@ -74,7 +100,7 @@ class CandidateModel(Frozen):
 
     model: str
     """A model's name, or the path of a TOML or Hugging Face ``config.json``."""
-    quality: float | None = None
+    quality: Score | None = None
     """The user's own score, higher is better; absent = not compared."""
     engine: str = "vllm"
     weight_dtypes: DTypes | None = None
@@ -88,7 +114,7 @@ class CandidateModel(Frozen):
     prunings: Annotated[tuple[Pruning, ...], Field(strict=False)] = ()
     """Tried besides the whole model, of its dense feed-forward blocks: ``[{ kind = "two_four"
     }]``."""
-    pruned_quality: float | None = None
+    pruned_quality: Score | None = None
     """The user's own score of what pruning leaves; absent = not compared."""
 
 
@@ -97,37 +123,37 @@ class CandidateCluster(Frozen):
 
     cluster: str
     """A cluster file's name without a number of GPUs: ``h100-sxm``."""
-    price_per_gpu_hour: NonNegative | None = None
+    price_per_gpu_hour: Price | None = None
     """Absent = the cluster file's."""
-    max_gpus: Size | None = None
+    max_gpus: Gpus | None = None
     """Absent = the largest size that the file lists."""
-    network_speed: Positive = 1.0
+    network_speed: Factor = 1.0
     """What if: all wires are so many times as fast."""
 
 
 class Limits(Frozen):
     """What must not be exceeded."""
 
-    gpus: Size | None = None
-    nodes: Size | None = None
-    power_w: Positive | None = None
+    gpus: Gpus | None = None
+    nodes: Nodes | None = None
+    power_w: Watts | None = None
     """Boards of all GPUs at full power, times ``power.overhead``."""
-    budget_per_hour: Positive | None = None
-    min_quality: float | None = None
+    budget_per_hour: Budget | None = None
+    min_quality: Score | None = None
 
 
 class Spare(Frozen):
     """What is held free for failures."""
 
-    nodes: Count = 0
+    nodes: NodeCount = 0
     """So many nodes may be lost with all targets still met (N+k)."""
 
 
 class Power(Frozen):
     """What electricity costs; 0 where the price of a GPU-hour includes it."""
 
-    price_per_kwh: NonNegative = 0.0
-    overhead: Annotated[float, Field(ge=1)] = 1.3
+    price_per_kwh: Price = 0.0
+    overhead: Annotated[float, within(1, 100)] = 1.3
     """Power of the whole machine room over that of the GPUs' boards."""
     currency: str = "USD"
 
@@ -135,9 +161,9 @@ class Power(Frozen):
 class Space(Frozen):
     """What is tried. Combinations that are impossible are left out, with the reason."""
 
-    tp: Sizes = (1, 2, 4, 8)
-    attention_dp: Sizes = (1, 2, 4, 8, 16, 32, 64)
-    pp: Sizes = (1, 2, 4)
+    tp: RankNumbers = (1, 2, 4, 8)
+    attention_dp: RankNumbers = (1, 2, 4, 8, 16, 32, 64)
+    pp: StageNumbers = (1, 2, 4)
     """Stages of a pipeline. More than one are tried where people run them: without attention data
     parallelism; over nodes that each stage fills; inside a node over PCIe, or where tensor
     parallelism can go no further."""
@@ -146,7 +172,10 @@ class Space(Frozen):
     )
     """``"off"`` (experts split like dense blocks) and ``"all"`` (spread over all ranks of a
     replica); absent = both."""
-    token_budgets: Sizes = (2048, 8192)
+    token_budgets: TokenBudgets = (
+        2048,
+        8192,
+    )
     redundant_experts: Annotated[tuple[Ratio, ...], Field(strict=False, min_length=1)] = (
         0.0,
         0.125,
@@ -157,17 +186,17 @@ class Space(Frozen):
     ] = ("contiguous",)
     """Of experts without copies: in order of their index, or by their loads of the day before, as
     those with copies always are."""
-    max_sequences: Sizes = (512,)
+    max_sequences: SequenceNumbers = (512,)
     """Requests that may run at once on a data-parallel rank."""
     overlap: Annotated[
         tuple[Literal["none", "two_batch"], ...], Field(strict=False, min_length=1)
     ] = ("none", "two_batch")
     disaggregate: bool = True
     """Whether prompts may have a pool of their own."""
-    max_gpus_per_replica: Size = 64
+    max_gpus_per_replica: Ranks = 64
 
 
-Factors = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)]
+Factors = Annotated[tuple[Factor, ...], Field(strict=False, min_length=1)]
 
 
 class Crossover(Frozen):
@@ -180,14 +209,20 @@ class Crossover(Frozen):
     kind."""
     cluster: str | None = None
     """One of the question's. Absent = the recommended one."""
-    inputs: Sizes = (1024, 8192, 32768)
+    inputs: TokenNumbers = (1024, 8192, 32768)
     """Prompt tokens."""
-    outputs: Sizes = (1024, 8192)
+    outputs: TokenNumbers = (1024, 8192)
     batches: Factors = (1.0, 4.0, 16.0, 64.0, 256.0)
     """Sequences on a GPU."""
-    times_s: Factors = (0.01, 0.02, 0.03, 0.05, 0.1)
+    times_s: Durations = (
+        0.01,
+        0.02,
+        0.03,
+        0.05,
+        0.1,
+    )
     """Seconds a token of one user."""
-    eps: Sizes = (1, 8, 32)
+    eps: RankNumbers = (1, 8, 32)
     """Expert-parallel sizes; 1 = experts split like dense blocks, over one node at most. What
     machines and limits do not allow is left out."""
     networks: Factors = (0.5, 1.0, 2.0)
@@ -198,11 +233,11 @@ class Question(Frozen):
     """What ``moesim plan`` takes."""
 
     name: str
-    seed: Count = 0
+    seed: Seed = 0
     notes: str = ""
     workload: WorkloadSpec
     """``rate_scale`` is the growth factor."""
-    peak_s: Positive | None = None
+    peak_s: Duration | None = None
     """Plan for the busiest so many seconds of the workload; absent = for all of it."""
     targets: Targets
     models: Annotated[tuple[CandidateModel, ...], Field(strict=False, min_length=1)]

@@ -14,7 +14,8 @@ from pydantic import Field, model_validator
 
 from simulator.base.data import available_files
 from simulator.base.errors import UserError, did_you_mean
-from simulator.base.frozen import Frozen, NonNegative, Policy, Positive, Size, validate
+from simulator.base.frozen import Frozen, Policy, validate
+from simulator.base.quantities import BytesPerSecond, Gpus, Price, Ranks, Seconds
 from simulator.base.reading import read_toml
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 
@@ -24,9 +25,9 @@ _FAMILY = "cluster_configs"
 class WireSpec(Frozen):
     """One kind of wire, seen from one GPU."""
 
-    bytes_per_s: Positive
+    bytes_per_s: BytesPerSecond
     """Peak in one direction, per GPU."""
-    latency_s: NonNegative
+    latency_s: Seconds
     """One way, for the smallest message."""
 
 
@@ -40,16 +41,16 @@ class ClusterSpec(Frozen):
     based_on: str | None = None
     """Another cluster file, whose keys hold where this one gives none (its sources too)."""
     accelerator: str
-    num_gpus: Size
-    gpus_per_node: Size
+    num_gpus: Gpus
+    gpus_per_node: Ranks
     """GPUs of one fast (scale-up) domain: 8 in an HGX box, 72 in an NVL72 rack, 1 in a laptop."""
-    sizes: Annotated[tuple[Size, ...], Field(strict=False)] = ()
+    sizes: Annotated[tuple[Gpus, ...], Field(strict=False)] = ()
     """Numbers of GPUs this cluster comes in; ``<file name>-<size>`` names each."""
     scale_up: WireSpec
     scale_out: WireSpec | None = None
     """Wires between domains; absent where there is one domain only."""
     topology: Policy
-    price_per_gpu_hour: NonNegative | None = None
+    price_per_gpu_hour: Price | None = None
     currency: str = "USD"
     notes: str = ""
     sources: dict[str, str]

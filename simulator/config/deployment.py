@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from simulator.base.frozen import Frozen, NonNegative, Policy, Positive, Size
+from simulator.base.frozen import Frozen, Policy
+from simulator.base.quantities import (
+    MOST_RANKS,
+    Bytes,
+    Factor,
+    Price,
+    Ranks,
+    Replicas,
+    Seconds,
+    Share,
+    Stages,
+    TokenBudget,
+)
 from simulator.config.dtypes import DType
 from simulator.config.pruning import Pruning
 
@@ -16,17 +28,27 @@ class ParallelSpec(Frozen):
     form groups of ``ep``, in each of ``pp`` stages.
     """
 
-    tp: Size = 1
+    tp: Ranks = 1
     """Tensor parallelism: ranks that share attention heads and dense blocks."""
-    attention_dp: Size = 1
+    attention_dp: Ranks = 1
     """Attention data parallelism: groups of ``tp`` ranks that hold different requests and step
     together."""
-    ep: Size | None = None
+    ep: Ranks | None = None
     """Expert parallelism: ranks that share the routed experts whole. Absent = 1: experts are split
     like dense blocks."""
-    pp: Size = 1
+    pp: Stages = 1
     """Pipeline parallelism: stages that hold consecutive layers, each on ``tp x attention_dp``
     GPUs; so many batches are in flight."""
+
+    @model_validator(mode="after")
+    def _is_one_replica(self) -> Self:
+        num_gpus = self.num_ranks * self.pp
+        if num_gpus > MOST_RANKS:
+            raise ValueError(
+                f"tp x attention_dp x pp ({num_gpus:,}) must be at most {MOST_RANKS:,} GPUs of one "
+                "replica; more replicas are how more GPUs are used"
+            )
+        return self
 
     @property
     def num_ranks(self) -> int:
@@ -44,7 +66,7 @@ class PrefillPoolSpec(Frozen):
     """
 
     parallel: ParallelSpec = ParallelSpec()
-    replicas: Size = 1
+    replicas: Replicas = 1
     scheduling: Policy = {
         "kind": "prefill_first",
         "token_budget": 8192,
@@ -56,11 +78,11 @@ class PrefillPoolSpec(Frozen):
     """Absent = the deployment's, whose GPUs the two pools then share out."""
     overlap: Literal["none", "two_batch"] = "none"
     """As the deployment's, which holds for decode."""
-    wire_fraction: Annotated[float, Field(gt=0, le=1)] = 0.7
+    wire_fraction: Share = 0.7
     """Share of the wires' peak that transfers achieve. Assumed, between what Mooncake's transfer
     engine is published to reach: 87 of 100 GB/s on four 200 Gb/s cards, 190 of 400 GB/s on eight
     400 Gb/s cards."""
-    handshake_s: NonNegative = 0.0
+    handshake_s: Seconds = 0.0
     """What a transfer takes beside the wires: engines agreeing on buffers and looking for what has
     come. Not known, so 0."""
     layerwise: bool = False
@@ -84,7 +106,7 @@ class DeploymentSpec(Frozen):
     """The serving engine whose kernels and overheads are priced: ``vllm``, ``sglang``, ``trtllm``,
     or one that a calibration adds; what it has no entry for is priced as for any engine. A version
     may follow, ``trtllm@1.2.0``, since engines become faster."""
-    replicas: Size | None = None
+    replicas: Replicas | None = None
     """Absent = as many as fill the cluster, or what the prefill pool leaves of it."""
     weight_dtype: DType | None = None
     """All matrices; absent = as the model is released (experts may then differ from the rest)."""
@@ -95,15 +117,15 @@ class DeploymentSpec(Frozen):
     dispatch_dtype: DType | None = None
     """Activations on their way to the experts; absent = fp8 for fp8 and fp4 weights."""
     combine_dtype: DType | None = None
-    memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9
+    memory_fraction: Share = 0.9
     """Share of each GPU's memory that weights, activations and the KV cache may use (vLLM's
     ``gpu_memory_utilization``)."""
-    free_memory_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    free_memory_fraction: Share | None = None
     """Instead: share of the memory left by weights and activations that the KV cache may use
     (TensorRT-LLM's ``kv_cache_free_gpu_memory_fraction``)."""
-    activation_bytes: NonNegative = 2e9
+    activation_bytes: Bytes = 2e9
     """Held free on each GPU for activations and communication buffers. Assumed."""
-    kv_block_tokens: Size = 16
+    kv_block_tokens: TokenBudget = 16
     """Tokens of one KV block."""
     prefix_caching: bool = True
     """Keep KV blocks of finished prompts for requests with the same prefix (only traces with prefix
@@ -125,10 +147,10 @@ class DeploymentSpec(Frozen):
     """``two_batch``: a step's tokens go through the layers with routed experts in two halves, one
     computing while the other is on the wires (DeepSeek-V3's dual micro-batches; SGLang's
     ``--enable-two-batch-overlap``)."""
-    network_speed: Positive = 1.0
+    network_speed: Factor = 1.0
     """What if: the rate of every wire of the cluster, inside fast domains and between them, is
     multiplied with this; latencies stay."""
-    price_per_gpu_hour: NonNegative | None = None
+    price_per_gpu_hour: Price | None = None
     """What a GPU costs an hour, in the cluster file's currency, where that is not the cluster
     file's price; a prefill pool on another cluster keeps the price of that one."""
     compute: Policy | None = None

@@ -8,17 +8,27 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from simulator.base.frozen import Count, Frozen, Policy, Positive, Size
+from simulator.base.frozen import Frozen, Policy
+from simulator.base.quantities import (
+    Duration,
+    NodeCount,
+    Rank,
+    SequenceCount,
+    StepCount,
+    Steps,
+    TokenCount,
+    Tokens,
+)
 
 
 class FaultSpec(Frozen):
     """Something that is really killed while a step is running."""
 
-    step: Count
+    step: StepCount
     """Number of the step, counted from 0 over all steps of a deployment, warm-up included."""
-    rank: Count | None = None
+    rank: Rank | None = None
     """The process of this rank is killed."""
-    node: Count | None = None
+    node: NodeCount | None = None
     """This simulated node is killed, with every process on it."""
     during_recovery: bool = False
     """Not in the step, but while the shards recover from an earlier fault in it."""
@@ -38,21 +48,21 @@ class ExecutionSpec(Frozen):
     repeated anywhere.
     """
 
-    prompts: Count = 8
+    prompts: SequenceCount = 8
     """Sequences of a prompt step, over all ranks; 0 = no prompt steps."""
-    prompt_tokens: Size = 128
-    sequences: Count = 64
+    prompt_tokens: Tokens = 128
+    sequences: SequenceCount = 64
     """Sequences of a decode step, over all ranks; 0 = no decode steps."""
-    context_tokens: Count = 128
+    context_tokens: TokenCount = 128
     """In the cache of each sequence of a decode step."""
-    steps: Size = 12
+    steps: Steps = 12
     """Measured steps of each kind."""
-    warm_up: Count = 3
+    warm_up: StepCount = 3
     """Steps of each kind before those, which are not counted."""
     transport: Policy = {"kind": "process_group"}
     """How shards exchange tokens: ``process_group`` (gloo, NCCL), or ``object_store`` where no
     process group can form."""
-    timeout_s: Positive = 30.0
+    timeout_s: Duration = 30.0
     """A rank that keeps the others waiting for longer is taken for hung, and replaced."""
     faults: Annotated[tuple[FaultSpec, ...], Field(strict=False)] = ()
 

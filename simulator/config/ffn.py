@@ -8,7 +8,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from simulator.base.frozen import Count, Frozen, Size
+from simulator.base.frozen import Frozen
+from simulator.base.quantities import ExpertCount, Experts, TopK, Width, WidthOrNone
 from simulator.config.linear import Linear
 
 
@@ -16,7 +17,7 @@ class DenseFFN(Frozen):
     """One feed-forward network that every token uses."""
 
     kind: Literal["dense"]
-    intermediate_size: Size
+    intermediate_size: Width
     is_gated: bool = True
     """SwiGLU-like, with three matrices; false has two (GPT-3, Nemotron's squared ReLU)."""
     has_bias: bool = False
@@ -41,26 +42,26 @@ class MoE(Frozen):
     """
 
     kind: Literal["moe"]
-    num_experts: Size
+    num_experts: Experts
     """``E``, routed experts in the layer, before replication."""
-    top_k: Size
+    top_k: TopK
     """``K``, routed experts each token uses."""
-    intermediate_size: Size
+    intermediate_size: Width
     """``F``, width of one routed expert."""
     is_gated: bool = True
     has_expert_bias: bool = False
-    shared_intermediate_size: Count = 0
+    shared_intermediate_size: WidthOrNone = 0
     """Width of all shared experts together; 0 = none."""
-    num_shared_experts: Count = 0
+    num_shared_experts: ExpertCount = 0
     has_shared_gate: bool = False
     """A learned scalar gate on the shared expert (Qwen)."""
     scoring: Literal["softmax", "sigmoid", "sqrtsoftplus"] = "softmax"
     has_router_bias: bool = False
     """A per-expert bias: of the router's matrix, or added to the scores for balance
     (DeepSeek-V3)."""
-    num_groups: Size = 1
+    num_groups: Experts = 1
     """Expert groups for group-limited routing (DeepSeek-V3: 8)."""
-    num_limited_groups: Size = 1
+    num_limited_groups: Experts = 1
     """Groups a token may choose its experts from."""
 
     @model_validator(mode="after")

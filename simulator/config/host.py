@@ -15,7 +15,8 @@ from pydantic import Field
 
 from simulator.base.data import find_file
 from simulator.base.errors import UserError
-from simulator.base.frozen import Frozen, NonNegative, Policy, Size, validate
+from simulator.base.frozen import Frozen, Policy, validate
+from simulator.base.quantities import Amount, Cores, Ranks, Ratio, Seconds, Size
 from simulator.config.calibration import (
     CalibrationFile,
     EngineFit,
@@ -25,7 +26,7 @@ from simulator.config.calibration import (
 )
 from simulator.config.pruning import Pruning
 
-Numbers = Annotated[tuple[NonNegative, ...], Field(strict=False, min_length=1)]
+Numbers = Annotated[tuple[Amount, ...], Field(strict=False, min_length=1)]
 Sizes = Annotated[tuple[Size, ...], Field(strict=False, min_length=1)]
 
 
@@ -85,7 +86,7 @@ class Steps(Fit):
     of the relative error.
     """
 
-    seconds: dict[str, NonNegative]
+    seconds: dict[str, Seconds]
     """By what is counted; ``call`` is the constant."""
 
     def total(self, **amounts: NDArray[Any]) -> NDArray[np.float64]:
@@ -103,7 +104,7 @@ class ExchangeTable(Fit):
     num_bytes: Numbers
     seconds: Numbers
     """From the last rank's coming."""
-    stagger_s: NonNegative = 0.0
+    stagger_s: Seconds = 0.0
     """Ranks with equal work do not come at once: what the mean one waits for the last."""
 
     def seconds_for(self, num_bytes: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -124,7 +125,7 @@ class ExchangeTable(Fit):
 class KernelTables(Frozen):
     """What one rank computes, while every core is busy with ranks like it."""
 
-    num_threads: Size
+    num_threads: Cores
     """Of each rank."""
     matrix: MatrixTable
     mixer: Steps
@@ -151,7 +152,7 @@ class KernelTables(Frozen):
 class Collectives(Frozen):
     """What ``num_ranks`` ranks do together on this machine."""
 
-    num_ranks: Size
+    num_ranks: Ranks
     dispatch: ExchangeTable
     combine: ExchangeTable
     all_reduce: ExchangeTable
@@ -164,7 +165,7 @@ class Pruned(Fit):
 
     pruning: str
     """Kind of pruning."""
-    sparsity: NonNegative
+    sparsity: Ratio
     rows: Sizes
     ratio: Numbers
 
@@ -175,7 +176,7 @@ class HostCalibration(Frozen):
     title: str
     machine: str
     """What it was measured on: processor and cores. A run on another machine says so."""
-    num_cores: Size
+    num_cores: Cores
     dtype: str
     engine: EngineFit
     """``step_s`` is starting a step on every rank and hearing of its end."""

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from simulator.base.quantities import MOST_LAYERS
 from simulator.config._config_json import ConfigKeys, Table
 from simulator.config._config_mixers import mixer_table
 
@@ -34,6 +35,10 @@ def model_table(config: Table, path: Path) -> Table:
     read = ConfigKeys(config, path)
     hidden_size = read.size("hidden_size")
     num_layers = read.size("num_hidden_layers")
+    if num_layers > MOST_LAYERS:
+        raise read.error(
+            f"num_hidden_layers must be at most {MOST_LAYERS:,} layers, got {num_layers:,}"
+        )
     weight_dtype, expert_dtype = _dtypes(read)
     mixer_names, ffn_names = _mixer_order(read, num_layers), _ffn_order(read, num_layers)
     mixers = {

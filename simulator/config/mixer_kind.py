@@ -10,7 +10,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
-from simulator.base.frozen import Count, Frozen
+from simulator.base.frozen import Frozen
+from simulator.base.quantities import Parameters
 from simulator.config.linear import Linear
 
 
@@ -47,7 +48,7 @@ class ContextTerm(NamedTuple):
 
 
 class MixerKind(Frozen, ABC):
-    norms: Count = 0
+    norms: Parameters = 0
     """Norm weights that the kind does not imply (norms on queries and keys, a norm behind the
     mixer), in numbers."""
 

@@ -11,11 +11,27 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from simulator.base.data import find_file
-from simulator.base.frozen import Count, Frozen, NonNegative, Policy, Positive, Size, validate
+from simulator.base.frozen import Frozen, Policy, validate
+from simulator.base.quantities import (
+    MOST_LAYERS,
+    Layers,
+    Parameters,
+    PrintedParameters,
+    TokenCount,
+    Width,
+    within,
+)
 from simulator.base.reading import read_json, read_toml
 from simulator.config.dtypes import DType
 from simulator.config.ffn import FFN, MoE
 from simulator.config.mixers import Mixer
+
+_MOST_MODEL_EXPERTS = 1 << 18
+"""Experts of all layers together, 18 times those of DeepSeek-V3: popularities are
+drawn for all."""
+_MOST_MODEL_CHOICES = 1 << 14
+"""Experts that a token uses in all layers together, 35 times those of DeepSeek-V3: the choices of
+thousands of tokens are held at once."""
 
 
 class LayerRun(Frozen):
@@ -23,7 +39,7 @@ class LayerRun(Frozen):
     lacks one.
     """
 
-    repeat: Size = 1
+    repeat: Layers = 1
     pattern: Annotated[
         tuple[Annotated[tuple[str, str], Field(strict=False)], ...],
         Field(strict=False, min_length=1),
@@ -33,12 +49,12 @@ class LayerRun(Frozen):
 class Published(Frozen):
     """What the model's makers print about its size."""
 
-    total_parameters: Positive
-    active_parameters: Positive | None = None
-    total_rounded_to: NonNegative = 0.0
+    total_parameters: Annotated[float, within(1, 1e15, "parameters")]
+    active_parameters: Annotated[float, within(1, 1e15, "parameters")] | None = None
+    total_rounded_to: PrintedParameters = 0.0
     """Value of the last digit that the makers print, where it is coarser than 2 % of the number
     (17B: 1e9)."""
-    active_rounded_to: NonNegative = 0.0
+    active_rounded_to: PrintedParameters = 0.0
     disagreement: str = ""
     """Why a count that follows from the layers differs by more than 1 % and by more than half of
     the last printed digit."""
@@ -53,23 +69,23 @@ class ModelSpec(Frozen):
     repositories: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Where its weights are on Hugging Face (``owner/name``), in the formats that have been
     published."""
-    hidden_size: Size
-    vocab_size: Size
+    hidden_size: Width
+    vocab_size: Width
     mixers: dict[str, Mixer]
     ffns: dict[str, FFN]
     layers: Annotated[tuple[LayerRun, ...], Field(strict=False, min_length=1)]
     ties_embeddings: bool = False
-    num_positions: Count = 0
+    num_positions: TokenCount = 0
     """Learned position embeddings (GPT-3); 0 for rotary ones."""
-    norm_vectors: Size = 1
+    norm_vectors: Annotated[int, within(1, 2, "vectors")] = 1
     """Vectors of ``hidden_size`` in one norm: 1 for RMSNorm, 2 for LayerNorm."""
-    num_extra_parameters: Count = 0
+    num_extra_parameters: Parameters = 0
     """Parameters in no block, used by every token (hyper-connections and the like)."""
     weight_dtype: DType = "bf16"
     """As released; a deployment may say otherwise."""
     expert_dtype: DType | None = None
     """Routed experts, where they are stored differently (gpt-oss: mxfp4)."""
-    max_context_tokens: Size | None = None
+    max_context_tokens: Annotated[int, within(1, 1 << 40, "tokens")] | None = None
     active_counts_embedding: bool = True
     """Whether the makers' count of active parameters includes the input embedding table."""
     active_counts_head: bool = True
@@ -99,6 +115,28 @@ class ModelSpec(Frozen):
                         f"layers name the ffn '{ffn}', which is not in ffns "
                         f"({', '.join(self.ffns)})"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _is_not_too_deep(self) -> Self:
+        depth = sum(run.repeat * len(run.pattern) for run in self.layers)
+        if depth > MOST_LAYERS:
+            raise ValueError(f"layers ({depth:,}) must be at most {MOST_LAYERS:,} in all")
+        return self
+
+    @model_validator(mode="after")
+    def _experts_can_be_drawn(self) -> Self:
+        if self.moe is None:
+            return self
+        for what, each, most in (
+            ("num_experts", self.moe.num_experts, _MOST_MODEL_EXPERTS),
+            ("top_k", self.moe.top_k, _MOST_MODEL_CHOICES),
+        ):
+            if each * self.num_moe_layers > most:
+                raise ValueError(
+                    f"{what} ({each:,}) times the {self.num_moe_layers:,} layers with experts must "
+                    f"be at most {most:,} experts"
+                )
         return self
 
     @model_validator(mode="after")

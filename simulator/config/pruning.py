@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from simulator.base.frozen import Frozen, Size
+from simulator.base.frozen import Frozen
+from simulator.base.quantities import Width, within
 
-Sparsity = Annotated[float, Field(ge=0, lt=1)]
+Sparsity = Annotated[float, within(0, 0.9999)]
 _INDEX_BYTES = 4
 _CSL_TILE = (128, 64)
 """Weights of a tile of Flash-LLM's format; a place in it takes 16 bits."""
@@ -91,7 +92,7 @@ class Block(Frozen):
     kind: Literal["block"]
     sparsity: Sparsity
     """Share of the blocks that are gone."""
-    block_size: Size = 16
+    block_size: Width = 16
 
     @property
     def kernels(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from simulator.base.frozen import Size
+from simulator.base.quantities import Width
 from simulator.config.linear import Linear
 from simulator.config.mixer_kind import MixerKind
 
@@ -15,11 +15,11 @@ class GatedDeltaNet(MixerKind):
     """
 
     kind: Literal["gated_delta_net"]
-    num_key_heads: Size
-    num_value_heads: Size
-    key_head_size: Size
-    value_head_size: Size
-    conv_size: Size
+    num_key_heads: Width
+    num_value_heads: Width
+    key_head_size: Width
+    value_head_size: Width
+    conv_size: Width
 
     @property
     def _channels(self) -> int:
@@ -64,11 +64,11 @@ class Mamba2(MixerKind):
     """State-space layer (Mamba-2, arXiv:2405.21060): a fixed state instead of a KV cache."""
 
     kind: Literal["mamba2"]
-    num_heads: Size
-    head_size: Size
-    state_size: Size
-    num_groups: Size
-    conv_size: Size
+    num_heads: Width
+    head_size: Width
+    state_size: Width
+    num_groups: Width
+    conv_size: Width
     has_conv_bias: bool = True
 
     @property

@@ -8,17 +8,18 @@ from typing import Any
 
 from pydantic import Field
 
-from simulator.base.frozen import Frozen, NonNegative, Policy, Positive, Size
+from simulator.base.frozen import Frozen, Policy
+from simulator.base.quantities import Duration, Factor, Requests, Seconds
 
 
 class SLO(Frozen):
     """Latency targets of one request, in seconds; an absent one is not promised."""
 
-    ttft_s: Positive | None = None
+    ttft_s: Duration | None = None
     """Arrival to first output token, queueing included."""
-    tpot_s: Positive | None = None
+    tpot_s: Duration | None = None
     """(end-to-end - TTFT) / (output tokens - 1)."""
-    e2e_s: Positive | None = None
+    e2e_s: Duration | None = None
     """Arrival to last token."""
 
 
@@ -29,9 +30,9 @@ class GeneratorSpec(Frozen):
     """A ``{ kind = "...", ... }`` table of the arrivals family."""
     lengths: Policy
     """A ``{ kind = "...", ... }`` table of the lengths family."""
-    num_requests: Size | None = None
+    num_requests: Requests | None = None
     """How many, unless the workload says so; give this or ``duration_s`` there or here."""
-    duration_s: Positive | None = None
+    duration_s: Duration | None = None
     """For how long, unless the workload says so."""
 
 
@@ -53,16 +54,16 @@ class WorkloadSpec(Frozen):
     requests: str | dict[str, Any]
     """A shipped name, a path relative to the scenario's folder, or a :class:`GeneratorSpec`
     table."""
-    start_s: NonNegative = 0.0
+    start_s: Seconds = 0.0
     """Seconds of the source to leave out at its beginning, in its own time."""
-    num_requests: Size | None = None
+    num_requests: Requests | None = None
     """Take the first so many requests."""
-    duration_s: Positive | None = None
+    duration_s: Duration | None = None
     """Take the requests of the first so many seconds, in the time of the run (after
     ``rate_scale``)."""
-    rate_scale: Positive = 1.0
+    rate_scale: Factor = 1.0
     """Arrival times are divided by this: 2.0 is the same requests at twice the rate."""
-    prompt_scale: Positive = 1.0
+    prompt_scale: Factor = 1.0
     """What if: prompts are so many times as long; what they have in common grows with them."""
     arrivals: Policy | None = None
     """An arrival process instead of the source's own times; needed where the source has lengths

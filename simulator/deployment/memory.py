@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from simulator.base.errors import UserError
+from simulator.base.quantities import MOST_RANKS
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.dtypes import BYTES_PER_ELEMENT
@@ -165,7 +166,7 @@ def _what_would_fit(
                 (num_gpus, f"{split} ({num_gpus} GPU{'s' if num_gpus > 1 else ''}){format_}")
             )
     if not answers:
-        return "no split over up to 1,024 of these GPUs fits"
+        return f"no split over up to {MOST_RANKS:,} of these GPUs fits"
     fewest: list[tuple[int, str]] = []
     for num_gpus, text in answers:
         if not fewest or num_gpus < fewest[-1][0]:
@@ -182,7 +183,7 @@ def _smallest_split(
 ) -> tuple[str, int] | None:
     """The smallest multiple of the layout that fits and that the model can be split into."""
     factor = 1
-    while layout.num_gpus * factor <= 1024:
+    while layout.num_gpus * factor <= MOST_RANKS:
         for grown, text in _grown(layout, model, factor):
             is_possible = uneven_heads(model, grown.tp) is None and (
                 model.moe is None or grown.ep <= model.moe.num_experts

@@ -10,7 +10,8 @@ from pydantic import Field, model_validator
 
 from simulator.base.data import available_files, find_file
 from simulator.base.errors import UserError, did_you_mean
-from simulator.base.frozen import Count, Frozen, validate
+from simulator.base.frozen import Frozen, validate
+from simulator.base.quantities import Seed
 from simulator.base.reading import read_toml
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.execution import ExecutionSpec
@@ -21,7 +22,7 @@ class Scenario(Frozen):
     """What ``moesim run`` and ``moesim execute`` take."""
 
     name: str
-    seed: Count = 0
+    seed: Seed = 0
     notes: str = ""
     workload: WorkloadSpec
     execution: ExecutionSpec = ExecutionSpec()

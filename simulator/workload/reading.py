@@ -6,6 +6,7 @@ from pathlib import Path
 
 from simulator.base import plugins
 from simulator.base.errors import UserError
+from simulator.workload.bounds import check_bounds
 from simulator.workload.traces import RequestTrace, TraceFormat
 from simulator.workload.unpacking import csv_header, head_of, json_keys
 
@@ -15,7 +16,7 @@ def read_trace(path: Path) -> RequestTrace:
 
     Raises:
         UserError: if the file is missing, of no known format or of several, or if its format finds
-            it wrong.
+            it wrong, or it cannot be served (:func:`~simulator.workload.bounds.check_bounds`).
     """
     path = Path(path)
     head = head_of(path)
@@ -31,7 +32,7 @@ def read_trace(path: Path) -> RequestTrace:
         )
     if len(fitting) > 1:
         raise UserError(f"{path}: could be any of {', '.join(fitting)}; {_seen(path, head)}")
-    return formats[fitting[0]].read(path)
+    return check_bounds(formats[fitting[0]].read(path), str(path))
 
 
 def _seen(path: Path, head: bytes) -> str:

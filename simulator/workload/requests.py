@@ -15,10 +15,12 @@ from simulator.base import plugins
 from simulator.base.data import available_files, find_file
 from simulator.base.errors import UserError
 from simulator.base.frozen import Policy, validate
+from simulator.base.quantities import MOST_REQUESTS
 from simulator.base.reading import read_toml
 from simulator.base.streams import open_stream
 from simulator.config.workload import GeneratorSpec, NamedWorkloadSpec, WorkloadSpec
 from simulator.workload.arrivals import ArrivalProcess
+from simulator.workload.bounds import check_bounds
 from simulator.workload.lengths import LengthDistribution
 from simulator.workload.reading import read_trace
 from simulator.workload.traces import RequestTrace, take_prefixes
@@ -33,9 +35,6 @@ __all__ = [
 ]
 
 _FAMILY = "workloads/requests"
-_MOST_REQUESTS = 50_000_000
-"""More than any trace published; a generator asked for more is more likely asked in the wrong
-unit."""
 
 
 def load_requests(
@@ -176,16 +175,21 @@ def fano_factor(arrival_s: NDArray[np.float64], window_s: float) -> float | None
     """Variance over mean of the requests in whole windows from the first request on; ``None`` with
     fewer than two windows.
 
+    Only windows with requests are kept, so that memory grows with the requests and not with time.
+
     >>> fano_factor(np.arange(100.0), 10.0)
     0.0
     """
     since_first = arrival_s - arrival_s[0]
-    num_windows = int(since_first[-1] // window_s)
+    num_windows = since_first[-1] // window_s
     if num_windows < 2:
         return None
     whole = since_first[since_first < num_windows * window_s]
-    counts = np.bincount((whole // window_s).astype(np.int64), minlength=num_windows)
-    return float(counts.var() / counts.mean())
+    mean = len(whole) / num_windows
+    _, counts = np.unique(whole // window_s, return_counts=True)
+    empty = num_windows - len(counts)
+    variance = (((counts - mean) ** 2).sum() + empty * mean**2) / num_windows
+    return float(variance / mean)
 
 
 def _path_of(requests: str, folder: Path, where: str) -> Path:
@@ -245,7 +249,7 @@ def _enough_arrivals(
 ) -> NDArray[np.float64]:
     """Draw, twice as many each time, until what is asked for is covered."""
     drawn = num_requests or 1024
-    while drawn <= _MOST_REQUESTS:
+    while drawn <= MOST_REQUESTS:
         arrival_s = process.arrival_s(drawn, open_stream(seed, "arrivals"))
         first = int(np.searchsorted(arrival_s, start_s))
         if process.concurrency is not None or (
@@ -256,7 +260,7 @@ def _enough_arrivals(
             return arrival_s[: int(np.searchsorted(arrival_s, start_s + duration_s))]
         drawn *= 2
     raise UserError(
-        f"{where}: more than {_MOST_REQUESTS} requests would be generated; lower num_requests, "
+        f"{where}: more than {MOST_REQUESTS:,} requests would be generated; lower num_requests, "
         "duration_s or the rate"
     )
 
@@ -300,7 +304,7 @@ def _limited(
     if spec.prompt_scale != 1.0:
         num_input = np.maximum(np.rint(num_input * spec.prompt_scale), 1).astype(np.int64)
         block_tokens = max(1, round(block_tokens * spec.prompt_scale)) if block_tokens else 0
-    return replace(
+    limited = replace(
         trace,
         arrival_s=(arrival_s - arrival_s[0]) / spec.rate_scale,
         num_input=num_input,
@@ -309,6 +313,7 @@ def _limited(
         prefix_starts=starts,
         prefix_ids=ids,
     )
+    return check_bounds(limited, where)
 
 
 def _source_duration_s(spec: WorkloadSpec) -> float | None:

@@ -119,7 +119,7 @@ def refused(folder, monkeypatch, capsys, text, *options):
         ("num_requests = 20", "num_requests = 0", ["num_requests", "at least 1", "0"]),
         ("num_output = 4", "num_output = -4", ["num_output", "-4"]),
         ("rate_per_s = 50.0", "rate_per_s = nan", ["rate_per_s", "finite"]),
-        ("num_input = 100", "num_input = 90000000", ["longest request", "KV cache holds"]),
+        ("num_input = 100", "num_input = 9000000", ["longest request", "KV cache holds"]),
     ],
 )
 def test_a_wrong_scenario(folder, monkeypatch, capsys, old, new, said):

@@ -4,7 +4,8 @@ import pytest
 from pydantic import Field
 
 from simulator.base.errors import UserError
-from simulator.base.frozen import Frozen, Size, validate
+from simulator.base.frozen import Frozen, validate
+from simulator.base.quantities import Duration, MemoryBytes, Size, Tokens
 from simulator.base.reading import read_json, read_toml
 from simulator.scenario.scenario import load_scenario
 
@@ -142,3 +143,48 @@ def test_a_wrong_json_file(tmp_path, content, said):
     assert said in str(refused.value)
     with pytest.raises(UserError, match="is a folder"):
         read_json(tmp_path)
+
+
+class Timed(Frozen):
+    wait_s: Duration = 1.0
+    shown: Tokens = 1
+    memory_bytes: MemoryBytes = 1e9
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (
+            {"wait_s": 2e9},
+            "f: wait_s must be at most 31,622,400 seconds, got 2000000000.0; "
+            "is this in milliseconds or microseconds?",
+        ),
+        ({"shown": 0}, "f: shown must be at least 1 tokens, got 0"),
+        (
+            {"memory_bytes": 80},
+            "f: memory_bytes must be at least 1,000,000 bytes, got 80; is this in GB?",
+        ),
+    ],
+)
+def test_a_number_outside_its_range_is_told_the_range_the_unit_and_the_likely_slip(table, message):
+    with pytest.raises(UserError) as refused:
+        validate(Timed, table, "f")
+    assert str(refused.value) == message
+
+
+def test_a_list_that_lacks_only_wrong_entries_names_what_is_wrong_with_them():
+    message = refusal("deployments.1.weight_dtyp=fp8", "deployments.0.weight_dtyp=fp8")
+    assert "unknown key 'weight_dtyp'; did you mean 'weight_dtype'?" in message
+    assert "at least 1 entries" not in message
+
+
+class Keyed(Frozen):
+    first: int
+    second: int
+    inner: Whole = Whole()
+
+
+def test_all_missing_keys_are_named_at_once():
+    with pytest.raises(UserError) as refused:
+        validate(Keyed, {}, "f")
+    assert str(refused.value) == "f: missing keys 'first', 'second'"

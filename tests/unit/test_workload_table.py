@@ -157,7 +157,7 @@ def test_a_users_own_generator_file_is_read_from_a_path(tmp_path):
             {"requests": {"arrivals": {"kind": "poison"}, "lengths": FIXED, "num_requests": 1}},
             "did you mean 'poisson'?",
         ),
-        ({"requests": "azure-conv", "rate_scale": 0.0}, "rate_scale must be above 0"),
+        ({"requests": "azure-conv", "rate_scale": 0.0}, "rate_scale must be at least 1e-06"),
         ({"requests": "azure-conv", "num_requests": 0}, "num_requests must be at least 1"),
         ({"requests": "azure-conv", "num_requests": 10.5}, "num_requests must be a whole number"),
         ({"requests": "azure-conv", "duration_s": "60"}, "duration_s must be a number"),
@@ -165,7 +165,10 @@ def test_a_users_own_generator_file_is_read_from_a_path(tmp_path):
             {"requests": "azure-conv", "slo": {"ttft": 2}},
             "unknown key 'ttft'; did you mean 'ttft_s'?",
         ),
-        ({"requests": "azure-conv", "slo": {"tpot_s": -1}}, "tpot_s must be above 0"),
+        (
+            {"requests": "azure-conv", "slo": {"tpot_s": -1}},
+            "tpot_s must be at least 1e-09 seconds",
+        ),
     ],
 )
 def test_wrong_workloads_are_refused_in_one_line(table, message, tmp_path):
@@ -176,8 +179,8 @@ def test_wrong_workloads_are_refused_in_one_line(table, message, tmp_path):
 
 
 def test_far_too_many_requests_are_refused(monkeypatch):
-    monkeypatch.setattr("simulator.workload.requests._MOST_REQUESTS", 4096)
-    with pytest.raises(UserError, match="more than 4096 requests would be generated"):
+    monkeypatch.setattr("simulator.workload.requests.MOST_REQUESTS", 4096)
+    with pytest.raises(UserError, match="more than 4,096 requests would be generated"):
         load(requests={"arrivals": POISSON, "lengths": FIXED}, duration_s=1e6)
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, model_validator
 
-from simulator.base.frozen import Frozen, NonNegative, Positive
+from simulator.base.frozen import Frozen
+from simulator.base.quantities import Extent, Factor, Seconds
 from simulator.config.calibration.fit import Fit
 
 Floats = NDArray[np.float64]
@@ -37,17 +38,17 @@ class ProtocolFit(Frozen):
     """One way to do a collective: ``latency + bytes / rate``."""
 
     algorithm: Algorithm = "ring"
-    latency_s: NonNegative
+    latency_s: Seconds
     """Of two ranks."""
-    latency_per_rank_s: NonNegative = 0.0
+    latency_per_rank_s: Seconds = 0.0
     """Added for each further rank."""
-    fraction: Positive
+    fraction: Factor
     """Of the port's peak, for what the algorithm sends."""
-    copy_fraction: Positive | None = None
+    copy_fraction: Factor | None = None
     """Of the port's peak, for the message itself: copies in and out of buffers, whatever the number
     of ranks. Absent = hidden."""
 
-    max_bytes_times_ranks: Positive | None = None
+    max_bytes_times_ranks: Extent | None = None
     """Largest message, times the number of ranks, that the library uses it for between more than
     two ranks; absent = any."""
 
@@ -75,15 +76,15 @@ class CollectiveFit(Fit):
     protocols: Annotated[dict[str, ProtocolFit], Field(min_length=1)]
     """By name; the fastest one that is used is taken, as the library's tuner means to. One of them
     must have no limit."""
-    scale_out_latency_s: NonNegative = 0.0
+    scale_out_latency_s: Seconds = 0.0
     """Across domains: a step between the nearest ranks ..."""
-    latency_per_doubling_s: NonNegative = 0.0
+    latency_per_doubling_s: Seconds = 0.0
     """... and for each doubling of the number of domains."""
-    scale_out_fraction: Positive | None = None
+    scale_out_fraction: Factor | None = None
     """Of the wire's peak between domains; absent: the library works inside one domain only."""
-    eager_s: NonNegative = 0.0
+    eager_s: Seconds = 0.0
     """Shortest time when launched from Python and not by a captured graph."""
-    eager_more_s: NonNegative = 0.0
+    eager_more_s: Seconds = 0.0
     """Launched so, added to the kernel's time, beside a copy of the message into a buffer that the
     other ranks can read."""
 

@@ -6,10 +6,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from simulator.base.frozen import NonNegative, Positive
+from simulator.base.quantities import Amount, Factor, Replicas, Seconds, within
 from simulator.config.calibration.fit import Fit
 
-_Band = Annotated[tuple[Positive, Positive], Field(strict=False)]
+_Band = Annotated[tuple[Factor, Factor], Field(strict=False)]
 
 
 class DisaggregationFit(Fit):
@@ -17,31 +17,31 @@ class DisaggregationFit(Fit):
     time per token.
     """
 
-    prefill_ratio: Positive
+    prefill_ratio: Factor
     """Of a prompt's time in the prefill pool to what waiting and steps alone would take: prompts
     come in bunches, ranks wait for the longest, and blocks are held until a cache has been handed
     over, while the next prompts are computed."""
-    first_token_s: NonNegative
+    first_token_s: Seconds
     """Before a request's first token, once, beside waiting and steps: as of an engine without
     pools, and the router before them."""
     ttft_band: _Band
     """As ``band``, for the time to the first token; likewise below."""
-    ttft_median_error: NonNegative | None = None
-    ttft_p90_error: NonNegative | None = None
-    unsaid_prefill_ratio: Positive
+    ttft_median_error: Amount | None = None
+    ttft_p90_error: Amount | None = None
+    unsaid_prefill_ratio: Factor
     """As ``prefill_ratio``, of a deployment that does not say how many workers it has."""
-    unsaid_workers: Annotated[int, Field(ge=1)]
+    unsaid_workers: Replicas
     """Decode workers of a deployment that does not say how many it has."""
-    unsaid_drafts: Annotated[float, Field(ge=1.0)]
+    unsaid_drafts: Annotated[float, within(1.0, 1e3, "tokens")]
     """Tokens that a sequence gets of a step there, if its model can draft them: some such
     deployments do and do not say so, so this lies between one and what drafts keep."""
     unsaid_band: _Band
     """Of the time per token in such a deployment; likewise below."""
     unsaid_ttft_band: _Band
-    unsaid_median_error: NonNegative | None = None
-    unsaid_p90_error: NonNegative | None = None
-    unsaid_ttft_median_error: NonNegative | None = None
-    unsaid_ttft_p90_error: NonNegative | None = None
+    unsaid_median_error: Amount | None = None
+    unsaid_p90_error: Amount | None = None
+    unsaid_ttft_median_error: Amount | None = None
+    unsaid_ttft_p90_error: Amount | None = None
     models: tuple[str, ...] = Field(default=(), strict=False)
     """Model files with enough points in the fits, likewise accelerator files; empty where they are
     not said."""

@@ -7,42 +7,40 @@ from typing import Annotated
 
 from pydantic import Field
 
-from simulator.base.frozen import NonNegative, Positive
+from simulator.base.quantities import Amount, Factor, Seconds
 from simulator.config.calibration.fit import Fit
 
 
 class EngineFit(Fit):
     """The serving engine's own time."""
 
-    step_s: NonNegative
+    step_s: Seconds
     """Between two forward passes: scheduling, input preparation, sampling, output handling."""
-    sequence_s: NonNegative
+    sequence_s: Seconds
     """Added for each sequence in the step."""
-    layer_s: NonNegative
+    layer_s: Seconds
     """Small kernels of one layer (norms, rotary embedding, residuals), beyond their bytes."""
-    prompt_layer_s: NonNegative = 0.0
+    prompt_layer_s: Seconds = 0.0
     """Added for each layer to a step with prompt tokens: its kernels are launched one by one, since
     graphs are captured for decodes."""
-    prompt_expert_layer_s: NonNegative = 0.0
+    prompt_expert_layer_s: Seconds = 0.0
     """Added once more for each layer with routed experts: routing, sorting and a kernel for each of
     their parts, likewise launched one by one, and sizes that the host waits for."""
-    expert_ratio: Positive = 1.0
+    expert_ratio: Factor = 1.0
     """Of what routed experts take in this release to what they take in the release whose kernels
     were measured."""
-    first_token_s: NonNegative = 0.0
+    first_token_s: Seconds = 0.0
     """Before a request's first token, once: HTTP, tokenising, passing between processes,
     streaming."""
-    stream_s: NonNegative = 0.0
+    stream_s: Seconds = 0.0
     """Added to that for each request in flight at a serving point: one process tokenises for and
     streams to all of them."""
-    ttft_band: Annotated[tuple[Positive, Positive], Field(strict=False)] | None = None
+    ttft_band: Annotated[tuple[Factor, Factor], Field(strict=False)] | None = None
     """As ``band``, which is that of the time per token, for the time to the first token; likewise
     below."""
-    ttft_median_error: NonNegative | None = None
-    ttft_p90_error: NonNegative | None = None
-    left_out: dict[
-        str, Annotated[tuple[NonNegative, NonNegative, NonNegative], Field(strict=False)]
-    ] = {}
+    ttft_median_error: Amount | None = None
+    ttft_p90_error: Amount | None = None
+    left_out: dict[str, Annotated[tuple[Amount, Amount, Amount], Field(strict=False)]] = {}
     """Rows, median and 90th percentile of the absolute error by what was asked (``tpot MoE``,
     ``tpot dense``, ``ttft``), of all engines together and each point priced by the entry that it
     would have without its model, and without its GPU."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 
-from simulator.base.frozen import Count, NonNegative, Positive
+from simulator.base.quantities import Amount, Exponent, Factor, MultiprocessorCount, Seconds
 from simulator.config.calibration.fit import Fit
 
 Floats = NDArray[np.float64]
@@ -41,51 +41,51 @@ class ExchangeFit(Fit):
     busiest link's bytes over the achieved share of its peak.
     """
 
-    latency_s: NonNegative
+    latency_s: Seconds
     """Inside one fast domain."""
-    latency_per_byte_s: NonNegative = 0.0
+    latency_per_byte_s: Seconds = 0.0
     """Added for each byte of a vector: the first one's way through the kernel."""
-    latency_per_expert_s: NonNegative = 0.0
+    latency_per_expert_s: Seconds = 0.0
     """Added for each expert: kernels that keep one buffer and one counter an expert look at
     each."""
-    scale_out_latency_s: NonNegative
+    scale_out_latency_s: Seconds
     """Across domains: what of the latency does not depend on their number."""
-    latency_per_doubling_s: NonNegative
+    latency_per_doubling_s: Seconds
     """Added for each doubling of the number of domains."""
-    notify_s: NonNegative = 0.0
+    notify_s: Seconds = 0.0
     """Across domains: telling how much will come, before anything is sent."""
-    notify_per_doubling_s: NonNegative = 0.0
-    notify_token_s: NonNegative = 0.0
+    notify_per_doubling_s: Seconds = 0.0
+    notify_token_s: Seconds = 0.0
     """Multiprocessor-seconds of a token: before results come back, a kernel walks over what was
     sent."""
-    notify_fraction: NonNegative = 0.0
+    notify_fraction: Amount = 0.0
     """Of the time on the wires, what ranks wait for each other there."""
-    notify_band: Annotated[tuple[Positive, Positive], Field(strict=False)] | None = None
+    notify_band: Annotated[tuple[Factor, Factor], Field(strict=False)] | None = None
     """Band of telling how much will come; absent: that of the transfer, wider."""
-    token_s: NonNegative = 0.0
+    token_s: Seconds = 0.0
     """Multiprocessor-seconds of a token, likewise below."""
-    token_byte_s: NonNegative = 0.0
+    token_byte_s: Seconds = 0.0
     """Of a byte of each token."""
-    copy_s: NonNegative = 0.0
+    copy_s: Seconds = 0.0
     """Of a vector that is sent."""
-    copy_byte_s: NonNegative = 0.0
+    copy_byte_s: Seconds = 0.0
     """Of a byte that is sent."""
-    forward_byte_s: NonNegative = 0.0
+    forward_byte_s: Seconds = 0.0
     """Further, of a byte of each token where there are several domains: kernels that forward do
     more for every token."""
-    crossing_byte_s: NonNegative = 0.0
+    crossing_byte_s: Seconds = 0.0
     """Further, of a byte that leaves the domain and is forwarded there."""
-    num_sms: Count
+    num_sms: MultiprocessorCount
     """Multiprocessors that the kernels hold; 0: as many as the GPU has, an equal number of experts
     to each (low latency)."""
-    overlap: Positive = 3.0
+    overlap: Exponent = 3.0
     """1: one after the other; large: the longer hides the shorter."""
-    floor_s: NonNegative = 0.0
+    floor_s: Seconds = 0.0
     """Shortest time as engines launch it without captured graphs; serving from captured graphs does
     not pay it."""
-    scale_up_fraction: Positive
+    scale_up_fraction: Factor
     """Of the wire's peak inside a domain."""
-    scale_out_fraction: Positive
+    scale_out_fraction: Factor
     """Of the wire's peak between domains."""
 
     def start_s(self, load: Load) -> Floats:

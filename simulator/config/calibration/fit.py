@@ -8,11 +8,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from simulator.base.frozen import Frozen, NonNegative, Positive
+from simulator.base.frozen import Frozen
+from simulator.base.quantities import Amount, Extent, Factor, Score
 
 Kind = Literal["measured", "interpolated", "fitted", "published", "assumed"]
 
-Range = Annotated[tuple[NonNegative, Positive], Field(strict=False)]
+Range = Annotated[tuple[Amount, Extent], Field(strict=False)]
 """Lowest and highest, both inside."""
 
 
@@ -27,16 +28,16 @@ class Fit(Frozen):
     extrapolated, and say so."""
     command: str | None = None
     """The command that fits them anew; absent where they were not fitted by one."""
-    num_rows: NonNegative | None = None
+    num_rows: Amount | None = None
     """Measurements in the fit."""
-    median_error: NonNegative | None = None
+    median_error: Amount | None = None
     """Median of the absolute relative error on measurements like those of the fit, whole model
     shapes left out in turn where ``command`` is given."""
-    p90_error: NonNegative | None = None
+    p90_error: Amount | None = None
     """Its 90th percentile, likewise."""
-    bias: float | None = None
+    bias: Score | None = None
     """Median of the signed relative error, likewise: above 0 where predictions are too slow."""
-    band: Annotated[tuple[Positive, Positive], Field(strict=False)] | None = None
+    band: Annotated[tuple[Factor, Factor], Field(strict=False)] | None = None
     """10th and 90th percentile of measured over predicted, likewise: what a prediction is
     multiplied with to get its 80 % band."""
     domain: dict[str, Range] = {}

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from simulator.base.frozen import NonNegative, Positive, Size
+from simulator.base.quantities import Amount, Exponent, Extent, Factor, Seconds, Size
 from simulator.config.calibration.fit import Fit
 from simulator.config.dtypes import DType
 
@@ -16,24 +16,24 @@ class GroupedGemmFit(Fit):
     that go with them.
     """
 
-    compute_fraction: Positive
+    compute_fraction: Factor
     """Of the peak FLOP/s, for whole tiles of 128 x 128."""
     computes_in: DType | None = None
     """Format whose peak that is, where it is not the weights' own: weight-only kernels compute in
     16 bits."""
-    memory_fraction: Positive
+    memory_fraction: Factor
     """Of the peak memory rate."""
-    floor_s: NonNegative
+    floor_s: Seconds
     """Shortest time of the kernel, launch included."""
-    slot_s: NonNegative = 0.0
+    slot_s: Seconds = 0.0
     """Likewise for each expert slot of the rank, whether it has tokens or not: offsets,
     descriptors, pointers."""
-    touched_s: NonNegative = 0.0
+    touched_s: Seconds = 0.0
     """Likewise for each expert that has tokens, beyond reading its weights."""
-    overlap: Positive = 3.0
+    overlap: Exponent = 3.0
     """Exponent that combines compute and memory time: 1 without overlap, infinity with a perfect
     one."""
-    least_depth: Positive = 2048.0
+    least_depth: Extent = 2048.0
     """Fewer tiles than multiprocessors are split along the input's features down to this many."""
     tile_rows: Annotated[tuple[Size, ...], Field(strict=False, min_length=1)] = (
         16,
@@ -48,15 +48,15 @@ class GroupedGemmFit(Fit):
     Launchers that only know how many choices there are (Marlin, FlashInfer, TensorRT-LLM's
     generated kernels) count those of other ranks' experts too, and so compute tiles that are mostly
     empty where experts are split over ranks."""
-    tile_reread: NonNegative = 40.0
+    tile_reread: Amount = 40.0
     """A tile of ``a x b`` reads ``1/a + 1/b`` numbers for each multiply-add, which slows it by ``1
     + tile_reread (1/a + 1/b)``."""
-    weight_reread: NonNegative = 0.0
+    weight_reread: Amount = 0.0
     """Share of an expert's weights that each further tile of its tokens reads from memory again,
     the cache having lost it."""
-    pair_passes: NonNegative = 1.0
+    pair_passes: Amount = 1.0
     """Times that the activation and the sorting stream ``3 width + 4 hidden`` 16-bit numbers for
     each of the rank's rows."""
-    choice_passes: NonNegative = 0.0
+    choice_passes: Amount = 0.0
     """Likewise for every choice of the tokens that the rank sees, those of other ranks' experts
     included: kernels that keep a row for each choice convert, zero and add up all of them."""

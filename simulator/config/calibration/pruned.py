@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from simulator.base.frozen import NonNegative, Positive
+from simulator.base.quantities import Bytes, Factor, Seconds
 from simulator.config.calibration.fit import Fit
 
 
@@ -14,17 +14,17 @@ class PrunedFit(Fit):
     where peaks differ.
     """
 
-    compute_ratio: Positive
+    compute_ratio: Factor
     """Multiplications a second, of those that are done, over the whole product's. Sparse tensor
     cores do half of them for 2:4, so 1 is a speed-up of 2."""
-    memory_ratio: Positive
+    memory_ratio: Factor
     """Bytes a second over the whole product's, values and indices alike; never above the
     accelerator's peak."""
     skips_zeros: bool
     """Whether weights that are gone are not multiplied with; else the whole matrix is rebuilt on
     the chip."""
-    floor_s: NonNegative = 0.0
+    floor_s: Seconds = 0.0
     """Beyond the whole product's."""
-    expand_bytes: NonNegative = 0.0
+    expand_bytes: Bytes = 0.0
     """Rebuilding the whole matrix takes, for each of its weights, as long as reading so many bytes;
     beside the rest of the work."""

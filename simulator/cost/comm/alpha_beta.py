@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base.errors import UserError, did_you_mean
-from simulator.base.frozen import Frozen, Positive
+from simulator.base.frozen import Frozen
+from simulator.base.quantities import Factor
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import Calibration, CollectiveFit, ExchangeFit
 from simulator.config.calibration.collective import passes_of
@@ -38,10 +39,10 @@ _CUSTOM, _ALL_REDUCE = "custom_all_reduce", "all_reduce"
 class AlphaBeta(Frozen):
     """The constants come from the calibration, one set for each kernel and operation."""
 
-    dispatch_rate: Positive = 1.0
+    dispatch_rate: Factor = 1.0
     """Rate between domains over that of the release whose kernels were calibrated: older libraries
     fill the network less."""
-    combine_rate: Positive = 1.0
+    combine_rate: Factor = 1.0
     """Likewise on the way back."""
 
     def prepare(

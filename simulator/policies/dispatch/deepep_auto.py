@@ -7,7 +7,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.base.frozen import Frozen, Size
+from simulator.base.frozen import Frozen
+from simulator.base.quantities import TokenBudget
 from simulator.policies.dispatch import DispatchPolicy, Rows
 from simulator.policies.dispatch.per_expert import PerExpert
 from simulator.policies.dispatch.per_node import PerNode
@@ -21,7 +22,7 @@ class DeepepAuto(Frozen):
     rank does not decide.
     """
 
-    low_latency_tokens: Size = 128
+    low_latency_tokens: TokenBudget = 128
     """Low-latency kernels hold a buffer for so many tokens of each rank for each expert; 128 is
     SGLang's default."""
 

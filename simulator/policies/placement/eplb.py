@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
-from simulator.base.frozen import Frozen, Size
+from simulator.base.frozen import Frozen
+from simulator.base.quantities import Experts, Ranks, Slots
 from simulator.policies.placement import Placed
 
 
@@ -21,12 +22,12 @@ class Eplb(Frozen):
     ranks are one pool (global).
     """
 
-    num_slots: Size | None = None
+    num_slots: Slots | None = None
     """Slots of all ranks together, a multiple of the ranks; absent = one for each expert, or the
     next multiple of the ranks."""
-    num_groups: Size = 1
+    num_groups: Experts = 1
     """Groups of experts that the router chooses among."""
-    num_nodes: Size = 1
+    num_nodes: Ranks = 1
 
     def slots(self, num_experts: int, num_ranks: int) -> int:
         """Slots of all ranks together.

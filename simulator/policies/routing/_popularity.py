@@ -14,7 +14,7 @@ _CHUNK_SCORES = 1 << 19
 """Scores held at once (2 MB in float32), so that a batch of any size fits in memory and stays in
 cache."""
 
-_MAX_TOPICS = 16
+MAX_TOPICS = 16
 """Topics that affinity groups the experts of a layer into; DeepSeek-V2-Lite's 64 experts then fall
 in fours."""
 
@@ -122,7 +122,7 @@ def with_affinity(
     the topic's popularity, and picks an expert from the topic with chance ``affinity``, else from
     the whole layer.
     """
-    num_topics = min(_MAX_TOPICS, moe.num_experts // 2)
+    num_topics = min(MAX_TOPICS, moe.num_experts // 2)
     if affinity == 0 or num_topics < 2:
         return by_popularity(moe, share_DLE)
     chance_DLE = inclusion(share_DLE, moe.top_k)

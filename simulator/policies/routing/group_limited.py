@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from simulator.base.frozen import Frozen, NonNegative, Size, validate
+from simulator.base.frozen import Frozen, validate
+from simulator.base.quantities import Experts, Spread
 from simulator.config.ffn import MoE
 from simulator.policies.routing import Router
 from simulator.policies.routing.lognormal import Lognormal
@@ -21,9 +22,9 @@ class GroupLimited(Frozen):
     copies go to at most ``num_limited_groups`` nodes. The defaults are DeepSeek-V3's.
     """
 
-    num_groups: Size = 8
-    num_limited_groups: Size = 4
-    sigma: NonNegative = 0.0
+    num_groups: Experts = 8
+    num_limited_groups: Experts = 4
+    sigma: Spread = 0.0
     """Spread of the logarithm of popularity, as of ``lognormal``; 0 is uniform."""
 
     def prepare(self, moe: MoE, num_layers: int, rng: np.random.Generator) -> Router:

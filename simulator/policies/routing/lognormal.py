@@ -9,10 +9,16 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from simulator.base.frozen import Frozen, NonNegative, Ratio, Size
+from simulator.base.errors import UserError
+from simulator.base.frozen import Frozen
+from simulator.base.quantities import Ratio, Spread, within
 from simulator.config.ffn import MoE
 from simulator.policies.routing import Router
-from simulator.policies.routing._popularity import with_affinity, with_persistence
+from simulator.policies.routing._popularity import MAX_TOPICS, with_affinity, with_persistence
+
+_MOST_CHANCES = 1 << 25
+"""Chances that are held at once, by domain, layer, topic and expert: 256 MiB, of which drawing
+takes a few."""
 
 
 class Lognormal(Frozen):
@@ -23,12 +29,12 @@ class Lognormal(Frozen):
     kinds and between layers.
     """
 
-    sigma: NonNegative = Field(examples=[0.65])
+    sigma: Spread = Field(examples=[0.65])
     """Spread (standard deviation) of the logarithm of popularity; 0 is uniform."""
-    num_domains: Size = 1
+    num_domains: Annotated[int, within(1, 4096, "kinds of text")] = 1
     """Kinds of text, each with its own popularity; every run of tokens is of one of them, drawn
     evenly."""
-    persistence: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    persistence: Annotated[float, within(0, 0.999)] = 0.0
     """Chance that a token keeps an expert of the previous token in its run, so the share of experts
     that consecutive tokens have in common. What popularity and affinity cause by themselves counts
     towards it, and is its floor."""
@@ -38,8 +44,19 @@ class Lognormal(Frozen):
     their popularity explains."""
 
     def prepare(self, moe: MoE, num_layers: int, rng: np.random.Generator) -> Router:
+        self._check_size(moe, num_layers)
         share_DLE = np.exp(
             self.sigma * rng.standard_normal((self.num_domains, num_layers, moe.num_experts))
         )
         router = with_affinity(moe, share_DLE, self.affinity, rng)
         return with_persistence(router, self.persistence, rng) if self.persistence > 0 else router
+
+    def _check_size(self, moe: MoE, num_layers: int) -> None:
+        topics = MAX_TOPICS if self.affinity > 0 else 1
+        of_one = topics * num_layers * moe.num_experts
+        if self.num_domains * of_one > _MOST_CHANCES:
+            raise UserError(
+                f"routing kind 'lognormal': num_domains ({self.num_domains:,}) must be at most "
+                f"{max(1, _MOST_CHANCES // of_one):,} kinds of text with {num_layers} layers of "
+                f"{moe.num_experts:,} experts"
+            )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from pydantic import Field
 
-from simulator.base.frozen import Frozen, NonNegative
+from simulator.base.frozen import Frozen
+from simulator.base.quantities import Power
 from simulator.config.ffn import MoE
 from simulator.policies.routing import Router
 from simulator.policies.routing._popularity import by_popularity
@@ -20,7 +21,7 @@ class Zipf(Frozen):
     the first expert, which ``lognormal`` does not.
     """
 
-    exponent: NonNegative = Field(examples=[0.6])
+    exponent: Power = Field(examples=[0.6])
     """0 is uniform."""
 
     def prepare(self, moe: MoE, num_layers: int, rng: np.random.Generator) -> Router:

@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from simulator.base.frozen import Frozen, Size
+from simulator.base.frozen import Frozen
+from simulator.base.quantities import Sequences, TokenBudget
 from simulator.policies.scheduling import Rules
 
 
@@ -13,9 +14,9 @@ class Chunked(Frozen):
     (arXiv:2403.02310).
     """
 
-    token_budget: Size = 8192
+    token_budget: TokenBudget = 8192
     """vLLM's ``max_num_batched_tokens``, per data-parallel rank."""
-    max_sequences: Size = 256
+    max_sequences: Sequences = 256
     """vLLM's ``max_num_seqs``, per data-parallel rank."""
 
     def rules(self) -> Rules:

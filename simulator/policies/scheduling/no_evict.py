@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from simulator.base.frozen import Count, Frozen, Ratio, Size
+from simulator.base.frozen import Frozen
+from simulator.base.quantities import Ratio, Sequences, StepCount, TokenBudget
 from simulator.policies.scheduling import Rules
 
 
@@ -13,16 +14,16 @@ class NoEvict(Frozen):
     than pages would hold.
     """
 
-    token_budget: Size = 8192
+    token_budget: TokenBudget = 8192
     """TensorRT-LLM's ``max_num_tokens``, per data-parallel rank."""
-    max_sequences: Size = 2048
+    max_sequences: Sequences = 2048
     """TensorRT-LLM's ``max_batch_size``, per data-parallel rank."""
     chunked_prompts: bool = False
     """Whether prompts are cut to fit the budget (chunked context)."""
-    balance_steps: Count = 0
+    balance_steps: StepCount = 0
     """With attention data parallelism: steps for which prompts wait until every rank has one
     (``attention_dp_config``'s ``timeout_iters``, with ``enable_balance``)."""
-    wait_steps: Count = 0
+    wait_steps: StepCount = 0
     """Without it: steps for which prompts wait for more of them, while others decode
     (``batch_wait_timeout_iters``)."""
     wait_share: Ratio = 0.0

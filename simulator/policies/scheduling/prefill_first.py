@@ -4,7 +4,8 @@ V0).
 
 from __future__ import annotations
 
-from simulator.base.frozen import Frozen, Size
+from simulator.base.frozen import Frozen
+from simulator.base.quantities import Sequences, Steps, TokenBudget
 from simulator.policies.scheduling import Rules
 
 
@@ -13,11 +14,11 @@ class PrefillFirst(Frozen):
     (arXiv:2309.06180).
     """
 
-    token_budget: Size = 8192
-    max_sequences: Size = 256
+    token_budget: TokenBudget = 8192
+    max_sequences: Sequences = 256
     splits_prompts: bool = False
     """Whether prompts are cut to fill the budget (SGLang's ``chunked_prefill_size``)."""
-    poll_steps: Size = 1
+    poll_steps: Steps = 1
     """Steps from one look at new requests to the next (SGLang's ``--scheduler-recv-interval``)."""
 
     def rules(self) -> Rules:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from simulator.base.frozen import Frozen, Positive, Size
+from simulator.base.frozen import Frozen
+from simulator.base.quantities import Factor, Nodes
 from simulator.config.cluster import ClusterSpec
 from simulator.policies.topology import Fabric
 from simulator.policies.topology._ports import Wiring
@@ -13,9 +14,9 @@ class LeafSpine(Frozen):
     uplinks.
     """
 
-    oversubscription: Positive = 1.0
+    oversubscription: Factor = 1.0
     """Rate of all cards under a leaf over the rate of its uplinks; 1 = non-blocking."""
-    nodes_per_leaf: Size = 2
+    nodes_per_leaf: Nodes = 2
 
     def wire(self, cluster: ClusterSpec, num_ranks: int) -> Fabric:
         wiring = Wiring(cluster, num_ranks)

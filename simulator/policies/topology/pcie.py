@@ -4,7 +4,8 @@ them.
 
 from __future__ import annotations
 
-from simulator.base.frozen import Frozen, Positive, Size
+from simulator.base.frozen import Frozen
+from simulator.base.quantities import Factor, Ranks
 from simulator.config.cluster import ClusterSpec
 from simulator.policies.topology import Fabric
 from simulator.policies.topology._ports import Wiring
@@ -15,8 +16,8 @@ class PCIe(Frozen):
     receiver's slot.
     """
 
-    gpus_per_socket: Size = 4
-    socket_link_slots: Positive = 2.0
+    gpus_per_socket: Ranks = 4
+    socket_link_slots: Factor = 2.0
     """Rate of the link between sockets, in PCIe slots (assumed: a UPI or xGMI bundle carries about
     two x16 slots)."""
 

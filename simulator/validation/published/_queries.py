@@ -9,7 +9,8 @@ from functools import cache
 from pydantic import Field
 
 from simulator.base.data import find_file
-from simulator.base.frozen import Frozen, Positive, Size, validate
+from simulator.base.frozen import Frozen, validate
+from simulator.base.quantities import Duration, Sequences, TokenBudget
 from simulator.base.reading import read_toml
 from simulator.workload.lengths.lognormal import LogNormal
 
@@ -18,11 +19,11 @@ class Benchmark(Frozen):
     """What every submission of one benchmark serves."""
 
     lengths: LogNormal
-    ttft_s: Positive | None = None
+    ttft_s: Duration | None = None
     """99th percentile that the server scenario allows; likewise below."""
-    tpot_s: Positive | None = None
-    max_sequences: Size = 1024
-    token_budget: Size = 8192
+    tpot_s: Duration | None = None
+    max_sequences: Sequences = 1024
+    token_budget: TokenBudget = 8192
     source: str = Field(min_length=1)
 
 

@@ -9,21 +9,39 @@ from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
-from simulator.base.frozen import Frozen, NonNegative, Positive
+from simulator.base.errors import UserError
+from simulator.base.frozen import Frozen
+from simulator.base.quantities import Duration, within
 from simulator.workload.renewal import Cv, Pattern
 
 FEWEST_REQUESTS = 0.1
 """Mean requests of one round (all windows, or a span) below which drawing them window by window
 would take for ever."""
 
+_MOST_WINDOWS = 10_000_000
+"""Windows that are drawn one by one: a minute of work."""
+
+
+def check_windows(num_requests: int, requests_per_round: float, windows_per_round: int) -> None:
+    """Refuse windows so short that drawing the requests window by window would not end.
+
+    Raises:
+        UserError: with how long they would have to be.
+    """
+    windows = num_requests / requests_per_round * windows_per_round
+    if windows > _MOST_WINDOWS:
+        raise UserError(
+            f"arrivals: {num_requests:,} requests take {windows:,.3g} windows, at most "
+            f"{_MOST_WINDOWS:,} are drawn; make them {windows / _MOST_WINDOWS:.2g} times as long"
+        )
+
 
 class Window(Frozen):
     """A stretch of time with one rate and one burstiness."""
 
-    duration_s: Positive
-    rate_per_s: NonNegative
+    duration_s: Duration
+    rate_per_s: Annotated[float, within(0, 1e6, "requests per second")]
     """Mean requests per second; 0 where nobody asks."""
     cv: Cv = 1.0
     """Coefficient of variation of the gaps in the window."""
@@ -36,9 +54,9 @@ class Swing(Frozen):
     (Ornstein-Uhlenbeck).
     """
 
-    std: Positive
+    std: Annotated[float, within(1e-6, 1e3)]
     """Standard deviation of the multiplier."""
-    time_s: Positive
+    time_s: Duration
     """Seconds after which the correlation of its logarithm has fallen to 1/e."""
 
     def multipliers(
@@ -56,9 +74,9 @@ class Pauses(Frozen):
     between them.
     """
 
-    share: Annotated[float, Field(gt=0, lt=1)]
+    share: Annotated[float, within(1e-6, 0.999999)]
     """Share of the time that is silent."""
-    mean_s: Positive
+    mean_s: Duration
     """Mean length of a silence, seconds."""
 
     def multipliers(

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 
-from simulator.base.frozen import Frozen, Size
+from simulator.base.frozen import Frozen
+from simulator.base.quantities import Requests
 
 
 class ClosedLoop(Frozen):
@@ -16,7 +17,7 @@ class ClosedLoop(Frozen):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"concurrency": 16}]})
 
-    concurrency: Size
+    concurrency: Requests
     """Requests kept in flight."""
 
     def arrival_s(self, num_requests: int, rng: np.random.Generator) -> NDArray[np.float64]:

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 
-from simulator.base.frozen import Frozen, Positive
+from simulator.base.frozen import Frozen
+from simulator.base.quantities import RequestRate
 from simulator.workload.renewal import Cv, unit_gaps
 
 
@@ -19,7 +20,7 @@ class Gamma(Frozen):
         }
     )
 
-    rate_per_s: Positive
+    rate_per_s: RequestRate
     """Mean requests per second."""
     cv: Cv
     """Coefficient of variation of the gaps: standard deviation over mean."""

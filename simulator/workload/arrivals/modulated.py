@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, model_validator
 
-from simulator.base.frozen import Frozen, Positive
-from simulator.workload.arrivals._rate import FEWEST_REQUESTS, Pauses, Swing
+from simulator.base.frozen import Frozen
+from simulator.base.quantities import Duration, Factor, RequestRate
+from simulator.workload.arrivals._rate import FEWEST_REQUESTS, Pauses, Swing, check_windows
 from simulator.workload.renewal import Cv, fill_window
 
 _CELLS_PER_SCALE = 8
@@ -46,13 +47,13 @@ class Modulated(Frozen):
         }
     )
 
-    rate_per_s: Positive
+    rate_per_s: RequestRate
     """Mean requests per second."""
     cv: Cv = 1.0
     """Coefficient of variation of the gaps while the rate stands still."""
-    span_s: Positive
+    span_s: Duration
     """Seconds over which the mean rate is kept."""
-    profile: Annotated[tuple[Positive, ...], Field(strict=False, min_length=1)] = (1.0,)
+    profile: Annotated[tuple[Factor, ...], Field(strict=False, min_length=1)] = (1.0,)
     """Relative rate in equal parts of the span; only the ratios matter."""
     swings: Annotated[tuple[Swing, ...], Field(strict=False)] = ()
     """Random multipliers of the rate."""
@@ -80,6 +81,7 @@ class Modulated(Frozen):
     def arrival_s(self, num_requests: int, rng: np.random.Generator) -> NDArray[np.float64]:
         """Sorted arrival times in seconds, ``[num_requests]``."""
         num_parts = len(self.profile)
+        check_windows(num_requests, self.rate_per_s * self.span_s, num_parts)
         part_s = self.span_s / num_parts
         per_part = self.rate_per_s * self.span_s * np.array(self.profile) / sum(self.profile)
         cells = np.arange(self._cells_per_part() + 1) / self._cells_per_part()

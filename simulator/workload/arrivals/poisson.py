@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 
-from simulator.base.frozen import Frozen, Positive
+from simulator.base.frozen import Frozen
+from simulator.base.quantities import RequestRate
 
 
 class Poisson(Frozen):
@@ -16,7 +17,7 @@ class Poisson(Frozen):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"rate_per_s": 5.0}]})
 
-    rate_per_s: Positive
+    rate_per_s: RequestRate
     """Mean requests per second."""
 
     @property

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, model_validator
 
-from simulator.base.frozen import Frozen, Positive
+from simulator.base.frozen import Frozen
+from simulator.base.quantities import RequestRate
 from simulator.workload.renewal import Cv, unit_gaps, weibull_shape
 
 
@@ -23,7 +24,7 @@ class Weibull(Frozen):
         }
     )
 
-    rate_per_s: Positive
+    rate_per_s: RequestRate
     """Mean requests per second."""
     cv: Cv
     """Coefficient of variation of the gaps: standard deviation over mean."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, model_validator
 
 from simulator.base.frozen import Frozen
-from simulator.workload.arrivals._rate import FEWEST_REQUESTS, Window
+from simulator.workload.arrivals._rate import FEWEST_REQUESTS, Window, check_windows
 from simulator.workload.renewal import fill_window, weibull_shape
 
 
@@ -37,7 +37,7 @@ class Windowed(Frozen):
 
     @model_validator(mode="after")
     def _somebody_asks(self) -> Self:
-        if sum(window.rate_per_s * window.duration_s for window in self.windows) < FEWEST_REQUESTS:
+        if self._requests_per_round < FEWEST_REQUESTS:
             raise ValueError(
                 "windows: all together must have a request; raise a rate_per_s or a duration_s"
             )
@@ -47,11 +47,17 @@ class Windowed(Frozen):
         return self
 
     @property
+    def _requests_per_round(self) -> float:
+        """Mean requests of all windows together."""
+        return sum(window.rate_per_s * window.duration_s for window in self.windows)
+
+    @property
     def concurrency(self) -> int | None:
         return None
 
     def arrival_s(self, num_requests: int, rng: np.random.Generator) -> NDArray[np.float64]:
         """Sorted arrival times in seconds, ``[num_requests]``."""
+        check_windows(num_requests, self._requests_per_round, len(self.windows))
         parts: list[NDArray[np.float64]] = [np.zeros(0)]
         start_s, found, index = 0.0, 0, 0
         while found < num_requests:

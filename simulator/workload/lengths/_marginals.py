@@ -10,24 +10,27 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from simulator.base.frozen import Frozen, Positive, Ratio, Size
+from simulator.base.frozen import Frozen
+from simulator.base.quantities import MOST_TOKENS, Length, Ratio, Tokens, within
 
 _Z90 = 1.2815515655446004
 """90th percentile of the standard normal distribution."""
 
 
 class LogNormalMarginal(Frozen):
-    """Log-normal token counts: the median, and how wide; clipped to ``min .. max``."""
+    """Log-normal token counts: the median, and how wide; clipped to ``min .. max``, or to
+    the longest request that can be served.
+    """
 
-    p50: Positive
+    p50: Length
     """Median, tokens."""
-    p90: Positive | None = None
+    p90: Length | None = None
     """90th percentile, tokens; give this or ``sigma``."""
-    sigma: Positive | None = None
+    sigma: Annotated[float, within(1e-6, 10)] | None = None
     """Standard deviation of the natural logarithm; give this or ``p90``."""
-    min: Size = 1
+    min: Tokens = 1
     """Shortest, tokens."""
-    max: Size | None = None
+    max: Tokens | None = None
     """Longest, tokens."""
 
     @model_validator(mode="after")
@@ -45,7 +48,7 @@ class LogNormalMarginal(Frozen):
         sigma = (
             math.log(self.p90 / self.p50) / _Z90 if self.p90 is not None else float(self.sigma or 0)
         )
-        highest = float(self.max) if self.max is not None else float(2**53)
+        highest = float(self.max) if self.max is not None else float(MOST_TOKENS)
         with np.errstate(over="ignore"):
             return as_tokens(np.clip(self.p50 * np.exp(sigma * z), self.min, highest))
 
@@ -57,7 +60,7 @@ class QuantileMarginal(Frozen):
 
     probabilities: Annotated[tuple[Ratio, ...], Field(strict=False, min_length=2)]
     """From 0 (the shortest) to 1 (the longest), rising."""
-    lengths: Annotated[tuple[Positive, ...], Field(strict=False, min_length=2)]
+    lengths: Annotated[tuple[Length, ...], Field(strict=False, min_length=2)]
     """Tokens at each probability, never falling."""
 
     @model_validator(mode="after")

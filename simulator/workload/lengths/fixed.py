@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 
-from simulator.base.frozen import Frozen, Size
+from simulator.base.frozen import Frozen
+from simulator.base.quantities import Tokens
 
 
 class Fixed(Frozen):
@@ -16,9 +17,9 @@ class Fixed(Frozen):
         json_schema_extra={"examples": [{"num_input": 1024, "num_output": 128}]}
     )
 
-    num_input: Size
+    num_input: Tokens
     """Prompt tokens."""
-    num_output: Size
+    num_output: Tokens
     """Generated tokens."""
 
     def draw(
