@@ -70,6 +70,12 @@ def emit(value: Any) -> None:
     print(json.dumps(value))  # noqa: T201
 
 
+def say_notes(notes: Iterable[str]) -> None:
+    """Say on standard error what was taken for granted, a line each."""
+    for note in notes:
+        err.print(f"note: {note}", style="yellow", highlight=False, soft_wrap=True, markup=False)
+
+
 def print_rows(rows: dict[str, str]) -> None:
     """A name and what it is; long texts are wrapped on a terminal, and stay on one line where
     another program reads.

@@ -65,6 +65,7 @@ def check(
             soft_wrap=True,
             markup=False,
         )
+    console.say_notes(found.notes)
 
 
 def schema(

@@ -90,6 +90,7 @@ def plan(
         console.emit(answer)
     else:
         print_plan(answer, console.out.width if console.out.is_terminal else None)
+    console.say_notes(answer["notes"])
     console.err.print(
         counted.simulated(str(store.folder)), highlight=False, soft_wrap=True, markup=False
     )

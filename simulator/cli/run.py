@@ -56,9 +56,17 @@ def run(
         write(results, folder, render)
     if as_json:
         summary = json.loads(results.summary.to_json(orient="records", double_precision=15))
-        console.emit({"folder": str(folder), "verdict": results.run["verdict"], "summary": summary})
+        console.emit(
+            {
+                "folder": str(folder),
+                "verdict": results.run["verdict"],
+                "notes": results.run["notes"],
+                "summary": summary,
+            }
+        )
     else:
         print_run(results)
+    console.say_notes(results.run["notes"])
     console.err.print(
         f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True, markup=False
     )

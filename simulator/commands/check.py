@@ -16,6 +16,7 @@ from simulator.base.frozen import validate
 from simulator.base.plugins import build
 from simulator.base.quantities import MOST_RANKS
 from simulator.base.reading import read_json, read_toml
+from simulator.commands.run import notes_on, prepare_run
 from simulator.config import cluster as clusters
 from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 from simulator.config.calibration import CalibrationFile, read_calibration
@@ -23,12 +24,11 @@ from simulator.config.capacity import Question
 from simulator.config.cluster import ClusterSpec
 from simulator.config.host import HostCalibration, load_any_calibration
 from simulator.config.model import ModelSpec, load_model
+from simulator.config.routing import routing_note
 from simulator.config.workload import NamedWorkloadSpec, WorkloadSpec
-from simulator.deployment.memory import check_requests
-from simulator.deployment.plan import make_plan
-from simulator.scenario.question import load_question, requests_of
+from simulator.scenario.question import load_question, requests_of, routing_notes
 from simulator.scenario.scenario import Scenario, load_scenario
-from simulator.workload.requests import load_requests, longest_tokens
+from simulator.workload.requests import load_requests
 
 FILES: dict[str, type[BaseModel]] = {
     "scenario": Scenario,
@@ -68,6 +68,13 @@ class Checked(NamedTuple):
     kind: str
     details: str
     """What there is to say about it, to be put behind the kind."""
+    notes: tuple[str, ...] = ()
+    """What is taken for granted where it is used."""
+
+
+class _Found(NamedTuple):
+    details: str
+    notes: tuple[str, ...] = ()
 
 
 def check_file(name: str, overrides: list[str]) -> Checked:
@@ -98,20 +105,13 @@ def check_file(name: str, overrides: list[str]) -> Checked:
         raise UserError(
             f"--set {overrides[0]}: overrides a scenario's or a plan's keys, but {path} is a {kind}"
         )
-    details = _CHECKS[kind](path, overrides)
-    return Checked(str(path), kind, details)
+    found = _CHECKS[kind](path, overrides)
+    return Checked(str(path), kind, found.details, found.notes)
 
 
-def _check_scenario(path: Path, overrides: list[str]) -> str:
+def _check_scenario(path: Path, overrides: list[str]) -> _Found:
     scenario, _ = load_scenario(str(path), overrides)
-    folder = path.resolve().parent
-    plans = [
-        make_plan(deployment, scenario.seed, str(path), folder)
-        for deployment in scenario.deployments
-    ]
-    trace = load_requests(scenario.workload, folder, scenario.seed, f"{path} [workload]")
-    for plan in plans:
-        check_requests(plan.capacity, longest_tokens(trace), f"{path} [deployments '{plan.name}']")
+    plans, trace = prepare_run(scenario, path)
     fits = "; ".join(
         (
             f"{p.name}: {p.num_gpus} GPUs, KV cache "
@@ -119,10 +119,11 @@ def _check_scenario(path: Path, overrides: list[str]) -> str:
         )
         for p in plans
     )
-    return f", {trace.num_requests:,} requests; {fits}"
+    details = f", {trace.num_requests:,} requests; {fits}"
+    return _Found(details, tuple(notes_on(scenario, plans)))
 
 
-def _check_plan(path: Path, overrides: list[str]) -> str:
+def _check_plan(path: Path, overrides: list[str]) -> _Found:
     question, _ = load_question(str(path), overrides)
     trace = requests_of(question, path.resolve().parent, f"{path} [workload]")
     lasts_s = float(trace.arrival_s[-1] - trace.arrival_s[0])
@@ -130,48 +131,51 @@ def _check_plan(path: Path, overrides: list[str]) -> str:
         ", ".join(dict.fromkeys(names))
         for names in ([m.model for m in question.models], [c.cluster for c in question.clusters])
     )
-    return (
+    details = (
         f", {trace.num_requests:,} requests in {lasts_s:,.0f} s; models: {models}; "
         f"clusters: {clusters}"
     )
+    return _Found(details, tuple(routing_notes(question, path.resolve().parent)))
 
 
-def _check_workload(path: Path, _: list[str]) -> str:
+def _check_workload(path: Path, _: list[str]) -> _Found:
     trace = load_requests(WorkloadSpec(requests=str(path.resolve())), Path.cwd(), 0, str(path))
-    return (
+    return _Found(
         f", {trace.num_requests:,} requests, {trace.num_input.mean():,.0f} tokens in "
         f"and {trace.num_output.mean():,.0f} out on average"
     )
 
 
-def _check_model(path: Path, _: list[str]) -> str:
+def _check_model(path: Path, _: list[str]) -> _Found:
     model = load_model(str(path), str(path))
     if model.routing is not None and model.moe is not None:
         build("routing", model.routing, f"{path} [routing]")
     total, active = model.num_parameters, model.num_active_parameters
-    return (
+    note = routing_note(model.title or model.name, model.routing_source)
+    return _Found(
         f", {total / 1e9:,.2f} B parameters, {active / 1e9:,.2f} B "
-        f"active, {model.num_layers} layers"
+        f"active, {model.num_layers} layers",
+        () if note is None else (note,),
     )
 
 
-def _check_accelerator(path: Path, _: list[str]) -> str:
+def _check_accelerator(path: Path, _: list[str]) -> _Found:
     found = validate(AcceleratorSpec, {"name": path.stem, **read_toml(path)}, str(path))
     load_any_calibration(found.calibration, str(path))
-    return f", {found.title}"
+    return _Found(f", {found.title}")
 
 
-def _check_calibration(path: Path, _: list[str]) -> str:
-    return f", {validate(CalibrationFile, read_calibration(path), str(path)).title}"
+def _check_calibration(path: Path, _: list[str]) -> _Found:
+    return _Found(f", {validate(CalibrationFile, read_calibration(path), str(path)).title}")
 
 
-def _check_host_calibration(path: Path, _: list[str]) -> str:
+def _check_host_calibration(path: Path, _: list[str]) -> _Found:
     found = validate(HostCalibration, read_toml(path), str(path))
     ranks = ", ".join(str(entry.num_ranks) for entry in found.collectives)
-    return f", {found.title}, of {found.machine}; collectives of {ranks or 'no'} ranks"
+    return _Found(f", {found.title}, of {found.machine}; collectives of {ranks or 'no'} ranks")
 
 
-def _check_cluster(path: Path, _: list[str]) -> str:
+def _check_cluster(path: Path, _: list[str]) -> _Found:
     table = clusters.read_cluster_table(
         path.stem, {**available_files("cluster_configs"), path.stem: path}
     )
@@ -183,10 +187,10 @@ def _check_cluster(path: Path, _: list[str]) -> str:
     most = min(MOST_RANKS, _WIRED_NODES * found.gpus_per_node)
     for num_gpus in {min(size, most) for size in (min(sizes), max(sizes))}:
         topology.wire(found.model_copy(update={"num_gpus": num_gpus}), num_gpus)
-    return f", {found.title}; {', '.join(map(str, sizes))} GPUs"
+    return _Found(f", {found.title}; {', '.join(map(str, sizes))} GPUs")
 
 
-_CHECKS: dict[str, Callable[[Path, list[str]], str]] = {
+_CHECKS: dict[str, Callable[[Path, list[str]], _Found]] = {
     "scenario": _check_scenario,
     "plan": _check_plan,
     "workload": _check_workload,

@@ -9,7 +9,8 @@ from typing import Any
 from simulator.base.progress import Progress, count_part, show_nothing
 from simulator.deployment.facts import facts_of
 from simulator.deployment.memory import check_requests
-from simulator.deployment.plan import make_plan
+from simulator.deployment.notes import notes_of
+from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.engine.cluster import Fidelity, run_plan
 from simulator.results.folder import Results, gather
 from simulator.results.metrics import summarise
@@ -17,6 +18,40 @@ from simulator.results.provenance import Provenance
 from simulator.results.verdict import verdict
 from simulator.scenario.scenario import Scenario
 from simulator.workload.requests import describe, load_requests, longest_tokens
+from simulator.workload.traces import RequestTrace
+
+
+def prepare_run(scenario: Scenario, path: Path) -> tuple[list[DeploymentPlan], RequestTrace]:
+    """The plans of all deployments, and the requests that they are asked.
+
+    Raises:
+        UserError: as :func:`run_scenario`.
+    """
+    folder = path.resolve().parent
+    plans = [
+        make_plan(deployment, scenario.seed, str(path), folder)
+        for deployment in scenario.deployments
+    ]
+    trace = load_requests(scenario.workload, folder, scenario.seed, f"{path} [workload]")
+    for plan in plans:
+        where = f"{path} [deployments '{plan.name}']"
+        check_requests(plan.capacity, longest_tokens(trace), where)
+        if plan.prefill is not None:
+            longest = int(trace.num_input.max()) + 1
+            check_requests(plan.prefill.capacity, longest, f"{where} [prefill]")
+    return plans, trace
+
+
+def notes_on(scenario: Scenario, plans: list[DeploymentPlan]) -> list[str]:
+    """What a run takes for granted, and what it leaves out of account."""
+    notes = [note for plan in plans for pool in plan.pools for note in notes_of(pool)]
+    if scenario.execution.faults:
+        count = len(scenario.execution.faults)
+        notes.append(
+            f"execution.faults ({count}) {'is' if count == 1 else 'are'} not simulated: faults are "
+            "injected by moesim execute only"
+        )
+    return list(dict.fromkeys(notes))
 
 
 def run_scenario(
@@ -32,20 +67,7 @@ def run_scenario(
             checked before one runs.
     """
     made = Provenance.begin()
-    folder = path.resolve().parent
-    plans = [
-        make_plan(deployment, scenario.seed, str(path), folder)
-        for deployment in scenario.deployments
-    ]
-    trace = load_requests(scenario.workload, folder, scenario.seed, f"{path} [workload]")
-    for plan in plans:
-        check_requests(plan.capacity, longest_tokens(trace), f"{path} [deployments '{plan.name}']")
-        if plan.prefill is not None:
-            check_requests(
-                plan.prefill.capacity,
-                int(trace.num_input.max()) + 1,
-                f"{path} [deployments '{plan.name}'] [prefill]",
-            )
+    plans, trace = prepare_run(scenario, path)
     records = []
     for plan in plans:
         shown = count_part(tick, plan.name, trace.num_requests)
@@ -64,6 +86,7 @@ def run_scenario(
         },
         "slo": slo.model_dump(),
         "deployments": {plan.name: facts_of(plan) for plan in plans},
+        "notes": notes_on(scenario, plans),
         "scenario": scenario.model_dump(mode="json"),
     }
     results = gather(run, summarise(plans, records, slo), records)

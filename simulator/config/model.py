@@ -25,6 +25,7 @@ from simulator.base.reading import read_json, read_toml
 from simulator.config.dtypes import DType
 from simulator.config.ffn import FFN, MoE
 from simulator.config.mixers import Mixer
+from simulator.config.routing import usual_routing
 
 _MOST_MODEL_EXPERTS = 1 << 18
 """Experts of all layers together, 18 times those of DeepSeek-V3: popularities are
@@ -94,7 +95,8 @@ class ModelSpec(Frozen):
     is_rumour: bool = False
     """Not published by its makers: marked wherever the model appears."""
     routing: Policy | None = None
-    """Default routing policy of the model's experts."""
+    """Default routing policy of the model's experts; absent = log-normal popularity with the median
+    spread of measured models (:mod:`simulator.config.routing`)."""
     routing_source: str = ""
     """Where the skew in ``routing`` comes from."""
     notes: str = ""
@@ -239,12 +241,20 @@ def load_model(name: str, where: str, folder: Path | None = None) -> ModelSpec:
         if path.suffix == ".json":
             from simulator.config.huggingface import model_table
 
-            return validate(ModelSpec, model_table(read_json(path), path), str(path))
+            return _routed(validate(ModelSpec, model_table(read_json(path), path), str(path)))
     else:
         path = find_file("workloads/models", name, where)
     table = read_toml(path)
     table.setdefault("name", path.stem)
-    return validate(ModelSpec, table, str(path))
+    return _routed(validate(ModelSpec, table, str(path)))
+
+
+def _routed(model: ModelSpec) -> ModelSpec:
+    """The model with what is assumed of its routing where its file does not say."""
+    if model.moe is None:
+        return model
+    routing, source = usual_routing(model.routing, model.routing_source)
+    return model.model_copy(update={"routing": routing, "routing_source": source})
 
 
 def _existing(name: str, folder: Path | None) -> Path:

@@ -18,6 +18,7 @@ from simulator.base.streams import open_stream
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.ffn import MoE
 from simulator.config.model import ModelSpec
+from simulator.config.routing import usual_routing
 from simulator.policies.dispatch import DispatchPolicy
 from simulator.policies.placement import Placed, PlacementPolicy
 from simulator.work.layout import Layout
@@ -57,7 +58,7 @@ def plan_experts(
         folder: what paths are relative to.
 
     Raises:
-        UserError: if the routing is missing, does not fit the model, or is of a dense one.
+        UserError: if the routing does not fit the model, or is of a dense one.
     """
     moe = model.moe
     if moe is None:
@@ -66,13 +67,8 @@ def plan_experts(
                 f"{place} [routing]: {model.name} is dense and routes nothing; leave it out"
             )
         return None
-    routing, source = spec.routing, "the scenario"
-    if routing is None:
-        if model.routing is None:
-            raise UserError(
-                f"{place}: {model.name} names no default routing; add a [deployments.routing] table"
-            )
-        routing, source = model.routing, model.routing_source
+    own = (model.routing, model.routing_source)
+    routing, source = usual_routing(*((spec.routing, "the scenario") if spec.routing else own))
     routing = _with_path(routing, folder)
     pools = _Pools(moe, model.num_moe_layers, routing, seed, f"{place} [routing]")
     today_LTK, load_LE = pools.drawn_before() if pools.follow_from_the_seed else pools.draw()

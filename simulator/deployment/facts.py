@@ -9,6 +9,7 @@ from typing import Any
 from simulator.base.frozen import Policy
 from simulator.config.calibration import CalibrationFile, CollectiveFit, ExchangeFit, Fit, PrunedFit
 from simulator.config.host import ExchangeTable, MatrixTable, Steps, load_any_calibration
+from simulator.deployment.notes import notes_of
 from simulator.deployment.plan import DeploymentPlan
 from simulator.policies.dispatch import kernels_of
 
@@ -52,7 +53,9 @@ def facts_of(plan: DeploymentPlan) -> dict[str, Any]:
         "kv_tokens": capacity.tokens * plan.layout.attention_dp,
         "assumptions": _assumptions(plan) + _prefill_assumptions(plan),
         "warnings": list(
-            dict.fromkeys(warning for pool in plan.pools for warning in warnings_of(pool))
+            dict.fromkeys(
+                text for pool in plan.pools for text in (*notes_of(pool), *warnings_of(pool))
+            )
         ),
         "currency": plan.cluster.currency,
     }

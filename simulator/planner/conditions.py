@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from simulator.base.frozen import Policy
 from simulator.config.capacity import CandidateModel, Question
 from simulator.config.model import load_model
+from simulator.config.routing import usual_routing
 from simulator.planner.space import Space
 
 _SKEW = ("sigma", "exponent")
@@ -101,7 +102,8 @@ def _skewed(one: CandidateModel, factor: float, folder: Path) -> CandidateModel:
 
 def _routing(one: CandidateModel, folder: Path) -> Policy | None:
     """The routing that a model is planned with; ``None`` of a dense one."""
-    return one.routing or load_model(one.model, "plan [models]", folder).routing
+    given = one.routing or load_model(one.model, "plan [models]", folder).routing
+    return usual_routing(given, "")[0] if given else None
 
 
 def _spread(routing: Policy) -> list[str]:

@@ -14,6 +14,7 @@ from simulator.config.capacity import Question
 from simulator.config.cluster import load_kind
 from simulator.config.host import load_any_calibration
 from simulator.config.model import load_model
+from simulator.config.routing import routing_note, usual_routing
 from simulator.scenario.scenario import read_named
 from simulator.workload.requests import load_requests
 from simulator.workload.traces import RequestTrace
@@ -75,6 +76,19 @@ def _check_names(question: Question, folder: Path, where: str) -> None:
                 refusals.append(refusal)
         if refusals and len(refusals) == len(calibrations):
             raise refusals[0]
+
+
+def routing_notes(question: Question, folder: Path) -> list[str]:
+    """What is taken for granted of the routing of the question's models, a line a model."""
+    notes = []
+    for candidate in question.models:
+        model = load_model(candidate.model, "[models]", folder)
+        if model.moe is not None:
+            given = candidate.routing, "the plan"
+            own = model.routing, model.routing_source
+            _, source = usual_routing(*(given if candidate.routing else own))
+            notes.append(routing_note(model.title or model.name, source))
+    return [note for note in notes if note is not None]
 
 
 def _entry(key: str, number: int, count: int) -> str:

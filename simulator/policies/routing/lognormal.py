@@ -13,6 +13,7 @@ from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.base.quantities import Ratio, Spread, within
 from simulator.config.ffn import MoE
+from simulator.config.routing import MEDIAN_SIGMA
 from simulator.policies.routing import Router
 from simulator.policies.routing._popularity import MAX_TOPICS, with_affinity, with_persistence
 
@@ -29,8 +30,9 @@ class Lognormal(Frozen):
     kinds and between layers.
     """
 
-    sigma: Spread = Field(examples=[0.65])
-    """Spread (standard deviation) of the logarithm of popularity; 0 is uniform."""
+    sigma: Spread = Field(default=MEDIAN_SIGMA, examples=[0.65])
+    """Spread (standard deviation) of the logarithm of popularity; 0 is uniform. Absent = the median
+    of measured models."""
     num_domains: Annotated[int, within(1, 4096, "kinds of text")] = 1
     """Kinds of text, each with its own popularity; every run of tokens is of one of them, drawn
     evenly."""
