@@ -26,6 +26,7 @@ from simulator.config.host import HostCalibration, load_any_calibration
 from simulator.config.model import ModelSpec, load_model
 from simulator.config.routing import routing_note
 from simulator.config.workload import NamedWorkloadSpec, WorkloadSpec
+from simulator.policies.contracts import wire_cluster
 from simulator.scenario.question import load_question, requests_of, routing_notes
 from simulator.scenario.scenario import Scenario, load_scenario
 from simulator.workload.requests import load_requests
@@ -186,7 +187,7 @@ def _check_cluster(path: Path, _: list[str]) -> _Found:
     topology = build("topology", found.topology, f"{path} [topology]")
     most = min(MOST_RANKS, _WIRED_NODES * found.gpus_per_node)
     for num_gpus in {min(size, most) for size in (min(sizes), max(sizes))}:
-        topology.wire(found.model_copy(update={"num_gpus": num_gpus}), num_gpus)
+        wire_cluster(topology, found.model_copy(update={"num_gpus": num_gpus}), num_gpus)
     return _Found(f", {found.title}; {', '.join(map(str, sizes))} GPUs")
 
 

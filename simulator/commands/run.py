@@ -10,6 +10,7 @@ from simulator.base.progress import Progress, count_part, show_nothing
 from simulator.deployment.facts import facts_of
 from simulator.deployment.memory import check_requests
 from simulator.deployment.notes import notes_of
+from simulator.deployment.own_policies import try_policies
 from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.engine.cluster import Fidelity, run_plan
 from simulator.results.folder import Results, gather
@@ -33,6 +34,8 @@ def prepare_run(scenario: Scenario, path: Path) -> tuple[list[DeploymentPlan], R
         for deployment in scenario.deployments
     ]
     trace = load_requests(scenario.workload, folder, scenario.seed, f"{path} [workload]")
+    for pool in (pool for plan in plans for pool in plan.pools):
+        try_policies(pool)
     for plan in plans:
         where = f"{path} [deployments '{plan.name}']"
         check_requests(plan.capacity, longest_tokens(trace), where)

@@ -19,6 +19,7 @@ from simulator.config.deployment import DeploymentSpec
 from simulator.config.ffn import MoE
 from simulator.config.model import ModelSpec
 from simulator.config.routing import usual_routing
+from simulator.policies.contracts import draw_ids, place_experts, prepare_router
 from simulator.policies.dispatch import DispatchPolicy
 from simulator.policies.placement import Placed, PlacementPolicy
 from simulator.work.layout import Layout
@@ -104,29 +105,23 @@ class _Pools:
     def draw(self) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
         """``topk_ids_LTK`` and ``load_LE``."""
         seed, moe, layers = self.seed, self.moe, range(self.num_layers)
-        router = build("routing", self.routing, self.place).prepare(
-            moe, self.num_layers, open_stream(seed, "routing")
-        )
+        policy = build("routing", self.routing, self.place)
+        router = prepare_router(policy, moe, self.num_layers, open_stream(seed, "routing"))
         runs = np.full(POOL_TOKENS // _RUN_TOKENS, _RUN_TOKENS, dtype=np.int64)
         order = open_stream(seed, "pool order").permutation(POOL_TOKENS)
         # The same stream in every layer, so that a token keeps its domain (or its place in a
         # recording) from layer to layer.
-        today = [
-            _checked(
-                router.topk_ids(n, runs, open_stream(seed, "tokens")), moe, self.routing, self.place
-            )[order]
-            for n in layers
-        ]
+        today = [draw_ids(router, n, runs, open_stream(seed, "tokens"), moe)[order] for n in layers]
         load_LE = np.empty((len(layers), moe.num_experts))
         for layer in layers:
-            ids = router.topk_ids(layer, runs, open_stream(seed, "yesterday"))
+            ids = draw_ids(router, layer, runs, open_stream(seed, "yesterday"), moe)
             load_LE[layer] = np.bincount(ids.ravel(), minlength=moe.num_experts)
         return np.stack(today), load_LE
 
     def placed(self, policy: Policy, load_LE: NDArray[np.float64], ep: int, place: str) -> Placed:
         """Where experts are; once for all plans that place the same loads alike."""
-        policy_of_it: PlacementPolicy = build("placement", policy, f"{place} [placement]")
-        make = partial(policy_of_it.place, load_LE, ep, open_stream(self.seed, "placement"))
+        built: PlacementPolicy = build("placement", policy, f"{place} [placement]")
+        make = partial(place_experts, built, load_LE, ep, open_stream(self.seed, "placement"))
         if not self.follow_from_the_seed or "." in policy["kind"]:
             return make()
         return _PLACED.get((*self._key, repr(sorted(policy.items())), ep), make)
@@ -150,23 +145,6 @@ class _Pools:
         today_LTK, load_LE = self.draw()
         today_LTK.flags.writeable = load_LE.flags.writeable = False
         return today_LTK, load_LE
-
-
-def _checked(
-    topk_ids_TK: NDArray[np.int16], moe: MoE, routing: Policy, place: str
-) -> NDArray[np.int16]:
-    """What a router returned, if it is what a router must return: a user's own policy may not."""
-    wanted = (POOL_TOKENS, moe.top_k)
-    found = np.shape(topk_ids_TK)
-    if found != wanted:
-        raise UserError(
-            f"{place}: '{routing['kind']}' must return ids of shape {wanted}, returned {found}"
-        )
-    if topk_ids_TK.min() < 0 or topk_ids_TK.max() >= moe.num_experts:
-        raise UserError(
-            f"{place}: '{routing['kind']}' must return ids from 0 to {moe.num_experts - 1}"
-        )
-    return topk_ids_TK
 
 
 def _with_path(routing: Policy, folder: Path) -> Policy:

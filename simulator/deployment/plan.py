@@ -27,11 +27,14 @@ from simulator.cost.transfer import Transfer, make_transfer
 from simulator.deployment.expert_plan import ExpertPlan, plan_experts
 from simulator.deployment.memory import Capacity, check_memory
 from simulator.policies.balancing import BalancingPolicy
+from simulator.policies.contracts import make_rules, wire_cluster
 from simulator.policies.scheduling import Rules
 from simulator.policies.topology import Fabric
 from simulator.work.layout import Layout, make_layout
 from simulator.work.memory import CacheSize, Precision, cache_size
 
+_MOST_SEQUENCES = 1 << 26
+"""Sequences at once of all replicas: a GiB of the engine's state."""
 _FABRICS = Recent[tuple[str, int], Fabric](most=256)
 
 
@@ -162,7 +165,8 @@ def _make_pool(
         )
     precision = _precision(spec, model)
     _check_pruning(spec, model, precision, loaded, place)
-    rules: Rules = build("scheduling", spec.scheduling, f"{place} [scheduling]").rules()
+    rules = make_rules(build("scheduling", spec.scheduling, f"{place} [scheduling]"))
+    _check_sequences(replicas, layout, rules, place)
     _check_stages(spec, layout, cluster, loaded, rules, place)
     fabric = _wired(cluster, layout.num_ranks, place)
     capacity = check_memory(spec, model, accelerator, layout, precision, place)
@@ -208,6 +212,17 @@ def _mean_cache(plan: DeploymentPlan) -> CacheSize:
     return CacheSize(whole.bytes_per_token / pp, whole.bytes_per_sequence / pp)
 
 
+def _check_sequences(replicas: int, layout: Layout, rules: Rules, place: str) -> None:
+    """Refuse more sequences than the engine's state holds."""
+    sequences = replicas * layout.attention_dp * rules.max_sequences
+    if sequences > _MOST_SEQUENCES:
+        raise UserError(
+            f"{place} [scheduling]: max_sequences ({rules.max_sequences:,}) of "
+            f"{replicas * layout.attention_dp:,} data-parallel ranks are {sequences:,} sequences "
+            f"at once, must be at most {_MOST_SEQUENCES:,}"
+        )
+
+
 def _check_stages(
     spec: DeploymentSpec,
     layout: Layout,
@@ -251,7 +266,8 @@ def _wired(cluster: ClusterSpec, num_ranks: int, place: str) -> Fabric:
     key = (cluster.model_dump_json(exclude={"name", "num_gpus"}), num_ranks)
     where = f"{place}: cluster '{cluster.name}' [topology]"
     return _FABRICS.get(
-        key, lambda: build("topology", cluster.topology, where).wire(cluster, num_ranks)
+        key,
+        lambda: wire_cluster(build("topology", cluster.topology, where), cluster, num_ranks),
     )
 
 

@@ -15,6 +15,7 @@ from simulator.engine.limits import make_limits, scaled_blocks
 from simulator.engine.replica import Execute, Replica
 from simulator.engine.state import Floats, Ints, Limits, Requests, start_requests
 from simulator.engine.table import StepTable
+from simulator.policies.contracts import choose_replica, prepare_balancer
 from simulator.step.prices import Prices
 from simulator.workload.requests import longest_tokens
 from simulator.workload.traces import RequestTrace
@@ -65,7 +66,7 @@ class Pool:
             for number in range(plan.replicas)
         ]
         self.replica_of = np.zeros(trace.num_requests, dtype=np.int64)
-        self._balancer = plan.balancing.prepare(len(self.replicas), plan.rng(stream))
+        self._balancer = prepare_balancer(plan.balancing, len(self.replicas), plan.rng(stream))
         self._wakes: list[list[Event]] = []
 
     @property
@@ -77,7 +78,7 @@ class Pool:
         """Send a request to the replica that the balancer chooses."""
         outstanding = np.array([replica.outstanding for replica in self.replicas], dtype=np.int64)
         tokens = np.array([replica.outstanding_tokens for replica in self.replicas], dtype=np.int64)
-        chosen = self._balancer.choose(outstanding, tokens)
+        chosen = choose_replica(self._balancer, outstanding, tokens)
         self.replica_of[request] = chosen
         self.replicas[chosen].assign(request)
         return self.replicas[chosen]

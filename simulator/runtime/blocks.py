@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from simulator.config.ffn import DenseFFN, MoE
+from simulator.policies.contracts import list_rows
 from simulator.runtime.exchange import ExpertMap, Packer
 from simulator.runtime.job import Job, Step
 from simulator.runtime.layers.attention import Attention, Cache, Chunk, supported
@@ -125,7 +126,7 @@ class ExpertLayer(nn.Module):
         num_ranks = self.job.layout.num_ranks
         with timeline.busy("experts", self.layer):
             rank_TK, local_TK = self.map.choices(ids_TK, first_token)
-            rows = self.map.dispatch.rows(rank_TK, self.map.node_R)
+            rows = list_rows(self.map.dispatch, rank_TK, self.map.node_R)
             outgoing = self.packer.pack(
                 x_TH, weight_TK.repeat_interleave(self.map.moe_tp, dim=1), local_TK, rows, num_ranks
             )

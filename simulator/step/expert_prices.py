@@ -16,6 +16,7 @@ from simulator.config.ffn import MoE
 from simulator.cost.comm import Exchange, Vectors
 from simulator.deployment.expert_plan import POOL_TOKENS, ExpertPlan
 from simulator.deployment.plan import DeploymentPlan
+from simulator.policies.contracts import count_copies
 from simulator.policies.dispatch import policy_at, sees
 from simulator.policies.token_counts import count_arrivals, count_stays
 from simulator.work.layout import shard
@@ -116,7 +117,7 @@ class ExpertPrices:
                     rank_TK = (
                         rank_TK[..., None] * layout.moe_tp + np.arange(layout.moe_tp)
                     ).reshape(sampled, -1)
-                copies.append(policy.copies(rank_TK, source_T, plan.fabric.node_R) * scale)
+                copies.append(count_copies(policy, rank_TK, source_T, plan.fabric.node_R) * scale)
                 stays.append(count_stays(rank_TK, source_T, layout.num_ranks) * scale)
         if (
             len({rows_RG.shape for rows_RG in rows}) > 1

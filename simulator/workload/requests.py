@@ -21,6 +21,7 @@ from simulator.base.streams import open_stream
 from simulator.config.workload import GeneratorSpec, NamedWorkloadSpec, WorkloadSpec
 from simulator.workload.arrivals import ArrivalProcess
 from simulator.workload.bounds import check_bounds
+from simulator.workload.contracts import draw_arrivals, draw_lengths
 from simulator.workload.lengths import LengthDistribution
 from simulator.workload.reading import read_trace
 from simulator.workload.traces import RequestTrace, take_prefixes
@@ -70,7 +71,7 @@ def load_requests(
     trace = read_trace(path)
     if spec.arrivals is not None:
         process = _build("arrivals", spec.arrivals, folder, f"{where} arrivals")
-        drawn = process.arrival_s(trace.num_requests, open_stream(seed, "arrivals"))
+        drawn = draw_arrivals(process, trace.num_requests, open_stream(seed, "arrivals"))
         note = f"arrival times generated ({spec.arrivals['kind']})"
         trace = replace(
             trace,
@@ -108,7 +109,7 @@ def source_arrivals_s(
             if spec.arrivals is None:
                 return trace.arrival_s
             process = _build("arrivals", spec.arrivals, folder, f"{where} arrivals")
-            return process.arrival_s(trace.num_requests, open_stream(seed, "arrivals"))  # type: ignore[no-any-return]
+            return draw_arrivals(process, trace.num_requests, open_stream(seed, "arrivals"))
         generator, beside = validate(NamedWorkloadSpec, read_toml(path), str(path)), path.parent
     process = _build("arrivals", spec.arrivals or generator.arrivals, beside, f"{where} arrivals")
     num_requests, duration_s = spec.num_requests, _source_duration_s(spec)
@@ -228,7 +229,7 @@ def _generate(
             "it; give num_requests"
         )
     arrival_s = _enough_arrivals(process, spec.start_s, num_requests, duration_s, seed, where)
-    num_input, num_output = lengths.draw(len(arrival_s), open_stream(seed, "lengths"))
+    num_input, num_output = draw_lengths(lengths, len(arrival_s), open_stream(seed, "lengths"))
     trace = RequestTrace(
         arrival_s=arrival_s,
         num_input=num_input,
@@ -250,7 +251,7 @@ def _enough_arrivals(
     """Draw, twice as many each time, until what is asked for is covered."""
     drawn = num_requests or 1024
     while drawn <= MOST_REQUESTS:
-        arrival_s = process.arrival_s(drawn, open_stream(seed, "arrivals"))
+        arrival_s = draw_arrivals(process, drawn, open_stream(seed, "arrivals"))
         first = int(np.searchsorted(arrival_s, start_s))
         if process.concurrency is not None or (
             num_requests is not None and drawn - first >= num_requests

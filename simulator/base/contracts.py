@@ -1,0 +1,91 @@
+"""What a user's own policy returns, held to its family's contract where it is handed over.
+
+A policy of the project has contract tests and is not looked at again; one from elsewhere is, so
+that its mistakes are told as its own and not found later as ours.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from simulator.base.errors import UserError
+
+
+def ask(policy: object, method: str, *arguments: Any, expects: Callable[[Any], str]) -> Any:
+    """What ``policy.method(*arguments)`` returns.
+
+    Args:
+        expects: of what was returned, what it must be instead; empty where it is that.
+
+    Raises:
+        UserError: if the policy is a user's own, and fails or returns something else.
+    """
+    call = getattr(policy, method)
+    if is_shipped(type(policy)):
+        return call(*arguments)
+    name = method_name(policy, method)
+    try:
+        found = call(*arguments)
+        wanted = expects(found)
+    except UserError:
+        raise
+    except Exception as error:  # whatever is wrong with it is the user's to mend
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{name} failed{_place_of(error)}: {said}") from error
+    if wanted:
+        raise UserError(f"{name} must return {wanted}; returned {_described(found)}")
+    return found
+
+
+def method_name(policy: object, method: str) -> str:
+    """A policy's method as errors call it: ``my_package.my_policy.Neighbours.place()``."""
+    return f"{type(policy).__module__}.{type(policy).__qualname__}.{method}()"
+
+
+def is_shipped(cls: type) -> bool:
+    """Whether the class of a policy, or of what it prepared, is the project's own."""
+    return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
+def is_array(found: object, shape: tuple[int | None, ...], *, whole: bool) -> bool:
+    """Whether something is an array of finite numbers.
+
+    Args:
+        shape: ``None`` stands for any number of entries.
+        whole: whether only whole numbers do.
+    """
+    if not isinstance(found, np.ndarray) or found.ndim != len(shape):
+        return False
+    fits = all(size in (None, own) for size, own in zip(shape, found.shape, strict=True))
+    return (
+        fits and found.dtype.kind in ("iu" if whole else "iuf") and bool(np.isfinite(found).all())
+    )
+
+
+def has_method(method: str) -> Callable[[Any], str]:
+    """Expects an object with a method of that name, such as ``prepare`` returns."""
+    wanted = f"an object with {method}()"
+    return lambda found: "" if callable(getattr(found, method, None)) else wanted
+
+
+def _place_of(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename != __file__]
+    return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+
+
+def _described(found: object) -> str:
+    if isinstance(found, np.ndarray):
+        return f"{found.dtype} of shape {found.shape}" + _range_of(found)
+    text = " ".join(repr(found).split())
+    return f"{type(found).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def _range_of(found: np.ndarray[Any, Any]) -> str:
+    if not found.size or found.dtype.kind not in "iuf":
+        return ""
+    return f" from {found.min():g} to {found.max():g}"

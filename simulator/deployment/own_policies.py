@@ -1,0 +1,43 @@
+"""A user's own policies tried on a few tokens before anything runs, so that ``check`` refuses what
+``run`` would.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from simulator.base.contracts import is_shipped, method_name
+from simulator.base.errors import UserError
+from simulator.deployment.plan import DeploymentPlan
+from simulator.policies.contracts import choose_replica, count_copies, prepare_balancer
+from simulator.policies.dispatch import policy_at, sees
+
+_TOKENS = 8
+"""Tokens that a dispatch is tried on: as many as a step of few requests has."""
+_SEES = ("arrivals", "rows", "all")
+
+
+def try_policies(plan: DeploymentPlan) -> None:
+    """Ask the plan's own policies once for what a run asks them in every step.
+
+    Raises:
+        UserError: naming the policy, and what it must return.
+    """
+    if plan.experts is not None and not is_shipped(type(plan.experts.dispatch)):
+        _try_dispatch(plan)
+    if not is_shipped(type(plan.balancing)):
+        balancer = prepare_balancer(plan.balancing, plan.replicas, np.random.default_rng(0))
+        nothing = np.zeros(plan.replicas, dtype=np.int64)
+        choose_replica(balancer, nothing, nothing)
+
+
+def _try_dispatch(plan: DeploymentPlan) -> None:
+    assert plan.experts is not None
+    assert plan.model.moe is not None
+    policy = policy_at(plan.experts.dispatch, 1)
+    if sees(policy) not in _SEES:
+        name = method_name(policy, "sees").removesuffix("()")
+        raise UserError(f"{name} must be one of {', '.join(_SEES)}; is {sees(policy)!r}")
+    ranks, top_k = plan.layout.num_ranks, plan.model.moe.top_k
+    rank_TK = np.arange(_TOKENS * top_k).reshape(_TOKENS, top_k) % ranks
+    count_copies(policy, rank_TK, np.arange(_TOKENS) % ranks, plan.fabric.node_R)

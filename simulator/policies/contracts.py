@@ -1,0 +1,212 @@
+"""Policies asked for what their families promise; a user's own is held to it, as
+:mod:`simulator.base.contracts` says.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.base.contracts import ask, has_method, is_array, is_shipped, method_name
+from simulator.base.frozen import Frozen, validate
+from simulator.base.quantities import Ratio, Sequences, StepCount, Steps, TokenBudget
+from simulator.config.cluster import ClusterSpec
+from simulator.config.ffn import MoE
+from simulator.policies.balancing import BalancingPolicy, LoadBalancer
+from simulator.policies.dispatch import DispatchPolicy, ExecutableDispatch, Rows
+from simulator.policies.placement import Placed, PlacementPolicy
+from simulator.policies.routing import Router, RoutingPolicy
+from simulator.policies.scheduling import Rules, SchedulingPolicy
+from simulator.policies.topology import Fabric, TopologyPolicy
+
+
+def prepare_router(
+    policy: RoutingPolicy, moe: MoE, num_layers: int, rng: np.random.Generator
+) -> Router:
+    """The policy made ready for a model. Raises as :func:`simulator.base.contracts.ask`, likewise
+    all below.
+    """
+    expects = has_method("topk_ids")
+    found: Router = ask(policy, "prepare", moe, num_layers, rng, expects=expects)
+    return found
+
+
+def draw_ids(
+    router: Router, layer: int, run_lengths: NDArray[np.int64], rng: np.random.Generator, moe: MoE
+) -> NDArray[np.int16]:
+    """Experts of a batch of tokens in one layer, ``[T, K]``."""
+    shape = (int(run_lengths.sum()), moe.top_k)
+
+    def expects(ids_TK: Any) -> str:
+        fits = is_array(ids_TK, shape, whole=True) and (
+            not ids_TK.size
+            or (
+                ids_TK.min() >= 0
+                and ids_TK.max() < moe.num_experts
+                and bool((np.diff(np.sort(ids_TK, axis=1), axis=1) > 0).all())
+            )
+        )
+        wanted = (
+            f"int16 ids of shape {shape}, from 0 to {moe.num_experts - 1} and distinct in a row"
+        )
+        return "" if fits else wanted
+
+    found = ask(router, "topk_ids", layer, run_lengths, rng, expects=expects)
+    return np.asarray(found, dtype=np.int16)
+
+
+def place_experts(
+    policy: PlacementPolicy, load_LE: NDArray[np.float64], num_ranks: int, rng: np.random.Generator
+) -> Placed:
+    """Where the experts of every layer lie."""
+
+    def expects(placed: Any) -> str:
+        fits = isinstance(placed, Placed) and _holds_all(placed, load_LE.shape, num_ranks)
+        layers, experts = load_LE.shape
+        wanted = (
+            f"a Placed with whole numbers expert_LP and rank_LP of shape ({layers}, slots): each "
+            f"of {experts} experts in every layer, and as many slots on each of {num_ranks} ranks, "
+            "give or take one"
+        )
+        return "" if fits else wanted
+
+    found = ask(policy, "place", load_LE, num_ranks, rng, expects=expects)
+    return Placed(
+        np.asarray(found.expert_LP, dtype=np.int64),
+        np.asarray(found.rank_LP, dtype=np.int64),
+        found.num_ranks,
+    )
+
+
+def _holds_all(placed: Placed, shape: tuple[int, ...], num_ranks: int) -> bool:
+    num_layers, num_experts = shape
+    expert_LP, rank_LP = placed.expert_LP, placed.rank_LP
+    if placed.num_ranks != num_ranks or not is_array(expert_LP, (num_layers, None), whole=True):
+        return False
+    if not is_array(rank_LP, expert_LP.shape, whole=True):
+        return False
+    if rank_LP.min(initial=0) < 0 or rank_LP.max(initial=0) >= num_ranks:
+        return False
+    everyone = set(range(num_experts))
+    slots_LR = [np.bincount(rank_P, minlength=num_ranks) for rank_P in rank_LP]
+    return all(set(expert_P.tolist()) == everyone for expert_P in expert_LP) and all(
+        np.ptp(slots_R) <= 1 for slots_R in slots_LR
+    )
+
+
+def count_copies(
+    policy: DispatchPolicy,
+    rank_TK: NDArray[np.int64],
+    source_T: NDArray[np.int64],
+    node_R: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """Hidden vectors that each rank sends to each other one, ``[R, R]``."""
+    num_ranks = len(node_R)
+
+    def expects(copies_SR: Any) -> str:
+        fits = is_array(copies_SR, (num_ranks, num_ranks), whole=False) and not (
+            (copies_SR < 0).any() or np.diagonal(copies_SR).any()
+        )
+        wanted = (
+            f"numbers of shape ({num_ranks}, {num_ranks}), none below 0 and the diagonal 0 (what "
+            "stays on a rank does not travel)"
+        )
+        return "" if fits else wanted
+
+    found = ask(policy, "copies", rank_TK, source_T, node_R, expects=expects)
+    return np.asarray(found, dtype=np.float64)
+
+
+def list_rows(
+    policy: ExecutableDispatch, rank_TK: NDArray[np.int64], node_R: NDArray[np.int64]
+) -> Rows:
+    """What a rank sends for its tokens."""
+
+    def expects(rows: Any) -> str:
+        fits = isinstance(rows, Rows) and all(
+            is_array(values, shape, whole=True)
+            and (not values.size or (values.min() >= low and values.max() < high))
+            for values, shape, low, high in (
+                (rows.token_N, (None,), 0, len(rank_TK)),
+                (rows.rank_N, np.shape(rows.token_N), 0, len(node_R)),
+                (rows.choice_NW, (*np.shape(rows.token_N), None), -1, rank_TK.shape[1]),
+            )
+        )
+        wanted = (
+            f"Rows with whole numbers token_N below {len(rank_TK)}, rank_N below {len(node_R)} and "
+            f"choice_NW below {rank_TK.shape[1]}, padded with -1"
+        )
+        return "" if fits else wanted
+
+    found: Rows = ask(policy, "rows", rank_TK, node_R, expects=expects)
+    return found
+
+
+def prepare_balancer(
+    policy: BalancingPolicy, num_replicas: int, rng: np.random.Generator
+) -> LoadBalancer:
+    """The policy made ready for one run."""
+    found: LoadBalancer = ask(policy, "prepare", num_replicas, rng, expects=has_method("choose"))
+    return found
+
+
+def choose_replica(
+    balancer: LoadBalancer, outstanding: NDArray[np.int64], outstanding_tokens: NDArray[np.int64]
+) -> int:
+    """Replica of the next request."""
+
+    def expects(chosen: Any) -> str:
+        is_whole = isinstance(chosen, int | np.integer) and not isinstance(chosen, bool)
+        fits = is_whole and 0 <= chosen < len(outstanding)
+        return "" if fits else f"a whole number from 0 to {len(outstanding) - 1}"
+
+    return int(ask(balancer, "choose", outstanding, outstanding_tokens, expects=expects))
+
+
+class _RulesRange(Frozen):
+    """The ranges of :class:`~simulator.policies.scheduling.Rules`."""
+
+    token_budget: TokenBudget
+    max_sequences: Sequences
+    mixes_phases: bool
+    splits_prompts: bool
+    reserves_output: bool
+    poll_steps: Steps
+    balance_steps: StepCount
+    wait_steps: StepCount
+    wait_share: Ratio
+
+
+def make_rules(policy: SchedulingPolicy) -> Rules:
+    """The policy as numbers."""
+
+    def expects(rules: Any) -> str:
+        return "" if isinstance(rules, Rules) else "simulator.policies.scheduling.Rules"
+
+    found: Rules = ask(policy, "rules", expects=expects)
+    if not is_shipped(type(policy)):
+        validate(_RulesRange, found._asdict(), method_name(policy, "rules"))
+    return found
+
+
+def wire_cluster(policy: TopologyPolicy, cluster: ClusterSpec, num_ranks: int) -> Fabric:
+    """The links of the first ``num_ranks`` GPUs of a cluster."""
+
+    def expects(fabric: Any) -> str:
+        fits = (
+            isinstance(fabric, Fabric)
+            and is_array(fabric.node_R, (num_ranks,), whole=True)
+            and is_array(fabric.path_SRH, (num_ranks, num_ranks, None), whole=True)
+            and fabric.path_SRH.max(initial=-1) < len(fabric.links)
+            and all(link.bytes_per_s > 0 and link.latency_s >= 0 for link in fabric.links)
+        )
+        wanted = (
+            f"a Fabric whose path_SRH is whole numbers of shape ({num_ranks}, {num_ranks}, hops), "
+            f"each a place in links or -1, and whose node_R has {num_ranks} entries"
+        )
+        return "" if fits else wanted
+
+    found: Fabric = ask(policy, "wire", cluster, num_ranks, expects=expects)
+    return found

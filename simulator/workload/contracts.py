@@ -1,0 +1,55 @@
+"""Arrival processes and length distributions asked for what they promise; a user's own is held to
+it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.base.contracts import ask, is_array
+from simulator.workload.arrivals import ArrivalProcess
+from simulator.workload.lengths import LengthDistribution
+
+
+def draw_arrivals(
+    process: ArrivalProcess, num_requests: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Sorted arrival times in seconds, ``[num_requests]``.
+
+    Raises:
+        UserError: as :func:`simulator.base.contracts.ask`, likewise below.
+    """
+
+    def expects(arrival_s: Any) -> str:
+        fits = is_array(arrival_s, (num_requests,), whole=False) and not (
+            arrival_s.min(initial=0.0) < 0 or (np.diff(arrival_s) < 0).any()
+        )
+        wanted = f"numbers of shape ({num_requests},): seconds from 0 on, never falling"
+        return "" if fits else wanted
+
+    found = ask(process, "arrival_s", num_requests, rng, expects=expects)
+    return np.asarray(found, dtype=np.float64)
+
+
+def draw_lengths(
+    distribution: LengthDistribution, num_requests: int, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """``(num_input, num_output)``, each ``[num_requests]``."""
+
+    def expects(lengths: Any) -> str:
+        fits = (
+            isinstance(lengths, tuple)
+            and len(lengths) == 2
+            and all(
+                is_array(side, (num_requests,), whole=True) and side.min(initial=1) >= 1
+                for side in lengths
+            )
+        )
+        wanted = f"two arrays of whole numbers of shape ({num_requests},), all at least 1"
+        return "" if fits else wanted
+
+    num_input, num_output = ask(distribution, "draw", num_requests, rng, expects=expects)
+    return np.asarray(num_input, dtype=np.int64), np.asarray(num_output, dtype=np.int64)

@@ -1,0 +1,171 @@
+"""A user's own policy that breaks its family's contract is told so, in one line that names it."""
+
+import textwrap
+
+import pytest
+
+from simulator.base.contracts import ask, is_shipped
+from simulator.base.errors import UserError
+from simulator.base.plugins import available, build, policy_class
+from simulator.commands.check import check_file
+
+SCENARIO = """
+[workload]
+num_requests = 5
+[workload.requests]
+arrivals = { kind = "poisson", rate_per_s = 50.0 }
+lengths = { kind = "fixed", num_input = 100, num_output = 4 }
+[[deployments]]
+name = "own"
+model = "stdlib-moe"
+cluster = "h100-sxm-8"
+parallel = { attention_dp = 4, ep = 4 }
+"""
+HEAD = """
+from typing import ClassVar
+import numpy as np
+from simulator.base.frozen import Frozen
+from simulator.policies.dispatch import Rows
+from simulator.policies.placement import Placed
+from simulator.policies.scheduling import Rules
+from simulator.policies.topology import Fabric
+
+"""
+ROUTING = """
+class Own(Frozen):
+    def prepare(self, moe, num_layers, rng):
+        return Router(moe)
+
+class Router:
+    def __init__(self, moe):
+        self.moe = moe
+    def topk_ids(self, layer, run_lengths, rng):
+        tokens = int(run_lengths.sum())
+        return {returned}
+"""
+PLACEMENT = """
+class Own(Frozen):
+    def place(self, load_LE, num_ranks, rng):
+        layers, experts = load_LE.shape
+        rank_LP = np.tile(np.arange(experts) * num_ranks // experts, (layers, 1))
+        expert_LP = np.tile(np.arange(experts), (layers, 1))
+        return {returned}
+"""
+DISPATCH = """
+class Own(Frozen):
+    def copies(self, rank_TK, source_T, node_R):
+        zeros = np.zeros((len(node_R), len(node_R)))
+        return {returned}
+"""
+BALANCING = """
+class Own(Frozen):
+    needs_load: ClassVar[bool] = False
+    def prepare(self, num_replicas, rng):
+        return self
+    def choose(self, outstanding, outstanding_tokens):
+        return {returned}
+"""
+SCHEDULING = """
+class Own(Frozen):
+    def rules(self):
+        return {returned}
+"""
+ARRIVALS = """
+class Own(Frozen):
+    concurrency: ClassVar[None] = None
+    def arrival_s(self, num_requests, rng):
+        return {returned}
+"""
+LENGTHS = """
+class Own(Frozen):
+    def draw(self, num_requests, rng):
+        ones = np.ones(num_requests, dtype=np.int64)
+        return {returned}
+"""
+FAMILIES = {
+    "routing": (ROUTING, "Router.topk_ids()", "deployments.0.routing"),
+    "placement": (PLACEMENT, "Own.place()", "deployments.0.placement"),
+    "dispatch": (DISPATCH, "Own.copies()", "deployments.0.dispatch"),
+    "balancing": (BALANCING, "Own.choose()", "deployments.0.balancing"),
+    "scheduling": (SCHEDULING, "Own.rules()", "deployments.0.scheduling"),
+    "arrivals": (ARRIVALS, "Own.arrival_s()", "workload.requests.arrivals"),
+    "lengths": (LENGTHS, "Own.draw()", "workload.requests.lengths"),
+}
+RIGHT = {
+    "routing": "np.tile(np.arange(self.moe.top_k, dtype=np.int16), (tokens, 1))",
+    "placement": "Placed(expert_LP.astype(np.int32), rank_LP.astype(np.int32), num_ranks)",
+    "dispatch": "zeros.astype(np.float32)",
+    "balancing": "np.int32(0)",
+    "scheduling": "Rules(2048, 64, mixes_phases=True, splits_prompts=True)",
+    "arrivals": "np.arange(num_requests)",
+    "lengths": "(ones * 20, ones)",
+}
+WRONG = [
+    ("routing", "[[0, 1]]", "int16 ids of shape", "list [[0, 1]]"),
+    ("routing", "np.zeros((3, 2), np.int16)", "int16 ids of shape", "int16 of shape (3, 2)"),
+    ("routing", "np.zeros((tokens, self.moe.top_k), np.int16)", "distinct in a row", "from 0 to 0"),
+    ("routing", "np.full((tokens, self.moe.top_k), 99)", "from 0 to", "from 99 to 99"),
+    ("routing", "np.zeros((tokens, self.moe.top_k))", "int16 ids", "float64 of shape"),
+    ("placement", "None", "a Placed", "NoneType None"),
+    ("placement", "Placed(expert_LP[:, 1:], rank_LP[:, 1:], num_ranks)", "a Placed", "Placed"),
+    ("placement", "Placed(expert_LP, rank_LP * 0, num_ranks)", "as many slots", "Placed"),
+    ("dispatch", "zeros[:1]", "numbers of shape (4, 4)", "float64 of shape (1, 4)"),
+    ("dispatch", "zeros - 1", "none below 0", "from -1 to -1"),
+    ("dispatch", "zeros + np.nan", "numbers of shape", "float64 of shape"),
+    ("balancing", "7", "a whole number from 0 to 1", "int 7"),
+    ("balancing", "0.0", "a whole number from 0 to 1", "float 0.0"),
+    ("scheduling", "(8192, 256)", "simulator.policies.scheduling.Rules", "tuple (8192, 256)"),
+    ("scheduling", "Rules(0, 64, True, True)", "token_budget must be at least 1 tokens", "got 0"),
+    ("scheduling", "Rules(64.0, 64, True, True)", "token_budget must be a whole number", "64.0"),
+    ("arrivals", "np.arange(num_requests)[::-1]", "never falling", "int64 of shape (5,)"),
+    ("arrivals", "np.zeros(2)", "numbers of shape (5,)", "float64 of shape (2,)"),
+    ("lengths", "(ones, ones * 0)", "all at least 1", "tuple"),
+    ("lengths", "ones", "two arrays of whole numbers", "int64 of shape (5,)"),
+    ("routing", "1 / 0", "failed (", "ZeroDivisionError: division by zero"),
+    ("balancing", "undefined", "failed (", "NameError"),
+]
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch, request):
+    """Writes a policy of the user's own, and checks a scenario with it."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "scenario.toml").write_text(SCENARIO)
+    package = f"own_{abs(hash(request.node.name))}"
+    (tmp_path / package).mkdir()
+
+    def check(family, returned):
+        template, _, key = FAMILIES[family]
+        (tmp_path / package / f"{family}.py").write_text(
+            textwrap.dedent(HEAD + template.replace("{returned}", returned))
+        )
+        return check_file(
+            str(tmp_path / "scenario.toml"), [f'{key}={{ kind = "{package}.{family}" }}']
+        )
+
+    return check
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_policy_that_keeps_its_contract_is_taken(own, family):
+    assert own(family, RIGHT[family]).kind == "scenario"
+
+
+@pytest.mark.parametrize(("family", "returned", "wanted", "found"), WRONG)
+def test_a_policy_that_breaks_its_contract_is_named(own, family, returned, wanted, found):
+    with pytest.raises(UserError) as refused:
+        own(family, returned)
+    said = str(refused.value)
+    assert "\n" not in said
+    for words in (FAMILIES[family][1], f".{family}.", wanted, found):
+        assert words in said
+
+
+def test_the_projects_own_are_not_looked_at_again():
+    def never(found):
+        raise AssertionError
+
+    for family in FAMILIES:
+        for kind in available(family):
+            assert is_shipped(policy_class(family, kind, "test"))
+    assert ask(build("scheduling", {"kind": "chunked"}, "test"), "rules", expects=never)
