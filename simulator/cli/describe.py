@@ -1,5 +1,5 @@
-"""``moesim list``, ``check`` and ``schema``: what there is, and whether a file is right; they run
-nothing.
+"""``moesim list``, ``new``, ``check`` and ``schema``: what there is, a file to begin with, and
+whether it is right; they run nothing.
 """
 
 from __future__ import annotations
@@ -66,6 +66,20 @@ def check(
             markup=False,
         )
     console.say_notes(found.notes)
+
+
+def new(
+    kind: Annotated[str, typer.Argument(help="scenario, plan, cluster or model.")],
+    name: Annotated[str, typer.Argument(help="What to call it; the file is NAME.toml.")],
+) -> None:
+    """Write a commented file to begin with, where its name is found; moesim check accepts it as it
+    is.
+    """
+    from simulator.commands.new import write_new
+
+    path = write_new(kind, name)
+    console.out.print(str(path), highlight=False, soft_wrap=True, markup=False)
+    console.err.print(f"moesim check {path} says whether it is right", style="dim", highlight=False)
 
 
 def schema(

@@ -66,7 +66,7 @@ def plan(
     from simulator.planner.store import Store, default_folder
     from simulator.results.provenance import Provenance
     from simulator.runtime import require
-    from simulator.scenario.question import load_question
+    from simulator.scenario.question import load_question, routing_notes
 
     if address is not None:
         require("ray", "--address")
@@ -90,7 +90,7 @@ def plan(
         console.emit(answer)
     else:
         print_plan(answer, console.out.width if console.out.is_terminal else None)
-    console.say_notes(answer["notes"])
+    console.say_notes(routing_notes(loaded, path.resolve().parent))
     console.err.print(
         counted.simulated(str(store.folder)), highlight=False, soft_wrap=True, markup=False
     )

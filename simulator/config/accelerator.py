@@ -50,8 +50,8 @@ class AcceleratorSpec(Frozen):
     calibration: str
     """File in ``cluster_configs/calibration`` that says what of the peaks is achieved."""
     notes: str = ""
-    sources: dict[str, str]
-    """A source for each number above."""
+    sources: dict[str, str] = {}
+    """A source for each number above; needed in files of the project."""
 
     @property
     def servable_memory_bytes(self) -> float:

@@ -53,7 +53,8 @@ class ClusterSpec(Frozen):
     price_per_gpu_hour: Price | None = None
     currency: str = "USD"
     notes: str = ""
-    sources: dict[str, str]
+    sources: dict[str, str] = {}
+    """A source for each number above; needed in files of the project."""
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:

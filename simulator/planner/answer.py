@@ -18,7 +18,6 @@ from simulator.planner.row_bands import held
 from simulator.planner.search import Found
 from simulator.planner.sizes import around
 from simulator.planner.why_not import nearest, of_each_model
-from simulator.scenario.question import routing_notes
 
 
 def summary(found: Found, doubts: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -84,7 +83,6 @@ def summary(found: Found, doubts: dict[str, Any] | None = None) -> dict[str, Any
     else:
         answer["why_not"] = nearest(found)
     answer |= doubted
-    answer["notes"] = routing_notes(found.question, found.space.folder)
     answer["headline"], answer["reasons"] = words.headline(answer), words.reasons(answer)
     return answer
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from simulator.base import plugins
 from simulator.base.errors import UserError
 from simulator.base.frozen import validate
+from simulator.base.quantities import MOST_TOKENS
 from simulator.config.workload import WorkloadSpec
 from simulator.workload.requests import describe, load_requests, read_trace
 from simulator.workload.traces import RequestTrace
@@ -149,7 +150,7 @@ def traces(draw):
     n = draw(st.integers(1, 30))
     gaps = draw(st.lists(st.floats(0, 1e4), min_size=n, max_size=n))
     arrival_s = np.cumsum([0.0, *gaps[1:]])
-    tokens = st.lists(st.integers(1, 2**40), min_size=n, max_size=n)
+    tokens = st.lists(st.integers(1, MOST_TOKENS), min_size=n, max_size=n)
     counts = draw(st.lists(st.integers(0, 4), min_size=n, max_size=n))
     has_blocks = draw(st.booleans())
     ids = np.array(

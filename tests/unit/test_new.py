@@ -1,0 +1,96 @@
+"""``moesim new``: what it writes is right as it is, and nothing of the user's is overwritten."""
+
+import re
+
+import numpy as np
+import pytest
+
+from simulator.base.errors import UserError
+from simulator.base.reading import read_toml
+from simulator.commands.check import check_file
+from simulator.commands.new import FOLDERS, template_of, write_new
+from simulator.commands.run import run_scenario
+from simulator.config.cluster import load_cluster
+from simulator.config.model import load_model
+from simulator.scenario.scenario import load_scenario
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_check_accepts_what_is_written_as_it_is(kind):
+    path = write_new(kind, "mine")
+    found = check_file(str(path), [])
+    assert (found.kind, found.notes) == (kind, ())
+
+
+OFFERED = re.compile(r"# (?!based_on|num_shared|shared_)(\w+ = .*)")
+"""A key that is commented out; not those that need others beside them."""
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_every_key_that_is_commented_out_would_be_taken(kind):
+    lines = template_of(kind).replace("NAME", "tried").splitlines()
+    offered = [number for number, line in enumerate(lines) if OFFERED.fullmatch(line)]
+    assert offered
+    for number in offered:
+        changed = [*lines]
+        for place in range(number, -1, -1):  # with its table, where that is commented out too
+            if place == number or changed[place].startswith("# ["):
+                changed[place] = changed[place].removeprefix("# ")
+            if changed[place].startswith("["):
+                break
+        (path := FOLDERS[kind] / "tried.toml").parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(changed))
+        assert check_file(str(path), []).kind == kind, lines[number]
+
+
+def test_what_is_written_is_found_by_its_name():
+    write_new("cluster", "my-box")
+    write_new("model", "my-model.toml")
+    assert load_cluster("my-box-16", "test")[0].num_nodes == 2
+    assert load_model("my-model", "test").moe.num_experts == 8
+
+
+@pytest.mark.slow
+def test_a_new_scenario_runs():
+    path = write_new("scenario", "mine")
+    scenario, _ = load_scenario(str(path), ["workload.num_requests=10"])
+    results = run_scenario(scenario, path)
+    assert len(results.summary) == 2
+    assert np.isfinite(results.summary["output_tokens_per_s"]).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "said"),
+    [
+        ("scenari", "mine", "did you mean 'scenario'?"),
+        ("model", "../mine", "a name has letters"),
+        ("model", "", "a name has letters"),
+    ],
+)
+def test_a_wrong_kind_or_name_is_refused_and_nothing_written(folder, kind, name, said):
+    with pytest.raises(UserError, match=said.replace("?", r"\?")):
+        write_new(kind, name)
+    assert not list(folder.iterdir())
+
+
+def test_a_file_that_is_there_stays():
+    path = write_new("plan", "mine")
+    path.write_text("mine")
+    with pytest.raises(UserError, match="is there already"):
+        write_new("plan", "mine")
+    assert path.read_text() == "mine"
+
+
+def test_a_machine_of_the_users_own_needs_no_sources_and_names_all_that_it_lacks():
+    path = write_new("cluster", "mine")
+    assert "sources" not in read_toml(path)
+    path.write_text('title = "mine"\ntopology = { kind = "switch" }\n')
+    with pytest.raises(UserError) as refused:
+        check_file(str(path), [])
+    assert str(refused.value).endswith("missing keys 'accelerator', 'gpus_per_node', 'scale_up'")
