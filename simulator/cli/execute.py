@@ -88,7 +88,7 @@ def print_executed(executed: Any) -> None:
     for fault in executed.faults.itertuples():
         console.out.print(
             f"step {fault.step} of {fault.deployment}: {fault.what}; "
-            f"ready again after {fault.recovery_s:.1f} s"
+            f"ready again after {fault.recovery_s:.1f} s, which the step's time leaves out"
         )
     transport = executed.run["scenario"]["execution"]["transport"]["kind"]
     if transport != "process_group":

@@ -58,6 +58,8 @@ class RayBackend:
         self._transport, self._timeout_s = execution.transport, execution.timeout_s
         self._planned_faults = list(execution.faults)
         self.faults: list[Fault] = []
+        self.attempt_began_s = 0.0
+        """When the step that ran last was begun for the last time, after every recovery in it."""
         self.on_fault: Callable[[Fault], None] = lambda _: None
         self._job: Job | None = None
         self._groups: list[PlacementGroup] = []
@@ -195,6 +197,7 @@ class RayBackend:
             RuntimeError: if it fails again and again.
         """
         for attempt in range(_MOST_RECOVERIES):
+            self.attempt_began_s = time.perf_counter()
             try:
                 found = self._ask(
                     {rank: actor.step.remote(step) for rank, actor in enumerate(self._actors)},

@@ -143,6 +143,16 @@ def test_what_was_killed_is_in_the_record(executed):
     assert len(said["faults"]) == 2
 
 
+def test_a_recovery_is_no_part_of_the_step_that_is_compared(executed):
+    _, found = executed
+    measured = found.steps[found.steps["source"] == "measured"]
+    for fault in found.faults.itertuples():
+        own = measured[measured["deployment"] == fault.deployment]
+        broken = own.loc[own["number"] == fault.step, "duration_s"]
+        assert len(broken) == 1  # a step that counts
+        assert broken.item() < fault.recovery_s
+
+
 def test_the_folder_holds_the_report_and_the_timeline(executed, folder):
     out = folder / "out"
     assert "moe" in (out / "report.html").read_text()
