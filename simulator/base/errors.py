@@ -3,14 +3,42 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_LONGEST_WORD = 300
+"""Characters of an error's longest word: a path is rarely longer, a damaged file's keys may be."""
+_LONGEST_MESSAGE = 4000
+"""Characters of an error: the longest of ours, which lists all known formats, has half of them."""
+_LONG_WORD = re.compile(rf"\S{{{_LONGEST_WORD + 1},}}")
+_STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""Control characters and line breaks."""
 
 
 class UserError(Exception):
     """The user's input is wrong: one line that says where, what, and what would be right.
 
     The command line prints the message and exits with status 2; any other exception is our defect.
+    What a message repeats of the input may be endless or hold line breaks, so words and messages
+    are cut, and characters that steer a terminal are spelled out.
     """
+
+    def __init__(self, message: str) -> None:
+        line = _STEERING.sub(lambda found: repr(found[0])[1:-1], message)
+        words = _LONG_WORD.sub(lambda word: shorten(word[0], _LONGEST_WORD), line)
+        super().__init__(shorten(words, _LONGEST_MESSAGE))
+
+
+def shorten(text: str, most: int = 60) -> str:
+    """The text, or its beginning and end where it has more than ``most`` characters.
+
+    >>> shorten("a" * 20 + "b" * 20, 15)
+    'aaaaaaaa...bbbb'
+    """
+    if len(text) <= most:
+        return text
+    end = (most - 3) // 3
+    return f"{text[: most - 3 - end]}...{text[-end:]}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -22,7 +50,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     'choose one of: uniform, zipf'
     """
     choices = sorted(known)
-    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.7)
+    near = difflib.get_close_matches(shorten(word), choices, n=1, cutoff=0.7)
     if near:
         return f"did you mean '{near[0]}'?"
     return "choose one of: " + ", ".join(choices) if choices else "there are none"

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from simulator.base.errors import UserError, did_you_mean
+from simulator.base.errors import UserError, did_you_mean, shorten
 from simulator.base.quantities import mistaken_unit
 
 
@@ -172,7 +172,7 @@ def _locate(table: object, path: tuple[int | str, ...], where: str) -> tuple[str
             if isinstance(entry, dict):
                 name = entry.get("name")
                 label = (
-                    f"'{name}'"
+                    f"'{shorten(name)}'"
                     if isinstance(name, str) and name
                     else f"entry {part + 1} of {len(node)}"
                 )
@@ -181,7 +181,7 @@ def _locate(table: object, path: tuple[int | str, ...], where: str) -> tuple[str
                 keys.append(str(part))
             node = entry
         elif isinstance(node, dict) and (part in node or (is_last and isinstance(part, str))):
-            keys.append(str(part))
+            keys.append(shorten(str(part)))
             node = node.get(part)
     return where, keys
 

@@ -15,7 +15,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
-from simulator.base.errors import UserError, did_you_mean
+from simulator.base.errors import UserError, did_you_mean, shorten
 from simulator.base.frozen import Frozen, validate
 
 _CHECKED: dict[tuple[str, str], type[Frozen]] = {}
@@ -74,7 +74,8 @@ def policy_class(family: str, kind: str, where: str) -> type[Frozen]:
         module = importlib.import_module(f"{package_of(family).__name__}.{kind}")
     else:
         raise UserError(
-            f"{where}: unknown {family} kind '{kind}'; {did_you_mean(kind, available(family))}"
+            f"{where}: unknown {family} kind '{shorten(kind)}'; "
+            f"{did_you_mean(kind, available(family))}"
         )
     classes = [
         member

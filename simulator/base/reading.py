@@ -1,34 +1,136 @@
-"""Read TOML and JSON files; every error names the file."""
+"""Read TOML and JSON files, and open whatever a user names; every error names the file."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
+import os
 import re
+import stat
 import tomllib
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from simulator.base.errors import UserError
+from simulator.base.errors import UserError, shorten
 
+MOST_BYTES = 4 << 30
+"""Bytes of the largest file that is read, unpacked: three times a week of Azure's requests, and
+what a machine of 16 GB can hold with what is made of it."""
+_MOST_TEXT_BYTES = 64 << 20
+"""Bytes of the largest TOML or JSON file that describes something; the largest known has 2 MB."""
+_DEEPEST = 100
+"""Levels of tables and lists in each other; descriptions have six, and Python stops at some 900."""
+_LARGEST_WHOLE = 2**63
+"""A TOML file's whole numbers have 64 bits with sign (TOML 1.0, "Integer")."""
 _TOML_PLACE = re.compile(r" \(at line (\d+), column (\d+)\)$")
 _JSON_TYPES = {list: "a list", str: "a text", type(None): "null"}
+_NO_FILES = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def open_file(path: Path) -> BinaryIO:
+    """A file open for reading bytes. What could be waited for without end is no file.
+
+    Raises:
+        UserError: if it is missing, a folder, a pipe or a device, or may not be read.
+    """
+    try:
+        kind = stat.S_IFMT(path.stat().st_mode)
+        if kind == stat.S_IFDIR:
+            raise UserError(f"{path}: is a folder; name a file")
+        if kind in _NO_FILES:
+            raise UserError(
+                f"{path}: is {_NO_FILES[kind]}, not a file; write what it gives to a file"
+            )
+        return path.open("rb")
+    except FileNotFoundError:
+        target = " (the link points to nothing)" if path.is_symlink() else ""
+        raise UserError(f"{path}: no such file{target}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except ValueError as error:  # no name can hold a zero byte
+        raise UserError(f"{str(path)!r}: is no name of a file: {error}") from None
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """A file's content.
+
+    Raises:
+        UserError: as :func:`open_file`, or if it has more than ``most`` bytes.
+    """
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise UserError(
+                f"{path}: has {in_bytes(size)}, and at most {in_bytes(most)} are read; "
+                "name a smaller file, or a part of it"
+            )
+        with refuse_damage(path, "a readable file"):
+            return file.read()
+
+
+@contextlib.contextmanager
+def refuse_damage(where: Path | str, what: str) -> Iterator[None]:
+    """Whatever a parser raises within this becomes one line: a damaged or hostile file makes each
+    library fail in its own way, and in ways that it does not document.
+
+    Args:
+        where: the file that the line names.
+        what: the file should be: ``"a numpy archive"``.
+
+    Raises:
+        UserError: for any exception but a :class:`UserError`, which passes.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except MemoryError:
+        raise UserError(
+            f"{where}: is too large for this machine's memory; make it smaller"
+        ) from None
+    except RecursionError:
+        raise UserError(f"{where}: is nested too deeply to be {what}") from None
+    except Exception as error:
+        reason = shorten(" ".join(str(error).split()) or type(error).__name__, 200)
+        raise UserError(f"{where}: damaged, or not {what}: {reason}") from error
+
+
+def in_bytes(count: int) -> str:
+    """A number of bytes as a person reads it.
+
+    >>> in_bytes(550), in_bytes(64 << 20), in_bytes(3 << 29)
+    ('550 bytes', '64 MiB', '1.5 GiB')
+    """
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= size:
+            return f"{count / size:.4g} {unit}"
+    return f"{count} bytes"
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The table in a TOML file.
 
     Raises:
-        UserError: if the file is missing, empty, or not text, or is not TOML (with the line).
+        UserError: if the file is missing, empty, or not text, or is not TOML (with the line), or
+            holds a number or a nesting that no description has.
     """
     try:
         table = copy.deepcopy(_parsed(read_text(path)))
     except tomllib.TOMLDecodeError as error:
-        reason, place = str(error), ""
-        if found := _TOML_PLACE.search(reason):
-            reason, place = reason[: found.start()], f", line {found[1]}, column {found[2]}"
-        raise UserError(f"{path}{place}: not valid TOML: {reason}") from None
+        reason, place = shorten(str(error), 200), ""
+        if found := _TOML_PLACE.search(str(error)):
+            reason, place = str(error)[: found.start()], f", line {found[1]}, column {found[2]}"
+        raise UserError(f"{path}{place}: not valid TOML: {shorten(reason, 200)}") from None
+    except (_RefusedError, RecursionError, ValueError) as error:
+        raise UserError(f"{path}: {_why(error)}") from None
     if not table:
         raise UserError(f"{path}: is empty; there is no key in it")
     return table
@@ -37,7 +139,9 @@ def read_toml(path: Path) -> dict[str, Any]:
 @lru_cache(maxsize=64)
 def _parsed(text: str) -> dict[str, Any]:
     """Parsed once: sweeps read the same few files thousands of times."""
-    return tomllib.loads(text)
+    table = tomllib.loads(text)
+    _refuse_absurd(table, _LARGEST_WHOLE)
+    return table
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -47,16 +151,67 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: if the file is missing, is not text, is not JSON (with the line), or holds no
             object.
     """
-    try:
-        found = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}, line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}"
-        ) from None
+    found = parse_json(read_text(path), str(path))
     if not isinstance(found, dict):
         kind = _JSON_TYPES.get(type(found), "a single value")
         raise UserError(f"{path}: must hold a JSON object, found {kind}")
     return found
+
+
+def parse_json(text: str | bytes, where: str) -> Any:
+    """The value that a JSON text holds.
+
+    Raises:
+        UserError: with the line, if it is not JSON, is nested too deeply, or holds a number of
+            thousands of digits.
+    """
+    try:
+        found = json.loads(text)
+        _refuse_absurd(found, None)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{where}, line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}"
+        ) from None
+    except (_RefusedError, RecursionError, ValueError) as error:
+        raise UserError(f"{where}: {_why(error)}") from None
+    return found
+
+
+class _RefusedError(Exception):
+    """A value is of its format, and no description holds such a one."""
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return f"is nested deeper than {_DEEPEST} levels"
+    if isinstance(error, UnicodeDecodeError):
+        return "is not UTF-8 text; save it as UTF-8"
+    if isinstance(error, ValueError):  # Python reads whole numbers of up to 4,300 digits
+        return "holds a number of thousands of digits"
+    return str(error)
+
+
+def _refuse_absurd(value: Any, largest: int | None) -> None:
+    """Refuse what would break those who use the value: by levels, not by recursion."""
+    level = [("", value)]
+    for _ in range(_DEEPEST):
+        level = [child for name, node in level for child in _children(name, node)]
+        for name, node in level:
+            if largest is not None and type(node) is int and not -largest <= node < largest:
+                raise _RefusedError(
+                    f"{shorten(name)} must be a whole number of at most 64 bits, "
+                    f"got {shorten(str(node))}"
+                )
+        level = [(name, node) for name, node in level if isinstance(node, dict | list)]
+        if not level:
+            return
+    raise _RefusedError(f"is nested deeper than {_DEEPEST} levels")
+
+
+def _children(name: str, node: Any) -> list[tuple[str, Any]]:
+    if isinstance(node, dict):
+        return [(str(key), child) for key, child in node.items()]
+    return [(name, child) for child in node] if isinstance(node, list) else []
 
 
 def read_text(path: Path) -> str:
@@ -65,15 +220,9 @@ def read_text(path: Path) -> str:
     Raises:
         UserError: if the file is missing, a folder, unreadable or not UTF-8 text.
     """
+    data = read_bytes(path, _MOST_TEXT_BYTES)
     try:
-        data = path.read_bytes()
         text = data.decode("utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a folder; name a file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise UserError(

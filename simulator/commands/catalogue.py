@@ -63,7 +63,13 @@ def _files(folder: str) -> dict[str, str]:
 
 
 def _headline(path: Path) -> str:
-    table = read_toml(path)
+    """What the file says it is; what is wrong with one that cannot be read, for the others are
+    still there to choose from.
+    """
+    try:
+        table = read_toml(path)
+    except UserError as error:
+        return f"cannot be read: {error}"
     title = str(table.get("title") or table.get("name") or path.stem)
     return (
         f"{title} (rumour)" if table.get("is_rumour") and "rumour" not in title.lower() else title
@@ -81,7 +87,7 @@ def _clusters() -> dict[str, str]:
             for name in names
             if name.startswith(f"{stem}-") and name.removeprefix(f"{stem}-").isdecimal()
         ]
-        if stem in names:
+        if stem in names or not sizes:
             found[stem] = _headline(path)
         if sizes:
             found[f"{stem}-N"] = f"{_headline(path)}; N = {_sizes_text(sizes)}"

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 from collections.abc import Mapping
@@ -97,8 +98,17 @@ class ClusterSpec(Frozen):
 
 def available_clusters() -> list[str]:
     """Every cluster name that :func:`load_cluster` takes."""
-    files = available_files(_FAMILY)
-    return [name for stem in files for name in _names(stem, read_cluster_table(stem, files))]
+    tables = _readable_tables(available_files(_FAMILY))
+    return [name for stem, table in tables.items() for name in _names(stem, table)]
+
+
+def _readable_tables(files: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+    """Tables by file, without those that cannot be read: one is told of when it is asked for."""
+    found = {}
+    for stem in files:
+        with contextlib.suppress(UserError):
+            found[stem] = read_cluster_table(stem, files)
+    return found
 
 
 def load_cluster(name: str, where: str) -> tuple[ClusterSpec, AcceleratorSpec]:
@@ -218,7 +228,7 @@ def _suggestion(name: str, files: Mapping[str, Path]) -> str:
     word = name.lower()
     patterns = [
         stem if stem in _names(stem, table) else f"{stem}-<GPUs>"
-        for stem, table in ((s, read_cluster_table(s, files)) for s in files)
+        for stem, table in _readable_tables(files).items()
     ]
     holding = [pattern for pattern in patterns if word and word in pattern]
     near = difflib.get_close_matches(word, available_clusters(), n=1, cutoff=0.7)

@@ -97,9 +97,12 @@ class _Pools:
     @property
     def follow_from_the_seed(self) -> bool:
         """Whether they can be shared: the policy is shipped and reads no file."""
+        kind = self.routing.get("kind")
         fields = [value for key, value in self.routing.items() if key != "kind"]
-        return "." not in self.routing["kind"] and all(
-            isinstance(value, int | float) for value in fields
+        return (
+            isinstance(kind, str)  # what else it may be is refused when the policy is built
+            and "." not in kind
+            and all(isinstance(value, int | float) for value in fields)
         )
 
     def draw(self) -> tuple[NDArray[np.int16], NDArray[np.float64]]:

@@ -2,22 +2,49 @@
 bytes changed.
 """
 
+import io
+import json
+import zipfile
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.base.data import available_files
 from simulator.base.errors import UserError
-from simulator.commands.check import check_file
+from simulator.base.frozen import validate
+from simulator.base.reading import read_toml
+from simulator.commands.check import _KINDS, check_file
+from simulator.config.calibration import read_calibration
+from simulator.config.ffn import MoE
+from simulator.policies.routing.replay import Replay
 from simulator.validation.tables import read_table
 from tests.cases import cases
+from tests.unit.torch_files import torch_members
 
 LARGEST = 3000
 FOLDERS = ("workloads/models", "cluster_configs/accelerators")
 """Checking others draws as many requests, or wires as many GPUs, as they say, which a changed digit
 makes a million."""
 TABLE = b'gpu,gemm_dtype,m,n,k,latency_ms,note\nh100,bfloat16,4096,4096,04096,0.20,"as it stood, 1e-3"\nh100,fp8,1,4096,,0.0150,\n'
+DESCRIPTIONS = {
+    "workloads": "scenario",
+    "workloads/plans": "plan",
+    "workloads/requests": "workload",
+    "workloads/models": "model",
+    "cluster_configs": "cluster",
+    "cluster_configs/accelerators": "accelerator",
+    "cluster_configs/calibration": "calibration",
+}
+"""What the files of a folder are validated as."""
 SPELLINGS = (
+    b"9" * 5000,
+    b"[" * 5000,
+    b"{a=" * 400,
+    b"a." * 2000,
+    b"k" * 5000,
+    b"9223372036854775808",
     b"-1",
     b"0",
     b"1e308",
@@ -45,6 +72,66 @@ def files():
         for path in found
         if path.suffix == ".toml" and path.stat().st_size <= LARGEST
     }
+
+
+def described():
+    found = {
+        f"{folder}/{name}": (path, _KINDS[kind])
+        for folder, kind in DESCRIPTIONS.items()
+        for name, path in available_files(folder).items()
+    }
+    assert len(found) > 60
+    return found
+
+
+def numpy_bytes(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+IDS = np.array([[[0, 1], [2, 3], [1, 3]], [[3, 0], [0, 2], [2, 1]]])
+PASS = {
+    "forward_mode": 1,
+    "extend_seq_lens": [2, 1],
+    "positions": [0, 1, 0],
+    "topk_ids_of_layer": IDS,
+}
+SLOTS = np.array([[0, 1, 2, 3], [3, 2, 1, 0]])
+ROWS = [f"{t},{layer},{e},7" for layer in (0, 1) for t in range(3) for e in IDS[layer, t]]
+RECORDINGS = {
+    "ids.npz": {
+        "ids.npy": numpy_bytes(IDS),
+        "seq_lens.npy": numpy_bytes(np.array([2, 1])),
+        "domain.npy": numpy_bytes(np.array(["law", "code"])),
+        "layers.npy": numpy_bytes(np.array([0, 1])),
+        "num_experts.npy": numpy_bytes(np.array(4)),
+    },
+    "counts.npz": {"counts.npy": numpy_bytes(np.ones((2, 4)))},
+    "ids.npy": numpy_bytes(IDS),
+    "counts.json": json.dumps({"counts": [[1, 2, 3, 4]] * 2, "layers": [0, 1]}).encode(),
+    "models.json": json.dumps({"models": {"a": {"law": [[1, 2, 3, 4]] * 2}}}).encode(),
+    "ids.pt": torch_members(IDS),
+    "named.pt": torch_members({"ids": IDS, "num_experts": 4}),
+    "passes.pt": torch_members({"records": [PASS], "last_physical_to_logical_map": SLOTS}),
+    "count.pt": torch_members({"logical_count": np.ones((2, 4), np.int64)}),
+    "ids.csv": "\n".join(["token,layer,expert,sequence", *ROWS]).encode(),
+}
+"""Small recordings of every kind, as bytes or as the members of an archive."""
+MOE = MoE(kind="moe", num_experts=4, top_k=2, intermediate_size=1)
+
+
+def replay(path):
+    router = Replay(trace=str(path)).prepare(MOE, 2, np.random.default_rng(0))
+    router.topk_ids(1, np.array([3, 2]), np.random.default_rng(0))
+
+
+def packed(members, name, content):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for member, own in members.items():
+            archive.writestr(member, content if member == name else own)
+    return file.getvalue()
 
 
 @st.composite
@@ -100,3 +187,39 @@ def test_a_damaged_specification(name, data, folder):
 @given(content=damaged(TABLE))
 def test_a_damaged_table(folder, content):
     read(read_table, folder / "table.csv", content)
+
+
+@pytest.mark.parametrize("name", sorted(described()))
+@cases(5)
+@given(data=st.data())
+def test_a_damaged_description(name, data, folder):
+    original, kind = described()[name]
+
+    def check(path):
+        table = read_calibration(path) if kind is _KINDS["calibration"] else read_toml(path)
+        validate(kind, table, str(path))
+
+    read(check, folder / original.name, data.draw(damaged(original.read_bytes())))
+
+
+@pytest.mark.parametrize("name", RECORDINGS)
+def test_the_recordings_themselves_are_read(name, folder):
+    content = RECORDINGS[name]
+    path = folder / name
+    path.write_bytes(packed(content, None, b"") if isinstance(content, dict) else content)
+    replay(path)
+
+
+@pytest.mark.parametrize("name", RECORDINGS)
+@cases(60)
+@given(data=st.data())
+def test_a_damaged_recording(name, data, folder):
+    content = RECORDINGS[name]
+    if isinstance(content, dict) and data.draw(st.booleans()):
+        member = data.draw(st.sampled_from(sorted(content)))
+        new = packed(content, member, data.draw(damaged(content[member])))
+    elif isinstance(content, dict):
+        new = data.draw(damaged(packed(content, None, b"")))
+    else:
+        new = data.draw(damaged(content))
+    read(replay, folder / name, new)

@@ -167,6 +167,7 @@ def test_selecting_what_a_file_does_not_hold_is_refused(tmp_path, name, fields, 
     np.savez(tmp_path / "domains.npz", counts=np.ones((2, 2, 4)))
     np.savez(tmp_path / "layers.npz", counts=np.ones((1, 4)), layers=[0, 1, 2])
     (tmp_path / "trace.json").write_text("[1]")
+    archive(tmp_path / "trace.pt", pickle.dumps({"logical_count": 1}, protocol=2))
     moe = MoE(kind="moe", num_experts=4, top_k=1, intermediate_size=1)
     with pytest.raises(UserError, match=message):
         Replay(trace=str(tmp_path / name), **fields).prepare(moe, 2, np.random.default_rng(0))

@@ -8,7 +8,10 @@ the handful of names that a dictionary of tensors needs are allowed in the pickl
 
 from __future__ import annotations
 
+import io
+import math
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -19,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
+from simulator.base.reading import in_bytes
+from simulator.base.unpacking import most_unpacked, open_archive, read_member
 
 _STORAGES = {
     "BoolStorage": "?",
@@ -33,62 +38,62 @@ _STORAGES = {
 }
 
 
-class _RefusedError(Exception):
-    """The pickle asks for something that a dictionary of tensors does not need."""
+_MEMO = ("PUT", "BINPUT", "LONG_BINPUT")
+"""Opcodes that keep a value under a number, for which the unpickler makes room up to it."""
 
 
 def load_torch_file(path: Path) -> Any:
     """The object saved in ``path``, its tensors as numpy arrays.
 
     Raises:
-        UserError: if the file is not there, is not such a file, is damaged, or holds anything but
-            plain data and tensors.
+        UserError: if the file is not there, is not such a file, is damaged, holds anything but
+            plain data and tensors, or tensors larger than a file of its size may hold.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-            if len(pickles) != 1:
-                raise UserError(f"{path}: not a file written by torch.save (no data.pkl inside)")
-            with archive.open(pickles[0]) as stream:
-                return _Unpickler(stream, archive, pickles[0].removesuffix("data.pkl")).load()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except zipfile.BadZipFile:
-        raise UserError(
-            f"{path}: not a file written by torch.save of torch 1.6 or later (no zip archive)"
-        ) from None
-    except _RefusedError as error:
-        raise UserError(f"{path}: refused: {error}") from None
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        LookupError,
-        TypeError,
-        ValueError,
-        AttributeError,
-    ) as error:
-        raise UserError(f"{path}: damaged: {error}") from None
+    with open_archive(path, "a file written by torch.save of torch 1.6 or later") as archive:
+        pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise UserError(f"{path}: not a file written by torch.save (no data.pkl inside)")
+        program = read_member(archive, pickles[0])
+        _check_program(program, path)
+        folder = pickles[0].removesuffix("data.pkl")
+        return _Unpickler(io.BytesIO(program), archive, folder, path).load()
+
+
+def _check_program(program: bytes, path: Path) -> None:
+    """Refuse a pickle that claims texts longer than it is, or room for values that it cannot
+    have.
+    """
+    for opcode, argument, _ in pickletools.genops(program):
+        if opcode.name in _MEMO and not 0 <= int(argument or 0) <= len(program):
+            raise UserError(f"{path}: damaged: it numbers more values than it holds")
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, stream: Any, archive: zipfile.ZipFile, folder: str) -> None:
+    def __init__(
+        self, stream: io.BytesIO, archive: zipfile.ZipFile, folder: str, path: Path
+    ) -> None:
         super().__init__(stream)
         self._archive = archive
         self._folder = folder
+        self._path = path
         names = archive.namelist()
-        is_big = f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") == b"big"
+        is_big = f"{folder}byteorder" in names and (
+            read_member(archive, f"{folder}byteorder") == b"big"
+        )
         self._byte_order: Literal[">", "<"] = ">" if is_big else "<"
+        self._storages: dict[str, bytes] = {}
+        self._bytes_left = most_unpacked(path.stat().st_size)
 
     def find_class(self, module: str, name: str) -> Any:
         allowed: dict[tuple[str, str], Callable[..., Any]] = {
             ("collections", "OrderedDict"): OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+            ("torch._utils", "_rebuild_tensor_v2"): self._rebuild_tensor,
             ("torch", "Size"): tuple,
         }
         if module == "torch" and name in _STORAGES:
             return _STORAGES[name]
         if (module, name) not in allowed:
-            raise _RefusedError(
+            raise self._refused(
                 f"it holds a {module}.{name}; only plain data and whole-number or "
                 "floating-point tensors are read"
             )
@@ -97,25 +102,43 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> NDArray[Any]:
         marker, code, key, _, num_elements = pid
         if marker != "storage" or not isinstance(code, str) or not isinstance(key, str):
-            raise _RefusedError("it refers to something that is not a tensor's storage")
-        raw = self._archive.read(f"{self._folder}data/{key}")
-        return np.frombuffer(
-            raw, dtype=np.dtype(code).newbyteorder(self._byte_order), count=num_elements
-        )
+            raise self._refused("it refers to something that is not a tensor's storage")
+        if key not in self._storages:
+            self._storages[key] = read_member(self._archive, f"{self._folder}data/{key}")
+        dtype = np.dtype(code).newbyteorder(self._byte_order)
+        return np.frombuffer(self._storages[key], dtype=dtype, count=num_elements)
 
+    def _rebuild_tensor(
+        self,
+        storage: Any,
+        offset: int,
+        size: tuple[int, ...],
+        stride: tuple[int, ...],
+        *_ignored: Any,
+    ) -> NDArray[Any]:
+        """A view of a storage as torch describes it, copied so that it stands on its own: with a
+        stride of 0 one value is a tensor of any size.
+        """
+        if not isinstance(storage, np.ndarray):
+            raise self._refused("a tensor has no storage")
+        if len(size) != len(stride) or min((offset, *size, *stride)) < 0:
+            raise self._refused("a tensor has an impossible shape")
+        last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+        if 0 not in size and last >= len(storage):
+            raise self._refused("a tensor reaches beyond its storage")
+        claimed = math.prod(size) * storage.itemsize
+        if claimed > self._bytes_left:
+            most, held = most_unpacked(self._path.stat().st_size), self._path.stat().st_size
+            raise UserError(
+                f"{self._path}: a tensor of {list(size)} makes {in_bytes(claimed)}, and the "
+                f"tensors of a file of {in_bytes(held)} may make {in_bytes(most)} together; "
+                "save tensors that are not expanded (tensor.contiguous()), or fewer"
+            )
+        self._bytes_left -= claimed
+        strides = tuple(step * storage.itemsize for step in stride)
+        start = storage[offset:] if 0 not in size else storage[:0]
+        view = np.lib.stride_tricks.as_strided(start, shape=size, strides=strides, writeable=False)
+        return view.astype(storage.dtype.newbyteorder("="))
 
-def _rebuild_tensor(
-    storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_ignored: Any
-) -> NDArray[Any]:
-    """A view of a storage as torch describes it, copied so that it stands on its own."""
-    if not isinstance(storage, np.ndarray):
-        raise _RefusedError("a tensor has no storage")
-    if len(size) != len(stride) or min((offset, *size, *stride)) < 0:
-        raise _RefusedError("a tensor has an impossible shape")
-    last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
-    if 0 not in size and last >= len(storage):
-        raise _RefusedError("a tensor reaches beyond its storage")
-    strides = tuple(step * storage.itemsize for step in stride)
-    start = storage[offset:] if 0 not in size else storage[:0]
-    view = np.lib.stride_tricks.as_strided(start, shape=size, strides=strides, writeable=False)
-    return view.astype(storage.dtype.newbyteorder("="))
+    def _refused(self, reason: str) -> UserError:
+        return UserError(f"{self._path}: refused: {reason}")

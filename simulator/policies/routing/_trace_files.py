@@ -1,11 +1,9 @@
-"""Reads a recorded routing from a file: per-token ids (``.npz``, ``.npy``, ``.pt``) or counts
-(``.npz``, ``.json``, ``.pt``).
+"""Reads a recorded routing from a file: per-token ids (``.npz``, ``.npy``, ``.pt``, ``.csv``,
+``.parquet``) or counts (``.npz``, ``.json``, ``.pt``).
 """
 
 from __future__ import annotations
 
-import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base.errors import UserError, did_you_mean
+from simulator.base.reading import parse_json, read_bytes, refuse_damage
 from simulator.config.ffn import MoE
+from simulator.policies.routing._id_table import is_id_table, read_id_table
+from simulator.policies.routing._numpy_file import load_arrays
 from simulator.policies.routing._recording import Counts, Tokens
 from simulator.policies.routing._sglang import Phase, read_sglang
 from simulator.policies.routing._torch_file import load_torch_file
+
+_ARRAYS = ("ids", "counts", "seq_lens", "domain", "phase", "layers", "num_experts")
+"""What an archive of arrays may hold; others are left unread."""
+_HIGHEST_ID = 2**15 - 1
+"""A router's choices have 16 bits; the largest published model has 1,024 experts."""
+_WHAT = "a recording of expert choices"
 
 
 def read_trace(
@@ -38,43 +45,52 @@ def read_trace(
     """
     where = str(path)
     if path.suffix == ".json":
-        if phase is not None:
+        _refuse_choice(where, "a table of counts does not tell phases apart", phase=phase)
+        with refuse_damage(where, _WHAT):
+            return _from_json(path, moe, model, domain)
+    _refuse_choice(where, "only a table of counts holds several models", model=model)
+    with refuse_damage(where, _WHAT):
+        if is_id_table(path):
+            reason = "a table of ids does not tell them apart"
+            _refuse_choice(where, reason, domain=domain, phase=phase)
+            return read_id_table(path)
+        if path.suffix == ".pt":
+            saved = load_torch_file(path)
+            arrays = _saved_arrays(saved)
+            if not arrays:
+                _refuse_choice(where, "this format does not tell domains apart", domain=domain)
+                return read_sglang(saved, phase, where)
+        elif path.suffix in (".npz", ".npy"):
+            arrays = load_arrays(path, _ARRAYS)
+        else:
             raise UserError(
-                f"{where}: phase = '{phase}' cannot be selected: "
-                "a table of counts does not tell phases apart"
+                f"{where}: unknown kind of recording; "
+                "use a .npz, .npy, .pt, .json, .csv or .parquet file"
             )
-        return _from_json(path, moe, model, domain)
-    if model is not None:
-        raise UserError(
-            f"{where}: model = '{model}' cannot be selected: "
-            "only a table of counts holds several models"
-        )
-    if path.suffix == ".pt":
-        if domain is not None:
-            raise UserError(
-                f"{where}: domain = '{domain}' cannot be selected: "
-                "this format does not tell domains apart"
-            )
-        return read_sglang(load_torch_file(path), phase, where)
-    if path.suffix in (".npz", ".npy"):
-        arrays = _load_arrays(path)
         if "counts" in arrays:
             return _counts_from_arrays(arrays, domain, phase, where)
         return _tokens_from_arrays(arrays, moe, num_layers, domain, phase, where)
-    raise UserError(f"{where}: unknown kind of recording; use a .npz, .npy, .pt or .json file")
 
 
-def _load_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"ids": loaded}
-        with loaded:
-            return {name: loaded[name] for name in loaded.files if name != "weights"}
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: damaged, or not numpy arrays: {error}") from None
+def _refuse_choice(where: str, reason: str, **wanted: str | None) -> None:
+    for key, value in wanted.items():
+        if value is not None:
+            raise UserError(f"{where}: {key} = '{value}' cannot be selected: {reason}")
+
+
+def _saved_arrays(saved: Any) -> dict[str, NDArray[Any]]:
+    """Arrays of ``torch.save(ids)`` or ``torch.save({"ids": ids, ...})``; none in what a recorder
+    wrote.
+    """
+    if isinstance(saved, np.ndarray):
+        return {"ids": saved}
+    if not isinstance(saved, dict) or not {"ids", "counts"} & saved.keys():
+        return {}
+    return {
+        name: np.asarray(saved[name])
+        for name in _ARRAYS
+        if isinstance(saved.get(name), np.ndarray | int)
+    }
 
 
 def _tokens_from_arrays(
@@ -96,12 +112,17 @@ def _tokens_from_arrays(
             f"{where}: ids must be whole numbers [layers, tokens, top-k], "
             f"got {ids.dtype} {list(ids.shape)}"
         )
-    seq_lens = arrays.get("seq_lens")
+    if not ids.size:
+        raise UserError(f"{where}: holds no recorded token: ids are {list(ids.shape)}")
+    if int(ids.max()) > _HIGHEST_ID:
+        raise UserError(f"{where}: names expert {ids.max()}; no model has so many")
+    seq_lens = _lengths(arrays.get("seq_lens"), where)
     if _has_tokens_first(ids.shape, num_layers, seq_lens):
         ids = ids.transpose(1, 0, 2)
     num_tokens = ids.shape[1]
-    seq_lens = np.array([num_tokens]) if seq_lens is None else seq_lens.astype(np.int64)
-    if seq_lens.sum() != num_tokens:
+    if seq_lens is None:
+        seq_lens = np.array([num_tokens])
+    if seq_lens.sum() != num_tokens or seq_lens.max() > num_tokens:
         raise UserError(
             f"{where}: seq_lens sum to {seq_lens.sum()}, but ids has {num_tokens} tokens"
         )
@@ -110,17 +131,34 @@ def _tokens_from_arrays(
     for key, wanted in (("domain", domain), ("phase", phase)):
         if wanted is not None:
             keep_T &= _is_wanted(arrays, key, wanted, len(seq_lens), where)[sequence_T]
-    num_experts = int(arrays["num_experts"]) if "num_experts" in arrays else None
     return Tokens(
         ids[:, keep_T].astype(np.int64),
         sequence_T[keep_T],
-        _layers(arrays.get("layers")),
-        num_experts,
+        _layers(arrays.get("layers"), where),
+        _num_experts(arrays.get("num_experts"), where),
     )
 
 
+def _lengths(seq_lens: NDArray[Any] | None, where: str) -> NDArray[np.int64] | None:
+    """Tokens of each sequence; ``None`` = all are of one."""
+    if seq_lens is None:
+        return None
+    is_right = seq_lens.ndim == 1 and seq_lens.dtype.kind in "iu" and seq_lens.size
+    if not is_right or seq_lens.min() < 0:
+        raise UserError(f"{where}: seq_lens must be a list of whole numbers of at least 0")
+    return seq_lens.astype(np.int64)
+
+
+def _num_experts(value: NDArray[Any] | None, where: str) -> int | None:
+    if value is None:
+        return None
+    if value.size != 1 or value.dtype.kind not in "iu":
+        raise UserError(f"{where}: num_experts must be one whole number, got {list(value.shape)}")
+    return int(value.item())
+
+
 def _has_tokens_first(
-    shape: tuple[int, ...], num_layers: int, seq_lens: NDArray[Any] | None
+    shape: tuple[int, ...], num_layers: int, seq_lens: NDArray[np.int64] | None
 ) -> bool:
     """Whether ids lie ``[T, L, K]``; ``[L, T, K]`` when nothing tells them apart."""
     first, second, _ = shape
@@ -151,30 +189,21 @@ def _is_wanted(
 def _counts_from_arrays(
     arrays: dict[str, NDArray[Any]], domain: str | None, phase: Phase | None, where: str
 ) -> Counts:
-    if phase is not None:
-        raise UserError(
-            f"{where}: phase = '{phase}' cannot be selected: "
-            "a table of counts does not tell phases apart"
-        )
+    _refuse_choice(where, "a table of counts does not tell phases apart", phase=phase)
     counts = arrays["counts"]
-    names = arrays["domain"].astype(str).tolist() if "domain" in arrays else []
+    names = arrays["domain"].astype(str).reshape(-1).tolist() if "domain" in arrays else []
     if counts.ndim == 3 and len(names) != len(counts):
         raise UserError(
             f"{where}: counts [domains, layers, experts] need an array 'domain' "
             f"with {len(counts)} names"
         )
     table = dict(zip(names, counts, strict=True)) if counts.ndim == 3 else counts
-    return Counts(_stack(table, domain, where), _layers(arrays.get("layers")))
+    return Counts(_stack(table, domain, where), _layers(arrays.get("layers"), where))
 
 
 def _from_json(path: Path, moe: MoE, model: str | None, domain: str | None) -> Counts:
     where = str(path)
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{where}: cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        raise UserError(f"{where}: not JSON: {error}") from None
+    table = parse_json(read_bytes(path), where)
     if not isinstance(table, dict):
         raise UserError(f"{where}: must be a table with 'models', 'counts' or 'logical_count'")
     if "models" in table:
@@ -185,10 +214,12 @@ def _from_json(path: Path, moe: MoE, model: str | None, domain: str | None) -> C
         counted = table.get("counts", table.get("logical_count"))
     if counted is None:
         raise UserError(f"{where}: missing key 'models', 'counts' or 'logical_count'")
-    return Counts(_stack(counted, domain, where), _layers(table.get("layers")))
+    return Counts(_stack(counted, domain, where), _layers(table.get("layers"), where))
 
 
-def _one_model(models: dict[str, Any], moe: MoE, model: str | None, where: str) -> Any:
+def _one_model(models: Any, moe: MoE, model: str | None, where: str) -> Any:
+    if not isinstance(models, dict):
+        raise UserError(f"{where}: models must be a table of counts by the model's name")
     if model is not None:
         if model not in models:
             raise UserError(f"{where}: no model '{model}'; {did_you_mean(model, models)}")
@@ -220,7 +251,7 @@ def _stack(counted: Any, domain: str | None, where: str) -> NDArray[np.float64]:
     try:
         arrays = [np.asarray(table, dtype=np.float64) for table in tables]
         count_DLE = np.stack([array.sum(axis=0) if array.ndim == 3 else array for array in arrays])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UserError(
             f"{where}: counts must be numbers [layers, experts], the same shape for every domain"
         ) from None
@@ -232,5 +263,10 @@ def _stack(counted: Any, domain: str | None, where: str) -> NDArray[np.float64]:
     return count_DLE
 
 
-def _layers(layers: Any) -> tuple[int, ...] | None:
-    return None if layers is None else tuple(int(layer) for layer in layers)
+def _layers(layers: Any, where: str) -> tuple[int, ...] | None:
+    if layers is None:
+        return None
+    listed = layers.tolist() if isinstance(layers, np.ndarray) else layers
+    if not isinstance(listed, list) or not all(type(layer) is int for layer in listed):
+        raise UserError(f"{where}: layers must be a list of whole numbers, one a recorded layer")
+    return tuple(listed)

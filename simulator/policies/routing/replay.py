@@ -36,9 +36,11 @@ class Replay(Frozen):
 
     trace: str = Field(min_length=1)
     """Path of the recording: ids ``[L, T, K]`` or ``[T, L, K]`` in a ``.npz`` (with optional
-    ``seq_lens``, ``domain``, ``phase``, ``layers`` and ``num_experts``) or ``.npy``; counts ``[L,
-    E]`` in a ``.npz`` or ``.json``; or a ``.pt`` that SGLang's expert distribution recorder
-    wrote."""
+    ``seq_lens``, ``domain``, ``phase``, ``layers`` and ``num_experts``), a ``.npy``, or a ``.pt``
+    (``torch.save(ids)`` or of a dictionary of such arrays); ids in a ``.csv`` (also ``.csv.gz``) or
+    ``.parquet`` with the columns ``token``, ``layer``, ``expert`` and perhaps ``sequence``, a row
+    for each expert that a token chose in a layer; counts ``[L, E]`` in a ``.npz``, ``.pt`` or
+    ``.json``; or a ``.pt`` that SGLang's expert distribution recorder wrote."""
     model: str | None = None
     """Which model's counts, where a table holds several; by default the one with as many experts as
     the model."""

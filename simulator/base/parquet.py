@@ -1,0 +1,72 @@
+"""Read columns of a Parquet file: what its metadata claims is bounded, since a few bytes of it can
+mean billions of equal values.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+from simulator.base.errors import UserError
+from simulator.base.reading import refuse_damage
+from simulator.base.unpacking import check_claim
+
+MAGIC = b"PAR1"
+"""First bytes of a Parquet file."""
+_VALUE_BYTES = 8
+"""Of a number, decoded; texts are kept by number, each different one once."""
+
+
+def column_names(data: bytes, where: str) -> tuple[str, ...]:
+    """Names of the columns of a file's content.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+    with refuse_damage(where, "a Parquet file"):
+        return tuple(str(name) for name in _open(data, ()).schema_arrow.names)
+
+
+def read_columns(data: bytes, names: Sequence[str], where: str) -> Any:
+    """The named columns as a ``pyarrow.Table``, those of texts as dictionaries.
+
+    Args:
+        data: the file's content.
+        names: columns that the file has (:func:`column_names`).
+        where: the file that errors name.
+
+    Raises:
+        UserError: if it is damaged, claims more values than a file of its size may, or a column
+            holds tables.
+    """
+    with refuse_damage(where, "a Parquet file"):
+        file = _open(data, names)
+        nested = [name for name in names if _is_nested(file.schema_arrow.field(name).type)]
+        if nested:
+            raise UserError(f"{where}: column {nested[0]} holds tables; write numbers or texts")
+        check_claim(where, _claimed_bytes(file.metadata, names), len(data))
+        return file.read(columns=list(names))
+
+
+def _open(data: bytes, texts: Sequence[str]) -> Any:
+    """Untyped, as all that is pyarrow's: what it exports is not declared as a strict check asks."""
+    pa, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
+    return parquet.ParquetFile(pa.BufferReader(data), read_dictionary=list(texts))
+
+
+def _is_nested(kind: Any) -> bool:
+    types = importlib.import_module("pyarrow.types")
+    inner = kind.value_type if types.is_list(kind) else kind
+    return bool(types.is_nested(inner))
+
+
+def _claimed_bytes(metadata: Any, names: Sequence[str]) -> int:
+    claimed = 0
+    for group in range(metadata.num_row_groups):
+        for number in range(metadata.num_columns):
+            column = metadata.row_group(group).column(number)
+            if column.path_in_schema.split(".")[0] in names:
+                decoded = _VALUE_BYTES * column.num_values
+                claimed += max(decoded, column.total_uncompressed_size)
+    return claimed

@@ -1,0 +1,260 @@
+"""Files that claim, or unpack to, far more than they are, and what is no file at all: refused in
+one line with the size, the bound and what would do, before anything large is made.
+"""
+
+import gzip
+import io
+import lzma
+import os
+import pickle
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simulator import cli
+from simulator.base import unpacking
+from simulator.base.errors import UserError
+from simulator.base.reading import open_file, read_json, read_toml
+from simulator.base.unpacking import unpack
+from simulator.commands.catalogue import catalogue
+from simulator.config.ffn import MoE
+from simulator.policies.routing.replay import Replay
+from tests.unit.torch_files import torch_archive
+
+MOE = MoE(kind="moe", num_experts=4, top_k=2, intermediate_size=1)
+ZEROS = bytes(3 << 20)
+
+
+def replay(path):
+    return Replay(trace=str(path)).prepare(MOE, 2, np.random.default_rng(0))
+
+
+@pytest.fixture
+def small_bound(monkeypatch):
+    monkeypatch.setattr(unpacking, "_FREE_BYTES", 1 << 20)
+
+
+def zipped(data):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("trace.csv", data)
+    return file.getvalue()
+
+
+def xz(data):
+    return lzma.compress(data, preset=0)
+
+
+def zstd(data):
+    import pyarrow as pa
+
+    return pa.compress(data, codec="zstd", asbytes=True)
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, xz, zipped, zstd])
+def test_packed_files_are_unpacked_up_to_a_bound(tmp_path, pack, small_bound):
+    path = tmp_path / "trace.csv.packed"
+    path.write_bytes(pack(b"num_input,num_output\n1,2\n"))
+    assert unpack(path) == b"num_input,num_output\n1,2\n"
+    path.write_bytes(pack(ZEROS))
+    with pytest.raises(UserError, match=r"unpacks to more than 1 MiB.*unpack it and name"):
+        unpack(path)
+    path.write_bytes(pack(os.urandom(5 << 18)))
+    assert len(unpack(path)) == 5 << 18
+
+
+def test_a_strided_tensor_may_not_be_larger_than_its_file_allows(tmp_path):
+    one = np.zeros(1, np.int64)
+    huge = np.lib.stride_tricks.as_strided(one, (1 << 17, 1 << 17, 1), (0, 0, 0))
+    path = torch_archive(tmp_path / "t.pt", huge)
+    assert path.stat().st_size < 1000
+    with pytest.raises(UserError, match=r"makes 128 GiB.*may make 64 MiB together; save tensors"):
+        replay(path)
+
+
+def test_many_tensors_of_one_value_share_the_bound(tmp_path, small_bound):
+    one = np.zeros(1, np.int64)
+    wide = np.lib.stride_tricks.as_strided(one, (1 << 16,), (0,))
+    with pytest.raises(UserError, match="may make 1 MiB together"):
+        replay(torch_archive(tmp_path / "t.pt", {"ids": [wide] * 3}))
+
+
+def test_a_pickle_that_asks_for_room_is_refused(tmp_path):
+    path = tmp_path / "t.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("t/data.pkl", b"\x80\x02Nr" + struct.pack("<I", 2**31 - 1) + b".")
+    with pytest.raises(UserError, match="numbers more values than it holds"):
+        replay(path)
+
+
+@pytest.mark.parametrize("shape", [(2, 1 << 40, 2), (1 << 62, 1 << 62, 4), (2, 4, 2)])
+def test_a_numpy_header_may_not_claim_more_than_follows(tmp_path, shape):
+    header = {"descr": "<i8", "fortran_order": False, "shape": shape}
+    content = io.BytesIO()
+    np.lib.format.write_array_header_1_0(content, header)
+    (tmp_path / "ids.npy").write_bytes(content.getvalue() + bytes(8))
+    with zipfile.ZipFile(tmp_path / "ids.npz", "w") as archive:
+        archive.write(tmp_path / "ids.npy", "ids.npy")
+    for name in ("ids.npy", "ids.npz"):
+        with pytest.raises(UserError, match=r"its header claims .* but 8 bytes follow"):
+            replay(tmp_path / name)
+
+
+def test_arrays_of_nothing_are_no_recording(tmp_path):
+    header = {"descr": "|i1", "fortran_order": False, "shape": (2, 10**15, 0)}
+    content = io.BytesIO()
+    np.lib.format.write_array_header_1_0(content, header)
+    (tmp_path / "ids.npy").write_bytes(content.getvalue())
+    with pytest.raises(UserError, match="holds no recorded token"):
+        replay(tmp_path / "ids.npy")
+
+
+def test_an_archive_of_zeros_is_refused_by_what_it_claims(tmp_path, small_bound):
+    np.savez_compressed(tmp_path / "ids.npz", ids=np.zeros((2, 10**6, 2), np.int8))
+    with pytest.raises(UserError, match=r"claims 3.815 MiB, and a file of .* may hold 1 MiB"):
+        replay(tmp_path / "ids.npz")
+
+
+def test_an_archive_that_claims_too_little_is_not_unpacked_whole(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "ids.npz", ids=np.zeros((2, 10**7, 2), np.int8))
+    content = bytearray((tmp_path / "ids.npz").read_bytes())
+    at = content.rindex(b"PK\x01\x02") + 24  # the size in the archive's directory
+    content[at : at + 4] = struct.pack("<I", 200)
+    (tmp_path / "ids.npz").write_bytes(content)
+    asked = []
+    decompressor = zipfile._get_decompressor
+
+    class Watched:
+        def __init__(self, *args):
+            self._own = decompressor(*args)
+
+        def decompress(self, data, most):
+            asked.append(most)
+            return self._own.decompress(data, most)
+
+        def __getattr__(self, name):
+            return getattr(self._own, name)
+
+    monkeypatch.setattr(zipfile, "_get_decompressor", Watched)
+    with pytest.raises(UserError, match=r"ids\.npz"):
+        replay(tmp_path / "ids.npz")
+    assert 0 < max(asked) <= 1 << 20
+
+
+def test_a_parquet_file_of_equal_values_is_refused(tmp_path, small_bound):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    column = np.zeros(10**6, np.int64)
+    table = pa.table({"token": column, "layer": column, "expert": column})
+    parquet.write_table(table, tmp_path / "ids.parquet")
+    with pytest.raises(UserError, match=r"claims 22\.89 MiB, and a file of .* may hold 1\.228 MiB"):
+        replay(tmp_path / "ids.parquet")
+
+
+def test_a_sparse_file_is_refused_by_its_size(tmp_path):
+    for name in ("huge.npy", "huge.toml"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(1 << 40)
+    with pytest.raises(UserError, match=r"has 1024 GiB, and at most 4 GiB are read"):
+        replay(tmp_path / "huge.npy")
+    with pytest.raises(UserError, match="at most 64 MiB are read"):
+        read_toml(tmp_path / "huge.toml")
+
+
+# What is no file
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.toml")
+    for reader in (open_file, read_toml, read_json, unpack, replay):
+        with pytest.raises(UserError, match=r"pipe\.toml: (is a pipe|unknown kind of recording)"):
+            reader(tmp_path / "pipe.toml")
+    with pytest.raises(UserError, match="/dev/zero: is a device"):
+        open_file(Path("/dev/zero"))
+
+
+def test_names_that_no_file_can_have(tmp_path):
+    for name in ("x" * 5000, "a\0b"):
+        with pytest.raises(UserError) as refusal:
+            read_toml(tmp_path / name)
+        assert len(str(refusal.value)) < 1000
+        assert "\0" not in str(refusal.value)
+
+
+def test_one_broken_file_does_not_hide_the_others(tmp_path, monkeypatch, capsys):
+    for family in ("workloads/models", "cluster_configs"):
+        (tmp_path / family).mkdir(parents=True)
+        (tmp_path / family / "dangling.toml").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "workloads" / "pipe.toml")
+    (tmp_path / "workloads" / "broken.toml").write_text("a = [[")
+    monkeypatch.chdir(tmp_path)
+    found = catalogue()
+    assert "the link points to nothing" in found["models"]["dangling"]
+    assert "the link points to nothing" in found["clusters"]["dangling"]
+    assert "is a pipe" in found["scenarios"]["pipe"]
+    assert "not valid TOML" in found["scenarios"]["broken"]
+    assert "mixtral-8x7b" in found["models"]
+    assert "h100-sxm-N" in found["clusters"]
+    monkeypatch.setattr("sys.argv", ["moesim", "check", "workloads/pipe.toml"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+# What parsers do not bear
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a = " + "9" * 5000, "a number of thousands of digits"),
+        ("a = " + "9" * 30, "a must be a whole number of at most 64 bits, got 9999"),
+        ("a = " + "[" * 9000, "nested deeper than 100 levels"),
+        ("a = " + "{b = " * 300 + "1" + "}" * 300, "nested deeper than 100 levels"),
+        ("[" + ".".join("a" * 2000) + "]", "nested deeper than 100 levels"),
+    ],
+    ids=lambda text: text[:12],
+)
+def test_absurd_toml(tmp_path, text, message):
+    (tmp_path / "a.toml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_toml(tmp_path / "a.toml")
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a": ' + "9" * 5000 + "}", '{"a": ' + "[" * 90000, '{"a": ' * 200 + "1" + "}" * 200]
+)
+def test_absurd_json(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match=r"thousands of digits|deeper than 100 levels"):
+        read_json(tmp_path / "a.json")
+
+
+def test_what_a_message_repeats_is_cut():
+    message = str(UserError(f"a.toml: unknown key '{'k' * 5000}'; did you mean 'key'?"))
+    assert len(message) < 400
+    assert message.startswith("a.toml: unknown key 'kkk")
+    assert message.endswith("did you mean 'key'?")
+    assert len(str(UserError("many words " * 5000))) == 4000
+    assert str(UserError("two\nlines \x1b[31m")) == r"two\nlines \x1b[31m"
+    assert pickle.loads(pickle.dumps(UserError("a\nb"))).args == (r"a\nb",)
+
+
+@pytest.mark.parametrize("kind", ["1", "[]", "{}", "1979-05-27", "true", None])
+def test_a_kind_that_is_no_text(tmp_path, monkeypatch, capsys, kind):
+    (tmp_path / "s.toml").write_text(
+        '[workload]\nrequests = "azure-conv"\nnum_requests = 5\n'
+        '[[deployments]]\nname = "moe"\nmodel = "mixtral-8x7b"\ncluster = "h100-sxm-8"\n'
+        'weight_dtype = "fp8"\nparallel = { attention_dp = 8, ep = 8 }\n'
+        f"routing = {{ {f'kind = {kind}' if kind else 'knd = 1'} }}\n"
+    )
+    monkeypatch.setattr("sys.argv", ["moesim", "check", str(tmp_path / "s.toml")])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    assert "[routing]: missing key 'kind'; choose one of" in capsys.readouterr().err
