@@ -14,6 +14,7 @@ from simulator.base.unpacking import check_claim
 
 MAGIC = b"PAR1"
 """First bytes of a Parquet file."""
+_TEXTS = ("string", "large_string")
 _VALUE_BYTES = 8
 """Of a number, decoded; texts are kept by number, each different one once."""
 
@@ -41,12 +42,14 @@ def read_columns(data: bytes, names: Sequence[str], where: str) -> Any:
             holds tables.
     """
     with refuse_damage(where, "a Parquet file"):
-        file = _open(data, names)
-        nested = [name for name in names if _is_nested(file.schema_arrow.field(name).type)]
+        file = _open(data, ())
+        types = {name: file.schema_arrow.field(name).type for name in names}
+        nested = [name for name in names if _is_nested(types[name])]
         if nested:
             raise UserError(f"{where}: column {nested[0]} holds tables; write numbers or texts")
         check_claim(where, _claimed_bytes(file.metadata, names), len(data))
-        return file.read(columns=list(names))
+        texts = [name for name in names if str(types[name]) in _TEXTS]
+        return _open(data, texts).read(columns=list(names))
 
 
 def _open(data: bytes, texts: Sequence[str]) -> Any:

@@ -72,6 +72,8 @@ Share = Annotated[float, within(0, 1, above=True)]
 """A share of something that must not be nothing."""
 Factor = Annotated[float, within(1e-6, 1e6)]
 """What something is multiplied with."""
+Thickening = Annotated[float, within(1, 1e6)]
+"""Requests for each recorded one."""
 Amount = Annotated[float, within(0, 1e18)]
 """A fitted number with the unit of its own key, or none."""
 Extent = Annotated[float, within(0, 1e18, above=True)]

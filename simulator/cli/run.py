@@ -66,7 +66,7 @@ def run(
         )
     else:
         print_run(results)
-    console.say_notes(results.run["notes"])
+    console.say_notes([*results.run["workload"]["notes"], *results.run["notes"]])
     console.err.print(
         f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True, markup=False
     )

@@ -121,7 +121,7 @@ def _check_scenario(path: Path, overrides: list[str]) -> _Found:
         for p in plans
     )
     details = f", {trace.num_requests:,} requests; {fits}"
-    return _Found(details, tuple(notes_on(scenario, plans)))
+    return _Found(details, (*trace.notes, *notes_on(scenario, plans)))
 
 
 def _check_plan(path: Path, overrides: list[str]) -> _Found:

@@ -6,10 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
-
 from simulator.base.frozen import Frozen, Policy
-from simulator.base.quantities import Duration, Factor, Requests, Seconds
+from simulator.base.quantities import Duration, Factor, Requests, Seconds, Thickening
 
 
 class SLO(Frozen):
@@ -63,6 +61,13 @@ class WorkloadSpec(Frozen):
     ``rate_scale``)."""
     rate_scale: Factor = 1.0
     """Arrival times are divided by this: 2.0 is the same requests at twice the rate."""
+    thickening: Thickening = 1.0
+    """So many requests for each recorded one, on the recording's own time axis: 10.0 makes a day
+    sampled at 10 % whole, with the day's shape. Drawn from ``seed``, with the lengths of recorded
+    requests near in time; before ``start_s``, ``num_requests`` and ``rate_scale`` are applied."""
+    strict: bool = False
+    """Refuse a trace in which rows have to be left out or sorted, rather than count them in a
+    note."""
     prompt_scale: Factor = 1.0
     """What if: prompts are so many times as long; what they have in common grows with them."""
     arrivals: Policy | None = None

@@ -6,33 +6,54 @@ from pathlib import Path
 
 from simulator.base import plugins
 from simulator.base.errors import UserError
+from simulator.base.reading import refuse_damage
 from simulator.workload.bounds import check_bounds
 from simulator.workload.traces import RequestTrace, TraceFormat
-from simulator.workload.unpacking import csv_header, head_of, json_keys
+from simulator.workload.traces.request_log import names_in
+from simulator.workload.unpacking import csv_header, head_of, json_keys, unpacked
+
+ANY_LOG = "request_log"
+"""The format that is asked when no other fits: the others know the units of their source."""
 
 
-def read_trace(path: Path) -> RequestTrace:
+def read_trace(path: Path, *, strict: bool = False) -> RequestTrace:
     """Read a request trace of any known format.
+
+    Args:
+        strict: refuse a file in which rows have to be left out or sorted.
 
     Raises:
         UserError: if the file is missing, of no known format or of several, or if its format finds
             it wrong, or it cannot be served (:func:`~simulator.workload.bounds.check_bounds`).
     """
     path = Path(path)
-    head = head_of(path)
+    data = unpacked(path)
+    with refuse_damage(path, "a request trace"):
+        trace = _format_of(path, head_of(data)).read(path, data)
+    if strict and trace.repairs:
+        raise UserError(f"{path}, {trace.repairs[0]}")
+    return check_bounds(trace, str(path))
+
+
+def _format_of(path: Path, head: bytes) -> TraceFormat:
     formats: dict[str, TraceFormat] = {
         kind: plugins.build("traces", {"kind": kind}, str(path))
         for kind in plugins.available("traces")
     }
+    any_log = formats.pop(ANY_LOG)
     fitting = [kind for kind, reader in formats.items() if reader.recognises(path, head)]
-    if not fitting:
-        raise UserError(
-            f"{path}: not a request trace of a known format; {_seen(path, head)}; "
-            f"known are {', '.join(formats)}"
-        )
     if len(fitting) > 1:
         raise UserError(f"{path}: could be any of {', '.join(fitting)}; {_seen(path, head)}")
-    return check_bounds(formats[fitting[0]].read(path), str(path))
+    if fitting:
+        return formats[fitting[0]]
+    if any_log.recognises(path, head):
+        return any_log
+    names = "" if path.is_dir() else f" (found are {names_in(path, head)})"
+    layouts = "; ".join(f"{kind}: {reader.layout}" for kind, reader in formats.items())
+    raise UserError(
+        f"{path}: not a request trace of a known format; {_seen(path, head)}; a log needs columns "
+        f"of arrival, prompt and output tokens{names}; other formats are {layouts}"
+    )
 
 
 def _seen(path: Path, head: bytes) -> str:

@@ -24,6 +24,7 @@ from simulator.workload.bounds import check_bounds
 from simulator.workload.contracts import draw_arrivals, draw_lengths
 from simulator.workload.lengths import LengthDistribution
 from simulator.workload.reading import read_trace
+from simulator.workload.thickening import thicken
 from simulator.workload.traces import RequestTrace, take_prefixes
 
 __all__ = [
@@ -56,10 +57,12 @@ def load_requests(
     """
     if isinstance(spec.requests, dict):
         generator = validate(GeneratorSpec, spec.requests, f"{where} requests")
+        _refuse_thickening(spec, where)
         return _generate(generator, spec, folder, seed, f"{where} requests", "generated")
     path = _path_of(spec.requests, folder, where)
     if path.suffix == ".toml":
         named = validate(NamedWorkloadSpec, read_toml(path), str(path))
+        _refuse_thickening(spec, where)
         return _generate(
             named,
             spec,
@@ -68,7 +71,7 @@ def load_requests(
             str(path),
             f"generated like {named.title or path.stem} ({path.stem})",
         )
-    trace = read_trace(path)
+    trace = _recorded(path, spec, seed, where)
     if spec.arrivals is not None:
         process = _build("arrivals", spec.arrivals, folder, f"{where} arrivals")
         drawn = draw_arrivals(process, trace.num_requests, open_stream(seed, "arrivals"))
@@ -105,7 +108,7 @@ def source_arrivals_s(
     else:
         path = _path_of(spec.requests, folder, where)
         if path.suffix != ".toml":
-            trace = read_trace(path)
+            trace = _recorded(path, spec, seed, where)
             if spec.arrivals is None:
                 return trace.arrival_s
             process = _build("arrivals", spec.arrivals, folder, f"{where} arrivals")
@@ -116,6 +119,29 @@ def source_arrivals_s(
     if num_requests is None and duration_s is None:
         num_requests, duration_s = generator.num_requests, generator.duration_s
     return _enough_arrivals(process, spec.start_s, num_requests, duration_s, seed, where)
+
+
+def _recorded(path: Path, spec: WorkloadSpec, seed: int, where: str) -> RequestTrace:
+    """The requests in a file, thickened as the workload asks."""
+    trace = read_trace(path, strict=spec.strict)
+    if spec.thickening == 1.0:
+        return trace
+    if spec.arrivals is not None or not trace.has_arrivals or trace.concurrency is not None:
+        _refuse_thickening(spec, where)
+    if trace.num_requests * spec.thickening > _MOST_REQUESTS:
+        raise UserError(
+            f"{where}: thickening {trace.num_requests} requests {spec.thickening:g} times makes "
+            f"more than {_MOST_REQUESTS}; lower thickening"
+        )
+    return thicken(trace, spec.thickening, open_stream(seed, "thickening"))
+
+
+def _refuse_thickening(spec: WorkloadSpec, where: str) -> None:
+    if spec.thickening != 1.0:
+        raise UserError(
+            f"{where}: thickening draws between recorded arrival times, and here there are none; "
+            "leave it out, and raise the rate or the concurrency of arrivals"
+        )
 
 
 def describe(trace: RequestTrace) -> dict[str, Any]:

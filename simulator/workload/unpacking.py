@@ -3,60 +3,40 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import json
-import lzma
 import re
-import zlib
 from pathlib import Path
 from typing import Any
 
+from simulator.base import parquet
 from simulator.base.errors import UserError
+from simulator.base.unpacking import unpack
 
 HEAD_BYTES = 65_536
+"""Bytes of a head that is cut off."""
 _BOM = b"\xef\xbb\xbf"
-_GZIP, _XZ = b"\x1f\x8b", b"\xfd7zXZ\x00"
 
 
 def unpacked(path: Path) -> bytes:
-    """The file's content, decompressed where it is gzip or xz (told by its first bytes), without a
-    byte order mark.
+    """The file's content, decompressed where it is packed, without a byte order mark; nothing of a
+    folder.
 
     Raises:
-        UserError: if the file is missing, unreadable, damaged or empty.
+        UserError: if the file is missing, unreadable, damaged or empty, or unpacks to too much.
     """
-    return _read(path, -1)
-
-
-def head_of(path: Path) -> bytes:
-    """The first 64 KiB of :func:`unpacked`, read without unpacking the rest; empty for a folder.
-
-    Raises:
-        UserError: if the file is missing, unreadable, damaged or empty.
-    """
-    return b"" if path.is_dir() else _read(path, HEAD_BYTES)
-
-
-def _read(path: Path, num_bytes: int) -> bytes:
-    try:
-        with path.open("rb") as raw:
-            magic = raw.read(len(_XZ))
-            raw.seek(0)
-            if magic.startswith(_GZIP):
-                data = gzip.GzipFile(fileobj=raw).read(num_bytes)
-            elif magic == _XZ:
-                with lzma.LZMAFile(raw) as packed:
-                    data = packed.read(num_bytes)
-            else:
-                data = raw.read(num_bytes)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    data = data.removeprefix(_BOM)
-    if not data.strip():
+    if path.is_dir():
+        return b""
+    data = unpack(path).removeprefix(_BOM)
+    if not data or data.isspace():
         raise UserError(f"{path}: the file is empty; a request trace has at least one request")
     return data
+
+
+def head_of(data: bytes) -> bytes:
+    """What a format is told by: the first 64 KiB; all of a Parquet file, whose columns are named at
+    its end.
+    """
+    return data if data.startswith(parquet.MAGIC) else data[:HEAD_BYTES]
 
 
 def csv_header(head: bytes) -> tuple[str, ...]:
@@ -89,7 +69,7 @@ def json_rows(head: bytes) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             break
         if not isinstance(row, dict):
             break

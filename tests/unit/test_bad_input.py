@@ -160,7 +160,10 @@ def test_a_wrong_trace(folder, monkeypatch, capsys, name, content, said):
         (folder / name).write_text(content)
     first, last = GOOD.index("requests = "), GOOD.index("\n\n[[")
     message = refused(
-        folder, monkeypatch, capsys, GOOD[:first] + f'requests = "{name}"' + GOOD[last:]
+        folder,
+        monkeypatch,
+        capsys,
+        GOOD[:first] + f'requests = "{name}"\nstrict = true' + GOOD[last:],
     )
     for words in said:
         assert words in message

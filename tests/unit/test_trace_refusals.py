@@ -1,4 +1,6 @@
-"""What a reader refuses: one line with the file, the line, the value and what would be right."""
+"""What a reader refuses where rows may not be left out: one line with the file, the line, the value
+and what would be right.
+"""
 
 import gzip
 import json
@@ -12,7 +14,7 @@ from tests.unit.trace_texts import AZURE, BENCH, MOONCAKE, lines, read
 
 def refusal(tmp_path, text):
     with pytest.raises(UserError) as found:
-        read(tmp_path, text)
+        read(tmp_path, text, strict=True)
     message = str(found.value)
     assert "\n" not in message
     assert message.startswith(str(tmp_path / "trace"))
@@ -42,10 +44,10 @@ def test_broken_parquet_is_refused_with_its_row(tmp_path):
     ):
         parquet.write_table(pa.table(columns), path)
         with pytest.raises(UserError) as found:
-            read_trace(path)
+            read_trace(path, strict=True)
         assert message in str(found.value)
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(UserError, match="not a readable Parquet file"):
+    with pytest.raises(UserError, match="damaged, or not a Parquet file"):
         read_trace(path)
 
 
@@ -62,7 +64,9 @@ def test_empty_files(tmp_path, content):
 def test_a_missing_file_and_a_damaged_archive(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         read_trace(tmp_path / "missing.csv")
-    assert "cannot be read" in refusal(tmp_path, gzip.compress(b"num_input,num_output\n" * 9)[:-12])
+    assert "not a whole packed file" in refusal(
+        tmp_path, gzip.compress(b"num_input,num_output\n" * 9)[:-12]
+    )
 
 
 A, B, C = (
@@ -205,12 +209,15 @@ def test_a_table_needs_one_block_size(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[{"conversations": [{"value": 1}]}', ": not valid JSON"),
+        ('[{"conversations": [{"value": 1}]}', ", line 1, column 35: not valid JSON"),
         (
             '[{"conversations": [{"value": 1}]}]',
             ", entry 1: conversations must be a list of turns with a text 'value'",
         ),
-        ('{"request_rate": 1, "num_prompts": 1, "total_input_tokens": 1', ": not valid JSON"),
+        (
+            '{"request_rate": 1, "num_prompts": 1, "total_input_tokens": 1',
+            ", line 1, column 62: not valid JSON",
+        ),
         (
             "time_stamp,ContextTokens\n1,2\n",
             (

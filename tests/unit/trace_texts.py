@@ -34,5 +34,5 @@ def written(tmp_path, text, name="trace"):
     return path
 
 
-def read(tmp_path, text):
-    return read_trace(written(tmp_path, text))
+def read(tmp_path, text, *, strict=False):
+    return read_trace(written(tmp_path, text), strict=strict)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,12 @@ class RequestTrace:
     prefix_ids: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """Block ids numbered densely from 0; equal ids hold equal tokens behind an equal prefix."""
     notes: tuple[str, ...] = ()
-    """What a reader dropped or repaired, in words for the user ("7 rows of 0 tokens left out")."""
+    """What a reader dropped, repaired or assumed, in words for the user ("7 rows of 0 tokens left
+    out")."""
+    repairs: tuple[str, ...] = ()
+    """What was wrong with the file and has been repaired, beyond what its source is known for:
+    rows left out, rows sorted. Each says where ("line 3: ..."), and is refused where the user asks
+    for a file without any."""
 
     @property
     def num_requests(self) -> int:
@@ -48,18 +53,24 @@ class RequestTrace:
 class TraceFormat(Protocol):
     """A file in this folder: a frozen pydantic model without fields."""
 
+    layout: ClassVar[str]
+    """What such a file looks like, for who has another: ``"CSV TIMESTAMP, ContextTokens"``."""
+
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether the file (or folder, then ``head`` is empty) is of this format, judged by its
         first 64 KiB (unpacked).
         """
         ...
 
-    def read(self, path: Path) -> RequestTrace:
-        """Read the whole trace.
+    def read(self, path: Path, data: bytes) -> RequestTrace:
+        """Read the whole trace. Rows that cannot be used are left out, rows out of order sorted.
+
+        Args:
+            data: the file's content, unpacked; empty of a folder.
 
         Raises:
-            UserError: if a row is broken (with its line), a time is NaN or unsorted, a length
-                negative, or there is no request.
+            UserError: if most rows are broken (with the first), the file is damaged, or there is no
+                request.
         """
         ...
 

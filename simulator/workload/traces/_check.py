@@ -13,6 +13,11 @@ from numpy.typing import NDArray
 from simulator.base.errors import UserError
 from simulator.workload.traces import RequestTrace, take_prefixes
 
+_MOST_UNUSABLE = 0.5
+"""Share of rows that may be left out; a file with more is rather of another layout."""
+_MOST_TOKENS = 2**40
+"""Of a prompt or an answer: what is more is a time or an id in the wrong column."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RawRequests:
@@ -30,11 +35,11 @@ class RawRequests:
     names: tuple[str, str, str]
     """Column names of time, input and output."""
     drops_empty: bool = False
-    """Whether rows of 0 tokens are known in this source and left out with a note, rather than
-    refused."""
+    """Whether rows of 0 tokens are known in this source (failed requests)."""
+    unusable: tuple[str, ...] = ()
+    """Of each row that could not be read where it stands and what is wrong with it."""
     sorts: bool = False
-    """Whether rows out of order are sorted with a note (measured starts), rather than refused (a
-    trace to replay)."""
+    """Whether rows out of order are known in this source (measured starts)."""
     prefix_block_tokens: int = 0
     prefix_starts: NDArray[np.int64] | None = None
     prefix_ids: NDArray[np.int64] | None = None
@@ -44,36 +49,36 @@ class RawRequests:
 def checked(raw: RawRequests) -> RequestTrace:
     """The trace, its times counted from the first request and its prefix blocks numbered from 0.
 
+    Rows whose time is not finite or that have fewer than 1 token are left out, rows out of order
+    sorted, and both counted in the notes; in :attr:`RequestTrace.repairs` too, unless the source is
+    known for them.
+
     Raises:
-        UserError: if there is no request, a length is below 1 (0 may be left out), a time is not
-            finite or goes back.
+        UserError: if there is no request, or most rows cannot be used.
     """
-    notes = list(raw.notes)
     time_s = np.zeros(len(raw.num_input)) if raw.time_s is None else raw.time_s
-    _refuse_rows(
-        raw, raw.names[0], time_s, ~np.isfinite(time_s), "must be a finite number of seconds"
-    )
-    keep = np.ones(len(time_s), bool)
-    for name, lengths in zip(raw.names[1:], (raw.num_input, raw.num_output), strict=True):
-        lowest = 0 if raw.drops_empty else 1
-        _refuse_rows(raw, name, lengths, lengths < lowest, f"must be at least {lowest} tokens")
-        keep &= lengths > 0
-    if not keep.all():
-        notes.append(f"{int((~keep).sum())} of {len(keep)} rows with 0 tokens left out")
-    order = np.flatnonzero(keep)
+    notes, repairs = list(raw.notes), []
+    wrong, problems = _unusable(raw, time_s)
+    num_rows = len(raw.unusable) + len(time_s)
+    num_wrong = len(raw.unusable) + int(wrong.sum())
+    if num_wrong:
+        also = f"; {num_wrong} of {num_rows} rows cannot be used" if num_wrong > 1 else ""
+        repairs.append(problems[0] + also)
+        if num_wrong > _MOST_UNUSABLE * num_rows:
+            raise UserError(f"{raw.path}, {repairs[0]}")
+        notes.append(f"{num_wrong} of {num_rows} rows left out; the first: {problems[0]}")
+    empty = ~wrong & ((raw.num_input == 0) | (raw.num_output == 0))
+    if empty.any():
+        notes.append(f"{int(empty.sum())} of {num_rows} rows with 0 tokens left out")
+    order = np.flatnonzero(~wrong & ~empty)
     if not len(order):
         raise UserError(f"{raw.path}: holds no request; a request trace has at least one")
     back = np.flatnonzero(np.diff(time_s[order]) < 0)
-    if len(back) and raw.sorts:
-        order = order[np.argsort(time_s[order], kind="stable")]
+    if len(back):
         notes.append(f"{len(back)} rows were out of order by {raw.names[0]} and have been sorted")
-    elif len(back):
-        row, before = order[back[0] + 1], order[back[0]]
-        earlier_s = time_s[before] - time_s[row]
-        raise UserError(
-            f"{raw.path}, {raw.line(int(row))}: {raw.names[0]} lies {earlier_s:.6g} s before that "
-            "of the row above; sort the rows by it"
-        )
+        if not raw.sorts:
+            repairs.append(_going_back(raw, time_s, order[back[0]], order[back[0] + 1]))
+        order = order[np.argsort(time_s[order], kind="stable")]
     starts, ids = np.zeros(0, np.int64), np.zeros(0, np.int64)
     if raw.prefix_starts is not None and raw.prefix_ids is not None:
         starts, ids = take_prefixes(raw.prefix_starts, raw.prefix_ids, order)
@@ -88,12 +93,34 @@ def checked(raw: RawRequests) -> RequestTrace:
         prefix_starts=starts,
         prefix_ids=ids,
         notes=tuple(notes),
+        repairs=tuple(repairs),
     )
 
 
-def _refuse_rows(
-    raw: RawRequests, name: str, values: NDArray[Any], wrong: NDArray[np.bool_], rule: str
-) -> None:
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        raise UserError(f"{raw.path}, {raw.line(row)}: {name} {rule}, got {values[row]}")
+def _unusable(raw: RawRequests, time_s: NDArray[np.float64]) -> tuple[NDArray[np.bool_], list[str]]:
+    """Which of the rows read cannot be used, and the first problem of each kind, those of rows not
+    read among them.
+    """
+    lowest = 0 if raw.drops_empty else 1
+    checks: list[tuple[str, NDArray[Any], NDArray[np.bool_], str]] = [
+        (raw.names[0], time_s, ~np.isfinite(time_s), "must be a finite number of seconds")
+    ]
+    for name, lengths in zip(raw.names[1:], (raw.num_input, raw.num_output), strict=True):
+        checks += [
+            (name, lengths, lengths < lowest, f"must be at least {lowest} tokens"),
+            (name, lengths, lengths > _MOST_TOKENS, f"must be at most {_MOST_TOKENS} tokens"),
+        ]
+    problems = list(raw.unusable[:1])
+    for name, values, wrong, rule in checks:
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            problems.append(f"{raw.line(row)}: {name} {rule}, got {values[row]}")
+    return np.any([wrong for _, _, wrong, _ in checks], axis=0), problems
+
+
+def _going_back(raw: RawRequests, time_s: NDArray[np.float64], before: int, row: int) -> str:
+    earlier_s = time_s[before] - time_s[row]
+    return (
+        f"{raw.line(int(row))}: {raw.names[0]} lies {earlier_s:.6g} s before that of the row above"
+        "; sort the rows by it"
+    )

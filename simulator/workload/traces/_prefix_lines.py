@@ -12,13 +12,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
 from simulator.workload.traces import RequestTrace
 from simulator.workload.traces._check import RawRequests, checked
-from simulator.workload.traces._columns import Kind, line_of, read_json_lines
-from simulator.workload.unpacking import json_keys, json_rows, unpacked
+from simulator.workload.traces._columns import read_json_lines
+from simulator.workload.traces._rows import Kind, Rows
+from simulator.workload.unpacking import head_of, json_keys, json_rows
 
 KEYS = {"timestamp", "input_length", "output_length"}
 
@@ -35,7 +35,7 @@ def has_blocks_of(head: bytes, block_tokens: int) -> bool:
 
 
 def read_prefix_lines(
-    path: Path, title: str, *, seconds_per_tick: float, block_tokens: int
+    path: Path, data: bytes, title: str, *, seconds_per_tick: float, block_tokens: int
 ) -> RequestTrace:
     """Read the whole file.
 
@@ -43,27 +43,25 @@ def read_prefix_lines(
         UserError: if a row is wrong, its ids do not fit the block size, or a millisecond is not
             whole.
     """
-    data = unpacked(path)
-    with_blocks = "hash_ids" in json_keys(data[:65_536])
+    with_blocks = "hash_ids" in json_keys(head_of(data))
     kinds: dict[str, Kind] = {"timestamp": "float", "input_length": "int", "output_length": "int"}
-    columns = read_json_lines(path, data, kinds | ({"hash_ids": "ids"} if with_blocks else {}))
-    timestamps = columns["timestamp"]
+    rows = read_json_lines(data, kinds | ({"hash_ids": "ids"} if with_blocks else {}))
+    columns, timestamps = rows.columns, rows.columns["timestamp"]
     fractional = timestamps != np.floor(timestamps)
     if seconds_per_tick != 1.0 and fractional.any():
         row = int(np.argmax(fractional))
         raise UserError(
-            f"{path}, line {line_of(data, row, 0)}: timestamp must be whole milliseconds in "
+            f"{path}, {rows.line(row)}: timestamp must be whole milliseconds in "
             f"a {title}, got {timestamps[row]}; multiply by 1000 if it is in seconds"
         )
     if with_blocks:
-        _check_blocks(
-            path, data, columns["input_length"], np.diff(columns["hash_ids_starts"]), block_tokens
-        )
+        _check_blocks(path, rows, block_tokens)
     return checked(
         RawRequests(
             path=path,
             title=title,
-            line=lambda row: f"line {line_of(data, row, 0)}",
+            line=rows.line,
+            unusable=rows.unusable,
             time_s=(timestamps - timestamps[:1]) * seconds_per_tick,
             num_input=columns["input_length"],
             num_output=columns["output_length"],
@@ -78,18 +76,14 @@ def read_prefix_lines(
     )
 
 
-def _check_blocks(
-    path: Path,
-    data: bytes,
-    num_input: NDArray[np.int64],
-    num_ids: NDArray[np.int64],
-    block_tokens: int,
-) -> None:
+def _check_blocks(path: Path, rows: Rows, block_tokens: int) -> None:
+    num_input = rows.columns["input_length"]
+    num_ids = np.diff(rows.columns["hash_ids_starts"])
     expected = -(-num_input // block_tokens)
     wrong = (num_ids != expected) & (num_input > 0)
     if wrong.any():
         row = int(np.argmax(wrong))
         raise UserError(
-            f"{path}, line {line_of(data, row, 0)}: {num_ids[row]} hash_ids for "
+            f"{path}, {rows.line(row)}: {num_ids[row]} hash_ids for "
             f"input_length {num_input[row]}; blocks of {block_tokens} tokens need {expected[row]}"
         )

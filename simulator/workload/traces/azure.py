@@ -8,12 +8,14 @@ ticks of 100 ns, with or without a zone. https://github.com/Azure/AzurePublicDat
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
 from simulator.workload.traces._check import RawRequests, checked
-from simulator.workload.traces._columns import Kind, line_of, read_csv
-from simulator.workload.unpacking import csv_header, unpacked
+from simulator.workload.traces._columns import read_csv
+from simulator.workload.traces._rows import Kind
+from simulator.workload.unpacking import csv_header
 
 _COLUMNS: dict[str, Kind] = {"TIMESTAMP": "clock", "ContextTokens": "int", "GeneratedTokens": "int"}
 
@@ -21,34 +23,36 @@ _COLUMNS: dict[str, Kind] = {"TIMESTAMP": "clock", "ContextTokens": "int", "Gene
 class Azure(Frozen):
     """Wall-clock arrivals, token counts, no prompts and no prefixes."""
 
+    layout: ClassVar[str] = "CSV TIMESTAMP, ContextTokens, GeneratedTokens"
+
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether the header names the three columns."""
         return set(_COLUMNS) <= set(csv_header(head))
 
-    def read(self, path: Path) -> RequestTrace:
+    def read(self, path: Path, data: bytes) -> RequestTrace:
         """Read the whole trace; images (LMM) count only through ``ContextTokens``, and a note says
         so.
         """
-        data = unpacked(path)
         has_images = "NumImages" in csv_header(data[:4096])
-        columns = read_csv(path, data, _COLUMNS | ({"NumImages": "int"} if has_images else {}))
+        rows = read_csv(path, data, _COLUMNS | ({"NumImages": "int"} if has_images else {}))
         notes: tuple[str, ...] = ()
-        if has_images and columns["NumImages"].any():
+        if has_images and rows.columns["NumImages"].any():
             notes = (
                 (
-                    f"{int((columns['NumImages'] > 0).sum())} requests carry images, "
+                    f"{int((rows.columns['NumImages'] > 0).sum())} requests carry images, "
                     "which count only through ContextTokens"
                 ),
             )
-        ticks_ns = columns["TIMESTAMP"]
+        ticks_ns = rows.columns["TIMESTAMP"]
         return checked(
             RawRequests(
                 path=path,
                 title="Azure LLM inference trace, CC-BY-4.0",
-                line=lambda row: f"line {line_of(data, row, 1)}",
+                line=rows.line,
+                unusable=rows.unusable,
                 time_s=(ticks_ns - ticks_ns[:1]) / 1e9,
-                num_input=columns["ContextTokens"],
-                num_output=columns["GeneratedTokens"],
+                num_input=rows.columns["ContextTokens"],
+                num_output=rows.columns["GeneratedTokens"],
                 names=("TIMESTAMP", "ContextTokens", "GeneratedTokens"),
                 notes=notes,
             )

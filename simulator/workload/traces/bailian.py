@@ -6,6 +6,7 @@ https://github.com/alibaba-edu/qwen-bailian-usagetraces-anon, Apache-2.0.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
@@ -18,10 +19,14 @@ class Bailian(Frozen):
     at their own times.
     """
 
+    layout: ClassVar[str] = "JSON lines chat_id, timestamp, input_length, output_length"
+
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether the keys fit, ``chat_id`` among them."""
         return json_keys(head) >= KEYS | {"chat_id"}
 
-    def read(self, path: Path) -> RequestTrace:
+    def read(self, path: Path, data: bytes) -> RequestTrace:
         """Read the whole trace."""
-        return read_prefix_lines(path, "Qwen-Bailian trace", seconds_per_tick=1.0, block_tokens=16)
+        return read_prefix_lines(
+            path, data, "Qwen-Bailian trace", seconds_per_tick=1.0, block_tokens=16
+        )

@@ -9,12 +9,14 @@ a note.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
 from simulator.workload.traces._check import RawRequests, checked
-from simulator.workload.traces._columns import Kind, line_of, read_csv
-from simulator.workload.unpacking import csv_header, unpacked
+from simulator.workload.traces._columns import read_csv
+from simulator.workload.traces._rows import Kind
+from simulator.workload.unpacking import csv_header
 
 _COLUMNS: dict[str, Kind] = {
     "Timestamp": "float",
@@ -26,22 +28,24 @@ _COLUMNS: dict[str, Kind] = {
 class BurstGPT(Frozen):
     """All models of the trace together, conversations and API calls alike."""
 
+    layout: ClassVar[str] = "CSV Timestamp, Request tokens, Response tokens"
+
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether the header names the columns."""
         return set(_COLUMNS) <= set(csv_header(head))
 
-    def read(self, path: Path) -> RequestTrace:
+    def read(self, path: Path, data: bytes) -> RequestTrace:
         """Read the whole trace."""
-        data = unpacked(path)
-        columns = read_csv(path, data, _COLUMNS)
+        rows = read_csv(path, data, _COLUMNS)
         return checked(
             RawRequests(
                 path=path,
                 title="BurstGPT trace",
-                line=lambda row: f"line {line_of(data, row, 1)}",
-                time_s=columns["Timestamp"],
-                num_input=columns["Request tokens"],
-                num_output=columns["Response tokens"],
+                line=rows.line,
+                unusable=rows.unusable,
+                time_s=rows.columns["Timestamp"],
+                num_input=rows.columns["Request tokens"],
+                num_output=rows.columns["Response tokens"],
                 names=("Timestamp", "Request tokens", "Response tokens"),
                 drops_empty=True,
             )

@@ -7,12 +7,14 @@ https://github.com/microsoft/vidur (MIT), https://github.com/project-etalon/etal
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
 from simulator.workload.traces._check import RawRequests, checked
-from simulator.workload.traces._columns import Kind, line_of, read_csv
-from simulator.workload.unpacking import csv_header, unpacked
+from simulator.workload.traces._columns import read_csv
+from simulator.workload.traces._rows import Kind
+from simulator.workload.unpacking import csv_header
 
 _COLUMNS: dict[str, Kind] = {"num_prefill_tokens": "int", "num_decode_tokens": "int"}
 
@@ -20,23 +22,25 @@ _COLUMNS: dict[str, Kind] = {"num_prefill_tokens": "int", "num_decode_tokens": "
 class Lengths(Frozen):
     """Pairs of lengths; arrivals must come from an arrival process."""
 
+    layout: ClassVar[str] = "CSV num_prefill_tokens, num_decode_tokens"
+
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether the header names the two columns and no arrival time."""
         header = set(csv_header(head))
         return set(_COLUMNS) <= header and "arrived_at" not in header
 
-    def read(self, path: Path) -> RequestTrace:
+    def read(self, path: Path, data: bytes) -> RequestTrace:
         """Read all pairs."""
-        data = unpacked(path)
-        columns = read_csv(path, data, _COLUMNS)
+        rows = read_csv(path, data, _COLUMNS)
         return checked(
             RawRequests(
                 path=path,
                 title="request lengths",
-                line=lambda row: f"line {line_of(data, row, 1)}",
+                line=rows.line,
+                unusable=rows.unusable,
                 time_s=None,
-                num_input=columns["num_prefill_tokens"],
-                num_output=columns["num_decode_tokens"],
+                num_input=rows.columns["num_prefill_tokens"],
+                num_output=rows.columns["num_decode_tokens"],
                 names=("", "num_prefill_tokens", "num_decode_tokens"),
             )
         )

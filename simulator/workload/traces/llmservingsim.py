@@ -8,12 +8,13 @@ layout and are not read.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
 from simulator.workload.traces._check import RawRequests, checked
-from simulator.workload.traces._columns import line_of, read_json_lines
-from simulator.workload.unpacking import json_keys, unpacked
+from simulator.workload.traces._columns import read_json_lines
+from simulator.workload.unpacking import head_of, json_keys
 
 _LENGTHS = {"input_toks", "output_toks"}
 
@@ -23,18 +24,18 @@ class LLMServingSim(Frozen):
     order of completion.
     """
 
+    layout: ClassVar[str] = "JSON lines arrival_time_ns (or arrival_time), input_toks, output_toks"
+
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether the keys fit, with either unit of time."""
         keys = json_keys(head)
         return keys >= _LENGTHS and bool(keys & {"arrival_time_ns", "arrival_time"})
 
-    def read(self, path: Path) -> RequestTrace:
+    def read(self, path: Path, data: bytes) -> RequestTrace:
         """Read the whole trace."""
-        data = unpacked(path)
-        is_workload = "arrival_time_ns" in json_keys(data[:65_536])
+        is_workload = "arrival_time_ns" in json_keys(head_of(data))
         time_name = "arrival_time_ns" if is_workload else "arrival_time"
-        columns = read_json_lines(
-            path,
+        rows = read_json_lines(
             data,
             {
                 time_name: "int" if is_workload else "float",
@@ -42,15 +43,16 @@ class LLMServingSim(Frozen):
                 "output_toks": "int",
             },
         )
-        times = columns[time_name]
+        times = rows.columns[time_name]
         return checked(
             RawRequests(
                 path=path,
                 title="LLMServingSim workload" if is_workload else "LLMServingSim benchmark log",
-                line=lambda row: f"line {line_of(data, row, 0)}",
+                line=rows.line,
+                unusable=rows.unusable,
                 time_s=(times - times[:1]) / 1e9 if is_workload else times,
-                num_input=columns["input_toks"],
-                num_output=columns["output_toks"],
+                num_input=rows.columns["input_toks"],
+                num_output=rows.columns["output_toks"],
                 names=(time_name, "input_toks", "output_toks"),
                 sorts=not is_workload,
             )

@@ -7,6 +7,7 @@ https://github.com/kvcache-ai/Mooncake, FAST'25 release, Apache-2.0. Also what A
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
@@ -19,6 +20,8 @@ _BLOCK_TOKENS = 512
 class Mooncake(Frozen):
     """Arrivals in whole milliseconds, with prefix blocks of 512 tokens or none."""
 
+    layout: ClassVar[str] = "JSON lines timestamp, input_length, output_length and perhaps hash_ids"
+
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether the keys fit and the blocks are not those of 16 tokens that other sources use."""
         keys = json_keys(head)
@@ -27,8 +30,8 @@ class Mooncake(Frozen):
         )
         return keys >= KEYS and not is_of_another_source
 
-    def read(self, path: Path) -> RequestTrace:
+    def read(self, path: Path, data: bytes) -> RequestTrace:
         """Read the whole trace."""
         return read_prefix_lines(
-            path, "Mooncake trace", seconds_per_tick=1e-3, block_tokens=_BLOCK_TOKENS
+            path, data, "Mooncake trace", seconds_per_tick=1e-3, block_tokens=_BLOCK_TOKENS
         )

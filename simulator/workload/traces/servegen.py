@@ -17,17 +17,17 @@ import re
 import tarfile
 import zlib
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
+from simulator.base.reading import read_text
 from simulator.workload.renewal import fill_window
 from simulator.workload.traces import RequestTrace
 from simulator.workload.traces._check import RawRequests, checked
-from simulator.workload.unpacking import unpacked
 
 _MEMBER = re.compile(r"chunk-(\d+)-(trace\.csv|dataset\.json)$")
 _SEED = zlib.crc32(b"servegen")
@@ -56,6 +56,8 @@ class ServeGen(Frozen):
     drawn independently.
     """
 
+    layout: ClassVar[str] = "a folder or tar of chunk-N-trace.csv and chunk-N-dataset.json"
+
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether a folder holds, or an archive begins with, files of the two kinds."""
         if path.is_dir():
@@ -65,9 +67,9 @@ class ServeGen(Frozen):
             and re.search(rb"chunk-\d+-(trace\.csv|dataset\.json)\x00", head) is not None
         )
 
-    def read(self, path: Path) -> RequestTrace:
+    def read(self, path: Path, data: bytes) -> RequestTrace:
         """Draw the requests of every client and merge them."""
-        texts = _texts(path)
+        texts = _texts(path, data)
         clients = sorted({client for client, _ in texts})
         times: list[NDArray[np.float64]] = []
         inputs: list[NDArray[np.int64]] = []
@@ -103,16 +105,18 @@ class ServeGen(Frozen):
         )
 
 
-def _texts(path: Path) -> dict[tuple[int, str], str]:
+def _texts(path: Path, data: bytes) -> dict[tuple[int, str], str]:
     found: dict[tuple[int, str], str] = {}
     if path.is_dir():
         for child in path.iterdir():
             if match := _MEMBER.fullmatch(child.name):
-                found[int(match[1]), match[2]] = child.read_text(encoding="utf-8")
+                found[int(match[1]), match[2]] = read_text(child)
         return found
     try:
-        with tarfile.open(fileobj=io.BytesIO(unpacked(path))) as archive:
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
             for member in archive:
+                if member.size > len(data):  # a sparse member is as long as its header says
+                    raise UserError(f"{path}: {member.name} claims more than the archive holds")
                 content = archive.extractfile(member) if member.isfile() else None
                 if content is not None and (match := _MEMBER.search(member.name)):
                     found[int(match[1]), match[2]] = content.read().decode("utf-8")

@@ -4,17 +4,17 @@ TEXT}, ...]}``.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
+from simulator.base.reading import parse_json
 from simulator.workload.traces import RequestTrace
 from simulator.workload.traces._check import RawRequests, checked
 from simulator.workload.traces._text import APPROXIMATION, estimated_tokens
-from simulator.workload.unpacking import unpacked
 
 
 class ShareGPT(Frozen):
@@ -24,16 +24,15 @@ class ShareGPT(Frozen):
     The file has text only, so lengths are estimated and a note says so.
     """
 
+    layout: ClassVar[str] = "a JSON list of conversations"
+
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether it is a JSON list of conversations."""
         return head.lstrip().startswith(b"[") and b'"conversations"' in head and b'"value"' in head
 
-    def read(self, path: Path) -> RequestTrace:
+    def read(self, path: Path, data: bytes) -> RequestTrace:
         """Read all conversations of at least two turns."""
-        try:
-            entries = json.loads(unpacked(path))
-        except ValueError as error:
-            raise UserError(f"{path}: not valid JSON: {error}") from None
+        entries = parse_json(data, str(path))
         texts: list[tuple[str, str]] = []
         for number, entry in enumerate(entries, start=1):
             try:

@@ -7,12 +7,14 @@ Vidur's ``splitwise_conv`` and ``splitwise_code`` are the Azure 2023 traces row 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
 from simulator.workload.traces._check import RawRequests, checked
-from simulator.workload.traces._columns import Kind, line_of, read_csv
-from simulator.workload.unpacking import csv_header, unpacked
+from simulator.workload.traces._columns import read_csv
+from simulator.workload.traces._rows import Kind
+from simulator.workload.unpacking import csv_header
 
 _COLUMNS: dict[str, Kind] = {
     "arrived_at": "float",
@@ -24,22 +26,24 @@ _COLUMNS: dict[str, Kind] = {
 class Splitwise(Frozen):
     """Arrivals in seconds and token counts."""
 
+    layout: ClassVar[str] = "CSV arrived_at, num_prefill_tokens, num_decode_tokens"
+
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether the header names the three columns."""
         return set(_COLUMNS) <= set(csv_header(head))
 
-    def read(self, path: Path) -> RequestTrace:
+    def read(self, path: Path, data: bytes) -> RequestTrace:
         """Read the whole trace."""
-        data = unpacked(path)
-        columns = read_csv(path, data, _COLUMNS)
+        rows = read_csv(path, data, _COLUMNS)
         return checked(
             RawRequests(
                 path=path,
                 title="Splitwise trace",
-                line=lambda row: f"line {line_of(data, row, 1)}",
-                time_s=columns["arrived_at"],
-                num_input=columns["num_prefill_tokens"],
-                num_output=columns["num_decode_tokens"],
+                line=rows.line,
+                unusable=rows.unusable,
+                time_s=rows.columns["arrived_at"],
+                num_input=rows.columns["num_prefill_tokens"],
+                num_output=rows.columns["num_decode_tokens"],
                 names=("arrived_at", "num_prefill_tokens", "num_decode_tokens"),
             )
         )

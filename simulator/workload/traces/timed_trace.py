@@ -8,6 +8,7 @@ read as such.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
@@ -17,6 +18,8 @@ from simulator.workload.unpacking import json_keys
 
 class TimedTrace(Frozen):
     """Arrivals in seconds, with prefix blocks of 16 tokens."""
+
+    layout: ClassVar[str] = "JSON lines timestamp, input_length, output_length, hash_ids"
 
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether the keys fit and only blocks of 16 tokens explain the number of ids."""
@@ -28,6 +31,8 @@ class TimedTrace(Frozen):
             and not has_blocks_of(head, 512)
         )
 
-    def read(self, path: Path) -> RequestTrace:
+    def read(self, path: Path, data: bytes) -> RequestTrace:
         """Read the whole trace."""
-        return read_prefix_lines(path, "vLLM timed trace", seconds_per_tick=1.0, block_tokens=16)
+        return read_prefix_lines(
+            path, data, "vLLM timed trace", seconds_per_tick=1.0, block_tokens=16
+        )

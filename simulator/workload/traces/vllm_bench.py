@@ -8,16 +8,17 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
+from simulator.base.reading import parse_json
 from simulator.workload.traces import RequestTrace
 from simulator.workload.traces._check import RawRequests, checked
-from simulator.workload.unpacking import json_keys, unpacked
+from simulator.workload.unpacking import json_keys
 
 
 class VllmBench(Frozen):
@@ -29,6 +30,8 @@ class VllmBench(Frozen):
     tokens) are left out with a note.
     """
 
+    layout: ClassVar[str] = "JSON request_rate, num_prompts, input_lens, output_lens"
+
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether it is one JSON object with the keys that every such result has."""
         return head.lstrip().startswith(b"{") and json_keys(head) >= {
@@ -37,16 +40,13 @@ class VllmBench(Frozen):
             "total_input_tokens",
         }
 
-    def read(self, path: Path) -> RequestTrace:
+    def read(self, path: Path, data: bytes) -> RequestTrace:
         """Read all requests.
 
         Raises:
             UserError: also if the file lacks the lists that ``--save-detailed`` adds.
         """
-        try:
-            result = json.loads(unpacked(path))
-        except ValueError as error:
-            raise UserError(f"{path}: not valid JSON: {error}") from None
+        result = parse_json(data, str(path))
         num_input = _numbers(path, result, "input_lens", None)
         num_output = _numbers(path, result, "output_lens", len(num_input))
         concurrency = (

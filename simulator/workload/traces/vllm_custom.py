@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from simulator.base.frozen import Frozen
 from simulator.workload.traces import RequestTrace
 from simulator.workload.traces._check import RawRequests, checked
-from simulator.workload.traces._columns import line_of, read_json_lines
+from simulator.workload.traces._columns import read_json_lines
 from simulator.workload.traces._text import APPROXIMATION, estimated_tokens
-from simulator.workload.unpacking import json_keys, unpacked
+from simulator.workload.unpacking import json_keys
 
 
 class VllmCustom(Frozen):
     """Prompts as text (their tokens are estimated, with a note) and the exact tokens of each
     answer; no arrival times.
     """
+
+    layout: ClassVar[str] = "JSON lines prompt, output_tokens"
 
     def recognises(self, path: Path, head: bytes) -> bool:
         """Whether the first line has a prompt and none of the counts that other formats have."""
@@ -29,25 +32,25 @@ class VllmCustom(Frozen):
             "request_rate",
         }
 
-    def read(self, path: Path) -> RequestTrace:
+    def read(self, path: Path, data: bytes) -> RequestTrace:
         """Read all prompts.
 
         Raises:
             UserError: also if a line lacks ``output_tokens``: how long an answer will be cannot be
                 told from its prompt.
         """
-        data = unpacked(path)
-        columns = read_json_lines(path, data, {"prompt": "text", "output_tokens": "int"})
+        rows = read_json_lines(data, {"prompt": "text", "output_tokens": "int"})
         return checked(
             RawRequests(
                 path=path,
                 title="vLLM custom data set",
-                line=lambda row: f"line {line_of(data, row, 0)}",
+                line=rows.line,
+                unusable=rows.unusable,
                 time_s=None,
                 num_input=np.array(
-                    [estimated_tokens(prompt) for prompt in columns["prompt"]], np.int64
+                    [estimated_tokens(prompt) for prompt in rows.columns["prompt"]], np.int64
                 ),
-                num_output=columns["output_tokens"],
+                num_output=rows.columns["output_tokens"],
                 names=("", "prompt", "output_tokens"),
                 notes=(f"prompt {APPROXIMATION}",),
             )

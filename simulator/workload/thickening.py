@@ -1,0 +1,77 @@
+"""More requests on a recording's own time axis: a sampled day at the rate of the whole, with the
+day's shape.
+
+Compressing time (``rate_scale``) raises the rate too, but makes the day's slow changes fast ones; a
+service that has an hour to grow then has minutes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.workload.traces import RequestTrace, take_prefixes
+
+_NEIGHBOURS = 64
+"""Recorded requests around a moment that one drawn for it may be like: enough to mix lengths, and
+few minutes of any trace published."""
+
+
+def thicken(trace: RequestTrace, factor: float, rng: np.random.Generator) -> RequestTrace:
+    """The trace with ``factor`` times as many requests: the recorded ones, and ones drawn between
+    them.
+
+    Between any two recorded arrivals equally many are drawn in the mean, so that the rate of any
+    stretch of time grows alike. Each has the lengths of a recorded request near it in time; of its
+    prefix blocks it shares those that recorded requests share. A larger factor draws what a smaller
+    one draws, and more.
+
+    Args:
+        factor: at least 1.
+    """
+    recorded = trace.num_requests
+    added = round((factor - 1) * recorded)
+    if not added:
+        return trace
+    moment, choice = rng.random((added, 2)).T
+    place = moment * (recorded - 1)
+    drawn_s = np.interp(place, np.arange(recorded), trace.arrival_s)
+    near = min(_NEIGHBOURS, recorded)
+    first = np.clip(place.astype(np.int64) - near // 2, 0, recorded - near)
+    like = first + (choice * near).astype(np.int64)
+    arrival_s = np.concatenate([trace.arrival_s, drawn_s])
+    order = np.argsort(arrival_s, kind="stable")
+    source = np.concatenate([np.arange(recorded), like])[order]
+    starts, ids = _prefixes(trace, source, order >= recorded)
+    note = (
+        f"thickened {factor:g} times: {added} of {added + recorded} requests are drawn from "
+        "recorded ones near in time"
+    )
+    return replace(
+        trace,
+        arrival_s=arrival_s[order],
+        num_input=trace.num_input[source],
+        num_output=trace.num_output[source],
+        prefix_starts=starts,
+        prefix_ids=ids,
+        notes=(*trace.notes, note),
+    )
+
+
+def _prefixes(
+    trace: RequestTrace, source: NDArray[np.int64], is_drawn: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Blocks of the requests: a drawn one has blocks of its own where the one that it is like has
+    them alone.
+    """
+    if not trace.prefix_block_tokens:
+        return trace.prefix_starts, trace.prefix_ids
+    starts, ids = take_prefixes(trace.prefix_starts, trace.prefix_ids, source)
+    of_drawn = np.repeat(is_drawn, np.diff(starts))
+    num_ids = int(ids.max(initial=-1)) + 1
+    uses = np.bincount(ids[~of_drawn], minlength=num_ids)
+    own = of_drawn & (uses[ids] == 1)
+    ids[own] = num_ids + np.arange(int(own.sum()))
+    return starts, ids

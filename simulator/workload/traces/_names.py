@@ -1,0 +1,83 @@
+"""What logs call the three things that a request trace needs, written without capitals, spaces and
+signs: ``Prompt Tokens``, ``promptTokens`` and ``usage.prompt_tokens`` are one name.
+
+From the responses of OpenAI, Anthropic and Gemini, from the logs of LiteLLM, OpenRouter, Langfuse
+and Helicone, from OpenTelemetry's ``gen_ai`` attributes and OpenInference, and from benchmark tools
+(vLLM, SGLang, genai-perf, AIPerf).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from simulator.workload.traces._times import split_unit
+
+_ARRIVAL = (
+    *("arrival", "arrivaltime", "arrivedat", "arrivaltimestamp", "requestarrivaltime"),
+    *("requesttime", "requesttimestamp", "requestcreatedat", "requeststarttime", "requeststart"),
+    *("receivedat", "receivedtime", "starttime", "starttimestamp", "startedat", "start"),
+    *("timestamp", "timestamputc", "createdat", "created", "creationtime", "submittedat"),
+    *("sendtime", "senttime", "sentat", "eventtime", "loggedat", "datetime", "ts", "time", "date"),
+)
+_INPUT = (
+    *("prompttokens", "inputtokens", "numprompttokens", "numinputtokens", "contexttokens"),
+    *("requesttokens", "querytokens", "prefilltokens", "numprefilltokens", "nprompttokens"),
+    *("prompttokencount", "inputtokencount", "tokenspromptcount", "llmtokencountprompt"),
+    *("tokensprompt", "tokensinput", "tokensin", "inputtoks", "prompttoks", "numinput"),
+    *("inputlength", "promptlength", "inputlen", "promptlen", "inputsequencelength", "isl"),
+)
+_OUTPUT = (
+    *("completiontokens", "outputtokens", "numcompletiontokens", "numoutputtokens"),
+    *("generatedtokens", "numgeneratedtokens", "responsetokens", "decodetokens"),
+    *("numdecodetokens", "candidatestokencount", "completiontokencount", "outputtokencount"),
+    *("llmtokencountcompletion", "tokenscompletion", "tokensoutput", "tokensout", "outputtoks"),
+    *("numoutput", "outputlength", "completionlength", "responselength", "outputlen"),
+    *("completionlen", "outputsequencelength", "osl"),
+)
+EXAMPLES = {
+    "arrival": "timestamp, arrival_time, created_at, startTime",
+    "prompt tokens": "prompt_tokens, input_tokens, context_tokens, input_length",
+    "output tokens": "completion_tokens, output_tokens, generated_tokens, output_length",
+}
+"""For who has named them otherwise; all are in the module."""
+_SIGNS = re.compile(r"[\W_]+")
+
+
+class Names(NamedTuple):
+    """What a file's columns are called; ``None`` where there is none of a kind."""
+
+    arrival: str | None
+    num_input: str | None
+    num_output: str | None
+
+    def __str__(self) -> str:
+        """What was found and what was not, in words."""
+        pairs = zip(EXAMPLES.items(), self, strict=True)
+        return ", ".join(
+            f"{what}: '{name}'" if name else f"{what}: none, such as {examples}"
+            for (what, examples), name in pairs
+        )
+
+
+def find_names(columns: Iterable[str]) -> Names:
+    """The columns that a log's name stands for; of several the one that is listed first.
+
+    >>> find_names(["id", "startTime", "usage.prompt_tokens", "Completion Tokens"])
+    Names(arrival='startTime', num_input='usage.prompt_tokens', num_output='Completion Tokens')
+    """
+    listed = list(columns)
+    plain = {_plain(name): name for name in reversed(listed)}
+    last = {_plain(name.rsplit(".", 1)[-1]): name for name in reversed(listed)}
+    known = last | plain
+    bare = {_plain(split_unit(name)[0]): name for name in reversed(listed)}
+    return Names(_first(_ARRIVAL, bare | known), _first(_INPUT, known), _first(_OUTPUT, known))
+
+
+def _plain(name: str) -> str:
+    return _SIGNS.sub("", name).lower()
+
+
+def _first(wanted: tuple[str, ...], known: dict[str, str]) -> str | None:
+    return next((known[name] for name in wanted if name in known), None)

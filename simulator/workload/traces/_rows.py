@@ -1,0 +1,206 @@
+"""Read named values from a table row by row: slower than Arrow, and able to say which row cannot be
+used and why.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.base.errors import UserError
+
+Kind = Literal["int", "float", "clock", "time", "ids", "text"]
+"""``clock``: wall-clock time, given as nanoseconds since 1970. ``time``: as it stands in the file,
+for :func:`~simulator.workload.traces._times.read_times`. ``ids``: a list of block ids in each row,
+given as two columns, ``NAME`` (all ids) and ``NAME_starts`` (``[N + 1]``)."""
+Columns = dict[str, NDArray[Any]]
+_WORDS = {
+    "int": "a whole number",
+    "float": "a finite number",
+    "clock": "a UTC time such as 2023-11-16 18:15:46.6805900",
+    "time": "a time",
+    "ids": "a list of whole numbers",
+    "text": "a text",
+}
+_DTYPES: dict[Kind, Any] = {"float": np.float64, "text": object, "time": object}
+UTC = re.compile(r"(Z|\+00:00)$")
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d{1,9})?")
+_Row = tuple[int, dict[str, Any] | str]
+"""Line in the file, and its values by name or why there are none."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a file that can be used."""
+
+    columns: Columns
+    line: Callable[[int], str]
+    """Where the ``i``-th of them stands in the file: ``"line 7"``."""
+    unusable: tuple[str, ...] = ()
+    """Of each row that is left out where it stands and what is wrong with it."""
+
+    def without(self, wrong: NDArray[np.bool_], problem: Callable[[int], str]) -> Rows:
+        """The rows that are not wrong, of columns with one entry a row.
+
+        Args:
+            wrong: ``[N]``.
+            problem: what is wrong with the ``i``-th row.
+        """
+        kept = np.flatnonzero(~wrong)
+        new = tuple(f"{self.line(i)}: {problem(i)}" for i in np.flatnonzero(wrong).tolist())
+        return Rows(
+            {name: values[kept] for name, values in self.columns.items()},
+            lambda row: self.line(int(kept[row])),
+            self.unusable + new,
+        )
+
+
+def csv_rows(path: Path, data: bytes) -> Iterator[_Row]:
+    """The rows of a CSV file, by the names in its first line.
+
+    Raises:
+        UserError: if it is not UTF-8 text, or a quotation does not end.
+    """
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8") from None
+    reader = csv.reader(io.StringIO(text, newline=""))
+    header: list[str] = []
+    try:
+        for row in reader:
+            if not row or (len(row) == 1 and not row[0].strip()):
+                continue
+            if not header:
+                header = [name.strip() for name in row]
+            elif len(row) != len(header):
+                yield (
+                    reader.line_num,
+                    f"has {len(row)} columns, the header has {len(header)}",
+                )
+            else:
+                yield reader.line_num, dict(zip(header, row, strict=True))
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: not valid CSV: {error}") from None
+
+
+def json_objects(data: bytes) -> Iterator[_Row]:
+    """The objects of JSON lines."""
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield number, f"not valid JSON: {error}"
+            continue
+        is_object = isinstance(row, dict)
+        yield number, row if is_object else f"must hold a JSON object, found a {_type(row)}"
+
+
+def _type(value: Any) -> str:
+    return type(value).__name__
+
+
+def gather(rows: Iterable[_Row], kinds: dict[str, Kind]) -> Rows:
+    """Columns of the values named in ``kinds``; a row that lacks one, or has one of another kind,
+    is left out.
+    """
+    found: dict[str, list[Any]] = {name: [] for name in kinds}
+    lines: list[int] = []
+    unusable: list[str] = []
+    for number, row in rows:
+        values = row if isinstance(row, str) else _values(row, kinds)
+        if isinstance(values, str):
+            unusable.append(f"line {number}: {values}")
+            continue
+        lines.append(number)
+        for name, value in zip(kinds, values, strict=True):
+            found[name].append(value)
+    columns: Columns = {}
+    for name, kind in kinds.items():
+        if kind == "ids":
+            columns[f"{name}_starts"] = np.concatenate(
+                ([0], np.cumsum([len(ids) for ids in found[name]], dtype=np.int64))
+            )
+            columns[name] = _dense([block for ids in found[name] for block in ids])
+        else:
+            columns[name] = np.array(found[name], _DTYPES.get(kind, np.int64))
+    return Rows(columns, lambda row: f"line {lines[row]}", tuple(unusable))
+
+
+def _values(row: dict[str, Any], kinds: dict[str, Kind]) -> list[Any] | str:
+    """The row's values, or what is wrong with one."""
+    values = []
+    for name, kind in kinds.items():
+        try:
+            value = _lookup(row, name)
+        except (KeyError, TypeError):
+            return f"missing {name}; it must be {_WORDS[kind]}"
+        try:
+            values.append(_value(value, kind))
+        except (ValueError, TypeError, AttributeError, OverflowError):
+            shown = f"'{value}'" if isinstance(value, str) else json.dumps(value)
+            return f"{name} must be {_WORDS[kind]}, got {shown[:60]}"
+    return values
+
+
+def _lookup(row: dict[str, Any], name: str) -> Any:
+    """A value by its name, or by the names of a table and of the value in it (``usage.tokens``)."""
+    if name in row:
+        return row[name]
+    table, _, key = name.partition(".")
+    return row[table][key]
+
+
+def _value(value: Any, kind: Kind) -> Any:
+    if isinstance(value, bool):
+        raise TypeError
+    if kind == "text":
+        return value + ""
+    if kind == "time":
+        return str(value).strip() if isinstance(value, str | int | float) else value + ""
+    if kind == "clock":
+        moment = UTC.sub("", value.strip())
+        if not _MOMENT.fullmatch(moment):
+            raise ValueError
+        return int(np.datetime64(moment, "ns").astype(np.int64))
+    if kind == "ids":
+        return [
+            _whole(block) for block in (value.split() if isinstance(value, str) else list(value))
+        ]
+    if kind == "int":
+        return int(np.int64(_whole(value)))
+    number = float(value)
+    if not np.isfinite(number):
+        raise ValueError
+    return number
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        try:
+            return int(value)
+        except ValueError:
+            value = float(value)
+    if not float(value).is_integer():
+        raise ValueError
+    return int(value)
+
+
+def _dense(ids: list[int]) -> NDArray[np.int64]:
+    """Ids renumbered from 0 in order of appearance (they may be hashes wider than 64 bits)."""
+    number: dict[int, int] = {}
+    return np.array([number.setdefault(block, len(number)) for block in ids], np.int64)

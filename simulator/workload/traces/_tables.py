@@ -1,0 +1,92 @@
+"""Read named columns from CSV or Parquet, whichever the first bytes say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.base import parquet
+from simulator.base.errors import UserError
+from simulator.workload.traces._arrow import arrow
+from simulator.workload.traces._columns import read_csv
+from simulator.workload.traces._rows import Columns, Kind, Rows
+from simulator.workload.unpacking import csv_header
+
+_LONGEST_TIME = 64
+"""Characters of a time; in Parquet one text can stand in a million rows."""
+
+
+def column_names(path: Path, head: bytes) -> tuple[str, ...]:
+    """Names in the header of a CSV file, or in the schema of a Parquet file; none where it is
+    neither.
+
+    Args:
+        head: as :func:`~simulator.workload.unpacking.head_of` gives it.
+    """
+    if not head.startswith(parquet.MAGIC):
+        return csv_header(head)
+    return parquet.column_names(head, str(path))
+
+
+def read_table(path: Path, data: bytes, kinds: dict[str, Kind]) -> Rows:
+    """The columns named in ``kinds``; rows that lack a value are left out.
+
+    Raises:
+        UserError: if the file is damaged, or a column of a Parquet file is of another kind.
+    """
+    if not data.startswith(parquet.MAGIC):
+        return read_csv(path, data, kinds)
+    table = parquet.read_columns(data, list(kinds), str(path))
+    missing = {name: table.column(name).is_null().to_numpy() for name in kinds}
+    is_whole = ~np.any(list(missing.values()), axis=0)
+    unusable = tuple(
+        f"row {row + 1}: {next(name for name in kinds if missing[name][row])} has no value"
+        for row in np.flatnonzero(~is_whole).tolist()
+    )
+    kept = np.flatnonzero(is_whole)
+    if unusable:
+        table = table.filter(arrow().array(is_whole))
+    columns: Columns = {}
+    for name, kind in kinds.items():
+        columns |= _column(path, name, kind, table.column(name))
+    return Rows(columns, lambda row: f"row {kept[row] + 1}", unusable)
+
+
+def _column(path: Path, name: str, kind: Kind, column: Any) -> Columns:
+    if kind == "time":
+        return {name: _times(path, name, column)}
+    pa = arrow()
+    types = {"int": pa.int64(), "float": pa.float64(), "ids": pa.list_(pa.int64())}
+    try:
+        column = column.cast(types[kind])
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise UserError(
+            f"{path}: column {name} must "
+            f"hold {'lists of whole' if kind == 'ids' else kind} numbers: {error}"
+        ) from None
+    if kind != "ids":
+        return {name: column.to_numpy()}
+    ids = [np.asarray(chunk.flatten().to_numpy(zero_copy_only=False)) for chunk in column.chunks]
+    counts = [np.diff(chunk.offsets.to_numpy()) for chunk in column.chunks]
+    ends = np.cumsum(np.concatenate([np.zeros(0, np.int64), *counts]))
+    return {
+        name: np.concatenate([np.zeros(0, np.int64), *ids]),
+        f"{name}_starts": np.concatenate([[0], ends]).astype(np.int64),
+    }
+
+
+def _times(path: Path, name: str, column: Any) -> NDArray[Any]:
+    """Numbers, moments (``datetime64``) or texts."""
+    pa, types = arrow(), arrow("types")
+    if types.is_dictionary(column.type):
+        different = pa.concat_arrays([chunk.dictionary for chunk in column.chunks])
+        lengths = arrow("compute").utf8_length(different)
+        if (arrow("compute").max(lengths).as_py() or 0) > _LONGEST_TIME:
+            raise UserError(f"{path}: column {name} holds long texts, and must hold times")
+        column = column.cast(pa.string())
+    elif types.is_date(column.type):
+        column = column.cast(pa.timestamp("ms"))
+    return np.asarray(column.to_numpy())

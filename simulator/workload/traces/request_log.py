@@ -1,0 +1,93 @@
+"""Anybody's log of requests: CSV, Parquet or JSON lines with columns for the arrival, the prompt's
+tokens and the output's tokens, under the names that logs use.
+
+Times are ISO 8601, or seconds, milliseconds, microseconds or nanoseconds, and a note says as what
+they were read. Without times there are lengths only. Asked last: what has a format of its own is
+read by that.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from simulator.base.errors import UserError
+from simulator.base.frozen import Frozen
+from simulator.workload.traces import RequestTrace
+from simulator.workload.traces._check import RawRequests, checked
+from simulator.workload.traces._columns import read_json_lines
+from simulator.workload.traces._names import EXAMPLES, Names, find_names
+from simulator.workload.traces._rows import Kind, Rows
+from simulator.workload.traces._tables import column_names, read_table
+from simulator.workload.traces._times import RULE, read_times
+from simulator.workload.unpacking import head_of, json_rows
+
+
+class RequestLog(Frozen):
+    """Arrivals and token counts, found by what their columns are called."""
+
+    layout: ClassVar[str] = "CSV, Parquet or JSON lines with " + "; ".join(
+        f"{what} ({examples})" for what, examples in EXAMPLES.items()
+    )
+
+    def recognises(self, path: Path, head: bytes) -> bool:
+        """Whether there are columns of prompt and of output tokens."""
+        names = names_in(path, head)
+        return names.num_input is not None and names.num_output is not None
+
+    def read(self, path: Path, data: bytes) -> RequestTrace:
+        """Read the whole log."""
+        arrival, num_input, num_output = names_in(path, head_of(data))
+        if num_input is None or num_output is None:
+            raise UserError(f"{path}: has no columns of prompt and output tokens")
+        kinds: dict[str, Kind] = {num_input: "int", num_output: "int"}
+        if arrival is not None:
+            kinds[arrival] = "time"
+        is_json = data.lstrip().startswith(b"{")
+        rows = read_json_lines(data, kinds) if is_json else read_table(path, data, kinds)
+        time_s, note = None, "no column of arrival times: lengths only"
+        if arrival is not None:
+            times = rows.columns[arrival]
+            time_s, note = read_times(times, arrival)
+            is_no_time = np.isnan(time_s)
+            rows = rows.without(is_no_time, lambda row: f"{arrival} {RULE}, got '{times[row]}'")
+            time_s = time_s[~is_no_time]
+        return checked(_raw(path, rows, time_s, (arrival or "", num_input, num_output), note))
+
+
+def _raw(
+    path: Path,
+    rows: Rows,
+    time_s: np.typing.NDArray[np.float64] | None,
+    names: tuple[str, str, str],
+    note: str,
+) -> RawRequests:
+    return RawRequests(
+        path=path,
+        title="request log",
+        line=rows.line,
+        unusable=rows.unusable,
+        time_s=time_s,
+        num_input=rows.columns[names[1]],
+        num_output=rows.columns[names[2]],
+        names=names,
+        notes=(f"prompt tokens from {names[1]}, output tokens from {names[2]}; {note}",),
+    )
+
+
+def names_in(path: Path, head: bytes) -> Names:
+    """The columns that a file has of the three; the values of a JSON line may lie in a table
+    (``usage.prompt_tokens``).
+    """
+    objects = json_rows(head)[:1]
+    if not objects:
+        return find_names(column_names(path, head))
+    inner = [
+        f"{key}.{name}"
+        for key, value in objects[0].items()
+        if isinstance(value, dict)
+        for name in value
+    ]
+    return find_names([*objects[0], *inner])
