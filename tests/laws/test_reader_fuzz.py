@@ -2,8 +2,11 @@
 bytes changed.
 """
 
+import gzip
 import io
 import json
+import lzma
+import tarfile
 import zipfile
 
 import numpy as np
@@ -20,8 +23,10 @@ from simulator.config.calibration import read_calibration
 from simulator.config.ffn import MoE
 from simulator.policies.routing.replay import Replay
 from simulator.validation.tables import read_table
+from simulator.workload.reading import read_trace
 from tests.cases import cases
 from tests.unit.torch_files import torch_members
+from tests.unit.trace_texts import BENCH
 
 LARGEST = 3000
 FOLDERS = ("workloads/models", "cluster_configs/accelerators")
@@ -121,6 +126,39 @@ RECORDINGS = {
 MOE = MoE(kind="moe", num_experts=4, top_k=2, intermediate_size=1)
 
 
+def parquet_bytes(**columns):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    file = io.BytesIO()
+    parquet.write_table(pa.table(columns), file)
+    return file.getvalue()
+
+
+MOONCAKE = {"timestamp": 7, "input_length": 20, "output_length": 1, "hash_ids": [1]}
+LOG = b"created_at,prompt_tokens,completion_tokens\n2024-01-01T00:00:00Z,5,6\n1704067200,7,8\n"
+SERVEGEN = {
+    "chunk-0-trace.csv": b"0,0.01,1.5,Gamma,1,1\n600,0.02,1,,,\n",
+    "chunk-0-dataset.json": b'{"0": {"input_tokens": "{5: 0.5, 9: 0.5}", "output_tokens": "{3: 1}"}}',
+}
+TRACES = {
+    "log.csv": LOG,
+    "log.csv.gz": gzip.compress(LOG),
+    "log.csv.xz": lzma.compress(LOG),
+    "azure.csv": b"TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.68,3,4\n" * 2,
+    "table.csv": b"arrival_s,num_input,num_output,prefix_block_tokens,prefix_ids\n5,20,1,16,0 1\n",
+    "log.jsonl": b'{"created": 1, "usage": {"prompt_tokens": 5, "completion_tokens": 6}}\n' * 3,
+    "mooncake.jsonl": json.dumps(MOONCAKE).encode() + b"\n",
+    "bench.json": json.dumps(BENCH).encode(),
+    "texts.json": b'[{"conversations": [{"value": "why"}, {"value": "because"}]}]',
+}
+"""Small request traces, one for each way of reading."""
+
+
+def read_any(path):
+    assert read_trace(path).num_requests
+
+
 def replay(path):
     router = Replay(trace=str(path)).prepare(MOE, 2, np.random.default_rng(0))
     router.topk_ids(1, np.array([3, 2]), np.random.default_rng(0))
@@ -158,6 +196,10 @@ def damaged(draw, content):
 def read(reader, path, content):
     """Read the content, or be told in one line which file is wrong."""
     path.write_bytes(content)
+    check_refusal(reader, path)
+
+
+def check_refusal(reader, path):
     refusal = None
     try:
         reader(path)
@@ -223,3 +265,41 @@ def test_a_damaged_recording(name, data, folder):
     else:
         new = data.draw(damaged(content))
     read(replay, folder / name, new)
+
+
+@pytest.mark.parametrize("name", TRACES)
+@cases(50)
+@given(data=st.data())
+def test_a_damaged_trace(name, data, folder):
+    read(read_any, folder / name, data.draw(damaged(TRACES[name])))
+
+
+@cases(40)
+@given(data=st.data(), member=st.sampled_from(sorted(SERVEGEN)), is_folder=st.booleans())
+def test_a_damaged_archive_of_clients(data, member, is_folder, folder):
+    contents = {**SERVEGEN, member: data.draw(damaged(SERVEGEN[member]))}
+    clients = folder / "clients"
+    clients.mkdir(exist_ok=True)
+    for name, content in contents.items():
+        (clients / name).write_bytes(content)
+    if is_folder:
+        check_refusal(read_any, clients)
+        return
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name in contents:
+            archive.add(clients / name, name)
+    content = file.getvalue()
+    damage = data.draw(st.booleans())
+    read(read_any, folder / "clients.tar", data.draw(damaged(content)) if damage else content)
+
+
+@cases(60)
+@given(data=st.data())
+def test_a_damaged_parquet_file(data, folder):
+    trace = parquet_bytes(
+        ts=["2024-01-01", "2024-01-02"], prompt_tokens=[1, 2], output_tokens=[3, 4]
+    )
+    read(read_any, folder / "log.parquet", data.draw(damaged(trace)))
+    ids = parquet_bytes(token=[0, 0, 0, 0], layer=[0, 0, 1, 1], expert=[0, 1, 2, 3])
+    read(replay, folder / "ids.parquet", data.draw(damaged(ids)))

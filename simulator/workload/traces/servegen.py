@@ -32,6 +32,8 @@ from simulator.workload.traces._check import RawRequests, checked
 _MEMBER = re.compile(r"chunk-(\d+)-(trace\.csv|dataset\.json)$")
 _SEED = zlib.crc32(b"servegen")
 """Reading a file takes no seed and must give the same requests each time."""
+_MOST_DRAWN = 50_000_000
+"""Requests of all clients together; the largest published day has 30 million."""
 
 
 class _Window(NamedTuple):
@@ -71,6 +73,7 @@ class ServeGen(Frozen):
         """Draw the requests of every client and merge them."""
         texts = _texts(path, data)
         clients = sorted({client for client, _ in texts})
+        expected = 0.0
         times: list[NDArray[np.float64]] = []
         inputs: list[NDArray[np.int64]] = []
         outputs: list[NDArray[np.int64]] = []
@@ -80,6 +83,12 @@ class ServeGen(Frozen):
                     raise UserError(f"{path}: client {client} has no chunk-{client}-{kind}")
             windows = _windows(f"{path}, chunk-{client}-trace.csv", texts[client, "trace.csv"])
             pdfs = _pdfs(f"{path}, chunk-{client}-dataset.json", texts[client, "dataset.json"])
+            expected += _expected(windows)
+            if not expected <= _MOST_DRAWN:
+                raise UserError(
+                    f"{path}: the rates of client {client} and those before it mean "
+                    f"{expected:.3g} requests, and {_MOST_DRAWN:,} are the most; lower them"
+                )
             _draw_client(
                 windows, pdfs, np.random.default_rng([_SEED, client]), times, inputs, outputs
             )
@@ -195,6 +204,19 @@ def _pdf(text: str) -> _Pdf:
     return _Pdf(pairs[:, 0].astype(np.int64), cumulative / cumulative[-1])
 
 
+def _durations_s(windows: list[_Window]) -> list[float]:
+    """Seconds of each window: up to the next, the last as long as the first."""
+    starts = [window.start_s for window in windows]
+    between = [after - before for before, after in itertools.pairwise(starts)]
+    return [*between, between[0] if between else 600.0][: len(windows)]
+
+
+def _expected(windows: list[_Window]) -> float:
+    """Requests that a client's windows mean."""
+    lasting = zip(windows, _durations_s(windows), strict=True)
+    return sum(window.rate_per_s * duration_s for window, duration_s in lasting)
+
+
 def _draw_client(
     windows: list[_Window],
     pdfs: list[tuple[float, _Pdf, _Pdf]],
@@ -206,15 +228,8 @@ def _draw_client(
     """Add one client's requests. A window's lengths come from the last table that starts no later
     than it.
     """
-    length_s = windows[1].start_s - windows[0].start_s if len(windows) > 1 else 600.0
-    ends = (
-        [window.start_s for window in windows[1:]] + [windows[-1].start_s + length_s]
-        if windows
-        else []
-    )
     starts = np.array([start for start, _, _ in pdfs])
-    for window, end_s in zip(windows, ends, strict=True):
-        duration_s = end_s - window.start_s
+    for window, duration_s in zip(windows, _durations_s(windows), strict=True):
         if not window.rate_per_s or not pdfs:
             continue
         drawn = window.start_s + fill_window(

@@ -1,0 +1,222 @@
+"""Logs as people have them: columns by many names, times in many units, rows out of order and rows
+that cannot be used.
+"""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from simulator import cli
+from simulator.base.errors import UserError
+from simulator.workload.requests import read_trace
+from simulator.workload.traces._names import find_names
+from simulator.workload.traces._times import read_times, split_unit
+from tests.unit.trace_texts import AZURE, lines, read, written
+
+HEADER = "timestamp,prompt_tokens,completion_tokens"
+MOMENT_S = 1_700_000_000
+
+
+def log(*times, header=HEADER):
+    return "\n".join([header, *(f"{time},{n + 10},{n + 1}" for n, time in enumerate(times))])
+
+
+@pytest.mark.parametrize(
+    ("times", "read_as"),
+    [
+        (["2023-11-14T22:13:20Z", "2023-11-14T22:13:21.5Z"], "times in UTC"),
+        (["2023-11-14 22:13:20", "2023-11-14 22:13:21.500000"], "times in UTC"),
+        (["2023-11-15T00:13:20+02:00", "2023-11-14T22:13:21.5+00:00"], "times in UTC"),
+        ([MOMENT_S, MOMENT_S + 1.5], "seconds since 1970"),
+        ([MOMENT_S * 1000, MOMENT_S * 1000 + 1500], "milliseconds since 1970"),
+        ([MOMENT_S * 10**6, MOMENT_S * 10**6 + 1_500_000], "microseconds since 1970"),
+        ([MOMENT_S * 10**9, MOMENT_S * 10**9 + 1_500_000_000], "nanoseconds since 1970"),
+        ([0.0, 1.5], "seconds; name it timestamp_ms"),
+    ],
+)
+def test_times_are_recognised_and_the_note_says_as_what(tmp_path, times, read_as):
+    trace = read(tmp_path, log(*times))
+    assert trace.arrival_s.tolist() == [0, 1.5]
+    assert trace.num_input.tolist() == [10, 11]
+    assert trace.num_output.tolist() == [1, 2]
+    (note,) = trace.notes
+    assert f"timestamp read as {read_as}" in note
+    assert ("2023-11-14T22:13:20" in note) == ("1970" in read_as or "UTC" in read_as)
+
+
+def test_a_unit_in_the_name_goes_before_what_a_number_looks_like(tmp_path):
+    for name, per_second in (("arrival_ms", 1e3), ("start_time_us", 1e6), ("createdNanos", 1e9)):
+        header = HEADER.replace("timestamp", name)
+        trace = read(tmp_path, log(0, int(1.5 * per_second), header=header))
+        assert trace.arrival_s.tolist() == [0, 1.5]
+        assert split_unit(name)[1] is not None
+
+
+def test_nanoseconds_keep_their_last_digits():
+    first = MOMENT_S * 10**9
+    seconds, _ = read_times(np.array([str(first), str(first + 1)], object), "ts")
+    assert seconds[1] - seconds[0] == pytest.approx(1e-9, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "timestamp,prompt_tokens,completion_tokens",
+        "created_at,input_tokens,output_tokens",
+        "arrival_time,context_tokens,generated_tokens",
+        "startTime,promptTokens,completionTokens",
+        "Request Time,Request Tokens,Response Tokens",
+        "ts,input_length,output_length",
+        "created_at,tokens_prompt,tokens_completion",
+        "start_time,gen_ai.usage.input_tokens,gen_ai.usage.output_tokens",
+        "start_time,llm.token_count.prompt,llm.token_count.completion",
+        "time,promptTokenCount,candidatesTokenCount",
+        "timestamp,ContextTokens,GeneratedTokens",
+        "arrived_at,num_prefill_tokens,num_output_tokens",
+    ],
+)
+def test_columns_go_by_the_names_that_logs_use(tmp_path, header):
+    trace = read(tmp_path, log(3.0, 4.5, header=header))
+    assert trace.arrival_s.tolist() == [0, 1.5]
+    assert trace.num_input.tolist() == [10, 11]
+    assert trace.num_output.tolist() == [1, 2]
+
+
+def test_of_several_times_the_arrival_is_taken():
+    names = find_names(["end_time", "time", "arrival_time", "total_tokens", "input_tokens"])
+    assert names == ("arrival_time", "input_tokens", None)
+
+
+def test_parquet_and_json_lines_hold_the_same_log(tmp_path):
+    import pandas as pd
+
+    wanted = read(tmp_path, log("2023-11-14T22:13:20Z", "2023-11-14T22:13:21.5Z"))
+    table = {"prompt_tokens": [10, 11], "completion_tokens": [1, 2]}
+    texts = ["2023-11-14T22:13:20Z", "2023-11-14T22:13:21.5Z"]
+    moments = pd.to_datetime(texts, format="ISO8601")
+    for times in (moments, moments.tz_localize(None), texts):
+        pd.DataFrame({"created_at": times, **table}).to_parquet(tmp_path / "log.parquet")
+        found = read_trace(tmp_path / "log.parquet")
+        assert found.arrival_s.tolist() == wanted.arrival_s.tolist()
+        assert found.num_input.tolist() == wanted.num_input.tolist()
+    nested = [
+        {"created": MOMENT_S + n * 1.5, "usage": {"prompt_tokens": 10 + n, "completion_tokens": 1}}
+        for n in range(2)
+    ]
+    found = read(tmp_path, lines(nested))
+    assert found.arrival_s.tolist() == [0, 1.5]
+    assert found.num_input.tolist() == [10, 11]
+
+
+def test_a_log_without_times_has_lengths_only(tmp_path):
+    trace = read(tmp_path, "prompt_tokens,completion_tokens\n5,6\n")
+    assert not trace.has_arrivals
+    assert "lengths only" in trace.notes[0]
+
+
+BROKEN = "\n".join(
+    [
+        HEADER,
+        f"{MOMENT_S + 9},10,1",
+        f"{MOMENT_S},20,2",
+        "soon,30,3",
+        f"{MOMENT_S + 5},,4",
+        f"{MOMENT_S + 5},50",
+        f"{MOMENT_S + 5},60,6",
+        f"{MOMENT_S + 6},70,7",
+        f"{MOMENT_S + 7},0,8",
+        f"{MOMENT_S + 8},90,9",
+    ]
+)
+
+
+def test_unusable_rows_are_left_out_and_counted_and_the_others_sorted(tmp_path):
+    trace = read(tmp_path, BROKEN)
+    assert trace.arrival_s.tolist() == [0, 5, 6, 8, 9]
+    assert trace.num_input.tolist() == [20, 60, 70, 90, 10]
+    assert trace.notes[1:] == (
+        "4 of 9 rows left out; the first: line 5: prompt_tokens must be a whole number, got ''",
+        "1 rows were out of order by timestamp and have been sorted",
+    )
+    with pytest.raises(UserError, match=r"trace, line 5: prompt_tokens .* 4 of 9 rows cannot"):
+        read(tmp_path, BROKEN, strict=True)
+
+
+@pytest.mark.parametrize("text", [AZURE + "\n2023-11-16 18:15:46.6805900,374,44\n" * 3])
+def test_every_format_leaves_out_what_cannot_be_used(tmp_path, text):
+    trace = read(tmp_path, text + "2023-11-16 18:15:40,3,x\n")
+    assert trace.num_requests == 3
+    assert len(trace.repairs) == 1
+    rows = [{"timestamp": n, "input_length": 5, "output_length": 1} for n in (7, 9, 8)]
+    trace = read(tmp_path, lines(rows) + '{"timestamp": 10, "input_le')
+    assert trace.arrival_s.tolist() == [0, 0.001, 0.002]
+    assert len(trace.repairs) == 2
+
+
+def test_a_file_of_mostly_unusable_rows_is_refused(tmp_path):
+    text = log("16/Nov/2023", "17/Nov/2023", "18/Nov/2023", MOMENT_S)
+    with pytest.raises(UserError) as refusal:
+        read(tmp_path, text)
+    assert "line 2: timestamp must be an ISO 8601 time, or a number of" in str(refusal.value)
+    assert "got '16/Nov/2023'; 4 of 4 rows cannot be used" in str(refusal.value)
+
+
+def test_an_unknown_header_is_refused_with_what_is_known_and_what_was_found(tmp_path):
+    with pytest.raises(UserError) as refusal:
+        read(tmp_path, "when,prompt_tokens,answer\n1,2,3\n")
+    message = str(refusal.value)
+    assert "arrival: none, such as timestamp" in message
+    assert "prompt tokens: 'prompt_tokens'" in message
+    assert "output tokens: none, such as completion_tokens" in message
+    assert "azure: CSV TIMESTAMP, ContextTokens, GeneratedTokens" in message
+    assert "mooncake: JSON lines timestamp" in message
+    assert len(message.splitlines()) == 1
+
+
+def run(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr("sys.argv", ["moesim", *map(str, arguments)])
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as stopped:
+        code = stopped.code
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_trace_info_tells_the_hours_and_strict_refuses(tmp_path, monkeypatch, capsys):
+    path = written(tmp_path, BROKEN)
+    assert run(monkeypatch, capsys, "trace", "info", "--strict", path)[0] == 2
+    code, out, _ = run(monkeypatch, capsys, "trace", "info", "--json", path)
+    found = json.loads(out)
+    assert code == 0
+    assert found["busiest_hour"] == {"start_s": 0, "num_requests": 5, "rate_per_s": 5 / 9}
+    assert "4 of 9 rows left out" in found["notes"][1]
+    times = [*range(0, 3600, 1200), *range(3600, 10800, 100), 10800]
+    written(tmp_path, log(*times))
+    found = json.loads(run(monkeypatch, capsys, "trace", "info", "--json", path)[1])
+    assert found["requests_by_hour"] == [3, 36, 36, 1]
+    assert found["busiest_hour"]["start_s"] == 3600
+    assert found["busiest_hour"]["rate_per_s"] == pytest.approx(0.01)
+
+
+def test_convert_prints_what_was_left_out(tmp_path, monkeypatch, capsys):
+    path, target = written(tmp_path, BROKEN), tmp_path / "clean.csv"
+    code, _, err = run(monkeypatch, capsys, "trace", "convert", path, target)
+    assert code == 0
+    assert "note: 4 of 9 rows left out" in err
+    assert read_trace(target, strict=True).num_requests == 5
+    assert run(monkeypatch, capsys, "trace", "convert", "--strict", path, target)[0] == 2
+
+
+def test_a_packed_file_is_opened_and_unpacked_once(tmp_path, monkeypatch):
+    path = written(tmp_path, gzip.compress(log(*range(1000)).encode()))
+    opened = []
+    monkeypatch.setattr(
+        gzip, "GzipFile", lambda *a, own=gzip.GzipFile, **k: opened.append(1) or own(*a, **k)
+    )
+    assert read_trace(Path(path)).num_requests == 1000
+    assert len(opened) == 1
