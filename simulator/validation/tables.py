@@ -4,7 +4,7 @@ them and not by their names.
 
 from __future__ import annotations
 
-import zlib
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 
 from simulator.base.errors import UserError
+from simulator.base.reading import open_file
+from simulator.base.unpacking import unpack
 
 ENDINGS = (".csv", ".csv.gz", ".parquet")
 """Of files to write, which say their format by it; read is whatever a file holds."""
@@ -57,7 +59,7 @@ class Table:
 
 def format_of(path: Path) -> Format:
     """What a file holds, by its first bytes; the name may say something else."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         first = file.read(4)
     return "Parquet" if first == _PARQUET else "gzipped CSV" if first.startswith(_GZIP) else "CSV"
 
@@ -71,32 +73,16 @@ def read_table(path: Path, most_rows: int | None = None) -> Table:
     Raises:
         UserError: if there is no such file, it cannot be read as what it is, or it has no rows.
     """
-    if not path.exists():
-        raise UserError(f"{path}: no such file")
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; name a file in it")
-    what: Format | Literal["a table"] = "a table"
+    what, data = format_of(path), io.BytesIO(unpack(path))
     try:
-        what = format_of(path)
         if what == "Parquet":
-            texts = pd.read_parquet(path)
+            texts = pd.read_parquet(data)
             texts = texts if most_rows is None else texts.head(most_rows)
         else:
-            packing: Literal["gzip"] | None = "gzip" if what == "gzipped CSV" else None
             texts = pd.read_csv(
-                path,
-                dtype=str,
-                keep_default_na=False,
-                encoding="utf-8-sig",
-                nrows=most_rows,
-                compression=packing,
+                data, dtype=str, keep_default_na=False, encoding="utf-8-sig", nrows=most_rows
             )
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        zlib.error,
-    ) as error:  # pandas' and pyarrow's own errors are ValueErrors
+    except (OSError, ValueError) as error:  # pandas' and pyarrow's own errors are ValueErrors
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: cannot be read as {what}: {reason}") from error
     if what != "Parquet" and not isinstance(
@@ -106,22 +92,16 @@ def read_table(path: Path, most_rows: int | None = None) -> Table:
     if texts.empty:
         raise UserError(f"{path}: has no rows, read as {what}")
     texts.columns = [str(name).strip() for name in texts.columns]
-    if twice := _twice(list(texts.columns) if what == "Parquet" else _header(path, what)):
+    if twice := _twice(list(texts.columns) if what == "Parquet" else _header(data)):
         raise UserError(f"{path}: two columns are called '{twice}'; rename one")
     return Table(texts, values_of(texts))
 
 
-def _header(path: Path, what: Format) -> list[str]:
+def _header(data: io.BytesIO) -> list[str]:
     """The first line's names as they stand there: pandas would tell equal ones apart by numbers."""
-    packing: Literal["gzip"] | None = "gzip" if what == "gzipped CSV" else None
+    data.seek(0)
     first = pd.read_csv(
-        path,
-        dtype=str,
-        keep_default_na=False,
-        encoding="utf-8-sig",
-        nrows=1,
-        header=None,
-        compression=packing,
+        data, dtype=str, keep_default_na=False, encoding="utf-8-sig", nrows=1, header=None
     )
     return [str(name).strip() for name in first.iloc[0]]
 

@@ -37,7 +37,7 @@ def test_help_lists_columns_of_every_family(moesim):
         (("kernels", "gemm", "text.parquet"), ["text.parquet", "has no rows, read as CSV"]),
         (("kernels", "gemm", "long.csv"), ["long.csv", "rows have more cells than the first line"]),
         (("kernels", "gemm", "torn.csv"), ["torn.csv", "cannot be read as Parquet"]),
-        (("kernels", "gemm", "torn.csv.gz"), ["torn.csv.gz", "cannot be read as gzipped CSV"]),
+        (("kernels", "gemm", "torn.csv.gz"), ["torn.csv.gz", "not a whole packed file"]),
         (("kernels", "gemm", "latin.csv"), ["latin.csv", "cannot be read as CSV"]),
         (
             ("serving", "gemm.csv"),
