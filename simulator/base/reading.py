@@ -195,23 +195,27 @@ def _refuse_absurd(value: Any, largest: int | None) -> None:
     """Refuse what would break those who use the value: by levels, not by recursion."""
     level = [("", value)]
     for _ in range(_DEEPEST):
-        level = [child for name, node in level for child in _children(name, node)]
-        for name, node in level:
-            if largest is not None and type(node) is int and not -largest <= node < largest:
+        inner = []
+        for name, child in (pair for parent in level for pair in _entries(*parent)):
+            if isinstance(child, dict | list):
+                inner.append((name, child))
+            elif largest is not None and type(child) is int and not -largest <= child < largest:
                 raise _RefusedError(
                     f"{shorten(name)} must be a whole number of at most 64 bits, "
-                    f"got {shorten(str(node))}"
+                    f"got {shorten(str(child))}"
                 )
-        level = [(name, node) for name, node in level if isinstance(node, dict | list)]
-        if not level:
+        if not inner:
             return
+        level = inner
     raise _RefusedError(f"is nested deeper than {_DEEPEST} levels")
 
 
-def _children(name: str, node: Any) -> list[tuple[str, Any]]:
+def _entries(name: str, node: Any) -> Iterator[tuple[str, Any]]:
+    """What a table or list holds, an entry of a list under the list's name."""
     if isinstance(node, dict):
-        return [(str(key), child) for key, child in node.items()]
-    return [(name, child) for child in node] if isinstance(node, list) else []
+        yield from ((str(key), child) for key, child in node.items())
+    elif isinstance(node, list):
+        yield from ((name, child) for child in node)
 
 
 def read_text(path: Path) -> str:

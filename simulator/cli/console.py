@@ -92,12 +92,6 @@ def print_rows(rows: dict[str, str]) -> None:
             out.print(row.append(line, "not bold"), soft_wrap=True, highlight=False)
 
 
-def print_notes(notes: Iterable[str]) -> None:
-    """What a user should know of the input, on standard error."""
-    for note in notes:
-        err.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
-
-
 def plain(value: object) -> str:
     """A value as a person reads it."""
     if isinstance(value, bool):

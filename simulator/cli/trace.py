@@ -98,7 +98,7 @@ def _write_trace(source: str, seed: int | None, target: Path, strict: bool) -> N
     with console.whole_file(target) as partial:
         trace = _load_trace(source, seed, strict)
         write_table(trace, partial)
-    console.print_notes(trace.notes)
+    console.say_notes(trace.notes)
     console.err.print(
         f"{trace.num_requests:,} requests: {target}", highlight=False, soft_wrap=True, markup=False
     )

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import ConfigDict, Field
+
 from simulator.base.frozen import Frozen, Policy
 from simulator.base.quantities import Duration, Factor, Requests, Seconds, Thickening
 
@@ -48,6 +50,8 @@ class NamedWorkloadSpec(GeneratorSpec):
 
 class WorkloadSpec(Frozen):
     """The ``[workload]`` table of a scenario."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     requests: str | dict[str, Any]
     """A shipped name, a path relative to the scenario's folder, or a :class:`GeneratorSpec`

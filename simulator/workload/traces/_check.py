@@ -57,28 +57,9 @@ def checked(raw: RawRequests) -> RequestTrace:
         UserError: if there is no request, or most rows cannot be used.
     """
     time_s = np.zeros(len(raw.num_input)) if raw.time_s is None else raw.time_s
-    notes, repairs = list(raw.notes), []
-    wrong, problems = _unusable(raw, time_s)
-    num_rows = len(raw.unusable) + len(time_s)
-    num_wrong = len(raw.unusable) + int(wrong.sum())
-    if num_wrong:
-        also = f"; {num_wrong} of {num_rows} rows cannot be used" if num_wrong > 1 else ""
-        repairs.append(problems[0] + also)
-        if num_wrong > _MOST_UNUSABLE * num_rows:
-            raise UserError(f"{raw.path}, {repairs[0]}")
-        notes.append(f"{num_wrong} of {num_rows} rows left out; the first: {problems[0]}")
-    empty = ~wrong & ((raw.num_input == 0) | (raw.num_output == 0))
-    if empty.any():
-        notes.append(f"{int(empty.sum())} of {num_rows} rows with 0 tokens left out")
-    order = np.flatnonzero(~wrong & ~empty)
-    if not len(order):
-        raise UserError(f"{raw.path}: holds no request; a request trace has at least one")
-    back = np.flatnonzero(np.diff(time_s[order]) < 0)
-    if len(back):
-        notes.append(f"{len(back)} rows were out of order by {raw.names[0]} and have been sorted")
-        if not raw.sorts:
-            repairs.append(_going_back(raw, time_s, order[back[0]], order[back[0] + 1]))
-        order = order[np.argsort(time_s[order], kind="stable")]
+    notes: list[str] = list(raw.notes)
+    repairs: list[str] = []
+    order = _in_order(raw, time_s, _usable_rows(raw, time_s, notes, repairs), notes, repairs)
     starts, ids = np.zeros(0, np.int64), np.zeros(0, np.int64)
     if raw.prefix_starts is not None and raw.prefix_ids is not None:
         starts, ids = take_prefixes(raw.prefix_starts, raw.prefix_ids, order)
@@ -95,6 +76,28 @@ def checked(raw: RawRequests) -> RequestTrace:
         notes=tuple(notes),
         repairs=tuple(repairs),
     )
+
+
+def _usable_rows(
+    raw: RawRequests, time_s: NDArray[np.float64], notes: list[str], repairs: list[str]
+) -> NDArray[np.int64]:
+    """Numbers of the rows that are requests; what is left out is added to the notes and repairs."""
+    wrong, problems = _unusable(raw, time_s)
+    num_rows = len(raw.unusable) + len(time_s)
+    num_wrong = len(raw.unusable) + int(wrong.sum())
+    if num_wrong:
+        also = f"; {num_wrong} of {num_rows} rows cannot be used" if num_wrong > 1 else ""
+        repairs.append(problems[0] + also)
+        if num_wrong > _MOST_UNUSABLE * num_rows:
+            raise UserError(f"{raw.path}, {repairs[0]}")
+        notes.append(f"{num_wrong} of {num_rows} rows left out; the first: {problems[0]}")
+    empty = ~wrong & ((raw.num_input == 0) | (raw.num_output == 0))
+    if empty.any():
+        notes.append(f"{int(empty.sum())} of {num_rows} rows with 0 tokens left out")
+    rows = np.flatnonzero(~wrong & ~empty)
+    if not len(rows):
+        raise UserError(f"{raw.path}: holds no request; a request trace has at least one")
+    return rows
 
 
 def _unusable(raw: RawRequests, time_s: NDArray[np.float64]) -> tuple[NDArray[np.bool_], list[str]]:
@@ -118,9 +121,22 @@ def _unusable(raw: RawRequests, time_s: NDArray[np.float64]) -> tuple[NDArray[np
     return np.any([wrong for _, _, wrong, _ in checks], axis=0), problems
 
 
-def _going_back(raw: RawRequests, time_s: NDArray[np.float64], before: int, row: int) -> str:
-    earlier_s = time_s[before] - time_s[row]
-    return (
-        f"{raw.line(int(row))}: {raw.names[0]} lies {earlier_s:.6g} s before that of the row above"
-        "; sort the rows by it"
-    )
+def _in_order(
+    raw: RawRequests,
+    time_s: NDArray[np.float64],
+    rows: NDArray[np.int64],
+    notes: list[str],
+    repairs: list[str],
+) -> NDArray[np.int64]:
+    """The rows by their times; that some were not is added to the notes and repairs."""
+    back = np.flatnonzero(np.diff(time_s[rows]) < 0)
+    if not len(back):
+        return rows
+    notes.append(f"{len(back)} rows were out of order by {raw.names[0]} and have been sorted")
+    if not raw.sorts:
+        before, row = int(rows[back[0]]), int(rows[back[0] + 1])
+        repairs.append(
+            f"{raw.line(row)}: {raw.names[0]} lies {time_s[before] - time_s[row]:.6g} s before "
+            "that of the row above; sort the rows by it"
+        )
+    return rows[np.argsort(time_s[rows], kind="stable")]
