@@ -54,19 +54,20 @@ def run(
         results = run_scenario(loaded, path, fidelity, tick)  # type: ignore[arg-type]
         tick("writing the report", 0, None)
         write(results, folder, render)
+    notes = [*results.run["workload"]["notes"], *results.run["notes"]]
     if as_json:
         summary = json.loads(results.summary.to_json(orient="records", double_precision=15))
         console.emit(
             {
                 "folder": str(folder),
                 "verdict": results.run["verdict"],
-                "notes": results.run["notes"],
+                "notes": notes,
                 "summary": summary,
             }
         )
     else:
         print_run(results)
-    console.say_notes([*results.run["workload"]["notes"], *results.run["notes"]])
+    console.say_notes(notes)
     console.err.print(
         f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True, markup=False
     )

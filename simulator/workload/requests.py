@@ -128,10 +128,10 @@ def _recorded(path: Path, spec: WorkloadSpec, seed: int, where: str) -> RequestT
         return trace
     if spec.arrivals is not None or not trace.has_arrivals or trace.concurrency is not None:
         _refuse_thickening(spec, where)
-    if trace.num_requests * spec.thickening > _MOST_REQUESTS:
+    if trace.num_requests * spec.thickening > MOST_REQUESTS:
         raise UserError(
             f"{where}: thickening {trace.num_requests} requests {spec.thickening:g} times makes "
-            f"more than {_MOST_REQUESTS}; lower thickening"
+            f"more than {MOST_REQUESTS}; lower thickening"
         )
     return thicken(trace, spec.thickening, open_stream(seed, "thickening"))
 
