@@ -234,9 +234,7 @@ def _comparison(results: Any, width: int) -> Iterator[Text]:
             for value, currency in zip(values, currencies, strict=True)
         ]
         if any(value == value for value in values):
-            rows.append(
-                (METRICS[key].label, cells, winners(key, values) if len(set(cells)) > 1 else set())
-            )
+            rows.append((METRICS[key].label, cells, winners(key, values, is_open=results.is_open)))
     label_width = max(len(label) for label, _, _ in rows)
     widths = [max(len(cells[number]) for _, cells, _ in rows) + 3 for number in range(len(names))]
     first = 0

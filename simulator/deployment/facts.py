@@ -35,6 +35,8 @@ def facts_of(plan: DeploymentPlan) -> dict[str, Any]:
         "dispatch": _dispatch_text(plan),
         "topology": policy_text(plan.cluster.topology),
         "scheduling": policy_text({**plan.spec.scheduling, **plan.rules._asdict()}),
+        "max_sequences": plan.rules.max_sequences,
+        "token_budget": plan.rules.token_budget,
         "balancing": policy_text(plan.spec.balancing),
         "weight_dtype": _weights_text(plan),
         "pruning": policy_text(plan.spec.pruning.model_dump()) if plan.spec.pruning else None,

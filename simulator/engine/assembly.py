@@ -11,7 +11,13 @@ from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.fast import LOG_COLUMNS
 from simulator.engine.pool import Pool
 from simulator.engine.probe import probe
-from simulator.results.tables import NUM_GAP_BINS, STEP_COLUMNS, DeploymentRecord, Gaps
+from simulator.results.tables import (
+    ADMISSION_LIMITS,
+    NUM_GAP_BINS,
+    STEP_COLUMNS,
+    DeploymentRecord,
+    Gaps,
+)
 
 _COUNTS = {
     "prefill_tokens": "int64",
@@ -39,6 +45,9 @@ def make_record(
         own = []
         for replica in pool.replicas:
             log = pd.DataFrame(replica.log(), columns=list(LOG_COLUMNS))
+            log["limited_by"] = pd.Categorical.from_codes(
+                log["limited_by"].astype("int8"), pd.Index(ADMISSION_LIMITS)
+            )
             log.insert(0, "replica", number)
             log.insert(1, "pool", name)
             own.append(log)

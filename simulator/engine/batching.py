@@ -24,7 +24,17 @@ from simulator.engine.blocks import (
     take,
 )
 from simulator.engine.state import Clock, Limits, Ranks, Requests
-from simulator.results.tables import GAP_BINS_PER_DECADE, NUM_GAP_BINS, SHORTEST_GAP_S
+from simulator.results.tables import (
+    ADMISSION_LIMITS,
+    GAP_BINS_PER_DECADE,
+    NUM_GAP_BINS,
+    SHORTEST_GAP_S,
+)
+
+_MAX_SEQUENCES, _KV_CACHE, _TOKEN_BUDGET, _HELD_BACK = (
+    ADMISSION_LIMITS.index(name)
+    for name in ("max_sequences", "kv_cache", "token_budget", "held_back")
+)
 
 
 @numba.njit(cache=True)
@@ -98,6 +108,7 @@ def _fill(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> boo
             budget = _schedule_running(
                 requests, ranks, d, budget, limits, True, limits.mixes_phases
             )
+        ranks.stopped_by[d] = _HELD_BACK if holds else _KV_CACHE
         if head[d] >= 0 and not ran_out[d % len(ran_out)] and not holds:
             budget = _admit(requests, ranks, d, budget, limits, now_s)
         if not limits.mixes_phases and budget == limits.token_budget:
@@ -251,8 +262,10 @@ def _admit(
         reserve = limits.watermark_blocks if ranks.num_running[d] > 0 else 0
         fits_budget = new <= budget or budget == limits.token_budget
         requests.shared[r] = hits
-        if need + reserve > available(ranks, pool, limits) or not fits_budget:
+        has_blocks = need + reserve <= available(ranks, pool, limits)
+        if not has_blocks or not fits_budget:
             release(requests, ranks, pool, r)
+            ranks.stopped_by[d] = _TOKEN_BUDGET if has_blocks else _KV_CACHE
             return budget
         take(ranks, pool, need, limits)
         requests.admitted[r] = ranks.num_admissions[0]
@@ -273,6 +286,8 @@ def _admit(
         ranks.chunk[d, i] = new
         ranks.num_running[d] += 1
         budget = max(0, budget - new)
+    is_full = ranks.num_running[d] >= limits.max_sequences
+    ranks.stopped_by[d] = _MAX_SEQUENCES if is_full else _TOKEN_BUDGET
     return budget
 
 

@@ -23,6 +23,7 @@ LOG_COLUMNS = (
     "running",
     "waiting",
     "kv_used",
+    "limited_by",
     "attention_s",
     "dense_s",
     "experts_s",
@@ -34,13 +35,14 @@ LOG_COLUMNS = (
     "load_imbalance",
     "read_bytes",
 )
-"""Columns of a step's row in the log: those of :data:`simulator.results.tables.STEP_COLUMNS`, the
-expert load imbalance, and the bytes of weights and cache that the mean rank had to read."""
+"""Columns of a step's row in the log: those of :data:`simulator.results.tables.STEP_COLUMNS`
+(``limited_by`` by its place), the expert load imbalance, and the bytes of weights and cache that
+the mean rank had to read."""
 
 
 @numba.njit(cache=True)
 def observe(requests: Requests, ranks: Ranks, limits: Limits, row: NDArray[np.float64]) -> None:
-    """Write what the formed step holds into columns 2 to 6 of a log row."""
+    """Write what the formed step holds into columns 2 to 7 of a log row."""
     running, chunk, num_running, num_waiting = (
         ranks.running,
         ranks.chunk,
@@ -53,7 +55,7 @@ def observe(requests: Requests, ranks: Ranks, limits: Limits, row: NDArray[np.fl
         ranks.free_blocks,
         ranks.num_evictable,
     )
-    prefill = decode = holding = queued = 0
+    prefill = decode = holding = queued = longest = limit = 0
     used = 0.0
     num_pools = len(capacity_blocks)
     for d in range(len(num_running)):
@@ -65,10 +67,12 @@ def observe(requests: Requests, ranks: Ranks, limits: Limits, row: NDArray[np.fl
                 prefill += new
         holding += num_running[d]
         queued += num_waiting[d]
+        if num_waiting[d] > longest:
+            longest, limit = num_waiting[d], ranks.stopped_by[d]
         if d < num_pools:
             held = capacity_blocks[d] - free_blocks[d] - num_evictable[d] * limits.prefix_blocks
             used += held / capacity_blocks[d] / num_pools
-    row[2], row[3], row[4], row[5], row[6] = prefill, decode, holding, queued, used
+    row[2], row[3], row[4], row[5], row[6], row[7] = prefill, decode, holding, queued, used, limit
 
 
 @numba.njit(cache=True)

@@ -41,7 +41,8 @@ class Probe:
 def probe(
     plan: DeploymentPlan, prices: Prices, steps: pd.DataFrame, requests: pd.DataFrame
 ) -> Probe:
-    """Run the median decode step and the median step with prompt tokens again, rank by rank.
+    """Run a decode step and a step with prompt tokens again, rank by rank: of each kind, one that
+    is as long as the step in which its time passes at the median.
 
     Args:
         steps: the run's log.
@@ -84,25 +85,32 @@ def _frame(rows: Sequence[tuple[object, ...]], columns: list[str]) -> pd.DataFra
 def _representative(
     plan: DeploymentPlan, steps: pd.DataFrame, requests: pd.DataFrame
 ) -> dict[str, Batch]:
-    """The median decode step and the median step with prompt tokens, spread evenly over the
-    data-parallel ranks (of one of a pipeline's lanes).
+    """A decode step and a step with prompt tokens, spread evenly over the data-parallel ranks (of
+    one of a pipeline's lanes).
+
+    Each is the one at the median of the time that steps of its kind take: half of that time passes
+    in steps that are no longer. The median of their number would be a short one, where many short
+    steps stand beside a few that take all the time.
     """
     pp = plan.layout.pp
     context = max(1, int((requests["num_input"] + requests["num_output"] / 2).mean()))
     found: dict[str, Batch] = {}
     decodes = steps[(steps["prefill_tokens"] == 0) & (steps["decode_tokens"] > 0)]
     if len(decodes):
-        found["decode"] = _batch(
-            plan, 0, max(1, int(decodes["decode_tokens"].median()) // pp), context
-        )
+        step = _at_median_of_time(decodes)
+        found["decode"] = _batch(plan, 0, max(1, int(step["decode_tokens"]) // pp), context)
     prompts = steps[steps["prefill_tokens"] > 0]
     if len(prompts):
-        tokens, others = (
-            int(prompts["prefill_tokens"].median()),
-            int(prompts["decode_tokens"].median()),
-        )
+        step = _at_median_of_time(prompts)
+        tokens, others = int(step["prefill_tokens"]), int(step["decode_tokens"])
         found["prefill"] = _batch(plan, max(1, tokens // pp), others // pp, context)
     return found
+
+
+def _at_median_of_time(steps: pd.DataFrame) -> pd.Series:
+    ordered = steps.sort_values("duration_s", kind="stable")
+    passed_s = ordered["duration_s"].cumsum().to_numpy()
+    return ordered.iloc[int(np.searchsorted(passed_s, passed_s[-1] / 2))]
 
 
 def _batch(plan: DeploymentPlan, prefill_tokens: int, decode_tokens: int, context: int) -> Batch:

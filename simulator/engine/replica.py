@@ -18,7 +18,7 @@ from simulator.engine.fabric import Wires
 from simulator.engine.fast import LOG_COLUMNS, advance, leap, observe
 from simulator.engine.rank import StepTimes, run_step
 from simulator.engine.state import Limits, Requests, start_clock, start_ranks
-from simulator.engine.step_price import in_flight, price_step
+from simulator.engine.step_price import ATTENTION, in_flight, price_step
 from simulator.engine.table import StepTable
 from simulator.results.tables import STEP_PHASES
 from simulator.step.operations import step_operations
@@ -315,11 +315,15 @@ class ByRanks:
             parts[lane, : len(STEP_PHASES)] = [times.phases[phase] for phase in STEP_PHASES]
             parts[lane, len(STEP_PHASES) :] = self.prices.loads(batches[lane], offsets[lane])
         if plan.layout.pp == 1:
-            row[7:] = parts[0]
+            row[ATTENTION:] = parts[0]
         else:
             sends_s = np.array(
                 [self.prices.sends_s(int(batch.tokens_d.max())) for batch in batches]
             )
             in_flight(parts, head_s, sends_s, plan.layout.pp, *self.prices.stage_shares, row)
-            yield env.timeout(max(0.0, row[0] + row[7 : 7 + len(STEP_PHASES)].sum() - env.now))
+            yield env.timeout(max(0.0, row[0] + _parts_s(row) - env.now))
         row[1] = env.now - row[0]
+
+
+def _parts_s(row: NDArray[np.float64]) -> float:
+    return float(row[ATTENTION : ATTENTION + len(STEP_PHASES)].sum())

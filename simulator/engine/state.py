@@ -84,6 +84,9 @@ class Ranks(NamedTuple):
     """``[pools]`` whether a request has lost its blocks in this step."""
     num_admissions: Ints
     """``[1]`` so far."""
+    stopped_by: Ints
+    """What ended the step's admission, by its place in
+    :data:`simulator.results.tables.ADMISSION_LIMITS`."""
 
 
 class Limits(NamedTuple):
@@ -201,6 +204,7 @@ def start_ranks(
         held=zeros(1),
         ran_out=np.zeros(num_pools, dtype=np.bool_),
         num_admissions=zeros(1),
+        stopped_by=zeros(),
     )
 
 

@@ -14,7 +14,7 @@ from simulator.engine.state import Ranks, Requests
 from simulator.engine.table import StepTable
 from simulator.work.context import add_sums
 
-_ATTENTION = 7
+ATTENTION = 8
 """Column of a log row that the parts of a step's time begin at."""
 
 
@@ -22,7 +22,7 @@ _ATTENTION = 7
 def price_step(
     requests: Requests, ranks: Ranks, table: StepTable, row: NDArray[np.float64]
 ) -> float:
-    """Seconds of the formed step; its parts go into the log row from column 7 on.
+    """Seconds of the formed step; its parts go into the log row from :data:`ATTENTION` on.
 
     Data-parallel ranks wait for the slowest: the mean rank's time counts as work, the rest as
     waiting. So do the lanes of a pipeline.
@@ -31,7 +31,7 @@ def price_step(
     num_lanes = len(ranks.num_running) // num_dp
     if num_lanes == 1:
         _price_lane(requests, ranks, table, 0, num_dp, row)
-        return float(row[_ATTENTION : _ATTENTION + 8].sum())
+        return float(row[ATTENTION : ATTENTION + 8].sum())
     parts, head_s, sends_s = (
         np.zeros((num_lanes, len(row))),
         np.zeros(num_lanes),
@@ -43,8 +43,8 @@ def price_step(
                 requests, ranks, table, lane * num_dp, (lane + 1) * num_dp, parts[lane]
             )
             head_s[lane], sends_s[lane] = head, table.sends_s[fullest]
-            parts[lane, _ATTENTION + 6] += sends_s[lane]
-    parts = parts[:, _ATTENTION:]
+            parts[lane, ATTENTION + 6] += sends_s[lane]
+    parts = parts[:, ATTENTION:]
     return float(
         in_flight(parts, head_s, sends_s, num_lanes, table.longest_stage, table.last_stage, row)
     )
@@ -61,15 +61,15 @@ def in_flight(
     row: NDArray[np.float64],
 ) -> float:
     """Seconds in which every batch of a pipeline passes every stage once; their parts go into the
-    log row from column 7 on.
+    log row from :data:`ATTENTION` on.
 
     A batch begins anew when it has left the last stage, so the time is that of the batch that takes
     longest; and no stage, nor the engine itself, can be busy with all batches for longer than that.
     This is the steady state of stages that take batches in order.
 
     Args:
-        parts: ``[batches, columns]`` the log row of each from column 7 on, its ways from stage to
-            stage among the collectives.
+        parts: ``[batches, columns]`` the log row of each from :data:`ATTENTION` on, its ways from
+            stage to stage among the collectives.
         head_s: ``[batches]`` of ``parts``, in the last stage besides its layers.
         sends_s: ``[batches]`` of ``parts``, on the way from stage to stage.
         longest: share of the layers in the longest stage; ``last``, in the last.
@@ -88,9 +88,9 @@ def in_flight(
         engine += parts[b, 7]
     duration = max(max(alone, layers), max(ends, engine))
     for c in range(10):
-        row[_ATTENTION + c] = parts[:, c].sum() / num_stages
-    row[_ATTENTION + 8] *= num_stages / num_busy
-    row[_ATTENTION + 5] += duration - row[_ATTENTION : _ATTENTION + 8].sum()
+        row[ATTENTION + c] = parts[:, c].sum() / num_stages
+    row[ATTENTION + 8] *= num_stages / num_busy
+    row[ATTENTION + 5] += duration - row[ATTENTION : ATTENTION + 8].sum()
     return float(duration)
 
 
@@ -194,17 +194,17 @@ def _price_lane(
         total_tokens += tokens
         fullest = max(fullest, tokens)
         most_sequences = max(most_sequences, sequences)
-    row[_ATTENTION:] = 0.0
-    row[_ATTENTION + 9] = read_bytes
-    row[_ATTENTION] = attention
-    row[_ATTENTION + 1] = dense
-    row[_ATTENTION + 5] = slowest - attention - dense - collective
+    row[ATTENTION:] = 0.0
+    row[ATTENTION + 9] = read_bytes
+    row[ATTENTION] = attention
+    row[ATTENTION + 1] = dense
+    row[ATTENTION + 5] = slowest - attention - dense - collective
     if len(table.expert_tokens):
         _interpolate_experts(
             table, total_tokens, fullest * num_ranks / total_tokens, beside / 2, row
         )
-    row[_ATTENTION + 6] = collective
-    row[_ATTENTION + 7] = (
+    row[ATTENTION + 6] = collective
+    row[ATTENTION + 7] = (
         table.step_s + most_sequences * table.sequence_s + (table.prompt_s if prompts else 0.0)
     )
     return heading, fullest
@@ -258,4 +258,4 @@ def _interpolate_experts(
             value = (
                 table.expert_s[at_g, at_s, x, c] * (1 - y) + table.expert_s[at_g, at_s, x2, c] * y
             )
-            row[_ATTENTION + 2 + c + (2 if c >= 4 else 0)] += value * weight_g * weight_s
+            row[ATTENTION + 2 + c + (2 if c >= 4 else 0)] += value * weight_g * weight_s

@@ -17,6 +17,7 @@ from simulator.results.folder import Results
 from simulator.results.formats import (
     TIMES,
     UNDEFINED,
+    better_way,
     heading_unit,
     metric,
     num_bytes,
@@ -104,9 +105,10 @@ def _metric_row(results: Results, name: str, with_definition: bool) -> Markup:
         else [math.nan] * len(results.deployments)
     )
     values = [math.nan if value is None else value for value in raw]
-    best = winners(name, values)
+    best = winners(name, values, is_open=results.is_open)
     heading = [tag("span", described.label, title=described.definition)]
-    better = f"{described.better} is better" if described.better else ""
+    way = better_way(name, is_open=results.is_open)
+    better = f"{way} is better" if way else ""
     if hint := ", ".join(filter(None, [heading_unit(name), "" if with_definition else better])):
         heading.append(tag("span", hint, class_="hint"))
     if with_definition:

@@ -8,6 +8,7 @@ deployment its facts |
 ``traffic.parquet``, ``spans.parquet`` | :mod:`simulator.results.tables`, all deployments in one
 table each |
 | ``summary.csv`` | :mod:`simulator.results.metrics`, a row a deployment |
+| ``token_time.csv`` | :mod:`simulator.results.token_time`, a row a deployment and kind of step |
 | ``timeline.json`` | the spans in Chrome's trace format; opens in Perfetto |
 | ``report.html`` | the report |
 """
@@ -21,6 +22,7 @@ import tempfile
 from collections.abc import Callable, Set
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,12 @@ import pandas as pd
 
 from simulator.base.errors import UserError
 from simulator.results.tables import DeploymentRecord
+from simulator.results.token_time import make_token_time
 
 TABLES = ("requests", "steps", "ranks", "experts", "traffic", "spans")
 _FILES = {
-    *("run.json", "summary.csv", "faults.csv", "timeline.json", "report.html", "comparison.html"),
+    *("run.json", "summary.csv", "token_time.csv", "faults.csv", "timeline.json"),
+    *("report.html", "comparison.html"),
     *("scores.csv", "targets.csv", "reasons.csv", "rows.parquet"),
     *(f"{name}.parquet" for name in TABLES),
 }
@@ -53,6 +57,18 @@ class Results:
     experts: pd.DataFrame
     traffic: pd.DataFrame
     spans: pd.DataFrame
+
+    @cached_property
+    def token_time(self) -> pd.DataFrame:
+        """Where the time of an output token goes:
+        :data:`simulator.results.token_time.COLUMNS`.
+        """
+        return make_token_time(self.requests, self.steps)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests arrived by the clock, not when others ended."""
+        return (self.run.get("workload") or {}).get("concurrency") is None
 
     @property
     def deployments(self) -> list[str]:
@@ -122,6 +138,7 @@ def _fill(folder: Path, results: Results, page: str) -> None:
         json.dumps(results.run, indent=1, allow_nan=False) + "\n", encoding="utf-8"
     )
     results.summary.to_csv(folder / "summary.csv", index=False)
+    results.token_time.to_csv(folder / "token_time.csv", index=False)
     for name in TABLES:
         getattr(results, name).to_parquet(folder / f"{name}.parquet", index=False)
     (folder / "timeline.json").write_text(json.dumps(chrome_trace(results.spans)), encoding="utf-8")

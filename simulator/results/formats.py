@@ -161,15 +161,36 @@ def heading_unit(name: str) -> str:
     return "" if unit in ("s", "ratio", "x", "currency") else unit
 
 
-def winners(name: str, values: Iterable[float]) -> set[int]:
-    """Positions of the best values of a metric; none where there is nothing to compare, or all are
-    equal.
+def better_way(name: str, *, is_open: bool) -> str:
+    """``higher`` or ``lower``; empty where a metric is no contest.
 
-    >>> winners("ttft_p50_s", [0.3, 0.2, float("nan")]), winners("ttft_p50_s", [0.3])
-    ({1}, set())
+    >>> [better_way("output_tokens_per_s", is_open=is_open) for is_open in (True, False)]
+    ['', 'higher']
+    """
+    return "" if is_open and METRICS[name].is_given else METRICS[name].better
+
+
+def winners(name: str, values: Iterable[float], *, is_open: bool) -> set[int]:
+    """Positions of the best values of a metric, those that read the same as the best one included;
+    none where there is nothing to compare, all read the same, or the metric is no contest.
+
+    Args:
+        is_open: requests arrive by the clock, so that how many are served is given, not won.
+
+    >>> winners("ttft_p50_s", [0.3, 0.2, float("nan")], is_open=True)
+    {1}
+    >>> winners("mfu", [0.1, 0.2], is_open=True)
+    set()
+    >>> winners("tpot_p50_s", [0.1470, 0.1474, 0.2], is_open=True)
+    {0, 1}
+    >>> [winners("output_tokens_per_s", [147, 150], is_open=is_open) for is_open in (True, False)]
+    [set(), {1}]
     """
     defined = {place: value for place, value in enumerate(values) if math.isfinite(value)}
-    if METRICS[name].better not in ("higher", "lower") or len(set(defined.values())) < 2:
+    shown = {place: metric(name, value, "") for place, value in defined.items()}
+    better = better_way(name, is_open=is_open)
+    if not better or len(set(shown.values())) < 2:
         return set()
-    best = (max if METRICS[name].better == "higher" else min)(defined.values())
-    return {place for place, value in defined.items() if value == best}
+    choose = max if better == "higher" else min
+    best = shown[choose(defined, key=lambda place: defined[place])]
+    return {place for place, text in shown.items() if text == best}

@@ -24,13 +24,15 @@ class Metric(NamedTuple):
     definition: str
     """One line, for captions and the report's glossary."""
     better: str
-    """``higher``, ``lower`` or empty."""
+    """``higher``, ``lower`` or empty, where more is neither."""
+    is_given: bool = False
+    """Whether requests that arrive by the clock decide it, as long as they are kept up with."""
 
 
 METRICS: dict[str, Metric] = {
     "num_requests": Metric("Requests", "", "requests that finished", ""),
     "num_gpus": Metric("GPUs", "", "accelerators of the deployment, all replicas", ""),
-    "duration_s": Metric("Duration", "s", "first arrival to last token", "lower"),
+    "duration_s": Metric("Duration", "s", "first arrival to last token", "lower", is_given=True),
     "ttft_mean_s": Metric(
         "TTFT mean",
         "s",
@@ -78,18 +80,24 @@ METRICS: dict[str, Metric] = {
         "token/s",
         "prompt tokens of finished requests over the duration",
         "higher",
+        is_given=True,
     ),
     "output_tokens_per_s": Metric(
-        "Output throughput", "token/s", "output tokens over the duration", "higher"
+        "Output throughput", "token/s", "output tokens over the duration", "higher", is_given=True
     ),
     "total_tokens_per_s_per_gpu": Metric(
         "Total throughput per GPU",
         "token/s",
         "input and output tokens over duration and GPUs",
         "higher",
+        is_given=True,
     ),
     "output_tokens_per_s_per_gpu": Metric(
-        "Output throughput per GPU", "token/s", "output tokens over duration and GPUs", "higher"
+        "Output throughput per GPU",
+        "token/s",
+        "output tokens over duration and GPUs",
+        "higher",
+        is_given=True,
     ),
     "slo_attainment": Metric(
         "SLO attainment", "ratio", "share of requests that meet all latency targets", "higher"
@@ -117,13 +125,13 @@ METRICS: dict[str, Metric] = {
         "MFU",
         "ratio",
         "model FLOPs of the tokens served over peak dense FLOPs in busy time",
-        "higher",
+        "",
     ),
     "mbu": Metric(
         "MBU",
         "ratio",
         "bytes of weights and KV cache that had to be read over peak memory traffic in busy time",
-        "higher",
+        "",
     ),
     "kv_used_mean": Metric(
         "KV cache used", "ratio", "share of KV blocks in use, mean over time", ""
@@ -140,6 +148,7 @@ METRICS: dict[str, Metric] = {
         "currency",
         "price of all GPUs for the duration over output tokens",
         "lower",
+        is_given=True,
     ),
 }
 

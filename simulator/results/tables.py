@@ -33,6 +33,10 @@ minus mean, attention and experts together); ``collective`` tensor-parallel all-
 pipeline, the way to the next stage; ``overhead`` the engine's own time between forward passes.
 """
 
+ADMISSION_LIMITS = ("none", "max_sequences", "kv_cache", "token_budget", "held_back")
+"""What can keep waiting requests waiting: nothing, since none wait; places for sequences; blocks of
+the KV cache; the tokens of a step; or a policy that holds prompts back until more have come."""
+
 REQUEST_COLUMNS = {
     "deployment": "name of the deployment",
     "request": "index in the trace",
@@ -76,6 +80,9 @@ STEP_COLUMNS = {
     "running": "requests holding KV blocks",
     "waiting": "requests queued for KV blocks or their first chunk",
     "kv_used": "share of KV blocks in use, mean over ranks",
+    "limited_by": (
+        "what kept the longest queue waiting, one of ADMISSION_LIMITS; 'none' where none waits"
+    ),
     **{f"{phase}_s": f"part of the step: {phase}" for phase in STEP_PHASES},
 }
 RANK_COLUMNS = {

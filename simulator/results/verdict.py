@@ -10,28 +10,28 @@ import pandas as pd
 
 from simulator.results.folder import Results
 from simulator.results.tables import STEP_PHASES
+from simulator.results.why import PHASE_WORDS, SAME, explain
 
 _ATTAINMENT_STEP = 0.005
 """Shares of requests in time that differ by less than half a percentage point count as equal."""
-_LATENCY_STEP = 1.02
-"""Latencies within 2 % count as equal: closer than the fidelities agree among themselves."""
 _QUEUE = 0.5
 """Requests waiting on average from which a queue is worth a word."""
 _FULL = 0.9
 """Share of the KV cache from which on there is little room left."""
+_OFTEN = 0.1
+"""Share of the time in which requests wait from which on what they wait for is named."""
+_LIMIT_WORDS = {
+    "max_sequences": "for one of the {max_sequences}places of a rank (max_sequences)",
+    "kv_cache": "for blocks of the KV cache",
+    "token_budget": "for a part of a step's {token_budget}tokens (token_budget)",
+    "held_back": "since prompts are held back until more have come",
+}
+_LIMIT_FACTS = ("max_sequences", "token_budget")
+_IN_TIME = 0.99
+"""Share of requests in time from which on targets count as kept."""
 _LATE = 1.02
 """A run that lasts longer than its arrivals by this factor (and a mean request) has fallen
 behind."""
-_PHASE_WORDS = {
-    "attention": "attention",
-    "dense": "dense blocks",
-    "experts": "routed experts",
-    "dispatch": "sending tokens to experts",
-    "combine": "bringing results back",
-    "wait": "waiting for the slowest rank",
-    "collective": "all-reduces",
-    "overhead": "the engine's own overhead",
-}
 
 
 def verdict(results: Results) -> dict[str, Any]:
@@ -60,21 +60,25 @@ def verdict(results: Results) -> dict[str, Any]:
     if len(ranked) > 2:
         headline += f" Behind them: {', '.join(short[name] for name in ranked[2:])}."
     if not queues:
-        peaks = {short[name]: float(row["kv_used_max"]) for name, row in rows.items()}
-        full = ", ".join(f"{_percent(peak)} ({name})" for name, peak in peaks.items())
-        room = ", so there is room for more traffic" if max(peaks.values()) < _FULL else ""
-        queues = [
-            (
-                "No queue builds up: hardly a request waits for a place, and at the peak the KV "
-                f"caches are {full} full{room}."
-            )
-        ]
-    why = _why(results, best, second, short)
+        queues = [_headroom(rows, short)]
+    why = explain(results.token_time, best, second, short)
     return {
         "headline": headline,
         "reasons": [*why, *queues, *insides, *_notes(results, short)],
         "winner": winner,
     }
+
+
+def _headroom(rows: dict[str, pd.Series], short: dict[str, str]) -> str:
+    """What is left where no requests wait; that there is room for more is the targets' to say."""
+    peaks = {short[name]: float(row["kv_used_max"]) for name, row in rows.items()}
+    full = ", ".join(f"{_percent(peak)} ({name})" for name, peak in peaks.items())
+    keeps = all(float(row["slo_attainment"]) >= _IN_TIME for row in rows.values())
+    room = ", so there is room for more traffic" if keeps and max(peaks.values()) < _FULL else ""
+    return (
+        "No queue builds up: hardly a request waits for a place, and at the peak the KV "
+        f"caches are {full} full{room}."
+    )
 
 
 def with_verdict(results: Results) -> Results:
@@ -146,9 +150,9 @@ def _compare(
         f"TPOT p50 {_pair(first, second, 'tpot_p50_s')}, TTFT "
         f"p50 {_pair(first, second, 'ttft_p50_s')}"
     )
-    if max(ttft, tpot) < _LATENCY_STEP:
+    if max(ttft, tpot) < SAME:
         return f"{winner} and {loser} serve this traffic equally well ({numbers}).{both}", None
-    if min(ttft, tpot) < 1 / _LATENCY_STEP:
+    if min(ttft, tpot) < 1 / SAME:
         sooner, faster = (winner, loser) if ttft > tpot else (loser, winner)
         return (
             (
@@ -198,66 +202,41 @@ def _decodes(results: Results, name: str) -> pd.DataFrame:
     return steps[(steps["prefill_tokens"] == 0) & (steps["decode_tokens"] > 0)]
 
 
-def _why(results: Results, best: str, second: str, short: dict[str, str]) -> list[str]:
-    """What makes one's decode step shorter than the other's: the two phases that differ most,
-    against and for it.
-    """
-    steps = {name: _decodes(results, name) for name in (best, second)}
-    if any(frame.empty for frame in steps.values()):
-        return []
-    mean_s = {name: float(frame["duration_s"].mean()) for name, frame in steps.items()}
-    quick, slow = sorted(mean_s, key=lambda name: mean_s[name])
-    spent = {
-        name: {phase: float(frame[f"{phase}_s"].mean()) for phase in STEP_PHASES}
-        for name, frame in steps.items()
-    }
-    saved = sorted(
-        ((spent[slow][phase] - spent[quick][phase], phase) for phase in STEP_PHASES), reverse=True
-    )
-    gained = [(seconds, phase) for seconds, phase in saved if seconds > 0.05 * mean_s[slow]][:2]
-    lost = [
-        (-seconds, phase) for seconds, phase in reversed(saved) if -seconds > 0.05 * mean_s[slow]
-    ][:2]
-    if not gained or mean_s[slow] < _LATENCY_STEP * mean_s[quick]:
-        return [
-            (
-                f"A decode step takes about as long with both: {seconds_text(mean_s[quick])} "
-                f"and {seconds_text(mean_s[slow])}."
-            )
-        ]
-    saves = [f"{seconds_text(seconds)} of {_PHASE_WORDS[phase]}" for seconds, phase in gained]
-    spends = [f"{seconds_text(seconds)} more on {_PHASE_WORDS[phase]}" for seconds, phase in lost]
-    text = (
-        f"{'Why: a' if quick == best else 'Yet a'} decode step takes "
-        f"{seconds_text(mean_s[quick])} with {short[quick]} and {seconds_text(mean_s[slow])} with "
-        f"{short[slow]}. The shorter one saves {' and '.join(saves)}"
-    )
-    return [f"{text}, but spends {' and '.join(spends)}." if lost else f"{text}."]
-
-
 def _queue(results: Results, name: str, row: pd.Series, short: str) -> str | None:
-    """Whether requests pile up, which says more of headroom than how busy an engine is: it is
-    always busy.
+    """Whether requests pile up, and what they wait for, which says more of headroom than how busy
+    an engine is: it is always busy.
     """
     steps = results.steps[results.steps["deployment"] == name]
     requests = results.requests[results.requests["deployment"] == name]
     waiting = float((steps["waiting"] * steps["duration_s"]).sum() / steps["duration_s"].sum())
+    if waiting <= _QUEUE:
+        return None
     arrivals_s = float(requests["arrival_s"].max())
-    falls_behind = (
-        float(row["duration_s"]) > _LATE * arrivals_s + float(row["e2e_p50_s"])
-        and arrivals_s > 0
-        and waiting > _QUEUE
-    )
+    facts = results.run["deployments"][name]
+    wait = f"on average, {_limits(steps, facts)}"
     kept = f"its KV cache is {_percent(row['kv_used_max'])} full at the peak"
-    if falls_behind:
+    if float(row["duration_s"]) > _LATE * arrivals_s + float(row["e2e_p50_s"]) and arrivals_s > 0:
         late = seconds_text(float(row["duration_s"]) - arrivals_s)
         return (
-            f"{short} is overloaded: {_count(round(waiting), 'request')} wait on average, "
+            f"{short} is overloaded: {_count(round(waiting), 'request')} wait {wait}; "
             f"it ends {late} after the last arrival, and {kept}."
         )
-    if waiting > _QUEUE:
-        return f"{short} queues at times: {waiting:.1f} requests wait on average, and {kept}."
-    return None
+    return f"{short} queues at times: {waiting:.1f} requests wait {wait}; {kept}."
+
+
+def _limits(steps: pd.DataFrame, facts: dict[str, Any]) -> str:
+    """What requests wait for, with its share of the time in which any waits, the longest first."""
+    has_pools = (steps["pool"] != "both").any()  # each has limits of its own
+    numbers = {key: "" if has_pools else f"{facts[key]:,} " for key in _LIMIT_FACTS}
+    queued = steps[steps["waiting"] > 0]
+    shares = queued.groupby("limited_by", observed=True)["duration_s"].sum()
+    shares = (shares / shares.sum()).sort_values(ascending=False, kind="stable")
+    named = [
+        f"{_LIMIT_WORDS[str(limit)].format(**numbers)} ({_percent(share)} of that time)"
+        for limit, share in shares.items()
+        if share >= _OFTEN
+    ]
+    return " and ".join(named)
 
 
 def _inside(results: Results, name: str, row: pd.Series, short: str) -> str:
@@ -281,7 +260,7 @@ def _inside(results: Results, name: str, row: pd.Series, short: str) -> str:
     shares = sorted(((float(row[f"{phase}_share"]), phase) for phase in STEP_PHASES), reverse=True)[
         :3
     ]
-    spent = ", ".join(f"{_PHASE_WORDS[phase]} {_percent(share)}" for share, phase in shares)
+    spent = ", ".join(f"{PHASE_WORDS[phase]} {_percent(share)}" for share, phase in shares)
     imbalance = float(row["load_imbalance"])
     skew = (
         f" Its busiest rank computes {imbalance:.2f} times the mean rank's tokens."

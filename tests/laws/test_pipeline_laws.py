@@ -20,7 +20,7 @@ from simulator.engine.batching import complete_step, computes, form_step, push
 from simulator.engine.cluster import run_plan
 from simulator.engine.fast import LOG_COLUMNS
 from simulator.engine.state import Limits, start_clock, start_ranks, start_requests
-from simulator.engine.step_price import in_flight
+from simulator.engine.step_price import ATTENTION, in_flight
 from simulator.results.tables import STEP_PHASES
 from simulator.step.prices import Prices
 from simulator.work.layout import make_layout, stage_layers
@@ -70,7 +70,7 @@ def lockstep_s(layers_rb, head_rb, sends_rb, engine_rb, counts):
         step_s = in_flight(
             parts, head, sends, pp, max(counts) / sum(counts), counts[-1] / sum(counts), row
         )
-        assert row[7:15].sum() == pytest.approx(step_s)
+        assert row[ATTENTION : ATTENTION + 8].sum() == pytest.approx(step_s)
         total += step_s
     return total
 

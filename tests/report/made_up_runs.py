@@ -122,6 +122,7 @@ def record(
             "deployment": name, "request": np.arange(num_requests), "replica": 0, "dp_rank": np.arange(num_requests) % num_ranks,
             "arrival_s": arrival_s, "scheduled_s": (arrival_s + first_s) / 2, "first_token_s": first_s, ("finish_s"): finish_s,
             "num_input": rng.integers(10, 4000, num_requests), "num_output": num_output, ("num_cached"): 0, ("num_preemptions"): 0,
+            "transfer_s": 0.0,
         }
     )  # fmt: skip
     shares = MOE_SHARES if is_moe else DENSE_SHARES
@@ -130,7 +131,7 @@ def record(
     load = 1 + np.sin(start_s / 9) * 0.6 + rng.random(len(start_s)) * 0.3
     steps = pd.DataFrame(
         {
-            "deployment": name, "replica": 0, "start_s": start_s, "duration_s": duration_s,
+            "deployment": name, "replica": 0, "pool": "both", "limited_by": "none", "start_s": start_s, "duration_s": duration_s,
             "prefill_tokens": rng.integers(0, 4000, len(start_s)), "decode_tokens": (30 * load).astype(int), ("running"): (30 * load).astype(int),
             "waiting": np.maximum(0, (load - 1.4) * 40).astype(int), "kv_used": np.clip(load / 2.2, 0, 1),
             **{f"{phase}_s": duration_s * share for phase, share in shares.items()},

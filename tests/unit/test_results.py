@@ -24,7 +24,11 @@ def made(*names, **run):
     names = names or ("a",)
     tables = {
         table: pd.DataFrame(
-            {"deployment": list(names), "value": [0.1 * n for n in range(len(names))]}
+            {
+                "deployment": list(names),
+                "num_output": 1,
+                "value": [0.1 * n for n in range(len(names))],
+            }
         )
         for table in TABLES
     }

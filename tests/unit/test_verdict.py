@@ -1,15 +1,21 @@
 """The verdict's sentences, on runs made by hand."""
 
 import re
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from simulator.results.folder import TABLES, Results
 from simulator.results.metrics import METRICS
 from simulator.results.tables import STEP_PHASES
+from simulator.results.token_time import OUTSIDE
 from simulator.results.verdict import seconds_text, short_names, verdict, with_verdict
+from simulator.results.why import explain
+from tests.cases import cases
 
 
 def deployment(
@@ -22,6 +28,9 @@ def deployment(
     waiting=0,
     late_s=1.0,
     phases_s=None,
+    num_mixed=0,
+    limited_by="max_sequences",
+    pool="both",
     **changes,
 ):
     """A row of the summary, its steps, its requests and its facts."""
@@ -48,24 +57,35 @@ def deployment(
         "is_moe": is_moe,
         "is_rumour": False,
     }
-    facts["model_title"] = "A Model"
+    facts |= {"model_title": "A Model", "max_sequences": 256, "token_budget": 8192}
     facts |= {key: changes.pop(key) for key in list(changes) if key in facts}
     row |= changes
     facts["num_gpus"] = int(row["num_gpus"])
     steps = pd.DataFrame(
         {
             "deployment": name,
+            "replica": 0,
+            "pool": pool,
+            "start_s": step_s * np.arange(5),
             "duration_s": step_s,
-            "prefill_tokens": 0,
+            "prefill_tokens": [0] * (5 - num_mixed) + [100] * num_mixed,
             "decode_tokens": 12,
             "waiting": waiting,
             "kv_used": 0.25,
+            "limited_by": limited_by if waiting else "none",
         }
         | {f"{phase}_s": phases_s.get(phase, 0.0) for phase in STEP_PHASES},
-        index=range(5),
     )
     requests = pd.DataFrame(
-        {"deployment": name, "arrival_s": [0.0, 100.0], "finish_s": [1.0, 100.0 + late_s]}
+        {
+            "deployment": name,
+            "replica": 0,
+            "arrival_s": [0.0, 100.0],
+            "first_token_s": [0.0, 100.0 + late_s],
+            "transfer_s": 0.0,
+            "finish_s": [5 * step_s, 100.0 + late_s],
+            "num_output": [6, 1],
+        }
     )
     return row, steps, requests, facts
 
@@ -165,39 +185,95 @@ def test_why_names_what_differs_most_whoever_wins(moe_wins):
     found = said(moe, dense)
     why = found["reasons"][0]
     assert found["winner"] == ("MoE" if moe_wins else "dense")
-    assert why.startswith("Why: a decode step takes")
-    saved, paid = why.split("but spends")
-    assert ("7 ms of dense blocks" in saved, "7 ms more on dense blocks" in paid) == (
+    assert why.startswith("Why: an output token takes")
+    saved, paid = why.split(", spends")
+    assert ("7.00 ms of dense blocks" in saved, "7.00 ms more on dense blocks" in paid) == (
         moe_wins,
         not moe_wins,
     )
     assert ("sending tokens to experts" in saved) != moe_wins
 
 
-def test_no_cause_is_claimed_where_the_winner_has_the_longer_decode_step():
+def numbers_of(text):
+    return [Decimal(found) for found in re.findall(r"[\d.]+(?= (?:µs|ms|s|min|h)\b)", text)]
+
+
+@given(
+    quick=st.lists(st.floats(1e-7, 1e3), min_size=9, max_size=9),
+    slow=st.lists(st.floats(1e-7, 1e3), min_size=9, max_size=9),
+)
+@cases(200)
+def test_terms_that_are_shown_add_up_to_the_difference_that_is_shown(quick, slow):
+    phases = (*STEP_PHASES, OUTSIDE)
+    token_time = pd.DataFrame(
+        [
+            {
+                "deployment": name,
+                "kind": kind,
+                **{
+                    f"{phase}_s": parts[phase] if kind == "decode" else 0.0 for phase in STEP_PHASES
+                },
+                "token_s": parts[OUTSIDE]
+                if kind == OUTSIDE
+                else sum(parts[phase] for phase in STEP_PHASES),
+            }
+            for name, times in (("quick", quick), ("slow", slow))
+            for parts in [dict(zip(phases, times, strict=True))]
+            for kind in ("decode", OUTSIDE)
+        ]
+    )
+    (why,) = explain(token_time, "quick", "slow", {"quick": "quick", "slow": "slow"})
+    if "about as long" in why:
+        return
+    times, terms = why.split(", mean over all: ")
+    first, second = numbers_of(times)
+    terms, _, in_all = terms.partition(", in all" if ", in all" in terms else " in all.")
+    total = Decimal(0)
+    for piece in re.split(r", (?=spends|saves|loses)", terms):
+        values = numbers_of(re.sub(r", [\d.]+ \S+$", "", piece))
+        total += sum(values) * (1 if "saves" in piece else -1)
+    assert total == second - first or total == first - second
+    assert second > first or why.startswith("Yet") or "quick takes" in why
+
+
+def test_no_cause_is_claimed_where_the_winner_has_the_longer_output_token():
     slower = deployment("A", ttft_s=0.01, phases_s={"dense": 0.012})
     assert said(slower, deployment("B", ttft_s=0.3))["reasons"][0].startswith(
-        "Yet a decode step takes"
+        "Yet an output token takes"
+    )
+
+
+def test_steps_that_compute_prompts_too_are_named_where_they_are_much_of_the_time():
+    found = said(deployment("A", num_mixed=3), deployment("B", tpot_s=0.02))
+    assert any(
+        "60 % with A and 0 % with B pass in steps that compute prompts" in reason
+        for reason in found["reasons"]
     )
 
 
 def test_calm_runs_have_room_unless_the_cache_is_full():
-    calm = said(deployment("A"), deployment("B", tpot_s=0.02))["reasons"][1]
+    calm = said(deployment("A", slo=1.0), deployment("B", slo=0.99, tpot_s=0.02))["reasons"][1]
     assert calm.startswith("No queue builds up")
     assert "room for more" in calm
     assert "25 % (A), 25 % (B) full" in calm
-    full = said(deployment("A", kv_used_max=0.97), deployment("B", tpot_s=0.02))["reasons"][1]
-    assert "room for more" not in full
+    for changes in ({"kv_used_max": 0.97}, {"slo": 0.9}, {"slo": np.nan}):
+        other = deployment("B", tpot_s=0.02, **({"slo": np.nan} if "slo" in changes else {}))
+        reasons = said(deployment("A", **changes), other)["reasons"]
+        assert not any("room for more" in reason for reason in reasons)
 
 
 def test_queues_and_overload_are_told_apart():
     busy = deployment("A", waiting=3)
-    lost = deployment("B", slo=0.1, waiting=40, late_s=60.0)
+    lost = deployment("B", slo=0.1, waiting=40, late_s=60.0, limited_by="kv_cache")
     reasons = said(busy, lost)["reasons"]
-    assert any("A queues at times: 3.0 requests wait" in reason for reason in reasons)
     assert any(
-        "B is overloaded: 40 requests wait on average, it ends 60 s after the last arrival"
-        in reason
+        "A queues at times: 3.0 requests wait on average, for one of the 256 places of a rank "
+        "(max_sequences) (100 % of that time)" in reason
+        for reason in reasons
+    )
+    assert any(
+        "B is overloaded: 40 requests wait on average, for blocks of the KV cache "
+        "(100 % of that time); it ends 60 s after the last arrival" in reason
         for reason in reasons
     )
     assert not any("busy" in reason for reason in reasons)

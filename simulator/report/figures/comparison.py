@@ -38,9 +38,11 @@ class Comparison(Frozen):
             )
             if np.isfinite(values).any():
                 unit = f" ({formats.heading_unit(name)})" if formats.heading_unit(name) else ""
-                plots[METRICS[name].label + unit + arrow.get(METRICS[name].better, "")] = (
-                    self._bars(results, name, values)
-                )
+                plots[
+                    METRICS[name].label
+                    + unit
+                    + arrow.get(formats.better_way(name, is_open=results.is_open), "")
+                ] = self._bars(results, name, values)
         return plots
 
     def _bars(self, results: Results, name: str, values: np.ndarray) -> go.Figure:

@@ -1,0 +1,65 @@
+"""Where the time of an output token goes, in seconds, over all steps of the run."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import plotly.graph_objects as go
+
+from simulator.base.frozen import Frozen
+from simulator.report import style
+from simulator.report.figures._bars import stacked
+from simulator.results.folder import Results
+from simulator.results.formats import seconds, time_axis
+from simulator.results.tables import STEP_PHASES
+from simulator.results.token_time import KINDS, OUTSIDE
+
+_KIND_COLOURS = dict(
+    zip((*KINDS, OUTSIDE), ("#332288", "#882255", "#DDCC77", "#808B99"), strict=True)
+)
+
+
+class TokenTime(Frozen):
+    """Two stacked bars a deployment: by what ranks do, and by what steps compute."""
+
+    title: ClassVar[str] = "An output token"
+    section: ClassVar[str] = "Where a step's time goes"
+    definition: ClassVar[str] = (
+        "Seconds of an output token, mean over all but each request's first: by what a rank was "
+        "doing, and by what the steps computed: output tokens only (decode), prompts beside them "
+        "(mixed), or prompts while requests with tokens to come waited (prefill). 'outside' is the "
+        "way of a cache from the prefill pool into a step of the decode pool."
+    )
+    absent: ClassVar[str] = "No request has more than one output token."
+    order: ClassVar[int] = 69
+    width: ClassVar[Literal["full", "half", "quarter"]] = "half"
+
+    def draw(self, results: Results) -> dict[str, go.Figure]:
+        table = results.token_time
+        names = [name for name in results.deployments if name in set(table["deployment"])]
+        if not names:
+            return {}
+        by_kind = (
+            table.pivot_table(index="deployment", columns="kind", values="token_s", aggfunc="sum")
+            .reindex(index=names, columns=[*KINDS, OUTSIDE])
+            .fillna(0.0)
+        )
+        by_phase = table.groupby("deployment")[[f"{phase}_s" for phase in STEP_PHASES]].sum()
+        by_phase = by_phase.loc[names].rename(columns=lambda column: column.removesuffix("_s"))
+        by_phase[OUTSIDE] = by_kind[OUTSIDE]
+        unit_s, unit = time_axis(float(by_kind.sum(axis=1).max()))
+        colours = style.PHASE_COLOURS | _KIND_COLOURS
+        return {
+            heading: stacked(
+                results,
+                names,
+                {part: (parts[part] / unit_s).to_list() for part in parts},
+                colours,
+                f"Time of an output token ({unit})",
+                {part: [seconds(value) for value in parts[part]] for part in parts},
+            )
+            for heading, parts in (
+                ("By what ranks do", by_phase),
+                ("By what steps compute", by_kind),
+            )
+        }

@@ -1,0 +1,113 @@
+"""Where the time of an output token goes: every step of a run, by what it computes and by phase,
+so that the parts add up to the time per output token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from simulator.results.tables import STEP_PHASES
+
+KINDS = ("decode", "mixed", "prefill")
+"""Steps that compute output tokens only, prompts beside them, or prompts only, for which requests
+with tokens to come wait."""
+OUTSIDE = "outside"
+"""Kind of the row of time outside the steps of the pool that decodes: transfers of KV caches, and
+from a cache's arrival to the next step."""
+_ROUNDING_S = 1e-9
+"""What a sum of two times may be off by; no step is as short."""
+COLUMNS = {
+    "deployment": "name of the deployment",
+    "kind": "'decode', 'mixed' or 'prefill' steps, or 'outside' of any step",
+    "num_steps": "steps of the kind",
+    "step_time_share": "share of the time of all steps that decode or could",
+    **{f"{phase}_s": f"seconds of an output token in such steps: {phase}" for phase in STEP_PHASES},
+    "token_s": "seconds of an output token in all",
+}
+"""Seconds are a mean over all output tokens of the deployment but each request's first."""
+
+
+def kinds_of(steps: pd.DataFrame) -> pd.Series:
+    """What each step computes, one of :data:`KINDS`.
+
+    >>> tokens = {"prefill_tokens": [0, 5, 5], "decode_tokens": [3, 3, 0]}
+    >>> kinds_of(pd.DataFrame(tokens)).tolist()
+    ['decode', 'mixed', 'prefill']
+    """
+    has_prompts, has_decodes = steps["prefill_tokens"] > 0, steps["decode_tokens"] > 0
+    kinds = np.where(has_decodes, np.where(has_prompts, "mixed", "decode"), "prefill")
+    return pd.Series(kinds, index=steps.index)
+
+
+def make_token_time(requests: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
+    """A row a deployment and kind of step, the columns of :data:`COLUMNS`.
+
+    From its first token to its last a request is in, or waits for, the steps of one replica, one
+    after another. So the length of each step, times the requests that have their first token and
+    not their last, adds up to the time that all tokens but the first took.
+
+    Args:
+        requests: ``REQUEST_COLUMNS``.
+        steps: ``STEP_COLUMNS``.
+    """
+    rows = [
+        {"deployment": name, **row}
+        for name, own in requests.groupby("deployment", sort=False)
+        for row in _rows(own, steps[steps["deployment"] == name])
+    ]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _rows(requests: pd.DataFrame, steps: pd.DataFrame) -> Iterator[dict[str, object]]:
+    later = requests[requests["num_output"] > 1]
+    num_tokens = int((later["num_output"] - 1).sum())
+    if not num_tokens:
+        return
+    steps = steps[steps["pool"] != "prefill"]
+    all_s = float((later["finish_s"] - later["first_token_s"]).sum()) / num_tokens
+    weight = pd.Series(_count_going(later, steps), index=steps.index)
+    kinds, step_s, inside_s = kinds_of(steps), float(steps["duration_s"].sum()), 0.0
+    for kind in KINDS:
+        own = steps[kinds == kind]
+        parts_s = {
+            f"{phase}_s": float((own[f"{phase}_s"] * weight[own.index]).sum()) / num_tokens
+            for phase in STEP_PHASES
+        }
+        inside_s += sum(parts_s.values())
+        if len(own):
+            share = float(own["duration_s"].sum()) / step_s
+            yield {
+                "kind": kind,
+                "num_steps": len(own),
+                "step_time_share": share,
+                **parts_s,
+                "token_s": sum(parts_s.values()),
+            }
+    if (steps["pool"] == "decode").any():
+        yield {
+            "kind": OUTSIDE,
+            "num_steps": 0,
+            "step_time_share": 0.0,
+            **{f"{phase}_s": 0.0 for phase in STEP_PHASES},
+            "token_s": all_s - inside_s,
+        }
+
+
+def _count_going(requests: pd.DataFrame, steps: pd.DataFrame) -> NDArray[np.int64]:
+    """Requests of each step's replica that have their first token and not their last while it
+    runs.
+    """
+    going = np.zeros(len(steps), dtype=np.int64)
+    replicas = steps["replica"].to_numpy()
+    for replica, own in requests.groupby("replica"):
+        places = np.flatnonzero(replicas == replica)
+        start_s = steps["start_s"].to_numpy()[places]
+        begun_s = np.sort((own["first_token_s"] + own["transfer_s"]).to_numpy()) - _ROUNDING_S
+        ended_s = np.sort(own["finish_s"].to_numpy())
+        going[places] = np.searchsorted(begun_s, start_s, "right")
+        going[places] -= np.searchsorted(ended_s, start_s, "right")
+    return going

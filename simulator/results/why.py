@@ -1,0 +1,165 @@
+"""Why one deployment's output tokens take less time than another's: terms that add up to the
+difference, over all steps of the run.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import pandas as pd
+
+from simulator.results.formats import seconds
+from simulator.results.tables import STEP_PHASES
+from simulator.results.token_time import OUTSIDE
+
+PHASE_WORDS = {
+    "attention": "attention",
+    "dense": "dense blocks",
+    "experts": "routed experts",
+    "dispatch": "sending tokens to experts",
+    "combine": "bringing results back",
+    "wait": "waiting for the slowest rank",
+    "collective": "all-reduces",
+    "overhead": "the engine's own overhead",
+    OUTSIDE: "moving caches between pools",
+}
+SAME = 1.02
+"""Times within 2 % count as equal: closer than the fidelities agree among themselves."""
+_WORTH_SAYING = 0.05
+"""Share of the longer time from which on a term is named."""
+_NUM_NAMED = 2
+"""Terms that are named on either side."""
+_MUCH = 0.2
+"""Share of an output token's time from which on steps that compute prompts are worth a word."""
+_UNITS = ((1e-6, "µs"), (1e-3, "ms"), (1.0, "s"), (60.0, "min"), (3600.0, "h"))
+
+
+class Terms(NamedTuple):
+    """A difference in seconds, and what it is made of, in whole last digits of one unit, so that
+    what is shown adds up.
+    """
+
+    unit: str
+    digits: int
+    total: float
+    gained: dict[str, float]
+    """Phases that the quicker one spends less on, the largest first."""
+    lost: dict[str, float]
+    """Phases that it spends more on, as positive numbers."""
+    rest: float
+    """What all other phases differ by."""
+
+    def text(self, value: float) -> str:
+        """A number of the difference with its unit."""
+        return f"{value:,.{self.digits}f} {self.unit}"
+
+
+def explain(token_time: pd.DataFrame, best: str, second: str, short: dict[str, str]) -> list[str]:
+    """What makes an output token of one deployment quicker than one of the other; empty where
+    either has none.
+
+    Args:
+        token_time: :data:`simulator.results.token_time.COLUMNS`.
+        best, second: the deployments, the better one first.
+        short: name of each deployment in sentences.
+    """
+    spent = {name: phase_seconds(token_time, name) for name in (best, second)}
+    total_s = {name: sum(parts.values()) for name, parts in spent.items()}
+    if not all(total_s.values()):
+        return []
+    quick, slow = sorted(total_s, key=lambda name: total_s[name])
+    prompts = _tell_prompts(token_time, (best, second), short)
+    if total_s[slow] < SAME * total_s[quick]:
+        times = f"{seconds(total_s[quick])} and {seconds(total_s[slow])}"
+        return [f"An output token takes about as long with both: {times}, mean over all.", *prompts]
+    terms = split_difference(spent[quick], spent[slow])
+    scale = _unit_s(terms.unit)
+    quick_shown = round(total_s[quick] / scale, terms.digits)
+    opening = "Why: an" if quick == best else "Yet an"
+    return [
+        f"{opening} output token takes {terms.text(quick_shown)} with {short[quick]} and "
+        f"{terms.text(quick_shown + terms.total)} with {short[slow]}, mean over all: "
+        f"{short[quick]} {_tell_terms(terms)}.",
+        *prompts,
+    ]
+
+
+def phase_seconds(token_time: pd.DataFrame, name: str) -> dict[str, float]:
+    """Seconds of an output token by phase over all kinds of steps, and outside of steps."""
+    own = token_time[token_time["deployment"] == name]
+    parts = {phase: float(own[f"{phase}_s"].sum()) for phase in STEP_PHASES}
+    return {**parts, OUTSIDE: float(own["token_s"][own["kind"] == OUTSIDE].sum())}
+
+
+def split_difference(quick: dict[str, float], slow: dict[str, float]) -> Terms:
+    """The terms of ``sum(slow) - sum(quick)``: the two largest on either side, and the rest.
+
+    >>> quick, slow = {"experts": 0.010, "wait": 0.004}, {"experts": 0.030, "wait": 0.001}
+    >>> terms = split_difference(quick, slow)
+    >>> terms.text(terms.total), terms.gained, terms.lost, terms.rest
+    ('17.0 ms', {'experts': 20.0}, {'wait': 3.0}, 0.0)
+    """
+    longest_s = sum(slow.values())
+    unit, digits = _scale(longest_s, longest_s - sum(quick.values()))
+    scale = _unit_s(unit)
+
+    def shown(time_s: float) -> float:
+        return round(time_s / scale, digits)
+
+    # Both totals are shown, so the difference is that of what is shown.
+    total = shown(longest_s) - shown(sum(quick.values()))
+    saved = sorted(((slow[phase] - quick[phase], phase) for phase in slow), reverse=True)
+    named = [entry for entry in saved if abs(entry[0]) > _WORTH_SAYING * longest_s]
+    gained = {phase: shown(saved_s) for saved_s, phase in named if saved_s > 0}
+    lost = {phase: shown(-saved_s) for saved_s, phase in reversed(named) if saved_s < 0}
+    gained, lost = (dict(list(side.items())[:_NUM_NAMED]) for side in (gained, lost))
+    rest = round(total - sum(gained.values()) + sum(lost.values()), digits)
+    return Terms(unit, digits, round(total, digits), gained, lost, rest + 0.0)
+
+
+def _scale(longest_s: float, difference_s: float) -> tuple[str, int]:
+    """The unit in which a time reads best, and digits that show a difference to a hundredth."""
+    unit_s, unit = next(
+        (entry for entry in reversed(_UNITS) if longest_s >= 1.5 * entry[0]), _UNITS[0]
+    )
+    finest = difference_s / unit_s / 100
+    return unit, min(3, max(0, math.ceil(-math.log10(finest)))) if finest > 0 else 3
+
+
+def _unit_s(unit: str) -> float:
+    return next(unit_s for unit_s, name in _UNITS if name == unit)
+
+
+def _tell_terms(terms: Terms) -> str:
+    pieces = []
+    if terms.gained:
+        saved = (
+            f"{terms.text(value)} of {PHASE_WORDS[name]}" for name, value in terms.gained.items()
+        )
+        pieces.append(f"saves {' and '.join(saved)}")
+    if terms.lost:
+        more = (
+            f"{terms.text(value)} more on {PHASE_WORDS[name]}" for name, value in terms.lost.items()
+        )
+        pieces.append(f"spends {' and '.join(more)}")
+    if terms.rest:
+        verb = "saves" if terms.rest > 0 else "loses"
+        pieces.append(f"{verb} {terms.text(abs(terms.rest))} elsewhere")
+    count = len(terms.gained) + len(terms.lost) + bool(terms.rest)
+    in_all = f", {terms.text(terms.total)} in all" if count > 1 else ""
+    return f"{', '.join(pieces)}{in_all}"
+
+
+def _tell_prompts(
+    token_time: pd.DataFrame, names: tuple[str, ...], short: dict[str, str]
+) -> list[str]:
+    """How much of an output token's time passes in steps that compute prompts, where it is much."""
+    shares = {}
+    for name in names:
+        own = token_time[token_time["deployment"] == name].set_index("kind")["token_s"]
+        shares[name] = float(own.reindex(["mixed", "prefill"]).sum() / own.sum())
+    if max(shares.values()) < _MUCH:
+        return []
+    said = " and ".join(f"{100 * share:.0f} % with {short[name]}" for name, share in shares.items())
+    return [f"Of an output token's time, {said} pass in steps that compute prompts as well."]

@@ -1,0 +1,89 @@
+"""The parts of an output token's time add up to it, whatever the steps compute and wherever a
+request waits.
+"""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from simulator.base import plugins
+from simulator.engine.cluster import run_plan
+from simulator.results.tables import STEP_PHASES
+from simulator.results.token_time import OUTSIDE, make_token_time
+
+SMALL = {"token_budget": 64, "max_sequences": 8}
+PARTS = [f"{phase}_s" for phase in STEP_PHASES]
+PREFILL = {"parallel": {"tp": 2}, "replicas": 1, "scheduling": {"kind": "chunked", **SMALL}}
+
+
+def token_s(requests):
+    """Seconds of an output token but the first, mean over tokens."""
+    later = requests[requests["num_output"] > 1]
+    return (later["finish_s"] - later["first_token_s"]).sum() / (later["num_output"] - 1).sum()
+
+
+def check_sums(record):
+    found = make_token_time(record.requests, record.steps)
+    assert found["token_s"].sum() == pytest.approx(token_s(record.requests), rel=1e-9)
+    inside = found[found["kind"] != OUTSIDE]
+    np.testing.assert_allclose(inside[PARTS].sum(axis=1), inside["token_s"], rtol=1e-12)
+    assert (found[[*PARTS, "token_s"]] >= -1e-12).all(axis=None)
+    assert inside["step_time_share"].sum() == pytest.approx(1.0)
+    return found.set_index("kind")
+
+
+@pytest.mark.parametrize("model", ["dense", "moe"])
+@pytest.mark.parametrize("kind", plugins.available("scheduling"))
+def test_parts_of_an_output_token_add_up_for_every_scheduler(tiny, kind, model):
+    plan = tiny.plan(model, replicas=2, scheduling={"kind": kind, **SMALL})
+    check_sums(run_plan(plan, tiny.trace(60, 4000.0)))
+
+
+@pytest.mark.parametrize("fidelity", ["step", "rank"])
+@pytest.mark.parametrize("concurrency", [None, 6])
+def test_they_do_in_pipelines_and_in_pools_and_in_closed_loops(tiny, concurrency, fidelity):
+    trace = tiny.trace(num_requests=24, concurrency=concurrency)
+    scheduling = {"kind": "chunked", **SMALL}
+    check_sums(run_plan(tiny.plan("moe", pp=2, scheduling=scheduling), trace, fidelity))
+    pools = tiny.plan(
+        "moe", replicas=2, attention_dp=2, ep=2, scheduling=scheduling, prefill=PREFILL
+    )
+    found = check_sums(run_plan(pools, trace, fidelity))
+    assert found.loc[OUTSIDE, "token_s"] > 0
+
+
+def test_they_do_where_requests_lose_their_blocks_and_start_again(tiny):
+    plan = tiny.with_blocks(tiny.plan("dense", scheduling={"kind": "chunked", **SMALL}), 60)
+    record = run_plan(plan, tiny.trace(40, 4000.0))
+    assert record.requests["num_preemptions"].sum() > 0
+    check_sums(record)
+
+
+def test_prompts_that_go_first_cost_tokens_their_time(tiny):
+    """A step of prompts only is part of the gap between the tokens of those who wait for it."""
+    plan = tiny.plan("dense", scheduling={"kind": "prefill_first", **SMALL})
+    found = check_sums(run_plan(plan, tiny.trace(60, 4000.0)))
+    assert set(found.index) == {"decode", "prefill"}
+    assert found.loc["prefill", "token_s"] > 0
+
+
+def test_a_run_of_first_tokens_only_has_no_such_time(tiny):
+    trace = tiny.trace(5, 1000.0)
+    trace = dataclasses.replace(trace, num_output=np.ones_like(trace.num_output))
+    record = run_plan(tiny.plan("dense"), trace)
+    assert make_token_time(record.requests, record.steps).empty
+
+
+def test_deployments_are_kept_apart(tiny):
+    records = [run_plan(tiny.plan(model), tiny.trace(20, 1000.0)) for model in ("dense", "moe")]
+    requests, steps = (
+        pd.concat(
+            [getattr(r, table).assign(deployment=str(n)) for n, r in enumerate(records)],
+            ignore_index=True,
+        )
+        for table in ("requests", "steps")
+    )
+    both = make_token_time(requests, steps).groupby("deployment")["token_s"].sum()
+    assert both.tolist() == pytest.approx([token_s(record.requests) for record in records])
