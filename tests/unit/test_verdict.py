@@ -227,7 +227,7 @@ def test_terms_that_are_shown_add_up_to_the_difference_that_is_shown(quick, slow
         return
     times, terms = why.split(", mean over all: ")
     first, second = numbers_of(times)
-    terms, _, in_all = terms.partition(", in all" if ", in all" in terms else " in all.")
+    terms, _, _ = terms.partition(", in all" if ", in all" in terms else " in all.")
     total = Decimal(0)
     for piece in re.split(r", (?=spends|saves|loses)", terms):
         values = numbers_of(re.sub(r", [\d.]+ \S+$", "", piece))

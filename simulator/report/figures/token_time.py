@@ -53,10 +53,10 @@ class TokenTime(Frozen):
             heading: stacked(
                 results,
                 names,
-                {part: (parts[part] / unit_s).to_list() for part in parts},
+                {str(part): (parts[part] / unit_s).to_list() for part in parts},
                 colours,
                 f"Time of an output token ({unit})",
-                {part: [seconds(value) for value in parts[part]] for part in parts},
+                {str(part): [seconds(value) for value in parts[part]] for part in parts},
             )
             for heading, parts in (
                 ("By what ranks do", by_phase),
