@@ -23,6 +23,8 @@ KEY_METRICS = (
 )
 """What the short comparison shows; the full table shows all of ``METRICS``."""
 
+_SHARE_DIGITS = 9
+"""Digits of a share; what lies behind them is rounding of a sum of times."""
 _TIMES = ((1e-6, "µs"), (1e-3, "ms"), (1.0, "s"))
 _LONG_TIMES = ((60.0, "min"), (3600.0, "h"))
 _BYTES = ((1.0, "B"), (1e3, "kB"), (1e6, "MB"), (1e9, "GB"), (1e12, "TB"), (1e15, "PB"))
@@ -108,6 +110,22 @@ def time_axis(largest_s: float) -> tuple[float, str]:
     return _scaled(largest_s, scales) if math.isfinite(largest_s) else (1.0, "s")
 
 
+def time_ticks(low_s: float, high_s: float) -> dict[str, list[float] | list[str]]:
+    """Ticks of a logarithmic axis of times in seconds, each with the unit that reads best, few
+    enough for a phone.
+
+    >>> time_ticks(0.0004, 700)["ticktext"]
+    ['1 ms', '10 ms', '100 ms', '1 s', '10 s', '100 s']
+    >>> time_ticks(0.02, 0.21)["ticktext"]
+    ['20 ms', '50 ms', '100 ms', '200 ms']
+    """
+    decades = range(math.floor(math.log10(low_s)), math.ceil(math.log10(high_s)) + 1)
+    steps = (1, 2, 5) if high_s < 30 * low_s else (1, 3) if high_s < 2000 * low_s else (1,)
+    values = [float(f"{step}e{decade}") for decade in decades for step in steps]
+    shown = [value for value in values if low_s <= value <= high_s]
+    return {"tickvals": shown, "ticktext": [seconds(value) for value in shown]}
+
+
 def bytes_axis(largest: float) -> tuple[float, str]:
     """The unit (its bytes, its name) for an axis that reaches ``largest`` bytes."""
     return _scaled(largest, _BYTES) if math.isfinite(largest) else (1.0, "B")
@@ -133,6 +151,8 @@ def metric(name: str, value: float, currency: str) -> str:
 
     >>> metric("slo_attainment", 0.987, ""), metric("ttft_p50_s", 1.5, "")
     ('98.7 %', '1.50 s')
+    >>> metric("wait_share", -6.6e-18, "")
+    '0 %'
     >>> metric("cost_per_million_tokens", 0.5, "USD")
     '0.500 USD'
     """
@@ -142,7 +162,7 @@ def metric(name: str, value: float, currency: str) -> str:
     if unit == "s":
         return seconds(value, keep_zeros=True)
     if unit == "ratio":
-        return f"{number(100 * value, keep_zeros=True)} %"
+        return f"{number(100 * round(value, _SHARE_DIGITS), keep_zeros=True)} %"
     if unit == "x":
         return f"{value:.2f}{TIMES}"
     return (

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from simulator.results.folder import Results
+from simulator.results.formats import parameters
 from simulator.results.tables import STEP_PHASES
 from simulator.results.why import PHASE_WORDS, SAME, explain
 
@@ -125,10 +126,7 @@ def _compare(
     attained, missed = float(first["slo_attainment"]), float(second["slo_attainment"])
     has_targets = not np.isnan(attained)
     if has_targets and attained - missed >= _ATTAINMENT_STEP:
-        numbers = (
-            f"TTFT p50 {_pair(first, second, 'ttft_p50_s')}, TPOT "
-            f"p50 {_pair(first, second, 'tpot_p50_s')}"
-        )
+        numbers = _pairs(first, second, ("ttft", "tpot"))
         shares = (
             f"{_share(attained)} of requests meet the targets, "
             f"against {_share(missed)} with {loser}"
@@ -146,10 +144,7 @@ def _compare(
             else " Neither meets the targets, or hardly ever."
         )
     ttft, tpot = (_ratio(second, first, key) for key in ("ttft_p50_s", "tpot_p50_s"))
-    numbers = (
-        f"TPOT p50 {_pair(first, second, 'tpot_p50_s')}, TTFT "
-        f"p50 {_pair(first, second, 'ttft_p50_s')}"
-    )
+    numbers = _pairs(first, second, ("tpot", "ttft"))
     if max(ttft, tpot) < SAME:
         return f"{winner} and {loser} serve this traffic equally well ({numbers}).{both}", None
     if min(ttft, tpot) < 1 / SAME:
@@ -178,8 +173,14 @@ def _ratio(second: pd.Series, first: pd.Series, key: str) -> float:
     return 1.0 if np.isnan(ratio) else ratio
 
 
-def _pair(first: pd.Series, second: pd.Series, key: str) -> str:
-    return f"{seconds_text(float(first[key]))} against {seconds_text(float(second[key]))}"
+def _pairs(first: pd.Series, second: pd.Series, latencies: tuple[str, ...]) -> str:
+    """Medians against medians; those that neither has are left out."""
+    times = {name: [float(row[f"{name}_p50_s"]) for row in (first, second)] for name in latencies}
+    return ", ".join(
+        f"{name.upper()} p50 {' against '.join(map(seconds_text, pair))}"
+        for name, pair in times.items()
+        if not np.isnan(pair).all()
+    )
 
 
 def _numbers(row: pd.Series) -> str:
@@ -243,11 +244,9 @@ def _inside(results: Results, name: str, row: pd.Series, short: str) -> str:
     """What a deployment's steps are spent on."""
     facts = results.run["deployments"][name]
     decodes = _decodes(results, name)
-    active, total = facts["active_parameters"] / 1e9, facts["total_parameters"] / 1e9
+    active, total = (parameters(facts[f"{name}_parameters"]) for name in ("active", "total"))
     size = (
-        f"{_billions(active)} of its {_billions(total)} parameters"
-        if facts["is_moe"]
-        else f"all its {_billions(total)} parameters"
+        f"{active} of its {total} parameters" if facts["is_moe"] else f"all its {total} parameters"
     )
     step = (
         (
@@ -289,10 +288,6 @@ def _notes(results: Results, short: dict[str, str]) -> list[str]:
         if facts[name]["is_rumour"]
     ]
     return notes
-
-
-def _billions(number: float) -> str:
-    return f"{number:,.0f}B" if number >= 999.5 else f"{number:.3g}B"
 
 
 def _count(number: int, noun: str) -> str:

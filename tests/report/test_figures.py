@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from simulator.base import plugins
 from simulator.report import style
 from simulator.report.figures import Figure
-from simulator.report.figures._curves import mean_in_bins, quantiles
+from simulator.report.figures._curves import mean_in_bins, peak_in_bins, quantiles
 from simulator.report.gallery import plots
 from simulator.results.folder import Results
 
@@ -83,6 +84,38 @@ def test_quantiles_thin_a_long_run_and_keep_its_ends():
     assert len(x) < 500
     assert (share[0], share[-1]) == (0, 1)
     assert np.all(np.diff(x) >= 0)
+
+
+def test_bins_do_not_hide_peaks():
+    """Two replicas, against a look at every hundredth of a second."""
+    rng = np.random.default_rng(5)
+    frames = []
+    for replica in (0, 1):
+        start_s = np.cumsum(rng.integers(5, 30, 40)) / 100
+        frames.append(
+            pd.DataFrame(
+                {
+                    "replica": replica,
+                    "start_s": start_s,
+                    "duration_s": np.r_[np.diff(start_s), 0.2] * rng.choice([1.0, 0.4], 40),
+                    "waiting": rng.integers(0, 50, 40),
+                }
+            )
+        )
+    steps = pd.concat(frames, ignore_index=True)
+    end_s = float((steps["start_s"] + steps["duration_s"]).max())
+    edges_s = np.linspace(0, end_s, 12)
+    looked_s = np.arange(0, end_s, 0.001) + 0.0005
+    level = sum(
+        row["waiting"]
+        * ((looked_s > row["start_s"]) & (looked_s < row["start_s"] + row["duration_s"]))
+        for _, row in steps.iterrows()
+    )
+    places = np.searchsorted(edges_s, looked_s, "right") - 1
+    seen = np.array([level[places == place].max() for place in range(11)])
+    peak = peak_in_bins(steps, "waiting", edges_s)
+    assert peak == pytest.approx(seen)
+    assert (peak >= mean_in_bins(steps, "waiting", edges_s) - 1e-9).all()
 
 
 def test_binning_keeps_the_area(runs: dict[str, Results]):

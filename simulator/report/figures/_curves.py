@@ -5,6 +5,7 @@ does not bloat the page.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,12 +14,20 @@ from numpy.typing import NDArray
 
 from simulator.report import style
 from simulator.results.folder import Results
-from simulator.results.formats import seconds, time_axis
+from simulator.results.formats import seconds, time_axis, time_ticks
 
 NUM_QUANTILES = 300
 MAX_BINS = 150
 
 Array = NDArray[np.float64]
+
+
+class Bins(NamedTuple):
+    """A quantity over time, a number a bin."""
+
+    mean: Array
+    peak: Array | None
+    """The most it reaches; ``None`` for a rate, which has no value at a moment."""
 
 
 def quantiles(values: Array) -> tuple[Array, Array]:
@@ -50,30 +59,30 @@ def distribution(
     if not defined:
         return None
     pooled = np.concatenate(list(defined.values()))
-    unit_s, unit = time_axis(float(np.quantile(pooled, 0.9)))
-    drawn = style.figure(f"{what} ({unit})", "Requests within it (share)")
+    low, high = float(pooled.min()), float(pooled.max())
+    if target_s is not None:
+        low, high = min(low, target_s), max(high, target_s)
+    is_log = low > 0 and high > 8 * low
+    # Over decades no unit suits all ticks, so each has its own.
+    unit_s, unit = (1.0, "s") if is_log else time_axis(float(np.quantile(pooled, 0.9)))
+    drawn = style.figure(f"{what} ({'time' if is_log else unit})", "Requests within it (share)")
     label, line = style.labels(results), style.lines(results)
     for name, value in defined.items():
         x, share = quantiles(value)
         drawn.add_scatter(
             x=np.float32(x / unit_s),
             y=np.float32(share),
+            customdata=[seconds(float(time_s)) for time_s in x],
             name=label[name],
             line=line[name] | {"shape": "hv"},
             mode="lines",
-            hovertemplate=f"%{{y:.1%}} of requests within %{{x:.4~g}} {unit}",
+            hovertemplate="%{y:.1%} of requests within %{customdata}",
         )
-    low, high = float(pooled.min()), float(pooled.max())
-    if target_s is not None:
-        low, high = min(low, target_s), max(high, target_s)
-    if low > 0 and high > 8 * low:
+    if is_log:
         drawn.update_xaxes(
-            type="log", range=[np.log10(low / unit_s) - 0.05, np.log10(high / unit_s) + 0.1]
-        )
-        drawn.update_xaxes(
-            **_ticks(low / unit_s, high / unit_s)
-            if high < 2000 * low
-            else {"dtick": 1, "tickformat": ",~r"}
+            type="log",
+            range=[np.log10(low) - 0.05, np.log10(high) + 0.1],
+            **time_ticks(low * 0.9, high * 1.25),
         )
     else:
         pad = 0.05 * (high - low or high or 1.0)
@@ -84,19 +93,6 @@ def distribution(
     if target_s is not None:
         _target_line(drawn, target_s / unit_s, f"target {seconds(target_s)}")
     return drawn
-
-
-def _ticks(low: float, high: float) -> dict[str, object]:
-    """Round ticks within the decades, few enough for a phone: Plotly's own leave the 2 and 5 as
-    bare digits.
-    """
-    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
-    values = [
-        step * 10.0**decade
-        for decade in decades
-        for step in ((1, 2, 5) if high < 30 * low else (1, 3))
-    ]
-    return {"tickvals": values, "ticktext": [f"{value:,.10g}" for value in values]}
 
 
 def _target_line(drawn: go.Figure, x: float, text: str) -> None:
@@ -130,16 +126,16 @@ def _target_line(drawn: go.Figure, x: float, text: str) -> None:
 def over_time(
     results: Results,
     y: str,
-    in_bins: Callable[[pd.DataFrame, str, Array], Array],
+    in_bins: Callable[[pd.DataFrame, str, Array], Bins],
     hover: str,
     height: int = 260,
 ) -> go.Figure | None:
-    """A quantity over time, a curve a deployment that ends where the deployment does.
+    """A quantity over time, a curve a deployment that ends where the deployment does, and a thin
+    one of its peaks.
 
     Args:
         y: title of the vertical axis.
-        in_bins: of a deployment's steps, its name and the bins' edges: the mean of the quantity in
-            each bin.
+        in_bins: of a deployment's steps, its name and the bins' edges: the quantity in each bin.
         hover: Plotly's template for the value.
     """
     steps = results.steps
@@ -150,24 +146,65 @@ def over_time(
     num_bins = int(np.clip(steps.groupby("deployment").size().max() // 3, 1, MAX_BINS))
     edges_s = np.linspace(0, float(end_s.max()), num_bins + 1)
     unit_s, unit = time_axis(float(end_s.max()))
-    drawn = style.figure(f"Time since the first arrival ({unit})", y, height)
+    width = seconds(float(edges_s[1]))
+    drawn = style.figure(f"Time since the first arrival, bins of {width} ({unit})", y, height)
     label, line = style.labels(results), style.lines(results)
     for name, group in steps.groupby("deployment", sort=False):
-        value = in_bins(group, str(name), edges_s)
+        bins = in_bins(group, str(name), edges_s)
         # The bin in which the run ends is only partly covered: its mean would look like a drop.
         shown = edges_s[1:] <= float(end_s[name])
         shown[0] = True
+        middles = np.float32(((edges_s[:-1] + edges_s[1:]) / 2 / unit_s)[shown])
+        common = {"x": middles, "name": label[str(name)]}
         drawn.add_scatter(
-            x=np.float32(((edges_s[:-1] + edges_s[1:]) / 2 / unit_s)[shown]),
-            y=np.float32(value[shown]),
-            name=label[str(name)],
+            **common,
+            y=np.float32(bins.mean[shown]),
             line=line[str(name)] | {"width": 1.6},
             mode="lines" if shown.sum() > 12 else "lines+markers",
             hovertemplate=f"{hover} at %{{x:.3~g}} {unit}",
         )
+        if bins.peak is not None:
+            drawn.add_scatter(
+                **common,
+                y=np.float32(bins.peak[shown]),
+                line=line[str(name)] | {"width": 0.7},
+                opacity=0.65,
+                mode="lines",
+                showlegend=False,
+                hovertemplate=f"{hover} at most",
+            )
     drawn.update_yaxes(rangemode="tozero", nticks=6)
     drawn.update_xaxes(range=[0, float(end_s.max()) / unit_s])
     return drawn
+
+
+def level_in_bins(steps: pd.DataFrame, column: str, edges_s: Array) -> Bins:
+    """Mean and peak of a step's column in each bin, replicas added up."""
+    return Bins(mean_in_bins(steps, column, edges_s), peak_in_bins(steps, column, edges_s))
+
+
+def peak_in_bins(steps: pd.DataFrame, column: str, edges_s: Array) -> Array:
+    """The most that a step's column reaches in each bin, replicas added up; a replica between steps
+    counts as zero.
+
+    >>> times = {"start_s": [0.0, 2.0], "duration_s": [1.0, 2.0]}
+    >>> steps = pd.DataFrame({"replica": [0, 0], **times, "waiting": [4, 6]})
+    >>> peak_in_bins(steps, "waiting", np.array([0.0, 0.5, 1.5, 2.0, 4.0]))
+    array([4., 4., 0., 6.])
+    """
+    start_s, value = steps["start_s"].to_numpy(float), steps[column].to_numpy(float)
+    end_s = start_s + steps["duration_s"].to_numpy(float)
+    times_s = np.r_[end_s, start_s]  # at one instant what ends comes before what begins
+    order = np.argsort(times_s, kind="stable")
+    times_s = times_s[order]
+    level: Array = np.cumsum(np.r_[-value, value][order])
+    places: NDArray[np.int64] = np.searchsorted(edges_s, times_s, "right") - 1
+    # What goes on when a bin begins counts, unless it ends at that very moment.
+    before = np.searchsorted(times_s, edges_s[:-1], "right") - 1
+    peak = np.where(before >= 0, level[before], 0.0)
+    inside = (places >= 0) & (places < len(peak))
+    np.maximum.at(peak, places[inside], level[inside])
+    return np.maximum(peak, 0.0)
 
 
 def mean_in_bins(steps: pd.DataFrame, column: str, edges_s: Array) -> Array:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+import pandas as pd
 import plotly.graph_objects as go
 
 from simulator.base.frozen import Frozen
-from simulator.report.figures._curves import mean_in_bins, over_time
+from simulator.report.figures._curves import Array, Bins, level_in_bins, over_time
 from simulator.results.folder import Results
 
 
 class KvCache(Frozen):
-    """Mean over time and replicas."""
+    """Mean and peak in each bin, mean over replicas."""
 
     title: ClassVar[str] = "KV cache in use"
     section: ClassVar[str] = "Over time"
     definition: ClassVar[str] = (
-        "Share of KV blocks in use, mean over ranks and replicas; where it reaches 100 %, "
-        "requests wait or are preempted."
+        "Share of KV blocks in use, mean over ranks and replicas; mean and, thin, most in each "
+        "bin. Where it reaches 100 %, requests wait or are preempted."
     )
     absent: ClassVar[str] = "No step was run."
     order: ClassVar[int] = 33
@@ -28,11 +29,15 @@ class KvCache(Frozen):
         drawn = over_time(
             results,
             "KV blocks in use (share)",
-            lambda steps, _, edges_s: (
-                mean_in_bins(steps, "kv_used", edges_s) / max(steps["replica"].nunique(), 1)
-            ),
+            _share_in_bins,
             "%{y:.1%} in use",
         )
         if drawn is not None:
-            drawn.update_yaxes(tickformat=".0%")
+            drawn.update_yaxes(tickformat=".2~%")
         return drawn
+
+
+def _share_in_bins(steps: pd.DataFrame, _: str, edges_s: Array) -> Bins:
+    """Replicas' shares over their number: a replica between steps holds nothing."""
+    added, num_replicas = level_in_bins(steps, "kv_used", edges_s), steps["replica"].nunique()
+    return Bins(*(bins / max(num_replicas, 1) for bins in added if bins is not None))

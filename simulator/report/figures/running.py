@@ -7,18 +7,18 @@ from typing import ClassVar, Literal
 import plotly.graph_objects as go
 
 from simulator.base.frozen import Frozen
-from simulator.report.figures._curves import mean_in_bins, over_time
+from simulator.report.figures._curves import level_in_bins, over_time
 from simulator.results.folder import Results
 
 
 class Running(Frozen):
-    """Mean over time in each bin, replicas added up."""
+    """Mean and peak in each bin, replicas added up."""
 
     title: ClassVar[str] = "Requests in flight"
     section: ClassVar[str] = "Over time"
     definition: ClassVar[str] = (
         "Requests holding KV blocks, all replicas together: the batch that shares a step; "
-        "mean over time in each bin."
+        "mean and, thin, most in each bin."
     )
     absent: ClassVar[str] = "No step was run."
     order: ClassVar[int] = 32
@@ -28,6 +28,6 @@ class Running(Frozen):
         return over_time(
             results,
             "Running (requests)",
-            lambda steps, _, edges_s: mean_in_bins(steps, "running", edges_s),
+            lambda steps, _, edges_s: level_in_bins(steps, "running", edges_s),
             "%{y:,.3~r} running",
         )

@@ -55,5 +55,5 @@ class StepShares(Frozen):
             "Step time (share)",
             texts,
         )
-        drawn.update_xaxes(tickformat=".0%")
+        drawn.update_xaxes(tickformat=".2~%")
         return drawn

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from simulator.base.frozen import Frozen
-from simulator.report.figures._curves import events_in_bins, over_time
+from simulator.report.figures._curves import Bins, events_in_bins, over_time
 from simulator.results.folder import Results
 
 
@@ -28,17 +28,16 @@ class Throughput(Frozen):
     width: ClassVar[Literal["full", "half", "quarter"]] = "half"
 
     def draw(self, results: Results) -> go.Figure | None:
-        def in_bins(
-            steps: pd.DataFrame, name: str, edges_s: NDArray[np.float64]
-        ) -> NDArray[np.float64]:
+        def in_bins(steps: pd.DataFrame, name: str, edges_s: NDArray[np.float64]) -> Bins:
             requests = results.requests[results.requests["deployment"] == name]
             decoded = events_in_bins(
                 (steps["start_s"] + steps["duration_s"]).to_numpy(),
                 steps["decode_tokens"].to_numpy(),
                 edges_s,
             )
-            return decoded + events_in_bins(
+            first = events_in_bins(
                 requests["first_token_s"].to_numpy(), np.ones(len(requests)), edges_s
             )
+            return Bins(decoded + first, None)
 
         return over_time(results, "Output throughput (token/s)", in_bins, "%{y:,.4~r} token/s")

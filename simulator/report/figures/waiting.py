@@ -7,18 +7,18 @@ from typing import ClassVar, Literal
 import plotly.graph_objects as go
 
 from simulator.base.frozen import Frozen
-from simulator.report.figures._curves import mean_in_bins, over_time
+from simulator.report.figures._curves import level_in_bins, over_time
 from simulator.results.folder import Results
 
 
 class Waiting(Frozen):
-    """Mean over time in each bin, replicas added up."""
+    """Mean and peak in each bin, replicas added up."""
 
     title: ClassVar[str] = "Queue length"
     section: ClassVar[str] = "Over time"
     definition: ClassVar[str] = (
         "Requests queued for KV blocks or their first chunk, all replicas together; "
-        "mean over time in each bin."
+        "mean and, thin, most in each bin."
     )
     absent: ClassVar[str] = "No step was run."
     order: ClassVar[int] = 31
@@ -28,6 +28,6 @@ class Waiting(Frozen):
         return over_time(
             results,
             "Waiting (requests)",
-            lambda steps, _, edges_s: mean_in_bins(steps, "waiting", edges_s),
+            lambda steps, _, edges_s: level_in_bins(steps, "waiting", edges_s),
             "%{y:,.3~r} waiting",
         )
