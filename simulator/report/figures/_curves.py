@@ -198,7 +198,7 @@ def peak_in_bins(steps: pd.DataFrame, column: str, edges_s: Array) -> Array:
     order = np.argsort(times_s, kind="stable")
     times_s = times_s[order]
     level: Array = np.cumsum(np.r_[-value, value][order])
-    places: NDArray[np.int64] = np.searchsorted(edges_s, times_s, "right") - 1
+    places = np.asarray(np.searchsorted(edges_s, times_s, "right") - 1)
     # What goes on when a bin begins counts, unless it ends at that very moment.
     before = np.searchsorted(times_s, edges_s[:-1], "right") - 1
     peak = np.where(before >= 0, level[before], 0.0)
