@@ -151,8 +151,8 @@ def metric(name: str, value: float, currency: str) -> str:
 
     >>> metric("slo_attainment", 0.987, ""), metric("ttft_p50_s", 1.5, "")
     ('98.7 %', '1.50 s')
-    >>> metric("wait_share", -6.6e-18, "")
-    '0 %'
+    >>> metric("slo_attainment", 0.9999, ""), metric("wait_share", -6.6e-18, "")
+    ('99.9 %', '0 %')
     >>> metric("cost_per_million_tokens", 0.5, "USD")
     '0.500 USD'
     """
@@ -162,7 +162,9 @@ def metric(name: str, value: float, currency: str) -> str:
     if unit == "s":
         return seconds(value, keep_zeros=True)
     if unit == "ratio":
-        return f"{number(100 * round(value, _SHARE_DIGITS), keep_zeros=True)} %"
+        share = round(value, _SHARE_DIGITS)
+        # Never all unless it is.
+        return f"{number(100 * min(share, 0.999 if share < 1 else share), keep_zeros=True)} %"
     if unit == "x":
         return f"{value:.2f}{TIMES}"
     return (

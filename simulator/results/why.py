@@ -80,7 +80,7 @@ def explain(token_time: pd.DataFrame, best: str, second: str, short: dict[str, s
     return [
         f"{opening} output token takes {terms.text(quick_shown)} with {short[quick]} and "
         f"{terms.text(quick_shown + terms.total)} with {short[slow]}, mean over all: "
-        f"{short[quick]} {_tell_terms(terms)}.",
+        f"the first {_tell_terms(terms)}.",
         *prompts,
     ]
 

@@ -29,6 +29,7 @@ def test_run_writes_a_whole_folder_and_prints_the_comparison(moesim, tmp_path):
     files = {
         "run.json",
         "summary.csv",
+        "token_time.csv",
         "timeline.json",
         "report.html",
         *(f"{name}.parquet" for name in tables),
