@@ -2,7 +2,7 @@
 ``kind = "zipf"`` selects it.
 
 There is no registry: a file that appears in a family's folder is found. A kind with a dot in it
-(``"my_package.my_policy"``) loads a user's own module.
+(``"my_package.my_policy"``) loads a user's own module, if :mod:`simulator.base.trust` lets it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
+from simulator.base import trust
 from simulator.base.errors import UserError, did_you_mean, shorten
 from simulator.base.frozen import Frozen, validate
 
@@ -64,7 +65,8 @@ def policy_class(family: str, kind: str, where: str) -> type[Frozen]:
 
     Raises:
         UserError: if there is no such kind, or a user's module cannot be imported, defines none or
-            several, or its class lacks what the family's protocol asks for.
+            several, or its class lacks what the family's protocol asks for; or its code needs
+            ``--allow-code``.
     """
     if (family, kind) in _CHECKED:
         return _CHECKED[family, kind]
@@ -102,6 +104,7 @@ def policy_class(family: str, kind: str, where: str) -> type[Frozen]:
 
 
 def _user_module(family: str, kind: str, where: str) -> ModuleType:
+    trust.admit(kind, f"{where}: {family} kind '{kind}'")
     try:
         return importlib.import_module(kind)
     except Exception as error:  # whatever is wrong with it is the user's to mend

@@ -16,6 +16,7 @@ import typer
 
 from simulator import __version__
 from simulator.base.errors import UserError
+from simulator.base.trust import forget_current_folder
 from simulator.cli import calibrate, console, describe, execute, plan, run, trace, validate
 
 app = typer.Typer(
@@ -35,10 +36,7 @@ def main() -> None:
     """Run the command; exit status 2 for wrong input, 1 for a defect of ours, 130 for Ctrl-C, or
     the command's own.
     """
-    if "" not in sys.path:
-        sys.path.append(
-            ""
-        )  # a user's own policies (kind = "my_package.my_policy") are found from the current folder
+    forget_current_folder()
     try:
         status = app(
             standalone_mode=False

@@ -17,6 +17,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from simulator.base import trust
 from simulator.base.errors import UserError
 
 err = Console(stderr=True)
@@ -63,6 +64,24 @@ Set = Annotated[
         "--set", metavar="PATH=VALUE", help="Override any key, such as workload.num_requests=1000."
     ),
 ]
+
+
+def _allow_code(is_allowed: bool) -> bool:
+    trust.allow_code(Path.cwd() if is_allowed else None)
+    return is_allowed
+
+
+AllowCode = Annotated[
+    bool,
+    typer.Option(
+        trust.FLAG,
+        callback=_allow_code,
+        help="Let kind = 'my_package.my_policy' run code that lies in the current folder, or that "
+        "no installed package holds.",
+    ),
+]
+"""Of every command that reads a scenario, or a file that one names. Its callback does it all, so
+that no command can take the option and forget it."""
 
 
 def emit(value: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from simulator.cli import console
-from simulator.cli.console import AsJson, Set
+from simulator.cli.console import AllowCode, AsJson, Set
 
 
 def list_(
@@ -48,6 +48,7 @@ def check(
         ),
     ],
     overrides: Set = None,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Say whether a file is right, down to every name in it and whether the models fit their GPUs;

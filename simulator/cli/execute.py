@@ -11,7 +11,7 @@ from rich.text import Text
 
 from simulator.base.errors import UserError
 from simulator.cli import console
-from simulator.cli.console import Address, AsJson, Out, Seed, Set, SimulatedNodes
+from simulator.cli.console import Address, AllowCode, AsJson, Out, Seed, Set, SimulatedNodes
 
 
 def execute(
@@ -23,6 +23,7 @@ def execute(
     address: Address = None,
     seed: Seed = None,
     overrides: Set = None,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Run every deployment of a scenario for real, on PyTorch shards in Ray actors, beside the

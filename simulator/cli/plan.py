@@ -13,7 +13,7 @@ from rich.text import Text
 
 from simulator.base.errors import UserError
 from simulator.cli import console
-from simulator.cli.console import Address, AsJson, Out, Seed, Set
+from simulator.cli.console import Address, AllowCode, AsJson, Out, Seed, Set
 
 _RUNNERS_UP = 4
 _REASONS = 5
@@ -34,6 +34,7 @@ def plan(
     out_folder: Out = None,
     seed: Seed = None,
     overrides: Set = None,
+    allow_code: AllowCode = False,
     cache: Annotated[
         Path | None,
         typer.Option(

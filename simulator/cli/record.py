@@ -10,7 +10,7 @@ import typer
 
 from simulator.base.errors import UserError
 from simulator.cli import console
-from simulator.cli.console import Address, AsJson, Seed, Set, SimulatedNodes
+from simulator.cli.console import Address, AllowCode, AsJson, Seed, Set, SimulatedNodes
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -128,6 +128,7 @@ def runtime(
     address: Address = None,
     seed: Seed = None,
     overrides: Set = None,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Record what the routers of a deployment choose while its shards run for real."""

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from simulator.base.errors import UserError
 from simulator.cli import console
-from simulator.cli.console import AsJson, Out, Seed, Set
+from simulator.cli.console import AllowCode, AsJson, Out, Seed, Set
 
 _LONGEST_NAME = 22
 """Characters of a line of a deployment's name over its column."""
@@ -35,6 +35,7 @@ def run(
     ] = "step",
     seed: Seed = None,
     overrides: Set = None,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Replay a workload on every deployment of a scenario, and write a results folder with a

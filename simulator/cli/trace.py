@@ -11,7 +11,7 @@ import typer
 
 from simulator.base.errors import UserError, did_you_mean
 from simulator.cli import console, record
-from simulator.cli.console import AsJson, Seed
+from simulator.cli.console import AllowCode, AsJson, Seed
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,6 +31,7 @@ def info(
     ],
     seed: Seed = None,
     strict: Strict = False,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Describe a trace: where it comes from, rate, busiest hour, burstiness, lengths, prefixes, and
@@ -58,6 +59,7 @@ def convert(
     source: Annotated[str, typer.Argument(help="A trace in any known format.")],
     target: Annotated[Path, typer.Argument(help="Parquet or CSV file to write.")],
     strict: Strict = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Convert a trace to our own table (Parquet or CSV)."""
     _write_trace(source, None, target, strict)
@@ -70,6 +72,7 @@ def generate(
     ],
     target: Annotated[Path, typer.Argument(help="Parquet or CSV file to write.")],
     seed: Seed = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Write the requests that a workload generates."""
     _write_trace(workload, seed, target, strict=False)

@@ -12,7 +12,7 @@ from typer.core import TyperCommand
 
 from simulator.base.errors import UserError
 from simulator.cli import console
-from simulator.cli.console import AsJson
+from simulator.cli.console import AllowCode, AsJson
 from simulator.cli.scoreboard import as_numbers, print_board
 
 app = typer.Typer(
@@ -60,6 +60,7 @@ def validate(
             "--out", metavar="DIR", help="Folder to write; by default reports/out/validate."
         ),
     ] = None,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Show how far predictions are from measurements: everything that ships, and the tables of a
@@ -115,6 +116,7 @@ def kernels(
     table: TableFile,
     out_file: Rows = None,
     report: Page = None,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Answer a table of kernel or exchange timings."""
@@ -126,7 +128,11 @@ def kernels(
 
 @app.command()
 def serving(
-    table: TableFile, out_file: Rows = None, report: Page = None, as_json: AsJson = False
+    table: TableFile,
+    out_file: Rows = None,
+    report: Page = None,
+    allow_code: AllowCode = False,
+    as_json: AsJson = False,
 ) -> None:
     """Answer a table of serving points: TTFT and TPOT at a fixed number of requests in flight.
 
@@ -146,6 +152,7 @@ def published(
     ] = None,
     out_file: Rows = None,
     report: Page = None,
+    allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Answer published end-to-end figures."""

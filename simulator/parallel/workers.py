@@ -16,6 +16,7 @@ from typing import Any, ClassVar, TypeVar
 
 from simulator.base.errors import UserError
 from simulator.base.progress import CountDone
+from simulator.base.trust import allow_as_sender, allowed_folder
 from simulator.parallel.work_list import WorkList
 from simulator.runtime.stopping import stops_on_terminate
 
@@ -321,6 +322,7 @@ class Workers:
         import ray
 
         try:
+            actor.call.remote(allow_as_sender, allowed_folder())  # before its work comes
             ray.get(actor.call.remote(_called, self._ready))
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error

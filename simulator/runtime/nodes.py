@@ -22,6 +22,7 @@ from simulator.base.errors import UserError
 from simulator.runtime.last_resort import ends_though_stuck
 from simulator.runtime.orphans import find_started_by, kill_left
 from simulator.runtime.ray_files import keep_variables, own_ray_files
+from simulator.runtime.ray_path import WithoutCurrentFolder
 from simulator.runtime.stopping import stops_on_terminate
 
 _ANSWER_S = 5.0
@@ -148,7 +149,13 @@ def connect(
             elif simulated_nodes is not None:
                 _simulate(nodes, simulated_nodes, quiet)
             else:
-                ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
+                ray.init(
+                    address="local",
+                    num_cpus=cores,
+                    include_dashboard=False,
+                    job_config=WithoutCurrentFolder(),
+                    **quiet,
+                )
             with (
                 stops_on_terminate()
             ):  # once more: Ray puts a handler of its own in place, which ends the process at once
@@ -190,7 +197,7 @@ def _join(address: str, quiet: dict[str, Any]) -> None:
     try:
         _check_answers(address)
         _show_token_where_asked(address)
-        ray.init(address=address, **quiet)
+        ray.init(address=address, job_config=WithoutCurrentFolder(), **quiet)
     except (OSError, OverflowError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
@@ -236,5 +243,5 @@ def _simulate(nodes: Nodes, number: int, quiet: dict[str, Any]) -> None:
             num_cpus=os.cpu_count() or 1, resources={_mark(i): 1.0}, include_dashboard=False
         )
         nodes._simulated_nodes.append(started)
-    ray.init(address=nodes.simulated.address, **quiet)
+    ray.init(address=nodes.simulated.address, job_config=WithoutCurrentFolder(), **quiet)
     nodes.simulated.wait_for_nodes()

@@ -10,6 +10,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from simulator.base import plugins
 from simulator.base.errors import UserError
+from simulator.base.trust import allow_as_sender, allowed_folder
 from simulator.config.execution import ExecutionSpec, FaultSpec
 from simulator.runtime.faults import Fault, ShardsLostError
 from simulator.runtime.job import Job, Step
@@ -39,6 +41,10 @@ _HUNG_GRACE_S = 3.0
 """After one rank has waited in vain, the others that waited have this long to say so."""
 _MOST_RECOVERIES = 8
 """Failures of one step before it is given up: something is broken that replacing does not mend."""
+
+
+def _allow(_: Shard, folder: Path | None) -> None:
+    allow_as_sender(folder)
 
 
 class RayBackend:
@@ -118,6 +124,7 @@ class RayBackend:
         self._actors[rank] = RemoteShard.options(
             num_cpus=self._cpus, num_gpus=self._gpus, scheduling_strategy=strategy
         ).remote(rank, self.size)
+        self._actors[rank].apply.remote(_allow, allowed_folder())
         self._home[rank] = (group, bundle)
         self._pids[rank] = 0
 

@@ -19,6 +19,7 @@ import pytest
 torch = pytest.importorskip("torch")
 ray = pytest.importorskip("ray")
 
+from simulator.policies.dispatch import per_rank
 from simulator.results.executed import SUMMARY_COLUMNS, read
 from simulator.results.tables import STEP_PHASES
 from tests.runtime.processes import PATIENCE_S, descendants, left_of
@@ -102,6 +103,26 @@ def executed(folder):
     out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
     return json.loads(out), read(folder / "out")
+
+
+DISPATCH = Path(per_rank.__file__).read_text(encoding="utf-8")
+
+
+def test_shards_run_a_policy_of_the_current_folder_where_that_is_allowed(folder):
+    (folder / "my_package").mkdir()
+    (folder / "my_package" / "my_dispatch.py").write_text(DISPATCH)
+    (folder / "torch.py").write_text("raise SystemExit('a stray file ran')")
+    kind = "deployments.0.dispatch.kind=my_package.my_dispatch"
+    command = ("execute", "tiny.toml", "--out", "own", "--set", kind, "--set", "execution.steps=1")
+    process = moesim(folder, *command, "--allow-code")
+    _, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, err
+    assert read(folder / "own").deployments == ["moe", "pruned"]
+    refused = moesim(folder, *command)
+    _, err = refused.communicate(timeout=PATIENCE_S)
+    assert refused.returncode == 2
+    assert "--allow-code" in err
+    (folder / "torch.py").unlink()
 
 
 def test_standard_output_is_the_result_and_nothing_else(executed):

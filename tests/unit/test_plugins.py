@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from simulator.base import plugins
+from simulator.base import plugins, trust
 from simulator.base.errors import UserError
 
 HEAD = "from simulator.base.frozen import Frozen\n"
@@ -17,7 +17,8 @@ RIGHT = (
 @pytest.fixture
 def policy(tmp_path, monkeypatch):
     """Write a module and build its routing policy."""
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(trust._Allowed, "folder", tmp_path)
     package = tmp_path / "somebodys"
     package.mkdir()
 
@@ -68,7 +69,8 @@ def test_a_wrong_field_of_a_users_policy(policy):
 
 
 def test_an_attribute_that_a_family_asks_for(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(trust._Allowed, "folder", tmp_path)
     (tmp_path / "someones").mkdir()
     (tmp_path / "someones" / "balancer.py").write_text(
         HEAD + RIGHT.replace("moe, num_layers", "num_replicas")

@@ -1,0 +1,179 @@
+"""Whose code may run: moesim's own, and that of installed packages; that of the current folder only
+where the user says so.
+
+Files come from strangers: a scenario, the model or cluster that it names, and whatever else lies in
+the folder that they were unpacked in. Reading them must run none of their code. A dotted kind
+(``"my_package.my_policy"``) is the one place where a file names code, and Python's import is what
+runs it, so this module stands in front of that import:
+
+- A module of an *installed* package is imported: one in a folder of this interpreter's packages
+  (``site-packages``), or in a project that is installed in editable mode and does not lie in the
+  current folder. Whoever installed it trusts it.
+- Everything else needs ``--allow-code``, which is given on the command line and nowhere else: no
+  file can grant it. That is the current folder, what ``PYTHONPATH`` leads to, Python's standard
+  library (importing a module of it may open a browser), and any ``__main__``, which is a program
+  and not a policy.
+
+The current folder is never on ``sys.path`` by itself, where a file that is called like an optional
+dependency would be imported by whoever looks for that. ``--allow-code`` appends it behind
+everything else when a dotted kind first needs it. Worker processes are told what was allowed where
+the command was given (:func:`allow_as_sender`).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import site
+import sys
+import sysconfig
+from collections.abc import Iterator
+from functools import cache
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from simulator.base.errors import UserError
+
+FLAG = "--allow-code"
+"""The option of the command line that allows the current folder's code."""
+_OWN = Path(__file__).resolve().parents[1]
+"""The folder of moesim's own package."""
+
+
+class _Allowed:
+    """What the command line said."""
+
+    folder: Path | None = None
+
+
+def allow_code(folder: Path | None) -> None:
+    """Let dotted kinds import any module that Python finds, those in ``folder`` too; ``None`` lets
+    them import installed packages alone.
+    """
+    _Allowed.folder = folder
+
+
+def allowed_folder() -> Path | None:
+    """What :func:`allow_code` was called with last: what a worker process is told."""
+    return _Allowed.folder
+
+
+def allow_as_sender(folder: Path | None) -> None:
+    """Allow in a worker process what is allowed where its work comes from; objects of the user's
+    classes that come with the work can be unpickled.
+    """
+    allow_code(folder)
+    if folder is not None:
+        _append(folder)
+
+
+def forget_current_folder() -> None:
+    """Take the current folder off ``sys.path``, where ``python -m`` and an empty entry of
+    ``PYTHONPATH`` put it; what is imported already stays so.
+    """
+    current = Path.cwd()
+    if current not in _package_folders():
+        sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != current]
+
+
+def admit(name: str, what: str) -> None:
+    """Refuse a dotted kind whose module may not be imported; one that may be can be found then.
+
+    Args:
+        name: of the module, with its dots.
+        what: who names it, as an error begins: ``"s.toml [routing]: routing kind 'a.b'"``.
+
+    Raises:
+        UserError: if it is no module's name, is not there, or needs ``--allow-code``.
+    """
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise UserError(f"{what} is no name of a Python module")
+    if _Allowed.folder is not None:
+        _append(_Allowed.folder)
+    else:
+        _check(name, what)
+
+
+def is_installed(place: Path) -> bool:
+    """Whether a file lies in this interpreter's packages, or in a project that is installed in
+    editable mode.
+    """
+    found = place.resolve()
+    return any(map(found.is_relative_to, (*_package_folders(), *_editable_folders())))
+
+
+def _is_trusted(place: Path) -> bool:
+    """Whether a module's file needs no ``--allow-code``. An environment in the current folder
+    (``.venv``) is this interpreter's all the same; an editable project there is what is worked on.
+    """
+    found = place.resolve()
+    if any(map(found.is_relative_to, (_OWN, *_package_folders()))):
+        return True
+    return is_installed(place) and not found.is_relative_to(Path.cwd())
+
+
+def _check(name: str, what: str) -> None:
+    top = name.partition(".")[0]
+    spec = _find(top)
+    if spec is None:
+        raise UserError(f"{what}: there is no module '{top}', installed or in the current folder")
+    places = _places(spec)
+    if top in sys.stdlib_module_names:
+        reason = "belongs to Python's standard library"
+    elif "__main__" in name.split("."):
+        reason = "is a program, not a policy"
+    elif not places or not all(map(_is_trusted, places)):
+        reason = "is no installed package"
+    else:
+        return
+    place = places[0] if places else "Python itself"
+    raise UserError(
+        f"{what} would run code: importing '{name}' from {place}, which {reason}; "
+        f"if you trust it, say {FLAG}"
+    )
+
+
+def _find(top: str) -> ModuleSpec | None:
+    """Where Python would find a module without dots, which runs nothing of it; else where it lies
+    in the current folder.
+    """
+    try:
+        spec = importlib.util.find_spec(top)
+    except ValueError:  # the program that runs, which nobody imported
+        spec = None
+    return spec or PathFinder.find_spec(top, [str(Path.cwd())])
+
+
+def _places(spec: ModuleSpec) -> list[Path]:
+    """A module's file, and every folder that a package's modules come from."""
+    files = [spec.origin] if spec.has_location and spec.origin else []
+    return [Path(place) for place in (*files, *(spec.submodule_search_locations or ()))]
+
+
+def _append(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+@cache
+def _package_folders() -> frozenset[Path]:
+    """Where this interpreter's packages are installed."""
+    named = [*site.getsitepackages(), *(sysconfig.get_path(key) for key in ("purelib", "platlib"))]
+    if site.ENABLE_USER_SITE:
+        named.append(site.getusersitepackages())
+    return frozenset(Path(folder).resolve() for folder in named)
+
+
+@cache
+def _editable_folders() -> tuple[Path, ...]:
+    """Projects that are installed in editable mode."""
+    return tuple(_read_editable_folders())
+
+
+def _read_editable_folders() -> Iterator[Path]:
+    for distribution in importlib.metadata.distributions():
+        origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+        if origin.get("dir_info", {}).get("editable"):
+            yield Path(unquote(urlsplit(origin["url"]).path)).resolve()
