@@ -1,5 +1,5 @@
-"""The shell of every page: one file that opens offline, with the page's style, its script and
-Plotly within it.
+"""The shell of every page: one file that opens offline, with the page's style, its script and,
+compressed, Plotly and what it draws within it.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from plotly.offline import get_plotlyjs
-
 from simulator.report.markup import Markup, join, tag
+from simulator.report.packed import packed, packed_plotly
 
 _HERE = Path(__file__).parent
-# Nothing may be fetched: the page must read the same on a plane, and say nothing to anyone.
+# Nothing may be fetched or sent: the page must read the same on a plane, and say nothing to anyone.
 _POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src data: blob:; form-action 'none'; base-uri 'none'"
 )
+_NO_SCRIPTS = "Scripts are off, so no figures are drawn; the texts and tables are complete."
 
 
 def document(name: str, main: Markup, payload: Mapping[str, Any]) -> str:
@@ -37,14 +38,15 @@ def document(name: str, main: Markup, payload: Mapping[str, Any]) -> str:
         tag("title", f"{name} · moesim"),
         tag("style", Markup((_HERE / "page.css").read_text(encoding="utf-8"))),
     ]
+    no_scripts = tag("noscript", tag("p", _NO_SCRIPTS, class_="notice no-scripts", role="alert"))
     scripts = [
-        Markup(f'<script type="application/json" id="payload">{_json_in_html(payload)}</script>'),
-        tag("script", Markup(get_plotlyjs())),
+        packed("payload", json.dumps(payload, allow_nan=False, separators=(",", ":"))),
+        packed_plotly(),
         tag("script", Markup((_HERE / "page.js").read_text(encoding="utf-8"))),
     ]
     return (
         "<!doctype html>\n"
-        f'<html lang="en">{tag("head", *head)}{tag("body", main, *scripts)}</html>\n'
+        f'<html lang="en">{tag("head", *head)}{tag("body", no_scripts, main, *scripts)}</html>\n'
     )
 
 
@@ -76,9 +78,3 @@ def facts_list(facts: Mapping[str, Any], class_: str = "provenance") -> Markup:
         if value not in (None, "")
     ]
     return tag("dl", *listed, class_=class_)
-
-
-def _json_in_html(payload: Mapping[str, Any]) -> str:
-    """JSON that cannot end the element it stands in."""
-    written = json.dumps(payload, allow_nan=False, separators=(",", ":"))
-    return written.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

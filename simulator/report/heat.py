@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -34,21 +35,22 @@ def load_map(load: NDArray[np.float64], column: str, hover: str) -> go.Figure:
     """Load over the layer's mean, a row a layer, on a logarithmic scale that is the same in every
     heat map.
 
+    A cell carries its load with the digits that are shown; the page's script makes its colour of
+    that, so that large maps are carried once.
+
     Args:
         column: what a column is, such as ``Expert``.
         hover: what is counted, such as ``tokens``.
     """
     drawn = style.figure(f"{column} (index)", "MoE layer (index)", height=300)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        colour = np.log2(np.clip(load, 1 / MAX_FACTOR, MAX_FACTOR))
     powers = [-3, -2, -1, 0, 1, 2, 3]
     bar: dict[str, Any] = {
         "tickvals": powers,
         "ticktext": [f"{factor}{TIMES}" for factor in ("≤ ⅛", "¼", "½", "1", "2", "4", "≥ 8")],
     }
     drawn.add_heatmap(
-        z=np.float32(colour),
-        customdata=np.float32(load),
+        customdata=[[_shown(value) for value in row] for row in load.tolist()],
+        meta={"colour_limit": MAX_FACTOR},
         zmin=powers[0],
         zmax=powers[-1],
         colorscale=style.LOAD_COLOURS,
@@ -60,6 +62,10 @@ def load_map(load: NDArray[np.float64], column: str, hover: str) -> go.Figure:
     )
     integer_axes(drawn, *load.shape)
     return drawn
+
+
+def _shown(load: float) -> float | None:
+    return round(load, 2) if math.isfinite(load) else None
 
 
 def integer_axes(drawn: go.Figure, rows: int, columns: int, **where: int) -> None:

@@ -20,6 +20,7 @@ from simulator.results import executed as executed_module
 from simulator.results.executed import SUMMARY_COLUMNS
 from simulator.results.formats import UNDEFINED
 from tests.report.made_up_executions import CASES, HOSTILE, TOTAL, make
+from tests.report.pages import payload_of
 
 
 class Cells(HTMLParser):
@@ -42,7 +43,7 @@ class Cells(HTMLParser):
 
 
 def plots_of(page: str) -> list[dict[str, Any]]:
-    return json.loads(re.search(r'id="payload">(.*?)</script>', page)[1])["plots"]
+    return payload_of(page)["plots"]
 
 
 @pytest.mark.parametrize("name", CASES)

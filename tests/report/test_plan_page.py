@@ -10,11 +10,8 @@ import pytest
 from simulator.base import plugins
 from simulator.report.gallery import plots
 from simulator.report.plan_page import render
+from tests.report.pages import payload_of
 from tests.report.plan_answers import HOSTILE, RUN, TRAFFIC, answer, banded, row
-
-
-def payload_of(page):
-    return json.loads(re.search(r'id="payload">(.*?)</script>', page)[1])
 
 
 def section(page, anchor):

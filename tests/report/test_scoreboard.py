@@ -13,6 +13,7 @@ from simulator.report.scoreboard import render
 from simulator.report.scoreboard_figures import figures
 from simulator.results.judgement import judged
 from simulator.results.scores import SCORE_COLUMNS, Scoreboard, grouped, reasons
+from tests.report.pages import payload_of
 
 HOSTILE = "<b>h100</b> & <script>alert(1)</script>"
 SUITES = {
@@ -102,10 +103,6 @@ def board(suites=tuple(SUITES), count=400, **changes):
         order,
         **changes,
     )
-
-
-def payload_of(page):
-    return json.loads(re.search(r'id="payload">(.*?)</script>', page)[1])
 
 
 def test_it_says_the_numbers_and_escapes_the_names():

@@ -2,22 +2,19 @@
 offline.
 """
 
-import json
-import re
-
 import numpy as np
 import pandas as pd
 import pytest
 
 from simulator.report.training_page import render
 from simulator.results.formats import TIMES
+from tests.report.pages import payload_of
 
 MODELS = ["mixture of experts", "dense, same total", "<dense & small>"]
 HEADLINE = "After 10 s the mixture of experts reached a loss of 2.00 nats a byte."
 
 
-@pytest.fixture(scope="module")
-def page() -> str:
+def training_page() -> str:
     curve = pd.DataFrame(
         [
             {
@@ -53,6 +50,11 @@ def page() -> str:
     return render(HEADLINE, ["One run."], outcomes, curve, loads, {"Provenance": "a test"})
 
 
+@pytest.fixture(scope="module")
+def page() -> str:
+    return training_page()
+
+
 def test_it_says_the_numbers_and_escapes_the_names(page):
     for said in (
         HEADLINE,
@@ -68,7 +70,7 @@ def test_it_says_the_numbers_and_escapes_the_names(page):
         assert said in page
     assert "<dense" not in page
     assert "tests & <more>" not in page
-    payload = json.loads(re.search(r'id="payload">(.*?)</script>', page)[1])
+    payload = payload_of(page)
     assert [len(plot["data"]) for plot in payload["plots"]] == [5, 5, 1, 1]
     assert payload["plots"][0]["data"][0]["name"] == MODELS[0]
 

@@ -1,7 +1,5 @@
 """Recordings made here: trained models, their twins, and the files that a training leaves."""
 
-import json
-import re
 import tomllib
 from pathlib import Path
 
@@ -29,6 +27,7 @@ from simulator.runtime.recording.corpus import read_corpus
 from simulator.runtime.recording.models import MOE, SAME_ACTIVE, SAME_TOTAL, Shape, three_models
 from simulator.runtime.recording.trace_file import write_recording
 from simulator.runtime.recording.training import balance_loss
+from tests.report.pages import payload_of
 from tests.runtime.small_training import RECIPE, SHAPE, STEPS, WORDS, trained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -167,7 +166,7 @@ def test_the_page_says_the_result_and_fetches_nothing(files, made):
     page = files["page"].read_text(encoding="utf-8")
     assert made.headline in page
     assert "default-src &#x27;none&#x27;" in page
-    payload = json.loads(re.search(r'id="payload">(.*?)</script>', page)[1])
+    payload = payload_of(page)
     assert len(payload["plots"]) == 2 + 1 + len(WORDS)
     assert [len(plot["data"]) for plot in payload["plots"]] == [5, 5, 1, 1, 1]
     for name in (MOE, SAME_TOTAL, SAME_ACTIVE, *WORDS):

@@ -1,0 +1,38 @@
+"""What a page carries, unpacked as its own script does, and the pages of every kind that are made
+up.
+"""
+
+import gzip
+import json
+import re
+
+MOST_BYTES = 2_100_000
+"""Of a page: what mail servers and chat windows take without a word, and Plotly alone is 1.84 MB of
+it."""
+FEW_DEPLOYMENTS = 4
+"""That a page of at most :data:`MOST_BYTES` compares."""
+BYTES_OF_A_DEPLOYMENT = 40_000
+"""What each further one adds: its tables, curves and maps."""
+DIGITS = "".join(chr(code) for code in range(ord("#"), ord("y")) if chr(code) != "<")
+
+
+def unpacked(page, name):
+    """The text of a packed element."""
+    found = re.search(
+        rf'<script type="application/gzip" id="{name}" data-bytes="(\d+)">([^<]*)</script>', page
+    )
+    words = [found[2][start : start + 5] for start in range(0, len(found[2]), 5)]
+    data = b"".join(_number(word).to_bytes(4, "big") for word in words)
+    return gzip.decompress(data[: int(found[1])]).decode()
+
+
+def _number(word):
+    number = 0
+    for digit in word:
+        number = number * 85 + DIGITS.index(digit)
+    return number
+
+
+def payload_of(page):
+    """What the page's script draws."""
+    return json.loads(unpacked(page, "payload"))

@@ -1,0 +1,156 @@
+"""A page of every kind is one small file that talks to nobody: what it weighs, what it offers, and
+what it says where it cannot draw.
+"""
+
+import pytest
+
+from simulator.report import execution, page, plan_page, scoreboard
+from tests.report import made_up_executions, made_up_runs, plan_answers
+from tests.report.pages import MOST_BYTES, payload_of, unpacked
+from tests.report.test_scoreboard import board
+from tests.report.test_training_page import training_page
+
+KINDS = {
+    "run": lambda: page.render(made_up_runs.plain()),
+    "execution": lambda: execution.render(made_up_executions.CASES["all"]()),
+    "plan": lambda: plan_page.render(plan_answers.answer(), plan_answers.RUN),
+    "validation": lambda: scoreboard.render(board()),
+    "training": training_page,
+}
+HARMLESS = {"Download plot as a PNG", "Zoom", "Reset axes"}
+"""Buttons of Plotly's toolbar that do all their work here."""
+
+
+@pytest.fixture(scope="module")
+def pages():
+    return {kind: make() for kind, make in KINDS.items()}
+
+
+@pytest.fixture(scope="module")
+def files(pages, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pages")
+    for kind, text in pages.items():
+        (folder / f"{kind}.html").write_text(text, encoding="utf-8")
+    return {kind: folder / f"{kind}.html" for kind in pages}
+
+
+@pytest.fixture
+def opened(browser, files):
+    """Open a page, with or without what it hopes for, and note what goes wrong and out."""
+    contexts = []
+
+    def open_page(kind, before="", **options):
+        contexts.append(browser.new_context(**options))
+        found = contexts[-1].new_page()
+        found.problems, found.went = [], []
+        found.add_init_script(before)
+        found.on("console", lambda said: found.problems.append(said.text))
+        found.on("pageerror", lambda error: found.problems.append(str(error)))
+        found.on("popup", lambda other: found.went.append(other.url))
+        found.on("request", lambda request: found.went.append(request.url))
+        found.goto(files[kind].as_uri())
+        return found
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def drawn(found):
+    found.wait_for_selector("html[data-drawn]", state="attached", timeout=60_000)
+    return found
+
+
+def gone_out(found):
+    return [url for url in found.went if not url.startswith(("file:", "data:", "blob:"))]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_page_is_small(pages, kind):
+    assert len(pages[kind].encode()) <= MOST_BYTES
+
+
+def test_what_a_page_carries_is_whole_and_cannot_end_its_element(pages):
+    from plotly.offline import get_plotlyjs
+
+    assert unpacked(pages["run"], "plotly") == get_plotlyjs()
+    assert len(payload_of(pages["run"])["plots"]) > 10
+    assert pages["run"] == KINDS["run"]()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_on_a_page_leads_off_the_machine(opened, pages, kind):
+    found = drawn(opened(kind))
+    plots = payload_of(pages[kind])["plots"]
+    assert found.locator(".js-plotly-plot svg.main-svg").count() >= len(plots) > 0
+    titles = found.evaluate(
+        "[...document.querySelectorAll('.modebar-btn')].map((button) => button.dataset.title)"
+    )
+    assert set(titles) <= HARMLESS
+    assert titles
+    assert found.evaluate(
+        "[...document.querySelectorAll('.js-plotly-plot')].every(({ _context: c }) => "
+        "!c.plotlyServerURL && !c.showSendToCloud && !c.showLink && !c.displaylogo)"
+    )
+    leading = "form, iframe, object, embed, base, a[href]:not([href^='#']), [src]:not(img)"
+    assert found.locator(leading).count() == 0
+    found.evaluate(
+        "[...document.querySelectorAll('.modebar-btn')].forEach((button) => button.click())"
+    )
+    found.wait_for_timeout(500)
+    assert gone_out(found) == []
+    assert found.locator(".plotly-cloud-dialog").count() == 0
+
+
+def test_the_pages_policy_lets_no_form_and_no_picture_out(opened):
+    found = drawn(opened("run"))
+    found.evaluate(
+        """() => {
+          const form = document.createElement("form");
+          form.action = "https://example.org/";
+          document.body.append(form);
+          form.submit();
+          new Image().src = "https://example.org/i.png";
+        }"""
+    )
+    found.wait_for_timeout(300)
+    blocked = [problem for problem in found.problems if "Content Security Policy" in problem]
+    assert len(blocked) == 2
+    assert any("form-action" in problem for problem in blocked)
+
+
+def test_a_printed_page_shows_its_figures(opened):
+    found = drawn(opened("training"))
+    found.emulate_media(media="print")
+    assert found.evaluate(
+        "[...document.querySelectorAll('.js-plotly-plot')].every((plot) => plot.checkVisibility() && "
+        "plot.querySelector('svg.main-svg').getBoundingClientRect().height > 100)"
+    )
+    assert len(found.pdf()) > 30_000
+
+
+@pytest.mark.parametrize(
+    ("before", "said"),
+    [
+        ("delete globalThis.DecompressionStream", "This browser cannot unpack the figures"),
+        (
+            "globalThis.DecompressionStream = class { constructor() { throw Error('no gzip'); } }",
+            "The figures could not be drawn (no gzip)",
+        ),
+    ],
+)
+def test_a_browser_that_cannot_unpack_is_told_so(opened, before, said):
+    found = opened("run", before)
+    found.wait_for_selector("[role=alert]")
+    assert found.locator("[role=alert]").inner_text().startswith(said)
+    assert found.locator("h1").is_visible()
+    assert found.locator(".js-plotly-plot").count() == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_scripts_the_page_says_so_and_can_be_read(opened, kind):
+    found = opened(kind, java_script_enabled=False)
+    assert "Scripts are off" in found.locator("[role=alert]").first.inner_text()
+    assert found.locator("h1").is_visible()
+    assert found.locator("td").count() > 5
+    assert found.problems == []
