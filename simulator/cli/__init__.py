@@ -18,6 +18,7 @@ from simulator import __version__
 from simulator.base.errors import UserError
 from simulator.base.trust import forget_current_folder
 from simulator.cli import calibrate, console, describe, execute, plan, run, trace, validate
+from simulator.cli.screen import one_line
 
 app = typer.Typer(
     name="moesim",
@@ -68,7 +69,7 @@ def main() -> None:
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "format_message"):
             _fail_usage(error)
-        traceback.print_exc()
+        console.err.print(traceback.format_exc(), soft_wrap=True)
         console.err.print(
             f"\nThis is a defect of moesim {__version__}, not of your input. "
             "Please report it with the lines above and the scenario.",
@@ -80,7 +81,7 @@ def main() -> None:
 
 def _fail(message: str) -> NoReturn:
     console.err.print(
-        f"error: {message}", style="red", highlight=False, markup=False, soft_wrap=True
+        f"error: {one_line(message)}", style="red", highlight=False, markup=False, soft_wrap=True
     )
     sys.exit(2)
 

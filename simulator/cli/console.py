@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from simulator.base import trust
 from simulator.base.errors import UserError
+from simulator.cli.screen import Screen, one_line
 
-err = Console(stderr=True)
-out = Console()
+err = Screen(stderr=True)
+out = Screen()
 
 
 def _seed(text: str) -> int:
@@ -99,15 +100,15 @@ def print_rows(rows: dict[str, str]) -> None:
     """A name and what it is; long texts are wrapped on a terminal, and stay on one line where
     another program reads.
     """
-    name_width = max((len(name) for name in rows), default=0) + 2
+    name_width = max((len(one_line(name)) for name in rows), default=0) + 2
     for name, text in rows.items():
         lines = (
             textwrap.wrap(text, max(20, out.width - name_width), break_on_hyphens=False)
             if out.is_terminal
-            else [text]
+            else [one_line(text)]
         )
         for number, line in enumerate(lines or [""]):
-            row = Text(name.ljust(name_width), "bold") if number == 0 else Text(" " * name_width)
+            row = Text(("" if number else one_line(name)).ljust(name_width), "bold")
             out.print(row.append(line, "not bold"), soft_wrap=True, highlight=False)
 
 
@@ -175,7 +176,7 @@ def progress(
         SpinnerColumn(finished_text=" "),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
-        TextColumn("{task.fields[count]}"),
+        TextColumn("{task.fields[count]}", markup=False),
         TimeRemainingColumn(compact=True, elapsed_when_finished=True),
     )
     tasks: dict[str, Any] = {}
@@ -183,6 +184,7 @@ def progress(
         before = bars.add_task(waiting, total=None, count="")
 
         def tick(name: str, done: int, total: int | None, best: str = "") -> None:
+            name, best = one_line(name), one_line(best)
             if name not in tasks:
                 bars.update(before, visible=False)
                 tasks[name] = bars.add_task(name, total=total, count="")

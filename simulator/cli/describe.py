@@ -11,6 +11,7 @@ import typer
 
 from simulator.cli import console
 from simulator.cli.console import AllowCode, AsJson, Set
+from simulator.cli.screen import one_line
 
 
 def list_(
@@ -31,8 +32,10 @@ def list_(
         console.emit(found)
     elif markdown:
         for name, entries in found.items():
-            print(f"### {name}\n\n| name | what it is |\n|---|---|")  # noqa: T201
-            print("".join(f"| `{entry}` | {text} |\n" for entry, text in entries.items()))  # noqa: T201
+            console.out.print(f"### {name}\n\n| name | what it is |\n|---|---|", soft_wrap=True)
+            for entry, text in entries.items():
+                console.out.print(f"| `{one_line(entry)}` | {one_line(text)} |", soft_wrap=True)
+            console.out.print()
     elif family is not None:
         console.print_rows(found[family])
     else:

@@ -12,6 +12,7 @@ from rich.text import Text
 from simulator.base.errors import UserError
 from simulator.cli import console
 from simulator.cli.console import Address, AllowCode, AsJson, Out, Seed, Set, SimulatedNodes
+from simulator.cli.screen import one_line
 
 
 def execute(
@@ -135,6 +136,7 @@ def _phase_rows(executed: Any) -> list[tuple[str, ...]]:
 
 
 def _print_table(rows: list[tuple[str, ...]]) -> None:
+    rows = [(one_line(name), *cells) for name, *cells in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for number, row in enumerate(rows):
         line = row[0].ljust(widths[0]) + "".join(

@@ -14,6 +14,7 @@ from rich.text import Text
 from simulator.base.errors import UserError
 from simulator.cli import console
 from simulator.cli.console import Address, AllowCode, AsJson, Out, Seed, Set
+from simulator.cli.screen import one_line
 
 _RUNNERS_UP = 4
 _REASONS = 5
@@ -80,7 +81,9 @@ def plan(
         counted = _Counted(bars)
         try:
             made = Provenance.begin()
-            answer = plan_capacity(loaded, path.resolve().parent, store, counted, workers, address)
+            answer = plan_capacity(
+                loaded, path.resolve().parent, store, counted, workers, address, folder
+            )
             bars("writing the report", 0, None)
             write(answer, describe_run(loaded, made), folder)
         except UserError as error:
@@ -216,7 +219,7 @@ def _candidates(answer: dict[str, Any], width: int | None) -> Iterator[Text]:
             first, *more = (
                 textwrap.wrap(row["deployment"], room, break_on_hyphens=False)
                 if room
-                else [row["deployment"]]
+                else [one_line(row["deployment"])]
             )
             yield Text(f"{line}  {first}")
             for part in more:
@@ -225,7 +228,7 @@ def _candidates(answer: dict[str, Any], width: int | None) -> Iterator[Text]:
 
 def _filled(text: str, width: int | None, first: str = "", others: str = "") -> str:
     if width is None:
-        return first + text
+        return first + one_line(text)
     return textwrap.fill(
         text, width, initial_indent=first, subsequent_indent=others, break_on_hyphens=False
     )

@@ -17,6 +17,7 @@ from rich.text import Text
 from simulator.base.errors import UserError
 from simulator.cli import console
 from simulator.cli.console import AllowCode, AsJson, Out, Seed, Set
+from simulator.cli.screen import one_line
 
 _LONGEST_NAME = 22
 """Characters of a line of a deployment's name over its column."""
@@ -210,7 +211,7 @@ def _wrapped(text: str, indent: str) -> str:
     return (
         textwrap.fill(text, console.out.width, initial_indent=first, subsequent_indent=indent)
         if console.out.is_terminal
-        else first + text
+        else first + one_line(text)
     )
 
 

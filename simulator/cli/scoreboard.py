@@ -7,11 +7,11 @@ import math
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from simulator.cli import console
+from simulator.cli.screen import Screen
 
 _GROUPS_SHOWN = 12
 _REASONS_SHOWN = 15
@@ -48,7 +48,7 @@ def print_board(board: Any) -> None:
     from simulator.results.judgement import IN_SAMPLE, judged, tally
     from simulator.results.scores import grouped, reasons, remarks, score
 
-    out = console.out if console.out.is_terminal else Console(width=_WIDTH)
+    out = console.out if console.out.is_terminal else Screen(width=_WIDTH)
     if board.rows.empty and not remarks(board):
         out.print(
             "Nothing was measured in these rows, so there is no error to show.",

@@ -22,6 +22,7 @@ from typing import Any
 import pandas as pd
 
 from simulator.base.errors import UserError
+from simulator.base.spreadsheet import write_csv
 from simulator.config.capacity import Question
 from simulator.report.plan_page import render
 from simulator.results.folder import check_writable as check_results
@@ -75,12 +76,12 @@ def _fill(folder: Path, answer: dict[str, Any], run: dict[str, Any], page: str) 
         (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     for name in _TABLES:
         if name in ("candidates", "pareto", "ruled_out") or answer.get(name):
-            pd.json_normalize(answer.get(name) or []).to_csv(folder / f"{name}.csv", index=False)
+            write_csv(pd.json_normalize(answer.get(name) or []), folder / f"{name}.csv")
     if answer.get("crossover"):
         maps = [
             {"reading": name, **row} for name in _MAPS for row in answer["crossover"].get(name, [])
         ]
-        pd.json_normalize(maps).to_csv(folder / "crossover.csv", index=False)
+        write_csv(pd.json_normalize(maps), folder / "crossover.csv")
     for scenario in _scenarios(answer):
         (folder / scenario["file"]).write_text(scenario["text"], encoding="utf-8")
     (folder / "report.html").write_text(page, encoding="utf-8")

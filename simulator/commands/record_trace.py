@@ -12,6 +12,7 @@ import pandas as pd
 from simulator import __version__
 from simulator.base.errors import UserError, did_you_mean
 from simulator.base.progress import Progress
+from simulator.base.spreadsheet import write_csv
 from simulator.config.model import ModelSpec
 from simulator.deployment.plan import make_plan
 from simulator.runtime import require
@@ -195,7 +196,7 @@ def write_training(made: TrainedRecording, target: Path, partial: dict[str, Path
     from simulator.report.training_page import render
 
     write_recording(made.recording, partial["recording"])
-    made.curve.to_csv(partial["curve"], index=False, float_format="%.6g")
+    write_csv(made.curve, partial["curve"], float_format="%.6g")
     facts = {"Provenance": made.recording.provenance, "Recording": target.name}
     loads = {"all domains": made.recording.load()} | {
         name: made.recording.load(name) for name in made.recording.domains

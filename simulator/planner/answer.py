@@ -5,6 +5,7 @@ traced to a finding.
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from simulator.planner import words
@@ -20,11 +21,14 @@ from simulator.planner.sizes import around
 from simulator.planner.why_not import nearest, of_each_model
 
 
-def summary(found: Found, doubts: dict[str, Any] | None = None) -> dict[str, Any]:
+def summary(
+    found: Found, doubts: dict[str, Any] | None = None, target: Path | None = None
+) -> dict[str, Any]:
     """The answer as JSON: numbers, no objects.
 
     Args:
         doubts: what :func:`simulator.planner.uncertainty.doubts` found, to be part of it.
+        target: as of :func:`simulator.planner.handover.scenario_text`.
     """
     met = [finding for finding in found.findings if finding.sized is not None]
     doubted = dict(doubts or {})
@@ -79,7 +83,7 @@ def summary(found: Found, doubts: dict[str, Any] | None = None) -> dict[str, Any
         )
         answer["sizes"] = doubted.pop("sizes") if "sizes" in doubted else around(found, met[0])
         answer["basis"] = basis(found)
-        answer["handover"] = handover(found)
+        answer["handover"] = handover(found, target)
     else:
         answer["why_not"] = nearest(found)
     answer |= doubted

@@ -25,6 +25,7 @@ def plan_capacity(
     tick: Progress = show_nothing,
     workers: int | None = None,
     address: str | None = None,
+    target: Path | None = None,
 ) -> dict[str, Any]:
     """The answer, which is the same for the same question, seed and version.
 
@@ -33,6 +34,8 @@ def plan_capacity(
         store: where finished simulations are kept, and looked for.
         workers: processes; by default one a core.
         address: of a Ray cluster, on whose nodes they run; all of them see the same files.
+        target: the folder that the answer's files will be written to, to which paths in them are
+            relative; absent = they are absolute.
 
     Raises:
         UserError: if the question names what does not exist, or the cluster cannot be used.
@@ -44,7 +47,7 @@ def plan_capacity(
         found = search(question, folder, store, tick, crew)
         doubted = doubts(found, store, tick, crew)
         crew.dismiss()
-        answer = summary(found, doubted)
+        answer = summary(found, doubted, target)
     found_answer: dict[str, Any] = _finite(answer)
     return found_answer
 

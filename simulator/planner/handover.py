@@ -51,9 +51,12 @@ def recommended(found: Found) -> list[Finding]:
     return unique[:_MOST_RECOMMENDED]
 
 
-def handover(found: Found) -> dict[str, Any]:
+def handover(found: Found, target: Path | None = None) -> dict[str, Any]:
     """Scenario files, and commands of the best deployment, of the best MoE and of the best dense
     one, as JSON.
+
+    Args:
+        target: the folder that the files will be written to, as of :func:`scenario_text`.
     """
     findings = recommended(found)
     files = {RECOMMENDED: findings[:1]} | ({COMPARED: findings} if len(findings) > 1 else {})
@@ -62,7 +65,8 @@ def handover(found: Found) -> dict[str, Any]:
         kinds.setdefault(found.space.models[finding.option.design.model].moe is not None, finding)
     return {
         "scenarios": [
-            {"file": file, "text": scenario_text(found, shown)} for file, shown in files.items()
+            {"file": file, "text": scenario_text(found, shown, target)}
+            for file, shown in files.items()
         ],
         "commands": [
             {
@@ -126,6 +130,8 @@ def scenario_text(found: Found, findings: list[Finding], folder: Path | None = N
         f"Recommended for the plan '{question.name}', the best first. "
         "moesim run takes this file as it is."
     )
+    if folder is not None:
+        comments.append("Paths are relative to this file: move it together with what they lead to.")
     return toml_text(table, "\n".join([head, *comments]), _EXACT)
 
 

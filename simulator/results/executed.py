@@ -24,6 +24,7 @@ from typing import Any
 
 import pandas as pd
 
+from simulator.base.spreadsheet import with_texts, write_csv
 from simulator.results.folder import check_writable, chrome_trace, replace_folder
 from simulator.results.tables import STEP_PHASES
 
@@ -99,8 +100,8 @@ def _fill(folder: Path, executed: Executed, page: str) -> None:
     (folder / "run.json").write_text(
         json.dumps(executed.run, indent=1, allow_nan=False) + "\n", encoding="utf-8"
     )
-    executed.summary.to_csv(folder / "summary.csv", index=False)
-    executed.faults.to_csv(folder / "faults.csv", index=False)
+    write_csv(executed.summary, folder / "summary.csv")
+    write_csv(executed.faults, folder / "faults.csv")
     for name in ("steps", "ranks", "spans"):
         getattr(executed, name).to_parquet(folder / f"{name}.parquet", index=False)
     (folder / "timeline.json").write_text(
@@ -116,7 +117,9 @@ def read(folder: Path) -> Executed:
     }
     return Executed(
         run=json.loads((folder / "run.json").read_text(encoding="utf-8")),
-        summary=pd.read_csv(folder / "summary.csv", keep_default_na=False, na_values=["nan", ""]),
-        faults=pd.read_csv(folder / "faults.csv"),
+        summary=with_texts(
+            pd.read_csv(folder / "summary.csv", keep_default_na=False, na_values=["nan", ""])
+        ),
+        faults=with_texts(pd.read_csv(folder / "faults.csv")),
         **tables,
     )

@@ -29,6 +29,7 @@ from typing import Any
 import pandas as pd
 
 from simulator.base.errors import UserError
+from simulator.base.spreadsheet import with_texts, write_csv
 from simulator.results.tables import DeploymentRecord
 from simulator.results.token_time import make_token_time
 
@@ -137,8 +138,8 @@ def _fill(folder: Path, results: Results, page: str) -> None:
     (folder / "run.json").write_text(
         json.dumps(results.run, indent=1, allow_nan=False) + "\n", encoding="utf-8"
     )
-    results.summary.to_csv(folder / "summary.csv", index=False)
-    results.token_time.to_csv(folder / "token_time.csv", index=False)
+    write_csv(results.summary, folder / "summary.csv")
+    write_csv(results.token_time, folder / "token_time.csv")
     for name in TABLES:
         getattr(results, name).to_parquet(folder / f"{name}.parquet", index=False)
     (folder / "timeline.json").write_text(json.dumps(chrome_trace(results.spans)), encoding="utf-8")
@@ -276,7 +277,7 @@ def _read_summary(path: Path) -> pd.DataFrame:
     """The table with every digit that was written, and names as they are (``NA`` and ``1`` are
     names too).
     """
-    texts = pd.read_csv(path, dtype=str, keep_default_na=False)
+    texts = with_texts(pd.read_csv(path, dtype=str, keep_default_na=False))
     numbers = {
         key: [float(value or "nan") for value in texts[key]]
         for key in texts.columns

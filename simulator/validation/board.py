@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from simulator.base.data import available_files
 from simulator.base.errors import UserError
 from simulator.base.progress import Progress, show_nothing
+from simulator.base.spreadsheet import write_csv
 from simulator.config.calibration import CalibrationFile, Fit, load_calibration
 from simulator.results.folder import replace_folder
 from simulator.results.judgement import judged
@@ -170,9 +171,9 @@ def write(board: Scoreboard, folder: Path, render: Callable[[Scoreboard], str]) 
     def fill(new: Path) -> None:
         new.mkdir()
         (new / "run.json").write_text(json.dumps(board.run, indent=1) + "\n", encoding="utf-8")
-        grouped(board.rows).to_csv(new / "scores.csv", index=False, float_format="%.6g")
-        judged(board).to_csv(new / "targets.csv", index=False)
-        pd.concat(why, ignore_index=True).to_csv(new / "reasons.csv", index=False)
+        write_csv(grouped(board.rows), new / "scores.csv", float_format="%.6g")
+        write_csv(judged(board), new / "targets.csv")
+        write_csv(pd.concat(why, ignore_index=True), new / "reasons.csv")
         board.rows.to_parquet(new / "rows.parquet", index=False)
         (new / "report.html").write_text(page, encoding="utf-8")
 

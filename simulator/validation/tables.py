@@ -14,6 +14,7 @@ import pandas as pd
 
 from simulator.base.errors import UserError
 from simulator.base.reading import open_file
+from simulator.base.spreadsheet import with_texts, write_csv
 from simulator.base.unpacking import unpack
 
 ENDINGS = (".csv", ".csv.gz", ".parquet")
@@ -91,6 +92,8 @@ def read_table(path: Path, most_rows: int | None = None) -> Table:
         raise UserError(f"{path}: rows have more cells than the first line names columns")
     if texts.empty:
         raise UserError(f"{path}: has no rows, read as {what}")
+    if what != "Parquet":
+        texts = with_texts(texts)
     texts.columns = [str(name).strip() for name in texts.columns]
     if twice := _twice(list(texts.columns) if what == "Parquet" else _header(data)):
         raise UserError(f"{path}: two columns are called '{twice}'; rename one")
@@ -147,4 +150,4 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
     if path.suffix == ".parquet":
         table.to_parquet(path, index=False)
     else:
-        table.to_csv(path, index=False, float_format="%.6g")
+        write_csv(table, path, float_format="%.6g")

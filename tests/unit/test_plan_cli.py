@@ -9,6 +9,7 @@ import sys
 import pandas as pd
 import pytest
 
+from simulator.base.data import find_file
 from simulator.cli.plan import _Counted
 from simulator.commands import plan as planned
 from simulator.planner import search, words
@@ -121,6 +122,22 @@ def test_it_prints_the_answer_and_writes_a_folder_that_report_and_run_take(plan,
     assert "is a folder of moesim plan" in err
     code, _, err = moesim("run", folder / "recommended.toml", "--out", "again")
     assert code == 0, err
+
+
+@pytest.mark.slow
+def test_what_is_written_names_no_place_of_this_machine(plan, moesim, tmp_path):
+    own = tmp_path / "models" / "own.toml"
+    own.parent.mkdir()
+    own.write_text(find_file("workloads/models", "qwen3-8b", "test").read_text())
+    text = QUESTION.replace('[[models]]\nmodel = "gpt-oss-20b"\n', "")
+    code, _, err = plan("--json", text=text.replace('"qwen3-8b"', f'"{own}"'))
+    assert code == 0, err
+    folder = tmp_path / "reports/out/tiny_plan"
+    scenario = (folder / "recommended.toml").read_text()
+    assert 'model = "../../../models/own.toml"' in scenario
+    assert "# Paths are relative to this file" in scenario
+    assert str(tmp_path) not in scenario
+    assert moesim("check", folder / "recommended.toml")[0] == 0
 
 
 def test_simulations_that_were_kept_are_counted_aloud(tmp_path):
