@@ -95,6 +95,7 @@
   };
 
   const draw = async () => {
+    await new Promise((done) => setTimeout(done)); // what can be read is shown first
     const [code, data] = await Promise.all([unpack("plotly"), unpack("payload")]);
     run(code);
     payload = JSON.parse(data);
