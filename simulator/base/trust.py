@@ -115,15 +115,15 @@ def _is_trusted(place: Path) -> bool:
 
 
 def _check(name: str, what: str) -> None:
-    top = name.partition(".")[0]
+    top, is_program = name.partition(".")[0], "__main__" in name.split(".")
     spec = _find(top)
-    if spec is None:
+    if spec is None and not is_program:
         raise UserError(f"{what}: there is no module '{top}', installed or in the current folder")
-    places = _places(spec)
-    if top in sys.stdlib_module_names:
-        reason = "belongs to Python's standard library"
-    elif "__main__" in name.split("."):
+    places = _places(spec) if spec else []
+    if is_program:
         reason = "is a program, not a policy"
+    elif top in sys.stdlib_module_names:
+        reason = "belongs to Python's standard library"
     elif not places or not all(map(_is_trusted, places)):
         reason = "is no installed package"
     else:
