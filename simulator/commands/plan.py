@@ -28,6 +28,7 @@ from simulator.report.plan_page import render
 from simulator.results.folder import check_writable as check_results
 from simulator.results.folder import replace_folder
 from simulator.results.provenance import Provenance
+from simulator.results.run_file import read_run, write_run
 
 _TABLES = ("candidates", "pareto", "ruled_out", "sensitivity", "losses")
 _MAPS = ("cells", "at_same_time", "at_full_load")
@@ -71,9 +72,9 @@ def write(answer: dict[str, Any], run: dict[str, Any], folder: Path) -> None:
 
 def _fill(folder: Path, answer: dict[str, Any], run: dict[str, Any], page: str) -> None:
     folder.mkdir()
-    for name, table in (("plan", answer), ("run", run)):
-        text = json.dumps(table, indent=1, allow_nan=False)
-        (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    write_run(run, folder)
+    text = json.dumps(answer, indent=1, allow_nan=False)
+    (folder / "plan.json").write_text(text + "\n", encoding="utf-8")
     for name in _TABLES:
         if name in ("candidates", "pareto", "ruled_out") or answer.get(name):
             write_csv(pd.json_normalize(answer.get(name) or []), folder / f"{name}.csv")
@@ -91,16 +92,14 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The answer of a folder, and how it was made.
 
     Raises:
-        UserError: if a file is missing or broken.
+        UserError: if a file is missing or broken, or another version wrote it in another schema.
     """
     try:
-        answer, run = (
-            json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-            for name in ("plan", "run")
-        )
-        if not isinstance(answer, dict) or not isinstance(run, dict) or "headline" not in answer:
+        run = read_run(folder)
+        answer = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+        if not isinstance(answer, dict) or "headline" not in answer:
             raise ValueError("plan.json holds no answer")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"{folder}: is not a whole folder of moesim plan: {' '.join(str(error).split())}"
         ) from error

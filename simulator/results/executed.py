@@ -26,6 +26,7 @@ import pandas as pd
 
 from simulator.base.spreadsheet import with_texts, write_csv
 from simulator.results.folder import check_writable, chrome_trace, replace_folder
+from simulator.results.run_file import read_run, write_run
 from simulator.results.tables import STEP_PHASES
 
 KINDS = {"prompt": "prompts", "decode": "decode"}
@@ -97,9 +98,7 @@ def write(executed: Executed, folder: Path, render: Callable[[Executed], str]) -
 
 def _fill(folder: Path, executed: Executed, page: str) -> None:
     folder.mkdir()
-    (folder / "run.json").write_text(
-        json.dumps(executed.run, indent=1, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    write_run(executed.run, folder)
     write_csv(executed.summary, folder / "summary.csv")
     write_csv(executed.faults, folder / "faults.csv")
     for name in ("steps", "ranks", "spans"):
@@ -111,12 +110,18 @@ def _fill(folder: Path, executed: Executed, page: str) -> None:
 
 
 def read(folder: Path) -> Executed:
-    """Read a results folder of ``moesim execute``."""
+    """Read a results folder of ``moesim execute``.
+
+    Raises:
+        UserError: if another version wrote it in another schema.
+        OSError, ValueError, KeyError: if a file of it is missing or damaged.
+    """
+    run = read_run(folder)
     tables = {
         name: pd.read_parquet(folder / f"{name}.parquet") for name in ("steps", "ranks", "spans")
     }
     return Executed(
-        run=json.loads((folder / "run.json").read_text(encoding="utf-8")),
+        run=run,
         summary=with_texts(
             pd.read_csv(folder / "summary.csv", keep_default_na=False, na_values=["nan", ""])
         ),

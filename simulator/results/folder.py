@@ -30,6 +30,7 @@ import pandas as pd
 
 from simulator.base.errors import UserError
 from simulator.base.spreadsheet import with_texts, write_csv
+from simulator.results.run_file import read_run, write_run
 from simulator.results.tables import DeploymentRecord
 from simulator.results.token_time import make_token_time
 
@@ -135,9 +136,7 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
 
 def _fill(folder: Path, results: Results, page: str) -> None:
     folder.mkdir()
-    (folder / "run.json").write_text(
-        json.dumps(results.run, indent=1, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    write_run(results.run, folder)
     write_csv(results.summary, folder / "summary.csv")
     write_csv(results.token_time, folder / "token_time.csv")
     for name in TABLES:
@@ -228,7 +227,9 @@ def check_writable(folder: Path, others: Set[str] = frozenset()) -> None:
                 "absent or an earlier run's"
             )
         foreign = sorted(
-            entry.name for entry in folder.iterdir() if entry.name not in _FILES | others
+            entry.name
+            for entry in folder.iterdir()
+            if entry.name not in _FILES | others or not entry.is_file()
         )
         if foreign or (any(folder.iterdir()) and not (folder / "run.json").is_file()):
             holds = (
@@ -256,14 +257,15 @@ def read(folder: Path) -> Results:
     """Read a results folder.
 
     Raises:
-        UserError: if it is not one, or a file is missing.
+        UserError: if it is not one, a file is missing, or another version wrote it in another
+            schema.
     """
     if not (folder / "run.json").is_file():
         raise UserError(f"{folder}: is not a results folder (no run.json in it)")
     try:
+        run = read_run(folder)
         tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES}
         summary = _read_summary(folder / "summary.csv")
-        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         if list(run["deployments"]) != list(summary["deployment"]):
             raise ValueError("run.json and summary.csv name other deployments")
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -4,7 +4,6 @@ say of themselves.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from simulator.config.calibration import CalibrationFile, Fit, load_calibration
 from simulator.results.folder import replace_folder
 from simulator.results.judgement import judged
 from simulator.results.provenance import Provenance
+from simulator.results.run_file import write_run
 from simulator.results.scores import SCORE_COLUMNS, Scoreboard, grouped, reasons
 from simulator.validation.left_out import left_out
 from simulator.validation.suites import Answered, answer, answer_published, tables_in
@@ -170,7 +170,7 @@ def write(board: Scoreboard, folder: Path, render: Callable[[Scoreboard], str]) 
 
     def fill(new: Path) -> None:
         new.mkdir()
-        (new / "run.json").write_text(json.dumps(board.run, indent=1) + "\n", encoding="utf-8")
+        write_run(board.run, new)
         write_csv(grouped(board.rows), new / "scores.csv", float_format="%.6g")
         write_csv(judged(board), new / "targets.csv")
         write_csv(pd.concat(why, ignore_index=True), new / "reasons.csv")

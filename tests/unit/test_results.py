@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from simulator.base.errors import UserError
+from simulator.cli.run import report
 from simulator.results.folder import (
     TABLES,
     Results,
@@ -17,6 +18,7 @@ from simulator.results.folder import (
     read,
     write,
 )
+from simulator.results.run_file import SCHEMA
 from simulator.results.tables import SPAN_COLUMNS
 
 
@@ -155,6 +157,35 @@ def test_a_folder_with_anything_else_in_it_is_left_alone(tmp_path):
         check_writable(tmp_path / "file")
     with pytest.raises(UserError, match=r"file is a file, not a folder"):
         check_writable(tmp_path / "file" / "below")
+
+
+def test_a_folder_with_the_name_of_a_file_is_left_alone(tmp_path):
+    write(made("a"), tmp_path / "run", page)
+    (tmp_path / "run" / "report.html").unlink()
+    (tmp_path / "run" / "report.html").mkdir()
+    (tmp_path / "run" / "report.html" / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds 'report\.html', which is no part of a run"):
+        write(made("b"), tmp_path / "run", page)
+    assert (tmp_path / "run" / "report.html" / "mine.txt").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("schema", [None, SCHEMA - 1, SCHEMA + 1, "nonsense"])
+@pytest.mark.parametrize("command", ["run", "execute", "plan"])
+def test_a_folder_of_another_schema_is_refused_in_words(tmp_path, command, schema):
+    run = {"command": f"moesim {command} x", "versions": {"moesim": "0.0.9"}}
+    if command == "execute":
+        run["machine"] = "here"
+    if command == "plan":
+        (tmp_path / "plan.json").write_text('{"headline": "", "reasons": []}')
+    named = {} if schema is None else {"schema": schema}  # folders named none before
+    (tmp_path / "run.json").write_text(json.dumps({**run, **named}))
+    with pytest.raises(UserError) as refused:
+        report([tmp_path])
+    said = str(refused.value)
+    assert said.startswith(f"{tmp_path}: moesim 0.0.9 wrote it in schema {schema or 1}, and this")
+    assert f"reads schema {SCHEMA}: make it again (moesim {command} x)" in said
+    assert "\n" not in said
 
 
 def test_a_place_without_permission_is_refused_before_the_run(tmp_path, monkeypatch):

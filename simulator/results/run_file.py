@@ -1,0 +1,57 @@
+"""``run.json`` of every results folder: how it was made, and in which schema."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from simulator import __version__
+from simulator.base.errors import UserError
+
+SCHEMA = 2
+"""Schema of the folders that this version writes, and the only one that it reads: it counts up
+whenever a file, a column or a key that a reader needs is added, renamed or given another meaning.
+Folders that name none are of schema 1."""
+_FILE = "run.json"
+_KEY = "schema"
+
+
+def write_run(run: dict[str, Any], folder: Path) -> None:
+    """Write ``run.json``.
+
+    Raises:
+        ValueError: if it holds a number that JSON does not have.
+    """
+    text = json.dumps({_KEY: SCHEMA, **run}, indent=1, allow_nan=False)
+    (folder / _FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """What :func:`write_run` was given.
+
+    Raises:
+        UserError: if another version wrote it in another schema.
+        OSError: if it cannot be read.
+        ValueError, TypeError: if it is no JSON object.
+    """
+    run = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+    if not isinstance(run, dict):
+        raise TypeError(f"{_FILE} holds no object")
+    written = run.pop(_KEY, 1)
+    if written != SCHEMA:
+        raise UserError(f"{folder}: {_describe_other(written, run)}")
+    return run
+
+
+def _describe_other(written: object, run: dict[str, Any]) -> str:
+    """Which version wrote another schema, which is read now, and what would do."""
+    versions = run.get("versions")
+    writer = versions.get("moesim") if isinstance(versions, dict) else None
+    revision = f" (revision {run['revision']})" if run.get("revision") else ""
+    by = f"moesim {writer}{revision}" if writer else "another version of moesim"
+    again = f" ({run['command']})" if run.get("command") else ""
+    return (
+        f"{by} wrote it in schema {written}, and this moesim {__version__} reads schema {SCHEMA}: "
+        f"make it again{again}, or read it with the version that wrote it"
+    )
