@@ -41,6 +41,14 @@ def shorten(text: str, most: int = 60) -> str:
     return f"{text[: most - 3 - end]}...{text[-end:]}"
 
 
+class LostError(Exception):
+    """What the program was using is gone, such as a cluster: one line that says what, and what that
+    means.
+
+    The command line prints the message and exits with status 1.
+    """
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of an error message: the nearest known word, or all of them when none is near.
 

@@ -10,15 +10,18 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from simulator import __version__
-from simulator.base.errors import UserError
+from simulator.base.errors import LostError, UserError
 from simulator.base.trust import forget_current_folder
 from simulator.cli import calibrate, console, describe, execute, plan, run, trace, validate
 from simulator.cli.screen import one_line
+from simulator.runtime.ray_files import remove_dead_clusters
+from simulator.runtime.stopping import stops_on_terminate
 
 app = typer.Typer(
     name="moesim",
@@ -34,11 +37,18 @@ _INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run the command; exit status 2 for wrong input, 1 for a defect of ours, 130 for Ctrl-C, or
-    the command's own.
+    """Run the command; exit status 2 for wrong input, 1 for a defect of ours or a cluster that was
+    lost, 130 for Ctrl-C or SIGTERM, or the command's own.
     """
     forget_current_folder()
+    warnings.showwarning = console.show_warning
+    with stops_on_terminate():
+        _run()
+
+
+def _run() -> None:
     try:
+        remove_dead_clusters()
         status = app(
             standalone_mode=False
         )  # typer returns the status of a Ctrl-C and of an Exit instead of raising it
@@ -49,6 +59,8 @@ def main() -> None:
             sys.exit(status)
     except UserError as error:
         _fail(str(error))
+    except LostError as error:
+        _fail(str(error), 1)
     except (KeyboardInterrupt, typer.Abort, console.StoppedError) as stopped:
         kept = (
             str(stopped)
@@ -79,11 +91,11 @@ def main() -> None:
         sys.exit(1)
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, status: int = 2) -> NoReturn:
     console.err.print(
         f"error: {one_line(message)}", style="red", highlight=False, markup=False, soft_wrap=True
     )
-    sys.exit(2)
+    sys.exit(status)
 
 
 def _fail_usage(error: Any) -> NoReturn:

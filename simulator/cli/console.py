@@ -8,7 +8,7 @@ import json
 import os
 import textwrap
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +19,7 @@ from rich.text import Text
 
 from simulator.base import trust
 from simulator.base.errors import UserError
+from simulator.base.partial import hold_partial
 from simulator.cli.screen import Screen, one_line
 
 err = Screen(stderr=True)
@@ -136,16 +137,19 @@ def whole_file(target: Path) -> Iterator[Path]:
         raise UserError(f"{target}: the folder {target.parent} does not exist")
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise UserError(f"{target}: no permission to write in {target.parent}")
-    partial = target.with_name(f".moesim-partial-{os.getpid()}{target.suffix}")
-    try:
-        partial.touch()
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written: {error.strerror}") from None
-    try:
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(hold_partial(target.parent))
+        except OSError as error:
+            raise UserError(f"{target}: cannot be written: {error.strerror}") from None
+        partial = folder / f"new{target.suffix}"
         yield partial
         os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+
+
+def show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Print what the program warns of in one line, as :func:`warnings.showwarning` is called."""
+    err.print(f"warning: {message}", style="yellow", highlight=False, soft_wrap=True, markup=False)
 
 
 class StoppedError(Exception):

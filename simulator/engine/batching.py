@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import math
 
-import numba
-
+from simulator.base.compiled import compiled
 from simulator.engine.blocks import (
     available,
     blocks_for,
@@ -37,7 +36,7 @@ _MAX_SEQUENCES, _KV_CACHE, _TOKEN_BUDGET, _HELD_BACK = (
 )
 
 
-@numba.njit(cache=True)
+@compiled
 def push(requests: Requests, ranks: Ranks, clock: Clock, r: int) -> None:
     """Queue request ``r`` at the data-parallel rank with the fewest unfinished requests."""
     best = 0
@@ -59,7 +58,7 @@ def push(requests: Requests, ranks: Ranks, clock: Clock, r: int) -> None:
     clock.outstanding_tokens[0] += requests.num_input[r] + requests.num_output[r]
 
 
-@numba.njit(cache=True)
+@compiled
 def is_decode(new: int, num_input: int, generated: int, computed: int) -> bool:
     """Whether ``new`` tokens of a request are one more output token's, and not a chunk of a prompt
     or of what was preempted.
@@ -67,7 +66,7 @@ def is_decode(new: int, num_input: int, generated: int, computed: int) -> bool:
     return new == 1 and generated > 0 and computed + 1 == num_input + generated
 
 
-@numba.njit(cache=True)
+@compiled
 def form_step(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> bool:
     """Fill ``ranks.chunk`` for the next step. Returns whether there is anything to compute."""
     has_work = _fill(requests, ranks, limits, now_s)
@@ -79,7 +78,7 @@ def form_step(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) ->
     return bool(has_work)
 
 
-@numba.njit(cache=True)
+@compiled
 def computes(ranks: Ranks, first: int, end: int) -> bool:
     """Whether any request of ranks ``first`` to ``end`` is in the step."""
     chunk, num_running = ranks.chunk, ranks.num_running
@@ -90,7 +89,7 @@ def computes(ranks: Ranks, first: int, end: int) -> bool:
     return False
 
 
-@numba.njit(cache=True)
+@compiled
 def _fill(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> bool:
     """Fill ``ranks.chunk`` once. Returns whether any rank gave tokens away, which another lane may
     have taken back.
@@ -117,7 +116,7 @@ def _fill(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> boo
     return has_work
 
 
-@numba.njit(cache=True)
+@compiled
 def _holds_prompts(ranks: Ranks, limits: Limits) -> bool:
     """Whether waiting prompts wait on, so that ranks compute them in the same step: until each has
     one, but not for ever.
@@ -138,7 +137,7 @@ def _holds_prompts(ranks: Ranks, limits: Limits) -> bool:
     return True
 
 
-@numba.njit(cache=True)
+@compiled
 def _waits_for_more(requests: Requests, ranks: Ranks, limits: Limits) -> bool:
     """Whether the prompts of the only rank wait on, since they and its decodes do not fill a step
     yet, but not for ever.
@@ -157,7 +156,7 @@ def _waits_for_more(requests: Requests, ranks: Ranks, limits: Limits) -> bool:
     return True
 
 
-@numba.njit(cache=True)
+@compiled
 def _schedule_running(
     requests: Requests,
     ranks: Ranks,
@@ -201,7 +200,7 @@ def _schedule_running(
     return budget
 
 
-@numba.njit(cache=True)
+@compiled
 def _latest(requests: Requests, ranks: Ranks, d: int) -> int:
     """Where the latest admitted of the requests that share blocks with those of ``d`` runs: the
     oldest is never held up.
@@ -220,7 +219,7 @@ def _latest(requests: Requests, ranks: Ranks, d: int) -> int:
     return best
 
 
-@numba.njit(cache=True)
+@compiled
 def _preempt(requests: Requests, ranks: Ranks, d: int, i: int) -> None:
     """Take the blocks of the ``i``-th (the last) running request; it waits first in line and is
     computed again.
@@ -240,7 +239,7 @@ def _preempt(requests: Requests, ranks: Ranks, d: int, i: int) -> None:
     ranks.num_waiting[d] += 1
 
 
-@numba.njit(cache=True)
+@compiled
 def _admit(
     requests: Requests, ranks: Ranks, d: int, budget: int, limits: Limits, now_s: float
 ) -> int:
@@ -291,7 +290,7 @@ def _admit(
     return budget
 
 
-@numba.njit(cache=True)
+@compiled
 def complete_step(
     requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, now_s: float
 ) -> int:

@@ -9,24 +9,23 @@ capacity.
 
 from __future__ import annotations
 
-import numba
-
+from simulator.base.compiled import compiled
 from simulator.engine.state import Limits, Ranks, Requests
 
 
-@numba.njit(cache=True)
+@compiled
 def blocks_for(tokens: int, limits: Limits) -> int:
     """KV blocks of a running sequence of ``tokens``."""
     return (tokens + limits.block_tokens - 1) // limits.block_tokens + limits.sequence_blocks
 
 
-@numba.njit(cache=True)
+@compiled
 def available(ranks: Ranks, d: int, limits: Limits) -> int:
     """Blocks that are free or can be made free."""
     return int(ranks.free_blocks[d] + ranks.num_evictable[d] * limits.prefix_blocks)
 
 
-@numba.njit(cache=True)
+@compiled
 def take(ranks: Ranks, d: int, count: int, limits: Limits) -> None:
     """Take ``count`` blocks, evicting prefix blocks as needed; the caller has checked that they are
     available.
@@ -40,7 +39,7 @@ def take(ranks: Ranks, d: int, count: int, limits: Limits) -> None:
     ranks.free_blocks[d] -= count
 
 
-@numba.njit(cache=True)
+@compiled
 def _unlink(ranks: Ranks, d: int, block: int) -> None:
     older, newer = ranks.older[d, block], ranks.newer[d, block]
     ranks.newer[d, older] = newer
@@ -48,7 +47,7 @@ def _unlink(ranks: Ranks, d: int, block: int) -> None:
     ranks.num_evictable[d] -= 1
 
 
-@numba.njit(cache=True)
+@compiled
 def _link_newest(ranks: Ranks, d: int, block: int) -> None:
     ends = ranks.older.shape[1] - 1
     newest = ranks.older[d, ends]
@@ -59,7 +58,7 @@ def _link_newest(ranks: Ranks, d: int, block: int) -> None:
     ranks.num_evictable[d] += 1
 
 
-@numba.njit(cache=True)
+@compiled
 def hold(ranks: Ranks, d: int, block: int) -> None:
     """One more request holds a cached prefix block."""
     if ranks.refs[d, block] == 0:
@@ -67,14 +66,14 @@ def hold(ranks: Ranks, d: int, block: int) -> None:
     ranks.refs[d, block] += 1
 
 
-@numba.njit(cache=True)
+@compiled
 def _let_go(ranks: Ranks, d: int, block: int) -> None:
     ranks.refs[d, block] -= 1
     if ranks.refs[d, block] == 0:
         _link_newest(ranks, d, block)
 
 
-@numba.njit(cache=True)
+@compiled
 def count_hits(requests: Requests, ranks: Ranks, d: int, r: int, limits: Limits) -> int:
     """Leading prefix blocks of ``r`` that are cached and wholly inside its prompt, less the one
     with its last token.
@@ -91,7 +90,7 @@ def count_hits(requests: Requests, ranks: Ranks, d: int, r: int, limits: Limits)
     return hits
 
 
-@numba.njit(cache=True)
+@compiled
 def share_prompt(requests: Requests, ranks: Ranks, d: int, r: int, limits: Limits) -> None:
     """Put the whole prefix blocks of a prompt that has just been computed into the cache."""
     if limits.prefix_tokens == 0:
@@ -112,7 +111,7 @@ def share_prompt(requests: Requests, ranks: Ranks, d: int, r: int, limits: Limit
         requests.blocks[r] -= limits.prefix_blocks
 
 
-@numba.njit(cache=True)
+@compiled
 def release(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
     """Give back everything that ``r`` holds."""
     ranks.free_blocks[d] += requests.blocks[r]

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.compiled import compiled
 from simulator.engine.batching import complete_step, form_step, is_decode, push
 from simulator.engine.state import Clock, Limits, Ranks, Requests
 from simulator.engine.step_price import price_step
@@ -40,7 +40,7 @@ LOG_COLUMNS = (
 the mean rank had to read."""
 
 
-@numba.njit(cache=True)
+@compiled
 def observe(requests: Requests, ranks: Ranks, limits: Limits, row: NDArray[np.float64]) -> None:
     """Write what the formed step holds into columns 2 to 7 of a log row."""
     running, chunk, num_running, num_waiting = (
@@ -75,7 +75,7 @@ def observe(requests: Requests, ranks: Ranks, limits: Limits, row: NDArray[np.fl
     row[2], row[3], row[4], row[5], row[6], row[7] = prefill, decode, holding, queued, used, limit
 
 
-@numba.njit(cache=True)
+@compiled
 def advance(
     requests: Requests,
     ranks: Ranks,
@@ -157,7 +157,7 @@ def advance(
     return position, rows
 
 
-@numba.njit(cache=True)
+@compiled
 def leap(
     requests: Requests,
     ranks: Ranks,

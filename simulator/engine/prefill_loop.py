@@ -10,9 +10,10 @@ from __future__ import annotations
 import heapq
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from simulator.base.compiled import compiled
 
 Floats = NDArray[np.float64]
 
@@ -53,7 +54,7 @@ def first_tokens(
     return found
 
 
-@numba.njit(cache=True)
+@compiled
 def _serve(
     num_ranks: int,
     most: int,
@@ -124,7 +125,7 @@ def _serve(
     return took_s
 
 
-@numba.njit(cache=True)
+@compiled
 def _step_s(busy_B: Floats, each_N: Floats, seconds_BN: Floats, busy: float, each: float) -> float:
     """Linear between entries."""
     b, busy_share = _between(busy_B, busy)
@@ -135,7 +136,7 @@ def _step_s(busy_B: Floats, each_N: Floats, seconds_BN: Floats, busy: float, eac
     return float(few * (1 - busy_share) + many * busy_share)
 
 
-@numba.njit(cache=True)
+@compiled
 def _between(grid: Floats, value: float) -> tuple[int, float]:
     """The entry below, and how far the value lies to the next."""
     below = 0

@@ -4,10 +4,10 @@ pipeline, and of routed experts between the table's entries. Compiled.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.compiled import compiled
 from simulator.cost.kernels.context import NUM_SUMS, split_s, work_s
 from simulator.engine.batching import computes, is_decode
 from simulator.engine.state import Ranks, Requests
@@ -18,7 +18,7 @@ ATTENTION = 8
 """Column of a log row that the parts of a step's time begin at."""
 
 
-@numba.njit(cache=True)
+@compiled
 def price_step(
     requests: Requests, ranks: Ranks, table: StepTable, row: NDArray[np.float64]
 ) -> float:
@@ -50,7 +50,7 @@ def price_step(
     )
 
 
-@numba.njit(cache=True)
+@compiled
 def in_flight(
     parts: NDArray[np.float64],
     head_s: NDArray[np.float64],
@@ -94,7 +94,7 @@ def in_flight(
     return float(duration)
 
 
-@numba.njit(cache=True)
+@compiled
 def _price_lane(
     requests: Requests,
     ranks: Ranks,
@@ -210,7 +210,7 @@ def _price_lane(
     return heading, fullest
 
 
-@numba.njit(cache=True)
+@compiled
 def _below(grid: NDArray[np.float64], value: float) -> int:
     """Index of the grid interval that ``value`` lies in, or of the nearest one."""
     low, high = 0, len(grid) - 1
@@ -223,7 +223,7 @@ def _below(grid: NDArray[np.float64], value: float) -> int:
     return low
 
 
-@numba.njit(cache=True)
+@compiled
 def _interpolate_experts(
     table: StepTable, tokens: int, share: float, beside_s: float, row: NDArray[np.float64]
 ) -> None:

@@ -20,14 +20,14 @@ from simulator.base.frozen import Policy
 from simulator.base.progress import Progress, show_nothing
 from simulator.config.capacity import Question
 from simulator.parallel.workers import Workers, hired
-from simulator.planner.explore import Explorer, Finding, Sized, sized_as_found
+from simulator.planner.explore import Explorer, Finding, sized_as_found
+from simulator.planner.kept import KEPT_FINDING, as_json, finding_of
 from simulator.planner.requests import lasting, traffic_of
 from simulator.planner.ruled_out import Ruled
 from simulator.planner.screen import Option, Screened, by_cost, parts, screen
 from simulator.planner.space import Space
 from simulator.planner.store import Store, key_of
 from simulator.planner.traffic import Traffic
-from simulator.planner.trial import Outcome
 
 KEPT = "kept from before"
 """What a :class:`~simulator.base.progress.Progress` is told of findings that an earlier search had
@@ -301,7 +301,7 @@ def _explored(text: str, folder: str, place: str | None, is_short: bool, option:
     space, traffic = _world(text, folder, is_short)
     store = Store(None if place is None else Path(place))
     key = key_of(identity(space, traffic, option))
-    known = store.get(key)
+    known = store.get(key, KEPT_FINDING)
     if known is not None:
         return replace(
             finding_of(known, option, space.machines[option.design.machines].gpu_hour),
@@ -352,37 +352,3 @@ def _files(table: Policy, folder: Path) -> list[str]:
         if isinstance(value, str) and (folder / value).is_file()
     ]
     return [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
-
-
-def as_json(finding: Finding) -> dict[str, Any]:
-    """A finding without its option."""
-    return {
-        "sized": finding.sized,
-        "outcome": finding.outcome and finding.outcome._asdict(),
-        "num_gpus": finding.num_gpus,
-        "tried": finding.tried,
-        "why": finding.why,
-        "below": finding.below and finding.below._asdict(),
-        "most": finding.most,
-        "risk": finding.risk,
-    }
-
-
-def finding_of(found: dict[str, Any], option: Option, gpu_hour: float) -> Finding:
-    """What :func:`as_json` wrote.
-
-    Args:
-        gpu_hour: what a GPU costs now.
-    """
-    return Finding(
-        option,
-        Sized(*found["sized"]) if found["sized"] else None,
-        Outcome(**found["outcome"]) if found["outcome"] else None,
-        found["sized"][0] * gpu_hour if found["sized"] else math.inf,
-        found["num_gpus"],
-        tuple((Sized(*sized), worst) for sized, worst in found["tried"]),
-        found["why"],
-        Outcome(**found["below"]) if found["below"] else None,
-        Sized(*found["most"]) if found["most"] else None,
-        risk=found["risk"],
-    )

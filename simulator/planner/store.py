@@ -4,18 +4,25 @@ on where it was.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
 
 from simulator import __version__
 from simulator.base.data import search_folders
 from simulator.base.errors import UserError
 
+Kept = TypeVar("Kept")
+_FAILED: set[Path] = set()
+"""Folders that this process could not write into."""
 _LEFT_OUT = ("calibration", "cli", "commands", "report", "runtime", "validation")
 """Packages that no finding depends on."""
 _FAMILIES = (
@@ -52,28 +59,50 @@ class Store:
                 f"--cache {self.folder}: cannot be written: {error.strerror}; name another folder"
             ) from None
 
-    def get(self, key: str) -> Any:
-        """What was kept under the key; ``None`` where nothing was, or what is there cannot be
-        read.
+    def get(self, key: str, shape: TypeAdapter[Kept]) -> Kept | None:
+        """What was kept under the key; ``None`` where nothing was, or what is there cannot be read
+        or has another shape.
         """
         if self.folder is None:
             return None
         try:
-            return json.loads(self._path(key).read_text(encoding="utf-8"))
+            return shape.validate_json(self._path(key).read_bytes(), strict=True)
         except (OSError, ValueError):
             return None
 
     def put(self, key: str, value: Any) -> None:
-        """Keep it. Readers see the whole file or none, whenever the process is killed."""
-        if self.folder is None:
+        """Keep it, where that is possible. Readers see the whole file or none, whenever the process
+        is killed.
+        """
+        if self.folder is None or self.has_failed:
             return
-        path = self._path(key)
+        try:
+            self._write(self._path(key), json.dumps(value))
+        except OSError as error:
+            _FAILED.add(self.folder)
+            warnings.warn(
+                f"--cache {self.folder}: cannot be written any more ({error.strerror}), "
+                "so what is found from here on is not kept for another search",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether this process could not write into the folder, and has given that up."""
+        return self.folder in _FAILED
+
+    def _write(self, path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(
             f".{path.stem}-{os.uname().nodename}-{os.getpid()}.partial"
         )  # other machines may share the folder
-        partial.write_text(json.dumps(value), encoding="utf-8")
-        os.replace(partial, path)
+        try:
+            partial.write_text(text, encoding="utf-8")
+            os.replace(partial, path)
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
         if self.folder is None:

@@ -5,11 +5,12 @@ against what happened.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pydantic import Field
 
 from simulator.config.capacity import Targets
 from simulator.config.workload import SLO
@@ -35,7 +36,7 @@ last few run out."""
 class Outcome(NamedTuple):
     """What a trial measured."""
 
-    ratios: dict[str, float]
+    ratios: Annotated[dict[str, float], Field(min_length=1)]
     """By target (``ttft_s.p90``): measured over its limit; above 1 is missed. Of shares and rates
     the other way round."""
     measured: dict[str, float]

@@ -17,9 +17,10 @@ from simulator.config.capacity import Percentiles, Question
 from simulator.config.workload import SLO
 from simulator.planner.conditions import Conditions, apply
 from simulator.planner.explore import Explorer, Finding, Sized
+from simulator.planner.kept import KEPT_FINDING, KEPT_OUTCOME, as_json, finding_of, kept_of
 from simulator.planner.requests import is_generated, traffic_of
 from simulator.planner.screen import Option
-from simulator.planner.search import as_json, finding_of, identity
+from simulator.planner.search import identity
 from simulator.planner.space import Space
 from simulator.planner.store import Store, key_of
 from simulator.planner.traffic import Traffic, subset
@@ -70,10 +71,11 @@ class Trials:
         """
         store, explorer = self._store, self.explorer(option, change)
         key = key_of(identity(explorer.space, explorer.traffic, explorer.option), "what if", change)
-        known = store.get(key)
+        known = store.get(key, KEPT_FINDING)
         if known is None:
-            known = as_json(explorer.find())
-            store.put(key, known)
+            found = explorer.find()
+            store.put(key, as_json(found))
+            known = kept_of(found)
         return finding_of(known, option, explorer.space.machines[option.design.machines].gpu_hour)
 
     def trial(self, option: Option, sized: Sized, change: Change = AS_ASKED) -> Outcome:
@@ -82,11 +84,11 @@ class Trials:
         key = key_of(
             identity(explorer.space, explorer.traffic, explorer.option), "trial", sized, change
         )
-        known = store.get(key)
+        known = store.get(key, KEPT_OUTCOME)
         if known is None:
-            known = explorer.trial(sized)._asdict()
-            store.put(key, known)
-        return Outcome(**known)
+            known = explorer.trial(sized)
+            store.put(key, known._asdict())
+        return known
 
     def explorer(self, option: Option, change: Change) -> Explorer:
         """Trials of an option, whose search begins where the change in traffic would put it."""

@@ -7,12 +7,13 @@ is known.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.compiled import compiled
 
-@numba.njit(cache=True)
+
+@compiled
 def count_copies(
     rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], num_ranks: int, only_distinct: bool
 ) -> NDArray[np.float64]:
@@ -31,7 +32,7 @@ def count_copies(
     return copies_SR
 
 
-@numba.njit(cache=True)
+@compiled
 def count_arrivals(rank_TK: NDArray[np.int64], num_ranks: int) -> NDArray[np.float64]:
     """Tokens that have experts on each rank, ``[R]``."""
     arrivals_R = np.zeros(num_ranks)
@@ -45,7 +46,7 @@ def count_arrivals(rank_TK: NDArray[np.int64], num_ranks: int) -> NDArray[np.flo
     return arrivals_R
 
 
-@numba.njit(cache=True)
+@compiled
 def count_stays(
     rank_TK: NDArray[np.int64], source_T: NDArray[np.int64], num_ranks: int
 ) -> NDArray[np.float64]:
@@ -59,7 +60,7 @@ def count_stays(
     return stays_R
 
 
-@numba.njit(cache=True)
+@compiled
 def count_forwarded(
     rank_TK: NDArray[np.int64],
     source_T: NDArray[np.int64],

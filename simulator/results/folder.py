@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Set
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,6 +27,7 @@ from typing import Any
 import pandas as pd
 
 from simulator.base.errors import UserError
+from simulator.base.partial import hold_partial, new_of, replace_whole
 from simulator.base.spreadsheet import with_texts, write_csv
 from simulator.results.run_file import read_run, write_run
 from simulator.results.tables import DeploymentRecord
@@ -41,8 +40,6 @@ _FILES = {
     *("scores.csv", "targets.csv", "reasons.csv", "rows.parquet"),
     *(f"{name}.parquet" for name in TABLES),
 }
-_PARTIAL = ".moesim-partial-"
-_NEW = "new"
 
 
 @dataclass(frozen=True)
@@ -113,21 +110,14 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """
     target = folder.resolve()
     made = [parent for parent in target.parents if not parent.exists()]
-    partial: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=target.parent))
-        fill(partial / _NEW)
-        if target.exists():
-            os.replace(target, partial / "old")
-        os.replace(partial / _NEW, target)
+        with hold_partial(target.parent) as partial:
+            fill(new_of(partial))
+            replace_whole(partial, target)
     except OSError as error:
         raise UserError(f"--out {folder}: cannot be written: {error.strerror or error}") from error
     finally:
-        if partial is not None:
-            if not target.exists() and (partial / "old").exists():
-                os.replace(partial / "old", target)
-            shutil.rmtree(partial, ignore_errors=True)
         if not target.exists():
             for parent in made:
                 with suppress(OSError):
@@ -246,7 +236,8 @@ def check_writable(folder: Path, others: Set[str] = frozenset()) -> None:
     if not os.access(ancestor, os.W_OK | os.X_OK):
         raise UserError(f"--out {folder}: cannot be written: no permission to write in {ancestor}")
     try:  # some file systems permit it and do not do it
-        Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=ancestor)).rmdir()
+        with hold_partial(ancestor):
+            pass
     except OSError as error:
         raise UserError(
             f"--out {folder}: cannot be written in {ancestor}: {error.strerror or error}"

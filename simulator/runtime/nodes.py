@@ -144,18 +144,21 @@ def connect(
     ):
         _read_variables_anew()
         try:
-            if address is not None:
-                _join(address, quiet)
-            elif simulated_nodes is not None:
-                _simulate(nodes, simulated_nodes, quiet)
-            else:
-                ray.init(
-                    address="local",
-                    num_cpus=cores,
-                    include_dashboard=False,
-                    job_config=WithoutCurrentFolder(),
-                    **quiet,
-                )
+            try:
+                if address is not None:
+                    _join(address, quiet)
+                elif simulated_nodes is not None:
+                    _simulate(nodes, simulated_nodes, quiet)
+                else:
+                    ray.init(
+                        address="local",
+                        num_cpus=cores,
+                        include_dashboard=False,
+                        job_config=WithoutCurrentFolder(),
+                        **quiet,
+                    )
+            except SystemExit:  # a handler of SIGTERM that Ray has put in place meanwhile
+                raise KeyboardInterrupt from None
             with (
                 stops_on_terminate()
             ):  # once more: Ray puts a handler of its own in place, which ends the process at once

@@ -7,8 +7,10 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import stat
 import subprocess
 from collections.abc import Iterable
+from pathlib import Path
 
 Process = tuple[int, str]
 """A process by its id and the time of its start: ids are given again."""
@@ -22,6 +24,29 @@ def find_started_by(pids: Iterable[int]) -> set[Process]:
         parents = {pid for pid, _ in children - found}
         found |= children
     return found
+
+
+def find_writers(folder: Path) -> set[Process]:
+    """Other processes that have a file below a folder open to write; none where there is no
+    ``/proc``.
+    """
+    found = {pid for pid in _pids() if pid != os.getpid() and _writes_below(folder, pid)}
+    table = _read_table() if found else {}
+    return {(pid, table[pid][1]) for pid in found if pid in table}
+
+
+def _pids() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]
+
+
+def _writes_below(folder: Path, pid: int) -> bool:
+    """Whether a process has a file of a folder open, and not to read it only."""
+    with contextlib.suppress(OSError):  # it has ended, or is another user's
+        return any(
+            os.readlink(entry).startswith(f"{folder}/") and entry.lstat().st_mode & stat.S_IWUSR
+            for entry in Path(f"/proc/{pid}/fd").iterdir()
+        )
+    return False
 
 
 def kill_left(processes: set[Process]) -> None:

@@ -13,9 +13,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from simulator.base.held import hold_folder, take_abandoned
+from simulator.runtime.orphans import find_writers, kill_left
+
 _LONGEST_BYTES = 31
 """Longest path of the folder, in bytes. macOS allows 103 bytes for a socket's, and Ray appends up
 to 72 (session, process, ``sockets/plasma_store``)."""
+_PREFIX = "moesim-"
 _ENDS_S = 10.0
 """Seconds after which Ray's processes have ended and write nothing any more."""
 _VARIABLES = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_TMPDIR")
@@ -45,26 +49,36 @@ def own_ray_files() -> Iterator[Path]:
     Otherwise Ray would write its cluster's address over that of the user's own cluster, and a token
     into the home folder, which ``ray start`` asks for from then on.
     """
-    folder = _make_short_folder()
-    try:
-        with keep_variables():
-            os.environ["RAY_TMPDIR"] = str(folder)
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(16)
-            yield folder
-    finally:
-        remove(folder)
+    place = _find_short_place()
+    place.mkdir(parents=True, exist_ok=True)  # as Ray would
+    with hold_folder(_PREFIX, place) as folder:
+        try:
+            with keep_variables():
+                os.environ["RAY_TMPDIR"] = str(folder)
+                os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(16)
+                yield folder
+        finally:
+            kill_left(find_writers(folder))  # of a start that was cut short
+            remove(folder)
 
 
-def _make_short_folder() -> Path:
+def remove_dead_clusters() -> None:
+    """End what is left of clusters whose process was killed, so that it could not end them itself:
+    Ray's agents, which may go on for ever, and their folder.
+    """
+    with take_abandoned(_PREFIX, _find_short_place()) as folders:
+        for folder in folders:
+            kill_left(find_writers(folder))
+            remove(folder)
+
+
+def _find_short_place() -> Path:
     """Where the user wants temporary files, unless the sockets' paths would become too long
     there.
     """
     wanted = os.path.abspath(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
-    place = (
-        wanted if len(os.fsencode(wanted)) + len("/moesim-12345678") <= _LONGEST_BYTES else "/tmp"
-    )
-    os.makedirs(place, exist_ok=True)  # as Ray would
-    return Path(tempfile.mkdtemp(prefix="moesim-", dir=place))
+    is_short = len(os.fsencode(wanted)) + len(f"/{_PREFIX}12345678") <= _LONGEST_BYTES
+    return Path(wanted if is_short else "/tmp")
 
 
 def remove(folder: Path) -> None:

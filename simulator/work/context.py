@@ -6,16 +6,17 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from simulator.base.compiled import compiled
 
 NO_WINDOW = 1 << 40
 """Stands for an unlimited window in compiled code; small enough that a window times the tokens of
 an entry stays an int64."""
 
 
-@numba.njit(cache=True)
+@compiled
 def pairs(context: int, new: int, window: int, compression: int) -> float:
     """(query, key) pairs when ``new`` tokens follow ``context`` earlier ones: token ``t`` (from 1)
     sees ``min(t / compression, window)``.
@@ -39,7 +40,7 @@ def pairs(context: int, new: int, window: int, compression: int) -> float:
     return (first + full) * 0.5 * rising / compression + float(window) * (new - rising)
 
 
-@numba.njit(cache=True)
+@compiled
 def entries(context: int, new: int, window: int, compression: int) -> float:
     """Cached entries that a step must read (or write) for a sequence: all that its new tokens see,
     each once.
@@ -53,7 +54,7 @@ def entries(context: int, new: int, window: int, compression: int) -> float:
     return min(seen, float(window) + (new - 1) / compression)
 
 
-@numba.njit(cache=True)
+@compiled
 def total_pairs(
     context: NDArray[np.int64], new: NDArray[np.int64], window: int, compression: int
 ) -> float:
@@ -64,7 +65,7 @@ def total_pairs(
     return total
 
 
-@numba.njit(cache=True)
+@compiled
 def total_entries(
     context: NDArray[np.int64], new: NDArray[np.int64], window: int, compression: int
 ) -> float:
@@ -75,7 +76,7 @@ def total_entries(
     return total
 
 
-@numba.njit(cache=True)
+@compiled
 def add_sums(
     sums: NDArray[np.float64],
     context: int,
@@ -95,7 +96,7 @@ def add_sums(
     sums[5] = max(sums[5], min((context + new) / compression, float(window)))
 
 
-@numba.njit(cache=True)
+@compiled
 def total_sums(
     context: NDArray[np.int64],
     new: NDArray[np.int64],
@@ -110,7 +111,7 @@ def total_sums(
     return sums
 
 
-@numba.njit(cache=True)
+@compiled
 def uniform_sums(
     batch_size: NDArray[np.int64],
     context: NDArray[np.int64],

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from simulator.base.compiled import compiled
 
 NUM_SUMS = 6
 
@@ -44,7 +45,7 @@ class Rates(NamedTuple):
     """Once, where the longest view has more entries than ``split_entries``."""
 
 
-@numba.njit(cache=True)
+@compiled
 def split_s(rates: NDArray[np.float64], sums: NDArray[np.float64]) -> float:
     """Seconds to combine the parts of a long view, once a kernel whatever its number of
     sequences.
@@ -53,7 +54,7 @@ def split_s(rates: NDArray[np.float64], sums: NDArray[np.float64]) -> float:
     return seconds
 
 
-@numba.njit(cache=True)
+@compiled
 def work_s(rates: NDArray[np.float64], sums: NDArray[np.float64]) -> float:
     """Seconds of one kernel beyond its floor.
 
@@ -75,7 +76,7 @@ def work_s(rates: NDArray[np.float64], sums: NDArray[np.float64]) -> float:
     return seconds
 
 
-@numba.njit(cache=True)
+@compiled
 def kernels_s(rates_nk: NDArray[np.float64], sums_nk: NDArray[np.float64]) -> NDArray[np.float64]:
     """Seconds ``[n]`` of many kernels, floors included."""
     seconds = np.empty(len(rates_nk))
