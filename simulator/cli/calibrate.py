@@ -87,6 +87,7 @@ def _calibrate_cpu(out_file: Path, ranks: list[int] | None) -> None:
     from simulator.calibration.host.file import calibration_toml
     from simulator.calibration.host.timing import calibrate as time_machine
     from simulator.calibration.host.timing import default_ranks
+    from simulator.results.executed import BUSY
     from simulator.runtime.nodes import connect
 
     out_file.parent.mkdir(parents=True, exist_ok=True)
@@ -97,6 +98,14 @@ def _calibrate_cpu(out_file: Path, ranks: list[int] | None) -> None:
     ):
         found = time_machine(nodes, ranks or default_ranks(), tick)
         partial.write_text(calibration_toml(found), encoding="utf-8")
+    if (found.others_share or 0.0) >= BUSY:
+        console.err.print(
+            f"note: other programs took {found.others_share:.0%} of this machine's cores "
+            "meanwhile, so these times are too long; calibrate again when it is idle",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
+        )
     console.err.print(
         f"calibration of {found.machine}: {out_file}", highlight=False, soft_wrap=True, markup=False
     )

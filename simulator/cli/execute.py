@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +23,12 @@ def execute(
     out_folder: Out = None,
     simulated_nodes: SimulatedNodes = None,
     address: Address = None,
+    deployments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--deployment", metavar="NAME", help="Run only this one; may be given several times."
+        ),
+    ] = None,
     seed: Seed = None,
     overrides: Set = None,
     allow_code: AllowCode = False,
@@ -37,6 +44,7 @@ def execute(
         )
     from simulator.commands.execute import execute_scenario
     from simulator.report.execution import render
+    from simulator.report.execution_verdict import verdict
     from simulator.results.executed import write
     from simulator.results.folder import check_writable
     from simulator.scenario.scenario import load_scenario
@@ -46,14 +54,21 @@ def execute(
     check_writable(folder)
     with console.progress(unit="steps", waiting="checking models and clusters") as tick:
         executed = execute_scenario(
-            loaded, path, simulated_nodes=simulated_nodes, address=address, tick=tick
+            loaded,
+            path,
+            simulated_nodes=simulated_nodes,
+            address=address,
+            names=deployments or (),
+            tick=tick,
         )
         tick("writing the report", 0, None)
         write(executed, folder, render)
     if as_json:
         summary = json.loads(executed.summary.to_json(orient="records", double_precision=15))
         faults = json.loads(executed.faults.to_json(orient="records"))
-        console.emit({"folder": str(folder), "summary": summary, "faults": faults})
+        found = verdict(executed)
+        said = {"headline": found.headline, "reasons": found.reasons}
+        console.emit({"folder": str(folder), "verdict": said, "summary": summary, "faults": faults})
     else:
         print_executed(executed)
     console.err.print(
@@ -62,9 +77,11 @@ def execute(
 
 
 def print_executed(executed: Any) -> None:
-    """Tokens a second and phases, measured beside predicted."""
-    from simulator.results.executed import KINDS
+    """The verdict with its reasons, then tokens a second and phases, measured beside predicted."""
+    from simulator.report.execution_verdict import verdict
+    from simulator.results.executed import KINDS, describe_load
 
+    console.print_verdict(*dataclasses.astuple(verdict(executed)))
     for kind in dict.fromkeys(executed.summary["kind"]):
         own = executed.summary[executed.summary["kind"] == kind]
         rows: list[tuple[str, ...]] = [
@@ -77,7 +94,7 @@ def print_executed(executed: Any) -> None:
                 f"{entry.predicted_tokens_per_s:,.0f}",
                 f"{entry.step_s * 1e3:.1f} ms",
                 f"{entry.predicted_step_s * 1e3:.1f} ms",
-                f"{entry.error:+.0%}",
+                _band(entry.error, entry.idle_error),
                 f"{entry.largest_difference:.0e}",
             )
             for entry in own.itertuples()
@@ -91,6 +108,10 @@ def print_executed(executed: Any) -> None:
         console.out.print(
             f"step {fault.step} of {fault.deployment}: {fault.what}; "
             f"ready again after {fault.recovery_s:.1f} s, which the step's time leaves out"
+        )
+    if load := describe_load(executed):
+        console.err.print(
+            f"note: {load[0].lower()}{load[1:]}", style="yellow", highlight=False, soft_wrap=True
         )
     transport = executed.run["scenario"]["execution"]["transport"]["kind"]
     if transport != "process_group":
@@ -115,6 +136,16 @@ def print_executed(executed: Any) -> None:
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _band(error: float, idle_error: float) -> str:
+    """The error of a prediction, and up to where it would be on an idle machine.
+
+    >>> _band(-0.8, -0.2), _band(-0.8, -0.8), _band(0.1, float("nan"))
+    ('-80% to -20%', '-80%', '+10%')
+    """
+    low, high = f"{error:+.0%}", f"{idle_error:+.0%}"
+    return low if idle_error != idle_error or low == high else f"{low} to {high}"
 
 
 def _phase_rows(executed: Any) -> list[tuple[str, ...]]:

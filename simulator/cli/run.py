@@ -192,27 +192,9 @@ def _report_plan(folders: list[Path], out_file: Path | None, as_json: bool) -> N
 def print_run(results: Any) -> None:
     """Print the verdict with its reasons, then the table of key metrics."""
     verdict = results.run["verdict"]
-    console.out.print(
-        _wrapped(verdict["headline"], ""),
-        style="bold",
-        highlight=False,
-        soft_wrap=True,
-        markup=False,
-    )
-    for reason in verdict["reasons"]:
-        console.out.print(_wrapped(reason, "  "), highlight=False, soft_wrap=True, markup=False)
-    console.out.print()
+    console.print_verdict(verdict["headline"], verdict["reasons"])
     for line in _comparison(results, console.out.width if console.out.is_terminal else 10_000):
         console.out.print(line, soft_wrap=True, highlight=False)
-
-
-def _wrapped(text: str, indent: str) -> str:
-    first = "- " if indent else ""
-    return (
-        textwrap.fill(text, console.out.width, initial_indent=first, subsequent_indent=indent)
-        if console.out.is_terminal
-        else first + one_line(text)
-    )
 
 
 def _comparison(results: Any, width: int) -> Iterator[Text]:

@@ -4,30 +4,36 @@ simulator.
 
 from __future__ import annotations
 
-import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from simulator.base.errors import UserError
+from simulator.base.errors import LostError, UserError, did_you_mean
 from simulator.base.plugins import build
 from simulator.base.progress import Progress, show_nothing
+from simulator.commands.execute_tables import (
+    combine_moments,
+    largest_difference,
+    predicted_span_rows,
+    rank_rows,
+    span_rows,
+    step_row,
+    summarise,
+)
+from simulator.config.deployment import DeploymentSpec
 from simulator.config.execution import ExecutionSpec
-from simulator.config.ffn import DenseFFN
 from simulator.deployment.facts import facts_of
 from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.engine.forecast import EvenStep, forecast
-from simulator.engine.rank import StepTimes
-from simulator.results.executed import RANK_COLUMNS, STEP_COLUMNS, SUMMARY_COLUMNS, Executed
+from simulator.results.executed import RANK_COLUMNS, STEP_COLUMNS, Executed
 from simulator.results.provenance import Provenance
-from simulator.results.tables import SPAN_COLUMNS, STEP_PHASES
 from simulator.runtime import require
 from simulator.scenario.scenario import Scenario
 
+_AGAIN = "nothing was written; run the same command again"
 _STRIDE = 997
 """Places in the pool of expert choices between two steps' beginnings."""
 
@@ -38,6 +44,7 @@ def execute_scenario(
     *,
     simulated_nodes: int | None = None,
     address: str | None = None,
+    names: Sequence[str] = (),
     tick: Progress = show_nothing,
 ) -> Executed:
     """Run every deployment of a scenario for real.
@@ -46,8 +53,10 @@ def execute_scenario(
         path: the scenario's file; paths in it are relative to its folder.
         simulated_nodes: spread the ranks over so many raylets on this machine.
         address: of a Ray cluster to use.
+        names: of the deployments to run; by default all.
 
     Raises:
+        LostError: if the cluster is lost, or steps fail again and again.
         UserError: if PyTorch or Ray are missing, or anything that the scenario names is wrong or
             can only be simulated.
     """
@@ -60,7 +69,7 @@ def execute_scenario(
     folder = path.resolve().parent
     plans = [
         make_plan(deployment, scenario.seed, str(path), folder)
-        for deployment in scenario.deployments
+        for deployment in _choose(scenario, names, path)
     ]
     jobs = [make_job(plan, folder) for plan in plans]
     for plan in plans:
@@ -71,14 +80,19 @@ def execute_scenario(
         name: [] for name in ("summary", "steps", "ranks", "spans", "faults")
     }
     tick("starting Ray", 0, None)
-    with connect(simulated_nodes, address) as nodes:
-        runner = _Runner(nodes, scenario.execution, simulated_nodes, tick)
-        try:
-            for plan, job in zip(plans, jobs, strict=True):
-                for name, table in runner.run(plan, job).items():
-                    tables[name].append(table)
-        finally:
-            runner.close()
+    running = ""
+    try:
+        with connect(simulated_nodes, address) as nodes:
+            runner = _Runner(nodes, scenario.execution, simulated_nodes, tick)
+            try:
+                for plan, job in zip(plans, jobs, strict=True):
+                    running = f" while '{plan.name}' ran"
+                    for name, table in runner.run(plan, job).items():
+                        tables[name].append(table)
+            finally:
+                runner.close()
+    except LostError as error:
+        raise LostError(f"{str(error).replace(':', f'{running}:', 1)}; {_AGAIN}") from error
     run: dict[str, Any] = {
         "name": scenario.name,
         "seed": scenario.seed,
@@ -91,6 +105,17 @@ def execute_scenario(
     }
     joined = {name: pd.concat(found, ignore_index=True) for name, found in tables.items()}
     return Executed(run=run, **joined)
+
+
+def _choose(scenario: Scenario, names: Sequence[str], path: Path) -> list[DeploymentSpec]:
+    """The deployments of these names, in the scenario's order; all of them without any."""
+    known = [deployment.name for deployment in scenario.deployments]
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"--deployment {name}: {path} has none of that name; {did_you_mean(name, known)}"
+            )
+    return [entry for entry in scenario.deployments if not names or entry.name in names]
 
 
 def _check_measured(plan: DeploymentPlan) -> None:
@@ -146,6 +171,16 @@ def _calibration(plans: list[DeploymentPlan]) -> dict[str, Any]:
     return {"title": found.title, "machine": None, "source": ""}
 
 
+def _calibrated_share(plan: DeploymentPlan) -> float:
+    """Share of the cores that other programs took while the machine was calibrated; 0 where the
+    calibration does not say.
+    """
+    from simulator.config.host import HostRates
+
+    found = plan.calibration
+    return (found.host.others_share or 0.0) if isinstance(found, HostRates) else 0.0
+
+
 class _Runner:
     """Runs deployments one after the other, on the same actors where their ranks are the same."""
 
@@ -184,6 +219,7 @@ class _Runner:
         return self._backend
 
     def run(self, plan: DeploymentPlan, job: Any) -> dict[str, pd.DataFrame]:
+        from simulator.runtime.load import LoadMeter
         from simulator.runtime.reference import Reference
 
         execution = self.execution
@@ -198,18 +234,22 @@ class _Runner:
         ranks: list[dict[str, Any]] = []
         spans: list[pd.DataFrame] = []
         differences: dict[str, float] = {}
+        meters: dict[str, LoadMeter] = {}
+        others: dict[str, float] = {}
         reference = Reference(job)
         for done, (kind, step, counts) in enumerate(_steps(execution)):
+            if counts and kind not in meters:
+                meters[kind] = LoadMeter(backend)
             shards = backend.step(step)
             # A recovery is no part of a step; it stands in the table of faults.
             wall_s = time.perf_counter() - backend.attempt_began_s
             if step.keeps_output:
-                differences[kind] = _largest_difference(plan, shards, reference.hidden(step))
+                differences[kind] = largest_difference(plan, shards, reference.hidden(step))
             if counts:
-                measured = _measured(plan, shards)
+                measured = combine_moments(plan, shards)
                 measured.phases["overhead"] += max(0.0, wall_s - measured.duration_s)
                 rows.append(
-                    _row(
+                    step_row(
                         plan.name,
                         kind,
                         "measured",
@@ -218,9 +258,10 @@ class _Runner:
                         measured.phases,
                     )
                 )
-                ranks += _rank_rows(plan.name, kind, step, shards)
+                ranks += rank_rows(plan.name, kind, step, shards)
                 if step.number == _last(execution, kind):
-                    spans.append(_spans(plan.name, f"{kind}, measured", measured.spans))
+                    others[kind] = meters[kind].others_share()
+                    spans.append(span_rows(plan.name, f"{kind}, measured", measured.spans))
             self.tick(plan.name, done + 1, total)
         counted = [(kind, step) for kind, step, counts in _steps(execution) if counts]
         for (kind, step), times in zip(
@@ -228,9 +269,11 @@ class _Runner:
             forecast(plan, [_even(plan, step) for _, step in counted], keep_spans=True),
             strict=True,
         ):
-            rows.append(_row(plan.name, kind, "predicted", step, times.duration_s, times.phases))
+            rows.append(
+                step_row(plan.name, kind, "predicted", step, times.duration_s, times.phases)
+            )
             if step.number == _last(execution, kind):
-                spans.append(_predicted_spans(plan.name, f"{kind}, predicted", times))
+                spans.append(predicted_span_rows(plan.name, f"{kind}, predicted", times))
         faults = backend.faults[known_faults:]
         table = pd.DataFrame(rows, columns=list(STEP_COLUMNS))
         return {
@@ -241,7 +284,7 @@ class _Runner:
                 [{**fault._asdict(), "ranks": " ".join(map(str, fault.ranks))} for fault in faults],
                 columns=list(_FAULTS),
             ),
-            "summary": _summary(plan, table, differences),
+            "summary": summarise(plan, table, differences, others, _calibrated_share(plan)),
         }
 
 
@@ -283,104 +326,3 @@ def _even(plan: DeploymentPlan, step: Any) -> EvenStep:
     dp = plan.layout.attention_dp
     sequences_d = tuple(Part(d, dp).num(step.num_sequences) for d in range(dp))
     return EvenStep(sequences_d, step.new_tokens, step.context_tokens, step.offset)
-
-
-def _measured(plan: DeploymentPlan, shards: list[Any]) -> Any:
-    from simulator.runtime.timeline import combine
-
-    layout = plan.layout
-    groups = (tuple(range(layout.num_ranks)),)
-    return combine([shard.moments for shard in shards], groups)
-
-
-def _row(
-    deployment: str, kind: str, source: str, step: Any, duration_s: float, phases: dict[str, float]
-) -> dict[str, Any]:
-    found = {
-        "deployment": deployment,
-        "kind": kind,
-        "source": source,
-        "number": step.number,
-        "tokens": step.num_tokens,
-    }
-    return (
-        found | {"duration_s": duration_s} | {f"{phase}_s": phases[phase] for phase in STEP_PHASES}
-    )
-
-
-def _rank_rows(deployment: str, kind: str, step: Any, shards: list[Any]) -> list[dict[str, Any]]:
-    found = []
-    for shard in shards:
-        for layer, pairs in enumerate(shard.pairs_L):
-            rows_R = shard.rows_LR[layer] if shard.rows_LR else []
-            sent = sum(rows_R) - (rows_R[shard.rank] if rows_R else 0)
-            values = (deployment, kind, step.number, shard.rank, layer, pairs, sent)
-            found.append(dict(zip(RANK_COLUMNS, values, strict=True)))
-    return found
-
-
-def _spans(
-    deployment: str, phase: str, spans: list[tuple[int, str, int, float, float]]
-) -> pd.DataFrame:
-    columns = ("rank", "name", "layer", "start_s", "duration_s")
-    table = pd.DataFrame(spans, columns=list(columns))
-    return table.assign(deployment=deployment, phase=phase)[list(SPAN_COLUMNS)]
-
-
-def _predicted_spans(deployment: str, phase: str, times: StepTimes) -> pd.DataFrame:
-    return _spans(
-        deployment,
-        phase,
-        [(s.rank, s.phase, s.layer, s.start_s, s.duration_s) for s in times.spans or []],
-    )
-
-
-def _largest_difference(
-    plan: DeploymentPlan, shards: list[Any], wanted_TH: NDArray[np.float32]
-) -> float:
-    """Between the distributed run and the reference, over all tokens."""
-    own = [shard.hidden_TH for shard in shards if shard.rank % plan.layout.tp == 0]
-    return float(np.abs(np.concatenate(own) - wanted_TH).max(initial=0.0))
-
-
-def _summary(
-    plan: DeploymentPlan, steps: pd.DataFrame, differences: dict[str, float]
-) -> pd.DataFrame:
-    rows = []
-    for kind in dict.fromkeys(steps["kind"]):
-        own = steps[steps["kind"] == kind]
-        seconds = {
-            source: statistics.median(own["duration_s"][own["source"] == source])
-            for source in ("measured", "predicted")
-        }
-        tokens = int(own["tokens"].iloc[0])
-        total, active = _parameters(plan)
-        values = (
-            plan.name,
-            kind,
-            tokens / seconds["measured"],
-            tokens / seconds["predicted"],
-            seconds["measured"],
-            seconds["predicted"],
-            seconds["predicted"] / seconds["measured"] - 1,
-            differences.get(kind, float("nan")),
-            total,
-            active,
-        )
-        rows.append(dict(zip(SUMMARY_COLUMNS, values, strict=True)))
-    return pd.DataFrame(rows)
-
-
-def _parameters(plan: DeploymentPlan) -> tuple[int, int]:
-    """Parameters and active ones, less those that pruning took."""
-    model, pruning = plan.model, plan.spec.pruning
-    gone = 0
-    if pruning is not None:
-        for _, ffn in model.layer_names:
-            block = model.ffns.get(ffn)
-            if isinstance(block, DenseFFN):
-                for linear in block.linears(model.hidden_size):
-                    gone += linear.num_parameters - pruning.num_stored(
-                        linear.out_features, linear.in_features
-                    )
-    return model.num_parameters - gone, model.num_active_parameters - gone

@@ -63,7 +63,9 @@ class ExecutionSpec(Frozen):
     """How shards exchange tokens: ``process_group`` (gloo, NCCL), or ``object_store`` where no
     process group can form."""
     timeout_s: Duration = 30.0
-    """A rank that keeps the others waiting for longer is taken for hung, and replaced."""
+    """A rank that keeps the others waiting for longer is taken for hung, and replaced. Where steps
+    take long, it gets five times the slowest one so far; in the first one of each kind, ten times
+    this."""
     faults: Annotated[tuple[FaultSpec, ...], Field(strict=False)] = ()
 
     @model_validator(mode="after")

@@ -184,6 +184,8 @@ class HostCalibration(Frozen):
     """By threads of a rank, fewest ranks (most threads) first."""
     collectives: Annotated[tuple[Collectives, ...], Field(strict=False)] = ()
     pruned: Annotated[tuple[Pruned, ...], Field(strict=False)] = ()
+    others_share: Ratio | None = None
+    """Share of the cores that other programs took meanwhile; absent where it was not measured."""
     notes: str = ""
 
     compute: ClassVar[Policy] = {"kind": "host"}

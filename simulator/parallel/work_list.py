@@ -27,6 +27,7 @@ class WorkList(Generic[Item, Result]):
         self._shared: Any = None
         self._fresh: list[Result] = []
         self._owners = owners
+        self._group = group
         self._weights = [weight(item) for item in items]
         self._left: dict[Hashable, list[int]] = {}
         for place in sorted(range(len(items)), key=lambda n: -self._weights[n]):
@@ -67,6 +68,14 @@ class WorkList(Generic[Item, Result]):
         if not self._left[key]:
             del self._left[key]
         return place
+
+    def give_back(self, place: int, worker: int) -> None:
+        """An item that a worker took is not done: it is lost. Another begins it anew."""
+        key = self._group(self.items[place])
+        self._owners.get(key, set()).discard(worker)
+        left = self._left.setdefault(key, [])
+        left.append(place)
+        left.sort(key=lambda n: -self._weights[n])
 
     def keep(self, place: int, result: Result) -> None:
         """An item is done."""

@@ -17,16 +17,22 @@ from typing import Any, ClassVar, TypeVar
 from simulator.base.errors import UserError
 from simulator.base.progress import CountDone
 from simulator.base.trust import allow_as_sender, allowed_folder
+from simulator.parallel.actors import call, end_actors, first_line, start_actors, wait_for
 from simulator.parallel.work_list import WorkList
 from simulator.runtime.stopping import stops_on_terminate
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_Handed = deque[tuple[WorkList[Any, Any], int, Any]]
+"""What a worker is to do next: whose list, the item's place, and Ray's name for the answer."""
+_UNSTARTED = "Ray did not start all processes, which takes longer"
 _MANY = 2
 """While so many items a worker are left, each is handed one before it has ended the one before, so
 that it never waits."""
 
+_GLANCE_S = 1.0
+"""Between two looks at whether what the others run on is still there."""
 _STOPS_S = 60.0
 """Ray has stopped by then, or never will: what it started ends with this process."""
 _SHORT_S = 0.3
@@ -92,8 +98,10 @@ class Workers:
         self._seen_groups: dict[Hashable, set[int]] = {}
         self._is_closed = False
         self._error: BaseException | None = None
-        self._unstarted = ""
-        """Why others did not start that this process can do without; told once."""
+        self._news: list[str] = []
+        """What became of others that this process can do without; each is told once."""
+        self._is_lost = False
+        """Whether what the others run on is gone, and all of them with it."""
         self._is_open = self._has_others()
         self._signals = contextlib.ExitStack()
         self._starter: threading.Thread | None = None
@@ -175,7 +183,7 @@ class Workers:
         try:
             told = 0
             while told < len(items):
-                self._tell_unstarted()
+                self._tell_news()
                 place = self._next_here(work)
                 if place is not None:
                     self._keep(work, place, function(items[place]))
@@ -206,14 +214,9 @@ class Workers:
                     return place
                 self._changed.wait()
 
-    def _tell_unstarted(self) -> None:
-        why, self._unstarted = self._unstarted, ""
-        if why:
-            warnings.warn(
-                f"Ray did not start all processes, which takes longer: {why}",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+    def _tell_news(self) -> None:
+        while self._news:
+            warnings.warn(self._news.pop(0), RuntimeWarning, stacklevel=3)
 
     def _keep(self, work: WorkList[Any, Any], place: int, result: Any) -> None:
         with self._changed:
@@ -247,9 +250,7 @@ class Workers:
                 cpus = int(sum(nodes.alive.values()))
                 self._hire(cpus - 1 if others is None else min(others, cpus))
                 self._has_started.set()
-                with self._changed:
-                    while not self._is_closed:
-                        self._changed.wait()
+                self._wait_for_end(nodes.head)
                 self._give_up()
         except (
             BaseException
@@ -260,22 +261,27 @@ class Workers:
                 and not self._has_started.is_set()
             ):
                 self._do_without(error)
-            else:
+            elif not self._is_lost:
                 self._fail(None, error)
         finally:
             self._has_started.set()
 
+    def _wait_for_end(self, head: Any) -> None:
+        """Wait until the others are not needed any more, or what they run on is lost."""
+        with self._changed:
+            while not self._is_closed and head.lost is None:
+                self._changed.wait(_GLANCE_S)
+            if not self._is_closed:
+                self._is_lost = True
+                self._news.append(f"Ray was lost, and this process does the rest: {head.lost}")
+                self._changed.notify_all()
+
     def _do_without(self, error: Exception) -> None:
-        """On this machine it is no error that others do not start: a machine with much to do may
-        give Ray too little time.
-        """
-        self._unstarted = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        """No error on this machine: one with much to do may give Ray too little time to start."""
+        self._news.append(f"{_UNSTARTED}: {first_line(error)}")
 
     def _hire(self, number: int) -> None:
-        import ray
-
-        actor = ray.remote(num_cpus=1, max_restarts=0, scheduling_strategy="SPREAD")(_Worker)
-        self._actors += [actor.remote() for _ in range(number)]
+        self._actors += start_actors(number)
         for place, one in enumerate(self._actors, 1):
             driver = threading.Thread(
                 target=self._drive, args=(place, one), name=f"worker {place}", daemon=True
@@ -285,37 +291,45 @@ class Workers:
 
     def _give_up(self) -> None:
         """End calls that still run, so that no thread waits for one when Ray stops."""
-        if not any(driver.is_alive() for driver in self._drivers):
-            return
-        import ray
-
-        for actor in self._actors:
-            ray.kill(actor)
-        for driver in self._drivers:
-            driver.join()
+        if any(driver.is_alive() for driver in self._drivers):
+            end_actors([] if self._is_lost else self._actors)
+            for driver in self._drivers:
+                driver.join()
 
     def _drive(self, number: int, actor: Any) -> None:
         """Hand one worker item after item, from list to list."""
         import ray
 
-        handed: deque[tuple[WorkList[Any, Any], int, Any]] = deque()
+        handed: _Handed = deque()
         work: WorkList[Any, Any] | None = None
         try:
             if not self._greets(actor):
                 return
             for work, place in self._for_worker(number, handed):
                 if place is not None:
-                    handed.append(
-                        (work, place, actor.call.remote(work.shared(ray.put), work.items[place]))
-                    )
+                    handed.append((work, place, None))
+                    task = actor.call.remote(work.shared(ray.put), work.items[place])
+                    handed[-1] = (work, place, task)
                     continue
-                work, place, task = handed.popleft()
+                work, place, task = handed[0]
                 try:
-                    self._keep(work, place, ray.get(task))
+                    self._keep(work, place, wait_for(task, lambda: self._is_lost))
                 except ray.exceptions.RayTaskError as error:
                     self._fail(work, error.cause)
-        except BaseException as error:  # the worker is gone
+                handed.popleft()
+        except (ray.exceptions.RayError, OSError):
+            self._lose(number, handed)
+        except BaseException as error:
             self._fail(work, error)
+
+    def _lose(self, number: int, handed: _Handed) -> None:
+        """A worker is gone: what it was handed is done by whoever is left, this process at last."""
+        with self._changed:
+            for work, place, _ in handed:
+                work.give_back(place, number)
+            if not self._is_closed and not self._is_lost:
+                self._news.append("a process of Ray's was lost, and others do its work")
+            self._changed.notify_all()
 
     def _greets(self, actor: Any) -> bool:
         """Wait until a worker has started, and say whether it has."""
@@ -323,21 +337,21 @@ class Workers:
 
         try:
             actor.call.remote(allow_as_sender, allowed_folder())  # before its work comes
-            ray.get(actor.call.remote(_called, self._ready))
+            wait_for(actor.call.remote(call, self._ready), lambda: self._is_lost)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
         except ray.exceptions.RayError as error:
+            if self._is_lost:
+                return False
             if self._address is None:
                 self._do_without(error)
                 return False
-            raise UserError(
-                f"--address {self._address}: a worker did not "
-                f"start: {str(error).strip().splitlines()[0]}"
-            ) from error
+            why = f"a worker did not start: {first_line(error)}"
+            raise UserError(f"--address {self._address}: {why}") from error
         return True
 
     def _for_worker(
-        self, number: int, handed: deque[tuple[WorkList[Any, Any], int, Any]]
+        self, number: int, handed: _Handed
     ) -> Iterator[tuple[WorkList[Any, Any], int | None]]:
         """What one worker gets next; without a place where it is to end first what it was
         handed.
@@ -345,7 +359,7 @@ class Workers:
         while True:
             with self._changed:
                 place = None
-                while not self._is_closed:
+                while not self._is_closed and not self._is_lost:
                     work = self._list
                     wants = len(handed) < (
                         2
@@ -360,7 +374,7 @@ class Workers:
                     if place is not None or handed:
                         break
                     self._changed.wait()
-                if self._is_closed:
+                if self._is_closed or (self._is_lost and not handed):
                     return
                 work = work if place is not None else handed[0][0]
             if work is not None:
@@ -385,15 +399,3 @@ def _is_on_ray() -> bool:
         return True
     is_initialized = getattr(sys.modules.get("ray"), "is_initialized", None)
     return is_initialized is not None and bool(is_initialized())
-
-
-def _called(function: Callable[[], None]) -> None:
-    function()
-
-
-class _Worker:
-    """What runs in a process that Ray starts."""
-
-    def call(self, function: Callable[[Any], Any], item: Any) -> Any:
-        """One item."""
-        return function(item)

@@ -19,7 +19,7 @@ from simulator.report.execution_tables import (
 )
 from simulator.report.execution_verdict import verdict
 from simulator.report.markup import Markup, join, tag
-from simulator.results.executed import Executed
+from simulator.results.executed import Executed, describe_load
 
 _NUMBERS = (
     "The numbers of summary.csv: medians over measured steps, and the largest difference between "
@@ -62,7 +62,7 @@ def render(executed: Executed) -> str:
 
 def _hero(executed: Executed, name: str) -> Markup:
     found = verdict(executed)
-    warning = calibration_warning(executed.run)
+    warnings = [calibration_warning(executed.run), describe_load(executed)]
     return tag(
         "header",
         tag("p", name, class_="eyebrow"),
@@ -73,7 +73,7 @@ def _hero(executed: Executed, name: str) -> Markup:
             class_="reasons",
         ),
         facts_list(_setting(executed.run), "setting"),
-        *([tag("p", warning, class_="notice")] if warning else []),
+        *(tag("p", warning, class_="notice") for warning in warnings if warning),
     )
 
 

@@ -17,12 +17,19 @@ def _percent(value: float) -> str:
     return f"{100 * value:+.1f} %".replace("-", "\N{MINUS SIGN}")
 
 
+def _share(value: float) -> str:
+    return f"{100 * value:.0f} %"
+
+
 _COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "tokens_per_s": ("Tokens per second", lambda value: number(value, keep_zeros=True)),
     "predicted_tokens_per_s": ("predicted speed", lambda value: number(value, keep_zeros=True)),
     "step_s": ("Time of a step", lambda value: seconds(value, keep_zeros=True)),
     "predicted_step_s": ("predicted time", lambda value: seconds(value, keep_zeros=True)),
     "error": ("Error of the prediction", _percent),
+    "idle_error": ("with all cores", _percent),
+    "others_share": ("Cores that others took", _share),
+    "calibrated_others_share": ("when calibrated", _share),
     "largest_difference": (
         "Difference from one process",
         lambda value: "0" if value == 0 else f"{value:.1e}",

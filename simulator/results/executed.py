@@ -32,6 +32,9 @@ from simulator.results.tables import STEP_PHASES
 KINDS = {"prompt": "prompts", "decode": "decode"}
 """Kinds of step, and what people call them."""
 SOURCES = ("measured", "predicted")
+BUSY = 0.1
+"""Share of a machine's cores from which on what other programs take of them is worth a word:
+measured steps vary by as much by themselves."""
 STEP_COLUMNS = {
     "deployment": "name of the deployment",
     "kind": "'prompt' or 'decode'",
@@ -58,6 +61,12 @@ SUMMARY_COLUMNS = {
     "step_s": "median duration of a measured step",
     "predicted_step_s": "the same, predicted",
     "error": "predicted over measured duration, less one",
+    "idle_error": (
+        "the same, had the ranks had the cores that other programs took beyond what they took "
+        "while the machine was calibrated: the error on an idle machine is likely between the two"
+    ),
+    "others_share": "share of the cores that other programs took during the measured steps",
+    "calibrated_others_share": "share that they took while the machine was calibrated",
     "largest_difference": (
         "largest difference between a hidden value of the distributed run and of the "
         "one-process reference"
@@ -83,6 +92,22 @@ class Executed:
     def deployments(self) -> list[str]:
         """Names of the deployments, in the scenario's order."""
         return list(dict.fromkeys(str(name) for name in self.summary["deployment"]))
+
+
+def describe_load(executed: Executed) -> str | None:
+    """What to know where other programs took more of the cores than while the machine was
+    calibrated; ``None`` where they did not.
+    """
+    more = executed.summary["others_share"] - executed.summary["calibrated_others_share"]
+    if not (more >= BUSY).any():
+        return None
+    worst = executed.summary.iloc[int(more.fillna(0.0).to_numpy().argmax())]
+    return (
+        f"Other programs took up to {worst['others_share']:.0%} of the cores while steps were "
+        f"measured ({worst['calibrated_others_share']:.0%} while the machine was calibrated), so "
+        "steps took longer than on an idle machine; each error is given up to what it would be "
+        "with those cores. Run it again when the machine is idle."
+    )
 
 
 def write(executed: Executed, folder: Path, render: Callable[[Executed], str]) -> None:

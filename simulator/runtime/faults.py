@@ -26,9 +26,13 @@ class Fault(NamedTuple):
 class ShardsLostError(Exception):
     """Some ranks cannot go on."""
 
-    def __init__(self, died: set[int], hung: set[int], complaints: list[str]) -> None:
+    def __init__(
+        self, died: set[int], hung: set[int], complaints: list[str], waited_s: float | None
+    ) -> None:
         super().__init__(f"died: {sorted(died)}, hung: {sorted(hung)}; {'; '.join(complaints)}")
         self.died = died
         self.hung = hung
         self.complaints = complaints
         """What the other ranks said."""
+        self.waited_s = waited_s
+        """Seconds that ranks had to answer each other; ``None`` where they had no limit."""

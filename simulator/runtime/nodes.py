@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,15 +17,13 @@ import ray._private.worker as ray_worker
 from numpy.typing import NDArray
 from ray.cluster_utils import Cluster
 
-from simulator.base.errors import UserError
+from simulator.base.errors import LostError, UserError
+from simulator.runtime.head import ANSWER_S, Head, knock
 from simulator.runtime.last_resort import ends_though_stuck
 from simulator.runtime.orphans import find_started_by, kill_left
 from simulator.runtime.ray_files import keep_variables, own_ray_files
 from simulator.runtime.ray_path import WithoutCurrentFolder
 from simulator.runtime.stopping import stops_on_terminate
-
-_ANSWER_S = 5.0
-"""A cluster whose address does not answer for so long is not there."""
 
 
 def _mark(number: int) -> str:
@@ -38,9 +35,16 @@ class Nodes:
     """A connection to Ray."""
 
     simulated: Cluster | None = None
+    head: Head | None = None
+    """Once there is one."""
     _simulated_nodes: list[Any] = field(default_factory=list)
     _killed: set[str] = field(default_factory=set)
     """Ray itself notices a node's death only after its heartbeats have failed to come."""
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the cluster is gone, so that what is asked of it is answered by nobody."""
+        return self.head is not None and self.head.lost is not None
 
     @property
     def alive(self) -> dict[str, float]:
@@ -121,6 +125,7 @@ def connect(
 
     Raises:
         UserError: if the cluster cannot be joined.
+        LostError: if it is gone before the context ends.
     """
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     nodes = Nodes()
@@ -159,10 +164,14 @@ def connect(
                     )
             except SystemExit:  # a handler of SIGTERM that Ray has put in place meanwhile
                 raise KeyboardInterrupt from None
-            with (
-                stops_on_terminate()
-            ):  # once more: Ray puts a handler of its own in place, which ends the process at once
+            nodes.head = Head(ray.get_runtime_context().gcs_address, lambda: _has_ended(nodes))
+            # Once more: Ray puts a handler of its own in place, which ends the process at once.
+            with stops_on_terminate(), nodes.head.watched():
                 yield nodes
+        except (Exception, KeyboardInterrupt) as error:
+            if (lost := _find_loss(nodes, error)) is None:
+                raise
+            raise LostError(f"Ray was lost: {lost}") from error
         finally:
             # Agents that are still being started when their raylet is killed would write into the
             # folder after it was removed.
@@ -174,6 +183,22 @@ def connect(
                 ):  # a node that was killed on purpose cannot be stopped again
                     nodes.simulated.shutdown()
             kill_left(agents)
+
+
+def _find_loss(nodes: Nodes, error: BaseException) -> str | None:
+    """What was lost of the cluster, of which an error is a consequence then."""
+    if nodes.head is None:
+        return None
+    if not isinstance(error, KeyboardInterrupt):  # one of the watcher's comes after a loss
+        nodes.head.look()
+    return nodes.head.lost
+
+
+def _has_ended(nodes: Nodes) -> bool:
+    """Whether the raylet has ended that this process was connected to, and had started."""
+    node = ray_worker._global_node if nodes.simulated is None else nodes.simulated.head_node
+    started = [] if node is None else node.all_processes.get("raylet", [])
+    return any(one.process.poll() is not None for one in started)
 
 
 def _own_raylets(nodes: Nodes) -> list[int]:
@@ -198,7 +223,8 @@ def _read_variables_anew() -> None:
 def _join(address: str, quiet: dict[str, Any]) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
-        _check_answers(address)
+        # Ray itself waits for minutes, and complains on standard error, where nobody is.
+        knock(address)
         _show_token_where_asked(address)
         ray.init(address=address, job_config=WithoutCurrentFolder(), **quiet)
     except (OSError, OverflowError, ValueError, RuntimeError) as error:
@@ -218,21 +244,12 @@ def _show_token_where_asked(address: str) -> None:
 
         try:
             ray._raylet.GcsClient(address=address).internal_kv_get(
-                b"moesim", None, timeout=_ANSWER_S
+                b"moesim", None, timeout=ANSWER_S
             )
         except AuthenticationError:
             tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
         except Exception:  # whatever else is wrong, joining will say it
             pass
-
-
-def _check_answers(address: str) -> None:
-    """Knock first: Ray itself waits for minutes, and complains on standard error, where nobody
-    is.
-    """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S).close()
 
 
 def _simulate(nodes: Nodes, number: int, quiet: dict[str, Any]) -> None:

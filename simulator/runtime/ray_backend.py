@@ -21,12 +21,13 @@ from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from simulator.base import plugins
-from simulator.base.errors import UserError
+from simulator.base.errors import LostError, UserError
 from simulator.base.trust import allow_as_sender, allowed_folder
 from simulator.config.execution import ExecutionSpec, FaultSpec
 from simulator.runtime.faults import Fault, ShardsLostError
 from simulator.runtime.job import Job, Step
 from simulator.runtime.nodes import Nodes
+from simulator.runtime.patience import Patience
 from simulator.runtime.shard import Shard, ShardStep, threads_per_rank
 from simulator.runtime.transport import Meeting, PeerLostError
 
@@ -61,7 +62,7 @@ class RayBackend:
             UserError: if the cluster has too few nodes, or cannot start them.
         """
         self.nodes, self.node_R, self.size = nodes, node_R, len(node_R)
-        self._transport, self._timeout_s = execution.transport, execution.timeout_s
+        self._transport, self._patience = execution.transport, Patience(execution.timeout_s)
         self._planned_faults = list(execution.faults)
         self.faults: list[Fault] = []
         self.attempt_began_s = 0.0
@@ -162,15 +163,20 @@ class RayBackend:
     def _meet(self) -> None:
         """Form the transport anew over all ranks."""
         policy = plugins.build("runtime.transport", self._transport, "execution [transport]")
-        self._meeting = policy.meeting(self.size, self._timeout_s)
+        timeout_s = self._patience.first_s
+        self._meeting = policy.meeting(self.size, timeout_s)
         address = self._meeting.address
         self._ask(
             {
-                r: actor.join.remote(self._transport, address, self._timeout_s)
+                r: actor.join.remote(self._transport, address, timeout_s)
                 for r, actor in enumerate(self._actors)
             },
-            self._timeout_s,
+            timeout_s,
         )
+
+    @property
+    def _ranks(self) -> list[tuple[int, Any]]:
+        return list(enumerate(self._actors))
 
     @property
     def ranks_per_machine(self) -> list[int]:
@@ -181,9 +187,8 @@ class RayBackend:
     def load(self, job: Job) -> list[int]:
         """Build every rank's part of the model; parameters on each."""
         self._job = job
-        found = self._ask(
-            {rank: actor.load.remote(job) for rank, actor in enumerate(self._actors)}, None
-        )
+        self._patience.forget()
+        found = self._ask({rank: actor.load.remote(job) for rank, actor in self._ranks}, None)
         return [found[rank] for rank in range(self.size)]
 
     def apply(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -201,20 +206,24 @@ class RayBackend:
         """Run a step on all ranks, however often some of them fail.
 
         Raises:
-            RuntimeError: if it fails again and again.
+            LostError: if it fails again and again.
         """
         for attempt in range(_MOST_RECOVERIES):
             self.attempt_began_s = time.perf_counter()
+            timeout_s = self._patience.of(step.kind)
             try:
                 found = self._ask(
-                    {rank: actor.step.remote(step) for rank, actor in enumerate(self._actors)},
-                    self._timeout_s,
+                    {rank: one.step.remote(step, timeout_s) for rank, one in self._ranks},
+                    timeout_s,
                     self._due(step, attempt),
                 )
-                return [self._on_own_clock(found[rank]) for rank in range(self.size)]
             except ShardsLostError as lost:
                 self._recover(step, lost)
-        raise RuntimeError(
+                self._patience.forget()
+                continue
+            self._patience.learn(step.kind, time.perf_counter() - self.attempt_began_s)
+            return [self._on_own_clock(found[rank]) for rank in range(self.size)]
+        raise LostError(
             f"step {step.number} failed {_MOST_RECOVERIES} times: {self.faults[-1].what}"
         )
 
@@ -284,12 +293,13 @@ class RayBackend:
                         raise
                     complaints.append(str(error.cause))
             if (died or complaints) and ready:
-                grace_s = _GRACE_S if died else max(_HUNG_GRACE_S, 0.2 * self._timeout_s)
+                grace_s = _GRACE_S if died else max(_HUNG_GRACE_S, 0.2 * (timeout_s or 0.0))
                 until_s = time.monotonic() + grace_s
                 if died and self._meeting is not None:
                     self._meeting.abort()
         if died or complaints or pending:
-            raise ShardsLostError(died, {rank_of[answer] for answer in pending}, complaints)
+            hung = {rank_of[answer] for answer in pending}
+            raise ShardsLostError(died, hung, complaints, timeout_s)
         return found
 
     def _break(self, fault: FaultSpec) -> None:
@@ -341,7 +351,7 @@ class RayBackend:
                 continue
             self._note(fault, began_s)
             return
-        raise RuntimeError(
+        raise LostError(
             f"step {step.number}: recovery failed {_MOST_RECOVERIES} times: {self.faults[-1].what}"
         )
 
@@ -355,7 +365,7 @@ class RayBackend:
         silent = (
             "was replaced too, since it went on waiting"
             if lost.died
-            else f"did not answer for {self._timeout_s:g} s"
+            else f"did not answer for {lost.waited_s or 0.0:.3g} s"
         )
         said = []
         for rank in sorted(lost.died | lost.hung):
@@ -390,7 +400,9 @@ class RayBackend:
             self._greet(ranks)
 
     def close(self) -> None:
-        """Stop the actors and give back their places."""
+        """Stop the actors and give back their places, unless the cluster is gone."""
+        if self.nodes.is_lost:
+            return
         for actor in self._actors:
             if actor is not None:
                 ray.kill(actor)

@@ -94,8 +94,11 @@ class Shard:
         self._model = model
         return sum(parameter.numel() for parameter in model.parameters())
 
-    def step(self, step: Step) -> ShardStep:
+    def step(self, step: Step, timeout_s: float | None = None) -> ShardStep:
         """Run one forward pass with the other ranks.
+
+        Args:
+            timeout_s: that each exchange of it may take; by default as long as the last step's.
 
         Raises:
             PeerLostError: if another rank is gone, or does not come in time.
@@ -105,6 +108,8 @@ class Shard:
             raise RuntimeError(
                 f"rank {self.rank} was told to run a step before it had a model and a transport"
             )
+        if timeout_s is not None:
+            transport.wait_at_most(timeout_s)
         first, end = job.sequences(self.rank, step.num_sequences)
         chunk = Chunk(end - first, step.new_tokens, step.context_tokens)
         ids_T = token_ids(job, step)[first * step.new_tokens : end * step.new_tokens].to(

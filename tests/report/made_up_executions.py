@@ -55,6 +55,7 @@ def make(
     layers: int = 3,
     off: float = 0.8,
     difference: float = 3e-6,
+    others: float = 0.0,
     **run: Any,
 ) -> Executed:
     """An execution in which every prediction takes ``off`` of the time, and decode is ten times
@@ -111,6 +112,9 @@ def make(
                 middle_s,
                 off * step_s,
                 off * step_s / middle_s - 1,
+                off * step_s / (middle_s * (1 - others)) - 1,
+                others,
+                0.0,
             )
             parameters = (made["facts"]["total_parameters"], made["facts"]["active_parameters"])
             tables["summary"].append((made["name"], kind, *numbers_row, difference, *parameters))

@@ -17,9 +17,9 @@ from simulator.report.execution import render
 from simulator.report.execution_figures import figures
 from simulator.report.execution_verdict import verdict
 from simulator.results import executed as executed_module
-from simulator.results.executed import SUMMARY_COLUMNS
+from simulator.results.executed import BUSY, SUMMARY_COLUMNS, describe_load
 from simulator.results.formats import UNDEFINED
-from tests.report.made_up_executions import CASES, HOSTILE, TOTAL, make
+from tests.report.made_up_executions import CASES, HOSTILE, MOE, TOTAL, make
 from tests.report.pages import payload_of
 
 
@@ -44,6 +44,15 @@ class Cells(HTMLParser):
 
 def plots_of(page: str) -> list[dict[str, Any]]:
     return payload_of(page)["plots"]
+
+
+def test_a_busy_machine_is_said_on_the_page_and_gives_each_error_a_second_end():
+    calm, busy = make([MOE, TOTAL], others=BUSY / 2), make([MOE, TOTAL], others=0.6)
+    assert describe_load(calm) is None
+    said = describe_load(busy)
+    assert said.startswith("Other programs took up to 60% of the cores while steps were measured")
+    assert said in " ".join(Cells(render(busy)).words)
+    assert "Other programs took up to" not in render(calm)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -156,6 +156,24 @@ def test_no_pair_is_lost_or_counted_twice(executed):
     assert set(pairs["decode"]) == {5 * 2}
 
 
+def test_the_verdict_is_said_and_how_much_others_took_of_the_cores(executed):
+    said, found = executed
+    assert "as fast as" in said["verdict"]["headline"] or "speed of" in said["verdict"]["headline"]
+    assert any("The predicted duration" in reason for reason in said["verdict"]["reasons"])
+    assert found.summary["others_share"].between(0, 1).all()
+    assert (found.summary["idle_error"] >= found.summary["error"]).all()
+
+
+def test_only_the_deployment_that_was_named_is_run_and_its_verdict_is_on_the_terminal(folder):
+    process = moesim(folder, "execute", "tiny.toml", "--out", "one", "--deployment", "pruned")
+    out, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, err
+    assert read(folder / "one").deployments == ["pruned"]
+    assert out.startswith("On this machine (")
+    assert "pruned computes prompts at" in out.splitlines()[0]
+    assert "- The predicted duration of a step is off by" in out
+
+
 def test_what_was_killed_is_in_the_record(executed):
     said, found = executed
     assert found.faults["what"].tolist() == ["rank 1 died"] * 2
@@ -207,6 +225,29 @@ def test_ctrl_c_writes_nothing_and_leaves_no_process(folder):
     assert left_of(started) == set()
 
 
+def test_a_lost_cluster_is_said_in_one_line_and_leaves_nothing(folder):
+    process = moesim(
+        folder, "execute", "tiny.toml", "--out", "never", "--set", "execution.steps=100000"
+    )
+    until_s = time.monotonic() + PATIENCE_S
+    while time.monotonic() < until_s and not any(
+        "Shard" in args for _, args in descendants(process.pid)
+    ):
+        time.sleep(0.5)
+    time.sleep(2)
+    started = descendants(process.pid)
+    (head,) = (pid for pid, args in started if "gcs_server" in args)
+    os.kill(head, signal.SIGKILL)
+    _, err = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 1, err
+    (said,) = (line for line in err.splitlines() if line.startswith("error:"))
+    assert "Ray was lost while 'moe' ran: its head at" in said
+    assert said.endswith("nothing was written; run the same command again")
+    assert "Traceback" not in err
+    assert not (folder / "never").exists()
+    assert left_of(started) == set()
+
+
 def test_running_shards_are_recorded_in_a_file_that_replays(folder):
     process = moesim(
         folder, "trace", "record", "runtime", "tiny.toml", "ids.npz", "--tokens", "40", "--json"
@@ -229,6 +270,7 @@ def test_running_shards_are_recorded_in_a_file_that_replays(folder):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["--deployment", "prune"], "--deployment prune: tiny.toml has none of that name; did you"),
         (["--set", "execution.faults=[{ step = 1, rank = 7 }]"], "rank 7: 'moe' has ranks 0 to 1"),
         (
             ["--set", "execution.faults=[{ step = 1, node = 0 }]"],

@@ -163,6 +163,27 @@ def test_a_cluster_that_somebody_started_is_joined_and_goes_on_afterwards(tmp_pa
         assert processes <= {pid for pid, _ in descendants(command.pid)}
 
 
+def test_a_search_goes_on_alone_where_the_head_of_its_cluster_is_lost(tmp_path):
+    options = ("--port=0", "--num-cpus=2", "--min-worker-port=0", "--max-worker-port=0")
+    with common_folder(), cluster_by_hand(*options) as (address, command):
+
+        def kill_the_head(_):
+            for pid, args in descendants(command.pid):
+                if "gcs_server" in args or "raylet/raylet" in args:
+                    os.kill(pid, signal.SIGKILL)
+
+        def work_on():
+            with Workers(address=address) as crew:
+                found = crew.map(partial(both_at_work, tmp_path), range(4), kill_the_head)
+                crew.map(time.sleep, [0.1] * 50)
+            return [number for number, _ in found]
+
+        with pytest.warns(RuntimeWarning, match=f"Ray was lost, .* at {address} does not answer"):
+            assert work_on() == [0, 1, 2, 3]
+        with pytest.raises(UserError, match=address), connect(address=address):
+            pass
+
+
 def both_at_work(folder, number):
     (folder / str(os.getpid())).touch()
     until_s = time.monotonic() + PATIENCE_S

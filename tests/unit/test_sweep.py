@@ -135,6 +135,53 @@ def test_an_interrupt_does_not_wait_for_an_import_that_may_never_end(monkeypatch
     workers._starter.join()
 
 
+def slowly_together(folder, number):
+    """As :func:`together`, for long enough that it can be killed."""
+    time.sleep(0.2)
+    return together(folder, number)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+@pytest.mark.parametrize(
+    ("part", "told"),
+    [
+        ("gcs_server", "Ray was lost, and this process does the rest: its head at"),
+        ("ray::_Actor", "a process of Ray's was lost, and others do its work"),
+    ],
+)
+def test_what_a_lost_process_had_begun_is_done_by_this_one(tmp_path, part, told, ray):
+    from tests.runtime.processes import descendants, left_of
+
+    before, killed = descendants(os.getpid()), []
+
+    def kill_when_both_work(_):
+        victims = [pid for pid, args in descendants(os.getpid()) - before if part in args]
+        if len(list(tmp_path.iterdir())) == 2 and not killed:
+            killed.extend(victims)
+            for pid in victims:
+                os.kill(pid, signal.SIGKILL)
+
+    with Workers(2) as crew:
+        with pytest.warns(RuntimeWarning, match=told):
+            found = crew.map(partial(slowly_together, tmp_path), range(60), kill_when_both_work)
+        assert [number for number, _ in found] == list(range(60))
+        assert crew.map(squared, [2, 3]) == [4, 9]
+        started = descendants(os.getpid()) - before
+    assert killed
+    assert left_of(started) == set()
+
+
+def test_what_is_given_back_is_begun_anew_by_whoever_asks():
+    items = [("a", 1), ("b", 3), ("a", 5)]
+    work = WorkList(None, items, lambda item: item[0], lambda item: item[1], {})
+    lost = work.take(1)
+    assert items[lost] == ("a", 5)
+    work.give_back(lost, 1)
+    assert [items[work.take(2)] for _ in items] == [("a", 5), ("b", 3), ("a", 1)]
+    assert work.take(2) is None
+
+
 def order(items, *takers):
     """Items, which are ``(group, weight)``, as they are taken by workers that ask in turn."""
     work = WorkList(None, items, lambda item: item[0], lambda item: item[1], {})

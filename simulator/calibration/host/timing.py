@@ -29,6 +29,7 @@ from simulator.config.host import (
     Steps,
 )
 from simulator.config.pruning import Block, Pruning, TwoFour, Unstructured
+from simulator.runtime.load import LoadMeter
 from simulator.runtime.nodes import Nodes
 from simulator.runtime.ray_backend import RayBackend
 
@@ -92,7 +93,7 @@ def calibrate(nodes: Nodes, ranks: list[int], tick: Progress = show_nothing) -> 
         f"torch {torch.__version__}"
     )
     kernels: dict[int, KernelTables] = {}
-    collectives, overheads_s, pruned = [], [], []
+    collectives, overheads_s, pruned, others = [], [], [], []
     most = max((number for number in ranks if number <= cores), default=1)
     total = sum(_num_parts(number, cores, most) for number in set(ranks))
     done = 0
@@ -106,7 +107,9 @@ def calibrate(nodes: Nodes, ranks: list[int], tick: Progress = show_nothing) -> 
     for num_ranks in sorted(set(ranks)):
         backend = RayBackend(nodes, np.zeros(num_ranks, dtype=np.int64), ExecutionSpec())
         try:
+            meter = LoadMeter(backend)
             samples, overhead_s = _run_layers(backend, finished)
+            others.append(meter.others_share())
             if num_ranks <= cores:
                 overheads_s.append(overhead_s)
                 matrix = _matrix(backend, source, finished)
@@ -133,6 +136,7 @@ def calibrate(nodes: Nodes, ranks: list[int], tick: Progress = show_nothing) -> 
         kernels=tuple(kernels.values()),
         collectives=tuple(collectives),
         pruned=tuple(pruned),
+        others_share=round(max(others, default=0.0), 3),
         notes=(
             "Times of one machine; a busy one gives wrong ones. "
             "moesim calibrate cpu writes this file anew."

@@ -41,6 +41,10 @@ class Transport(Protocol):
         """Wait for every rank."""
         ...
 
+    def wait_at_most(self, timeout_s: float) -> None:
+        """From here on, another rank is missed after so long."""
+        ...
+
     def close(self) -> None:
         """Leave, whatever the others do."""
         ...

@@ -48,13 +48,17 @@ class InProcessTransport(SwapTransport):
     def __init__(self, room: Room, rank: int, size: int) -> None:
         super().__init__(rank, size)
         self.room = room
+        self._timeout_s: float | None = None
+
+    def wait_at_most(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
 
     def swap(self, give_R: list[Tensor]) -> list[Tensor]:
         try:
             if self.room.barrier.broken:
                 raise threading.BrokenBarrierError
             self.room.given[self.rank] = give_R
-            self.room.barrier.wait()
+            self.room.barrier.wait(self._timeout_s)
         except threading.BrokenBarrierError:
             raise PeerLostError(
                 f"rank {self.rank}: another rank failed or did not come in time"

@@ -28,7 +28,7 @@ class ObjectStore(Frozen):
     joins_processes: ClassVar[bool] = True
 
     def meeting(self, size: int, timeout_s: float) -> Desk:
-        return Desk(size, timeout_s)
+        return Desk(size)
 
     def connect(self, address: Any, rank: int, size: int, timeout_s: float) -> ObjectStoreTransport:
         return ObjectStoreTransport(address, rank, size, timeout_s)
@@ -37,8 +37,8 @@ class ObjectStore(Frozen):
 class Desk:
     """The driver's end: owns the switchboard."""
 
-    def __init__(self, size: int, timeout_s: float) -> None:
-        self.address = ray.remote(Switchboard).options(num_cpus=0).remote(size, timeout_s)
+    def __init__(self, size: int) -> None:
+        self.address = ray.remote(Switchboard).options(num_cpus=0).remote(size)
 
     def abort(self) -> None:
         """Let nobody wait any longer."""
@@ -48,13 +48,15 @@ class Desk:
 class Switchboard:
     """Tells every rank where the others' rows lie, once all have come."""
 
-    def __init__(self, size: int, timeout_s: float) -> None:
-        self.size, self.timeout_s = size, timeout_s
+    def __init__(self, size: int) -> None:
+        self.size = size
         self._given: dict[int, dict[int, list[Any]]] = {}
         self._is_full: dict[int, asyncio.Event] = {}
         self._num_taken: dict[int, int] = {}
 
-    async def swap(self, number: int, rank: int, references_R: list[Any]) -> list[Any]:
+    async def swap(
+        self, number: int, rank: int, references_R: list[Any], timeout_s: float
+    ) -> list[Any]:
         """References that each rank gave to ``rank`` in exchange ``number``.
 
         Raises:
@@ -66,10 +68,10 @@ class Switchboard:
         if len(given) == self.size:
             is_full.set()
         try:
-            await asyncio.wait_for(is_full.wait(), self.timeout_s)
+            await asyncio.wait_for(is_full.wait(), timeout_s)
         except TimeoutError:
             missing = ", ".join(str(other) for other in range(self.size) if other not in given)
-            raise TimeoutError(f"rank {missing} did not come within {self.timeout_s:g} s") from None
+            raise TimeoutError(f"rank {missing} did not come within {timeout_s:g} s") from None
         found = [given[other][rank] for other in range(self.size)]
         self._num_taken[number] = self._num_taken.get(number, 0) + 1
         if self._num_taken[number] == self.size:
@@ -86,6 +88,9 @@ class ObjectStoreTransport(SwapTransport):
         self._number = 0
         self._kept: list[list[Any]] = []
 
+    def wait_at_most(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+
     def swap(self, give_R: list[Tensor]) -> list[Tensor]:
         references = [ray.put(tensor.cpu()) for tensor in give_R]
         # The others fetch these while this rank is in its next exchange already, and nobody is
@@ -93,7 +98,9 @@ class ObjectStoreTransport(SwapTransport):
         self._kept = [*self._kept[-1:], references]
         self._number += 1
         try:
-            answer = self._switchboard.swap.remote(self._number, self.rank, references)
+            answer = self._switchboard.swap.remote(
+                self._number, self.rank, references, self._timeout_s
+            )
             theirs = ray.get(answer, timeout=self._timeout_s + _PATIENCE_S)
             received: list[Tensor] = ray.get(theirs, timeout=self._timeout_s)
         except (RayError, GetTimeoutError) as error:

@@ -104,6 +104,9 @@ class ProcessGroupTransport:
     def barrier(self) -> None:
         self._run(dist.barrier)
 
+    def wait_at_most(self, timeout_s: float) -> None:
+        distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=timeout_s))
+
     def close(self) -> None:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -1,0 +1,148 @@
+"""The tables of an execution, made from what ranks hand back and what is predicted."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from simulator.config.ffn import DenseFFN
+from simulator.deployment.plan import DeploymentPlan
+from simulator.engine.rank import StepTimes
+from simulator.results.executed import RANK_COLUMNS, SUMMARY_COLUMNS
+from simulator.results.tables import SPAN_COLUMNS, STEP_PHASES
+
+_LEAST_LEFT = 0.01
+"""Share of the cores that ranks have at least, since they did go on."""
+
+
+def combine_moments(plan: DeploymentPlan, shards: list[Any]) -> Any:
+    """A step's time and its phases, from what every rank measured of it."""
+    from simulator.runtime.timeline import combine
+
+    layout = plan.layout
+    groups = (tuple(range(layout.num_ranks)),)
+    return combine([shard.moments for shard in shards], groups)
+
+
+def step_row(
+    deployment: str, kind: str, source: str, step: Any, duration_s: float, phases: dict[str, float]
+) -> dict[str, Any]:
+    """A row of ``STEP_COLUMNS``."""
+    found = {
+        "deployment": deployment,
+        "kind": kind,
+        "source": source,
+        "number": step.number,
+        "tokens": step.num_tokens,
+    }
+    return (
+        found | {"duration_s": duration_s} | {f"{phase}_s": phases[phase] for phase in STEP_PHASES}
+    )
+
+
+def rank_rows(deployment: str, kind: str, step: Any, shards: list[Any]) -> list[dict[str, Any]]:
+    """Rows of ``RANK_COLUMNS``, one a rank and MoE layer."""
+    found = []
+    for shard in shards:
+        for layer, pairs in enumerate(shard.pairs_L):
+            rows_R = shard.rows_LR[layer] if shard.rows_LR else []
+            sent = sum(rows_R) - (rows_R[shard.rank] if rows_R else 0)
+            values = (deployment, kind, step.number, shard.rank, layer, pairs, sent)
+            found.append(dict(zip(RANK_COLUMNS, values, strict=True)))
+    return found
+
+
+def span_rows(
+    deployment: str, phase: str, spans: list[tuple[int, str, int, float, float]]
+) -> pd.DataFrame:
+    """``SPAN_COLUMNS`` of one step."""
+    columns = ("rank", "name", "layer", "start_s", "duration_s")
+    table = pd.DataFrame(spans, columns=list(columns))
+    return table.assign(deployment=deployment, phase=phase)[list(SPAN_COLUMNS)]
+
+
+def predicted_span_rows(deployment: str, phase: str, times: StepTimes) -> pd.DataFrame:
+    """``SPAN_COLUMNS`` of one step as it was predicted."""
+    return span_rows(
+        deployment,
+        phase,
+        [(s.rank, s.phase, s.layer, s.start_s, s.duration_s) for s in times.spans or []],
+    )
+
+
+def largest_difference(
+    plan: DeploymentPlan, shards: list[Any], wanted_TH: NDArray[np.float32]
+) -> float:
+    """Between the distributed run and the reference, over all tokens."""
+    own = [shard.hidden_TH for shard in shards if shard.rank % plan.layout.tp == 0]
+    return float(np.abs(np.concatenate(own) - wanted_TH).max(initial=0.0))
+
+
+def summarise(
+    plan: DeploymentPlan,
+    steps: pd.DataFrame,
+    differences: dict[str, float],
+    others: dict[str, float],
+    calibrated_share: float,
+) -> pd.DataFrame:
+    """``SUMMARY_COLUMNS``, a row a kind of step.
+
+    Args:
+        differences: from the one-process reference, by kind.
+        others: share of the cores that other programs took, by kind.
+        calibrated_share: that they took while the machine was calibrated.
+    """
+    rows = []
+    for kind in dict.fromkeys(steps["kind"]):
+        own = steps[steps["kind"] == kind]
+        seconds = {
+            source: statistics.median(own["duration_s"][own["source"] == source])
+            for source in ("measured", "predicted")
+        }
+        tokens, share = int(own["tokens"].iloc[0]), others.get(kind, float("nan"))
+        total, active = _parameters(plan)
+        values = (
+            plan.name,
+            kind,
+            tokens / seconds["measured"],
+            tokens / seconds["predicted"],
+            seconds["measured"],
+            seconds["predicted"],
+            seconds["predicted"] / seconds["measured"] - 1,
+            seconds["predicted"] / (seconds["measured"] * _left(share, calibrated_share)) - 1,
+            share,
+            calibrated_share,
+            differences.get(kind, float("nan")),
+            total,
+            active,
+        )
+        rows.append(dict(zip(SUMMARY_COLUMNS, values, strict=True)))
+    return pd.DataFrame(rows)
+
+
+def _parameters(plan: DeploymentPlan) -> tuple[int, int]:
+    """Parameters and active ones, less those that pruning took."""
+    model, pruning = plan.model, plan.spec.pruning
+    gone = 0
+    if pruning is not None:
+        for _, ffn in model.layer_names:
+            block = model.ffns.get(ffn)
+            if isinstance(block, DenseFFN):
+                for linear in block.linears(model.hidden_size):
+                    gone += linear.num_parameters - pruning.num_stored(
+                        linear.out_features, linear.in_features
+                    )
+    return model.num_parameters - gone, model.num_active_parameters - gone
+
+
+def _left(share: float, calibrated_share: float) -> float:
+    """Cores that other programs left to the ranks, over those that they left while the machine was
+    calibrated; 1 where either is unknown.
+    """
+    left = (1 - share) / (1 - calibrated_share) if calibrated_share < 1 else math.nan
+    return min(1.0, max(left, _LEAST_LEFT)) if math.isfinite(left) else 1.0

@@ -1,0 +1,60 @@
+"""Processes that Ray starts, which call functions for another one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+_GLANCE_S = 1.0
+"""How long a thread waits for an answer before it looks whether one can still come."""
+
+
+def start_actors(number: int) -> list[Any]:
+    """Processes with a CPU each, over as many nodes as there are; they may still be starting."""
+    import ray
+
+    actor = ray.remote(num_cpus=1, max_restarts=0, scheduling_strategy="SPREAD")(_Actor)
+    return [actor.remote() for _ in range(number)]
+
+
+def end_actors(actors: Iterable[Any]) -> None:
+    """End processes, whatever they are at."""
+    import ray
+
+    for actor in actors:
+        ray.kill(actor)
+
+
+def wait_for(task: Any, is_lost: Callable[[], bool]) -> Any:
+    """What a process answers.
+
+    Args:
+        is_lost: whether all that it runs on is gone, which a call that waits may not notice.
+
+    Raises:
+        RayError, OSError: if it is gone.
+    """
+    import ray
+
+    while not ray.wait([task], timeout=_GLANCE_S)[0]:
+        if is_lost():
+            raise ConnectionError("what it ran on is gone")
+    return ray.get(task)
+
+
+def call(function: Callable[[], None]) -> None:
+    """Call a function without arguments, in place of one that takes an item."""
+    function()
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the trace that Ray appends."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+class _Actor:
+    """What runs in a process that Ray starts."""
+
+    def call(self, function: Callable[[Any], Any], item: Any) -> Any:
+        """One item."""
+        return function(item)

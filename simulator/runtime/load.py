@@ -1,0 +1,75 @@
+"""How much of the machines' cores other programs take while shards run."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from simulator.runtime.shard import Shard
+
+_IDLE = ("idle", "iowait", "guest", "guest_nice")
+"""Of a processor's times, those that are no work, or are counted in another one already."""
+
+
+class Use(NamedTuple):
+    """Readings of one process's clocks."""
+
+    machine: str
+    pid: int
+    num_cores: int
+    busy_s: float
+    """Processor time that everybody on the machine has used."""
+    own_s: float
+    """... and this process."""
+    now_s: float
+
+
+def read_use(shard: Shard) -> Use:
+    """What the shard's process and its machine have used so far."""
+    pid, machine = shard.process()
+    times = importlib.import_module("psutil").cpu_times()._asdict()
+    busy_s = sum(seconds for name, seconds in times.items() if name not in _IDLE)
+    cores = os.cpu_count() or 1
+    return Use(machine, pid, cores, busy_s, time.process_time(), time.perf_counter())
+
+
+def others_share(before: Sequence[Use], after: Sequence[Use]) -> float:
+    """Share of the cores that other programs took between two readings, of the machine on which it
+    was most; NaN without time between them.
+
+    Args:
+        before: a reading of every process of ours.
+        after: likewise; a process that is new has done all its work since.
+    """
+    began = {(use.machine, use.pid): use for use in before}
+    own_s: dict[str, float] = defaultdict(float)
+    shares = [math.nan]
+    for use in after:
+        first = began.get((use.machine, use.pid))
+        own_s[use.machine] += use.own_s - (first.own_s if first else 0.0)
+    for use in after:
+        first = began.get((use.machine, use.pid))
+        if first is not None and use.now_s > first.now_s:
+            others_s = use.busy_s - first.busy_s - own_s[use.machine]
+            shares.append(others_s / (use.num_cores * (use.now_s - first.now_s)))
+    return min(max(0.0, max(shares[1:])), 1.0) if shares[1:] else math.nan
+
+
+class LoadMeter:
+    """Reads the clocks of all ranks and of this process, from its making on."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+        self._before = self._read()
+
+    def others_share(self) -> float:
+        """See :func:`others_share`."""
+        return others_share(self._before, self._read())
+
+    def _read(self) -> list[Use]:
+        return [*self._backend.apply(read_use), read_use(Shard(0, 1))]
