@@ -89,7 +89,8 @@ def plan(
         except UserError as error:
             raise UserError(re.sub(r"^plan(?=[: ])", str(path), str(error))) from None
         except KeyboardInterrupt:
-            raise console.StoppedError(counted.kept(str(store.folder))) from None
+            kept = counted.kept(str(store.folder), has_failed=store.has_failed)
+            raise console.StoppedError(kept) from None
     if as_json:
         console.emit(answer)
     else:
@@ -131,11 +132,20 @@ class _Counted:
         kept = f", {self._kept:,} kept from before in {folder}" if self._kept else ""
         return f"{done - self._kept:,} simulated{kept}"
 
-    def kept(self, folder: str) -> str:
-        """What there is when the search is stopped."""
+    def kept(self, folder: str, *, has_failed: bool) -> str:
+        """What there is when the search is stopped.
+
+        Args:
+            has_failed: whether the folder could not be written any more.
+        """
         done, total = (sum(counts[n] for counts in self._simulations.values()) for n in range(2))
         if not done:
             return "stopped; no simulation was done, and nothing was written"
+        if has_failed:
+            return (
+                f"stopped; of {done} simulations only those are kept that were done "
+                f"before {folder} could not be written any more"
+            )
         return (
             f"stopped; {done} of {total} simulations are kept in {folder}: "
             "run the same command to go on"
