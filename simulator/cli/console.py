@@ -126,7 +126,7 @@ def _wrapped(text: str, indent: str) -> str:
     return (
         textwrap.fill(text, out.width, initial_indent=first, subsequent_indent=indent)
         if out.is_terminal
-        else first + text
+        else first + one_line(text)
     )
 
 

@@ -17,7 +17,6 @@ from rich.text import Text
 from simulator.base.errors import UserError
 from simulator.cli import console
 from simulator.cli.console import AllowCode, AsJson, Out, Seed, Set
-from simulator.cli.screen import one_line
 
 _LONGEST_NAME = 22
 """Characters of a line of a deployment's name over its column."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from simulator.config.execution import FaultSpec
+
 FAULT_COLUMNS = {
     "deployment": "name of the deployment",
     "step": "number of the step that was running",
@@ -36,3 +38,18 @@ class ShardsLostError(Exception):
         """What the other ranks said."""
         self.waited_s = waited_s
         """Seconds that ranks had to answer each other; ``None`` where they had no limit."""
+
+
+def take_due(
+    planned: list[FaultSpec], step: int, attempt: int, *, in_recovery: bool = False
+) -> list[FaultSpec]:
+    """Faults planned for a step's first attempt, which are taken off the list: each happens
+    once.
+    """
+    due = [
+        fault
+        for fault in planned
+        if attempt == 0 and fault.step == step and fault.during_recovery == in_recovery
+    ]
+    planned[:] = [fault for fault in planned if fault not in due]
+    return due

@@ -24,7 +24,7 @@ from simulator.base import plugins
 from simulator.base.errors import LostError, UserError
 from simulator.base.trust import allow_as_sender, allowed_folder
 from simulator.config.execution import ExecutionSpec, FaultSpec
-from simulator.runtime.faults import Fault, ShardsLostError
+from simulator.runtime.faults import Fault, ShardsLostError, take_due
 from simulator.runtime.job import Job, Step
 from simulator.runtime.nodes import Nodes
 from simulator.runtime.patience import Patience
@@ -215,7 +215,7 @@ class RayBackend:
                 found = self._ask(
                     {rank: one.step.remote(step, timeout_s) for rank, one in self._ranks},
                     timeout_s,
-                    self._due(step, attempt),
+                    take_due(self._planned_faults, step.number, attempt),
                 )
             except ShardsLostError as lost:
                 self._recover(step, lost)
@@ -235,20 +235,6 @@ class RayBackend:
                 for m in found.moments
             ]
         return found
-
-    def _due(self, step: Step, attempt: int, *, in_recovery: bool = False) -> list[FaultSpec]:
-        """Faults planned for now; each happens once."""
-        due = (
-            [
-                f
-                for f in self._planned_faults
-                if f.step == step.number and f.during_recovery == in_recovery
-            ]
-            if attempt == 0
-            else []
-        )
-        self._planned_faults = [fault for fault in self._planned_faults if fault not in due]
-        return due
 
     def _ask(
         self,
@@ -336,7 +322,9 @@ class RayBackend:
                         rank
                     )  # Ray would ask the process first, for seconds, and keep its place taken
                 self._replace(gone)
-                for planned in self._due(step, attempt, in_recovery=True):
+                for planned in take_due(
+                    self._planned_faults, step.number, attempt, in_recovery=True
+                ):
                     self._break(planned)
                 self._meet()
                 if self._job is not None:
