@@ -4,6 +4,7 @@ import textwrap
 
 import pytest
 
+from simulator.base import trust
 from simulator.base.contracts import ask, is_shipped
 from simulator.base.errors import UserError
 from simulator.base.plugins import available, build, policy_class
@@ -130,6 +131,7 @@ WRONG = [
 def own(tmp_path, monkeypatch, request):
     """Writes a policy of the user's own, and checks a scenario with it."""
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(trust._Allowed, "folder", tmp_path)
     (tmp_path / "scenario.toml").write_text(SCENARIO)
     package = f"own_{abs(hash(request.node.name))}"
     (tmp_path / package).mkdir()

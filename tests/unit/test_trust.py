@@ -22,7 +22,7 @@ from tests.unit.test_sweep import together
 PROJECT = Path(__file__).parents[2]
 LOUD = "import pathlib\npathlib.Path('ran').touch()\n"
 """A module that leaves a trace when it is imported, in the current folder."""
-READ_ONLY_COMMANDS = {"report", "list", "schema", "calibrate", "train", "transformers"}
+READ_ONLY_COMMANDS = {"report", "list", "schema", "new", "calibrate", "train", "transformers"}
 """They read neither a scenario nor a file that one names."""
 
 
