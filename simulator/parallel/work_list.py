@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -23,8 +23,7 @@ class WorkList(Generic[Item, Result]):
         self.items = items
         self.results: dict[int, Result] = {}
         self.error: BaseException | None = None
-        self._function = function
-        self._shared: Any = None
+        self.function = function
         self._fresh: list[Result] = []
         self._owners = owners
         self._group = group
@@ -81,9 +80,3 @@ class WorkList(Generic[Item, Result]):
         """An item is done."""
         self.results[place] = result
         self._fresh.append(result)
-
-    def shared(self, put: Callable[[Any], Any]) -> Any:
-        """The function, once for all of Ray's workers."""
-        if self._shared is None:
-            self._shared = put(self._function)
-        return self._shared

@@ -308,7 +308,8 @@ class Workers:
             for work, place in self._for_worker(number, handed):
                 if place is not None:
                     handed.append((work, place, None))
-                    task = actor.call.remote(work.shared(ray.put), work.items[place])
+                    # Not once in Ray's store: who writes there after it is gone is ended by Ray.
+                    task = actor.call.remote(work.function, work.items[place])
                     handed[-1] = (work, place, task)
                     continue
                 work, place, task = handed[0]
