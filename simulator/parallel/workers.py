@@ -362,16 +362,10 @@ class Workers:
                 place = None
                 while not self._is_closed and not self._is_lost:
                     work = self._list
-                    wants = len(handed) < (
-                        2
-                        if work is not None and work.num_left >= _MANY * (1 + len(self._actors))
-                        else 1
-                    )
-                    place = (
-                        work.take(number)
-                        if work is not None and wants and work.error is None
-                        else None
-                    )
+                    num_workers = 1 + len(self._actors)
+                    if work is not None and work.error is None:
+                        is_long = work.num_left >= _MANY * num_workers
+                        place = work.take(number) if len(handed) < 1 + is_long else None
                     if place is not None or handed:
                         break
                     self._changed.wait()
