@@ -18,7 +18,7 @@ from simulator.base.data import available_files
 from simulator.base.errors import UserError
 from simulator.base.frozen import validate
 from simulator.base.reading import read_toml
-from simulator.commands.check import _KINDS, check_file
+from simulator.commands.check import FILES, check_file
 from simulator.config.calibration import read_calibration
 from simulator.config.ffn import MoE
 from simulator.policies.routing.replay import Replay
@@ -81,7 +81,7 @@ def files():
 
 def described():
     found = {
-        f"{folder}/{name}": (path, _KINDS[kind])
+        f"{folder}/{name}": (path, FILES[kind])
         for folder, kind in DESCRIPTIONS.items()
         for name, path in available_files(folder).items()
     }
@@ -238,7 +238,7 @@ def test_a_damaged_description(name, data, folder):
     original, kind = described()[name]
 
     def check(path):
-        table = read_calibration(path) if kind is _KINDS["calibration"] else read_toml(path)
+        table = read_calibration(path) if kind is FILES["calibration"] else read_toml(path)
         validate(kind, table, str(path))
 
     read(check, folder / original.name, data.draw(damaged(original.read_bytes())))
