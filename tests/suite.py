@@ -28,7 +28,10 @@ def pytest_addoption(parser):
 
 def pytest_itemcollected(item):
     asked = getattr(item, "fixturenames", ())
-    groups = {group for mark in item.iter_markers("xdist_group") for group in mark.args}
+    # "ray" shares a cluster of simulated nodes; the tests of "ray-apart" start their own meanwhile.
+    groups = {
+        group.partition("-")[0] for mark in item.iter_markers("xdist_group") for group in mark.args
+    }
     for name in ("ray", "torch", "browser"):
         if name in asked or name in groups or (name == "torch" and _folder_of(item) == "runtime"):
             item.add_marker(name)

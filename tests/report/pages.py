@@ -21,9 +21,10 @@ def unpacked(page, name):
     found = re.search(
         rf'<script type="application/gzip" id="{name}" data-bytes="(\d+)">([^<]*)</script>', page
     )
-    words = [found[2][start : start + 5] for start in range(0, len(found[2]), 5)]
+    num_bytes, packed = found.groups()  # once: each look at a group copies it whole
+    words = (packed[start : start + 5] for start in range(0, len(packed), 5))
     data = b"".join(_number(word).to_bytes(4, "big") for word in words)
-    return gzip.decompress(data[: int(found[1])]).decode()
+    return gzip.decompress(data[: int(num_bytes)]).decode()
 
 
 def _number(word):

@@ -24,7 +24,7 @@ from simulator.results.executed import SUMMARY_COLUMNS, read
 from simulator.results.tables import STEP_PHASES
 from tests.runtime.processes import PATIENCE_S, descendants, left_of
 
-pytestmark = pytest.mark.xdist_group("ray")
+pytestmark = pytest.mark.xdist_group("ray-apart")
 
 SCENARIO = """
 name = "tiny"

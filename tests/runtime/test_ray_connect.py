@@ -34,7 +34,7 @@ from tests.runtime.processes import (
     stale_address,
 )
 
-pytestmark = pytest.mark.xdist_group("ray")
+pytestmark = pytest.mark.xdist_group("ray-apart")
 
 
 @ray.remote(num_cpus=1)

@@ -17,7 +17,7 @@ pytest.importorskip("ray")
 from simulator.base.held import hold_folder
 from tests.runtime.processes import PATIENCE_S, common_folder, descendants, left_of
 
-pytestmark = pytest.mark.xdist_group("ray")
+pytestmark = pytest.mark.xdist_group("ray-apart")
 
 TRAIN = ("trace", "record", "train", "ids.npz", "--steps", "1000000")
 CALIBRATE = ("calibrate", "cpu", "--out", "here.toml", "--ranks", "1")

@@ -136,7 +136,7 @@ def test_the_screen_reads_rates_optimistically():
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
+@pytest.mark.xdist_group("ray-apart")
 def test_an_answer_repeats_itself_whoever_works_on_it(tmp_path):
     asked = question()
     first = plan_capacity(asked, Path(), Store(tmp_path / "a"), workers=1)

@@ -69,7 +69,7 @@ def test_what_the_function_raises_is_raised_here(workers):
     assert sweep(squared, [2, 3], workers=workers) == [4, 9]
 
 
-@pytest.mark.xdist_group("ray")
+@pytest.mark.xdist_group("ray-apart")
 def test_one_list_after_another_is_worked_on_by_the_same_processes_at_once(tmp_path, ray):
     counts, processes = [], []
     with Workers(2) as crew:
@@ -142,7 +142,7 @@ def slowly_together(folder, number):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
+@pytest.mark.xdist_group("ray-apart")
 @pytest.mark.parametrize(
     ("part", "told"),
     [

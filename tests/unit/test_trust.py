@@ -170,7 +170,7 @@ def looks(folder, number):
         return pid, None
 
 
-@pytest.mark.xdist_group("ray")
+@pytest.mark.xdist_group("ray-apart")
 @pytest.mark.parametrize("is_allowed", [False, True])
 def test_workers_may_import_what_the_process_may_that_sends_the_work(
     elsewhere, tmp_path_factory, ray, is_allowed
@@ -192,7 +192,7 @@ def imports_stray(folder, number):
     return pid, True
 
 
-@pytest.mark.xdist_group("ray")
+@pytest.mark.xdist_group("ray-apart")
 def test_rays_workers_do_not_look_into_the_current_folder(elsewhere, tmp_path_factory, ray):
     (elsewhere / "stray_module.py").write_text(LOUD)
     with Workers(2) as crew:
