@@ -20,6 +20,7 @@ from simulator.workload.requests import describe, fano_factor
 from simulator.workload.traces import RequestTrace
 from tests.cases import times
 from tests.shared import shared_file
+from tests.small_scenario import small_scenario
 
 EXTREMES = (
     *(
@@ -164,19 +165,7 @@ KEYS = (
     *("workload.prompt_scale=V", "workload.start_s=V", "workload.duration_s=V", "seed=V"),
     *("workload.slo.ttft_s=V", "workload.num_requests=V"),
 )
-SCENARIO = """
-[workload]
-num_requests = 5
-[workload.requests]
-arrivals = { kind = "poisson", rate_per_s = 50.0 }
-lengths = { kind = "fixed", num_input = 100, num_output = 4 }
-[[deployments]]
-name = "moe"
-model = "mixtral-8x7b"
-cluster = "h100-sxm-8"
-weight_dtype = "fp8"
-parallel = { attention_dp = 8, ep = 8 }
-"""
+SCENARIO = small_scenario("mixtral-8x7b", 8, "moe", 'weight_dtype = "fp8"')
 MOST_STEPS = 10**6
 """Requests times tokens up to which a scenario that passes is run here too."""
 

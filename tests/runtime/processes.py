@@ -1,6 +1,7 @@
 """What a process started, what of it is left, and what others left lying around."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,21 @@ NOWHERE = "127.0.0.1:1"
 PATIENCE_S = 300.0
 """Whatever ends at all has ended by then, however busy the machine is; only a test that fails waits
 so long."""
+
+
+def start_moesim(folder, *arguments):
+    """The command in a folder; it heeds Ctrl-C, which what a test runner's workers start ignores
+    unless it is told otherwise.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-m", "simulator", *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def running():

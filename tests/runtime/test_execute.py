@@ -7,8 +7,6 @@ folder, Ctrl-C, wrong input.
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -22,7 +20,7 @@ ray = pytest.importorskip("ray")
 from simulator.policies.dispatch import per_rank
 from simulator.results.executed import SUMMARY_COLUMNS, read
 from simulator.results.tables import STEP_PHASES
-from tests.runtime.processes import PATIENCE_S, descendants, left_of
+from tests.runtime.processes import PATIENCE_S, descendants, left_of, start_moesim
 
 pytestmark = pytest.mark.xdist_group("ray-apart")
 
@@ -72,23 +70,10 @@ def folder(tmp_path_factory):
     return here
 
 
-def moesim(folder, *arguments):
-    # A process that the test runner's workers start ignores Ctrl-C unless it is told otherwise.
-    return subprocess.Popen(
-        [sys.executable, "-m", "simulator", *arguments],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-
-
 @pytest.fixture(scope="module")
 def executed(folder):
     faults = "execution.faults=[{ step = 2, rank = 1 }]"
-    process = moesim(
+    process = start_moesim(
         folder,
         "execute",
         "tiny.toml",
@@ -114,11 +99,11 @@ def test_shards_run_a_policy_of_the_current_folder_where_that_is_allowed(folder)
     (folder / "torch.py").write_text("raise SystemExit('a stray file ran')")
     kind = "deployments.0.dispatch.kind=my_package.my_dispatch"
     command = ("execute", "tiny.toml", "--out", "own", "--set", kind, "--set", "execution.steps=1")
-    process = moesim(folder, *command, "--allow-code")
+    process = start_moesim(folder, *command, "--allow-code")
     _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
     assert read(folder / "own").deployments == ["moe", "pruned"]
-    refused = moesim(folder, *command)
+    refused = start_moesim(folder, *command)
     _, err = refused.communicate(timeout=PATIENCE_S)
     assert refused.returncode == 2
     assert "--allow-code" in err
@@ -165,7 +150,7 @@ def test_the_verdict_is_said_and_how_much_others_took_of_the_cores(executed):
 
 
 def test_only_the_deployment_that_was_named_is_run_and_its_verdict_is_on_the_terminal(folder):
-    process = moesim(folder, "execute", "tiny.toml", "--out", "one", "--deployment", "pruned")
+    process = start_moesim(folder, "execute", "tiny.toml", "--out", "one", "--deployment", "pruned")
     out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
     assert read(folder / "one").deployments == ["pruned"]
@@ -208,7 +193,7 @@ def test_the_folder_holds_the_report_and_the_timeline(executed, folder):
 
 
 def test_ctrl_c_writes_nothing_and_leaves_no_process(folder):
-    process = moesim(
+    process = start_moesim(
         folder, "execute", "tiny.toml", "--out", "never", "--set", "execution.steps=100000"
     )
     until_s = time.monotonic() + PATIENCE_S
@@ -226,7 +211,7 @@ def test_ctrl_c_writes_nothing_and_leaves_no_process(folder):
 
 
 def test_a_lost_cluster_is_said_in_one_line_and_leaves_nothing(folder):
-    process = moesim(
+    process = start_moesim(
         folder, "execute", "tiny.toml", "--out", "never", "--set", "execution.steps=100000"
     )
     until_s = time.monotonic() + PATIENCE_S
@@ -249,7 +234,7 @@ def test_a_lost_cluster_is_said_in_one_line_and_leaves_nothing(folder):
 
 
 def test_running_shards_are_recorded_in_a_file_that_replays(folder):
-    process = moesim(
+    process = start_moesim(
         folder, "trace", "record", "runtime", "tiny.toml", "ids.npz", "--tokens", "40", "--json"
     )
     out, err = process.communicate(timeout=PATIENCE_S)
@@ -262,7 +247,7 @@ def test_running_shards_are_recorded_in_a_file_that_replays(folder):
         assert len(set(arrays["domain"].tolist())) == 3
     assert said["experts"] == 8
     replay = "deployments.0.routing={ kind = 'replay', trace = 'ids.npz' }"
-    checked = moesim(folder, "check", "tiny.toml", "--set", replay)
+    checked = start_moesim(folder, "check", "tiny.toml", "--set", replay)
     out, err = checked.communicate(timeout=PATIENCE_S)
     assert checked.returncode == 0, err
 
@@ -295,7 +280,7 @@ def test_running_shards_are_recorded_in_a_file_that_replays(folder):
     ],
 )
 def test_wrong_input_is_one_line_before_anything_starts(folder, arguments, said):
-    process = moesim(folder, "execute", "tiny.toml", "--out", "wrong", *arguments)
+    process = start_moesim(folder, "execute", "tiny.toml", "--out", "wrong", *arguments)
     _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 2, err
     assert said in err

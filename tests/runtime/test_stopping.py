@@ -2,12 +2,8 @@
 takes what is left.
 """
 
-import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -15,23 +11,18 @@ pytest.importorskip("torch")
 pytest.importorskip("ray")
 
 from simulator.base.held import hold_folder
-from tests.runtime.processes import PATIENCE_S, common_folder, descendants, left_of
+from tests.runtime.processes import (
+    PATIENCE_S,
+    common_folder,
+    descendants,
+    left_of,
+    start_moesim,
+)
 
 pytestmark = pytest.mark.xdist_group("ray-apart")
 
 TRAIN = ("trace", "record", "train", "ids.npz", "--steps", "1000000")
 CALIBRATE = ("calibrate", "cpu", "--out", "here.toml", "--ranks", "1")
-
-
-def moesim(folder, *arguments):
-    return subprocess.Popen(
-        [sys.executable, "-m", "simulator", *arguments],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
 
 
 def wait_for(condition, process):
@@ -46,7 +37,7 @@ def agents(process):
 
 
 def test_training_that_is_told_to_stop_leaves_nothing(tmp_path):
-    process = moesim(tmp_path, *TRAIN)
+    process = start_moesim(tmp_path, *TRAIN)
     wait_for(lambda: list(tmp_path.iterdir()), process)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=PATIENCE_S)
@@ -58,14 +49,14 @@ def test_training_that_is_told_to_stop_leaves_nothing(tmp_path):
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGKILL])
 def test_what_calibrating_leaves_is_gone_after_the_next_command(tmp_path, stop):
     with common_folder() as common, hold_folder("moesim-", common.parent) as living:
-        process = moesim(tmp_path, *CALIBRATE)
+        process = start_moesim(tmp_path, *CALIBRATE)
         wait_for(lambda: len(agents(process)) == 2, process)
         started = descendants(process.pid)
         process.send_signal(stop)
         process.communicate(timeout=PATIENCE_S)
         if stop == signal.SIGKILL:
             assert len(list(common.parent.glob("moesim-*"))) == 2
-            moesim(tmp_path, "list").communicate(timeout=PATIENCE_S)
+            start_moesim(tmp_path, "list").communicate(timeout=PATIENCE_S)
         assert left_of(started) == set()
         assert list(common.parent.glob("moesim-*")) == [living]
         assert living.is_dir()

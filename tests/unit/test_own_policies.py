@@ -9,19 +9,9 @@ from simulator.base.contracts import ask, is_shipped
 from simulator.base.errors import UserError
 from simulator.base.plugins import available, build, policy_class
 from simulator.commands.check import check_file
+from tests.small_scenario import small_scenario
 
-SCENARIO = """
-[workload]
-num_requests = 5
-[workload.requests]
-arrivals = { kind = "poisson", rate_per_s = 50.0 }
-lengths = { kind = "fixed", num_input = 100, num_output = 4 }
-[[deployments]]
-name = "own"
-model = "stdlib-moe"
-cluster = "h100-sxm-8"
-parallel = { attention_dp = 4, ep = 4 }
-"""
+SCENARIO = small_scenario("stdlib-moe", 4)
 HEAD = """
 from typing import ClassVar
 import numpy as np

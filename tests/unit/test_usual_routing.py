@@ -19,6 +19,7 @@ from simulator.deployment.facts import facts_of
 from simulator.deployment.notes import notes_of
 from simulator.deployment.plan import make_plan
 from simulator.scenario.scenario import load_scenario
+from tests.small_scenario import small_scenario
 
 CONFIG = {
     "model_type": "mixtral",
@@ -34,18 +35,7 @@ CONFIG = {
     "tie_word_embeddings": False,
     "torch_dtype": "bfloat16",
 }
-SCENARIO = """
-[workload]
-num_requests = 5
-[workload.requests]
-arrivals = { kind = "poisson", rate_per_s = 50.0 }
-lengths = { kind = "fixed", num_input = 100, num_output = 4 }
-[[deployments]]
-name = "own"
-model = "config.json"
-cluster = "h100-sxm-8"
-parallel = { attention_dp = 8, ep = 8 }
-"""
+SCENARIO = small_scenario("config.json", 8)
 
 
 @pytest.fixture

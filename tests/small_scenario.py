@@ -1,0 +1,24 @@
+"""A scenario of five requests on one deployment, for tests of what files may say."""
+
+
+def small_scenario(model, ranks, name="own", more=""):
+    """The text of its file.
+
+    Args:
+        model: a name, or a path beside the file.
+        ranks: attention data-parallel ranks that share the experts, on 8 GPUs.
+        more: further lines of the deployment.
+    """
+    return f"""
+[workload]
+num_requests = 5
+[workload.requests]
+arrivals = {{ kind = "poisson", rate_per_s = 50.0 }}
+lengths = {{ kind = "fixed", num_input = 100, num_output = 4 }}
+[[deployments]]
+name = "{name}"
+model = "{model}"
+cluster = "h100-sxm-8"
+parallel = {{ attention_dp = {ranks}, ep = {ranks} }}
+{more}
+"""
