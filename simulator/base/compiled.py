@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import numba
 from numba.core.caching import FunctionCache
 
+from simulator.base.text import first_line
+
 Compiled = TypeVar("Compiled", bound=Callable[..., Any])
 
 
@@ -49,7 +51,7 @@ class _Cache(FunctionCache):  # type: ignore[misc]  # untyped
 
 
 def _warn(error: Exception) -> None:
-    why = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    why = getattr(error, "strerror", None) or first_line(error)
     warnings.warn(
         f"compiled functions cannot be kept, so every start compiles anew: {why}",
         RuntimeWarning,

@@ -6,13 +6,13 @@ import difflib
 import re
 from collections.abc import Iterable
 
+from simulator.base.text import one_line, shorten
+
 _LONGEST_WORD = 300
 """Characters of an error's longest word: a path is rarely longer, a damaged file's keys may be."""
 _LONGEST_MESSAGE = 4000
 """Characters of an error: the longest of ours, which lists all known formats, has half of them."""
 _LONG_WORD = re.compile(rf"\S{{{_LONGEST_WORD + 1},}}")
-_STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-"""Control characters and line breaks."""
 
 
 class UserError(Exception):
@@ -24,21 +24,8 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        line = _STEERING.sub(lambda found: repr(found[0])[1:-1], message)
-        words = _LONG_WORD.sub(lambda word: shorten(word[0], _LONGEST_WORD), line)
+        words = _LONG_WORD.sub(lambda word: shorten(word[0], _LONGEST_WORD), one_line(message))
         super().__init__(shorten(words, _LONGEST_MESSAGE))
-
-
-def shorten(text: str, most: int = 60) -> str:
-    """The text, or its beginning and end where it has more than ``most`` characters.
-
-    >>> shorten("a" * 20 + "b" * 20, 15)
-    'aaaaaaaa...bbbb'
-    """
-    if len(text) <= most:
-        return text
-    end = (most - 3) // 3
-    return f"{text[: most - 3 - end]}...{text[-end:]}"
 
 
 class LostError(Exception):

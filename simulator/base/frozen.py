@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from simulator.base.errors import UserError, did_you_mean, shorten
+from simulator.base.errors import UserError, did_you_mean
 from simulator.base.quantities import mistaken_unit
+from simulator.base.text import shorten
 
 
 class Frozen(BaseModel):

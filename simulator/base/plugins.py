@@ -16,8 +16,9 @@ from types import ModuleType
 from typing import Any
 
 from simulator.base import trust
-from simulator.base.errors import UserError, did_you_mean, shorten
+from simulator.base.errors import UserError, did_you_mean
 from simulator.base.frozen import Frozen, validate
+from simulator.base.text import shorten
 
 _CHECKED: dict[tuple[str, str], type[Frozen]] = {}
 """Shipped policies by family and kind, which keep their protocol: a plan builds them ten thousand

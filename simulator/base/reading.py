@@ -14,7 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from simulator.base.errors import UserError, shorten
+from simulator.base.errors import UserError
+from simulator.base.text import shorten
 
 MOST_BYTES = 4 << 30
 """Bytes of the largest file that is read, unpacked: three times a week of Azure's requests, and

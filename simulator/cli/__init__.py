@@ -17,9 +17,9 @@ import typer
 
 from simulator import __version__
 from simulator.base.errors import LostError, UserError
+from simulator.base.text import one_line
 from simulator.base.trust import forget_current_folder
 from simulator.cli import calibrate, console, describe, execute, plan, run, trace, validate
-from simulator.cli.screen import one_line
 from simulator.runtime.ray_files import remove_dead_clusters
 from simulator.runtime.stopping import stops_on_terminate
 

@@ -20,7 +20,8 @@ from rich.text import Text
 from simulator.base import trust
 from simulator.base.errors import UserError
 from simulator.base.partial import hold_partial
-from simulator.cli.screen import Screen, one_line
+from simulator.base.text import one_line
+from simulator.cli.screen import Screen
 
 err = Screen(stderr=True)
 out = Screen()
@@ -82,8 +83,8 @@ AllowCode = Annotated[
         "no installed package holds.",
     ),
 ]
-"""Of every command that reads a scenario, or a file that one names. Its callback does it all, so
-that no command can take the option and forget it."""
+"""Option of every command that reads a scenario, or a file that one names. Its callback does it
+all, so that no command can take the option and forget it."""
 
 
 def emit(value: Any) -> None:

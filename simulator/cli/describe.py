@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
+from simulator.base.text import one_line
 from simulator.cli import console
 from simulator.cli.console import AllowCode, AsJson, Set
-from simulator.cli.screen import one_line
 
 
 def list_(

@@ -11,9 +11,9 @@ import typer
 from rich.text import Text
 
 from simulator.base.errors import UserError
+from simulator.base.text import one_line
 from simulator.cli import console
 from simulator.cli.console import Address, AllowCode, AsJson, Out, Seed, Set, SimulatedNodes
-from simulator.cli.screen import one_line
 
 
 def execute(

@@ -12,9 +12,9 @@ import typer
 from rich.text import Text
 
 from simulator.base.errors import UserError
+from simulator.base.text import one_line
 from simulator.cli import console
 from simulator.cli.console import Address, AllowCode, AsJson, Out, Seed, Set
-from simulator.cli.screen import one_line
 
 _RUNNERS_UP = 4
 _REASONS = 5

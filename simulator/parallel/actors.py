@@ -47,11 +47,6 @@ def call(function: Callable[[], None]) -> None:
     function()
 
 
-def first_line(error: Exception) -> str:
-    """What an error says, without the trace that Ray appends."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 class _Actor:
     """What runs in a process that Ray starts."""
 

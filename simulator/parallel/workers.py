@@ -16,8 +16,9 @@ from typing import Any, ClassVar, TypeVar
 
 from simulator.base.errors import UserError
 from simulator.base.progress import CountDone
+from simulator.base.text import first_line
 from simulator.base.trust import allow_as_sender, allowed_folder
-from simulator.parallel.actors import call, end_actors, first_line, start_actors, wait_for
+from simulator.parallel.actors import call, end_actors, start_actors, wait_for
 from simulator.parallel.work_list import WorkList
 from simulator.runtime.stopping import stops_on_terminate
 
@@ -32,7 +33,7 @@ _MANY = 2
 that it never waits."""
 
 _GLANCE_S = 1.0
-"""Between two looks at whether what the others run on is still there."""
+"""Seconds between two looks at whether what the others run on is still there."""
 _STOPS_S = 60.0
 """Ray has stopped by then, or never will: what it started ends with this process."""
 _SHORT_S = 0.3

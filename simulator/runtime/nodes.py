@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ray.cluster_utils import Cluster
 
 from simulator.base.errors import LostError, UserError
+from simulator.base.text import first_line
 from simulator.runtime.head import ANSWER_S, Head, knock
 from simulator.runtime.last_resort import ends_though_stuck
 from simulator.runtime.orphans import find_started_by, kill_left
@@ -228,9 +229,8 @@ def _join(address: str, quiet: dict[str, Any]) -> None:
         _show_token_where_asked(address)
         ray.init(address=address, job_config=WithoutCurrentFolder(), **quiet)
     except (OSError, OverflowError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"--address {address}: no Ray cluster can be joined there: {reason}"
+            f"--address {address}: no Ray cluster can be joined there: {first_line(error)}"
         ) from None
 
 

@@ -15,9 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from simulator.base.spreadsheet import guarded, unguarded, with_texts, write_csv
+from simulator.base.text import one_line, visible
 from simulator.cli import console
 from simulator.cli.run import print_run
-from simulator.cli.screen import Screen, one_line, visible
+from simulator.cli.screen import Screen
 from simulator.results.folder import read, write
 from simulator.validation import tables
 from tests.report.made_up_runs import plain

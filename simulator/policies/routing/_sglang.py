@@ -15,7 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.base.errors import UserError, shorten
+from simulator.base.errors import UserError
+from simulator.base.text import shorten
 from simulator.policies.routing._recording import Counts, Tokens
 
 Phase = Literal["prefill", "decode"]

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributed import TCPStore, distributed_c10d  # type: ignore[attr-defined]  # exported at run time
 
 from simulator.base.frozen import Frozen
+from simulator.base.text import first_line
 from simulator.runtime.transport import PeerLostError
 
 
@@ -120,4 +121,4 @@ class ProcessGroupTransport:
 
 def _lost(rank: int, doing: str, error: Exception) -> PeerLostError:
     """The first line of the library's message; the rest is its own stack."""
-    return PeerLostError(f"rank {rank}, {doing}: {str(error).splitlines()[0]}")
+    return PeerLostError(f"rank {rank}, {doing}: {first_line(error)}")

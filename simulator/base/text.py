@@ -1,0 +1,51 @@
+"""Texts that people are shown: cut where they are endless, and with what would steer a terminal
+spelled out.
+"""
+
+from __future__ import annotations
+
+import re
+
+_OBEYED = re.compile(
+    # Control characters but the line's end; what turns the direction of text or breaks its line;
+    # what stands for a byte of a file's name that is no text.
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def shorten(text: str, most: int = 60) -> str:
+    """The text, or its beginning and end where it has more than ``most`` characters.
+
+    >>> shorten("a" * 20 + "b" * 20, 15)
+    'aaaaaaaa...bbbb'
+    """
+    if len(text) <= most:
+        return text
+    end = (most - 3) // 3
+    return f"{text[: most - 3 - end]}...{text[-end:]}"
+
+
+def visible(text: str) -> str:
+    """A text with escapes in place of what a terminal would obey; ends of lines stay.
+
+    >>> visible(f"a{chr(27)}[31mb").replace(chr(92), "/")
+    'a/x1b[31mb'
+    """
+    return _OBEYED.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def one_line(text: str) -> str:
+    """A name, or a message of one line, with escapes in place of what a terminal would obey and of
+    ends of lines.
+    """
+    return visible(text).replace("\n", "\\n")
+
+
+def first_line(error: BaseException) -> str:
+    r"""What an error says, without the trace that some libraries append; its kind if it says
+    nothing.
+
+    >>> first_line(ValueError("no such port\n  File ...")), first_line(ValueError())
+    ('no such port', 'ValueError')
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
