@@ -82,6 +82,21 @@ def seconds(value: float, keep_zeros: bool = False) -> str:
     return "0 s" if value == 0 else _with_unit(value, _TIMES, " ", keep_zeros)
 
 
+def seconds_text(value: float) -> str:
+    """A time in a sentence, three digits: ``8.04 ms``, ``1.2 s``, ``31.6 min``."""
+    if math.isnan(value):
+        return "undefined"
+    for limit, scale, unit in (
+        (1e-3, 1e6, "us"),
+        (1.0, 1e3, "ms"),
+        (120.0, 1.0, "s"),
+        (7200.0, 1 / 60, "min"),
+    ):
+        if value < limit:
+            return f"{value * scale:.3g} {unit}"
+    return f"{value / 3600:.3g} h"
+
+
 def num_bytes(value: float) -> str:
     """Bytes with an SI prefix.
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from simulator.results.folder import Results
-from simulator.results.formats import parameters
+from simulator.results.formats import parameters, seconds_text
 from simulator.results.tables import STEP_PHASES
 from simulator.results.why import PHASE_WORDS, SAME, explain
 
@@ -305,18 +305,3 @@ def _share(share: float) -> str:
     if share == 0.0:
         return "none"
     return f"{min(max(share, 0.001), 0.999):.1%}".replace("%", " %")
-
-
-def seconds_text(seconds: float) -> str:
-    """Seconds for people, three digits: ``8.04 ms``, ``1.2 s``, ``31.6 min``."""
-    if np.isnan(seconds):
-        return "undefined"
-    for limit, scale, unit in (
-        (1e-3, 1e6, "us"),
-        (1.0, 1e3, "ms"),
-        (120.0, 1.0, "s"),
-        (7200.0, 1 / 60, "min"),
-    ):
-        if seconds < limit:
-            return f"{seconds * scale:.3g} {unit}"
-    return f"{seconds / 3600:.3g} h"

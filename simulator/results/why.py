@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from simulator.results.formats import seconds
+from simulator.results.formats import seconds_text
 from simulator.results.tables import STEP_PHASES
 from simulator.results.token_time import OUTSIDE
 
@@ -32,7 +32,7 @@ _NUM_NAMED = 2
 """Terms that are named on either side."""
 _MUCH = 0.2
 """Share of an output token's time from which on steps that compute prompts are worth a word."""
-_UNITS = ((1e-6, "µs"), (1e-3, "ms"), (1.0, "s"), (60.0, "min"), (3600.0, "h"))
+_UNITS = ((1e-6, "us"), (1e-3, "ms"), (1.0, "s"), (60.0, "min"), (3600.0, "h"))
 
 
 class Terms(NamedTuple):
@@ -71,7 +71,7 @@ def explain(token_time: pd.DataFrame, best: str, second: str, short: dict[str, s
     quick, slow = sorted(total_s, key=lambda name: total_s[name])
     prompts = _tell_prompts(token_time, (best, second), short)
     if total_s[slow] < SAME * total_s[quick]:
-        times = f"{seconds(total_s[quick])} and {seconds(total_s[slow])}"
+        times = f"{seconds_text(total_s[quick])} and {seconds_text(total_s[slow])}"
         return [f"An output token takes about as long with both: {times}, mean over all.", *prompts]
     terms = split_difference(spent[quick], spent[slow])
     scale = _unit_s(terms.unit)

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.results.folder import TABLES, Results
+from simulator.results.formats import seconds_text
 from simulator.results.metrics import METRICS
 from simulator.results.tables import STEP_PHASES
 from simulator.results.token_time import OUTSIDE
-from simulator.results.verdict import seconds_text, short_names, verdict, with_verdict
+from simulator.results.verdict import short_names, verdict, with_verdict
 from simulator.results.why import explain
 from tests.cases import cases
 
@@ -195,7 +196,7 @@ def test_why_names_what_differs_most_whoever_wins(moe_wins):
 
 
 def numbers_of(text):
-    return [Decimal(found) for found in re.findall(r"[\d.]+(?= (?:µs|ms|s|min|h)\b)", text)]
+    return [Decimal(found) for found in re.findall(r"[\d.]+(?= (?:us|ms|s|min|h)\b)", text)]
 
 
 @given(
