@@ -55,7 +55,7 @@ def _is_light(item):
 
 
 def _folder_of(item):
-    """Of the suite's folders, the one that holds the test, however deep."""
+    """The folder of the suite that holds the test, however deep."""
     return item.path.relative_to(Path(__file__).parent).parts[0]
 
 

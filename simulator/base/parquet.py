@@ -16,7 +16,7 @@ MAGIC = b"PAR1"
 """First bytes of a Parquet file."""
 _TEXTS = ("string", "large_string")
 _VALUE_BYTES = 8
-"""Of a number, decoded; texts are kept by number, each different one once."""
+"""Bytes of a decoded number; texts are kept by number, each different one once."""
 
 
 def column_names(data: bytes, where: str) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ def mistaken_unit(unit: str, *, is_high: bool) -> str:
 # Pure numbers
 
 Seed = Annotated[int, within(0, 2**63 - 1)]
-"""Of random numbers."""
+"""Whole number that random numbers are drawn from."""
 Ratio = Annotated[float, within(0, 1)]
 """A share, both ends inside."""
 Share = Annotated[float, within(0, 1, above=True)]

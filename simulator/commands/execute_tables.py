@@ -78,7 +78,7 @@ def predicted_span_rows(deployment: str, phase: str, times: StepTimes) -> pd.Dat
 def largest_difference(
     plan: DeploymentPlan, shards: list[Any], wanted_TH: NDArray[np.float32]
 ) -> float:
-    """Between the distributed run and the reference, over all tokens."""
+    """Largest difference of a hidden value between the distributed run and the reference."""
     own = [shard.hidden_TH for shard in shards if shard.rank % plan.layout.tp == 0]
     return float(np.abs(np.concatenate(own) - wanted_TH).max(initial=0.0))
 

@@ -10,10 +10,10 @@ figures were published of (Mixtral-8x7B 0.1, stdlib-moe 0.44, OLMoE 0.45, gpt-os
 DeepSeek-V2-Lite 0.62, DeepSeek-R1 1.06, Qwen1.5-MoE 1.2; their files say from what). Uniform
 routing would flatter every mixture of experts."""
 ASSUMED_SOURCE = (
-    f"Assumed: sigma {MEDIAN_SIGMA}, the median of seven measured models (0.1 to 1.2); nothing was "
+    f"Assumed: sigma {MEDIAN_SIGMA}, the median of seven models (0.1 to 1.2); nothing was "
     "given for this one."
 )
-_SOURCED = "; sigma is assumed: {sigma}, the median of seven measured models (0.1 to 1.2)"
+_SOURCED = "; sigma is assumed: {sigma}, the median of seven models (0.1 to 1.2)"
 
 
 def usual_routing(routing: Policy | None, source: str) -> tuple[Policy, str]:
@@ -34,6 +34,6 @@ def routing_note(model: str, source: str) -> str | None:
         return None
     return (
         f"{model}: how unevenly tokens use its experts was not given; assumed is log-normal "
-        f"popularity with sigma {MEDIAN_SIGMA}, the median of seven measured models (0.1 to 1.2). "
+        f"popularity with sigma {MEDIAN_SIGMA}, the median of seven models (0.1 to 1.2). "
         'Give routing = { kind = "lognormal", sigma = ... }, or replay a recording'
     )

@@ -66,7 +66,7 @@ class WorkloadSpec(Frozen):
     rate_scale: Factor = 1.0
     """Arrival times are divided by this: 2.0 is the same requests at twice the rate."""
     thickening: Thickening = 1.0
-    """So many requests for each recorded one, on the recording's own time axis: 10.0 makes a day
+    """Requests for each recorded one, on the recording's own time axis: 10.0 makes a day
     sampled at 10 % whole, with the day's shape. Drawn from ``seed``, with the lengths of recorded
     requests near in time; before ``start_s``, ``num_requests`` and ``rate_scale`` are applied."""
     strict: bool = False

@@ -38,7 +38,7 @@ def tell_headroom(answer: dict[str, Any]) -> Iterator[str]:
 
 
 def tell_confidence(answer: dict[str, Any]) -> Iterator[str]:
-    """Between what the cost lies, and how likely the first choice is the best."""
+    """The band of the cost, and how likely the first choice is the best."""
     found = answer.get("confidence") or {}
     low, high, meets = found.get("cost_low"), found.get("cost_high"), found.get("meets_targets")
     if low is not None:

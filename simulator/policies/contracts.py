@@ -1,5 +1,5 @@
-"""Policies asked for what their families promise; a user's own is held to it, as
-:mod:`simulator.base.contracts` says.
+"""Policies asked for what their families promise; a user's own is held to it, and every function
+here raises the ``UserError`` of :func:`simulator.base.contracts.ask` where it breaks a promise.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ from simulator.policies.topology import Fabric, TopologyPolicy
 def prepare_router(
     policy: RoutingPolicy, moe: MoE, num_layers: int, rng: np.random.Generator
 ) -> Router:
-    """The policy made ready for a model. Raises as :func:`simulator.base.contracts.ask`, likewise
-    all below.
-    """
+    """The policy made ready for a model."""
     expects = has_method("topk_ids")
     found: Router = ask(policy, "prepare", moe, num_layers, rng, expects=expects)
     return found

@@ -62,7 +62,7 @@ def spread_s(executed: Executed, deployment: str, kind: str) -> tuple[float, flo
     """Between which durations the measured steps lie, but for a tenth at either end; NaN without
     any.
 
-    Steps in which shards were lost are left out: their recovery says nothing about speed.
+    Steps in which shards were lost are left out: new shards run their first one then.
     """
     broken = executed.faults.loc[executed.faults["deployment"] == deployment, "step"].astype(int)
     own = steps(executed, deployment, kind)

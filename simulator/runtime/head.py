@@ -12,12 +12,12 @@ import threading
 from collections.abc import Callable, Iterator
 
 _EVERY_S = 1.0
-"""Between two looks: the head is told to be lost long before Ray gives up on it."""
+"""Seconds between two looks: the head is told to be lost long before Ray gives up on it."""
 _TRIES = 2
-"""Looks in a row in which nobody answers."""
+"""Looks in a row in which nobody answers, after which the head counts as lost."""
 ANSWER_S = 5.0
-"""An address that takes so long to answer is nobody's. Who listens there answers at once, however
-busy the machine is: the system does it."""
+"""Seconds after which an address that has not answered is nobody's. Who listens there answers at
+once, however busy the machine is: the system does it."""
 
 
 class Head:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from simulator.runtime.shard import Shard
 
 _IDLE = ("idle", "iowait", "guest", "guest_nice")
-"""Of a processor's times, those that are no work, or are counted in another one already."""
+"""Kinds of processor time that are no work, or are counted in another kind already."""
 
 
 class Use(NamedTuple):
@@ -23,9 +23,9 @@ class Use(NamedTuple):
     pid: int
     num_cores: int
     busy_s: float
-    """Processor time that everybody on the machine has used."""
+    """Processor seconds that everybody on the machine has used."""
     own_s: float
-    """... and this process."""
+    """Processor seconds that this process has used."""
     now_s: float
 
 
@@ -44,7 +44,7 @@ def others_share(before: Sequence[Use], after: Sequence[Use]) -> float:
 
     Args:
         before: a reading of every process of ours.
-        after: likewise; a process that is new has done all its work since.
+        after: another reading of each; a process that is new has done all its work since.
     """
     began = {(use.machine, use.pid): use for use in before}
     own_s: dict[str, float] = defaultdict(float)

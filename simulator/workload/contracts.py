@@ -1,5 +1,6 @@
 """Arrival processes and length distributions asked for what they promise; a user's own is held to
-it.
+it, and both functions raise the ``UserError`` of :func:`simulator.base.contracts.ask` where it
+breaks a promise.
 """
 
 from __future__ import annotations
@@ -17,11 +18,7 @@ from simulator.workload.lengths import LengthDistribution
 def draw_arrivals(
     process: ArrivalProcess, num_requests: int, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Sorted arrival times in seconds, ``[num_requests]``.
-
-    Raises:
-        UserError: as :func:`simulator.base.contracts.ask`, likewise below.
-    """
+    """Sorted arrival times in seconds, ``[num_requests]``."""
 
     def expects(arrival_s: Any) -> str:
         fits = is_array(arrival_s, (num_requests,), whole=False) and not (

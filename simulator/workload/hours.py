@@ -10,7 +10,7 @@ from simulator.workload.traces import RequestTrace
 
 _HOUR_S = 3600.0
 _MOST_HOURS = 24 * 366
-"""Of which each is listed: a year; what is longer has its times in another unit."""
+"""Hours that are listed: a year; what is longer has its times in another unit."""
 
 
 def describe_hours(trace: RequestTrace) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def test_somebody_is_first_wherever_anybody_is():
 
 
 def test_a_deployment_that_is_there_twice_is_as_likely_the_best():
-    """Of rows that cost the same in every draw, the one listed first is taken."""
+    """The one listed first is taken of rows that cost the same in every draw."""
     first = found().findings[0]
     doubled = found()._replace(
         findings=[

@@ -60,7 +60,7 @@ def option(model, tp=1, prefill=None):
 
 
 def table(band=(0.8, 1.5), own="", parts=None, least=1):
-    """Of a deployment that needs GPUs in proportion to its steps' seconds."""
+    """A table of a deployment that needs GPUs in proportion to its steps' seconds."""
     slower = np.exp(np.linspace(-2, 2, 201)).tolist()
     return Table(
         band,
@@ -85,7 +85,7 @@ def answer():
 
 @lru_cache(maxsize=1)
 def roomy():
-    """As found, but that machines come in any number."""
+    """The space that was found, but that machines come in any number."""
     space = copy.copy(found().space)
     space.machines = [machines._replace(sizes=MANY) for machines in space.machines]
     return found()._replace(space=space)

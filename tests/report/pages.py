@@ -7,12 +7,12 @@ import json
 import re
 
 MOST_BYTES = 2_100_000
-"""Of a page: what mail servers and chat windows take without a word, and Plotly alone is 1.84 MB of
-it."""
+"""Bytes of a page: what mail servers and chat windows take without a word, and Plotly alone is
+1.84 MB of it."""
 FEW_DEPLOYMENTS = 4
-"""That a page of at most :data:`MOST_BYTES` compares."""
+"""Deployments that a page of at most :data:`MOST_BYTES` compares."""
 BYTES_OF_A_DEPLOYMENT = 50_000
-"""What each further one adds: its tables, curves and maps."""
+"""Bytes that each further one adds: its tables, curves and maps."""
 DIGITS = "".join(chr(code) for code in range(ord("#"), ord("y")) if chr(code) != "<")
 
 

@@ -218,7 +218,7 @@ class TestEachTransport:
 
 
 def test_a_rank_that_takes_longer_than_was_asked_for_is_no_hung_one(nodes, job, reference):
-    """As on a busy machine: each of its steps takes twice the time that ranks may always wait."""
+    """A busy machine: each of its steps takes twice the time that ranks may always wait."""
     backend = start(nodes, job, "process_group", timeout_s=0.5)
     try:
         backend._actors[1].apply.remote(slow_down, 1.0)

@@ -88,7 +88,7 @@ def test_a_seeds_matrices_are_normal_with_variance_one_over_their_inputs_and_vec
 
 
 def test_no_two_weights_of_a_large_model_are_drawn_alike():
-    """As many experts as DeepSeek-V3 has."""
+    """Experts of a layer of DeepSeek-V3."""
     weights = SeededWeights(0)
     names = [
         f"layers.{layer}.ffn.experts.{e}.{leaf}"

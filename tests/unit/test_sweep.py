@@ -136,7 +136,7 @@ def test_an_interrupt_does_not_wait_for_an_import_that_may_never_end(monkeypatch
 
 
 def slowly_together(folder, number):
-    """As :func:`together`, for long enough that it can be killed."""
+    """What :func:`together` does, for long enough that it can be killed."""
     time.sleep(0.2)
     return together(folder, number)
 

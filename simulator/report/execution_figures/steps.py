@@ -25,7 +25,8 @@ class Steps(Frozen):
     section: ClassVar[str] = "Step by step"
     definition: ClassVar[str] = (
         "Measured steps in their order, without those that warmed up; "
-        "a step in which shards were lost (a cross) holds their recovery."
+        "a cross marks a step in which shards were lost, whose time is that of the last try, "
+        "without the recovery."
     )
     absent: ClassVar[str] = "No step was run."
     order: ClassVar[int] = 50

@@ -16,7 +16,7 @@ from simulator.workload.traces import RequestTrace, take_prefixes
 _MOST_UNUSABLE = 0.5
 """Share of rows that may be left out; a file with more is rather of another layout."""
 _MOST_TOKENS = 2**40
-"""Of a prompt or an answer: what is more is a time or an id in the wrong column."""
+"""Tokens of a prompt or an answer beyond which a number is a time or an id in the wrong column."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class RawRequests:
     drops_empty: bool = False
     """Whether rows of 0 tokens are known in this source (failed requests)."""
     unusable: tuple[str, ...] = ()
-    """Of each row that could not be read where it stands and what is wrong with it."""
+    """A line for each row that could not be read: where it stands, and what is wrong with it."""
     sorts: bool = False
     """Whether rows out of order are known in this source (measured starts)."""
     prefix_block_tokens: int = 0

@@ -46,7 +46,7 @@ class Rows:
     line: Callable[[int], str]
     """Where the ``i``-th of them stands in the file: ``"line 7"``."""
     unusable: tuple[str, ...] = ()
-    """Of each row that is left out where it stands and what is wrong with it."""
+    """A line for each row that is left out: where it stands, and what is wrong with it."""
 
     def without(self, wrong: NDArray[np.bool_], problem: Callable[[int], str]) -> Rows:
         """The rows that are not wrong, of columns with one entry a row.
