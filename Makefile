@@ -10,7 +10,7 @@ WORKERS := -n auto --maxprocesses 8
 run: .venv/installed
 	$(BIN)/moesim run mixtral_vs_llama2
 
-# Unit and contract tests that need no Ray, torch or browser and are soon done: half a minute on two cores, after a first compilation.
+# Unit and contract tests that need no Ray, torch or browser and are soon done: less than a minute on two cores, after a first compilation.
 quick: .venv/tested
 	$(PYTEST) $(WORKERS) --part light tests/unit tests/contracts
 
