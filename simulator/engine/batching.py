@@ -17,6 +17,7 @@ from simulator.engine.blocks import (
     available,
     blocks_for,
     count_hits,
+    count_idle,
     hold,
     release,
     share_prompt,
@@ -194,6 +195,7 @@ def _schedule_running(
                     return budget
             take(ranks, pool, need, limits)
             blocks[r] += need
+        share_prompt(requests, ranks, pool, r, computed[r] + new, limits)
         chunk[d, i] = new
         budget -= new
         i += 1
@@ -248,9 +250,6 @@ def _admit(
     while ranks.head[d] >= 0 and budget > 0 and ranks.num_running[d] < limits.max_sequences:
         r = ranks.head[d]
         hits = count_hits(requests, ranks, pool, r, limits)
-        start = requests.prefix_starts[r]
-        for i in range(hits):
-            hold(ranks, pool, requests.prefix_ids[start + i])
         computed = max(hits * limits.prefix_tokens, requests.brought[r])
         remaining = requests.num_input[r] + requests.generated[r] - computed
         new = remaining if not limits.splits_prompts else min(remaining, budget)
@@ -260,17 +259,21 @@ def _admit(
         need = blocks_for(reach, limits) - hits * limits.prefix_blocks
         reserve = limits.watermark_blocks if ranks.num_running[d] > 0 else 0
         fits_budget = new <= budget or budget == limits.token_budget
-        requests.shared[r] = hits
-        has_blocks = need + reserve <= available(ranks, pool, limits)
+        held = count_idle(requests, ranks, pool, r, hits) * limits.prefix_blocks
+        has_blocks = need + held + reserve <= available(ranks, pool, limits)
         if not has_blocks or not fits_budget:
-            release(requests, ranks, pool, r)
             ranks.stopped_by[d] = _TOKEN_BUDGET if has_blocks else _KV_CACHE
             return budget
+        start = requests.prefix_starts[r]
+        for i in range(start, start + hits):
+            hold(ranks, pool, requests.prefix_ids[i])
         take(ranks, pool, need, limits)
+        requests.shared[r] = hits
         requests.admitted[r] = ranks.num_admissions[0]
         ranks.num_admissions[0] += 1
         requests.blocks[r] = need
         requests.computed[r] = computed
+        share_prompt(requests, ranks, pool, r, computed + new, limits)
         if math.isnan(requests.scheduled_s[r]):
             requests.scheduled_s[r] = max(
                 now_s, requests.arrival_s[r]
@@ -311,7 +314,6 @@ def complete_step(
             if chunk[d, i] > 0 and computed[r] == num_input[r] + generated[r]:
                 if generated[r] == 0:
                     requests.first_s[r] = now_s
-                    share_prompt(requests, ranks, pool, r, limits)
                 else:
                     gap = now_s - last_s[r]
                     if gap != last_gap:

@@ -91,13 +91,31 @@ def count_hits(requests: Requests, ranks: Ranks, d: int, r: int, limits: Limits)
 
 
 @compiled
-def share_prompt(requests: Requests, ranks: Ranks, d: int, r: int, limits: Limits) -> None:
-    """Put the whole prefix blocks of a prompt that has just been computed into the cache."""
+def count_idle(requests: Requests, ranks: Ranks, d: int, r: int, hits: int) -> int:
+    """Those of the first ``hits`` prefix blocks of ``r`` that no request holds: holding them takes
+    from what is available.
+    """
+    start, idle = requests.prefix_starts[r], 0
+    for i in range(start, start + hits):
+        idle += ranks.refs[d, requests.prefix_ids[i]] == 0
+    return idle
+
+
+@compiled
+def share_prompt(
+    requests: Requests, ranks: Ranks, d: int, r: int, reach: int, limits: Limits
+) -> None:
+    """Put the whole prefix blocks among the first ``reach`` tokens of a prompt into the cache.
+
+    They are there for others from the step that computes them on, as in vLLM, where a step's
+    requests may read what others write in it.
+    """
     if limits.prefix_tokens == 0:
         return
     start = requests.prefix_starts[r]
     whole = min(
-        requests.prefix_starts[r + 1] - start, requests.num_input[r] // limits.prefix_tokens
+        requests.prefix_starts[r + 1] - start,
+        min(requests.num_input[r], reach) // limits.prefix_tokens,
     )
     while requests.shared[r] < whole:
         block = requests.prefix_ids[start + requests.shared[r]]

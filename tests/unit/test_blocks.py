@@ -44,7 +44,7 @@ def compute(cache, r, hits=0):
     requests.shared[r] = hits
     take(ranks, 0, 6 - 2 * hits, LIMITS)
     requests.blocks[r] = 6 - 2 * hits
-    share_prompt(requests, ranks, 0, r, LIMITS)
+    share_prompt(requests, ranks, 0, r, 24, LIMITS)
 
 
 def cached(cache):

@@ -98,6 +98,33 @@ def test_requests_that_share_a_prefix_at_the_same_time_hold_it_together():
     )  # 5 x 40 tokens alone would need 50 blocks, and the first 8 are shared
 
 
+def test_a_request_reads_what_another_one_writes_in_the_same_step():
+    limits = make_limits(prefix_tokens=PREFIX_TOKENS, prefix_blocks=2)
+    served = serve([Asked(0, 33, 1, shared=4), Asked(0, 33, 1, shared=4)], limits, 60)
+    assert [(r, new) for r, new, *_ in served.steps[0][0]] == [(0, 33), (1, 1)]
+    assert served.requests.cached.tolist() == [0, 32]
+
+
+def test_the_chunks_of_a_prompt_are_there_for_others_before_its_end():
+    limits = make_limits(prefix_tokens=PREFIX_TOKENS, prefix_blocks=2, token_budget=20)
+    served = serve([Asked(0, 40, 1, shared=4), Asked(1, 40, 1, shared=4)], limits, 60)
+    assert served.requests.cached.tolist() == [0, 32]
+    assert served.requests.scheduled_s.tolist() == [0, 2]
+
+
+def test_a_request_that_waits_for_blocks_keeps_none_of_its_prefix_from_eviction():
+    limits = make_limits(prefix_tokens=PREFIX_TOKENS, prefix_blocks=2, max_sequences=2)
+    asked = [
+        Asked(0, 17, 1, family=1, shared=2),
+        Asked(1, 17, 1, family=2, shared=2),
+        Asked(2, 40, 18),  # grows by five blocks, for which two prefix blocks go
+        Asked(3, 40, 1, family=1, shared=2),  # waits meanwhile: it lacks a block
+    ]
+    served = serve(asked, limits, 19)
+    assert served.requests.scheduled_s[3] > 10
+    assert served.requests.cached.tolist() == [0, 0, 0, 0], "the older prefix went first"
+
+
 @QUICK
 @given(traces, st.integers(0, 10))
 def test_sharing_prefixes_never_computes_more_prompt_tokens(asked, spare):
