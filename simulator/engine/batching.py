@@ -13,16 +13,9 @@ from __future__ import annotations
 import math
 
 from simulator.base.compiled import compiled
-from simulator.engine.blocks import (
-    available,
-    blocks_for,
-    count_hits,
-    count_idle,
-    hold,
-    release,
-    share_prompt,
-    take,
-)
+from simulator.engine.admission import admit
+from simulator.engine.blocks import available, blocks_for, release, share_prompt, take
+from simulator.engine.preemption import find_latest, preempt, queue_last, retract
 from simulator.engine.state import Clock, Limits, Ranks, Requests
 from simulator.results.tables import (
     ADMISSION_LIMITS,
@@ -31,10 +24,7 @@ from simulator.results.tables import (
     SHORTEST_GAP_S,
 )
 
-_MAX_SEQUENCES, _KV_CACHE, _TOKEN_BUDGET, _HELD_BACK = (
-    ADMISSION_LIMITS.index(name)
-    for name in ("max_sequences", "kv_cache", "token_budget", "held_back")
-)
+_KV_CACHE, _HELD_BACK = (ADMISSION_LIMITS.index(name) for name in ("kv_cache", "held_back"))
 
 
 @compiled
@@ -48,13 +38,7 @@ def push(requests: Requests, ranks: Ranks, clock: Clock, r: int) -> None:
         ):
             best = d
     requests.dp_rank[r] = best
-    requests.following[r] = -1
-    if ranks.tail[best] < 0:
-        ranks.head[best] = r
-    else:
-        requests.following[ranks.tail[best]] = r
-    ranks.tail[best] = r
-    ranks.num_waiting[best] += 1
+    queue_last(requests, ranks, best, r)
     clock.num_pushed[0] += 1
     clock.outstanding_tokens[0] += requests.num_input[r] + requests.num_output[r]
 
@@ -104,14 +88,18 @@ def _fill(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> boo
     for d in range(len(head)):
         chunk[d, : num_running[d]] = 0
         budget = limits.token_budget
+        if limits.output_share > 0 and limits.mixes_phases:
+            retract(requests, ranks, d, limits)
         if num_running[d] > 0:
             budget = _schedule_running(
                 requests, ranks, d, budget, limits, True, limits.mixes_phases
             )
         ranks.stopped_by[d] = _HELD_BACK if holds else _KV_CACHE
         if head[d] >= 0 and not ran_out[d % len(ran_out)] and not holds:
-            budget = _admit(requests, ranks, d, budget, limits, now_s)
+            budget = admit(requests, ranks, d, budget, limits, now_s)
         if not limits.mixes_phases and budget == limits.token_budget:
+            if limits.output_share > 0:
+                retract(requests, ranks, d, limits)
             budget = _schedule_running(requests, ranks, d, budget, limits, False, True)
         has_work = has_work or budget < limits.token_budget
     return has_work
@@ -188,9 +176,9 @@ def _schedule_running(
         need = blocks_for(computed[r] + new, limits) - blocks[r] - shared[r] * limits.prefix_blocks
         if need > 0:
             while need > available(ranks, pool, limits):
-                latest = _latest(requests, ranks, d)
+                latest = find_latest(requests, ranks, d)
                 last = num_running[latest] - 1
-                _preempt(requests, ranks, latest, last)
+                preempt(requests, ranks, latest, last, limits)
                 if latest == d and last == i:
                     return budget
             take(ranks, pool, need, limits)
@@ -199,97 +187,6 @@ def _schedule_running(
         chunk[d, i] = new
         budget -= new
         i += 1
-    return budget
-
-
-@compiled
-def _latest(requests: Requests, ranks: Ranks, d: int) -> int:
-    """Where the latest admitted of the requests that share blocks with those of ``d`` runs: the
-    oldest is never held up.
-    """
-    running, num_running, admitted = ranks.running, ranks.num_running, requests.admitted
-    num_pools = len(ranks.free_blocks)
-    best = d
-    for other in range(d % num_pools, len(num_running), num_pools):
-        if num_running[other] > 0:
-            last, latest = (
-                running[other, num_running[other] - 1],
-                running[best, num_running[best] - 1],
-            )
-            if admitted[last] > admitted[latest]:
-                best = other
-    return best
-
-
-@compiled
-def _preempt(requests: Requests, ranks: Ranks, d: int, i: int) -> None:
-    """Take the blocks of the ``i``-th (the last) running request; it waits first in line and is
-    computed again.
-    """
-    r, pool = ranks.running[d, i], d % len(ranks.free_blocks)
-    release(requests, ranks, pool, r)
-    ranks.ran_out[pool] = True
-    requests.computed[r] = 0
-    requests.brought[r] = 0
-    requests.preemptions[r] += 1
-    ranks.chunk[d, i] = 0
-    ranks.num_running[d] -= 1
-    requests.following[r] = ranks.head[d]
-    ranks.head[d] = r
-    if ranks.tail[d] < 0:
-        ranks.tail[d] = r
-    ranks.num_waiting[d] += 1
-
-
-@compiled
-def _admit(
-    requests: Requests, ranks: Ranks, d: int, budget: int, limits: Limits, now_s: float
-) -> int:
-    """Admit waiting requests in order while tokens, places and blocks last."""
-    pool = d % len(ranks.free_blocks)
-    while ranks.head[d] >= 0 and budget > 0 and ranks.num_running[d] < limits.max_sequences:
-        r = ranks.head[d]
-        hits = count_hits(requests, ranks, pool, r, limits)
-        computed = max(hits * limits.prefix_tokens, requests.brought[r])
-        remaining = requests.num_input[r] + requests.generated[r] - computed
-        new = remaining if not limits.splits_prompts else min(remaining, budget)
-        reach = computed + new
-        if limits.reserves_output:
-            reach = requests.num_input[r] + requests.num_output[r]
-        need = blocks_for(reach, limits) - hits * limits.prefix_blocks
-        reserve = limits.watermark_blocks if ranks.num_running[d] > 0 else 0
-        fits_budget = new <= budget or budget == limits.token_budget
-        held = count_idle(requests, ranks, pool, r, hits) * limits.prefix_blocks
-        has_blocks = need + held + reserve <= available(ranks, pool, limits)
-        if not has_blocks or not fits_budget:
-            ranks.stopped_by[d] = _TOKEN_BUDGET if has_blocks else _KV_CACHE
-            return budget
-        start = requests.prefix_starts[r]
-        for i in range(start, start + hits):
-            hold(ranks, pool, requests.prefix_ids[i])
-        take(ranks, pool, need, limits)
-        requests.shared[r] = hits
-        requests.admitted[r] = ranks.num_admissions[0]
-        ranks.num_admissions[0] += 1
-        requests.blocks[r] = need
-        requests.computed[r] = computed
-        share_prompt(requests, ranks, pool, r, computed + new, limits)
-        if math.isnan(requests.scheduled_s[r]):
-            requests.scheduled_s[r] = max(
-                now_s, requests.arrival_s[r]
-            )  # SimPy adds delays, which may round a hair early
-            requests.cached[r] = computed
-        ranks.head[d] = requests.following[r]
-        if ranks.head[d] < 0:
-            ranks.tail[d] = -1
-        ranks.num_waiting[d] -= 1
-        i = ranks.num_running[d]
-        ranks.running[d, i] = r
-        ranks.chunk[d, i] = new
-        ranks.num_running[d] += 1
-        budget = max(0, budget - new)
-    is_full = ranks.num_running[d] >= limits.max_sequences
-    ranks.stopped_by[d] = _MAX_SEQUENCES if is_full else _TOKEN_BUDGET
     return budget
 
 
@@ -326,6 +223,7 @@ def complete_step(
                 is_done = generated[r] == num_output[r]
             if is_done:
                 requests.finish_s[r] = now_s
+                ranks.is_full[d] = False
                 release(requests, ranks, pool, r)
                 clock.outstanding_tokens[0] -= num_input[r] + num_output[r]
                 finished += 1
@@ -333,5 +231,7 @@ def complete_step(
                 running[d, kept] = r
                 kept += 1
         num_running[d] = kept
+        if kept == 0 and ranks.num_waiting[d] == 0:
+            ranks.output_share[d] = limits.output_share
     clock.num_finished[0] += finished
     return finished

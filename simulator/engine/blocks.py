@@ -37,6 +37,7 @@ def take(ranks: Ranks, d: int, count: int, limits: Limits) -> None:
         ranks.in_cache[d, victim] = False
         ranks.free_blocks[d] += limits.prefix_blocks
     ranks.free_blocks[d] -= count
+    ranks.num_taken[d] += count
 
 
 @compiled
@@ -138,3 +139,40 @@ def release(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
     for i in range(requests.shared[r] - 1, -1, -1):
         _let_go(ranks, d, requests.prefix_ids[start + i])
     requests.shared[r] = 0
+
+
+@compiled
+def keep_order(requests: Requests, ranks: Ranks, d: int, r: int, limits: Limits) -> None:
+    """Remember where in the line of free blocks those of ``r`` are about to stand, which it loses
+    now.
+
+    Blocks are taken from the front of the line and given back at its end, the last of a sequence
+    first, so that its beginning stays for longest. A place is how many blocks have been taken once
+    it is at the front. Only full blocks are found again.
+    """
+    first = requests.shared[r] * limits.prefix_blocks
+    full = min(requests.computed[r] // limits.block_tokens - first, requests.blocks[r])
+    end = ranks.num_taken[d] + ranks.free_blocks[d] + requests.blocks[r]
+    requests.kept_first[r], requests.kept_blocks[r], requests.kept_end[r] = first, full, end
+
+
+@compiled
+def count_kept(requests: Requests, ranks: Ranks, r: int, d: int, hits: int, limits: Limits) -> int:
+    """Blocks behind the first ``hits`` prefix blocks that ``r`` lost and nobody has taken since."""
+    if requests.kept_first[r] != hits * limits.prefix_blocks:
+        return 0
+    return int(max(0, min(requests.kept_blocks[r], requests.kept_end[r] - ranks.num_taken[d])))
+
+
+@compiled
+def take_back(requests: Requests, ranks: Ranks, r: int, d: int, count: int) -> None:
+    """Take ``count`` blocks that ``r`` lost out of the line; those behind them move up."""
+    if count > 0:
+        ranks.free_blocks[d] -= count
+        for lane in range(d, len(ranks.head), len(ranks.free_blocks)):
+            other = ranks.head[lane]
+            while other >= 0 and requests.preemptions[other] > 0:  # they wait first in line
+                if requests.kept_end[other] > requests.kept_end[r]:
+                    requests.kept_end[other] -= count
+                other = requests.following[other]
+    requests.kept_blocks[r] = 0

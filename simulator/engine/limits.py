@@ -39,8 +39,17 @@ def make_limits(plan: DeploymentPlan, trace: RequestTrace) -> Limits:
         sequence_blocks=capacity.sequence_blocks * cut,
         prefix_tokens=prefix_tokens,
         prefix_blocks=prefix_tokens // block_tokens,
-        watermark_blocks=0 if plan.rules.reserves_output else capacity.num_blocks * cut // 100,
+        watermark_blocks=int(plan.rules.watermark * capacity.num_blocks * cut),
+        checks_known=plan.rules.checks_known,
+        finds_preempted=plan.rules.finds_preempted
+        and plan.spec.prefix_caching
+        and grows
+        and not has_state,
         reserves_output=plan.rules.reserves_output,
+        output_share=plan.rules.output_share,
+        least_output_share=plan.rules.least_output_share,
+        output_share_decay=plan.rules.output_share_decay,
+        retract_steps=plan.rules.retract_steps,
         poll_steps=plan.rules.poll_steps,
         balance_steps=plan.rules.balance_steps if plan.layout.attention_dp > 1 else 0,
         wait_steps=plan.rules.wait_steps if plan.layout.attention_dp == 1 else 0,

@@ -54,7 +54,12 @@ class Replica:
         self.limits = limits
         num_batches = num_dp * num_lanes
         self.ranks = start_ranks(
-            num_batches, limits.max_sequences, capacity_blocks, num_prefixes, num_lanes
+            num_batches,
+            limits.max_sequences,
+            capacity_blocks,
+            num_prefixes,
+            num_lanes,
+            limits.output_share,
         )
         self.clock = start_clock()
         self.queue = np.zeros(len(requests.arrival_s), dtype=np.int64)

@@ -48,6 +48,13 @@ class Requests(NamedTuple):
     """Next request in the same waiting queue, -1 at its end."""
     admitted: Ints
     """How many admissions came before its latest one: which of two requests has run for longer."""
+    kept_first: Ints
+    """Where in its sequence the KV blocks begin that it lost when it was preempted."""
+    kept_blocks: Ints
+    """How many of them were full."""
+    kept_end: Ints
+    """Behind which place in the line of free blocks they stood
+    (:func:`simulator.engine.blocks.keep_order`)."""
 
 
 class Ranks(NamedTuple):
@@ -84,6 +91,12 @@ class Ranks(NamedTuple):
     """``[pools]`` whether a request has lost its blocks in this step."""
     num_admissions: Ints
     """``[1]`` so far."""
+    num_taken: Ints
+    """``[pools]`` KV blocks taken so far: how far the line of free blocks has moved."""
+    is_full: NDArray[np.bool_]
+    """Whether the last look found no room for one more, and nobody has left since."""
+    output_share: Floats
+    """Share of the outputs of running requests that admission counts on."""
     stopped_by: Ints
     """What ended the step's admission, by its place in
     :data:`simulator.results.tables.ADMISSION_LIMITS`."""
@@ -106,9 +119,21 @@ class Limits(NamedTuple):
     prefix_blocks: int
     """KV blocks of one prefix block."""
     watermark_blocks: int
-    """KV blocks kept free when a request is admitted while others run (vLLM: 1 %)."""
+    """KV blocks kept free when a request is admitted while others run."""
+    checks_known: bool = False
+    """Whether all tokens that a request has so far must have room when it is admitted."""
+    finds_preempted: bool = False
+    """Whether a preempted request finds those of its blocks again that nobody has taken."""
     reserves_output: bool = False
     """Whether a request takes the blocks of its whole output when it is admitted."""
+    output_share: float = 0.0
+    """Share of the outputs of running requests that admission counts on at first, as SGLang does; 0
+    = outputs are not counted on."""
+    least_output_share: float = 0.0
+    output_share_decay: float = 0.0
+    """What a decode step without retraction takes off that share."""
+    retract_steps: int = 0
+    """Tokens that each request left by a retraction is counted to decode beyond those it has."""
     poll_steps: int = 1
     """Steps from one look at the queue to the next."""
     balance_steps: int = 0
@@ -167,11 +192,19 @@ def start_requests(trace: RequestTrace, *, with_prefixes: bool) -> Requests:
         dp_rank=zeros(),
         following=np.full(count, -1, dtype=np.int64),
         admitted=zeros(),
+        kept_first=zeros(),
+        kept_blocks=zeros(),
+        kept_end=zeros(),
     )
 
 
 def start_ranks(
-    num_ranks: int, max_sequences: int, capacity_blocks: int, num_prefixes: int, num_lanes: int = 1
+    num_ranks: int,
+    max_sequences: int,
+    capacity_blocks: int,
+    num_prefixes: int,
+    num_lanes: int = 1,
+    output_share: float = 1.0,
 ) -> Ranks:
     """Nothing waits, nothing runs, all blocks are free.
 
@@ -179,6 +212,7 @@ def start_ranks(
         num_ranks: that batch on their own, in all lanes together.
         capacity_blocks: of a data-parallel rank, for all lanes together.
         num_lanes: batches of a data-parallel rank that are in flight.
+        output_share: share of the outputs of running requests that admission counts on at first.
     """
     num_pools = num_ranks // num_lanes
 
@@ -204,6 +238,9 @@ def start_ranks(
         held=zeros(1),
         ran_out=np.zeros(num_pools, dtype=np.bool_),
         num_admissions=zeros(1),
+        num_taken=zeros(num_pools),
+        is_full=np.zeros(num_ranks, dtype=np.bool_),
+        output_share=np.full(num_ranks, output_share),
         stopped_by=zeros(),
     )
 

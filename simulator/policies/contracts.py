@@ -171,6 +171,13 @@ class _RulesRange(Frozen):
     mixes_phases: bool
     splits_prompts: bool
     reserves_output: bool
+    checks_known: bool
+    watermark: Ratio
+    finds_preempted: bool
+    output_share: Ratio
+    least_output_share: Ratio
+    output_share_decay: Ratio
+    retract_steps: StepCount
     poll_steps: Steps
     balance_steps: StepCount
     wait_steps: StepCount

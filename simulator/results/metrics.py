@@ -143,6 +143,13 @@ METRICS: dict[str, Metric] = {
     "num_preemptions": Metric(
         "Preemptions", "", "times a request lost its KV blocks and was computed again", "lower"
     ),
+    "recomputed_share": Metric(
+        "Computed again",
+        "ratio",
+        "share of the computed prompt tokens that requests had lost with their KV blocks, "
+        "output tokens among them",
+        "lower",
+    ),
     "cost_per_million_tokens": Metric(
         "Cost per million output tokens",
         "currency",
@@ -229,6 +236,7 @@ def _measure(plan: DeploymentPlan, record: DeploymentRecord, slo: SLO) -> dict[s
         "kv_used_max": float(steps["kv_used"].max()),
         "prefix_hit_ratio": float(requests["num_cached"].sum()) / num_input,
         "num_preemptions": float(requests["num_preemptions"].sum()),
+        "recomputed_share": _recomputed_share(requests, steps),
         "cost_per_million_tokens": _cost(plan, duration_s, num_output),
     }
     for name, levels in (
@@ -248,6 +256,12 @@ def _measure(plan: DeploymentPlan, record: DeploymentRecord, slo: SLO) -> dict[s
     for phase in STEP_PHASES:
         found[f"{phase}_share"] = float(steps[f"{phase}_s"].sum()) / busy_s
     return {key: found[key] for key in METRICS}
+
+
+def _recomputed_share(requests: pd.DataFrame, steps: pd.DataFrame) -> float:
+    """What is computed beyond each prompt once, over all that is computed as prompts are."""
+    once = float((requests["num_input"] - requests["num_cached"]).sum())
+    return max(0.0, 1.0 - once / float(steps["prefill_tokens"].sum()))
 
 
 def _busy_gpus(plan: DeploymentPlan, steps: pd.DataFrame) -> list[tuple[DeploymentPlan, float]]:

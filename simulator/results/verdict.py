@@ -28,6 +28,8 @@ _LIMIT_WORDS = {
     "held_back": "since prompts are held back until more have come",
 }
 _LIMIT_FACTS = ("max_sequences", "token_budget")
+_AGAIN = 0.02
+"""Share of the prompt work that is done again from which on it is worth a word."""
 _IN_TIME = 0.99
 """Share of requests in time from which on targets count as kept."""
 _LATE = 1.02
@@ -43,12 +45,13 @@ def verdict(results: Results) -> dict[str, Any]:
     short = short_names(results)
     insides = [_inside(results, name, rows[name], short[name]) for name in rows]
     queues = [text for name in rows if (text := _queue(results, name, rows[name], short[name]))]
+    again = [text for name in rows if (text := _recomputation(rows[name], short[name]))]
     if len(rows) == 1:
         ((name, row),) = rows.items()
         headline = f"{short[name]} serves this traffic with {_numbers(row)}."
         return {
             "headline": headline,
-            "reasons": [*queues, *insides, *_notes(results, short)],
+            "reasons": [*queues, *again, *insides, *_notes(results, short)],
             "winner": None,
         }
     ranked = sorted(rows, key=lambda name: _order(rows[name]))
@@ -65,7 +68,7 @@ def verdict(results: Results) -> dict[str, Any]:
     why = explain(results.token_time, best, second, short)
     return {
         "headline": headline,
-        "reasons": [*why, *queues, *insides, *_notes(results, short)],
+        "reasons": [*why, *queues, *again, *insides, *_notes(results, short)],
         "winner": winner,
     }
 
@@ -223,6 +226,18 @@ def _queue(results: Results, name: str, row: pd.Series, short: str) -> str | Non
             f"it ends {late} after the last arrival, and {kept}."
         )
     return f"{short} queues at times: {waiting:.1f} requests wait {wait}; {kept}."
+
+
+def _recomputation(row: pd.Series, short: str) -> str | None:
+    """That requests lose their KV blocks so often that computing them again takes time."""
+    share = float(row["recomputed_share"])
+    if np.isnan(share) or share < _AGAIN:
+        return None
+    return (
+        f"{short} computes {_percent(share)} of its prompt tokens a second time: requests lost "
+        f"their KV blocks {_count(int(row['num_preemptions']), 'time')} to others that grew. Fewer "
+        "places (max_sequences), a watermark or more room for the KV cache would prevent it."
+    )
 
 
 def _limits(steps: pd.DataFrame, facts: dict[str, Any]) -> str:

@@ -30,7 +30,9 @@ class Fault(NamedTuple):
     wrong: str
 
 
-BATCHING, BLOCKS, FAST, PRICE = (
+ADMISSION, PREEMPTION, BATCHING, BLOCKS, FAST, PRICE = (
+    "simulator/engine/admission.py",
+    "simulator/engine/preemption.py",
     "simulator/engine/batching.py",
     "simulator/engine/blocks.py",
     "simulator/engine/fast.py",
@@ -69,22 +71,44 @@ FAULTS = (
     ),
     Fault(
         "what was preempted waits last in line",
-        BATCHING,
-        "requests.following[r] = ranks.head[d]\n    ranks.head[d] = r\n    if ranks.tail[d] < "
-        "0:\n        ranks.tail[d] = r",
-        "requests.following[r] = -1\n    if ranks.tail[d] < 0:\n        ranks.head[d] = r\n    "
-        "else:\n        requests.following[ranks.tail[d]] = r\n    ranks.tail[d] = r",
+        PREEMPTION,
+        "        _queue_first(requests, ranks, d, r)",
+        "        queue_last(requests, ranks, d, r)",
+    ),
+    Fault(
+        "only the first chunk must have room",
+        ADMISSION,
+        "if limits.checks_known:",
+        "if False:",
+    ),
+    Fault(
+        "the outputs of those that run are not counted on",
+        ADMISSION,
+        "room = known + clipped + coming",
+        "room = known + clipped",
+    ),
+    Fault(
+        "those with the most output tokens lose their blocks",
+        PREEMPTION,
+        "if generated[r] < generated[best] or",
+        "if generated[r] > generated[best] or",
+    ),
+    Fault(
+        "what was lost is never found again",
+        BLOCKS,
+        "return int(max(0, min(requests.kept_blocks[r]",
+        "return int(min(0, min(requests.kept_blocks[r]",
     ),
     Fault(
         "no blocks are kept free at admission",
-        BATCHING,
-        "limits.watermark_blocks if ranks.num_running[d] > 0 else 0",
-        "0",
+        ADMISSION,
+        "asked += limits.watermark_blocks",
+        "asked += 0",
     ),
     Fault(
         "room for the output is not reserved",
-        BATCHING,
-        "reach = requests.num_input[r] + requests.num_output[r]",
+        ADMISSION,
+        "reach = known + output if limits.reserves_output else computed + new",
         "reach = requests.num_input[r]",
     ),
     Fault(

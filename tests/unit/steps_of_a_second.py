@@ -85,7 +85,13 @@ def serve(asked, limits, capacity, num_ranks=1):
     trace = make_trace(asked)
     requests = start_requests(trace, with_prefixes=limits.prefix_tokens > 0)
     ranks, clock = (
-        start_ranks(num_ranks, limits.max_sequences, capacity, int(trace.prefix_ids.max()) + 1),
+        start_ranks(
+            num_ranks,
+            limits.max_sequences,
+            capacity,
+            int(trace.prefix_ids.max()) + 1,
+            output_share=limits.output_share,
+        ),
         start_clock(),
     )
     position, now_s, steps = 0, 0.0, []
@@ -140,7 +146,7 @@ def check_step(requests, ranks, limits, now_s):
         assert chunks.sum() <= limits.token_budget or is_alone
         if not limits.splits_prompts:
             assert (chunks == remaining)[chunks > 0].all()
-        if not limits.mixes_phases:
+        if not (limits.mixes_phases or limits.finds_preempted):  # who finds all comes as a decode
             assert len({decodes for *_, decodes in rows}) <= 1
         found.append(rows)
     return found
@@ -225,4 +231,10 @@ all_limits = st.builds(
     splits_prompts=st.booleans(),
     block_tokens=st.sampled_from([1, 4, 8]),
     sequence_blocks=st.integers(0, 3),
+    checks_known=st.booleans(),
+    finds_preempted=st.booleans(),
+    output_share=st.sampled_from([0.0, 0.7, 1.0]),
+    least_output_share=st.just(0.1),
+    output_share_decay=st.just(0.05),
+    retract_steps=st.just(2),
 )

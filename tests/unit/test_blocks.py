@@ -2,20 +2,29 @@
 private.
 """
 
+from collections import deque
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from simulator.engine.blocks import (
     available,
     blocks_for,
     count_hits,
+    count_kept,
     hold,
+    keep_order,
     release,
     share_prompt,
     take,
+    take_back,
 )
+from simulator.engine.preemption import queue_last
 from simulator.engine.state import Limits, start_ranks, start_requests
 from simulator.workload.traces import RequestTrace
+from tests.cases import cases
 
 LIMITS = Limits(64, 8, True, True, 4, 0, 8, 2, 0)
 """KV blocks of 4 tokens, prefix blocks of 8."""
@@ -108,3 +117,90 @@ def test_two_that_compute_the_same_block_keep_one_in_the_cache_and_one_copy_in_p
     release(requests, ranks, 0, 1)
     assert ranks.free_blocks[0] == 6
     assert ranks.refs[0].tolist() == [1, 1, 1, 0]
+
+
+NUM_REQUESTS, NUM_BLOCKS = 5, 24
+
+
+class Line:
+    """The line of free blocks as vLLM keeps it: each block knows what it held last."""
+
+    def __init__(self):
+        self.free = deque((None, i) for i in range(NUM_BLOCKS))
+
+    def give_back(self, r, count, full):
+        """The last of a sequence first; only full blocks can be told apart."""
+        self.free.extend((r, i) if i < full else (None, i) for i in reversed(range(count)))
+
+    def take(self, count):
+        for _ in range(count):
+            self.free.popleft()
+
+    def find(self, r):
+        """Leading blocks of ``r`` that are still in line, taken out of it."""
+        found = 0
+        while (r, found) in self.free:
+            self.free.remove((r, found))
+            found += 1
+        return found
+
+    def forget(self, r):
+        self.free = deque((None, i) if owner == r else (owner, i) for owner, i in self.free)
+
+
+@cases(200)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, NUM_REQUESTS - 1), st.booleans(), st.integers(1, 9), st.integers(0, 3)
+        ),
+        max_size=60,
+    )
+)
+def test_what_is_found_again_is_what_a_line_of_blocks_still_holds(moves):
+    """A request that runs is preempted or ends; one that does not takes blocks, what it finds of
+    its own first.
+    """
+    trace = RequestTrace(
+        arrival_s=np.zeros(NUM_REQUESTS),
+        num_input=np.full(NUM_REQUESTS, 100),
+        num_output=np.full(NUM_REQUESTS, 10),
+        provenance="made up",
+    )
+    limits = Limits(64, 8, True, True, 4, 0, 0, 0, 0, finds_preempted=True)
+    requests = start_requests(trace, with_prefixes=False)
+    ranks, line = start_ranks(1, 8, NUM_BLOCKS, 0), Line()
+    for r, ends, count, unfilled in moves:
+        if requests.blocks[r]:
+            held = int(requests.blocks[r])
+            requests.computed[r] = max(0, held * limits.block_tokens - unfilled)
+            if not ends:
+                keep_order(requests, ranks, 0, r, limits)
+                requests.preemptions[r] = 1
+                queue_last(requests, ranks, 0, r)
+            release(requests, ranks, 0, r)
+            line.give_back(r, held, requests.computed[r] // limits.block_tokens if not ends else 0)
+            continue
+        kept = int(count_kept(requests, ranks, r, 0, 0, limits))
+        if max(count, kept) > ranks.free_blocks[0]:
+            continue
+        _leave_queue(requests, ranks, r)
+        take_back(requests, ranks, r, 0, kept)
+        assert kept == line.find(r)
+        line.forget(r)
+        take(ranks, 0, max(count, kept) - kept, limits)
+        line.take(max(count, kept) - kept)
+        requests.blocks[r] = max(count, kept)
+        assert ranks.free_blocks[0] == len(line.free)
+
+
+def _leave_queue(requests, ranks, r):
+    waiting, other = [], ranks.head[0]
+    while other >= 0:
+        waiting.append(int(other))
+        other = requests.following[other]
+    ranks.head[0] = ranks.tail[0] = -1
+    ranks.num_waiting[0] = 0
+    for other in waiting:
+        if other != r:
+            queue_last(requests, ranks, 0, other)

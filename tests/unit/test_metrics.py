@@ -27,6 +27,8 @@ REQUESTS = [
 ]
 #   start, duration, used
 STEPS = [(0.0, 2.0, 0.1), (2.0, 1.0, 0.6), (4.0, 5.0, 0.3)]
+PREFILL_TOKENS = 1000
+"""Of every step: more than the prompts have together."""
 GAPS_S = [0.01] * 60 + [0.02] * 38 + [0.5] * 2
 PARTS = np.arange(1.0, len(STEP_PHASES) + 1) / sum(range(1, len(STEP_PHASES) + 1))
 TARGETS = SLO(ttft_s=1.0, tpot_s=0.1)
@@ -67,6 +69,7 @@ def record(requests=REQUESTS):
                 "start_s": [s[0] for s in STEPS],
                 "duration_s": duration,
                 "kv_used": [s[2] for s in STEPS],
+                "prefill_tokens": PREFILL_TOKENS,
             }
             | {
                 f"{phase}_s": duration * part
@@ -123,6 +126,7 @@ def expected(plan):
         "kv_used_max": 0.6,
         "prefix_hit_ratio": 20 / inputs,
         "num_preemptions": 3,
+        "recomputed_share": 1 - (inputs - 20) / (PREFILL_TOKENS * len(STEPS)),
         "cost_per_million_tokens": plan.cluster.price_per_gpu_hour
         * 8
         * duration

@@ -313,3 +313,14 @@ def test_seconds_read_well():
         "3 h",
     ]
     assert seconds_text(float("nan")) == "undefined"
+
+
+def test_work_that_is_done_again_is_named_with_its_share():
+    def again(share):
+        found = said(deployment("A", num_preemptions=4.0, recomputed_share=share))
+        return [text for text in found["reasons"] if "second time" in text]
+
+    assert not again(0.01)
+    (text,) = again(0.88)
+    assert "A computes 88 % of its prompt tokens a second time" in text
+    assert "4 times" in text

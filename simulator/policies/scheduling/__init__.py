@@ -23,6 +23,25 @@ class Rules(NamedTuple):
     reserves_output: bool = False
     """Whether a request is admitted only where its whole output has room in the cache too, so that
     none is ever preempted."""
+    checks_known: bool = False
+    """Whether a request is admitted only where all tokens that it has so far have room, though it
+    takes the blocks of its first chunk only."""
+    watermark: float = 0.0
+    """Share of the KV blocks that admission leaves free while other requests run."""
+    finds_preempted: bool = False
+    """Whether a request that lost its blocks finds those again that nobody has taken, given prefix
+    caching."""
+    output_share: float = 0.0
+    """Share of the outputs of running requests that admission counts on at first, besides the whole
+    output of the one that comes; the requests with the fewest output tokens then lose their blocks
+    first. 0 = outputs are not counted on, and the latest admitted loses them."""
+    least_output_share: float = 0.0
+    """Below which that share does not fall."""
+    output_share_decay: float = 0.0
+    """What every decode step without a lost request takes off it."""
+    retract_steps: int = 0
+    """Output tokens beyond those it has that each request counts for when the share is set anew,
+    after others lost their blocks."""
     poll_steps: int = 1
     """Steps from one look at the queue of new requests to the next."""
     balance_steps: int = 0

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from simulator.base.frozen import Frozen
-from simulator.base.quantities import Sequences, TokenBudget
+from simulator.base.quantities import Ratio, Sequences, TokenBudget
 from simulator.policies.scheduling import Rules
 
 
@@ -19,5 +19,21 @@ class Chunked(Frozen):
     max_sequences: Sequences = 256
     """vLLM's ``max_num_seqs``, per data-parallel rank."""
 
+    reserve_full_isl: bool = True
+    """vLLM's ``scheduler_reserve_full_isl``, since 0.19 (#37307): a request is admitted only where
+    its whole prompt, and its output so far after a preemption, has room in the KV cache. ``false``
+    = where its first chunk has, as before."""
+    watermark: Ratio = 0.0
+    """vLLM's ``watermark``, since 0.23 (#44594): share of the KV cache that admission leaves free
+    while others run."""
+
     def rules(self) -> Rules:
-        return Rules(self.token_budget, self.max_sequences, mixes_phases=True, splits_prompts=True)
+        return Rules(
+            self.token_budget,
+            self.max_sequences,
+            mixes_phases=True,
+            splits_prompts=True,
+            checks_known=self.reserve_full_isl,
+            watermark=self.watermark,
+            finds_preempted=True,
+        )

@@ -1,12 +1,16 @@
-"""Whole prompts first, in steps of their own, while decodes wait (Orca-style batching as in vLLM
+"""Prompts first, in steps of their own, while decodes wait (SGLang; Orca-style batching as in vLLM
 V0).
 """
 
 from __future__ import annotations
 
 from simulator.base.frozen import Frozen
-from simulator.base.quantities import Sequences, Steps, TokenBudget
+from simulator.base.quantities import Factor, Ratio, Sequences, Steps, TokenBudget
 from simulator.policies.scheduling import Rules
+
+_OUTPUT_SHARE, _LEAST_OF_SHARE, _DECAY_STEPS, _RETRACT_STEPS = 0.7, 0.14, 600, 20
+"""SGLang's ``SGLANG_INIT_NEW_TOKEN_RATIO``, ``_MIN_NEW_TOKEN_RATIO_FACTOR``,
+``_NEW_TOKEN_RATIO_DECAY_STEPS`` and ``SGLANG_RETRACT_DECODE_STEPS`` (``environ.py``, 0.5.20)."""
 
 
 class PrefillFirst(Frozen):
@@ -21,11 +25,27 @@ class PrefillFirst(Frozen):
     poll_steps: Steps = 1
     """Steps from one look at new requests to the next (SGLang's ``--scheduler-recv-interval``)."""
 
+    counts_output: bool = True
+    """Whether a request is admitted only where its prompt, its output and a share of the outputs of
+    those that run have room (SGLang's ``PrefillAdder``). ``false`` = where its first chunk has."""
+    conservativeness: Factor = 1.0
+    """SGLang's ``--schedule-conservativeness``: the share is 0.7 times that at first, and falls to
+    0.14 of it over 600 decode steps without a retraction."""
+    watermark: Ratio = 0.0
+    """Share of the KV cache that admission leaves free while others run (vLLM V0: 0.01)."""
+
     def rules(self) -> Rules:
+        share = min(1.0, _OUTPUT_SHARE * self.conservativeness) if self.counts_output else 0.0
+        least = min(1.0, _LEAST_OF_SHARE * share)
         return Rules(
             self.token_budget,
             self.max_sequences,
             mixes_phases=False,
             splits_prompts=self.splits_prompts,
+            watermark=self.watermark,
+            output_share=share,
+            least_output_share=least,
+            output_share_decay=(share - least) / _DECAY_STEPS,
+            retract_steps=_RETRACT_STEPS,
             poll_steps=self.poll_steps,
         )

@@ -1,0 +1,123 @@
+"""Which waiting requests a step admits. Compiled.
+
+Engines differ in what must have room in the KV cache before a request may start; the first chunk's
+blocks are what it takes in any case, but where its whole output is reserved.
+"""
+
+from __future__ import annotations
+
+import math
+
+from simulator.base.compiled import compiled
+from simulator.engine.blocks import (
+    available,
+    blocks_for,
+    count_hits,
+    count_idle,
+    count_kept,
+    hold,
+    share_prompt,
+    take,
+    take_back,
+)
+from simulator.engine.state import Limits, Ranks, Requests
+from simulator.results.tables import ADMISSION_LIMITS
+
+_MAX_SEQUENCES, _KV_CACHE, _TOKEN_BUDGET = (
+    ADMISSION_LIMITS.index(name) for name in ("max_sequences", "kv_cache", "token_budget")
+)
+_CLIPPED_OUTPUT = 4096
+"""Most output tokens of one request that SGLang counts on
+(``SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION`` in its ``environ.py``)."""
+
+
+@compiled
+def admit(
+    requests: Requests, ranks: Ranks, d: int, budget: int, limits: Limits, now_s: float
+) -> int:
+    """Admit waiting requests in order while tokens, places and blocks last. Returns the tokens
+    left.
+    """
+    pool = d % len(ranks.free_blocks)
+    if limits.output_share > 0 and ranks.is_full[d] and ranks.num_running[d] > 0:
+        ranks.stopped_by[d] = _KV_CACHE
+        return budget
+    coming = _count_coming(requests, ranks, d, limits)
+    while ranks.head[d] >= 0 and budget > 0 and ranks.num_running[d] < limits.max_sequences:
+        r = ranks.head[d]
+        hits = count_hits(requests, ranks, pool, r, limits)
+        kept = count_kept(requests, ranks, r, pool, hits, limits)
+        found = hits * limits.prefix_tokens + kept * limits.block_tokens
+        computed = max(found, requests.brought[r])
+        known = requests.num_input[r] + requests.generated[r]
+        remaining = known - computed
+        new = remaining if not limits.splits_prompts else min(remaining, budget)
+        output = requests.num_output[r] - requests.generated[r]
+        reach = known + output if limits.reserves_output else computed + new
+        room, clipped = reach, min(output, _CLIPPED_OUTPUT)
+        if limits.checks_known:
+            room = max(reach, known)
+        elif limits.output_share > 0:
+            room = known + clipped + coming
+        in_use = hits - count_idle(requests, ranks, pool, r, hits)
+        asked = blocks_for(room, limits) - in_use * limits.prefix_blocks
+        if ranks.num_running[d] > 0:
+            asked += limits.watermark_blocks
+        has_blocks = asked <= available(ranks, pool, limits)
+        fits_budget = new <= budget or budget == limits.token_budget
+        if not has_blocks or not fits_budget:
+            ranks.stopped_by[d] = _TOKEN_BUDGET if has_blocks else _KV_CACHE
+            ranks.is_full[d] = not has_blocks
+            return budget
+        start = requests.prefix_starts[r]
+        for i in range(start, start + hits):
+            hold(ranks, pool, requests.prefix_ids[i])
+        take_back(requests, ranks, r, pool, kept)
+        need = blocks_for(reach, limits) - hits * limits.prefix_blocks
+        take(ranks, pool, need - kept, limits)
+        requests.blocks[r] = need
+        requests.shared[r] = hits
+        requests.computed[r] = computed
+        share_prompt(requests, ranks, pool, r, computed + new, limits)
+        _run(requests, ranks, d, r, new, now_s)
+        budget = max(0, budget - new)
+        coming += clipped
+    is_full = ranks.num_running[d] >= limits.max_sequences
+    ranks.stopped_by[d] = _MAX_SEQUENCES if is_full else _TOKEN_BUDGET
+    return budget
+
+
+@compiled
+def _count_coming(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> int:
+    """Output tokens that SGLang counts on from the requests of rank ``d`` that run: of those that
+    decode a share, which follows how many it had to retract lately (``PrefillAdder``).
+    """
+    if limits.output_share == 0:
+        return 0
+    running, generated, num_output = ranks.running, requests.generated, requests.num_output
+    tokens = 0.0
+    for i in range(ranks.num_running[d]):
+        r = running[d, i]
+        left = min(num_output[r] - generated[r], _CLIPPED_OUTPUT)
+        tokens += left if generated[r] == 0 else left * ranks.output_share[d]
+    return int(tokens)
+
+
+@compiled
+def _run(requests: Requests, ranks: Ranks, d: int, r: int, new: int, now_s: float) -> None:
+    """The first of those that wait at rank ``d`` runs, beginning with ``new`` tokens."""
+    requests.admitted[r] = ranks.num_admissions[0]
+    ranks.num_admissions[0] += 1
+    if math.isnan(requests.scheduled_s[r]):
+        requests.scheduled_s[r] = max(
+            now_s, requests.arrival_s[r]
+        )  # SimPy adds delays, which may round a hair early
+        requests.cached[r] = requests.computed[r]
+    ranks.head[d] = requests.following[r]
+    if ranks.head[d] < 0:
+        ranks.tail[d] = -1
+    ranks.num_waiting[d] -= 1
+    i = ranks.num_running[d]
+    ranks.running[d, i] = r
+    ranks.chunk[d, i] = new
+    ranks.num_running[d] += 1
