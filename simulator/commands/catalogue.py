@@ -21,6 +21,7 @@ _DATA = {
     "models": "workloads/models",
     "accelerators": "cluster_configs/accelerators",
     "calibrations": "cluster_configs/calibration",
+    "engines": "cluster_configs/engines",
 }
 POLICIES = {
     "routing": "routing",

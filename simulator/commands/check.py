@@ -22,11 +22,12 @@ from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 from simulator.config.calibration import CalibrationFile, read_calibration
 from simulator.config.capacity import Question
 from simulator.config.cluster import ClusterSpec
+from simulator.config.engine import EngineSpec
 from simulator.config.host import HostCalibration, load_any_calibration
 from simulator.config.model import ModelSpec, load_model
 from simulator.config.routing import routing_note
 from simulator.config.workload import NamedWorkloadSpec, WorkloadSpec
-from simulator.policies.contracts import wire_cluster
+from simulator.policies.contracts import make_rules, wire_cluster
 from simulator.scenario.question import load_question, requests_of, routing_notes
 from simulator.scenario.scenario import Scenario, load_scenario
 from simulator.workload.requests import load_requests
@@ -38,6 +39,7 @@ FILES: dict[str, type[BaseModel]] = {
     "model": ModelSpec,
     "accelerator": AcceleratorSpec,
     "cluster": ClusterSpec,
+    "engine": EngineSpec,
     "calibration": CalibrationFile,
     "host calibration": HostCalibration,
 }
@@ -50,6 +52,7 @@ _TELLING_KEYS = {
     "lengths": "workload",
     "mixers": "model",
     "memory_bytes_per_s": "accelerator",
+    "tiers": "engine",
     "gemm": "calibration",
     "kernels": "host calibration",
     "topology": "cluster",
@@ -166,6 +169,14 @@ def _check_accelerator(path: Path, _: list[str]) -> _Found:
     return _Found(f", {found.title}")
 
 
+def _check_engine(path: Path, _: list[str]) -> _Found:
+    found = validate(EngineSpec, read_toml(path), str(path))
+    for tier in found.tiers:
+        for more in ({}, tier.offline):
+            make_rules(build("scheduling", {**found.scheduling, **tier.server, **more}, str(path)))
+    return _Found(f", {found.title}; {len(found.tiers)} sizes of GPU memory")
+
+
 def _check_calibration(path: Path, _: list[str]) -> _Found:
     return _Found(f", {validate(CalibrationFile, read_calibration(path), str(path)).title}")
 
@@ -197,6 +208,7 @@ _CHECKS: dict[str, Callable[[Path, list[str]], _Found]] = {
     "workload": _check_workload,
     "model": _check_model,
     "accelerator": _check_accelerator,
+    "engine": _check_engine,
     "calibration": _check_calibration,
     "host calibration": _check_host_calibration,
     "cluster": _check_cluster,

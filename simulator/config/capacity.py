@@ -186,8 +186,9 @@ class Space(Frozen):
     ] = ("contiguous",)
     """Of experts without copies: in order of their index, or by their loads of the day before, as
     those with copies always are."""
-    max_sequences: SequenceNumbers = (512,)
-    """Requests that may run at once on a data-parallel rank."""
+    max_sequences: SequenceNumbers | None = None
+    """Requests that may run at once on a data-parallel rank; absent = as many as the engine starts
+    with on these GPUs."""
     overlap: Annotated[
         tuple[Literal["none", "two_batch"], ...], Field(strict=False, min_length=1)
     ] = ("none", "two_batch")

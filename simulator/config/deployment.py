@@ -67,13 +67,9 @@ class PrefillPoolSpec(Frozen):
 
     parallel: ParallelSpec = ParallelSpec()
     replicas: Replicas = 1
-    scheduling: Policy = {
-        "kind": "prefill_first",
-        "token_budget": 8192,
-        "max_sequences": 256,
-        "splits_prompts": True,
-    }
-    """A prompt yields its first token here and leaves, so there is nothing but prompts."""
+    scheduling: Policy | None = None
+    """As the deployment's. A prompt yields its first token here and leaves, so there is nothing but
+    prompts."""
     cluster: str | None = None
     """Absent = the deployment's, whose GPUs the two pools then share out."""
     overlap: Literal["none", "two_batch"] = "none"
@@ -141,7 +137,12 @@ class DeploymentSpec(Frozen):
     dispatch: Policy | None = None
     """Absent = ``deepep_auto`` on accelerators, ``per_node`` between processes of one machine,
     whose times were measured so."""
-    scheduling: Policy = {"kind": "chunked"}
+    usage: Literal["server", "offline"] = "server"
+    """Whether the engine serves over HTTP or is given all requests by a program, which vLLM starts
+    with larger steps."""
+    scheduling: Policy | None = None
+    """Keys that are absent are as the engine sets them by itself on these GPUs, see
+    ``cluster_configs/engines``."""
     balancing: Policy = {"kind": "least_outstanding"}
     overlap: Literal["none", "two_batch"] = "none"
     """``two_batch``: a step's tokens go through the layers with routed experts in two halves, one

@@ -34,7 +34,7 @@ def facts_of(plan: DeploymentPlan) -> dict[str, Any]:
         "placement": policy_text(plan.spec.placement) if experts else None,
         "dispatch": _dispatch_text(plan),
         "topology": policy_text(plan.cluster.topology),
-        "scheduling": policy_text({**plan.spec.scheduling, **plan.rules._asdict()}),
+        "scheduling": policy_text({**(plan.spec.scheduling or {}), **plan.rules._asdict()}),
         "max_sequences": plan.rules.max_sequences,
         "token_budget": plan.rules.token_budget,
         "balancing": policy_text(plan.spec.balancing),

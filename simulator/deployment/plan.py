@@ -17,6 +17,7 @@ from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import Calibration, CalibrationFile, pruned_entry
 from simulator.config.cluster import ClusterSpec, load_cluster
 from simulator.config.deployment import DeploymentSpec
+from simulator.config.engine import resolve_scheduling
 from simulator.config.ffn import DenseFFN
 from simulator.config.host import HostCalibration, HostRates, load_any_calibration
 from simulator.config.model import ModelSpec, load_model
@@ -165,7 +166,11 @@ def _make_pool(
         )
     precision = _precision(spec, model)
     _check_pruning(spec, model, precision, loaded, place)
-    rules = make_rules(build("scheduling", spec.scheduling, f"{place} [scheduling]"))
+    scheduling = resolve_scheduling(
+        spec.scheduling, spec.engine, accelerator, layout.attention_dp, spec.usage
+    )
+    spec = spec.model_copy(update={"scheduling": scheduling})
+    rules = make_rules(build("scheduling", scheduling, f"{place} [scheduling]"))
     _check_sequences(replicas, layout, rules, place)
     _check_stages(spec, layout, cluster, loaded, rules, place)
     fabric = _wired(cluster, layout.num_ranks, place)

@@ -314,7 +314,7 @@ def deployment(space: Space, option: Option, sized: Sized, name: str = "") -> De
     pool = PrefillPoolSpec(
         parallel=first.parallel, replicas=sized.prefill_replicas, overlap=first.overlap
     )
-    scheduling = {**pool.scheduling, "token_budget": option.budget}
+    scheduling = {"token_budget": option.budget}
     spec = space.spec(
         design,
         option.budget,

@@ -70,7 +70,10 @@ def screen(space: Space, traffic: Traffic, model: int, machines: int) -> Screene
     ] = {}
     asked = space.question.space
     budgets, sents = asked.token_budgets, space.candidates[model].entry.dispatch_dtypes or ("",)
-    usual = asked.max_sequences[0], "contiguous" if "contiguous" in asked.placements else "eplb"
+    usual = (
+        (asked.max_sequences or (0,))[0],
+        "contiguous" if "contiguous" in asked.placements else "eplb",
+    )
     ruled = Ruled()
     speeds: list[Speeds] = []
     share, context = (

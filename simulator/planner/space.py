@@ -61,8 +61,8 @@ class Design(NamedTuple):
     """Empty = as engines do with the weights' format, or nothing travels."""
     placement: str = "contiguous"
     """Of experts without copies."""
-    max_sequences: int = 512
-    """Of a data-parallel rank."""
+    max_sequences: int = 0
+    """Of a data-parallel rank; 0 = as the engine starts with."""
 
     @property
     def num_ranks(self) -> int:
@@ -176,7 +176,9 @@ class Space:
                 if reason is not None:
                     ruled.out(reason, f"{split}, PP {pp}", len(weights) * len(caches) * len(eps))
                     continue
-                for ep, weight, cache, most in product(eps, weights, caches, space.max_sequences):
+                for ep, weight, cache, most in product(
+                    eps, weights, caches, space.max_sequences or (0,)
+                ):
                     travels = ep > 1 and dp > 1
                     overlaps = space.overlap if travels else ("none",)
                     sent = one.dispatch_dtypes or ("",) if travels else ("",)
@@ -316,7 +318,7 @@ class Space:
         kv += f", sends {design.dispatch_dtype}" if design.dispatch_dtype else ""
         kv += (
             f", {design.max_sequences} sequences"
-            if len(self.question.space.max_sequences) > 1
+            if len(self.question.space.max_sequences or ()) > 1
             else ""
         )
         return f"{self.formatted(design)}{kv}, {self.split(design)} on {machines.offer.cluster}"
@@ -351,23 +353,14 @@ class Space:
         return ", ".join(split)
 
 
-def scheduling(engine: str, budget: int, max_sequences: int = 512) -> Policy:
-    """How an engine batches."""
-    if engine.startswith("sglang"):
-        return {
-            "kind": "prefill_first",
-            "token_budget": budget,
-            "max_sequences": max_sequences,
-            "splits_prompts": True,
-        }
+def scheduling(engine: str, budget: int, max_sequences: int) -> Policy:
+    """What a design changes of how its engine batches by itself."""
+    changes: Policy = {"token_budget": budget}
+    if max_sequences:
+        changes["max_sequences"] = max_sequences
     if engine.startswith("trtllm"):
-        return {
-            "kind": "no_evict",
-            "token_budget": budget,
-            "max_sequences": max_sequences,
-            "chunked_prompts": True,
-        }
-    return {"kind": "chunked", "token_budget": budget, "max_sequences": max_sequences}
+        changes["chunked_prompts"] = True
+    return changes
 
 
 def _named(model: ModelSpec, pruning: Pruning | None) -> ModelSpec:

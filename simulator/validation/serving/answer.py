@@ -13,6 +13,7 @@ from simulator.config.accelerator import load_accelerator
 from simulator.config.calibration.disaggregation import DisaggregationFit
 from simulator.config.calibration.engine import release_of
 from simulator.config.deployment import DeploymentSpec
+from simulator.config.engine import resolve_scheduling
 from simulator.config.host import HostCalibration, load_any_calibration
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.prefill_loop import Prompts
@@ -282,7 +283,14 @@ def _batched(plan: DeploymentPlan, found: Deployment) -> DeploymentPlan:
     calibration = load_any_calibration(plan.accelerator.calibration, place)
     if isinstance(calibration, HostCalibration):
         raise UnanswerableError("a machine's own calibration has no engines")
-    rules = build("scheduling", found.spec.scheduling, place).rules()
+    scheduling = resolve_scheduling(
+        found.spec.scheduling,
+        found.spec.engine,
+        plan.accelerator,
+        plan.layout.attention_dp,
+        found.spec.usage,
+    )
+    rules = build("scheduling", scheduling, place).rules()
     return replace(
         plan, spec=found.spec, rules=rules, calibration=calibration.on(found.spec.engine)
     )

@@ -1,0 +1,118 @@
+"""How a serving engine batches when it is started without flags: one file for each release from
+which on it changed.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from simulator.base.data import available_files
+from simulator.base.frozen import Frozen, Policy, validate
+from simulator.base.quantities import Bytes, Factor
+from simulator.base.reading import read_toml
+from simulator.config.accelerator import AcceleratorSpec
+from simulator.config.calibration.engine import engine_key, release_of
+
+_FAMILY = "cluster_configs/engines"
+Usage = Literal["server", "offline"]
+"""Whether an engine answers requests over HTTP, or is given all of them by a program."""
+
+
+class Tier(Frozen):
+    """What an engine starts with on GPUs of some memory."""
+
+    least_memory_bytes: Bytes = 0.0
+    """Of a GPU, as its driver shows it."""
+    other_than: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Beginnings of the names of accelerators that it does not hold for."""
+    server: Policy
+    """Keys of the scheduling policy."""
+    offline: Policy = {}
+    """Those that differ where a program gives all requests."""
+
+
+class WithAttentionDP(Frozen):
+    """What attention data parallelism changes."""
+
+    conservativeness: Factor | None = None
+    splits_budget: bool = False
+    """Whether the tokens of a step are those of all data-parallel ranks together."""
+
+
+class EngineSpec(Frozen):
+    """One release of a serving engine, and those behind it up to the next file's."""
+
+    title: str
+    engine: str
+    release: str
+    scheduling: Policy
+    """The policy, and keys that no GPU changes."""
+    tiers: Annotated[tuple[Tier, ...], Field(strict=False, min_length=1)]
+    """The first that fits holds."""
+    attention_dp: WithAttentionDP = WithAttentionDP()
+    sources: dict[str, str]
+
+    @model_validator(mode="after")
+    def _holds_for_all(self) -> Self:
+        last = self.tiers[-1]
+        if last.least_memory_bytes or last.other_than:
+            raise ValueError("tiers must end with one that holds for every GPU")
+        return self
+
+    def scheduling_on(
+        self, accelerator: AcceleratorSpec, attention_dp: int, usage: Usage
+    ) -> Policy:
+        """The scheduling policy with every key that the engine sets itself."""
+        memory = accelerator.servable_memory_bytes
+        tier = next(
+            tier
+            for tier in self.tiers
+            if memory >= tier.least_memory_bytes
+            and not accelerator.name.startswith(tier.other_than or ("\0",))
+        )
+        found = {**self.scheduling, **tier.server}
+        if usage == "offline":
+            found |= tier.offline
+        if attention_dp > 1 and self.attention_dp.conservativeness is not None:
+            found["conservativeness"] = self.attention_dp.conservativeness
+        if self.attention_dp.splits_budget:
+            found["token_budget"] = max(1, found["token_budget"] // attention_dp)
+        return found
+
+
+def resolve_scheduling(
+    asked: Policy | None, engine: str, accelerator: AcceleratorSpec, attention_dp: int, usage: Usage
+) -> Policy:
+    """The scheduling policy of a deployment: the keys that it names, and the engine's own for the
+    rest; for a policy of another kind than the engine's, the policy's own.
+    """
+    own, spec = asked or {}, find_engine(engine)
+    if spec is None:
+        return {"kind": "chunked", **own}
+    usual = spec.scheduling_on(accelerator, attention_dp, usage)
+    return {**usual, **own} if own.get("kind", usual["kind"]) == usual["kind"] else own
+
+
+def find_engine(engine: str) -> EngineSpec | None:
+    """The file that holds for ``vllm`` or ``vllm@0.19.1``: of the newest release where none is
+    said, the oldest there is for releases before it; ``None`` for engines without a file.
+    """
+    name, _, version = engine.partition("@")
+    files = map(_read, available_files(_FAMILY).values())
+    own = {f"{name}@{one.release}": one for one in files if one.engine == name}
+    if not own:
+        return None
+    by_age = sorted(own, key=lambda key: release_of(own[key].release))
+    key = engine_key(tuple(own), engine) if version else None
+    if key is None:
+        key = by_age[0] if release_of(version) else by_age[-1]
+    return own[key]
+
+
+@cache
+def _read(path: Path) -> EngineSpec:
+    return validate(EngineSpec, read_toml(path), str(path))
