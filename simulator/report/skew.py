@@ -12,8 +12,8 @@ from simulator.report import style
 from simulator.results.formats import TIMES
 
 SKEW = (
-    "The dotted line is what uniform routing gives by chance at as many tokens; "
-    "the shade above it is the skew of the routing."
+    "The dotted line is what uniform routing gives by chance at as many tokens; the shade from "
+    "it up to the mean of the layers is the skew of the routing."
 )
 """What the line and the shade of :func:`add_imbalance` are."""
 _SHADE = 0.22
@@ -24,7 +24,7 @@ _HALF_WIDTH = 0.3
 def add_imbalance(
     drawn: go.Figure, ratio: pd.Series, uniform: dict[str, float], label: str, line: dict[str, Any]
 ) -> None:
-    """Add a deployment's curve, the line that chance alone gives, and a shade for the rest.
+    """Add a deployment's curve, the line that chance alone gives, and a shade for its skew.
 
     Args:
         ratio: pairs of the busiest rank over the mean rank's, by layer.
@@ -38,10 +38,12 @@ def add_imbalance(
         layers = np.array([layers[0] - _HALF_WIDTH, layers[0] + _HALF_WIDTH])
         values, names = np.repeat(values, 2), names * 2
     chance = np.full(len(layers), uniform["mean"])
+    # Of the mean, since single layers scatter to both sides of what chance gives on average.
+    skewed = np.fmax(np.full(len(layers), np.nanmean(values)), chance)
     hidden = {"name": label, "showlegend": False, "mode": "lines"}
     drawn.add_scatter(
         x=np.concatenate([layers, layers[::-1]]),
-        y=np.float32(np.concatenate([chance, np.fmax(values, chance)[::-1]])),
+        y=np.float32(np.concatenate([chance, skewed])),
         line={"width": 0, "color": line["color"]},
         fill="toself",
         fillcolor=style.faded(line["color"], _SHADE),

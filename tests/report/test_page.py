@@ -145,7 +145,7 @@ def test_headings_say_which_steps_are_the_runs_own(runs, page):
 def test_imbalance_is_set_against_that_of_uniform_routing(page):
     words = Cells(page).words
     assert METRICS["uniform_imbalance"].label in words
-    assert any("the shade above it is the skew of the routing" in word for word in words)
+    assert any("up to the mean of the layers is the skew of the routing" in word for word in words)
 
 
 def test_chrome_trace_is_valid(runs):

@@ -22,13 +22,13 @@ def drawn(ratios):
 
 @cases(40)
 @given(st.lists(st.floats(1.0, 8.0), min_size=1, max_size=12))
-def test_the_shade_lies_between_chance_and_what_is_above_it(ratios):
+def test_the_shade_reaches_from_chance_to_the_mean_of_the_layers_above_it(ratios):
     shade, chance, curve = drawn(ratios)
     assert set(chance.y) == {np.float32(UNIFORM["mean"])}
     assert sorted(set(curve.y)) == sorted(set(np.float32(ratios)))
     half = len(shade.y) // 2
     assert set(shade.y[:half]) == {np.float32(UNIFORM["mean"])}
-    assert shade.y[half:] == pytest.approx(np.maximum(curve.y, chance.y)[::-1])
+    assert shade.y[half:] == pytest.approx(max(np.mean(ratios), UNIFORM["mean"]))
     assert [trace.name for trace in (shade, chance, curve)] == ["a"] * 3
     assert [trace.showlegend for trace in (shade, chance, curve)] == [False, False, None]
 

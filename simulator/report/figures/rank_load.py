@@ -20,7 +20,8 @@ class RankLoad(Frozen):
     section: ClassVar[str] = "Experts and ranks"
     definition: ClassVar[str] = (
         "Token-expert pairs computed on each rank over the mean of its layer, "
-        f"in one step; every layer waits for its reddest rank. {WHICH}"
+        "in one step; every layer waits for its reddest rank. Few tokens are uneven by chance: "
+        f"the plot of the imbalance says by how much. {WHICH}"
     )
     absent: ClassVar[str] = (
         "No deployment in this run recorded its ranks (a dense model has no experts to spread)."

@@ -22,7 +22,7 @@ class StepParts(Frozen):
     section: ClassVar[str] = "Where a step's time goes"
     definition: ClassVar[str] = (
         "Time of one decode step and one prefill step by what a rank was doing, mean over ranks. "
-        f"{WHICH}"
+        f"{WHICH} Deployments' steps need not hold equally many tokens."
     )
     absent: ClassVar[str] = "The run holds no timeline of single steps."
     order: ClassVar[int] = 71
