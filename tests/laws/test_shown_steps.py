@@ -2,13 +2,23 @@
 simulated.
 """
 
+import json
+
 import numpy as np
 import pytest
 
+from simulator.commands.run import run_scenario
 from simulator.engine.cluster import run_plan
 from simulator.engine.replica import Replica
+from simulator.scenario.scenario import load_scenario
+from tests.small_scenario import small_scenario
 
-SPLIT = {"attention_dp": 4, "ep": 4}
+SPLIT = {
+    "attention_dp": 4,
+    "ep": 4,
+    "scheduling": {"kind": "chunked", "token_budget": 64, "max_sequences": 64},
+}
+"""With a table of few entries, which is quickly filled."""
 DETAILED = ["rank", "message"]
 
 
@@ -97,3 +107,22 @@ def test_of_a_pipeline_the_fullest_batch_is_shown(tiny, formed):
         assert together in [batch.tokens_d.tolist() for batch in batches]
         assert sum(together) == max(int(batch.tokens_d.sum()) for batch in batches)
         assert step.num_batches == 2
+
+
+@pytest.mark.parametrize("fidelity", ["step", "rank"])
+def test_run_json_says_which_steps_the_tables_are_of(tmp_path, fidelity):
+    path = tmp_path / "small.toml"
+    path.write_text(small_scenario("mixtral-8x7b", 4))
+    results = run_scenario(load_scenario(str(path), [])[0], path, fidelity)
+    shown = json.loads(json.dumps(results.run, allow_nan=False))["deployments"]["own"][
+        "shown_steps"
+    ]
+    assert set(shown) == set(results.ranks["phase"]) == set(results.spans["phase"])
+    steps = results.steps.set_index("start_s")
+    for step in shown.values():
+        assert len(step["prefill_tokens"]) == len(step["decode_tokens"]) == 4
+        assert 1 < step["uniform_imbalance"]["mean"] < 4
+        if fidelity == "rank":
+            assert steps.loc[step["start_s"], "duration_s"] == step["duration_s"]
+        else:
+            assert (step["source"], step["start_s"]) == ("representative", None)

@@ -98,8 +98,9 @@ def test_a_concentrated_routing_has_one_that_stays_at_large_batches(tiny, total)
 
 def test_a_run_sets_its_imbalance_against_that_of_its_own_batches(tiny):
     trace = tiny.trace(60, 2000.0)
+    scheduling = {"kind": "chunked", "token_budget": 64, "max_sequences": 64}
     even, uneven = (
-        run_plan(tiny.plan("moe", routing=routing, **SPLIT), trace)
+        run_plan(tiny.plan("moe", routing=routing, scheduling=scheduling, **SPLIT), trace)
         for routing in (EVEN, CONCENTRATED)
     )
     assert even.load_imbalance == pytest.approx(even.uniform_imbalance, rel=0.03)
