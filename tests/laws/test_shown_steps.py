@@ -109,6 +109,17 @@ def test_of_a_pipeline_the_fullest_batch_is_shown(tiny, formed):
         assert step.num_batches == 2
 
 
+def test_of_pools_each_shows_a_step_of_its_own(tiny):
+    keys = {"prefill": {"parallel": {"attention_dp": 2, "ep": 2}, "replicas": 2}, "replicas": 2}
+    record = run_plan(tiny.plan("moe", **keys, **SPLIT), tiny.trace(12, 2000.0), "rank")
+    pool_of = record.steps.groupby("replica")["pool"].first()
+    for phase, step in record.shown_steps.items():
+        assert pool_of[step.replica] == phase
+        row = log_row(record, step)
+        assert (row["start_s"], row["duration_s"]) == (step.start_s, step.duration_s)
+        assert len(step.decode_tokens) == {"decode": 4, "prefill": 2}[phase]
+
+
 @pytest.mark.parametrize("fidelity", ["step", "rank"])
 def test_run_json_says_which_steps_the_tables_are_of(tmp_path, fidelity):
     path = tmp_path / "small.toml"
