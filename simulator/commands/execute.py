@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ import pandas as pd
 from simulator.base.errors import LostError, UserError, did_you_mean
 from simulator.base.plugins import build
 from simulator.base.progress import Progress, show_nothing
+from simulator.base.thinned import Thinned
 from simulator.commands.execute_tables import (
+    Timed,
+    choose_median,
     combine_moments,
     largest_difference,
     predicted_span_rows,
@@ -27,13 +31,17 @@ from simulator.config.deployment import DeploymentSpec
 from simulator.config.execution import ExecutionSpec
 from simulator.deployment.facts import facts_of
 from simulator.deployment.plan import DeploymentPlan, make_plan
+from simulator.deployment.uniform_routing import uniform_imbalance
 from simulator.engine.forecast import EvenStep, forecast
-from simulator.results.executed import RANK_COLUMNS, STEP_COLUMNS, Executed
+from simulator.results.executed import RANK_COLUMNS, STEP_COLUMNS, Executed, ShownTimeline
 from simulator.results.provenance import Provenance
+from simulator.results.shown_steps import SHOWN
 from simulator.runtime import require
 from simulator.scenario.scenario import Scenario
 
 _AGAIN = "nothing was written; run the same command again"
+_MOST_TIMELINES = 256
+"""Of the steps of a kind that are kept until the median is known, spread evenly over them."""
 _STRIDE = 997
 """Places in the pool of expert choices between two steps' beginnings."""
 
@@ -100,7 +108,9 @@ def execute_scenario(
         "machine": runner.machine,
         "calibration": _calibration(plans),
         "nodes": runner.nodes_text,
-        "deployments": {plan.name: facts_of(plan) for plan in plans},
+        "deployments": {
+            plan.name: facts_of(plan) | {SHOWN: runner.shown[plan.name]} for plan in plans
+        },
         "scenario": scenario.model_dump(mode="json"),
     }
     joined = {name: pd.concat(found, ignore_index=True) for name, found in tables.items()}
@@ -196,6 +206,8 @@ class _Runner:
             if simulated_nodes
             else f"{len(nodes.alive)} node(s)"
         )
+        self.shown: dict[str, dict[str, Any]] = {}
+        """By deployment that has run and kind, the fields of ``ShownTimeline``."""
         self._backend: Any = None
 
     def close(self) -> None:
@@ -234,6 +246,7 @@ class _Runner:
         ranks: list[dict[str, Any]] = []
         spans: list[pd.DataFrame] = []
         differences: dict[str, float] = {}
+        timed: dict[str, Thinned[Timed]] = {}
         meters: dict[str, LoadMeter] = {}
         others: dict[str, float] = {}
         reference = Reference(job)
@@ -248,21 +261,20 @@ class _Runner:
             if counts:
                 measured = combine_moments(plan, shards)
                 measured.phases["overhead"] += max(0.0, wall_s - measured.duration_s)
+                duration_s = max(wall_s, measured.duration_s)
                 rows.append(
-                    step_row(
-                        plan.name,
-                        kind,
-                        "measured",
-                        step,
-                        measured.duration_s + max(0.0, wall_s - measured.duration_s),
-                        measured.phases,
-                    )
+                    step_row(plan.name, kind, "measured", step, duration_s, measured.phases)
                 )
+                kept = timed.setdefault(kind, Thinned(_MOST_TIMELINES))
+                kept.add(Timed(step.number, duration_s, measured.spans))
                 ranks += rank_rows(plan.name, kind, step, shards)
                 if step.number == _last(execution, kind):
                     others[kind] = meters[kind].others_share()
-                    spans.append(span_rows(plan.name, f"{kind}, measured", measured.spans))
             self.tick(plan.name, done + 1, total)
+        medians = {kind: choose_median(kept.items) for kind, kept in timed.items()}
+        spans += [
+            span_rows(plan.name, f"{kind}, measured", step.spans) for kind, step in medians.items()
+        ]
         counted = [(kind, step) for kind, step, counts in _steps(execution) if counts]
         for (kind, step), times in zip(
             counted,
@@ -272,8 +284,14 @@ class _Runner:
             rows.append(
                 step_row(plan.name, kind, "predicted", step, times.duration_s, times.phases)
             )
-            if step.number == _last(execution, kind):
+            if step.number == medians[kind].number:
                 spans.append(predicted_span_rows(plan.name, f"{kind}, predicted", times))
+        self.shown[plan.name] = {
+            kind: asdict(
+                ShownTimeline(medians[kind].number, uniform_imbalance(plan, step.num_tokens))
+            )
+            for kind, step in dict(counted).items()
+        }
         faults = backend.faults[known_faults:]
         table = pd.DataFrame(rows, columns=list(STEP_COLUMNS))
         return {

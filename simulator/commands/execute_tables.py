@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -73,6 +74,22 @@ def predicted_span_rows(deployment: str, phase: str, times: StepTimes) -> pd.Dat
         phase,
         [(s.rank, s.phase, s.layer, s.start_s, s.duration_s) for s in times.spans or []],
     )
+
+
+class Timed(NamedTuple):
+    """A measured step with its timeline."""
+
+    number: int
+    duration_s: float
+    spans: list[tuple[int, str, int, float, float]]
+
+
+def choose_median(steps: Sequence[Timed]) -> Timed:
+    """The step at the median of their times, of two in the middle the shorter: an outlier is never
+    it.
+    """
+    ordered = sorted(steps, key=lambda step: step.duration_s)
+    return ordered[(len(ordered) - 1) // 2]
 
 
 def largest_difference(

@@ -16,6 +16,7 @@ from simulator.engine.cluster import Fidelity, run_plan
 from simulator.results.folder import Results, gather
 from simulator.results.metrics import summarise
 from simulator.results.provenance import Provenance
+from simulator.results.shown_steps import describe_shown
 from simulator.results.verdict import verdict
 from simulator.scenario.scenario import Scenario
 from simulator.workload.requests import describe, load_requests, longest_tokens
@@ -89,7 +90,10 @@ def run_scenario(
             **describe(trace),
         },
         "slo": slo.model_dump(),
-        "deployments": {plan.name: facts_of(plan) for plan in plans},
+        "deployments": {
+            plan.name: facts_of(plan) | describe_shown(record)
+            for plan, record in zip(plans, records, strict=True)
+        },
         "notes": notes_on(scenario, plans),
         "scenario": scenario.model_dump(mode="json"),
     }

@@ -1,16 +1,22 @@
-"""What a run leaves: tables of requests and steps, and representative steps run again rank by
+"""What a run leaves: tables of requests and steps, and a step of each kind run again rank by
 rank.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from math import nan
+
 import numpy as np
 import pandas as pd
 
 from simulator.deployment.plan import DeploymentPlan
+from simulator.deployment.uniform_routing import mean_uniform_imbalances
 from simulator.engine.fast import LOG_COLUMNS
 from simulator.engine.pool import Pool
 from simulator.engine.probe import probe
+from simulator.engine.replica import ByRanks
+from simulator.engine.state import Floats
 from simulator.results.tables import (
     ADMISSION_LIMITS,
     NUM_GAP_BINS,
@@ -28,7 +34,10 @@ _COUNTS = {
 
 
 def make_record(
-    plan: DeploymentPlan, requests: pd.DataFrame, pools: dict[str, Pool]
+    plan: DeploymentPlan,
+    requests: pd.DataFrame,
+    pools: dict[str, Pool],
+    by_ranks: Mapping[str, ByRanks],
 ) -> DeploymentRecord:
     """Put a run's rows together.
 
@@ -36,11 +45,12 @@ def make_record(
         requests: ``REQUEST_COLUMNS`` but the deployment.
         pools: by name, ``both`` for one that computes prompts and decodes; replicas are numbered on
             from pool to pool.
+        by_ranks: what ran the pools' steps where ranks were simulated; empty where a table did.
     """
     unfinished = int(requests["finish_s"].isna().sum())
     if unfinished:
         raise RuntimeError(f"{unfinished} requests of deployment '{plan.name}' never finished")
-    logs, probes, read_bytes, number = [], [], 0.0, 0
+    logs, probes, uniform, read_bytes, number = [], [], [], 0.0, 0
     for name, pool in pools.items():
         own = []
         for replica in pool.replicas:
@@ -54,15 +64,20 @@ def make_record(
             number += 1
         logs += own
         steps = pd.concat(own, ignore_index=True)
+        uniform.append(mean_uniform_imbalances(pool.plan, _tokens_of_batches(pool.plan, steps)))
         read_bytes += float(steps["read_bytes"].sum()) * pool.plan.layout.num_gpus
-        found = probe(pool.plan, pool.prices, steps, requests)
+        found = probe(pool.plan, pool.prices, steps, requests, by_ranks.get(name))
         probes.append(found if name == "both" else found.only(name))
     everything = pd.concat(logs, ignore_index=True)
     replicas = [replica for pool in pools.values() for replica in pool.replicas]
     gaps = sum(
         (replica.clock.gap_counts for replica in replicas), np.zeros(NUM_GAP_BINS, dtype=np.int64)
     )
-    weighted = everything["load_imbalance"] * everything["duration_s"]
+    duration_s = everything["duration_s"].to_numpy()
+
+    def mean_over_time(values_S: Floats) -> float:
+        return float((values_S * duration_s).sum() / duration_s.sum()) if plan.experts else nan
+
     steps = everything[[column for column in STEP_COLUMNS if column != "deployment"]]
 
     def named(frame: pd.DataFrame) -> pd.DataFrame:
@@ -83,8 +98,17 @@ def make_record(
         traffic=together("traffic"),
         spans=together("spans"),
         itl=Gaps(gaps),
-        load_imbalance=float(weighted.sum() / everything["duration_s"].sum())
-        if plan.experts
-        else float("nan"),
+        load_imbalance=mean_over_time(everything["load_imbalance"].to_numpy()),
+        uniform_imbalance=mean_over_time(np.concatenate(uniform)),
         read_bytes=read_bytes,
+        shown_steps={phase: step for found in probes for phase, step in found.shown_steps.items()},
     )
+
+
+def _tokens_of_batches(plan: DeploymentPlan, steps: pd.DataFrame) -> Floats:
+    """Tokens of a batch that passes the routed experts in each step, ``[S]``: a pipeline's batches
+    in flight and the halves of two-batch overlap are taken to be alike.
+    """
+    halves = 2 if plan.spec.overlap == "two_batch" else 1
+    tokens_S = (steps["prefill_tokens"] + steps["decode_tokens"]).to_numpy(np.float64)
+    return np.maximum(tokens_S / (plan.layout.pp * halves), 1.0)

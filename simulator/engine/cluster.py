@@ -43,13 +43,18 @@ def run_plan(
     """
     if plan.prefill is not None:
         pools = Pools(plan, trace, progress)
+        by_ranks: dict[str, ByRanks] = {}
         if fidelity == "step":
             pools.by_table(*(make_table(pool.prices, name) for name, pool in _streams(pools)))
         else:
-            pools.in_simpy(*(_by_ranks(pool, fidelity, name) for name, pool in _streams(pools)))
-        return make_record(plan, pools.table(), {"decode": pools.decode, "prefill": pools.prefill})
+            prefill, decode = (_by_ranks(pool, fidelity, name) for name, pool in _streams(pools))
+            pools.in_simpy(prefill, decode)
+            by_ranks = {"decode": decode, "prefill": prefill}
+        served = {"decode": pools.decode, "prefill": pools.prefill}
+        return make_record(plan, pools.table(), served, by_ranks)
     run = _Run(plan, trace, progress)
-    if fidelity == "step":
+    execute = None if fidelity == "step" else _by_ranks(run.pool, fidelity, "steps")
+    if execute is None:
         table = make_table(run.pool.prices)
         if trace.concurrency is None:
             run.pool.serve(table, range(trace.num_requests), run.tick)
@@ -58,8 +63,10 @@ def run_plan(
         else:
             run.in_simpy(ByTable(table))
     else:
-        run.in_simpy(_by_ranks(run.pool, fidelity, "steps"))
-    return make_record(plan, run.table(), {"both": run.pool})
+        run.in_simpy(execute)
+    return make_record(
+        plan, run.table(), {"both": run.pool}, {} if execute is None else {"both": execute}
+    )
 
 
 MakeTable = Callable[[Prices, str], StepTable]
@@ -91,7 +98,7 @@ def _streams(pools: Pools) -> tuple[tuple[str, Pool], tuple[str, Pool]]:
     return ("prefill steps", pools.prefill), ("steps", pools.decode)
 
 
-def _by_ranks(pool: Pool, fidelity: Fidelity, stream: str) -> Execute:
+def _by_ranks(pool: Pool, fidelity: Fidelity, stream: str) -> ByRanks:
     make_wires = (
         FluidWires if fidelity == "rank" else partial(MessageWires, fabric=pool.plan.fabric)
     )

@@ -1,21 +1,34 @@
-"""Two representative steps at the ``rank`` fidelity: what the report shows of ranks, experts,
-traffic and time inside a step.
+"""A decode step and a step with prompt tokens, rank by rank: what the report shows of ranks,
+experts, traffic and time inside a step.
+
+Where ranks were simulated they are steps that the run took, run once more with everything kept.
+The ``step`` fidelity knows a step's tokens but not which rank had them, so it shows representative
+steps: as many tokens as one of its own, spread evenly over the ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import simpy
 
 from simulator.deployment.plan import DeploymentPlan
+from simulator.deployment.uniform_routing import uniform_imbalance
 from simulator.engine.fabric import FluidWires
-from simulator.engine.rank import finish_step, run_step
-from simulator.results.tables import EXPERT_COLUMNS, RANK_COLUMNS, SPAN_COLUMNS, TRAFFIC_COLUMNS
-from simulator.step.operations import step_operations
+from simulator.engine.rank import finish_step
+from simulator.engine.replica import ByRanks
+from simulator.engine.taken import TakenStep
+from simulator.results.tables import (
+    EXPERT_COLUMNS,
+    RANK_COLUMNS,
+    SPAN_COLUMNS,
+    TRAFFIC_COLUMNS,
+    ShownStep,
+)
 from simulator.step.prices import Prices
 from simulator.step.program import Batch
 
@@ -28,6 +41,7 @@ class Probe:
     experts: pd.DataFrame
     traffic: pd.DataFrame
     spans: pd.DataFrame
+    shown_steps: dict[str, ShownStep]
 
     def only(self, phase: str) -> Probe:
         """The step of one phase."""
@@ -35,11 +49,26 @@ class Probe:
             t[t["phase"] == phase].reset_index(drop=True)
             for t in (self.ranks, self.traffic, self.spans)
         )
-        return Probe(ranks, self.experts, traffic, spans)
+        steps = {name: step for name, step in self.shown_steps.items() if name == phase}
+        return Probe(ranks, self.experts, traffic, spans, steps)
+
+
+class _Chosen(NamedTuple):
+    """A batch to be shown."""
+
+    batch: Batch
+    offset: int
+    """Where in the pool of expert choices its tokens begin."""
+    taken: TakenStep | None
+    """The run's step that it is of; ``None`` for a representative one."""
 
 
 def probe(
-    plan: DeploymentPlan, prices: Prices, steps: pd.DataFrame, requests: pd.DataFrame
+    plan: DeploymentPlan,
+    prices: Prices,
+    steps: pd.DataFrame,
+    requests: pd.DataFrame,
+    by_ranks: ByRanks | None,
 ) -> Probe:
     """Run a decode step and a step with prompt tokens again, rank by rank: of each kind, one that
     is as long as the step in which its time passes at the median.
@@ -47,25 +76,23 @@ def probe(
     Args:
         steps: the run's log.
         requests: what it served, for the typical context of a sequence.
+        by_ranks: what ran the steps, where ranks were simulated.
     """
     ranks, traffic, spans = [], [], []
-    for phase, batch in _representative(plan, steps, requests).items():
-        env = simpy.Environment()
-        program = step_operations(prices, batch, 0)
-        times = finish_step(
-            env,
-            run_step(
-                env,
-                FluidWires(env),
-                program,
-                plan.layout.num_ranks,
-                shared_cores=plan.calibration.shared_cores,
-                keep_spans=True,
-            ),
+    shown: dict[str, ShownStep] = {}
+    again = by_ranks or ByRanks(prices, FluidWires)
+    for phase, step in _medians(steps):
+        chosen = (
+            _representative(plan, step, requests)
+            if by_ranks is None
+            else _fullest(by_ranks.taken.nearest(phase, float(step["duration_s"])))
         )
-        spans += [(phase, *span) for span in times.spans or []]
+        env = simpy.Environment()
+        run = again.run_batch(env, chosen.batch, chosen.offset, keep_spans=True)
+        spans += [(phase, *span) for span in finish_step(env, run).spans or []]
+        shown[phase] = _describe(plan, chosen, int(steps["replica"].min()))
         if plan.experts is not None:
-            rows, sent = _expert_ranks(plan, prices, batch, phase)
+            rows, sent = _expert_ranks(plan, prices, chosen, phase)
             ranks += rows
             traffic += sent
     return Probe(
@@ -75,6 +102,7 @@ def probe(
         spans=_frame(spans, ["phase", "rank", "name", "layer", "start_s", "duration_s"])[
             list(SPAN_COLUMNS)[1:]
         ],
+        shown_steps=shown,
     )
 
 
@@ -82,29 +110,54 @@ def _frame(rows: Sequence[tuple[object, ...]], columns: list[str]) -> pd.DataFra
     return pd.DataFrame(rows, columns=columns)
 
 
-def _representative(
-    plan: DeploymentPlan, steps: pd.DataFrame, requests: pd.DataFrame
-) -> dict[str, Batch]:
-    """A decode step and a step with prompt tokens, spread evenly over the data-parallel ranks (of
-    one of a pipeline's lanes).
-
-    Each is the one at the median of the time that steps of its kind take: half of that time passes
-    in steps that are no longer. The median of their number would be a short one, where many short
-    steps stand beside a few that take all the time.
+def _medians(steps: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
+    """Of each kind the step at the median of the time that steps of its kind take: half of that
+    time passes in steps that are no longer. The median of their number would be a short one, where
+    many short steps stand beside a few that take all the time.
     """
-    pp = plan.layout.pp
+    has_prompts = steps["prefill_tokens"] > 0
+    for phase, own in (
+        ("decode", steps[~has_prompts & (steps["decode_tokens"] > 0)]),
+        ("prefill", steps[has_prompts]),
+    ):
+        if len(own):
+            yield phase, _at_median_of_time(own)
+
+
+def _representative(plan: DeploymentPlan, step: pd.Series, requests: pd.DataFrame) -> _Chosen:
+    """As many tokens as the run's step, spread evenly over the data-parallel ranks (of one of a
+    pipeline's lanes), all with a typical context.
+    """
     context = max(1, int((requests["num_input"] + requests["num_output"] / 2).mean()))
-    found: dict[str, Batch] = {}
-    decodes = steps[(steps["prefill_tokens"] == 0) & (steps["decode_tokens"] > 0)]
-    if len(decodes):
-        step = _at_median_of_time(decodes)
-        found["decode"] = _batch(plan, 0, max(1, int(step["decode_tokens"]) // pp), context)
-    prompts = steps[steps["prefill_tokens"] > 0]
-    if len(prompts):
-        step = _at_median_of_time(prompts)
-        tokens, others = int(step["prefill_tokens"]), int(step["decode_tokens"])
-        found["prefill"] = _batch(plan, max(1, tokens // pp), others // pp, context)
-    return found
+    pp, prompts, decodes = plan.layout.pp, int(step["prefill_tokens"]), int(step["decode_tokens"])
+    if prompts:
+        return _Chosen(_batch(plan, max(1, prompts // pp), decodes // pp, context), 0, None)
+    return _Chosen(_batch(plan, 0, max(1, decodes // pp), context), 0, None)
+
+
+def _fullest(taken: TakenStep) -> _Chosen:
+    """A step's batch; of those that a pipeline has in flight, the one with most tokens."""
+    tokens = [int(batch.tokens_d.sum()) for batch in taken.batches]
+    lane = tokens.index(max(tokens))
+    return _Chosen(taken.batches[lane], taken.offsets[lane], taken)
+
+
+def _describe(plan: DeploymentPlan, chosen: _Chosen, first_replica: int) -> ShownStep:
+    batch, taken = chosen.batch, chosen.taken
+    decodes = [
+        int(new[flags].sum()) for new, flags in zip(batch.new_tokens, batch.is_decode, strict=True)
+    ]
+    return ShownStep(
+        source="representative" if taken is None else "run",
+        replica=None if taken is None else first_replica + taken.replica,
+        number=None if taken is None else taken.number,
+        start_s=None if taken is None else taken.start_s,
+        duration_s=None if taken is None else taken.duration_s,
+        num_batches=plan.layout.pp,
+        prefill_tokens=(batch.tokens_d - decodes).tolist(),
+        decode_tokens=decodes,
+        uniform_imbalance=uniform_imbalance(plan, int(batch.tokens_d.sum())),
+    )
 
 
 def _at_median_of_time(steps: pd.DataFrame) -> pd.Series:
@@ -133,25 +186,36 @@ def _batch(plan: DeploymentPlan, prefill_tokens: int, decode_tokens: int, contex
 
 
 def _expert_ranks(
-    plan: DeploymentPlan, prices: Prices, batch: Batch, phase: str
+    plan: DeploymentPlan, prices: Prices, chosen: _Chosen, phase: str
 ) -> tuple[list[tuple[object, ...]], list[tuple[object, ...]]]:
-    rows: list[tuple[object, ...]] = []
     num_ranks, num_layers = plan.layout.num_ranks, plan.model.num_moe_layers
+    pairs_LR, experts_LR, wait_LR = np.zeros((3, num_layers, num_ranks))
     bytes_SR = {
         "dispatch": np.zeros((num_ranks, num_ranks)),
         "combine": np.zeros((num_ranks, num_ranks)),
     }
-    for layer in range(num_layers):
-        step = prices.expert_step(layer, batch.tokens_d, 0)
-        slowest_s = float(step.experts_R.max())
-        for rank in range(num_ranks):
-            seconds = float(step.experts_R[rank])
-            rows.append(
-                (phase, layer, rank, float(step.pairs_R[rank]), seconds, slowest_s - seconds)
-            )
-        for direction, exchange in (("dispatch", step.dispatch), ("combine", step.combine)):
-            if exchange.bytes_SR.size:
-                bytes_SR[direction] += exchange.bytes_SR / num_layers
+    offset = chosen.offset
+    for part in prices.parts(chosen.batch):
+        for layer, step in enumerate(prices.expert_steps(part.tokens_d, offset)):
+            pairs_LR[layer] += step.pairs_R
+            experts_LR[layer] += step.experts_R
+            wait_LR[layer] += step.experts_R.max() - step.experts_R
+            for direction, exchange in (("dispatch", step.dispatch), ("combine", step.combine)):
+                if exchange.bytes_SR.size:
+                    bytes_SR[direction] += exchange.bytes_SR / num_layers
+        offset += int(part.tokens_d.sum())
+    rows: list[tuple[object, ...]] = [
+        (
+            phase,
+            layer,
+            rank,
+            float(pairs_LR[layer, rank]),
+            float(experts_LR[layer, rank]),
+            float(wait_LR[layer, rank]),
+        )
+        for layer in range(num_layers)
+        for rank in range(num_ranks)
+    ]
     sent: list[tuple[object, ...]] = [
         (phase, direction, int(source), int(destination), float(matrix[source, destination]))
         for direction, matrix in bytes_SR.items()

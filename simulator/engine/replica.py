@@ -20,6 +20,7 @@ from simulator.engine.rank import StepTimes, run_step
 from simulator.engine.state import Limits, Requests, start_clock, start_ranks
 from simulator.engine.step_price import ATTENTION, in_flight, price_step
 from simulator.engine.table import StepTable
+from simulator.engine.taken import TakenStep, TakenSteps
 from simulator.results.tables import STEP_PHASES
 from simulator.step.operations import step_operations
 from simulator.step.prices import Prices
@@ -293,24 +294,18 @@ class ByRanks:
         self.prices = prices
         self.make_wires = make_wires
         self.stream = stream
+        self.taken = TakenSteps()
 
     def __call__(
         self, env: simpy.Environment, replica: Replica, row: NDArray[np.float64]
     ) -> ProcessGenerator:
         batches, plan = replica.batches(), self.prices.plan
-        drawn = plan.rng(self.stream, replica.number, int(replica.clock.num_steps[0]))
+        number = int(replica.clock.num_steps[0])
+        drawn = plan.rng(self.stream, replica.number, number)
         offsets = drawn.integers(POOL_TOKENS, size=len(batches)).tolist()
         # Lanes are at different stages at any time, so each has the wires to itself.
         lanes = [
-            env.process(
-                run_step(
-                    env,
-                    self.make_wires(env),  # replicas have wires of their own
-                    step_operations(self.prices, batch, offset),
-                    plan.layout.num_ranks,
-                    shared_cores=plan.calibration.shared_cores,
-                )
-            )
+            env.process(self.run_batch(env, batch, offset))
             for batch, offset in zip(batches, offsets, strict=True)
         ]
         parts = np.zeros((len(lanes), len(STEP_PHASES) + 2))
@@ -328,6 +323,35 @@ class ByRanks:
             in_flight(parts, head_s, sends_s, plan.layout.pp, *self.prices.stage_shares, row)
             yield env.timeout(max(0.0, row[0] + _parts_s(row) - env.now))
         row[1] = env.now - row[0]
+        self.taken.add(
+            TakenStep(
+                replica.number,
+                number,
+                float(row[0]),
+                float(row[1]),
+                tuple(batches),
+                tuple(offsets),
+            )
+        )
+
+    def run_batch(
+        self, env: simpy.Environment, batch: Batch, offset: int, *, keep_spans: bool = False
+    ) -> ProcessGenerator:
+        """One batch through all layers, on wires of its own; the process's value is its
+        :class:`~simulator.engine.rank.StepTimes`.
+
+        Args:
+            offset: where in the pool of expert choices its tokens begin.
+        """
+        plan = self.prices.plan
+        return run_step(
+            env,
+            self.make_wires(env),
+            step_operations(self.prices, batch, offset),
+            plan.layout.num_ranks,
+            shared_cores=plan.calibration.shared_cores,
+            keep_spans=keep_spans,
+        )
 
 
 def _parts_s(row: NDArray[np.float64]) -> float:

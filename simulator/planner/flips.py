@@ -7,18 +7,17 @@ from itertools import groupby
 from typing import Any
 
 from simulator.results.formats import TIMES, number
+from simulator.results.plan_text import doubt, is_clear
 
 Row = dict[str, Any]
-
-_UNSURE = 0.1
-"""A winner that loses with a probability of more than this is not sure."""
 
 
 def flips(found: Row) -> list[str]:
     """Along loads, times per token, lengths, the network's speed and expert-parallel sizes; the
     network as it is unless said.
 
-    What never changes is said too, where it is one load or one time per token after the other.
+    What never changes is said too, where it is one load or one time per token after the other. A
+    ratio that the map marks as uncertain carries the same mark.
     """
     said: list[str] = []
     for moe in found["models"]["moe"]:
@@ -74,16 +73,7 @@ def _along(rows: list[Row], axis: str, text: Callable[[float], str], where: str)
         ]
         place = f"{lengths(num_input, num_output)} {where}"
         if len(stretches) == 1:
-            chances = [row.get("moe_wins_probability") for row in decided]
-            narrow = sum(
-                1 for chance in chances if chance is not None and _UNSURE < chance < 1 - _UNSURE
-            )
-            but = (
-                f", at {narrow} of {len(decided)} places too narrowly to be sure" if narrow else ""
-            )
-            said.append(
-                f"{place}: {stretches[0][0]} wins throughout ({_range(stretches[0][1])}){but}"
-            )
+            said.append(f"{place}: {stretches[0][0]} wins throughout ({_range(decided)})")
             continue
         parts = [
             (
@@ -104,7 +94,7 @@ def _between_lengths(rows: list[Row], where: str) -> list[str]:
     parts = [
         (
             f"{row['winner']} at {lengths(row['input'], row['output'])} "
-            f"({number(row['ratio'])}{TIMES}, {row['deciding_term']})"
+            f"({_ratio(row)}, {row['deciding_term']})"
         )
         for row in decided
     ]
@@ -120,10 +110,7 @@ def _flipped(rows: list[Row], axis: str, text: Callable[[float], str]) -> list[s
         decided = [row for row in part if row["winner"] is not None and row["ratio"] is not None]
         if len({row["winner"] for row in decided}) < 2:
             continue
-        parts = [
-            f"{row['winner']} with {text(row[axis])} ({number(row['ratio'])}{TIMES})"
-            for row in decided
-        ]
+        parts = [f"{row['winner']} with {text(row[axis])} ({_ratio(row)})" for row in decided]
         said.append(
             f"{lengths(num_input, num_output)} at {batch:g} sequences a GPU: " + ", ".join(parts)
         )
@@ -151,14 +138,25 @@ def _groups(
 
 
 def _range(rows: list[Row]) -> str:
-    """MoE's tokens over the dense model's, and what decides most often."""
-    ratios = [row["ratio"] for row in rows if row["ratio"] is not None]
+    """MoE's tokens over the dense model's, what decides most often, and at how many of several
+    places the winner is not sure.
+    """
+    known = [row for row in rows if row["ratio"] is not None]
     terms = [row["deciding_term"] for row in rows if row["deciding_term"] is not None]
     term = max(dict.fromkeys(terms), key=terms.count)
-    if not ratios:
+    if not known:
         return f"the other cannot: {term}"
-    low, high = number(min(ratios)), number(max(ratios))
-    return f"{low if low == high else f'{low} to {high}'}{TIMES}, {term}"
+    if len(known) == 1:
+        return f"{_ratio(known[0])}, {term}"
+    low, high = (number(pick(row["ratio"] for row in known)) for pick in (min, max))
+    narrow = sum(not is_clear(row) for row in known)
+    unsure = f", either may win (?) at {narrow} of {len(rows)} places" if narrow else ""
+    return f"{low if low == high else f'{low} to {high}'}{TIMES}, {term}{unsure}"
+
+
+def _ratio(row: Row) -> str:
+    """The ratio of one place as the map has it."""
+    return f"{number(row['ratio'])}{TIMES}{doubt(row)}"
 
 
 def lengths(num_input: int, num_output: int) -> str:

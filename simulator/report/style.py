@@ -122,6 +122,16 @@ def markers(results: Shown) -> dict[str, dict[str, Any]]:
     }
 
 
+def faded(colour: str, share: float) -> str:
+    """A colour that lets what is behind it through.
+
+    >>> faded("#0077BB", 0.2)
+    'rgba(0,119,187,0.2)'
+    """
+    red, green, blue = (int(colour[n : n + 2], 16) for n in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{share})"
+
+
 def swatch(colour: str, is_striped: bool) -> str:
     """CSS for the patch of colour in a legend.
 

@@ -3,12 +3,13 @@ same steps of the same plans.
 
 | file | holds |
 |---|---|
-| ``run.json`` | resolved scenario, seed, versions, machine, and per deployment its facts |
+| ``run.json`` | resolved scenario, seed, versions, machine, and per deployment its facts and the
+steps whose timelines are kept (:class:`ShownTimeline`) |
 | ``summary.csv`` | ``SUMMARY_COLUMNS``, a row a deployment and kind of step |
 | ``steps.parquet`` | ``STEP_COLUMNS``, a row a measured or predicted step |
 | ``ranks.parquet`` | ``RANK_COLUMNS``: what each rank computed |
-| ``spans.parquet`` | ``SPAN_COLUMNS``, the timeline of one step of each kind, measured and
-predicted |
+| ``spans.parquet`` | ``SPAN_COLUMNS``, the timeline of a step of each kind at the median of their
+times, measured and predicted |
 | ``faults.csv`` | what went wrong, and how long it took to go on |
 | ``timeline.json`` | the spans in Chrome's trace format; opens in Perfetto |
 | ``report.html`` | the report |
@@ -19,6 +20,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,9 @@ import pandas as pd
 from simulator.base.spreadsheet import with_texts, write_csv
 from simulator.results.folder import check_writable, chrome_trace, replace_folder
 from simulator.results.run_file import read_run, write_run
+from simulator.results.shown_steps import shown_step
 from simulator.results.tables import STEP_PHASES
+from simulator.work.uniform_load import UniformImbalance
 
 KINDS = {"prompt": "prompts", "decode": "decode"}
 """Kinds of step, and what people call them."""
@@ -74,6 +78,18 @@ SUMMARY_COLUMNS = {
     "num_parameters": "parameters of the model; of a pruned one, those that are left",
     "num_active_parameters": "parameters that a token uses",
 }
+
+
+@dataclass(frozen=True)
+class ShownTimeline:
+    """The step of one kind whose timeline is kept; under ``shown_steps`` of the deployment in
+    ``run.json``.
+    """
+
+    number: int
+    """As in ``STEP_COLUMNS``: the step at the median of the measured times of its kind."""
+    uniform_imbalance: UniformImbalance | None
+    """What uniform routing gives at the kind's tokens by chance; ``None`` for a dense model."""
 
 
 @dataclass(frozen=True)
@@ -128,10 +144,14 @@ def _fill(folder: Path, executed: Executed, page: str) -> None:
     write_csv(executed.faults, folder / "faults.csv")
     for name in ("steps", "ranks", "spans"):
         getattr(executed, name).to_parquet(folder / f"{name}.parquet", index=False)
-    (folder / "timeline.json").write_text(
-        json.dumps(chrome_trace(executed.spans)), encoding="utf-8"
-    )
+    trace = chrome_trace(executed.spans, partial(_title_spans, executed.run))
+    (folder / "timeline.json").write_text(json.dumps(trace), encoding="utf-8")
     (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def _title_spans(run: dict[str, Any], deployment: str, phase: str) -> str:
+    kind, source = phase.split(", ")
+    return f"{KINDS[kind]}, step {shown_step(run, deployment, kind)['number']}, {source}"
 
 
 def read(folder: Path) -> Executed:

@@ -3,7 +3,7 @@
 | file | holds |
 |---|---|
 | ``run.json`` | resolved scenario, seed, versions, source revision, wall time, verdict, and per
-deployment its facts |
+deployment its facts and the steps that ranks, traffic and spans are of |
 | ``requests.parquet``, ``steps.parquet``, ``ranks.parquet``, ``experts.parquet``,
 ``traffic.parquet``, ``spans.parquet`` | :mod:`simulator.results.tables`, all deployments in one
 table each |
@@ -20,7 +20,7 @@ import os
 from collections.abc import Callable, Set
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from simulator.base.errors import UserError
 from simulator.base.partial import hold_partial, new_of, replace_whole
 from simulator.base.spreadsheet import with_texts, write_csv
 from simulator.results.run_file import read_run, write_run
+from simulator.results.shown_steps import step_text
 from simulator.results.tables import DeploymentRecord
 from simulator.results.token_time import make_token_time
 
@@ -131,7 +132,8 @@ def _fill(folder: Path, results: Results, page: str) -> None:
     write_csv(results.token_time, folder / "token_time.csv")
     for name in TABLES:
         getattr(results, name).to_parquet(folder / f"{name}.parquet", index=False)
-    (folder / "timeline.json").write_text(json.dumps(chrome_trace(results.spans)), encoding="utf-8")
+    trace = chrome_trace(results.spans, partial(step_text, results.run))
+    (folder / "timeline.json").write_text(json.dumps(trace), encoding="utf-8")
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
@@ -279,9 +281,12 @@ def _read_summary(path: Path) -> pd.DataFrame:
     return pd.DataFrame({"deployment": texts["deployment"], **numbers})
 
 
-def chrome_trace(spans: pd.DataFrame) -> dict[str, Any]:
+def chrome_trace(spans: pd.DataFrame, title: Callable[[str, str], str]) -> dict[str, Any]:
     """The spans in Chrome's trace-event format: a process a deployment and step, a thread a rank,
     microseconds.
+
+    Args:
+        title: of the step of a deployment and phase.
     """
     events: list[dict[str, Any]] = []
     for number, ((deployment, phase), group) in enumerate(
@@ -293,7 +298,7 @@ def chrome_trace(spans: pd.DataFrame) -> dict[str, Any]:
                 "pid": number,
                 "tid": 0,
                 "name": "process_name",
-                "args": {"name": f"{deployment}: {phase} step"},
+                "args": {"name": f"{deployment}: {title(str(deployment), str(phase))}"},
             }
         )
         for rank in sorted(group["rank"].unique()):

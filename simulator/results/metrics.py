@@ -114,8 +114,16 @@ METRICS: dict[str, Metric] = {
     "load_imbalance": Metric(
         "Expert load imbalance",
         "x",
-        "tokens of the busiest rank over the mean rank, mean over MoE layers; 1.0 = even",
+        "tokens of the busiest rank over the mean rank, mean over MoE layers; 1.0 = even, and "
+        "what it has above the imbalance of uniform routing is skew",
         "lower",
+    ),
+    "uniform_imbalance": Metric(
+        "Imbalance of uniform routing",
+        "x",
+        "what the expert load imbalance would be by chance alone, were every expert equally "
+        "likely: the same batches, ranks and placement",
+        "",
     ),
     **{
         f"{phase}_share": Metric(f"Time in {phase}", "ratio", f"share of step time: {phase}", "")
@@ -227,6 +235,7 @@ def _measure(plan: DeploymentPlan, record: DeploymentRecord, slo: SLO) -> dict[s
         "goodput_per_s": float(met.sum()) / duration_s if has_slo else np.nan,
         "utilisation": min(1.0, busy_s / num_replicas / duration_s),
         "load_imbalance": record.load_imbalance,
+        "uniform_imbalance": record.uniform_imbalance,
         "mfu": _mfu(plan, requests, steps),
         "mbu": record.read_bytes
         / sum(

@@ -138,6 +138,27 @@ def chance(value: float) -> str:
     return "> 99 %" if 0.99 < value < 1 else percent(value)
 
 
+def is_clear(row: dict[str, Any]) -> bool:
+    """Whether the band of a row's ratio, if it has one, lies on one side of equal.
+
+    >>> is_clear({"ratio": 1.1, "ratio_low": 0.9, "ratio_high": 1.3})
+    False
+    >>> is_clear({"ratio": 1.4, "ratio_low": 1.1, "ratio_high": None}), is_clear({"ratio": 1.1})
+    (True, True)
+    """
+    low, high = row.get("ratio_low"), row.get("ratio_high")
+    return (low is None and high is None) or (low or 0.0) > 1 or (high is not None and high < 1)
+
+
+def doubt(row: dict[str, Any]) -> str:
+    """What stands behind a ratio that is not clear.
+
+    >>> doubt({"ratio": 1.1, "ratio_low": 0.9, "ratio_high": 1.3}), doubt({"ratio": 1.1})
+    (' ?', '')
+    """
+    return "" if is_clear(row) else " ?"
+
+
 def share(ratio: float) -> str:
     """Of a limit: in hundredths, or how many times as much.
 

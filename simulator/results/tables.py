@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from simulator.work.uniform_load import UniformImbalance
+
 STEP_PHASES = (
     "attention",
     "dense",
@@ -87,7 +89,7 @@ STEP_COLUMNS = {
 }
 RANK_COLUMNS = {
     "deployment": "name of the deployment",
-    "phase": "'decode' or 'prefill': which representative step",
+    "phase": "'decode' or 'prefill': which of the shown steps (ShownStep)",
     "layer": "index among the MoE layers",
     "rank": "rank of the replica",
     "num_pairs": "token-expert pairs computed on this rank",
@@ -102,7 +104,7 @@ EXPERT_COLUMNS = {
 }
 TRAFFIC_COLUMNS = {
     "deployment": "name of the deployment",
-    "phase": "'decode' or 'prefill': which representative step",
+    "phase": "'decode' or 'prefill': which of the shown steps (ShownStep)",
     "direction": "'dispatch' or 'combine'",
     "source": "sending rank",
     "destination": "receiving rank",
@@ -112,7 +114,7 @@ TRAFFIC_COLUMNS = {
 }
 SPAN_COLUMNS = {
     "deployment": "name of the deployment",
-    "phase": "'decode' or 'prefill': which representative step",
+    "phase": "'decode' or 'prefill': which of the shown steps (ShownStep)",
     "rank": "rank of the replica",
     "name": "what it did (one of STEP_PHASES)",
     "layer": "index of the layer, -1 for the whole step",
@@ -146,6 +148,33 @@ class Gaps:
 
 
 @dataclass(frozen=True)
+class ShownStep:
+    """The step of one phase that the tables of ranks, traffic and spans are of; under
+    ``shown_steps`` of the deployment in ``run.json``.
+    """
+
+    source: str
+    """``run``: the run took it as it stands; ``representative``: as many tokens as a step of the
+    run, spread evenly over the data-parallel ranks, all sequences with a typical context."""
+    replica: int | None
+    """As in ``STEP_COLUMNS``; ``None``, as what follows, for a representative step."""
+    number: int | None
+    """How many steps the replica took before."""
+    start_s: float | None
+    duration_s: float | None
+    """As in ``STEP_COLUMNS``."""
+    num_batches: int
+    """Batches that the replica's pipeline keeps in flight, of which the fullest is shown."""
+    prefill_tokens: list[int]
+    """Prompt tokens by data-parallel rank."""
+    decode_tokens: list[int]
+    """Sequences that get one more token, by data-parallel rank."""
+    uniform_imbalance: UniformImbalance | None
+    """What uniform routing gives at these tokens by chance
+    (:mod:`simulator.deployment.uniform_routing`); ``None`` for a dense model."""
+
+
+@dataclass(frozen=True)
 class DeploymentRecord:
     """What one deployment's run produced."""
 
@@ -155,18 +184,22 @@ class DeploymentRecord:
     steps: pd.DataFrame
     """``STEP_COLUMNS``, one row an engine step."""
     ranks: pd.DataFrame
-    """``RANK_COLUMNS``, of representative steps at the ``rank`` fidelity; empty for a dense
-    model."""
+    """``RANK_COLUMNS`` of ``shown_steps``; empty for a dense model."""
     experts: pd.DataFrame
     """``EXPERT_COLUMNS``; empty for a dense model."""
     traffic: pd.DataFrame
-    """``TRAFFIC_COLUMNS``; empty where no tokens travel."""
+    """``TRAFFIC_COLUMNS`` of ``shown_steps``; empty where no tokens travel."""
     spans: pd.DataFrame
-    """``SPAN_COLUMNS``, the timeline of the representative steps."""
+    """``SPAN_COLUMNS``, the timeline of ``shown_steps``."""
     itl: Gaps
     """Gaps between output tokens, pooled over requests."""
     load_imbalance: float
     """Tokens of the busiest rank over the mean rank's, mean over MoE layers and busy time; NaN for
     a dense model."""
+    uniform_imbalance: float
+    """What ``load_imbalance`` would be by chance alone, were routing uniform at the same batches;
+    NaN for a dense model."""
     read_bytes: float
     """Weights and cache that all ranks of all replicas had to read, in bytes."""
+    shown_steps: dict[str, ShownStep]
+    """By phase, the steps that ``ranks``, ``traffic`` and ``spans`` are of."""

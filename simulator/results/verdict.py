@@ -30,6 +30,11 @@ _LIMIT_WORDS = {
 _LIMIT_FACTS = ("max_sequences", "token_budget")
 _AGAIN = 0.02
 """Share of the prompt work that is done again from which on it is worth a word."""
+_EVEN = 1.005
+"""Load of the busiest rank over the mean rank's that still reads as even."""
+_NO_SKEW = 0.02
+"""Share of what chance alone gives by which a run's imbalance may differ from it without a skew:
+the run's own draws scatter by as much."""
 _IN_TIME = 0.99
 """Share of requests in time from which on targets count as kept."""
 _LATE = 1.02
@@ -275,13 +280,22 @@ def _inside(results: Results, name: str, row: pd.Series, short: str) -> str:
         :3
     ]
     spent = ", ".join(f"{PHASE_WORDS[phase]} {_percent(share)}" for share, phase in shares)
-    imbalance = float(row["load_imbalance"])
-    skew = (
-        f" Its busiest rank computes {imbalance:.2f} times the mean rank's tokens."
-        if imbalance > 1.005
-        else ""
-    )
-    return f"{short} uses {size} for each token.{step} Of its step time: {spent}.{skew}"
+    load = _load(float(row["load_imbalance"]), float(row["uniform_imbalance"]))
+    return f"{short} uses {size} for each token.{step} Of its step time: {spent}.{load}"
+
+
+def _load(imbalance: float, uniform: float) -> str:
+    """How unevenly ranks are loaded, and how much of that is more than chance."""
+    if not imbalance > _EVEN:
+        return ""
+    said = f" Its busiest rank computes {imbalance:.2f} times the mean rank's tokens"
+    chance = f"uniform routing of the same batches would come to {uniform:.2f} by chance"
+    skew = imbalance - uniform
+    if skew < _NO_SKEW * uniform:
+        return f"{said}, which is no skew: {chance}."
+    if uniform <= _EVEN:
+        return f"{said}, which is the skew of its routing."
+    return f"{said}: {chance}, and the skew of its routing adds {skew:.2f}."
 
 
 def _notes(results: Results, short: dict[str, str]) -> list[str]:

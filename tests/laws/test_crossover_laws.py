@@ -1,10 +1,13 @@
 """Laws of the map of where a mixture of experts wins."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from simulator.base.errors import UserError
 from simulator.base.frozen import validate
@@ -16,6 +19,8 @@ from simulator.planner.judge import Judge
 from simulator.planner.ruled_out import Ruled
 from simulator.planner.space import Design, Space
 from simulator.planner.steady import Steady, fixed
+from simulator.report.plan_figures.crossover import _cell
+from tests.cases import cases
 
 HERE = Path()
 BUDGET = 2048
@@ -225,3 +230,58 @@ def test_flips_say_where_the_winner_changes():
             "D at 1k/8k (0.7x, KV memory)"
         ),
     ]
+
+
+def uncertain_rows(ratios, widths, **axis):
+    """Rows of one pair and length, along an axis; a width of 0 is no band."""
+    ((name, values),) = axis.items()
+    place = {"moe": "M", "dense": "D", "input": 1024, "output": 1024, "network": 1.0}
+    rows = []
+    for value, ratio, width in zip(values, ratios, widths, strict=True):
+        row = {"ratio": ratio, "winner": "M" if ratio > 1 else "D", "deciding_term": "compute"}
+        edges = {"ratio_low": ratio / (1 + width), "ratio_high": ratio * (1 + width)}
+        row |= edges if width else dict.fromkeys(edges)
+        rows.append(place | row | {name: value, "moe_tokens_per_s_gpu": 1.0})
+    return rows
+
+
+def read(cells=(), full=()):
+    models = {"moe": ["M"], "dense": ["D"]}
+    found = {"models": models, "cells": list(cells), "at_same_time": [], "at_full_load": list(full)}
+    return flips(found)
+
+
+RATIOS = st.lists(
+    st.tuples(st.floats(0.3, 3.0).filter(lambda r: abs(r - 1) > 0.01), st.sampled_from([0, 0.2])),
+    min_size=1,
+    max_size=6,
+)
+
+
+@cases(60)
+@given(RATIOS)
+def test_readings_of_the_map_are_as_unsure_as_its_cells(found):
+    ratios, widths = zip(*found, strict=True)
+    cells = uncertain_rows(ratios, widths, batch_per_gpu=range(1, len(found) + 1))
+    cells = [row | {"ep": 8} for row in cells]
+    marked = sum(" ?" in _cell(row) for row in cells)
+    (said,) = read(cells=cells)
+    alone = said.count("\N{MULTIPLICATION SIGN} ?")
+    together = sum(int(count) for count in re.findall(r"\(\?\) at (\d+) of", said))
+    assert alone + together == marked
+
+
+@cases(60)
+@given(RATIOS)
+def test_each_ratio_that_is_read_alone_carries_the_mark_of_its_cell(found):
+    ratios, widths = zip(*found, strict=True)
+    sizes = [1024 * 2**n for n in range(len(found))]
+    full = [
+        row | {"gpus": 8, "output": size}
+        for row, size in zip(uncertain_rows(ratios, widths, order=sizes), sizes, strict=True)
+    ]
+    said = read(full=full)
+    if len({row["winner"] for row in full}) < 2:
+        assert said == []
+    else:
+        assert said[0].count(" ?") == sum(" ?" in _cell(row) for row in full)

@@ -118,7 +118,20 @@ def make(
             )
             parameters = (made["facts"]["total_parameters"], made["facts"]["active_parameters"])
             tables["summary"].append((made["name"], kind, *numbers_row, difference, *parameters))
-    facts = {made["name"]: made["facts"] for made in deployments}
+    chance = {"mean": 1.3, "low": 1.1, "high": 1.6}
+    facts = {
+        made["name"]: made["facts"]
+        | {
+            "shown_steps": {
+                kind: {
+                    "number": place * (WARM_UP + STEPS) + WARM_UP + 1,
+                    "uniform_imbalance": chance if made["facts"]["is_moe"] else None,
+                }
+                for place, kind in enumerate(kinds)
+            }
+        }
+        for made in deployments
+    }
     described = {
         "name": "a test",
         "seed": 1,
@@ -158,6 +171,15 @@ LOST = (
     ("MoE, 2 ranks", 4, "1", "rank 1 died", 2.5),
     ("MoE, 2 ranks", 8, "0 1", "node 0 <died>", 12.25),
 )
+
+
+def bare(made: Executed) -> Executed:
+    """Without what only describes it."""
+    told = made.run["deployments"].items()
+    steps = {name: {"shown_steps": facts["shown_steps"]} for name, facts in told}
+    return dataclasses.replace(made, run={"deployments": steps})
+
+
 CASES = {
     "all": lambda: make([MOE, TOTAL, ACTIVE, HALF]),
     "faults": lambda: make([MOE, TOTAL], faults=LOST),
@@ -177,5 +199,5 @@ CASES = {
         ]
     ),
     "no spans": lambda: dataclasses.replace(make([MOE, TOTAL]), spans=make([]).spans),
-    "bare": lambda: dataclasses.replace(make([MOE, TOTAL]), run={"deployments": {}}),
+    "bare": lambda: bare(make([MOE, TOTAL])),
 }

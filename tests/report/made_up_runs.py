@@ -33,6 +33,24 @@ class Made:
     spans: pd.DataFrame
     facts: dict[str, Any]
 
+    @property
+    def shown_steps(self) -> dict[str, Any]:
+        return self.facts["shown_steps"]
+
+
+def shown_steps(num_ranks: int, is_moe: bool, is_real: bool = True) -> dict[str, Any]:
+    """A decode step that the run took, and a prefill step with all its prompt on one rank."""
+    where = {"source": "run", "replica": 0, "number": 17, "start_s": 0.6, "duration_s": 0.03}
+    if not is_real:
+        where = dict.fromkeys(where) | {"source": "representative"}
+    chance = {"mean": 1.21, "low": 1.1, "high": 1.35} if is_moe else None
+    where |= {"num_batches": 1, "uniform_imbalance": chance}
+    idle = [0] * (num_ranks - 1)
+    return {
+        "decode": where | {"prefill_tokens": [0, *idle], "decode_tokens": [4] * num_ranks},
+        "prefill": where | {"prefill_tokens": [2000, *idle], "decode_tokens": [3] * num_ranks},
+    }
+
 
 def facts(rng: np.random.Generator, is_moe: bool, **changes: Any) -> dict[str, Any]:
     total = 46_702_792_704 if is_moe else 68_976_648_192
@@ -154,7 +172,9 @@ def record(
         spans=_spans(name, rng, shares, layers, num_ranks, speed)
         if num_requests
         else pd.DataFrame(columns=list(records.SPAN_COLUMNS)),
-        facts=facts(rng, is_moe, **changes),
+        facts=facts(
+            rng, is_moe, shown_steps=shown_steps(num_ranks, is_moe, seed % 2 == 1), **changes
+        ),
     )
 
 
@@ -260,7 +280,7 @@ def summary(made: list[Made], slo: dict[str, float | None]) -> pd.DataFrame:
                 for phase, share in (MOE_SHARES if r.facts["is_moe"] else DENSE_SHARES).items()
             }
             if r.facts["is_moe"]:
-                row["load_imbalance"] = 1.43
+                row["load_imbalance"], row["uniform_imbalance"] = 1.43, 1.21
             if slo.get("ttft_s"):
                 good = float((ttft <= slo["ttft_s"]).mean())
                 row["slo_attainment"], row["goodput_per_s"] = good, good * len(q) / duration

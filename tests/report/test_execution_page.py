@@ -17,7 +17,7 @@ from simulator.report.execution import render
 from simulator.report.execution_figures import figures
 from simulator.report.execution_verdict import verdict
 from simulator.results import executed as executed_module
-from simulator.results.executed import BUSY, SUMMARY_COLUMNS, describe_load
+from simulator.results.executed import BUSY, KINDS, SUMMARY_COLUMNS, describe_load
 from simulator.results.formats import UNDEFINED
 from tests.report.made_up_executions import CASES, HOSTILE, MOE, TOTAL, make
 from tests.report.pages import payload_of
@@ -163,6 +163,15 @@ def test_timelines_stay_small_and_measured_stands_above_predicted(executions):
         assert len(labels) == 32
     assert "of 40 layers, 16 of 24 ranks" in page
     assert len(page) < 9e6
+
+
+def test_a_timeline_says_which_step_it_is_of(executions):
+    """Of the steps of its kind, the one that run.json names."""
+    page = render(executions["all"])
+    for name, facts in executions["all"].run["deployments"].items():
+        for kind, words in KINDS.items():
+            number = facts["shown_steps"][kind]["number"]
+            assert f"<h4>{name}: {words}, step {number}" in page
 
 
 def test_every_figure_has_a_caption_and_titled_axes(executions):

@@ -127,10 +127,30 @@ def test_payload_is_json(page):
     assert all("template" not in plot["layout"] for plot in plots)
 
 
+def test_headings_say_which_steps_are_the_runs_own(runs, page):
+    steps = runs["plain"].run["deployments"]
+    own, even, dense = steps
+    assert [steps[name]["shown_steps"]["decode"]["source"] for name in steps] == [
+        *("run", "representative", "run")
+    ]
+    for name in (own, dense):
+        assert f"<h4>{name}: decode step 17 of replica 0, at 600 ms; first" in page
+    assert f"<h4>{even}: representative decode step; first" in page
+    assert f"<h4>{own}: prefill step 17 of replica 0, at 600 ms</h4>" in page
+    assert f"<h4>{even}: representative prefill step</h4>" in page
+    assert "<h4>Decode steps, of the run and representative</h4>" in page
+    assert "Headings say which step of the run it is" in page
+
+
+def test_imbalance_is_set_against_that_of_uniform_routing(page):
+    words = Cells(page).words
+    assert METRICS["uniform_imbalance"].label in words
+    assert any("up to the mean of the layers is the skew of the routing" in word for word in words)
+
+
 def test_chrome_trace_is_valid(runs):
-    trace = json.loads(
-        json.dumps(results_module.chrome_trace(runs["plain"].spans), allow_nan=False)
-    )
+    made = results_module.chrome_trace(runs["plain"].spans, lambda *which: " ".join(which))
+    trace = json.loads(json.dumps(made, allow_nan=False))
     assert trace["traceEvents"]
     last: dict[tuple[int, int], float] = {}
     for event in trace["traceEvents"]:

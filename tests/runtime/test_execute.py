@@ -7,6 +7,7 @@ folder, Ctrl-C, wrong input.
 import json
 import os
 import signal
+import statistics
 import time
 from pathlib import Path
 
@@ -127,6 +128,22 @@ def test_every_step_is_measured_and_predicted_and_its_phases_add_up(executed):
     tokens = found.steps.groupby("kind")["tokens"].unique()
     assert tokens["prompt"].tolist() == [15]
     assert tokens["decode"].tolist() == [5]
+
+
+def test_the_timeline_is_of_the_step_at_the_median_of_its_kind(executed):
+    _, found = executed
+    for name in found.deployments:
+        for kind, shown in found.run["deployments"][name]["shown_steps"].items():
+            own = found.steps[(found.steps["deployment"] == name) & (found.steps["kind"] == kind)]
+            measured = own[own["source"] == "measured"].set_index("number")["duration_s"]
+            assert measured[shown["number"]] == statistics.median_low(measured)
+            predicted = own[own["source"] == "predicted"].set_index("number")["duration_s"]
+            spans = found.spans[
+                (found.spans["deployment"] == name) & (found.spans["phase"] == f"{kind}, predicted")
+            ]
+            by_rank_s = spans.groupby("rank")["duration_s"].sum()
+            assert by_rank_s.to_numpy() == pytest.approx(predicted[shown["number"]], abs=1e-9)
+            assert (shown["uniform_imbalance"] is None) == (name == "pruned")
 
 
 def test_the_distributed_run_equals_the_whole_model(executed):

@@ -82,6 +82,8 @@ def record(requests=REQUESTS):
         spans=empty,
         itl=gaps(GAPS_S),
         load_imbalance=1.75,
+        uniform_imbalance=1.25,
+        shown_steps={},
         read_bytes=5e12,
     )
 
@@ -120,6 +122,7 @@ def expected(plan):
         "goodput_per_s": met / duration,
         "utilisation": busy / duration / 2,
         "load_imbalance": 1.75,
+        "uniform_imbalance": 1.25,
         "mfu": flops / (peak * 4 * busy),
         "mbu": 5e12 / (plan.accelerator.memory_bytes_per_s * 4 * busy),
         "kv_used_mean": sum(step[1] * step[2] for step in STEPS) / busy,

@@ -21,6 +21,8 @@ from simulator.results.folder import (
 from simulator.results.run_file import SCHEMA
 from simulator.results.tables import SPAN_COLUMNS
 
+SHOWN_STEP = {"source": "run", "number": 1234, "replica": 2, "start_s": 90.0, "num_batches": 4}
+
 
 def made(*names, **run):
     names = names or ("a",)
@@ -53,7 +55,12 @@ def made(*names, **run):
         **run,
     }
     return Results(
-        run={**facts, "deployments": {name: {"of": name} for name in names}},
+        run={
+            **facts,
+            "deployments": {
+                name: {"of": name, "shown_steps": {"decode": SHOWN_STEP}} for name in names
+            },
+        },
         summary=pd.DataFrame({"deployment": list(names), "ttft_p50_s": 0.1 + 0.2}),
         **tables,
     )
@@ -232,15 +239,25 @@ def test_runs_that_cannot_be_compared_are_not_merged(tmp_path):
 
 
 def test_the_timeline_opens_in_perfetto():
-    trace = json.loads(json.dumps(chrome_trace(made("a", "b").spans)))
-    events = trace["traceEvents"]
+    found = chrome_trace(made("a", "b").spans, lambda deployment, phase: f"the {phase}")
+    events = json.loads(json.dumps(found))["traceEvents"]
     assert {event["pid"] for event in events} == {0, 1}
+    named = [event["args"]["name"] for event in events if event["name"] == "process_name"]
+    assert named == ["a: the decode", "b: the decode"]
     (first, _) = [event for event in events if event["ph"] == "X"]
     assert (first["ts"], first["dur"], first["tid"], first["args"]) == (
         0.5e6,
         0.25e6,
         0,
         {"layer": 1},
+    )
+
+
+def test_the_timeline_names_the_step_that_the_run_took(tmp_path):
+    write(made(), tmp_path / "run", page)
+    events = json.loads((tmp_path / "run" / "timeline.json").read_text())["traceEvents"]
+    assert events[0]["args"]["name"] == (
+        "a: decode step 1,234 of replica 2, at 90 s, fullest of 4 batches"
     )
 
 

@@ -140,6 +140,25 @@ def test_sooner_but_slower_is_a_trade_off():
     assert "A gives the first token sooner, B the following ones faster" in found["headline"]
 
 
+@pytest.mark.parametrize(
+    ("imbalance", "uniform", "wanted"),
+    [
+        (2.12, 2.11, "2.12 times the mean rank's tokens, which is no skew: uniform routing of the"),
+        (1.22, 1.20, "1.22 times the mean rank's tokens, which is no skew: uniform routing of the"),
+        (2.12, 1.62, "would come to 1.62 by chance, and the skew of its routing adds 0.50."),
+        (1.40, 1.001, "1.40 times the mean rank's tokens, which is the skew of its routing."),
+    ],
+)
+def test_what_chance_gives_is_not_called_skew(imbalance, uniform, wanted):
+    found = said(deployment("A", is_moe=True, load_imbalance=imbalance, uniform_imbalance=uniform))
+    assert wanted in " ".join(found["reasons"])
+
+
+def test_even_ranks_are_worth_no_word():
+    found = said(deployment("A", is_moe=True, load_imbalance=1.0, uniform_imbalance=1.0))
+    assert "busiest rank" not in " ".join(found["reasons"])
+
+
 def test_shares_on_either_side_of_a_step_do_not_make_the_slower_one_win():
     found = said(
         deployment("slow", slo=0.9976, tpot_s=0.02, ttft_s=0.2), deployment("quick", slo=0.9974)

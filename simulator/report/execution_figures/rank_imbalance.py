@@ -9,17 +9,19 @@ import plotly.graph_objects as go
 from simulator.base.frozen import Frozen
 from simulator.report import style
 from simulator.report.execution_numbers import TITLES, imbalance, kinds
+from simulator.report.skew import SKEW, add_imbalance
 from simulator.results.executed import Executed
-from simulator.results.formats import TIMES
+from simulator.results.shown_steps import shown_step
 
 
 class RankImbalance(Frozen):
-    """A curve a deployment over layers, a plot a kind of step."""
+    """A curve a deployment over layers with its skew, a plot a kind of step."""
 
     title: ClassVar[str] = "Imbalance between ranks, layer by layer"
     section: ClassVar[str] = "Load of the ranks"
     definition: ClassVar[str] = (
-        "Pairs on the busiest rank of a step over the mean rank's, mean over steps; 1.0 is even."
+        "Pairs on the busiest rank of a step over the mean rank's, mean over steps; 1.0 is even. "
+        f"{SKEW}"
     )
     absent: ClassVar[str] = "No deployment has routed experts."
     order: ClassVar[int] = 41
@@ -38,16 +40,9 @@ class RankImbalance(Frozen):
                 continue
             drawn = style.figure("MoE layer (index)", "Busiest over mean rank (ratio)", height=240)
             for name, curve in curves.items():
-                if curve.empty:
-                    continue
-                drawn.add_scatter(
-                    x=curve.index.to_numpy(),
-                    y=curve.to_numpy(float),
-                    name=label[name],
-                    line=line[name],
-                    mode="lines+markers" if len(curve) < 12 else "lines",
-                    hovertemplate="layer %{x}: %{y:.2f}" + TIMES + f"<extra>{label[name]}</extra>",
-                )
+                if not curve.empty:
+                    uniform = shown_step(executed.run, name, kind)["uniform_imbalance"]
+                    add_imbalance(drawn, curve, uniform, label[name], line[name])
             drawn.update_yaxes(rangemode="tozero", nticks=6)
             drawn.update_xaxes(
                 dtick=1 if max(len(curve) for curve in curves.values()) <= 12 else None, nticks=9

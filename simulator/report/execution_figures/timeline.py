@@ -13,6 +13,7 @@ from simulator.report.execution_numbers import kinds
 from simulator.report.spans import add_bars, first_layers, window_s
 from simulator.results.executed import KINDS, SOURCES, Executed
 from simulator.results.formats import time_axis
+from simulator.results.shown_steps import shown_step
 
 MAX_BARS = 600
 """Of both sources together, a plot."""
@@ -23,12 +24,12 @@ _PITCH = 2.5
 class Timeline(Frozen):
     """Bars in time, two rows a rank, a plot a deployment and kind."""
 
-    title: ClassVar[str] = "Timelines of the last steps"
+    title: ClassVar[str] = "Timelines of median steps"
     section: ClassVar[str] = "One step, rank by rank"
     definition: ClassVar[str] = (
-        "What each rank did in the last step of each kind, and below it what was predicted, "
-        "on one time scale; timeline.json beside this page holds every rank and layer and "
-        "opens at ui.perfetto.dev."
+        "What each rank did in the step at the median of the measured times of its kind, and below "
+        "it what was predicted, on one time scale; timeline.json beside this page holds every "
+        "rank and layer and opens at ui.perfetto.dev."
     )
     absent: ClassVar[str] = "The run holds no timeline of single steps."
     order: ClassVar[int] = 30
@@ -49,7 +50,8 @@ class Timeline(Frozen):
                 ):
                     shown, extent = own, ""
                 cut = f", {extent}" if extent else ""
-                plots[f"{label[name]}: {KINDS[kind]}{cut}"] = _gantt(
+                number = shown_step(executed.run, name, kind)["number"]
+                plots[f"{label[name]}: {KINDS[kind]}, step {number}{cut}"] = _gantt(
                     shown.assign(source=shown["phase"].map(phases))
                 )
         return plots

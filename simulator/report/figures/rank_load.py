@@ -8,19 +8,20 @@ import numpy as np
 import plotly.graph_objects as go
 
 from simulator.base.frozen import Frozen
-from simulator.report import style
 from simulator.report.heat import grid, load_map
+from simulator.report.shown_steps import WHICH, heading
 from simulator.results.folder import Results
 
 
 class RankLoad(Frozen):
-    """A heat map a deployment and representative step: layer by rank."""
+    """A heat map a deployment and phase: layer by rank."""
 
     title: ClassVar[str] = "Load of each rank"
     section: ClassVar[str] = "Experts and ranks"
     definition: ClassVar[str] = (
         "Token-expert pairs computed on each rank over the mean of its layer, "
-        "in one representative step; every layer waits for its reddest rank."
+        "in one step; every layer waits for its reddest rank. Few tokens are uneven by chance: "
+        f"the plot of the imbalance says by how much. {WHICH}"
     )
     absent: ClassVar[str] = (
         "No deployment in this run recorded its ranks (a dense model has no experts to spread)."
@@ -29,7 +30,6 @@ class RankLoad(Frozen):
     width: ClassVar[Literal["full", "half", "quarter"]] = "half"
 
     def draw(self, results: Results) -> dict[str, go.Figure]:
-        label = style.labels(results)
         plots = {}
         for (name, phase), table in results.ranks.groupby(["deployment", "phase"], sort=False):
             pairs = grid(table, "layer", "rank", "num_pairs")
@@ -38,7 +38,7 @@ class RankLoad(Frozen):
                 counted.sum(axis=1, keepdims=True), 1
             )
             with np.errstate(invalid="ignore"):
-                plots[f"{label[str(name)]}: {phase} step"] = load_map(
+                plots[heading(results, str(name), str(phase))] = load_map(
                     pairs / mean, "Rank", "token-expert pairs"
                 )
         return plots

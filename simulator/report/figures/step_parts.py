@@ -1,4 +1,4 @@
-"""Where the time of the representative steps goes, in seconds."""
+"""Where the time of the shown steps goes, in seconds."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ import plotly.graph_objects as go
 from simulator.base.frozen import Frozen
 from simulator.report import style
 from simulator.report.figures._bars import stacked
+from simulator.report.shown_steps import WHICH, shared_heading
 from simulator.results.folder import Results
 from simulator.results.formats import seconds, time_axis
 from simulator.results.tables import STEP_PHASES
 
 
 class StepParts(Frozen):
-    """A stacked bar a deployment, a plot a representative step."""
+    """A stacked bar a deployment, a plot a phase."""
 
-    title: ClassVar[str] = "One representative step"
+    title: ClassVar[str] = "One step"
     section: ClassVar[str] = "Where a step's time goes"
     definition: ClassVar[str] = (
-        "Time of a representative decode step and prefill step by what a rank was "
-        "doing, mean over ranks."
+        "Time of one decode step and one prefill step by what a rank was doing, mean over ranks. "
+        f"{WHICH} Deployments' steps need not hold equally many tokens."
     )
     absent: ClassVar[str] = "The run holds no timeline of single steps."
     order: ClassVar[int] = 71
@@ -41,7 +42,7 @@ class StepParts(Frozen):
             parts = {name: (mean_s[name] / unit_s).to_list() for name in STEP_PHASES}
             texts = {name: [seconds(value) for value in mean_s[name]] for name in STEP_PHASES}
             title = f"{str(phase).capitalize()} step ({unit})"
-            plots[f"{str(phase).capitalize()} step"] = stacked(
+            plots[shared_heading(results, names, str(phase))] = stacked(
                 results, names, parts, style.PHASE_COLOURS, title, texts
             )
         return plots

@@ -9,33 +9,32 @@ import plotly.graph_objects as go
 
 from simulator.base.frozen import Frozen
 from simulator.report import style
+from simulator.report.shown_steps import WHICH, heading
 from simulator.report.spans import add_bars, first_layers, window_s
 from simulator.results.folder import Results
 from simulator.results.formats import time_axis
 
 
 class Timeline(Frozen):
-    """Bars in time, a row a rank, a plot a deployment: the first layers of the representative
-    decode step.
-    """
+    """Bars in time, a row a rank, a plot a deployment: the first layers of its decode step."""
 
     title: ClassVar[str] = "Timeline of a decode step"
     section: ClassVar[str] = "One step, rank by rank"
     definition: ClassVar[str] = (
-        "What each rank does at the start of a representative decode step; "
-        "timeline.json beside this page holds every rank and layer and opens at ui.perfetto.dev."
+        "What each rank does at the start of one decode step; "
+        "timeline.json beside this page holds every rank and layer and opens at ui.perfetto.dev. "
+        f"{WHICH}"
     )
     absent: ClassVar[str] = "The run holds no timeline of single steps."
     order: ClassVar[int] = 80
     width: ClassVar[Literal["full", "half", "quarter"]] = "full"
 
     def draw(self, results: Results) -> dict[str, go.Figure]:
-        label = style.labels(results)
         plots = {}
         decode = results.spans[results.spans["phase"] == "decode"]
         for name, spans in decode.groupby("deployment", sort=False):
             shown, extent = first_layers(spans)
-            plots[f"{label[str(name)]}: {extent}"] = _gantt(shown)
+            plots[f"{heading(results, str(name), 'decode')}; {extent}"] = _gantt(shown)
         return plots
 
 

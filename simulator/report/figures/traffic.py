@@ -13,6 +13,7 @@ from plotly.subplots import make_subplots
 from simulator.base.frozen import Frozen
 from simulator.report import style
 from simulator.report.heat import integer_axes
+from simulator.report.shown_steps import WHICH, heading
 from simulator.results.folder import Results
 from simulator.results.formats import bytes_axis
 
@@ -21,22 +22,21 @@ MAX_CELLS = 64
 
 
 class Traffic(Frozen):
-    """Dispatch and combine side by side, a plot a deployment and representative step."""
+    """Dispatch and combine side by side, a plot a deployment and phase."""
 
     title: ClassVar[str] = "Bytes from rank to rank"
     section: ClassVar[str] = "Traffic between ranks"
     definition: ClassVar[str] = (
-        "Bytes that each rank sends to each other rank in a mean MoE layer of one representative "
-        "step; what stays on a rank is no traffic."
+        "Bytes that each rank sends to each other rank in a mean MoE layer of one step; "
+        f"what stays on a rank is no traffic. {WHICH}"
     )
     absent: ClassVar[str] = "No tokens travel between ranks in this run."
     order: ClassVar[int] = 60
     width: ClassVar[Literal["full", "half", "quarter"]] = "half"
 
     def draw(self, results: Results) -> dict[str, go.Figure]:
-        label = style.labels(results)
         return {
-            f"{label[str(name)]}: {phase} step": _pair(table)
+            heading(results, str(name), str(phase)): _pair(table)
             for (name, phase), table in results.traffic.groupby(["deployment", "phase"], sort=False)
         }
 

@@ -133,7 +133,6 @@ def _shade(
     if len(bands) < 2:
         return
     places = [place for place, _ in bands]
-    red, green, blue = (int(colour[n : n + 2], 16) for n in (1, 3, 5))
     drawn.add_scatter(
         x=[_digits(place) for place in [*places, *reversed(places)]],
         y=[
@@ -148,7 +147,7 @@ def _shade(
         mode="lines",
         line={"width": 0, "color": colour},
         fill="toself",
-        fillcolor=f"rgba({red},{green},{blue},{_SHADE})",
+        fillcolor=style.faded(colour, _SHADE),
         hoverinfo="skip",
     )
 

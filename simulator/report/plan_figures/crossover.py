@@ -14,7 +14,7 @@ from simulator.report import style
 from simulator.report.plan_bands import band, between
 from simulator.report.plan_figures._wide import Wide
 from simulator.results.formats import TIMES, number, seconds
-from simulator.results.plan_text import chance, hover, percent, times
+from simulator.results.plan_text import chance, doubt, hover, is_clear, percent, times
 
 _REACH = 2.0
 """Doublings either way that the colours tell apart."""
@@ -222,14 +222,9 @@ def _cell(row: Row | None) -> str:
             else f"only<br>{'MoE' if row['winner'] == row['moe'] else 'dense'}"
         )
     term = str(row["deciding_term"] or "")
-    said = f"<b>{_ratio(row['ratio'])}</b>" if _is_clear(row) else f"{_ratio(row['ratio'])} ?"
+    ratio = _ratio(row["ratio"])
+    said = f"<b>{ratio}</b>" if is_clear(row) else f"{ratio}{doubt(row)}"
     return f"{said}{f'<br>{_TERMS.get(term, term)}' if term else ''}"
-
-
-def _is_clear(row: Row) -> bool:
-    """Whether the ratio's band, if it has one, lies on one side of equal."""
-    found = band(row, "ratio")
-    return found is None or found.low > 1 or found.high < 1
 
 
 def _ratio(ratio: float) -> str:
@@ -258,7 +253,7 @@ def _said(row: Row | None, length: str) -> str:
         share = f" ({percent(row['share'])} of what it saves)" if row.get("share") else ""
         lines.append(f"{row['winner']} wins{by}; what decides: {row['deciding_term']}{share}")
     if cases := between(band(row, "ratio"), _ratio):
-        lines.append(f"80 % of cases: {cases}{'' if _is_clear(row) else ', either may win'}")
+        lines.append(f"80 % of cases: {cases}{'' if is_clear(row) else ', either may win'}")
     if row.get("moe_wins_probability") is not None:
         lines.append(f"{row['moe']} wins in {chance(row['moe_wins_probability'])} of cases")
     return hover(*lines)

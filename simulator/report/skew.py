@@ -1,0 +1,82 @@
+"""The busiest rank layer by layer, above what uniform routing gives at the same batch by chance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from simulator.report import style
+from simulator.results.formats import TIMES
+
+SKEW = (
+    "The dotted line is what uniform routing gives by chance at as many tokens; the shade from "
+    "it up to the mean of the layers is the skew of the routing."
+)
+"""What the line and the shade of :func:`add_imbalance` are."""
+_SHADE = 0.22
+_HALF_WIDTH = 0.3
+"""Of the mark of a single layer, in layers."""
+
+
+def add_imbalance(
+    drawn: go.Figure, ratio: pd.Series, uniform: dict[str, float], label: str, line: dict[str, Any]
+) -> None:
+    """Add a deployment's curve, the line that chance alone gives, and a shade for its skew.
+
+    Args:
+        ratio: pairs of the busiest rank over the mean rank's, by layer.
+        uniform: fields of :class:`~simulator.work.uniform_load.UniformImbalance`.
+        label: of the deployment.
+        line: of the deployment.
+    """
+    layers, values = ratio.index.to_numpy(float), ratio.to_numpy(np.float64)
+    names = [f"layer {layer}" for layer in ratio.index]
+    if len(ratio) == 1:
+        layers = np.array([layers[0] - _HALF_WIDTH, layers[0] + _HALF_WIDTH])
+        values, names = np.repeat(values, 2), names * 2
+    chance = np.full(len(layers), uniform["mean"])
+    # Of the mean, since single layers scatter to both sides of what chance gives on average.
+    skewed = np.fmax(np.full(len(layers), np.nanmean(values)), chance)
+    hidden = {"name": label, "showlegend": False, "mode": "lines"}
+    drawn.add_scatter(
+        x=np.concatenate([layers, layers[::-1]]),
+        y=np.float32(np.concatenate([chance, skewed])),
+        line={"width": 0, "color": line["color"]},
+        fill="toself",
+        fillcolor=style.faded(line["color"], _SHADE),
+        hoverinfo="skip",
+        **hidden,
+    )
+    drawn.add_scatter(
+        x=layers,
+        y=np.float32(chance),
+        line=line | {"dash": "dot", "width": 1.5},
+        hovertemplate=(
+            f"uniform routing: %{{y:.2f}}{TIMES}, in nine of ten batches "
+            f"{uniform['low']:.2f} to {uniform['high']:.2f}<extra>{label}</extra>"
+        ),
+        **hidden,
+    )
+    drawn.add_scatter(
+        x=layers,
+        y=np.float32(values),
+        name=label,
+        line=line,
+        mode="lines",
+        customdata=[
+            [name, _excess(value - uniform["mean"])]
+            for name, value in zip(names, values.tolist(), strict=True)
+        ],
+        hovertemplate=(
+            f"%{{customdata[0]}}: %{{y:.2f}}{TIMES}, %{{customdata[1]}}<extra>{label}</extra>"
+        ),
+    )
+
+
+def _excess(skew: float) -> str:
+    """How far a layer is from what chance gives."""
+    side = "above" if skew >= 0 else "below"
+    return f"{abs(skew):.2f} {side} uniform routing"

@@ -1,0 +1,49 @@
+"""Which steps a folder shows rank by rank, as its ``run.json`` tells it, and how those of a run
+are called.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from simulator.results.formats import seconds_text
+from simulator.results.tables import DeploymentRecord
+
+SHOWN = "shown_steps"
+"""Key of a deployment in ``run.json``: by phase, the fields of
+:class:`~simulator.results.tables.ShownStep`; by kind of step, those of
+:class:`~simulator.results.executed.ShownTimeline`."""
+
+
+def describe_shown(record: DeploymentRecord) -> dict[str, Any]:
+    """What ``run.json`` says of a deployment's shown steps."""
+    return {SHOWN: {phase: asdict(step) for phase, step in record.shown_steps.items()}}
+
+
+def shown_step(run: dict[str, Any], deployment: str, phase: str) -> dict[str, Any]:
+    """The fields of one shown step.
+
+    Raises:
+        KeyError: if it shows no step of the phase.
+    """
+    step: dict[str, Any] = run["deployments"][deployment][SHOWN][phase]
+    return step
+
+
+def step_text(run: dict[str, Any], deployment: str, phase: str) -> str:
+    """A shown step by its phase, and where the run took it by its number, replica and time.
+
+    >>> step = {"source": "run", "number": 7, "replica": 0, "start_s": 1.5, "num_batches": 1}
+    >>> step_text({"deployments": {"a": {SHOWN: {"decode": step}}}}, "a", "decode")
+    'decode step 7 of replica 0, at 1.5 s'
+    >>> step = {"source": "representative"}
+    >>> step_text({"deployments": {"a": {SHOWN: {"decode": step}}}}, "a", "decode")
+    'representative decode step'
+    """
+    step = shown_step(run, deployment, phase)
+    if step["source"] != "run":
+        return f"{step['source']} {phase} step"
+    batch = "" if step["num_batches"] == 1 else f", fullest of {step['num_batches']} batches"
+    at = seconds_text(step["start_s"])
+    return f"{phase} step {step['number']:,} of replica {step['replica']}, at {at}{batch}"
