@@ -1,4 +1,4 @@
-"""Models whose makers say how they differ from an earlier one, or what their printed size counts."""
+"""Models whose makers say how they differ from an earlier one, or what a printed size counts."""
 
 import pytest
 
