@@ -183,6 +183,7 @@ def test_commands_are_those_of_each_models_engine(found):
     assert json.loads(json.dumps(given)) == given == handover(found)
 
 
+@pytest.mark.slow
 def test_every_model_that_meets_the_targets_is_started():
     names = ["gpt-oss-20b", "qwen3-8b", "llama-3.1-8b"]
     models = [{"model": name, "weight_dtypes": ["bf16"]} for name in names[1:]]
