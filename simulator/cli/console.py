@@ -14,13 +14,16 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import RenderableType
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
+from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from simulator.base import trust
 from simulator.base.errors import UserError
 from simulator.base.partial import hold_partial
+from simulator.base.progress import Progress
 from simulator.base.text import one_line
+from simulator.cli.progress_lines import Lines, keep_saying, tell_time
 from simulator.cli.screen import Screen
 
 err = Screen(stderr=True)
@@ -174,7 +177,7 @@ class StoppedError(Exception):
     """Ctrl-C, where something that was done is kept; its text says what."""
 
 
-class _Bars(Progress):
+class _Bars(RichProgress):
     """Bars, and under them the best that was found so far."""
 
     best = ""
@@ -185,46 +188,57 @@ class _Bars(Progress):
             yield Text(f"  best so far: {self.best}", overflow="ellipsis", no_wrap=True)
 
 
+class _TimeColumn(ProgressColumn):
+    """How long a part has taken, and how long it takes on."""
+
+    def render(self, task: Task) -> Text:
+        elapsed_s = task.finished_time if task.finished else task.elapsed
+        total = None if task.total is None else int(task.total)
+        return Text(tell_time(elapsed_s or 0.0, int(task.completed), total))
+
+
 @contextmanager
 def progress(
     unit: str = "requests", waiting: str = "checking models, clusters and requests"
-) -> Iterator[Any]:
-    """A bar a name on standard error, counting in ``unit``; one plain line each where that is no
-    terminal.
+) -> Iterator[Progress]:
+    """A bar a name on standard error, counting in ``unit``; where that is no terminal, a line for
+    each, and another whenever ten seconds have passed without one.
 
-    ``waiting`` is what the bar says before the first name comes.
+    ``waiting`` is what is said before the first name comes.
     """
+    if err.is_terminal:
+        with _bars(unit, waiting) as tick:
+            yield tick
+        return
+    lines = Lines(unit, waiting, _say_plain)
+    with keep_saying(lines):
+        yield lines
+
+
+def _say_plain(line: str) -> None:
+    err.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+@contextmanager
+def _bars(unit: str, waiting: str) -> Iterator[Progress]:
     columns = (
         SpinnerColumn(finished_text=" "),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
         TextColumn("{task.fields[count]}", markup=False),
-        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        _TimeColumn(),
     )
-    tasks: dict[str, Any] = {}
-    with _Bars(*columns, console=err, disable=not err.is_terminal) as bars:
+    tasks: dict[str, TaskID] = {}
+    with _Bars(*columns, console=err) as bars:
         before = bars.add_task(waiting, total=None, count="")
 
-        def tick(name: str, done: int, total: int | None, best: str = "") -> None:
-            name, best = one_line(name), one_line(best)
+        def tick(name: str, done: int, total: int | None, best: str = "", /) -> None:
+            name = one_line(name)
             if name not in tasks:
                 bars.update(before, visible=False)
                 tasks[name] = bars.add_task(name, total=total, count="")
-                if total is not None and not err.is_terminal:
-                    err.print(
-                        f"{name}: {total:,} {unit}".rstrip(),
-                        highlight=False,
-                        soft_wrap=True,
-                        markup=False,
-                    )
-            if best and best != bars.best:
-                bars.best = best
-                if not err.is_terminal:
-                    err.print(f"best so far: {best}", highlight=False, soft_wrap=True, markup=False)
-            bars.update(
-                tasks[name],
-                completed=done,
-                count=f"{done:,} of {total:,} {unit}".rstrip() if total else "",
-            )
+            bars.best = one_line(best) or bars.best
+            count = f"{done:,} of {total:,} {unit}".rstrip() if total else ""
+            bars.update(tasks[name], completed=done, count=count)
 
         yield tick

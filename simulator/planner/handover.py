@@ -52,17 +52,14 @@ def recommended(found: Found) -> list[Finding]:
 
 
 def handover(found: Found, target: Path | None = None) -> dict[str, Any]:
-    """Scenario files, and commands of the best deployment, of the best MoE and of the best dense
-    one, as JSON.
+    """Scenario files, and the commands of every model's best deployment that meets the targets, the
+    best first, as JSON.
 
     Args:
         target: the folder that the files will be written to, as of :func:`scenario_text`.
     """
     findings = recommended(found)
     files = {RECOMMENDED: findings[:1]} | ({COMPARED: findings} if len(findings) > 1 else {})
-    kinds: dict[bool, Finding] = {}
-    for finding in findings:
-        kinds.setdefault(found.space.models[finding.option.design.model].moe is not None, finding)
     return {
         "scenarios": [
             {"file": file, "text": scenario_text(found, shown, target)}
@@ -72,10 +69,12 @@ def handover(found: Found, target: Path | None = None) -> dict[str, Any]:
             {
                 "deployment": text_of(found, finding),
                 "name": f"{text_of(found, finding)}: {one.name}",
+                "model": name,
                 "command": one.command,
                 "not_expressed": list(one.not_expressed),
+                "flags_read": one.flags_read,
             }
-            for finding in kinds.values()
+            for name, finding in best_of_each(found).items()
             for one in commands(found, finding)
         ],
     }

@@ -30,6 +30,9 @@ class Command(NamedTuple):
     """What it starts, and where."""
     command: str
     not_expressed: tuple[str, ...] = ()
+    flags_read: str = ""
+    """In which release its flags were read, when and where, in a sentence; empty without a
+    command."""
 
 
 def launch(
@@ -69,6 +72,7 @@ def launch(
         server = Server(pool, role, weights, longest_prompt, longest_tokens)
         said = [*engine.not_expressed(server), *_said(server)]
         given += _started(engine, server, placed[role], tuple(said))
+    given = [one._replace(flags_read=engine.server_program.said) for one in given]
     fronts = {
         role: [(place.hosts[0], place.first_gpu) for place in group]
         for role, group in placed.items()
@@ -78,9 +82,9 @@ def launch(
     )
     if command:
         unbalanced = engine.unbalanced(spec.balancing["kind"])
-        given.append(
-            Command("router in front of all servers", command, (unbalanced,) if unbalanced else ())
-        )
+        said = [unbalanced] if unbalanced else []
+        flags_read = engine.router_program.said
+        given.append(Command("router in front of all servers", command, tuple(said), flags_read))
     general = (*_about(weights, spec.engine), *_general(plan, node_gpus, placed))
     return [given[0]._replace(not_expressed=(*general, *given[0].not_expressed)), *given[1:]]
 
@@ -164,6 +168,12 @@ def _said(server: Server) -> Iterator[str]:
             f"({server.num_slots // plan.layout.ep} a rank) by the loads of an earlier day; "
             "the engine begins in the order of the experts and moves them once it has "
             "measured loads of its own."
+        )
+    limit = plan.model.max_context_tokens
+    if limit is not None and server.longest_tokens > limit:
+        yield (
+            f"The longest request has {server.longest_tokens:,} tokens and {plan.model.name} takes "
+            f"{limit:,}: the server refuses what is longer."
         )
     yield (
         f"The plan counts on {plan.capacity.tokens:,} tokens of KV cache on each "

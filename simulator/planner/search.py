@@ -106,7 +106,7 @@ def _search(question: Question, folder: Path, store: Store, tick: Progress, crew
         )
     text = question.model_dump_json()
     parts = list(product(range(len(space.models)), range(len(space.machines))))
-    name = "screening"
+    name = "screening models on machines"
     tick(name, 0, len(parts))
     task = partial(_screened, text, str(folder))
     judged = crew.map(
@@ -231,7 +231,7 @@ def _explore(
     tick: Progress,
     crew: Workers,
 ) -> list[Finding]:
-    name = "simulating the busiest stretch" if is_short else "simulating all requests"
+    name = f"simulating deployments on {'the busiest stretch' if is_short else 'all requests'}"
     tick(name, 0, len(options))
     place = None if store.folder is None else str(store.folder)
     task = partial(_explored, text, str(space.folder), place, is_short)

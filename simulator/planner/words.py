@@ -147,6 +147,7 @@ def _reasons(answer: dict[str, Any]) -> Iterator[str]:
     if kept:
         first = "What binds is" if best["worst_ratio"] >= _BINDS else "Closest to its limit is"
         yield f"{first} the {kept[0]}{''.join(f'; {one}' for one in kept[1:])}."
+    yield from _unscored(answer)
     yield from _used(answer)
     yield from _traffic(answer)
     yield from tell_headroom(answer)
@@ -159,6 +160,17 @@ def _reasons(answer: dict[str, Any]) -> Iterator[str]:
     yield from _left_out(answer)
     yield from _losses(answer)
     yield from tell_confidence(answer)
+
+
+def _unscored(answer: dict[str, Any]) -> Iterator[str]:
+    """Models that nobody scored, which are held against others as if all answers were equally
+    good.
+    """
+    rows = answer.get("best_of_each_model", {})
+    without = [name for name, row in rows.items() if row.get("quality") is None]
+    if without and len(rows) > 1:
+        whose = "any model" if len(without) == len(rows) else ", ".join(without)
+        yield f"No quality score is given for {whose}: how good the answers are is not compared."
 
 
 def _traffic(answer: dict[str, Any]) -> Iterator[str]:

@@ -59,6 +59,8 @@ def _commands(deployment: str, rows: list[dict[str, Any]]) -> Markup:
         if notes
         else []
     )
+    sources = dict.fromkeys(row["flags_read"] for row in rows if row.get("flags_read"))
+    parts += [tag("p", " ".join(sources), class_="definition")] if sources else []
     for first, *alike in _alike([row for row in rows if row["command"]]):
         parts.append(_command(deployment, first))
         if alike:

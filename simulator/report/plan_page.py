@@ -32,7 +32,7 @@ _RANGES = " Ranges below a figure hold 80 % of cases."
 _ESTIMATED = " Those in italics are estimated in closed form."
 _HANDOVER = (
     "The scenario files lie beside this page; moesim run takes them as they are. "
-    "The serving commands start the recommended deployment, and the best of the other kind."
+    "The serving commands start the best deployment of every model that meets the targets."
 )
 _BASIS = (
     "Every number that the plan took from elsewhere: what was assumed, then what was fitted, "

@@ -33,6 +33,14 @@ def test_servers_that_differ_in_numbers_only_are_folded():
     assert shown.count("<pre") == 4 + 1
 
 
+def test_where_the_flags_were_read_is_said_once():
+    rows = [
+        {"deployment": "d", "name": f"d: {n}", "command": "serve", "flags_read": "Flags of 1.2."}
+        for n in range(2)
+    ]
+    assert handover({"handover": {"commands": rows}}).count("Flags of 1.2.") == 1
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

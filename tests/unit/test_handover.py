@@ -16,7 +16,7 @@ from simulator.config.capacity import Question
 from simulator.deployment.plan import make_plan
 from simulator.planner.answer import summary
 from simulator.planner.explore import Sized
-from simulator.planner.findings import deployment_of
+from simulator.planner.findings import best_of_each, deployment_of
 from simulator.planner.handover import commands, deployments, handover, recommended, scenario_text
 from simulator.planner.requests import traffic_of
 from simulator.planner.screen import Option
@@ -181,6 +181,28 @@ def test_commands_are_those_of_each_models_engine(found):
     given = handover(found)
     assert {one["command"].split()[0] for one in given["commands"]} == {"vllm", "python"}
     assert json.loads(json.dumps(given)) == given == handover(found)
+
+
+@pytest.mark.slow
+def test_every_model_that_meets_the_targets_is_started():
+    names = ["gpt-oss-20b", "qwen3-8b", "llama-3.1-8b"]
+    models = [{"model": name, "weight_dtypes": ["bf16"]} for name in names[1:]]
+    space = {**QUESTION["space"], "tp": [1]}
+    found = found_of(models=[{"model": names[0], "quality": 0.7}, *models], space=space)
+    given = handover(found)["commands"]
+    assert {one["model"] for one in given} == set(names)
+    assert given[0]["model"] == next(iter(best_of_each(found)))
+    weights = {"gpt-oss-20b": "openai/gpt-oss-20b", "qwen3-8b": "Qwen/Qwen3-8B"}
+    for one in given:
+        assert weights.get(one["model"], "Llama-3.1-8B") in one["command"]
+        assert "--max-model-len" in one["command"]
+        assert "vLLM 0.33.0" in one["flags_read"]
+    unscored = [text for text in summary(found)["reasons"] if "quality score" in text]
+    assert unscored == [
+        "No quality score is given for "
+        f"{', '.join(name for name in best_of_each(found) if name != names[0])}: "
+        "how good the answers are is not compared."
+    ]
 
 
 def test_the_answer_holds_scenarios_that_load(found, tmp_path):

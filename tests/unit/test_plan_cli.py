@@ -15,6 +15,7 @@ from simulator.commands import plan as planned
 from simulator.planner import search, words
 from simulator.planner.store import Store
 from simulator.scenario.question import load_question
+from tests.report.plan_answers import answer, row
 
 QUESTION = """
 name = "tiny plan"
@@ -376,3 +377,21 @@ def test_a_spare_is_named_as_the_cause_of_the_size():
         line.startswith("4 of its 16 GPUs stand idle: the cluster comes in no smaller size")
         for line in words.reasons(answer)
     )
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        ({"a": None, "b": None}, "No quality score is given for any model"),
+        ({"a": 0.7, "b": None, "c": None}, "No quality score is given for b, c:"),
+        ({"a": 0.7, "b": 0.6}, None),
+        ({"a": None}, None),
+    ],
+)
+def test_a_quality_that_nobody_gave_is_not_taken_for_an_equal_one(scores, said):
+    made = answer(best_of_each_model={
+        name: row(name, name == "a", 2, 5.98, quality=score) for name, score in scores.items()
+    })  # fmt: skip
+    told = [reason for reason in words.reasons(made) if "quality" in reason]
+    assert len(told) == (said is not None)
+    assert all(reason.startswith(said) for reason in told)

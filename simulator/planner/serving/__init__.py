@@ -1,8 +1,9 @@
 """The commands that start a plan's servers, one serving engine a file.
 
 A file says how its engine is started with a split, batching, a cache and pools, and which of a
-plan's choices its flags have no word for. Flags come and go with releases: each file says which
-documentation it was written from.
+plan's choices its flags have no word for. Flags come and go with releases: each file has a table of
+the flags that it writes, with the release and the source in which they were read, and when
+(:class:`Program`).
 """
 
 from __future__ import annotations
@@ -10,12 +11,44 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from simulator.deployment.plan import DeploymentPlan
 
 Role = Literal["both", "prompts", "decoding"]
 """What a server computes."""
+
+
+Values = Literal["none", "whole", "share", "boolean", "text", "json"] | tuple[str, ...]
+"""What may stand behind a flag: nothing, a whole number, a number above 0 and up to 1, ``true`` or
+``false``, any text, a JSON object, or one of some words."""
+
+CONTEXT_STEP = 1024
+"""Tokens that the longest sequence of a server is rounded up to a multiple of: room for what a chat
+template adds to a prompt."""
+
+
+class Program(NamedTuple):
+    """A program that commands start, and what one release of it takes."""
+
+    begins: tuple[str, ...]
+    """The words that start it, before its flags."""
+    title: str
+    release: str
+    read_on: str
+    """The day on which the flags were read (ISO 8601)."""
+    source: str
+    """Where they were read."""
+    flags: Mapping[str, Values]
+    """Every flag that a command of ours may have, and what may follow it."""
+    settings: Mapping[str, Values] = {}
+    """Every key of the YAML file beside the command, as a dotted path; empty without such a
+    file."""
+
+    @property
+    def said(self) -> str:
+        """The release that the flags are of, and their source, in a sentence."""
+        return f"Flags of {self.title} {self.release}, read on {self.read_on} in {self.source}."
 
 
 class Weights(NamedTuple):
@@ -51,6 +84,16 @@ class Server(NamedTuple):
     """... and of its longest request, output included."""
 
     @property
+    def context_tokens(self) -> int:
+        """Tokens of the longest sequence that the server is to take: the traffic's longest request
+        and room for a chat template, never above what the model takes, nor above what its cache
+        holds unless a request needs that.
+        """
+        asked, held = self.longest_tokens, self.plan.capacity.tokens
+        roomy = (asked // CONTEXT_STEP + 1) * CONTEXT_STEP
+        return min(roomy, max(asked, held), self.plan.model.max_context_tokens or roomy)
+
+    @property
     def travels(self) -> bool:
         """Whether tokens are sent to whole experts on other ranks."""
         return self.plan.layout.ep > 1 and self.plan.layout.travels
@@ -80,6 +123,10 @@ class Server(NamedTuple):
 class Engine(Protocol):
     """A file in this folder: a frozen pydantic model."""
 
+    server_program: ClassVar[Program]
+    """What :meth:`start` starts."""
+    router_program: ClassVar[Program]
+    """What :meth:`router` starts."""
     quantises: bool
     """Whether 16-bit weights can be cut to fp8 as they are loaded."""
 

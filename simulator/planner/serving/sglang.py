@@ -1,20 +1,22 @@
-"""SGLang.
+"""SGLang, and its router.
 
-Flags as in its documentation of mid-2026 ("Server Arguments", "Expert Parallelism", "PD
-Disaggregation", "Pipeline Parallelism", "SGLang Model Gateway"), release 0.5. With
-``--enable-dp-attention``, ``--chunked-prefill-size`` and ``--max-running-requests`` are those of
-all data-parallel ranks together, which the server divides (``server_args.py``); a plan's are each
-rank's.
+Flags and the conditions between them as in the release of :data:`_SERVER`, and its documentation
+("Server Arguments", "Expert Parallelism", "PD Disaggregation", "Pipeline Parallelism", "SGLang
+Model Gateway"). With ``--attn-dp-size``, ``--chunked-prefill-size`` and ``--max-running-requests``
+are those of all data-parallel ranks together, which the server divides
+(``arg_groups/parallel_hook.py``); a plan's are each rank's. Before that release
+``--attn-dp-size N`` was ``--dp-size N --enable-dp-attention``, which goes at the end of 2026.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import ClassVar
 
 from simulator.base.frozen import Frozen
 from simulator.config.ffn import DenseFFN
-from simulator.planner.serving import Place, Role, Server, two_at_random, visible, words
+from simulator.planner.serving import Place, Program, Role, Server, two_at_random, visible, words
 
 _LOW_LATENCY_TOKENS = 128
 """That low-latency kernels take from a rank, unless an environment variable says more."""
@@ -22,12 +24,74 @@ _MOST_LOW_LATENCY_TOKENS = 1024
 _PREFILL_TOKENS = 16384
 """Default of ``--max-prefill-tokens``."""
 _BOOTSTRAP_PORT = 8998
+_CACHE = {"bf16": "bf16", "fp8": "fp8_e4m3", "nvfp4": "nvfp4"}
+_SENT = ("bf16", "fp8", "int8", "nvfp4")
+"""Formats that DeepEP's dispatcher sends tokens in."""
 _POLICIES = {"round_robin": "round_robin", "random": "random"}
+
+_SERVER = Program(
+    begins=("python", "-m", "sglang.launch_server"),
+    title="SGLang",
+    release="0.5.23",
+    read_on="2026-11-27",
+    source="sglang/srt/server_args.py and sglang/srt/arg_groups of its wheel on PyPI",
+    flags={
+        "--model-path": "text",
+        "--host": "text",
+        "--port": "whole",
+        "--tp-size": "whole",
+        "--attn-dp-size": "whole",
+        "--enable-dp-lm-head": "none",
+        "--moe-dense-tp-size": "whole",
+        "--ep-size": "whole",
+        "--pp-size": "whole",
+        "--moe-a2a-backend": ("deepep", "mori"),
+        "--deepep-mode": ("auto", "normal", "low_latency"),
+        "--deepep-dispatcher-output-dtype": _SENT,
+        "--nnodes": "whole",
+        "--node-rank": "whole",
+        "--dist-init-addr": "text",
+        "--chunked-prefill-size": "whole",
+        "--max-running-requests": "whole",
+        "--max-prefill-tokens": "whole",
+        "--context-length": "whole",
+        "--mem-fraction-static": "share",
+        "--kv-cache-dtype": ("auto", *_CACHE.values()),
+        "--ep-num-redundant-experts": "whole",
+        "--enable-eplb": "none",
+        "--enable-two-batch-overlap": "none",
+        "--quantization": ("fp8",),
+        "--disable-radix-cache": "none",
+        "--enable-mixed-chunk": "none",
+        "--scheduler-recv-interval": "whole",
+        "--disaggregation-mode": ("prefill", "decode"),
+        "--disaggregation-transfer-backend": ("mooncake",),
+        "--disaggregation-bootstrap-port": "whole",
+    },
+)
+_ROUTER = Program(
+    begins=("python", "-m", "sglang_router.launch_router"),
+    title="sglang-router",
+    release="0.3.2",
+    read_on="2026-11-27",
+    source="sglang_router/router_args.py of its wheel on PyPI",
+    flags={
+        "--host": "text",
+        "--port": "whole",
+        "--policy": ("random", "round_robin", "cache_aware", "power_of_two", "manual"),
+        "--worker-urls": "text",
+        "--pd-disaggregation": "none",
+        "--prefill": "text",
+        "--decode": "text",
+    },
+)
 
 
 class Sglang(Frozen):
     """``python -m sglang.launch_server``."""
 
+    server_program: ClassVar[Program] = _SERVER
+    router_program: ClassVar[Program] = _ROUTER
     quantises: bool = True
 
     def nodes_to_start(self, place: Place) -> int:
@@ -40,13 +104,7 @@ class Sglang(Frozen):
             plan.rules.max_sequences * layout.attention_dp,
         )
         environment = visible(place)
-        command: list[object] = [
-            "python",
-            "-m",
-            "sglang.launch_server",
-            "--model-path",
-            server.weights.path,
-        ]
+        command: list[object] = [*_SERVER.begins, "--model-path", server.weights.path]
         command += [
             "--host",
             "0.0.0.0",
@@ -56,12 +114,7 @@ class Sglang(Frozen):
             layout.num_ranks,
         ]
         if layout.attention_dp > 1:
-            command += [
-                "--dp-size",
-                layout.attention_dp,
-                "--enable-dp-attention",
-                "--enable-dp-lm-head",
-            ]
+            command += ["--attn-dp-size", layout.attention_dp, "--enable-dp-lm-head"]
             if layout.tp == 1 and any(
                 isinstance(block, DenseFFN) for block in plan.model.ffns.values()
             ):
@@ -78,9 +131,9 @@ class Sglang(Frozen):
                 "--deepep-mode",
                 mode,
             ]
-            if plan.precision.dispatch != "fp8":
+            if plan.precision.dispatch != "fp8" and plan.precision.dispatch in _SENT:
                 command += ["--deepep-dispatcher-output-dtype", plan.precision.dispatch]
-            if server.role != "prompts" and plan.rules.max_sequences > _LOW_LATENCY_TOKENS:
+            if _needs_room(server):
                 most = min(plan.rules.max_sequences, _MOST_LOW_LATENCY_TOKENS)
                 environment["SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK"] = most
         if len(place.hosts) > 1:
@@ -100,6 +153,7 @@ class Sglang(Frozen):
         ]
         if plan.rules.token_budget > _PREFILL_TOKENS or not plan.rules.splits_prompts:
             command += ["--max-prefill-tokens", plan.rules.token_budget]
+        command += ["--context-length", server.context_tokens]
         command += [
             "--mem-fraction-static",
             _memory(server),
@@ -131,15 +185,7 @@ class Sglang(Frozen):
         return words(environment, command)
 
     def router(self, fronts: Mapping[Role, list[tuple[str, int]]], balancing: str) -> str:
-        command: list[object] = [
-            "python",
-            "-m",
-            "sglang_router.launch_router",
-            "--host",
-            "0.0.0.0",
-            "--port",
-            8000,
-        ]
+        command: list[object] = [*_ROUTER.begins, "--host", "0.0.0.0", "--port", 8000]
         command += ["--policy", _POLICIES.get(balancing, "power_of_two")]
         if "both" in fronts:
             return words(
@@ -169,20 +215,21 @@ class Sglang(Frozen):
                 f"with groups of {layout.ep}, each expert split over {layout.moe_tp} ranks, "
                 "SGLang gathers tokens instead of sending them."
             )
-        if (
-            _uses_deepep(server)
-            and server.role != "prompts"
-            and plan.rules.max_sequences > _LOW_LATENCY_TOKENS
-        ):
+        if _needs_room(server):
             said.append(
                 f"From {_LOW_LATENCY_TOKENS} tokens a rank on the plan decodes with DeepEP's "
                 "normal kernels; SGLang decodes with low-latency ones whatever the batch, "
                 "so the environment raises what they hold, which takes memory."
             )
-        if plan.precision.kv not in ("bf16", "fp16", "fp8"):
+        if _uses_deepep(server) and plan.precision.dispatch not in _SENT:
+            said.append(
+                f"Tokens travel to experts in {plan.precision.dispatch} in the plan; SGLang sends "
+                f"them in {', '.join(_SENT)}, whichever the weights' format asks for."
+            )
+        if plan.precision.kv not in (*_CACHE, "fp16"):
             said.append(
                 f"The plan keeps the cache in {plan.precision.kv}; SGLang's formats are bf16, "
-                "fp8 and an own fp4."
+                "fp8, mxfp8 and nvfp4."
             )
         return said
 
@@ -203,6 +250,18 @@ def _uses_deepep(server: Server) -> bool:
     )
 
 
+def _needs_room(server: Server) -> bool:
+    """Whether low-latency kernels must take more tokens of a rank than they do by themselves; those
+    of ROCm take more.
+    """
+    return (
+        _uses_deepep(server)
+        and server.role != "prompts"
+        and not server.is_amd
+        and server.plan.rules.max_sequences > _LOW_LATENCY_TOKENS
+    )
+
+
 def _memory(server: Server) -> float:
     """Share of a GPU that weights and cache take, rounded down: activations come out of the
     rest.
@@ -215,4 +274,4 @@ def _memory(server: Server) -> float:
 
 
 def _cache(dtype: str) -> str:
-    return {"bf16": "bf16", "fp8": "fp8_e4m3"}.get(dtype, "auto")
+    return _CACHE.get(dtype, "auto")

@@ -1,26 +1,89 @@
-"""TensorRT-LLM.
+"""TensorRT-LLM, and its server in front of prompt and decode servers.
 
-Flags and YAML keys as in its documentation of 1.2 and 1.3.0rc24 ("trtllm-serve", "Parallelism in
-TensorRT LLM", "Disaggregated Serving", "Wide Expert Parallelism") and in
-``tensorrt_llm/commands/serve.py``. Batch size and tokens are each data-parallel rank's.
+Flags and YAML keys as in :data:`_SERVER`, and in its documentation of 1.2 and 1.3.0rc24
+("trtllm-serve", "Parallelism in TensorRT LLM", "Disaggregated Serving", "Wide Expert Parallelism").
+Batch size and tokens are each data-parallel rank's. The cache's share of memory is a key of the
+file, not a flag: in some releases a ``kv_cache_config`` there replaces what flags say of it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from simulator.base.frozen import Frozen
-from simulator.planner.serving import Place, Role, Server, visible, words
+from simulator.planner.serving import Place, Program, Role, Server, visible, words
 
 _POLICIES = {"least_outstanding": False, "least_tokens": True}
 """Balancers that its router has: whether loads are counted in tokens rather than requests."""
+_POOL: dict[str, Any] = {
+    "num_instances": "whole",
+    "urls": "text",
+    "router.type": ("round_robin", "load_balancing", "kv_cache_aware"),
+    "router.use_tokens": "boolean",
+}
+
+_SERVER = Program(
+    begins=("trtllm-serve",),
+    title="TensorRT-LLM",
+    release="between 1.2 and 1.3 (commits 00209af and 0004396)",
+    read_on="2026-11-27",
+    source=(
+        "tensorrt_llm/commands/serve.py and tensorrt_llm/llmapi/llm_args.py of "
+        "github.com/NVIDIA/TensorRT-LLM"
+    ),
+    flags={
+        "--host": "text",
+        "--port": "whole",
+        "--tp_size": "whole",
+        "--pp_size": "whole",
+        "--ep_size": "whole",
+        "--max_batch_size": "whole",
+        "--max_num_tokens": "whole",
+        "--max_seq_len": "whole",
+        "--extra_llm_api_options": "text",
+    },
+    settings={
+        "enable_chunked_prefill": "boolean",
+        "enable_attention_dp": "boolean",
+        "attention_dp_config.enable_balance": "boolean",
+        "attention_dp_config.timeout_iters": "whole",
+        "kv_cache_config.enable_block_reuse": "boolean",
+        "kv_cache_config.free_gpu_memory_fraction": "share",
+        "kv_cache_config.dtype": ("fp8", "nvfp4"),
+        "moe_config.backend": ("WIDEEP",),
+        "moe_config.load_balancer.num_slots": "whole",
+        "moe_config.load_balancer.layer_updates_per_iter": "whole",
+        "cache_transceiver_config.backend": ("DEFAULT", "UCX", "NIXL", "MOONCAKE", "MPI"),
+        "cache_transceiver_config.max_tokens_in_buffer": "whole",
+        "disable_overlap_scheduler": "boolean",
+    },
+)
+_ROUTER = Program(
+    begins=("trtllm-serve", "disaggregated"),
+    title="TensorRT-LLM",
+    release=_SERVER.release,
+    read_on="2026-11-27",
+    source=(
+        "tensorrt_llm/commands/serve.py and tensorrt_llm/llmapi/disagg_utils.py of "
+        "github.com/NVIDIA/TensorRT-LLM"
+    ),
+    flags={"-c": "text"},
+    settings={
+        "hostname": "text",
+        "port": "whole",
+        **{f"context_servers.{key}": values for key, values in _POOL.items()},
+        **{f"generation_servers.{key}": values for key, values in _POOL.items()},
+    },
+)
 
 
 class Trtllm(Frozen):
     """``trtllm-serve``."""
 
+    server_program: ClassVar[Program] = _SERVER
+    router_program: ClassVar[Program] = _ROUTER
     quantises: bool = False
 
     def nodes_to_start(self, place: Place) -> int:
@@ -45,7 +108,7 @@ class Trtllm(Frozen):
             ]
             command += ["--ntasks-per-node", each, "--mpi=pmix", "trtllm-llmapi-launch"]
         command += [
-            "trtllm-serve",
+            *_SERVER.begins,
             server.weights.path,
             "--host",
             "0.0.0.0",
@@ -59,12 +122,7 @@ class Trtllm(Frozen):
             command += ["--ep_size", layout.ep]
         sequences = max(1, plan.rules.max_sequences // layout.pp)  # of each batch in flight
         command += ["--max_batch_size", sequences, "--max_num_tokens", plan.rules.token_budget]
-        command += [
-            "--kv_cache_free_gpu_memory_fraction",
-            _free_memory(server),
-            "--extra_llm_api_options",
-            file,
-        ]
+        command += ["--max_seq_len", server.context_tokens, "--extra_llm_api_options", file]
         return f"{_written(file, _options(server))}\n{words(visible(place), command)}"
 
     def router(self, fronts: Mapping[Role, list[tuple[str, int]]], balancing: str) -> str:
@@ -81,7 +139,7 @@ class Trtllm(Frozen):
                 }
         return (
             f"{_written('disaggregated.yml', found)}\n"
-            f"{words({}, ['trtllm-serve', 'disaggregated', '-c', 'disaggregated.yml'])}"
+            f"{words({}, [*_ROUTER.begins, '-c', 'disaggregated.yml'])}"
         )
 
     def unbalanced(self, balancing: str) -> str:
@@ -142,7 +200,10 @@ def _options(server: Server) -> dict[str, Any]:
                 "enable_balance": True,
                 "timeout_iters": plan.rules.balance_steps,
             }
-    cache: dict[str, Any] = {"enable_block_reuse": plan.spec.prefix_caching}
+    cache: dict[str, Any] = {
+        "enable_block_reuse": plan.spec.prefix_caching,
+        "free_gpu_memory_fraction": _free_memory(server),
+    }
     if plan.precision.kv in ("fp8", "nvfp4"):
         cache["dtype"] = plan.precision.kv
     found["kv_cache_config"] = cache

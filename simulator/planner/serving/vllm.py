@@ -1,17 +1,19 @@
-"""vLLM.
+"""vLLM, and the router of its project.
 
-Flags as in its documentation of 0.12 to 0.24 ("Expert Parallel Deployment", "Data Parallel
-Deployment", "Parallelism and Scaling", "Dual Batch Overlap", "NixlConnector Usage Guide") and in
-the help of vllm-router 0.1.
+Flags and the conditions between them as in the release of :data:`_SERVER`; that a replica of
+several nodes is started with ``--nnodes``, or with data-parallel ranks that are shared out, as in
+its documentation ("Expert Parallel Deployment", "Data Parallel Deployment", "Parallelism and
+Scaling", "Dual Batch Overlap", "NixlConnector Usage Guide").
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import ClassVar
 
 from simulator.base.frozen import Frozen
-from simulator.planner.serving import Place, Role, Server, two_at_random, visible, words
+from simulator.planner.serving import Place, Program, Role, Server, two_at_random, visible, words
 
 _EXCHANGES = {
     "all_gather": "allgather_reducescatter",
@@ -19,15 +21,80 @@ _EXCHANGES = {
     "per_node": "deepep_high_throughput",
     "per_rank": "deepep_high_throughput",
 }
+_ON_AMD = {
+    "deepep_low_latency": "mori_low_latency",
+    "deepep_high_throughput": "mori_high_throughput",
+}
+"""The exchange of ROCm that takes the place of DeepEP's."""
+_OVERLAPPING = ("deepep_low_latency", "deepep_high_throughput")
+"""Exchanges that vLLM can hide behind the other half of a batch; with another one it refuses to
+start (``vllm/config/vllm.py``)."""
+_CACHE = {"bf16": "bfloat16", "fp16": "float16", "fp8": "fp8", "nvfp4": "nvfp4"}
 _POLICIES = {"round_robin": "round_robin", "random": "random"}
 _RPC_PORT = 13345
 _SIDE_PORT = 5600
 """Of NIXL's handshake; each data-parallel rank of a node takes the next one."""
 
+_SERVER = Program(
+    begins=("vllm", "serve"),
+    title="vLLM",
+    release="0.33.0",
+    read_on="2026-11-27",
+    source=(
+        "vllm/engine/arg_utils.py, vllm/config and vllm/entrypoints/common/cli_args.py of its "
+        "wheel on PyPI"
+    ),
+    flags={
+        "--port": "whole",
+        "--tensor-parallel-size": "whole",
+        "--data-parallel-size": "whole",
+        "--pipeline-parallel-size": "whole",
+        "--nnodes": "whole",
+        "--node-rank": "whole",
+        "--master-addr": "text",
+        "--headless": "none",
+        "--data-parallel-size-local": "whole",
+        "--data-parallel-address": "text",
+        "--data-parallel-rpc-port": "whole",
+        "--data-parallel-start-rank": "whole",
+        "--enable-expert-parallel": "none",
+        "--all2all-backend": ("allgather_reducescatter", *_ON_AMD, *_ON_AMD.values()),
+        "--max-num-batched-tokens": "whole",
+        "--max-num-seqs": "whole",
+        "--gpu-memory-utilization": "share",
+        "--kv-cache-dtype": ("auto", *_CACHE.values()),
+        "--max-model-len": "whole",
+        "--enable-eplb": "none",
+        "--eplb-config": "json",
+        "--enable-dbo": "none",
+        "--quantization": ("fp8",),
+        "--no-enable-prefix-caching": "none",
+        "--kv-transfer-config": "json",
+    },
+)
+_ROUTER = Program(
+    begins=("vllm-router",),
+    title="vllm-router",
+    release="0.1.17",
+    read_on="2026-11-27",
+    source="vllm_router/router_args.py of its wheel on PyPI",
+    flags={
+        "--host": "text",
+        "--port": "whole",
+        "--policy": ("random", "round_robin", "cache_aware", "power_of_two", "consistent_hash"),
+        "--worker-urls": "text",
+        "--vllm-pd-disaggregation": "none",
+        "--prefill": "text",
+        "--decode": "text",
+    },
+)
+
 
 class Vllm(Frozen):
     """``vllm serve``."""
 
+    server_program: ClassVar[Program] = _SERVER
+    router_program: ClassVar[Program] = _ROUTER
     quantises: bool = True
 
     def nodes_to_start(self, place: Place) -> int:
@@ -36,7 +103,7 @@ class Vllm(Frozen):
     def start(self, server: Server, place: Place, node: int) -> str:
         plan, layout = server.plan, server.plan.layout
         environment = visible(place)
-        command: list[object] = ["vllm", "serve", server.weights.path]
+        command: list[object] = [*_SERVER.begins, server.weights.path]
         if node == 0:
             command += ["--port", _port(place.first_gpu)]
         command += ["--tensor-parallel-size", layout.tp]
@@ -73,7 +140,7 @@ class Vllm(Frozen):
             "--max-num-batched-tokens",
             plan.rules.token_budget,
             "--max-num-seqs",
-            plan.rules.max_sequences,
+            _sequences(server),
         ]
         command += [
             "--gpu-memory-utilization",
@@ -81,19 +148,14 @@ class Vllm(Frozen):
             "--kv-cache-dtype",
             _cache(plan.precision.kv),
         ]
-        if (
-            plan.model.max_context_tokens is not None
-            and plan.capacity.tokens < plan.model.max_context_tokens
-        ):
-            longest = -(-server.longest_tokens // 1024) * 1024
-            command += ["--max-model-len", min(longest, plan.model.max_context_tokens)]
+        command += ["--max-model-len", server.context_tokens]
         if server.is_placed_by_load:
             command += [
                 "--enable-eplb",
                 "--eplb-config",
                 json.dumps({"num_redundant_experts": server.spare_experts}),
             ]
-        if plan.spec.overlap == "two_batch":
+        if plan.spec.overlap == "two_batch" and _exchange(server) in _OVERLAPPING:
             command.append("--enable-dbo")
         if server.weights.quantises:
             command += ["--quantization", "fp8"]
@@ -118,7 +180,9 @@ class Vllm(Frozen):
             for role, found in fronts.items()
         }
         command: list[object] = [
-            "vllm-router",
+            *_ROUTER.begins,
+            "--host",
+            "0.0.0.0",
             "--port",
             30000,
             "--policy",
@@ -165,21 +229,38 @@ class Vllm(Frozen):
                 "vLLM gives each batch whatever waits when it is formed, "
                 "so that others may be emptier."
             )
-        if plan.precision.kv not in ("bf16", "fp16", "fp8"):
+        if plan.spec.overlap == "two_batch" and _exchange(server) not in _OVERLAPPING:
+            said.append(
+                "The plan overlaps two halves of a batch, which vLLM does with DeepEP's exchanges "
+                f"only: those by {_exchange(server)} are not hidden."
+            )
+        if _sequences(server) < plan.rules.max_sequences:
+            said.append(
+                f"The plan lets {plan.rules.max_sequences} requests run at once in steps of "
+                f"{plan.rules.token_budget} tokens; vLLM lets no more run than a step has tokens."
+            )
+        if plan.precision.kv not in _CACHE:
             said.append(
                 f"The plan keeps the cache in {plan.precision.kv}, which is not among the formats "
-                "documented for vLLM's cache."
+                "of vLLM's cache."
             )
         return said
 
 
 def _exchange(server: Server) -> str:
+    if not server.travels:
+        return _EXCHANGES["all_gather"]  # vLLM's own choice, where no flag says another
     kind = (server.plan.spec.dispatch or {}).get("kind")
-    if server.is_amd and kind != "all_gather":
-        return "mori"
-    if kind in _EXCHANGES:
-        return _EXCHANGES[kind]
-    return "deepep_low_latency" if server.role == "decoding" else "deepep_high_throughput"
+    usual = "deepep_low_latency" if server.role == "decoding" else "deepep_high_throughput"
+    exchange = _EXCHANGES.get(str(kind), usual)
+    return _ON_AMD.get(exchange, exchange) if server.is_amd else exchange
+
+
+def _sequences(server: Server) -> int:
+    """Requests at once of a data-parallel rank; vLLM refuses to start with more than tokens of a
+    step.
+    """
+    return min(server.plan.rules.max_sequences, server.plan.rules.token_budget)
 
 
 def _port(first_gpu: int) -> int:
@@ -188,4 +269,4 @@ def _port(first_gpu: int) -> int:
 
 
 def _cache(dtype: str) -> str:
-    return {"bf16": "bfloat16", "fp16": "float16", "fp8": "fp8"}.get(dtype, "auto")
+    return _CACHE.get(dtype, "auto")
