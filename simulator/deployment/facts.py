@@ -37,6 +37,7 @@ def facts_of(plan: DeploymentPlan) -> dict[str, Any]:
         "scheduling": policy_text({**(plan.spec.scheduling or {}), **plan.rules._asdict()}),
         "max_sequences": plan.rules.max_sequences,
         "token_budget": plan.rules.token_budget,
+        "num_batches": plan.layout.num_batches,
         "balancing": policy_text(plan.spec.balancing),
         "weight_dtype": _weights_text(plan),
         "pruning": policy_text(plan.spec.pruning.model_dump()) if plan.spec.pruning else None,

@@ -286,7 +286,7 @@ class Curve:
     def _own_s(self, decodes: Floats, prompts: Floats) -> Floats:
         """The engine's own seconds."""
         engine, model = self.plan.calibration.engine, self.plan.model
-        own_s = engine.step_s + (decodes + np.ceil(prompts)) * engine.sequence_s
+        own_s = engine.step_s + engine.sequences_s(decodes + np.ceil(prompts))
         return own_s + engine.prompt_s(model.num_layers, model.num_moe_layers) * np.minimum(
             prompts, 1.0
         )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from simulator.config.calibration.engine import BEYOND_S, MEASURED_SEQUENCES
 from simulator.results.folder import Results
 from simulator.results.formats import parameters, seconds_text
 from simulator.results.tables import STEP_PHASES
@@ -308,6 +309,15 @@ def _notes(results: Results, short: dict[str, str]) -> list[str]:
             + ", ".join(f"{name} has {_count(count, 'GPU')}" for name, count in gpus.items())
             + "."
         )
+    for name in results.deployments:
+        steps = results.steps[results.steps["deployment"] == name]
+        most = int(steps["running"].max()) // facts[name]["num_batches"]
+        if most > MEASURED_SEQUENCES and (steps["pool"] == "both").all():
+            notes.append(
+                f"Extrapolated: up to {most:,} sequences in a batch of {short[name]}; engines were "
+                f"measured with {MEASURED_SEQUENCES:,}, and their own time is taken to grow by at "
+                f"most {BEYOND_S * 1e6:.0f} us with each one more."
+            )
     notes += [
         (
             f"Rumour: the size and shape of {facts[name]['model_title']} ({short[name]}) "

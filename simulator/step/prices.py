@@ -290,7 +290,7 @@ class Prices:
         """
         engine, model = self.plan.calibration.engine, self.plan.model
         prompt_s = engine.prompt_s(model.num_layers, model.num_moe_layers) if has_prompts else 0.0
-        return engine.step_s + num_sequences * engine.sequence_s + prompt_s
+        return engine.step_s + float(engine.sequences_s(np.array(num_sequences))) + prompt_s
 
     @cached_property
     def read_bytes_per_step(self) -> float:

@@ -11,6 +11,7 @@ from simulator.engine.replica import ByRanks
 from simulator.engine.step_price import price_step
 from simulator.engine.table import make_table
 from simulator.results.metrics import latencies
+from simulator.step.prices import Prices
 
 
 @pytest.mark.parametrize(
@@ -85,3 +86,19 @@ def test_a_shipped_model_over_several_traces(tiny):
             )
         ratios.append(np.divide(*measured))
     assert np.mean(ratios, axis=0) == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.mark.parametrize("sequences", [64, 512, 513, 2048])
+def test_the_engines_own_time_grows_no_faster_than_measured_beyond_what_was_measured(
+    tiny, sequences
+):
+    prices = Prices(tiny.plan("dense"), 4096)
+    engine = prices.plan.calibration.engine
+    grown_s = prices.overhead_s(sequences, has_prompts=False) - engine.step_s
+    assert grown_s <= sequences * engine.sequence_s
+    assert prices.overhead_s(sequences + 1, has_prompts=False) > prices.overhead_s(
+        sequences, has_prompts=False
+    )
+    if sequences > 512:
+        most_s = 512 * engine.sequence_s + (sequences - 512) * 2e-6
+        assert grown_s == pytest.approx(most_s, rel=1e-12)

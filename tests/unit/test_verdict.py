@@ -32,6 +32,7 @@ def deployment(
     num_mixed=0,
     limited_by="max_sequences",
     pool="both",
+    running=12,
     **changes,
 ):
     """A row of the summary, its steps, its requests and its facts."""
@@ -58,7 +59,12 @@ def deployment(
         "is_moe": is_moe,
         "is_rumour": False,
     }
-    facts |= {"model_title": "A Model", "max_sequences": 256, "token_budget": 8192}
+    facts |= {
+        "model_title": "A Model",
+        "max_sequences": 256,
+        "token_budget": 8192,
+        "num_batches": 2,
+    }
     facts |= {key: changes.pop(key) for key in list(changes) if key in facts}
     row |= changes
     facts["num_gpus"] = int(row["num_gpus"])
@@ -71,6 +77,7 @@ def deployment(
             "duration_s": step_s,
             "prefill_tokens": [0] * (5 - num_mixed) + [100] * num_mixed,
             "decode_tokens": 12,
+            "running": running,
             "waiting": waiting,
             "kv_used": 0.25,
             "limited_by": limited_by if waiting else "none",
@@ -343,3 +350,13 @@ def test_work_that_is_done_again_is_named_with_its_share():
     (text,) = again(0.88)
     assert "A computes 88 % of its prompt tokens a second time" in text
     assert "4 times" in text
+
+
+def test_more_sequences_than_were_measured_are_called_extrapolated():
+    def notes(running):
+        reasons = said(deployment("A", running=running))["reasons"]
+        return [text for text in reasons if text.startswith("Extrapolated")]
+
+    assert not notes(2 * 512)
+    (text,) = notes(2 * 700)
+    assert "up to 700 sequences in a batch of A" in text
