@@ -126,6 +126,7 @@ def row_of(found: Found, finding: Finding) -> dict[str, Any]:
         "worst_target": outcome.tightest,
         "worst_ratio": outcome.worst,
         **outcome.measured,
+        "preempted_share": outcome.preempted_share,
         "output_tokens_per_s": outcome.output_tokens_per_s,
         "output_tokens_per_s_per_gpu": outcome.output_tokens_per_s / sized.size,
     }

@@ -44,6 +44,8 @@ class Outcome(NamedTuple):
     output_tokens_per_s: float
     kept_share: float
     """Of the requests, those that keep the workload's SLO; NaN without one."""
+    preempted_share: float = 0.0
+    """Share of the requests that lost their KV blocks to others and were computed again."""
 
     @property
     def met(self) -> bool:
@@ -101,7 +103,13 @@ def outcome(
         ratios["output_tokens_per_s"] = targets.output_tokens_per_s / tokens_per_s
     measured[BACKLOG], ratios[BACKLOG] = _backlog(requests, stay_s)
     has_slo = any((slo.ttft_s, slo.tpot_s, slo.e2e_s))
-    return Outcome(ratios, measured, tokens_per_s, float(kept.mean()) if has_slo else math.nan)
+    return Outcome(
+        ratios,
+        measured,
+        tokens_per_s,
+        float(kept.mean()) if has_slo else math.nan,
+        float((requests["num_preemptions"] > 0).mean()),
+    )
 
 
 def _tokens_per_s(requests: pd.DataFrame) -> float:

@@ -27,6 +27,8 @@ _MOST_MODELS = 3
 _BINDS = 0.9
 """Of its limit: from here on a target is what decides; below it is merely the one that is
 closest."""
+_OFTEN_PREEMPTED = 0.02
+"""Share of requests that are computed again from which on it is worth a word."""
 
 
 def headline(answer: dict[str, Any]) -> str:
@@ -181,6 +183,12 @@ def _traffic(answer: dict[str, Any]) -> Iterator[str]:
             f"The {traffic['num_requests']:,} requests arrive "
             f"within {seconds(traffic['lasts_s'])}, which is too short for a steady "
             "state: traffic that goes on may need more."
+        )
+    if best.get("preempted_share", 0.0) >= _OFTEN_PREEMPTED:
+        yield (
+            f"{100 * best['preempted_share']:.0f} % of the requests lose their KV blocks to others "
+            "and are computed again, which the latencies contain: fewer sequences at once "
+            "(space.max_sequences) or more memory would spare that work."
         )
     if best.get("too_long_share"):
         share = (

@@ -167,7 +167,7 @@ def test_a_deployment_that_falls_behind_is_caught_whatever_is_asked_for(slots, k
             "finish_s": finish_s,
             "num_input": trace.num_input,
             "num_output": np.full(1200, 31),
-            "num_preemptions": 0,
+            "num_preemptions": np.arange(1200) % 4 // 2,
         }
     )
     found = outcome(
@@ -175,6 +175,7 @@ def test_a_deployment_that_falls_behind_is_caught_whatever_is_asked_for(slots, k
     )
     assert found.ratios["tpot_s.p90"] <= 1
     assert found.met == keeps_up
+    assert found.preempted_share == 0.5
     assert found.output_tokens_per_s == pytest.approx(31 * min(slots, 20.0), rel=0.1)
 
 
