@@ -1,0 +1,67 @@
+"""The error bands of a time are those of the calibration entries that priced it."""
+
+import pytest
+
+from simulator.config.calibration import PriceKey
+from simulator.deployment.fits import fits_of, price_key_of
+from simulator.validation.published._serve import parts_of
+
+SPREAD = {"attention_dp": 4, "ep": 4}
+
+
+def band(plan, phase):
+    (part,) = parts_of(plan, {phase: 1.0})
+    return part.low, part.high
+
+
+def around_one(*fits):
+    return min(1.0, *(fit.band[0] for fit in fits)), max(1.0, *(fit.band[1] for fit in fits))
+
+
+@pytest.mark.parametrize(
+    ("model", "keys", "entry"),
+    [
+        ("dense", {}, "decode"),
+        ("latent-moe", {}, "mla_decode"),
+        ("latent-moe", {"kv_dtype": "fp8"}, "mla_decode_fp8"),
+    ],
+)
+def test_attention_has_the_band_of_the_kernels_for_its_cache(tiny, model, keys, entry):
+    plan = tiny.plan(model, **keys)
+    known = plan.calibration.attention
+    assert band(plan, "attention") == around_one(known[entry])
+    assert len({around_one(known[name]) for name in ("decode", "mla_decode")}) == 2
+
+
+@pytest.mark.parametrize("operation", ["dispatch", "combine"])
+def test_an_exchange_has_the_band_of_the_kernels_that_carry_it(tiny, operation):
+    kinds = ("per_expert", "per_node", "deepep_auto", "all_gather")
+    plans = {kind: tiny.plan("moe", dispatch={"kind": kind}, **SPREAD) for kind in kinds}
+    found = {kind: band(plan, operation) for kind, plan in plans.items()}
+    calibration = plans["per_node"].calibration
+    few, many = (calibration.exchange[name][operation] for name in ("low_latency", "normal"))
+    gathering = {"dispatch": "all_gather", "combine": "reduce_scatter"}[operation]
+    assert found == {
+        "per_expert": around_one(few),
+        "per_node": around_one(many),
+        "deepep_auto": around_one(few, many),
+        "all_gather": around_one(calibration.collective[gathering]),
+    }
+    assert found["per_expert"] != found["per_node"]
+
+
+@pytest.mark.parametrize("fact", PriceKey._fields)
+def test_nobody_asks_for_entries_without_every_fact(tiny, fact):
+    facts = price_key_of(tiny.plan("moe", **SPREAD))._asdict()
+    del facts[fact]
+    with pytest.raises(TypeError, match=fact):
+        PriceKey(**facts)
+
+
+def test_a_plan_is_priced_by_the_entries_of_its_key(tiny):
+    plan = tiny.plan("latent-moe", kv_dtype="fp8", tp=2, attention_dp=2, ep=4)
+    key = price_key_of(plan)
+    assert (key.cache, key.is_latent, key.travels, key.is_split) == ("fp8", True, True, True)
+    assert key.kernels == ("low_latency", "normal")
+    assert fits_of(plan) == plan.calibration.fits(key)
+    assert not price_key_of(tiny.plan("dense")).is_latent
