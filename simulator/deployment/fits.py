@@ -24,6 +24,7 @@ def price_key_of(plan: DeploymentPlan) -> PriceKey:
     return PriceKey(
         weights=precision.weights,
         experts=None if experts is None else precision.experts,
+        num_experts=None if plan.model.moe is None else plan.model.moe.num_experts,
         travels=experts is not None and plan.layout.travels,
         is_split=plan.layout.tp > 1,
         kernels=() if experts is None else kernels_of(experts.dispatch),

@@ -5,6 +5,7 @@ import pytest
 from simulator.config.calibration import PriceKey
 from simulator.deployment.fits import fits_of, price_key_of
 from simulator.validation.published._serve import parts_of
+from simulator.validation.published._step import run_one
 
 SPREAD = {"attention_dp": 4, "ep": 4}
 
@@ -48,6 +49,32 @@ def test_an_exchange_has_the_band_of_the_kernels_that_carry_it(tiny, operation):
         "all_gather": around_one(calibration.collective[gathering]),
     }
     assert found["per_expert"] != found["per_node"]
+
+
+def test_experts_have_the_band_of_the_kernels_behind_their_exchange(tiny):
+    found = {}
+    for kind, kernels in (("per_expert", "low_latency"), ("per_node", "normal")):
+        plan = tiny.plan("latent-moe", weight_dtype="fp8_block", dispatch={"kind": kind}, **SPREAD)
+        found[kind] = band(plan, "experts")
+        entry = f"{plan.precision.experts}_{kernels}"
+        assert found[kind] == around_one(plan.calibration.grouped_gemm[entry])
+    assert found["per_expert"] != found["per_node"]
+
+
+def test_few_experts_have_the_band_of_the_kernels_for_few(tiny):
+    plan = tiny.plan("moe", weight_dtype="fp8", cluster="b200-sxm-8")
+    known = plan.calibration.grouped_gemm
+    assert band(plan, "experts") == around_one(known["fp8_few"]) != around_one(known["fp8"])
+
+
+def test_a_step_of_prompts_has_the_band_of_attention_over_prompts():
+    deployment = {"model": "mixtral-8x7b", "cluster": "h200-sxm-1", "weight_dtype": "fp8"}
+    prompts, decode = (run_one(deployment, 1, new, 512) for new in (256, 1))
+    known = prompts.plan.calibration.attention
+    assert band(prompts.plan, "attention over prompts") == around_one(known["prefill"])
+    assert around_one(known["prefill"]) != around_one(known["decode"])
+    assert prompts.shares["attention over prompts"] > 0
+    assert decode.shares["attention"] > 0
 
 
 @pytest.mark.parametrize("fact", PriceKey._fields)

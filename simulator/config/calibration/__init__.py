@@ -158,7 +158,12 @@ class Calibration(Frozen):
         if pruned is not None:
             found["pruned matrices"] = pruned
         if key.experts is not None:
-            found[f"{key.experts} experts"] = self.experts(key.experts)
+            few, *many = (
+                self.experts(key.experts, key.num_experts, kernels)
+                for kernels in (key.kernels if key.travels else (None,))
+            )
+            found[f"{key.experts} experts"] = few
+            found |= {f"{key.experts} experts of many tokens": fit for fit in many if fit != few}
         for number, name in enumerate(key.kernels if key.travels else ()):
             more = " of many tokens" if number else ""
             if name in self.exchange:

@@ -18,6 +18,8 @@ class PriceKey(NamedTuple):
     """Format of dense matrices."""
     experts: str | None
     """Format of routed experts; ``None`` for a dense model."""
+    num_experts: int | None
+    """Routed experts of a layer: engines run few by other kernels; ``None`` for a dense model."""
     travels: bool
     """Whether tokens travel to their experts."""
     is_split: bool
