@@ -4,6 +4,7 @@ import pytest
 
 from simulator.config.calibration import PriceKey
 from simulator.deployment.fits import fits_of, price_key_of
+from simulator.planner.draws import bands_of
 from simulator.validation.published._serve import parts_of
 from simulator.validation.published._step import run_one
 
@@ -75,6 +76,14 @@ def test_a_step_of_prompts_has_the_band_of_attention_over_prompts():
     assert around_one(known["prefill"]) != around_one(known["decode"])
     assert prompts.shares["attention over prompts"] > 0
     assert decode.shares["attention"] > 0
+
+
+def test_latencies_of_pools_have_the_bands_of_pools(tiny):
+    plan = tiny.plan("dense", prefill={"parallel": {"tp": 1}, "replicas": 1})
+    engine, pools = plan.calibration.engine, plan.calibration.pools
+    assert bands_of(plan, True) == (pools.band, pools.ttft_band, pools.source)
+    assert bands_of(plan, False) == (engine.band, engine.ttft_band, engine.source)
+    assert pools.band != engine.band
 
 
 @pytest.mark.parametrize("fact", PriceKey._fields)
