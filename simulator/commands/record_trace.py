@@ -32,7 +32,6 @@ from simulator.scenario.scenario import Scenario
 if TYPE_CHECKING:
     from simulator.runtime.recording.training import Recipe, Training
 
-DEFAULT_TOKENS = 8192
 _MIN_STEPS = 20
 _LONGEST_MINUTES = 24 * 60.0
 

@@ -21,10 +21,10 @@ from simulator.config.calibration import (
     CalibrationFile,
     EngineFit,
     Fit,
+    PriceKey,
     calibration_parts,
     read_calibration,
 )
-from simulator.config.pruning import Pruning
 
 Numbers = Annotated[tuple[Amount, ...], Field(strict=False, min_length=1)]
 Sizes = Annotated[tuple[Size, ...], Field(strict=False, min_length=1)]
@@ -242,36 +242,29 @@ class HostRates:
             )
         return found[0]
 
-    def fits(
-        self,
-        weights: str,
-        experts: str | None,
-        *,
-        travels: bool,
-        is_split: bool,
-        kernels: tuple[str, ...] = (),
-        cache: str = "",
-        is_latent: bool = False,
-        pruning: Pruning | None = None,
-    ) -> dict[str, Fit]:
-        """The entries that a plan's prices use, by what they price."""
-        tables = self.tables
-        found: dict[str, Fit] = {f"{weights} matrices": tables.matrix}
+    def fits(self, key: PriceKey) -> dict[str, Fit]:
+        """The entries that a plan's prices use, by what they price.
+
+        Raises:
+            UserError: if collectives of so many ranks were not measured.
+        """
+        tables, pruning = self.tables, key.pruning
+        found: dict[str, Fit] = {f"{key.weights} matrices": tables.matrix}
         if pruning is not None:
             measured = [entry for entry in self.host.pruned if entry.pruning == pruning.kind]
             nearest = min(
                 measured, key=lambda entry: abs(entry.sparsity - pruning.sparsity), default=None
             )
             found |= {} if nearest is None else {"pruned matrices": nearest}
-        if experts is not None:
-            found |= {"router": tables.router, f"{experts} experts": tables.experts}
-        if travels:
+        if key.experts is not None:
+            found |= {"router": tables.router, f"{key.experts} experts": tables.experts}
+        if key.travels:
             found |= {
                 "packing": tables.pack,
                 "dispatch": self.collectives.dispatch,
                 "combine": self.collectives.combine,
             }
-        if is_split:
+        if key.is_split:
             found["all-reduce"] = self.collectives.all_reduce
         found |= {"attention over prompts": tables.prompt, "attention in decode": tables.decode}
         found["engine overhead"] = self.engine

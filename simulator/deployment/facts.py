@@ -9,9 +9,9 @@ from typing import Any
 from simulator.base.frozen import Policy
 from simulator.config.calibration import CalibrationFile, CollectiveFit, ExchangeFit, Fit, PrunedFit
 from simulator.config.host import ExchangeTable, MatrixTable, Steps, load_any_calibration
+from simulator.deployment.fits import fits_of
 from simulator.deployment.notes import notes_of
 from simulator.deployment.plan import DeploymentPlan
-from simulator.policies.dispatch import kernels_of
 
 
 def facts_of(plan: DeploymentPlan) -> dict[str, Any]:
@@ -79,14 +79,14 @@ def warnings_of(plan: DeploymentPlan) -> list[str]:
             f"{model.title or model.name} is a rumour: its makers publish no size or shape."
         )
     nodes = plan.fabric.num_nodes
-    for name, fit in _fits(plan).items():
+    for name, fit in fits_of(plan).items():
         if isinstance(fit, ExchangeFit) and fit.outside(nodes=nodes):
             found.append(
                 f"Extrapolated: {name} over {nodes} nodes; its calibration covers up "
                 f"to {fit.domain['nodes'][1]:.0f}."
             )
     found += _pruning_warnings(plan)
-    assumed = [name for name, fit in _fits(plan).items() if fit.kind == "assumed"]
+    assumed = [name for name, fit in fits_of(plan).items() if fit.kind == "assumed"]
     if _ENGINE in assumed and _fits_other_releases(plan):
         assumed.remove(_ENGINE)
         found.append(
@@ -107,7 +107,7 @@ def warnings_of(plan: DeploymentPlan) -> list[str]:
 
 def _pruning_warnings(plan: DeploymentPlan) -> list[str]:
     """Where products with pruned matrices are priced beyond what was measured."""
-    pruning, fit = plan.spec.pruning, _fits(plan).get("pruned matrices")
+    pruning, fit = plan.spec.pruning, fits_of(plan).get("pruned matrices")
     if pruning is None or not isinstance(fit, PrunedFit):
         return []
     found = []
@@ -144,26 +144,9 @@ def _fits_other_releases(plan: DeploymentPlan) -> bool:
     )
 
 
-def _fits(plan: DeploymentPlan) -> dict[str, Fit]:
-    """The calibration entries that the plan's prices use."""
-    has_experts = plan.experts is not None
-    return plan.calibration.fits(
-        plan.precision.weights,
-        plan.precision.experts if has_experts else None,
-        travels=has_experts and plan.layout.travels,
-        is_split=plan.layout.tp > 1,
-        kernels=kernels_of(plan.experts.dispatch) if plan.experts is not None else (),
-        cache=plan.precision.kv,
-        is_latent=any(
-            term.is_latent for mixer in plan.model.mixers.values() for term in mixer.context_terms()
-        ),
-        pruning=plan.spec.pruning,
-    )
-
-
 def _assumptions(plan: DeploymentPlan) -> list[dict[str, str]]:
     rows = []
-    for what, fit in _fits(plan).items():
+    for what, fit in fits_of(plan).items():
         error = (
             ""
             if fit.median_error is None

@@ -21,8 +21,7 @@ from simulator.config.capacity import Crossover, Question
 from simulator.deployment.plan import make_plan
 from simulator.planner.conditions import Conditions, apply
 from simulator.planner.curve import Curve
-from simulator.planner.draws import around_one
-from simulator.planner.estimate import bands_of
+from simulator.planner.draws import around_one, bands_of
 from simulator.planner.flips import flips
 from simulator.planner.margin import error_of, margin
 from simulator.planner.ruled_out import Ruled
@@ -324,7 +323,7 @@ def _gives(point: Point, time_s: float) -> float:
     """
     if math.isinf(time_s):
         return 1.0
-    edges = around_one(bands_of(point.steady.plan, False)[0])
+    edges = around_one(bands_of(point.steady.plan, False).token)
     faster, slower = (_most_within([point.steady], time_s / edge) for edge in edges)
     if faster is None or slower is None:
         return math.inf

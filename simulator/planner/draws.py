@@ -91,7 +91,29 @@ def around_one(band: tuple[float, float]) -> tuple[float, float]:
     return min(band[0], 1.0), max(band[1], 1.0)
 
 
-def band_of_fit(band: tuple[float, float] | None, fit: Fit) -> tuple[float, float]:
+class LatencyBands(NamedTuple):
+    """80 % of measured over predicted latencies of one deployment."""
+
+    token: tuple[float, float]
+    """Of the time per token."""
+    first_token: tuple[float, float]
+    """Of the time to first token."""
+    source: str
+
+
+def bands_of(plan: DeploymentPlan, is_pooled: bool) -> LatencyBands:
+    """The bands of the engine, or of its pools of prefill and decode, where these are known.
+
+    Args:
+        is_pooled: whether prompts have a pool of their own, which a plan in closed form does not
+            say.
+    """
+    pools = plan.calibration.pools if is_pooled else None
+    fit = pools or plan.calibration.engine
+    return LatencyBands(_measured(fit.band, fit), _measured(fit.ttft_band, fit), fit.source)
+
+
+def _measured(band: tuple[float, float] | None, fit: Fit) -> tuple[float, float]:
     """A fit's band; :data:`ASSUMED` where nothing was measured."""
     return ASSUMED if band is None or fit.kind == "assumed" else band
 

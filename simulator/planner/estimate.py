@@ -16,8 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simulator.config.calibration import Calibration, CalibrationFile, Fit
-from simulator.config.host import load_any_calibration
 from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.planner.curve import Curve
 from simulator.planner.draws import (
@@ -25,7 +23,7 @@ from simulator.planner.draws import (
     Floats,
     Table,
     around_one,
-    band_of_fit,
+    bands_of,
     kernels_of,
     own_of,
 )
@@ -137,30 +135,10 @@ class Estimate(NamedTuple):
     there is no closed form of it."""
 
 
-def bands_of(
-    plan: DeploymentPlan, is_pooled: bool
-) -> tuple[tuple[float, float], tuple[float, float], str]:
-    """Bands of the time per token and to the first token, and what they are from: pools have bands
-    of their own, where known.
-    """
-    engine = plan.calibration.engine
-    found: tuple[Fit, tuple[float, float] | None] = (engine, engine.ttft_band)
-    if is_pooled and isinstance(plan.calibration, Calibration):
-        file = load_any_calibration(plan.spec.calibration or plan.accelerator.calibration, "plan")
-        pools = (
-            file.pools(plan.spec.engine.partition("@")[0])
-            if isinstance(file, CalibrationFile)
-            else None
-        )
-        found = found if pools is None else (pools, pools.ttft_band)
-    fit, ttft_band = found
-    return band_of_fit(fit.band, fit), band_of_fit(ttft_band, fit), fit.source
-
-
 def empty_table(curve: Curve, plan: DeploymentPlan, option: Option) -> Table:
     """What a deployment's errors are, without what it needs."""
-    band, ttft_band, source = bands_of(plan, option.prefill is not None)
-    return Table(band, ttft_band, source, _parts(curve, plan, option), [], [], own=own_of(plan))
+    bands = bands_of(plan, option.prefill is not None)
+    return Table(*bands, _parts(curve, plan, option), [], [], own=own_of(plan))
 
 
 def _parts(curve: Curve, plan: DeploymentPlan, option: Option) -> dict[str, float]:

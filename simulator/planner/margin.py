@@ -12,8 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from simulator.deployment.plan import DeploymentPlan
-from simulator.planner.draws import Z_80, Floats, kernels_of, loading, own_of
-from simulator.planner.estimate import bands_of
+from simulator.planner.draws import Z_80, Floats, bands_of, kernels_of, loading, own_of
 
 
 class Error(NamedTuple):
@@ -45,7 +44,7 @@ def error_of(plan: DeploymentPlan, terms: Floats, gives: float = 1.0) -> Error:
     Args:
         terms: ``[8]`` its :class:`~simulator.planner.curve.Terms`.
     """
-    low, high = (math.log(edge) for edge in bands_of(plan, plan.prefill is not None)[0])
+    low, high = (math.log(edge) for edge in bands_of(plan, plan.prefill is not None).token)
     shares = terms / terms.sum()
     parts = {
         name: float(share)

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from simulator.deployment.plan import make_plan
-from simulator.planner.draws import around_one
-from simulator.planner.estimate import bands_of
+from simulator.planner.draws import around_one, bands_of
 from simulator.planner.explore import Finding
 from simulator.planner.findings import text_of
 from simulator.planner.search import Found
@@ -100,7 +99,7 @@ def _edges(found: Found, design: Design, is_pooled: bool) -> tuple[float, float]
     """The band of a step's seconds over the predicted ones."""
     space = found.space
     plan = make_plan(space.spec(design, None), found.question.seed, "plan", space.folder)
-    return around_one(bands_of(plan, is_pooled)[0])
+    return around_one(bands_of(plan, is_pooled).token)
 
 
 def _closed(

@@ -8,7 +8,7 @@ import math
 from statistics import NormalDist
 
 from simulator.deployment.plan import DeploymentPlan
-from simulator.planner.draws import Z_80, band_of_fit
+from simulator.planner.draws import Z_80, bands_of
 from simulator.planner.trial import Outcome
 
 
@@ -19,12 +19,11 @@ def risk(plan: DeploymentPlan, outcome: Outcome) -> float:
     the pools' where prompts have their own: of the time to first token for targets on that, of the
     time per token for all others.
     """
-    pools = None if plan.prefill is None else plan.prefill.calibration.pools
-    fit = pools or plan.calibration.engine
-    bands = {True: band_of_fit(fit.ttft_band, fit), False: band_of_fit(fit.band, fit)}
+    bands = bands_of(plan, plan.prefill is not None)
     found = 0.0
     for name, ratio in outcome.ratios.items():
-        low, high = (math.log(edge) for edge in bands[name.startswith("ttft_s")])
+        band = bands.first_token if name.startswith("ttft_s") else bands.token
+        low, high = (math.log(edge) for edge in band)
         if ratio > 0 and high > low:
             score = (-math.log(ratio) - (low + high) / 2) / ((high - low) / 2 / Z_80)
             found = max(found, 1.0 - NormalDist().cdf(score))

@@ -7,7 +7,6 @@ own middle, since errors of times are ratios, and a fit may be biased.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -91,10 +90,3 @@ class Band(NamedTuple):
 ASSUMED = Band(0.5, 2.0, is_assumed=True)
 """Where numbers are assumed and nothing was measured: a factor of two either way, which is a guess
 too."""
-
-
-def widest(bands: Sequence[Band]) -> Band:
-    """The band that holds all of them, for a sum whose parts err together."""
-    return Band(
-        min(b.low for b in bands), max(b.high for b in bands), any(b.is_assumed for b in bands)
-    )

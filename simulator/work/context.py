@@ -66,17 +66,6 @@ def total_pairs(
 
 
 @compiled
-def total_entries(
-    context: NDArray[np.int64], new: NDArray[np.int64], window: int, compression: int
-) -> float:
-    """:func:`entries`, summed over sequences."""
-    total = 0.0
-    for i in range(len(new)):
-        total += entries(context[i], new[i], window, compression)
-    return total
-
-
-@compiled
 def add_sums(
     sums: NDArray[np.float64],
     context: int,

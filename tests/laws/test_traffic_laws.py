@@ -22,8 +22,11 @@ from simulator.planner.space import Design, Space
 from simulator.planner.traffic import LEAST_STAYS, Traffic
 from simulator.planner.trial import outcome
 from simulator.workload.traces import RequestTrace
+from tests.cases import cases
 
 HERE = Path()
+SPAN_S = 40
+"""Between the first and the last arrival of the backlog's law: quarters are whole seconds."""
 
 
 def question(num_requests=300, rate=30.0, **changes):
@@ -177,6 +180,29 @@ def test_a_deployment_that_falls_behind_is_caught_whatever_is_asked_for(slots, k
     assert found.met == keeps_up
     assert found.preempted_share == 0.5
     assert found.output_tokens_per_s == pytest.approx(31 * min(slots, 20.0), rel=0.1)
+
+
+@cases(30)
+@given(
+    st.lists(st.tuples(st.integers(0, SPAN_S), st.integers(1, 2 * SPAN_S)), min_size=40),
+)
+def test_the_backlog_is_what_the_last_quarter_serves_more_than_the_second(stays):
+    """Brute force: who is there is counted in every second."""
+    arrival_s, stay_s = np.array([(0, 1), *stays, (SPAN_S, 1)]).T
+    requests = pd.DataFrame(
+        {
+            "arrival_s": arrival_s,
+            "first_token_s": arrival_s,
+            "finish_s": arrival_s + stay_s,
+            "num_output": 1,
+        }
+    )
+    in_second_S = np.arange(SPAN_S)[:, None]
+    present_S = ((arrival_s <= in_second_S) & (in_second_S < arrival_s + stay_s)).sum(axis=1)
+    _, second, _, last = present_S.reshape(4, -1).mean(axis=1)
+    found = outcome(requests, Targets.model_validate({"ttft_s": {"p90": 1.0}}), SLO())
+    expected = max(0.0, last - second) / (len(arrival_s) / 2)
+    assert found.measured["backlog"] == pytest.approx(expected)
 
 
 def test_stays_follow_from_what_is_asked_for():

@@ -15,6 +15,7 @@ from simulator.config.calibration import (
     ProtocolFit,
     load_calibration,
 )
+from simulator.config.calibration.exchange import Load
 from simulator.config.cluster import load_cluster
 from simulator.config.host import load_any_calibration
 from simulator.cost.comm import Vectors
@@ -215,6 +216,25 @@ def test_multiprocessors_that_copy_hide_behind_wires_or_the_other_way_round():
     start_s = fit.latency_s + fit.latency_per_byte_s * vector_bytes + fit.latency_per_expert_s * 256
     priced = comm.exchange("dispatch", copies_SR * vector_bytes, vectors)
     assert priced.alone_s == pytest.approx(start_s + (copying_s**3 + wires_s**3) ** (1 / 3))
+
+
+@pytest.mark.parametrize("way", ["sends", "receives"])
+def test_the_busiest_ranks_crossing_copies_count_whether_it_sends_or_receives_them(way):
+    """One rank and the eight of the other node: it has eight times the crossing copies of each."""
+    comm, vector_bytes = fabric(16), 7392.0
+    copies_SR = np.zeros((16, 16))
+    copies_SR[0, 8:] = 1000.0
+    copies_SR = copies_SR if way == "sends" else copies_SR.T
+    fit = comm.calibration.exchange["normal"]["combine"]
+    assert fit.crossing_byte_s > 0
+    load = Load(0.0, 8000.0, 8000.0, vector_bytes, 256, num_nodes=2)
+    wires_s = 8000 * vector_bytes / (50e9 * fit.scale_out_fraction)
+    carry_s = fit.hidden_s(fit.copying_s(load, 132), wires_s)
+    priced = comm.exchange(
+        "combine", copies_SR * vector_bytes, Vectors("normal", vector_bytes, np.zeros(16), 256)
+    )
+    expected_s = fit.start_s(load) + fit.told_s(load, carry_s, 132) + carry_s
+    assert priced.alone_s == pytest.approx(float(expected_s))
 
 
 def test_kernels_that_no_calibration_knows_are_refused():

@@ -223,6 +223,28 @@ def test_a_recording_that_a_model_names_itself_is_part_of_the_key(tmp_path):
     assert key_of(identity(space, traffic, option)) != before
 
 
+@pytest.mark.parametrize(
+    ("changes", "is_another"),
+    [
+        ({"name": "another", "notes": "of Tuesday"}, False),
+        ({"power": {"price_per_kwh": 0.3}}, False),
+        ({"spare": {"nodes": 1}}, True),
+        ({"seed": 2}, True),
+        ({"targets": {"tpot_s": {"p50": 0.012}}}, True),
+        ({"clusters": [{"cluster": "h100-sxm", "max_gpus": 16}]}, True),
+        ({"clusters": [{"cluster": "h100-sxm", "max_gpus": 8, "network_speed": 0.5}]}, True),
+    ],
+)
+def test_the_key_tells_apart_what_a_finding_depends_on_and_nothing_else(changes, is_another):
+    option = finding(1.0).option
+    traffic = traffic_of(question(), Path())
+    keys = {
+        key_of(identity(Space(asked, Path()), traffic, option))
+        for asked in (question(), question(**changes))
+    }
+    assert len(keys) == 1 + is_another
+
+
 def test_two_folders_with_a_model_of_one_name_do_not_share_its_steps(tmp_path):
     shipped = (Path(__file__).parents[2] / "workloads/models/qwen3-8b.toml").read_text()
     outcomes = []

@@ -23,8 +23,8 @@ from simulator.config.calibration.exchange import ExchangeFit
 from simulator.config.calibration.fit import Fit, Kind
 from simulator.config.calibration.gemm import GemmFit
 from simulator.config.calibration.grouped_gemm import GroupedGemmFit
+from simulator.config.calibration.price_key import PriceKey
 from simulator.config.calibration.pruned import PrunedFit
-from simulator.config.pruning import Pruning
 
 __all__ = [
     "AttentionFit",
@@ -38,6 +38,7 @@ __all__ = [
     "GemmFit",
     "GroupedGemmFit",
     "Kind",
+    "PriceKey",
     "ProtocolFit",
     "PrunedFit",
     "load_calibration",
@@ -149,32 +150,21 @@ class Calibration(Frozen):
             self.expanded.get(found, self.attention[found]) if is_served else self.attention[found]
         )
 
-    def fits(
-        self,
-        weights: str,
-        experts: str | None,
-        *,
-        travels: bool,
-        is_split: bool,
-        kernels: tuple[str, ...] = ("low_latency",),
-        cache: str = "bf16",
-        is_latent: bool = False,
-        pruning: Pruning | None = None,
-    ) -> dict[str, Fit]:
-        """The entries that a plan's prices use, by what they price.
-
-        Args:
-            kernels: of the exchanges between ranks and experts, for few tokens and for many.
-            cache: format of the KV cache.
-            is_latent: whether it holds latent vectors (MLA).
-        """
-        found: dict[str, Fit] = {f"{weights} matrices": self.matrices(weights)}
-        pruned = None if pruning is None else self.pruned_matrices(pruning.kernels, weights)
+    def fits(self, key: PriceKey) -> dict[str, Fit]:
+        """The entries that a plan's prices use, by what they price."""
+        found: dict[str, Fit] = {f"{key.weights} matrices": self.matrices(key.weights)}
+        pruning = key.pruning
+        pruned = None if pruning is None else self.pruned_matrices(pruning.kernels, key.weights)
         if pruned is not None:
             found["pruned matrices"] = pruned
-        if experts is not None:
-            found[f"{experts} experts"] = self.experts(experts)
-        for number, name in enumerate(kernels if travels else ()):
+        if key.experts is not None:
+            few, *many = (
+                self.experts(key.experts, key.num_experts, kernels)
+                for kernels in (key.kernels if key.travels else (None,))
+            )
+            found[f"{key.experts} experts"] = few
+            found |= {f"{key.experts} experts of many tokens": fit for fit in many if fit != few}
+        for number, name in enumerate(key.kernels if key.travels else ()):
             more = " of many tokens" if number else ""
             if name in self.exchange:
                 found |= {
@@ -186,7 +176,7 @@ class Calibration(Frozen):
                     f"dispatch{more}": self.collective["all_gather"],
                     f"combine{more}": self.collective["reduce_scatter"],
                 }
-        if is_split:
+        if key.is_split:
             own = self.collective.get("custom_all_reduce")
             found |= {"all-reduce": own} if own else {}
             found["all-reduce of large messages" if own else "all-reduce"] = self.collective[
@@ -196,7 +186,9 @@ class Calibration(Frozen):
             ("attention over prompts", "prefill"),
             ("attention in decode", "decode"),
         ):
-            found[what] = self.looking_back(phase, cache, is_latent=is_latent, is_served=True)
+            found[what] = self.looking_back(
+                phase, key.cache, is_latent=key.is_latent, is_served=True
+            )
         found["engine overhead"] = self.engine
         return found
 

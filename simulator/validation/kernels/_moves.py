@@ -30,7 +30,6 @@ VALUE_BYTES = {
     "mxfp8": 1.0 + 1 / 32,
 }
 """Bytes of one value as it travels, by names in tables."""
-DEEPEP_TABLES = ("deepep_low_latency", "deepep_normal")
 _DEEPEP_GROUPS = 4
 """DeepEP's own benchmark lets a token use at most four nodes (``num_topk_groups = min(num_nodes,
 4)``)."""

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
 from simulator.base.frozen import validate
-from simulator.config.calibration import Calibration
+from simulator.config.calibration import Calibration, Fit
 from simulator.config.deployment import DeploymentSpec
 from simulator.deployment.facts import warnings_of
+from simulator.deployment.fits import fits_of
 from simulator.deployment.memory import check_requests
 from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.engine.fast import LOG_COLUMNS
@@ -36,6 +37,9 @@ from simulator.workload.traces import RequestTrace
 
 _WHERE = "published"
 _NONE = 1e-9
+"""Share of a time below which a phase takes none of it but for rounding."""
+_OF_MEDIAN = 2.5
+"""An error's 90th percentile over its median: 2.4 where errors are normal."""
 
 
 @dataclass(frozen=True)
@@ -154,43 +158,50 @@ def band_of(plan: DeploymentPlan, shares: Mapping[str, float]) -> tuple[float, f
 
 
 def parts_of(plan: DeploymentPlan, shares: Mapping[str, float]) -> tuple[Part, ...]:
-    """The phases of a time by the calibration entries that price them, with the bands of these."""
-    calibration = plan.calibration
-    if not isinstance(calibration, Calibration):
+    """The phases of a time by the calibration entries that price them, with the bands of these.
+
+    Raises:
+        UserError: if the plan is priced by a machine's own calibration, which has no bands.
+    """
+    if not isinstance(plan.calibration, Calibration):
         raise UserError(f"{plan.name}: only calibrations of accelerator families carry bands")
-    fits = calibration.fits(
-        plan.precision.weights,
-        plan.precision.experts if plan.experts else None,
-        travels=plan.experts is not None and plan.layout.travels,
-        is_split=plan.layout.tp > 1,
-    )
-    named = {
-        "attention": "attention in decode",
-        "dense": f"{plan.precision.weights} matrices",
-        "experts": f"{plan.precision.experts} experts",
-        "dispatch": "dispatch",
-        "combine": "combine",
-        "wait": f"{plan.precision.experts} experts",
-        "collective": "all-reduce",
-        "overhead": "engine overhead",
-    }
+    fits, entries = fits_of(plan), _entries_of(plan)
     found = []
     for phase, share in shares.items():
         if share < _NONE:  # what takes no time has no band
             continue
-        fit = fits.get(named.get(phase, ""))
-        band = Band.of(fit) if fit is not None else ASSUMED
-        if (
-            fit is not None
-            and fit.band is None
-            and fit.p90_error is None
-            and fit.median_error is not None
-        ):
-            wide = (
-                1.0 + 2.5 * fit.median_error
-            )  # a normal error's 90th percentile is 2.4 of its medians
-            band = Band(1.0 / wide, wide)
-        if fit is not None and fit.kind == "assumed":
-            band = ASSUMED
-        found.append(Part(named.get(phase, phase), share, min(band.low, 1.0), max(band.high, 1.0)))
+        entry = entries.get(phase, phase)
+        band = _band_of_entry(fits, entry)
+        found.append(Part(entry, share, min(band.low, 1.0), max(band.high, 1.0)))
     return tuple(found)
+
+
+def _entries_of(plan: DeploymentPlan) -> dict[str, str]:
+    """By phase, the calibration entry that prices it."""
+    experts = f"{plan.precision.experts} experts"
+    return {
+        "attention": "attention in decode",
+        "dense": f"{plan.precision.weights} matrices",
+        "experts": experts,
+        "wait": experts,
+        "collective": "all-reduce",
+        "overhead": "engine overhead",
+    }
+
+
+def _band_of_entry(fits: Mapping[str, Fit], entry: str) -> Band:
+    """The band of an entry; where many tokens are sent in another way than few, one that holds the
+    bands of both, since a time may be made of either.
+    """
+    names = [name for name in (entry, f"{entry} of many tokens") if name in fits]
+    bands = [_band_of_fit(fits[name]) for name in names] or [ASSUMED]
+    return Band(min(band.low for band in bands), max(band.high for band in bands))
+
+
+def _band_of_fit(fit: Fit) -> Band:
+    if fit.kind == "assumed":
+        return ASSUMED
+    if fit.band is None and fit.p90_error is None and fit.median_error is not None:
+        wide = 1.0 + _OF_MEDIAN * fit.median_error
+        return Band(1.0 / wide, wide)
+    return Band.of(fit)

@@ -16,6 +16,9 @@ from simulator.engine.forecast import EvenStep, forecast
 from simulator.step.prices import Prices
 from simulator.validation.published._serve import make
 
+_OF_PROMPTS = {"attention": "attention over prompts"}
+"""Phases that other kernels compute where a sequence has more than one new token."""
+
 
 class Step(NamedTuple):
     """A step that has run."""
@@ -23,7 +26,8 @@ class Step(NamedTuple):
     plan: DeploymentPlan
     seconds: float
     shares: dict[str, float]
-    """Of the time, by phase."""
+    """Of the time, by phase, or by the calibration entry that prices it where that differs for
+    prompts."""
     imbalance: float
     """Token-expert pairs of the busiest rank over the mean rank's, mean over layers."""
 
@@ -49,7 +53,11 @@ def run_one(deployment: Mapping[str, Any], num_sequences: int, new: int, context
     plan = _plan(json.dumps(deployment, sort_keys=True))
     step = EvenStep((num_sequences,) * plan.layout.attention_dp, new, context, 0)
     (times,) = forecast(plan, [step])
-    shares = {phase: seconds / times.duration_s for phase, seconds in times.phases.items()}
+    priced_as = _OF_PROMPTS if new > 1 else {}
+    shares = {
+        priced_as.get(phase, phase): seconds / times.duration_s
+        for phase, seconds in times.phases.items()
+    }
     tokens_d = np.full(plan.layout.attention_dp, num_sequences * new, dtype=np.int64)
     return Step(plan, times.duration_s, shares, _imbalance(Prices(plan, 1), tokens_d))
 

@@ -19,7 +19,7 @@ from simulator.config.model import ModelSpec, load_model
 from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.validation.hardware import accelerator_name
 from simulator.validation.serving.models import find_model, release_format
-from simulator.validation.serving.points import Point, Pool
+from simulator.validation.serving.points import Point
 
 _FORMATS = {
     "bfloat16": "bf16",
@@ -276,11 +276,6 @@ def stream_interval(point: Point, model: ModelSpec) -> int:
 
 _ENGINES = {"vllm": _vllm, "sglang": _sglang, "trtllm": _trtllm}
 """Engines whose batching is known."""
-
-
-def pool_key(pool: Pool) -> tuple[int, int, int]:
-    """What tells pools of one deployment apart."""
-    return pool.tp, pool.attention_dp, pool.ep
 
 
 def table_key(point: Point) -> str:

@@ -1,0 +1,36 @@
+"""The calibration entries that a plan's prices come from: what its error bands and its warnings
+rest on.
+"""
+
+from __future__ import annotations
+
+from simulator.config.calibration import Fit, PriceKey
+from simulator.deployment.plan import DeploymentPlan
+from simulator.policies.dispatch import kernels_of
+
+
+def fits_of(plan: DeploymentPlan) -> dict[str, Fit]:
+    """The entries that price a plan, by what they price (``attention in decode``).
+
+    Raises:
+        UserError: if a machine's calibration has no collectives of so many ranks.
+    """
+    return plan.calibration.fits(price_key_of(plan))
+
+
+def price_key_of(plan: DeploymentPlan) -> PriceKey:
+    """What a plan's prices are asked of."""
+    experts, precision = plan.experts, plan.precision
+    return PriceKey(
+        weights=precision.weights,
+        experts=None if experts is None else precision.experts,
+        num_experts=None if plan.model.moe is None else plan.model.moe.num_experts,
+        travels=experts is not None and plan.layout.travels,
+        is_split=plan.layout.tp > 1,
+        kernels=() if experts is None else kernels_of(experts.dispatch),
+        cache=precision.kv,
+        is_latent=any(
+            term.is_latent for mixer in plan.model.mixers.values() for term in mixer.context_terms()
+        ),
+        pruning=plan.spec.pruning,
+    )
