@@ -311,9 +311,18 @@ def test_lanes_that_take_each_others_blocks_lose_none_and_all_end(seed):
     mixes, splits, reserves = (bool(flag) for flag in rng.random(3) < (0.6, 0.7, 0.2))
     largest = -(-int((trace.num_input + trace.num_output).max()) // block) + 1
     capacity = largest + int(rng.integers(largest))
-    limits = Limits(tokens, int(rng.integers(1, 6)), mixes, splits, block, 1, 0, 0, 0, reserves)
+    checks, finds, counts = (bool(flag) for flag in rng.random(3) < (0.4, 0.4, 0.3))
+    limits = Limits(
+        *(tokens, int(rng.integers(1, 6)), mixes, splits, block, 1, 0, 0, 0),
+        checks_known=checks,
+        finds_preempted=finds,
+        reserves_output=reserves,
+        output_share=0.7 * counts * (not reserves),
+        output_share_decay=0.05,
+        retract_steps=3,
+    )
     requests, clock = start_requests(trace, with_prefixes=False), start_clock()
-    ranks = start_ranks(dp * pp, limits.max_sequences, capacity, 0, pp)
+    ranks = start_ranks(dp * pp, limits.max_sequences, capacity, 0, pp, limits.output_share)
     for request in range(count):
         push(requests, ranks, clock, request)
     for step in range(10_000):

@@ -55,7 +55,8 @@ def test_they_do_in_pipelines_and_in_pools_and_in_closed_loops(tiny, concurrency
 
 
 def test_they_do_where_requests_lose_their_blocks_and_start_again(tiny):
-    plan = tiny.with_blocks(tiny.plan("dense", scheduling={"kind": "chunked", **SMALL}), 60)
+    scheduling = {"kind": "chunked", "reserve_full_isl": False, **SMALL}
+    plan = tiny.with_blocks(tiny.plan("dense", scheduling=scheduling), 60)
     record = run_plan(plan, tiny.trace(40, 4000.0))
     assert record.requests["num_preemptions"].sum() > 0
     check_sums(record)

@@ -195,6 +195,7 @@ def test_the_backlog_is_what_the_last_quarter_serves_more_than_the_second(stays)
             "first_token_s": arrival_s,
             "finish_s": arrival_s + stay_s,
             "num_output": 1,
+            "num_preemptions": 0,
         }
     )
     in_second_S = np.arange(SPAN_S)[:, None]

@@ -313,21 +313,13 @@ def test_machines_and_models_that_are_ruled_out_are_named():
     assert "h200-sxm is ruled out: even 1 GPU of h200-sxm would cost 9.00 EUR per hour." in said
 
 
-def test_work_that_is_done_again_is_said_with_its_share():
-    answer = rows(10.0, 20.0)
-    answer["recommended"]["preempted_share"] = 0.001
-    assert not any("computed again" in line for line in words.reasons(answer))
-    answer["recommended"]["preempted_share"] = 0.37
-    (said,) = [line for line in words.reasons(answer) if "computed again" in line]
-    assert said.startswith("37 % of the requests lose their KV blocks to others")
-
-
 def test_what_the_traffic_hides_is_said():
     answer = rows(10.0, 20.0)
     assert not any("steady state" in line or "context" in line for line in words.reasons(answer))
     answer["traffic"] = {"is_steady": False, "num_requests": 60, "lasts_s": 3.0}
-    answer["recommended"]["too_long_share"] = 0.0004
+    answer["recommended"] |= {"too_long_share": 0.0004, "preempted_share": 0.37}
     said = words.reasons(answer)
+    assert any(line.startswith("37 % of the requests lose their KV blocks") for line in said)
     assert any(
         line.startswith("The 60 requests arrive within 3 s, which is too short for a steady state")
         for line in said
