@@ -88,12 +88,6 @@ FAULTS = (
         "room = known + clipped",
     ),
     Fault(
-        "those with the most output tokens lose their blocks",
-        PREEMPTION,
-        "if generated[r] < generated[best] or",
-        "if generated[r] > generated[best] or",
-    ),
-    Fault(
         "what was lost is never found again",
         BLOCKS,
         "return int(max(0, min(requests.kept_blocks[r]",
