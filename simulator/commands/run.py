@@ -9,7 +9,7 @@ from typing import Any
 from simulator.base.progress import Progress, count_part, show_nothing
 from simulator.deployment.facts import facts_of
 from simulator.deployment.memory import check_requests
-from simulator.deployment.notes import notes_of, scheduling_note
+from simulator.deployment.notes import notes_of, scheduling_notes
 from simulator.deployment.own_policies import try_policies
 from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.engine.cluster import Fidelity, run_plan
@@ -48,7 +48,7 @@ def prepare_run(scenario: Scenario, path: Path) -> tuple[list[DeploymentPlan], R
 
 def notes_on(scenario: Scenario, plans: list[DeploymentPlan]) -> list[str]:
     """What a run takes for granted, and what it leaves out of account."""
-    notes = scheduling_note(scenario.deployments, plans)
+    notes = scheduling_notes(scenario.deployments, plans)
     notes += [note for plan in plans for pool in plan.pools for note in notes_of(pool)]
     if scenario.execution.faults:
         count = len(scenario.execution.faults)

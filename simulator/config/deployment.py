@@ -68,7 +68,8 @@ class PrefillPoolSpec(Frozen):
     parallel: ParallelSpec = ParallelSpec()
     replicas: Replicas = 1
     scheduling: Policy | None = None
-    """As the deployment's. A prompt yields its first token here and leaves, so there is nothing but
+    """Keys that are absent are as the engine sets them by itself on these GPUs, whatever the
+    deployment's own say. A prompt yields its first token here and leaves, so there is nothing but
     prompts."""
     cluster: str | None = None
     """Absent = the deployment's, whose GPUs the two pools then share out."""

@@ -26,7 +26,7 @@ class Tier(Frozen):
     """What an engine starts with on GPUs of some memory."""
 
     least_memory_bytes: Bytes = 0.0
-    """Of a GPU, as its driver shows it."""
+    """Least memory of a GPU, bytes, as its driver shows it."""
     other_than: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Beginnings of the names of accelerators that it does not hold for."""
     server: Policy
@@ -57,7 +57,13 @@ class EngineSpec(Frozen):
     sources: dict[str, str]
 
     @model_validator(mode="after")
-    def _holds_for_all(self) -> Self:
+    def _is_whole(self) -> Self:
+        if "kind" not in self.scheduling:
+            raise ValueError('scheduling names no policy; give kind, such as "chunked"')
+        if self.attention_dp.splits_budget and not all(
+            "token_budget" in tier.server for tier in self.tiers
+        ):
+            raise ValueError("attention_dp.splits_budget divides token_budget, which a tier lacks")
         last = self.tiers[-1]
         if last.least_memory_bytes or last.other_than:
             raise ValueError("tiers must end with one that holds for every GPU")
@@ -72,7 +78,7 @@ class EngineSpec(Frozen):
             tier
             for tier in self.tiers
             if memory >= tier.least_memory_bytes
-            and not accelerator.name.startswith(tier.other_than or ("\0",))
+            and not accelerator.name.startswith(tier.other_than)
         )
         found = {**self.scheduling, **tier.server}
         if usage == "offline":

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
+from simulator.base.frozen import Policy
+from simulator.base.plugins import build
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.engine import find_engine
 from simulator.config.routing import routing_note
 from simulator.deployment.plan import DeploymentPlan
+from simulator.policies.contracts import make_rules
+from simulator.policies.scheduling import Rules
 
 
 def notes_of(plan: DeploymentPlan) -> list[str]:
@@ -34,35 +39,69 @@ def _copies_note(plan: DeploymentPlan) -> str | None:
     )
 
 
-_BEFORE = (
-    '{ kind = "chunked", token_budget = 8192, max_sequences = 256, reserve_full_isl = false, '
-    "watermark = 0.01 }"
-)
-"""The scheduling of every deployment that names none, up to schema 2 of results."""
+_COMMON: Policy = {"token_budget": 8192, "max_sequences": 256}
+_BEFORE: dict[str, Policy] = {
+    "chunked": {**_COMMON, "reserve_full_isl": False, "watermark": 0.01},
+    "prefill_first": {**_COMMON, "counts_output": False, "watermark": 0.01},
+    "no_evict": {**_COMMON, "max_sequences": 2048},
+}
+"""What a key of a policy was, up to schema 2 of results, where nobody wrote it."""
+_UNWRITTEN: Policy = {"kind": "chunked", **_BEFORE["chunked"]}
+"""The scheduling of a deployment that named none, whatever its engine ..."""
+_UNWRITTEN_PREFILL: Policy = {
+    "kind": "prefill_first",
+    **_BEFORE["prefill_first"],
+    "splits_prompts": True,
+}
+"""... and of a prefill pool."""
 
 
-def scheduling_note(specs: Sequence[DeploymentSpec], plans: Sequence[DeploymentPlan]) -> list[str]:
-    """How the engines of deployments without a scheduling of their own batch, and what restores
-    what was taken for them once; empty where all have one.
+def scheduling_notes(specs: Sequence[DeploymentSpec], plans: Sequence[DeploymentPlan]) -> list[str]:
+    """How pools batch whose files leave it to defaults that have changed, and what restores these.
 
     Args:
-        specs: as they were written.
+        specs: the plans' deployments as they were written.
     """
-    found: dict[str, list[str]] = {}
+    found: dict[tuple[str, str], list[str]] = {}
     for spec, plan in zip(specs, plans, strict=True):
-        if spec.scheduling is None:
-            engine = find_engine(spec.engine)
-            name = spec.engine if engine is None else engine.title
-            rules = plan.rules
-            text = (
-                f"{name} on {plan.accelerator.title}: {(plan.spec.scheduling or {})['kind']}, "
-                f"{rules.token_budget:,} tokens a step, {rules.max_sequences:,} sequences"
-            )
-            found.setdefault(text, []).append(plan.name)
-    if not found:
-        return []
-    texts = "; ".join(f"{text} ({', '.join(names)})" for text, names in found.items())
+        written = [(plan, plan.name, spec.scheduling, _UNWRITTEN)]
+        if plan.prefill is not None and spec.prefill is not None:
+            name = f"{plan.name}, prefill"
+            written.append((plan.prefill, name, spec.prefill.scheduling, _UNWRITTEN_PREFILL))
+        for pool, name, own, unwritten in written:
+            before = unwritten if own is None else _complete(own)
+            if before is not None and _rules_of(before) != _comparable(pool.rules):
+                found.setdefault((_say_scheduling(pool), _toml(before)), []).append(name)
     return [
-        f"scheduling is the engine's own where none is written: {texts}. Before, it was scheduling "
-        f"= {_BEFORE} for all"
+        f"scheduling of {', '.join(names)}: {now}. Before, it was scheduling = {before}"
+        for (now, before), names in found.items()
     ]
+
+
+def _complete(own: Policy) -> Policy | None:
+    """A policy with the defaults of before; ``None`` for one that was not there, or had none."""
+    kind = own.get("kind")
+    return {"kind": kind, **_BEFORE[kind], **own} if kind in _BEFORE else None
+
+
+def _rules_of(policy: Policy) -> Rules:
+    return _comparable(make_rules(build("scheduling", policy, "the scheduling of before")))
+
+
+def _comparable(rules: Rules) -> Rules:
+    """Rules without what no key decides."""
+    return rules._replace(finds_preempted=False)
+
+
+def _say_scheduling(pool: DeploymentPlan) -> str:
+    """How a pool batches, and on whose word."""
+    engine, rules, kind = find_engine(pool.spec.engine), pool.rules, (pool.spec.scheduling or {})
+    name = pool.spec.engine if engine is None else engine.title
+    return (
+        f"{kind['kind']}, {rules.token_budget:,} tokens a step, {rules.max_sequences:,} sequences, "
+        f"by the file's keys and else as {name} starts on {pool.accelerator.title}"
+    )
+
+
+def _toml(policy: Policy) -> str:
+    return "{ " + ", ".join(f"{key} = {json.dumps(each)}" for key, each in policy.items()) + " }"

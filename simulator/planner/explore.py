@@ -312,9 +312,11 @@ def deployment(space: Space, option: Option, sized: Sized, name: str = "") -> De
     size = sized.size or machines.holding(needed) or machines.sizes[-1]
     first = space.spec(prompts, option.budget)
     pool = PrefillPoolSpec(
-        parallel=first.parallel, replicas=sized.prefill_replicas, overlap=first.overlap
+        parallel=first.parallel,
+        replicas=sized.prefill_replicas,
+        scheduling=first.scheduling,
+        overlap=first.overlap,
     )
-    scheduling = {"token_budget": option.budget}
     spec = space.spec(
         design,
         option.budget,
@@ -322,7 +324,7 @@ def deployment(space: Space, option: Option, sized: Sized, name: str = "") -> De
         size,
         name or f"{space.text(design)}, prompts on {space.split(prompts)}",
     )
-    return spec.model_copy(update={"prefill": pool.model_copy(update={"scheduling": scheduling})})
+    return spec.model_copy(update={"prefill": pool})
 
 
 def _slowed(table: StepTable, factor: float) -> StepTable:

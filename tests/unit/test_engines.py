@@ -6,12 +6,18 @@ from pathlib import Path
 import pytest
 
 from simulator.base.data import available_files
+from simulator.base.errors import UserError
+from simulator.base.frozen import validate
 from simulator.commands.check import check_file
-from simulator.commands.run import notes_on
 from simulator.config.accelerator import load_accelerator
-from simulator.config.engine import find_engine, resolve_scheduling
+from simulator.config.capacity import Question
+from simulator.config.deployment import DeploymentSpec
+from simulator.config.engine import EngineSpec, find_engine, resolve_scheduling
+from simulator.deployment.notes import scheduling_notes
 from simulator.deployment.plan import make_plan
-from simulator.scenario.scenario import load_scenario
+from simulator.planner.explore import Sized, deployment
+from simulator.planner.space import Space
+from tests.laws.tiny_question import QUESTION, option
 
 
 def resolve(engine, accelerator, attention_dp=1, usage="server", **asked):
@@ -81,12 +87,77 @@ def test_what_a_deployment_names_holds_and_the_rest_is_the_engines():
     assert resolve("vllm", "h100-sxm", **other) == other
 
 
-def test_a_run_says_what_engines_start_with_and_what_restores_the_scheduling_of_before():
-    scenario, _ = load_scenario("gpt_oss_vs_qwen3_32b", [])
-    plans = [make_plan(spec, 0, "test", Path()) for spec in scenario.deployments]
-    (note,) = [note for note in notes_on(scenario, plans) if note.startswith("scheduling")]
-    assert plans[0].name in note
-    restored = note.partition("it was scheduling = ")[2].partition(" for all")[0]
-    spec = scenario.deployments[0].model_copy(update=tomllib.loads(f"scheduling = {restored}"))
-    rules = make_plan(spec, 0, "test", Path()).rules
-    assert (rules.max_sequences, rules.watermark, rules.checks_known) == (256, 0.01, False)
+BEFORE = {"token_budget": 8192, "max_sequences": 256}
+BEFORE_CHUNKED = BEFORE | {"kind": "chunked", "reserve_full_isl": False, "watermark": 0.01}
+BEFORE_PROMPTS = BEFORE | {
+    "kind": "prefill_first",
+    "splits_prompts": True,
+    "counts_output": False,
+    "watermark": 0.01,
+}
+
+
+def noted(scheduling=None, prefill=None):
+    """What a run says of a deployment's scheduling, and the deployment's plan."""
+    table = {
+        "name": "it",
+        "model": "llama-3.1-8b",
+        "cluster": "h100-sxm-8",
+        "scheduling": scheduling,
+        "prefill": prefill,
+    }
+    spec = validate(DeploymentSpec, table, "test")
+    plan = make_plan(spec, 0, "test", Path())
+    return scheduling_notes([spec], [plan]), plan
+
+
+def restored(note):
+    """The scheduling that a note says it was before."""
+    return tomllib.loads(note[note.index("scheduling = ") :])["scheduling"]
+
+
+def test_what_a_note_gives_restores_what_deployments_and_pools_had_and_says_no_more():
+    (own, pool), plan = noted(prefill={"replicas": 1})
+    assert own.startswith("scheduling of it: chunked, 8,192 tokens a step, 1,024 sequences")
+    assert "vLLM 0.28 and later" in own
+    assert pool.startswith("scheduling of it, prefill: chunked")
+    assert (restored(own), restored(pool)) == (BEFORE_CHUNKED, BEFORE_PROMPTS)
+    notes, old = noted(restored(own), {"replicas": 1, "scheduling": restored(pool)})
+    assert notes == []
+    assert (old.rules.max_sequences, old.rules.watermark, old.rules.checks_known) == (
+        256,
+        0.01,
+        False,
+    )
+    assert plan.rules != old.rules
+
+
+def test_a_file_that_leaves_out_a_changed_default_is_told_of_it_with_its_own_keys_kept():
+    (note,), _ = noted({"kind": "chunked", "token_budget": 2048, "max_sequences": 64})
+    assert restored(note) == BEFORE_CHUNKED | {"token_budget": 2048, "max_sequences": 64}
+    assert noted(restored(note))[0] == []
+    assert noted({"max_sequences": 64})[0] == [], "was refused before"
+
+
+def test_an_engine_file_that_could_not_be_used_is_refused():
+    path = available_files("cluster_configs/engines")["sglang-0.5.0"]
+    table = tomllib.loads(path.read_text())
+    for wrong, said in (
+        ({"scheduling": {"max_sequences": 8}}, "names no policy"),
+        ({"tiers": [{"server": {"max_sequences": 8}}]}, "token_budget, which a tier lacks"),
+        ({"tiers": table["tiers"][:1]}, "end with one that holds for every GPU"),
+    ):
+        with pytest.raises(UserError, match=said):
+            validate(EngineSpec, {**table, **wrong}, "test")
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
+def test_a_plan_gives_prompts_of_their_own_pool_the_batching_of_its_engine(engine):
+    models = [{"model": "llama-3.1-8b", "engine": engine}]
+    space = Space(validate(Question, {**QUESTION, "models": models}, "test"), Path())
+    pooled = option(0, prefill=option(0).design)
+    spec = deployment(space, pooled, Sized(0, 1, 1))
+    plan = make_plan(spec, 0, "test", Path())
+    alone = make_plan(space.spec(pooled.design, pooled.budget), 0, "test", Path())
+    assert plan.prefill.rules == alone.rules
+    assert plan.prefill.rules.splits_prompts, "prompts longer than a step's tokens"
