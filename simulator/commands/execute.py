@@ -41,7 +41,8 @@ from simulator.scenario.scenario import Scenario
 
 _AGAIN = "nothing was written; run the same command again"
 _MOST_TIMELINES = 256
-"""Of the steps of a kind that are kept until the median is known, spread evenly over them."""
+"""Measured steps of a kind whose timelines are kept until the median is known, spread evenly over
+all of them."""
 _STRIDE = 997
 """Places in the pool of expert choices between two steps' beginnings."""
 

@@ -34,7 +34,7 @@ def facts_of(plan: DeploymentPlan) -> dict[str, Any]:
         "placement": policy_text(plan.spec.placement) if experts else None,
         "dispatch": _dispatch_text(plan),
         "topology": policy_text(plan.cluster.topology),
-        "scheduling": policy_text({**(plan.spec.scheduling or {}), **plan.rules._asdict()}),
+        "scheduling": _scheduling_text(plan),
         "max_sequences": plan.rules.max_sequences,
         "token_budget": plan.rules.token_budget,
         "num_batches": plan.layout.num_batches,
@@ -62,6 +62,13 @@ def facts_of(plan: DeploymentPlan) -> dict[str, Any]:
         ),
         "currency": plan.cluster.currency,
     }
+
+
+def _scheduling_text(plan: DeploymentPlan) -> str:
+    """The policy with the keys that its file or its engine sets, and its two limits."""
+    rules = plan.rules
+    limits = {"token_budget": rules.token_budget, "max_sequences": rules.max_sequences}
+    return policy_text({**(plan.spec.scheduling or {}), **limits})
 
 
 def policy_text(policy: Policy) -> str:

@@ -111,7 +111,7 @@ def _frame(rows: Sequence[tuple[object, ...]], columns: list[str]) -> pd.DataFra
 
 
 def _medians(steps: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
-    """Of each kind the step at the median of the time that steps of its kind take: half of that
+    """The step of each kind at the median of the time that steps of its kind take: half of that
     time passes in steps that are no longer. The median of their number would be a short one, where
     many short steps stand beside a few that take all the time.
     """
@@ -125,8 +125,8 @@ def _medians(steps: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
 
 
 def _representative(plan: DeploymentPlan, step: pd.Series, requests: pd.DataFrame) -> _Chosen:
-    """As many tokens as the run's step, spread evenly over the data-parallel ranks (of one of a
-    pipeline's lanes), all with a typical context.
+    """A batch of as many tokens as the run's step, spread evenly over the data-parallel ranks (of
+    one of a pipeline's lanes), all with a typical context.
     """
     context = max(1, int((requests["num_input"] + requests["num_output"] / 2).mean()))
     pp, prompts, decodes = plan.layout.pp, int(step["prefill_tokens"]), int(step["decode_tokens"])

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base.compiled import compiled
-from simulator.config.calibration.engine import BEYOND_S, MEASURED_SEQUENCES
+from simulator.cost.engine_time import sequences_s
 from simulator.cost.kernels.context import NUM_SUMS, split_s, work_s
 from simulator.engine.batching import computes, is_decode
 from simulator.engine.state import Ranks, Requests
@@ -206,9 +206,7 @@ def _price_lane(
         )
     row[ATTENTION + 6] = collective
     row[ATTENTION + 7] = table.step_s + (table.prompt_s if prompts else 0.0)
-    beyond = max(most_sequences - MEASURED_SEQUENCES, 0)
-    row[ATTENTION + 7] += (most_sequences - beyond) * table.sequence_s
-    row[ATTENTION + 7] += beyond * min(table.sequence_s, BEYOND_S)
+    row[ATTENTION + 7] += sequences_s(most_sequences, table.sequence_s)
     return heading, fullest
 
 

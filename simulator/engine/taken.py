@@ -22,7 +22,7 @@ class TakenStep(NamedTuple):
     start_s: float
     duration_s: float
     batches: tuple[Batch, ...]
-    """Of each lane of a pipeline that had something to compute; else one."""
+    """The batch of each lane of a pipeline that had something to compute; else one."""
     offsets: tuple[int, ...]
     """Where in the pool of expert choices the tokens of each batch begin."""
 

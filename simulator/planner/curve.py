@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.cost.compute import Phase
+from simulator.cost.engine_time import sequences_s
 from simulator.cost.kernels.context import kernels_s
 from simulator.deployment.plan import DeploymentPlan
 from simulator.planner.traffic import Traffic
@@ -286,7 +287,7 @@ class Curve:
     def _own_s(self, decodes: Floats, prompts: Floats) -> Floats:
         """The engine's own seconds."""
         engine, model = self.plan.calibration.engine, self.plan.model
-        own_s = engine.step_s + engine.sequences_s(decodes + np.ceil(prompts))
+        own_s: Floats = engine.step_s + sequences_s(decodes + np.ceil(prompts), engine.sequence_s)
         return own_s + engine.prompt_s(model.num_layers, model.num_moe_layers) * np.minimum(
             prompts, 1.0
         )

@@ -95,9 +95,9 @@ class LatencyBands(NamedTuple):
     """80 % of measured over predicted latencies of one deployment."""
 
     token: tuple[float, float]
-    """Of the time per token."""
+    """Edges of the band of the time per token."""
     first_token: tuple[float, float]
-    """Of the time to first token."""
+    """Edges of the band of the time to first token."""
     source: str
 
 

@@ -62,7 +62,7 @@ class Design(NamedTuple):
     placement: str = "contiguous"
     """Of experts without copies."""
     max_sequences: int = 0
-    """Of a data-parallel rank; 0 = as the engine starts with."""
+    """Sequences at once of a data-parallel rank; 0 = as many as the engine starts with."""
 
     @property
     def num_ranks(self) -> int:

@@ -18,7 +18,7 @@ SKEW = (
 """What the line and the shade of :func:`add_imbalance` are."""
 _SHADE = 0.22
 _HALF_WIDTH = 0.3
-"""Of the mark of a single layer, in layers."""
+"""Half the width of the mark of a single layer, in layers."""
 
 
 def add_imbalance(

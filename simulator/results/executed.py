@@ -87,7 +87,7 @@ class ShownTimeline:
     """
 
     number: int
-    """As in ``STEP_COLUMNS``: the step at the median of the measured times of its kind."""
+    """Number of the step at the median of the measured times of its kind."""
     uniform_imbalance: UniformImbalance | None
     """What uniform routing gives at the kind's tokens by chance; ``None`` for a dense model."""
 

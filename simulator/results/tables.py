@@ -157,12 +157,13 @@ class ShownStep:
     """``run``: the run took it as it stands; ``representative``: as many tokens as a step of the
     run, spread evenly over the data-parallel ranks, all sequences with a typical context."""
     replica: int | None
-    """As in ``STEP_COLUMNS``; ``None``, as what follows, for a representative step."""
+    """Replica that took the step, as in ``STEP_COLUMNS``; ``None``, as what follows, for a
+    representative step."""
     number: int | None
     """How many steps the replica took before."""
     start_s: float | None
     duration_s: float | None
-    """As in ``STEP_COLUMNS``."""
+    """Start and length of the step, seconds, as in ``STEP_COLUMNS``."""
     num_batches: int
     """Batches that the replica's pipeline keeps in flight, of which the fullest is shown."""
     prefill_tokens: list[int]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from simulator.config.calibration.engine import BEYOND_S, MEASURED_SEQUENCES
+from simulator.cost.engine_time import BEYOND_S, MEASURED_SEQUENCES
 from simulator.results.folder import Results
 from simulator.results.formats import parameters, seconds_text
 from simulator.results.tables import STEP_PHASES
@@ -235,7 +235,9 @@ def _queue(results: Results, name: str, row: pd.Series, short: str) -> str | Non
 
 
 def _recomputation(row: pd.Series, short: str) -> str | None:
-    """That requests lose their KV blocks so often that computing them again takes time."""
+    """A sentence on work that is done again for requests that lost their KV blocks; ``None`` where
+    it is too little.
+    """
     share = float(row["recomputed_share"])
     if np.isnan(share) or share < _AGAIN:
         return None
@@ -314,7 +316,7 @@ def _notes(results: Results, short: dict[str, str]) -> list[str]:
         most = int(steps["running"].max()) // facts[name]["num_batches"]
         if most > MEASURED_SEQUENCES and (steps["pool"] == "both").all():
             notes.append(
-                f"Extrapolated: up to {most:,} sequences in a batch of {short[name]}; engines were "
+                f"Extrapolated: some {most:,} sequences in a batch of {short[name]}; engines were "
                 f"measured with {MEASURED_SEQUENCES:,}, and their own time is taken to grow by at "
                 f"most {BEYOND_S * 1e6:.0f} us with each one more."
             )

@@ -20,6 +20,7 @@ from simulator.config.ffn import FFN, MoE
 from simulator.config.linear import Linear
 from simulator.cost.comm import Exchange
 from simulator.cost.compute import Phase, Rates
+from simulator.cost.engine_time import sequences_s
 from simulator.cost.kernels.context import work_s
 from simulator.cost.stages import VECTORS
 from simulator.deployment.plan import DeploymentPlan
@@ -290,7 +291,7 @@ class Prices:
         """
         engine, model = self.plan.calibration.engine, self.plan.model
         prompt_s = engine.prompt_s(model.num_layers, model.num_moe_layers) if has_prompts else 0.0
-        return engine.step_s + float(engine.sequences_s(np.array(num_sequences))) + prompt_s
+        return engine.step_s + float(sequences_s(num_sequences, engine.sequence_s)) + prompt_s
 
     @cached_property
     def read_bytes_per_step(self) -> float:

@@ -67,7 +67,7 @@ def test_a_shown_step_is_one_that_the_run_took(tiny, formed, fidelity, keys):
 @pytest.mark.parametrize("fidelity", ["step", *DETAILED])
 @pytest.mark.parametrize("overlap", ["none", "two_batch"])
 def test_its_tables_are_of_that_step(tiny, fidelity, overlap):
-    """Of both halves, where a step runs in halves."""
+    """Prompt tokens and decodes of both halves, where a step runs in halves."""
     plan = tiny.plan("moe", overlap=overlap, **SPLIT)
     record = run_plan(plan, tiny.trace(12, 2000.0), fidelity)
     for phase, step in record.shown_steps.items():

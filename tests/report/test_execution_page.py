@@ -166,7 +166,7 @@ def test_timelines_stay_small_and_measured_stands_above_predicted(executions):
 
 
 def test_a_timeline_says_which_step_it_is_of(executions):
-    """Of the steps of its kind, the one that run.json names."""
+    """The timeline of a kind is of the step that run.json names."""
     page = render(executions["all"])
     for name, facts in executions["all"].run["deployments"].items():
         for kind, words in KINDS.items():

@@ -28,7 +28,7 @@ REQUESTS = [
 #   start, duration, used
 STEPS = [(0.0, 2.0, 0.1), (2.0, 1.0, 0.6), (4.0, 5.0, 0.3)]
 PREFILL_TOKENS = 1000
-"""Of every step: more than the prompts have together."""
+"""Prompt tokens of every step: more than the prompts have together."""
 GAPS_S = [0.01] * 60 + [0.02] * 38 + [0.5] * 2
 PARTS = np.arange(1.0, len(STEP_PHASES) + 1) / sum(range(1, len(STEP_PHASES) + 1))
 TARGETS = SLO(ttft_s=1.0, tpot_s=0.1)

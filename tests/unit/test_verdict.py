@@ -359,4 +359,4 @@ def test_more_sequences_than_were_measured_are_called_extrapolated():
 
     assert not notes(2 * 512)
     (text,) = notes(2 * 700)
-    assert "up to 700 sequences in a batch of A" in text
+    assert "some 700 sequences in a batch of A" in text

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from simulator.engine.batching import complete_step, form_step, push
-from simulator.engine.state import Limits, start_clock, start_ranks, start_requests
+from simulator.engine.state import start_clock, start_ranks, start_requests
 from simulator.workload.traces import RequestTrace
+from tests.unit.steps_of_a_second import make_limits
 
 NUM_BLOCKS, NUM_REQUESTS, CONCURRENCY = 299_584 // 16, 450, 128
 PUBLISHED = {0.0: 1065, 0.02: 400, 0.05: 187, 0.10: 168, 0.15: 168}
@@ -15,8 +16,8 @@ output tokens, 128 in flight, at most 256 running."""
 
 
 def count_preemptions(watermark, seed):
-    """The same load served by the batching rules alone: in a closed loop the order of events does
-    not hang on what a step takes.
+    """Serve that load by the batching rules alone: in a closed loop the order of events does not
+    hang on what a step takes.
     """
     rng = np.random.default_rng(seed)
     trace = RequestTrace(
@@ -25,15 +26,10 @@ def count_preemptions(watermark, seed):
         num_output=rng.integers(4000, 6001, NUM_REQUESTS),
         provenance="drawn",
     )
-    limits = Limits(
+    limits = make_limits(
         token_budget=8192,
         max_sequences=256,
-        mixes_phases=True,
-        splits_prompts=True,
         block_tokens=16,
-        sequence_blocks=0,
-        prefix_tokens=0,
-        prefix_blocks=0,
         watermark_blocks=int(watermark * NUM_BLOCKS),
         checks_known=True,
     )

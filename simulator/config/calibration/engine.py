@@ -5,22 +5,10 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from simulator.base.quantities import Amount, Factor, Seconds
 from simulator.config.calibration.fit import Fit
-
-Floats = NDArray[np.float64]
-
-MEASURED_SEQUENCES = 512
-"""Sequences of one batch up to which engines were measured: there predictions are as unbiased as
-with few (median of predicted over measured time per token 1.00 on 23 serving points from 300
-on)."""
-BEYOND_S = 2e-6
-"""Seconds that each sequence beyond these adds at most: what the published maximum throughput of
-TensorRT-LLM 0.17, with thousands of sequences, leaves for one."""
 
 
 class EngineFit(Fit):
@@ -29,7 +17,8 @@ class EngineFit(Fit):
     step_s: Seconds
     """Between two forward passes: scheduling, input preparation, sampling, output handling."""
     sequence_s: Seconds
-    """Added for each sequence in the step, up to :data:`MEASURED_SEQUENCES`."""
+    """Added for each sequence in the step, as far as engines were measured
+    (:mod:`simulator.cost.engine_time`)."""
     layer_s: Seconds
     """Small kernels of one layer (norms, rotary embedding, residuals), beyond their bytes."""
     prompt_layer_s: Seconds = 0.0
@@ -61,11 +50,6 @@ class EngineFit(Fit):
     load."""
     gpus: tuple[str, ...] = Field(default=(), strict=False)
     releases: tuple[str, ...] = Field(default=(), strict=False)
-
-    def sequences_s(self, count: Floats) -> Floats:
-        """What steps with so many sequences in their fullest batch add for them."""
-        beyond = np.maximum(count - MEASURED_SEQUENCES, 0)
-        return (count - beyond) * self.sequence_s + beyond * min(self.sequence_s, BEYOND_S)
 
     def prompt_s(self, num_layers: int, num_moe_layers: int) -> float:
         """What a step with prompt tokens takes beyond one without.

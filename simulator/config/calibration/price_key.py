@@ -25,10 +25,10 @@ class PriceKey(NamedTuple):
     is_split: bool
     """Whether matrices are split over tensor-parallel ranks, whose results are summed."""
     kernels: tuple[str, ...]
-    """Of the exchanges between ranks and experts, for few tokens and for many."""
+    """Names of the exchange kernels between ranks and experts, for few tokens and for many."""
     cache: str
     """Format of the KV cache."""
     is_latent: bool
     """Whether the cache holds latent vectors (MLA)."""
     pruning: Pruning | None
-    """Of the matrices of dense feed-forward blocks."""
+    """How the matrices of dense feed-forward blocks are pruned; ``None`` where they are whole."""

@@ -158,7 +158,7 @@ class Sglang(Frozen):
             "--mem-fraction-static",
             _memory(server),
             "--kv-cache-dtype",
-            _cache(plan.precision.kv),
+            _CACHE.get(plan.precision.kv, "auto"),
         ]
         if server.is_placed_by_load:
             command += ["--ep-num-redundant-experts", server.spare_experts, "--enable-eplb"]
@@ -271,7 +271,3 @@ def _memory(server: Server) -> float:
         math.floor((capacity.weights_bytes + capacity.kv_bytes) / capacity.total_bytes * 1000)
         / 1000
     )
-
-
-def _cache(dtype: str) -> str:
-    return _CACHE.get(dtype, "auto")

@@ -146,7 +146,7 @@ class Vllm(Frozen):
             "--gpu-memory-utilization",
             plan.spec.memory_fraction,
             "--kv-cache-dtype",
-            _cache(plan.precision.kv),
+            _CACHE.get(plan.precision.kv, "auto"),
         ]
         command += ["--max-model-len", server.context_tokens]
         if server.is_placed_by_load:
@@ -266,7 +266,3 @@ def _sequences(server: Server) -> int:
 def _port(first_gpu: int) -> int:
     """One for each replica of a host."""
     return 8000 + first_gpu
-
-
-def _cache(dtype: str) -> str:
-    return _CACHE.get(dtype, "auto")

@@ -26,8 +26,8 @@ class Step(NamedTuple):
     plan: DeploymentPlan
     seconds: float
     shares: dict[str, float]
-    """Of the time, by phase, or by the calibration entry that prices it where that differs for
-    prompts."""
+    """Shares of the time by phase, or by the calibration entry that prices it where that differs
+    for prompts."""
     imbalance: float
     """Token-expert pairs of the busiest rank over the mean rank's, mean over layers."""
 
