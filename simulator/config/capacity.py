@@ -143,10 +143,28 @@ class Limits(Frozen):
 
 
 class Spare(Frozen):
-    """What is held free for failures."""
+    """What is held free for failures: all targets are still met when these are lost at once (N+k).
+
+    A replica that loses a GPU is gone until it starts again elsewhere. A lost GPU takes the place
+    of one replica, or of one node where a replica fills several. A lost node takes all its GPUs;
+    where the cluster's market rents parts of a node, and one replica is such a part, every replica
+    is rented on a node of its own, and a lost node takes one replica.
+    """
 
     nodes: NodeCount = 0
-    """So many nodes may be lost with all targets still met (N+k)."""
+    """Nodes that may be lost."""
+    gpus: NodeCount = 0
+    """GPUs that may be lost besides."""
+
+    def __str__(self) -> str:
+        """The loss in words.
+
+        >>> str(Spare(nodes=2, gpus=1)), str(Spare())
+        ('2 nodes and 1 GPU', 'nothing')
+        """
+        counts = ((self.nodes, "node"), (self.gpus, "GPU"))
+        parts = [f"{count:,} {what}{'' if count == 1 else 's'}" for count, what in counts if count]
+        return " and ".join(parts) or "nothing"
 
 
 class Power(Frozen):

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from simulator.base.data import looked_up_once
+from simulator.config.capacity import Spare
 from simulator.planner.conditions import Conditions
 from simulator.planner.confidence import table_of
 from simulator.planner.draws import DRAWS
@@ -55,14 +56,15 @@ def tasks(
     Args:
         again: the changes under which options are explored.
         doubted: options whose tables are wanted.
-        drawn: the recommended option and the second, of which other samples are wanted; nodes may
-            be lost of the first.
+        drawn: the recommended option and the second, of which other samples are wanted; GPUs and
+            nodes may be lost of the first.
         rates: options at other rates.
     """
     found = [Task(option, change) for option, changes in again.items() for change in changes]
     found += [Task(option, None) for option in doubted]
     found += [Task(option, Change(draw=draw)) for option in drawn for draw in DRAWS]
-    found += [Task(option, Change(spare=lost)) for option in list(drawn)[:1] for lost in (0, *LOST)]
+    lost = [Change(spare=spare) for spare in (Spare(), *LOST)]
+    found += [Task(option, change) for option in list(drawn)[:1] for change in lost]
     found += [Task(option, change) for option, change in rates]
     return list(dict.fromkeys(found))
 

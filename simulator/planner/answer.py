@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from simulator.config.capacity import Spare
 from simulator.planner import words
 from simulator.planner.basis import basis
 from simulator.planner.crossover import crossover_of
 from simulator.planner.explore import sized_as_found
 from simulator.planner.findings import best_of_each, headroom_of, row_of
 from simulator.planner.handover import handover
+from simulator.planner.losses import whole_nodes
 from simulator.planner.pareto import pareto
 from simulator.planner.row_bands import held
 from simulator.planner.search import Found
@@ -99,11 +101,23 @@ def _num_simulated(found: Found) -> int:
     return len(first) + sum(finding not in first for finding in found.findings)
 
 
-def _spare(found: Found) -> dict[str, int]:
-    """What is held free for failures; GPUs of the recommended machines, or of the first."""
+def _spare(found: Found) -> dict[str, Any]:
+    """What may be lost, how many GPUs the recommended deployment holds free for that, on how many
+    nodes its cluster is, and what whole nodes would take where replicas are rented on nodes of
+    their own.
+    """
     best = next((finding for finding in found.findings if finding.sized is not None), None)
-    machines = found.space.machines[best.option.design.machines if best is not None else 0]
-    return {"nodes": found.question.spare.nodes, "gpus": found.space.spare_gpus(machines)}
+    lost = found.question.spare
+    table: dict[str, Any] = {"lost": str(lost) if lost != Spare() else "", "gpus": 0}
+    if best is None or best.sized is None:
+        return table
+    sides, space = (best.option.design, best.option.prefill), found.space
+    machines, host_gpus = space.machines[best.option.design.machines], space.host_gpus(*sides)
+    return table | {
+        "gpus": space.spare_gpus(*sides),
+        "nodes": -(-best.sized.size // host_gpus),
+        **whole_nodes(machines, host_gpus, best.num_gpus, lost),
+    }
 
 
 def _targets(found: Found) -> dict[str, float]:

@@ -181,10 +181,8 @@ class Estimator:
             return None
         space, traffic = self._world(option)
         rate = traffic.rate_per_s if rate_per_s is None else rate_per_s
-        machines, spare = (
-            space.machines[option.design.machines],
-            space.spare_gpus(space.machines[option.design.machines]),
-        )
+        machines = space.machines[option.design.machines]
+        spare = space.spare_gpus(option.design, option.prefill)
         pools: list[Pool] = []
         sides = [("both", option.design, sized.replicas)]
         if option.prefill is not None:
@@ -219,7 +217,7 @@ class Estimator:
                 pool.needed(rate * load, slower) for pool, load in zip(pools, loads, strict=True)
             ]
             total = sum(count * pool.reach.ranks for count, pool in zip(counts, pools, strict=True))
-            return (space.held(machines, total) or 0) if all(counts) else 0
+            return (space.held(total, option.design, option.prefill) or 0) if all(counts) else 0
 
         slower = sorted(
             {

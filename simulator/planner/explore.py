@@ -114,8 +114,8 @@ class Explorer:
         )
 
     def _usable(self, size: int) -> int:
-        """GPUs that are left of a cluster when the nodes are lost that may be."""
-        return size - self.space.spare_gpus(self.space.machines[self.option.design.machines])
+        """GPUs that are left of a cluster when what may be lost is lost."""
+        return size - self.space.spare_gpus(self.option.design, self.option.prefill)
 
     def _alike(self, sizes: tuple[int, ...]) -> Finding:
         """Replicas that do both phases, as many as the cluster holds."""
@@ -129,7 +129,7 @@ class Explorer:
                 float("inf"),
                 0,
                 (),
-                "no cluster of the limits is left when nodes are lost",
+                f"no cluster of the limits is left when {self.space.question.spare} is lost",
             )
 
         def sized(size: int) -> Sized:
@@ -199,12 +199,11 @@ class Explorer:
 
     def _held(self, first: int, second: int) -> Sized | None:
         """So many replicas of each pool on the smallest cluster that holds them."""
-        option, machines = self.option, self.space.machines[self.option.design.machines]
+        option = self.option
         if option.prefill is None:
             raise ValueError("there is no prefill pool")
-        size = self.space.held(
-            machines, first * option.prefill.num_ranks + second * option.design.num_ranks
-        )
+        num_gpus = first * option.prefill.num_ranks + second * option.design.num_ranks
+        size = self.space.held(num_gpus, option.design, option.prefill)
         return None if size is None else Sized(size, second, first)
 
     def _keeps(self, parts: int, sized: Sized, names: tuple[str, ...]) -> bool:

@@ -84,7 +84,7 @@ def text_of(found: Found, finding: Finding) -> str:
     if sized is None:
         return space.text(option.design)
     machines = space.machines[option.design.machines]
-    idle = sized.size - finding.num_gpus - space.spare_gpus(machines)
+    idle = sized.size - finding.num_gpus - space.spare_gpus(option.design, option.prefill)
     where = f"{sized.size} x {machines.offer.cluster}" + (
         f", {finding.num_gpus} of {sized.size} GPUs used" if idle > 0 else ""
     )

@@ -15,7 +15,7 @@ import numpy as np
 
 from simulator.base.data import available_files
 from simulator.base.writing import toml_text
-from simulator.config.capacity import Percentiles
+from simulator.config.capacity import Percentiles, Spare
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.workload import SLO, WorkloadSpec
 from simulator.deployment.plan import make_plan
@@ -115,9 +115,10 @@ def scenario_text(found: Found, findings: list[Finding], folder: Path | None = N
             "The plan pays for the whole cluster; a run counts the GPUs that replicas take up, "
             "so it names a lower cost."
         )
-    if question.spare.nodes:
-        held = "1 node" if question.spare.nodes == 1 else f"{question.spare.nodes} nodes"
-        comments.append(f"The clusters hold {held} more than the replicas take up, for failures.")
+    if question.spare != Spare():
+        comments.append(
+            f"The clusters hold more than the replicas take up: {question.spare} may be lost."
+        )
     workload = workload.model_copy(update={"slo": slo, **_requests(workload, base, folder)})
     table = {
         "name": f"{question.name}: recommended",
@@ -274,9 +275,11 @@ def commands(found: Found, finding: Finding) -> list[Command]:
     spec = deployment_of(found, finding)
     plan = make_plan(spec, found.question.seed, "plan", found.space.folder)
     trace = found.traffic.trace
+    host_gpus = found.space.host_gpus(finding.option.design, finding.option.prefill)
     return launch(
         plan,
         spec.model,
         int(trace.num_input.max()),
         int((trace.num_input + trace.num_output).max()),
+        host_gpus if host_gpus < plan.cluster.gpus_per_node else None,
     )

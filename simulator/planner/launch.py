@@ -36,7 +36,11 @@ class Command(NamedTuple):
 
 
 def launch(
-    plan: DeploymentPlan, model: str, longest_prompt: int, longest_tokens: int
+    plan: DeploymentPlan,
+    model: str,
+    longest_prompt: int,
+    longest_tokens: int,
+    host_gpus: int | None = None,
 ) -> list[Command]:
     """What starts all servers of a deployment, and the router in front of them.
 
@@ -44,6 +48,7 @@ def launch(
         model: how the deployment names its model.
         longest_prompt: tokens of the traffic's longest prompt, and of its longest request, output
             included.
+        host_gpus: GPUs that are rented on one node; absent = whole nodes of the cluster.
     """
     spec = plan.spec
     name = spec.engine.partition("@")[0]
@@ -63,7 +68,7 @@ def launch(
         if plan.prefill is None
         else [("prompts", plan.prefill), ("decoding", plan)]
     )
-    node_gpus = min(plan.cluster.gpus_per_node, plan.cluster.num_gpus)
+    node_gpus = host_gpus or min(plan.cluster.gpus_per_node, plan.cluster.num_gpus)
     placed = places(
         [(role, pool.replicas, pool.layout.num_gpus) for role, pool in pools], node_gpus
     )

@@ -1,5 +1,5 @@
-"""What is left when nodes are lost, how many nodes would do with so many lost, and what stands idle
-for that.
+"""What is left when GPUs or nodes are lost, which cluster would do with them lost, and what stands
+idle for that.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ import math
 from itertools import combinations
 from typing import Any
 
+from simulator.config.capacity import Spare
 from simulator.deployment.plan import make_plan
 from simulator.planner.explore import Finding, Sized
 from simulator.planner.machines import Machines
@@ -15,26 +16,29 @@ from simulator.planner.screen import Option
 from simulator.planner.trial import Outcome
 from simulator.planner.whatif import AS_ASKED, Change, Trials, cost_of, gpu_hour
 
-LOST = (1, 2)
-"""Numbers of nodes."""
-_MOST_NODES_IN_PAIRS = 128
+LOST = (Spare(gpus=1), Spare(nodes=1), Spare(nodes=2))
+"""The losses that are looked at."""
+_MOST_UNITS_IN_PAIRS = 128
+"""GPUs or nodes of which every combination is tried; of more, the first ones are lost."""
 
 
 def with_losses(trials: Trials, option: Option, sized: Sized) -> list[dict[str, Any]]:
-    """A row for none, one and two nodes lost, each at its worst: the nodes whose loss hurts most.
+    """A row for nothing lost and for each of :data:`LOST`, at its worst: the GPUs or nodes whose
+    loss hurts most.
 
-    Replicas lie on GPUs in order, those for prompts first. A replica with a GPU on a lost node is
-    gone, whichever of its nodes it was; nodes that stand idle take lost ones' places. Goodput
-    counts requests that keep :func:`~simulator.planner.whatif.promise`. With fewer replicas nothing
-    is counted better than with more, of which a balancer could leave some idle: the trials' noise
-    is not a gain.
+    Replicas lie on GPUs in order, those for prompts first. A replica with a lost GPU is gone,
+    whichever of its GPUs it was; what stands idle takes the lost ones' places. Goodput counts
+    requests that keep :func:`~simulator.planner.whatif.promise`. With more lost nothing is counted
+    better than with less, since a balancer could leave replicas idle: the trials' noise is not a
+    gain.
     """
     machines = trials.space.machines[option.design.machines]
     rate = trials.explorer(option, AS_ASKED).traffic.rate_per_s
-    rows = [_row(trials, option, machines, rate, 0, [sized], sized.size)]
+    host_gpus = trials.space.host_gpus(option.design, option.prefill)
+    rows = [_row(trials, option, machines, rate, Spare(), [sized], sized.size)]
     for lost in LOST:
-        left = sized.size - lost * machines.spec.gpus_per_node
-        remaining = [] if left <= 0 else left_of(option, sized, machines, lost)
+        left = sized.size - lost.nodes * host_gpus - lost.gpus
+        remaining = [] if left <= 0 else left_of(option, sized, lost, host_gpus)
         row = _row(trials, option, machines, rate, lost, remaining, max(left, 0))
         before = rows[-1]
         for name, worse in (("goodput_per_s", min), ("attainment", min), ("worst_ratio", max)):
@@ -45,35 +49,40 @@ def with_losses(trials: Trials, option: Option, sized: Sized) -> list[dict[str, 
     return rows
 
 
-def left_of(option: Option, sized: Sized, machines: Machines, lost: int) -> list[Sized]:
-    """Which replicas may be left of a deployment when so many nodes are lost: every outcome that no
-    other is worse than.
+def left_of(option: Option, sized: Sized, lost: Spare, host_gpus: int) -> list[Sized]:
+    """Which replicas may be left of a deployment when some GPUs or some nodes are lost: every
+    outcome that no other is worse than.
+
+    Args:
+        host_gpus: GPUs of a node.
     """
-    per_node = machines.spec.gpus_per_node
+    unit, count_lost = (host_gpus, lost.nodes) if lost.nodes else (1, lost.gpus)
     pools = [(sized.replicas, option.design.num_ranks)]
     if option.prefill is not None:
         pools.insert(0, (sized.prefill_replicas, option.prefill.num_ranks))
-    nodes_of: list[tuple[int, frozenset[int]]] = []
+    units_of: list[tuple[int, frozenset[int]]] = []
     first = 0
     for pool, (count, ranks) in enumerate(pools):
         for _ in range(count):
-            nodes_of.append(
-                (pool, frozenset(range(first // per_node, (first + ranks - 1) // per_node + 1)))
+            units_of.append(
+                (pool, frozenset(range(first // unit, (first + ranks - 1) // unit + 1)))
             )
             first += ranks
-    used = -(-first // per_node)
-    idle = max(0, -(-sized.size // per_node) - used)
-    gone = min(max(0, lost - idle), used)
+    used = -(-first // unit)
+    idle = max(0, -(-sized.size // unit) - used)
+    if not lost.nodes:
+        idle //= min(max(ranks for _, ranks in pools), host_gpus)
+    gone = min(max(0, count_lost - idle), used)
     if gone == 0:
         return [sized]
     chosen = (
         combinations(range(used), gone)
-        if used <= _MOST_NODES_IN_PAIRS
+        if used <= _MOST_UNITS_IN_PAIRS or gone == 1
         else iter([tuple(range(gone))])
     )
     found: set[tuple[int, ...]] = set()
-    for nodes in chosen:
-        dead = [pool for pool, on in nodes_of if not on.isdisjoint(nodes)]
+    for units in chosen:
+        dead = [pool for pool, on in units_of if not on.isdisjoint(units)]
         found.add(tuple(count - dead.count(pool) for pool, (count, _) in enumerate(pools)))
     worst = [
         one
@@ -93,7 +102,7 @@ def _row(
     option: Option,
     machines: Machines,
     rate: float,
-    lost: int,
+    lost: Spare,
     remaining: list[Sized],
     gpus: int,
 ) -> dict[str, Any]:
@@ -103,7 +112,9 @@ def _row(
         if one.replicas and (option.prefill is None or one.prefill_replicas)
     ]
     row: dict[str, Any] = {
-        "nodes_lost": lost,
+        "lost": str(lost),
+        "nodes_lost": lost.nodes,
+        "gpus_lost": lost.gpus,
         "gpus_left": gpus,
         "node_gpus": machines.spec.gpus_per_node,
     }
@@ -146,29 +157,54 @@ def _row(
 
 
 def spare_nodes(trials: Trials, option: Option) -> list[dict[str, Any]]:
-    """N+k: the cluster that keeps all targets with so many nodes lost, for none, one and two; and
+    """N+k: the cluster that keeps all targets with nothing and with each of :data:`LOST` lost; and
     what that costs more.
+
+    Where replicas are rented on nodes of their own, :func:`whole_nodes` are named beside them.
     """
     machines = trials.space.machines[option.design.machines]
-    per_node = machines.spec.gpus_per_node
     rows = []
     base: float | None = None
-    for spare in (0, *LOST):
-        finding = trials.find(option, Change(spare=spare))
+    for spare in (Spare(), *LOST):
+        change = Change(spare=spare)
+        finding = trials.find(option, change)
         size = finding.sized.size if finding.sized is not None else None
         cost = cost_of(trials.space, finding) if size is not None else None
-        base = cost if spare == 0 else base
+        base = cost if spare == Spare() else base
+        host_gpus = trials.explorer(option, change).space.host_gpus(option.design, option.prefill)
         rows.append(
             {
-                "nodes_lost": spare,
+                "lost": str(spare),
+                "nodes_lost": spare.nodes,
+                "gpus_lost": spare.gpus,
                 "gpus": size,
-                "nodes": None if size is None else -(-size // per_node),
+                "nodes": None if size is None else -(-size // host_gpus),
                 "cost_per_hour": cost,
                 "extra_cost_per_hour": None if cost is None or base is None else cost - base,
+                **whole_nodes(machines, host_gpus, finding.num_gpus, spare),
                 "why": finding.why,
             }
         )
     return rows
+
+
+def whole_nodes(
+    machines: Machines, host_gpus: int, num_gpus: int, lost: Spare
+) -> dict[str, float | None]:
+    """What whole nodes with replicas side by side would take; ``None`` where a node is one already,
+    or where that is beyond the limits.
+
+    Args:
+        host_gpus: GPUs that are rented on one node.
+        num_gpus: GPUs of the replicas that must be left.
+    """
+    per_node = machines.spec.gpus_per_node
+    gpus = None
+    if host_gpus < per_node and num_gpus:
+        spare = lost.nodes * per_node + lost.gpus * host_gpus
+        gpus = machines.in_whole_nodes(num_gpus + spare)
+    cost = None if gpus is None else gpus * machines.gpu_hour
+    return {"gpus_in_whole_nodes": gpus, "cost_per_hour_in_whole_nodes": cost}
 
 
 def idle_costs(trials: Trials, first: Finding, copying: Finding | None) -> dict[str, Any]:
@@ -179,18 +215,14 @@ def idle_costs(trials: Trials, first: Finding, copying: Finding | None) -> dict[
         copying: the best deployment with copies, which need not be the first choice.
     """
     space, option = trials.space, first.option
-    machines = space.machines[option.design.machines]
-    unused = (
-        0
-        if first.sized is None
-        else max(0, first.sized.size - first.num_gpus - space.spare_gpus(machines))
-    )
+    held_back = space.spare_gpus(option.design, option.prefill)
+    unused = 0 if first.sized is None else max(0, first.sized.size - first.num_gpus - held_back)
     return {
         "unused_gpus": unused,
         "unused_cost_per_hour": unused * gpu_hour(space, option.design.machines),
-        "held_back_nodes": space.question.spare.nodes,
-        "held_back_cost_per_hour": space.spare_gpus(machines)
-        * gpu_hour(space, option.design.machines),
+        "held_back": str(space.question.spare) if held_back else "",
+        "held_back_gpus": held_back,
+        "held_back_cost_per_hour": held_back * gpu_hour(space, option.design.machines),
         "spare_experts": None
         if copying is None or copying.sized is None
         else _spare_experts(trials, copying.option, copying.sized),

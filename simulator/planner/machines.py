@@ -34,6 +34,11 @@ class Machines(NamedTuple):
         """The smallest size with so many GPUs; ``None`` where all are smaller."""
         return next((size for size in self.sizes if size >= num_gpus), None)
 
+    def in_whole_nodes(self, num_gpus: int) -> int | None:
+        """The smallest size of whole nodes with so many GPUs; ``None`` where all are smaller."""
+        per_node = self.spec.gpus_per_node
+        return next((n for n in self.sizes if n >= num_gpus and n % per_node == 0), None)
+
     def named(self, size: int) -> str:
         """The cluster's name with its number of GPUs."""
         return f"{self.offer.cluster}-{size}" if self.spec.sizes else self.offer.cluster
@@ -94,17 +99,16 @@ def machines_of(offer: CandidateCluster, question: Question) -> Machines:
         name if most < sizes[-1] else "",
         "" if allowed else f"{too_much}, and {name} is the limit",
     )
-    spare = question.spare.nodes * spec.gpus_per_node
+    spare = question.spare.nodes * min(sizes[0], spec.gpus_per_node) + question.spare.gpus
     if allowed and spare >= allowed[-1]:
-        held = "1 node" if question.spare.nodes == 1 else f"{question.spare.nodes} nodes"
         most_text = (
             f"the {_gpus(allowed[-1])} of {offer.cluster} that {name} allows"
             if bound
             else f"{_gpus(allowed[-1])} of {offer.cluster}"
         )
         beyond = (
-            f"holding {held} of {_gpus(spec.gpus_per_node)} free for failures leaves "
-            f"nothing of {most_text}"
+            f"holding {question.spare} (a node has {_gpus(spec.gpus_per_node)}) free for failures "
+            f"leaves nothing of {most_text}"
         )
     return Machines(offer, spec, allowed, price, watts, gpu_hour, bound, beyond)
 

@@ -209,7 +209,7 @@ def _add(
         for rate in (found.likely, found.most)
     )
     held, least_held = (
-        space.held(machines, number * design.num_ranks) for number in (replicas or least, least)
+        space.held(number * design.num_ranks, design) for number in (replicas or least, least)
     )
     if least_held is None:
         ruled.out(TOO_FEW, f"{space.text(design)}: {least * design.num_ranks:,} GPUs or more")
@@ -247,7 +247,10 @@ def _pairs(
     if not prompts or not decodes:
         return [], 0
     machines = space.machines[prompts[0][0].machines]
-    price, sizes, spare = machines.gpu_hour, np.array(machines.sizes), space.spare_gpus(machines)
+    price, sizes = machines.gpu_hour, np.array(machines.sizes)
+    spare = np.array(
+        [[space.spare_gpus(design, prefill) for design, _ in decodes] for prefill, _, _ in prompts]
+    )
 
     def needed(rates: list[float], ranks: list[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         with np.errstate(divide="ignore"):

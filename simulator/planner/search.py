@@ -169,7 +169,7 @@ def hopeless(space: Space, screened: dict[tuple[int, int], Screened]) -> list[Op
         machines, count = space.machines[place], len(part.front)
         for at in sorted({round(share * (count - 1)) for share in _SPREAD}) if count else ():
             per_user, _, design, budget, _ = part.front[at]
-            replicas = (machines.sizes[-1] - space.spare_gpus(machines)) // design.num_ranks
+            replicas = (machines.sizes[-1] - space.spare_gpus(design)) // design.num_ranks
             if replicas >= 1:
                 gpus, cost = replicas * design.num_ranks, machines.sizes[-1] * machines.gpu_hour
                 chosen.setdefault(
@@ -339,7 +339,7 @@ def identity(space: Space, traffic: Traffic, option: Option) -> list[Any]:
         [machines.sizes, machines.offer.network_speed],
         question.targets.model_dump(mode="json"),
         question.workload.slo.model_dump(mode="json"),
-        [question.seed, question.spare.nodes],
+        [question.seed, question.spare.nodes, question.spare.gpus],
         traffic.digest,
     ]
 

@@ -65,7 +65,7 @@ def _best_on(found: Found, first: Finding, size: int) -> Finding | None:
     tried: list[Finding] = []
     for one in [first, *(other for other in here if other is not first)][: 1 + _TRIED]:
         ranks = one.option.design.num_ranks
-        replicas = (size - found.space.spare_gpus(machines)) // ranks
+        replicas = (size - found.space.spare_gpus(one.option.design)) // ranks
         if one.sized is None:
             continue
         if one.sized.size == size:

@@ -147,13 +147,31 @@ class Space:
             else None
         )
 
-    def spare_gpus(self, machines: Machines) -> int:
-        """GPUs of the nodes that may be lost."""
-        return self.question.spare.nodes * machines.spec.gpus_per_node
+    def host_gpus(self, design: Design, prefill: Design | None = None) -> int:
+        """GPUs that are lost with one node.
 
-    def held(self, machines: Machines, num_gpus: int) -> int | None:
-        """The smallest cluster with so many GPUs left when nodes are lost."""
-        return machines.holding(num_gpus + self.spare_gpus(machines))
+        Where nodes may be lost and the market rents parts of one that are as large as a replica,
+        every replica is on a node of its own; pools stay in whole nodes, since they move caches to
+        each other.
+        """
+        machines = self.machines[design.machines]
+        per_node = machines.spec.gpus_per_node
+        is_part = design.num_ranks < per_node and design.num_ranks in machines.sizes
+        alone = self.question.spare.nodes and prefill is None and is_part
+        return design.num_ranks if alone else per_node
+
+    def spare_gpus(self, design: Design, prefill: Design | None = None) -> int:
+        """GPUs that are held free, so that what may be lost can be: see
+        :class:`~simulator.config.capacity.Spare`.
+        """
+        spare, per_node = self.question.spare, self.machines[design.machines].spec.gpus_per_node
+        largest = max(design.num_ranks, prefill.num_ranks if prefill is not None else 0)
+        return spare.nodes * self.host_gpus(design, prefill) + spare.gpus * min(largest, per_node)
+
+    def held(self, num_gpus: int, design: Design, prefill: Design | None = None) -> int | None:
+        """The smallest cluster with so many GPUs left when what may be lost is lost."""
+        spare = self.spare_gpus(design, prefill)
+        return self.machines[design.machines].holding(num_gpus + spare)
 
     def _splits(
         self, number: int, one: CandidateModel, place: int, ruled: Ruled

@@ -13,6 +13,7 @@ import numpy as np
 
 from simulator.base.data import looked_up_once
 from simulator.base.progress import Progress, show_nothing
+from simulator.config.capacity import Spare
 from simulator.parallel.workers import Workers, hired
 from simulator.planner.ahead import explore, tasks
 from simulator.planner.confidence import (
@@ -225,7 +226,8 @@ def _first_choice(
     option, sized = first.option, first.sized
     tried = _option(trials, option, changes, is_doubted)
     table = tried.table or table_of(trials, option)
-    spare = {Change(spare=lost): trials.find(option, Change(spare=lost)) for lost in (0, *LOST)}
+    changed = [Change(spare=lost) for lost in (Spare(), *LOST)]
+    spare = {change: trials.find(option, change) for change in changed}
     tables = _tables(trials, spare)
     return {
         "option": tried._replace(table=table),

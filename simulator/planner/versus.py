@@ -84,8 +84,7 @@ def _expected(found: Found, option: Option, rate: float) -> tuple[Any, ...]:
     gpus = math.ceil(option.replicas * rate) * option.design.num_ranks
     if option.prefill is not None:
         gpus += math.ceil(option.prefill_replicas * rate) * option.prefill.num_ranks
-    machines = found.space.machines[option.design.machines]
-    held = found.space.held(machines, gpus)
+    held = found.space.held(gpus, option.design, option.prefill)
     return (
         math.inf if held is None else held * gpu_hour(found.space, option.design.machines),
         gpus,
@@ -173,9 +172,7 @@ def _tried(trials: Trials, option: Option, rate: float) -> Tried:
     finding = trials.find(option, change)
     if finding.sized is None or times == 1:
         return Tried(cost_of(trials.space, finding), finding, change)
-    size = trials.space.held(
-        trials.space.machines[option.design.machines], finding.num_gpus * times
-    )
+    size = trials.space.held(finding.num_gpus * times, option.design, option.prefill)
     return Tried(
         math.inf if size is None else size * gpu_hour(trials.space, option.design.machines),
         finding,

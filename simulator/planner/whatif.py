@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simulator.config.capacity import Percentiles, Question
+from simulator.config.capacity import Percentiles, Question, Spare
 from simulator.config.workload import SLO
 from simulator.planner.conditions import Conditions, apply
 from simulator.planner.explore import Explorer, Finding, Sized
@@ -46,8 +46,8 @@ class Change(NamedTuple):
     """Every step takes so many times as long as the calibration says."""
     draw: int = 0
     """Another sample of requests and of the experts' choices."""
-    spare: int | None = None
-    """So many nodes may be lost; absent = as asked."""
+    spare: Spare | None = None
+    """What may be lost; absent = as asked."""
     most: int = MOST_REQUESTS
     """Requests of the stretch that is looked at, at the rate that was asked for."""
 
@@ -171,13 +171,13 @@ def _question(text: str) -> Question:
 
 
 @lru_cache(maxsize=_WORLDS)
-def _space(text: str, folder: str, conditions: Conditions, spare: int | None) -> Space:
+def _space(text: str, folder: str, conditions: Conditions, spare: Spare | None) -> Space:
     question = apply(conditions, _question(text), Path(folder))
     changes: dict[str, object] = {
         "workload": question.workload.model_copy(update={"slo": promise(question)})
     }
     if spare is not None:
-        changes["spare"] = question.spare.model_copy(update={"nodes": spare})
+        changes["spare"] = spare
     return Space(question.model_copy(update=changes), Path(folder))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from simulator.planner.confidence_text import ALIKE, tell_confidence, tell_headroom
+from simulator.planner.spare_text import explain_idle, explain_losses
 from simulator.planner.trial import BACKLOG
 from simulator.results.formats import seconds
 from simulator.results.plan_text import (
@@ -150,7 +151,7 @@ def _reasons(answer: dict[str, Any]) -> Iterator[str]:
         first = "What binds is" if best["worst_ratio"] >= _BINDS else "Closest to its limit is"
         yield f"{first} the {kept[0]}{''.join(f'; {one}' for one in kept[1:])}."
     yield from _unscored(answer)
-    yield from _used(answer)
+    yield from explain_idle(answer)
     yield from _traffic(answer)
     yield from tell_headroom(answer)
     yield from _other_sizes(answer)
@@ -160,7 +161,7 @@ def _reasons(answer: dict[str, Any]) -> Iterator[str]:
     else:
         yield from _others(answer)
     yield from _left_out(answer)
-    yield from _losses(answer)
+    yield from explain_losses(answer)
     yield from tell_confidence(answer)
 
 
@@ -200,50 +201,6 @@ def _traffic(answer: dict[str, Any]) -> Iterator[str]:
             f"{share} of the requests are longer than {best['model']}'s context, "
             "and are counted as served."
         )
-
-
-def _used(answer: dict[str, Any]) -> Iterator[str]:
-    """What of the cluster stands idle, and why it is as large as it is."""
-    best, spare, currency = (
-        answer["recommended"],
-        answer.get("spare") or {},
-        answer.get("currency", "USD"),
-    )
-    used, size = best.get("gpus_used"), best["gpus"]
-    if spare.get("nodes"):
-        without = next(
-            (
-                row
-                for row in answer.get("spare_nodes") or []
-                if row["nodes_lost"] == 0 and row.get("gpus")
-            ),
-            None,
-        )
-        said = f"The cluster has {_gpus(size)}, since {_nodes(spare['nodes'])} may be lost"
-        if without is not None:
-            cost = (
-                f", {money(without['cost_per_hour'], currency)} per hour"
-                if without.get("cost_per_hour")
-                else ""
-            )
-            said += f"; without the spare {_gpus(without['gpus'])} would do{cost}"
-        yield f"{said}."
-    if used is not None and used < size:
-        kept = min(spare.get("gpus", 0), size - used)
-        why = (
-            (
-                "they are what may be lost; every figure is without them, and replicas there make "
-                "all of it faster until then"
-            )
-            if kept
-            else ""
-        )
-        if size - used > kept:
-            more = (
-                "the cluster comes in no smaller size, and another replica there would add headroom"
-            )
-            why = f"{kept} of them are what may be lost; {more}" if kept else more
-        yield f"{size - used} of its {size} GPUs stand idle: {why}."
 
 
 def _other_sizes(answer: dict[str, Any]) -> Iterator[str]:
@@ -315,49 +272,8 @@ def _left_out(answer: dict[str, Any]) -> Iterator[str]:
                 yield f"{name} is ruled out: {why['text']}."
 
 
-def _losses(answer: dict[str, Any]) -> Iterator[str]:
-    rows = [row for row in answer.get("losses") or [] if row.get("nodes_lost")]
-    if not rows:
-        return
-    kept = [row["nodes_lost"] for row in rows if row.get("met")]
-    if kept:
-        yield f"With {_nodes(max(kept))} lost it still meets every target."
-        return
-    first = rows[0]
-    lost, share = _nodes(first["nodes_lost"]), first.get("attainment")
-    if first.get("text"):
-        said = f"With {lost} lost {first['text']}"
-    else:
-        served = (
-            ""
-            if share is None
-            else f": {percent(share)} of requests are served within their limits"
-        )
-        said = f"With {lost} lost a target is missed{served}"
-    spare: dict[str, Any] = next(
-        (
-            row
-            for row in answer.get("spare_nodes") or []
-            if row["nodes_lost"] == first["nodes_lost"]
-        ),
-        {},
-    )
-    if spare.get("gpus"):
-        cost = (
-            f", {money(spare['cost_per_hour'], answer.get('currency', 'USD'))} per hour"
-            if spare.get("cost_per_hour")
-            else ""
-        )
-        said += f"; to keep every target then takes {spare['gpus']} GPUs{cost}"
-    yield f"{said}."
-
-
 def _gpus(count: int) -> str:
     return "1 GPU" if count == 1 else f"{count:,} GPUs"
-
-
-def _nodes(count: int) -> str:
-    return "1 node" if count == 1 else f"{count} nodes"
 
 
 def _impossible(answer: dict[str, Any]) -> str:

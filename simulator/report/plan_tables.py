@@ -116,7 +116,7 @@ def _with_band(said: str, cases: str) -> Markup:
 
 
 def spare_table(answer: dict[str, Any]) -> Markup | None:
-    """The cluster that keeps every target with so many nodes lost; None where it was not looked
+    """The cluster that keeps every target with GPUs or nodes lost; None where it was not looked
     for.
     """
     found, currency = answer.get("spare_nodes") or [], answer.get("currency", "USD")
@@ -129,6 +129,9 @@ def spare_table(answer: dict[str, Any]) -> Markup | None:
             if row.get("gpus")
             else UNDEFINED
         )
+        if row.get("gpus_in_whole_nodes"):
+            held += f"; in whole nodes {_many(row['gpus_in_whole_nodes'], 'GPU')}"
+            held += f", {money(row['cost_per_hour_in_whole_nodes'], currency)} per hour"
         cost = (
             money(row["cost_per_hour"], currency)
             if row.get("cost_per_hour") is not None
@@ -143,13 +146,13 @@ def spare_table(answer: dict[str, Any]) -> Markup | None:
             else UNDEFINED
         )
         cost = _with_band(cost, between(band(row, "cost_per_hour"), amount))
-        rows.append([_many(row["nodes_lost"], "node"), held, cost, more])
-    head = ["Nodes that may be lost", "Smallest cluster", "Cost per hour", "For the spare"]
+        rows.append([row["lost"], held, cost, more])
+    head = ["What may be lost", "Smallest cluster", "Cost per hour", "For the spare"]
     return listed(
         head,
         rows,
         ["value", "", "value", "value"],
-        "What it takes to keep every target with nodes lost",
+        "What it takes to keep every target with GPUs or nodes lost",
     )
 
 
@@ -170,9 +173,10 @@ def idle_list(answer: dict[str, Any]) -> Markup | None:
     if found.get("unused_gpus"):
         cost = money(found["unused_cost_per_hour"], currency)
         shown["GPUs that no replica uses"] = f"{found['unused_gpus']:,}, {cost} per hour"
-    if found.get("held_back_nodes"):
+    if found.get("held_back_gpus"):
         cost = money(found["held_back_cost_per_hour"], currency)
-        shown["Nodes held back for failures"] = f"{found['held_back_nodes']:,}, {cost} per hour"
+        held_back = f"{found['held_back_gpus']:,}, so that {found['held_back']} may be lost"
+        shown["GPUs held back for failures"] = f"{held_back}; {cost} per hour"
     for key, value in (found.get("spare_experts") or {}).items():
         if isinstance(value, str | int | float) and not isinstance(value, bool):
             name = str(key).replace("_", " ").removesuffix(" per hour")

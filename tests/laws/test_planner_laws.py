@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from simulator.base.frozen import validate
-from simulator.config.capacity import Question
+from simulator.config.capacity import Question, Spare
 from simulator.planner.conditions import Conditions
 from simulator.planner.explore import Finding, Sized
-from simulator.planner.losses import LOST, idle_costs, left_of, spare_nodes, with_losses
+from simulator.planner.losses import idle_costs, left_of, spare_nodes, with_losses
 from simulator.planner.screen import Option
 from simulator.planner.search import search
 from simulator.planner.space import Design
@@ -103,36 +105,80 @@ def test_longer_prompts_never_cost_less_and_fit_the_context():
 def test_losing_a_node_never_raises_goodput():
     asked = trials(targets={"tpot_s": {"p90": 0.02}, "ttft_s": {"p90": 0.1}})
     rows = with_losses(asked, option(DENSE, tp=8), Sized(24, 3))
-    assert [row["nodes_lost"] for row in rows] == [0, *LOST]
-    assert [row["replicas_left"] for row in rows] == [3, 2, 1]
+    assert [row["lost"] for row in rows] == ["nothing", "1 GPU", "1 node", "2 nodes"]
+    assert [row["replicas_left"] for row in rows] == [3, 2, 2, 1]
     for name in ("goodput_per_s", "attainment"):
         values = [row[name] for row in rows]
         assert values == sorted(values, reverse=True)
     worst = [row["worst_ratio"] for row in rows]
     assert worst == sorted(worst)
-    nothing = with_losses(asked, option(DENSE, tp=8), Sized(8, 1))[1]
-    assert (nothing["met"], nothing["goodput_per_s"], nothing["gpus_left"]) == (False, 0.0, 0)
+    gpu, node = with_losses(asked, option(DENSE, tp=8), Sized(8, 1))[1:3]
+    for nothing, gpus in ((gpu, 7), (node, 0)):
+        found = nothing["met"], nothing["goodput_per_s"], nothing["gpus_left"]
+        assert found == (False, 0.0, gpus)
 
 
-def test_more_spare_nodes_never_need_fewer_machines():
-    rows = spare_nodes(trials(), option(MOE))
+def test_more_spare_never_needs_fewer_machines():
+    rows = spare_nodes(trials(), option(MOE, tp=8))
     sizes = [row["gpus"] for row in rows]
     assert sizes == sorted(sizes)
-    assert all(later["gpus"] >= 8 * later["nodes_lost"] + 1 for later in rows)
+    assert all(later["gpus"] >= 8 * (later["nodes_lost"] + 1) for later in rows)
+    assert not any(row["gpus_in_whole_nodes"] for row in rows), "they are whole nodes"
+
+
+def test_a_replica_of_one_gpu_survives_a_node_on_another_one():
+    """Two GPUs on two nodes, not two nodes of eight; both are told."""
+    none, gpu, node, nodes = spare_nodes(trials(), option(DENSE))
+    assert (none["gpus"], none["nodes"], none["gpus_in_whole_nodes"]) == (1, 1, None)
+    assert (gpu["gpus"], gpu["nodes"]) == (2, 1)
+    assert (node["gpus"], node["nodes"], node["gpus_in_whole_nodes"]) == (2, 2, 16)
+    assert node["cost_per_hour_in_whole_nodes"] == pytest.approx(8 * node["cost_per_hour"])
+    # Three GPUs are not offered.
+    assert (nodes["gpus"], nodes["nodes"], nodes["gpus_in_whole_nodes"]) == (4, 4, 24)
+
+
+@given(
+    replicas=st.integers(1, 12),
+    tp=st.sampled_from([1, 2, 4, 8]),
+    nodes=st.integers(0, 2),
+    gpus=st.integers(0, 2),
+    is_pair=st.booleans(),
+)
+def test_what_is_held_free_stands_what_may_be_lost(replicas, tp, nodes, gpus, is_pair):
+    """On the smallest cluster that holds the replicas and the spare, as many are left."""
+    assume(not (nodes and gpus))
+    lost = Spare(nodes=nodes, gpus=gpus)
+    space = trials(spare=lost.model_dump()).space
+    asked = option(DENSE, tp=tp, prefill=option(DENSE, tp=tp).design if is_pair else None)
+    both = replicas * (2 if is_pair else 1)
+    size = space.held(both * tp, asked.design, asked.prefill)
+    assume(size is not None)
+    sized = Sized(size, replicas, replicas if is_pair else 0)
+    host_gpus = space.host_gpus(asked.design, asked.prefill)
+    # The spare GPUs are replicas' places too: with all of them filled, the rest is enough.
+    full = sized._replace(replicas=size // tp - sized.prefill_replicas)
+    for left in left_of(asked, full, lost, host_gpus):
+        assert left.replicas + left.prefill_replicas >= both
 
 
 def test_which_replicas_are_left():
-    machines = trials().space.machines[0]
-    assert left_of(option(DENSE, tp=8), Sized(32, 4), machines, 1) == [Sized(32, 3)]
+    one, two = Spare(nodes=1), Spare(nodes=2)
+    assert left_of(option(DENSE, tp=8), Sized(32, 4), one, 8) == [Sized(32, 3)]
     # Four replicas on a node go together, and a replica over two nodes goes when either does.
-    assert left_of(option(DENSE, tp=2), Sized(16, 8), machines, 1) == [Sized(16, 4)]
-    assert left_of(option(MOE, attention_dp=16), Sized(64, 4), machines, 2) == [Sized(64, 2)]
+    assert left_of(option(DENSE, tp=2), Sized(16, 8), one, 8) == [Sized(16, 4)]
+    assert left_of(option(MOE, attention_dp=16), Sized(64, 4), two, 8) == [Sized(64, 2)]
     # A node that stands idle takes the lost one's place.
-    assert left_of(option(DENSE, tp=8), Sized(32, 3), machines, 1) == [Sized(32, 3)]
-    assert left_of(option(DENSE, tp=8), Sized(32, 3), machines, 2) == [Sized(32, 2)]
+    assert left_of(option(DENSE, tp=8), Sized(32, 3), one, 8) == [Sized(32, 3)]
+    assert left_of(option(DENSE, tp=8), Sized(32, 3), two, 8) == [Sized(32, 2)]
     # Of pools either may lose, and both outcomes are looked at.
     pools = option(DENSE, tp=8, prefill=option(DENSE, tp=8).design)
-    assert left_of(pools, Sized(40, 3, 2), machines, 1) == [Sized(40, 3, 1), Sized(40, 2, 2)]
+    assert left_of(pools, Sized(40, 3, 2), one, 8) == [Sized(40, 3, 1), Sized(40, 2, 2)]
+    # A lost GPU takes its replica with it, unless as many GPUs as that has stand idle.
+    assert left_of(option(DENSE, tp=2), Sized(16, 8), Spare(gpus=1), 8) == [Sized(16, 7)]
+    assert left_of(option(DENSE, tp=2), Sized(16, 7), Spare(gpus=1), 8) == [Sized(16, 7)]
+    assert left_of(option(DENSE, tp=4), Sized(8, 1), Spare(gpus=2), 8) == [Sized(8, 0)]
+    # Replicas on nodes of their own are lost one by one.
+    assert left_of(option(DENSE), Sized(4, 4), one, 1) == [Sized(4, 3)]
 
 
 def test_copies_of_experts_take_memory():
@@ -152,7 +198,7 @@ def test_copies_of_experts_take_memory():
     held_back = idle_costs(
         trials(spare={"nodes": 1}), replace(found[0], sized=Sized(16, 4), num_gpus=4), None
     )
-    assert (held_back["unused_gpus"], held_back["held_back_nodes"]) == (4, 1), (
+    assert (held_back["unused_gpus"], held_back["held_back_gpus"]) == (8, 4), (
         "what is held back is counted once"
     )
 

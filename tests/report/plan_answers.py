@@ -90,10 +90,10 @@ def answer(**changes):
             {"change": "a slow network", "deployment": None, "cost_per_hour": None, "cost_ratio": None, ("flips"): True, ("note"): ("")},
         ],
         "losses": [
-            {"nodes_lost": n, "gpus_left": 2 - n, "goodput_per_s": 19.0 - 9 * n, "attainment": 1 - 0.4 * n, ("worst_ratio"): 0.63, ("met"): n == 0}
+            {"lost": f"{n} node" if n else "nothing", "nodes_lost": n, "gpus_lost": 0, "gpus_left": 2 - n, "goodput_per_s": 19.0 - 9 * n, "attainment": 1 - 0.4 * n, ("worst_ratio"): 0.63, ("met"): n == 0}
             for n in range(3)
         ],
-        "spare_nodes": [{"nodes_lost": 1, "gpus": 16, "nodes": 2, "cost_per_hour": 47.84, ("extra_cost_per_hour"): 41.86, ("why"): ("")}],
+        "spare_nodes": [{"lost": "1 node", "nodes_lost": 1, "gpus_lost": 0, "gpus": 16, "nodes": 2, "cost_per_hour": 47.84, ("extra_cost_per_hour"): 41.86, ("why"): ("")}],
         "idle": {"unused_gpus": 1, "unused_cost_per_hour": 2.99, "spare_experts": None},
         "confidence": {
             "cost_low": 5.98, "cost_high": 11.96, "beats_second": 0.81, "meets_targets": 0.77, ("second"): runner[("deployment")],

@@ -363,8 +363,10 @@ def test_headroom_has_its_band():
 def test_a_spare_is_named_as_the_cause_of_the_size():
     answer = rows(10.0, 20.0)
     answer["recommended"] |= {"gpus": 16, "gpus_used": 8}
-    answer["spare"] = {"nodes": 1, "gpus": 8}
-    answer["spare_nodes"] = [{"nodes_lost": 0, "gpus": 1, "cost_per_hour": 0.625}]
+    answer["spare"] = {"lost": "1 node", "gpus": 8, "nodes": 2}
+    answer["spare_nodes"] = [
+        {"lost": "nothing", "nodes_lost": 0, "gpus_lost": 0, "gpus": 1, "cost_per_hour": 0.625}
+    ]
     said = words.reasons(answer)
     assert (
         "The cluster has 16 GPUs, since 1 node may be lost; without the spare 1 GPU would do, 0.625 EUR per hour."
@@ -373,7 +375,7 @@ def test_a_spare_is_named_as_the_cause_of_the_size():
     assert any(
         line.startswith("8 of its 16 GPUs stand idle: they are what may be lost") for line in said
     )
-    answer["spare"], answer["recommended"]["gpus_used"] = {"nodes": 0, "gpus": 0}, 12
+    answer["spare"], answer["recommended"]["gpus_used"] = {"lost": "", "gpus": 0}, 12
     assert any(
         line.startswith("4 of its 16 GPUs stand idle: the cluster comes in no smaller size")
         for line in words.reasons(answer)

@@ -150,9 +150,9 @@ def test_a_budget_for_nothing_is_an_answer(ask):
             "and limits.gpus = 1 is the limit",
         ),
         (
-            {"spare": {"nodes": 1}},
+            {"spare": {"nodes": 2}},
             (
-                "holding 1 node of 8 GPUs free for failures leaves nothing of the 2 GPUs of "
+                "holding 2 nodes (a node has 8 GPUs) free for failures leaves nothing of the 2 GPUs of "
                 "h100-sxm that max_gpus = 2"
             ),
         ),

@@ -229,6 +229,7 @@ def test_a_recording_that_a_model_names_itself_is_part_of_the_key(tmp_path):
         ({"name": "another", "notes": "of Tuesday"}, False),
         ({"power": {"price_per_kwh": 0.3}}, False),
         ({"spare": {"nodes": 1}}, True),
+        ({"spare": {"gpus": 1}}, True),
         ({"seed": 2}, True),
         ({"targets": {"tpot_s": {"p50": 0.012}}}, True),
         ({"clusters": [{"cluster": "h100-sxm", "max_gpus": 16}]}, True),

@@ -17,9 +17,9 @@ from simulator.results.plan_text import hover, percent
 
 
 class Losses(Wide):
-    """A bar a number of lost nodes."""
+    """A bar for each loss of GPUs or nodes."""
 
-    title: ClassVar[str] = "When nodes are lost"
+    title: ClassVar[str] = "When GPUs or nodes are lost"
     section: ClassVar[str] = "When nodes fail"
     definition: ClassVar[str] = (
         "The recommended deployment on what is left of its cluster, at the same traffic: "
@@ -67,8 +67,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _lost(row: dict[str, Any]) -> str:
-    count = row["nodes_lost"]
-    return f"{'no' if count == 0 else f'{count:,}'} {'node' if count == 1 else 'nodes'} lost"
+    return f"{row['lost']} lost"
 
 
 def _short(row: dict[str, Any], key: str) -> str:
