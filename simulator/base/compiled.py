@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import numba
@@ -32,7 +33,19 @@ def compiled(function: Compiled) -> Compiled:
 
 
 class _Cache(FunctionCache):  # type: ignore[misc]  # untyped
-    """A cache whose faults cost time, and no more."""
+    """A cache whose faults cost time, and no more.
+
+    Compiled code contains that of the functions it calls, and the numbers and layouts of records
+    that its module takes from others. numba looks at the function's own file only, so code of
+    before would run on after one of those was changed.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        index = self._cache_file
+        parts = (index._source_stamp, *_stamps_of_others(function))
+        self.stamp = hashlib.sha256(repr(parts).encode()).hexdigest()
+        index._source_stamp = self.stamp
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
@@ -48,6 +61,20 @@ class _Cache(FunctionCache):  # type: ignore[misc]  # untyped
         except OSError as error:
             self.disable()
             _warn(error)
+
+
+def _stamps_of_others(function: Callable[..., Any]) -> Iterator[tuple[str, object]]:
+    """What a function's module has from others, by name: compiled functions by their stamps,
+    records by their fields, and numbers.
+    """
+    for name, value in sorted(function.__globals__.items()):
+        cache = getattr(value, "_cache", None)
+        if isinstance(cache, _Cache):
+            yield name, cache.stamp
+        elif isinstance(value, type) and hasattr(value, "_fields"):
+            yield name, value._fields
+        elif isinstance(value, int | float):
+            yield name, value
 
 
 def _warn(error: Exception) -> None:

@@ -13,6 +13,7 @@ from simulator.base.quantities import (
     Budget,
     Duration,
     Factor,
+    GpuCount,
     Gpus,
     NodeCount,
     Nodes,
@@ -153,7 +154,7 @@ class Spare(Frozen):
 
     nodes: NodeCount = 0
     """Nodes that may be lost."""
-    gpus: NodeCount = 0
+    gpus: GpuCount = 0
     """GPUs that may be lost besides."""
 
     def __str__(self) -> str:

@@ -79,9 +79,9 @@ class PrefillPoolSpec(Frozen):
     """Share of the wires' peak that transfers achieve. Assumed, between what Mooncake's transfer
     engine is published to reach: 87 of 100 GB/s on four 200 Gb/s cards, 190 of 400 GB/s on eight
     400 Gb/s cards."""
-    handshake_s: Seconds = 0.0
-    """What a transfer takes beside the wires: engines agreeing on buffers and looking for what has
-    come. Not known, so 0."""
+    handshake_s: Seconds | None = None
+    """Seconds from the end of a prompt until its cache leaves; absent = as the engine's file in
+    ``cluster_configs/engines`` has it."""
     layerwise: bool = False
     """Whether each layer's cache leaves as soon as it is computed, so that only what the wires have
     not carried by the prompt's end is left (Splitwise, 4.3); if not, transfers start when the

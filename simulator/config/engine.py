@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from simulator.base.data import available_files
 from simulator.base.frozen import Frozen, Policy, validate
-from simulator.base.quantities import Bytes, Factor
+from simulator.base.quantities import Bytes, Factor, Seconds
 from simulator.base.reading import read_toml
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration.engine import engine_key, release_of
@@ -43,6 +43,19 @@ class WithAttentionDP(Frozen):
     """Whether the tokens of a step are those of all data-parallel ranks together."""
 
 
+class HandOver(Frozen):
+    """What a request meets between a prefill pool and a decode pool beside queues, steps and
+    wires.
+    """
+
+    handshake_s: Seconds = 0.0
+    """Seconds from the end of the prompt until its cache leaves, once a request: a second way over
+    HTTP, buffers that are agreed on, transfers before it that are worked off one by one."""
+    recomputes_last: bool = False
+    """Whether the decode pool computes the prompt's last token again and shows the first token that
+    it finds itself; if not, it shows the prefill pool's when it takes the request in."""
+
+
 class EngineSpec(Frozen):
     """One release of a serving engine, and those behind it up to the next file's."""
 
@@ -54,6 +67,7 @@ class EngineSpec(Frozen):
     tiers: Annotated[tuple[Tier, ...], Field(strict=False, min_length=1)]
     """The first that fits holds."""
     attention_dp: WithAttentionDP = WithAttentionDP()
+    hand_over: HandOver = HandOver()
     sources: dict[str, str]
 
     @model_validator(mode="after")
@@ -101,6 +115,14 @@ def resolve_scheduling(
         return {"kind": "chunked", **own}
     usual = spec.scheduling_on(accelerator, attention_dp, usage)
     return {**usual, **own} if own.get("kind", usual["kind"]) == usual["kind"] else own
+
+
+def find_hand_over(engine: str) -> HandOver:
+    """What a request meets between the pools of ``vllm`` or ``vllm@0.19.1``; nothing but queues,
+    steps and wires where the engine has no file.
+    """
+    spec = find_engine(engine)
+    return HandOver() if spec is None else spec.hand_over
 
 
 def find_engine(engine: str) -> EngineSpec | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from simulator.config.cluster import ClusterSpec, WireSpec
 from simulator.config.deployment import PrefillPoolSpec
+from simulator.config.engine import HandOver
 from simulator.work.layout import Layout
 from simulator.work.memory import CacheSize
 
@@ -29,6 +30,11 @@ class Transfer:
     bytes_per_s: float
     """Achieved by one GPU."""
     latency_s: float
+    """Seconds of a transfer beside those in which wires are busy."""
+    handshake_s: float
+    """Seconds from the end of a prompt until its cache leaves."""
+    recomputes_last: bool
+    """See :class:`~simulator.config.engine.HandOver`."""
     num_layers: int
     layerwise: bool
     stages: int = 1
@@ -65,6 +71,7 @@ def make_transfer(
     cache: CacheSize,
     num_gpus: int,
     num_layers: int,
+    hand_over: HandOver,
 ) -> Transfer:
     """Price transfers from a prefill pool to a decode pool.
 
@@ -75,6 +82,7 @@ def make_transfer(
         clusters: of the prefill and of the decode pool, likewise below.
         cache: of a sequence on one GPU of the decode pool.
         num_gpus: of both pools.
+        hand_over: what the engine does between them.
     """
     prefill, decode = clusters
     in_one_domain = prefill.name == decode.name and num_gpus <= decode.gpus_per_node
@@ -88,7 +96,9 @@ def make_transfer(
         decode_dp=layouts[1].attention_dp,
         wire="scale_up" if in_one_domain else "scale_out",
         bytes_per_s=min(wire.bytes_per_s for wire in wires) * spec.wire_fraction,
-        latency_s=max(wire.latency_s for wire in wires) + spec.handshake_s,
+        latency_s=max(wire.latency_s for wire in wires),
+        handshake_s=hand_over.handshake_s if spec.handshake_s is None else spec.handshake_s,
+        recomputes_last=hand_over.recomputes_last,
         num_layers=num_layers,
         layerwise=spec.layerwise,
         stages=layouts[0].pp,

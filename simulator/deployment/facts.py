@@ -8,6 +8,7 @@ from typing import Any
 
 from simulator.base.frozen import Policy
 from simulator.config.calibration import CalibrationFile, CollectiveFit, ExchangeFit, Fit, PrunedFit
+from simulator.config.engine import find_engine
 from simulator.config.host import ExchangeTable, MatrixTable, Steps, load_any_calibration
 from simulator.deployment.fits import fits_of
 from simulator.deployment.notes import notes_of
@@ -265,30 +266,25 @@ def _prefill_assumptions(plan: DeploymentPlan) -> list[dict[str, str]]:
     )
     rows.append({"what": "KV cache transfers", "value": value, "kind": "assumed", "source": source})
     fit = plan.prefill.calibration.pools
-    if fit is None:
-        value = "no longer than waiting and steps: nothing is known of pools on such accelerators"
-        return [
-            *rows,
-            {
-                "what": "first tokens from a prefill pool",
-                "value": value,
-                "kind": "assumed",
-                "source": "",
-            },
-        ]
-    value = (
-        f"{fit.prefill_ratio:.2f} times what waiting and steps take, "
-        f"and {fit.first_token_s * 1e3:.0f} ms before"
+    shown = (
+        "in the decode pool's first step for a request, which computes the prompt's last token "
+        "again"
+        if transfer.recomputes_last
+        else "when the decode pool takes a request in"
     )
-    return [
-        *rows,
-        {
-            "what": "first tokens from a prefill pool",
-            "value": value,
-            "kind": fit.kind,
-            "source": fit.source,
-        },
-    ]
+    before = f"{transfer.handshake_s * 1e3:.1f} ms between the prompt and its transfer"
+    value = f"{before}, shown {shown}"
+    spec = find_engine(plan.spec.engine)
+    source = "" if spec is None else spec.sources.get("hand_over", "")
+    if fit is not None:
+        low, high = fit.ttft_band
+        value += (
+            f"; measured first tokens took {low:.2f} to {high:.2f} times as long in 80 % of cases, "
+            "which nothing explains"
+        )
+        source = f"{source}; band: {fit.source}"
+    what = "first tokens from a prefill pool"
+    return [*rows, {"what": what, "value": value, "kind": "assumed", "source": source}]
 
 
 def _layout_text(plan: DeploymentPlan) -> str:

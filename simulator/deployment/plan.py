@@ -17,7 +17,7 @@ from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import Calibration, CalibrationFile, pruned_entry
 from simulator.config.cluster import ClusterSpec, load_cluster
 from simulator.config.deployment import DeploymentSpec
-from simulator.config.engine import resolve_scheduling
+from simulator.config.engine import find_hand_over, resolve_scheduling
 from simulator.config.ffn import DenseFFN
 from simulator.config.host import HostCalibration, HostRates, load_any_calibration
 from simulator.config.model import ModelSpec, load_model
@@ -127,6 +127,7 @@ def make_plan(spec: DeploymentSpec, seed: int, where: str, folder: Path) -> Depl
         _mean_cache(decode),
         prefill.num_gpus + decode.num_gpus,
         decode.model.num_layers,
+        find_hand_over(spec.engine),
     )
     return replace(decode, prefill=prefill, transfer=transfer)
 

@@ -113,6 +113,8 @@ def _run(requests: Requests, ranks: Ranks, d: int, r: int, new: int, now_s: floa
             now_s, requests.arrival_s[r]
         )  # SimPy adds delays, which may round a hair early
         requests.cached[r] = requests.computed[r]
+        if requests.generated[r] > 0:  # a token that came with a cache is shown now
+            requests.first_s[r] = requests.last_s[r] = requests.scheduled_s[r]
     ranks.head[d] = requests.following[r]
     if ranks.head[d] < 0:
         ranks.tail[d] = -1

@@ -1,5 +1,8 @@
-"""Prefill and decode in pools of their own: prompts here, their KV caches over the wires, all
-tokens but the first there.
+"""Prefill and decode in pools of their own: prompts here, their KV caches over the wires, tokens
+there.
+
+The first token is shown by the decode pool: the prompt's own when it takes the request in, or the
+one of its first step for the request, where it computes the last token of the prompt again.
 
 A prefill replica lets a prompt's blocks go when its last chunk is done, as if they waited elsewhere
 for the wires; it is not held up by a decode pool that is full (its requests queue there). Prefixes
@@ -42,16 +45,13 @@ class Pools:
         self.concurrency = trace.concurrency
         self.progress = progress
         self.trace = trace
-        fit = plan.prefill.calibration.pools
-        self.way_s = (
-            plan.prefill.calibration.engine.first_token_s if fit is None else fit.first_token_s
-        )
-        self._longer = 0.0 if fit is None else fit.prefill_ratio - 1.0
+        self.way_s = plan.prefill.calibration.engine.first_token_s
         self.prefill.requests.arrival_s[:] += self.way_s
         self._wires = _Queues(
             plan.transfer, plan.prefill.replicas, plan.prefill.layout.attention_dp, plan.replicas
         )
-        self._goes_on = trace.num_output > 1
+        self._recomputes_last = plan.transfer.recomputes_last
+        self._goes_on = (trace.num_output > 1) | self._recomputes_last
 
     def tick(self) -> None:
         self.progress(
@@ -68,8 +68,7 @@ class Pools:
             return
         count = len(self._goes_on)
         self.prefill.serve(prefill, range(count), lambda: None)
-        prompts_end = self._first_token_s()
-        for request in np.argsort(prompts_end, kind="stable"):
+        for request in np.argsort(self.prefill.requests.first_s, kind="stable"):
             if self._goes_on[request]:
                 self._arrive(int(request), self._wires.arrival_s(*self._sent(int(request))))
         arrival_s = self.decode.requests.arrival_s
@@ -97,25 +96,10 @@ class Pools:
         env.process(send(env, self.prefill, self.concurrency, freed, self.way_s))
         env.run()
 
-    def _first_token_s(self) -> Floats:
-        """When each prompt's first token is there and its cache can leave.
-
-        Measured pools take longer than steps and waiting explain
-        (:class:`~simulator.config.calibration.disaggregation.DisaggregationFit`), which delays a
-        request and takes no more of the workers' time.
-        """
-        own = self.prefill.requests
-        return own.first_s + self._longer * (own.first_s - own.arrival_s)
-
-    def _late_s(self, request: int) -> float:
-        own = self.prefill.requests
-        return self._longer * float(own.first_s[request] - own.arrival_s[request])
-
     def _leave(
         self, env: simpy.Environment, request: int, on_finish: Callable[[int], None]
     ) -> ProcessGenerator:
-        """A first token is there: the cache goes where decoding goes on, or that was all."""
-        yield env.timeout(self._late_s(request))
+        """A prompt is computed: its cache goes where decoding goes on, or that was all."""
         if not self._goes_on[request]:
             on_finish(1)
             return
@@ -129,30 +113,27 @@ class Pools:
         when it ended.
         """
         own = self.prefill.requests
-        late_s = self._late_s(request)
-        ends = float(own.scheduled_s[request]) + late_s, float(own.first_s[request]) + late_s
         return (
             int(self.prefill.replica_of[request]),
             int(own.dp_rank[request]),
             int(own.num_input[request]),
-            *ends,
+            float(own.scheduled_s[request]),
+            float(own.first_s[request]),
         )
 
     def _arrive(self, request: int, arrival_s: float) -> None:
-        """A cache is where decoding goes on, with the prompt computed and its first token known."""
-        requests, first_s = (
-            self.decode.requests,
-            self.prefill.requests.first_s[request] + self._late_s(request),
-        )
+        """A cache is where decoding goes on: with the first token, or without the last place of the
+        prompt.
+        """
+        requests = self.decode.requests
         requests.arrival_s[request] = arrival_s
-        requests.brought[request] = requests.num_input[request]
-        requests.generated[request] = 1
-        requests.first_s[request] = requests.last_s[request] = first_s
+        requests.brought[request] = requests.num_input[request] - self._recomputes_last
+        requests.generated[request] = 0 if self._recomputes_last else 1
 
     def table(self) -> pd.DataFrame:
         """``REQUEST_COLUMNS`` but the deployment."""
         prompts, decodes, moved = self.prefill.requests, self.decode.requests, self._goes_on
-        first_s = self._first_token_s()
+        first_s = np.where(moved, decodes.first_s, prompts.first_s)
         transfer = self._wires.transfer
         num_bytes = [transfer.num_bytes(int(tokens)) for tokens in prompts.num_input]
         return pd.DataFrame(
@@ -169,7 +150,7 @@ class Pools:
                 "num_cached": prompts.cached,
                 "num_preemptions": prompts.preemptions + decodes.preemptions,
                 "prefill_replica": self.prefill.replica_of + len(self.decode.replicas),
-                "transfer_s": np.where(moved, decodes.arrival_s - first_s, 0.0),
+                "transfer_s": np.where(moved, decodes.arrival_s - prompts.first_s, 0.0),
                 "transfer_bytes": np.where(moved, num_bytes, 0.0),
             }
         )
@@ -193,14 +174,14 @@ class _Queues:
         self, replica: int, dp_rank: int, num_tokens: int, began_s: float, ended_s: float
     ) -> float:
         """When a cache is there; asked in order of the prompts' ends."""
-        wires, computing_s = self.transfer, ended_s - began_s
+        wires, computing_s = self.transfer, ended_s - began_s + self.transfer.handshake_s
         send_s, receive_s = (
             wires.left(s(num_tokens), computing_s) for s in (wires.send_s, wires.receive_s)
         )
         sender = (
             dp_rank % self._prefill_dp
         )  # the GPUs of a pipeline hold the caches of all batches in flight
-        start_s = max(ended_s, float(self._free_s[replica, sender]))
+        start_s = max(ended_s + wires.handshake_s, float(self._free_s[replica, sender]))
         self._free_s[replica, sender] = start_s + send_s
         self._received_s = max(self._received_s, start_s) + receive_s / self._receivers
         return max(start_s + max(send_s, receive_s), self._received_s) + wires.latency_s

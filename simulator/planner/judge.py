@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.config.engine import find_hand_over
 from simulator.deployment.plan import DeploymentPlan
 from simulator.planner.curve import Curve, Floats
 from simulator.planner.space import Design, Space
@@ -137,13 +138,12 @@ class Judge:
         prompt_s, alone_s = self.prompt_s(curve, budget), self.alone_s(curve, budget)
         busy = np.linspace(0.1, _HIGHEST_LOAD, _BATCHES)
         rates = busy * plan.layout.num_batches / prompt_s
-        fit = plan.calibration.pools
-        own_s, ratio = (
-            (plan.calibration.engine.first_token_s, 1.0)
-            if fit is None
-            else (fit.first_token_s, fit.prefill_ratio)
+        ttft_s = (
+            plan.calibration.engine.first_token_s
+            + find_hand_over(plan.spec.engine).handshake_s
+            + alone_s
+            + prompt_s * busy / (2 * (1 - busy))
         )
-        ttft_s = own_s + ratio * (alone_s + prompt_s * busy / (2 * (1 - busy)))
         return Served(rates, np.zeros(len(busy)), ttft_s, np.full(len(busy), True), busy)
 
     def prompt_s(self, curve: Curve, budget: int) -> float:

@@ -62,7 +62,7 @@ REQUEST_COLUMNS = {
         "replica of the prefill pool that computed its prompt, -1 without such a pool"
     ),
     "transfer_s": (
-        "from its first token until its KV cache was at the decode pool; 0 without a transfer"
+        "from the end of its prompt until its KV cache was at the decode pool; 0 without a transfer"
     ),
     "transfer_bytes": "of its KV cache that went there, on all receiving ranks",
 }

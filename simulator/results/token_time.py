@@ -15,14 +15,11 @@ from simulator.results.tables import STEP_PHASES
 KINDS = ("decode", "mixed", "prefill")
 """Steps that compute output tokens only, prompts beside them, or prompts only, for which requests
 with tokens to come wait."""
-OUTSIDE = "outside"
-"""Kind of the row of time outside the steps of the pool that decodes: transfers of KV caches, and
-from a cache's arrival to the next step."""
 _ROUNDING_S = 1e-9
 """What a sum of two times may be off by; no step is as short."""
 COLUMNS = {
     "deployment": "name of the deployment",
-    "kind": "'decode', 'mixed' or 'prefill' steps, or 'outside' of any step",
+    "kind": "'decode', 'mixed' or 'prefill' steps",
     "num_steps": "steps of the kind",
     "step_time_share": "share of the time of all steps that decode or could",
     **{f"{phase}_s": f"seconds of an output token in such steps: {phase}" for phase in STEP_PHASES},
@@ -68,16 +65,14 @@ def _rows(requests: pd.DataFrame, steps: pd.DataFrame) -> Iterator[dict[str, obj
     if not num_tokens:
         return
     steps = steps[steps["pool"] != "prefill"]
-    all_s = float((later["finish_s"] - later["first_token_s"]).sum()) / num_tokens
     weight = pd.Series(_count_going(later, steps), index=steps.index)
-    kinds, step_s, inside_s = kinds_of(steps), float(steps["duration_s"].sum()), 0.0
+    kinds, step_s = kinds_of(steps), float(steps["duration_s"].sum())
     for kind in KINDS:
         own = steps[kinds == kind]
         parts_s = {
             f"{phase}_s": float((own[f"{phase}_s"] * weight[own.index]).sum()) / num_tokens
             for phase in STEP_PHASES
         }
-        inside_s += sum(parts_s.values())
         if len(own):
             share = float(own["duration_s"].sum()) / step_s
             yield {
@@ -87,14 +82,6 @@ def _rows(requests: pd.DataFrame, steps: pd.DataFrame) -> Iterator[dict[str, obj
                 **parts_s,
                 "token_s": sum(parts_s.values()),
             }
-    if (steps["pool"] == "decode").any():
-        yield {
-            "kind": OUTSIDE,
-            "num_steps": 0,
-            "step_time_share": 0.0,
-            **{f"{phase}_s": 0.0 for phase in STEP_PHASES},
-            "token_s": all_s - inside_s,
-        }
 
 
 def _count_going(requests: pd.DataFrame, steps: pd.DataFrame) -> NDArray[np.int64]:
@@ -106,7 +93,7 @@ def _count_going(requests: pd.DataFrame, steps: pd.DataFrame) -> NDArray[np.int6
     for replica, own in requests.groupby("replica"):
         places = np.flatnonzero(replicas == replica)
         start_s = steps["start_s"].to_numpy()[places]
-        begun_s = np.sort((own["first_token_s"] + own["transfer_s"]).to_numpy()) - _ROUNDING_S
+        begun_s = np.sort(own["first_token_s"].to_numpy()) - _ROUNDING_S
         ended_s = np.sort(own["finish_s"].to_numpy())
         going[places] = np.searchsorted(begun_s, start_s, "right")
         going[places] -= np.searchsorted(ended_s, start_s, "right")

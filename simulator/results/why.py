@@ -11,7 +11,6 @@ import pandas as pd
 
 from simulator.results.formats import seconds_text
 from simulator.results.tables import STEP_PHASES
-from simulator.results.token_time import OUTSIDE
 
 PHASE_WORDS = {
     "attention": "attention",
@@ -22,7 +21,6 @@ PHASE_WORDS = {
     "wait": "waiting for the slowest rank",
     "collective": "all-reduces",
     "overhead": "the engine's own overhead",
-    OUTSIDE: "moving caches between pools",
 }
 SAME = 1.02
 """Times within 2 % count as equal: closer than the fidelities agree among themselves."""
@@ -86,10 +84,9 @@ def explain(token_time: pd.DataFrame, best: str, second: str, short: dict[str, s
 
 
 def phase_seconds(token_time: pd.DataFrame, name: str) -> dict[str, float]:
-    """Seconds of an output token by phase over all kinds of steps, and outside of steps."""
+    """Seconds of an output token by phase over all kinds of steps."""
     own = token_time[token_time["deployment"] == name]
-    parts = {phase: float(own[f"{phase}_s"].sum()) for phase in STEP_PHASES}
-    return {**parts, OUTSIDE: float(own["token_s"][own["kind"] == OUTSIDE].sum())}
+    return {phase: float(own[f"{phase}_s"].sum()) for phase in STEP_PHASES}
 
 
 def split_difference(quick: dict[str, float], slow: dict[str, float]) -> Terms:

@@ -23,6 +23,7 @@ from simulator.workload.traces import RequestTrace
 ROUNDING_S = 1e-12
 """A request comes when another has gone, but for the last digit: each is reckoned from its own way
 to the engine."""
+ENGINES = ("vllm", "sglang", "trtllm")
 SPLITS = {
     "dense": ("dense", {"tp": 2}, {"tp": 1}),
     "experts": ("moe", {"attention_dp": 4, "ep": 4}, {"attention_dp": 2, "ep": 2}),
@@ -37,7 +38,7 @@ def pooled(tiny, split="experts", replicas=1, prefill_replicas=1, **keys):
     deployment = {
         key: keys.pop(key)
         for key in list(keys)
-        if key in ("cluster", "balancing", "prefix_caching", "kv_dtype")
+        if key in ("cluster", "balancing", "prefix_caching", "kv_dtype", "engine")
     }
     prefill = {"parallel": prompts, "replicas": prefill_replicas, **keys}
     return tiny.plan(model, replicas=replicas, prefill=prefill, **decode, **deployment)
@@ -51,8 +52,9 @@ def closed(trace, concurrency):
 
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("concurrency", [None, 6])
-def test_every_request_and_token_is_served_once(tiny, split, concurrency):
-    plan = pooled(tiny, split, replicas=2, prefill_replicas=2)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_request_and_token_is_served_once(tiny, split, concurrency, engine):
+    plan = pooled(tiny, split, replicas=2, prefill_replicas=2, engine=engine)
     trace = tiny.trace(60)
     trace = trace if concurrency is None else closed(trace, concurrency)
     record = run_plan(plan, trace)
@@ -61,18 +63,19 @@ def test_every_request_and_token_is_served_once(tiny, split, concurrency):
     prompts, decodes = (steps[steps["pool"] == pool] for pool in ("prefill", "decode"))
     assert prompts["prefill_tokens"].sum() == trace.num_input.sum()
     assert prompts["decode_tokens"].sum() == 0
-    assert decodes["prefill_tokens"].sum() == 0
+    # Where the last token of each prompt is computed again, its first output token is found there.
+    again = trace.num_requests if plan.transfer.recomputes_last else 0
+    assert decodes["prefill_tokens"].sum() == again
     assert decodes["decode_tokens"].sum() == (trace.num_output - 1).sum()
     assert record.itl.counts.sum() == (trace.num_output - 1).sum()
     assert set(prompts["replica"]) == {2, 3}
     assert set(decodes["replica"]) == {0, 1}
     assert (requests["arrival_s"] <= requests["scheduled_s"] + 1e-9).all()
     assert (requests["scheduled_s"] < requests["first_token_s"]).all()
-    goes_on = requests["num_output"] > 1
-    assert (requests["finish_s"] >= requests["first_token_s"] + requests["transfer_s"])[
-        goes_on
-    ].all()
-    assert (requests["finish_s"] == requests["first_token_s"])[~goes_on].all()
+    prompt_s = requests["first_token_s"] - requests["scheduled_s"]
+    assert (prompt_s >= requests["transfer_s"] - 1e-9).all(), "tokens come after their cache"
+    one_token = requests["num_output"] == 1
+    assert (requests["finish_s"] == requests["first_token_s"])[one_token].all()
     if concurrency is not None:
         starts, ends = requests["arrival_s"].to_numpy(), requests["finish_s"].to_numpy()
         assert max(((starts <= t) & (ends > t + ROUNDING_S)).sum() for t in starts) <= concurrency
@@ -84,7 +87,7 @@ def test_a_transfer_carries_exactly_the_cache_of_the_prompt(tiny, split):
     trace = tiny.trace(30)
     requests = run_plan(plan, trace).requests
     cache, tp = plan.capacity.cache, plan.layout.tp
-    goes_on = trace.num_output > 1
+    goes_on = (trace.num_output > 1) | plan.transfer.recomputes_last
     expected = np.where(
         goes_on, (cache.bytes_per_token * trace.num_input + cache.bytes_per_sequence) * tp, 0.0
     )
@@ -99,43 +102,45 @@ def one(num_input, num_output):
 
 @pytest.mark.parametrize("fidelity", ["step", "rank"])
 @pytest.mark.parametrize("split", ["dense", "experts"])
-def test_one_request_alone_takes_its_prompt_its_transfer_and_its_decodes(tiny, split, fidelity):
-    plan = pooled(tiny, split)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_one_request_alone_takes_its_prompt_its_transfer_and_its_decodes(
+    tiny, split, fidelity, engine
+):
+    """Its first token waits for what the engine's sources explain, and for nothing else."""
+    plan = pooled(tiny, split, engine=engine)
     record = run_plan(plan, one(500, 9), fidelity)
     requests, steps = record.requests.iloc[0], record.steps
-    fit = plan.prefill.calibration.pools
-    way_s = fit.first_token_s
-    assert len(steps) == 1 + 8
-    prompt_s, decodes_s = (
-        steps["duration_s"][steps["pool"] == pool].sum() for pool in ("prefill", "decode")
-    )
-    assert requests["first_token_s"] == pytest.approx(way_s + fit.prefill_ratio * prompt_s)
+    way_s = plan.prefill.calibration.engine.first_token_s
+    prompt_s = steps["duration_s"][steps["pool"] == "prefill"].sum()
+    decodes = steps["duration_s"][steps["pool"] == "decode"].to_numpy()
+    assert len(decodes) == (9 if engine == "vllm" else 8)
     cache = plan.capacity.cache.bytes_for(500)
     assert plan.transfer.wire == "scale_up"
     send_s = cache * plan.layout.tp / plan.prefill.layout.tp / (450e9 * 0.7)
     moved_s = max(send_s, cache / (450e9 * 0.7)) + plan.cluster.scale_up.latency_s
+    moved_s += {"vllm": 0.039, "sglang": 0.0045, "trtllm": 0.0152}[engine]
     assert requests["transfer_s"] == pytest.approx(moved_s)
-    assert requests["finish_s"] == pytest.approx(
-        way_s + fit.prefill_ratio * prompt_s + moved_s + decodes_s
-    )
+    first_s = way_s + prompt_s + moved_s + (decodes[0] if engine == "vllm" else 0.0)
+    assert requests["first_token_s"] == pytest.approx(first_s)
+    assert requests["finish_s"] == pytest.approx(way_s + prompt_s + moved_s + decodes.sum())
 
 
-def test_without_measured_pools_a_prompt_takes_what_its_steps_take(tiny):
-    plan = pooled(tiny, "dense")
-    bare = dataclasses.replace(
-        plan.prefill, calibration=plan.prefill.calibration.model_copy(update={"pools": None})
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_handshake_delays_each_first_token_by_itself(tiny, engine):
+    """Where nobody waits, whatever the engine does then."""
+    sooner, later = (
+        run_plan(pooled(tiny, "dense", engine=engine, handshake_s=time_s), one(500, 3)).requests
+        for time_s in (0.0, 0.5)
     )
-    record = run_plan(dataclasses.replace(plan, prefill=bare), one(500, 9))
-    prompt_s = record.steps["duration_s"][record.steps["pool"] == "prefill"].sum()
-    way_s = plan.prefill.calibration.engine.first_token_s
-    assert record.requests["first_token_s"].iloc[0] == pytest.approx(way_s + prompt_s)
+    for name in ("first_token_s", "finish_s", "transfer_s"):
+        assert later[name][0] - sooner[name][0] == pytest.approx(0.5)
 
 
 def test_faster_wires_never_slow_a_run_down(tiny):
     """No cache comes later and no request alone ends later; of many, other batches may end a per
     cent later, as on any scheduler.
     """
-    plan = pooled(tiny, "dense", cluster="h100-sxm-16", prefill_replicas=2)
+    plan = pooled(tiny, "dense", cluster="h100-sxm-16", prefill_replicas=2, handshake_s=0.0)
     trace = tiny.trace(40, longest_input=3000)
     runs, alone_s = [], []
     for bytes_per_s in (1e8, 1e9, 1e10, math.inf):
@@ -146,14 +151,15 @@ def test_faster_wires_never_slow_a_run_down(tiny):
         alone_s.append(run_plan(changed, one(2000, 5)).requests["finish_s"][0])
     assert alone_s == sorted(alone_s, reverse=True)
     for slower, faster in itertools.pairwise(runs):
-        assert (faster["first_token_s"] == slower["first_token_s"]).all()
+        prompts = [run["arrival_s"] for run in (faster, slower)]
+        assert (prompts[0] == prompts[1]).all()
         assert (faster["transfer_s"] <= slower["transfer_s"] + 1e-12).all()
         assert faster["finish_s"].mean() <= slower["finish_s"].mean() * 1.01
     assert runs[-1]["transfer_s"].max() == pytest.approx(plan.transfer.latency_s)
 
 
 def test_a_rank_sends_one_cache_after_another(tiny):
-    plan = pooled(tiny, "dense")
+    plan = pooled(tiny, "dense", handshake_s=0.0)
     slow = dataclasses.replace(
         plan, transfer=dataclasses.replace(plan.transfer, bytes_per_s=1e6, latency_s=0.0)
     )
@@ -163,15 +169,17 @@ def test_a_rank_sends_one_cache_after_another(tiny):
 
 
 def test_layer_by_layer_leaves_the_last_layer_or_what_the_wires_could_not_carry(tiny):
-    late, early = (pooled(tiny, "dense", layerwise=layerwise) for layerwise in (False, True))
+    keys = {"handshake_s": 0.0, "engine": "sglang"}
+    late, early = (
+        pooled(tiny, "dense", layerwise=layerwise, **keys) for layerwise in (False, True)
+    )
     by_plan = [run_plan(plan, one(500, 4)).requests["transfer_s"].iloc[0] for plan in (late, early)]
     latency_s = late.transfer.latency_s
     assert by_plan[1] - latency_s == pytest.approx((by_plan[0] - latency_s) / late.model.num_layers)
     slow = dataclasses.replace(early, transfer=dataclasses.replace(early.transfer, bytes_per_s=1e6))
     requests = run_plan(slow, one(500, 4)).requests.iloc[0]
-    computing_s = (
-        requests["first_token_s"] - requests["scheduled_s"]
-    ) / early.prefill.calibration.pools.prefill_ratio
+    # Its first token is shown when the cache is there.
+    computing_s = requests["first_token_s"] - requests["transfer_s"] - requests["scheduled_s"]
     assert requests["transfer_s"] == pytest.approx(
         slow.transfer.send_s(500) - computing_s + latency_s
     )

@@ -60,3 +60,18 @@ def test_a_damaged_cache_is_made_anew(folder):
         for path in kept:
             path.write_bytes(damage)
         assert run(folder)[0] == "42 0.5"
+
+
+def test_what_a_called_function_or_a_number_of_another_file_becomes_is_compiled_anew(tmp_path):
+    """numba looks at a function's own file only, and ran what it had called before."""
+    (tmp_path / "twice.py").write_text(FUNCTION.replace("doubled", "twice") + "\nFACTOR = 1\n")
+    (tmp_path / "doubling.py").write_text(
+        "from simulator.base.compiled import compiled\nfrom twice import FACTOR, twice\n\n"
+        "@compiled\ndef doubled(x):\n    return FACTOR * twice(x)\n"
+    )
+    assert run(tmp_path) == ["42 0.5", ""]
+    changed = (tmp_path / "twice.py").read_text().replace("x + x", "3 * x")
+    (tmp_path / "twice.py").write_text(changed)
+    assert run(tmp_path) == ["63 0.75", ""]
+    (tmp_path / "twice.py").write_text(changed.replace("FACTOR = 1", "FACTOR = 2"))
+    assert run(tmp_path) == ["126 1.5", ""]

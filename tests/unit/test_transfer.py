@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from simulator.config.cluster import WireSpec, load_cluster
 from simulator.config.deployment import PrefillPoolSpec
+from simulator.config.engine import HandOver
 from simulator.cost.transfer import Transfer, make_transfer
 from simulator.work.layout import Layout
 from simulator.work.memory import CacheSize
@@ -24,6 +25,8 @@ TRANSFER = Transfer(
     wire="scale_out",
     bytes_per_s=1e9,
     latency_s=0.0,
+    handshake_s=0.0,
+    recomputes_last=False,
     num_layers=40,
     layerwise=True,
 )
@@ -37,10 +40,11 @@ def cluster(name, scale_out):
 def test_two_clusters_exchange_at_the_pace_of_the_slower_ones_wires(wires):
     clusters = tuple(map(cluster, ("h100-sxm-8", "h200-sxm-8"), wires))
     spec = PrefillPoolSpec(wire_fraction=0.5, handshake_s=1e-3)
-    found = make_transfer(spec, clusters, (ALONE, ALONE), CACHE, num_gpus=2, num_layers=40)
+    found = make_transfer(spec, clusters, (ALONE, ALONE), CACHE, 2, 40, HandOver(handshake_s=0.5))
     assert found.wire == "scale_out"
     assert found.bytes_per_s == pytest.approx(1e9)
-    assert found.latency_s == pytest.approx(1e-3 + 5e-6)
+    assert found.latency_s == pytest.approx(5e-6)
+    assert found.handshake_s == 1e-3, "the deployment's own"
     assert found.send_s(3000) == found.receive_s(3000) == pytest.approx(3e-3)
 
 

@@ -1,9 +1,8 @@
-"""Fits the table ``disaggregation`` on disaggregated serving points: what pools of workers add to
-what their steps take.
+"""Makes the table ``disaggregation`` from disaggregated serving points: how far measured pools of
+workers are from what their steps and their engine's hand-over take.
 
-Points that say how many workers they had give the prefill pool's two coefficients, by engine and
-GPU family. Those that do not give what is assumed of them, by engine. What is reported of a fit is
-of points whose whole GPU was left out; nearly all are of one model.
+Points that do not say how many workers they had give what is assumed of them, by engine. What is
+reported is of points whose whole GPU was left out; nearly all are of one model.
 """
 
 from __future__ import annotations
@@ -24,20 +23,13 @@ from simulator.validation.hardware import accelerator_name
 from simulator.validation.serving import MEASURES, Group, groups
 from simulator.validation.serving.answer import pools_or_reason
 from simulator.validation.serving.deployments import deployment_of
-from simulator.validation.serving.disagg import Load, Pools, serve
+from simulator.validation.serving.disagg import Load, Pools, latencies_with
 
 _TABLE = "serving_points.csv.gz"
 _SOURCE = "NVIDIA aiconfigurator-core 0.12.0, Apache-2.0"
-_ANY, _POOLED = "any", ""
-_RATIOS = tuple(float(ratio) for ratio in np.round(np.geomspace(0.5, 4.0, 22), 2))
-_FIRST_TOKENS = tuple(float(seconds) for seconds in np.round(np.arange(0.0, 1.01, 0.02), 2))
+_ANY = "any"
 _WORKERS = (1, 2, 3, 4, 6, 8)
 """Decode workers that are tried where the table does not say."""
-_PULL = 1.5
-"""How strongly a fit is drawn to the one above it, in errors of one point for each unit of the
-coefficients' logarithms."""
-_SHORT_S = 0.1
-"""Times before the first token count as alike below it."""
 _LEAST_ROWS = 12
 """Fewer points give no coefficients of their own."""
 
@@ -60,44 +52,17 @@ class Loaded(NamedTuple):
         return next(iter(self.pools.values())).workers is not None
 
 
-class Coefficients(NamedTuple):
-    """What the table has of one engine on one GPU family."""
+class Assumed(NamedTuple):
+    """What is assumed of points of one engine that do not say their workers."""
 
-    prefill_ratio: float
-    first_token_s: float
-    unsaid_prefill_ratio: float
     unsaid_workers: int
     unsaid_drafts: float
 
     def predicted(self, point: Loaded) -> NDArray[np.float64]:
         """``[2]`` TTFT and TPOT."""
         pools = point.pools.get(self.unsaid_workers, next(iter(point.pools.values())))
-        served = serve(pools, point.load, self.unsaid_drafts if pools.may_draft else 1.0)
-        ratio = self.prefill_ratio if point.is_said else self.unsaid_prefill_ratio
-        ttft_s = self.first_token_s + pools.transfer_s + served.waits_s + ratio * served.in_pool_s
-        return np.array([ttft_s, served.token_s], dtype=float)
-
-
-class Waits(NamedTuple):
-    """Time to the first token of some points, seconds."""
-
-    in_pool_N: NDArray[np.float64]
-    """By waiting and steps alone."""
-    other_N: NDArray[np.float64]
-    measured_N: NDArray[np.float64]
-
-    def where(self, chosen: NDArray[np.bool_]) -> Waits:
-        """Some of them."""
-        return Waits(self.in_pool_N[chosen], self.other_N[chosen], self.measured_N[chosen])
-
-    def off(self, ratio: float, first_token_s: float) -> float:
-        """Mean error of the logarithm."""
-        predicted_N = self.in_pool_N * ratio + self.other_N + first_token_s
-        return float(np.abs(np.log(predicted_N / self.measured_N)).mean())
-
-
-Pair = tuple[float, float]
-"""The ratio, and seconds before the first token."""
+        drafts = self.unsaid_drafts if pools.may_draft else 1.0
+        return np.array(latencies_with(pools, point.load, drafts), dtype=float)
 
 
 def fit(folder: Path) -> dict[str, dict[str, Any]]:
@@ -106,15 +71,15 @@ def fit(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def fit_points(points: list[Loaded]) -> dict[str, dict[str, Any]]:
-    """Coefficients of every engine on every GPU family, and how far off they are on GPUs that they
-    were not fitted on.
+    """What is assumed of every engine, and how far off it is on every GPU family, by what was
+    assumed without that GPU.
     """
     ratios_N2 = cross_validated(points)
-    fitted = coefficients(points)
+    fitted = assumptions(points)
     tables: dict[str, dict[str, Any]] = {}
     for calibration in sorted({point.calibration for point in points}):
         tables[calibration] = {}
-        for key in sorted({key for _, key in fitted}):
+        for key in sorted(fitted):
             said_N2, unsaid_N2 = (
                 _judged(points, ratios_N2, is_said, calibration, key) for is_said in (True, False)
             )
@@ -123,9 +88,7 @@ def fit_points(points: list[Loaded]) -> dict[str, dict[str, Any]]:
                 for point in points
                 if key in (_ANY, point.engine) and point.calibration == calibration
             ]
-            tables[calibration][key] = _entry(
-                key, calibration, _of(fitted, calibration, key), said_N2, unsaid_N2
-            ) | {
+            tables[calibration][key] = _entry(key, calibration, fitted[key], said_N2, unsaid_N2) | {
                 "models": _often(point.model for point in points),
                 "gpus": _often(point.gpu for point in own),
             }
@@ -182,78 +145,17 @@ def _pools(group: Group) -> list[dict[int, Pools]]:
     return found
 
 
-def coefficients(points: list[Loaded]) -> dict[tuple[str, str], Coefficients]:
-    """By calibration (``_POOLED`` for all) and engine: of all engines, of each, and of each on one
-    GPU family with enough points.
+def assumptions(points: list[Loaded]) -> dict[str, Assumed]:
+    """What points that do not say their workers are best answered with, by engine; of all engines
+    together under :data:`_ANY`.
     """
-    engines = [_ANY, *sorted({point.engine for point in points})]
-    pairs = _pairs([point for point in points if point.is_said])
     unsaid = [point for point in points if not point.is_said]
-    found: dict[tuple[str, str], Coefficients] = {}
-    for engine in engines:
-        own = [point for point in unsaid if engine in (_ANY, point.engine)]
-        if engine != _ANY and len(own) < _LEAST_ROWS:
-            continue
-        workers, drafts = _guessed(own)
-        waits = _waits(own, workers, drafts)
-        for calibration in (_POOLED, *sorted({point.calibration for point in points})):
-            ratio, first_s = _nearest(pairs, calibration, engine)
-            unsaid_ratio = min(_RATIOS, key=lambda ratio: waits.off(ratio, first_s))
-            found[calibration, engine] = Coefficients(ratio, first_s, unsaid_ratio, workers, drafts)
+    found = {_ANY: Assumed(*_guessed(unsaid))}
+    for engine in sorted({point.engine for point in points}):
+        own = [point for point in unsaid if point.engine == engine]
+        if len(own) >= _LEAST_ROWS:
+            found[engine] = Assumed(*_guessed(own))
     return found
-
-
-def _of(fitted: dict[tuple[str, str], Coefficients], calibration: str, engine: str) -> Coefficients:
-    places = ((calibration, engine), (_POOLED, engine), (calibration, _ANY), (_POOLED, _ANY))
-    return next(fitted[place] for place in places if place in fitted)
-
-
-def _pairs(points: list[Loaded]) -> dict[tuple[str, str], Pair]:
-    """Of points that say their workers; each fit is drawn to the one above it."""
-    waits = _waits(points)
-    engine_N = np.array([point.engine for point in points])
-    calibration_N = np.array([point.calibration for point in points])
-    found = {(_POOLED, _ANY): _best(waits, None)}
-    for engine in map(str, np.unique(engine_N)):
-        if (engine_N == engine).sum() < _LEAST_ROWS:
-            continue
-        found[_POOLED, engine] = _best(waits.where(engine_N == engine), found[_POOLED, _ANY])
-        for calibration in map(str, np.unique(calibration_N)):
-            both_N = (engine_N == engine) & (calibration_N == calibration)
-            if both_N.sum() >= _LEAST_ROWS:
-                found[calibration, engine] = _best(waits.where(both_N), found[_POOLED, engine])
-    return found
-
-
-def _nearest(pairs: dict[tuple[str, str], Pair], calibration: str, engine: str) -> Pair:
-    places = ((calibration, engine), (_POOLED, engine), (_POOLED, _ANY))
-    return next(pairs[place] for place in places if place in pairs)
-
-
-def _waits(points: list[Loaded], workers: int = 1, drafts: float = 1.0) -> Waits:
-    found = []
-    for point in points:
-        pools = point.pools.get(workers, next(iter(point.pools.values())))
-        served = serve(pools, point.load, drafts if pools.may_draft else 1.0)
-        found.append((served.in_pool_s, pools.transfer_s + served.waits_s, point.measured[0]))
-    return Waits(*np.array(found).reshape(-1, 3).T)
-
-
-def _best(waits: Waits, above: Pair | None) -> Pair:
-    """Least mean error of the logarithm of the time to the first token, over all pairs of
-    coefficients.
-    """
-    found: list[tuple[float, Pair]] = []
-    for ratio in _RATIOS:
-        for first_s in _FIRST_TOKENS:
-            off = waits.off(ratio, first_s)
-            if above is not None:
-                away = abs(np.log(ratio / above[0])) + abs(
-                    np.log((first_s + _SHORT_S) / (above[1] + _SHORT_S))
-                )
-                off += _PULL / len(waits.measured_N) * float(away)
-            found.append((off, (ratio, first_s)))
-    return min(found)[1]
 
 
 def _guessed(points: list[Loaded]) -> tuple[int, float]:
@@ -277,12 +179,11 @@ def cross_validated(points: list[Loaded]) -> NDArray[np.float64]:
     """``[N, 2]`` predicted over measured TTFT and TPOT of points, each GPU left out in turn."""
     ratios_N2 = np.full((len(points), 2), np.nan)
     for gpu in sorted({point.gpu for point in points}):
-        fitted = coefficients([point for point in points if point.gpu != gpu])
+        fitted = assumptions([point for point in points if point.gpu != gpu])
         for place, point in enumerate(points):
             if point.gpu == gpu:
-                ratios_N2[place] = (
-                    _of(fitted, point.calibration, point.engine).predicted(point) / point.measured
-                )
+                own = fitted.get(point.engine, fitted[_ANY])
+                ratios_N2[place] = own.predicted(point) / point.measured
     return ratios_N2
 
 
@@ -300,7 +201,7 @@ def _judged(
 def _entry(
     key: str,
     calibration: str,
-    values: Coefficients,
+    values: Assumed,
     said_N2: NDArray[np.float64],
     unsaid_N2: NDArray[np.float64],
 ) -> dict[str, Any]:
@@ -321,6 +222,7 @@ def _entry(
         "bias": float(np.median(said_N2[:, 1] - 1)),
         "band": _band(said_N2[:, 1]),
         "ttft_band": _band(said_N2[:, 0]),
+        "ttft_bias": float(np.median(1 / said_N2[:, 0]) - 1),
         "ttft_median_error": float(np.median(off[:, 0])),
         "ttft_p90_error": float(np.quantile(off[:, 0], 0.9)),
         "unsaid_band": _band(unsaid_N2[:, 1]),

@@ -1,4 +1,4 @@
-"""What pools of prefill and decode workers add to what their steps take."""
+"""How far measured pools of prefill and decode workers are from what their steps take."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from simulator.base.quantities import Amount, Factor, Replicas, Seconds, within
+from simulator.base.quantities import Amount, Factor, Replicas, Score, within
 from simulator.config.calibration.fit import Fit
 
 _Band = Annotated[tuple[Factor, Factor], Field(strict=False)]
@@ -17,19 +17,13 @@ class DisaggregationFit(Fit):
     time per token.
     """
 
-    prefill_ratio: Factor
-    """Of a prompt's time in the prefill pool to what waiting and steps alone would take: prompts
-    come in bunches, ranks wait for the longest, and blocks are held until a cache has been handed
-    over, while the next prompts are computed."""
-    first_token_s: Seconds
-    """Before a request's first token, once, beside waiting and steps: as of an engine without
-    pools, and the router before them."""
     ttft_band: _Band
-    """As ``band``, for the time to the first token; likewise below."""
+    """As ``band``, for the time to the first token. Predicted is what the engine does by its
+    source; nothing explains the rest, so the band is wide and lies above 1."""
+    ttft_bias: Score | None = None
+    """Median of measured over predicted time to the first token, less 1."""
     ttft_median_error: Amount | None = None
     ttft_p90_error: Amount | None = None
-    unsaid_prefill_ratio: Factor
-    """As ``prefill_ratio``, of a deployment that does not say how many workers it has."""
     unsaid_workers: Replicas
     """Decode workers of a deployment that does not say how many it has."""
     unsaid_drafts: Annotated[float, within(1.0, 1e3, "tokens")]

@@ -12,11 +12,9 @@ from simulator.report.figures._bars import stacked
 from simulator.results.folder import Results
 from simulator.results.formats import seconds, time_axis
 from simulator.results.tables import STEP_PHASES
-from simulator.results.token_time import KINDS, OUTSIDE
+from simulator.results.token_time import KINDS
 
-_KIND_COLOURS = dict(
-    zip((*KINDS, OUTSIDE), ("#332288", "#882255", "#DDCC77", "#808B99"), strict=True)
-)
+_KIND_COLOURS = dict(zip(KINDS, ("#332288", "#882255", "#DDCC77"), strict=True))
 
 
 class TokenTime(Frozen):
@@ -41,12 +39,11 @@ class TokenTime(Frozen):
             return {}
         by_kind = (
             table.pivot_table(index="deployment", columns="kind", values="token_s", aggfunc="sum")
-            .reindex(index=names, columns=[*KINDS, OUTSIDE])
+            .reindex(index=names, columns=list(KINDS))
             .fillna(0.0)
         )
         by_phase = table.groupby("deployment")[[f"{phase}_s" for phase in STEP_PHASES]].sum()
         by_phase = by_phase.loc[names].rename(columns=lambda column: column.removesuffix("_s"))
-        by_phase[OUTSIDE] = by_kind[OUTSIDE]
         unit_s, unit = time_axis(float(by_kind.sum(axis=1).max()))
         colours = style.PHASE_COLOURS | _KIND_COLOURS
         return {

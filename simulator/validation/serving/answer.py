@@ -13,7 +13,7 @@ from simulator.config.accelerator import load_accelerator
 from simulator.config.calibration.disaggregation import DisaggregationFit
 from simulator.config.calibration.engine import release_of
 from simulator.config.deployment import DeploymentSpec
-from simulator.config.engine import resolve_scheduling
+from simulator.config.engine import find_hand_over, resolve_scheduling
 from simulator.config.host import HostCalibration, load_any_calibration
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.prefill_loop import Prompts
@@ -174,12 +174,12 @@ def half_of(alone: Point) -> Half | str:
 
 
 @lru_cache(maxsize=64)
-def _prompts(alone: Point, num_input: int) -> tuple[Prompts, float] | str:
+def _prompts(alone: Point, num_input: int) -> tuple[Prompts, float, DeploymentPlan] | str:
     half = half_of(alone)
     return (
         half
         if isinstance(half, str)
-        else (prompts_of(half, num_input), transfer_s(half, num_input))
+        else (prompts_of(half, num_input), transfer_s(half, num_input), half.plan)
     )
 
 
@@ -237,7 +237,11 @@ def pools_or_reason(
         return first if isinstance(first, str) else str(second)
     workers = prefill.workers if point.says_workers else None
     may_draft = workers is None and point.drafted is None and has_drafts(model)
-    return Pools(first[0], second[0].of(pool.workers), workers, first[1], may_draft), second[1]
+    hand_over = find_hand_over(first[2].spec.engine)
+    own_s = first[2].calibration.engine.first_token_s + hand_over.handshake_s
+    steps = 1.5 if hand_over.recomputes_last else 0.5
+    decodes, plan = second[0].of(pool.workers), second[1]
+    return Pools(first[0], decodes, workers, first[1], own_s, steps, may_draft), plan
 
 
 def _answer_pools(point: Point, prefill: Pool) -> Answer:

@@ -138,6 +138,11 @@ class Pools(NamedTuple):
     workers: int | None
     """That compute prompts; ``None`` where the table does not say."""
     transfer_s: float
+    own_s: float
+    """Seconds before a first token beside queues, steps and wires."""
+    hand_over_steps: float
+    """Steps of the decode pool before it shows a first token, on the mean: half of one until the
+    cache is noticed, and one more where the last token of the prompt is computed again."""
     may_draft: bool
     """Whether decodes may come in drafts without the table saying so."""
 
@@ -244,12 +249,15 @@ def _wanted_workers(pools: Pools, load: Load, per_step: float) -> int:
 
 def latencies(pools: Pools, load: Load, fit: DisaggregationFit) -> Latencies:
     """TTFT and TPOT."""
-    served = serve(pools, load, fit.unsaid_drafts if pools.may_draft else 1.0)
-    ratio = fit.unsaid_prefill_ratio if pools.workers is None else fit.prefill_ratio
-    return Latencies(
-        fit.first_token_s + pools.transfer_s + served.waits_s + ratio * served.in_pool_s,
-        served.token_s,
-    )
+    return latencies_with(pools, load, fit.unsaid_drafts if pools.may_draft else 1.0)
+
+
+def latencies_with(pools: Pools, load: Load, per_step: float) -> Latencies:
+    """TTFT and TPOT where a sequence gets ``per_step`` tokens of a decode step."""
+    served = serve(pools, load, per_step)
+    hand_over_s = pools.hand_over_steps * served.token_s * per_step
+    before_s = pools.own_s + pools.transfer_s + served.waits_s
+    return Latencies(before_s + served.in_pool_s + hand_over_s, served.token_s)
 
 
 def with_enough_workers(pools: Pools, load: Load, fit: DisaggregationFit) -> float | None:
