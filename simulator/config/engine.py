@@ -16,6 +16,7 @@ from simulator.base.quantities import Bytes, Factor, Seconds
 from simulator.base.reading import read_toml
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration.engine import engine_key, release_of
+from simulator.config.splits import Splits
 
 _FAMILY = "cluster_configs/engines"
 Usage = Literal["server", "offline"]
@@ -68,6 +69,7 @@ class EngineSpec(Frozen):
     """The first that fits holds."""
     attention_dp: WithAttentionDP = WithAttentionDP()
     hand_over: HandOver = HandOver()
+    splits: Splits = Splits()
     sources: dict[str, str]
 
     @model_validator(mode="after")

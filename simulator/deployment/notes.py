@@ -11,6 +11,7 @@ from simulator.config.deployment import DeploymentSpec
 from simulator.config.engine import find_engine
 from simulator.config.routing import routing_note
 from simulator.deployment.plan import DeploymentPlan
+from simulator.deployment.splits import refined_block
 from simulator.policies.contracts import make_rules
 from simulator.policies.scheduling import Rules
 
@@ -20,7 +21,7 @@ def notes_of(plan: DeploymentPlan) -> list[str]:
     if plan.experts is None:
         return []
     name = plan.model.title or plan.model.name
-    found = [routing_note(name, plan.experts.routing_source), _copies_note(plan)]
+    found = [routing_note(name, plan.experts.routing_source), _copies_note(plan), _block_note(plan)]
     return [note for note in found if note is not None]
 
 
@@ -36,6 +37,19 @@ def _copies_note(plan: DeploymentPlan) -> str | None:
         f"{plan.name}: placement 'eplb' without num_slots has a slot for each of the "
         f"{moe.num_experts} experts, so that no expert is copied; num_slots = "
         f"{num_slots + plan.layout.ep} would give every rank one slot for a copy"
+    )
+
+
+def _block_note(plan: DeploymentPlan) -> str | None:
+    """Some kernels take scales of whole blocks only."""
+    block = refined_block(plan.spec.engine, plan.model, plan.layout, plan.precision)
+    if block is None:
+        return None
+    part = plan.model.moe.intermediate_size // plan.layout.moe_tp if plan.model.moe else 0
+    return (
+        f"{plan.name}: a rank's part of an expert is {part} wide, for which the engine refines the "
+        f"scales to blocks of {block}; Triton's kernels alone take them, and DeepGEMM, CUTLASS and "
+        "FlashInfer do not, which the price does not contain"
     )
 
 

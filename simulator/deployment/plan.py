@@ -27,6 +27,7 @@ from simulator.cost.stages import Sends, make_sends
 from simulator.cost.transfer import Transfer, make_transfer
 from simulator.deployment.expert_plan import ExpertPlan, plan_experts
 from simulator.deployment.memory import Capacity, check_memory
+from simulator.deployment.splits import check_splits
 from simulator.policies.balancing import BalancingPolicy
 from simulator.policies.contracts import make_rules, wire_cluster
 from simulator.policies.scheduling import Rules
@@ -167,6 +168,8 @@ def _make_pool(
         )
     precision = _precision(spec, model)
     _check_pruning(spec, model, precision, loaded, place)
+    if isinstance(loaded, CalibrationFile):
+        check_splits(spec, model, accelerator, layout, precision, place)
     scheduling = resolve_scheduling(
         spec.scheduling, spec.engine, accelerator, layout.attention_dp, spec.usage
     )

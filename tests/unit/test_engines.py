@@ -119,7 +119,7 @@ def restored(note):
 def test_what_a_note_gives_restores_what_deployments_and_pools_had_and_says_no_more():
     (own, pool), plan = noted(prefill={"replicas": 1})
     assert own.startswith("scheduling of it: chunked, 8,192 tokens a step, 1,024 sequences")
-    assert "vLLM 0.28 and later" in own
+    assert "vLLM 0.29 and later" in own
     assert pool.startswith("scheduling of it, prefill: chunked")
     assert (restored(own), restored(pool)) == (BEFORE_CHUNKED, BEFORE_PROMPTS)
     notes, old = noted(restored(own), {"replicas": 1, "scheduling": restored(pool)})

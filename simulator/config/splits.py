@@ -1,0 +1,63 @@
+"""Which splits and number formats a serving engine refuses, as its files in
+``cluster_configs/engines`` have it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from simulator.base.frozen import Frozen
+from simulator.base.quantities import Width
+from simulator.config.dtypes import BYTES_PER_ELEMENT
+
+_Names = Annotated[tuple[str, ...], Field(strict=False)]
+_Widths = Annotated[tuple[Width, ...], Field(strict=False)]
+
+
+class Blocks(Frozen):
+    """Widths that a rank's part of a matrix must be a multiple of, for one format of weights."""
+
+    matrices: Width = 1
+    """Of attention, dense feed-forward blocks and shared experts."""
+    experts: Width = 1
+    """Of routed experts that are split over ranks; whole ones are not bound by it."""
+    refined_to: Width | None = None
+    """Smallest block that the scales of experts are refined to where their parts are no multiple;
+    absent = they are not."""
+
+
+class CacheHeads(Frozen):
+    """A format of the KV cache on one generation of GPUs."""
+
+    head_sizes: _Widths = ()
+    """Sizes of a head that it is there for; empty = any."""
+    latent: bool = True
+    """Whether it is there for latent attention."""
+
+
+class Splits(Frozen):
+    """What an engine refuses to start with. What is not named here is not refused."""
+
+    generations: _Names = ()
+    """Generations of accelerators (names of their calibrations) that it runs on; empty = any."""
+    kv_heads_divide: bool = False
+    """Whether tensor parallelism must divide the KV heads or be a multiple of them."""
+    experts_divide: bool = False
+    """Whether expert parallelism must divide the experts, copies included."""
+    weights: dict[str, Blocks] = {}
+    weights_on: dict[str, _Names] = {}
+    """Generations that formats of weights are there for; a format that is absent is for all."""
+    cache_on: dict[str, dict[str, CacheHeads]] = {}
+    """By format of the KV cache and generation, what it is there for; a generation that is absent
+    has no limit."""
+
+    @model_validator(mode="after")
+    def _names_formats(self) -> Self:
+        for key in ("weights", "weights_on", "cache_on"):
+            for name in getattr(self, key):
+                if name not in BYTES_PER_ELEMENT:
+                    known = ", ".join(BYTES_PER_ELEMENT)
+                    raise ValueError(f"{key} names the format '{name}', known are {known}")
+        return self

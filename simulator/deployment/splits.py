@@ -1,0 +1,205 @@
+"""Splits and number formats that a deployment's engine refuses to start with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+from simulator.base.errors import UserError
+from simulator.config.accelerator import AcceleratorSpec
+from simulator.config.attention import GroupedQueryAttention, LatentAttention
+from simulator.config.deployment import DeploymentSpec
+from simulator.config.engine import EngineSpec, find_engine
+from simulator.config.model import ModelSpec
+from simulator.config.splits import Blocks
+from simulator.work.layout import Layout, uneven_heads
+from simulator.work.memory import Precision
+
+
+def check_splits(
+    spec: DeploymentSpec,
+    model: ModelSpec,
+    accelerator: AcceleratorSpec,
+    layout: Layout,
+    precision: Precision,
+    place: str,
+) -> None:
+    """Refuse what the engine's release refuses; engines without a file refuse nothing.
+
+    Raises:
+        UserError: with the rule, and what would do.
+    """
+    engine = find_engine(spec.engine)
+    if engine is None:
+        return
+    where = f"{place} [parallel]: {engine.title} does not start"
+    for reason in (
+        *_generations(engine, accelerator, precision),
+        *_caches(engine, model, accelerator, precision),
+    ):
+        raise UserError(f"{where} {reason}")
+
+    def refused(tried: Layout) -> str | None:
+        return next(
+            (
+                reason
+                for reason in (
+                    *_heads(engine, model, tried),
+                    *_slots(engine, spec, model, tried),
+                    *_blocks(engine, model, tried, precision),
+                )
+            ),
+            None,
+        )
+
+    why = refused(layout)
+    if why is None:
+        return
+    does = [one for one in _others(model, layout) if refused(one) is None]
+    fewer = next((one for one in does if one.tp != layout.tp), None)
+    wider = next((one for one in does if one.tp == layout.tp), None)
+    said = [] if fewer is None else [f"tp = {fewer.tp}"]
+    if fewer is not None and fewer.ep != layout.ep:
+        said = [f"{said[0]} with ep = {fewer.ep}"]
+    if wider is not None:
+        said.append(f"ep = {wider.ep}")
+    raise UserError(f"{where} {why}" + "".join(f"; {one} does" for one in said))
+
+
+def refined_block(
+    engine: str, model: ModelSpec, layout: Layout, precision: Precision
+) -> int | None:
+    """The block that the scales of routed experts are refined to; ``None`` where they are left as
+    released.
+    """
+    found, moe = find_engine(engine), model.moe
+    rule = None if found is None else found.splits.weights.get(precision.experts)
+    if moe is None or rule is None or rule.refined_to is None or layout.moe_tp == 1:
+        return None
+    part = moe.intermediate_size // layout.moe_tp
+    block = math.gcd(part, rule.experts)
+    return block if block < rule.experts else None
+
+
+def _generations(
+    engine: EngineSpec, accelerator: AcceleratorSpec, precision: Precision
+) -> Iterator[str]:
+    rules, generation = engine.splits, accelerator.calibration
+    if rules.generations and generation not in rules.generations:
+        yield f"on {accelerator.title}; it runs on {', '.join(rules.generations)}"
+    for name in dict.fromkeys((precision.weights, precision.experts)):
+        known = rules.weights_on.get(name)
+        if known is not None and generation not in known:
+            yield (
+                f"with {name} weights on {accelerator.title}; it has them on "
+                f"{', '.join(known)}, and weight_dtype names another format"
+            )
+
+
+def _caches(
+    engine: EngineSpec, model: ModelSpec, accelerator: AcceleratorSpec, precision: Precision
+) -> Iterator[str]:
+    limits = engine.splits.cache_on.get(precision.kv, {}).get(accelerator.calibration)
+    if limits is None:
+        return
+    begin = f'with kv_dtype = "{precision.kv}" on {accelerator.title}'
+    for name, mixer in model.mixers.items():
+        if isinstance(mixer, LatentAttention) and not limits.latent:
+            yield f"{begin} for latent attention ('{name}'); kv_dtype = \"bf16\" does"
+        sizes = limits.head_sizes
+        if isinstance(mixer, GroupedQueryAttention) and sizes and mixer.head_size not in sizes:
+            yield (
+                f"{begin} for heads of {mixer.head_size} ('{name}'), only of "
+                f'{", ".join(map(str, sizes))}; kv_dtype = "bf16" does'
+            )
+
+
+def _heads(engine: EngineSpec, model: ModelSpec, layout: Layout) -> Iterator[str]:
+    if not engine.splits.kv_heads_divide:
+        return
+    for name, mixer in model.mixers.items():
+        if isinstance(mixer, GroupedQueryAttention):
+            few, many = sorted((mixer.num_kv_heads, layout.tp))
+            if many % few:
+                yield (
+                    f"with tp = {layout.tp} and {mixer.num_kv_heads} KV heads ('{name}'), of which "
+                    "one must be a multiple of the other"
+                )
+
+
+def _slots(
+    engine: EngineSpec, spec: DeploymentSpec, model: ModelSpec, layout: Layout
+) -> Iterator[str]:
+    if model.moe is None or not engine.splits.experts_divide:
+        return
+    slots = spec.placement.get("num_slots") or model.moe.num_experts
+    if isinstance(slots, int) and slots % layout.ep:
+        more = -(-slots // layout.ep) * layout.ep
+        yield (
+            f"with {slots} slots for experts over ep = {layout.ep}, which does not divide them; "
+            f'placement = {{ kind = "eplb", num_slots = {more} }} does'
+        )
+
+
+def _blocks(
+    engine: EngineSpec, model: ModelSpec, layout: Layout, precision: Precision
+) -> Iterator[str]:
+    """Parts of matrices that are no whole blocks of scales."""
+    rules, moe = engine.splits.weights, model.moe
+    weights, experts = rules.get(precision.weights), rules.get(precision.experts)
+    if weights is not None:
+        for what, width in _matrix_widths(model):
+            if width / layout.tp % weights.matrices:
+                yield _say_blocks(precision.weights, what, width, layout.tp, weights.matrices)
+    if experts is not None and moe is not None and layout.moe_tp > 1:
+        width = moe.intermediate_size
+        if not _fits(width, layout.moe_tp, experts):
+            least = experts.refined_to or experts.experts
+            yield _say_blocks(precision.experts, "an expert", width, layout.moe_tp, least)
+
+
+def _others(model: ModelSpec, layout: Layout) -> Iterator[Layout]:
+    """Layouts near one: with the next fewer tensor-parallel ranks, and with experts spread
+    further.
+    """
+    for tp in range(layout.tp - 1, 0, -1):
+        ep = min(layout.ep, tp * layout.attention_dp)
+        divide = not (layout.tp % tp or tp * layout.attention_dp % ep)
+        if divide and uneven_heads(model, tp) is None:
+            yield replace(layout, tp=tp, ep=ep)
+    if model.moe is not None:
+        for ep in range(min(layout.num_ranks, model.moe.num_experts), 1, -1):
+            if layout.num_ranks % ep == 0 and ep != layout.ep:
+                yield replace(layout, ep=ep)
+
+
+def _fits(width: int, ranks: int, rule: Blocks) -> bool:
+    """Whether an expert's part is whole blocks, as released or refined."""
+    if width % ranks:
+        return False
+    least = rule.refined_to or rule.experts
+    return math.gcd(width // ranks, rule.experts) >= least
+
+
+def _say_blocks(dtype: str, what: str, width: int, ranks: int, least: int) -> str:
+    part = f"{width / ranks:g}"
+    return (
+        f"with {dtype} weights of {what} over {ranks} ranks: {part} of {width:,} columns a rank "
+        f"are no multiple of {least}"
+    )
+
+
+def _matrix_widths(model: ModelSpec) -> Iterator[tuple[str, int]]:
+    """What tensor parallelism splits of attention, dense blocks and shared experts, each width
+    once. The inputs of the matrix that ends a block are as wide as what the others put out, but for
+    keys and values, which are repeated where ranks outnumber their heads.
+    """
+    seen: set[int] = set()
+    for kind in (model.mixers, model.ffns):
+        for block in kind.values():
+            for linear in block.linears(model.hidden_size):
+                width = linear.in_features
+                if linear.split == "row" and linear.copies == 1 and width not in seen:
+                    seen.add(width)
+                    yield f"'{linear.name}'", width
