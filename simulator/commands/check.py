@@ -22,7 +22,7 @@ from simulator.config.accelerator import AcceleratorSpec, load_accelerator
 from simulator.config.calibration import CalibrationFile, read_calibration
 from simulator.config.capacity import Question
 from simulator.config.cluster import ClusterSpec
-from simulator.config.engine import EngineSpec
+from simulator.config.engine import EngineSpec, read_engine
 from simulator.config.host import HostCalibration, load_any_calibration
 from simulator.config.model import ModelSpec, load_model
 from simulator.config.routing import routing_note
@@ -56,6 +56,7 @@ _TELLING_KEYS = {
     "gemm": "calibration",
     "kernels": "host calibration",
     "topology": "cluster",
+    "release": "engine",
     "based_on": "cluster",
 }
 """The first of these keys that a file holds tells its kind."""
@@ -124,7 +125,7 @@ def _check_scenario(path: Path, overrides: list[str]) -> _Found:
         for p in plans
     )
     details = f", {trace.num_requests:,} requests; {fits}"
-    return _Found(details, (*trace.notes, *notes_on(scenario, plans)))
+    return _Found(details, (*trace.notes, *notes_on(scenario, plans, trace)))
 
 
 def _check_plan(path: Path, overrides: list[str]) -> _Found:
@@ -170,7 +171,7 @@ def _check_accelerator(path: Path, _: list[str]) -> _Found:
 
 
 def _check_engine(path: Path, _: list[str]) -> _Found:
-    found = validate(EngineSpec, read_toml(path), str(path))
+    found = read_engine(path)
     for tier in found.tiers:
         for more in ({}, tier.offline):
             make_rules(build("scheduling", {**found.scheduling, **tier.server, **more}, str(path)))

@@ -9,7 +9,7 @@ from typing import Any
 from simulator.base.progress import Progress, count_part, show_nothing
 from simulator.deployment.facts import facts_of
 from simulator.deployment.memory import check_requests
-from simulator.deployment.notes import notes_of, scheduling_notes
+from simulator.deployment.notes import notes_of, scheduling_notes, start_notes
 from simulator.deployment.own_policies import try_policies
 from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.engine.cluster import Fidelity, run_plan
@@ -46,9 +46,13 @@ def prepare_run(scenario: Scenario, path: Path) -> tuple[list[DeploymentPlan], R
     return plans, trace
 
 
-def notes_on(scenario: Scenario, plans: list[DeploymentPlan]) -> list[str]:
-    """What a run takes for granted, and what it leaves out of account."""
-    notes = scheduling_notes(scenario.deployments, plans)
+def notes_on(scenario: Scenario, plans: list[DeploymentPlan], trace: RequestTrace) -> list[str]:
+    """What may keep deployments from starting, what a run takes for granted, and what it leaves out
+    of account.
+    """
+    longest = longest_tokens(trace)
+    notes = [note for plan in plans for pool in plan.pools for note in start_notes(pool, longest)]
+    notes += scheduling_notes(scenario.deployments, plans)
     notes += [note for plan in plans for pool in plan.pools for note in notes_of(pool)]
     if scenario.execution.faults:
         count = len(scenario.execution.faults)
@@ -94,7 +98,7 @@ def run_scenario(
             plan.name: facts_of(plan) | describe_shown(record)
             for plan, record in zip(plans, records, strict=True)
         },
-        "notes": notes_on(scenario, plans),
+        "notes": notes_on(scenario, plans, trace),
         "scenario": scenario.model_dump(mode="json"),
     }
     results = gather(run, summarise(plans, records, slo), records)

@@ -114,14 +114,16 @@ class DeploymentSpec(Frozen):
     dispatch_dtype: DType | None = None
     """Activations on their way to the experts; absent = fp8 for fp8 and fp4 weights."""
     combine_dtype: DType | None = None
-    memory_fraction: Share = 0.9
+    memory_fraction: Share | None = None
     """Share of each GPU's memory that weights, activations and the KV cache may use (vLLM's
-    ``gpu_memory_utilization``)."""
+    ``gpu_memory_utilization``; of what is free before loading, SGLang's ``mem_fraction_static``);
+    absent = as the engine's release starts by itself, see ``cluster_configs/engines``."""
     free_memory_fraction: Share | None = None
     """Instead: share of the memory left by weights and activations that the KV cache may use
     (TensorRT-LLM's ``kv_cache_free_gpu_memory_fraction``)."""
-    activation_bytes: Bytes = 2e9
-    """Held free on each GPU for activations and communication buffers. Assumed."""
+    activation_bytes: Bytes | None = None
+    """Held free on each GPU for activations and communication buffers; absent = what the engine's
+    largest step takes, by the rules in ``cluster_configs/engines``."""
     kv_block_tokens: TokenBudget = 16
     """Tokens of one KV block."""
     prefix_caching: bool = True

@@ -6,16 +6,18 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from simulator.base.data import available_files
+from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen, Policy, validate
 from simulator.base.quantities import Bytes, Factor, Seconds
 from simulator.base.reading import read_toml
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration.engine import engine_key, release_of
+from simulator.config.engine_memory import MemoryRules
 from simulator.config.splits import Splits
 
 _FAMILY = "cluster_configs/engines"
@@ -70,6 +72,7 @@ class EngineSpec(Frozen):
     attention_dp: WithAttentionDP = WithAttentionDP()
     hand_over: HandOver = HandOver()
     splits: Splits = Splits()
+    memory: MemoryRules | None = None
     sources: dict[str, str]
 
     @model_validator(mode="after")
@@ -132,7 +135,7 @@ def find_engine(engine: str) -> EngineSpec | None:
     said, the oldest there is for releases before it; ``None`` for engines without a file.
     """
     name, _, version = engine.partition("@")
-    files = map(_read, available_files(_FAMILY).values())
+    files = map(read_engine, available_files(_FAMILY).values())
     own = {f"{name}@{one.release}": one for one in files if one.engine == name}
     if not own:
         return None
@@ -144,5 +147,32 @@ def find_engine(engine: str) -> EngineSpec | None:
 
 
 @cache
-def _read(path: Path) -> EngineSpec:
-    return validate(EngineSpec, read_toml(path), str(path))
+def read_engine(path: Path) -> EngineSpec:
+    """One file, with what it takes from the file that it is based on.
+
+    Raises:
+        UserError: if it is wrong, or based on none.
+    """
+    return validate(EngineSpec, _read_table(path), str(path))
+
+
+def _read_table(path: Path) -> dict[str, Any]:
+    """A file's keys, over those of the file that it is based on."""
+    table = read_toml(path)
+    earlier = table.pop("based_on", None)
+    if earlier is None:
+        return dict(table)
+    files = available_files(_FAMILY)
+    if not isinstance(earlier, str) or earlier not in files or files[earlier] == path:
+        raise UserError(f"{path}: based_on names no other engine file: {earlier!r}")
+    return _merged(_read_table(files[earlier]), dict(table))
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Tables key by key; anything else of ``above`` stands for what was below."""
+    found = dict(below)
+    for key, value in above.items():
+        old: Any = below.get(key)
+        nested = isinstance(old, dict) and isinstance(value, dict)
+        found[key] = _merged(old, value) if nested else value
+    return found

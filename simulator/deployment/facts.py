@@ -211,21 +211,7 @@ def _assumptions(plan: DeploymentPlan) -> list[dict[str, str]]:
             "source": accelerator.sources.get("memory_bytes_per_s", ""),
         }
     )
-    free = plan.spec.free_memory_fraction
-    left = (
-        f"{1 - plan.spec.memory_fraction:.0%} of the memory left free"
-        if free is None
-        else f"{1 - free:.0%} of what is then left"
-    )
-    reserve = f"{plan.spec.activation_bytes / 1e9:.1f} GB a GPU, and {left}"
-    rows.append(
-        {
-            "what": "memory held back",
-            "value": reserve,
-            "kind": "assumed",
-            "source": "deployment, or its default",
-        }
-    )
+    rows.append(_memory_row(plan))
     if plan.cluster.price_per_gpu_hour is not None:
         price = f"{plan.cluster.price_per_gpu_hour:.2f} {plan.cluster.currency} a GPU-hour"
         source = plan.cluster.sources.get("price_per_gpu_hour", "")
@@ -285,6 +271,38 @@ def _prefill_assumptions(plan: DeploymentPlan) -> list[dict[str, str]]:
         source = f"{source}; band: {fit.source}"
     what = "first tokens from a prefill pool"
     return [*rows, {"what": what, "value": value, "kind": "assumed", "source": source}]
+
+
+_SHARES = {
+    "of_total": "of the whole may be used",
+    "before_loading": "of what is free before loading goes to weights and KV cache",
+    "left": "of what is then left goes to the KV cache",
+}
+
+
+def _memory_row(plan: DeploymentPlan) -> Policy:
+    """What of a GPU's memory the KV cache does not get, and how far logs are from that."""
+    capacity, spec = plan.capacity, plan.spec
+    value = (
+        f"{capacity.step_bytes / 1e9:.1f} GB a GPU for the largest step, communication and "
+        f"libraries; {capacity.share:.1%} {_SHARES[capacity.kind]}"
+    )
+    low, high = capacity.off_bytes
+    if high > low:
+        value += (
+            f"; the KV cache of an engine's log is {low / 1e9:+.1f} to {high / 1e9:+.1f} GB off "
+            "in 80 % of cases"
+        )
+    engine = find_engine(spec.engine)
+    own = spec.activation_bytes is not None
+    known = engine is not None and engine.memory is not None and not own and high > low
+    source = (
+        f"{engine.title}: {engine.sources.get('memory', '')}"
+        if known and engine is not None
+        else "deployment, or its default"
+    )
+    kind = "fitted" if known else "assumed"
+    return {"what": "memory held back", "value": value, "kind": kind, "source": source}
 
 
 def _layout_text(plan: DeploymentPlan) -> str:

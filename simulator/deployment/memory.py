@@ -4,6 +4,7 @@ not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,9 +13,22 @@ from simulator.base.quantities import MOST_RANKS
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.dtypes import BYTES_PER_ELEMENT
+from simulator.config.engine import find_engine
+from simulator.config.engine_memory import GIB, MemoryRules, Padding
 from simulator.config.model import ModelSpec
+from simulator.policies.scheduling import Rules
 from simulator.work.layout import Layout, uneven_heads
 from simulator.work.memory import CacheSize, Precision, cache_size, weight_bytes
+from simulator.work.workspace import expert_workspace_bytes, forward_bytes, logits_bytes
+
+_Z_90 = 1.2815515655446004
+_NO_WORKSPACE = ("mxfp4", "mxfp4_mxfp8")
+"""Formats of experts whose kernels (Triton's ``matmul_ogs``) have no workspace of their own."""
+_FEWER_SEQUENCES = (512, 256, 128, 64)
+_UNKNOWN = MemoryRules(kind="of_total", generations=(), off_gib=(0, 0))
+"""Rules where no file holds: nine tenths of the whole."""
+_UNKNOWN_STEP_BYTES = 2e9
+"""Assumed."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +43,13 @@ class Capacity:
     """What is left for the KV cache and recurrent state."""
     cache: CacheSize
     block_tokens: int
+    kind: str = "of_total"
+    """What ``share`` is a share of: see :class:`~simulator.config.engine_memory.MemoryRules`."""
+    share: float = 1.0
+    step_bytes: float = 0.0
+    """What the engine holds for its largest step, communication and libraries."""
+    off_bytes: tuple[float, float] = (0.0, 0.0)
+    """10th and 90th percentile of what a log has over ``kv_bytes``."""
 
     @property
     def block_bytes(self) -> float:
@@ -66,6 +87,7 @@ def check_memory(
     accelerator: AcceleratorSpec,
     layout: Layout,
     precision: Precision,
+    rules: Rules,
     where: str,
 ) -> Capacity:
     """What each GPU holds.
@@ -75,21 +97,42 @@ def check_memory(
             fit: with what is needed, what there is, and the smallest split or narrower format that
             fits.
     """
-    capacity = _capacity(spec, model, accelerator, layout, precision)
+    capacity = _capacity(spec, model, accelerator, layout, precision, rules)
     if _fits(capacity, model):
         return capacity
     sequence_bytes = capacity.cache.bytes_for(_least_tokens(model))
-    needed = capacity.weights_bytes + spec.activation_bytes + sequence_bytes
-    share = 1.0 if spec.free_memory_fraction else spec.memory_fraction
-    available = capacity.total_bytes * share
+    needed = capacity.weights_bytes + capacity.step_bytes + sequence_bytes
+    available = capacity.weights_bytes + capacity.step_bytes + capacity.kv_bytes
     dtypes = " and ".join(dict.fromkeys((precision.weights, precision.experts)))
     raise UserError(
         f"{where}: {model.name} does not fit: each GPU needs {_gb(needed)} "
         f"({_gb(capacity.weights_bytes)} of weights in {dtypes}, "
-        f"{_gb(spec.activation_bytes)} for activations, {_gb(sequence_bytes)} for one sequence), "
-        f"{accelerator.title} has {_gb(available)} ({share:.0%} of {_gb(capacity.total_bytes)}); "
-        + _what_would_fit(spec, model, accelerator, layout, precision)
+        f"{_gb(capacity.step_bytes)} for activations, {_gb(sequence_bytes)} for one sequence), "
+        f"{accelerator.title} has {_gb(available)} ({_share_text(capacity, available)}); "
+        + _what_would_fit(spec, model, accelerator, layout, precision, rules)
     )
+
+
+def _share_text(capacity: Capacity, available: float) -> str:
+    share = f"{capacity.share:.0%}"
+    if capacity.kind == "of_total":
+        return f"{share} of {_gb(available / capacity.share)}"
+    whole = _gb(capacity.total_bytes)
+    if capacity.kind == "left":
+        return f"of {whole}, with {share} of what weights and activations leave for the cache"
+    return f"of {whole}, with {share} of what is free before loading for weights and cache"
+
+
+def start_probability(capacity: Capacity, longest_tokens: int) -> float:
+    """How probable it is that an engine starts: that its KV cache holds the longest request, going
+    by how far logs are from the rules, as of a normal distribution.
+    """
+    low, high = capacity.off_bytes
+    room = capacity.kv_bytes - capacity.blocks_for(longest_tokens) * capacity.block_bytes
+    middle, spread = (low + high) / 2, (high - low) / (2 * _Z_90)
+    if spread == 0:
+        return float(room >= 0)
+    return 0.5 * (1 + math.erf((room + middle) / spread / math.sqrt(2)))
 
 
 def check_requests(capacity: Capacity, longest_tokens: int, where: str) -> None:
@@ -120,15 +163,39 @@ def _capacity(
     accelerator: AcceleratorSpec,
     layout: Layout,
     precision: Precision,
+    rules: Rules,
 ) -> Capacity:
+    memory = memory_rules(spec.engine, accelerator)
     total = accelerator.servable_memory_bytes
     num_slots = spec.placement.get("num_slots")
+    padding = memory.padding.get(precision.experts, {}).get(accelerator.calibration, Padding())
     weights = weight_bytes(
-        model, layout, precision, spec.pruning, num_slots if isinstance(num_slots, int) else None
+        model,
+        layout,
+        precision,
+        spec.pruning,
+        num_slots if isinstance(num_slots, int) else None,
+        (padding.intermediate, padding.hidden),
     )
-    kv_bytes = total * spec.memory_fraction - weights - spec.activation_bytes
+    share = spec.memory_fraction
+    if share is None:
+        share = memory.share_on(total, layout.num_gpus, rules.token_budget)
+    kind = memory.kind
+    off = memory.generation_off_gib.get(accelerator.calibration, memory.off_gib)
+    held = memory.outside_bytes(layout.num_gpus, accelerator.calibration)
+    step = step_bytes(memory, model, layout, rules, precision)
+    seen = total - memory.driver_gib * GIB
+    if spec.activation_bytes is not None:  # the user's own account, of the whole memory
+        kind, held, step, seen, off = "of_total", 0.0, spec.activation_bytes, total, (0.0, 0.0)
     if spec.free_memory_fraction is not None:
-        kv_bytes = (total - weights - spec.activation_bytes) * spec.free_memory_fraction
+        kind, share = "left", spec.free_memory_fraction
+    elif spec.memory_fraction is not None and kind == "left":
+        kind = "of_total"
+    kv_bytes = {
+        "of_total": seen * share - weights - held - step,
+        "before_loading": (seen - held) * share - weights,
+        "left": (seen - weights - held - step) * share,
+    }[kind]
     return Capacity(
         total_bytes=total,
         weights_bytes=weights,
@@ -136,7 +203,37 @@ def _capacity(
         kv_bytes=kv_bytes,
         cache=cache_size(model, layout, precision),
         block_tokens=spec.kv_block_tokens,
+        kind=kind,
+        share=share,
+        step_bytes=held if kind == "before_loading" else held + step,
+        off_bytes=(off[0] * GIB, off[1] * GIB),
     )
+
+
+def step_bytes(
+    memory: MemoryRules, model: ModelSpec, layout: Layout, rules: Rules, precision: Precision
+) -> float:
+    """Bytes that an engine holds for its largest step: the more of drawing tokens and of the
+    layers, the experts' workspace, and captured graphs.
+    """
+    sequences = min(rules.max_sequences, rules.token_budget)
+    if not memory.generations:
+        return _UNKNOWN_STEP_BYTES
+    drawing = memory.sampler_copies * logits_bytes(model, sequences)
+    layers = forward_bytes(model, layout, rules.token_budget)
+    experts = 0.0
+    if memory.has_expert_workspace and precision.experts not in _NO_WORKSPACE:
+        experts = expert_workspace_bytes(model, layout, rules.token_budget)
+    return max(drawing, layers) + experts + memory.graphs_gib * GIB
+
+
+def memory_rules(engine: str, accelerator: AcceleratorSpec) -> MemoryRules:
+    """The rules of an engine's release; for engines and accelerators that no file was read for,
+    nine tenths of the whole less 2 GB.
+    """
+    spec = find_engine(engine)
+    found = None if spec is None else spec.memory
+    return found if found and accelerator.calibration in found.generations else _UNKNOWN
 
 
 def _what_would_fit(
@@ -145,6 +242,7 @@ def _what_would_fit(
     accelerator: AcceleratorSpec,
     layout: Layout,
     precision: Precision,
+    rules: Rules,
 ) -> str:
     dtypes = [
         dtype
@@ -152,13 +250,20 @@ def _what_would_fit(
         if BYTES_PER_ELEMENT[dtype] <= BYTES_PER_ELEMENT[precision.weights]
     ]
     answers = []
+    for sequences in _FEWER_SEQUENCES:
+        fewer = rules._replace(max_sequences=sequences)
+        if sequences < rules.max_sequences and _fits(
+            _capacity(spec, model, accelerator, layout, precision, fewer), model
+        ):
+            answers.append((layout.num_gpus, f"scheduling.max_sequences = {sequences}"))
+            break
     for dtype in dict.fromkeys(dtypes):
         tried = (
             precision
             if dtype == precision.weights
             else Precision(dtype, dtype, precision.kv, precision.dispatch, precision.combine)
         )
-        found = _smallest_split(spec, model, accelerator, layout, tried)
+        found = _smallest_split(spec, model, accelerator, layout, tried, rules)
         if found is not None:
             split, num_gpus = found
             format_ = "" if dtype == precision.weights else f' with weight_dtype = "{dtype}"'
@@ -180,6 +285,7 @@ def _smallest_split(
     accelerator: AcceleratorSpec,
     layout: Layout,
     precision: Precision,
+    rules: Rules,
 ) -> tuple[str, int] | None:
     """The smallest multiple of the layout that fits and that the model can be split into."""
     factor = 1
@@ -188,7 +294,9 @@ def _smallest_split(
             is_possible = uneven_heads(model, grown.tp) is None and (
                 model.moe is None or grown.ep <= model.moe.num_experts
             )
-            if is_possible and _fits(_capacity(spec, model, accelerator, grown, precision), model):
+            if not is_possible:
+                continue
+            if _fits(_capacity(spec, model, accelerator, grown, precision, rules), model):
                 return text + (f", pp = {grown.pp}" if grown.pp > 1 else ""), grown.num_gpus
         factor *= 2
     return None

@@ -10,6 +10,7 @@ from simulator.base.plugins import build
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.engine import find_engine
 from simulator.config.routing import routing_note
+from simulator.deployment.memory import start_probability
 from simulator.deployment.plan import DeploymentPlan
 from simulator.deployment.splits import refined_block
 from simulator.policies.contracts import make_rules
@@ -23,6 +24,24 @@ def notes_of(plan: DeploymentPlan) -> list[str]:
     name = plan.model.title or plan.model.name
     found = [routing_note(name, plan.experts.routing_source), _copies_note(plan), _block_note(plan)]
     return [note for note in found if note is not None]
+
+
+def start_notes(plan: DeploymentPlan, longest_tokens: int) -> list[str]:
+    """A sentence where a pool may not start, going by how far logs of engines are from the memory
+    that is counted.
+    """
+    capacity = plan.capacity
+    probability = start_probability(capacity, longest_tokens)
+    if probability >= _STARTS:
+        return []
+    low, high = (edge / 1e9 for edge in capacity.off_bytes)
+    needed = capacity.blocks_for(longest_tokens) * capacity.block_bytes / 1e9
+    return [
+        f"{plan.name} may not start: {capacity.kv_bytes / 1e9:.1f} GB of a GPU are left for the KV "
+        f"cache, the longest request takes {needed:.1f} GB, and logs of engines have {low:+.1f} to "
+        f"{high:+.1f} GB more, so that it starts with a probability of {probability:.0%}; fewer "
+        "max_sequences, a larger memory_fraction, or more GPUs make it surer"
+    ]
 
 
 def _copies_note(plan: DeploymentPlan) -> str | None:
@@ -53,6 +72,8 @@ def _block_note(plan: DeploymentPlan) -> str | None:
     )
 
 
+_STARTS = 0.95
+"""A deployment that is less likely to start is noted."""
 _COMMON: Policy = {"token_budget": 8192, "max_sequences": 256}
 _BEFORE: dict[str, Policy] = {
     "chunked": {**_COMMON, "reserve_full_isl": False, "watermark": 0.01},

@@ -178,7 +178,7 @@ def _make_pool(
     _check_sequences(replicas, layout, rules, place)
     _check_stages(spec, layout, cluster, loaded, rules, place)
     fabric = _wired(cluster, layout.num_ranks, place)
-    capacity = check_memory(spec, model, accelerator, layout, precision, place)
+    capacity = check_memory(spec, model, accelerator, layout, precision, rules, place)
     calibration = (
         loaded.on(layout.num_ranks, capacity.weights_bytes * layout.num_ranks)
         if isinstance(loaded, HostCalibration)

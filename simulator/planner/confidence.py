@@ -18,12 +18,14 @@ from simulator.planner.curve import Curve
 from simulator.planner.draws import DRAWS, Z_80, Draws, Floats, Table, band_of, share
 from simulator.planner.estimate import empty_table
 from simulator.planner.explore import Finding, Sized
-from simulator.planner.findings import text_of
+from simulator.planner.findings import explorer, text_of
+from simulator.planner.risk import starts
 from simulator.planner.room import headroom
 from simulator.planner.screen import Option
 from simulator.planner.search import Found
 from simulator.planner.trial import BACKLOG, Outcome
 from simulator.planner.whatif import AS_ASKED, Change, Trials, gpu_hour, is_whole
+from simulator.workload.requests import longest_tokens
 
 _Z = (-2.3, -Z_80, Z_80, 2.3)
 """Standard deviations at which costs are tabulated, besides what the calibration says."""
@@ -200,11 +202,14 @@ def confidence(found: Found, doubted: Doubted, costs: Costs) -> dict[str, Any]:
     if mine is None:
         raise ValueError("the first choice has no table")
     low, high = band_of(mine)
+    trials = explorer(found, first)
+    begins = starts(trials.plan(first.sized), longest_tokens(trials.traffic.trace))
     answer: dict[str, Any] = {
         "cost_low": low,
         "cost_high": high,
         "fails": float(np.isinf(mine).mean()),
-        "meets_targets": _meets(doubted, costs.draws),
+        "starts": begins,
+        "meets_targets": begins * _meets(doubted, costs.draws),
         "headroom_low": min(doubted.room),
         "headroom_high": max(doubted.room),
         "beats_second": None,

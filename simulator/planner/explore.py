@@ -21,6 +21,7 @@ from simulator.planner.space import Space
 from simulator.planner.traffic import Traffic
 from simulator.planner.trial import BACKLOG, Outcome, outcome
 from simulator.step.prices import Prices
+from simulator.workload.requests import longest_tokens
 
 _FIRST, _LATER = ("ttft_s", "e2e_s", BACKLOG), ("tpot_s", "e2e_s", BACKLOG)
 """Targets that prompts decide, and those that decoding does."""
@@ -223,7 +224,8 @@ class Explorer:
 
     def _met(self, sized: Sized, num_gpus: int, below: Outcome | None) -> Finding:
         price, found = self.space.machines[self.option.design.machines].gpu_hour, self.trial(sized)
-        missing = risk(self.plan(Sized(0, 1, 1 if self.option.prefill is not None else 0)), found)
+        plan = self.plan(Sized(0, 1, 1 if self.option.prefill is not None else 0))
+        missing = risk(plan, found, longest_tokens(self.traffic.trace))
         return Finding(
             self.option,
             sized,

@@ -11,6 +11,7 @@ from simulator.planner.explore import Finding, Sized
 from simulator.planner.findings import explorer, text_of
 from simulator.planner.risk import risk
 from simulator.planner.search import Found, best_first
+from simulator.workload.requests import longest_tokens
 
 _TRIED = 4
 """Deployments that are simulated on the next larger size, besides the recommended one."""
@@ -74,7 +75,7 @@ def _best_on(found: Found, first: Finding, size: int) -> Finding | None:
             there = one.sized._replace(size=size, replicas=replicas)
             trials = explorer(found, one)
             outcome = trials.trial(there)
-            missing = risk(trials.plan(Sized(0, 1)), outcome)
+            missing = risk(trials.plan(Sized(0, 1)), outcome, longest_tokens(trials.traffic.trace))
             cost, used = size * machines.gpu_hour, replicas * ranks
             tried.append(
                 replace(

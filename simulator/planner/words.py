@@ -23,6 +23,8 @@ from simulator.results.plan_text import (
 
 _SURE = 0.8
 """A recommendation that is less likely to hold says so in its first sentence."""
+_STARTS = 0.95
+"""A recommendation that is less likely to start says so before anything else."""
 _MOST_MODELS = 3
 """That the headline gives reasons for."""
 _BINDS = 0.9
@@ -147,6 +149,7 @@ def _reasons(answer: dict[str, Any]) -> Iterator[str]:
         for name, limit in sorted(limits.items(), key=lambda item: item[0] != binding)
         if best.get(name) is not None
     ]
+    yield from _may_not_start(answer)
     if kept:
         first = "What binds is" if best["worst_ratio"] >= _BINDS else "Closest to its limit is"
         yield f"{first} the {kept[0]}{''.join(f'; {one}' for one in kept[1:])}."
@@ -163,6 +166,16 @@ def _reasons(answer: dict[str, Any]) -> Iterator[str]:
     yield from _left_out(answer)
     yield from explain_losses(answer)
     yield from tell_confidence(answer)
+
+
+def _may_not_start(answer: dict[str, Any]) -> Iterator[str]:
+    """That the memory of a GPU may not do, before anything else."""
+    sure = (answer.get("confidence") or {}).get("starts")
+    if sure is not None and sure < _STARTS:
+        yield (
+            f"It may not start: that its weights and one of the longest requests fit in a GPU's "
+            f"memory has a probability of {percent(sure)}, going by logs of engines."
+        )
 
 
 def _unscored(answer: dict[str, Any]) -> Iterator[str]:

@@ -308,8 +308,6 @@ class Prices:
                 model.moe, model.hidden_size, plan.layout, plan.precision, slots
             )
             left_out += model.num_moe_layers * layer_bytes
-        if plan.layout.pp == 1:
-            return plan.capacity.weights_bytes - left_out
         num_slots = None if plan.experts is None else plan.experts.placed.expert_LP.shape[1]
         one_stage = replace(plan.layout, pp=1)
         return (

@@ -35,16 +35,20 @@ def weight_bytes(
     precision: Precision,
     pruning: Pruning | None = None,
     num_slots: int | None = None,
+    padded_to: tuple[int, int] = (1, 1),
 ) -> float:
     """Weights on the fullest rank of the fullest stage. Embeddings, norms, biases and the router
     stay in bf16, as engines keep them.
 
     Args:
         num_slots: expert slots of a layer on all ranks together, where some hold copies.
+        padded_to: what a rank's part of the experts' inner width, and the hidden width of experts,
+            are rounded up to a multiple of.
     """
     stages = stage_layers(model.num_layers, layout.pp)
     return max(
-        _stage_bytes(model, layout, layers, precision, pruning, num_slots) for layers in stages
+        _stage_bytes(model, layout, layers, precision, pruning, num_slots, padded_to)
+        for layers in stages
     )
 
 
@@ -55,6 +59,7 @@ def _stage_bytes(
     precision: Precision,
     pruning: Pruning | None,
     num_slots: int | None,
+    padded_to: tuple[int, int],
 ) -> float:
     """The first stage holds the embedding, the last one the output matrix, even where that is the
     embedding.
@@ -76,7 +81,8 @@ def _stage_bytes(
             own = pruning if isinstance(ffn, DenseFFN) else None
             total += linear_bytes(ffn.linears(model.hidden_size), layout.tp, precision.weights, own)
             if isinstance(ffn, MoE):
-                total += expert_bytes_per_layer(
+                padded = padding_factor(ffn, model.hidden_size, layout, padded_to)
+                total += padded * expert_bytes_per_layer(
                     ffn, model.hidden_size, layout, precision, num_slots
                 )
     return total
@@ -118,6 +124,21 @@ def expert_bytes_per_layer(
         / layout.moe_tp
         * BYTES_PER_ELEMENT[precision.experts]
     )
+
+
+def padding_factor(moe: MoE, hidden_size: int, layout: Layout, padded_to: tuple[int, int]) -> float:
+    """Bytes of padded experts over those of unpadded ones.
+
+    >>> gpt_oss = MoE(kind="moe", num_experts=128, top_k=4, intermediate_size=2880)
+    >>> round(padding_factor(gpt_oss, 2880, Layout(1, 1, 1), (128, 256)), 4)
+    1.0904
+    """
+    inner, parts = moe.intermediate_size, layout.moe_tp
+    part, hidden = (
+        -(-width // multiple) * multiple
+        for width, multiple in zip((-(-inner // parts), hidden_size), padded_to, strict=True)
+    )
+    return part * parts / inner * hidden / hidden_size
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,8 @@ def draw_uniform_imbalance(
         rng.random((num_draws, num_tokens, top_k)), rank_P, int(rank_P.max()) + 1
     )
     low, high = np.quantile(ratio_D, [_LOW, _HIGH])
-    return UniformImbalance(float(ratio_D.mean()), float(low), float(high))
+    mean = min(max(float(ratio_D.mean()), float(ratio_D.min())), float(ratio_D.max()))  # rounding
+    return UniformImbalance(mean, float(low), float(high))
 
 
 @compiled

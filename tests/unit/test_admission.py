@@ -24,6 +24,8 @@ LONG_PROMPTS = {
     "parallel": {"tp": 2},
     "replicas": 1,
     "prefix_caching": False,
+    "memory_fraction": 0.9,
+    "activation_bytes": 2e9,
 }
 """Llama-3.1-70B on two H100, whose cache holds five requests of 16,384 tokens with 1,024 more, and
 which 0.15 of them a second keep busy for 97 % of the time."""

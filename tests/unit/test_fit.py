@@ -6,6 +6,7 @@ import pytest
 
 from simulator.base.data import available_files
 from simulator.base.errors import UserError
+from simulator.base.plugins import build
 from simulator.config.accelerator import load_accelerator
 from simulator.config.deployment import DeploymentSpec, ParallelSpec
 from simulator.config.model import load_model
@@ -29,6 +30,7 @@ def capacity_of(model, accelerator, dtype="bf16", **parallel):
         hardware,
         make_layout(spec.parallel, found, "test"),
         precision(dtype),
+        build("scheduling", {"kind": "chunked"}, "test").rules(),
         "file.toml",
     )
 

@@ -107,7 +107,8 @@ def launched_with(engine, choice):
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
 def test_every_flag_and_value_is_known_to_the_release(engine, choice):
     several = list(launched_with(engine, choice))
-    assert several
+    runs_there = engine != "trtllm" or not choice.get("cluster", "").startswith("mi300x")
+    assert bool(several) == runs_there
     for one in itertools.chain(*several):
         assert not list(find_faults(engine, one.command)), one.command
 

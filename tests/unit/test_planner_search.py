@@ -343,7 +343,7 @@ def test_what_is_likely_to_miss_a_target_says_so():
         space, Option(design, 2048, None, 1, 0, 0.0, 0.0, 0, 0, 0.0, 0.0), traffic, 1
     )
     loose, tight = (
-        risk(made, Outcome({"tpot_s.p90": ratio, "ttft_s.p90": 0.01}, {}, 1.0, math.nan))
+        risk(made, Outcome({"tpot_s.p90": ratio, "ttft_s.p90": 0.01}, {}, 1.0, math.nan), 100)
         for ratio in (0.2, 0.999)
     )
     assert loose < 0.01

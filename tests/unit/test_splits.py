@@ -80,6 +80,6 @@ def test_kv_heads_and_experts_are_divided_as_each_engine_does():
 def test_a_refusal_is_one_line_that_names_the_release():
     said = refusal({"tp": 8}, engine="sglang")
     assert re.match(
-        r"test \[deployments 'x'\] \[parallel\]: SGLang 0.5 and later does not start with ", said
+        r"test \[deployments 'x'\] \[parallel\]: SGLang 0.5.4 and later does not start with ", said
     )
     assert "\n" not in said

@@ -90,10 +90,11 @@ def engine_key(keys: tuple[str, ...], engine: str) -> str | None:
 
 
 def release_of(version: str) -> tuple[int, ...]:
-    """The first three numbers of a version; empty where it does not begin with three.
+    """The first three numbers of a version, the third 0 where it has two; empty where it does not
+    begin with two.
 
     >>> release_of("1.2.0rc6.post2"), release_of("nightly")
     ((1, 2, 0), ())
     """
-    found = re.match(r"v?(\d+)\.(\d+)\.(\d+)", version)
-    return tuple(map(int, found.groups())) if found else ()
+    found = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?", version)
+    return tuple(map(int, found.groups(default="0"))) if found else ()

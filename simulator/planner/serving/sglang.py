@@ -267,6 +267,8 @@ def _memory(server: Server) -> float:
     rest.
     """
     capacity = server.plan.capacity
+    if capacity.kind == "before_loading":
+        return capacity.share
     return (
         math.floor((capacity.weights_bytes + capacity.kv_bytes) / capacity.total_bytes * 1000)
         / 1000

@@ -227,10 +227,10 @@ def _port(first_gpu: int) -> int:
 
 def _free_memory(server: Server) -> float:
     """Share of what weights and activations leave that the cache takes."""
-    spec, capacity = server.plan.spec, server.plan.capacity
-    if spec.free_memory_fraction is not None:
-        return spec.free_memory_fraction
-    free = capacity.total_bytes - capacity.weights_bytes - spec.activation_bytes
+    capacity = server.plan.capacity
+    if capacity.kind == "left":
+        return capacity.share
+    free = capacity.total_bytes - capacity.weights_bytes - capacity.step_bytes
     return math.floor(min(1.0, capacity.kv_bytes / free) * 1000) / 1000
 
 

@@ -9,10 +9,12 @@ Scaling", "Dual Batch Overlap", "NixlConnector Usage Guide").
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import ClassVar
 
 from simulator.base.frozen import Frozen
+from simulator.deployment.memory import Capacity
 from simulator.planner.serving import Place, Program, Role, Server, two_at_random, visible, words
 
 _EXCHANGES = {
@@ -144,7 +146,7 @@ class Vllm(Frozen):
         ]
         command += [
             "--gpu-memory-utilization",
-            plan.spec.memory_fraction,
+            _memory(plan.capacity),
             "--kv-cache-dtype",
             _CACHE.get(plan.precision.kv, "auto"),
         ]
@@ -266,3 +268,11 @@ def _sequences(server: Server) -> int:
 def _port(first_gpu: int) -> int:
     """One for each replica of a host."""
     return 8000 + first_gpu
+
+
+def _memory(capacity: Capacity) -> float:
+    """Share of a GPU's memory that the engine may use, rounded down where it was not given so."""
+    if capacity.kind == "of_total":
+        return capacity.share
+    used = capacity.weights_bytes + capacity.step_bytes + capacity.kv_bytes
+    return math.floor(used / capacity.total_bytes * 1000) / 1000

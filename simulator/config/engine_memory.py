@@ -1,0 +1,95 @@
+"""How a serving engine divides a GPU's memory when it starts, as its files in
+``cluster_configs/engines`` have it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from simulator.base.frozen import Frozen
+from simulator.base.quantities import Amount, Bytes, Share, TokenCount, Width
+
+GIB = 1 << 30
+_Names = Annotated[tuple[str, ...], Field(strict=False)]
+_Gibibytes = Annotated[float, Field(ge=-1e4, le=1e4)]
+_Off = Annotated[tuple[_Gibibytes, _Gibibytes], Field(strict=False)]
+
+
+class Padding(Frozen):
+    """What the widths of routed experts are rounded up to a multiple of."""
+
+    intermediate: Width = 1
+    """Of a rank's part of the intermediate width."""
+    hidden: Width = 1
+
+
+class Reserve(Frozen):
+    """What SGLang keeps free on GPUs of some memory: ``share`` is what is left of the whole."""
+
+    least_memory_bytes: Bytes = 0.0
+    """Least memory of a GPU, bytes."""
+    gib: _Gibibytes
+    """GiB whatever is asked."""
+    gib_per_rank: _Gibibytes = 0.0
+    mib_per_token: Annotated[float, Field(ge=0, le=1e4)] = 0.0
+    """MiB for each token of a step's budget."""
+    least_gib: _Gibibytes = 0.0
+
+
+class MemoryRules(Frozen):
+    """What of a GPU's memory the KV cache gets.
+
+    ``of_total`` (vLLM): a share of the whole, less weights, what a step of the largest size was
+    seen to take, and what lies outside PyTorch. ``before_loading`` (SGLang): a share of what was
+    free before the weights, less these; activations and graphs live in the rest. ``left``
+    (TensorRT-LLM): a share of what weights and a step of the largest size leave.
+    """
+
+    kind: Literal["of_total", "before_loading", "left"]
+    generations: _Names
+    """Generations of accelerators (names of their calibrations) that it was read for."""
+    share: Share = 0.9
+    reserves: Annotated[tuple[Reserve, ...], Field(strict=False)] = ()
+    """Where the share follows from what is kept free: the first that fits holds."""
+    sampler_copies: Amount = 0.0
+    """Times the logits of a full batch in 32 bits are held when tokens are drawn."""
+    has_expert_workspace: bool = False
+    """Whether the inputs and outputs of a step's experts are held besides."""
+    outside_gib: dict[str, _Gibibytes] = {}
+    """GiB that communication and libraries hold, by ranks of a replica; more ranks hold as much as
+    the next fewer that are named."""
+    generation_gib: dict[str, _Gibibytes] = {}
+    """GiB more on accelerators of some generation."""
+    graphs_gib: _Gibibytes = 0.0
+    """GiB of captured graphs that are taken off."""
+    driver_gib: _Gibibytes = 0.0
+    """GiB that the driver shows and PyTorch does not see."""
+    padding: dict[str, dict[str, Padding]] = {}
+    """By format of the experts and generation."""
+    off_gib: _Off
+    """10th and 90th percentile of a KV cache in logs less what these rules make of it, GiB."""
+    generation_off_gib: dict[str, _Off] = {}
+    """On accelerators of some generation."""
+
+    def outside_bytes(self, num_ranks: int, generation: str) -> float:
+        """Bytes outside PyTorch on one GPU of a replica."""
+        known = sorted((int(ranks), gib) for ranks, gib in self.outside_gib.items())
+        gib = max((entry for entry in known if entry[0] <= num_ranks), default=(0, 0.0))[1]
+        return (gib + self.generation_gib.get(generation, 0.0)) * GIB
+
+    def share_on(self, memory_bytes: float, num_ranks: int, token_budget: TokenCount) -> float:
+        """The share on GPUs of some memory, to three digits where it follows from a reserve."""
+        reserve = next(
+            (one for one in self.reserves if memory_bytes >= one.least_memory_bytes), None
+        )
+        if reserve is None:
+            return self.share
+        gib = max(
+            reserve.least_gib,
+            reserve.gib
+            + reserve.gib_per_rank * num_ranks
+            + reserve.mib_per_token / 1024 * max(token_budget, 2048),
+        )
+        return round(1 - gib * GIB / memory_bytes, 3)

@@ -1,0 +1,44 @@
+"""Bytes that one rank holds while it computes a step, exactly as the arrays are shaped."""
+
+from __future__ import annotations
+
+from simulator.config.ffn import DenseFFN
+from simulator.config.model import ModelSpec
+from simulator.work.layout import Layout
+
+_PADDED_TO = 64
+"""Vocabulary rows are a multiple of (vLLM and SGLang ``DEFAULT_VOCAB_PADDING_SIZE``)."""
+_ELEMENT, _FLOAT = 2, 4
+
+
+def logits_bytes(model: ModelSpec, num_sequences: int) -> float:
+    """Scores of every token of the vocabulary for each sequence, in 32 bits: every rank gets all.
+
+    >>> from simulator.config.model import load_model
+    >>> round(logits_bytes(load_model("llama-3.1-8b", "here"), 1024) / 2**30, 3)
+    0.489
+    """
+    vocabulary = -(-model.vocab_size // _PADDED_TO) * _PADDED_TO
+    return float(num_sequences * vocabulary * _FLOAT)
+
+
+def forward_bytes(model: ModelSpec, layout: Layout, num_tokens: int) -> float:
+    """Hidden vectors (four: the residual, a norm's output, the block's input and output) and the
+    widest dense block's inner ones, gate and product, of a step's tokens.
+    """
+    widths = [ffn.intermediate_size for ffn in model.ffns.values() if isinstance(ffn, DenseFFN)]
+    inner = 3 * max(widths, default=0) / layout.tp
+    return num_tokens * (inner + 4 * model.hidden_size) * _ELEMENT
+
+
+def expert_workspace_bytes(model: ModelSpec, layout: Layout, num_tokens: int) -> float:
+    """Two arrays of a row for each chosen expert of each token: what goes into the second product
+    or comes out, and what comes out of the first (vLLM ``TritonExperts.workspace_shapes``).
+    """
+    moe = model.moe
+    if moe is None:
+        return 0.0
+    inner, hidden = moe.intermediate_size / layout.moe_tp, model.hidden_size
+    first = max(inner, hidden)
+    second = max(inner * (2 if moe.is_gated else 1), hidden)
+    return num_tokens * moe.top_k * (first + second) * _ELEMENT
