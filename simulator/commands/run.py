@@ -13,6 +13,7 @@ from simulator.deployment.notes import notes_of, scheduling_notes, start_notes
 from simulator.deployment.own_policies import try_policies
 from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.engine.cluster import Fidelity, run_plan
+from simulator.planner.run_bands import Tables, make_bands
 from simulator.results.folder import Results, gather
 from simulator.results.metrics import summarise
 from simulator.results.provenance import Provenance
@@ -77,10 +78,10 @@ def run_scenario(
     """
     made = Provenance.begin()
     plans, trace = prepare_run(scenario, path)
-    records = []
+    records, tables = [], {plan.name: Tables() for plan in plans}
     for plan in plans:
         shown = count_part(tick, plan.name, trace.num_requests)
-        records.append(run_plan(plan, trace, fidelity, shown))
+        records.append(run_plan(plan, trace, fidelity, shown, tables[plan.name].slowed(1.0)))
     slo = scenario.workload.slo
     requests = scenario.workload.requests
     run: dict[str, Any] = {
@@ -101,6 +102,8 @@ def run_scenario(
         "notes": notes_on(scenario, plans, trace),
         "scenario": scenario.model_dump(mode="json"),
     }
-    results = gather(run, summarise(plans, records, slo), records)
+    summary = summarise(plans, records, slo)
+    results = gather(run, summary, records)
+    run["bands"] = make_bands(plans, trace, slo, scenario.seed, summary, tables, tick)
     run["verdict"] = verdict(results)
     return replace(results, run=run | made.describe())

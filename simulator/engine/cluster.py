@@ -28,6 +28,8 @@ from simulator.step.prices import Prices
 from simulator.workload.traces import RequestTrace
 
 Fidelity = Literal["step", "rank", "message"]
+MakeTable = Callable[[Prices, str], StepTable]
+"""Fills a plan's table with the random numbers of a stream."""
 
 
 def run_plan(
@@ -35,8 +37,12 @@ def run_plan(
     trace: RequestTrace,
     fidelity: Fidelity = "step",
     progress: CountDone = lambda _: None,
+    fill: MakeTable = make_table,
 ) -> DeploymentRecord:
     """Serve the whole trace and return what happened.
+
+    Args:
+        fill: makes the tables of the ``step`` fidelity, such as slower ones.
 
     Raises:
         UserError: if the trace's longest request does not fit in the KV cache.
@@ -45,7 +51,7 @@ def run_plan(
         pools = Pools(plan, trace, progress)
         by_ranks: dict[str, ByRanks] = {}
         if fidelity == "step":
-            pools.by_table(*(make_table(pool.prices, name) for name, pool in _streams(pools)))
+            pools.by_table(*(fill(pool.prices, name) for name, pool in _streams(pools)))
         else:
             prefill, decode = (_by_ranks(pool, fidelity, name) for name, pool in _streams(pools))
             pools.in_simpy(prefill, decode)
@@ -55,7 +61,7 @@ def run_plan(
     run = _Run(plan, trace, progress)
     execute = None if fidelity == "step" else _by_ranks(run.pool, fidelity, "steps")
     if execute is None:
-        table = make_table(run.pool.prices)
+        table = fill(run.pool.prices, "steps")
         if trace.concurrency is None:
             run.pool.serve(table, range(trace.num_requests), run.tick)
         elif len(run.pool.replicas) == 1:
@@ -67,10 +73,6 @@ def run_plan(
     return make_record(
         plan, run.table(), {"both": run.pool}, {} if execute is None else {"both": execute}
     )
-
-
-MakeTable = Callable[[Prices, str], StepTable]
-"""Fills a plan's table with the random numbers of a stream."""
 
 
 def serve_requests(

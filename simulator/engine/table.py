@@ -168,3 +168,28 @@ def _layers_s(block_s: Floats, num_layers: int, num_halved: int) -> Floats:
 def _all_reduce_s(prices: Prices) -> Floats:
     """Each number of tokens is priced: which protocol is fastest changes with the size."""
     return prices.all_reduces_s(np.arange(prices.max_tokens + 1))
+
+
+def slow_table(table: StepTable, factor: float) -> StepTable:
+    """A step table whose every second is multiplied with ``factor``."""
+    if factor == 1.0:
+        return table
+    names = (
+        "mixer_s",
+        "ffn_s",
+        "head_s",
+        "collective_s",
+        "halved_s",
+        "step_s",
+        "sequence_s",
+        "prompt_s",
+        "expert_alone_s",
+        "sends_s",
+    )
+    changed = {name: getattr(table, name) * factor for name in names}
+    experts = table.expert_s.copy()
+    experts[..., :4] *= factor
+    rates = table.rates.copy()
+    rates[..., :7] *= factor
+    rates[..., 11] *= factor
+    return table._replace(**changed, expert_s=experts, rates=rates)

@@ -15,7 +15,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from simulator.planner.curve import Curve
-from simulator.planner.draws import DRAWS, Z_80, Draws, Floats, Table, band_of, share
+from simulator.planner.draws import (
+    DRAWS,
+    Z_80,
+    Draws,
+    Floats,
+    Table,
+    band_of,
+    first_token_off,
+    share,
+)
 from simulator.planner.estimate import empty_table
 from simulator.planner.explore import Finding, Sized
 from simulator.planner.findings import explorer, text_of
@@ -275,15 +284,10 @@ def _meets(doubted: Doubted, draws: Draws) -> float:
             ]
         )
         if name.startswith("ttft"):
-            drawn = np.maximum(drawn, math.log(max(base[name], 1e-9)) + _ttft(table, score))
+            least = math.log(max(base[name], 1e-9))
+            drawn = np.maximum(drawn, least + first_token_off(table, score))
         kept &= drawn + samples[draws.sample] <= 1e-9
     return float(kept.mean())
-
-
-def _ttft(table: Table, score: Floats | float) -> Any:
-    """Logarithm of measured over predicted time to first token, so many standard deviations off."""
-    low, high = (math.log(edge) for edge in table.ttft_band)
-    return (low + high) / 2 + (high - low) / 2 / Z_80 * score
 
 
 def figures(doubted: Doubted) -> dict[str, dict[str, float]]:

@@ -171,6 +171,12 @@ def loading(parts: Mapping[str, float], own: str = "") -> dict[str, float]:
     )
 
 
+def first_token_off(table: Table, score: Floats) -> Floats:
+    """Logarithm of measured over predicted time to first token, so many standard deviations off."""
+    low, high = (math.log(edge) for edge in table.ttft_band)
+    return (low + high) / 2 + (high - low) / 2 / Z_80 * score
+
+
 class Draws:
     """The same numbers for everything that is compared; another question's seed gives others."""
 

@@ -138,16 +138,17 @@ class Estimate(NamedTuple):
 def empty_table(curve: Curve, plan: DeploymentPlan, option: Option) -> Table:
     """What a deployment's errors are, without what it needs."""
     bands = bands_of(plan, option.prefill is not None)
-    return Table(*bands, _parts(curve, plan, option), [], [], own=own_of(plan))
+    most = min(option.budget, plan.rules.max_sequences)
+    return Table(*bands, step_parts(curve, most, option.tpot_s), [], [], own=own_of(plan))
 
 
-def _parts(curve: Curve, plan: DeploymentPlan, option: Option) -> dict[str, float]:
-    """Shares of a decode step at the time per token that was estimated, by what they have in common
+def step_parts(curve: Curve, most_sequences: int, tpot_s: float) -> dict[str, float]:
+    """Shares of the decode step that takes as long as a time per token, by what they have in common
     with other deployments.
     """
-    batches = np.geomspace(1, max(2, min(option.budget, plan.rules.max_sequences)), _BATCHES)
+    plan, batches = curve.plan, np.geomspace(1, max(2, most_sequences), _BATCHES)
     terms = curve.terms(batches, np.zeros(_BATCHES), 0.0)
-    place = int(np.argmin(np.abs(terms.total - option.tpot_s)))
+    place = int(np.argmin(np.abs(terms.total - tpot_s)))
     total = float(terms.total[place])
     return {
         name: float(seconds[place]) / total

@@ -14,7 +14,7 @@ from simulator.base.recent import Recent
 from simulator.config.deployment import DeploymentSpec, PrefillPoolSpec
 from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.engine.cluster import serve_requests
-from simulator.engine.table import StepTable, make_table
+from simulator.engine.table import StepTable, make_table, slow_table
 from simulator.planner.risk import risk
 from simulator.planner.screen import Option
 from simulator.planner.space import Space
@@ -286,7 +286,7 @@ class Explorer:
         named = plan.model.model_dump_json(), str(self.space.folder)
         key = (spec, *named, machines, prices.max_tokens, stream, plan.seed)
         table = _TABLES.get(key, lambda: make_table(prices, stream))
-        return _slowed(table, self.slower)
+        return slow_table(table, self.slower)
 
     def plan(self, sized: Sized) -> DeploymentPlan:
         """Of so many replicas, each sent every n-th request of n: what a balancer that keeps them
@@ -326,31 +326,6 @@ def deployment(space: Space, option: Option, sized: Sized, name: str = "") -> De
         name or f"{space.text(design)}, prompts on {space.split(prompts)}",
     )
     return spec.model_copy(update={"prefill": pool})
-
-
-def _slowed(table: StepTable, factor: float) -> StepTable:
-    """A step table whose every second is multiplied."""
-    if factor == 1.0:
-        return table
-    names = (
-        "mixer_s",
-        "ffn_s",
-        "head_s",
-        "collective_s",
-        "halved_s",
-        "step_s",
-        "sequence_s",
-        "prompt_s",
-        "expert_alone_s",
-        "sends_s",
-    )
-    changed = {name: getattr(table, name) * factor for name in names}
-    experts = table.expert_s.copy()
-    experts[..., :4] *= factor
-    rates = table.rates.copy()
-    rates[..., :7] *= factor
-    rates[..., 11] *= factor
-    return table._replace(**changed, expert_s=experts, rates=rates)
 
 
 def _first(count: int, start: int, is_met: Callable[[int], bool]) -> int | None:

@@ -26,6 +26,7 @@ from simulator.results.formats import (
     winners,
 )
 from simulator.results.metrics import METRICS
+from simulator.results.run_bands_text import band_text
 
 KINDS = ("assumed", "fitted", "interpolated", "published", "measured")
 """What a number can be, the least certain first: that is what a reader should see first."""
@@ -115,14 +116,15 @@ def _metric_row(results: Results, name: str, with_definition: bool) -> Markup:
         heading.append(tag("span", described.definition, class_="definition"))
     cells = []
     for place, (deployment, value) in enumerate(zip(results.deployments, values, strict=True)):
-        shown = metric(
-            name, float(value), str(style.facts(results, deployment).get("currency") or "")
-        )
+        currency = str(style.facts(results, deployment).get("currency") or "")
+        shown = metric(name, float(value), currency)
         marked = (
             [tag("span", shown, class_="best", title="best of the row")]
             if place in best
             else [shown]
         )
+        if band := band_text(results, deployment, name, float(value), currency):
+            marked.append(tag("span", band, class_="hint band", title="80 % of cases"))
         cells.append(
             tag("td", *marked, data_metric=name, data_deployment=deployment, data_value=repr(value))
         )

@@ -176,17 +176,37 @@ def merge(runs: list[tuple[Path, Results]]) -> Results:
             table: _rename(getattr(results, table), new_name) for table in ("summary", *TABLES)
         }
         facts = {new_name[name]: entry for name, entry in results.run["deployments"].items()}
-        renamed.append(Results(run={**results.run, "deployments": facts}, **tables))
+        own = {"deployments": facts, "bands": _rename_bands(results.run.get("bands"), new_name)}
+        renamed.append(Results(run={**results.run, **own}, **tables))
     run = {key: value for key, value in first.run.items() if key != "verdict"}
     run["name"] = " and ".join(dict.fromkeys(str(results.run["name"]) for _, results in runs))
     run["deployments"] = {
         name: entry for r in renamed for name, entry in r.run["deployments"].items()
+    }
+    run["bands"] = {
+        part: {name: entry for r in renamed for name, entry in r.run["bands"][part].items()}
+        for part in _BANDS
     }
     together = {
         table: pd.concat([getattr(r, table) for r in renamed], ignore_index=True)
         for table in ("summary", *TABLES)
     }
     return Results(run=run, **together)
+
+
+_BANDS = ("sources", "deployments", "better")
+"""Parts of a run's bands that are by deployment; only those of one run were drawn together."""
+
+
+def _rename_bands(bands: dict[str, Any] | None, new_name: dict[str, str]) -> dict[str, Any]:
+    if not bands:
+        return {part: {} for part in _BANDS}
+    found = {part: {new_name[name]: one for name, one in bands[part].items()} for part in _BANDS}
+    found["better"] = {
+        name: {new_name[other]: chances for other, chances in by_other.items()}
+        for name, by_other in found["better"].items()
+    }
+    return found
 
 
 def _labels(folders: list[Path]) -> list[str]:

@@ -11,6 +11,7 @@ import pandas as pd
 from simulator.cost.engine_time import BEYOND_S, MEASURED_SEQUENCES
 from simulator.results.folder import Results
 from simulator.results.formats import parameters, seconds_text
+from simulator.results.run_bands_text import SURE, chance_of, tell_bands, tell_chance
 from simulator.results.tables import STEP_PHASES
 from simulator.results.why import PHASE_WORDS, SAME, explain
 
@@ -57,7 +58,13 @@ def verdict(results: Results) -> dict[str, Any]:
         headline = f"{short[name]} serves this traffic with {_numbers(row)}."
         return {
             "headline": headline,
-            "reasons": [*queues, *again, *insides, *_notes(results, short)],
+            "reasons": [
+                *_bands(results, short, ""),
+                *queues,
+                *again,
+                *insides,
+                *_notes(results, short),
+            ],
             "winner": None,
         }
     ranked = sorted(rows, key=lambda name: _order(rows[name]))
@@ -67,6 +74,17 @@ def verdict(results: Results) -> dict[str, Any]:
     ) < _latency(rows[best]):
         best, second = second, best  # the shares lie on either side of a step's edge
     headline, winner = _compare(best, rows[best], second, rows[second], short)
+    has_targets = not np.isnan(float(rows[best]["slo_attainment"]))
+    gap = abs(_attained(rows[best]) - _attained(rows[second]))
+    chance = chance_of(results, best, second, has_targets and gap >= _ATTAINMENT_STEP)
+    better = ""
+    if chance is not None:
+        better = (
+            f"Of what the simulator may be off, {short[best]} is better with a probability of "
+            f"{tell_chance(chance)}"
+        )
+        if winner is not None and chance < SURE:
+            headline += f" That is not sure: the probability is {tell_chance(chance)}."
     if len(ranked) > 2:
         headline += f" Behind them: {', '.join(short[name] for name in ranked[2:])}."
     if not queues:
@@ -74,9 +92,21 @@ def verdict(results: Results) -> dict[str, Any]:
     why = explain(results.token_time, best, second, short)
     return {
         "headline": headline,
-        "reasons": [*why, *queues, *again, *insides, *_notes(results, short)],
+        "reasons": [
+            *_bands(results, short, better),
+            *why,
+            *queues,
+            *again,
+            *insides,
+            *_notes(results, short),
+        ],
         "winner": winner,
     }
+
+
+def _bands(results: Results, short: dict[str, str], better: str) -> list[str]:
+    said = tell_bands(results, short, better)
+    return [] if said is None else [said]
 
 
 def _headroom(rows: dict[str, pd.Series], short: dict[str, str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import plotly.graph_objects as go
@@ -12,6 +12,7 @@ from simulator.report import style
 from simulator.results import formats
 from simulator.results.folder import Results
 from simulator.results.metrics import METRICS
+from simulator.results.run_bands_text import band_text
 
 BAR_PIXELS = 26
 
@@ -58,6 +59,9 @@ class Comparison(Frozen):
         for i, deployment in enumerate(results.deployments):
             currency = str(style.facts(results, deployment).get("currency") or "")
             text = formats.metric(name, float(values[i]), currency)
+            band = band_text(results, deployment, name, float(values[i]), currency)
+            hover = f"<br>80 % of cases: {band}" if band else ""
+            whisker = _whisker(results, deployment, name, float(values[i])) if band else None
             drawn.add_bar(
                 orientation="h",
                 x=[float(np.nan_to_num(values[i]))],
@@ -67,8 +71,23 @@ class Comparison(Frozen):
                 text=[text],
                 textposition="outside",
                 cliponaxis=False,
-                hovertemplate=f"{text}<extra>{label[deployment]}</extra>",
+                hovertemplate=f"{text}{hover}<extra>{label[deployment]}</extra>",
+                error_x=whisker,
             )
         drawn.update_xaxes(visible=False, range=[0, 1.65 * largest])
         drawn.update_yaxes(visible=False, range=[len(values) - 0.4, -0.6])
         return drawn
+
+
+def _whisker(results: Results, deployment: str, name: str, value: float) -> dict[str, Any]:
+    """A line from the 10th to the 90th percentile of what a figure may be."""
+    low, high = results.run["bands"]["deployments"][deployment][name]
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [max(0.0, high - value)],
+        "arrayminus": [max(0.0, value - low)],
+        "thickness": 1,
+        "width": 3,
+        "color": style.MUTED,
+    }

@@ -1,0 +1,205 @@
+"""How far off a run's figures may be, and how likely one deployment is better than another.
+
+The engine serves the same requests with steps that take as long as at both ends of its
+calibration's band, since a queue makes more of an error than the steps themselves have. Between
+those runs figures are interpolated over draws of the error that deployments share in part
+(:mod:`simulator.planner.draws`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from simulator.base.progress import CountDone, Progress, count_part, show_nothing
+from simulator.config.calibration import Calibration
+from simulator.config.workload import SLO
+from simulator.deployment.plan import DeploymentPlan
+from simulator.engine.cluster import MakeTable, run_plan
+from simulator.engine.table import StepTable, make_table, slow_table
+from simulator.planner.curve import Curve
+from simulator.planner.draws import Draws, Floats, Table, bands_of, first_token_off, own_of
+from simulator.planner.estimate import step_parts
+from simulator.planner.traffic import Traffic, subset
+from simulator.results.metrics import METRICS, summarise
+from simulator.step.prices import Prices
+from simulator.workload.requests import longest_tokens
+from simulator.workload.traces import RequestTrace
+
+MOST_REQUESTS = 6_000
+"""Requests of a longer trace, its first, by which figures of the whole are widened: that takes as
+long as serving 18,000."""
+_FURTHEST = 2.5
+"""Standard deviations beyond which figures are not extrapolated from the ends of the band."""
+_LATENCIES = ("ttft_p50_s", "tpot_p50_s")
+
+
+class _Drawn(NamedTuple):
+    """One deployment's figures in all draws, ``[n]`` each."""
+
+    values: dict[str, Floats]
+    source: str
+
+
+class Tables:
+    """Step tables of one plan, filled once and slowed as asked."""
+
+    def __init__(self) -> None:
+        self._tables: dict[str, StepTable] = {}
+
+    def slowed(self, factor: float) -> MakeTable:
+        """What makes a table whose seconds are ``factor`` times as long."""
+
+        def fill(prices: Prices, stream: str) -> StepTable:
+            if stream not in self._tables:
+                self._tables[stream] = make_table(prices, stream)
+            return slow_table(self._tables[stream], factor)
+
+        return fill
+
+
+def make_bands(
+    plans: Sequence[DeploymentPlan],
+    trace: RequestTrace,
+    slo: SLO,
+    seed: int,
+    summary: pd.DataFrame,
+    tables: Mapping[str, Tables],
+    tick: Progress = show_nothing,
+) -> dict[str, Any]:
+    """What ``run.json`` holds of them: for each deployment the 10th and 90th percentile of each
+    figure, and for each two the probability that the first is better; empty where a calibration
+    is of one machine, whose error is shown by ``execute``.
+
+    Figures are those of :data:`~simulator.results.metrics.METRICS` that have a better direction.
+
+    Args:
+        summary: the run's own figures, a row a deployment in the order of ``plans``.
+        tables: what makes each deployment's step tables, by its name.
+    """
+    if not all(isinstance(plan.calibration, Calibration) for plan in plans):
+        return {}
+    count = min(trace.num_requests, MOST_REQUESTS)
+    part = trace if count == trace.num_requests else subset(trace, np.arange(count))
+    draws = Draws(seed)
+    drawn: dict[str, _Drawn] = {}
+    for plan, (_, own) in zip(plans, summary.iterrows(), strict=True):
+        drawn[plan.name] = _draw(plan, part, slo, draws, own, tables[plan.name], tick)
+    return {
+        "num_requests": count,
+        "sources": {name: one.source for name, one in drawn.items()},
+        "deployments": {
+            name: {key: _edges(values) for key, values in one.values.items()}
+            for name, one in drawn.items()
+        },
+        "better": {
+            name: {
+                other: _chances(one.values, drawn[other].values) for other in drawn if other != name
+            }
+            for name, one in drawn.items()
+        },
+    }
+
+
+def serves_better(chances: dict[str, float], has_targets: bool) -> float:
+    """The probability by which a verdict goes: of the share of requests in time, and of the
+    latencies where no targets are asked for.
+    """
+    return chances["slo_attainment" if has_targets else "latency"]
+
+
+def _draw(
+    plan: DeploymentPlan,
+    trace: RequestTrace,
+    slo: SLO,
+    draws: Draws,
+    own: pd.Series,
+    tables: Tables,
+    tick: Progress,
+) -> _Drawn:
+    bands = bands_of(plan, plan.prefill is not None)
+    slower, count = sorted({*bands.token, 1.0}), trace.num_requests
+    shown = count_part(tick, f"bands of {plan.name}", count * len(slower))
+    rows: list[pd.Series] = []
+    for factor in slower:
+        before = len(rows) * count
+        fill = tables.slowed(factor)
+        record = run_plan(plan, trace, "step", _count_on(shown, before), fill)
+        rows.append(summarise([plan], [record], slo).iloc[0])
+    base = rows[slower.index(1.0)]
+    table = Table(*bands, _parts(plan, trace, float(base["tpot_p50_s"])), [], [], own=own_of(plan))
+    score = draws.score(table)
+    at = np.clip(
+        np.log(draws.slowness(table)),
+        table.middle - _FURTHEST * table.spread,
+        table.middle + _FURTHEST * table.spread,
+    )
+    values: dict[str, Floats] = {}
+    for key, described in METRICS.items():
+        tried = np.array([float(row[key]) for row in rows] if key in own else [math.nan])
+        value = float(own[key]) if key in own else math.nan
+        if not described.better or not np.isfinite([*tried, value]).all():
+            continue
+        values[key] = _widen(value, np.log(slower), tried, at, key)
+        if key.startswith("ttft") and value > 0:
+            alone = value * np.exp(first_token_off(table, score))
+            values[key] = np.maximum(values[key], alone)
+    latencies = [values[key] for key in _LATENCIES if key in values and (values[key] > 0).all()]
+    if latencies:
+        values["latency"] = np.exp(np.mean(np.log(latencies), axis=0))
+    return _Drawn(values, bands.source)
+
+
+def _parts(plan: DeploymentPlan, trace: RequestTrace, tpot_s: float) -> dict[str, float]:
+    """What a decode step is made of; of an equal share of everything where nothing is decoded."""
+    longest = max(longest_tokens(trace), plan.rules.token_budget)
+    curve = Curve(plan, Traffic.of(trace), longest)
+    return step_parts(curve, plan.rules.max_sequences, tpot_s if tpot_s > 0 else 0.0)
+
+
+def _count_on(shown: CountDone, before: int) -> CountDone:
+    """What counts requests that are served behind ``before`` others."""
+    return lambda done: shown(before + done)
+
+
+def _widen(value: float, tried: Floats, values: Floats, at: Floats, key: str) -> Floats:
+    """A figure where steps are so much slower (logarithms): the run's own, moved as far as the
+    figures that were tried move, along straight lines between and beyond them; of positive figures
+    but shares these are of logarithms.
+    """
+    is_share = METRICS[key].unit == "ratio"
+    in_logs = not is_share and value > 0 and bool((values > 0).all())
+    shown = np.log(values) if in_logs else values
+    if len(tried) == 1:
+        return np.full(len(at), value)
+
+    def line(points: Floats) -> Floats:
+        place = np.clip(np.searchsorted(tried, points) - 1, 0, len(tried) - 2)
+        slope = (shown[place + 1] - shown[place]) / (tried[place + 1] - tried[place])
+        return np.asarray(shown[place] + slope * (points - tried[place]))
+
+    moved = line(at) - line(np.zeros(1))
+    if in_logs:
+        return np.asarray(value * np.exp(moved))
+    return np.clip(value + moved, 0.0, 1.0 if is_share else math.inf)
+
+
+def _edges(values: Floats) -> list[float]:
+    return [float(edge) for edge in np.quantile(values, [0.1, 0.9])]
+
+
+def _chances(mine: dict[str, Floats], theirs: dict[str, Floats]) -> dict[str, float]:
+    """The share of draws in which each of one deployment's figures is better; half of those in
+    which both are equal.
+    """
+    found = {}
+    for key in mine.keys() & theirs.keys():
+        is_higher = key in METRICS and METRICS[key].better == "higher"
+        gap = (mine[key] - theirs[key]) * (1 if is_higher else -1)
+        equal = np.isclose(mine[key], theirs[key], rtol=1e-9, atol=1e-12)
+        found[key] = float(((gap > 0) & ~equal).mean() + equal.mean() / 2)
+    return found

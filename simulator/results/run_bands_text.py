@@ -1,0 +1,81 @@
+"""Sentences on how far off a run's figures may be, and how likely one deployment is better."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from simulator.results.folder import Results
+from simulator.results.formats import metric, seconds_text
+
+SURE = 0.9
+"""A winner that is less likely to be one says so in the headline."""
+_NEVER = 0.005
+_SHOWN = {"ttft_p50_s": "TTFT p50", "tpot_p50_s": "TPOT p50"}
+
+
+def chance_of(results: Results, first: str, second: str, has_targets: bool) -> float | None:
+    """How probable it is that a deployment serves the traffic better than another one: by the share
+    of requests in time where targets are asked for, and by both latencies where none are or where
+    as many are in time; ``None`` where it was not drawn for both.
+    """
+    chances = _bands(results).get("better", {}).get(first, {}).get(second)
+    if chances is None:
+        return None
+    key = "slo_attainment" if has_targets and "slo_attainment" in chances else "latency"
+    found = chances.get(key)
+    return None if found is None else float(found)
+
+
+def tell_chance(chance: float) -> str:
+    """A probability in words.
+
+    >>> tell_chance(0.934), tell_chance(1.0), tell_chance(0.001)
+    ('93 %', 'more than 99 %', 'less than 1 %')
+    """
+    if chance > 1 - 2 * _NEVER:
+        return "more than 99 %"
+    return "less than 1 %" if chance < 2 * _NEVER else f"{100 * chance:.0f} %"
+
+
+def tell_bands(results: Results, short: dict[str, str], chance: str) -> str | None:
+    """The 80 % bands of the median latencies, and the chance that the better one is; ``None`` where
+    nothing was drawn.
+
+    Args:
+        chance: a sentence's beginning on which deployment is better with which probability; empty
+            for a single one.
+    """
+    drawn = _bands(results).get("deployments", {})
+    names = [name for name in results.deployments if name in drawn]
+    pieces = []
+    for key, label in _SHOWN.items():
+        edges = [drawn[name].get(key) for name in names]
+        if names and all(edges):
+            told = " against ".join(
+                f"{seconds_text(low)} to {seconds_text(high)}" for low, high in edges
+            )
+            pieces.append(f"{label} {told}")
+    if not pieces:
+        return None
+    which = f" ({' against '.join(short[name] for name in names)})" if len(names) > 1 else ""
+    begin = f"{chance}; 80 % bands" if chance else "80 % bands of what the simulator may be off"
+    return f"{begin}{which}: {', '.join(pieces)}."
+
+
+def band_text(results: Results, deployment: str, key: str, value: float, currency: str) -> str:
+    """A figure's 80 % band as a table shows it; empty where there is none, or where both ends read
+    as the figure does.
+    """
+    edges = _bands(results).get("deployments", {}).get(deployment, {}).get(key)
+    if edges is None or not all(map(math.isfinite, edges)):
+        return ""
+    low, high = (
+        metric(key, edge, currency) for edge in (min(edges[0], value), max(edges[1], value))
+    )
+    return "" if low == high == metric(key, value, currency) else f"{low} to {high}"
+
+
+def _bands(results: Results) -> dict[str, Any]:
+    found: dict[str, Any] = results.run.get("bands") or {}
+    return found
