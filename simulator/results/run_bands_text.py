@@ -7,6 +7,7 @@ from typing import Any
 
 from simulator.results.folder import Results
 from simulator.results.formats import metric, seconds_text
+from simulator.results.metrics import METRICS
 
 SURE = 0.9
 """A winner that is less likely to be one says so in the headline."""
@@ -59,14 +60,17 @@ def tell_bands(results: Results, short: dict[str, str], chance: str) -> str | No
     if not pieces:
         return None
     which = f" ({' against '.join(short[name] for name in names)})" if len(names) > 1 else ""
-    begin = f"{chance}; 80 % bands" if chance else "80 % bands of what the simulator may be off"
+    alone = "80 % bands, going by how far off the simulator was elsewhere"
+    begin = f"{chance}; 80 % bands" if chance else alone
     return f"{begin}{which}: {', '.join(pieces)}."
 
 
 def band_text(results: Results, deployment: str, key: str, value: float, currency: str) -> str:
-    """A figure's 80 % band as a table shows it; empty where there is none, or where both ends read
-    as the figure does.
+    """A figure's 80 % band as a table shows it; empty where there is none, where arrivals decide
+    the figure, or where both ends read as it does.
     """
+    if METRICS[key].is_given and results.is_open:
+        return ""
     edges = _bands(results).get("deployments", {}).get(deployment, {}).get(key)
     if edges is None or not all(map(math.isfinite, edges)):
         return ""

@@ -80,8 +80,8 @@ def verdict(results: Results) -> dict[str, Any]:
     better = ""
     if chance is not None:
         better = (
-            f"Of what the simulator may be off, {short[best]} is better with a probability of "
-            f"{tell_chance(chance)}"
+            f"{short[best]} is better with a probability of {tell_chance(chance)}, going by how "
+            "far off the simulator was elsewhere"
         )
         if winner is not None and chance < SURE:
             headline += f" That is not sure: the probability is {tell_chance(chance)}."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import plotly.graph_objects as go
@@ -15,6 +15,9 @@ from simulator.results.metrics import METRICS
 from simulator.results.run_bands_text import band_text
 
 BAR_PIXELS = 26
+_LINE = "#2B3544"
+_LEAST = 0.02
+"""Bands that are narrower than this share of the longest bar are not drawn."""
 
 
 class Comparison(Frozen):
@@ -23,8 +26,8 @@ class Comparison(Frozen):
     title: ClassVar[str] = "The deployments side by side"
     section: ClassVar[str] = "Comparison"
     definition: ClassVar[str] = (
-        "Each plot has its own scale from zero; an arrow says which way is better, "
-        "and a dash that it is undefined."
+        "Each plot has its own scale from zero; an arrow says which way is better, a line holds "
+        "80 % of what the figure may be, and a dash says that it is undefined."
     )
     absent: ClassVar[str] = "No request finished."
     order: ClassVar[int] = 10
@@ -56,38 +59,36 @@ class Comparison(Frozen):
         )
         label, marker = style.labels(results), style.markers(results)
         largest = float(np.nanmax(values)) or 1.0
+        ends = [largest]
         for i, deployment in enumerate(results.deployments):
             currency = str(style.facts(results, deployment).get("currency") or "")
-            text = formats.metric(name, float(values[i]), currency)
-            band = band_text(results, deployment, name, float(values[i]), currency)
+            value = float(values[i])
+            text = formats.metric(name, value, currency)
+            band = band_text(results, deployment, name, value, currency)
+            low, high = _edges(results, deployment, name, value) if band else (value, value)
             hover = f"<br>80 % of cases: {band}" if band else ""
-            whisker = _whisker(results, deployment, name, float(values[i])) if band else None
             drawn.add_bar(
                 orientation="h",
-                x=[float(np.nan_to_num(values[i]))],
+                x=[float(np.nan_to_num(value))],
                 y=[i],
                 name=label[deployment],
                 marker=marker[deployment],
-                text=[text],
-                textposition="outside",
-                cliponaxis=False,
                 hovertemplate=f"{text}{hover}<extra>{label[deployment]}</extra>",
-                error_x=whisker,
             )
-        drawn.update_xaxes(visible=False, range=[0, 1.65 * largest])
+            if high - low > _LEAST * largest:
+                line = {"color": _LINE, "width": 1.5}
+                drawn.add_shape(type="line", x0=low, x1=high, y0=i, y1=i, line=line)
+            end = float(np.nan_to_num(high))
+            ends.append(end)
+            drawn.add_annotation(
+                x=end, y=i, text=text, xanchor="left", xshift=2, showarrow=False, yanchor="middle"
+            )
+        drawn.update_xaxes(visible=False, range=[0, 1.65 * max(ends)])
         drawn.update_yaxes(visible=False, range=[len(values) - 0.4, -0.6])
         return drawn
 
 
-def _whisker(results: Results, deployment: str, name: str, value: float) -> dict[str, Any]:
-    """A line from the 10th to the 90th percentile of what a figure may be."""
+def _edges(results: Results, deployment: str, name: str, value: float) -> tuple[float, float]:
+    """The 10th and 90th percentile of what a figure may be, and itself between."""
     low, high = results.run["bands"]["deployments"][deployment][name]
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [max(0.0, high - value)],
-        "arrayminus": [max(0.0, value - low)],
-        "thickness": 1,
-        "width": 3,
-        "color": style.MUTED,
-    }
+    return min(low, value), max(high, value)
