@@ -9,7 +9,7 @@ from typing import Any
 from simulator.base.progress import Progress, count_part, show_nothing
 from simulator.deployment.facts import facts_of
 from simulator.deployment.memory import check_requests
-from simulator.deployment.notes import notes_of, scheduling_notes, start_notes
+from simulator.deployment.notes import memory_notes, notes_of, scheduling_notes, start_notes
 from simulator.deployment.own_policies import try_policies
 from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.engine.cluster import Fidelity, run_plan
@@ -54,6 +54,7 @@ def notes_on(scenario: Scenario, plans: list[DeploymentPlan], trace: RequestTrac
     longest = longest_tokens(trace)
     notes = [note for plan in plans for pool in plan.pools for note in start_notes(pool, longest)]
     notes += scheduling_notes(scenario.deployments, plans)
+    notes += memory_notes(scenario.deployments, plans)
     notes += [note for plan in plans for pool in plan.pools for note in notes_of(pool)]
     if scenario.execution.faults:
         count = len(scenario.execution.faults)

@@ -113,6 +113,29 @@ def scheduling_notes(specs: Sequence[DeploymentSpec], plans: Sequence[Deployment
     ]
 
 
+def memory_notes(specs: Sequence[DeploymentSpec], plans: Sequence[DeploymentPlan]) -> list[str]:
+    """How deployments whose files leave it to the default, which has changed, divide a GPU's
+    memory, and what restores the older one.
+
+    Args:
+        specs: the plans' deployments as they were written.
+    """
+    found: dict[str, list[str]] = {}
+    for spec, plan in zip(specs, plans, strict=True):
+        own = (spec.memory_fraction, spec.free_memory_fraction, spec.activation_bytes)
+        low, high = plan.capacity.off_bytes
+        if own == (None, None, None) and high > low:
+            engine = find_engine(plan.spec.engine)
+            name = plan.spec.engine if engine is None else engine.title
+            cache = f"{plan.name} ({plan.capacity.kv_bytes / 1e9:.1f} GB a GPU)"
+            found.setdefault(name, []).append(cache)
+    return [
+        f"KV cache of {', '.join(caches)}: memory is divided as {name} does it. Before, it was "
+        "memory_fraction = 0.9, activation_bytes = 2e9"
+        for name, caches in found.items()
+    ]
+
+
 def _complete(own: Policy) -> Policy | None:
     """A policy with the defaults of before; ``None`` for one that was not there, or had none."""
     kind = own.get("kind")

@@ -14,9 +14,10 @@ from simulator.config.capacity import Question
 from simulator.config.deployment import DeploymentSpec
 from simulator.deployment.plan import make_plan
 from simulator.engine.cluster import run_plan
+from simulator.engine.table import slow_table
 from simulator.planner import ruled_out
 from simulator.planner.curve import Curve
-from simulator.planner.explore import Explorer, _slowed
+from simulator.planner.explore import Explorer
 from simulator.planner.judge import Judge
 from simulator.planner.launch import launch
 from simulator.planner.requests import lasting, traffic_of
@@ -160,7 +161,7 @@ def test_a_slower_table_is_slower_on_the_way_between_stages_too(tiny):
 
     plan = tiny.plan("dense", tp=2, pp=2)
     table = make_table(Prices(plan, 64))
-    slowed = _slowed(table, 2.0)
+    slowed = slow_table(table, 2.0)
     assert slowed.sends_s == pytest.approx(2 * table.sends_s)
     assert (slowed.longest_stage, slowed.last_stage) == (table.longest_stage, table.last_stage)
 
