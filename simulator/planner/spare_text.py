@@ -31,7 +31,8 @@ def explain_idle(answer: dict[str, Any]) -> Iterator[str]:
                 "the cluster comes in no smaller size, and another replica there would add headroom"
             )
             why = f"{kept} of them are what may be lost; {more}" if kept else more
-        yield f"{size - used} of its {size} GPUs stand idle: {why}."
+        stand = "stands" if size - used == 1 else "stand"
+        yield f"{size - used} of its {size} GPUs {stand} idle: {why}."
 
 
 def explain_losses(answer: dict[str, Any]) -> Iterator[str]:
