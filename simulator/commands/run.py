@@ -52,7 +52,12 @@ def notes_on(scenario: Scenario, plans: list[DeploymentPlan], trace: RequestTrac
     of account.
     """
     longest = longest_tokens(trace)
-    notes = [note for plan in plans for pool in plan.pools for note in start_notes(pool, longest)]
+    notes = [
+        note
+        for plan in plans
+        for pool in plan.pools
+        for note in start_notes(pool, longest, ", prefill" if pool is plan.prefill else "")
+    ]
     notes += scheduling_notes(scenario.deployments, plans)
     notes += memory_notes(scenario.deployments, plans)
     notes += [note for plan in plans for pool in plan.pools for note in notes_of(pool)]

@@ -1,5 +1,5 @@
-"""How a serving engine batches when it is started without flags: one file for each release from
-which on it changed.
+"""What a serving engine does by itself: how it batches without flags, hands prompts over between
+pools, refuses splits and divides memory. One file for each release from which on that changed.
 """
 
 from __future__ import annotations
@@ -153,19 +153,23 @@ def read_engine(path: Path) -> EngineSpec:
     Raises:
         UserError: if it is wrong, or based on none.
     """
-    return validate(EngineSpec, _read_table(path), str(path))
+    return validate(EngineSpec, _read_table(path, ()), str(path))
 
 
-def _read_table(path: Path) -> dict[str, Any]:
-    """A file's keys, over those of the file that it is based on."""
+def _read_table(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """A file's keys, over those of the file that it is based on.
+
+    Args:
+        above: files that are based on it.
+    """
     table = read_toml(path)
     earlier = table.pop("based_on", None)
     if earlier is None:
         return dict(table)
     files = available_files(_FAMILY)
-    if not isinstance(earlier, str) or earlier not in files or files[earlier] == path:
+    if not isinstance(earlier, str) or files.get(earlier) in (None, path, *above):
         raise UserError(f"{path}: based_on names no other engine file: {earlier!r}")
-    return _merged(_read_table(files[earlier]), dict(table))
+    return _merged(_read_table(files[earlier], (path, *above)), dict(table))
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ class Padding(Frozen):
     """What the widths of routed experts are rounded up to a multiple of."""
 
     intermediate: Width = 1
-    """Of a rank's part of the intermediate width."""
+    """Multiple for a rank's part of the intermediate width."""
     hidden: Width = 1
 
 
@@ -68,6 +68,8 @@ class MemoryRules(Frozen):
     """GiB that the driver shows and PyTorch does not see."""
     padding: dict[str, dict[str, Padding]] = {}
     """By format of the experts and generation."""
+    off_kind: Literal["fitted", "assumed"] = "fitted"
+    """Where ``off_gib`` is from: start-up logs, or nowhere."""
     off_gib: _Off
     """10th and 90th percentile of a KV cache in logs less what these rules make of it, GiB."""
     generation_off_gib: dict[str, _Off] = {}
@@ -92,4 +94,4 @@ class MemoryRules(Frozen):
             + reserve.gib_per_rank * num_ranks
             + reserve.mib_per_token / 1024 * max(token_budget, 2048),
         )
-        return round(1 - gib * GIB / memory_bytes, 3)
+        return max(0.0, round(1 - gib * GIB / memory_bytes, 3))

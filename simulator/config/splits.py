@@ -20,9 +20,9 @@ class Blocks(Frozen):
     """Widths that a rank's part of a matrix must be a multiple of, for one format of weights."""
 
     matrices: Width = 1
-    """Of attention, dense feed-forward blocks and shared experts."""
+    """Columns in attention, dense feed-forward blocks and shared experts."""
     experts: Width = 1
-    """Of routed experts that are split over ranks; whole ones are not bound by it."""
+    """Columns in routed experts that are split over ranks; whole ones are not bound by it."""
     refined_to: Width | None = None
     """Smallest block that the scales of experts are refined to where their parts are no multiple;
     absent = they are not."""

@@ -11,6 +11,7 @@ from simulator.config.calibration import CalibrationFile, CollectiveFit, Exchang
 from simulator.config.engine import find_engine
 from simulator.config.host import ExchangeTable, MatrixTable, Steps, load_any_calibration
 from simulator.deployment.fits import fits_of
+from simulator.deployment.memory import memory_rules
 from simulator.deployment.notes import notes_of
 from simulator.deployment.plan import DeploymentPlan
 
@@ -288,20 +289,17 @@ def _memory_row(plan: DeploymentPlan) -> Policy:
         f"libraries; {capacity.share:.1%} {_SHARES[capacity.kind]}"
     )
     low, high = capacity.off_bytes
-    if high > low:
+    rules, engine = memory_rules(spec.engine, plan.accelerator), find_engine(spec.engine)
+    has_share = spec.memory_fraction is not None or spec.free_memory_fraction is not None
+    if high == low or engine is None:
+        source, kind = "deployment, or its default", "assumed"
+    else:
+        source, kind = f"{engine.title}: {engine.sources.get('memory', '')}", rules.off_kind
+        source += "; the share is the deployment's" if has_share else ""
+        whose = "a log's" if kind == "fitted" else "an engine's, it is assumed,"
         value += (
-            f"; the KV cache of an engine's log is {low / 1e9:+.1f} to {high / 1e9:+.1f} GB off "
-            "in 80 % of cases"
+            f"; {whose} KV cache is {low / 1e9:+.1f} to {high / 1e9:+.1f} GB off in 80 % of cases"
         )
-    engine = find_engine(spec.engine)
-    own = spec.activation_bytes is not None
-    known = engine is not None and engine.memory is not None and not own and high > low
-    source = (
-        f"{engine.title}: {engine.sources.get('memory', '')}"
-        if known and engine is not None
-        else "deployment, or its default"
-    )
-    kind = "fitted" if known else "assumed"
     return {"what": "memory held back", "value": value, "kind": kind, "source": source}
 
 

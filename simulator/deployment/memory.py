@@ -5,7 +5,7 @@ not.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from simulator.base.errors import UserError
@@ -21,6 +21,7 @@ from simulator.work.layout import Layout, uneven_heads
 from simulator.work.memory import CacheSize, Precision, cache_size, weight_bytes
 from simulator.work.workspace import expert_workspace_bytes, forward_bytes, logits_bytes
 
+IsLegal = Callable[[Layout, Precision], bool]
 _Z_90 = 1.2815515655446004
 _NO_WORKSPACE = ("mxfp4", "mxfp4_mxfp8")
 """Formats of experts whose kernels (Triton's ``matmul_ogs``) have no workspace of their own."""
@@ -89,27 +90,32 @@ def check_memory(
     precision: Precision,
     rules: Rules,
     where: str,
+    is_legal: IsLegal = lambda _layout, _precision: True,
 ) -> Capacity:
     """What each GPU holds.
+
+    Args:
+        is_legal: whether the engine starts with a split and formats.
 
     Raises:
         UserError: if weights, activations and a KV cache of one sequence of 2,048 tokens do not
             fit: with what is needed, what there is, and the smallest split or narrower format that
             fits.
     """
-    capacity = _capacity(spec, model, accelerator, layout, precision, rules)
-    if _fits(capacity, model):
+    capacity = capacity_of(spec, model, accelerator, layout, precision, rules)
+    if does_fit(capacity, model):
         return capacity
     sequence_bytes = capacity.cache.bytes_for(_least_tokens(model))
     needed = capacity.weights_bytes + capacity.step_bytes + sequence_bytes
-    available = capacity.weights_bytes + capacity.step_bytes + capacity.kv_bytes
+    room = capacity.kv_bytes / (capacity.share if capacity.kind == "left" else 1.0)
+    available = capacity.weights_bytes + capacity.step_bytes + room
     dtypes = " and ".join(dict.fromkeys((precision.weights, precision.experts)))
     raise UserError(
         f"{where}: {model.name} does not fit: each GPU needs {_gb(needed)} "
         f"({_gb(capacity.weights_bytes)} of weights in {dtypes}, "
         f"{_gb(capacity.step_bytes)} for activations, {_gb(sequence_bytes)} for one sequence), "
         f"{accelerator.title} has {_gb(available)} ({_share_text(capacity, available)}); "
-        + _what_would_fit(spec, model, accelerator, layout, precision, rules)
+        + _what_would_fit(spec, model, accelerator, layout, precision, rules, is_legal)
     )
 
 
@@ -153,11 +159,12 @@ def _least_tokens(model: ModelSpec) -> int:
     return min(2048, model.max_context_tokens or 2048)
 
 
-def _fits(capacity: Capacity, model: ModelSpec) -> bool:
+def does_fit(capacity: Capacity, model: ModelSpec) -> bool:
+    """Whether the KV cache holds one sequence of 2,048 tokens, or of all that the model takes."""
     return capacity.kv_bytes >= capacity.cache.bytes_for(_least_tokens(model))
 
 
-def _capacity(
+def capacity_of(
     spec: DeploymentSpec,
     model: ModelSpec,
     accelerator: AcceleratorSpec,
@@ -165,6 +172,7 @@ def _capacity(
     precision: Precision,
     rules: Rules,
 ) -> Capacity:
+    """Memory of one GPU as the engine divides it, whether the model fits or not."""
     memory = memory_rules(spec.engine, accelerator)
     total = accelerator.servable_memory_bytes
     num_slots = spec.placement.get("num_slots")
@@ -243,6 +251,7 @@ def _what_would_fit(
     layout: Layout,
     precision: Precision,
     rules: Rules,
+    is_legal: IsLegal,
 ) -> str:
     dtypes = [
         dtype
@@ -252,8 +261,8 @@ def _what_would_fit(
     answers = []
     for sequences in _FEWER_SEQUENCES:
         fewer = rules._replace(max_sequences=sequences)
-        if sequences < rules.max_sequences and _fits(
-            _capacity(spec, model, accelerator, layout, precision, fewer), model
+        if sequences < rules.max_sequences and does_fit(
+            capacity_of(spec, model, accelerator, layout, precision, fewer), model
         ):
             answers.append((layout.num_gpus, f"scheduling.max_sequences = {sequences}"))
             break
@@ -263,7 +272,7 @@ def _what_would_fit(
             if dtype == precision.weights
             else Precision(dtype, dtype, precision.kv, precision.dispatch, precision.combine)
         )
-        found = _smallest_split(spec, model, accelerator, layout, tried, rules)
+        found = _smallest_split(spec, model, accelerator, layout, tried, rules, is_legal)
         if found is not None:
             split, num_gpus = found
             format_ = "" if dtype == precision.weights else f' with weight_dtype = "{dtype}"'
@@ -271,7 +280,7 @@ def _what_would_fit(
                 (num_gpus, f"{split} ({num_gpus} GPU{'s' if num_gpus > 1 else ''}){format_}")
             )
     if not answers:
-        return f"no split over up to {MOST_RANKS:,} of these GPUs fits"
+        return f"no multiple of this split over up to {MOST_RANKS:,} of these GPUs fits"
     fewest: list[tuple[int, str]] = []
     for num_gpus, text in answers:
         if not fewest or num_gpus < fewest[-1][0]:
@@ -286,6 +295,7 @@ def _smallest_split(
     layout: Layout,
     precision: Precision,
     rules: Rules,
+    is_legal: IsLegal,
 ) -> tuple[str, int] | None:
     """The smallest multiple of the layout that fits and that the model can be split into."""
     factor = 1
@@ -294,9 +304,9 @@ def _smallest_split(
             is_possible = uneven_heads(model, grown.tp) is None and (
                 model.moe is None or grown.ep <= model.moe.num_experts
             )
-            if not is_possible:
+            if not is_possible or not is_legal(grown, precision):
                 continue
-            if _fits(_capacity(spec, model, accelerator, grown, precision, rules), model):
+            if does_fit(capacity_of(spec, model, accelerator, grown, precision, rules), model):
                 return text + (f", pp = {grown.pp}" if grown.pp > 1 else ""), grown.num_gpus
         factor *= 2
     return None

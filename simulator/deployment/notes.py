@@ -10,7 +10,7 @@ from simulator.base.plugins import build
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.engine import find_engine
 from simulator.config.routing import routing_note
-from simulator.deployment.memory import start_probability
+from simulator.deployment.memory import memory_rules, start_probability
 from simulator.deployment.plan import DeploymentPlan
 from simulator.deployment.splits import refined_block
 from simulator.policies.contracts import make_rules
@@ -26,9 +26,12 @@ def notes_of(plan: DeploymentPlan) -> list[str]:
     return [note for note in found if note is not None]
 
 
-def start_notes(plan: DeploymentPlan, longest_tokens: int) -> list[str]:
+def start_notes(plan: DeploymentPlan, longest_tokens: int, part: str = "") -> list[str]:
     """A sentence where a pool may not start, going by how far logs of engines are from the memory
     that is counted.
+
+    Args:
+        part: what stands behind the deployment's name, such as ``, prefill``.
     """
     capacity = plan.capacity
     probability = start_probability(capacity, longest_tokens)
@@ -36,12 +39,22 @@ def start_notes(plan: DeploymentPlan, longest_tokens: int) -> list[str]:
         return []
     low, high = (edge / 1e9 for edge in capacity.off_bytes)
     needed = capacity.blocks_for(longest_tokens) * capacity.block_bytes / 1e9
+    is_fitted = memory_rules(plan.spec.engine, plan.accelerator).off_kind == "fitted"
+    whose = "logs of engines" if is_fitted else "engines are assumed to"
     return [
-        f"{plan.name} may not start: {capacity.kv_bytes / 1e9:.1f} GB of a GPU are left for the KV "
-        f"cache, the longest request takes {needed:.1f} GB, and logs of engines have {low:+.1f} to "
-        f"{high:+.1f} GB more, so that it starts with a probability of {probability:.0%}; fewer "
-        "max_sequences, a larger memory_fraction, or more GPUs make it surer"
+        f"{plan.name}{part} may not start: {capacity.kv_bytes / 1e9:.1f} GB of a GPU are left for "
+        f"the KV cache, the longest request takes {needed:.1f} GB, and {whose} have {low:+.1f} to "
+        f"{high:+.1f} GB more, so that it starts with a probability of {probability:.0%}; "
+        f"{_SURER[capacity.kind]} make it surer"
     ]
+
+
+_SURER = {
+    "of_total": "fewer max_sequences, a larger memory_fraction, or more GPUs",
+    "before_loading": "a larger memory_fraction, or more GPUs",
+    "left": "a larger free_memory_fraction, or more GPUs",
+}
+"""What leaves more for the KV cache, by the rule that divides memory."""
 
 
 def _copies_note(plan: DeploymentPlan) -> str | None:
@@ -113,6 +126,10 @@ def scheduling_notes(specs: Sequence[DeploymentSpec], plans: Sequence[Deployment
     ]
 
 
+_MEMORY_BEFORE = "memory_fraction = 0.9, activation_bytes = 2e9"
+"""How the memory of a deployment that named neither was divided, up to schema 3 of results."""
+
+
 def memory_notes(specs: Sequence[DeploymentSpec], plans: Sequence[DeploymentPlan]) -> list[str]:
     """How deployments whose files leave it to the default, which has changed, divide a GPU's
     memory, and what restores the older one.
@@ -120,19 +137,25 @@ def memory_notes(specs: Sequence[DeploymentSpec], plans: Sequence[DeploymentPlan
     Args:
         specs: the plans' deployments as they were written.
     """
-    found: dict[str, list[str]] = {}
+    found: dict[tuple[str, str], list[str]] = {}
     for spec, plan in zip(specs, plans, strict=True):
-        own = (spec.memory_fraction, spec.free_memory_fraction, spec.activation_bytes)
         low, high = plan.capacity.off_bytes
-        if own == (None, None, None) and high > low:
-            engine = find_engine(plan.spec.engine)
-            name = plan.spec.engine if engine is None else engine.title
-            cache = f"{plan.name} ({plan.capacity.kv_bytes / 1e9:.1f} GB a GPU)"
-            found.setdefault(name, []).append(cache)
+        if spec.activation_bytes is not None or high == low:
+            continue
+        has_share = spec.memory_fraction is not None or spec.free_memory_fraction is not None
+        before = "activation_bytes = 2e9" if has_share else _MEMORY_BEFORE
+        engine = find_engine(plan.spec.engine)
+        name = plan.spec.engine if engine is None else engine.title
+        names = [plan.name] if plan.prefill is None else [plan.name, f"{plan.name}, prefill"]
+        pools = [plan] if plan.prefill is None else [plan, plan.prefill]
+        found.setdefault((name, before), []).extend(
+            f"{own} ({pool.capacity.kv_bytes / 1e9:.1f} GB a GPU)"
+            for own, pool in zip(names, pools, strict=True)
+        )
     return [
         f"KV cache of {', '.join(caches)}: memory is divided as {name} does it. Before, it was "
-        "memory_fraction = 0.9, activation_bytes = 2e9"
-        for name, caches in found.items()
+        f"{before}"
+        for (name, before), caches in found.items()
     ]
 
 

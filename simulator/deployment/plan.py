@@ -26,8 +26,8 @@ from simulator.cost.compute import ComputeModel
 from simulator.cost.stages import Sends, make_sends
 from simulator.cost.transfer import Transfer, make_transfer
 from simulator.deployment.expert_plan import ExpertPlan, plan_experts
-from simulator.deployment.memory import Capacity, check_memory
-from simulator.deployment.splits import check_splits
+from simulator.deployment.memory import Capacity, capacity_of, check_memory, does_fit
+from simulator.deployment.splits import check_splits, find_refusal
 from simulator.policies.balancing import BalancingPolicy
 from simulator.policies.contracts import make_rules, wire_cluster
 from simulator.policies.scheduling import Rules
@@ -168,8 +168,6 @@ def _make_pool(
         )
     precision = _precision(spec, model)
     _check_pruning(spec, model, precision, loaded, place)
-    if isinstance(loaded, CalibrationFile):
-        check_splits(spec, model, accelerator, layout, precision, place)
     scheduling = resolve_scheduling(
         spec.scheduling, spec.engine, accelerator, layout.attention_dp, spec.usage
     )
@@ -178,7 +176,7 @@ def _make_pool(
     _check_sequences(replicas, layout, rules, place)
     _check_stages(spec, layout, cluster, loaded, rules, place)
     fabric = _wired(cluster, layout.num_ranks, place)
-    capacity = check_memory(spec, model, accelerator, layout, precision, rules, place)
+    capacity = _check_start(spec, model, accelerator, layout, precision, rules, place, loaded)
     calibration = (
         loaded.on(layout.num_ranks, capacity.weights_bytes * layout.num_ranks)
         if isinstance(loaded, HostCalibration)
@@ -210,6 +208,33 @@ def _make_pool(
         seed=seed,
         sends=sends,
     )
+
+
+def _check_start(
+    spec: DeploymentSpec,
+    model: ModelSpec,
+    accelerator: AcceleratorSpec,
+    layout: Layout,
+    precision: Precision,
+    rules: Rules,
+    place: str,
+    calibration: CalibrationFile | HostCalibration,
+) -> Capacity:
+    """Refuse what the engine does not start with, and what does not fit; what either message names
+    does both.
+    """
+
+    def is_legal(other: Layout, formats: Precision) -> bool:
+        if isinstance(calibration, HostCalibration):
+            return True
+        return find_refusal(spec, model, accelerator, other, formats) is None
+
+    def fits(own: DeploymentSpec, other: Layout, formats: Precision) -> bool:
+        return does_fit(capacity_of(own, model, accelerator, other, formats, rules), model)
+
+    if not is_legal(layout, precision):
+        check_splits(spec, model, accelerator, layout, precision, place, fits)
+    return check_memory(spec, model, accelerator, layout, precision, rules, place, is_legal)
 
 
 def _mean_cache(plan: DeploymentPlan) -> CacheSize:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from simulator.base.errors import UserError
+from simulator.base.frozen import Policy
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.attention import GroupedQueryAttention, LatentAttention
 from simulator.config.deployment import DeploymentSpec
@@ -24,47 +25,51 @@ def check_splits(
     layout: Layout,
     precision: Precision,
     place: str,
+    fits: Callable[[DeploymentSpec, Layout, Precision], bool],
 ) -> None:
     """Refuse what the engine's release refuses; engines without a file refuse nothing.
+
+    Args:
+        fits: whether a deployment fits in memory.
 
     Raises:
         UserError: with the rule, and what would do.
     """
     engine = find_engine(spec.engine)
-    if engine is None:
+    why = find_refusal(spec, model, accelerator, layout, precision)
+    if engine is None or why is None:
         return
-    where = f"{place} [parallel]: {engine.title} does not start"
-    for reason in (
+    does: dict[str, str] = {}
+    for key, text, own, split, formats in _others(spec, model, layout, precision):
+        if key in does or find_refusal(own, model, accelerator, split, formats) is not None:
+            continue
+        if fits(own, split, formats):
+            does[key] = text
+    named = "".join(f"; {text} does" for text in does.values())
+    raise UserError(f"{place} [parallel]: {engine.title} does not start {why}{named}")
+
+
+def find_refusal(
+    spec: DeploymentSpec,
+    model: ModelSpec,
+    accelerator: AcceleratorSpec,
+    layout: Layout,
+    precision: Precision,
+) -> str | None:
+    """Why the engine does not start with a split and formats; ``None`` where it does, or where no
+    file knows the engine.
+    """
+    engine = find_engine(spec.engine)
+    if engine is None:
+        return None
+    reasons = (
         *_generations(engine, accelerator, precision),
         *_caches(engine, model, accelerator, precision),
-    ):
-        raise UserError(f"{where} {reason}")
-
-    def refused(tried: Layout) -> str | None:
-        return next(
-            (
-                reason
-                for reason in (
-                    *_heads(engine, model, tried),
-                    *_slots(engine, spec, model, tried),
-                    *_blocks(engine, model, tried, precision),
-                )
-            ),
-            None,
-        )
-
-    why = refused(layout)
-    if why is None:
-        return
-    does = [one for one in _others(model, layout) if refused(one) is None]
-    fewer = next((one for one in does if one.tp != layout.tp), None)
-    wider = next((one for one in does if one.tp == layout.tp), None)
-    said = [] if fewer is None else [f"tp = {fewer.tp}"]
-    if fewer is not None and fewer.ep != layout.ep:
-        said = [f"{said[0]} with ep = {fewer.ep}"]
-    if wider is not None:
-        said.append(f"ep = {wider.ep}")
-    raise UserError(f"{where} {why}" + "".join(f"; {one} does" for one in said))
+        *_heads(engine, model, layout),
+        *_slots(engine, spec, model, layout),
+        *_blocks(engine, model, layout, precision),
+    )
+    return next(iter(reasons), None)
 
 
 def refined_block(
@@ -106,13 +111,14 @@ def _caches(
     begin = f'with kv_dtype = "{precision.kv}" on {accelerator.title}'
     for name, mixer in model.mixers.items():
         if isinstance(mixer, LatentAttention) and not limits.latent:
-            yield f"{begin} for latent attention ('{name}'); kv_dtype = \"bf16\" does"
+            yield f"{begin} for latent attention ('{name}')"
         sizes = limits.head_sizes
         if isinstance(mixer, GroupedQueryAttention) and sizes and mixer.head_size not in sizes:
-            yield (
-                f"{begin} for heads of {mixer.head_size} ('{name}'), only of "
-                f'{", ".join(map(str, sizes))}; kv_dtype = "bf16" does'
-            )
+            yield f"{begin} for heads of {mixer.head_size} ('{name}'), only of {_listed(sizes)}"
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def _heads(engine: EngineSpec, model: ModelSpec, layout: Layout) -> Iterator[str]:
@@ -135,11 +141,7 @@ def _slots(
         return
     slots = spec.placement.get("num_slots") or model.moe.num_experts
     if isinstance(slots, int) and slots % layout.ep:
-        more = -(-slots // layout.ep) * layout.ep
-        yield (
-            f"with {slots} slots for experts over ep = {layout.ep}, which does not divide them; "
-            f'placement = {{ kind = "eplb", num_slots = {more} }} does'
-        )
+        yield f"with {slots} slots for experts over ep = {layout.ep}, which does not divide them"
 
 
 def _blocks(
@@ -159,19 +161,29 @@ def _blocks(
             yield _say_blocks(precision.experts, "an expert", width, layout.moe_tp, least)
 
 
-def _others(model: ModelSpec, layout: Layout) -> Iterator[Layout]:
-    """Layouts near one: with the next fewer tensor-parallel ranks, and with experts spread
-    further.
+def _others(
+    spec: DeploymentSpec, model: ModelSpec, layout: Layout, precision: Precision
+) -> Iterator[tuple[str, str, DeploymentSpec, Layout, Precision]]:
+    """Deployments near one, the nearest first, each with the key that differs and how it would be
+    written: fewer tensor-parallel ranks, experts spread further, slots for copies, a wider cache.
     """
     for tp in range(layout.tp - 1, 0, -1):
         ep = min(layout.ep, tp * layout.attention_dp)
         divide = not (layout.tp % tp or tp * layout.attention_dp % ep)
         if divide and uneven_heads(model, tp) is None:
-            yield replace(layout, tp=tp, ep=ep)
+            text = f"tp = {tp}" if ep == layout.ep else f"tp = {tp} with ep = {ep}"
+            yield "tp", text, spec, replace(layout, tp=tp, ep=ep), precision
     if model.moe is not None:
         for ep in range(min(layout.num_ranks, model.moe.num_experts), 1, -1):
             if layout.num_ranks % ep == 0 and ep != layout.ep:
-                yield replace(layout, ep=ep)
+                yield "ep", f"ep = {ep}", spec, replace(layout, ep=ep), precision
+        slots = -(-model.moe.num_experts // layout.ep) * layout.ep
+        placement: Policy = {"kind": "eplb", "num_slots": slots}
+        text = f'placement = {{ kind = "eplb", num_slots = {slots} }}'
+        own = spec.model_copy(update={"placement": placement})
+        yield "placement", text, own, layout, precision
+    if precision.kv != "bf16":
+        yield "kv_dtype", 'kv_dtype = "bf16"', spec, layout, replace(precision, kv="bf16")
 
 
 def _fits(width: int, ranks: int, rule: Blocks) -> bool:

@@ -2,7 +2,8 @@
 there.
 
 The first token is shown by the decode pool: the prompt's own when it takes the request in, or the
-one of its first step for the request, where it computes the last token of the prompt again.
+one of its first step for the request, where it computes the last token of the prompt again. Where
+it does not, a request of one token ends with its prompt.
 
 A prefill replica lets a prompt's blocks go when its last chunk is done, as if they waited elsewhere
 for the wires; it is not held up by a decode pool that is full (its requests queue there). Prefixes

@@ -116,6 +116,7 @@ def _spare(found: Found) -> dict[str, Any]:
     return table | {
         "gpus": space.spare_gpus(*sides),
         "nodes": -(-best.sized.size // host_gpus),
+        "is_spread": host_gpus < machines.spec.gpus_per_node,
         **whole_nodes(machines, host_gpus, best.num_gpus, lost),
     }
 

@@ -88,9 +88,9 @@ class Explorer:
 
     def find(self) -> Finding:
         """Bracket and bisect."""
-        machines = self.space.machines[self.option.design.machines]
+        sizes = self.space.sizes(self.option.design, self.option.prefill)
         try:
-            return self._pools() if self.option.prefill is not None else self._alike(machines.sizes)
+            return self._pools() if self.option.prefill is not None else self._alike(sizes)
         except UserError as error:
             return Finding(
                 self.option,
@@ -130,7 +130,7 @@ class Explorer:
                 float("inf"),
                 0,
                 (),
-                f"no cluster of the limits is left when {self.space.question.spare} is lost",
+                f"no cluster of the limits is left without {self.space.question.spare}",
             )
 
         def sized(size: int) -> Sized:

@@ -25,7 +25,13 @@ from simulator.planner.curve import Curve
 from simulator.planner.draws import Draws, Floats, Table, bands_of, first_token_off, own_of
 from simulator.planner.estimate import step_parts
 from simulator.planner.traffic import Traffic, subset
-from simulator.results.metrics import METRICS, summarise
+from simulator.results.metrics import (
+    METRICS,
+    describe_latencies,
+    latencies,
+    meets,
+    summarise,
+)
 from simulator.step.prices import Prices
 from simulator.workload.requests import longest_tokens
 from simulator.workload.traces import RequestTrace
@@ -35,6 +41,8 @@ MOST_REQUESTS = 6_000
 long as serving 18,000."""
 _FURTHEST = 2.5
 """Standard deviations beyond which figures are not extrapolated from the ends of the band."""
+_GRID = np.linspace(-_FURTHEST, _FURTHEST, 21)
+"""Standard deviations at which every request's latencies are reckoned."""
 _LATENCIES = ("ttft_p50_s", "tpot_p50_s")
 
 
@@ -105,13 +113,6 @@ def make_bands(
     }
 
 
-def serves_better(chances: dict[str, float], has_targets: bool) -> float:
-    """The probability by which a verdict goes: of the share of requests in time, and of the
-    latencies where no targets are asked for.
-    """
-    return chances["slo_attainment" if has_targets else "latency"]
-
-
 def _draw(
     plan: DeploymentPlan,
     trace: RequestTrace,
@@ -125,33 +126,87 @@ def _draw(
     slower, count = sorted({*bands.token, 1.0}), trace.num_requests
     shown = count_part(tick, f"bands of {plan.name}", count * len(slower))
     rows: list[pd.Series] = []
+    served: list[pd.DataFrame] = []
     for factor in slower:
         before = len(rows) * count
         fill = tables.slowed(factor)
         record = run_plan(plan, trace, "step", _count_on(shown, before), fill)
         rows.append(summarise([plan], [record], slo).iloc[0])
-    base = rows[slower.index(1.0)]
-    table = Table(*bands, _parts(plan, trace, float(base["tpot_p50_s"])), [], [], own=own_of(plan))
-    score = draws.score(table)
-    at = np.clip(
-        np.log(draws.slowness(table)),
-        table.middle - _FURTHEST * table.spread,
-        table.middle + _FURTHEST * table.spread,
-    )
+        served.append(latencies(record.requests))
+    place = slower.index(1.0)
+    table = Table(*bands, _parts(plan, trace, rows[place]["tpot_p50_s"]), [], [], own=own_of(plan))
+    score = np.clip(draws.score(table), -_FURTHEST, _FURTHEST)
+    at = table.middle + table.spread * score
+    by_request = _reckon(np.log(slower), served, table, slo)
+    alone = _describe(served[place], slo)
     values: dict[str, Floats] = {}
     for key, described in METRICS.items():
-        tried = np.array([float(row[key]) for row in rows] if key in own else [math.nan])
         value = float(own[key]) if key in own else math.nan
+        tried = np.array([float(row[key]) for row in rows] if key in own else [math.nan])
         if not described.better or not np.isfinite([*tried, value]).all():
             continue
-        values[key] = _widen(value, np.log(slower), tried, at, key)
-        if key.startswith("ttft") and value > 0:
-            alone = value * np.exp(first_token_off(table, score))
-            values[key] = np.maximum(values[key], alone)
-    latencies = [values[key] for key in _LATENCIES if key in values and (values[key] > 0).all()]
-    if latencies:
-        values["latency"] = np.exp(np.mean(np.log(latencies), axis=0))
+        if key in by_request:
+            drawn = np.interp(score, _GRID, by_request[key])
+            values[key] = _move(value, drawn, alone[key], key)
+        else:
+            values[key] = _widen(value, np.log(slower), tried, at, key)
+    medians = [values[key] for key in _LATENCIES if key in values and (values[key] > 0).all()]
+    if medians:
+        values["latency"] = np.exp(np.mean(np.log(medians), axis=0))
     return _Drawn(values, bands.source)
+
+
+def _reckon(
+    log_slower: Floats, served: Sequence[pd.DataFrame], table: Table, slo: SLO
+) -> dict[str, Floats]:
+    """Figures of all requests' latencies at every point of :data:`_GRID`.
+
+    Each request's are between those that it had at the speeds that were tried. Its first token
+    comes no sooner than the error of first tokens has it, and its last one as much later.
+
+    Args:
+        served: latencies at each of the speeds.
+    """
+    log_KN = {
+        name: np.log(np.maximum([one[name].to_numpy(float) for one in served], 1e-12))
+        for name in ("ttft_s", "tpot_s", "e2e_s")
+    }
+    alone = log_KN["ttft_s"][int(np.argmin(np.abs(log_slower)))]
+    rows = []
+    for score in _GRID:
+        at = table.middle + table.spread * score
+        found = {name: np.exp(_line(log_slower, values, at)) for name, values in log_KN.items()}
+        first_s = np.exp(alone + float(first_token_off(table, np.array(score))))
+        later_s = np.maximum(first_s - found["ttft_s"], 0.0)
+        frame = pd.DataFrame(found)
+        frame["ttft_s"] += later_s
+        frame["e2e_s"] += later_s
+        rows.append(_describe(frame, slo))
+    return {key: np.array([row[key] for row in rows]) for key in rows[0]}
+
+
+def _line(tried: Floats, values_KN: Floats, at: float) -> Floats:
+    """``[N]`` values at a point, straight between and beyond those that were tried."""
+    if len(tried) == 1:
+        return np.asarray(values_KN[0])
+    place = int(np.clip(np.searchsorted(tried, at) - 1, 0, len(tried) - 2))
+    share = (at - tried[place]) / (tried[place + 1] - tried[place])
+    return np.asarray(values_KN[place] + share * (values_KN[place + 1] - values_KN[place]))
+
+
+def _describe(latency: pd.DataFrame, slo: SLO) -> dict[str, float]:
+    """Figures of requests' latencies, shares in time included."""
+    share = float(meets(latency, slo).mean())
+    return {**describe_latencies(latency), "slo_attainment": share, "goodput_per_s": share}
+
+
+def _move(value: float, drawn: Floats, alone: float, key: str) -> Floats:
+    """A run's own figure, moved as far as that of its beginning moves: shares by their difference,
+    others by their ratio.
+    """
+    if key == "slo_attainment":
+        return np.clip(value + drawn - alone, 0.0, 1.0)
+    return np.asarray(value * drawn / alone) if alone > 0 else np.full(len(drawn), value)
 
 
 def _parts(plan: DeploymentPlan, trace: RequestTrace, tpot_s: float) -> dict[str, float]:

@@ -169,7 +169,8 @@ def hopeless(space: Space, screened: dict[tuple[int, int], Screened]) -> list[Op
         machines, count = space.machines[place], len(part.front)
         for at in sorted({round(share * (count - 1)) for share in _SPREAD}) if count else ():
             per_user, _, design, budget, _ = part.front[at]
-            replicas = (machines.sizes[-1] - space.spare_gpus(design)) // design.num_ranks
+            largest = max(space.sizes(design), default=0)
+            replicas = (largest - space.spare_gpus(design)) // design.num_ranks
             if replicas >= 1:
                 gpus, cost = replicas * design.num_ranks, machines.sizes[-1] * machines.gpu_hour
                 chosen.setdefault(

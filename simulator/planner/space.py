@@ -170,8 +170,16 @@ class Space:
 
     def held(self, num_gpus: int, design: Design, prefill: Design | None = None) -> int | None:
         """The smallest cluster with so many GPUs left when what may be lost is lost."""
-        spare = self.spare_gpus(design, prefill)
-        return self.machines[design.machines].holding(num_gpus + spare)
+        wanted = num_gpus + self.spare_gpus(design, prefill)
+        return next((size for size in self.sizes(design, prefill) if size >= wanted), None)
+
+    def sizes(self, design: Design, prefill: Design | None = None) -> tuple[int, ...]:
+        """Sizes of the cluster within the limit on nodes, of which there are more where every
+        replica is on one of its own.
+        """
+        sizes, most = self.machines[design.machines].sizes, self.question.limits.nodes
+        host_gpus = self.host_gpus(design, prefill)
+        return tuple(size for size in sizes if most is None or -(-size // host_gpus) <= most)
 
     def _splits(
         self, number: int, one: CandidateModel, place: int, ruled: Ruled

@@ -67,11 +67,7 @@ def explain_losses(answer: dict[str, Any]) -> Iterator[str]:
 
 def _why_spare(answer: dict[str, Any], spare: dict[str, Any], size: int) -> str:
     """What may be lost, and what would do if nothing were."""
-    alone = (
-        f", each replica on one of {spare['nodes']} nodes"
-        if spare.get("gpus_in_whole_nodes")
-        else ""
-    )
+    alone = f", each replica on one of {spare['nodes']} nodes" if spare.get("is_spread") else ""
     said = f"The cluster has {_gpus(size)}{alone}, since {spare['lost']} may be lost"
     said += _in_whole_nodes(answer, spare)
     without: dict[str, Any] = next(

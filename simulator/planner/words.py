@@ -139,6 +139,7 @@ def _every(answer: dict[str, Any]) -> str:
 
 def _reasons(answer: dict[str, Any]) -> Iterator[str]:
     best, limits = answer["recommended"], answer.get("targets", {})
+    yield from _may_not_start(answer)
     yield f"Deploy {best['deployment']}, {best['token_budget']:,} tokens a step."
     binding = best["worst_target"]
     kept = [
@@ -149,7 +150,6 @@ def _reasons(answer: dict[str, Any]) -> Iterator[str]:
         for name, limit in sorted(limits.items(), key=lambda item: item[0] != binding)
         if best.get(name) is not None
     ]
-    yield from _may_not_start(answer)
     if kept:
         first = "What binds is" if best["worst_ratio"] >= _BINDS else "Closest to its limit is"
         yield f"{first} the {kept[0]}{''.join(f'; {one}' for one in kept[1:])}."
@@ -169,7 +169,7 @@ def _reasons(answer: dict[str, Any]) -> Iterator[str]:
 
 
 def _may_not_start(answer: dict[str, Any]) -> Iterator[str]:
-    """That the memory of a GPU may not do, before anything else."""
+    """A sentence where the memory of a GPU may not do."""
     sure = (answer.get("confidence") or {}).get("starts")
     if sure is not None and sure < _STARTS:
         yield (

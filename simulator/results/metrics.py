@@ -202,6 +202,21 @@ def latencies(requests: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def describe_latencies(latency: pd.DataFrame) -> dict[str, float]:
+    """Means and percentiles of :func:`latencies`, seconds by name in :data:`METRICS`; NaN where no
+    request has one.
+    """
+    found: dict[str, float] = {}
+    for name in ("ttft_s", "tpot_s", "e2e_s"):
+        stem, values = name.removesuffix("_s"), latency[name].dropna()
+        for level in (50, 90, 99):
+            found[f"{stem}_p{level}_s"] = (
+                float(values.quantile(level / 100)) if len(values) else np.nan
+            )
+        found[f"{stem}_mean_s"] = float(values.mean()) if len(values) else np.nan
+    return found
+
+
 def meets(latency: pd.DataFrame, slo: SLO) -> pd.Series:
     """Whether each request met every target that is set; a request of one token cannot miss the
     TPOT target.
@@ -248,18 +263,7 @@ def _measure(plan: DeploymentPlan, record: DeploymentRecord, slo: SLO) -> dict[s
         "recomputed_share": _recomputed_share(requests, steps),
         "cost_per_million_tokens": _cost(plan, duration_s, num_output),
     }
-    for name, levels in (
-        ("ttft_s", (50, 90, 99)),
-        ("tpot_s", (50, 90, 99)),
-        ("e2e_s", (50, 90, 99)),
-    ):
-        stem = name.removesuffix("_s")
-        values = latency[name].dropna()
-        for level in levels:
-            found[f"{stem}_p{level}_s"] = (
-                float(values.quantile(level / 100)) if len(values) else np.nan
-            )
-        found[f"{stem}_mean_s"] = float(values.mean()) if len(values) else np.nan
+    found |= describe_latencies(latency)
     for level in (50, 99):
         found[f"itl_p{level}_s"] = record.itl.quantile_s(level / 100)
     for phase in STEP_PHASES:
@@ -268,7 +272,11 @@ def _measure(plan: DeploymentPlan, record: DeploymentRecord, slo: SLO) -> dict[s
 
 
 def _recomputed_share(requests: pd.DataFrame, steps: pd.DataFrame) -> float:
-    """What is computed beyond each prompt once, over all that is computed as prompts are."""
+    """What is computed beyond each prompt once, over all that is computed as prompts are; 0 where
+    no request lost its blocks, since a decode pool may compute each prompt's last token again.
+    """
+    if not requests["num_preemptions"].any():
+        return 0.0
     once = float((requests["num_input"] - requests["num_cached"]).sum())
     return max(0.0, 1.0 - once / float(steps["prefill_tokens"].sum()))
 

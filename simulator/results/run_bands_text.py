@@ -47,16 +47,15 @@ def tell_bands(results: Results, short: dict[str, str], chance: str) -> str | No
         chance: a sentence's beginning on which deployment is better with which probability; empty
             for a single one.
     """
-    drawn = _bands(results).get("deployments", {})
-    names = [name for name in results.deployments if name in drawn]
+    names = [name for name in results.deployments if name in _bands(results).get("deployments", {})]
+    values = results.summary.set_index("deployment")
     pieces = []
     for key, label in _SHOWN.items():
-        edges = [drawn[name].get(key) for name in names]
-        if names and all(edges):
-            told = " against ".join(
-                f"{seconds_text(low)} to {seconds_text(high)}" for low, high in edges
-            )
-            pieces.append(f"{label} {told}")
+        edges = [edges_of(results, name, key, float(values[key][name])) for name in names]
+        known = [one for one in edges if one is not None]
+        if names and len(known) == len(edges):
+            told = [f"{seconds_text(low)} to {seconds_text(high)}" for low, high in known]
+            pieces.append(f"{label} {' against '.join(told)}")
     if not pieces:
         return None
     which = f" ({' against '.join(short[name] for name in names)})" if len(names) > 1 else ""
@@ -71,13 +70,24 @@ def band_text(results: Results, deployment: str, key: str, value: float, currenc
     """
     if METRICS[key].is_given and results.is_open:
         return ""
-    edges = _bands(results).get("deployments", {}).get(deployment, {}).get(key)
-    if edges is None or not all(map(math.isfinite, edges)):
+    edges = edges_of(results, deployment, key, value)
+    if edges is None:
         return ""
-    low, high = (
-        metric(key, edge, currency) for edge in (min(edges[0], value), max(edges[1], value))
-    )
+    low, high = (metric(key, edge, currency) for edge in edges)
     return "" if low == high == metric(key, value, currency) else f"{low} to {high}"
+
+
+def edges_of(
+    results: Results, deployment: str, key: str, value: float
+) -> tuple[float, float] | None:
+    """The 10th and 90th percentile of what a figure may be, widened to the figure itself where all
+    of what was measured elsewhere lies on one side of its prediction; ``None`` where nothing was
+    drawn.
+    """
+    edges = _bands(results).get("deployments", {}).get(deployment, {}).get(key)
+    if edges is None or not all(map(math.isfinite, (*edges, value))):
+        return None
+    return min(edges[0], value), max(edges[1], value)
 
 
 def _bands(results: Results) -> dict[str, Any]:

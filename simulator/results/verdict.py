@@ -78,13 +78,16 @@ def verdict(results: Results) -> dict[str, Any]:
     gap = abs(_attained(rows[best]) - _attained(rows[second]))
     chance = chance_of(results, best, second, has_targets and gap >= _ATTAINMENT_STEP)
     better = ""
-    if chance is not None:
+    if chance is not None and winner is not None:
         better = (
             f"{short[best]} is better with a probability of {tell_chance(chance)}, going by how "
             "far off the simulator was elsewhere"
         )
-        if winner is not None and chance < SURE:
-            headline += f" That is not sure: the probability is {tell_chance(chance)}."
+        if chance < SURE:
+            headline += (
+                f" That {short[best]} is better is not sure: the probability is "
+                f"{tell_chance(chance)}."
+            )
     if len(ranked) > 2:
         headline += f" Behind them: {', '.join(short[name] for name in ranked[2:])}."
     if not queues:

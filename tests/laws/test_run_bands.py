@@ -144,5 +144,5 @@ def test_a_verdict_that_is_not_sure_says_so_first(tiny):
     run = {"bands": found, "slo": {}, "deployments": facts, "fidelity": "step"}
     told = verdict(gather(run, summary, records))
     chance = tell_chance(found["better"]["quick"]["slow"]["latency"])
-    assert f"That is not sure: the probability is {chance}." in told["headline"]
+    assert f"That quick is better is not sure: the probability is {chance}." in told["headline"]
     assert told["reasons"][0].startswith("quick is better with a probability of ")

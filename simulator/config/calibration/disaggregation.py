@@ -18,8 +18,9 @@ class DisaggregationFit(Fit):
     """
 
     ttft_band: _Band
-    """As ``band``, for the time to the first token. Predicted is what the engine does by its
-    source; nothing explains the rest, so the band is wide and lies above 1."""
+    """10th and 90th percentile of measured over predicted time to first token. Predicted is what
+    the engine does by its source; nothing explains the rest, so the band is wide and most of it
+    lies above 1."""
     ttft_bias: Score | None = None
     """Median of measured over predicted time to the first token, less 1."""
     ttft_median_error: Amount | None = None

@@ -12,7 +12,7 @@ from simulator.report import style
 from simulator.results import formats
 from simulator.results.folder import Results
 from simulator.results.metrics import METRICS
-from simulator.results.run_bands_text import band_text
+from simulator.results.run_bands_text import band_text, edges_of
 
 BAR_PIXELS = 26
 _LINE = "#2B3544"
@@ -26,8 +26,8 @@ class Comparison(Frozen):
     title: ClassVar[str] = "The deployments side by side"
     section: ClassVar[str] = "Comparison"
     definition: ClassVar[str] = (
-        "Each plot has its own scale from zero; an arrow says which way is better, a line holds "
-        "80 % of what the figure may be, and a dash says that it is undefined."
+        "Each plot has its own scale from zero; an arrow says which way is better, a line, if any, "
+        "holds 80 % of what the figure may be, and a dash says that it is undefined."
     )
     absent: ClassVar[str] = "No request finished."
     order: ClassVar[int] = 10
@@ -65,7 +65,8 @@ class Comparison(Frozen):
             value = float(values[i])
             text = formats.metric(name, value, currency)
             band = band_text(results, deployment, name, value, currency)
-            low, high = _edges(results, deployment, name, value) if band else (value, value)
+            edges = edges_of(results, deployment, name, value) if band else None
+            low, high = edges or (value, value)
             hover = f"<br>80 % of cases: {band}" if band else ""
             drawn.add_bar(
                 orientation="h",
@@ -86,9 +87,3 @@ class Comparison(Frozen):
         drawn.update_xaxes(visible=False, range=[0, 1.65 * max(ends)])
         drawn.update_yaxes(visible=False, range=[len(values) - 0.4, -0.6])
         return drawn
-
-
-def _edges(results: Results, deployment: str, name: str, value: float) -> tuple[float, float]:
-    """The 10th and 90th percentile of what a figure may be, and itself between."""
-    low, high = results.run["bands"]["deployments"][deployment][name]
-    return min(low, value), max(high, value)
