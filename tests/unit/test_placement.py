@@ -26,6 +26,14 @@ def test_contiguous_gives_the_first_ranks_one_more_where_experts_do_not_divide()
     assert placed.rank_LP.tolist() == [[0, 0, 0, 1, 1, 2, 2]]
 
 
+def test_contiguous_fills_further_slots_with_the_first_experts_again():
+    placed = place(Contiguous(num_slots=8), [[1.0] * 5], 4)
+    assert placed.expert_LP.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2]]
+    assert placed.rank_LP.tolist() == [[0, 0, 1, 1, 2, 2, 3, 3]]
+    with pytest.raises(UserError, match="at least the 5 experts"):
+        place(Contiguous(num_slots=4), [[1.0] * 5], 4)
+
+
 def test_random_shuffles_every_layer_its_own_way():
     placed = place(Random(), np.ones((2, 64)), 8)
     assert placed.expert_LP[0].tolist() != placed.expert_LP[1].tolist()

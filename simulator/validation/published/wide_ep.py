@@ -301,11 +301,24 @@ def _deployment(case: Case) -> dict[str, Any]:
         found["routing"] = {"kind": "uniform"}
     if case.has_eplb:
         found["placement"] = _eplb(case)
+    elif case.ep > 1:
+        found["placement"] = _whole_slots(case)
     if case.has_overlap:
         found["overlap"] = "two_batch"
     if case.has_first_deepep and case.ep > 1 and case.phase == "prefill":
         found["communication"] = _FIRST_DEEPEP
     return found
+
+
+def _whole_slots(case: Case) -> dict[str, Any]:
+    """Experts in order, with the redundant ones that fill the ranks where they are no multiple:
+    SGLang starts with no others.
+    """
+    moe = load_model(case.model, case.model).moe
+    if moe is None or moe.num_experts % case.ep == 0:
+        return {"kind": "contiguous"}
+    slots = -(-(moe.num_experts + _REDUNDANT) // case.ep) * case.ep
+    return {"kind": "contiguous", "num_slots": slots}
 
 
 def _eplb(case: Case) -> dict[str, Any]:
