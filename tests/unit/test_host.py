@@ -192,6 +192,29 @@ def test_cost_models_refuse_a_calibration_of_the_other_kind(local):
         local("dense", cluster="h100-sxm-2", compute={"kind": "host"})
 
 
+def test_nothing_is_added_up_by_one_rank_nor_where_there_is_nothing(local):
+    comm = local("dense").comm
+    table = comm.rates.collectives.all_reduce
+    for nothing in (comm.all_reduce(1e6, (0,)), comm.all_reduce(0.0, (0, 1))):
+        assert nothing.latency_s == 0
+        assert nothing.bytes_SR.sum() == 0
+    both = comm.all_reduce(1e6, (0, 1))
+    assert both.latency_s == table.latency_s
+    assert both.bytes_SR.tolist() == [[0, 1e6], [1e6, 0]]
+    assert set(both.busy_s) == {table.seconds_for(np.array([1e6]))[0]}
+
+
+def test_rows_are_packed_by_their_bytes(local):
+    compute = local().compute
+    choices, rows = np.array([6.0, 20.0]), np.array([3.0, 10.0])
+    pack_s, unpack_s = compute.pack_s(choices, rows, 256)
+    num_bytes = rows * 256 * 4  # of fp32, in which this machine computes
+    assert compute.rates.host.dtype == "fp32"
+    pack = compute.rates.tables.pack
+    assert pack_s == pytest.approx(pack.total(choices=choices, bytes=num_bytes), rel=1e-12)
+    assert unpack_s == pytest.approx(compute.rates.tables.unpack.total(bytes=num_bytes), rel=1e-12)
+
+
 @pytest.mark.parametrize("name", sorted(available_files("cluster_configs/calibration")))
 def test_every_calibration_says_where_its_numbers_come_from(name):
     found = load_any_calibration(name, "test")
