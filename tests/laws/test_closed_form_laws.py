@@ -29,6 +29,15 @@ def test_a_closed_form_is_fitted_to_what_was_found(least, most):
     assert reach.fitted(2.5, 4.0) == (1.0, 1.0)
 
 
+@pytest.mark.parametrize(("least", "most"), [(1.2, 1.5), (4.5, 6.0), (8.0, 8.5)])
+def test_looser_limits_are_all_it_takes_between_the_loads_that_were_tried(least, most):
+    rates = np.array([1.0, 2.5, 4.0, 9.0])
+    reach = Reach(1, rates, np.array([0.5, 0.7, 1.1, 1.9]), np.ones(4), np.ones(4))
+    slack, scale = reach.fitted(least, most)
+    assert scale == pytest.approx(1)
+    assert min(abs(reach.carries(1.0, slack) - edge) for edge in (least, most)) < 1e-5
+
+
 @pytest.mark.parametrize("rate", [0.3, 10.0, 100.0, 900.0])
 @pytest.mark.parametrize(("replicas", "fewer"), [(1, 0), (2, 1), (16, 12), (7, 6)])
 def test_a_closed_form_needs_what_was_found(rate, replicas, fewer):
