@@ -232,6 +232,16 @@ def test_pools_have_servers_of_each_kind_and_a_router(engine):
     assert len(set(ports)) == 3
 
 
+@pytest.mark.parametrize(("max_sequences", "is_raised"), [(128, False), (129, True)])
+def test_low_latency_kernels_are_given_room_only_beyond_what_they_take(max_sequences, is_raised):
+    scheduling = {"kind": "chunked", "token_budget": 2048, "max_sequences": max_sequences}
+    given = launched("sglang", (1, 4, 4), scheduling=scheduling, replicas=1)
+    assert ("DeepEP's normal kernels" in said(given)) == is_raised
+    assert any("MAX_DISPATCH_TOKENS_PER_RANK" in one.command for one in given) == is_raised
+    alone = launched("sglang", (1, 1, 1), replicas=1)
+    assert "DeepEP" not in said(alone)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_replicas_share_machines(engine):
     given = launched(engine, (4, 1, 1), gpus=32, replicas=7)
