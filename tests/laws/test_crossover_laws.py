@@ -127,6 +127,14 @@ def test_what_a_replica_carries_is_what_it_holds_over_how_long_it_stays(tiny, sp
     assert prefilling.possible.all()
 
 
+@pytest.mark.parametrize(("budget", "steps"), [(512, 1), (511, 2), (200, 3)])
+def test_a_prompt_alone_takes_as_many_steps_as_it_has_parts(tiny, budget, steps):
+    traffic = fixed(512, 256)
+    judge, curve = Judge(Space(question(), HERE), traffic), Curve(tiny.plan("moe"), traffic, BUDGET)
+    [part_s] = curve.step_s(np.zeros(1), np.array([budget / 512]), 512.0)
+    assert judge.alone_s(curve, budget) == pytest.approx(steps * part_s)
+
+
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
 def test_the_map_and_the_screen_agree_on_a_step(engine):
     asked = question(models=[{"model": "gpt-oss-20b", "engine": engine}])
