@@ -242,6 +242,21 @@ def test_low_latency_kernels_are_given_room_only_beyond_what_they_take(max_seque
     assert "DeepEP" not in said(alone)
 
 
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+@pytest.mark.parametrize("split", [(8, 1, 1), (8, 2, 16)])
+def test_every_node_of_a_server_finds_the_first_one(engine, split):
+    parallel = {"tp": 8, "attention_dp": split[1], "pp": 1 if split[1] > 1 else 2}
+    given = launched(engine, split, gpus=16, parallel=parallel, replicas=1)
+    assert [one.name.partition(": ")[2] for one in given[:2]] == ["node 1 of 2", "node 2 of 2"]
+    for one in given[:2]:
+        if engine == "vllm":
+            found = flags(one.command)
+            address = "--master-addr" if split[1] == 1 else "--data-parallel-address"
+            assert found[address] == "node0"
+        else:
+            assert "node0" in one.command
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_replicas_share_machines(engine):
     given = launched(engine, (4, 1, 1), gpus=32, replicas=7)
