@@ -16,7 +16,7 @@ from simulator.cost.kernels.context import kernels_s
 from simulator.planner.crossover import ALIKE, BEST, MEMORY, WEIGHTS, compared, crossover
 from simulator.planner.curve import Curve
 from simulator.planner.flips import flips
-from simulator.planner.judge import Judge
+from simulator.planner.judge import Judge, Rates, Served
 from simulator.planner.ruled_out import Ruled
 from simulator.planner.space import Design, Space
 from simulator.planner.steady import Steady, fixed
@@ -125,6 +125,15 @@ def test_what_a_replica_carries_is_what_it_holds_over_how_long_it_stays(tiny, sp
         )
     assert decoding.possible.all()
     assert prefilling.possible.all()
+
+
+def test_where_no_load_keeps_the_targets_the_lightest_is_shown():
+    judge = Judge(Space(question(), HERE), fixed(512, 256))
+    loads, always = np.array([1.0, 2.0, 4.0]), np.full(3, True)
+    slow = Served(loads, np.array([9.0, 10.0, 11.0]), np.array([1.0, 2.0, 3.0]), always, loads)
+    assert judge.best(slow) == Rates(0.0, 0.0, 9.0, 1.0)
+    mixed = slow._replace(tpot_s=np.array([0.01, 0.04, 0.07]))
+    assert judge.best(mixed) == Rates(2.0, 4.0, 0.04, 2.0)
 
 
 @pytest.mark.parametrize(("budget", "steps"), [(512, 1), (511, 2), (200, 3)])

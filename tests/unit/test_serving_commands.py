@@ -224,6 +224,11 @@ def test_pools_have_servers_of_each_kind_and_a_router(engine):
             and "max_tokens_in_buffer: 3000" in one.command
             for one in given[:3]
         )
+        assert ["disable_overlap_scheduler" in one.command for one in given[:3]] == [
+            True,
+            True,
+            False,
+        ]
         assert "trtllm-serve disaggregated -c disaggregated.yml" in given[-1].command
         assert "router:\n    type: load_balancing\n    use_tokens: false" in given[-1].command
         assert "at random" not in said(given)
