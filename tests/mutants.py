@@ -70,8 +70,8 @@ settings.register_profile(
 _LONGEST_TEST_S = 6
 """Tests that take longer without compilation try no mutant."""
 _LONGEST_WAIT = 3
-"""A mutant that computes for so many times as long as its tests should, and ten seconds, is given
-up.
+"""A mutant that computes for so many times as long as its tests should, and half a minute, is
+given up.
 """
 _STOPPED = (-signal.SIGXCPU, -signal.SIGKILL)
 """How mutants end that are given up."""
@@ -276,7 +276,7 @@ def try_mutant(mutant: Mutant, tests: list[str], seconds: float) -> tuple[str, s
     """Whether it was killed, lived, or took too long, and the test that killed it."""
     if not tests:
         return "unreached", ""
-    limit_s = int(10 + _LONGEST_WAIT * seconds)
+    limit_s = int(30 + _LONGEST_WAIT * seconds)
     listen, say = _FORK.Pipe(duplex=False)
     arguments = (["-x", *tests], say, None, mutant, limit_s)
     process = _FORK.Process(target=_run, args=arguments)
