@@ -12,7 +12,7 @@ from simulator.planner.draws import Table, band_of, firsts, none_cheaper, share
 from simulator.planner.explore import Finding, Sized
 from simulator.planner.margin import Error, error_of, margin
 from simulator.planner.row_bands import rows
-from simulator.planner.versus import _expected
+from simulator.planner.versus import _expected, _name
 from tests.laws.tiny_question import costs, found, option, table
 
 
@@ -110,3 +110,10 @@ def test_an_error_is_that_of_the_shares_of_a_step_however_long_it_takes(tiny):
     short, long = (error_of(plan, terms * seconds) for seconds in (1e-4, 3.0))
     assert short.weights == pytest.approx(long.weights)
     assert short[1:] == pytest.approx(long[1:])
+
+
+@pytest.mark.parametrize(
+    ("ratio", "cheaper"), [(0.9, "moe"), (1.0, "dense"), (1.1, "dense"), (None, "dense")]
+)
+def test_a_ratio_below_one_is_a_cheaper_mixture_of_experts(ratio, cheaper):
+    assert _name(ratio) == cheaper
