@@ -70,6 +70,22 @@ def test_every_deployment_has_bands():
     )
 
 
+def test_what_a_gpu_makes_falls_as_more_of_them_are_needed():
+    for row in answer()["candidates"]:
+        made = row["output_tokens_per_s_per_gpu"] * row["gpus"]
+        for one, other in (("low", "high"), ("high", "low")):
+            gpus = row[f"gpus_{other}"]
+            if gpus is not None:
+                assert row[f"output_tokens_per_s_per_gpu_{one}"] * gpus == pytest.approx(made)
+
+
+def test_a_change_of_the_plan_costs_so_many_times_as_much():
+    rows = [row for row in answer()["sensitivity"] if row["cost_per_hour"] is not None]
+    assert rows
+    for row in rows:
+        assert row["cost_ratio"] == pytest.approx(row["cost_per_hour"] / row["base_cost_per_hour"])
+
+
 def test_a_cell_of_the_map_has_a_band():
     cells = [row for row in answer()["crossover"]["cells"] if row["fits"]]
     assert cells

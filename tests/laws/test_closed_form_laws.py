@@ -9,9 +9,12 @@ import pytest
 
 from simulator.planner.confidence import table_of
 from simulator.planner.draws import gpus_at
-from simulator.planner.estimate import Estimator, Pool, Reach
+from simulator.planner.estimate import Estimator, Pool, Reach, _factors
+from simulator.planner.findings import best_of_each
+from simulator.planner.pareto import pareto
+from simulator.planner.sizes import around
 from simulator.planner.whatif import AS_ASKED
-from tests.laws.tiny_question import found, option, trials
+from tests.laws.tiny_question import found, option, table, trials
 
 
 @pytest.mark.parametrize(
@@ -29,6 +32,15 @@ def test_a_closed_form_is_fitted_to_what_was_found(least, most):
     assert reach.fitted(2.5, 4.0) == (1.0, 1.0)
 
 
+@pytest.mark.parametrize(("least", "most"), [(1.2, 1.5), (4.5, 6.0), (8.0, 8.5)])
+def test_looser_limits_are_all_it_takes_between_the_loads_that_were_tried(least, most):
+    rates = np.array([1.0, 2.5, 4.0, 9.0])
+    reach = Reach(1, rates, np.array([0.5, 0.7, 1.1, 1.9]), np.ones(4), np.ones(4))
+    slack, scale = reach.fitted(least, most)
+    assert scale == pytest.approx(1)
+    assert min(abs(reach.carries(1.0, slack) - edge) for edge in (least, most)) < 1e-5
+
+
 @pytest.mark.parametrize("rate", [0.3, 10.0, 100.0, 900.0])
 @pytest.mark.parametrize(("replicas", "fewer"), [(1, 0), (2, 1), (16, 12), (7, 6)])
 def test_a_closed_form_needs_what_was_found(rate, replicas, fewer):
@@ -37,6 +49,34 @@ def test_a_closed_form_needs_what_was_found(rate, replicas, fewer):
     )
     slack, scale = reach.fitted(rate / replicas, rate / fewer if fewer else math.inf)
     assert fewer < Pool(reach, replicas, slack, scale, ()).needed(rate, 1.0) <= replicas
+
+
+@pytest.mark.parametrize("band", [(1.0, 1.0), (0.2, 5.0)])
+def test_first_tokens_come_as_steps_do_or_as_their_own_band_says(band):
+    """Whichever is the wider."""
+    rates, ttft_s = np.array([1.0, 2.5, 4.0, 9.0]), np.array([0.1, 0.15, 0.3, 2.0])
+    reach = Reach(1, rates, np.array([0.5, 0.7, 1.1, 1.9]), np.full(4, 0.01), ttft_s)
+    pool = Pool(reach, 2, 1.0, 1.0, ())
+    own = table((0.8, 1.25))._replace(ttft_band=band)
+    steps = [reach.latencies(3.0, edge)[1] / reach.latencies(3.0, 1.0)[1] for edge in own.edges]
+    low, high = _factors([pool], 6.0, own, 100.0)["ttft_s"]
+    assert (low, high) == pytest.approx((min(steps[0], band[0]), max(steps[1], band[1])))
+
+
+def test_the_figure_of_speeds_has_the_fastest_and_the_most_productive():
+    points = [point for point in pareto(found()) if point["kind"] == "closed form"]
+    for screened in found().screened.values():
+        speeds = [*screened.front, *(speed for speed, _ in screened.pooled)]
+        for name in ("user", "gpu"):
+            shown = [point[f"tokens_per_s_{name}"] for point in points]
+            most = max(getattr(speed, f"per_{name}") for speed in speeds)
+            assert min(abs(one / most - 1) for one in shown) < 1e-9
+
+
+def test_the_next_larger_cluster_has_as_many_replicas_as_it_holds():
+    for first in best_of_each(found()).values():
+        larger = around(found(), first)["larger"]
+        assert f"{larger['gpus']} replicas" in larger["deployment"]
 
 
 def test_a_closed_form_starts_where_simulation_is_and_never_falls():

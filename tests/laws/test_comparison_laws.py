@@ -10,9 +10,9 @@ import pytest
 from simulator.planner.confidence import Costs, Doubted, over
 from simulator.planner.draws import Table, band_of, firsts, none_cheaper, share
 from simulator.planner.explore import Finding, Sized
-from simulator.planner.margin import Error, margin
+from simulator.planner.margin import Error, error_of, margin
 from simulator.planner.row_bands import rows
-from simulator.planner.versus import _expected
+from simulator.planner.versus import _expected, _name
 from tests.laws.tiny_question import costs, found, option, table
 
 
@@ -103,3 +103,17 @@ def test_pools_and_plain_replicas_of_as_many_gpus_can_be_ordered():
     plain, pooled = option(0)._replace(replicas=2), option(0, prefill=option(0).design)
     for rate in (0.125, 1.0, 8.0):
         assert sorted([pooled, plain], key=lambda one: _expected(found(), one, rate))[0] == plain
+
+
+def test_an_error_is_that_of_the_shares_of_a_step_however_long_it_takes(tiny):
+    plan, terms = tiny.plan("moe", attention_dp=4, ep=4), np.arange(1.0, 9.0)
+    short, long = (error_of(plan, terms * seconds) for seconds in (1e-4, 3.0))
+    assert short.weights == pytest.approx(long.weights)
+    assert short[1:] == pytest.approx(long[1:])
+
+
+@pytest.mark.parametrize(
+    ("ratio", "cheaper"), [(0.9, "moe"), (1.0, "dense"), (1.1, "dense"), (None, "dense")]
+)
+def test_a_ratio_below_one_is_a_cheaper_mixture_of_experts(ratio, cheaper):
+    assert _name(ratio) == cheaper

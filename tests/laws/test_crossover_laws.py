@@ -12,14 +12,17 @@ from hypothesis import strategies as st
 from simulator.base.errors import UserError
 from simulator.base.frozen import validate
 from simulator.config.capacity import Crossover, Question
+from simulator.cost.kernels.context import kernels_s
 from simulator.planner.crossover import ALIKE, BEST, MEMORY, WEIGHTS, compared, crossover
 from simulator.planner.curve import Curve
 from simulator.planner.flips import flips
-from simulator.planner.judge import Judge
+from simulator.planner.judge import Judge, Rates, Served
 from simulator.planner.ruled_out import Ruled
 from simulator.planner.space import Design, Space
 from simulator.planner.steady import Steady, fixed
 from simulator.report.plan_figures.crossover import _cell
+from simulator.step.prices import Prices
+from simulator.work.context import total_sums
 from tests.cases import cases
 
 HERE = Path()
@@ -82,6 +85,63 @@ def test_terms_are_the_step(tiny, name, split):
         terms = curve.terms(decodes, prompts, 512.0)
         np.testing.assert_allclose(terms.total, curve.step_s(decodes, prompts, 512.0), rtol=1e-9)
         assert min(part.min() for part in terms) >= 0
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize("name", ["dense", "sliding-moe", "latent-moe", "compressed-moe"])
+def test_equal_sequences_look_back_as_their_batch_does(tiny, name, phase):
+    plan, traffic = tiny.plan(name), fixed(512, 256)
+    curve, prices = Curve(plan, traffic, BUDGET), Prices(plan, BUDGET)
+    context, new = (0, 512) if phase == "prefill" else (traffic.contexts[0], 1)
+    for number in (1, 3, 40):
+        seconds = 0.0
+        for term in prices.lookbacks:
+            rates = prices.rates[term, phase]
+            sums = total_sums(
+                np.full(number, context),
+                np.full(number, new),
+                term.window + int(rates.window_block),
+                term.compression,
+                rates.tile_rows,
+            )
+            seconds += term.num_layers * kernels_s(np.array([list(rates)]), sums[None])[0]
+        assert curve.looking_s(phase, np.array([float(number)]))[0] == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("split", [{}, {"attention_dp": 4, "ep": 4}])
+def test_what_a_replica_carries_is_what_it_holds_over_how_long_it_stays(tiny, split):
+    """Little's law, of sequences that decode and of prompts that are computed."""
+    plan = tiny.plan("moe", **split)
+    traffic = fixed(512, 256)
+    judge, curve = Judge(Space(question(), HERE), traffic), Curve(plan, traffic, BUDGET)
+    decoding, prefilling = judge.decoding(plan, curve), judge.prefilling(plan, curve, BUDGET)
+    for served, stay_s in (
+        (decoding, 256 * decoding.tpot_s),
+        (judge.both(plan, curve, BUDGET), 256 * judge.both(plan, curve, BUDGET).tpot_s),
+        (prefilling, judge.prompt_s(curve, BUDGET)),
+    ):
+        np.testing.assert_allclose(
+            served.rates * stay_s, served.batches * plan.layout.num_batches, rtol=1e-9
+        )
+    assert decoding.possible.all()
+    assert prefilling.possible.all()
+
+
+def test_where_no_load_keeps_the_targets_the_lightest_is_shown():
+    judge = Judge(Space(question(), HERE), fixed(512, 256))
+    loads, always = np.array([1.0, 2.0, 4.0]), np.full(3, True)
+    slow = Served(loads, np.array([9.0, 10.0, 11.0]), np.array([1.0, 2.0, 3.0]), always, loads)
+    assert judge.best(slow) == Rates(0.0, 0.0, 9.0, 1.0)
+    mixed = slow._replace(tpot_s=np.array([0.01, 0.04, 0.07]))
+    assert judge.best(mixed) == Rates(2.0, 4.0, 0.04, 2.0)
+
+
+@pytest.mark.parametrize(("budget", "steps"), [(512, 1), (511, 2), (200, 3)])
+def test_a_prompt_alone_takes_as_many_steps_as_it_has_parts(tiny, budget, steps):
+    traffic = fixed(512, 256)
+    judge, curve = Judge(Space(question(), HERE), traffic), Curve(tiny.plan("moe"), traffic, BUDGET)
+    [part_s] = curve.step_s(np.zeros(1), np.array([budget / 512]), 512.0)
+    assert judge.alone_s(curve, budget) == pytest.approx(steps * part_s)
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])

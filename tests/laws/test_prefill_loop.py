@@ -42,8 +42,20 @@ def test_ranks_and_workers_share_a_crowd():
     )
 
 
+def test_a_worker_that_computes_is_not_taken_for_idle():
+    """Of two workers one has a request again at once, and the other one is there for the next."""
+    took = first_tokens(prompts(), 2, 2, 4, np.array([0.0, 0.3, 0.0, 0.0]))
+    np.testing.assert_allclose(took, 0.5)
+
+
 def test_prompts_that_share_a_step_end_together():
     np.testing.assert_allclose(served(prompts(most=4), concurrency=4, rounds=1), 0.5 * 2.5)
+
+
+def test_a_step_of_a_number_between_two_that_were_priced_takes_as_long_as_its_place():
+    given = Prompts(1, 3, np.array([1.0]), np.array([1.0, 3.0]), np.array([[0.5, 1.5]]))
+    for number, step_s in ((1, 0.5), (2, 1.0), (3, 1.5)):
+        np.testing.assert_allclose(served(given, concurrency=number, rounds=1), step_s)
 
 
 def test_a_full_pool_is_as_fast_as_its_steps():

@@ -56,6 +56,18 @@ def test_requests_of_one_instant_are_spread_by_whoever_looks_at_load(tiny, kind,
         assert counts.max() <= 14
 
 
+@pytest.mark.parametrize("split", [{"tp": 2}, {"tp": 4}])
+def test_every_output_token_reads_one_more_from_the_cache(tiny, split):
+    """Weights are read as often as there are steps; of the cache each step reads a token more."""
+    plan, trace = tiny.plan("dense", **split), tiny.trace(1)
+    before, once, twice = (
+        run_plan(plan, dataclasses.replace(trace, num_output=np.array([number]))).read_bytes
+        for number in (5, 6, 7)
+    )
+    token_bytes = plan.capacity.cache.bytes_per_token * plan.layout.num_gpus
+    assert (twice - once) - (once - before) == pytest.approx(token_bytes, rel=1e-6)
+
+
 def test_outstanding_tokens_are_those_of_unfinished_requests(tiny):
     plan, trace = tiny.plan("dense"), tiny.trace(30, 3000.0)
     limits = make_limits(plan, trace)

@@ -3,8 +3,10 @@ that falls behind is caught.
 """
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from simulator.config.capacity import Question, Targets
 from simulator.config.workload import SLO
-from simulator.planner.explore import Explorer
+from simulator.planner.explore import Explorer, Sized
 from simulator.planner.requests import lasting, stay, traffic_of
 from simulator.planner.room import FURTHEST, headroom
 from simulator.planner.screen import Option
@@ -213,3 +215,33 @@ def test_stays_follow_from_what_is_asked_for():
     assert stay(question(targets={"output_tokens_per_s": 10.0}), trace) == pytest.approx(
         1 + 0.05 * 100
     )
+
+
+class _Times(NamedTuple):
+    factor: float = 1.0
+
+    def at_rate(self, factor):
+        return _Times(factor)
+
+
+@dataclass(frozen=True)
+class _Carries:
+    """Stands for trials of a deployment that carries so many times the traffic."""
+
+    most: float
+    traffic: _Times = field(default_factory=_Times)
+    _known: dict | None = None
+
+    def trial(self, sized):
+        return SimpleNamespace(met=self.traffic.factor <= self.most)
+
+
+@pytest.mark.parametrize("most", [0.14, 0.5, 0.99, 1.0, 1.3, 7.9])
+def test_headroom_is_what_is_just_carried(most):
+    assert most / 1.02 <= headroom(_Carries(most), Sized(1, 1)) <= most
+
+
+def test_headroom_ends_at_eight_times_and_at_an_eighth():
+    assert headroom(_Carries(8.0), Sized(1, 1)) == headroom(_Carries(100.0), Sized(1, 1)) == 8
+    assert headroom(_Carries(0.05), Sized(1, 1)) == headroom(_Carries(0.0), Sized(1, 1)) == 0
+    assert headroom(_Carries(8.0), None) == 0

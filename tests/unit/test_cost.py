@@ -216,6 +216,7 @@ def test_multiprocessors_that_copy_hide_behind_wires_or_the_other_way_round():
     start_s = fit.latency_s + fit.latency_per_byte_s * vector_bytes + fit.latency_per_expert_s * 256
     priced = comm.exchange("dispatch", copies_SR * vector_bytes, vectors)
     assert priced.alone_s == pytest.approx(start_s + (copying_s**3 + wires_s**3) ** (1 / 3))
+    assert priced.held_s == pytest.approx(priced.alone_s * fit.num_sms / 132)
 
 
 @pytest.mark.parametrize("way", ["sends", "receives"])

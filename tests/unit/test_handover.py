@@ -16,9 +16,9 @@ from simulator.config.capacity import Question
 from simulator.deployment.plan import make_plan
 from simulator.planner.answer import summary
 from simulator.planner.explore import Sized
-from simulator.planner.findings import best_of_each, deployment_of
+from simulator.planner.findings import best_of_each, deployment_of, priced
 from simulator.planner.handover import commands, deployments, handover, recommended, scenario_text
-from simulator.planner.requests import traffic_of
+from simulator.planner.requests import lasting, traffic_of
 from simulator.planner.screen import Option
 from simulator.planner.search import search
 from simulator.planner.space import Design
@@ -166,8 +166,30 @@ def test_what_a_scenario_cannot_say_is_a_comment(found):
         asked, recommended(found)
     )
     first = found.findings[0]
+    assert first.num_gpus == first.sized.size
+    assert "pays for the whole cluster" not in scenario_text(found, [first])
     partly = dataclasses.replace(first, num_gpus=first.sized.size - 1)
     assert "a run counts the GPUs that replicas take up" in scenario_text(found, [partly])
+
+
+def test_electricity_is_that_of_the_whole_cluster_by_the_kilowatt_hour(found):
+    power = found.question.power.model_copy(update={"price_per_kwh": 0.2})
+    asked = found._replace(question=found.question.model_copy(update={"power": power}))
+    first = found.findings[0]
+    watts = first.sized.size * found.space.machines[0].watts_per_gpu
+    assert priced(asked, first).power_per_hour == pytest.approx(0.2 * watts / 1000)
+    assert priced(found, first).power_per_hour == 0
+
+
+def test_nothing_is_lost_where_nobody_asks_what_happens_then(found):
+    assert summary(found)["spare"]["lost"] == ""
+
+
+def test_a_stretch_that_is_asked_for_is_not_made_longer():
+    asked = validate(Question, QUESTION, "test")
+    assert lasting(asked, Path())[0].workload.num_requests > 300
+    stretch = asked.model_copy(update={"peak_s": 60.0})
+    assert lasting(stretch, Path()) == (stretch, None)
 
 
 def test_names_differ_and_nothing_is_there_twice(found):

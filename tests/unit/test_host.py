@@ -1,5 +1,7 @@
 """Times of a machine: tables interpolated between what was measured, and cores that ranks share."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import simpy
@@ -190,6 +192,49 @@ def test_cost_models_refuse_a_calibration_of_the_other_kind(local):
         UserError, match="'host' needs a calibration that moesim calibrate cpu wrote"
     ):
         local("dense", cluster="h100-sxm-2", compute={"kind": "host"})
+
+
+def test_nothing_is_added_up_by_one_rank_nor_where_there_is_nothing(local):
+    comm = local("dense").comm
+    table = comm.rates.collectives.all_reduce
+    for nothing in (comm.all_reduce(1e6, (0,)), comm.all_reduce(0.0, (0, 1))):
+        assert nothing.latency_s == 0
+        assert nothing.bytes_SR.sum() == 0
+    both = comm.all_reduce(1e6, (0, 1))
+    assert both.latency_s == table.latency_s
+    assert both.bytes_SR.tolist() == [[0, 1e6], [1e6, 0]]
+    assert set(both.busy_s) == {table.seconds_for(np.array([1e6]))[0]}
+
+
+def test_blocks_are_priced_by_the_values_that_they_touch(local):
+    """With seconds of every amount, of which a machine's fit may leave some out."""
+    compute, rows = local().compute, np.array([0, 3, 10])
+    fits = {
+        name: getattr(compute.rates.tables, name).model_copy(
+            update={"seconds": {"call": 1e-6, "values": 2e-9, amount: 3e-9}}
+        )
+        for name, amount in (("mixer", "heads"), ("ffn", "hidden"), ("router", "scores"))
+    }
+    tables = compute.rates.tables.model_copy(update=fits)
+    compute = replace(compute, rates=replace(compute.rates, tables=tables))
+    for found, priced in (
+        (compute.mixer_s(rows, 256, 64), tables.mixer.total(values=rows * 256, heads=rows * 64)),
+        (compute.ffn_s(rows, 256, 512), tables.ffn.total(values=rows * 256, hidden=rows * 512)),
+    ):
+        assert found == pytest.approx(np.where(rows > 0, priced, 0.0), rel=1e-12)
+    priced = tables.router.total(values=rows * 256, scores=rows * 8)
+    assert compute.router_s(rows, 256, 8) == pytest.approx(priced, rel=1e-12)
+
+
+def test_rows_are_packed_by_their_bytes(local):
+    compute = local().compute
+    choices, rows = np.array([6.0, 20.0]), np.array([3.0, 10.0])
+    pack_s, unpack_s = compute.pack_s(choices, rows, 256)
+    num_bytes = rows * 256 * 4  # of fp32, in which this machine computes
+    assert compute.rates.host.dtype == "fp32"
+    pack = compute.rates.tables.pack
+    assert pack_s == pytest.approx(pack.total(choices=choices, bytes=num_bytes), rel=1e-12)
+    assert unpack_s == pytest.approx(compute.rates.tables.unpack.total(bytes=num_bytes), rel=1e-12)
 
 
 @pytest.mark.parametrize("name", sorted(available_files("cluster_configs/calibration")))

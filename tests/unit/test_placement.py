@@ -87,6 +87,16 @@ def test_eplb_without_groups_gives_the_hottest_expert_the_spare_slots():
     assert np.bincount(placed.expert_LP[0]).tolist() == [3, 1, 1, 1, 1, 1]
 
 
+def test_eplb_places_groups_and_nodes_that_do_not_divide_as_one_pool():
+    load = np.random.default_rng(1).uniform(1, 9, (2, 12))
+    alone = place(Eplb(num_slots=16), load, 4)
+    for groups, nodes in ((5, 1), (4, 3), (3, 2), (8, 4)):
+        odd = place(Eplb(num_slots=16, num_groups=groups, num_nodes=nodes), load, 4)
+        assert odd.expert_LP.tolist() == alone.expert_LP.tolist()
+    whole = place(Eplb(num_slots=16, num_groups=4, num_nodes=2), load, 4)
+    assert whole.expert_LP.tolist() != alone.expert_LP.tolist()
+
+
 @pytest.mark.parametrize("num_slots", [6, 10])
 def test_eplb_refuses_slots_that_do_not_hold_all_experts_or_do_not_divide(num_slots):
     with pytest.raises(

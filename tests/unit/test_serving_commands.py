@@ -224,12 +224,42 @@ def test_pools_have_servers_of_each_kind_and_a_router(engine):
             and "max_tokens_in_buffer: 3000" in one.command
             for one in given[:3]
         )
+        assert ["disable_overlap_scheduler" in one.command for one in given[:3]] == [
+            True,
+            True,
+            False,
+        ]
         assert "trtllm-serve disaggregated -c disaggregated.yml" in given[-1].command
         assert "router:\n    type: load_balancing\n    use_tokens: false" in given[-1].command
         assert "at random" not in said(given)
         assert "num_instances: 2\n  urls:\n    - node0:8004" in given[-1].command
     ports = [flags(one.command)["--port"] for one in given[:3]]
     assert len(set(ports)) == 3
+
+
+@pytest.mark.parametrize(("max_sequences", "is_raised"), [(128, False), (129, True)])
+def test_low_latency_kernels_are_given_room_only_beyond_what_they_take(max_sequences, is_raised):
+    scheduling = {"kind": "chunked", "token_budget": 2048, "max_sequences": max_sequences}
+    given = launched("sglang", (1, 4, 4), scheduling=scheduling, replicas=1)
+    assert ("DeepEP's normal kernels" in said(given)) == is_raised
+    assert any("MAX_DISPATCH_TOKENS_PER_RANK" in one.command for one in given) == is_raised
+    alone = launched("sglang", (1, 1, 1), replicas=1)
+    assert "DeepEP" not in said(alone)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+@pytest.mark.parametrize("split", [(8, 1, 1), (8, 2, 16)])
+def test_every_node_of_a_server_finds_the_first_one(engine, split):
+    parallel = {"tp": 8, "attention_dp": split[1], "pp": 1 if split[1] > 1 else 2}
+    given = launched(engine, split, gpus=16, parallel=parallel, replicas=1)
+    assert [one.name.partition(": ")[2] for one in given[:2]] == ["node 1 of 2", "node 2 of 2"]
+    for one in given[:2]:
+        if engine == "vllm":
+            found = flags(one.command)
+            address = "--master-addr" if split[1] == 1 else "--data-parallel-address"
+            assert found[address] == "node0"
+        else:
+            assert "node0" in one.command
 
 
 @pytest.mark.parametrize("engine", ENGINES)
