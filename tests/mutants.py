@@ -119,8 +119,8 @@ def _spans_of_annotations(file: str) -> Iterator[tuple[tuple[int, int], tuple[in
 
 
 def draw_mutants(seed: int, count: int) -> list[Mutant]:
-    """So many places of all rooms in random order, each with one of its changes, where that makes
-    a program.
+    """Draw places of all rooms in random order, each with one of its changes, where that makes a
+    program.
     """
     places = defaultdict(list)
     for room in ROOMS:

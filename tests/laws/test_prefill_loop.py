@@ -43,7 +43,7 @@ def test_ranks_and_workers_share_a_crowd():
 
 
 def test_a_worker_that_computes_is_not_taken_for_idle():
-    """Of two workers one has a request again at once, and the other one is there for the next."""
+    """One of two workers has a request again at once, and the other is there for the next."""
     took = first_tokens(prompts(), 2, 2, 4, np.array([0.0, 0.3, 0.0, 0.0]))
     np.testing.assert_allclose(took, 0.5)
 
