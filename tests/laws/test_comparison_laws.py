@@ -3,6 +3,7 @@ itself.
 """
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from simulator.planner.draws import Table, band_of, firsts, none_cheaper, share
 from simulator.planner.explore import Finding, Sized
 from simulator.planner.margin import Error, error_of, margin
 from simulator.planner.row_bands import rows
+from simulator.planner.sensitivity import _ratio
 from simulator.planner.versus import _expected, _name
 from tests.laws.tiny_question import costs, found, option, table
 
@@ -117,3 +119,15 @@ def test_an_error_is_that_of_the_shares_of_a_step_however_long_it_takes(tiny):
 )
 def test_a_ratio_below_one_is_a_cheaper_mixture_of_experts(ratio, cheaper):
     assert _name(ratio) == cheaper
+
+
+def test_machines_that_cost_nothing_are_compared_by_their_number():
+    def priced(cost, size):
+        finding = SimpleNamespace(sized=None if size is None else Sized(size, 1))
+        return SimpleNamespace(cost=cost, finding=finding)
+
+    assert _ratio(priced(3.0, 8), priced(2.0, 1)) == 1.5
+    assert _ratio(priced(0.0, 8), priced(0.0, 2)) == 4.0
+    assert _ratio(priced(3.0, 8), priced(0.0, 2)) is None
+    assert _ratio(priced(0.0, None), priced(0.0, 2)) is None
+    assert _ratio(priced(0.0, 8), priced(0.0, None)) is None

@@ -217,6 +217,13 @@ def test_stays_follow_from_what_is_asked_for():
     )
 
 
+@pytest.mark.parametrize("factor", [1.5, 4.0])
+def test_requests_come_as_evenly_where_they_come_again(factor):
+    even = replace(recorded(200), arrival_s=np.arange(200) / 7.0)
+    gaps_s = np.diff(Traffic.of(even, 0, 3.0).at_rate(factor).trace.arrival_s)
+    assert gaps_s == pytest.approx(gaps_s.mean(), rel=1e-6)
+
+
 class _Times(NamedTuple):
     factor: float = 1.0
 

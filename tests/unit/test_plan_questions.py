@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,7 +22,7 @@ from simulator.planner.search import search
 from simulator.planner.space import Space
 from simulator.planner.store import Store
 from simulator.planner.versus import rivals
-from simulator.planner.why_not import nearest, of_each_model
+from simulator.planner.why_not import _ruled_out, nearest, of_each_model
 from simulator.scenario.question import load_question
 from tests.unit.test_plan_cli import QUESTION
 
@@ -230,6 +231,16 @@ def test_every_model_that_does_not_do_has_its_reason():
     assert (row["gpus"], row["replicas"]) == (2, 2)
     assert row["cost_per_hour"] == 2 * answer.space.machines[0].gpu_hour
     assert row["worst_ratio"] == missing["times_over"]
+
+
+def test_the_reason_of_a_model_is_its_own():
+    def one(model, outcome, why):
+        option = SimpleNamespace(design=SimpleNamespace(model=model))
+        return SimpleNamespace(option=option, outcome=outcome, why=why)
+
+    tried = [one(1, None, ""), one(1, None, "too long"), one(0, "measured", "missed")]
+    found = SimpleNamespace(screened={}, findings=tried)
+    assert [_ruled_out(found, model) for model in (0, 1)] == ["nothing was tried", "too long"]
 
 
 @pytest.mark.parametrize("telling", ["TOO_FEW", "TOO_SLOW", "MEMORY", "TOO_LARGE"])

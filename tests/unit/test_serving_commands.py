@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,6 +18,7 @@ from simulator.config.deployment import DeploymentSpec
 from simulator.deployment.plan import make_plan
 from simulator.planner.launch import launch
 from simulator.planner.serving import places, weights_of
+from simulator.planner.serving.vllm import _memory
 
 ENGINES = available("planner.serving")
 
@@ -260,6 +262,12 @@ def test_every_node_of_a_server_finds_the_first_one(engine, split):
             assert found[address] == "node0"
         else:
             assert "node0" in one.command
+
+
+def test_a_share_of_memory_that_was_not_given_is_what_the_plan_uses_rounded_down():
+    used = {"weights_bytes": 40e9, "step_bytes": 3.3e9, "kv_bytes": 30e9, "total_bytes": 80e9}
+    assert _memory(SimpleNamespace(kind="of_free", share=0.9, **used)) == 0.916
+    assert _memory(SimpleNamespace(kind="of_total", share=0.9, **used)) == 0.9
 
 
 @pytest.mark.parametrize("engine", ENGINES)
