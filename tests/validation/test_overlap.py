@@ -39,6 +39,8 @@ def step_s():
             "routing": {
                 "kind": "uniform"
             },  # their load balancer (EPLB, 32 redundant experts) leaves next to no skew
+            # 288 slots divide by 32 and by 72.
+            "placement": {"kind": "contiguous", "num_slots": 288},
             "dispatch": {"kind": "per_node" if num_gpus == 32 else "per_expert"},
             "overlap": overlap,
         }
