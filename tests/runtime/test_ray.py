@@ -165,8 +165,11 @@ class TestEachTransport:
         step = prompts(PLANNED)
         check_step(job, step, backend.step(step), reference)
         (fault,) = new_faults(backend, known)
-        assert (fault.step, fault.ranks, fault.what) == (PLANNED, [1], "rank 1 died")
-        assert [pid for pid in processes(backend) if pid not in before] == [processes(backend)[1]]
+        assert fault.step == PLANNED, fault
+        assert "rank 1 died" in fault.what, fault
+        # One that was killed may take with it another that waited for it; who is named is replaced.
+        is_new = [pid not in before for pid in processes(backend)]
+        assert [rank for rank, new in enumerate(is_new) if new] == fault.ranks, fault
         assert homes(backend)[1] in backend.nodes.alive
         check(job, backend, reference, [decode(PLANNED + 1)])
         assert len(backend.faults) == known + 1
