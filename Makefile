@@ -19,7 +19,7 @@ quick: .venv/tested
 test: .venv/tested .venv/browser
 	$(PYTEST) --doctest-modules simulator
 	$(PYTEST) $(WORKERS) --part light --cov --cov-report= tests/unit tests/contracts tests/laws
-	@$(BIN)/coverage report --sort=cover --fail-under=0 | head -n 12
+	@$(BIN)/coverage report --sort=cover --fail-under=0 2>/dev/null | head -n 12
 	$(PYTEST) $(WORKERS) --dist loadgroup --part heavy tests
 
 # Every law on ten times as many cases as `make test`, drawn anew for each seed.
