@@ -109,7 +109,8 @@ def run_scenario(
         "scenario": scenario.model_dump(mode="json"),
     }
     summary = summarise(plans, records, slo)
+    at_steps = records if fidelity == "step" else []
     results = gather(run, summary, records)
-    run["bands"] = make_bands(plans, trace, slo, scenario.seed, summary, tables, tick)
+    run["bands"] = make_bands(plans, trace, slo, scenario.seed, summary, at_steps, tables, tick)
     run["verdict"] = verdict(results)
     return replace(results, run=run | made.describe())

@@ -32,6 +32,7 @@ from simulator.results.metrics import (
     meets,
     summarise,
 )
+from simulator.results.tables import DeploymentRecord
 from simulator.step.prices import Prices
 from simulator.workload.requests import longest_tokens
 from simulator.workload.traces import RequestTrace
@@ -76,6 +77,7 @@ def make_bands(
     slo: SLO,
     seed: int,
     summary: pd.DataFrame,
+    records: Sequence[DeploymentRecord],
     tables: Mapping[str, Tables],
     tick: Progress = show_nothing,
 ) -> dict[str, Any]:
@@ -87,6 +89,8 @@ def make_bands(
 
     Args:
         summary: the run's own figures, a row a deployment in the order of ``plans``.
+        records: what the plans did at the ``step`` fidelity, which is not served again where the
+            whole trace is looked at; empty if they ran at another one.
         tables: what makes each deployment's step tables, by its name.
     """
     if not all(isinstance(plan.calibration, Calibration) for plan in plans):
@@ -94,9 +98,10 @@ def make_bands(
     count = min(trace.num_requests, MOST_REQUESTS)
     part = trace if count == trace.num_requests else subset(trace, np.arange(count))
     draws = Draws(seed)
+    whole = records if part is trace and records else [None] * len(plans)
     drawn: dict[str, _Drawn] = {}
-    for plan, (_, own) in zip(plans, summary.iterrows(), strict=True):
-        drawn[plan.name] = _draw(plan, part, slo, draws, own, tables[plan.name], tick)
+    for plan, (_, own), record in zip(plans, summary.iterrows(), whole, strict=True):
+        drawn[plan.name] = _draw(plan, part, slo, draws, own, record, tables[plan.name], tick)
     return {
         "num_requests": count,
         "sources": {name: one.source for name, one in drawn.items()},
@@ -119,6 +124,7 @@ def _draw(
     slo: SLO,
     draws: Draws,
     own: pd.Series,
+    known: DeploymentRecord | None,
     tables: Tables,
     tick: Progress,
 ) -> _Drawn:
@@ -130,7 +136,10 @@ def _draw(
     for factor in slower:
         before = len(rows) * count
         fill = tables.slowed(factor)
-        record = run_plan(plan, trace, "step", _count_on(shown, before), fill)
+        if factor == 1.0 and known is not None:
+            record = known
+        else:
+            record = run_plan(plan, trace, "step", _count_on(shown, before), fill)
         rows.append(summarise([plan], [record], slo).iloc[0])
         served.append(latencies(record.requests))
     place = slower.index(1.0)

@@ -260,7 +260,7 @@ def _measure(plan: DeploymentPlan, record: DeploymentRecord, slo: SLO) -> dict[s
         "kv_used_max": float(steps["kv_used"].max()),
         "prefix_hit_ratio": float(requests["num_cached"].sum()) / num_input,
         "num_preemptions": float(requests["num_preemptions"].sum()),
-        "recomputed_share": _recomputed_share(requests, steps),
+        "recomputed_share": _recomputed_share(plan, requests, steps),
         "cost_per_million_tokens": _cost(plan, duration_s, num_output),
     }
     found |= describe_latencies(latency)
@@ -271,13 +271,13 @@ def _measure(plan: DeploymentPlan, record: DeploymentRecord, slo: SLO) -> dict[s
     return {key: found[key] for key in METRICS}
 
 
-def _recomputed_share(requests: pd.DataFrame, steps: pd.DataFrame) -> float:
-    """What is computed beyond each prompt once, over all that is computed as prompts are; 0 where
-    no request lost its blocks, since a decode pool may compute each prompt's last token again.
+def _recomputed_share(plan: DeploymentPlan, requests: pd.DataFrame, steps: pd.DataFrame) -> float:
+    """What is computed beyond each prompt once, over all that is computed as prompts are; the last
+    token that a decode pool computes again for every prompt is not lost work.
     """
-    if not requests["num_preemptions"].any():
-        return 0.0
     once = float((requests["num_input"] - requests["num_cached"]).sum())
+    if plan.transfer is not None and plan.transfer.recomputes_last:
+        once += len(requests)
     return max(0.0, 1.0 - once / float(steps["prefill_tokens"].sum()))
 
 

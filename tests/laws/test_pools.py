@@ -82,6 +82,14 @@ def test_every_request_and_token_is_served_once(tiny, split, concurrency, engine
 
 
 @pytest.mark.parametrize("split", SPLITS)
+def test_the_last_token_of_a_prompt_that_is_computed_again_is_no_lost_work(tiny, split):
+    plan = pooled(tiny, split)
+    record = run_plan(plan, tiny.trace(30))
+    assert not record.requests["num_preemptions"].any()
+    assert summarise([plan], [record], SLO())["recomputed_share"].iloc[0] == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("split", SPLITS)
 def test_a_transfer_carries_exactly_the_cache_of_the_prompt(tiny, split):
     plan = pooled(tiny, split)
     trace = tiny.trace(30)

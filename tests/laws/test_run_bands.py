@@ -21,7 +21,7 @@ def bands_for(plans, trace, slo=NO_TARGETS, seed=1):
     records = [run_plan(plan, trace) for plan in plans]
     summary = summarise(plans, records, slo)
     tables = {plan.name: Tables() for plan in plans}
-    return make_bands(plans, trace, slo, seed, summary, tables), summary, records
+    return make_bands(plans, trace, slo, seed, summary, records, tables), summary, records
 
 
 def named(tiny, model, name, band=None, **keys):
@@ -113,6 +113,13 @@ def test_the_same_seed_draws_the_same(tiny):
     trace = tiny.trace(30, 4000.0)
     assert bands_for(plans, trace)[0] == bands_for(plans, trace)[0]
     assert bands_for(plans, trace)[0] != bands_for(plans, trace, seed=2)[0]
+
+
+def test_what_was_served_already_is_not_served_otherwise(tiny):
+    plans, trace = [named(tiny, "moe", "it", (0.8, 1.3))], tiny.trace(40, 4000.0)
+    found, summary, _ = bands_for(plans, trace)
+    tables = {"it": Tables()}
+    assert make_bands(plans, trace, NO_TARGETS, 1, summary, [], tables) == found
 
 
 def test_shares_stay_shares_and_long_traces_are_judged_by_their_beginning(tiny):

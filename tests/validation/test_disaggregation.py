@@ -147,8 +147,8 @@ def test_pools_agree_with_the_engines_own():
 
 
 LIMITS = {  # median of the absolute error in TTFT and TPOT
-    "says its workers": (0.65, 0.16),
-    "does not": (0.80, 0.34),
+    "says its workers": (0.50, 0.15),
+    "does not": (0.80, 0.17),
 }
 
 
