@@ -15,14 +15,16 @@ from simulator.base.frozen import validate
 from simulator.config.capacity import Question
 from simulator.planner import ruled_out as reasons
 from simulator.planner.answer import _num_simulated
-from simulator.planner.explore import Sized
+from simulator.planner.explore import Finding, Sized
 from simulator.planner.requests import traffic_of
 from simulator.planner.ruled_out import Ruled
+from simulator.planner.screen import Option
 from simulator.planner.search import search
-from simulator.planner.space import Space
+from simulator.planner.space import Design, Space
 from simulator.planner.store import Store
+from simulator.planner.trial import Outcome
 from simulator.planner.versus import rivals
-from simulator.planner.why_not import _ruled_out, nearest, of_each_model
+from simulator.planner.why_not import _missing, _ruled_out, nearest, of_each_model
 from simulator.scenario.question import load_question
 from tests.unit.test_plan_cli import QUESTION
 
@@ -163,6 +165,26 @@ def test_limits_that_leave_nothing_are_named(changes, said):
     assert said in Space(validate(Question, TABLE | changes, "test"), Path()).machines[0].beyond
 
 
+@pytest.mark.parametrize(
+    ("spare", "is_left"),
+    [
+        ({}, True),
+        ({"gpus": 1}, True),
+        ({"gpus": 7}, True),
+        ({"nodes": 7}, True),
+        ({"gpus": 8}, False),
+        ({"gpus": 9}, False),
+        ({"nodes": 8}, False),
+    ],
+)
+def test_what_is_held_free_is_refused_only_where_it_is_all_there_is(spare, is_left):
+    """Eight GPUs, which are rented one by one: the least that a node may be."""
+    asked = TABLE | {"clusters": [{"cluster": "h100-sxm", "max_gpus": 8}], "spare": spare}
+    machines = Space(validate(Question, asked, "test"), Path()).machines[0]
+    assert machines.sizes == (1, 2, 4, 8)
+    assert (machines.beyond == "") == is_left
+
+
 def found(**changes):
     return search(validate(Question, TABLE | changes, "test"), Path(), Store(None), workers=1)
 
@@ -231,6 +253,18 @@ def test_every_model_that_does_not_do_has_its_reason():
     assert (row["gpus"], row["replicas"]) == (2, 2)
     assert row["cost_per_hour"] == 2 * answer.space.machines[0].gpu_hour
     assert row["worst_ratio"] == missing["times_over"]
+
+
+def test_both_pools_of_what_misses_a_target_take_up_gpus():
+    asked = validate(Question, TABLE | {"clusters": [{"cluster": "h100-sxm"}]}, "test")
+    decoding, prompts = (Design(0, 0, tp, 1, 1, "", "bf16", 0, "none") for tp in (2, 4))
+    option = Option(decoding, 2048, prompts, 1, 1, 0.0, 0.0, 6, 6, 0.01, 0.1)
+    outcome = Outcome({"tpot_s.p90": 1.5}, {"tpot_s.p90": 0.075}, 1.0, 1.0)
+    missed = Finding(option, None, outcome, float("inf"), 0, most=Sized(32, 5, 3))
+    space, traffic = Space(asked, Path()), traffic_of(asked, Path())
+    told = _missing(SimpleNamespace(question=asked, space=space, traffic=traffic), missed)
+    assert told["row"]["gpus_used"] == 5 * 2 + 3 * 4
+    assert told["deployment"].endswith("on 32 x h100-sxm, 22 of 32 GPUs used")
 
 
 def test_the_reason_of_a_model_is_its_own():

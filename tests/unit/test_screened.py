@@ -1,0 +1,103 @@
+"""What the screen leaves: pools of which placement, pairs within the limits, and what is simulated
+where nothing keeps the targets.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from simulator.base.frozen import validate
+from simulator.config.capacity import Question
+from simulator.planner.judge import Rates
+from simulator.planner.requests import traffic_of
+from simulator.planner.ruled_out import TOO_FEW, Ruled
+from simulator.planner.screen import Screened, _pairs, screen
+from simulator.planner.search import hopeless
+from simulator.planner.space import Design, Space
+from simulator.planner.speeds import Speed
+
+HERE = Path()
+QUESTION = {
+    "name": "small",
+    "workload": {
+        "requests": {
+            "arrivals": {"kind": "poisson", "rate_per_s": 96.0},
+            "lengths": {"kind": "fixed", "num_input": 400, "num_output": 40},
+            "num_requests": 90,
+        }
+    },
+    "targets": {"ttft_s": {"p90": 0.6}, "tpot_s": {"p90": 0.02}},
+    "models": [{"model": "gpt-oss-20b"}],
+    "clusters": [{"cluster": "h100-sxm", "max_gpus": 64}],
+    "space": {
+        "tp": [1],
+        "attention_dp": [4],
+        "ep": ["all"],
+        "token_budgets": [2048],
+        "redundant_experts": [0.0],
+        "overlap": ["none"],
+    },
+}
+
+
+def question(**keys):
+    return validate(Question, QUESTION | keys, "test")
+
+
+@pytest.mark.parametrize(
+    ("placements", "of_prompts"),
+    [
+        (["contiguous"], "contiguous"),
+        (["contiguous", "eplb"], "contiguous"),
+        (["eplb"], "eplb"),
+    ],
+)
+def test_pools_for_prompts_place_experts_in_order_where_that_is_asked_for(placements, of_prompts):
+    asked = question(space=QUESTION["space"] | {"placements": placements})
+    found = screen(Space(asked, HERE), traffic_of(asked, HERE), 0, 0)
+    pairs = [one for one in found.options if one.prefill is not None]
+    assert {one.design.placement for one in pairs} == set(placements)
+    assert {one.prefill.placement for one in pairs} == {of_prompts}
+    assert {prefill.placement for _, prefill in found.pooled} == {of_prompts}
+
+
+def replica(ranks=1):
+    return Design(0, 0, ranks, 1, 1, "", "bf16", 0, "none")
+
+
+@pytest.mark.parametrize(
+    ("spare", "decode_rate", "last_rate", "too_little"),
+    [({}, 3.0, 3.0, 2.99), ({"nodes": 1}, 3.0, 4.0, 3.99), ({"gpus": 2}, 3.0, 3.2, 3.19)],
+)
+def test_a_pair_of_pools_is_possible_up_to_the_last_gpu_that_is_not_held_free(
+    spare, decode_rate, last_rate, too_little
+):
+    """96 requests a second: 32 GPUs that decode, and for prompts what is left of 64 but the
+    spare.
+    """
+    asked = question(spare=spare)
+    space, traffic = Space(asked, HERE), traffic_of(asked, HERE)._replace(rate_per_s=96.0)
+    decodes = [(replica(), Rates(decode_rate, decode_rate, 0.01, 0.0))]
+    for rate, expected in ((last_rate, 1), (too_little, 0)):
+        ruled = Ruled()
+        prompts = [(replica(), Rates(rate, rate, 0.0, 0.1), 2048)]
+        found, number = _pairs(space, traffic, prompts, decodes, ruled)
+        assert len(found) == number == expected
+        assert ruled.counts == ({} if expected else {TOO_FEW: 1})
+
+
+@pytest.mark.parametrize(
+    ("count", "chosen"), [(0, []), (1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (7, [0, 3, 6])]
+)
+def test_of_what_keeps_no_target_the_ends_and_the_middle_are_simulated_at_the_largest_size(
+    count, chosen
+):
+    space = Space(question(), HERE)
+    front = [
+        Speed(100.0 - place, 1.0 + place, replica(), 1000 + place, 1.0) for place in range(count)
+    ]
+    found = hopeless(space, {(0, 0): Screened([], 0, Ruled(), front, [])})
+    assert [one.budget - 1000 for one in found] == chosen
+    for one in found:
+        assert (one.replicas, one.gpus) == (64, 64)
+        assert one.cost_per_hour == 64 * space.machines[0].gpu_hour
