@@ -120,6 +120,21 @@ def test_traffic_lasts_as_long_at_any_rate(factor, seed):
     )
 
 
+@given(st.lists(st.tuples(st.integers(1, 900), st.integers(1, 300)), min_size=1, max_size=60))
+def test_the_sample_is_what_lies_in_the_cache_halfway_in_order(lengths):
+    """Brute force: every output token brings its request's context."""
+    num_input, num_output = np.array(lengths).T
+    traffic = Traffic.of(
+        RequestTrace(np.arange(float(len(lengths))), num_input, num_output, "made up")
+    )
+    halfway = num_input + num_output // 2
+    of_each_token = np.sort(np.repeat(halfway, num_output))
+    places = [math.ceil((n + 0.5) / 256 * len(of_each_token)) - 1 for n in range(256)]
+    assert traffic.contexts.tolist() == of_each_token[places].tolist()
+    in_order = sorted(range(len(lengths)), key=lambda n: halfway[n])
+    assert traffic.prompts.tolist() == num_input[in_order].tolist()
+
+
 def test_a_burst_starts_empty_at_any_rate():
     assert all(
         Traffic.of(recorded(), 0, 3.0).at_rate(factor).lead == 0 for factor in (0.7, 1.1, 5.0)
@@ -206,6 +221,52 @@ def test_the_backlog_is_what_the_last_quarter_serves_more_than_the_second(stays)
     found = outcome(requests, Targets.model_validate({"ttft_s": {"p90": 1.0}}), SLO())
     expected = max(0.0, last - second) / (len(arrival_s) / 2)
     assert found.measured["backlog"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("stay_s", "share"), [(0.0, 0.05), (4.0, 0.05), (20.0, 0.2), (80.0, 0.8)])
+@pytest.mark.parametrize(("at_once", "by_chance"), [(1, 1), (9, 3)])
+def test_a_backlog_may_grow_with_how_long_requests_stay_and_by_chance(
+    stay_s, share, at_once, by_chance
+):
+    """Two fifths of the stay over the arrivals' time, at least a twentieth; and four times the
+    square root of those served at once, of one at least.
+    """
+    arrival_s = np.repeat(np.arange(SPAN_S + 1.0), at_once)
+    lasts_s = np.where((arrival_s >= 0.75 * SPAN_S) & (arrival_s < SPAN_S), 1.0, 0.0)
+    if at_once == 1:
+        lasts_s /= 4
+    requests = pd.DataFrame(
+        {
+            "arrival_s": arrival_s,
+            "first_token_s": arrival_s,
+            "finish_s": arrival_s + lasts_s,
+            "num_output": 1,
+            "num_preemptions": 0,
+        }
+    )
+    targets = Targets.model_validate({"ttft_s": {"p90": 1.0}})
+    found = outcome(requests, targets, SLO(), stay_s=stay_s)
+    half = len(arrival_s) / 2
+    grown = (0.25 if at_once == 1 else at_once) / half
+    assert found.measured["backlog"] == pytest.approx(grown)
+    assert found.ratios["backlog"] == pytest.approx(grown / (share + 4 * by_chance / half))
+
+
+def test_few_requests_give_all_their_tokens_in_the_time_that_they_take():
+    requests = pd.DataFrame(
+        {
+            "arrival_s": [2.0, 3.0, 4.0],
+            "first_token_s": [3.0, 4.0, 5.0],
+            "finish_s": [4.0, 7.0, 6.0],
+            "num_output": [3, 5, 4],
+            "num_preemptions": 0,
+        }
+    )
+    targets = Targets.model_validate({"output_tokens_per_s": 3.0})
+    found = outcome(requests, targets, SLO())
+    assert found.output_tokens_per_s == 12 / 5
+    assert found.ratios["output_tokens_per_s"] == 3.0 / 2.4
+    assert outcome(requests, targets, SLO(), share=0.5).output_tokens_per_s == 2 * 12 / 5
 
 
 def test_stays_follow_from_what_is_asked_for():
