@@ -14,8 +14,8 @@ from simulator.planner.explore import Finding, Sized
 from simulator.planner.margin import Error, error_of, margin
 from simulator.planner.row_bands import rows
 from simulator.planner.sensitivity import _ratio
-from simulator.planner.versus import _expected, _name
-from tests.laws.tiny_question import costs, found, option, table
+from simulator.planner.versus import _expected, _name, _tried
+from tests.laws.tiny_question import costs, found, option, table, trials
 
 
 def test_what_is_shared_cancels_and_the_rest_does_not():
@@ -131,3 +131,26 @@ def test_machines_that_cost_nothing_are_compared_by_their_number():
     assert _ratio(priced(3.0, 8), priced(0.0, 2)) is None
     assert _ratio(priced(0.0, None), priced(0.0, 2)) is None
     assert _ratio(priced(0.0, 8), priced(0.0, None)) is None
+
+
+@pytest.mark.parametrize(
+    ("has_pool", "rate", "sized", "gpus"),
+    [
+        # A size of its own, of which not every GPU is taken.
+        (False, 4.0, Sized(24, 3), 24),
+        (True, 1.0, Sized(24, 3, 2), 24),
+        # Four times the nine GPUs of a quarter of the traffic, on the next size that is there.
+        (True, 4.0, Sized(16, 5, 4), 40),
+        (True, 8.0, Sized(16, 5, 4), math.inf),
+        (False, 4.0, None, math.inf),
+        (True, 1.0, None, math.inf),
+        (True, 4.0, None, math.inf),
+    ],
+)
+def test_pools_cost_as_many_times_their_part_and_nothing_found_is_never_affordable(
+    has_pool, rate, sized, gpus
+):
+    one, asked = option(0, prefill=option(0).design if has_pool else None), trials()
+    finding = Finding(one, sized, None, math.inf, 0 if sized is None else 9)
+    stand_in = SimpleNamespace(space=asked.space, find=lambda *_: finding)
+    assert _tried(stand_in, one, rate).cost == gpus * asked.space.machines[0].gpu_hour

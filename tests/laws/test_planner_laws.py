@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from simulator.base.frozen import validate
 from simulator.config.capacity import Question, Spare
 from simulator.planner.conditions import Conditions
-from simulator.planner.explore import Finding, Sized
+from simulator.planner.explore import Explorer, Finding, Sized
 from simulator.planner.losses import idle_costs, left_of, spare_nodes, with_losses
 from simulator.planner.screen import Option
 from simulator.planner.search import search
 from simulator.planner.space import Design
 from simulator.planner.store import Store
 from simulator.planner.traffic import Traffic
+from simulator.planner.trial import Outcome
 from simulator.planner.uncertainty import doubts
 from simulator.planner.versus import RATES
 from simulator.planner.whatif import AS_ASKED, Change, Trials, _in_blocks, promise
@@ -159,6 +160,33 @@ def test_what_is_held_free_stands_what_may_be_lost(replicas, tp, nodes, gpus, is
     full = sized._replace(replicas=size // tp - sized.prefill_replicas)
     for left in left_of(asked, full, lost, host_gpus):
         assert left.replicas + left.prefill_replicas >= both
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 40))
+def test_a_part_of_two_pools_has_the_fewest_replicas_that_all_parts_make_up_for(
+    replicas, prompts, parts
+):
+    explorer, tried = Explorer(trials().space, option(DENSE), None, 0), []
+
+    def kept(sized, in_parts):
+        tried.append((sized, in_parts))
+        return Outcome({"tpot_s.p90": 0.5}, {}, 1.0, 1.0)
+
+    explorer._tried_once = kept
+    assert explorer._keeps(parts, Sized(0, replicas, prompts), ("tpot_s",))
+    [(part, in_parts)] = tried
+    assert in_parts == parts
+    for number, whole in ((part.replicas, replicas), (part.prefill_replicas, prompts)):
+        assert (number - 1) * parts < whole <= number * parts
+
+
+@pytest.mark.parametrize("prefill", [None, option(DENSE, tp=8).design])
+def test_what_no_cluster_has_room_for_has_no_size_and_takes_up_nothing(prefill):
+    asked = option(DENSE, tp=8, prefill=prefill)
+    space = trials(spare={"nodes": 8}).space
+    found = Explorer(space, asked, None, 0).find()
+    assert found == Finding(asked, None, None, np.inf, 0, (), found.why)
+    assert found.why
 
 
 def test_which_replicas_are_left():
