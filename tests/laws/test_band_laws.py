@@ -3,13 +3,15 @@ sizes and samples.
 """
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from simulator.planner.confidence import Doubted, noise_of
+from simulator.planner.confidence import Doubted, _others, noise_of
 from simulator.planner.draws import DRAWS, Draws, Table, band_of, gpus_at, loading
-from tests.laws.tiny_question import MANY, found, table
+from simulator.planner.explore import Finding, Sized
+from tests.laws.tiny_question import MANY, found, option, table, trials
 
 
 @pytest.mark.parametrize("own", ["", "mine"])
@@ -76,3 +78,25 @@ def test_a_sample_that_no_size_is_enough_for_fails():
     needed = draws.gpus(own._replace(noise=noise), MANY)
     assert np.isinf(needed[failing]).all()
     assert (needed[~failing] == draws.gpus(own, MANY)[~failing]).all()
+
+
+def test_calibrations_are_told_of_all_that_meets_the_targets_with_another_than_the_first():
+    first, same, other, untabulated, missed = (
+        option(model, tp) for model, tp in ((0, 1), (0, 2), (1, 1), (1, 2), (1, 4))
+    )
+    own = table()._replace(source="of one engine")
+    theirs = table((0.9, 1.2))._replace(source="of another")
+    findings = [
+        Finding(one, None if one == missed else Sized(8, 8), None, 8.0, 8)
+        for one in (first, same, other, untabulated, missed)
+    ]
+    tables = {first: own, same: own, other: theirs, missed: theirs._replace(source="of nobody")}
+    asked = SimpleNamespace(findings=findings, space=trials().space)
+    assert _others(asked, own, SimpleNamespace(tables=tables)) == [
+        {
+            "name": "time per token of llama-3.1-8b on h100-sxm",
+            "low": 0.9,
+            "high": 1.2,
+            "text": "Measured over predicted, 80 % of cases: of another",
+        }
+    ]

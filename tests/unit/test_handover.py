@@ -5,6 +5,7 @@ targets when it is run.
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,12 +18,20 @@ from simulator.deployment.plan import make_plan
 from simulator.planner.answer import summary
 from simulator.planner.explore import Sized
 from simulator.planner.findings import best_of_each, deployment_of, priced
-from simulator.planner.handover import commands, deployments, handover, recommended, scenario_text
+from simulator.planner.handover import (
+    _peak,
+    commands,
+    deployments,
+    handover,
+    recommended,
+    scenario_text,
+)
 from simulator.planner.requests import lasting, traffic_of
 from simulator.planner.screen import Option
 from simulator.planner.search import search
 from simulator.planner.space import Design
 from simulator.planner.store import Store
+from simulator.planner.traffic import led
 from simulator.planner.trial import outcome
 from simulator.scenario.scenario import load_scenario
 from simulator.workload.requests import load_requests, source_arrivals_s
@@ -128,6 +137,33 @@ def test_the_busiest_stretch_is_cut_out_of_the_source(workload, tmp_path, found)
             < load_requests(question.workload, tmp_path, question.seed).num_requests
         )
         same(got, asked.traffic.trace)
+
+
+def test_a_stretch_is_found_behind_others_that_begin_alike(tmp_path):
+    lengths = [
+        (100, 10),
+        (300, 20),
+        (100, 10),
+        (500, 10),
+        (100, 10),
+        (300, 20),
+        (100, 10),
+        (700, 10),
+    ]
+    rows = [f"2023-11-16 18:00:{n:02}.0,{new},{out}" for n, (new, out) in enumerate(lengths)]
+    (tmp_path / "requests.csv").write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "\n".join(rows) + "\n"
+    )
+    question = validate(Question, {**QUESTION, "workload": {"requests": "requests.csv"}}, "test")
+    whole = load_requests(question.workload, tmp_path, question.seed)
+    asked = SimpleNamespace(
+        question=question,
+        traffic=led(whole, 4, 8, 0.0),
+        space=SimpleNamespace(folder=tmp_path),
+    )
+    cut = _peak(asked)
+    assert (cut.start_s, cut.num_requests) == (4.0, 4)
+    same(load_requests(cut, tmp_path, question.seed), asked.traffic.trace)
 
 
 def test_limits_are_the_highest_percentiles_unless_the_question_has_its_own(found, tmp_path):

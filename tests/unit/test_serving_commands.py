@@ -17,7 +17,7 @@ from simulator.base.plugins import available
 from simulator.config.deployment import DeploymentSpec
 from simulator.deployment.plan import make_plan
 from simulator.planner.launch import launch
-from simulator.planner.serving import places, weights_of
+from simulator.planner.serving import Server, Weights, places, weights_of
 from simulator.planner.serving.vllm import _memory
 
 ENGINES = available("planner.serving")
@@ -157,6 +157,19 @@ def test_spare_experts_and_their_placement(engine):
         assert "num_slots: 36" in given[0].command
     assert "36 expert slots (9 a rank)" in said(given)
     assert "eplb" not in launched(engine, (1, 4, 4), replicas=1)[0].command
+
+
+@pytest.mark.parametrize(
+    ("split", "keys", "slots", "spare"),
+    [
+        ((1, 1, 1), {"model": "qwen3-8b"}, 0, 0),
+        ((1, 4, 4), {}, 32, 0),
+        ((1, 4, 4), {"placement": {"kind": "eplb", "num_slots": 36}}, 36, 4),
+    ],
+)
+def test_a_server_has_a_place_for_every_expert_and_for_every_copy(split, keys, slots, spare):
+    server = Server(plan("vllm", split, **keys), "both", Weights("here"), 100, 200)
+    assert (server.num_slots, server.spare_experts) == (slots, spare)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
