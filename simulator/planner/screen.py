@@ -70,10 +70,7 @@ def screen(space: Space, traffic: Traffic, model: int, machines: int) -> Screene
     ] = {}
     asked = space.question.space
     budgets, sents = asked.token_budgets, space.candidates[model].entry.dispatch_dtypes or ("",)
-    usual = (
-        (asked.max_sequences or (0,))[0],
-        "contiguous" if "contiguous" in asked.placements else "eplb",
-    )
+    usual_sequences = (asked.max_sequences or (0,))[0]
     ruled = Ruled()
     speeds: list[Speeds] = []
     share, context = (
@@ -114,9 +111,9 @@ def screen(space: Space, traffic: Traffic, model: int, machines: int) -> Screene
                     (design.weight_dtype, design.kv_dtype, sent), ([], [], [])
                 )
                 if (
-                    design.max_sequences,
-                    design.placement,
-                ) == usual:  # a prefill pool has the decode pool's placement
+                    design.max_sequences == usual_sequences
+                    and design.placement == space.usual_placement(design)
+                ):  # a prefill pool has the decode pool's placement
                     prompts.append((design, prefilling, budgets[-1]))
                 if has_room:
                     loads.append(decoding)

@@ -172,7 +172,7 @@ def hopeless(space: Space, screened: dict[tuple[int, int], Screened]) -> list[Op
             largest = max(space.sizes(design), default=0)
             replicas = (largest - space.spare_gpus(design)) // design.num_ranks
             if replicas >= 1:
-                gpus, cost = replicas * design.num_ranks, machines.sizes[-1] * machines.gpu_hour
+                gpus, cost = replicas * design.num_ranks, largest * machines.gpu_hour
                 chosen.setdefault(
                     Option(
                         design, budget, None, replicas, 0, cost, cost, gpus, gpus, 1 / per_user, 0.0

@@ -61,6 +61,37 @@ def test_pools_for_prompts_place_experts_in_order_where_that_is_asked_for(placem
     assert {prefill.placement for _, prefill in found.pooled} == {of_prompts}
 
 
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        ("llama-3.1-8b", {"attention_dp": [1]}),
+        ("gpt-oss-20b", {"ep": ["off"]}),
+        ("gpt-oss-20b", {"redundant_experts": [0.25]}),
+    ],
+)
+def test_a_placement_that_is_asked_for_takes_no_pools_from_designs_that_have_no_choice_of_it(
+    model, changes
+):
+    pairs = []
+    for placements in (["contiguous"], ["eplb"]):
+        asked = question(
+            models=[{"model": model}],
+            space=QUESTION["space"] | changes | {"placements": placements},
+        )
+        options = screen(Space(asked, HERE), traffic_of(asked, HERE), 0, 0).options
+        pairs.append([one for one in options if one.prefill is not None])
+    assert pairs[0] == pairs[1] != []
+
+
+def test_what_keeps_no_target_costs_the_largest_cluster_within_the_limits():
+    space = Space(question(limits={"nodes": 4}, spare={"nodes": 1}), HERE)
+    front = [Speed(100.0, 1.0, replica(), 1000, 1.0)]
+    (one,) = hopeless(space, {(0, 0): Screened([], 0, Ruled(), front, [])})
+    largest = max(space.sizes(replica()))
+    assert largest < space.machines[0].sizes[-1]
+    assert one.cost_per_hour == largest * space.machines[0].gpu_hour
+
+
 def replica(ranks=1):
     return Design(0, 0, ranks, 1, 1, "", "bf16", 0, "none")
 
