@@ -12,7 +12,7 @@ from simulator.deployment.memory import check_requests
 from simulator.deployment.notes import memory_notes, notes_of, scheduling_notes, start_notes
 from simulator.deployment.own_policies import try_policies
 from simulator.deployment.plan import DeploymentPlan, make_plan
-from simulator.engine.cluster import Fidelity, run_plan
+from simulator.engine.timeline import Fidelity, run_plan
 from simulator.planner.run_bands import Tables, make_bands
 from simulator.results.folder import Results, gather
 from simulator.results.metrics import summarise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from simulator.base.compiled import compiled
 from simulator.config.cluster import ClusterSpec, WireSpec
 from simulator.config.deployment import PrefillPoolSpec
 from simulator.config.engine import HandOver
@@ -53,15 +54,32 @@ class Transfer:
         return self.received.bytes_for(num_tokens) / self.bytes_per_s
 
     def left(self, busy_s: float, computing_s: float) -> float:
-        """Seconds of ``busy_s`` that are left when the prompt, computed for ``computing_s``, is
-        done.
+        """:func:`seconds_left` of these wires."""
+        return float(seconds_left(busy_s, computing_s, self.layers, self.stages))
 
-        Layer by layer, the last layer's cache is always left, and the wires carry what they can of
-        the others meanwhile.
+    @property
+    def layers(self) -> int:
+        """Layers that are sent one by one while the prompt is computed; 0 where all are sent at its
+        end.
         """
-        if not self.layerwise:
-            return busy_s
-        return max(busy_s * self.stages / self.num_layers, busy_s - computing_s / self.stages)
+        return self.num_layers if self.layerwise else 0
+
+
+@compiled
+def seconds_left(busy_s: float, computing_s: float, layers: int, stages: int) -> float:
+    """Seconds of ``busy_s`` on the wires that are left when the prompt, computed for
+    ``computing_s``, is done.
+
+    Layer by layer, the last layer's cache is always left, and the wires carry what they can of the
+    others meanwhile.
+
+    Args:
+        layers: that are sent one by one; 0 where all are sent at the prompt's end.
+        stages: of the prefill pool's pipeline, each of which computes and sends its own layers.
+    """
+    if layers == 0:
+        return busy_s
+    return max(busy_s * stages / layers, busy_s - computing_s / stages)
 
 
 def make_transfer(

@@ -9,6 +9,7 @@ import numpy as np
 from simulator.base.contracts import is_shipped, method_name
 from simulator.base.errors import UserError
 from simulator.deployment.plan import DeploymentPlan
+from simulator.policies.balancing import Rule
 from simulator.policies.contracts import choose_replica, count_copies, prepare_balancer
 from simulator.policies.dispatch import policy_at, sees
 
@@ -28,7 +29,8 @@ def try_policies(plan: DeploymentPlan) -> None:
     if not is_shipped(type(plan.balancing)):
         balancer = prepare_balancer(plan.balancing, plan.replicas, np.random.default_rng(0))
         nothing = np.zeros(plan.replicas, dtype=np.int64)
-        choose_replica(balancer, nothing, nothing)
+        if not isinstance(balancer, Rule):
+            choose_replica(balancer, nothing, nothing)
 
 
 def _try_dispatch(plan: DeploymentPlan) -> None:

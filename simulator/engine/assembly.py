@@ -4,7 +4,6 @@ rank.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import nan
 
 import numpy as np
@@ -12,10 +11,8 @@ import pandas as pd
 
 from simulator.deployment.plan import DeploymentPlan
 from simulator.deployment.uniform_routing import mean_uniform_imbalances
-from simulator.engine.fast import LOG_COLUMNS
-from simulator.engine.pool import Pool
 from simulator.engine.probe import probe
-from simulator.engine.replica import ByRanks
+from simulator.engine.served import Served
 from simulator.engine.state import Floats
 from simulator.results.tables import (
     ADMISSION_LIMITS,
@@ -33,45 +30,34 @@ _COUNTS = {
 }
 
 
-def make_record(
-    plan: DeploymentPlan,
-    requests: pd.DataFrame,
-    pools: dict[str, Pool],
-    by_ranks: Mapping[str, ByRanks],
-) -> DeploymentRecord:
-    """Put a run's rows together.
+def make_record(served: Served) -> DeploymentRecord:
+    """Put a run's rows together; replicas are numbered on from pool to pool.
 
-    Args:
-        requests: ``REQUEST_COLUMNS`` but the deployment.
-        pools: by name, ``both`` for one that computes prompts and decodes; replicas are numbered on
-            from pool to pool.
-        by_ranks: what ran the pools' steps where ranks were simulated; empty where a table did.
+    Raises:
+        RuntimeError: if a request never finished.
     """
+    plan, requests = served.plan, served.requests_table()
     unfinished = int(requests["finish_s"].isna().sum())
     if unfinished:
         raise RuntimeError(f"{unfinished} requests of deployment '{plan.name}' never finished")
     logs, probes, uniform, read_bytes, number = [], [], [], 0.0, 0
-    for name, pool in pools.items():
-        own = []
-        for replica in pool.replicas:
-            log = pd.DataFrame(replica.log(), columns=list(LOG_COLUMNS))
-            log["limited_by"] = pd.Categorical.from_codes(
-                log["limited_by"].astype("int8"), pd.Index(ADMISSION_LIMITS)
-            )
-            log.insert(0, "replica", number)
-            log.insert(1, "pool", name)
-            own.append(log)
-            number += 1
-        logs += own
-        steps = pd.concat(own, ignore_index=True)
+    for name, pool in served.pools.items():
+        steps = served.steps_of(name)
+        steps["limited_by"] = pd.Categorical.from_codes(
+            steps["limited_by"].astype("int8"), pd.Index(ADMISSION_LIMITS)
+        )
+        steps["replica"] += number
+        steps.insert(1, "pool", name)
+        number += pool.plan.replicas
+        logs.append(steps)
         uniform.append(mean_uniform_imbalances(pool.plan, _tokens_of_batches(pool.plan, steps)))
         read_bytes += float(steps["read_bytes"].sum()) * pool.plan.layout.num_gpus
-        found = probe(pool.plan, pool.prices, steps, requests, by_ranks.get(name))
+        found = probe(pool.plan, pool.prices, steps, requests, served.by_ranks.get(name))
         probes.append(found if name == "both" else found.only(name))
     everything = pd.concat(logs, ignore_index=True)
-    replicas = [replica for pool in pools.values() for replica in pool.replicas]
     gaps = sum(
-        (replica.clock.gap_counts for replica in replicas), np.zeros(NUM_GAP_BINS, dtype=np.int64)
+        (pool.clock.gap_counts.sum(axis=0) for pool in served.pools.values()),
+        np.zeros(NUM_GAP_BINS, dtype=np.int64),
     )
     duration_s = everything["duration_s"].to_numpy()
 

@@ -1,27 +1,37 @@
-"""Equal replicas behind one load balancer."""
+"""Equal replicas behind one load balancer: their state when nothing has come."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from typing import Any
 
 import numpy as np
-import simpy
-from simpy.events import Event, ProcessGenerator
+from numpy.typing import NDArray
 
 from simulator.deployment.memory import check_requests
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.limits import make_limits, scaled_blocks
-from simulator.engine.replica import Execute, Replica
-from simulator.engine.state import Floats, Ints, Limits, Requests, start_requests
+from simulator.engine.replicas import Balance, Pool, clock_of, ranks_of
+from simulator.engine.state import (
+    Clock,
+    Ints,
+    Limits,
+    Ranks,
+    Requests,
+    start_clock,
+    start_ranks,
+    start_requests,
+)
 from simulator.engine.table import StepTable
+from simulator.policies.balancing import Rule
 from simulator.policies.contracts import choose_replica, prepare_balancer
 from simulator.step.prices import Prices
 from simulator.workload.requests import longest_tokens
 from simulator.workload.traces import RequestTrace
 
 
-class Pool:
+class PoolState:
     """The replicas of one plan, and the requests as far as this pool serves them."""
 
     def __init__(
@@ -40,133 +50,92 @@ class Pool:
         Raises:
             UserError: if the trace's longest request does not fit in the KV cache.
         """
-        longest = longest_tokens(trace)
-        check_requests(plan.capacity, longest, f"deployment '{plan.name}'")
+        self._longest = longest_tokens(trace)
+        check_requests(plan.capacity, self._longest, f"deployment '{plan.name}'")
         self.plan = plan
-        limits = limits or make_limits(plan, trace)
-        self.prices = Prices(
-            plan,
-            limits.token_budget if limits.splits_prompts else max(limits.token_budget, longest),
+        self.limits = limits or make_limits(plan, trace)
+        shares_prefixes = self.limits.prefix_tokens > 0
+        self.requests: Requests = start_requests(trace, with_prefixes=shares_prefixes)
+        ranks = start_ranks(
+            plan.layout.attention_dp * plan.layout.pp,
+            self.limits.max_sequences,
+            scaled_blocks(plan, self.limits),
+            int(trace.prefix_ids.max()) + 1 if shares_prefixes and len(trace.prefix_ids) else 0,
+            plan.layout.pp,
+            self.limits.output_share,
         )
-        self.requests: Requests = start_requests(trace, with_prefixes=limits.prefix_tokens > 0)
-        num_prefixes = (
-            int(trace.prefix_ids.max()) + 1 if limits.prefix_tokens and len(trace.prefix_ids) else 0
-        )
-        blocks = scaled_blocks(plan, limits)
-        self.replicas = [
-            Replica(
-                self.requests,
-                limits,
-                plan.layout.attention_dp,
-                blocks,
-                num_prefixes,
-                plan.layout.pp,
-                number,
-            )
-            for number in range(plan.replicas)
-        ]
-        self.replica_of = np.zeros(trace.num_requests, dtype=np.int64)
-        self._balancer = prepare_balancer(plan.balancing, len(self.replicas), plan.rng(stream))
-        self._wakes: list[list[Event]] = []
+        self.ranks = Ranks._make(_repeat(ranks, plan.replicas))
+        self.clock = Clock._make(_repeat(start_clock(), plan.replicas))
+        self._balancer = prepare_balancer(plan.balancing, plan.replicas, plan.rng(stream))
+        self.balance = _make_balance(self._balancer, plan.replicas, trace.num_requests)
 
     @property
-    def num_finished(self) -> int:
-        """Requests that have left."""
-        return sum(int(replica.clock.num_finished[0]) for replica in self.replicas)
+    def max_tokens(self) -> int:
+        """Tokens of a data-parallel rank in the largest step."""
+        budget = self.limits.token_budget
+        return budget if self.limits.splits_prompts else max(budget, self._longest)
 
-    def assign(self, request: int) -> Replica:
-        """Send a request to the replica that the balancer chooses."""
-        outstanding = np.array([replica.outstanding for replica in self.replicas], dtype=np.int64)
-        tokens = np.array([replica.outstanding_tokens for replica in self.replicas], dtype=np.int64)
-        chosen = choose_replica(self._balancer, outstanding, tokens)
-        self.replica_of[request] = chosen
-        self.replicas[chosen].assign(request)
-        return self.replicas[chosen]
+    @cached_property
+    def prices(self) -> Prices:
+        """What the pool's steps are made of, up to the largest."""
+        return Prices(self.plan, self.max_tokens)
 
-    def serve(self, table: StepTable, order: Iterable[int], tick: Callable[[], None]) -> None:
-        """Serve an open loop in compiled code: replicas are brought up to an arrival only where the
-        balancer looks at them.
+    @property
+    def replica_of(self) -> Ints:
+        """``[N]`` where each request was sent."""
+        return self.balance.replica_of
 
-        Args:
-            order: the requests in order of arrival.
-        """
-        looks = self.plan.balancing.needs_load and len(self.replicas) > 1
-        for number, request in enumerate(order):
-            if looks:
-                for replica in self.replicas:
-                    replica.advance(table, float(self.requests.arrival_s[request]), lambda: None)
-                if number % 256 == 0:
-                    tick()
-            self.assign(request)
-        for replica in self.replicas:
-            replica.advance(table, math.inf, tick)
-        tick()
+    def with_table(self, table: StepTable) -> Pool:
+        """The pool as compiled code sees it."""
+        return Pool(self.requests, self.ranks, self.clock, self.limits, table, self.balance)
 
-    def start(
-        self, env: simpy.Environment, execute: Execute, on_finish: Callable[[Ints], None]
-    ) -> None:
-        """Let every step be an event from now on.
+    def choose(self) -> int:
+        """The replica that the user's own balancer chooses for the next request."""
+        assert not isinstance(self._balancer, Rule)
+        clock = self.clock
+        outstanding = clock.num_pushed - clock.num_finished + clock.num_coming
+        tokens = clock.outstanding_tokens + clock.coming_tokens
+        return choose_replica(self._balancer, outstanding[:, 0], tokens[:, 0])
 
-        Args:
-            on_finish: called with the requests that a step finished.
-        """
-        self._wakes = [[env.event()] for _ in self.replicas]
-        for replica, wake in zip(self.replicas, self._wakes, strict=True):
-            env.process(replica.run(env, execute, wake, on_finish))
+    def ranks_of(self, replica: int) -> Ranks:
+        """The ranks of one replica."""
+        found: Ranks = ranks_of(self.ranks, replica)
+        return found
 
-    def hand_over(self, request: int) -> None:
-        """A request has come: wake the replica that gets it."""
-        replica = self.assign(request)
-        wake = self._wakes[self.replicas.index(replica)][0]
-        if not wake.triggered:
-            wake.succeed()
+    def clock_of(self, replica: int) -> Clock:
+        """The clock of one replica."""
+        found: Clock = clock_of(self.clock, replica)
+        return found
 
 
-def send(
-    env: simpy.Environment,
-    pool: Pool,
-    concurrency: int | None,
-    freed: simpy.Container | None,
-    way_s: float,
-) -> ProcessGenerator:
-    """Requests come: at their times, or in a closed loop when another ends.
-
-    Args:
-        freed: one for each request that has ended, in a closed loop.
-        way_s: from the client to the scheduler; arrival times are at the scheduler, those of an
-            open loop from the beginning.
-    """
-    requests = pool.requests
-    for request in range(len(requests.arrival_s)):
-        if freed is None:
-            wait_s = float(requests.arrival_s[request]) - env.now
-            if (
-                wait_s > 0.0
-            ):  # requests of one instant are sent at once, so that one step may hold them all
-                yield env.timeout(wait_s)
-        else:
-            if concurrency is not None and request >= concurrency:
-                yield freed.get(1)
-            if way_s > 0.0:
-                env.process(_deliver(env, pool, request, way_s))
-                continue
-            requests.arrival_s[request] = env.now
-        pool.hand_over(request)
-
-
-def sent_s(trace: RequestTrace, arrival_s: Floats, way_s: float) -> Floats:
-    """When clients sent their requests, which reach the scheduler ``way_s`` later; of an open loop
-    exactly what the trace says.
-    """
-    return (
-        np.asarray(trace.arrival_s, dtype=np.float64)
-        if trace.concurrency is None
-        else arrival_s - way_s
+def empty_pool(like: Pool) -> Pool:
+    """A pool without replicas, for plans that need no second one."""
+    nothing = np.zeros(0, dtype=np.int64)
+    return Pool(
+        Requests._make(array[:0] for array in like.requests),
+        Ranks._make(array[:0] for array in like.ranks),
+        Clock._make(array[:0] for array in like.clock),
+        like.limits,
+        like.table,
+        Balance(0, 0, nothing, False, np.zeros(1, dtype=np.int64), nothing),
     )
 
 
-def _deliver(env: simpy.Environment, pool: Pool, request: int, way_s: float) -> ProcessGenerator:
-    """A request of a closed loop on its way from the client to the scheduler."""
-    yield env.timeout(way_s)
-    pool.requests.arrival_s[request] = env.now
-    pool.hand_over(request)
+def _make_balance(balancer: object, num_replicas: int, num_requests: int) -> Balance:
+    rule = balancer if isinstance(balancer, Rule) else Rule()
+    turns = np.zeros(0, dtype=np.int64)
+    if rule.turns is not None and num_replicas > 1:
+        turns = np.ascontiguousarray(rule.turns(num_requests), dtype=np.int64)
+    return Balance(
+        per_request=rule.per_request,
+        per_token=rule.per_token,
+        turns=turns,
+        is_asked=not isinstance(balancer, Rule) and num_replicas > 1,
+        num_sent=np.zeros(1, dtype=np.int64),
+        replica_of=np.zeros(num_requests, dtype=np.int64),
+    )
+
+
+def _repeat(arrays: Iterable[NDArray[Any]], count: int) -> Iterator[NDArray[Any]]:
+    """The arrays of each of ``count`` replicas, with an axis more."""
+    return (np.repeat(array[None], count, axis=0) for array in arrays)

@@ -18,9 +18,9 @@ import simpy
 
 from simulator.deployment.plan import DeploymentPlan
 from simulator.deployment.uniform_routing import uniform_imbalance
+from simulator.engine.by_ranks import ByRanks
 from simulator.engine.fabric import FluidWires
 from simulator.engine.rank import finish_step
-from simulator.engine.replica import ByRanks
 from simulator.engine.taken import TakenStep
 from simulator.results.tables import (
     EXPERT_COLUMNS,

@@ -144,15 +144,24 @@ class Limits(NamedTuple):
 
 
 class Clock(NamedTuple):
-    """Where a replica is in time; arrays of one number, so that compiled code can move it."""
+    """Where a replica is; arrays of one number, so that compiled code can move it."""
 
-    now_s: Floats
-    end_s: Floats
-    """End of the step in flight; infinity when idle."""
+    is_busy: NDArray[np.bool_]
+    """Whether a step is under way, or about to be formed."""
     num_finished: Ints
     num_pushed: Ints
+    """Requests that have been queued at a rank."""
     num_steps: Ints
     outstanding_tokens: Ints
+    """Prompt and output tokens of those that were queued and have not finished."""
+    num_coming: Ints
+    """Requests that were sent here since the last look at them, and are at no rank yet ..."""
+    first_coming: Ints
+    """... the first of them; :attr:`Requests.following` leads on ..."""
+    last_coming: Ints
+    """... to the last ..."""
+    coming_tokens: Ints
+    """... and their prompt and output tokens."""
     gap_counts: Ints
     """``[NUM_GAP_BINS]`` gaps between output tokens."""
 
@@ -246,13 +255,20 @@ def start_ranks(
 
 
 def start_clock() -> Clock:
-    """Time zero, idle."""
+    """Idle."""
+
+    def zero() -> Ints:
+        return np.zeros(1, dtype=np.int64)
+
     return Clock(
-        now_s=np.zeros(1),
-        end_s=np.full(1, np.inf),
-        num_finished=np.zeros(1, dtype=np.int64),
-        num_pushed=np.zeros(1, dtype=np.int64),
-        num_steps=np.zeros(1, dtype=np.int64),
-        outstanding_tokens=np.zeros(1, dtype=np.int64),
+        is_busy=np.zeros(1, dtype=np.bool_),
+        num_finished=zero(),
+        num_pushed=zero(),
+        num_steps=zero(),
+        outstanding_tokens=zero(),
+        num_coming=zero(),
+        first_coming=zero() - 1,
+        last_coming=zero() - 1,
+        coming_tokens=zero(),
         gap_counts=np.zeros(NUM_GAP_BINS, dtype=np.int64),
     )

@@ -193,3 +193,35 @@ def slow_table(table: StepTable, factor: float) -> StepTable:
     rates[..., :7] *= factor
     rates[..., 11] *= factor
     return table._replace(**changed, expert_s=experts, rates=rates)
+
+
+def empty_table() -> StepTable:
+    """A table without entries, for fidelities that simulate the ranks of each step."""
+    nothing = np.zeros(0)
+    return StepTable(
+        mixer_s=nothing,
+        ffn_s=nothing,
+        head_s=nothing,
+        collective_s=nothing,
+        halved_s=nothing,
+        windows=np.zeros((0, 2), dtype=np.int64),
+        compressions=nothing.astype(np.int64),
+        tile_rows=np.zeros((0, 2)),
+        term_window=nothing.astype(np.int64),
+        term_layers=nothing,
+        term_halved=nothing,
+        term_bytes=np.zeros((0, 2)),
+        rates=np.zeros((0, 0, 0)),
+        expert_tokens=nothing,
+        expert_shares=nothing,
+        expert_besides=nothing,
+        expert_alone_s=np.zeros((0, 0)),
+        expert_s=np.zeros((0, 0, 0, 0)),
+        weight_bytes=0.0,
+        step_s=0.0,
+        sequence_s=0.0,
+        prompt_s=0.0,
+        sends_s=nothing,
+        longest_stage=0.0,
+        last_stage=0.0,
+    )

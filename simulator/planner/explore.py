@@ -13,14 +13,14 @@ from simulator.base.errors import UserError
 from simulator.base.recent import Recent
 from simulator.config.deployment import DeploymentSpec, PrefillPoolSpec
 from simulator.deployment.plan import DeploymentPlan, make_plan
-from simulator.engine.cluster import serve_requests
+from simulator.engine.pool import PoolState
 from simulator.engine.table import StepTable, make_table, slow_table
+from simulator.engine.timeline import serve
 from simulator.planner.risk import risk
 from simulator.planner.screen import Option
 from simulator.planner.space import Space
 from simulator.planner.traffic import Traffic
 from simulator.planner.trial import BACKLOG, Outcome, outcome
-from simulator.step.prices import Prices
 from simulator.workload.requests import longest_tokens
 
 _FIRST, _LATER = ("ttft_s", "e2e_s", BACKLOG), ("tpot_s", "e2e_s", BACKLOG)
@@ -266,7 +266,7 @@ class Explorer:
     def _serve(self, sized: Sized, parts: int) -> Outcome:
         question = self.space.question
         trace, lead = self.traffic.share(parts)
-        requests = serve_requests(self.plan(sized), trace, self._table)
+        requests = serve(self.plan(sized), trace, fill=self._table).requests_table()
         return outcome(
             requests.iloc[lead:],
             question.targets,
@@ -275,17 +275,17 @@ class Explorer:
             self.traffic.stay_s,
         )
 
-    def _table(self, prices: Prices, stream: str) -> StepTable:
+    def _table(self, pool: PoolState, stream: str) -> StepTable:
         """Filled once for all replicas of a design, whatever pool they are paired with."""
-        plan = prices.plan
+        plan = pool.plan
         spec = plan.spec.model_dump_json(
             exclude={"name", "cluster", "replicas", "balancing", "prefill"}
         )
         machines = self.space.machines[self.option.design.machines].offer.cluster
         # Another model, or another recording, may have the same path.
         named = plan.model.model_dump_json(), str(self.space.folder)
-        key = (spec, *named, machines, prices.max_tokens, stream, plan.seed)
-        table = _TABLES.get(key, lambda: make_table(prices, stream))
+        key = (spec, *named, machines, pool.max_tokens, stream, plan.seed)
+        table = _TABLES.get(key, lambda: make_table(pool.prices, stream))
         return slow_table(table, self.slower)
 
     def plan(self, sized: Sized) -> DeploymentPlan:

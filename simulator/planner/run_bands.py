@@ -19,8 +19,9 @@ from simulator.base.progress import CountDone, Progress, count_part, show_nothin
 from simulator.config.calibration import Calibration
 from simulator.config.workload import SLO
 from simulator.deployment.plan import DeploymentPlan
-from simulator.engine.cluster import MakeTable, run_plan
+from simulator.engine.pool import PoolState
 from simulator.engine.table import StepTable, make_table, slow_table
+from simulator.engine.timeline import MakeTable, run_plan
 from simulator.planner.curve import Curve
 from simulator.planner.draws import Draws, Floats, Table, bands_of, first_token_off, own_of
 from simulator.planner.estimate import step_parts
@@ -33,7 +34,6 @@ from simulator.results.metrics import (
     summarise,
 )
 from simulator.results.tables import DeploymentRecord
-from simulator.step.prices import Prices
 from simulator.workload.requests import longest_tokens
 from simulator.workload.traces import RequestTrace
 
@@ -63,9 +63,9 @@ class Tables:
     def slowed(self, factor: float) -> MakeTable:
         """What makes a table whose seconds are ``factor`` times as long."""
 
-        def fill(prices: Prices, stream: str) -> StepTable:
+        def fill(pool: PoolState, stream: str) -> StepTable:
             if stream not in self._tables:
-                self._tables[stream] = make_table(prices, stream)
+                self._tables[stream] = make_table(pool.prices, stream)
             return slow_table(self._tables[stream], factor)
 
         return fill

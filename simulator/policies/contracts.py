@@ -14,7 +14,7 @@ from simulator.base.frozen import Frozen, validate
 from simulator.base.quantities import Ratio, Sequences, StepCount, Steps, TokenBudget
 from simulator.config.cluster import ClusterSpec
 from simulator.config.ffn import MoE
-from simulator.policies.balancing import BalancingPolicy, LoadBalancer
+from simulator.policies.balancing import BalancingPolicy, LoadBalancer, Rule
 from simulator.policies.dispatch import DispatchPolicy, ExecutableDispatch, Rows
 from simulator.policies.placement import Placed, PlacementPolicy
 from simulator.policies.routing import Router, RoutingPolicy
@@ -144,9 +144,14 @@ def list_rows(
 
 def prepare_balancer(
     policy: BalancingPolicy, num_replicas: int, rng: np.random.Generator
-) -> LoadBalancer:
+) -> Rule | LoadBalancer:
     """The policy made ready for one run."""
-    found: LoadBalancer = ask(policy, "prepare", num_replicas, rng, expects=has_method("choose"))
+    lacks = has_method("choose")
+
+    def expects(found: Any) -> str:
+        return "" if isinstance(found, Rule) else lacks(found)
+
+    found: Rule | LoadBalancer = ask(policy, "prepare", num_replicas, rng, expects=expects)
     return found
 
 

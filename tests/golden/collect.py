@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from simulator.deployment.plan import make_plan
-from simulator.engine.cluster import run_plan
+from simulator.engine.timeline import run_plan
 from simulator.planner.capacity import plan_capacity
 from simulator.planner.store import Store
 from simulator.results.metrics import summarise

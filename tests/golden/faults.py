@@ -30,12 +30,12 @@ class Fault(NamedTuple):
     wrong: str
 
 
-ADMISSION, PREEMPTION, BATCHING, BLOCKS, FAST, PRICE = (
+ADMISSION, PREEMPTION, BATCHING, BLOCKS, REPLICAS, PRICE = (
     "simulator/engine/admission.py",
     "simulator/engine/preemption.py",
     "simulator/engine/batching.py",
     "simulator/engine/blocks.py",
-    "simulator/engine/fast.py",
+    "simulator/engine/replicas.py",
     "simulator/engine/step_price.py",
 )
 FAULTS = (
@@ -143,15 +143,15 @@ FAULTS = (
     ),
     Fault(
         "the queue is looked at in every step",
-        FAST,
-        "looks = is_idle or clock.num_steps[0] % limits.poll_steps == 0",
-        "looks = True",
+        REPLICAS,
+        "(is_idle or clock.num_steps[0] % limits.poll_steps == 0)",
+        "True",
     ),
     Fault(
         "a closed loop's next request joins the step that is forming",
-        FAST,
-        "concurrency > 0\n                and not is_idle",
-        "concurrency > 1000000\n                and not is_idle",
+        REPLICAS,
+        "RETURNS if feed.is_closed and feed.way_s == 0.0 else COMES",
+        "COMES",
     ),
     Fault(
         "windows are as long as the context",
@@ -185,14 +185,14 @@ FAULTS = (
     ),
     Fault(
         "transfers of one rank overlap",
-        "simulator/engine/pools.py",
-        "self._free_s[replica, sender] = start_s + send_s",
-        "self._free_s[replica, sender] = start_s",
+        "simulator/engine/transfers.py",
+        "transfers.free_s[replica, sender] = start_s + send_s",
+        "transfers.free_s[replica, sender] = start_s",
     ),
     Fault(
         "layers that left early are sent again",
         "simulator/cost/transfer.py",
-        "busy_s - computing_s / self.stages)",
+        "busy_s - computing_s / stages)",
         "busy_s)",
     ),
     Fault(

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulator.engine.cluster import run_plan
 from simulator.engine.probe import _at_median_of_time
+from simulator.engine.timeline import run_plan
 from simulator.results.tables import ADMISSION_LIMITS
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulator.engine.cluster import run_plan
+from simulator.engine.timeline import run_plan
 from simulator.results.metrics import latencies
 
 ROUNDING_S = 1e-12
@@ -128,7 +128,7 @@ PROGRAM = """
 import hashlib
 from pathlib import Path
 import numpy as np
-from simulator.engine.cluster import run_plan
+from simulator.engine.timeline import run_plan
 from simulator.engine.fabric import FluidWires
 from simulator.engine.rank import finish_step, run_step
 from simulator.deployment.plan import make_plan

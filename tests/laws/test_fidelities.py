@@ -7,10 +7,10 @@ import pytest
 import simpy
 
 from simulator.base.plugins import available
-from simulator.engine.cluster import run_plan
 from simulator.engine.fabric import FluidWires
 from simulator.engine.message import MessageWires
 from simulator.engine.rank import finish_step, run_step
+from simulator.engine.timeline import run_plan
 from simulator.results.metrics import latencies
 from simulator.results.tables import STEP_PHASES
 from simulator.step.operations import step_operations

@@ -7,11 +7,11 @@ import pytest
 import simpy
 
 from simulator.base.errors import UserError
-from simulator.engine.cluster import run_plan
 from simulator.engine.fabric import FluidWires
 from simulator.engine.lockstep import Lockstep
 from simulator.engine.message import MessageWires
 from simulator.engine.rank import finish_step, run_step
+from simulator.engine.timeline import run_plan
 from simulator.results.metrics import latencies
 from simulator.results.tables import STEP_PHASES
 from simulator.step.operations import step_operations

@@ -13,10 +13,7 @@ import pytest
 from simulator.base.errors import UserError
 from simulator.config.workload import SLO
 from simulator.deployment.facts import facts_of
-from simulator.engine.cluster import run_plan
-from simulator.engine.pools import Pools
-from simulator.engine.replica import ByTable
-from simulator.engine.table import make_table
+from simulator.engine.timeline import run_plan
 from simulator.results.metrics import summarise
 from simulator.workload.traces import RequestTrace
 
@@ -191,55 +188,6 @@ def test_layer_by_layer_leaves_the_last_layer_or_what_the_wires_could_not_carry(
     assert requests["transfer_s"] == pytest.approx(
         slow.transfer.send_s(500) - computing_s + latency_s
     )
-
-
-@pytest.mark.parametrize("balancing", ["least_outstanding", "round_robin"])
-def test_compiled_and_event_by_event_runs_agree(tiny, balancing):
-    plan = pooled(tiny, "experts", replicas=2, prefill_replicas=2, balancing={"kind": balancing})
-    trace = tiny.trace(80)
-    tables = []
-    for simpy in (False, True):
-        pools = Pools(plan, trace, lambda _: None)
-        prefill, decode = (make_table(pool.prices, "x") for pool in (pools.prefill, pools.decode))
-        pools.in_simpy(ByTable(prefill), ByTable(decode)) if simpy else pools.by_table(
-            prefill, decode
-        )
-        tables.append(pools.table())
-    for column in ("first_token_s", "finish_s"):
-        assert np.median(np.abs(tables[0][column] / tables[1][column] - 1)) < 1e-9
-        assert tables[0][column].to_numpy() == pytest.approx(tables[1][column].to_numpy(), rel=0.05)
-
-
-@pytest.mark.parametrize("concurrency", [3, 12])
-@pytest.mark.parametrize("replicas", [1, 2])
-def test_leaping_over_steps_takes_the_very_same_steps(tiny, replicas, concurrency):
-    """Replicas run many steps at once while nothing else can happen; a step an event must come to
-    the same.
-    """
-    plan, trace = (
-        pooled(tiny, "experts", replicas=replicas),
-        closed(tiny.trace(60, longest_output=80), concurrency),
-    )
-    pools = Pools(plan, trace, lambda _: None)
-    tables = [make_table(pool.prices, "x") for pool in (pools.prefill, pools.decode)]
-
-    class StepByStep:
-        def __init__(self, table):
-            self.by_table = ByTable(table)
-
-        def __call__(self, env, replica, row):
-            return self.by_table(env, replica, row)
-
-    found = []
-    for execute in (ByTable, StepByStep):
-        pools = Pools(plan, trace, lambda _: None)
-        pools.in_simpy(*(execute(table) for table in tables))
-        logs = [
-            replica.log() for pool in (pools.prefill, pools.decode) for replica in pool.replicas
-        ]
-        found.append((pools.table().to_numpy(dtype=float), *logs))
-    for leaping, stepping in zip(*found, strict=True):
-        np.testing.assert_allclose(leaping, stepping, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("concurrency", [None, 8])

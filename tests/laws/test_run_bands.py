@@ -6,7 +6,7 @@ import pytest
 
 from simulator.config.workload import SLO
 from simulator.deployment.facts import facts_of
-from simulator.engine.cluster import run_plan
+from simulator.engine.timeline import run_plan
 from simulator.planner.run_bands import MOST_REQUESTS, Tables, make_bands
 from simulator.results.folder import gather
 from simulator.results.metrics import METRICS, summarise

@@ -9,13 +9,8 @@ import pytest
 
 from simulator.base import plugins
 from simulator.base.errors import UserError
-from simulator.engine import cluster as engine
-from simulator.engine.cluster import run_plan
 from simulator.engine.experts_table import price_experts
-from simulator.engine.limits import make_limits, scaled_blocks
-from simulator.engine.replica import ByTable, Replica
-from simulator.engine.state import start_requests
-from simulator.engine.table import make_table
+from simulator.engine.timeline import run_plan
 from simulator.results.metrics import latencies
 from simulator.step.prices import Prices
 
@@ -25,22 +20,6 @@ SMALL = {
     "scheduling": {"kind": "chunked", "token_budget": 64, "max_sequences": 64},
 }
 """A table of few entries, which is quickly filled."""
-
-
-@pytest.mark.parametrize("kind", plugins.available("balancing"))
-def test_simpy_and_compiled_code_run_the_same_steps(tiny, kind):
-    plan, trace = (
-        tiny.plan("moe", replicas=2, balancing={"kind": kind}, **SMALL),
-        tiny.trace(60, 2000.0),
-    )
-    compiled = run_plan(plan, trace).requests
-    run = engine._Run(plan, trace, lambda _: None)
-    run.in_simpy(ByTable(make_table(run.pool.prices)))
-    requests = run.pool.requests
-    assert np.array_equal(compiled["replica"], run.pool.replica_of)
-    assert np.array_equal(compiled["dp_rank"], requests.dp_rank)
-    np.testing.assert_allclose(compiled["finish_s"], requests.finish_s, rtol=1e-9)
-    np.testing.assert_allclose(compiled["scheduled_s"], requests.scheduled_s, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("fidelity", ["step", "rank"])
@@ -68,21 +47,33 @@ def test_every_output_token_reads_one_more_from_the_cache(tiny, split):
     assert (twice - once) - (once - before) == pytest.approx(token_bytes, rel=1e-6)
 
 
-def test_outstanding_tokens_are_those_of_unfinished_requests(tiny):
-    plan, trace = tiny.plan("dense"), tiny.trace(30, 3000.0)
-    limits = make_limits(plan, trace)
-    table = make_table(Prices(plan, limits.token_budget))
-    requests = start_requests(trace, with_prefixes=False)
-    replica = Replica(requests, limits, 1, scaled_blocks(plan, limits), 0)
-    for request, arrival_s in enumerate(trace.arrival_s):
-        replica.advance(table, float(arrival_s), lambda: None)
-        replica.assign(request)
-        given = np.arange(request + 1)
-        unfinished = given[np.isnan(requests.finish_s[given])]
-        assert replica.outstanding == len(unfinished)
-        assert replica.outstanding_tokens == (trace.num_input + trace.num_output)[unfinished].sum()
-    replica.advance(table, np.inf, lambda: None)
-    assert replica.outstanding == replica.outstanding_tokens == 0
+def test_a_balancer_is_told_of_all_that_is_unfinished(tiny):
+    """Requests that a step under way has not looked at yet included."""
+    seen = []
+
+    class Asked:
+        needs_load = True
+
+        def prepare(self, num_replicas, rng):
+            return self
+
+        def choose(self, outstanding, outstanding_tokens):
+            seen.append((outstanding.sum(), outstanding_tokens.sum()))
+            return int(outstanding.argmin())
+
+    plan = dataclasses.replace(tiny.plan("dense", replicas=2), balancing=Asked())
+    trace = tiny.trace(30, 3000.0)
+    requests = run_plan(plan, trace).requests
+    way_s = plan.calibration.engine.first_token_s
+    for number, (count, tokens) in enumerate(seen):
+        before = requests.iloc[:number]
+        unfinished = before[before["finish_s"] > trace.arrival_s[number] + way_s]
+        assert count == len(unfinished)
+        assert tokens == (unfinished["num_input"] + unfinished["num_output"]).sum()
+    shortest = tiny.plan("dense", replicas=2, balancing={"kind": "least_outstanding"})
+    assert requests.drop(columns="deployment").equals(
+        run_plan(shortest, trace).requests.drop(columns="deployment")
+    )
 
 
 def mean_ttft_s(tiny, kind):

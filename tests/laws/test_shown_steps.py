@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from simulator.commands.run import run_scenario
-from simulator.engine.cluster import run_plan
-from simulator.engine.replica import Replica
+from simulator.engine.by_ranks import ByRanks
+from simulator.engine.timeline import run_plan
 from simulator.scenario.scenario import load_scenario
 from tests.small_scenario import small_scenario
 
@@ -26,14 +26,13 @@ DETAILED = ["rank", "message"]
 def formed(monkeypatch):
     """Every step that a run forms: by replica, its batches in order."""
     found = {}
-    form = Replica.batches
+    take_step = ByRanks.take_step
 
-    def batches(self):
-        made = form(self)
-        found.setdefault(self.number, []).append(made)
-        return made
+    def keep(self, env, replica, number, batches, row):
+        found.setdefault(replica, []).append(batches)
+        return take_step(self, env, replica, number, batches, row)
 
-    monkeypatch.setattr(Replica, "batches", batches)
+    monkeypatch.setattr(ByRanks, "take_step", keep)
     return found
 
 

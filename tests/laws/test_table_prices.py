@@ -5,11 +5,12 @@ ways.
 import numpy as np
 import pytest
 
-from simulator.engine import cluster
-from simulator.engine.cluster import run_plan
-from simulator.engine.replica import ByRanks
+from simulator.engine import timeline
+from simulator.engine.by_ranks import ByRanks
+from simulator.engine.step_log import LOG_COLUMNS
 from simulator.engine.step_price import price_step
 from simulator.engine.table import make_table
+from simulator.engine.timeline import run_plan
 from simulator.results.metrics import latencies
 from simulator.step.prices import Prices
 
@@ -27,23 +28,28 @@ def test_every_batch_of_a_rank_run_costs_the_same_by_the_table(
     tiny, monkeypatch, model, split, longest_input
 ):
     plan = tiny.plan(model, **split)
-    prices = []
+    prices, tables, asked = [], [], []
+    read_batches = timeline.read_batches
+
+    def price_by_table(requests, ranks):
+        row = np.zeros(len(LOG_COLUMNS))
+        asked.append(price_step(requests, ranks, tables[0], row))
+        return read_batches(requests, ranks)
 
     class Both(ByRanks):
-        """Runs the step by ranks, after asking the table what it would take."""
+        """Runs the step by ranks, after the table was asked what it would take."""
 
-        def __call__(self, env, replica, row):
-            table_s = price_step(replica.requests, replica.ranks, self.table, row.copy())
-            yield from super().__call__(env, replica, row)
+        def __init__(self, prices, *rest):
+            super().__init__(prices, *rest)
+            tables.append(make_table(prices))
+
+        def take_step(self, env, replica, number, batches, row):
+            table_s = asked.pop()
+            yield from super().take_step(env, replica, number, batches, row)
             prices.append((table_s, row[1]))
 
-        @property
-        def table(self):
-            if not hasattr(self, "_table"):
-                self._table = make_table(self.prices)
-            return self._table
-
-    monkeypatch.setattr(cluster, "ByRanks", Both)
+    monkeypatch.setattr(timeline, "ByRanks", Both)
+    monkeypatch.setattr(timeline, "read_batches", price_by_table)
     run_plan(
         plan,
         tiny.trace(50, rate_per_s=60.0, longest_input=longest_input, longest_output=16),

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from simulator.base import plugins
-from simulator.engine.cluster import run_plan
+from simulator.engine.timeline import run_plan
 from simulator.results.tables import STEP_PHASES
 from simulator.results.token_time import make_token_time
 

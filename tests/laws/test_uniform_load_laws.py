@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.deployment.uniform_routing import mean_uniform_imbalances, uniform_imbalance
-from simulator.engine.cluster import run_plan
+from simulator.engine.timeline import run_plan
 from simulator.step.prices import Prices
 from simulator.work.uniform_load import draw_uniform_imbalance
 from tests.cases import cases

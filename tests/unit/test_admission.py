@@ -11,7 +11,7 @@ from simulator.base.frozen import validate
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.workload import SLO
 from simulator.deployment.plan import make_plan
-from simulator.engine.cluster import run_plan
+from simulator.engine.timeline import run_plan
 from simulator.results.metrics import summarise
 from simulator.workload.traces import RequestTrace
 from tests.unit.steps_of_a_second import Asked, make_limits, serve

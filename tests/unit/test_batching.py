@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.engine.batching import complete_step, form_step, is_decode
-from simulator.engine.replica import Replica
-from simulator.engine.state import start_requests
+from simulator.engine.batching import complete_step, form_step, is_decode, push
+from simulator.engine.by_ranks import read_batches
+from simulator.engine.state import start_clock, start_ranks, start_requests
 from tests.unit.steps_of_a_second import (
     PREFIX_TOKENS,
     QUICK,
@@ -120,17 +120,17 @@ def test_a_batch_tells_decodes_from_what_is_computed_again():
     """Six blocks of four tokens for two requests that need four each: one is computed again."""
     limits = make_limits()
     trace = make_trace([Asked(0, 8, 7)] * 2)
-    replica = Replica(start_requests(trace, with_prefixes=False), limits, 1, 6, 1)
+    requests, clock = start_requests(trace, with_prefixes=False), start_clock()
+    ranks = start_ranks(1, limits.max_sequences, 6, 1)
     for request in range(2):
-        replica.assign(request)
+        push(requests, ranks, clock, request)
     seen, now_s = [], 0.0
-    while replica.outstanding:
-        replica.take()
-        form_step(replica.requests, replica.ranks, limits, now_s)
-        [batch] = replica.batches()
+    while clock.num_finished[0] < 2:
+        form_step(requests, ranks, limits, now_s)
+        [batch] = read_batches(requests, ranks)
         seen += zip(batch.new_tokens[0].tolist(), batch.is_decode[0].tolist(), strict=True)
-        complete_step(replica.requests, replica.ranks, limits, replica.clock, now_s + 1)
+        complete_step(requests, ranks, limits, clock, now_s + 1)
         now_s += 1
-    assert replica.requests.preemptions.sum() == 1
+    assert requests.preemptions.sum() == 1
     assert {new for new, _ in seen} > {1, 8}, "a prompt, decodes, and a prompt with its outputs"
     assert all(decodes == (new == 1) for new, decodes in seen)

@@ -8,7 +8,7 @@ import pytest
 from simulator.base.frozen import validate
 from simulator.config.deployment import DeploymentSpec
 from simulator.deployment.plan import make_plan
-from simulator.engine.cluster import run_plan
+from simulator.engine.timeline import run_plan
 from simulator.workload.traces import RequestTrace
 
 

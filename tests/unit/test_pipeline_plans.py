@@ -13,8 +13,8 @@ from simulator.base.frozen import validate
 from simulator.config.capacity import Question
 from simulator.config.deployment import DeploymentSpec
 from simulator.deployment.plan import make_plan
-from simulator.engine.cluster import run_plan
 from simulator.engine.table import slow_table
+from simulator.engine.timeline import run_plan
 from simulator.planner import ruled_out
 from simulator.planner.curve import Curve
 from simulator.planner.explore import Explorer

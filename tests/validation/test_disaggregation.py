@@ -13,7 +13,7 @@ import pytest
 from simulator.config.deployment import PrefillPoolSpec
 from simulator.config.engine import HandOver
 from simulator.cost.transfer import make_transfer
-from simulator.engine.pools import Pools as EnginePools
+from simulator.engine import timeline as engine
 from simulator.validation import OK
 from simulator.validation.serving import answer
 from simulator.validation.serving.answer import _alone, half_of, pools_or_reason
@@ -132,12 +132,12 @@ def test_pools_agree_with_the_engines_own():
     )
     plan = replace(decode.plan, prefill=prefill.plan, transfer=transfer, replicas=2)
     trace = trace_of(point)
-    engine = EnginePools(plan, trace, lambda _: None)
-    engine.by_table(prefill.table, decode.table)
-    found = engine.table()
+    tables = {"prefill steps": prefill.table, "steps": decode.table}
+    both = engine.serve(plan, trace, fill=lambda pool, stream: tables[stream])
+    found, prompts = both.requests_table(), both.pools["prefill"].requests
     weights = weights_of(len(found), point.concurrency)
     # The time in the prefill pool: less what the cache's way and the next step there take.
-    prompt_s = engine.prefill.requests.first_s - engine.prefill.requests.arrival_s
+    prompt_s = prompts.first_s - prompts.arrival_s
     tpot_s = (
         (found["finish_s"] - found["first_token_s"]) / (found["num_output"] - 1)
     ).to_numpy() @ weights

@@ -16,7 +16,7 @@ from simulator.base.frozen import validate
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.workload import WorkloadSpec
 from simulator.deployment.plan import make_plan
-from simulator.engine.cluster import run_plan
+from simulator.engine.timeline import run_plan
 from simulator.results.metrics import latencies
 from simulator.workload.requests import load_requests
 from tests.shared import shared_file

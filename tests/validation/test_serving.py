@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 
 from simulator.config.calibration.engine import engine_key
-from simulator.engine.closed_loop import serve_closed_loop
 from simulator.engine.table import make_table
 from simulator.results.scores import is_answered
 from simulator.step.prices import Prices
 from simulator.validation import score_rows
 from simulator.validation.serving import COLUMNS, MEASURES, answer, groups
+from simulator.validation.serving.closed_loop import serve_closed_loop
 from simulator.validation.serving.deployments import deployment_of, stream_interval
 from simulator.validation.serving.models import find_model
 from simulator.validation.serving.points import UnreadableError, read_point

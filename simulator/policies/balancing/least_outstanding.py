@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from simulator.base.frozen import Frozen
+from simulator.policies.balancing import Rule
 
 
 class LeastOutstanding(Frozen):
@@ -15,8 +15,5 @@ class LeastOutstanding(Frozen):
 
     needs_load: ClassVar[bool] = True
 
-    def prepare(self, num_replicas: int, rng: np.random.Generator) -> LeastOutstanding:
-        return self
-
-    def choose(self, outstanding: NDArray[np.int64], outstanding_tokens: NDArray[np.int64]) -> int:
-        return int(outstanding.argmin())
+    def prepare(self, num_replicas: int, rng: np.random.Generator) -> Rule:
+        return Rule(per_request=1)

@@ -7,9 +7,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from simulator.base.frozen import Frozen
+from simulator.policies.balancing import Rule
 
 
 class LeastTokens(Frozen):
@@ -17,8 +17,5 @@ class LeastTokens(Frozen):
 
     needs_load: ClassVar[bool] = True
 
-    def prepare(self, num_replicas: int, rng: np.random.Generator) -> LeastTokens:
-        return self
-
-    def choose(self, outstanding: NDArray[np.int64], outstanding_tokens: NDArray[np.int64]) -> int:
-        return int(outstanding_tokens.argmin())
+    def prepare(self, num_replicas: int, rng: np.random.Generator) -> Rule:
+        return Rule(per_token=1)

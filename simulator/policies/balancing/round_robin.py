@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from simulator.base.frozen import Frozen
+from simulator.policies.balancing import Rule
 
 
 class RoundRobin(Frozen):
@@ -17,13 +15,5 @@ class RoundRobin(Frozen):
 
     needs_load: ClassVar[bool] = False
 
-    def prepare(self, num_replicas: int, rng: np.random.Generator) -> _Turns:
-        return _Turns(itertools.cycle(range(num_replicas)))
-
-
-class _Turns:
-    def __init__(self, turns: Iterator[int]) -> None:
-        self._turns = turns
-
-    def choose(self, outstanding: NDArray[np.int64], outstanding_tokens: NDArray[np.int64]) -> int:
-        return next(self._turns)
+    def prepare(self, num_replicas: int, rng: np.random.Generator) -> Rule:
+        return Rule(turns=lambda count: np.arange(count) % num_replicas)

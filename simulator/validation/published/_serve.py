@@ -24,10 +24,8 @@ from simulator.deployment.facts import warnings_of
 from simulator.deployment.fits import fits_of
 from simulator.deployment.memory import check_requests
 from simulator.deployment.plan import DeploymentPlan, make_plan
-from simulator.engine.fast import LOG_COLUMNS
-from simulator.engine.limits import make_limits, scaled_blocks
-from simulator.engine.replica import Replica
-from simulator.engine.state import Requests, start_requests
+from simulator.engine import timeline as engine
+from simulator.engine.state import Requests
 from simulator.engine.table import StepTable, make_table
 from simulator.results.tables import STEP_PHASES
 from simulator.step.prices import Prices
@@ -106,28 +104,22 @@ def serve(
         UserError: if the deployment is impossible, or a request does not fit in its cache.
     """
     plan = make(deployment)
-    count = len(num_input)
+    count, longest = len(num_input), int((num_input + num_output).max())
     gaps_s = (
         plan.rng("arrivals").exponential(1.0, count) / rate_per_s
         if math.isfinite(rate_per_s)
         else np.zeros(count)
     )
     trace = RequestTrace(np.cumsum(gaps_s), num_input, num_output, _WHERE)
-    longest = int((num_input + num_output).max())
     check_requests(plan.capacity, longest, _WHERE)
-    limits = make_limits(plan, trace)
-    largest = limits.token_budget if limits.splits_prompts else max(limits.token_budget, longest)
-    requests = start_requests(trace, with_prefixes=False)
-    replica = Replica(
-        requests, limits, plan.layout.attention_dp, scaled_blocks(plan, limits), 0, plan.layout.pp
-    )
-    for request in range(count):
-        replica.assign(request)
     priced = {
         key: value for key, value in deployment.items() if key != "scheduling"
     }  # which moves no price
-    replica.advance(_table(json.dumps(priced, sort_keys=True), largest), math.inf, lambda: None)
-    return Served(plan, requests, pd.DataFrame(replica.log(), columns=list(LOG_COLUMNS)))
+    named = json.dumps(priced, sort_keys=True)
+    found = engine.serve(
+        plan, trace, fill=lambda pool, _: _table(named, pool.max_tokens), way_s=0.0
+    )
+    return Served(plan, found.pools["both"].requests, found.steps_of("both"))
 
 
 @lru_cache(maxsize=8)

@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 
 from simulator.config.calibration.disaggregation import DisaggregationFit
 from simulator.deployment.plan import DeploymentPlan
-from simulator.engine.fast import LOG_COLUMNS
 from simulator.engine.limits import make_limits, scaled_blocks
 from simulator.engine.prefill_loop import Prompts, first_tokens
-from simulator.engine.replica import Replica
-from simulator.engine.state import start_requests
+from simulator.engine.state import start_ranks, start_requests
+from simulator.engine.step_log import LOG_COLUMNS
 from simulator.engine.step_price import price_step
 from simulator.engine.table import StepTable
 from simulator.validation.serving.drafts import kept, with_drafts
@@ -77,13 +76,13 @@ class Half(NamedTuple):
         )
         requests = start_requests(trace, with_prefixes=False)
         limits = make_limits(self.plan, trace)._replace(max_sequences=per_rank)
-        replica = Replica(requests, limits, dp, scaled_blocks(self.plan, limits), 0)
-        replica.ranks.running[:] = np.arange(count).reshape(per_rank, dp).T
-        replica.ranks.num_running[: dp if busy is None else busy] = per_rank
-        replica.ranks.chunk[:] = new
+        ranks = start_ranks(dp, per_rank, scaled_blocks(self.plan, limits), 0)
+        ranks.running[:] = np.arange(count).reshape(per_rank, dp).T
+        ranks.num_running[: dp if busy is None else busy] = per_rank
+        ranks.chunk[:] = new
         requests.computed[:] = context
         requests.generated[:] = int(context > 0)
-        return float(price_step(requests, replica.ranks, self.table, np.zeros(len(LOG_COLUMNS))))
+        return float(price_step(requests, ranks, self.table, np.zeros(len(LOG_COLUMNS))))
 
 
 def is_behind_exchange(alone: Point) -> bool:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from simulator.config.calibration.engine import release_of
 from simulator.deployment.plan import DeploymentPlan
-from simulator.engine.closed_loop import serve_closed_loop
 from simulator.engine.table import StepTable
+from simulator.validation.serving.closed_loop import serve_closed_loop
 from simulator.validation.serving.deployments import stream_interval
 from simulator.validation.serving.points import Point
 from simulator.validation.serving.sums import sums_of

@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.engine.closed_loop import Served
-from simulator.engine.fast import LOG_COLUMNS
+from simulator.engine.step_log import LOG_COLUMNS
+from simulator.validation.serving.closed_loop import ClosedLoop
 
 TERMS = ("kernel_s", "steps", "sequence_steps", "prompt_steps")
 """Seconds of kernels; steps; sequences of the fullest rank, summed over steps; steps with prompt
@@ -23,7 +23,7 @@ _START, _DURATION, _PROMPT, _OVERHEAD = (
 
 
 def sums_of(
-    served: Served, num_output: NDArray[np.int64], weights: NDArray[np.float64]
+    served: ClosedLoop, num_output: NDArray[np.int64], weights: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """``[2, TERMS]`` for the weighted mean TTFT and TPOT.
 

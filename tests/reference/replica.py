@@ -15,9 +15,9 @@ from simpy.events import Event, ProcessGenerator
 from simulator.deployment.expert_plan import POOL_TOKENS
 from simulator.engine.batching import complete_step, form_step, push
 from simulator.engine.fabric import Wires
-from simulator.engine.fast import LOG_COLUMNS, advance, leap, observe
 from simulator.engine.rank import StepTimes, run_step
-from simulator.engine.state import Limits, Requests, start_clock, start_ranks
+from simulator.engine.state import Limits, Requests, start_ranks
+from simulator.engine.step_log import LOG_COLUMNS, observe
 from simulator.engine.step_price import ATTENTION, in_flight, price_step
 from simulator.engine.table import StepTable
 from simulator.engine.taken import TakenStep, TakenSteps
@@ -25,6 +25,7 @@ from simulator.results.tables import STEP_PHASES
 from simulator.step.operations import step_operations
 from simulator.step.prices import Prices
 from simulator.step.program import Batch
+from tests.reference.fast import advance, leap, start_clock
 
 _LOG_ROWS = 8192
 

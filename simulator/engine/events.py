@@ -1,0 +1,97 @@
+"""What is going to happen at known times, the next first: a binary heap in arrays. Compiled.
+
+Events of one instant happen in one order at every fidelity: steps end; prompts that ended leave
+for the decode pool; requests come, and caches of prompts arrive there; replicas form steps. Last
+come the requests of a closed loop whose clients need no time to send them, which so miss the step
+that is formed at the end of another request; replicas that were idle form a step for these.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from simulator.base.compiled import compiled
+from simulator.engine.state import Floats, Ints
+
+ENDS, LEAVES, COMES, ARRIVES, FORMS, RETURNS, FORMS_LATE = range(7)
+"""Kinds of events, in their order at one instant: a replica's step ends, a prompt that ended leaves
+for the decode pool, a request comes, a prompt's cache arrives at the decode pool, a replica forms a
+step, a request comes from a client that has just got an answer, and a replica forms a step for
+such requests."""
+_KIND = 40
+"""Bits of a code below its kind: the number of a replica or of a request."""
+
+
+class Events(NamedTuple):
+    """A heap."""
+
+    at_s: Floats
+    code: Ints
+    """Kind and number of each, which order events of one instant."""
+    num_left: Ints
+    """``[1]`` how many there are."""
+
+
+def start_events(most: int) -> Events:
+    """No event, and room for ``most`` at once."""
+    return Events(np.empty(most), np.empty(most, dtype=np.int64), np.zeros(1, dtype=np.int64))
+
+
+@compiled
+def code_of(kind: int, number: int) -> int:
+    """The code of an event of ``number``."""
+    return (kind << _KIND) + number
+
+
+@compiled
+def kind_of(code: int) -> int:
+    """The kind of an event."""
+    return code >> _KIND
+
+
+@compiled
+def number_of(code: int) -> int:
+    """The replica or request of an event."""
+    return code & ((1 << _KIND) - 1)
+
+
+@compiled
+def push_event(events: Events, at_s: float, code: int) -> None:
+    """Add an event; the caller has made room."""
+    times, codes = events.at_s, events.code
+    place = events.num_left[0]
+    events.num_left[0] += 1
+    while place > 0:
+        above = (place - 1) // 2
+        if times[above] < at_s or (times[above] == at_s and codes[above] <= code):
+            break
+        times[place], codes[place] = times[above], codes[above]
+        place = above
+    times[place], codes[place] = at_s, code
+
+
+@compiled
+def pop_event(events: Events) -> None:
+    """Take the next event away."""
+    times, codes = events.at_s, events.code
+    events.num_left[0] -= 1
+    count = events.num_left[0]
+    at_s, code = times[count], codes[count]
+    place = 0
+    while True:
+        below = 2 * place + 1
+        if below >= count:
+            break
+        other = below + 1
+        if other < count and (
+            times[other] < times[below]
+            or (times[other] == times[below] and codes[other] < codes[below])
+        ):
+            below = other
+        if at_s < times[below] or (at_s == times[below] and code <= codes[below]):
+            break
+        times[place], codes[place] = times[below], codes[below]
+        place = below
+    times[place], codes[place] = at_s, code

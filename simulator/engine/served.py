@@ -1,0 +1,107 @@
+"""What is left when a trace has been served."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from simulator.deployment.plan import DeploymentPlan
+from simulator.engine.by_ranks import ByRanks
+from simulator.engine.pool import PoolState
+from simulator.engine.state import Floats
+from simulator.engine.step_log import LOG_COLUMNS, POOL, REPLICA
+from simulator.workload.traces import RequestTrace
+
+
+@dataclass(frozen=True)
+class Served:
+    """Requests, steps and what their ranks did."""
+
+    plan: DeploymentPlan
+    trace: RequestTrace
+    pools: dict[str, PoolState]
+    """By name, ``both`` for one that computes prompts and decodes, else ``decode`` and
+    ``prefill``."""
+    by_ranks: dict[str, ByRanks]
+    """What ran the steps of each, where ranks were simulated."""
+    log: Floats
+    """``[steps, columns]`` in order of their start."""
+    way_s: float
+    """From the client to the scheduler."""
+
+    def steps_of(self, name: str) -> pd.DataFrame:
+        """The steps of a pool, replica after replica, with the columns ``replica`` (among those of
+        the pool) and :data:`~simulator.engine.step_log.LOG_COLUMNS`.
+        """
+        first = "both" if "both" in self.pools else "prefill"
+        own = self.log[self.log[:, POOL] == (0 if name == first else 1)]
+        own = own[np.argsort(own[:, REPLICA], kind="stable")]
+        frame = pd.DataFrame(own[:, : len(LOG_COLUMNS)], columns=list(LOG_COLUMNS))
+        frame.insert(0, "replica", own[:, REPLICA].astype(np.int64))
+        return frame
+
+    @property
+    def sent_s(self) -> Floats:
+        """``[N]`` when clients sent their requests, which reach the scheduler ``way_s`` later; of
+        an open loop exactly what the trace says.
+        """
+        if self.trace.concurrency is None:
+            return np.asarray(self.trace.arrival_s, dtype=np.float64)
+        first = self.pools.get("prefill") or self.pools["both"]
+        sent_s: Floats = first.requests.arrival_s - self.way_s
+        return sent_s
+
+    def requests_table(self) -> pd.DataFrame:
+        """``REQUEST_COLUMNS`` but the deployment."""
+        return self._one_pool() if "both" in self.pools else self._two_pools()
+
+    def _one_pool(self) -> pd.DataFrame:
+        pool = self.pools["both"]
+        requests, count = pool.requests, len(pool.replica_of)
+        return pd.DataFrame(
+            {
+                "request": np.arange(count),
+                "replica": pool.replica_of,
+                "dp_rank": requests.dp_rank,
+                "arrival_s": self.sent_s,
+                "scheduled_s": requests.scheduled_s,
+                "first_token_s": requests.first_s,
+                "finish_s": requests.finish_s,
+                "num_input": requests.num_input,
+                "num_output": requests.num_output,
+                "num_cached": requests.cached,
+                "num_preemptions": requests.preemptions,
+                "prefill_replica": np.full(count, -1),
+                "transfer_s": np.zeros(count),
+                "transfer_bytes": np.zeros(count),
+            }
+        )
+
+    def _two_pools(self) -> pd.DataFrame:
+        transfer = self.plan.transfer
+        assert transfer is not None
+        prefill, decode = self.pools["prefill"], self.pools["decode"]
+        prompts, decodes = prefill.requests, decode.requests
+        moved = (self.trace.num_output > 1) | transfer.recomputes_last
+        first_s = np.where(moved, decodes.first_s, prompts.first_s)
+        num_bytes = [transfer.num_bytes(int(tokens)) for tokens in prompts.num_input]
+        return pd.DataFrame(
+            {
+                "request": np.arange(len(moved)),
+                "replica": np.where(moved, decode.replica_of, -1),
+                "dp_rank": np.where(moved, decodes.dp_rank, -1),
+                "arrival_s": self.sent_s,
+                "scheduled_s": prompts.scheduled_s,
+                "first_token_s": first_s,
+                "finish_s": np.where(moved, decodes.finish_s, first_s),
+                "num_input": decodes.num_input,
+                "num_output": decodes.num_output,
+                "num_cached": prompts.cached,
+                "num_preemptions": prompts.preemptions + decodes.preemptions,
+                "prefill_replica": prefill.replica_of + decode.plan.replicas,
+                "transfer_s": np.where(moved, decodes.arrival_s - prompts.first_s, 0.0),
+                "transfer_bytes": np.where(moved, num_bytes, 0.0),
+            }
+        )

@@ -1,0 +1,236 @@
+"""Serve a trace: SimPy owns virtual time, and one compiled loop everything routine in it.
+
+At the ``step`` fidelity the loop runs ahead to the end. Where ranks are simulated it forms and
+completes the steps, and SimPy says when they end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import simpy
+from numpy.typing import NDArray
+from simpy.events import Event, EventPriority, ProcessGenerator
+
+from simulator.base.progress import CountDone
+from simulator.deployment.plan import DeploymentPlan
+from simulator.engine.assembly import make_record
+from simulator.engine.by_ranks import ByRanks, read_batches
+from simulator.engine.events import ENDS, code_of, push_event, start_events
+from simulator.engine.fabric import FluidWires
+from simulator.engine.limits import make_limits
+from simulator.engine.message import MessageWires
+from simulator.engine.pool import PoolState, empty_pool
+from simulator.engine.replicas import ASKS, DONE, STEP_FORMED, Feed, next_event, run_ahead
+from simulator.engine.served import Served
+from simulator.engine.step_log import POOL, REPLICA
+from simulator.engine.table import StepTable, empty_table, make_table
+from simulator.engine.transfers import make_transfers
+from simulator.results.tables import DeploymentRecord
+from simulator.workload.traces import RequestTrace
+
+Fidelity = Literal["step", "rank", "message"]
+MakeTable = Callable[[PoolState, str], StepTable]
+"""Fills a pool's table with the random numbers of a stream."""
+_LOG_ROWS = 8192
+_LAST = EventPriority(2)
+"""Behind everything else that SimPy does at an instant: all steps that end then have ended."""
+
+
+def run_plan(
+    plan: DeploymentPlan,
+    trace: RequestTrace,
+    fidelity: Fidelity = "step",
+    progress: CountDone = lambda _: None,
+    fill: MakeTable = lambda pool, stream: make_table(pool.prices, stream),
+) -> DeploymentRecord:
+    """Serve the whole trace and return what happened, with steps of each kind shown.
+
+    Args:
+        fill: makes the tables of the ``step`` fidelity, such as slower ones.
+
+    Raises:
+        UserError: if the trace's longest request does not fit in the KV cache.
+    """
+    return make_record(serve(plan, trace, fidelity, progress=progress, fill=fill))
+
+
+def serve(
+    plan: DeploymentPlan,
+    trace: RequestTrace,
+    fidelity: Fidelity = "step",
+    *,
+    progress: CountDone = lambda _: None,
+    fill: MakeTable = lambda pool, stream: make_table(pool.prices, stream),
+    way_s: float | None = None,
+) -> Served:
+    """Serve a trace on all replicas of all pools.
+
+    Args:
+        progress: told how many requests are done, some ten times a second.
+        fill: makes the tables of the ``step`` fidelity; may return what it returned before for a
+            plan that differs in its replicas only.
+        way_s: seconds from the client to the scheduler; by default what the calibration says.
+
+    Raises:
+        UserError: if the trace's longest request does not fit in the KV cache.
+    """
+    pools = _start_pools(plan, trace)
+    if way_s is None:
+        way_s = (plan.prefill or plan).calibration.engine.first_token_s
+    streams = {"both": "steps", "decode": "steps", "prefill": "prefill steps"}
+    tables: dict[str, StepTable] = {}
+    by_ranks: dict[str, ByRanks] = {}
+    for name, pool in pools.items():
+        if fidelity == "step":
+            tables[name] = fill(pool, streams[name])
+        else:
+            tables[name] = empty_table()
+            by_ranks[name] = _make_by_ranks(pool, fidelity, streams[name])
+    timeline = _Timeline(plan, trace, pools, tables, by_ranks, way_s, progress)
+    timeline.run()
+    return Served(plan, trace, pools, by_ranks, timeline.log(), way_s)
+
+
+def _start_pools(plan: DeploymentPlan, trace: RequestTrace) -> dict[str, PoolState]:
+    if plan.prefill is None:
+        return {"both": PoolState(plan, trace)}
+    # Nothing but decodes comes to the decode pool; what is preempted is computed again there.
+    limits = make_limits(plan, trace)._replace(
+        prefix_tokens=0, prefix_blocks=0, mixes_phases=True, balance_steps=0, wait_steps=0
+    )
+    prompts = replace(trace, num_output=np.ones_like(trace.num_output))
+    return {
+        "decode": PoolState(plan, trace, limits, "balancing decodes"),
+        "prefill": PoolState(plan.prefill, prompts),
+    }
+
+
+def _make_by_ranks(pool: PoolState, fidelity: Fidelity, stream: str) -> ByRanks:
+    make_wires = (
+        FluidWires if fidelity == "rank" else partial(MessageWires, fabric=pool.plan.fabric)
+    )
+    return ByRanks(pool.prices, make_wires, stream)
+
+
+class _Timeline:
+    """One run: the compiled loop, and SimPy where ranks are simulated."""
+
+    def __init__(
+        self,
+        plan: DeploymentPlan,
+        trace: RequestTrace,
+        pools: dict[str, PoolState],
+        tables: dict[str, StepTable],
+        by_ranks: dict[str, ByRanks],
+        way_s: float,
+        progress: CountDone,
+    ) -> None:
+        self._env = simpy.Environment()
+        names = [name for name in ("both", "prefill", "decode") if name in pools]
+        self._pools = [pools[name] for name in names]
+        self._by_ranks = [by_ranks[name] for name in names if name in by_ranks]
+        self._first = self._pools[0].with_table(tables[names[0]])
+        self._second = (
+            self._pools[1].with_table(tables[names[1]])
+            if len(names) > 1
+            else empty_pool(self._first)
+        )
+        self._progress = progress
+        num_replicas = sum(pool.plan.replicas for pool in self._pools)
+        count, concurrency = trace.num_requests, trace.concurrency
+        self._events = start_events(2 * num_replicas + count * (len(names) > 1) + 1)
+        self._transfers = make_transfers(plan, trace, int(self._first.ranks.running[0].size))
+        arrival_s = self._first.requests.arrival_s
+        if concurrency is not None:
+            arrival_s[:] = np.where(np.arange(count) < concurrency, 0.0, np.inf)
+        arrival_s += way_s  # at the scheduler; the record says when requests were sent
+        self._feed = Feed(
+            num_come=np.zeros(1, dtype=np.int64),
+            num_released=np.array([count if concurrency is None else min(concurrency, count)]),
+            is_closed=concurrency is not None,
+            way_s=way_s,
+            num_done=np.zeros(1, dtype=np.int64),
+            chosen=np.full(1, -1, dtype=np.int64),
+            asks=np.zeros(1, dtype=np.int64),
+        )
+        self._logs: list[NDArray[np.float64]] = []
+        self._log = np.empty((_LOG_ROWS, REPLICA + 1))
+        self._rows = 0
+        self._looks_s = math.inf
+        """When the loop is looked at next, as far as that is known."""
+
+    def run(self) -> None:
+        """Let everything happen."""
+        if not self._by_ranks:
+            self._run_ahead(math.inf)
+            return
+        self._look_at(0.0)
+        self._env.run()
+
+    def log(self) -> NDArray[np.float64]:
+        """Rows of all steps, in order of their start."""
+        return np.concatenate([*self._logs, self._log[: self._rows]])
+
+    def _run_ahead(self, until_s: float) -> None:
+        why = -1
+        while why != DONE:
+            why, rows = run_ahead(
+                self._events,
+                self._feed,
+                self._first,
+                self._second,
+                self._transfers,
+                until_s,
+                self._log[self._rows :],
+                not self._by_ranks,
+            )
+            self._rows += rows
+            if why == ASKS:
+                self._feed.chosen[0] = self._pools[self._feed.asks[0]].choose()
+                continue
+            if why == STEP_FORMED:
+                self._env.process(self._take_step(self._log[self._rows - 1]))
+            if self._rows == len(self._log):
+                self._logs.append(self._log)
+                self._log, self._rows = np.empty_like(self._log), 0
+            if why != STEP_FORMED:
+                self._progress(int(self._feed.num_done[0]))
+
+    def _take_step(self, row: NDArray[np.float64]) -> ProcessGenerator:
+        """A formed step at a fidelity that simulates ranks."""
+        place, replica = int(row[POOL]), int(row[REPLICA])
+        pool = self._pools[place]
+        yield from self._by_ranks[place].take_step(
+            self._env,
+            replica,
+            int(pool.clock.num_steps[replica, 0]) - 1,
+            read_batches(pool.requests, pool.ranks_of(replica)),
+            row[:POOL],
+        )
+        number = replica + place * self._pools[0].plan.replicas
+        push_event(self._events, self._env.now, code_of(ENDS, number))
+        self._look_at(self._env.now)
+
+    def _look_at(self, at_s: float) -> None:
+        """Run ahead at a time, when everything else at that instant has happened."""
+        if at_s >= self._looks_s:
+            return
+        self._looks_s = at_s
+        event = Event(self._env)
+        event._ok, event._value = True, None
+        event.callbacks = [partial(self._look, at_s=at_s)]
+        self._env.schedule(event, priority=_LAST, delay=max(0.0, at_s - self._env.now))
+
+    def _look(self, _: Event, at_s: float) -> None:
+        self._looks_s = math.inf
+        # An event may come a rounding error before its time.
+        self._run_ahead(max(at_s, self._env.now))
+        next_s, _code = next_event(self._events, self._feed, self._first.requests.arrival_s)
+        if next_s < math.inf:
+            self._look_at(next_s)

@@ -1,0 +1,109 @@
+"""The wires between a prefill pool and a decode pool: each sending rank sends one cache after
+another, and the receiving ranks share what comes. Compiled.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.base.compiled import compiled
+from simulator.cost.transfer import seconds_left
+from simulator.deployment.plan import DeploymentPlan
+from simulator.engine.state import Floats, Ints, Requests
+from simulator.workload.traces import RequestTrace
+
+
+class Transfers(NamedTuple):
+    """What is sent, and until when wires are taken."""
+
+    goes_on: NDArray[np.bool_]
+    """``[N]`` whether a request decodes elsewhere when its prompt is computed."""
+    recomputes_last: int
+    """1 where the decode pool computes the last token of a prompt again, else 0."""
+    send_s: Floats
+    """``[N]`` seconds of the sending GPUs' wires."""
+    receive_s: Floats
+    """``[N]`` seconds of the receiving GPUs' wires."""
+    handshake_s: float
+    latency_s: float
+    layers: int
+    """Layers that are sent one by one while the prompt is computed; 0 where all are sent at its
+    end."""
+    stages: int
+    receivers: int
+    """Data-parallel ranks of all decode replicas."""
+    free_s: Floats
+    """``[M, dp]`` when each sending rank's wire is free."""
+    received_s: Floats
+    """``[1]`` when the receiving wires are free."""
+    ended: Ints
+    """Room for the prompts that end in one step; empty where there is no decode pool."""
+
+
+def make_transfers(plan: DeploymentPlan, trace: RequestTrace, most_ended: int) -> Transfers:
+    """Free wires; none for a plan of one pool.
+
+    Args:
+        most_ended: prompts that may end in one step.
+    """
+    wires, prefill = plan.transfer, plan.prefill
+    if wires is None or prefill is None:
+        nothing = np.zeros(0)
+        return Transfers(
+            np.zeros(0, dtype=np.bool_),
+            0,
+            nothing,
+            nothing,
+            0.0,
+            0.0,
+            0,
+            1,
+            1,
+            np.zeros((0, 0)),
+            np.zeros(1),
+            np.zeros(0, dtype=np.int64),
+        )
+    return Transfers(
+        goes_on=(trace.num_output > 1) | wires.recomputes_last,
+        recomputes_last=int(wires.recomputes_last),
+        send_s=np.array(
+            [wires.send_s(int(tokens)) for tokens in trace.num_input], dtype=np.float64
+        ),
+        receive_s=np.array(
+            [wires.receive_s(int(tokens)) for tokens in trace.num_input], dtype=np.float64
+        ),
+        handshake_s=wires.handshake_s,
+        latency_s=wires.latency_s,
+        layers=wires.layers,
+        stages=wires.stages,
+        receivers=plan.replicas * wires.decode_dp,
+        free_s=np.zeros((prefill.replicas, prefill.layout.attention_dp)),
+        received_s=np.zeros(1),
+        ended=np.zeros(most_ended, dtype=np.int64),
+    )
+
+
+@compiled
+def find_arrival(transfers: Transfers, requests: Requests, replica: int, request: int) -> float:
+    """When a prompt's cache is at the decode pool; asked in order of the prompts' ends."""
+    ended_s, handshake_s = requests.first_s[request], transfers.handshake_s
+    computing_s = ended_s - requests.scheduled_s[request] + handshake_s
+    send_s = seconds_left(
+        transfers.send_s[request], computing_s, transfers.layers, transfers.stages
+    )
+    receive_s = seconds_left(
+        transfers.receive_s[request], computing_s, transfers.layers, transfers.stages
+    )
+    # The GPUs of a pipeline hold the caches of all batches in flight.
+    sender = requests.dp_rank[request] % transfers.free_s.shape[1]
+    start_s = max(ended_s + handshake_s, transfers.free_s[replica, sender])
+    transfers.free_s[replica, sender] = start_s + send_s
+    transfers.received_s[0] = (
+        max(transfers.received_s[0], start_s) + receive_s / transfers.receivers
+    )
+    return float(
+        max(start_s + max(send_s, receive_s), transfers.received_s[0]) + transfers.latency_s
+    )

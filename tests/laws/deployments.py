@@ -1,0 +1,102 @@
+"""Deployments and traces drawn by seed, for tests that hold two ways of serving to each other."""
+
+import dataclasses
+
+import numpy as np
+
+from simulator.engine import timeline
+from simulator.engine.by_ranks import ByRanks
+from simulator.engine.step_log import LOG_COLUMNS
+from simulator.engine.step_price import price_step
+from simulator.engine.table import make_table
+
+SPLITS = [
+    ("dense", {"tp": 2}),
+    ("moe", {"attention_dp": 4, "ep": 4}),
+    ("sliding-moe", {"tp": 2, "ep": 2}),
+    ("latent-moe", {"attention_dp": 2, "ep": 2}),
+    ("state-moe", {"tp": 2}),
+    ("dense", {"pp": 2}),
+    ("compressed-moe", {"attention_dp": 2}),
+]
+SCHEDULERS = [
+    {"kind": "chunked"},
+    {"kind": "chunked", "reserve_full_isl": False, "watermark": 0.01},
+    {"kind": "prefill_first"},
+    {"kind": "no_evict"},
+]
+BALANCERS = ["least_outstanding", "least_tokens", "random", "round_robin"]
+
+
+def draw_deployment(tiny, seed):
+    """A plan and a trace: any split, scheduler, balancer and number of replicas, one pool or two,
+    open or closed loops, caches that are large or hardly hold two sequences.
+    """
+    rng = np.random.default_rng(seed)
+    name, split = SPLITS[rng.integers(len(SPLITS))]
+    scheduling = SCHEDULERS[rng.integers(len(SCHEDULERS))] | {
+        "token_budget": int(rng.choice([64, 256, 1024])),
+        "max_sequences": int(rng.choice([4, 16, 64])),
+    }
+    keys = {
+        "num_layers": 2,
+        "replicas": int(rng.choice([1, 2, 5])),
+        "balancing": {"kind": str(rng.choice(BALANCERS))},
+        "scheduling": scheduling,
+        "cluster": "h100-sxm-128",
+    }
+    if rng.random() < 0.3 and "pp" not in split:
+        keys["engine"] = str(rng.choice(["vllm", "sglang"]))
+        keys["prefill"] = {"parallel": {"tp": 2}, "replicas": int(rng.choice([1, 3]))}
+        keys["prefill"] |= {"layerwise": bool(rng.random() < 0.5), "scheduling": scheduling}
+    plan = tiny.plan(name, seed=1, **split, **keys)
+    trace = tiny.trace(
+        int(rng.choice([1, 30, 90])),
+        float(rng.choice([50.0, 400.0, 5000.0])),
+        int(rng.choice([60, 700])),
+        int(rng.choice([1, 8, 60])),
+        seed=int(rng.integers(1000)),
+        concurrency=None if rng.random() < 0.6 else int(rng.choice([1, 7, 40])),
+    )
+    if rng.random() < 0.3:  # many at one instant
+        trace = dataclasses.replace(trace, arrival_s=np.round(trace.arrival_s, 2))
+    if rng.random() < 0.4:
+        most = int((trace.num_input + trace.num_output).max())
+        plan = shrink_cache(plan, most, float(rng.uniform(1.0, 3.0)))
+    return plan, trace
+
+
+def shrink_cache(plan, longest, times_longest):
+    """The same plan with a KV cache of so many of its longest requests."""
+    capacity = plan.capacity
+    blocks = int(capacity.blocks_for(longest) * times_longest) + 2
+    smaller = dataclasses.replace(capacity, kv_bytes=blocks * capacity.block_bytes)
+    prefill = plan.prefill and shrink_cache(plan.prefill, longest, times_longest)
+    return dataclasses.replace(plan, capacity=smaller, prefill=prefill)
+
+
+def serve_by_events(monkeypatch, plan, trace, way_s=None):
+    """Serve as the ``rank`` fidelity does, but let every step be one timeout of the table's
+    price.
+    """
+    tables = []
+
+    class ByTable(ByRanks):
+        def __init__(self, prices, make_wires, stream):
+            super().__init__(prices, make_wires, stream)
+            self.table = make_table(prices, stream)
+            tables.append(self.table)
+
+        def take_step(self, env, replica, number, batches, row):
+            requests, ranks = batches
+            priced = np.zeros(len(LOG_COLUMNS))
+            priced[1] = price_step(requests, ranks, self.table, priced)
+            priced[0] = row[0]
+            priced[2:8] = row[2:8]
+            row[:] = priced
+            yield env.timeout(row[1])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(timeline, "ByRanks", ByTable)
+        patch.setattr(timeline, "read_batches", lambda requests, ranks: (requests, ranks))
+        return timeline.serve(plan, trace, "rank", way_s=way_s)

@@ -1,0 +1,86 @@
+"""One clock: whoever says when steps end, the same events happen in the same order."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from simulator.engine import timeline
+from simulator.engine.events import code_of, pop_event, push_event, start_events
+from simulator.engine.timeline import serve
+from tests.cases import times
+from tests.laws.deployments import draw_deployment, serve_by_events
+
+
+@pytest.mark.parametrize("seed", range(2000, 2000 + times(40)))
+def test_events_have_one_order_at_every_fidelity(tiny, monkeypatch, seed):
+    """Closed loops of many replicas and of two pools among them. A time may differ by its last
+    digit, since SimPy adds up differences.
+    """
+    plan, trace = draw_deployment(tiny, seed)
+    compiled, simpy = serve(plan, trace), serve_by_events(monkeypatch, plan, trace)
+    pd.testing.assert_frame_equal(
+        compiled.requests_table(), simpy.requests_table(), rtol=1e-9, atol=1e-12
+    )
+    for name in compiled.pools:
+        own, other = compiled.steps_of(name), simpy.steps_of(name)
+        np.testing.assert_allclose(own, other, rtol=1e-9, atol=1e-12)
+
+
+def test_replicas_in_step_form_the_same_batches_at_every_fidelity(tiny, monkeypatch):
+    """Two that end their requests at the same instants, over and over."""
+    plan = tiny.plan(
+        "qwen1.5-moe-a2.7b",
+        replicas=2,
+        scheduling={"kind": "no_evict", "token_budget": 8192, "max_sequences": 256},
+    )
+    trace = dataclasses.replace(
+        tiny.trace(24, concurrency=8),
+        num_input=np.full(24, 2000),
+        num_output=np.full(24, 50),
+        arrival_s=np.zeros(24),
+    )
+    for way_s in (0.0, None):
+        served = serve(plan, trace, way_s=way_s)
+        simpy = serve_by_events(monkeypatch, plan, trace, way_s=way_s)
+        counts = ["replica", "prefill_tokens", "decode_tokens", "running", "waiting"]
+        assert served.steps_of("both")[counts].equals(simpy.steps_of("both")[counts])
+
+
+def test_simpy_has_no_event_of_a_request_where_steps_are_priced_by_tables(tiny, monkeypatch):
+    made = []
+    environment = timeline.simpy.Environment
+
+    class Counted(environment):
+        def schedule(self, *arguments, **keys):
+            made.append(arguments)
+            super().schedule(*arguments, **keys)
+
+    monkeypatch.setattr(timeline.simpy, "Environment", Counted)
+    counts = []
+    for number in (10, 100):
+        made.clear()
+        serve(tiny.plan("dense", replicas=3), tiny.trace(number))
+        counts.append(len(made))
+    assert counts[0] == counts[1] <= 2
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_events_come_in_order_of_time_then_kind_then_number(seed):
+    rng = np.random.default_rng(seed)
+    events, held, came = start_events(300), [], []
+    for _ in range(600):
+        if len(held) < 300 and (not held or rng.random() < 0.55):
+            event = (
+                float(rng.integers(8)),
+                int(code_of(int(rng.integers(7)), int(rng.integers(50)))),
+            )
+            push_event(events, *event)
+            held.append(event)
+        else:
+            came.append((events.at_s[0], events.code[0]))
+            pop_event(events)
+            assert came[-1] == min(held)
+            held.remove(min(held))
+    assert events.num_left[0] == len(held)
