@@ -20,7 +20,32 @@ from simulator.engine.blocks import (
     take,
     take_back,
 )
-from simulator.engine.state import Limits, Ranks, Requests
+from simulator.engine.state import (
+    ADMITTED,
+    ARRIVAL_S,
+    BLOCKS,
+    BROUGHT,
+    CACHED,
+    COMPUTED,
+    FIRST_S,
+    FOLLOWING,
+    GENERATED,
+    HEAD,
+    IS_FULL,
+    LAST_S,
+    NUM_ADMISSIONS,
+    NUM_INPUT,
+    NUM_OUTPUT,
+    NUM_RUNNING,
+    NUM_WAITING,
+    SCHEDULED_S,
+    SHARED,
+    STOPPED_BY,
+    TAIL,
+    Limits,
+    Ranks,
+    Requests,
+)
 from simulator.results.tables import ADMISSION_LIMITS
 
 _MAX_SEQUENCES, _KV_CACHE, _TOKEN_BUDGET = (
@@ -38,21 +63,25 @@ def admit(
     """Admit waiting requests in order while tokens, places and blocks last. Returns the tokens
     left.
     """
-    pool = d % len(ranks.free_blocks)
-    if limits.output_share > 0 and ranks.is_full[d] and ranks.num_running[d] > 0:
-        ranks.stopped_by[d] = _KV_CACHE
+    pool = d % len(ranks.pools)
+    if limits.output_share > 0 and ranks.each[d, IS_FULL] and ranks.each[d, NUM_RUNNING] > 0:
+        ranks.each[d, STOPPED_BY] = _KV_CACHE
         return budget
     coming = _count_coming(requests, ranks, d, limits)
-    while ranks.head[d] >= 0 and budget > 0 and ranks.num_running[d] < limits.max_sequences:
-        r = ranks.head[d]
+    while (
+        ranks.each[d, HEAD] >= 0
+        and budget > 0
+        and ranks.each[d, NUM_RUNNING] < limits.max_sequences
+    ):
+        r = ranks.each[d, HEAD]
         hits = count_hits(requests, ranks, pool, r, limits)
         kept = count_kept(requests, ranks, r, pool, hits, limits)
         found = hits * limits.prefix_tokens + kept * limits.block_tokens
-        computed = max(found, requests.brought[r])
-        known = requests.num_input[r] + requests.generated[r]
+        computed = max(found, requests.ints[r, BROUGHT])
+        known = requests.ints[r, NUM_INPUT] + requests.ints[r, GENERATED]
         remaining = known - computed
         new = remaining if not limits.splits_prompts else min(remaining, budget)
-        output = requests.num_output[r] - requests.generated[r]
+        output = requests.ints[r, NUM_OUTPUT] - requests.ints[r, GENERATED]
         reach = known + output if limits.reserves_output else computed + new
         room, clipped = reach, min(output, _CLIPPED_OUTPUT)
         if limits.checks_known:
@@ -61,13 +90,13 @@ def admit(
             room = known + clipped + coming
         in_use = hits - count_idle(requests, ranks, pool, r, hits)
         asked = blocks_for(room, limits) - in_use * limits.prefix_blocks
-        if ranks.num_running[d] > 0:
+        if ranks.each[d, NUM_RUNNING] > 0:
             asked += limits.watermark_blocks
         has_blocks = asked <= available(ranks, pool, limits)
         fits_budget = new <= budget or budget == limits.token_budget
         if not has_blocks or not fits_budget:
-            ranks.stopped_by[d] = _TOKEN_BUDGET if has_blocks else _KV_CACHE
-            ranks.is_full[d] = not has_blocks
+            ranks.each[d, STOPPED_BY] = _TOKEN_BUDGET if has_blocks else _KV_CACHE
+            ranks.each[d, IS_FULL] = not has_blocks
             return budget
         start = requests.prefix_starts[r]
         for i in range(start, start + hits):
@@ -75,15 +104,15 @@ def admit(
         take_back(requests, ranks, r, pool, kept)
         need = blocks_for(reach, limits) - hits * limits.prefix_blocks
         take(ranks, pool, need - kept, limits)
-        requests.blocks[r] = need
-        requests.shared[r] = hits
-        requests.computed[r] = computed
+        requests.ints[r, BLOCKS] = need
+        requests.ints[r, SHARED] = hits
+        requests.ints[r, COMPUTED] = computed
         share_prompt(requests, ranks, pool, r, computed + new, limits)
         _run(requests, ranks, d, r, new, now_s)
         budget = max(0, budget - new)
         coming += clipped
-    is_full = ranks.num_running[d] >= limits.max_sequences
-    ranks.stopped_by[d] = _MAX_SEQUENCES if is_full else _TOKEN_BUDGET
+    is_full = ranks.each[d, NUM_RUNNING] >= limits.max_sequences
+    ranks.each[d, STOPPED_BY] = _MAX_SEQUENCES if is_full else _TOKEN_BUDGET
     return budget
 
 
@@ -94,32 +123,32 @@ def _count_coming(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> i
     """
     if limits.output_share == 0:
         return 0
-    running, generated, num_output = ranks.running, requests.generated, requests.num_output
+    running, ints = ranks.running, requests.ints
     tokens = 0.0
-    for i in range(ranks.num_running[d]):
+    for i in range(ranks.each[d, NUM_RUNNING]):
         r = running[d, i]
-        left = min(num_output[r] - generated[r], _CLIPPED_OUTPUT)
-        tokens += left if generated[r] == 0 else left * ranks.output_share[d]
+        left = min(ints[r, NUM_OUTPUT] - ints[r, GENERATED], _CLIPPED_OUTPUT)
+        tokens += left if ints[r, GENERATED] == 0 else left * ranks.output_share[d]
     return int(tokens)
 
 
 @compiled
 def _run(requests: Requests, ranks: Ranks, d: int, r: int, new: int, now_s: float) -> None:
     """The first of those that wait at rank ``d`` runs, beginning with ``new`` tokens."""
-    requests.admitted[r] = ranks.num_admissions[0]
-    ranks.num_admissions[0] += 1
-    if math.isnan(requests.scheduled_s[r]):
-        requests.scheduled_s[r] = max(
-            now_s, requests.arrival_s[r]
+    requests.ints[r, ADMITTED] = ranks.counts[0, NUM_ADMISSIONS]
+    ranks.counts[0, NUM_ADMISSIONS] += 1
+    if math.isnan(requests.times[r, SCHEDULED_S]):
+        requests.times[r, SCHEDULED_S] = max(
+            now_s, requests.times[r, ARRIVAL_S]
         )  # SimPy adds delays, which may round a hair early
-        requests.cached[r] = requests.computed[r]
-        if requests.generated[r] > 0:  # a token that came with a cache is shown now
-            requests.first_s[r] = requests.last_s[r] = requests.scheduled_s[r]
-    ranks.head[d] = requests.following[r]
-    if ranks.head[d] < 0:
-        ranks.tail[d] = -1
-    ranks.num_waiting[d] -= 1
-    i = ranks.num_running[d]
+        requests.ints[r, CACHED] = requests.ints[r, COMPUTED]
+        if requests.ints[r, GENERATED] > 0:  # a token that came with a cache is shown now
+            requests.times[r, FIRST_S] = requests.times[r, LAST_S] = requests.times[r, SCHEDULED_S]
+    ranks.each[d, HEAD] = requests.ints[r, FOLLOWING]
+    if ranks.each[d, HEAD] < 0:
+        ranks.each[d, TAIL] = -1
+    ranks.each[d, NUM_WAITING] -= 1
+    i = ranks.each[d, NUM_RUNNING]
     ranks.running[d, i] = r
     ranks.chunk[d, i] = new
-    ranks.num_running[d] += 1
+    ranks.each[d, NUM_RUNNING] += 1

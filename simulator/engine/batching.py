@@ -16,7 +16,33 @@ from simulator.base.compiled import compiled
 from simulator.engine.admission import admit
 from simulator.engine.blocks import available, blocks_for, release, share_prompt, take
 from simulator.engine.preemption import find_latest, preempt, queue_last, retract
-from simulator.engine.state import Clock, Limits, Ranks, Requests
+from simulator.engine.state import (
+    BLOCKS,
+    COMPUTED,
+    DP_RANK,
+    FINISH_S,
+    FIRST_S,
+    FOLLOWING,
+    GENERATED,
+    HEAD,
+    HELD,
+    IS_FULL,
+    LAST_S,
+    NUM_FINISHED,
+    NUM_INPUT,
+    NUM_OUTPUT,
+    NUM_PUSHED,
+    NUM_RUNNING,
+    NUM_WAITING,
+    OUTSTANDING_TOKENS,
+    RAN_OUT,
+    SHARED,
+    STOPPED_BY,
+    Clock,
+    Limits,
+    Ranks,
+    Requests,
+)
 from simulator.results.tables import (
     ADMISSION_LIMITS,
     GAP_BINS_PER_DECADE,
@@ -31,16 +57,18 @@ _KV_CACHE, _HELD_BACK = (ADMISSION_LIMITS.index(name) for name in ("kv_cache", "
 def push(requests: Requests, ranks: Ranks, clock: Clock, r: int) -> None:
     """Queue request ``r`` at the data-parallel rank with the fewest unfinished requests."""
     best = 0
-    for d in range(1, len(ranks.head)):
+    for d in range(1, len(ranks.each)):
         if (
-            ranks.num_waiting[d] + ranks.num_running[d]
-            < ranks.num_waiting[best] + ranks.num_running[best]
+            ranks.each[d, NUM_WAITING] + ranks.each[d, NUM_RUNNING]
+            < ranks.each[best, NUM_WAITING] + ranks.each[best, NUM_RUNNING]
         ):
             best = d
-    requests.dp_rank[r] = best
+    requests.ints[r, DP_RANK] = best
     queue_last(requests, ranks, best, r)
-    clock.num_pushed[0] += 1
-    clock.outstanding_tokens[0] += requests.num_input[r] + requests.num_output[r]
+    clock.counts[0, NUM_PUSHED] += 1
+    clock.counts[0, OUTSTANDING_TOKENS] += (
+        requests.ints[r, NUM_INPUT] + requests.ints[r, NUM_OUTPUT]
+    )
 
 
 @compiled
@@ -55,10 +83,10 @@ def is_decode(new: int, num_input: int, generated: int, computed: int) -> bool:
 def form_step(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> bool:
     """Fill ``ranks.chunk`` for the next step. Returns whether there is anything to compute."""
     has_work = _fill(requests, ranks, limits, now_s)
-    if len(ranks.head) > len(
-        ranks.ran_out
+    if len(ranks.each) > len(
+        ranks.pools
     ):  # lanes that take each other's blocks may all end up without
-        while ranks.ran_out.any() and not computes(ranks, 0, len(ranks.head)):
+        while ranks.pools[:, RAN_OUT].any() and not computes(ranks, 0, len(ranks.each)):
             has_work = _fill(requests, ranks, limits, now_s)
     return bool(has_work)
 
@@ -66,9 +94,9 @@ def form_step(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) ->
 @compiled
 def computes(ranks: Ranks, first: int, end: int) -> bool:
     """Whether any request of ranks ``first`` to ``end`` is in the step."""
-    chunk, num_running = ranks.chunk, ranks.num_running
+    chunk, each = ranks.chunk, ranks.each
     for d in range(first, end):
-        for i in range(num_running[d]):
+        for i in range(each[d, NUM_RUNNING]):
             if chunk[d, i] > 0:
                 return True
     return False
@@ -79,23 +107,23 @@ def _fill(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> boo
     """Fill ``ranks.chunk`` once. Returns whether any rank gave tokens away, which another lane may
     have taken back.
     """
-    head, chunk, num_running = ranks.head, ranks.chunk, ranks.num_running
+    chunk, each = ranks.chunk, ranks.each
     has_work = False
     holds = limits.balance_steps > 0 and _holds_prompts(ranks, limits)
     holds = holds or (limits.wait_steps > 0 and _waits_for_more(requests, ranks, limits))
-    ran_out = ranks.ran_out
-    ran_out[:] = False
-    for d in range(len(head)):
-        chunk[d, : num_running[d]] = 0
+    pools = ranks.pools
+    pools[:, RAN_OUT] = False
+    for d in range(len(each)):
+        chunk[d, : each[d, NUM_RUNNING]] = 0
         budget = limits.token_budget
         if limits.output_share > 0 and limits.mixes_phases:
             retract(requests, ranks, d, limits)
-        if num_running[d] > 0:
+        if each[d, NUM_RUNNING] > 0:
             budget = _schedule_running(
                 requests, ranks, d, budget, limits, True, limits.mixes_phases
             )
-        ranks.stopped_by[d] = _HELD_BACK if holds else _KV_CACHE
-        if head[d] >= 0 and not ran_out[d % len(ran_out)] and not holds:
+        each[d, STOPPED_BY] = _HELD_BACK if holds else _KV_CACHE
+        if each[d, HEAD] >= 0 and not pools[d % len(pools), RAN_OUT] and not holds:
             budget = admit(requests, ranks, d, budget, limits, now_s)
         if not limits.mixes_phases and budget == limits.token_budget:
             if limits.output_share > 0:
@@ -111,18 +139,18 @@ def _holds_prompts(ranks: Ranks, limits: Limits) -> bool:
     one, but not for ever.
     """
     waiting = running = 0
-    for d in range(len(ranks.head)):
-        waiting += ranks.head[d] >= 0
-        running += ranks.num_running[d]
+    for d in range(len(ranks.each)):
+        waiting += ranks.each[d, HEAD] >= 0
+        running += ranks.each[d, NUM_RUNNING]
     if (
         waiting == 0
-        or waiting == len(ranks.head)
+        or waiting == len(ranks.each)
         or running == 0
-        or ranks.held[0] >= limits.balance_steps
+        or ranks.counts[0, HELD] >= limits.balance_steps
     ):
-        ranks.held[0] = 0
+        ranks.counts[0, HELD] = 0
         return False
-    ranks.held[0] += 1
+    ranks.counts[0, HELD] += 1
     return True
 
 
@@ -131,17 +159,17 @@ def _waits_for_more(requests: Requests, ranks: Ranks, limits: Limits) -> bool:
     """Whether the prompts of the only rank wait on, since they and its decodes do not fill a step
     yet, but not for ever.
     """
-    running, r = ranks.num_running[0], ranks.head[0]
+    running, r = ranks.each[0, NUM_RUNNING], ranks.each[0, HEAD]
     if r < 0:
         return False
     tokens = running
-    while r >= 0 and tokens + requests.num_input[r] <= limits.token_budget:
-        tokens += requests.num_input[r]
-        r = requests.following[r]
-    if running == 0 or tokens >= limits.wait_tokens or ranks.held[0] >= limits.wait_steps:
-        ranks.held[0] = 0
+    while r >= 0 and tokens + requests.ints[r, NUM_INPUT] <= limits.token_budget:
+        tokens += requests.ints[r, NUM_INPUT]
+        r = requests.ints[r, FOLLOWING]
+    if running == 0 or tokens >= limits.wait_tokens or ranks.counts[0, HELD] >= limits.wait_steps:
+        ranks.counts[0, HELD] = 0
         return False
-    ranks.held[0] += 1
+    ranks.counts[0, HELD] += 1
     return True
 
 
@@ -158,32 +186,37 @@ def _schedule_running(
     """Give running requests their tokens in order of admission; the latest admitted lose their
     blocks when these run out.
     """
-    running, chunk, num_running = ranks.running, ranks.chunk, ranks.num_running
-    num_input, generated, computed = requests.num_input, requests.generated, requests.computed
-    blocks, shared = requests.blocks, requests.shared
-    pool = d % len(ranks.free_blocks)
+    running, chunk, each = ranks.running, ranks.chunk, ranks.each
+    ints = requests.ints
+    pool = d % len(ranks.pools)
     i = 0
-    while i < num_running[d] and budget > 0:
+    while i < each[d, NUM_RUNNING] and budget > 0:
         r = running[d, i]
-        remaining = num_input[r] + generated[r] - computed[r]
+        remaining = ints[r, NUM_INPUT] + ints[r, GENERATED] - ints[r, COMPUTED]
         wanted = (
-            decodes if is_decode(remaining, num_input[r], generated[r], computed[r]) else prompts
+            decodes
+            if is_decode(remaining, ints[r, NUM_INPUT], ints[r, GENERATED], ints[r, COMPUTED])
+            else prompts
         )
         if not wanted:
             i += 1
             continue
         new = min(remaining, budget)
-        need = blocks_for(computed[r] + new, limits) - blocks[r] - shared[r] * limits.prefix_blocks
+        need = (
+            blocks_for(ints[r, COMPUTED] + new, limits)
+            - ints[r, BLOCKS]
+            - ints[r, SHARED] * limits.prefix_blocks
+        )
         if need > 0:
             while need > available(ranks, pool, limits):
                 latest = find_latest(requests, ranks, d)
-                last = num_running[latest] - 1
+                last = each[latest, NUM_RUNNING] - 1
                 preempt(requests, ranks, latest, last, limits)
                 if latest == d and last == i:
                     return budget
             take(ranks, pool, need, limits)
-            blocks[r] += need
-        share_prompt(requests, ranks, pool, r, computed[r] + new, limits)
+            ints[r, BLOCKS] += need
+        share_prompt(requests, ranks, pool, r, ints[r, COMPUTED] + new, limits)
         chunk[d, i] = new
         budget -= new
         i += 1
@@ -195,43 +228,43 @@ def complete_step(
     requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, now_s: float
 ) -> int:
     """The step has run: count its tokens, emit, finish. Returns how many requests finished."""
-    running, chunk, num_running = ranks.running, ranks.chunk, ranks.num_running
-    num_input, num_output = requests.num_input, requests.num_output
-    computed, generated, last_s = requests.computed, requests.generated, requests.last_s
+    running, chunk, each = ranks.running, ranks.chunk, ranks.each
+    ints = requests.ints
+    times = requests.times
     gap_counts = clock.gap_counts
     finished = 0
     last_gap, last_bin = -1.0, 0
-    for d in range(len(num_running)):
-        pool = d % len(ranks.free_blocks)
+    for d in range(len(each)):
+        pool = d % len(ranks.pools)
         kept = 0
-        for i in range(num_running[d]):
+        for i in range(each[d, NUM_RUNNING]):
             r = running[d, i]
-            computed[r] += chunk[d, i]
+            ints[r, COMPUTED] += chunk[d, i]
             is_done = False
-            if chunk[d, i] > 0 and computed[r] == num_input[r] + generated[r]:
-                if generated[r] == 0:
-                    requests.first_s[r] = now_s
+            if chunk[d, i] > 0 and ints[r, COMPUTED] == ints[r, NUM_INPUT] + ints[r, GENERATED]:
+                if ints[r, GENERATED] == 0:
+                    times[r, FIRST_S] = now_s
                 else:
-                    gap = now_s - last_s[r]
+                    gap = now_s - times[r, LAST_S]
                     if gap != last_gap:
                         last_gap = gap
                         decades = math.log10(max(gap, SHORTEST_GAP_S) / SHORTEST_GAP_S)
                         last_bin = min(int(decades * GAP_BINS_PER_DECADE), NUM_GAP_BINS - 1)
                     gap_counts[last_bin] += 1
-                generated[r] += 1
-                last_s[r] = now_s
-                is_done = generated[r] == num_output[r]
+                ints[r, GENERATED] += 1
+                times[r, LAST_S] = now_s
+                is_done = ints[r, GENERATED] == ints[r, NUM_OUTPUT]
             if is_done:
-                requests.finish_s[r] = now_s
-                ranks.is_full[d] = False
+                times[r, FINISH_S] = now_s
+                each[d, IS_FULL] = False
                 release(requests, ranks, pool, r)
-                clock.outstanding_tokens[0] -= num_input[r] + num_output[r]
+                clock.counts[0, OUTSTANDING_TOKENS] -= ints[r, NUM_INPUT] + ints[r, NUM_OUTPUT]
                 finished += 1
             else:
                 running[d, kept] = r
                 kept += 1
-        num_running[d] = kept
-        if kept == 0 and ranks.num_waiting[d] == 0:
+        each[d, NUM_RUNNING] = kept
+        if kept == 0 and each[d, NUM_WAITING] == 0:
             ranks.output_share[d] = limits.output_share
-    clock.num_finished[0] += finished
+    clock.counts[0, NUM_FINISHED] += finished
     return finished

@@ -10,7 +10,28 @@ capacity.
 from __future__ import annotations
 
 from simulator.base.compiled import compiled
-from simulator.engine.state import Limits, Ranks, Requests
+from simulator.engine.state import (
+    BLOCKS,
+    COMPUTED,
+    FOLLOWING,
+    FREE_BLOCKS,
+    HEAD,
+    IN_CACHE,
+    KEPT_BLOCKS,
+    KEPT_END,
+    KEPT_FIRST,
+    NEWER,
+    NUM_EVICTABLE,
+    NUM_INPUT,
+    NUM_TAKEN,
+    OLDER,
+    PREEMPTIONS,
+    REFS,
+    SHARED,
+    Limits,
+    Ranks,
+    Requests,
+)
 
 
 @compiled
@@ -22,7 +43,7 @@ def blocks_for(tokens: int, limits: Limits) -> int:
 @compiled
 def available(ranks: Ranks, d: int, limits: Limits) -> int:
     """Blocks that are free or can be made free."""
-    return int(ranks.free_blocks[d] + ranks.num_evictable[d] * limits.prefix_blocks)
+    return int(ranks.pools[d, FREE_BLOCKS] + ranks.pools[d, NUM_EVICTABLE] * limits.prefix_blocks)
 
 
 @compiled
@@ -30,47 +51,49 @@ def take(ranks: Ranks, d: int, count: int, limits: Limits) -> None:
     """Take ``count`` blocks, evicting prefix blocks as needed; the caller has checked that they are
     available.
     """
-    ends = ranks.older.shape[1] - 1
-    while ranks.free_blocks[d] < count:
-        victim = ranks.newer[d, ends]  # the ring's ends: its newer neighbour is the oldest block
+    ends = ranks.prefixes.shape[1] - 1
+    while ranks.pools[d, FREE_BLOCKS] < count:
+        victim = ranks.prefixes[
+            d, ends, NEWER
+        ]  # the ring's ends: its newer neighbour is the oldest block
         _unlink(ranks, d, victim)
-        ranks.in_cache[d, victim] = False
-        ranks.free_blocks[d] += limits.prefix_blocks
-    ranks.free_blocks[d] -= count
-    ranks.num_taken[d] += count
+        ranks.prefixes[d, victim, IN_CACHE] = False
+        ranks.pools[d, FREE_BLOCKS] += limits.prefix_blocks
+    ranks.pools[d, FREE_BLOCKS] -= count
+    ranks.pools[d, NUM_TAKEN] += count
 
 
 @compiled
 def _unlink(ranks: Ranks, d: int, block: int) -> None:
-    older, newer = ranks.older[d, block], ranks.newer[d, block]
-    ranks.newer[d, older] = newer
-    ranks.older[d, newer] = older
-    ranks.num_evictable[d] -= 1
+    older, newer = ranks.prefixes[d, block, OLDER], ranks.prefixes[d, block, NEWER]
+    ranks.prefixes[d, older, NEWER] = newer
+    ranks.prefixes[d, newer, OLDER] = older
+    ranks.pools[d, NUM_EVICTABLE] -= 1
 
 
 @compiled
 def _link_newest(ranks: Ranks, d: int, block: int) -> None:
-    ends = ranks.older.shape[1] - 1
-    newest = ranks.older[d, ends]
-    ranks.newer[d, newest] = block
-    ranks.older[d, block] = newest
-    ranks.newer[d, block] = ends
-    ranks.older[d, ends] = block
-    ranks.num_evictable[d] += 1
+    ends = ranks.prefixes.shape[1] - 1
+    newest = ranks.prefixes[d, ends, OLDER]
+    ranks.prefixes[d, newest, NEWER] = block
+    ranks.prefixes[d, block, OLDER] = newest
+    ranks.prefixes[d, block, NEWER] = ends
+    ranks.prefixes[d, ends, OLDER] = block
+    ranks.pools[d, NUM_EVICTABLE] += 1
 
 
 @compiled
 def hold(ranks: Ranks, d: int, block: int) -> None:
     """One more request holds a cached prefix block."""
-    if ranks.refs[d, block] == 0:
+    if ranks.prefixes[d, block, REFS] == 0:
         _unlink(ranks, d, block)
-    ranks.refs[d, block] += 1
+    ranks.prefixes[d, block, REFS] += 1
 
 
 @compiled
 def _let_go(ranks: Ranks, d: int, block: int) -> None:
-    ranks.refs[d, block] -= 1
-    if ranks.refs[d, block] == 0:
+    ranks.prefixes[d, block, REFS] -= 1
+    if ranks.prefixes[d, block, REFS] == 0:
         _link_newest(ranks, d, block)
 
 
@@ -83,10 +106,11 @@ def count_hits(requests: Requests, ranks: Ranks, d: int, r: int, limits: Limits)
         return 0
     start = requests.prefix_starts[r]
     usable = min(
-        requests.prefix_starts[r + 1] - start, (requests.num_input[r] - 1) // limits.prefix_tokens
+        requests.prefix_starts[r + 1] - start,
+        (requests.ints[r, NUM_INPUT] - 1) // limits.prefix_tokens,
     )
     hits = 0
-    while hits < usable and ranks.in_cache[d, requests.prefix_ids[start + hits]]:
+    while hits < usable and ranks.prefixes[d, requests.prefix_ids[start + hits], IN_CACHE]:
         hits += 1
     return hits
 
@@ -98,7 +122,7 @@ def count_idle(requests: Requests, ranks: Ranks, d: int, r: int, hits: int) -> i
     """
     start, idle = requests.prefix_starts[r], 0
     for i in range(start, start + hits):
-        idle += ranks.refs[d, requests.prefix_ids[i]] == 0
+        idle += ranks.prefixes[d, requests.prefix_ids[i], REFS] == 0
     return idle
 
 
@@ -116,29 +140,29 @@ def share_prompt(
     start = requests.prefix_starts[r]
     whole = min(
         requests.prefix_starts[r + 1] - start,
-        min(requests.num_input[r], reach) // limits.prefix_tokens,
+        min(requests.ints[r, NUM_INPUT], reach) // limits.prefix_tokens,
     )
-    while requests.shared[r] < whole:
-        block = requests.prefix_ids[start + requests.shared[r]]
-        if ranks.in_cache[
-            d, block
+    while requests.ints[r, SHARED] < whole:
+        block = requests.prefix_ids[start + requests.ints[r, SHARED]]
+        if ranks.prefixes[
+            d, block, IN_CACHE
         ]:  # another request computed it meanwhile; this one keeps its own copy
             return
-        ranks.in_cache[d, block] = True
-        ranks.refs[d, block] = 1
-        requests.shared[r] += 1
-        requests.blocks[r] -= limits.prefix_blocks
+        ranks.prefixes[d, block, IN_CACHE] = True
+        ranks.prefixes[d, block, REFS] = 1
+        requests.ints[r, SHARED] += 1
+        requests.ints[r, BLOCKS] -= limits.prefix_blocks
 
 
 @compiled
 def release(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
     """Give back everything that ``r`` holds."""
-    ranks.free_blocks[d] += requests.blocks[r]
-    requests.blocks[r] = 0
+    ranks.pools[d, FREE_BLOCKS] += requests.ints[r, BLOCKS]
+    requests.ints[r, BLOCKS] = 0
     start = requests.prefix_starts[r]
-    for i in range(requests.shared[r] - 1, -1, -1):
+    for i in range(requests.ints[r, SHARED] - 1, -1, -1):
         _let_go(ranks, d, requests.prefix_ids[start + i])
-    requests.shared[r] = 0
+    requests.ints[r, SHARED] = 0
 
 
 @compiled
@@ -150,29 +174,41 @@ def keep_order(requests: Requests, ranks: Ranks, d: int, r: int, limits: Limits)
     first, so that its beginning stays for longest. A place is how many blocks have been taken once
     it is at the front. Only full blocks are found again.
     """
-    first = requests.shared[r] * limits.prefix_blocks
-    full = min(requests.computed[r] // limits.block_tokens - first, requests.blocks[r])
-    end = ranks.num_taken[d] + ranks.free_blocks[d] + requests.blocks[r]
-    requests.kept_first[r], requests.kept_blocks[r], requests.kept_end[r] = first, full, end
+    first = requests.ints[r, SHARED] * limits.prefix_blocks
+    full = min(requests.ints[r, COMPUTED] // limits.block_tokens - first, requests.ints[r, BLOCKS])
+    end = ranks.pools[d, NUM_TAKEN] + ranks.pools[d, FREE_BLOCKS] + requests.ints[r, BLOCKS]
+    requests.ints[r, KEPT_FIRST], requests.ints[r, KEPT_BLOCKS], requests.ints[r, KEPT_END] = (
+        first,
+        full,
+        end,
+    )
 
 
 @compiled
 def count_kept(requests: Requests, ranks: Ranks, r: int, d: int, hits: int, limits: Limits) -> int:
     """Blocks behind the first ``hits`` prefix blocks that ``r`` lost and nobody has taken since."""
-    if requests.kept_first[r] != hits * limits.prefix_blocks:
+    if requests.ints[r, KEPT_FIRST] != hits * limits.prefix_blocks:
         return 0
-    return int(max(0, min(requests.kept_blocks[r], requests.kept_end[r] - ranks.num_taken[d])))
+    return int(
+        max(
+            0,
+            min(
+                requests.ints[r, KEPT_BLOCKS],
+                requests.ints[r, KEPT_END] - ranks.pools[d, NUM_TAKEN],
+            ),
+        )
+    )
 
 
 @compiled
 def take_back(requests: Requests, ranks: Ranks, r: int, d: int, count: int) -> None:
     """Take ``count`` blocks that ``r`` lost out of the line; those behind them move up."""
     if count > 0:
-        ranks.free_blocks[d] -= count
-        for lane in range(d, len(ranks.head), len(ranks.free_blocks)):
-            other = ranks.head[lane]
-            while other >= 0 and requests.preemptions[other] > 0:  # they wait first in line
-                if requests.kept_end[other] > requests.kept_end[r]:
-                    requests.kept_end[other] -= count
-                other = requests.following[other]
-    requests.kept_blocks[r] = 0
+        ranks.pools[d, FREE_BLOCKS] -= count
+        for lane in range(d, len(ranks.each), len(ranks.pools)):
+            other = ranks.each[lane, HEAD]
+            while other >= 0 and requests.ints[other, PREEMPTIONS] > 0:  # they wait first in line
+                if requests.ints[other, KEPT_END] > requests.ints[r, KEPT_END]:
+                    requests.ints[other, KEPT_END] -= count
+                other = requests.ints[other, FOLLOWING]
+    requests.ints[r, KEPT_BLOCKS] = 0

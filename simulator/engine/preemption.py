@@ -9,28 +9,48 @@ from __future__ import annotations
 
 from simulator.base.compiled import compiled
 from simulator.engine.blocks import available, blocks_for, keep_order, release
-from simulator.engine.state import Limits, Ranks, Requests
+from simulator.engine.state import (
+    ADMITTED,
+    BLOCKS,
+    BROUGHT,
+    COMPUTED,
+    FOLLOWING,
+    GENERATED,
+    HEAD,
+    IS_FULL,
+    NUM_INPUT,
+    NUM_OUTPUT,
+    NUM_RUNNING,
+    NUM_WAITING,
+    PREEMPTIONS,
+    RAN_OUT,
+    SHARED,
+    TAIL,
+    Limits,
+    Ranks,
+    Requests,
+)
 
 
 @compiled
 def queue_last(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
     """Let request ``r`` wait behind all others of its rank."""
-    requests.following[r] = -1
-    if ranks.tail[d] < 0:
-        ranks.head[d] = r
+    requests.ints[r, FOLLOWING] = -1
+    if ranks.each[d, TAIL] < 0:
+        ranks.each[d, HEAD] = r
     else:
-        requests.following[ranks.tail[d]] = r
-    ranks.tail[d] = r
-    ranks.num_waiting[d] += 1
+        requests.ints[ranks.each[d, TAIL], FOLLOWING] = r
+    ranks.each[d, TAIL] = r
+    ranks.each[d, NUM_WAITING] += 1
 
 
 @compiled
 def _queue_first(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
-    requests.following[r] = ranks.head[d]
-    ranks.head[d] = r
-    if ranks.tail[d] < 0:
-        ranks.tail[d] = r
-    ranks.num_waiting[d] += 1
+    requests.ints[r, FOLLOWING] = ranks.each[d, HEAD]
+    ranks.each[d, HEAD] = r
+    if ranks.each[d, TAIL] < 0:
+        ranks.each[d, TAIL] = r
+    ranks.each[d, NUM_WAITING] += 1
 
 
 @compiled
@@ -38,16 +58,16 @@ def find_latest(requests: Requests, ranks: Ranks, d: int) -> int:
     """Where the latest admitted of the requests that share blocks with those of ``d`` runs: the
     oldest is never held up.
     """
-    running, num_running, admitted = ranks.running, ranks.num_running, requests.admitted
-    num_pools = len(ranks.free_blocks)
+    running, each, ints = ranks.running, ranks.each, requests.ints
+    num_pools = len(ranks.pools)
     best = d
-    for other in range(d % num_pools, len(num_running), num_pools):
-        if num_running[other] > 0:
+    for other in range(d % num_pools, len(each), num_pools):
+        if each[other, NUM_RUNNING] > 0:
             last, latest = (
-                running[other, num_running[other] - 1],
-                running[best, num_running[best] - 1],
+                running[other, each[other, NUM_RUNNING] - 1],
+                running[best, each[best, NUM_RUNNING] - 1],
             )
-            if admitted[last] > admitted[latest]:
+            if ints[last, ADMITTED] > ints[latest, ADMITTED]:
                 best = other
     return best
 
@@ -58,20 +78,20 @@ def preempt(requests: Requests, ranks: Ranks, d: int, i: int, limits: Limits) ->
     later.
     """
     running, chunk = ranks.running, ranks.chunk
-    r, pool = running[d, i], d % len(ranks.free_blocks)
+    r, pool = running[d, i], d % len(ranks.pools)
     if limits.finds_preempted:
         keep_order(requests, ranks, pool, r, limits)
     release(requests, ranks, pool, r)
-    ranks.ran_out[pool] = True
-    ranks.is_full[d] = False
-    requests.computed[r] = 0
-    requests.brought[r] = 0
-    requests.preemptions[r] += 1
-    last = ranks.num_running[d] - 1
+    ranks.pools[pool, RAN_OUT] = True
+    ranks.each[d, IS_FULL] = False
+    requests.ints[r, COMPUTED] = 0
+    requests.ints[r, BROUGHT] = 0
+    requests.ints[r, PREEMPTIONS] += 1
+    last = ranks.each[d, NUM_RUNNING] - 1
     for k in range(i, last):
         running[d, k], chunk[d, k] = running[d, k + 1], chunk[d, k + 1]
     chunk[d, last] = 0
-    ranks.num_running[d] = last
+    ranks.each[d, NUM_RUNNING] = last
     if limits.output_share > 0:
         queue_last(requests, ranks, d, r)
     else:
@@ -87,16 +107,17 @@ def retract(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> None:
     their limits so far, or after a step without retraction a little less than before
     (SGLang's ``retract_decode`` and ``NewTokenRatioTracker``).
     """
-    running, generated, num_input = ranks.running, requests.generated, requests.num_input
-    pool, retracted = d % len(ranks.free_blocks), False
-    while ranks.num_running[d] > 1 and _next_blocks(requests, ranks, d, limits) > available(
+    running, ints = ranks.running, requests.ints
+    pool, retracted = d % len(ranks.pools), False
+    while ranks.each[d, NUM_RUNNING] > 1 and _next_blocks(requests, ranks, d, limits) > available(
         ranks, pool, limits
     ):
         victim = 0
-        for i in range(1, ranks.num_running[d]):
+        for i in range(1, ranks.each[d, NUM_RUNNING]):
             r, best = running[d, i], running[d, victim]
-            if generated[r] < generated[best] or (
-                generated[r] == generated[best] and num_input[r] > num_input[best]
+            if ints[r, GENERATED] < ints[best, GENERATED] or (
+                ints[r, GENERATED] == ints[best, GENERATED]
+                and ints[r, NUM_INPUT] > ints[best, NUM_INPUT]
             ):
                 victim = i
         preempt(requests, ranks, d, victim, limits)
@@ -107,24 +128,23 @@ def retract(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> None:
         )
         return
     used, asked = 0, 1
-    for i in range(ranks.num_running[d]):
-        used += generated[running[d, i]] + limits.retract_steps
-        asked += requests.num_output[running[d, i]]
+    for i in range(ranks.each[d, NUM_RUNNING]):
+        used += ints[running[d, i], GENERATED] + limits.retract_steps
+        asked += ints[running[d, i], NUM_OUTPUT]
     ranks.output_share[d] = min(1.0, used / asked)
 
 
 @compiled
 def _next_blocks(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> int:
     """KV blocks that one more token of each running request takes."""
-    running, computed, blocks, shared = (
-        ranks.running,
-        requests.computed,
-        requests.blocks,
-        requests.shared,
-    )
+    running, ints = ranks.running, requests.ints
     count = 0
-    for i in range(ranks.num_running[d]):
+    for i in range(ranks.each[d, NUM_RUNNING]):
         r = running[d, i]
-        need = blocks_for(computed[r] + 1, limits) - blocks[r] - shared[r] * limits.prefix_blocks
+        need = (
+            blocks_for(ints[r, COMPUTED] + 1, limits)
+            - ints[r, BLOCKS]
+            - ints[r, SHARED] * limits.prefix_blocks
+        )
         count += max(0, need)
     return count

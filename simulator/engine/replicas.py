@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base.compiled import compiled
-from simulator.engine.batching import complete_step, form_step, push
 from simulator.engine.events import (
     ARRIVES,
     COMES,
@@ -31,37 +30,36 @@ from simulator.engine.events import (
     pop_event,
     push_event,
 )
-from simulator.engine.state import Clock, Floats, Ints, Limits, Ranks, Requests
-from simulator.engine.step_log import POOL, REPLICA, observe
-from simulator.engine.step_price import price_step
+from simulator.engine.replica import FORMS_NEXT, IN_FLIGHT, PAUSE, Span, take_steps
+from simulator.engine.state import (
+    ARRIVAL_S,
+    BROUGHT,
+    COMING_TOKENS,
+    FIRST_COMING,
+    FOLLOWING,
+    GENERATED,
+    IS_BUSY,
+    LAST_COMING,
+    NUM_COMING,
+    NUM_FINISHED,
+    NUM_INPUT,
+    NUM_OUTPUT,
+    NUM_PUSHED,
+    OUTSTANDING_TOKENS,
+    Clock,
+    Floats,
+    Ints,
+    Limits,
+    Ranks,
+    Requests,
+)
+from simulator.engine.step_log import POOL, REPLICA
 from simulator.engine.table import StepTable
 from simulator.engine.transfers import Transfers, find_arrival
 
 DONE, LOG_FULL, STEP_FORMED, ASKS, PAUSED = range(5)
 """Why the loop returned: nothing happens until the given time; the log has no row left; a step has
 been formed whose end is not known; a balancer in Python is asked; some time has passed."""
-_PAUSE = 3_000_000
-"""Sequences in steps, and fifty for each step, after which the loop returns: about a tenth of a
-second."""
-_STEP = 50
-
-
-_IDLE, _FORMS, _IN_FLIGHT = range(3)
-"""What is next for a replica: nothing, a step that is formed, the end of one."""
-
-
-class Span(NamedTuple):
-    """How long a replica is looked at."""
-
-    ends: bool
-    """Whether a step of it ends at the beginning."""
-    start_s: float
-    next_s: float
-    """When something happens elsewhere."""
-    until_s: float
-    """Steps that end later stay under way."""
-    prices_steps: bool
-    """Whether a table says what steps take."""
 
 
 class Pool(NamedTuple):
@@ -114,18 +112,18 @@ class Feed(NamedTuple):
 
 
 @compiled
-def next_event(events: Events, feed: Feed, arrival_s: Floats) -> tuple[float, int]:
+def next_event(events: Events, feed: Feed, times: Floats) -> tuple[float, int]:
     """When something happens next, and its code; infinity where nothing does.
 
     Args:
-        arrival_s: ``[N]`` of requests at the first pool.
+        times: of requests at the first pool.
     """
     at_s, code = math.inf, 0
     if events.num_left[0] > 0:
         at_s, code = events.at_s[0], events.code[0]
     request = feed.num_come[0]
     if request < feed.num_released[0]:
-        comes_s = arrival_s[request]
+        comes_s = times[request, ARRIVAL_S]
         comes = code_of(RETURNS if feed.is_closed and feed.way_s == 0.0 else COMES, request)
         if comes_s < at_s or (comes_s == at_s and comes < code):
             return comes_s, comes
@@ -158,23 +156,23 @@ def run_ahead(
     """
     requests, ranks, clock, limits, table, balance = first
     requests2, ranks2, clock2, limits2, table2, balance2 = second
-    num_first, goes_on = len(clock.num_steps), len(clock2.num_steps) > 0
+    num_first, goes_on = len(clock.counts), len(clock2.counts) > 0
     stops, rows, work = goes_on or feed.is_closed, 0, 0
     while True:
-        at_s, code = next_event(events, feed, requests.arrival_s)
+        at_s, code = next_event(events, feed, requests.times)
         if at_s > until_s or at_s == math.inf:
             return DONE, rows
         kind, number = kind_of(code), number_of(code)
         if kind in (ENDS, FORMS, FORMS_LATE):
             if rows == len(log):
                 return LOG_FULL, rows
-            if work > _PAUSE:
+            if work > PAUSE:
                 return PAUSED, rows
             pop_event(events)
-            next_s, _ = next_event(events, feed, requests.arrival_s)
+            next_s, _ = next_event(events, feed, requests.times)
             span = Span(kind == ENDS, at_s, next_s, until_s, prices_steps)
             if number < num_first:
-                state, then_s, done, new_rows, size = _take_steps(
+                state, then_s, done, new_rows, size = take_steps(
                     requests,
                     ranks_of(ranks, number),
                     limits,
@@ -187,7 +185,7 @@ def run_ahead(
                 )
                 _name_rows(log, rows, new_rows, 0, number)
             else:
-                state, then_s, done, new_rows, size = _take_steps(
+                state, then_s, done, new_rows, size = take_steps(
                     requests2,
                     ranks_of(ranks2, number - num_first),
                     limits2,
@@ -206,19 +204,21 @@ def run_ahead(
                     push_event(events, then_s, code_of(LEAVES, transfers.ended[i]))
             else:
                 _release(feed, requests, done, then_s)
-            if state == _IN_FLIGHT:
+            if state == IN_FLIGHT:
                 if not prices_steps:
                     return STEP_FORMED, rows
                 push_event(events, then_s, code_of(ENDS, number))
-            elif state == _FORMS:
+            elif state == FORMS_NEXT:
                 push_event(events, then_s, code_of(FORMS, number))
         elif kind == LEAVES:
             pop_event(events)
             if transfers.goes_on[number]:
                 comes_s = find_arrival(transfers, requests, balance.replica_of[number], number)
-                requests2.arrival_s[number] = comes_s
-                requests2.brought[number] = requests.num_input[number] - transfers.recomputes_last
-                requests2.generated[number] = 1 - transfers.recomputes_last
+                requests2.times[number, ARRIVAL_S] = comes_s
+                requests2.ints[number, BROUGHT] = (
+                    requests.ints[number, NUM_INPUT] - transfers.recomputes_last
+                )
+                requests2.ints[number, GENERATED] = 1 - transfers.recomputes_last
                 push_event(events, max(at_s, comes_s), code_of(ARRIVES, number))
             else:
                 _release(feed, requests, 1, at_s)
@@ -244,8 +244,8 @@ def _release(feed: Feed, requests: Requests, count: int, now_s: float) -> None:
     """Requests are done, and clients of a closed loop send others instead."""
     feed.num_done[0] += count
     if feed.is_closed:
-        for _ in range(min(count, len(requests.arrival_s) - feed.num_released[0])):
-            requests.arrival_s[feed.num_released[0]] = now_s + feed.way_s
+        for _ in range(min(count, len(requests.times) - feed.num_released[0])):
+            requests.times[feed.num_released[0], ARRIVAL_S] = now_s + feed.way_s
             feed.num_released[0] += 1
 
 
@@ -258,33 +258,38 @@ def _send(balance: Balance, clock: Clock, requests: Requests, request: int, feed
     feed.chosen[0] = -1
     balance.num_sent[0] += 1
     balance.replica_of[request] = replica
-    requests.following[request] = -1
-    if clock.num_coming[replica, 0] == 0:
-        clock.first_coming[replica, 0] = request
+    requests.ints[request, FOLLOWING] = -1
+    if clock.counts[replica, 0, NUM_COMING] == 0:
+        clock.counts[replica, 0, FIRST_COMING] = request
     else:
-        requests.following[clock.last_coming[replica, 0]] = request
-    clock.last_coming[replica, 0] = request
-    clock.num_coming[replica, 0] += 1
-    clock.coming_tokens[replica, 0] += requests.num_input[request] + requests.num_output[request]
+        requests.ints[clock.counts[replica, 0, LAST_COMING], FOLLOWING] = request
+    clock.counts[replica, 0, LAST_COMING] = request
+    clock.counts[replica, 0, NUM_COMING] += 1
+    clock.counts[replica, 0, COMING_TOKENS] += (
+        requests.ints[request, NUM_INPUT] + requests.ints[request, NUM_OUTPUT]
+    )
     return replica
 
 
 @compiled
 def _choose(balance: Balance, clock: Clock, feed: Feed) -> int:
-    num_replicas = len(clock.num_steps)
+    counts = clock.counts
+    num_replicas = len(counts)
     if num_replicas == 1:
         return 0
     if feed.chosen[0] >= 0:
         return int(feed.chosen[0])
     if len(balance.turns) > 0:
         return int(balance.turns[balance.num_sent[0]])
-    pushed, finished, coming = clock.num_pushed, clock.num_finished, clock.num_coming
-    tokens, coming_tokens = clock.outstanding_tokens, clock.coming_tokens
     best, least = 0, 0
     for replica in range(num_replicas):
         load = balance.per_request * (
-            pushed[replica, 0] - finished[replica, 0] + coming[replica, 0]
-        ) + balance.per_token * (tokens[replica, 0] + coming_tokens[replica, 0])
+            counts[replica, 0, NUM_PUSHED]
+            - counts[replica, 0, NUM_FINISHED]
+            + counts[replica, 0, NUM_COMING]
+        ) + balance.per_token * (
+            counts[replica, 0, OUTSTANDING_TOKENS] + counts[replica, 0, COMING_TOKENS]
+        )
         if replica == 0 or load < least:
             best, least = replica, load
     return best
@@ -295,109 +300,9 @@ def _form_soon(
     events: Events, clock: Clock, replica: int, number: int, now_s: float, kind: int
 ) -> None:
     """Let a replica form a step at this instant, unless one is under way."""
-    if not clock.is_busy[replica, 0]:
-        clock.is_busy[replica, 0] = True
+    if not clock.counts[replica, 0, IS_BUSY]:
+        clock.counts[replica, 0, IS_BUSY] = True
         push_event(events, now_s, code_of(kind, number))
-
-
-@compiled
-def _take_steps(
-    requests: Requests,
-    ranks: Ranks,
-    limits: Limits,
-    clock: Clock,
-    table: StepTable,
-    span: Span,
-    stops: bool,
-    ended: Ints,
-    log: NDArray[np.float64],
-) -> tuple[int, float, int, int, int]:
-    """End the step of a replica, if one is under way, and form and end others for as long as
-    nothing happens elsewhere.
-
-    Args:
-        stops: whether a finished request makes something happen elsewhere.
-        ended: room for the requests that finish in a step, where they are asked for.
-        log: rows for steps.
-
-    Returns:
-        What is next for the replica, and when; how many requests finished; rows written; and what
-        was done, in the unit of ``_PAUSE``.
-    """
-    now_s, done, rows, work = span.start_s, 0, 0, 0
-    ends = span.ends
-    while True:
-        if ends:
-            finished = _end_step(requests, ranks, limits, clock, now_s, ended)
-            done += finished
-            if (
-                span.next_s <= now_s
-                or (finished > 0 and stops)
-                or rows == len(log)
-                or work > _PAUSE
-            ):
-                return _FORMS, now_s, done, rows, work
-        ends = True
-        is_idle = clock.num_pushed[0] == clock.num_finished[0]
-        if clock.num_coming[0] > 0 and (is_idle or clock.num_steps[0] % limits.poll_steps == 0):
-            _take(requests, ranks, clock)
-            is_idle = False
-        if is_idle:
-            clock.is_busy[0] = False
-            return _IDLE, now_s, done, rows, work
-        if not form_step(requests, ranks, limits, now_s):
-            raise RuntimeError(
-                "requests wait, but none can run: the KV cache is smaller than one of them"
-            )
-        row = log[rows, :POOL]
-        row[0] = now_s
-        observe(requests, ranks, limits, row)
-        rows += 1
-        clock.num_steps[0] += 1
-        if not span.prices_steps:
-            return _IN_FLIGHT, now_s, done, rows, work
-        row[1] = price_step(requests, ranks, table, row)
-        work += _STEP + ranks.num_running.sum()
-        now_s += row[1]
-        if now_s >= span.next_s or now_s > span.until_s:
-            return _IN_FLIGHT, now_s, done, rows, work
-
-
-@compiled
-def _take(requests: Requests, ranks: Ranks, clock: Clock) -> None:
-    """Queue the requests that have come since the replica's last look."""
-    request = clock.first_coming[0]
-    for _ in range(clock.num_coming[0]):
-        following = requests.following[request]
-        push(requests, ranks, clock, request)
-        request = following
-    clock.num_coming[0] = 0
-    clock.coming_tokens[0] = 0
-
-
-@compiled
-def _end_step(
-    requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, now_s: float, ended: Ints
-) -> int:
-    """Complete the step of a replica. Returns how many requests finished.
-
-    Args:
-        ended: room for these, where they are asked for.
-    """
-    if len(ended) == 0:
-        return int(complete_step(requests, ranks, limits, clock, now_s))
-    count = 0
-    for d in range(len(ranks.num_running)):
-        for i in range(ranks.num_running[d]):
-            ended[count] = ranks.running[d, i]
-            count += 1
-    complete_step(requests, ranks, limits, clock, now_s)
-    finished = 0
-    for i in range(count):
-        if not math.isnan(requests.finish_s[ended[i]]):
-            ended[finished] = ended[i]
-            finished += 1
-    return finished
 
 
 @compiled
@@ -410,41 +315,17 @@ def _name_rows(log: NDArray[np.float64], first: int, count: int, pool: int, repl
 def ranks_of(ranks: Ranks, replica: int) -> Ranks:
     """The ranks of one replica."""
     return Ranks(
-        ranks.head[replica],
-        ranks.tail[replica],
-        ranks.num_waiting[replica],
+        ranks.each[replica],
         ranks.running[replica],
         ranks.chunk[replica],
-        ranks.num_running[replica],
-        ranks.free_blocks[replica],
-        ranks.capacity_blocks[replica],
-        ranks.refs[replica],
-        ranks.in_cache[replica],
-        ranks.older[replica],
-        ranks.newer[replica],
-        ranks.num_evictable[replica],
-        ranks.held[replica],
-        ranks.ran_out[replica],
-        ranks.num_admissions[replica],
-        ranks.num_taken[replica],
-        ranks.is_full[replica],
+        ranks.pools[replica],
+        ranks.prefixes[replica],
+        ranks.counts[replica],
         ranks.output_share[replica],
-        ranks.stopped_by[replica],
     )
 
 
 @compiled
 def clock_of(clock: Clock, replica: int) -> Clock:
     """The clock of one replica."""
-    return Clock(
-        clock.is_busy[replica],
-        clock.num_finished[replica],
-        clock.num_pushed[replica],
-        clock.num_steps[replica],
-        clock.outstanding_tokens[replica],
-        clock.num_coming[replica],
-        clock.first_coming[replica],
-        clock.last_coming[replica],
-        clock.coming_tokens[replica],
-        clock.gap_counts[replica],
-    )
+    return Clock(clock.counts[replica], clock.gap_counts[replica])

@@ -1,8 +1,11 @@
-"""The arrays that batching works on. Named tuples, because compiled code takes them as they are."""
+"""The arrays that batching works on: a row for each request, data-parallel rank or block, a column
+for each number. Few arrays in few tuples, because compiled code copies tuples at every call and
+counts references to every array in them.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,92 +17,171 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
-class Requests(NamedTuple):
-    """What is asked, and how far it is. One entry a request of the trace; shared by all
-    replicas.
-    """
+class Column:
+    """A column of an array by its name, to read and to write outside of compiled code."""
 
-    arrival_s: Floats
-    num_input: Ints
-    num_output: Ints
+    def __init__(self, array: str, place: int) -> None:
+        self.array, self.place = array, place
+
+    def __get__(self, state: Any, owner: type) -> Any:
+        return getattr(state, self.array)[..., self.place]
+
+
+(
+    NUM_INPUT,
+    NUM_OUTPUT,
+    COMPUTED,
+    GENERATED,
+    BROUGHT,
+    BLOCKS,
+    SHARED,
+    CACHED,
+    PREEMPTIONS,
+    DP_RANK,
+    FOLLOWING,
+    ADMITTED,
+    KEPT_FIRST,
+    KEPT_BLOCKS,
+    KEPT_END,
+) = range(15)
+"""Columns: whole numbers of a request."""
+(ARRIVAL_S, SCHEDULED_S, FIRST_S, LAST_S, FINISH_S) = range(5)
+"""Columns: seconds of a request."""
+(HEAD, TAIL, NUM_WAITING, NUM_RUNNING, IS_FULL, STOPPED_BY) = range(6)
+"""Columns: whole numbers of what batches on its own."""
+(FREE_BLOCKS, CAPACITY_BLOCKS, NUM_EVICTABLE, NUM_TAKEN, RAN_OUT) = range(5)
+"""Columns: whole numbers of a data-parallel rank's cache."""
+(REFS, IN_CACHE, OLDER, NEWER) = range(4)
+"""Columns: whole numbers of a prefix block."""
+(HELD, NUM_ADMISSIONS) = range(2)
+"""Columns: whole numbers of a replica's ranks together."""
+(
+    IS_BUSY,
+    NUM_FINISHED,
+    NUM_PUSHED,
+    NUM_STEPS,
+    OUTSTANDING_TOKENS,
+    NUM_COMING,
+    FIRST_COMING,
+    LAST_COMING,
+    COMING_TOKENS,
+) = range(9)
+"""Columns: whole numbers of a replica."""
+
+
+class _RequestsArrays(NamedTuple):
+    ints: Ints
+    times: Floats
     prefix_starts: Ints
     """``[N + 1]`` into ``prefix_ids``."""
     prefix_ids: Ints
-    computed: Ints
-    """Tokens whose keys and values are in the cache."""
-    generated: Ints
-    """Output tokens emitted."""
-    brought: Ints
-    """Tokens whose keys and values come with the request, from a prefill pool; 0 once they are
-    lost."""
-    blocks: Ints
-    """KV blocks held by the request alone."""
-    shared: Ints
-    """Leading prefix blocks held together with others."""
-    cached: Ints
-    """Prompt tokens found in the prefix cache at first admission."""
-    preemptions: Ints
-    scheduled_s: Floats
-    first_s: Floats
-    last_s: Floats
-    finish_s: Floats
-    dp_rank: Ints
-    following: Ints
-    """Next request in the same waiting queue, -1 at its end."""
-    admitted: Ints
-    """How many admissions came before its latest one: which of two requests has run for longer."""
-    kept_first: Ints
-    """Where in its sequence the KV blocks begin that it lost when it was preempted."""
-    kept_blocks: Ints
-    """How many of them were full."""
-    kept_end: Ints
-    """Behind which place in the line of free blocks they stood
-    (:func:`simulator.engine.blocks.keep_order`)."""
 
 
-class Ranks(NamedTuple):
-    """Those of one replica that batch on their own: ``[dp]`` or ``[dp, ...]``.
-
-    Without a pipeline they are its attention data-parallel ranks. A pipeline of ``pp`` stages keeps
-    ``pp`` batches in flight, each in a lane of its own, and batch ``d`` is of data-parallel rank
-    ``d % pools``. Its GPUs hold the caches of all lanes, so blocks and prefixes are by
-    data-parallel rank only: ``[pools]`` or ``[pools, ...]``.
+class Requests(_RequestsArrays):
+    """What is asked, and how far it is. One row a request of the trace; shared by all replicas of a
+    pool.
     """
 
-    head: Ints
-    """First waiting request, -1 for none."""
-    tail: Ints
-    num_waiting: Ints
+    num_input = Column("ints", NUM_INPUT)
+    num_output = Column("ints", NUM_OUTPUT)
+    computed = Column("ints", COMPUTED)
+    """Tokens whose keys and values are in the cache."""
+    generated = Column("ints", GENERATED)
+    """Output tokens emitted."""
+    brought = Column("ints", BROUGHT)
+    """Tokens whose keys and values come with the request, from a prefill pool; 0 once they are
+    lost."""
+    blocks = Column("ints", BLOCKS)
+    """KV blocks held by the request alone."""
+    shared = Column("ints", SHARED)
+    """Leading prefix blocks held together with others."""
+    cached = Column("ints", CACHED)
+    """Prompt tokens found in the prefix cache at first admission."""
+    preemptions = Column("ints", PREEMPTIONS)
+    dp_rank = Column("ints", DP_RANK)
+    following = Column("ints", FOLLOWING)
+    """Next request in the same waiting queue, or on the way to the same replica; -1 at its end."""
+    admitted = Column("ints", ADMITTED)
+    """How many admissions came before its latest one: which of two requests has run for longer."""
+    kept_first = Column("ints", KEPT_FIRST)
+    """Where in its sequence the KV blocks begin that it lost when it was preempted."""
+    kept_blocks = Column("ints", KEPT_BLOCKS)
+    """How many of them were full."""
+    kept_end = Column("ints", KEPT_END)
+    """Behind which place in the line of free blocks they stood
+    (:func:`simulator.engine.blocks.keep_order`)."""
+    arrival_s = Column("times", ARRIVAL_S)
+    scheduled_s = Column("times", SCHEDULED_S)
+    first_s = Column("times", FIRST_S)
+    last_s = Column("times", LAST_S)
+    """When its latest output token was emitted."""
+    finish_s = Column("times", FINISH_S)
+
+
+class _RanksArrays(NamedTuple):
+    each: Ints
+    """``[dp, columns]``."""
     running: Ints
     """``[dp, max_sequences]`` requests in order of admission."""
     chunk: Ints
     """``[dp, max_sequences]`` tokens of each that the step computes; 0 = sits out."""
-    num_running: Ints
-    free_blocks: Ints
-    capacity_blocks: Ints
-    refs: Ints
-    """``[pools, U]`` running requests that hold each prefix block."""
-    in_cache: NDArray[np.bool_]
-    older: Ints
-    """``[pools, U + 1]`` evictable prefix blocks, a ring from the most to the least recently used;
-    entry ``U`` is its ends."""
-    newer: Ints
-    num_evictable: Ints
-    held: Ints
-    """``[1]`` steps for which prompts have been held back."""
-    ran_out: NDArray[np.bool_]
-    """``[pools]`` whether a request has lost its blocks in this step."""
-    num_admissions: Ints
-    """``[1]`` so far."""
-    num_taken: Ints
-    """``[pools]`` KV blocks taken so far: how far the line of free blocks has moved."""
-    is_full: NDArray[np.bool_]
-    """Whether the last look found no room for one more, and nobody has left since."""
+    pools: Ints
+    """``[pools, columns]``."""
+    prefixes: Ints
+    """``[pools, U + 1, columns]``."""
+    counts: Ints
+    """``[1, columns]``."""
     output_share: Floats
-    """Share of the outputs of running requests that admission counts on."""
-    stopped_by: Ints
+    """``[dp]`` share of the outputs of running requests that admission counts on."""
+
+
+class Ranks(_RanksArrays):
+    """Those of one replica that batch on their own.
+
+    Without a pipeline they are its attention data-parallel ranks. A pipeline of ``pp`` stages keeps
+    ``pp`` batches in flight, each in a lane of its own, and batch ``d`` is of data-parallel rank
+    ``d % pools``. Its GPUs hold the caches of all lanes, so blocks and prefixes are by
+    data-parallel rank only.
+    """
+
+    head = Column("each", HEAD)
+    """First waiting request, -1 for none."""
+    tail = Column("each", TAIL)
+    num_waiting = Column("each", NUM_WAITING)
+    num_running = Column("each", NUM_RUNNING)
+    is_full = Column("each", IS_FULL)
+    """Whether the last look found no room for one more, and nobody has left since."""
+    stopped_by = Column("each", STOPPED_BY)
     """What ended the step's admission, by its place in
     :data:`simulator.results.tables.ADMISSION_LIMITS`."""
+    free_blocks = Column("pools", FREE_BLOCKS)
+    capacity_blocks = Column("pools", CAPACITY_BLOCKS)
+    num_evictable = Column("pools", NUM_EVICTABLE)
+    """Prefix blocks that no request holds."""
+    num_taken = Column("pools", NUM_TAKEN)
+    """KV blocks taken so far: how far the line of free blocks has moved."""
+    ran_out = Column("pools", RAN_OUT)
+    """Whether a request has lost its blocks in this step."""
+    older = Column("prefixes", OLDER)
+    """Evictable prefix blocks are a ring from the most to the least recently used, whose ends are
+    the last row."""
+    newer = Column("prefixes", NEWER)
+    held = Column("counts", HELD)
+    """Steps for which prompts have been held back."""
+    num_admissions = Column("counts", NUM_ADMISSIONS)
+    """So far."""
+
+    @property
+    def refs(self) -> Ints:
+        """``[pools, U]`` running requests that hold each prefix block."""
+        found: Ints = self.prefixes[..., :-1, REFS]
+        return found
+
+    @property
+    def in_cache(self) -> Ints:
+        """``[pools, U]`` whether each prefix block is cached."""
+        found: Ints = self.prefixes[..., :-1, IN_CACHE]
+        return found
 
 
 class Limits(NamedTuple):
@@ -143,68 +225,51 @@ class Limits(NamedTuple):
     wait_tokens: int = 0
 
 
-class Clock(NamedTuple):
-    """Where a replica is; arrays of one number, so that compiled code can move it."""
-
-    is_busy: NDArray[np.bool_]
-    """Whether a step is under way, or about to be formed."""
-    num_finished: Ints
-    num_pushed: Ints
-    """Requests that have been queued at a rank."""
-    num_steps: Ints
-    outstanding_tokens: Ints
-    """Prompt and output tokens of those that were queued and have not finished."""
-    num_coming: Ints
-    """Requests that were sent here since the last look at them, and are at no rank yet ..."""
-    first_coming: Ints
-    """... the first of them; :attr:`Requests.following` leads on ..."""
-    last_coming: Ints
-    """... to the last ..."""
-    coming_tokens: Ints
-    """... and their prompt and output tokens."""
+class _ClockArrays(NamedTuple):
+    counts: Ints
+    """``[1, columns]``."""
     gap_counts: Ints
     """``[NUM_GAP_BINS]`` gaps between output tokens."""
+
+
+class Clock(_ClockArrays):
+    """Where a replica is."""
+
+    is_busy = Column("counts", IS_BUSY)
+    """Whether a step is under way, or about to be formed."""
+    num_finished = Column("counts", NUM_FINISHED)
+    num_pushed = Column("counts", NUM_PUSHED)
+    """Requests that have been queued at a rank."""
+    num_steps = Column("counts", NUM_STEPS)
+    outstanding_tokens = Column("counts", OUTSTANDING_TOKENS)
+    """Prompt and output tokens of those that were queued and have not finished."""
+    num_coming = Column("counts", NUM_COMING)
+    """Requests that were sent here since the last look at them, and are at no rank yet ..."""
+    first_coming = Column("counts", FIRST_COMING)
+    """... the first of them; ``following`` leads on ..."""
+    last_coming = Column("counts", LAST_COMING)
+    """... to the last ..."""
+    coming_tokens = Column("counts", COMING_TOKENS)
+    """... and their prompt and output tokens."""
 
 
 def start_requests(trace: RequestTrace, *, with_prefixes: bool) -> Requests:
     """No request has begun."""
     count = trace.num_requests
-
-    def zeros() -> Ints:
-        return np.zeros(count, dtype=np.int64)
-
-    def nans() -> Floats:
-        return np.full(count, np.nan)
-
     has_prefixes = with_prefixes and trace.prefix_block_tokens > 0
-    return Requests(
-        arrival_s=trace.arrival_s.astype(np.float64),
-        num_input=trace.num_input.astype(np.int64),
-        num_output=trace.num_output.astype(np.int64),
-        prefix_starts=trace.prefix_starts.astype(np.int64)
-        if has_prefixes
-        else np.zeros(count + 1, dtype=np.int64),
-        prefix_ids=trace.prefix_ids.astype(np.int64)
-        if has_prefixes
-        else np.zeros(0, dtype=np.int64),
-        computed=zeros(),
-        generated=zeros(),
-        brought=zeros(),
-        blocks=zeros(),
-        shared=zeros(),
-        cached=zeros(),
-        preemptions=zeros(),
-        scheduled_s=nans(),
-        first_s=nans(),
-        last_s=nans(),
-        finish_s=nans(),
-        dp_rank=zeros(),
-        following=np.full(count, -1, dtype=np.int64),
-        admitted=zeros(),
-        kept_first=zeros(),
-        kept_blocks=zeros(),
-        kept_end=zeros(),
+    starts = trace.prefix_starts if has_prefixes else np.zeros(count + 1)
+    ids = trace.prefix_ids if has_prefixes else np.zeros(0)
+    requests = Requests(
+        np.zeros((count, KEPT_END + 1), dtype=np.int64),
+        np.full((count, FINISH_S + 1), np.nan),
+        starts.astype(np.int64),
+        ids.astype(np.int64),
     )
+    requests.arrival_s[:] = trace.arrival_s
+    requests.num_input[:] = trace.num_input
+    requests.num_output[:] = trace.num_output
+    requests.following[:] = -1
+    return requests
 
 
 def start_ranks(
@@ -225,50 +290,28 @@ def start_ranks(
     """
     num_pools = num_ranks // num_lanes
 
-    def zeros(count: int = num_ranks) -> Ints:
-        return np.zeros(count, dtype=np.int64)
+    def zeros(*shape: int) -> Ints:
+        return np.zeros(shape, dtype=np.int64)
 
-    ring = np.zeros((num_pools, num_prefixes + 1), dtype=np.int64)
-    ring[:, num_prefixes] = num_prefixes
-    return Ranks(
-        head=zeros() - 1,
-        tail=zeros() - 1,
-        num_waiting=zeros(),
-        running=np.full((num_ranks, max_sequences), -1, dtype=np.int64),
-        chunk=np.zeros((num_ranks, max_sequences), dtype=np.int64),
-        num_running=zeros(),
-        free_blocks=zeros(num_pools) + capacity_blocks,
-        capacity_blocks=zeros(num_pools) + capacity_blocks,
-        refs=np.zeros((num_pools, num_prefixes), dtype=np.int64),
-        in_cache=np.zeros((num_pools, num_prefixes), dtype=np.bool_),
-        older=ring,
-        newer=ring.copy(),
-        num_evictable=zeros(num_pools),
-        held=zeros(1),
-        ran_out=np.zeros(num_pools, dtype=np.bool_),
-        num_admissions=zeros(1),
-        num_taken=zeros(num_pools),
-        is_full=np.zeros(num_ranks, dtype=np.bool_),
+    ranks = Ranks(
+        each=zeros(num_ranks, STOPPED_BY + 1),
+        running=zeros(num_ranks, max_sequences) - 1,
+        chunk=zeros(num_ranks, max_sequences),
+        pools=zeros(num_pools, RAN_OUT + 1),
+        prefixes=zeros(num_pools, num_prefixes + 1, NEWER + 1),
+        counts=zeros(1, NUM_ADMISSIONS + 1),
         output_share=np.full(num_ranks, output_share),
-        stopped_by=zeros(),
     )
+    ranks.head[:] = ranks.tail[:] = -1
+    ranks.free_blocks[:] = ranks.capacity_blocks[:] = capacity_blocks
+    ranks.older[:, num_prefixes] = ranks.newer[:, num_prefixes] = num_prefixes
+    return ranks
 
 
 def start_clock() -> Clock:
     """Idle."""
-
-    def zero() -> Ints:
-        return np.zeros(1, dtype=np.int64)
-
-    return Clock(
-        is_busy=np.zeros(1, dtype=np.bool_),
-        num_finished=zero(),
-        num_pushed=zero(),
-        num_steps=zero(),
-        outstanding_tokens=zero(),
-        num_coming=zero(),
-        first_coming=zero() - 1,
-        last_coming=zero() - 1,
-        coming_tokens=zero(),
-        gap_counts=np.zeros(NUM_GAP_BINS, dtype=np.int64),
+    clock = Clock(
+        np.zeros((1, COMING_TOKENS + 1), dtype=np.int64), np.zeros(NUM_GAP_BINS, dtype=np.int64)
     )
+    clock.first_coming[:] = clock.last_coming[:] = -1
+    return clock

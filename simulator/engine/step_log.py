@@ -7,7 +7,20 @@ from numpy.typing import NDArray
 
 from simulator.base.compiled import compiled
 from simulator.engine.batching import is_decode
-from simulator.engine.state import Limits, Ranks, Requests
+from simulator.engine.state import (
+    CAPACITY_BLOCKS,
+    COMPUTED,
+    FREE_BLOCKS,
+    GENERATED,
+    NUM_EVICTABLE,
+    NUM_INPUT,
+    NUM_RUNNING,
+    NUM_WAITING,
+    STOPPED_BY,
+    Limits,
+    Ranks,
+    Requests,
+)
 
 LOG_COLUMNS = (
     "start_s",
@@ -39,33 +52,28 @@ POOL, REPLICA = len(LOG_COLUMNS), len(LOG_COLUMNS) + 1
 @compiled
 def observe(requests: Requests, ranks: Ranks, limits: Limits, row: NDArray[np.float64]) -> None:
     """Write what the formed step holds into columns 2 to 7 of a log row."""
-    running, chunk, num_running, num_waiting = (
-        ranks.running,
-        ranks.chunk,
-        ranks.num_running,
-        ranks.num_waiting,
-    )
-    num_input, generated, computed = requests.num_input, requests.generated, requests.computed
-    capacity_blocks, free_blocks, num_evictable = (
-        ranks.capacity_blocks,
-        ranks.free_blocks,
-        ranks.num_evictable,
-    )
+    running, chunk, each = ranks.running, ranks.chunk, ranks.each
+    ints = requests.ints
+    pools = ranks.pools
     prefill = decode = holding = queued = longest = limit = 0
     used = 0.0
-    num_pools = len(capacity_blocks)
-    for d in range(len(num_running)):
-        for i in range(num_running[d]):
+    num_pools = len(pools)
+    for d in range(len(each)):
+        for i in range(each[d, NUM_RUNNING]):
             r, new = running[d, i], chunk[d, i]
-            if is_decode(new, num_input[r], generated[r], computed[r]):
+            if is_decode(new, ints[r, NUM_INPUT], ints[r, GENERATED], ints[r, COMPUTED]):
                 decode += 1
             else:
                 prefill += new
-        holding += num_running[d]
-        queued += num_waiting[d]
-        if num_waiting[d] > longest:
-            longest, limit = num_waiting[d], ranks.stopped_by[d]
+        holding += each[d, NUM_RUNNING]
+        queued += each[d, NUM_WAITING]
+        if each[d, NUM_WAITING] > longest:
+            longest, limit = each[d, NUM_WAITING], each[d, STOPPED_BY]
         if d < num_pools:
-            held = capacity_blocks[d] - free_blocks[d] - num_evictable[d] * limits.prefix_blocks
-            used += held / capacity_blocks[d] / num_pools
+            held = (
+                pools[d, CAPACITY_BLOCKS]
+                - pools[d, FREE_BLOCKS]
+                - pools[d, NUM_EVICTABLE] * limits.prefix_blocks
+            )
+            used += held / pools[d, CAPACITY_BLOCKS] / num_pools
     row[2], row[3], row[4], row[5], row[6], row[7] = prefill, decode, holding, queued, used, limit

@@ -11,7 +11,7 @@ from simulator.base.compiled import compiled
 from simulator.cost.engine_time import sequences_s
 from simulator.cost.kernels.context import NUM_SUMS, split_s, work_s
 from simulator.engine.batching import computes, is_decode
-from simulator.engine.state import Ranks, Requests
+from simulator.engine.state import COMPUTED, GENERATED, NUM_INPUT, NUM_RUNNING, Ranks, Requests
 from simulator.engine.table import StepTable
 from simulator.work.context import add_sums
 
@@ -28,8 +28,8 @@ def price_step(
     Data-parallel ranks wait for the slowest: the mean rank's time counts as work, the rest as
     waiting. So do the lanes of a pipeline.
     """
-    num_dp = len(ranks.free_blocks)
-    num_lanes = len(ranks.num_running) // num_dp
+    num_dp = len(ranks.pools)
+    num_lanes = len(ranks.each) // num_dp
     if num_lanes == 1:
         _price_lane(requests, ranks, table, 0, num_dp, row)
         return float(row[ATTENTION : ATTENTION + 8].sum())
@@ -109,8 +109,8 @@ def _price_lane(
     Returns:
         Seconds of the output matrix, and tokens of the fullest rank.
     """
-    running, chunk, num_running = ranks.running, ranks.chunk, ranks.num_running
-    num_input, generated, computed = requests.num_input, requests.generated, requests.computed
+    running, chunk, each = ranks.running, ranks.chunk, ranks.each
+    ints = requests.ints
     windows, compressions, tile_rows, term_window = (
         table.windows,
         table.compressions,
@@ -138,16 +138,16 @@ def _price_lane(
     for d in range(first, end):
         sums[:] = 0.0
         tokens = sequences = logits = decodes = 0
-        for i in range(num_running[d]):
+        for i in range(each[d, NUM_RUNNING]):
             new = chunk[d, i]
             if new == 0:
                 continue
             r = running[d, i]
-            context = computed[r]
+            context = ints[r, COMPUTED]
             tokens += new
             sequences += 1
-            logits += context + new == num_input[r] + generated[r]
-            decoding = 1 if is_decode(new, num_input[r], generated[r], context) else 0
+            logits += context + new == ints[r, NUM_INPUT] + ints[r, GENERATED]
+            decoding = 1 if is_decode(new, ints[r, NUM_INPUT], ints[r, GENERATED], context) else 0
             prompts += 1 - decoding
             decodes += decoding
             for w in range(num_ways):

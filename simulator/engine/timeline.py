@@ -231,6 +231,6 @@ class _Timeline:
         self._looks_s = math.inf
         # An event may come a rounding error before its time.
         self._run_ahead(max(at_s, self._env.now))
-        next_s, _code = next_event(self._events, self._feed, self._first.requests.arrival_s)
+        next_s, _code = next_event(self._events, self._feed, self._first.requests.times)
         if next_s < math.inf:
             self._look_at(next_s)

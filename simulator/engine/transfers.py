@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from simulator.base.compiled import compiled
 from simulator.cost.transfer import seconds_left
 from simulator.deployment.plan import DeploymentPlan
-from simulator.engine.state import Floats, Ints, Requests
+from simulator.engine.state import DP_RANK, FIRST_S, SCHEDULED_S, Floats, Ints, Requests
 from simulator.workload.traces import RequestTrace
 
 
@@ -89,8 +89,8 @@ def make_transfers(plan: DeploymentPlan, trace: RequestTrace, most_ended: int) -
 @compiled
 def find_arrival(transfers: Transfers, requests: Requests, replica: int, request: int) -> float:
     """When a prompt's cache is at the decode pool; asked in order of the prompts' ends."""
-    ended_s, handshake_s = requests.first_s[request], transfers.handshake_s
-    computing_s = ended_s - requests.scheduled_s[request] + handshake_s
+    ended_s, handshake_s = requests.times[request, FIRST_S], transfers.handshake_s
+    computing_s = ended_s - requests.times[request, SCHEDULED_S] + handshake_s
     send_s = seconds_left(
         transfers.send_s[request], computing_s, transfers.layers, transfers.stages
     )
@@ -98,7 +98,7 @@ def find_arrival(transfers: Transfers, requests: Requests, replica: int, request
         transfers.receive_s[request], computing_s, transfers.layers, transfers.stages
     )
     # The GPUs of a pipeline hold the caches of all batches in flight.
-    sender = requests.dp_rank[request] % transfers.free_s.shape[1]
+    sender = requests.ints[request, DP_RANK] % transfers.free_s.shape[1]
     start_s = max(ended_s + handshake_s, transfers.free_s[replica, sender])
     transfers.free_s[replica, sender] = start_s + send_s
     transfers.received_s[0] = (

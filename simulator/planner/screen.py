@@ -110,9 +110,8 @@ def screen(space: Space, traffic: Traffic, model: int, machines: int) -> Screene
                 prompts, decodes, loads = pools.setdefault(
                     (design.weight_dtype, design.kv_dtype, sent), ([], [], [])
                 )
-                if (
-                    design.max_sequences == usual_sequences
-                    and design.placement == space.usual_placement(design)
+                if design.max_sequences == usual_sequences and design.placement == _usual_placement(
+                    space, design
                 ):  # a prefill pool has the decode pool's placement
                     prompts.append((design, prefilling, budgets[-1]))
                 if has_room:
@@ -139,6 +138,15 @@ def screen(space: Space, traffic: Traffic, model: int, machines: int) -> Screene
         front,
         [(speed, prefill) for speed, prefill in pareto(pooled) if prefill],
     )
+
+
+def _usual_placement(space: Space, design: Design) -> str:
+    """Where experts are that were placed before anything was known of their load: in order, unless
+    that is not among what was asked for.
+    """
+    is_chosen = design.ep > 1 and not design.slots
+    placements = space.question.space.placements
+    return "eplb" if is_chosen and "contiguous" not in placements else "contiguous"
 
 
 def _speeds(

@@ -181,14 +181,6 @@ class Space:
         host_gpus = self.host_gpus(design, prefill)
         return tuple(size for size in sizes if most is None or -(-size // host_gpus) <= most)
 
-    def usual_placement(self, design: Design) -> str:
-        """Where experts are that were placed before anything was known of their load: in order,
-        unless that is not among what was asked for.
-        """
-        is_chosen = design.ep > 1 and not design.slots
-        placements = self.question.space.placements
-        return "eplb" if is_chosen and "contiguous" not in placements else "contiguous"
-
     def _splits(
         self, number: int, one: CandidateModel, place: int, ruled: Ruled
     ) -> Iterator[Design]:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.base.plugins import available, build
+from simulator.policies.balancing import Rule
 from tests.cases import cases
 
 
@@ -80,12 +81,15 @@ def test_scheduling_policies_give_rules(scheduling):
 
 
 @pytest.mark.parametrize("balancing", available("balancing"))
-def test_balancing_policies_choose_a_replica_and_do_so_again(balancing):
+def test_balancing_policies_say_their_choice_as_numbers_and_do_so_again(balancing):
     policy = build("balancing", {"kind": balancing}, "test")
-    loads = np.random.default_rng(0).integers(0, 50, (60, 2, 5))
-    chosen = []
-    for _ in range(2):
-        balancer = policy.prepare(5, np.random.default_rng(1))
-        chosen.append([balancer.choose(outstanding, tokens) for outstanding, tokens in loads])
-    assert chosen[0] == chosen[1]
-    assert set(chosen[0]) == set(range(5))
+    rules = [policy.prepare(5, np.random.default_rng(1)) for _ in range(2)]
+    assert all(isinstance(rule, Rule) for rule in rules)
+    assert policy.needs_load == (rules[0].turns is None)
+    if policy.needs_load:
+        assert rules[0] == rules[1]
+        assert min(rules[0][:2]) >= 0 < max(rules[0][:2])
+    else:
+        turns = [rule.turns(600) for rule in rules]
+        assert turns[0].tolist() == turns[1].tolist()
+        assert set(turns[0].tolist()) == set(range(5))

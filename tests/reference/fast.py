@@ -11,39 +11,47 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base.compiled import compiled
+from simulator.engine import state
 from simulator.engine.batching import complete_step, form_step, push
-from simulator.engine.state import Floats, Ints, Limits, Ranks, Requests
+from simulator.engine.state import (
+    ARRIVAL_S,
+    NUM_FINISHED,
+    NUM_PUSHED,
+    NUM_RUNNING,
+    NUM_STEPS,
+    OUTSTANDING_TOKENS,
+    Column,
+    Floats,
+    Ints,
+    Limits,
+    Ranks,
+    Requests,
+)
 from simulator.engine.step_log import observe
 from simulator.engine.step_price import price_step
 from simulator.engine.table import StepTable
-from simulator.results.tables import NUM_GAP_BINS
 
 
-class Clock(NamedTuple):
-    """Where a replica is in time; arrays of one number, so that compiled code can move it."""
-
+class _ClockArrays(NamedTuple):
     now_s: Floats
     end_s: Floats
-    """End of the step in flight; infinity when idle."""
-    num_finished: Ints
-    num_pushed: Ints
-    num_steps: Ints
-    outstanding_tokens: Ints
+    counts: Ints
     gap_counts: Ints
-    """``[NUM_GAP_BINS]`` gaps between output tokens."""
+
+
+class Clock(_ClockArrays):
+    """Where a replica is in time; ``end_s`` of the step in flight is infinity when idle."""
+
+    num_finished = Column("counts", NUM_FINISHED)
+    num_pushed = Column("counts", NUM_PUSHED)
+    num_steps = Column("counts", NUM_STEPS)
+    outstanding_tokens = Column("counts", OUTSTANDING_TOKENS)
 
 
 def start_clock() -> Clock:
     """Time zero, idle."""
-    return Clock(
-        now_s=np.zeros(1),
-        end_s=np.full(1, np.inf),
-        num_finished=np.zeros(1, dtype=np.int64),
-        num_pushed=np.zeros(1, dtype=np.int64),
-        num_steps=np.zeros(1, dtype=np.int64),
-        outstanding_tokens=np.zeros(1, dtype=np.int64),
-        gap_counts=np.zeros(NUM_GAP_BINS, dtype=np.int64),
-    )
+    own = state.start_clock()
+    return Clock(np.zeros(1), np.full(1, np.inf), own.counts, own.gap_counts)
 
 
 @compiled
@@ -84,33 +92,35 @@ def advance(
             clock.end_s[0] = math.inf
             finished = complete_step(requests, ranks, limits, clock, clock.now_s[0])
             if concurrency > 0:
-                released = concurrency + clock.num_finished[0]
+                released = concurrency + clock.counts[0, NUM_FINISHED]
                 for i in range(released - finished, min(released, len(queue))):
-                    requests.arrival_s[queue[i]] = clock.now_s[0] + way_s
-        is_idle = clock.num_pushed[0] == clock.num_finished[0]
-        looks = is_idle or clock.num_steps[0] % limits.poll_steps == 0
+                    requests.times[queue[i], ARRIVAL_S] = clock.now_s[0] + way_s
+        is_idle = clock.counts[0, NUM_PUSHED] == clock.counts[0, NUM_FINISHED]
+        looks = is_idle or clock.counts[0, NUM_STEPS] % limits.poll_steps == 0
         while (
             looks
             and position < len(queue)
-            and requests.arrival_s[queue[position]] <= clock.now_s[0]
+            and requests.times[queue[position], ARRIVAL_S] <= clock.now_s[0]
         ):
             if (
                 concurrency > 0
                 and not is_idle
-                and requests.arrival_s[queue[position]] == clock.now_s[0]
+                and requests.times[queue[position], ARRIVAL_S] == clock.now_s[0]
             ):
                 break
             push(requests, ranks, clock, queue[position])
             position += 1
-        if clock.num_pushed[0] == clock.num_finished[0]:  # idle: jump to the next arrival
-            if position == len(queue) or requests.arrival_s[queue[position]] > until_s:
+        if (
+            clock.counts[0, NUM_PUSHED] == clock.counts[0, NUM_FINISHED]
+        ):  # idle: jump to the next arrival
+            if position == len(queue) or requests.times[queue[position], ARRIVAL_S] > until_s:
                 clock.now_s[0] = (
                     max(clock.now_s[0], min(until_s, 1e300))
                     if until_s < math.inf
                     else clock.now_s[0]
                 )
                 return position, rows
-            clock.now_s[0] = requests.arrival_s[queue[position]]
+            clock.now_s[0] = requests.times[queue[position], ARRIVAL_S]
             continue
         if clock.now_s[0] >= until_s:
             return position, rows
@@ -123,7 +133,7 @@ def advance(
         observe(requests, ranks, limits, row)
         row[1] = price_step(requests, ranks, table, row)
         clock.end_s[0] = clock.now_s[0] + row[1]
-        clock.num_steps[0] += 1
+        clock.counts[0, NUM_STEPS] += 1
         rows += 1
     return position, rows
 
@@ -164,12 +174,12 @@ def leap(
         if row[0] + row[1] >= until_s:
             return rows, -1
         count = 0
-        for d in range(len(ranks.num_running)):
-            for i in range(ranks.num_running[d]):
+        for d in range(len(ranks.each)):
+            for i in range(ranks.each[d, NUM_RUNNING]):
                 before[count] = ranks.running[d, i]
                 count += 1
         clock.now_s[0] = row[0] + row[1]
-        clock.num_steps[0] += 1
+        clock.counts[0, NUM_STEPS] += 1
         rows += 1
         if complete_step(requests, ranks, limits, clock, clock.now_s[0]) > 0:
             return rows, count

@@ -1,0 +1,152 @@
+"""What one replica does until something happens elsewhere: step after step. Compiled."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.base.compiled import compiled
+from simulator.engine.batching import complete_step, form_step, push
+from simulator.engine.state import (
+    COMING_TOKENS,
+    FINISH_S,
+    FIRST_COMING,
+    FOLLOWING,
+    IS_BUSY,
+    NUM_COMING,
+    NUM_FINISHED,
+    NUM_PUSHED,
+    NUM_RUNNING,
+    NUM_STEPS,
+    Clock,
+    Ints,
+    Limits,
+    Ranks,
+    Requests,
+)
+from simulator.engine.step_log import POOL, observe
+from simulator.engine.step_price import price_step
+from simulator.engine.table import StepTable
+
+PAUSE = 3_000_000
+"""Sequences in steps, and fifty for each step, after which the loop returns: about a tenth of a
+second."""
+_STEP = 50
+
+
+IDLE, FORMS_NEXT, IN_FLIGHT = range(3)
+"""What is next for a replica: nothing, a step that is formed, the end of one."""
+
+
+class Span(NamedTuple):
+    """How long a replica is looked at."""
+
+    ends: bool
+    """Whether a step of it ends at the beginning."""
+    start_s: float
+    next_s: float
+    """When something happens elsewhere."""
+    until_s: float
+    """Steps that end later stay under way."""
+    prices_steps: bool
+    """Whether a table says what steps take."""
+
+
+@compiled
+def take_steps(
+    requests: Requests,
+    ranks: Ranks,
+    limits: Limits,
+    clock: Clock,
+    table: StepTable,
+    span: Span,
+    stops: bool,
+    ended: Ints,
+    log: NDArray[np.float64],
+) -> tuple[int, float, int, int, int]:
+    """End the step of a replica, if one is under way, and form and end others for as long as
+    nothing happens elsewhere.
+
+    Args:
+        stops: whether a finished request makes something happen elsewhere.
+        ended: room for the requests that finish in a step, where they are asked for.
+        log: rows for steps.
+
+    Returns:
+        What is next for the replica, and when; how many requests finished; rows written; and what
+        was done, in the unit of ``PAUSE``.
+    """
+    now_s, done, rows, work = span.start_s, 0, 0, 0
+    ends = span.ends
+    while True:
+        if ends:
+            finished = _end_step(requests, ranks, limits, clock, now_s, ended)
+            done += finished
+            if span.next_s <= now_s or (finished > 0 and stops) or rows == len(log) or work > PAUSE:
+                return FORMS_NEXT, now_s, done, rows, work
+        ends = True
+        is_idle = clock.counts[0, NUM_PUSHED] == clock.counts[0, NUM_FINISHED]
+        if clock.counts[0, NUM_COMING] > 0 and (
+            is_idle or clock.counts[0, NUM_STEPS] % limits.poll_steps == 0
+        ):
+            _take(requests, ranks, clock)
+            is_idle = False
+        if is_idle:
+            clock.counts[0, IS_BUSY] = False
+            return IDLE, now_s, done, rows, work
+        if not form_step(requests, ranks, limits, now_s):
+            raise RuntimeError(
+                "requests wait, but none can run: the KV cache is smaller than one of them"
+            )
+        row = log[rows, :POOL]
+        row[0] = now_s
+        observe(requests, ranks, limits, row)
+        rows += 1
+        clock.counts[0, NUM_STEPS] += 1
+        if not span.prices_steps:
+            return IN_FLIGHT, now_s, done, rows, work
+        row[1] = price_step(requests, ranks, table, row)
+        work += _STEP + ranks.each[:, NUM_RUNNING].sum()
+        now_s += row[1]
+        if now_s >= span.next_s or now_s > span.until_s:
+            return IN_FLIGHT, now_s, done, rows, work
+
+
+@compiled
+def _take(requests: Requests, ranks: Ranks, clock: Clock) -> None:
+    """Queue the requests that have come since the replica's last look."""
+    request = clock.counts[0, FIRST_COMING]
+    for _ in range(clock.counts[0, NUM_COMING]):
+        following = requests.ints[request, FOLLOWING]
+        push(requests, ranks, clock, request)
+        request = following
+    clock.counts[0, NUM_COMING] = 0
+    clock.counts[0, COMING_TOKENS] = 0
+
+
+@compiled
+def _end_step(
+    requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, now_s: float, ended: Ints
+) -> int:
+    """Complete the step of a replica. Returns how many requests finished.
+
+    Args:
+        ended: room for these, where they are asked for.
+    """
+    if len(ended) == 0:
+        return int(complete_step(requests, ranks, limits, clock, now_s))
+    count = 0
+    for d in range(len(ranks.each)):
+        for i in range(ranks.each[d, NUM_RUNNING]):
+            ended[count] = ranks.running[d, i]
+            count += 1
+    complete_step(requests, ranks, limits, clock, now_s)
+    finished = 0
+    for i in range(count):
+        if not math.isnan(requests.times[ended[i], FINISH_S]):
+            ended[finished] = ended[i]
+            finished += 1
+    return finished
