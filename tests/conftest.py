@@ -11,6 +11,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+# Compiled once for all workers, for the commands that tests start, and for the next time.
+os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).parents[1] / ".numba_cache"))
+
 from simulator.base import plugins
 from simulator.base.data import find_file
 from simulator.base.frozen import validate

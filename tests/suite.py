@@ -40,9 +40,10 @@ def pytest_itemcollected(item):
 
 
 def pytest_collection_modifyitems(config, items):
-    # Long tests first: whoever gets the last of them does not leave the other workers waiting for
-    # long.
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    # Files with long tests first: whoever gets the last of them does not leave the other workers
+    # waiting for long. Files stay together, so that what a module or class sets up is set up once.
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     if part := config.getoption("part"):
         left_out = [item for item in items if _is_light(item) != (part == "light")]
         items[:] = [item for item in items if _is_light(item) == (part == "light")]

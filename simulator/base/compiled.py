@@ -1,4 +1,8 @@
-"""Functions that numba compiles, with a cache on disk that they can do without."""
+"""Functions that numba compiles, with a cache on disk that they can do without.
+
+What is compiled is kept in a folder of the user's by what it was compiled from, so that another
+clone, environment or installed wheel of the same sources finds it too.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,14 @@ import contextlib
 import hashlib
 import warnings
 from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
-from numba.core.caching import FunctionCache
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 
+from simulator.base.caches import compiled_folder, say_compiling
 from simulator.base.text import first_line
 
 Compiled = TypeVar("Compiled", bound=Callable[..., Any])
@@ -32,28 +39,60 @@ def compiled(function: Compiled) -> Compiled:
     return compiled_function
 
 
-class _Cache(FunctionCache):  # type: ignore[misc]  # untyped
-    """A cache whose faults cost time, and no more.
+class _Locator(_CacheLocator):  # type: ignore[misc]  # untyped
+    """The user's folder, where a function is found by what it is compiled from.
 
     Compiled code contains that of the functions it calls, and the numbers and layouts of records
     that its module takes from others. numba looks at the function's own file only, so code of
     before would run on after one of those was changed.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__(function)
-        index = self._cache_file
-        parts = (index._source_stamp, *_stamps_of_others(function))
+    def __init__(self, function: Callable[..., Any], file: str) -> None:
+        self._py_file = file  # numba names it in warnings
+        parts = (numba.__version__, _read_digest(file), *_stamps_of_others(function))
         self.stamp = hashlib.sha256(repr(parts).encode()).hexdigest()
-        index._source_stamp = self.stamp
+
+    @classmethod
+    def from_function(cls, function: Callable[..., Any], file: str) -> _Locator:
+        locator = cls(function, file)
+        locator.ensure_cache_path()
+        return locator
+
+    def get_cache_path(self) -> str:
+        return str(compiled_folder())
+
+    def get_source_stamp(self) -> str:
+        return self.stamp
+
+    def get_disambiguator(self) -> str:
+        return self.stamp[:16]
+
+
+class _Impl(CompileResultCacheImpl):  # type: ignore[misc]  # untyped
+    _locator_classes = [_Locator]
+
+
+class _Cache(FunctionCache):  # type: ignore[misc]  # untyped
+    """A cache whose faults cost time, and no more."""
+
+    _impl_class = _Impl
+
+    @property
+    def stamp(self) -> str:
+        """What the function is compiled from."""
+        stamp: str = self._impl.locator.stamp
+        return stamp
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
-            return super().load_overload(sig, target_context)
+            found = super().load_overload(sig, target_context)
         except Exception:  # a file that is damaged can raise whatever unpickling it does
+            found = None
             with contextlib.suppress(OSError):
                 self.flush()
-            return None
+        if found is None:
+            say_compiling()
+        return found
 
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
@@ -61,6 +100,11 @@ class _Cache(FunctionCache):  # type: ignore[misc]  # untyped
         except OSError as error:
             self.disable()
             _warn(error)
+
+
+@cache
+def _read_digest(file: str) -> str:
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def _stamps_of_others(function: Callable[..., Any]) -> Iterator[tuple[str, object]]:

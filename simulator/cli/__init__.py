@@ -16,10 +16,11 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from simulator import __version__
+from simulator.base.caches import tell_compiling
 from simulator.base.errors import LostError, UserError
 from simulator.base.text import one_line
 from simulator.base.trust import forget_current_folder
-from simulator.cli import calibrate, console, describe, execute, plan, run, trace, validate
+from simulator.cli import cache, calibrate, console, describe, execute, plan, run, trace, validate
 from simulator.runtime.ray_files import remove_dead_clusters
 from simulator.runtime.stopping import stops_on_terminate
 
@@ -42,6 +43,7 @@ def main() -> None:
     """
     forget_current_folder()
     warnings.showwarning = console.show_warning
+    tell_compiling(console.show_compiling)
     with stops_on_terminate():
         _run()
 
@@ -138,3 +140,4 @@ app.command()(describe.new)
 app.command()(describe.check)
 app.command()(describe.schema)
 app.add_typer(trace.app, name="trace")
+app.add_typer(cache.app, name="cache")

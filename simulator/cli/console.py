@@ -173,6 +173,12 @@ def show_warning(message: Warning | str, *_: object, **__: object) -> None:
     err.print(f"warning: {message}", style="yellow", highlight=False, soft_wrap=True, markup=False)
 
 
+def show_compiling() -> None:
+    """Say why a first run takes longer to begin."""
+    text = "compiling, once for this version and processor: about half a minute"
+    err.print(text, style="dim", highlight=False, soft_wrap=True)
+
+
 class StoppedError(Exception):
     """Ctrl-C, where something that was done is kept; its text says what."""
 

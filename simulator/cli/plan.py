@@ -63,9 +63,10 @@ def plan(
     Exit status: 0 where one does, 3 where none does within the limits, 2 where the question is
     wrong.
     """
+    from simulator.base.caches import findings_folder
     from simulator.commands.plan import check_writable, describe_run, write
     from simulator.planner.capacity import plan_capacity
-    from simulator.planner.store import Store, default_folder
+    from simulator.planner.store import Store
     from simulator.results.provenance import Provenance
     from simulator.runtime import require
     from simulator.scenario.question import load_question, routing_notes
@@ -75,7 +76,7 @@ def plan(
     loaded, path = load_question(question, overrides or [], seed)
     folder = out_folder or Path("reports/out") / f"{path.stem}_plan"
     check_writable(folder)
-    store = Store(cache or default_folder())
+    store = Store(cache or findings_folder())
     store.check_writable()
     with console.progress("", "reading models, clusters and requests") as bars:
         counted = _Counted(bars)

@@ -110,15 +110,6 @@ class Store:
         return self.folder / key[:2] / f"{key}.json"
 
 
-def default_folder() -> Path:
-    """Where findings are kept: ``$MOESIM_CACHE``, or the user's cache folder."""
-    own = os.environ.get("MOESIM_CACHE")
-    if own:
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "moesim" / "plan"
-
-
 def key_of(*parts: Any) -> str:
     """A key for everything that a finding depends on, the program and its data included."""
     text = json.dumps([program(), *parts], sort_keys=True, default=str)

@@ -1,10 +1,17 @@
 """Compiled functions do without their cache where it is full, damaged, or has no place."""
 
+import json
+import os
 import subprocess
 import sys
 import textwrap
 
 import pytest
+from typer.testing import CliRunner
+
+from simulator.base import caches
+from simulator.base.compiled import compiled
+from simulator.cli import app
 
 PROGRAM = """
 import resource, sys, warnings
@@ -26,11 +33,19 @@ def doubled(x):
 """
 
 
-def run(folder, limit=-1):
-    """What a new process prints that compiles the function, and may write files so large."""
+def run(folder, limit=-1, kept=None):
+    """What a new process prints that compiles the function, and may write files so large.
+
+    Args:
+        kept: where compiled functions are kept, by default beside the source.
+    """
     program = textwrap.dedent(PROGRAM).format(folder=str(folder), limit=limit)
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"NUMBA_CACHE_DIR": str(kept or folder)},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
@@ -38,7 +53,7 @@ def run(folder, limit=-1):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Holds the function: numba keeps what it compiles beside the source."""
+    """Holds the function."""
     (tmp_path / "doubling.py").write_text(FUNCTION)
     return tmp_path
 
@@ -54,7 +69,7 @@ def test_a_full_disk_costs_a_cache_and_no_more(folder):
 @pytest.mark.slow
 def test_a_damaged_cache_is_made_anew(folder):
     assert run(folder) == ["42 0.5", ""]
-    kept = list(folder.rglob("*.nb[ci]"))
+    kept = list((folder / "moesim").glob("*.nb[ci]"))
     assert len(kept) == 3  # an index, and one for each type
     for damage in (b"", b"\x80\x04nonsense"):
         for path in kept:
@@ -75,3 +90,52 @@ def test_what_a_called_function_or_a_number_of_another_file_becomes_is_compiled_
     assert run(tmp_path) == ["63 0.75", ""]
     (tmp_path / "twice.py").write_text(changed.replace("FACTOR = 1", "FACTOR = 2"))
     assert run(tmp_path) == ["126 1.5", ""]
+
+
+def test_another_clone_of_the_same_sources_finds_what_one_has_compiled(tmp_path):
+    clones = [tmp_path / name for name in ("one", "other")]
+    for clone in clones:
+        clone.mkdir()
+        (clone / "doubling.py").write_text(FUNCTION)
+        assert run(clone, kept=tmp_path) == ["42 0.5", ""]
+    assert len(list((tmp_path / "moesim").iterdir())) == 3
+    (clones[1] / "doubling.py").write_text(FUNCTION.replace("x + x", "3 * x"))
+    assert run(clones[1], kept=tmp_path) == ["63 0.75", ""]
+    assert run(clones[0], kept=tmp_path) == ["42 0.5", ""]  # and both are kept
+
+
+def test_that_something_is_compiled_is_said_once(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    for _ in range(2):
+        caches.tell_compiling(lambda: said.append("compiling"))
+        function = compiled(_halve)
+        assert (function(4.0), function(4)) == (2.0, 2.0)
+    assert said == ["compiling"]
+
+
+def _halve(x):
+    return x / 2
+
+
+def test_caches_are_measured_and_cleared_and_no_file_of_others_goes(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("MOESIM_CACHE", str(tmp_path / "plan"))
+    key = "ab" + "0" * 62
+    mine = [tmp_path / "moesim" / "a.nbi", tmp_path / "plan" / "ab" / f"{key}.json"]
+    others = [
+        tmp_path / "other_1" / "a.nbi",
+        tmp_path / "plan" / "ab" / "notes.json",
+        tmp_path / "plan" / "mine.json",
+        tmp_path / "moesim" / "readme.txt",
+    ]
+    for path in mine + others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("12345")
+    runner = CliRunner()
+    for command in ("info", "clear"):
+        found = json.loads(runner.invoke(app, ["cache", command, "--json"]).stdout)
+        assert [(one["files"], one["bytes"]) for one in found.values()] == [(1, 5), (1, 5)]
+    assert [path for path in mine if path.exists()] == []
+    assert all(path.exists() for path in others)
+    assert "0 files" in runner.invoke(app, ["cache", "info"]).output

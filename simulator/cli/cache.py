@@ -1,0 +1,49 @@
+"""``moesim cache``: what is kept between runs, and clearing it."""
+
+from __future__ import annotations
+
+import typer
+
+from simulator.base import caches
+from simulator.base.caches import Kept
+from simulator.base.errors import UserError
+from simulator.base.text import first_line
+from simulator.cli import console
+from simulator.cli.console import AsJson
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Say what is kept between runs, such as compiled functions, and clear it.",
+)
+
+
+@app.command()
+def info(as_json: AsJson = False) -> None:
+    """Say what is kept, where, and how much it is."""
+    _show(caches.measure_caches(), as_json)
+
+
+@app.command()
+def clear(as_json: AsJson = False) -> None:
+    """Remove all that is kept; the next run compiles anew, the next search simulates anew."""
+    try:
+        _show(caches.clear_caches(), as_json)
+    except OSError as error:
+        raise UserError(f"cannot clear the caches: {first_line(error)}") from error
+
+
+def _show(kept: dict[str, Kept], as_json: bool) -> None:
+    if as_json:
+        console.emit(
+            {
+                name: {"folder": str(one.folder), "files": one.num_files, "bytes": one.num_bytes}
+                for name, one in kept.items()
+            }
+        )
+        return
+    console.print_rows(
+        {
+            name: f"{one.num_files:,} files, {one.num_bytes / 1e6:,.1f} MB in {one.folder}"
+            for name, one in kept.items()
+        }
+    )
