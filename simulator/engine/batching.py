@@ -10,11 +10,17 @@ which costs twenty times the arithmetic of a sequence.
 
 from __future__ import annotations
 
-import math
-
 from simulator.base.compiled import compiled
 from simulator.engine.admission import admit
 from simulator.engine.blocks import available, blocks_for, release, share_prompt, take
+from simulator.engine.decodes import (
+    count_needed,
+    dissolve,
+    end_decodes,
+    find_gap_bin,
+    has_room,
+    join,
+)
 from simulator.engine.preemption import find_latest, preempt, queue_last, retract
 from simulator.engine.state import (
     BLOCKS,
@@ -28,6 +34,7 @@ from simulator.engine.state import (
     HELD,
     IS_FULL,
     LAST_S,
+    NUM_DECODES,
     NUM_FINISHED,
     NUM_INPUT,
     NUM_OUTPUT,
@@ -43,12 +50,7 @@ from simulator.engine.state import (
     Ranks,
     Requests,
 )
-from simulator.results.tables import (
-    ADMISSION_LIMITS,
-    GAP_BINS_PER_DECADE,
-    NUM_GAP_BINS,
-    SHORTEST_GAP_S,
-)
+from simulator.results.tables import ADMISSION_LIMITS
 
 _KV_CACHE, _HELD_BACK = (ADMISSION_LIMITS.index(name) for name in ("kv_cache", "held_back"))
 
@@ -114,11 +116,17 @@ def _fill(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> boo
     pools = ranks.pools
     pools[:, RAN_OUT] = False
     for d in range(len(each)):
-        chunk[d, : each[d, NUM_RUNNING]] = 0
         budget = limits.token_budget
+        if each[d, NUM_DECODES] > 0:
+            if has_room(requests, ranks, d, limits):
+                take(ranks, d, count_needed(ranks, d, limits), limits)
+                budget -= each[d, NUM_DECODES]
+            else:
+                dissolve(requests, ranks, limits, d)
+        chunk[d, each[d, NUM_DECODES] : each[d, NUM_RUNNING]] = 0
         if limits.output_share > 0 and limits.mixes_phases:
             retract(requests, ranks, d, limits)
-        if each[d, NUM_RUNNING] > 0:
+        if each[d, NUM_RUNNING] > each[d, NUM_DECODES]:
             budget = _schedule_running(
                 requests, ranks, d, budget, limits, True, limits.mixes_phases
             )
@@ -189,7 +197,7 @@ def _schedule_running(
     running, chunk, each = ranks.running, ranks.chunk, ranks.each
     ints = requests.ints
     pool = d % len(ranks.pools)
-    i = 0
+    i = each[d, NUM_DECODES]
     while i < each[d, NUM_RUNNING] and budget > 0:
         r = running[d, i]
         remaining = ints[r, NUM_INPUT] + ints[r, GENERATED] - ints[r, COMPUTED]
@@ -235,9 +243,10 @@ def complete_step(
     finished = 0
     last_gap, last_bin = -1.0, 0
     for d in range(len(each)):
-        pool = d % len(ranks.pools)
-        kept = 0
-        for i in range(each[d, NUM_RUNNING]):
+        pool, summed = d % len(ranks.pools), each[d, NUM_DECODES]
+        kept = end_decodes(requests, ranks, limits, clock, d, now_s)
+        finished += summed - kept
+        for i in range(summed, each[d, NUM_RUNNING]):
             r = running[d, i]
             ints[r, COMPUTED] += chunk[d, i]
             is_done = False
@@ -247,9 +256,7 @@ def complete_step(
                 else:
                     gap = now_s - times[r, LAST_S]
                     if gap != last_gap:
-                        last_gap = gap
-                        decades = math.log10(max(gap, SHORTEST_GAP_S) / SHORTEST_GAP_S)
-                        last_bin = min(int(decades * GAP_BINS_PER_DECADE), NUM_GAP_BINS - 1)
+                        last_gap, last_bin = gap, find_gap_bin(gap)
                     gap_counts[last_bin] += 1
                 ints[r, GENERATED] += 1
                 times[r, LAST_S] = now_s
@@ -264,6 +271,8 @@ def complete_step(
                 running[d, kept] = r
                 kept += 1
         each[d, NUM_RUNNING] = kept
+        if limits.sums_decodes:
+            join(requests, ranks, limits, d, now_s)
         if kept == 0 and each[d, NUM_WAITING] == 0:
             ranks.output_share[d] = limits.output_share
     clock.counts[0, NUM_FINISHED] += finished

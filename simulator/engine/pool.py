@@ -23,12 +23,15 @@ from simulator.engine.state import (
     start_ranks,
     start_requests,
 )
-from simulator.engine.table import StepTable
+from simulator.engine.table import StepTable, sums_contexts
 from simulator.policies.balancing import Rule
 from simulator.policies.contracts import choose_replica, prepare_balancer
 from simulator.step.prices import Prices
 from simulator.workload.requests import longest_tokens
 from simulator.workload.traces import RequestTrace
+
+_LONGEST_RING = 4096
+"""Tokens of the largest KV blocks whose taking is counted ahead."""
 
 
 class PoolState:
@@ -63,6 +66,7 @@ class PoolState:
             int(trace.prefix_ids.max()) + 1 if shares_prefixes and len(trace.prefix_ids) else 0,
             plan.layout.pp,
             self.limits.output_share,
+            self.limits.block_tokens if self._may_sum_decodes else 1,
         )
         self.ranks = Ranks._make(_repeat(ranks, plan.replicas))
         self.clock = Clock._make(_repeat(start_clock(), plan.replicas))
@@ -87,7 +91,22 @@ class PoolState:
 
     def with_table(self, table: StepTable) -> Pool:
         """The pool as compiled code sees it."""
-        return Pool(self.requests, self.ranks, self.clock, self.limits, table, self.balance)
+        limits = self.limits._replace(sums_decodes=self._may_sum_decodes and sums_contexts(table))
+        return Pool(self.requests, self.ranks, self.clock, limits, table, self.balance)
+
+    @property
+    def _may_sum_decodes(self) -> bool:
+        """Whether all that decode get a token in every step, and none of their blocks are others'
+        too.
+        """
+        limits = self.limits
+        return (
+            limits.mixes_phases
+            and limits.output_share == 0
+            and limits.prefix_tokens == 0
+            and self.plan.layout.pp == 1
+            and limits.block_tokens <= _LONGEST_RING
+        )
 
     def choose(self) -> int:
         """The replica that the user's own balancer chooses for the next request."""

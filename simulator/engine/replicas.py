@@ -322,6 +322,8 @@ def ranks_of(ranks: Ranks, replica: int) -> Ranks:
         ranks.prefixes[replica],
         ranks.counts[replica],
         ranks.output_share[replica],
+        ranks.ring[replica],
+        ranks.emitted_s[replica],
     )
 
 

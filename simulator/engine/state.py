@@ -43,11 +43,24 @@ class Column:
     KEPT_FIRST,
     KEPT_BLOCKS,
     KEPT_END,
-) = range(15)
+    JOINED,
+) = range(16)
 """Columns: whole numbers of a request."""
 (ARRIVAL_S, SCHEDULED_S, FIRST_S, LAST_S, FINISH_S) = range(5)
 """Columns: seconds of a request."""
-(HEAD, TAIL, NUM_WAITING, NUM_RUNNING, IS_FULL, STOPPED_BY) = range(6)
+(
+    HEAD,
+    TAIL,
+    NUM_WAITING,
+    NUM_RUNNING,
+    IS_FULL,
+    STOPPED_BY,
+    NUM_DECODES,
+    CONTEXTS,
+    LONGEST,
+    TICKS,
+    NEXT_END,
+) = range(11)
 """Columns: whole numbers of what batches on its own."""
 (FREE_BLOCKS, CAPACITY_BLOCKS, NUM_EVICTABLE, NUM_TAKEN, RAN_OUT) = range(5)
 """Columns: whole numbers of a data-parallel rank's cache."""
@@ -110,6 +123,9 @@ class Requests(_RequestsArrays):
     kept_end = Column("ints", KEPT_END)
     """Behind which place in the line of free blocks they stood
     (:func:`simulator.engine.blocks.keep_order`)."""
+    joined = Column("ints", JOINED)
+    """Steps that its rank had counted when it joined the summed decodes
+    (:mod:`simulator.engine.decodes`), of which ``computed``, ``generated`` and ``blocks`` are."""
     arrival_s = Column("times", ARRIVAL_S)
     scheduled_s = Column("times", SCHEDULED_S)
     first_s = Column("times", FIRST_S)
@@ -133,6 +149,11 @@ class _RanksArrays(NamedTuple):
     """``[1, columns]``."""
     output_share: Floats
     """``[dp]`` share of the outputs of running requests that admission counts on."""
+    ring: Ints
+    """``[dp, block tokens]`` summed decodes that need a KV block in the steps whose number has this
+    remainder."""
+    emitted_s: Floats
+    """``[dp]`` when the summed decodes got their latest tokens."""
 
 
 class Ranks(_RanksArrays):
@@ -154,6 +175,16 @@ class Ranks(_RanksArrays):
     stopped_by = Column("each", STOPPED_BY)
     """What ended the step's admission, by its place in
     :data:`simulator.results.tables.ADMISSION_LIMITS`."""
+    num_decodes = Column("each", NUM_DECODES)
+    """The first so many of those that run are summed ..."""
+    contexts = Column("each", CONTEXTS)
+    """... and have so many tokens in the cache together ..."""
+    longest = Column("each", LONGEST)
+    """... the longest so many ..."""
+    ticks = Column("each", TICKS)
+    """... after so many steps ..."""
+    next_end = Column("each", NEXT_END)
+    """... and the next of them ends after that many."""
     free_blocks = Column("pools", FREE_BLOCKS)
     capacity_blocks = Column("pools", CAPACITY_BLOCKS)
     num_evictable = Column("pools", NUM_EVICTABLE)
@@ -223,6 +254,9 @@ class Limits(NamedTuple):
     wait_steps: int = 0
     """Steps for which prompts are held back until a step has ``wait_tokens``."""
     wait_tokens: int = 0
+    sums_decodes: bool = False
+    """Whether decodes may be summed (:mod:`simulator.engine.decodes`): where a table prices them,
+    and nothing but their number and contexts matters."""
 
 
 class _ClockArrays(NamedTuple):
@@ -260,7 +294,7 @@ def start_requests(trace: RequestTrace, *, with_prefixes: bool) -> Requests:
     starts = trace.prefix_starts if has_prefixes else np.zeros(count + 1)
     ids = trace.prefix_ids if has_prefixes else np.zeros(0)
     requests = Requests(
-        np.zeros((count, KEPT_END + 1), dtype=np.int64),
+        np.zeros((count, JOINED + 1), dtype=np.int64),
         np.full((count, FINISH_S + 1), np.nan),
         starts.astype(np.int64),
         ids.astype(np.int64),
@@ -279,6 +313,7 @@ def start_ranks(
     num_prefixes: int,
     num_lanes: int = 1,
     output_share: float = 1.0,
+    ring_tokens: int = 1,
 ) -> Ranks:
     """Nothing waits, nothing runs, all blocks are free.
 
@@ -287,6 +322,7 @@ def start_ranks(
         capacity_blocks: of a data-parallel rank, for all lanes together.
         num_lanes: batches of a data-parallel rank that are in flight.
         output_share: share of the outputs of running requests that admission counts on at first.
+        ring_tokens: tokens of a KV block where decodes may be summed.
     """
     num_pools = num_ranks // num_lanes
 
@@ -294,13 +330,15 @@ def start_ranks(
         return np.zeros(shape, dtype=np.int64)
 
     ranks = Ranks(
-        each=zeros(num_ranks, STOPPED_BY + 1),
+        each=zeros(num_ranks, NEXT_END + 1),
         running=zeros(num_ranks, max_sequences) - 1,
         chunk=zeros(num_ranks, max_sequences),
         pools=zeros(num_pools, RAN_OUT + 1),
         prefixes=zeros(num_pools, num_prefixes + 1, NEWER + 1),
         counts=zeros(1, NUM_ADMISSIONS + 1),
         output_share=np.full(num_ranks, output_share),
+        ring=zeros(num_ranks, ring_tokens),
+        emitted_s=np.zeros(num_ranks),
     )
     ranks.head[:] = ranks.tail[:] = -1
     ranks.free_blocks[:] = ranks.capacity_blocks[:] = capacity_blocks

@@ -12,6 +12,7 @@ from simulator.engine.state import (
     COMPUTED,
     FREE_BLOCKS,
     GENERATED,
+    NUM_DECODES,
     NUM_EVICTABLE,
     NUM_INPUT,
     NUM_RUNNING,
@@ -59,7 +60,8 @@ def observe(requests: Requests, ranks: Ranks, limits: Limits, row: NDArray[np.fl
     used = 0.0
     num_pools = len(pools)
     for d in range(len(each)):
-        for i in range(each[d, NUM_RUNNING]):
+        decode += each[d, NUM_DECODES]
+        for i in range(each[d, NUM_DECODES], each[d, NUM_RUNNING]):
             r, new = running[d, i], chunk[d, i]
             if is_decode(new, ints[r, NUM_INPUT], ints[r, GENERATED], ints[r, COMPUTED]):
                 decode += 1

@@ -11,9 +11,19 @@ from simulator.base.compiled import compiled
 from simulator.cost.engine_time import sequences_s
 from simulator.cost.kernels.context import NUM_SUMS, split_s, work_s
 from simulator.engine.batching import computes, is_decode
-from simulator.engine.state import COMPUTED, GENERATED, NUM_INPUT, NUM_RUNNING, Ranks, Requests
+from simulator.engine.state import (
+    COMPUTED,
+    CONTEXTS,
+    GENERATED,
+    LONGEST,
+    NUM_DECODES,
+    NUM_INPUT,
+    NUM_RUNNING,
+    Ranks,
+    Requests,
+)
 from simulator.engine.table import StepTable
-from simulator.work.context import add_sums
+from simulator.work.context import add_decodes, add_sums
 
 ATTENTION = 8
 """Column of a log row that the parts of a step's time begin at."""
@@ -137,8 +147,17 @@ def _price_lane(
     total_tokens = fullest = most_sequences = prompts = 0
     for d in range(first, end):
         sums[:] = 0.0
-        tokens = sequences = logits = decodes = 0
-        for i in range(each[d, NUM_RUNNING]):
+        tokens = sequences = logits = decodes = each[d, NUM_DECODES]
+        if decodes > 0:
+            for w in range(num_ways):
+                add_decodes(
+                    sums[w, 1],
+                    decodes,
+                    each[d, CONTEXTS],
+                    each[d, LONGEST],
+                    tile_rows[w, 1],
+                )
+        for i in range(decodes, each[d, NUM_RUNNING]):
             new = chunk[d, i]
             if new == 0:
                 continue

@@ -16,6 +16,7 @@ from simulator.engine.experts_table import BESIDES, fill_experts
 from simulator.engine.state import Floats, Ints
 from simulator.step.prices import PHASES, Prices
 from simulator.step.two_batch import first_half
+from simulator.work.context import NO_WINDOW
 
 
 class StepTable(NamedTuple):
@@ -168,6 +169,19 @@ def _layers_s(block_s: Floats, num_layers: int, num_halved: int) -> Floats:
 def _all_reduce_s(prices: Prices) -> Floats:
     """Each number of tokens is priced: which protocol is fastest changes with the size."""
     return prices.all_reduces_s(np.arange(prices.max_tokens + 1))
+
+
+def sums_contexts(table: StepTable) -> bool:
+    """Whether the price of decodes depends on their number, the sum of their contexts and the
+    longest alone: no layer has a window or compresses, and whole rows are computed together.
+    """
+    rows = table.tile_rows[:, 1]
+    return bool(
+        len(table.mixer_s)
+        and (table.windows[:, 1] >= NO_WINDOW).all()
+        and (table.compressions == 1).all()
+        and (rows == np.rint(rows)).all()
+    )
 
 
 def slow_table(table: StepTable, factor: float) -> StepTable:

@@ -86,6 +86,27 @@ def add_sums(
 
 
 @compiled
+def add_decodes(
+    sums: NDArray[np.float64], count: int, contexts: int, longest: int, tile_rows: float
+) -> None:
+    """Add ``count`` sequences that each get one more token and see all that they have:
+    :func:`add_sums` without a window, for all of them.
+
+    Args:
+        contexts: tokens of all of them together, before the new ones.
+        longest: tokens of the longest.
+        tile_rows: a whole number.
+    """
+    seen = float(contexts + count)
+    sums[0] += seen
+    sums[1] += seen
+    sums[2] += count
+    sums[3] += math.ceil(1 / tile_rows) * tile_rows * count
+    sums[4] += count
+    sums[5] = max(sums[5], float(longest + 1))
+
+
+@compiled
 def total_sums(
     context: NDArray[np.int64],
     new: NDArray[np.int64],

@@ -1,0 +1,175 @@
+"""Decodes of a rank as sums: how many there are, how long their contexts are together, who ends
+next. Compiled.
+
+Requests that decode do the same in every step, so they are not looked at one by one: their rank
+counts its steps, and a request is what it was when it joined and the steps since. They stand first
+among those that run, in order of admission; others (prompts, and decodes behind an unfinished
+prompt) follow and are looked at. Where the next step would be otherwise, for want of blocks or of
+tokens, the sums are dissolved and every request is itself again.
+
+Sums are of whole numbers, so a step costs the same to the last bit as if each were looked at.
+"""
+
+from __future__ import annotations
+
+import math
+
+from simulator.base.compiled import compiled
+from simulator.engine.blocks import blocks_for, release
+from simulator.engine.state import (
+    BLOCKS,
+    COMPUTED,
+    CONTEXTS,
+    FINISH_S,
+    FREE_BLOCKS,
+    GENERATED,
+    IS_FULL,
+    JOINED,
+    LAST_S,
+    LONGEST,
+    NEXT_END,
+    NUM_DECODES,
+    NUM_INPUT,
+    NUM_OUTPUT,
+    NUM_RUNNING,
+    OUTSTANDING_TOKENS,
+    TICKS,
+    Clock,
+    Limits,
+    Ranks,
+    Requests,
+)
+from simulator.results.tables import GAP_BINS_PER_DECADE, NUM_GAP_BINS, SHORTEST_GAP_S
+
+_NEVER = 1 << 62
+
+
+@compiled
+def find_gap_bin(gap_s: float) -> int:
+    """The bin of a gap between output tokens."""
+    decades = math.log10(max(gap_s, SHORTEST_GAP_S) / SHORTEST_GAP_S)
+    return min(int(decades * GAP_BINS_PER_DECADE), NUM_GAP_BINS - 1)
+
+
+@compiled
+def count_needed(ranks: Ranks, d: int, limits: Limits) -> int:
+    """KV blocks that the summed decodes of rank ``d`` take in the next step."""
+    return int(ranks.ring[d, ranks.each[d, TICKS] % limits.block_tokens])
+
+
+@compiled
+def has_room(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> bool:
+    """Whether the next step of rank ``d`` has tokens for all summed decodes, and free blocks for
+    everyone that runs.
+    """
+    each, ints = ranks.each, requests.ints
+    count = each[d, NUM_DECODES]
+    if count > limits.token_budget:
+        return False
+    need = count_needed(ranks, d, limits)
+    for i in range(count, each[d, NUM_RUNNING]):
+        r = ranks.running[d, i]
+        left = ints[r, NUM_INPUT] + ints[r, GENERATED] - ints[r, COMPUTED]
+        new = min(left, limits.token_budget)
+        need += max(0, blocks_for(ints[r, COMPUTED] + new, limits) - ints[r, BLOCKS])
+    return bool(need <= ranks.pools[d, FREE_BLOCKS])
+
+
+@compiled
+def _fitting(requests: Requests, r: int, limits: Limits) -> int:
+    """Tokens that the blocks of a request hold beyond those that it had when it joined."""
+    blocks = requests.ints[r, BLOCKS] - limits.sequence_blocks
+    return int(blocks * limits.block_tokens - requests.ints[r, COMPUTED])
+
+
+@compiled
+def join(requests: Requests, ranks: Ranks, limits: Limits, d: int, now_s: float) -> None:
+    """Add those that stand behind the summed decodes of rank ``d``, got a token just now and want
+    another.
+    """
+    each, ints = ranks.each, requests.ints
+    while each[d, NUM_DECODES] < each[d, NUM_RUNNING]:
+        r = ranks.running[d, each[d, NUM_DECODES]]
+        if (
+            ints[r, GENERATED] == 0
+            or ints[r, COMPUTED] + 1 != ints[r, NUM_INPUT] + ints[r, GENERATED]
+            or requests.times[r, LAST_S] != now_s
+        ):
+            return
+        left, fitting = ints[r, NUM_OUTPUT] - ints[r, GENERATED], _fitting(requests, r, limits)
+        if fitting < left:
+            if fitting >= limits.block_tokens:
+                return
+            ranks.ring[d, (each[d, TICKS] + fitting) % limits.block_tokens] += 1
+        if each[d, NUM_DECODES] == 0:
+            each[d, NEXT_END] = _NEVER
+        ints[r, JOINED] = each[d, TICKS]
+        each[d, NUM_DECODES] += 1
+        each[d, CONTEXTS] += ints[r, COMPUTED]
+        each[d, LONGEST] = max(each[d, LONGEST], ints[r, COMPUTED])
+        each[d, NEXT_END] = min(each[d, NEXT_END], each[d, TICKS] + left)
+        ranks.emitted_s[d] = now_s
+
+
+@compiled
+def dissolve(requests: Requests, ranks: Ranks, limits: Limits, d: int) -> None:
+    """Let every request of rank ``d`` be itself again."""
+    each = ranks.each
+    for i in range(each[d, NUM_DECODES]):
+        _leave(requests, ranks, limits, d, ranks.running[d, i])
+    each[d, NUM_DECODES] = each[d, CONTEXTS] = each[d, LONGEST] = 0
+
+
+@compiled
+def _leave(requests: Requests, ranks: Ranks, limits: Limits, d: int, r: int) -> None:
+    """Write down what has become of a request since it joined."""
+    ints = requests.ints
+    steps = ranks.each[d, TICKS] - ints[r, JOINED]
+    fitting = _fitting(requests, r, limits)
+    if fitting < ints[r, NUM_OUTPUT] - ints[r, GENERATED]:
+        ranks.ring[d, (ints[r, JOINED] + fitting) % limits.block_tokens] -= 1
+        if steps > fitting:
+            ints[r, BLOCKS] += (steps - 1 - fitting) // limits.block_tokens + 1
+    ints[r, COMPUTED] += steps
+    ints[r, GENERATED] += steps
+    requests.times[r, LAST_S] = ranks.emitted_s[d]
+
+
+@compiled
+def end_decodes(
+    requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, d: int, now_s: float
+) -> int:
+    """All summed decodes of rank ``d`` have got a token. Returns how many of them go on; the others
+    have finished.
+    """
+    each, running, ints = ranks.each, ranks.running, requests.ints
+    count = each[d, NUM_DECODES]
+    if count == 0:
+        return 0
+    clock.gap_counts[find_gap_bin(now_s - ranks.emitted_s[d])] += count
+    ranks.emitted_s[d] = now_s
+    each[d, TICKS] += 1
+    each[d, CONTEXTS] += count
+    each[d, LONGEST] += 1
+    if each[d, TICKS] < each[d, NEXT_END]:
+        return int(count)
+    ticks, kept = each[d, TICKS], 0
+    each[d, LONGEST], each[d, NEXT_END] = 0, _NEVER
+    for i in range(count):
+        r = running[d, i]
+        ends = ints[r, JOINED] + ints[r, NUM_OUTPUT] - ints[r, GENERATED]
+        if ends > ticks:
+            context = ints[r, COMPUTED] + ticks - ints[r, JOINED]
+            each[d, LONGEST] = max(each[d, LONGEST], context)
+            each[d, NEXT_END] = min(each[d, NEXT_END], ends)
+            running[d, kept] = r
+            kept += 1
+            continue
+        _leave(requests, ranks, limits, d, r)
+        each[d, CONTEXTS] -= ints[r, COMPUTED]
+        requests.times[r, FINISH_S] = now_s
+        each[d, IS_FULL] = False
+        release(requests, ranks, d, r)
+        clock.counts[0, OUTSTANDING_TOKENS] -= ints[r, NUM_INPUT] + ints[r, NUM_OUTPUT]
+    each[d, NUM_DECODES] = kept
+    return kept
