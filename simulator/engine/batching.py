@@ -14,7 +14,6 @@ from simulator.base.compiled import compiled
 from simulator.engine.admission import admit
 from simulator.engine.blocks import available, blocks_for, release, share_prompt, take
 from simulator.engine.decodes import (
-    count_needed,
     dissolve,
     end_decodes,
     find_gap_bin,
@@ -25,26 +24,32 @@ from simulator.engine.preemption import find_latest, preempt, queue_last, retrac
 from simulator.engine.state import (
     BLOCKS,
     COMPUTED,
+    CONTEXTS,
     DP_RANK,
     FINISH_S,
     FIRST_S,
     FOLLOWING,
+    FREE_BLOCKS,
     GENERATED,
     HEAD,
     HELD,
     IS_FULL,
     LAST_S,
+    LONGEST,
+    NEXT_END,
     NUM_DECODES,
     NUM_FINISHED,
     NUM_INPUT,
     NUM_OUTPUT,
     NUM_PUSHED,
     NUM_RUNNING,
+    NUM_TAKEN,
     NUM_WAITING,
     OUTSTANDING_TOKENS,
     RAN_OUT,
     SHARED,
     STOPPED_BY,
+    TICKS,
     Clock,
     Limits,
     Ranks,
@@ -113,13 +118,15 @@ def _fill(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> boo
     has_work = False
     holds = limits.balance_steps > 0 and _holds_prompts(ranks, limits)
     holds = holds or (limits.wait_steps > 0 and _waits_for_more(requests, ranks, limits))
-    pools = ranks.pools
+    pools, ring = ranks.pools, ranks.ring
     pools[:, RAN_OUT] = False
     for d in range(len(each)):
         budget = limits.token_budget
         if each[d, NUM_DECODES] > 0:
-            if has_room(requests, ranks, d, limits):
-                take(ranks, d, count_needed(ranks, d, limits), limits)
+            need = ring[d, each[d, TICKS] % limits.block_tokens]
+            if has_room(requests, ranks, d, need, limits):
+                pools[d, FREE_BLOCKS] -= need
+                pools[d, NUM_TAKEN] += need
                 budget -= each[d, NUM_DECODES]
             else:
                 dissolve(requests, ranks, limits, d)
@@ -239,13 +246,24 @@ def complete_step(
     running, chunk, each = ranks.running, ranks.chunk, ranks.each
     ints = requests.ints
     times = requests.times
-    gap_counts = clock.gap_counts
+    gap_counts, emitted_s = clock.gap_counts, ranks.emitted_s
     finished = 0
     last_gap, last_bin = -1.0, 0
     for d in range(len(each)):
         pool, summed = d % len(ranks.pools), each[d, NUM_DECODES]
-        kept = end_decodes(requests, ranks, limits, clock, d, now_s)
-        finished += summed - kept
+        kept = summed
+        if summed > 0:
+            gap = now_s - emitted_s[d]
+            if gap != last_gap:
+                last_gap, last_bin = gap, find_gap_bin(gap)
+            gap_counts[last_bin] += summed
+            emitted_s[d] = now_s
+            each[d, TICKS] += 1
+            each[d, CONTEXTS] += summed
+            each[d, LONGEST] += 1
+            if each[d, TICKS] == each[d, NEXT_END]:
+                kept = end_decodes(requests, ranks, limits, clock, d, now_s)
+                finished += summed - kept
         for i in range(summed, each[d, NUM_RUNNING]):
             r = running[d, i]
             ints[r, COMPUTED] += chunk[d, i]
@@ -271,7 +289,7 @@ def complete_step(
                 running[d, kept] = r
                 kept += 1
         each[d, NUM_RUNNING] = kept
-        if limits.sums_decodes:
+        if limits.sums_decodes and each[d, NUM_DECODES] < kept:
             join(requests, ranks, limits, d, now_s)
         if kept == 0 and each[d, NUM_WAITING] == 0:
             ranks.output_share[d] = limits.output_share

@@ -52,21 +52,17 @@ def find_gap_bin(gap_s: float) -> int:
 
 
 @compiled
-def count_needed(ranks: Ranks, d: int, limits: Limits) -> int:
-    """KV blocks that the summed decodes of rank ``d`` take in the next step."""
-    return int(ranks.ring[d, ranks.each[d, TICKS] % limits.block_tokens])
-
-
-@compiled
-def has_room(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> bool:
+def has_room(requests: Requests, ranks: Ranks, d: int, need: int, limits: Limits) -> bool:
     """Whether the next step of rank ``d`` has tokens for all summed decodes, and free blocks for
     everyone that runs.
+
+    Args:
+        need: KV blocks that the summed decodes take.
     """
     each, ints = ranks.each, requests.ints
     count = each[d, NUM_DECODES]
     if count > limits.token_budget:
         return False
-    need = count_needed(ranks, d, limits)
     for i in range(count, each[d, NUM_RUNNING]):
         r = ranks.running[d, i]
         left = ints[r, NUM_INPUT] + ints[r, GENERATED] - ints[r, COMPUTED]
@@ -139,20 +135,11 @@ def _leave(requests: Requests, ranks: Ranks, limits: Limits, d: int, r: int) -> 
 def end_decodes(
     requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, d: int, now_s: float
 ) -> int:
-    """All summed decodes of rank ``d`` have got a token. Returns how many of them go on; the others
-    have finished.
+    """Finish those of the summed decodes of rank ``d`` that have got their last token. Returns how
+    many go on.
     """
     each, running, ints = ranks.each, ranks.running, requests.ints
     count = each[d, NUM_DECODES]
-    if count == 0:
-        return 0
-    clock.gap_counts[find_gap_bin(now_s - ranks.emitted_s[d])] += count
-    ranks.emitted_s[d] = now_s
-    each[d, TICKS] += 1
-    each[d, CONTEXTS] += count
-    each[d, LONGEST] += 1
-    if each[d, TICKS] < each[d, NEXT_END]:
-        return int(count)
     ticks, kept = each[d, TICKS], 0
     each[d, LONGEST], each[d, NEXT_END] = 0, _NEVER
     for i in range(count):
