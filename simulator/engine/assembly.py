@@ -22,13 +22,6 @@ from simulator.results.tables import (
     Gaps,
 )
 
-_COUNTS = {
-    "prefill_tokens": "int64",
-    "decode_tokens": "int64",
-    "running": "int64",
-    "waiting": "int64",
-}
-
 
 def make_record(served: Served) -> DeploymentRecord:
     """Put a run's rows together; replicas are numbered on from pool to pool.
@@ -54,7 +47,7 @@ def make_record(served: Served) -> DeploymentRecord:
         read_bytes += float(steps["read_bytes"].sum()) * pool.plan.layout.num_gpus
         found = probe(pool.plan, pool.prices, steps, requests, served.by_ranks.get(name))
         probes.append(found if name == "both" else found.only(name))
-    everything = pd.concat(logs, ignore_index=True)
+    everything = pd.concat(logs, ignore_index=True) if len(logs) > 1 else logs[0]
     gaps = sum(
         (pool.clock.gap_counts.sum(axis=0) for pool in served.pools.values()),
         np.zeros(NUM_GAP_BINS, dtype=np.int64),
@@ -64,10 +57,11 @@ def make_record(served: Served) -> DeploymentRecord:
     def mean_over_time(values_S: Floats) -> float:
         return float((values_S * duration_s).sum() / duration_s.sum()) if plan.experts else nan
 
-    steps = everything[[column for column in STEP_COLUMNS if column != "deployment"]]
+    imbalance = everything.pop("load_imbalance").to_numpy()
+    steps = everything.drop(columns="read_bytes")
 
     def named(frame: pd.DataFrame) -> pd.DataFrame:
-        named_frame = frame.copy()
+        named_frame = frame.copy(deep=False)
         named_frame.insert(0, "deployment", plan.name)
         return named_frame
 
@@ -78,13 +72,13 @@ def make_record(served: Served) -> DeploymentRecord:
     return DeploymentRecord(
         name=plan.name,
         requests=named(requests),
-        steps=named(steps.astype(_COUNTS)),
+        steps=named(steps[[column for column in STEP_COLUMNS if column != "deployment"]]),
         ranks=together("ranks"),
         experts=named(probes[0].experts),
         traffic=together("traffic"),
         spans=together("spans"),
         itl=Gaps(gaps),
-        load_imbalance=mean_over_time(everything["load_imbalance"].to_numpy()),
+        load_imbalance=mean_over_time(imbalance),
         uniform_imbalance=mean_over_time(np.concatenate(uniform)),
         read_bytes=read_bytes,
         shown_steps={phase: step for found in probes for phase, step in found.shown_steps.items()},

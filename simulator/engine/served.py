@@ -10,9 +10,11 @@ import pandas as pd
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.by_ranks import ByRanks
 from simulator.engine.pool import PoolState
-from simulator.engine.state import Floats
+from simulator.engine.state import Floats, Ints
 from simulator.engine.step_log import LOG_COLUMNS, POOL, REPLICA
 from simulator.workload.traces import RequestTrace
+
+_COUNTS = ("prefill_tokens", "decode_tokens", "running", "waiting")
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,18 @@ class Served:
         """The steps of a pool, replica after replica, with the columns ``replica`` (among those of
         the pool) and :data:`~simulator.engine.step_log.LOG_COLUMNS`.
         """
-        first = "both" if "both" in self.pools else "prefill"
-        own = self.log[self.log[:, POOL] == (0 if name == first else 1)]
-        own = own[np.argsort(own[:, REPLICA], kind="stable")]
-        frame = pd.DataFrame(own[:, : len(LOG_COLUMNS)], columns=list(LOG_COLUMNS))
-        frame.insert(0, "replica", own[:, REPLICA].astype(np.int64))
-        return frame
+        rows: slice | Ints = slice(None)
+        if len(self.pools) > 1:
+            rows = np.flatnonzero(self.log[:, POOL] == (name != "prefill"))
+        if self.pools[name].plan.replicas > 1:
+            order = np.argsort(self.log[rows, REPLICA], kind="stable")
+            rows = order if isinstance(rows, slice) else rows[order]
+        # A column at a time, so that a long log is not held twice.
+        columns = {"replica": self.log[rows, REPLICA].astype(np.int64)}
+        for place, column in enumerate(LOG_COLUMNS):
+            kind = np.int64 if column in _COUNTS else np.float64
+            columns[column] = np.array(self.log[rows, place], dtype=kind)
+        return pd.DataFrame(columns, copy=False)
 
     @property
     def sent_s(self) -> Floats:
