@@ -73,6 +73,11 @@ def pytest_runtest_call(item):
 
 
 def pytest_collection_finish(session):
+    grouped = [item for item in session.items if item.get_closest_marker("xdist_group")]
+    if getattr(session.config.option, "loadgroup", False) and not all(
+        "@" in item.nodeid for item in grouped
+    ):
+        pytest.exit("pytest and xdist do not keep groups of tests together", returncode=1)
     if session.config.getoption("part") == "light" and (found := _imported()):
         pytest.exit(f"collecting the light tests imported {', '.join(found)}", returncode=1)
 

@@ -162,8 +162,8 @@ class _Timeline:
         self._logs: list[NDArray[np.float64]] = []
         self._log = np.empty((_LOG_ROWS, REPLICA + 1))
         self._rows = 0
-        self._looks_s = math.inf
-        """When the loop is looked at next, as far as that is known."""
+        self._looks_s: set[float] = set()
+        """When the loop is looked at, as far as that is known."""
 
     def run(self) -> None:
         """Let everything happen."""
@@ -219,16 +219,16 @@ class _Timeline:
 
     def _look_at(self, at_s: float) -> None:
         """Run ahead at a time, when everything else at that instant has happened."""
-        if at_s >= self._looks_s:
+        if at_s in self._looks_s:
             return
-        self._looks_s = at_s
+        self._looks_s.add(at_s)
         event = Event(self._env)
         event._ok, event._value = True, None
         event.callbacks = [partial(self._look, at_s=at_s)]
         self._env.schedule(event, priority=_LAST, delay=max(0.0, at_s - self._env.now))
 
     def _look(self, _: Event, at_s: float) -> None:
-        self._looks_s = math.inf
+        self._looks_s.discard(at_s)
         # An event may come a rounding error before its time.
         self._run_ahead(max(at_s, self._env.now))
         next_s, _code = next_event(self._events, self._feed, self._first.requests.times)

@@ -1,0 +1,142 @@
+"""Decodes counted as sums do what each of them would have done by itself."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simulator.engine.batching import complete_step, form_step, push
+from simulator.engine.blocks import blocks_for
+from simulator.engine.decodes import dissolve
+from simulator.engine.state import start_clock, start_ranks, start_requests
+from simulator.engine.step_log import LOG_COLUMNS, observe
+from simulator.work.context import NO_WINDOW, add_decodes, add_sums
+from tests.cases import cases
+from tests.unit.steps_of_a_second import Asked, blocks_needed, make_limits, make_trace
+
+ASKED = st.lists(
+    st.builds(
+        Asked,
+        arrival_s=st.integers(0, 30),
+        num_input=st.integers(1, 40),
+        num_output=st.integers(1, 30),
+    ),
+    min_size=1,
+    max_size=14,
+)
+
+
+class Run:
+    """Requests served a step a second; ``sums`` says whether decodes may be summed."""
+
+    def __init__(self, asked, limits, capacity, num_ranks, sums):
+        self.trace = make_trace(asked)
+        self.limits = limits._replace(sums_decodes=sums)
+        self.requests = start_requests(self.trace, with_prefixes=False)
+        ring = limits.block_tokens if sums else 1
+        self.ranks = start_ranks(num_ranks, limits.max_sequences, capacity, 0, ring_tokens=ring)
+        self.clock = start_clock()
+        self.rows, self.most_summed = [], 0
+
+    def serve(self, look=lambda run: None):
+        position, now_s, count = 0, 0.0, len(self.trace.arrival_s)
+        while self.clock.num_finished[0] < count:
+            while position < count and self.trace.arrival_s[position] <= now_s:
+                push(self.requests, self.ranks, self.clock, position)
+                position += 1
+            if form_step(self.requests, self.ranks, self.limits, now_s):
+                row = np.zeros(len(LOG_COLUMNS))
+                observe(self.requests, self.ranks, self.limits, row)
+                self.rows.append(row.tolist())
+                complete_step(self.requests, self.ranks, self.limits, self.clock, now_s + 1)
+                self.most_summed = max(self.most_summed, int(self.ranks.num_decodes.max()))
+                look(self)
+            now_s += 1
+        return self
+
+
+def outcome(run):
+    requests = run.requests
+    names = ("first_s", "finish_s", "scheduled_s", "preemptions", "generated", "computed", "blocks")
+    return (
+        {name: getattr(requests, name).tolist() for name in names},
+        run.rows,
+        run.clock.gap_counts.tolist(),
+        run.ranks.free_blocks.tolist(),
+        run.ranks.num_taken.tolist(),
+    )
+
+
+@given(
+    asked=ASKED,
+    spare=st.integers(0, 30),
+    budget=st.sampled_from([4, 16, 64]),
+    num_ranks=st.integers(1, 3),
+    reserves=st.booleans(),
+    sequence_blocks=st.sampled_from([0, 2]),
+    finds_preempted=st.booleans(),
+    checks_known=st.booleans(),
+)
+@cases(150)
+def test_requests_are_served_as_if_each_were_looked_at(
+    asked, spare, budget, num_ranks, reserves, sequence_blocks, finds_preempted, checks_known
+):
+    limits = make_limits(
+        token_budget=budget,
+        reserves_output=reserves,
+        sequence_blocks=sequence_blocks,
+        finds_preempted=finds_preempted,
+        checks_known=checks_known,
+    )
+    capacity = blocks_needed(asked, limits) + spare
+    summed, plain = (
+        Run(asked, limits, capacity, num_ranks, sums).serve() for sums in (True, False)
+    )
+    assert outcome(summed) == outcome(plain)
+
+
+@given(asked=ASKED, spare=st.integers(0, 30))
+@cases(60)
+def test_sums_are_those_of_the_requests(asked, spare):
+    """After every step: what is summed is what requests are when they are themselves again, and no
+    block is held twice or lost.
+    """
+
+    def look(run):
+        ranks, requests, limits = run.ranks, run.requests, run.limits
+        count, contexts, longest = (
+            int(ranks.num_decodes[0]),
+            int(ranks.contexts[0]),
+            int(ranks.longest[0]),
+        )
+        dissolve(requests, ranks, limits, 0)
+        assert (ranks.num_decodes[0], ranks.ring.sum()) == (0, 0)
+        ids = ranks.running[0, :count]
+        assert contexts == requests.computed[ids].sum()
+        assert longest == requests.computed[ids].max(initial=0)
+        for r in ids:
+            assert requests.blocks[r] == blocks_for(requests.computed[r], limits)
+        held = requests.blocks[ranks.running[0, : ranks.num_running[0]]].sum()
+        assert ranks.free_blocks[0] + held == ranks.capacity_blocks[0]
+
+    limits = make_limits()
+    Run(asked, limits, blocks_needed(asked, limits) + spare, 1, True).serve(look)
+
+
+def test_all_that_decode_are_summed():
+    """Or the laws above would hold of nothing."""
+    asked = [Asked(0, 8, 20)] * 8
+    limits = make_limits()
+    run = Run(asked, limits, 8 * blocks_needed(asked, limits), 1, True).serve()
+    assert run.most_summed == 8
+
+
+@given(
+    contexts=st.lists(st.integers(0, 200_000), min_size=1, max_size=20),
+    tile_rows=st.sampled_from([1.0, 16.0, 64.0]),
+)
+def test_a_sum_of_decodes_is_priced_as_they_are(contexts, tile_rows):
+    one_by_one, together = np.zeros(6), np.zeros(6)
+    for context in contexts:
+        add_sums(one_by_one, context, 1, NO_WINDOW, 1, tile_rows)
+    add_decodes(together, len(contexts), sum(contexts), max(contexts), tile_rows)
+    assert together.tolist() == one_by_one.tolist()
