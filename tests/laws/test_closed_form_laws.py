@@ -3,14 +3,16 @@ it.
 """
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from simulator.planner.confidence import table_of
 from simulator.planner.draws import gpus_at
-from simulator.planner.estimate import Estimator, Pool, Reach, _factors
+from simulator.planner.estimate import Estimator, Pool, Reach, _factors, _reach
 from simulator.planner.findings import best_of_each
+from simulator.planner.judge import Served
 from simulator.planner.pareto import pareto
 from simulator.planner.sizes import around
 from simulator.planner.whatif import AS_ASKED
@@ -61,6 +63,41 @@ def test_first_tokens_come_as_steps_do_or_as_their_own_band_says(band):
     steps = [reach.latencies(3.0, edge)[1] / reach.latencies(3.0, 1.0)[1] for edge in own.edges]
     low, high = _factors([pool], 6.0, own, 100.0)["ttft_s"]
     assert (low, high) == pytest.approx((min(steps[0], band[0]), max(steps[1], band[1])))
+
+
+def test_latencies_at_a_load_that_was_tried_are_those_found_there():
+    rates, times = np.array([1.0, 2.5, 4.0]), np.array([[0.01, 0.02, 0.03], [0.1, 0.15, 0.3]])
+    reach = Reach(1, rates, np.array([0.5, 0.7, 1.1]), *times)
+    for rate, expected in zip((0.5, *rates[:2]), (times[:, 0], *times.T[:2]), strict=True):
+        assert reach.latencies(rate, 1.0) == pytest.approx(tuple(expected))
+        steps_twice_as_long = reach.latencies(rate / 2, 2.0)
+        assert steps_twice_as_long == pytest.approx(tuple(2 * expected))
+
+
+def test_a_closed_form_is_of_the_requests_that_were_asked_for():
+    def judge(name):
+        return SimpleNamespace(
+            space=trials().space, curve=lambda *_: name, decoding=lambda _, curve: f"by {curve}"
+        )
+
+    estimator, asked = Estimator(trials(), samples=True), option(1)
+    estimator._judges = [judge("own"), judge("other")]
+    _, curve, served = estimator._served(asked, asked.design, "decode")
+    assert (curve, served) == ("own", ["by own", "by other"])
+
+
+def test_a_replica_reaches_from_the_first_load_that_it_serves():
+    judge = SimpleNamespace(
+        limits=SimpleNamespace(tpot_s=0.1, ttft_s=1.0),
+        space=trials().space,
+        traffic=SimpleNamespace(num_output=40.0),
+    )
+    rates, possible = np.array([0.0, 2.0, 3.0, 5.0]), np.array([True, True, True, False])
+    served = Served(rates, 0.01 * np.arange(4), 0.4 * np.arange(4), possible, rates)
+    reach = _reach(judge, option(1).design, served)
+    np.testing.assert_array_equal(reach.rates, [2.0, 3.0])
+    np.testing.assert_allclose(reach.needs, [0.4, 0.8])
+    assert _reach(judge, option(1).design, served._replace(possible=rates < 1)) is None
 
 
 def test_the_figure_of_speeds_has_the_fastest_and_the_most_productive():

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from simulator.base.errors import UserError
 from simulator.base.frozen import validate
 from simulator.config.capacity import Crossover, Question
+from simulator.config.engine import find_hand_over
 from simulator.cost.kernels.context import kernels_s
 from simulator.planner.crossover import ALIKE, BEST, MEMORY, WEIGHTS, compared, crossover
 from simulator.planner.curve import Curve
@@ -125,6 +126,27 @@ def test_what_a_replica_carries_is_what_it_holds_over_how_long_it_stays(tiny, sp
         )
     assert decoding.possible.all()
     assert prefilling.possible.all()
+
+
+def test_prompts_wait_as_in_a_queue_of_equal_services(tiny):
+    plan, traffic = tiny.plan("moe"), fixed(512, 256)
+    judge, curve = Judge(Space(question(), HERE), traffic), Curve(plan, traffic, BUDGET)
+    served = judge.prefilling(plan, curve, BUDGET)
+    handshake_s = find_hand_over(plan.spec.engine).handshake_s
+    at_once_s = plan.calibration.engine.first_token_s + handshake_s + judge.alone_s(curve, BUDGET)
+    busy = served.batches
+    np.testing.assert_allclose(
+        (served.ttft_s - at_once_s) * 2 * (1 - busy), busy * judge.prompt_s(curve, BUDGET)
+    )
+
+
+@pytest.mark.parametrize("num_input", [600, 512, 3000])
+def test_a_full_step_has_parts_of_prompts_but_never_less_than_one(tiny, num_input):
+    traffic = fixed(num_input, 256)
+    judge, curve = Judge(Space(question(), HERE), traffic), Curve(tiny.plan("moe"), traffic, BUDGET)
+    together = max(1.0, BUDGET / num_input)
+    [step_s] = curve.step_s(np.zeros(1), np.array([together]), num_input)
+    assert judge.prompt_s(curve, BUDGET) == pytest.approx(step_s / together)
 
 
 def test_where_no_load_keeps_the_targets_the_lightest_is_shown():

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -180,6 +181,45 @@ def test_a_part_of_two_pools_has_the_fewest_replicas_that_all_parts_make_up_for(
         assert (number - 1) * parts < whole <= number * parts
 
 
+def of_pools():
+    asked = option(DENSE, tp=2, prefill=option(DENSE, tp=4).design)
+    return Explorer(trials().space, asked, None, 0)
+
+
+def test_a_pool_is_split_into_its_own_replicas_and_found_at_the_fewest_that_do():
+    explorer = of_pools()
+
+    def keeps(parts, sized, names):
+        of_prompts = names[0] == "ttft_s"
+        assert parts == (sized.prefill_replicas if of_prompts else sized.replicas)
+        return parts >= (3 if of_prompts else 5)
+
+    explorer._keeps = keeps
+    explorer.trial = lambda sized: Outcome({"tpot_s.p90": 0.5}, {}, 1.0, 1.0)
+    explorer._met = lambda sized, num_gpus, below: (sized[1:], num_gpus)
+    assert explorer.find() == ((5, 3), 5 * 2 + 3 * 4)
+
+
+def test_a_pool_that_is_too_small_grows_by_twice_as_much_each_time():
+    explorer, tried = of_pools(), []
+
+    def trial(sized):
+        tried.append((sized.replicas, sized.prefill_replicas))
+        return Outcome({"tpot_s.p90": 10 / sized.replicas, "ttft_s.p90": 0.5}, {}, 1.0, 1.0)
+
+    explorer._keeps = lambda *_: True
+    explorer.trial = trial
+    explorer._met = lambda sized, *_: sized.replicas
+    assert explorer.find() == 16
+    assert tried == [(1, 1), (2, 1), (4, 1), (8, 1), (16, 1)]
+
+
+def test_trials_of_a_part_are_told_as_of_all_parts():
+    explorer = of_pools()
+    explorer._known[Sized(0, 2, 3), 4] = Outcome({"tpot_s.p90": 0.7, "ttft_s.p90": 0.9}, {}, 1.0, 1)
+    assert explorer._tried == ((Sized(0, 8, 12), 0.9),)
+
+
 @pytest.mark.parametrize("prefill", [None, option(DENSE, tp=8).design])
 def test_what_no_cluster_has_room_for_has_no_size_and_takes_up_nothing(prefill):
     asked = option(DENSE, tp=8, prefill=prefill)
@@ -228,6 +268,19 @@ def test_copies_of_experts_take_memory():
     )
     assert (held_back["unused_gpus"], held_back["held_back_gpus"]) == (8, 4), (
         "what is held back is counted once"
+    )
+
+
+def test_copies_of_experts_cost_their_share_of_every_replica():
+    copying = option(MOE, attention_dp=4, ep=4)
+    copying = copying._replace(design=copying.design._replace(slots=40))
+    space, nothing = trials().space, Finding(copying, None, None, np.inf, 0)
+    stand_in = SimpleNamespace(space=space, find=lambda _: nothing)
+    first = replace(nothing, sized=Sized(16, 3), num_gpus=12)
+    spare = idle_costs(stand_in, first, first)["spare_experts"]
+    assert spare["cost_per_hour_without"] is None
+    assert spare["cost_per_hour"] == pytest.approx(
+        spare["share_of_memory"] * 12 * space.machines[0].gpu_hour
     )
 
 

@@ -2,12 +2,13 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from simulator.config.workload import SLO
 from simulator.deployment.facts import facts_of
 from simulator.engine.timeline import run_plan
-from simulator.planner.run_bands import MOST_REQUESTS, Tables, make_bands
+from simulator.planner.run_bands import MOST_REQUESTS, Tables, _chances, _move, _widen, make_bands
 from simulator.results.folder import gather
 from simulator.results.metrics import METRICS, summarise
 from simulator.results.run_bands_text import tell_chance
@@ -153,3 +154,31 @@ def test_a_verdict_that_is_not_sure_says_so_first(tiny):
     chance = tell_chance(found["better"]["quick"]["slow"]["latency"])
     assert f"That quick is better is not sure: the probability is {chance}." in told["headline"]
     assert told["reasons"][0].startswith("quick is better with a probability of ")
+
+
+def test_shares_move_by_their_difference_and_other_figures_by_their_ratio():
+    drawn = np.array([0.1, 0.6, 0.9])
+    moved = [_move(0.7, drawn, 0.5, key) for key in ("slo_attainment", "ttft_p50_s")]
+    assert moved[0] == pytest.approx([0.3, 0.8, 1.0])
+    assert moved[1] == pytest.approx([0.14, 0.84, 1.26])
+    np.testing.assert_array_equal(_move(0.7, drawn, 0.0, "ttft_p50_s"), np.full(3, 0.7))
+
+
+def test_figures_lie_on_lines_between_the_speeds_that_were_tried_and_beyond_them():
+    """Of a share, which has no logarithm; then of its exponential."""
+    tried, at = np.array([-1.0, 0.0, 1.0]), np.array([-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5])
+    shares = np.array([0.7, 0.6, 0.2])
+    on_lines = [0.75, 0.7, 0.65, 0.6, 0.4, 0.2, 0.0]
+    assert _widen(0.6, tried, shares, at, "slo_attainment") == pytest.approx(on_lines)
+    times = np.exp(np.array([1.0, 2.0, 5.0]))
+    on_lines = np.exp([0.5, 1.0, 1.5, 2.0, 3.5, 5.0, 6.5])
+    assert _widen(times[1], tried, times, at, "tpot_p50_s") == pytest.approx(on_lines)
+
+
+def test_the_better_of_two_figures_is_the_lower_one_unless_higher_is_better():
+    low, high = np.array([1.0, 1.0, 2.0, 1.0]), np.array([2.0, 2.0, 1.0, 1.0])
+    mine, theirs = (
+        {"tpot_p50_s": one, "slo_attainment": one, "latency": one} for one in (low, high)
+    )
+    chances = {"tpot_p50_s": 0.625, "slo_attainment": 0.375, "latency": 0.625}
+    assert _chances(mine, theirs) == chances

@@ -293,3 +293,18 @@ def test_prompts_are_served_by_kernels_that_expand_where_those_that_were_timed_a
     decode = calibration.looking_back("decode", "bf16", is_latent=True)
     assert calibration.looking_back("decode", "bf16", is_latent=True, is_served=True) is decode
     assert load_calibration("hopper", "test").on("vllm").expanded == {}
+
+
+def test_a_library_that_is_not_known_between_domains_has_the_whole_of_their_wires():
+    way = ProtocolFit(latency_s=1e-6, latency_per_rank_s=1e-7, fraction=0.5)
+    fit = CollectiveFit(kind="assumed", source="test", protocols={"ring": way})
+    sizes, everyone = np.array([1e3, 1e6, 1e9]), tuple(range(16))
+    unknown_s, whole_s, half_s = (
+        fabric(16)._parts_s(
+            fit.model_copy(update={"scale_out_fraction": share}), "all_gather", sizes, everyone
+        )[2]
+        for share in (None, 1.0, 0.5)
+    )
+    assert whole_s.min() > 0
+    np.testing.assert_array_equal(unknown_s, whole_s)
+    np.testing.assert_allclose(half_s, 2 * whole_s)

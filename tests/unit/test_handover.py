@@ -272,6 +272,21 @@ def test_the_answer_holds_scenarios_that_load(found, tmp_path):
     assert files["recommended.toml"].deployments == files["compared.toml"].deployments[:1]
 
 
+@pytest.mark.parametrize(
+    ("count", "files"),
+    [(1, {"recommended.toml": [0]}), (3, {"recommended.toml": [0], "compared.toml": [0, 1, 2]})],
+)
+def test_a_comparison_is_handed_over_only_where_there_is_one(monkeypatch, count, files):
+    inside = "simulator.planner.handover"
+    monkeypatch.setattr(f"{inside}.recommended", lambda _: list(range(count)))
+    monkeypatch.setattr(f"{inside}.scenario_text", lambda _, shown, target: (shown, target))
+    given = handover(SimpleNamespace(findings=[]), Path("out"))
+    assert {one["file"]: one["text"] for one in given["scenarios"]} == {
+        name: (shown, Path("out")) for name, shown in files.items()
+    }
+    assert given["commands"] == []
+
+
 def test_pools_survive_the_file(found, tmp_path):
     base = found.findings[0].option
     design = Design(0, 0, 1, 1, 1, "", "bf16", 0, "none")

@@ -10,8 +10,8 @@ from simulator.base.frozen import validate
 from simulator.config.capacity import Question
 from simulator.planner.judge import Rates
 from simulator.planner.requests import traffic_of
-from simulator.planner.ruled_out import TOO_FEW, Ruled
-from simulator.planner.screen import Screened, _pairs, screen
+from simulator.planner.ruled_out import TOO_FEW, TOO_SLOW, Ruled
+from simulator.planner.screen import Screened, _add, _pairs, screen
 from simulator.planner.search import hopeless
 from simulator.planner.space import Design, Space
 from simulator.planner.speeds import Speed
@@ -132,3 +132,36 @@ def test_of_what_keeps_no_target_the_ends_and_the_middle_are_simulated_at_the_la
     for one in found:
         assert (one.replicas, one.gpus) == (64, 64)
         assert one.cost_per_hour == 64 * space.machines[0].gpu_hour
+
+
+@pytest.mark.parametrize(
+    ("likely", "most", "replicas", "reason"),
+    [
+        (3.0, 4.0, [32], None),
+        (0.0, 4.0, [24], None),
+        (0.0, 0.0, [], TOO_SLOW),
+        (0.5, 1.0, [], TOO_FEW),
+    ],
+)
+def test_replicas_carry_the_traffic_as_likely_as_not_or_read_optimistically(
+    likely, most, replicas, reason
+):
+    """96 requests a second on at most 64 GPUs."""
+    space = Space(question(), HERE)
+    traffic, options, ruled = traffic_of(question(), HERE)._replace(rate_per_s=96.0), [], Ruled()
+    _add(options, space, traffic, replica(), 2048, Rates(likely, most, 0.01, 0.1), ruled)
+    assert [one.replicas for one in options] == replicas
+    assert ruled.counts == ({} if reason is None else {reason: 1})
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({}, "TP 1"),
+        ({"attention_dp": 4, "ep": 4}, "attention DP 4, EP 4"),
+        ({"tp": 2, "slots": 40, "overlap": "two_batch"}, "TP 2, 8 spare experts, overlap"),
+        ({"placement": "eplb", "pp": 2}, "TP 1, PP 2, experts placed by load"),
+    ],
+)
+def test_a_split_is_told_in_words(changes, text):
+    assert Space(question(), HERE).split(replica()._replace(**changes)) == text

@@ -1,0 +1,124 @@
+"""Rows of a plan's answer: what tokens cost, what is missed, and both kinds beside each other."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from simulator.planner.conditions import Conditions
+from simulator.planner.explore import Finding, Sized
+from simulator.planner.findings import priced
+from simulator.planner.sensitivity import Priced, _brief, _row
+from simulator.planner.trial import Outcome
+from simulator.planner.uncertainty import _first_choice
+from simulator.planner.versus import At, _change, _cheaper, _point
+from simulator.planner.why_not import _missing
+from tests.laws.tiny_question import option, table, trials
+
+MOE, DENSE = 0, 1
+TRAFFIC = SimpleNamespace(
+    rate_per_s=5.0, num_input=30.0, num_output=10.0, share_beyond=lambda _: 0.0
+)
+UNKNOWN = SimpleNamespace(of=lambda *_: None)
+
+
+def found():
+    space = trials().space
+    return SimpleNamespace(space=space, question=space.question, traffic=TRAFFIC)
+
+
+def finding(model=MOE, size=8, cost=36.0, outcome=None, **keys):
+    sized = None if size is None else Sized(size, size)
+    return Finding(option(model), sized, outcome, cost, size or 0, **keys)
+
+
+def measured(ratio, tokens_per_s):
+    return Outcome({"tpot_s.p90": ratio}, {"tpot_s.p90": 0.02 * ratio}, tokens_per_s, math.nan)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "served"), [(None, 1.0), (measured(0.9, 25.0), 1.0), (measured(1.1, 25.0), 0.5)]
+)
+def test_tokens_that_nobody_gets_are_not_counted(outcome, served):
+    """36 USD an hour for 50 output tokens and 150 of prompts a second."""
+    cost = priced(found(), finding(outcome=outcome))
+    assert cost.per_million_output_tokens == pytest.approx(200 / served)
+    assert cost.per_million_tokens == pytest.approx(50 / served)
+
+
+def test_what_is_missed_is_told_with_the_gpus_that_replicas_take_up():
+    missed = finding(size=None, cost=math.inf, outcome=measured(1.5, 50.0), most=Sized(64, 60))
+    told = _missing(found(), missed)
+    assert (told["row"]["gpus"], told["row"]["gpus_used"]) == (64, 60)
+    assert (told["target"], told["times_over"]) == ("tpot_s.p90", 1.5)
+    assert "64 GPUs, all that " in told["text"]
+    elsewhere = _missing(found(), Finding(**vars(missed) | {"most": Sized(32, 32)}))
+    assert elsewhere["text"].endswith(" on 32 GPUs")
+
+
+def test_only_pools_are_explored_at_a_part_of_much_traffic():
+    plain, pooled = option(MOE), option(MOE, prefill=option(MOE).design)
+    rates = (0.125, 1.0, 2.0, 3.0, 8.0)
+    assert [_change(plain, rate)[0] for rate in rates] == [1, 1, 1, 1, 1]
+    assert [_change(pooled, rate)[0] for rate in rates] == [1, 1, 2, 2, 8]
+    for one in (plain, pooled):
+        for rate in rates:
+            times, change = _change(one, rate)
+            assert change.conditions == Conditions(rate=rate / times)
+
+
+@pytest.mark.parametrize(
+    ("moe", "dense", "cheaper"),
+    [(1.0, 2.0, "moe"), (2.0, 1.0, "dense"), (1.0, 1.0, "same"), (math.inf, math.inf, "same")],
+)
+def test_the_cheaper_kind_costs_less(moe, dense, cheaper):
+    assert _cheaper(moe, dense) == cheaper
+
+
+@pytest.mark.parametrize(("dense", "ratio"), [(4.0, 1.5), (math.inf, None)])
+def test_both_kinds_at_one_rate_have_costs_and_their_ratio(dense, ratio):
+    sides = At(6.0, finding(), None), At(dense, finding(DENSE), None)
+    point = _point(found(), UNKNOWN, 2.0, *sides)
+    assert (point["rate"], point["requests_per_s"]) == (2.0, 10.0)
+    assert point["moe_cost_per_hour"] == 6.0
+    assert point["dense_cost_per_hour"] == (4.0 if ratio else None)
+    assert point["cost_ratio"] == ratio
+
+
+def test_a_ratio_at_one_rate_has_a_band_where_both_kinds_have_tables():
+    drawn = SimpleNamespace(of=lambda *_: np.array([20.0, 30.0]))
+    point = _point(found(), drawn, 2.0, *(At(6.0, finding(one), table()) for one in (MOE, DENSE)))
+    assert (point["cost_ratio_low"], point["cost_ratio_high"]) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("costs", "ratio"),
+    [({MOE: 3.0, DENSE: 6.0}, 0.5), ({MOE: 3.0}, None), ({DENSE: 3.0}, None), ({}, None)],
+)
+def test_a_row_compares_both_kinds_only_where_both_are_found(costs, ratio):
+    base = Priced(finding(), 3.0)
+    met = [Priced(finding(model), cost) for model, cost in costs.items()]
+    row = _row(found(), UNKNOWN, "traffic", "twice the traffic", met, base, "")
+    assert row["cost_moe_over_dense"] == ratio
+    assert row["cost_ratio"] == (1.0 if met else None)
+    for name, model in (("best_moe", MOE), ("best_dense", DENSE)):
+        assert (row[name] is not None) == (model in costs)
+
+
+@pytest.mark.parametrize(("cost", "has_band"), [(3.0, True), (0.0, False)])
+def test_machines_that_cost_nothing_have_no_band_of_their_cost(cost, has_band):
+    one = Priced(finding(), cost)
+    row = _row(found(), UNKNOWN, "price", "GPUs 30 % cheaper", [one], one, "")
+    assert ("cost_per_hour_low" in row) == has_band
+
+
+def test_in_brief_a_deployment_is_its_model_gpus_and_cost():
+    assert _brief(found(), None) is None
+    assert _brief(found(), Priced(finding(size=None), math.inf)) is None
+    brief = _brief(found(), Priced(finding(DENSE), 3.0))
+    assert (brief["model"], brief["gpus"], brief["cost_per_hour"]) == ("llama-3.1-8b", 8, 3.0)
+
+
+def test_nothing_is_asked_of_a_first_choice_without_a_size():
+    assert _first_choice(None, finding(size=None), None, (), False) == {}
