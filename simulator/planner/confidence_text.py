@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from simulator.results.formats import TIMES
-from simulator.results.plan_text import hourly, percent
+from simulator.results.plan_text import chance, hourly
 
 ALIKE = 0.005
 """Costs that differ by a smaller share are the same in words."""
@@ -56,7 +56,7 @@ def tell_confidence(answer: dict[str, Any]) -> Iterator[str]:
                 f"off: {hourly(answer, low)} to {most}"
             )
         if meets is not None:
-            said += f"; as it is, it meets every target with a probability of {percent(meets)}"
+            said += f"; as it is, it meets every target with a probability of {chance(meets)}"
         yield f"{said}."
     share = found.get("beats_second")
     if share is not None:
@@ -67,13 +67,13 @@ def tell_confidence(answer: dict[str, Any]) -> Iterator[str]:
                 f"It costs as much as the second choice{second} whatever the simulator may be off; "
                 "the order is by what is safer and simpler."
             )
-        elif less is not None and percent(less) != percent(share):
+        elif less is not None and chance(less) != chance(share):
             yield (
                 f"It costs less than the second choice{second} with a probability "
-                f"of {percent(less)}, and no more with {percent(share)}."
+                f"of {chance(less)}, and no more with {chance(share)}."
             )
         else:
             yield (
                 f"It costs {'no more' if less is None else 'less'} than the second choice{second} "
-                f"with a probability of {percent(share)}."
+                f"with a probability of {chance(share)}."
             )

@@ -12,6 +12,7 @@ from simulator.planner.spare_text import explain_idle, explain_losses
 from simulator.planner.trial import BACKLOG
 from simulator.results.formats import seconds
 from simulator.results.plan_text import (
+    chance,
     gpus,
     is_floor,
     money,
@@ -43,7 +44,7 @@ def headline(answer: dict[str, Any]) -> str:
     unsure = (
         ""
         if sure is None or sure >= _SURE
-        else f", with a probability of {percent(sure)} of what the simulator may be off,"
+        else f", with a probability of {chance(sure)} of what the simulator may be off,"
     )
     met = (
         f"{best['model']} on {gpus(best)} meets {_every(answer)}{unsure} for {price(answer, best)}"
@@ -174,7 +175,7 @@ def _may_not_start(answer: dict[str, Any]) -> Iterator[str]:
     if sure is not None and sure < _STARTS:
         yield (
             f"It may not start: that its weights and one of the longest requests fit in a GPU's "
-            f"memory has a probability of {percent(sure)}, going by logs of engines."
+            f"memory has a probability of {chance(sure)}, going by logs of engines."
         )
 
 

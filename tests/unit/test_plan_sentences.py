@@ -56,3 +56,11 @@ def test_the_second_choice_costs_as_much_only_if_it_is_hardly_ever_dearer(less, 
 def test_a_cluster_is_told_with_its_nodes(nodes, said):
     row = {"nodes": nodes, "gpus": 8, "cost_per_hour": 0.0}
     assert _cluster({}, row) == f"8 GPUs {said}"
+
+
+def test_what_is_nearly_certain_reads_so():
+    said = " ".join(
+        tell_confidence({"confidence": {"cheaper_than_second": 0.007, "beats_second": 0.993}})
+    )
+    assert "a probability of < 1 %, and no more with > 99 %." in said
+    assert "has a probability of < 1 %, " in next(_may_not_start({"confidence": {"starts": 0.003}}))
