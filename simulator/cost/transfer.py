@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from simulator.base.compiled import compiled
 from simulator.config.cluster import ClusterSpec, WireSpec
 from simulator.config.deployment import PrefillPoolSpec
@@ -52,6 +55,10 @@ class Transfer:
     def receive_s(self, num_tokens: int) -> float:
         """Seconds for which the receiving GPUs' wires are busy."""
         return self.received.bytes_for(num_tokens) / self.bytes_per_s
+
+    def goes_on(self, num_output: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """``[N]`` whether requests of so many output tokens go on to the decode pool."""
+        return (num_output > 1) | self.recomputes_last
 
     def left(self, busy_s: float, computing_s: float) -> float:
         """:func:`seconds_left` of these wires."""

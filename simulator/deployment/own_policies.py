@@ -10,11 +10,12 @@ from simulator.base.contracts import is_shipped, method_name
 from simulator.base.errors import UserError
 from simulator.deployment.plan import DeploymentPlan
 from simulator.policies.balancing import Rule
-from simulator.policies.contracts import choose_replica, count_copies, prepare_balancer
+from simulator.policies.contracts import choose_replica, count_copies, list_turns, prepare_balancer
 from simulator.policies.dispatch import policy_at, sees
 
 _TOKENS = 8
-"""Tokens that a dispatch is tried on: as many as a step of few requests has."""
+"""Tokens that a dispatch is tried on, and requests that a balancer is: as many as a step of few
+requests has."""
 _SEES = ("arrivals", "rows", "all")
 
 
@@ -29,7 +30,9 @@ def try_policies(plan: DeploymentPlan) -> None:
     if not is_shipped(type(plan.balancing)):
         balancer = prepare_balancer(plan.balancing, plan.replicas, np.random.default_rng(0))
         nothing = np.zeros(plan.replicas, dtype=np.int64)
-        if not isinstance(balancer, Rule):
+        if isinstance(balancer, Rule):
+            list_turns(plan.balancing, balancer, _TOKENS, plan.replicas)
+        else:
             choose_replica(balancer, nothing, nothing)
 
 

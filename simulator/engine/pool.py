@@ -25,7 +25,7 @@ from simulator.engine.state import (
 )
 from simulator.engine.table import StepTable, sums_contexts
 from simulator.policies.balancing import Rule
-from simulator.policies.contracts import choose_replica, prepare_balancer
+from simulator.policies.contracts import choose_replica, list_turns, prepare_balancer
 from simulator.step.prices import Prices
 from simulator.workload.requests import longest_tokens
 from simulator.workload.traces import RequestTrace
@@ -71,7 +71,7 @@ class PoolState:
         self.ranks = Ranks._make(_repeat(ranks, plan.replicas))
         self.clock = Clock._make(_repeat(start_clock(), plan.replicas))
         self._balancer = prepare_balancer(plan.balancing, plan.replicas, plan.rng(stream))
-        self.balance = _make_balance(self._balancer, plan.replicas, trace.num_requests)
+        self.balance = _make_balance(plan, self._balancer, trace.num_requests)
 
     @property
     def max_tokens(self) -> int:
@@ -140,16 +140,13 @@ def empty_pool(like: Pool) -> Pool:
     )
 
 
-def _make_balance(balancer: object, num_replicas: int, num_requests: int) -> Balance:
+def _make_balance(plan: DeploymentPlan, balancer: object, num_requests: int) -> Balance:
     rule = balancer if isinstance(balancer, Rule) else Rule()
-    turns = np.zeros(0, dtype=np.int64)
-    if rule.turns is not None and num_replicas > 1:
-        turns = np.ascontiguousarray(rule.turns(num_requests), dtype=np.int64)
     return Balance(
         per_request=rule.per_request,
         per_token=rule.per_token,
-        turns=turns,
-        is_asked=not isinstance(balancer, Rule) and num_replicas > 1,
+        turns=list_turns(plan.balancing, rule, num_requests, plan.replicas),
+        is_asked=not isinstance(balancer, Rule) and plan.replicas > 1,
         num_sent=np.zeros(1, dtype=np.int64),
         replica_of=np.zeros(num_requests, dtype=np.int64),
     )

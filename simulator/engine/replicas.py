@@ -66,7 +66,7 @@ class Pool(NamedTuple):
     """Equal replicas behind one load balancer."""
 
     requests: Requests
-    """As far as this pool serves them."""
+    """The trace's, as far as they are served here: a prefill pool's have one output token."""
     ranks: Ranks
     """``[M, ...]`` of all replicas."""
     clock: Clock

@@ -92,7 +92,7 @@ class Served:
         assert transfer is not None
         prefill, decode = self.pools["prefill"], self.pools["decode"]
         prompts, decodes = prefill.requests, decode.requests
-        moved = (self.trace.num_output > 1) | transfer.recomputes_last
+        moved = transfer.goes_on(self.trace.num_output)
         first_s = np.where(moved, decodes.first_s, prompts.first_s)
         num_bytes = [transfer.num_bytes(int(tokens)) for tokens in prompts.num_input]
         return pd.DataFrame(

@@ -67,7 +67,7 @@ def make_transfers(plan: DeploymentPlan, trace: RequestTrace, most_ended: int) -
             np.zeros(0, dtype=np.int64),
         )
     return Transfers(
-        goes_on=(trace.num_output > 1) | wires.recomputes_last,
+        goes_on=wires.goes_on(trace.num_output),
         recomputes_last=int(wires.recomputes_last),
         send_s=np.array(
             [wires.send_s(int(tokens)) for tokens in trace.num_input], dtype=np.float64

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base.contracts import ask, has_method, is_array, is_shipped, method_name
+from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen, validate
 from simulator.base.quantities import Ratio, Sequences, StepCount, Steps, TokenBudget
 from simulator.config.cluster import ClusterSpec
@@ -146,13 +147,39 @@ def prepare_balancer(
     policy: BalancingPolicy, num_replicas: int, rng: np.random.Generator
 ) -> Rule | LoadBalancer:
     """The policy made ready for one run."""
-    lacks = has_method("choose")
+    has_choose = has_method("choose")
 
     def expects(found: Any) -> str:
-        return "" if isinstance(found, Rule) else lacks(found)
+        if not isinstance(found, Rule):
+            return has_choose(found)
+        loads = found[:2]
+        are_whole = all(isinstance(load, int) and load >= 0 for load in loads)
+        return "" if are_whole else "a Rule whose loads are whole numbers of at least 0"
 
     found: Rule | LoadBalancer = ask(policy, "prepare", num_replicas, rng, expects=expects)
     return found
+
+
+def list_turns(
+    policy: BalancingPolicy, rule: Rule, num_requests: int, num_replicas: int
+) -> NDArray[np.int64]:
+    """``[N]`` replicas of requests in the order in which they come; empty where load decides.
+
+    Raises:
+        UserError: if the policy is a user's own, and they are no replicas.
+    """
+    if rule.turns is None:
+        return np.zeros(0, dtype=np.int64)
+    found = rule.turns(num_requests)
+    fits = is_array(found, (num_requests,), whole=True) and (
+        not num_requests or (found.min() >= 0 and found.max() < num_replicas)
+    )
+    if not fits and not is_shipped(type(policy)):
+        raise UserError(
+            f"{method_name(policy, 'prepare')} must return a Rule whose turns({num_requests}) are "
+            f"{num_requests} whole numbers from 0 to {num_replicas - 1}"
+        )
+    return np.ascontiguousarray(found, dtype=np.int64)
 
 
 def choose_replica(

@@ -16,6 +16,7 @@ HEAD = """
 from typing import ClassVar
 import numpy as np
 from simulator.base.frozen import Frozen
+from simulator.policies.balancing import Rule
 from simulator.policies.dispatch import Rows
 from simulator.policies.placement import Placed
 from simulator.policies.scheduling import Rules
@@ -56,6 +57,12 @@ class Own(Frozen):
     def choose(self, outstanding, outstanding_tokens):
         return {returned}
 """
+RULE = """
+class Own(Frozen):
+    needs_load: ClassVar[bool] = False
+    def prepare(self, num_replicas, rng):
+        return {returned}
+"""
 SCHEDULING = """
 class Own(Frozen):
     def rules(self):
@@ -78,6 +85,7 @@ FAMILIES = {
     "placement": (PLACEMENT, "Own.place()", "deployments.0.placement"),
     "dispatch": (DISPATCH, "Own.copies()", "deployments.0.dispatch"),
     "balancing": (BALANCING, "Own.choose()", "deployments.0.balancing"),
+    "rule": (RULE, "Own.prepare()", "deployments.0.balancing"),
     "scheduling": (SCHEDULING, "Own.rules()", "deployments.0.scheduling"),
     "arrivals": (ARRIVALS, "Own.arrival_s()", "workload.requests.arrivals"),
     "lengths": (LENGTHS, "Own.draw()", "workload.requests.lengths"),
@@ -87,6 +95,7 @@ RIGHT = {
     "placement": "Placed(expert_LP.astype(np.int32), rank_LP.astype(np.int32), num_ranks)",
     "dispatch": "zeros.astype(np.float32)",
     "balancing": "np.int32(0)",
+    "rule": "Rule(turns=lambda count: np.arange(count) % num_replicas)",
     "scheduling": "Rules(2048, 64, mixes_phases=True, splits_prompts=True)",
     "arrivals": "np.arange(num_requests)",
     "lengths": "(ones * 20, ones)",
@@ -105,6 +114,10 @@ WRONG = [
     ("dispatch", "zeros + np.nan", "numbers of shape", "float64 of shape"),
     ("balancing", "7", "a whole number from 0 to 1", "int 7"),
     ("balancing", "0.0", "a whole number from 0 to 1", "float 0.0"),
+    ("rule", "Rule(turns=lambda n: np.full(n, 2))", "8 whole numbers from 0 to 1", "turns(8)"),
+    ("rule", "Rule(turns=lambda n: np.zeros(3, int))", "8 whole numbers", "turns(8)"),
+    ("rule", "Rule(per_token=0.5)", "whole numbers of at least 0", "Rule Rule(per_request=0"),
+    ("rule", "7", "an object with choose()", "int 7"),
     ("scheduling", "(8192, 256)", "simulator.policies.scheduling.Rules", "tuple (8192, 256)"),
     ("scheduling", "Rules(0, 64, True, True)", "token_budget must be at least 1 tokens", "got 0"),
     ("scheduling", "Rules(64.0, 64, True, True)", "token_budget must be a whole number", "64.0"),
@@ -157,7 +170,7 @@ def test_the_projects_own_are_not_looked_at_again():
     def never(found):
         raise AssertionError
 
-    for family in FAMILIES:
+    for family in FAMILIES.keys() - {"rule"}:  # balancing, said in another way
         for kind in available(family):
             assert is_shipped(policy_class(family, kind, "test"))
     assert ask(build("scheduling", {"kind": "chunked"}, "test"), "rules", expects=never)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.errors import UserError
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.step_log import LOG_COLUMNS
 from simulator.engine.table import StepTable
@@ -32,8 +33,11 @@ def serve_closed_loop(plan: DeploymentPlan, table: StepTable, trace: RequestTrac
     """Serve a trace on one replica with ``trace.concurrency`` requests in flight.
 
     Raises:
-        UserError: if its longest request does not fit in the KV cache.
+        UserError: if the trace is no closed loop, or its longest request does not fit in the KV
+            cache.
     """
+    if trace.concurrency is None:
+        raise UserError(f"deployment '{plan.name}': a closed loop needs a concurrency")
     served = serve(replace(plan, replicas=1), trace, fill=lambda *_: table, way_s=0.0)
     requests = served.pools["both"].requests
     more_tokens = np.where(requests.num_output > 1, requests.num_output - 1, np.nan)
