@@ -12,19 +12,12 @@ import simpy
 from numpy.typing import NDArray
 from simpy.events import Event, ProcessGenerator
 
-from simulator.deployment.expert_plan import POOL_TOKENS
+from simulator.engine import by_ranks
 from simulator.engine.batching import complete_step, form_step, push
-from simulator.engine.fabric import Wires
-from simulator.engine.rank import StepTimes, run_step
 from simulator.engine.state import Limits, Requests, start_ranks
 from simulator.engine.step_log import LOG_COLUMNS, observe
-from simulator.engine.step_price import ATTENTION, in_flight, price_step
+from simulator.engine.step_price import price_step
 from simulator.engine.table import StepTable
-from simulator.engine.taken import TakenStep, TakenSteps
-from simulator.results.tables import STEP_PHASES
-from simulator.step.operations import step_operations
-from simulator.step.prices import Prices
-from simulator.step.program import Batch
 from tests.reference.fast import advance, leap, start_clock
 
 _LOG_ROWS = 8192
@@ -162,29 +155,6 @@ class Replica:
         """Rows of all steps so far, ``[steps, LOG_COLUMNS]``."""
         return np.concatenate([*self._logs, self._log[: self._rows]])
 
-    def batches(self) -> list[Batch]:
-        """What the formed step computes: one batch for each lane that has something to compute."""
-        num_dp = len(self.ranks.free_blocks)
-        found = [
-            self._batch(range(first, first + num_dp))
-            for first in range(0, len(self.ranks.head), num_dp)
-        ]
-        return [batch for batch in found if batch.tokens_d.any()]
-
-    def _batch(self, ranks: range) -> Batch:
-        new, context, decodes, logits = [], [], [], []
-        for d in ranks:
-            chosen = np.flatnonzero(self.ranks.chunk[d, : self.ranks.num_running[d]])
-            ids = self.ranks.running[d, chosen]
-            new.append(self.ranks.chunk[d, chosen].copy())
-            context.append(self.requests.computed[ids])
-            is_last = (
-                context[-1] + new[-1] == self.requests.num_input[ids] + self.requests.generated[ids]
-            )
-            decodes.append((new[-1] == 1) & (self.requests.generated[ids] > 0) & is_last)
-            logits.append(int(is_last.sum()))
-        return Batch(tuple(new), tuple(context), tuple(decodes), np.array(logits, dtype=np.int64))
-
     def run(
         self,
         env: simpy.Environment,
@@ -278,82 +248,12 @@ class ByTable:
         yield env.timeout(row[1])
 
 
-class ByRanks:
-    """Every rank a process; messages or fluids between them, as the wires are."""
-
-    def __init__(
-        self,
-        prices: Prices,
-        make_wires: Callable[[simpy.Environment], Wires],
-        stream: str = "steps",
-    ) -> None:
-        """Nothing runs yet.
-
-        Args:
-            stream: names the random numbers, of which each step of each replica has its own.
-        """
-        self.prices = prices
-        self.make_wires = make_wires
-        self.stream = stream
-        self.taken = TakenSteps()
+class ByRanks(by_ranks.ByRanks):
+    """Every rank a process, as the engine has it."""
 
     def __call__(
         self, env: simpy.Environment, replica: Replica, row: NDArray[np.float64]
     ) -> ProcessGenerator:
-        batches, plan = replica.batches(), self.prices.plan
         number = int(replica.clock.num_steps[0])
-        drawn = plan.rng(self.stream, replica.number, number)
-        offsets = drawn.integers(POOL_TOKENS, size=len(batches)).tolist()
-        # Lanes are at different stages at any time, so each has the wires to itself.
-        lanes = [
-            env.process(self.run_batch(env, batch, offset))
-            for batch, offset in zip(batches, offsets, strict=True)
-        ]
-        parts = np.zeros((len(lanes), len(STEP_PHASES) + 2))
-        head_s = np.array([self.prices.head_s[batch.num_logits].max() for batch in batches])
-        for lane, process in enumerate(lanes):
-            times: StepTimes = yield process
-            parts[lane, : len(STEP_PHASES)] = [times.phases[phase] for phase in STEP_PHASES]
-            parts[lane, len(STEP_PHASES) :] = self.prices.loads(batches[lane], offsets[lane])
-        if plan.layout.pp == 1:
-            row[ATTENTION:] = parts[0]
-        else:
-            sends_s = np.array(
-                [self.prices.sends_s(int(batch.tokens_d.max())) for batch in batches]
-            )
-            in_flight(parts, head_s, sends_s, plan.layout.pp, *self.prices.stage_shares, row)
-            yield env.timeout(max(0.0, row[0] + _parts_s(row) - env.now))
-        row[1] = env.now - row[0]
-        self.taken.add(
-            TakenStep(
-                replica.number,
-                number,
-                float(row[0]),
-                float(row[1]),
-                tuple(batches),
-                tuple(offsets),
-            )
-        )
-
-    def run_batch(
-        self, env: simpy.Environment, batch: Batch, offset: int, *, keep_spans: bool = False
-    ) -> ProcessGenerator:
-        """One batch through all layers, on wires of its own; the process's value is its
-        :class:`~simulator.engine.rank.StepTimes`.
-
-        Args:
-            offset: where in the pool of expert choices its tokens begin.
-        """
-        plan = self.prices.plan
-        return run_step(
-            env,
-            self.make_wires(env),
-            step_operations(self.prices, batch, offset),
-            plan.layout.num_ranks,
-            shared_cores=plan.calibration.shared_cores,
-            keep_spans=keep_spans,
-        )
-
-
-def _parts_s(row: NDArray[np.float64]) -> float:
-    return float(row[ATTENTION : ATTENTION + len(STEP_PHASES)].sum())
+        batches = by_ranks.read_batches(replica.requests, replica.ranks)
+        yield from self.take_step(env, replica.number, number, batches, row)
