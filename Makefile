@@ -93,4 +93,4 @@ test-ray-beside-load: .venv/tested
 	@touch $@
 
 clean:
-	rm -rf .venv reports/out build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv reports/out build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .numba_cache

@@ -226,13 +226,13 @@ def tiny(tmp_path_factory):
 @pytest.fixture(scope="session")
 def torch():
     """PyTorch, for a test outside tests/runtime."""
-    return pytest.importorskip("torch")
+    return pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
 
 
 @pytest.fixture(scope="session")
 def ray():
     """Ray, for a test outside tests/runtime."""
-    return pytest.importorskip("ray")
+    return pytest.importorskip("ray", reason="needs pip install 'moesim[real]'")
 
 
 def find_file_or_none(name):

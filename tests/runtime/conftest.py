@@ -67,7 +67,7 @@ def text(tmp_path_factory):
 @pytest.fixture(scope="session")
 def real(tmp_path_factory):
     """``real.plan(num_experts=8, top_k=2, attention_dp=2, ep=2)``, ``real.job(plan)``."""
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
     from simulator.base.frozen import validate
     from simulator.config.deployment import DeploymentSpec
     from simulator.deployment.plan import make_plan

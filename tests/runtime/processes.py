@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-pytest.importorskip("ray")
+pytest.importorskip("ray", reason="needs pip install 'moesim[real]'")
 
 from ray._private.utils import get_ray_address_file
 

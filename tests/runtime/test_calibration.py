@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
 
 from simulator.base.frozen import validate
 from simulator.base.reading import read_toml

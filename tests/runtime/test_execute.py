@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-torch = pytest.importorskip("torch")
-ray = pytest.importorskip("ray")
+torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
+ray = pytest.importorskip("ray", reason="needs pip install 'moesim[real]'")
 
 from simulator.policies.dispatch import per_rank
 from simulator.results.executed import SUMMARY_COLUMNS, read

@@ -4,7 +4,7 @@
 
 import pytest
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
 
 from simulator.base.errors import UserError
 from simulator.runtime.layers.attention import Attention, Cache, Chunk

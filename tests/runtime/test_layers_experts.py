@@ -4,7 +4,7 @@
 
 import pytest
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
 
 from simulator.config.ffn import DenseFFN
 from simulator.runtime.layers.experts import Experts

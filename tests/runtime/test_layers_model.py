@@ -4,7 +4,7 @@
 
 import pytest
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
 
 from simulator.config.ffn import MoE
 from simulator.config.model import ModelSpec

@@ -15,8 +15,8 @@ import time
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-ray = pytest.importorskip("ray")
+torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
+ray = pytest.importorskip("ray", reason="needs pip install 'moesim[real]'")
 
 from simulator.base import plugins
 from simulator.base.errors import UserError

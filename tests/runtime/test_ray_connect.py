@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-ray = pytest.importorskip("ray")
+ray = pytest.importorskip("ray", reason="needs pip install 'moesim[real]'")
 
 from simulator.base.errors import UserError
 from simulator.parallel.workers import Workers

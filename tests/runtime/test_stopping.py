@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("ray")
+pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
+pytest.importorskip("ray", reason="needs pip install 'moesim[real]'")
 
 from simulator.base.held import hold_folder
 from tests.runtime.processes import (

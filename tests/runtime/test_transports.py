@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-pytest.importorskip("torch")
+pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
 
 from tests.runtime.contract import check_all, keep, policy, wait_alone
 
