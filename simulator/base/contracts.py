@@ -27,9 +27,21 @@ def ask(policy: object, method: str, *arguments: Any, expects: Callable[[Any], s
     call = getattr(policy, method)
     if is_shipped(type(policy)):
         return call(*arguments)
-    name = method_name(policy, method)
+    return hold(method_name(policy, method), lambda: call(*arguments), expects)
+
+
+def hold(name: str, call: Callable[[], Any], expects: Callable[[Any], str]) -> Any:
+    """What a user's own function returns.
+
+    Args:
+        name: as errors call it.
+        expects: see :func:`ask`.
+
+    Raises:
+        UserError: if it fails or returns something else.
+    """
     try:
-        found = call(*arguments)
+        found = call()
         wanted = expects(found)
     except UserError:
         raise

@@ -138,6 +138,8 @@ Stages = Annotated[int, within(1, MOST_LAYERS, "stages")]
 Gpus = Annotated[int, within(1, MOST_GPUS, "GPUs")]
 Nodes = Annotated[int, within(1, MOST_GPUS, "nodes")]
 GpuCount = Annotated[int, within(0, MOST_GPUS, "GPUs")]
+MachineNumber = Annotated[int, within(0, MOST_GPUS - 1)]
+"""Which GPU or node, from 0."""
 NodeCount = Annotated[int, within(0, MOST_GPUS, "nodes")]
 Replicas = Annotated[int, within(1, MOST_GPUS, "replicas")]
 Multiprocessors = Annotated[int, within(1, 1_000_000, "multiprocessors")]

@@ -30,6 +30,7 @@ POLICIES = {
     "topology": "topology",
     "scheduling": "scheduling",
     "balancing": "balancing",
+    "failures": "failures",
     "arrivals": "arrivals",
     "lengths": "lengths",
     "traces": "traces",

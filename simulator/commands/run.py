@@ -17,7 +17,7 @@ from simulator.planner.run_bands import Tables, make_bands
 from simulator.results.folder import Results, gather
 from simulator.results.metrics import summarise
 from simulator.results.provenance import Provenance
-from simulator.results.shown_steps import describe_shown
+from simulator.results.shown_steps import describe_record
 from simulator.results.verdict import verdict
 from simulator.scenario.scenario import Scenario
 from simulator.workload.requests import describe, load_requests, longest_tokens
@@ -102,7 +102,7 @@ def run_scenario(
         },
         "slo": slo.model_dump(),
         "deployments": {
-            plan.name: facts_of(plan) | describe_shown(record)
+            plan.name: facts_of(plan) | describe_record(record)
             for plan, record in zip(plans, records, strict=True)
         },
         "notes": notes_on(scenario, plans, trace),

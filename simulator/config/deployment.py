@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -147,6 +147,8 @@ class DeploymentSpec(Frozen):
     """Keys that are absent are as the engine sets them by itself on these GPUs, see
     ``cluster_configs/engines``."""
     balancing: Policy = {"kind": "least_outstanding"}
+    failures: Annotated[tuple[Policy, ...], Field(strict=False)] = ()
+    """What breaks while it serves, each a table with the ``kind`` of a policy."""
     overlap: Literal["none", "two_batch"] = "none"
     """``two_batch``: a step's tokens go through the layers with routed experts in two halves, one
     computing while the other is on the wires (DeepSeek-V3's dual micro-batches; SGLang's

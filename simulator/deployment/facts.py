@@ -41,6 +41,7 @@ def facts_of(plan: DeploymentPlan) -> dict[str, Any]:
         "token_budget": plan.rules.token_budget,
         "num_batches": plan.layout.num_batches,
         "balancing": policy_text(plan.spec.balancing),
+        "failures": "; ".join(policy_text(table) for table in plan.spec.failures) or None,
         "weight_dtype": _weights_text(plan),
         "pruning": policy_text(plan.spec.pruning.model_dump()) if plan.spec.pruning else None,
         "kv_dtype": plan.precision.kv,

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import numpy as np
 
 from simulator.base.contracts import is_shipped, method_name
@@ -14,8 +16,8 @@ from simulator.policies.contracts import choose_replica, count_copies, list_turn
 from simulator.policies.dispatch import policy_at, sees
 
 _TOKENS = 8
-"""Tokens that a dispatch is tried on, and requests that a balancer is: as many as a step of few
-requests has."""
+"""Tokens that a dispatch is tried on, requests that a balancer is, and changes that a failure is
+asked for: as many as a step of few requests has."""
 _SEES = ("arrivals", "rows", "all")
 
 
@@ -27,6 +29,8 @@ def try_policies(plan: DeploymentPlan) -> None:
     """
     if plan.experts is not None and not is_shipped(type(plan.experts.dispatch)):
         _try_dispatch(plan)
+    for changes in plan.list_failures():
+        list(islice(changes, _TOKENS))
     if not is_shipped(type(plan.balancing)):
         balancer = prepare_balancer(plan.balancing, plan.replicas, np.random.default_rng(0))
         nothing = np.zeros(plan.replicas, dtype=np.int64)

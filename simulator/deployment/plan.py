@@ -4,6 +4,7 @@ passed. Backends execute it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,7 +30,8 @@ from simulator.deployment.expert_plan import ExpertPlan, plan_experts
 from simulator.deployment.memory import Capacity, capacity_of, check_memory, does_fit
 from simulator.deployment.splits import check_splits, find_refusal
 from simulator.policies.balancing import BalancingPolicy
-from simulator.policies.contracts import make_rules, wire_cluster
+from simulator.policies.contracts import list_changes, make_rules, wire_cluster
+from simulator.policies.failures import Change, FailurePolicy, Machines
 from simulator.policies.scheduling import Rules
 from simulator.policies.topology import Fabric
 from simulator.work.layout import Layout, make_layout
@@ -67,6 +69,8 @@ class DeploymentPlan:
     """From one to the other."""
     sends: Sends | None = None
     """From each stage of a pipeline to the next; ``None`` without one."""
+    failures: tuple[FailurePolicy, ...] = ()
+    """What breaks while it serves, in either pool."""
 
     @property
     def pools(self) -> tuple[DeploymentPlan, ...]:
@@ -82,6 +86,22 @@ class DeploymentPlan:
     def num_gpus(self) -> int:
         """GPUs of all replicas of all pools."""
         return sum(pool.replicas * pool.layout.num_gpus for pool in self.pools)
+
+    @property
+    def machines(self) -> dict[str, Machines]:
+        """The GPUs of each pool, by its name: ``both``, or ``decode`` and ``prefill``."""
+        names = ("both",) if self.prefill is None else ("decode", "prefill")
+        return {
+            name: Machines(pool.replicas, pool.layout.num_gpus, pool.cluster.gpus_per_node)
+            for name, pool in zip(names, self.pools, strict=True)
+        }
+
+    def list_failures(self) -> list[Iterator[Change]]:
+        """What breaks and what comes back, of each policy in order of time."""
+        return [
+            list_changes(policy, self.machines, self.rng("failures", number))
+            for number, policy in enumerate(self.failures)
+        ]
 
     def rng(self, purpose: str, *numbers: int) -> np.random.Generator:
         """The random numbers of one use, which deployments of one seed share
@@ -101,6 +121,17 @@ def make_plan(spec: DeploymentSpec, seed: int, where: str, folder: Path) -> Depl
         UserError: if a name is unknown, the split is impossible, or the model does not fit.
     """
     place = f"{where} [deployments '{spec.name}']"
+    plan = _make_pools(spec, seed, place, folder)
+    failures = [build("failures", table, f"{place} [failures]") for table in spec.failures]
+    plan = replace(plan, failures=tuple(failures))
+    try:
+        plan.list_failures()
+    except UserError as error:
+        raise UserError(f"{place} [failures]: {error}") from None
+    return plan
+
+
+def _make_pools(spec: DeploymentSpec, seed: int, place: str, folder: Path) -> DeploymentPlan:
     if spec.prefill is None:
         return _make_pool(spec, seed, place, folder, 0)
     pool = spec.prefill

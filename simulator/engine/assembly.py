@@ -9,6 +9,7 @@ from math import nan
 import numpy as np
 import pandas as pd
 
+from simulator.base.errors import UserError
 from simulator.deployment.plan import DeploymentPlan
 from simulator.deployment.uniform_routing import mean_uniform_imbalances
 from simulator.engine.probe import probe
@@ -27,11 +28,17 @@ def make_record(served: Served) -> DeploymentRecord:
     """Put a run's rows together; replicas are numbered on from pool to pool.
 
     Raises:
-        RuntimeError: if a request never finished.
+        UserError: if no request finished.
+        RuntimeError: if a request neither finished nor was lost, and nothing ended the run.
     """
     plan, requests = served.plan, served.requests_table()
-    unfinished = int(requests["finish_s"].isna().sum())
-    if unfinished:
+    unfinished = int((requests["outcome"] == "unfinished").sum())
+    if not (requests["outcome"] == "finished").any():
+        raise UserError(
+            f"deployment '{plan.name}': no request finished"
+            + (": failures stop its replicas before; let them stop later" if plan.failures else "")
+        )
+    if unfinished and served.until_s is None:
         raise RuntimeError(f"{unfinished} requests of deployment '{plan.name}' never finished")
     logs, probes, uniform, read_bytes, number = [], [], [], 0.0, 0
     for name, pool in served.pools.items():
@@ -81,6 +88,8 @@ def make_record(served: Served) -> DeploymentRecord:
         load_imbalance=mean_over_time(imbalance),
         uniform_imbalance=mean_over_time(np.concatenate(uniform)),
         read_bytes=read_bytes,
+        moves=named(served.moves_table()),
+        changes=served.list_changes(),
         shown_steps={phase: step for found in probes for phase, step in found.shown_steps.items()},
     )
 

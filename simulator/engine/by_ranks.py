@@ -73,7 +73,8 @@ class ByRanks:
         batches: list[Batch],
         row: NDArray[np.float64],
     ) -> ProcessGenerator:
-        """Let a formed step happen in virtual time, and fill in its log row from column 1.
+        """Let a formed step happen in virtual time, and fill in its log row from column 1. The
+        process's value is the :class:`~simulator.engine.taken.TakenStep`.
 
         Args:
             replica: among those of its pool.
@@ -103,15 +104,8 @@ class ByRanks:
             in_flight(parts, head_s, sends_s, plan.layout.pp, *self.prices.stage_shares, row)
             yield env.timeout(max(0.0, row[0] + _parts_s(row) - env.now))
         row[1] = env.now - row[0]
-        self.taken.add(
-            TakenStep(
-                replica,
-                number,
-                float(row[0]),
-                float(row[1]),
-                tuple(batches),
-                tuple(offsets),
-            )
+        return TakenStep(
+            replica, number, float(row[0]), float(row[1]), tuple(batches), tuple(offsets)
         )
 
     def run_batch(

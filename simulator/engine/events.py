@@ -1,13 +1,15 @@
 """What is going to happen at known times, the next first: a binary heap in arrays. Compiled.
 
 Events of one instant happen in one order at every fidelity: steps end; prompts that ended leave
-for the decode pool; requests come, and caches of prompts arrive there; replicas form steps. Last
+for the decode pool; requests come, and caches of prompts arrive there, and requests come again
+whose replica has stopped; replicas form steps. Last
 come the requests of a closed loop whose clients need no time to send them, which so miss the step
 that is formed at the end of another request; replicas that were idle form a step for these.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,11 +17,11 @@ import numpy as np
 from simulator.base.compiled import compiled
 from simulator.engine.state import Floats, Ints
 
-ENDS, LEAVES, COMES, ARRIVES, FORMS, RETURNS, FORMS_LATE = range(7)
+ENDS, LEAVES, COMES, ARRIVES, COMES_AGAIN, FORMS, RETURNS, FORMS_LATE = range(8)
 """Kinds of events, in their order at one instant: a replica's step ends, a prompt that ended leaves
-for the decode pool, a request comes, a prompt's cache arrives at the decode pool, a replica forms a
-step, a request comes from a client that has just got an answer, and a replica forms a step for
-such requests."""
+for the decode pool, a request comes, a prompt's cache arrives at the decode pool, a request comes
+to the first pool once more, a replica forms a step, a request comes from a client that has just got
+an answer, and a replica forms a step for such requests."""
 _KIND = 40
 """Bits of a code below its kind: the number of a replica or of a request."""
 
@@ -70,6 +72,17 @@ def push_event(events: Events, at_s: float, code: int) -> None:
         times[place], codes[place] = times[above], codes[above]
         place = above
     times[place], codes[place] = at_s, code
+
+
+def remove_events(events: Events, codes: Sequence[int]) -> int:
+    """Take the events of some codes away, whenever they are. Returns how many there were."""
+    count = int(events.num_left[0])
+    at_s, code = events.at_s[:count].copy(), events.code[:count].copy()
+    kept = np.flatnonzero(~np.isin(code, np.asarray(codes, dtype=np.int64)))
+    events.num_left[0] = 0
+    for i in kept:
+        push_event(events, at_s[i], code[i])
+    return count - len(kept)
 
 
 @compiled

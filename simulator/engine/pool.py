@@ -24,7 +24,7 @@ from simulator.engine.state import (
     start_requests,
 )
 from simulator.engine.table import StepTable, sums_contexts
-from simulator.policies.balancing import Rule
+from simulator.policies.balancing import LoadBalancer, Rule
 from simulator.policies.contracts import choose_replica, list_turns, prepare_balancer
 from simulator.step.prices import Prices
 from simulator.workload.requests import longest_tokens
@@ -68,10 +68,13 @@ class PoolState:
             self.limits.output_share,
             self.limits.block_tokens if self._may_sum_decodes else 1,
         )
+        self.fresh_ranks = ranks
         self.ranks = Ranks._make(_repeat(ranks, plan.replicas))
         self.clock = Clock._make(_repeat(start_clock(), plan.replicas))
-        self._balancer = prepare_balancer(plan.balancing, plan.replicas, plan.rng(stream))
-        self.balance = _make_balance(plan, self._balancer, trace.num_requests)
+        self._stream, self._num_changes = stream, 0
+        self._living = np.arange(plan.replicas)
+        self._replica_of = np.full(trace.num_requests, -1, dtype=np.int64)
+        self._balancer, self.balance = self._start_balance()
 
     @property
     def max_tokens(self) -> int:
@@ -86,7 +89,7 @@ class PoolState:
 
     @property
     def replica_of(self) -> Ints:
-        """``[N]`` where each request was sent."""
+        """``[N]`` where each request was sent last, -1 for nowhere."""
         return self.balance.replica_of
 
     def with_table(self, table: StepTable) -> Pool:
@@ -114,7 +117,42 @@ class PoolState:
         clock = self.clock
         outstanding = clock.num_pushed - clock.num_finished + clock.num_coming
         tokens = clock.outstanding_tokens + clock.coming_tokens
-        return choose_replica(self._balancer, outstanding[:, 0], tokens[:, 0])
+        living = self._living
+        chosen = choose_replica(self._balancer, outstanding[living, 0], tokens[living, 0])
+        return int(living[chosen])
+
+    @property
+    def num_living(self) -> int:
+        """Replicas that have not stopped."""
+        return len(self._living)
+
+    def balance_again(self) -> Balance:
+        """Start to balance over the replicas that are there now, after some stopped or started."""
+        self._num_changes += 1
+        self._living = np.flatnonzero(~self.clock.is_gone[:, 0].astype(bool))
+        self._balancer, self.balance = self._start_balance()
+        return self.balance
+
+    def _start_balance(self) -> tuple[Rule | LoadBalancer, Balance]:
+        plan, living, count = self.plan, self._living, len(self._replica_of)
+        balancer: Rule | LoadBalancer = Rule()
+        turns = np.zeros(0, dtype=np.int64)
+        if len(living):
+            changes = (self._num_changes,) if self._num_changes else ()
+            rng = plan.rng(self._stream, *changes)
+            balancer = prepare_balancer(plan.balancing, len(living), rng)
+        if len(living) and isinstance(balancer, Rule):
+            # Between two changes every request is sent once at most.
+            turns = living[list_turns(plan.balancing, balancer, count, len(living))]
+        rule = balancer if isinstance(balancer, Rule) else Rule()
+        return balancer, Balance(
+            per_request=rule.per_request,
+            per_token=rule.per_token,
+            turns=turns,
+            is_asked=not isinstance(balancer, Rule) and plan.replicas > 1,
+            num_sent=np.zeros(1, dtype=np.int64),
+            replica_of=self._replica_of,
+        )
 
     def ranks_of(self, replica: int) -> Ranks:
         """The ranks of one replica."""
@@ -137,18 +175,6 @@ def empty_pool(like: Pool) -> Pool:
         like.limits,
         like.table,
         Balance(0, 0, nothing, False, np.zeros(1, dtype=np.int64), nothing),
-    )
-
-
-def _make_balance(plan: DeploymentPlan, balancer: object, num_requests: int) -> Balance:
-    rule = balancer if isinstance(balancer, Rule) else Rule()
-    return Balance(
-        per_request=rule.per_request,
-        per_token=rule.per_token,
-        turns=list_turns(plan.balancing, rule, num_requests, plan.replicas),
-        is_asked=not isinstance(balancer, Rule) and plan.replicas > 1,
-        num_sent=np.zeros(1, dtype=np.int64),
-        replica_of=np.zeros(num_requests, dtype=np.int64),
     )
 
 

@@ -18,6 +18,7 @@ from simulator.base.compiled import compiled
 from simulator.engine.events import (
     ARRIVES,
     COMES,
+    COMES_AGAIN,
     ENDS,
     FORMS,
     FORMS_LATE,
@@ -39,7 +40,9 @@ from simulator.engine.state import (
     FOLLOWING,
     GENERATED,
     IS_BUSY,
+    IS_GONE,
     LAST_COMING,
+    LOST_S,
     NUM_COMING,
     NUM_FINISHED,
     NUM_INPUT,
@@ -228,15 +231,26 @@ def run_ahead(
                 return ASKS, rows
             pop_event(events)
             replica = _send(balance2, clock2, requests2, number, feed)
-            _form_soon(events, clock2, replica, num_first + replica, at_s, FORMS)
+            if replica < 0:
+                requests2.times[number, LOST_S] = at_s
+                _release(feed, requests, 1, at_s)
+            else:
+                _form_soon(events, clock2, replica, num_first + replica, at_s, FORMS)
         else:
             if balance.is_asked and feed.chosen[0] < 0:
                 feed.asks[0] = 0
                 return ASKS, rows
-            feed.num_come[0] += 1
+            if kind == COMES_AGAIN:
+                pop_event(events)
+            else:
+                feed.num_come[0] += 1
             replica = _send(balance, clock, requests, number, feed)
-            forms = FORMS_LATE if kind == RETURNS else FORMS
-            _form_soon(events, clock, replica, replica, at_s, forms)
+            if replica < 0:
+                requests.times[number, LOST_S] = at_s
+                _release(feed, requests, 1, at_s)
+            else:
+                forms = FORMS_LATE if kind == RETURNS else FORMS
+                _form_soon(events, clock, replica, replica, at_s, forms)
 
 
 @compiled
@@ -252,10 +266,12 @@ def _release(feed: Feed, requests: Requests, count: int, now_s: float) -> None:
 @compiled
 def _send(balance: Balance, clock: Clock, requests: Requests, request: int, feed: Feed) -> int:
     """Give a request to the replica that the balancer chooses, which looks at it when it forms a
-    step.
+    step. Returns its number, -1 where none is left.
     """
     replica = _choose(balance, clock, feed)
     feed.chosen[0] = -1
+    if replica < 0:
+        return -1
     balance.num_sent[0] += 1
     balance.replica_of[request] = replica
     requests.ints[request, FOLLOWING] = -1
@@ -276,13 +292,15 @@ def _choose(balance: Balance, clock: Clock, feed: Feed) -> int:
     counts = clock.counts
     num_replicas = len(counts)
     if num_replicas == 1:
-        return 0
+        return -1 if counts[0, 0, IS_GONE] else 0
     if feed.chosen[0] >= 0:
         return int(feed.chosen[0])
     if len(balance.turns) > 0:
         return int(balance.turns[balance.num_sent[0]])
-    best, least = 0, 0
+    best, least = -1, 0
     for replica in range(num_replicas):
+        if counts[replica, 0, IS_GONE]:
+            continue
         load = balance.per_request * (
             counts[replica, 0, NUM_PUSHED]
             - counts[replica, 0, NUM_FINISHED]
@@ -290,7 +308,7 @@ def _choose(balance: Balance, clock: Clock, feed: Feed) -> int:
         ) + balance.per_token * (
             counts[replica, 0, OUTSTANDING_TOKENS] + counts[replica, 0, COMING_TOKENS]
         )
-        if replica == 0 or load < least:
+        if best < 0 or load < least:
             best, least = replica, load
     return best
 

@@ -9,9 +9,11 @@ import pandas as pd
 
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.by_ranks import ByRanks
+from simulator.engine.changes import Changed
 from simulator.engine.pool import PoolState
 from simulator.engine.state import Floats, Ints
 from simulator.engine.step_log import LOG_COLUMNS, POOL, REPLICA
+from simulator.results.tables import MOVE_COLUMNS, OUTCOMES, ReplicasChanged
 from simulator.workload.traces import RequestTrace
 
 _COUNTS = ("prefill_tokens", "decode_tokens", "running", "waiting")
@@ -32,6 +34,10 @@ class Served:
     """``[steps, columns]`` in order of their start."""
     way_s: float
     """From the client to the scheduler."""
+    changed: tuple[Changed, ...] = ()
+    """In order of time."""
+    until_s: float | None = None
+    """When it was ended, if not when all was done."""
 
     def steps_of(self, name: str) -> pd.DataFrame:
         """The steps of a pool, replica after replica, with the columns ``replica`` (among those of
@@ -61,6 +67,35 @@ class Served:
         sent_s: Floats = first.requests.arrival_s - self.way_s
         return sent_s
 
+    def moves_table(self) -> pd.DataFrame:
+        """``MOVE_COLUMNS`` but the deployment, in order of time."""
+        rows = [
+            (int(request), self._number_of(changed.change.pool, replica), changed.change.at_s)
+            for changed in self.changed
+            for replica, requests in changed.given_back.items()
+            for request in requests
+        ]
+        return pd.DataFrame(rows, columns=list(MOVE_COLUMNS)[1:]).astype(
+            {"request": np.int64, "replica": np.int64, "at_s": np.float64}
+        )
+
+    def list_changes(self) -> tuple[ReplicasChanged, ...]:
+        """What happened to replicas, in order of time."""
+        return tuple(
+            ReplicasChanged(
+                at_s=changed.change.at_s,
+                starts=changed.change.starts,
+                replicas=[self._number_of(changed.change.pool, r) for r in changed.given_back],
+                num_requests=sum(len(requests) for requests in changed.given_back.values()),
+            )
+            for changed in self.changed
+            if changed.given_back
+        )
+
+    def _number_of(self, pool: str, replica: int) -> int:
+        """Number of a pool's replica among those of all pools."""
+        return replica + (self.plan.replicas if pool == "prefill" else 0)
+
     def requests_table(self) -> pd.DataFrame:
         """``REQUEST_COLUMNS`` but the deployment."""
         return self._one_pool() if "both" in self.pools else self._two_pools()
@@ -81,6 +116,8 @@ class Served:
                 "num_output": requests.num_output,
                 "num_cached": requests.cached,
                 "num_preemptions": requests.preemptions,
+                "num_retries": requests.retries,
+                "outcome": _outcomes(requests.finish_s, requests.lost_s),
                 "prefill_replica": np.full(count, -1),
                 "transfer_s": np.zeros(count),
                 "transfer_bytes": np.zeros(count),
@@ -94,6 +131,12 @@ class Served:
         prompts, decodes = prefill.requests, decode.requests
         moved = transfer.goes_on(self.trace.num_output)
         first_s = np.where(moved, decodes.first_s, prompts.first_s)
+        finish_s = np.where(moved, decodes.finish_s, first_s)
+        lost_s = np.fmax(prompts.lost_s, decodes.lost_s)
+        has_left = moved & ~np.isnan(prompts.first_s)
+        from_prefill = np.where(
+            prefill.replica_of < 0, -1, prefill.replica_of + decode.plan.replicas
+        )
         num_bytes = [transfer.num_bytes(int(tokens)) for tokens in prompts.num_input]
         return pd.DataFrame(
             {
@@ -103,13 +146,22 @@ class Served:
                 "arrival_s": self.sent_s,
                 "scheduled_s": prompts.scheduled_s,
                 "first_token_s": first_s,
-                "finish_s": np.where(moved, decodes.finish_s, first_s),
+                "finish_s": finish_s,
                 "num_input": decodes.num_input,
                 "num_output": decodes.num_output,
                 "num_cached": prompts.cached,
                 "num_preemptions": prompts.preemptions + decodes.preemptions,
-                "prefill_replica": prefill.replica_of + decode.plan.replicas,
-                "transfer_s": np.where(moved, decodes.arrival_s - prompts.first_s, 0.0),
-                "transfer_bytes": np.where(moved, num_bytes, 0.0),
+                "num_retries": prompts.retries + decodes.retries,
+                "outcome": _outcomes(finish_s, lost_s),
+                "prefill_replica": from_prefill,
+                "transfer_s": np.where(has_left, decodes.arrival_s - prompts.first_s, 0.0),
+                "transfer_bytes": np.where(has_left, num_bytes, 0.0),
             }
         )
+
+
+def _outcomes(finish_s: Floats, lost_s: Floats) -> pd.Series:
+    """What became of each request, one of :data:`~simulator.results.tables.OUTCOMES`."""
+    codes = np.where(np.isnan(finish_s), OUTCOMES.index("unfinished"), OUTCOMES.index("finished"))
+    codes[~np.isnan(lost_s)] = OUTCOMES.index("lost")
+    return pd.Series(pd.Categorical.from_codes(codes.astype("int8"), pd.Index(OUTCOMES)))

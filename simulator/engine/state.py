@@ -44,9 +44,10 @@ class Column:
     KEPT_BLOCKS,
     KEPT_END,
     JOINED,
-) = range(16)
+    RETRIES,
+) = range(17)
 """Columns: whole numbers of a request."""
-(ARRIVAL_S, SCHEDULED_S, FIRST_S, LAST_S, FINISH_S) = range(5)
+(ARRIVAL_S, SCHEDULED_S, FIRST_S, LAST_S, FINISH_S, LOST_S) = range(6)
 """Columns: seconds of a request."""
 (
     HEAD,
@@ -78,7 +79,8 @@ class Column:
     FIRST_COMING,
     LAST_COMING,
     COMING_TOKENS,
-) = range(9)
+    IS_GONE,
+) = range(10)
 """Columns: whole numbers of a replica."""
 
 
@@ -126,12 +128,16 @@ class Requests(_RequestsArrays):
     joined = Column("ints", JOINED)
     """Steps that its rank had counted when it joined the summed decodes
     (:mod:`simulator.engine.decodes`), of which ``computed``, ``generated`` and ``blocks`` are."""
+    retries = Column("ints", RETRIES)
+    """Times that its replica was gone and it was sent to another one."""
     arrival_s = Column("times", ARRIVAL_S)
     scheduled_s = Column("times", SCHEDULED_S)
     first_s = Column("times", FIRST_S)
     last_s = Column("times", LAST_S)
     """When its latest output token was emitted."""
     finish_s = Column("times", FINISH_S)
+    lost_s = Column("times", LOST_S)
+    """When no replica was left to send it to."""
 
 
 class _RanksArrays(NamedTuple):
@@ -285,6 +291,8 @@ class Clock(_ClockArrays):
     """... to the last ..."""
     coming_tokens = Column("counts", COMING_TOKENS)
     """... and their prompt and output tokens."""
+    is_gone = Column("counts", IS_GONE)
+    """Whether the replica has stopped and is sent nothing."""
 
 
 def start_requests(trace: RequestTrace, *, with_prefixes: bool) -> Requests:
@@ -294,8 +302,8 @@ def start_requests(trace: RequestTrace, *, with_prefixes: bool) -> Requests:
     starts = trace.prefix_starts if has_prefixes else np.zeros(count + 1)
     ids = trace.prefix_ids if has_prefixes else np.zeros(0)
     requests = Requests(
-        np.zeros((count, JOINED + 1), dtype=np.int64),
-        np.full((count, FINISH_S + 1), np.nan),
+        np.zeros((count, RETRIES + 1), dtype=np.int64),
+        np.full((count, LOST_S + 1), np.nan),
         starts.astype(np.int64),
         ids.astype(np.int64),
     )
@@ -349,7 +357,7 @@ def start_ranks(
 def start_clock() -> Clock:
     """Idle."""
     clock = Clock(
-        np.zeros((1, COMING_TOKENS + 1), dtype=np.int64), np.zeros(NUM_GAP_BINS, dtype=np.int64)
+        np.zeros((1, IS_GONE + 1), dtype=np.int64), np.zeros(NUM_GAP_BINS, dtype=np.int64)
     )
     clock.first_coming[:] = clock.last_coming[:] = -1
     return clock

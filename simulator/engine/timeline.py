@@ -1,14 +1,15 @@
-"""Serve a trace: SimPy owns virtual time, and one compiled loop everything routine in it.
+"""Serve a trace: SimPy owns virtual time and what changes a deployment, and one compiled loop
+everything routine.
 
-At the ``step`` fidelity the loop runs ahead to the end. Where ranks are simulated it forms and
-completes the steps, and SimPy says when they end.
+At the ``step`` fidelity the loop runs ahead to the next change. Where ranks are simulated it forms
+and completes the steps, and SimPy says when they end.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -21,7 +22,8 @@ from simulator.base.progress import CountDone
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.assembly import make_record
 from simulator.engine.by_ranks import ByRanks, read_batches
-from simulator.engine.events import ENDS, code_of, push_event, start_events
+from simulator.engine.changes import Changed, apply_change, cut_row
+from simulator.engine.events import ENDS, code_of, push_event, remove_events, start_events
 from simulator.engine.fabric import FluidWires
 from simulator.engine.limits import make_limits
 from simulator.engine.message import MessageWires
@@ -31,15 +33,19 @@ from simulator.engine.served import Served
 from simulator.engine.step_log import POOL, REPLICA
 from simulator.engine.table import StepTable, empty_table, make_table
 from simulator.engine.transfers import make_transfers
+from simulator.policies.failures import Change
 from simulator.results.tables import DeploymentRecord
 from simulator.workload.traces import RequestTrace
 
 Fidelity = Literal["step", "rank", "message"]
 MakeTable = Callable[[PoolState, str], StepTable]
 """Fills a pool's table with the random numbers of a stream."""
+_POOLS: tuple[str, ...] = ("both", "prefill", "decode")
+"""Names of pools, that which requests come to first before the other."""
 _LOG_ROWS = 8192
-_LAST = EventPriority(2)
-"""Behind everything else that SimPy does at an instant: all steps that end then have ended."""
+_LAST, _CHANGE = EventPriority(2), EventPriority(3)
+"""Behind everything else that SimPy does at an instant, so that all steps that end then have ended;
+and behind that, where something changes."""
 
 
 def run_plan(
@@ -68,14 +74,18 @@ def serve(
     progress: CountDone = lambda _: None,
     fill: MakeTable = lambda pool, stream: make_table(pool.prices, stream),
     way_s: float | None = None,
+    until: float | None = None,
 ) -> Served:
-    """Serve a trace on all replicas of all pools.
+    """Serve a trace on all replicas of all pools, which may stop and start as the plan's failures
+    have it.
 
     Args:
         progress: told how many requests are done, some ten times a second.
         fill: makes the tables of the ``step`` fidelity; may return what it returned before for a
             plan that differs in its replicas only.
         way_s: seconds from the client to the scheduler; by default what the calibration says.
+        until: seconds since the first arrival after which nothing happens any more, and what is
+            under way is cut off; by default until all is done.
 
     Raises:
         UserError: if the trace's longest request does not fit in the KV cache.
@@ -93,8 +103,10 @@ def serve(
             tables[name] = empty_table()
             by_ranks[name] = _make_by_ranks(pool, fidelity, streams[name])
     timeline = _Timeline(plan, trace, pools, tables, by_ranks, way_s, progress)
-    timeline.run()
-    return Served(plan, trace, pools, by_ranks, timeline.log(), way_s)
+    timeline.run(math.inf if until is None else until)
+    return Served(
+        plan, trace, pools, by_ranks, timeline.log(), way_s, tuple(timeline.changed), until
+    )
 
 
 def _start_pools(plan: DeploymentPlan, trace: RequestTrace) -> dict[str, PoolState]:
@@ -118,8 +130,17 @@ def _make_by_ranks(pool: PoolState, fidelity: Fidelity, stream: str) -> ByRanks:
     return ByRanks(pool.prices, make_wires, stream)
 
 
+@dataclass
+class _UnderWay:
+    """A step of a fidelity that simulates ranks."""
+
+    row: NDArray[np.float64]
+    cut_s: float | None = None
+    """When its replica stopped."""
+
+
 class _Timeline:
-    """One run: the compiled loop, and SimPy where ranks are simulated."""
+    """One run: the compiled loop, and SimPy for changes and where ranks are simulated."""
 
     def __init__(
         self,
@@ -132,7 +153,8 @@ class _Timeline:
         progress: CountDone,
     ) -> None:
         self._env = simpy.Environment()
-        names = [name for name in ("both", "prefill", "decode") if name in pools]
+        self._plan = plan
+        self._names = names = [name for name in _POOLS if name in pools]
         self._pools = [pools[name] for name in names]
         self._by_ranks = [by_ranks[name] for name in names if name in by_ranks]
         self._first = self._pools[0].with_table(tables[names[0]])
@@ -144,7 +166,8 @@ class _Timeline:
         self._progress = progress
         num_replicas = sum(pool.plan.replicas for pool in self._pools)
         count, concurrency = trace.num_requests, trace.concurrency
-        self._events = start_events(2 * num_replicas + count * (len(names) > 1) + 1)
+        may_return = len(names) > 1 or bool(plan.failures)
+        self._events = start_events(2 * num_replicas + count * may_return + 1)
         self._transfers = make_transfers(plan, trace, int(self._first.ranks.running[0].size))
         arrival_s = self._first.requests.arrival_s
         if concurrency is not None:
@@ -164,18 +187,93 @@ class _Timeline:
         self._rows = 0
         self._looks_s: set[float] = set()
         """When the loop is looked at, as far as that is known."""
+        self._under_way: dict[int, _UnderWay] = {}
+        """By number of the replica in all pools, where ranks are simulated."""
+        self._num_cut = 0
+        """Steps that were cut off, and whose ranks SimPy still follows to their end."""
+        self.changed: list[Changed] = []
+        self._until_s = math.inf
 
-    def run(self) -> None:
-        """Let everything happen."""
-        if not self._by_ranks:
-            self._run_ahead(math.inf)
-            return
-        self._look_at(0.0)
-        self._env.run()
+    def run(self, until_s: float) -> None:
+        """Let everything happen up to ``until_s``, that instant included."""
+        self._until_s = until_s
+        for changes in self._plan.list_failures():
+            self._env.process(self._follow(changes))
+        if self._by_ranks:
+            self._look_at(0.0)
+        while self._feed.num_done[0] < self._num_requests:
+            next_s = min(self._env.peek(), until_s)
+            if not self._by_ranks:
+                self._run_ahead(next_s)
+            if next_s == math.inf or self._env.peek() > until_s:
+                break
+            self._env.step()
+        if self._feed.num_done[0] < self._num_requests:
+            for place, pool in enumerate(self._pools):
+                for replica in range(pool.plan.replicas):
+                    self._cut_step(place, replica, until_s)
+        while self._num_cut:
+            self._env.step()
+
+    @property
+    def _num_requests(self) -> int:
+        return len(self._first.requests.times)
 
     def log(self) -> NDArray[np.float64]:
         """Rows of all steps, in order of their start."""
         return np.concatenate([*self._logs, self._log[: self._rows]])
+
+    def _follow(self, changes: Iterator[Change]) -> ProcessGenerator:
+        """Let what a policy says happen when it says it."""
+        for change in changes:
+            yield self._make_event(change.at_s, _CHANGE)
+            if change.at_s > self._until_s:
+                return
+            self._run_ahead(change.at_s)
+            place = self._names.index(change.pool)
+            if not change.starts:
+                for replica in change.replicas:
+                    self._cut_step(place, replica, change.at_s)
+            self.changed.append(apply_change(change, place, self._pools, self._events))
+            self._balance_again(place)
+            if self._by_ranks:
+                self._look_at(self._env.now)
+
+    def _balance_again(self, place: int) -> None:
+        """Replicas of a pool have stopped or started."""
+        pool = self._pools[place]
+        balance = pool.balance_again()
+        if place == 0:
+            self._first = self._first._replace(balance=balance)
+        else:
+            self._second = self._second._replace(balance=balance)
+        if place == 1 and self._plan.transfer is not None:
+            receivers = pool.num_living * self._plan.transfer.decode_dp
+            self._transfers = self._transfers._replace(receivers=max(1, receivers))
+
+    def _cut_step(self, place: int, replica: int, at_s: float) -> None:
+        """End the step that a replica has under way; no token comes of it."""
+        number = self._number_of(place, replica)
+        if self._by_ranks:
+            if number in self._under_way:
+                self._under_way.pop(number).cut_s = at_s
+                self._num_cut += 1
+            return
+        if remove_events(self._events, [code_of(ENDS, number)]):
+            cut_row(self._find_row(place, replica), at_s)
+
+    def _find_row(self, place: int, replica: int) -> NDArray[np.float64]:
+        """The log row of the latest step of a replica."""
+        for log in (self._log[: self._rows], *reversed(self._logs)):
+            rows = np.flatnonzero((log[:, POOL] == place) & (log[:, REPLICA] == replica))
+            if len(rows):
+                found: NDArray[np.float64] = log[rows[-1]]
+                return found
+        raise ValueError(f"replica {replica} has taken no step")
+
+    def _number_of(self, place: int, replica: int) -> int:
+        """Number of a replica among those of all pools."""
+        return replica + place * self._pools[0].plan.replicas
 
     def _run_ahead(self, until_s: float) -> None:
         why = -1
@@ -205,15 +303,21 @@ class _Timeline:
     def _take_step(self, row: NDArray[np.float64]) -> ProcessGenerator:
         """A formed step at a fidelity that simulates ranks."""
         place, replica = int(row[POOL]), int(row[REPLICA])
-        pool = self._pools[place]
-        yield from self._by_ranks[place].take_step(
+        pool, number = self._pools[place], self._number_of(place, replica)
+        step = self._under_way[number] = _UnderWay(row)
+        taken = yield from self._by_ranks[place].take_step(
             self._env,
             replica,
             int(pool.clock.num_steps[replica, 0]) - 1,
             read_batches(pool.requests, pool.ranks_of(replica)),
             row[:POOL],
         )
-        number = replica + place * self._pools[0].plan.replicas
+        if step.cut_s is not None:
+            cut_row(row, step.cut_s)
+            self._num_cut -= 1
+            return
+        del self._under_way[number]
+        self._by_ranks[place].taken.add(taken)
         push_event(self._events, self._env.now, code_of(ENDS, number))
         self._look_at(self._env.now)
 
@@ -222,13 +326,19 @@ class _Timeline:
         if at_s in self._looks_s:
             return
         self._looks_s.add(at_s)
+        event = self._make_event(at_s, _LAST)
+        event.callbacks = [partial(self._look, at_s=at_s)]
+
+    def _make_event(self, at_s: float, priority: EventPriority) -> Event:
         event = Event(self._env)
         event._ok, event._value = True, None
-        event.callbacks = [partial(self._look, at_s=at_s)]
-        self._env.schedule(event, priority=_LAST, delay=max(0.0, at_s - self._env.now))
+        self._env.schedule(event, priority=priority, delay=max(0.0, at_s - self._env.now))
+        return event
 
     def _look(self, _: Event, at_s: float) -> None:
         self._looks_s.discard(at_s)
+        if self._env.now > self._until_s:
+            return
         # An event may come a rounding error before its time.
         self._run_ahead(max(at_s, self._env.now))
         next_s, _code = next_event(self._events, self._feed, self._first.requests.times)

@@ -4,12 +4,13 @@ here raises the ``UserError`` of :func:`simulator.base.contracts.ask` where it b
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.base.contracts import ask, has_method, is_array, is_shipped, method_name
+from simulator.base.contracts import ask, has_method, hold, is_array, is_shipped, method_name
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen, validate
 from simulator.base.quantities import Ratio, Sequences, StepCount, Steps, TokenBudget
@@ -17,6 +18,7 @@ from simulator.config.cluster import ClusterSpec
 from simulator.config.ffn import MoE
 from simulator.policies.balancing import BalancingPolicy, LoadBalancer, Rule
 from simulator.policies.dispatch import DispatchPolicy, ExecutableDispatch, Rows
+from simulator.policies.failures import Change, FailurePolicy, Machines
 from simulator.policies.placement import Placed, PlacementPolicy
 from simulator.policies.routing import Router, RoutingPolicy
 from simulator.policies.scheduling import Rules, SchedulingPolicy
@@ -193,6 +195,46 @@ def choose_replica(
         return "" if fits else f"a whole number from 0 to {len(outstanding) - 1}"
 
     return int(ask(balancer, "choose", outstanding, outstanding_tokens, expects=expects))
+
+
+def list_changes(
+    policy: FailurePolicy, machines: Mapping[str, Machines], rng: np.random.Generator
+) -> Iterator[Change]:
+    """What breaks and what comes back, in order of time."""
+
+    def expects(found: Any) -> str:
+        return "" if isinstance(found, Iterator) else "an iterator of Change"
+
+    changes: Iterator[Change] = ask(policy, "changes", machines, rng, expects=expects)
+    return changes if is_shipped(type(policy)) else _hold_changes(policy, machines, changes)
+
+
+def _hold_changes(
+    policy: FailurePolicy, machines: Mapping[str, Machines], changes: Iterator[Change]
+) -> Iterator[Change]:
+    """A user's own changes, each looked at when it is asked for."""
+    name = method_name(policy, "changes")
+    now_s = 0.0
+
+    def expects(found: Any) -> str:
+        fits = found is None or (
+            isinstance(found, Change)
+            and found.pool in machines
+            and isinstance(found.at_s, float | int)
+            and now_s <= found.at_s < float("inf")
+            and all(0 <= replica < machines[found.pool].num_replicas for replica in found.replicas)
+        )
+        known = " or ".join(
+            f"{pool} with replicas 0 to {own.num_replicas - 1}" for pool, own in machines.items()
+        )
+        return "" if fits else f"a Change at {now_s:g} s or later, of {known}"
+
+    while True:
+        change = hold(name, lambda: next(changes, None), expects)
+        if change is None:
+            return
+        now_s = change.at_s
+        yield change
 
 
 class _RulesRange(Frozen):

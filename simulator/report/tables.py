@@ -182,6 +182,7 @@ _FACTS = {
     "Topology": "topology",
     "Scheduling": "scheduling",
     "Load balancing": "balancing",
+    "Failures": "failures",
 }
 
 

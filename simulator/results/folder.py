@@ -34,7 +34,7 @@ from simulator.results.shown_steps import step_text
 from simulator.results.tables import DeploymentRecord
 from simulator.results.token_time import make_token_time
 
-TABLES = ("requests", "steps", "ranks", "experts", "traffic", "spans")
+TABLES = ("requests", "steps", "moves", "ranks", "experts", "traffic", "spans")
 _FILES = {
     *("run.json", "summary.csv", "token_time.csv", "faults.csv", "timeline.json"),
     *("report.html", "comparison.html"),
@@ -53,6 +53,7 @@ class Results:
     """``summary.csv``: a row a deployment, in the scenario's order."""
     requests: pd.DataFrame
     steps: pd.DataFrame
+    moves: pd.DataFrame
     ranks: pd.DataFrame
     experts: pd.DataFrame
     traffic: pd.DataFrame
@@ -63,7 +64,7 @@ class Results:
         """Where the time of an output token goes:
         :data:`simulator.results.token_time.COLUMNS`.
         """
-        return make_token_time(self.requests, self.steps)
+        return make_token_time(self.requests, self.steps, self.moves)
 
     @property
     def is_open(self) -> bool:

@@ -31,6 +31,9 @@ class Metric(NamedTuple):
 
 METRICS: dict[str, Metric] = {
     "num_requests": Metric("Requests", "", "requests that finished", ""),
+    "num_lost": Metric(
+        "Lost requests", "", "requests that were lost, since no replica was left", "lower"
+    ),
     "num_gpus": Metric("GPUs", "", "accelerators of the deployment, all replicas", ""),
     "duration_s": Metric("Duration", "s", "first arrival to last token", "lower", is_given=True),
     "ttft_mean_s": Metric(
@@ -100,7 +103,10 @@ METRICS: dict[str, Metric] = {
         is_given=True,
     ),
     "slo_attainment": Metric(
-        "SLO attainment", "ratio", "share of requests that meet all latency targets", "higher"
+        "SLO attainment",
+        "ratio",
+        "share of requests that meet all latency targets; lost ones do not",
+        "higher",
     ),
     "goodput_per_s": Metric(
         "Goodput", "request/s", "requests per second that meet all latency targets", "higher"
@@ -151,11 +157,14 @@ METRICS: dict[str, Metric] = {
     "num_preemptions": Metric(
         "Preemptions", "", "times a request lost its KV blocks and was computed again", "lower"
     ),
+    "num_retries": Metric(
+        "Sent again", "", "times a request went to another replica, since its own stopped", "lower"
+    ),
     "recomputed_share": Metric(
         "Computed again",
         "ratio",
         "share of the computed prompt tokens that requests had lost with their KV blocks, "
-        "output tokens among them",
+        "output tokens among them, or that were computed for requests that were lost",
         "lower",
     ),
     "cost_per_million_tokens": Metric(
@@ -218,10 +227,10 @@ def describe_latencies(latency: pd.DataFrame) -> dict[str, float]:
 
 
 def meets(latency: pd.DataFrame, slo: SLO) -> pd.Series:
-    """Whether each request met every target that is set; a request of one token cannot miss the
-    TPOT target.
+    """Whether each request met every target that is set; one of one token cannot miss the TPOT
+    target, one that did not finish meets none.
     """
-    met = pd.Series(data=True, index=latency.index)
+    met = latency["e2e_s"].notna()
     for name in ("ttft_s", "tpot_s", "e2e_s"):
         limit = getattr(slo, name)
         if limit is not None:
@@ -230,9 +239,12 @@ def meets(latency: pd.DataFrame, slo: SLO) -> pd.Series:
 
 
 def _measure(plan: DeploymentPlan, record: DeploymentRecord, slo: SLO) -> dict[str, float]:
-    requests, steps = record.requests, record.steps
+    everyone, steps = record.requests, record.steps
+    is_finished = everyone["outcome"] == "finished"
+    requests = everyone if is_finished.all() else everyone[is_finished]
+    num_lost = int((everyone["outcome"] == "lost").sum())
     latency = latencies(requests)
-    duration_s = float(requests["finish_s"].max() - requests["arrival_s"].min())
+    duration_s = float(requests["finish_s"].max() - everyone["arrival_s"].min())
     num_input, num_output = float(requests["num_input"].sum()), float(requests["num_output"].sum())
     has_slo = any(limit is not None for limit in (slo.ttft_s, slo.tpot_s, slo.e2e_s))
     met = meets(latency, slo)
@@ -240,13 +252,14 @@ def _measure(plan: DeploymentPlan, record: DeploymentRecord, slo: SLO) -> dict[s
     num_replicas = sum(pool.replicas for pool in plan.pools)
     found = {
         "num_requests": len(requests),
+        "num_lost": num_lost,
         "num_gpus": plan.num_gpus,
         "duration_s": duration_s,
         "input_tokens_per_s": num_input / duration_s,
         "output_tokens_per_s": num_output / duration_s,
         "total_tokens_per_s_per_gpu": (num_input + num_output) / duration_s / plan.num_gpus,
         "output_tokens_per_s_per_gpu": num_output / duration_s / plan.num_gpus,
-        "slo_attainment": float(met.mean()) if has_slo else np.nan,
+        "slo_attainment": _ratio(met.sum(), len(requests) + num_lost) if has_slo else np.nan,
         "goodput_per_s": float(met.sum()) / duration_s if has_slo else np.nan,
         "utilisation": min(1.0, busy_s / num_replicas / duration_s),
         "load_imbalance": record.load_imbalance,
@@ -258,8 +271,9 @@ def _measure(plan: DeploymentPlan, record: DeploymentRecord, slo: SLO) -> dict[s
         ),
         "kv_used_mean": float((steps["kv_used"] * steps["duration_s"]).sum() / busy_s),
         "kv_used_max": float(steps["kv_used"].max()),
-        "prefix_hit_ratio": float(requests["num_cached"].sum()) / num_input,
-        "num_preemptions": float(requests["num_preemptions"].sum()),
+        "prefix_hit_ratio": _ratio(requests["num_cached"].sum(), num_input),
+        "num_preemptions": float(everyone["num_preemptions"].sum()),
+        "num_retries": float(everyone["num_retries"].sum()),
         "recomputed_share": _recomputed_share(plan, requests, steps),
         "cost_per_million_tokens": _cost(plan, duration_s, num_output),
     }
@@ -271,6 +285,11 @@ def _measure(plan: DeploymentPlan, record: DeploymentRecord, slo: SLO) -> dict[s
     return {key: found[key] for key in METRICS}
 
 
+def _ratio(part: float, whole: float) -> float:
+    """NaN of nothing, such as where no request finished."""
+    return float(part) / float(whole) if whole else np.nan
+
+
 def _recomputed_share(plan: DeploymentPlan, requests: pd.DataFrame, steps: pd.DataFrame) -> float:
     """What is computed beyond each prompt once, over all that is computed as prompts are; the last
     token that a decode pool computes again for every prompt is not lost work.
@@ -278,7 +297,7 @@ def _recomputed_share(plan: DeploymentPlan, requests: pd.DataFrame, steps: pd.Da
     once = float((requests["num_input"] - requests["num_cached"]).sum())
     if plan.transfer is not None and plan.transfer.recomputes_last:
         once += len(requests)
-    return max(0.0, 1.0 - once / float(steps["prefill_tokens"].sum()))
+    return max(0.0, 1.0 - _ratio(once, steps["prefill_tokens"].sum()))
 
 
 def _busy_gpus(plan: DeploymentPlan, steps: pd.DataFrame) -> list[tuple[DeploymentPlan, float]]:

@@ -16,9 +16,14 @@ SHOWN = "shown_steps"
 :class:`~simulator.results.executed.ShownTimeline`."""
 
 
-def describe_shown(record: DeploymentRecord) -> dict[str, Any]:
-    """What ``run.json`` says of a deployment's shown steps."""
-    return {SHOWN: {phase: asdict(step) for phase, step in record.shown_steps.items()}}
+def describe_record(record: DeploymentRecord) -> dict[str, Any]:
+    """What ``run.json`` says of a deployment's shown steps, and of replicas that stopped or
+    started.
+    """
+    return {
+        SHOWN: {phase: asdict(step) for phase, step in record.shown_steps.items()},
+        "changes": [asdict(change) for change in record.changes],
+    }
 
 
 def shown_step(run: dict[str, Any], deployment: str, phase: str) -> dict[str, Any]:

@@ -39,11 +39,15 @@ ADMISSION_LIMITS = ("none", "max_sequences", "kv_cache", "token_budget", "held_b
 """What can keep waiting requests waiting: nothing, since none wait; places for sequences; blocks of
 the KV cache; the tokens of a step; or a policy that holds prompts back until more have come."""
 
+OUTCOMES = ("finished", "lost", "unfinished")
+"""What becomes of a request: it gets all its tokens; no replica was left to send it to; or the run
+was ended before."""
+
 REQUEST_COLUMNS = {
     "deployment": "name of the deployment",
     "request": "index in the trace",
     "replica": (
-        "replica that served it: of the decode pool where prompts have one of their own, "
+        "replica that served it last: of the decode pool where prompts have one of their own, "
         "-1 if it had nothing to decode"
     ),
     "dp_rank": (
@@ -58,6 +62,8 @@ REQUEST_COLUMNS = {
     "num_output": "output tokens",
     "num_cached": "prompt tokens found in the prefix cache",
     "num_preemptions": "times it lost its KV blocks and was computed again",
+    "num_retries": "times that its replica was gone and it was sent to another one",
+    "outcome": "one of OUTCOMES",
     "prefill_replica": (
         "replica of the prefill pool that computed its prompt, -1 without such a pool"
     ),
@@ -77,7 +83,8 @@ STEP_COLUMNS = {
     "prefill_tokens": "prompt tokens computed, all ranks of the replica",
     "decode_tokens": (
         "running sequences that each got one more token; first tokens, which come out of the "
-        "prompt's last chunk, not counted"
+        "prompt's last chunk, not counted. A step that was cut off, since its replica stopped, "
+        "computed neither"
     ),
     "running": "requests holding KV blocks",
     "waiting": "requests queued for KV blocks or their first chunk",
@@ -86,6 +93,12 @@ STEP_COLUMNS = {
         "what kept the longest queue waiting, one of ADMISSION_LIMITS; 'none' where none waits"
     ),
     **{f"{phase}_s": f"part of the step: {phase}" for phase in STEP_PHASES},
+}
+MOVE_COLUMNS = {
+    "deployment": "name of the deployment",
+    "request": "index in the trace",
+    "replica": "replica that stopped while it had the request",
+    "at_s": "when it stopped",
 }
 RANK_COLUMNS = {
     "deployment": "name of the deployment",
@@ -176,12 +189,27 @@ class ShownStep:
 
 
 @dataclass(frozen=True)
+class ReplicasChanged:
+    """Replicas that stopped or started at one instant; under ``changes`` of the deployment in
+    ``run.json``.
+    """
+
+    at_s: float
+    starts: bool
+    """Whether they serve from then on; else they stopped."""
+    replicas: list[int]
+    """As in ``STEP_COLUMNS``; those only that it made a difference to."""
+    num_requests: int
+    """Requests that they had, which went to others or were lost."""
+
+
+@dataclass(frozen=True)
 class DeploymentRecord:
     """What one deployment's run produced."""
 
     name: str
     requests: pd.DataFrame
-    """``REQUEST_COLUMNS``, one row a request that finished."""
+    """``REQUEST_COLUMNS``, one row a request; times that never came are NaN."""
     steps: pd.DataFrame
     """``STEP_COLUMNS``, one row an engine step."""
     ranks: pd.DataFrame
@@ -202,5 +230,9 @@ class DeploymentRecord:
     NaN for a dense model."""
     read_bytes: float
     """Weights and cache that all ranks of all replicas had to read, in bytes."""
+    moves: pd.DataFrame
+    """``MOVE_COLUMNS``, one row for each time that a request's replica stopped."""
+    changes: tuple[ReplicasChanged, ...]
+    """What happened to replicas, in order of time."""
     shown_steps: dict[str, ShownStep]
     """By phase, the steps that ``ranks``, ``traffic`` and ``spans`` are of."""

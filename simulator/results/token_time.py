@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from simulator.results.tables import STEP_PHASES
 
-KINDS = ("decode", "mixed", "prefill")
+KINDS = ("decode", "mixed", "prefill", "cut")
 """Steps that compute output tokens only, prompts beside them, or prompts only, for which requests
-with tokens to come wait."""
+with tokens to come wait; and those that were cut off, since their replica stopped."""
 _ROUNDING_S = 1e-9
 """What a sum of two times may be off by; no step is as short."""
 COLUMNS = {
     "deployment": "name of the deployment",
-    "kind": "'decode', 'mixed' or 'prefill' steps",
+    "kind": "'decode', 'mixed', 'prefill' or 'cut' steps",
     "num_steps": "steps of the kind",
     "step_time_share": "share of the time of all steps that decode or could",
     **{f"{phase}_s": f"seconds of an output token in such steps: {phase}" for phase in STEP_PHASES},
@@ -31,41 +31,53 @@ COLUMNS = {
 def kinds_of(steps: pd.DataFrame) -> pd.Series:
     """What each step computes, one of :data:`KINDS`.
 
-    >>> tokens = {"prefill_tokens": [0, 5, 5], "decode_tokens": [3, 3, 0]}
+    >>> tokens = {"prefill_tokens": [0, 5, 5, 0], "decode_tokens": [3, 3, 0, 0]}
     >>> kinds_of(pd.DataFrame(tokens)).tolist()
-    ['decode', 'mixed', 'prefill']
+    ['decode', 'mixed', 'prefill', 'cut']
     """
     has_prompts, has_decodes = steps["prefill_tokens"] > 0, steps["decode_tokens"] > 0
-    kinds = np.where(has_decodes, np.where(has_prompts, "mixed", "decode"), "prefill")
+    others = np.where(has_prompts, "prefill", "cut")
+    kinds = np.where(has_decodes, np.where(has_prompts, "mixed", "decode"), others)
     return pd.Series(kinds, index=steps.index)
 
 
-def make_token_time(requests: pd.DataFrame, steps: pd.DataFrame) -> pd.DataFrame:
+def make_token_time(
+    requests: pd.DataFrame, steps: pd.DataFrame, moves: pd.DataFrame
+) -> pd.DataFrame:
     """A row a deployment and kind of step, the columns of :data:`COLUMNS`.
 
     From its first token to its last a request is in, or waits for, the steps of one replica, one
-    after another. So the length of each step, times the requests that have their first token and
-    not their last, adds up to the time that all tokens but the first took.
+    after another; where that replica stops, those of the next. So the length of each step, times
+    the requests that have their first token and not their last, adds up to the time that all tokens
+    but the first took. A request that comes in the middle of a step counts for what is left of it.
 
     Args:
-        requests: ``REQUEST_COLUMNS``.
+        requests: ``REQUEST_COLUMNS``; those count that finished.
         steps: ``STEP_COLUMNS``.
+        moves: ``MOVE_COLUMNS``.
     """
     rows = [
         {"deployment": name, **row}
         for name, own in requests.groupby("deployment", sort=False)
-        for row in _rows(own, steps[steps["deployment"] == name])
+        for row in _rows(
+            own, steps[steps["deployment"] == name], moves[moves["deployment"] == name]
+        )
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _rows(requests: pd.DataFrame, steps: pd.DataFrame) -> Iterator[dict[str, object]]:
-    later = requests[requests["num_output"] > 1]
+def _rows(
+    requests: pd.DataFrame, steps: pd.DataFrame, moves: pd.DataFrame
+) -> Iterator[dict[str, object]]:
+    later = requests[(requests["num_output"] > 1) & (requests["outcome"] == "finished")]
     num_tokens = int((later["num_output"] - 1).sum())
     if not num_tokens:
         return
     steps = steps[steps["pool"] != "prefill"]
-    weight = pd.Series(_count_going(later, steps), index=steps.index)
+    has_moved = later["request"].isin(moves["request"])
+    weight = pd.Series(_count_going(later[~has_moved], steps), index=steps.index)
+    if has_moved.any():
+        weight = weight + _weigh_stays(_list_stays(later[has_moved], moves), steps)
     kinds, step_s = kinds_of(steps), float(steps["duration_s"].sum())
     for kind in KINDS:
         own = steps[kinds == kind]
@@ -98,3 +110,40 @@ def _count_going(requests: pd.DataFrame, steps: pd.DataFrame) -> NDArray[np.int6
         going[places] = np.searchsorted(begun_s, start_s, "right")
         going[places] -= np.searchsorted(ended_s, start_s, "right")
     return going
+
+
+def _list_stays(requests: pd.DataFrame, moves: pd.DataFrame) -> pd.DataFrame:
+    """Where requests were from their first token to their last: a row for each replica after
+    another, with the columns ``replica``, ``begun_s`` and ``ended_s``.
+    """
+    last = requests[["request", "replica"]].assign(at_s=requests["finish_s"])
+    stays = pd.concat([moves[["request", "replica", "at_s"]], last])
+    stays = stays[stays["request"].isin(requests["request"])]
+    stays = stays.sort_values(["request", "at_s"], kind="stable", ignore_index=True)
+    first_s = stays["request"].map(requests.set_index("request")["first_token_s"])
+    begun_s = np.fmax(stays.groupby("request")["at_s"].shift(), first_s)
+    stays = stays.assign(begun_s=begun_s, ended_s=stays["at_s"])
+    return stays[stays["ended_s"] > stays["begun_s"]]
+
+
+def _weigh_stays(stays: pd.DataFrame, steps: pd.DataFrame) -> NDArray[np.float64]:
+    """Share of each step that stays at its replica cover, added up over them."""
+    weight = np.zeros(len(steps))
+    replicas = steps["replica"].to_numpy()
+    for replica, own in stays.groupby("replica"):
+        places = np.flatnonzero((replicas == replica) & (steps["duration_s"].to_numpy() > 0))
+        start_s = steps["start_s"].to_numpy()[places]
+        duration_s = steps["duration_s"].to_numpy()[places]
+        covered_s = _sum_before(own, start_s + duration_s) - _sum_before(own, start_s)
+        weight[places] = covered_s / duration_s
+    return weight
+
+
+def _sum_before(stays: pd.DataFrame, times_s: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Seconds of all stays before each of some times."""
+    total = np.zeros(len(times_s))
+    for edges_s, sign in ((stays["begun_s"], 1.0), (stays["ended_s"], -1.0)):
+        edges = np.sort(edges_s.to_numpy())
+        count = np.searchsorted(edges, times_s)
+        total += sign * (count * times_s - np.r_[0.0, np.cumsum(edges)][count])
+    return total

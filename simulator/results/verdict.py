@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from simulator.cost.engine_time import BEYOND_S, MEASURED_SEQUENCES
+from simulator.results.changes_text import tell_changes
 from simulator.results.folder import Results
 from simulator.results.formats import parameters, seconds_text
 from simulator.results.run_bands_text import SURE, chance_of, tell_bands, tell_chance
@@ -53,6 +54,7 @@ def verdict(results: Results) -> dict[str, Any]:
     insides = [_inside(results, name, rows[name], short[name]) for name in rows]
     queues = [text for name in rows if (text := _queue(results, name, rows[name], short[name]))]
     again = [text for name in rows if (text := _recomputation(rows[name], short[name]))]
+    gone = [text for name in rows if (text := tell_changes(results, name, rows[name], short[name]))]
     if len(rows) == 1:
         ((name, row),) = rows.items()
         headline = f"{short[name]} serves this traffic with {_numbers(row)}."
@@ -60,6 +62,7 @@ def verdict(results: Results) -> dict[str, Any]:
             "headline": headline,
             "reasons": [
                 *_bands(results, short, ""),
+                *gone,
                 *queues,
                 *again,
                 *insides,
@@ -98,6 +101,7 @@ def verdict(results: Results) -> dict[str, Any]:
         "reasons": [
             *_bands(results, short, better),
             *why,
+            *gone,
             *queues,
             *again,
             *insides,
@@ -272,12 +276,18 @@ def _recomputation(row: pd.Series, short: str) -> str | None:
     it is too little.
     """
     share = float(row["recomputed_share"])
-    if np.isnan(share) or share < _AGAIN:
+    if np.isnan(share) or share < _AGAIN or not row["num_preemptions"]:
         return None
+    preemptions, retries = int(row["num_preemptions"]), int(row["num_retries"])
+    gone, it = (
+        (f", and {_count(retries, 'time')} with a replica that stopped", "the former")
+        if retries
+        else ("", "it")
+    )
     return (
         f"{short} computes {_percent(share)} of its prompt tokens a second time: requests lost "
-        f"their KV blocks {_count(int(row['num_preemptions']), 'time')} to others that grew. Fewer "
-        "places (max_sequences), a watermark or more room for the KV cache would prevent it."
+        f"their KV blocks {_count(preemptions, 'time')} to others that grew{gone}. Fewer places "
+        f"(max_sequences), a watermark or more room for the KV cache would prevent {it}."
     )
 
 

@@ -114,6 +114,11 @@ def make_job(plan: DeploymentPlan, folder: Path) -> Job:
             f"{where}: has a prefill pool; execution runs one replica that does both, "
             "so leave [prefill] out"
         )
+    if plan.failures:
+        raise UserError(
+            f"{where}: failures can be simulated, but not executed; leave them out, "
+            "and name the faults of ranks in [execution]"
+        )
     if layout.pp > 1:
         raise UserError(
             f"{where}: pipelines (pp = {layout.pp}) can be simulated, "

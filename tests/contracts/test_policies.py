@@ -2,6 +2,8 @@
 listed.
 """
 
+from itertools import islice
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from simulator.base.plugins import available, build
 from simulator.policies.balancing import Rule
+from simulator.policies.failures import Machines
 from tests.cases import cases
 
 
@@ -93,3 +96,34 @@ def test_balancing_policies_say_their_choice_as_numbers_and_do_so_again(balancin
         turns = [rule.turns(600) for rule in rules]
         assert turns[0].tolist() == turns[1].tolist()
         assert set(turns[0].tolist()) == set(range(5))
+
+
+FAILURES = {"kill": {"at_s": 3.0, "node": 0, "restart_s": 2.0}}
+"""Keys that a policy needs; one without an entry here needs none."""
+
+
+@pytest.mark.parametrize("failures", available("failures"))
+@pytest.mark.parametrize("names", [("both",), ("decode", "prefill")])
+def test_failure_policies_say_what_happens_in_order_and_of_replicas_that_there_are(failures, names):
+    machines = {name: Machines(3, 4, 8) for name in names}
+    policy = build("failures", {"kind": failures, **FAILURES.get(failures, {})}, "test")
+    found, again = (
+        list(islice(policy.changes(machines, np.random.default_rng(1)), 20)) for _ in range(2)
+    )
+    assert found == again
+    assert found
+    assert [change.at_s for change in found] == sorted(change.at_s for change in found)
+    for change in found:
+        assert change.at_s >= 0
+        assert change.replicas
+        assert set(change.replicas) <= set(range(machines[change.pool].num_replicas))
+
+
+@cases(60)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.integers(0, 80))
+def test_a_node_takes_the_replicas_that_have_a_gpu_on_it(replicas, gpus, per_node, node):
+    machines = Machines(replicas, gpus, per_node)
+    if node >= machines.num_nodes:
+        return
+    wanted = {g // gpus for g in range(machines.num_gpus) if g // per_node == node}
+    assert set(machines.list_replicas(node * per_node, per_node)) == wanted

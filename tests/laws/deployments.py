@@ -1,6 +1,7 @@
 """Deployments and traces drawn by seed, for tests that hold two ways of serving to each other."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -75,17 +76,16 @@ def shrink_cache(plan, longest, times_longest):
     return dataclasses.replace(plan, capacity=smaller, prefill=prefill)
 
 
-def serve_by_events(monkeypatch, plan, trace, way_s=None):
+def serve_by_events(monkeypatch, plan, trace, way_s=None, until=None):
     """Serve as the ``rank`` fidelity does, but let every step be one timeout of the table's
     price.
     """
-    tables = []
 
     class ByTable(ByRanks):
         def __init__(self, prices, make_wires, stream):
             super().__init__(prices, make_wires, stream)
             self.table = make_table(prices, stream)
-            tables.append(self.table)
+            self.taken = SimpleNamespace(add=lambda step: None)
 
         def take_step(self, env, replica, number, batches, row):
             requests, ranks = batches
@@ -99,4 +99,4 @@ def serve_by_events(monkeypatch, plan, trace, way_s=None):
     with monkeypatch.context() as patch:
         patch.setattr(timeline, "ByRanks", ByTable)
         patch.setattr(timeline, "read_batches", lambda requests, ranks: (requests, ranks))
-        return timeline.serve(plan, trace, "rank", way_s=way_s)
+        return timeline.serve(plan, trace, "rank", way_s=way_s, until=until)

@@ -20,12 +20,12 @@ PREFILL = {"parallel": {"tp": 2}, "replicas": 1, "scheduling": {"kind": "chunked
 
 def token_s(requests):
     """Seconds of an output token but the first, mean over tokens."""
-    later = requests[requests["num_output"] > 1]
+    later = requests[(requests["num_output"] > 1) & (requests["outcome"] == "finished")]
     return (later["finish_s"] - later["first_token_s"]).sum() / (later["num_output"] - 1).sum()
 
 
 def check_sums(record):
-    found = make_token_time(record.requests, record.steps)
+    found = make_token_time(record.requests, record.steps, record.moves)
     assert found["token_s"].sum() == pytest.approx(token_s(record.requests), rel=1e-9)
     np.testing.assert_allclose(found[PARTS].sum(axis=1), found["token_s"], rtol=1e-12)
     assert (found[[*PARTS, "token_s"]] >= -1e-12).all(axis=None)
@@ -72,17 +72,39 @@ def test_a_run_of_first_tokens_only_has_no_such_time(tiny):
     trace = tiny.trace(5, 1000.0)
     trace = dataclasses.replace(trace, num_output=np.ones_like(trace.num_output))
     record = run_plan(tiny.plan("dense"), trace)
-    assert make_token_time(record.requests, record.steps).empty
+    assert make_token_time(record.requests, record.steps, record.moves).empty
 
 
 def test_deployments_are_kept_apart(tiny):
     records = [run_plan(tiny.plan(model), tiny.trace(20, 1000.0)) for model in ("dense", "moe")]
-    requests, steps = (
+    requests, steps, moves = (
         pd.concat(
             [getattr(r, table).assign(deployment=str(n)) for n, r in enumerate(records)],
             ignore_index=True,
         )
-        for table in ("requests", "steps")
+        for table in ("requests", "steps", "moves")
     )
-    both = make_token_time(requests, steps).groupby("deployment")["token_s"].sum()
+    both = make_token_time(requests, steps, moves).groupby("deployment")["token_s"].sum()
     assert both.tolist() == pytest.approx([token_s(record.requests) for record in records])
+
+
+@pytest.mark.parametrize("fidelity", ["step", "rank"])
+@pytest.mark.parametrize("at_share", [0.3, 0.6])
+def test_they_do_where_replicas_stop_and_requests_go_on_elsewhere(tiny, fidelity, at_share):
+    """Also those that come to another replica in the middle of a step, and those that move twice;
+    lost ones do not count.
+    """
+    trace = tiny.trace(24, 4000.0)
+    keys = {"replicas": 3, "scheduling": {"kind": "chunked", **SMALL}}
+    whole = run_plan(tiny.plan("dense", **keys), trace, fidelity)
+    end_s = float(whole.requests["finish_s"].max())
+    losses = [
+        {"kind": "kill", "at_s": end_s * at_share, "gpu": 0, "restart_s": end_s / 8},
+        {"kind": "kill", "at_s": end_s * (at_share + 0.1), "gpu": 1},
+        {"kind": "kill", "at_s": end_s * (at_share + 0.2), "gpu": 2},
+        {"kind": "kill", "at_s": end_s * (at_share + 0.5), "gpu": 0},
+    ]
+    record = run_plan(tiny.plan("dense", **keys, failures=losses), trace, fidelity)
+    assert record.requests["num_retries"].max() > 1
+    found = check_sums(record)
+    assert found.loc["cut", "token_s"] > 0

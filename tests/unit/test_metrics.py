@@ -63,6 +63,7 @@ def record(requests=REQUESTS):
                 "num_output": num_output,
             }
             | {"num_cached": cached, "num_preemptions": preempted}
+            | {"num_retries": 0, "outcome": "finished"}
         ),
         steps=pd.DataFrame(
             {
@@ -80,6 +81,8 @@ def record(requests=REQUESTS):
         experts=empty,
         traffic=empty,
         spans=empty,
+        moves=empty,
+        changes=(),
         itl=gaps(GAPS_S),
         load_imbalance=1.75,
         uniform_imbalance=1.25,
@@ -129,6 +132,8 @@ def expected(plan):
         "kv_used_max": 0.6,
         "prefix_hit_ratio": 20 / inputs,
         "num_preemptions": 3,
+        "num_retries": 0,
+        "num_lost": 0,
         "recomputed_share": 1 - (inputs - 20) / (PREFILL_TOKENS * len(STEPS)),
         "cost_per_million_tokens": plan.cluster.price_per_gpu_hour
         * 8

@@ -18,6 +18,7 @@ import numpy as np
 from simulator.base.frozen import Frozen
 from simulator.policies.balancing import Rule
 from simulator.policies.dispatch import Rows
+from simulator.policies.failures import Change
 from simulator.policies.placement import Placed
 from simulator.policies.scheduling import Rules
 from simulator.policies.topology import Fabric
@@ -68,6 +69,11 @@ class Own(Frozen):
     def rules(self):
         return {returned}
 """
+FAILURES = """
+class Own(Frozen):
+    def changes(self, machines, rng):
+        return {returned}
+"""
 ARRIVALS = """
 class Own(Frozen):
     concurrency: ClassVar[None] = None
@@ -87,6 +93,7 @@ FAMILIES = {
     "balancing": (BALANCING, "Own.choose()", "deployments.0.balancing"),
     "rule": (RULE, "Own.prepare()", "deployments.0.balancing"),
     "scheduling": (SCHEDULING, "Own.rules()", "deployments.0.scheduling"),
+    "failures": (FAILURES, "Own.changes()", "deployments.0.failures"),
     "arrivals": (ARRIVALS, "Own.arrival_s()", "workload.requests.arrivals"),
     "lengths": (LENGTHS, "Own.draw()", "workload.requests.lengths"),
 }
@@ -97,6 +104,7 @@ RIGHT = {
     "balancing": "np.int32(0)",
     "rule": "Rule(turns=lambda count: np.arange(count) % num_replicas)",
     "scheduling": "Rules(2048, 64, mixes_phases=True, splits_prompts=True)",
+    "failures": "iter([Change(0.5, 'both', (1,), False), Change(2, 'both', (1,), True)])",
     "arrivals": "np.arange(num_requests)",
     "lengths": "(ones * 20, ones)",
 }
@@ -121,6 +129,12 @@ WRONG = [
     ("scheduling", "(8192, 256)", "simulator.policies.scheduling.Rules", "tuple (8192, 256)"),
     ("scheduling", "Rules(0, 64, True, True)", "token_budget must be at least 1 tokens", "got 0"),
     ("scheduling", "Rules(64.0, 64, True, True)", "token_budget must be a whole number", "64.0"),
+    ("failures", "[]", "an iterator of Change", "list []"),
+    ("failures", "iter([7])", "a Change at 0 s or later, of both", "int 7"),
+    ("failures", "iter([Change(1.0, 'both', (2,), False)])", "replicas 0 to 1", "Change("),
+    ("failures", "iter([Change(1.0, 'decode', (0,), False)])", "both with", "Change("),
+    ("failures", "(Change(1.0 - n, 'both', (0,), False) for n in (0, 1))", "1 s or", "Change("),
+    ("failures", "(1 / n for n in (0,))", "failed (", "ZeroDivisionError"),
     ("arrivals", "np.arange(num_requests)[::-1]", "never falling", "int64 of shape (5,)"),
     ("arrivals", "np.zeros(2)", "numbers of shape (5,)", "float64 of shape (2,)"),
     ("lengths", "(ones, ones * 0)", "all at least 1", "tuple"),
@@ -144,9 +158,10 @@ def own(tmp_path, monkeypatch, request):
         (tmp_path / package / f"{family}.py").write_text(
             textwrap.dedent(HEAD + template.replace("{returned}", returned))
         )
-        return check_file(
-            str(tmp_path / "scenario.toml"), [f'{key}={{ kind = "{package}.{family}" }}']
-        )
+        table = f'{{ kind = "{package}.{family}" }}'
+        if family == "failures":
+            table = f"[{table}]"
+        return check_file(str(tmp_path / "scenario.toml"), [f"{key}={table}"])
 
     return check
 

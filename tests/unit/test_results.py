@@ -31,6 +31,8 @@ def made(*names, **run):
             {
                 "deployment": list(names),
                 "num_output": 1,
+                "outcome": "finished",
+                "request": 0,
                 "value": [0.1 * n for n in range(len(names))],
             }
         )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from simulator.results.folder import TABLES, Results
 from simulator.results.formats import seconds_text
 from simulator.results.metrics import METRICS
-from simulator.results.tables import STEP_PHASES
+from simulator.results.tables import MOVE_COLUMNS, STEP_PHASES
 from simulator.results.verdict import short_names, verdict, with_verdict
 from simulator.results.why import explain
 from tests.cases import cases
@@ -45,6 +45,7 @@ def deployment(
         "tpot_p50_s": tpot_s,
         "slo_attainment": slo,
         "num_gpus": 8.0,
+        "num_retries": 0.0,
     }
     row |= {
         "duration_s": 100.0 + late_s,
@@ -86,7 +87,9 @@ def deployment(
     requests = pd.DataFrame(
         {
             "deployment": name,
+            "request": [0, 1],
             "replica": 0,
+            "outcome": "finished",
             "arrival_s": [0.0, 100.0],
             "first_token_s": [0.0, 100.0 + late_s],
             "transfer_s": 0.0,
@@ -101,6 +104,7 @@ def results(*made):
     empty = pd.DataFrame({"deployment": pd.Series([], dtype=str)})
     tables = dict.fromkeys(TABLES, empty)
     tables |= {
+        "moves": pd.DataFrame(columns=list(MOVE_COLUMNS)),
         "steps": pd.concat([m[1] for m in made]),
         "requests": pd.concat([m[2] for m in made]),
     }

@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from simulator.report import style
+from simulator.results.changes_text import tell_change
 from simulator.results.folder import Results
 from simulator.results.formats import seconds, time_axis, time_ticks
 
@@ -147,7 +148,11 @@ def over_time(
     edges_s = np.linspace(0, float(end_s.max()), num_bins + 1)
     unit_s, unit = time_axis(float(end_s.max()))
     width = seconds(float(edges_s[1]))
-    drawn = style.figure(f"Time since the first arrival, bins of {width} ({unit})", y, height)
+    has_changes = any(style.facts(results, name).get("changes") for name in results.deployments)
+    changes = "; dotted: a replica stops, dashed: it serves again" if has_changes else ""
+    drawn = style.figure(
+        f"Time since the first arrival, bins of {width} ({unit}){changes}", y, height
+    )
     label, line = style.labels(results), style.lines(results)
     for name, group in steps.groupby("deployment", sort=False):
         bins = in_bins(group, str(name), edges_s)
@@ -173,9 +178,28 @@ def over_time(
                 showlegend=False,
                 hovertemplate=f"{hover} at most",
             )
+    _mark_changes(drawn, results, unit_s)
     drawn.update_yaxes(rangemode="tozero", nticks=6)
     drawn.update_xaxes(range=[0, float(end_s.max()) / unit_s])
     return drawn
+
+
+def _mark_changes(drawn: go.Figure, results: Results, unit_s: float) -> None:
+    """Lines where replicas stop (dotted) or start again (dashed), in their deployment's colour."""
+    label, line = style.labels(results), style.lines(results)
+    top = max(float(np.nanmax(trace.y)) for trace in drawn.data)
+    for name in results.deployments:
+        for change in style.facts(results, name).get("changes") or []:
+            at = float(change["at_s"]) / unit_s
+            drawn.add_scatter(
+                x=[at, at],
+                y=[0.0, top],
+                name=label[name],
+                line=line[name] | {"width": 1.2, "dash": "dash" if change["starts"] else "dot"},
+                mode="lines",
+                showlegend=False,
+                hovertemplate=f"{tell_change(change)}<extra>{label[name]}</extra>",
+            )
 
 
 def level_in_bins(steps: pd.DataFrame, column: str, edges_s: Array) -> Bins:

@@ -35,9 +35,8 @@ class Throughput(Frozen):
                 steps["decode_tokens"].to_numpy(),
                 edges_s,
             )
-            first = events_in_bins(
-                requests["first_token_s"].to_numpy(), np.ones(len(requests)), edges_s
-            )
+            first_s = requests["first_token_s"].dropna().to_numpy()
+            first = events_in_bins(first_s, np.ones(len(first_s)), edges_s)
             return Bins(decoded + first, None)
 
         return over_time(results, "Output throughput (token/s)", in_bins, "%{y:,.4~r} token/s")

@@ -14,7 +14,7 @@ from simulator.results.formats import seconds, time_axis
 from simulator.results.tables import STEP_PHASES
 from simulator.results.token_time import KINDS
 
-_KIND_COLOURS = dict(zip(KINDS, ("#332288", "#882255", "#DDCC77"), strict=True))
+_KIND_COLOURS = dict(zip(KINDS, ("#332288", "#882255", "#DDCC77", "#BBBBBB"), strict=True))
 
 
 class TokenTime(Frozen):
@@ -25,7 +25,8 @@ class TokenTime(Frozen):
     definition: ClassVar[str] = (
         "Seconds of an output token, mean over all but each request's first: by what a rank was "
         "doing, and by what the steps computed: output tokens only (decode), prompts beside them "
-        "(mixed), or prompts while requests with tokens to come waited (prefill). 'outside' is the "
+        "(mixed), or prompts while requests with tokens to come waited (prefill); 'cut' are steps "
+        "that were cut off when their replica stopped. 'outside' is the "
         "way of a cache from the prefill pool into a step of the decode pool."
     )
     absent: ClassVar[str] = "No request has more than one output token."

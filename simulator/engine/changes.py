@@ -1,0 +1,155 @@
+"""Replicas stop and start while others serve: what one of them had is given back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.engine.decodes import dissolve
+from simulator.engine.events import (
+    ARRIVES,
+    COMES_AGAIN,
+    FORMS,
+    FORMS_LATE,
+    Events,
+    code_of,
+    kind_of,
+    number_of,
+    push_event,
+    remove_events,
+)
+from simulator.engine.pool import PoolState
+from simulator.engine.state import (
+    BLOCKS,
+    BROUGHT,
+    COMPUTED,
+    FINISH_S,
+    FIRST_S,
+    FOLLOWING,
+    GENERATED,
+    KEPT_BLOCKS,
+    KEPT_END,
+    KEPT_FIRST,
+    LAST_S,
+    RETRIES,
+    SHARED,
+    Ints,
+)
+from simulator.engine.step_log import LOG_COLUMNS
+from simulator.engine.step_price import ATTENTION
+from simulator.policies.failures import Change
+from simulator.results.tables import STEP_PHASES
+
+_CACHE = (COMPUTED, BROUGHT, BLOCKS, SHARED, KEPT_FIRST, KEPT_BLOCKS, KEPT_END)
+"""What a request has in the caches of its replica."""
+_PREFILL_TOKENS, _DECODE_TOKENS, _READ_BYTES = (
+    LOG_COLUMNS.index(name) for name in ("prefill_tokens", "decode_tokens", "read_bytes")
+)
+
+
+class Changed(NamedTuple):
+    """What happened to replicas, and to what they had."""
+
+    change: Change
+    given_back: dict[int, Ints]
+    """By replica of the pool that it made a difference to, the requests that it had."""
+
+
+def apply_change(change: Change, place: int, pools: Sequence[PoolState], events: Events) -> Changed:
+    """Let replicas of a pool stop or start, and send what they had to the pool once more.
+
+    Steps that they had under way have been cut off before.
+
+    Args:
+        place: of the pool among ``pools``, the one that requests come to first.
+    """
+    pool = pools[place]
+    given_back: dict[int, Ints] = {}
+    for replica in change.replicas:
+        is_gone = bool(pool.clock_of(replica).is_gone[0])
+        if change.starts and is_gone:
+            pool.clock_of(replica).is_gone[:] = False
+            given_back[replica] = np.zeros(0, dtype=np.int64)
+        elif not change.starts and not is_gone:
+            number = replica + place * pools[0].plan.replicas
+            remove_events(events, [code_of(kind, number) for kind in (FORMS, FORMS_LATE)])
+            found = _stop(pool, replica)
+            if place == 0 and len(pools) > 1:
+                found = np.concatenate([found, _lose_transfers(pool, replica, events)])
+            given_back[replica] = found
+    kind = COMES_AGAIN if place == 0 else ARRIVES
+    for request in sorted(int(r) for found in given_back.values() for r in found):
+        push_event(events, change.at_s, code_of(kind, request))
+    return Changed(change, given_back)
+
+
+def _stop(pool: PoolState, replica: int) -> Ints:
+    """Let a replica be gone, and its caches with it. Returns the requests that it had in order of
+    number, which keep the tokens that they got and nothing else.
+    """
+    ranks, clock, requests = pool.ranks_of(replica), pool.clock_of(replica), pool.requests
+    for d in np.flatnonzero(ranks.num_decodes):
+        dissolve(requests, ranks, pool.limits, int(d))
+    found = [ranks.running[d, :count] for d, count in enumerate(ranks.num_running)]
+    queues = [(int(head), int(n)) for head, n in zip(ranks.head, ranks.num_waiting, strict=True)]
+    queues.append((int(clock.first_coming[0]), int(clock.num_coming[0])))
+    found += [_follow(requests.following, head, count) for head, count in queues]
+    given_back = np.sort(np.concatenate(found)).astype(np.int64)
+    _lose_caches(pool, given_back)
+    for array, fresh in zip(ranks, pool.fresh_ranks, strict=True):
+        array[:] = fresh
+    clock.num_pushed[:] = clock.num_finished
+    clock.outstanding_tokens[:] = clock.coming_tokens[:] = clock.num_coming[:] = 0
+    clock.is_busy[:] = False
+    clock.is_gone[:] = True
+    return given_back
+
+
+def _lose_transfers(pool: PoolState, replica: int, events: Events) -> Ints:
+    """Prompts whose caches are on their way from a prefill replica: they do not arrive, and are to
+    be computed again.
+    """
+    codes = events.code[: events.num_left[0]].tolist()
+    lost = [
+        code
+        for code in codes
+        if kind_of(code) == ARRIVES and pool.replica_of[number_of(code)] == replica
+    ]
+    remove_events(events, lost)
+    prompts = np.array([number_of(code) for code in lost], dtype=np.int64)
+    pool.requests.ints[prompts, GENERATED] = 0
+    for column in (FIRST_S, LAST_S, FINISH_S):
+        pool.requests.times[prompts, column] = np.nan
+    _lose_caches(pool, prompts)
+    return prompts
+
+
+def _lose_caches(pool: PoolState, given_back: Ints) -> None:
+    ints = pool.requests.ints
+    for column in _CACHE:
+        ints[given_back, column] = 0
+    ints[given_back, FOLLOWING] = -1
+    ints[given_back, RETRIES] += 1
+
+
+def cut_row(row: NDArray[np.float64], at_s: float) -> None:
+    """Let a step end early: the time until then is spent as the whole step's would have been, and
+    no token comes of it.
+    """
+    share = max(0.0, at_s - row[0]) / row[1]
+    row[1] *= share
+    row[ATTENTION : ATTENTION + len(STEP_PHASES)] *= share
+    row[_READ_BYTES] *= share
+    row[[_PREFILL_TOKENS, _DECODE_TOKENS]] = 0
+
+
+def _follow(following: Ints, first: int, count: int) -> Ints:
+    """The requests of a queue."""
+    found = np.empty(count, dtype=np.int64)
+    for i in range(count):
+        found[i] = first
+        first = int(following[first])
+    return found

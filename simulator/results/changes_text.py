@@ -1,0 +1,52 @@
+"""A sentence on replicas that stopped and started while a deployment served."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from simulator.results.folder import Results
+from simulator.results.formats import seconds_text
+
+_NUM_NAMED = 3
+"""Changes that are named one by one."""
+
+
+def tell_changes(results: Results, name: str, row: pd.Series, short: str) -> str | None:
+    """When which replicas stopped and started, and what became of the requests that they had;
+    ``None`` where nothing changed.
+
+    Args:
+        row: the deployment's own in ``summary.csv``.
+        short: what the deployment is called in sentences.
+    """
+    changes = results.run["deployments"][name].get("changes") or []
+    if not changes:
+        return None
+    named = [tell_change(change) for change in changes[:_NUM_NAMED]]
+    if len(changes) > _NUM_NAMED:
+        last_s = seconds_text(changes[-1]["at_s"])
+        named.append(f"{len(changes) - _NUM_NAMED:,} more changes follow until {last_s}")
+    retries, lost, total = (
+        int(row["num_retries"]),
+        int(row["num_lost"]),
+        int(row["num_lost"] + row["num_requests"]),
+    )
+    times = {0: "no request is", 1: "once a request is"}.get(retries, f"{retries:,} times one is")
+    moved = f"{times} sent to another replica"
+    of_lost = f"{lost:,} of {total:,} requests {'is' if lost == 1 else 'are'} lost"
+    ending = f"{of_lost}, since no replica is left" if lost else "none is lost"
+    return f"Of {short}, {', '.join(named)}: {moved}, and {ending}."
+
+
+def tell_change(change: dict[str, Any]) -> str:
+    """One change, such as ``replica 1 stops at 30 s with 41 requests``."""
+    replicas, count = change["replicas"], int(change["num_requests"])
+    one = len(replicas) == 1
+    who = f"replica {replicas[0]}" if one else f"{len(replicas)} replicas"
+    at = seconds_text(change["at_s"])
+    if change["starts"]:
+        return f"{who} {'serves' if one else 'serve'} again from {at}"
+    had = f" with {count:,} {'request' if count == 1 else 'requests'}" if count else " without work"
+    return f"{who} {'stops' if one else 'stop'} at {at}{had}"

@@ -1,0 +1,220 @@
+"""Replicas that stop and start while others serve: nothing is lost that need not be, nothing comes
+twice, and what happens is the same at every fidelity.
+"""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from simulator.engine.timeline import serve
+from simulator.policies.failures import Change
+from tests.cases import times
+from tests.laws.deployments import draw_deployment, serve_by_events
+
+
+@dataclasses.dataclass(frozen=True)
+class Script:
+    """Changes as they are written down."""
+
+    script: tuple[Change, ...]
+
+    def changes(self, machines, rng):
+        return iter(self.script)
+
+
+Script.__module__ = "simulator.tests"  # as if it were shipped: not held to its contract
+
+
+def with_changes(plan, *changes):
+    return dataclasses.replace(plan, failures=(Script(tuple(changes)),))
+
+
+def draw_changes(plan, seed, span_s):
+    """Replicas of either pool stop, and some of them start again."""
+    rng = np.random.default_rng([seed, 7])
+    found = []
+    for pool, machines in plan.machines.items():
+        for _ in range(int(rng.integers(1, 4))):
+            count = int(rng.integers(1, machines.num_replicas + 1))
+            replicas = tuple(sorted(rng.choice(machines.num_replicas, count, False).tolist()))
+            at_s = float(rng.uniform(0, span_s))
+            found.append(Change(at_s, pool, replicas, starts=False))
+            if rng.random() < 0.6:
+                later_s = at_s + float(rng.uniform(0, span_s / 2))
+                found.append(Change(later_s, pool, replicas, starts=True))
+    return sorted(found)
+
+
+def draw_failing(tiny, seed):
+    plan, trace = draw_deployment(tiny, seed)
+    if plan.prefill is None and plan.replicas == 1:
+        plan = dataclasses.replace(plan, replicas=2)
+    span_s = float(np.nanmax(serve(plan, trace).requests_table()["finish_s"]))
+    return with_changes(plan, *draw_changes(plan, seed, span_s)), trace
+
+
+def generated(served):
+    pool = served.pools.get("decode") or served.pools["both"]
+    return pool.requests.generated
+
+
+@pytest.mark.parametrize("seed", range(3000, 3000 + times(40)))
+def test_whatever_stops_every_request_finishes_or_is_lost_and_no_token_comes_twice(tiny, seed):
+    plan, trace = draw_failing(tiny, seed)
+    served = serve(plan, trace)
+    table = served.requests_table()
+    is_finished = (table["outcome"] == "finished").to_numpy()
+    assert set(table["outcome"]) <= {"finished", "lost"}
+    assert (is_finished == table["finish_s"].notna()).all()
+    if "both" in served.pools:
+        num_tokens = generated(served)
+        assert (num_tokens[is_finished] == trace.num_output[is_finished]).all()
+        assert (num_tokens[~is_finished] < trace.num_output[~is_finished]).all()
+        gaps = served.pools["both"].clock.gap_counts.sum()
+        assert gaps == np.maximum(num_tokens - 1, 0).sum()
+    done = table[is_finished]
+    assert (done["arrival_s"] <= done["scheduled_s"]).all()
+    assert (done["scheduled_s"] <= done["first_token_s"]).all()
+    assert (done["first_token_s"] <= done["finish_s"]).all()
+    for pool in served.pools.values():
+        free = pool.ranks.free_blocks + pool.ranks.num_evictable * pool.limits.prefix_blocks
+        assert (free == pool.ranks.capacity_blocks).all()
+        assert not pool.ranks.num_waiting.any()
+        assert not pool.ranks.num_running.any()
+
+
+@pytest.mark.parametrize("seed", range(3000, 3000 + times(40)))
+def test_a_replica_that_has_stopped_takes_no_step_until_it_starts(tiny, seed):
+    plan, trace = draw_failing(tiny, seed)
+    served = serve(plan, trace)
+    for name in served.pools:
+        steps = served.steps_of(name)
+        for replica, own in steps.groupby("replica"):
+            start_s, end_s = own["start_s"], own["start_s"] + own["duration_s"]
+            assert (end_s.to_numpy()[:-1] <= start_s.to_numpy()[1:] + 1e-12).all()
+            gone_s = None
+            for change in (changed.change for changed in served.changed):
+                if change.pool != name or replica not in change.replicas:
+                    continue
+                if not change.starts:
+                    gone_s = change.at_s if gone_s is None else gone_s
+                elif gone_s is not None:
+                    assert not ((start_s > gone_s) & (start_s < change.at_s)).any()
+                    assert not ((start_s < gone_s) & (end_s > gone_s + 1e-12)).any()
+                    gone_s = None
+            if gone_s is not None:
+                assert (end_s <= gone_s + 1e-12).all()
+        parts = [column for column in steps if column.endswith("_s")][2:]
+        np.testing.assert_allclose(steps[parts].sum(axis=1), steps["duration_s"], atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3000, 3000 + times(30)))
+def test_failures_do_the_same_at_every_fidelity(tiny, monkeypatch, seed):
+    plan, trace = draw_failing(tiny, seed)
+    compiled, simpy = serve(plan, trace), serve_by_events(monkeypatch, plan, trace)
+    pd.testing.assert_frame_equal(
+        compiled.requests_table(), simpy.requests_table(), rtol=1e-9, atol=1e-12
+    )
+    for name in compiled.pools:
+        own, other = compiled.steps_of(name), simpy.steps_of(name)
+        np.testing.assert_allclose(own, other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("balancing", ["least_outstanding", "least_tokens", "round_robin"])
+def test_a_replica_lost_before_anything_comes_was_never_there(tiny, balancing):
+    keys = {"num_layers": 2, "balancing": {"kind": balancing}}
+    trace = tiny.trace(60, 400.0)
+    trace = dataclasses.replace(trace, arrival_s=trace.arrival_s + 0.1)
+    lost = with_changes(
+        tiny.plan("dense", replicas=3, **keys), Change(0.05, "both", (1,), starts=False)
+    )
+    found = serve(lost, trace, way_s=0.0).requests_table()
+    fewer = serve(tiny.plan("dense", replicas=2, **keys), trace, way_s=0.0).requests_table()
+    assert (found["replica"] == fewer["replica"].map({0: 0, 1: 2})).all()
+    pd.testing.assert_frame_equal(
+        found.drop(columns="replica"), fewer.drop(columns="replica"), check_exact=True
+    )
+
+
+def test_a_loss_after_the_end_changes_nothing(tiny):
+    plan, trace = tiny.plan("dense", replicas=2, num_layers=2), tiny.trace(40, 400.0)
+    before = serve(plan, trace)
+    later_s = float(before.requests_table()["finish_s"].max()) + 1
+    after = serve(with_changes(plan, Change(later_s, "both", (0, 1), starts=False)), trace)
+    pd.testing.assert_frame_equal(before.requests_table(), after.requests_table(), check_exact=True)
+    assert np.array_equal(before.log, after.log)
+
+
+def test_with_no_replica_left_requests_are_lost_and_closed_loops_end(tiny):
+    for concurrency in (None, 4):
+        plan, trace = (
+            tiny.plan("dense", num_layers=2),
+            tiny.trace(50, 400.0, concurrency=concurrency),
+        )
+        half_s = float(serve(plan, trace).requests_table()["finish_s"].median())
+        served = serve(with_changes(plan, Change(half_s, "both", (0,), starts=False)), trace)
+        table = served.requests_table()
+        counts = table["outcome"].value_counts()
+        assert counts["finished"] + counts["lost"] == 50
+        assert min(counts["finished"], counts["lost"]) > 5
+        assert (table["finish_s"].dropna() <= half_s).all()
+
+
+def test_requests_that_move_keep_their_tokens_and_are_computed_again(tiny):
+    plan = tiny.plan("dense", replicas=2, num_layers=2)
+    trace = dataclasses.replace(
+        tiny.trace(1), num_input=np.array([500]), num_output=np.array([100])
+    )
+    whole = serve(plan, trace)
+    alone = whole.requests_table().loc[0]
+    at_s = float(alone["first_token_s"] + alone["finish_s"]) / 2
+    served = serve(with_changes(plan, Change(at_s, "both", (0,), starts=False)), trace)
+    moved = served.requests_table().loc[0]
+    assert (moved["replica"], moved["num_retries"], moved["num_preemptions"]) == (1, 1, 0)
+    assert moved["first_token_s"] == alone["first_token_s"]
+    steps = served.steps_of("both")
+    had = int(steps[steps["replica"] == 0]["decode_tokens"].sum()) + 1
+    computed = steps.groupby("replica")["prefill_tokens"].sum()
+    num_input, num_output = int(alone["num_input"]), int(alone["num_output"])
+    assert 1 < had < num_output
+    # The first step on the other replica computes what was known, and gives one more token.
+    assert computed.tolist() == [num_input, num_input + had]
+    assert int(steps["decode_tokens"].sum()) == num_output - 2
+    cut = steps[(steps["replica"] == 0)].iloc[-1]
+    assert cut["start_s"] + cut["duration_s"] == pytest.approx(at_s)
+    assert cut[["prefill_tokens", "decode_tokens"]].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("seed", range(3000, 3000 + times(30)))
+@pytest.mark.parametrize("by", ["table", "events"])
+def test_what_is_ended_early_is_the_beginning_of_the_whole(tiny, monkeypatch, seed, by):
+    plan, trace = draw_failing(tiny, seed)
+
+    def run(until):
+        if by == "table":
+            return serve(plan, trace, until=until)
+        return serve_by_events(monkeypatch, plan, trace, until=until)
+
+    whole = run(None)
+    table = whole.requests_table()
+    middle_s = table["finish_s"].median()
+    until = 0.01 if np.isnan(middle_s) else float(middle_s)
+    part = run(until)
+    found = part.requests_table()
+    was_finished = table["finish_s"] <= until
+    assert ((found["outcome"] == "finished") == was_finished).all()
+    assert (found["outcome"][~was_finished] != "finished").all()
+    for column in ("scheduled_s", "first_token_s", "finish_s"):
+        happened = found[column].notna()
+        assert (found[column][happened] <= until).all()
+        if "both" in whole.pools:
+            assert found[column][happened].equals(table[column][happened])
+            assert not (table[column][~happened] <= until).any()
+    for name in whole.pools:
+        steps, own = whole.steps_of(name), part.steps_of(name)
+        assert ((own["start_s"] + own["duration_s"]) <= until + 1e-12).all()
+        ended = own[own["decode_tokens"] + own["prefill_tokens"] > 0]
+        both = ended.merge(steps, on=["replica", "start_s"])
+        assert len(both) == len(ended)

@@ -1,0 +1,104 @@
+"""A GPU or a node that is lost: what files may say of it, and what a run says of what follows."""
+
+import json
+
+import pytest
+
+from simulator.base.errors import UserError
+from simulator.base.plugins import build
+from simulator.commands.execute import execute_scenario
+from simulator.commands.run import run_scenario
+from simulator.policies.failures import Change, Machines
+from simulator.results.formats import seconds_text
+from simulator.scenario.scenario import load_scenario
+from tests.small_scenario import small_scenario
+
+POOLS = {"decode": Machines(2, 4, 8), "prefill": Machines(3, 2, 4)}
+
+
+def changes(machines, **keys):
+    return list(build("failures", {"kind": "kill", **keys}, "test").changes(machines, None))
+
+
+def test_a_gpu_takes_its_replica_and_a_node_all_that_are_on_it():
+    both = {"both": Machines(6, 4, 8)}
+    assert changes(both, at_s=2.0, gpu=9) == [Change(2.0, "both", (2,), False)]
+    assert changes(both, at_s=2.0, node=1) == [Change(2.0, "both", (2, 3), False)]
+    assert changes(POOLS, at_s=0.0, node=0, restart_s=5.0) == [
+        Change(0.0, "decode", (0, 1), False),
+        Change(5.0, "decode", (0, 1), True),
+    ]
+    assert changes(POOLS, at_s=0.0, node=1, pool="prefill") == [Change(0.0, "prefill", (2,), False)]
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ("at_s = 1.0", "names either a gpu or a node"),
+        ("at_s = 1.0, gpu = 0, node = 0", "names either a gpu or a node"),
+        ("gpu = 0", "missing key 'at_s'"),
+        ("at_s = -1.0, gpu = 0", "at_s must be at least 0"),
+        ("at_s = 1.0, gpu = 8", "gpu = 8: there are 8, numbered from 0"),
+        ("at_s = 1.0, node = 1", "node = 1: there are 1, numbered from 0"),
+        ('at_s = 1.0, gpu = 0, pool = "prefill"', "there is no prefill pool; leave it out"),
+        ("at_s = 1.0, gpus = 3", "unknown key 'gpus'"),
+    ],
+)
+def test_what_is_not_there_is_refused_with_its_place(tmp_path, keys, said):
+    more = f'failures = [{{ kind = "kill", {keys} }}]'
+    with pytest.raises(UserError) as refused:
+        run(tmp_path, more)
+    assert said in str(refused.value)
+    assert "[failures]" in str(refused.value)
+
+
+def run(tmp_path, more, ranks=4):
+    path = tmp_path / "scenario.toml"
+    path.write_text(small_scenario("stdlib-moe", ranks, more=more))
+    return run_scenario(load_scenario(str(path), [])[0], path)
+
+
+def test_a_run_says_what_stopped_and_what_became_of_the_requests(tmp_path):
+    whole = run(tmp_path, "").requests
+    served = whole[whole["replica"] == 1].iloc[0]
+    at_s = float(served["first_token_s"] + served["finish_s"]) / 2
+    loss = f'failures = [{{ kind = "kill", at_s = {at_s}, gpu = 5, restart_s = 0.01 }}]'
+    results = run(tmp_path, loss)
+    facts = results.run["deployments"]["own"]
+    stops, starts = facts["changes"]
+    assert (stops["at_s"], stops["starts"], stops["replicas"]) == (at_s, False, [1])
+    assert (starts["at_s"], starts["starts"], starts["replicas"]) == (at_s + 0.01, True, [1])
+    row = results.summary.iloc[0]
+    assert stops["num_requests"] > 0
+    assert row["num_requests"] == 5
+    assert row["num_retries"] == stops["num_requests"] == len(results.moves)
+    assert "kill" in facts["failures"]
+    (said,) = (text for text in results.run["verdict"]["reasons"] if "stops at" in text)
+    assert said.startswith(f"Of own, replica 1 stops at {seconds_text(at_s)} with ")
+    assert said.endswith("and none is lost.")
+    json.dumps(results.run, allow_nan=False)
+
+
+def test_lost_requests_are_told_and_meet_no_target(tmp_path):
+    late = 'failures = [{ kind = "kill", at_s = 0.06, gpu = 0 }]'
+    results = run(tmp_path, late, ranks=8)
+    row, outcomes = results.summary.iloc[0], results.requests["outcome"]
+    assert 0 < row["num_lost"] == (outcomes == "lost").sum() < 5
+    assert row["num_requests"] + row["num_lost"] == 5
+    assert any(
+        "requests are lost" in text or "is lost" in text
+        for text in results.run["verdict"]["reasons"]
+    )
+
+
+def test_a_run_in_which_nothing_finishes_says_so(tmp_path):
+    with pytest.raises(UserError, match="no request finished: failures stop its replicas before"):
+        run(tmp_path, 'failures = [{ kind = "kill", at_s = 0.0, node = 0 }]')
+
+
+def test_execution_refuses_failures(tmp_path):
+    path = tmp_path / "scenario.toml"
+    more = 'replicas = 1\nfailures = [{ kind = "kill", at_s = 1.0, gpu = 1 }]'
+    path.write_text(small_scenario("stdlib-moe", 4, more=more))
+    with pytest.raises(UserError, match="failures can be simulated, but not executed"):
+        execute_scenario(load_scenario(str(path), [])[0], path)
