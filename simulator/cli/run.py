@@ -16,7 +16,7 @@ from rich.text import Text
 
 from simulator.base.errors import UserError
 from simulator.cli import console
-from simulator.cli.console import AllowCode, AsJson, Out, Seed, Set
+from simulator.cli.console import Address, AllowCode, AsJson, Out, Seed, Set
 
 _LONGEST_NAME = 22
 """Characters of a line of a deployment's name over its column."""
@@ -24,7 +24,10 @@ _LONGEST_NAME = 22
 
 def run(
     scenario: Annotated[
-        str, typer.Argument(help="A scenario's TOML file, or the name of a shipped one.")
+        list[str],
+        typer.Argument(
+            help="A scenario's TOML file, or the name of a shipped one; several make a sweep."
+        ),
     ],
     out_folder: Out = None,
     fidelity: Annotated[
@@ -35,20 +38,64 @@ def run(
     ] = "step",
     seed: Seed = None,
     overrides: Set = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sweep",
+            metavar="PATH=V1,V2,...",
+            help="Run with each of these values, such as workload.rate_scale=1,2,4; several of "
+            "these options are combined.",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            "--seeds", metavar="N", min=1, help="Run with so many seeds, counted on from the first."
+        ),
+    ] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Processes of a sweep; by default one a core, or one a CPU of the cluster.",
+        ),
+    ] = None,
+    address: Address = None,
     allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Replay a workload on every deployment of a scenario, and write a results folder with a
     report.
+
+    With --sweep, --seeds or several scenarios every combination is a run of its own, on all cores
+    or on the nodes of a Ray cluster (--address), with one report over them.
     """
     if fidelity not in ("step", "rank", "message"):
         raise UserError(f"--fidelity {fidelity or repr(fidelity)}: must be step, rank or message")
+    if sweep or seeds > 1 or len(scenario) > 1:
+        _run_sweep(
+            scenario,
+            out_folder,
+            fidelity,
+            seed,
+            overrides or [],
+            sweep or [],
+            seeds,
+            workers,
+            address,
+            as_json,
+        )
+        return
+    if workers is not None or address is not None:
+        given = "--workers" if address is None else "--address"
+        raise UserError(f"{given}: only a sweep is spread; add --sweep or --seeds, or leave it out")
     from simulator.commands.run import run_scenario
     from simulator.report.page import render
     from simulator.results.folder import check_writable, write
     from simulator.scenario.scenario import load_scenario
 
-    loaded, path = load_scenario(scenario, overrides or [], seed)
+    loaded, path = load_scenario(scenario[0], overrides or [], seed)
     folder = out_folder or Path("reports/out") / path.stem
     check_writable(folder)
     with console.progress() as tick:
@@ -72,6 +119,71 @@ def run(
     console.err.print(
         f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True, markup=False
     )
+
+
+def _run_sweep(
+    scenarios: list[str],
+    out_folder: Path | None,
+    fidelity: str,
+    seed: int | None,
+    overrides: list[str],
+    keys: list[str],
+    num_seeds: int,
+    workers: int | None,
+    address: str | None,
+    as_json: bool,
+) -> None:
+    from simulator.commands.sweep import list_points, run_sweep
+    from simulator.results.sweep import check_writable
+    from simulator.results.sweep_text import tell_sweep
+    from simulator.runtime import require
+
+    if address is not None:
+        require("ray", "--address")
+    points, values = list_points(scenarios, overrides, keys, seed, num_seeds)
+    folder = out_folder or Path("reports/out") / f"{Path(scenarios[0]).stem}_sweep"
+    check_writable(folder)
+    with console.progress() as tick:
+        found = run_sweep(points, values, folder, fidelity, workers, address, tick)  # type: ignore[arg-type]
+    headline, reasons = tell_sweep(found)
+    if as_json:
+        rows = json.loads(found.table.to_json(orient="records", double_precision=15))
+        refused = [point for point in found.run["points"] if "refusal" in point]
+        console.emit(
+            {
+                "folder": str(folder),
+                "verdict": {"headline": headline, "reasons": reasons},
+                "refused": refused,
+                "rows": rows,
+            }
+        )
+    else:
+        console.print_verdict(headline, reasons)
+        _print_settings(found)
+    console.err.print(
+        f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True, markup=False
+    )
+
+
+def _print_settings(sweep: Any) -> None:
+    """The medians of each setting and deployment, with their spread over seeds."""
+    from simulator.results.formats import metric
+    from simulator.results.metrics import METRICS
+    from simulator.results.sweep import measure_spread
+    from simulator.results.sweep_text import setting_text
+
+    rows = {}
+    for setting in sweep.settings:
+        for deployment, own in sweep.rows_at(setting).groupby("deployment", sort=False):
+            texts = []
+            for name in ("ttft_p50_s", "tpot_p50_s", "output_tokens_per_s", "slo_attainment"):
+                mean, spread, count = measure_spread(own, name)
+                if count:
+                    behind = f" ± {metric(name, spread, '')}" if spread == spread else ""
+                    texts.append(f"{METRICS[name].label} {metric(name, mean, '')}{behind}")
+            at = setting_text(setting)
+            rows[f"{at}: {deployment}" if at else str(deployment)] = ", ".join(texts)
+    console.print_rows(rows)
 
 
 def report(
@@ -100,6 +212,9 @@ def report(
 
     if any(map(_is_plan, folders)):
         _report_plan(folders, out_file, as_json)
+        return
+    if any(map(_is_sweep, folders)):
+        _report_sweep(folders, out_file, as_json)
         return
     executed = [folder for folder in folders if _is_executed(folder)]
     if len(executed) == 1 == len(folders):
@@ -162,6 +277,30 @@ def _is_plan(folder: Path) -> bool:
     engine along.
     """
     return (folder / "plan.json").is_file()
+
+
+def _is_sweep(folder: Path) -> bool:
+    """As :func:`simulator.results.sweep.is_sweep`, without pandas."""
+    return (folder / "sweep.csv").is_file()
+
+
+def _report_sweep(folders: list[Path], out_file: Path | None, as_json: bool) -> None:
+    from simulator.report.sweep_page import render
+    from simulator.results.sweep import read
+    from simulator.results.sweep_text import tell_sweep
+
+    if len(folders) > 1:
+        sweep = next(filter(_is_sweep, folders))
+        raise UserError(f"{sweep}: is a folder of a sweep; name it alone, or folders of its points")
+    found = read(folders[0])
+    target = out_file or folders[0] / "report.html"
+    with console.whole_file(target) as partial:
+        partial.write_text(render(found), encoding="utf-8")
+    headline, reasons = tell_sweep(found)
+    if as_json:
+        verdict = {"headline": headline, "reasons": reasons}
+        console.emit({"report": str(target), "verdict": verdict})
+    console.err.print(f"report: {target}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _report_plan(folders: list[Path], out_file: Path | None, as_json: bool) -> None:

@@ -64,14 +64,14 @@ def admit(
     left.
     """
     pool = d % len(ranks.pools)
-    if limits.output_share > 0 and ranks.each[d, IS_FULL] and ranks.each[d, NUM_RUNNING] > 0:
+    if limits.rules.output_share > 0 and ranks.each[d, IS_FULL] and ranks.each[d, NUM_RUNNING] > 0:
         ranks.each[d, STOPPED_BY] = _KV_CACHE
         return budget
     coming = _count_coming(requests, ranks, d, limits)
     while (
         ranks.each[d, HEAD] >= 0
         and budget > 0
-        and ranks.each[d, NUM_RUNNING] < limits.max_sequences
+        and ranks.each[d, NUM_RUNNING] < limits.rules.max_sequences
     ):
         r = ranks.each[d, HEAD]
         hits = count_hits(requests, ranks, pool, r, limits)
@@ -80,20 +80,20 @@ def admit(
         computed = max(found, requests.ints[r, BROUGHT])
         known = requests.ints[r, NUM_INPUT] + requests.ints[r, GENERATED]
         remaining = known - computed
-        new = remaining if not limits.splits_prompts else min(remaining, budget)
+        new = remaining if not limits.rules.splits_prompts else min(remaining, budget)
         output = requests.ints[r, NUM_OUTPUT] - requests.ints[r, GENERATED]
-        reach = known + output if limits.reserves_output else computed + new
+        reach = known + output if limits.rules.reserves_output else computed + new
         room, clipped = reach, min(output, _CLIPPED_OUTPUT)
-        if limits.checks_known:
+        if limits.rules.checks_known:
             room = max(reach, known)
-        elif limits.output_share > 0:
+        elif limits.rules.output_share > 0:
             room = known + clipped + coming
         in_use = hits - count_idle(requests, ranks, pool, r, hits)
         asked = blocks_for(room, limits) - in_use * limits.prefix_blocks
         if ranks.each[d, NUM_RUNNING] > 0:
             asked += limits.watermark_blocks
         has_blocks = asked <= available(ranks, pool, limits)
-        fits_budget = new <= budget or budget == limits.token_budget
+        fits_budget = new <= budget or budget == limits.rules.token_budget
         if not has_blocks or not fits_budget:
             ranks.each[d, STOPPED_BY] = _TOKEN_BUDGET if has_blocks else _KV_CACHE
             ranks.each[d, IS_FULL] = not has_blocks
@@ -111,7 +111,7 @@ def admit(
         _run(requests, ranks, d, r, new, now_s)
         budget = max(0, budget - new)
         coming += clipped
-    is_full = ranks.each[d, NUM_RUNNING] >= limits.max_sequences
+    is_full = ranks.each[d, NUM_RUNNING] >= limits.rules.max_sequences
     ranks.each[d, STOPPED_BY] = _MAX_SEQUENCES if is_full else _TOKEN_BUDGET
     return budget
 
@@ -121,7 +121,7 @@ def _count_coming(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> i
     """Output tokens that SGLang counts on from the requests of rank ``d`` that run: of those that
     decode a share, which follows how many it had to retract lately (``PrefillAdder``).
     """
-    if limits.output_share == 0:
+    if limits.rules.output_share == 0:
         return 0
     running, ints = ranks.running, requests.ints
     tokens = 0.0

@@ -100,4 +100,5 @@ def _tokens_of_batches(plan: DeploymentPlan, steps: pd.DataFrame) -> Floats:
     """
     halves = 2 if plan.spec.overlap == "two_batch" else 1
     tokens_S = (steps["prefill_tokens"] + steps["decode_tokens"]).to_numpy(np.float64)
+    tokens_S /= steps["num_steps"].to_numpy()
     return np.maximum(tokens_S / (plan.layout.pp * halves), 1.0)

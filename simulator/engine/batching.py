@@ -116,12 +116,12 @@ def _fill(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> boo
     """
     chunk, each = ranks.chunk, ranks.each
     has_work = False
-    holds = limits.balance_steps > 0 and _holds_prompts(ranks, limits)
-    holds = holds or (limits.wait_steps > 0 and _waits_for_more(requests, ranks, limits))
+    holds = limits.rules.balance_steps > 0 and _holds_prompts(ranks, limits)
+    holds = holds or (limits.rules.wait_steps > 0 and _waits_for_more(requests, ranks, limits))
     pools, ring = ranks.pools, ranks.ring
     pools[:, RAN_OUT] = False
     for d in range(len(each)):
-        budget = limits.token_budget
+        budget = limits.rules.token_budget
         if each[d, NUM_DECODES] > 0:
             need = ring[d, each[d, TICKS] % limits.block_tokens]
             if has_room(requests, ranks, d, need, limits):
@@ -131,20 +131,20 @@ def _fill(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> boo
             else:
                 dissolve(requests, ranks, limits, d)
         chunk[d, each[d, NUM_DECODES] : each[d, NUM_RUNNING]] = 0
-        if limits.output_share > 0 and limits.mixes_phases:
+        if limits.rules.output_share > 0 and limits.rules.mixes_phases:
             retract(requests, ranks, d, limits)
         if each[d, NUM_RUNNING] > each[d, NUM_DECODES]:
             budget = _schedule_running(
-                requests, ranks, d, budget, limits, True, limits.mixes_phases
+                requests, ranks, d, budget, limits, True, limits.rules.mixes_phases
             )
         each[d, STOPPED_BY] = _HELD_BACK if holds else _KV_CACHE
         if each[d, HEAD] >= 0 and not pools[d % len(pools), RAN_OUT] and not holds:
             budget = admit(requests, ranks, d, budget, limits, now_s)
-        if not limits.mixes_phases and budget == limits.token_budget:
-            if limits.output_share > 0:
+        if not limits.rules.mixes_phases and budget == limits.rules.token_budget:
+            if limits.rules.output_share > 0:
                 retract(requests, ranks, d, limits)
             budget = _schedule_running(requests, ranks, d, budget, limits, False, True)
-        has_work = has_work or budget < limits.token_budget
+        has_work = has_work or budget < limits.rules.token_budget
     return has_work
 
 
@@ -161,7 +161,7 @@ def _holds_prompts(ranks: Ranks, limits: Limits) -> bool:
         waiting == 0
         or waiting == len(ranks.each)
         or running == 0
-        or ranks.counts[0, HELD] >= limits.balance_steps
+        or ranks.counts[0, HELD] >= limits.rules.balance_steps
     ):
         ranks.counts[0, HELD] = 0
         return False
@@ -178,10 +178,14 @@ def _waits_for_more(requests: Requests, ranks: Ranks, limits: Limits) -> bool:
     if r < 0:
         return False
     tokens = running
-    while r >= 0 and tokens + requests.ints[r, NUM_INPUT] <= limits.token_budget:
+    while r >= 0 and tokens + requests.ints[r, NUM_INPUT] <= limits.rules.token_budget:
         tokens += requests.ints[r, NUM_INPUT]
         r = requests.ints[r, FOLLOWING]
-    if running == 0 or tokens >= limits.wait_tokens or ranks.counts[0, HELD] >= limits.wait_steps:
+    if (
+        running == 0
+        or tokens >= limits.wait_tokens
+        or ranks.counts[0, HELD] >= limits.rules.wait_steps
+    ):
         ranks.counts[0, HELD] = 0
         return False
     ranks.counts[0, HELD] += 1
@@ -292,6 +296,6 @@ def complete_step(
         if limits.sums_decodes and each[d, NUM_DECODES] < kept:
             join(requests, ranks, limits, d, now_s)
         if kept == 0 and each[d, NUM_WAITING] == 0:
-            ranks.output_share[d] = limits.output_share
+            ranks.output_share[d] = limits.rules.output_share
     clock.counts[0, NUM_FINISHED] += finished
     return finished

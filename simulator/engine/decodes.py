@@ -61,12 +61,12 @@ def has_room(requests: Requests, ranks: Ranks, d: int, need: int, limits: Limits
     """
     each, ints = ranks.each, requests.ints
     count = each[d, NUM_DECODES]
-    if count > limits.token_budget:
+    if count > limits.rules.token_budget:
         return False
     for i in range(count, each[d, NUM_RUNNING]):
         r = ranks.running[d, i]
         left = ints[r, NUM_INPUT] + ints[r, GENERATED] - ints[r, COMPUTED]
-        new = min(left, limits.token_budget)
+        new = min(left, limits.rules.token_budget)
         need += max(0, blocks_for(ints[r, COMPUTED] + new, limits) - ints[r, BLOCKS])
     return bool(need <= ranks.pools[d, FREE_BLOCKS])
 

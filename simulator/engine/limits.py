@@ -30,30 +30,21 @@ def make_limits(plan: DeploymentPlan, trace: RequestTrace) -> Limits:
         math.gcd(capacity.block_tokens, prefix_tokens) if prefix_tokens else capacity.block_tokens
     )
     cut = capacity.block_tokens // block_tokens
+    rules, has_groups = plan.rules, plan.layout.attention_dp > 1
+    may_find = plan.spec.prefix_caching and grows and not has_state
     return Limits(
-        token_budget=plan.rules.token_budget,
-        max_sequences=max(1, plan.rules.max_sequences // plan.layout.pp),
-        mixes_phases=plan.rules.mixes_phases,
-        splits_prompts=plan.rules.splits_prompts,
-        block_tokens=block_tokens if capacity.cache.bytes_per_token else 1 << 40,
+        rules=rules._replace(
+            max_sequences=max(1, rules.max_sequences // plan.layout.pp),
+            finds_preempted=rules.finds_preempted and may_find,
+            balance_steps=rules.balance_steps if has_groups else 0,
+            wait_steps=0 if has_groups else rules.wait_steps,
+        ),
+        block_tokens=block_tokens if grows else 1 << 40,
         sequence_blocks=capacity.sequence_blocks * cut,
         prefix_tokens=prefix_tokens,
         prefix_blocks=prefix_tokens // block_tokens,
-        watermark_blocks=int(plan.rules.watermark * capacity.num_blocks * cut),
-        checks_known=plan.rules.checks_known,
-        finds_preempted=plan.rules.finds_preempted
-        and plan.spec.prefix_caching
-        and grows
-        and not has_state,
-        reserves_output=plan.rules.reserves_output,
-        output_share=plan.rules.output_share,
-        least_output_share=plan.rules.least_output_share,
-        output_share_decay=plan.rules.output_share_decay,
-        retract_steps=plan.rules.retract_steps,
-        poll_steps=plan.rules.poll_steps,
-        balance_steps=plan.rules.balance_steps if plan.layout.attention_dp > 1 else 0,
-        wait_steps=plan.rules.wait_steps if plan.layout.attention_dp == 1 else 0,
-        wait_tokens=math.ceil(plan.rules.wait_share * plan.rules.token_budget),
+        watermark_blocks=int(rules.watermark * capacity.num_blocks * cut),
+        wait_tokens=math.ceil(rules.wait_share * rules.token_budget),
     )
 
 

@@ -61,11 +61,11 @@ class PoolState:
         self.requests: Requests = start_requests(trace, with_prefixes=shares_prefixes)
         ranks = start_ranks(
             plan.layout.attention_dp * plan.layout.pp,
-            self.limits.max_sequences,
+            self.limits.rules.max_sequences,
             scaled_blocks(plan, self.limits),
             int(trace.prefix_ids.max()) + 1 if shares_prefixes and len(trace.prefix_ids) else 0,
             plan.layout.pp,
-            self.limits.output_share,
+            self.limits.rules.output_share,
             self.limits.block_tokens if self._may_sum_decodes else 1,
         )
         self.fresh_ranks = ranks
@@ -79,8 +79,8 @@ class PoolState:
     @property
     def max_tokens(self) -> int:
         """Tokens of a data-parallel rank in the largest step."""
-        budget = self.limits.token_budget
-        return budget if self.limits.splits_prompts else max(budget, self._longest)
+        budget = self.limits.rules.token_budget
+        return budget if self.limits.rules.splits_prompts else max(budget, self._longest)
 
     @cached_property
     def prices(self) -> Prices:
@@ -104,8 +104,8 @@ class PoolState:
         """
         limits = self.limits
         return (
-            limits.mixes_phases
-            and limits.output_share == 0
+            limits.rules.mixes_phases
+            and limits.rules.output_share == 0
             and limits.prefix_tokens == 0
             and self.plan.layout.pp == 1
             and limits.block_tokens <= _LONGEST_RING

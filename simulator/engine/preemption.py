@@ -79,7 +79,7 @@ def preempt(requests: Requests, ranks: Ranks, d: int, i: int, limits: Limits) ->
     """
     running, chunk = ranks.running, ranks.chunk
     r, pool = running[d, i], d % len(ranks.pools)
-    if limits.finds_preempted:
+    if limits.rules.finds_preempted:
         keep_order(requests, ranks, pool, r, limits)
     release(requests, ranks, pool, r)
     ranks.pools[pool, RAN_OUT] = True
@@ -92,7 +92,7 @@ def preempt(requests: Requests, ranks: Ranks, d: int, i: int, limits: Limits) ->
         running[d, k], chunk[d, k] = running[d, k + 1], chunk[d, k + 1]
     chunk[d, last] = 0
     ranks.each[d, NUM_RUNNING] = last
-    if limits.output_share > 0:
+    if limits.rules.output_share > 0:
         queue_last(requests, ranks, d, r)
     else:
         _queue_first(requests, ranks, d, r)
@@ -124,12 +124,12 @@ def retract(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> None:
         retracted = True
     if not retracted:
         ranks.output_share[d] = max(
-            limits.least_output_share, ranks.output_share[d] - limits.output_share_decay
+            limits.rules.least_output_share, ranks.output_share[d] - limits.rules.output_share_decay
         )
         return
     used, asked = 0, 1
     for i in range(ranks.each[d, NUM_RUNNING]):
-        used += ints[running[d, i], GENERATED] + limits.retract_steps
+        used += ints[running[d, i], GENERATED] + limits.rules.retract_steps
         asked += ints[running[d, i], NUM_OUTPUT]
     ranks.output_share[d] = min(1.0, used / asked)
 

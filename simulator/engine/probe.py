@@ -129,7 +129,8 @@ def _representative(plan: DeploymentPlan, step: pd.Series, requests: pd.DataFram
     one of a pipeline's lanes), all with a typical context.
     """
     context = max(1, int((requests["num_input"] + requests["num_output"] / 2).mean()))
-    pp, prompts, decodes = plan.layout.pp, int(step["prefill_tokens"]), int(step["decode_tokens"])
+    pp, prompts = plan.layout.pp, int(step["prefill_tokens"])
+    decodes = int(step["decode_tokens"] // step["num_steps"])
     if prompts:
         return _Chosen(_batch(plan, max(1, prompts // pp), decodes // pp, context), 0, None)
     return _Chosen(_batch(plan, 0, max(1, decodes // pp), context), 0, None)
@@ -161,7 +162,8 @@ def _describe(plan: DeploymentPlan, chosen: _Chosen, first_replica: int) -> Show
 
 
 def _at_median_of_time(steps: pd.DataFrame) -> pd.Series:
-    ordered = steps.sort_values("duration_s", kind="stable")
+    order = np.argsort((steps["duration_s"] / steps["num_steps"]).to_numpy(), kind="stable")
+    ordered = steps.iloc[order]
     passed_s = ordered["duration_s"].cumsum().to_numpy()
     return ordered.iloc[int(np.searchsorted(passed_s, passed_s[-1] / 2))]
 

@@ -15,6 +15,7 @@ from simulator.engine.state import (
     FINISH_S,
     FIRST_COMING,
     FOLLOWING,
+    HAS_ENDED,
     IS_BUSY,
     NUM_COMING,
     NUM_FINISHED,
@@ -27,7 +28,7 @@ from simulator.engine.state import (
     Ranks,
     Requests,
 )
-from simulator.engine.step_log import POOL, observe
+from simulator.engine.step_log import POOL, REPLICA, ROW_STEPS, find_row, observe
 from simulator.engine.step_price import price_step
 from simulator.engine.table import StepTable
 
@@ -53,6 +54,9 @@ class Span(NamedTuple):
     """Steps that end later stay under way."""
     prices_steps: bool
     """Whether a table says what steps take."""
+    pool: int
+    replica: int
+    """Whose steps they are, for the log."""
 
 
 @compiled
@@ -66,6 +70,7 @@ def take_steps(
     stops: bool,
     ended: Ints,
     log: NDArray[np.float64],
+    rows: int,
 ) -> tuple[int, float, int, int, int]:
     """End the step of a replica, if one is under way, and form and end others for as long as
     nothing happens elsewhere.
@@ -73,24 +78,26 @@ def take_steps(
     Args:
         stops: whether a finished request makes something happen elsewhere.
         ended: room for the requests that finish in a step, where they are asked for.
-        log: rows for steps.
+        log: rows for steps, of which ``rows`` are taken.
 
     Returns:
-        What is next for the replica, and when; how many requests finished; rows written; and what
-        was done, in the unit of ``PAUSE``.
+        What is next for the replica, and when; how many requests finished; how many rows are taken;
+        and what was done, in the unit of ``PAUSE``.
     """
-    now_s, done, rows, work = span.start_s, 0, 0, 0
+    now_s, done, work = span.start_s, 0, 0
     ends = span.ends
     while True:
         if ends:
             finished = _end_step(requests, ranks, limits, clock, now_s, ended)
             done += finished
+            if finished > 0:
+                clock.counts[0, HAS_ENDED] = True
             if span.next_s <= now_s or (finished > 0 and stops) or rows == len(log) or work > PAUSE:
                 return FORMS_NEXT, now_s, done, rows, work
         ends = True
         is_idle = clock.counts[0, NUM_PUSHED] == clock.counts[0, NUM_FINISHED]
         if clock.counts[0, NUM_COMING] > 0 and (
-            is_idle or clock.counts[0, NUM_STEPS] % limits.poll_steps == 0
+            is_idle or clock.counts[0, NUM_STEPS] % limits.rules.poll_steps == 0
         ):
             _take(requests, ranks, clock)
             is_idle = False
@@ -101,10 +108,15 @@ def take_steps(
             raise RuntimeError(
                 "requests wait, but none can run: the KV cache is smaller than one of them"
             )
-        row = log[rows, :POOL]
+        place = rows
+        if span.prices_steps:
+            place, rows = find_row(clock, log, rows)
+        else:
+            rows += 1
+        log[place, POOL], log[place, REPLICA], log[place, ROW_STEPS] = span.pool, span.replica, 1
+        row = log[place, :POOL]
         row[0] = now_s
         observe(requests, ranks, limits, row)
-        rows += 1
         clock.counts[0, NUM_STEPS] += 1
         if not span.prices_steps:
             return IN_FLIGHT, now_s, done, rows, work

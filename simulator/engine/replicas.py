@@ -56,7 +56,6 @@ from simulator.engine.state import (
     Ranks,
     Requests,
 )
-from simulator.engine.step_log import POOL, REPLICA
 from simulator.engine.table import StepTable
 from simulator.engine.transfers import Transfers, find_arrival
 
@@ -142,6 +141,7 @@ def run_ahead(
     transfers: Transfers,
     until_s: float,
     log: NDArray[np.float64],
+    rows: int,
     prices_steps: bool,
 ) -> tuple[int, int]:
     """Let everything happen up to ``until_s``, that instant included.
@@ -150,17 +150,17 @@ def run_ahead(
         first: the pool that requests come to.
         second: the pool that they go on to when their prompts are computed; without replicas where
             there is none.
-        log: ``[steps, columns]`` rows for steps that are formed.
+        log: ``[steps, columns]`` rows for steps that are formed, of which ``rows`` are taken.
         prices_steps: whether tables say what steps take; else each is reported, and whoever called
             adds the event of its end.
 
     Returns:
-        Why it returned, and how many rows of the log are written.
+        Why it returned, and how many rows of the log are taken.
     """
     requests, ranks, clock, limits, table, balance = first
     requests2, ranks2, clock2, limits2, table2, balance2 = second
     num_first, goes_on = len(clock.counts), len(clock2.counts) > 0
-    stops, rows, work = goes_on or feed.is_closed, 0, 0
+    stops, work = goes_on or feed.is_closed, 0
     while True:
         at_s, code = next_event(events, feed, requests.times)
         if at_s > until_s or at_s == math.inf:
@@ -173,34 +173,33 @@ def run_ahead(
                 return PAUSED, rows
             pop_event(events)
             next_s, _ = next_event(events, feed, requests.times)
-            span = Span(kind == ENDS, at_s, next_s, until_s, prices_steps)
+            ends = kind == ENDS
             if number < num_first:
-                state, then_s, done, new_rows, size = take_steps(
+                state, then_s, done, rows, size = take_steps(
                     requests,
                     ranks_of(ranks, number),
                     limits,
                     clock_of(clock, number),
                     table,
-                    span,
+                    Span(ends, at_s, next_s, until_s, prices_steps, 0, number),
                     stops,
                     transfers.ended,
-                    log[rows:],
+                    log,
+                    rows,
                 )
-                _name_rows(log, rows, new_rows, 0, number)
             else:
-                state, then_s, done, new_rows, size = take_steps(
+                state, then_s, done, rows, size = take_steps(
                     requests2,
                     ranks_of(ranks2, number - num_first),
                     limits2,
                     clock_of(clock2, number - num_first),
                     table2,
-                    span,
+                    Span(ends, at_s, next_s, until_s, prices_steps, 1, number - num_first),
                     feed.is_closed,
                     transfers.ended[:0],
-                    log[rows:],
+                    log,
+                    rows,
                 )
-                _name_rows(log, rows, new_rows, 1, number - num_first)
-            rows += new_rows
             work += size
             if goes_on and number < num_first:
                 for i in range(done):
@@ -321,12 +320,6 @@ def _form_soon(
     if not clock.counts[replica, 0, IS_BUSY]:
         clock.counts[replica, 0, IS_BUSY] = True
         push_event(events, now_s, code_of(kind, number))
-
-
-@compiled
-def _name_rows(log: NDArray[np.float64], first: int, count: int, pool: int, replica: int) -> None:
-    for row in range(first, first + count):
-        log[row, POOL], log[row, REPLICA] = pool, replica
 
 
 @compiled

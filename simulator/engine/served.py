@@ -12,7 +12,7 @@ from simulator.engine.by_ranks import ByRanks
 from simulator.engine.changes import Changed
 from simulator.engine.pool import PoolState
 from simulator.engine.state import Floats, Ints
-from simulator.engine.step_log import LOG_COLUMNS, POOL, REPLICA
+from simulator.engine.step_log import LOG_COLUMNS, POOL, REPLICA, ROW_STEPS
 from simulator.results.tables import MOVE_COLUMNS, OUTCOMES, ReplicasChanged
 from simulator.workload.traces import RequestTrace
 
@@ -31,7 +31,7 @@ class Served:
     by_ranks: dict[str, ByRanks]
     """What ran the steps of each, where ranks were simulated."""
     log: Floats
-    """``[steps, columns]`` in order of their start."""
+    """``[steps, columns]``, those of a replica in order of their start."""
     way_s: float
     """From the client to the scheduler."""
     changed: tuple[Changed, ...] = ()
@@ -41,7 +41,7 @@ class Served:
 
     def steps_of(self, name: str) -> pd.DataFrame:
         """The steps of a pool, replica after replica, with the columns ``replica`` (among those of
-        the pool) and :data:`~simulator.engine.step_log.LOG_COLUMNS`.
+        the pool), ``num_steps`` and :data:`~simulator.engine.step_log.LOG_COLUMNS`.
         """
         rows: slice | Ints = slice(None)
         if len(self.pools) > 1:
@@ -50,7 +50,10 @@ class Served:
             order = np.argsort(self.log[rows, REPLICA], kind="stable")
             rows = order if isinstance(rows, slice) else rows[order]
         # A column at a time, so that a long log is not held twice.
-        columns = {"replica": self.log[rows, REPLICA].astype(np.int64)}
+        columns = {
+            "replica": self.log[rows, REPLICA].astype(np.int64),
+            "num_steps": self.log[rows, ROW_STEPS].astype(np.int64),
+        }
         for place, column in enumerate(LOG_COLUMNS):
             kind = np.int64 if column in _COUNTS else np.float64
             columns[column] = np.array(self.log[rows, place], dtype=kind)

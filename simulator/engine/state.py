@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.policies.scheduling import Rules
 from simulator.results.tables import NUM_GAP_BINS
 from simulator.workload.traces import RequestTrace
 
@@ -80,7 +81,10 @@ class Column:
     LAST_COMING,
     COMING_TOKENS,
     IS_GONE,
-) = range(10)
+    RUN_ROW,
+    LAST_ROW,
+    HAS_ENDED,
+) = range(13)
 """Columns: whole numbers of a replica."""
 
 
@@ -224,11 +228,9 @@ class Ranks(_RanksArrays):
 class Limits(NamedTuple):
     """Numbers that batching goes by."""
 
-    token_budget: int
-    max_sequences: int
-    """Of one batch."""
-    mixes_phases: bool
-    splits_prompts: bool
+    rules: Rules
+    """The scheduling policy's, as far as they mean something here: ``max_sequences`` of one batch,
+    prompts held back only where there is something to hold them for."""
     block_tokens: int
     sequence_blocks: int
     """KV blocks that every running sequence takes whatever its length (windows, recurrent
@@ -237,29 +239,10 @@ class Limits(NamedTuple):
     """Tokens of one prefix block, 0 without prefix caching."""
     prefix_blocks: int
     """KV blocks of one prefix block."""
-    watermark_blocks: int
+    watermark_blocks: int = 0
     """KV blocks kept free when a request is admitted while others run."""
-    checks_known: bool = False
-    """Whether all tokens that a request has so far must have room when it is admitted."""
-    finds_preempted: bool = False
-    """Whether a preempted request finds those of its blocks again that nobody has taken."""
-    reserves_output: bool = False
-    """Whether a request takes the blocks of its whole output when it is admitted."""
-    output_share: float = 0.0
-    """Share of the outputs of running requests that admission counts on at first, as SGLang does; 0
-    = outputs are not counted on."""
-    least_output_share: float = 0.0
-    output_share_decay: float = 0.0
-    """What a decode step without retraction takes off that share."""
-    retract_steps: int = 0
-    """Tokens that each request left by a retraction is counted to decode beyond those it has."""
-    poll_steps: int = 1
-    """Steps from one look at the queue to the next."""
-    balance_steps: int = 0
-    """Steps for which data-parallel ranks hold prompts back until each has one."""
-    wait_steps: int = 0
-    """Steps for which prompts are held back until a step has ``wait_tokens``."""
     wait_tokens: int = 0
+    """Tokens from which on a step is not held back any longer."""
     sums_decodes: bool = False
     """Whether decodes may be summed (:mod:`simulator.engine.decodes`): where a table prices them,
     and nothing but their number and contexts matters."""
@@ -291,6 +274,12 @@ class Clock(_ClockArrays):
     """... to the last ..."""
     coming_tokens = Column("counts", COMING_TOKENS)
     """... and their prompt and output tokens."""
+    run_row = Column("counts", RUN_ROW)
+    """Row of the log that may take in the latest step, once that has ended; -1 for none."""
+    last_row = Column("counts", LAST_ROW)
+    """Row of the latest step; -1 for none."""
+    has_ended = Column("counts", HAS_ENDED)
+    """Whether a request ended with the latest step."""
     is_gone = Column("counts", IS_GONE)
     """Whether the replica has stopped and is sent nothing."""
 
@@ -357,7 +346,8 @@ def start_ranks(
 def start_clock() -> Clock:
     """Idle."""
     clock = Clock(
-        np.zeros((1, IS_GONE + 1), dtype=np.int64), np.zeros(NUM_GAP_BINS, dtype=np.int64)
+        np.zeros((1, HAS_ENDED + 1), dtype=np.int64), np.zeros(NUM_GAP_BINS, dtype=np.int64)
     )
     clock.first_coming[:] = clock.last_coming[:] = -1
+    clock.run_row[:] = clock.last_row[:] = -1
     return clock

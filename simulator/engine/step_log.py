@@ -1,4 +1,10 @@
-"""What the log keeps of each step. Compiled."""
+"""What the log keeps of steps: a row for each, or for a run of decode steps that are alike.
+Compiled.
+
+Between two requests that come or end, a replica takes steps that differ in nothing but their
+contexts, which a row counts and adds up. The latest step of a replica has a row of its own, since
+it may be cut off; it joins the run before it when the next one is formed.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +18,16 @@ from simulator.engine.state import (
     COMPUTED,
     FREE_BLOCKS,
     GENERATED,
+    HAS_ENDED,
+    LAST_ROW,
     NUM_DECODES,
     NUM_EVICTABLE,
     NUM_INPUT,
     NUM_RUNNING,
     NUM_WAITING,
+    RUN_ROW,
     STOPPED_BY,
+    Clock,
     Limits,
     Ranks,
     Requests,
@@ -46,8 +56,64 @@ LOG_COLUMNS = (
 """Columns of a step's row in the log: those of :data:`simulator.results.tables.STEP_COLUMNS`
 (``limited_by`` by its place), the expert load imbalance, and the bytes of weights and cache that
 the mean rank had to read."""
-POOL, REPLICA = len(LOG_COLUMNS), len(LOG_COLUMNS) + 1
-"""Columns behind these: whose step it was."""
+POOL, REPLICA, ROW_STEPS = range(len(LOG_COLUMNS), len(LOG_COLUMNS) + 3)
+"""Columns behind these: whose step it was, and how many steps the row stands for."""
+_MOST_STEPS = 32
+"""Steps of a run, so that what grows within it (contexts, blocks in use) hardly does."""
+_PREFILL, _DECODE, _RUNNING, _WAITING, _KV_USED, _LIMITED_BY = range(2, 8)
+_IMBALANCE, _READ_BYTES = LOG_COLUMNS.index("load_imbalance"), LOG_COLUMNS.index("read_bytes")
+
+
+@compiled
+def find_row(clock: Clock, log: NDArray[np.float64], rows: int) -> tuple[int, int]:
+    """Which row the next step of a replica gets, its latest step having ended.
+
+    Args:
+        rows: of the log that are taken.
+
+    Returns:
+        The row, and how many are taken then.
+    """
+    counts = clock.counts
+    run, row = counts[0, RUN_ROW], counts[0, LAST_ROW]
+    if row >= 0 and run >= 0 and _is_alike(log[run], log[row]):
+        _add_step(log[run], log[row])
+    else:
+        run, row = row, rows
+        rows += 1
+    counts[0, RUN_ROW] = -1 if counts[0, HAS_ENDED] else run
+    counts[0, LAST_ROW] = row
+    counts[0, HAS_ENDED] = False
+    return row, rows
+
+
+@compiled
+def _is_alike(run: NDArray[np.float64], step: NDArray[np.float64]) -> bool:
+    """Whether a step that follows a run decodes the same number of sequences beside the same
+    queue, and nothing else.
+    """
+    return bool(
+        run[_PREFILL] == 0
+        and step[_PREFILL] == 0
+        and run[_DECODE] == step[_DECODE] * run[ROW_STEPS]
+        and run[_RUNNING] == step[_RUNNING]
+        and run[_WAITING] == step[_WAITING]
+        and run[_LIMITED_BY] == step[_LIMITED_BY]
+        and run[ROW_STEPS] < _MOST_STEPS
+    )
+
+
+@compiled
+def _add_step(run: NDArray[np.float64], step: NDArray[np.float64]) -> None:
+    total_s = run[1] + step[1]
+    run[_IMBALANCE] = (run[_IMBALANCE] * run[1] + step[_IMBALANCE] * step[1]) / total_s
+    run[1] = step[0] + step[1] - run[0]
+    run[_DECODE] += step[_DECODE]
+    run[_KV_USED] = step[_KV_USED]
+    for c in range(_LIMITED_BY + 1, _IMBALANCE):
+        run[c] += step[c]
+    run[_READ_BYTES] += step[_READ_BYTES]
+    run[ROW_STEPS] += 1
 
 
 @compiled
@@ -78,4 +144,5 @@ def observe(requests: Requests, ranks: Ranks, limits: Limits, row: NDArray[np.fl
                 - pools[d, NUM_EVICTABLE] * limits.prefix_blocks
             )
             used += held / pools[d, CAPACITY_BLOCKS] / num_pools
-    row[2], row[3], row[4], row[5], row[6], row[7] = prefill, decode, holding, queued, used, limit
+    row[_PREFILL], row[_DECODE], row[_RUNNING] = prefill, decode, holding
+    row[_WAITING], row[_KV_USED], row[_LIMITED_BY] = queued, used, limit

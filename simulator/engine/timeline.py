@@ -30,7 +30,7 @@ from simulator.engine.message import MessageWires
 from simulator.engine.pool import PoolState, empty_pool
 from simulator.engine.replicas import ASKS, DONE, STEP_FORMED, Feed, next_event, run_ahead
 from simulator.engine.served import Served
-from simulator.engine.step_log import POOL, REPLICA
+from simulator.engine.step_log import POOL, REPLICA, ROW_STEPS
 from simulator.engine.table import StepTable, empty_table, make_table
 from simulator.engine.transfers import make_transfers
 from simulator.policies.failures import Change
@@ -113,9 +113,9 @@ def _start_pools(plan: DeploymentPlan, trace: RequestTrace) -> dict[str, PoolSta
     if plan.prefill is None:
         return {"both": PoolState(plan, trace)}
     # Nothing but decodes comes to the decode pool; what is preempted is computed again there.
-    limits = make_limits(plan, trace)._replace(
-        prefix_tokens=0, prefix_blocks=0, mixes_phases=True, balance_steps=0, wait_steps=0
-    )
+    limits = make_limits(plan, trace)
+    rules = limits.rules._replace(mixes_phases=True, balance_steps=0, wait_steps=0)
+    limits = limits._replace(rules=rules, prefix_tokens=0, prefix_blocks=0)
     prompts = replace(trace, num_output=np.ones_like(trace.num_output))
     return {
         "decode": PoolState(plan, trace, limits, "balancing decodes"),
@@ -183,7 +183,7 @@ class _Timeline:
             asks=np.zeros(1, dtype=np.int64),
         )
         self._logs: list[NDArray[np.float64]] = []
-        self._log = np.empty((_LOG_ROWS, REPLICA + 1))
+        self._log = np.empty((_LOG_ROWS, ROW_STEPS + 1))
         self._rows = 0
         self._looks_s: set[float] = set()
         """When the loop is looked at, as far as that is known."""
@@ -220,7 +220,7 @@ class _Timeline:
         return len(self._first.requests.times)
 
     def log(self) -> NDArray[np.float64]:
-        """Rows of all steps, in order of their start."""
+        """Rows of all steps, those of a replica in order of their start."""
         return np.concatenate([*self._logs, self._log[: self._rows]])
 
     def _follow(self, changes: Iterator[Change]) -> ProcessGenerator:
@@ -278,27 +278,33 @@ class _Timeline:
     def _run_ahead(self, until_s: float) -> None:
         why = -1
         while why != DONE:
-            why, rows = run_ahead(
+            why, self._rows = run_ahead(
                 self._events,
                 self._feed,
                 self._first,
                 self._second,
                 self._transfers,
                 until_s,
-                self._log[self._rows :],
+                self._log,
+                self._rows,
                 not self._by_ranks,
             )
-            self._rows += rows
             if why == ASKS:
                 self._feed.chosen[0] = self._pools[self._feed.asks[0]].choose()
                 continue
             if why == STEP_FORMED:
                 self._env.process(self._take_step(self._log[self._rows - 1]))
             if self._rows == len(self._log):
-                self._logs.append(self._log)
-                self._log, self._rows = np.empty_like(self._log), 0
+                self._start_log()
             if why != STEP_FORMED:
                 self._progress(int(self._feed.num_done[0]))
+
+    def _start_log(self) -> None:
+        """Put the full log away, and begin another."""
+        self._logs.append(self._log)
+        self._log, self._rows = np.empty_like(self._log), 0
+        for pool in self._pools:
+            pool.clock.run_row[:] = pool.clock.last_row[:] = -1
 
     def _take_step(self, row: NDArray[np.float64]) -> ProcessGenerator:
         """A formed step at a fidelity that simulates ranks."""

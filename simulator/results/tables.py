@@ -78,21 +78,25 @@ STEP_COLUMNS = {
         "replica that ran it; those of a prefill pool are numbered on from the decode pool's"
     ),
     "pool": "'both', or 'prefill' and 'decode' where they are pools of their own",
-    "start_s": "start of the step",
-    "duration_s": "time until every rank was done",
+    "start_s": "start of the step, or of the first one that the row stands for",
+    "duration_s": "time until every rank was done, added up over steps",
+    "num_steps": (
+        "steps that the row stands for: decode steps one after another that differ in nothing but "
+        "their contexts, 1 for all others"
+    ),
     "prefill_tokens": "prompt tokens computed, all ranks of the replica",
     "decode_tokens": (
-        "running sequences that each got one more token; first tokens, which come out of the "
-        "prompt's last chunk, not counted. A step that was cut off, since its replica stopped, "
-        "computed neither"
+        "running sequences that each got one more token, added up over steps; first tokens, which "
+        "come out of the prompt's last chunk, not counted. A step that was cut off, since its "
+        "replica stopped, computed neither"
     ),
     "running": "requests holding KV blocks",
     "waiting": "requests queued for KV blocks or their first chunk",
-    "kv_used": "share of KV blocks in use, mean over ranks",
+    "kv_used": "share of KV blocks in use, mean over ranks, in the last of the steps",
     "limited_by": (
         "what kept the longest queue waiting, one of ADMISSION_LIMITS; 'none' where none waits"
     ),
-    **{f"{phase}_s": f"part of the step: {phase}" for phase in STEP_PHASES},
+    **{f"{phase}_s": f"part of the duration: {phase}" for phase in STEP_PHASES},
 }
 MOVE_COLUMNS = {
     "deployment": "name of the deployment",
@@ -211,7 +215,7 @@ class DeploymentRecord:
     requests: pd.DataFrame
     """``REQUEST_COLUMNS``, one row a request; times that never came are NaN."""
     steps: pd.DataFrame
-    """``STEP_COLUMNS``, one row an engine step."""
+    """``STEP_COLUMNS``, one row a step of an engine, or a run of steps that are alike."""
     ranks: pd.DataFrame
     """``RANK_COLUMNS`` of ``shown_steps``; empty for a dense model."""
     experts: pd.DataFrame

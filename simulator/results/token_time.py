@@ -89,7 +89,7 @@ def _rows(
             share = float(own["duration_s"].sum()) / step_s
             yield {
                 "kind": kind,
-                "num_steps": len(own),
+                "num_steps": int(own["num_steps"].sum()),
                 "step_time_share": share,
                 **parts_s,
                 "token_s": sum(parts_s.values()),

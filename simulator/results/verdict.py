@@ -314,14 +314,10 @@ def _inside(results: Results, name: str, row: pd.Series, short: str) -> str:
     size = (
         f"{active} of its {total} parameters" if facts["is_moe"] else f"all its {total} parameters"
     )
-    step = (
-        (
-            f" A decode step holds {float(decodes['decode_tokens'].mean()):.1f} sequences "
-            "a replica on average."
-        )
-        if len(decodes)
-        else ""
-    )
+    step = ""
+    if len(decodes):
+        held = decodes["decode_tokens"].sum() / decodes["num_steps"].sum()
+        step = f" A decode step holds {held:.1f} sequences a replica on average."
     shares = sorted(((float(row[f"{phase}_share"]), phase) for phase in STEP_PHASES), reverse=True)[
         :3
     ]

@@ -120,13 +120,13 @@ def _aggregates(record: DeploymentRecord, summary: pd.Series) -> dict[str, float
         "mbu",
     ]
     return {
-        "steps": len(steps),
+        "steps": int(steps["num_steps"].sum()),
         "preemptions": int(requests["num_preemptions"].sum()),
         "cached_tokens": int(requests["num_cached"].sum()),
         **{name: float(summary[name]) for name in names},
         "e2e_mean_s": float((requests["finish_s"] - requests["arrival_s"]).mean()),
-        "waiting_mean": float(steps["waiting"].mean()),
-        "kv_used_mean": float(steps["kv_used"].mean()),
+        "waiting_mean": float(np.average(steps["waiting"], weights=steps["num_steps"])),
+        "kv_used_mean": float(np.average(steps["kv_used"], weights=steps["num_steps"])),
         "transfer_mean_s": float(requests["transfer_s"].mean()),
         "read_bytes": record.read_bytes,
     }

@@ -4,12 +4,14 @@ import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 
 from simulator.engine import timeline
 from simulator.engine.by_ranks import ByRanks
 from simulator.engine.step_log import LOG_COLUMNS
 from simulator.engine.step_price import price_step
 from simulator.engine.table import make_table
+from simulator.results.tables import STEP_PHASES
 
 SPLITS = [
     ("dense", {"tp": 2}),
@@ -26,6 +28,7 @@ SCHEDULERS = [
     {"kind": "prefill_first"},
     {"kind": "no_evict"},
 ]
+STEP_PARTS = [f"{phase}_s" for phase in STEP_PHASES]
 BALANCERS = ["least_outstanding", "least_tokens", "random", "round_robin"]
 
 
@@ -74,6 +77,54 @@ def shrink_cache(plan, longest, times_longest):
     smaller = dataclasses.replace(capacity, kv_bytes=blocks * capacity.block_bytes)
     prefill = plan.prefill and shrink_cache(plan.prefill, longest, times_longest)
     return dataclasses.replace(plan, capacity=smaller, prefill=prefill)
+
+
+EQUAL = ["prefill_tokens", "running", "waiting", "limited_by"]
+ADDED = [*STEP_PARTS, "read_bytes", "decode_tokens", "num_steps"]
+
+
+def find_ends(served, name, replica):
+    """When requests end at a replica."""
+    pool = served.pools[name]
+    return set(pool.requests.finish_s[pool.replica_of == replica])
+
+
+def join_steps(served, name, replica):
+    """The rows of a replica joined, of a run whose rows are single steps."""
+    steps = served.steps_of(name)
+    return join_rows(steps[steps["replica"] == replica], find_ends(served, name, replica))
+
+
+def join_rows(steps, ends_s):
+    """Rows of single steps of one replica joined as the log does it: runs of at most 32 decode
+    steps of as many sequences beside the same queue, up to one with which a request ends. The last
+    step stays alone.
+    """
+    rows = steps.to_dict("records")
+    joined, may_join = [], False
+    for number, row in enumerate(rows):
+        run = joined[-1] if joined and number < len(rows) - 1 else None
+        if (
+            run is not None
+            and may_join
+            and not row["prefill_tokens"]
+            and all(run[column] == row[column] for column in EQUAL)
+            and run["decode_tokens"] == row["decode_tokens"] * run["num_steps"]
+            and run["num_steps"] < 32
+        ):
+            total_s = run["duration_s"] + row["duration_s"]
+            run["load_imbalance"] = (
+                run["load_imbalance"] * run["duration_s"]
+                + row["load_imbalance"] * row["duration_s"]
+            ) / total_s
+            run["duration_s"] = row["start_s"] + row["duration_s"] - run["start_s"]
+            run["kv_used"] = row["kv_used"]
+            for column in ADDED:
+                run[column] += row[column]
+        else:
+            joined.append(row)
+        may_join = row["start_s"] + row["duration_s"] not in ends_s
+    return pd.DataFrame(joined, columns=steps.columns).astype(float)
 
 
 def serve_by_events(monkeypatch, plan, trace, way_s=None, until=None):

@@ -45,9 +45,14 @@ def test_prompts_that_a_policy_holds_back_are_told_from_those_that_find_no_place
 
 
 def test_the_step_that_stands_for_all_is_where_their_time_passes():
-    """Many short steps, and two that take nine tenths of the time."""
+    """Many short steps, and two that take nine tenths of the time; whether short ones share a row
+    or not.
+    """
     durations_s = np.array([0.01] * 40 + [1.8, 1.9])
-    chosen = _at_median_of_time(pd.DataFrame({"duration_s": durations_s}))["duration_s"]
+    chosen = _at_median_of_time(pd.DataFrame({"duration_s": durations_s, "num_steps": 1}))
+    shared = pd.DataFrame({"duration_s": [0.2, 1.8, 0.2, 1.9], "num_steps": [20, 1, 20, 1]})
+    assert _at_median_of_time(shared)["duration_s"] == chosen["duration_s"]
+    chosen = chosen["duration_s"]
     assert chosen == 1.8
     half_s = durations_s.sum() / 2
     assert (

@@ -33,7 +33,9 @@ class Run:
         self.limits = limits._replace(sums_decodes=sums)
         self.requests = start_requests(self.trace, with_prefixes=False)
         ring = limits.block_tokens if sums else 1
-        self.ranks = start_ranks(num_ranks, limits.max_sequences, capacity, 0, ring_tokens=ring)
+        self.ranks = start_ranks(
+            num_ranks, limits.rules.max_sequences, capacity, 0, ring_tokens=ring
+        )
         self.clock = start_clock()
         self.rows, self.most_summed = [], 0
 

@@ -21,6 +21,7 @@ from simulator.engine.state import Limits, start_clock, start_ranks, start_reque
 from simulator.engine.step_log import LOG_COLUMNS
 from simulator.engine.step_price import ATTENTION, in_flight
 from simulator.engine.timeline import run_plan
+from simulator.policies.scheduling import Rules
 from simulator.results.tables import STEP_PHASES
 from simulator.step.prices import Prices
 from simulator.work.layout import make_layout, stage_layers
@@ -312,8 +313,8 @@ def test_lanes_that_take_each_others_blocks_lose_none_and_all_end(seed):
     largest = -(-int((trace.num_input + trace.num_output).max()) // block) + 1
     capacity = largest + int(rng.integers(largest))
     checks, finds, counts = (bool(flag) for flag in rng.random(3) < (0.4, 0.4, 0.3))
-    limits = Limits(
-        *(tokens, int(rng.integers(1, 6)), mixes, splits, block, 1, 0, 0, 0),
+    rules = Rules(
+        *(tokens, int(rng.integers(1, 6)), mixes, splits),
         checks_known=checks,
         finds_preempted=finds,
         reserves_output=reserves,
@@ -321,8 +322,9 @@ def test_lanes_that_take_each_others_blocks_lose_none_and_all_end(seed):
         output_share_decay=0.05,
         retract_steps=3,
     )
+    limits = Limits(rules, block, 1, 0, 0)
     requests, clock = start_requests(trace, with_prefixes=False), start_clock()
-    ranks = start_ranks(dp * pp, limits.max_sequences, capacity, 0, pp, limits.output_share)
+    ranks = start_ranks(dp * pp, rules.max_sequences, capacity, 0, pp, rules.output_share)
     for request in range(count):
         push(requests, ranks, clock, request)
     for step in range(10_000):

@@ -16,6 +16,7 @@ from simulator.deployment.facts import facts_of
 from simulator.engine.timeline import run_plan
 from simulator.results.metrics import summarise
 from simulator.workload.traces import RequestTrace
+from tests.single_steps import take_apart
 
 ROUNDING_S = 1e-12
 """A request comes when another has gone, but for the last digit: each is reckoned from its own way
@@ -114,7 +115,7 @@ def test_one_request_alone_takes_its_prompt_its_transfer_and_its_decodes(
     """Its first token waits for what the engine's sources explain, and for nothing else."""
     plan = pooled(tiny, split, engine=engine)
     record = run_plan(plan, one(500, 9), fidelity)
-    requests, steps = record.requests.iloc[0], record.steps
+    requests, steps = record.requests.iloc[0], take_apart(record.steps)
     way_s = plan.prefill.calibration.engine.first_token_s
     prompt_s = steps["duration_s"][steps["pool"] == "prefill"].sum()
     decodes = steps["duration_s"][steps["pool"] == "decode"].to_numpy()

@@ -12,7 +12,7 @@ from simulator.planner.run_bands import MOST_REQUESTS, Tables, _chances, _move, 
 from simulator.results.folder import gather
 from simulator.results.metrics import METRICS, summarise
 from simulator.results.run_bands_text import tell_chance
-from simulator.results.shown_steps import describe_shown
+from simulator.results.shown_steps import describe_record
 from simulator.results.verdict import verdict
 
 NO_TARGETS = SLO()
@@ -146,7 +146,7 @@ def test_a_verdict_that_is_not_sure_says_so_first(tiny):
     plans = quick_and_slow(tiny, (0.2, 5.0))
     found, summary, records = bands_for(plans, tiny.trace(40, 2.0))
     facts = {
-        plan.name: facts_of(plan) | describe_shown(record)
+        plan.name: facts_of(plan) | describe_record(record)
         for plan, record in zip(plans, records, strict=True)
     }
     run = {"bands": found, "slo": {}, "deployments": facts, "fidelity": "step"}

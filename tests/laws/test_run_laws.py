@@ -13,6 +13,7 @@ from simulator.engine.experts_table import price_experts
 from simulator.engine.timeline import run_plan
 from simulator.results.metrics import latencies
 from simulator.step.prices import Prices
+from tests.single_steps import take_apart
 
 SMALL = {
     "attention_dp": 2,
@@ -112,8 +113,8 @@ def test_every_full_data_parallel_rank_can_be_looked_into(tiny):
         scheduling={"kind": "chunked", "token_budget": 9, "max_sequences": 9},
     )
     record = run_plan(plan, tiny.trace(60, 1e5, longest_input=60, longest_output=30))
-    tokens = record.steps["prefill_tokens"] + record.steps["decode_tokens"]
-    assert tokens.max() == 18
+    steps = take_apart(record.steps)
+    assert (steps["prefill_tokens"] + steps["decode_tokens"]).max() == 18
     assert set(record.spans["phase"]) == {"prefill", "decode"}
 
 

@@ -45,8 +45,9 @@ def test_every_batch_of_a_rank_run_costs_the_same_by_the_table(
 
         def take_step(self, env, replica, number, batches, row):
             table_s = asked.pop()
-            yield from super().take_step(env, replica, number, batches, row)
+            taken = yield from super().take_step(env, replica, number, batches, row)
             prices.append((table_s, row[1]))
+            return taken
 
     monkeypatch.setattr(timeline, "ByRanks", Both)
     monkeypatch.setattr(timeline, "read_batches", price_by_table)

@@ -96,7 +96,7 @@ def advance(
                 for i in range(released - finished, min(released, len(queue))):
                     requests.times[queue[i], ARRIVAL_S] = clock.now_s[0] + way_s
         is_idle = clock.counts[0, NUM_PUSHED] == clock.counts[0, NUM_FINISHED]
-        looks = is_idle or clock.counts[0, NUM_STEPS] % limits.poll_steps == 0
+        looks = is_idle or clock.counts[0, NUM_STEPS] % limits.rules.poll_steps == 0
         while (
             looks
             and position < len(queue)

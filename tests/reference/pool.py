@@ -47,7 +47,9 @@ class Pool:
         limits = limits or make_limits(plan, trace)
         self.prices = Prices(
             plan,
-            limits.token_budget if limits.splits_prompts else max(limits.token_budget, longest),
+            limits.rules.token_budget
+            if limits.rules.splits_prompts
+            else max(limits.rules.token_budget, longest),
         )
         self.requests: Requests = start_requests(trace, with_prefixes=limits.prefix_tokens > 0)
         num_prefixes = (

@@ -39,9 +39,9 @@ class Pools:
             raise ValueError(f"{plan.name} has no prefill pool")
         self.prefill = Pool(plan.prefill, replace(trace, num_output=np.ones_like(trace.num_output)))
         # Nothing but decodes comes; what is preempted is computed again beside them.
-        limits = make_limits(plan, trace)._replace(
-            prefix_tokens=0, prefix_blocks=0, mixes_phases=True, balance_steps=0, wait_steps=0
-        )
+        limits = make_limits(plan, trace)
+        rules = limits.rules._replace(mixes_phases=True, balance_steps=0, wait_steps=0)
+        limits = limits._replace(rules=rules, prefix_tokens=0, prefix_blocks=0)
         self.decode = Pool(plan, trace, limits, stream="balancing decodes")
         self.concurrency = trace.concurrency
         self.progress = progress

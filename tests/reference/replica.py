@@ -50,11 +50,11 @@ class Replica:
         num_batches = num_dp * num_lanes
         self.ranks = start_ranks(
             num_batches,
-            limits.max_sequences,
+            limits.rules.max_sequences,
             capacity_blocks,
             num_prefixes,
             num_lanes,
-            limits.output_share,
+            limits.rules.output_share,
         )
         self.clock = start_clock()
         self.queue = np.zeros(len(requests.arrival_s), dtype=np.int64)
@@ -65,7 +65,7 @@ class Replica:
         self._logs: list[NDArray[np.float64]] = []
         self._log = np.empty((_LOG_ROWS, len(LOG_COLUMNS)))
         self._rows = 0
-        self._before = np.zeros(num_batches * limits.max_sequences, dtype=np.int64)
+        self._before = np.zeros(num_batches * limits.rules.max_sequences, dtype=np.int64)
 
     @property
     def outstanding(self) -> int:
@@ -105,7 +105,7 @@ class Replica:
         look.
         """
         is_idle = self.clock.num_pushed[0] == self.clock.num_finished[0]
-        if not is_idle and self.clock.num_steps[0] % self.limits.poll_steps:
+        if not is_idle and self.clock.num_steps[0] % self.limits.rules.poll_steps:
             return
         for request in self.queue[self._position : self.num_queued]:
             push(self.requests, self.ranks, self.clock, request)

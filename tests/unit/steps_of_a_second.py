@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from simulator.engine.batching import complete_step, form_step, is_decode, push
 from simulator.engine.state import Limits, start_clock, start_ranks, start_requests
+from simulator.policies.scheduling import Rules
 from simulator.workload.traces import RequestTrace
 from tests.cases import cases
 
@@ -26,18 +27,9 @@ class Asked(NamedTuple):
 
 
 def make_limits(**changes):
-    usual = Limits(
-        token_budget=64,
-        max_sequences=8,
-        mixes_phases=True,
-        splits_prompts=True,
-        block_tokens=4,
-        sequence_blocks=0,
-        prefix_tokens=0,
-        prefix_blocks=0,
-        watermark_blocks=0,
-    )
-    return usual._replace(**changes)
+    usual = Limits(Rules(64, 8, True, True), 4, 0, 0, 0)
+    of_rules = {key: changes.pop(key) for key in list(changes) if key in Rules._fields}
+    return usual._replace(rules=usual.rules._replace(**of_rules), **changes)
 
 
 def make_trace(asked):
@@ -87,10 +79,10 @@ def serve(asked, limits, capacity, num_ranks=1):
     ranks, clock = (
         start_ranks(
             num_ranks,
-            limits.max_sequences,
+            limits.rules.max_sequences,
             capacity,
             int(trace.prefix_ids.max()) + 1,
-            output_share=limits.output_share,
+            output_share=limits.rules.output_share,
         ),
         start_clock(),
     )
@@ -121,7 +113,7 @@ def check_step(requests, ranks, limits, now_s):
     found = []
     for d in range(len(ranks.head)):
         count = ranks.num_running[d]
-        assert count <= limits.max_sequences
+        assert count <= limits.rules.max_sequences
         ids, chunks = ranks.running[d, :count], ranks.chunk[d, :count]
         assert len(set(ids.tolist())) == count
         assert (requests.arrival_s[ids] <= now_s).all()
@@ -142,11 +134,13 @@ def check_step(requests, ranks, limits, now_s):
         ]
         remaining = requests.num_input[ids] + requests.generated[ids] - requests.computed[ids]
         assert (chunks <= remaining).all()
-        is_alone = len(rows) == 1 and not limits.splits_prompts
-        assert chunks.sum() <= limits.token_budget or is_alone
-        if not limits.splits_prompts:
+        is_alone = len(rows) == 1 and not limits.rules.splits_prompts
+        assert chunks.sum() <= limits.rules.token_budget or is_alone
+        if not limits.rules.splits_prompts:
             assert (chunks == remaining)[chunks > 0].all()
-        if not (limits.mixes_phases or limits.finds_preempted):  # who finds all comes as a decode
+        if not (
+            limits.rules.mixes_phases or limits.rules.finds_preempted
+        ):  # who finds all comes as a decode
             assert len({decodes for *_, decodes in rows}) <= 1
         found.append(rows)
     return found

@@ -58,7 +58,7 @@ def test_tokens_of_a_request_are_computed_in_order_and_once_between_preemptions(
                 if before != reached[r]:
                     assert before < reached[r]
                     assert before % limits.block_tokens == 0
-                    assert before == 0 or limits.finds_preempted
+                    assert before == 0 or limits.rules.finds_preempted
                     restarts[r] += 1
                 reached[r] = before + new
     assert (restarts <= served.requests.preemptions).all()
@@ -121,7 +121,7 @@ def test_a_batch_tells_decodes_from_what_is_computed_again():
     limits = make_limits()
     trace = make_trace([Asked(0, 8, 7)] * 2)
     requests, clock = start_requests(trace, with_prefixes=False), start_clock()
-    ranks = start_ranks(1, limits.max_sequences, 6, 1)
+    ranks = start_ranks(1, limits.rules.max_sequences, 6, 1)
     for request in range(2):
         push(requests, ranks, clock, request)
     seen, now_s = [], 0.0

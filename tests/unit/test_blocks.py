@@ -23,10 +23,11 @@ from simulator.engine.blocks import (
 )
 from simulator.engine.preemption import queue_last
 from simulator.engine.state import Limits, start_ranks, start_requests
+from simulator.policies.scheduling import Rules
 from simulator.workload.traces import RequestTrace
 from tests.cases import cases
 
-LIMITS = Limits(64, 8, True, True, 4, 0, 8, 2, 0)
+LIMITS = Limits(Rules(64, 8, True, True), 4, 0, 8, 2)
 """KV blocks of 4 tokens, prefix blocks of 8."""
 
 
@@ -167,7 +168,7 @@ def test_what_is_found_again_is_what_a_line_of_blocks_still_holds(moves):
         num_output=np.full(NUM_REQUESTS, 10),
         provenance="made up",
     )
-    limits = Limits(64, 8, True, True, 4, 0, 0, 0, 0, finds_preempted=True)
+    limits = Limits(Rules(64, 8, True, True, finds_preempted=True), 4, 0, 0, 0)
     requests = start_requests(trace, with_prefixes=False)
     ranks, line = start_ranks(1, 8, NUM_BLOCKS, 0), Line()
     for r, ends, count, unfilled in moves:

@@ -25,7 +25,7 @@ def test_run_writes_a_whole_folder_and_prints_the_comparison(moesim, tmp_path):
     code, out, err = moesim("run", *SHORT)
     assert code == 0
     folder = tmp_path / "reports" / "out" / "mixtral_vs_llama2"
-    tables = ("requests", "steps", "ranks", "experts", "traffic", "spans")
+    tables = ("requests", "steps", "moves", "ranks", "experts", "traffic", "spans")
     files = {
         "run.json",
         "summary.csv",

@@ -10,6 +10,7 @@ from simulator.config.deployment import DeploymentSpec
 from simulator.deployment.plan import make_plan
 from simulator.engine.timeline import run_plan
 from simulator.workload.traces import RequestTrace
+from tests.single_steps import take_apart
 
 
 def serve(scheduling, num_requests=60, **deployment):
@@ -70,9 +71,8 @@ def held_back(scheduling, num_waiting):
     )
     arrival_s = np.append(0.0, np.full(num_waiting, 1.0))
     count = num_waiting + 1
-    steps = run_plan(
-        plan, RequestTrace(arrival_s, np.full(count, 1000), np.full(count, 200), "made up")
-    ).steps
+    trace = RequestTrace(arrival_s, np.full(count, 1000), np.full(count, 200), "made up")
+    steps = take_apart(run_plan(plan, trace).steps)
     prompts = np.flatnonzero(steps["prefill_tokens"] > 0)
     ended_s = steps["start_s"] + steps["duration_s"]
     return int(((ended_s[: prompts[1]] >= 1.0).to_numpy()).sum())

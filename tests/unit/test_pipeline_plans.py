@@ -26,6 +26,7 @@ from simulator.planner.screen import Option
 from simulator.planner.space import Space
 from simulator.planner.steady import fixed
 from simulator.workload.traces import RequestTrace
+from tests.single_steps import take_apart
 
 
 def question(models=("llama-3.1-70b",), clusters=("h100-sxm",), **space):
@@ -117,7 +118,7 @@ def test_the_closed_form_is_what_the_engine_does(cluster, split, sequences):
         "alike",
         concurrency=held,
     )
-    steps = run_plan(plan, trace).steps
+    steps = take_apart(run_plan(plan, trace).steps)
     middle = steps.iloc[len(steps) // 4 : -len(steps) // 4]
     curve, at = (
         Curve(plan, fixed(600, 200), 2048),

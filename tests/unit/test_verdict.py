@@ -75,6 +75,7 @@ def deployment(
             "pool": pool,
             "start_s": step_s * np.arange(5),
             "duration_s": step_s,
+            "num_steps": 1,
             "prefill_tokens": [0] * (5 - num_mixed) + [100] * num_mixed,
             "decode_tokens": 12,
             "running": running,

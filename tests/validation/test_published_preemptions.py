@@ -34,7 +34,7 @@ def count_preemptions(watermark, seed):
         checks_known=True,
     )
     requests, clock = start_requests(trace, with_prefixes=False), start_clock()
-    ranks = start_ranks(1, limits.max_sequences, NUM_BLOCKS, 0)
+    ranks = start_ranks(1, limits.rules.max_sequences, NUM_BLOCKS, 0)
     now_s = 0
     while clock.num_finished[0] < NUM_REQUESTS:
         for r in range(clock.num_pushed[0], min(CONCURRENCY + clock.num_finished[0], NUM_REQUESTS)):

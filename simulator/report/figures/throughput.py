@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from simulator.base.frozen import Frozen
-from simulator.report.figures._curves import Bins, events_in_bins, over_time
+from simulator.report.figures._curves import Bins, events_in_bins, mean_in_bins, over_time
 from simulator.results.folder import Results
 
 
@@ -20,8 +20,8 @@ class Throughput(Frozen):
     title: ClassVar[str] = "Output throughput"
     section: ClassVar[str] = "Over time"
     definition: ClassVar[str] = (
-        "Output tokens per second of the whole deployment: first tokens, and the tokens of decode "
-        "steps as they end; mean of each bin."
+        "Output tokens per second of the whole deployment: first tokens, and those of decode "
+        "steps, spread over the steps; mean of each bin."
     )
     absent: ClassVar[str] = "No step was run."
     order: ClassVar[int] = 30
@@ -30,11 +30,9 @@ class Throughput(Frozen):
     def draw(self, results: Results) -> go.Figure | None:
         def in_bins(steps: pd.DataFrame, name: str, edges_s: NDArray[np.float64]) -> Bins:
             requests = results.requests[results.requests["deployment"] == name]
-            decoded = events_in_bins(
-                (steps["start_s"] + steps["duration_s"]).to_numpy(),
-                steps["decode_tokens"].to_numpy(),
-                edges_s,
-            )
+            took_s = steps["duration_s"].where(steps["duration_s"] > 0)
+            rate = (steps["decode_tokens"] / took_s).fillna(0.0)
+            decoded = mean_in_bins(steps.assign(rate=rate), "rate", edges_s)
             first_s = requests["first_token_s"].dropna().to_numpy()
             first = events_in_bins(first_s, np.ones(len(first_s)), edges_s)
             return Bins(decoded + first, None)

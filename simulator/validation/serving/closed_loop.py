@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
 from simulator.deployment.plan import DeploymentPlan
-from simulator.engine.step_log import LOG_COLUMNS
+from simulator.engine.step_log import LOG_COLUMNS, ROW_STEPS
 from simulator.engine.table import StepTable
 from simulator.engine.timeline import serve
 from simulator.workload.traces import RequestTrace
@@ -26,7 +26,9 @@ class ClosedLoop(NamedTuple):
     arrival_s: NDArray[np.float64]
     """At the scheduler."""
     steps: NDArray[np.float64]
-    """``[steps, LOG_COLUMNS]``, see :mod:`simulator.engine.step_log`."""
+    """``[rows, LOG_COLUMNS]``, see :mod:`simulator.engine.step_log`."""
+    num_steps: NDArray[np.float64]
+    """Steps that each of these rows stands for."""
 
 
 def serve_closed_loop(plan: DeploymentPlan, table: StepTable, trace: RequestTrace) -> ClosedLoop:
@@ -46,4 +48,5 @@ def serve_closed_loop(plan: DeploymentPlan, table: StepTable, trace: RequestTrac
         tpot_s=(requests.finish_s - requests.first_s) / more_tokens,
         arrival_s=requests.arrival_s.copy(),
         steps=served.log[:, : len(LOG_COLUMNS)],
+        num_steps=served.log[:, ROW_STEPS],
     )

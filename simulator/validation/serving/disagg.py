@@ -75,7 +75,7 @@ class Half(NamedTuple):
             False,
         )
         requests = start_requests(trace, with_prefixes=False)
-        limits = make_limits(self.plan, trace)._replace(max_sequences=per_rank)
+        limits = make_limits(self.plan, trace)
         ranks = start_ranks(dp, per_rank, scaled_blocks(self.plan, limits), 0)
         ranks.running[:] = np.arange(count).reshape(per_rank, dp).T
         ranks.num_running[: dp if busy is None else busy] = per_rank

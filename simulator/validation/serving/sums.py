@@ -53,7 +53,7 @@ def sums_of(
     parts = np.stack(
         [
             served.steps[:, _DURATION] - sequences,
-            np.ones(len(start_s)),
+            served.num_steps,
             sequences,
             (served.steps[:, _PROMPT] > 0).astype(float),
         ],
@@ -65,8 +65,8 @@ def sums_of(
 def _held(
     num_steps: int, begin: NDArray[np.int64], last: NDArray[np.int64], weights: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """For each step the weight of the requests that it is part of: from step ``begin`` to ``last``,
-    both inside.
+    """For each row of steps the weight of the requests that it is part of: from row ``begin`` to
+    ``last``, both inside.
     """
     change = np.zeros(num_steps + 2)
     np.add.at(change, np.minimum(begin, num_steps), weights)

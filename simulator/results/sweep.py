@@ -1,0 +1,172 @@
+"""What a sweep leaves: a row a point and deployment, and for each setting the mean and the spread
+over seeds.
+
+| file | holds |
+|---|---|
+| ``sweep.csv`` | the swept keys, ``point``, ``seed``, ``deployment`` and
+:data:`simulator.results.metrics.METRICS` |
+| ``run.json`` | the keys, the points with what each says, and how the sweep was made |
+| ``points/*`` | a results folder a point |
+| ``report.html`` | the report |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from simulator.base.errors import UserError
+from simulator.base.spreadsheet import with_texts, write_csv
+from simulator.results.folder import replace_folder
+from simulator.results.metrics import METRICS
+from simulator.results.run_file import read_run, write_run
+
+TABLE = "sweep.csv"
+_PARTS = {"run.json", TABLE, "report.html", "points"}
+_FIXED = ("point", "seed", "deployment")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep as it lies in its folder."""
+
+    run: dict[str, Any]
+    """``run.json``: ``keys`` (swept keys by name, each with its values in order), ``points`` (a
+    dict each: ``point``, the keys' values, ``seed``, and either ``winner`` and ``headline`` or
+    ``refusal``), ``name``, ``deployments`` by name, and how it was made."""
+    table: pd.DataFrame
+    """``sweep.csv``."""
+
+    @property
+    def keys(self) -> dict[str, list[Any]]:
+        """Values of each swept key, in the order in which they were given."""
+        found: dict[str, list[Any]] = self.run["keys"]
+        return found
+
+    @property
+    def deployments(self) -> list[str]:
+        """Names of all deployments, in the order in which they come."""
+        return list(dict.fromkeys(self.table["deployment"].astype(str)))
+
+    @property
+    def settings(self) -> list[dict[str, Any]]:
+        """Each combination of the keys' values that some point has, once for all its seeds."""
+        found = {
+            repr([point[key] for key in self.keys]): {key: point[key] for key in self.keys}
+            for point in self.run["points"]
+        }
+        return list(found.values())
+
+    def rows_at(self, setting: Mapping[str, Any]) -> pd.DataFrame:
+        """The rows of a setting, all seeds and deployments."""
+        names = {point["point"] for point in self.points_at(setting)}
+        return self.table[self.table["point"].isin(names)]
+
+    def points_at(self, setting: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The points of a setting, one a seed."""
+        return [
+            point
+            for point in self.run["points"]
+            if all(point[key] == value for key, value in setting.items())
+        ]
+
+
+def measure_spread(rows: pd.DataFrame, metric: str) -> tuple[float, float, int]:
+    """Mean of a metric over seeds, its standard deviation (with n - 1; NaN of one seed), and how
+    many seeds have a value.
+
+    >>> measure_spread(pd.DataFrame({"ttft_p50_s": [1.0, 3.0, np.nan]}), "ttft_p50_s")
+    (2.0, 1.4142135623730951, 2)
+    """
+    values = rows[metric].dropna().to_numpy(np.float64)
+    if not len(values):
+        return np.nan, np.nan, 0
+    spread = float(values.std(ddof=1)) if len(values) > 1 else np.nan
+    return float(values.mean()), spread, len(values)
+
+
+def order_columns(table: pd.DataFrame, keys: Mapping[str, Any]) -> pd.DataFrame:
+    """The columns as ``sweep.csv`` has them."""
+    return table[["point", *keys, "seed", "deployment", *METRICS]]
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that holds something other than a sweep, before any work is done.
+
+    Raises:
+        UserError: with what stands in the way.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(
+            f"--out {folder}: is a file; name a folder that is empty, absent or an earlier sweep's"
+        )
+    foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in _PARTS)
+    if foreign or (any(folder.iterdir()) and not is_sweep(folder)):
+        what = f"holds '{foreign[0]}', which is no part of" if foreign else "is not"
+        raise UserError(
+            f"--out {folder}: {what} a sweep; name another folder, or remove what is in it"
+        )
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether a folder is of a sweep."""
+    return (folder / TABLE).is_file()
+
+
+def write(
+    sweep: Sweep, folder: Path, page: str, folders: Mapping[str, Mapping[str, bytes]]
+) -> None:
+    """Write the folder under a temporary name and rename it when it is whole.
+
+    Args:
+        folders: of each point, its files.
+
+    Raises:
+        UserError: if it cannot be written; nothing is left behind then.
+    """
+    check_writable(folder)
+
+    def fill(new: Path) -> None:
+        new.mkdir()
+        write_run(sweep.run, new)
+        write_csv(sweep.table, new / TABLE)
+        for point, files in folders.items():
+            own = new / "points" / point
+            own.mkdir(parents=True)
+            for name, content in files.items():
+                (own / name).write_bytes(content)
+        (new / "report.html").write_text(page, encoding="utf-8")
+
+    replace_folder(folder, fill)
+
+
+def read(folder: Path) -> Sweep:
+    """Read a sweep's folder.
+
+    Raises:
+        UserError: if a file is missing or broken, or another version wrote it in another schema.
+    """
+    try:
+        run = read_run(folder)
+        table = with_texts(
+            pd.read_csv(
+                folder / TABLE,
+                dtype=dict.fromkeys(("point", "deployment"), str),
+                na_values=[""],
+                keep_default_na=False,
+            )
+        )
+        if missing := {*_FIXED, *METRICS, *run["keys"]} - set(table.columns):
+            raise ValueError(f"{TABLE} lacks {', '.join(sorted(missing))}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder}: is not a whole folder of a sweep: {' '.join(str(error).split())}"
+        ) from error
+    return Sweep(run, table)

@@ -1,0 +1,167 @@
+"""Many settings and seeds of one scenario: which points there are, what is told of them, and that
+it is the same however many processes there are.
+"""
+
+import filecmp
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from simulator.base.errors import UserError
+from simulator.commands.run import run_scenario
+from simulator.commands.sweep import list_points, run_sweep
+from simulator.report.sweep_page import render
+from simulator.results.metrics import METRICS
+from simulator.results.sweep import Sweep, measure_spread, read
+from simulator.results.sweep_text import tell_sweep
+from simulator.scenario.scenario import load_scenario
+from tests.small_scenario import small_scenario
+
+RATE = "workload.rate_scale"
+
+
+@pytest.fixture
+def scenario(tmp_path):
+    path = tmp_path / "small.toml"
+    path.write_text(small_scenario("stdlib-moe", 4))
+    return str(path)
+
+
+def test_points_are_every_combination_in_order(scenario):
+    points, keys = list_points(
+        [scenario], ["seed=5"], [f"{RATE}=1,2", "deployments.0.engine=vllm,sglang"], None, 2
+    )
+    assert keys == {RATE: [1, 2], "deployments.0.engine": ["vllm", "sglang"]}
+    assert [(dict(p.setting)[RATE], p.seed) for p in points] == [
+        (rate, seed) for rate in (1, 2) for _ in range(2) for seed in (5, 6)
+    ]
+    assert len({point.name for point in points}) == 8
+    assert all(
+        set(point.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-._") for point in points
+    )
+    assert points[3].overrides == ("seed=5", f"{RATE}=1", 'deployments.0.engine="sglang"')
+
+
+def test_several_scenarios_are_a_key_of_their_own(scenario, tmp_path):
+    other = tmp_path / "other.toml"
+    other.write_text(small_scenario("stdlib-moe", 8))
+    points, keys = list_points([scenario, str(other)], [], [], 3, 1)
+    assert keys == {"scenario": [scenario, str(other)]}
+    assert [dict(point.setting)["scenario"] for point in points] == [scenario, str(other)]
+    assert [point.seed for point in points] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (["workload.rate_scale"], "must be path=value,value"),
+        ([f"{RATE}="], "must be path=value,value"),
+        ([f"{RATE}=1,1"], "1 is named twice"),
+        ([f"{RATE}=1", f"{RATE}=2"], "a key is named twice"),
+        (["seed=1,2"], "seeds are asked for by --seeds N"),
+        (["workload.speed=1,2"], "unknown key 'speed'"),
+        ([f"{RATE}=1,-2"], "rate_scale must be"),
+        ([f"{RATE}={','.join(map(str, range(1, 10_002)))}"], "10,001 points, must be at most"),
+        (["deployments.0.engine=vllm,,sglang"], "there is an empty value"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused_before_anything_runs(scenario, keys, said):
+    with pytest.raises(UserError) as refused:
+        list_points([scenario], [], keys, None, 1)
+    assert said in str(refused.value)
+
+
+def test_a_point_is_the_run_that_its_command_makes_and_refused_ones_are_told(scenario, tmp_path):
+    points, keys = list_points(
+        [scenario], [], ["deployments.0.parallel.attention_dp=4,16"], None, 2
+    )
+    folder = tmp_path / "out"
+    found = run_sweep(points, keys, folder, workers=1)
+    assert [("refusal" in point) for point in found.run["points"]] == [False, False, True, True]
+    assert "needs 16 GPUs" in found.run["points"][2]["refusal"]
+    for point in points[:2]:
+        loaded, path = load_scenario(scenario, list(point.overrides), point.seed)
+        alone = run_scenario(loaded, path).summary
+        row = found.table[found.table["point"] == point.name]
+        pd.testing.assert_frame_equal(
+            row[list(METRICS)].reset_index(drop=True), alone[list(METRICS)], check_exact=True
+        )
+        own = json.loads((folder / "points" / point.name / "run.json").read_text())
+        assert own["command"].startswith(f"moesim run {scenario} --seed {point.seed} --set dep")
+    headline, reasons = tell_sweep(found)
+    assert headline.startswith("own: TTFT p50 from ")
+    assert any("2 of 4 points are refused" in reason for reason in reasons)
+    again = read(folder)
+    assert again.run == found.run
+    pd.testing.assert_frame_equal(again.table, found.table, check_dtype=False)
+    assert "2 of 4 points are refused" in render(again)
+
+
+def test_a_sweep_of_nothing_but_refusals_is_one(scenario, tmp_path):
+    points, keys = list_points([scenario], [], ["deployments.0.parallel.attention_dp=16"], None, 1)
+    with pytest.raises(UserError, match=r"every point is refused, the first since .*needs 16 GPUs"):
+        run_sweep(points, keys, tmp_path / "out", workers=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(scenario, tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
+    points, keys = list_points([scenario], [], [f"{RATE}=1,2"], None, 1)
+    with pytest.raises(UserError, match=r"holds 'thesis.txt', which is no part"):
+        run_sweep(points, keys, folder, workers=1)
+    assert (folder / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.ray
+def test_as_many_processes_as_you_like_write_the_same_bytes(scenario, tmp_path):
+    points, keys = list_points([scenario], [], [f"{RATE}=1,2,4"], None, 3)
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder, workers in zip(folders, (1, 2), strict=True):
+        run_sweep(points, keys, folder, workers=workers)
+    assert filecmp.cmp(*(folder / "sweep.csv" for folder in folders), shallow=False)
+    for point in points:
+        for name in ("summary.csv", "requests.parquet", "steps.parquet"):
+            assert filecmp.cmp(
+                *(folder / "points" / point.name / name for folder in folders), shallow=False
+            )
+
+
+def made_up(winners, ttft_s):
+    """A sweep of two rates over seeds, by who wins which point."""
+    points, rows = [], []
+    for number, (rate, winner) in enumerate(winners):
+        name = f"{number}"
+        points.append({"point": name, RATE: rate, "seed": number, "winner": winner})
+        for deployment in ("A", "B"):
+            row = dict.fromkeys(METRICS, np.nan) | {"ttft_p50_s": ttft_s[number]}
+            rows.append({"point": name, RATE: rate, "seed": number, "deployment": deployment} | row)
+    keys = {RATE: list(dict.fromkeys(rate for rate, _ in winners))}
+    return Sweep(
+        {"keys": keys, "points": points, "name": "it", "deployments": {}}, pd.DataFrame(rows)
+    )
+
+
+def test_who_is_better_is_said_of_every_setting_where_it_depends_on_it():
+    same = made_up([(1, "A"), (2, "A")], [1.0, 1.0])
+    assert tell_sweep(same)[0] == "A serves this traffic better at every setting."
+    mixed = made_up([(1, "A"), (1, "A"), (2, "B"), (2, None)], [1.0, 1.1, 2.0, 2.0])
+    headline, reasons = tell_sweep(mixed)
+    assert headline.endswith("depends on the setting.")
+    assert reasons[0] == "rate_scale = 1: A."
+    assert (
+        reasons[1]
+        == "rate_scale = 2: B for 1 of 2 seeds, none is better (a tie or a trade-off) for 1 of 2 seeds."
+    )
+    assert "Seeds differ by up to 7 % of the mean (TTFT p50, over 2 seeds)" in reasons[2]
+
+
+def test_spread_is_of_the_seeds_that_have_a_value():
+    rows = pd.DataFrame({"ttft_p50_s": [1.0, 2.0, 6.0, np.nan]})
+    mean, spread, count = measure_spread(rows, "ttft_p50_s")
+    assert (mean, count) == (3.0, 3)
+    assert spread == pytest.approx(np.std([1.0, 2.0, 6.0], ddof=1))
+    assert measure_spread(rows[3:], "ttft_p50_s")[2] == 0
