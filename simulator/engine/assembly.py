@@ -4,6 +4,7 @@ rank.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import nan
 
 import numpy as np
@@ -40,9 +41,11 @@ def make_record(served: Served) -> DeploymentRecord:
         )
     if unfinished and served.until_s is None:
         raise RuntimeError(f"{unfinished} requests of deployment '{plan.name}' never finished")
+    tables = {name: served.steps_of(name) for name in served.pools}
+    served = replace(served, log=served.log[:0].copy())  # a long log is not held twice
     logs, probes, uniform, read_bytes, number = [], [], [], 0.0, 0
     for name, pool in served.pools.items():
-        steps = served.steps_of(name)
+        steps = tables.pop(name)
         steps["limited_by"] = pd.Categorical.from_codes(
             steps["limited_by"].astype("int8"), pd.Index(ADMISSION_LIMITS)
         )

@@ -21,6 +21,7 @@ from simulator.deployment.uniform_routing import uniform_imbalance
 from simulator.engine.by_ranks import ByRanks
 from simulator.engine.fabric import FluidWires
 from simulator.engine.rank import finish_step
+from simulator.engine.state import Floats, Ints
 from simulator.engine.taken import TakenStep
 from simulator.results.tables import (
     EXPERT_COLUMNS,
@@ -115,13 +116,15 @@ def _medians(steps: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
     time passes in steps that are no longer. The median of their number would be a short one, where
     many short steps stand beside a few that take all the time.
     """
-    has_prompts = steps["prefill_tokens"] > 0
-    for phase, own in (
-        ("decode", steps[~has_prompts & (steps["decode_tokens"] > 0)]),
-        ("prefill", steps[has_prompts]),
-    ):
-        if len(own):
-            yield phase, _at_median_of_time(own)
+    has_prompts = (steps["prefill_tokens"] > 0).to_numpy()
+    decodes = ~has_prompts & (steps["decode_tokens"] > 0).to_numpy()
+    for phase, is_own in (("decode", decodes), ("prefill", has_prompts)):
+        places = np.flatnonzero(is_own)
+        if len(places):
+            duration_s, num_steps = (
+                steps[column].to_numpy()[places] for column in ("duration_s", "num_steps")
+            )
+            yield phase, steps.iloc[places[_find_median_of_time(duration_s, num_steps)]]
 
 
 def _representative(plan: DeploymentPlan, step: pd.Series, requests: pd.DataFrame) -> _Chosen:
@@ -161,11 +164,13 @@ def _describe(plan: DeploymentPlan, chosen: _Chosen, first_replica: int) -> Show
     )
 
 
-def _at_median_of_time(steps: pd.DataFrame) -> pd.Series:
-    order = np.argsort((steps["duration_s"] / steps["num_steps"]).to_numpy(), kind="stable")
-    ordered = steps.iloc[order]
-    passed_s = ordered["duration_s"].cumsum().to_numpy()
-    return ordered.iloc[int(np.searchsorted(passed_s, passed_s[-1] / 2))]
+def _find_median_of_time(duration_s: Floats, num_steps: Ints) -> int:
+    """The row of steps that are as long as the step in which half of the time has passed, shorter
+    ones first.
+    """
+    order = np.argsort(duration_s / num_steps, kind="stable")
+    passed_s = np.cumsum(duration_s[order])
+    return int(order[np.searchsorted(passed_s, passed_s[-1] / 2)])
 
 
 def _batch(plan: DeploymentPlan, prefill_tokens: int, decode_tokens: int, context: int) -> Batch:

@@ -220,8 +220,18 @@ class _Timeline:
         return len(self._first.requests.times)
 
     def log(self) -> NDArray[np.float64]:
-        """Rows of all steps, those of a replica in order of their start."""
-        return np.concatenate([*self._logs, self._log[: self._rows]])
+        """Rows of all steps, those of a replica in order of their start. They are handed out once:
+        a long log is not held twice.
+        """
+        parts = [self._log[: self._rows], *reversed(self._logs)]
+        self._logs.clear()
+        found = np.empty((sum(map(len, parts)), self._log.shape[1]))
+        begin = 0
+        while parts:
+            part = parts.pop()
+            found[begin : begin + len(part)] = part
+            begin += len(part)
+        return found
 
     def _follow(self, changes: Iterator[Change]) -> ProcessGenerator:
         """Let what a policy says happen when it says it."""

@@ -75,17 +75,21 @@ def _rows(
         return
     steps = steps[steps["pool"] != "prefill"]
     has_moved = later["request"].isin(moves["request"])
-    weight = pd.Series(_count_going(later[~has_moved], steps), index=steps.index)
+    weight = _count_going(later[~has_moved], steps).astype(np.float64)
     if has_moved.any():
         weight = weight + _weigh_stays(_list_stays(later[has_moved], moves), steps)
     kinds, step_s = kinds_of(steps), float(steps["duration_s"].sum())
     for kind in KINDS:
-        own = steps[kinds == kind]
+        places = np.flatnonzero(kinds == kind)
+        own = {
+            column: steps[column].to_numpy()[places]
+            for column in ("num_steps", "duration_s", *(f"{phase}_s" for phase in STEP_PHASES))
+        }
         parts_s = {
-            f"{phase}_s": float((own[f"{phase}_s"] * weight[own.index]).sum()) / num_tokens
+            f"{phase}_s": float((own[f"{phase}_s"] * weight[places]).sum()) / num_tokens
             for phase in STEP_PHASES
         }
-        if len(own):
+        if len(places):
             share = float(own["duration_s"].sum()) / step_s
             yield {
                 "kind": kind,

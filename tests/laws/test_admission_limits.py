@@ -1,10 +1,9 @@
 """What keeps requests waiting is named as what it is, at every step in which any waits."""
 
 import numpy as np
-import pandas as pd
 import pytest
 
-from simulator.engine.probe import _at_median_of_time
+from simulator.engine.probe import _find_median_of_time
 from simulator.engine.timeline import run_plan
 from simulator.results.tables import ADMISSION_LIMITS
 
@@ -49,10 +48,8 @@ def test_the_step_that_stands_for_all_is_where_their_time_passes():
     or not.
     """
     durations_s = np.array([0.01] * 40 + [1.8, 1.9])
-    chosen = _at_median_of_time(pd.DataFrame({"duration_s": durations_s, "num_steps": 1}))
-    shared = pd.DataFrame({"duration_s": [0.2, 1.8, 0.2, 1.9], "num_steps": [20, 1, 20, 1]})
-    assert _at_median_of_time(shared)["duration_s"] == chosen["duration_s"]
-    chosen = chosen["duration_s"]
+    chosen = durations_s[_find_median_of_time(durations_s, np.ones(42, dtype=np.int64))]
+    assert _find_median_of_time(np.array([0.2, 1.8, 0.2, 1.9]), np.array([20, 1, 20, 1])) == 1
     assert chosen == 1.8
     half_s = durations_s.sum() / 2
     assert (
