@@ -143,7 +143,7 @@ def _run_sweep(
     points, values = list_points(scenarios, overrides, keys, seed, num_seeds)
     folder = out_folder or Path("reports/out") / f"{Path(scenarios[0]).stem}_sweep"
     check_writable(folder)
-    with console.progress() as tick:
+    with console.progress("points") as tick:
         found = run_sweep(points, values, folder, fidelity, workers, address, tick)  # type: ignore[arg-type]
     headline, reasons = tell_sweep(found)
     if as_json:

@@ -22,6 +22,7 @@ from simulator.results.formats import (
     heading_unit,
     metric,
     time_axis,
+    time_ticks,
 )
 from simulator.results.metrics import METRICS
 from simulator.results.sweep import Sweep, measure_spread
@@ -29,6 +30,9 @@ from simulator.results.sweep_text import setting_text, tell_sweep, value_text
 
 _FIGURES = (*KEY_METRICS, "e2e_p50_s", "output_tokens_per_s", "load_imbalance", "num_lost")
 _SPREAD = " Whiskers reach from the lowest to the highest seed."
+_WIDE = 20.0
+"""Longest over shortest time from which on an axis is logarithmic."""
+_MOST_TICKS = 8
 _ALL = (
     "Mean over seeds, and behind it the standard deviation of single seeds. Each point is a run of "
     "its own, whose page lies in the folder points."
@@ -41,19 +45,17 @@ def render(sweep: Sweep) -> str:
     headline, reasons = tell_sweep(sweep)
     sections: list[tuple[str, Markup]] = []
     if drawn := list(_cards(cards, sweep)):
-        sections.append(("What moves", join(drawn)))
+        sections.append(("What moves", tag("div", *drawn, class_="cards")))
     sections.append(("All settings", described(_ALL, _table(sweep))))
     if refused := _refused(sweep):
         sections.append(("Refused", refused))
     sections.append(("How this sweep was made", _made(sweep)))
     name = str(sweep.run["name"])
-    verdict = tag("p", tables.marked(sweep, headline), class_="verdict")
     listed = [tag("li", tables.marked(sweep, reason)) for reason in reasons]
     header = tag(
         "header",
-        tag("p", "Sweep", class_="eyebrow"),
-        tag("h1", name),
-        verdict,
+        tag("p", f"{name} \N{MIDDLE DOT} sweep", class_="eyebrow"),
+        tag("h1", tables.marked(sweep, headline)),
         *([tag("ul", *listed, class_="reasons")] if listed else []),
         facts_list(_facts(sweep), "setting"),
     )
@@ -72,16 +74,14 @@ def _facts(sweep: Sweep) -> dict[str, str]:
 
 def _cards(cards: Cards, sweep: Sweep) -> Iterator[Markup]:
     """A figure a metric that moves; none where nothing was swept but seeds."""
-    if not sweep.keys:
-        return
-    for name in _FIGURES:
-        if (drawn := _figure(sweep, name)) is not None:
-            definition = METRICS[name].definition
-            said = f"{definition[0].upper()}{definition[1:]}."
-            has_seeds = len({point["seed"] for point in sweep.run["points"]}) > 1
-            yield cards.card(
-                METRICS[name].label, said + _SPREAD * has_seeds, {"": drawn}, spans_half=True
-            )
+    has_seeds = len({point["seed"] for point in sweep.run["points"]}) > 1
+    found = [(name, drawn) for name in _FIGURES if (drawn := _figure(sweep, name)) is not None]
+    for place, (name, drawn) in enumerate(found):
+        definition = METRICS[name].definition
+        said = f"{definition[0].upper()}{definition[1:]}." + _SPREAD * has_seeds
+        # The last of an odd number takes its row alone.
+        has_neighbour = place < len(found) - len(found) % 2
+        yield cards.card(METRICS[name].label, said, {"": drawn}, spans_half=has_neighbour)
 
 
 def _figure(sweep: Sweep, name: str) -> go.Figure | None:
@@ -122,15 +122,17 @@ def _figure(sweep: Sweep, name: str) -> go.Figure | None:
                 hovertemplate=f"%{{y:,.4~g}} {unit} at %{{x}}<extra>{label[deployment]}"
                 f"{behind}</extra>",
             )
-    drawn.update_yaxes(rangemode="tozero", nticks=6)
-    if is_number:
-        drawn.update_xaxes(nticks=7)
+    _scale_y(drawn, sweep, name)
+    if is_number and len(values) <= _MOST_TICKS:
+        drawn.update_xaxes(tickvals=values)
     return drawn
 
 
 def _axis(sweep: Sweep, name: str) -> tuple[float, str]:
     """What a metric's values are divided by on an axis, and the unit that they have then."""
     described = METRICS[name]
+    if _is_wide(sweep, name):
+        return 1.0, "time"
     if described.unit == "s":
         return time_axis(float(sweep.table[name].max()))
     if described.unit == "ratio":
@@ -139,6 +141,22 @@ def _axis(sweep: Sweep, name: str) -> tuple[float, str]:
         currencies = {str(style.facts(sweep, d).get("currency")) for d in sweep.deployments}
         return 1.0, " or ".join(sorted(currencies))
     return 1.0, {"x": TIMES}.get(described.unit, described.unit)
+
+
+def _is_wide(sweep: Sweep, name: str) -> bool:
+    """Whether a time spans so much that only a logarithmic axis shows all of it."""
+    values = sweep.table[name].dropna()
+    is_time = METRICS[name].unit == "s" and bool((values > 0).all())
+    return is_time and float(values.max()) > _WIDE * float(values.min())
+
+
+def _scale_y(drawn: go.Figure, sweep: Sweep, name: str) -> None:
+    if not _is_wide(sweep, name):
+        drawn.update_yaxes(rangemode="tozero", nticks=6)
+        return
+    low, high = float(sweep.table[name].min()) / 1.3, float(sweep.table[name].max()) * 1.3
+    edges = [math.log10(low), math.log10(high)]
+    drawn.update_yaxes(type="log", range=edges, **time_ticks(low, high))
 
 
 def _others(sweep: Sweep, along: str) -> list[dict[str, Any]]:
@@ -174,7 +192,7 @@ def _table(sweep: Sweep) -> Markup:
                 tag(
                     "tr",
                     tag("th", "" if place else said, scope="row"),
-                    tag("td", tables.name_with_mark(sweep, str(deployment))),
+                    tag("th", tables.name_with_mark(sweep, str(deployment)), scope="row"),
                     *(_cell(sweep, own, str(deployment), name) for name in KEY_METRICS),
                 )
             )

@@ -94,23 +94,24 @@ def _tell_winners(winners: Mapping[str, int]) -> str:
 
 def _tell_spread(sweep: Sweep) -> str | None:
     """The figure that seeds differ in most, over all settings."""
-    widest = (0.0, "", 0)
+    widest = (0.0, "")
     for setting in sweep.settings:
         rows = sweep.rows_at(setting)
-        for _, own in rows.groupby("deployment"):
+        for deployment, own in rows.groupby("deployment", sort=False):
             for name in _SPREAD_OF:
                 mean, spread, count = measure_spread(own, name)
                 if math.isfinite(spread) and mean > 0 and spread / mean > widest[0]:
-                    widest = (spread / mean, name, count)
-    share, name, count = widest
-    if not name:
+                    at = f" at {setting_text(setting)}" if setting else ""
+                    what = f"{METRICS[name].label} of {deployment}{at}, over {count} seeds"
+                    widest = (spread / mean, what)
+    share, what = widest
+    if not what:
         return None
-    many = f"over {count} seeds"
     if share < _WIDE:
-        return f"Seeds differ by at most {100 * share:.1f} % ({METRICS[name].label}, {many})."
+        return f"Seeds differ by at most {100 * share:.1f} % of their mean ({what})."
     return (
-        f"Seeds differ by up to {100 * share:.0f} % of the mean ({METRICS[name].label}, {many}): "
-        "a single one says little of that."
+        f"Seeds differ by up to {100 * share:.0f} % of their mean ({what}): a single one says "
+        "little of that."
     )
 
 
