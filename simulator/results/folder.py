@@ -5,8 +5,8 @@
 | ``run.json`` | resolved scenario, seed, versions, source revision, wall time, verdict, and per
 deployment its facts and the steps that ranks, traffic and spans are of |
 | ``requests.parquet``, ``steps.parquet``, ``ranks.parquet``, ``experts.parquet``,
-``traffic.parquet``, ``spans.parquet``, ``moves.parquet`` | :mod:`simulator.results.tables`, all in one
-table each |
+``traffic.parquet``, ``spans.parquet``, ``moves.parquet`` | :mod:`simulator.results.tables`, all
+deployments in one table each |
 | ``summary.csv`` | :mod:`simulator.results.metrics`, a row a deployment |
 | ``token_time.csv`` | :mod:`simulator.results.token_time`, a row a deployment and kind of step |
 | ``timeline.json`` | the spans in Chrome's trace format; opens in Perfetto |
