@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from simulator.base.compiled import compiled
+from simulator.base.compiled import borrowing
 from simulator.engine.blocks import (
     available,
     blocks_for,
@@ -56,7 +56,7 @@ _CLIPPED_OUTPUT = 4096
 (``SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION`` in its ``environ.py``)."""
 
 
-@compiled
+@borrowing
 def admit(
     requests: Requests, ranks: Ranks, d: int, budget: int, limits: Limits, now_s: float
 ) -> int:
@@ -116,7 +116,7 @@ def admit(
     return budget
 
 
-@compiled
+@borrowing
 def _count_coming(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> int:
     """Output tokens that SGLang counts on from the requests of rank ``d`` that run: of those that
     decode a share, which follows how many it had to retract lately (``PrefillAdder``).
@@ -132,7 +132,7 @@ def _count_coming(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> i
     return int(tokens)
 
 
-@compiled
+@borrowing
 def _run(requests: Requests, ranks: Ranks, d: int, r: int, new: int, now_s: float) -> None:
     """The first of those that wait at rank ``d`` runs, beginning with ``new`` tokens."""
     requests.ints[r, ADMITTED] = ranks.counts[0, NUM_ADMISSIONS]

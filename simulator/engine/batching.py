@@ -10,7 +10,7 @@ which costs twenty times the arithmetic of a sequence.
 
 from __future__ import annotations
 
-from simulator.base.compiled import compiled
+from simulator.base.compiled import borrowing
 from simulator.engine.admission import admit
 from simulator.engine.blocks import available, blocks_for, release, share_prompt, take
 from simulator.engine.decodes import (
@@ -60,7 +60,7 @@ from simulator.results.tables import ADMISSION_LIMITS
 _KV_CACHE, _HELD_BACK = (ADMISSION_LIMITS.index(name) for name in ("kv_cache", "held_back"))
 
 
-@compiled
+@borrowing
 def push(requests: Requests, ranks: Ranks, clock: Clock, r: int) -> None:
     """Queue request ``r`` at the data-parallel rank with the fewest unfinished requests."""
     best = 0
@@ -78,7 +78,7 @@ def push(requests: Requests, ranks: Ranks, clock: Clock, r: int) -> None:
     )
 
 
-@compiled
+@borrowing
 def is_decode(new: int, num_input: int, generated: int, computed: int) -> bool:
     """Whether ``new`` tokens of a request are one more output token's, and not a chunk of a prompt
     or of what was preempted.
@@ -86,7 +86,7 @@ def is_decode(new: int, num_input: int, generated: int, computed: int) -> bool:
     return new == 1 and generated > 0 and computed + 1 == num_input + generated
 
 
-@compiled
+@borrowing
 def form_step(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> bool:
     """Fill ``ranks.chunk`` for the next step. Returns whether there is anything to compute."""
     has_work = _fill(requests, ranks, limits, now_s)
@@ -98,7 +98,7 @@ def form_step(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) ->
     return bool(has_work)
 
 
-@compiled
+@borrowing
 def computes(ranks: Ranks, first: int, end: int) -> bool:
     """Whether any request of ranks ``first`` to ``end`` is in the step."""
     chunk, each = ranks.chunk, ranks.each
@@ -109,7 +109,7 @@ def computes(ranks: Ranks, first: int, end: int) -> bool:
     return False
 
 
-@compiled
+@borrowing
 def _fill(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> bool:
     """Fill ``ranks.chunk`` once. Returns whether any rank gave tokens away, which another lane may
     have taken back.
@@ -148,7 +148,7 @@ def _fill(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> boo
     return has_work
 
 
-@compiled
+@borrowing
 def _holds_prompts(ranks: Ranks, limits: Limits) -> bool:
     """Whether waiting prompts wait on, so that ranks compute them in the same step: until each has
     one, but not for ever.
@@ -169,7 +169,7 @@ def _holds_prompts(ranks: Ranks, limits: Limits) -> bool:
     return True
 
 
-@compiled
+@borrowing
 def _waits_for_more(requests: Requests, ranks: Ranks, limits: Limits) -> bool:
     """Whether the prompts of the only rank wait on, since they and its decodes do not fill a step
     yet, but not for ever.
@@ -192,7 +192,7 @@ def _waits_for_more(requests: Requests, ranks: Ranks, limits: Limits) -> bool:
     return True
 
 
-@compiled
+@borrowing
 def _schedule_running(
     requests: Requests,
     ranks: Ranks,
@@ -242,7 +242,7 @@ def _schedule_running(
     return budget
 
 
-@compiled
+@borrowing
 def complete_step(
     requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, now_s: float
 ) -> int:

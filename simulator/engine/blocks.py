@@ -9,7 +9,7 @@ capacity.
 
 from __future__ import annotations
 
-from simulator.base.compiled import compiled
+from simulator.base.compiled import borrowing
 from simulator.engine.state import (
     BLOCKS,
     COMPUTED,
@@ -34,19 +34,19 @@ from simulator.engine.state import (
 )
 
 
-@compiled
+@borrowing
 def blocks_for(tokens: int, limits: Limits) -> int:
     """KV blocks of a running sequence of ``tokens``."""
     return (tokens + limits.block_tokens - 1) // limits.block_tokens + limits.sequence_blocks
 
 
-@compiled
+@borrowing
 def available(ranks: Ranks, d: int, limits: Limits) -> int:
     """Blocks that are free or can be made free."""
     return int(ranks.pools[d, FREE_BLOCKS] + ranks.pools[d, NUM_EVICTABLE] * limits.prefix_blocks)
 
 
-@compiled
+@borrowing
 def take(ranks: Ranks, d: int, count: int, limits: Limits) -> None:
     """Take ``count`` blocks, evicting prefix blocks as needed; the caller has checked that they are
     available.
@@ -63,7 +63,7 @@ def take(ranks: Ranks, d: int, count: int, limits: Limits) -> None:
     ranks.pools[d, NUM_TAKEN] += count
 
 
-@compiled
+@borrowing
 def _unlink(ranks: Ranks, d: int, block: int) -> None:
     older, newer = ranks.prefixes[d, block, OLDER], ranks.prefixes[d, block, NEWER]
     ranks.prefixes[d, older, NEWER] = newer
@@ -71,7 +71,7 @@ def _unlink(ranks: Ranks, d: int, block: int) -> None:
     ranks.pools[d, NUM_EVICTABLE] -= 1
 
 
-@compiled
+@borrowing
 def _link_newest(ranks: Ranks, d: int, block: int) -> None:
     ends = ranks.prefixes.shape[1] - 1
     newest = ranks.prefixes[d, ends, OLDER]
@@ -82,7 +82,7 @@ def _link_newest(ranks: Ranks, d: int, block: int) -> None:
     ranks.pools[d, NUM_EVICTABLE] += 1
 
 
-@compiled
+@borrowing
 def hold(ranks: Ranks, d: int, block: int) -> None:
     """One more request holds a cached prefix block."""
     if ranks.prefixes[d, block, REFS] == 0:
@@ -90,14 +90,14 @@ def hold(ranks: Ranks, d: int, block: int) -> None:
     ranks.prefixes[d, block, REFS] += 1
 
 
-@compiled
+@borrowing
 def _let_go(ranks: Ranks, d: int, block: int) -> None:
     ranks.prefixes[d, block, REFS] -= 1
     if ranks.prefixes[d, block, REFS] == 0:
         _link_newest(ranks, d, block)
 
 
-@compiled
+@borrowing
 def count_hits(requests: Requests, ranks: Ranks, d: int, r: int, limits: Limits) -> int:
     """Leading prefix blocks of ``r`` that are cached and wholly inside its prompt, less the one
     with its last token.
@@ -115,7 +115,7 @@ def count_hits(requests: Requests, ranks: Ranks, d: int, r: int, limits: Limits)
     return hits
 
 
-@compiled
+@borrowing
 def count_idle(requests: Requests, ranks: Ranks, d: int, r: int, hits: int) -> int:
     """Those of the first ``hits`` prefix blocks of ``r`` that no request holds: holding them takes
     from what is available.
@@ -126,7 +126,7 @@ def count_idle(requests: Requests, ranks: Ranks, d: int, r: int, hits: int) -> i
     return idle
 
 
-@compiled
+@borrowing
 def share_prompt(
     requests: Requests, ranks: Ranks, d: int, r: int, reach: int, limits: Limits
 ) -> None:
@@ -154,7 +154,7 @@ def share_prompt(
         requests.ints[r, BLOCKS] -= limits.prefix_blocks
 
 
-@compiled
+@borrowing
 def release(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
     """Give back everything that ``r`` holds."""
     ranks.pools[d, FREE_BLOCKS] += requests.ints[r, BLOCKS]
@@ -165,7 +165,7 @@ def release(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
     requests.ints[r, SHARED] = 0
 
 
-@compiled
+@borrowing
 def keep_order(requests: Requests, ranks: Ranks, d: int, r: int, limits: Limits) -> None:
     """Remember where in the line of free blocks those of ``r`` are about to stand, which it loses
     now.
@@ -184,7 +184,7 @@ def keep_order(requests: Requests, ranks: Ranks, d: int, r: int, limits: Limits)
     )
 
 
-@compiled
+@borrowing
 def count_kept(requests: Requests, ranks: Ranks, r: int, d: int, hits: int, limits: Limits) -> int:
     """Blocks behind the first ``hits`` prefix blocks that ``r`` lost and nobody has taken since."""
     if requests.ints[r, KEPT_FIRST] != hits * limits.prefix_blocks:
@@ -200,7 +200,7 @@ def count_kept(requests: Requests, ranks: Ranks, r: int, d: int, hits: int, limi
     )
 
 
-@compiled
+@borrowing
 def take_back(requests: Requests, ranks: Ranks, r: int, d: int, count: int) -> None:
     """Take ``count`` blocks that ``r`` lost out of the line; those behind them move up."""
     if count > 0:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 
-from simulator.base.compiled import compiled
+from simulator.base.compiled import borrowing
 from simulator.engine.blocks import blocks_for, release
 from simulator.engine.state import (
     BLOCKS,
@@ -44,14 +44,14 @@ from simulator.results.tables import GAP_BINS_PER_DECADE, NUM_GAP_BINS, SHORTEST
 _NEVER = 1 << 62
 
 
-@compiled
+@borrowing
 def find_gap_bin(gap_s: float) -> int:
     """The bin of a gap between output tokens."""
     decades = math.log10(max(gap_s, SHORTEST_GAP_S) / SHORTEST_GAP_S)
     return min(int(decades * GAP_BINS_PER_DECADE), NUM_GAP_BINS - 1)
 
 
-@compiled
+@borrowing
 def has_room(requests: Requests, ranks: Ranks, d: int, need: int, limits: Limits) -> bool:
     """Whether the next step of rank ``d`` has tokens for all summed decodes, and free blocks for
     everyone that runs.
@@ -71,14 +71,14 @@ def has_room(requests: Requests, ranks: Ranks, d: int, need: int, limits: Limits
     return bool(need <= ranks.pools[d, FREE_BLOCKS])
 
 
-@compiled
+@borrowing
 def _fitting(requests: Requests, r: int, limits: Limits) -> int:
     """Tokens that the blocks of a request hold beyond those that it had when it joined."""
     blocks = requests.ints[r, BLOCKS] - limits.sequence_blocks
     return int(blocks * limits.block_tokens - requests.ints[r, COMPUTED])
 
 
-@compiled
+@borrowing
 def join(requests: Requests, ranks: Ranks, limits: Limits, d: int, now_s: float) -> None:
     """Add those that stand behind the summed decodes of rank ``d``, got a token just now and want
     another.
@@ -107,7 +107,7 @@ def join(requests: Requests, ranks: Ranks, limits: Limits, d: int, now_s: float)
         ranks.emitted_s[d] = now_s
 
 
-@compiled
+@borrowing
 def dissolve(requests: Requests, ranks: Ranks, limits: Limits, d: int) -> None:
     """Let every request of rank ``d`` be itself again."""
     each = ranks.each
@@ -116,7 +116,7 @@ def dissolve(requests: Requests, ranks: Ranks, limits: Limits, d: int) -> None:
     each[d, NUM_DECODES] = each[d, CONTEXTS] = each[d, LONGEST] = 0
 
 
-@compiled
+@borrowing
 def _leave(requests: Requests, ranks: Ranks, limits: Limits, d: int, r: int) -> None:
     """Write down what has become of a request since it joined."""
     ints = requests.ints
@@ -131,7 +131,7 @@ def _leave(requests: Requests, ranks: Ranks, limits: Limits, d: int, r: int) -> 
     requests.times[r, LAST_S] = ranks.emitted_s[d]
 
 
-@compiled
+@borrowing
 def end_decodes(
     requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, d: int, now_s: float
 ) -> int:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simulator.base.compiled import compiled
+from simulator.base.compiled import borrowing
 from simulator.engine.state import Floats, Ints
 
 ENDS, LEAVES, COMES, ARRIVES, COMES_AGAIN, FORMS, RETURNS, FORMS_LATE = range(8)
@@ -41,25 +41,25 @@ def start_events(most: int) -> Events:
     return Events(np.empty(most), np.empty(most, dtype=np.int64), np.zeros(1, dtype=np.int64))
 
 
-@compiled
+@borrowing
 def code_of(kind: int, number: int) -> int:
     """The code of an event of ``number``."""
     return (kind << _KIND) + number
 
 
-@compiled
+@borrowing
 def kind_of(code: int) -> int:
     """The kind of an event."""
     return code >> _KIND
 
 
-@compiled
+@borrowing
 def number_of(code: int) -> int:
     """The replica or request of an event."""
     return code & ((1 << _KIND) - 1)
 
 
-@compiled
+@borrowing
 def push_event(events: Events, at_s: float, code: int) -> None:
     """Add an event; the caller has made room."""
     times, codes = events.at_s, events.code
@@ -85,7 +85,7 @@ def remove_events(events: Events, codes: Sequence[int]) -> int:
     return count - len(kept)
 
 
-@compiled
+@borrowing
 def pop_event(events: Events) -> None:
     """Take the next event away."""
     times, codes = events.at_s, events.code

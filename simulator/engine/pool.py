@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from simulator.deployment.memory import check_requests
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.limits import make_limits, scaled_blocks
-from simulator.engine.replicas import Balance, Pool, clock_of, ranks_of
+from simulator.engine.replicas import Balance, Pool
 from simulator.engine.state import (
     Clock,
     Ints,
@@ -156,13 +156,11 @@ class PoolState:
 
     def ranks_of(self, replica: int) -> Ranks:
         """The ranks of one replica."""
-        found: Ranks = ranks_of(self.ranks, replica)
-        return found
+        return Ranks._make(array[replica] for array in self.ranks)
 
     def clock_of(self, replica: int) -> Clock:
         """The clock of one replica."""
-        found: Clock = clock_of(self.clock, replica)
-        return found
+        return Clock._make(array[replica] for array in self.clock)
 
 
 def empty_pool(like: Pool) -> Pool:

@@ -7,7 +7,7 @@ fewest output tokens, until the next decode step has room, and they wait last in
 
 from __future__ import annotations
 
-from simulator.base.compiled import compiled
+from simulator.base.compiled import borrowing
 from simulator.engine.blocks import available, blocks_for, keep_order, release
 from simulator.engine.state import (
     ADMITTED,
@@ -32,7 +32,7 @@ from simulator.engine.state import (
 )
 
 
-@compiled
+@borrowing
 def queue_last(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
     """Let request ``r`` wait behind all others of its rank."""
     requests.ints[r, FOLLOWING] = -1
@@ -44,7 +44,7 @@ def queue_last(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
     ranks.each[d, NUM_WAITING] += 1
 
 
-@compiled
+@borrowing
 def _queue_first(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
     requests.ints[r, FOLLOWING] = ranks.each[d, HEAD]
     ranks.each[d, HEAD] = r
@@ -53,7 +53,7 @@ def _queue_first(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
     ranks.each[d, NUM_WAITING] += 1
 
 
-@compiled
+@borrowing
 def find_latest(requests: Requests, ranks: Ranks, d: int) -> int:
     """Where the latest admitted of the requests that share blocks with those of ``d`` runs: the
     oldest is never held up.
@@ -72,7 +72,7 @@ def find_latest(requests: Requests, ranks: Ranks, d: int) -> int:
     return best
 
 
-@compiled
+@borrowing
 def preempt(requests: Requests, ranks: Ranks, d: int, i: int, limits: Limits) -> None:
     """Take the blocks of the ``i``-th running request of rank ``d``, which is computed again
     later.
@@ -98,7 +98,7 @@ def preempt(requests: Requests, ranks: Ranks, d: int, i: int, limits: Limits) ->
         _queue_first(requests, ranks, d, r)
 
 
-@compiled
+@borrowing
 def retract(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> None:
     """Make room for the next decode step of rank ``d``: requests with the fewest output tokens, of
     equals those with the longest prompt, lose their blocks until it has.
@@ -134,7 +134,7 @@ def retract(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> None:
     ranks.output_share[d] = min(1.0, used / asked)
 
 
-@compiled
+@borrowing
 def _next_blocks(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> int:
     """KV blocks that one more token of each running request takes."""
     running, ints = ranks.running, requests.ints

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.base.compiled import compiled
+from simulator.base.compiled import borrowing
 from simulator.engine.batching import complete_step, form_step, push
 from simulator.engine.state import (
     COMING_TOKENS,
@@ -59,7 +59,7 @@ class Span(NamedTuple):
     """Whose steps they are, for the log."""
 
 
-@compiled
+@borrowing
 def take_steps(
     requests: Requests,
     ranks: Ranks,
@@ -127,7 +127,7 @@ def take_steps(
             return IN_FLIGHT, now_s, done, rows, work
 
 
-@compiled
+@borrowing
 def _take(requests: Requests, ranks: Ranks, clock: Clock) -> None:
     """Queue the requests that have come since the replica's last look."""
     request = clock.counts[0, FIRST_COMING]
@@ -139,7 +139,7 @@ def _take(requests: Requests, ranks: Ranks, clock: Clock) -> None:
     clock.counts[0, COMING_TOKENS] = 0
 
 
-@compiled
+@borrowing
 def _end_step(
     requests: Requests, ranks: Ranks, limits: Limits, clock: Clock, now_s: float, ended: Ints
 ) -> int:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.base.compiled import compiled
+from simulator.base.compiled import borrowing
 from simulator.engine.events import (
     ARRIVES,
     COMES,
@@ -113,7 +113,7 @@ class Feed(NamedTuple):
     """``[1]`` the pool whose balancer is asked."""
 
 
-@compiled
+@borrowing
 def next_event(events: Events, feed: Feed, times: Floats) -> tuple[float, int]:
     """When something happens next, and its code; infinity where nothing does.
 
@@ -132,7 +132,7 @@ def next_event(events: Events, feed: Feed, times: Floats) -> tuple[float, int]:
     return at_s, code
 
 
-@compiled
+@borrowing
 def run_ahead(
     events: Events,
     feed: Feed,
@@ -252,7 +252,7 @@ def run_ahead(
                 _form_soon(events, clock, replica, replica, at_s, forms)
 
 
-@compiled
+@borrowing
 def _release(feed: Feed, requests: Requests, count: int, now_s: float) -> None:
     """Requests are done, and clients of a closed loop send others instead."""
     feed.num_done[0] += count
@@ -262,7 +262,7 @@ def _release(feed: Feed, requests: Requests, count: int, now_s: float) -> None:
             feed.num_released[0] += 1
 
 
-@compiled
+@borrowing
 def _send(balance: Balance, clock: Clock, requests: Requests, request: int, feed: Feed) -> int:
     """Give a request to the replica that the balancer chooses, which looks at it when it forms a
     step. Returns its number, -1 where none is left.
@@ -286,7 +286,7 @@ def _send(balance: Balance, clock: Clock, requests: Requests, request: int, feed
     return replica
 
 
-@compiled
+@borrowing
 def _choose(balance: Balance, clock: Clock, feed: Feed) -> int:
     counts = clock.counts
     num_replicas = len(counts)
@@ -312,7 +312,7 @@ def _choose(balance: Balance, clock: Clock, feed: Feed) -> int:
     return best
 
 
-@compiled
+@borrowing
 def _form_soon(
     events: Events, clock: Clock, replica: int, number: int, now_s: float, kind: int
 ) -> None:
@@ -322,7 +322,7 @@ def _form_soon(
         push_event(events, now_s, code_of(kind, number))
 
 
-@compiled
+@borrowing
 def ranks_of(ranks: Ranks, replica: int) -> Ranks:
     """The ranks of one replica."""
     return Ranks(
@@ -338,7 +338,7 @@ def ranks_of(ranks: Ranks, replica: int) -> Ranks:
     )
 
 
-@compiled
+@borrowing
 def clock_of(clock: Clock, replica: int) -> Clock:
     """The clock of one replica."""
     return Clock(clock.counts[replica], clock.gap_counts[replica])

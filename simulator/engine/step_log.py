@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.base.compiled import compiled
+from simulator.base.compiled import borrowing
 from simulator.engine.batching import is_decode
 from simulator.engine.state import (
     CAPACITY_BLOCKS,
@@ -64,7 +64,7 @@ _PREFILL, _DECODE, _RUNNING, _WAITING, _KV_USED, _LIMITED_BY = range(2, 8)
 _IMBALANCE, _READ_BYTES = LOG_COLUMNS.index("load_imbalance"), LOG_COLUMNS.index("read_bytes")
 
 
-@compiled
+@borrowing
 def find_row(clock: Clock, log: NDArray[np.float64], rows: int) -> tuple[int, int]:
     """Which row the next step of a replica gets, its latest step having ended.
 
@@ -87,7 +87,7 @@ def find_row(clock: Clock, log: NDArray[np.float64], rows: int) -> tuple[int, in
     return row, rows
 
 
-@compiled
+@borrowing
 def _is_alike(run: NDArray[np.float64], step: NDArray[np.float64]) -> bool:
     """Whether a step that follows a run decodes the same number of sequences beside the same
     queue, and nothing else.
@@ -103,7 +103,7 @@ def _is_alike(run: NDArray[np.float64], step: NDArray[np.float64]) -> bool:
     )
 
 
-@compiled
+@borrowing
 def _add_step(run: NDArray[np.float64], step: NDArray[np.float64]) -> None:
     total_s = run[1] + step[1]
     run[_IMBALANCE] = (run[_IMBALANCE] * run[1] + step[_IMBALANCE] * step[1]) / total_s
@@ -116,7 +116,7 @@ def _add_step(run: NDArray[np.float64], step: NDArray[np.float64]) -> None:
     run[ROW_STEPS] += 1
 
 
-@compiled
+@borrowing
 def observe(requests: Requests, ranks: Ranks, limits: Limits, row: NDArray[np.float64]) -> None:
     """Write what the formed step holds into columns 2 to 7 of a log row."""
     running, chunk, each = ranks.running, ranks.chunk, ranks.each

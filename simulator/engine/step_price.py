@@ -7,9 +7,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.base.compiled import compiled
+from simulator.base.compiled import borrowing
 from simulator.cost.engine_time import sequences_s
-from simulator.cost.kernels.context import NUM_SUMS, split_s, work_s
+from simulator.cost.kernels.context import split_s, work_s
 from simulator.engine.batching import computes, is_decode
 from simulator.engine.state import (
     COMPUTED,
@@ -29,7 +29,7 @@ ATTENTION = 8
 """Column of a log row that the parts of a step's time begin at."""
 
 
-@compiled
+@borrowing
 def price_step(
     requests: Requests, ranks: Ranks, table: StepTable, row: NDArray[np.float64]
 ) -> float:
@@ -43,11 +43,9 @@ def price_step(
     if num_lanes == 1:
         _price_lane(requests, ranks, table, 0, num_dp, row)
         return float(row[ATTENTION : ATTENTION + 8].sum())
-    parts, head_s, sends_s = (
-        np.zeros((num_lanes, len(row))),
-        np.zeros(num_lanes),
-        np.zeros(num_lanes),
-    )
+    lanes = table.room_for_lanes
+    lanes[:] = 0.0
+    parts, head_s, sends_s = lanes[:, :-2], lanes[:, -2], lanes[:, -1]
     for lane in range(num_lanes):
         if computes(ranks, lane * num_dp, (lane + 1) * num_dp):
             head, fullest = _price_lane(
@@ -61,7 +59,7 @@ def price_step(
     )
 
 
-@compiled
+@borrowing
 def in_flight(
     parts: NDArray[np.float64],
     head_s: NDArray[np.float64],
@@ -105,7 +103,7 @@ def in_flight(
     return float(duration)
 
 
-@compiled
+@borrowing
 def _price_lane(
     requests: Requests,
     ranks: Ranks,
@@ -141,7 +139,7 @@ def _price_lane(
     )
     halved_s = table.halved_s
     num_ranks, num_ways, num_terms = end - first, len(windows), len(term_window)
-    sums = np.empty((num_ways, 2, NUM_SUMS))
+    sums = table.room_for_sums
     attention = dense = collective = slowest = beside = heading = 0.0
     read_bytes = table.weight_bytes
     total_tokens = fullest = most_sequences = prompts = 0
@@ -229,7 +227,7 @@ def _price_lane(
     return heading, fullest
 
 
-@compiled
+@borrowing
 def _below(grid: NDArray[np.float64], value: float) -> int:
     """Index of the grid interval that ``value`` lies in, or of the nearest one."""
     low, high = 0, len(grid) - 1
@@ -242,7 +240,7 @@ def _below(grid: NDArray[np.float64], value: float) -> int:
     return low
 
 
-@compiled
+@borrowing
 def _interpolate_experts(
     table: StepTable, tokens: int, share: float, beside_s: float, row: NDArray[np.float64]
 ) -> None:

@@ -12,8 +12,10 @@ import numpy as np
 
 from simulator.base.errors import UserError
 from simulator.cost.compute import Rates
+from simulator.cost.kernels.context import NUM_SUMS
 from simulator.engine.experts_table import BESIDES, fill_experts
 from simulator.engine.state import Floats, Ints
+from simulator.engine.step_log import LOG_COLUMNS
 from simulator.step.prices import PHASES, Prices
 from simulator.step.two_batch import first_half
 from simulator.work.context import NO_WINDOW
@@ -73,6 +75,11 @@ class StepTable(NamedTuple):
     """Share of the layers that the longest stage has ..."""
     last_stage: float
     """... and the last one."""
+    room_for_sums: Floats
+    """``[W, 2, NUM_SUMS]`` that the price of a rank is written into meanwhile."""
+    room_for_lanes: Floats
+    """``[pp, columns]`` that the rows of a pipeline's lanes are written into, and behind them the
+    seconds of their output matrix and of their sends."""
 
 
 def make_table(prices: Prices, stream: str = "steps") -> StepTable:
@@ -156,6 +163,8 @@ def make_table(prices: Prices, stream: str = "steps") -> StepTable:
         else np.zeros(0),
         longest_stage=prices.stage_shares[0],
         last_stage=prices.stage_shares[1],
+        room_for_sums=np.zeros((len(ways), 2, NUM_SUMS)),
+        room_for_lanes=np.zeros((layout.pp, len(LOG_COLUMNS) + 2)),
     )
 
 
@@ -238,4 +247,6 @@ def empty_table() -> StepTable:
         sends_s=nothing,
         longest_stage=0.0,
         last_stage=0.0,
+        room_for_sums=np.zeros((0, 0, 0)),
+        room_for_lanes=np.zeros((0, 0)),
     )

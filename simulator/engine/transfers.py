@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.base.compiled import compiled
+from simulator.base.compiled import borrowing
 from simulator.cost.transfer import seconds_left
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.state import DP_RANK, FIRST_S, SCHEDULED_S, Floats, Ints, Requests
@@ -86,7 +86,7 @@ def make_transfers(plan: DeploymentPlan, trace: RequestTrace, most_ended: int) -
     )
 
 
-@compiled
+@borrowing
 def find_arrival(transfers: Transfers, requests: Requests, replica: int, request: int) -> float:
     """When a prompt's cache is at the decode pool; asked in order of the prompts' ends."""
     ended_s, handshake_s = requests.times[request, FIRST_S], transfers.handshake_s

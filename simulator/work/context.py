@@ -9,14 +9,14 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.base.compiled import compiled
+from simulator.base.compiled import borrowing, compiled
 
 NO_WINDOW = 1 << 40
 """Stands for an unlimited window in compiled code; small enough that a window times the tokens of
 an entry stays an int64."""
 
 
-@compiled
+@borrowing
 def pairs(context: int, new: int, window: int, compression: int) -> float:
     """(query, key) pairs when ``new`` tokens follow ``context`` earlier ones: token ``t`` (from 1)
     sees ``min(t / compression, window)``.
@@ -40,7 +40,7 @@ def pairs(context: int, new: int, window: int, compression: int) -> float:
     return (first + full) * 0.5 * rising / compression + float(window) * (new - rising)
 
 
-@compiled
+@borrowing
 def entries(context: int, new: int, window: int, compression: int) -> float:
     """Cached entries that a step must read (or write) for a sequence: all that its new tokens see,
     each once.
@@ -65,7 +65,7 @@ def total_pairs(
     return total
 
 
-@compiled
+@borrowing
 def add_sums(
     sums: NDArray[np.float64],
     context: int,
@@ -85,7 +85,7 @@ def add_sums(
     sums[5] = max(sums[5], min((context + new) / compression, float(window)))
 
 
-@compiled
+@borrowing
 def add_decodes(
     sums: NDArray[np.float64], count: int, contexts: int, longest: int, tile_rows: float
 ) -> None:
