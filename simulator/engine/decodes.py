@@ -100,6 +100,8 @@ def join(requests: Requests, ranks: Ranks, limits: Limits, d: int, now_s: float)
         if each[d, NUM_DECODES] == 0:
             each[d, NEXT_END] = _NEVER
         ints[r, JOINED] = each[d, TICKS]
+        ranks.ends[d, each[d, NUM_DECODES]] = each[d, TICKS] + left
+        ranks.starts[d, each[d, NUM_DECODES]] = ints[r, COMPUTED] - each[d, TICKS]
         each[d, NUM_DECODES] += 1
         each[d, CONTEXTS] += ints[r, COMPUTED]
         each[d, LONGEST] = max(each[d, LONGEST], ints[r, COMPUTED])
@@ -138,18 +140,15 @@ def end_decodes(
     """Finish those of the summed decodes of rank ``d`` that have got their last token. Returns how
     many go on.
     """
-    each, running, ints = ranks.each, ranks.running, requests.ints
-    count = each[d, NUM_DECODES]
-    ticks, kept = each[d, TICKS], 0
-    each[d, LONGEST], each[d, NEXT_END] = 0, _NEVER
+    each, ints = ranks.each, requests.ints
+    running, ends, starts = ranks.running[d], ranks.ends[d], ranks.starts[d]
+    count, ticks = each[d, NUM_DECODES], each[d, TICKS]
+    kept, longest, next_end = 0, -ticks, _NEVER
     for i in range(count):
-        r = running[d, i]
-        ends = ints[r, JOINED] + ints[r, NUM_OUTPUT] - ints[r, GENERATED]
-        if ends > ticks:
-            context = ints[r, COMPUTED] + ticks - ints[r, JOINED]
-            each[d, LONGEST] = max(each[d, LONGEST], context)
-            each[d, NEXT_END] = min(each[d, NEXT_END], ends)
-            running[d, kept] = r
+        r = running[i]
+        if ends[i] > ticks:
+            longest, next_end = max(longest, starts[i]), min(next_end, ends[i])
+            running[kept], ends[kept], starts[kept] = r, ends[i], starts[i]
             kept += 1
             continue
         _leave(requests, ranks, limits, d, r)
@@ -159,4 +158,5 @@ def end_decodes(
         release(requests, ranks, d, r)
         clock.counts[0, OUTSTANDING_TOKENS] -= ints[r, NUM_INPUT] + ints[r, NUM_OUTPUT]
     each[d, NUM_DECODES] = kept
+    each[d, LONGEST], each[d, NEXT_END] = longest + ticks, next_end
     return kept

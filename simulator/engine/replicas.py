@@ -335,6 +335,8 @@ def ranks_of(ranks: Ranks, replica: int) -> Ranks:
         ranks.output_share[replica],
         ranks.ring[replica],
         ranks.emitted_s[replica],
+        ranks.ends[replica],
+        ranks.starts[replica],
     )
 
 

@@ -164,6 +164,11 @@ class _RanksArrays(NamedTuple):
     remainder."""
     emitted_s: Floats
     """``[dp]`` when the summed decodes got their latest tokens."""
+    ends: Ints
+    """``[dp, max_sequences]`` after how many steps of the rank each summed decode ends."""
+    starts: Ints
+    """``[dp, max_sequences]`` its context less the steps that the rank had counted when it
+    joined."""
 
 
 class Ranks(_RanksArrays):
@@ -336,6 +341,8 @@ def start_ranks(
         output_share=np.full(num_ranks, output_share),
         ring=zeros(num_ranks, ring_tokens),
         emitted_s=np.zeros(num_ranks),
+        ends=zeros(num_ranks, max_sequences),
+        starts=zeros(num_ranks, max_sequences),
     )
     ranks.head[:] = ranks.tail[:] = -1
     ranks.free_blocks[:] = ranks.capacity_blocks[:] = capacity_blocks

@@ -35,15 +35,15 @@ LEAST = {"balancing": {"kind": "least_outstanding"}}
 TIGHT = {"cache_of": 20, "scheduling": {"kind": "chunked", "reserve_full_isl": False}}
 """A KV cache of so many of the longest requests, and admission that looks at first chunks only."""
 CASES = (
-    ("dense, 1 replica", DENSE, 1, 20_000, 22.0, None),
-    ("dense, 1 replica, 64 in flight", DENSE, 1, 20_000, 1.0, 64),
+    ("dense, 1 replica", DENSE, 1, 100_000, 22.0, None),
+    ("dense, 1 replica, 64 in flight", DENSE, 1, 100_000, 1.0, 64),
     ("dense, 1 replica, 64 in flight, KV-bound", DENSE | TIGHT, 1, 5_000, 1.0, 64),
     ("dense, 2 replicas, 64 in flight", DENSE, 2, 5_000, 1.0, 64),
     ("dense, 16 replicas, least outstanding", DENSE | LEAST, 16, 10_000, 300.0, None),
     ("dense, 128 replicas, least outstanding", DENSE | LEAST, 128, 20_000, 2_000.0, None),
     ("dense, 1,000 replicas, least outstanding", DENSE | LEAST, 1_000, 40_000, 16_000.0, None),
-    ("deepseek-v3, attention DP 32, EP 32", DEEPSEEK, 1, 20_000, 100.0, None),
-    ("mixtral, attention DP 8, EP 8", MIXTRAL, 1, 20_000, 100.0, None),
+    ("deepseek-v3, attention DP 32, EP 32", DEEPSEEK, 1, 100_000, 100.0, None),
+    ("mixtral, attention DP 8, EP 8", MIXTRAL, 1, 100_000, 100.0, None),
 )
 """Name, deployment, replicas, requests, how many a second, or how many in flight."""
 HOPELESS = 128
