@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -90,7 +91,8 @@ def probe(
         )
         env = simpy.Environment()
         run = again.run_batch(env, chosen.batch, chosen.offset, keep_spans=True)
-        spans += [(phase, *span) for span in finish_step(env, run).spans or []]
+        found = finish_step(env, run).spans or []
+        spans += [(phase, *span) for span in sorted(found, key=attrgetter("rank", "start_s"))]
         shown[phase] = _describe(plan, chosen, int(steps["replica"].min()))
         if plan.experts is not None:
             rows, sent = _expert_ranks(plan, prices, chosen, phase)

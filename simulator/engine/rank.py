@@ -103,7 +103,9 @@ def _rank(
     times: StepTimes,
     started_s: float,
 ) -> ProcessGenerator:
-    """The life of one rank through the step."""
+    """The life of one rank through the step. What it computes between two meetings is one timeout,
+    since nobody else is concerned.
+    """
 
     def account(phase: str, layer: int, since_s: float, until_s: float) -> None:
         if until_s > since_s:
@@ -111,14 +113,20 @@ def _rank(
             if times.spans is not None:
                 times.spans.append(Span(rank, phase, layer, since_s - started_s, until_s - since_s))
 
+    busy_until_s = env.now
     for number, operation in enumerate(operations):
-        since_s = env.now
         if isinstance(operation, Busy):
-            seconds = float(operation.seconds_R[rank])
-            if seconds > 0.0:
-                yield env.timeout(seconds) if cores is None else cores.work(rank, seconds)
-                account(operation.phase, operation.layer, since_s, env.now)
+            seconds, since_s = float(operation.seconds_R[rank]), busy_until_s
+            if cores is None:
+                busy_until_s += seconds
+            elif seconds > 0.0:
+                yield cores.work(rank, seconds)
+                busy_until_s = env.now
+            account(operation.phase, operation.layer, since_s, busy_until_s)
             continue
+        if busy_until_s > env.now:
+            yield env.timeout(busy_until_s - env.now)
+        since_s = busy_until_s = env.now
         if isinstance(operation, Finish):
             started = operation.start
             sent = meetings["start", started.number, _group_of(rank, started.groups)]
@@ -126,6 +134,7 @@ def _rank(
             begun_s = min(max(since_s, sent.started_s), env.now)
             account("wait", started.layer, since_s, begun_s)
             account(started.phase, started.layer, begun_s, env.now)
+            busy_until_s = env.now
             continue
         group = _group_of(rank, operation.groups)
         name = (
@@ -147,9 +156,12 @@ def _rank(
         yield meeting.over
         account("wait", operation.layer, since_s, meeting.started_s)
         account(operation.phase, operation.layer, meeting.started_s, env.now)
+        busy_until_s = env.now
 
 
 def _group_of(rank: int, groups: tuple[tuple[int, ...], ...]) -> int:
+    if len(groups) == 1:
+        return 0
     return next(g for g, members in enumerate(groups) if rank in members)
 
 

@@ -41,9 +41,9 @@ def count(plan, fidelity):
 @pytest.mark.parametrize(
     ("name", "split", "fidelity", "expected"),
     [
-        ("dense", {"tp": 4}, "rank", 134),
-        ("moe", {"attention_dp": 4, "ep": 4}, "rank", 150),
-        ("moe", {"attention_dp": 4, "ep": 4}, "message", 9234),
+        ("dense", {"tp": 4}, "rank", 130),
+        ("moe", {"attention_dp": 4, "ep": 4}, "rank", 130),
+        ("moe", {"attention_dp": 4, "ep": 4}, "message", 9214),
     ],
 )
 def test_events_of_a_step(tiny, name, split, fidelity, expected):
