@@ -21,6 +21,13 @@ def execute(
         str, typer.Argument(help="A scenario's TOML file, or the name of a shipped one.")
     ],
     out_folder: Out = None,
+    backend: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="ray (actors, over nodes and with faults) or in_process (threads, without Ray).",
+        ),
+    ] = "ray",
     simulated_nodes: SimulatedNodes = None,
     address: Address = None,
     deployments: Annotated[
@@ -34,9 +41,14 @@ def execute(
     allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run every deployment of a scenario for real, on PyTorch shards in Ray actors, beside the
-    simulator's prediction.
+    """Run every deployment of a scenario for real, on PyTorch shards in Ray actors or in threads of
+    this process, beside the simulator's prediction.
     """
+    if backend not in ("ray", "in_process"):
+        raise UserError(f"--backend {backend or repr(backend)}: must be ray or in_process")
+    for option, value in (("--simulated-nodes", simulated_nodes), ("--address", address)):
+        if backend == "in_process" and value is not None:
+            raise UserError(f"{option}: --backend in_process has no nodes; leave one of them out")
     if simulated_nodes is not None and address is not None:
         raise UserError(
             "--simulated-nodes and --address: nodes are simulated on this machine or found in a "
@@ -56,6 +68,7 @@ def execute(
         executed = execute_scenario(
             loaded,
             path,
+            backend=backend,
             simulated_nodes=simulated_nodes,
             address=address,
             names=deployments or (),

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -39,6 +39,10 @@ from simulator.results.shown_steps import SHOWN
 from simulator.runtime import require
 from simulator.scenario.scenario import Scenario
 
+if TYPE_CHECKING:  # they import torch and Ray
+    from simulator.runtime.backend import Backend, Site
+    from simulator.runtime.job import Job, Step
+
 _AGAIN = "nothing was written; run the same command again"
 _MOST_TIMELINES = 256
 """Measured steps of a kind whose timelines are kept until the median is known, spread evenly over
@@ -51,6 +55,7 @@ def execute_scenario(
     scenario: Scenario,
     path: Path,
     *,
+    backend: str = "ray",
     simulated_nodes: int | None = None,
     address: str | None = None,
     names: Sequence[str] = (),
@@ -60,6 +65,7 @@ def execute_scenario(
 
     Args:
         path: the scenario's file; paths in it are relative to its folder.
+        backend: ``ray``, or ``in_process`` for ranks that are threads of this process.
         simulated_nodes: spread the ranks over so many raylets on this machine.
         address: of a Ray cluster to use.
         names: of the deployments to run; by default all.
@@ -70,9 +76,10 @@ def execute_scenario(
             can only be simulated.
     """
     require("torch")
-    require("ray")
+    if backend == "ray":
+        require("ray")
     from simulator.runtime.job import make_job
-    from simulator.runtime.nodes import connect
+    from simulator.runtime.sites import open_site
 
     made = Provenance.begin()
     folder = path.resolve().parent
@@ -83,16 +90,22 @@ def execute_scenario(
     jobs = [make_job(plan, folder) for plan in plans]
     for plan in plans:
         _check_measured(plan)
-    _check_transport(scenario.execution, path)
-    _check_faults(scenario.execution, plans, simulated_nodes)
+    if backend == "ray":
+        _check_transport(scenario.execution, path)
+        _check_faults(scenario.execution, plans, simulated_nodes)
+    elif scenario.execution.faults:
+        raise UserError(
+            "--backend in_process: execution.faults kill processes, and its ranks are threads of "
+            "one; leave them out, or use --backend ray"
+        )
     tables: dict[str, list[pd.DataFrame]] = {
         name: [] for name in ("summary", "steps", "ranks", "spans", "faults")
     }
-    tick("starting Ray", 0, None)
+    tick("starting Ray" if backend == "ray" else "starting threads", 0, None)
     running = ""
     try:
-        with connect(simulated_nodes, address) as nodes:
-            runner = _Runner(nodes, scenario.execution, simulated_nodes, tick)
+        with open_site(backend, simulated_nodes, address) as site:
+            runner = _Runner(site, scenario.execution, tick)
             try:
                 for plan, job in zip(plans, jobs, strict=True):
                     running = f" while '{plan.name}' ran"
@@ -105,10 +118,10 @@ def execute_scenario(
     run: dict[str, Any] = {
         "name": scenario.name,
         "seed": scenario.seed,
-        **made.describe("torch", "ray"),
+        **made.describe("torch", *(["ray"] if backend == "ray" else [])),
         "machine": runner.machine,
         "calibration": _calibration(plans),
-        "nodes": runner.nodes_text,
+        "nodes": site.description,
         "deployments": {
             plan.name: facts_of(plan) | {SHOWN: runner.shown[plan.name]} for plan in plans
         },
@@ -195,43 +208,29 @@ def _calibrated_share(plan: DeploymentPlan) -> float:
 class _Runner:
     """Runs deployments one after the other, on the same actors where their ranks are the same."""
 
-    def __init__(
-        self, nodes: Any, execution: ExecutionSpec, simulated_nodes: int | None, tick: Progress
-    ) -> None:
+    def __init__(self, site: Site, execution: ExecutionSpec, tick: Progress) -> None:
         from simulator.calibration.host.timing import machine
 
-        self.nodes, self.execution, self.tick = nodes, execution, tick
+        self.site, self.execution, self.tick = site, execution, tick
         self.machine = machine()
-        self.nodes_text = (
-            f"{simulated_nodes} simulated nodes"
-            if simulated_nodes
-            else f"{len(nodes.alive)} node(s)"
-        )
         self.shown: dict[str, dict[str, Any]] = {}
         """By deployment that has run and kind, the fields of ``ShownTimeline``."""
-        self._backend: Any = None
+        self._backend: Backend | None = None
 
     def close(self) -> None:
         if self._backend is not None:
             self._backend.close()
 
-    def _ready(self, plan: DeploymentPlan) -> Any:
-        from simulator.runtime.ray_backend import RayBackend
-
-        node_R = self.nodes.spread(plan.fabric.node_R)
-        if (
-            self._backend is not None
-            and list(self._backend.node_R) == list(node_R)
-            and not self.execution.faults
-        ):
+    def _ready(self, plan: DeploymentPlan) -> Backend:
+        if self._backend is not None and self.site.fits(self._backend, plan):
             return self._backend
         self.close()
         self._backend = None
         self.tick(f"starting {plan.layout.num_ranks} shards", 0, None)
-        self._backend = RayBackend(self.nodes, node_R, self.execution)
+        self._backend = self.site.start(plan, self.execution)
         return self._backend
 
-    def run(self, plan: DeploymentPlan, job: Any) -> dict[str, pd.DataFrame]:
+    def run(self, plan: DeploymentPlan, job: Job) -> dict[str, pd.DataFrame]:
         from simulator.runtime.load import LoadMeter
         from simulator.runtime.reference import Reference
 
@@ -310,7 +309,7 @@ class _Runner:
 _FAULTS = ("deployment", "step", "ranks", "what", "recovery_s")
 
 
-def _steps(execution: ExecutionSpec) -> list[tuple[str, Any, bool]]:
+def _steps(execution: ExecutionSpec) -> list[tuple[str, Step, bool]]:
     """Kind, step, and whether it counts; the first of each kind is checked against the
     reference.
     """
@@ -321,7 +320,7 @@ def _steps(execution: ExecutionSpec) -> list[tuple[str, Any, bool]]:
         kinds.append(("prompt", execution.prompts, execution.prompt_tokens, 0))
     if execution.sequences:
         kinds.append(("decode", execution.sequences, 1, execution.context_tokens))
-    found: list[tuple[str, Any, bool]] = []
+    found: list[tuple[str, Step, bool]] = []
     for kind, sequences, new, context in kinds:
         for i in range(execution.warm_up + execution.steps):
             number = len(found)
@@ -339,7 +338,7 @@ def _last(execution: ExecutionSpec, kind: str) -> int:
     return max(int(step.number) for other, step, _ in _steps(execution) if other == kind)
 
 
-def _even(plan: DeploymentPlan, step: Any) -> EvenStep:
+def _even(plan: DeploymentPlan, step: Step) -> EvenStep:
     from simulator.runtime.layers.part import Part
 
     dp = plan.layout.attention_dp

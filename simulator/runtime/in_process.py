@@ -4,8 +4,12 @@ wanted.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+from simulator.runtime.faults import Fault
 from simulator.runtime.job import Job, Step
 from simulator.runtime.shard import Shard, ShardStep, threads_per_rank
 from simulator.runtime.transport import PeerLostError
@@ -16,6 +20,8 @@ class InProcessBackend:
     """``size`` shards, each in its own thread."""
 
     def __init__(self, size: int, timeout_s: float = 30.0) -> None:
+        self.faults: Sequence[Fault] = ()
+        self.attempt_began_s = 0.0
         self.shards = [Shard(rank, size) for rank in range(size)]
         for shard in self.shards:
             shard.use_threads(threads_per_rank(size))
@@ -30,6 +36,7 @@ class InProcessBackend:
 
     def step(self, step: Step) -> list[ShardStep]:
         """Run a step on all ranks."""
+        self.attempt_began_s = time.perf_counter()
         futures = [self._threads.submit(shard.step, step) for shard in self.shards]
         errors = [error for future in futures if (error := future.exception()) is not None]
         if errors:  # what went wrong first, not that the others missed a rank
@@ -37,6 +44,10 @@ class InProcessBackend:
                 (error for error in errors if not isinstance(error, PeerLostError)), errors[0]
             )
         return [future.result() for future in futures]
+
+    def apply(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """Call ``function(shard, *arguments)`` on every rank."""
+        return [function(shard, *arguments) for shard in self.shards]
 
     def close(self) -> None:
         """End the threads."""

@@ -8,9 +8,12 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from simulator.runtime.shard import Shard
+
+if TYPE_CHECKING:
+    from simulator.runtime.backend import Backend
 
 _IDLE = ("idle", "iowait", "guest", "guest_nice")
 """Kinds of processor time that are no work, or are counted in another kind already."""
@@ -47,12 +50,13 @@ def others_share(before: Sequence[Use], after: Sequence[Use]) -> float:
         after: another reading of each; a process that is new has done all its work since.
     """
     began = {(use.machine, use.pid): use for use in before}
+    ended = {(use.machine, use.pid): use for use in after}  # ranks may be threads of one process
     own_s: dict[str, float] = defaultdict(float)
     shares = [math.nan]
-    for use in after:
+    for use in ended.values():
         first = began.get((use.machine, use.pid))
         own_s[use.machine] += use.own_s - (first.own_s if first else 0.0)
-    for use in after:
+    for use in ended.values():
         first = began.get((use.machine, use.pid))
         if first is not None and use.now_s > first.now_s:
             others_s = use.busy_s - first.busy_s - own_s[use.machine]
@@ -63,7 +67,7 @@ def others_share(before: Sequence[Use], after: Sequence[Use]) -> float:
 class LoadMeter:
     """Reads the clocks of all ranks and of this process, from its making on."""
 
-    def __init__(self, backend: Any) -> None:
+    def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._before = self._read()
 

@@ -64,6 +64,7 @@ class RayBackend:
         self.nodes, self.node_R, self.size = nodes, node_R, len(node_R)
         self._transport, self._patience = execution.transport, Patience(execution.timeout_s)
         self._planned_faults = list(execution.faults)
+        self.has_planned_faults = bool(execution.faults)
         self.faults: list[Fault] = []
         self.attempt_began_s = 0.0
         """When the step that ran last was begun for the last time, after every recovery in it."""

@@ -1,0 +1,61 @@
+"""Who runs a plan's steps for real: the ranks' shards, wherever they are, behind one face."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from simulator.config.execution import ExecutionSpec
+from simulator.deployment.plan import DeploymentPlan
+from simulator.runtime.faults import Fault
+from simulator.runtime.job import Job, Step
+from simulator.runtime.shard import ShardStep
+
+
+class Backend(Protocol):
+    """The shards of a deployment's ranks."""
+
+    attempt_began_s: float
+    """When the step that ran last was begun for the last time, by :func:`time.perf_counter`."""
+
+    @property
+    def faults(self) -> Sequence[Fault]:
+        """What has failed so far and was recovered from."""
+        ...
+
+    def load(self, job: Job) -> list[int]:
+        """Build every rank's part of the model. Returns the parameters on each."""
+        ...
+
+    def step(self, step: Step) -> list[ShardStep]:
+        """Run a step on all ranks. Returns what each measured and computed.
+
+        Raises:
+            LostError: if it fails again and again.
+        """
+        ...
+
+    def apply(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """Call ``function(shard, *arguments)`` on every rank."""
+        ...
+
+    def close(self) -> None:
+        """End what was started."""
+        ...
+
+
+class Site(Protocol):
+    """Where backends are started."""
+
+    @property
+    def description(self) -> str:
+        """What it is, for the record of the run."""
+        ...
+
+    def start(self, plan: DeploymentPlan, execution: ExecutionSpec) -> Backend:
+        """Start the shards of a plan's ranks."""
+        ...
+
+    def fits(self, backend: Backend, plan: DeploymentPlan) -> bool:
+        """Whether shards that were started for another plan do for this one."""
+        ...

@@ -1,0 +1,28 @@
+"""Shards on the nodes of a Ray cluster."""
+
+from __future__ import annotations
+
+from simulator.config.execution import ExecutionSpec
+from simulator.deployment.plan import DeploymentPlan
+from simulator.runtime.backend import Backend
+from simulator.runtime.nodes import Nodes
+from simulator.runtime.ray_backend import RayBackend
+
+
+class RaySite:
+    """The nodes of a Ray cluster."""
+
+    def __init__(self, nodes: Nodes) -> None:
+        self._nodes = nodes
+        count = len(nodes.alive)
+        self.description = f"{count} {'simulated nodes' if nodes.simulated else 'node(s)'}"
+
+    def start(self, plan: DeploymentPlan, execution: ExecutionSpec) -> RayBackend:
+        """Start actors where the plan says."""
+        return RayBackend(self._nodes, self._nodes.spread(plan.fabric.node_R), execution)
+
+    def fits(self, backend: Backend, plan: DeploymentPlan) -> bool:
+        """Whether its actors are where the plan wants them, and no fault is planned for them."""
+        assert isinstance(backend, RayBackend)
+        wanted = self._nodes.spread(plan.fabric.node_R)
+        return list(backend.node_R) == list(wanted) and not backend.has_planned_faults

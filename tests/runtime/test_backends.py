@@ -1,0 +1,66 @@
+"""Ranks as threads of one process: the same steps, record and outputs as on Ray, without Ray."""
+
+import numpy as np
+import pytest
+
+from simulator.base.errors import UserError
+from simulator.commands.execute import execute_scenario
+from simulator.results.executed import STEP_COLUMNS, SUMMARY_COLUMNS
+from simulator.runtime.in_process import InProcessBackend
+from simulator.runtime.load import Use, others_share
+from simulator.scenario.scenario import load_scenario
+
+MORE = ["execution.steps=3", "execution.warm_up=1", "execution.sequences=8", "execution.prompts=2"]
+
+
+@pytest.fixture
+def scenario():
+    def load(*overrides):
+        loaded, path = load_scenario("moe_vs_dense_local", [*MORE, *overrides])
+        return loaded, path, [deployment.name for deployment in loaded.deployments]
+
+    return load
+
+
+def test_threads_execute_a_scenario_and_equal_one_process(scenario):
+    loaded, path, names = scenario()
+    ticks = []
+    found = execute_scenario(
+        loaded,
+        path,
+        backend="in_process",
+        names=names[:2],
+        tick=lambda name, done, total, best="": ticks.append((name, done, total)),
+    )
+    assert list(found.steps.columns) == list(STEP_COLUMNS)
+    assert list(found.summary.columns) == list(SUMMARY_COLUMNS)
+    assert (found.summary["largest_difference"] < 1e-5).all()
+    measured = found.steps[found.steps["source"] == "measured"]
+    assert measured.groupby(["deployment", "kind"]).size().tolist() == [3] * 4
+    assert (measured["duration_s"] > 0).all()
+    assert found.faults.empty
+    assert found.run["nodes"] == "threads of one process"
+    assert "ray" not in found.run["versions"]
+    assert (names[0], 8, 8) in ticks
+
+
+def test_threads_refuse_faults_and_say_what_would_do(scenario):
+    loaded, path, _ = scenario("execution.faults=[{ step = 1, rank = 0 }]")
+    with pytest.raises(UserError, match="leave them out, or use --backend ray"):
+        execute_scenario(loaded, path, backend="in_process")
+
+
+def test_every_rank_is_asked():
+    backend = InProcessBackend(3)
+    try:
+        assert backend.apply(lambda shard, more: shard.rank + more, 10) == [10, 11, 12]
+    finally:
+        backend.close()
+
+
+def test_threads_of_one_process_are_counted_once_in_what_others_use():
+    before, after = Use("here", 1, 2, 0.0, 0.0, 0.0), Use("here", 1, 2, 3.0, 2.0, 10.0)
+    alone = others_share([before], [after])
+    assert alone == pytest.approx((3.0 - 2.0) / (2 * 10.0))
+    assert others_share([before] * 4, [after] * 4) == alone
+    assert np.isnan(others_share([before], [before]))
