@@ -170,7 +170,7 @@ def test_the_inner_loop_counts_no_references():
         called = set(function.py_func.__code__.co_names)
         left += [
             value
-            for name, value in function.__globals__.items()
+            for name, value in function.py_func.__globals__.items()
             if name in called and hasattr(value, "py_func") and value.__name__ not in found
         ]
     counting = {name for name, one in found.items() if one.targetoptions.get("_nrt", True)}
