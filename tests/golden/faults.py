@@ -30,11 +30,13 @@ class Fault(NamedTuple):
     wrong: str
 
 
-ADMISSION, PREEMPTION, BATCHING, BLOCKS, REPLICAS, PRICE = (
+ADMISSION, PREEMPTION, BATCHING, BLOCKS, DECODES, REPLICA, REPLICAS, PRICE = (
     "simulator/engine/admission.py",
     "simulator/engine/preemption.py",
     "simulator/engine/batching.py",
     "simulator/engine/blocks.py",
+    "simulator/engine/decodes.py",
+    "simulator/engine/replica.py",
     "simulator/engine/replicas.py",
     "simulator/engine/step_price.py",
 )
@@ -42,8 +44,8 @@ FAULTS = (
     Fault(
         "a request goes to the fullest rank",
         BATCHING,
-        "< ranks.num_waiting[best] + ranks.num_running[best]",
-        "> ranks.num_waiting[best] + ranks.num_running[best]",
+        "< ranks.each[best, NUM_WAITING] + ranks.each[best, NUM_RUNNING]",
+        "> ranks.each[best, NUM_WAITING] + ranks.each[best, NUM_RUNNING]",
     ),
     Fault(
         "a prompt's last token counts as a decode",
@@ -54,20 +56,20 @@ FAULTS = (
     Fault(
         "decodes run beside prompts whatever the policy says",
         BATCHING,
-        "budget, limits, True, limits.mixes_phases",
+        "budget, limits, True, limits.rules.mixes_phases",
         "budget, limits, True, True",
     ),
     Fault(
         "prompts are held back one step too long",
         BATCHING,
-        "ranks.held[0] >= limits.balance_steps",
-        "ranks.held[0] > limits.balance_steps",
+        "ranks.counts[0, HELD] >= limits.rules.balance_steps",
+        "ranks.counts[0, HELD] > limits.rules.balance_steps",
     ),
     Fault(
         "prompts that fill the step wait all the same",
         BATCHING,
-        "tokens >= limits.wait_tokens or",
-        "tokens > limits.token_budget or",
+        "or tokens >= limits.wait_tokens",
+        "or tokens > limits.rules.token_budget",
     ),
     Fault(
         "what was preempted waits last in line",
@@ -78,7 +80,7 @@ FAULTS = (
     Fault(
         "only the first chunk must have room",
         ADMISSION,
-        "if limits.checks_known:",
+        "if limits.rules.checks_known:",
         "if False:",
     ),
     Fault(
@@ -90,8 +92,8 @@ FAULTS = (
     Fault(
         "what was lost is never found again",
         BLOCKS,
-        "return int(max(0, min(requests.kept_blocks[r]",
-        "return int(min(0, min(requests.kept_blocks[r]",
+        "requests.ints[r, KEPT_BLOCKS],\n                requests.ints[r, KEPT_END]",
+        "0,\n                requests.ints[r, KEPT_END]",
     ),
     Fault(
         "no blocks are kept free at admission",
@@ -102,26 +104,26 @@ FAULTS = (
     Fault(
         "room for the output is not reserved",
         ADMISSION,
-        "reach = known + output if limits.reserves_output else computed + new",
-        "reach = requests.num_input[r]",
+        "reach = known + output if limits.rules.reserves_output else computed + new",
+        "reach = requests.ints[r, NUM_INPUT]",
     ),
     Fault(
         "gaps of a millionth count ten times too long",
-        BATCHING,
+        DECODES,
         "decades * GAP_BINS_PER_DECADE",
         "(decades + 1) * GAP_BINS_PER_DECADE",
     ),
     Fault(
         "the most recently used prefix goes first",
         BLOCKS,
-        "victim = ranks.newer[d, ends]",
-        "victim = ranks.older[d, ends]",
+        "d, ends, NEWER\n        ]",
+        "d, ends, OLDER\n        ]",
     ),
     Fault(
         "a prefix is found although its last token must be computed",
         BLOCKS,
-        "(requests.num_input[r] - 1) // limits.prefix_tokens",
-        "requests.num_input[r] // limits.prefix_tokens + 1",
+        "(requests.ints[r, NUM_INPUT] - 1) // limits.prefix_tokens",
+        "requests.ints[r, NUM_INPUT] // limits.prefix_tokens + 1",
     ),
     Fault(
         "the fullest share is not interpolated",
@@ -143,8 +145,8 @@ FAULTS = (
     ),
     Fault(
         "the queue is looked at in every step",
-        REPLICAS,
-        "(is_idle or clock.num_steps[0] % limits.poll_steps == 0)",
+        REPLICA,
+        "is_idle or clock.counts[0, NUM_STEPS] % limits.rules.poll_steps == 0",
         "True",
     ),
     Fault(
@@ -168,8 +170,8 @@ FAULTS = (
     Fault(
         "the longest prompt is balanced as one request",
         "simulator/policies/balancing/least_tokens.py",
-        "outstanding_tokens.argmin()",
-        "outstanding.argmin()",
+        "return Rule(per_token=1)",
+        "return Rule(per_request=1)",
     ),
     Fault(
         "links are shared in equal parts of time, not of need",

@@ -20,6 +20,7 @@ from tests.golden.collect import (
     read_rows,
     read_sums,
 )
+from tests.golden.faults import FAULTS, ROOT
 
 
 @pytest.mark.parametrize("case", list_cases(), ids=lambda case: f"{case.fidelity}-{case.name}")
@@ -51,3 +52,8 @@ def test_every_row_has_its_case():
     }
     named |= {("plan", question) for question in pd.read_csv(ANSWERS, index_col=0).index}
     assert named == set(map(tuple, list_cases()))
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.story)
+def test_every_fault_that_is_tried_is_one_line_of_the_program(fault):
+    assert (ROOT / fault.file).read_text(encoding="utf-8").count(fault.right) == 1
