@@ -18,6 +18,8 @@ from simulator.base.errors import UserError
 from simulator.cli import console
 from simulator.cli.console import Address, AllowCode, AsJson, Out, Seed, Set
 
+_SETTING_METRICS = ("ttft_p50_s", "tpot_p50_s", "output_tokens_per_s", "slo_attainment")
+"""What is printed of each setting of a sweep."""
 _LONGEST_NAME = 22
 """Characters of a line of a deployment's name over its column."""
 
@@ -176,7 +178,8 @@ def _print_settings(sweep: Any) -> None:
     for setting in sweep.settings:
         for deployment, own in sweep.rows_at(setting).groupby("deployment", sort=False):
             texts = []
-            for name in ("ttft_p50_s", "tpot_p50_s", "output_tokens_per_s", "slo_attainment"):
+            lost = ["num_lost"] if own["num_lost"].any() else []
+            for name in (*_SETTING_METRICS, *lost):
                 mean, spread, count = measure_spread(own, name)
                 if count:
                     behind = f" ± {metric(name, spread, '')}" if spread == spread else ""
@@ -203,8 +206,8 @@ def report(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Build the report again from results folders of moesim run, or from one of moesim execute or
-    moesim plan.
+    """Build the report again from results folders of moesim run, or from one of a sweep, of moesim
+    execute or of moesim plan.
     """
     from simulator.report.page import render
     from simulator.results.folder import merge, read

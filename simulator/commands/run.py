@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from simulator.base.errors import UserError
 from simulator.base.progress import Progress, count_part, show_nothing
 from simulator.deployment.facts import facts_of
 from simulator.deployment.memory import check_requests
@@ -61,6 +62,11 @@ def notes_on(scenario: Scenario, plans: list[DeploymentPlan], trace: RequestTrac
     notes += scheduling_notes(scenario.deployments, plans)
     notes += memory_notes(scenario.deployments, plans)
     notes += [note for plan in plans for pool in plan.pools for note in notes_of(pool)]
+    if trace.concurrency is not None and any(plan.failures for plan in plans):
+        notes.append(
+            "failures in a closed loop: a client whose request is lost sends its next one at once, "
+            "so that all clients lose many while no replica is there"
+        )
     if scenario.execution.faults:
         count = len(scenario.execution.faults)
         notes.append(
@@ -87,7 +93,13 @@ def run_scenario(
     records, tables = [], {plan.name: Tables() for plan in plans}
     for plan in plans:
         shown = count_part(tick, plan.name, trace.num_requests)
-        records.append(run_plan(plan, trace, fidelity, shown, tables[plan.name].slowed(1.0)))
+        record = run_plan(plan, trace, fidelity, shown, tables[plan.name].slowed(1.0))
+        if not (record.requests["outcome"] == "finished").any():
+            raise UserError(
+                f"{path} [deployments '{plan.name}']: no request finished: failures stop its "
+                "replicas before; let them stop later"
+            )
+        records.append(record)
     slo = scenario.workload.slo
     requests = scenario.workload.requests
     run: dict[str, Any] = {

@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from simulator.base import trust
 from simulator.base.errors import UserError
 from simulator.base.progress import Progress, count_part, show_nothing
 from simulator.base.text import one_line
@@ -23,14 +24,15 @@ from simulator.engine.timeline import Fidelity
 from simulator.parallel.workers import Workers
 from simulator.report.page import render
 from simulator.results import sweep as sweeps
-from simulator.results.folder import write
+from simulator.results.folder import replace_folder, write
 from simulator.results.provenance import Provenance
 from simulator.results.sweep import Sweep, order_columns
 from simulator.scenario.scenario import load_scenario
 
 _SCENARIO = "scenario"
 """Key that stands for the file, where there are several."""
-_MOST_POINTS = 10_000
+_MOST_POINTS = 1_000
+"""Of some three megabytes each, the page with its plots among them."""
 _LONGEST_NAME = 100
 """Characters of a point's folder."""
 
@@ -52,6 +54,8 @@ class Point:
 class _Done:
     """What came of a point."""
 
+    name: str
+    """Of its folder."""
     facts: dict[str, Any]
     """``name`` and ``deployments`` of the scenario, and either ``winner`` and ``headline`` or
     ``refusal``."""
@@ -77,6 +81,9 @@ def list_points(
         UserError: if a text names nothing, a key comes twice, there are too many points, or a
             scenario does not exist or takes no such value.
     """
+    twice = [name for number, name in enumerate(scenarios) if name in scenarios[:number]]
+    if twice:
+        raise UserError(f"{twice[0]}: is named twice; --seeds N runs it with several seeds")
     swept = dict(map(_read_key, keys))
     if len(swept) < len(keys):
         raise UserError("--sweep: a key is named twice; give all its values at once")
@@ -134,17 +141,39 @@ def run_sweep(
     """
     from simulator.report.sweep_page import render as render_sweep
 
-    made = Provenance.begin()
     sweeps.check_writable(folder)
+    found: list[Sweep] = []
+
+    def fill(new: Path) -> None:
+        new.mkdir()
+        found.append(_run_points(points, keys, new, fidelity, workers, address, tick))
+        tick("writing the report", 0, None)
+        sweeps.write(found[0], new, render_sweep(found[0]))
+
+    replace_folder(folder, fill)
+    return found[0]
+
+
+def _run_points(
+    points: Sequence[Point],
+    keys: Mapping[str, list[Any]],
+    folder: Path,
+    fidelity: Fidelity,
+    workers: int | None,
+    address: str | None,
+    tick: Progress,
+) -> Sweep:
+    """Run all points, and write each one's folder as it comes."""
+    made = Provenance.begin()
     count = min(workers, len(points)) if workers else None
     with Workers(count, address) as crew:
         done = crew.map(
             partial(_run_point, fidelity=fidelity),
             points,
             count_part(tick, "points", len(points)),
+            seen=lambda one: sweeps.write_point(folder, one.name, one.files),
             group=lambda point: repr((point.scenario, point.setting)),
         )
-    tick("writing the report", 0, None)
     if all(one.summary is None for one in done):
         raise UserError(f"every point is refused, the first since {done[0].facts['refusal']}")
     tables = []
@@ -167,11 +196,7 @@ def run_sweep(
         "deployments": deployments,
         **made.describe(),
     }
-    table = order_columns(pd.concat(tables, ignore_index=True), keys)
-    found = Sweep(run, table)
-    folders = {point.name: one.files for point, one in zip(points, done, strict=True) if one.files}
-    sweeps.write(found, folder, render_sweep(found), folders)
-    return found
+    return Sweep(run, order_columns(pd.concat(tables, ignore_index=True), keys))
 
 
 def _run_point(point: Point, fidelity: Fidelity) -> _Done:
@@ -179,7 +204,7 @@ def _run_point(point: Point, fidelity: Fidelity) -> _Done:
         scenario, path = load_scenario(point.scenario, list(point.overrides), point.seed)
         results = run_scenario(scenario, path, fidelity)
     except UserError as error:
-        return _Done({"refusal": one_line(str(error))}, None, {})
+        return _Done(point.name, {"refusal": one_line(str(error))}, None, {})
     results.run["command"] = _command(point, fidelity)
     with tempfile.TemporaryDirectory(prefix="moesim-point-") as place:
         write(results, Path(place) / "point", render)
@@ -197,13 +222,14 @@ def _run_point(point: Point, fidelity: Fidelity) -> _Done:
             for name in results.deployments
         },
     }
-    return _Done(facts, results.summary, files)
+    return _Done(point.name, facts, results.summary, files)
 
 
 def _command(point: Point, fidelity: Fidelity) -> str:
     """What makes a point again by itself."""
     words = ["moesim", "run", point.scenario, "--seed", str(point.seed)]
     words += [word for override in point.overrides for word in ("--set", override)]
+    words += [trust.FLAG] if trust.allowed_folder() is not None else []
     return shlex.join(words + (["--fidelity", fidelity] if fidelity != "step" else []))
 
 
@@ -223,7 +249,8 @@ def _read_key(text: str) -> tuple[str, list[Any]]:
     try:
         found = tomllib.loads(f"values = [{values}]")["values"]
     except tomllib.TOMLDecodeError:
-        found = [value.strip() for value in values.split(",")]
+        found = [_read_value(value.strip()) for value in values.split(",")]
+    found = json.loads(json.dumps(found, default=str))  # dates are texts
     if key.strip() == "seed":
         raise UserError(f"--sweep {text}: seeds are asked for by --seeds N")
     if any(value == "" for value in found):
@@ -232,6 +259,14 @@ def _read_key(text: str) -> tuple[str, list[Any]]:
     if again:
         raise UserError(f"--sweep {text}: {again[0]!r} is named twice")
     return key.strip(), found
+
+
+def _read_value(text: str) -> Any:
+    """A TOML value, or a text without quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 def _toml(value: Any) -> str:
@@ -244,7 +279,7 @@ def _toml(value: Any) -> str:
         return "{ " + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items()) + " }"
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value, default=str)
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _shown(setting: Mapping[str, Any]) -> dict[str, Any]:

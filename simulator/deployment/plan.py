@@ -91,10 +91,17 @@ class DeploymentPlan:
     def machines(self) -> dict[str, Machines]:
         """The GPUs of each pool, by its name: ``both``, or ``decode`` and ``prefill``."""
         names = ("both",) if self.prefill is None else ("decode", "prefill")
-        return {
-            name: Machines(pool.replicas, pool.layout.num_gpus, pool.cluster.gpus_per_node)
-            for name, pool in zip(names, self.pools, strict=True)
-        }
+        found: dict[str, Machines] = {}
+        for name, pool in zip(names, self.pools, strict=True):
+            before = sum(one.num_gpus for one in found.values() if one.cluster == pool.cluster.name)
+            found[name] = Machines(
+                pool.replicas,
+                pool.layout.num_gpus,
+                pool.cluster.gpus_per_node,
+                pool.cluster.name,
+                before,
+            )
+        return found
 
     def list_failures(self) -> list[Iterator[Change]]:
         """What breaks and what comes back, of each policy in order of time."""
@@ -122,13 +129,15 @@ def make_plan(spec: DeploymentSpec, seed: int, where: str, folder: Path) -> Depl
     """
     place = f"{where} [deployments '{spec.name}']"
     plan = _make_pools(spec, seed, place, folder)
-    failures = [build("failures", table, f"{place} [failures]") for table in spec.failures]
-    plan = replace(plan, failures=tuple(failures))
-    try:
-        plan.list_failures()
-    except UserError as error:
-        raise UserError(f"{place} [failures]: {error}") from None
-    return plan
+    failures = []
+    for number, table in enumerate(spec.failures):
+        where = f"{place} [failures.{number}]"
+        failures.append(build("failures", table, where))
+        try:
+            list_changes(failures[-1], plan.machines, plan.rng("failures", number))
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+    return replace(plan, failures=tuple(failures))
 
 
 def _make_pools(spec: DeploymentSpec, seed: int, place: str, folder: Path) -> DeploymentPlan:

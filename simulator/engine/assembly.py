@@ -29,15 +29,14 @@ def make_record(served: Served) -> DeploymentRecord:
     """Put a run's rows together; replicas are numbered on from pool to pool.
 
     Raises:
-        UserError: if no request finished.
+        UserError: if no step was taken.
         RuntimeError: if a request neither finished nor was lost, and nothing ended the run.
     """
     plan, requests = served.plan, served.requests_table()
     unfinished = int((requests["outcome"] == "unfinished").sum())
-    if not (requests["outcome"] == "finished").any():
+    if not len(served.log):
         raise UserError(
-            f"deployment '{plan.name}': no request finished"
-            + (": failures stop its replicas before; let them stop later" if plan.failures else "")
+            f"deployment '{plan.name}': no step was taken: its replicas stop before any request"
         )
     if unfinished and served.until_s is None:
         raise RuntimeError(f"{unfinished} requests of deployment '{plan.name}' never finished")

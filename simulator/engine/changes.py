@@ -57,9 +57,14 @@ class Changed(NamedTuple):
     given_back: dict[int, Ints]
     """By replica of the pool that it made a difference to, the requests that it had."""
 
+    @property
+    def again(self) -> list[int]:
+        """Requests that are to be sent again."""
+        return [int(request) for found in self.given_back.values() for request in found]
+
 
 def apply_change(change: Change, place: int, pools: Sequence[PoolState], events: Events) -> Changed:
-    """Let replicas of a pool stop or start, and send what they had to the pool once more.
+    """Let replicas of a pool stop or start.
 
     Steps that they had under way have been cut off before.
 
@@ -69,21 +74,28 @@ def apply_change(change: Change, place: int, pools: Sequence[PoolState], events:
     pool = pools[place]
     given_back: dict[int, Ints] = {}
     for replica in change.replicas:
-        is_gone = bool(pool.clock_of(replica).is_gone[0])
-        if change.starts and is_gone:
-            pool.clock_of(replica).is_gone[:] = False
-            given_back[replica] = np.zeros(0, dtype=np.int64)
-        elif not change.starts and not is_gone:
+        reasons = pool.clock_of(replica).is_gone
+        if change.starts:
+            if reasons[0] == 1:
+                given_back[replica] = np.zeros(0, dtype=np.int64)
+            reasons[:] = np.maximum(reasons - 1, 0)
+            continue
+        reasons[:] += 1
+        if reasons[0] == 1:
             number = replica + place * pools[0].plan.replicas
             remove_events(events, [code_of(kind, number) for kind in (FORMS, FORMS_LATE)])
             found = _stop(pool, replica)
             if place == 0 and len(pools) > 1:
                 found = np.concatenate([found, _lose_transfers(pool, replica, events)])
             given_back[replica] = found
-    kind = COMES_AGAIN if place == 0 else ARRIVES
-    for request in sorted(int(r) for found in given_back.values() for r in found):
-        push_event(events, change.at_s, code_of(kind, request))
     return Changed(change, given_back)
+
+
+def send_again(requests: Sequence[int], place: int, at_s: float, events: Events) -> None:
+    """Let requests come once more to a pool, in order of number."""
+    kind = COMES_AGAIN if place == 0 else ARRIVES
+    for request in sorted(requests):
+        push_event(events, at_s, code_of(kind, request))
 
 
 def _stop(pool: PoolState, replica: int) -> Ints:
@@ -104,7 +116,6 @@ def _stop(pool: PoolState, replica: int) -> Ints:
     clock.num_pushed[:] = clock.num_finished
     clock.outstanding_tokens[:] = clock.coming_tokens[:] = clock.num_coming[:] = 0
     clock.is_busy[:] = False
-    clock.is_gone[:] = True
     return given_back
 
 

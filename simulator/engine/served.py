@@ -11,7 +11,7 @@ from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.by_ranks import ByRanks
 from simulator.engine.changes import Changed
 from simulator.engine.pool import PoolState
-from simulator.engine.state import Floats, Ints
+from simulator.engine.state import Floats, Ints, Requests
 from simulator.engine.step_log import LOG_COLUMNS, POOL, REPLICA, ROW_STEPS
 from simulator.results.tables import MOVE_COLUMNS, OUTCOMES, ReplicasChanged
 from simulator.workload.traces import RequestTrace
@@ -87,6 +87,7 @@ class Served:
         return tuple(
             ReplicasChanged(
                 at_s=changed.change.at_s,
+                pool=changed.change.pool,
                 starts=changed.change.starts,
                 replicas=[self._number_of(changed.change.pool, r) for r in changed.given_back],
                 num_requests=sum(len(requests) for requests in changed.given_back.values()),
@@ -119,7 +120,7 @@ class Served:
                 "num_output": requests.num_output,
                 "num_cached": requests.cached,
                 "num_preemptions": requests.preemptions,
-                "num_retries": requests.retries,
+                "num_retries": _count_retries(requests),
                 "outcome": _outcomes(requests.finish_s, requests.lost_s),
                 "prefill_replica": np.full(count, -1),
                 "transfer_s": np.zeros(count),
@@ -154,13 +155,19 @@ class Served:
                 "num_output": decodes.num_output,
                 "num_cached": prompts.cached,
                 "num_preemptions": prompts.preemptions + decodes.preemptions,
-                "num_retries": prompts.retries + decodes.retries,
+                "num_retries": _count_retries(prompts) + _count_retries(decodes),
                 "outcome": _outcomes(finish_s, lost_s),
                 "prefill_replica": from_prefill,
                 "transfer_s": np.where(has_left, decodes.arrival_s - prompts.first_s, 0.0),
                 "transfer_bytes": np.where(has_left, num_bytes, 0.0),
             }
         )
+
+
+def _count_retries(requests: Requests) -> Ints:
+    """Times that each request was sent again: not when it was given back and nobody was there."""
+    found: Ints = requests.retries - ((requests.retries > 0) & ~np.isnan(requests.lost_s))
+    return found
 
 
 def _outcomes(finish_s: Floats, lost_s: Floats) -> pd.Series:

@@ -286,7 +286,7 @@ class Clock(_ClockArrays):
     has_ended = Column("counts", HAS_ENDED)
     """Whether a request ended with the latest step."""
     is_gone = Column("counts", IS_GONE)
-    """Whether the replica has stopped and is sent nothing."""
+    """For how many reasons the replica has stopped and is sent nothing; 0 where it serves."""
 
 
 def start_requests(trace: RequestTrace, *, with_prefixes: bool) -> Requests:

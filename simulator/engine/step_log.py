@@ -95,6 +95,7 @@ def _is_alike(run: NDArray[np.float64], step: NDArray[np.float64]) -> bool:
     return bool(
         run[_PREFILL] == 0
         and step[_PREFILL] == 0
+        and step[_DECODE] > 0
         and run[_DECODE] == step[_DECODE] * run[ROW_STEPS]
         and run[_RUNNING] == step[_RUNNING]
         and run[_WAITING] == step[_WAITING]

@@ -22,7 +22,7 @@ from simulator.base.progress import CountDone
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.assembly import make_record
 from simulator.engine.by_ranks import ByRanks, read_batches
-from simulator.engine.changes import Changed, apply_change, cut_row
+from simulator.engine.changes import Changed, apply_change, cut_row, send_again
 from simulator.engine.events import ENDS, code_of, push_event, remove_events, start_events
 from simulator.engine.fabric import FluidWires
 from simulator.engine.limits import make_limits
@@ -43,9 +43,9 @@ MakeTable = Callable[[PoolState, str], StepTable]
 _POOLS: tuple[str, ...] = ("both", "prefill", "decode")
 """Names of pools, that which requests come to first before the other."""
 _LOG_ROWS = 8192
-_LAST, _CHANGE = EventPriority(2), EventPriority(3)
+_LAST, _CHANGE, _AGAIN = EventPriority(2), EventPriority(3), EventPriority(4)
 """Behind everything else that SimPy does at an instant, so that all steps that end then have ended;
-and behind that, where something changes."""
+behind that, where something changes; and when all of that instant has changed."""
 
 
 def run_plan(
@@ -192,6 +192,8 @@ class _Timeline:
         self._num_cut = 0
         """Steps that were cut off, and whose ranks SimPy still follows to their end."""
         self.changed: list[Changed] = []
+        self._waits_to_send: list[tuple[int, list[int]]] = []
+        """Requests that replicas gave back at this instant, by place of their pool."""
         self._until_s = math.inf
 
     def run(self, until_s: float) -> None:
@@ -205,7 +207,8 @@ class _Timeline:
             next_s = min(self._env.peek(), until_s)
             if not self._by_ranks:
                 self._run_ahead(next_s)
-            if next_s == math.inf or self._env.peek() > until_s:
+            is_done = self._feed.num_done[0] == self._num_requests
+            if is_done or next_s == math.inf or self._env.peek() > until_s:
                 break
             self._env.step()
         if self._feed.num_done[0] < self._num_requests:
@@ -246,8 +249,19 @@ class _Timeline:
                     self._cut_step(place, replica, change.at_s)
             self.changed.append(apply_change(change, place, self._pools, self._events))
             self._balance_again(place)
-            if self._by_ranks:
-                self._look_at(self._env.now)
+            if not self._waits_to_send:
+                event = self._make_event(self._env.now, _AGAIN)
+                event.callbacks = [partial(self._send_again, at_s=change.at_s)]
+            self._waits_to_send.append((place, self.changed[-1].again))
+
+    def _send_again(self, _: Event, at_s: float) -> None:
+        """All that changes at this instant has changed."""
+        for place in range(len(self._pools)):
+            waiting = [r for own, again in self._waits_to_send if own == place for r in again]
+            send_again(waiting, place, at_s, self._events)
+        self._waits_to_send.clear()
+        if self._by_ranks:
+            self._look_at(self._env.now)
 
     def _balance_again(self, place: int) -> None:
         """Replicas of a pool have stopped or started."""

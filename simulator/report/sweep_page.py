@@ -181,7 +181,8 @@ def _points(
 
 
 def _table(sweep: Sweep) -> Markup:
-    head = ["Setting", "Deployment", *(METRICS[name].label for name in KEY_METRICS)]
+    shown = (*KEY_METRICS, *(["num_lost"] if sweep.table["num_lost"].any() else []))
+    head = ["Setting", "Deployment", *(METRICS[name].label for name in shown)]
     rows = []
     for setting in sweep.settings:
         at = sweep.rows_at(setting)
@@ -193,7 +194,7 @@ def _table(sweep: Sweep) -> Markup:
                     "tr",
                     tag("th", "" if place else said, scope="row"),
                     tag("th", tables.name_with_mark(sweep, str(deployment)), scope="row"),
-                    *(_cell(sweep, own, str(deployment), name) for name in KEY_METRICS),
+                    *(_cell(sweep, own, str(deployment), name) for name in shown),
                 )
             )
     return tables.table(head, rows, "metrics", "All settings")

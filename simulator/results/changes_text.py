@@ -1,9 +1,12 @@
-"""A sentence on replicas that stopped and started while a deployment served."""
+"""Sentences on replicas that stopped and started while a deployment served, and on work that was
+done again.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from simulator.results.folder import Results
@@ -11,6 +14,8 @@ from simulator.results.formats import seconds_text
 
 _NUM_NAMED = 3
 """Changes that are named one by one."""
+_AGAIN = 0.02
+"""Share of the prompt work that is done again from which on it is worth a word."""
 
 
 def tell_changes(results: Results, name: str, row: pd.Series, short: str) -> str | None:
@@ -27,7 +32,12 @@ def tell_changes(results: Results, name: str, row: pd.Series, short: str) -> str
     named = [tell_change(change) for change in changes[:_NUM_NAMED]]
     if len(changes) > _NUM_NAMED:
         last_s = seconds_text(changes[-1]["at_s"])
-        named.append(f"{len(changes) - _NUM_NAMED:,} more changes follow until {last_s}")
+        more = len(changes) - _NUM_NAMED
+        named.append(
+            f"another change follows at {last_s}"
+            if more == 1
+            else f"{more:,} more changes follow until {last_s}"
+        )
     retries, lost, total = (
         int(row["num_retries"]),
         int(row["num_lost"]),
@@ -36,7 +46,7 @@ def tell_changes(results: Results, name: str, row: pd.Series, short: str) -> str
     times = {0: "no request is", 1: "once a request is"}.get(retries, f"{retries:,} times one is")
     moved = f"{times} sent to another replica"
     of_lost = f"{lost:,} of {total:,} requests {'is' if lost == 1 else 'are'} lost"
-    ending = f"{of_lost}, since no replica is left" if lost else "none is lost"
+    ending = f"{of_lost}, since no replica is there then" if lost else "none is lost"
     return f"Of {short}, {', '.join(named)}: {moved}, and {ending}."
 
 
@@ -44,9 +54,34 @@ def tell_change(change: dict[str, Any]) -> str:
     """One change, such as ``replica 1 stops at 30 s with 41 requests``."""
     replicas, count = change["replicas"], int(change["num_requests"])
     one = len(replicas) == 1
-    who = f"replica {replicas[0]}" if one else f"{len(replicas)} replicas"
+    kind = "prefill " if change["pool"] == "prefill" else ""
+    who = f"{kind}replica {replicas[0]}" if one else f"{len(replicas)} {kind}replicas"
     at = seconds_text(change["at_s"])
     if change["starts"]:
         return f"{who} {'serves' if one else 'serve'} again from {at}"
     had = f" with {count:,} {'request' if count == 1 else 'requests'}" if count else " without work"
     return f"{who} {'stops' if one else 'stop'} at {at}{had}"
+
+
+def tell_recomputation(row: pd.Series, short: str) -> str | None:
+    """A sentence on work that is done again for requests that lost their KV blocks; ``None`` where
+    it is too little.
+    """
+    share = float(row["recomputed_share"])
+    if np.isnan(share) or share < _AGAIN or not row["num_preemptions"]:
+        return None
+    preemptions, retries = int(row["num_preemptions"]), int(row["num_retries"])
+    gone, it = (
+        (f", and {_times(retries)} with a replica that stopped", "the former")
+        if retries
+        else ("", "it")
+    )
+    return (
+        f"{short} computes {100 * share:.0f} % of its prompt tokens a second time: requests lost "
+        f"their KV blocks {_times(preemptions)} to others that grew{gone}. Fewer places "
+        f"(max_sequences), a watermark or more room for the KV cache would prevent {it}."
+    )
+
+
+def _times(number: int) -> str:
+    return f"{number:,} time{'' if number == 1 else 's'}"

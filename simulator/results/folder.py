@@ -35,12 +35,13 @@ from simulator.results.tables import DeploymentRecord
 from simulator.results.token_time import make_token_time
 
 TABLES = ("requests", "steps", "moves", "ranks", "experts", "traffic", "spans")
-_FILES = {
+FILES = {
     *("run.json", "summary.csv", "token_time.csv", "faults.csv", "timeline.json"),
     *("report.html", "comparison.html"),
     *("scores.csv", "targets.csv", "reasons.csv", "rows.parquet"),
     *(f"{name}.parquet" for name in TABLES),
 }
+"""Names of files that a results folder may hold."""
 
 
 @dataclass(frozen=True)
@@ -242,7 +243,7 @@ def check_writable(folder: Path, others: Set[str] = frozenset()) -> None:
         foreign = sorted(
             entry.name
             for entry in folder.iterdir()
-            if entry.name not in _FILES | others or not entry.is_file()
+            if entry.name not in FILES | others or not entry.is_file()
         )
         if foreign or (any(folder.iterdir()) and not (folder / "run.json").is_file()):
             holds = (

@@ -35,7 +35,13 @@ METRICS: dict[str, Metric] = {
         "Lost requests", "", "requests that were lost, since no replica was left", "lower"
     ),
     "num_gpus": Metric("GPUs", "", "accelerators of the deployment, all replicas", ""),
-    "duration_s": Metric("Duration", "s", "first arrival to last token", "lower", is_given=True),
+    "duration_s": Metric(
+        "Duration",
+        "s",
+        "first arrival to last token, or to the last request that was lost",
+        "lower",
+        is_given=True,
+    ),
     "ttft_mean_s": Metric(
         "TTFT mean",
         "s",
@@ -195,8 +201,8 @@ def summarise(
 
 
 def latencies(requests: pd.DataFrame) -> pd.DataFrame:
-    """``ttft_s``, ``tpot_s`` and ``e2e_s`` of every request; TPOT is NaN for a request of one
-    output token.
+    """``ttft_s``, ``tpot_s`` and ``e2e_s`` of every request; NaN for those that did not finish, and
+    TPOT for those of one output token.
     """
     later_tokens = requests["num_output"] - 1
     tpot_s = (requests["finish_s"] - requests["first_token_s"]) / later_tokens.where(
@@ -204,7 +210,9 @@ def latencies(requests: pd.DataFrame) -> pd.DataFrame:
     )
     return pd.DataFrame(
         {
-            "ttft_s": requests["first_token_s"] - requests["arrival_s"],
+            "ttft_s": (requests["first_token_s"] - requests["arrival_s"]).where(
+                requests["finish_s"].notna()
+            ),
             "tpot_s": tpot_s,
             "e2e_s": requests["finish_s"] - requests["arrival_s"],
         }
@@ -244,7 +252,9 @@ def _measure(plan: DeploymentPlan, record: DeploymentRecord, slo: SLO) -> dict[s
     requests = everyone if is_finished.all() else everyone[is_finished]
     num_lost = int((everyone["outcome"] == "lost").sum())
     latency = latencies(requests)
-    duration_s = float(requests["finish_s"].max() - everyone["arrival_s"].min())
+    # Who is lost comes when nobody is there, which counts as well.
+    ended_s = np.fmax(everyone["finish_s"], everyone["arrival_s"]).max()
+    duration_s = float(ended_s - everyone["arrival_s"].min())
     num_input, num_output = float(requests["num_input"].sum()), float(requests["num_output"].sum())
     has_slo = any(limit is not None for limit in (slo.ttft_s, slo.tpot_s, slo.e2e_s))
     met = meets(latency, slo)
@@ -332,4 +342,4 @@ def _cost(plan: DeploymentPlan, duration_s: float, num_output: float) -> float:
         ):
             return np.nan
         per_hour += pool.cluster.price_per_gpu_hour * pool.replicas * pool.layout.num_gpus
-    return per_hour * duration_s / 3600 / num_output * 1e6
+    return _ratio(per_hour * duration_s / 3600 * 1e6, num_output)

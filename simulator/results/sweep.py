@@ -12,7 +12,7 @@ over seeds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import pandas as pd
 
 from simulator.base.errors import UserError
 from simulator.base.spreadsheet import with_texts, write_csv
-from simulator.results.folder import replace_folder
+from simulator.results.folder import FILES
 from simulator.results.metrics import METRICS
 from simulator.results.run_file import read_run, write_run
 
@@ -108,10 +108,23 @@ def check_writable(folder: Path) -> None:
             f"--out {folder}: is a file; name a folder that is empty, absent or an earlier sweep's"
         )
     foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in _PARTS)
+    points = folder / "points"
+    foreign += sorted(f"points/{name}" for name in _list_foreign(points)) if points.is_dir() else []
     if foreign or (any(folder.iterdir()) and not is_sweep(folder)):
         what = f"holds '{foreign[0]}', which is no part of" if foreign else "is not"
         raise UserError(
             f"--out {folder}: {what} a sweep; name another folder, or remove what is in it"
+        )
+
+
+def _list_foreign(points: Path) -> Iterator[str]:
+    """What lies among the points and is no part of a run."""
+    for entry in points.iterdir():
+        if not entry.is_dir():
+            yield entry.name
+            continue
+        yield from (
+            f"{entry.name}/{file.name}" for file in entry.iterdir() if file.name not in FILES
         )
 
 
@@ -120,31 +133,25 @@ def is_sweep(folder: Path) -> bool:
     return (folder / TABLE).is_file()
 
 
-def write(
-    sweep: Sweep, folder: Path, page: str, folders: Mapping[str, Mapping[str, bytes]]
-) -> None:
-    """Write the folder under a temporary name and rename it when it is whole.
+def write_point(folder: Path, name: str, files: dict[str, bytes]) -> None:
+    """Write the folder of a point, and let go of its files.
 
     Args:
-        folders: of each point, its files.
-
-    Raises:
-        UserError: if it cannot be written; nothing is left behind then.
+        folder: of the sweep.
     """
-    check_writable(folder)
+    if files:
+        own = folder / "points" / name
+        own.mkdir(parents=True)
+        for file, content in files.items():
+            (own / file).write_bytes(content)
+        files.clear()
 
-    def fill(new: Path) -> None:
-        new.mkdir()
-        write_run(sweep.run, new)
-        write_csv(sweep.table, new / TABLE)
-        for point, files in folders.items():
-            own = new / "points" / point
-            own.mkdir(parents=True)
-            for name, content in files.items():
-                (own / name).write_bytes(content)
-        (new / "report.html").write_text(page, encoding="utf-8")
 
-    replace_folder(folder, fill)
+def write(sweep: Sweep, folder: Path, page: str) -> None:
+    """Write what is over all points into the folder."""
+    write_run(sweep.run, folder)
+    write_csv(sweep.table, folder / TABLE)
+    (folder / "report.html").write_text(page, encoding="utf-8")
 
 
 def read(folder: Path) -> Sweep:

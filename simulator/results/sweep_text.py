@@ -28,13 +28,18 @@ def value_text(value: Any) -> str:
 
 
 def setting_text(setting: Mapping[str, Any]) -> str:
-    """A setting by the last part of each key.
+    """A setting by the last part of each key, or by the whole key where that says too little.
 
     >>> setting_text({"workload.rate_scale": 2, "deployments.0.engine": "vllm"})
     'rate_scale = 2, engine = vllm'
+    >>> setting_text({"deployments.0.engine": "vllm", "deployments.1.engine": "sglang"})
+    'deployments.0.engine = vllm, deployments.1.engine = sglang'
     """
+    ends = {key: key.rpartition(".")[2] for key in setting}
+    names = list(ends.values())
     return ", ".join(
-        f"{key.rpartition('.')[2]} = {value_text(value)}" for key, value in setting.items()
+        f"{key if names.count(end) > 1 or end.isdecimal() else end} = {value_text(setting[key])}"
+        for key, end in ends.items()
     )
 
 
@@ -49,36 +54,47 @@ def tell_sweep(sweep: Sweep) -> tuple[str, list[str]]:
         )
     if (spread := _tell_spread(sweep)) is not None:
         reasons.append(spread)
-    if len(sweep.deployments) < 2:
+    winners = [(setting, _winners_at(sweep, setting)) for setting in sweep.settings]
+    winners = [(setting, own) for setting, own in winners if own]
+    if not winners:
         return _tell_range(sweep), reasons
-    winners = {repr(setting): _winners_at(sweep, setting) for setting in sweep.settings}
-    told = [
-        f"{setting_text(setting) or 'as written'}: {_tell_winners(winners[repr(setting)])}"
-        for setting in sweep.settings
-        if winners[repr(setting)]
-    ]
-    sure = {next(iter(own)) for own in winners.values() if len(own) == 1}
-    count = sum(bool(own) for own in winners.values())
-    if len(sure) == 1 and all(len(own) <= 1 for own in winners.values()):
-        (best,) = sure
-        where = "every setting" if count > 1 else "every seed"
-        headline = (
-            f"At {where} it is a tie or a trade-off."
-            if best == _NONE
-            else f"{best} serves this traffic better at {where}."
+    if len(winners) == 1:
+        return _tell_seeds(winners[0][1]), reasons
+    if len({tuple(own) for _, own in winners}) == 1 and len(winners[0][1]) == 1:
+        left_out = " that was not refused" if len(winners) < len(sweep.settings) else ""
+        return _tell_best(next(iter(winners[0][1])), f"at every setting{left_out}"), reasons
+    told = [f"{setting_text(setting)}: {_tell_winners(own)}" for setting, own in winners]
+    return (
+        "Which deployment serves the traffic better depends on the setting.",
+        [*told, *reasons],
+    )
+
+
+def _tell_seeds(winners: Mapping[str, int]) -> str:
+    """A headline where there is one setting."""
+    total = sum(winners.values())
+    if len(winners) > 1:
+        return (
+            "Which deployment serves the traffic better depends on the seed: "
+            f"{_tell_winners(winners)}"
         )
-        return headline, reasons
-    return "Which deployment serves the traffic better depends on the setting.", [*told, *reasons]
+    return _tell_best(next(iter(winners)), f"with all {total} seeds" if total > 1 else "")
+
+
+def _tell_best(best: str, where: str) -> str:
+    said = "It is a tie or a trade-off" if best == _NONE else f"{best} serves this traffic better"
+    return f"{said} {where}".rstrip() + "."
 
 
 _NONE = "none is better (a tie or a trade-off)"
 
 
 def _winners_at(sweep: Sweep, setting: Mapping[str, Any]) -> dict[str, int]:
-    """For how many seeds each deployment is better at a setting."""
+    """For how many seeds each deployment is better at a setting; empty where there is one only."""
     found: dict[str, int] = {}
     for point in sweep.points_at(setting):
-        if "refusal" not in point:
+        rivals = (sweep.table["point"] == point["point"]).sum()
+        if "refusal" not in point and rivals > 1:
             winner = point["winner"] or _NONE
             found[winner] = found.get(winner, 0) + 1
     return found

@@ -40,7 +40,7 @@ ADMISSION_LIMITS = ("none", "max_sequences", "kv_cache", "token_budget", "held_b
 the KV cache; the tokens of a step; or a policy that holds prompts back until more have come."""
 
 OUTCOMES = ("finished", "lost", "unfinished")
-"""What becomes of a request: it gets all its tokens; no replica was left to send it to; or the run
+"""What becomes of a request: it gets all its tokens; no replica was there to send it to; or the run
 was ended before."""
 
 REQUEST_COLUMNS = {
@@ -199,6 +199,8 @@ class ReplicasChanged:
     """
 
     at_s: float
+    pool: str
+    """As in ``STEP_COLUMNS``."""
     starts: bool
     """Whether they serve from then on; else they stopped."""
     replicas: list[int]

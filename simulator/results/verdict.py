@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from simulator.cost.engine_time import BEYOND_S, MEASURED_SEQUENCES
-from simulator.results.changes_text import tell_changes
+from simulator.results.changes_text import tell_changes, tell_recomputation
 from simulator.results.folder import Results
 from simulator.results.formats import parameters, seconds_text
 from simulator.results.run_bands_text import SURE, chance_of, tell_bands, tell_chance
@@ -31,8 +31,6 @@ _LIMIT_WORDS = {
     "held_back": "since prompts are held back until more have come",
 }
 _LIMIT_FACTS = ("max_sequences", "token_budget")
-_AGAIN = 0.02
-"""Share of the prompt work that is done again from which on it is worth a word."""
 _EVEN = 1.005
 """Load of the busiest rank over the mean rank's that still reads as even."""
 _NO_SKEW = 0.02
@@ -53,7 +51,7 @@ def verdict(results: Results) -> dict[str, Any]:
     short = short_names(results)
     insides = [_inside(results, name, rows[name], short[name]) for name in rows]
     queues = [text for name in rows if (text := _queue(results, name, rows[name], short[name]))]
-    again = [text for name in rows if (text := _recomputation(rows[name], short[name]))]
+    again = [text for name in rows if (text := tell_recomputation(rows[name], short[name]))]
     gone = [text for name in rows if (text := tell_changes(results, name, rows[name], short[name]))]
     if len(rows) == 1:
         ((name, row),) = rows.items()
@@ -79,7 +77,10 @@ def verdict(results: Results) -> dict[str, Any]:
     headline, winner = _compare(best, rows[best], second, rows[second], short)
     has_targets = not np.isnan(float(rows[best]["slo_attainment"]))
     gap = abs(_attained(rows[best]) - _attained(rows[second]))
-    chance = chance_of(results, best, second, has_targets and gap >= _ATTAINMENT_STEP)
+    differs = gap >= _ATTAINMENT_STEP
+    chance = None  # of losses no error is known
+    if has_targets or not differs:
+        chance = chance_of(results, best, second, has_targets and differs)
     better = ""
     if chance is not None and winner is not None:
         better = (
@@ -156,7 +157,15 @@ def _order(row: pd.Series) -> tuple[float, float]:
 
 
 def _attained(row: pd.Series) -> float:
-    return 0.0 if np.isnan(row["slo_attainment"]) else float(row["slo_attainment"])
+    """Share of requests in time; without targets, of those that are not lost."""
+    attained = float(row["slo_attainment"])
+    return _kept(row) if np.isnan(attained) else attained
+
+
+def _kept(row: pd.Series) -> float:
+    """Share of requests that are not lost."""
+    lost = float(row["num_lost"])
+    return 1.0 if np.isnan(lost) or not lost else 1.0 - lost / (lost + float(row["num_requests"]))
 
 
 def _latency(row: pd.Series) -> float:
@@ -178,6 +187,14 @@ def _compare(
             f"against {_share(missed)} with {loser}"
         )
         return f"{winner} serves this traffic better: {shares} ({numbers}).", best
+    if not has_targets and _kept(first) - _kept(second) >= _ATTAINMENT_STEP:
+        numbers = _pairs(first, second, ("ttft", "tpot"))
+        few, many = (_count(int(row["num_lost"]), "request") for row in (first, second))
+        return (
+            f"{winner} serves this traffic better: it loses "
+            f"{few if first['num_lost'] else 'none'}, {loser} {many} ({numbers}).",
+            best,
+        )
     both = ""
     if has_targets:
         lowest = min(attained, missed)
@@ -269,26 +286,6 @@ def _queue(results: Results, name: str, row: pd.Series, short: str) -> str | Non
             f"it ends {late} after the last arrival, and {kept}."
         )
     return f"{short} queues at times: {waiting:.1f} requests wait {wait}; {kept}."
-
-
-def _recomputation(row: pd.Series, short: str) -> str | None:
-    """A sentence on work that is done again for requests that lost their KV blocks; ``None`` where
-    it is too little.
-    """
-    share = float(row["recomputed_share"])
-    if np.isnan(share) or share < _AGAIN or not row["num_preemptions"]:
-        return None
-    preemptions, retries = int(row["num_preemptions"]), int(row["num_retries"])
-    gone, it = (
-        (f", and {_count(retries, 'time')} with a replica that stopped", "the former")
-        if retries
-        else ("", "it")
-    )
-    return (
-        f"{short} computes {_percent(share)} of its prompt tokens a second time: requests lost "
-        f"their KV blocks {_count(preemptions, 'time')} to others that grew{gone}. Fewer places "
-        f"(max_sequences), a watermark or more room for the KV cache would prevent {it}."
-    )
 
 
 def _limits(steps: pd.DataFrame, facts: dict[str, Any]) -> str:

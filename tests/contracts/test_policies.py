@@ -120,10 +120,9 @@ def test_failure_policies_say_what_happens_in_order_and_of_replicas_that_there_a
 
 
 @cases(60)
-@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.integers(0, 80))
-def test_a_node_takes_the_replicas_that_have_a_gpu_on_it(replicas, gpus, per_node, node):
-    machines = Machines(replicas, gpus, per_node)
-    if node >= machines.num_nodes:
-        return
-    wanted = {g // gpus for g in range(machines.num_gpus) if g // per_node == node}
-    assert set(machines.list_replicas(node * per_node, per_node)) == wanted
+@given(*(st.integers(1, 9) for _ in range(3)), st.integers(0, 20), st.integers(0, 30))
+def test_a_node_takes_the_replicas_that_have_a_gpu_on_it(replicas, gpus, per_node, before, node):
+    machines = Machines(replicas, gpus, per_node, first_gpu=before)
+    on_it = {g // gpus for g in range(machines.num_gpus) if (before + g) // per_node == node}
+    assert set(machines.list_replicas(node)) == on_it
+    assert machines.num_nodes > node or not on_it

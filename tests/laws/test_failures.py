@@ -94,13 +94,14 @@ def test_a_replica_that_has_stopped_takes_no_step_until_it_starts(tiny, seed):
         for replica, own in steps.groupby("replica"):
             start_s, end_s = own["start_s"], own["start_s"] + own["duration_s"]
             assert (end_s.to_numpy()[:-1] <= start_s.to_numpy()[1:] + 1e-12).all()
-            gone_s = None
+            gone_s, reasons = None, 0
             for change in (changed.change for changed in served.changed):
                 if change.pool != name or replica not in change.replicas:
                     continue
-                if not change.starts:
-                    gone_s = change.at_s if gone_s is None else gone_s
-                elif gone_s is not None:
+                reasons = max(0, reasons + (-1 if change.starts else 1))
+                if reasons and gone_s is None:
+                    gone_s = change.at_s
+                elif not reasons and gone_s is not None:
                     assert not ((start_s > gone_s) & (start_s < change.at_s)).any()
                     assert not ((start_s < gone_s) & (end_s > gone_s + 1e-12)).any()
                     gone_s = None
@@ -220,3 +221,52 @@ def test_what_is_ended_early_is_the_beginning_of_the_whole(tiny, monkeypatch, se
         ended = own[own["decode_tokens"] + own["prefill_tokens"] > 0]
         both = ended.merge(steps, on=["replica", "start_s"])
         assert len(both) >= len(ended) - own["replica"].nunique()
+
+
+def test_what_fails_at_one_instant_fails_together(tiny):
+    """Nothing is sent to a replica that stops at that very instant, and what comes back at it is
+    there for what the others had.
+    """
+    plan, trace = tiny.plan("dense", replicas=2, num_layers=2), tiny.trace(40, 400.0)
+    at_s = float(serve(plan, trace).requests_table()["finish_s"].median())
+    apart = with_changes(plan, *(Change(at_s, "both", (n,), starts=False) for n in (0, 1)))
+    together = with_changes(plan, Change(at_s, "both", (0, 1), starts=False))
+    tables = [serve(one, trace).requests_table() for one in (apart, together)]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+    assert tables[0]["num_retries"].max() == 0  # there was nobody to send them to
+    again = Change(at_s, "both", (1,), starts=True)
+    found = serve(with_changes(apart, *apart.failures[0].script, again), trace).requests_table()
+    assert (found["outcome"] == "finished").all()
+    assert found["num_retries"].max() == 1
+
+
+def test_a_replica_serves_again_when_every_reason_to_stop_is_gone(tiny):
+    plan, trace = tiny.plan("dense", num_layers=2), tiny.trace(40, 400.0)
+    end_s = float(serve(plan, trace).requests_table()["finish_s"].max())
+    times_s = [end_s * share for share in (0.2, 0.3, 0.4, 0.5)]
+    script = [
+        Change(at_s, "both", (0,), starts)
+        for at_s, starts in zip(times_s, (False, False, True, True), strict=True)
+    ]
+    steps = serve(with_changes(plan, *script), trace).steps_of("both")
+    assert not ((steps["start_s"] > times_s[0]) & (steps["start_s"] < times_s[3])).any()
+    assert (steps["start_s"] >= times_s[3]).any()
+
+
+def test_steps_that_were_cut_off_share_no_row(tiny):
+    plan = tiny.plan("dense", num_layers=2, replicas=2)
+    trace = dataclasses.replace(tiny.trace(1), num_input=np.array([500]), num_output=np.array([50]))
+    script = [
+        Change(0.0005 + 0.0007 * n, "both", (n // 2 % 2,), starts=bool(n % 2)) for n in range(40)
+    ]
+    steps = serve(with_changes(plan, *script), trace, way_s=0.0).steps_of("both")
+    cut = steps[steps["prefill_tokens"] + steps["decode_tokens"] == 0]
+    assert len(cut) > 2
+    assert (cut["num_steps"] == 1).all()
+    assert (cut["duration_s"] < 0.003).all()
+
+
+def test_what_is_planned_for_after_the_end_does_not_happen(tiny):
+    plan, trace = tiny.plan("dense", replicas=2, num_layers=2), tiny.trace(10, 400.0)
+    served = serve(with_changes(plan, Change(1e6, "both", (0,), starts=False)), trace)
+    assert served.changed == ()

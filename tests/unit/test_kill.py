@@ -13,7 +13,8 @@ from simulator.results.formats import seconds_text
 from simulator.scenario.scenario import load_scenario
 from tests.small_scenario import small_scenario
 
-POOLS = {"decode": Machines(2, 4, 8), "prefill": Machines(3, 2, 4)}
+POOLS = {"decode": Machines(2, 4, 8, "a"), "prefill": Machines(3, 2, 4, "b")}
+SHARED = {"decode": Machines(3, 4, 8, "a"), "prefill": Machines(3, 2, 8, "a", 12)}
 
 
 def changes(machines, **keys):
@@ -29,6 +30,18 @@ def test_a_gpu_takes_its_replica_and_a_node_all_that_are_on_it():
         Change(5.0, "decode", (0, 1), True),
     ]
     assert changes(POOLS, at_s=0.0, node=1, pool="prefill") == [Change(0.0, "prefill", (2,), False)]
+
+
+def test_a_node_that_two_pools_share_takes_both_and_nothing_else():
+    """12 GPUs of the deployment's own, then 6 of the prefill pool's, 8 on a node."""
+    assert changes(SHARED, at_s=1.0, node=1) == [
+        Change(1.0, "decode", (2,), False),
+        Change(1.0, "prefill", (0, 1), False),
+    ]
+    alone = changes(SHARED, at_s=1.0, node=2, pool="prefill")
+    assert alone == [Change(1.0, "prefill", (2,), False)]
+    with pytest.raises(UserError, match="node = 3: there are 3, numbered from 0"):
+        changes(SHARED, at_s=1.0, node=3)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +62,7 @@ def test_what_is_not_there_is_refused_with_its_place(tmp_path, keys, said):
     with pytest.raises(UserError) as refused:
         run(tmp_path, more)
     assert said in str(refused.value)
-    assert "[failures]" in str(refused.value)
+    assert "[failures.0]" in str(refused.value)
 
 
 def run(tmp_path, more, ranks=4):
@@ -92,8 +105,26 @@ def test_lost_requests_are_told_and_meet_no_target(tmp_path):
 
 
 def test_a_run_in_which_nothing_finishes_says_so(tmp_path):
-    with pytest.raises(UserError, match="no request finished: failures stop its replicas before"):
+    with pytest.raises(UserError, match="no step was taken: its replicas stop before any request"):
         run(tmp_path, 'failures = [{ kind = "kill", at_s = 0.0, node = 0 }]')
+    first_s = float(run(tmp_path, "").requests["scheduled_s"].min()) + 1e-4
+    with pytest.raises(UserError, match="no request finished: failures stop its replicas before"):
+        run(tmp_path, f'failures = [{{ kind = "kill", at_s = {first_s}, node = 0 }}]')
+
+
+def test_who_loses_requests_is_not_better_whatever_the_latencies(tmp_path):
+    path = tmp_path / "two.toml"
+    text = small_scenario("stdlib-moe", 8)
+    whole = text[text.index("[[deployments]]") :]
+    dies = whole.replace('"own"', '"dies"') + 'failures = [{ kind = "kill", at_s = 0.06, gpu = 0 }]'
+    path.write_text(text.replace('"own"', '"stays"') + dies)
+    results = run_scenario(load_scenario(str(path), [])[0], path)
+    assert results.run["verdict"]["winner"] == "stays"
+    assert "it loses none, dies" in results.run["verdict"]["headline"]
+    rows = results.summary.set_index("deployment")
+    assert rows["num_lost"]["dies"] > 0
+    assert rows["duration_s"]["dies"] >= float(results.requests["arrival_s"].max())
+    assert rows["ttft_p50_s"]["dies"] > 0
 
 
 def test_execution_refuses_failures(tmp_path):

@@ -63,7 +63,8 @@ def test_several_scenarios_are_a_key_of_their_own(scenario, tmp_path):
         (["seed=1,2"], "seeds are asked for by --seeds N"),
         (["workload.speed=1,2"], "unknown key 'speed'"),
         ([f"{RATE}=1,-2"], "rate_scale must be"),
-        ([f"{RATE}={','.join(map(str, range(1, 10_002)))}"], "10,001 points, must be at most"),
+        ([f"{RATE}={','.join(map(str, range(1, 1_002)))}"], "1,001 points, must be at most 1,000"),
+        ([f"{RATE}=1,2,zzz"], 'rate_scale must be a number, got "zzz"'),
         (["deployments.0.engine=vllm,,sglang"], "there is an empty value"),
     ],
 )
@@ -116,6 +117,27 @@ def test_a_folder_of_something_else_is_left_alone(scenario, tmp_path):
     assert (folder / "thesis.txt").read_text() == "years of work"
 
 
+def test_a_second_sweep_replaces_the_first_and_nothing_of_ones_own(scenario, tmp_path):
+    folder = tmp_path / "sweep"
+    for rates in ("1,2", "2,4"):
+        points, keys = list_points([scenario], [], [f"{RATE}={rates}"], None, 1)
+        run_sweep(points, keys, folder, workers=1)
+    assert sorted(entry.name for entry in (folder / "points").iterdir()) == [p.name for p in points]
+    note = folder / "points" / points[0].name / "note.txt"
+    note.write_text("mine")
+    with pytest.raises(UserError, match=r"holds 'points/.*note.txt', which is no part"):
+        run_sweep(points, keys, folder, workers=1)
+    assert note.read_text() == "mine"
+
+
+def test_a_scenario_is_not_named_twice_and_dates_are_texts(scenario):
+    with pytest.raises(UserError, match="is named twice; --seeds N"):
+        list_points([scenario, scenario], [], [], None, 1)
+    points, keys = list_points([scenario], [], ["name=2020-01-01,2021-01-01"], None, 1)
+    assert keys == {"name": ["2020-01-01", "2021-01-01"]}
+    assert points[0].overrides == ('name="2020-01-01"',)
+
+
 @pytest.mark.ray
 def test_as_many_processes_as_you_like_write_the_same_bytes(scenario, tmp_path):
     points, keys = list_points([scenario], [], [f"{RATE}=1,2,4"], None, 3)
@@ -148,6 +170,19 @@ def made_up(winners, ttft_s):
 def test_who_is_better_is_said_of_every_setting_where_it_depends_on_it():
     same = made_up([(1, "A"), (2, "A")], [1.0, 1.0])
     assert tell_sweep(same)[0] == "A serves this traffic better at every setting."
+    one = made_up([(1, "A"), (1, "A"), (1, "A")], [1.0, 1.0, 1.0])
+    assert tell_sweep(one)[0] == "A serves this traffic better with all 3 seeds."
+    seeds = made_up([(1, "A"), (1, "B"), (1, "A")], [1.0, 1.0, 1.0])
+    assert tell_sweep(seeds)[0].endswith(
+        "depends on the seed: A for 2 of 3 seeds, B for 1 of 3 seeds."
+    )
+    part = made_up([(1, "A"), (2, "A"), (4, "A")], [1.0, 1.0, 1.0])
+    for point in part.run["points"][1:2]:
+        del point["winner"]
+        point["refusal"] = "too large"
+    assert tell_sweep(part)[0] == (
+        "A serves this traffic better at every setting that was not refused."
+    )
     mixed = made_up([(1, "A"), (1, "A"), (2, "B"), (2, None)], [1.0, 1.1, 2.0, 2.0])
     headline, reasons = tell_sweep(mixed)
     assert headline.endswith("depends on the setting.")

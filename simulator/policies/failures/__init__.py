@@ -1,9 +1,11 @@
 """What breaks while a deployment serves, and when it is back. One policy a file.
 
+Changes of one instant happen together, behind everything else of that instant.
+
 A policy says what happens to which replicas when, as data; the engine lets it happen. What a
 replica had then goes to the others: requests keep the output tokens that were sent, their caches
-are lost, and prompts and tokens are computed again where they go. With no replica left they are
-lost.
+are lost, and prompts and tokens are computed again where they go. With no replica there they are
+lost; a client of a closed loop then sends its next request at once.
 """
 
 from __future__ import annotations
@@ -15,13 +17,17 @@ import numpy as np
 
 
 class Machines(NamedTuple):
-    """The GPUs of one pool of replicas, numbered replica after replica; nodes are filled in that
-    order.
+    """The GPUs of one pool of replicas, numbered replica after replica; the nodes of a cluster are
+    filled in that order, by the deployment's own pool first.
     """
 
     num_replicas: int
     gpus_per_replica: int
     gpus_per_node: int
+    cluster: str = ""
+    """Whose nodes they are on."""
+    first_gpu: int = 0
+    """GPUs of the cluster that another pool has before them."""
 
     @property
     def num_gpus(self) -> int:
@@ -30,18 +36,19 @@ class Machines(NamedTuple):
 
     @property
     def num_nodes(self) -> int:
-        """Nodes that these GPUs are on, the last of them perhaps in part."""
-        return -(-self.num_gpus // self.gpus_per_node)
+        """Nodes of the cluster up to the last of these GPUs."""
+        return -(-(self.first_gpu + self.num_gpus) // self.gpus_per_node)
 
-    def list_replicas(self, first_gpu: int, num_gpus: int) -> tuple[int, ...]:
-        """Replicas that have a part on any of some GPUs.
+    def list_replicas(self, node: int) -> tuple[int, ...]:
+        """Replicas that have a part on a node of the cluster.
 
-        >>> Machines(num_replicas=3, gpus_per_replica=4, gpus_per_node=8).list_replicas(2, 4)
-        (0, 1)
+        >>> Machines(num_replicas=3, gpus_per_replica=4, gpus_per_node=6).list_replicas(1)
+        (1, 2)
         """
-        last_gpu = min(first_gpu + num_gpus, self.num_gpus) - 1
+        begin = node * self.gpus_per_node - self.first_gpu
+        first, end = max(begin, 0), min(begin + self.gpus_per_node, self.num_gpus)
         size = self.gpus_per_replica
-        return tuple(range(first_gpu // size, last_gpu // size + 1))
+        return tuple(range(first // size, (end - 1) // size + 1)) if end > first else ()
 
 
 class Change(NamedTuple):
@@ -56,7 +63,8 @@ class Change(NamedTuple):
     replicas: tuple[int, ...]
     """By number in their pool."""
     starts: bool
-    """Whether they serve from now on, with empty caches; else they stop."""
+    """Whether one reason for them to stop is gone, else there is one more. With none left they
+    serve, with empty caches."""
 
 
 class FailurePolicy(Protocol):

@@ -23,9 +23,11 @@ class Kill(Frozen):
     """The GPU that is lost, from 0; GPUs of a pool are numbered replica after replica. Either this
     or ``node``."""
     node: MachineNumber | None = None
-    """The node that is lost with all its GPUs, from 0; the GPUs of a pool fill nodes in order."""
+    """The node that is lost with all its GPUs, from 0. The deployment's own replicas fill nodes in
+    order, and behind them those of a prefill pool on the same cluster."""
     pool: Literal["prefill"] | None = None
-    """``prefill`` where what is lost is of the prefill pool; absent = of the deployment's own."""
+    """``prefill`` where the GPU is one of the prefill pool's, or the node one of its cluster's;
+    absent = the deployment's own."""
     restart_s: Seconds | None = None
     """Seconds from the loss until its replicas serve again, with empty caches; absent = never."""
 
@@ -38,20 +40,32 @@ class Kill(Frozen):
     def changes(
         self, machines: Mapping[str, Machines], rng: np.random.Generator
     ) -> Iterator[Change]:
-        pool = self.pool or ("both" if "both" in machines else "decode")
+        pool: str = self.pool or ("both" if "both" in machines else "decode")
         if pool not in machines:
             raise UserError('pool = "prefill": there is no prefill pool; leave it out')
         own = machines[pool]
-        number, there, width, what = (
-            (self.gpu, own.num_gpus, 1, "gpu")
-            if self.gpu is not None
-            else (self.node, own.num_nodes, own.gpus_per_node, "node")
-        )
-        assert number is not None
-        if number >= there:
-            raise UserError(f"{what} = {number}: there are {there:,}, numbered from 0")
-        replicas = own.list_replicas(number * width, width)
-        found = [Change(self.at_s, pool, replicas, starts=False)]
-        if self.restart_s is not None:
-            found.append(Change(self.at_s + self.restart_s, pool, replicas, starts=True))
+        if self.gpu is not None:
+            _check("gpu", self.gpu, own.num_gpus)
+            hit: dict[str, tuple[int, ...]] = {pool: (self.gpu // own.gpus_per_replica,)}
+        else:
+            assert self.node is not None
+            there = {name: one for name, one in machines.items() if one.cluster == own.cluster}
+            _check("node", self.node, max(one.num_nodes for one in there.values()))
+            hit = {name: one.list_replicas(self.node) for name, one in there.items()}
+        found = [
+            Change(at_s, name, replicas, starts)
+            for at_s, starts in self._times()
+            for name, replicas in hit.items()
+            if replicas
+        ]
         return iter(found)
+
+    def _times(self) -> list[tuple[float, bool]]:
+        """When something happens, and whether it is that replicas serve again."""
+        stops = [(self.at_s, False)]
+        return stops if self.restart_s is None else [*stops, (self.at_s + self.restart_s, True)]
+
+
+def _check(what: str, number: int, there: int) -> None:
+    if number >= there:
+        raise UserError(f"{what} = {number}: there are {there:,}, numbered from 0")

@@ -149,7 +149,7 @@ def over_time(
     unit_s, unit = time_axis(float(end_s.max()))
     width = seconds(float(edges_s[1]))
     has_changes = any(style.facts(results, name).get("changes") for name in results.deployments)
-    changes = "; dotted: a replica stops, dashed: it serves again" if has_changes else ""
+    changes = "<br>dotted: a replica stops, dashed: it serves again" if has_changes else ""
     drawn = style.figure(
         f"Time since the first arrival, bins of {width} ({unit}){changes}", y, height
     )
