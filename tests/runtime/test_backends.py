@@ -50,6 +50,13 @@ def test_threads_refuse_faults_and_say_what_would_do(scenario):
         execute_scenario(loaded, path, backend="in_process")
 
 
+def test_failures_are_not_executed_and_faults_are_named_instead(scenario):
+    kill = 'deployments.*.failures=[{ kind = "kill", at_s = 1.0, gpu = 0 }]'
+    loaded, path, _ = scenario(kill)
+    with pytest.raises(UserError, match="failures can be simulated, but not executed"):
+        execute_scenario(loaded, path, backend="in_process")
+
+
 def test_every_rank_is_asked():
     backend = InProcessBackend(3)
     try:

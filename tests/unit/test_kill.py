@@ -6,7 +6,6 @@ import pytest
 
 from simulator.base.errors import UserError
 from simulator.base.plugins import build
-from simulator.commands.execute import execute_scenario
 from simulator.commands.run import run_scenario
 from simulator.policies.failures import Change, Machines
 from simulator.results.formats import seconds_text
@@ -125,11 +124,3 @@ def test_who_loses_requests_is_not_better_whatever_the_latencies(tmp_path):
     assert rows["num_lost"]["dies"] > 0
     assert rows["duration_s"]["dies"] >= float(results.requests["arrival_s"].max())
     assert rows["ttft_p50_s"]["dies"] > 0
-
-
-def test_execution_refuses_failures(tmp_path):
-    path = tmp_path / "scenario.toml"
-    more = 'replicas = 1\nfailures = [{ kind = "kill", at_s = 1.0, gpu = 1 }]'
-    path.write_text(small_scenario("stdlib-moe", 4, more=more))
-    with pytest.raises(UserError, match="failures can be simulated, but not executed"):
-        execute_scenario(load_scenario(str(path), [])[0], path)
