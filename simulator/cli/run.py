@@ -283,7 +283,7 @@ def _is_plan(folder: Path) -> bool:
 
 
 def _is_sweep(folder: Path) -> bool:
-    """As :func:`simulator.results.sweep.is_sweep`, without pandas."""
+    """Whether a folder is of a sweep, found out without pandas."""
     return (folder / "sweep.csv").is_file()
 
 

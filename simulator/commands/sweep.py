@@ -32,7 +32,7 @@ from simulator.scenario.scenario import load_scenario
 _SCENARIO = "scenario"
 """Key that stands for the file, where there are several."""
 _MOST_POINTS = 1_000
-"""Of some three megabytes each, the page with its plots among them."""
+"""Folders of a sweep: each has some three megabytes, the page with its plots among them."""
 _LONGEST_NAME = 100
 """Characters of a point's folder."""
 
@@ -42,7 +42,7 @@ class Point:
     """One run of a sweep."""
 
     name: str
-    """Of its folder."""
+    """Name of its folder."""
     scenario: str
     overrides: tuple[str, ...]
     seed: int
@@ -55,7 +55,7 @@ class _Done:
     """What came of a point."""
 
     name: str
-    """Of its folder."""
+    """Name of the point's folder."""
     facts: dict[str, Any]
     """``name`` and ``deployments`` of the scenario, and either ``winner`` and ``headline`` or
     ``refusal``."""

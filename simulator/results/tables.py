@@ -200,11 +200,11 @@ class ReplicasChanged:
 
     at_s: float
     pool: str
-    """As in ``STEP_COLUMNS``."""
+    """Their pool, named as in ``STEP_COLUMNS``."""
     starts: bool
     """Whether they serve from then on; else they stopped."""
     replicas: list[int]
-    """As in ``STEP_COLUMNS``; those only that it made a difference to."""
+    """Those that it made a difference to, numbered as in ``STEP_COLUMNS``."""
     num_requests: int
     """Requests that they had, which went to others or were lost."""
 

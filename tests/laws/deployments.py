@@ -127,6 +127,18 @@ def join_rows(steps, ends_s):
     return pd.DataFrame(joined, columns=steps.columns).astype(float)
 
 
+def check_same_events(compiled, simpy):
+    """Two ways of serving are the same, but for last digits: SimPy adds up differences."""
+    pd.testing.assert_frame_equal(
+        compiled.requests_table(), simpy.requests_table(), rtol=1e-9, atol=1e-12
+    )
+    for name in compiled.pools:
+        own = compiled.steps_of(name)
+        for replica in range(compiled.pools[name].plan.replicas):
+            other = join_steps(simpy, name, replica)
+            np.testing.assert_allclose(own[own["replica"] == replica], other, rtol=1e-9, atol=1e-12)
+
+
 def serve_by_events(monkeypatch, plan, trace, way_s=None, until=None):
     """Serve as the ``rank`` fidelity does, but let every step be one timeout of the table's
     price.

@@ -11,7 +11,7 @@ import pytest
 from simulator.engine.timeline import serve
 from simulator.policies.failures import Change
 from tests.cases import times
-from tests.laws.deployments import draw_deployment, join_steps, serve_by_events
+from tests.laws.deployments import check_same_events, draw_deployment, serve_by_events
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,14 +116,7 @@ def check_steps(served):
 def test_failures_do_the_same_at_every_fidelity(tiny, monkeypatch, seed):
     plan, trace = draw_failing(tiny, seed)
     compiled, simpy = serve(plan, trace), serve_by_events(monkeypatch, plan, trace)
-    pd.testing.assert_frame_equal(
-        compiled.requests_table(), simpy.requests_table(), rtol=1e-9, atol=1e-12
-    )
-    for name in compiled.pools:
-        own = compiled.steps_of(name)
-        for replica in range(compiled.pools[name].plan.replicas):
-            other = join_steps(simpy, name, replica)
-            np.testing.assert_allclose(own[own["replica"] == replica], other, rtol=1e-9, atol=1e-12)
+    check_same_events(compiled, simpy)
 
 
 @pytest.mark.parametrize("balancing", ["least_outstanding", "least_tokens", "round_robin"])

@@ -3,14 +3,13 @@
 import dataclasses
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from simulator.engine import timeline
 from simulator.engine.events import code_of, pop_event, push_event, start_events
 from simulator.engine.timeline import serve
 from tests.cases import times
-from tests.laws.deployments import draw_deployment, join_steps, serve_by_events
+from tests.laws.deployments import check_same_events, draw_deployment, join_steps, serve_by_events
 
 
 @pytest.mark.parametrize("seed", range(2000, 2000 + times(40)))
@@ -20,14 +19,7 @@ def test_events_have_one_order_at_every_fidelity(tiny, monkeypatch, seed):
     """
     plan, trace = draw_deployment(tiny, seed)
     compiled, simpy = serve(plan, trace), serve_by_events(monkeypatch, plan, trace)
-    pd.testing.assert_frame_equal(
-        compiled.requests_table(), simpy.requests_table(), rtol=1e-9, atol=1e-12
-    )
-    for name in compiled.pools:
-        own = compiled.steps_of(name)
-        for replica in range(compiled.pools[name].plan.replicas):
-            other = join_steps(simpy, name, replica)
-            np.testing.assert_allclose(own[own["replica"] == replica], other, rtol=1e-9, atol=1e-12)
+    check_same_events(compiled, simpy)
 
 
 def test_replicas_in_step_form_the_same_batches_at_every_fidelity(tiny, monkeypatch):
