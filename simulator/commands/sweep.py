@@ -27,6 +27,7 @@ from simulator.results import sweep as sweeps
 from simulator.results.folder import replace_folder, write
 from simulator.results.provenance import Provenance
 from simulator.results.sweep import Sweep, order_columns
+from simulator.results.sweep_text import value_text
 from simulator.scenario.scenario import load_scenario
 
 _SCENARIO = "scenario"
@@ -294,7 +295,7 @@ def _name(number: int, stem: str, setting: Mapping[str, Any], seed: int | None) 
     """A point's folder: its number, so that names differ, and what it is in letters that any file
     system takes.
     """
-    parts = [stem, *(f"{key.split('.')[-1]}-{_toml(value)}" for key, value in setting.items())]
+    parts = [stem, *(f"{key.split('.')[-1]}-{value_text(value)}" for key, value in setting.items())]
     parts += [] if seed is None else [f"seed-{seed}"]
     letters = "".join(c if c.isalnum() or c in "-._" else "-" for c in "_".join(parts))
     while "--" in letters:

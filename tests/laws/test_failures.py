@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from simulator.engine import timeline
 from simulator.engine.timeline import serve
 from simulator.policies.failures import Change
 from tests.cases import times
@@ -73,6 +74,9 @@ def test_whatever_stops_every_request_finishes_or_is_lost_and_no_token_comes_twi
         num_tokens = generated(served)
         assert (num_tokens[is_finished] == trace.num_output[is_finished]).all()
         assert (num_tokens[~is_finished] < trace.num_output[~is_finished]).all()
+        moves = served.moves_table().groupby("request").size().reindex(table.index).fillna(0)
+        in_vain = (table["outcome"] == "lost") & (moves > 0)  # given back, and nobody was there
+        assert (table["num_retries"] == moves - in_vain).all()
         gaps = served.pools["both"].clock.gap_counts.sum()
         assert gaps == np.maximum(num_tokens - 1, 0).sum()
     done = table[is_finished]
@@ -264,3 +268,54 @@ def test_what_is_planned_for_after_the_end_does_not_happen(tiny):
     plan, trace = tiny.plan("dense", replicas=2, num_layers=2), tiny.trace(10, 400.0)
     served = serve(with_changes(plan, Change(1e6, "both", (0,), starts=False)), trace)
     assert served.changed == ()
+
+
+def test_a_prompt_whose_cache_is_on_its_way_is_computed_once_more_and_no_more(tiny):
+    plan = tiny.plan(
+        "dense",
+        num_layers=2,
+        cluster="h100-sxm-16",
+        prefill={"parallel": {"tp": 2}, "replicas": 2, "handshake_s": 1.0},
+    )
+    trace = dataclasses.replace(tiny.trace(1), num_input=np.array([500]), num_output=np.array([9]))
+    whole = serve(plan, trace)
+    prompts = whole.pools["prefill"].requests
+    lost_s = float(prompts.finish_s[0]) + 0.5
+    served = serve(with_changes(plan, Change(lost_s, "prefill", (0,), starts=False)), trace)
+    row, steps = served.requests_table().loc[0], served.steps_of("prefill")
+    assert (row["outcome"], row["num_retries"]) == ("finished", 1)
+    assert steps.groupby("replica")["prefill_tokens"].sum().tolist() == [500, 500]
+    assert not steps["decode_tokens"].any()
+    took_s = row["finish_s"] - whole.requests_table().loc[0, "finish_s"]
+    prompt_s = float(prompts.first_s[0] - prompts.scheduled_s[0])
+    assert took_s == pytest.approx(lost_s - float(prompts.scheduled_s[0]), rel=1e-6)
+    assert took_s == pytest.approx(prompt_s + 0.5, rel=1e-6)
+
+
+@pytest.mark.parametrize("rows", [2, 7])
+def test_where_a_log_begins_anew_makes_no_difference(tiny, monkeypatch, rows):
+    plan, trace = draw_failing(tiny, 3001)
+    whole = serve(plan, trace)
+    monkeypatch.setattr(timeline, "_LOG_ROWS", rows)
+    parts = serve(plan, trace)
+    pd.testing.assert_frame_equal(whole.requests_table(), parts.requests_table(), check_exact=True)
+    for name in whole.pools:
+        own, other = whole.steps_of(name), parts.steps_of(name)
+        assert len(own) <= len(other)
+        added = own.columns.drop(["start_s", "running", "waiting", "kv_used", "limited_by"])
+        added = added.drop("load_imbalance")
+        np.testing.assert_allclose(
+            own.groupby("replica")[list(added.drop("replica"))].sum(),
+            other.groupby("replica")[list(added.drop("replica"))].sum(),
+            rtol=1e-9,
+            atol=1e-12,
+        )
+
+
+def test_a_request_is_sent_again_as_often_as_somebody_was_there(tiny):
+    plan = tiny.plan("dense", replicas=4, num_layers=2)
+    trace = dataclasses.replace(tiny.trace(1), num_input=np.array([500]), num_output=np.array([90]))
+    end_s = float(serve(plan, trace).requests_table()["finish_s"][0])
+    script = [Change(end_s * (0.5 + 0.1 * n), "both", (n,), starts=False) for n in range(4)]
+    row = serve(with_changes(plan, *script), trace).requests_table().loc[0]
+    assert (row["outcome"], row["num_retries"], row["replica"]) == ("lost", 3, 3)

@@ -41,6 +41,7 @@ def test_points_are_every_combination_in_order(scenario):
     assert all(
         set(point.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-._") for point in points
     )
+    assert points[3].name.endswith("_rate_scale-1_engine-sglang_seed-6")
     assert points[3].overrides == ("seed=5", f"{RATE}=1", 'deployments.0.engine="sglang"')
 
 
