@@ -15,6 +15,8 @@ from simulator.results.sweep import Sweep, measure_spread
 
 _WIDE = 0.05
 """Spread of a figure over its mean from which on a single seed says little."""
+_MOST_TOLD = 12
+"""Settings whose winner is told one by one."""
 _SPREAD_OF = ("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "output_tokens_per_s")
 
 
@@ -64,6 +66,8 @@ def tell_sweep(sweep: Sweep) -> tuple[str, list[str]]:
         left_out = " that was not refused" if len(winners) < len(sweep.settings) else ""
         return _tell_best(next(iter(winners[0][1])), f"at every setting{left_out}"), reasons
     told = [f"{setting_text(setting)}: {_tell_winners(own)}" for setting, own in winners]
+    if len(told) > _MOST_TOLD:
+        told[_MOST_TOLD:] = [f"{len(told) - _MOST_TOLD:,} more settings are in the table."]
     return (
         "Which deployment serves the traffic better depends on the setting.",
         [*told, *reasons],

@@ -177,6 +177,11 @@ def test_who_is_better_is_said_of_every_setting_where_it_depends_on_it():
     assert tell_sweep(seeds)[0].endswith(
         "depends on the seed: A for 2 of 3 seeds, B for 1 of 3 seeds."
     )
+    many = made_up([(rate, "AB"[rate % 2]) for rate in range(1, 31)], [1.0] * 30)
+    assert tell_sweep(many)[1][11:13] == [
+        "rate_scale = 12: A.",
+        "18 more settings are in the table.",
+    ]
     part = made_up([(1, "A"), (2, "A"), (4, "A")], [1.0, 1.0, 1.0])
     for point in part.run["points"][1:2]:
         del point["winner"]
