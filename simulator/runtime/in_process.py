@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from simulator.base.errors import LostError
 from simulator.runtime.faults import Fault
 from simulator.runtime.job import Job, Step
+from simulator.runtime.patience import Patience
 from simulator.runtime.shard import Shard, ShardStep, threads_per_rank
 from simulator.runtime.transport import PeerLostError
 from simulator.runtime.transport.in_process import InProcess
@@ -26,24 +28,43 @@ class InProcessBackend:
         for shard in self.shards:
             shard.use_threads(threads_per_rank(size))
         self._threads = ThreadPoolExecutor(size)
-        meeting = InProcess().meeting(size, timeout_s)
+        self._patience = Patience(timeout_s)
+        self._room = InProcess().meeting(size, timeout_s)
         for shard in self.shards:
-            shard.join({"kind": "in_process"}, meeting, timeout_s)
+            shard.join({"kind": "in_process"}, self._room, timeout_s)
 
     def load(self, job: Job) -> list[int]:
         """Build every rank's part of the model; parameters on each."""
+        self._patience.forget()
         return [shard.load(job) for shard in self.shards]
 
     def step(self, step: Step) -> list[ShardStep]:
-        """Run a step on all ranks."""
+        """Run a step on all ranks.
+
+        Raises:
+            LostError: if a rank kept the others waiting for too long. They cannot meet again.
+        """
         self.attempt_began_s = time.perf_counter()
-        futures = [self._threads.submit(shard.step, step) for shard in self.shards]
+        timeout_s = self._patience.of(step.kind)
+        futures = [self._threads.submit(self._run, shard, step, timeout_s) for shard in self.shards]
         errors = [error for future in futures if (error := future.exception()) is not None]
-        if errors:  # what went wrong first, not that the others missed a rank
-            raise next(
-                (error for error in errors if not isinstance(error, PeerLostError)), errors[0]
-            )
+        for error in errors:  # what went wrong first, not that the others missed a rank
+            if not isinstance(error, PeerLostError):
+                raise error
+        if errors:
+            raise LostError(
+                f"step {step.number} failed: a rank kept the others waiting for more than "
+                f"{timeout_s:g} s; raise execution.timeout_s if it happens again"
+            ) from errors[0]
+        self._patience.learn(step.kind, time.perf_counter() - self.attempt_began_s)
         return [future.result() for future in futures]
+
+    def _run(self, shard: Shard, step: Step, timeout_s: float) -> ShardStep:
+        try:
+            return shard.step(step, timeout_s)
+        except BaseException:
+            self._room.abort()  # the others need not wait for a rank that will not come
+            raise
 
     def apply(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """Call ``function(shard, *arguments)`` on every rank."""

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from simulator.base.errors import UserError
+from simulator.base.errors import LostError, UserError
 from simulator.commands.execute import execute_scenario
 from simulator.results.executed import STEP_COLUMNS, SUMMARY_COLUMNS
 from simulator.runtime.in_process import InProcessBackend
+from simulator.runtime.job import Step
 from simulator.runtime.load import Use, others_share
 from simulator.scenario.scenario import load_scenario
 
@@ -55,6 +56,33 @@ def test_failures_are_not_executed_and_faults_are_named_instead(scenario):
     loaded, path, _ = scenario(kill)
     with pytest.raises(UserError, match="failures can be simulated, but not executed"):
         execute_scenario(loaded, path, backend="in_process")
+
+
+def test_threads_that_are_not_waited_for_say_what_to_raise(scenario):
+    loaded, path, names = scenario("execution.timeout_s=1e-9")
+    with pytest.raises(LostError, match=f"while '{names[0]}' ran: .*raise execution.timeout_s"):
+        execute_scenario(loaded, path, backend="in_process", names=names[:1])
+
+
+def test_a_thread_that_fails_is_named_and_not_waited_for():
+    backend = InProcessBackend(2, timeout_s=1e6)  # the other would outlast the test
+
+    class Broken:
+        def step(self, step, timeout_s):
+            raise ZeroDivisionError
+
+    class Waits:
+        def step(self, step, timeout_s):
+            one.transport.barrier()
+
+    one = backend.shards[0]
+    backend.shards = [Waits(), Broken()]
+    try:
+        with pytest.raises(ZeroDivisionError):
+            backend.step(Step(0, 2, 1, 4, 0))
+    finally:
+        backend.shards = [one]
+        backend.close()
 
 
 def test_every_rank_is_asked():
