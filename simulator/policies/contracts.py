@@ -222,7 +222,11 @@ def _hold_changes(
             and found.pool in machines
             and isinstance(found.at_s, float | int)
             and now_s <= found.at_s < float("inf")
-            and all(0 <= replica < machines[found.pool].num_replicas for replica in found.replicas)
+            and all(
+                isinstance(replica, int | np.integer)
+                and 0 <= replica < machines[found.pool].num_replicas
+                for replica in found.replicas
+            )
         )
         known = " or ".join(
             f"{pool} with replicas 0 to {own.num_replicas - 1}" for pool, own in machines.items()

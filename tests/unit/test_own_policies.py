@@ -132,6 +132,7 @@ WRONG = [
     ("failures", "[]", "an iterator of Change", "list []"),
     ("failures", "iter([7])", "a Change at 0 s or later, of both", "int 7"),
     ("failures", "iter([Change(1.0, 'both', (2,), False)])", "replicas 0 to 1", "Change("),
+    ("failures", "iter([Change(1.0, 'both', (0.5,), False)])", "replicas 0 to 1", "(0.5,)"),
     ("failures", "iter([Change(1.0, 'decode', (0,), False)])", "both with", "Change("),
     ("failures", "(Change(1.0 - n, 'both', (0,), False) for n in (0, 1))", "1 s or", "Change("),
     ("failures", "(1 / n for n in (0,))", "failed (", "ZeroDivisionError"),
