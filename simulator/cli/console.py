@@ -64,6 +64,15 @@ Address = Annotated[
         help="Run on the Ray cluster there; by default Ray is started here.",
     ),
 ]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        metavar="N",
+        min=1,
+        help="Processes of a plan or a sweep; by default one a core, or one a CPU of the cluster.",
+    ),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option(

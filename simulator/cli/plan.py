@@ -14,7 +14,7 @@ from rich.text import Text
 from simulator.base.errors import UserError
 from simulator.base.text import one_line
 from simulator.cli import console
-from simulator.cli.console import Address, AllowCode, AsJson, Out, Seed, Set
+from simulator.cli.console import Address, AllowCode, AsJson, Out, Seed, Set, Workers
 
 _RUNNERS_UP = 4
 _REASONS = 5
@@ -43,14 +43,7 @@ def plan(
             help="Where finished simulations are kept; by default in the user's cache folder.",
         ),
     ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="Processes; by default one a core, or one a CPU of the cluster.",
-        ),
-    ] = None,
+    workers: Workers = None,
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:

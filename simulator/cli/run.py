@@ -16,7 +16,7 @@ from rich.text import Text
 
 from simulator.base.errors import UserError
 from simulator.cli import console
-from simulator.cli.console import Address, AllowCode, AsJson, Out, Seed, Set
+from simulator.cli.console import Address, AllowCode, AsJson, Out, Seed, Set, Workers
 
 _SETTING_METRICS = ("ttft_p50_s", "tpot_p50_s", "output_tokens_per_s", "slo_attainment")
 """What is printed of each setting of a sweep."""
@@ -55,14 +55,7 @@ def run(
             "--seeds", metavar="N", min=1, help="Run with so many seeds, counted on from the first."
         ),
     ] = 1,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="Processes of a sweep; by default one a core, or one a CPU of the cluster.",
-        ),
-    ] = None,
+    workers: Workers = None,
     address: Address = None,
     allow_code: AllowCode = False,
     as_json: AsJson = False,

@@ -131,12 +131,12 @@ def make_plan(spec: DeploymentSpec, seed: int, where: str, folder: Path) -> Depl
     plan = _make_pools(spec, seed, place, folder)
     failures = []
     for number, table in enumerate(spec.failures):
-        where = f"{place} [failures.{number}]"
-        failures.append(build("failures", table, where))
+        in_table = f"{place} [failures.{number}]"
+        failures.append(build("failures", table, in_table))
         try:
             list_changes(failures[-1], plan.machines, plan.rng("failures", number))
         except UserError as error:
-            raise UserError(f"{where}: {error}") from None
+            raise UserError(f"{in_table}: {error}") from None
     return replace(plan, failures=tuple(failures))
 
 

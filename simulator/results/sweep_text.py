@@ -17,6 +17,7 @@ _WIDE = 0.05
 """Spread of a figure over its mean from which on a single seed says little."""
 _MOST_TOLD = 12
 """Settings whose winner is told one by one."""
+_NONE = "none is better (a tie or a trade-off)"
 _SPREAD_OF = ("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "output_tokens_per_s")
 
 
@@ -88,9 +89,6 @@ def _tell_seeds(winners: Mapping[str, int]) -> str:
 def _tell_best(best: str, where: str) -> str:
     said = "It is a tie or a trade-off" if best == _NONE else f"{best} serves this traffic better"
     return f"{said} {where}".rstrip() + "."
-
-
-_NONE = "none is better (a tie or a trade-off)"
 
 
 def _winners_at(sweep: Sweep, setting: Mapping[str, Any]) -> dict[str, int]:
