@@ -57,6 +57,9 @@ class HandOver(Frozen):
     recomputes_last: bool = False
     """Whether the decode pool computes the prompt's last token again and shows the first token that
     it finds itself; if not, it shows the prefill pool's when it takes the request in."""
+    reserves_first: bool = False
+    """Whether the decode pool keeps KV blocks for a prompt before it is computed; if not, when it
+    is, so that prompts which find no room stay in the prefill pool's cache."""
 
 
 class EngineSpec(Frozen):

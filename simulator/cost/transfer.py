@@ -39,6 +39,8 @@ class Transfer:
     """Seconds from the end of a prompt until its cache leaves."""
     recomputes_last: bool
     """See :class:`~simulator.config.engine.HandOver`."""
+    reserves_first: bool
+    """Whether a prompt is computed when the decode pool has room for its cache, and not before."""
     num_layers: int
     layerwise: bool
     stages: int = 1
@@ -124,6 +126,7 @@ def make_transfer(
         latency_s=max(wire.latency_s for wire in wires),
         handshake_s=hand_over.handshake_s if spec.handshake_s is None else spec.handshake_s,
         recomputes_last=hand_over.recomputes_last,
+        reserves_first=hand_over.reserves_first or spec.layerwise,
         num_layers=num_layers,
         layerwise=spec.layerwise,
         stages=layouts[0].pp,

@@ -36,8 +36,10 @@ from simulator.engine.state import (
     NUM_ADMISSIONS,
     NUM_INPUT,
     NUM_OUTPUT,
+    NUM_READY,
     NUM_RUNNING,
     NUM_WAITING,
+    RESERVED_OUTPUT,
     SCHEDULED_S,
     SHARED,
     STOPPED_BY,
@@ -64,12 +66,15 @@ def admit(
     left.
     """
     pool = d % len(ranks.pools)
+    budget = _admit_ready(requests, ranks, d, budget, limits, now_s)
     if limits.rules.output_share > 0 and ranks.each[d, IS_FULL] and ranks.each[d, NUM_RUNNING] > 0:
         ranks.each[d, STOPPED_BY] = _KV_CACHE
         return budget
-    coming = _count_coming(requests, ranks, d, limits)
+    coming = count_coming(requests, ranks, d, limits)
     while (
-        ranks.each[d, HEAD] >= 0
+        # Those that have come wait for nothing but tokens and places, which nobody else gets.
+        ranks.each[d, NUM_READY] == 0
+        and ranks.each[d, HEAD] >= 0
         and budget > 0
         and ranks.each[d, NUM_RUNNING] < limits.rules.max_sequences
     ):
@@ -83,7 +88,7 @@ def admit(
         new = remaining if not limits.rules.splits_prompts else min(remaining, budget)
         output = requests.ints[r, NUM_OUTPUT] - requests.ints[r, GENERATED]
         reach = known + output if limits.rules.reserves_output else computed + new
-        room, clipped = reach, min(output, _CLIPPED_OUTPUT)
+        room, clipped = reach, clip_output(output)
         if limits.rules.checks_known:
             room = max(reach, known)
         elif limits.rules.output_share > 0:
@@ -117,17 +122,45 @@ def admit(
 
 
 @borrowing
-def _count_coming(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> int:
-    """Output tokens that SGLang counts on from the requests of rank ``d`` that run: of those that
-    decode a share, which follows how many it had to retract lately (``PrefillAdder``).
+def _admit_ready(
+    requests: Requests, ranks: Ranks, d: int, budget: int, limits: Limits, now_s: float
+) -> int:
+    """Admit requests whose caches have come into the blocks that were kept for them. Returns the
+    tokens left.
+    """
+    each, ints = ranks.each, requests.ints
+    while each[d, NUM_READY] > 0 and each[d, NUM_RUNNING] < limits.rules.max_sequences:
+        r = each[d, HEAD]
+        new = ints[r, NUM_INPUT] + ints[r, GENERATED] - ints[r, BROUGHT]
+        if new > budget:
+            return budget
+        ints[r, COMPUTED] = ints[r, BROUGHT]
+        each[d, NUM_READY] -= 1
+        each[d, RESERVED_OUTPUT] -= clip_output(ints[r, NUM_OUTPUT] - ints[r, GENERATED])
+        _run(requests, ranks, d, r, new, now_s)
+        budget -= new
+    return budget
+
+
+@borrowing
+def clip_output(output: int) -> int:
+    """Output tokens of a request that SGLang counts on."""
+    return min(output, _CLIPPED_OUTPUT)
+
+
+@borrowing
+def count_coming(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> int:
+    """Output tokens that SGLang counts on from the requests of rank ``d`` that run or have blocks:
+    of those that decode a share, which follows how many it had to retract lately
+    (``PrefillAdder``).
     """
     if limits.rules.output_share == 0:
         return 0
     running, ints = ranks.running, requests.ints
-    tokens = 0.0
+    tokens = float(ranks.each[d, RESERVED_OUTPUT])
     for i in range(ranks.each[d, NUM_RUNNING]):
         r = running[d, i]
-        left = min(ints[r, NUM_OUTPUT] - ints[r, GENERATED], _CLIPPED_OUTPUT)
+        left = clip_output(ints[r, NUM_OUTPUT] - ints[r, GENERATED])
         tokens += left if ints[r, GENERATED] == 0 else left * ranks.output_share[d]
     return int(tokens)
 

@@ -21,6 +21,7 @@ from simulator.engine.decodes import (
     join,
 )
 from simulator.engine.preemption import find_latest, preempt, queue_last, retract
+from simulator.engine.reservations import reserve_blocks, stand_in_line
 from simulator.engine.state import (
     BLOCKS,
     COMPUTED,
@@ -33,21 +34,25 @@ from simulator.engine.state import (
     GENERATED,
     HEAD,
     HELD,
+    IN_LINE,
     IS_FULL,
     LAST_S,
     LONGEST,
     NEXT_END,
     NUM_DECODES,
     NUM_FINISHED,
+    NUM_IN_LINE,
     NUM_INPUT,
     NUM_OUTPUT,
     NUM_PUSHED,
+    NUM_RESERVED,
     NUM_RUNNING,
     NUM_TAKEN,
     NUM_WAITING,
     OUTSTANDING_TOKENS,
     RAN_OUT,
     SHARED,
+    STAGE,
     STOPPED_BY,
     TICKS,
     Clock,
@@ -65,17 +70,24 @@ def push(requests: Requests, ranks: Ranks, clock: Clock, r: int) -> None:
     """Queue request ``r`` at the data-parallel rank with the fewest unfinished requests."""
     best = 0
     for d in range(1, len(ranks.each)):
-        if (
-            ranks.each[d, NUM_WAITING] + ranks.each[d, NUM_RUNNING]
-            < ranks.each[best, NUM_WAITING] + ranks.each[best, NUM_RUNNING]
-        ):
+        if _count_unfinished(ranks, d) < _count_unfinished(ranks, best):
             best = d
     requests.ints[r, DP_RANK] = best
-    queue_last(requests, ranks, best, r)
+    if requests.ints[r, STAGE] == IN_LINE:
+        stand_in_line(requests, ranks, best, r)
+    else:
+        queue_last(requests, ranks, best, r)
     clock.counts[0, NUM_PUSHED] += 1
     clock.counts[0, OUTSTANDING_TOKENS] += (
         requests.ints[r, NUM_INPUT] + requests.ints[r, NUM_OUTPUT]
     )
+
+
+@borrowing
+def _count_unfinished(ranks: Ranks, d: int) -> int:
+    each = ranks.each
+    here = each[d, NUM_WAITING] + each[d, NUM_RUNNING]
+    return int(here + each[d, NUM_IN_LINE] + each[d, NUM_RESERVED])
 
 
 @borrowing
@@ -88,7 +100,9 @@ def is_decode(new: int, num_input: int, generated: int, computed: int) -> bool:
 
 @borrowing
 def form_step(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> bool:
-    """Fill ``ranks.chunk`` for the next step. Returns whether there is anything to compute."""
+    """Fill ``ranks.chunk`` for the next step, and keep blocks for caches that are to come. Returns
+    whether there is anything to compute.
+    """
     has_work = _fill(requests, ranks, limits, now_s)
     if len(ranks.each) > len(
         ranks.pools
@@ -144,6 +158,8 @@ def _fill(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> boo
             if limits.rules.output_share > 0:
                 retract(requests, ranks, d, limits)
             budget = _schedule_running(requests, ranks, d, budget, limits, False, True)
+        if each[d, NUM_IN_LINE] > 0:
+            reserve_blocks(requests, ranks, d, limits, now_s)
         has_work = has_work or budget < limits.rules.token_budget
     return has_work
 
@@ -286,7 +302,8 @@ def complete_step(
             if is_done:
                 times[r, FINISH_S] = now_s
                 each[d, IS_FULL] = False
-                release(requests, ranks, pool, r)
+                if not limits.hands_over:
+                    release(requests, ranks, pool, r)
                 clock.counts[0, OUTSTANDING_TOKENS] -= ints[r, NUM_INPUT] + ints[r, NUM_OUTPUT]
                 finished += 1
             else:

@@ -20,9 +20,11 @@ from simulator.engine.state import (
     KEPT_BLOCKS,
     KEPT_END,
     KEPT_FIRST,
+    LAST_READY,
     NEWER,
     NUM_EVICTABLE,
     NUM_INPUT,
+    NUM_READY,
     NUM_TAKEN,
     OLDER,
     PREEMPTIONS,
@@ -207,7 +209,11 @@ def take_back(requests: Requests, ranks: Ranks, r: int, d: int, count: int) -> N
         ranks.pools[d, FREE_BLOCKS] -= count
         for lane in range(d, len(ranks.each), len(ranks.pools)):
             other = ranks.each[lane, HEAD]
-            while other >= 0 and requests.ints[other, PREEMPTIONS] > 0:  # they wait first in line
+            if ranks.each[lane, NUM_READY] > 0:
+                other = requests.ints[ranks.each[lane, LAST_READY], FOLLOWING]
+            while (
+                other >= 0 and requests.ints[other, PREEMPTIONS] > 0
+            ):  # they wait before others without blocks
                 if requests.ints[other, KEPT_END] > requests.ints[r, KEPT_END]:
                     requests.ints[other, KEPT_END] -= count
                 other = requests.ints[other, FOLLOWING]

@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 from simulator.engine.decodes import dissolve
 from simulator.engine.events import (
     ARRIVES,
-    COMES_AGAIN,
+    COMES_LATER,
     FORMS,
     FORMS_LATE,
+    GOES_ON,
     Events,
     code_of,
-    kind_of,
-    number_of,
     push_event,
     remove_events,
 )
@@ -29,7 +28,8 @@ from simulator.engine.state import (
     FINISH_S,
     FIRST_S,
     FOLLOWING,
-    GENERATED,
+    HERE,
+    IN_LINE,
     KEPT_BLOCKS,
     KEPT_END,
     KEPT_FIRST,
@@ -45,6 +45,7 @@ from simulator.results.tables import STEP_PHASES
 
 _CACHE = (COMPUTED, BROUGHT, BLOCKS, SHARED, KEPT_FIRST, KEPT_BLOCKS, KEPT_END)
 """What a request has in the caches of its replica."""
+_OF_PROMPT = (FIRST_S, LAST_S, FINISH_S)
 _PREFILL_TOKENS, _DECODE_TOKENS, _READ_BYTES = (
     LOG_COLUMNS.index(name) for name in ("prefill_tokens", "decode_tokens", "read_bytes")
 )
@@ -84,16 +85,15 @@ def apply_change(change: Change, place: int, pools: Sequence[PoolState], events:
         if reasons[0] == 1:
             number = replica + place * pools[0].plan.replicas
             remove_events(events, [code_of(kind, number) for kind in (FORMS, FORMS_LATE)])
-            found = _stop(pool, replica)
-            if place == 0 and len(pools) > 1:
-                found = np.concatenate([found, _lose_transfers(pool, replica, events)])
-            given_back[replica] = found
+            expected = _call_off(pool, replica, events)
+            kept = _lose_kept(pool, replica, events)
+            given_back[replica] = np.sort(np.concatenate([expected, kept, _stop(pool, replica)]))
     return Changed(change, given_back)
 
 
 def send_again(requests: Sequence[int], place: int, at_s: float, events: Events) -> None:
     """Let requests come once more to a pool, in order of number."""
-    kind = COMES_AGAIN if place == 0 else ARRIVES
+    kind = COMES_LATER if place == 0 else GOES_ON
     for request in sorted(requests):
         push_event(events, at_s, code_of(kind, request))
 
@@ -109,7 +109,8 @@ def _stop(pool: PoolState, replica: int) -> Ints:
     queues = [(int(head), int(n)) for head, n in zip(ranks.head, ranks.num_waiting, strict=True)]
     queues.append((int(clock.first_coming[0]), int(clock.num_coming[0])))
     found += [_follow(requests.following, head, count) for head, count in queues]
-    given_back = np.sort(np.concatenate(found)).astype(np.int64)
+    given_back: Ints = np.concatenate(found).astype(np.int64)
+    given_back = given_back[requests.stage[given_back] == HERE]
     _lose_caches(pool, given_back)
     for array, fresh in zip(ranks, pool.fresh_ranks, strict=True):
         array[:] = fresh
@@ -119,21 +120,32 @@ def _stop(pool: PoolState, replica: int) -> Ints:
     return given_back
 
 
-def _lose_transfers(pool: PoolState, replica: int, events: Events) -> Ints:
-    """Prompts whose caches are on their way from a prefill replica: they do not arrive, and are to
-    be computed again.
+def _call_off(pool: PoolState, replica: int, events: Events) -> Ints:
+    """Requests whose caches a decode replica was to take in: these stay where they are, and ask
+    another replica for room.
     """
-    codes = events.code[: events.num_left[0]].tolist()
-    lost = [
-        code
-        for code in codes
-        if kind_of(code) == ARRIVES and pool.replica_of[number_of(code)] == replica
-    ]
-    remove_events(events, lost)
-    prompts = np.array([number_of(code) for code in lost], dtype=np.int64)
-    pool.requests.ints[prompts, GENERATED] = 0
-    for column in (FIRST_S, LAST_S, FINISH_S):
-        pool.requests.times[prompts, column] = np.nan
+    requests = pool.requests
+    is_own = (pool.replica_of == replica) & (requests.stage != HERE) & np.isnan(requests.lost_s)
+    expected: Ints = np.flatnonzero(is_own)
+    remove_events(events, [code_of(ARRIVES, int(request)) for request in expected])
+    remove_events(events, [code_of(GOES_ON, int(request)) for request in expected])
+    requests.stage[expected] = IN_LINE
+    requests.blocks[expected] = 0
+    requests.retries[expected] += 1
+    return expected
+
+
+def _lose_kept(pool: PoolState, replica: int, events: Events) -> Ints:
+    """Prompts whose caches a prefill replica kept: they do not arrive, and are to be computed
+    again.
+    """
+    requests = pool.requests
+    is_kept = (requests.blocks > 0) & ~np.isnan(requests.finish_s)
+    prompts: Ints = np.flatnonzero((pool.replica_of == replica) & is_kept)
+    remove_events(events, [code_of(ARRIVES, int(request)) for request in prompts])
+    requests.generated[prompts] = 0
+    for column in _OF_PROMPT:
+        requests.times[prompts, column] = np.nan
     _lose_caches(pool, prompts)
     return prompts
 

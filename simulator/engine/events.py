@@ -1,8 +1,8 @@
 """What is going to happen at known times, the next first: a binary heap in arrays. Compiled.
 
-Events of one instant happen in one order at every fidelity: steps end; prompts that ended leave
-for the decode pool; requests come, and caches of prompts arrive there, and requests come again
-whose replica has stopped; replicas form steps. Last
+Events of one instant happen in one order at every fidelity: steps end; prompts that ended leave;
+requests come to the first pool, and to the decode pool; caches arrive there; requests come to the
+first pool later than they were sent; replicas form steps. Last
 come the requests of a closed loop whose clients need no time to send them, which so miss the step
 that is formed at the end of another request; replicas that were idle form a step for these.
 """
@@ -17,11 +17,12 @@ import numpy as np
 from simulator.base.compiled import borrowing
 from simulator.engine.state import Floats, Ints
 
-ENDS, LEAVES, COMES, ARRIVES, COMES_AGAIN, FORMS, RETURNS, FORMS_LATE = range(8)
-"""Kinds of events, in their order at one instant: a replica's step ends, a prompt that ended leaves
-for the decode pool, a request comes, a prompt's cache arrives at the decode pool, a request comes
-to the first pool once more, a replica forms a step, a request comes from a client that has just got
-an answer, and a replica forms a step for such requests."""
+ENDS, LEAVES, COMES, GOES_ON, ARRIVES, COMES_LATER, FORMS, RETURNS, FORMS_LATE = range(9)
+"""Kinds of events, in their order at one instant: a replica's step ends, a prompt that ended
+leaves, a request comes, a request comes to the decode pool, its prompt's cache arrives there, a
+request comes to the first pool once more or when the decode pool has room, a replica forms a step,
+a request comes from a client that has just got an answer, and a replica forms a step for such
+requests."""
 _KIND = 40
 """Bits of a code below its kind: the number of a replica or of a request."""
 

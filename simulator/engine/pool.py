@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from simulator.deployment.memory import check_requests
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.limits import make_limits, scaled_blocks
-from simulator.engine.replicas import Balance, Pool
+from simulator.engine.sending import Balance, Pool
 from simulator.engine.state import (
     Clock,
     Ints,

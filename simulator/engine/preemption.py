@@ -18,8 +18,10 @@ from simulator.engine.state import (
     GENERATED,
     HEAD,
     IS_FULL,
+    LAST_READY,
     NUM_INPUT,
     NUM_OUTPUT,
+    NUM_READY,
     NUM_RUNNING,
     NUM_WAITING,
     PREEMPTIONS,
@@ -45,12 +47,18 @@ def queue_last(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
 
 
 @borrowing
-def _queue_first(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
-    requests.ints[r, FOLLOWING] = ranks.each[d, HEAD]
-    ranks.each[d, HEAD] = r
-    if ranks.each[d, TAIL] < 0:
-        ranks.each[d, TAIL] = r
-    ranks.each[d, NUM_WAITING] += 1
+def queue_after_ready(requests: Requests, ranks: Ranks, d: int, r: int) -> None:
+    """Let request ``r`` wait before all of rank ``d`` but those whose caches have come."""
+    each, ints = ranks.each, requests.ints
+    if each[d, NUM_READY] == 0:
+        ints[r, FOLLOWING] = each[d, HEAD]
+        each[d, HEAD] = r
+    else:
+        ints[r, FOLLOWING] = ints[each[d, LAST_READY], FOLLOWING]
+        ints[each[d, LAST_READY], FOLLOWING] = r
+    if ints[r, FOLLOWING] < 0:
+        each[d, TAIL] = r
+    each[d, NUM_WAITING] += 1
 
 
 @borrowing
@@ -95,7 +103,7 @@ def preempt(requests: Requests, ranks: Ranks, d: int, i: int, limits: Limits) ->
     if limits.rules.output_share > 0:
         queue_last(requests, ranks, d, r)
     else:
-        _queue_first(requests, ranks, d, r)
+        queue_after_ready(requests, ranks, d, r)
 
 
 @borrowing

@@ -10,13 +10,16 @@ from numpy.typing import NDArray
 
 from simulator.base.compiled import borrowing
 from simulator.engine.batching import complete_step, form_step, push
+from simulator.engine.reservations import expects_caches
 from simulator.engine.state import (
     COMING_TOKENS,
     FINISH_S,
     FIRST_COMING,
+    FIRST_RESERVED,
     FOLLOWING,
     HAS_ENDED,
     IS_BUSY,
+    LOST_S,
     NUM_COMING,
     NUM_FINISHED,
     NUM_PUSHED,
@@ -105,9 +108,12 @@ def take_steps(
             clock.counts[0, IS_BUSY] = False
             return IDLE, now_s, done, rows, work
         if not form_step(requests, ranks, limits, now_s):
-            raise RuntimeError(
-                "requests wait, but none can run: the KV cache is smaller than one of them"
-            )
+            if not _waits(ranks, limits, clock):
+                raise RuntimeError(
+                    "requests wait, but none can run: the KV cache is smaller than one of them"
+                )
+            clock.counts[0, IS_BUSY] = False
+            return IDLE, now_s, done, rows, work
         place = rows
         if span.prices_steps:
             place, rows = find_row(clock, log, rows)
@@ -123,8 +129,15 @@ def take_steps(
         row[1] = price_step(requests, ranks, table, row)
         work += _STEP + ranks.each[:, NUM_RUNNING].sum()
         now_s += row[1]
-        if now_s >= span.next_s or now_s > span.until_s:
+        if now_s >= span.next_s or now_s > span.until_s or ranks.counts[0, FIRST_RESERVED] >= 0:
             return IN_FLIGHT, now_s, done, rows, work
+
+
+@borrowing
+def _waits(ranks: Ranks, limits: Limits, clock: Clock) -> bool:
+    """Whether a replica that has nothing to compute waits for caches that come or go."""
+    has_all = clock.counts[0, NUM_PUSHED] == clock.counts[0, NUM_FINISHED]
+    return bool(limits.hands_over or has_all or expects_caches(ranks))
 
 
 @borrowing
@@ -133,7 +146,8 @@ def _take(requests: Requests, ranks: Ranks, clock: Clock) -> None:
     request = clock.counts[0, FIRST_COMING]
     for _ in range(clock.counts[0, NUM_COMING]):
         following = requests.ints[request, FOLLOWING]
-        push(requests, ranks, clock, request)
+        if not requests.times[request, LOST_S] >= 0:
+            push(requests, ranks, clock, request)
         request = following
     clock.counts[0, NUM_COMING] = 0
     clock.counts[0, COMING_TOKENS] = 0

@@ -9,7 +9,6 @@ calls again.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +17,11 @@ from simulator.base.compiled import borrowing
 from simulator.engine.events import (
     ARRIVES,
     COMES,
-    COMES_AGAIN,
+    COMES_LATER,
     ENDS,
     FORMS,
     FORMS_LATE,
+    GOES_ON,
     LEAVES,
     RETURNS,
     Events,
@@ -31,86 +31,25 @@ from simulator.engine.events import (
     pop_event,
     push_event,
 )
+from simulator.engine.hand_over import expect_cache, give_up, let_go, send_cache, use_reserved
 from simulator.engine.replica import FORMS_NEXT, IN_FLIGHT, PAUSE, Span, take_steps
+from simulator.engine.reservations import take_in
+from simulator.engine.sending import Feed, Pool, clock_of, form_soon, ranks_of, send_request
 from simulator.engine.state import (
     ARRIVAL_S,
-    BROUGHT,
-    COMING_TOKENS,
-    FIRST_COMING,
-    FOLLOWING,
-    GENERATED,
-    IS_BUSY,
-    IS_GONE,
-    LAST_COMING,
+    FIRST_RESERVED,
+    HERE,
     LOST_S,
-    NUM_COMING,
-    NUM_FINISHED,
-    NUM_INPUT,
-    NUM_OUTPUT,
-    NUM_PUSHED,
-    OUTSTANDING_TOKENS,
-    Clock,
+    RESERVED,
+    STAGE,
     Floats,
-    Ints,
-    Limits,
-    Ranks,
     Requests,
 )
-from simulator.engine.table import StepTable
-from simulator.engine.transfers import Transfers, find_arrival
+from simulator.engine.transfers import Transfers
 
 DONE, LOG_FULL, STEP_FORMED, ASKS, PAUSED = range(5)
 """Why the loop returned: nothing happens until the given time; the log has no row left; a step has
 been formed whose end is not known; a balancer in Python is asked; some time has passed."""
-
-
-class Pool(NamedTuple):
-    """Equal replicas behind one load balancer."""
-
-    requests: Requests
-    """The trace's, as far as they are served here: a prefill pool's have one output token."""
-    ranks: Ranks
-    """``[M, ...]`` of all replicas."""
-    clock: Clock
-    """``[M, ...]``."""
-    limits: Limits
-    table: StepTable
-    balance: Balance
-
-
-class Balance(NamedTuple):
-    """Which replica of a pool gets a request, as numbers."""
-
-    per_request: int
-    """See :class:`simulator.policies.balancing.Rule`."""
-    per_token: int
-    turns: Ints
-    """``[N]`` replica of each request by the order in which they come; empty where load decides."""
-    is_asked: bool
-    """Whether a balancer in Python chooses."""
-    num_sent: Ints
-    """``[1]`` requests so far."""
-    replica_of: Ints
-    """``[N]`` where each request went."""
-
-
-class Feed(NamedTuple):
-    """How requests come to the first pool."""
-
-    num_come: Ints
-    """``[1]``."""
-    num_released: Ints
-    """``[1]`` requests whose arrival is known: all of an open loop."""
-    is_closed: bool
-    """Whether a request is released by the end of another."""
-    way_s: float
-    """From the end of one request of a closed loop to the next one's arrival."""
-    num_done: Ints
-    """``[1]`` requests that need nothing more."""
-    chosen: Ints
-    """``[1]`` the replica that a balancer in Python has chosen, or -1."""
-    asks: Ints
-    """``[1]`` the pool whose balancer is asked."""
 
 
 @borrowing
@@ -206,6 +145,8 @@ def run_ahead(
                     push_event(events, then_s, code_of(LEAVES, transfers.ended[i]))
             else:
                 _release(feed, requests, done, then_s)
+            if number >= num_first and ranks2.counts[number - num_first, 0, FIRST_RESERVED] >= 0:
+                use_reserved(events, first, second, transfers, number - num_first)
             if state == IN_FLIGHT:
                 if not prices_steps:
                     return STEP_FORMED, rows
@@ -214,42 +155,61 @@ def run_ahead(
                 push_event(events, then_s, code_of(FORMS, number))
         elif kind == LEAVES:
             pop_event(events)
-            if transfers.goes_on[number]:
-                comes_s = find_arrival(transfers, requests, balance.replica_of[number], number)
-                requests2.times[number, ARRIVAL_S] = comes_s
-                requests2.ints[number, BROUGHT] = (
-                    requests.ints[number, NUM_INPUT] - transfers.recomputes_last
-                )
-                requests2.ints[number, GENERATED] = 1 - transfers.recomputes_last
-                push_event(events, max(at_s, comes_s), code_of(ARRIVES, number))
-            else:
+            if requests2.times[number, LOST_S] >= 0:
+                let_go(events, first, number, at_s)
+            elif not transfers.goes_on[number]:
+                let_go(events, first, number, at_s)
                 _release(feed, requests, 1, at_s)
-        elif kind == ARRIVES:
+            elif requests2.ints[number, STAGE] == RESERVED:
+                send_cache(events, first, second, transfers, number, at_s)
+            elif requests2.ints[number, STAGE] == HERE:
+                expect_cache(requests2, transfers, number)
+                push_event(events, at_s + transfers.handshake_s, code_of(GOES_ON, number))
+        elif kind == GOES_ON:
             if balance2.is_asked and feed.chosen[0] < 0:
                 feed.asks[0] = 1
                 return ASKS, rows
             pop_event(events)
-            replica = _send(balance2, clock2, requests2, number, feed)
+            if requests2.times[number, LOST_S] >= 0:
+                feed.chosen[0] = -1
+                continue
+            replica = send_request(balance2, clock2, requests2, number, feed)
             if replica < 0:
                 requests2.times[number, LOST_S] = at_s
+                let_go(events, first, number, at_s)
                 _release(feed, requests, 1, at_s)
             else:
-                _form_soon(events, clock2, replica, num_first + replica, at_s, FORMS)
+                form_soon(events, clock2, replica, num_first + replica, at_s, FORMS)
+        elif kind == ARRIVES:
+            pop_event(events)
+            let_go(events, first, number, at_s)
+            replica = balance2.replica_of[number]
+            take_in(requests2, ranks_of(ranks2, replica), number)
+            form_soon(events, clock2, replica, num_first + replica, at_s, FORMS)
+        elif kind != COMES_LATER and transfers.reserves_first and transfers.goes_on[number]:
+            feed.num_come[0] += 1
+            expect_cache(requests2, transfers, number)
+            push_event(events, at_s, code_of(GOES_ON, number))
         else:
             if balance.is_asked and feed.chosen[0] < 0:
                 feed.asks[0] = 0
                 return ASKS, rows
-            if kind == COMES_AGAIN:
+            if kind == COMES_LATER:
                 pop_event(events)
+                if goes_on and requests2.times[number, LOST_S] >= 0:
+                    feed.chosen[0] = -1
+                    continue
             else:
                 feed.num_come[0] += 1
-            replica = _send(balance, clock, requests, number, feed)
+            replica = send_request(balance, clock, requests, number, feed)
             if replica < 0:
                 requests.times[number, LOST_S] = at_s
+                if goes_on:
+                    give_up(events, num_first, second, number, at_s)
                 _release(feed, requests, 1, at_s)
             else:
                 forms = FORMS_LATE if kind == RETURNS else FORMS
-                _form_soon(events, clock, replica, replica, at_s, forms)
+                form_soon(events, clock, replica, replica, at_s, forms)
 
 
 @borrowing
@@ -260,87 +220,3 @@ def _release(feed: Feed, requests: Requests, count: int, now_s: float) -> None:
         for _ in range(min(count, len(requests.times) - feed.num_released[0])):
             requests.times[feed.num_released[0], ARRIVAL_S] = now_s + feed.way_s
             feed.num_released[0] += 1
-
-
-@borrowing
-def _send(balance: Balance, clock: Clock, requests: Requests, request: int, feed: Feed) -> int:
-    """Give a request to the replica that the balancer chooses, which looks at it when it forms a
-    step. Returns its number, -1 where none is left.
-    """
-    replica = _choose(balance, clock, feed)
-    feed.chosen[0] = -1
-    if replica < 0:
-        return -1
-    balance.num_sent[0] += 1
-    balance.replica_of[request] = replica
-    requests.ints[request, FOLLOWING] = -1
-    if clock.counts[replica, 0, NUM_COMING] == 0:
-        clock.counts[replica, 0, FIRST_COMING] = request
-    else:
-        requests.ints[clock.counts[replica, 0, LAST_COMING], FOLLOWING] = request
-    clock.counts[replica, 0, LAST_COMING] = request
-    clock.counts[replica, 0, NUM_COMING] += 1
-    clock.counts[replica, 0, COMING_TOKENS] += (
-        requests.ints[request, NUM_INPUT] + requests.ints[request, NUM_OUTPUT]
-    )
-    return replica
-
-
-@borrowing
-def _choose(balance: Balance, clock: Clock, feed: Feed) -> int:
-    counts = clock.counts
-    num_replicas = len(counts)
-    if num_replicas == 1:
-        return -1 if counts[0, 0, IS_GONE] else 0
-    if feed.chosen[0] >= 0:
-        return int(feed.chosen[0])
-    if len(balance.turns) > 0:
-        return int(balance.turns[balance.num_sent[0]])
-    best, least = -1, 0
-    for replica in range(num_replicas):
-        if counts[replica, 0, IS_GONE]:
-            continue
-        load = balance.per_request * (
-            counts[replica, 0, NUM_PUSHED]
-            - counts[replica, 0, NUM_FINISHED]
-            + counts[replica, 0, NUM_COMING]
-        ) + balance.per_token * (
-            counts[replica, 0, OUTSTANDING_TOKENS] + counts[replica, 0, COMING_TOKENS]
-        )
-        if best < 0 or load < least:
-            best, least = replica, load
-    return best
-
-
-@borrowing
-def _form_soon(
-    events: Events, clock: Clock, replica: int, number: int, now_s: float, kind: int
-) -> None:
-    """Let a replica form a step at this instant, unless one is under way."""
-    if not clock.counts[replica, 0, IS_BUSY]:
-        clock.counts[replica, 0, IS_BUSY] = True
-        push_event(events, now_s, code_of(kind, number))
-
-
-@borrowing
-def ranks_of(ranks: Ranks, replica: int) -> Ranks:
-    """The ranks of one replica."""
-    return Ranks(
-        ranks.each[replica],
-        ranks.running[replica],
-        ranks.chunk[replica],
-        ranks.pools[replica],
-        ranks.prefixes[replica],
-        ranks.counts[replica],
-        ranks.output_share[replica],
-        ranks.ring[replica],
-        ranks.emitted_s[replica],
-        ranks.ends[replica],
-        ranks.starts[replica],
-    )
-
-
-@borrowing
-def clock_of(clock: Clock, replica: int) -> Clock:
-    """The clock of one replica."""
-    return Clock(clock.counts[replica], clock.gap_counts[replica])

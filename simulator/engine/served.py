@@ -123,6 +123,7 @@ class Served:
                 "num_retries": _count_retries(requests),
                 "outcome": _outcomes(requests.finish_s, requests.lost_s),
                 "prefill_replica": np.full(count, -1),
+                "room_wait_s": np.zeros(count),
                 "transfer_s": np.zeros(count),
                 "transfer_bytes": np.zeros(count),
             }
@@ -137,7 +138,8 @@ class Served:
         first_s = np.where(moved, decodes.first_s, prompts.first_s)
         finish_s = np.where(moved, decodes.finish_s, first_s)
         lost_s = np.fmax(prompts.lost_s, decodes.lost_s)
-        has_left = moved & ~np.isnan(prompts.first_s)
+        has_left = moved & ~np.isnan(decodes.arrival_s)
+        room_s = np.where(moved & ~np.isnan(decodes.reserved_s), self._room_waits_s(), 0.0)
         from_prefill = np.where(
             prefill.replica_of < 0, -1, prefill.replica_of + decode.plan.replicas
         )
@@ -158,10 +160,33 @@ class Served:
                 "num_retries": _count_retries(prompts) + _count_retries(decodes),
                 "outcome": _outcomes(finish_s, lost_s),
                 "prefill_replica": from_prefill,
-                "transfer_s": np.where(has_left, decodes.arrival_s - prompts.first_s, 0.0),
+                "room_wait_s": room_s,
+                "transfer_s": np.where(
+                    has_left, decodes.arrival_s - prompts.first_s - self._held_s(), 0.0
+                ),
                 "transfer_bytes": np.where(has_left, num_bytes, 0.0),
             }
         )
+
+    def _held_s(self) -> Floats:
+        """Seconds for which caches that were ready to leave waited for room in the decode pool."""
+        transfer = self.plan.transfer
+        assert transfer is not None
+        ready_s = self.pools["prefill"].requests.first_s + transfer.handshake_s
+        held_s: Floats = np.maximum(self.pools["decode"].requests.reserved_s - ready_s, 0.0)
+        return held_s
+
+    def _room_waits_s(self) -> Floats:
+        """Seconds for which requests waited for room in the decode pool, computed or not."""
+        transfer, requests = self.plan.transfer, self.pools["decode"].requests
+        assert transfer is not None
+        if not transfer.reserves_first:
+            return self._held_s()
+        asked_s = self.sent_s + self.way_s
+        first_s = np.fmax(self.pools["prefill"].requests.first_s, asked_s)
+        before_s = np.maximum(np.minimum(requests.reserved_s, first_s) - asked_s, 0.0)
+        waits_s: Floats = before_s + np.nan_to_num(self._held_s())
+        return waits_s
 
 
 def _count_retries(requests: Requests) -> Ints:

@@ -46,9 +46,14 @@ class Column:
     KEPT_END,
     JOINED,
     RETRIES,
-) = range(17)
+    STAGE,
+) = range(18)
 """Columns: whole numbers of a request."""
-(ARRIVAL_S, SCHEDULED_S, FIRST_S, LAST_S, FINISH_S, LOST_S) = range(6)
+HERE, IN_LINE, RESERVED = range(3)
+"""Stages of a request of the decode pool: nothing is to come for it, it stands in line for KV
+blocks or is about to, and blocks are kept for its cache, which is on its way or not yet computed.
+"""
+(ARRIVAL_S, SCHEDULED_S, FIRST_S, LAST_S, FINISH_S, LOST_S, RESERVED_S) = range(7)
 """Columns: seconds of a request."""
 (
     HEAD,
@@ -62,13 +67,20 @@ class Column:
     LONGEST,
     TICKS,
     NEXT_END,
-) = range(11)
+    NUM_READY,
+    LAST_READY,
+    FIRST_IN_LINE,
+    LAST_IN_LINE,
+    NUM_IN_LINE,
+    NUM_RESERVED,
+    RESERVED_OUTPUT,
+) = range(18)
 """Columns: whole numbers of what batches on its own."""
 (FREE_BLOCKS, CAPACITY_BLOCKS, NUM_EVICTABLE, NUM_TAKEN, RAN_OUT) = range(5)
 """Columns: whole numbers of a data-parallel rank's cache."""
 (REFS, IN_CACHE, OLDER, NEWER) = range(4)
 """Columns: whole numbers of a prefix block."""
-(HELD, NUM_ADMISSIONS) = range(2)
+(HELD, NUM_ADMISSIONS, FIRST_RESERVED, LAST_RESERVED) = range(4)
 """Columns: whole numbers of a replica's ranks together."""
 (
     IS_BUSY,
@@ -134,6 +146,7 @@ class Requests(_RequestsArrays):
     (:mod:`simulator.engine.decodes`), of which ``computed``, ``generated`` and ``blocks`` are."""
     retries = Column("ints", RETRIES)
     """Times that its replica was gone and it was sent to another one."""
+    stage = Column("ints", STAGE)
     arrival_s = Column("times", ARRIVAL_S)
     scheduled_s = Column("times", SCHEDULED_S)
     first_s = Column("times", FIRST_S)
@@ -142,6 +155,8 @@ class Requests(_RequestsArrays):
     finish_s = Column("times", FINISH_S)
     lost_s = Column("times", LOST_S)
     """When no replica was left to send it to."""
+    reserved_s = Column("times", RESERVED_S)
+    """When a rank of the decode pool kept KV blocks for its cache."""
 
 
 class _RanksArrays(NamedTuple):
@@ -200,6 +215,16 @@ class Ranks(_RanksArrays):
     """... after so many steps ..."""
     next_end = Column("each", NEXT_END)
     """... and the next of them ends after that many."""
+    num_ready = Column("each", NUM_READY)
+    """The first so many of those that wait have blocks and their caches in them ..."""
+    last_ready = Column("each", LAST_READY)
+    """... the last of them this one."""
+    num_in_line = Column("each", NUM_IN_LINE)
+    """Requests whose caches are to come and have no blocks yet, in a queue of their own."""
+    num_reserved = Column("each", NUM_RESERVED)
+    """Requests whose caches are to come and have blocks ..."""
+    reserved_output = Column("each", RESERVED_OUTPUT)
+    """... and the output tokens that SGLang's admission counts on from them, until they run."""
     free_blocks = Column("pools", FREE_BLOCKS)
     capacity_blocks = Column("pools", CAPACITY_BLOCKS)
     num_evictable = Column("pools", NUM_EVICTABLE)
@@ -216,6 +241,11 @@ class Ranks(_RanksArrays):
     """Steps for which prompts have been held back."""
     num_admissions = Column("counts", NUM_ADMISSIONS)
     """So far."""
+    first_reserved = Column("counts", FIRST_RESERVED)
+    """The first request that the latest step has kept blocks for, -1 for none; ``following`` leads
+    on ..."""
+    last_reserved = Column("counts", LAST_RESERVED)
+    """... to the last."""
 
     @property
     def refs(self) -> Ints:
@@ -251,6 +281,8 @@ class Limits(NamedTuple):
     sums_decodes: bool = False
     """Whether decodes may be summed (:mod:`simulator.engine.decodes`): where a table prices them,
     and nothing but their number and contexts matters."""
+    hands_over: bool = False
+    """Whether finished requests keep their KV blocks until their caches are at another pool."""
 
 
 class _ClockArrays(NamedTuple):
@@ -296,8 +328,8 @@ def start_requests(trace: RequestTrace, *, with_prefixes: bool) -> Requests:
     starts = trace.prefix_starts if has_prefixes else np.zeros(count + 1)
     ids = trace.prefix_ids if has_prefixes else np.zeros(0)
     requests = Requests(
-        np.zeros((count, RETRIES + 1), dtype=np.int64),
-        np.full((count, LOST_S + 1), np.nan),
+        np.zeros((count, STAGE + 1), dtype=np.int64),
+        np.full((count, RESERVED_S + 1), np.nan),
         starts.astype(np.int64),
         ids.astype(np.int64),
     )
@@ -332,19 +364,20 @@ def start_ranks(
         return np.zeros(shape, dtype=np.int64)
 
     ranks = Ranks(
-        each=zeros(num_ranks, NEXT_END + 1),
+        each=zeros(num_ranks, RESERVED_OUTPUT + 1),
         running=zeros(num_ranks, max_sequences) - 1,
         chunk=zeros(num_ranks, max_sequences),
         pools=zeros(num_pools, RAN_OUT + 1),
         prefixes=zeros(num_pools, num_prefixes + 1, NEWER + 1),
-        counts=zeros(1, NUM_ADMISSIONS + 1),
+        counts=zeros(1, LAST_RESERVED + 1),
         output_share=np.full(num_ranks, output_share),
         ring=zeros(num_ranks, ring_tokens),
         emitted_s=np.zeros(num_ranks),
         ends=zeros(num_ranks, max_sequences),
         starts=zeros(num_ranks, max_sequences),
     )
-    ranks.head[:] = ranks.tail[:] = -1
+    ranks.head[:] = ranks.tail[:] = ranks.first_reserved[:] = -1
+    ranks.each[:, [FIRST_IN_LINE, LAST_IN_LINE]] = -1
     ranks.free_blocks[:] = ranks.capacity_blocks[:] = capacity_blocks
     ranks.older[:, num_prefixes] = ranks.newer[:, num_prefixes] = num_prefixes
     return ranks

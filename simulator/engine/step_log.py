@@ -22,6 +22,7 @@ from simulator.engine.state import (
     LAST_ROW,
     NUM_DECODES,
     NUM_EVICTABLE,
+    NUM_IN_LINE,
     NUM_INPUT,
     NUM_RUNNING,
     NUM_WAITING,
@@ -135,9 +136,10 @@ def observe(requests: Requests, ranks: Ranks, limits: Limits, row: NDArray[np.fl
             else:
                 prefill += new
         holding += each[d, NUM_RUNNING]
-        queued += each[d, NUM_WAITING]
-        if each[d, NUM_WAITING] > longest:
-            longest, limit = each[d, NUM_WAITING], each[d, STOPPED_BY]
+        waiting = each[d, NUM_WAITING] + each[d, NUM_IN_LINE]
+        queued += waiting
+        if waiting > longest:
+            longest, limit = waiting, each[d, STOPPED_BY]
         if d < num_pools:
             held = (
                 pools[d, CAPACITY_BLOCKS]

@@ -28,7 +28,8 @@ from simulator.engine.fabric import FluidWires
 from simulator.engine.limits import make_limits
 from simulator.engine.message import MessageWires
 from simulator.engine.pool import PoolState, empty_pool
-from simulator.engine.replicas import ASKS, DONE, STEP_FORMED, Feed, next_event, run_ahead
+from simulator.engine.replicas import ASKS, DONE, STEP_FORMED, next_event, run_ahead
+from simulator.engine.sending import Feed
 from simulator.engine.served import Served
 from simulator.engine.step_log import POOL, REPLICA, ROW_STEPS
 from simulator.engine.table import StepTable, empty_table, make_table
@@ -117,10 +118,10 @@ def _start_pools(plan: DeploymentPlan, trace: RequestTrace) -> dict[str, PoolSta
     rules = limits.rules._replace(mixes_phases=True, balance_steps=0, wait_steps=0)
     limits = limits._replace(rules=rules, prefix_tokens=0, prefix_blocks=0)
     prompts = replace(trace, num_output=np.ones_like(trace.num_output))
-    return {
-        "decode": PoolState(plan, trace, limits, "balancing decodes"),
-        "prefill": PoolState(plan.prefill, prompts),
-    }
+    hands_over = make_limits(plan.prefill, prompts)._replace(hands_over=True)
+    decode = PoolState(plan, trace, limits, "balancing decodes")
+    decode.requests.arrival_s[:] = np.nan  # those of caches
+    return {"decode": decode, "prefill": PoolState(plan.prefill, prompts, hands_over)}
 
 
 def _make_by_ranks(pool: PoolState, fidelity: Fidelity, stream: str) -> ByRanks:
@@ -167,7 +168,8 @@ class _Timeline:
         num_replicas = sum(pool.plan.replicas for pool in self._pools)
         count, concurrency = trace.num_requests, trace.concurrency
         may_return = len(names) > 1 or bool(plan.failures)
-        self._events = start_events(2 * num_replicas + count * may_return + 1)
+        # A request may be about to come to both pools.
+        self._events = start_events(2 * num_replicas + count * may_return * len(names) + 1)
         self._transfers = make_transfers(plan, trace, int(self._first.ranks.running[0].size))
         arrival_s = self._first.requests.arrival_s
         if concurrency is not None:

@@ -23,6 +23,8 @@ class Transfers(NamedTuple):
     """``[N]`` whether a request decodes elsewhere when its prompt is computed."""
     recomputes_last: int
     """1 where the decode pool computes the last token of a prompt again, else 0."""
+    reserves_first: bool
+    """Whether a prompt is computed when the decode pool has room for its cache, and not before."""
     send_s: Floats
     """``[N]`` seconds of the sending GPUs' wires."""
     receive_s: Floats
@@ -55,6 +57,7 @@ def make_transfers(plan: DeploymentPlan, trace: RequestTrace, most_ended: int) -
         return Transfers(
             np.zeros(0, dtype=np.bool_),
             0,
+            False,
             nothing,
             nothing,
             0.0,
@@ -69,6 +72,7 @@ def make_transfers(plan: DeploymentPlan, trace: RequestTrace, most_ended: int) -
     return Transfers(
         goes_on=wires.goes_on(trace.num_output),
         recomputes_last=int(wires.recomputes_last),
+        reserves_first=wires.reserves_first,
         send_s=np.array(
             [wires.send_s(int(tokens)) for tokens in trace.num_input], dtype=np.float64
         ),
@@ -87,8 +91,12 @@ def make_transfers(plan: DeploymentPlan, trace: RequestTrace, most_ended: int) -
 
 
 @borrowing
-def find_arrival(transfers: Transfers, requests: Requests, replica: int, request: int) -> float:
-    """When a prompt's cache is at the decode pool; asked in order of the prompts' ends."""
+def find_arrival(
+    transfers: Transfers, requests: Requests, replica: int, request: int, now_s: float
+) -> float:
+    """When the cache of a prompt that is computed is at the decode pool, which has room for it from
+    now on; asked in order of time.
+    """
     ended_s, handshake_s = requests.times[request, FIRST_S], transfers.handshake_s
     computing_s = ended_s - requests.times[request, SCHEDULED_S] + handshake_s
     send_s = seconds_left(
@@ -99,7 +107,7 @@ def find_arrival(transfers: Transfers, requests: Requests, replica: int, request
     )
     # The GPUs of a pipeline hold the caches of all batches in flight.
     sender = requests.ints[request, DP_RANK] % transfers.free_s.shape[1]
-    start_s = max(ended_s + handshake_s, transfers.free_s[replica, sender])
+    start_s = max(max(ended_s + handshake_s, now_s), transfers.free_s[replica, sender])
     transfers.free_s[replica, sender] = start_s + send_s
     transfers.received_s[0] = (
         max(transfers.received_s[0], start_s) + receive_s / transfers.receivers

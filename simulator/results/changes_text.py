@@ -1,5 +1,5 @@
-"""Sentences on replicas that stopped and started while a deployment served, and on work that was
-done again.
+"""Sentences on replicas that stopped and started while a deployment served, on work that was done
+again, and on prompts that found no room to decode.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ _NUM_NAMED = 3
 """Changes that are named one by one."""
 _AGAIN = 0.02
 """Share of the prompt work that is done again from which on it is worth a word."""
+_ROOM_WAIT = 0.1
+"""Wait for room to decode, as a share of the time to first token, from which on it is worth one."""
 
 
 def tell_changes(results: Results, name: str, row: pd.Series, short: str) -> str | None:
@@ -80,6 +82,20 @@ def tell_recomputation(row: pd.Series, short: str) -> str | None:
         f"{short} computes {100 * share:.0f} % of its prompt tokens a second time: requests lost "
         f"their KV blocks {_times(preemptions)} to others that grew{gone}. Fewer places "
         f"(max_sequences), a watermark or more room for the KV cache would prevent {it}."
+    )
+
+
+def tell_room_wait(row: pd.Series, short: str) -> str | None:
+    """A sentence on prompts that wait for KV blocks of the decode pool; ``None`` where they hardly
+    do.
+    """
+    wait_s, first_s = float(row["room_wait_mean_s"]), float(row["ttft_mean_s"])
+    if not wait_s > _ROOM_WAIT * first_s:
+        return None
+    return (
+        f"Prompts of {short} wait {seconds_text(wait_s)} on average for room in the KV cache of "
+        f"its decode pool, {100 * wait_s / first_s:.0f} % of their time to first token: more "
+        "decode replicas, or fewer prefill replicas for them to serve, would help."
     )
 
 

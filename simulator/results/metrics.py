@@ -163,6 +163,12 @@ METRICS: dict[str, Metric] = {
     "num_preemptions": Metric(
         "Preemptions", "", "times a request lost its KV blocks and was computed again", "lower"
     ),
+    "room_wait_mean_s": Metric(
+        "Wait for room to decode",
+        "s",
+        "for KV blocks in a decode pool, mean over requests; 0 without such a pool",
+        "lower",
+    ),
     "num_retries": Metric(
         "Sent again", "", "times a request went to another replica, since its own stopped", "lower"
     ),
@@ -283,6 +289,7 @@ def _measure(plan: DeploymentPlan, record: DeploymentRecord, slo: SLO) -> dict[s
         "kv_used_max": float(steps["kv_used"].max()),
         "prefix_hit_ratio": _ratio(requests["num_cached"].sum(), num_input),
         "num_preemptions": float(everyone["num_preemptions"].sum()),
+        "room_wait_mean_s": float(requests["room_wait_s"].mean()) if len(requests) else np.nan,
         "num_retries": float(everyone["num_retries"].sum()),
         "recomputed_share": _recomputed_share(plan, requests, steps),
         "cost_per_million_tokens": _cost(plan, duration_s, num_output),

@@ -67,8 +67,13 @@ REQUEST_COLUMNS = {
     "prefill_replica": (
         "replica of the prefill pool that computed its prompt, -1 without such a pool"
     ),
+    "room_wait_s": (
+        "for which it waited until a rank of the decode pool had KV blocks for its prompt's cache; "
+        "0 without such a pool"
+    ),
     "transfer_s": (
-        "from the end of its prompt until its KV cache was at the decode pool; 0 without a transfer"
+        "from the end of its prompt until its KV cache was at the decode pool, less what it waited "
+        "for room there meanwhile; 0 without a transfer"
     ),
     "transfer_bytes": "of its KV cache that went there, on all receiving ranks",
 }
@@ -91,7 +96,10 @@ STEP_COLUMNS = {
         "replica stopped, computed neither"
     ),
     "running": "requests holding KV blocks",
-    "waiting": "requests queued for KV blocks or their first chunk",
+    "waiting": (
+        "requests queued for KV blocks or their first chunk, in a decode pool those among them "
+        "whose caches are still to come"
+    ),
     "kv_used": "share of KV blocks in use, mean over ranks, in the last of the steps",
     "limited_by": (
         "what kept the longest queue waiting, one of ADMISSION_LIMITS; 'none' where none waits"

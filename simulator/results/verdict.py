@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from simulator.cost.engine_time import BEYOND_S, MEASURED_SEQUENCES
-from simulator.results.changes_text import tell_changes, tell_recomputation
+from simulator.results.changes_text import tell_changes, tell_recomputation, tell_room_wait
 from simulator.results.folder import Results
 from simulator.results.formats import parameters, seconds_text
 from simulator.results.run_bands_text import SURE, chance_of, tell_bands, tell_chance
@@ -51,7 +51,12 @@ def verdict(results: Results) -> dict[str, Any]:
     short = short_names(results)
     insides = [_inside(results, name, rows[name], short[name]) for name in rows]
     queues = [text for name in rows if (text := _queue(results, name, rows[name], short[name]))]
-    again = [text for name in rows if (text := tell_recomputation(rows[name], short[name]))]
+    again = [
+        text
+        for name, row in rows.items()
+        for text in (tell_room_wait(row, short[name]), tell_recomputation(row, short[name]))
+        if text
+    ]
     gone = [text for name in rows if (text := tell_changes(results, name, rows[name], short[name]))]
     if len(rows) == 1:
         ((name, row),) = rows.items()

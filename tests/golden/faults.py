@@ -44,8 +44,8 @@ FAULTS = (
     Fault(
         "a request goes to the fullest rank",
         BATCHING,
-        "< ranks.each[best, NUM_WAITING] + ranks.each[best, NUM_RUNNING]",
-        "> ranks.each[best, NUM_WAITING] + ranks.each[best, NUM_RUNNING]",
+        "_count_unfinished(ranks, d) < _count_unfinished(ranks, best)",
+        "_count_unfinished(ranks, d) > _count_unfinished(ranks, best)",
     ),
     Fault(
         "a prompt's last token counts as a decode",
@@ -74,7 +74,7 @@ FAULTS = (
     Fault(
         "what was preempted waits last in line",
         PREEMPTION,
-        "        _queue_first(requests, ranks, d, r)",
+        "        queue_after_ready(requests, ranks, d, r)",
         "        queue_last(requests, ranks, d, r)",
     ),
     Fault(
@@ -190,6 +190,24 @@ FAULTS = (
         "simulator/engine/transfers.py",
         "transfers.free_s[replica, sender] = start_s + send_s",
         "transfers.free_s[replica, sender] = start_s",
+    ),
+    Fault(
+        "caches are forgotten before they have left",
+        BATCHING,
+        "                if not limits.hands_over:",
+        "                if True:",
+    ),
+    Fault(
+        "a cache leaves whether there is room for it or not",
+        "simulator/engine/reservations.py",
+        "        if asked > available(ranks, pool, limits):",
+        "        if asked > available(ranks, pool, limits) + 1_000_000:",
+    ),
+    Fault(
+        "prompts are computed before there is room",
+        "simulator/cost/transfer.py",
+        "reserves_first=hand_over.reserves_first or spec.layerwise",
+        "reserves_first=spec.layerwise",
     ),
     Fault(
         "layers that left early are sent again",

@@ -20,7 +20,6 @@ from simulator.engine.state import Floats, Ints
 from simulator.engine.table import StepTable, make_table
 from simulator.workload.traces import RequestTrace
 from tests.reference.pool import Pool, send, sent_s
-from tests.reference.pools import Pools
 from tests.reference.replica import ByRanks, ByTable, Execute, Replica
 
 
@@ -35,14 +34,7 @@ class Reference(NamedTuple):
 
 
 def serve_reference(plan: DeploymentPlan, trace: RequestTrace, fidelity: str = "step") -> Reference:
-    """Serve the whole trace with the engine of before."""
-    if plan.prefill is not None:
-        pools = Pools(plan, trace, lambda _: None)
-        if fidelity == "step":
-            pools.by_table(*(make_table(pool.prices, name) for name, pool in _streams(pools)))
-        else:
-            pools.in_simpy(*(_by_ranks(pool, fidelity, name) for name, pool in _streams(pools)))
-        return _reference(pools.table(), [*pools.decode.replicas, *pools.prefill.replicas])
+    """Serve the whole trace with the engine of before, on a deployment of one pool."""
     run = _Run(plan, trace, lambda _: None)
     if fidelity != "step":
         run.in_simpy(_by_ranks(run.pool, fidelity, "steps"))
@@ -60,10 +52,6 @@ def serve_reference(plan: DeploymentPlan, trace: RequestTrace, fidelity: str = "
 def _reference(requests: pd.DataFrame, replicas: list[Replica]) -> Reference:
     gaps = sum(replica.clock.gap_counts for replica in replicas)
     return Reference(requests, [replica.log() for replica in replicas], gaps)
-
-
-def _streams(pools: Pools) -> tuple[tuple[str, Pool], tuple[str, Pool]]:
-    return ("prefill steps", pools.prefill), ("steps", pools.decode)
 
 
 def _by_ranks(pool: Pool, fidelity: str, stream: str) -> ByRanks:

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from simulator.results.changes_text import tell_changes
+from simulator.results.changes_text import tell_changes, tell_room_wait
 from simulator.results.folder import TABLES, Results
 
 
@@ -69,3 +69,22 @@ def test_changes_are_told_one_by_one_while_they_are_few(changes, row, said):
 def test_many_changes_are_counted():
     changes = [change(float(n), 0, starts=n % 2 == 0) for n in range(1, 9)]
     assert ", 5 more changes follow until 8 s: " in tell(changes)
+
+
+@pytest.mark.parametrize(
+    ("wait_s", "said"),
+    [
+        (0.0, None),
+        (float("nan"), None),
+        (0.2, None),
+        (
+            1.5,
+            "Prompts of A wait 1.5 s on average for room in the KV cache of its decode pool, 60 % "
+            "of their time to first token: more decode replicas, or fewer prefill replicas for "
+            "them to serve, would help.",
+        ),
+    ],
+)
+def test_prompts_that_wait_for_room_are_told(wait_s, said):
+    row = pd.Series({"room_wait_mean_s": wait_s, "ttft_mean_s": 2.5})
+    assert tell_room_wait(row, "A") == said

@@ -63,7 +63,7 @@ def record(requests=REQUESTS):
                 "num_output": num_output,
             }
             | {"num_cached": cached, "num_preemptions": preempted}
-            | {"num_retries": 0, "outcome": "finished"}
+            | {"num_retries": 0, "outcome": "finished", "room_wait_s": 0.0}
         ),
         steps=pd.DataFrame(
             {
@@ -132,6 +132,7 @@ def expected(plan):
         "kv_used_max": 0.6,
         "prefix_hit_ratio": 20 / inputs,
         "num_preemptions": 3,
+        "room_wait_mean_s": 0.0,
         "num_retries": 0,
         "num_lost": 0,
         "recomputed_share": 1 - (inputs - 20) / (PREFILL_TOKENS * len(STEPS)),

@@ -27,6 +27,7 @@ TRANSFER = Transfer(
     latency_s=0.0,
     handshake_s=0.0,
     recomputes_last=False,
+    reserves_first=False,
     num_layers=40,
     layerwise=True,
 )

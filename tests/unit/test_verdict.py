@@ -46,6 +46,7 @@ def deployment(
         "slo_attainment": slo,
         "num_gpus": 8.0,
         "num_retries": 0.0,
+        "room_wait_mean_s": 0.0,
     }
     row |= {
         "duration_s": 100.0 + late_s,
@@ -93,6 +94,7 @@ def deployment(
             "outcome": "finished",
             "arrival_s": [0.0, 100.0],
             "first_token_s": [0.0, 100.0 + late_s],
+            "room_wait_s": 0.0,
             "transfer_s": 0.0,
             "finish_s": [5 * step_s, 100.0 + late_s],
             "num_output": [6, 1],

@@ -239,7 +239,7 @@ def pools_or_reason(
     may_draft = workers is None and point.drafted is None and has_drafts(model)
     hand_over = find_hand_over(first[2].spec.engine)
     own_s = first[2].calibration.engine.first_token_s + hand_over.handshake_s
-    steps = 1.5 if hand_over.recomputes_last else 0.5
+    steps = 2.0 if hand_over.recomputes_last else 1.0
     decodes, plan = second[0].of(pool.workers), second[1]
     return Pools(first[0], decodes, workers, first[1], own_s, steps, may_draft), plan
 

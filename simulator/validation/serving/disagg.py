@@ -140,8 +140,9 @@ class Pools(NamedTuple):
     own_s: float
     """Seconds before a first token beside queues, steps and wires."""
     hand_over_steps: float
-    """Steps of the decode pool before it shows a first token, on the mean: half of one until the
-    cache is noticed, and one more where the last token of the prompt is computed again."""
+    """Steps of the decode pool before it shows a first token, on the mean: half of one until it
+    looks for room, half until the cache is noticed, and one more where the last token of the prompt
+    is computed again."""
     may_draft: bool
     """Whether decodes may come in drafts without the table saying so."""
 

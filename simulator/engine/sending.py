@@ -1,0 +1,165 @@
+"""Where requests go: pools of equal replicas, their balancers as numbers, and how requests come.
+Compiled.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from simulator.base.compiled import borrowing
+from simulator.engine.events import Events, code_of, push_event
+from simulator.engine.state import (
+    COMING_TOKENS,
+    FIRST_COMING,
+    FOLLOWING,
+    IS_BUSY,
+    IS_GONE,
+    LAST_COMING,
+    NUM_COMING,
+    NUM_FINISHED,
+    NUM_INPUT,
+    NUM_OUTPUT,
+    NUM_PUSHED,
+    OUTSTANDING_TOKENS,
+    Clock,
+    Ints,
+    Limits,
+    Ranks,
+    Requests,
+)
+from simulator.engine.table import StepTable
+
+
+class Pool(NamedTuple):
+    """Equal replicas behind one load balancer."""
+
+    requests: Requests
+    """The trace's, as far as they are served here: a prefill pool's have one output token."""
+    ranks: Ranks
+    """``[M, ...]`` of all replicas."""
+    clock: Clock
+    """``[M, ...]``."""
+    limits: Limits
+    table: StepTable
+    balance: Balance
+
+
+class Balance(NamedTuple):
+    """Which replica of a pool gets a request, as numbers."""
+
+    per_request: int
+    """See :class:`simulator.policies.balancing.Rule`."""
+    per_token: int
+    turns: Ints
+    """``[N]`` replica of each request by the order in which they come; empty where load decides."""
+    is_asked: bool
+    """Whether a balancer in Python chooses."""
+    num_sent: Ints
+    """``[1]`` requests so far."""
+    replica_of: Ints
+    """``[N]`` where each request went."""
+
+
+class Feed(NamedTuple):
+    """How requests come to the first pool."""
+
+    num_come: Ints
+    """``[1]``."""
+    num_released: Ints
+    """``[1]`` requests whose arrival is known: all of an open loop."""
+    is_closed: bool
+    """Whether a request is released by the end of another."""
+    way_s: float
+    """From the end of one request of a closed loop to the next one's arrival."""
+    num_done: Ints
+    """``[1]`` requests that need nothing more."""
+    chosen: Ints
+    """``[1]`` the replica that a balancer in Python has chosen, or -1."""
+    asks: Ints
+    """``[1]`` the pool whose balancer is asked."""
+
+
+@borrowing
+def send_request(
+    balance: Balance, clock: Clock, requests: Requests, request: int, feed: Feed
+) -> int:
+    """Give a request to the replica that the balancer chooses, which looks at it when it forms a
+    step. Returns its number, -1 where none is left.
+    """
+    replica = _choose(balance, clock, feed)
+    feed.chosen[0] = -1
+    if replica < 0:
+        return -1
+    balance.num_sent[0] += 1
+    balance.replica_of[request] = replica
+    requests.ints[request, FOLLOWING] = -1
+    if clock.counts[replica, 0, NUM_COMING] == 0:
+        clock.counts[replica, 0, FIRST_COMING] = request
+    else:
+        requests.ints[clock.counts[replica, 0, LAST_COMING], FOLLOWING] = request
+    clock.counts[replica, 0, LAST_COMING] = request
+    clock.counts[replica, 0, NUM_COMING] += 1
+    clock.counts[replica, 0, COMING_TOKENS] += (
+        requests.ints[request, NUM_INPUT] + requests.ints[request, NUM_OUTPUT]
+    )
+    return replica
+
+
+@borrowing
+def _choose(balance: Balance, clock: Clock, feed: Feed) -> int:
+    counts = clock.counts
+    num_replicas = len(counts)
+    if num_replicas == 1:
+        return -1 if counts[0, 0, IS_GONE] else 0
+    if feed.chosen[0] >= 0:
+        return int(feed.chosen[0])
+    if len(balance.turns) > 0:
+        return int(balance.turns[balance.num_sent[0]])
+    best, least = -1, 0
+    for replica in range(num_replicas):
+        if counts[replica, 0, IS_GONE]:
+            continue
+        load = balance.per_request * (
+            counts[replica, 0, NUM_PUSHED]
+            - counts[replica, 0, NUM_FINISHED]
+            + counts[replica, 0, NUM_COMING]
+        ) + balance.per_token * (
+            counts[replica, 0, OUTSTANDING_TOKENS] + counts[replica, 0, COMING_TOKENS]
+        )
+        if best < 0 or load < least:
+            best, least = replica, load
+    return best
+
+
+@borrowing
+def form_soon(
+    events: Events, clock: Clock, replica: int, number: int, now_s: float, kind: int
+) -> None:
+    """Let a replica form a step at this instant, unless one is under way."""
+    if not clock.counts[replica, 0, IS_BUSY]:
+        clock.counts[replica, 0, IS_BUSY] = True
+        push_event(events, now_s, code_of(kind, number))
+
+
+@borrowing
+def ranks_of(ranks: Ranks, replica: int) -> Ranks:
+    """The ranks of one replica."""
+    return Ranks(
+        ranks.each[replica],
+        ranks.running[replica],
+        ranks.chunk[replica],
+        ranks.pools[replica],
+        ranks.prefixes[replica],
+        ranks.counts[replica],
+        ranks.output_share[replica],
+        ranks.ring[replica],
+        ranks.emitted_s[replica],
+        ranks.ends[replica],
+        ranks.starts[replica],
+    )
+
+
+@borrowing
+def clock_of(clock: Clock, replica: int) -> Clock:
+    """The clock of one replica."""
+    return Clock(clock.counts[replica], clock.gap_counts[replica])
