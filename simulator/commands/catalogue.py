@@ -31,6 +31,7 @@ POLICIES = {
     "scheduling": "scheduling",
     "balancing": "balancing",
     "failures": "failures",
+    "speculation": "speculation",
     "arrivals": "arrivals",
     "lengths": "lengths",
     "traces": "traces",

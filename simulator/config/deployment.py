@@ -149,6 +149,8 @@ class DeploymentSpec(Frozen):
     balancing: Policy = {"kind": "least_outstanding"}
     failures: Annotated[tuple[Policy, ...], Field(strict=False)] = ()
     """What breaks while it serves, each a table with the ``kind`` of a policy."""
+    speculation: Policy = {"kind": "none"}
+    """How output tokens are drafted, several of which a step verifies at once."""
     overlap: Literal["none", "two_batch"] = "none"
     """``two_batch``: a step's tokens go through the layers with routed experts in two halves, one
     computing while the other is on the wires (DeepSeek-V3's dual micro-batches; SGLang's

@@ -15,11 +15,10 @@ from simulator.base.plugins import build
 from simulator.base.recent import Recent
 from simulator.base.streams import open_stream
 from simulator.config.accelerator import AcceleratorSpec
-from simulator.config.calibration import Calibration, CalibrationFile, pruned_entry
+from simulator.config.calibration import Calibration, CalibrationFile
 from simulator.config.cluster import ClusterSpec, load_cluster
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.engine import find_hand_over, resolve_scheduling
-from simulator.config.ffn import DenseFFN
 from simulator.config.host import HostCalibration, HostRates, load_any_calibration
 from simulator.config.model import ModelSpec, load_model
 from simulator.cost.comm import CommModel
@@ -28,17 +27,17 @@ from simulator.cost.stages import Sends, make_sends
 from simulator.cost.transfer import Transfer, make_transfer
 from simulator.deployment.expert_plan import ExpertPlan, plan_experts
 from simulator.deployment.memory import Capacity, capacity_of, check_memory, does_fit
+from simulator.deployment.refusals import check_drafts, check_pruning, check_sequences, check_stages
 from simulator.deployment.splits import check_splits, find_refusal
 from simulator.policies.balancing import BalancingPolicy
-from simulator.policies.contracts import list_changes, make_rules, wire_cluster
+from simulator.policies.contracts import list_changes, make_drafts, make_rules, wire_cluster
 from simulator.policies.failures import Change, FailurePolicy, Machines
 from simulator.policies.scheduling import Rules
+from simulator.policies.speculation import NO_DRAFTS, Drafts
 from simulator.policies.topology import Fabric
 from simulator.work.layout import Layout, make_layout
 from simulator.work.memory import CacheSize, Precision, cache_size
 
-_MOST_SEQUENCES = 1 << 26
-"""Sequences at once of all replicas: a GiB of the engine's state."""
 _FABRICS = Recent[tuple[str, int], Fabric](most=256)
 
 
@@ -69,6 +68,8 @@ class DeploymentPlan:
     """From one to the other."""
     sends: Sends | None = None
     """From each stage of a pipeline to the next; ``None`` without one."""
+    drafts: Drafts = NO_DRAFTS
+    """What its steps verify besides one token of each sequence."""
     failures: tuple[FailurePolicy, ...] = ()
     """What breaks while it serves, in either pool."""
 
@@ -151,6 +152,7 @@ def _make_pools(spec: DeploymentSpec, seed: int, place: str, folder: Path) -> De
         "overlap": pool.overlap,
     }
     changes |= {"prefill": None, "cluster": pool.cluster or spec.cluster}
+    changes["speculation"] = {"kind": "none"}  # nothing decodes there
     if (
         pool.parallel.ep or 1
     ) == 1:  # its experts are split like dense blocks, so the decode pool's copies are not there
@@ -207,14 +209,19 @@ def _make_pool(
             + (f"{model.name} is dense" if model.moe is None else "it takes attention_dp > 1")
         )
     precision = _precision(spec, model)
-    _check_pruning(spec, model, precision, loaded, place)
+    check_pruning(spec, model, precision, loaded, place)
     scheduling = resolve_scheduling(
         spec.scheduling, spec.engine, accelerator, layout.attention_dp, spec.usage
     )
     spec = spec.model_copy(update={"scheduling": scheduling})
     rules = make_rules(build("scheduling", scheduling, f"{place} [scheduling]"))
-    _check_sequences(replicas, layout, rules, place)
-    _check_stages(spec, layout, cluster, loaded, rules, place)
+    check_sequences(replicas, layout, rules, place)
+    drafts = make_drafts(
+        build("speculation", spec.speculation, f"{place} [speculation]"), model.num_layers
+    )
+    if drafts.num_tokens:
+        check_drafts(spec, layout, loaded, place)
+    check_stages(spec, layout, cluster, loaded, rules, place)
     fabric = _wired(cluster, layout.num_ranks, place)
     capacity = _check_start(spec, model, accelerator, layout, precision, rules, place, loaded)
     calibration = (
@@ -247,6 +254,7 @@ def _make_pool(
         experts=plan_experts(spec, model, layout, seed, place, folder),
         seed=seed,
         sends=sends,
+        drafts=drafts,
     )
 
 
@@ -286,55 +294,6 @@ def _mean_cache(plan: DeploymentPlan) -> CacheSize:
     return CacheSize(whole.bytes_per_token / pp, whole.bytes_per_sequence / pp)
 
 
-def _check_sequences(replicas: int, layout: Layout, rules: Rules, place: str) -> None:
-    """Refuse more sequences than the engine's state holds."""
-    sequences = replicas * layout.attention_dp * rules.max_sequences
-    if sequences > _MOST_SEQUENCES:
-        raise UserError(
-            f"{place} [scheduling]: max_sequences ({rules.max_sequences:,}) of "
-            f"{replicas * layout.attention_dp:,} data-parallel ranks are {sequences:,} sequences "
-            f"at once, must be at most {_MOST_SEQUENCES:,}"
-        )
-
-
-def _check_stages(
-    spec: DeploymentSpec,
-    layout: Layout,
-    cluster: ClusterSpec,
-    calibration: CalibrationFile | HostCalibration,
-    rules: Rules,
-    place: str,
-) -> None:
-    """Refuse what a pipeline cannot be simulated with."""
-    if layout.pp == 1:
-        return
-    ranks, per_node, where = (
-        layout.num_ranks,
-        cluster.gpus_per_node,
-        f"{place} [parallel]: pp = {layout.pp}",
-    )
-    if isinstance(calibration, HostCalibration):
-        raise UserError(
-            f"{where}: processes of one machine run no pipeline: "
-            "nothing says what handing on takes there; leave pp out"
-        )
-    if spec.overlap != "none":
-        raise UserError(
-            f'{where} with overlap = "{spec.overlap}": no engine does both; leave one of them out'
-        )
-    if layout.num_gpus > per_node and per_node % ranks and ranks % per_node:
-        raise UserError(
-            f"{where}: stages of {ranks} GPUs neither divide nodes of {per_node} nor fill them, "
-            "so that some would lie across nodes and others not; "
-            "choose a tp x attention_dp that does"
-        )
-    if rules.balance_steps or rules.wait_steps:
-        raise UserError(
-            f"{where}: balance_steps and wait_steps hold prompts of one batch back, "
-            f"not of {layout.pp}; leave them out"
-        )
-
-
 def _wired(cluster: ClusterSpec, num_ranks: int, place: str) -> Fabric:
     """The links of a replica; once for all plans on the same machines."""
     key = (cluster.model_dump_json(exclude={"name", "num_gpus"}), num_ranks)
@@ -352,37 +311,3 @@ def _precision(spec: DeploymentSpec, model: ModelSpec) -> Precision:
     narrow = experts in ("fp8", "fp8_block", "mxfp4", "nvfp4")
     dispatch = spec.dispatch_dtype or ("fp8" if narrow else wide)
     return Precision(weights, experts, spec.kv_dtype or wide, dispatch, spec.combine_dtype or wide)
-
-
-def _check_pruning(
-    spec: DeploymentSpec,
-    model: ModelSpec,
-    precision: Precision,
-    calibration: CalibrationFile | HostCalibration,
-    place: str,
-) -> None:
-    pruning = spec.pruning
-    if pruning is None:
-        return
-    if not any(isinstance(ffn, DenseFFN) for ffn in model.ffns.values()):
-        raise UserError(
-            f"{place} [pruning]: prunes dense feed-forward blocks, and {model.name} "
-            "has none; leave it out"
-        )
-    if isinstance(calibration, HostCalibration):
-        if pruning.kernels not in ("csr", "two_four", "block"):
-            raise UserError(
-                f"{place} [pruning]: on a processor what is left is stored row by "
-                "row; leave out format"
-            )
-        return
-    table, dtype = calibration.pruned, precision.weights
-    if pruned_entry(table, pruning.kernels, dtype) is None:
-        known = ", ".join(
-            f"{kernels} ({', '.join(sorted(dtypes))})" for kernels, dtypes in sorted(table.items())
-        )
-        raise UserError(
-            f"{place} [pruning]: unsupported: nobody has published how fast products with {dtype} "
-            f"matrices pruned '{pruning.kernels}' are on {calibration.title}; "
-            f"there are: {known or 'none'}"
-        )

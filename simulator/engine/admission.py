@@ -87,7 +87,11 @@ def admit(
         remaining = known - computed
         new = remaining if not limits.rules.splits_prompts else min(remaining, budget)
         output = requests.ints[r, NUM_OUTPUT] - requests.ints[r, GENERATED]
-        reach = known + output if limits.rules.reserves_output else computed + new
+        reach = (
+            known + output + len(limits.accepted)
+            if limits.rules.reserves_output
+            else computed + new
+        )
         room, clipped = reach, clip_output(output)
         if limits.rules.checks_known:
             room = max(reach, known)

@@ -101,6 +101,7 @@ def _tokens_of_batches(plan: DeploymentPlan, steps: pd.DataFrame) -> Floats:
     in flight and the halves of two-batch overlap are taken to be alike.
     """
     halves = 2 if plan.spec.overlap == "two_batch" else 1
-    tokens_S = (steps["prefill_tokens"] + steps["decode_tokens"]).to_numpy(np.float64)
+    of_decode = 1 + plan.drafts.num_tokens
+    tokens_S = (steps["prefill_tokens"] + of_decode * steps["decodes"]).to_numpy(np.float64)
     tokens_S /= steps["num_steps"].to_numpy()
     return np.maximum(tokens_S / (plan.layout.pp * halves), 1.0)

@@ -11,6 +11,7 @@ which costs twenty times the arithmetic of a sequence.
 from __future__ import annotations
 
 from simulator.base.compiled import borrowing
+from simulator.engine.acceptance import count_kept_tokens
 from simulator.engine.admission import admit
 from simulator.engine.blocks import available, blocks_for, release, share_prompt, take
 from simulator.engine.decodes import (
@@ -91,11 +92,11 @@ def _count_unfinished(ranks: Ranks, d: int) -> int:
 
 
 @borrowing
-def is_decode(new: int, num_input: int, generated: int, computed: int) -> bool:
-    """Whether ``new`` tokens of a request are one more output token's, and not a chunk of a prompt
-    or of what was preempted.
+def is_decode(num_input: int, generated: int, computed: int) -> bool:
+    """Whether a request computes its newest output token next, and drafts behind it if there are
+    any, and not a chunk of a prompt or of what was preempted.
     """
-    return new == 1 and generated > 0 and computed + 1 == num_input + generated
+    return generated > 0 and computed + 1 == num_input + generated
 
 
 @borrowing
@@ -228,14 +229,12 @@ def _schedule_running(
     while i < each[d, NUM_RUNNING] and budget > 0:
         r = running[d, i]
         remaining = ints[r, NUM_INPUT] + ints[r, GENERATED] - ints[r, COMPUTED]
-        wanted = (
-            decodes
-            if is_decode(remaining, ints[r, NUM_INPUT], ints[r, GENERATED], ints[r, COMPUTED])
-            else prompts
-        )
-        if not wanted:
+        decodes_next = is_decode(ints[r, NUM_INPUT], ints[r, GENERATED], ints[r, COMPUTED])
+        if not (decodes if decodes_next else prompts):
             i += 1
             continue
+        if decodes_next:
+            remaining += len(limits.accepted)
         new = min(remaining, budget)
         need = (
             blocks_for(ints[r, COMPUTED] + new, limits)
@@ -286,9 +285,14 @@ def complete_step(
                 finished += summed - kept
         for i in range(summed, each[d, NUM_RUNNING]):
             r = running[d, i]
-            ints[r, COMPUTED] += chunk[d, i]
+            new = chunk[d, i]
+            if new > 1 and is_decode(ints[r, NUM_INPUT], ints[r, GENERATED], ints[r, COMPUTED]):
+                new = count_kept_tokens(requests, limits, r, new)
+                gap_counts[0] += new - 1  # they come together
+                ints[r, GENERATED] += new - 1
+            ints[r, COMPUTED] += new
             is_done = False
-            if chunk[d, i] > 0 and ints[r, COMPUTED] == ints[r, NUM_INPUT] + ints[r, GENERATED]:
+            if new > 0 and ints[r, COMPUTED] == ints[r, NUM_INPUT] + ints[r, GENERATED]:
                 if ints[r, GENERATED] == 0:
                     times[r, FIRST_S] = now_s
                 else:

@@ -13,7 +13,7 @@ from simulator.deployment.expert_plan import POOL_TOKENS
 from simulator.engine.fabric import Wires
 from simulator.engine.rank import StepTimes, run_step
 from simulator.engine.state import Ranks, Requests
-from simulator.engine.step_price import ATTENTION, in_flight
+from simulator.engine.step_price import ATTENTION, in_flight, slow_down
 from simulator.engine.taken import TakenStep, TakenSteps
 from simulator.results.tables import STEP_PHASES
 from simulator.step.operations import step_operations
@@ -40,9 +40,10 @@ def _read_batch(requests: Requests, ranks: Ranks, lane: range) -> Batch:
         ids = ranks.running[d, chosen]
         new.append(ranks.chunk[d, chosen].copy())
         context.append(requests.computed[ids])
-        is_last = context[-1] + new[-1] == requests.num_input[ids] + requests.generated[ids]
-        decodes.append((new[-1] == 1) & (requests.generated[ids] > 0) & is_last)
-        logits.append(int(is_last.sum()))
+        known = requests.num_input[ids] + requests.generated[ids]
+        decodes.append((requests.generated[ids] > 0) & (context[-1] + 1 == known))
+        is_last = ~decodes[-1] & (context[-1] + new[-1] == known)
+        logits.append(int(is_last.sum() + new[-1][decodes[-1]].sum()))
     return Batch(tuple(new), tuple(context), tuple(decodes), np.array(logits, dtype=np.int64))
 
 
@@ -104,6 +105,10 @@ class ByRanks:
             in_flight(parts, head_s, sends_s, plan.layout.pp, *self.prices.stage_shares, row)
             yield env.timeout(max(0.0, row[0] + _parts_s(row) - env.now))
         row[1] = env.now - row[0]
+        if plan.drafts.num_tokens:
+            slow_down(row, plan.drafts.slowdown)
+            yield env.timeout(row[1] * (plan.drafts.slowdown - 1.0))
+            row[1] = env.now - row[0]
         return TakenStep(
             replica, number, float(row[0]), float(row[1]), tuple(batches), tuple(offsets)
         )

@@ -38,7 +38,7 @@ from simulator.engine.state import (
     SHARED,
     Ints,
 )
-from simulator.engine.step_log import LOG_COLUMNS
+from simulator.engine.step_log import DECODES, LOG_COLUMNS
 from simulator.engine.step_price import ATTENTION
 from simulator.policies.failures import Change
 from simulator.results.tables import STEP_PHASES
@@ -166,7 +166,7 @@ def cut_row(row: NDArray[np.float64], at_s: float) -> None:
     row[1] *= share
     row[ATTENTION : ATTENTION + len(STEP_PHASES)] *= share
     row[_READ_BYTES] *= share
-    row[[_PREFILL_TOKENS, _DECODE_TOKENS]] = 0
+    row[[_PREFILL_TOKENS, _DECODE_TOKENS, DECODES]] = 0
 
 
 def _follow(following: Ints, first: int, count: int) -> Ints:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.state import Limits
 from simulator.workload.traces import RequestTrace
@@ -45,6 +47,8 @@ def make_limits(plan: DeploymentPlan, trace: RequestTrace) -> Limits:
         prefix_blocks=prefix_tokens // block_tokens,
         watermark_blocks=int(rules.watermark * capacity.num_blocks * cut),
         wait_tokens=math.ceil(rules.wait_share * rules.token_budget),
+        accepted=np.array(plan.drafts.accepted, dtype=np.float64),
+        draft_seed=int(plan.rng("drafts").integers(1 << 62)),
     )
 
 

@@ -13,16 +13,8 @@ from simulator.deployment.memory import check_requests
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.limits import make_limits, scaled_blocks
 from simulator.engine.sending import Balance, Pool
-from simulator.engine.state import (
-    Clock,
-    Ints,
-    Limits,
-    Ranks,
-    Requests,
-    start_clock,
-    start_ranks,
-    start_requests,
-)
+from simulator.engine.start import start_clock, start_ranks, start_requests
+from simulator.engine.state import Clock, Ints, Limits, Ranks, Requests
 from simulator.engine.table import StepTable, sums_contexts
 from simulator.policies.balancing import LoadBalancer, Rule
 from simulator.policies.contracts import choose_replica, list_turns, prepare_balancer
@@ -53,7 +45,7 @@ class PoolState:
         Raises:
             UserError: if the trace's longest request does not fit in the KV cache.
         """
-        self._longest = longest_tokens(trace)
+        self._longest = longest_tokens(trace) + plan.drafts.num_tokens
         check_requests(plan.capacity, self._longest, f"deployment '{plan.name}'")
         self.plan = plan
         self.limits = limits or make_limits(plan, trace)
@@ -107,6 +99,7 @@ class PoolState:
             limits.rules.mixes_phases
             and limits.rules.output_share == 0
             and limits.prefix_tokens == 0
+            and not len(limits.accepted)
             and self.plan.layout.pp == 1
             and limits.block_tokens <= _LONGEST_RING
         )

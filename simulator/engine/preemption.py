@@ -144,13 +144,13 @@ def retract(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> None:
 
 @borrowing
 def _next_blocks(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> int:
-    """KV blocks that one more token of each running request takes."""
+    """KV blocks that one more token of each running request takes, and its draft."""
     running, ints = ranks.running, requests.ints
     count = 0
     for i in range(ranks.each[d, NUM_RUNNING]):
         r = running[d, i]
         need = (
-            blocks_for(ints[r, COMPUTED] + 1, limits)
+            blocks_for(ints[r, COMPUTED] + 1 + len(limits.accepted), limits)
             - ints[r, BLOCKS]
             - ints[r, SHARED] * limits.prefix_blocks
         )

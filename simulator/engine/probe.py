@@ -119,7 +119,7 @@ def _medians(steps: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
     many short steps stand beside a few that take all the time.
     """
     has_prompts = (steps["prefill_tokens"] > 0).to_numpy()
-    decodes = ~has_prompts & (steps["decode_tokens"] > 0).to_numpy()
+    decodes = ~has_prompts & (steps["decodes"] > 0).to_numpy()
     for phase, is_own in (("decode", decodes), ("prefill", has_prompts)):
         places = np.flatnonzero(is_own)
         if len(places):
@@ -135,7 +135,7 @@ def _representative(plan: DeploymentPlan, step: pd.Series, requests: pd.DataFram
     """
     context = max(1, int((requests["num_input"] + requests["num_output"] / 2).mean()))
     pp, prompts = plan.layout.pp, int(step["prefill_tokens"])
-    decodes = int(step["decode_tokens"] // step["num_steps"])
+    decodes = int(step["decodes"] // step["num_steps"])
     if prompts:
         return _Chosen(_batch(plan, max(1, prompts // pp), decodes // pp, context), 0, None)
     return _Chosen(_batch(plan, 0, max(1, decodes // pp), context), 0, None)
@@ -175,14 +175,14 @@ def _find_median_of_time(duration_s: Floats, num_steps: Ints) -> int:
     return int(order[np.searchsorted(passed_s, passed_s[-1] / 2)])
 
 
-def _batch(plan: DeploymentPlan, prefill_tokens: int, decode_tokens: int, context: int) -> Batch:
-    dp = plan.layout.attention_dp
+def _batch(plan: DeploymentPlan, prefill_tokens: int, num_decodes: int, context: int) -> Batch:
+    dp, of_decode = plan.layout.attention_dp, 1 + plan.drafts.num_tokens
     order = np.arange(dp)
     prompts = prefill_tokens // dp + (order < prefill_tokens % dp)
     # Remainders go to opposite ends, so that no rank gets more tokens than a full step has.
-    decodes = decode_tokens // dp + (order >= dp - decode_tokens % dp)
+    decodes = num_decodes // dp + (order >= dp - num_decodes % dp)
     new = [
-        np.array([1] * n + [p] * bool(p), dtype=np.int64)
+        np.array([of_decode] * n + [p] * bool(p), dtype=np.int64)
         for p, n in zip(prompts.tolist(), decodes.tolist(), strict=True)
     ]
     is_decode = [
@@ -190,7 +190,9 @@ def _batch(plan: DeploymentPlan, prefill_tokens: int, decode_tokens: int, contex
         for p, n in zip(prompts.tolist(), decodes.tolist(), strict=True)
     ]
     contexts = [np.where(flags, context, 0).astype(np.int64) for flags in is_decode]
-    logits = np.array([len(row) for row in new], dtype=np.int64)
+    logits = np.array(
+        [of_decode * n + bool(p) for p, n in zip(prompts, decodes, strict=True)], dtype=np.int64
+    )
     return Batch(tuple(new), tuple(contexts), tuple(is_decode), logits)
 
 

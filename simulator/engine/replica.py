@@ -120,9 +120,9 @@ def take_steps(
         else:
             rows += 1
         log[place, POOL], log[place, REPLICA], log[place, ROW_STEPS] = span.pool, span.replica, 1
+        log[place, 0] = now_s
+        observe(requests, ranks, limits, log[place])
         row = log[place, :POOL]
-        row[0] = now_s
-        observe(requests, ranks, limits, row)
         clock.counts[0, NUM_STEPS] += 1
         if not span.prices_steps:
             return IN_FLIGHT, now_s, done, rows, work

@@ -80,7 +80,7 @@ def reserve_blocks(requests: Requests, ranks: Ranks, d: int, limits: Limits, now
             return
         known = ints[r, NUM_INPUT] + ints[r, GENERATED]
         output = ints[r, NUM_OUTPUT] - ints[r, GENERATED]
-        reach = known + output if limits.rules.reserves_output else known
+        reach = known + output + len(limits.accepted) if limits.rules.reserves_output else known
         room = reach
         if limits.rules.output_share > 0:
             room = known + clip_output(output) + count_coming(requests, ranks, d, limits)

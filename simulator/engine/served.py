@@ -12,7 +12,7 @@ from simulator.engine.by_ranks import ByRanks
 from simulator.engine.changes import Changed
 from simulator.engine.pool import PoolState
 from simulator.engine.state import Floats, Ints, Requests
-from simulator.engine.step_log import LOG_COLUMNS, POOL, REPLICA, ROW_STEPS
+from simulator.engine.step_log import DECODES, LOG_COLUMNS, POOL, REPLICA, ROW_STEPS
 from simulator.results.tables import MOVE_COLUMNS, OUTCOMES, ReplicasChanged
 from simulator.workload.traces import RequestTrace
 
@@ -41,7 +41,7 @@ class Served:
 
     def steps_of(self, name: str) -> pd.DataFrame:
         """The steps of a pool, replica after replica, with the columns ``replica`` (among those of
-        the pool), ``num_steps`` and :data:`~simulator.engine.step_log.LOG_COLUMNS`.
+        the pool), ``num_steps``, ``decodes`` and :data:`~simulator.engine.step_log.LOG_COLUMNS`.
         """
         rows: slice | Ints = slice(None)
         if len(self.pools) > 1:
@@ -53,6 +53,7 @@ class Served:
         columns = {
             "replica": self.log[rows, REPLICA].astype(np.int64),
             "num_steps": self.log[rows, ROW_STEPS].astype(np.int64),
+            "decodes": self.log[rows, DECODES].astype(np.int64),
         }
         for place, column in enumerate(LOG_COLUMNS):
             kind = np.int64 if column in _COUNTS else np.float64

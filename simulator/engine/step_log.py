@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base.compiled import borrowing
+from simulator.engine.acceptance import count_kept_tokens
 from simulator.engine.batching import is_decode
 from simulator.engine.state import (
     CAPACITY_BLOCKS,
@@ -57,8 +58,10 @@ LOG_COLUMNS = (
 """Columns of a step's row in the log: those of :data:`simulator.results.tables.STEP_COLUMNS`
 (``limited_by`` by its place), the expert load imbalance, and the bytes of weights and cache that
 the mean rank had to read."""
-POOL, REPLICA, ROW_STEPS = range(len(LOG_COLUMNS), len(LOG_COLUMNS) + 3)
-"""Columns behind these: whose step it was, and how many steps the row stands for."""
+POOL, REPLICA, ROW_STEPS, DECODES = range(len(LOG_COLUMNS), len(LOG_COLUMNS) + 4)
+"""Columns behind these: whose step it was, how many steps the row stands for, and sequences that
+decode in them, added up."""
+NUM_COLUMNS = DECODES + 1
 _MOST_STEPS = 32
 """Steps of a run, so that what grows within it (contexts, blocks in use) hardly does."""
 _PREFILL, _DECODE, _RUNNING, _WAITING, _KV_USED, _LIMITED_BY = range(2, 8)
@@ -96,8 +99,8 @@ def _is_alike(run: NDArray[np.float64], step: NDArray[np.float64]) -> bool:
     return bool(
         run[_PREFILL] == 0
         and step[_PREFILL] == 0
-        and step[_DECODE] > 0
-        and run[_DECODE] == step[_DECODE] * run[ROW_STEPS]
+        and step[DECODES] > 0
+        and run[DECODES] == step[DECODES] * run[ROW_STEPS]
         and run[_RUNNING] == step[_RUNNING]
         and run[_WAITING] == step[_WAITING]
         and run[_LIMITED_BY] == step[_LIMITED_BY]
@@ -116,25 +119,30 @@ def _add_step(run: NDArray[np.float64], step: NDArray[np.float64]) -> None:
         run[c] += step[c]
     run[_READ_BYTES] += step[_READ_BYTES]
     run[ROW_STEPS] += 1
+    run[DECODES] += step[DECODES]
 
 
 @borrowing
 def observe(requests: Requests, ranks: Ranks, limits: Limits, row: NDArray[np.float64]) -> None:
-    """Write what the formed step holds into columns 2 to 7 of a log row."""
+    """Write what the formed step holds into columns 2 to 7 of a log row, and ``DECODES``."""
     running, chunk, each = ranks.running, ranks.chunk, ranks.each
     ints = requests.ints
     pools = ranks.pools
-    prefill = decode = holding = queued = longest = limit = 0
+    prefill = decode = more = holding = queued = longest = limit = 0
     used = 0.0
     num_pools = len(pools)
     for d in range(len(each)):
         decode += each[d, NUM_DECODES]
         for i in range(each[d, NUM_DECODES], each[d, NUM_RUNNING]):
             r, new = running[d, i], chunk[d, i]
-            if is_decode(new, ints[r, NUM_INPUT], ints[r, GENERATED], ints[r, COMPUTED]):
-                decode += 1
-            else:
+            if new == 0:
+                continue
+            if not is_decode(ints[r, NUM_INPUT], ints[r, GENERATED], ints[r, COMPUTED]):
                 prefill += new
+                continue
+            decode += 1
+            if new > 1:
+                more += count_kept_tokens(requests, limits, r, new) - 1
         holding += each[d, NUM_RUNNING]
         waiting = each[d, NUM_WAITING] + each[d, NUM_IN_LINE]
         queued += waiting
@@ -147,5 +155,6 @@ def observe(requests: Requests, ranks: Ranks, limits: Limits, row: NDArray[np.fl
                 - pools[d, NUM_EVICTABLE] * limits.prefix_blocks
             )
             used += held / pools[d, CAPACITY_BLOCKS] / num_pools
-    row[_PREFILL], row[_DECODE], row[_RUNNING] = prefill, decode, holding
+    row[_PREFILL], row[_DECODE], row[_RUNNING] = prefill, decode + more, holding
+    row[DECODES] = decode
     row[_WAITING], row[_KV_USED], row[_LIMITED_BY] = queued, used, limit

@@ -42,6 +42,8 @@ def price_step(
     num_lanes = len(ranks.each) // num_dp
     if num_lanes == 1:
         _price_lane(requests, ranks, table, 0, num_dp, row)
+        if table.slowdown != 1.0:
+            slow_down(row, table.slowdown)
         return float(row[ATTENTION : ATTENTION + 8].sum())
     lanes = table.room_for_lanes
     lanes[:] = 0.0
@@ -57,6 +59,16 @@ def price_step(
     return float(
         in_flight(parts, head_s, sends_s, num_lanes, table.longest_stage, table.last_stage, row)
     )
+
+
+@borrowing
+def slow_down(row: NDArray[np.float64], factor: float) -> None:
+    """Let the parts of a step take ``factor`` times as long, and read as much more: passes that
+    draft tokens are like those of the model's own layers.
+    """
+    for c in range(8):
+        row[ATTENTION + c] *= factor
+    row[ATTENTION + 9] *= factor
 
 
 @borrowing
@@ -137,7 +149,7 @@ def _price_lane(
         table.head_s,
         table.collective_s,
     )
-    halved_s = table.halved_s
+    halved_s, decode_rows = table.halved_s, table.decode_rows
     num_ranks, num_ways, num_terms = end - first, len(windows), len(term_window)
     sums = table.room_for_sums
     attention = dense = collective = slowest = beside = heading = 0.0
@@ -163,12 +175,16 @@ def _price_lane(
             context = ints[r, COMPUTED]
             tokens += new
             sequences += 1
-            logits += context + new == ints[r, NUM_INPUT] + ints[r, GENERATED]
-            decoding = 1 if is_decode(new, ints[r, NUM_INPUT], ints[r, GENERATED], context) else 0
+            decoding = 1 if is_decode(ints[r, NUM_INPUT], ints[r, GENERATED], context) else 0
+            # Every token of a draft is compared with the model's own.
+            if decoding:
+                logits += new
+            else:
+                logits += context + new == ints[r, NUM_INPUT] + ints[r, GENERATED]
             prompts += 1 - decoding
             decodes += decoding
             for w in range(num_ways):
-                phase = 1 if new == 1 else 0
+                phase = 1 if new <= decode_rows else 0
                 add_sums(
                     sums[w, phase],
                     context,

@@ -68,6 +68,10 @@ class StepTable(NamedTuple):
     sequence_s: float
     prompt_s: float
     """Of the engine's own time, what a step with prompt tokens takes beyond one without."""
+    decode_rows: int
+    """Most tokens of a sequence that attention kernels for decodes take: one, and a draft."""
+    slowdown: float
+    """:attr:`simulator.policies.speculation.Drafts.slowdown`."""
     sends_s: Floats
     """``[T]`` on the way through all stages of a pipeline, by tokens of a batch's fullest
     data-parallel rank; empty without one."""
@@ -158,6 +162,8 @@ def make_table(prices: Prices, stream: str = "steps") -> StepTable:
         step_s=engine.step_s,
         sequence_s=engine.sequence_s,
         prompt_s=engine.prompt_s(prices.plan.model.num_layers, prices.plan.model.num_moe_layers),
+        decode_rows=prices.decode_rows,
+        slowdown=prices.plan.drafts.slowdown,
         sends_s=prices.all_sends_s(np.arange(prices.max_tokens + 1))
         if layout.pp > 1
         else np.zeros(0),
@@ -244,6 +250,8 @@ def empty_table() -> StepTable:
         step_s=0.0,
         sequence_s=0.0,
         prompt_s=0.0,
+        decode_rows=1,
+        slowdown=1.0,
         sends_s=nothing,
         longest_stage=0.0,
         last_stage=0.0,

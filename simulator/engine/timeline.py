@@ -31,7 +31,7 @@ from simulator.engine.pool import PoolState, empty_pool
 from simulator.engine.replicas import ASKS, DONE, STEP_FORMED, next_event, run_ahead
 from simulator.engine.sending import Feed
 from simulator.engine.served import Served
-from simulator.engine.step_log import POOL, REPLICA, ROW_STEPS
+from simulator.engine.step_log import NUM_COLUMNS, POOL, REPLICA
 from simulator.engine.table import StepTable, empty_table, make_table
 from simulator.engine.transfers import make_transfers
 from simulator.policies.failures import Change
@@ -185,7 +185,7 @@ class _Timeline:
             asks=np.zeros(1, dtype=np.int64),
         )
         self._logs: list[NDArray[np.float64]] = []
-        self._log = np.empty((_LOG_ROWS, ROW_STEPS + 1))
+        self._log = np.empty((_LOG_ROWS, NUM_COLUMNS))
         self._rows = 0
         self._looks_s: set[float] = set()
         """When the loop is looked at, as far as that is known."""

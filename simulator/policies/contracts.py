@@ -22,7 +22,10 @@ from simulator.policies.failures import Change, FailurePolicy, Machines
 from simulator.policies.placement import Placed, PlacementPolicy
 from simulator.policies.routing import Router, RoutingPolicy
 from simulator.policies.scheduling import Rules, SchedulingPolicy
+from simulator.policies.speculation import Drafts, SpeculationPolicy
 from simulator.policies.topology import Fabric, TopologyPolicy
+
+_MOST_DRAFTED = 64
 
 
 def prepare_router(
@@ -271,6 +274,26 @@ def make_rules(policy: SchedulingPolicy) -> Rules:
     found: Rules = ask(policy, "rules", expects=expects)
     if not is_shipped(type(policy)):
         validate(_RulesRange, found._asdict(), method_name(policy, "rules"))
+    return found
+
+
+def make_drafts(policy: SpeculationPolicy, num_layers: int) -> Drafts:
+    """The policy as numbers."""
+
+    def expects(drafts: Any) -> str:
+        fits = (
+            isinstance(drafts, Drafts)
+            and len(drafts.accepted) <= _MOST_DRAFTED
+            and all(0 <= probability <= 1 for probability in drafts.accepted)
+            and 0 <= drafts.pass_share < float("inf")
+        )
+        wanted = (
+            f"Drafts with at most {_MOST_DRAFTED} probabilities from 0 to 1 as accepted, and "
+            "a pass_share of at least 0"
+        )
+        return "" if fits else wanted
+
+    found: Drafts = ask(policy, "drafts", num_layers, expects=expects)
     return found
 
 

@@ -183,6 +183,7 @@ _FACTS = {
     "Scheduling": "scheduling",
     "Load balancing": "balancing",
     "Failures": "failures",
+    "Speculation": "speculation",
 }
 
 

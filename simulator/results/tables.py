@@ -90,10 +90,14 @@ STEP_COLUMNS = {
         "their contexts, 1 for all others"
     ),
     "prefill_tokens": "prompt tokens computed, all ranks of the replica",
+    "decodes": (
+        "running sequences that each computed their newest token, and a draft behind it where "
+        "tokens are drafted, added up over steps"
+    ),
     "decode_tokens": (
-        "running sequences that each got one more token, added up over steps; first tokens, which "
-        "come out of the prompt's last chunk, not counted. A step that was cut off, since its "
-        "replica stopped, computed neither"
+        "output tokens that these got, of drafts those that were kept; first tokens, which come "
+        "out of the prompt's last chunk, not counted. A step that was cut off, since its replica "
+        "stopped, computed none of them"
     ),
     "running": "requests holding KV blocks",
     "waiting": (

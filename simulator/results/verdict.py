@@ -268,7 +268,7 @@ def _numbers(row: pd.Series) -> str:
 
 def _decodes(results: Results, name: str) -> pd.DataFrame:
     steps = results.steps[results.steps["deployment"] == name]
-    return steps[(steps["prefill_tokens"] == 0) & (steps["decode_tokens"] > 0)]
+    return steps[(steps["prefill_tokens"] == 0) & (steps["decodes"] > 0)]
 
 
 def _queue(results: Results, name: str, row: pd.Series, short: str) -> str | None:
@@ -318,7 +318,7 @@ def _inside(results: Results, name: str, row: pd.Series, short: str) -> str:
     )
     step = ""
     if len(decodes):
-        held = decodes["decode_tokens"].sum() / decodes["num_steps"].sum()
+        held = decodes["decodes"].sum() / decodes["num_steps"].sum()
         step = f" A decode step holds {held:.1f} sequences a replica on average."
     shares = sorted(((float(row[f"{phase}_share"]), phase) for phase in STEP_PHASES), reverse=True)[
         :3

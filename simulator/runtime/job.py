@@ -119,6 +119,10 @@ def make_job(plan: DeploymentPlan, folder: Path) -> Job:
             f"{where}: failures can be simulated, but not executed; leave them out, "
             "and name the faults of ranks in [execution]"
         )
+    if plan.drafts.num_tokens:
+        raise UserError(
+            f"{where}: drafts can be simulated, but not executed; leave speculation out"
+        )
     if layout.pp > 1:
         raise UserError(
             f"{where}: pipelines (pp = {layout.pp}) can be simulated, "

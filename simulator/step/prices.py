@@ -59,6 +59,13 @@ class Prices:
             for phase in PHASES
         }
 
+    @property
+    def decode_rows(self) -> int:
+        """Most tokens of a sequence that attention kernels for decodes take, whatever they are of:
+        one, and a draft. Engines sort sequences by that (``reorder_batch_threshold`` in vLLM).
+        """
+        return 1 + self.plan.drafts.num_tokens
+
     @cached_property
     def mixer_s(self) -> dict[str, NDArray[np.float64]]:
         """Seconds of one layer's mixer without looking back, by mixer and number of tokens."""
@@ -130,7 +137,7 @@ class Prices:
     def _sums(self, term: Lookback, phase: Phase, batch: Batch, d: int) -> NDArray[np.float64]:
         """Over the sequences of rank ``d`` that a kernel of ``phase`` looks back for."""
         rates = self.rates[term, phase]
-        chosen = (batch.new_tokens[d] == 1) == (phase == "decode")
+        chosen = (batch.new_tokens[d] <= self.decode_rows) == (phase == "decode")
         new, context = batch.new_tokens[d][chosen], batch.context_tokens[d][chosen]
         sums: NDArray[np.float64] = total_sums(
             context, new, term.window + int(rates.window_block), term.compression, rates.tile_rows

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from simulator.base.plugins import available, build
 from simulator.policies.balancing import Rule
+from simulator.policies.contracts import make_drafts
 from simulator.policies.failures import Machines
 from tests.cases import cases
 
@@ -96,6 +97,20 @@ def test_balancing_policies_say_their_choice_as_numbers_and_do_so_again(balancin
         turns = [rule.turns(600) for rule in rules]
         assert turns[0].tolist() == turns[1].tolist()
         assert set(turns[0].tolist()) == set(range(5))
+
+
+SPECULATION = {"module": {"tokens": 3, "accepted": 0.7}}
+
+
+@pytest.mark.parametrize("speculation", available("speculation"))
+@pytest.mark.parametrize("num_layers", [1, 61])
+def test_speculation_policies_say_their_drafts_as_numbers(speculation, num_layers):
+    policy = build("speculation", {"kind": speculation, **SPECULATION.get(speculation, {})}, "test")
+    drafts = make_drafts(policy, num_layers)
+    assert drafts == policy.drafts(num_layers)
+    assert 1 <= drafts.mean_kept <= 1 + drafts.num_tokens
+    assert drafts.slowdown >= 1
+    assert (drafts.num_tokens == 0) == (speculation == "none")
 
 
 FAILURES = {"kill": {"at_s": 3.0, "node": 0, "restart_s": 2.0}}

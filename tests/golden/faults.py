@@ -50,8 +50,8 @@ FAULTS = (
     Fault(
         "a prompt's last token counts as a decode",
         BATCHING,
-        "return new == 1 and generated > 0 and computed",
-        "return new == 1 and computed",
+        "return generated > 0 and computed",
+        "return computed",
     ),
     Fault(
         "decodes run beside prompts whatever the policy says",
@@ -104,8 +104,8 @@ FAULTS = (
     Fault(
         "room for the output is not reserved",
         ADMISSION,
-        "reach = known + output if limits.rules.reserves_output else computed + new",
-        "reach = requests.ints[r, NUM_INPUT]",
+        "            if limits.rules.reserves_output\n            else computed + new",
+        "            if False\n            else requests.ints[r, NUM_INPUT]",
     ),
     Fault(
         "gaps of a millionth count ten times too long",
@@ -190,6 +190,18 @@ FAULTS = (
         "simulator/engine/transfers.py",
         "transfers.free_s[replica, sender] = start_s + send_s",
         "transfers.free_s[replica, sender] = start_s",
+    ),
+    Fault(
+        "a draft is kept past a token that was not accepted",
+        "simulator/engine/acceptance.py",
+        "        < limits.accepted[kept - 1]",
+        "        < limits.accepted[0] + kept",
+    ),
+    Fault(
+        "drafts are found in no time",
+        "simulator/policies/speculation/module.py",
+        "self.layers / num_layers",
+        "0.0 * num_layers",
     ),
     Fault(
         "caches are forgotten before they have left",

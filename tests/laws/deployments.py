@@ -80,7 +80,7 @@ def shrink_cache(plan, longest, times_longest):
 
 
 EQUAL = ["prefill_tokens", "running", "waiting", "limited_by"]
-ADDED = [*STEP_PARTS, "read_bytes", "decode_tokens", "num_steps"]
+ADDED = [*STEP_PARTS, "read_bytes", "decode_tokens", "decodes", "num_steps"]
 
 
 def find_ends(served, name, replica):
@@ -109,7 +109,7 @@ def join_rows(steps, ends_s):
             and may_join
             and not row["prefill_tokens"]
             and all(run[column] == row[column] for column in EQUAL)
-            and run["decode_tokens"] == row["decode_tokens"] * run["num_steps"]
+            and run["decodes"] == row["decodes"] * run["num_steps"]
             and run["num_steps"] < 32
         ):
             total_s = run["duration_s"] + row["duration_s"]

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from simulator.engine.batching import complete_step, form_step, push
 from simulator.engine.blocks import blocks_for
 from simulator.engine.decodes import dissolve
-from simulator.engine.state import start_clock, start_ranks, start_requests
-from simulator.engine.step_log import LOG_COLUMNS, observe
+from simulator.engine.start import start_clock, start_ranks, start_requests
+from simulator.engine.step_log import NUM_COLUMNS, observe
 from simulator.work.context import NO_WINDOW, add_decodes, add_sums
 from tests.cases import cases
 from tests.unit.steps_of_a_second import Asked, blocks_needed, make_limits, make_trace
@@ -46,7 +46,7 @@ class Run:
                 push(self.requests, self.ranks, self.clock, position)
                 position += 1
             if form_step(self.requests, self.ranks, self.limits, now_s):
-                row = np.zeros(len(LOG_COLUMNS))
+                row = np.zeros(NUM_COLUMNS)
                 observe(self.requests, self.ranks, self.limits, row)
                 self.rows.append(row.tolist())
                 complete_step(self.requests, self.ranks, self.limits, self.clock, now_s + 1)

@@ -48,7 +48,8 @@ def check_same(plan, trace, fidelity, exact):
     for (name, replica, own), before in zip(logs, known.logs, strict=True):
         if exact:
             before = pd.DataFrame(before, columns=list(LOG_COLUMNS))
-            before = join_rows(before.assign(num_steps=1), find_ends(found, name, replica))
+            before = before.assign(num_steps=1, decodes=before["decode_tokens"])
+            before = join_rows(before, find_ends(found, name, replica))
             before, own = (table[["num_steps", *LOG_COLUMNS]] for table in (before, own))
             np.testing.assert_array_equal(own, before)
         else:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base.compiled import compiled
-from simulator.engine import state
+from simulator.engine import start
 from simulator.engine.batching import complete_step, form_step, push
 from simulator.engine.state import (
     ARRIVAL_S,
@@ -50,7 +50,7 @@ class Clock(_ClockArrays):
 
 def start_clock() -> Clock:
     """Time zero, idle."""
-    own = state.start_clock()
+    own = start.start_clock()
     return Clock(np.zeros(1), np.full(1, np.inf), own.counts, own.gap_counts)
 
 

@@ -12,7 +12,8 @@ from simpy.events import Event, ProcessGenerator
 from simulator.deployment.memory import check_requests
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.limits import make_limits, scaled_blocks
-from simulator.engine.state import Floats, Ints, Limits, Requests, start_requests
+from simulator.engine.start import start_requests
+from simulator.engine.state import Floats, Ints, Limits, Requests
 from simulator.engine.table import StepTable
 from simulator.policies.balancing import Rule
 from simulator.policies.contracts import choose_replica, prepare_balancer

@@ -14,8 +14,9 @@ from simpy.events import Event, ProcessGenerator
 
 from simulator.engine import by_ranks
 from simulator.engine.batching import complete_step, form_step, push
-from simulator.engine.state import Limits, Requests, start_ranks
-from simulator.engine.step_log import LOG_COLUMNS, observe
+from simulator.engine.start import start_ranks
+from simulator.engine.state import Limits, Requests
+from simulator.engine.step_log import LOG_COLUMNS, NUM_COLUMNS, observe
 from simulator.engine.step_price import price_step
 from simulator.engine.table import StepTable
 from tests.reference.fast import advance, leap, start_clock
@@ -63,7 +64,7 @@ class Replica:
         self._way_s = 0.0
         self._coming_tokens = 0
         self._logs: list[NDArray[np.float64]] = []
-        self._log = np.empty((_LOG_ROWS, len(LOG_COLUMNS)))
+        self._log = np.empty((_LOG_ROWS, NUM_COLUMNS))
         self._rows = 0
         self._before = np.zeros(num_batches * limits.rules.max_sequences, dtype=np.int64)
 
@@ -153,7 +154,7 @@ class Replica:
 
     def log(self) -> NDArray[np.float64]:
         """Rows of all steps so far, ``[steps, LOG_COLUMNS]``."""
-        return np.concatenate([*self._logs, self._log[: self._rows]])
+        return np.concatenate([*self._logs, self._log[: self._rows]])[:, : len(LOG_COLUMNS)]
 
     def run(
         self,
@@ -191,10 +192,10 @@ class Replica:
                     raise RuntimeError(
                         "requests wait, but none can run: the KV cache is smaller than one of them"
                     )
-                row = np.zeros(len(LOG_COLUMNS))
+                row = np.zeros(NUM_COLUMNS)
                 row[0] = env.now
                 observe(self.requests, self.ranks, self.limits, row)
-                yield from execute(env, self, row)
+                yield from execute(env, self, row[: len(LOG_COLUMNS)])
             self._logs.append(row[None, :])
             self.clock.now_s[0] = env.now
             self.clock.num_steps[0] += 1

@@ -149,7 +149,7 @@ def record(
     steps = pd.DataFrame(
         {
             "deployment": name, "replica": 0, "pool": "both", "limited_by": "none", "start_s": start_s, "duration_s": duration_s, "num_steps": 1,
-            "prefill_tokens": rng.integers(0, 4000, len(start_s)), "decode_tokens": (30 * load).astype(int), ("running"): (30 * load).astype(int),
+            "prefill_tokens": rng.integers(0, 4000, len(start_s)), "decode_tokens": (30 * load).astype(int), "decodes": (30 * load).astype(int), ("running"): (30 * load).astype(int),
             "waiting": np.maximum(0, (load - 1.4) * 40).astype(int), "kv_used": np.clip(load / 2.2, 0, 1),
             **{f"{phase}_s": duration_s * share for phase, share in shares.items()},
         }

@@ -8,7 +8,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from simulator.engine.batching import complete_step, form_step, is_decode, push
-from simulator.engine.state import Limits, start_clock, start_ranks, start_requests
+from simulator.engine.start import start_clock, start_ranks, start_requests
+from simulator.engine.state import Limits
 from simulator.policies.scheduling import Rules
 from simulator.workload.traces import RequestTrace
 from tests.cases import cases
@@ -123,11 +124,7 @@ def check_step(requests, ranks, limits, now_s):
                 int(r),
                 int(new),
                 int(requests.computed[r]),
-                bool(
-                    is_decode(
-                        new, requests.num_input[r], requests.generated[r], requests.computed[r]
-                    )
-                ),
+                bool(is_decode(requests.num_input[r], requests.generated[r], requests.computed[r])),
             )
             for r, new in zip(ids, chunks, strict=True)
             if new

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from simulator.engine.batching import complete_step, form_step, is_decode, push
 from simulator.engine.by_ranks import read_batches
-from simulator.engine.state import start_clock, start_ranks, start_requests
+from simulator.engine.start import start_clock, start_ranks, start_requests
 from tests.unit.steps_of_a_second import (
     PREFIX_TOKENS,
     QUICK,
@@ -111,9 +111,9 @@ def test_requests_are_spread_over_data_parallel_ranks():
 
 
 def test_a_chunk_of_one_token_in_the_middle_of_a_recomputation_is_not_a_decode():
-    assert not is_decode(new=1, num_input=10, generated=2, computed=5)
-    assert is_decode(new=1, num_input=10, generated=2, computed=11)
-    assert not is_decode(new=1, num_input=10, generated=0, computed=9)
+    assert not is_decode(num_input=10, generated=2, computed=5)
+    assert is_decode(num_input=10, generated=2, computed=11)
+    assert not is_decode(num_input=10, generated=0, computed=9)
 
 
 def test_a_batch_tells_decodes_from_what_is_computed_again():

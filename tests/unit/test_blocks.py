@@ -22,7 +22,8 @@ from simulator.engine.blocks import (
     take_back,
 )
 from simulator.engine.preemption import queue_last
-from simulator.engine.state import Limits, start_ranks, start_requests
+from simulator.engine.start import start_ranks, start_requests
+from simulator.engine.state import Limits
 from simulator.policies.scheduling import Rules
 from simulator.workload.traces import RequestTrace
 from tests.cases import cases

@@ -21,6 +21,7 @@ from simulator.policies.dispatch import Rows
 from simulator.policies.failures import Change
 from simulator.policies.placement import Placed
 from simulator.policies.scheduling import Rules
+from simulator.policies.speculation import Drafts
 from simulator.policies.topology import Fabric
 
 """
@@ -74,6 +75,11 @@ class Own(Frozen):
     def changes(self, machines, rng):
         return {returned}
 """
+SPECULATION = """
+class Own(Frozen):
+    def drafts(self, num_layers):
+        return {returned}
+"""
 ARRIVALS = """
 class Own(Frozen):
     concurrency: ClassVar[None] = None
@@ -94,6 +100,7 @@ FAMILIES = {
     "rule": (RULE, "Own.prepare()", "deployments.0.balancing"),
     "scheduling": (SCHEDULING, "Own.rules()", "deployments.0.scheduling"),
     "failures": (FAILURES, "Own.changes()", "deployments.0.failures"),
+    "speculation": (SPECULATION, "Own.drafts()", "deployments.0.speculation"),
     "arrivals": (ARRIVALS, "Own.arrival_s()", "workload.requests.arrivals"),
     "lengths": (LENGTHS, "Own.draw()", "workload.requests.lengths"),
 }
@@ -105,6 +112,7 @@ RIGHT = {
     "rule": "Rule(turns=lambda count: np.arange(count) % num_replicas)",
     "scheduling": "Rules(2048, 64, mixes_phases=True, splits_prompts=True)",
     "failures": "iter([Change(0.5, 'both', (1,), False), Change(2, 'both', (1,), True)])",
+    "speculation": "Drafts((0.9, 0.5), 1 / num_layers)",
     "arrivals": "np.arange(num_requests)",
     "lengths": "(ones * 20, ones)",
 }
@@ -136,6 +144,10 @@ WRONG = [
     ("failures", "iter([Change(1.0, 'decode', (0,), False)])", "both with", "Change("),
     ("failures", "(Change(1.0 - n, 'both', (0,), False) for n in (0, 1))", "1 s or", "Change("),
     ("failures", "(1 / n for n in (0,))", "failed (", "ZeroDivisionError"),
+    ("speculation", "(0.9,)", "Drafts with at most 64", "tuple (0.9,)"),
+    ("speculation", "Drafts((1.5,))", "probabilities from 0 to 1", "Drafts(accepted=(1.5,)"),
+    ("speculation", "Drafts((0.5,), -1.0)", "a pass_share of at least 0", "pass_share=-1.0"),
+    ("speculation", "Drafts((0.5,), float('nan'))", "a pass_share of at least 0", "nan"),
     ("arrivals", "np.arange(num_requests)[::-1]", "never falling", "int64 of shape (5,)"),
     ("arrivals", "np.zeros(2)", "numbers of shape (5,)", "float64 of shape (2,)"),
     ("lengths", "(ones, ones * 0)", "all at least 1", "tuple"),

@@ -79,6 +79,7 @@ def deployment(
             "num_steps": 1,
             "prefill_tokens": [0] * (5 - num_mixed) + [100] * num_mixed,
             "decode_tokens": 12,
+            "decodes": 12,
             "running": running,
             "waiting": waiting,
             "kv_used": 0.25,

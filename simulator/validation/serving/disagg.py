@@ -18,7 +18,7 @@ from simulator.config.calibration.disaggregation import DisaggregationFit
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.limits import make_limits, scaled_blocks
 from simulator.engine.prefill_loop import Prompts, first_tokens
-from simulator.engine.state import start_ranks, start_requests
+from simulator.engine.start import start_ranks, start_requests
 from simulator.engine.step_log import LOG_COLUMNS
 from simulator.engine.step_price import price_step
 from simulator.engine.table import StepTable

@@ -1,0 +1,122 @@
+"""What cannot be simulated together is refused before anything is built."""
+
+from __future__ import annotations
+
+from simulator.base.errors import UserError
+from simulator.config.calibration import CalibrationFile, pruned_entry
+from simulator.config.cluster import ClusterSpec
+from simulator.config.deployment import DeploymentSpec
+from simulator.config.ffn import DenseFFN
+from simulator.config.host import HostCalibration
+from simulator.config.model import ModelSpec
+from simulator.policies.scheduling import Rules
+from simulator.work.layout import Layout
+from simulator.work.memory import Precision
+
+_MOST_SEQUENCES = 1 << 26
+"""Sequences at once of all replicas: a GiB of the engine's state."""
+
+
+def check_sequences(replicas: int, layout: Layout, rules: Rules, place: str) -> None:
+    """Refuse more sequences than the engine's state holds."""
+    sequences = replicas * layout.attention_dp * rules.max_sequences
+    if sequences > _MOST_SEQUENCES:
+        raise UserError(
+            f"{place} [scheduling]: max_sequences ({rules.max_sequences:,}) of "
+            f"{replicas * layout.attention_dp:,} data-parallel ranks are {sequences:,} sequences "
+            f"at once, must be at most {_MOST_SEQUENCES:,}"
+        )
+
+
+def check_drafts(
+    spec: DeploymentSpec,
+    layout: Layout,
+    calibration: CalibrationFile | HostCalibration,
+    place: str,
+) -> None:
+    """Refuse what drafts cannot be simulated with."""
+    where = f"{place} [speculation]: drafts"
+    if layout.pp > 1:
+        raise UserError(f"{where} in a pipeline are not simulated; leave pp or speculation out")
+    if spec.overlap != "none":
+        raise UserError(
+            f'{where} with overlap = "{spec.overlap}" are not simulated; leave one of them out'
+        )
+    if isinstance(calibration, HostCalibration):
+        raise UserError(
+            f"{where} are for accelerators: processes of one machine run no drafting module; "
+            "leave speculation out"
+        )
+
+
+def check_stages(
+    spec: DeploymentSpec,
+    layout: Layout,
+    cluster: ClusterSpec,
+    calibration: CalibrationFile | HostCalibration,
+    rules: Rules,
+    place: str,
+) -> None:
+    """Refuse what a pipeline cannot be simulated with."""
+    if layout.pp == 1:
+        return
+    ranks, per_node, where = (
+        layout.num_ranks,
+        cluster.gpus_per_node,
+        f"{place} [parallel]: pp = {layout.pp}",
+    )
+    if isinstance(calibration, HostCalibration):
+        raise UserError(
+            f"{where}: processes of one machine run no pipeline: "
+            "nothing says what handing on takes there; leave pp out"
+        )
+    if spec.overlap != "none":
+        raise UserError(
+            f'{where} with overlap = "{spec.overlap}": no engine does both; leave one of them out'
+        )
+    if layout.num_gpus > per_node and per_node % ranks and ranks % per_node:
+        raise UserError(
+            f"{where}: stages of {ranks} GPUs neither divide nodes of {per_node} nor fill them, "
+            "so that some would lie across nodes and others not; "
+            "choose a tp x attention_dp that does"
+        )
+    if rules.balance_steps or rules.wait_steps:
+        raise UserError(
+            f"{where}: balance_steps and wait_steps hold prompts of one batch back, "
+            f"not of {layout.pp}; leave them out"
+        )
+
+
+def check_pruning(
+    spec: DeploymentSpec,
+    model: ModelSpec,
+    precision: Precision,
+    calibration: CalibrationFile | HostCalibration,
+    place: str,
+) -> None:
+    """Refuse pruning that the model has no place for, or whose speed nobody has published."""
+    pruning = spec.pruning
+    if pruning is None:
+        return
+    if not any(isinstance(ffn, DenseFFN) for ffn in model.ffns.values()):
+        raise UserError(
+            f"{place} [pruning]: prunes dense feed-forward blocks, and {model.name} "
+            "has none; leave it out"
+        )
+    if isinstance(calibration, HostCalibration):
+        if pruning.kernels not in ("csr", "two_four", "block"):
+            raise UserError(
+                f"{place} [pruning]: on a processor what is left is stored row by "
+                "row; leave out format"
+            )
+        return
+    table, dtype = calibration.pruned, precision.weights
+    if pruned_entry(table, pruning.kernels, dtype) is None:
+        known = ", ".join(
+            f"{kernels} ({', '.join(sorted(dtypes))})" for kernels, dtypes in sorted(table.items())
+        )
+        raise UserError(
+            f"{place} [pruning]: unsupported: nobody has published how fast products with {dtype} "
+            f"matrices pruned '{pruning.kernels}' are on {calibration.title}; "
+            f"there are: {known or 'none'}"
+        )

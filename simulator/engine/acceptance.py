@@ -1,0 +1,51 @@
+"""Which tokens of a draft are kept. Compiled.
+
+Each draw depends on the seed, the request and its place in the output alone, so that a request
+keeps the same tokens whichever batches it is in, at every fidelity.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from simulator.base.compiled import borrowing
+from simulator.engine.state import GENERATED, NUM_OUTPUT, Limits, Requests
+
+_STEP, _FIRST, _SECOND = (
+    np.uint64(number) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
+_27, _30, _31, _11 = (np.uint64(bits) for bits in (27, 30, 31, 11))
+_UNIT = 2.0**-53
+
+
+@borrowing
+def draw_uniform(seed: int, request: int, place: int) -> float:
+    """A number from 0 to 1 of an output token: SplitMix64 (Steele, Lea and Flood, "Fast Splittable
+    Pseudorandom Number Generators", OOPSLA 2014) of the request's own seed.
+    """
+    state = _mix(np.uint64(seed) + _STEP * np.uint64(request + 1))
+    return float(_mix(state + _STEP * np.uint64(place + 1)) >> _11) * _UNIT
+
+
+@borrowing
+def _mix(z: np.uint64) -> np.uint64:
+    z = (z ^ (z >> _30)) * _FIRST
+    z = (z ^ (z >> _27)) * _SECOND
+    return z ^ (z >> _31)
+
+
+@borrowing
+def count_kept_tokens(requests: Requests, limits: Limits, r: int, new: int) -> int:
+    """Output tokens that request ``r`` gets out of a step that computes ``new`` of it: one, and
+    those of its draft up to the first that is not accepted, but no more than it asked for.
+    """
+    ints = requests.ints
+    left = ints[r, NUM_OUTPUT] - ints[r, GENERATED]
+    kept = 1
+    while (
+        kept < min(new, left)
+        and draw_uniform(limits.draft_seed, r, ints[r, GENERATED] + kept)
+        < limits.accepted[kept - 1]
+    ):
+        kept += 1
+    return kept

@@ -1,0 +1,13 @@
+"""Every step finds one token of a sequence."""
+
+from __future__ import annotations
+
+from simulator.base.frozen import Frozen
+from simulator.policies.speculation import Drafts
+
+
+class NoDrafts(Frozen):
+    """Nothing is drafted."""
+
+    def drafts(self, num_layers: int) -> Drafts:
+        return Drafts()

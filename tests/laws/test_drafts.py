@@ -1,0 +1,190 @@
+"""Speculation: drafts change how many steps an output takes and what a step costs, and nothing
+about which tokens come.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from simulator.base.errors import UserError
+from simulator.engine.acceptance import draw_uniform
+from simulator.engine.timeline import serve
+from simulator.planner.traffic import subset
+from simulator.policies.speculation import Drafts
+from simulator.workload.traces import RequestTrace
+from tests.cases import times
+from tests.laws.deployments import check_same_events, draw_deployment, serve_by_events
+from tests.single_steps import take_apart
+
+
+def draw_drafting(tiny, seed):
+    """Any deployment without a pipeline, with drafts of some tokens."""
+    while True:
+        plan, trace = draw_deployment(tiny, seed)
+        if plan.layout.pp == 1:
+            break
+        seed += 10_000
+    rng = np.random.default_rng([seed, 11])
+    accepted = tuple(rng.uniform(0, 1, int(rng.integers(1, 5))).round(2).tolist())
+    return dataclasses.replace(plan, drafts=Drafts(accepted, float(rng.uniform(0, 0.2)))), trace
+
+
+def with_drafts(plan, *accepted, pass_share=0.0):
+    return dataclasses.replace(plan, drafts=Drafts(accepted, pass_share))
+
+
+@pytest.mark.parametrize("seed", range(7000, 7000 + times(40)))
+def test_whatever_is_drafted_every_token_comes_once(tiny, seed):
+    plan, trace = draw_drafting(tiny, seed)
+    served = serve(plan, trace)
+    pool = served.pools.get("decode") or served.pools["both"]
+    assert (pool.requests.generated == trace.num_output).all() or "decode" in served.pools
+    assert (served.requests_table()["outcome"] == "finished").all()
+    gaps = sum(own.clock.gap_counts.sum() for own in served.pools.values())
+    assert gaps == (trace.num_output - 1).sum()
+    steps = served.steps_of("decode" if "decode" in served.pools else "both")
+    tokens, decodes = steps["decode_tokens"], steps["decodes"]
+    assert (tokens >= decodes).all()
+    assert (tokens <= decodes * (1 + plan.drafts.num_tokens)).all()
+    for own in served.pools.values():
+        free = own.ranks.free_blocks + own.ranks.num_evictable * own.limits.prefix_blocks
+        assert (free == own.ranks.capacity_blocks).all()
+
+
+@pytest.mark.parametrize("seed", range(7100, 7100 + times(20)))
+def test_drafts_do_the_same_at_every_fidelity(tiny, monkeypatch, seed):
+    plan, trace = draw_drafting(tiny, seed)
+    check_same_events(serve(plan, trace), serve_by_events(monkeypatch, plan, trace))
+
+
+@pytest.mark.parametrize("split", [{"tp": 2}, {"attention_dp": 4, "ep": 4}])
+def test_a_request_keeps_the_same_tokens_in_any_batch(tiny, split):
+    """Ten replicas or one, or ranks simulated: as many steps for each request."""
+    name = "dense" if "tp" in split else "moe"
+    trace = tiny.trace(12, 2000.0, 100, 30)
+    found = []
+    for replicas, fidelity in ((1, "step"), (5, "step"), (1, "rank")):
+        plan = tiny.plan(name, replicas=replicas, cluster="h100-sxm-128", num_layers=2, **split)
+        served = serve(with_drafts(plan, 0.7, 0.7, 0.4), trace, fidelity)
+        found.append(int(served.steps_of("both")["decodes"].sum()))
+    assert len(set(found)) == 1
+
+
+@pytest.mark.parametrize("seed", range(7200, 7200 + times(6)))
+def test_simulated_ranks_take_as_long_as_the_table_says(tiny, seed):
+    plan, trace = draw_drafting(tiny, seed)
+    if plan.model.moe is not None:
+        plan = dataclasses.replace(tiny.plan("dense", tp=2, num_layers=2), drafts=plan.drafts)
+    few = subset(trace, np.arange(min(12, trace.num_requests)))
+    few = dataclasses.replace(few, num_output=np.minimum(few.num_output, 12))
+    check_same_events(serve(plan, few), serve(plan, few, "rank"))
+
+
+def one(num_output):
+    return RequestTrace(np.zeros(1), np.array([64]), np.array([num_output]), provenance="one")
+
+
+@pytest.mark.parametrize("drafted", [1, 3, 7])
+@pytest.mark.parametrize("num_output", [1, 2, 5, 64, 101])
+def test_drafts_that_are_always_kept_come_whole_and_others_cost_their_time(
+    tiny, drafted, num_output
+):
+    plan = tiny.plan("dense", tp=2, num_layers=2)
+    always, never, without = (
+        take_apart(serve(own, one(num_output)).steps_of("both").assign(pool="both"))
+        for own in (
+            with_drafts(plan, *[1.0] * drafted, pass_share=0.1),
+            with_drafts(plan, *[0.0] * drafted, pass_share=0.1),
+            plan,
+        )
+    )
+    assert len(always) - 1 == math.ceil((num_output - 1) / (1 + drafted))
+    assert len(never) == len(without) == num_output
+    # The prompt's own step is one of the model's, and the module's passes.
+    assert never["duration_s"].iloc[0] == pytest.approx(
+        without["duration_s"].iloc[0] * (1 + drafted * 0.1)
+    )
+    if num_output > 1:
+        assert never["duration_s"].iloc[1] > without["duration_s"].iloc[1] * (1 + drafted * 0.1)
+
+
+def test_as_many_tokens_are_kept_as_probabilities_say():
+    """Leviathan et al., equation 1: (1 - a^(g + 1)) / (1 - a) tokens a step, for drafts of ``g``
+    tokens that are each accepted with probability ``a``.
+    """
+    accepted, drafted = 0.7, 3
+    drafts = Drafts((accepted,) * drafted)
+    expected = (1 - accepted ** (drafted + 1)) / (1 - accepted)
+    assert drafts.mean_kept == pytest.approx(expected)
+
+
+def test_kept_tokens_of_a_long_run_are_as_many_as_expected(tiny):
+    plan = with_drafts(tiny.plan("dense", tp=2, num_layers=2), 0.8, 0.5, 0.3)
+    trace = tiny.trace(60, 2000.0, 50, 400)
+    steps = serve(plan, trace).steps_of("both")
+    kept = steps["decode_tokens"].sum() / steps["decodes"].sum()
+    count = steps["decodes"].sum()
+    # Each step's tokens lie between 1 and 4, so their mean scatters by less than 1.5 / sqrt(n).
+    assert abs(kept - plan.drafts.mean_kept) < 4 * 1.5 / math.sqrt(count) + 4 * 60 / count
+
+
+def test_draws_are_even_and_of_their_own():
+    """Kolmogorov-Smirnov against a uniform distribution, over requests, places and seeds."""
+    from scipy.stats import kstest
+
+    for draws in (
+        [draw_uniform(5, request, 9) for request in range(4000)],
+        [draw_uniform(5, 3, place) for place in range(4000)],
+        [draw_uniform(seed, 3, 9) for seed in range(4000)],
+    ):
+        assert kstest(draws, "uniform").pvalue > 1e-3
+        assert abs(np.corrcoef(draws[:-1], draws[1:])[0, 1]) < 0.06
+
+
+def test_a_request_alone_is_as_much_faster_as_was_derived(tiny):
+    """Leviathan et al., theorem 3.8: (1 - a^(g + 1)) / ((1 - a) (g c + 1)) times, where a step of
+    some tokens more takes no longer, which reading weights makes nearly so.
+    """
+    plan = tiny.plan("dense", tp=2)
+    accepted, drafted, share = 0.6, 3, 0.05
+    drafting = with_drafts(plan, *[accepted] * drafted, pass_share=share)
+    trace = one(4000)
+    slow, fast = (
+        float(served["finish_s"].iloc[0] - served["first_token_s"].iloc[0])
+        for served in (serve(own, trace).requests_table() for own in (plan, drafting))
+    )
+    steps = [serve(own, trace).steps_of("both") for own in (plan, drafting)]
+    per_step = [own["duration_s"].sum() / own["num_steps"].sum() for own in steps]
+    verifying = per_step[1] / (1 + drafted * share) / per_step[0]
+    assert 1.0 <= verifying < 1.2
+    expected = drafting.drafts.mean_kept / (1 + drafted * share) / verifying
+    assert slow / fast == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"pp": 2}, "drafts in a pipeline are not simulated; leave pp or speculation out"),
+        (
+            {"attention_dp": 4, "ep": 4, "overlap": "two_batch"},
+            'drafts with overlap = "two_batch" are not simulated; leave one of them out',
+        ),
+    ],
+)
+def test_what_drafts_are_not_simulated_with_is_refused(tiny, keys, said):
+    speculation = {"kind": "module", "tokens": 2, "accepted": 0.8}
+    with pytest.raises(UserError, match="speculation") as error:
+        tiny.plan("moe" if "ep" in keys else "dense", speculation=speculation, **keys)
+    assert said in str(error.value)
+
+
+def test_a_module_of_one_layer_takes_a_layer_s_share_of_a_step(tiny):
+    speculation = {"kind": "module", "tokens": 2, "accepted": 0.8}
+    plan = tiny.plan("dense", tp=2, speculation=speculation)
+    assert plan.drafts == Drafts((0.8, 0.8), 1 / plan.model.num_layers)
+    assert plan.drafts.slowdown == pytest.approx(1 + 2 / plan.model.num_layers)
+    pools = tiny.plan("dense", tp=2, speculation=speculation, prefill={"parallel": {"tp": 2}})
+    assert pools.drafts.num_tokens == 2
+    assert pools.prefill.drafts.num_tokens == 0
