@@ -25,7 +25,7 @@ _CHECKED: dict[tuple[str, str], type[Frozen]] = {}
 times."""
 
 
-_ROOMS = ("simulator.policies", "simulator.workload", "simulator")
+_ROOMS = ("simulator.policies", "simulator.workload", "simulator", "simulator.config")
 """Packages that hold families."""
 
 
@@ -64,6 +64,21 @@ def available(family: str) -> tuple[str, ...]:
 def policy_class(family: str, kind: str, where: str) -> type[Frozen]:
     """The one public :class:`Frozen` that the file of ``kind`` defines.
 
+    Args:
+        where: the file (and section) that errors name.
+
+    Raises:
+        UserError: as :func:`find_class` says.
+    """
+    try:
+        return find_class(family, kind)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error.__cause__
+
+
+def find_class(family: str, kind: str) -> type[Frozen]:
+    """What :func:`policy_class` finds; its errors leave the place to the caller.
+
     Raises:
         UserError: if there is no such kind, or a user's module cannot be imported, defines none or
             several, or its class lacks what the family's protocol asks for; or its code needs
@@ -72,13 +87,12 @@ def policy_class(family: str, kind: str, where: str) -> type[Frozen]:
     if (family, kind) in _CHECKED:
         return _CHECKED[family, kind]
     if "." in kind:
-        module = _user_module(family, kind, where)
+        module = _user_module(family, kind)
     elif kind in available(family):
         module = importlib.import_module(f"{package_of(family).__name__}.{kind}")
     else:
         raise UserError(
-            f"{where}: unknown {family} kind '{shorten(kind)}'; "
-            f"{did_you_mean(kind, available(family))}"
+            f"unknown {family} kind '{shorten(kind)}'; {did_you_mean(kind, available(family))}"
         )
     classes = [
         member
@@ -91,40 +105,40 @@ def policy_class(family: str, kind: str, where: str) -> type[Frozen]:
     if len(classes) != 1:
         found = f"found {', '.join(cls.__name__ for cls in classes) or 'none'}"
         raise UserError(
-            f"{where}: {family} kind '{kind}' ({module.__file__}) must define exactly one public "
+            f"{family} kind '{kind}' ({module.__file__}) must define exactly one public "
             f"class derived from simulator.base.frozen.Frozen, {found}"
         )
     lacking = _lacking(classes[0], _protocol(family))
     if lacking:
         raise UserError(
-            f"{where}: {family} kind '{kind}' ({module.__file__}): {classes[0].__name__} {lacking}"
+            f"{family} kind '{kind}' ({module.__file__}): {classes[0].__name__} {lacking}"
         )
     if "." not in kind:
         _CHECKED[family, kind] = classes[0]
     return classes[0]
 
 
-def _user_module(family: str, kind: str, where: str) -> ModuleType:
-    trust.admit(kind, f"{where}: {family} kind '{kind}'")
+def _user_module(family: str, kind: str) -> ModuleType:
+    trust.admit(kind, f"{family} kind '{kind}'")
     try:
         return importlib.import_module(kind)
     except Exception as error:  # whatever is wrong with it is the user's to mend
         raise UserError(
-            f"{where}: cannot import {family} kind '{kind}': {type(error).__name__}: {error}"
+            f"cannot import {family} kind '{kind}': {type(error).__name__}: {error}"
         ) from error
 
 
 @cache
 def _protocol(family: str) -> type:
-    """What the files of a family keep: the one public protocol in its package, or the ``...Policy``
-    where there are several.
+    """What the files of a family keep: the one public protocol or abstract model in its package, or
+    the ``...Policy`` where there are several.
     """
     package = package_of(family)
     protocols = [
         member
         for name, member in vars(package).items()
         if isinstance(member, type)
-        and getattr(member, "_is_protocol", False)
+        and (getattr(member, "_is_protocol", False) or inspect.isabstract(member))
         and member.__module__ == package.__name__
         if not name.startswith("_")
     ]
@@ -137,10 +151,9 @@ def _protocol(family: str) -> type:
 
 def _lacking(cls: type[Frozen], protocol: type) -> str:
     """What ``cls`` lacks of ``protocol``, in words; empty where it lacks nothing."""
-    bases = [base for base in protocol.__mro__ if getattr(base, "_is_protocol", False)]
-    for name in dict.fromkeys(
-        name for base in bases for name in (*vars(base), *inspect.get_annotations(base))
-    ):
+    if inspect.isabstract(protocol) and not issubclass(cls, protocol):
+        return f"must be derived from {protocol.__module__}.{protocol.__name__}"
+    for name in _names_asked(cls, protocol):
         if name.startswith("_"):
             continue
         wanted, found = getattr(protocol, name, None), getattr(cls, name, None)
@@ -158,6 +171,15 @@ def _lacking(cls: type[Frozen], protocol: type) -> str:
             own = ", ".join(list(inspect.signature(found).parameters)[1:])
             return f"must have a method {call}; its own is {name}({own})"
     return ""
+
+
+def _names_asked(cls: type[Frozen], protocol: type) -> tuple[str, ...]:
+    """What a protocol's files must have; of an abstract model, what ``cls`` leaves open."""
+    if inspect.isabstract(protocol):
+        return tuple(sorted(cls.__abstractmethods__))
+    bases = [base for base in protocol.__mro__ if getattr(base, "_is_protocol", False)]
+    names = (name for base in bases for name in (*vars(base), *inspect.get_annotations(base)))
+    return tuple(dict.fromkeys(names))
 
 
 def build(family: str, table: Mapping[str, Any], where: str) -> Any:

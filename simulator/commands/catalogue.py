@@ -24,6 +24,8 @@ _DATA = {
     "engines": "cluster_configs/engines",
 }
 POLICIES = {
+    "mixers": "mixers",
+    "ffns": "ffns",
     "routing": "routing",
     "placement": "placement",
     "dispatch": "dispatch",
@@ -40,7 +42,7 @@ POLICIES = {
     "figures": "report.figures",
     "kernels": "validation.kernels",
 }
-"""Families of one policy a file: as ``list`` calls them, and as their packages are called."""
+"""Families of one kind a file: as ``list`` calls them, and as their packages are called."""
 
 
 def catalogue(family: str | None = None) -> dict[str, dict[str, str]]:

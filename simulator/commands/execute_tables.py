@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from simulator.config.ffn import DenseFFN
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.rank import StepTimes
 from simulator.results.executed import RANK_COLUMNS, SUMMARY_COLUMNS
@@ -149,7 +148,7 @@ def _parameters(plan: DeploymentPlan) -> tuple[int, int]:
     if pruning is not None:
         for _, ffn in model.layer_names:
             block = model.ffns.get(ffn)
-            if isinstance(block, DenseFFN):
+            if block is not None and block.is_prunable:
                 for linear in block.linears(model.hidden_size):
                     gone += linear.num_parameters - pruning.num_stored(
                         linear.out_features, linear.in_features

@@ -11,13 +11,36 @@ do not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from simulator.base.quantities import MOST_LAYERS
 from simulator.config._config_json import ConfigKeys, Table
-from simulator.config._config_mixers import mixer_table
+from simulator.config.ffns.dense import DenseFFN
+from simulator.config.ffns.moe import COUNT_KEYS, MoE
+from simulator.config.mixers.compressed import CompressedAttention
+from simulator.config.mixers.gated_delta_net import GatedDeltaNet
+from simulator.config.mixers.gqa import GroupedQueryAttention
+from simulator.config.mixers.mamba2 import Mamba2
+from simulator.config.mixers.mla import LatentAttention
+
+_MIXERS: dict[str, Callable[[ConfigKeys, str, int], Table]] = {
+    "full": GroupedQueryAttention.read_config,
+    "sliding": GroupedQueryAttention.read_config,
+    "chunked": GroupedQueryAttention.read_config,
+    "latent": LatentAttention.read_config,
+    "window": CompressedAttention.read_config,
+    "compressed": CompressedAttention.read_config,
+    "linear": GatedDeltaNet.read_config,
+    "mamba2": Mamba2.read_config,
+}
+"""Readers of mixers by the name of their layers, up to its hyphen."""
+_FFNS: dict[str, Callable[[ConfigKeys, str], Table]] = {
+    "dense": DenseFFN.read_config,
+    "moe": MoE.read_config,
+}
+"""Readers of feed-forward blocks by the name of their layers, up to its hyphen."""
 
 
 def model_table(config: Table, path: Path) -> Table:
@@ -42,11 +65,15 @@ def model_table(config: Table, path: Path) -> Table:
     weight_dtype, expert_dtype = _dtypes(read)
     mixer_names, ffn_names = _mixer_order(read, num_layers), _ffn_order(read, num_layers)
     mixers = {
-        name: mixer_table(read, name, hidden_size)
+        name: _MIXERS[name.partition("-")[0]](read, name, hidden_size)
         for name in dict.fromkeys(mixer_names)
         if name != "none"
     }
-    ffns = {name: _ffn(read, name) for name in dict.fromkeys(ffn_names) if name != "none"}
+    ffns = {
+        name: _FFNS[name.partition("-")[0]](read, name)
+        for name in dict.fromkeys(ffn_names)
+        if name != "none"
+    }
     ties = (
         read.flag("tie_word_embeddings")
         if read.find("tie_word_embeddings") is not None
@@ -84,7 +111,7 @@ def model_table(config: Table, path: Path) -> Table:
 
 
 def _mixer_order(read: ConfigKeys, num_layers: int) -> list[str]:
-    """The name of every layer's mixer; what a name means is in :func:`mixer_table`."""
+    """The name of every layer's mixer, as :data:`_MIXERS` reads it."""
     hybrid = read.per_layer("hybrid_override_pattern", num_layers)
     types = read.per_layer("layer_types", num_layers)
     ratios = read.per_layer(
@@ -146,9 +173,6 @@ def _translate(
     return [known[value] for value in values]
 
 
-_NUM_EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts")
-
-
 def _ffn_order(read: ConfigKeys, num_layers: int) -> list[str]:
     """The name of every layer's feed-forward block: ``dense``, ``moe``, ``moe-hashed`` or
     ``none``.
@@ -157,7 +181,7 @@ def _ffn_order(read: ConfigKeys, num_layers: int) -> list[str]:
     if hybrid is not None:
         known = {"M": "none", "*": "none", "E": "moe", "-": "dense"}
         return _translate(read, "hybrid_override_pattern", hybrid, known)
-    if not read.size_or(0, *_NUM_EXPERTS):
+    if not read.size_or(0, *COUNT_KEYS):
         return ["dense"] * num_layers
     types = read.per_layer("mlp_layer_types", num_layers)
     if types is not None:
@@ -191,86 +215,6 @@ def _sparse_layers(read: ConfigKeys, num_layers: int) -> list[bool]:
         and layer not in dense_layers
         for layer in range(num_layers)
     ]
-
-
-# Feed-forward blocks
-
-
-def _ffn(read: ConfigKeys, name: str) -> Table:
-    if name == "dense":
-        width = (
-            read.size("intermediate_size_mlp")
-            if read.find("intermediate_size_mlp")
-            else read.size("intermediate_size")
-        )
-        return {
-            "kind": "dense",
-            "intermediate_size": width,
-            "is_gated": _is_gated(read),
-            "has_bias": read.flag("mlp_bias"),
-        }
-    convention = read.convention
-    width = (
-        read.size("moe_intermediate_size")
-        if read.find("moe_intermediate_size")
-        else read.size("intermediate_size")
-    )
-    num_shared, shared_width = _shared_experts(read, width)
-    return {
-        "kind": "moe",
-        "num_experts": read.size(*_NUM_EXPERTS),
-        "top_k": read.size("num_experts_per_tok", "experts_per_token"),
-        "intermediate_size": width,
-        "is_gated": _is_gated(read),
-        "has_expert_bias": convention.has_expert_bias,
-        "num_shared_experts": num_shared,
-        "shared_intermediate_size": shared_width,
-        "has_shared_gate": convention.has_shared_gate and num_shared > 0,
-        "scoring": read.find("scoring_func") or convention.scoring,
-        # Layers that look their experts up by token id (DeepSeek-V4's first ones) need no bias for
-        # balance.
-        "has_router_bias": name != "moe-hashed"
-        and (
-            convention.has_router_bias
-            or read.flag("use_routing_bias")
-            or read.find("topk_method") == "noaux_tc"
-        ),
-        "num_groups": max(read.size_or(1, "n_group"), 1),
-        "num_limited_groups": max(read.size_or(1, "topk_group"), 1),
-    }
-
-
-def _shared_experts(read: ConfigKeys, expert_width: int) -> tuple[int, int]:
-    """Number of shared experts, and the width of all of them together."""
-    num_shared = read.size_or(
-        read.convention.num_shared_experts, "n_shared_experts", "num_shared_experts"
-    )
-    width = read.size_or(
-        0,
-        "moe_shared_expert_intermediate_size",
-        "shared_expert_intermediate_size",
-        "shared_intermediate_size",
-    )
-    if width:
-        return max(num_shared, 1), width
-    return num_shared, num_shared * expert_width
-
-
-def _is_gated(read: ConfigKeys) -> bool:
-    activation = next(
-        filter(None, map(read.find, ("mlp_hidden_act", "hidden_activation", "hidden_act"))), None
-    )
-    if activation is None:
-        raise read.error("missing key 'hidden_act'")
-    known = {"silu": True, "swiglu": True, "relu2": False}.get(
-        str(activation), read.convention.is_gated
-    )
-    if known is None:
-        raise read.error(
-            f"hidden_act is '{activation}': whether the feed-forward block has "
-            "a gate cannot be told"
-        )
-    return known
 
 
 def _hyper_connections(read: ConfigKeys, hidden_size: int, num_layers: int) -> int:

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from simulator.base.data import find_file
 from simulator.base.frozen import Frozen, Policy, validate
+from simulator.base.kinds import OneOf
 from simulator.base.quantities import (
     MOST_LAYERS,
     Layers,
@@ -23,7 +24,8 @@ from simulator.base.quantities import (
 )
 from simulator.base.reading import read_json, read_toml
 from simulator.config.dtypes import DType
-from simulator.config.ffn import FFN, MoE
+from simulator.config.ffns import FFN
+from simulator.config.ffns.moe import MoE
 from simulator.config.mixers import Mixer
 from simulator.config.routing import usual_routing
 
@@ -72,8 +74,8 @@ class ModelSpec(Frozen):
     published."""
     hidden_size: Width
     vocab_size: Width
-    mixers: dict[str, Mixer]
-    ffns: dict[str, FFN]
+    mixers: dict[str, Annotated[Mixer, OneOf("mixers")]]
+    ffns: dict[str, Annotated[FFN, OneOf("ffns")]]
     layers: Annotated[tuple[LayerRun, ...], Field(strict=False, min_length=1)]
     ties_embeddings: bool = False
     num_positions: TokenCount = 0
@@ -144,9 +146,9 @@ class ModelSpec(Frozen):
     @model_validator(mode="after")
     def _experts_agree(self) -> Self:
         shapes = {
-            (ffn.num_experts, ffn.top_k, ffn.intermediate_size)
-            for ffn in self.ffns.values()
-            if isinstance(ffn, MoE)
+            (experts.num_experts, experts.top_k, experts.intermediate_size)
+            for experts in (ffn.experts for ffn in self.ffns.values())
+            if experts is not None
         }
         if len(shapes) > 1:
             raise ValueError(
@@ -166,18 +168,31 @@ class ModelSpec(Frozen):
         """Layers of the model."""
         return len(self.layer_names)
 
-    @property
+    @cached_property
     def moe(self) -> MoE | None:
-        """The mixture-of-experts block (all its layers have the same shape), or ``None`` for a
+        """The routed experts (all layers that have some have the same shape), or ``None`` for a
         dense model.
         """
-        found = [ffn for ffn in self.ffns.values() if isinstance(ffn, MoE)]
-        return found[0] if found else None
+        return next(filter(None, (ffn.experts for ffn in self.ffns.values())), None)
 
     @cached_property
+    def moe_layers(self) -> tuple[int, ...]:
+        """Numbers of the layers with routed experts."""
+        return tuple(n for n, (_, ffn) in enumerate(self.layer_names) if self.has_experts(ffn))
+
+    @property
     def num_moe_layers(self) -> int:
         """``L``, layers with routed experts."""
-        return sum(isinstance(self.ffns.get(ffn), MoE) for _, ffn in self.layer_names)
+        return len(self.moe_layers)
+
+    def has_experts(self, ffn: str) -> bool:
+        """Whether the block of that name has routed experts; ``"none"`` has none."""
+        return ffn != "none" and self.ffns[ffn].experts is not None
+
+    @cached_property
+    def has_latent_cache(self) -> bool:
+        """Whether a mixer caches latent vectors (MLA)."""
+        return any(mixer.is_latent for mixer in self.mixers.values())
 
     @property
     def num_embedding_parameters(self) -> int:

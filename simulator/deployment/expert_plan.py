@@ -16,7 +16,7 @@ from simulator.base.plugins import build
 from simulator.base.recent import Recent
 from simulator.base.streams import open_stream
 from simulator.config.deployment import DeploymentSpec
-from simulator.config.ffn import MoE
+from simulator.config.ffns.moe import MoE
 from simulator.config.model import ModelSpec
 from simulator.config.routing import usual_routing
 from simulator.policies.contracts import draw_ids, place_experts, prepare_router

@@ -29,8 +29,6 @@ def price_key_of(plan: DeploymentPlan) -> PriceKey:
         is_split=plan.layout.tp > 1,
         kernels=() if experts is None else kernels_of(experts.dispatch),
         cache=precision.kv,
-        is_latent=any(
-            term.is_latent for mixer in plan.model.mixers.values() for term in mixer.context_terms()
-        ),
+        is_latent=plan.model.has_latent_cache,
         pruning=plan.spec.pruning,
     )

@@ -6,7 +6,6 @@ from simulator.base.errors import UserError
 from simulator.config.calibration import CalibrationFile, pruned_entry
 from simulator.config.cluster import ClusterSpec
 from simulator.config.deployment import DeploymentSpec
-from simulator.config.ffn import DenseFFN
 from simulator.config.host import HostCalibration
 from simulator.config.model import ModelSpec
 from simulator.policies.scheduling import Rules
@@ -98,7 +97,7 @@ def check_pruning(
     pruning = spec.pruning
     if pruning is None:
         return
-    if not any(isinstance(ffn, DenseFFN) for ffn in model.ffns.values()):
+    if not any(ffn.is_prunable for ffn in model.ffns.values()):
         raise UserError(
             f"{place} [pruning]: prunes dense feed-forward blocks, and {model.name} "
             "has none; leave it out"

@@ -9,7 +9,6 @@ from dataclasses import replace
 from simulator.base.errors import UserError
 from simulator.base.frozen import Policy
 from simulator.config.accelerator import AcceleratorSpec
-from simulator.config.attention import GroupedQueryAttention, LatentAttention
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.engine import EngineSpec, find_engine
 from simulator.config.model import ModelSpec
@@ -110,11 +109,11 @@ def _caches(
         return
     begin = f'with kv_dtype = "{precision.kv}" on {accelerator.title}'
     for name, mixer in model.mixers.items():
-        if isinstance(mixer, LatentAttention) and not limits.latent:
+        if mixer.is_latent and not limits.latent:
             yield f"{begin} for latent attention ('{name}')"
-        sizes = limits.head_sizes
-        if isinstance(mixer, GroupedQueryAttention) and sizes and mixer.head_size not in sizes:
-            yield f"{begin} for heads of {mixer.head_size} ('{name}'), only of {_listed(sizes)}"
+        sizes, heads = limits.head_sizes, mixer.kv_heads
+        if heads is not None and sizes and heads.size not in sizes:
+            yield f"{begin} for heads of {heads.size} ('{name}'), only of {_listed(sizes)}"
 
 
 def _listed(numbers: tuple[int, ...]) -> str:
@@ -125,11 +124,12 @@ def _heads(engine: EngineSpec, model: ModelSpec, layout: Layout) -> Iterator[str
     if not engine.splits.kv_heads_divide:
         return
     for name, mixer in model.mixers.items():
-        if isinstance(mixer, GroupedQueryAttention):
-            few, many = sorted((mixer.num_kv_heads, layout.tp))
+        heads = mixer.kv_heads
+        if heads is not None:
+            few, many = sorted((heads.number, layout.tp))
             if many % few:
                 yield (
-                    f"with tp = {layout.tp} and {mixer.num_kv_heads} KV heads ('{name}'), of which "
+                    f"with tp = {layout.tp} and {heads.number} KV heads ('{name}'), of which "
                     "one must be a multiple of the other"
                 )
 

@@ -15,7 +15,7 @@ from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen, validate
 from simulator.base.quantities import Ratio, Sequences, StepCount, Steps, TokenBudget
 from simulator.config.cluster import ClusterSpec
-from simulator.config.ffn import MoE
+from simulator.config.ffns.moe import MoE
 from simulator.policies.balancing import BalancingPolicy, LoadBalancer, Rule
 from simulator.policies.dispatch import DispatchPolicy, ExecutableDispatch, Rows
 from simulator.policies.failures import Change, FailurePolicy, Machines

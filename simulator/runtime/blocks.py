@@ -11,14 +11,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from simulator.config.ffn import DenseFFN, MoE
+from simulator.config.ffns.moe import MoE
 from simulator.policies.contracts import list_rows
 from simulator.runtime.exchange import ExpertMap, Packer
 from simulator.runtime.job import Job, Step
-from simulator.runtime.layers.attention import Attention, Cache, Chunk, supported
 from simulator.runtime.layers.experts import Experts
-from simulator.runtime.layers.ffn import FeedForward, SharedExpert, dense_ffn
+from simulator.runtime.layers.kinds import (
+    Cached,
+    Chunk,
+    FFNLayer,
+    MixerLayer,
+    build_ffn,
+    mixer_layer,
+)
 from simulator.runtime.layers.router import Router
+from simulator.runtime.layers.shared_expert import SharedExpert
 from simulator.runtime.layers.transformer import Norm
 from simulator.runtime.layers.weights import Weights, empty, fill
 from simulator.runtime.timeline import Timeline
@@ -161,18 +168,17 @@ class RankModel(nn.Module):
         moe_layers = 0
         for layer, (mixer, ffn) in enumerate(model.layer_names):
             if mixer != "none":
-                self.mixers[str(layer)] = Attention(
-                    supported(model.mixers[mixer], model.name), hidden, part
-                )
+                spec = model.mixers[mixer]
+                self.mixers[str(layer)] = mixer_layer(spec, model.name)(spec, hidden, part)
                 self.mixer_norms[str(layer)] = Norm(hidden)
             if ffn == "none":
                 continue
             self.ffn_norms[str(layer)] = Norm(hidden)
             block = model.ffns[ffn]
-            if isinstance(block, DenseFFN):
-                self.ffns[str(layer)] = dense_ffn(block, hidden, part, job.pruning)
+            if block.experts is None:
+                self.ffns[str(layer)] = build_ffn(block, hidden, job.pruning, model.name, part)
             else:
-                self.ffns[str(layer)] = ExpertLayer(job, block, rank, layer, moe_layers)
+                self.ffns[str(layer)] = ExpertLayer(job, block.experts, rank, layer, moe_layers)
                 moe_layers += 1
 
     def load(self, weights: Weights) -> None:
@@ -183,10 +189,10 @@ class RankModel(nn.Module):
         if self.head is not None:
             fill(self.head, part.cut(weights.tensor("head", (model.vocab_size, model.hidden_size))))
         for layer, mixer in self.mixers.items():
-            _as(mixer, Attention).load(weights, f"layers.{layer}.mixer")
+            _as(mixer, MixerLayer).load(weights, f"layers.{layer}.mixer")  # type: ignore[type-abstract]
             _as(self.mixer_norms[layer], Norm).load(weights, f"layers.{layer}.mixer_norm")
         for layer, ffn in self.ffns.items():
-            block = ffn if isinstance(ffn, ExpertLayer) else _as(ffn, FeedForward)
+            block = ffn if isinstance(ffn, ExpertLayer) else _as(ffn, FFNLayer)  # type: ignore[type-abstract]
             block.load(weights, f"layers.{layer}.ffn", self.embedding)
             _as(self.ffn_norms[layer], Norm).load(weights, f"layers.{layer}.ffn_norm")
 
@@ -194,7 +200,7 @@ class RankModel(nn.Module):
         self,
         token_ids_T: Tensor,
         chunk: Chunk,
-        caches: list[Cache] | None,
+        caches: list[Cached] | None,
         step: Step,
         first_token: int,
         transport: Transport,

@@ -5,14 +5,15 @@ again.
 from __future__ import annotations
 
 import zlib
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from simulator.config.attention import GroupedQueryAttention
+from simulator.config.mixers import Mixer
 from simulator.runtime.job import TORCH_DTYPES, Job, Step
-from simulator.runtime.layers.attention import Cache, supported
+from simulator.runtime.layers.kinds import Cached, mixer_layer
 
 _KEPT = 4
 """Sets of caches that a rank keeps: steps of one shape read the same."""
@@ -32,48 +33,36 @@ def token_ids(job: Job, step: Step) -> Tensor:
     return torch.randint(job.model.vocab_size, (step.num_tokens,), generator=generator)
 
 
-def attention_layers(job: Job) -> list[tuple[int, GroupedQueryAttention]]:
-    """Number and spec of every layer with attention."""
-    model = job.model
-    names = [
-        (layer, mixer) for layer, (mixer, _) in enumerate(model.layer_names) if mixer != "none"
-    ]
-    return [(layer, supported(model.mixers[mixer], model.name)) for layer, mixer in names]
-
-
 class Contexts:
-    """Keys and values of contexts. What stands in a cache does not change the work, so it is drawn
+    """What mixers keep of contexts. What stands in a cache does not change the work, so it is drawn
     rather than computed.
     """
 
     def __init__(self, job: Job, rank: int, device: torch.device) -> None:
         self.job, self.part, self.device = job, job.dense_part(rank), device
-        self._kept: dict[tuple[int, int, int], list[Cache]] = {}
+        self._kept: dict[tuple[int, int, int], list[Cached]] = {}
 
-    def of(self, step: Step, first: int, end: int) -> list[Cache]:
-        """Caches of sequences ``first`` to ``end - 1``, one a layer with attention."""
+    def of(self, step: Step, first: int, end: int) -> list[Cached]:
+        """Caches of sequences ``first`` to ``end - 1``, one a layer with a mixer."""
         key = (step.context_tokens, first, end)
         if key not in self._kept:
             if len(self._kept) >= _KEPT:
                 self._kept.pop(next(iter(self._kept)))
+            model = self.job.model
             self._kept[key] = [
-                self._draw(layer, spec, *key) for layer, spec in attention_layers(self.job)
+                self._draw(layer, model.mixers[name], *key)
+                for layer, (name, _) in enumerate(model.layer_names)
+                if name != "none"
             ]
         return self._kept[key]
 
-    def _draw(
-        self, layer: int, spec: GroupedQueryAttention, context: int, first: int, end: int
-    ) -> Cache:
-        shape = (2, spec.num_kv_heads, context, spec.head_size)
-        heads = [
-            self.part.cut(_draw(self.job.seed, f"cache {layer} {sequence}", shape), 1)
-            for sequence in range(first, end)
+    def _draw(self, layer: int, mixer: Mixer, context: int, first: int, end: int) -> Cached:
+        job = self.job
+        draws = [
+            partial(_draw, job.seed, f"cache {layer} {sequence}") for sequence in range(first, end)
         ]
-        empty = torch.empty(0, 2, self.part.num(spec.num_kv_heads), *shape[2:])
-        pairs = (torch.stack(heads) if heads else empty).to(
-            device=self.device, dtype=TORCH_DTYPES[self.job.dtype]
-        )
-        return Cache(pairs[:, 0].contiguous(), pairs[:, 1].contiguous())
+        drawn = mixer_layer(mixer, job.model.name).draw_cache(mixer, context, self.part, draws)
+        return tuple(one.to(device=self.device, dtype=TORCH_DTYPES[job.dtype]) for one in drawn)
 
 
 def _draw(seed: int, name: str, shape: tuple[int, ...]) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
-from simulator.config.ffn import MoE
+from simulator.config.ffns.moe import MoE
 from simulator.config.model import ModelSpec
 from simulator.config.pruning import Pruning
 from simulator.deployment.expert_plan import POOL_TOKENS

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from simulator.runtime.inputs import Contexts, token_ids
 from simulator.runtime.job import TORCH_DTYPES, Job, Step
-from simulator.runtime.layers.attention import Chunk
+from simulator.runtime.layers.kinds import Chunk
 from simulator.runtime.layers.transformer import Transformer
 from simulator.runtime.layers.weights import weights_from
 from simulator.work.layout import Layout

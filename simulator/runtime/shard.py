@@ -20,7 +20,7 @@ from simulator.base import plugins
 from simulator.runtime.blocks import RankModel
 from simulator.runtime.inputs import Contexts, token_ids
 from simulator.runtime.job import TORCH_DTYPES, Job, Step
-from simulator.runtime.layers.attention import Cache, Chunk
+from simulator.runtime.layers.kinds import Cached, Chunk
 from simulator.runtime.layers.weights import weights_from
 from simulator.runtime.timeline import Moment, Timeline
 from simulator.runtime.transport import Transport
@@ -115,7 +115,7 @@ class Shard:
         ids_T = token_ids(job, step)[first * step.new_tokens : end * step.new_tokens].to(
             self.device
         )
-        caches: list[Cache] | None = (
+        caches: list[Cached] | None = (
             self._contexts.of(step, first, end) if step.context_tokens else None
         )
         with torch.inference_mode():

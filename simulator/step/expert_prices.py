@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.config.dtypes import BYTES_PER_ELEMENT, INPUT_BYTES
-from simulator.config.ffn import MoE
+from simulator.config.ffns.moe import MoE
 from simulator.cost.comm import Exchange, Vectors
 from simulator.deployment.expert_plan import POOL_TOKENS, ExpertPlan
 from simulator.deployment.plan import DeploymentPlan

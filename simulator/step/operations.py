@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from simulator.config.ffn import MoE
 from simulator.step.expert_prices import ExpertStep
 from simulator.step.prices import Prices
 from simulator.step.program import Batch, Busy, Operation, Together
@@ -60,9 +59,7 @@ def _layers(prices: Prices, batch: Batch, offset: int, layers: range) -> list[Op
         else ()
     )
     # All of a model's MoE layers are among ``layers``, or none.
-    is_routed = any(
-        isinstance(plan.model.ffns.get(plan.model.layer_names[layer][1]), MoE) for layer in layers
-    )
+    is_routed = any(layer in layers for layer in plan.model.moe_layers)
     steps = iter(prices.expert_steps(tokens_d, offset) if is_routed else ())
     for layer in layers:
         mixer, ffn = plan.model.layer_names[layer]
@@ -81,7 +78,7 @@ def _layers(prices: Prices, batch: Batch, offset: int, layers: range) -> list[Op
             operations.append(
                 Busy("dense", layer, np.repeat(prices.ffn_s[ffn][tokens_d], layout.tp))
             )
-            if isinstance(plan.model.ffns[ffn], MoE):
+            if plan.model.has_experts(ffn):
                 operations += expert_operations(prices, next(steps), layer)
         if after_ffn:
             operations.append(Together("collective", layer, prices.tensor_groups, reduce))

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.config.dtypes import BYTES_PER_ELEMENT
-from simulator.config.ffn import FFN, MoE
+from simulator.config.ffns import FFN
 from simulator.config.linear import Linear
+from simulator.config.mixers import Mixer
 from simulator.cost.comm import Exchange
 from simulator.cost.compute import Phase, Rates
 from simulator.cost.engine_time import sequences_s
@@ -88,24 +89,20 @@ class Prices:
 
     def _ffn_s(self, ffn: FFN) -> NDArray[np.float64]:
         plan, hidden, tp = self.plan, self.plan.model.hidden_size, self.plan.layout.tp
-        if isinstance(ffn, MoE):
-            total = self._linears_s(ffn.linears(hidden)) + plan.compute.router_s(
-                self._rows, hidden, ffn.num_experts
-            )
-            width = ffn.shared_intermediate_size
-            return (
-                total + plan.compute.ffn_s(self._rows, hidden, -(-width // tp)) if width else total
-            )
-        linears = ffn.linears(hidden)
-        around_s = plan.compute.ffn_s(self._rows, hidden, -(-ffn.intermediate_size // tp))
-        if plan.spec.pruning is None:
-            return self._linears_s(linears) + around_s
+        linears, width, experts = ffn.linears(hidden), ffn.inner_width, ffn.experts
+        around_s, router_s = np.zeros(len(self._rows)), np.zeros(len(self._rows))
+        if width:
+            around_s = plan.compute.ffn_s(self._rows, hidden, -(-width // tp))
+        if experts is not None:
+            router_s = plan.compute.router_s(self._rows, hidden, experts.num_experts)
+        if plan.spec.pruning is None or not ffn.is_prunable:
+            return self._linears_s(linears) + router_s + around_s
         for linear in linears:
             in_features, out_features, _ = shard(linear, tp)
             around_s = around_s + plan.compute.pruned_s(
                 self._rows, in_features, out_features, plan.precision.weights, plan.spec.pruning
             )
-        return around_s
+        return around_s + router_s
 
     @cached_property
     def head_s(self) -> NDArray[np.float64]:
@@ -154,7 +151,7 @@ class Prices:
         layout = self.plan.layout
         if layout.tp == 1:
             return 0, 0
-        is_travelling = isinstance(self.plan.model.ffns.get(ffn_name), MoE) and layout.travels
+        is_travelling = layout.travels and self.plan.model.has_experts(ffn_name)
         return int(mixer_name != "none"), int(ffn_name != "none" and not is_travelling)
 
     @cached_property
@@ -250,11 +247,7 @@ class Prices:
         """Layers that two-batch overlap would run in halves: from the first to the last with routed
         experts, as SGLang does.
         """
-        found = [
-            n
-            for n, (_, ffn) in enumerate(self.plan.model.layer_names)
-            if isinstance(self.plan.model.ffns.get(ffn), MoE)
-        ]
+        found = self.plan.model.moe_layers
         return range(found[0], found[-1] + 1) if found else range(0)
 
     @property
@@ -327,7 +320,7 @@ class Prices:
         anew.
         """
         model, tp, dtype = self.plan.model, self.plan.layout.tp, self.plan.precision.weights
-        blocks = {**model.mixers, **model.ffns}
+        blocks: dict[str, Mixer | FFN] = {**model.mixers, **model.ffns}
         names = [
             name
             for layer in self.halved_layers

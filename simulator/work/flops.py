@@ -9,7 +9,6 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.config.ffn import MoE
 from simulator.config.model import ModelSpec
 from simulator.work.context import NO_WINDOW, total_pairs
 
@@ -31,12 +30,12 @@ def matmul_flops_per_token(model: ModelSpec, *, with_head: bool) -> float:
         if ffn_name != "none":
             ffn = model.ffns[ffn_name]
             total += 2.0 * sum(linear.num_parameters for linear in ffn.linears(model.hidden_size))
-            if isinstance(ffn, MoE):
-                total += (
-                    2.0
-                    * ffn.top_k
-                    * sum(linear.num_parameters for linear in ffn.expert_linears(model.hidden_size))
+            experts = ffn.experts
+            if experts is not None:
+                weights = sum(
+                    linear.num_parameters for linear in experts.expert_linears(model.hidden_size)
                 )
+                total += 2.0 * experts.top_k * weights
     return total
 
 

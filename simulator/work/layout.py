@@ -114,9 +114,8 @@ def stage_layers(num_layers: int, pp: int) -> list[range]:
 def uneven_heads(model: ModelSpec, tp: int) -> tuple[str, int] | None:
     """The first mixer whose heads ``tp`` does not divide, and how many it has."""
     for name, mixer in model.mixers.items():
-        heads: int = mixer.num_heads if hasattr(mixer, "num_heads") else mixer.num_value_heads
-        if heads % tp:
-            return name, heads
+        if mixer.split_heads % tp:
+            return name, mixer.split_heads
     return None
 
 

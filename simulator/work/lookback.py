@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Literal, NamedTuple
 
 from simulator.config.dtypes import BYTES_PER_ELEMENT
-from simulator.config.mixer_kind import ContextTerm
+from simulator.config.mixers import ContextTerm
 from simulator.config.model import ModelSpec
 from simulator.work.context import NO_WINDOW
 from simulator.work.layout import Layout

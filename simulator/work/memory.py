@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from simulator.config.dtypes import BYTES_PER_ELEMENT
-from simulator.config.ffn import DenseFFN, MoE
+from simulator.config.ffns.moe import MoE
 from simulator.config.linear import Linear
 from simulator.config.model import ModelSpec
 from simulator.config.pruning import Pruning, stored_bytes
@@ -78,12 +78,12 @@ def _stage_bytes(
             total += mixer.num_small_parameters(model.hidden_size) * bf16
         if ffn_name != "none":
             ffn = model.ffns[ffn_name]
-            own = pruning if isinstance(ffn, DenseFFN) else None
+            own = pruning if ffn.is_prunable else None
             total += linear_bytes(ffn.linears(model.hidden_size), layout.tp, precision.weights, own)
-            if isinstance(ffn, MoE):
-                padded = padding_factor(ffn, model.hidden_size, layout, padded_to)
+            if ffn.experts is not None:
+                padded = padding_factor(ffn.experts, model.hidden_size, layout, padded_to)
                 total += padded * expert_bytes_per_layer(
-                    ffn, model.hidden_size, layout, precision, num_slots
+                    ffn.experts, model.hidden_size, layout, precision, num_slots
                 )
     return total
 

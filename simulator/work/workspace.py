@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from simulator.config.ffn import DenseFFN
 from simulator.config.model import ModelSpec
 from simulator.work.layout import Layout
 
@@ -26,7 +25,7 @@ def forward_bytes(model: ModelSpec, layout: Layout, num_tokens: int) -> float:
     """Hidden vectors (four: the residual, a norm's output, the block's input and output) and the
     widest dense block's inner ones, gate and product, of a step's tokens.
     """
-    widths = [ffn.intermediate_size for ffn in model.ffns.values() if isinstance(ffn, DenseFFN)]
+    widths = [ffn.inner_width for ffn in model.ffns.values() if ffn.experts is None]
     inner = 3 * max(widths, default=0) / layout.tp
     return num_tokens * (inner + 4 * model.hidden_size) * _ELEMENT
 

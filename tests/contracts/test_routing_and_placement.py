@@ -10,7 +10,7 @@ import pytest
 
 from simulator.base import plugins
 from simulator.base.errors import UserError
-from simulator.config.ffn import MoE
+from simulator.config.ffns.moe import MoE
 
 NUM_LAYERS = 3
 ROUTING = plugins.available("routing")

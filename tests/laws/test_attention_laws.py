@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.config.accelerator import load_accelerator
-from simulator.config.attention import GroupedQueryAttention, LatentAttention
 from simulator.config.calibration import load_calibration
+from simulator.config.mixers.gqa import GroupedQueryAttention
+from simulator.config.mixers.mla import LatentAttention
 from simulator.cost.compute.roofline import Roofline
 from simulator.cost.kernels.context import NUM_SUMS, Rates, kernels_s, work_s
 from simulator.work.context import NO_WINDOW, total_sums, uniform_sums

@@ -20,7 +20,7 @@ from simulator.base.frozen import validate
 from simulator.base.reading import read_toml
 from simulator.commands.check import FILES, check_file
 from simulator.config.calibration import read_calibration
-from simulator.config.ffn import MoE
+from simulator.config.ffns.moe import MoE
 from simulator.policies.routing.replay import Replay
 from simulator.validation.tables import read_table
 from simulator.workload.reading import read_trace

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.base.errors import UserError
-from simulator.config.ffn import MoE
+from simulator.config.ffns.moe import MoE
 from simulator.policies.routing._trace_files import read_trace
 from tests.cases import cases
 from tests.unit.torch_files import torch_archive

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.config.ffn import MoE
+from simulator.config.ffns.moe import MoE
 from simulator.policies.placement.contiguous import Contiguous
 from simulator.policies.placement.eplb import Eplb
 from simulator.policies.placement.greedy import Greedy

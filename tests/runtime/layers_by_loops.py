@@ -6,9 +6,9 @@ import math
 
 import torch
 
-from simulator.config.ffn import MoE
-from simulator.config.mixers import GroupedQueryAttention
-from simulator.runtime.layers.attention import Cache
+from simulator.config.ffns.moe import MoE
+from simulator.config.mixers.gqa import GroupedQueryAttention
+from simulator.runtime.layers.mixers.gqa import Cache
 
 HIDDEN = 24
 TOLERANCE = {"rtol": 1e-4, "atol": 2e-5, "check_dtype": False}

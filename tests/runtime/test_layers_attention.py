@@ -7,7 +7,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
 
 from simulator.base.errors import UserError
-from simulator.runtime.layers.attention import Attention, Cache, Chunk
+from simulator.runtime.layers.kinds import Chunk
+from simulator.runtime.layers.mixers.gqa import Attention, Cache
 from simulator.runtime.layers.part import Part
 from tests.runtime.layers_by_loops import HIDDEN, Noise, gqa, inputs, same, slow_attention
 

@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from simulator.base.errors import UserError
 from simulator.config.model import load_model
-from simulator.runtime.layers.attention import Cache, Chunk
+from simulator.runtime.layers.kinds import Chunk
+from simulator.runtime.layers.mixers.gqa import Cache
 from simulator.runtime.layers.transformer import Transformer, check_executable
 from simulator.work.flops import matmul_flops_per_token
 from tests.runtime.small_models import DENSE, GQA, OTHERS, PLAIN, SPECS, inputs, spec, tokens

@@ -6,11 +6,13 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
 
-from simulator.config.ffn import DenseFFN
+from simulator.config.ffns.dense import DenseFFN
 from simulator.runtime.layers.experts import Experts
-from simulator.runtime.layers.ffn import MixtureOfExperts, SharedExpert, dense_ffn
+from simulator.runtime.layers.ffns.dense import Dense
+from simulator.runtime.layers.ffns.moe import MixtureOfExperts
 from simulator.runtime.layers.part import Part
 from simulator.runtime.layers.router import Router
+from simulator.runtime.layers.shared_expert import SharedExpert
 from tests.runtime.layers_by_loops import (
     GROUPED,
     HIDDEN,
@@ -123,7 +125,7 @@ def test_the_parts_of_a_dense_block_add_up_to_it_and_count_biases_once(
     for size in (1, 2, 3, 4, 12):
         total = 0
         for rank in range(size):
-            block = dense_ffn(ffn, HIDDEN, Part(rank, size))
+            block = Dense(ffn, HIDDEN, Part(rank, size))
             block.load(noise, "f", x_TH)
             total = total + block(x_TH)
         expected = [slow_ffn(noise, "f", x_H, is_gated) for x_H in x_TH.double()]

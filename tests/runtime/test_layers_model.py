@@ -6,9 +6,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
 
-from simulator.config.ffn import MoE
 from simulator.config.model import ModelSpec
-from simulator.runtime.layers.attention import Cache, Chunk
+from simulator.runtime.layers.kinds import Chunk
+from simulator.runtime.layers.mixers.gqa import Cache
 from simulator.runtime.layers.transformer import Transformer
 from tests.runtime.layers_by_loops import (
     HIDDEN,
@@ -65,7 +65,7 @@ def slow_transformer(noise, ids_SL):
         if ffn != "none":
             rows = normed(x_SLH, f"{name}.ffn_norm").flatten(0, 1)
             block = MODEL.ffns[ffn]
-            if isinstance(block, MoE):
+            if block.experts is not None:
                 results = [slow_moe(noise, f"{name}.ffn", x_H, block) for x_H in rows]
             else:
                 results = [slow_ffn(noise, f"{name}.ffn", x_H, block.is_gated) for x_H in rows]

@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from simulator.base.errors import UserError
 from simulator.config.pruning import Block, TwoFour, Unstructured
-from simulator.runtime.layers.attention import Chunk
-from simulator.runtime.layers.ffn import FeedForward
+from simulator.runtime.layers.feed_forward import FeedForward
+from simulator.runtime.layers.kinds import Chunk
 from simulator.runtime.layers.part import Part
 from simulator.runtime.layers.pruned import PrunedMatrix, kept
 from simulator.runtime.layers.transformer import Transformer

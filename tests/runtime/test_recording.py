@@ -19,7 +19,7 @@ from simulator.commands.record_trace import train_and_record, write_training
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.model import load_model
 from simulator.deployment.plan import make_plan
-from simulator.runtime.layers.attention import Chunk
+from simulator.runtime.layers.kinds import Chunk
 from simulator.runtime.layers.transformer import Transformer
 from simulator.runtime.layers.weights import SafetensorsWeights
 from simulator.runtime.recording.comparison import SAME_TIME, SAME_TOKENS

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
 
 from simulator.base.errors import UserError
-from simulator.runtime.layers.attention import Chunk
+from simulator.runtime.layers.kinds import Chunk
 from simulator.runtime.layers.transformer import Transformer
 from simulator.runtime.layers.weights import (
     SafetensorsWeights,

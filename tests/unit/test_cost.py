@@ -6,7 +6,6 @@ import pytest
 from simulator.base.data import available_files
 from simulator.base.errors import UserError
 from simulator.config.accelerator import load_accelerator
-from simulator.config.attention import GroupedQueryAttention
 from simulator.config.calibration import (
     Calibration,
     CalibrationFile,
@@ -18,6 +17,7 @@ from simulator.config.calibration import (
 from simulator.config.calibration.exchange import Load
 from simulator.config.cluster import load_cluster
 from simulator.config.host import load_any_calibration
+from simulator.config.mixers.gqa import GroupedQueryAttention
 from simulator.cost.comm import Vectors
 from simulator.cost.comm.alpha_beta import AlphaBeta
 from simulator.cost.compute.roofline import Roofline

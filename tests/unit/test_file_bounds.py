@@ -20,7 +20,7 @@ from simulator.base.errors import UserError
 from simulator.base.reading import open_file, read_json, read_toml
 from simulator.base.unpacking import unpack
 from simulator.commands.catalogue import catalogue
-from simulator.config.ffn import MoE
+from simulator.config.ffns.moe import MoE
 from simulator.policies.routing.replay import Replay
 from tests.unit.torch_files import torch_archive
 

@@ -2,10 +2,14 @@ import pytest
 
 from simulator.base.errors import UserError
 from simulator.base.frozen import validate
-from simulator.config.attention import CompressedAttention, GroupedQueryAttention, LatentAttention
-from simulator.config.ffn import DenseFFN, MoE
+from simulator.config.ffns.dense import DenseFFN
+from simulator.config.ffns.moe import MoE
+from simulator.config.mixers.compressed import CompressedAttention
+from simulator.config.mixers.gated_delta_net import GatedDeltaNet
+from simulator.config.mixers.gqa import GroupedQueryAttention
+from simulator.config.mixers.mamba2 import Mamba2
+from simulator.config.mixers.mla import LatentAttention
 from simulator.config.model import ModelSpec, load_model
-from simulator.config.recurrent import GatedDeltaNet, Mamba2
 
 # Elements of the released weights (safetensors headers on Hugging Face, multi-token-prediction and
 # vision left out), counted by others than this project; biases for balance are among them where the

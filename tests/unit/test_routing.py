@@ -7,7 +7,7 @@ import pytest
 
 from simulator.base.errors import UserError
 from simulator.base.plugins import build
-from simulator.config.ffn import MoE
+from simulator.config.ffns.moe import MoE
 from simulator.policies.routing.group_limited import GroupLimited
 from simulator.policies.routing.lognormal import Lognormal
 from simulator.policies.routing.replay import Replay

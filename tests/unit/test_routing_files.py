@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from simulator.base.errors import UserError
-from simulator.config.ffn import MoE
+from simulator.config.ffns.moe import MoE
 from simulator.policies.routing._sglang import read_sglang
 from simulator.policies.routing._torch_file import load_torch_file
 from simulator.policies.routing.replay import Replay

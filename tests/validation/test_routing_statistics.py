@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from simulator.base.errors import UserError
-from simulator.config.ffn import MoE
+from simulator.config.ffns.moe import MoE
 from simulator.policies.routing.lognormal import Lognormal
 from simulator.policies.routing.replay import Replay
 from tests.shared import shared_file

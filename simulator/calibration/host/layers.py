@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base.frozen import validate
-from simulator.config.attention import GroupedQueryAttention
 from simulator.config.model import ModelSpec
 from simulator.deployment.expert_plan import POOL_TOKENS
 from simulator.policies.dispatch.per_rank import PerRank
@@ -220,8 +219,6 @@ def _attention(
     working: float,
 ) -> None:
     mixer = next(iter(job.model.mixers.values()))
-    if not isinstance(mixer, GroupedQueryAttention):
-        raise TypeError("only grouped-query attention is timed")
     matrices = [
         (float(tokens), linear.num_parameters, 1.0) for linear in mixer.linears(shape.hidden_size)
     ]

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from simulator.base.frozen import Frozen
-from simulator.config.ffn import DenseFFN
 from simulator.planner.serving import Place, Program, Role, Server, two_at_random, visible, words
 
 _LOW_LATENCY_TOKENS = 128
@@ -115,9 +114,7 @@ class Sglang(Frozen):
         ]
         if layout.attention_dp > 1:
             command += ["--attn-dp-size", layout.attention_dp, "--enable-dp-lm-head"]
-            if layout.tp == 1 and any(
-                isinstance(block, DenseFFN) for block in plan.model.ffns.values()
-            ):
+            if layout.tp == 1 and any(ffn.experts is None for ffn in plan.model.ffns.values()):
                 command += ["--moe-dense-tp-size", 1]
         if layout.ep > 1:
             command += ["--ep-size", layout.ep]

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.config.ffn import MoE
+from simulator.config.ffns.moe import MoE
 
 
 class Router(Protocol):

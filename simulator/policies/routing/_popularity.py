@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.config.ffn import MoE
+from simulator.config.ffns.moe import MoE
 from simulator.policies.routing._select import LARGEST_INCLUSION, choose, inclusion
 
 _CHUNK_SCORES = 1 << 19

@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.config.ffn import MoE
+from simulator.config.ffns.moe import MoE
 
 LARGEST_INCLUSION = 0.98
 """No expert is asked for by more than this share of the tokens: a router's score is never

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from simulator.base.errors import UserError, did_you_mean
 from simulator.base.reading import parse_json, read_bytes, refuse_damage
-from simulator.config.ffn import MoE
+from simulator.config.ffns.moe import MoE
 from simulator.policies.routing._id_table import is_id_table, read_id_table
 from simulator.policies.routing._numpy_file import load_arrays
 from simulator.policies.routing._recording import Counts, Tokens

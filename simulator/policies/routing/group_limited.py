@@ -8,7 +8,7 @@ import numpy as np
 
 from simulator.base.frozen import Frozen, validate
 from simulator.base.quantities import Experts, Spread
-from simulator.config.ffn import MoE
+from simulator.config.ffns.moe import MoE
 from simulator.policies.routing import Router
 from simulator.policies.routing.lognormal import Lognormal
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen
 from simulator.base.quantities import Ratio, Spread, within
-from simulator.config.ffn import MoE
+from simulator.config.ffns.moe import MoE
 from simulator.config.routing import MEDIAN_SIGMA
 from simulator.policies.routing import Router
 from simulator.policies.routing._popularity import MAX_TOPICS, with_affinity, with_persistence

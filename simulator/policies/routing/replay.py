@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from simulator.base.frozen import Frozen
-from simulator.config.ffn import MoE
+from simulator.config.ffns.moe import MoE
 from simulator.policies.routing import Router
 from simulator.policies.routing._popularity import by_popularity
 from simulator.policies.routing._recording import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from simulator.base.frozen import Frozen
-from simulator.config.ffn import MoE
+from simulator.config.ffns.moe import MoE
 from simulator.policies.routing import Router
 from simulator.policies.routing._popularity import by_popularity
 

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from simulator.base.frozen import Frozen
 from simulator.base.quantities import Power
-from simulator.config.ffn import MoE
+from simulator.config.ffns.moe import MoE
 from simulator.policies.routing import Router
 from simulator.policies.routing._popularity import by_popularity
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from simulator.config.ffn import MoE
+from simulator.config.ffns.moe import MoE
 from simulator.runtime.layers.part import WHOLE, Part
 from simulator.runtime.layers.weights import Weights, empty, fill
 

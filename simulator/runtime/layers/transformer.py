@@ -11,12 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from simulator.base.errors import UserError
-from simulator.config.ffn import DenseFFN
 from simulator.config.model import ModelSpec
 from simulator.config.pruning import Pruning
-from simulator.runtime.layers.attention import Attention, Cache, Chunk, supported
 from simulator.runtime.layers.experts import Experts
-from simulator.runtime.layers.ffn import FeedForward, MixtureOfExperts, dense_ffn
+from simulator.runtime.layers.kinds import Cached, Chunk, build_ffn, ffn_layer, mixer_layer
 from simulator.runtime.layers.weights import Weights, empty, fill
 
 NORM_EPSILON = 1e-6
@@ -45,7 +43,9 @@ def check_executable(model: ModelSpec) -> None:
         UserError: naming the part.
     """
     for name, mixer in model.mixers.items():
-        supported(mixer, f"{model.name} [mixers.{name}]")
+        mixer_layer(mixer, f"{model.name} [mixers.{name}]")
+    for name, ffn in model.ffns.items():
+        ffn_layer(ffn, f"{model.name} [ffns.{name}]")
     for what, has_it in (
         ("learned positions", model.num_positions > 0),
         ("LayerNorm", model.norm_vectors > 1),
@@ -60,20 +60,14 @@ class Block(nn.Module):
 
     def __init__(self, model: ModelSpec, layer: int, pruning: Pruning | None) -> None:
         super().__init__()
-        mixer, ffn = model.layer_names[layer]
         hidden = model.hidden_size
-        where = f"{model.name} [mixers.{mixer}]"
-        self.mixer_norm = Norm(hidden) if mixer != "none" else None
-        self.mixer = (
-            Attention(supported(model.mixers[mixer], where), hidden) if mixer != "none" else None
-        )
-        self.ffn_norm = Norm(hidden) if ffn != "none" else None
-        block = model.ffns.get(ffn)
-        self.ffn: FeedForward | MixtureOfExperts | None = None
-        if isinstance(block, DenseFFN):
-            self.ffn = dense_ffn(block, hidden, pruning=pruning)
-        elif block is not None:
-            self.ffn = MixtureOfExperts(block, hidden)
+        mixer_name, ffn_name = model.layer_names[layer]
+        mixer, ffn = model.mixers.get(mixer_name), model.ffns.get(ffn_name)
+        self.has_experts = model.has_experts(ffn_name)
+        self.mixer_norm = None if mixer is None else Norm(hidden)
+        self.mixer = None if mixer is None else mixer_layer(mixer, model.name)(mixer, hidden)
+        self.ffn_norm = None if ffn is None else Norm(hidden)
+        self.ffn = None if ffn is None else build_ffn(ffn, hidden, pruning, model.name)
 
     def load(self, weights: Weights, name: str, like: Tensor) -> None:
         """Fill in the weights of the layer called ``name``."""
@@ -134,7 +128,7 @@ class Transformer(nn.Module):
         self,
         token_ids_T: Tensor,
         chunk: Chunk,
-        caches: list[Cache] | None = None,
+        caches: list[Cached] | None = None,
         topk_ids_LTK: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Hidden vectors of every new token behind the last norm, and the experts that were used.
@@ -159,7 +153,7 @@ class Transformer(nn.Module):
             if block.ffn_norm is None:
                 continue
             normed = block.ffn_norm(x_TH)
-            if isinstance(block.ffn, MixtureOfExperts):
+            if block.ffn is not None and block.has_experts:
                 result, ids_TK = block.ffn(
                     normed, None if topk_ids_LTK is None else topk_ids_LTK[len(used)]
                 )

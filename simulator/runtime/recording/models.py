@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from simulator.base.frozen import validate
-from simulator.config.ffn import DenseFFN
+from simulator.config.ffns.dense import DenseFFN
 from simulator.config.model import ModelSpec
 
 NUM_BYTES = 256

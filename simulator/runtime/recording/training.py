@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from simulator.config.model import ModelSpec
-from simulator.runtime.layers.attention import Chunk
+from simulator.runtime.layers.kinds import Chunk
 from simulator.runtime.layers.router import Router
 from simulator.runtime.layers.transformer import Transformer
 from simulator.runtime.layers.weights import SeededWeights

@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from simulator.base.frozen import Frozen
-from simulator.config.attention import GroupedQueryAttention
+from simulator.config.mixers.gqa import GroupedQueryAttention
 from simulator.validation import Answers, Measure, require
 from simulator.validation.context import (
     KV_FORMATS,

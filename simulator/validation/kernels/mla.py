@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from simulator.base.frozen import Frozen
 from simulator.config.accelerator import AcceleratorSpec
-from simulator.config.attention import LatentAttention
 from simulator.config.calibration import Calibration
+from simulator.config.mixers.mla import LatentAttention
 from simulator.cost.compute.roofline import RooflineModel
 from simulator.validation import Answers, Measure, require
 from simulator.validation.context import (

@@ -151,8 +151,7 @@ def _formats(point: Point, model: ModelSpec) -> tuple[str, str]:
         is_block = own == "fp8_block" or (released == "fp8" and owner in _BLOCK_SCALED_RELEASES)
         formats.append("fp8_block" if found == "fp8" and is_block else found)
     weights, experts = formats
-    has_latent = any(hasattr(mixer, "kv_rank") for mixer in model.mixers.values())
-    if weights == "nvfp4" and model.moe is not None and has_latent:
+    if weights == "nvfp4" and model.moe is not None and model.has_latent_cache:
         weights = "bf16"
     return weights, experts
 

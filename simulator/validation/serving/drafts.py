@@ -70,9 +70,7 @@ def has_drafts(model: ModelSpec) -> bool:
     """Whether a model has the module: DeepSeek's, which are those with latent attention and
     experts.
     """
-    return (
-        any(hasattr(mixer, "kv_rank") for mixer in model.mixers.values()) and model.moe is not None
-    )
+    return model.has_latent_cache and model.moe is not None
 
 
 def with_drafts(

@@ -1,42 +1,22 @@
-"""Feed-forward blocks: the half of a layer that treats every token on its own. Dense, or a mixture
-of experts.
-"""
+"""Mixtures of experts: blocks of which each token uses a part."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from simulator.base.frozen import Frozen
 from simulator.base.quantities import ExpertCount, Experts, TopK, Width, WidthOrNone
+from simulator.config._config_json import ConfigKeys, Table
+from simulator.config.ffns import FFN
+from simulator.config.ffns._two_layers import make_linears, num_biases, read_gate
 from simulator.config.linear import Linear
 
-
-class DenseFFN(Frozen):
-    """One feed-forward network that every token uses."""
-
-    kind: Literal["dense"]
-    intermediate_size: Width
-    is_gated: bool = True
-    """SwiGLU-like, with three matrices; false has two (GPT-3, Nemotron's squared ReLU)."""
-    has_bias: bool = False
-
-    def linears(self, hidden_size: int) -> tuple[Linear, ...]:
-        """The matrices that every token passes through."""
-        return _ffn_linears(hidden_size, self.intermediate_size, self.is_gated, "ffn")
-
-    def num_parameters(self, hidden_size: int) -> int:
-        """All parameters of the block."""
-        bias = _ffn_bias(hidden_size, self.intermediate_size, self.is_gated) if self.has_bias else 0
-        return sum(linear.num_parameters for linear in self.linears(hidden_size)) + bias
-
-    def num_active_parameters(self, hidden_size: int) -> int:
-        """The parameters that one token uses: all of them."""
-        return self.num_parameters(hidden_size)
+COUNT_KEYS = ("n_routed_experts", "num_experts", "num_local_experts")
+"""Keys of a ``config.json`` that say how many routed experts a layer has."""
 
 
-class MoE(Frozen):
+class MoE(FFN):
     """Routed experts, of which each token uses ``top_k``, plus a shared expert that every token
     uses.
     """
@@ -91,8 +71,7 @@ class MoE(Frozen):
         return self
 
     def linears(self, hidden_size: int) -> tuple[Linear, ...]:
-        """The matrices that every token passes through: the router and the shared expert."""
-        shared = _ffn_linears(
+        shared = make_linears(
             hidden_size, self.shared_intermediate_size, self.is_gated, "shared expert"
         )
         gate = (Linear("shared gate", hidden_size, 1, "whole"),) if self.has_shared_gate else ()
@@ -102,48 +81,82 @@ class MoE(Frozen):
             *gate,
         )
 
+    @property
+    def inner_width(self) -> int:
+        return self.shared_intermediate_size
+
+    @property
+    def experts(self) -> MoE:
+        return self
+
+    def num_small_parameters(self, hidden_size: int) -> int:
+        return self.num_experts if self.has_router_bias else 0
+
     def expert_linears(self, hidden_size: int) -> tuple[Linear, ...]:
         """The matrices of one routed expert."""
-        return _ffn_linears(hidden_size, self.intermediate_size, self.is_gated, "expert")
+        return make_linears(hidden_size, self.intermediate_size, self.is_gated, "expert")
 
     def num_expert_parameters(self, hidden_size: int) -> int:
         """Parameters of one routed expert."""
         bias = (
-            _ffn_bias(hidden_size, self.intermediate_size, self.is_gated)
+            num_biases(hidden_size, self.intermediate_size, self.is_gated)
             if self.has_expert_bias
             else 0
         )
         return sum(linear.num_parameters for linear in self.expert_linears(hidden_size)) + bias
 
-    def _num_always_used(self, hidden_size: int) -> int:
-        bias = self.num_experts if self.has_router_bias else 0
-        return sum(linear.num_parameters for linear in self.linears(hidden_size)) + bias
+    @staticmethod
+    def read_config(read: ConfigKeys, layer: str) -> Table:
+        """The table that the keys of a ``config.json`` describe.
 
-    def num_parameters(self, hidden_size: int) -> int:
-        """All parameters of the block: router, every routed expert, shared expert."""
-        return self._num_always_used(hidden_size) + self.num_experts * self.num_expert_parameters(
-            hidden_size
+        Args:
+            layer: ``"moe"``, or ``"moe-hashed"`` for experts that are looked up by token id.
+
+        Raises:
+            UserError: if a key is missing or is not understood.
+        """
+        convention = read.convention
+        width = (
+            read.size("moe_intermediate_size")
+            if read.find("moe_intermediate_size")
+            else read.size("intermediate_size")
         )
+        num_shared, shared_width = _shared_experts(read, width)
+        return {
+            "kind": "moe",
+            "num_experts": read.size(*COUNT_KEYS),
+            "top_k": read.size("num_experts_per_tok", "experts_per_token"),
+            "intermediate_size": width,
+            "is_gated": read_gate(read),
+            "has_expert_bias": convention.has_expert_bias,
+            "num_shared_experts": num_shared,
+            "shared_intermediate_size": shared_width,
+            "has_shared_gate": convention.has_shared_gate and num_shared > 0,
+            "scoring": read.find("scoring_func") or convention.scoring,
+            # Layers that look their experts up by token id (DeepSeek-V4's first ones) need no bias
+            # for balance.
+            "has_router_bias": layer != "moe-hashed"
+            and (
+                convention.has_router_bias
+                or read.flag("use_routing_bias")
+                or read.find("topk_method") == "noaux_tc"
+            ),
+            "num_groups": max(read.size_or(1, "n_group"), 1),
+            "num_limited_groups": max(read.size_or(1, "topk_group"), 1),
+        }
 
-    def num_active_parameters(self, hidden_size: int) -> int:
-        """The parameters that one token uses: router, ``top_k`` routed experts, shared expert."""
-        return self._num_always_used(hidden_size) + self.top_k * self.num_expert_parameters(
-            hidden_size
-        )
 
-
-def _ffn_linears(
-    hidden_size: int, intermediate_size: int, is_gated: bool, name: str
-) -> tuple[Linear, ...]:
-    up = 2 * intermediate_size if is_gated else intermediate_size
-    return (
-        Linear(f"{name} up", hidden_size, up, "column"),
-        Linear(f"{name} down", intermediate_size, hidden_size, "row"),
+def _shared_experts(read: ConfigKeys, expert_width: int) -> tuple[int, int]:
+    """Number of shared experts, and the width of all of them together."""
+    num_shared = read.size_or(
+        read.convention.num_shared_experts, "n_shared_experts", "num_shared_experts"
     )
-
-
-def _ffn_bias(hidden_size: int, intermediate_size: int, is_gated: bool) -> int:
-    return (2 if is_gated else 1) * intermediate_size + hidden_size
-
-
-FFN = Annotated[DenseFFN | MoE, Field(discriminator="kind")]
+    width = read.size_or(
+        0,
+        "moe_shared_expert_intermediate_size",
+        "shared_expert_intermediate_size",
+        "shared_intermediate_size",
+    )
+    if width:
+        return max(num_shared, 1), width
+    return num_shared, num_shared * expert_width

@@ -1,24 +1,20 @@
-"""Feed-forward blocks that every token uses: dense ones, shared experts, and the whole mixture of
-experts of one process.
-"""
+"""A feed-forward network that every token uses: a dense block or a shared expert."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from simulator.base.errors import UserError
-from simulator.config.ffn import DenseFFN, MoE
 from simulator.config.pruning import Block, Pruning, TwoFour
-from simulator.runtime.layers.experts import Experts, activate
+from simulator.runtime.layers.experts import activate
+from simulator.runtime.layers.kinds import FFNLayer
 from simulator.runtime.layers.part import WHOLE, Part
 from simulator.runtime.layers.pruned import PrunedMatrix, kept
-from simulator.runtime.layers.router import Router
 from simulator.runtime.layers.weights import Weights, empty, fill
 
 
-class FeedForward(nn.Module):
+class FeedForward(FFNLayer):
     """Two or three matrices with an activation between them."""
 
     def __init__(
@@ -53,12 +49,6 @@ class FeedForward(nn.Module):
         self.down_bias = empty(hidden_size) if has_bias and part.rank == 0 else None
 
     def load(self, weights: Weights, name: str, like: Tensor) -> None:
-        """Fill in the weights called ``name.up`` and so on.
-
-        Args:
-            like: a tensor of the number format and device to use (a pruned matrix has no parameter
-                that says so).
-        """
         rows = (2 if self.is_gated else 1) * self.width
         up = weights.tensor(f"{name}.up", (rows, self.hidden_size))
         down = weights.tensor(f"{name}.down", (self.hidden_size, self.width))
@@ -115,81 +105,3 @@ def _check_whole_blocks(bounds: tuple[int, int], pruning: Pruning) -> None:
             f"pruning '{pruning.kind}' cannot be split at features {first} and {end}: "
             f"not multiples of {size}"
         )
-
-
-def dense_ffn(
-    ffn: DenseFFN, hidden_size: int, part: Part = WHOLE, pruning: Pruning | None = None
-) -> FeedForward:
-    """The block of a dense layer."""
-    return FeedForward(
-        hidden_size,
-        ffn.intermediate_size,
-        is_gated=ffn.is_gated,
-        has_bias=ffn.has_bias,
-        part=part,
-        pruning=pruning,
-    )
-
-
-class SharedExpert(nn.Module):
-    """The shared experts of a layer, as one block as wide as all of them, with a learned scalar
-    gate where the model has one.
-    """
-
-    def __init__(self, moe: MoE, hidden_size: int, part: Part = WHOLE) -> None:
-        super().__init__()
-        self.block = FeedForward(
-            hidden_size,
-            moe.shared_intermediate_size,
-            is_gated=moe.is_gated,
-            has_bias=False,
-            part=part,
-        )
-        self.gate = empty(1, hidden_size) if moe.has_shared_gate else None
-
-    def load(self, weights: Weights, name: str, like: Tensor) -> None:
-        """Fill in the weights called ``name.up``, ``name.down`` and ``name.gate``."""
-        self.block.load(weights, name, like)
-        if self.gate is not None:
-            fill(self.gate, weights.tensor(f"{name}.gate", tuple(self.gate.shape)))
-
-    def forward(self, x_TH: Tensor) -> Tensor:
-        """``[T, H]``, a partial sum where the block is split."""
-        result: Tensor = self.block(x_TH)
-        return (
-            result if self.gate is None else result * functional.linear(x_TH, self.gate).sigmoid()
-        )
-
-
-class MixtureOfExperts(nn.Module):
-    """A whole layer's experts in one process: what the distributed runs are compared with, and what
-    is trained.
-    """
-
-    def __init__(self, moe: MoE, hidden_size: int) -> None:
-        super().__init__()
-        self.moe = moe
-        self.router = Router(moe, hidden_size)
-        self.experts = Experts(moe, hidden_size, list(range(moe.num_experts)))
-        self.shared = SharedExpert(moe, hidden_size) if moe.num_shared_experts else None
-
-    def load(self, weights: Weights, name: str, like: Tensor) -> None:
-        """Fill in the weights of router, experts and shared expert."""
-        self.router.load(weights, f"{name}.router")
-        self.experts.load(weights, f"{name}.experts")
-        if self.shared is not None:
-            self.shared.load(weights, f"{name}.shared", like)
-
-    def forward(self, x_TH: Tensor, topk_ids_TK: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Every token through its experts.
-
-        Returns:
-            ``[T, H]``, and the ids that were used, ``[T, K]``.
-        """
-        topk_ids_TK, weight_TK = self.router(x_TH, topk_ids_TK)
-        order = topk_ids_TK.flatten().argsort(stable=True)
-        token = order // self.moe.top_k
-        rows_E = topk_ids_TK.flatten().bincount(minlength=self.moe.num_experts).tolist()
-        expert_NH = self.experts(x_TH[token], rows_E) * weight_TK.flatten()[order, None]
-        result = torch.zeros_like(x_TH).index_add(0, token, expert_NH)
-        return (result if self.shared is None else result + self.shared(x_TH)), topk_ids_TK

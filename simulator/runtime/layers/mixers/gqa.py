@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from simulator.base.errors import UserError
-from simulator.config.attention import GroupedQueryAttention
-from simulator.config.mixers import Mixer
+from simulator.config.mixers.gqa import GroupedQueryAttention
+from simulator.runtime.layers.kinds import Cached, Chunk, Draw, MixerLayer
 from simulator.runtime.layers.part import WHOLE, Part
 from simulator.runtime.layers.weights import Weights, empty, fill
 
 _ROPE_BASE = 10_000.0
-
-
-class Chunk(NamedTuple):
-    """New tokens of sequences that are alike: a part of their prompts, or one token each in
-    decode.
-    """
-
-    num_sequences: int
-    new_tokens: int
-    """Of each sequence."""
-    context_tokens: int
-    """Of each sequence, in the cache already."""
-
-    @property
-    def num_tokens(self) -> int:
-        """New tokens of all sequences."""
-        return self.num_sequences * self.new_tokens
 
 
 class Cache(NamedTuple):
@@ -41,27 +25,7 @@ class Cache(NamedTuple):
     values: Tensor
 
 
-def supported(mixer: Mixer, where: str) -> GroupedQueryAttention:
-    """The mixer, if these layers can run it.
-
-    Raises:
-        UserError: naming what of it they cannot.
-    """
-    if not isinstance(mixer, GroupedQueryAttention):
-        raise UserError(
-            f"{where}: mixers of kind '{mixer.kind}' can be simulated, but not executed; "
-            "execution has gqa only"
-        )
-    for field in ("has_output_gate", "num_sinks", "norms"):
-        if getattr(mixer, field):
-            raise UserError(
-                f"{where}: attention with {field} = {getattr(mixer, field)} can be "
-                "simulated, but not executed"
-            )
-    return mixer
-
-
-class Attention(nn.Module):
+class Attention(MixerLayer):
     """Full or sliding-window attention with rotary positions (Su et al., arXiv:2104.09864); a part
     has some of the heads.
     """
@@ -84,8 +48,26 @@ class Attention(nn.Module):
         self.qkv_bias = empty(rows) if spec.has_qkv_bias else None
         self.output_bias = empty(hidden_size) if spec.has_output_bias and part.rank == 0 else None
 
+    @classmethod
+    def check(cls, spec: GroupedQueryAttention, where: str) -> None:
+        for field in ("has_output_gate", "num_sinks", "norms"):
+            if getattr(spec, field):
+                raise UserError(
+                    f"{where}: attention with {field} = {getattr(spec, field)} can be "
+                    "simulated, but not executed"
+                )
+
+    @classmethod
+    def draw_cache(
+        cls, spec: GroupedQueryAttention, context_tokens: int, part: Part, draws: Sequence[Draw]
+    ) -> Cache:
+        shape = (2, spec.num_kv_heads, context_tokens, spec.head_size)
+        heads = [part.cut(draw(shape), 1) for draw in draws]
+        none = torch.empty(0, 2, part.num(spec.num_kv_heads), *shape[2:])
+        pairs = torch.stack(heads) if heads else none
+        return Cache(pairs[:, 0].contiguous(), pairs[:, 1].contiguous())
+
     def load(self, weights: Weights, name: str) -> None:
-        """Fill in the weights called ``name.qkv`` and so on."""
         spec = self.spec
         sizes = [spec.num_heads * spec.head_size, *[spec.num_kv_heads * spec.head_size] * 2]
         qkv = weights.tensor(f"{name}.qkv", (sum(sizes), self.hidden_size))
@@ -100,16 +82,7 @@ class Attention(nn.Module):
         if self.output_bias is not None:
             fill(self.output_bias, weights.tensor(f"{name}.output_bias", (self.hidden_size,)))
 
-    def forward(self, x_TH: Tensor, chunk: Chunk, cache: Cache | None = None) -> Tensor:
-        """New tokens look at the context and at the new ones before them.
-
-        Args:
-            x_TH: sequence after sequence, ``chunk.num_tokens`` in all.
-            cache: needed where ``chunk.context_tokens > 0``.
-
-        Returns:
-            ``[T, H]``, a partial sum where the heads are split.
-        """
+    def forward(self, x_TH: Tensor, chunk: Chunk, cache: Cached | None = None) -> Tensor:
         if len(x_TH) == 0:
             return x_TH
         size = self.spec.head_size
@@ -123,10 +96,8 @@ class Attention(nn.Module):
         turn = _rotation(chunk, size, x_TH)
         query, key = _rotate(query, turn), _rotate(key, turn)
         if cache is not None and chunk.context_tokens:
-            key, value = (
-                torch.cat([cache.keys, key], dim=2),
-                torch.cat([cache.values, value], dim=2),
-            )
+            keys, values = cache
+            key, value = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
         mixed = self._look(query, key, value, chunk)
         return functional.linear(mixed.reshape(len(x_TH), -1), self.output, self.output_bias)
 

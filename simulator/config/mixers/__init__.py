@@ -1,8 +1,10 @@
-"""What every kind of sequence mixer says of itself: the half of a layer that looks at other tokens.
+"""Sequence mixers: the half of a layer that looks at other tokens (attention, linear attention,
+state space), one kind a file.
 
-All of it is exact: the matrices every token passes through
+What a kind says of itself is exact: the matrices every token passes through
 (:class:`~simulator.config.linear.Linear`), what looking back at the context costs and stores
-(:class:`ContextTerm`), and the fixed state a sequence carries (recurrent layers).
+(:class:`ContextTerm`), and the fixed state a sequence carries (recurrent layers). Whoever needs to
+know something of a mixer asks it; nobody looks at its class.
 """
 
 from __future__ import annotations
@@ -47,18 +49,46 @@ class ContextTerm(NamedTuple):
     """Whether the entry is one latent vector for all heads (MLA)."""
 
 
-class MixerKind(Frozen, ABC):
+class KVHeads(NamedTuple):
+    """Heads whose keys and values are cached side by side."""
+
+    number: int
+    size: int
+    """Numbers in a key, and in a value."""
+
+
+class Mixer(Frozen, ABC):
+    """What every kind answers; the name of its file is its ``kind``."""
+
     norms: Parameters = 0
     """Norm weights that the kind does not imply (norms on queries and keys, a norm behind the
     mixer), in numbers."""
+    kind: str
 
     @abstractmethod
     def linears(self, hidden_size: int) -> tuple[Linear, ...]:
         """The matrices that every token passes through."""
 
+    @property
+    @abstractmethod
+    def split_heads(self) -> int:
+        """Heads that tensor parallelism divides among its ranks, which must come out even."""
+
+    @property
+    def kv_heads(self) -> KVHeads | None:
+        """Heads of the KV cache that engines choose their attention kernels by; ``None`` for a
+        cache that all query heads share, and for a state.
+        """
+        return None
+
     def context_terms(self) -> tuple[ContextTerm, ...]:
         """What looking back costs; empty for a layer that carries a fixed state instead."""
         return ()
+
+    @property
+    def is_latent(self) -> bool:
+        """Whether a cached entry is one latent vector for all heads (MLA)."""
+        return any(term.is_latent for term in self.context_terms())
 
     def num_small_parameters(self, hidden_size: int) -> int:
         """Parameters outside matrices: biases, norms, convolutions, decay rates."""

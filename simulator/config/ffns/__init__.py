@@ -1,0 +1,61 @@
+"""Feed-forward blocks: the half of a layer that treats every token on its own, one kind a file.
+
+Whoever needs to know something of a block asks it; nobody looks at its class.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from simulator.base.frozen import Frozen
+from simulator.config.linear import Linear
+
+if TYPE_CHECKING:
+    from simulator.config.ffns.moe import MoE
+
+
+class FFN(Frozen, ABC):
+    """What every kind answers; the name of its file is its ``kind``."""
+
+    kind: str
+
+    @abstractmethod
+    def linears(self, hidden_size: int) -> tuple[Linear, ...]:
+        """The matrices that every token passes through, a router among them."""
+
+    @property
+    @abstractmethod
+    def inner_width(self) -> int:
+        """Features between the matrices that every token passes through, split over tensor-parallel
+        ranks: those of a dense block or of a shared expert; 0 where only routed experts have any.
+        """
+
+    @property
+    def experts(self) -> MoE | None:
+        """Routed experts, of which each token uses some; ``None`` for a block without."""
+        return None
+
+    @property
+    def is_prunable(self) -> bool:
+        """Whether ``[pruning]`` takes weights out of its matrices."""
+        return False
+
+    def num_small_parameters(self, hidden_size: int) -> int:
+        """Parameters outside matrices that every token uses: biases."""
+        return 0
+
+    def num_parameters(self, hidden_size: int) -> int:
+        """All parameters of the block, every routed expert included."""
+        every = 0 if self.experts is None else self.experts.num_experts
+        return self._num_with(every, hidden_size)
+
+    def num_active_parameters(self, hidden_size: int) -> int:
+        """The parameters that one token uses: ``top_k`` of the routed experts, and all else."""
+        chosen = 0 if self.experts is None else self.experts.top_k
+        return self._num_with(chosen, hidden_size)
+
+    def _num_with(self, num_experts: int, hidden_size: int) -> int:
+        always = sum(linear.num_parameters for linear in self.linears(hidden_size))
+        expert = 0 if self.experts is None else self.experts.num_expert_parameters(hidden_size)
+        return always + self.num_small_parameters(hidden_size) + num_experts * expert

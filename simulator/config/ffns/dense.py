@@ -1,0 +1,56 @@
+"""Dense feed-forward blocks."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from simulator.base.quantities import Width
+from simulator.config._config_json import ConfigKeys, Table
+from simulator.config.ffns import FFN
+from simulator.config.ffns._two_layers import make_linears, num_biases, read_gate
+from simulator.config.linear import Linear
+
+
+class DenseFFN(FFN):
+    """One feed-forward network that every token uses."""
+
+    kind: Literal["dense"]
+    intermediate_size: Width
+    is_gated: bool = True
+    """SwiGLU-like, with three matrices; false has two (GPT-3, Nemotron's squared ReLU)."""
+    has_bias: bool = False
+
+    def linears(self, hidden_size: int) -> tuple[Linear, ...]:
+        return make_linears(hidden_size, self.intermediate_size, self.is_gated, "ffn")
+
+    @property
+    def inner_width(self) -> int:
+        return self.intermediate_size
+
+    @property
+    def is_prunable(self) -> bool:
+        return True
+
+    def num_small_parameters(self, hidden_size: int) -> int:
+        if not self.has_bias:
+            return 0
+        return num_biases(hidden_size, self.intermediate_size, self.is_gated)
+
+    @staticmethod
+    def read_config(read: ConfigKeys, layer: str) -> Table:
+        """The table that the keys of a ``config.json`` describe.
+
+        Raises:
+            UserError: if a key is missing or is not understood.
+        """
+        width = (
+            read.size("intermediate_size_mlp")
+            if read.find("intermediate_size_mlp")
+            else read.size("intermediate_size")
+        )
+        return {
+            "kind": "dense",
+            "intermediate_size": width,
+            "is_gated": read_gate(read),
+            "has_bias": read.flag("mlp_bias"),
+        }

@@ -1,0 +1,1 @@
+"""Feed-forward blocks as PyTorch layers, one kind a file: those that can be executed."""

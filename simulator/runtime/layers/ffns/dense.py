@@ -1,0 +1,28 @@
+"""Dense feed-forward blocks."""
+
+from __future__ import annotations
+
+from simulator.config.ffns.dense import DenseFFN
+from simulator.config.pruning import Pruning
+from simulator.runtime.layers.feed_forward import FeedForward
+from simulator.runtime.layers.part import WHOLE, Part
+
+
+class Dense(FeedForward):
+    """The block of a dense layer."""
+
+    def __init__(
+        self,
+        spec: DenseFFN,
+        hidden_size: int,
+        part: Part = WHOLE,
+        pruning: Pruning | None = None,
+    ) -> None:
+        super().__init__(
+            hidden_size,
+            spec.intermediate_size,
+            is_gated=spec.is_gated,
+            has_bias=spec.has_bias,
+            part=part,
+            pruning=pruning,
+        )

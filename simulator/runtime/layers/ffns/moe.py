@@ -1,0 +1,47 @@
+"""Mixtures of experts in one process."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from simulator.config.ffns.moe import MoE
+from simulator.runtime.layers.experts import Experts
+from simulator.runtime.layers.kinds import FFNLayer
+from simulator.runtime.layers.part import WHOLE, Part
+from simulator.runtime.layers.router import Router
+from simulator.runtime.layers.shared_expert import SharedExpert
+from simulator.runtime.layers.weights import Weights
+
+
+class MixtureOfExperts(FFNLayer):
+    """All of a layer's experts in one process: what the distributed runs are compared with, and
+    what is trained. A part has the same features of every expert.
+    """
+
+    def __init__(self, spec: MoE, hidden_size: int, part: Part = WHOLE) -> None:
+        super().__init__()
+        self.moe = spec
+        self.router = Router(spec, hidden_size)
+        self.experts = Experts(spec, hidden_size, list(range(spec.num_experts)), part)
+        self.shared = SharedExpert(spec, hidden_size, part) if spec.num_shared_experts else None
+
+    def load(self, weights: Weights, name: str, like: Tensor) -> None:
+        self.router.load(weights, f"{name}.router")
+        self.experts.load(weights, f"{name}.experts")
+        if self.shared is not None:
+            self.shared.load(weights, f"{name}.shared", like)
+
+    def forward(self, x_TH: Tensor, topk_ids_TK: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Every token through its experts.
+
+        Returns:
+            ``[T, H]``, and the ids that were used, ``[T, K]``.
+        """
+        topk_ids_TK, weight_TK = self.router(x_TH, topk_ids_TK)
+        order = topk_ids_TK.flatten().argsort(stable=True)
+        token = order // self.moe.top_k
+        rows_E = topk_ids_TK.flatten().bincount(minlength=self.moe.num_experts).tolist()
+        expert_NH = self.experts(x_TH[token], rows_E) * weight_TK.flatten()[order, None]
+        result = torch.zeros_like(x_TH).index_add(0, token, expert_NH)
+        return (result if self.shared is None else result + self.shared(x_TH)), topk_ids_TK

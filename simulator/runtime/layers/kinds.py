@@ -1,0 +1,153 @@
+"""What the PyTorch layer of a kind offers, and how it is found: in the file that is called as the
+kind's description in ``simulator/config`` is.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from simulator.base.errors import UserError
+from simulator.base.plugins import available, package_of
+from simulator.config.ffns import FFN
+from simulator.config.mixers import Mixer
+from simulator.config.pruning import Pruning
+from simulator.runtime.layers.part import WHOLE, Part
+from simulator.runtime.layers.weights import Weights
+
+Cached = tuple[Tensor, ...]
+"""What a mixer keeps of the contexts of some sequences: tensors whose meaning is its own."""
+Draw = Callable[[tuple[int, ...]], Tensor]
+"""Numbers of a shape, in fp32 on the CPU, drawn for one sequence and layer."""
+
+
+class Chunk(NamedTuple):
+    """New tokens of sequences that are alike: a part of their prompts, or one token each in
+    decode.
+    """
+
+    num_sequences: int
+    new_tokens: int
+    """Of each sequence."""
+    context_tokens: int
+    """Of each sequence, in the cache already."""
+
+    @property
+    def num_tokens(self) -> int:
+        """New tokens of all sequences."""
+        return self.num_sequences * self.new_tokens
+
+
+class MixerLayer(nn.Module, ABC):
+    """One rank's part of a mixer, built as ``layer(spec, hidden_size, part)``."""
+
+    @classmethod
+    @abstractmethod
+    def check(cls, spec: Any, where: str) -> None:
+        """Refuse a mixer of the kind of which the layer lacks a part.
+
+        Raises:
+            UserError: naming the part.
+        """
+
+    @classmethod
+    @abstractmethod
+    def draw_cache(
+        cls, spec: Any, context_tokens: int, part: Part, draws: Sequence[Draw]
+    ) -> Cached:
+        """A part's cache of contexts of so many tokens.
+
+        Args:
+            draws: one a sequence; a sequence's numbers do not depend on the part.
+        """
+
+    @abstractmethod
+    def load(self, weights: Weights, name: str) -> None:
+        """Fill in the weights whose names begin with ``name.``."""
+
+    @abstractmethod
+    def forward(self, x_TH: Tensor, chunk: Chunk, cache: Cached | None = None) -> Tensor:
+        """New tokens look at the context and at the new ones before them.
+
+        Args:
+            x_TH: sequence after sequence, ``chunk.num_tokens`` in all.
+            cache: needed where ``chunk.context_tokens > 0``.
+
+        Returns:
+            ``[T, H]``, a partial sum where the mixer is split.
+        """
+
+
+class FFNLayer(nn.Module, ABC):
+    """One rank's part of a feed-forward block, built as ``layer(spec, hidden_size, part)``; a kind
+    that can be pruned takes the pruning behind them.
+
+    It is called with ``x_TH`` and returns ``[T, H]``, a partial sum where it is split; one with
+    routed experts takes ``topk_ids_TK`` too, and returns those that were used beside its result.
+    """
+
+    @abstractmethod
+    def load(self, weights: Weights, name: str, like: Tensor) -> None:
+        """Fill in the weights whose names begin with ``name.``.
+
+        Args:
+            like: a tensor of the number format and device to use (a pruned matrix has no parameter
+                that says so).
+        """
+
+
+def mixer_layer(mixer: Mixer, where: str) -> type[MixerLayer]:
+    """The layer that runs a mixer.
+
+    Raises:
+        UserError: if its kind has none, or the layer lacks a part of it.
+    """
+    layer: type[MixerLayer] = _find("mixers", mixer.kind, MixerLayer, where)
+    layer.check(mixer, where)
+    return layer
+
+
+def ffn_layer(ffn: FFN, where: str) -> type[FFNLayer]:
+    """The layer that runs a feed-forward block.
+
+    Raises:
+        UserError: if its kind has none.
+    """
+    layer: type[FFNLayer] = _find("ffns", ffn.kind, FFNLayer, where)
+    return layer
+
+
+def build_ffn(
+    ffn: FFN, hidden_size: int, pruning: Pruning | None, where: str, part: Part = WHOLE
+) -> FFNLayer:
+    """A rank's part of a feed-forward block, pruned where its kind can be.
+
+    Raises:
+        UserError: if its kind has no layer.
+    """
+    layer = ffn_layer(ffn, where)
+    more = (pruning,) if ffn.is_prunable else ()
+    return layer(ffn, hidden_size, part, *more)
+
+
+def _find(family: str, kind: str, base: type[nn.Module], where: str) -> Any:
+    """The one public class derived from ``base`` in the file of ``kind``."""
+    package = f"runtime.layers.{family}"
+    known = available(package)
+    if kind not in known:
+        raise UserError(
+            f"{where}: {family} of kind '{kind}' can be simulated, but not executed; "
+            f"execution has {', '.join(known)} only"
+        )
+    module = importlib.import_module(f"{package_of(package).__name__}.{kind}")
+    (found,) = (
+        member
+        for name, member in inspect.getmembers(module, inspect.isclass)
+        if issubclass(member, base) and member.__module__ == module.__name__
+    )
+    return found

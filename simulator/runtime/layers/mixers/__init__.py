@@ -1,0 +1,1 @@
+"""Mixers as PyTorch layers, one kind a file: those that can be executed."""
