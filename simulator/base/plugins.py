@@ -151,9 +151,12 @@ def _protocol(family: str) -> type:
 
 def _lacking(cls: type[Frozen], protocol: type) -> str:
     """What ``cls`` lacks of ``protocol``, in words; empty where it lacks nothing."""
-    if inspect.isabstract(protocol) and not issubclass(cls, protocol):
-        return f"must be derived from {protocol.__module__}.{protocol.__name__}"
-    for name in _names_asked(cls, protocol):
+    if inspect.isabstract(protocol):
+        return _left_open(cls, protocol)
+    bases = [base for base in protocol.__mro__ if getattr(base, "_is_protocol", False)]
+    for name in dict.fromkeys(
+        name for base in bases for name in (*vars(base), *inspect.get_annotations(base))
+    ):
         if name.startswith("_"):
             continue
         wanted, found = getattr(protocol, name, None), getattr(cls, name, None)
@@ -161,25 +164,30 @@ def _lacking(cls: type[Frozen], protocol: type) -> str:
             if not hasattr(cls, name) and name not in cls.model_fields:
                 return f"must have an attribute '{name}'"
             continue
-        arguments = list(inspect.signature(wanted).parameters)
-        call = f"{name}({', '.join(arguments[1:])})"
         if not callable(found):
-            return f"must have a method {call}"
+            return f"must have a method {_call(name, wanted)}"
         try:
-            inspect.signature(found).bind(*arguments)
+            inspect.signature(found).bind(*inspect.signature(wanted).parameters)
         except TypeError:
-            own = ", ".join(list(inspect.signature(found).parameters)[1:])
-            return f"must have a method {call}; its own is {name}({own})"
+            return f"must have a method {_call(name, wanted)}; its own is {_call(name, found)}"
     return ""
 
 
-def _names_asked(cls: type[Frozen], protocol: type) -> tuple[str, ...]:
-    """What a protocol's files must have; of an abstract model, what ``cls`` leaves open."""
-    if inspect.isabstract(protocol):
-        return tuple(sorted(cls.__abstractmethods__))
-    bases = [base for base in protocol.__mro__ if getattr(base, "_is_protocol", False)]
-    names = (name for base in bases for name in (*vars(base), *inspect.get_annotations(base)))
-    return tuple(dict.fromkeys(names))
+def _left_open(cls: type[Frozen], base: type) -> str:
+    """What ``cls`` does not answer of the abstract model ``base``, in words."""
+    if not issubclass(cls, base):
+        return f"must be derived from {base.__module__}.{base.__name__}"
+    for name in sorted(cls.__abstractmethods__):
+        wanted = getattr(base, name)
+        if inspect.isfunction(wanted):
+            return f"must have a method {_call(name, wanted)}"
+        return f"must have an attribute '{name}'"
+    return ""
+
+
+def _call(name: str, function: Any) -> str:
+    """A method with its arguments, as it is called."""
+    return f"{name}({', '.join(list(inspect.signature(function).parameters)[1:])})"
 
 
 def build(family: str, table: Mapping[str, Any], where: str) -> Any:

@@ -27,6 +27,7 @@ from simulator.config.dtypes import DType
 from simulator.config.ffns import FFN
 from simulator.config.ffns.moe import MoE
 from simulator.config.mixers import Mixer
+from simulator.config.own_kinds import try_kinds
 from simulator.config.routing import usual_routing
 
 _MOST_MODEL_EXPERTS = 1 << 18
@@ -104,6 +105,11 @@ class ModelSpec(Frozen):
     notes: str = ""
     sources: dict[str, str] = Field(default_factory=dict)
     """A source for each group of numbers above."""
+
+    @model_validator(mode="after")
+    def _own_kinds_answer(self) -> Self:
+        try_kinds((*self.mixers.values(), *self.ffns.values()), self.hidden_size)
+        return self
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:

@@ -5,6 +5,7 @@ looks best.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 from collections import Counter
 from dataclasses import replace
@@ -14,11 +15,13 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from simulator.base.contracts import is_shipped
 from simulator.base.data import looked_up_once
 from simulator.base.errors import UserError
 from simulator.base.frozen import Policy
 from simulator.base.progress import Progress, show_nothing
 from simulator.config.capacity import Question
+from simulator.config.model import ModelSpec
 from simulator.parallel.workers import Workers, hired
 from simulator.planner.explore import Explorer, Finding, sized_as_found
 from simulator.planner.kept import KEPT_FINDING, as_json, finding_of
@@ -333,6 +336,7 @@ def identity(space: Space, traffic: Traffic, option: Option) -> list[Any]:
         space.models[design.model].model_dump(mode="json"),
         candidate.entry.model_dump(mode="json", exclude={"quality", "pruned_quality", "prunings"}),
         candidate.pruning and candidate.pruning.model_dump(mode="json"),
+        _own_code(space.models[design.model]),
         _files(candidate.entry.routing or space.models[design.model].routing or {}, space.folder),
         machines.spec.model_dump(
             mode="json", exclude={"price_per_gpu_hour", "currency", "sources"}
@@ -343,6 +347,13 @@ def identity(space: Space, traffic: Traffic, option: Option) -> list[Any]:
         [question.seed, question.spare.nodes, question.spare.gpus],
         traffic.digest,
     ]
+
+
+def _own_code(model: ModelSpec) -> list[str]:
+    """Digests of a user's own files of mixers and feed-forward blocks."""
+    blocks = (*model.mixers.values(), *model.ffns.values())
+    files = {inspect.getfile(type(block)) for block in blocks if not is_shipped(type(block))}
+    return [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in sorted(files)]
 
 
 def _files(table: Policy, folder: Path) -> list[str]:

@@ -148,6 +148,8 @@ def _find(family: str, kind: str, base: type[nn.Module], where: str) -> Any:
     (found,) = (
         member
         for name, member in inspect.getmembers(module, inspect.isclass)
-        if issubclass(member, base) and member.__module__ == module.__name__
+        if issubclass(member, base)
+        and member.__module__ == module.__name__
+        and not name.startswith("_")
     )
     return found

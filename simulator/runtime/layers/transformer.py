@@ -62,7 +62,8 @@ class Block(nn.Module):
         super().__init__()
         hidden = model.hidden_size
         mixer_name, ffn_name = model.layer_names[layer]
-        mixer, ffn = model.mixers.get(mixer_name), model.ffns.get(ffn_name)
+        mixer = None if mixer_name == "none" else model.mixers[mixer_name]
+        ffn = None if ffn_name == "none" else model.ffns[ffn_name]
         self.has_experts = model.has_experts(ffn_name)
         self.mixer_norm = None if mixer is None else Norm(hidden)
         self.mixer = None if mixer is None else mixer_layer(mixer, model.name)(mixer, hidden)
