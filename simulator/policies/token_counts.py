@@ -2,7 +2,7 @@
 thousands of tokens.
 
 Each rank (or node) remembers the last token that reached it, by which a token's second expert there
-is known.
+is known. A pair that was dropped has the rank -1 and counts nowhere.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ def count_copies(
     for t in range(rank_TK.shape[0]):
         for k in range(rank_TK.shape[1]):
             rank = rank_TK[t, k]
+            if rank < 0:
+                continue
             if not (only_distinct and last_R[rank] == t):
                 copies_SR[source_T[t], rank] += 1.0
             last_R[rank] = t
@@ -40,7 +42,7 @@ def count_arrivals(rank_TK: NDArray[np.int64], num_ranks: int) -> NDArray[np.flo
     for t in range(rank_TK.shape[0]):
         for k in range(rank_TK.shape[1]):
             rank = rank_TK[t, k]
-            if last_R[rank] != t:
+            if rank >= 0 and last_R[rank] != t:
                 arrivals_R[rank] += 1.0
                 last_R[rank] = t
     return arrivals_R
@@ -78,7 +80,7 @@ def count_forwarded(
         position = source % ranks_per_node
         for k in range(rank_TK.shape[1]):
             rank = rank_TK[t, k]
-            if last_R[rank] == t:
+            if rank < 0 or last_R[rank] == t:
                 continue
             last_R[rank] = t
             node = node_R[rank]

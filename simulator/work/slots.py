@@ -1,5 +1,5 @@
 """From ``topk_ids`` through the placement: tokens of every expert slot, and the ranks each token
-must reach.
+must reach. A choice that was dropped is -1 as an id, a slot and a rank.
 """
 
 from __future__ import annotations
@@ -12,6 +12,17 @@ from numpy.typing import NDArray
 from simulator.policies.placement import Placed
 
 
+def spread_over_parts(rank_TK: NDArray[np.int64], moe_tp: int) -> NDArray[np.int64]:
+    """Ranks that each token must reach, ``[T, K x moe_tp]``, from its experts' expert-parallel
+    ranks: an expert that is split lies on ``moe_tp`` neighbours.
+    """
+    if moe_tp == 1:
+        return rank_TK
+    num_tokens, top_k = rank_TK.shape
+    part_TKM = rank_TK[..., None] * moe_tp + np.arange(moe_tp)
+    return np.asarray(np.maximum(part_TKM, -1).reshape(num_tokens, top_k * moe_tp))
+
+
 class SlotMap:
     """Where the experts of one layer lie, ready for counting. Several slots of one expert share its
     tokens in turn.
@@ -20,14 +31,15 @@ class SlotMap:
     def __init__(self, placed: Placed, layer: int, num_experts: int) -> None:
         expert_P = placed.expert_LP[layer]
         self.rank_P = placed.rank_LP[layer]
+        self._rank_P1 = np.append(self.rank_P, -1)  # its last is found by -1
         self.num_ranks = placed.num_ranks
         self._expert_P = expert_P
         copies_E = np.bincount(expert_P, minlength=num_experts)
-        self._copies_E = copies_E
-        self._slot_EC = np.full((num_experts, int(copies_E.max())), -1, dtype=np.int64)
+        self._copies_E1 = np.append(copies_E, 1)
+        self._slot_E1C = np.full((num_experts + 1, int(copies_E.max())), -1, dtype=np.int64)
         turn_E = np.zeros(num_experts, dtype=np.int64)
         for slot, expert in enumerate(expert_P):
-            self._slot_EC[expert, turn_E[expert]] = slot
+            self._slot_E1C[expert, turn_E[expert]] = slot
             turn_E[expert] += 1
         order = np.argsort(self.rank_P, kind="stable")
         slots_R = np.bincount(self.rank_P, minlength=self.num_ranks)
@@ -44,20 +56,24 @@ class SlotMap:
             first_token: position of the first token in the whole batch.
         """
         ids = topk_ids_TK.astype(np.int64)
-        if self._slot_EC.shape[1] == 1:
-            return np.asarray(self._slot_EC[ids, 0])
-        turn_TK = (first_token + np.arange(len(ids)))[:, None] % self._copies_E[ids]
-        return np.asarray(self._slot_EC[ids, turn_TK])
+        if self._slot_E1C.shape[1] == 1:
+            return np.asarray(self._slot_E1C[ids, 0])
+        turn_TK = (first_token + np.arange(len(ids)))[:, None] % self._copies_E1[ids]
+        return np.asarray(self._slot_E1C[ids, turn_TK])
+
+    def ranks(self, slot_TK: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Expert-parallel rank of every token-expert pair, ``[T, K]``."""
+        return np.asarray(self._rank_P1[slot_TK])
 
     def shared(self, tokens_E: NDArray[np.float64]) -> NDArray[np.float64]:
         """Tokens of every slot, ``rows_RG``, from how many each expert has: copies take turns, so
         they share evenly.
         """
         number_P = np.zeros(len(self.rank_P))
-        for turn in range(self._slot_EC.shape[1]):
-            has_E = self._slot_EC[:, turn] >= 0
-            number_P[self._slot_EC[has_E, turn]] = turn
-        tokens_P, copies_P = tokens_E[self._expert_P], self._copies_E[self._expert_P]
+        for turn in range(self._slot_E1C.shape[1]):
+            has_E = self._slot_E1C[:, turn] >= 0
+            number_P[self._slot_E1C[has_E, turn]] = turn
+        tokens_P, copies_P = tokens_E[self._expert_P], self._copies_E1[self._expert_P]
         rows_RG = np.zeros((self.num_ranks, self._num_groups))
         rows_RG[self.rank_P, self._group_P] = np.floor(
             (tokens_P + copies_P - 1 - number_P) / copies_P
@@ -68,7 +84,8 @@ class SlotMap:
         """Tokens of every slot, rank by rank: ``rows_RG [R, slots of a rank]``, times ``scale`` and
         rounded, none lost to 0.
         """
-        pairs_P = np.bincount(slot_TK.ravel(), minlength=len(self.rank_P)).astype(np.float64)
+        found_P1 = np.bincount(slot_TK.ravel() + 1, minlength=len(self.rank_P) + 1)
+        pairs_P = found_P1[1:].astype(np.float64)
         if scale != 1.0:
             pairs_P = np.where(pairs_P > 0, np.maximum(np.rint(pairs_P * scale), 1.0), 0.0)
         rows_RG = np.zeros((self.num_ranks, self._num_groups))

@@ -24,7 +24,7 @@ class DispatchPolicy(Protocol):
         """Hidden vectors that each rank sends to each other one in the dispatch of one MoE layer.
 
         Args:
-            rank_TK: rank of each token's experts, ``[T, K]``.
+            rank_TK: rank of each token's experts, ``[T, K]``; -1 where the pair was dropped.
             source_T: rank each token is on, ``[T]``.
             node_R: fast domain of each rank, ``[R]``.
 
@@ -96,7 +96,7 @@ class ExecutableDispatch(Protocol):
         ``copies``.
 
         Args:
-            rank_TK: rank of each token's experts, ``[T, K]``.
+            rank_TK: rank of each token's experts, ``[T, K]``; -1 where the pair was dropped.
             node_R: fast domain of each rank, ``[R]``.
 
         Raises:

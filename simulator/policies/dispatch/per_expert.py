@@ -26,6 +26,5 @@ class PerExpert(Frozen):
         return np.asarray(count_copies(rank_TK, source_T, len(node_R), False))
 
     def rows(self, rank_TK: NDArray[np.int64], node_R: NDArray[np.int64]) -> Rows:
-        num_tokens, top_k = rank_TK.shape
-        choice_NW = np.tile(np.arange(top_k), num_tokens)[:, None]
-        return Rows(np.repeat(np.arange(num_tokens), top_k), rank_TK.reshape(-1), choice_NW)
+        token_N, choice_N = np.nonzero(rank_TK >= 0)
+        return Rows(token_N, rank_TK[token_N, choice_N], choice_N[:, None])
