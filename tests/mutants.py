@@ -55,6 +55,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = (
     "simulator/engine",
     "simulator/policies/dispatch",
+    "simulator/policies/overflow",
     "simulator/policies/placement",
     "simulator/cost",
     "simulator/planner",

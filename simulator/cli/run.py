@@ -344,7 +344,13 @@ def _comparison(results: Any, width: int) -> Iterator[Text]:
     rows: list[tuple[str, list[str], set[int]]] = [
         ("", list(lines), set()) for lines in zip_longest(*names, fillvalue="")
     ]
-    for key in (*KEY_METRICS, "kv_used_max", "load_imbalance", "uniform_imbalance"):
+    for key in (
+        *KEY_METRICS,
+        "kv_used_max",
+        "load_imbalance",
+        "uniform_imbalance",
+        "dropped_share",
+    ):
         values = [float(value) for value in results.summary[key]]
         unit = heading_unit(key)
         cells = [

@@ -28,6 +28,7 @@ POLICIES = {
     "ffns": "ffns",
     "routing": "routing",
     "placement": "placement",
+    "overflow": "overflow",
     "dispatch": "dispatch",
     "topology": "topology",
     "scheduling": "scheduling",

@@ -136,6 +136,8 @@ class DeploymentSpec(Frozen):
     the seed."""
     routing: Policy | None = None
     """Absent = the model's own default."""
+    overflow: Policy | None = None
+    """Which choices an expert drops for want of room; absent = ``none``, as serving engines do."""
     placement: Policy = {"kind": "contiguous"}
     dispatch: Policy | None = None
     """Absent = ``deepep_auto`` on accelerators, ``per_node`` between processes of one machine,

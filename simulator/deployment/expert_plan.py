@@ -21,12 +21,13 @@ from simulator.config.model import ModelSpec
 from simulator.config.routing import usual_routing
 from simulator.policies.contracts import draw_ids, place_experts, prepare_router
 from simulator.policies.dispatch import DispatchPolicy
+from simulator.policies.overflow import OverflowPolicy
 from simulator.policies.placement import Placed, PlacementPolicy
 from simulator.work.layout import Layout
 
 POOL_TOKENS = 4096
 """Tokens whose expert choices are drawn once for each MoE layer; steps take theirs from this pool,
-larger ones scale it up."""
+larger ones scale it up, or go round it where choices are dropped."""
 _RUN_TOKENS = 256
 """Tokens of one run in the pool: consecutive tokens of one sequence, as far as the routing policy
 lets them share experts."""
@@ -43,6 +44,7 @@ class ExpertPlan:
     batch)."""
     placed: Placed
     """On the ``ep`` expert-parallel ranks."""
+    overflow: OverflowPolicy
     dispatch: DispatchPolicy
     routing: Policy
     """The policy's table, the model's default filled in."""
@@ -59,14 +61,16 @@ def plan_experts(
         folder: what paths are relative to.
 
     Raises:
-        UserError: if the routing does not fit the model, or is of a dense one.
+        UserError: if the routing does not fit the model, or a dense one is given a routing or an
+            overflow.
     """
     moe = model.moe
     if moe is None:
-        if spec.routing is not None:
-            raise UserError(
-                f"{place} [routing]: {model.name} is dense and routes nothing; leave it out"
-            )
+        for name in ("routing", "overflow"):
+            if getattr(spec, name) is not None:
+                raise UserError(
+                    f"{place} [{name}]: {model.name} is dense and routes nothing; leave it out"
+                )
         return None
     own = (model.routing, model.routing_source)
     routing, source = usual_routing(*((spec.routing, "the scenario") if spec.routing else own))
@@ -76,6 +80,7 @@ def plan_experts(
     return ExpertPlan(
         topk_ids_LTK=today_LTK,
         placed=pools.placed(spec.placement, load_LE, layout.ep, place),
+        overflow=build("overflow", spec.overflow or {"kind": "none"}, f"{place} [overflow]"),
         dispatch=build("dispatch", spec.dispatch or {}, f"{place} [dispatch]"),
         routing=routing,
         routing_source=source,

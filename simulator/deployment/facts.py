@@ -33,6 +33,7 @@ def facts_of(plan: DeploymentPlan) -> dict[str, Any]:
         "layout": _layout_text(plan),
         "routing": policy_text(experts.routing) if experts else None,
         "routing_source": " ".join(experts.routing_source.split()) if experts else None,
+        "overflow": policy_text(plan.spec.overflow) if plan.spec.overflow else None,
         "placement": policy_text(plan.spec.placement) if experts else None,
         "dispatch": _dispatch_text(plan),
         "topology": policy_text(plan.cluster.topology),

@@ -12,12 +12,18 @@ from simulator.base.contracts import is_shipped, method_name
 from simulator.base.errors import UserError
 from simulator.deployment.plan import DeploymentPlan
 from simulator.policies.balancing import Rule
-from simulator.policies.contracts import choose_replica, count_copies, list_turns, prepare_balancer
+from simulator.policies.contracts import (
+    choose_replica,
+    count_copies,
+    drop_overflow,
+    list_turns,
+    prepare_balancer,
+)
 from simulator.policies.dispatch import policy_at, sees
 
 _TOKENS = 8
-"""Tokens that a dispatch is tried on, requests that a balancer is, and changes that a failure is
-asked for: as many as a step of few requests has."""
+"""Tokens that overflow and dispatch are tried on, requests that a balancer is, and changes that
+a failure is asked for: as many as a step of few requests has."""
 _SEES = ("arrivals", "rows", "all")
 
 
@@ -27,8 +33,10 @@ def try_policies(plan: DeploymentPlan) -> None:
     Raises:
         UserError: naming the policy, and what it must return.
     """
-    if plan.experts is not None and not is_shipped(type(plan.experts.dispatch)):
-        _try_dispatch(plan)
+    if plan.experts is not None:
+        _try_overflow(plan)
+        if not is_shipped(type(plan.experts.dispatch)):
+            _try_dispatch(plan)
     for changes in plan.list_failures():
         list(islice(changes, _TOKENS))
     if not is_shipped(type(plan.balancing)):
@@ -38,6 +46,13 @@ def try_policies(plan: DeploymentPlan) -> None:
             list_turns(plan.balancing, balancer, _TOKENS, plan.replicas)
         else:
             choose_replica(balancer, nothing, nothing)
+
+
+def _try_overflow(plan: DeploymentPlan) -> None:
+    assert plan.experts is not None
+    assert plan.model.moe is not None
+    ids_TK, source_T = plan.experts.topk_ids_LTK[0, :_TOKENS], np.zeros(_TOKENS, dtype=np.int64)
+    drop_overflow(plan.experts.overflow, ids_TK, source_T, plan.model.moe.num_experts)
 
 
 def _try_dispatch(plan: DeploymentPlan) -> None:

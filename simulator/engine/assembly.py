@@ -16,6 +16,7 @@ from simulator.deployment.uniform_routing import mean_uniform_imbalances
 from simulator.engine.probe import probe
 from simulator.engine.served import Served
 from simulator.engine.state import Floats
+from simulator.policies.overflow import may_drop
 from simulator.results.tables import (
     ADMISSION_LIMITS,
     NUM_GAP_BINS,
@@ -67,7 +68,7 @@ def make_record(served: Served) -> DeploymentRecord:
         return float((values_S * duration_s).sum() / duration_s.sum()) if plan.experts else nan
 
     imbalance = everything.pop("load_imbalance").to_numpy()
-    steps = everything.drop(columns="read_bytes")
+    steps = everything.drop(columns=["read_bytes", "dropped_pairs"])
 
     def named(frame: pd.DataFrame) -> pd.DataFrame:
         named_frame = frame.copy(deep=False)
@@ -90,10 +91,23 @@ def make_record(served: Served) -> DeploymentRecord:
         load_imbalance=mean_over_time(imbalance),
         uniform_imbalance=mean_over_time(np.concatenate(uniform)),
         read_bytes=read_bytes,
+        dropped_share=_share_dropped(plan, everything),
         moves=named(served.moves_table()),
         changes=served.list_changes(),
         shown_steps={phase: step for found in probes for phase, step in found.shown_steps.items()},
     )
+
+
+def _share_dropped(plan: DeploymentPlan, steps: pd.DataFrame) -> float:
+    """Share of token-expert pairs that were dropped, over all layers and steps; NaN where none can
+    be.
+    """
+    moe, experts = plan.model.moe, plan.experts
+    if moe is None or experts is None or not may_drop(experts.overflow):
+        return nan
+    tokens = int(steps["prefill_tokens"].sum() + steps["decode_tokens"].sum())
+    pairs = tokens * moe.top_k * plan.model.num_moe_layers
+    return float(steps["dropped_pairs"].sum()) / pairs if pairs else nan
 
 
 def _tokens_of_batches(plan: DeploymentPlan, steps: pd.DataFrame) -> Floats:

@@ -90,7 +90,7 @@ class ByRanks:
             env.process(self.run_batch(env, batch, offset))
             for batch, offset in zip(batches, offsets, strict=True)
         ]
-        parts = np.zeros((len(lanes), len(STEP_PHASES) + 2))
+        parts = np.zeros((len(lanes), len(STEP_PHASES) + 3))
         head_s = np.array([self.prices.head_s[batch.num_logits].max() for batch in batches])
         for lane, process in enumerate(lanes):
             times: StepTimes = yield process

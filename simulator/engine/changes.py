@@ -46,8 +46,9 @@ from simulator.results.tables import STEP_PHASES
 _CACHE = (COMPUTED, BROUGHT, BLOCKS, SHARED, KEPT_FIRST, KEPT_BLOCKS, KEPT_END)
 """What a request has in the caches of its replica."""
 _OF_PROMPT = (FIRST_S, LAST_S, FINISH_S)
-_PREFILL_TOKENS, _DECODE_TOKENS, _READ_BYTES = (
-    LOG_COLUMNS.index(name) for name in ("prefill_tokens", "decode_tokens", "read_bytes")
+_PREFILL_TOKENS, _DECODE_TOKENS, _READ_BYTES, _DROPPED_PAIRS = (
+    LOG_COLUMNS.index(name)
+    for name in ("prefill_tokens", "decode_tokens", "read_bytes", "dropped_pairs")
 )
 
 
@@ -166,7 +167,7 @@ def cut_row(row: NDArray[np.float64], at_s: float) -> None:
     row[1] *= share
     row[ATTENTION : ATTENTION + len(STEP_PHASES)] *= share
     row[_READ_BYTES] *= share
-    row[[_PREFILL_TOKENS, _DECODE_TOKENS, DECODES]] = 0
+    row[[_PREFILL_TOKENS, _DECODE_TOKENS, _DROPPED_PAIRS, DECODES]] = 0
 
 
 def _follow(following: Ints, first: int, count: int) -> Ints:

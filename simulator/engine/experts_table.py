@@ -13,13 +13,15 @@ from simulator.deployment.expert_plan import POOL_TOKENS
 from simulator.engine.lockstep import Lockstep
 from simulator.engine.state import Floats, Ints
 from simulator.policies.dispatch import limits_of
-from simulator.step.expert_prices import ExpertStep
+from simulator.step.expert_prices import ExpertStep, find_imbalance
 from simulator.step.operations import expert_operations
 from simulator.step.prices import Prices
 from simulator.step.program import Busy, Operation, Together
 from simulator.step.two_batch import first_half, interleave
 
 EXPERT_PHASES = ("experts", "dispatch", "combine", "wait")
+NUM_COLUMNS = len(EXPERT_PHASES) + 3
+"""Numbers of an entry: seconds by phase, imbalance, bytes read, and token-expert pairs dropped."""
 _GROWTHS = ((512, 1.3), (4096, 1.6), (1 << 60, 2.5))
 """Up to so many tokens, the ratio of neighbouring entries; linear in between. Beyond some hundred
 tokens each expert has its share and prices are nearly straight lines; the pool's 4,096 tokens stand
@@ -50,7 +52,7 @@ def fill_experts(prices: Prices, stream: str) -> tuple[Floats, Floats, Floats, F
     layout = prices.plan.layout
     besides = BESIDES if prices.halved_layers else (0.0,)
     if prices.plan.experts is None:
-        return np.zeros(0), np.ones(1), np.ones((0, 1)), np.zeros((0, 1, 1, len(EXPERT_PHASES) + 2))
+        return np.zeros(0), np.ones(1), np.ones((0, 1)), np.zeros((0, 1, 1, NUM_COLUMNS))
     # Only tokens that travel care on which rank they are.
     shares = (
         [s for s in _SHARES if s < layout.attention_dp] + [float(layout.attention_dp)]
@@ -58,7 +60,7 @@ def fill_experts(prices: Prices, stream: str) -> tuple[Floats, Floats, Floats, F
         else [1.0]
     )
     totals = sorted({*_grid(prices.max_tokens * layout.attention_dp), *_edges(prices)})
-    table = np.zeros((len(totals), len(shares), len(besides), len(EXPERT_PHASES) + 2))
+    table = np.zeros((len(totals), len(shares), len(besides), NUM_COLUMNS))
     alone_s = np.ones((len(totals), len(shares)))
     for g, total in enumerate(totals):
         known: dict[int, tuple[float, Floats]] = {}
@@ -154,7 +156,7 @@ def price_experts(
 
     Returns:
         What a half's exchanges take alone, and for each of ``besides`` the seconds of
-        ``EXPERT_PHASES``, imbalance and bytes read.
+        ``EXPERT_PHASES``, imbalance, bytes read and token-expert pairs dropped.
     """
     is_split = bool(prices.halved_layers) and int(tokens_d.max()) > 1
     parts = [first_half(tokens_d), tokens_d - first_half(tokens_d)] if is_split else [tokens_d]
@@ -187,19 +189,20 @@ def price_experts(
 
 def _measure_loads(
     prices: Prices, parts: list[Ints], steps: list[list[ExpertStep]]
-) -> tuple[float, float]:
-    """Mean load imbalance, and bytes of weights that the mean rank reads in all layers."""
+) -> tuple[float, float, float]:
+    """Mean load imbalance, and in all layers the bytes of weights that the mean rank reads and the
+    token-expert pairs that are dropped.
+    """
+    num_layers = prices.plan.model.num_moe_layers
     imbalance, read_bytes = 0.0, (len(parts) - 1) * prices.overlapped_bytes
+    dropped_pairs = 0.0
     total = sum(int(part_d.sum()) for part_d in parts)
     for part_d, part in zip(parts, steps, strict=True):
-        pairs_YR = np.array([step.pairs_R for step in part])
-        imbalance += (
-            int(part_d.sum()) / total * float((pairs_YR.max(axis=1) / pairs_YR.mean(axis=1)).mean())
-        )
-        read_bytes += (
-            float(np.mean([step.read_bytes for step in part])) * prices.plan.model.num_moe_layers
-        )
-    return imbalance, read_bytes
+        ratio_Y = find_imbalance(np.array([step.pairs_R for step in part]))
+        imbalance += int(part_d.sum()) / total * float(ratio_Y.mean())
+        read_bytes += float(np.mean([step.read_bytes for step in part])) * num_layers
+        dropped_pairs += float(np.mean([step.dropped_pairs for step in part])) * num_layers
+    return imbalance, read_bytes, dropped_pairs
 
 
 def _run_passes(

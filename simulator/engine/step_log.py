@@ -54,10 +54,11 @@ LOG_COLUMNS = (
     "overhead_s",
     "load_imbalance",
     "read_bytes",
+    "dropped_pairs",
 )
 """Columns of a step's row in the log: those of :data:`simulator.results.tables.STEP_COLUMNS`
-(``limited_by`` by its place), the expert load imbalance, and the bytes of weights and cache that
-the mean rank had to read."""
+(``limited_by`` by its place), the expert load imbalance, the bytes of weights and cache that the
+mean rank had to read, and the token-expert pairs that were dropped in all layers."""
 POOL, REPLICA, ROW_STEPS, DECODES = range(len(LOG_COLUMNS), len(LOG_COLUMNS) + 4)
 """Columns behind these: whose step it was, how many steps the row stands for, and sequences that
 decode in them, added up."""
@@ -65,7 +66,7 @@ NUM_COLUMNS = DECODES + 1
 _MOST_STEPS = 32
 """Steps of a run, so that what grows within it (contexts, blocks in use) hardly does."""
 _PREFILL, _DECODE, _RUNNING, _WAITING, _KV_USED, _LIMITED_BY = range(2, 8)
-_IMBALANCE, _READ_BYTES = LOG_COLUMNS.index("load_imbalance"), LOG_COLUMNS.index("read_bytes")
+_IMBALANCE, _READ_BYTES, _DROPPED = range(len(LOG_COLUMNS) - 3, len(LOG_COLUMNS))
 
 
 @borrowing
@@ -118,6 +119,7 @@ def _add_step(run: NDArray[np.float64], step: NDArray[np.float64]) -> None:
     for c in range(_LIMITED_BY + 1, _IMBALANCE):
         run[c] += step[c]
     run[_READ_BYTES] += step[_READ_BYTES]
+    run[_DROPPED] += step[_DROPPED]
     run[ROW_STEPS] += 1
     run[DECODES] += step[DECODES]
 

@@ -111,6 +111,7 @@ def in_flight(
     for c in range(10):
         row[ATTENTION + c] = parts[:, c].sum() / num_stages
     row[ATTENTION + 8] *= num_stages / num_busy
+    row[ATTENTION + 10] = parts[:, 10].sum()
     row[ATTENTION + 5] += duration - row[ATTENTION : ATTENTION + 8].sum()
     return float(duration)
 
@@ -287,7 +288,7 @@ def _interpolate_experts(
             )
             y = min(max(y, 0.0), 1.0)
         x2 = min(x + 1, len(table.expert_besides) - 1)
-        for c in range(6):
+        for c in range(7):
             value = (
                 table.expert_s[at_g, at_s, x, c] * (1 - y) + table.expert_s[at_g, at_s, x2, c] * y
             )

@@ -60,8 +60,8 @@ class StepTable(NamedTuple):
     expert_alone_s: Floats
     """``[G, S]`` seconds of a half's exchanges by themselves in all layers."""
     expert_s: Floats
-    """``[G, S, B, 6]`` seconds of ``EXPERT_PHASES``, all layers; the mean load imbalance; bytes of
-    weights the mean rank reads."""
+    """``[G, S, B, 7]`` seconds of ``EXPERT_PHASES``, all layers; the mean load imbalance; bytes of
+    weights the mean rank reads; token-expert pairs dropped in all layers."""
     weight_bytes: float
     """Weights other than routed experts that a rank reads in every step."""
     step_s: float

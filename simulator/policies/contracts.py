@@ -19,6 +19,7 @@ from simulator.config.ffns.moe import MoE
 from simulator.policies.balancing import BalancingPolicy, LoadBalancer, Rule
 from simulator.policies.dispatch import DispatchPolicy, ExecutableDispatch, Rows
 from simulator.policies.failures import Change, FailurePolicy, Machines
+from simulator.policies.overflow import OverflowPolicy
 from simulator.policies.placement import Placed, PlacementPolicy
 from simulator.policies.routing import Router, RoutingPolicy
 from simulator.policies.scheduling import Rules, SchedulingPolicy
@@ -59,6 +60,23 @@ def draw_ids(
 
     found = ask(router, "topk_ids", layer, run_lengths, rng, expects=expects)
     return np.asarray(found, dtype=np.int16)
+
+
+def drop_overflow(
+    policy: OverflowPolicy,
+    topk_ids_TK: NDArray[np.integer[Any]],
+    source_T: NDArray[np.int64],
+    num_experts: int,
+) -> NDArray[np.integer[Any]]:
+    """Experts of a step's tokens in one layer, ``[T, K]``, with -1 for those that are dropped."""
+
+    def expects(keep_TK: Any) -> str:
+        fits = isinstance(keep_TK, np.ndarray) and keep_TK.dtype == np.bool_
+        fits = fits and keep_TK.shape == topk_ids_TK.shape
+        return "" if fits else f"bools of shape {topk_ids_TK.shape}"
+
+    found = ask(policy, "keep", topk_ids_TK, source_T, num_experts, expects=expects)
+    return np.where(found, topk_ids_TK, -1)
 
 
 def place_experts(

@@ -177,6 +177,7 @@ _FACTS = {
     "Memory of one accelerator": "memory",
     "Expert routing": "routing",
     "Routing comes from": "routing_source",
+    "Expert overflow": "overflow",
     "Expert placement": "placement",
     "Dispatch": "dispatch",
     "Topology": "topology",

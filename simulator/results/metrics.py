@@ -137,6 +137,13 @@ METRICS: dict[str, Metric] = {
         "likely: the same batches, ranks and placement",
         "",
     ),
+    "dropped_share": Metric(
+        "Dropped choices",
+        "ratio",
+        "share of token-expert pairs that were not computed, since their expert had no room, over "
+        "all MoE layers and steps; undefined where nothing can be dropped",
+        "lower",
+    ),
     **{
         f"{phase}_share": Metric(f"Time in {phase}", "ratio", f"share of step time: {phase}", "")
         for phase in STEP_PHASES
@@ -280,6 +287,7 @@ def _measure(plan: DeploymentPlan, record: DeploymentRecord, slo: SLO) -> dict[s
         "utilisation": min(1.0, busy_s / num_replicas / duration_s),
         "load_imbalance": record.load_imbalance,
         "uniform_imbalance": record.uniform_imbalance,
+        "dropped_share": record.dropped_share,
         "mfu": _mfu(plan, requests, steps),
         "mbu": record.read_bytes
         / sum(

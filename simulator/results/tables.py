@@ -248,6 +248,9 @@ class DeploymentRecord:
     NaN for a dense model."""
     read_bytes: float
     """Weights and cache that all ranks of all replicas had to read, in bytes."""
+    dropped_share: float
+    """Token-expert pairs that were dropped, over all of them; NaN where no overflow policy drops
+    any."""
     moves: pd.DataFrame
     """``MOVE_COLUMNS``, one row for each time that a request's replica stopped."""
     changes: tuple[ReplicasChanged, ...]

@@ -12,6 +12,7 @@ from simulator.cost.engine_time import BEYOND_S, MEASURED_SEQUENCES
 from simulator.results.changes_text import tell_changes, tell_recomputation, tell_room_wait
 from simulator.results.folder import Results
 from simulator.results.formats import parameters, seconds_text
+from simulator.results.overflow_text import tell_drops
 from simulator.results.run_bands_text import SURE, chance_of, tell_bands, tell_chance
 from simulator.results.tables import STEP_PHASES
 from simulator.results.why import PHASE_WORDS, SAME, explain
@@ -58,6 +59,7 @@ def verdict(results: Results) -> dict[str, Any]:
         if text
     ]
     gone = [text for name in rows if (text := tell_changes(results, name, rows[name], short[name]))]
+    dropped = [text for name in rows if (text := tell_drops(rows[name], short[name]))]
     if len(rows) == 1:
         ((name, row),) = rows.items()
         headline = f"{short[name]} serves this traffic with {_numbers(row)}."
@@ -66,6 +68,7 @@ def verdict(results: Results) -> dict[str, Any]:
             "reasons": [
                 *_bands(results, short, ""),
                 *gone,
+                *dropped,
                 *queues,
                 *again,
                 *insides,
@@ -108,6 +111,7 @@ def verdict(results: Results) -> dict[str, Any]:
             *_bands(results, short, better),
             *why,
             *gone,
+            *dropped,
             *queues,
             *again,
             *insides,

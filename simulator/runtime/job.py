@@ -18,6 +18,7 @@ from simulator.config.pruning import Pruning
 from simulator.deployment.expert_plan import POOL_TOKENS
 from simulator.deployment.plan import DeploymentPlan
 from simulator.policies.dispatch import ExecutableDispatch
+from simulator.policies.overflow import may_drop
 from simulator.policies.placement import Placed
 from simulator.runtime.layers.part import WHOLE, Part
 from simulator.runtime.layers.transformer import check_executable
@@ -122,6 +123,11 @@ def make_job(plan: DeploymentPlan, folder: Path) -> Job:
     if plan.drafts.num_tokens:
         raise UserError(
             f"{where}: drafts can be simulated, but not executed; leave speculation out"
+        )
+    if plan.experts is not None and may_drop(plan.experts.overflow):
+        raise UserError(
+            f"{where}: overflow '{(spec.overflow or {}).get('kind')}' can be simulated, "
+            "but not executed; leave it out"
         )
     if layout.pp > 1:
         raise UserError(

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from simulator.config.dtypes import BYTES_PER_ELEMENT, INPUT_BYTES
 from simulator.config.ffns.moe import MoE
 from simulator.cost.comm import Exchange, Vectors
-from simulator.deployment.expert_plan import POOL_TOKENS, ExpertPlan
+from simulator.deployment.expert_plan import ExpertPlan
 from simulator.deployment.plan import DeploymentPlan
 from simulator.policies.contracts import count_copies
 from simulator.policies.dispatch import policy_at, sees
 from simulator.policies.token_counts import count_arrivals, count_stays
+from simulator.step.expert_choices import ChoosingTokens
 from simulator.work.layout import shard
-from simulator.work.slots import SlotMap
+from simulator.work.slots import SlotMap, spread_over_parts
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -35,7 +36,9 @@ class ExpertStep:
     """The routed experts of one layer in one step."""
 
     pairs_R: Floats
-    """Token-expert pairs on each rank."""
+    """Token-expert pairs that each rank computes."""
+    dropped_pairs: int
+    """Token-expert pairs that are computed nowhere, since their expert has no room."""
     experts_R: Floats
     """Seconds of each rank's experts."""
     read_bytes: float
@@ -47,6 +50,15 @@ class ExpertStep:
     kernels do it."""
     unpack_R: Floats | None = None
     """Seconds to add up what comes back."""
+
+
+def find_imbalance(pairs_R: Floats) -> Floats:
+    """Token-expert pairs of the busiest rank over the mean rank's, over the last axis; 1 where none
+    are computed.
+    """
+    mean = np.asarray(pairs_R.mean(axis=-1))
+    ones = np.ones_like(mean)
+    return np.asarray(np.divide(pairs_R.max(axis=-1), mean, out=ones, where=mean > 0))
 
 
 class ExpertPrices:
@@ -67,14 +79,14 @@ class ExpertPrices:
 
     @cached_property
     def imbalance_L(self) -> Floats:
-        """Token-expert pairs of the busiest rank over the mean rank's, over the whole pool,
-        ``[L]``.
+        """Token-expert pairs of the busiest rank over the mean rank's, over the whole pool before
+        any are dropped, ``[L]``.
         """
         maps = zip(self._slot_maps, self._experts.topk_ids_LTK, strict=True)
         pairs_LR = np.array(
             [slots.rows(slots.slots(topk_ids_TK)).sum(axis=1) for slots, topk_ids_TK in maps]
         )
-        return np.asarray(pairs_LR.max(axis=1) / pairs_LR.mean(axis=1))
+        return find_imbalance(pairs_LR)
 
     def steps(self, tokens_d: Ints, places: Sequence[tuple[int, int]]) -> list[ExpertStep]:
         """Price ``tokens_d`` tokens on each data-parallel rank, one step for each of ``places``;
@@ -85,12 +97,9 @@ class ExpertPrices:
         """
         plan, experts, moe = self._plan, self._experts, self._moe
         layout, hidden = plan.layout, plan.model.hidden_size
-        total = int(tokens_d.sum())
-        sampled = min(total, POOL_TOKENS)
-        scale = total / max(sampled, 1)
-        policy = policy_at(experts.dispatch, -(-total // layout.num_ranks))
+        tokens = ChoosingTokens(experts, layout, tokens_d)
+        policy = policy_at(experts.dispatch, -(-tokens.total // layout.num_ranks))
         kernels = getattr(policy, "kernels", "normal")
-        source_T = self._sources(tokens_d, sampled)
         out = Vectors(
             kernels=kernels,
             vector_bytes=hidden
@@ -101,22 +110,18 @@ class ExpertPrices:
             num_experts=experts.placed.expert_LP.shape[1],
         )
         back = out._replace(vector_bytes=hidden * BYTES_PER_ELEMENT[plan.precision.combine])
-        rows, copies, stays, arrivals = [], [], [], []
+        rows, copies, stays, arrivals, dropped = [], [], [], [], []
         for layer, offset in places:
             slots = self._slot_maps[layer]
-            slot_TK = slots.slots(
-                experts.topk_ids_LTK[layer, (offset + np.arange(sampled)) % POOL_TOKENS]
+            slot_TK, source_T, scale, dropped_pairs = tokens.choose(
+                slots, moe.num_experts, layer, offset
             )
             rows.append(slots.rows(slot_TK, scale))
+            dropped.append(dropped_pairs)
             if layout.travels:
-                rank_TK = slots.rank_P[slot_TK]
+                rank_TK = slots.ranks(slot_TK)
                 arrivals.append(count_arrivals(rank_TK, slots.num_ranks) * scale)
-                if (
-                    layout.moe_tp > 1
-                ):  # each expert is split over moe_tp ranks, and a token must reach all of them
-                    rank_TK = (
-                        rank_TK[..., None] * layout.moe_tp + np.arange(layout.moe_tp)
-                    ).reshape(sampled, -1)
+                rank_TK = spread_over_parts(rank_TK, layout.moe_tp)
                 copies.append(count_copies(policy, rank_TK, source_T, plan.fabric.node_R) * scale)
                 stays.append(count_stays(rank_TK, source_T, layout.num_ranks) * scale)
         if (
@@ -126,7 +131,7 @@ class ExpertPrices:
         rows_YRG = np.stack(rows)
         num_layers, num_parts, num_groups = rows_YRG.shape
         flat_RG = rows_YRG.reshape(-1, num_groups)
-        choices_R = np.full(len(flat_RG), float(total * moe.top_k))
+        choices_R = np.full(len(flat_RG), float(tokens.total * moe.top_k))
         if layout.travels and sees(policy) == "rows":
             choices_R = flat_RG.sum(axis=1)
         elif layout.travels and sees(policy) == "arrivals":
@@ -142,10 +147,15 @@ class ExpertPrices:
         read_bytes_Y = (rows_YRG > 0).sum(axis=2).mean(axis=1) * expert_bytes
         steps = [
             ExpertStep(
-                pairs_R, experts_R, float(read_bytes), Exchange.nothing(), Exchange.nothing()
+                pairs_R,
+                dropped_pairs,
+                experts_R,
+                float(read_bytes),
+                Exchange.nothing(),
+                Exchange.nothing(),
             )
-            for pairs_R, experts_R, read_bytes in zip(
-                pairs_YR, experts_YR, read_bytes_Y, strict=True
+            for pairs_R, dropped_pairs, experts_R, read_bytes in zip(
+                pairs_YR, dropped, experts_YR, read_bytes_Y, strict=True
             )
         ]
         if not layout.travels:
@@ -166,21 +176,6 @@ class ExpertPrices:
                 steps, dispatches, combines, packings, strict=True
             )
         ]
-
-    def _sources(self, tokens_d: Ints, sampled: int) -> Ints:
-        """Rank of each sampled token: a data-parallel rank's tokens are spread over its
-        tensor-parallel ranks.
-        """
-        layout = self._plan.layout
-        tokens_R = np.repeat(tokens_d // layout.tp, layout.tp)
-        extra = np.repeat(tokens_d % layout.tp, layout.tp) > np.tile(
-            np.arange(layout.tp), layout.attention_dp
-        )
-        ends = np.cumsum(tokens_R + extra)
-        # Evenly spaced tokens stand for all when there are more than the pool holds.
-        wanted = ((np.arange(sampled) + 0.5) * (ends[-1] / max(sampled, 1))).astype(np.int64)
-        source_T: Ints = np.searchsorted(ends, wanted, side="right").astype(np.int64)
-        return source_T
 
     def _experts_s(self, rows_RG: Floats, choices_R: Floats, kernels: str | None) -> Floats:
         """Seconds of each rank's experts, ``[R]``.

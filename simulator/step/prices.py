@@ -25,7 +25,7 @@ from simulator.cost.engine_time import sequences_s
 from simulator.cost.kernels.context import work_s
 from simulator.cost.stages import VECTORS
 from simulator.deployment.plan import DeploymentPlan
-from simulator.step.expert_prices import ExpertPrices, ExpertStep
+from simulator.step.expert_prices import ExpertPrices, ExpertStep, find_imbalance
 from simulator.step.program import Batch
 from simulator.step.two_batch import halves
 from simulator.work.context import total_sums
@@ -261,9 +261,9 @@ class Prices:
             return (batch,)
         return halves(batch) or (batch,)
 
-    def loads(self, batch: Batch, offset: int) -> tuple[float, float]:
-        """Expert load imbalance of a step (mean over MoE layers), and the bytes of weights and
-        cache that the mean rank reads.
+    def loads(self, batch: Batch, offset: int) -> tuple[float, float, float]:
+        """Expert load imbalance of a step (mean over MoE layers), the bytes of weights and cache
+        that the mean rank reads, and the token-expert pairs that are dropped in all layers.
         """
         dp = self.plan.layout.attention_dp
         read_bytes = self.read_bytes_per_step
@@ -273,17 +273,18 @@ class Prices:
                     PHASES, (term.prefill_bytes, term.decode_bytes), strict=True
                 ):
                     read_bytes += term.num_layers * cost * self._sums(term, phase, batch, d)[1] / dp
-        imbalance = 0.0
+        imbalance = dropped_pairs = 0.0
         num_layers = self.plan.model.num_moe_layers
         parts = self.parts(batch)
         read_bytes += (len(parts) - 1) * self.overlapped_bytes
         for part in parts:
             share = int(part.tokens_d.sum()) / int(batch.tokens_d.sum())
             for step in self.expert_steps(part.tokens_d, offset) if num_layers else ():
-                imbalance += share * float(step.pairs_R.max() / step.pairs_R.mean()) / num_layers
+                imbalance += share * float(find_imbalance(step.pairs_R)) / num_layers
                 read_bytes += step.read_bytes
+                dropped_pairs += step.dropped_pairs
             offset += int(part.tokens_d.sum())
-        return imbalance, read_bytes
+        return imbalance, read_bytes, dropped_pairs
 
     def overhead_s(self, num_sequences: int, has_prompts: bool) -> float:
         """The engine's own time for a step with ``num_sequences`` on its fullest data-parallel

@@ -55,15 +55,15 @@ class SlotMap:
         Args:
             first_token: position of the first token in the whole batch.
         """
-        ids = topk_ids_TK.astype(np.int64)
         if self._slot_E1C.shape[1] == 1:
-            return np.asarray(self._slot_E1C[ids, 0])
+            return np.asarray(self._slot_E1C.take(topk_ids_TK))
+        ids = topk_ids_TK.astype(np.int64)
         turn_TK = (first_token + np.arange(len(ids)))[:, None] % self._copies_E1[ids]
         return np.asarray(self._slot_E1C[ids, turn_TK])
 
     def ranks(self, slot_TK: NDArray[np.int64]) -> NDArray[np.int64]:
         """Expert-parallel rank of every token-expert pair, ``[T, K]``."""
-        return np.asarray(self._rank_P1[slot_TK])
+        return np.asarray(self._rank_P1.take(slot_TK))
 
     def shared(self, tokens_E: NDArray[np.float64]) -> NDArray[np.float64]:
         """Tokens of every slot, ``rows_RG``, from how many each expert has: copies take turns, so

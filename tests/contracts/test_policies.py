@@ -13,6 +13,7 @@ from simulator.base.plugins import available, build
 from simulator.policies.balancing import Rule
 from simulator.policies.contracts import make_drafts
 from simulator.policies.failures import Machines
+from simulator.policies.overflow import may_drop
 from tests.cases import cases
 
 
@@ -72,6 +73,31 @@ def test_dispatch_policies_send_what_they_say(num_tokens, top_k, shape, seed):
     again = copies_of("all_gather", np.tile(rank_TK, 2), source_T, node_R)
     assert np.array_equal(found["all_gather"], again)
     assert found["all_gather"].sum() == num_tokens * (num_ranks - 1)
+
+
+OVERFLOW = {"capacity": {"factor": 0.7}}
+"""Keys that a policy needs; one without an entry here needs none."""
+
+
+@cases(30)
+@given(st.integers(0, 60), st.integers(1, 4), st.integers(4, 9), st.integers(0, 1000))
+def test_overflow_policies_keep_pairs_of_each_rank_by_itself(num_tokens, top_k, num_experts, seed):
+    rng = np.random.default_rng(seed)
+    ids_TK = rng.random((num_tokens, num_experts)).argsort(axis=1)[:, :top_k].astype(np.int16)
+    source_T = np.sort(rng.integers(0, 3, num_tokens))
+    for kind in available("overflow"):
+        policy = build("overflow", {"kind": kind, **OVERFLOW.get(kind, {})}, "test")
+        before = ids_TK.copy()
+        keep_TK, again_TK = (policy.keep(ids_TK, source_T, num_experts) for _ in range(2))
+        assert (keep_TK.dtype, keep_TK.shape) == (np.bool_, ids_TK.shape)
+        assert np.array_equal(keep_TK, again_TK)
+        assert np.array_equal(ids_TK, before)
+        assert may_drop(policy) or keep_TK.all()
+        for rank in range(3):
+            own_T = source_T == rank
+            alone_T = np.zeros(own_T.sum(), dtype=np.int64)
+            alone_TK = policy.keep(ids_TK[own_T], alone_T, num_experts)
+            assert np.array_equal(keep_TK[own_T], alone_TK)
 
 
 @pytest.mark.parametrize("scheduling", available("scheduling"))

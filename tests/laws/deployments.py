@@ -80,7 +80,7 @@ def shrink_cache(plan, longest, times_longest):
 
 
 EQUAL = ["prefill_tokens", "running", "waiting", "limited_by"]
-ADDED = [*STEP_PARTS, "read_bytes", "decode_tokens", "decodes", "num_steps"]
+ADDED = [*STEP_PARTS, "read_bytes", "dropped_pairs", "decode_tokens", "decodes", "num_steps"]
 
 
 def find_ends(served, name, replica):

@@ -33,6 +33,7 @@ SPLITS = [
     ("compressed-moe", {"attention_dp": 2, "ep": 2}),
     ("state-moe", {"tp": 2}),
     ("one-expert", {"tp": 2}),
+    ("moe", {"attention_dp": 4, "ep": 4, "overflow": {"kind": "capacity", "factor": 1.0}}),
 ]
 
 

@@ -86,6 +86,7 @@ def record(requests=REQUESTS):
         itl=gaps(GAPS_S),
         load_imbalance=1.75,
         uniform_imbalance=1.25,
+        dropped_share=0.125,
         shown_steps={},
         read_bytes=5e12,
     )
@@ -126,6 +127,7 @@ def expected(plan):
         "utilisation": busy / duration / 2,
         "load_imbalance": 1.75,
         "uniform_imbalance": 1.25,
+        "dropped_share": 0.125,
         "mfu": flops / (peak * 4 * busy),
         "mbu": 5e12 / (plan.accelerator.memory_bytes_per_s * 4 * busy),
         "kv_used_mean": sum(step[1] * step[2] for step in STEPS) / busy,

@@ -45,6 +45,11 @@ class Own(Frozen):
         expert_LP = np.tile(np.arange(experts), (layers, 1))
         return {returned}
 """
+OVERFLOW = """
+class Own(Frozen):
+    def keep(self, topk_ids_TK, source_T, num_experts):
+        return {returned}
+"""
 DISPATCH = """
 class Own(Frozen):
     def copies(self, rank_TK, source_T, node_R):
@@ -95,6 +100,7 @@ class Own(Frozen):
 FAMILIES = {
     "routing": (ROUTING, "Router.topk_ids()", "deployments.0.routing"),
     "placement": (PLACEMENT, "Own.place()", "deployments.0.placement"),
+    "overflow": (OVERFLOW, "Own.keep()", "deployments.0.overflow"),
     "dispatch": (DISPATCH, "Own.copies()", "deployments.0.dispatch"),
     "balancing": (BALANCING, "Own.choose()", "deployments.0.balancing"),
     "rule": (RULE, "Own.prepare()", "deployments.0.balancing"),
@@ -107,6 +113,7 @@ FAMILIES = {
 RIGHT = {
     "routing": "np.tile(np.arange(self.moe.top_k, dtype=np.int16), (tokens, 1))",
     "placement": "Placed(expert_LP.astype(np.int32), rank_LP.astype(np.int32), num_ranks)",
+    "overflow": "np.zeros(topk_ids_TK.shape, dtype=bool)",
     "dispatch": "zeros.astype(np.float32)",
     "balancing": "np.int32(0)",
     "rule": "Rule(turns=lambda count: np.arange(count) % num_replicas)",
@@ -125,6 +132,9 @@ WRONG = [
     ("placement", "None", "a Placed", "NoneType None"),
     ("placement", "Placed(expert_LP[:, 1:], rank_LP[:, 1:], num_ranks)", "a Placed", "Placed"),
     ("placement", "Placed(expert_LP, rank_LP * 0, num_ranks)", "as many slots", "Placed"),
+    ("overflow", "topk_ids_TK * 0", "bools of shape (8, ", "int16 of shape (8, "),
+    ("overflow", "topk_ids_TK[1:] > 3", "bools of shape (8, ", "bool of shape (7, "),
+    ("overflow", "[True]", "bools of shape", "list [True]"),
     ("dispatch", "zeros[:1]", "numbers of shape (4, 4)", "float64 of shape (1, 4)"),
     ("dispatch", "zeros - 1", "none below 0", "from -1 to -1"),
     ("dispatch", "zeros + np.nan", "numbers of shape", "float64 of shape"),

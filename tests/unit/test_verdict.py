@@ -173,6 +173,13 @@ def test_even_ranks_are_worth_no_word():
     assert "busiest rank" not in " ".join(found["reasons"])
 
 
+def test_dropped_choices_are_a_reason_of_the_deployment_that_drops_them():
+    free, capped = deployment("free", is_moe=True), deployment("capped", dropped_share=0.125)
+    for found in (said(capped), said(free, capped)):
+        told = [reason for reason in found["reasons"] if "drops" in reason]
+        assert [reason.split(" of its")[0] for reason in told] == ["capped drops 12 %"]
+
+
 def test_shares_on_either_side_of_a_step_do_not_make_the_slower_one_win():
     found = said(
         deployment("slow", slo=0.9976, tpot_s=0.02, ttft_s=0.2), deployment("quick", slo=0.9974)

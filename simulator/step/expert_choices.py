@@ -1,0 +1,92 @@
+"""The slots that a step's tokens choose in one layer: of each of its own tokens where some choices
+are dropped, of a sample that stands for them where none are and there are more than the pool has.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.deployment.expert_plan import POOL_TOKENS, ExpertPlan
+from simulator.policies.contracts import drop_overflow
+from simulator.policies.overflow import may_drop
+from simulator.work.layout import Layout
+from simulator.work.slots import SlotMap
+
+Ints = NDArray[np.int64]
+
+
+class Choices(NamedTuple):
+    """What tokens choose in one layer."""
+
+    slot_TK: Ints
+    """Slot of every token-expert pair, -1 where it was dropped."""
+    source_T: Ints
+    """Rank that each token is on."""
+    scale: float
+    """Tokens of the step for each token here."""
+    dropped_pairs: int
+    """Token-expert pairs that are dropped."""
+
+
+class ChoosingTokens:
+    """The tokens of one step, ``tokens_d`` on each data-parallel rank."""
+
+    def __init__(self, experts: ExpertPlan, layout: Layout, tokens_d: Ints) -> None:
+        self._experts, self._layout, self._tokens_d = experts, layout, tokens_d
+        self.total = int(tokens_d.sum())
+        self._sampled = min(self.total, POOL_TOKENS)
+
+    def choose(self, slots: SlotMap, num_experts: int, layer: int, offset: int) -> Choices:
+        """The tokens' slots in a layer.
+
+        Args:
+            slots: of the layer.
+            offset: where in the layer's pool of recorded choices the tokens begin. More tokens
+                than it has go round it.
+        """
+        if may_drop(self._experts.overflow):
+            ids_TK = self._take_ids(layer, offset, self.total)
+            kept_TK = drop_overflow(self._experts.overflow, ids_TK, self._router_T, num_experts)
+            dropped = int((kept_TK < 0).sum())
+            if dropped:
+                return Choices(slots.slots(kept_TK), self._source_T, 1.0, dropped)
+        ids_TK = self._take_ids(layer, offset, self._sampled)
+        scale = self.total / max(self._sampled, 1)
+        return Choices(slots.slots(ids_TK), self._sampled_source_T, scale, 0)
+
+    def _take_ids(self, layer: int, offset: int, count: int) -> NDArray[np.int16]:
+        place_T = (offset + np.arange(count)) % POOL_TOKENS
+        ids_TK: NDArray[np.int16] = self._experts.topk_ids_LTK[layer, place_T]
+        return ids_TK
+
+    @cached_property
+    def _router_T(self) -> Ints:
+        """Rank whose router each token passes: 0 where every rank has every token."""
+        return self._source_T if self._layout.travels else np.zeros(self.total, dtype=np.int64)
+
+    @cached_property
+    def _source_T(self) -> Ints:
+        return self._find_sources(self.total)
+
+    @cached_property
+    def _sampled_source_T(self) -> Ints:
+        return self._find_sources(self._sampled)
+
+    def _find_sources(self, count: int) -> Ints:
+        """Rank of each of ``count`` tokens: a data-parallel rank's tokens are spread over its
+        tensor-parallel ranks.
+        """
+        layout, tokens_d = self._layout, self._tokens_d
+        tokens_R = np.repeat(tokens_d // layout.tp, layout.tp)
+        extra = np.repeat(tokens_d % layout.tp, layout.tp) > np.tile(
+            np.arange(layout.tp), layout.attention_dp
+        )
+        ends = np.cumsum(tokens_R + extra)
+        # Evenly spaced tokens stand for all when there are more than the pool holds.
+        wanted = ((np.arange(count) + 0.5) * (ends[-1] / max(count, 1))).astype(np.int64)
+        source_T: Ints = np.searchsorted(ends, wanted, side="right").astype(np.int64)
+        return source_T

@@ -1,0 +1,249 @@
+"""What experts without room drop: who is kept, and that prices, tables and runs agree on it."""
+
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simulator.base.plugins import build
+from simulator.config.workload import SLO
+from simulator.deployment.expert_plan import POOL_TOKENS
+from simulator.engine.by_ranks import ByRanks
+from simulator.engine.experts_table import spread
+from simulator.engine.timeline import run_plan
+from simulator.policies.contracts import drop_overflow
+from simulator.policies.overflow.capacity import Capacity
+from simulator.results.metrics import summarise
+from simulator.step.expert_prices import find_imbalance
+from simulator.step.prices import Prices
+from tests.cases import cases
+
+
+@st.composite
+def batches(draw):
+    """``topk_ids_TK``, ``source_T`` and the number of experts."""
+    experts, tokens = draw(st.integers(1, 12)), draw(st.integers(0, 80))
+    rng = np.random.default_rng(draw(st.integers(0, 1000)))
+    weights = rng.random(experts) ** draw(st.sampled_from([1, 8]))
+    key_TE = np.log(weights) + rng.gumbel(size=(tokens, experts))
+    top_k = draw(st.integers(1, experts))
+    ids_TK = key_TE.argsort(axis=1)[:, ::-1][:, :top_k].astype(np.int16)
+    return ids_TK, np.sort(rng.integers(0, draw(st.integers(1, 5)), tokens)), experts
+
+
+a_factor = st.floats(0.01, 4.0)
+
+
+@cases(100)
+@given(batches(), a_factor)
+def test_each_expert_keeps_the_first_tokens_of_each_rank_up_to_its_capacity(batch, factor):
+    ids_TK, source_T, experts = batch
+    keep_TK = Capacity(factor=factor).keep(ids_TK, source_T, experts)
+    for source in set(source_T.tolist()):
+        own_TK, kept_TK = ids_TK[source_T == source], keep_TK[source_T == source]
+        capacity = int(np.ceil(own_TK.size / experts * factor))
+        for expert in range(experts):
+            chose_T, has_T = (own_TK == expert).any(axis=1), ((own_TK == expert) & kept_TK).any(1)
+            assert has_T.sum() == min(chose_T.sum(), capacity)
+            assert np.array_equal(np.flatnonzero(has_T), np.flatnonzero(chose_T)[: has_T.sum()])
+
+
+@cases(100)
+@given(batches(), a_factor, a_factor)
+def test_a_lower_factor_keeps_no_pair_that_a_higher_one_drops(batch, one, other):
+    low, high = (Capacity(factor=f).keep(*batch) for f in sorted((one, other)))
+    assert not (low & ~high).any()
+
+
+@cases(60)
+@given(batches(), a_factor, st.integers(0, 4))
+def test_what_a_rank_keeps_does_not_hang_on_others(batch, factor, rank):
+    ids_TK, source_T, experts = batch
+    policy, own_T = Capacity(factor=factor), source_T == rank
+    alone = policy.keep(ids_TK[own_T], np.zeros(own_T.sum(), dtype=np.int64), experts)
+    assert np.array_equal(policy.keep(ids_TK, source_T, experts)[own_T], alone)
+
+
+@cases(60)
+@given(batches())
+def test_room_for_every_token_drops_none(batch):
+    ids_TK, source_T, experts = batch
+    enough = experts / ids_TK.shape[1]
+    assert Capacity(factor=enough).keep(ids_TK, source_T, experts).all()
+    policy = build("overflow", {"kind": "none"}, "test")
+    assert np.array_equal(drop_overflow(policy, ids_TK, source_T, experts), ids_TK)
+
+
+LAYOUTS = [
+    {"tp": 4, "ep": 4},
+    {"attention_dp": 4, "ep": 4},
+    {"tp": 2, "attention_dp": 2, "ep": 2},
+    {"tp": 2, "attention_dp": 4, "ep": 8, "placement": {"kind": "eplb", "num_slots": 24}},
+]
+
+
+def capacity(factor):
+    return {"kind": "capacity", "factor": factor}
+
+
+def kept_by_loops(plan, layer, offset, tokens_d, factor):
+    """Experts of the pairs that are kept, counted token by token, the pool going round."""
+    pool_TK, experts = plan.experts.topk_ids_LTK[layer], plan.model.moe.num_experts
+    layout, place = plan.layout, offset
+    kept = Counter()
+    routers = []  # tokens of each: a rank's own, or everybody's
+    for tokens in tokens_d.tolist():
+        parts = layout.tp if layout.travels else 1
+        routers += [tokens // parts + (part < tokens % parts) for part in range(parts)]
+    for tokens in routers if layout.travels else [sum(routers)]:
+        room = int(np.ceil(tokens * pool_TK.shape[1] / experts * factor))
+        taken = Counter()
+        for _ in range(tokens):
+            for expert in pool_TK[place % POOL_TOKENS].tolist():
+                if taken[expert] < room:
+                    taken[expert] += 1
+            place += 1
+        kept += taken
+    return kept
+
+
+@pytest.mark.parametrize("total", [3, 500, POOL_TOKENS, POOL_TOKENS + 1, 9001])
+@pytest.mark.parametrize("split", LAYOUTS, ids=str)
+def test_a_steps_own_tokens_are_dropped_exactly_also_beyond_the_pool(tiny, split, total):
+    plan = tiny.plan("moe", overflow=capacity(0.8), **split)
+    prices, top_k = Prices(plan, 16_384), plan.model.moe.top_k
+    tokens_d = spread(total, 1.5, plan.layout.attention_dp)
+    for layer, offset in ((0, 5), (3, 4000)):
+        kept = kept_by_loops(plan, layer, offset, tokens_d, 0.8)
+        step = prices.expert_step(layer, tokens_d, offset)
+        pairs_R = step.pairs_R.reshape(-1, plan.layout.moe_tp)
+        assert (pairs_R == pairs_R[:, :1]).all()
+        assert pairs_R[:, 0].sum() == kept.total()
+        assert step.dropped_pairs == total * top_k - kept.total()
+        placed = plan.experts.placed
+        if len(placed.expert_LP[layer]) == plan.model.moe.num_experts:
+            by_rank = Counter()
+            for expert, rank in zip(placed.expert_LP[layer], placed.rank_LP[layer], strict=True):
+                by_rank[int(rank)] += kept[int(expert)]
+            assert pairs_R[:, 0].tolist() == [by_rank[rank] for rank in range(len(pairs_R))]
+
+
+@pytest.mark.parametrize("split", LAYOUTS, ids=str)
+def test_dropping_sends_computes_and_reads_no_more(tiny, split):
+    steps = [
+        Prices(tiny.plan("moe", overflow=overflow, **split), 4096).expert_step(
+            1, spread(700, 1.5, split.get("attention_dp", 1)), 17
+        )
+        for overflow in (None, capacity(1.5), capacity(1.0), capacity(0.3))
+    ]
+    assert 0 == steps[0].dropped_pairs < steps[2].dropped_pairs < steps[3].dropped_pairs
+    for more, fewer in pairwise(steps):
+        assert more.dropped_pairs <= fewer.dropped_pairs
+        assert (more.pairs_R >= fewer.pairs_R).all()
+        assert more.read_bytes >= fewer.read_bytes
+        assert (more.dispatch.bytes_SR >= fewer.dispatch.bytes_SR).all()
+        assert (more.combine.bytes_SR >= fewer.combine.bytes_SR).all()
+
+
+@pytest.mark.parametrize("total", [40, 9001])
+@pytest.mark.parametrize("split", LAYOUTS, ids=str)
+def test_a_step_with_room_for_all_costs_what_it_costs_without_a_capacity(tiny, split, total):
+    free, roomy = (
+        Prices(tiny.plan("moe", overflow=overflow, **split), 16_384).expert_step(
+            2, spread(total, 1.5, split.get("attention_dp", 1)), 99
+        )
+        for overflow in (None, capacity(8.0))  # 16 experts, 2 a token
+    )
+    assert (free.dropped_pairs, free.read_bytes) == (0, roomy.read_bytes)
+    assert roomy.dropped_pairs == 0
+    for name in ("pairs_R", "experts_R"):
+        assert np.array_equal(getattr(free, name), getattr(roomy, name))
+    assert np.array_equal(free.dispatch.bytes_SR, roomy.dispatch.bytes_SR)
+    assert (free.dispatch.alone_s, free.combine.alone_s) == (
+        roomy.dispatch.alone_s,
+        roomy.combine.alone_s,
+    )
+
+
+class Nobody:
+    """Room for no token at all."""
+
+    def keep(self, topk_ids_TK, source_T, num_experts):
+        return np.zeros(topk_ids_TK.shape, dtype=np.bool_)
+
+
+@pytest.mark.parametrize("split", LAYOUTS, ids=str)
+def test_a_step_that_drops_everything_computes_sends_and_reads_nothing(tiny, split):
+    plan = tiny.plan("moe", dispatch={"kind": "per_rank"}, **split)
+    plan = replace(plan, experts=replace(plan.experts, overflow=Nobody()))
+    tokens_d = spread(700, 1.5, plan.layout.attention_dp)
+    step = Prices(plan, 4096).expert_step(1, tokens_d, 17)
+    assert step.dropped_pairs == 700 * plan.model.moe.top_k
+    assert not step.pairs_R.any()
+    assert not step.dispatch.bytes_SR.any()
+    assert (step.read_bytes, find_imbalance(step.pairs_R)) == (0.0, 1.0)
+
+
+SERVED = [
+    {"attention_dp": 4, "ep": 4},
+    {"tp": 2, "ep": 2},
+    {"attention_dp": 4, "ep": 4, "overlap": "two_batch"},
+    {"attention_dp": 2, "ep": 2, "pp": 2},
+]
+
+
+@pytest.mark.parametrize("split", SERVED, ids=str)
+def test_a_run_with_room_for_all_is_the_run_without_a_capacity(tiny, split):
+    trace = tiny.trace(12, 200.0, 300, 6)
+    free, roomy = (
+        run_plan(tiny.plan("moe", overflow=overflow, **split), trace, "step")
+        for overflow in ({"kind": "none"}, capacity(8.0))
+    )
+    for table in ("requests", "steps", "ranks", "traffic", "spans"):
+        pd.testing.assert_frame_equal(getattr(free, table), getattr(roomy, table), check_exact=True)
+    assert (free.read_bytes, free.load_imbalance) == (roomy.read_bytes, roomy.load_imbalance)
+    assert np.isnan(free.dropped_share)
+    assert roomy.dropped_share == 0.0
+
+
+@pytest.mark.parametrize("split", SERVED, ids=str)
+def test_the_dropped_share_of_a_run_by_ranks_is_a_direct_count(tiny, monkeypatch, split):
+    plan, factor = tiny.plan("moe", overflow=capacity(0.9), **split), 0.9
+    ran = []
+    run_batch = ByRanks.run_batch
+
+    def run_and_keep(self, env, batch, offset, *, keep_spans=False):
+        if not keep_spans:  # steps that are only shown keep them
+            ran.append((batch, offset))
+        return run_batch(self, env, batch, offset, keep_spans=keep_spans)
+
+    monkeypatch.setattr(ByRanks, "run_batch", run_and_keep)
+    record = run_plan(plan, tiny.trace(12, 200.0, 300, 6), "rank")
+    computed = chosen = 0
+    prices = Prices(plan, 8192)
+    for batch, offset in ran:
+        for part in prices.parts(batch):
+            total = int(part.tokens_d.sum())
+            for layer in range(plan.model.num_moe_layers):
+                computed += kept_by_loops(plan, layer, offset, part.tokens_d, factor).total()
+                chosen += total * plan.model.moe.top_k
+            offset += total
+    assert 0 < computed < chosen
+    assert record.dropped_share == pytest.approx(1 - computed / chosen, rel=1e-12)
+    row = summarise([plan], [record], SLO()).iloc[0]
+    assert row["dropped_share"] == record.dropped_share
+
+
+@pytest.mark.parametrize("split", SERVED, ids=str)
+def test_fidelities_drop_alike(tiny, split):
+    """The table has the mean of draws, and ranks the draws themselves."""
+    plan = tiny.plan("moe", overflow=capacity(1.0), **split)
+    trace = tiny.trace(40, 100.0, 400, 12)
+    by_table, by_ranks = (run_plan(plan, trace, name).dropped_share for name in ("step", "rank"))
+    assert by_table == pytest.approx(by_ranks, abs=0.015)
+    assert by_ranks > 0.05

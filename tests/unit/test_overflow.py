@@ -1,0 +1,84 @@
+"""The overflow of a deployment: how it is asked for, what is refused, and what is said of it."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from simulator.base.errors import UserError
+from simulator.base.plugins import build
+from simulator.commands.catalogue import catalogue
+from simulator.deployment.facts import facts_of
+from simulator.policies.overflow import may_drop
+from simulator.policies.overflow.capacity import Capacity
+from simulator.results.overflow_text import tell_drops
+
+ROOMY = {"kind": "capacity", "factor": 1.25}
+
+
+def test_nothing_is_dropped_unless_a_deployment_says_so(tiny):
+    free, capped = (tiny.plan("moe", overflow=overflow) for overflow in (None, ROOMY))
+    assert not may_drop(free.experts.overflow)
+    assert may_drop(capped.experts.overflow)
+    assert facts_of(free)["overflow"] is None
+    assert facts_of(capped)["overflow"] == "capacity (factor 1.25)"
+
+
+def test_both_pools_drop(tiny):
+    plan = tiny.plan("moe", overflow=ROOMY, prefill={"parallel": {"tp": 2}, "replicas": 1})
+    assert [pool.experts.overflow for pool in plan.pools] == [Capacity(factor=1.25)] * 2
+
+
+@pytest.mark.parametrize(
+    ("model", "overflow", "wanted"),
+    [
+        ("dense", ROOMY, "[overflow]: dense-4 is dense and routes nothing; leave it out"),
+        ("dense", {"kind": "none"}, "[overflow]: dense-4 is dense and routes nothing"),
+        ("moe", {"kind": "capactiy"}, "[overflow]: unknown overflow kind 'capactiy'; did you mean"),
+        ("moe", {"kind": "capacity"}, "[overflow]: missing key 'factor'"),
+        ("moe", {"kind": "capacity", "factor": 0.0}, "factor must be"),
+        ("moe", {"factor": 1.0}, "[overflow]: missing key 'kind'"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_words(tiny, model, overflow, wanted):
+    with pytest.raises(UserError) as refused:
+        tiny.plan(model, overflow=overflow)
+    assert wanted in str(refused.value)
+
+
+def test_policies_are_listed_with_what_they_are():
+    found = catalogue("overflow")["overflow"]
+    assert found["none"].startswith("Nothing is dropped")
+    assert found["capacity"].endswith("(GShard, Switch).")
+
+
+def test_four_tokens_that_choose_one_expert_of_two():
+    """Room for ``ceil(1.25 x 4 x 1 / 2)`` = 3 of them; on two ranks for ``ceil(1.25)`` = 2 of each
+    rank's.
+    """
+    ids_TK, policy = np.zeros((4, 1), dtype=np.int16), Capacity(factor=1.25)
+    together, apart = np.zeros(4, dtype=np.int64), np.array([0, 0, 0, 1])
+    assert policy.keep(ids_TK, together, 2).ravel().tolist() == [True, True, True, False]
+    assert policy.keep(ids_TK, apart, 2).ravel().tolist() == [True, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("share", "wanted"),
+    [
+        (0.0, "it drops no choice of an expert"),
+        (0.0317, "it drops 3.2 % of its tokens' choices"),
+        (0.254, "it drops 25 % of its tokens' choices"),
+        (0.9999, "it drops nearly 100 % of"),
+    ],
+)
+def test_the_share_is_said_where_something_can_be_dropped(share, wanted):
+    assert wanted in tell_drops(pd.Series({"dropped_share": share}), "it")
+
+
+def test_nothing_is_said_where_nothing_can_be_dropped():
+    assert tell_drops(pd.Series({"dropped_share": math.nan}), "it") is None
+
+
+def test_a_policy_may_say_that_it_never_drops():
+    assert not may_drop(build("overflow", {"kind": "none"}, "test"))
