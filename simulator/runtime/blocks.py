@@ -86,7 +86,8 @@ class ExpertLayer(nn.Module):
                 normed, None if planned_TK is None else torch.from_numpy(planned_TK).to(x_TH.device)
             )
             result: Tensor | None = None if self.shared is None else self.shared(normed)
-        chosen_TK = ids_TK.cpu().numpy()
+        own_T = np.zeros(len(x_TH), dtype=np.int64)
+        chosen_TK = self.job.drop_overflow(ids_TK.cpu().numpy(), own_T)
         done.topk_ids_LTK.append(chosen_TK)
         routed = (self._travelling if self.job.layout.travels else self._staying)(
             normed, weight_TK, chosen_TK, first_token, transport, timeline, done

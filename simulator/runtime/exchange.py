@@ -14,7 +14,7 @@ from torch import Tensor
 
 from simulator.policies.dispatch import Rows
 from simulator.runtime.job import TORCH_DTYPES, Job
-from simulator.work.slots import SlotMap
+from simulator.work.slots import SlotMap, spread_over_parts
 
 
 class ExpertMap:
@@ -32,10 +32,10 @@ class ExpertMap:
         self.slots = SlotMap(placed, moe_layer, job.moe.num_experts)
         self._expert_P = placed.expert_LP[moe_layer]
         self._ep_rank_P = placed.rank_LP[moe_layer]
-        self.local_P = np.empty(len(self._ep_rank_P), dtype=np.int64)
+        self._local_P1 = np.full(len(self._ep_rank_P) + 1, -1)  # its last is found by -1
         for ep_rank in range(placed.num_ranks):
             own_P = np.flatnonzero(self._ep_rank_P == ep_rank)
-            self.local_P[own_P] = np.arange(len(own_P))
+            self._local_P1[own_P] = np.arange(len(own_P))
 
     def experts_of(self, rank: int) -> list[int]:
         """Expert of each slot of a rank, in the order of its local slots."""
@@ -44,17 +44,16 @@ class ExpertMap:
     def choices(
         self, topk_ids_TK: NDArray[np.int64], first_token: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Rank and local slot of every choice, ``[T, K x moe_tp]``: an expert that is split must be
-        reached on each of its ranks.
+        """Rank and local slot of every choice, ``[T, K x moe_tp]``, -1 where it was dropped: an
+        expert that is split must be reached on each of its ranks.
 
         Args:
             first_token: place of the first token in the whole batch; copies of an expert take turns
                 by it.
         """
         slot_TK = self.slots.slots(topk_ids_TK, first_token)
-        rank_TK = self._ep_rank_P[slot_TK][..., None] * self.moe_tp + np.arange(self.moe_tp)
-        local_TK = np.repeat(self.local_P[slot_TK], self.moe_tp, axis=1)
-        return rank_TK.reshape(local_TK.shape), local_TK
+        rank_TK = spread_over_parts(self.slots.ranks(slot_TK), self.moe_tp)
+        return rank_TK, np.repeat(self._local_P1[slot_TK], self.moe_tp, axis=1)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ process.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,10 @@ from simulator.config.model import ModelSpec
 from simulator.config.pruning import Pruning
 from simulator.deployment.expert_plan import POOL_TOKENS
 from simulator.deployment.plan import DeploymentPlan
+from simulator.policies.contracts import drop_overflow
 from simulator.policies.dispatch import ExecutableDispatch
-from simulator.policies.overflow import may_drop
+from simulator.policies.overflow import OverflowPolicy, may_drop
+from simulator.policies.overflow.none import Dropless
 from simulator.policies.placement import Placed
 from simulator.runtime.layers.part import WHOLE, Part
 from simulator.runtime.layers.transformer import check_executable
@@ -36,6 +38,7 @@ class RoutedExperts:
     """The plan's pool of choices; ``None`` = the router's own choice counts."""
     placed: Placed
     dispatch: ExecutableDispatch
+    overflow: OverflowPolicy = field(default_factory=Dropless)
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,26 @@ class Job:
         )
         return topk_ids_TK
 
+    def drop_overflow(
+        self, topk_ids_TK: NDArray[np.int64], source_T: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """The choices, with -1 for those that experts have no room for.
+
+        Args:
+            source_T: data-parallel group that each token is of, ``[T]``.
+        """
+        if self.experts is None or self.moe is None or not may_drop(self.experts.overflow):
+            return topk_ids_TK
+        kept_TK = drop_overflow(self.experts.overflow, topk_ids_TK, source_T, self.moe.num_experts)
+        return kept_TK.astype(np.int64)
+
+    def find_sources(self, step: Step) -> NDArray[np.int64]:
+        """Data-parallel group that each of a step's tokens is of, ``[T]``."""
+        groups = np.arange(self.layout.attention_dp)
+        bounds = [self.sequences(d * self.layout.tp, step.num_sequences) for d in groups.tolist()]
+        tokens_d = [(end - first) * step.new_tokens for first, end in bounds]
+        return np.repeat(groups, tokens_d)
+
 
 def make_job(plan: DeploymentPlan, folder: Path) -> Job:
     """The job of a plan.
@@ -124,11 +147,6 @@ def make_job(plan: DeploymentPlan, folder: Path) -> Job:
         raise UserError(
             f"{where}: drafts can be simulated, but not executed; leave speculation out"
         )
-    if plan.experts is not None and may_drop(plan.experts.overflow):
-        raise UserError(
-            f"{where}: overflow '{(spec.overflow or {}).get('kind')}' can be simulated, "
-            "but not executed; leave it out"
-        )
     if layout.pp > 1:
         raise UserError(
             f"{where}: pipelines (pp = {layout.pp}) can be simulated, "
@@ -151,7 +169,9 @@ def make_job(plan: DeploymentPlan, folder: Path) -> Job:
                 f"{where}: dispatch '{(spec.dispatch or {}).get('kind')}' has no method 'rows', "
                 "which execution needs"
             )
-        experts = RoutedExperts(plan.experts.topk_ids_LTK, plan.experts.placed, dispatch)
+        experts = RoutedExperts(
+            plan.experts.topk_ids_LTK, plan.experts.placed, dispatch, plan.experts.overflow
+        )
         if layout.travels:
             dispatch.rows(np.zeros((0, 1), dtype=np.int64), plan.fabric.node_R)
     weights = None if spec.weights is None else str((folder / spec.weights).resolve())

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from simulator.runtime.inputs import Contexts, token_ids
 from simulator.runtime.job import TORCH_DTYPES, Job, Step
@@ -36,9 +37,14 @@ class Reference:
         ]
         known = [torch.from_numpy(ids_TK) for ids_TK in ids if ids_TK is not None]
         caches = self._contexts.of(step, 0, step.num_sequences) if step.context_tokens else None
+        source_T = job.find_sources(step)
+
+        def drop(ids_TK: Tensor) -> Tensor:
+            return torch.from_numpy(job.drop_overflow(ids_TK.numpy(), source_T))
+
         with torch.inference_mode():
             hidden_TH, _ = self.model(
-                token_ids(job, step), chunk, caches, torch.stack(known) if known else None
+                token_ids(job, step), chunk, caches, torch.stack(known) if known else None, drop
             )
         found: NDArray[np.float32] = hidden_TH.float().numpy()
         return found

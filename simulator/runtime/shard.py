@@ -42,7 +42,7 @@ class ShardStep:
     """Hidden vectors behind the last norm of its own sequences' tokens, where the step keeps its
     output."""
     topk_ids_LTK: NDArray[np.int16] | None
-    """Experts used by those tokens."""
+    """Experts used by those tokens, -1 where a choice was dropped."""
 
 
 class Shard:

@@ -3,16 +3,21 @@ scenarios describe.
 """
 
 import dataclasses
+from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 
+from simulator.policies.overflow.capacity import Capacity
 from simulator.policies.placement import Placed
+from simulator.runtime.in_process import InProcessBackend
 from simulator.runtime.job import Step
 from simulator.runtime.layers.transformer import Transformer
 from simulator.runtime.layers.weights import save_weights
+from simulator.runtime.reference import Reference
 from simulator.runtime.timeline import combine
 
 FP32 = 2e-5
@@ -39,6 +44,20 @@ STEPS = (
     ),  # new tokens on a context, across the end of the pool of choices
     prompts(3, sequences=1, tokens=1),  # one token: nothing at all on every other rank
 )
+
+
+@contextmanager
+def running(job):
+    backend = InProcessBackend(job.layout.num_ranks)
+    try:
+        yield backend, backend.load(job)
+    finally:
+        backend.close()
+
+
+def check_job(job, steps=STEPS, tolerance=FP32):
+    with running(job) as (backend, _):
+        check(job, backend, Reference(job), steps, tolerance)
 
 
 def check(job, backend, reference, steps=STEPS, tolerance=FP32):
@@ -81,11 +100,17 @@ def check_laws(job, step, outs):
     assert ids_LTK.shape == shape
     for layer in range(job.model.num_moe_layers):
         planned_TK = job.topk_ids_TK(layer, step.offset, step.num_tokens)
-        assert planned_TK is None or np.array_equal(ids_LTK[layer], planned_TK)
+        is_kept_TK = ids_LTK[layer] >= 0
+        if planned_TK is not None:
+            left_TK = drop_by_loops(job, planned_TK, sources(job, step))
+            assert np.array_equal(ids_LTK[layer], left_TK)
+        elif not isinstance(job.experts.overflow, Capacity):
+            assert is_kept_TK.all()
         pairs_R = np.array([out.pairs_L[layer] for out in outs])
-        assert pairs_R.sum() == step.num_tokens * job.moe.top_k * layout.moe_tp
+        assert pairs_R.sum() == is_kept_TK.sum() * layout.moe_tp
         rank_TK = ranks_of(job, layer, ids_LTK[layer])
-        assert np.array_equal(pairs_R, np.bincount(rank_TK.ravel(), minlength=layout.num_ranks))
+        kept_N = rank_TK[rank_TK >= 0]
+        assert np.array_equal(pairs_R, np.bincount(kept_N, minlength=layout.num_ranks))
         if layout.travels:
             sent_SR = np.array([out.rows_LR[layer] for out in outs])
             np.fill_diagonal(sent_SR, 0)
@@ -94,14 +119,33 @@ def check_laws(job, step, outs):
             )
 
 
+def drop_by_loops(job, ids_TK, source_T):
+    """The choices, -1 where the expert had taken its share of the source's tokens before."""
+    overflow = job.experts.overflow
+    if not isinstance(overflow, Capacity):
+        return ids_TK
+    left_TK, taken = ids_TK.copy(), Counter()
+    for token, source in enumerate(source_T.tolist()):
+        pairs = int((source_T == source).sum()) * job.moe.top_k
+        room = int(np.ceil(pairs / job.moe.num_experts * overflow.factor))
+        for k, expert in enumerate(ids_TK[token].tolist()):
+            taken[source, expert] += 1
+            if taken[source, expert] > room:
+                left_TK[token, k] = -1
+    return left_TK
+
+
 def ranks_of(job, layer, ids_TK):
-    """Ranks that hold each token's experts, by a loop; copies of an expert take turns by the
-    token's place in the batch.
+    """Ranks that hold each token's experts, by a loop, -1 where a choice was dropped; copies of an
+    expert take turns by the token's place in the batch.
     """
     placed, moe_tp = job.experts.placed, job.layout.moe_tp
     rank_TK = np.empty((len(ids_TK), ids_TK.shape[1] * moe_tp), dtype=np.int64)
     for token, ids_K in enumerate(ids_TK):
         for k, expert in enumerate(ids_K):
+            if expert < 0:
+                rank_TK[token, k * moe_tp : (k + 1) * moe_tp] = -1
+                continue
             slots = np.flatnonzero(placed.expert_LP[layer] == expert)
             ep_rank = placed.rank_LP[layer][slots[token % len(slots)]]
             rank_TK[token, k * moe_tp : (k + 1) * moe_tp] = ep_rank * moe_tp + np.arange(moe_tp)

@@ -5,7 +5,6 @@ lost or doubled on the way.
 # ruff: noqa: E402 (what follows needs torch, and is skipped without)
 
 import dataclasses
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -19,8 +18,9 @@ from simulator.base.errors import UserError
 from simulator.base.frozen import validate
 from simulator.config.model import ModelSpec
 from simulator.config.pruning import Block, TwoFour, Unstructured
+from simulator.policies.overflow.capacity import Capacity
+from simulator.policies.overflow.none import Dropless
 from simulator.policies.placement import Placed
-from simulator.runtime.in_process import InProcessBackend
 from simulator.runtime.job import Job, RoutedExperts, Step
 from simulator.runtime.layers.transformer import Transformer
 from simulator.runtime.reference import Reference
@@ -32,28 +32,16 @@ from tests.runtime.equality import (
     STEPS,
     by_its_router,
     check,
+    check_job,
     prompts,
     replicated,
+    running,
     with_noise,
     with_placed,
 )
 
 MOE = {"num_experts": 8, "top_k": 2}
 SHARED = {"num_shared_experts": 1, "shared_intermediate_size": 24}
-
-
-@contextmanager
-def running(job):
-    backend = InProcessBackend(job.layout.num_ranks)
-    try:
-        yield backend, backend.load(job)
-    finally:
-        backend.close()
-
-
-def check_job(job, steps=STEPS, tolerance=FP32):
-    with running(job) as (backend, _):
-        check(job, backend, Reference(job), steps, tolerance)
 
 
 CHOICES = {
@@ -348,7 +336,12 @@ def jobs(draw):
         dtype="fp32",
         dispatch_dtype="fp32",
         combine_dtype="fp32",
-        experts=RoutedExperts(draw(st.sampled_from([ids_LTK, None])), placed, dispatch),
+        experts=RoutedExperts(
+            draw(st.sampled_from([ids_LTK, None])),
+            placed,
+            dispatch,
+            draw(st.sampled_from([Dropless(), Capacity(factor=0.5), Capacity(factor=1.0)])),
+        ),
         pruning=None,
         seed=draw(st.integers(0, 100)),
         weights=None,

@@ -22,6 +22,8 @@ from simulator.runtime.layers.weights import Weights
 
 Cached = tuple[Tensor, ...]
 """What a mixer keeps of the contexts of some sequences: tensors whose meaning is its own."""
+Drop = Callable[[Tensor], Tensor]
+"""From ``topk_ids_TK`` to the same with -1 for choices that experts have no room for."""
 Draw = Callable[[tuple[int, ...]], Tensor]
 """Numbers of a shape, in fp32 on the CPU, drawn for one sequence and layer."""
 
@@ -88,7 +90,8 @@ class FFNLayer(nn.Module, ABC):
     that can be pruned takes the pruning behind them.
 
     It is called with ``x_TH`` and returns ``[T, H]``, a partial sum where it is split; one with
-    routed experts takes ``topk_ids_TK`` too, and returns those that were used beside its result.
+    routed experts takes ``topk_ids_TK`` and a :data:`Drop` too, ``None`` where there is none, and
+    returns the ids that were used beside its result.
     """
 
     @abstractmethod

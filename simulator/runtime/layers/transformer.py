@@ -14,7 +14,7 @@ from simulator.base.errors import UserError
 from simulator.config.model import ModelSpec
 from simulator.config.pruning import Pruning
 from simulator.runtime.layers.experts import Experts
-from simulator.runtime.layers.kinds import Cached, Chunk, build_ffn, ffn_layer, mixer_layer
+from simulator.runtime.layers.kinds import Cached, Chunk, Drop, build_ffn, ffn_layer, mixer_layer
 from simulator.runtime.layers.weights import Weights, empty, fill
 
 NORM_EPSILON = 1e-6
@@ -131,6 +131,7 @@ class Transformer(nn.Module):
         chunk: Chunk,
         caches: list[Cached] | None = None,
         topk_ids_LTK: Tensor | None = None,
+        drop: Drop | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Hidden vectors of every new token behind the last norm, and the experts that were used.
 
@@ -138,6 +139,7 @@ class Transformer(nn.Module):
             token_ids_T: sequence after sequence.
             caches: one a layer with a mixer, in order; needed where the chunk has context.
             topk_ids_LTK: experts to use instead of the routers' choice, by MoE layer.
+            drop: what is dropped of the choices of a layer; by default nothing.
 
         Returns:
             ``[T, H]``, and ``topk_ids_LTK`` (``[0, T, 0]`` for a dense model).
@@ -156,7 +158,7 @@ class Transformer(nn.Module):
             normed = block.ffn_norm(x_TH)
             if block.ffn is not None and block.has_experts:
                 result, ids_TK = block.ffn(
-                    normed, None if topk_ids_LTK is None else topk_ids_LTK[len(used)]
+                    normed, None if topk_ids_LTK is None else topk_ids_LTK[len(used)], drop
                 )
                 used.append(ids_TK)
                 x_TH = x_TH + result

@@ -10,6 +10,7 @@ import torch
 from simulator.base.errors import UserError
 from simulator.base.progress import Progress
 from simulator.config.execution import ExecutionSpec
+from simulator.policies.overflow.none import Dropless
 from simulator.runtime.job import Job, Step
 from simulator.runtime.ray_backend import RayBackend
 from simulator.runtime.recording.trace_file import Recording
@@ -37,7 +38,8 @@ def record_shards(
         raise UserError(f"deployment '{job.name}': {job.model.name} is dense and routes nothing")
     if execution.prompts == 0:
         raise UserError("execution.prompts is 0, so there are no prompts to record")
-    chooses = dataclasses.replace(job.experts, topk_ids_LTK=None)
+    # What routers choose, not what is left of it.
+    chooses = dataclasses.replace(job.experts, topk_ids_LTK=None, overflow=Dropless())
     backend.load(
         dataclasses.replace(
             job,

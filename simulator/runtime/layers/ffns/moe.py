@@ -7,7 +7,7 @@ from torch import Tensor
 
 from simulator.config.ffns.moe import MoE
 from simulator.runtime.layers.experts import Experts
-from simulator.runtime.layers.kinds import FFNLayer
+from simulator.runtime.layers.kinds import Drop, FFNLayer
 from simulator.runtime.layers.part import WHOLE, Part
 from simulator.runtime.layers.router import Router
 from simulator.runtime.layers.shared_expert import SharedExpert
@@ -32,16 +32,21 @@ class MixtureOfExperts(FFNLayer):
         if self.shared is not None:
             self.shared.load(weights, f"{name}.shared", like)
 
-    def forward(self, x_TH: Tensor, topk_ids_TK: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Every token through its experts.
+    def forward(
+        self, x_TH: Tensor, topk_ids_TK: Tensor | None = None, drop: Drop | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Every token through its experts, but for the choices that are dropped.
 
         Returns:
             ``[T, H]``, and the ids that were used, ``[T, K]``.
         """
         topk_ids_TK, weight_TK = self.router(x_TH, topk_ids_TK)
-        order = topk_ids_TK.flatten().argsort(stable=True)
+        if drop is not None:
+            topk_ids_TK = drop(topk_ids_TK)
+        id_N = topk_ids_TK.flatten()
+        order = id_N.argsort(stable=True)[int((id_N < 0).sum()) :]
         token = order // self.moe.top_k
-        rows_E = topk_ids_TK.flatten().bincount(minlength=self.moe.num_experts).tolist()
+        rows_E = id_N[order].bincount(minlength=self.moe.num_experts).tolist()
         expert_NH = self.experts(x_TH[token], rows_E) * weight_TK.flatten()[order, None]
         result = torch.zeros_like(x_TH).index_add(0, token, expert_NH)
         return (result if self.shared is None else result + self.shared(x_TH)), topk_ids_TK

@@ -1,0 +1,64 @@
+"""Shards drop what experts have no room for: the same pairs as the whole model, and as prices."""
+
+# ruff: noqa: E402 (what follows needs torch, and is skipped without)
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs pip install 'moesim[real]'")
+
+from simulator.policies.overflow.none import Dropless
+from simulator.runtime.reference import Reference
+from simulator.step.prices import Prices
+from tests.runtime.equality import by_its_router, check_job, prompts, running
+
+MOE = {"num_experts": 8, "top_k": 2}
+SHARED = {"num_shared_experts": 1, "shared_intermediate_size": 24}
+SPLITS = [
+    {"attention_dp": 2, "ep": 2},
+    {"attention_dp": 4, "ep": 2},
+    {"attention_dp": 3, "ep": 3},
+    {"tp": 2, "ep": 2},
+    {"tp": 4},
+]
+
+
+@pytest.mark.parametrize("kind", ["per_rank", "per_expert", "all_gather"])
+@pytest.mark.parametrize("factor", [0.3, 1.0])
+@pytest.mark.parametrize("split", SPLITS, ids=str)
+def test_shards_drop_what_the_whole_model_drops(real, split, factor, kind):
+    plan = real.plan(
+        {**MOE, **SHARED},
+        routing={"kind": "zipf", "exponent": 1.2},
+        dispatch={"kind": kind},
+        overflow={"kind": "capacity", "factor": factor},
+        **split,
+    )
+    job = real.job(plan)
+    check_job(job)
+    check_job(by_its_router(job))
+    step = prompts(sequences=8, tokens=16)
+    free = dataclasses.replace(job, experts=dataclasses.replace(job.experts, overflow=Dropless()))
+    dropped = Reference(job).hidden(step) - Reference(free).hidden(step)
+    assert np.abs(dropped).max() > 0.01  # or it would be no test
+
+
+@pytest.mark.parametrize("split", SPLITS[:4], ids=str)
+def test_shards_compute_the_pairs_that_are_priced(real, split):
+    plan = real.plan(
+        MOE,
+        routing={"kind": "zipf", "exponent": 1.2},
+        dispatch={"kind": "per_rank"},
+        overflow={"kind": "capacity", "factor": 0.7},
+        **split,
+    )
+    job, step = real.job(plan), prompts(sequences=7, tokens=9, offset=4090)
+    first_end = [job.sequences(d * job.layout.tp, 7) for d in range(job.layout.attention_dp)]
+    tokens_d = np.array([(end - first) * 9 for first, end in first_end])
+    with running(job) as (backend, _):
+        outs = backend.step(step)
+    for layer, priced in enumerate(Prices(plan, 512).expert_steps(tokens_d, step.offset)):
+        assert [out.pairs_L[layer] for out in outs] == priced.pairs_R.tolist()
+        assert priced.dropped_pairs > 0
