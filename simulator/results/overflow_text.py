@@ -21,5 +21,5 @@ def tell_drops(row: pd.Series, short: str) -> str | None:
     return (
         f"{short} drops {shown} % of its tokens' choices of experts, which have no room for them: "
         "it computes less than without a capacity, and what that does to its answers is not "
-        "simulated. The load of its ranks is that of what is left."
+        "simulated."
     )

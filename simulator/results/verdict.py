@@ -32,6 +32,7 @@ _LIMIT_WORDS = {
     "held_back": "since prompts are held back until more have come",
 }
 _LIMIT_FACTS = ("max_sequences", "token_budget")
+_LOAD = ("load_imbalance", "uniform_imbalance", "dropped_share")
 _EVEN = 1.005
 """Load of the busiest rank over the mean rank's that still reads as even."""
 _NO_SKEW = 0.02
@@ -328,15 +329,17 @@ def _inside(results: Results, name: str, row: pd.Series, short: str) -> str:
         :3
     ]
     spent = ", ".join(f"{PHASE_WORDS[phase]} {_percent(share)}" for share, phase in shares)
-    load = _load(float(row["load_imbalance"]), float(row["uniform_imbalance"]))
+    load = _load(*(float(row[key]) for key in _LOAD))
     return f"{short} uses {size} for each token.{step} Of its step time: {spent}.{load}"
 
 
-def _load(imbalance: float, uniform: float) -> str:
+def _load(imbalance: float, uniform: float, dropped: float) -> str:
     """How unevenly ranks are loaded, and how much of that is more than chance."""
     if not imbalance > _EVEN:
         return ""
     said = f" Its busiest rank computes {imbalance:.2f} times the mean rank's tokens"
+    if dropped > 0:
+        return f"{said}, of those that are not dropped."
     chance = f"uniform routing of the same batches would come to {uniform:.2f} by chance"
     skew = imbalance - uniform
     if skew < _NO_SKEW * uniform:

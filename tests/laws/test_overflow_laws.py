@@ -244,6 +244,9 @@ def test_fidelities_drop_alike(tiny, split):
     """The table has the mean of draws, and ranks the draws themselves."""
     plan = tiny.plan("moe", overflow=capacity(1.0), **split)
     trace = tiny.trace(40, 100.0, 400, 12)
-    by_table, by_ranks = (run_plan(plan, trace, name).dropped_share for name in ("step", "rank"))
+    by_table, by_ranks, by_messages = (
+        run_plan(plan, trace, name).dropped_share for name in ("step", "rank", "message")
+    )
     assert by_table == pytest.approx(by_ranks, abs=0.015)
+    assert by_messages == pytest.approx(by_ranks, abs=0.015)
     assert by_ranks > 0.05

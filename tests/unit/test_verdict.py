@@ -168,6 +168,14 @@ def test_what_chance_gives_is_not_called_skew(imbalance, uniform, wanted):
     assert wanted in " ".join(found["reasons"])
 
 
+def test_what_is_left_by_a_capacity_is_not_held_to_chance():
+    loads = {"load_imbalance": 1.4, "uniform_imbalance": 1.5}
+    found = said(deployment("A", is_moe=True, dropped_share=0.1, **loads))
+    told = " ".join(found["reasons"])
+    assert "1.40 times the mean rank's tokens, of those that are not dropped." in told
+    assert "skew" not in told
+
+
 def test_even_ranks_are_worth_no_word():
     found = said(deployment("A", is_moe=True, load_imbalance=1.0, uniform_imbalance=1.0))
     assert "busiest rank" not in " ".join(found["reasons"])
