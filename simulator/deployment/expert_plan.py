@@ -21,7 +21,7 @@ from simulator.config.model import ModelSpec
 from simulator.config.routing import usual_routing
 from simulator.policies.contracts import draw_ids, place_experts, prepare_router
 from simulator.policies.dispatch import DispatchPolicy
-from simulator.policies.overflow import OverflowPolicy
+from simulator.policies.overflow import OverflowPolicy, may_drop
 from simulator.policies.placement import Placed, PlacementPolicy
 from simulator.work.layout import Layout
 
@@ -31,6 +31,9 @@ larger ones scale it up, or go round it where choices are dropped."""
 _RUN_TOKENS = 256
 """Tokens of one run in the pool: consecutive tokens of one sequence, as far as the routing policy
 lets them share experts."""
+_MOST_PAIRS = 1 << 25
+"""Token-expert pairs of a step that are counted one by one: 256 MiB an array, and more than 8,192
+tokens on each of 320 ranks have with eight experts each."""
 _PLACED = Recent[tuple[Any, ...], Placed](most=256)
 _POOLS = Recent[tuple[str, int, str, int], tuple[NDArray[np.int16], NDArray[np.float64]]](most=8)
 
@@ -52,17 +55,24 @@ class ExpertPlan:
 
 
 def plan_experts(
-    spec: DeploymentSpec, model: ModelSpec, layout: Layout, seed: int, place: str, folder: Path
+    spec: DeploymentSpec,
+    model: ModelSpec,
+    layout: Layout,
+    token_budget: int,
+    seed: int,
+    place: str,
+    folder: Path,
 ) -> ExpertPlan | None:
     """Draw a model's expert choices and place its experts; ``None`` for a dense model.
 
     Args:
+        token_budget: most tokens of a step on a data-parallel rank.
         place: of the deployment, for errors.
         folder: what paths are relative to.
 
     Raises:
-        UserError: if the routing does not fit the model, or a dense one is given a routing or an
-            overflow.
+        UserError: if the routing does not fit the model, a dense one is given a routing or an
+            overflow, or steps are too large to count what overflows.
     """
     moe = model.moe
     if moe is None:
@@ -80,11 +90,23 @@ def plan_experts(
     return ExpertPlan(
         topk_ids_LTK=today_LTK,
         placed=pools.placed(spec.placement, load_LE, layout.ep, place),
-        overflow=build("overflow", spec.overflow or {"kind": "none"}, f"{place} [overflow]"),
+        overflow=_build_overflow(spec, token_budget * layout.attention_dp * moe.top_k, place),
         dispatch=build("dispatch", spec.dispatch or {}, f"{place} [dispatch]"),
         routing=routing,
         routing_source=source,
     )
+
+
+def _build_overflow(spec: DeploymentSpec, most_pairs: int, place: str) -> OverflowPolicy:
+    """The policy, for steps of up to ``most_pairs`` token-expert pairs."""
+    where = f"{place} [overflow]"
+    policy: OverflowPolicy = build("overflow", spec.overflow or {"kind": "none"}, where)
+    if may_drop(policy) and most_pairs > _MOST_PAIRS:
+        raise UserError(
+            f"{where}: is counted token by token, and a step has up to {most_pairs:,} token-expert "
+            f"pairs, must be at most {_MOST_PAIRS:,}; lower the scheduling's token_budget"
+        )
+    return policy
 
 
 @dataclass(frozen=True)

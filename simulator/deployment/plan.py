@@ -251,7 +251,7 @@ def _make_pool(
         rules=rules,
         balancing=build("balancing", spec.balancing, f"{place} [balancing]"),
         capacity=capacity,
-        experts=plan_experts(spec, model, layout, seed, place, folder),
+        experts=plan_experts(spec, model, layout, rules.token_budget, seed, place, folder),
         seed=seed,
         sends=sends,
         drafts=drafts,

@@ -47,6 +47,17 @@ def test_what_cannot_be_is_refused_in_words(tiny, model, overflow, wanted):
     assert wanted in str(refused.value)
 
 
+def test_steps_too_large_to_be_counted_are_refused_in_words(tiny):
+    scheduling = {"kind": "chunked", "token_budget": 1 << 20, "max_sequences": 4}
+    keys = {"scheduling": scheduling, "cluster": "h100-sxm-128", "activation_bytes": 1e9}
+    tiny.plan("moe", attention_dp=17, **keys)
+    with pytest.raises(UserError) as refused:
+        tiny.plan("moe", attention_dp=17, overflow=ROOMY, **keys)
+    said = "a step has up to 35,651,584 token-expert pairs, must be at most 33,554,432; lower the"
+    assert said in str(refused.value)
+    tiny.plan("moe", attention_dp=16, overflow=ROOMY, **keys)
+
+
 def test_policies_are_listed_with_what_they_are():
     found = catalogue("overflow")["overflow"]
     assert found["none"].startswith("Nothing is dropped")
