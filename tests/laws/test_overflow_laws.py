@@ -14,14 +14,17 @@ from simulator.base.plugins import build
 from simulator.config.workload import SLO
 from simulator.deployment.expert_plan import POOL_TOKENS
 from simulator.engine.by_ranks import ByRanks
+from simulator.engine.changes import cut_row
 from simulator.engine.experts_table import spread
-from simulator.engine.timeline import run_plan
+from simulator.engine.step_log import LOG_COLUMNS
+from simulator.engine.timeline import run_plan, serve
 from simulator.policies.contracts import drop_overflow
 from simulator.policies.overflow.capacity import Capacity
 from simulator.results.metrics import summarise
 from simulator.step.expert_prices import find_imbalance
 from simulator.step.prices import Prices
 from tests.cases import cases
+from tests.laws.deployments import check_same_events, serve_by_events
 
 
 @st.composite
@@ -237,6 +240,22 @@ def test_the_dropped_share_of_a_run_by_ranks_is_a_direct_count(tiny, monkeypatch
     assert record.dropped_share == pytest.approx(1 - computed / chosen, rel=1e-12)
     row = summarise([plan], [record], SLO()).iloc[0]
     assert row["dropped_share"] == record.dropped_share
+
+
+@pytest.mark.parametrize("split", SERVED, ids=str)
+def test_rows_of_many_steps_add_up_what_each_drops(tiny, monkeypatch, split):
+    plan = tiny.plan("moe", overflow=capacity(0.3), **split)
+    trace = tiny.trace(60, 2000.0, 100, 40)
+    compiled, simpy = serve(plan, trace, "step"), serve_by_events(monkeypatch, plan, trace)
+    steps = compiled.steps_of("both")
+    assert (steps["dropped_pairs"][steps["num_steps"] > 1] > 0).any()
+    check_same_events(compiled, simpy)
+
+
+def test_a_step_that_is_cut_off_drops_nothing():
+    row = np.ones(len(LOG_COLUMNS))
+    cut_row(row, 1.5)
+    assert row[LOG_COLUMNS.index("dropped_pairs")] == 0.0
 
 
 @pytest.mark.parametrize("split", SERVED, ids=str)
