@@ -16,7 +16,7 @@ from simulator.deployment.expert_plan import POOL_TOKENS
 from simulator.engine.by_ranks import ByRanks
 from simulator.engine.changes import cut_row
 from simulator.engine.experts_table import spread
-from simulator.engine.step_log import LOG_COLUMNS
+from simulator.engine.step_log import LOG_COLUMNS, NUM_COLUMNS
 from simulator.engine.timeline import run_plan, serve
 from simulator.policies.contracts import drop_overflow
 from simulator.policies.overflow.capacity import Capacity
@@ -253,7 +253,7 @@ def test_rows_of_many_steps_add_up_what_each_drops(tiny, monkeypatch, split):
 
 
 def test_a_step_that_is_cut_off_drops_nothing():
-    row = np.ones(len(LOG_COLUMNS))
+    row = np.ones(NUM_COLUMNS)
     cut_row(row, 1.5)
     assert row[LOG_COLUMNS.index("dropped_pairs")] == 0.0
 
