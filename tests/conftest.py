@@ -5,6 +5,7 @@ deployment.
 import dataclasses
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +22,9 @@ from simulator.config.cluster import load_cluster
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.model import ModelSpec
 from simulator.deployment.plan import make_plan
+from simulator.engine.timeline import run_plan, serve
 from simulator.workload.traces import RequestTrace
+from tests.tables import Tables
 
 pytest_plugins = ["tests.suite"]
 
@@ -162,10 +165,11 @@ def _on(plan, cluster=None, accelerator=None, topology=None):
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """``tiny.plan("moe", attention_dp=4, ep=4)``, ``tiny.trace()``, ``tiny.model("latent-moe")``,
-    ``tiny.cluster(16, 4)`` ...
+    ``tiny.cluster(16, 4)`` ...; ``tiny.run(plan, trace)`` and ``tiny.serve(plan, trace)``, of plans
+    as they were made, share their tables.
     """
     folder = tmp_path_factory.mktemp("tiny")
-    known = {}
+    known, tables = {}, Tables()
 
     def model_path(name, num_layers=4):
         path = folder / f"{name}-{num_layers}.toml"
@@ -220,7 +224,32 @@ def tiny(tmp_path_factory):
         on=_on,
         cluster=cluster,
         models=_MODELS,
+        tables=tables,
+        run=partial(run_plan, fill=tables.fill),
+        serve=partial(serve, fill=tables.fill),
     )
+
+
+@pytest.fixture
+def moesim(tmp_path, monkeypatch, capsys):
+    """Run the command in this process, in an empty folder; returns exit status, standard output and
+    standard error.
+    """
+    from simulator import cli
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["moesim", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stopped:
+            code = stopped.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -14,10 +14,10 @@ from simulator.base.frozen import validate
 from simulator.config.deployment import DeploymentSpec
 from simulator.deployment.plan import make_plan
 from simulator.engine.step_log import ROW_STEPS
-from simulator.engine.table import make_table
 from simulator.engine.timeline import serve
 from simulator.workload.traces import RequestTrace
-from tests.reference import cluster as reference
+from tests.reference.cluster import serve_reference
+from tests.tables import Tables
 
 ROUNDS = 3
 DENSE = {"model": "llama-3.1-8b", "cluster": "h100-sxm-128"}
@@ -48,22 +48,6 @@ CASES = (
 """Name, deployment, replicas, requests, how many a second, or how many in flight."""
 HOPELESS = 128
 """Replicas from which on the engine of before is not run."""
-
-
-class Tables:
-    """A table of each pool, filled once."""
-
-    def __init__(self):
-        self.known = {}
-
-    def fill(self, pool, stream):
-        return self.of(pool.prices, stream)
-
-    def of(self, prices, stream):
-        key = (prices.plan.model.name, prices.plan.layout, prices.max_tokens, stream)
-        if key not in self.known:
-            self.known[key] = make_table(prices, stream)
-        return self.known[key]
 
 
 def make_case(deployment, replicas, count, rate_per_s, concurrency):
@@ -98,7 +82,6 @@ def time_call(call):
 def main():
     """Print a table in Markdown."""
     tables = Tables()
-    reference.make_table = tables.of
     print("| what | requests/s | us a step | before | ratio |\n|---|---|---|---|---|")
     for name, deployment, replicas, count, rate_per_s, concurrency in CASES:
         plan, trace = make_case(deployment, replicas, count, rate_per_s, concurrency)
@@ -108,7 +91,7 @@ def main():
             seconds, served = time_call(lambda: serve(plan, trace, fill=tables.fill))  # noqa: B023
             own.append(seconds)
             if replicas < HOPELESS:
-                before.append(time_call(lambda: reference.serve_reference(plan, trace))[0])  # noqa: B023
+                before.append(time_call(lambda: serve_reference(plan, trace, make=tables.make))[0])  # noqa: B023
         steps = served.log[:, ROW_STEPS].sum()
         rate, us = count / min(own), min(own) / steps * 1e6
         known = f"{count / min(before):,.0f} | {min(before) / min(own):.1f}x" if before else " | "

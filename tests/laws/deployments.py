@@ -10,7 +10,6 @@ from simulator.engine import timeline
 from simulator.engine.by_ranks import ByRanks
 from simulator.engine.step_log import LOG_COLUMNS
 from simulator.engine.step_price import price_step
-from simulator.engine.table import make_table
 from simulator.results.tables import STEP_PHASES
 
 SPLITS = [
@@ -139,15 +138,15 @@ def check_same_events(compiled, simpy):
             np.testing.assert_allclose(own[own["replica"] == replica], other, rtol=1e-9, atol=1e-12)
 
 
-def serve_by_events(monkeypatch, plan, trace, way_s=None, until=None):
-    """Serve as the ``rank`` fidelity does, but let every step be one timeout of the table's
-    price.
+def serve_by_events(monkeypatch, plan, trace, tables, way_s=None, until=None):
+    """Serve as the ``rank`` fidelity does, but let every step be one timeout of the price in one of
+    ``tables``.
     """
 
     class ByTable(ByRanks):
         def __init__(self, prices, make_wires, stream):
             super().__init__(prices, make_wires, stream)
-            self.table = make_table(prices, stream)
+            self.table = tables.make(prices, stream)
             self.taken = SimpleNamespace(add=lambda step: None)
 
         def take_step(self, env, replica, number, batches, row):

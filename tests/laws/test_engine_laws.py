@@ -56,7 +56,7 @@ def cut(trace, **changes):
 )
 def test_every_request_is_served_once_and_in_order(tiny, name, split, fidelity):
     trace = tiny.trace()
-    check(run_plan(tiny.plan(name, replicas=2, **split), trace, fidelity), trace)
+    check(tiny.run(tiny.plan(name, replicas=2, **split), trace, fidelity), trace)
 
 
 @pytest.mark.parametrize("fidelity", ["step", "rank"])
@@ -72,14 +72,14 @@ def test_edges(tiny, change, fidelity):
     if change == "a long gap":
         trace = cut(trace, arrival_s=trace.arrival_s + np.where(np.arange(12) >= 6, 1e6, 0.0))
     split = {"attention_dp": 4, "ep": 4} if fidelity == "rank" else {"tp": 2, "attention_dp": 2}
-    check(run_plan(tiny.plan("moe", **split, replicas=3), trace, fidelity), trace)
+    check(tiny.run(tiny.plan("moe", **split, replicas=3), trace, fidelity), trace)
 
 
 @pytest.mark.parametrize("fidelity", ["step", "rank"])
 @pytest.mark.parametrize("concurrency", [1, 5, 1000])
 def test_a_closed_loop_keeps_so_many_in_flight(tiny, fidelity, concurrency):
     trace = tiny.trace(num_requests=20, concurrency=concurrency)
-    record = run_plan(tiny.plan("moe", tp=2, ep=2), trace, fidelity)
+    record = tiny.run(tiny.plan("moe", tp=2, ep=2), trace, fidelity)
     check(record, trace)
     starts, ends = record.requests["arrival_s"].to_numpy(), record.requests["finish_s"].to_numpy()
     assert max(
@@ -89,7 +89,7 @@ def test_a_closed_loop_keeps_so_many_in_flight(tiny, fidelity, concurrency):
 
 def test_round_robin_replicas_serve_what_each_would_serve_alone(tiny):
     trace = tiny.trace()
-    both = run_plan(
+    both = tiny.run(
         tiny.plan("moe", tp=2, ep=2, replicas=2, balancing={"kind": "round_robin"}), trace
     ).requests
     for replica in range(2):
@@ -100,7 +100,7 @@ def test_round_robin_replicas_serve_what_each_would_serve_alone(tiny):
                 for key in ("arrival_s", "num_input", "num_output")
             },
         )
-        alone = run_plan(tiny.plan("moe", tp=2, ep=2), half).requests
+        alone = tiny.run(tiny.plan("moe", tp=2, ep=2), half).requests
         shared = both[both["replica"] == replica].reset_index(drop=True)
         times = ["scheduled_s", "first_token_s", "finish_s"]
         pd.testing.assert_frame_equal(shared[times], alone[times], check_exact=True)
@@ -108,7 +108,7 @@ def test_round_robin_replicas_serve_what_each_would_serve_alone(tiny):
 
 def test_dense_and_moe_see_the_same_arrivals(tiny):
     trace = tiny.trace()
-    served = [run_plan(plan, trace).requests for plan in (tiny.plan("dense"), tiny.plan("moe"))]
+    served = [tiny.run(plan, trace).requests for plan in (tiny.plan("dense"), tiny.plan("moe"))]
     assert served[0]["arrival_s"].tolist() == served[1]["arrival_s"].tolist()
 
 
@@ -186,7 +186,7 @@ def test_fewer_requests_a_second_never_wait_much_longer(tiny):
     trace, plan = tiny.trace(rate_per_s=4000), tiny.plan("moe", tp=2, ep=2)
     waits = []
     for stretch in (1, 2, 4, 8, 16):
-        record = run_plan(plan, dataclasses.replace(trace, arrival_s=trace.arrival_s * stretch))
+        record = tiny.run(plan, dataclasses.replace(trace, arrival_s=trace.arrival_s * stretch))
         waits.append(latencies(record.requests)["ttft_s"].mean())
     # A request may just miss a step and wait for its end: 5 %.
     assert all(later <= sooner * 1.05 for sooner, later in itertools.pairwise(waits))

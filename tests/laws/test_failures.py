@@ -52,7 +52,8 @@ def draw_failing(tiny, seed):
     plan, trace = draw_deployment(tiny, seed)
     if plan.prefill is None and plan.replicas == 1:
         plan = dataclasses.replace(plan, replicas=2)
-    span_s = float(np.nanmax(serve(plan, trace).requests_table()["finish_s"]))
+    served = tiny.serve(plan, trace)
+    span_s = float(np.nanmax(served.requests_table()["finish_s"]))
     return with_changes(plan, *draw_changes(plan, seed, span_s)), trace
 
 
@@ -65,7 +66,7 @@ def generated(served):
 def test_whatever_stops_every_request_finishes_or_is_lost_and_no_token_comes_twice(tiny, seed):
     """And a replica that has stopped takes no step until it starts."""
     plan, trace = draw_failing(tiny, seed)
-    served = serve(plan, trace)
+    served = tiny.serve(plan, trace)
     table = served.requests_table()
     is_finished = (table["outcome"] == "finished").to_numpy()
     assert set(table["outcome"]) <= {"finished", "lost"}
@@ -119,7 +120,8 @@ def check_steps(served):
 @pytest.mark.parametrize("seed", range(3000, 3000 + times(30)))
 def test_failures_do_the_same_at_every_fidelity(tiny, monkeypatch, seed):
     plan, trace = draw_failing(tiny, seed)
-    compiled, simpy = serve(plan, trace), serve_by_events(monkeypatch, plan, trace)
+    compiled = tiny.serve(plan, trace)
+    simpy = serve_by_events(monkeypatch, plan, trace, tiny.tables)
     check_same_events(compiled, simpy)
 
 
@@ -195,8 +197,8 @@ def test_what_is_ended_early_is_the_beginning_of_the_whole(tiny, monkeypatch, se
 
     def run(until):
         if by == "table":
-            return serve(plan, trace, until=until)
-        return serve_by_events(monkeypatch, plan, trace, until=until)
+            return tiny.serve(plan, trace, until=until)
+        return serve_by_events(monkeypatch, plan, trace, tiny.tables, until=until)
 
     whole = run(None)
     table = whole.requests_table()
@@ -295,9 +297,9 @@ def test_a_prompt_whose_cache_is_on_its_way_is_computed_once_more_and_no_more(ti
 @pytest.mark.parametrize("rows", [2, 7])
 def test_where_a_log_begins_anew_makes_no_difference(tiny, monkeypatch, rows):
     plan, trace = draw_failing(tiny, 3001)
-    whole = serve(plan, trace)
+    whole = tiny.serve(plan, trace)
     monkeypatch.setattr(timeline, "_LOG_ROWS", rows)
-    parts = serve(plan, trace)
+    parts = tiny.serve(plan, trace)
     pd.testing.assert_frame_equal(whole.requests_table(), parts.requests_table(), check_exact=True)
     for name in whole.pools:
         own, other = whole.steps_of(name), parts.steps_of(name)

@@ -27,8 +27,9 @@ def draw_comparable(tiny, seed):
     return plan, trace
 
 
-def check_same(plan, trace, fidelity, exact):
-    found, known = serve(plan, trace, fidelity), serve_reference(plan, trace, fidelity)
+def check_same(tables, plan, trace, fidelity, exact):
+    found = serve(plan, trace, fidelity, fill=tables.fill)
+    known = serve_reference(plan, trace, fidelity, tables.make)
     pd.testing.assert_frame_equal(
         found.requests_table()[list(known.requests)],
         known.requests,
@@ -58,7 +59,7 @@ def check_same(plan, trace, fidelity, exact):
 
 @pytest.mark.parametrize("seed", range(times(40)))
 def test_steps_of_a_table_are_the_same(tiny, seed):
-    check_same(*draw_comparable(tiny, seed), "step", exact=True)
+    check_same(tiny.tables, *draw_comparable(tiny, seed), "step", exact=True)
 
 
 @pytest.mark.parametrize("seed", range(1000, 1000 + times(8)))
@@ -67,4 +68,4 @@ def test_steps_of_simulated_ranks_are_the_same(tiny, seed):
     plan, trace = draw_comparable(tiny, seed)
     few = subset(trace, np.arange(min(12, trace.num_requests)))
     few = dataclasses.replace(few, num_output=np.minimum(few.num_output, 6))
-    check_same(plan, few, "rank", exact=False)
+    check_same(tiny.tables, plan, few, "rank", exact=False)

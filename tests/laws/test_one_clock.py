@@ -18,7 +18,8 @@ def test_events_have_one_order_at_every_fidelity(tiny, monkeypatch, seed):
     digit, since SimPy adds up differences.
     """
     plan, trace = draw_deployment(tiny, seed)
-    compiled, simpy = serve(plan, trace), serve_by_events(monkeypatch, plan, trace)
+    compiled = tiny.serve(plan, trace)
+    simpy = serve_by_events(monkeypatch, plan, trace, tiny.tables)
     check_same_events(compiled, simpy)
 
 
@@ -36,8 +37,8 @@ def test_replicas_in_step_form_the_same_batches_at_every_fidelity(tiny, monkeypa
         arrival_s=np.zeros(24),
     )
     for way_s in (0.0, None):
-        served = serve(plan, trace, way_s=way_s)
-        simpy = serve_by_events(monkeypatch, plan, trace, way_s=way_s)
+        served = tiny.serve(plan, trace, way_s=way_s)
+        simpy = serve_by_events(monkeypatch, plan, trace, tiny.tables, way_s=way_s)
         counts = ["num_steps", "prefill_tokens", "decode_tokens", "running", "waiting"]
         own = served.steps_of("both")
         for replica in range(2):

@@ -55,7 +55,7 @@ def test_every_request_and_token_is_served_once(tiny, split, concurrency, engine
     plan = pooled(tiny, split, replicas=2, prefill_replicas=2, engine=engine)
     trace = tiny.trace(60)
     trace = trace if concurrency is None else closed(trace, concurrency)
-    record = run_plan(plan, trace)
+    record = tiny.run(plan, trace)
     requests, steps = record.requests, record.steps
     assert (requests["num_output"].to_numpy() == trace.num_output).all()
     prompts, decodes = (steps[steps["pool"] == pool] for pool in ("prefill", "decode"))
@@ -82,7 +82,7 @@ def test_every_request_and_token_is_served_once(tiny, split, concurrency, engine
 @pytest.mark.parametrize("split", SPLITS)
 def test_the_last_token_of_a_prompt_that_is_computed_again_is_no_lost_work(tiny, split):
     plan = pooled(tiny, split)
-    record = run_plan(plan, tiny.trace(30))
+    record = tiny.run(plan, tiny.trace(30))
     assert not record.requests["num_preemptions"].any()
     assert summarise([plan], [record], SLO())["recomputed_share"].iloc[0] == pytest.approx(0.0)
 
@@ -91,7 +91,7 @@ def test_the_last_token_of_a_prompt_that_is_computed_again_is_no_lost_work(tiny,
 def test_a_transfer_carries_exactly_the_cache_of_the_prompt(tiny, split):
     plan = pooled(tiny, split)
     trace = tiny.trace(30)
-    requests = run_plan(plan, trace).requests
+    requests = tiny.run(plan, trace).requests
     cache, tp = plan.capacity.cache, plan.layout.tp
     goes_on = (trace.num_output > 1) | plan.transfer.recomputes_last
     expected = np.where(
@@ -114,7 +114,7 @@ def test_one_request_alone_takes_its_prompt_its_transfer_and_its_decodes(
 ):
     """Its first token waits for what the engine's sources explain, and for nothing else."""
     plan = pooled(tiny, split, engine=engine)
-    record = run_plan(plan, one(500, 9), fidelity)
+    record = tiny.run(plan, one(500, 9), fidelity)
     requests, steps = record.requests.iloc[0], take_apart(record.steps)
     way_s = plan.prefill.calibration.engine.first_token_s
     prompt_s = steps["duration_s"][steps["pool"] == "prefill"].sum()
@@ -135,7 +135,7 @@ def test_one_request_alone_takes_its_prompt_its_transfer_and_its_decodes(
 def test_a_handshake_delays_each_first_token_by_itself(tiny, engine):
     """Where nobody waits, whatever the engine does then."""
     sooner, later = (
-        run_plan(pooled(tiny, "dense", engine=engine, handshake_s=time_s), one(500, 3)).requests
+        tiny.run(pooled(tiny, "dense", engine=engine, handshake_s=time_s), one(500, 3)).requests
         for time_s in (0.0, 0.5)
     )
     for name in ("first_token_s", "finish_s", "transfer_s"):
@@ -198,7 +198,7 @@ def test_ranks_confirm_the_tables(tiny, concurrency):
         closed(tiny.trace(30), concurrency) if concurrency else tiny.trace(30, rate_per_s=40_000)
     )
     ends = [
-        run_plan(plan, trace, fidelity).requests["finish_s"].max() for fidelity in ("step", "rank")
+        tiny.run(plan, trace, fidelity).requests["finish_s"].max() for fidelity in ("step", "rank")
     ]
     assert ends[0] == pytest.approx(ends[1], rel=0.02)
 

@@ -9,7 +9,6 @@ import pytest
 
 from simulator.commands.run import run_scenario
 from simulator.engine.by_ranks import ByRanks
-from simulator.engine.timeline import run_plan
 from simulator.scenario.scenario import load_scenario
 from tests.small_scenario import small_scenario
 
@@ -47,7 +46,7 @@ def log_row(record, step):
     "keys", [SPLIT, {**SPLIT, "overlap": "two_batch"}, {"tp": 2, "replicas": 2}]
 )
 def test_a_shown_step_is_one_that_the_run_took(tiny, formed, fidelity, keys):
-    record = run_plan(tiny.plan("moe", **keys), tiny.trace(12, 2000.0), fidelity)
+    record = tiny.run(tiny.plan("moe", **keys), tiny.trace(12, 2000.0), fidelity)
     assert set(record.shown_steps) == {"decode", "prefill"}
     for phase, step in record.shown_steps.items():
         assert step.source == "run"
@@ -68,7 +67,7 @@ def test_a_shown_step_is_one_that_the_run_took(tiny, formed, fidelity, keys):
 def test_its_tables_are_of_that_step(tiny, fidelity, overlap):
     """Prompt tokens and decodes of both halves, where a step runs in halves."""
     plan = tiny.plan("moe", overlap=overlap, **SPLIT)
-    record = run_plan(plan, tiny.trace(12, 2000.0), fidelity)
+    record = tiny.run(plan, tiny.trace(12, 2000.0), fidelity)
     for phase, step in record.shown_steps.items():
         tokens = sum(step.prefill_tokens) + sum(step.decode_tokens)
         ranks = record.ranks[record.ranks["phase"] == phase]
@@ -84,13 +83,13 @@ def test_a_prompt_alone_is_shown_on_the_one_rank_that_had_it(tiny):
     """An even spread over ranks would hide who waits for whom."""
     plan = tiny.plan("moe", **SPLIT)
     trace = tiny.trace(4, 1.0, longest_input=200, longest_output=4)
-    by_fidelity = {f: run_plan(plan, trace, f).shown_steps["prefill"] for f in ("rank", "step")}
+    by_fidelity = {f: tiny.run(plan, trace, f).shown_steps["prefill"] for f in ("rank", "step")}
     assert np.count_nonzero(by_fidelity["rank"].prefill_tokens) == 1
     assert np.count_nonzero(by_fidelity["step"].prefill_tokens) == 4
 
 
 def test_a_step_without_known_ranks_is_representative(tiny):
-    record = run_plan(tiny.plan("moe", **SPLIT), tiny.trace(12, 2000.0))
+    record = tiny.run(tiny.plan("moe", **SPLIT), tiny.trace(12, 2000.0))
     for step in record.shown_steps.values():
         assert step.source == "representative"
         assert step.number is step.replica is step.start_s is step.duration_s is None
@@ -99,7 +98,7 @@ def test_a_step_without_known_ranks_is_representative(tiny):
 
 
 def test_of_a_pipeline_the_fullest_batch_is_shown(tiny, formed):
-    record = run_plan(tiny.plan("moe", pp=2, **SPLIT), tiny.trace(12, 2000.0), "rank")
+    record = tiny.run(tiny.plan("moe", pp=2, **SPLIT), tiny.trace(12, 2000.0), "rank")
     for step in record.shown_steps.values():
         batches = formed[step.replica][step.number]
         together = np.add(step.prefill_tokens, step.decode_tokens).tolist()
@@ -110,7 +109,7 @@ def test_of_a_pipeline_the_fullest_batch_is_shown(tiny, formed):
 
 def test_of_pools_each_shows_a_step_of_its_own(tiny):
     keys = {"prefill": {"parallel": {"attention_dp": 2, "ep": 2}, "replicas": 2}, "replicas": 2}
-    record = run_plan(tiny.plan("moe", **keys, **SPLIT), tiny.trace(12, 2000.0), "rank")
+    record = tiny.run(tiny.plan("moe", **keys, **SPLIT), tiny.trace(12, 2000.0), "rank")
     pool_of = record.steps.groupby("replica")["pool"].first()
     for phase, step in record.shown_steps.items():
         assert pool_of[step.replica] == phase

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 
 from simulator.base import plugins
-from simulator.engine.timeline import run_plan
 from simulator.results.tables import STEP_PHASES
 from simulator.results.token_time import make_token_time
 
@@ -37,7 +36,7 @@ def check_sums(record):
 @pytest.mark.parametrize("kind", plugins.available("scheduling"))
 def test_parts_of_an_output_token_add_up_for_every_scheduler(tiny, kind, model):
     plan = tiny.plan(model, replicas=2, scheduling={"kind": kind, **SMALL})
-    check_sums(run_plan(plan, tiny.trace(60, 4000.0)))
+    check_sums(tiny.run(plan, tiny.trace(60, 4000.0)))
 
 
 @pytest.mark.parametrize("fidelity", ["step", "rank"])
@@ -45,17 +44,17 @@ def test_parts_of_an_output_token_add_up_for_every_scheduler(tiny, kind, model):
 def test_they_do_in_pipelines_and_in_pools_and_in_closed_loops(tiny, concurrency, fidelity):
     trace = tiny.trace(num_requests=24, concurrency=concurrency)
     scheduling = {"kind": "chunked", **SMALL}
-    check_sums(run_plan(tiny.plan("moe", pp=2, scheduling=scheduling), trace, fidelity))
+    check_sums(tiny.run(tiny.plan("moe", pp=2, scheduling=scheduling), trace, fidelity))
     pools = tiny.plan(
         "moe", replicas=2, attention_dp=2, ep=2, scheduling=scheduling, prefill=PREFILL
     )
-    check_sums(run_plan(pools, trace, fidelity))
+    check_sums(tiny.run(pools, trace, fidelity))
 
 
 def test_they_do_where_requests_lose_their_blocks_and_start_again(tiny):
     scheduling = {"kind": "chunked", "reserve_full_isl": False, **SMALL}
     plan = tiny.with_blocks(tiny.plan("dense", scheduling=scheduling), 60)
-    record = run_plan(plan, tiny.trace(40, 4000.0))
+    record = tiny.run(plan, tiny.trace(40, 4000.0))
     assert record.requests["num_preemptions"].sum() > 0
     check_sums(record)
 
@@ -63,7 +62,7 @@ def test_they_do_where_requests_lose_their_blocks_and_start_again(tiny):
 def test_prompts_that_go_first_cost_tokens_their_time(tiny):
     """A step of prompts only is part of the gap between the tokens of those who wait for it."""
     plan = tiny.plan("dense", scheduling={"kind": "prefill_first", **SMALL})
-    found = check_sums(run_plan(plan, tiny.trace(60, 4000.0)))
+    found = check_sums(tiny.run(plan, tiny.trace(60, 4000.0)))
     assert set(found.index) == {"decode", "prefill"}
     assert found.loc["prefill", "token_s"] > 0
 
@@ -71,12 +70,12 @@ def test_prompts_that_go_first_cost_tokens_their_time(tiny):
 def test_a_run_of_first_tokens_only_has_no_such_time(tiny):
     trace = tiny.trace(5, 1000.0)
     trace = dataclasses.replace(trace, num_output=np.ones_like(trace.num_output))
-    record = run_plan(tiny.plan("dense"), trace)
+    record = tiny.run(tiny.plan("dense"), trace)
     assert make_token_time(record.requests, record.steps, record.moves).empty
 
 
 def test_deployments_are_kept_apart(tiny):
-    records = [run_plan(tiny.plan(model), tiny.trace(20, 1000.0)) for model in ("dense", "moe")]
+    records = [tiny.run(tiny.plan(model), tiny.trace(20, 1000.0)) for model in ("dense", "moe")]
     requests, steps, moves = (
         pd.concat(
             [getattr(r, table).assign(deployment=str(n)) for n, r in enumerate(records)],
@@ -96,7 +95,7 @@ def test_they_do_where_replicas_stop_and_requests_go_on_elsewhere(tiny, fidelity
     """
     trace = tiny.trace(24, 4000.0)
     keys = {"replicas": 3, "scheduling": {"kind": "chunked", **SMALL}}
-    whole = run_plan(tiny.plan("dense", **keys), trace, fidelity)
+    whole = tiny.run(tiny.plan("dense", **keys), trace, fidelity)
     end_s = float(whole.requests["finish_s"].max())
     losses = [
         {"kind": "kill", "at_s": end_s * at_share, "gpu": 0, "restart_s": end_s / 8},
@@ -104,7 +103,7 @@ def test_they_do_where_replicas_stop_and_requests_go_on_elsewhere(tiny, fidelity
         {"kind": "kill", "at_s": end_s * (at_share + 0.2), "gpu": 2},
         {"kind": "kill", "at_s": end_s * (at_share + 0.5), "gpu": 0},
     ]
-    record = run_plan(tiny.plan("dense", **keys, failures=losses), trace, fidelity)
+    record = tiny.run(tiny.plan("dense", **keys, failures=losses), trace, fidelity)
     assert record.requests["num_retries"].max() > 1
     found = check_sums(record)
     assert found.loc["cut", "token_s"] > 0

@@ -5,6 +5,7 @@ replicas run their steps.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from simulator.engine.fabric import FluidWires
 from simulator.engine.message import MessageWires
 from simulator.engine.state import Floats, Ints
 from simulator.engine.table import StepTable, make_table
+from simulator.step.prices import Prices
 from simulator.workload.traces import RequestTrace
 from tests.reference.pool import Pool, send, sent_s
 from tests.reference.replica import ByRanks, ByTable, Execute, Replica
@@ -33,13 +35,20 @@ class Reference(NamedTuple):
     gaps: Ints
 
 
-def serve_reference(plan: DeploymentPlan, trace: RequestTrace, fidelity: str = "step") -> Reference:
-    """Serve the whole trace with the engine of before, on a deployment of one pool."""
+def serve_reference(
+    plan: DeploymentPlan,
+    trace: RequestTrace,
+    fidelity: str = "step",
+    make: Callable[[Prices, str], StepTable] = make_table,
+) -> Reference:
+    """Serve the whole trace with the engine of before, on a deployment of one pool, by tables that
+    ``make`` makes.
+    """
     run = _Run(plan, trace, lambda _: None)
     if fidelity != "step":
         run.in_simpy(_by_ranks(run.pool, fidelity, "steps"))
     else:
-        table = make_table(run.pool.prices, "steps")
+        table = make(run.pool.prices, "steps")
         if trace.concurrency is None:
             run.pool.serve(table, range(trace.num_requests), run.tick)
         elif len(run.pool.replicas) == 1:
