@@ -296,11 +296,15 @@ def test_running_shards_are_recorded_in_a_file_that_replays(folder):
         (["--simulated-nodes", "0"], "should be greater than or equal to 1"),
     ],
 )
-def test_wrong_input_is_one_line_before_anything_starts(folder, arguments, said):
-    process = start_moesim(folder, "execute", "tiny.toml", "--out", "wrong", *arguments)
-    _, err = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 2, err
+def test_wrong_input_is_one_line_before_anything_starts(
+    folder, moesim, monkeypatch, arguments, said
+):
+    monkeypatch.chdir(folder)
+    before = descendants(os.getpid())
+    code, _, err = moesim("execute", "tiny.toml", "--out", "wrong", *arguments)
+    assert code == 2, err
     assert said in err
+    assert descendants(os.getpid()) <= before
     assert "Traceback" not in err
     assert not (folder / "wrong").exists()
 

@@ -1,4 +1,4 @@
-"""The command and a table for it, for every test that meets it as a user does."""
+"""A table for the command, for every test that meets it as a user does."""
 
 import pytest
 
@@ -12,28 +12,6 @@ h100,bfloat16,many,4096,4096,0.2,
 h100,bfloat16,-4,4096,4096,0.2,
 """
 """Kernels as somebody measured them: two rows that can be answered, and five that cannot."""
-
-
-@pytest.fixture
-def moesim(tmp_path, monkeypatch, capsys):
-    """Run the command in this process, in an empty folder; returns exit status, standard output and
-    standard error.
-    """
-    from simulator import cli
-
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr("sys.argv", ["moesim", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stopped:
-            code = stopped.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture
