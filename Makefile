@@ -4,6 +4,8 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 # One a core; beyond eight each only compiles the same functions again.
 WORKERS := -n auto --maxprocesses 8
+# A test that compiles the engine, before others and beside what needs it not: workers that come to it at once would each do so.
+COMPILES := tests/unit/test_kill.py::test_a_run_says_what_stopped_and_what_became_of_the_requests
 
 .PHONY: run quick test soak check golden moved report calibrate-published bench-twin bench-plan test-ray-beside-load clean
 
@@ -17,7 +19,7 @@ quick: .venv/tested
 # Everything but what only `make soak` runs. What share of the code the light tests run is counted, and may not fall; counting makes
 # them take half as long again, for which the heavy ones have no time.
 test: .venv/tested .venv/browser
-	$(PYTEST) --doctest-modules simulator
+	$(PYTEST) $(WORKERS) $(COMPILES) --doctest-modules simulator
 	$(PYTEST) $(WORKERS) --part light --cov --cov-report= tests/unit tests/contracts tests/laws
 	@$(BIN)/coverage report --sort=cover --fail-under=0 2>/dev/null | head -n 12
 	$(PYTEST) $(WORKERS) --dist loadgroup --part heavy tests

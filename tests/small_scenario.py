@@ -1,4 +1,6 @@
-"""A scenario of five requests on one deployment, for tests of what files may say."""
+"""A scenario of five requests on one deployment, for tests of what files may say. Its steps are
+small, so that their table is soon filled.
+"""
 
 
 def small_scenario(model, ranks, name="own", more=""):
@@ -20,5 +22,6 @@ name = "{name}"
 model = "{model}"
 cluster = "h100-sxm-8"
 parallel = {{ attention_dp = {ranks}, ep = {ranks} }}
+scheduling = {{ kind = "chunked", token_budget = 128, max_sequences = 8 }}
 {more}
 """

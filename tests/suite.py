@@ -56,8 +56,8 @@ def _is_light(item):
 
 
 def _folder_of(item):
-    """The folder of the suite that holds the test, however deep."""
-    return item.path.relative_to(Path(__file__).parent).parts[0]
+    """The folder of the suite, or of the program, that holds the test, however deep."""
+    return item.path.relative_to(Path(__file__).parents[1]).parts[1]
 
 
 @pytest.hookimpl(wrapper=True)

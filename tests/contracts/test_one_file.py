@@ -15,7 +15,10 @@ pytestmark = pytest.mark.slow  # each starts several commands
 PROJECT = Path(__file__).parents[2]
 UNFINISHED = shutil.ignore_patterns("*.tmp.*", "*.pyc.*")
 """Files that another worker is writing."""
-SHORT = ("run", "mixtral_vs_llama2", "--set", "workload.num_requests=20", "--out", "out", "--json")
+STEPS = "deployments.*.scheduling={ kind = 'chunked', token_budget = 256, max_sequences = 64 }"
+FEW = ("--set", "workload.num_requests=20", "--set", STEPS)
+"""Requests in small steps, whose tables are soon filled."""
+SHORT = ("run", "mixtral_vs_llama2", *FEW, "--out", "out", "--json")
 
 
 def moesim(cwd, *arguments, path=PROJECT):

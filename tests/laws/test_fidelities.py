@@ -144,6 +144,7 @@ def test_ranks_confirm_the_table_where_requests_arrive_in_between(tiny):
     agree(tiny.plan("moe", attention_dp=4, ep=4), tiny.trace(num_requests=80, rate_per_s=400))
 
 
+@pytest.mark.slow
 def test_ranks_confirm_the_table_for_a_shipped_model(tiny):
     plan = tiny.plan("mixtral-8x7b", cluster="h100-sxm-8", attention_dp=8, ep=8)
     agree(

@@ -90,6 +90,7 @@ def test_the_table_is_what_ranks_take_on_the_same_batches(tiny, monkeypatch, see
     assert np.quantile(np.abs(by_table / by_ranks - 1), 0.9) < 0.08
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "split"),
     [

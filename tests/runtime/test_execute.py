@@ -166,10 +166,13 @@ def test_the_verdict_is_said_and_how_much_others_took_of_the_cores(executed):
     assert (found.summary["idle_error"] >= found.summary["error"]).all()
 
 
-def test_only_the_deployment_that_was_named_is_run_and_its_verdict_is_on_the_terminal(folder):
-    process = start_moesim(folder, "execute", "tiny.toml", "--out", "one", "--deployment", "pruned")
-    out, err = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 0, err
+def test_only_the_deployment_that_was_named_is_run_and_its_verdict_is_on_the_terminal(
+    folder, moesim, monkeypatch
+):
+    monkeypatch.chdir(folder)
+    named = ("--out", "one", "--deployment", "pruned", "--backend", "in_process")
+    code, out, err = moesim("execute", "tiny.toml", *named)
+    assert code == 0, err
     assert read(folder / "one").deployments == ["pruned"]
     assert out.startswith("On this machine (")
     assert "pruned computes prompts at" in out.splitlines()[0]
@@ -250,7 +253,7 @@ def test_a_lost_cluster_is_said_in_one_line_and_leaves_nothing(folder):
     assert left_of(started) == set()
 
 
-def test_running_shards_are_recorded_in_a_file_that_replays(folder):
+def test_running_shards_are_recorded_in_a_file_that_replays(folder, moesim, monkeypatch):
     process = start_moesim(
         folder, "trace", "record", "runtime", "tiny.toml", "ids.npz", "--tokens", "40", "--json"
     )
@@ -264,9 +267,9 @@ def test_running_shards_are_recorded_in_a_file_that_replays(folder):
         assert len(set(arrays["domain"].tolist())) == 3
     assert said["experts"] == 8
     replay = "deployments.0.routing={ kind = 'replay', trace = 'ids.npz' }"
-    checked = start_moesim(folder, "check", "tiny.toml", "--set", replay)
-    out, err = checked.communicate(timeout=PATIENCE_S)
-    assert checked.returncode == 0, err
+    monkeypatch.chdir(folder)
+    code, _, err = moesim("check", "tiny.toml", "--set", replay)
+    assert code == 0, err
 
 
 @pytest.mark.parametrize(

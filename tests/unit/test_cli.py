@@ -17,7 +17,9 @@ from simulator.results.folder import read
 from tests.shared import SHARED, each_shared
 
 PROJECT = Path(__file__).parents[2]
-SHORT = ("mixtral_vs_llama2", "--set", "workload.num_requests=60")
+STEPS = "deployments.*.scheduling={ kind = 'chunked', token_budget = 256, max_sequences = 64 }"
+SHORT = ("mixtral_vs_llama2", "--set", "workload.num_requests=60", "--set", STEPS)
+"""Few requests in small steps, whose tables are soon filled."""
 
 
 @pytest.mark.slow

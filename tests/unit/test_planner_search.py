@@ -61,6 +61,12 @@ def question(**changes):
     return Question.model_validate({**table, **changes})
 
 
+@pytest.fixture(scope="module")
+def fresh():
+    """What a search for the question as it stands finds, without a store."""
+    return search(question(), Path(), Store(None), workers=1)
+
+
 def everything(asked):
     """Every deployment of the space, explored without the screen having a say."""
     asked, _ = lasting(asked, Path())
@@ -146,7 +152,7 @@ def test_an_answer_repeats_itself_whoever_works_on_it(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_search_goes_on_where_it_was(tmp_path):
+def test_a_killed_search_goes_on_where_it_was(fresh, tmp_path):
     """What was finished is neither lost nor done again, and no file is half written."""
     asked, folder = question(), tmp_path / "store"
     program = (
@@ -175,7 +181,6 @@ def test_a_killed_search_goes_on_where_it_was(tmp_path):
         (path.stat().st_mtime_ns, path.read_bytes()) == before for path, before in done.items()
     )
     assert len(list(folder.rglob("*.json"))) > len(done)
-    fresh = search(asked, Path(), Store(None), workers=1)
     assert [json.dumps([f.option, as_json(f)]) for f in found.findings] == [
         json.dumps([f.option, as_json(f)]) for f in fresh.findings
     ]
@@ -260,12 +265,12 @@ def test_two_folders_with_a_model_of_one_name_do_not_share_its_steps(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_search_goes_on_without_a_store_that_cannot_be_written(tmp_path):
+def test_a_search_goes_on_without_a_store_that_cannot_be_written(fresh, tmp_path):
     (tmp_path / "store").touch()  # a file, in which no entry can be
     with pytest.warns(RuntimeWarning, match="is not kept for another search") as said:
         found = search(question(), Path(), Store(tmp_path / "store"), workers=1)
     assert len(said) == 1
-    assert found.findings == search(question(), Path(), Store(None), workers=1).findings
+    assert found.findings == fresh.findings
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 40])

@@ -84,6 +84,7 @@ def plan(engine="vllm", **keys):
         "model": "gpt-oss-120b",
         "cluster": "h100-sxm-1",
         "engine": engine,
+        "routing": {"kind": "uniform"},
         **keys,
     }
     return make_plan(validate(DeploymentSpec, table, "test"), 0, "test", Path())
