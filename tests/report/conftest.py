@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any, NoReturn
 
 import pytest
 
+from simulator.report import execution, page
 from simulator.results.executed import Executed
 from simulator.results.folder import Results
 from tests.report.made_up_executions import CASES
@@ -25,9 +27,21 @@ def run(request: pytest.FixtureRequest, runs: dict[str, Results]) -> Results:
     return runs[request.param]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
+def page_of(runs: dict[str, Results]) -> Callable[[str], str]:
+    """The page of a run by its name, rendered once."""
+    return cache(lambda name: page.render(runs[name]))
+
+
+@pytest.fixture(scope="session")
 def executions() -> dict[str, Executed]:
     return {name: make() for name, make in CASES.items()}
+
+
+@pytest.fixture(scope="session")
+def execution_page_of(executions: dict[str, Executed]) -> Callable[[str], str]:
+    """The page of an execution by its name, rendered once."""
+    return cache(lambda name: execution.render(executions[name]))
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,9 @@ import pytest
 
 from simulator.report.figures import figures
 from simulator.report.gallery import plots
-from simulator.report.page import render
 from simulator.results.folder import Results
+
+pytestmark = pytest.mark.xdist_group("pages")  # one browser, and each page rendered once
 
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 SIZES = """() => [...document.querySelectorAll('.plot')].map((plot) => {
@@ -42,12 +43,12 @@ class Opened:
 
 
 @pytest.fixture(scope="module")
-def files(runs, tmp_path_factory) -> dict[str, Path]:
+def files(runs, page_of, tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     made = {}
-    for number, (name, run) in enumerate(runs.items()):
+    for number, name in enumerate(runs):
         made[name] = folder / f"{number}.html"
-        made[name].write_text(render(run), encoding="utf-8")
+        made[name].write_text(page_of(name), encoding="utf-8")
     return made
 
 

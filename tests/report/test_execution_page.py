@@ -22,6 +22,8 @@ from simulator.results.formats import UNDEFINED
 from tests.report.made_up_executions import CASES, HOSTILE, MOE, TOTAL, make
 from tests.report.pages import payload_of
 
+pytestmark = pytest.mark.xdist_group("pages")  # one browser, and each page rendered once
+
 
 class Cells(HTMLParser):
     """The cells of the table of all numbers, and every text."""
@@ -56,9 +58,9 @@ def test_a_busy_machine_is_said_on_the_page_and_gives_each_error_a_second_end():
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_number_of_the_summary_is_on_the_page(executions, name, tmp_path):
+def test_every_number_of_the_summary_is_on_the_page(execution_page_of, executions, name, tmp_path):
     run = executions[name]
-    page = render(run)
+    page = execution_page_of(name)
     run.summary.to_csv(tmp_path / "summary.csv", index=False)
     with (tmp_path / "summary.csv").open(newline="") as file:
         rows = {(row["deployment"], row["kind"]): row for row in csv.DictReader(file)}
@@ -75,8 +77,8 @@ def test_every_number_of_the_summary_is_on_the_page(executions, name, tmp_path):
     assert page.count("<script") == 3
 
 
-def test_page_fetches_nothing_and_escapes(executions):
-    page = render(executions["hostile"])
+def test_page_fetches_nothing_and_escapes(execution_page_of):
+    page = execution_page_of("hostile")
     assert "<script>alert" not in page
     assert "<b>bold</b>" not in page.split("<script")[0]
     assert HOSTILE in "".join(Cells(page).words)
@@ -94,8 +96,8 @@ def test_undefined_numbers_are_dashes():
     )
 
 
-def test_faults_are_told_and_marked(executions):
-    page = render(executions["faults"])
+def test_faults_are_told_and_marked(execution_page_of, executions):
+    page = execution_page_of("faults")
     words = "".join(Cells(page).words)
     for said in (
         "Shards were lost 2 times",
@@ -120,21 +122,21 @@ def test_faults_are_told_and_marked(executions):
     ] == pytest.approx([1e3 * took_s.iloc[0]])
 
 
-def test_without_faults_there_is_no_table_of_them(executions):
-    page = render(executions["all"])
+def test_without_faults_there_is_no_table_of_them(execution_page_of):
+    page = execution_page_of("all")
     assert ">Faults<" not in page
     assert "Shards were lost" not in page
 
 
-def test_what_is_not_drawn_says_why(executions):
-    page = render(executions["one"])
+def test_what_is_not_drawn_says_why(execution_page_of):
+    page = execution_page_of("one")
     assert "No deployment has routed experts." in page
     assert ">Load of the ranks<" not in page
-    assert "The run holds no timeline of single steps." in render(executions["no spans"])
-    assert "Not drawn for this run" not in render(executions["all"])
+    assert "The run holds no timeline of single steps." in execution_page_of("no spans")
+    assert "Not drawn for this run" not in execution_page_of("all")
 
 
-def test_calibration_of_another_machine_is_a_warning(executions):
+def test_calibration_of_another_machine_is_a_warning(execution_page_of):
     other = {
         "calibration": {"title": "That machine", "machine": "Xeon, 64 cores", "source": "a test"}
     }
@@ -145,11 +147,11 @@ def test_calibration_of_another_machine_is_a_warning(executions):
     )
     none = render(make([TOTAL], calibration={"title": "H100", "machine": None, "source": ""}))
     assert 'class="notice">The prediction rests on H100, not on times of the machine' in none
-    assert 'class="notice"' not in render(executions["all"])
+    assert 'class="notice"' not in execution_page_of("all")
 
 
-def test_timelines_stay_small_and_measured_stands_above_predicted(executions):
-    page = render(executions["many ranks"])
+def test_timelines_stay_small_and_measured_stands_above_predicted(execution_page_of):
+    page = execution_page_of("many ranks")
     timelines = [
         plot
         for plot in plots_of(page)
@@ -165,9 +167,9 @@ def test_timelines_stay_small_and_measured_stands_above_predicted(executions):
     assert len(page) < 9e6
 
 
-def test_a_timeline_says_which_step_it_is_of(executions):
+def test_a_timeline_says_which_step_it_is_of(execution_page_of, executions):
     """The timeline of a kind is of the step that run.json names."""
-    page = render(executions["all"])
+    page = execution_page_of("all")
     for name, facts in executions["all"].run["deployments"].items():
         for kind, words in KINDS.items():
             number = facts["shown_steps"][kind]["number"]
@@ -219,9 +221,11 @@ def test_folder_is_written_read_and_reported_again(executions, tmp_path, capsys)
     ("width", "theme"), [(1280, "light"), (390, "dark")], ids=["desk", "phone"]
 )
 @pytest.mark.parametrize("name", ["all", "faults", "one", "hostile", "many ranks"])
-def test_it_opens_offline_and_draws_everything(browser, executions, name, width, theme, tmp_path):
+def test_it_opens_offline_and_draws_everything(
+    execution_page_of, browser, name, width, theme, tmp_path
+):
     file = tmp_path / "page.html"
-    page = render(executions[name])
+    page = execution_page_of(name)
     file.write_text(page, encoding="utf-8")
     context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=theme)
     context.set_offline(True)

@@ -10,6 +10,8 @@ from tests.report.pages import MOST_BYTES, payload_of, unpacked
 from tests.report.test_scoreboard import board
 from tests.report.test_training_page import training_page
 
+pytestmark = pytest.mark.xdist_group("pages")  # one browser, and each page rendered once
+
 KINDS = {
     "run": lambda: page.render(made_up_runs.plain()),
     "execution": lambda: execution.render(made_up_executions.CASES["all"]()),

@@ -15,7 +15,10 @@ from simulator.results import folder as results_module
 from simulator.results import formats
 from simulator.results.folder import Results
 from simulator.results.metrics import METRICS
+from tests.report.made_up_runs import RUNS
 from tests.report.pages import BYTES_OF_A_DEPLOYMENT, FEW_DEPLOYMENTS, MOST_BYTES, payload_of
+
+pytestmark = pytest.mark.xdist_group("pages")  # one browser, and each page rendered once
 
 
 class Cells(HTMLParser):
@@ -39,12 +42,13 @@ class Cells(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def page(runs) -> str:
-    return render(runs["plain"])
+def page(page_of) -> str:
+    return page_of("plain")
 
 
-def test_every_run_renders(run):
-    page = render(run)
+@pytest.mark.parametrize("name", RUNS)
+def test_every_run_renders(page_of, runs, name):
+    run, page = runs[name], page_of(name)
     assert page.startswith("<!doctype html>")
     beyond = max(0, len(run.deployments) - FEW_DEPLOYMENTS)
     assert len(page.encode()) <= MOST_BYTES + beyond * BYTES_OF_A_DEPLOYMENT
@@ -59,12 +63,12 @@ def test_page_fetches_nothing(page):
 
 
 @pytest.mark.parametrize("name", ["plain", "one request", "no steps", "bare"])
-def test_numbers_are_those_of_the_summary(runs, name, tmp_path):
+def test_numbers_are_those_of_the_summary(page_of, runs, name, tmp_path):
     run: Results = runs[name]
     run.summary.to_csv(tmp_path / "summary.csv", index=False)
     with (tmp_path / "summary.csv").open(newline="") as file:
         rows = {row["deployment"]: row for row in csv.DictReader(file)}
-    cells = Cells(render(run)).cells
+    cells = Cells(page_of(name)).cells
     said = {(cell["data-deployment"], cell["data-metric"]) for cell in cells}
     assert said == {(deployment, metric) for deployment in rows for metric in METRICS}
     for cell in cells:
@@ -78,15 +82,15 @@ def test_numbers_are_those_of_the_summary(runs, name, tmp_path):
             assert value == float(written)
 
 
-def test_undefined_numbers_are_dashes(runs):
-    page = render(runs["one request"])
+def test_undefined_numbers_are_dashes(page_of):
+    page = page_of("one request")
     cells = re.findall(r'<td data-metric="tpot_p99_s"[^>]*data-value="nan">(.*?)</td>', page)
     assert cells == [formats.UNDEFINED] * 4
 
 
-def test_best_value_is_marked_only_where_there_is_one(runs):
-    assert 'class="best"' in render(runs["plain"])
-    assert 'class="best"' not in render(runs["single"])
+def test_best_value_is_marked_only_where_there_is_one(page_of):
+    assert 'class="best"' in page_of("plain")
+    assert 'class="best"' not in page_of("single")
 
 
 def test_verdict_comes_first(page, runs):
@@ -98,21 +102,21 @@ def test_verdict_comes_first(page, runs):
     assert order == sorted(order)
 
 
-def test_user_text_is_escaped(runs, hostile_name):
-    page = render(runs["hostile"])
+def test_user_text_is_escaped(page_of, hostile_name):
+    page = page_of("hostile")
     assert "<script>alert" not in page
     assert "<b>bold</b>" not in page
     assert page.count("<script") == 3
     assert hostile_name in "".join(Cells(page).words)
 
 
-def test_rumour_stands_behind_the_name(runs):
-    page = render(runs["many"])
+def test_rumour_stands_behind_the_name(page_of):
+    page = page_of("many")
     assert 'a rumoured one</span><span class="badge rumour"' in page
 
 
-def test_what_is_not_drawn_says_why(runs):
-    page = render(runs["dense only"])
+def test_what_is_not_drawn_says_why(page_of):
+    page = page_of("dense only")
     assert "Not drawn for this run" in page
     assert "No tokens travel between ranks in this run." in page
 
@@ -165,9 +169,9 @@ def test_chrome_trace_is_valid(runs):
             last[track] = event["ts"]
 
 
-def test_results_folder_holds_the_page(runs, tmp_path):
+def test_results_folder_holds_the_page(page_of, runs, tmp_path):
     results_module.write(runs["plain"], tmp_path / "run", render)
     again = results_module.read(tmp_path / "run")
     assert again.deployments == runs["plain"].deployments
-    assert (tmp_path / "run" / "report.html").read_text(encoding="utf-8") == render(runs["plain"])
+    assert (tmp_path / "run" / "report.html").read_text(encoding="utf-8") == page_of("plain")
     assert render(again)

@@ -9,6 +9,8 @@ from simulator.report.plan_figures import figures
 from simulator.report.plan_page import render
 from tests.report.plan_answers import RUN, TRAFFIC, answer, banded
 
+pytestmark = pytest.mark.xdist_group("pages")  # one browser, and each page rendered once
+
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_it_opens_offline_and_its_lists_and_buttons_work(browser, tmp_path, width):

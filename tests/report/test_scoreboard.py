@@ -15,6 +15,8 @@ from simulator.results.judgement import judged
 from simulator.results.scores import SCORE_COLUMNS, Scoreboard, grouped, reasons
 from tests.report.pages import payload_of
 
+pytestmark = pytest.mark.xdist_group("pages")  # one browser, and each page rendered once
+
 HOSTILE = "<b>h100</b> & <script>alert(1)</script>"
 SUITES = {
     "gemm": ("kernel", "s", 1e-5, ["h100 bf16", "b200 fp8_block"]),

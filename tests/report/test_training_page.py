@@ -10,6 +10,8 @@ from simulator.report.training_page import render
 from simulator.results.formats import TIMES
 from tests.report.pages import payload_of
 
+pytestmark = pytest.mark.xdist_group("pages")  # one browser, and each page rendered once
+
 MODELS = ["mixture of experts", "dense, same total", "<dense & small>"]
 HEADLINE = "After 10 s the mixture of experts reached a loss of 2.00 nats a byte."
 
