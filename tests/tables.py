@@ -24,6 +24,7 @@ class Tables:
         key = (
             plan.spec.model_dump_json(exclude=_LEFT_OUT),
             plan.layout,
+            plan.drafts,
             plan.seed,
             prices.max_tokens,
             stream,

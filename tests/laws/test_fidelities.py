@@ -58,7 +58,7 @@ def decode_batch(tokens_d, context=200):
     )
 
 
-@pytest.mark.parametrize("num_ranks", [4, 8, 16])
+@pytest.mark.parametrize("num_ranks", [4, 8, pytest.param(16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("topology", available("topology"))
 def test_messages_confirm_ranks_whatever_the_topology_the_dispatch_and_the_skew(
     tiny, topology, num_ranks

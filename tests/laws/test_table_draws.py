@@ -24,6 +24,22 @@ def test_an_entry_does_not_hang_on_the_others(tiny, overlap):
         assert found.tobytes() == wanted.tobytes()
 
 
+def test_a_table_hangs_on_no_rule_replica_pool_or_failure(tiny):
+    """Or runs of tests could not share one (:mod:`tests.tables`)."""
+    keys = {"attention_dp": 2, "ep": 2, "num_layers": 2, "cluster": "h100-sxm-16"}
+    changes = [
+        {"replicas": 3, "balancing": {"kind": "round_robin"}},
+        {"scheduling": {"kind": "no_evict", "token_budget": 64, "max_sequences": 4}},
+        {"failures": [{"kind": "kill", "at_s": 1.0, "gpu": 0}], "replicas": 2},
+        {"prefill": {"parallel": {"tp": 2}, "replicas": 1}},
+    ]
+    known = make_table(Prices(tiny.plan("moe", **keys), 48))
+    for change in changes:
+        found = make_table(Prices(tiny.plan("moe", **keys, **change), 48))
+        for name, wanted in known._asdict().items():
+            np.testing.assert_array_equal(getattr(found, name), wanted, err_msg=f"{name}, {change}")
+
+
 @pytest.mark.slow
 def test_entries_scatter_little_between_streams(tiny):
     """DeepSeek-V3 over 32 ranks: 0.3 % at the median and 1 % at most over twelve streams, of which
