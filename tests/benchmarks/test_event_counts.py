@@ -4,7 +4,6 @@ of speed, so it is read.
 
 import numpy as np
 import pytest
-import simpy
 
 from simulator.engine.fabric import FluidWires
 from simulator.engine.message import MessageWires
@@ -12,14 +11,7 @@ from simulator.engine.rank import run_step
 from simulator.step.operations import step_operations
 from simulator.step.prices import Prices
 from simulator.step.program import Batch
-
-
-class Counting(simpy.Environment):
-    num_events = 0
-
-    def step(self):
-        self.num_events += 1
-        super().step()
+from tests.benchmarks.scenarios.steps import CountedEnvironment
 
 
 def count(plan, fidelity):
@@ -28,7 +20,7 @@ def count(plan, fidelity):
     batch = Batch(
         rows, tuple(row * 100 for row in rows), tuple(row > 0 for row in rows), np.full(dp, 8)
     )
-    env = Counting()
+    env = CountedEnvironment()
     wires = FluidWires(env) if fidelity == "rank" else MessageWires(env, plan.fabric)
     env.process(
         run_step(env, wires, step_operations(Prices(plan, 8), batch, 0), plan.layout.num_ranks)

@@ -1,0 +1,157 @@
+"""Parts of the benchmark; how long anything takes is asserted nowhere."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tests.benchmarks import clock
+from tests.benchmarks.collect import choose, list_scenarios
+from tests.benchmarks.deployments import DENSE, Case, cut_deepseek, make_case
+from tests.benchmarks.effort import FULL, QUICK
+from tests.benchmarks.revision import RefusedError, serve_from, start_revision
+from tests.benchmarks.rows import Row, fit_exponent
+from tests.benchmarks.scenarios import peer, steps, whole_run
+
+
+@pytest.mark.parametrize("exponent", [-0.5, 0.0, 1.0, 1.37, 2.0])
+def test_the_exponent_of_a_power_law(exponent):
+    sizes = [8, 16, 32, 64, 128]
+    assert fit_exponent(sizes, [0.03 * n**exponent for n in sizes]) == pytest.approx(exponent)
+
+
+@pytest.mark.parametrize("sizes", [[8], [8, 8], [0, 8]])
+def test_an_exponent_takes_two_positive_sizes(sizes):
+    with pytest.raises(ValueError, match="two or more different sizes"):
+        fit_exponent(sizes, [1.0] * len(sizes))
+
+
+@pytest.mark.parametrize("better", ["higher", "lower"])
+def test_a_ratio_above_one_is_in_our_favour(better):
+    own, other = (30.0, 10.0) if better == "higher" else (10.0, 30.0)
+    row = Row("serving", "a", "b", "s", own, better, "c", other)
+    assert row.ratio == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_met"),
+    [
+        ({}, None),
+        ({"target": 10.0}, True),
+        ({"target": 9.9}, False),
+        ({"target": 10.1, "better": "higher"}, False),
+        ({"target": 10.0, "better": "higher"}, True),
+        ({"target": 2.0, "target_of": "ratio"}, None),
+        ({"target": 2.0, "target_of": "ratio", "beside_value": 20.0}, True),
+        ({"target": 2.1, "target_of": "ratio", "beside_value": 20.0}, False),
+        ({"target": 10.0, "value": None}, None),
+    ],
+)
+def test_a_target_is_a_bound(changes, is_met):
+    row = dataclasses.replace(Row("serving", "a", "b", "s", 10.0), **changes)
+    assert row.is_met is is_met
+
+
+def test_calls_are_asked_in_turns_and_the_median_counts():
+    asked, answers = [], {"a": iter([5.0, 1.0, 3.0]), "b": iter([2.0, 2.0, 9.0])}
+
+    def call(name):
+        asked.append(name)
+        return next(answers[name])
+
+    found = clock.time_in_turns({name: lambda name=name: call(name) for name in answers}, 3)
+    assert found == {"a": 3.0, "b": 2.0}
+    assert asked == ["a", "b"] * 3
+
+
+def test_an_even_number_of_rounds_has_no_median_that_was_measured():
+    with pytest.raises(ValueError, match="an odd number"):
+        clock.time_in_turns({}, 2)
+
+
+@pytest.mark.parametrize("effort", [FULL, QUICK], ids=lambda effort: effort.name)
+def test_efforts_can_be_measured(effort):
+    assert effort.rounds % 2 == 1
+    for sizes in (effort.requests, effort.replicas, effort.ranks, effort.layers):
+        assert len(set(sizes)) >= 2
+        assert list(sizes) == sorted(sizes)
+    assert effort.run_requests[0] < effort.run_requests[1]
+
+
+def test_what_is_named_is_run_and_nothing_else():
+    every = list_scenarios()
+    opt_in = {name for name, scenario in every.items() if scenario.OPT_IN}
+    assert opt_in == {"plan"}
+    assert set(choose(None)) == set(every) - opt_in
+    assert list(choose(["plan", "serving"])) == ["serving", "plan"]
+
+
+def test_a_peer_that_is_absent_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(peer, "is_installed", lambda: False)
+    [row] = peer.measure(QUICK, lambda _: None)
+    assert row.value is None
+    assert row.ratio is None
+    assert "pip install" in row.note
+
+
+def test_a_peer_is_compared_by_what_more_requests_take(monkeypatch):
+    monkeypatch.setattr(peer, "is_installed", lambda: True)
+    monkeypatch.setattr(peer, "replay", lambda count: 7.0 + 0.5 * count)
+    monkeypatch.setattr(peer, "run_scenario", lambda count: clock.Spent(3.0 + 0.25 * count, 0.0, 0))
+    [row] = peer.measure(QUICK, lambda _: None)
+    assert (row.value, row.beside_value, row.ratio) == (4.0, 2.0, 2.0)
+
+
+@pytest.mark.slow
+def test_a_revision_serves_what_it_can_and_says_what_it_cannot():
+    small = Case("", DENSE, 64, rate_per_s=22.0)
+    with serve_from(clock.ROOT, "this") as revision:
+        assert revision.serve(small) > 0
+        with pytest.raises(RefusedError, match=r"UserError: benchmark.* model 'none'"):
+            revision.serve(dataclasses.replace(small, deployment=DENSE | {"model": "none"}))
+        assert revision.serve(small) > 0
+
+
+def test_a_revision_that_is_not_there_is_told():
+    with pytest.raises(RefusedError, match="revision 0000000 is not in this clone"):
+        start_revision("0000000").__enter__()
+
+
+def test_memory_of_a_request_is_what_more_requests_take(monkeypatch):
+    effort = dataclasses.replace(QUICK, run_requests=(1_000, 3_000))
+    spent = {1_000: clock.Spent(2.0, 2.0, 300_000), 3_000: clock.Spent(3.0, 3.0, 500_000)}
+    monkeypatch.setattr(whole_run, "run_scenario", spent.get)
+    found = {row.measure: row.value for row in whole_run.measure(effort, lambda _: None)}
+    assert found["memory of a request"] == 100.0
+    assert found["CPU time of a request"] == pytest.approx(0.5e-3)
+
+
+def test_cut_models_keep_their_dense_layers():
+    plan = cut_deepseek(5, 16)
+    ffns = [ffn for _, ffn in plan.model.layer_names]
+    assert ffns == ["dense"] * 3 + ["moe"] * 2
+
+
+def test_a_case_is_the_same_each_time():
+    case = Case("", DENSE, 100, replicas=3, rate_per_s=5.0, kv_requests=20)
+    (plan, trace), (_, again) = make_case(case), make_case(case)
+    assert plan.replicas == 3
+    np.testing.assert_array_equal(trace.arrival_s, again.arrival_s)
+    np.testing.assert_array_equal(trace.num_output, again.num_output)
+
+
+def test_a_shipped_workload_is_cut_to_its_first_requests():
+    case = Case("", DENSE, 50, workload="azure-conv")
+    _, few = make_case(case)
+    _, more = make_case(dataclasses.replace(case, num_requests=80))
+    assert few.num_requests == 50
+    np.testing.assert_array_equal(few.num_input, more.num_input[:50])
+
+
+@pytest.mark.parametrize(
+    ("fidelity", "num_layers", "num_ranks", "expected"),
+    [("rank", 5, 8, 102), ("rank", 5, 16, 158), ("rank", 61, 64, 8_782), ("message", 4, 8, 11_148)],
+)
+def test_events_of_the_steps_that_are_timed(fidelity, num_layers, num_ranks, expected):
+    step = steps.prepare_step(cut_deepseek(num_layers, num_ranks), fidelity)
+    assert (step(), step()) == (expected, expected)
