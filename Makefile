@@ -7,7 +7,7 @@ WORKERS := -n auto --maxprocesses 8
 # A test that compiles the engine, before others and beside what needs it not: workers that come to it at once would each do so.
 COMPILES := tests/unit/test_kill.py::test_a_run_says_what_stopped_and_what_became_of_the_requests
 
-.PHONY: run quick test soak check golden moved report calibrate-published bench-twin bench-plan test-ray-beside-load clean
+.PHONY: run quick test soak check golden moved report calibrate-published bench bench-twin bench-plan test-ray-beside-load clean
 
 run: .venv/installed
 	$(BIN)/moesim run mixtral_vs_llama2
@@ -59,6 +59,11 @@ report: .venv/tested
 MEASUREMENTS ?= $(or $(MOESIM_MEASUREMENTS),../shared/measurements)
 calibrate-published: .venv/installed
 	$(BIN)/moesim calibrate published $(MEASUREMENTS)
+
+# How fast the simulator is here: ratios, ns a step, bytes a request, exponents; reports/out/bench/bench.html. Nothing else should run
+# meanwhile. About five minutes; BENCH="--quick" takes one, BENCH="--only serving plan" runs what it names.
+bench: .venv/tested
+	$(BIN)/python -m tests.benchmarks $(BENCH)
 
 # How far the prediction of a MoE layer is from its run on this machine; nothing else should run meanwhile. About ten minutes.
 bench-twin: .venv/tested
