@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
+from numba import types
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 
 from simulator.base.caches import compiled_folder, say_compiling
@@ -45,12 +46,27 @@ def borrowing(function: Compiled) -> Compiled:
 
 def _compile(function: Compiled, dispatcher: Any) -> Compiled:
     if hasattr(dispatcher, "py_func"):  # not where NUMBA_DISABLE_JIT is set
+        dispatcher.get_call_template = _widen_literals(dispatcher.get_call_template)
         try:
             dispatcher._cache = _Cache(function)
         except (OSError, RuntimeError) as error:  # no folder that it could be in
             _warn(error)
     compiled_function: Compiled = dispatcher
     return compiled_function
+
+
+def _widen_literals(get_call_template: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a call with a number in the program's text be one with any number: numba would compile
+    the function once more for each.
+    """
+
+    def widened(args: Any, kws: Any) -> Any:
+        return get_call_template(
+            tuple(types.unliteral(one) for one in args),
+            {name: types.unliteral(one) for name, one in kws.items()},
+        )
+
+    return widened
 
 
 class _Locator(_CacheLocator):  # type: ignore[misc]  # untyped

@@ -4,11 +4,31 @@ the decode pool has room for it, and kept where it was computed until it is ther
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from simulator.base.compiled import borrowing
 from simulator.engine.blocks import release
-from simulator.engine.events import ARRIVES, COMES_LATER, FORMS, Events, code_of, push_event
-from simulator.engine.reservations import give_up_blocks, give_up_line
-from simulator.engine.sending import Pool, clock_of, form_soon, ranks_of
+from simulator.engine.events import (
+    ARRIVES,
+    COMES_LATER,
+    FORMS,
+    GOES_ON,
+    LEAVES,
+    Events,
+    code_of,
+    pop_event,
+    push_event,
+)
+from simulator.engine.reservations import give_up_blocks, give_up_line, take_in
+from simulator.engine.sending import (
+    Feed,
+    Pool,
+    clock_of,
+    form_soon,
+    ranks_of,
+    release_next,
+    send_request,
+)
 from simulator.engine.state import (
     ARRIVAL_S,
     BLOCKS,
@@ -18,6 +38,7 @@ from simulator.engine.state import (
     FIRST_S,
     FOLLOWING,
     GENERATED,
+    HERE,
     IN_LINE,
     IS_FULL,
     LOST_S,
@@ -28,47 +49,110 @@ from simulator.engine.state import (
     RESERVED,
     RESERVED_S,
     STAGE,
-    Requests,
 )
 from simulator.engine.transfers import Transfers, find_arrival
 
 
+class HandOver(NamedTuple):
+    """Where requests go on to when their prompts are computed, and the wires there."""
+
+    pool: Pool
+    """The decode pool."""
+    transfers: Transfers
+
+
 @borrowing
-def expect_cache(requests: Requests, transfers: Transfers, request: int) -> None:
+def asks_first(handing: HandOver, kind: int, request: int) -> bool:
+    """Whether a request that comes asks the decode pool for room before its prompt is computed."""
+    transfers = handing.transfers
+    return kind != COMES_LATER and transfers.reserves_first and transfers.goes_on[request]
+
+
+@borrowing
+def expect_cache(handing: HandOver, request: int) -> None:
     """A request asks the decode pool for room, which is to take in its prompt's cache."""
-    ints = requests.ints
+    ints, transfers = handing.pool.requests.ints, handing.transfers
     ints[request, STAGE] = IN_LINE
     ints[request, BROUGHT] = ints[request, NUM_INPUT] - transfers.recomputes_last
     ints[request, GENERATED] = 1 - transfers.recomputes_last
 
 
 @borrowing
-def use_reserved(
-    events: Events, first: Pool, second: Pool, transfers: Transfers, replica: int
-) -> None:
+def hand_on(
+    events: Events,
+    feed: Feed,
+    first: Pool,
+    handing: HandOver,
+    kind: int,
+    request: int,
+    now_s: float,
+) -> bool:
+    """A prompt that ended leaves, a request comes to the decode pool, or its cache does. Returns
+    whether it has happened, for which a balancer in Python may have to be asked.
+    """
+    pool, transfers = handing.pool, handing.transfers
+    requests, num_first = pool.requests, len(first.clock.counts)
+    if kind == LEAVES:
+        pop_event(events)
+        stage = requests.ints[request, STAGE]
+        if requests.times[request, LOST_S] >= 0:
+            let_go(events, first, request, now_s)
+        elif not transfers.goes_on[request]:
+            let_go(events, first, request, now_s)
+            release_next(feed, first.requests, 1, now_s)
+        elif stage == RESERVED:
+            send_cache(events, first, handing, request, now_s)
+        elif stage == HERE:
+            expect_cache(handing, request)
+            push_event(events, now_s + transfers.handshake_s, code_of(GOES_ON, request))
+        return True
+    if kind == ARRIVES:
+        pop_event(events)
+        let_go(events, first, request, now_s)
+        replica = pool.balance.replica_of[request]
+        take_in(requests, ranks_of(pool.ranks, replica), request)
+        form_soon(events, pool.clock, replica, num_first + replica, now_s, FORMS)
+        return True
+    if pool.balance.is_asked and feed.chosen[0] < 0:
+        feed.asks[0] = 1
+        return False
+    pop_event(events)
+    if requests.times[request, LOST_S] >= 0:
+        feed.chosen[0] = -1
+        return True
+    replica = send_request(pool.balance, pool.clock, requests, request, feed)
+    if replica < 0:
+        requests.times[request, LOST_S] = now_s
+        let_go(events, first, request, now_s)
+        release_next(feed, first.requests, 1, now_s)
+    else:
+        form_soon(events, pool.clock, replica, num_first + replica, now_s, FORMS)
+    return True
+
+
+@borrowing
+def use_reserved(events: Events, first: Pool, handing: HandOver, replica: int) -> None:
     """Send the caches that a step of a decode replica has kept blocks for, and those requests whose
     prompts are to be computed to the first pool.
     """
-    counts, requests = second.ranks.counts[replica], second.requests
+    counts, requests = handing.pool.ranks.counts[replica], handing.pool.requests
     request = counts[0, FIRST_RESERVED]
     counts[0, FIRST_RESERVED] = -1
     while request >= 0:
         following, now_s = requests.ints[request, FOLLOWING], requests.times[request, RESERVED_S]
         if first.requests.times[request, FIRST_S] >= 0:
-            send_cache(events, first, second, transfers, request, now_s)
+            send_cache(events, first, handing, request, now_s)
         elif first.balance.replica_of[request] < 0:
             push_event(events, now_s, code_of(COMES_LATER, request))
         request = following
 
 
 @borrowing
-def send_cache(
-    events: Events, first: Pool, second: Pool, transfers: Transfers, request: int, now_s: float
-) -> None:
+def send_cache(events: Events, first: Pool, handing: HandOver, request: int, now_s: float) -> None:
     """Send the cache of a prompt that is computed into the blocks that are kept for it."""
     replica = first.balance.replica_of[request]
-    comes_s = find_arrival(transfers, first.requests, replica, request, now_s)
-    second.requests.times[request, ARRIVAL_S] = comes_s
+    comes_s = find_arrival(handing.transfers, first.requests, replica, request, now_s)
+    handing.pool.requests.times[request, ARRIVAL_S] = comes_s
     push_event(events, max(now_s, comes_s), code_of(ARRIVES, request))
 
 

@@ -156,19 +156,6 @@ class PoolState:
         return Clock._make(array[replica] for array in self.clock)
 
 
-def empty_pool(like: Pool) -> Pool:
-    """A pool without replicas, for plans that need no second one."""
-    nothing = np.zeros(0, dtype=np.int64)
-    return Pool(
-        Requests._make(array[:0] for array in like.requests),
-        Ranks._make(array[:0] for array in like.ranks),
-        Clock._make(array[:0] for array in like.clock),
-        like.limits,
-        like.table,
-        Balance(0, 0, nothing, False, np.zeros(1, dtype=np.int64), nothing),
-    )
-
-
 def _repeat(arrays: Iterable[NDArray[Any]], count: int) -> Iterator[NDArray[Any]]:
     """The arrays of each of ``count`` replicas, with an axis more."""
     return (np.repeat(array[None], count, axis=0) for array in arrays)

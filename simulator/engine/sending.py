@@ -9,6 +9,7 @@ from typing import NamedTuple
 from simulator.base.compiled import borrowing
 from simulator.engine.events import Events, code_of, push_event
 from simulator.engine.state import (
+    ARRIVAL_S,
     COMING_TOKENS,
     FIRST_COMING,
     FOLLOWING,
@@ -163,3 +164,13 @@ def ranks_of(ranks: Ranks, replica: int) -> Ranks:
 def clock_of(clock: Clock, replica: int) -> Clock:
     """The clock of one replica."""
     return Clock(clock.counts[replica], clock.gap_counts[replica])
+
+
+@borrowing
+def release_next(feed: Feed, requests: Requests, count: int, now_s: float) -> None:
+    """Requests are done, and clients of a closed loop send others instead."""
+    feed.num_done[0] += count
+    if feed.is_closed:
+        for _ in range(min(count, len(requests.times) - feed.num_released[0])):
+            requests.times[feed.num_released[0], ARRIVAL_S] = now_s + feed.way_s
+            feed.num_released[0] += 1

@@ -45,17 +45,16 @@ def price_step(
         if table.slowdown != 1.0:
             slow_down(row, table.slowdown)
         return float(row[ATTENTION : ATTENTION + 8].sum())
-    lanes = table.room_for_lanes
+    lanes, head_s, sends_s = table.room_for_lanes, table.room_for_ends[0], table.room_for_ends[1]
     lanes[:] = 0.0
-    parts, head_s, sends_s = lanes[:, :-2], lanes[:, -2], lanes[:, -1]
     for lane in range(num_lanes):
         if computes(ranks, lane * num_dp, (lane + 1) * num_dp):
             head, fullest = _price_lane(
-                requests, ranks, table, lane * num_dp, (lane + 1) * num_dp, parts[lane]
+                requests, ranks, table, lane * num_dp, (lane + 1) * num_dp, lanes[lane]
             )
             head_s[lane], sends_s[lane] = head, table.sends_s[fullest]
-            parts[lane, ATTENTION + 6] += sends_s[lane]
-    parts = parts[:, ATTENTION:]
+            lanes[lane, ATTENTION + 6] += sends_s[lane]
+    parts = lanes[:, ATTENTION:]
     return float(
         in_flight(parts, head_s, sends_s, num_lanes, table.longest_stage, table.last_stage, row)
     )

@@ -82,8 +82,9 @@ class StepTable(NamedTuple):
     room_for_sums: Floats
     """``[W, 2, NUM_SUMS]`` that the price of a rank is written into meanwhile."""
     room_for_lanes: Floats
-    """``[pp, columns]`` that the rows of a pipeline's lanes are written into, and behind them the
-    seconds of their output matrix and of their sends."""
+    """``[pp, columns]`` that the rows of a pipeline's lanes are written into."""
+    room_for_ends: Floats
+    """``[2, pp]`` seconds of the lanes' output matrices and of their sends, likewise."""
 
 
 def make_table(prices: Prices, stream: str = "steps") -> StepTable:
@@ -170,7 +171,8 @@ def make_table(prices: Prices, stream: str = "steps") -> StepTable:
         longest_stage=prices.stage_shares[0],
         last_stage=prices.stage_shares[1],
         room_for_sums=np.zeros((len(ways), 2, NUM_SUMS)),
-        room_for_lanes=np.zeros((layout.pp, len(LOG_COLUMNS) + 2)),
+        room_for_lanes=np.zeros((layout.pp, len(LOG_COLUMNS))),
+        room_for_ends=np.zeros((2, layout.pp)),
     )
 
 
@@ -257,4 +259,5 @@ def empty_table() -> StepTable:
         last_stage=0.0,
         room_for_sums=np.zeros((0, 0, 0)),
         room_for_lanes=np.zeros((0, 0)),
+        room_for_ends=np.zeros((0, 0)),
     )

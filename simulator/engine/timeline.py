@@ -25,15 +25,16 @@ from simulator.engine.by_ranks import ByRanks, read_batches
 from simulator.engine.changes import Changed, apply_change, cut_row, send_again
 from simulator.engine.events import ENDS, code_of, push_event, remove_events, start_events
 from simulator.engine.fabric import FluidWires
+from simulator.engine.hand_over import HandOver
 from simulator.engine.limits import make_limits
 from simulator.engine.message import MessageWires
-from simulator.engine.pool import PoolState, empty_pool
+from simulator.engine.pool import PoolState
 from simulator.engine.replicas import ASKS, DONE, STEP_FORMED, next_event, run_ahead
 from simulator.engine.sending import Feed
 from simulator.engine.served import Served
 from simulator.engine.step_log import NUM_COLUMNS, POOL, REPLICA
 from simulator.engine.table import StepTable, empty_table, make_table
-from simulator.engine.transfers import make_transfers
+from simulator.engine.transfers import start_transfers
 from simulator.policies.failures import Change
 from simulator.results.tables import DeploymentRecord
 from simulator.workload.traces import RequestTrace
@@ -153,24 +154,20 @@ class _Timeline:
         way_s: float,
         progress: CountDone,
     ) -> None:
-        self._env = simpy.Environment()
+        # As a float, for compiled code would be compiled once more for whole numbers.
+        self._env = simpy.Environment(initial_time=0.0)
         self._plan = plan
         self._names = names = [name for name in _POOLS if name in pools]
         self._pools = [pools[name] for name in names]
         self._by_ranks = [by_ranks[name] for name in names if name in by_ranks]
         self._first = self._pools[0].with_table(tables[names[0]])
-        self._second = (
-            self._pools[1].with_table(tables[names[1]])
-            if len(names) > 1
-            else empty_pool(self._first)
-        )
+        self._handing = self._start_handing(trace, tables)
         self._progress = progress
         num_replicas = sum(pool.plan.replicas for pool in self._pools)
         count, concurrency = trace.num_requests, trace.concurrency
         may_return = len(names) > 1 or bool(plan.failures)
         # A request may be about to come to both pools.
         self._events = start_events(2 * num_replicas + count * may_return * len(names) + 1)
-        self._transfers = make_transfers(plan, trace, int(self._first.ranks.running[0].size))
         arrival_s = self._first.requests.arrival_s
         if concurrency is not None:
             arrival_s[:] = np.where(np.arange(count) < concurrency, 0.0, np.inf)
@@ -197,6 +194,14 @@ class _Timeline:
         self._waits_to_send: list[tuple[int, list[int]]] = []
         """Requests that replicas gave back at this instant, by place of their pool."""
         self._until_s = math.inf
+
+    def _start_handing(self, trace: RequestTrace, tables: dict[str, StepTable]) -> HandOver | None:
+        wires, prefill = self._plan.transfer, self._plan.prefill
+        if wires is None or prefill is None:
+            return None
+        pool = self._pools[1].with_table(tables[self._names[1]])
+        most_ended = int(self._first.ranks.running[0].size)
+        return HandOver(pool, start_transfers(wires, prefill, self._plan, trace, most_ended))
 
     def run(self, until_s: float) -> None:
         """Let everything happen up to ``until_s``, that instant included."""
@@ -271,11 +276,14 @@ class _Timeline:
         balance = pool.balance_again()
         if place == 0:
             self._first = self._first._replace(balance=balance)
-        else:
-            self._second = self._second._replace(balance=balance)
-        if place == 1 and self._plan.transfer is not None:
-            receivers = pool.num_living * self._plan.transfer.decode_dp
-            self._transfers = self._transfers._replace(receivers=max(1, receivers))
+            return
+        assert self._handing is not None
+        assert self._plan.transfer is not None
+        decode, transfers = self._handing
+        receivers = pool.num_living * self._plan.transfer.decode_dp
+        self._handing = HandOver(
+            decode._replace(balance=balance), transfers._replace(receivers=max(1, receivers))
+        )
 
     def _cut_step(self, place: int, replica: int, at_s: float) -> None:
         """End the step that a replica has under way; no token comes of it."""
@@ -308,8 +316,7 @@ class _Timeline:
                 self._events,
                 self._feed,
                 self._first,
-                self._second,
-                self._transfers,
+                self._handing,
                 until_s,
                 self._log,
                 self._rows,

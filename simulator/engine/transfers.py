@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.base.compiled import borrowing
-from simulator.cost.transfer import seconds_left
+from simulator.cost.transfer import Transfer, seconds_left
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.state import DP_RANK, FIRST_S, SCHEDULED_S, Floats, Ints, Requests
 from simulator.workload.traces import RequestTrace
@@ -42,33 +42,21 @@ class Transfers(NamedTuple):
     received_s: Floats
     """``[1]`` when the receiving wires are free."""
     ended: Ints
-    """Room for the prompts that end in one step; empty where there is no decode pool."""
+    """Room for the prompts that end in one step."""
 
 
-def make_transfers(plan: DeploymentPlan, trace: RequestTrace, most_ended: int) -> Transfers:
-    """Free wires; none for a plan of one pool.
+def start_transfers(
+    wires: Transfer,
+    prefill: DeploymentPlan,
+    decode: DeploymentPlan,
+    trace: RequestTrace,
+    most_ended: int,
+) -> Transfers:
+    """Free wires.
 
     Args:
         most_ended: prompts that may end in one step.
     """
-    wires, prefill = plan.transfer, plan.prefill
-    if wires is None or prefill is None:
-        nothing = np.zeros(0)
-        return Transfers(
-            np.zeros(0, dtype=np.bool_),
-            0,
-            False,
-            nothing,
-            nothing,
-            0.0,
-            0.0,
-            0,
-            1,
-            1,
-            np.zeros((0, 0)),
-            np.zeros(1),
-            np.zeros(0, dtype=np.int64),
-        )
     return Transfers(
         goes_on=wires.goes_on(trace.num_output),
         recomputes_last=int(wires.recomputes_last),
@@ -83,7 +71,7 @@ def make_transfers(plan: DeploymentPlan, trace: RequestTrace, most_ended: int) -
         latency_s=wires.latency_s,
         layers=wires.layers,
         stages=wires.stages,
-        receivers=plan.replicas * wires.decode_dp,
+        receivers=decode.replicas * wires.decode_dp,
         free_s=np.zeros((prefill.replicas, prefill.layout.attention_dp)),
         received_s=np.zeros(1),
         ended=np.zeros(most_ended, dtype=np.int64),

@@ -38,7 +38,7 @@ def with_drafts(plan, *accepted, pass_share=0.0):
 @pytest.mark.parametrize("seed", range(7000, 7000 + times(40)))
 def test_whatever_is_drafted_every_token_comes_once(tiny, seed):
     plan, trace = draw_drafting(tiny, seed)
-    served = serve(plan, trace)
+    served = tiny.serve(plan, trace)
     pool = served.pools.get("decode") or served.pools["both"]
     assert (pool.requests.generated == trace.num_output).all() or "decode" in served.pools
     assert (served.requests_table()["outcome"] == "finished").all()
@@ -56,7 +56,8 @@ def test_whatever_is_drafted_every_token_comes_once(tiny, seed):
 @pytest.mark.parametrize("seed", range(7100, 7100 + times(20)))
 def test_drafts_do_the_same_at_every_fidelity(tiny, monkeypatch, seed):
     plan, trace = draw_drafting(tiny, seed)
-    check_same_events(serve(plan, trace), serve_by_events(monkeypatch, plan, trace))
+    compiled = tiny.serve(plan, trace)
+    check_same_events(compiled, serve_by_events(monkeypatch, plan, trace, tiny.tables))
 
 
 @pytest.mark.parametrize("split", [{"tp": 2}, {"attention_dp": 4, "ep": 4}])
@@ -79,7 +80,7 @@ def test_simulated_ranks_take_as_long_as_the_table_says(tiny, seed):
         plan = dataclasses.replace(tiny.plan("dense", tp=2, num_layers=2), drafts=plan.drafts)
     few = subset(trace, np.arange(min(12, trace.num_requests)))
     few = dataclasses.replace(few, num_output=np.minimum(few.num_output, 12))
-    check_same_events(serve(plan, few), serve(plan, few, "rank"))
+    check_same_events(tiny.serve(plan, few), serve(plan, few, "rank"))
 
 
 def one(num_output):

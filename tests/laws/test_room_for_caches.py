@@ -52,7 +52,7 @@ def count_most(pool, blocks, begin_s, end_s, is_there):
 def test_no_cache_holds_more_than_its_blocks_while_others_wait(tiny, seed):
     """Counted again from when requests had room, and from when their caches had left."""
     plan, trace = draw_pools(tiny, seed)
-    served = serve(plan, trace)
+    served = tiny.serve(plan, trace)
     decode, prefill = served.pools["decode"], served.pools["prefill"]
     table = served.requests_table()
     assert (table["outcome"] == "finished").all()
@@ -73,7 +73,7 @@ def test_no_cache_holds_more_than_its_blocks_while_others_wait(tiny, seed):
 @pytest.mark.parametrize("seed", range(5100, 5100 + times(20)))
 def test_a_cache_leaves_when_it_is_computed_and_there_is_room(tiny, seed):
     plan, trace = draw_pools(tiny, seed)
-    served = serve(plan, trace)
+    served = tiny.serve(plan, trace)
     transfer, table = plan.transfer, served.requests_table()
     decode, prefill = served.pools["decode"].requests, served.pools["prefill"].requests
     moved = transfer.goes_on(trace.num_output)
@@ -158,7 +158,7 @@ def test_an_engine_that_asks_first_computes_no_prompt_without_room(tiny, fidelit
 def test_with_room_for_all_requests_wait_for_a_step_and_no_longer(tiny):
     plan = tiny.plan("dense", tp=2, engine="trtllm", prefill={"parallel": {"tp": 2}})
     trace = tiny.trace(60, 400.0)
-    served = serve(plan, trace)
+    served = tiny.serve(plan, trace)
     longest_s = served.steps_of("decode")["duration_s"].max()
     waits_s = served.requests_table()["room_wait_s"]
     assert waits_s.max() <= longest_s
