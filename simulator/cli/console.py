@@ -70,7 +70,8 @@ Workers = Annotated[
         "--workers",
         metavar="N",
         min=1,
-        help="Processes of a plan or a sweep; by default one a core, or one a CPU of the cluster.",
+        help="Processes of a plan, a sweep or the deployments of a run; by default one a core, or "
+        "one a CPU of the cluster, and for a run one.",
     ),
 ]
 Set = Annotated[

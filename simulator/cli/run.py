@@ -64,7 +64,8 @@ def run(
     report.
 
     With --sweep, --seeds or several scenarios every combination is a run of its own, on all cores
-    or on the nodes of a Ray cluster (--address), with one report over them.
+    or on the nodes of a Ray cluster (--address), with one report over them. The deployments of one
+    scenario are served one after another, or with --workers or --address at the same time.
     """
     if fidelity not in ("step", "rank", "message"):
         raise UserError(f"--fidelity {fidelity or repr(fidelity)}: must be step, rank or message")
@@ -82,9 +83,10 @@ def run(
             as_json,
         )
         return
-    if workers is not None or address is not None:
-        given = "--workers" if address is None else "--address"
-        raise UserError(f"{given}: only a sweep is spread; add --sweep or --seeds, or leave it out")
+    if address is not None:
+        from simulator.runtime import require
+
+        require("ray", "--address")
     from simulator.commands.run import run_scenario
     from simulator.report.page import render
     from simulator.results.folder import check_writable, write
@@ -94,7 +96,8 @@ def run(
     folder = out_folder or Path("reports/out") / path.stem
     check_writable(folder)
     with console.progress() as tick:
-        results = run_scenario(loaded, path, fidelity, tick)  # type: ignore[arg-type]
+        processes = 1 if workers is None and address is None else workers
+        results = run_scenario(loaded, path, fidelity, tick, processes, address)  # type: ignore[arg-type]
         tick("writing the report", 0, None)
         write(results, folder, render)
     notes = [*results.run["workload"]["notes"], *results.run["notes"]]

@@ -47,7 +47,7 @@ _GRID = np.linspace(-_FURTHEST, _FURTHEST, 21)
 _LATENCIES = ("ttft_p50_s", "tpot_p50_s")
 
 
-class _Drawn(NamedTuple):
+class Drawn(NamedTuple):
     """One deployment's figures in all draws, ``[n]`` each."""
 
     values: dict[str, Floats]
@@ -71,49 +71,62 @@ class Tables:
         return fill
 
 
-def make_bands(
-    plans: Sequence[DeploymentPlan],
+def draw_figures(
+    plan: DeploymentPlan,
     trace: RequestTrace,
     slo: SLO,
     seed: int,
-    summary: pd.DataFrame,
-    records: Sequence[DeploymentRecord],
-    tables: Mapping[str, Tables],
+    own: pd.Series,
+    record: DeploymentRecord | None,
+    tables: Tables,
     tick: Progress = show_nothing,
-) -> dict[str, Any]:
+) -> Drawn | None:
+    """A deployment's figures in all draws of a seed, which all deployments share; ``None`` where
+    its calibration is of one machine, whose error is shown by ``execute``.
+
+    Args:
+        own: the run's own figures, its row of the summary.
+        record: what the plan did at the ``step`` fidelity, which is not served again where the
+            whole trace is looked at; ``None`` if it ran at another one.
+        tables: what makes the deployment's step tables.
+    """
+    if not isinstance(plan.calibration, Calibration):
+        return None
+    part = trace if trace.num_requests <= MOST_REQUESTS else _begin(trace)
+    known = record if part is trace else None
+    return _draw(plan, part, slo, Draws(seed), own, known, tables, tick)
+
+
+def _begin(trace: RequestTrace) -> RequestTrace:
+    return subset(trace, np.arange(MOST_REQUESTS))
+
+
+def make_bands(drawn: Mapping[str, Drawn | None], num_requests: int) -> dict[str, Any]:
     """What ``run.json`` holds of them: for each deployment the 10th and 90th percentile of each
-    figure, and for each two the probability that the first is better; empty where a calibration
-    is of one machine, whose error is shown by ``execute``.
+    figure, and for each two the probability that the first is better; empty where not all are
+    known.
 
     Figures are those of :data:`~simulator.results.metrics.METRICS` that have a better direction.
 
     Args:
-        summary: the run's own figures, a row a deployment in the order of ``plans``.
-        records: what the plans did at the ``step`` fidelity, which is not served again where the
-            whole trace is looked at; empty if they ran at another one.
-        tables: what makes each deployment's step tables, by its name.
+        drawn: by deployment.
+        num_requests: of the trace.
     """
-    if not all(isinstance(plan.calibration, Calibration) for plan in plans):
+    known = {name: one for name, one in drawn.items() if one is not None}
+    if len(known) < len(drawn):
         return {}
-    count = min(trace.num_requests, MOST_REQUESTS)
-    part = trace if count == trace.num_requests else subset(trace, np.arange(count))
-    draws = Draws(seed)
-    whole = records if part is trace and records else [None] * len(plans)
-    drawn: dict[str, _Drawn] = {}
-    for plan, (_, own), record in zip(plans, summary.iterrows(), whole, strict=True):
-        drawn[plan.name] = _draw(plan, part, slo, draws, own, record, tables[plan.name], tick)
     return {
-        "num_requests": count,
-        "sources": {name: one.source for name, one in drawn.items()},
+        "num_requests": min(num_requests, MOST_REQUESTS),
+        "sources": {name: one.source for name, one in known.items()},
         "deployments": {
             name: {key: _edges(values) for key, values in one.values.items()}
-            for name, one in drawn.items()
+            for name, one in known.items()
         },
         "better": {
             name: {
-                other: _chances(one.values, drawn[other].values) for other in drawn if other != name
+                other: _chances(one.values, known[other].values) for other in known if other != name
             }
-            for name, one in drawn.items()
+            for name, one in known.items()
         },
     }
 
@@ -127,7 +140,7 @@ def _draw(
     known: DeploymentRecord | None,
     tables: Tables,
     tick: Progress,
-) -> _Drawn:
+) -> Drawn:
     bands = bands_of(plan, plan.prefill is not None)
     slower, count = sorted({*bands.token, 1.0}), trace.num_requests
     shown = count_part(tick, f"bands of {plan.name}", count * len(slower))
@@ -162,7 +175,7 @@ def _draw(
     medians = [values[key] for key in _LATENCIES if key in values and (values[key] > 0).all()]
     if medians:
         values["latency"] = np.exp(np.mean(np.log(medians), axis=0))
-    return _Drawn(values, bands.source)
+    return Drawn(values, bands.source)
 
 
 def _reckon(

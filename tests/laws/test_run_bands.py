@@ -8,7 +8,15 @@ import pytest
 from simulator.config.workload import SLO
 from simulator.deployment.facts import facts_of
 from simulator.engine.timeline import run_plan
-from simulator.planner.run_bands import MOST_REQUESTS, Tables, _chances, _move, _widen, make_bands
+from simulator.planner.run_bands import (
+    MOST_REQUESTS,
+    Tables,
+    _chances,
+    _move,
+    _widen,
+    draw_figures,
+    make_bands,
+)
 from simulator.results.folder import gather
 from simulator.results.metrics import METRICS, summarise
 from simulator.results.run_bands_text import tell_chance
@@ -21,8 +29,15 @@ NO_TARGETS = SLO()
 def bands_for(plans, trace, slo=NO_TARGETS, seed=1):
     records = [run_plan(plan, trace) for plan in plans]
     summary = summarise(plans, records, slo)
-    tables = {plan.name: Tables() for plan in plans}
-    return make_bands(plans, trace, slo, seed, summary, records, tables), summary, records
+    return make_from(plans, trace, slo, seed, summary, records), summary, records
+
+
+def make_from(plans, trace, slo, seed, summary, records):
+    drawn = {
+        plan.name: draw_figures(plan, trace, slo, seed, own, record, Tables())
+        for plan, (_, own), record in zip(plans, summary.iterrows(), records, strict=True)
+    }
+    return make_bands(drawn, trace.num_requests)
 
 
 def named(tiny, model, name, band=None, **keys):
@@ -119,8 +134,7 @@ def test_the_same_seed_draws_the_same(tiny):
 def test_what_was_served_already_is_not_served_otherwise(tiny):
     plans, trace = [named(tiny, "moe", "it", (0.8, 1.3))], tiny.trace(40, 4000.0)
     found, summary, _ = bands_for(plans, trace)
-    tables = {"it": Tables()}
-    assert make_bands(plans, trace, NO_TARGETS, 1, summary, [], tables) == found
+    assert make_from(plans, trace, NO_TARGETS, 1, summary, [None]) == found
 
 
 def test_shares_stay_shares_and_long_traces_are_judged_by_their_beginning(tiny):
