@@ -106,7 +106,7 @@ class ByRanks:
             yield env.timeout(max(0.0, row[0] + _parts_s(row) - env.now))
         row[1] = env.now - row[0]
         if plan.drafts.num_tokens:
-            slow_down(row, plan.drafts.slowdown)
+            slow_down(row, plan.drafts.slowdown, plan.drafts.slowdown)
             yield env.timeout(row[1] * (plan.drafts.slowdown - 1.0))
             row[1] = env.now - row[0]
         return TakenStep(

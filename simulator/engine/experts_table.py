@@ -43,16 +43,13 @@ _STARTS = 32
 """Places where layers that stand for all may begin, of which the best is taken."""
 
 
-def fill_experts(prices: Prices, stream: str) -> tuple[Floats, Floats, Floats, Floats]:
-    """``expert_tokens``, ``expert_shares``, ``expert_alone_s`` and ``expert_s`` of a table.
-
-    Args:
-        stream: names the random numbers, of which every entry has its own.
+def list_entries(prices: Prices) -> tuple[Floats, Floats, int]:
+    """``expert_tokens`` and ``expert_shares`` of a table, and how much else a half may compute
+    beside: how many of :data:`BESIDES`.
     """
     layout = prices.plan.layout
-    besides = BESIDES if prices.halved_layers else (0.0,)
     if prices.plan.experts is None:
-        return np.zeros(0), np.ones(1), np.ones((0, 1)), np.zeros((0, 1, 1, NUM_COLUMNS))
+        return np.zeros(0), np.ones(1), 1
     # Only tokens that travel care on which rank they are.
     shares = (
         [s for s in _SHARES if s < layout.attention_dp] + [float(layout.attention_dp)]
@@ -60,20 +57,23 @@ def fill_experts(prices: Prices, stream: str) -> tuple[Floats, Floats, Floats, F
         else [1.0]
     )
     totals = sorted({*_grid(prices.max_tokens * layout.attention_dp), *_edges(prices)})
-    table = np.zeros((len(totals), len(shares), len(besides), NUM_COLUMNS))
-    alone_s = np.ones((len(totals), len(shares)))
-    for g, total in enumerate(totals):
-        known: dict[int, tuple[float, Floats]] = {}
-        for s, share in enumerate(shares):
-            tokens_d = spread(total, share, layout.attention_dp)
-            fullest = int(tokens_d.max())
-            if fullest not in known:
-                places = _draw_places(
-                    prices.experts.imbalance_L, total, prices.plan.rng(stream, total, fullest)
-                )
-                known[fullest] = price_experts(prices, tokens_d, places, besides)
-            alone_s[g, s], table[g, s] = known[fullest]
-    return np.array(totals, dtype=np.float64), np.array(shares), alone_s, table
+    return np.array(totals, dtype=np.float64), np.array(shares), len(_besides_of(prices))
+
+
+def price_entry(prices: Prices, tokens_d: Ints, stream: str) -> tuple[float, Floats]:
+    """:func:`price_experts` of draws of their own for so many tokens on each data-parallel rank.
+
+    Args:
+        stream: names the random numbers, of which every entry has its own.
+    """
+    total, fullest = int(tokens_d.sum()), int(tokens_d.max())
+    rng = prices.plan.rng(stream, total, fullest)
+    places = _draw_places(prices.experts.imbalance_L, total, rng)
+    return price_experts(prices, tokens_d, places, _besides_of(prices))
+
+
+def _besides_of(prices: Prices) -> tuple[float, ...]:
+    return BESIDES if prices.halved_layers else (0.0,)
 
 
 def _edges(prices: Prices) -> list[int]:

@@ -41,8 +41,8 @@ second."""
 _STEP = 50
 
 
-IDLE, FORMS_NEXT, IN_FLIGHT = range(3)
-"""What is next for a replica: nothing, a step that is formed, the end of one."""
+IDLE, FORMS_NEXT, IN_FLIGHT, UNPRICED = range(4)
+"""What is next for a replica: nothing, a step that is formed, the end of one, the price of one."""
 
 
 class Span(NamedTuple):
@@ -127,6 +127,8 @@ def take_steps(
         if not span.prices_steps:
             return IN_FLIGHT, now_s, done, rows, work
         row[1] = price_step(requests, ranks, table, row)
+        if math.isnan(row[1]):
+            return UNPRICED, now_s, done, rows, work
         work += _STEP + ranks.each[:, NUM_RUNNING].sum()
         now_s += row[1]
         if now_s >= span.next_s or now_s > span.until_s or ranks.counts[0, FIRST_RESERVED] >= 0:

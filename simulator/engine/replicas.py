@@ -39,7 +39,7 @@ from simulator.engine.hand_over import (
     hand_on,
     use_reserved,
 )
-from simulator.engine.replica import FORMS_NEXT, IN_FLIGHT, PAUSE, Span, take_steps
+from simulator.engine.replica import FORMS_NEXT, IN_FLIGHT, PAUSE, UNPRICED, Span, take_steps
 from simulator.engine.sending import (
     Feed,
     Pool,
@@ -56,9 +56,10 @@ from simulator.engine.state import (
     Floats,
 )
 
-DONE, LOG_FULL, STEP_FORMED, ASKS, PAUSED = range(5)
+DONE, LOG_FULL, STEP_FORMED, ASKS, PAUSED, PRICE_WANTED = range(6)
 """Why the loop returned: nothing happens until the given time; the log has no row left; a step has
-been formed whose end is not known; a balancer in Python is asked; some time has passed."""
+been formed whose end is not known; a balancer in Python is asked; some time has passed; a step has
+been formed whose price the table does not have yet."""
 
 
 @borrowing
@@ -169,6 +170,9 @@ def run_ahead(
                 if pool.ranks.counts[replica, 0, FIRST_RESERVED] >= 0:
                     use_reserved(events, first, handing, replica)
             work += size
+            if state == UNPRICED:
+                feed.asks[0] = number
+                return PRICE_WANTED, rows
             if state == IN_FLIGHT:
                 if not prices_steps:
                     return STEP_FORMED, rows

@@ -77,7 +77,7 @@ class Feed(NamedTuple):
     chosen: Ints
     """``[1]`` the replica that a balancer in Python has chosen, or -1."""
     asks: Ints
-    """``[1]`` the pool whose balancer is asked."""
+    """``[1]`` the pool whose balancer is asked, or the replica whose step has no price yet."""
 
 
 @borrowing

@@ -4,6 +4,8 @@ pipeline, and of routed experts between the table's entries. Compiled.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,17 +35,21 @@ ATTENTION = 8
 def price_step(
     requests: Requests, ranks: Ranks, table: StepTable, row: NDArray[np.float64]
 ) -> float:
-    """Seconds of the formed step; its parts go into the log row from :data:`ATTENTION` on.
+    """Seconds of the formed step, NaN where an entry of the table is wanted that is not filled;
+    its parts go into the log row from :data:`ATTENTION` on.
 
     Data-parallel ranks wait for the slowest: the mean rank's time counts as work, the rest as
     waiting. So do the lanes of a pipeline.
     """
     num_dp = len(ranks.pools)
     num_lanes = len(ranks.each) // num_dp
+    factor = table.slowdown * table.factor
     if num_lanes == 1:
         _price_lane(requests, ranks, table, 0, num_dp, row)
-        if table.slowdown != 1.0:
-            slow_down(row, table.slowdown)
+        if table.wanted[0] >= 0:
+            return math.nan
+        if factor != 1.0:
+            slow_down(row, factor, table.slowdown)
         return float(row[ATTENTION : ATTENTION + 8].sum())
     lanes, head_s, sends_s = table.room_for_lanes, table.room_for_ends[0], table.room_for_ends[1]
     lanes[:] = 0.0
@@ -54,20 +60,25 @@ def price_step(
             )
             head_s[lane], sends_s[lane] = head, table.sends_s[fullest]
             lanes[lane, ATTENTION + 6] += sends_s[lane]
-    parts = lanes[:, ATTENTION:]
-    return float(
-        in_flight(parts, head_s, sends_s, num_lanes, table.longest_stage, table.last_stage, row)
-    )
+    if table.wanted[0] >= 0:
+        return math.nan
+    parts, ends = lanes[:, ATTENTION:], (table.longest_stage, table.last_stage)
+    duration_s = float(in_flight(parts, head_s, sends_s, num_lanes, ends[0], ends[1], row))
+    if factor != 1.0:
+        slow_down(row, factor, 1.0)
+    return duration_s * factor
 
 
 @borrowing
-def slow_down(row: NDArray[np.float64], factor: float) -> None:
-    """Let the parts of a step take ``factor`` times as long, and read as much more: passes that
-    draft tokens are like those of the model's own layers.
+def slow_down(row: NDArray[np.float64], factor: float, passes: float) -> None:
+    """Let the parts of a step take ``factor`` times as long.
+
+    Args:
+        passes: of the model's layers, those that draft tokens among them, which read as much each.
     """
     for c in range(8):
         row[ATTENTION + c] *= factor
-    row[ATTENTION + 9] *= factor
+    row[ATTENTION + 9] *= passes
 
 
 @borrowing
@@ -278,6 +289,11 @@ def _interpolate_experts(
     for corner in range(4):
         at_g, weight_g = (g, 1 - a) if corner < 2 else (g + 1, a)
         at_s, weight_s = (s, 1 - b) if corner % 2 == 0 else (s2, b)
+        if weight_g * weight_s == 0.0:
+            continue
+        if not table.is_filled[at_g, at_s]:
+            table.wanted[0], table.wanted[1] = at_g, at_s
+            return
         x, y = 0, 0.0
         if len(table.expert_besides) > 1:
             beside = beside_s / table.expert_alone_s[at_g, at_s]

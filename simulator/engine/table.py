@@ -9,11 +9,12 @@ from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
 from simulator.cost.compute import Rates
 from simulator.cost.kernels.context import NUM_SUMS
-from simulator.engine.experts_table import BESIDES, fill_experts
+from simulator.engine.experts_table import BESIDES, NUM_COLUMNS, list_entries, price_entry, spread
 from simulator.engine.state import Floats, Ints
 from simulator.engine.step_log import LOG_COLUMNS
 from simulator.step.prices import PHASES, Prices
@@ -62,12 +63,18 @@ class StepTable(NamedTuple):
     expert_s: Floats
     """``[G, S, B, 7]`` seconds of ``EXPERT_PHASES``, all layers; the mean load imbalance; bytes of
     weights the mean rank reads; token-expert pairs dropped in all layers."""
+    is_filled: NDArray[np.bool_]
+    """``[G, S]`` entries that are known; others are filled when a step wants them."""
+    wanted: Ints
+    """``[2]`` the entry that the latest price lacked; -1 if none."""
     weight_bytes: float
     """Weights other than routed experts that a rank reads in every step."""
     step_s: float
     sequence_s: float
     prompt_s: float
     """Of the engine's own time, what a step with prompt tokens takes beyond one without."""
+    factor: float
+    """What every second is multiplied with."""
     decode_rows: int
     """Most tokens of a sequence that attention kernels for decodes take: one, and a draft."""
     slowdown: float
@@ -95,6 +102,35 @@ def make_table(prices: Prices, stream: str = "steps") -> StepTable:
         stream: names the random numbers, of which every entry has its own, so that it can be filled
             alone and in any order.
     """
+    table = start_table(prices)
+    for g, s in np.ndindex(*table.is_filled.shape):
+        fill_entry(table, prices, stream, g, s)
+    return table
+
+
+def fill_entry(table: StepTable, prices: Prices, stream: str, g: int, s: int) -> None:
+    """Price the routed experts of one number of tokens and one share of the fullest rank, and have
+    it in the table of all that share its arrays.
+
+    Args:
+        stream: as of :func:`make_table`.
+    """
+    dp = prices.plan.layout.attention_dp
+    total, shares = int(table.expert_tokens[g]), table.expert_shares
+    tokens_d = spread(total, float(shares[s]), dp)
+    for other in np.flatnonzero(table.is_filled[g]):
+        if (spread(total, float(shares[other]), dp) == tokens_d).all():
+            found = table.expert_alone_s[g, other], table.expert_s[g, other]
+            break
+    else:
+        found = price_entry(prices, tokens_d, stream)
+    table.expert_alone_s[g, s], table.expert_s[g, s] = found
+    table.is_filled[g, s] = True
+    table.wanted[:] = -1
+
+
+def start_table(prices: Prices) -> StepTable:
+    """Price everything but the routed experts, whose entries are filled by :func:`fill_entry`."""
     layout = prices.plan.layout
     if prices.plan.calibration.shared_cores is not None:
         raise UserError(
@@ -128,7 +164,8 @@ def make_table(prices: Prices, stream: str = "steps") -> StepTable:
     reduces = (
         [(_all_reduce_s(prices), prices.num_all_reduces, reduces_halved)] if layout.tp > 1 else []
     )
-    tokens, shares, alone_s, expert_s = fill_experts(prices, stream)
+    tokens, shares, num_besides = list_entries(prices)
+    entries = (len(tokens), len(shares))
     engine = prices.plan.calibration.engine
     return StepTable(
         mixer_s=sum((_layers_s(*block) for block in mixers), zeros),
@@ -157,12 +194,15 @@ def make_table(prices: Prices, stream: str = "steps") -> StepTable:
         expert_tokens=tokens,
         expert_shares=shares,
         expert_besides=np.array(BESIDES if prices.halved_layers else (0.0,)),
-        expert_alone_s=alone_s,
-        expert_s=expert_s,
+        expert_alone_s=np.ones(entries),
+        expert_s=np.zeros((*entries, num_besides, NUM_COLUMNS)),
+        is_filled=np.zeros(entries, dtype=np.bool_),
+        wanted=np.full(2, -1, dtype=np.int64),
         weight_bytes=prices.read_bytes_per_step,
         step_s=engine.step_s,
         sequence_s=engine.sequence_s,
         prompt_s=engine.prompt_s(prices.plan.model.num_layers, prices.plan.model.num_moe_layers),
+        factor=1.0,
         decode_rows=prices.decode_rows,
         slowdown=prices.plan.drafts.slowdown,
         sends_s=prices.all_sends_s(np.arange(prices.max_tokens + 1))
@@ -202,28 +242,10 @@ def sums_contexts(table: StepTable) -> bool:
 
 
 def slow_table(table: StepTable, factor: float) -> StepTable:
-    """A step table whose every second is multiplied with ``factor``."""
-    if factor == 1.0:
-        return table
-    names = (
-        "mixer_s",
-        "ffn_s",
-        "head_s",
-        "collective_s",
-        "halved_s",
-        "step_s",
-        "sequence_s",
-        "prompt_s",
-        "expert_alone_s",
-        "sends_s",
-    )
-    changed = {name: getattr(table, name) * factor for name in names}
-    experts = table.expert_s.copy()
-    experts[..., :4] *= factor
-    rates = table.rates.copy()
-    rates[..., :7] *= factor
-    rates[..., 11] *= factor
-    return table._replace(**changed, expert_s=experts, rates=rates)
+    """A step table whose every second is multiplied with ``factor``; entries that are filled in one
+    are there in the other.
+    """
+    return table._replace(factor=table.factor * factor)
 
 
 def empty_table() -> StepTable:
@@ -248,10 +270,13 @@ def empty_table() -> StepTable:
         expert_besides=nothing,
         expert_alone_s=np.zeros((0, 0)),
         expert_s=np.zeros((0, 0, 0, 0)),
+        is_filled=np.zeros((0, 0), dtype=np.bool_),
+        wanted=np.full(2, -1, dtype=np.int64),
         weight_bytes=0.0,
         step_s=0.0,
         sequence_s=0.0,
         prompt_s=0.0,
+        factor=1.0,
         decode_rows=1,
         slowdown=1.0,
         sends_s=nothing,

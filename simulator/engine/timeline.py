@@ -29,11 +29,12 @@ from simulator.engine.hand_over import HandOver
 from simulator.engine.limits import make_limits
 from simulator.engine.message import MessageWires
 from simulator.engine.pool import PoolState
-from simulator.engine.replicas import ASKS, DONE, STEP_FORMED, next_event, run_ahead
+from simulator.engine.replicas import ASKS, DONE, PRICE_WANTED, STEP_FORMED, next_event, run_ahead
 from simulator.engine.sending import Feed
 from simulator.engine.served import Served
 from simulator.engine.step_log import NUM_COLUMNS, POOL, REPLICA
-from simulator.engine.table import StepTable, empty_table, make_table
+from simulator.engine.step_price import price_step
+from simulator.engine.table import StepTable, empty_table, fill_entry, start_table
 from simulator.engine.transfers import start_transfers
 from simulator.policies.failures import Change
 from simulator.results.tables import DeploymentRecord
@@ -41,9 +42,11 @@ from simulator.workload.traces import RequestTrace
 
 Fidelity = Literal["step", "rank", "message"]
 MakeTable = Callable[[PoolState, str], StepTable]
-"""Fills a pool's table with the random numbers of a stream."""
+"""Starts a pool's table; entries that it lacks are filled with the random numbers of the stream."""
 _POOLS: tuple[str, ...] = ("both", "prefill", "decode")
 """Names of pools, that which requests come to first before the other."""
+STREAMS = {"both": "steps", "decode": "steps", "prefill": "prefill steps"}
+"""Names of the random numbers of each pool's steps."""
 _LOG_ROWS = 8192
 _LAST, _CHANGE, _AGAIN = EventPriority(2), EventPriority(3), EventPriority(4)
 """Behind everything else that SimPy does at an instant, so that all steps that end then have ended;
@@ -55,7 +58,7 @@ def run_plan(
     trace: RequestTrace,
     fidelity: Fidelity = "step",
     progress: CountDone = lambda _: None,
-    fill: MakeTable = lambda pool, stream: make_table(pool.prices, stream),
+    fill: MakeTable = lambda pool, _: start_table(pool.prices),
 ) -> DeploymentRecord:
     """Serve the whole trace and return what happened, with steps of each kind shown.
 
@@ -74,7 +77,7 @@ def serve(
     fidelity: Fidelity = "step",
     *,
     progress: CountDone = lambda _: None,
-    fill: MakeTable = lambda pool, stream: make_table(pool.prices, stream),
+    fill: MakeTable = lambda pool, _: start_table(pool.prices),
     way_s: float | None = None,
     until: float | None = None,
 ) -> Served:
@@ -95,15 +98,14 @@ def serve(
     pools = _start_pools(plan, trace)
     if way_s is None:
         way_s = (plan.prefill or plan).calibration.engine.first_token_s
-    streams = {"both": "steps", "decode": "steps", "prefill": "prefill steps"}
     tables: dict[str, StepTable] = {}
     by_ranks: dict[str, ByRanks] = {}
     for name, pool in pools.items():
         if fidelity == "step":
-            tables[name] = fill(pool, streams[name])
+            tables[name] = fill(pool, STREAMS[name])
         else:
             tables[name] = empty_table()
-            by_ranks[name] = _make_by_ranks(pool, fidelity, streams[name])
+            by_ranks[name] = _make_by_ranks(pool, fidelity, STREAMS[name])
     timeline = _Timeline(plan, trace, pools, tables, by_ranks, way_s, progress)
     timeline.run(math.inf if until is None else until)
     return Served(
@@ -325,12 +327,25 @@ class _Timeline:
             if why == ASKS:
                 self._feed.chosen[0] = self._pools[self._feed.asks[0]].choose()
                 continue
+            if why == PRICE_WANTED:
+                self._price_step(int(self._feed.asks[0]))
             if why == STEP_FORMED:
                 self._env.process(self._take_step(self._log[self._rows - 1]))
             if self._rows == len(self._log):
                 self._start_log()
             if why != STEP_FORMED:
                 self._progress(int(self._feed.num_done[0]))
+
+    def _price_step(self, number: int) -> None:
+        """Price the step that a replica has formed, filling the entries that the table lacks."""
+        place = int(number >= self._pools[0].plan.replicas)
+        pool, replica = self._pools[place], number - place * self._pools[0].plan.replicas
+        table = self._handing.pool.table if self._handing and place else self._first.table
+        row = self._log[pool.clock.last_row[replica, 0]]
+        while np.isnan(row[1]):
+            fill_entry(table, pool.prices, STREAMS[self._names[place]], *table.wanted.tolist())
+            row[1] = price_step(pool.requests, pool.ranks_of(replica), table, row[:POOL])
+        push_event(self._events, row[0] + row[1], code_of(ENDS, number))
 
     def _start_log(self) -> None:
         """Put the full log away, and begin another."""

@@ -14,7 +14,7 @@ from simulator.base.recent import Recent
 from simulator.config.deployment import DeploymentSpec, PrefillPoolSpec
 from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.engine.pool import PoolState
-from simulator.engine.table import StepTable, make_table, slow_table
+from simulator.engine.table import StepTable, slow_table, start_table
 from simulator.engine.timeline import serve
 from simulator.planner.risk import risk
 from simulator.planner.screen import Option
@@ -285,7 +285,7 @@ class Explorer:
         # Another model, or another recording, may have the same path.
         named = plan.model.model_dump_json(), str(self.space.folder)
         key = (spec, *named, machines, pool.max_tokens, stream, plan.seed)
-        table = _TABLES.get(key, lambda: make_table(pool.prices, stream))
+        table = _TABLES.get(key, lambda: start_table(pool.prices))
         return slow_table(table, self.slower)
 
     def plan(self, sized: Sized) -> DeploymentPlan:

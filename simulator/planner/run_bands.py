@@ -20,7 +20,7 @@ from simulator.config.calibration import Calibration
 from simulator.config.workload import SLO
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.pool import PoolState
-from simulator.engine.table import StepTable, make_table, slow_table
+from simulator.engine.table import StepTable, slow_table, start_table
 from simulator.engine.timeline import MakeTable, run_plan
 from simulator.planner.curve import Curve
 from simulator.planner.draws import Draws, Floats, Table, bands_of, first_token_off, own_of
@@ -65,7 +65,7 @@ class Tables:
 
         def fill(pool: PoolState, stream: str) -> StepTable:
             if stream not in self._tables:
-                self._tables[stream] = make_table(pool.prices, stream)
+                self._tables[stream] = start_table(pool.prices)
             return slow_table(self._tables[stream], factor)
 
         return fill

@@ -246,7 +246,10 @@ def test_the_dropped_share_of_a_run_by_ranks_is_a_direct_count(tiny, monkeypatch
 def test_rows_of_many_steps_add_up_what_each_drops(tiny, monkeypatch, split):
     plan = tiny.plan("moe", overflow=capacity(0.3), **split)
     trace = tiny.trace(60, 2000.0, 100, 40)
-    compiled, simpy = serve(plan, trace, "step"), serve_by_events(monkeypatch, plan, trace, tiny.tables)
+    compiled, simpy = (
+        serve(plan, trace, "step"),
+        serve_by_events(monkeypatch, plan, trace, tiny.tables),
+    )
     steps = compiled.steps_of("both")
     assert (steps["dropped_pairs"][steps["num_steps"] > 1] > 0).any()
     check_same_events(compiled, simpy)

@@ -13,7 +13,6 @@ from simulator.base.frozen import validate
 from simulator.config.capacity import Question
 from simulator.config.deployment import DeploymentSpec
 from simulator.deployment.plan import make_plan
-from simulator.engine.table import slow_table
 from simulator.engine.timeline import run_plan
 from simulator.planner import ruled_out
 from simulator.planner.curve import Curve
@@ -157,14 +156,18 @@ def test_the_screen_reads_pipelines_optimistically():
 
 
 def test_a_slower_table_is_slower_on_the_way_between_stages_too(tiny):
-    from simulator.engine.table import make_table
-    from simulator.step.prices import Prices
+    from simulator.engine.table import make_table, slow_table
+    from simulator.engine.timeline import serve
 
-    plan = tiny.plan("dense", tp=2, pp=2)
-    table = make_table(Prices(plan, 64))
-    slowed = slow_table(table, 2.0)
-    assert slowed.sends_s == pytest.approx(2 * table.sends_s)
-    assert (slowed.longest_stage, slowed.last_stage) == (table.longest_stage, table.last_stage)
+    plan, trace = tiny.plan("dense", tp=2, pp=2), tiny.trace(1, 50.0, 60, 20)
+
+    def durations(factor):
+        served = serve(
+            plan, trace, fill=lambda pool, _: slow_table(make_table(pool.prices), factor)
+        )
+        return served.steps_of("both")["duration_s"].to_numpy()
+
+    assert durations(2.0) == pytest.approx(2 * durations(1.0))
 
 
 def test_sizes_formats_and_places_of_a_question_reach_its_deployments():
