@@ -95,8 +95,8 @@ def run(
     loaded, path = load_scenario(scenario[0], overrides or [], seed)
     folder = out_folder or Path("reports/out") / path.stem
     check_writable(folder)
-    with console.progress() as tick:
-        processes = 1 if workers is None and address is None else workers
+    processes = 1 if workers is None and address is None else workers
+    with console.progress("requests" if processes == 1 else "deployments") as tick:
         results = run_scenario(loaded, path, fidelity, tick, processes, address)  # type: ignore[arg-type]
         tick("writing the report", 0, None)
         write(results, folder, render)

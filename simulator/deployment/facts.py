@@ -167,6 +167,16 @@ def _assumptions(plan: DeploymentPlan) -> list[dict[str, str]]:
         rows.append(
             {"what": what, "value": _fit_text(fit) + error, "kind": fit.kind, "source": fit.source}
         )
+    if plan.drafts.num_tokens:
+        rows.append(
+            {
+                "what": "drafts",
+                "value": f"{policy_text(plan.spec.speculation)}: {plan.drafts.mean_kept:.2f} "
+                "tokens a decode; the module's weights and cache take no memory",
+                "kind": "assumed",
+                "source": "the scenario: how many tokens are kept depends on model and text",
+            }
+        )
     if plan.experts is not None:
         source = " ".join(plan.experts.routing_source.split())
         kind = (

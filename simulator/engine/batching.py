@@ -288,7 +288,6 @@ def complete_step(
             new = chunk[d, i]
             if new > 1 and is_decode(ints[r, NUM_INPUT], ints[r, GENERATED], ints[r, COMPUTED]):
                 new = count_kept_tokens(requests, limits, r, new)
-                gap_counts[0] += new - 1  # they come together
                 ints[r, GENERATED] += new - 1
             ints[r, COMPUTED] += new
             is_done = False

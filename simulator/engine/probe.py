@@ -181,6 +181,8 @@ def _batch(plan: DeploymentPlan, prefill_tokens: int, num_decodes: int, context:
     prompts = prefill_tokens // dp + (order < prefill_tokens % dp)
     # Remainders go to opposite ends, so that no rank gets more tokens than a full step has.
     decodes = num_decodes // dp + (order >= dp - num_decodes % dp)
+    if of_decode > 1:  # drafts are cut where a step is full
+        decodes = np.minimum(decodes, (plan.rules.token_budget - prompts) // of_decode)
     new = [
         np.array([of_decode] * n + [p] * bool(p), dtype=np.int64)
         for p, n in zip(prompts.tolist(), decodes.tolist(), strict=True)

@@ -86,16 +86,16 @@ def tell_recomputation(row: pd.Series, short: str) -> str | None:
 
 
 def tell_room_wait(row: pd.Series, short: str) -> str | None:
-    """A sentence on prompts that wait for KV blocks of the decode pool; ``None`` where they hardly
-    do.
+    """A sentence on prompts that wait for KV blocks or a place in the decode pool; ``None`` where
+    they hardly do.
     """
     wait_s, first_s = float(row["room_wait_mean_s"]), float(row["ttft_mean_s"])
     if not wait_s > _ROOM_WAIT * first_s:
         return None
     return (
-        f"Prompts of {short} wait {seconds_text(wait_s)} on average for room in the KV cache of "
-        f"its decode pool, {100 * wait_s / first_s:.0f} % of their time to first token: more "
-        "decode replicas, or fewer prefill replicas for them to serve, would help."
+        f"Prompts of {short} wait {seconds_text(wait_s)} on average for room in its decode pool, "
+        f"{100 * wait_s / first_s:.0f} % of their time to first token: more decode replicas, or "
+        "more room in theirs, would help."
     )
 
 

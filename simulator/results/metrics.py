@@ -71,7 +71,7 @@ METRICS: dict[str, Metric] = {
     "itl_p50_s": Metric(
         "ITL p50",
         "s",
-        "inter-token latency: gaps between output tokens, pooled over requests; median",
+        "inter-token latency: gaps between deliveries of tokens, pooled over requests; median",
         "lower",
     ),
     "itl_p99_s": Metric(
@@ -167,13 +167,20 @@ METRICS: dict[str, Metric] = {
     "prefix_hit_ratio": Metric(
         "Prefix cache hits", "ratio", "share of prompt tokens found in the prefix cache", "higher"
     ),
+    "tokens_per_decode": Metric(
+        "Tokens per decode",
+        "",
+        "output tokens that a sequence gets in a decode step, 1 without drafts",
+        "",
+    ),
     "num_preemptions": Metric(
         "Preemptions", "", "times a request lost its KV blocks and was computed again", "lower"
     ),
     "room_wait_mean_s": Metric(
         "Wait for room to decode",
         "s",
-        "for KV blocks in a decode pool, mean over requests; 0 without such a pool",
+        "until a step of a decode pool finds KV blocks and a place, mean over requests; where "
+        "engines compute prompts before, what others wait for behind these is not counted",
         "lower",
     ),
     "num_retries": Metric(
@@ -296,6 +303,7 @@ def _measure(plan: DeploymentPlan, record: DeploymentRecord, slo: SLO) -> dict[s
         "kv_used_mean": float((steps["kv_used"] * steps["duration_s"]).sum() / busy_s),
         "kv_used_max": float(steps["kv_used"].max()),
         "prefix_hit_ratio": _ratio(requests["num_cached"].sum(), num_input),
+        "tokens_per_decode": _ratio(steps["decode_tokens"].sum(), steps["decodes"].sum()),
         "num_preemptions": float(everyone["num_preemptions"].sum()),
         "room_wait_mean_s": float(requests["room_wait_s"].mean()) if len(requests) else np.nan,
         "num_retries": float(everyone["num_retries"].sum()),

@@ -68,8 +68,8 @@ REQUEST_COLUMNS = {
         "replica of the prefill pool that computed its prompt, -1 without such a pool"
     ),
     "room_wait_s": (
-        "for which it waited until a rank of the decode pool had KV blocks for its prompt's cache; "
-        "0 without such a pool"
+        "for which it waited until a step of the decode pool found KV blocks for its prompt's "
+        "cache; 0 without such a pool"
     ),
     "transfer_s": (
         "from the end of its prompt until its KV cache was at the decode pool, less what it waited "

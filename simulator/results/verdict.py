@@ -324,7 +324,9 @@ def _inside(results: Results, name: str, row: pd.Series, short: str) -> str:
     step = ""
     if len(decodes):
         held = decodes["decodes"].sum() / decodes["num_steps"].sum()
-        step = f" A decode step holds {held:.1f} sequences a replica on average."
+        step = f" A decode step holds {held:.1f} sequences a replica on average"
+        found = float(row["tokens_per_decode"])
+        step += f" and finds {found:.2f} tokens of each." if found > 1 else "."
     shares = sorted(((float(row[f"{phase}_share"]), phase) for phase in STEP_PHASES), reverse=True)[
         :3
     ]

@@ -79,9 +79,8 @@ def test_many_changes_are_counted():
         (0.2, None),
         (
             1.5,
-            "Prompts of A wait 1.5 s on average for room in the KV cache of its decode pool, 60 % "
-            "of their time to first token: more decode replicas, or fewer prefill replicas for "
-            "them to serve, would help.",
+            "Prompts of A wait 1.5 s on average for room in its decode pool, 60 % of their time to "
+            "first token: more decode replicas, or more room in theirs, would help.",
         ),
     ],
 )

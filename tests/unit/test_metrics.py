@@ -71,6 +71,8 @@ def record(requests=REQUESTS):
                 "duration_s": duration,
                 "kv_used": [s[2] for s in STEPS],
                 "prefill_tokens": PREFILL_TOKENS,
+                "decodes": [4, 10, 6],
+                "decode_tokens": [6, 25, 19],
             }
             | {
                 f"{phase}_s": duration * part
@@ -135,6 +137,7 @@ def expected(plan):
         "prefix_hit_ratio": 20 / inputs,
         "num_preemptions": 3,
         "room_wait_mean_s": 0.0,
+        "tokens_per_decode": 50 / 20,
         "num_retries": 0,
         "num_lost": 0,
         "recomputed_share": 1 - (inputs - 20) / (PREFILL_TOKENS * len(STEPS)),

@@ -47,6 +47,7 @@ def deployment(
         "num_gpus": 8.0,
         "num_retries": 0.0,
         "room_wait_mean_s": 0.0,
+        "tokens_per_decode": 1.0,
     }
     row |= {
         "duration_s": 100.0 + late_s,
