@@ -70,7 +70,7 @@ def asks_first(handing: HandOver, kind: int, request: int) -> bool:
 
 @borrowing
 def expect_cache(handing: HandOver, request: int) -> None:
-    """A request asks the decode pool for room, which is to take in its prompt's cache."""
+    """Let a request ask the decode pool for room, which is to take in its prompt's cache."""
     ints, transfers = handing.pool.requests.ints, handing.transfers
     ints[request, STAGE] = IN_LINE
     ints[request, BROUGHT] = ints[request, NUM_INPUT] - transfers.recomputes_last
@@ -87,8 +87,8 @@ def hand_on(
     request: int,
     now_s: float,
 ) -> bool:
-    """A prompt that ended leaves, a request comes to the decode pool, or its cache does. Returns
-    whether it has happened, for which a balancer in Python may have to be asked.
+    """Let a prompt that ended leave, a request come to the decode pool, or its cache come there.
+    Returns whether it has happened, for which a balancer in Python may have to be asked.
     """
     pool, transfers = handing.pool, handing.transfers
     requests, num_first = pool.requests, len(first.clock.counts)

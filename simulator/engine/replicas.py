@@ -107,6 +107,9 @@ def run_ahead(
     """
     requests, ranks, clock, limits, table, balance = first
     num_first, work = len(clock.counts), 0
+    stops, ended = feed.is_closed, feed.chosen[:0]
+    if handing is not None:
+        stops, ended = True, handing.transfers.ended
     while True:
         at_s, code = next_event(events, feed, requests.times)
         if at_s > until_s or at_s == math.inf:
@@ -123,7 +126,7 @@ def run_ahead(
             if number >= num_first:
                 place, replica = 1, number - num_first
             span = Span(kind == ENDS, at_s, next_s, until_s, prices_steps, place, replica)
-            if handing is None:
+            if handing is None or place == 0:
                 state, then_s, done, rows, size = take_steps(
                     requests,
                     ranks_of(ranks, replica),
@@ -131,27 +134,11 @@ def run_ahead(
                     clock_of(clock, replica),
                     table,
                     span,
-                    feed.is_closed,
-                    feed.chosen[:0],
+                    stops,
+                    ended,
                     log,
                     rows,
                 )
-                release_next(feed, requests, done, then_s)
-            elif place == 0:
-                state, then_s, done, rows, size = take_steps(
-                    requests,
-                    ranks_of(ranks, replica),
-                    limits,
-                    clock_of(clock, replica),
-                    table,
-                    span,
-                    True,
-                    handing.transfers.ended,
-                    log,
-                    rows,
-                )
-                for i in range(done):
-                    push_event(events, then_s, code_of(LEAVES, handing.transfers.ended[i]))
             else:
                 pool = handing.pool
                 state, then_s, done, rows, size = take_steps(
@@ -162,13 +149,17 @@ def run_ahead(
                     pool.table,
                     span,
                     feed.is_closed,
-                    feed.chosen[:0],
+                    ended[:0],
                     log,
                     rows,
                 )
-                release_next(feed, requests, done, then_s)
                 if pool.ranks.counts[replica, 0, FIRST_RESERVED] >= 0:
                     use_reserved(events, first, handing, replica)
+            if handing is not None and place == 0:
+                for i in range(done):
+                    push_event(events, then_s, code_of(LEAVES, ended[i]))
+            else:
+                release_next(feed, requests, done, then_s)
             work += size
             if state == UNPRICED:
                 feed.asks[0] = number

@@ -285,7 +285,7 @@ class Limits(NamedTuple):
     accepted: Floats = _NOTHING
     """``[tokens of a draft]`` :attr:`simulator.policies.speculation.Drafts.accepted`."""
     draft_seed: int = 0
-    """Of the draws which tokens of drafts are kept."""
+    """Seed by which it is drawn which tokens of drafts are kept."""
     hands_over: bool = False
     """Whether finished requests keep their KV blocks until their caches are at another pool."""
 

@@ -216,7 +216,7 @@ class ReplicasChanged:
     starts: bool
     """Whether they serve from then on; else they stopped."""
     replicas: list[int]
-    """Those that it made a difference to, numbered as in ``STEP_COLUMNS``."""
+    """Replicas that it made a difference to, numbered as in ``STEP_COLUMNS``."""
     num_requests: int
     """Requests that they had, which went to others or were lost."""
 

@@ -103,7 +103,7 @@ def outside(tmp_path_factory):
 
 
 def count_parameters():
-    """Of the model, by hand: all, and those that a token uses."""
+    """Parameters of the model, counted by hand: all, and those that a token uses."""
     query, tied = HEADS * HEAD, GROUPS * HEAD
     attention = HIDDEN * (query + tied + HEAD // 2) + query * HIDDEN
     thin = 2 * HIDDEN * 256 + 2 * 256 * 4096

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 from simulator.base.errors import UserError
+from simulator.commands.run import prepare_run
 from simulator.engine.acceptance import draw_uniform
+from simulator.engine.pool import PoolState
 from simulator.engine.timeline import run_plan, serve
 from simulator.planner.traffic import subset
 from simulator.policies.speculation import Drafts
+from simulator.scenario.scenario import load_scenario
 from simulator.workload.traces import RequestTrace
 from tests.cases import times
 from tests.laws.deployments import check_same_events, draw_deployment, serve_by_events
@@ -208,3 +211,19 @@ def test_a_step_whose_drafts_are_cut_can_be_shown(tiny, budget):
     computed = steps["prefill_tokens"] + steps["decodes"] * 4
     assert (computed > 4 * budget).any(), "some drafts are cut"
     assert set(record.shown_steps) >= {"decode"}
+
+
+def test_a_cache_without_room_for_the_longest_draft_is_refused_before_anything_runs(monkeypatch):
+    """What ``check`` accepts, ``run`` starts."""
+    asked = []
+    monkeypatch.setattr(
+        "simulator.commands.run.check_requests",
+        lambda capacity, tokens, where: asked.append(tokens),
+    )
+    module = 'deployments.0.speculation={kind="module",tokens=3,accepted=0.7}'
+    scenario, path = load_scenario("mixtral_vs_llama2", ["workload.num_requests=20", module])
+    plans, trace = prepare_run(scenario, path)
+    longest = int((trace.num_input + trace.num_output).max())
+    assert asked == [longest + 3, longest]
+    for plan, tokens in zip(plans, asked, strict=True):
+        assert PoolState(plan, trace)._longest == tokens

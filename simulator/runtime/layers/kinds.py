@@ -35,9 +35,9 @@ class Chunk(NamedTuple):
 
     num_sequences: int
     new_tokens: int
-    """Of each sequence."""
+    """New tokens of each sequence."""
     context_tokens: int
-    """Of each sequence, in the cache already."""
+    """Tokens of each sequence that are in the cache already."""
 
     @property
     def num_tokens(self) -> int:

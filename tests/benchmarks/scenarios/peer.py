@@ -1,4 +1,4 @@
-"""The same requests in NVIDIA Dynamo's simulator of a serving engine, where it is installed.
+"""One trace served by NVIDIA Dynamo's simulator of a serving engine, where it is installed.
 
 ``python -m dynamo.replay`` (ai-dynamo 1.2 to 1.4) serves synthetic requests in virtual time; its
 options are those of the reference page of 1.4.0
