@@ -24,6 +24,7 @@ from simulator.config.model import ModelSpec
 from simulator.deployment.plan import make_plan
 from simulator.engine.timeline import run_plan, serve
 from simulator.workload.traces import RequestTrace
+from tests.parts import change_plan
 from tests.tables import Tables
 
 pytest_plugins = ["tests.suite"]
@@ -138,26 +139,29 @@ def _trace(
 
 def _with_blocks(plan, num_blocks):
     """The same plan with a KV cache of so many blocks a rank."""
-    kv_bytes = num_blocks * plan.capacity.block_bytes
-    return dataclasses.replace(plan, capacity=dataclasses.replace(plan.capacity, kv_bytes=kv_bytes))
+    kv_bytes = num_blocks * plan.serving.capacity.block_bytes
+    return change_plan(plan, capacity=dataclasses.replace(plan.serving.capacity, kv_bytes=kv_bytes))
 
 
 def _on(plan, cluster=None, accelerator=None, topology=None):
     """The same plan on other hardware: wires and kernels priced anew."""
-    cluster, accelerator = cluster or plan.cluster, accelerator or plan.accelerator
-    fabric = plugins.build("topology", topology or cluster.topology, "test").wire(
-        cluster, plan.layout.num_ranks
+    cluster, accelerator = (
+        cluster or plan.placement.cluster,
+        accelerator or plan.placement.accelerator,
     )
-    return dataclasses.replace(
+    fabric = plugins.build("topology", topology or cluster.topology, "test").wire(
+        cluster, plan.placement.layout.num_ranks
+    )
+    return change_plan(
         plan,
         cluster=cluster,
         accelerator=accelerator,
         fabric=fabric,
         compute=plugins.build("cost.compute", plan.spec.compute, "test").prepare(
-            accelerator, plan.calibration
+            accelerator, plan.placement.calibration
         ),
         comm=plugins.build("cost.comm", plan.spec.communication, "test").prepare(
-            fabric, plan.calibration, plan.accelerator
+            fabric, plan.placement.calibration, plan.placement.accelerator
         ),
     )
 

@@ -120,7 +120,7 @@ def _check_scenario(path: Path, overrides: list[str]) -> _Found:
     fits = "; ".join(
         (
             f"{p.name}: {p.num_gpus} GPUs, KV cache "
-            f"of {p.capacity.tokens * p.layout.attention_dp:,} tokens a replica"
+            f"of {p.serving.capacity.tokens * p.placement.layout.attention_dp:,} tokens a replica"
         )
         for p in plans
     )

@@ -144,10 +144,11 @@ def _choose(scenario: Scenario, names: Sequence[str], path: Path) -> list[Deploy
 
 def _check_measured(plan: DeploymentPlan) -> None:
     """Refuse a number of ranks whose collectives were not measured before it has run, not after."""
+    placement = plan.placement
     from simulator.config.host import HostRates
 
-    if isinstance(plan.calibration, HostRates) and plan.layout.num_ranks > 1:
-        _ = plan.calibration.collectives
+    if isinstance(placement.calibration, HostRates) and placement.layout.num_ranks > 1:
+        _ = placement.calibration.collectives
 
 
 def _check_transport(execution: ExecutionSpec, path: Path) -> None:
@@ -164,8 +165,8 @@ def _check_faults(
 ) -> None:
     for fault in execution.faults:
         for plan in plans:
-            if fault.rank is not None and fault.rank >= plan.layout.num_ranks:
-                last = plan.layout.num_ranks - 1
+            if fault.rank is not None and fault.rank >= plan.placement.layout.num_ranks:
+                last = plan.placement.layout.num_ranks - 1
                 raise UserError(
                     f"execution.faults: rank {fault.rank}: '{plan.name}' has ranks 0 to {last}"
                 )
@@ -185,7 +186,7 @@ def _calibration(plans: list[DeploymentPlan]) -> dict[str, Any]:
     """What the predictions rest on."""
     from simulator.config.host import HostRates
 
-    found = plans[0].calibration
+    found = plans[0].placement.calibration
     if isinstance(found, HostRates):
         return {
             "title": found.host.title,
@@ -201,7 +202,7 @@ def _calibrated_share(plan: DeploymentPlan) -> float:
     """
     from simulator.config.host import HostRates
 
-    found = plan.calibration
+    found = plan.placement.calibration
     return (found.host.others_share or 0.0) if isinstance(found, HostRates) else 0.0
 
 
@@ -226,7 +227,7 @@ class _Runner:
             return self._backend
         self.close()
         self._backend = None
-        self.tick(f"starting {plan.layout.num_ranks} shards", 0, None)
+        self.tick(f"starting {plan.placement.layout.num_ranks} shards", 0, None)
         self._backend = self.site.start(plan, self.execution)
         return self._backend
 
@@ -341,6 +342,6 @@ def _last(execution: ExecutionSpec, kind: str) -> int:
 def _even(plan: DeploymentPlan, step: Step) -> EvenStep:
     from simulator.runtime.layers.part import Part
 
-    dp = plan.layout.attention_dp
+    dp = plan.placement.layout.attention_dp
     sequences_d = tuple(Part(d, dp).num(step.num_sequences) for d in range(dp))
     return EvenStep(sequences_d, step.new_tokens, step.context_tokens, step.offset)

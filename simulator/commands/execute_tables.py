@@ -24,7 +24,7 @@ def combine_moments(plan: DeploymentPlan, shards: list[Any]) -> Any:
     """A step's time and its phases, from what every rank measured of it."""
     from simulator.runtime.timeline import combine
 
-    layout = plan.layout
+    layout = plan.placement.layout
     groups = (tuple(range(layout.num_ranks)),)
     return combine([shard.moments for shard in shards], groups)
 
@@ -95,7 +95,7 @@ def largest_difference(
     plan: DeploymentPlan, shards: list[Any], wanted_TH: NDArray[np.float32]
 ) -> float:
     """Largest difference of a hidden value between the distributed run and the reference."""
-    own = [shard.hidden_TH for shard in shards if shard.rank % plan.layout.tp == 0]
+    own = [shard.hidden_TH for shard in shards if shard.rank % plan.placement.layout.tp == 0]
     return float(np.abs(np.concatenate(own) - wanted_TH).max(initial=0.0))
 
 
@@ -143,7 +143,7 @@ def summarise(
 
 def _parameters(plan: DeploymentPlan) -> tuple[int, int]:
     """Parameters and active ones, less those that pruning took."""
-    model, pruning = plan.model, plan.spec.pruning
+    model, pruning = plan.placement.model, plan.spec.pruning
     gone = 0
     if pruning is not None:
         for _, ffn in model.layer_names:

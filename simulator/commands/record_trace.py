@@ -285,7 +285,7 @@ def record_runtime(
         )
     chosen = [entry for entry in scenario.deployments if deployment in (None, entry.name)]
     plans = [make_plan(entry, scenario.seed, str(path), folder) for entry in chosen]
-    plan = next((plan for plan in plans if plan.experts is not None), plans[0])
+    plan = next((plan for plan in plans if plan.placement.experts is not None), plans[0])
     job = make_job(plan, folder)
     texts, description = read_texts(text, scenario.seed)
     drawn = (
@@ -293,13 +293,14 @@ def record_runtime(
         if job.weights is None
         else f"weights of {Path(job.weights).name}"
     )
+    model = plan.placement.model
     provenance = (
-        f"moesim {__version__} trace record runtime: {plan.model.title or plan.model.name} "
+        f"moesim {__version__} trace record runtime: {model.title or model.name} "
         f"({drawn}) on {description}, every byte a token;"
     )
     tick("starting Ray", 0, None)
     with connect(simulated_nodes, address) as nodes:
-        backend = RayBackend(nodes, nodes.spread(plan.fabric.node_R), scenario.execution)
+        backend = RayBackend(nodes, nodes.spread(plan.placement.fabric.node_R), scenario.execution)
         try:
             return record_shards(
                 backend,

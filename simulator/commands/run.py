@@ -47,10 +47,12 @@ def prepare_run(scenario: Scenario, path: Path) -> tuple[list[DeploymentPlan], R
         try_policies(pool)
     for plan in plans:
         where = f"{path} [deployments '{plan.name}']"
-        check_requests(plan.capacity, longest_tokens(trace) + plan.drafts.num_tokens, where)
+        check_requests(
+            plan.serving.capacity, longest_tokens(trace) + plan.placement.drafts.num_tokens, where
+        )
         if plan.prefill is not None:
             longest = int(trace.num_input.max()) + 1
-            check_requests(plan.prefill.capacity, longest, f"{where} [prefill]")
+            check_requests(plan.prefill.serving.capacity, longest, f"{where} [prefill]")
     return plans, trace
 
 

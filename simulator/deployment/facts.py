@@ -18,35 +18,36 @@ from simulator.deployment.plan import DeploymentPlan
 
 def facts_of(plan: DeploymentPlan) -> dict[str, Any]:
     """The deployment's entry in ``run.json``; plain numbers and texts."""
-    model, experts = plan.model, plan.experts
-    capacity = plan.capacity
+    placement = plan.placement
+    model, experts = placement.model, placement.experts
+    capacity = plan.serving.capacity
     return {
         "model": model.name,
         "model_title": model.title or model.name,
         "is_rumour": model.is_rumour,
         "is_moe": model.moe is not None,
-        "cluster": plan.cluster.name,
-        "cluster_title": plan.cluster.title,
-        "accelerator": plan.accelerator.title,
+        "cluster": placement.cluster.name,
+        "cluster_title": placement.cluster.title,
+        "accelerator": placement.accelerator.title,
         "num_gpus": plan.num_gpus,
-        "replicas": sum(pool.replicas for pool in plan.pools),
+        "replicas": sum(pool.serving.replicas for pool in plan.pools),
         "layout": _layout_text(plan),
         "routing": policy_text(experts.routing) if experts else None,
         "routing_source": " ".join(experts.routing_source.split()) if experts else None,
         "overflow": policy_text(plan.spec.overflow) if plan.spec.overflow else None,
         "placement": policy_text(plan.spec.placement) if experts else None,
         "dispatch": _dispatch_text(plan),
-        "topology": policy_text(plan.cluster.topology),
+        "topology": policy_text(placement.cluster.topology),
         "scheduling": _scheduling_text(plan),
-        "max_sequences": plan.rules.max_sequences,
-        "token_budget": plan.rules.token_budget,
-        "num_batches": plan.layout.num_batches,
+        "max_sequences": plan.serving.rules.max_sequences,
+        "token_budget": plan.serving.rules.token_budget,
+        "num_batches": placement.layout.num_batches,
         "balancing": policy_text(plan.spec.balancing),
         "failures": "; ".join(policy_text(table) for table in plan.spec.failures) or None,
-        "speculation": policy_text(plan.spec.speculation) if plan.drafts.num_tokens else None,
+        "speculation": policy_text(plan.spec.speculation) if placement.drafts.num_tokens else None,
         "weight_dtype": _weights_text(plan),
         "pruning": policy_text(plan.spec.pruning.model_dump()) if plan.spec.pruning else None,
-        "kv_dtype": plan.precision.kv,
+        "kv_dtype": placement.precision.kv,
         "total_parameters": model.num_parameters,
         "active_parameters": model.num_active_parameters,
         "published_total": model.published.total_parameters if model.published else None,
@@ -58,20 +59,20 @@ def facts_of(plan: DeploymentPlan) -> dict[str, Any]:
             "reserve_bytes": capacity.reserve_bytes,
             "total_bytes": capacity.total_bytes,
         },
-        "kv_tokens": capacity.tokens * plan.layout.attention_dp,
+        "kv_tokens": capacity.tokens * placement.layout.attention_dp,
         "assumptions": _assumptions(plan) + _prefill_assumptions(plan),
         "warnings": list(
             dict.fromkeys(
                 text for pool in plan.pools for text in (*notes_of(pool), *warnings_of(pool))
             )
         ),
-        "currency": plan.cluster.currency,
+        "currency": placement.cluster.currency,
     }
 
 
 def _scheduling_text(plan: DeploymentPlan) -> str:
     """The policy with the keys that its file or its engine sets, and its two limits."""
-    rules = plan.rules
+    rules = plan.serving.rules
     limits = {"token_budget": rules.token_budget, "max_sequences": rules.max_sequences}
     return policy_text({**(plan.spec.scheduling or {}), **limits})
 
@@ -84,13 +85,14 @@ def policy_text(policy: Policy) -> str:
 
 def warnings_of(plan: DeploymentPlan) -> list[str]:
     """What a reader must know before believing the numbers."""
+    placement = plan.placement
     found = []
-    model = plan.model
+    model = placement.model
     if model.is_rumour:
         found.append(
             f"{model.title or model.name} is a rumour: its makers publish no size or shape."
         )
-    nodes = plan.fabric.num_nodes
+    nodes = placement.fabric.num_nodes
     for name, fit in fits_of(plan).items():
         if isinstance(fit, ExchangeFit) and fit.outside(nodes=nodes):
             found.append(
@@ -105,15 +107,17 @@ def warnings_of(plan: DeploymentPlan) -> list[str]:
             f"Assumed: {_ENGINE} of {plan.spec.engine.replace('@', ' ')}; "
             "other releases were measured."
         )
-    if plan.layout.pp > 1:
+    if placement.layout.pp > 1:
         found.append(
-            f"Pipelines of {plan.layout.pp} stages were compared with no measured server. "
+            f"Pipelines of {placement.layout.pp} stages were compared with no measured server. "
             "Chunks of one prompt follow each other a whole pass apart here, "
             "so prompts longer than a step's tokens are slower than with engines that send them "
             "one behind the other."
         )
     if assumed:
-        found.append(f"Assumed, not measured on {plan.accelerator.title}: {', '.join(assumed)}.")
+        found.append(
+            f"Assumed, not measured on {placement.accelerator.title}: {', '.join(assumed)}."
+        )
     return found
 
 
@@ -147,7 +151,7 @@ def _fits_other_releases(plan: DeploymentPlan) -> bool:
     """Whether the plan's accelerator family has measured points of the engine, though not of its
     release.
     """
-    calibration = load_any_calibration(plan.accelerator.calibration, plan.name)
+    calibration = load_any_calibration(plan.placement.accelerator.calibration, plan.name)
     engine = plan.spec.engine.partition("@")[0]
     return (
         isinstance(calibration, CalibrationFile)
@@ -157,6 +161,7 @@ def _fits_other_releases(plan: DeploymentPlan) -> bool:
 
 
 def _assumptions(plan: DeploymentPlan) -> list[dict[str, str]]:
+    placement = plan.placement
     rows = []
     for what, fit in fits_of(plan).items():
         error = (
@@ -167,18 +172,18 @@ def _assumptions(plan: DeploymentPlan) -> list[dict[str, str]]:
         rows.append(
             {"what": what, "value": _fit_text(fit) + error, "kind": fit.kind, "source": fit.source}
         )
-    if plan.drafts.num_tokens:
+    if placement.drafts.num_tokens:
         rows.append(
             {
                 "what": "drafts",
-                "value": f"{policy_text(plan.spec.speculation)}: {plan.drafts.mean_kept:.2f} "
+                "value": f"{policy_text(plan.spec.speculation)}: {placement.drafts.mean_kept:.2f} "
                 "tokens a decode; the module's weights and cache take no memory",
                 "kind": "assumed",
                 "source": "the scenario: how many tokens are kept depends on model and text",
             }
         )
-    if plan.experts is not None:
-        source = " ".join(plan.experts.routing_source.split())
+    if placement.experts is not None:
+        source = " ".join(placement.experts.routing_source.split())
         kind = (
             "assumed"
             if source.lower().startswith("assumed")
@@ -188,47 +193,49 @@ def _assumptions(plan: DeploymentPlan) -> list[dict[str, str]]:
         )
         kind = (
             "assumed"
-            if plan.spec.routing is not None and plan.experts.routing["kind"] != "replay"
+            if plan.spec.routing is not None and placement.experts.routing["kind"] != "replay"
             else kind
         )
-        kind = "measured" if plan.experts.routing["kind"] == "replay" else kind
+        kind = "measured" if placement.experts.routing["kind"] == "replay" else kind
         rows.append(
             {
                 "what": "routing",
-                "value": policy_text(plan.experts.routing),
+                "value": policy_text(placement.experts.routing),
                 "kind": kind,
                 "source": source,
             }
         )
-    if plan.sends is not None:
+    if placement.sends is not None:
         rates = [
-            f"{crossing.port_bytes_per_s / 1e9:,.0f} GB/s" for crossing in plan.sends.crossings
+            f"{crossing.port_bytes_per_s / 1e9:,.0f} GB/s" for crossing in placement.sends.crossings
         ]
         value = (
             f"as the all-gather of two GPUs over {', '.join(dict.fromkeys(rates))} a "
-            f"GPU, {plan.layout.pp - 1} times a step"
+            f"GPU, {placement.layout.pp - 1} times a step"
         )
-        fit = plan.sends.fit
+        fit = placement.sends.fit
         rows.append(
             {"what": "ways between stages", "value": value, "kind": fit.kind, "source": fit.source}
         )
-    accelerator = plan.accelerator
-    peak = accelerator.flops_per_s(plan.precision.weights)
+    accelerator = placement.accelerator
+    peak = accelerator.flops_per_s(placement.precision.weights)
     rows.append(
         {
             "what": "accelerator peaks",
             "value": (
-                f"{peak / 1e12:,.0f} TFLOP/s dense "
-                f"in {plan.precision.weights}, {accelerator.memory_bytes_per_s / 1e12:.2f} TB/s"
+                f"{peak / 1e12:,.0f} TFLOP/s dense in {placement.precision.weights}, "
+                f"{accelerator.memory_bytes_per_s / 1e12:.2f} TB/s"
             ),
             "kind": "published",
             "source": accelerator.sources.get("memory_bytes_per_s", ""),
         }
     )
     rows.append(_memory_row(plan))
-    if plan.cluster.price_per_gpu_hour is not None:
-        price = f"{plan.cluster.price_per_gpu_hour:.2f} {plan.cluster.currency} a GPU-hour"
-        source = plan.cluster.sources.get("price_per_gpu_hour", "")
+    if placement.cluster.price_per_gpu_hour is not None:
+        price = (
+            f"{placement.cluster.price_per_gpu_hour:.2f} {placement.cluster.currency} a GPU-hour"
+        )
+        source = placement.cluster.sources.get("price_per_gpu_hour", "")
         if plan.spec.price_per_gpu_hour is not None:
             source = "assumed: the deployment's own price_per_gpu_hour"
         kind = "published" if source and not source.lower().startswith("assumed") else "assumed"
@@ -265,7 +272,7 @@ def _prefill_assumptions(plan: DeploymentPlan) -> list[dict[str, str]]:
         "Mooncake's transfer engine"
     )
     rows.append({"what": "KV cache transfers", "value": value, "kind": "assumed", "source": source})
-    fit = plan.prefill.calibration.pools
+    fit = plan.prefill.placement.calibration.pools
     shown = (
         "in the decode pool's first step for a request, which computes the prompt's last token "
         "again"
@@ -296,13 +303,13 @@ _SHARES = {
 
 def _memory_row(plan: DeploymentPlan) -> Policy:
     """What of a GPU's memory the KV cache does not get, and how far logs are from that."""
-    capacity, spec = plan.capacity, plan.spec
+    capacity, spec = plan.serving.capacity, plan.spec
     value = (
         f"{capacity.step_bytes / 1e9:.1f} GB a GPU for the largest step, communication and "
         f"libraries; {capacity.share:.1%} {_SHARES[capacity.kind]}"
     )
     low, high = capacity.off_bytes
-    rules, engine = memory_rules(spec.engine, plan.accelerator), find_engine(spec.engine)
+    rules, engine = memory_rules(spec.engine, plan.placement.accelerator), find_engine(spec.engine)
     has_share = spec.memory_fraction is not None or spec.free_memory_fraction is not None
     if high == low or engine is None:
         source, kind = "deployment, or its default", "assumed"
@@ -317,10 +324,10 @@ def _memory_row(plan: DeploymentPlan) -> Policy:
 
 
 def _layout_text(plan: DeploymentPlan) -> str:
-    texts = [
-        f"{pool.layout.text()}, {pool.replicas} replica{'s' if pool.replicas > 1 else ''}"
-        for pool in plan.pools
-    ]
+    texts = []
+    for pool in plan.pools:
+        count = pool.serving.replicas
+        texts.append(f"{pool.placement.layout.text()}, {count} replica{'s' if count > 1 else ''}")
     return texts[0] if len(texts) == 1 else f"decode: {texts[0]}; prefill: {texts[1]}"
 
 
@@ -367,19 +374,20 @@ def _number_text(key: str, value: float) -> str:
 
 
 def _dispatch_text(plan: DeploymentPlan) -> str | None:
-    if plan.experts is None:
+    placement = plan.placement
+    if placement.experts is None:
         return None
-    if not plan.layout.travels:
+    if not placement.layout.travels:
         return "none: every rank has every token; partial results are summed with all-reduce"
     overlap = "" if plan.spec.overlap == "none" else ", hidden by two-batch overlap"
     return (
-        f"{policy_text(plan.spec.dispatch or {})}, {plan.precision.dispatch} "
-        f"out, {plan.precision.combine} back{overlap}"
+        f"{policy_text(plan.spec.dispatch or {})}, {placement.precision.dispatch} "
+        f"out, {placement.precision.combine} back{overlap}"
     )
 
 
 def _weights_text(plan: DeploymentPlan) -> str:
-    precision = plan.precision
-    if plan.model.moe is not None and precision.experts != precision.weights:
+    precision = plan.placement.precision
+    if plan.placement.model.moe is not None and precision.experts != precision.weights:
         return f"{precision.weights}, experts {precision.experts}"
     return precision.weights

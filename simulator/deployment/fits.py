@@ -15,20 +15,21 @@ def fits_of(plan: DeploymentPlan) -> dict[str, Fit]:
     Raises:
         UserError: if a machine's calibration has no collectives of so many ranks.
     """
-    return plan.calibration.fits(price_key_of(plan))
+    return plan.placement.calibration.fits(price_key_of(plan))
 
 
 def price_key_of(plan: DeploymentPlan) -> PriceKey:
     """What a plan's prices are asked of."""
-    experts, precision = plan.experts, plan.precision
+    placement = plan.placement
+    experts, precision = placement.experts, placement.precision
     return PriceKey(
         weights=precision.weights,
         experts=None if experts is None else precision.experts,
-        num_experts=None if plan.model.moe is None else plan.model.moe.num_experts,
-        travels=experts is not None and plan.layout.travels,
-        is_split=plan.layout.tp > 1,
+        num_experts=None if placement.model.moe is None else placement.model.moe.num_experts,
+        travels=experts is not None and placement.layout.travels,
+        is_split=placement.layout.tp > 1,
         kernels=() if experts is None else kernels_of(experts.dispatch),
         cache=precision.kv,
-        is_latent=plan.model.has_latent_cache,
+        is_latent=placement.model.has_latent_cache,
         pruning=plan.spec.pruning,
     )

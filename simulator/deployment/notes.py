@@ -19,10 +19,15 @@ from simulator.policies.scheduling import Rules
 
 def notes_of(plan: DeploymentPlan) -> list[str]:
     """A sentence for each default that decides, and for each setting without effect."""
-    if plan.experts is None:
+    placement = plan.placement
+    if placement.experts is None:
         return []
-    name = plan.model.title or plan.model.name
-    found = [routing_note(name, plan.experts.routing_source), _copies_note(plan), _block_note(plan)]
+    name = placement.model.title or placement.model.name
+    found = [
+        routing_note(name, placement.experts.routing_source),
+        _copies_note(plan),
+        _block_note(plan),
+    ]
     return [note for note in found if note is not None]
 
 
@@ -33,13 +38,13 @@ def start_notes(plan: DeploymentPlan, longest_tokens: int, part: str = "") -> li
     Args:
         part: what stands behind the deployment's name, such as ``, prefill``.
     """
-    capacity = plan.capacity
+    capacity = plan.serving.capacity
     probability = start_probability(capacity, longest_tokens)
     if probability >= _STARTS:
         return []
     low, high = (edge / 1e9 for edge in capacity.off_bytes)
     needed = capacity.blocks_for(longest_tokens) * capacity.block_bytes / 1e9
-    is_fitted = memory_rules(plan.spec.engine, plan.accelerator).off_kind == "fitted"
+    is_fitted = memory_rules(plan.spec.engine, plan.placement.accelerator).off_kind == "fitted"
     whose = "logs of engines" if is_fitted else "engines are assumed to"
     return [
         f"{plan.name}{part} may not start: {capacity.kv_bytes / 1e9:.1f} GB of a GPU are left for "
@@ -59,25 +64,30 @@ _SURER = {
 
 def _copies_note(plan: DeploymentPlan) -> str | None:
     """``eplb`` is known for its copies of hot experts, and makes none unless it is given slots."""
-    placement, moe = plan.spec.placement, plan.model.moe
-    if plan.experts is None or moe is None or placement.get("kind") != "eplb":
+    policy, moe, experts = plan.spec.placement, plan.placement.model.moe, plan.placement.experts
+    if experts is None or moe is None or policy.get("kind") != "eplb":
         return None
-    num_slots = plan.experts.placed.expert_LP.shape[1]
-    if "num_slots" in placement or num_slots > moe.num_experts:
+    num_slots = experts.placed.expert_LP.shape[1]
+    if "num_slots" in policy or num_slots > moe.num_experts:
         return None
     return (
         f"{plan.name}: placement 'eplb' without num_slots has a slot for each of the "
         f"{moe.num_experts} experts, so that no expert is copied; num_slots = "
-        f"{num_slots + plan.layout.ep} would give every rank one slot for a copy"
+        f"{num_slots + plan.placement.layout.ep} would give every rank one slot for a copy"
     )
 
 
 def _block_note(plan: DeploymentPlan) -> str | None:
     """Some kernels take scales of whole blocks only."""
-    block = refined_block(plan.spec.engine, plan.model, plan.layout, plan.precision)
+    placement = plan.placement
+    block = refined_block(plan.spec.engine, placement.model, placement.layout, placement.precision)
     if block is None:
         return None
-    part = plan.model.moe.intermediate_size // plan.layout.moe_tp if plan.model.moe else 0
+    part = (
+        placement.model.moe.intermediate_size // placement.layout.moe_tp
+        if placement.model.moe
+        else 0
+    )
     return (
         f"{plan.name}: a rank's part of an expert is {part} wide, for which the engine refines the "
         f"scales to blocks of {block}; Triton's kernels alone take them, and DeepGEMM, CUTLASS and "
@@ -118,7 +128,7 @@ def scheduling_notes(specs: Sequence[DeploymentSpec], plans: Sequence[Deployment
             written.append((plan.prefill, name, spec.prefill.scheduling, _UNWRITTEN_PREFILL))
         for pool, name, own, unwritten in written:
             before = unwritten if own is None else _complete(own)
-            if before is not None and _rules_of(before) != _comparable(pool.rules):
+            if before is not None and _rules_of(before) != _comparable(pool.serving.rules):
                 found.setdefault((_say_scheduling(pool), _toml(before)), []).append(name)
     return [
         f"scheduling of {', '.join(names)}: {now}. Before, it was scheduling = {before}"
@@ -139,7 +149,7 @@ def memory_notes(specs: Sequence[DeploymentSpec], plans: Sequence[DeploymentPlan
     """
     found: dict[tuple[str, str], list[str]] = {}
     for spec, plan in zip(specs, plans, strict=True):
-        low, high = plan.capacity.off_bytes
+        low, high = plan.serving.capacity.off_bytes
         if spec.activation_bytes is not None or high == low:
             continue
         has_share = spec.memory_fraction is not None or spec.free_memory_fraction is not None
@@ -149,7 +159,7 @@ def memory_notes(specs: Sequence[DeploymentSpec], plans: Sequence[DeploymentPlan
         names = [plan.name] if plan.prefill is None else [plan.name, f"{plan.name}, prefill"]
         pools = [plan] if plan.prefill is None else [plan, plan.prefill]
         found.setdefault((name, before), []).extend(
-            f"{own} ({pool.capacity.kv_bytes / 1e9:.1f} GB a GPU)"
+            f"{own} ({pool.serving.capacity.kv_bytes / 1e9:.1f} GB a GPU)"
             for own, pool in zip(names, pools, strict=True)
         )
     return [
@@ -176,11 +186,15 @@ def _comparable(rules: Rules) -> Rules:
 
 def _say_scheduling(pool: DeploymentPlan) -> str:
     """How a pool batches, and on whose word."""
-    engine, rules, kind = find_engine(pool.spec.engine), pool.rules, (pool.spec.scheduling or {})
+    engine, rules, kind = (
+        find_engine(pool.spec.engine),
+        pool.serving.rules,
+        (pool.spec.scheduling or {}),
+    )
     name = pool.spec.engine if engine is None else engine.title
     return (
         f"{kind['kind']}, {rules.token_budget:,} tokens a step, {rules.max_sequences:,} sequences, "
-        f"by the file's keys and else as {name} starts on {pool.accelerator.title}"
+        f"by the file's keys and else as {name} starts on {pool.placement.accelerator.title}"
     )
 
 

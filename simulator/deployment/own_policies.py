@@ -33,35 +33,42 @@ def try_policies(plan: DeploymentPlan) -> None:
     Raises:
         UserError: naming the policy, and what it must return.
     """
-    if plan.experts is not None:
+    if plan.placement.experts is not None:
         _try_overflow(plan)
-        if not is_shipped(type(plan.experts.dispatch)):
+        if not is_shipped(type(plan.placement.experts.dispatch)):
             _try_dispatch(plan)
     for changes in plan.list_failures():
         list(islice(changes, _TOKENS))
-    if not is_shipped(type(plan.balancing)):
-        balancer = prepare_balancer(plan.balancing, plan.replicas, np.random.default_rng(0))
-        nothing = np.zeros(plan.replicas, dtype=np.int64)
+    if not is_shipped(type(plan.serving.balancing)):
+        balancer = prepare_balancer(
+            plan.serving.balancing, plan.serving.replicas, np.random.default_rng(0)
+        )
+        nothing = np.zeros(plan.serving.replicas, dtype=np.int64)
         if isinstance(balancer, Rule):
-            list_turns(plan.balancing, balancer, _TOKENS, plan.replicas)
+            list_turns(plan.serving.balancing, balancer, _TOKENS, plan.serving.replicas)
         else:
             choose_replica(balancer, nothing, nothing)
 
 
 def _try_overflow(plan: DeploymentPlan) -> None:
-    assert plan.experts is not None
-    assert plan.model.moe is not None
-    ids_TK, source_T = plan.experts.topk_ids_LTK[0, :_TOKENS], np.zeros(_TOKENS, dtype=np.int64)
-    drop_overflow(plan.experts.overflow, ids_TK, source_T, plan.model.moe.num_experts)
+    placement = plan.placement
+    assert placement.experts is not None
+    assert placement.model.moe is not None
+    ids_TK, source_T = (
+        placement.experts.topk_ids_LTK[0, :_TOKENS],
+        np.zeros(_TOKENS, dtype=np.int64),
+    )
+    drop_overflow(placement.experts.overflow, ids_TK, source_T, placement.model.moe.num_experts)
 
 
 def _try_dispatch(plan: DeploymentPlan) -> None:
-    assert plan.experts is not None
-    assert plan.model.moe is not None
-    policy = policy_at(plan.experts.dispatch, 1)
+    placement = plan.placement
+    assert placement.experts is not None
+    assert placement.model.moe is not None
+    policy = policy_at(placement.experts.dispatch, 1)
     if sees(policy) not in _SEES:
         name = method_name(policy, "sees").removesuffix("()")
         raise UserError(f"{name} must be one of {', '.join(_SEES)}; is {sees(policy)!r}")
-    ranks, top_k = plan.layout.num_ranks, plan.model.moe.top_k
+    ranks, top_k = placement.layout.num_ranks, placement.model.moe.top_k
     rank_TK = np.arange(_TOKENS * top_k).reshape(_TOKENS, top_k) % ranks
-    count_copies(policy, rank_TK, np.arange(_TOKENS) % ranks, plan.fabric.node_R)
+    count_copies(policy, rank_TK, np.arange(_TOKENS) % ranks, placement.fabric.node_R)

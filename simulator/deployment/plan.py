@@ -1,5 +1,8 @@
 """The frozen plan: a deployment with every policy built, every expert placed, and every check
 passed. Backends execute it.
+
+It has two parts: what is placed (:mod:`simulator.deployment.placement`), which prices are of, and
+how it serves.
 """
 
 from __future__ import annotations
@@ -8,68 +11,53 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from simulator.base.errors import UserError
 from simulator.base.plugins import build
-from simulator.base.recent import Recent
-from simulator.base.streams import open_stream
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import Calibration, CalibrationFile
-from simulator.config.cluster import ClusterSpec, load_cluster
+from simulator.config.cluster import load_cluster
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.engine import find_hand_over, resolve_scheduling
-from simulator.config.host import HostCalibration, HostRates, load_any_calibration
+from simulator.config.host import HostCalibration, load_any_calibration
 from simulator.config.model import ModelSpec, load_model
-from simulator.cost.comm import CommModel
-from simulator.cost.compute import ComputeModel
-from simulator.cost.stages import Sends, make_sends
+from simulator.cost.stages import make_sends
 from simulator.cost.transfer import Transfer, make_transfer
-from simulator.deployment.expert_plan import ExpertPlan, plan_experts
+from simulator.deployment.expert_plan import plan_experts
 from simulator.deployment.memory import Capacity, capacity_of, check_memory, does_fit
+from simulator.deployment.placement import Placement, choose_precision, wire_links
 from simulator.deployment.refusals import check_drafts, check_pruning, check_sequences, check_stages
 from simulator.deployment.splits import check_splits, find_refusal
 from simulator.policies.balancing import BalancingPolicy
-from simulator.policies.contracts import list_changes, make_drafts, make_rules, wire_cluster
+from simulator.policies.contracts import list_changes, make_drafts, make_rules
 from simulator.policies.failures import Change, FailurePolicy, Machines
 from simulator.policies.scheduling import Rules
-from simulator.policies.speculation import NO_DRAFTS, Drafts
-from simulator.policies.topology import Fabric
 from simulator.work.layout import Layout, make_layout
 from simulator.work.memory import CacheSize, Precision, cache_size
 
-_FABRICS = Recent[tuple[str, int], Fabric](most=256)
+
+@dataclass(frozen=True)
+class Serving:
+    """How a pool of replicas serves: numbers and policies that no step's price depends on."""
+
+    replicas: int
+    rules: Rules
+    """What a step may take in, by the scheduling policy."""
+    balancing: BalancingPolicy
+    capacity: Capacity
+    """What the memory of a GPU holds, and what is left for the KV cache."""
 
 
 @dataclass(frozen=True)
 class DeploymentPlan:
-    """What to execute."""
+    """What to execute: what is placed, how it serves, and what happens to it meanwhile."""
 
     spec: DeploymentSpec
-    model: ModelSpec
-    cluster: ClusterSpec
-    accelerator: AcceleratorSpec
-    calibration: Calibration | HostRates
-    layout: Layout
-    replicas: int
-    precision: Precision
-    fabric: Fabric
-    compute: ComputeModel
-    comm: CommModel
-    rules: Rules
-    balancing: BalancingPolicy
-    capacity: Capacity
-    experts: ExpertPlan | None
-    """``None`` for a dense model."""
-    seed: int
+    placement: Placement
+    serving: Serving
     prefill: DeploymentPlan | None = None
     """The pool that computes prompts, where this one only decodes."""
     transfer: Transfer | None = None
-    """From one to the other."""
-    sends: Sends | None = None
-    """From each stage of a pipeline to the next; ``None`` without one."""
-    drafts: Drafts = NO_DRAFTS
-    """What its steps verify besides one token of each sequence."""
+    """How caches pass from the prefill pool to this one."""
     failures: tuple[FailurePolicy, ...] = ()
     """What breaks while it serves, in either pool."""
 
@@ -86,7 +74,7 @@ class DeploymentPlan:
     @property
     def num_gpus(self) -> int:
         """GPUs of all replicas of all pools."""
-        return sum(pool.replicas * pool.layout.num_gpus for pool in self.pools)
+        return sum(pool.serving.replicas * pool.placement.layout.num_gpus for pool in self.pools)
 
     @property
     def machines(self) -> dict[str, Machines]:
@@ -94,12 +82,13 @@ class DeploymentPlan:
         names = ("both",) if self.prefill is None else ("decode", "prefill")
         found: dict[str, Machines] = {}
         for name, pool in zip(names, self.pools, strict=True):
-            before = sum(one.num_gpus for one in found.values() if one.cluster == pool.cluster.name)
+            cluster = pool.placement.cluster
+            before = sum(one.num_gpus for one in found.values() if one.cluster == cluster.name)
             found[name] = Machines(
-                pool.replicas,
-                pool.layout.num_gpus,
-                pool.cluster.gpus_per_node,
-                pool.cluster.name,
+                pool.serving.replicas,
+                pool.placement.layout.num_gpus,
+                cluster.gpus_per_node,
+                cluster.name,
                 before,
             )
         return found
@@ -107,15 +96,9 @@ class DeploymentPlan:
     def list_failures(self) -> list[Iterator[Change]]:
         """What breaks and what comes back, of each policy in order of time."""
         return [
-            list_changes(policy, self.machines, self.rng("failures", number))
+            list_changes(policy, self.machines, self.placement.rng("failures", number))
             for number, policy in enumerate(self.failures)
         ]
-
-    def rng(self, purpose: str, *numbers: int) -> np.random.Generator:
-        """The random numbers of one use, which deployments of one seed share
-        (:func:`~simulator.base.streams.open_stream`).
-        """
-        return open_stream(self.seed, purpose, *numbers)
 
 
 def make_plan(spec: DeploymentSpec, seed: int, where: str, folder: Path) -> DeploymentPlan:
@@ -135,7 +118,7 @@ def make_plan(spec: DeploymentSpec, seed: int, where: str, folder: Path) -> Depl
         in_table = f"{place} [failures.{number}]"
         failures.append(build("failures", table, in_table))
         try:
-            list_changes(failures[-1], plan.machines, plan.rng("failures", number))
+            list_changes(failures[-1], plan.machines, plan.placement.rng("failures", number))
         except UserError as error:
             raise UserError(f"{in_table}: {error}") from None
     return replace(plan, failures=tuple(failures))
@@ -161,15 +144,19 @@ def _make_pools(spec: DeploymentSpec, seed: int, place: str, folder: Path) -> De
         changes |= {"calibration": None, "price_per_gpu_hour": None}
     prefill = _make_pool(spec.model_copy(update=changes), seed, f"{place} [prefill]", folder, 0)
     decode = _make_pool(
-        spec, seed, place, folder, prefill.num_gpus if prefill.cluster.name == spec.cluster else 0
+        spec,
+        seed,
+        place,
+        folder,
+        prefill.num_gpus if prefill.placement.cluster.name == spec.cluster else 0,
     )
     transfer = make_transfer(
         pool,
-        (prefill.cluster, decode.cluster),
-        (prefill.layout, decode.layout),
+        (prefill.placement.cluster, decode.placement.cluster),
+        (prefill.placement.layout, decode.placement.layout),
         _mean_cache(decode),
         prefill.num_gpus + decode.num_gpus,
-        decode.model.num_layers,
+        decode.placement.model.num_layers,
         find_hand_over(spec.engine),
     )
     return replace(decode, prefill=prefill, transfer=transfer)
@@ -208,7 +195,7 @@ def _make_pool(
             "and here none do: "
             + (f"{model.name} is dense" if model.moe is None else "it takes attention_dp > 1")
         )
-    precision = _precision(spec, model)
+    precision = choose_precision(spec, model)
     check_pruning(spec, model, precision, loaded, place)
     scheduling = resolve_scheduling(
         spec.scheduling, spec.engine, accelerator, layout.attention_dp, spec.usage
@@ -222,7 +209,7 @@ def _make_pool(
     if drafts.num_tokens:
         check_drafts(spec, layout, loaded, place)
     check_stages(spec, layout, cluster, loaded, rules, place)
-    fabric = _wired(cluster, layout.num_ranks, place)
+    fabric = wire_links(cluster, layout.num_ranks, place)
     capacity = _check_start(spec, model, accelerator, layout, precision, rules, place, loaded)
     calibration = (
         loaded.on(layout.num_ranks, capacity.weights_bytes * layout.num_ranks)
@@ -231,16 +218,19 @@ def _make_pool(
     )
     sends = None
     if layout.pp > 1 and isinstance(calibration, Calibration):
-        sends = make_sends(layout, _wired(cluster, layout.num_gpus, place), calibration)
-    return DeploymentPlan(
-        spec=spec,
+        sends = make_sends(layout, wire_links(cluster, layout.num_gpus, place), calibration)
+    placement = Placement(
+        name=spec.name,
         model=model,
         cluster=cluster,
         accelerator=accelerator,
         calibration=calibration,
         layout=layout,
-        replicas=replicas,
         precision=precision,
+        pruning=spec.pruning,
+        overlap=spec.overlap,
+        drafts=drafts,
+        experts=plan_experts(spec, model, layout, rules.token_budget, seed, place, folder),
         fabric=fabric,
         compute=build("cost.compute", spec.compute or {}, f"{place} [compute]").prepare(
             accelerator, calibration
@@ -248,14 +238,11 @@ def _make_pool(
         comm=build("cost.comm", spec.communication or {}, f"{place} [communication]").prepare(
             fabric, calibration, accelerator
         ),
-        rules=rules,
-        balancing=build("balancing", spec.balancing, f"{place} [balancing]"),
-        capacity=capacity,
-        experts=plan_experts(spec, model, layout, rules.token_budget, seed, place, folder),
-        seed=seed,
         sends=sends,
-        drafts=drafts,
+        seed=seed,
     )
+    balancing = build("balancing", spec.balancing, f"{place} [balancing]")
+    return DeploymentPlan(spec, placement, Serving(replicas, rules, balancing, capacity))
 
 
 def _check_start(
@@ -287,27 +274,10 @@ def _check_start(
 
 def _mean_cache(plan: DeploymentPlan) -> CacheSize:
     """Of one sequence on a GPU: the mean one, where stages of a pipeline keep different layers."""
-    pp = plan.layout.pp
+    pp = plan.placement.layout.pp
     if pp == 1:
-        return plan.capacity.cache
-    whole = cache_size(plan.model, replace(plan.layout, pp=1), plan.precision)
-    return CacheSize(whole.bytes_per_token / pp, whole.bytes_per_sequence / pp)
-
-
-def _wired(cluster: ClusterSpec, num_ranks: int, place: str) -> Fabric:
-    """The links of a replica; once for all plans on the same machines."""
-    key = (cluster.model_dump_json(exclude={"name", "num_gpus"}), num_ranks)
-    where = f"{place}: cluster '{cluster.name}' [topology]"
-    return _FABRICS.get(
-        key,
-        lambda: wire_cluster(build("topology", cluster.topology, where), cluster, num_ranks),
+        return plan.serving.capacity.cache
+    whole = cache_size(
+        plan.placement.model, replace(plan.placement.layout, pp=1), plan.placement.precision
     )
-
-
-def _precision(spec: DeploymentSpec, model: ModelSpec) -> Precision:
-    weights = spec.weight_dtype or model.weight_dtype
-    experts = spec.expert_dtype or spec.weight_dtype or model.expert_dtype or model.weight_dtype
-    wide = "fp32" if weights == "fp32" else "bf16"
-    narrow = experts in ("fp8", "fp8_block", "mxfp4", "nvfp4")
-    dispatch = spec.dispatch_dtype or ("fp8" if narrow else wide)
-    return Precision(weights, experts, spec.kv_dtype or wide, dispatch, spec.combine_dtype or wide)
+    return CacheSize(whole.bytes_per_token / pp, whole.bytes_per_sequence / pp)

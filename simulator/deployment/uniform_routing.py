@@ -22,14 +22,15 @@ def uniform_imbalance(plan: DeploymentPlan, num_tokens: int) -> UniformImbalance
 
     A batch above the pool's tokens is made of these in proportion, and scatters as they do.
     """
-    if plan.experts is None or plan.model.moe is None:
+    placement = plan.placement
+    if placement.experts is None or placement.model.moe is None:
         return None
     sampled = min(num_tokens, POOL_TOKENS)
     return draw_uniform_imbalance(
-        plan.experts.placed.rank_LP[0],  # layers have the same numbers of slots on their ranks
-        plan.model.moe.top_k,
+        placement.experts.placed.rank_LP[0],  # layers have the same numbers of slots on their ranks
+        placement.model.moe.top_k,
         sampled,
-        plan.rng("uniform routing", sampled),
+        placement.rng("uniform routing", sampled),
     )
 
 
@@ -41,7 +42,7 @@ def mean_uniform_imbalances(
     Args:
         tokens_S: tokens of each batch, at least 1.
     """
-    if plan.experts is None or not len(tokens_S):
+    if plan.placement.experts is None or not len(tokens_S):
         return np.full(len(tokens_S), np.nan)
     first = np.searchsorted(_GRID, tokens_S.min(), side="right") - 1
     end = np.searchsorted(_GRID, min(float(tokens_S.max()), POOL_TOKENS)) + 1

@@ -51,10 +51,10 @@ def make_record(served: Served) -> DeploymentRecord:
         )
         steps["replica"] += number
         steps.insert(1, "pool", name)
-        number += pool.plan.replicas
+        number += pool.num_replicas
         logs.append(steps)
         uniform.append(mean_uniform_imbalances(pool.plan, _tokens_of_batches(pool.plan, steps)))
-        read_bytes += float(steps["read_bytes"].sum()) * pool.plan.layout.num_gpus
+        read_bytes += float(steps["read_bytes"].sum()) * pool.plan.placement.layout.num_gpus
         found = probe(pool.plan, pool.prices, steps, requests, served.by_ranks.get(name))
         probes.append(found if name == "both" else found.only(name))
     everything = pd.concat(logs, ignore_index=True) if len(logs) > 1 else logs[0]
@@ -65,7 +65,11 @@ def make_record(served: Served) -> DeploymentRecord:
     duration_s = everything["duration_s"].to_numpy()
 
     def mean_over_time(values_S: Floats) -> float:
-        return float((values_S * duration_s).sum() / duration_s.sum()) if plan.experts else nan
+        return (
+            float((values_S * duration_s).sum() / duration_s.sum())
+            if plan.placement.experts
+            else nan
+        )
 
     imbalance = everything.pop("load_imbalance").to_numpy()
     steps = everything.drop(columns=["read_bytes", "dropped_pairs"])
@@ -102,11 +106,12 @@ def _share_dropped(plan: DeploymentPlan, steps: pd.DataFrame) -> float:
     """Share of token-expert pairs that were dropped, over all layers and steps; NaN where none can
     be.
     """
-    moe, experts = plan.model.moe, plan.experts
+    placement = plan.placement
+    moe, experts = placement.model.moe, placement.experts
     if moe is None or experts is None or not may_drop(experts.overflow):
         return nan
     tokens = int(steps["prefill_tokens"].sum() + steps["decode_tokens"].sum())
-    pairs = tokens * moe.top_k * plan.model.num_moe_layers
+    pairs = tokens * moe.top_k * placement.model.num_moe_layers
     return float(steps["dropped_pairs"].sum()) / pairs if pairs else nan
 
 
@@ -115,7 +120,7 @@ def _tokens_of_batches(plan: DeploymentPlan, steps: pd.DataFrame) -> Floats:
     in flight and the halves of two-batch overlap are taken to be alike.
     """
     halves = 2 if plan.spec.overlap == "two_batch" else 1
-    of_decode = 1 + plan.drafts.num_tokens
+    of_decode = 1 + plan.placement.drafts.num_tokens
     tokens_S = (steps["prefill_tokens"] + of_decode * steps["decodes"]).to_numpy(np.float64)
     tokens_S /= steps["num_steps"].to_numpy()
-    return np.maximum(tokens_S / (plan.layout.pp * halves), 1.0)
+    return np.maximum(tokens_S / (plan.placement.layout.pp * halves), 1.0)

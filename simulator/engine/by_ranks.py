@@ -82,7 +82,7 @@ class ByRanks:
             number: how many steps the replica took before.
             batches: of each lane that has something to compute.
         """
-        plan = self.prices.plan
+        plan = self.prices.placement
         drawn = plan.rng(self.stream, replica, number)
         offsets = drawn.integers(POOL_TOKENS, size=len(batches)).tolist()
         # Lanes are at different stages at any time, so each has the wires to itself.
@@ -122,7 +122,7 @@ class ByRanks:
         Args:
             offset: where in the pool of expert choices its tokens begin.
         """
-        plan = self.prices.plan
+        plan = self.prices.placement
         return run_step(
             env,
             self.make_wires(env),

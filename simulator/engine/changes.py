@@ -84,7 +84,7 @@ def apply_change(change: Change, place: int, pools: Sequence[PoolState], events:
             continue
         reasons[:] += 1
         if reasons[0] == 1:
-            number = replica + place * pools[0].plan.replicas
+            number = replica + place * pools[0].num_replicas
             remove_events(events, [code_of(kind, number) for kind in (FORMS, FORMS_LATE)])
             expected = _call_off(pool, replica, events)
             kept = _lose_kept(pool, replica, events)

@@ -47,8 +47,8 @@ def list_entries(prices: Prices) -> tuple[Floats, Floats, int]:
     """``expert_tokens`` and ``expert_shares`` of a table, and how much else a half may compute
     beside: how many of :data:`BESIDES`.
     """
-    layout = prices.plan.layout
-    if prices.plan.experts is None:
+    layout = prices.placement.layout
+    if prices.placement.experts is None:
         return np.zeros(0), np.ones(1), 1
     # Only tokens that travel care on which rank they are.
     shares = (
@@ -67,7 +67,7 @@ def price_entry(prices: Prices, tokens_d: Ints, stream: str) -> tuple[float, Flo
         stream: names the random numbers, of which every entry has its own.
     """
     total, fullest = int(tokens_d.sum()), int(tokens_d.max())
-    rng = prices.plan.rng(stream, total, fullest)
+    rng = prices.placement.rng(stream, total, fullest)
     places = _draw_places(prices.experts.imbalance_L, total, rng)
     return price_experts(prices, tokens_d, places, _besides_of(prices))
 
@@ -78,10 +78,11 @@ def _besides_of(prices: Prices) -> tuple[float, ...]:
 
 def _edges(prices: Prices) -> list[int]:
     """Totals on both sides of where the dispatch policy begins to send tokens in another way."""
-    layout = prices.plan.layout
-    if prices.plan.experts is None or not layout.travels:
+    placement = prices.placement
+    layout = placement.layout
+    if placement.experts is None or not layout.travels:
         return []
-    ends = [limit * layout.num_ranks for limit in limits_of(prices.plan.experts.dispatch)]
+    ends = [limit * layout.num_ranks for limit in limits_of(placement.experts.dispatch)]
     if prices.halved_layers:  # the halves pass the limit one after the other
         ends = [at for end in ends for at in (2 * end, 2 * end + layout.num_ranks)]
     return [
@@ -166,7 +167,7 @@ def price_experts(
         for part_d, begin in zip(parts, begins, strict=False)
     ]
     loads = _measure_loads(prices, parts, steps)
-    num_layers = prices.plan.model.num_moe_layers
+    num_layers = prices.placement.model.num_moe_layers
     if is_split:
         exchanges = [
             exchange
@@ -193,7 +194,7 @@ def _measure_loads(
     """Mean load imbalance, and in all layers the bytes of weights that the mean rank reads and the
     token-expert pairs that are dropped.
     """
-    num_layers = prices.plan.model.num_moe_layers
+    num_layers = prices.placement.model.num_moe_layers
     imbalance, read_bytes = 0.0, (len(parts) - 1) * prices.overlapped_bytes
     dropped_pairs = 0.0
     total = sum(int(part_d.sum()) for part_d in parts)
@@ -226,10 +227,10 @@ def _run_passes(
         ]
         lockstep = Lockstep(
             interleave(*programs) if len(programs) > 1 else programs[0],
-            prices.plan.layout.num_ranks,
+            prices.placement.layout.num_ranks,
         )
         rows += [[run[phase] for phase in EXPERT_PHASES] for run in map(lockstep.run, besides)]
-    return rows * (prices.plan.model.num_moe_layers / sum(map(len, passes)))
+    return rows * (prices.placement.model.num_moe_layers / sum(map(len, passes)))
 
 
 def _pass_through(num_layers: int, num_draws: int) -> list[Sequence[int]]:
@@ -249,13 +250,13 @@ def _expert_program(prices: Prices, steps: list[ExpertStep], beside_s: float) ->
     """One MoE layer after another, each behind ``beside_s`` of other work, which counts as
     ``attention``.
     """
-    num_ranks = prices.plan.layout.num_ranks
+    num_ranks = prices.placement.layout.num_ranks
     program: list[Operation] = []
     for layer, step in enumerate(steps):
         program.append(Busy("attention", layer, np.full(num_ranks, beside_s)))
         program += expert_operations(prices, step, layer)
         if (
-            not prices.plan.layout.travels
+            not prices.placement.layout.travels
         ):  # ranks meet in the all-reduce that follows, priced elsewhere
             program.append(
                 Together("wait", layer, (tuple(range(num_ranks)),), (Exchange.nothing(),))

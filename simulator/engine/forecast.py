@@ -47,8 +47,8 @@ def forecast(
     """Simulate each step on its own at the ``rank`` fidelity."""
     if not steps:
         return
-    prices = Prices(plan, max(max(step.sequences_d) * step.new_tokens for step in steps))
-    num_ranks = plan.layout.num_ranks
+    prices = Prices(plan.placement, max(max(step.sequences_d) * step.new_tokens for step in steps))
+    num_ranks = plan.placement.layout.num_ranks
     for step in steps:
         env = simpy.Environment()
         program = step_operations(prices, step.batch(), step.offset)
@@ -59,7 +59,7 @@ def forecast(
                 FluidWires(env),
                 program,
                 num_ranks,
-                shared_cores=plan.calibration.shared_cores,
+                shared_cores=plan.placement.calibration.shared_cores,
                 keep_spans=keep_spans,
             ),
         )

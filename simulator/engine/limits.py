@@ -21,8 +21,9 @@ def make_limits(plan: DeploymentPlan, trace: RequestTrace) -> Limits:
     The batches that a pipeline keeps in flight have equal parts of a data-parallel rank's limit on
     sequences, as SGLang's have; vLLM's limit is of all of them together, too.
     """
-    capacity = plan.capacity
-    has_state = any(mixer.state_elements() for mixer in plan.model.mixers.values())
+    placement = plan.placement
+    capacity = plan.serving.capacity
+    has_state = any(mixer.state_elements() for mixer in placement.model.mixers.values())
     grows = capacity.cache.bytes_per_token > 0
     shares_prefixes = (
         plan.spec.prefix_caching and trace.prefix_block_tokens > 0 and grows and not has_state
@@ -32,11 +33,11 @@ def make_limits(plan: DeploymentPlan, trace: RequestTrace) -> Limits:
         math.gcd(capacity.block_tokens, prefix_tokens) if prefix_tokens else capacity.block_tokens
     )
     cut = capacity.block_tokens // block_tokens
-    rules, has_groups = plan.rules, plan.layout.attention_dp > 1
+    rules, has_groups = plan.serving.rules, placement.layout.attention_dp > 1
     may_find = plan.spec.prefix_caching and grows and not has_state
     return Limits(
         rules=rules._replace(
-            max_sequences=max(1, rules.max_sequences // plan.layout.pp),
+            max_sequences=max(1, rules.max_sequences // placement.layout.pp),
             finds_preempted=rules.finds_preempted and may_find,
             balance_steps=rules.balance_steps if has_groups else 0,
             wait_steps=0 if has_groups else rules.wait_steps,
@@ -47,13 +48,15 @@ def make_limits(plan: DeploymentPlan, trace: RequestTrace) -> Limits:
         prefix_blocks=prefix_tokens // block_tokens,
         watermark_blocks=int(rules.watermark * capacity.num_blocks * cut),
         wait_tokens=math.ceil(rules.wait_share * rules.token_budget),
-        accepted=np.array(plan.drafts.accepted, dtype=np.float64),
-        draft_seed=int(plan.rng("drafts").integers(1 << 62)),
+        accepted=np.array(placement.drafts.accepted, dtype=np.float64),
+        draft_seed=int(placement.rng("drafts").integers(1 << 62)),
     )
 
 
 def scaled_blocks(plan: DeploymentPlan, limits: Limits) -> int:
     """KV blocks of a rank, in blocks of ``limits``."""
-    if not plan.capacity.cache.bytes_per_token:
-        return plan.capacity.num_blocks
-    return plan.capacity.num_blocks * (plan.capacity.block_tokens // limits.block_tokens)
+    if not plan.serving.capacity.cache.bytes_per_token:
+        return plan.serving.capacity.num_blocks
+    return plan.serving.capacity.num_blocks * (
+        plan.serving.capacity.block_tokens // limits.block_tokens
+    )

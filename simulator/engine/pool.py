@@ -45,26 +45,28 @@ class PoolState:
         Raises:
             UserError: if the trace's longest request does not fit in the KV cache.
         """
-        self._longest = longest_tokens(trace) + plan.drafts.num_tokens
-        check_requests(plan.capacity, self._longest, f"deployment '{plan.name}'")
+        placement = plan.placement
+        self._longest = longest_tokens(trace) + placement.drafts.num_tokens
+        check_requests(plan.serving.capacity, self._longest, f"deployment '{plan.name}'")
         self.plan = plan
         self.limits = limits or make_limits(plan, trace)
         shares_prefixes = self.limits.prefix_tokens > 0
         self.requests: Requests = start_requests(trace, with_prefixes=shares_prefixes)
         ranks = start_ranks(
-            plan.layout.attention_dp * plan.layout.pp,
+            placement.layout.attention_dp * placement.layout.pp,
             self.limits.rules.max_sequences,
             scaled_blocks(plan, self.limits),
             int(trace.prefix_ids.max()) + 1 if shares_prefixes and len(trace.prefix_ids) else 0,
-            plan.layout.pp,
+            placement.layout.pp,
             self.limits.rules.output_share,
             self.limits.block_tokens if self._may_sum_decodes else 1,
         )
         self.fresh_ranks = ranks
-        self.ranks = Ranks._make(_repeat(ranks, plan.replicas))
-        self.clock = Clock._make(_repeat(start_clock(), plan.replicas))
+        self.num_replicas = plan.serving.replicas
+        self.ranks = Ranks._make(_repeat(ranks, self.num_replicas))
+        self.clock = Clock._make(_repeat(start_clock(), self.num_replicas))
         self._stream, self._num_changes = stream, 0
-        self._living = np.arange(plan.replicas)
+        self._living = np.arange(self.num_replicas)
         self._replica_of = np.full(trace.num_requests, -1, dtype=np.int64)
         self._balancer, self.balance = self._start_balance()
 
@@ -77,7 +79,7 @@ class PoolState:
     @cached_property
     def prices(self) -> Prices:
         """What the pool's steps are made of, up to the largest."""
-        return Prices(self.plan, self.max_tokens)
+        return Prices(self.plan.placement, self.max_tokens)
 
     @property
     def replica_of(self) -> Ints:
@@ -100,7 +102,7 @@ class PoolState:
             and limits.rules.output_share == 0
             and limits.prefix_tokens == 0
             and not len(limits.accepted)
-            and self.plan.layout.pp == 1
+            and self.plan.placement.layout.pp == 1
             and limits.block_tokens <= _LONGEST_RING
         )
 
@@ -132,17 +134,17 @@ class PoolState:
         turns = np.zeros(0, dtype=np.int64)
         if len(living):
             changes = (self._num_changes,) if self._num_changes else ()
-            rng = plan.rng(self._stream, *changes)
-            balancer = prepare_balancer(plan.balancing, len(living), rng)
+            rng = plan.placement.rng(self._stream, *changes)
+            balancer = prepare_balancer(plan.serving.balancing, len(living), rng)
         if len(living) and isinstance(balancer, Rule):
             # Between two changes every request is sent once at most.
-            turns = living[list_turns(plan.balancing, balancer, count, len(living))]
+            turns = living[list_turns(plan.serving.balancing, balancer, count, len(living))]
         rule = balancer if isinstance(balancer, Rule) else Rule()
         return balancer, Balance(
             per_request=rule.per_request,
             per_token=rule.per_token,
             turns=turns,
-            is_asked=not isinstance(balancer, Rule) and plan.replicas > 1,
+            is_asked=not isinstance(balancer, Rule) and self.num_replicas > 1,
             num_sent=np.zeros(1, dtype=np.int64),
             replica_of=self._replica_of,
         )

@@ -94,7 +94,7 @@ def probe(
         found = finish_step(env, run).spans or []
         spans += [(phase, *span) for span in sorted(found, key=attrgetter("rank", "start_s"))]
         shown[phase] = _describe(plan, chosen, int(steps["replica"].min()))
-        if plan.experts is not None:
+        if plan.placement.experts is not None:
             rows, sent = _expert_ranks(plan, prices, chosen, phase)
             ranks += rows
             traffic += sent
@@ -134,7 +134,7 @@ def _representative(plan: DeploymentPlan, step: pd.Series, requests: pd.DataFram
     one of a pipeline's lanes), all with a typical context.
     """
     context = max(1, int((requests["num_input"] + requests["num_output"] / 2).mean()))
-    pp, prompts = plan.layout.pp, int(step["prefill_tokens"])
+    pp, prompts = plan.placement.layout.pp, int(step["prefill_tokens"])
     decodes = int(step["decodes"] // step["num_steps"])
     if prompts:
         return _Chosen(_batch(plan, max(1, prompts // pp), decodes // pp, context), 0, None)
@@ -159,7 +159,7 @@ def _describe(plan: DeploymentPlan, chosen: _Chosen, first_replica: int) -> Show
         number=None if taken is None else taken.number,
         start_s=None if taken is None else taken.start_s,
         duration_s=None if taken is None else taken.duration_s,
-        num_batches=plan.layout.pp,
+        num_batches=plan.placement.layout.pp,
         prefill_tokens=(batch.tokens_d - decodes).tolist(),
         decode_tokens=decodes,
         uniform_imbalance=uniform_imbalance(plan, int(batch.tokens_d.sum())),
@@ -176,13 +176,13 @@ def _find_median_of_time(duration_s: Floats, num_steps: Ints) -> int:
 
 
 def _batch(plan: DeploymentPlan, prefill_tokens: int, num_decodes: int, context: int) -> Batch:
-    dp, of_decode = plan.layout.attention_dp, 1 + plan.drafts.num_tokens
+    dp, of_decode = plan.placement.layout.attention_dp, 1 + plan.placement.drafts.num_tokens
     order = np.arange(dp)
     prompts = prefill_tokens // dp + (order < prefill_tokens % dp)
     # Remainders go to opposite ends, so that no rank gets more tokens than a full step has.
     decodes = num_decodes // dp + (order >= dp - num_decodes % dp)
     if of_decode > 1:  # drafts are cut where a step is full
-        decodes = np.minimum(decodes, (plan.rules.token_budget - prompts) // of_decode)
+        decodes = np.minimum(decodes, (plan.serving.rules.token_budget - prompts) // of_decode)
     new = [
         np.array([of_decode] * n + [p] * bool(p), dtype=np.int64)
         for p, n in zip(prompts.tolist(), decodes.tolist(), strict=True)
@@ -201,7 +201,7 @@ def _batch(plan: DeploymentPlan, prefill_tokens: int, num_decodes: int, context:
 def _expert_ranks(
     plan: DeploymentPlan, prices: Prices, chosen: _Chosen, phase: str
 ) -> tuple[list[tuple[object, ...]], list[tuple[object, ...]]]:
-    num_ranks, num_layers = plan.layout.num_ranks, plan.model.num_moe_layers
+    num_ranks, num_layers = plan.placement.layout.num_ranks, plan.placement.model.num_moe_layers
     pairs_LR, experts_LR, wait_LR = np.zeros((3, num_layers, num_ranks))
     bytes_SR = {
         "dispatch": np.zeros((num_ranks, num_ranks)),
@@ -238,12 +238,13 @@ def _expert_ranks(
 
 
 def _expert_load(plan: DeploymentPlan) -> pd.DataFrame:
+    placement = plan.placement
     columns = list(EXPERT_COLUMNS)[1:]
-    if plan.experts is None or plan.model.moe is None:
+    if placement.experts is None or placement.model.moe is None:
         return pd.DataFrame(columns=columns)
     frames = []
-    for layer, topk_ids_TK in enumerate(plan.experts.topk_ids_LTK):
-        pairs_E = np.bincount(topk_ids_TK.ravel(), minlength=plan.model.moe.num_experts)
+    for layer, topk_ids_TK in enumerate(placement.experts.topk_ids_LTK):
+        pairs_E = np.bincount(topk_ids_TK.ravel(), minlength=placement.model.moe.num_experts)
         frames.append(
             pd.DataFrame(
                 {

@@ -46,7 +46,7 @@ class Served:
         rows: slice | Ints = slice(None)
         if len(self.pools) > 1:
             rows = np.flatnonzero(self.log[:, POOL] == (name != "prefill"))
-        if self.pools[name].plan.replicas > 1:
+        if self.pools[name].num_replicas > 1:
             order = np.argsort(self.log[rows, REPLICA], kind="stable")
             rows = order if isinstance(rows, slice) else rows[order]
         # A column at a time, so that a long log is not held twice.
@@ -99,7 +99,7 @@ class Served:
 
     def _number_of(self, pool: str, replica: int) -> int:
         """Number of a pool's replica among those of all pools."""
-        return replica + (self.plan.replicas if pool == "prefill" else 0)
+        return replica + (self.plan.serving.replicas if pool == "prefill" else 0)
 
     def requests_table(self) -> pd.DataFrame:
         """``REQUEST_COLUMNS`` but the deployment."""
@@ -142,7 +142,7 @@ class Served:
         has_left = moved & ~np.isnan(decodes.arrival_s)
         room_s = np.where(moved & ~np.isnan(decodes.reserved_s), self._room_waits_s(), 0.0)
         from_prefill = np.where(
-            prefill.replica_of < 0, -1, prefill.replica_of + decode.plan.replicas
+            prefill.replica_of < 0, -1, prefill.replica_of + decode.plan.serving.replicas
         )
         num_bytes = [transfer.num_bytes(int(tokens)) for tokens in prompts.num_input]
         return pd.DataFrame(

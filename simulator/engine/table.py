@@ -115,7 +115,7 @@ def fill_entry(table: StepTable, prices: Prices, stream: str, g: int, s: int) ->
     Args:
         stream: as of :func:`make_table`.
     """
-    dp = prices.plan.layout.attention_dp
+    dp = prices.placement.layout.attention_dp
     total, shares = int(table.expert_tokens[g]), table.expert_shares
     tokens_d = spread(total, float(shares[s]), dp)
     for other in np.flatnonzero(table.is_filled[g]):
@@ -131,11 +131,12 @@ def fill_entry(table: StepTable, prices: Prices, stream: str, g: int, s: int) ->
 
 def start_table(prices: Prices) -> StepTable:
     """Price everything but the routed experts, whose entries are filled by :func:`fill_entry`."""
-    layout = prices.plan.layout
-    if prices.plan.calibration.shared_cores is not None:
+    placement = prices.placement
+    layout = placement.layout
+    if placement.calibration.shared_cores is not None:
         raise UserError(
-            f"{prices.plan.name}: its {layout.num_ranks} ranks "
-            f"share {prices.plan.calibration.shared_cores} cores, which takes --fidelity rank"
+            f"{placement.name}: its {layout.num_ranks} ranks "
+            f"share {placement.calibration.shared_cores} cores, which takes --fidelity rank"
         )
     terms = prices.lookbacks
     rates = {term: [prices.rates[term, phase] for phase in PHASES] for term in terms}
@@ -149,7 +150,7 @@ def start_table(prices: Prices) -> StepTable:
     }
     ways = list(dict.fromkeys(way_of.values()))
     zeros = np.zeros(prices.max_tokens + 1)
-    layers = prices.plan.model.layer_names
+    layers = placement.model.layer_names
     in_halves = [layers[layer] for layer in prices.halved_layers]
     mixers_halved = Counter(mixer for mixer, _ in in_halves if mixer != "none")
     ffns_halved = Counter(ffn for _, ffn in in_halves if ffn != "none")
@@ -166,7 +167,7 @@ def start_table(prices: Prices) -> StepTable:
     )
     tokens, shares, num_besides = list_entries(prices)
     entries = (len(tokens), len(shares))
-    engine = prices.plan.calibration.engine
+    engine = placement.calibration.engine
     return StepTable(
         mixer_s=sum((_layers_s(*block) for block in mixers), zeros),
         ffn_s=sum((_layers_s(*block) for block in ffns), zeros),
@@ -201,10 +202,10 @@ def start_table(prices: Prices) -> StepTable:
         weight_bytes=prices.read_bytes_per_step,
         step_s=engine.step_s,
         sequence_s=engine.sequence_s,
-        prompt_s=engine.prompt_s(prices.plan.model.num_layers, prices.plan.model.num_moe_layers),
+        prompt_s=engine.prompt_s(placement.model.num_layers, placement.model.num_moe_layers),
         factor=1.0,
         decode_rows=prices.decode_rows,
-        slowdown=prices.plan.drafts.slowdown,
+        slowdown=placement.drafts.slowdown,
         sends_s=prices.all_sends_s(np.arange(prices.max_tokens + 1))
         if layout.pp > 1
         else np.zeros(0),

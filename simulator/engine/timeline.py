@@ -97,7 +97,7 @@ def serve(
     """
     pools = _start_pools(plan, trace)
     if way_s is None:
-        way_s = (plan.prefill or plan).calibration.engine.first_token_s
+        way_s = (plan.prefill or plan).placement.calibration.engine.first_token_s
     tables: dict[str, StepTable] = {}
     by_ranks: dict[str, ByRanks] = {}
     for name, pool in pools.items():
@@ -128,10 +128,8 @@ def _start_pools(plan: DeploymentPlan, trace: RequestTrace) -> dict[str, PoolSta
 
 
 def _make_by_ranks(pool: PoolState, fidelity: Fidelity, stream: str) -> ByRanks:
-    make_wires = (
-        FluidWires if fidelity == "rank" else partial(MessageWires, fabric=pool.plan.fabric)
-    )
-    return ByRanks(pool.prices, make_wires, stream)
+    make_messages = partial(MessageWires, fabric=pool.plan.placement.fabric)
+    return ByRanks(pool.prices, FluidWires if fidelity == "rank" else make_messages, stream)
 
 
 @dataclass
@@ -165,7 +163,7 @@ class _Timeline:
         self._first = self._pools[0].with_table(tables[names[0]])
         self._handing = self._start_handing(trace, tables)
         self._progress = progress
-        num_replicas = sum(pool.plan.replicas for pool in self._pools)
+        num_replicas = sum(pool.num_replicas for pool in self._pools)
         count, concurrency = trace.num_requests, trace.concurrency
         may_return = len(names) > 1 or bool(plan.failures)
         # A request may be about to come to both pools.
@@ -222,7 +220,7 @@ class _Timeline:
             self._env.step()
         if self._feed.num_done[0] < self._num_requests:
             for place, pool in enumerate(self._pools):
-                for replica in range(pool.plan.replicas):
+                for replica in range(pool.num_replicas):
                     self._cut_step(place, replica, until_s)
         while self._num_cut:
             self._env.step()
@@ -309,7 +307,7 @@ class _Timeline:
 
     def _number_of(self, place: int, replica: int) -> int:
         """Number of a replica among those of all pools."""
-        return replica + place * self._pools[0].plan.replicas
+        return replica + place * self._pools[0].num_replicas
 
     def _run_ahead(self, until_s: float) -> None:
         why = -1
@@ -338,8 +336,8 @@ class _Timeline:
 
     def _price_step(self, number: int) -> None:
         """Price the step that a replica has formed, filling the entries that the table lacks."""
-        place = int(number >= self._pools[0].plan.replicas)
-        pool, replica = self._pools[place], number - place * self._pools[0].plan.replicas
+        place = int(number >= self._pools[0].num_replicas)
+        pool, replica = self._pools[place], number - place * self._pools[0].num_replicas
         table = self._handing.pool.table if self._handing and place else self._first.table
         row = self._log[pool.clock.last_row[replica, 0]]
         while np.isnan(row[1]):

@@ -71,8 +71,8 @@ def start_transfers(
         latency_s=wires.latency_s,
         layers=wires.layers,
         stages=wires.stages,
-        receivers=decode.replicas * wires.decode_dp,
-        free_s=np.zeros((prefill.replicas, prefill.layout.attention_dp)),
+        receivers=decode.serving.replicas * wires.decode_dp,
+        free_s=np.zeros((prefill.serving.replicas, prefill.placement.layout.attention_dp)),
         received_s=np.zeros(1),
         ended=np.zeros(most_ended, dtype=np.int64),
     )

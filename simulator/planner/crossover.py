@@ -157,7 +157,7 @@ def compared(
     """
     alike = [
         (size, _of_size(moe, size), _of_size(dense, size))
-        for size in sorted({one.plan.layout.num_ranks for one in dense})
+        for size in sorted({one.plan.placement.layout.num_ranks for one in dense})
     ]
     pairs = [
         (BEST, None, moe, dense),
@@ -342,7 +342,12 @@ def deciding(winner: Point, loser: Point) -> tuple[str, float]:
         per_rank = steady.budget / (1 + steady.traffic.num_input / steady.traffic.num_output)
         roomy = steady.at(
             np.array(
-                [min(winner.sequences, max(loser.sequences, per_rank / steady.plan.layout.tp))]
+                [
+                    min(
+                        winner.sequences,
+                        max(loser.sequences, per_rank / steady.plan.placement.layout.tp),
+                    )
+                ]
             )
         ).terms[:, 0]
         saved[MEMORY] = float(spent.sum() - roomy.sum())
@@ -379,7 +384,7 @@ def _slowest_term(splits: list[Steady]) -> str:
 
 
 def _name(point: Point) -> str:
-    return point.steady.plan.model.name
+    return point.steady.plan.placement.model.name
 
 
 def _rounded(value: float) -> float:

@@ -85,7 +85,7 @@ class Curve:
         self.max_tokens = max_tokens
         self._like = like
         self._grid = np.unique(np.rint(np.geomspace(1, max_tokens, _POINTS)).astype(np.int64))
-        self._prices = Prices(plan, max_tokens, self._grid)
+        self._prices = Prices(plan.placement, max_tokens, self._grid)
         self._sums: dict[Phase, Floats] = {
             "prefill": self._mean_sums(np.zeros_like(traffic.prompts), traffic.prompts, "prefill"),
             "decode": self._mean_sums(traffic.contexts, np.ones_like(traffic.contexts), "decode"),
@@ -119,7 +119,7 @@ class Curve:
         prices = self._prices
         return (
             prices.all_reduces_s(self._grid) * prices.num_all_reduces
-            if self.plan.layout.tp > 1
+            if self.plan.placement.layout.tp > 1
             else np.zeros(len(self._grid))
         )
 
@@ -131,14 +131,19 @@ class Curve:
     @cached_property
     def _experts(self) -> _Experts:
         """Each number of tokens is priced in another layer, which stands for all."""
+        placement = self.plan.placement
         if self._like is not None:
             return self._like._experts
-        model, layout, dtype = self.plan.model, self.plan.layout, self.plan.precision.experts
+        model, layout, dtype = (
+            placement.model,
+            placement.layout,
+            placement.precision.experts,
+        )
         tokens = np.unique(
             np.rint(np.geomspace(1, self.max_tokens, _EXPERT_POINTS)).astype(np.int64)
         )
         found = np.zeros((4, len(tokens)))
-        if self.plan.experts is None or model.moe is None:
+        if placement.experts is None or model.moe is None:
             return _Experts(tokens.astype(np.float64), *found)
         expert_bytes = (
             model.moe.num_expert_parameters(model.hidden_size)
@@ -164,7 +169,7 @@ class Curve:
         Args:
             rows: that each weight which is read is multiplied with.
         """
-        accelerator = self.plan.accelerator
+        accelerator = self.plan.placement.accelerator
         balance = (
             accelerator.flops_per_s(dtype)
             * BYTES_PER_ELEMENT[dtype]
@@ -232,7 +237,7 @@ class Curve:
         else:
             busy = computing + experts + exchanges
         head, own = self._at(logits, self._prices.head_s), self._own_s(decodes, prompts)
-        if self.plan.layout.pp == 1:
+        if self.plan.placement.layout.pp == 1:
             return np.asarray(busy + head + own)
         alone = busy + head + own + self._at(tokens, self._sends_s)
         return alone + self._held_up_s(alone, busy, head, own)
@@ -243,7 +248,8 @@ class Curve:
         """
         longest, last = self._prices.stage_shares
         busiest = (
-            np.max([layers * longest, layers * last + head, own], axis=0) * self.plan.layout.pp
+            np.max([layers * longest, layers * last + head, own], axis=0)
+            * self.plan.placement.layout.pp
         )
         return np.asarray(np.maximum(busiest - alone, 0.0), dtype=np.float64)
 
@@ -253,7 +259,7 @@ class Curve:
         logits = np.clip(decodes + prompts, 1, self.max_tokens)
         routed, parts = self._experts, 2 if self.plan.spec.overlap == "two_batch" else 1
         each = np.maximum(tokens / parts, 1.0)
-        share = self._streaming(self.plan.precision.weights, each)
+        share = self._streaming(self.plan.placement.precision.weights, each)
         head = self._at(logits, self._prices.head_s)
         head_share = self._streaming("bf16", logits)
         matrices = parts * self._at(each, self._matrices_s)
@@ -268,7 +274,7 @@ class Curve:
                 exchanges - (matrices + busiest + cache + looking + all_reduces), 0.0
             )
         own, waiting = self._own_s(decodes, prompts), busiest - mean
-        if self.plan.layout.pp > 1:
+        if self.plan.placement.layout.pp > 1:
             layers = matrices + busiest + cache + looking + all_reduces + exchanges
             all_reduces = all_reduces + self._at(tokens, self._sends_s)
             alone = layers + head + own + self._at(tokens, self._sends_s)
@@ -286,7 +292,7 @@ class Curve:
 
     def _own_s(self, decodes: Floats, prompts: Floats) -> Floats:
         """The engine's own seconds."""
-        engine, model = self.plan.calibration.engine, self.plan.model
+        engine, model = self.plan.placement.calibration.engine, self.plan.placement.model
         own_s: Floats = engine.step_s + sequences_s(decodes + np.ceil(prompts), engine.sequence_s)
         return own_s + engine.prompt_s(model.num_layers, model.num_moe_layers) * np.minimum(
             prompts, 1.0

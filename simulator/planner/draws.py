@@ -108,8 +108,8 @@ def bands_of(plan: DeploymentPlan, is_pooled: bool) -> LatencyBands:
         is_pooled: whether prompts have a pool of their own, which a plan in closed form does not
             say.
     """
-    pools = plan.calibration.pools if is_pooled else None
-    fit = pools or plan.calibration.engine
+    pools = plan.placement.calibration.pools if is_pooled else None
+    fit = pools or plan.placement.calibration.engine
     return LatencyBands(_measured(fit.band, fit), _measured(fit.ttft_band, fit), fit.source)
 
 
@@ -122,23 +122,24 @@ def kernels_of(plan: DeploymentPlan) -> tuple[str, ...]:
     """For each of :class:`~simulator.planner.curve.Terms`, whose error it has: deployments with the
     same name err together there.
     """
-    experts = "" if plan.model.moe is None else f" of {plan.model.name}"
+    placement = plan.placement
+    experts = "" if placement.model.moe is None else f" of {placement.model.name}"
     formats, wires = (
-        plan.precision,
-        "nodes" if plan.layout.num_gpus > plan.cluster.gpus_per_node else "one node",
+        placement.precision,
+        "nodes" if placement.layout.num_gpus > placement.cluster.gpus_per_node else "one node",
     )
     apart = {
         "weights": f"{formats.weights} {formats.experts}{experts}",
         "products": f"{formats.weights} {formats.experts}{experts}",
         "cache": formats.kv,
         "prompts": formats.kv,
-        "waiting": plan.model.name,
+        "waiting": placement.model.name,
         "exchanges": wires,
         "all_reduces": wires,
         "host": "",
     }
     return tuple(
-        f"{name} {apart.get(name, '')} {plan.accelerator.calibration} {plan.spec.engine}"
+        f"{name} {apart.get(name, '')} {placement.accelerator.calibration} {plan.spec.engine}"
         for name in Terms._fields
     )
 
@@ -147,11 +148,12 @@ def own_of(plan: DeploymentPlan) -> str:
     """What names a deployment's own error: of what differs in its cache's format or its batching
     only, it is the same.
     """
-    layout, formats = plan.layout, plan.precision
+    placement = plan.placement
+    layout, formats = placement.layout, placement.precision
     split = f"TP {layout.tp} DP {layout.attention_dp} EP {layout.ep} PP {layout.pp}"
     return (
-        f"{plan.model.name} {formats.weights} {formats.experts} {split} "
-        f"{plan.accelerator.name} {plan.spec.engine}"
+        f"{placement.model.name} {formats.weights} {formats.experts} {split} "
+        f"{placement.accelerator.name} {plan.spec.engine}"
     )
 
 

@@ -138,7 +138,7 @@ class Estimate(NamedTuple):
 def empty_table(curve: Curve, plan: DeploymentPlan, option: Option) -> Table:
     """What a deployment's errors are, without what it needs."""
     bands = bands_of(plan, option.prefill is not None)
-    most = min(option.budget, plan.rules.max_sequences)
+    most = min(option.budget, plan.serving.rules.max_sequences)
     return Table(*bands, step_parts(curve, most, option.tpot_s), [], [], own=own_of(plan))
 
 

@@ -283,8 +283,8 @@ class Explorer:
         )
         machines = self.space.machines[self.option.design.machines].offer.cluster
         # Another model, or another recording, may have the same path.
-        named = plan.model.model_dump_json(), str(self.space.folder)
-        key = (spec, *named, machines, pool.max_tokens, stream, plan.seed)
+        named = plan.placement.model.model_dump_json(), str(self.space.folder)
+        key = (spec, *named, machines, pool.max_tokens, stream, plan.placement.seed)
         table = _TABLES.get(key, lambda: start_table(pool.prices))
         return slow_table(table, self.slower)
 

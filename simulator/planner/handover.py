@@ -281,5 +281,5 @@ def commands(found: Found, finding: Finding) -> list[Command]:
         spec.model,
         int(trace.num_input.max()),
         int((trace.num_input + trace.num_output).max()),
-        host_gpus if host_gpus < plan.cluster.gpus_per_node else None,
+        host_gpus if host_gpus < plan.placement.cluster.gpus_per_node else None,
     )

@@ -83,7 +83,7 @@ class Judge:
     def both(self, plan: DeploymentPlan, curve: Curve, budget: int) -> Served:
         """A replica that computes prompts and decodes."""
         batches, step_s, ttft_s, possible = self._loads(plan, curve, budget)
-        rates = batches * plan.layout.num_batches / (self.traffic.num_output * step_s)
+        rates = batches * plan.placement.layout.num_batches / (self.traffic.num_output * step_s)
         return Served(rates, step_s, ttft_s, possible, batches)
 
     def _loads(
@@ -95,7 +95,7 @@ class Judge:
         traffic = self.traffic
         batches = self._batches(plan)
         prompts = batches / traffic.num_output
-        splits = plan.rules.mixes_phases
+        splits = plan.serving.rules.mixes_phases
         if splits:
             step_s = curve.step_s(batches, prompts, traffic.num_input)
             stays = batches * (1 + traffic.num_input / traffic.num_output) <= budget * _HIGHEST_LOAD
@@ -111,7 +111,7 @@ class Judge:
             decode_s = curve.step_s(batches, np.zeros(len(batches)), 0.0)
             # Prompts that came during a step share the next one, the ranks that got none idle: at
             # the least one prompt's time.
-            coming = prompts * plan.layout.num_batches
+            coming = prompts * plan.placement.layout.num_batches
             together = np.clip(prompts, 1.0, max(1.0, budget / traffic.num_input))
             pause_s = (
                 np.minimum(coming, 1.0)
@@ -123,23 +123,23 @@ class Judge:
             first_s = np.full(len(batches), self.alone_s(curve, budget)) + decode_s / 2
             busy = pause_s / step_s
         waits = step_s / 2 + first_s * busy / (2 * np.maximum(1 - busy, 0.02))
-        ttft_s = plan.calibration.engine.first_token_s + first_s + waits
+        ttft_s = plan.placement.calibration.engine.first_token_s + first_s + waits
         return batches, step_s, ttft_s, stays & (busy < _HIGHEST_LOAD)
 
     def decoding(self, plan: DeploymentPlan, curve: Curve) -> Served:
         """A replica that only decodes."""
         batches = self._batches(plan)
         step_s = curve.step_s(batches, np.zeros(len(batches)), 0.0)
-        rates = batches * plan.layout.num_batches / (self.traffic.num_output * step_s)
+        rates = batches * plan.placement.layout.num_batches / (self.traffic.num_output * step_s)
         return Served(rates, step_s, np.zeros(len(batches)), np.full(len(batches), True), batches)
 
     def prefilling(self, plan: DeploymentPlan, curve: Curve, budget: int) -> Served:
         """A replica that only computes prompts."""
         prompt_s, alone_s = self.prompt_s(curve, budget), self.alone_s(curve, budget)
         busy = np.linspace(0.1, _HIGHEST_LOAD, _BATCHES)
-        rates = busy * plan.layout.num_batches / prompt_s
+        rates = busy * plan.placement.layout.num_batches / prompt_s
         ttft_s = (
-            plan.calibration.engine.first_token_s
+            plan.placement.calibration.engine.first_token_s
             + find_hand_over(plan.spec.engine).handshake_s
             + alone_s
             + prompt_s * busy / (2 * (1 - busy))
@@ -169,10 +169,12 @@ class Judge:
         )
 
     def _batches(self, plan: DeploymentPlan) -> Floats:
-        capacity, traffic, pp = plan.capacity, self.traffic, plan.layout.pp
+        capacity, traffic, pp = plan.serving.capacity, self.traffic, plan.placement.layout.pp
         held = capacity.blocks_for(round(traffic.num_input + traffic.num_output / 2))
         most = max(
-            1, min(plan.rules.max_sequences, int(capacity.num_blocks * _HIGHEST_LOAD / held)) // pp
+            1,
+            min(plan.serving.rules.max_sequences, int(capacity.num_blocks * _HIGHEST_LOAD / held))
+            // pp,
         )
         return np.geomspace(0.25, most, _BATCHES)
 

@@ -68,9 +68,12 @@ def launch(
         if plan.prefill is None
         else [("prompts", plan.prefill), ("decoding", plan)]
     )
-    node_gpus = host_gpus or min(plan.cluster.gpus_per_node, plan.cluster.num_gpus)
+    node_gpus = host_gpus or min(
+        plan.placement.cluster.gpus_per_node, plan.placement.cluster.num_gpus
+    )
     placed = places(
-        [(role, pool.replicas, pool.layout.num_gpus) for role, pool in pools], node_gpus
+        [(role, pool.serving.replicas, pool.placement.layout.num_gpus) for role, pool in pools],
+        node_gpus,
     )
     given: list[Command] = []
     for role, pool in pools:
@@ -170,18 +173,19 @@ def _said(server: Server) -> Iterator[str]:
     if server.is_placed_by_load:
         yield (
             f"The plan places {server.num_slots} expert slots "
-            f"({server.num_slots // plan.layout.ep} a rank) by the loads of an earlier day; "
-            "the engine begins in the order of the experts and moves them once it has "
+            f"({server.num_slots // plan.placement.layout.ep} a rank) by the loads of an earlier "
+            "day; the engine begins in the order of the experts and moves them once it has "
             "measured loads of its own."
         )
-    limit = plan.model.max_context_tokens
+    model = plan.placement.model
+    limit = model.max_context_tokens
     if limit is not None and server.longest_tokens > limit:
         yield (
-            f"The longest request has {server.longest_tokens:,} tokens and {plan.model.name} takes "
+            f"The longest request has {server.longest_tokens:,} tokens and {model.name} takes "
             f"{limit:,}: the server refuses what is longer."
         )
     yield (
-        f"The plan counts on {plan.capacity.tokens:,} tokens of KV cache on each "
+        f"The plan counts on {plan.serving.capacity.tokens:,} tokens of KV cache on each "
         "data-parallel rank: compare with what the server says when it has started, "
         "and raise or lower its share of memory."
     )
@@ -189,15 +193,16 @@ def _said(server: Server) -> Iterator[str]:
 
 def _general(plan: DeploymentPlan, node_gpus: int, placed: Mapping[Role, list[Place]]) -> list[str]:
     """About the cluster as a whole."""
+    placement = plan.placement
     said = []
-    left = plan.cluster.num_gpus - plan.num_gpus
+    left = placement.cluster.num_gpus - plan.num_gpus
     if left:
         said.append(
-            f"The cluster has {plan.cluster.num_gpus} GPUs, of which the servers "
+            f"The cluster has {placement.cluster.num_gpus} GPUs, of which the servers "
             f"take {plan.num_gpus}: {left} are held free."
         )
     used = len({host for group in placed.values() for place in group for host in place.hosts})
-    if used > math.ceil(plan.cluster.num_gpus / node_gpus):
+    if used > math.ceil(placement.cluster.num_gpus / node_gpus):
         said.append(
             f"Whole replicas take {used} nodes of {node_gpus} GPUs, more than the cluster has: "
             "some must lie across nodes."

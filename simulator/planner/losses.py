@@ -242,7 +242,7 @@ def _spare_experts(trials: Trials, option: Option, sized: Sized) -> dict[str, An
     plain = design._replace(slots=0)
     seed, folder = space.question.seed, space.folder
     with_copies, without = (
-        make_plan(space.spec(one, option.budget), seed, "plan", folder).capacity
+        make_plan(space.spec(one, option.budget), seed, "plan", folder).serving.capacity
         for one in (design, plain)
     )
     bytes_per_gpu = with_copies.weights_bytes - without.weights_bytes

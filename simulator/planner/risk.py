@@ -15,7 +15,9 @@ from simulator.planner.trial import Outcome
 
 def starts(plan: DeploymentPlan, longest_tokens: int) -> float:
     """Probability that all pools start: that each one's KV cache holds the longest request."""
-    return math.prod(start_probability(pool.capacity, longest_tokens) for pool in plan.pools)
+    return math.prod(
+        start_probability(pool.serving.capacity, longest_tokens) for pool in plan.pools
+    )
 
 
 def risk(plan: DeploymentPlan, outcome: Outcome, longest_tokens: int) -> float:

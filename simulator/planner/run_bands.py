@@ -90,7 +90,7 @@ def draw_figures(
             whole trace is looked at; ``None`` if it ran at another one.
         tables: what makes the deployment's step tables.
     """
-    if not isinstance(plan.calibration, Calibration):
+    if not isinstance(plan.placement.calibration, Calibration):
         return None
     part = trace if trace.num_requests <= MOST_REQUESTS else _begin(trace)
     known = record if part is trace else None
@@ -233,9 +233,9 @@ def _move(value: float, drawn: Floats, alone: float, key: str) -> Floats:
 
 def _parts(plan: DeploymentPlan, trace: RequestTrace, tpot_s: float) -> dict[str, float]:
     """What a decode step is made of; of an equal share of everything where nothing is decoded."""
-    longest = max(longest_tokens(trace), plan.rules.token_budget)
+    longest = max(longest_tokens(trace), plan.serving.rules.token_budget)
     curve = Curve(plan, Traffic.of(trace), longest)
-    return step_parts(curve, plan.rules.max_sequences, tpot_s if tpot_s > 0 else 0.0)
+    return step_parts(curve, plan.serving.rules.max_sequences, tpot_s if tpot_s > 0 else 0.0)
 
 
 def _count_on(shown: CountDone, before: int) -> CountDone:

@@ -88,7 +88,7 @@ def screen(space: Space, traffic: Traffic, model: int, machines: int) -> Screene
         int(traffic.trace.num_input.max()),
     )
     for design, plan in space.designs(model, machines, ruled):
-        capacity = plan.capacity
+        capacity = plan.serving.capacity
         has_room, has_prompts_room = (
             capacity.blocks_for(most) <= capacity.num_blocks for most in (longest, longest_prompt)
         )

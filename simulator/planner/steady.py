@@ -79,17 +79,20 @@ class Steady:
         """
         traffic, plan = self.traffic, self.plan
         longest = round(traffic.num_input + traffic.num_output)
-        if plan.model.max_context_tokens is not None and longest > plan.model.max_context_tokens:
+        if (
+            plan.placement.model.max_context_tokens is not None
+            and longest > plan.placement.model.max_context_tokens
+        ):
             return 0.0
-        capacity = plan.capacity
+        capacity = plan.serving.capacity
         held = capacity.blocks_for(
             longest
-            if plan.rules.reserves_output
+            if plan.serving.rules.reserves_output
             else round(traffic.num_input + traffic.num_output / 2)
         )
         if capacity.blocks_for(longest) > capacity.num_blocks:
             return 0.0
-        return max(1.0, capacity.num_blocks * _FULL / held) / plan.layout.tp
+        return max(1.0, capacity.num_blocks * _FULL / held) / plan.placement.layout.tp
 
     @cached_property
     def curve_points(self) -> Loads:
@@ -102,7 +105,7 @@ class Steady:
 
     def at(self, sequences: Floats) -> Loads:
         """With so many sequences on each GPU."""
-        layout = self.plan.layout
+        layout = self.plan.placement.layout
         ranks = sequences * layout.tp
         terms, stays = self._step(ranks)
         step_s = terms.total
@@ -116,7 +119,7 @@ class Steady:
         rank; whether that can go on.
         """
         num_input, prompts = self.traffic.num_input, ranks / self.traffic.num_output
-        if self.plan.rules.mixes_phases:
+        if self.plan.serving.rules.mixes_phases:
             stays = ranks * (1 + num_input / self.traffic.num_output) <= self.budget * _FULL
             return self.curve.terms(ranks, prompts, num_input), stays
         nothing = np.zeros(len(ranks))
@@ -128,7 +131,7 @@ class Steady:
         pause = self.curve.terms(nothing, together / parts, num_input)
         times = (
             math.ceil(parts)
-            * np.minimum(prompts * self.plan.layout.attention_dp, 1.0)
+            * np.minimum(prompts * self.plan.placement.layout.attention_dp, 1.0)
             * np.maximum(1.0, prompts / together)
         )
         step = Terms(*(first + later * times for first, later in zip(decoding, pause, strict=True)))

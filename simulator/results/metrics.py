@@ -279,7 +279,7 @@ def _measure(plan: DeploymentPlan, record: DeploymentRecord, slo: SLO) -> dict[s
     has_slo = any(limit is not None for limit in (slo.ttft_s, slo.tpot_s, slo.e2e_s))
     met = meets(latency, slo)
     busy_s = float(steps["duration_s"].sum())
-    num_replicas = sum(pool.replicas for pool in plan.pools)
+    num_replicas = sum(pool.serving.replicas for pool in plan.pools)
     found = {
         "num_requests": len(requests),
         "num_lost": num_lost,
@@ -298,7 +298,8 @@ def _measure(plan: DeploymentPlan, record: DeploymentRecord, slo: SLO) -> dict[s
         "mfu": _mfu(plan, requests, steps),
         "mbu": record.read_bytes
         / sum(
-            pool.accelerator.memory_bytes_per_s * gpu_s for pool, gpu_s in _busy_gpus(plan, steps)
+            pool.placement.accelerator.memory_bytes_per_s * gpu_s
+            for pool, gpu_s in _busy_gpus(plan, steps)
         ),
         "kv_used_mean": float((steps["kv_used"] * steps["duration_s"]).sum() / busy_s),
         "kv_used_max": float(steps["kv_used"].max()),
@@ -336,23 +337,25 @@ def _recomputed_share(plan: DeploymentPlan, requests: pd.DataFrame, steps: pd.Da
 def _busy_gpus(plan: DeploymentPlan, steps: pd.DataFrame) -> list[tuple[DeploymentPlan, float]]:
     """Each pool, and its GPUs times the seconds of its steps."""
     if plan.prefill is None:
-        return [(plan, plan.layout.num_gpus * float(steps["duration_s"].sum()))]
+        return [(plan, plan.placement.layout.num_gpus * float(steps["duration_s"].sum()))]
     is_prompts = steps["pool"] == "prefill"
     of_pools = ((plan, ~is_prompts), (plan.prefill, is_prompts))
     return [
-        (pool, pool.layout.num_gpus * float(steps["duration_s"][own].sum()))
+        (pool, pool.placement.layout.num_gpus * float(steps["duration_s"][own].sum()))
         for pool, own in of_pools
     ]
 
 
 def _mfu(plan: DeploymentPlan, requests: pd.DataFrame, steps: pd.DataFrame) -> float:
+    placement = plan.placement
     arrays = [
         requests[column].to_numpy(np.int64) for column in ("num_input", "num_output", "num_cached")
     ]
-    flops = served_flops(plan.model, *arrays)
-    dtype = plan.precision.experts if plan.experts else plan.precision.weights
+    flops = served_flops(placement.model, *arrays)
+    dtype = placement.precision.experts if placement.experts else placement.precision.weights
     return flops / sum(
-        pool.accelerator.flops_per_s(dtype) * gpu_s for pool, gpu_s in _busy_gpus(plan, steps)
+        pool.placement.accelerator.flops_per_s(dtype) * gpu_s
+        for pool, gpu_s in _busy_gpus(plan, steps)
     )
 
 
@@ -360,9 +363,13 @@ def _cost(plan: DeploymentPlan, duration_s: float, num_output: float) -> float:
     per_hour = 0.0
     for pool in plan.pools:
         if (
-            pool.cluster.price_per_gpu_hour is None
-            or pool.cluster.currency != plan.cluster.currency
+            pool.placement.cluster.price_per_gpu_hour is None
+            or pool.placement.cluster.currency != plan.placement.cluster.currency
         ):
             return np.nan
-        per_hour += pool.cluster.price_per_gpu_hour * pool.replicas * pool.layout.num_gpus
+        per_hour += (
+            pool.placement.cluster.price_per_gpu_hour
+            * pool.serving.replicas
+            * pool.placement.layout.num_gpus
+        )
     return _ratio(per_hour * duration_s / 3600 * 1e6, num_output)

@@ -120,13 +120,14 @@ def make_job(plan: DeploymentPlan, folder: Path) -> Job:
     Raises:
         UserError: if the plan has something that is simulated only.
     """
-    where, spec, layout = f"deployment '{plan.name}'", plan.spec, plan.layout
-    check_executable(plan.model)
+    placement = plan.placement
+    where, spec, layout = f"deployment '{plan.name}'", plan.spec, placement.layout
+    check_executable(placement.model)
     for key, dtype in (
-        ("weight_dtype", plan.precision.weights),
-        ("weight_dtype", plan.precision.experts),
-        ("dispatch_dtype", plan.precision.dispatch),
-        ("combine_dtype", plan.precision.combine),
+        ("weight_dtype", placement.precision.weights),
+        ("weight_dtype", placement.precision.experts),
+        ("dispatch_dtype", placement.precision.dispatch),
+        ("combine_dtype", placement.precision.combine),
     ):
         if dtype not in TORCH_DTYPES:
             raise UserError(
@@ -143,7 +144,7 @@ def make_job(plan: DeploymentPlan, folder: Path) -> Job:
             f"{where}: failures can be simulated, but not executed; leave them out, "
             "and name the faults of ranks in [execution]"
         )
-    if plan.drafts.num_tokens:
+    if placement.drafts.num_tokens:
         raise UserError(
             f"{where}: drafts can be simulated, but not executed; leave speculation out"
         )
@@ -152,9 +153,10 @@ def make_job(plan: DeploymentPlan, folder: Path) -> Job:
             f"{where}: pipelines (pp = {layout.pp}) can be simulated, "
             "but not executed; leave pp out"
         )
-    if plan.replicas > 1:
+    if plan.serving.replicas > 1:
         raise UserError(
-            f"{where}: has {plan.replicas} replicas; execution runs one, so say replicas = 1"
+            f"{where}: has {plan.serving.replicas} replicas; execution runs one, "
+            "so say replicas = 1"
         )
     if layout.tp > 1 and layout.travels:
         raise UserError(
@@ -162,32 +164,35 @@ def make_job(plan: DeploymentPlan, folder: Path) -> Job:
             "simulated, but not executed"
         )
     experts = None
-    if plan.experts is not None:
-        dispatch = plan.experts.dispatch
+    if placement.experts is not None:
+        dispatch = placement.experts.dispatch
         if not isinstance(dispatch, ExecutableDispatch):
             raise UserError(
                 f"{where}: dispatch '{(spec.dispatch or {}).get('kind')}' has no method 'rows', "
                 "which execution needs"
             )
         experts = RoutedExperts(
-            plan.experts.topk_ids_LTK, plan.experts.placed, dispatch, plan.experts.overflow
+            placement.experts.topk_ids_LTK,
+            placement.experts.placed,
+            dispatch,
+            placement.experts.overflow,
         )
         if layout.travels:
-            dispatch.rows(np.zeros((0, 1), dtype=np.int64), plan.fabric.node_R)
+            dispatch.rows(np.zeros((0, 1), dtype=np.int64), placement.fabric.node_R)
     weights = None if spec.weights is None else str((folder / spec.weights).resolve())
     if weights is not None and not Path(weights).is_file():
         raise UserError(f"{where}: weights = '{spec.weights}': no such file")
     return Job(
         name=plan.name,
-        model=plan.model,
+        model=placement.model,
         layout=layout,
-        node_R=plan.fabric.node_R,
-        dtype=plan.precision.weights,
-        dispatch_dtype=plan.precision.dispatch,
-        combine_dtype=plan.precision.combine,
+        node_R=placement.fabric.node_R,
+        dtype=placement.precision.weights,
+        dispatch_dtype=placement.precision.dispatch,
+        combine_dtype=placement.precision.combine,
         experts=experts,
         pruning=spec.pruning,
-        seed=plan.seed,
+        seed=placement.seed,
         weights=weights,
     )
 

@@ -19,10 +19,10 @@ class RaySite:
 
     def start(self, plan: DeploymentPlan, execution: ExecutionSpec) -> RayBackend:
         """Start actors where the plan says."""
-        return RayBackend(self._nodes, self._nodes.spread(plan.fabric.node_R), execution)
+        return RayBackend(self._nodes, self._nodes.spread(plan.placement.fabric.node_R), execution)
 
     def fits(self, backend: Backend, plan: DeploymentPlan) -> bool:
         """Whether its actors are where the plan wants them, and no fault is planned for them."""
         assert isinstance(backend, RayBackend)
-        wanted = self._nodes.spread(plan.fabric.node_R)
+        wanted = self._nodes.spread(plan.placement.fabric.node_R)
         return list(backend.node_R) == list(wanted) and not backend.has_planned_faults

@@ -17,11 +17,11 @@ class _Threads:
     description = "threads of one process"
 
     def start(self, plan: DeploymentPlan, execution: ExecutionSpec) -> Backend:
-        return InProcessBackend(plan.layout.num_ranks, execution.timeout_s)
+        return InProcessBackend(plan.placement.layout.num_ranks, execution.timeout_s)
 
     def fits(self, backend: Backend, plan: DeploymentPlan) -> bool:
         assert isinstance(backend, InProcessBackend)
-        return len(backend.shards) == plan.layout.num_ranks
+        return len(backend.shards) == plan.placement.layout.num_ranks
 
 
 @contextmanager

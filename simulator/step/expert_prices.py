@@ -15,7 +15,7 @@ from simulator.config.dtypes import BYTES_PER_ELEMENT, INPUT_BYTES
 from simulator.config.ffns.moe import MoE
 from simulator.cost.comm import Exchange, Vectors
 from simulator.deployment.expert_plan import ExpertPlan
-from simulator.deployment.plan import DeploymentPlan
+from simulator.deployment.placement import Placement
 from simulator.policies.contracts import count_copies
 from simulator.policies.dispatch import policy_at, sees
 from simulator.policies.token_counts import count_arrivals, count_stays
@@ -62,10 +62,10 @@ def find_imbalance(pairs_R: Floats) -> Floats:
 
 
 class ExpertPrices:
-    """Prices of one plan's routed experts."""
+    """Prices of one placement's routed experts."""
 
-    def __init__(self, plan: DeploymentPlan, experts: ExpertPlan, moe: MoE) -> None:
-        self._plan = plan
+    def __init__(self, placement: Placement, experts: ExpertPlan, moe: MoE) -> None:
+        self._placement = placement
         self._experts = experts
         self._moe = moe
 
@@ -95,8 +95,8 @@ class ExpertPrices:
         Args:
             places: MoE layer, and where in its pool of recorded choices the step's tokens begin.
         """
-        plan, experts, moe = self._plan, self._experts, self._moe
-        layout, hidden = plan.layout, plan.model.hidden_size
+        placement, experts, moe = self._placement, self._experts, self._moe
+        layout, hidden = placement.layout, placement.model.hidden_size
         tokens = ChoosingTokens(experts, layout, tokens_d)
         policy = policy_at(experts.dispatch, -(-tokens.total // layout.num_ranks))
         kernels = getattr(policy, "kernels", "normal")
@@ -104,12 +104,12 @@ class ExpertPrices:
             kernels=kernels,
             vector_bytes=hidden
             * _TRAVELLING_BYTES.get(
-                plan.precision.dispatch, BYTES_PER_ELEMENT[plan.precision.dispatch]
+                placement.precision.dispatch, BYTES_PER_ELEMENT[placement.precision.dispatch]
             ),
             tokens_R=np.repeat(tokens_d / layout.tp, layout.tp),
             num_experts=experts.placed.expert_LP.shape[1],
         )
-        back = out._replace(vector_bytes=hidden * BYTES_PER_ELEMENT[plan.precision.combine])
+        back = out._replace(vector_bytes=hidden * BYTES_PER_ELEMENT[placement.precision.combine])
         rows, copies, stays, arrivals, dropped = [], [], [], [], []
         for layer, offset in places:
             slots = self._slot_maps[layer]
@@ -122,7 +122,9 @@ class ExpertPrices:
                 rank_TK = slots.ranks(slot_TK)
                 arrivals.append(count_arrivals(rank_TK, slots.num_ranks) * scale)
                 rank_TK = spread_over_parts(rank_TK, layout.moe_tp)
-                copies.append(count_copies(policy, rank_TK, source_T, plan.fabric.node_R) * scale)
+                copies.append(
+                    count_copies(policy, rank_TK, source_T, placement.fabric.node_R) * scale
+                )
                 stays.append(count_stays(rank_TK, source_T, layout.num_ranks) * scale)
         if (
             len({rows_RG.shape for rows_RG in rows}) > 1
@@ -142,7 +144,7 @@ class ExpertPrices:
         expert_bytes = (
             moe.num_expert_parameters(hidden)
             / layout.moe_tp
-            * BYTES_PER_ELEMENT[plan.precision.experts]
+            * BYTES_PER_ELEMENT[placement.precision.experts]
         )
         read_bytes_Y = (rows_YRG > 0).sum(axis=2).mean(axis=1) * expert_bytes
         steps = [
@@ -161,13 +163,13 @@ class ExpertPrices:
         if not layout.travels:
             return steps
         copies_YSR = np.stack(copies)
-        dispatches = plan.comm.exchanges("dispatch", copies_YSR * out.vector_bytes, out)
-        combines = plan.comm.exchanges(
+        dispatches = placement.comm.exchanges("dispatch", copies_YSR * out.vector_bytes, out)
+        combines = placement.comm.exchanges(
             "combine", copies_YSR.transpose(0, 2, 1) * back.vector_bytes, back
         )
         own_R = out.tokens_R * (moe.top_k * layout.moe_tp)
         packings = [
-            plan.compute.pack_s(own_R, sent_R, hidden) or (None, None)
+            placement.compute.pack_s(own_R, sent_R, hidden) or (None, None)
             for sent_R in copies_YSR.sum(axis=2) + stays
         ]
         return [
@@ -184,9 +186,9 @@ class ExpertPrices:
             choices_R: token-expert pairs of all tokens that the rank's kernels are given, other
                 ranks' experts among them.
         """
-        plan, moe = self._plan, self._moe
-        layout, hidden, compute = plan.layout, plan.model.hidden_size, plan.compute
-        pairs_R, dtype = rows_RG.sum(axis=1), plan.precision.experts
+        placement, moe = self._placement, self._moe
+        layout, hidden, compute = placement.layout, placement.model.hidden_size, placement.compute
+        pairs_R, dtype = rows_RG.sum(axis=1), placement.precision.experts
         total_R = np.zeros(len(rows_RG))
         for linear in moe.expert_linears(hidden):
             in_features, out_features, _ = shard(linear, layout.moe_tp)

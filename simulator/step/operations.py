@@ -14,7 +14,7 @@ def step_operations(prices: Prices, batch: Batch, offset: int) -> list[Operation
     """The whole step of one batch as operations of the ranks that it meets in each layer, engine
     overhead last.
     """
-    layout, tokens_d = prices.plan.layout, batch.tokens_d
+    layout, tokens_d = prices.placement.layout, batch.tokens_d
     overlapped = prices.halved_layers
     operations = _layers(prices, batch, offset, range(overlapped.start))
     programs = []
@@ -24,7 +24,7 @@ def step_operations(prices: Prices, batch: Batch, offset: int) -> list[Operation
         begin += int(part.tokens_d.sum())
     operations += interleave(*programs) if len(programs) == 2 else programs[0]
     operations += _layers(
-        prices, batch, offset, range(overlapped.stop, len(prices.plan.model.layer_names))
+        prices, batch, offset, range(overlapped.stop, len(prices.placement.model.layer_names))
     )
     operations.append(Busy("dense", -1, np.repeat(prices.head_s[batch.num_logits], layout.tp)))
     if layout.pp > 1:
@@ -39,7 +39,7 @@ def step_operations(prices: Prices, batch: Batch, offset: int) -> list[Operation
 
 
 def _layers(prices: Prices, batch: Batch, offset: int, layers: range) -> list[Operation]:
-    plan, layout = prices.plan, prices.plan.layout
+    placement, layout = prices.placement, prices.placement.layout
     tokens_d = batch.tokens_d
     operations: list[Operation] = []
     if not layers:
@@ -51,7 +51,7 @@ def _layers(prices: Prices, batch: Batch, offset: int, layers: range) -> list[Op
                 for d in range(layout.attention_dp)
             ]
         )
-        for name in plan.model.mixers
+        for name in placement.model.mixers
     }
     reduce = (
         tuple(prices.all_reduce(d, int(tokens_d[d])) for d in range(layout.attention_dp))
@@ -59,10 +59,10 @@ def _layers(prices: Prices, batch: Batch, offset: int, layers: range) -> list[Op
         else ()
     )
     # All of a model's MoE layers are among ``layers``, or none.
-    is_routed = any(layer in layers for layer in plan.model.moe_layers)
+    is_routed = any(layer in layers for layer in placement.model.moe_layers)
     steps = iter(prices.expert_steps(tokens_d, offset) if is_routed else ())
     for layer in layers:
-        mixer, ffn = plan.model.layer_names[layer]
+        mixer, ffn = placement.model.layer_names[layer]
         after_mixer, after_ffn = prices.all_reduces(ffn, mixer)
         if mixer != "none":
             operations.append(
@@ -78,7 +78,7 @@ def _layers(prices: Prices, batch: Batch, offset: int, layers: range) -> list[Op
             operations.append(
                 Busy("dense", layer, np.repeat(prices.ffn_s[ffn][tokens_d], layout.tp))
             )
-            if plan.model.has_experts(ffn):
+            if placement.model.has_experts(ffn):
                 operations += expert_operations(prices, next(steps), layer)
         if after_ffn:
             operations.append(Together("collective", layer, prices.tensor_groups, reduce))
@@ -87,9 +87,9 @@ def _layers(prices: Prices, batch: Batch, offset: int, layers: range) -> list[Op
 
 def expert_operations(prices: Prices, step: ExpertStep, layer: int) -> list[Operation]:
     """Dispatch, experts, combine of one layer."""
-    everyone = (tuple(range(prices.plan.layout.num_ranks)),)
+    everyone = (tuple(range(prices.placement.layout.num_ranks)),)
     busy = Busy("experts", layer, step.experts_R)
-    if not prices.plan.layout.travels:
+    if not prices.placement.layout.travels:
         return [busy]
     before = [] if step.pack_R is None else [Busy("experts", layer, step.pack_R)]
     behind = [] if step.unpack_R is None else [Busy("experts", layer, step.unpack_R)]

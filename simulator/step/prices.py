@@ -1,4 +1,4 @@
-"""What a plan's steps cost: every block's work, priced by the plan's cost models.
+"""What the steps of a placed replica cost: each block's work, priced by its cost models.
 
 All fidelities take their seconds from here. Matrix products depend on the number of tokens only, so
 they are priced once for every possible number; looking back is a closed form in a few sums; routed
@@ -24,7 +24,7 @@ from simulator.cost.compute import Phase, Rates
 from simulator.cost.engine_time import sequences_s
 from simulator.cost.kernels.context import work_s
 from simulator.cost.stages import VECTORS
-from simulator.deployment.plan import DeploymentPlan
+from simulator.deployment.placement import Placement
 from simulator.step.expert_prices import ExpertPrices, ExpertStep, find_imbalance
 from simulator.step.program import Batch
 from simulator.step.two_batch import halves
@@ -37,12 +37,12 @@ PHASES: tuple[Phase, ...] = ("prefill", "decode")
 
 
 class Prices:
-    """Prices of one plan's steps, for batches of up to ``max_tokens`` tokens on a data-parallel
-    rank.
+    """Prices of a placed replica's steps, for batches of up to ``max_tokens`` tokens on a
+    data-parallel rank.
     """
 
     def __init__(
-        self, plan: DeploymentPlan, max_tokens: int, rows: NDArray[np.int64] | None = None
+        self, placement: Placement, max_tokens: int, rows: NDArray[np.int64] | None = None
     ) -> None:
         """Nothing is priced yet.
 
@@ -50,12 +50,14 @@ class Prices:
             rows: numbers of tokens that blocks are priced for, where not every one is needed: what
                 their arrays are indexed by.
         """
-        self.plan = plan
+        self.placement = placement
         self.max_tokens = max_tokens
         self._rows = np.arange(max_tokens + 1, dtype=np.int64) if rows is None else rows
-        self.lookbacks: tuple[Lookback, ...] = lookbacks(plan.model, plan.layout, plan.precision)
+        self.lookbacks: tuple[Lookback, ...] = lookbacks(
+            placement.model, placement.layout, placement.precision
+        )
         self.rates: dict[tuple[Lookback, Phase], Rates] = {
-            (term, phase): plan.compute.context_rates(term, phase)
+            (term, phase): placement.compute.context_rates(term, phase)
             for term in self.lookbacks
             for phase in PHASES
         }
@@ -65,17 +67,17 @@ class Prices:
         """Most tokens of a sequence that attention kernels for decodes take, whatever they are of:
         one, and a draft. Engines sort sequences by that (``reorder_batch_threshold`` in vLLM).
         """
-        return 1 + self.plan.drafts.num_tokens
+        return 1 + self.placement.drafts.num_tokens
 
     @cached_property
     def mixer_s(self) -> dict[str, NDArray[np.float64]]:
         """Seconds of one layer's mixer without looking back, by mixer and number of tokens."""
-        hidden, tp = self.plan.model.hidden_size, self.plan.layout.tp
+        hidden, tp = self.placement.model.hidden_size, self.placement.layout.tp
         found = {}
-        for name, mixer in self.plan.model.mixers.items():
+        for name, mixer in self.placement.model.mixers.items():
             linears = mixer.linears(hidden)
             width = shard(linears[0], tp)[1] if linears else 0
-            found[name] = self._linears_s(linears) + self.plan.compute.mixer_s(
+            found[name] = self._linears_s(linears) + self.placement.compute.mixer_s(
                 self._rows, hidden, width
             )
         return found
@@ -85,29 +87,37 @@ class Prices:
         """Seconds of one layer's feed-forward block without routed experts, by block and number of
         tokens.
         """
-        return {name: self._ffn_s(ffn) for name, ffn in self.plan.model.ffns.items()}
+        return {name: self._ffn_s(ffn) for name, ffn in self.placement.model.ffns.items()}
 
     def _ffn_s(self, ffn: FFN) -> NDArray[np.float64]:
-        plan, hidden, tp = self.plan, self.plan.model.hidden_size, self.plan.layout.tp
+        placement, hidden, tp = (
+            self.placement,
+            self.placement.model.hidden_size,
+            self.placement.layout.tp,
+        )
         linears, width, experts = ffn.linears(hidden), ffn.inner_width, ffn.experts
         around_s, router_s = np.zeros(len(self._rows)), np.zeros(len(self._rows))
         if width:
-            around_s = plan.compute.ffn_s(self._rows, hidden, -(-width // tp))
+            around_s = placement.compute.ffn_s(self._rows, hidden, -(-width // tp))
         if experts is not None:
-            router_s = plan.compute.router_s(self._rows, hidden, experts.num_experts)
-        if plan.spec.pruning is None or not ffn.is_prunable:
+            router_s = placement.compute.router_s(self._rows, hidden, experts.num_experts)
+        if placement.pruning is None or not ffn.is_prunable:
             return self._linears_s(linears) + router_s + around_s
         for linear in linears:
             in_features, out_features, _ = shard(linear, tp)
-            around_s = around_s + plan.compute.pruned_s(
-                self._rows, in_features, out_features, plan.precision.weights, plan.spec.pruning
+            around_s = around_s + placement.compute.pruned_s(
+                self._rows,
+                in_features,
+                out_features,
+                placement.precision.weights,
+                placement.pruning,
             )
         return around_s + router_s
 
     @cached_property
     def head_s(self) -> NDArray[np.float64]:
         """Seconds of the output matrix by number of sequences that get a token."""
-        model = self.plan.model
+        model = self.placement.model
         return self._linears_s(
             (Linear("head", model.hidden_size, model.vocab_size, "column"),), dtype="bf16"
         )
@@ -117,9 +127,13 @@ class Prices:
     ) -> NDArray[np.float64]:
         total = np.zeros(len(self._rows))
         for linear in linears:
-            stored = dtype or ("bf16" if linear.name == "router" else self.plan.precision.weights)
-            in_features, out_features, copies = shard(linear, self.plan.layout.tp)
-            total += self.plan.compute.gemm_s(self._rows, in_features, out_features, stored, copies)
+            stored = dtype or (
+                "bf16" if linear.name == "router" else self.placement.precision.weights
+            )
+            in_features, out_features, copies = shard(linear, self.placement.layout.tp)
+            total += self.placement.compute.gemm_s(
+                self._rows, in_features, out_features, stored, copies
+            )
         return total
 
     def lookback_s(self, term: Lookback, batch: Batch, d: int) -> float:
@@ -148,42 +162,44 @@ class Prices:
         Where tokens travel to experts, the reduce-scatter before and the all-gather after are one
         all-reduce together.
         """
-        layout = self.plan.layout
+        layout = self.placement.layout
         if layout.tp == 1:
             return 0, 0
-        is_travelling = layout.travels and self.plan.model.has_experts(ffn_name)
+        is_travelling = layout.travels and self.placement.model.has_experts(ffn_name)
         return int(mixer_name != "none"), int(ffn_name != "none" and not is_travelling)
 
     @cached_property
     def num_all_reduces(self) -> int:
         """All-reduces of one step."""
-        return sum(sum(self.all_reduces(ffn, mixer)) for mixer, ffn in self.plan.model.layer_names)
+        return sum(
+            sum(self.all_reduces(ffn, mixer)) for mixer, ffn in self.placement.model.layer_names
+        )
 
     @cached_property
     def tensor_groups(self) -> tuple[tuple[int, ...], ...]:
         """Ranks of every tensor-parallel group, in order of data-parallel rank."""
-        tp = self.plan.layout.tp
+        tp = self.placement.layout.tp
         return tuple(
-            tuple(range(d * tp, (d + 1) * tp)) for d in range(self.plan.layout.attention_dp)
+            tuple(range(d * tp, (d + 1) * tp)) for d in range(self.placement.layout.attention_dp)
         )
 
     def all_reduce(self, d: int, num_tokens: int) -> Exchange:
         """Sum the hidden vectors of ``num_tokens`` tokens over tensor-parallel group ``d``."""
-        value_bytes = BYTES_PER_ELEMENT[self.plan.precision.activations]
-        return self.plan.comm.all_reduce(
-            num_tokens * self.plan.model.hidden_size * value_bytes, self.tensor_groups[d]
+        value_bytes = BYTES_PER_ELEMENT[self.placement.precision.activations]
+        return self.placement.comm.all_reduce(
+            num_tokens * self.placement.model.hidden_size * value_bytes, self.tensor_groups[d]
         )
 
     def all_reduces_s(self, num_tokens: NDArray[np.int64]) -> NDArray[np.float64]:
         """Seconds of :meth:`all_reduce` over the first group for each number of tokens, the links
         to itself.
         """
-        value_bytes = BYTES_PER_ELEMENT[self.plan.precision.activations]
+        value_bytes = BYTES_PER_ELEMENT[self.placement.precision.activations]
         num_bytes = np.asarray(
-            num_tokens * (self.plan.model.hidden_size * value_bytes), dtype=np.float64
+            num_tokens * (self.placement.model.hidden_size * value_bytes), dtype=np.float64
         )
         return np.asarray(
-            self.plan.comm.all_reduces_s(num_bytes, self.tensor_groups[0]), dtype=np.float64
+            self.placement.comm.all_reduces_s(num_bytes, self.tensor_groups[0]), dtype=np.float64
         )
 
     def sends_s(self, num_tokens: int) -> float:
@@ -198,16 +214,20 @@ class Prices:
         Each tensor-parallel rank sends its part of the vectors, and those of the next stage gather
         them: half of an all-reduce, which scatters sums and gathers them.
         """
-        plan = self.plan
-        if plan.sends is None:
+        placement = self.placement
+        if placement.sends is None:
             return np.zeros(len(num_tokens))
-        vector_bytes = plan.model.hidden_size * BYTES_PER_ELEMENT[plan.precision.activations]
-        sent_s = plan.sends.seconds(
-            np.asarray(num_tokens * (VECTORS * vector_bytes / plan.layout.tp), dtype=np.float64)
+        vector_bytes = (
+            placement.model.hidden_size * BYTES_PER_ELEMENT[placement.precision.activations]
         )
-        if plan.layout.tp == 1:
+        sent_s = placement.sends.seconds(
+            np.asarray(
+                num_tokens * (VECTORS * vector_bytes / placement.layout.tp), dtype=np.float64
+            )
+        )
+        if placement.layout.tp == 1:
             return sent_s
-        gathered_s = (plan.layout.pp - 1) * self.all_reduces_s(VECTORS * num_tokens) / 2
+        gathered_s = (placement.layout.pp - 1) * self.all_reduces_s(VECTORS * num_tokens) / 2
         return np.asarray(sent_s + gathered_s, dtype=np.float64)
 
     @cached_property
@@ -216,16 +236,17 @@ class Prices:
         all, which count alike.
         """
         stages = [
-            len(layers) for layers in stage_layers(self.plan.model.num_layers, self.plan.layout.pp)
+            len(layers)
+            for layers in stage_layers(self.placement.model.num_layers, self.placement.layout.pp)
         ]
         return max(stages) / sum(stages), stages[-1] / sum(stages)
 
     @cached_property
     def experts(self) -> ExpertPrices:
         """Of the routed experts."""
-        if self.plan.experts is None or self.plan.model.moe is None:
-            raise ValueError(f"{self.plan.model.name} has no routed experts")
-        return ExpertPrices(self.plan, self.plan.experts, self.plan.model.moe)
+        if self.placement.experts is None or self.placement.model.moe is None:
+            raise ValueError(f"{self.placement.model.name} has no routed experts")
+        return ExpertPrices(self.placement, self.placement.experts, self.placement.model.moe)
 
     def expert_step(self, layer: int, tokens_d: NDArray[np.int64], offset: int) -> ExpertStep:
         """Price the routed experts of MoE layer ``layer`` for ``tokens_d`` tokens on each
@@ -239,7 +260,7 @@ class Prices:
     def expert_steps(self, tokens_d: NDArray[np.int64], offset: int) -> list[ExpertStep]:
         """:meth:`expert_step` of every MoE layer."""
         return self.experts.steps(
-            tokens_d, [(layer, offset) for layer in range(self.plan.model.num_moe_layers)]
+            tokens_d, [(layer, offset) for layer in range(self.placement.model.num_moe_layers)]
         )
 
     @cached_property
@@ -247,13 +268,13 @@ class Prices:
         """Layers that two-batch overlap would run in halves: from the first to the last with routed
         experts, as SGLang does.
         """
-        found = self.plan.model.moe_layers
+        found = self.placement.model.moe_layers
         return range(found[0], found[-1] + 1) if found else range(0)
 
     @property
     def halved_layers(self) -> range:
         """Layers that do run in halves."""
-        return self.overlapped_layers if self.plan.spec.overlap == "two_batch" else range(0)
+        return self.overlapped_layers if self.placement.overlap == "two_batch" else range(0)
 
     def parts(self, batch: Batch) -> tuple[Batch, ...]:
         """What a step's overlapped layers run one after another: the whole batch, or its halves."""
@@ -265,7 +286,7 @@ class Prices:
         """Expert load imbalance of a step (mean over MoE layers), the bytes of weights and cache
         that the mean rank reads, and the token-expert pairs that are dropped in all layers.
         """
-        dp = self.plan.layout.attention_dp
+        dp = self.placement.layout.attention_dp
         read_bytes = self.read_bytes_per_step
         for term in self.lookbacks:
             for d in range(dp):
@@ -274,7 +295,7 @@ class Prices:
                 ):
                     read_bytes += term.num_layers * cost * self._sums(term, phase, batch, d)[1] / dp
         imbalance = dropped_pairs = 0.0
-        num_layers = self.plan.model.num_moe_layers
+        num_layers = self.placement.model.num_moe_layers
         parts = self.parts(batch)
         read_bytes += (len(parts) - 1) * self.overlapped_bytes
         for part in parts:
@@ -290,7 +311,7 @@ class Prices:
         """The engine's own time for a step with ``num_sequences`` on its fullest data-parallel
         rank.
         """
-        engine, model = self.plan.calibration.engine, self.plan.model
+        engine, model = self.placement.calibration.engine, self.placement.model
         prompt_s = engine.prompt_s(model.num_layers, model.num_moe_layers) if has_prompts else 0.0
         return engine.step_s + float(sequences_s(num_sequences, engine.sequence_s)) + prompt_s
 
@@ -299,20 +320,25 @@ class Prices:
         """Weights other than routed experts and the embedding table that one rank of each stage
         reads for every batch.
         """
-        plan, model = self.plan, self.plan.model
-        left_out = model.num_embedding_parameters / plan.layout.tp * BYTES_PER_ELEMENT["bf16"]
+        placement, model = self.placement, self.placement.model
+        left_out = model.num_embedding_parameters / placement.layout.tp * BYTES_PER_ELEMENT["bf16"]
         if model.ties_embeddings:
             left_out = 0.0  # the table is the output matrix too
         if model.moe is not None:
-            slots = None if plan.experts is None else plan.experts.placed.expert_LP.shape[1]
+            slots = (
+                None if placement.experts is None else placement.experts.placed.expert_LP.shape[1]
+            )
             layer_bytes = expert_bytes_per_layer(
-                model.moe, model.hidden_size, plan.layout, plan.precision, slots
+                model.moe, model.hidden_size, placement.layout, placement.precision, slots
             )
             left_out += model.num_moe_layers * layer_bytes
-        num_slots = None if plan.experts is None else plan.experts.placed.expert_LP.shape[1]
-        one_stage = replace(plan.layout, pp=1)
+        num_slots = (
+            None if placement.experts is None else placement.experts.placed.expert_LP.shape[1]
+        )
+        one_stage = replace(placement.layout, pp=1)
         return (
-            weight_bytes(model, one_stage, plan.precision, plan.spec.pruning, num_slots) - left_out
+            weight_bytes(model, one_stage, placement.precision, placement.pruning, num_slots)
+            - left_out
         )
 
     @cached_property
@@ -320,7 +346,11 @@ class Prices:
         """Weights other than routed experts of :attr:`halved_layers`, which each half reads
         anew.
         """
-        model, tp, dtype = self.plan.model, self.plan.layout.tp, self.plan.precision.weights
+        model, tp, dtype = (
+            self.placement.model,
+            self.placement.layout.tp,
+            self.placement.precision.weights,
+        )
         blocks: dict[str, Mixer | FFN] = {**model.mixers, **model.ffns}
         names = [
             name
@@ -335,9 +365,9 @@ class Prices:
     @cached_property
     def mixer_layers(self) -> Counter[str]:
         """How many layers have each mixer."""
-        return Counter(mixer for mixer, _ in self.plan.model.layer_names if mixer != "none")
+        return Counter(mixer for mixer, _ in self.placement.model.layer_names if mixer != "none")
 
     @cached_property
     def ffn_layers(self) -> Counter[str]:
         """How many layers have each feed-forward block."""
-        return Counter(ffn for _, ffn in self.plan.model.layer_names if ffn != "none")
+        return Counter(ffn for _, ffn in self.placement.model.layer_names if ffn != "none")

@@ -18,6 +18,7 @@ from simulator.base.frozen import validate
 from simulator.config.deployment import DeploymentSpec
 from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.workload.traces import RequestTrace
+from tests.parts import change_plan
 
 LONGEST_TOKENS = 1_536 + 384
 """The longest generated request: prompt and output."""
@@ -56,9 +57,9 @@ def make_case(case: Case) -> tuple[DeploymentPlan, RequestTrace]:
     """The plan and the requests."""
     plan = dataclasses.replace(make_deployment(case.deployment), replicas=case.replicas)
     if case.kv_requests is not None:
-        kv_bytes = plan.capacity.cache.bytes_for(LONGEST_TOKENS) * case.kv_requests
-        capacity = dataclasses.replace(plan.capacity, kv_bytes=kv_bytes)
-        plan = dataclasses.replace(plan, capacity=capacity)
+        kv_bytes = plan.serving.capacity.cache.bytes_for(LONGEST_TOKENS) * case.kv_requests
+        capacity = dataclasses.replace(plan.serving.capacity, kv_bytes=kv_bytes)
+        plan = change_plan(plan, capacity=capacity)
     return plan, _shipped_trace(case) if case.workload else _generated_trace(case)
 
 

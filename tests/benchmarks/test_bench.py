@@ -128,14 +128,14 @@ def test_memory_of_a_request_is_what_more_requests_take(monkeypatch):
 
 def test_cut_models_keep_their_dense_layers():
     plan = cut_deepseek(5, 16)
-    ffns = [ffn for _, ffn in plan.model.layer_names]
+    ffns = [ffn for _, ffn in plan.placement.model.layer_names]
     assert ffns == ["dense"] * 3 + ["moe"] * 2
 
 
 def test_a_case_is_the_same_each_time():
     case = Case("", DENSE, 100, replicas=3, rate_per_s=5.0, kv_requests=20)
     (plan, trace), (_, again) = make_case(case), make_case(case)
-    assert plan.replicas == 3
+    assert plan.serving.replicas == 3
     np.testing.assert_array_equal(trace.arrival_s, again.arrival_s)
     np.testing.assert_array_equal(trace.num_output, again.num_output)
 

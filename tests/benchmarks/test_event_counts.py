@@ -15,15 +15,20 @@ from tests.benchmarks.scenarios.steps import CountedEnvironment
 
 
 def count(plan, fidelity):
-    dp = plan.layout.attention_dp
+    dp = plan.placement.layout.attention_dp
     rows = tuple(np.ones(8, dtype=np.int64) for _ in range(dp))
     batch = Batch(
         rows, tuple(row * 100 for row in rows), tuple(row > 0 for row in rows), np.full(dp, 8)
     )
     env = CountedEnvironment()
-    wires = FluidWires(env) if fidelity == "rank" else MessageWires(env, plan.fabric)
+    wires = FluidWires(env) if fidelity == "rank" else MessageWires(env, plan.placement.fabric)
     env.process(
-        run_step(env, wires, step_operations(Prices(plan, 8), batch, 0), plan.layout.num_ranks)
+        run_step(
+            env,
+            wires,
+            step_operations(Prices(plan.placement, 8), batch, 0),
+            plan.placement.layout.num_ranks,
+        )
     )
     while env.peek() < float("inf"):
         env.step()

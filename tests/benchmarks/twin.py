@@ -72,12 +72,12 @@ def steps_of(num_tokens):
 
 def predicted_seconds(plan, step):
     sequences_d = tuple(
-        Part(d, plan.layout.attention_dp).num(step.num_sequences)
-        for d in range(plan.layout.attention_dp)
+        Part(d, plan.placement.layout.attention_dp).num(step.num_sequences)
+        for d in range(plan.placement.layout.attention_dp)
     )
     [times] = forecast(plan, [EvenStep(sequences_d, 1, 0, step.offset)], keep_spans=True)
     found = []
-    for layer in range(plan.model.num_layers):
+    for layer in range(plan.placement.model.num_layers):
         own = [span for span in times.spans if span.layer == layer and span.phase in PHASES]
         found.append(
             max(span.start_s + span.duration_s for span in own) - min(span.start_s for span in own)
@@ -95,7 +95,7 @@ def rows(backend, folder, num_ranks):
             measured = [
                 layer_seconds(found, layer, PHASES)
                 for found in moments
-                for layer in range(plan.model.num_layers)
+                for layer in range(plan.placement.model.num_layers)
             ]
             # Only now: predicting between the steps would empty their caches.
             predicted = [predicted_seconds(plan, step) for step in steps[WARM_UP:]]

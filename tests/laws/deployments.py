@@ -11,6 +11,7 @@ from simulator.engine.by_ranks import ByRanks
 from simulator.engine.step_log import LOG_COLUMNS
 from simulator.engine.step_price import price_step
 from simulator.results.tables import STEP_PHASES
+from tests.parts import change_plan
 
 SPLITS = [
     ("dense", {"tp": 2}),
@@ -71,11 +72,11 @@ def draw_deployment(tiny, seed):
 
 def shrink_cache(plan, longest, times_longest):
     """The same plan with a KV cache of so many of its longest requests."""
-    capacity = plan.capacity
+    capacity = plan.serving.capacity
     blocks = int(capacity.blocks_for(longest) * times_longest) + 2
     smaller = dataclasses.replace(capacity, kv_bytes=blocks * capacity.block_bytes)
     prefill = plan.prefill and shrink_cache(plan.prefill, longest, times_longest)
-    return dataclasses.replace(plan, capacity=smaller, prefill=prefill)
+    return change_plan(plan, capacity=smaller, prefill=prefill)
 
 
 EQUAL = ["prefill_tokens", "running", "waiting", "limited_by"]
@@ -133,7 +134,7 @@ def check_same_events(compiled, simpy):
     )
     for name in compiled.pools:
         own = compiled.steps_of(name)
-        for replica in range(compiled.pools[name].plan.replicas):
+        for replica in range(compiled.pools[name].plan.serving.replicas):
             other = join_steps(simpy, name, replica)
             np.testing.assert_allclose(own[own["replica"] == replica], other, rtol=1e-9, atol=1e-12)
 

@@ -62,7 +62,7 @@ def found():
 
 
 def steady(plan, num_input=512, num_output=256):
-    layout = plan.layout
+    layout = plan.placement.layout
     design = Design(
         0, 0, layout.tp, layout.attention_dp, layout.ep, "", "bf16", 0, plan.spec.overlap
     )
@@ -92,7 +92,7 @@ def test_terms_are_the_step(tiny, name, split):
 @pytest.mark.parametrize("name", ["dense", "sliding-moe", "latent-moe", "compressed-moe"])
 def test_equal_sequences_look_back_as_their_batch_does(tiny, name, phase):
     plan, traffic = tiny.plan(name), fixed(512, 256)
-    curve, prices = Curve(plan, traffic, BUDGET), Prices(plan, BUDGET)
+    curve, prices = Curve(plan, traffic, BUDGET), Prices(plan.placement, BUDGET)
     context, new = (0, 512) if phase == "prefill" else (traffic.contexts[0], 1)
     for number in (1, 3, 40):
         seconds = 0.0
@@ -122,7 +122,7 @@ def test_what_a_replica_carries_is_what_it_holds_over_how_long_it_stays(tiny, sp
         (prefilling, judge.prompt_s(curve, BUDGET)),
     ):
         np.testing.assert_allclose(
-            served.rates * stay_s, served.batches * plan.layout.num_batches, rtol=1e-9
+            served.rates * stay_s, served.batches * plan.placement.layout.num_batches, rtol=1e-9
         )
     assert decoding.possible.all()
     assert prefilling.possible.all()
@@ -133,7 +133,9 @@ def test_prompts_wait_as_in_a_queue_of_equal_services(tiny):
     judge, curve = Judge(Space(question(), HERE), traffic), Curve(plan, traffic, BUDGET)
     served = judge.prefilling(plan, curve, BUDGET)
     handshake_s = find_hand_over(plan.spec.engine).handshake_s
-    at_once_s = plan.calibration.engine.first_token_s + handshake_s + judge.alone_s(curve, BUDGET)
+    at_once_s = (
+        plan.placement.calibration.engine.first_token_s + handshake_s + judge.alone_s(curve, BUDGET)
+    )
     busy = served.batches
     np.testing.assert_allclose(
         (served.ttft_s - at_once_s) * 2 * (1 - busy), busy * judge.prompt_s(curve, BUDGET)
@@ -173,7 +175,7 @@ def test_the_map_and_the_screen_agree_on_a_step(engine):
     design, plan = next((d, p) for d, p in space.designs(0, 0, Ruled()) if d.ep == 4)
     curve = Curve(plan, traffic, 2048)
     batches, step_s, _, _ = Judge(space, traffic)._loads(plan, curve, 2048)
-    ours = Steady(design, "", curve, traffic, 2048).at(batches / plan.layout.tp)
+    ours = Steady(design, "", curve, traffic, 2048).at(batches / plan.placement.layout.tp)
     np.testing.assert_allclose(ours.step_s, step_s, rtol=1e-9)
 
 

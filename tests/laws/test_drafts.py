@@ -19,6 +19,7 @@ from simulator.scenario.scenario import load_scenario
 from simulator.workload.traces import RequestTrace
 from tests.cases import times
 from tests.laws.deployments import check_same_events, draw_deployment, serve_by_events
+from tests.parts import change_plan
 from tests.single_steps import take_apart
 
 
@@ -26,16 +27,16 @@ def draw_drafting(tiny, seed):
     """Any deployment without a pipeline, with drafts of some tokens."""
     while True:
         plan, trace = draw_deployment(tiny, seed)
-        if plan.layout.pp == 1:
+        if plan.placement.layout.pp == 1:
             break
         seed += 10_000
     rng = np.random.default_rng([seed, 11])
     accepted = tuple(rng.uniform(0, 1, int(rng.integers(1, 5))).round(2).tolist())
-    return dataclasses.replace(plan, drafts=Drafts(accepted, float(rng.uniform(0, 0.2)))), trace
+    return change_plan(plan, drafts=Drafts(accepted, float(rng.uniform(0, 0.2)))), trace
 
 
 def with_drafts(plan, *accepted, pass_share=0.0):
-    return dataclasses.replace(plan, drafts=Drafts(accepted, pass_share))
+    return change_plan(plan, drafts=Drafts(accepted, pass_share))
 
 
 @pytest.mark.parametrize("seed", range(7000, 7000 + times(40)))
@@ -52,7 +53,7 @@ def test_whatever_is_drafted_every_token_comes_once(tiny, seed):
     if not served.requests_table()["num_preemptions"].any():
         assert gaps == decodes.sum(), "one a delivery, but the first"
     assert (tokens >= decodes).all()
-    assert (tokens <= decodes * (1 + plan.drafts.num_tokens)).all()
+    assert (tokens <= decodes * (1 + plan.placement.drafts.num_tokens)).all()
     for own in served.pools.values():
         free = own.ranks.free_blocks + own.ranks.num_evictable * own.limits.prefix_blocks
         assert (free == own.ranks.capacity_blocks).all()
@@ -81,8 +82,8 @@ def test_a_request_keeps_the_same_tokens_in_any_batch(tiny, split):
 @pytest.mark.parametrize("seed", range(7200, 7200 + times(6)))
 def test_simulated_ranks_take_as_long_as_the_table_says(tiny, seed):
     plan, trace = draw_drafting(tiny, seed)
-    if plan.model.moe is not None:
-        plan = dataclasses.replace(tiny.plan("dense", tp=2, num_layers=2), drafts=plan.drafts)
+    if plan.placement.model.moe is not None:
+        plan = change_plan(tiny.plan("dense", tp=2, num_layers=2), drafts=plan.placement.drafts)
     few = subset(trace, np.arange(min(12, trace.num_requests)))
     few = dataclasses.replace(few, num_output=np.minimum(few.num_output, 12))
     check_same_events(tiny.serve(plan, few), serve(plan, few, "rank"))
@@ -133,7 +134,7 @@ def test_kept_tokens_of_a_long_run_are_as_many_as_expected(tiny):
     kept = steps["decode_tokens"].sum() / steps["decodes"].sum()
     count = steps["decodes"].sum()
     # Each step's tokens lie between 1 and 4, so their mean scatters by less than 1.5 / sqrt(n).
-    assert abs(kept - plan.drafts.mean_kept) < 4 * 1.5 / math.sqrt(count) + 4 * 60 / count
+    assert abs(kept - plan.placement.drafts.mean_kept) < 4 * 1.5 / math.sqrt(count) + 4 * 60 / count
 
 
 def test_draws_are_even_and_of_their_own():
@@ -165,7 +166,7 @@ def test_a_request_alone_is_as_much_faster_as_was_derived(tiny):
     per_step = [own["duration_s"].sum() / own["num_steps"].sum() for own in steps]
     verifying = per_step[1] / (1 + drafted * share) / per_step[0]
     assert 1.0 <= verifying < 1.2
-    expected = drafting.drafts.mean_kept / (1 + drafted * share) / verifying
+    expected = drafting.placement.drafts.mean_kept / (1 + drafted * share) / verifying
     assert slow / fast == pytest.approx(expected, rel=0.05)
 
 
@@ -189,11 +190,11 @@ def test_what_drafts_are_not_simulated_with_is_refused(tiny, keys, said):
 def test_a_module_of_one_layer_takes_a_layer_s_share_of_a_step(tiny):
     speculation = {"kind": "module", "tokens": 2, "accepted": 0.8}
     plan = tiny.plan("dense", tp=2, speculation=speculation)
-    assert plan.drafts == Drafts((0.8, 0.8), 1 / plan.model.num_layers)
-    assert plan.drafts.slowdown == pytest.approx(1 + 2 / plan.model.num_layers)
+    assert plan.placement.drafts == Drafts((0.8, 0.8), 1 / plan.placement.model.num_layers)
+    assert plan.placement.drafts.slowdown == pytest.approx(1 + 2 / plan.placement.model.num_layers)
     pools = tiny.plan("dense", tp=2, speculation=speculation, prefill={"parallel": {"tp": 2}})
-    assert pools.drafts.num_tokens == 2
-    assert pools.prefill.drafts.num_tokens == 0
+    assert pools.placement.drafts.num_tokens == 2
+    assert pools.prefill.placement.drafts.num_tokens == 0
 
 
 @pytest.mark.parametrize("budget", [66, 70])

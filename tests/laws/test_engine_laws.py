@@ -157,7 +157,7 @@ def test_two_processes_write_the_same_bytes():
 
 
 def faster(plan, tiny, what):
-    cluster, accelerator = plan.cluster, plan.accelerator
+    cluster, accelerator = plan.placement.cluster, plan.placement.accelerator
     if what == "links":
         wire = cluster.scale_up.model_copy(update={"bytes_per_s": cluster.scale_up.bytes_per_s * 2})
         return tiny.on(plan, cluster=cluster.model_copy(update={"scale_up": wire}))

@@ -13,6 +13,7 @@ from simulator.engine.timeline import serve
 from simulator.policies.failures import Change
 from tests.cases import times
 from tests.laws.deployments import check_same_events, draw_deployment, serve_by_events
+from tests.parts import change_plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +51,8 @@ def draw_changes(plan, seed, span_s):
 
 def draw_failing(tiny, seed):
     plan, trace = draw_deployment(tiny, seed)
-    if plan.prefill is None and plan.replicas == 1:
-        plan = dataclasses.replace(plan, replicas=2)
+    if plan.prefill is None and plan.serving.replicas == 1:
+        plan = change_plan(plan, replicas=2)
     served = tiny.serve(plan, trace)
     span_s = float(np.nanmax(served.requests_table()["finish_s"]))
     return with_changes(plan, *draw_changes(plan, seed, span_s)), trace

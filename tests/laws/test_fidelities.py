@@ -1,7 +1,5 @@
 """One model, three fidelities: messages bound and confirm ranks, ranks confirm the table."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import simpy
@@ -16,6 +14,7 @@ from simulator.results.tables import STEP_PHASES
 from simulator.step.operations import step_operations
 from simulator.step.prices import Prices
 from simulator.step.program import Batch
+from tests.parts import change_plan
 
 SPLITS = {
     "expert parallel, attention data parallel": ("moe", {"attention_dp": 8, "ep": 8}),
@@ -34,7 +33,7 @@ SPLITS = {
 
 
 def wires_of(plan, env, fidelity):
-    return FluidWires(env) if fidelity == "rank" else MessageWires(env, plan.fabric)
+    return FluidWires(env) if fidelity == "rank" else MessageWires(env, plan.placement.fabric)
 
 
 def exchange_s(plan, exchange, fidelity):
@@ -46,7 +45,7 @@ def exchange_s(plan, exchange, fidelity):
 def step_s(plan, program, fidelity):
     env = simpy.Environment()
     return finish_step(
-        env, run_step(env, wires_of(plan, env, fidelity), program, plan.layout.num_ranks)
+        env, run_step(env, wires_of(plan, env, fidelity), program, plan.placement.layout.num_ranks)
     ).duration_s
 
 
@@ -73,7 +72,7 @@ def test_messages_confirm_ranks_whatever_the_topology_the_dispatch_and_the_skew(
                 routing=routing,
             )
             plan = tiny.on(plan, cluster=tiny.cluster(16, 4), topology={"kind": topology})
-            step = Prices(plan, 64).expert_step(0, np.full(num_ranks, 64), 0)
+            step = Prices(plan.placement, 64).expert_step(0, np.full(num_ranks, 64), 0)
             for exchange in (step.dispatch, step.combine):
                 by_rank, by_message = (
                     exchange_s(plan, exchange, fidelity) for fidelity in ("rank", "message")
@@ -90,10 +89,10 @@ def test_messages_confirm_ranks_for_whole_steps(tiny, topology):
             tiny.plan("moe", **split), cluster=tiny.cluster(16, 4), topology={"kind": topology}
         )
         for tokens_d in (
-            [40] * plan.layout.attention_dp,
-            [60] + [20] * (plan.layout.attention_dp - 1),
+            [40] * plan.placement.layout.attention_dp,
+            [60] + [20] * (plan.placement.layout.attention_dp - 1),
         ):
-            program = step_operations(Prices(plan, 64), decode_batch(tokens_d), 0)
+            program = step_operations(Prices(plan.placement, 64), decode_batch(tokens_d), 0)
             assert step_s(plan, program, "rank") == pytest.approx(
                 step_s(plan, program, "message"), rel=0.05
             )
@@ -103,9 +102,11 @@ def light(plan):
     """The same plan on an engine with next to no time of its own, which would hide differences in
     the rest.
     """
-    engine = plan.calibration.engine.model_copy(update={"step_s": 1e-4, "sequence_s": 0.0})
-    return dataclasses.replace(
-        plan, calibration=plan.calibration.model_copy(update={"engine": engine})
+    engine = plan.placement.calibration.engine.model_copy(
+        update={"step_s": 1e-4, "sequence_s": 0.0}
+    )
+    return change_plan(
+        plan, calibration=plan.placement.calibration.model_copy(update={"engine": engine})
     )
 
 
@@ -133,7 +134,7 @@ def agree(plan, trace):
 def test_ranks_confirm_the_table_on_the_same_trace(tiny, split):
     model, parallel = SPLITS[split]
     plan = tiny.plan(model, **parallel)
-    if plan.experts is None or not plan.layout.travels:
+    if plan.placement.experts is None or not plan.placement.layout.travels:
         agree(plan, tiny.trace(num_requests=80, rate_per_s=400))
     # With arrivals in between, a hair's difference moves a request to the next step; at once, only
     # prices differ.

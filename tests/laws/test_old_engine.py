@@ -22,7 +22,7 @@ def draw_comparable(tiny, seed):
     plan, trace = draw_deployment(tiny, seed)
     if plan.prefill is not None:
         plan = dataclasses.replace(plan, prefill=None, transfer=None)
-    if plan.replicas > 1:
+    if plan.serving.replicas > 1:
         trace = dataclasses.replace(trace, concurrency=None)
     return plan, trace
 
@@ -44,7 +44,7 @@ def check_same(tables, plan, trace, fidelity, exact):
         steps = found.steps_of(name)
         logs += [
             (name, replica, steps[steps["replica"] == replica])
-            for replica in range(found.pools[name].plan.replicas)
+            for replica in range(found.pools[name].plan.serving.replicas)
         ]
     for (name, replica, own), before in zip(logs, known.logs, strict=True):
         if exact:

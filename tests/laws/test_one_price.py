@@ -110,7 +110,7 @@ def test_shipped_mixtures_agree_in_the_mean_and_step_by_step(tiny, monkeypatch, 
 
 def price_decodes(plan, table, count, context):
     """By the table, a step that decodes for ``count`` sequences of each rank."""
-    dp, pp = plan.layout.attention_dp, plan.layout.pp
+    dp, pp = plan.placement.layout.attention_dp, plan.placement.layout.pp
     total = count * dp * pp
     trace = RequestTrace(np.zeros(total), np.full(total, context), np.full(total, 2), "")
     requests = start_requests(trace, with_prefixes=False)
@@ -125,7 +125,7 @@ def price_decodes(plan, table, count, context):
 def test_the_closed_form_is_the_table_on_even_batches(tiny, place):
     name, split = SPLITS[place]
     plan, traffic = tiny.plan(name, **split), fixed(512, 256)
-    curve, table = Curve(plan, traffic, 2048), make_table(Prices(plan, 2048))
+    curve, table = Curve(plan, traffic, 2048), make_table(Prices(plan.placement, 2048))
     context = int(traffic.contexts.mean())
     # Of two halves that hide behind each other it knows the longer alone.
     within = 0.1 if plan.spec.overlap == "two_batch" else 0.01

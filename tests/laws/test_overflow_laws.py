@@ -25,6 +25,7 @@ from simulator.step.expert_prices import find_imbalance
 from simulator.step.prices import Prices
 from tests.cases import cases
 from tests.laws.deployments import check_same_events, serve_by_events
+from tests.parts import change_plan
 
 
 @st.composite
@@ -96,8 +97,11 @@ def capacity(factor):
 
 def kept_by_loops(plan, layer, offset, tokens_d, factor):
     """Experts of the pairs that are kept, counted token by token, the pool going round."""
-    pool_TK, experts = plan.experts.topk_ids_LTK[layer], plan.model.moe.num_experts
-    layout, place = plan.layout, offset
+    pool_TK, experts = (
+        plan.placement.experts.topk_ids_LTK[layer],
+        plan.placement.model.moe.num_experts,
+    )
+    layout, place = plan.placement.layout, offset
     kept = Counter()
     routers = []  # tokens of each: a rank's own, or everybody's
     for tokens in tokens_d.tolist():
@@ -119,17 +123,17 @@ def kept_by_loops(plan, layer, offset, tokens_d, factor):
 @pytest.mark.parametrize("split", LAYOUTS, ids=str)
 def test_a_steps_own_tokens_are_dropped_exactly_also_beyond_the_pool(tiny, split, total):
     plan = tiny.plan("moe", overflow=capacity(0.8), **split)
-    prices, top_k = Prices(plan, 16_384), plan.model.moe.top_k
-    tokens_d = spread(total, 1.5, plan.layout.attention_dp)
+    prices, top_k = Prices(plan.placement, 16_384), plan.placement.model.moe.top_k
+    tokens_d = spread(total, 1.5, plan.placement.layout.attention_dp)
     for layer, offset in ((0, 5), (3, 4000)):
         kept = kept_by_loops(plan, layer, offset, tokens_d, 0.8)
         step = prices.expert_step(layer, tokens_d, offset)
-        pairs_R = step.pairs_R.reshape(-1, plan.layout.moe_tp)
+        pairs_R = step.pairs_R.reshape(-1, plan.placement.layout.moe_tp)
         assert (pairs_R == pairs_R[:, :1]).all()
         assert pairs_R[:, 0].sum() == kept.total()
         assert step.dropped_pairs == total * top_k - kept.total()
-        placed = plan.experts.placed
-        if len(placed.expert_LP[layer]) == plan.model.moe.num_experts:
+        placed = plan.placement.experts.placed
+        if len(placed.expert_LP[layer]) == plan.placement.model.moe.num_experts:
             by_rank = Counter()
             for expert, rank in zip(placed.expert_LP[layer], placed.rank_LP[layer], strict=True):
                 by_rank[int(rank)] += kept[int(expert)]
@@ -139,7 +143,7 @@ def test_a_steps_own_tokens_are_dropped_exactly_also_beyond_the_pool(tiny, split
 @pytest.mark.parametrize("split", LAYOUTS, ids=str)
 def test_dropping_sends_computes_and_reads_no_more(tiny, split):
     steps = [
-        Prices(tiny.plan("moe", overflow=overflow, **split), 4096).expert_step(
+        Prices(tiny.plan("moe", overflow=overflow, **split).placement, 4096).expert_step(
             1, spread(700, 1.5, split.get("attention_dp", 1)), 17
         )
         for overflow in (None, capacity(1.5), capacity(1.0), capacity(0.3))
@@ -157,7 +161,7 @@ def test_dropping_sends_computes_and_reads_no_more(tiny, split):
 @pytest.mark.parametrize("split", LAYOUTS, ids=str)
 def test_a_step_with_room_for_all_costs_what_it_costs_without_a_capacity(tiny, split, total):
     free, roomy = (
-        Prices(tiny.plan("moe", overflow=overflow, **split), 16_384).expert_step(
+        Prices(tiny.plan("moe", overflow=overflow, **split).placement, 16_384).expert_step(
             2, spread(total, 1.5, split.get("attention_dp", 1)), 99
         )
         for overflow in (None, capacity(8.0))  # 16 experts, 2 a token
@@ -183,10 +187,10 @@ class Nobody:
 @pytest.mark.parametrize("split", LAYOUTS, ids=str)
 def test_a_step_that_drops_everything_computes_sends_and_reads_nothing(tiny, split):
     plan = tiny.plan("moe", dispatch={"kind": "per_rank"}, **split)
-    plan = replace(plan, experts=replace(plan.experts, overflow=Nobody()))
-    tokens_d = spread(700, 1.5, plan.layout.attention_dp)
-    step = Prices(plan, 4096).expert_step(1, tokens_d, 17)
-    assert step.dropped_pairs == 700 * plan.model.moe.top_k
+    plan = change_plan(plan, experts=replace(plan.placement.experts, overflow=Nobody()))
+    tokens_d = spread(700, 1.5, plan.placement.layout.attention_dp)
+    step = Prices(plan.placement, 4096).expert_step(1, tokens_d, 17)
+    assert step.dropped_pairs == 700 * plan.placement.model.moe.top_k
     assert not step.pairs_R.any()
     assert not step.dispatch.bytes_SR.any()
     assert (step.read_bytes, find_imbalance(step.pairs_R)) == (0.0, 1.0)
@@ -228,13 +232,13 @@ def test_the_dropped_share_of_a_run_by_ranks_is_a_direct_count(tiny, monkeypatch
     monkeypatch.setattr(ByRanks, "run_batch", run_and_keep)
     record = run_plan(plan, tiny.trace(12, 200.0, 300, 6), "rank")
     computed = chosen = 0
-    prices = Prices(plan, 8192)
+    prices = Prices(plan.placement, 8192)
     for batch, offset in ran:
         for part in prices.parts(batch):
             total = int(part.tokens_d.sum())
-            for layer in range(plan.model.num_moe_layers):
+            for layer in range(plan.placement.model.num_moe_layers):
                 computed += kept_by_loops(plan, layer, offset, part.tokens_d, factor).total()
-                chosen += total * plan.model.moe.top_k
+                chosen += total * plan.placement.model.moe.top_k
             offset += total
     assert 0 < computed < chosen
     assert record.dropped_share == pytest.approx(1 - computed / chosen, rel=1e-12)

@@ -18,6 +18,7 @@ from simulator.step.operations import step_operations
 from simulator.step.prices import Prices
 from simulator.step.program import Batch, Busy, Start, Together
 from simulator.step.two_batch import halves
+from tests.parts import change_plan
 
 SPLITS = {
     "one node": ("moe", {"attention_dp": 8, "ep": 8}),
@@ -30,7 +31,7 @@ SPLITS = {
 
 def batch_of(plan, decodes, prompts=(), context=400):
     """The same on every data-parallel rank."""
-    dp = plan.layout.attention_dp
+    dp = plan.placement.layout.attention_dp
     new = np.array([1] * decodes + list(prompts), dtype=np.int64)
     is_decode = np.array([True] * decodes + [False] * len(prompts))
     return Batch(
@@ -42,11 +43,12 @@ def batch_of(plan, decodes, prompts=(), context=400):
 
 
 def step_s(plan, batch, fidelity="rank"):
-    prices = Prices(plan, int(batch.tokens_d.max()))
+    prices = Prices(plan.placement, int(batch.tokens_d.max()))
     env = simpy.Environment()
-    wires = FluidWires(env) if fidelity == "rank" else MessageWires(env, plan.fabric)
+    wires = FluidWires(env) if fidelity == "rank" else MessageWires(env, plan.placement.fabric)
     return finish_step(
-        env, run_step(env, wires, step_operations(prices, batch, 0), plan.layout.num_ranks)
+        env,
+        run_step(env, wires, step_operations(prices, batch, 0), plan.placement.layout.num_ranks),
     ).duration_s
 
 
@@ -57,10 +59,10 @@ def free_wires(plan):
         def exchanges(self, *args):
             return [
                 dataclasses.replace(way, latency_s=0.0, busy_s=np.zeros(0), held_s=0.0)
-                for way in plan.comm.exchanges(*args)
+                for way in plan.placement.comm.exchanges(*args)
             ]
 
-    return dataclasses.replace(plan, comm=Free())
+    return change_plan(plan, comm=Free())
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -73,7 +75,7 @@ def test_overlap_is_bounded_by_what_it_computes_and_by_what_it_exchanges(
     model, parallel = SPLITS[split]
     plan = tiny.plan(model, overlap="two_batch", **parallel)
     batch = batch_of(plan, decodes, prompts)
-    program = step_operations(Prices(plan, int(batch.tokens_d.max())), batch, 0)
+    program = step_operations(Prices(plan.placement, int(batch.tokens_d.max())), batch, 0)
     computing_R = sum(op.seconds_R for op in program if isinstance(op, Busy))
     links = [op.exchanges[0].busy_s for op in program if isinstance(op, Start)]
     took_s = step_s(plan, batch)
@@ -130,10 +132,12 @@ def test_all_ranks_in_one_process_take_the_times_of_a_process_each(tiny, split, 
     model, parallel = SPLITS[split]
     for overlap in ("none", "two_batch"):
         plan = tiny.plan(model, overlap=overlap, **parallel)
-        program = step_operations(Prices(plan, 64), batch_of(plan, tokens), 5)
+        program = step_operations(Prices(plan.placement, 64), batch_of(plan, tokens), 5)
         env = simpy.Environment()
-        times = finish_step(env, run_step(env, FluidWires(env), program, plan.layout.num_ranks))
-        assert Lockstep(program, plan.layout.num_ranks).run() == pytest.approx(
+        times = finish_step(
+            env, run_step(env, FluidWires(env), program, plan.placement.layout.num_ranks)
+        )
+        assert Lockstep(program, plan.placement.layout.num_ranks).run() == pytest.approx(
             times.phases, rel=1e-9, abs=1e-15
         )
 
@@ -150,9 +154,11 @@ def test_messages_confirm_ranks(tiny, split):
 def test_ranks_confirm_the_table(tiny, split):
     model, parallel = SPLITS[split]
     plan = tiny.plan(model, overlap="two_batch", **parallel)
-    engine = plan.calibration.engine.model_copy(update={"step_s": 1e-4, "sequence_s": 0.0})
-    plan = dataclasses.replace(
-        plan, calibration=plan.calibration.model_copy(update={"engine": engine})
+    engine = plan.placement.calibration.engine.model_copy(
+        update={"step_s": 1e-4, "sequence_s": 0.0}
+    )
+    plan = change_plan(
+        plan, calibration=plan.placement.calibration.model_copy(update={"engine": engine})
     )
     trace = tiny.trace(num_requests=80, rate_per_s=40_000)
     records = [run_plan(plan, trace, fidelity) for fidelity in ("rank", "step")]

@@ -24,7 +24,6 @@ from simulator.engine.step_price import ATTENTION, in_flight
 from simulator.engine.timeline import run_plan
 from simulator.policies.scheduling import Rules
 from simulator.results.tables import STEP_PHASES
-from simulator.step.prices import Prices
 from simulator.work.layout import make_layout, stage_layers
 from simulator.work.memory import Precision, cache_size, weight_bytes
 from simulator.workload.traces import RequestTrace
@@ -173,8 +172,8 @@ def test_batches_in_flight_share_their_gpus_cache(tiny, scheduling):
     trace = tiny.trace(num_requests=24, longest_input=300, longest_output=60, rate_per_s=1e5)
     longest = int((trace.num_input + trace.num_output).max())
     plan = tiny.plan("dense", pp=4, scheduling={**scheduling, "token_budget": 512})
-    plan = tiny.with_blocks(plan, -(-longest // plan.capacity.block_tokens) + 3)
-    check_requests(plan.capacity, longest, "test")
+    plan = tiny.with_blocks(plan, -(-longest // plan.serving.capacity.block_tokens) + 3)
+    check_requests(plan.serving.capacity, longest, "test")
     record = run_plan(plan, trace)
     assert record.steps["kv_used"].max() <= 1.0
     assert (record.requests["num_preemptions"].sum() > 0) == (scheduling["kind"] != "no_evict")
@@ -209,9 +208,11 @@ def test_a_faster_network_is_never_slower(tiny):
 
 def test_stages_across_nodes_are_further_apart_than_inside_one(tiny):
     tokens = np.array([1, 64, 4096])
-    inside, across = (Prices(tiny.plan("dense", tp=tp, pp=2), 1).plan for tp in (4, 8))
+    inside, across = (tiny.plan("dense", tp=tp, pp=2).placement for tp in (4, 8))
     assert [
-        crossing.is_between_nodes for plan in (inside, across) for crossing in plan.sends.crossings
+        crossing.is_between_nodes
+        for placement in (inside, across)
+        for crossing in placement.sends.crossings
     ] == [False, True]
     assert (inside.sends.seconds(tokens * 1024.0) < across.sends.seconds(tokens * 1024.0)).all()
 

@@ -92,7 +92,7 @@ def test_a_transfer_carries_exactly_the_cache_of_the_prompt(tiny, split):
     plan = pooled(tiny, split)
     trace = tiny.trace(30)
     requests = tiny.run(plan, trace).requests
-    cache, tp = plan.capacity.cache, plan.layout.tp
+    cache, tp = plan.serving.capacity.cache, plan.placement.layout.tp
     goes_on = (trace.num_output > 1) | plan.transfer.recomputes_last
     expected = np.where(
         goes_on, (cache.bytes_per_token * trace.num_input + cache.bytes_per_sequence) * tp, 0.0
@@ -116,14 +116,14 @@ def test_one_request_alone_takes_its_prompt_its_transfer_and_its_decodes(
     plan = pooled(tiny, split, engine=engine)
     record = tiny.run(plan, one(500, 9), fidelity)
     requests, steps = record.requests.iloc[0], take_apart(record.steps)
-    way_s = plan.prefill.calibration.engine.first_token_s
+    way_s = plan.prefill.placement.calibration.engine.first_token_s
     prompt_s = steps["duration_s"][steps["pool"] == "prefill"].sum()
     decodes = steps["duration_s"][steps["pool"] == "decode"].to_numpy()
     assert len(decodes) == (9 if engine == "vllm" else 8)
-    cache = plan.capacity.cache.bytes_for(500)
+    cache = plan.serving.capacity.cache.bytes_for(500)
     assert plan.transfer.wire == "scale_up"
-    send_s = cache * plan.layout.tp / plan.prefill.layout.tp / (450e9 * 0.7)
-    moved_s = max(send_s, cache / (450e9 * 0.7)) + plan.cluster.scale_up.latency_s
+    send_s = cache * plan.placement.layout.tp / plan.prefill.placement.layout.tp / (450e9 * 0.7)
+    moved_s = max(send_s, cache / (450e9 * 0.7)) + plan.placement.cluster.scale_up.latency_s
     moved_s += {"vllm": 0.039, "sglang": 0.0045, "trtllm": 0.0152}[engine]
     assert requests["transfer_s"] == pytest.approx(moved_s)
     first_s = way_s + prompt_s + moved_s + (decodes[0] if engine == "vllm" else 0.0)
@@ -181,7 +181,9 @@ def test_layer_by_layer_leaves_the_last_layer_or_what_the_wires_could_not_carry(
     )
     by_plan = [run_plan(plan, one(500, 4)).requests["transfer_s"].iloc[0] for plan in (late, early)]
     latency_s = late.transfer.latency_s
-    assert by_plan[1] - latency_s == pytest.approx((by_plan[0] - latency_s) / late.model.num_layers)
+    assert by_plan[1] - latency_s == pytest.approx(
+        (by_plan[0] - latency_s) / late.placement.model.num_layers
+    )
     slow = dataclasses.replace(early, transfer=dataclasses.replace(early.transfer, bytes_per_s=1e6))
     requests = run_plan(slow, one(500, 4)).requests.iloc[0]
     # Its first token is shown when the cache is there.
@@ -240,7 +242,13 @@ def test_gpus_cost_and_facts_count_both_pools(tiny):
     summary = summarise([plan], [record], SLO()).iloc[0]
     assert summary["num_gpus"] == 14
     hours = summary["duration_s"] / 3600
-    cost = 14 * plan.cluster.price_per_gpu_hour * hours / record.requests["num_output"].sum() * 1e6
+    cost = (
+        14
+        * plan.placement.cluster.price_per_gpu_hour
+        * hours
+        / record.requests["num_output"].sum()
+        * 1e6
+    )
     assert summary["cost_per_million_tokens"] == pytest.approx(cost)
     assert all(0 < summary[name] <= 1 for name in ("utilisation", "mfu", "mbu"))
     facts = facts_of(plan)
@@ -254,10 +262,10 @@ def test_the_decode_pool_fills_what_the_prefill_pool_leaves(tiny):
     plan = tiny.plan(
         "moe", replicas=None, attention_dp=4, ep=4, prefill={"parallel": {"tp": 2}, "replicas": 3}
     )
-    assert (plan.replicas, plan.transfer.wire) == (2, "scale_out")
+    assert (plan.serving.replicas, plan.transfer.wire) == (2, "scale_out")
     elsewhere = {"parallel": {"tp": 2}, "replicas": 3, "cluster": "h200-sxm-8"}
     plan = tiny.plan("moe", replicas=None, attention_dp=4, ep=4, prefill=elsewhere)
-    assert (plan.replicas, plan.prefill.cluster.name, plan.transfer.wire) == (
+    assert (plan.serving.replicas, plan.prefill.placement.cluster.name, plan.transfer.wire) == (
         4,
         "h200-sxm-8",
         "scale_out",
@@ -279,5 +287,8 @@ def test_copies_of_experts_are_of_the_decode_pool_only_where_prompts_split_exper
         tiny.plan("moe", **keys, placement=placement)
         for placement in ({"kind": "contiguous"}, {"kind": "eplb", "num_slots": 20})
     )
-    assert copying.capacity.weights_bytes > plain.capacity.weights_bytes
-    assert copying.prefill.capacity.weights_bytes == plain.prefill.capacity.weights_bytes
+    assert copying.serving.capacity.weights_bytes > plain.serving.capacity.weights_bytes
+    assert (
+        copying.prefill.serving.capacity.weights_bytes
+        == plain.prefill.serving.capacity.weights_bytes
+    )

@@ -117,7 +117,7 @@ def test_a_pruned_deployment_holds_exactly_the_bytes_that_are_left():
         deployment(weight_dtype="bf16"),
         deployment(weight_dtype="bf16", pruning={"kind": "two_four"}),
     )
-    model = whole.model
+    model = whole.placement.model
     weights = (
         3
         * model.hidden_size
@@ -125,17 +125,22 @@ def test_a_pruned_deployment_holds_exactly_the_bytes_that_are_left():
         * model.num_layers
         / 2
     )
-    assert whole.capacity.weights_bytes - pruned.capacity.weights_bytes == pytest.approx(
-        weights * (2 - 1 - 1 / 8)
+    assert (
+        whole.serving.capacity.weights_bytes - pruned.serving.capacity.weights_bytes
+        == pytest.approx(weights * (2 - 1 - 1 / 8))
     )
-    assert pruned.capacity.tokens > whole.capacity.tokens
+    assert pruned.serving.capacity.tokens > whole.serving.capacity.tokens
 
 
 def test_a_pruned_deployment_s_blocks_are_priced_as_such():
     rows = np.array([1, 64, 8192])
     pruning = {"kind": "two_four"}
-    name, whole_s = next(iter(Prices(deployment(weight_dtype="bf16"), 8192, rows).ffn_s.items()))
-    pruned_s = Prices(deployment(weight_dtype="bf16", pruning=pruning), 8192, rows).ffn_s[name]
+    name, whole_s = next(
+        iter(Prices(deployment(weight_dtype="bf16").placement, 8192, rows).ffn_s.items())
+    )
+    pruned_s = Prices(deployment(weight_dtype="bf16", pruning=pruning).placement, 8192, rows).ffn_s[
+        name
+    ]
     assert (
         1.3 < whole_s[2] / pruned_s[2] < 2.0
     )  # cuSPARSELt on H100, 4,096 tokens and more: 1.4 to 1.7

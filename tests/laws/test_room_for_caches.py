@@ -11,6 +11,7 @@ from simulator.engine.timeline import serve
 from simulator.workload.traces import RequestTrace
 from tests.cases import times
 from tests.laws.deployments import draw_deployment, shrink_cache
+from tests.parts import change_plan
 
 HAIR_S = 1e-9
 
@@ -56,7 +57,7 @@ def test_no_cache_holds_more_than_its_blocks_while_others_wait(tiny, seed):
     decode, prefill = served.pools["decode"], served.pools["prefill"]
     table = served.requests_table()
     assert (table["outcome"] == "finished").all()
-    blocks = np.array([plan.capacity.blocks_for(int(tokens)) for tokens in trace.num_input])
+    blocks = np.array([plan.serving.capacity.blocks_for(int(tokens)) for tokens in trace.num_input])
     reserved_s, arrived_s = decode.requests.reserved_s, decode.requests.arrival_s
     moved = ~np.isnan(reserved_s)
     assert (moved == plan.transfer.goes_on(trace.num_output)).all()
@@ -108,15 +109,15 @@ def pools_of(tiny, engine, decode_blocks, prefill_blocks):
     plan = tiny.plan(
         "dense", tp=2, engine=engine, prefill={"parallel": {"tp": 2}, "handshake_s": 0.0}
     )
-    capacity = plan.capacity
+    capacity = plan.serving.capacity
 
     def with_blocks(own, count):
         return dataclasses.replace(own, kv_bytes=count * capacity.block_bytes)
 
-    prefill = dataclasses.replace(
-        plan.prefill, capacity=with_blocks(plan.prefill.capacity, prefill_blocks)
+    prefill = change_plan(
+        plan.prefill, capacity=with_blocks(plan.prefill.serving.capacity, prefill_blocks)
     )
-    return dataclasses.replace(plan, capacity=with_blocks(capacity, decode_blocks), prefill=prefill)
+    return change_plan(plan, capacity=with_blocks(capacity, decode_blocks), prefill=prefill)
 
 
 @pytest.mark.parametrize("fidelity", ["step", "rank"])

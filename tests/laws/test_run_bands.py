@@ -22,6 +22,7 @@ from simulator.results.metrics import METRICS, summarise
 from simulator.results.run_bands_text import tell_chance
 from simulator.results.shown_steps import describe_record
 from simulator.results.verdict import verdict
+from tests.parts import change_plan
 
 NO_TARGETS = SLO()
 
@@ -46,11 +47,11 @@ def named(tiny, model, name, band=None, **keys):
     plan = dataclasses.replace(plan, spec=plan.spec.model_copy(update={"name": name}))
     if band is None:
         return plan
-    engine = plan.calibration.engine.model_copy(
+    engine = plan.placement.calibration.engine.model_copy(
         update={"band": band, "ttft_band": band, "kind": "fitted"}
     )
-    calibration = plan.calibration.model_copy(update={"engine": engine})
-    return dataclasses.replace(plan, calibration=calibration)
+    calibration = plan.placement.calibration.model_copy(update={"engine": engine})
+    return change_plan(plan, calibration=calibration)
 
 
 @pytest.mark.parametrize("concurrency", [None, 6])
@@ -108,10 +109,10 @@ def quick_and_slow(tiny, band):
     quick, slow = (
         named(tiny, "dense", name, band, tp=tp) for name, tp in (("quick", 4), ("slow", 1))
     )
-    engine = slow.calibration.engine
+    engine = slow.placement.calibration.engine
     engine = engine.model_copy(update={"step_s": engine.step_s + 0.002})
-    calibration = slow.calibration.model_copy(update={"engine": engine})
-    return [quick, dataclasses.replace(slow, calibration=calibration)]
+    calibration = slow.placement.calibration.model_copy(update={"engine": engine})
+    return [quick, change_plan(slow, calibration=calibration)]
 
 
 def test_a_deployment_that_is_faster_is_better_as_surely_as_the_error_allows(tiny):

@@ -13,6 +13,7 @@ from simulator.engine.experts_table import price_experts
 from simulator.engine.timeline import run_plan
 from simulator.results.metrics import latencies
 from simulator.step.prices import Prices
+from tests.parts import change_plan
 from tests.single_steps import take_apart
 
 SMALL = {
@@ -32,7 +33,7 @@ def test_requests_of_one_instant_are_spread_by_whoever_looks_at_load(tiny, kind,
     plan = tiny.plan("dense", replicas=4, balancing={"kind": kind})
     counts = run_plan(plan, trace, fidelity).requests["replica"].value_counts()
     assert len(counts) == 4
-    if plan.balancing.needs_load:
+    if plan.serving.balancing.needs_load:
         assert counts.max() <= 14
 
 
@@ -44,7 +45,7 @@ def test_every_output_token_reads_one_more_from_the_cache(tiny, split):
         run_plan(plan, dataclasses.replace(trace, num_output=np.array([number]))).read_bytes
         for number in (5, 6, 7)
     )
-    token_bytes = plan.capacity.cache.bytes_per_token * plan.layout.num_gpus
+    token_bytes = plan.serving.capacity.cache.bytes_per_token * plan.placement.layout.num_gpus
     assert (twice - once) - (once - before) == pytest.approx(token_bytes, rel=1e-6)
 
 
@@ -62,10 +63,10 @@ def test_a_balancer_is_told_of_all_that_is_unfinished(tiny):
             seen.append((outstanding.sum(), outstanding_tokens.sum()))
             return int(outstanding.argmin())
 
-    plan = dataclasses.replace(tiny.plan("dense", replicas=2), balancing=Asked())
+    plan = change_plan(tiny.plan("dense", replicas=2), balancing=Asked())
     trace = tiny.trace(30, 3000.0)
     requests = run_plan(plan, trace).requests
-    way_s = plan.calibration.engine.first_token_s
+    way_s = plan.placement.calibration.engine.first_token_s
     for number, (count, tokens) in enumerate(seen):
         before = requests.iloc[:number]
         unfinished = before[before["finish_s"] > trace.arrival_s[number] + way_s]
@@ -136,7 +137,7 @@ def test_a_small_cache_preempts_and_loses_nothing(tiny, fidelity, model):
     longest = int((trace.num_input + trace.num_output).max())
     plan = tiny.plan(model, kv_block_tokens=8)
     plan = tiny.with_blocks(
-        plan, plan.capacity.blocks_for(longest) + 1 + plan.capacity.sequence_blocks
+        plan, plan.serving.capacity.blocks_for(longest) + 1 + plan.serving.capacity.sequence_blocks
     )
     record = run_plan(plan, trace, fidelity)
     assert record.steps["kv_used"].between(0, 1 + 1e-9).all()
@@ -178,12 +179,15 @@ def test_the_table_holds_what_ranks_take_that_meet_after_every_layer(tiny, paral
     slowest rank counts.
     """
     plan = tiny.plan("moe", **parallel)
-    prices = Prices(plan, 512)
-    tokens_d = np.full(plan.layout.attention_dp, 40)
+    prices = Prices(plan.placement, 512)
+    tokens_d = np.full(plan.placement.layout.attention_dp, 40)
     _, (phases,) = price_experts(
-        prices, tokens_d, [(layer, 5) for layer in range(plan.model.num_moe_layers)]
+        prices, tokens_d, [(layer, 5) for layer in range(plan.placement.model.num_moe_layers)]
     )
-    steps = [prices.expert_step(layer, tokens_d, 5) for layer in range(plan.model.num_moe_layers)]
+    steps = [
+        prices.expert_step(layer, tokens_d, 5)
+        for layer in range(plan.placement.model.num_moe_layers)
+    ]
     wanted = sum(
         step.experts_R.max() + step.dispatch.alone_s + step.combine.alone_s for step in steps
     )

@@ -72,7 +72,7 @@ def test_its_tables_are_of_that_step(tiny, fidelity, overlap):
         tokens = sum(step.prefill_tokens) + sum(step.decode_tokens)
         ranks = record.ranks[record.ranks["phase"] == phase]
         pairs = ranks.groupby("layer")["num_pairs"].sum()
-        assert (pairs == tokens * plan.model.moe.top_k).all()
+        assert (pairs == tokens * plan.placement.model.moe.top_k).all()
         in_spans = record.spans[
             (record.spans["phase"] == phase) & (record.spans["name"] == "experts")
         ]

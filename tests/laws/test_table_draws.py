@@ -13,7 +13,7 @@ from simulator.step.prices import Prices
 def test_an_entry_does_not_hang_on_the_others(tiny, overlap):
     """A table up to more tokens holds the same entries: each draws from a stream of its own."""
     plan = tiny.plan("moe", attention_dp=4, ep=4, overlap=overlap)
-    small, large = (make_table(Prices(plan, tokens)) for tokens in (40, 160))
+    small, large = (make_table(Prices(plan.placement, tokens)) for tokens in (40, 160))
     both = np.intersect1d(small.expert_tokens, large.expert_tokens)
     assert len(both) > 10
     for table_s in ("expert_s", "expert_alone_s"):
@@ -33,9 +33,9 @@ def test_a_table_hangs_on_no_rule_replica_pool_or_failure(tiny):
         {"failures": [{"kind": "kill", "at_s": 1.0, "gpu": 0}], "replicas": 2},
         {"prefill": {"parallel": {"tp": 2}, "replicas": 1}},
     ]
-    known = make_table(Prices(tiny.plan("moe", **keys), 48))
+    known = make_table(Prices(tiny.plan("moe", **keys).placement, 48))
     for change in changes:
-        found = make_table(Prices(tiny.plan("moe", **keys, **change), 48))
+        found = make_table(Prices(tiny.plan("moe", **keys, **change).placement, 48))
         for name, wanted in known._asdict().items():
             np.testing.assert_array_equal(getattr(found, name), wanted, err_msg=f"{name}, {change}")
 
@@ -48,7 +48,7 @@ def test_entries_scatter_little_between_streams(tiny):
     plan = tiny.plan(
         "deepseek-v3", attention_dp=32, ep=32, cluster="h100-sxm-32", weight_dtype="fp8_block"
     )
-    tables = [make_table(Prices(plan, 1024), f"try {number}") for number in range(5)]
+    tables = [make_table(Prices(plan.placement, 1024), f"try {number}") for number in range(5)]
     total_s = np.array([table.expert_s[..., :4].sum(axis=-1) for table in tables])
     scatter = total_s.std(axis=0, ddof=1) / total_s.mean(axis=0)
     assert np.median(scatter) < 0.005

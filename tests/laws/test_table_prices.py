@@ -100,8 +100,8 @@ def test_a_shipped_model_over_several_traces(tiny):
 def test_the_engines_own_time_grows_no_faster_than_measured_beyond_what_was_measured(
     tiny, sequences
 ):
-    prices = Prices(tiny.plan("dense"), 4096)
-    engine = prices.plan.calibration.engine
+    prices = Prices(tiny.plan("dense").placement, 4096)
+    engine = prices.placement.calibration.engine
     grown_s = prices.overhead_s(sequences, has_prompts=False) - engine.step_s
     assert grown_s <= sequences * engine.sequence_s * (1 + 1e-12)
     assert prices.overhead_s(sequences + 1, has_prompts=False) > prices.overhead_s(

@@ -72,9 +72,11 @@ def test_dense_models_have_none(tiny):
 
 def excess(plan, total, batches=64):
     """What batches of the plan's routing have above chance: its mean, and its standard error."""
-    prices = Prices(plan, total)
+    prices = Prices(plan.placement, total)
     offsets = np.random.default_rng(0).integers(4096, size=batches).tolist()
-    tokens_d = np.full(plan.layout.attention_dp, total // plan.layout.attention_dp)
+    tokens_d = np.full(
+        plan.placement.layout.attention_dp, total // plan.placement.layout.attention_dp
+    )
     steps = prices.experts.steps(tokens_d, [(0, offset) for offset in offsets])
     ratio = np.array([step.pairs_R.max() / step.pairs_R.mean() for step in steps])
     error = ratio.std(ddof=1) / math.sqrt(batches)

@@ -57,7 +57,7 @@ def test_a_short_run_fills_few_entries(tiny):
 
 def test_entries_come_in_any_order(tiny):
     plan = tiny.plan("moe", attention_dp=4, ep=4)
-    prices = Prices(plan, 64)
+    prices = Prices(plan.placement, 64)
     table, other = make_table(prices), start_table(prices)
     places = list(np.ndindex(*table.is_filled.shape))
     for place in np.random.default_rng(4).permutation(len(places)):
@@ -69,7 +69,7 @@ def test_entries_come_in_any_order(tiny):
 @pytest.mark.parametrize("factor", [0.7, 1.9])
 def test_a_slower_table_shares_the_entries_that_are_filled(tiny, factor):
     plan = tiny.plan("moe", attention_dp=4, ep=4)
-    table = start_table(Prices(plan, 8192))
+    table = start_table(Prices(plan.placement, 8192))
     slower = slow_table(table, factor)
     trace = tiny.trace(1, 50.0, 300, 40)
     slow, fast = (serve(plan, trace, fill=lambda *_, own=own: own) for own in (slower, table))

@@ -31,8 +31,8 @@ def batch_of(new, context=0):
 
 def step_s(plan, batch):
     """In closed form: ranks meet at exchanges, and each exchange has the wires to itself."""
-    ready_R = np.zeros(plan.layout.num_ranks)
-    for operation in step_operations(Prices(plan, 2048), batch, 0):
+    ready_R = np.zeros(plan.placement.layout.num_ranks)
+    for operation in step_operations(Prices(plan.placement, 2048), batch, 0):
         if isinstance(operation, Busy):
             ready_R = ready_R + operation.seconds_R
         else:
@@ -49,8 +49,8 @@ factor = st.floats(1, 8)
 @given(new_tokens, st.integers(0, 2000), factor, factor, factor)
 def test_better_hardware_never_slows_a_step(tiny, new, context, wires, memory, flops):
     plan, batch = tiny.plan("moe", **SPREAD), batch_of(new, context)
-    wire, old = plan.cluster.scale_up, plan.accelerator
-    cluster = plan.cluster.model_copy(
+    wire, old = plan.placement.cluster.scale_up, plan.placement.accelerator
+    cluster = plan.placement.cluster.model_copy(
         update={"scale_up": wire.model_copy(update={"bytes_per_s": wire.bytes_per_s * wires})}
     )
     rates = {
@@ -76,7 +76,7 @@ def test_more_tokens_never_make_routed_experts_cheaper(tiny, tokens, more, offse
     """On one rank, where a longer step's tokens hold the shorter one's: every expert has at least
     as many.
     """
-    prices = Prices(tiny.plan("moe"), 256)
+    prices = Prices(tiny.plan("moe").placement, 256)
     fewer, larger = (
         prices.expert_step(0, np.array([n]), offset) for n in (tokens, min(256, tokens + more))
     )
@@ -89,8 +89,8 @@ def test_skew_never_lowers_the_slowest_ranks_pairs(tiny, tokens):
     busiest = []
     for sigma in (0.0, 1.0, 2.0):
         plan = tiny.plan("moe", routing={"kind": "lognormal", "sigma": sigma}, **SPREAD)
-        prices = Prices(plan, 4096)
-        layers = range(plan.model.num_moe_layers)
+        prices = Prices(plan.placement, 4096)
+        layers = range(plan.placement.model.num_moe_layers)
         steps = [
             prices.expert_step(layer, spread(tokens, 1.0, 4), 997 * draw)
             for layer in layers
@@ -109,10 +109,10 @@ def test_pairs_are_conserved_however_experts_are_placed_and_split(
     tiny, tp, attention_dp, ep, placement
 ):
     plan = tiny.plan("moe", tp=tp, attention_dp=attention_dp, ep=ep, placement={"kind": placement})
-    prices, moe = Prices(plan, 8192), plan.model.moe
+    prices, moe = Prices(plan.placement, 8192), plan.placement.model.moe
     for total in (1, 5, 777, 4096, 9000):
         step = prices.expert_step(1, spread(total, 1.5, attention_dp), 123)
-        pairs = step.pairs_R.sum() / plan.layout.moe_tp
+        pairs = step.pairs_R.sum() / plan.placement.layout.moe_tp
         # Beyond the pool the tokens of each slot are scaled and rounded: half a token each.
         assert abs(pairs - total * moe.top_k) <= (0 if total <= 4096 else moe.num_experts / 2)
         parts = step.experts_R.reshape(ep, -1)
@@ -127,7 +127,7 @@ def test_bytes_follow_from_tokens_whatever_the_split(tiny, dispatch):
     plan = tiny.plan(
         "moe", tp=2, attention_dp=4, ep=2, dispatch={"kind": dispatch}, dispatch_dtype="fp8"
     )
-    step = Prices(plan, 512).expert_step(0, np.array([50, 0, 7, 300]), 0)
+    step = Prices(plan.placement, 512).expert_step(0, np.array([50, 0, 7, 300]), 0)
     ratio = step.combine.bytes_SR.sum() / step.dispatch.bytes_SR.sum()
     assert ratio == pytest.approx(
         2.0 / (1 + 4 / 128)
@@ -139,7 +139,9 @@ def test_bytes_follow_from_tokens_whatever_the_split(tiny, dispatch):
 
 def test_half_of_each_expert_does_half_the_work(tiny):
     whole, halves = (
-        Prices(tiny.plan("moe", attention_dp=4, ep=ep), 512).expert_step(0, np.full(4, 64), 0)
+        Prices(tiny.plan("moe", attention_dp=4, ep=ep).placement, 512).expert_step(
+            0, np.full(4, 64), 0
+        )
         for ep in (4, 2)
     )
     assert halves.pairs_R.sum() == 2 * whole.pairs_R.sum()
@@ -154,17 +156,19 @@ def test_a_model_with_one_expert_costs_what_the_dense_one_costs(tiny, rows):
     it the router's launch.
     """
     one, dense, batch = tiny.plan("one-expert"), tiny.plan("dense"), batch_of(rows, 100)
-    prices, num_tokens = Prices(one, 1024), batch.tokens_d
+    prices, num_tokens = Prices(one.placement, 1024), batch.tokens_d
     step = prices.expert_step(0, num_tokens, 0)
     pairs_R = num_tokens.astype(float)
     sorting_s = float(
-        one.compute.expert_moves_s(
-            pairs_R, pairs_R, np.array([1]), 1024, 2048, one.precision.experts, 1
+        one.placement.compute.expert_moves_s(
+            pairs_R, pairs_R, np.array([1]), 1024, 2048, one.placement.precision.experts, 1
         )[0]
     )
     products_s = float(step.experts_R[0]) - sorting_s
-    assert products_s == pytest.approx(Prices(dense, 1024).ffn_s["dense"][num_tokens[0]], rel=1e-9)
-    extra_s = one.model.num_moe_layers * (prices.ffn_s["one"][num_tokens[0]] + sorting_s)
+    assert products_s == pytest.approx(
+        Prices(dense.placement, 1024).ffn_s["dense"][num_tokens[0]], rel=1e-9
+    )
+    extra_s = one.placement.model.num_moe_layers * (prices.ffn_s["one"][num_tokens[0]] + sorting_s)
     assert step_s(one, batch) - extra_s == pytest.approx(step_s(dense, batch), rel=1e-9)
     assert step_s(one, batch) == pytest.approx(step_s(dense, batch), rel=0.1)
 

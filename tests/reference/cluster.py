@@ -65,7 +65,9 @@ def _reference(requests: pd.DataFrame, replicas: list[Replica]) -> Reference:
 
 def _by_ranks(pool: Pool, fidelity: str, stream: str) -> ByRanks:
     make_wires = (
-        FluidWires if fidelity == "rank" else partial(MessageWires, fabric=pool.plan.fabric)
+        FluidWires
+        if fidelity == "rank"
+        else partial(MessageWires, fabric=pool.plan.placement.fabric)
     )
     return ByRanks(pool.prices, make_wires, stream)
 
@@ -78,7 +80,7 @@ class _Run:
         self.concurrency = trace.concurrency
         self.progress = progress
         self._trace = trace
-        self._way_s = plan.calibration.engine.first_token_s
+        self._way_s = plan.placement.calibration.engine.first_token_s
         self.pool.requests.arrival_s[:] += (
             self._way_s
         )  # at the scheduler; the record says when they were sent

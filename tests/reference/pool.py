@@ -43,11 +43,11 @@ class Pool:
             UserError: if the trace's longest request does not fit in the KV cache.
         """
         longest = longest_tokens(trace)
-        check_requests(plan.capacity, longest, f"deployment '{plan.name}'")
+        check_requests(plan.serving.capacity, longest, f"deployment '{plan.name}'")
         self.plan = plan
         limits = limits or make_limits(plan, trace)
         self.prices = Prices(
-            plan,
+            plan.placement,
             limits.rules.token_budget
             if limits.rules.splits_prompts
             else max(limits.rules.token_budget, longest),
@@ -61,16 +61,18 @@ class Pool:
             Replica(
                 self.requests,
                 limits,
-                plan.layout.attention_dp,
+                plan.placement.layout.attention_dp,
                 blocks,
                 num_prefixes,
-                plan.layout.pp,
+                plan.placement.layout.pp,
                 number,
             )
-            for number in range(plan.replicas)
+            for number in range(plan.serving.replicas)
         ]
         self.replica_of = np.zeros(trace.num_requests, dtype=np.int64)
-        self._balancer = prepare_balancer(plan.balancing, len(self.replicas), plan.rng(stream))
+        self._balancer = prepare_balancer(
+            plan.serving.balancing, len(self.replicas), plan.placement.rng(stream)
+        )
         self._turns: Ints | None = None
         self._num_sent = 0
         self._wakes: list[list[Event]] = []
@@ -107,7 +109,7 @@ class Pool:
         Args:
             order: the requests in order of arrival.
         """
-        looks = self.plan.balancing.needs_load and len(self.replicas) > 1
+        looks = self.plan.serving.balancing.needs_load and len(self.replicas) > 1
         for number, request in enumerate(order):
             if looks:
                 for replica in self.replicas:

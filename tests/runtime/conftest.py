@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from tests.parts import change_plan
+
 
 @pytest.fixture
 def no_gradients():
@@ -114,10 +116,10 @@ def real(tmp_path_factory):
 
     def with_choices(a_plan, topk_ids_TK):
         """The plan with these choices in every layer, over and over."""
-        pool_LTK = a_plan.experts.topk_ids_LTK
+        pool_LTK = a_plan.placement.experts.topk_ids_LTK
         rows = np.resize(np.asarray(topk_ids_TK, dtype=np.int16), pool_LTK.shape)
-        return dataclasses.replace(
-            a_plan, experts=dataclasses.replace(a_plan.experts, topk_ids_LTK=rows)
+        return change_plan(
+            a_plan, experts=dataclasses.replace(a_plan.placement.experts, topk_ids_LTK=rows)
         )
 
     return SimpleNamespace(

@@ -19,6 +19,7 @@ from simulator.runtime.layers.transformer import Transformer
 from simulator.runtime.layers.weights import save_weights
 from simulator.runtime.reference import Reference
 from simulator.runtime.timeline import combine
+from tests.parts import change_plan
 
 FP32 = 2e-5
 """Hidden vectors behind a norm are of order one; sums over some hundred terms in another order
@@ -180,7 +181,7 @@ def replicated(placed, num_experts, extra, rng):
 
 
 def with_placed(plan, placed):
-    return dataclasses.replace(plan, experts=dataclasses.replace(plan.experts, placed=placed))
+    return change_plan(plan, experts=dataclasses.replace(plan.placement.experts, placed=placed))
 
 
 def by_its_router(job):

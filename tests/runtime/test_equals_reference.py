@@ -26,6 +26,7 @@ from simulator.runtime.layers.transformer import Transformer
 from simulator.runtime.reference import Reference
 from simulator.work.layout import Layout
 from tests.cases import cases
+from tests.parts import change_plan
 from tests.runtime.equality import (
     BF16,
     FP32,
@@ -73,8 +74,8 @@ def test_experts_on_any_number_of_ranks_in_any_placement_equal_the_whole_model(
         dispatch={"kind": "per_rank"},
     )
     if placement == "replicated":
-        plan = with_placed(plan, replicated(plan.experts.placed, 8, 5, rng))
-        slots_R = np.bincount(plan.experts.placed.rank_LP[0], minlength=ranks)
+        plan = with_placed(plan, replicated(plan.placement.experts.placed, 8, 5, rng))
+        slots_R = np.bincount(plan.placement.experts.placed.rank_LP[0], minlength=ranks)
         assert ranks == 1 or len(set(slots_R)) > 1
     with running(real.job(plan)) as (backend, _):
         for choices in CHOICES.values():
@@ -91,7 +92,11 @@ def test_all_tokens_to_one_expert_equal_the_whole_model_with_and_without_copies_
     )
     check_job(real.job(plan))  # all other ranks compute nothing
     check_job(
-        real.job(with_placed(plan, replicated(plan.experts.placed, 8, 2, np.random.default_rng(0))))
+        real.job(
+            with_placed(
+                plan, replicated(plan.placement.experts.placed, 8, 2, np.random.default_rng(0))
+            )
+        )
     )
 
 
@@ -164,7 +169,9 @@ def test_every_dispatch_policy_sends_what_the_simulator_counts_on_one_node_and_o
 ):
     keys = SPLITS[split]
     plan = real.plan({**MOE, "top_k": 3}, dispatch={"kind": dispatch}, **keys)
-    plan = with_placed(plan, replicated(plan.experts.placed, 8, 3, np.random.default_rng(0)))
+    plan = with_placed(
+        plan, replicated(plan.placement.experts.placed, 8, 3, np.random.default_rng(0))
+    )
     job = real.job(plan)
     check_job(job)
     two = dataclasses.replace(job, node_R=np.arange(keys["attention_dp"]) // 2)
@@ -173,8 +180,8 @@ def test_every_dispatch_policy_sends_what_the_simulator_counts_on_one_node_and_o
     else:  # only what forwards inside nodes may be refused, and it sends less between them than what does not
         with pytest.raises(UserError, match="forwards"):
             real.job(
-                dataclasses.replace(
-                    plan, fabric=dataclasses.replace(plan.fabric, node_R=two.node_R)
+                change_plan(
+                    plan, fabric=dataclasses.replace(plan.placement.fabric, node_R=two.node_R)
                 )
             )
 
@@ -266,11 +273,15 @@ def test_parameters_of_all_ranks_are_the_models_with_what_every_rank_has_counted
 
 def test_a_copy_of_an_expert_costs_its_parameters_once_more(real):
     plan = real.plan(MOE, attention_dp=4, ep=4)
-    more = with_placed(plan, replicated(plan.experts.placed, 8, 3, np.random.default_rng(0)))
+    more = with_placed(
+        plan, replicated(plan.placement.experts.placed, 8, 3, np.random.default_rng(0))
+    )
     with running(real.job(plan)) as (_, once_R), running(real.job(more)) as (_, parameters_R):
-        copies = more.experts.placed.expert_LP.size - plan.experts.placed.expert_LP.size
-        assert sum(parameters_R) - sum(once_R) == copies * plan.model.moe.num_expert_parameters(
-            plan.model.hidden_size
+        copies = more.experts.placed.expert_LP.size - plan.placement.experts.placed.expert_LP.size
+        assert sum(parameters_R) - sum(
+            once_R
+        ) == copies * plan.placement.model.moe.num_expert_parameters(
+            plan.placement.model.hidden_size
         )
 
 

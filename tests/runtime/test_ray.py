@@ -80,7 +80,9 @@ def job(real, tiny):
         dispatch={"kind": "per_rank"},
     )
     plan = tiny.on(plan, cluster=tiny.cluster(NUM_NODES, 1))
-    plan = with_placed(plan, replicated(plan.experts.placed, 8, 3, np.random.default_rng(0)))
+    plan = with_placed(
+        plan, replicated(plan.placement.experts.placed, 8, 3, np.random.default_rng(0))
+    )
     return with_noise(real.job(plan), real.folder)
 
 

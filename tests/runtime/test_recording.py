@@ -144,10 +144,10 @@ def test_a_scenario_beside_the_recording_names_model_and_trace(files):
         "parallel": {"attention_dp": 2, "ep": 2},
     }
     plan = make_plan(validate(DeploymentSpec, table, "test"), 0, "test", files["model"].parent)
-    assert plan.experts is not None
+    assert plan.placement.experts is not None
     assert check_file(str(files["model"]), []).kind == "model"
     published = tomllib.loads(files["model"].read_text())["published"]
-    assert published["total_parameters"] == plan.model.num_parameters
+    assert published["total_parameters"] == plan.placement.model.num_parameters
 
 
 def test_the_same_seed_gives_the_same_recording_and_another_seed_another(made, text, tmp_path):
@@ -236,7 +236,7 @@ def test_a_shipped_scenario_can_name_the_shipped_recording():
     plan = make_plan(
         validate(DeploymentSpec, table | {"routing": routing}, "test"), 0, "test", folder
     )
-    model = plan.model
+    model = plan.placement.model
     assert (model.num_moe_layers, model.moe.num_experts, model.moe.top_k) == (4, 16, 2)
     assert three_models(Shape(), "stdlib-moe")[MOE].num_parameters == model.num_parameters
     with np.load(folder / "traces" / "stdlib-moe.npz") as recorded:

@@ -61,9 +61,12 @@ def test_wires_carry_half_and_start_as_late():
         next(plan for design, plan in Space(asked, HERE).designs(0, 0, Ruled()) if design.ep == 8)
         for asked in (question(), halved)
     ]
-    for full, half in zip(*(plan.fabric.links for plan in plans), strict=True):
+    for full, half in zip(*(plan.placement.fabric.links for plan in plans), strict=True):
         assert (half.bytes_per_s, half.latency_s) == (full.bytes_per_s / 2, full.latency_s)
-    assert plans[0].cluster.scale_out.bytes_per_s == 2 * plans[1].cluster.scale_out.bytes_per_s
+    assert (
+        plans[0].placement.cluster.scale_out.bytes_per_s
+        == 2 * plans[1].placement.cluster.scale_out.bytes_per_s
+    )
 
 
 def test_both_pools_of_a_deployment_get_the_changed_wires():

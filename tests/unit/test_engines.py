@@ -124,12 +124,16 @@ def test_what_a_note_gives_restores_what_deployments_and_pools_had_and_says_no_m
     assert (restored(own), restored(pool)) == (BEFORE_CHUNKED, BEFORE_PROMPTS)
     notes, old = noted(restored(own), {"replicas": 1, "scheduling": restored(pool)})
     assert notes == []
-    assert (old.rules.max_sequences, old.rules.watermark, old.rules.checks_known) == (
+    assert (
+        old.serving.rules.max_sequences,
+        old.serving.rules.watermark,
+        old.serving.rules.checks_known,
+    ) == (
         256,
         0.01,
         False,
     )
-    assert plan.rules != old.rules
+    assert plan.serving.rules != old.serving.rules
 
 
 def test_a_file_that_leaves_out_a_changed_default_is_told_of_it_with_its_own_keys_kept():
@@ -159,5 +163,5 @@ def test_a_plan_gives_prompts_of_their_own_pool_the_batching_of_its_engine(engin
     spec = deployment(space, pooled, Sized(0, 1, 1))
     plan = make_plan(spec, 0, "test", Path())
     alone = make_plan(space.spec(pooled.design, pooled.budget), 0, "test", Path())
-    assert plan.prefill.rules == alone.rules
-    assert plan.prefill.rules.splits_prompts, "prompts longer than a step's tokens"
+    assert plan.prefill.serving.rules == alone.serving.rules
+    assert plan.prefill.serving.rules.splits_prompts, "prompts longer than a step's tokens"

@@ -183,8 +183,8 @@ def test_the_scenario_carries_the_plans_price(found, tmp_path):
     scenario, path = loaded(scenario_text(found, recommended(found)), tmp_path)
     assert {spec.price_per_gpu_hour for spec in scenario.deployments} == {2.5}
     plan = make_plan(scenario.deployments[0], scenario.seed, "test", path.parent)
-    assert plan.cluster.price_per_gpu_hour == 2.5
-    assert make_plan(scenario.deployments[0].model_copy(update={"price_per_gpu_hour": None}), 0, "test", path.parent).cluster.price_per_gpu_hour == 2.99  # fmt: skip
+    assert plan.placement.cluster.price_per_gpu_hour == 2.5
+    assert make_plan(scenario.deployments[0].model_copy(update={"price_per_gpu_hour": None}), 0, "test", path.parent).placement.cluster.price_per_gpu_hour == 2.99  # fmt: skip
 
 
 def test_what_a_scenario_cannot_say_is_a_comment(found):

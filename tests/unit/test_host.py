@@ -138,7 +138,7 @@ def local(tmp_path_factory):
 
 
 def seconds_of(plan, sequences, new=1, context=0):
-    dp = plan.layout.attention_dp
+    dp = plan.placement.layout.attention_dp
     [times] = forecast(plan, [EvenStep((sequences // dp,) * dp, new, context, 0)])
     return times
 
@@ -152,8 +152,8 @@ def test_a_step_costs_more_with_more_tokens_and_its_phases_add_up(local):
 
 def test_ranks_beyond_the_cores_share_them(local):
     plan = local(num_ranks=4)
-    assert plan.calibration.shared_cores == plan.calibration.host.num_cores
-    assert local(num_ranks=2).calibration.shared_cores is None
+    assert plan.placement.calibration.shared_cores == plan.placement.calibration.host.num_cores
+    assert local(num_ranks=2).placement.calibration.shared_cores is None
 
 
 def test_a_number_of_ranks_that_was_not_measured_is_refused_with_what_to_do(local):
@@ -162,7 +162,7 @@ def test_a_number_of_ranks_that_was_not_measured_is_refused_with_what_to_do(loca
     ):
         seconds_of(local("dense", num_ranks=1), 4) and local(
             "dense", num_ranks=1, parallel={"attention_dp": 1}
-        ).calibration.host.on(16, 1.0).collectives
+        ).placement.calibration.host.on(16, 1.0).collectives
 
 
 def test_pruned_blocks_store_less_and_are_priced_from_measured_products(local):
@@ -170,7 +170,7 @@ def test_pruned_blocks_store_less_and_are_priced_from_measured_products(local):
         local("dense"),
         local("dense", pruning={"kind": "unstructured", "sparsity": 0.95}),
     )
-    assert pruned.capacity.weights_bytes < 0.5 * whole.capacity.weights_bytes
+    assert pruned.serving.capacity.weights_bytes < 0.5 * whole.serving.capacity.weights_bytes
     assert seconds_of(pruned, 1).phases["dense"] != seconds_of(whole, 1).phases["dense"]
 
 
@@ -195,7 +195,7 @@ def test_cost_models_refuse_a_calibration_of_the_other_kind(local):
 
 
 def test_nothing_is_added_up_by_one_rank_nor_where_there_is_nothing(local):
-    comm = local("dense").comm
+    comm = local("dense").placement.comm
     table = comm.rates.collectives.all_reduce
     for nothing in (comm.all_reduce(1e6, (0,)), comm.all_reduce(0.0, (0, 1))):
         assert nothing.latency_s == 0
@@ -208,7 +208,7 @@ def test_nothing_is_added_up_by_one_rank_nor_where_there_is_nothing(local):
 
 def test_blocks_are_priced_by_the_values_that_they_touch(local):
     """With seconds of every amount, of which a machine's fit may leave some out."""
-    compute, rows = local().compute, np.array([0, 3, 10])
+    compute, rows = local().placement.compute, np.array([0, 3, 10])
     fits = {
         name: getattr(compute.rates.tables, name).model_copy(
             update={"seconds": {"call": 1e-6, "values": 2e-9, amount: 3e-9}}
@@ -227,7 +227,7 @@ def test_blocks_are_priced_by_the_values_that_they_touch(local):
 
 
 def test_rows_are_packed_by_their_bytes(local):
-    compute = local().compute
+    compute = local().placement.compute
     choices, rows = np.array([6.0, 20.0]), np.array([3.0, 10.0])
     pack_s, unpack_s = compute.pack_s(choices, rows, 256)
     num_bytes = rows * 256 * 4  # of fp32, in which this machine computes

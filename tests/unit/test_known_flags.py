@@ -177,7 +177,7 @@ CONTEXT_FLAGS = {"vllm": "--max-model-len", "sglang": "--context-length", "trtll
 )
 def test_the_longest_sequence_is_the_traffics_and_never_above_the_models(engine, longest, context):
     made = plan(engine, (1, 1, 1), replicas=1)
-    assert made.model.max_context_tokens == 131_072
+    assert made.placement.model.max_context_tokens == 131_072
     command = launch(made, made.spec.model, 1, longest)[0].command.splitlines()[-1]
     assert dict(flags_of(shlex.split(command)))[CONTEXT_FLAGS[engine]] == [str(context)]
 

@@ -114,8 +114,10 @@ def expected(plan):
     inputs, outputs = sum(r[3] for r in REQUESTS), sum(r[4] for r in REQUESTS)
     met = 2  # the third is late in both, the fourth meets both; a single token has no TPOT to miss; the first has 0.5 s a token
     busy = sum(step[1] for step in STEPS)
-    flops = sum(served_flops(plan.model, *(np.array([r[i]]) for i in (3, 4, 5))) for r in REQUESTS)
-    peak = plan.accelerator.bf16_flops_per_s
+    flops = sum(
+        served_flops(plan.placement.model, *(np.array([r[i]]) for i in (3, 4, 5))) for r in REQUESTS
+    )
+    peak = plan.placement.accelerator.bf16_flops_per_s
     found = {
         "num_requests": 4,
         "num_gpus": 8,
@@ -131,7 +133,7 @@ def expected(plan):
         "uniform_imbalance": 1.25,
         "dropped_share": 0.125,
         "mfu": flops / (peak * 4 * busy),
-        "mbu": 5e12 / (plan.accelerator.memory_bytes_per_s * 4 * busy),
+        "mbu": 5e12 / (plan.placement.accelerator.memory_bytes_per_s * 4 * busy),
         "kv_used_mean": sum(step[1] * step[2] for step in STEPS) / busy,
         "kv_used_max": 0.6,
         "prefix_hit_ratio": 20 / inputs,
@@ -141,7 +143,7 @@ def expected(plan):
         "num_retries": 0,
         "num_lost": 0,
         "recomputed_share": 1 - (inputs - 20) / (PREFILL_TOKENS * len(STEPS)),
-        "cost_per_million_tokens": plan.cluster.price_per_gpu_hour
+        "cost_per_million_tokens": plan.placement.cluster.price_per_gpu_hour
         * 8
         * duration
         / 3600

@@ -33,7 +33,7 @@ def test_no_request_is_preempted_and_fewer_run_at_once():
     _, paged = serve({"kind": "chunked", "max_sequences": 2048})
     assert paged.requests["num_preemptions"].sum() > 0
     assert kept.requests["num_preemptions"].sum() == 0
-    most = plan.capacity.num_blocks // plan.capacity.blocks_for(4000)
+    most = plan.serving.capacity.num_blocks // plan.serving.capacity.blocks_for(4000)
     assert kept.steps["running"].max() == most < paged.steps["running"].max()
 
 
@@ -47,12 +47,14 @@ def test_whole_prompts_share_steps_with_decodes():
 def test_cache_may_have_a_share_of_what_weights_leave(share):
     plan, _ = serve({"kind": "no_evict"}, num_requests=1, free_memory_fraction=share)
     driver_bytes = 0.55 * 2**30
-    left = plan.capacity.total_bytes - driver_bytes
-    left -= plan.capacity.weights_bytes + plan.capacity.step_bytes
-    assert plan.capacity.kv_bytes == pytest.approx(share * left)
+    left = plan.serving.capacity.total_bytes - driver_bytes
+    left -= plan.serving.capacity.weights_bytes + plan.serving.capacity.step_bytes
+    assert plan.serving.capacity.kv_bytes == pytest.approx(share * left)
     assert (
-        plan.capacity.weights_bytes + plan.capacity.kv_bytes + plan.capacity.reserve_bytes
-        == pytest.approx(plan.capacity.total_bytes)
+        plan.serving.capacity.weights_bytes
+        + plan.serving.capacity.kv_bytes
+        + plan.serving.capacity.reserve_bytes
+        == pytest.approx(plan.serving.capacity.total_bytes)
     )
 
 

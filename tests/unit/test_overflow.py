@@ -19,15 +19,15 @@ ROOMY = {"kind": "capacity", "factor": 1.25}
 
 def test_nothing_is_dropped_unless_a_deployment_says_so(tiny):
     free, capped = (tiny.plan("moe", overflow=overflow) for overflow in (None, ROOMY))
-    assert not may_drop(free.experts.overflow)
-    assert may_drop(capped.experts.overflow)
+    assert not may_drop(free.placement.experts.overflow)
+    assert may_drop(capped.placement.experts.overflow)
     assert facts_of(free)["overflow"] is None
     assert facts_of(capped)["overflow"] == "capacity (factor 1.25)"
 
 
 def test_both_pools_drop(tiny):
     plan = tiny.plan("moe", overflow=ROOMY, prefill={"parallel": {"tp": 2}, "replicas": 1})
-    assert [pool.experts.overflow for pool in plan.pools] == [Capacity(factor=1.25)] * 2
+    assert [pool.placement.experts.overflow for pool in plan.pools] == [Capacity(factor=1.25)] * 2
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def around_one(*fits):
 )
 def test_attention_has_the_band_of_the_kernels_for_its_cache(tiny, model, keys, entry):
     plan = tiny.plan(model, **keys)
-    known = plan.calibration.attention
+    known = plan.placement.calibration.attention
     assert band(plan, "attention") == around_one(known[entry])
     assert len({around_one(known[name]) for name in ("decode", "mla_decode")}) == 2
 
@@ -40,7 +40,7 @@ def test_an_exchange_has_the_band_of_the_kernels_that_carry_it(tiny, operation):
     kinds = ("per_expert", "per_node", "deepep_auto", "all_gather")
     plans = {kind: tiny.plan("moe", dispatch={"kind": kind}, **SPREAD) for kind in kinds}
     found = {kind: band(plan, operation) for kind, plan in plans.items()}
-    calibration = plans["per_node"].calibration
+    calibration = plans["per_node"].placement.calibration
     few, many = (calibration.exchange[name][operation] for name in ("low_latency", "normal"))
     gathering = {"dispatch": "all_gather", "combine": "reduce_scatter"}[operation]
     assert found == {
@@ -57,21 +57,21 @@ def test_experts_have_the_band_of_the_kernels_behind_their_exchange(tiny):
     for kind, kernels in (("per_expert", "low_latency"), ("per_node", "normal")):
         plan = tiny.plan("latent-moe", weight_dtype="fp8_block", dispatch={"kind": kind}, **SPREAD)
         found[kind] = band(plan, "experts")
-        entry = f"{plan.precision.experts}_{kernels}"
-        assert found[kind] == around_one(plan.calibration.grouped_gemm[entry])
+        entry = f"{plan.placement.precision.experts}_{kernels}"
+        assert found[kind] == around_one(plan.placement.calibration.grouped_gemm[entry])
     assert found["per_expert"] != found["per_node"]
 
 
 def test_few_experts_have_the_band_of_the_kernels_for_few(tiny):
     plan = tiny.plan("moe", weight_dtype="fp8", cluster="b200-sxm-8")
-    known = plan.calibration.grouped_gemm
+    known = plan.placement.calibration.grouped_gemm
     assert band(plan, "experts") == around_one(known["fp8_few"]) != around_one(known["fp8"])
 
 
 def test_a_step_of_prompts_has_the_band_of_attention_over_prompts():
     deployment = {"model": "mixtral-8x7b", "cluster": "h200-sxm-1", "weight_dtype": "fp8"}
     prompts, decode = (run_one(deployment, 1, new, 512) for new in (256, 1))
-    known = prompts.plan.calibration.attention
+    known = prompts.plan.placement.calibration.attention
     assert band(prompts.plan, "attention over prompts") == around_one(known["prefill"])
     assert around_one(known["prefill"]) != around_one(known["decode"])
     assert prompts.shares["attention over prompts"] > 0
@@ -80,7 +80,7 @@ def test_a_step_of_prompts_has_the_band_of_attention_over_prompts():
 
 def test_latencies_of_pools_have_the_bands_of_pools(tiny):
     plan = tiny.plan("dense", prefill={"parallel": {"tp": 1}, "replicas": 1})
-    engine, pools = plan.calibration.engine, plan.calibration.pools
+    engine, pools = plan.placement.calibration.engine, plan.placement.calibration.pools
     assert bands_of(plan, True) == (pools.band, pools.ttft_band, pools.source)
     assert bands_of(plan, False) == (engine.band, engine.ttft_band, engine.source)
     assert pools.band != engine.band
@@ -99,5 +99,5 @@ def test_a_plan_is_priced_by_the_entries_of_its_key(tiny):
     key = price_key_of(plan)
     assert (key.cache, key.is_latent, key.travels, key.is_split) == ("fp8", True, True, True)
     assert key.kernels == ("low_latency", "normal")
-    assert fits_of(plan) == plan.calibration.fits(key)
+    assert fits_of(plan) == plan.placement.calibration.fits(key)
     assert not price_key_of(tiny.plan("dense")).is_latent

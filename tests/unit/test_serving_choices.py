@@ -62,4 +62,5 @@ def test_vllm_exchanges_tokens_as_the_plan_does(dispatch, exchange):
 def test_trtllm_gives_the_cache_its_share_of_what_is_free_rounded_down(kv_bytes, share):
     sizes = {"total_bytes": 80e9, "weights_bytes": 37e9, "step_bytes": 3e9, "kv_bytes": kv_bytes}
     capacity = SimpleNamespace(kind="tokens", **sizes)
-    assert _free_memory(SimpleNamespace(plan=SimpleNamespace(capacity=capacity))) == share
+    plan = SimpleNamespace(serving=SimpleNamespace(capacity=capacity))
+    assert _free_memory(SimpleNamespace(plan=plan)) == share

@@ -19,6 +19,7 @@ from simulator.deployment.plan import make_plan
 from simulator.planner.launch import launch
 from simulator.planner.serving import Server, Weights, places, weights_of
 from simulator.planner.serving.vllm import _memory
+from tests.parts import change_plan
 
 ENGINES = available("planner.serving")
 
@@ -130,15 +131,15 @@ def test_memory_is_what_the_plan_gives_to_weights_and_cache():
         engine: flags(launch(one, one.spec.model, 100, 200)[0].command)
         for engine, one in made.items()
     }
-    capacity = made["vllm"].capacity
+    capacity = made["vllm"].serving.capacity
     assert float(found["vllm"]["--gpu-memory-utilization"]) == capacity.share == 0.92
     share = float(found["sglang"]["--mem-fraction-static"])
-    assert share == made["sglang"].capacity.share
+    assert share == made["sglang"].serving.capacity.share
     written = launch(made["trtllm"], made["trtllm"].spec.model, 100, 200)[0].command
     share = float(re.search(r"free_gpu_memory_fraction: (\S+)", written)[1])
-    assert share == made["trtllm"].capacity.share == 0.9
+    assert share == made["trtllm"].serving.capacity.share == 0.9
     assert all(
-        f"{one.capacity.tokens:,}" in said(launch(one, one.spec.model, 100, 200))
+        f"{one.serving.capacity.tokens:,}" in said(launch(one, one.spec.model, 100, 200))
         for one in made.values()
     )
 
@@ -307,9 +308,9 @@ def test_servers_on_one_host_do_not_take_each_others_ports():
 
 def test_a_rack_is_more_than_one_machine():
     made = plan("vllm", (1, 1, 1), replicas=1)
-    rack = made.cluster.model_copy(update={"gpus_per_node": 72, "num_gpus": 72})
+    rack = made.placement.cluster.model_copy(update={"gpus_per_node": 72, "num_gpus": 72})
     assert "Where its machines hold fewer" in said(
-        launch(dataclasses.replace(made, cluster=rack), "gpt-oss-20b", 1, 1)
+        launch(change_plan(made, cluster=rack), "gpt-oss-20b", 1, 1)
     )
 
 

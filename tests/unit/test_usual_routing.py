@@ -75,7 +75,7 @@ def test_what_is_assumed_is_less_even_than_uniform(own):
     def busiest(*overrides):
         scenario, _ = load_scenario(str(own), list(overrides))
         plan = make_plan(scenario.deployments[0], scenario.seed, "test", own.parent)
-        return max(np.bincount(ids.ravel()).max() for ids in plan.experts.topk_ids_LTK)
+        return max(np.bincount(ids.ravel()).max() for ids in plan.placement.experts.topk_ids_LTK)
 
     assert busiest() > 1.5 * busiest('deployments.0.routing={ kind = "uniform" }')
 

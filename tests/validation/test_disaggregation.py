@@ -4,8 +4,6 @@ Points: NVIDIA aiconfigurator-core 0.12.0, Apache-2.0. Each limit leaves about a
 was seen when the pools were fitted.
 """
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,6 +18,7 @@ from simulator.validation.serving.answer import _alone, half_of, pools_or_reason
 from simulator.validation.serving.disagg import Load, serve
 from simulator.validation.serving.load import trace_of, weights_of
 from simulator.validation.serving.points import read_point
+from tests.parts import change_plan
 from tests.shared import shared_file
 
 POINT = {
@@ -118,19 +117,19 @@ def test_pools_agree_with_the_engines_own():
     point = read_point(row(osl=256, id=POINT["id"].replace("_c8_", "_c24_")))
     prefill, decode = (half_of(_alone(point, pool)) for pool in (point.prefill, point.decode))
     clusters, layouts = (
-        (prefill.plan.cluster, decode.plan.cluster),
-        (prefill.plan.layout, decode.plan.layout),
+        (prefill.plan.placement.cluster, decode.plan.placement.cluster),
+        (prefill.plan.placement.layout, decode.plan.placement.layout),
     )
     transfer = make_transfer(
         PrefillPoolSpec(),
         clusters,
         layouts,
-        decode.plan.capacity.cache,
+        decode.plan.serving.capacity.cache,
         3,
-        decode.plan.model.num_layers,
+        decode.plan.placement.model.num_layers,
         HandOver(),
     )
-    plan = replace(decode.plan, prefill=prefill.plan, transfer=transfer, replicas=2)
+    plan = change_plan(decode.plan, prefill=prefill.plan, transfer=transfer, replicas=2)
     trace = trace_of(point)
     tables = {"prefill steps": prefill.table, "steps": decode.table}
     both = engine.serve(plan, trace, fill=lambda pool, stream: tables[stream])

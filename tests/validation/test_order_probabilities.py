@@ -55,16 +55,16 @@ def points_of(table, workers=None):
         key = (table_key(point), point.num_input, point.num_output)
         if key not in curves:
             curves[key] = Curve(plan, fixed(point.num_input, point.num_output), 2048)
-        sequences = np.array([max(1.0, point.concurrency / plan.layout.attention_dp)])
+        sequences = np.array([max(1.0, point.concurrency / plan.placement.layout.attention_dp)])
         terms = np.array(
             curves[key].terms(sequences, sequences / point.num_output, float(point.num_input))
         )[:, 0]
         load = (point.num_input, point.num_output, point.concurrency)
-        where = (plan.spec.engine, plan.accelerator.name)
+        where = (plan.spec.engine, plan.placement.accelerator.name)
         found.append(
             Measured(
                 load,
-                plan.model.name,
+                plan.placement.model.name,
                 where,
                 row["silicon_tpot_ms"] / 1e3,
                 predicted_s,

@@ -54,7 +54,7 @@ def step_s():
         rows = (np.full(sequences, new), np.full(sequences, context), np.full(sequences, new == 1))
         batch = Batch(*((row,) * num_gpus for row in rows), np.full(num_gpus, sequences))
         return sum(
-            Lockstep(step_operations(Prices(plan, sequences * new), batch, 0), num_gpus)
+            Lockstep(step_operations(Prices(plan.placement, sequences * new), batch, 0), num_gpus)
             .run()
             .values()
         )

@@ -149,7 +149,7 @@ def test_latencies_are_linear_in_the_engines_coefficients(tiny):
     """What fits rest on: which requests share a step does not depend on how long steps take."""
     plan = tiny.plan("moe", tp=2, ep=2)
     trace = replace(tiny.trace(24), arrival_s=np.zeros(24), concurrency=5)
-    table = make_table(Prices(plan, plan.rules.token_budget))
+    table = make_table(Prices(plan.placement, plan.serving.rules.token_budget))
     weights = np.full(24, 1 / 24)
     counted = serve_closed_loop(
         plan, table._replace(step_s=0.0, sequence_s=1.0, prompt_s=0.0), trace

@@ -89,35 +89,42 @@ class Server(NamedTuple):
         and room for a chat template, never above what the model takes, nor above what its cache
         holds unless a request needs that.
         """
-        asked, held = self.longest_tokens, self.plan.capacity.tokens
+        asked, held = self.longest_tokens, self.plan.serving.capacity.tokens
         roomy = (asked // CONTEXT_STEP + 1) * CONTEXT_STEP
-        return min(roomy, max(asked, held), self.plan.model.max_context_tokens or roomy)
+        return min(roomy, max(asked, held), self.plan.placement.model.max_context_tokens or roomy)
 
     @property
     def travels(self) -> bool:
         """Whether tokens are sent to whole experts on other ranks."""
-        return self.plan.layout.ep > 1 and self.plan.layout.travels
+        return self.plan.placement.layout.ep > 1 and self.plan.placement.layout.travels
 
     @property
     def spare_experts(self) -> int:
         """Expert slots beyond one an expert."""
-        moe, experts = self.plan.model.moe, self.plan.experts
+        moe, experts = self.plan.placement.model.moe, self.plan.placement.experts
         return 0 if moe is None or experts is None else self.num_slots - moe.num_experts
 
     @property
     def num_slots(self) -> int:
         """Places for experts in all; 0 of a dense model."""
-        return 0 if self.plan.experts is None else self.plan.experts.placed.expert_LP.shape[1]
+        return (
+            0
+            if self.plan.placement.experts is None
+            else self.plan.placement.experts.placed.expert_LP.shape[1]
+        )
 
     @property
     def is_placed_by_load(self) -> bool:
         """Whether experts are somewhere else than in the order of their index."""
-        return self.plan.experts is not None and self.plan.spec.placement["kind"] != "contiguous"
+        return (
+            self.plan.placement.experts is not None
+            and self.plan.spec.placement["kind"] != "contiguous"
+        )
 
     @property
     def is_amd(self) -> bool:
         """Whether kernels are those of ROCm."""
-        return "AMD" in self.plan.accelerator.title
+        return "AMD" in self.plan.placement.accelerator.title
 
 
 class Engine(Protocol):
@@ -230,7 +237,7 @@ def weights_of(plan: DeploymentPlan, named: str, can_quantise: bool = True) -> W
         named: how the plan names the model; the path of a ``config.json`` is beside its weights.
         can_quantise: whether the engine cuts 16-bit weights to fp8 as it loads them.
     """
-    model, wanted = plan.model, plan.precision
+    model, wanted = plan.placement.model, plan.placement.precision
     released = model.expert_dtype or model.weight_dtype
     formats = {repository: format_of(repository, released) for repository in model.repositories}
     target = wanted.experts if model.moe is not None else wanted.weights

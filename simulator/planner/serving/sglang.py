@@ -97,10 +97,10 @@ class Sglang(Frozen):
         return len(place.hosts)
 
     def start(self, server: Server, place: Place, node: int) -> str:
-        plan, layout = server.plan, server.plan.layout
+        plan, layout = server.plan, server.plan.placement.layout
         budget, sequences = (
-            plan.rules.token_budget * layout.attention_dp,
-            plan.rules.max_sequences * layout.attention_dp,
+            plan.serving.rules.token_budget * layout.attention_dp,
+            plan.serving.rules.max_sequences * layout.attention_dp,
         )
         environment = visible(place)
         command: list[object] = [*_SERVER.begins, "--model-path", server.weights.path]
@@ -114,7 +114,9 @@ class Sglang(Frozen):
         ]
         if layout.attention_dp > 1:
             command += ["--attn-dp-size", layout.attention_dp, "--enable-dp-lm-head"]
-            if layout.tp == 1 and any(ffn.experts is None for ffn in plan.model.ffns.values()):
+            if layout.tp == 1 and any(
+                ffn.experts is None for ffn in plan.placement.model.ffns.values()
+            ):
                 command += ["--moe-dense-tp-size", 1]
         if layout.ep > 1:
             command += ["--ep-size", layout.ep]
@@ -128,10 +130,13 @@ class Sglang(Frozen):
                 "--deepep-mode",
                 mode,
             ]
-            if plan.precision.dispatch != "fp8" and plan.precision.dispatch in _SENT:
-                command += ["--deepep-dispatcher-output-dtype", plan.precision.dispatch]
+            if (
+                plan.placement.precision.dispatch != "fp8"
+                and plan.placement.precision.dispatch in _SENT
+            ):
+                command += ["--deepep-dispatcher-output-dtype", plan.placement.precision.dispatch]
             if _needs_room(server):
-                most = min(plan.rules.max_sequences, _MOST_LOW_LATENCY_TOKENS)
+                most = min(plan.serving.rules.max_sequences, _MOST_LOW_LATENCY_TOKENS)
                 environment["SGLANG_DEEPEP_NUM_MAX_DISPATCH_TOKENS_PER_RANK"] = most
         if len(place.hosts) > 1:
             command += [
@@ -144,18 +149,21 @@ class Sglang(Frozen):
             ]
         command += [
             "--chunked-prefill-size",
-            budget if plan.rules.splits_prompts else -1,
+            budget if plan.serving.rules.splits_prompts else -1,
             "--max-running-requests",
             sequences,
         ]
-        if plan.rules.token_budget > _PREFILL_TOKENS or not plan.rules.splits_prompts:
-            command += ["--max-prefill-tokens", plan.rules.token_budget]
+        if (
+            plan.serving.rules.token_budget > _PREFILL_TOKENS
+            or not plan.serving.rules.splits_prompts
+        ):
+            command += ["--max-prefill-tokens", plan.serving.rules.token_budget]
         command += ["--context-length", server.context_tokens]
         command += [
             "--mem-fraction-static",
             _memory(server),
             "--kv-cache-dtype",
-            _CACHE.get(plan.precision.kv, "auto"),
+            _CACHE.get(plan.placement.precision.kv, "auto"),
         ]
         if server.is_placed_by_load:
             command += ["--ep-num-redundant-experts", server.spare_experts, "--enable-eplb"]
@@ -165,10 +173,10 @@ class Sglang(Frozen):
             command += ["--quantization", "fp8"]
         if not plan.spec.prefix_caching:
             command.append("--disable-radix-cache")
-        if plan.rules.mixes_phases:
+        if plan.serving.rules.mixes_phases:
             command.append("--enable-mixed-chunk")
-        if plan.rules.poll_steps > 1:
-            command += ["--scheduler-recv-interval", plan.rules.poll_steps]
+        if plan.serving.rules.poll_steps > 1:
+            command += ["--scheduler-recv-interval", plan.serving.rules.poll_steps]
         if server.role != "both":
             mode = "prefill" if server.role == "prompts" else "decode"
             command += [
@@ -204,7 +212,7 @@ class Sglang(Frozen):
         return two_at_random(balancing)
 
     def not_expressed(self, server: Server) -> list[str]:
-        plan, layout = server.plan, server.plan.layout
+        plan, layout = server.plan, server.plan.placement.layout
         said = []
         if server.travels and not _uses_deepep(server):
             said.append(
@@ -218,14 +226,15 @@ class Sglang(Frozen):
                 "normal kernels; SGLang decodes with low-latency ones whatever the batch, "
                 "so the environment raises what they hold, which takes memory."
             )
-        if _uses_deepep(server) and plan.precision.dispatch not in _SENT:
+        precision = plan.placement.precision
+        if _uses_deepep(server) and precision.dispatch not in _SENT:
             said.append(
-                f"Tokens travel to experts in {plan.precision.dispatch} in the plan; SGLang sends "
+                f"Tokens travel to experts in {precision.dispatch} in the plan; SGLang sends "
                 f"them in {', '.join(_SENT)}, whichever the weights' format asks for."
             )
-        if plan.precision.kv not in (*_CACHE, "fp16"):
+        if precision.kv not in (*_CACHE, "fp16"):
             said.append(
-                f"The plan keeps the cache in {plan.precision.kv}; SGLang's formats are bf16, "
+                f"The plan keeps the cache in {precision.kv}; SGLang's formats are bf16, "
                 "fp8, mxfp8 and nvfp4."
             )
         return said
@@ -239,7 +248,7 @@ def _port(first_gpu: int) -> int:
 
 
 def _uses_deepep(server: Server) -> bool:
-    layout = server.plan.layout
+    layout = server.plan.placement.layout
     return (
         server.travels
         and layout.ep == layout.num_ranks
@@ -255,7 +264,7 @@ def _needs_room(server: Server) -> bool:
         _uses_deepep(server)
         and server.role != "prompts"
         and not server.is_amd
-        and server.plan.rules.max_sequences > _LOW_LATENCY_TOKENS
+        and server.plan.serving.rules.max_sequences > _LOW_LATENCY_TOKENS
     )
 
 
@@ -263,7 +272,7 @@ def _memory(server: Server) -> float:
     """Share of a GPU that weights and cache take, rounded down: activations come out of the
     rest.
     """
-    capacity = server.plan.capacity
+    capacity = server.plan.serving.capacity
     if capacity.kind == "before_loading":
         return capacity.share
     return (

@@ -90,7 +90,7 @@ class Trtllm(Frozen):
         return 1  # the launcher starts the others
 
     def start(self, server: Server, place: Place, node: int) -> str:
-        plan, layout = server.plan, server.plan.layout
+        plan, layout = server.plan, server.plan.placement.layout
         file = {"both": "trtllm.yml", "prompts": "prompts.yml", "decoding": "decoding.yml"}[
             server.role
         ]
@@ -118,10 +118,15 @@ class Trtllm(Frozen):
         command += ["--tp_size", layout.num_ranks]
         if layout.pp > 1:
             command += ["--pp_size", layout.pp]
-        if plan.model.moe is not None:
+        if plan.placement.model.moe is not None:
             command += ["--ep_size", layout.ep]
-        sequences = max(1, plan.rules.max_sequences // layout.pp)  # of each batch in flight
-        command += ["--max_batch_size", sequences, "--max_num_tokens", plan.rules.token_budget]
+        sequences = max(1, plan.serving.rules.max_sequences // layout.pp)  # of each batch in flight
+        command += [
+            "--max_batch_size",
+            sequences,
+            "--max_num_tokens",
+            plan.serving.rules.token_budget,
+        ]
         command += ["--max_seq_len", server.context_tokens, "--extra_llm_api_options", file]
         return f"{_written(file, _options(server))}\n{words(visible(place), command)}"
 
@@ -151,7 +156,7 @@ class Trtllm(Frozen):
         )
 
     def not_expressed(self, server: Server) -> list[str]:
-        plan, layout = server.plan, server.plan.layout
+        plan, layout = server.plan, server.plan.placement.layout
         said = []
         if layout.attention_dp > 1 and layout.tp > 1:
             said.append(
@@ -161,7 +166,7 @@ class Trtllm(Frozen):
             )
         if server.travels:
             said.append(
-                f"Tokens travel to experts in {plan.precision.dispatch} in the plan; "
+                f"Tokens travel to experts in {plan.placement.precision.dispatch} in the plan; "
                 "in TensorRT-LLM the weights' format and the kind of exchange that it picks for "
                 "the machine decide."
             )
@@ -176,15 +181,15 @@ class Trtllm(Frozen):
                 "TensorRT-LLM has no option for two overlapped halves of a batch; "
                 "without them exchanges are not hidden."
             )
-        if plan.precision.kv not in ("bf16", "fp16", "fp8", "nvfp4"):
+        if plan.placement.precision.kv not in ("bf16", "fp16", "fp8", "nvfp4"):
             said.append(
-                f"The plan keeps the cache in {plan.precision.kv}, which "
+                f"The plan keeps the cache in {plan.placement.precision.kv}, which "
                 "TensorRT-LLM's cache has not."
             )
-        if server.role == "both" and plan.replicas > 1:
+        if server.role == "both" and plan.serving.replicas > 1:
             said.append(
                 "trtllm-serve spreads no requests: put an HTTP load balancer in front "
-                f"of the {plan.replicas} servers that sends each request to the one "
+                f"of the {plan.serving.replicas} servers that sends each request to the one "
                 "with the fewest open."
             )
         return said
@@ -192,20 +197,20 @@ class Trtllm(Frozen):
 
 def _options(server: Server) -> dict[str, Any]:
     plan = server.plan
-    found: dict[str, Any] = {"enable_chunked_prefill": plan.rules.splits_prompts}
-    if plan.layout.attention_dp > 1:
+    found: dict[str, Any] = {"enable_chunked_prefill": plan.serving.rules.splits_prompts}
+    if plan.placement.layout.attention_dp > 1:
         found["enable_attention_dp"] = True
-        if plan.rules.balance_steps:
+        if plan.serving.rules.balance_steps:
             found["attention_dp_config"] = {
                 "enable_balance": True,
-                "timeout_iters": plan.rules.balance_steps,
+                "timeout_iters": plan.serving.rules.balance_steps,
             }
     cache: dict[str, Any] = {
         "enable_block_reuse": plan.spec.prefix_caching,
         "free_gpu_memory_fraction": _free_memory(server),
     }
-    if plan.precision.kv in ("fp8", "nvfp4"):
-        cache["dtype"] = plan.precision.kv
+    if plan.placement.precision.kv in ("fp8", "nvfp4"):
+        cache["dtype"] = plan.placement.precision.kv
     found["kv_cache_config"] = cache
     if server.is_placed_by_load:
         slots = {"num_slots": server.num_slots, "layer_updates_per_iter": 1}
@@ -227,7 +232,7 @@ def _port(first_gpu: int) -> int:
 
 def _free_memory(server: Server) -> float:
     """Share of what weights and activations leave that the cache takes."""
-    capacity = server.plan.capacity
+    capacity = server.plan.serving.capacity
     if capacity.kind == "left":
         return capacity.share
     free = capacity.total_bytes - capacity.weights_bytes - capacity.step_bytes

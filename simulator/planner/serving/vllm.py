@@ -103,7 +103,7 @@ class Vllm(Frozen):
         return len(place.hosts)
 
     def start(self, server: Server, place: Place, node: int) -> str:
-        plan, layout = server.plan, server.plan.layout
+        plan, layout = server.plan, server.plan.placement.layout
         environment = visible(place)
         command: list[object] = [*_SERVER.begins, server.weights.path]
         if node == 0:
@@ -140,15 +140,15 @@ class Vllm(Frozen):
             command += ["--all2all-backend", _exchange(server)]
         command += [
             "--max-num-batched-tokens",
-            plan.rules.token_budget,
+            plan.serving.rules.token_budget,
             "--max-num-seqs",
             _sequences(server),
         ]
         command += [
             "--gpu-memory-utilization",
-            _memory(plan.capacity),
+            _memory(plan.serving.capacity),
             "--kv-cache-dtype",
-            _CACHE.get(plan.precision.kv, "auto"),
+            _CACHE.get(plan.placement.precision.kv, "auto"),
         ]
         command += ["--max-model-len", server.context_tokens]
         if server.is_placed_by_load:
@@ -202,7 +202,7 @@ class Vllm(Frozen):
         return two_at_random(balancing)
 
     def not_expressed(self, server: Server) -> list[str]:
-        plan, layout = server.plan, server.plan.layout
+        plan, layout = server.plan, server.plan.placement.layout
         said = []
         if 1 < layout.ep < layout.num_ranks:
             said.append(
@@ -222,7 +222,7 @@ class Vllm(Frozen):
             )
         if server.travels:
             said.append(
-                f"Tokens travel to experts in {plan.precision.dispatch} in the plan; "
+                f"Tokens travel to experts in {plan.placement.precision.dispatch} in the plan; "
                 "in vLLM the weights' format decides."
             )
         if layout.pp > 1:
@@ -236,15 +236,15 @@ class Vllm(Frozen):
                 "The plan overlaps two halves of a batch, which vLLM does with DeepEP's exchanges "
                 f"only: those by {_exchange(server)} are not hidden."
             )
-        if _sequences(server) < plan.rules.max_sequences:
+        rules, kv = plan.serving.rules, plan.placement.precision.kv
+        if _sequences(server) < rules.max_sequences:
             said.append(
-                f"The plan lets {plan.rules.max_sequences} requests run at once in steps of "
-                f"{plan.rules.token_budget} tokens; vLLM lets no more run than a step has tokens."
+                f"The plan lets {rules.max_sequences} requests run at once in steps of "
+                f"{rules.token_budget} tokens; vLLM lets no more run than a step has tokens."
             )
-        if plan.precision.kv not in _CACHE:
+        if kv not in _CACHE:
             said.append(
-                f"The plan keeps the cache in {plan.precision.kv}, which is not among the formats "
-                "of vLLM's cache."
+                f"The plan keeps the cache in {kv}, which is not among the formats of vLLM's cache."
             )
         return said
 
@@ -262,7 +262,7 @@ def _sequences(server: Server) -> int:
     """Requests at once of a data-parallel rank; vLLM refuses to start with more than tokens of a
     step.
     """
-    return min(server.plan.rules.max_sequences, server.plan.rules.token_budget)
+    return min(server.plan.serving.rules.max_sequences, server.plan.serving.rules.token_budget)
 
 
 def _port(first_gpu: int) -> int:

@@ -69,7 +69,7 @@ class Served:
         )
         return (
             f"{running:.0f} requests at once on a replica, room "
-            f"for {self.plan.capacity.tokens:,} KV tokens; {parts}"
+            f"for {self.plan.serving.capacity.tokens:,} KV tokens; {parts}"
         )
 
     def reply(self, value: float, status: str = "") -> Reply:
@@ -106,12 +106,12 @@ def serve(
     plan = make(deployment)
     count, longest = len(num_input), int((num_input + num_output).max())
     gaps_s = (
-        plan.rng("arrivals").exponential(1.0, count) / rate_per_s
+        plan.placement.rng("arrivals").exponential(1.0, count) / rate_per_s
         if math.isfinite(rate_per_s)
         else np.zeros(count)
     )
     trace = RequestTrace(np.cumsum(gaps_s), num_input, num_output, _WHERE)
-    check_requests(plan.capacity, longest, _WHERE)
+    check_requests(plan.serving.capacity, longest, _WHERE)
     priced = {
         key: value for key, value in deployment.items() if key != "scheduling"
     }  # which moves no price
@@ -125,7 +125,7 @@ def serve(
 @lru_cache(maxsize=8)
 def _table(deployment: str, largest: int) -> StepTable:
     plan = make(json.loads(deployment))
-    return make_table(Prices(plan, largest))
+    return make_table(Prices(plan.placement, largest))
 
 
 def status_of(plan: DeploymentPlan) -> str:
@@ -155,7 +155,7 @@ def parts_of(plan: DeploymentPlan, shares: Mapping[str, float]) -> tuple[Part, .
     Raises:
         UserError: if the plan is priced by a machine's own calibration, which has no bands.
     """
-    if not isinstance(plan.calibration, Calibration):
+    if not isinstance(plan.placement.calibration, Calibration):
         raise UserError(f"{plan.name}: only calibrations of accelerator families carry bands")
     fits, entries = fits_of(plan), _entries_of(plan)
     found = []
@@ -170,10 +170,10 @@ def parts_of(plan: DeploymentPlan, shares: Mapping[str, float]) -> tuple[Part, .
 
 def _entries_of(plan: DeploymentPlan) -> dict[str, str]:
     """By phase, the calibration entry that prices it."""
-    experts = f"{plan.precision.experts} experts"
+    experts = f"{plan.placement.precision.experts} experts"
     return {
         "attention": "attention in decode",
-        "dense": f"{plan.precision.weights} matrices",
+        "dense": f"{plan.placement.precision.weights} matrices",
         "experts": experts,
         "wait": experts,
         "collective": "all-reduce",

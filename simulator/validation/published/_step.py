@@ -51,19 +51,19 @@ def run_one(deployment: Mapping[str, Any], num_sequences: int, new: int, context
         UserError: if the deployment is impossible.
     """
     plan = _plan(json.dumps(deployment, sort_keys=True))
-    step = EvenStep((num_sequences,) * plan.layout.attention_dp, new, context, 0)
+    step = EvenStep((num_sequences,) * plan.placement.layout.attention_dp, new, context, 0)
     (times,) = forecast(plan, [step])
     priced_as = _OF_PROMPTS if new > 1 else {}
     shares = {
         priced_as.get(phase, phase): seconds / times.duration_s
         for phase, seconds in times.phases.items()
     }
-    tokens_d = np.full(plan.layout.attention_dp, num_sequences * new, dtype=np.int64)
-    return Step(plan, times.duration_s, shares, _imbalance(Prices(plan, 1), tokens_d))
+    tokens_d = np.full(plan.placement.layout.attention_dp, num_sequences * new, dtype=np.int64)
+    return Step(plan, times.duration_s, shares, _imbalance(Prices(plan.placement, 1), tokens_d))
 
 
 def _imbalance(prices: Prices, tokens_d: np.ndarray) -> float:
-    layers = range(prices.plan.model.num_moe_layers)
+    layers = range(prices.placement.model.num_moe_layers)
     steps = [prices.expert_step(layer, tokens_d, 0).pairs_R for layer in layers]
     return float(np.mean([pairs_R.max() / pairs_R.mean() for pairs_R in steps]))
 

@@ -218,7 +218,7 @@ def _answer(case: _Row) -> Reply:
     if best is None:
         raise UserError(whys[-1] if whys else "no split fits")
     reply = best[1].reply(best[0])
-    if case.is_old and best[1].plan.experts is not None:
+    if case.is_old and best[1].plan.placement.experts is not None:
         why = "expert kernels of TensorRT-LLM before release 0.17 were measured in one figure only"
         status = f"extrapolated: {why}" if reply.status == OK else f"{reply.status}; {why}"
         unknown = Part("early expert kernels", 1.0, 1 / _EITHER_WAY, _EITHER_WAY)
@@ -230,8 +230,8 @@ def _answer(case: _Row) -> Reply:
         )
     return reply._replace(
         because=(
-            f"{case.num_gpus // best[1].plan.layout.tp} replicas of "
-            f"TP {best[1].plan.layout.tp}; {reply.because}"
+            f"{case.num_gpus // best[1].plan.placement.layout.tp} replicas of "
+            f"TP {best[1].plan.placement.layout.tp}; {reply.because}"
         )
     )
 

@@ -127,11 +127,11 @@ def _imbalances(case: _Case) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
             else {"kind": "contiguous"},
         }
     )
-    if plan.experts is None or moe is None:
+    if plan.placement.experts is None or moe is None:
         raise UserError(f"{case.model} has no experts")
     by_rank, by_slot = [], []
-    for layer, topk_ids_TK in enumerate(plan.experts.topk_ids_LTK):
-        slots = SlotMap(plan.experts.placed, layer, moe.num_experts)
+    for layer, topk_ids_TK in enumerate(plan.placement.experts.topk_ids_LTK):
+        slots = SlotMap(plan.placement.experts.placed, layer, moe.num_experts)
         rows_RG = slots.rows(slots.slots(topk_ids_TK[:POOL_TOKENS]), 1.0)
         by_rank.append(rows_RG.sum(axis=1).max() / rows_RG.sum(axis=1).mean() - 1.0)
         by_slot.append(rows_RG.max() * case.slots / rows_RG.sum() - 1.0)

@@ -156,7 +156,7 @@ def _answer(case: _Row) -> Reply:
         "parallel": {"tp": case.tp, "ep": case.ep},
         "free_memory_fraction": _FREE,
     }
-    capacity = make(deployment).capacity
+    capacity = make(deployment).serving.capacity
     room = capacity.num_blocks / capacity.blocks_for(case.num_input + case.num_output)
     sequences, tokens = _limits(room, case.num_input / case.num_output)
     deployment["scheduling"] = {

@@ -352,7 +352,11 @@ def _run(case: Case) -> Rate:
     sequences = case.sequences
     if not sequences:
         sequences = int(
-            np.clip(make(deployment).capacity.tokens // (case.context + case.new), 1, _DECODE_BATCH)
+            np.clip(
+                make(deployment).serving.capacity.tokens // (case.context + case.new),
+                1,
+                _DECODE_BATCH,
+            )
         )
     if sequences * case.new > _MOST_TOKENS:
         raise UserError(
@@ -365,7 +369,11 @@ def _run(case: Case) -> Rate:
         wide = Band(low, high).widened()
         low, high = wide.low, wide.high
         status = f"{'extrapolated: ' if status == OK else f'{status}; '}{_TIMED_ALONE}"
-    in_node = 4 if step.plan.cluster.gpus_per_node > 8 else step.plan.cluster.gpus_per_node
+    in_node = (
+        4
+        if step.plan.placement.cluster.gpus_per_node > 8
+        else step.plan.placement.cluster.gpus_per_node
+    )
     because = f"{sequences} sequences a GPU, {step.because}"
     return Rate(sequences * case.emitted / step.seconds, in_node, low, high, status, because)
 

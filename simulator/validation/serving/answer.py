@@ -105,11 +105,15 @@ def prepare(points: Sequence[Point]) -> Iterator[Prepared]:
         )
         return
     plans = [_batched(plan, one) for one in found]
-    table = make_table(Prices(plan, max(map(_most_tokens, points, plans))))
+    table = make_table(Prices(plan.placement, max(map(_most_tokens, points, plans))))
     for point, one, own in zip(points, found, plans, strict=True):
         priced = _with_engine(table, own)
-        if drafted := drafts(point, own.model):
-            dp, batches, per_step = own.layout.attention_dp, own.layout.num_batches, kept(drafted)
+        if drafted := drafts(point, own.placement.model):
+            dp, batches, per_step = (
+                own.placement.layout.attention_dp,
+                own.placement.layout.num_batches,
+                kept(drafted),
+            )
             shorter = point._replace(num_output=max(1, round(point.num_output / per_step)))
             yield Prepared(
                 shorter,
@@ -124,7 +128,7 @@ def prepare(points: Sequence[Point]) -> Iterator[Prepared]:
 
 def _most_tokens(point: Point, plan: DeploymentPlan) -> int:
     """Of one step of a data-parallel rank."""
-    rules = plan.rules
+    rules = plan.serving.rules
     return (
         rules.token_budget
         if rules.splits_prompts
@@ -133,7 +137,7 @@ def _most_tokens(point: Point, plan: DeploymentPlan) -> int:
 
 
 def _with_engine(table: StepTable, plan: DeploymentPlan) -> StepTable:
-    engine, model = plan.calibration.engine, plan.model
+    engine, model = plan.placement.calibration.engine, plan.placement.model
     prompt_s = engine.prompt_s(model.num_layers, model.num_moe_layers)
     return table._replace(step_s=engine.step_s, sequence_s=engine.sequence_s, prompt_s=prompt_s)
 
@@ -198,7 +202,7 @@ def _table_of(key: str, most_tokens: int) -> StepTable:
     plan = plan_of(key)
     if isinstance(plan, str):
         raise UnanswerableError(plan)
-    return make_table(Prices(plan, most_tokens))
+    return make_table(Prices(plan.placement, most_tokens))
 
 
 def answer_points(points: Sequence[Point]) -> list[Answer]:
@@ -238,7 +242,7 @@ def pools_or_reason(
     workers = prefill.workers if point.says_workers else None
     may_draft = workers is None and point.drafted is None and has_drafts(model)
     hand_over = find_hand_over(first[2].spec.engine)
-    own_s = first[2].calibration.engine.first_token_s + hand_over.handshake_s
+    own_s = first[2].placement.calibration.engine.first_token_s + hand_over.handshake_s
     steps = 2.0 if hand_over.recomputes_last else 1.0
     decodes, plan = second[0].of(pool.workers), second[1]
     return Pools(first[0], decodes, workers, first[1], own_s, steps, may_draft), plan
@@ -283,20 +287,27 @@ def _batched(plan: DeploymentPlan, found: Deployment) -> DeploymentPlan:
     """The plan with the batching and the engine version of a deployment that it is otherwise the
     plan of.
     """
+    placement = plan.placement
     place = "serving point"
-    calibration = load_any_calibration(plan.accelerator.calibration, place)
+    calibration = load_any_calibration(placement.accelerator.calibration, place)
     if isinstance(calibration, HostCalibration):
         raise UnanswerableError("a machine's own calibration has no engines")
     scheduling = resolve_scheduling(
         found.spec.scheduling,
         found.spec.engine,
-        plan.accelerator,
-        plan.layout.attention_dp,
+        placement.accelerator,
+        placement.layout.attention_dp,
         found.spec.usage,
     )
     rules = build("scheduling", scheduling, place).rules()
-    return replace(
-        plan, spec=found.spec, rules=rules, calibration=calibration.on(found.spec.engine)
+    return DeploymentPlan(
+        found.spec,
+        replace(
+            plan.placement,
+            overlap=found.spec.overlap,
+            calibration=calibration.on(found.spec.engine),
+        ),
+        replace(plan.serving, rules=rules),
     )
 
 
@@ -321,7 +332,7 @@ def _answer(one: Prepared, known: dict[object, Latencies | str]) -> Answer:
     seconds = known[load]
     if isinstance(seconds, str):
         return Answer(_NAN, _NAN, f"unsupported: {seconds}", group)
-    engine = one.plan.calibration.engine
+    engine = one.plan.placement.calibration.engine
     tpot_s = seconds.tpot_s / one.tokens_per_step
     asked = point._replace(num_output=round(point.num_output * one.tokens_per_step))
     status, widens = _status(found, asked, one.plan)

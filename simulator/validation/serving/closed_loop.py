@@ -40,7 +40,8 @@ def serve_closed_loop(plan: DeploymentPlan, table: StepTable, trace: RequestTrac
     """
     if trace.concurrency is None:
         raise UserError(f"deployment '{plan.name}': a closed loop needs a concurrency")
-    served = serve(replace(plan, replicas=1), trace, fill=lambda *_: table, way_s=0.0)
+    one = replace(plan, serving=replace(plan.serving, replicas=1))
+    served = serve(one, trace, fill=lambda *_: table, way_s=0.0)
     requests = served.pools["both"].requests
     more_tokens = np.where(requests.num_output > 1, requests.num_output - 1, np.nan)
     return ClosedLoop(

@@ -65,7 +65,7 @@ class Half(NamedTuple):
         """Seconds of a step in which ``busy`` data-parallel ranks, by default all, compute ``new``
         tokens of ``per_rank`` sequences.
         """
-        dp = self.plan.layout.attention_dp
+        dp = self.plan.placement.layout.attention_dp
         count = per_rank * dp
         trace = RequestTrace(
             np.zeros(count),
@@ -149,7 +149,7 @@ class Pools(NamedTuple):
 
 def prompts_of(half: Half, num_input: int) -> Prompts:
     """The steps of a prefill worker."""
-    dp, budget = half.pool.attention_dp, half.plan.rules.token_budget
+    dp, budget = half.pool.attention_dp, half.plan.serving.rules.token_budget
     most, steps, new = (
         max(1, budget // num_input),
         math.ceil(num_input / budget),
@@ -167,7 +167,7 @@ def decodes_of(half: Half, num_input: int, num_output: int, drafted: int = 0) ->
     """The steps of a decode worker, up to as many sequences as its cache holds; over the tokens
     that drafts of so many keep.
     """
-    capacity = half.plan.capacity
+    capacity = half.plan.serving.capacity
     room = max(1, capacity.num_blocks // capacity.blocks_for(num_input + num_output))
     counts = np.unique(np.rint(np.geomspace(1, min(room, _MOST_SEQUENCES), 16)).astype(np.int64))
     context, dp = num_input + num_output // 2, half.pool.attention_dp
@@ -188,12 +188,13 @@ def doubts_of_pools(
     """Why an answer is an extrapolation, and whether bands are wider for it: they are of GPUs left
     out, and of points that do not say their workers, but of one model.
     """
+    placement = plan.placement
     reasons = [] if point.says_workers else ["the table does not say how many workers there are"]
-    if fit.kind == "assumed" or (fit.gpus and plan.accelerator.name not in fit.gpus):
-        reasons.append(f"no pools on {plan.accelerator.title} were fitted")
+    if fit.kind == "assumed" or (fit.gpus and placement.accelerator.name not in fit.gpus):
+        reasons.append(f"no pools on {placement.accelerator.title} were fitted")
     is_new = bool(fit.models) and plan.spec.model not in fit.models
     if is_new:
-        reasons.append(f"few or no pools of {plan.model.title or plan.spec.model} were fitted")
+        reasons.append(f"few or no pools of {placement.model.title or plan.spec.model} were fitted")
     return tuple(reasons), is_new or fit.kind == "assumed"
 
 
@@ -274,6 +275,6 @@ def with_enough_workers(pools: Pools, load: Load, fit: DisaggregationFit) -> flo
 
 def transfer_s(prefill: Half, num_input: int) -> float:
     """Keys and values of a prompt over each GPU's own network port."""
-    cluster = prefill.plan.cluster
+    cluster = prefill.plan.placement.cluster
     wire = cluster.scale_out or cluster.scale_up
-    return prefill.plan.capacity.cache.bytes_for(num_input) / wire.bytes_per_s
+    return prefill.plan.serving.capacity.cache.bytes_for(num_input) / wire.bytes_per_s

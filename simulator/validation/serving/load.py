@@ -112,7 +112,7 @@ def measure(plan: DeploymentPlan, table: StepTable, point: Point) -> Latencies:
     Raises:
         UserError: if a request does not fit in the KV cache.
     """
-    trace, engine = trace_of(point), plan.calibration.engine
+    trace, engine = trace_of(point), plan.placement.calibration.engine
     served = serve_closed_loop(plan, table, trace)
     weights = weights_of(trace.num_requests, point.concurrency)
     has_tpot = np.isfinite(served.tpot_s)
@@ -127,7 +127,7 @@ def measure(plan: DeploymentPlan, table: StepTable, point: Point) -> Latencies:
 
 def _as_streamed(ttft: T, tpot: T, point: Point, plan: DeploymentPlan) -> tuple[T, T]:
     """What clients see where the first token comes together with some that follow it."""
-    more = min(stream_interval(point, plan.model), point.num_output) - 1
+    more = min(stream_interval(point, plan.placement.model), point.num_output) - 1
     if more == 0:
         return ttft, tpot
     return ttft + more * tpot, tpot * (1 - more / max(1, point.num_output - 1))

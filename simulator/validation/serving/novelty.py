@@ -35,7 +35,8 @@ def novelty_of(point: Point, plan: DeploymentPlan) -> Novelty:
     """What of a point the fits of its engine have not seen; nothing where they do not say what they
     have seen.
     """
-    fits = _fits(plan.accelerator.calibration)
+    placement = plan.placement
+    fits = _fits(placement.accelerator.calibration)
     if (
         fits is None or point.prefill is not None
     ):  # pools have a fit of their own, which says what it has seen
@@ -43,16 +44,16 @@ def novelty_of(point: Point, plan: DeploymentPlan) -> Novelty:
     every, own = fits[ANY], fits.get(point.engine)
     held, wider = [], []
     if every.models and plan.spec.model not in _models():
-        held.append(f"no serving points of {plan.model.title or plan.spec.model} were fitted")
-    if every.gpus and plan.accelerator.name not in every.gpus:
-        held.append(f"no serving points on {plan.accelerator.title} were fitted")
+        held.append(f"no serving points of {placement.model.title or plan.spec.model} were fitted")
+    if every.gpus and placement.accelerator.name not in every.gpus:
+        held.append(f"no serving points on {placement.accelerator.title} were fitted")
     release = ".".join(map(str, release_of(point.version)))
-    if plan.calibration.engine.kind == "assumed":
+    if placement.calibration.engine.kind == "assumed":
         of_release = every.kind != "assumed" and release
         wider.append(
             f"the own time of {point.engine} {release} is assumed"
             if of_release
-            else f"no serving points of {plan.accelerator.title} were fitted"
+            else f"no serving points of {placement.accelerator.title} were fitted"
         )
     elif own and own.releases and release and release not in own.releases:
         wider.append(f"no serving points of {point.engine} {release} were fitted")

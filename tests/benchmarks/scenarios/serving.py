@@ -106,8 +106,14 @@ class Tables:
 
     def of(self, prices: Any, stream: str) -> StepTable:
         """For the engine before it."""
-        plan = prices.plan
-        key = (plan.model.name, plan.layout, plan.spec.cluster, prices.max_tokens, stream)
+        placement = prices.placement
+        key = (
+            placement.model.name,
+            placement.layout,
+            placement.cluster.name,
+            prices.max_tokens,
+            stream,
+        )
         if key not in self._known:
             self._known[key] = make_table(prices, stream)
         return self._known[key]

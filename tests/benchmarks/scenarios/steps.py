@@ -56,16 +56,16 @@ def make_batch(num_ranks: int) -> Batch:
 
 def simulate_step(prices: Prices, batch: Batch, fidelity: str) -> int:
     """Price the step's program and run it; the number of its SimPy events."""
-    plan, env = prices.plan, CountedEnvironment()
-    wires = FluidWires(env) if fidelity == "rank" else MessageWires(env, plan.fabric)
+    placement, env = prices.placement, CountedEnvironment()
+    wires = FluidWires(env) if fidelity == "rank" else MessageWires(env, placement.fabric)
     program = step_operations(prices, batch, 0)
-    finish_step(env, run_step(env, wires, program, plan.layout.num_ranks))
+    finish_step(env, run_step(env, wires, program, placement.layout.num_ranks))
     return env.num_events
 
 
 def prepare_step(plan: DeploymentPlan, fidelity: str) -> Callable[[], int]:
     """A step of the plan, which was run once before."""
-    prices, batch = Prices(plan, SEQUENCES), make_batch(plan.layout.num_ranks)
+    prices, batch = Prices(plan.placement, SEQUENCES), make_batch(plan.placement.layout.num_ranks)
     call = partial(simulate_step, prices, batch, fidelity)
     call()
     return call

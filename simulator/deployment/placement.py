@@ -1,0 +1,89 @@
+"""What a replica is made of, and where its parts lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from simulator.base.plugins import build
+from simulator.base.recent import Recent
+from simulator.base.streams import open_stream
+from simulator.config.accelerator import AcceleratorSpec
+from simulator.config.calibration import Calibration
+from simulator.config.cluster import ClusterSpec
+from simulator.config.deployment import DeploymentSpec
+from simulator.config.host import HostRates
+from simulator.config.model import ModelSpec
+from simulator.config.pruning import Pruning
+from simulator.cost.comm import CommModel
+from simulator.cost.compute import ComputeModel
+from simulator.cost.stages import Sends
+from simulator.deployment.expert_plan import ExpertPlan
+from simulator.policies.contracts import wire_cluster
+from simulator.policies.speculation import Drafts
+from simulator.policies.topology import Fabric
+from simulator.work.layout import Layout
+from simulator.work.memory import Precision
+
+_FABRICS = Recent[tuple[str, int], Fabric](most=256)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What one replica is made of and where its parts lie. What a step costs depends on nothing
+    else.
+    """
+
+    name: str
+    """The deployment's name, for errors."""
+    model: ModelSpec
+    cluster: ClusterSpec
+    accelerator: AcceleratorSpec
+    calibration: Calibration | HostRates
+    layout: Layout
+    precision: Precision
+    pruning: Pruning | None
+    """How linear layers are pruned, ``None`` if they are not."""
+    overlap: Literal["none", "two_batch"]
+    """``two_batch`` where half a step computes while the other half's tokens travel."""
+    drafts: Drafts
+    """What steps verify besides one token of each sequence."""
+    experts: ExpertPlan | None
+    """``None`` for a dense model."""
+    fabric: Fabric
+    """The links between the ranks of the replica."""
+    compute: ComputeModel
+    comm: CommModel
+    sends: Sends | None
+    """From each stage of a pipeline to the next; ``None`` without one."""
+    seed: int
+
+    def rng(self, purpose: str, *numbers: int) -> np.random.Generator:
+        """The random numbers of one use, which deployments of one seed share
+        (:func:`~simulator.base.streams.open_stream`).
+        """
+        return open_stream(self.seed, purpose, *numbers)
+
+
+def wire_links(cluster: ClusterSpec, num_ranks: int, place: str) -> Fabric:
+    """The links of a replica; once for all plans on the same machines."""
+    key = (cluster.model_dump_json(exclude={"name", "num_gpus"}), num_ranks)
+    where = f"{place}: cluster '{cluster.name}' [topology]"
+    return _FABRICS.get(
+        key,
+        lambda: wire_cluster(build("topology", cluster.topology, where), cluster, num_ranks),
+    )
+
+
+def choose_precision(spec: DeploymentSpec, model: ModelSpec) -> Precision:
+    """The number formats of weights, cache and exchanged vectors, the model's own where the
+    deployment names none.
+    """
+    weights = spec.weight_dtype or model.weight_dtype
+    experts = spec.expert_dtype or spec.weight_dtype or model.expert_dtype or model.weight_dtype
+    wide = "fp32" if weights == "fp32" else "bf16"
+    narrow = experts in ("fp8", "fp8_block", "mxfp4", "nvfp4")
+    dispatch = spec.dispatch_dtype or ("fp8" if narrow else wide)
+    return Precision(weights, experts, spec.kv_dtype or wide, dispatch, spec.combine_dtype or wide)
