@@ -18,7 +18,6 @@ from simulator.base.frozen import validate
 from simulator.config.deployment import DeploymentSpec
 from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.workload.traces import RequestTrace
-from tests.parts import change_plan
 
 LONGEST_TOKENS = 1_536 + 384
 """The longest generated request: prompt and output."""
@@ -55,12 +54,22 @@ def make_deployment(table: dict[str, Any], folder: Path = Path()) -> DeploymentP
 
 def make_case(case: Case) -> tuple[DeploymentPlan, RequestTrace]:
     """The plan and the requests."""
-    plan = dataclasses.replace(make_deployment(case.deployment), replicas=case.replicas)
+    plan = _change_serving(make_deployment(case.deployment), replicas=case.replicas)
     if case.kv_requests is not None:
-        kv_bytes = plan.serving.capacity.cache.bytes_for(LONGEST_TOKENS) * case.kv_requests
-        capacity = dataclasses.replace(plan.serving.capacity, kv_bytes=kv_bytes)
-        plan = change_plan(plan, capacity=capacity)
+        capacity = _serving_of(plan).capacity
+        kv_bytes = capacity.cache.bytes_for(LONGEST_TOKENS) * case.kv_requests
+        plan = _change_serving(plan, capacity=dataclasses.replace(capacity, kv_bytes=kv_bytes))
     return plan, _shipped_trace(case) if case.workload else _generated_trace(case)
+
+
+def _serving_of(plan: DeploymentPlan) -> Any:
+    """How a plan serves; the plan itself in revisions in which it had no parts."""
+    return getattr(plan, "serving", plan)
+
+
+def _change_serving(plan: DeploymentPlan, **changes: Any) -> DeploymentPlan:
+    changed = dataclasses.replace(_serving_of(plan), **changes)
+    return dataclasses.replace(plan, serving=changed) if hasattr(plan, "serving") else changed
 
 
 def _generated_trace(case: Case) -> RequestTrace:
