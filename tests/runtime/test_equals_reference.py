@@ -277,7 +277,10 @@ def test_a_copy_of_an_expert_costs_its_parameters_once_more(real):
         plan, replicated(plan.placement.experts.placed, 8, 3, np.random.default_rng(0))
     )
     with running(real.job(plan)) as (_, once_R), running(real.job(more)) as (_, parameters_R):
-        copies = more.experts.placed.expert_LP.size - plan.placement.experts.placed.expert_LP.size
+        copies = (
+            more.placement.experts.placed.expert_LP.size
+            - plan.placement.experts.placed.expert_LP.size
+        )
         assert sum(parameters_R) - sum(
             once_R
         ) == copies * plan.placement.model.moe.num_expert_parameters(

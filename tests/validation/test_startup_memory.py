@@ -101,15 +101,15 @@ def test_gpt_oss_120b_on_one_h100_starts_or_not_by_release():
         plan(engine, scheduling={"kind": "chunked", "max_sequences": int(named[1])})
         plan(engine, memory_fraction=0.95)
     now = plan("vllm@0.20.0")
-    assert 3e9 < now.capacity.kv_bytes < 6e9
-    assert 0.9 < start_probability(now.capacity, 10_000) < 1.0
+    assert 3e9 < now.serving.capacity.kv_bytes < 6e9
+    assert 0.9 < start_probability(now.serving.capacity, 10_000) < 1.0
 
 
 def test_what_may_not_start_is_noted_with_its_probability():
     tight = plan("vllm@0.11.0", memory_fraction=0.95)
     (note,) = start_notes(tight, 8_000)
     assert "may not start: 1.9 GB of a GPU are left for the KV cache" in note
-    assert start_probability(tight.capacity, 8_000) < 0.9
+    assert start_probability(tight.serving.capacity, 8_000) < 0.9
     assert not start_notes(plan(memory_fraction=0.95), 8_000)
 
 
