@@ -18,7 +18,7 @@ from simulator.config.model import load_model
 from simulator.deployment.memory import capacity_of as count_memory
 from simulator.deployment.memory import start_probability
 from simulator.deployment.notes import start_notes
-from simulator.deployment.plan import _precision, make_plan
+from simulator.deployment.placement import choose_precision, make_plan
 from simulator.policies.contracts import make_rules
 from simulator.work.layout import Layout
 
@@ -42,7 +42,7 @@ def capacity_of(log):
     scheduling = resolve_scheduling(asked, log.engine, accelerator, 1, "server")
     rules = make_rules(build("scheduling", {"kind": "chunked", **scheduling}, "test"))
     layout = Layout(log.tp, 1, log.ep)
-    return count_memory(spec, model, accelerator, layout, _precision(spec, model), rules)
+    return count_memory(spec, model, accelerator, layout, choose_precision(spec, model), rules)
 
 
 @pytest.fixture(scope="module")
