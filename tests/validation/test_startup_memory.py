@@ -18,7 +18,8 @@ from simulator.config.model import load_model
 from simulator.deployment.memory import capacity_of as count_memory
 from simulator.deployment.memory import start_probability
 from simulator.deployment.notes import start_notes
-from simulator.deployment.placement import choose_precision, make_plan
+from simulator.deployment.placement import choose_precision
+from simulator.deployment.plan import make_plan
 from simulator.policies.contracts import make_rules
 from simulator.work.layout import Layout
 
