@@ -110,7 +110,7 @@ def test_what_may_not_start_is_noted_with_its_probability():
     tight = plan("vllm@0.11.0", memory_fraction=0.95)
     (note,) = start_notes(tight, 8_000)
     assert "may not start: 1.9 GB of a GPU are left for the KV cache" in note
-    assert start_probability(tight.serving.capacity, 8_000) < 0.9
+    assert start_probability(tight.serving.serving.capacity, 8_000) < 0.9
     assert not start_notes(plan(memory_fraction=0.95), 8_000)
 
 
