@@ -110,13 +110,13 @@ def test_what_may_not_start_is_noted_with_its_probability():
     tight = plan("vllm@0.11.0", memory_fraction=0.95)
     (note,) = start_notes(tight, 8_000)
     assert "may not start: 1.9 GB of a GPU are left for the KV cache" in note
-    assert start_probability(tight.serving.serving.capacity, 8_000) < 0.9
+    assert start_probability(tight.serving.capacity, 8_000) < 0.9
     assert not start_notes(plan(memory_fraction=0.95), 8_000)
 
 
 def test_a_user_s_own_account_restores_the_older_rule():
     for engine in ("vllm", "sglang", "trtllm"):
-        capacity = plan(engine, memory_fraction=0.9, activation_bytes=2e9).capacity
+        capacity = plan(engine, memory_fraction=0.9, activation_bytes=2e9).serving.capacity
         old = 0.9 * capacity.total_bytes - capacity.weights_bytes - 2e9
         assert capacity.kv_bytes == pytest.approx(old)
         assert start_probability(capacity, 1_000) == 1.0
