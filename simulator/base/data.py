@@ -8,11 +8,14 @@ installed wheel.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 from simulator.base.errors import UserError, did_you_mean
+
+Loaded = TypeVar("Loaded")
 
 _NOUNS = {"workloads": "scenario", "workloads/requests": "workload", "workloads/plans": "plan"}
 """What a file is called where its folder does not say so."""
@@ -35,29 +38,50 @@ def search_folders(family: str) -> list[Path]:
     return found
 
 
-_LOOKED_UP: ContextVar[dict[str, dict[str, Path]] | None] = ContextVar("looked up", default=None)
+class _Known(NamedTuple):
+    """What was looked up and loaded."""
+
+    files: dict[str, dict[str, Path]]
+    """By family, then by name."""
+    loaded: dict[Hashable, Any]
+
+
+_KNOWN: ContextVar[_Known | None] = ContextVar("known", default=None)
 
 
 @contextlib.contextmanager
 def looked_up_once() -> Iterator[None]:
-    """Within this, files that appear or go are not noticed: for searches, which look the same names
-    up ten thousand times.
+    """Within this, files that appear, change or go are not noticed: for searches, which look the
+    same names up ten thousand times.
     """
-    token = _LOOKED_UP.set({})
+    token = _KNOWN.set(_Known({}, {}))
     try:
         yield
     finally:
-        _LOOKED_UP.reset(token)
+        _KNOWN.reset(token)
+
+
+def load_once(key: Hashable, load: Callable[[], Loaded]) -> Loaded:
+    """What ``load`` returns, once for each key within :func:`looked_up_once`. What it raises is
+    raised.
+    """
+    known = _KNOWN.get()
+    if known is None:
+        return load()
+    if key not in known.loaded:
+        known.loaded[key] = load()
+    loaded: Loaded = known.loaded[key]
+    return loaded
 
 
 def available_files(family: str) -> dict[str, Path]:
     """Name (file stem) to path of every TOML file of ``family``; the user's own files win."""
-    known = _LOOKED_UP.get()
+    known = _KNOWN.get()
     if known is None:
         return _available_files(family)
-    if family not in known:
-        known[family] = _available_files(family)
-    return dict(known[family])
+    if family not in known.files:
+        known.files[family] = _available_files(family)
+    return dict(known.files[family])
 
 
 def _available_files(family: str) -> dict[str, Path]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from simulator.base.data import available_files
+from simulator.base.data import available_files, load_once
 from simulator.base.errors import UserError, did_you_mean
 from simulator.base.frozen import Frozen, Policy, validate
 from simulator.base.quantities import BytesPerSecond, Gpus, Price, Ranks, Seconds
@@ -120,6 +120,10 @@ def load_cluster(name: str, where: str) -> tuple[ClusterSpec, AcceleratorSpec]:
     Raises:
         UserError: if there is none, it does not come in that size, or a file is wrong.
     """
+    return load_once(("cluster", name), lambda: _load_cluster(name, where))
+
+
+def _load_cluster(name: str, where: str) -> tuple[ClusterSpec, AcceleratorSpec]:
     files = available_files(_FAMILY)
     sized = re.fullmatch(r"(.+)-([1-9][0-9]*)", name)
     if name in files:

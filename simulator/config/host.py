@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from simulator.base.data import find_file
+from simulator.base.data import find_file, load_once
 from simulator.base.errors import UserError
 from simulator.base.frozen import Frozen, Policy, validate
 from simulator.base.quantities import Amount, Cores, Ranks, Ratio, Seconds, Size
@@ -278,8 +278,12 @@ def load_any_calibration(name: str, where: str) -> CalibrationFile | HostCalibra
     Raises:
         UserError: if there is none, or its file is wrong.
     """
-    path = find_file("cluster_configs/calibration", name, where)
-    return _load(path, *_state_of(path))
+
+    def load() -> CalibrationFile | HostCalibration:
+        path = find_file("cluster_configs/calibration", name, where)
+        return _load(path, *_state_of(path))
+
+    return load_once(("calibration", name), load)
 
 
 def _state_of(path: Path) -> tuple[tuple[str, int, int], ...]:

@@ -10,7 +10,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from simulator.base.data import find_file
+from simulator.base.data import find_file, load_once
 from simulator.base.frozen import Frozen, Policy, validate
 from simulator.base.kinds import OneOf
 from simulator.base.quantities import (
@@ -257,6 +257,10 @@ def load_model(name: str, where: str, folder: Path | None = None) -> ModelSpec:
     Raises:
         UserError: if there is no such model, or its file is wrong.
     """
+    return load_once(("model", name, folder), lambda: _load_model(name, where, folder))
+
+
+def _load_model(name: str, where: str, folder: Path | None) -> ModelSpec:
     if name.endswith((".toml", ".json")):
         path = _existing(name, folder)
         if path.suffix == ".json":

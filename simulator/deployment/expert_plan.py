@@ -35,7 +35,7 @@ _MOST_PAIRS = 1 << 25
 """Token-expert pairs of a step that are counted one by one: 256 MiB an array, and more than 8,192
 tokens on each of 320 ranks have with eight experts each."""
 _PLACED = Recent[tuple[Any, ...], Placed](most=256)
-_POOLS = Recent[tuple[str, int, str, int], tuple[NDArray[np.int16], NDArray[np.float64]]](most=8)
+_POOLS = Recent[tuple[str, int, str, int], tuple[NDArray[np.int16], NDArray[np.float64]]](most=32)
 
 
 @dataclass(frozen=True)

@@ -68,25 +68,24 @@ class ExpertPrices:
         self._placement = placement
         self._experts = experts
         self._moe = moe
+        self._slot_maps: dict[int, SlotMap] = {}
 
-    @cached_property
-    def _slot_maps(self) -> list[SlotMap]:
-        experts = self._experts
-        return [
-            SlotMap(experts.placed, layer, self._moe.num_experts)
-            for layer in range(len(experts.topk_ids_LTK))
-        ]
+    def _slots_of(self, layer: int) -> SlotMap:
+        """Made when it is asked for: the planner's screen looks at a few layers only."""
+        if layer not in self._slot_maps:
+            self._slot_maps[layer] = SlotMap(self._experts.placed, layer, self._moe.num_experts)
+        return self._slot_maps[layer]
 
     @cached_property
     def imbalance_L(self) -> Floats:
         """Token-expert pairs of the busiest rank over the mean rank's, over the whole pool before
         any are dropped, ``[L]``.
         """
-        maps = zip(self._slot_maps, self._experts.topk_ids_LTK, strict=True)
-        pairs_LR = np.array(
-            [slots.rows(slots.slots(topk_ids_TK)).sum(axis=1) for slots, topk_ids_TK in maps]
-        )
-        return find_imbalance(pairs_LR)
+        pairs_LR = []
+        for layer, topk_ids_TK in enumerate(self._experts.topk_ids_LTK):
+            slots = self._slots_of(layer)
+            pairs_LR.append(slots.rows(slots.slots(topk_ids_TK)).sum(axis=1))
+        return find_imbalance(np.array(pairs_LR))
 
     def steps(self, tokens_d: Ints, places: Sequence[tuple[int, int]]) -> list[ExpertStep]:
         """Price ``tokens_d`` tokens on each data-parallel rank, one step for each of ``places``;
@@ -112,7 +111,7 @@ class ExpertPrices:
         back = out._replace(vector_bytes=hidden * BYTES_PER_ELEMENT[placement.precision.combine])
         rows, copies, stays, arrivals, dropped = [], [], [], [], []
         for layer, offset in places:
-            slots = self._slot_maps[layer]
+            slots = self._slots_of(layer)
             slot_TK, source_T, scale, dropped_pairs = tokens.choose(
                 slots, moe.num_experts, layer, offset
             )

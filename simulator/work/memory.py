@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from simulator.config.dtypes import BYTES_PER_ELEMENT
@@ -70,22 +71,43 @@ def _stage_bytes(
     head = (model.num_head_parameters or model.num_embedding_parameters) if has_own_head else 0
     total = (model.num_embedding_parameters * is_first + head) / layout.tp * bf16
     total += model.num_extra_parameters * is_first * bf16
-    for mixer_name, ffn_name in model.layer_names[layers.start : layers.stop]:
-        total += 2 * model.norm_vectors * model.hidden_size * bf16
-        if mixer_name != "none":
-            mixer = model.mixers[mixer_name]
-            total += linear_bytes(mixer.linears(model.hidden_size), layout.tp, precision.weights)
-            total += mixer.num_small_parameters(model.hidden_size) * bf16
-        if ffn_name != "none":
-            ffn = model.ffns[ffn_name]
-            own = pruning if ffn.is_prunable else None
-            total += linear_bytes(ffn.linears(model.hidden_size), layout.tp, precision.weights, own)
-            if ffn.experts is not None:
-                padded = padding_factor(ffn.experts, model.hidden_size, layout, padded_to)
-                total += padded * expert_bytes_per_layer(
-                    ffn.experts, model.hidden_size, layout, precision, num_slots
-                )
+    bytes_of: dict[tuple[str, str], list[float]] = {}
+    for names in model.layer_names[layers.start : layers.stop]:
+        if names not in bytes_of:
+            bytes_of[names] = list(
+                _layer_bytes(model, layout, *names, precision, pruning, num_slots, padded_to)
+            )
+        for part in bytes_of[names]:
+            total += part
     return total
+
+
+def _layer_bytes(
+    model: ModelSpec,
+    layout: Layout,
+    mixer_name: str,
+    ffn_name: str,
+    precision: Precision,
+    pruning: Pruning | None,
+    num_slots: int | None,
+    padded_to: tuple[int, int],
+) -> Iterator[float]:
+    """Norms, and the parts of a layer's mixer and feed-forward block."""
+    bf16 = BYTES_PER_ELEMENT["bf16"]
+    yield 2 * model.norm_vectors * model.hidden_size * bf16
+    if mixer_name != "none":
+        mixer = model.mixers[mixer_name]
+        yield linear_bytes(mixer.linears(model.hidden_size), layout.tp, precision.weights)
+        yield mixer.num_small_parameters(model.hidden_size) * bf16
+    if ffn_name != "none":
+        ffn = model.ffns[ffn_name]
+        own = pruning if ffn.is_prunable else None
+        yield linear_bytes(ffn.linears(model.hidden_size), layout.tp, precision.weights, own)
+        if ffn.experts is not None:
+            padded = padding_factor(ffn.experts, model.hidden_size, layout, padded_to)
+            yield padded * expert_bytes_per_layer(
+                ffn.experts, model.hidden_size, layout, precision, num_slots
+            )
 
 
 def linear_bytes(

@@ -37,14 +37,12 @@ class SlotMap:
         copies_E = np.bincount(expert_P, minlength=num_experts)
         self._copies_E1 = np.append(copies_E, 1)
         self._slot_E1C = np.full((num_experts + 1, int(copies_E.max())), -1, dtype=np.int64)
-        turn_E = np.zeros(num_experts, dtype=np.int64)
-        for slot, expert in enumerate(expert_P):
-            self._slot_E1C[expert, turn_E[expert]] = slot
-            turn_E[expert] += 1
+        slot_P = np.argsort(expert_P, kind="stable")  # copies of an expert side by side
+        self._slot_E1C[expert_P[slot_P], _count_up(copies_E)] = slot_P
         order = np.argsort(self.rank_P, kind="stable")
         slots_R = np.bincount(self.rank_P, minlength=self.num_ranks)
         self._group_P = np.empty(len(order), dtype=np.int64)
-        self._group_P[order] = np.concatenate([np.arange(count) for count in slots_R])
+        self._group_P[order] = _count_up(slots_R)
         self._num_groups = int(slots_R.max())
 
     def slots(
@@ -91,3 +89,13 @@ class SlotMap:
         rows_RG = np.zeros((self.num_ranks, self._num_groups))
         rows_RG[self.rank_P, self._group_P] = pairs_P
         return rows_RG
+
+
+def _count_up(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """``0, 1, ...`` up to each count, one after the other.
+
+    >>> _count_up(np.array([2, 0, 3])).tolist()
+    [0, 1, 0, 1, 2]
+    """
+    firsts = np.cumsum(counts) - counts
+    return np.arange(counts.sum()) - np.repeat(firsts, counts)

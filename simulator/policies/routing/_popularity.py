@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.base.compiled import borrowing
 from simulator.config.ffns.moe import MoE
 from simulator.policies.routing._select import LARGEST_INCLUSION, choose, inclusion
 
@@ -195,10 +196,21 @@ def _take_over(
     """
     holds_TE = rng.integers(1 << 16, size=noise_TE.shape, dtype=np.uint16) < round(hold * (1 << 16))
     holds_TE[is_first_T] = False
-    previous_E = last_noise_E
-    for noise_E, holds_E in zip(noise_TE, holds_TE, strict=True):
-        np.copyto(noise_E, previous_E, where=holds_E)
-        previous_E = noise_E
+    _pass_on(noise_TE, last_noise_E, holds_TE)
+
+
+@borrowing
+def _pass_on(
+    noise_TE: NDArray[np.float32], last_noise_E: NDArray[np.float32], holds_TE: NDArray[np.bool_]
+) -> None:
+    """Replace, in place, what is held by the row before, which has been through this itself: row by
+    row, in a loop of numpy's it took a third of drawing.
+    """
+    for t in range(len(noise_TE)):
+        previous_E = noise_TE[t - 1] if t else last_noise_E
+        for e in range(noise_TE.shape[1]):
+            own = noise_TE[t, e]
+            noise_TE[t, e] = previous_E[e] if holds_TE[t, e] else own
 
 
 def _handicap(moe: MoE, chance: NDArray[np.float64]) -> NDArray[np.float32]:
