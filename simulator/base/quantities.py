@@ -111,7 +111,7 @@ Length = Annotated[float, within(0.5, MOST_TOKENS, "tokens")]
 TokenRate = Annotated[float, within(1e-6, 1e12, "tokens per second")]
 TokenBudget = Annotated[int, within(1, 1 << 20, "tokens")]
 """Tokens of one step: prices are tabled by them."""
-DraftTokens = Annotated[int, within(1, 64, "drafted tokens")]
+DraftTokens = Annotated[int, within(1, 64, "tokens")]
 """Tokens that are drafted for a sequence at once."""
 Sequences = Annotated[int, within(1, 1 << 15, "sequences")]
 """Sequences that are served at once: an engine's state has a row for each."""
