@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from simulator.config.calibration import Calibration, CollectiveFit
 from simulator.config.calibration.exchange import doublings
+from simulator.policies.messages import Messages
 from simulator.policies.topology import Fabric
 from simulator.work.layout import Layout
 
@@ -75,9 +76,13 @@ def make_sends(layout: Layout, fabric: Fabric, calibration: Calibration) -> Send
             ranks + stage * layout.num_ranks,
             ranks + (stage + 1) * layout.num_ranks,
         )
-        bytes_SR = np.zeros((layout.num_gpus, layout.num_gpus))
-        bytes_SR[senders, receivers] = 1.0
-        busiest_s = float((fabric.bytes_per_link(bytes_SR) / peaks_L).max())
+        sent = Messages(
+            layout.num_gpus,
+            senders.astype(np.int32),
+            receivers.astype(np.int32),
+            np.ones(len(ranks)),
+        )
+        busiest_s = float((fabric.sum_by_link(sent) / peaks_L).max())
         crosses = bool((fabric.node_R[senders] != fabric.node_R[receivers]).any())
         crossings.append(Crossing(1.0 / busiest_s, crosses))
     return Sends(tuple(crossings), calibration.collective[_OPERATION])

@@ -16,8 +16,8 @@ from simulator.engine.state import Ranks, Requests
 from simulator.engine.step_price import ATTENTION, in_flight, slow_down
 from simulator.engine.taken import TakenStep, TakenSteps
 from simulator.results.tables import STEP_PHASES
-from simulator.step.operations import step_operations
-from simulator.step.prices import Prices
+from simulator.step.operations import list_operations
+from simulator.step.prices import PricedBatch, Prices
 from simulator.step.program import Batch
 
 
@@ -86,16 +86,17 @@ class ByRanks:
         drawn = plan.rng(self.stream, replica, number)
         offsets = drawn.integers(POOL_TOKENS, size=len(batches)).tolist()
         # Lanes are at different stages at any time, so each has the wires to itself.
-        lanes = [
-            env.process(self.run_batch(env, batch, offset))
+        priced = [
+            self.prices.price_batch(batch, offset)
             for batch, offset in zip(batches, offsets, strict=True)
         ]
+        lanes = [env.process(self.run_batch(env, one)) for one in priced]
         parts = np.zeros((len(lanes), len(STEP_PHASES) + 3))
         head_s = np.array([self.prices.head_s[batch.num_logits].max() for batch in batches])
         for lane, process in enumerate(lanes):
             times: StepTimes = yield process
             parts[lane, : len(STEP_PHASES)] = [times.phases[phase] for phase in STEP_PHASES]
-            parts[lane, len(STEP_PHASES) :] = self.prices.loads(batches[lane], offsets[lane])
+            parts[lane, len(STEP_PHASES) :] = self.prices.loads(priced[lane])
         if plan.layout.pp == 1:
             row[ATTENTION:] = parts[0]
         else:
@@ -114,19 +115,16 @@ class ByRanks:
         )
 
     def run_batch(
-        self, env: simpy.Environment, batch: Batch, offset: int, *, keep_spans: bool = False
+        self, env: simpy.Environment, priced: PricedBatch, *, keep_spans: bool = False
     ) -> ProcessGenerator:
         """One batch through all layers, on wires of its own; the process's value is its
         :class:`~simulator.engine.rank.StepTimes`.
-
-        Args:
-            offset: where in the pool of expert choices its tokens begin.
         """
         plan = self.prices.placement
         return run_step(
             env,
             self.make_wires(env),
-            step_operations(self.prices, batch, offset),
+            list_operations(self.prices, priced),
             plan.layout.num_ranks,
             shared_cores=plan.calibration.shared_cores,
             keep_spans=keep_spans,

@@ -8,6 +8,7 @@ from simpy.events import Event
 
 from simulator.cost.comm import Exchange
 from simulator.engine.fabric import FluidWires
+from simulator.policies.messages import Messages
 
 
 class SharedCores:
@@ -26,4 +27,4 @@ class SharedCores:
         busy_s = np.zeros(self._num_ranks + 1)
         busy_s[rank] = seconds
         busy_s[-1] = seconds / self._num_cores
-        return self._wires.carry(Exchange(0.0, busy_s, np.zeros((0, 0))))
+        return self._wires.carry(Exchange(0.0, busy_s, Messages.none()))

@@ -40,14 +40,14 @@ class MessageWires:
         if not exchange.busy_s.size:
             return
         fabric = self.fabric.direct if exchange.is_direct else self.fabric
-        bytes_L = fabric.bytes_per_link(exchange.bytes_SR)
+        bytes_L = fabric.sum_by_link(exchange.sent)
         seconds_per_byte_L = np.divide(
             exchange.busy_s, bytes_L, out=np.zeros(len(bytes_L)), where=bytes_L > 0
         )
-        messages = []
+        bytes_SR, messages = exchange.bytes_SR, []
         for source in range(self.fabric.num_ranks):
             for destination in self._order(source):
-                num_bytes = float(exchange.bytes_SR[source, destination])
+                num_bytes = float(bytes_SR[source, destination])
                 if num_bytes:
                     path = [int(link) for link in fabric.path_SRH[source, destination] if link >= 0]
                     messages.append(

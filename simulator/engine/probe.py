@@ -31,7 +31,7 @@ from simulator.results.tables import (
     TRAFFIC_COLUMNS,
     ShownStep,
 )
-from simulator.step.prices import Prices
+from simulator.step.prices import PricedBatch, Prices
 from simulator.step.program import Batch
 
 
@@ -90,12 +90,13 @@ def probe(
             else _fullest(by_ranks.taken.nearest(phase, float(step["duration_s"])))
         )
         env = simpy.Environment()
-        run = again.run_batch(env, chosen.batch, chosen.offset, keep_spans=True)
+        priced = prices.price_batch(chosen.batch, chosen.offset)
+        run = again.run_batch(env, priced, keep_spans=True)
         found = finish_step(env, run).spans or []
         spans += [(phase, *span) for span in sorted(found, key=attrgetter("rank", "start_s"))]
         shown[phase] = _describe(plan, chosen, int(steps["replica"].min()))
         if plan.placement.experts is not None:
-            rows, sent = _expert_ranks(plan, prices, chosen, phase)
+            rows, sent = _expert_ranks(plan, priced, phase)
             ranks += rows
             traffic += sent
     return Probe(
@@ -199,7 +200,7 @@ def _batch(plan: DeploymentPlan, prefill_tokens: int, num_decodes: int, context:
 
 
 def _expert_ranks(
-    plan: DeploymentPlan, prices: Prices, chosen: _Chosen, phase: str
+    plan: DeploymentPlan, priced: PricedBatch, phase: str
 ) -> tuple[list[tuple[object, ...]], list[tuple[object, ...]]]:
     num_ranks, num_layers = plan.placement.layout.num_ranks, plan.placement.model.num_moe_layers
     pairs_LR, experts_LR, wait_LR = np.zeros((3, num_layers, num_ranks))
@@ -207,16 +208,14 @@ def _expert_ranks(
         "dispatch": np.zeros((num_ranks, num_ranks)),
         "combine": np.zeros((num_ranks, num_ranks)),
     }
-    offset = chosen.offset
-    for part in prices.parts(chosen.batch):
-        for layer, step in enumerate(prices.expert_steps(part.tokens_d, offset)):
+    for _, steps in priced.parts:
+        for layer, step in enumerate(steps):
             pairs_LR[layer] += step.pairs_R
             experts_LR[layer] += step.experts_R
             wait_LR[layer] += step.experts_R.max() - step.experts_R
             for direction, exchange in (("dispatch", step.dispatch), ("combine", step.combine)):
-                if exchange.bytes_SR.size:
+                if exchange.sent.num_ranks:
                     bytes_SR[direction] += exchange.bytes_SR / num_layers
-        offset += int(part.tokens_d.sum())
     rows: list[tuple[object, ...]] = [
         (
             phase,

@@ -44,13 +44,37 @@ class StepTimes:
 
 
 class _Meeting:
-    """One group at one operation: the last to come starts the exchange, all leave when it ends."""
+    """One group at one operation: when the last of them comes, the exchange starts; all leave when
+    it ends.
+    """
 
     def __init__(self, env: simpy.Environment, size: int, exchange: Exchange) -> None:
         self.missing = size
         self.exchange = exchange
         self.started_s = 0.0
+        """When the last of them comes, as far as is known."""
         self.over: Event = env.event()
+
+
+class _Work(NamedTuple):
+    """What each rank computes."""
+
+    phase: str
+    layer: int
+    seconds_R: list[float]
+
+
+class _Appointment(NamedTuple):
+    """Where groups of ranks meet, or wait for what they started."""
+
+    phase: str
+    layer: int
+    meeting_R: list[_Meeting]
+    """Of each rank's group."""
+    comes: bool
+    """Whether a rank is awaited here: not where it waits for what it started."""
+    waits: bool
+    """Whether a rank waits until the exchange is over."""
 
 
 def run_step(
@@ -69,18 +93,46 @@ def run_step(
     """
     times = StepTimes(spans=[] if keep_spans else None)
     everyone = Together("wait", -1, (tuple(range(num_ranks)),), (Exchange.nothing(),))
-    operations = [*program, everyone]
-    meetings: dict[tuple[str, int, int], _Meeting] = {}
-    started_s = env.now
+    turns = _arrange(env, [*program, everyone], num_ranks)
     cores = None if shared_cores is None else SharedCores(env, num_ranks, shared_cores)
     ranks = [
-        env.process(
-            _rank(env, wires, cores, operations, rank, num_ranks, meetings, times, started_s)
-        )
+        env.process(_rank(env, wires, cores, turns, rank, num_ranks, times))
         for rank in range(num_ranks)
     ]
     yield env.all_of(ranks)
     return times
+
+
+def _arrange(
+    env: simpy.Environment, program: list[Operation], num_ranks: int
+) -> list[_Work | _Appointment]:
+    """The program as its ranks look at it, each with its own group's meetings."""
+    turns: list[_Work | _Appointment] = []
+    started: dict[int, list[_Meeting]] = {}
+    for operation in program:
+        if isinstance(operation, Busy):
+            turns.append(_Work(operation.phase, operation.layer, operation.seconds_R.tolist()))
+        elif isinstance(operation, Finish):
+            start = operation.start
+            meeting_R = started[start.number]
+            turns.append(_Appointment(start.phase, start.layer, meeting_R, False, True))
+        else:
+            meeting_R = _make_meetings(env, operation, num_ranks)
+            waits = isinstance(operation, Together)
+            turns.append(_Appointment(operation.phase, operation.layer, meeting_R, True, waits))
+            if isinstance(operation, Start):
+                started[operation.number] = meeting_R
+    return turns
+
+
+def _make_meetings(
+    env: simpy.Environment, operation: Together | Start, num_ranks: int
+) -> list[_Meeting]:
+    """The meeting of each rank's group."""
+    meeting_of: dict[int, _Meeting] = {}
+    for group, exchange in zip(operation.groups, operation.exchanges, strict=True):
+        meeting_of |= dict.fromkeys(group, _Meeting(env, len(group), exchange))
+    return [meeting_of[rank] for rank in range(num_ranks)]
 
 
 def finish_step(env: simpy.Environment, step: ProcessGenerator) -> StepTimes:
@@ -96,16 +148,15 @@ def _rank(
     env: simpy.Environment,
     wires: Wires,
     cores: SharedCores | None,
-    operations: list[Operation],
+    turns: list[_Work | _Appointment],
     rank: int,
     num_ranks: int,
-    meetings: dict[tuple[str, int, int], _Meeting],
     times: StepTimes,
-    started_s: float,
 ) -> ProcessGenerator:
-    """The life of one rank through the step. What it computes between two meetings is one timeout,
-    since nobody else is concerned.
+    """The life of one rank through the step. Nobody else is concerned by what it computes between
+    two meetings, so it says at once when it will come to the next.
     """
+    started_s = busy_until_s = env.now
 
     def account(phase: str, layer: int, since_s: float, until_s: float) -> None:
         if until_s > since_s:
@@ -113,62 +164,36 @@ def _rank(
             if times.spans is not None:
                 times.spans.append(Span(rank, phase, layer, since_s - started_s, until_s - since_s))
 
-    busy_until_s = env.now
-    for number, operation in enumerate(operations):
-        if isinstance(operation, Busy):
-            seconds, since_s = float(operation.seconds_R[rank]), busy_until_s
+    for turn in turns:
+        since_s = busy_until_s
+        if isinstance(turn, _Work):
+            seconds = turn.seconds_R[rank]
             if cores is None:
                 busy_until_s += seconds
             elif seconds > 0.0:
                 yield cores.work(rank, seconds)
                 busy_until_s = env.now
-            account(operation.phase, operation.layer, since_s, busy_until_s)
+            account(turn.phase, turn.layer, since_s, busy_until_s)
             continue
-        if busy_until_s > env.now:
-            yield env.timeout(busy_until_s - env.now)
-        since_s = busy_until_s = env.now
-        if isinstance(operation, Finish):
-            started = operation.start
-            sent = meetings["start", started.number, _group_of(rank, started.groups)]
-            yield sent.over
-            begun_s = min(max(since_s, sent.started_s), env.now)
-            account("wait", started.layer, since_s, begun_s)
-            account(started.phase, started.layer, begun_s, env.now)
-            busy_until_s = env.now
-            continue
-        group = _group_of(rank, operation.groups)
-        name = (
-            ("start", operation.number, group)
-            if isinstance(operation, Start)
-            else ("together", number, group)
-        )
-        meeting = meetings.get(name)
-        if meeting is None:
-            meeting = meetings[name] = _Meeting(
-                env, len(operation.groups[group]), operation.exchanges[group]
-            )
-        meeting.missing -= 1
-        if meeting.missing == 0:
-            meeting.started_s = env.now
-            env.process(_exchange(env, wires, meeting))
-        if isinstance(operation, Start):
-            continue
-        yield meeting.over
-        account("wait", operation.layer, since_s, meeting.started_s)
-        account(operation.phase, operation.layer, meeting.started_s, env.now)
-        busy_until_s = env.now
-
-
-def _group_of(rank: int, groups: tuple[tuple[int, ...], ...]) -> int:
-    if len(groups) == 1:
-        return 0
-    return next(g for g, members in enumerate(groups) if rank in members)
+        meeting, now_s = turn.meeting_R[rank], env.now
+        since_s = now_s + (since_s - now_s)  # as the clock rounds it
+        if turn.comes:
+            meeting.started_s = max(meeting.started_s, since_s)
+            meeting.missing -= 1
+            if meeting.missing == 0:
+                env.process(_exchange(env, wires, meeting))
+        if turn.waits:
+            yield meeting.over
+            busy_until_s = max(since_s, env.now)
+            begun_s = min(max(since_s, meeting.started_s), busy_until_s)
+            account("wait", turn.layer, since_s, begun_s)
+            account(turn.phase, turn.layer, begun_s, busy_until_s)
 
 
 def _exchange(env: simpy.Environment, wires: Wires, meeting: _Meeting) -> ProcessGenerator:
-    if meeting.exchange.stagger_s > 0.0:
-        yield env.timeout(meeting.exchange.stagger_s)
-        meeting.started_s = env.now
+    meeting.started_s += meeting.exchange.stagger_s
+    if meeting.started_s > env.now:
+        yield env.timeout(meeting.started_s - env.now)
     if meeting.exchange.latency_s > 0.0 or meeting.exchange.busy_s.size:
         yield wires.carry(meeting.exchange)
     meeting.over.succeed()

@@ -59,9 +59,11 @@ class ChoosingTokens:
         return Choices(slots.slots(ids_TK), self._sampled_source_T, scale, 0)
 
     def _take_ids(self, layer: int, offset: int, count: int) -> NDArray[np.int16]:
-        place_T = (offset + np.arange(count)) % POOL_TOKENS
-        ids_TK: NDArray[np.int16] = self._experts.topk_ids_LTK[layer, place_T]
-        return ids_TK
+        pool_TK: NDArray[np.int16] = self._experts.topk_ids_LTK[layer]
+        begin = offset % POOL_TOKENS
+        if begin + count <= POOL_TOKENS:
+            return pool_TK[begin : begin + count]
+        return pool_TK.take(np.arange(begin, begin + count), axis=0, mode="wrap")
 
     @cached_property
     def _router_T(self) -> Ints:

@@ -4,9 +4,10 @@ and dispatch to seconds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,8 @@ from simulator.cost.comm import Exchange, Vectors
 from simulator.deployment.expert_plan import ExpertPlan
 from simulator.deployment.placement import Placement
 from simulator.policies.contracts import count_copies
-from simulator.policies.dispatch import policy_at, sees
+from simulator.policies.dispatch import DispatchPolicy, policy_at, sees
+from simulator.policies.messages import Messages
 from simulator.policies.token_counts import count_arrivals, count_stays
 from simulator.step.expert_choices import ChoosingTokens
 from simulator.work.layout import shard
@@ -26,9 +28,8 @@ from simulator.work.slots import SlotMap, spread_over_parts
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_TRAVELLING_BYTES = {"fp8": INPUT_BYTES["fp8_block"]}
-"""Of a number on its way to an expert, where it is not the format's own: engines send fp8 with a
-scale for 128 numbers."""
+_TRAVELLING_BYTES = {**BYTES_PER_ELEMENT, "fp8": INPUT_BYTES["fp8_block"]}
+"""Bytes of a number on its way to an expert: engines send fp8 with a scale for 128 numbers."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,34 @@ def find_imbalance(pairs_R: Floats) -> Floats:
     mean = np.asarray(pairs_R.mean(axis=-1))
     ones = np.ones_like(mean)
     return np.asarray(np.divide(pairs_R.max(axis=-1), mean, out=ones, where=mean > 0))
+
+
+class _Counts(NamedTuple):
+    """Where a step's tokens go in one layer."""
+
+    rows_RG: Floats
+    """Tokens of every slot of each expert-parallel rank."""
+    dropped_pairs: int
+    arrivals_P: Floats
+    """Tokens that have experts on each expert-parallel rank."""
+    copies: Messages
+    """Hidden vectors from rank to rank."""
+    stays_R: Floats
+    """Tokens of each rank that have experts there."""
+
+
+class _Ways(NamedTuple):
+    """The ways to the experts and back: the last fields of an :class:`ExpertStep`."""
+
+    dispatch: Exchange
+    combine: Exchange
+    pack_R: Floats | None = None
+    unpack_R: Floats | None = None
+
+
+def _kernels_of(policy: DispatchPolicy) -> str:
+    """Kernels that a policy is priced with."""
+    return str(getattr(policy, "kernels", "normal"))
 
 
 class ExpertPrices:
@@ -94,89 +123,113 @@ class ExpertPrices:
         Args:
             places: MoE layer, and where in its pool of recorded choices the step's tokens begin.
         """
-        placement, experts, moe = self._placement, self._experts, self._moe
-        layout, hidden = placement.layout, placement.model.hidden_size
-        tokens = ChoosingTokens(experts, layout, tokens_d)
-        policy = policy_at(experts.dispatch, -(-tokens.total // layout.num_ranks))
-        kernels = getattr(policy, "kernels", "normal")
-        out = Vectors(
-            kernels=kernels,
-            vector_bytes=hidden
-            * _TRAVELLING_BYTES.get(
-                placement.precision.dispatch, BYTES_PER_ELEMENT[placement.precision.dispatch]
-            ),
-            tokens_R=np.repeat(tokens_d / layout.tp, layout.tp),
-            num_experts=experts.placed.expert_LP.shape[1],
+        tokens = ChoosingTokens(self._experts, self._placement.layout, tokens_d)
+        policy = policy_at(
+            self._experts.dispatch, -(-tokens.total // self._placement.layout.num_ranks)
         )
-        back = out._replace(vector_bytes=hidden * BYTES_PER_ELEMENT[placement.precision.combine])
-        rows, copies, stays, arrivals, dropped = [], [], [], [], []
-        for layer, offset in places:
-            slots = self._slots_of(layer)
-            slot_TK, source_T, scale, dropped_pairs = tokens.choose(
-                slots, moe.num_experts, layer, offset
-            )
-            rows.append(slots.rows(slot_TK, scale))
-            dropped.append(dropped_pairs)
-            if layout.travels:
-                rank_TK = slots.ranks(slot_TK)
-                arrivals.append(count_arrivals(rank_TK, slots.num_ranks) * scale)
-                rank_TK = spread_over_parts(rank_TK, layout.moe_tp)
-                copies.append(
-                    count_copies(policy, rank_TK, source_T, placement.fabric.node_R) * scale
-                )
-                stays.append(count_stays(rank_TK, source_T, layout.num_ranks) * scale)
-        if (
-            len({rows_RG.shape for rows_RG in rows}) > 1
-        ):  # layers whose fullest ranks hold different numbers of experts
+        counts = [self._count(tokens, policy, *place) for place in places]
+        if len({one.rows_RG.shape for one in counts}) > 1:
+            # Layers whose fullest ranks hold different numbers of experts.
             return [step for place in places for step in self.steps(tokens_d, [place])]
-        rows_YRG = np.stack(rows)
-        num_layers, num_parts, num_groups = rows_YRG.shape
-        flat_RG = rows_YRG.reshape(-1, num_groups)
-        choices_R = np.full(len(flat_RG), float(tokens.total * moe.top_k))
-        if layout.travels and sees(policy) == "rows":
-            choices_R = flat_RG.sum(axis=1)
-        elif layout.travels and sees(policy) == "arrivals":
-            choices_R = np.concatenate(arrivals) * moe.top_k
-        flat_s = self._experts_s(flat_RG, choices_R, kernels if layout.travels else None)
-        experts_YR = np.repeat(flat_s.reshape(num_layers, num_parts), layout.moe_tp, axis=1)
-        pairs_YR = np.repeat(rows_YRG.sum(axis=2), layout.moe_tp, axis=1)
+        return self._price(tokens_d, policy, counts)
+
+    def _count(
+        self, tokens: ChoosingTokens, policy: DispatchPolicy, layer: int, offset: int
+    ) -> _Counts:
+        """Count where a step's tokens go in one layer."""
+        placement, slots = self._placement, self._slots_of(layer)
+        layout, node_R = placement.layout, placement.fabric.node_R
+        slot_TK, source_T, scale, dropped_pairs = tokens.choose(
+            slots, self._moe.num_experts, layer, offset
+        )
+        rows_RG = slots.rows(slot_TK, scale)
+        if not layout.travels:
+            all_P = np.full(slots.num_ranks, float(tokens.total))
+            return _Counts(rows_RG, dropped_pairs, all_P, Messages.none(), all_P)
+        rank_TK = slots.ranks(slot_TK)
+        arrivals_P = count_arrivals(rank_TK, slots.num_ranks) * scale
+        rank_TK = spread_over_parts(rank_TK, layout.moe_tp)
+        copies = Messages.from_matrix(count_copies(policy, rank_TK, source_T, node_R))
+        stays_R = count_stays(rank_TK, source_T, layout.num_ranks) * scale
+        return _Counts(rows_RG, dropped_pairs, arrivals_P, copies.times(scale), stays_R)
+
+    def _price(
+        self, tokens_d: Ints, policy: DispatchPolicy, counts: Sequence[_Counts]
+    ) -> list[ExpertStep]:
+        """Price the tokens of some layers, whose ranks hold as many slots in each."""
+        placement, moe_tp = self._placement, self._placement.layout.moe_tp
+        rows_YPG = np.stack([one.rows_RG for one in counts])
+        seen_YP = self._count_seen(int(tokens_d.sum()), policy, counts, rows_YPG)
+        kernels = _kernels_of(policy) if placement.layout.travels else None
+        num_groups = rows_YPG.shape[2]
+        flat_s = self._experts_s(rows_YPG.reshape(-1, num_groups), seen_YP.ravel(), kernels)
         expert_bytes = (
-            moe.num_expert_parameters(hidden)
-            / layout.moe_tp
+            self._moe.num_expert_parameters(placement.model.hidden_size)
+            / moe_tp
             * BYTES_PER_ELEMENT[placement.precision.experts]
         )
-        read_bytes_Y = (rows_YRG > 0).sum(axis=2).mean(axis=1) * expert_bytes
-        steps = [
-            ExpertStep(
-                pairs_R,
-                dropped_pairs,
-                experts_R,
-                float(read_bytes),
-                Exchange.nothing(),
-                Exchange.nothing(),
-            )
-            for pairs_R, dropped_pairs, experts_R, read_bytes in zip(
-                pairs_YR, dropped, experts_YR, read_bytes_Y, strict=True
-            )
-        ]
-        if not layout.travels:
-            return steps
-        copies_YSR = np.stack(copies)
-        dispatches = placement.comm.exchanges("dispatch", copies_YSR * out.vector_bytes, out)
-        combines = placement.comm.exchanges(
-            "combine", copies_YSR.transpose(0, 2, 1) * back.vector_bytes, back
-        )
-        own_R = out.tokens_R * (moe.top_k * layout.moe_tp)
-        packings = [
-            placement.compute.pack_s(own_R, sent_R, hidden) or (None, None)
-            for sent_R in copies_YSR.sum(axis=2) + stays
-        ]
         return [
-            replace(step, dispatch=dispatch, combine=combine, pack_R=pack_R, unpack_R=unpack_R)
-            for step, dispatch, combine, (pack_R, unpack_R) in zip(
-                steps, dispatches, combines, packings, strict=True
+            ExpertStep(pairs_R, one.dropped_pairs, experts_R, float(read_bytes), *ways)
+            for one, pairs_R, experts_R, read_bytes, ways in zip(
+                counts,
+                np.repeat(rows_YPG.sum(axis=2), moe_tp, axis=1),
+                np.repeat(flat_s.reshape(seen_YP.shape), moe_tp, axis=1),
+                (rows_YPG > 0).sum(axis=2).mean(axis=1) * expert_bytes,
+                self._price_ways(tokens_d, policy, counts),
+                strict=True,
             )
         ]
+
+    def _count_seen(
+        self, num_tokens: int, policy: DispatchPolicy, counts: Sequence[_Counts], rows_YPG: Floats
+    ) -> Floats:
+        """Token-expert pairs that each expert-parallel rank's kernels are given, ``[Y, P]``."""
+        seen = sees(policy) if self._placement.layout.travels else "all"
+        if seen == "rows":
+            return np.asarray(rows_YPG.sum(axis=2))
+        if seen == "arrivals":
+            return np.array([one.arrivals_P for one in counts]) * self._moe.top_k
+        return np.full(rows_YPG.shape[:2], float(num_tokens * self._moe.top_k))
+
+    def _price_ways(
+        self, tokens_d: Ints, policy: DispatchPolicy, counts: Sequence[_Counts]
+    ) -> list[_Ways]:
+        """Price the ways to the experts and back, of each layer."""
+        placement, layout = self._placement, self._placement.layout
+        if not layout.travels:
+            return [_Ways(Exchange.nothing(), Exchange.nothing())] * len(counts)
+        out = self._vectors(tokens_d, policy, placement.precision.dispatch, _TRAVELLING_BYTES)
+        back = self._vectors(tokens_d, policy, placement.precision.combine, BYTES_PER_ELEMENT)
+        dispatches = placement.comm.exchanges(
+            "dispatch", [one.copies.times(out.vector_bytes) for one in counts], out
+        )
+        combines = placement.comm.exchanges(
+            "combine", [one.copies.reverse().times(back.vector_bytes) for one in counts], back
+        )
+        packings = [self._pack(out.tokens_R, one) for one in counts]
+        return [
+            _Ways(dispatch, combine, *packing)
+            for dispatch, combine, packing in zip(dispatches, combines, packings, strict=True)
+        ]
+
+    def _vectors(
+        self, tokens_d: Ints, policy: DispatchPolicy, dtype: str, bytes_of: Mapping[str, float]
+    ) -> Vectors:
+        layout = self._placement.layout
+        return Vectors(
+            kernels=_kernels_of(policy),
+            vector_bytes=self._placement.model.hidden_size * bytes_of[dtype],
+            tokens_R=np.repeat(tokens_d / layout.tp, layout.tp),
+            num_experts=self._experts.placed.expert_LP.shape[1],
+        )
+
+    def _pack(self, tokens_R: Floats, count: _Counts) -> tuple[Floats, Floats] | tuple[None, None]:
+        """Seconds of each rank to pack its rows, and to add up what comes back."""
+        placement = self._placement
+        rows_R = count.copies.sum_by_rank(placement.fabric.node_R).sent_R + count.stays_R
+        own_R = tokens_R * (self._moe.top_k * placement.layout.moe_tp)
+        packed = placement.compute.pack_s(own_R, rows_R, placement.model.hidden_size)
+        return packed or (None, None)
 
     def _experts_s(self, rows_RG: Floats, choices_R: Floats, kernels: str | None) -> Floats:
         """Seconds of each rank's experts, ``[R]``.

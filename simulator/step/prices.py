@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,18 +23,34 @@ from simulator.config.mixers import Mixer
 from simulator.cost.comm import Exchange
 from simulator.cost.compute import Phase, Rates
 from simulator.cost.engine_time import sequences_s
-from simulator.cost.kernels.context import work_s
+from simulator.cost.kernels.context import kernels_s
 from simulator.cost.stages import VECTORS
 from simulator.deployment.placement import Placement
 from simulator.step.expert_prices import ExpertPrices, ExpertStep, find_imbalance
 from simulator.step.program import Batch
 from simulator.step.two_batch import halves
-from simulator.work.context import total_sums
+from simulator.work.context import sums_by_rank
 from simulator.work.layout import shard, stage_layers
 from simulator.work.lookback import Lookback, lookbacks
 from simulator.work.memory import expert_bytes_per_layer, linear_bytes, weight_bytes
 
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
+
+
+class PricedPart(NamedTuple):
+    """What runs through the overlapped layers at once, with its routed experts."""
+
+    batch: Batch
+    steps: list[ExpertStep]
+    """One for each MoE layer."""
+
+
+class PricedBatch(NamedTuple):
+    """A batch whose routed experts are priced."""
+
+    batch: Batch
+    parts: tuple[PricedPart, ...]
+    """The whole batch, or its halves."""
 
 
 class Prices:
@@ -136,24 +153,38 @@ class Prices:
             )
         return total
 
-    def lookback_s(self, term: Lookback, batch: Batch, d: int) -> float:
-        """Seconds of one context kernel in one layer on data-parallel rank ``d``."""
-        total = 0.0
-        for phase in PHASES:
-            rates, sums = self.rates[term, phase], self._sums(term, phase, batch, d)
-            if sums[4] > 0:
-                total += rates.floor_s + work_s(np.array(rates), sums)
-        return total
+    def lookbacks_s(self, mixer: str, batch: Batch) -> NDArray[np.float64]:
+        """Seconds of the context kernels of one layer with ``mixer``, ``[D]`` by data-parallel
+        rank.
+        """
+        total_D = np.zeros(len(batch.tokens_d))
+        for term in self.lookbacks:
+            if term.mixer == mixer:
+                total_D = total_D + self._lookback_s(term, batch)
+        return total_D
 
-    def _sums(self, term: Lookback, phase: Phase, batch: Batch, d: int) -> NDArray[np.float64]:
-        """Over the sequences of rank ``d`` that a kernel of ``phase`` looks back for."""
-        rates = self.rates[term, phase]
-        chosen = (batch.new_tokens[d] <= self.decode_rows) == (phase == "decode")
-        new, context = batch.new_tokens[d][chosen], batch.context_tokens[d][chosen]
-        sums: NDArray[np.float64] = total_sums(
-            context, new, term.window + int(rates.window_block), term.compression, rates.tile_rows
+    def _lookback_s(self, term: Lookback, batch: Batch) -> NDArray[np.float64]:
+        total_D = np.zeros(len(batch.tokens_d))
+        for phase in PHASES:
+            sums_D6 = self._sums(term, phase, batch)
+            rates = np.tile(self.rates[term, phase], (len(sums_D6), 1))
+            total_D += np.where(sums_D6[:, 4] > 0, kernels_s(rates, sums_D6), 0.0)
+        return total_D
+
+    def _sums(self, term: Lookback, phase: Phase, batch: Batch) -> NDArray[np.float64]:
+        """Over the sequences of each rank that a kernel of ``phase`` looks back for, ``[D, 6]``."""
+        rates, (new_N, context_N, rank_N) = self.rates[term, phase], batch.sequences
+        chosen = (new_N <= self.decode_rows) == (phase == "decode")
+        sums_D6: NDArray[np.float64] = sums_by_rank(
+            context_N[chosen],
+            new_N[chosen],
+            rank_N[chosen],
+            len(batch.tokens_d),
+            term.window + int(rates.window_block),
+            term.compression,
+            rates.tile_rows,
         )
-        return sums
+        return sums_D6
 
     def all_reduces(self, ffn_name: str, mixer_name: str) -> tuple[int, int]:
         """All-reduces over each tensor-parallel group after the mixer and after the feed-forward
@@ -174,6 +205,11 @@ class Prices:
         return sum(
             sum(self.all_reduces(ffn, mixer)) for mixer, ffn in self.placement.model.layer_names
         )
+
+    @cached_property
+    def all_ranks(self) -> tuple[int, ...]:
+        """Ranks of a replica, or of a stage of its pipeline."""
+        return tuple(range(self.placement.layout.num_ranks))
 
     @cached_property
     def tensor_groups(self) -> tuple[tuple[int, ...], ...]:
@@ -259,9 +295,10 @@ class Prices:
 
     def expert_steps(self, tokens_d: NDArray[np.int64], offset: int) -> list[ExpertStep]:
         """:meth:`expert_step` of every MoE layer."""
-        return self.experts.steps(
-            tokens_d, [(layer, offset) for layer in range(self.placement.model.num_moe_layers)]
-        )
+        num_layers = self.placement.model.num_moe_layers
+        if not num_layers:
+            return []
+        return self.experts.steps(tokens_d, [(layer, offset) for layer in range(num_layers)])
 
     @cached_property
     def overlapped_layers(self) -> range:
@@ -282,29 +319,37 @@ class Prices:
             return (batch,)
         return halves(batch) or (batch,)
 
-    def loads(self, batch: Batch, offset: int) -> tuple[float, float, float]:
+    def price_batch(self, batch: Batch, offset: int) -> PricedBatch:
+        """Price the routed experts of a batch, once for its program and its loads.
+
+        Args:
+            offset: where in the pool of recorded choices its tokens begin.
+        """
+        parts = []
+        for part in self.parts(batch):
+            parts.append(PricedPart(part, self.expert_steps(part.tokens_d, offset)))
+            offset += int(part.tokens_d.sum())
+        return PricedBatch(batch, tuple(parts))
+
+    def loads(self, priced: PricedBatch) -> tuple[float, float, float]:
         """Expert load imbalance of a step (mean over MoE layers), the bytes of weights and cache
         that the mean rank reads, and the token-expert pairs that are dropped in all layers.
         """
-        dp = self.placement.layout.attention_dp
+        batch, parts = priced
         read_bytes = self.read_bytes_per_step
         for term in self.lookbacks:
-            for d in range(dp):
-                for phase, cost in zip(
-                    PHASES, (term.prefill_bytes, term.decode_bytes), strict=True
-                ):
-                    read_bytes += term.num_layers * cost * self._sums(term, phase, batch, d)[1] / dp
+            for phase, cost in zip(PHASES, (term.prefill_bytes, term.decode_bytes), strict=True):
+                entries_D = self._sums(term, phase, batch)[:, 1]
+                read_bytes += float((term.num_layers * cost * entries_D).mean())
         imbalance = dropped_pairs = 0.0
         num_layers = self.placement.model.num_moe_layers
-        parts = self.parts(batch)
         read_bytes += (len(parts) - 1) * self.overlapped_bytes
-        for part in parts:
+        for part, steps in parts:
             share = int(part.tokens_d.sum()) / int(batch.tokens_d.sum())
-            for step in self.expert_steps(part.tokens_d, offset) if num_layers else ():
+            for step in steps:
                 imbalance += share * float(find_imbalance(step.pairs_R)) / num_layers
                 read_bytes += step.read_bytes
                 dropped_pairs += step.dropped_pairs
-            offset += int(part.tokens_d.sum())
         return imbalance, read_bytes, dropped_pairs
 
     def overhead_s(self, num_sequences: int, has_prompts: bool) -> float:

@@ -5,6 +5,7 @@ Engines execute it in virtual time.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -54,6 +55,17 @@ class Finish(NamedTuple):
 Operation = Busy | Together | Start | Finish
 
 
+class Sequences(NamedTuple):
+    """Sequences of a step, ``[N]`` each."""
+
+    new_N: NDArray[np.int64]
+    """New tokens."""
+    context_N: NDArray[np.int64]
+    """Tokens that are in the cache already."""
+    rank_N: NDArray[np.int64]
+    """Data-parallel rank."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """What one step computes, one entry a data-parallel rank; a decode is a chunk of one token."""
@@ -66,7 +78,17 @@ class Batch:
     num_logits: NDArray[np.int64]
     """Sequences of each rank that get an output token from this step."""
 
-    @property
+    @cached_property
     def tokens_d(self) -> NDArray[np.int64]:
         """Tokens of each data-parallel rank."""
         return np.array([int(new.sum()) for new in self.new_tokens], dtype=np.int64)
+
+    @cached_property
+    def sequences(self) -> Sequences:
+        """The sequences of all ranks."""
+        counts = [len(new) for new in self.new_tokens]
+        return Sequences(
+            np.concatenate(self.new_tokens),
+            np.concatenate(self.context_tokens),
+            np.repeat(np.arange(len(counts)), counts),
+        )

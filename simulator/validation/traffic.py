@@ -15,6 +15,7 @@ from simulator.base.data import available_files
 from simulator.base.plugins import build
 from simulator.config.cluster import ClusterSpec, load_cluster, read_cluster_table
 from simulator.policies.dispatch import DispatchPolicy
+from simulator.policies.messages import Messages
 from simulator.policies.topology import Fabric
 
 _TOKENS, _TOKENS_A_RANK, _SEED = 8192, 32, 7
@@ -98,7 +99,7 @@ def routed(
     policy: DispatchPolicy = build("dispatch", {"kind": dispatch}, "alltoall")
     copies_SR = policy.copies(rank_TK, source_T, fabric.node_R) / (num_tokens / num_ranks)
     crosses_SR = fabric.node_R[:, None] != fabric.node_R[None, :]
-    seconds_L = fabric.bytes_per_link(copies_SR) / np.array(
+    seconds_L = fabric.sum_by_link(Messages.from_matrix(copies_SR)) / np.array(
         [link.bytes_per_s for link in fabric.links]
     )
     return Routed(

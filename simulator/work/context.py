@@ -122,6 +122,23 @@ def total_sums(
 
 
 @compiled
+def sums_by_rank(
+    context_N: NDArray[np.int64],
+    new_N: NDArray[np.int64],
+    rank_N: NDArray[np.int64],
+    num_ranks: int,
+    window: int,
+    compression: int,
+    tile_rows: float,
+) -> NDArray[np.float64]:
+    """:func:`add_sums` ``[D, 6]`` over the sequences of each rank."""
+    sums_D6 = np.zeros((num_ranks, 6))
+    for i in range(len(new_N)):
+        add_sums(sums_D6[rank_N[i]], context_N[i], new_N[i], window, compression, tile_rows)
+    return sums_D6
+
+
+@compiled
 def uniform_sums(
     batch_size: NDArray[np.int64],
     context: NDArray[np.int64],

@@ -6,6 +6,7 @@ Nothing of the simulator is imported but what earlier revisions have too, since 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
 from pathlib import Path
@@ -100,25 +101,41 @@ def _shipped_trace(case: Case) -> RequestTrace:
 
 def cut_deepseek(num_layers: int, num_ranks: int) -> DeploymentPlan:
     """DeepSeek-V3 with so many layers, the first three of them dense, its attention data parallel
-    and its experts spread over all ranks.
+    and its experts spread over all ranks: one for each where there are more ranks than it has.
     """
-    model = "deepseek-v3"
+    model, num_experts = "deepseek-v3", max(_DEEPSEEK_EXPERTS, num_ranks)
     with tempfile.TemporaryDirectory() as name:
-        if num_layers != DEEPSEEK_LAYERS:
+        if (num_layers, num_experts) != (DEEPSEEK_LAYERS, _DEEPSEEK_EXPERTS):
             shipped = find_file("workloads/models", model, "benchmark").read_text(encoding="utf-8")
             model = f"deepseek-v3-of-{num_layers}-layers.toml"
             cut = shipped.replace("repeat = 58", f"repeat = {num_layers - 3}")
-            # Whose parameters are published has 61 layers.
+            cut = cut.replace("num_experts = 256", f"num_experts = {num_experts}")
+            # Whose parameters are published has 61 layers of 256 experts.
             cut = cut.partition("[published]")[0]
             Path(name, model).write_text(cut, encoding="utf-8")
-        # The largest of H200s has 128 GPUs.
-        cluster = f"h200-sxm-{num_ranks}" if num_ranks <= 128 else "gb200-288"
-        parallel = {"attention_dp": num_ranks, "ep": num_ranks}
-        table = {"model": model, "cluster": cluster, "parallel": parallel}
-        return make_deployment(table, Path(name))
+        table = {
+            "model": model,
+            "cluster": _choose_cluster(num_ranks, Path(name)),
+            "parallel": {"attention_dp": num_ranks, "ep": num_ranks},
+        }
+        with contextlib.chdir(name):
+            return make_deployment(table, Path(name))
+
+
+def _choose_cluster(num_ranks: int, folder: Path) -> str:
+    """A shipped cluster that is large enough, or one that is written into ``folder``."""
+    if num_ranks <= 128:
+        return f"h200-sxm-{num_ranks}"
+    if num_ranks <= 288:
+        return "gb200-288"
+    own = folder / "cluster_configs" / "more-h200s.toml"
+    own.parent.mkdir()
+    own.write_text(f'based_on = "h200-sxm"\nsizes = [{num_ranks}]\n', encoding="utf-8")
+    return f"{own.stem}-{num_ranks}"
 
 
 DEEPSEEK_LAYERS = 61
+_DEEPSEEK_EXPERTS = 256
 DENSE = {"model": "llama-3.1-8b", "cluster": "h100-sxm-128"}
 DEEPSEEK = {
     "model": "deepseek-v3",

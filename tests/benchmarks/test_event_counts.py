@@ -38,9 +38,9 @@ def count(plan, fidelity):
 @pytest.mark.parametrize(
     ("name", "split", "fidelity", "expected"),
     [
-        ("dense", {"tp": 4}, "rank", 130),
-        ("moe", {"attention_dp": 4, "ep": 4}, "rank", 130),
-        ("moe", {"attention_dp": 4, "ep": 4}, "message", 9214),
+        ("dense", {"tp": 4}, "rank", 103),
+        ("moe", {"attention_dp": 4, "ep": 4}, "rank", 103),
+        ("moe", {"attention_dp": 4, "ep": 4}, "message", 9187),
     ],
 )
 def test_events_of_a_step(tiny, name, split, fidelity, expected):

@@ -13,6 +13,7 @@ from simulator.base.plugins import available, build
 from simulator.policies.balancing import Rule
 from simulator.policies.contracts import make_drafts
 from simulator.policies.failures import Machines
+from simulator.policies.messages import Messages
 from simulator.policies.overflow import may_drop
 from tests.cases import cases
 
@@ -30,7 +31,7 @@ def test_topologies_join_every_pair_and_conserve_bytes(tiny, topology, num_gpus,
     assert fabric.node_R.tolist() == [rank // gpus_per_node for rank in range(num_gpus)]
     bytes_SR = np.random.default_rng(0).integers(0, 100, (num_gpus, num_gpus)).astype(np.float64)
     np.fill_diagonal(bytes_SR, 0.0)
-    bytes_L = fabric.bytes_per_link(bytes_SR)
+    bytes_L = fabric.sum_by_link(Messages.from_matrix(bytes_SR))
     assert bytes_L.sum() == pytest.approx((bytes_SR * hops_SR).sum())
     # No path crosses a link twice, and the first and the last links together carry everything.
     for path in fabric.path_SRH.reshape(-1, fabric.path_SRH.shape[-1]):

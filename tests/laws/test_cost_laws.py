@@ -12,6 +12,7 @@ from simulator.config.cluster import load_cluster
 from simulator.cost.comm import Vectors
 from simulator.cost.comm.alpha_beta import AlphaBeta
 from simulator.cost.compute.roofline import Roofline
+from simulator.policies.messages import Messages
 from simulator.policies.topology.rails import Rails
 from simulator.policies.topology.switch import Switch
 
@@ -136,8 +137,8 @@ def test_an_exchange_is_never_faster_than_its_busiest_link_at_peak(
     )
     peaks = np.array([link.bytes_per_s for link in comm.fabric.links])
     assert (
-        comm.exchange(operation, bytes_SR).alone_s
-        >= (comm.fabric.bytes_per_link(bytes_SR) / peaks).max()
+        comm.exchange(operation, Messages.from_matrix(bytes_SR)).alone_s
+        >= (comm.fabric.sum_by_link(Messages.from_matrix(bytes_SR)) / peaks).max()
     )
 
 
@@ -158,7 +159,9 @@ def test_what_a_rank_sends_and_gets_crosses_its_own_card(operation, kernels, see
     across_SR = bytes_SR * (node_R[:, None] != node_R[None, :])
     peak = min(link.bytes_per_s for link in comm.fabric.links if link.kind == "scale_out")
     busiest = max(across_SR.sum(axis=1).max(), across_SR.sum(axis=0).max())
-    assert comm.exchange(operation, bytes_SR, vectors).alone_s >= busiest / peak
+    assert (
+        comm.exchange(operation, Messages.from_matrix(bytes_SR), vectors).alone_s >= busiest / peak
+    )
 
 
 @given(st.sampled_from(["dispatch", "combine"]), st.floats(0.1, 1.0))
@@ -173,7 +176,7 @@ def test_an_older_library_is_never_faster_and_only_between_nodes(operation, rate
         here = vectors._replace(tokens_R=vectors.tokens_R[:num_ranks])
         new_s, old_s = (
             way.prepare(fabric, calibration, accelerator)
-            .exchange(operation, bytes_SR, here)
+            .exchange(operation, Messages.from_matrix(bytes_SR), here)
             .alone_s
             for way in (AlphaBeta(), older)
         )
@@ -196,8 +199,8 @@ def test_ranks_of_a_switch_can_be_renamed(order, seed):
     bytes_SR = np.random.default_rng(seed).exponential(1e6, (8, 8)) * (1 - np.eye(8))
     renamed = bytes_SR[np.ix_(order, order)]
     assert np.isclose(
-        comm.exchange("dispatch", bytes_SR).alone_s,
-        comm.exchange("dispatch", renamed).alone_s,
+        comm.exchange("dispatch", Messages.from_matrix(bytes_SR)).alone_s,
+        comm.exchange("dispatch", Messages.from_matrix(renamed)).alone_s,
         rtol=1e-12,
     )
 

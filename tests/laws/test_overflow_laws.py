@@ -222,14 +222,14 @@ def test_a_run_with_room_for_all_is_the_run_without_a_capacity(tiny, split):
 def test_the_dropped_share_of_a_run_by_ranks_is_a_direct_count(tiny, monkeypatch, split):
     plan, factor = tiny.plan("moe", overflow=capacity(0.9), **split), 0.9
     ran = []
-    run_batch = ByRanks.run_batch
+    take_step = ByRanks.take_step
 
-    def run_and_keep(self, env, batch, offset, *, keep_spans=False):
-        if not keep_spans:  # steps that are only shown keep them
-            ran.append((batch, offset))
-        return run_batch(self, env, batch, offset, keep_spans=keep_spans)
+    def take_and_keep(self, env, replica, number, batches, row):
+        taken = yield from take_step(self, env, replica, number, batches, row)
+        ran.extend(zip(taken.batches, taken.offsets, strict=True))
+        return taken
 
-    monkeypatch.setattr(ByRanks, "run_batch", run_and_keep)
+    monkeypatch.setattr(ByRanks, "take_step", take_and_keep)
     record = run_plan(plan, tiny.trace(12, 200.0, 300, 6), "rank")
     computed = chosen = 0
     prices = Prices(plan.placement, 8192)

@@ -22,6 +22,7 @@ from simulator.cost.comm import Vectors
 from simulator.cost.comm.alpha_beta import AlphaBeta
 from simulator.cost.compute.roofline import Roofline
 from simulator.cost.kernels.gemm import gemm_s
+from simulator.policies.messages import Messages
 from simulator.policies.topology.rails import Rails
 from simulator.policies.topology.switch import Switch
 from simulator.work.lookback import kernel
@@ -178,7 +179,7 @@ def test_attention_rates_and_streaming_are_shares_of_the_peaks():
 
 
 def test_an_exchange_with_nothing_to_send_is_free():
-    assert fabric(8).exchange("dispatch", np.zeros((8, 8))).alone_s == 0
+    assert fabric(8).exchange("dispatch", Messages.from_matrix(np.zeros((8, 8)))).alone_s == 0
     assert fabric(8).all_reduce(1e6, (3,)).alone_s == 0
     assert fabric(8).all_reduce(0.0, (0, 1)).alone_s == 0
 
@@ -188,7 +189,7 @@ def test_an_exchange_takes_its_latency_and_its_busiest_link():
     bytes_SR = np.zeros((8, 8))
     bytes_SR[0, 1] = bytes_SR[0, 2] = 45e6
     fit = comm.calibration.exchange["low_latency"]["dispatch"]
-    assert comm.exchange("dispatch", bytes_SR).alone_s == pytest.approx(
+    assert comm.exchange("dispatch", Messages.from_matrix(bytes_SR)).alone_s == pytest.approx(
         fit.latency_s + 90e6 / (450e9 * fit.scale_up_fraction)
     )
 
@@ -214,7 +215,7 @@ def test_multiprocessors_that_copy_hide_behind_wires_or_the_other_way_round():
         2000 * fit.token_s + 7000 * (fit.copy_s + fit.copy_byte_s * vector_bytes)
     ) / fit.num_sms
     start_s = fit.latency_s + fit.latency_per_byte_s * vector_bytes + fit.latency_per_expert_s * 256
-    priced = comm.exchange("dispatch", copies_SR * vector_bytes, vectors)
+    priced = comm.exchange("dispatch", Messages.from_matrix(copies_SR * vector_bytes), vectors)
     assert priced.alone_s == pytest.approx(start_s + (copying_s**3 + wires_s**3) ** (1 / 3))
     assert priced.held_s == pytest.approx(priced.alone_s * fit.num_sms / 132)
 
@@ -232,7 +233,9 @@ def test_the_busiest_ranks_crossing_copies_count_whether_it_sends_or_receives_th
     wires_s = 8000 * vector_bytes / (50e9 * fit.scale_out_fraction)
     carry_s = fit.hidden_s(fit.copying_s(load, 132), wires_s)
     priced = comm.exchange(
-        "combine", copies_SR * vector_bytes, Vectors("normal", vector_bytes, np.zeros(16), 256)
+        "combine",
+        Messages.from_matrix(copies_SR * vector_bytes),
+        Vectors("normal", vector_bytes, np.zeros(16), 256),
     )
     expected_s = fit.start_s(load) + fit.told_s(load, carry_s, 132) + carry_s
     assert priced.alone_s == pytest.approx(float(expected_s))
@@ -242,7 +245,11 @@ def test_kernels_that_no_calibration_knows_are_refused():
     with pytest.raises(
         UserError, match="no exchange kernels 'low_latncy'; did you mean 'low_latency'"
     ):
-        fabric(8).exchange("dispatch", np.ones((8, 8)), Vectors("low_latncy", 1.0, np.ones(8), 8))
+        fabric(8).exchange(
+            "dispatch",
+            Messages.from_matrix(np.ones((8, 8))),
+            Vectors("low_latncy", 1.0, np.ones(8), 8),
+        )
 
 
 def test_gathering_all_tokens_is_a_collective_that_skew_does_not_shorten():
@@ -251,8 +258,10 @@ def test_gathering_all_tokens_is_a_collective_that_skew_does_not_shorten():
     skewed = even.copy()
     skewed[1:] /= 10
     vectors = Vectors("collective", 1e3, np.ones(8), 8)
-    priced = comm.exchange("dispatch", even, vectors).alone_s
-    assert comm.exchange("dispatch", skewed, vectors).alone_s == pytest.approx(priced)
+    priced = comm.exchange("dispatch", Messages.from_matrix(even), vectors).alone_s
+    assert comm.exchange(
+        "dispatch", Messages.from_matrix(skewed), vectors
+    ).alone_s == pytest.approx(priced)
     start_s, carry_s = comm.calibration.collective["all_gather"].parts_s(8e6, 8, 1.0, 450e9)
     assert priced == pytest.approx(float(start_s + carry_s))
 

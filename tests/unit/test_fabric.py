@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from simulator.cost.comm import Exchange
 from simulator.engine.fabric import FluidWires, fair_rates
 from simulator.engine.message import MessageWires
+from simulator.policies.messages import Messages
 from simulator.policies.topology.switch import Switch
 from tests.cases import cases
 
 
 def exchange(*busy_s, latency_s=0.0):
-    return Exchange(latency_s, np.array(busy_s, dtype=np.float64), np.zeros((0, 0)))
+    return Exchange(latency_s, np.array(busy_s, dtype=np.float64), Messages.none())
 
 
 def carried(*starts):
@@ -108,7 +109,7 @@ def ends_s(flows, now_s=0.0):
     found = [0.0] * len(flows)
 
     def carry(number, busy_s):
-        yield wires.carry(Exchange(1e-5, busy_s, np.zeros((2, 2))))
+        yield wires.carry(Exchange(1e-5, busy_s, Messages.none()))
         found[number] = env.now - now_s
 
     for number, busy_s in enumerate(flows):
@@ -144,7 +145,8 @@ def test_a_message_crosses_its_links_in_parcels(tiny):
     fabric = Switch().wire(tiny.cluster(8), 2)
     bytes_SR = np.array([[0.0, 8e6], [0.0, 0.0]])
     env = simpy.Environment()
-    exchange = Exchange(0.0, fabric.bytes_per_link(bytes_SR) / 1e9, bytes_SR)
+    sent = Messages.from_matrix(bytes_SR)
+    exchange = Exchange(0.0, fabric.sum_by_link(sent) / 1e9, sent)
     env.run(MessageWires(env, fabric).carry(exchange))
     assert exchange.alone_s == pytest.approx(8e-3)
     assert env.now == pytest.approx(9e-3)  # the last of 8 parcels has one more link to cross

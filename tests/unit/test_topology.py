@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from simulator.policies.messages import Messages
 from simulator.policies.topology.leaf_spine import LeafSpine
 from simulator.policies.topology.nvlink_domain import NVLinkDomain
 from simulator.policies.topology.pcie import PCIe
@@ -27,7 +28,7 @@ def test_inside_one_node_a_message_crosses_two_ports(tiny, topology):
 def test_one_rank_needs_no_path(tiny, topology):
     fabric = topology.wire(tiny.cluster(4, 4), 1)
     assert (fabric.path_SRH == -1).all()
-    assert not fabric.bytes_per_link(np.zeros((1, 1))).any()
+    assert not fabric.sum_by_link(Messages.from_matrix(np.zeros((1, 1)))).any()
 
 
 def test_rails_leave_by_the_card_of_the_receivers_rail(tiny):
@@ -111,4 +112,6 @@ def test_bytes_of_a_link_are_those_of_the_messages_that_cross_it(tiny):
         for link in fabric.path_SRH[source, destination]:
             if link >= 0:
                 wanted[link] += bytes_SR[source, destination]
-    np.testing.assert_allclose(fabric.bytes_per_link(bytes_SR), wanted, rtol=1e-12)
+    np.testing.assert_allclose(
+        fabric.sum_by_link(Messages.from_matrix(bytes_SR)), wanted, rtol=1e-12
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import Calibration
 from simulator.config.host import HostRates
+from simulator.policies.messages import Messages
 from simulator.policies.topology import Fabric
 
 Operation = Literal["dispatch", "combine", "all_reduce"]
@@ -23,8 +25,8 @@ class Exchange:
     latency_s: float
     busy_s: NDArray[np.float64]
     """``[links]``: seconds that each link needs for its bytes when nothing else uses it."""
-    bytes_SR: NDArray[np.float64]
-    """``[R, R]``: bytes from each rank to each other one."""
+    sent: Messages
+    """Bytes from rank to rank."""
     stagger_s: float = 0.0
     """What ranks with equal work wait for the last of them, by chance."""
     held_s: float = 0.0
@@ -37,7 +39,12 @@ class Exchange:
     @classmethod
     def nothing(cls) -> Exchange:
         """No data, no time."""
-        return cls(0.0, np.zeros(0), np.zeros((0, 0)))
+        return cls(0.0, np.zeros(0), Messages.none())
+
+    @property
+    def bytes_SR(self) -> NDArray[np.float64]:
+        """Bytes from each rank to each other one, ``[R, R]``."""
+        return self.sent.matrix_SR
 
     @property
     def alone_s(self) -> float:
@@ -70,9 +77,9 @@ class CommModel(Protocol):
     """A communication policy made ready for one fabric."""
 
     def exchange(
-        self, operation: Operation, bytes_SR: NDArray[np.float64], vectors: Vectors | None = None
+        self, operation: Operation, sent: Messages, vectors: Vectors | None = None
     ) -> Exchange:
-        """Rank ``s`` sends ``bytes_SR[s, r]`` to rank ``r``, all at once.
+        """Ranks send each other bytes, all at once.
 
         Args:
             vectors: what the bytes are; without it only the wires and the latency count.
@@ -83,7 +90,7 @@ class CommModel(Protocol):
         ...
 
     def exchanges(
-        self, operation: Operation, bytes_XSR: NDArray[np.float64], vectors: Vectors
+        self, operation: Operation, sent_X: Sequence[Messages], vectors: Vectors
     ) -> list[Exchange]:
         """:meth:`exchange` for each of many exchanges of the same tokens."""
         ...

@@ -9,6 +9,8 @@ engine's own kernel and NCCL's operation, which is what engines choose between.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -25,6 +27,7 @@ from simulator.config.calibration.collective import passes_of
 from simulator.config.calibration.exchange import Load, doublings
 from simulator.config.host import HostRates
 from simulator.cost.comm import Exchange, Operation, Vectors
+from simulator.policies.messages import Messages
 from simulator.policies.topology import Fabric
 
 Floats = NDArray[np.float64]
@@ -66,44 +69,41 @@ class AlphaBetaModel:
     policy: AlphaBeta
 
     def exchange(
-        self, operation: Operation, bytes_SR: Floats, vectors: Vectors | None = None
+        self, operation: Operation, sent: Messages, vectors: Vectors | None = None
     ) -> Exchange:
-        if not bytes_SR.any():
+        if not len(sent.number_M):
             return Exchange.nothing()
         if vectors is not None:
-            return self.exchanges(operation, bytes_SR[None], vectors)[0]
+            return self.exchanges(operation, [sent], vectors)[0]
         fit = self._exchange_fit(operation, LOW_LATENCY)
         start_s = float(fit.start_s(Load(0.0, 0.0, 0.0, 0.0, 0.0, self.fabric.num_nodes)))
         return Exchange(
             start_s,
-            self.fabric.bytes_per_link(bytes_SR) / self._achieved_L(fit, operation),
-            bytes_SR,
+            self.fabric.sum_by_link(sent) / self._achieved_L(fit, operation),
+            sent,
         )
 
     def exchanges(
-        self, operation: Operation, bytes_XSR: Floats, vectors: Vectors
+        self, operation: Operation, sent_X: Sequence[Messages], vectors: Vectors
     ) -> list[Exchange]:
         if vectors.kernels == COLLECTIVE:
-            return [
-                self._gathered(operation, bytes_SR) if bytes_SR.any() else Exchange.nothing()
-                for bytes_SR in bytes_XSR
-            ]
+            return [self._gathered(operation, sent) for sent in sent_X]
         fit, multiprocessors = (
             self._exchange_fit(operation, vectors.kernels),
             self.accelerator.num_multiprocessors,
         )
         # Kernels of the GPU's own post to its own card; changing rails before is what NCCL does.
         fabric = self.fabric.direct
-        links_XL = np.array(
-            [fabric.bytes_per_link(bytes_SR) for bytes_SR in bytes_XSR]
-        ) / self._achieved_L(fit, operation)
+        links_XL = np.array([fabric.sum_by_link(sent) for sent in sent_X]) / self._achieved_L(
+            fit, operation
+        )
         wires_X = links_XL.max(axis=1)
-        copies_XSR = bytes_XSR / vectors.vector_bytes
-        crossing_XSR = copies_XSR * self._crosses_SR
+        sums_X4R = np.array([sent.sum_by_rank(fabric.node_R) for sent in sent_X])
+        sent_XR, received_XR, out_XR, in_XR = sums_X4R.transpose(1, 0, 2) / vectors.vector_bytes
         load = Load(
             tokens=vectors.tokens_R,
-            copies=np.maximum(copies_XSR.sum(axis=2), copies_XSR.sum(axis=1)),
-            crossing=np.maximum(crossing_XSR.sum(axis=2), crossing_XSR.sum(axis=1)),
+            copies=np.maximum(sent_XR, received_XR),
+            crossing=np.maximum(out_XR, in_XR),
             vector_bytes=vectors.vector_bytes,
             num_experts=vectors.num_experts,
             num_nodes=fabric.num_nodes,
@@ -125,11 +125,11 @@ class AlphaBetaModel:
             )
         slowed_XL = links_XL * (carry_X / np.where(wires_X > 0, wires_X, 1.0))[:, None]
         return [
-            Exchange(float(latency_s), busy_L, bytes_SR, held_s=float(held_s), is_direct=True)
+            Exchange(float(latency_s), busy_L, sent, held_s=float(held_s), is_direct=True)
             if wires_s > 0
             else Exchange.nothing()
-            for latency_s, busy_L, bytes_SR, held_s, wires_s in zip(
-                latency_X, slowed_XL, bytes_XSR, held_X, wires_X, strict=True
+            for latency_s, busy_L, sent, held_s, wires_s in zip(
+                latency_X, slowed_XL, sent_X, held_X, wires_X, strict=True
             )
         ]
 
@@ -140,19 +140,21 @@ class AlphaBetaModel:
             self._is_scale_up_L, fit.scale_up_fraction, fit.scale_out_fraction * rate
         )
 
-    def _gathered(self, operation: Operation, bytes_SR: Floats) -> Exchange:
+    def _gathered(self, operation: Operation, sent: Messages) -> Exchange:
         """All ranks' tokens to all, or their sums back: a library's collective, whose parts are as
         large as the largest.
         """
+        if not len(sent.number_M):
+            return Exchange.nothing()
         name, everyone = _COLLECTIVES[operation], tuple(range(self.fabric.num_ranks))
-        size = np.array([float(bytes_SR.max()) * len(everyone)])
+        size = np.array([float(sent.number_M.max()) * sent.unit * len(everyone)])
         start_s, *busiest_s = (
             float(part[0])
             for part in self._parts_s(self._collective_fit(name), name, size, everyone)
         )
-        links_s = self._loaded(self.fabric.bytes_per_link(bytes_SR) / self._peaks_L, busiest_s)
+        links_s = self._loaded(self.fabric.sum_by_link(sent) / self._peaks_L, busiest_s)
         # Engines overlap kernels that are made for it only, so these hold the GPU throughout.
-        return Exchange(start_s, links_s, bytes_SR, held_s=start_s + float(links_s.max()))
+        return Exchange(start_s, links_s, sent, held_s=start_s + float(links_s.max()))
 
     def all_reduce(self, num_bytes: float, ranks: tuple[int, ...]) -> Exchange:
         """The fastest of the protocols that the engine and NCCL have for it."""
@@ -179,9 +181,9 @@ class AlphaBetaModel:
         start_s, *busiest_s = (
             float(part[0]) for part in self._parts_s(fit, name, np.array([num_bytes]), ranks)
         )
-        bytes_SR, per_byte_L = self._ring(ranks)
-        sent = passes_of(name) * (len(ranks) - 1) / len(ranks) * num_bytes
-        return Exchange(start_s, self._loaded(per_byte_L, busiest_s), bytes_SR * sent)
+        ring, per_byte_L = self._ring(ranks)
+        sent = ring.times(passes_of(name) * (len(ranks) - 1) / len(ranks) * num_bytes)
+        return Exchange(start_s, self._loaded(per_byte_L, busiest_s), sent)
 
     def _loaded(self, load_L: Floats, busiest_s: list[float]) -> Floats:
         """Seconds of every link in proportion to its load, the busiest inside domains and between
@@ -221,7 +223,7 @@ class AlphaBetaModel:
         )
         return start_s, carry_s if inside_s else np.zeros(len(num_bytes)), out_s
 
-    def _ring(self, ranks: tuple[int, ...]) -> tuple[Floats, Floats]:
+    def _ring(self, ranks: tuple[int, ...]) -> tuple[Messages, Floats]:
         """One byte from each rank to the next, and the seconds of every link for it, at its peak.
 
         Between domains NCCL forms as many rings as a domain has cards for the group; each takes its
@@ -234,16 +236,16 @@ class AlphaBetaModel:
                 for node in dict.fromkeys(nodes.tolist())
             ]
             num_rings = min(map(len, members)) if len(members) > 1 else 1
-            bytes_SR = np.zeros((self.fabric.num_ranks, self.fabric.num_ranks))
+            bytes_of: Counter[tuple[int, int]] = Counter()
             for turn in range(num_rings):
                 ring = [rank for here in members for rank in here[turn:] + here[:turn]]
-                for rank, following in zip(ring, ring[1:] + ring[:1], strict=True):
-                    bytes_SR[rank, following] += 1.0 / num_rings
-            self._rings[ranks] = bytes_SR, self.fabric.bytes_per_link(bytes_SR) / self._peaks_L
+                bytes_of.update(zip(ring, ring[1:] + ring[:1], strict=True))
+            sent = Messages.from_pairs(self.fabric.num_ranks, bytes_of).times(1.0 / num_rings)
+            self._rings[ranks] = sent, self.fabric.sum_by_link(sent) / self._peaks_L
         return self._rings[ranks]
 
     @cached_property
-    def _rings(self) -> dict[tuple[int, ...], tuple[Floats, Floats]]:
+    def _rings(self) -> dict[tuple[int, ...], tuple[Messages, Floats]]:
         """Those of groups that were asked for."""
         return {}
 
@@ -280,10 +282,6 @@ class AlphaBetaModel:
     def _kinds(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Links inside domains, and between."""
         return self._is_scale_up_L, ~self._is_scale_up_L
-
-    @cached_property
-    def _crosses_SR(self) -> NDArray[np.bool_]:
-        return np.asarray(self.fabric.node_R[:, None] != self.fabric.node_R[None, :])
 
     def _exchange_fit(self, operation: Operation, kernels: str) -> ExchangeFit:
         known = self.calibration.exchange

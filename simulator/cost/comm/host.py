@@ -4,6 +4,7 @@ there.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from simulator.config.accelerator import AcceleratorSpec
 from simulator.config.calibration import Calibration
 from simulator.config.host import ExchangeTable, HostRates
 from simulator.cost.comm import Exchange, Operation, Vectors
+from simulator.policies.messages import Messages
 from simulator.policies.topology import Fabric
 
 
@@ -46,30 +48,30 @@ class HostCommModel:
     rates: HostRates
 
     def exchange(
-        self, operation: Operation, bytes_SR: NDArray[np.float64], vectors: Vectors | None = None
+        self, operation: Operation, sent: Messages, vectors: Vectors | None = None
     ) -> Exchange:
         # Unlike kernels on a GPU, processes talk even when there is nothing to send: first they say
         # how much comes.
         table = self._table(operation)
-        busy_s = table.seconds_for(self.fabric.bytes_per_link(bytes_SR))
-        return Exchange(table.latency_s, busy_s, bytes_SR, table.stagger_s)
+        busy_s = table.seconds_for(self.fabric.sum_by_link(sent))
+        return Exchange(table.latency_s, busy_s, sent, table.stagger_s)
 
     def exchanges(
-        self, operation: Operation, bytes_XSR: NDArray[np.float64], vectors: Vectors
+        self, operation: Operation, sent_X: Sequence[Messages], vectors: Vectors
     ) -> list[Exchange]:
-        return [self.exchange(operation, bytes_SR, vectors) for bytes_SR in bytes_XSR]
+        return [self.exchange(operation, sent, vectors) for sent in sent_X]
 
     def all_reduce(self, num_bytes: float, ranks: tuple[int, ...]) -> Exchange:
         size = len(ranks)
         if size == 1 or num_bytes == 0:
             return Exchange.nothing()
-        bytes_SR = np.zeros((self.fabric.num_ranks, self.fabric.num_ranks))
-        for rank, following in zip(ranks, ranks[1:] + ranks[:1], strict=True):
-            bytes_SR[rank, following] = 2.0 * (size - 1) / size * num_bytes
+        neighbours = zip(ranks, ranks[1:] + ranks[:1], strict=True)
+        ring = dict.fromkeys(neighbours, 2.0 * (size - 1) / size * num_bytes)
+        sent = Messages.from_pairs(self.fabric.num_ranks, ring)
         table = self._table("all_reduce")
         seconds = float(table.seconds_for(np.array([num_bytes]))[0])
         return Exchange(
-            table.latency_s, np.full(len(self.fabric.links), seconds), bytes_SR, table.stagger_s
+            table.latency_s, np.full(len(self.fabric.links), seconds), sent, table.stagger_s
         )
 
     def all_reduces_s(

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.config.cluster import ClusterSpec
+from simulator.policies.messages import Messages
 
 
 class Link(NamedTuple):
@@ -59,19 +60,9 @@ class Fabric:
         """``N``, fast domains that the ranks lie in."""
         return len(np.unique(self.node_R))
 
-    @cached_property
-    def _hops(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """For every hop of every pair: the pair's flat index, and the link."""
-        flat = self.path_SRH.reshape(-1, self.path_SRH.shape[-1])
-        pair, hop = np.nonzero(flat >= 0)
-        return pair, flat[pair, hop]
-
-    def bytes_per_link(self, bytes_SR: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Bytes that cross each link when rank ``s`` sends ``bytes_SR[s, r]`` to rank ``r``."""
-        pair, link = self._hops
-        return np.bincount(link, weights=bytes_SR.ravel()[pair], minlength=len(self.links)).astype(
-            np.float64
-        )
+    def sum_by_link(self, sent: Messages) -> NDArray[np.float64]:
+        """What crosses each link, ``[links]``, in what the messages are counted in."""
+        return sent.sum_by_link(self.path_SRH, len(self.links))
 
 
 class TopologyPolicy(Protocol):
