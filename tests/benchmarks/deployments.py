@@ -103,9 +103,9 @@ def cut_deepseek(num_layers: int, num_ranks: int) -> DeploymentPlan:
     """DeepSeek-V3 with so many layers, the first three of them dense, its attention data parallel
     and its experts spread over all ranks: one for each where there are more ranks than it has.
     """
-    model, num_experts = "deepseek-v3", max(_DEEPSEEK_EXPERTS, num_ranks)
+    model, num_experts = "deepseek-v3", max(DEEPSEEK_EXPERTS, num_ranks)
     with tempfile.TemporaryDirectory() as name:
-        if (num_layers, num_experts) != (DEEPSEEK_LAYERS, _DEEPSEEK_EXPERTS):
+        if (num_layers, num_experts) != (DEEPSEEK_LAYERS, DEEPSEEK_EXPERTS):
             shipped = find_file("workloads/models", model, "benchmark").read_text(encoding="utf-8")
             model = f"deepseek-v3-of-{num_layers}-layers.toml"
             cut = shipped.replace("repeat = 58", f"repeat = {num_layers - 3}")
@@ -135,7 +135,7 @@ def _choose_cluster(num_ranks: int, folder: Path) -> str:
 
 
 DEEPSEEK_LAYERS = 61
-_DEEPSEEK_EXPERTS = 256
+DEEPSEEK_EXPERTS = 256
 DENSE = {"model": "llama-3.1-8b", "cluster": "h100-sxm-128"}
 DEEPSEEK = {
     "model": "deepseek-v3",

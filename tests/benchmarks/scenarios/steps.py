@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -15,8 +18,8 @@ from simulator.engine.rank import finish_step, run_step
 from simulator.step.operations import step_operations
 from simulator.step.prices import Prices
 from simulator.step.program import Batch
-from tests.benchmarks.clock import cpu_s, time_in_turns
-from tests.benchmarks.deployments import DEEPSEEK_LAYERS, cut_deepseek
+from tests.benchmarks.clock import ROOT, cpu_s, time_in_turns
+from tests.benchmarks.deployments import DEEPSEEK_EXPERTS, DEEPSEEK_LAYERS, cut_deepseek
 from tests.benchmarks.effort import Effort
 from tests.benchmarks.rows import Row
 
@@ -28,7 +31,7 @@ SEQUENCES, CONTEXT_TOKENS = 32, 1_024
 MESSAGE_LAYERS = 6
 """Layers of DeepSeek-V3 at ``message``, three of them dense; all 61 take half a minute over 32
 ranks."""
-TARGETS_S = {("rank", 64): 0.04, ("rank", 256): 0.16}
+TARGETS_S = {("rank", 64): 0.04, ("rank", 256): 0.16, ("rank", 1_024): 1.2}
 """CPU seconds that were asked for when the engine got one clock (DESIGN.md, 61)."""
 
 
@@ -78,6 +81,29 @@ def measure_step(step: Callable[[], int], rounds: int) -> tuple[float, int]:
     return time_in_turns({"step": timed}, rounds)["step"], found[-1]
 
 
+def measure_peak(num_ranks: int) -> float:
+    """Bytes that a process of its own holds at most, which plans for so many ranks and takes one
+    step at ``rank``.
+    """
+    step = f"steps.prepare_step(cut_deepseek({DEEPSEEK_LAYERS}, {num_ranks}), 'rank')"
+    program = f"""
+from tests.benchmarks.child import read_peak_bytes
+from tests.benchmarks.deployments import cut_deepseek
+from tests.benchmarks.scenarios import steps
+{step}
+print(read_peak_bytes())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(done.stdout)
+
+
 def measure(effort: Effort, tell: Callable[[str], None]) -> Iterator[Row]:
     """CPU seconds and events of each step."""
     for fidelity, num_ranks in effort.steps:
@@ -94,6 +120,14 @@ def measure(effort: Effort, tell: Callable[[str], None]) -> Iterator[Row]:
             seconds,
             target=TARGETS_S.get((fidelity, num_ranks)),
             rounds=effort.rounds,
-            note=f"{SEQUENCES} decodes a rank, program and prices included",
+            note=f"{SEQUENCES} decodes a rank, program and prices included{_tell_experts(num_ranks)}",
         )
         yield Row("steps", name, "SimPy events of a step", "event", float(num_events), note="exact")
+        if fidelity == "rank":
+            peak = measure_peak(num_ranks)
+            yield Row("steps", name, "peak memory", "B", peak, note="the plan included")
+
+
+def _tell_experts(num_ranks: int) -> str:
+    more = num_ranks > DEEPSEEK_EXPERTS
+    return f"; {num_ranks:,} experts instead of {DEEPSEEK_EXPERTS}" if more else ""
