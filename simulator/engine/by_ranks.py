@@ -16,6 +16,7 @@ from simulator.engine.state import Ranks, Requests
 from simulator.engine.step_price import ATTENTION, in_flight, slow_down
 from simulator.engine.taken import TakenStep, TakenSteps
 from simulator.results.tables import STEP_PHASES
+from simulator.step.loads import measure_loads
 from simulator.step.operations import list_operations
 from simulator.step.prices import PricedBatch, Prices
 from simulator.step.program import Batch
@@ -96,7 +97,7 @@ class ByRanks:
         for lane, process in enumerate(lanes):
             times: StepTimes = yield process
             parts[lane, : len(STEP_PHASES)] = [times.phases[phase] for phase in STEP_PHASES]
-            parts[lane, len(STEP_PHASES) :] = self.prices.loads(priced[lane])
+            parts[lane, len(STEP_PHASES) :] = measure_loads(self.prices, priced[lane])
         if plan.layout.pp == 1:
             row[ATTENTION:] = parts[0]
         else:

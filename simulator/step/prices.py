@@ -26,7 +26,7 @@ from simulator.cost.engine_time import sequences_s
 from simulator.cost.kernels.context import kernels_s
 from simulator.cost.stages import VECTORS
 from simulator.deployment.placement import Placement
-from simulator.step.expert_prices import ExpertPrices, ExpertStep, find_imbalance
+from simulator.step.expert_prices import ExpertPrices, ExpertStep
 from simulator.step.program import Batch
 from simulator.step.two_batch import halves
 from simulator.work.context import sums_by_rank
@@ -166,12 +166,12 @@ class Prices:
     def _lookback_s(self, term: Lookback, batch: Batch) -> NDArray[np.float64]:
         total_D = np.zeros(len(batch.tokens_d))
         for phase in PHASES:
-            sums_D6 = self._sums(term, phase, batch)
+            sums_D6 = self.sum_contexts(term, phase, batch)
             rates = np.tile(self.rates[term, phase], (len(sums_D6), 1))
             total_D += np.where(sums_D6[:, 4] > 0, kernels_s(rates, sums_D6), 0.0)
         return total_D
 
-    def _sums(self, term: Lookback, phase: Phase, batch: Batch) -> NDArray[np.float64]:
+    def sum_contexts(self, term: Lookback, phase: Phase, batch: Batch) -> NDArray[np.float64]:
         """Over the sequences of each rank that a kernel of ``phase`` looks back for, ``[D, 6]``."""
         rates, (new_N, context_N, rank_N) = self.rates[term, phase], batch.sequences
         chosen = (new_N <= self.decode_rows) == (phase == "decode")
@@ -330,27 +330,6 @@ class Prices:
             parts.append(PricedPart(part, self.expert_steps(part.tokens_d, offset)))
             offset += int(part.tokens_d.sum())
         return PricedBatch(batch, tuple(parts))
-
-    def loads(self, priced: PricedBatch) -> tuple[float, float, float]:
-        """Expert load imbalance of a step (mean over MoE layers), the bytes of weights and cache
-        that the mean rank reads, and the token-expert pairs that are dropped in all layers.
-        """
-        batch, parts = priced
-        read_bytes = self.read_bytes_per_step
-        for term in self.lookbacks:
-            for phase, cost in zip(PHASES, (term.prefill_bytes, term.decode_bytes), strict=True):
-                entries_D = self._sums(term, phase, batch)[:, 1]
-                read_bytes += float((term.num_layers * cost * entries_D).mean())
-        imbalance = dropped_pairs = 0.0
-        num_layers = self.placement.model.num_moe_layers
-        read_bytes += (len(parts) - 1) * self.overlapped_bytes
-        for part, steps in parts:
-            share = int(part.tokens_d.sum()) / int(batch.tokens_d.sum())
-            for step in steps:
-                imbalance += share * float(find_imbalance(step.pairs_R)) / num_layers
-                read_bytes += step.read_bytes
-                dropped_pairs += step.dropped_pairs
-        return imbalance, read_bytes, dropped_pairs
 
     def overhead_s(self, num_sequences: int, has_prompts: bool) -> float:
         """The engine's own time for a step with ``num_sequences`` on its fullest data-parallel
