@@ -60,6 +60,12 @@ class Placement:
     """From each stage of a pipeline to the next; ``None`` without one."""
     seed: int
 
+    @property
+    def prompt_s(self) -> float:
+        """Seconds of the engine's own that a step with prompt tokens takes beyond one without."""
+        engine = self.calibration.engine
+        return engine.prompt_s(self.model.num_layers, self.model.num_moe_layers)
+
     def rng(self, purpose: str, *numbers: int) -> np.random.Generator:
         """The random numbers of one use, which deployments of one seed share
         (:func:`~simulator.base.streams.open_stream`).

@@ -18,8 +18,8 @@ from simulator.engine.taken import TakenStep, TakenSteps
 from simulator.results.tables import STEP_PHASES
 from simulator.step.loads import measure_loads
 from simulator.step.operations import list_operations
-from simulator.step.prices import PricedBatch, Prices
-from simulator.step.program import Batch
+from simulator.step.prices import Prices
+from simulator.step.program import Batch, PricedBatch
 
 
 def read_batches(requests: Requests, ranks: Ranks) -> list[Batch]:

@@ -31,8 +31,8 @@ from simulator.results.tables import (
     TRAFFIC_COLUMNS,
     ShownStep,
 )
-from simulator.step.prices import PricedBatch, Prices
-from simulator.step.program import Batch
+from simulator.step.prices import Prices
+from simulator.step.program import Batch, PricedBatch
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from simulator.base.errors import UserError
 from simulator.cost.compute import Rates
 from simulator.cost.kernels.context import NUM_SUMS
+from simulator.deployment.placement import Placement
 from simulator.engine.experts_table import BESIDES, NUM_COLUMNS, list_entries, price_entry, spread
 from simulator.engine.state import Floats, Ints
 from simulator.engine.step_log import LOG_COLUMNS
@@ -140,15 +141,9 @@ def start_table(prices: Prices) -> StepTable:
         )
     terms = prices.lookbacks
     rates = {term: [prices.rates[term, phase] for phase in PHASES] for term in terms}
-    way_of = {
-        t: (
-            *(t.window + int(rate.window_block) for rate in rates[t]),
-            t.compression,
-            *(rate.tile_rows for rate in rates[t]),
-        )
-        for t in terms
-    }
+    way_of = {t: tuple(prices.view(t, phase) for phase in PHASES) for t in terms}
     ways = list(dict.fromkeys(way_of.values()))
+    views = [view for way in ways for view in way]
     zeros = np.zeros(prices.max_tokens + 1)
     layers = placement.model.layer_names
     in_halves = [layers[layer] for layer in prices.halved_layers]
@@ -180,9 +175,9 @@ def start_table(prices: Prices) -> StepTable:
             ),
             zeros,
         ),
-        windows=np.array([way[:2] for way in ways], dtype=np.int64).reshape(-1, 2),
-        compressions=np.array([way[2] for way in ways], dtype=np.int64),
-        tile_rows=np.array([way[3:] for way in ways], dtype=np.float64).reshape(-1, 2),
+        windows=np.array([view[0] for view in views], dtype=np.int64).reshape(-1, 2),
+        compressions=np.array([view[1] for view in views[::2]], dtype=np.int64),
+        tile_rows=np.array([view[2] for view in views], dtype=np.float64).reshape(-1, 2),
         term_window=np.array([ways.index(way_of[t]) for t in terms], dtype=np.int64),
         term_layers=np.array([t.num_layers for t in terms], dtype=np.float64),
         term_halved=np.array([mixers_halved[t.mixer] for t in terms], dtype=np.float64),
@@ -202,7 +197,7 @@ def start_table(prices: Prices) -> StepTable:
         weight_bytes=prices.read_bytes_per_step,
         step_s=engine.step_s,
         sequence_s=engine.sequence_s,
-        prompt_s=engine.prompt_s(placement.model.num_layers, placement.model.num_moe_layers),
+        prompt_s=placement.prompt_s,
         factor=1.0,
         decode_rows=prices.decode_rows,
         slowdown=placement.drafts.slowdown,
@@ -214,6 +209,14 @@ def start_table(prices: Prices) -> StepTable:
         room_for_sums=np.zeros((len(ways), 2, NUM_SUMS)),
         room_for_lanes=np.zeros((layout.pp, len(LOG_COLUMNS))),
         room_for_ends=np.zeros((2, layout.pp)),
+    )
+
+
+def change_engine(table: StepTable, placement: Placement) -> StepTable:
+    """The table with the engine's own time of a placement that is otherwise the one it is of."""
+    engine = placement.calibration.engine
+    return table._replace(
+        step_s=engine.step_s, sequence_s=engine.sequence_s, prompt_s=placement.prompt_s
     )
 
 

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from simulator.config.dtypes import BYTES_PER_ELEMENT
 from simulator.cost.compute import Phase
-from simulator.cost.engine_time import sequences_s
 from simulator.cost.kernels.context import kernels_s
 from simulator.deployment.plan import DeploymentPlan
 from simulator.planner.traffic import Traffic
@@ -145,11 +144,7 @@ class Curve:
         found = np.zeros((4, len(tokens)))
         if placement.experts is None or model.moe is None:
             return _Experts(tokens.astype(np.float64), *found)
-        expert_bytes = (
-            model.moe.num_expert_parameters(model.hidden_size)
-            / layout.moe_tp
-            * BYTES_PER_ELEMENT[dtype]
-        )
+        expert_bytes = self._prices.experts.expert_bytes
         for place, number in enumerate(tokens):
             layer = place * 5 % model.num_moe_layers
             step = self._prices.expert_step(
@@ -183,14 +178,7 @@ class Curve:
         """``[J, 6]``: for each context kernel, what a mean sequence adds to its sums."""
         rows = []
         for term in self._prices.lookbacks:
-            rates = self._prices.rates[term, phase]
-            sums = total_sums(
-                context,
-                new,
-                term.window + int(rates.window_block),
-                term.compression,
-                rates.tile_rows,
-            )
+            sums = total_sums(context, new, *self._prices.view(term, phase))
             sums[:5] /= len(new)
             rows.append(sums)
         return np.array(rows).reshape(-1, 6)
@@ -292,11 +280,7 @@ class Curve:
 
     def _own_s(self, decodes: Floats, prompts: Floats) -> Floats:
         """The engine's own seconds."""
-        engine, model = self.plan.placement.calibration.engine, self.plan.placement.model
-        own_s: Floats = engine.step_s + sequences_s(decodes + np.ceil(prompts), engine.sequence_s)
-        return own_s + engine.prompt_s(model.num_layers, model.num_moe_layers) * np.minimum(
-            prompts, 1.0
-        )
+        return self._prices.overheads_s(decodes + np.ceil(prompts), np.minimum(prompts, 1.0))
 
     def _at(self, tokens: Floats, seconds: Floats) -> Floats:
         return np.interp(tokens, self._grid, seconds)

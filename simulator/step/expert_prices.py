@@ -116,6 +116,16 @@ class ExpertPrices:
             pairs_LR.append(slots.rows(slots.slots(topk_ids_TK)).sum(axis=1))
         return find_imbalance(np.array(pairs_LR))
 
+    @cached_property
+    def expert_bytes(self) -> float:
+        """Weights of an expert that a rank holds."""
+        placement = self._placement
+        return (
+            self._moe.num_expert_parameters(placement.model.hidden_size)
+            / placement.layout.moe_tp
+            * BYTES_PER_ELEMENT[placement.precision.experts]
+        )
+
     def steps(self, tokens_d: Ints, places: Sequence[tuple[int, int]]) -> list[ExpertStep]:
         """Price ``tokens_d`` tokens on each data-parallel rank, one step for each of ``places``;
         many at once cost little more.
@@ -163,18 +173,13 @@ class ExpertPrices:
         kernels = _kernels_of(policy) if placement.layout.travels else None
         num_groups = rows_YPG.shape[2]
         flat_s = self._experts_s(rows_YPG.reshape(-1, num_groups), seen_YP.ravel(), kernels)
-        expert_bytes = (
-            self._moe.num_expert_parameters(placement.model.hidden_size)
-            / moe_tp
-            * BYTES_PER_ELEMENT[placement.precision.experts]
-        )
         return [
             ExpertStep(pairs_R, one.dropped_pairs, experts_R, float(read_bytes), *ways)
             for one, pairs_R, experts_R, read_bytes, ways in zip(
                 counts,
                 np.repeat(rows_YPG.sum(axis=2), moe_tp, axis=1),
                 np.repeat(flat_s.reshape(seen_YP.shape), moe_tp, axis=1),
-                (rows_YPG > 0).sum(axis=2).mean(axis=1) * expert_bytes,
+                (rows_YPG > 0).sum(axis=2).mean(axis=1) * self.expert_bytes,
                 self._price_ways(tokens_d, policy, counts),
                 strict=True,
             )

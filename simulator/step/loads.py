@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from simulator.step.expert_prices import find_imbalance
-from simulator.step.prices import PHASES, PricedBatch, Prices
+from simulator.step.prices import PHASES, Prices
+from simulator.step.program import PricedBatch
 
 
 class Loads(NamedTuple):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from simulator.step.expert_prices import ExpertStep
-from simulator.step.prices import PricedBatch, PricedPart, Prices
-from simulator.step.program import Batch, Busy, Operation, Together
+from simulator.step.prices import Prices
+from simulator.step.program import Batch, Busy, Operation, PricedBatch, PricedPart, Together
 from simulator.step.two_batch import interleave
 
 
@@ -42,7 +42,8 @@ def _end_of_step(prices: Prices, batch: Batch) -> list[Operation]:
     layout = prices.placement.layout
     num_sequences = np.array([len(new) for new in batch.new_tokens])
     has_prompts = any(not flags.all() for flags in batch.is_decode)
-    overhead_s = prices.overhead_s(int(num_sequences.max(initial=0)), has_prompts)
+    most = np.array([num_sequences.max(initial=0)], dtype=np.float64)
+    overhead_s = prices.overheads_s(most, np.array([float(has_prompts)]))[0]
     operations = [Busy("dense", -1, np.repeat(prices.head_s[batch.num_logits], layout.tp))]
     if layout.pp > 1:
         sends_s = prices.sends_s(int(batch.tokens_d.max()))

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +26,7 @@ from simulator.cost.kernels.context import kernels_s
 from simulator.cost.stages import VECTORS
 from simulator.deployment.placement import Placement
 from simulator.step.expert_prices import ExpertPrices, ExpertStep
-from simulator.step.program import Batch
+from simulator.step.program import Batch, PricedBatch, PricedPart
 from simulator.step.two_batch import halves
 from simulator.work.context import sums_by_rank
 from simulator.work.layout import shard, stage_layers
@@ -35,22 +34,6 @@ from simulator.work.lookback import Lookback, lookbacks
 from simulator.work.memory import expert_bytes_per_layer, linear_bytes, weight_bytes
 
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
-
-
-class PricedPart(NamedTuple):
-    """What runs through the overlapped layers at once, with its routed experts."""
-
-    batch: Batch
-    steps: list[ExpertStep]
-    """One for each MoE layer."""
-
-
-class PricedBatch(NamedTuple):
-    """A batch whose routed experts are priced."""
-
-    batch: Batch
-    parts: tuple[PricedPart, ...]
-    """The whole batch, or its halves."""
 
 
 class Prices:
@@ -171,18 +154,23 @@ class Prices:
             total_D += np.where(sums_D6[:, 4] > 0, kernels_s(rates, sums_D6), 0.0)
         return total_D
 
+    def view(self, term: Lookback, phase: Phase) -> tuple[int, int, float]:
+        """How a kernel looks back: entries of its window, tokens of an entry, and rows that are
+        computed together.
+        """
+        rates = self.rates[term, phase]
+        return term.window + int(rates.window_block), term.compression, rates.tile_rows
+
     def sum_contexts(self, term: Lookback, phase: Phase, batch: Batch) -> NDArray[np.float64]:
         """Over the sequences of each rank that a kernel of ``phase`` looks back for, ``[D, 6]``."""
-        rates, (new_N, context_N, rank_N) = self.rates[term, phase], batch.sequences
+        new_N, context_N, rank_N = batch.sequences
         chosen = (new_N <= self.decode_rows) == (phase == "decode")
         sums_D6: NDArray[np.float64] = sums_by_rank(
             context_N[chosen],
             new_N[chosen],
             rank_N[chosen],
             len(batch.tokens_d),
-            term.window + int(rates.window_block),
-            term.compression,
-            rates.tile_rows,
+            *self.view(term, phase),
         )
         return sums_D6
 
@@ -331,13 +319,15 @@ class Prices:
             offset += int(part.tokens_d.sum())
         return PricedBatch(batch, tuple(parts))
 
-    def overhead_s(self, num_sequences: int, has_prompts: bool) -> float:
-        """The engine's own time for a step with ``num_sequences`` on its fullest data-parallel
-        rank.
+    def overheads_s(
+        self, num_sequences: NDArray[np.float64], has_prompts: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """The engine's own time for steps with ``num_sequences`` on their fullest data-parallel
+        rank, a share ``has_prompts`` of which have prompt tokens too.
         """
-        engine, model = self.placement.calibration.engine, self.placement.model
-        prompt_s = engine.prompt_s(model.num_layers, model.num_moe_layers) if has_prompts else 0.0
-        return engine.step_s + float(sequences_s(num_sequences, engine.sequence_s)) + prompt_s
+        engine = self.placement.calibration.engine
+        own_s: NDArray[np.float64] = engine.step_s + sequences_s(num_sequences, engine.sequence_s)
+        return own_s + self.placement.prompt_s * has_prompts
 
     @cached_property
     def read_bytes_per_step(self) -> float:

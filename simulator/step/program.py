@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simulator.cost.comm import Exchange
+from simulator.step.expert_prices import ExpertStep
 
 
 class Busy(NamedTuple):
@@ -92,3 +93,19 @@ class Batch:
             np.concatenate(self.context_tokens),
             np.repeat(np.arange(len(counts)), counts),
         )
+
+
+class PricedPart(NamedTuple):
+    """What runs through the overlapped layers at once, with its routed experts."""
+
+    batch: Batch
+    steps: list[ExpertStep]
+    """One for each MoE layer."""
+
+
+class PricedBatch(NamedTuple):
+    """A batch whose routed experts are priced."""
+
+    batch: Batch
+    parts: tuple[PricedPart, ...]
+    """The whole batch, or its halves."""

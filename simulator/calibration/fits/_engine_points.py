@@ -18,9 +18,10 @@ from simulator.config.accelerator import load_accelerator
 from simulator.parallel.workers import sweep
 from simulator.validation.hardware import accelerator_name
 from simulator.validation.serving import MEASURES, Group, groups
-from simulator.validation.serving.answer import Prepared, prepare
+from simulator.validation.serving.answer import prepare
 from simulator.validation.serving.deployments import deployment_of
 from simulator.validation.serving.load import sums
+from simulator.validation.serving.points import Point
 
 LOAD = ("isl", "osl", "concurrency")
 """What the domain of an entry is of: tokens in, tokens out, requests in flight."""
@@ -113,16 +114,13 @@ def _simulated(group: Group) -> list[NDArray[np.float64] | None]:
         load = (one.point._replace(repository="", is_dated=False), str(one.found.spec.scheduling))
         try:
             if load not in known:
-                known[load] = _parts(sums(one.plan, one.table, one.point), one)
+                known[load] = _parts(sums(one.plan, one.table, one.point), one.point)
             found.append(known[load])
         except UserError:
             found.append(None)
     return found
 
 
-def _parts(terms: NDArray[np.float64], one: Prepared) -> NDArray[np.float64]:
-    before_first = np.array([[1.0, one.point.concurrency], [0.0, 0.0]])
-    return np.asarray(
-        np.concatenate([terms[:, :3], before_first], axis=1)
-        / np.array([[1.0], [one.tokens_per_step]])
-    )
+def _parts(terms: NDArray[np.float64], point: Point) -> NDArray[np.float64]:
+    before_first = np.array([[1.0, point.concurrency], [0.0, 0.0]])
+    return np.concatenate([terms[:, :3], before_first], axis=1)

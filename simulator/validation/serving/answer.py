@@ -17,7 +17,7 @@ from simulator.config.engine import find_hand_over, resolve_scheduling
 from simulator.config.host import HostCalibration, load_any_calibration
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.prefill_loop import Prompts
-from simulator.engine.table import StepTable, make_table
+from simulator.engine.table import StepTable, change_engine, make_table
 from simulator.results.targets import DENSE, MOE
 from simulator.step.prices import Prices
 from simulator.validation import OK
@@ -40,17 +40,12 @@ from simulator.validation.serving.disagg import (
     doubts_of_pools,
     is_behind_exchange,
     latencies,
+    most_decode_tokens,
     prompts_of,
     transfer_s,
     with_enough_workers,
 )
-from simulator.validation.serving.drafts import (
-    doubts_of_drafts,
-    drafts,
-    has_drafts,
-    kept,
-    with_drafts,
-)
+from simulator.validation.serving.drafts import doubts_of_drafts, has_drafts
 from simulator.validation.serving.load import Latencies, measure
 from simulator.validation.serving.novelty import novelty_of
 from simulator.validation.serving.points import Point, Pool
@@ -78,12 +73,10 @@ class Prepared(NamedTuple):
     """A point, ready to be served."""
 
     point: Point
-    """With fewer output tokens where drafts give several a step."""
     found: Deployment
     plan: DeploymentPlan | str
     """Or why there is none."""
     table: StepTable | None
-    tokens_per_step: float
 
 
 def prepare(points: Sequence[Point]) -> Iterator[Prepared]:
@@ -101,45 +94,20 @@ def prepare(points: Sequence[Point]) -> Iterator[Prepared]:
         ]
     if isinstance(plan, str):
         yield from (
-            Prepared(point, one, plan, None, 1.0) for point, one in zip(points, found, strict=True)
+            Prepared(point, one, plan, None) for point, one in zip(points, found, strict=True)
         )
         return
     plans = [_batched(plan, one) for one in found]
     table = make_table(Prices(plan.placement, max(map(_most_tokens, points, plans))))
     for point, one, own in zip(points, found, plans, strict=True):
-        priced = _with_engine(table, own)
-        if drafted := drafts(point, own.placement.model):
-            dp, batches, per_step = (
-                own.placement.layout.attention_dp,
-                own.placement.layout.num_batches,
-                kept(drafted),
-            )
-            shorter = point._replace(num_output=max(1, round(point.num_output / per_step)))
-            yield Prepared(
-                shorter,
-                one,
-                own,
-                with_drafts(priced, -(-point.concurrency // batches), dp, drafted),
-                per_step,
-            )
-        else:
-            yield Prepared(point, one, own, priced, 1.0)
+        yield Prepared(point, one, own, change_engine(table, own.placement))
 
 
 def _most_tokens(point: Point, plan: DeploymentPlan) -> int:
     """Of one step of a data-parallel rank."""
     rules = plan.serving.rules
-    return (
-        rules.token_budget
-        if rules.splits_prompts
-        else max(rules.token_budget, point.num_input + point.num_output)
-    )
-
-
-def _with_engine(table: StepTable, plan: DeploymentPlan) -> StepTable:
-    engine, model = plan.placement.calibration.engine, plan.placement.model
-    prompt_s = engine.prompt_s(model.num_layers, model.num_moe_layers)
-    return table._replace(step_s=engine.step_s, sequence_s=engine.sequence_s, prompt_s=prompt_s)
+    longest = point.num_input + point.num_output + plan.placement.drafts.num_tokens
+    return rules.token_budget if rules.splits_prompts else max(rules.token_budget, longest)
 
 
 def _alone(point: Point, pool: Pool) -> Point:
@@ -174,7 +142,9 @@ def half_of(alone: Point) -> Half | str:
     if isinstance(plan, str):
         return plan
     own = _batched(plan, found)
-    return Half(own, _with_engine(_table_of(key, _most_tokens(alone, own)), own), alone.decode)
+    most_tokens = max(_most_tokens(alone, own), most_decode_tokens(own))
+    table = change_engine(_table_of(key, most_tokens), own.placement)
+    return Half(own, table, alone.decode)
 
 
 @lru_cache(maxsize=64)
@@ -190,11 +160,7 @@ def _prompts(alone: Point, num_input: int) -> tuple[Prompts, float, DeploymentPl
 @lru_cache(maxsize=64)
 def _decodes(alone: Point, num_input: int, num_output: int) -> tuple[Decodes, DeploymentPlan] | str:
     half = half_of(alone)
-    return (
-        half
-        if isinstance(half, str)
-        else (decodes_of(half, num_input, num_output, alone.drafted or 0), half.plan)
-    )
+    return half if isinstance(half, str) else (decodes_of(half, num_input, num_output), half.plan)
 
 
 @lru_cache(maxsize=8)
@@ -235,7 +201,8 @@ def pools_or_reason(
         if point.says_workers or model.moe is None
         else assumed_pool(point, unsaid_workers)
     )
-    first = _prompts(_alone(point, prefill), load.num_input)
+    # Nothing decodes where prompts are computed, so nothing is drafted there.
+    first = _prompts(_alone(point._replace(drafted=0), prefill), load.num_input)
     second = _decodes(_alone(point, pool), load.num_input, load.num_output)
     if isinstance(first, str) or isinstance(second, str):
         return first if isinstance(first, str) else str(second)
@@ -321,7 +288,6 @@ def _answer(one: Prepared, known: dict[object, Latencies | str]) -> Answer:
         point.num_input,
         point.num_output,
         point.shortest,
-        one.tokens_per_step,
         found.spec.model_dump_json(),
     )
     if load not in known:
@@ -333,12 +299,10 @@ def _answer(one: Prepared, known: dict[object, Latencies | str]) -> Answer:
     if isinstance(seconds, str):
         return Answer(_NAN, _NAN, f"unsupported: {seconds}", group)
     engine = one.plan.placement.calibration.engine
-    tpot_s = seconds.tpot_s / one.tokens_per_step
-    asked = point._replace(num_output=round(point.num_output * one.tokens_per_step))
-    status, widens = _status(found, asked, one.plan)
+    status, widens = _status(found, point, one.plan)
     return Answer(
         seconds.ttft_s,
-        tpot_s,
+        seconds.tpot_s,
         status,
         group,
         engine.ttft_band,

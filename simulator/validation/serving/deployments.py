@@ -18,6 +18,7 @@ from simulator.config.deployment import DeploymentSpec, ParallelSpec
 from simulator.config.model import ModelSpec, load_model
 from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.validation.hardware import accelerator_name
+from simulator.validation.serving.drafts import drafts, speculation_of
 from simulator.validation.serving.models import find_model, release_format
 from simulator.validation.serving.points import Point
 
@@ -128,6 +129,7 @@ def deployment_of(point: Point) -> Deployment:
         weight_dtype=weights,  # type: ignore[arg-type]
         expert_dtype=experts if is_moe else None,  # type: ignore[arg-type]
         dispatch={"kind": "per_rank"},
+        speculation=speculation_of(point, model),
         **engine,
     )
     return Deployment(spec, model, guesses)
@@ -217,16 +219,15 @@ def _trtllm(point: Point, model: ModelSpec) -> dict[str, Any]:
     """TensorRT-LLM: whole prompts beside decodes, room for the whole output reserved, 8-bit keys
     and values with 8- or 4-bit weights.
     """
-    budget = max(
-        8192, point.num_input + point.concurrency
-    )  # prompts are not cut, so a step must hold one beside the decodes
+    # Prompts are not cut, so a step must hold one beside the decodes.
+    budget = max(8192, point.num_input + _decode_tokens(point, model))
     scheduling: Policy = {
         "kind": "no_evict",
         "token_budget": budget,
         "max_sequences": max(256, point.concurrency),
     }
     if point.is_ranged:
-        scheduling |= _inferencex(point) if model.moe is None else _inferencex_experts(point)
+        scheduling |= _inferencex(point) if model.moe is None else _inferencex_experts(point, model)
     found: dict[str, Any] = {"scheduling": scheduling, "free_memory_fraction": 0.85}
     if _FORMATS.get(point.gemm_format.lower()) in ("fp8", "fp8_block", "nvfp4"):
         found["kv_dtype"] = "fp8"
@@ -245,12 +246,17 @@ def _inferencex(point: Point) -> dict[str, Any]:
     return found
 
 
-def _inferencex_experts(point: Point) -> dict[str, Any]:
+def _decode_tokens(point: Point, model: ModelSpec) -> int:
+    """Tokens of a step in which all requests decode, each with its draft."""
+    return point.concurrency * (1 + drafts(point, model))
+
+
+def _inferencex_experts(point: Point, model: ModelSpec) -> dict[str, Any]:
     """For models with experts with room for one prompt beside the decodes: its scripts'
     ``MAX_NUM_TOKENS``.
     """
     found: dict[str, Any] = {
-        "token_budget": -(-(point.concurrency + point.num_input + 64) // 64) * 64
+        "token_budget": -(-(_decode_tokens(point, model) + point.num_input + 64) // 64) * 64
     }
     if point.decode.attention_dp > 1:  # enable_balance with timeout_iters = 60
         found["balance_steps"] = 60

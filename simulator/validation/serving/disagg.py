@@ -22,7 +22,6 @@ from simulator.engine.start import start_ranks, start_requests
 from simulator.engine.step_log import LOG_COLUMNS
 from simulator.engine.step_price import price_step
 from simulator.engine.table import StepTable
-from simulator.validation.serving.drafts import kept, with_drafts
 from simulator.validation.serving.load import ROUNDS, Latencies, weights_of
 from simulator.validation.serving.points import SHORTEST, Point, Pool
 from simulator.workload.traces import RequestTrace
@@ -69,7 +68,7 @@ class Half(NamedTuple):
         count = per_rank * dp
         trace = RequestTrace(
             np.zeros(count),
-            np.full(count, context + new - (context > 0)),
+            np.full(count, context or new),
             np.full(count, 2),
             "",
             False,
@@ -163,23 +162,22 @@ def prompts_of(half: Half, num_input: int) -> Prompts:
     )
 
 
-def decodes_of(half: Half, num_input: int, num_output: int, drafted: int = 0) -> Decodes:
+def most_decode_tokens(plan: DeploymentPlan) -> int:
+    """Most tokens of a data-parallel rank in the steps of :func:`decodes_of`."""
+    return _MOST_SEQUENCES * (1 + plan.placement.drafts.num_tokens)
+
+
+def decodes_of(half: Half, num_input: int, num_output: int) -> Decodes:
     """The steps of a decode worker, up to as many sequences as its cache holds; over the tokens
-    that drafts of so many keep.
+    that a sequence gets of one.
     """
     capacity = half.plan.serving.capacity
     room = max(1, capacity.num_blocks // capacity.blocks_for(num_input + num_output))
     counts = np.unique(np.rint(np.geomspace(1, min(room, _MOST_SEQUENCES), 16)).astype(np.int64))
     context, dp = num_input + num_output // 2, half.pool.attention_dp
-    tables = [
-        with_drafts(half.table, int(count), dp, drafted) if drafted else half.table
-        for count in counts
-    ]
-    seconds = [
-        half._replace(table=table).step_s(int(n), 1, context)
-        for n, table in zip(counts, tables, strict=True)
-    ]
-    return Decodes(dp, room, counts, np.array(seconds) / kept(drafted))
+    drafts = half.plan.placement.drafts
+    seconds = [half.step_s(int(n), 1 + drafts.num_tokens, context) for n in counts]
+    return Decodes(dp, room, counts, np.array(seconds) / drafts.mean_kept)
 
 
 def doubts_of_pools(

@@ -127,7 +127,8 @@ def measure(plan: DeploymentPlan, table: StepTable, point: Point) -> Latencies:
 
 def _as_streamed(ttft: T, tpot: T, point: Point, plan: DeploymentPlan) -> tuple[T, T]:
     """What clients see where the first token comes together with some that follow it."""
-    more = min(stream_interval(point, plan.placement.model), point.num_output) - 1
+    more_steps = stream_interval(point, plan.placement.model) - 1
+    more = min(more_steps * plan.placement.drafts.mean_kept, point.num_output - 1)
     if more == 0:
         return ttft, tpot
     return ttft + more * tpot, tpot * (1 - more / max(1, point.num_output - 1))
