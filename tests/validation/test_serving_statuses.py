@@ -13,7 +13,7 @@ from simulator.config.deployment import DeploymentSpec
 from simulator.deployment.facts import warnings_of
 from simulator.deployment.plan import make_plan
 from simulator.validation.serving import answer, novelty
-from simulator.validation.serving.drafts import kept
+from simulator.validation.serving.deployments import deployment_of, plan_of, table_key
 from simulator.validation.serving.points import UnreadableError, read_point
 
 POINT = {
@@ -135,13 +135,29 @@ def test_guessed_drafts_say_so_and_said_ones_are_taken():
     ).seconds[:, 1]
     assert guessed == said
     assert said < two < without
-    assert (kept(0), kept(3)) == (1.0, pytest.approx(2.1, abs=0.005))
     status = answered(
         DEEPSEEK, DEEPSEEK | {"speculative": "true"}, DEEPSEEK | {"speculative": 2}
     ).status
     assert "drafts guessed from the release" in status[0]
     assert "draft" not in status[1]
     assert "what drafts of 2 tokens save is assumed" in status[2]
+
+
+@pytest.mark.parametrize("speculative", ["false", "true", 2])
+def test_points_are_served_with_the_engines_own_drafts(speculative):
+    point = read_point(POINT | DEEPSEEK | {"speculative": speculative})
+    plan = plan_of(table_key(point))
+    assert plan.placement.drafts.num_tokens == point.drafted
+    budget = deployment_of(point).spec.scheduling["token_budget"]
+    decode_tokens = point.concurrency * (1 + point.drafted)
+    assert budget >= decode_tokens + point.num_input, "a prompt fits beside all drafts"
+
+
+def test_pipelines_with_drafts_are_refused_as_run_refuses_them():
+    pipeline = {"speculative": "true", "tp_size": 4, "moe_ep_size": 4, "pp_size": 2}
+    (status,) = answered(DEEPSEEK | pipeline).status
+    assert status.startswith("unsupported: ")
+    assert "drafts in a pipeline are not simulated" in status
 
 
 def test_an_early_release_is_not_called_an_unmeasured_gpu():
