@@ -70,7 +70,7 @@ class _Appointment(NamedTuple):
     phase: str
     layer: int
     meeting_R: list[_Meeting]
-    """Of each rank's group."""
+    """The meeting that each rank comes to, its group's."""
     comes: bool
     """Whether a rank is awaited here: not where it waits for what it started."""
     waits: bool

@@ -67,7 +67,7 @@ class Messages(NamedTuple):
         return number_SR * self.unit
 
     def times(self, factor: float) -> Messages:
-        """The same messages in other units."""
+        """Messages whose units are ``factor`` times what they were."""
         return self._replace(unit=self.unit * factor)
 
     def reverse(self) -> Messages:

@@ -12,7 +12,9 @@ from simulator.config.model import ModelSpec
 from simulator.validation.serving.points import DRAFTED, Point
 
 ACCEPTED = 0.62
-"""Of a draft's tokens, each given that those before it were."""
+"""Probability that a token of a draft is kept, given that those before it were. Set by hand: with
+it 150 points of DeepSeek-R1 with drafts, on B200 and H200 by TensorRT-LLM, are neither too fast nor
+too slow at the median."""
 
 
 def speculation_of(point: Point, model: ModelSpec) -> Policy:

@@ -120,7 +120,8 @@ def measure(effort: Effort, tell: Callable[[str], None]) -> Iterator[Row]:
             seconds,
             target=TARGETS_S.get((fidelity, num_ranks)),
             rounds=effort.rounds,
-            note=f"{SEQUENCES} decodes a rank, program and prices included{_tell_experts(num_ranks)}",
+            note=f"{SEQUENCES} decodes a rank, program and prices included"
+            f"{_tell_experts(num_ranks)}",
         )
         yield Row("steps", name, "SimPy events of a step", "event", float(num_events), note="exact")
         if fidelity == "rank":
