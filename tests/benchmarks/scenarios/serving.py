@@ -1,5 +1,5 @@
-"""How many requests a second the engine serves at the ``step`` fidelity, beside the engine before
-it (``tests/reference``) and an earlier revision.
+"""How many requests a second the engine serves at the ``step`` fidelity, beside an earlier
+revision.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from simulator.deployment.plan import DeploymentPlan
+from simulator.engine.pool import PoolState
 from simulator.engine.served import Served
 from simulator.engine.step_log import ROW_STEPS
 from simulator.engine.table import StepTable, make_table
@@ -29,15 +30,14 @@ from tests.benchmarks.deployments import (
 from tests.benchmarks.effort import Effort
 from tests.benchmarks.revision import RefusedError, Revision, start_revision
 from tests.benchmarks.rows import Row
-from tests.reference import cluster as reference
 
 TITLE = "The engine at the step fidelity"
 ORDER = 10
 OPT_IN = False
-OWN, BEFORE, BASE = "own", "the engine before, on today's kernels", "base"
-"""What takes turns: this engine, that of ``tests/reference`` and the earlier revision."""
+OWN, BASE = "own", "base"
+"""What takes turns: this engine and the earlier revision's."""
 HOPELESS = 128
-"""Replicas from which on the engines of before are not run."""
+"""Replicas from which on the engine before one clock is not run."""
 
 
 class Asked(NamedTuple):
@@ -100,12 +100,9 @@ class Tables:
     def __init__(self) -> None:
         self._known: dict[Any, StepTable] = {}
 
-    def fill(self, pool: Any, stream: str) -> StepTable:
+    def fill(self, pool: PoolState, stream: str) -> StepTable:
         """For :func:`~simulator.engine.timeline.serve`."""
-        return self.of(pool.prices, stream)
-
-    def of(self, prices: Any, stream: str) -> StepTable:
-        """For the engine before it."""
+        prices = pool.prices
         placement = prices.placement
         key = (
             placement.model.name,
@@ -152,15 +149,14 @@ def _measure_case(
     case = asked.case
     plan, trace = make_case(case)
     calls = {OWN: _prepare(plan, trace, tables)}
-    if case.replicas < HOPELESS:
-        calls[BEFORE] = _prepare_before(plan, trace, tables)
+    if base is not None and case.replicas < HOPELESS:
         try:
-            calls |= {BASE: _prepare_base(base, case)} if base else {}
+            calls[BASE] = _prepare_base(base, case)
         except RefusedError as error:
             refusal = f"revision {effort.base}: {error}"
     spent = time_in_turns(calls, effort.rounds)
     rates = {name: trace.num_requests / seconds for name, seconds in spent.items()}
-    yield from _tell_rates(asked, rates, refusal, effort)
+    yield _tell_rate(asked, rates, refusal, effort)
     steps = count_steps(serve(plan, trace, fill=tables.fill))
     note = f"{steps:,} steps"
     step_ns = spent[OWN] / steps * 1e9
@@ -177,39 +173,24 @@ def _prepare(plan: DeploymentPlan, trace: RequestTrace, tables: Tables) -> Calla
     return partial(cpu_s, call)
 
 
-def _prepare_before(
-    plan: DeploymentPlan, trace: RequestTrace, tables: Tables
-) -> Callable[[], float]:
-    reference.make_table = tables.of
-    call = partial(reference.serve_reference, plan, trace)
-    call()
-    return partial(cpu_s, call)
-
-
 def _prepare_base(base: Revision, case: Case) -> Callable[[], float]:
     base.serve(case)
     return partial(base.serve, case)
 
 
-def _tell_rates(
-    asked: Asked, rates: dict[str, float], refusal: str, effort: Effort
-) -> Iterator[Row]:
-    """A row beside the engine before, and one beside the earlier revision."""
-    case, is_small = asked.case, asked.case.replicas < HOPELESS
-    row = Row("serving", case.name, "requests", "1/s", rates[OWN], "higher", rounds=effort.rounds)
-    yield dataclasses.replace(
+def _tell_rate(asked: Asked, rates: dict[str, float], refusal: str, effort: Effort) -> Row:
+    """Requests a second, beside the earlier revision's where there is one."""
+    case, rate = asked.case, rates[OWN]
+    row = Row("serving", case.name, "requests", "1/s", rate, "higher", rounds=effort.rounds)
+    if effort.base is None or case.replicas >= HOPELESS:
+        target = asked.rate_per_s if effort.share == 1 else None
+        note = f"{case.num_requests:,} requests"
+        return dataclasses.replace(row, target=target, note=note)
+    return dataclasses.replace(
         row,
-        beside=BEFORE if is_small else "",
-        beside_value=rates.get(BEFORE),
-        target=asked.rate_per_s if effort.share == 1 else None,
-        note=f"{case.num_requests:,} requests",
+        beside=f"revision {effort.base}",
+        beside_value=rates.get(BASE),
+        target=asked.ratio,
+        target_of="ratio",
+        note=refusal or f"{case.num_requests:,} requests",
     )
-    if effort.base is not None and is_small:
-        yield dataclasses.replace(
-            row,
-            beside=f"revision {effort.base}",
-            beside_value=rates.get(BASE),
-            target=asked.ratio,
-            target_of="ratio",
-            note=refusal,
-        )
