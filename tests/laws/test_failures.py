@@ -13,40 +13,8 @@ from simulator.engine.timeline import serve
 from simulator.policies.failures import Change
 from tests.cases import times
 from tests.laws.deployments import check_same_events, draw_deployment, serve_by_events
+from tests.laws.failing import draw_changes, with_changes
 from tests.parts import change_plan
-
-
-@dataclasses.dataclass(frozen=True)
-class Script:
-    """Changes as they are written down."""
-
-    script: tuple[Change, ...]
-
-    def changes(self, machines, rng):
-        return iter(self.script)
-
-
-Script.__module__ = "simulator.tests"  # as if it were shipped: not held to its contract
-
-
-def with_changes(plan, *changes):
-    return dataclasses.replace(plan, failures=(Script(tuple(changes)),))
-
-
-def draw_changes(plan, seed, span_s):
-    """Replicas of either pool stop, and some of them start again."""
-    rng = np.random.default_rng([seed, 7])
-    found = []
-    for pool, machines in plan.machines.items():
-        for _ in range(int(rng.integers(1, 4))):
-            count = int(rng.integers(1, machines.num_replicas + 1))
-            replicas = tuple(sorted(rng.choice(machines.num_replicas, count, False).tolist()))
-            at_s = float(rng.uniform(0, span_s))
-            found.append(Change(at_s, pool, replicas, starts=False))
-            if rng.random() < 0.6:
-                later_s = at_s + float(rng.uniform(0, span_s / 2))
-                found.append(Change(later_s, pool, replicas, starts=True))
-    return sorted(found)
 
 
 def draw_failing(tiny, seed):
