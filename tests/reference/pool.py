@@ -1,191 +1,102 @@
-"""Equal replicas behind one load balancer."""
+"""Equal replicas behind one load balancer, and the requests as far as they are served there."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
-import simpy
-from simpy.events import Event, ProcessGenerator
 
-from simulator.deployment.memory import check_requests
 from simulator.deployment.plan import DeploymentPlan
-from simulator.engine.limits import make_limits, scaled_blocks
-from simulator.engine.start import start_requests
-from simulator.engine.state import Floats, Ints, Limits, Requests
-from simulator.engine.table import StepTable
 from simulator.policies.balancing import Rule
-from simulator.policies.contracts import choose_replica, prepare_balancer
-from simulator.step.prices import Prices
-from simulator.workload.requests import longest_tokens
 from simulator.workload.traces import RequestTrace
-from tests.reference.replica import Execute, Replica
+from tests.reference.replica import Replica
+from tests.reference.requests import Request
+from tests.reference.settings import Settings, read_settings
 
 
 class Pool:
-    """The replicas of one plan, and the requests as far as this pool serves them."""
+    """Replicas, of which some may have stopped."""
 
     def __init__(
-        self,
-        plan: DeploymentPlan,
-        trace: RequestTrace,
-        limits: Limits | None = None,
-        stream: str = "balancing",
+        self, name: str, plan: DeploymentPlan, trace: RequestTrace, settings: Settings, stream: str
     ) -> None:
-        """No request has come.
+        """Nothing has come.
 
         Args:
-            limits: other than the plan's own for this trace.
             stream: names the balancer's random numbers.
-
-        Raises:
-            UserError: if the trace's longest request does not fit in the KV cache.
         """
-        longest = longest_tokens(trace)
-        check_requests(plan.serving.capacity, longest, f"deployment '{plan.name}'")
-        self.plan = plan
-        limits = limits or make_limits(plan, trace)
-        self.prices = Prices(
-            plan.placement,
-            limits.rules.token_budget
-            if limits.rules.splits_prompts
-            else max(limits.rules.token_budget, longest),
-        )
-        self.requests: Requests = start_requests(trace, with_prefixes=limits.prefix_tokens > 0)
-        num_prefixes = (
-            int(trace.prefix_ids.max()) + 1 if limits.prefix_tokens and len(trace.prefix_ids) else 0
-        )
-        blocks = scaled_blocks(plan, limits)
+        self.name, self.plan, self.settings = name, plan, settings
+        self.requests = read_requests(trace)
+        layout = plan.placement.layout
         self.replicas = [
-            Replica(
-                self.requests,
-                limits,
-                plan.placement.layout.attention_dp,
-                blocks,
-                num_prefixes,
-                plan.placement.layout.pp,
-                number,
-            )
-            for number in range(plan.serving.replicas)
+            Replica(settings, layout.attention_dp, layout.pp) for _ in range(plan.serving.replicas)
         ]
-        self.replica_of = np.zeros(trace.num_requests, dtype=np.int64)
-        self._balancer = prepare_balancer(
-            plan.serving.balancing, len(self.replicas), plan.placement.rng(stream)
-        )
-        self._turns: Ints | None = None
-        self._num_sent = 0
-        self._wakes: list[list[Event]] = []
+        self._stream, self._num_starts = stream, 0
+        self.start_balancing()
 
     @property
-    def num_finished(self) -> int:
-        """Requests that have left."""
-        return sum(int(replica.clock.num_finished[0]) for replica in self.replicas)
+    def living(self) -> list[int]:
+        """Replicas that serve."""
+        return [number for number, one in enumerate(self.replicas) if not one.num_stops]
 
-    def assign(self, request: int) -> Replica:
-        """Send a request to the replica that the balancer chooses."""
-        outstanding = np.array([replica.outstanding for replica in self.replicas], dtype=np.int64)
-        tokens = np.array([replica.outstanding_tokens for replica in self.replicas], dtype=np.int64)
-        chosen = self._choose(outstanding, tokens)
-        self.replica_of[request] = chosen
-        self.replicas[chosen].assign(request)
+    def start_balancing(self) -> None:
+        """Balance over the replicas that serve now, without memory of what was before."""
+        which = (self._num_starts,) if self._num_starts else ()
+        self._num_starts += 1
+        rng, living = self.plan.placement.rng(self._stream, *which), self.living
+        self._turns: list[int] = []
+        if not living:
+            return
+        rule = self.plan.serving.balancing.prepare(len(living), rng)
+        assert isinstance(rule, Rule), "a balancer in Python is asked by the engine alone"
+        self._rule = rule
+        if rule.turns is not None:
+            turns = np.asarray(living)[rule.turns(len(self.requests))]
+            self._turns = turns.tolist()[::-1]
+
+    def send(self, request: Request) -> Replica | None:
+        """Give a request to a replica: the next one in turn, or the first with the least load."""
+        living = self.living
+        if not living:
+            return None
+        chosen = self._turns.pop() if self._turns else min(living, key=self._measure_load)
+        request.replica = chosen
+        self.replicas[chosen].coming.append(request)
         return self.replicas[chosen]
 
-    def _choose(self, outstanding: Ints, tokens: Ints) -> int:
-        rule = self._balancer
-        if not isinstance(rule, Rule):
-            return choose_replica(rule, outstanding, tokens)
-        if rule.turns is None:
-            return int((rule.per_request * outstanding + rule.per_token * tokens).argmin())
-        if self._turns is None:
-            self._turns = rule.turns(len(self.replica_of))
-        self._num_sent += 1
-        return int(self._turns[self._num_sent - 1])
-
-    def serve(self, table: StepTable, order: Iterable[int], tick: Callable[[], None]) -> None:
-        """Serve an open loop in compiled code: replicas are brought up to an arrival only where the
-        balancer looks at them.
-
-        Args:
-            order: the requests in order of arrival.
-        """
-        looks = self.plan.serving.balancing.needs_load and len(self.replicas) > 1
-        for number, request in enumerate(order):
-            if looks:
-                for replica in self.replicas:
-                    replica.advance(table, float(self.requests.arrival_s[request]), lambda: None)
-                if number % 256 == 0:
-                    tick()
-            self.assign(request)
-        for replica in self.replicas:
-            replica.advance(table, math.inf, tick)
-        tick()
-
-    def start(
-        self, env: simpy.Environment, execute: Execute, on_finish: Callable[[Ints], None]
-    ) -> None:
-        """Let every step be an event from now on.
-
-        Args:
-            on_finish: called with the requests that a step finished.
-        """
-        self._wakes = [[env.event()] for _ in self.replicas]
-        for replica, wake in zip(self.replicas, self._wakes, strict=True):
-            env.process(replica.run(env, execute, wake, on_finish))
-
-    def hand_over(self, request: int) -> None:
-        """A request has come: wake the replica that gets it."""
-        replica = self.assign(request)
-        wake = self._wakes[self.replicas.index(replica)][0]
-        if not wake.triggered:
-            wake.succeed()
+    def _measure_load(self, number: int) -> int:
+        replica = self.replicas[number]
+        requests = replica.coming + replica.unfinished
+        tokens = sum(request.num_input + request.num_output for request in requests)
+        return self._rule.per_request * len(requests) + self._rule.per_token * tokens
 
 
-def send(
-    env: simpy.Environment,
-    pool: Pool,
-    concurrency: int | None,
-    freed: simpy.Container | None,
-    way_s: float,
-) -> ProcessGenerator:
-    """Requests come: at their times, or in a closed loop when another ends.
+def read_requests(trace: RequestTrace) -> list[Request]:
+    """The requests of a trace."""
+    has_prefixes = trace.prefix_block_tokens > 0
+    starts = trace.prefix_starts.tolist() if has_prefixes else [0] * (trace.num_requests + 1)
+    ids = trace.prefix_ids.tolist()
+    lengths = zip(trace.num_input.tolist(), trace.num_output.tolist(), strict=True)
+    return [
+        Request(number, num_input, num_output, tuple(ids[starts[number] : starts[number + 1]]))
+        for number, (num_input, num_output) in enumerate(lengths)
+    ]
 
-    Args:
-        freed: one for each request that has ended, in a closed loop.
-        way_s: from the client to the scheduler; arrival times are at the scheduler, those of an
-            open loop from the beginning.
+
+def start_pools(plan: DeploymentPlan, trace: RequestTrace) -> list[Pool]:
+    """The pool that requests come to, and the one that decodes if it is another.
+
+    To that one come decodes only, and what is preempted is computed again there, beside them. In
+    the other a request has one output token.
     """
-    requests = pool.requests
-    for request in range(len(requests.arrival_s)):
-        if freed is None:
-            wait_s = float(requests.arrival_s[request]) - env.now
-            if (
-                wait_s > 0.0
-            ):  # requests of one instant are sent at once, so that one step may hold them all
-                yield env.timeout(wait_s)
-        else:
-            if concurrency is not None and request >= concurrency:
-                yield freed.get(1)
-            if way_s > 0.0:
-                env.process(_deliver(env, pool, request, way_s))
-                continue
-            requests.arrival_s[request] = env.now
-        pool.hand_over(request)
-
-
-def sent_s(trace: RequestTrace, arrival_s: Floats, way_s: float) -> Floats:
-    """When clients sent their requests, which reach the scheduler ``way_s`` later; of an open loop
-    exactly what the trace says.
-    """
-    return (
-        np.asarray(trace.arrival_s, dtype=np.float64)
-        if trace.concurrency is None
-        else arrival_s - way_s
-    )
-
-
-def _deliver(env: simpy.Environment, pool: Pool, request: int, way_s: float) -> ProcessGenerator:
-    """A request of a closed loop on its way from the client to the scheduler."""
-    yield env.timeout(way_s)
-    pool.requests.arrival_s[request] = env.now
-    pool.hand_over(request)
+    settings = read_settings(plan, trace)
+    if plan.prefill is None:
+        return [Pool("both", plan, trace, settings, "balancing")]
+    prompts = replace(trace, num_output=np.ones_like(trace.num_output))
+    keeping = replace(read_settings(plan.prefill, prompts), keeps_caches=True)
+    rules = settings.rules._replace(mixes_phases=True, balance_steps=0, wait_steps=0)
+    decoding = replace(settings, rules=rules, prefix_tokens=0)
+    return [
+        Pool("prefill", plan.prefill, prompts, keeping, "balancing"),
+        Pool("decode", plan, trace, decoding, "balancing decodes"),
+    ]

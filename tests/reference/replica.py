@@ -1,260 +1,229 @@
-"""One replica: its requests, its ranks and its clock; and how the SimPy fidelities run its steps
-one by one.
-"""
+"""A replica: its ranks form a step together, and end it together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Sequence
+from itertools import count
 
-import numpy as np
-import simpy
-from numpy.typing import NDArray
-from simpy.events import Event, ProcessGenerator
-
-from simulator.engine import by_ranks
-from simulator.engine.batching import complete_step, form_step, push
-from simulator.engine.start import start_ranks
-from simulator.engine.state import Limits, Requests
-from simulator.engine.step_log import LOG_COLUMNS, NUM_COLUMNS, observe
-from simulator.engine.step_price import price_step
-from simulator.engine.table import StepTable
-from tests.reference.fast import advance, leap, start_clock
-
-_LOG_ROWS = 8192
+from simulator.results.tables import ADMISSION_LIMITS
+from tests.reference.admission import admit, reserve
+from tests.reference.cache import Cache
+from tests.reference.drafts import count_kept
+from tests.reference.preemption import preempt_latest, retract
+from tests.reference.rank import Rank
+from tests.reference.requests import Part, Request, Stage, Step
+from tests.reference.settings import Settings
 
 
 class Replica:
-    """State of one replica, and the log of its steps."""
+    """Ranks with their caches, requests that are about to be queued there, and what has been."""
 
-    def __init__(
-        self,
-        requests: Requests,
-        limits: Limits,
-        num_dp: int,
-        capacity_blocks: int,
-        num_prefixes: int,
-        num_lanes: int = 1,
-        number: int = 0,
-    ) -> None:
-        """Nothing has come.
+    def __init__(self, settings: Settings, num_caches: int, num_lanes: int) -> None:
+        self.settings = settings
+        self.coming: list[Request] = []
+        """Were sent here since the last look at new requests."""
+        self.is_busy = False
+        """Whether a step is under way, or about to be formed."""
+        self.num_stops = 0
+        """Reasons for which it serves nobody."""
+        self.steps: list[Step] = []
+        self.gaps_s: list[float] = []
+        """Between output tokens."""
+        self.has_looked_twice = False
+        """Whether all that ran without a pipeline lost their blocks, so that a step was formed
+        again, with those that waited."""
+        self._sizes = num_caches, num_lanes
+        self.empty()
 
-        Args:
-            number: among the replicas of its pool.
-            num_dp: attention data-parallel ranks.
-            capacity_blocks: of each of them.
-            num_lanes: batches of each that a pipeline keeps in flight.
-        """
-        self.number = number
-        self.requests = requests
-        self.limits = limits
-        num_batches = num_dp * num_lanes
-        self.ranks = start_ranks(
-            num_batches,
-            limits.rules.max_sequences,
-            capacity_blocks,
-            num_prefixes,
-            num_lanes,
-            limits.rules.output_share,
-        )
-        self.clock = start_clock()
-        self.queue = np.zeros(len(requests.arrival_s), dtype=np.int64)
-        self.num_queued = 0
-        self._position = 0
-        self._way_s = 0.0
-        self._coming_tokens = 0
-        self._logs: list[NDArray[np.float64]] = []
-        self._log = np.empty((_LOG_ROWS, NUM_COLUMNS))
-        self._rows = 0
-        self._before = np.zeros(num_batches * limits.rules.max_sequences, dtype=np.int64)
+    def empty(self) -> None:
+        """Forget all requests and caches."""
+        num_caches, num_lanes = self._sizes
+        self.caches = [Cache(self.settings) for _ in range(num_caches)]
+        admissions = count()
+        self.ranks = [
+            Rank(self.settings, cache, admissions)
+            for _ in range(num_lanes)
+            for cache in self.caches
+        ]
+        self.coming = []
+        self.is_busy = False
+        self._held_steps = 0
 
     @property
-    def outstanding(self) -> int:
-        """Requests that it has and has not finished, those on their way included."""
-        return (
-            int(self.clock.num_pushed[0] - self.clock.num_finished[0])
-            + self.num_queued
-            - self._position
-        )
+    def unfinished(self) -> list[Request]:
+        """All requests of its ranks."""
+        return [request for rank in self.ranks for request in rank.unfinished]
 
-    @property
-    def outstanding_tokens(self) -> int:
-        """Prompt and output tokens of these requests."""
-        return int(self.clock.outstanding_tokens[0]) + self._coming_tokens
-
-    def assign(self, request: int) -> None:
-        """Send it a request, which it takes at the request's arrival. Requests come in order of
-        arrival.
+    def queue_new(self) -> None:
+        """Look at the requests that have come, every so many steps and whenever nothing else is
+        there: each goes to the rank with the fewest.
         """
-        self.queue[self.num_queued] = request
-        self.num_queued += 1
-        self._coming_tokens += int(
-            self.requests.num_input[request] + self.requests.num_output[request]
-        )
-
-    def assign_loop(self, concurrency: int, way_s: float = 0.0) -> None:
-        """Send it all requests as a closed loop: ``concurrency`` at once, the others when one ends;
-        ``way_s`` later they are here.
-        """
-        self._way_s = way_s
-        for request in range(len(self.queue)):
-            self.requests.arrival_s[request] = way_s if request < concurrency else np.inf
-            self.assign(request)
-
-    def take(self) -> None:
-        """Queue the requests that have come since the last look at its ranks, if it is time to
-        look.
-        """
-        is_idle = self.clock.num_pushed[0] == self.clock.num_finished[0]
-        if not is_idle and self.clock.num_steps[0] % self.limits.rules.poll_steps:
+        if self.unfinished and len(self.steps) % self.settings.rules.poll_steps:
             return
-        for request in self.queue[self._position : self.num_queued]:
-            push(self.requests, self.ranks, self.clock, request)
-        self._have_come(self.num_queued)
-
-    def _have_come(self, position: int) -> None:
-        """Requests of the queue before ``position`` are at the ranks."""
-        come = self.queue[self._position : position]
-        self._coming_tokens -= int(
-            self.requests.num_input[come].sum() + self.requests.num_output[come].sum()
-        )
-        self._position = position
-
-    def advance(
-        self, table: StepTable, until_s: float, tick: Callable[[], None], concurrency: int = 0
-    ) -> None:
-        """Run steps in compiled code until ``until_s``; ``tick`` is called now and then.
-
-        Args:
-            concurrency: above 0, a closed loop of all requests assigned so far.
-        """
-        while True:
-            room = self._log[self._rows :]
-            queue = self.queue[: self.num_queued]
-            position, rows = advance(
-                self.requests,
-                self.ranks,
-                self.limits,
-                self.clock,
-                table,
-                queue,
-                self._position,
-                until_s,
-                room,
-                concurrency,
-                self._way_s,
-            )
-            self._have_come(position)
-            self._rows += rows
-            tick()
-            if rows < len(room):
-                return
-            self._logs.append(self._log)
-            self._log, self._rows = np.empty_like(self._log), 0
-
-    def log(self) -> NDArray[np.float64]:
-        """Rows of all steps so far, ``[steps, LOG_COLUMNS]``."""
-        return np.concatenate([*self._logs, self._log[: self._rows]])[:, : len(LOG_COLUMNS)]
-
-    def run(
-        self,
-        env: simpy.Environment,
-        execute: Execute,
-        wake: list[Event],
-        on_finish: Callable[[NDArray[np.int64]], None],
-    ) -> ProcessGenerator:
-        """The SimPy process of the replica: step after step, asleep while there is nothing to do.
-
-        Args:
-            wake: its first entry is an event that succeeds when a request has been assigned;
-                replaced after each sleep.
-            on_finish: called with the requests that a step finished.
-        """
-        while True:
-            if self.outstanding == 0:
-                yield wake[0]
-                wake[0] = env.event()
+        for request in self.coming:
+            if request.lost_s is not None:
                 continue
-            self.take()
-            if isinstance(execute, ByTable) and self._position == self.num_queued:
-                rows, num_before = self._leap(execute.table, env)
-                if rows:
-                    self._logs.append(self._log[:rows].copy())
-                if num_before >= 0:
-                    yield env.timeout(self.clock.now_s[0] - env.now)
-                    if num_before:
-                        on_finish(self._finished_of(self._before[:num_before]))
-                    continue
-                row = self._log[rows].copy()
-                yield env.timeout(row[0] + row[1] - env.now)
-            else:
-                if not form_step(self.requests, self.ranks, self.limits, env.now):
-                    raise RuntimeError(
-                        "requests wait, but none can run: the KV cache is smaller than one of them"
-                    )
-                row = np.zeros(NUM_COLUMNS)
-                row[0] = env.now
-                observe(self.requests, self.ranks, self.limits, row)
-                yield from execute(env, self, row[: len(LOG_COLUMNS)])
-            self._logs.append(row[None, :])
-            self.clock.now_s[0] = env.now
-            self.clock.num_steps[0] += 1
-            running = np.concatenate(
-                [row[:n] for row, n in zip(self.ranks.running, self.ranks.num_running, strict=True)]
-            )
-            if complete_step(self.requests, self.ranks, self.limits, self.clock, env.now):
-                on_finish(self._finished_of(running))
+            number = min(range(len(self.ranks)), key=lambda d: len(self.ranks[d].unfinished))
+            rank, request.rank = self.ranks[number], number
+            (rank.line if request.stage is Stage.IN_LINE else rank.waiting).append(request)
+        self.coming = []
 
-    def _leap(self, table: StepTable, env: simpy.Environment) -> tuple[int, int]:
-        """Run the steps that end before anything else happens anywhere: nothing can be sent here
-        meanwhile.
+    def form_step(self, now_s: float) -> tuple[list[list[Part]], list[Request]]:
+        """Choose what each rank computes, and whom blocks are kept for.
+
+        Raises:
+            RuntimeError: if requests wait for blocks that nobody will give back.
         """
-        self.clock.now_s[0] = env.now
-        rows, num_before = leap(
-            self.requests,
-            self.ranks,
-            self.limits,
-            self.clock,
-            table,
-            env.peek(),
-            self._log,
-            self._before,
+        reserved = self._fill(now_s)
+        while any(cache.has_preempted for cache in self.caches) and not self._computes:
+            self.has_looked_twice |= len(self.ranks) == len(self.caches)
+            reserved += self._fill(now_s)
+        if not self._computes and not self._may_wait:
+            raise RuntimeError("requests wait, but none can run")
+        return [rank.list_parts() for rank in self.ranks], reserved
+
+    @property
+    def _computes(self) -> bool:
+        return any(rank.tokens for rank in self.ranks)
+
+    @property
+    def _may_wait(self) -> bool:
+        caches_come = any(rank.reserved for rank in self.ranks)
+        return self.settings.keeps_caches or caches_come or not self.unfinished
+
+    def _fill(self, now_s: float) -> list[Request]:
+        rules, reserved = self.settings.rules, list[Request]()
+        holds = self._holds_prompts()
+        for cache in self.caches:
+            cache.has_preempted = False
+        for rank in self.ranks:
+            rank.tokens, rank.budget = {}, rules.token_budget
+            if rules.mixes_phases:
+                retract(rank)
+            self._continue(rank, prompts=True, decodes=rules.mixes_phases)
+            rank.limited_by = "held_back" if holds else "kv_cache"
+            if (rank.ready or rank.waiting) and not holds and not rank.cache.has_preempted:
+                admit(rank, now_s)
+            if not rules.mixes_phases and rank.budget == rules.token_budget:
+                retract(rank)
+                self._continue(rank, prompts=False, decodes=True)
+            reserved += reserve(rank, now_s)
+        return reserved
+
+    def _continue(self, rank: Rank, *, prompts: bool, decodes: bool) -> None:
+        """Give those that run their tokens in order of admission; when blocks run out, the latest
+        admitted loses its own.
+        """
+        peers = [one for one in self.ranks if one.cache is rank.cache]
+        for request in list(rank.running):
+            if not rank.budget or request not in rank.running:
+                return
+            if not (decodes if request.decodes else prompts):
+                continue
+            draft = len(self.settings.accepted) if request.decodes else 0
+            new = min(request.known - request.computed + draft, rank.budget)
+            if not self._make_room(peers, request, request.computed + new):
+                return
+            rank.cache.grow(request, request.computed + new)
+            rank.cache.share_prompt(request, request.computed + new)
+            rank.give(request, new)
+
+    @staticmethod
+    def _make_room(peers: Sequence[Rank], request: Request, num_tokens: int) -> bool:
+        """Whether there is room for a request to grow, others having lost their blocks for it."""
+        cache = peers[0].cache
+        while cache.count_missing(request, num_tokens) > cache.num_available:
+            if preempt_latest(peers) is request:
+                return False
+        return True
+
+    def _holds_prompts(self) -> bool:
+        """Whether prompts wait, though not for ever, so that ranks compute them in the same step,
+        or the only rank more of them (TensorRT-LLM's ``attention_dp_config`` and
+        ``batch_wait_timeout_iters``).
+        """
+        rules = self.settings.rules
+        if not rules.balance_steps and not rules.wait_steps:
+            return False
+        waits = self._waits_for_ranks() if rules.balance_steps else self._waits_for_more()
+        if waits is None:
+            return False
+        most = rules.balance_steps or rules.wait_steps
+        holds = waits and self._held_steps < most
+        self._held_steps = self._held_steps + 1 if holds else 0
+        return holds
+
+    def _waits_for_ranks(self) -> bool:
+        """Whether some ranks have prompts and others none, while any runs."""
+        have = [bool(rank.waiting) for rank in self.ranks]
+        return any(have) and not all(have) and any(rank.running for rank in self.ranks)
+
+    def _waits_for_more(self) -> bool | None:
+        """Whether prompts and decodes do not fill a step; ``None`` without prompts."""
+        [rank] = self.ranks
+        if not rank.waiting:
+            return None
+        tokens = len(rank.running)
+        for request in rank.waiting:
+            if tokens + request.num_input > self.settings.rules.token_budget:
+                break
+            tokens += request.num_input
+        return bool(rank.running) and tokens < self.settings.wait_tokens
+
+    def record_step(self, start_s: float, duration_s: float) -> None:
+        """Put down what the step that has been formed holds."""
+        given = [found for rank in self.ranks for found in rank.tokens.items()]
+        decodes = [(request, new) for request, new in given if request.decodes]
+        fullest = max(self.ranks, key=lambda rank: rank.num_queued)
+        self.steps.append(
+            Step(
+                start_s,
+                duration_s,
+                prefill_tokens=sum(new for _, new in given) - sum(new for _, new in decodes),
+                decodes=len(decodes),
+                decode_tokens=sum(count_kept(self.settings, *found) for found in decodes),
+                running=sum(len(rank.running) for rank in self.ranks),
+                waiting=sum(rank.num_queued for rank in self.ranks),
+                kv_used=self._measure_use(),
+                limited_by=fullest.limited_by if fullest.num_queued else ADMISSION_LIMITS[0],
+            )
         )
-        return int(rows), int(num_before)
 
-    def _finished_of(self, running: NDArray[np.int64]) -> NDArray[np.int64]:
-        return running[~np.isnan(self.requests.finish_s[running])]
+    def _measure_use(self) -> float:
+        used = 0.0
+        for cache in self.caches:
+            used += cache.num_held / self.settings.num_blocks / len(self.caches)
+        return used
 
+    def end_step(self, now_s: float) -> list[Request]:
+        """Count the tokens of the step. Returns the requests that finish with it."""
+        finished = []
+        for rank in self.ranks:
+            for request in list(rank.running):
+                if self._advance(request, rank.tokens.get(request, 0), now_s):
+                    finished.append(request)
+                    rank.running.remove(request)
+                    rank.is_full = False
+                    if not self.settings.keeps_caches:
+                        rank.cache.release(request)
+            if not rank.running and not rank.waiting and not rank.ready:
+                rank.output_share = self.settings.rules.output_share
+        return finished
 
-class Execute(Protocol):
-    """Lets a formed step happen in virtual time and fills in its log row from column 1."""
-
-    def __call__(
-        self, env: simpy.Environment, replica: Replica, row: NDArray[np.float64]
-    ) -> ProcessGenerator:
-        """The step as a process."""
-        ...
-
-
-class ByTable:
-    """One timeout of the table's price."""
-
-    def __init__(self, table: StepTable) -> None:
-        self.table = table
-
-    def __call__(
-        self, env: simpy.Environment, replica: Replica, row: NDArray[np.float64]
-    ) -> ProcessGenerator:
-        row[1] = price_step(replica.requests, replica.ranks, self.table, row)
-        yield env.timeout(row[1])
-
-
-class ByRanks(by_ranks.ByRanks):
-    """Every rank a process, as the engine has it."""
-
-    def __call__(
-        self, env: simpy.Environment, replica: Replica, row: NDArray[np.float64]
-    ) -> ProcessGenerator:
-        number = int(replica.clock.num_steps[0])
-        batches = by_ranks.read_batches(replica.requests, replica.ranks)
-        yield from self.take_step(env, replica.number, number, batches, row)
+    def _advance(self, request: Request, num_tokens: int, now_s: float) -> bool:
+        """Let a request have had its tokens computed. Returns whether it finishes."""
+        if request.decodes and num_tokens:
+            num_tokens = count_kept(self.settings, request, num_tokens)
+            request.generated += num_tokens - 1
+        request.computed += num_tokens
+        if not num_tokens or request.computed < request.known:
+            return False
+        if request.latest_s is None:
+            request.first_s = now_s
+        else:
+            self.gaps_s.append(now_s - request.latest_s)
+        request.generated += 1
+        request.latest_s = now_s
+        if not request.left:
+            request.finish_s = now_s
+        return not request.left

@@ -1,0 +1,151 @@
+"""Deployments and traces drawn by seed for the slow reference: whatever a scheduler can meet."""
+
+import dataclasses
+
+import numpy as np
+
+from simulator.base.plugins import build
+from simulator.policies.speculation import Drafts
+from tests.laws.deployments import BALANCERS, shrink_cache
+from tests.laws.failing import draw_changes, with_changes
+from tests.parts import change_plan
+
+SPLITS = [
+    ("dense", {"tp": 2}),
+    ("dense", {"attention_dp": 4}),
+    ("dense", {"pp": 2}),
+    ("dense", {"pp": 3, "attention_dp": 2}),
+    ("sliding-dense", {"tp": 2}),
+    ("state-moe", {"tp": 2}),
+]
+DRAFTS = [Drafts((0.8,), 0.1), Drafts((0.9, 0.6, 0.3), 0.05)]
+
+
+def draw_case(tiny, seed):
+    """A plan, a trace and the seconds from clients to the scheduler: any split, scheduler,
+    balancer and number of replicas, one pool or two, open or closed loops, with or without
+    prefixes, drafts and failures, caches that are large or hardly hold two sequences.
+    """
+    rng = np.random.default_rng([seed, 5])
+    trace = draw_trace(tiny, rng)
+    plan = draw_plan(tiny, rng)
+    if plan.prefill is not None:
+        plan, trace = leave_out_known(plan, trace)
+    if plan.placement.layout.pp == 1 and rng.random() < 0.25:
+        plan = change_plan(plan, drafts=DRAFTS[rng.integers(len(DRAFTS))])
+    if rng.random() < 0.7:
+        longest = int((trace.num_input + trace.num_output).max())
+        longest += plan.placement.drafts.num_tokens
+        plan = shrink_cache(plan, longest, float(rng.uniform(1.0, 4.0)))
+    if rng.random() < 0.3:
+        end_s = float(np.nanmax(trace.arrival_s)) + 0.05 * rng.random()
+        changes = draw_changes(plan, seed, end_s)
+        if plan.transfer is not None and plan.transfer.reserves_first:
+            changes = [keep_first_decoding(change) for change in changes]
+        plan = with_changes(plan, *changes)
+    return plan, trace, float(rng.choice([0.0, 0.001, 0.02]))
+
+
+def keep_first_decoding(change):
+    """The same change without the first decode replica: where none is left and a prompt of a lost
+    request is being computed, the engine takes its blocks before it is.
+    """
+    is_first = change.pool == "decode" and 0 in change.replicas
+    return change._replace(replicas=change.replicas[1:]) if is_first else change
+
+
+def leave_out_known(plan, trace):
+    """What the engine does otherwise with two pools, and should not: a prompt that is nothing but
+    whole prefix blocks never lets go of them, and SGLang's share of outputs falls in steps that
+    decode nothing, too.
+    """
+    rules = plan.serving.rules._replace(output_share_decay=0.0)
+    if trace.prefix_block_tokens:
+        is_whole = trace.num_input % trace.prefix_block_tokens == 0
+        trace = dataclasses.replace(trace, num_input=trace.num_input + is_whole)
+    return change_plan(plan, rules=rules), trace
+
+
+def draw_plan(tiny, rng):
+    """A deployment that is made once, with other policies and numbers of replicas."""
+    name, split = SPLITS[rng.integers(len(SPLITS))]
+    has_stages = "pp" in split
+    keys = {"num_layers": 6 if has_stages else 2, "cluster": "h100-sxm-128"}
+    if rng.random() < 0.35 and not has_stages:
+        parallel = [{"tp": 2}, {"attention_dp": 2}, {"pp": 2}][rng.integers(3)]
+        keys["engine"] = str(rng.choice(["vllm", "sglang", "trtllm"]))
+        keys["prefill"] = {"parallel": parallel, "layerwise": bool(rng.random() < 0.3)}
+    plan = draw_policies(tiny.plan(name, **split, **keys), rng)
+    if plan.prefill is None:
+        return plan
+    return dataclasses.replace(plan, prefill=draw_policies(plan.prefill, rng))
+
+
+def draw_policies(plan, rng):
+    """The same plan, serving by any rules."""
+    scheduling = draw_scheduling(rng, may_hold=plan.placement.layout.pp == 1)
+    return change_plan(
+        plan,
+        replicas=int(rng.choice([1, 1, 2, 5])),
+        balancing=build("balancing", {"kind": str(rng.choice(BALANCERS))}, "test"),
+        rules=build("scheduling", scheduling, "test").rules(),
+    )
+
+
+def draw_scheduling(rng, may_hold):
+    """Any shipped policy with any of its keys; pipelines hold no prompts back."""
+    kind = str(rng.choice(["chunked", "prefill_first", "no_evict"]))
+    watermark = float(rng.choice([0.0, 0.01, 0.2]))
+    keys = {
+        "chunked": {"reserve_full_isl": bool(rng.random() < 0.5), "watermark": watermark},
+        "prefill_first": {
+            "splits_prompts": bool(rng.random() < 0.5),
+            "poll_steps": int(rng.choice([1, 3])),
+            "counts_output": bool(rng.random() < 0.6),
+            "conservativeness": float(rng.choice([0.3, 1.0])),
+            "watermark": watermark,
+        },
+        "no_evict": {
+            "chunked_prompts": bool(rng.random() < 0.5),
+            "balance_steps": int(rng.choice([0, 2, 5])) * may_hold,
+            "wait_steps": int(rng.choice([0, 3])) * may_hold,
+            "wait_share": float(rng.choice([0.0, 0.5])),
+        },
+    }
+    return {
+        "kind": kind,
+        "token_budget": int(rng.choice([64, 256, 1024])),
+        "max_sequences": int(rng.choice([4, 16, 64])),
+        **keys[kind],
+    }
+
+
+def draw_trace(tiny, rng):
+    trace = tiny.trace(
+        int(rng.choice([1, 20, 60])),
+        float(rng.choice([50.0, 400.0, 5000.0])),
+        int(rng.choice([60, 200, 700])),
+        int(rng.choice([1, 20, 200, 200])),
+        seed=int(rng.integers(1000)),
+        concurrency=None if rng.random() < 0.6 else int(rng.choice([1, 7, 40])),
+    )
+    if rng.random() < 0.3:  # many at one instant
+        trace = dataclasses.replace(trace, arrival_s=np.round(trace.arrival_s, 2))
+    return with_prefixes(trace, rng) if rng.random() < 0.4 else trace
+
+
+def with_prefixes(trace, rng):
+    """Prompts of few families, which begin alike for some prefix blocks and go on by themselves."""
+    size = int(rng.choice([16, 24, 64]))
+    ids, starts = [], [0]
+    for number, num_input in enumerate(trace.num_input.tolist()):
+        family, shared = int(rng.integers(3)), int(rng.integers(1, 12))
+        own = [family * 100 + k if k < shared else 1000 * (number + 1) + k for k in range(60)]
+        ids += own[: -(-num_input // size)]
+        starts.append(len(ids))
+    return dataclasses.replace(
+        trace,
+        prefix_block_tokens=size,
+        prefix_starts=np.array(starts),
+        prefix_ids=np.unique(ids, return_inverse=True)[1].astype(np.int64),
+    )

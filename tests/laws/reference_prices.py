@@ -1,0 +1,61 @@
+"""What the reference's steps take: read from the same tables as the engine's."""
+
+import numpy as np
+
+from simulator.engine.start import start_ranks, start_requests
+from simulator.engine.step_log import LOG_COLUMNS
+from simulator.engine.step_price import price_step
+from simulator.engine.timeline import STREAMS
+from simulator.step import prices as pieces
+
+MOST_TOKENS = 1100
+"""Of a data-parallel rank in the largest step of any case."""
+
+
+def fill_from(tables):
+    """What the engine asks for a pool's table."""
+
+    def fill(pool, stream):
+        assert pool.max_tokens <= MOST_TOKENS
+        return make_large_table(tables, pool.plan, stream)
+
+    return fill
+
+
+def make_large_table(tables, plan, stream):
+    """A table that is large enough for any case, so that a placement has one."""
+    return tables.make(pieces.Prices(plan.placement, MOST_TOKENS), stream)
+
+
+class Prices:
+    """Prices of steps of a deployment's pools, of which the reference says what each rank
+    computes.
+    """
+
+    def __init__(self, plan, trace, tables):
+        names = ("both",) if plan.prefill is None else ("decode", "prefill")
+        plans = dict(zip(names, plan.pools, strict=True))
+        self._tables = {
+            name: make_large_table(tables, pool, STREAMS[name]) for name, pool in plans.items()
+        }
+        self._requests = start_requests(trace, with_prefixes=False)
+        self._ranks = {name: make_ranks(pool, trace) for name, pool in plans.items()}
+
+    def __call__(self, name, parts_d):
+        requests, ranks = self._requests, self._ranks[name]
+        ranks.num_running[:] = [len(parts) for parts in parts_d]
+        number = 0
+        for d, parts in enumerate(parts_d):
+            for i, part in enumerate(parts):
+                requests.num_input[number] = part.num_input
+                requests.generated[number] = part.generated
+                requests.computed[number] = part.computed
+                ranks.running[d, i], ranks.chunk[d, i] = number, part.num_tokens
+                number += 1
+        return price_step(requests, ranks, self._tables[name], np.zeros(len(LOG_COLUMNS)))
+
+
+def make_ranks(plan, trace):
+    """Room for any batch of a replica."""
+    layout = plan.placement.layout
+    return start_ranks(layout.attention_dp * layout.pp, trace.num_requests, 0, 0, layout.pp)

@@ -1,0 +1,111 @@
+"""Which requests start, and which get KV blocks for caches that are to come.
+
+First come, first served, until one does not fit. What must have room is the first chunk and, since
+vLLM 0.19, all tokens that are known (``scheduler_reserve_full_isl``); the whole output, in
+TensorRT-LLM's GUARANTEED_NO_EVICT; or the output and a share of those of others, in SGLang's
+``PrefillAdder``. While others run, a watermark of blocks stays free (vLLM since 0.23).
+"""
+
+from __future__ import annotations
+
+from tests.reference.rank import Rank, count_output
+from tests.reference.requests import Request, Stage
+
+
+def admit(rank: Rank, now_s: float) -> None:
+    """Start waiting requests while tokens, places and blocks last."""
+    most, rules = rank.settings.rules.max_sequences, rank.settings.rules
+    _admit_ready(rank, now_s)
+    if rules.output_share and rank.is_full and rank.running:
+        rank.limited_by = "kv_cache"
+        return
+    expected = rank.count_expected_output()
+    while rank.waiting and not rank.ready and rank.budget and len(rank.running) < most:
+        request = rank.waiting[0]
+        limit = _try_to_start(rank, request, expected, now_s)
+        if limit is not None:
+            rank.limited_by, rank.is_full = limit, limit == "kv_cache"
+            return
+        expected += count_output(request)
+    rank.limited_by = "max_sequences" if len(rank.running) >= most else "token_budget"
+
+
+def _admit_ready(rank: Rank, now_s: float) -> None:
+    """Start requests whose caches have come."""
+    while rank.ready and len(rank.running) < rank.settings.rules.max_sequences:
+        request = rank.ready[0]
+        new = request.known - request.transferred
+        if new > rank.budget:
+            return
+        request.computed = request.transferred
+        rank.ready.remove(request)
+        rank.start(request, new, now_s)
+
+
+def _try_to_start(rank: Rank, request: Request, expected: int, now_s: float) -> str | None:
+    """Start a request, or say what is missing."""
+    cache, rules = rank.cache, rank.settings.rules
+    prefixes = cache.find_prefix(request)
+    lost = cache.find_lost(request, len(prefixes))
+    found = len(prefixes) * rank.settings.prefix_tokens + len(lost) * rank.settings.block_tokens
+    new = request.known - found
+    if rules.splits_prompts:
+        new = min(new, rank.budget)
+    taken = _whole(rank, request) if rules.reserves_output else found + new
+    asked = _count_asked(rank, request, taken, expected)
+    blocks = rank.settings.blocks_for(asked) - cache.count_in_use(prefixes)
+    if not _has_room(rank, blocks, beside=rank.running):
+        return "kv_cache"
+    if new > rank.budget and rank.budget < rules.token_budget:
+        return "token_budget"
+    cache.use_again(request, prefixes, lost)
+    cache.grow(request, taken)
+    request.computed = found
+    cache.share_prompt(request, found + new)
+    rank.waiting.remove(request)
+    rank.start(request, new, now_s)
+    return None
+
+
+def _has_room(rank: Rank, num_blocks: int, beside: list[Request]) -> bool:
+    """Whether so many blocks may be taken for a request beside others."""
+    watermark = rank.settings.watermark_blocks if beside else 0
+    return num_blocks + watermark <= rank.cache.num_available
+
+
+def _whole(rank: Rank, request: Request) -> int:
+    """Tokens of a request at its end, a last draft included."""
+    return request.num_input + request.num_output + len(rank.settings.accepted)
+
+
+def _count_asked(rank: Rank, request: Request, taken: int, expected: int) -> int:
+    """Tokens that must have room so that a request which takes blocks for ``taken`` may start."""
+    if rank.settings.rules.checks_known:
+        return max(taken, request.known)
+    if rank.settings.rules.output_share:
+        return request.known + count_output(request) + expected
+    return taken
+
+
+def reserve(rank: Rank, now_s: float) -> list[Request]:
+    """Take blocks for caches that are to come, as for requests that are admitted, behind those
+    that have lost theirs. Returns whom for.
+    """
+    found: list[Request] = []
+    while rank.line and not rank.waiting:
+        request, rules = rank.line[0], rank.settings.rules
+        if len(rank.running) >= rules.max_sequences:
+            rank.limited_by = "max_sequences"
+            break
+        taken = _whole(rank, request) if rules.reserves_output else request.known
+        asked = _count_asked(rank, request, taken, rank.count_expected_output())
+        blocks = rank.settings.blocks_for(asked)
+        if not _has_room(rank, blocks, beside=rank.running + rank.reserved):
+            rank.limited_by = "kv_cache"
+            break
+        rank.line.remove(request)
+        rank.cache.grow(request, taken)
+        rank.reserved.append(request)
+        request.stage, request.reserved_s = Stage.RESERVED, now_s
+        found.append(request)
+    return found

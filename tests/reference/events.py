@@ -1,0 +1,68 @@
+"""What happens, and when (DESIGN.md, 61 and 65)."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from enum import IntEnum
+from typing import NamedTuple
+
+
+class Kind(IntEnum):
+    """What happens, in its order at one instant."""
+
+    STEP_ENDS = 0
+    PROMPT_LEAVES = 1
+    """A prompt that is computed may leave its pool."""
+    COMES = 2
+    """A request comes from a client."""
+    GOES_ON = 3
+    """A request comes to the decode pool."""
+    CACHE_ARRIVES = 4
+    COMES_LATER = 5
+    """A request comes to the first pool once more, or when there is room in the other."""
+    STEP_FORMS = 6
+    RETURNS = 7
+    """A request comes from a client that got an answer at this instant."""
+    STEP_FORMS_LATE = 8
+    """For requests that so returned."""
+    CHANGES = 9
+    """Replicas stop or start."""
+    HAS_CHANGED = 10
+    """What they had is sent again."""
+
+
+class Event(NamedTuple):
+    """One thing that happens; of one kind, those of the first pool come before the other's, and
+    then those of lower numbers.
+    """
+
+    at_s: float
+    kind: Kind
+    place: int
+    """Of the pool."""
+    number: int
+    """Of the replica or request."""
+
+
+class Events:
+    """What is going to happen."""
+
+    def __init__(self) -> None:
+        self._heap: list[Event] = []
+
+    def add(self, at_s: float, kind: Kind, number: int, place: int = 0) -> None:
+        """Let something happen."""
+        heapq.heappush(self._heap, Event(at_s, kind, place, number))
+
+    def take_next(self) -> Event:
+        """The next to happen."""
+        return heapq.heappop(self._heap)
+
+    def call_off(self, is_off: Callable[[Event], bool]) -> bool:
+        """Let some things not happen. Returns whether there were any."""
+        left = [event for event in self._heap if not is_off(event)]
+        found = len(left) < len(self._heap)
+        self._heap = left
+        heapq.heapify(left)
+        return found

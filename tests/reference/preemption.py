@@ -1,0 +1,61 @@
+"""Who loses its KV blocks when these run out, to be computed again.
+
+vLLM takes those of the request that was admitted last, which then waits first in line. SGLang takes
+those of the requests with the fewest output tokens before a decode step that has no room, and they
+wait last in line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tests.reference.rank import Rank
+from tests.reference.requests import Request
+
+
+def preempt(rank: Rank, request: Request) -> None:
+    """Take the blocks of a request that runs."""
+    rank.cache.preempt(request)
+    rank.running.remove(request)
+    rank.tokens.pop(request, None)
+    rank.is_full = False
+    request.computed = request.transferred = 0
+    request.preemptions += 1
+    place = len(rank.waiting) if rank.settings.rules.output_share else 0
+    rank.waiting.insert(place, request)
+
+
+def preempt_latest(ranks: Sequence[Rank]) -> Request:
+    """Take the blocks of the request that was admitted last to ranks that share them."""
+    rank, request = max(
+        ((rank, request) for rank in ranks for request in rank.running),
+        key=lambda found: found[1].admission,
+    )
+    preempt(rank, request)
+    return request
+
+
+def retract(rank: Rank) -> None:
+    """Make room for a decode step as SGLang does (``retract_decode``), and let the share of outputs
+    that its admission counts on follow (``NewTokenRatioTracker``).
+    """
+    rules, running = rank.settings.rules, rank.running
+    if not rules.output_share or not running:
+        return
+    count = len(running)
+    while len(running) > 1 and _count_next_blocks(rank) > rank.cache.num_available:
+        preempt(rank, min(running, key=lambda one: (one.generated, -one.num_input)))
+    if len(running) == count:
+        less = rank.output_share - rules.output_share_decay
+        rank.output_share = max(rules.least_output_share, less)
+        return
+    used = sum(request.generated + rules.retract_steps for request in running)
+    rank.output_share = min(1.0, used / (1 + sum(request.num_output for request in running)))
+
+
+def _count_next_blocks(rank: Rank) -> int:
+    """Blocks that one more token of each running request takes, and its draft."""
+    more = 1 + len(rank.settings.accepted)
+    return sum(
+        rank.cache.count_missing(request, request.computed + more) for request in rank.running
+    )

@@ -1,0 +1,91 @@
+"""What batches on its own: a data-parallel rank, or one lane of it where a pipeline keeps several
+batches in flight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tests.reference.cache import Cache
+from tests.reference.requests import Part, Request
+from tests.reference.settings import Settings
+
+_MOST_COUNTED = 4096
+"""Output tokens of one request that SGLang counts on at most
+(``SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION``)."""
+
+
+class Rank:
+    """Queues, and the step that is being formed."""
+
+    def __init__(self, settings: Settings, cache: Cache, admissions: Iterator[int]) -> None:
+        self.settings, self.cache = settings, cache
+        self.ready: list[Request] = []
+        """Wait for nothing but tokens and places: their caches have come."""
+        self.waiting: list[Request] = []
+        self.running: list[Request] = []
+        """In order of admission."""
+        self.line: list[Request] = []
+        """Want KV blocks for caches that are to come."""
+        self.reserved: list[Request] = []
+        """Have such blocks."""
+        self.tokens: dict[Request, int] = {}
+        """Of the step."""
+        self.budget = 0
+        """Tokens that the step may still get."""
+        self.is_full = False
+        """Whether admission has found no room, and nobody has left since."""
+        self.output_share = settings.rules.output_share
+        """Part of the outputs of those that decode that SGLang's admission counts on."""
+        self.limited_by = "none"
+        self._admissions = admissions
+
+    @property
+    def unfinished(self) -> list[Request]:
+        """All that it has."""
+        return self.ready + self.waiting + self.running + self.line + self.reserved
+
+    @property
+    def num_queued(self) -> int:
+        """Requests that wait to run."""
+        return len(self.ready) + len(self.waiting) + len(self.line)
+
+    def give(self, request: Request, num_tokens: int) -> None:
+        """Let a step compute so many tokens of a request."""
+        self.tokens[request] = num_tokens
+        self.budget = max(0, self.budget - num_tokens)
+
+    def start(self, request: Request, num_tokens: int, now_s: float) -> None:
+        """A request runs from this step on, what it has found being computed already."""
+        request.admission = next(self._admissions)
+        if request.scheduled_s is None:
+            request.scheduled_s, request.cached = now_s, request.computed
+            if request.generated:  # a token that came with a cache is shown now
+                request.first_s = request.latest_s = now_s
+        self.running.append(request)
+        self.give(request, num_tokens)
+
+    def list_parts(self) -> list[Part]:
+        """What the step computes."""
+        return [
+            Part(request.num_input, request.generated, request.computed, self.tokens[request])
+            for request in self.running
+            if request in self.tokens
+        ]
+
+    def count_expected_output(self) -> int:
+        """Output tokens that SGLang expects of those that run or have blocks: all that are left of
+        requests without any yet, a share of the others'.
+        """
+        if not self.settings.rules.output_share:
+            return 0
+        tokens = float(sum(count_output(request) for request in self.reserved))
+        for request in self.running:
+            share = self.output_share if request.generated else 1.0
+            tokens += count_output(request) * share
+        return int(tokens)
+
+
+def count_output(request: Request) -> int:
+    """Output tokens of a request that SGLang counts on."""
+    return min(request.left, _MOST_COUNTED)

@@ -1,0 +1,109 @@
+"""A request, and how far one pool of replicas is with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+
+
+class Stage(Enum):
+    """Where a request of a decode pool stands."""
+
+    HERE = "nothing is to come for it"
+    IN_LINE = "it is to get KV blocks for a cache that comes"
+    RESERVED = "it has blocks for a cache that comes"
+
+
+@dataclass(eq=False)
+class Request:
+    """What is asked, and what has come of it; times are in seconds, ``None`` until they are."""
+
+    number: int
+    num_input: int
+    num_output: int
+    prefix: tuple[int, ...] = ()
+    """Prefix blocks of its prompt: equal numbers hold equal tokens behind an equal beginning."""
+    computed: int = 0
+    """Tokens whose keys and values are in the cache."""
+    generated: int = 0
+    """Output tokens so far."""
+    transferred: int = 0
+    """Tokens whose keys and values come from another pool."""
+    stage: Stage = Stage.HERE
+    replica: int | None = None
+    """Where it was sent last, by number in its pool."""
+    rank: int = 0
+    admission: int = 0
+    """How many admissions came before its latest one."""
+    shared: list[int] = field(default_factory=list)
+    """Leading prefix blocks that it holds together with others."""
+    blocks: list[int] = field(default_factory=list)
+    """KV blocks of its own, of the tokens behind those in order."""
+    fixed_blocks: list[int] = field(default_factory=list)
+    """KV blocks of its own that hold windows and states."""
+    lost_blocks: list[int] = field(default_factory=list)
+    """Full KV blocks that it had when it was preempted ..."""
+    lost_behind: int = 0
+    """... behind so many prefix blocks."""
+    cached: int = 0
+    """Prompt tokens that were there when it was first admitted."""
+    preemptions: int = 0
+    retries: int = 0
+    arrival_s: float | None = None
+    """At the pool's replicas; in a decode pool that of its cache."""
+    scheduled_s: float | None = None
+    first_s: float | None = None
+    latest_s: float | None = None
+    finish_s: float | None = None
+    lost_s: float | None = None
+    reserved_s: float | None = None
+
+    @property
+    def known(self) -> int:
+        """Tokens of the prompt and of the output so far."""
+        return self.num_input + self.generated
+
+    @property
+    def left(self) -> int:
+        """Output tokens that are still to come."""
+        return self.num_output - self.generated
+
+    @property
+    def decodes(self) -> bool:
+        """Whether its newest output token alone is not computed."""
+        return self.generated > 0 and self.computed + 1 == self.known
+
+    def forget_cache(self) -> None:
+        """The caches of its replica are gone."""
+        self.computed = self.transferred = self.lost_behind = 0
+        self.shared, self.blocks, self.fixed_blocks, self.lost_blocks = [], [], [], []
+
+
+class Part(NamedTuple):
+    """What a step computes of one request."""
+
+    num_input: int
+    generated: int
+    computed: int
+    """Tokens before those of the step."""
+    num_tokens: int
+
+
+@dataclass
+class Step:
+    """One step of one replica."""
+
+    start_s: float
+    duration_s: float
+    prefill_tokens: int
+    decodes: int
+    """Sequences that decode."""
+    decode_tokens: int
+    """Output tokens that they get."""
+    running: int
+    waiting: int
+    kv_used: float
+    """Share of the KV blocks that requests hold, mean over data-parallel ranks."""
+    limited_by: str
+    """What kept the longest queue waiting."""

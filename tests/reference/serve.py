@@ -1,0 +1,178 @@
+"""Serve a trace, one event after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from simulator.deployment.plan import DeploymentPlan
+from simulator.workload.traces import RequestTrace
+from tests.reference.events import Event, Events, Kind
+from tests.reference.failures import Failures
+from tests.reference.hand_over import HandOver
+from tests.reference.pool import Pool, start_pools
+from tests.reference.requests import Part, Request
+
+Price = Callable[[str, list[list[Part]]], float]
+"""Seconds of a step of a pool, by its name, given what each rank computes."""
+
+
+def serve_by_rules(
+    plan: DeploymentPlan, trace: RequestTrace, price: Price, way_s: float
+) -> list[Pool]:
+    """Serve the whole trace. Returns its pools, the one that requests come to first.
+
+    Args:
+        way_s: seconds from the client to the scheduler.
+    """
+    run = _Run(plan, trace, price, way_s)
+    run.run()
+    return run.pools
+
+
+class _Run:
+    """A deployment in virtual time."""
+
+    def __init__(
+        self, plan: DeploymentPlan, trace: RequestTrace, price: Price, way_s: float
+    ) -> None:
+        self.pools = start_pools(plan, trace)
+        self.first, self.last = self.pools[0], self.pools[-1]
+        self._price, self._way_s = price, way_s
+        self._events, self._now_s, self._num_done = Events(), 0.0, 0
+        self._is_closed = trace.concurrency is not None
+        at_once = trace.num_requests if trace.concurrency is None else trace.concurrency
+        arrival_s = np.zeros(trace.num_requests) if self._is_closed else trace.arrival_s
+        self._unsent = self.first.requests[::-1]
+        for sent_s in arrival_s[:at_once].tolist():
+            self._release(sent_s)
+        self._handing = HandOver(plan, self.pools, self._events) if plan.transfer else None
+        self._failures = Failures(plan.list_failures(), self.pools, self._events, self._handing)
+
+    def _release(self, sent_s: float) -> None:
+        """Let a client send the next request."""
+        if self._unsent:
+            request = self._unsent.pop()
+            request.arrival_s = sent_s + self._way_s
+            at_once = self._is_closed and not self._way_s
+            kind = Kind.RETURNS if at_once else Kind.COMES
+            self._events.add(request.arrival_s, kind, request.number)
+
+    def run(self) -> None:
+        """Let everything happen until all requests are done."""
+        happen = {
+            Kind.STEP_ENDS: self._end_step,
+            Kind.STEP_FORMS: self._form_step,
+            Kind.STEP_FORMS_LATE: self._form_step,
+            Kind.COMES: self._come,
+            Kind.RETURNS: self._come,
+            Kind.COMES_LATER: self._come,
+            Kind.PROMPT_LEAVES: self._leave,
+            Kind.GOES_ON: self._go_on,
+            Kind.CACHE_ARRIVES: self._arrive,
+            Kind.CHANGES: lambda event: self._failures.change(event.at_s, event.number),
+            Kind.HAS_CHANGED: lambda event: self._failures.send_again(event.at_s),
+        }
+        while self._num_done < len(self.first.requests):
+            event = self._events.take_next()
+            self._now_s = event.at_s
+            happen[event.kind](event)
+
+    def _finish(self) -> None:
+        """A request needs nothing more, and a client of a closed loop sends another."""
+        self._num_done += 1
+        if self._is_closed:
+            self._release(self._now_s)
+
+    def _form_soon(self, place: int, number: int, kind: Kind = Kind.STEP_FORMS) -> None:
+        """Let a replica form a step at this instant, unless it is going to anyway."""
+        replica = self.pools[place].replicas[number]
+        if not replica.is_busy:
+            replica.is_busy = True
+            self._events.add(self._now_s, kind, number, place)
+
+    def _end_step(self, event: Event) -> None:
+        pool = self.pools[event.place]
+        for request in pool.replicas[event.number].end_step(self._now_s):
+            if pool is self.last:
+                self._finish()
+            else:
+                self._events.add(self._now_s, Kind.PROMPT_LEAVES, request.number)
+        self._events.add(self._now_s, Kind.STEP_FORMS, event.number, event.place)
+
+    def _form_step(self, event: Event) -> None:
+        pool = self.pools[event.place]
+        replica = pool.replicas[event.number]
+        replica.queue_new()
+        parts, reserved = replica.form_step(self._now_s)
+        replica.is_busy = any(parts)
+        if replica.is_busy:
+            duration_s = self._price(pool.name, parts)
+            replica.record_step(self._now_s, duration_s)
+            self._events.add(self._now_s + duration_s, Kind.STEP_ENDS, event.number, event.place)
+        for request in reserved:
+            assert self._handing is not None
+            self._handing.use_room(request, self._now_s)
+
+    def _come(self, event: Event) -> None:
+        """A request comes to the first pool, if it need not ask the other for room before."""
+        request = self.first.requests[event.number]
+        may_ask = self._handing and event.kind is not Kind.COMES_LATER
+        if may_ask and self._handing.asks_first(request):
+            self._handing.expect_cache(request)
+            self._events.add(self._now_s, Kind.GOES_ON, request.number)
+            return
+        if self.last.requests[request.number].lost_s is not None:
+            return
+        if self.first.send(request) is None:
+            self._lose(request)
+            return
+        late = event.kind is Kind.RETURNS
+        forms = Kind.STEP_FORMS_LATE if late else Kind.STEP_FORMS
+        self._form_soon(0, request.replica, forms)
+
+    def _lose(self, prompt: Request) -> None:
+        """No replica is left that could compute a prompt."""
+        prompt.lost_s = self._now_s
+        if self._handing and (replica := self._handing.give_up(prompt, self._now_s)) is not None:
+            self._form_soon(1, replica)
+        self._finish()
+
+    def _leave(self, event: Event) -> None:
+        assert self._handing is not None
+        prompt = self.first.requests[event.number]
+        if self._handing.leave(prompt, self._now_s):
+            return
+        self._let_go(prompt)
+        if self.last.requests[prompt.number].lost_s is None:
+            self._finish()
+
+    def _go_on(self, event: Event) -> None:
+        """A request comes to the decode pool, to ask for room or to be computed again."""
+        request = self.last.requests[event.number]
+        if request.lost_s is not None:
+            return
+        if self.last.send(request) is None:
+            request.lost_s = self._now_s
+            prompt = self.first.requests[event.number]
+            if prompt.finish_s is not None:  # else it leaves when it is computed
+                self._let_go(prompt)
+            self._finish()
+        else:
+            self._form_soon(1, request.replica)
+
+    def _arrive(self, event: Event) -> None:
+        assert self._handing is not None
+        self._let_go(self.first.requests[event.number])
+        request = self.last.requests[event.number]
+        self._handing.take_in(request)
+        self._form_soon(1, request.replica)
+
+    def _let_go(self, prompt: Request) -> None:
+        """A prompt's cache is needed no longer where it was computed, and others may start."""
+        assert self._handing is not None
+        if self._handing.let_go(prompt):
+            replica = self.first.replicas[prompt.replica]
+            if replica.unfinished or replica.coming:
+                self._form_soon(0, prompt.replica)
