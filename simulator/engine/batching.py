@@ -105,11 +105,9 @@ def form_step(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) ->
     whether there is anything to compute.
     """
     has_work = _fill(requests, ranks, limits, now_s)
-    if len(ranks.each) > len(
-        ranks.pools
-    ):  # lanes that take each other's blocks may all end up without
-        while ranks.pools[:, RAN_OUT].any() and not computes(ranks, 0, len(ranks.each)):
-            has_work = _fill(requests, ranks, limits, now_s)
+    # Who ran may have lost its blocks, to other lanes or to caches that are to come.
+    while ranks.pools[:, RAN_OUT].any() and not computes(ranks, 0, len(ranks.each)):
+        has_work = _fill(requests, ranks, limits, now_s)
     return bool(has_work)
 
 

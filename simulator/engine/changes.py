@@ -141,7 +141,7 @@ def _lose_kept(pool: PoolState, replica: int, events: Events) -> Ints:
     again.
     """
     requests = pool.requests
-    is_kept = (requests.blocks > 0) & ~np.isnan(requests.finish_s)
+    is_kept = (requests.blocks + requests.shared > 0) & ~np.isnan(requests.finish_s)
     prompts: Ints = np.flatnonzero((pool.replica_of == replica) & is_kept)
     remove_events(events, [code_of(ARRIVES, int(request)) for request in prompts])
     requests.generated[prompts] = 0

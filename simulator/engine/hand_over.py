@@ -48,6 +48,7 @@ from simulator.engine.state import (
     NUM_PUSHED,
     RESERVED,
     RESERVED_S,
+    SHARED,
     STAGE,
 )
 from simulator.engine.transfers import Transfers, find_arrival
@@ -123,7 +124,8 @@ def hand_on(
     replica = send_request(pool.balance, pool.clock, requests, request, feed)
     if replica < 0:
         requests.times[request, LOST_S] = now_s
-        let_go(events, first, request, now_s)
+        if first.requests.times[request, FIRST_S] >= 0:  # else it leaves when it is computed
+            let_go(events, first, request, now_s)
         release_next(feed, first.requests, 1, now_s)
     else:
         form_soon(events, pool.clock, replica, num_first + replica, now_s, FORMS)
@@ -159,9 +161,10 @@ def send_cache(events: Events, first: Pool, handing: HandOver, request: int, now
 @borrowing
 def let_go(events: Events, first: Pool, request: int, now_s: float) -> None:
     """A prompt's cache is no longer needed where it was computed; others may have its blocks."""
-    if first.requests.ints[request, BLOCKS] == 0:
+    ints = first.requests.ints
+    if ints[request, BLOCKS] == 0 and ints[request, SHARED] == 0:
         return
-    replica, d = first.balance.replica_of[request], first.requests.ints[request, DP_RANK]
+    replica, d = first.balance.replica_of[request], ints[request, DP_RANK]
     counts = first.clock.counts[replica]
     ranks = ranks_of(first.ranks, replica)
     release(first.requests, ranks, d % len(ranks.pools), request)

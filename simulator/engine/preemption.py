@@ -115,6 +115,8 @@ def retract(requests: Requests, ranks: Ranks, d: int, limits: Limits) -> None:
     their limits so far, or after a step without retraction a little less than before
     (SGLang's ``retract_decode`` and ``NewTokenRatioTracker``).
     """
+    if ranks.each[d, NUM_RUNNING] == 0:
+        return
     running, ints = ranks.running, requests.ints
     pool, retracted = d % len(ranks.pools), False
     while ranks.each[d, NUM_RUNNING] > 1 and _next_blocks(requests, ranks, d, limits) > available(

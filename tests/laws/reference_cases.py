@@ -29,8 +29,6 @@ def draw_case(tiny, seed):
     rng = np.random.default_rng([seed, 5])
     trace = draw_trace(tiny, rng)
     plan = draw_plan(tiny, rng)
-    if plan.prefill is not None:
-        plan, trace = leave_out_known(plan, trace)
     if plan.placement.layout.pp == 1 and rng.random() < 0.25:
         plan = change_plan(plan, drafts=DRAFTS[rng.integers(len(DRAFTS))])
     if rng.random() < 0.7:
@@ -39,31 +37,8 @@ def draw_case(tiny, seed):
         plan = shrink_cache(plan, longest, float(rng.uniform(1.0, 4.0)))
     if rng.random() < 0.3:
         end_s = float(np.nanmax(trace.arrival_s)) + 0.05 * rng.random()
-        changes = draw_changes(plan, seed, end_s)
-        if plan.transfer is not None and plan.transfer.reserves_first:
-            changes = [keep_first_decoding(change) for change in changes]
-        plan = with_changes(plan, *changes)
+        plan = with_changes(plan, *draw_changes(plan, seed, end_s))
     return plan, trace, float(rng.choice([0.0, 0.001, 0.02]))
-
-
-def keep_first_decoding(change):
-    """The same change without the first decode replica: where none is left and a prompt of a lost
-    request is being computed, the engine takes its blocks before it is.
-    """
-    is_first = change.pool == "decode" and 0 in change.replicas
-    return change._replace(replicas=change.replicas[1:]) if is_first else change
-
-
-def leave_out_known(plan, trace):
-    """What the engine does otherwise with two pools, and should not: a prompt that is nothing but
-    whole prefix blocks never lets go of them, and SGLang's share of outputs falls in steps that
-    decode nothing, too.
-    """
-    rules = plan.serving.rules._replace(output_share_decay=0.0)
-    if trace.prefix_block_tokens:
-        is_whole = trace.num_input % trace.prefix_block_tokens == 0
-        trace = dataclasses.replace(trace, num_input=trace.num_input + is_whole)
-    return change_plan(plan, rules=rules), trace
 
 
 def draw_plan(tiny, rng):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.engine.timeline import serve
@@ -37,9 +37,6 @@ ALIKE = ["running", "waiting", "limited_by"]
 
 def check_same(tiny, plan, trace, way_s):
     known = serve_by_rules(plan, trace, Prices(plan, trace, tiny.tables), way_s)
-    # The engine stops with an error there, or waits for another event, where it should look again:
-    # at a decode pool whose only running request lost its blocks to those that are kept for others.
-    assume(not any(replica.has_looked_twice for pool in known for replica in pool.replicas))
     found = serve(plan, trace, fill=fill_from(tiny.tables), way_s=way_s)
     check_requests(found, tabulate(known))
     for pool in known:

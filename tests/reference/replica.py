@@ -29,7 +29,6 @@ class Replica:
         self.steps: list[Step] = []
         self.gaps_s: list[float] = []
         """Between output tokens."""
-        self.has_looked_twice = False
         """Whether all that ran without a pipeline lost their blocks, so that a step was formed
         again, with those that waited."""
         self._sizes = num_caches, num_lanes
@@ -76,7 +75,6 @@ class Replica:
         """
         reserved = self._fill(now_s)
         while any(cache.has_preempted for cache in self.caches) and not self._computes:
-            self.has_looked_twice |= len(self.ranks) == len(self.caches)
             reserved += self._fill(now_s)
         if not self._computes and not self._may_wait:
             raise RuntimeError("requests wait, but none can run")
