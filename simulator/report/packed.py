@@ -36,6 +36,8 @@ def packed_plotly() -> Markup:
 
 def _base85(data: bytes) -> str:
     """Five digits, the highest first, for four bytes, filled up with zeros."""
-    words = np.frombuffer(data + bytes(-len(data) % 4), ">u4").astype(np.int64)
-    digits = words[:, None] // 85 ** np.arange(4, -1, -1) % 85
+    words = np.frombuffer(data + bytes(-len(data) % 4), ">u4").astype(np.uint32)
+    digits = np.empty((len(words), 5), dtype=np.uint8)
+    for place in reversed(range(5)):
+        words, digits[:, place] = np.divmod(words, 85)
     return str(_DIGITS[digits].tobytes(), "ascii")

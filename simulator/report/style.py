@@ -160,9 +160,10 @@ def figure(x: str, y: str, height: int = 300, **layout: Any) -> go.Figure:
         y: title of the vertical axis, likewise.
         height: pixels; the width is the page's.
     """
-    drawn = go.Figure()
-    drawn.update_layout(height=height, xaxis_title_text=x, yaxis_title_text=y, **layout)
-    return drawn
+    axes = {"xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}}}
+    # Plotly's own template is large, and the page has ours.
+    drawn = go.Figure(layout={"template": "none", "height": height, **axes})
+    return drawn.update_layout(**layout) if layout else drawn
 
 
 def template(ink: str, muted: str, grid: str, card: str) -> dict[str, Any]:

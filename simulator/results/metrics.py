@@ -246,10 +246,12 @@ def describe_latencies(latency: pd.DataFrame) -> dict[str, float]:
     found: dict[str, float] = {}
     for name in ("ttft_s", "tpot_s", "e2e_s"):
         stem, values = name.removesuffix("_s"), latency[name].dropna()
-        for level in (50, 90, 99):
-            found[f"{stem}_p{level}_s"] = (
-                float(values.quantile(level / 100)) if len(values) else np.nan
-            )
+        levels = (50, 90, 99)
+        at_levels = values.quantile([level / 100 for level in levels])  # NaN of no values
+        found |= {
+            f"{stem}_p{level}_s": float(value)
+            for level, value in zip(levels, at_levels, strict=True)
+        }
         found[f"{stem}_mean_s"] = float(values.mean()) if len(values) else np.nan
     return found
 
