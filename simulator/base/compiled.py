@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import warnings
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from simulator.base.caches import compiled_folder, say_compiling
 from simulator.base.text import first_line
 
 Compiled = TypeVar("Compiled", bound=Callable[..., Any])
+_jit = partial(numba.njit, no_cfunc_wrapper=True)  # nobody calls them from C
 
 
 def compiled(function: Compiled) -> Compiled:
@@ -30,7 +31,7 @@ def compiled(function: Compiled) -> Compiled:
     ``numba.njit(cache=True)`` raises where its cache is full, damaged or cannot be written; this
     compiles anew.
     """
-    return _compile(function, numba.njit(function))
+    return _compile(function, _jit(function))
 
 
 def borrowing(function: Compiled) -> Compiled:
@@ -40,15 +41,46 @@ def borrowing(function: Compiled) -> Compiled:
     Otherwise compiled code counts references to every array in every tuple at every call, which
     takes four times as long as the work of a step of the engine (measured: 830 against 190 ns for
     its price). An array that would be allocated is an error when it is compiled.
+
+    What unpacks Python's arguments is compiled where Python calls it: for one that only compiled
+    code calls it would take a quarter of compiling.
     """
-    return _compile(function, numba.njit(_nrt=False)(function))
+    inner = _compile(function, _jit(_nrt=False, no_cpython_wrapper=True)(function))
+    if hasattr(inner, "py_func"):
+        _open_to_python(inner, function)
+    return inner
+
+
+def _open_to_python(inner: Any, function: Callable[..., Any]) -> None:
+    """Let Python call another dispatcher of the function, whose code unpacks arguments; what was
+    compiled is found without it from the second call on.
+    """
+
+    @cache
+    def make_called() -> Any:
+        called: Any = _compile(function, _jit(_nrt=False)(function))
+        keep = called.add_overload
+
+        def add(found: Any) -> None:
+            keep(found)
+            kinds = [kind._code for kind in found.signature.args]
+            inner._insert(kinds, found.entry_point, found.objectmode)
+
+        called.add_overload = add
+        return called
+
+    def add_inner(found: Any) -> None:
+        inner.overloads[tuple(found.signature.args)] = found
+
+    inner.add_overload = add_inner
+    inner._compile_for_args = lambda *arguments: make_called()._compile_for_args(*arguments)
 
 
 def _compile(function: Compiled, dispatcher: Any) -> Compiled:
     if hasattr(dispatcher, "py_func"):  # not where NUMBA_DISABLE_JIT is set
         dispatcher.get_call_template = _widen_literals(dispatcher.get_call_template)
         try:
-            dispatcher._cache = _Cache(function)
+            dispatcher._cache = _Cache(function, dispatcher.targetoptions)
         except (OSError, RuntimeError) as error:  # no folder that it could be in
             _warn(error)
     compiled_function: Compiled = dispatcher
@@ -106,6 +138,13 @@ class _Cache(FunctionCache):  # type: ignore[misc]  # untyped
     """A cache whose faults cost time, and no more."""
 
     _impl_class = _Impl
+
+    def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
+        super().__init__(function)
+        self._options = tuple(sorted(options.items()))
+
+    def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
+        return *super()._index_key(sig, codegen), self._options
 
     @property
     def stamp(self) -> str:
