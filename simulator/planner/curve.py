@@ -189,14 +189,12 @@ class Curve:
         """
         total = np.zeros(len(sequences))
         for j, term in enumerate(self._prices.lookbacks):
-            rates = np.array(list(self._prices.rates[term, phase]))
-            sums = np.tile(self._sums[phase][j], (len(sequences), 1))
-            sums[:, :5] *= sequences[:, None]
-            sums[:, 5] *= sequences > 0
-            floors = rates[0] * (1 - np.minimum(sequences, 1.0))
-            total += term.num_layers * (
-                kernels_s(np.tile(rates, (len(sequences), 1)), sums) - floors
-            )
+            rates_n = np.array([self._prices.rates[term, phase]]).repeat(len(sequences), axis=0)
+            sums_n = self._sums[phase][j : j + 1].repeat(len(sequences), axis=0)
+            sums_n[:, :5] *= sequences[:, None]
+            sums_n[:, 5] *= sequences > 0
+            floors = rates_n[:, 0] * (1 - np.minimum(sequences, 1.0))
+            total += term.num_layers * (kernels_s(rates_n, sums_n) - floors)
         return total
 
     def step_s(self, decodes: Floats, prompts: Floats, prompt_tokens: float) -> Floats:

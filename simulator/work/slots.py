@@ -20,7 +20,8 @@ def spread_over_parts(rank_TK: NDArray[np.int64], moe_tp: int) -> NDArray[np.int
         return rank_TK
     num_tokens, top_k = rank_TK.shape
     part_TKM = rank_TK[..., None] * moe_tp + np.arange(moe_tp)
-    return np.asarray(np.maximum(part_TKM, -1).reshape(num_tokens, top_k * moe_tp))
+    np.maximum(part_TKM, -1, out=part_TKM)  # of a pair that was dropped
+    return part_TKM.reshape(num_tokens, top_k * moe_tp)
 
 
 class SlotMap:

@@ -113,6 +113,11 @@ def test_slots_ranks_and_rows_are_of_what_is_kept(experts, extra, ranks, tokens,
     ids_TK = rng.random((tokens, experts)).argsort(axis=1)[:, :top_k]
     is_kept_TK = rng.random(ids_TK.shape) >= share
     all_TK = slots.slots(ids_TK)
+    holders = [np.flatnonzero(expert_P == expert) for expert in range(experts)]
+    assert all_TK.tolist() == [
+        [holders[expert][t % len(holders[expert])] for expert in ids_K]
+        for t, ids_K in enumerate(ids_TK)
+    ]
     slot_TK = slots.slots(np.where(is_kept_TK, ids_TK, DROPPED))
     assert np.array_equal(slot_TK, np.where(is_kept_TK, all_TK, DROPPED))
     rank_TK = np.where(is_kept_TK, rank_P[all_TK], DROPPED)

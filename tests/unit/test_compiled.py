@@ -108,6 +108,52 @@ def test_another_clone_of_the_same_sources_finds_what_one_has_compiled(tmp_path)
     assert run(clones[0], kept=tmp_path) == ["42 0.5", ""]  # and both are kept
 
 
+BORROWING = """
+from simulator.base.compiled import borrowing
+
+@borrowing
+def twice(x):
+    return x + x
+
+@borrowing
+def fourfold(x):
+    return twice(twice(x))
+
+def doubled(x):
+    return fourfold(x) - twice(x)
+"""
+
+
+def test_a_borrowing_function_is_called_from_both_sides_and_kept_for_both(tmp_path):
+    (tmp_path / "doubling.py").write_text(BORROWING)
+    kept = [], []
+    for found in kept:
+        assert run(tmp_path) == ["42 0.5", ""]
+        found += sorted((tmp_path / "moesim").iterdir())
+    assert kept[0] == kept[1]
+    # For each type, and with an index: fourfold as Python calls it, and twice as either does.
+    assert len(kept[0]) == 3 * (2 + 1)
+
+
+def test_only_what_python_calls_unpacks_its_arguments(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+
+    @borrowing
+    def inner(x):
+        return x + x
+
+    @borrowing
+    def outer(x):
+        return inner(x)
+
+    assert outer(3) == 6
+    (compiled_inner,) = inner.overloads.values()
+    assert not any(
+        "cpython" in function.name for function in compiled_inner.library._final_module.functions
+    )
+    assert (inner(3), inner(0.5), outer(0.5), outer(4)) == (6, 1.0, 1.0, 8)
+
+
 def test_that_something_is_compiled_is_said_once(tmp_path, monkeypatch):
     said = []
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))

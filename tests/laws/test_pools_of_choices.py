@@ -1,0 +1,48 @@
+"""How expert choices are drawn and taken, against the same by loops."""
+
+from types import SimpleNamespace
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simulator.base.plugins import build
+from simulator.deployment.expert_plan import POOL_TOKENS
+from simulator.policies.placement import Placed
+from simulator.policies.routing._popularity import _pass_on
+from simulator.step.expert_choices import ChoosingTokens
+from simulator.work.layout import Layout
+from simulator.work.slots import SlotMap
+from tests.cases import cases
+
+
+@cases(60)
+@given(st.integers(0, 12), st.integers(1, 9), st.floats(0, 1), st.integers(0, 1000))
+def test_what_is_held_is_what_the_token_before_has(tokens, experts, share, seed):
+    rng = np.random.default_rng(seed)
+    noise_TE = rng.random((tokens, experts), dtype=np.float32)
+    last_E = rng.random(experts, dtype=np.float32)
+    holds_TE = rng.random((tokens, experts)) < share
+    expected, previous_E = noise_TE.copy(), last_E
+    for row_E, holds_E in zip(expected, holds_TE, strict=True):
+        row_E[holds_E] = previous_E[holds_E]
+        previous_E = row_E
+    _pass_on(noise_TE, last_E, holds_TE)
+    assert np.array_equal(noise_TE, expected)
+
+
+@cases(40)
+@given(st.integers(0, POOL_TOKENS - 1), st.integers(1, 2 * POOL_TOKENS), st.integers(0, 1000))
+def test_a_steps_tokens_are_the_pools_from_one_place_on_and_go_round_it(offset, total, seed):
+    """As many as the pool has, where there are more."""
+    ids_LTK = np.random.default_rng(seed).integers(8, size=(2, POOL_TOKENS, 2)).astype(np.int16)
+    experts = SimpleNamespace(
+        topk_ids_LTK=ids_LTK, overflow=build("overflow", {"kind": "none"}, "test")
+    )
+    tokens = ChoosingTokens(experts, Layout(tp=1, attention_dp=1, ep=1), np.array([total]))
+    slots = SlotMap(Placed(np.arange(8)[None], np.zeros((1, 8), dtype=np.int64), 1), 0, 8)
+    chosen = tokens.choose(slots, 8, 1, offset)
+    count = min(total, POOL_TOKENS)
+    places = [(offset + place) % POOL_TOKENS for place in range(count)]
+    assert np.array_equal(chosen.slot_TK, ids_LTK[1, places])
+    assert chosen.scale == total / count
