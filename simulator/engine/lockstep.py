@@ -142,7 +142,8 @@ def _bring_over(
                 num_flowing += 1
         flow_FL = np.empty((num_flowing, busy_FL.shape[1]))
         for place in range(num_flowing):
-            flow_FL[place] = busy_FL[flowing_F[place]]
+            for link in range(busy_FL.shape[1]):  # a whole row takes two seconds to compile
+                flow_FL[place, link] = busy_FL[flowing_F[place], link]
         rate_F = shared_rates(flow_FL)
         first_s = np.inf
         for place in range(num_flowing):

@@ -30,7 +30,8 @@ def count_copies(
             if not (only_distinct and last_R[rank] == t):
                 copies_SR[source_T[t], rank] += 1.0
             last_R[rank] = t
-    np.fill_diagonal(copies_SR, 0.0)
+    for rank in range(num_ranks):
+        copies_SR[rank, rank] = 0.0
     return copies_SR
 
 
@@ -92,5 +93,6 @@ def count_forwarded(
                     last_N[node] = t
                     copies_SR[source, relay] += 1.0
             copies_SR[relay, rank] += 1.0
-    np.fill_diagonal(copies_SR, 0.0)
+    for rank in range(num_ranks):
+        copies_SR[rank, rank] = 0.0
     return copies_SR
