@@ -55,6 +55,11 @@ class Events:
         """Let something happen."""
         heapq.heappush(self._heap, Event(at_s, kind, place, number))
 
+    @property
+    def has_next(self) -> bool:
+        """Whether anything is going to happen."""
+        return bool(self._heap)
+
     def take_next(self) -> Event:
         """The next to happen."""
         return heapq.heappop(self._heap)
