@@ -36,15 +36,15 @@ def _mix(z: np.uint64) -> np.uint64:
 
 @borrowing
 def count_kept_tokens(requests: Requests, limits: Limits, r: int, new: int) -> int:
-    """Output tokens that request ``r`` gets out of a step that computes ``new`` of it: one, and
-    those of its draft up to the first that is not accepted, but no more than it asked for.
+    """Output tokens that the request of row ``r`` gets out of a step that computes ``new`` of it:
+    one, and those of its draft up to the first that is not accepted, but no more than it asked for.
     """
     ints = requests.ints
     left = ints[r, NUM_OUTPUT] - ints[r, GENERATED]
-    kept = 1
+    kept, number = 1, requests.first + r
     while (
         kept < min(new, left)
-        and draw_uniform(limits.draft_seed, r, ints[r, GENERATED] + kept)
+        and draw_uniform(limits.draft_seed, number, ints[r, GENERATED] + kept)
         < limits.accepted[kept - 1]
     ):
         kept += 1

@@ -40,6 +40,7 @@ from simulator.engine.state import (
 )
 from simulator.engine.step_log import DECODES, LOG_COLUMNS
 from simulator.engine.step_price import ATTENTION
+from simulator.engine.windows import list_chain
 from simulator.policies.failures import Change
 from simulator.results.tables import STEP_PHASES
 
@@ -57,7 +58,8 @@ class Changed(NamedTuple):
 
     change: Change
     given_back: dict[int, Ints]
-    """By replica of the pool that it made a difference to, the requests that it had."""
+    """By replica of the pool that it made a difference to, the requests that it had, by their
+    numbers in the trace."""
 
     @property
     def again(self) -> list[int]:
@@ -88,20 +90,21 @@ def apply_change(change: Change, place: int, pools: Sequence[PoolState], events:
             remove_events(events, [code_of(kind, number) for kind in (FORMS, FORMS_LATE)])
             expected = _call_off(pool, replica, events)
             kept = _lose_kept(pool, replica, events)
-            given_back[replica] = np.sort(np.concatenate([expected, kept, _stop(pool, replica)]))
+            rows = np.sort(np.concatenate([expected, kept, _stop(pool, replica)]))
+            given_back[replica] = rows + pool.requests.first
     return Changed(change, given_back)
 
 
-def send_again(requests: Sequence[int], place: int, at_s: float, events: Events) -> None:
+def send_again(rows: Sequence[int], place: int, at_s: float, events: Events) -> None:
     """Let requests come once more to a pool, in order of number."""
     kind = COMES_LATER if place == 0 else GOES_ON
-    for request in sorted(requests):
+    for request in sorted(rows):
         push_event(events, at_s, code_of(kind, request))
 
 
 def _stop(pool: PoolState, replica: int) -> Ints:
-    """Let a replica be gone, and its caches with it. Returns the requests that it had in order of
-    number, which keep the tokens that they got and nothing else.
+    """Let a replica be gone, and its caches with it. Returns the rows of the requests that it had,
+    which keep the tokens that they got and nothing else.
     """
     ranks, clock, requests = pool.ranks_of(replica), pool.clock_of(replica), pool.requests
     for d in np.flatnonzero(ranks.num_decodes):
@@ -109,7 +112,9 @@ def _stop(pool: PoolState, replica: int) -> Ints:
     found = [ranks.running[d, :count] for d, count in enumerate(ranks.num_running)]
     queues = [(int(head), int(n)) for head, n in zip(ranks.head, ranks.num_waiting, strict=True)]
     queues.append((int(clock.first_coming[0]), int(clock.num_coming[0])))
-    found += [_follow(requests.following, head, count) for head, count in queues]
+    found += [
+        np.fromiter(list_chain(requests.following, head, count), np.int64) for head, count in queues
+    ]
     given_back: Ints = np.concatenate(found).astype(np.int64)
     given_back = given_back[requests.stage[given_back] == HERE]
     _lose_caches(pool, given_back)
@@ -168,12 +173,3 @@ def cut_row(row: NDArray[np.float64], at_s: float) -> None:
     row[ATTENTION : ATTENTION + len(STEP_PHASES)] *= share
     row[_READ_BYTES] *= share
     row[[_PREFILL_TOKENS, _DECODE_TOKENS, _DROPPED_PAIRS, DECODES]] = 0
-
-
-def _follow(following: Ints, first: int, count: int) -> Ints:
-    """The requests of a queue."""
-    found = np.empty(count, dtype=np.int64)
-    for i in range(count):
-        found[i] = first
-        first = int(following[first])
-    return found

@@ -23,7 +23,7 @@ leaves, a request comes, a request comes to the decode pool, its prompt's cache 
 request comes to the first pool once more or when the decode pool has room, a replica forms a step,
 a request comes from a client that has just got an answer, and a replica forms a step for such
 requests."""
-_KIND = 40
+KIND_BITS = 40
 """Bits of a code below its kind: the number of a replica or of a request."""
 
 
@@ -45,19 +45,19 @@ def start_events(most: int) -> Events:
 @borrowing
 def code_of(kind: int, number: int) -> int:
     """The code of an event of ``number``."""
-    return (kind << _KIND) + number
+    return (kind << KIND_BITS) + number
 
 
 @borrowing
 def kind_of(code: int) -> int:
     """The kind of an event."""
-    return code >> _KIND
+    return code >> KIND_BITS
 
 
 @borrowing
 def number_of(code: int) -> int:
     """The replica or request of an event."""
-    return code & ((1 << _KIND) - 1)
+    return code & ((1 << KIND_BITS) - 1)
 
 
 @borrowing

@@ -20,7 +20,7 @@ from simulator.policies.balancing import LoadBalancer, Rule
 from simulator.policies.contracts import choose_replica, list_turns, prepare_balancer
 from simulator.step.prices import Prices
 from simulator.workload.requests import longest_tokens
-from simulator.workload.traces import RequestTrace
+from simulator.workload.traces import RequestTrace, cut_trace
 
 _LONGEST_RING = 4096
 """Tokens of the largest KV blocks whose taking is counted ahead."""
@@ -36,7 +36,8 @@ class PoolState:
         limits: Limits | None = None,
         stream: str = "balancing",
     ) -> None:
-        """No request has come.
+        """No request has come, nor has one of the trace a row
+        (:func:`simulator.engine.windows.move_window`).
 
         Args:
             limits: other than the plan's own for this trace.
@@ -51,7 +52,6 @@ class PoolState:
         self.plan = plan
         self.limits = limits or make_limits(plan, trace)
         shares_prefixes = self.limits.prefix_tokens > 0
-        self.requests: Requests = start_requests(trace, with_prefixes=shares_prefixes)
         ranks = start_ranks(
             placement.layout.attention_dp * placement.layout.pp,
             self.limits.rules.max_sequences,
@@ -67,7 +67,9 @@ class PoolState:
         self.clock = Clock._make(_repeat(start_clock(), self.num_replicas))
         self._stream, self._num_changes = stream, 0
         self._living = np.arange(self.num_replicas)
-        self._replica_of = np.full(trace.num_requests, -1, dtype=np.int64)
+        self._trace = trace
+        self.requests = self.begin_requests(0, 0)
+        self._replica_of: Ints = np.zeros(0, dtype=np.int64)
         self._balancer, self.balance = self._start_balance()
 
     @property
@@ -85,6 +87,19 @@ class PoolState:
     def replica_of(self) -> Ints:
         """``[N]`` where each request was sent last, -1 for nowhere."""
         return self.balance.replica_of
+
+    def begin_requests(self, first: int, end: int) -> Requests:
+        """Rows for some requests of the trace, by their numbers in it."""
+        return start_requests(
+            cut_trace(self._trace, first, end),
+            with_prefixes=self.limits.prefix_tokens > 0,
+            first=first,
+        )
+
+    def hold_rows(self, requests: Requests, replica_of: Ints) -> None:
+        """Go on with other rows, and with where their requests were sent."""
+        self.requests, self._replica_of = requests, replica_of
+        self.balance = self.balance._replace(replica_of=replica_of)
 
     def with_table(self, table: StepTable) -> Pool:
         """The pool as compiled code sees it."""
@@ -129,15 +144,16 @@ class PoolState:
         return self.balance
 
     def _start_balance(self) -> tuple[Rule | LoadBalancer, Balance]:
-        plan, living, count = self.plan, self._living, len(self._replica_of)
+        plan, living = self.plan, self._living
         balancer: Rule | LoadBalancer = Rule()
         turns = np.zeros(0, dtype=np.int64)
         if len(living):
             changes = (self._num_changes,) if self._num_changes else ()
             rng = plan.placement.rng(self._stream, *changes)
             balancer = prepare_balancer(plan.serving.balancing, len(living), rng)
-        if len(living) and isinstance(balancer, Rule):
+        if len(living) and self.num_replicas > 1 and isinstance(balancer, Rule):
             # Between two changes every request is sent once at most.
+            count = self._trace.num_requests
             turns = living[list_turns(plan.serving.balancing, balancer, count, len(living))]
         rule = balancer if isinstance(balancer, Rule) else Rule()
         return balancer, Balance(

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import simpy
 
+from simulator.base.columns import Columns
 from simulator.deployment.plan import DeploymentPlan
 from simulator.deployment.uniform_routing import uniform_imbalance
 from simulator.engine.by_ranks import ByRanks
@@ -68,8 +69,8 @@ class _Chosen(NamedTuple):
 def probe(
     plan: DeploymentPlan,
     prices: Prices,
-    steps: pd.DataFrame,
-    requests: pd.DataFrame,
+    steps: Columns,
+    requests: Columns,
     by_ranks: ByRanks | None,
 ) -> Probe:
     """Run a decode step and a step with prompt tokens again, rank by rank: of each kind, one that
@@ -87,7 +88,7 @@ def probe(
         chosen = (
             _representative(plan, step, requests)
             if by_ranks is None
-            else _fullest(by_ranks.taken.nearest(phase, float(step["duration_s"])))
+            else _fullest(by_ranks.taken.nearest(phase, float(step.duration_s)))
         )
         env = simpy.Environment()
         priced = prices.price_batch(chosen.batch, chosen.offset)
@@ -114,7 +115,16 @@ def _frame(rows: Sequence[tuple[object, ...]], columns: list[str]) -> pd.DataFra
     return pd.DataFrame(rows, columns=columns)
 
 
-def _medians(steps: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
+class _Median(NamedTuple):
+    """A row of steps, by its columns in the log."""
+
+    duration_s: float
+    num_steps: int
+    prefill_tokens: int
+    decodes: int
+
+
+def _medians(steps: Columns) -> Iterator[tuple[str, _Median]]:
     """The step of each kind at the median of the time that steps of its kind take: half of that
     time passes in steps that are no longer. The median of their number would be a short one, where
     many short steps stand beside a few that take all the time.
@@ -127,16 +137,17 @@ def _medians(steps: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
             duration_s, num_steps = (
                 steps[column].to_numpy()[places] for column in ("duration_s", "num_steps")
             )
-            yield phase, steps.iloc[places[_find_median_of_time(duration_s, num_steps)]]
+            place = places[_find_median_of_time(duration_s, num_steps)]
+            yield phase, _Median(*(steps[column].iloc[place] for column in _Median._fields))
 
 
-def _representative(plan: DeploymentPlan, step: pd.Series, requests: pd.DataFrame) -> _Chosen:
+def _representative(plan: DeploymentPlan, step: _Median, requests: Columns) -> _Chosen:
     """A batch of as many tokens as the run's step, spread evenly over the data-parallel ranks (of
     one of a pipeline's lanes), all with a typical context.
     """
     context = max(1, int((requests["num_input"] + requests["num_output"] / 2).mean()))
-    pp, prompts = plan.placement.layout.pp, int(step["prefill_tokens"])
-    decodes = int(step["decodes"] // step["num_steps"])
+    pp, prompts = plan.placement.layout.pp, int(step.prefill_tokens)
+    decodes = int(step.decodes // step.num_steps)
     if prompts:
         return _Chosen(_batch(plan, max(1, prompts // pp), decodes // pp, context), 0, None)
     return _Chosen(_batch(plan, 0, max(1, decodes // pp), context), 0, None)

@@ -125,6 +125,7 @@ def take_steps(
         row = log[place, :POOL]
         clock.counts[0, NUM_STEPS] += 1
         if not span.prices_steps:
+            row[1] = math.nan
             return IN_FLIGHT, now_s, done, rows, work
         row[1] = price_step(requests, ranks, table, row)
         if math.isnan(row[1]):

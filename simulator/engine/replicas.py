@@ -56,10 +56,10 @@ from simulator.engine.state import (
     Floats,
 )
 
-DONE, LOG_FULL, STEP_FORMED, ASKS, PAUSED, PRICE_WANTED = range(6)
+DONE, LOG_FULL, STEP_FORMED, ASKS, PAUSED, PRICE_WANTED, USED_UP = range(7)
 """Why the loop returned: nothing happens until the given time; the log has no row left; a step has
 been formed whose end is not known; a balancer in Python is asked; some time has passed; a step has
-been formed whose price the table does not have yet."""
+been formed whose price the table does not have yet; the window on the trace has no request left."""
 
 
 @borrowing
@@ -111,6 +111,8 @@ def run_ahead(
     if handing is not None:
         stops, ended = True, handing.transfers.ended
     while True:
+        if feed.num_come[0] >= feed.used_up[0]:
+            return USED_UP, rows
         at_s, code = next_event(events, feed, requests.times)
         if at_s > until_s or at_s == math.inf:
             return DONE, rows

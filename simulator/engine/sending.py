@@ -52,22 +52,23 @@ class Balance(NamedTuple):
     """See :class:`simulator.policies.balancing.Rule`."""
     per_token: int
     turns: Ints
-    """``[N]`` replica of each request by the order in which they come; empty where load decides."""
+    """``[N]`` replica of each of the trace's requests by the order in which they come; empty where
+    load decides."""
     is_asked: bool
     """Whether a balancer in Python chooses."""
     num_sent: Ints
     """``[1]`` requests so far."""
     replica_of: Ints
-    """``[N]`` where each request went."""
+    """``[rows]`` where each request went."""
 
 
 class Feed(NamedTuple):
-    """How requests come to the first pool."""
+    """How requests come to the first pool, by rows of the window on the trace."""
 
     num_come: Ints
-    """``[1]``."""
+    """``[1]`` the row of the next request that comes."""
     num_released: Ints
-    """``[1]`` requests whose arrival is known: all of an open loop."""
+    """``[1]`` rows of requests whose arrival is known: all of an open loop."""
     is_closed: bool
     """Whether a request is released by the end of another."""
     way_s: float
@@ -76,6 +77,9 @@ class Feed(NamedTuple):
     """``[1]`` requests that need nothing more."""
     chosen: Ints
     """``[1]`` the replica that a balancer in Python has chosen, or -1."""
+    used_up: Ints
+    """``[1]`` how many may come before the window on the trace needs more rows
+    (:mod:`simulator.engine.windows`)."""
     asks: Ints
     """``[1]`` the pool whose balancer is asked, or the replica whose step has no price yet."""
 

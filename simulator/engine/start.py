@@ -23,8 +23,12 @@ from simulator.results.tables import NUM_GAP_BINS
 from simulator.workload.traces import RequestTrace
 
 
-def start_requests(trace: RequestTrace, *, with_prefixes: bool) -> Requests:
-    """No request has begun."""
+def start_requests(trace: RequestTrace, *, with_prefixes: bool, first: int = 0) -> Requests:
+    """No request has begun.
+
+    Args:
+        first: number of the first of them, where they are the end of a longer trace.
+    """
     count = trace.num_requests
     has_prefixes = with_prefixes and trace.prefix_block_tokens > 0
     starts = trace.prefix_starts if has_prefixes else np.zeros(count + 1)
@@ -33,7 +37,8 @@ def start_requests(trace: RequestTrace, *, with_prefixes: bool) -> Requests:
         np.zeros((count, STAGE + 1), dtype=np.int64),
         np.full((count, RESERVED_S + 1), np.nan),
         starts.astype(np.int64),
-        ids.astype(np.int64),
+        np.require(ids, np.int64, ["C", "W"]),  # compiled code is of arrays that can be written
+        first,
     )
     requests.arrival_s[:] = trace.arrival_s
     requests.num_input[:] = trace.num_input

@@ -107,11 +107,13 @@ class _RequestsArrays(NamedTuple):
     prefix_starts: Ints
     """``[N + 1]`` into ``prefix_ids``."""
     prefix_ids: Ints
+    first: int
+    """Number in the trace of the request in the first row."""
 
 
 class Requests(_RequestsArrays):
-    """What is asked, and how far it is. One row a request of the trace; shared by all replicas of a
-    pool.
+    """What is asked, and how far it is: a row for each request of a window on the trace
+    (:mod:`simulator.engine.windows`), shared by all replicas of a pool.
     """
 
     num_input = Column("ints", NUM_INPUT)

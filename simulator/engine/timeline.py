@@ -10,32 +10,43 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 import simpy
 from numpy.typing import NDArray
 from simpy.events import Event, EventPriority, ProcessGenerator
 
+from simulator.base.columns import Spool
 from simulator.base.progress import CountDone
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.assembly import make_record
 from simulator.engine.by_ranks import ByRanks, read_batches
 from simulator.engine.changes import Changed, apply_change, cut_row, send_again
-from simulator.engine.events import ENDS, code_of, push_event, remove_events, start_events
+from simulator.engine.events import ENDS, code_of, push_event, remove_events
 from simulator.engine.fabric import FluidWires
-from simulator.engine.hand_over import HandOver
 from simulator.engine.limits import make_limits
+from simulator.engine.loop_state import LoopState
 from simulator.engine.message import MessageWires
 from simulator.engine.pool import PoolState
-from simulator.engine.replicas import ASKS, DONE, PRICE_WANTED, STEP_FORMED, next_event, run_ahead
-from simulator.engine.sending import Feed
-from simulator.engine.served import Served
-from simulator.engine.step_log import NUM_COLUMNS, POOL, REPLICA
+from simulator.engine.replicas import (
+    ASKS,
+    DONE,
+    PRICE_WANTED,
+    STEP_FORMED,
+    USED_UP,
+    next_event,
+    run_ahead,
+)
+from simulator.engine.request_rows import read_requests
+from simulator.engine.served import Rows, Served
+from simulator.engine.step_log import POOL, REPLICA
 from simulator.engine.step_price import price_step
+from simulator.engine.step_rows import StepLog, read_steps
 from simulator.engine.table import StepTable, empty_table, fill_entry, start_table
-from simulator.engine.transfers import start_transfers
+from simulator.engine.windows import count_settled
 from simulator.policies.failures import Change
 from simulator.results.tables import DeploymentRecord
 from simulator.workload.traces import RequestTrace
@@ -43,11 +54,8 @@ from simulator.workload.traces import RequestTrace
 Fidelity = Literal["step", "rank", "message"]
 MakeTable = Callable[[PoolState, str], StepTable]
 """Starts a pool's table; entries that it lacks are filled with the random numbers of the stream."""
-_POOLS: tuple[str, ...] = ("both", "prefill", "decode")
-"""Names of pools, that which requests come to first before the other."""
 STREAMS = {"both": "steps", "decode": "steps", "prefill": "prefill steps"}
 """Names of the random numbers of each pool's steps."""
-_LOG_ROWS = 8192
 _LAST, _CHANGE, _AGAIN = EventPriority(2), EventPriority(3), EventPriority(4)
 """Behind everything else that SimPy does at an instant, so that all steps that end then have ended;
 behind that, where something changes; and when all of that instant has changed."""
@@ -106,11 +114,10 @@ def serve(
         else:
             tables[name] = empty_table()
             by_ranks[name] = _make_by_ranks(pool, fidelity, STREAMS[name])
-    timeline = _Timeline(plan, trace, pools, tables, by_ranks, way_s, progress)
+    timeline = _Timeline(LoopState(plan, trace, pools, tables, way_s), pools, by_ranks, progress)
     timeline.run(math.inf if until is None else until)
-    return Served(
-        plan, trace, pools, by_ranks, timeline.log(), way_s, tuple(timeline.changed), until
-    )
+    rows = timeline.close()
+    return Served(plan, pools, by_ranks, rows, way_s, tuple(timeline.changed), until)
 
 
 def _start_pools(plan: DeploymentPlan, trace: RequestTrace) -> dict[str, PoolState]:
@@ -120,10 +127,9 @@ def _start_pools(plan: DeploymentPlan, trace: RequestTrace) -> dict[str, PoolSta
     limits = make_limits(plan, trace)
     rules = limits.rules._replace(mixes_phases=True, balance_steps=0, wait_steps=0)
     limits = limits._replace(rules=rules, prefix_tokens=0, prefix_blocks=0)
-    prompts = replace(trace, num_output=np.ones_like(trace.num_output))
+    prompts = replace(trace, num_output=np.broadcast_to(np.int64(1), trace.num_output.shape))
     hands_over = make_limits(plan.prefill, prompts)._replace(hands_over=True)
     decode = PoolState(plan, trace, limits, "balancing decodes")
-    decode.requests.arrival_s[:] = np.nan  # those of caches
     return {"decode": decode, "prefill": PoolState(plan.prefill, prompts, hands_over)}
 
 
@@ -146,44 +152,17 @@ class _Timeline:
 
     def __init__(
         self,
-        plan: DeploymentPlan,
-        trace: RequestTrace,
+        state: LoopState,
         pools: dict[str, PoolState],
-        tables: dict[str, StepTable],
         by_ranks: dict[str, ByRanks],
-        way_s: float,
         progress: CountDone,
     ) -> None:
         # As a float, for compiled code would be compiled once more for whole numbers.
         self._env = simpy.Environment(initial_time=0.0)
-        self._plan = plan
-        self._names = names = [name for name in _POOLS if name in pools]
-        self._pools = [pools[name] for name in names]
-        self._by_ranks = [by_ranks[name] for name in names if name in by_ranks]
-        self._first = self._pools[0].with_table(tables[names[0]])
-        self._handing = self._start_handing(trace, tables)
-        self._progress = progress
-        num_replicas = sum(pool.num_replicas for pool in self._pools)
-        count, concurrency = trace.num_requests, trace.concurrency
-        may_return = len(names) > 1 or bool(plan.failures)
-        # A request may be about to come to both pools.
-        self._events = start_events(2 * num_replicas + count * may_return * len(names) + 1)
-        arrival_s = self._first.requests.arrival_s
-        if concurrency is not None:
-            arrival_s[:] = np.where(np.arange(count) < concurrency, 0.0, np.inf)
-        arrival_s += way_s  # at the scheduler; the record says when requests were sent
-        self._feed = Feed(
-            num_come=np.zeros(1, dtype=np.int64),
-            num_released=np.array([count if concurrency is None else min(concurrency, count)]),
-            is_closed=concurrency is not None,
-            way_s=way_s,
-            num_done=np.zeros(1, dtype=np.int64),
-            chosen=np.full(1, -1, dtype=np.int64),
-            asks=np.zeros(1, dtype=np.int64),
-        )
-        self._logs: list[NDArray[np.float64]] = []
-        self._log = np.empty((_LOG_ROWS, NUM_COLUMNS))
-        self._rows = 0
+        self._state, self._pools, self._progress = state, pools, progress
+        self._by_ranks = [by_ranks[name] for name in state.names if name in by_ranks]
+        self._log = StepLog(self._put_away)
+        self._rows = Rows(Spool(), Spool(), Spool())
         self._looks_s: set[float] = set()
         """When the loop is looked at, as far as that is known."""
         self._under_way: dict[int, _UnderWay] = {}
@@ -192,56 +171,51 @@ class _Timeline:
         """Steps that were cut off, and whose ranks SimPy still follows to their end."""
         self.changed: list[Changed] = []
         self._waits_to_send: list[tuple[int, list[int]]] = []
-        """Requests that replicas gave back at this instant, by place of their pool."""
+        """Numbers of requests that replicas gave back at this instant, by place of their pool."""
         self._until_s = math.inf
-
-    def _start_handing(self, trace: RequestTrace, tables: dict[str, StepTable]) -> HandOver | None:
-        wires, prefill = self._plan.transfer, self._plan.prefill
-        if wires is None or prefill is None:
-            return None
-        pool = self._pools[1].with_table(tables[self._names[1]])
-        most_ended = int(self._first.ranks.running[0].size)
-        return HandOver(pool, start_transfers(wires, prefill, self._plan, trace, most_ended))
 
     def run(self, until_s: float) -> None:
         """Let everything happen up to ``until_s``, that instant included."""
         self._until_s = until_s
-        for changes in self._plan.list_failures():
+        for changes in self._state.plan.list_failures():
             self._env.process(self._follow(changes))
         if self._by_ranks:
             self._look_at(0.0)
-        while self._feed.num_done[0] < self._num_requests:
+        while not self._state.is_done:
             next_s = min(self._env.peek(), until_s)
             if not self._by_ranks:
                 self._run_ahead(next_s)
-            is_done = self._feed.num_done[0] == self._num_requests
-            if is_done or next_s == math.inf or self._env.peek() > until_s:
+            if self._state.is_done or next_s == math.inf or self._env.peek() > until_s:
                 break
             self._env.step()
-        if self._feed.num_done[0] < self._num_requests:
-            for place, pool in enumerate(self._pools):
+        if not self._state.is_done:
+            for place, pool in enumerate(self._state.pools):
                 for replica in range(pool.num_replicas):
                     self._cut_step(place, replica, until_s)
         while self._num_cut:
             self._env.step()
 
-    @property
-    def _num_requests(self) -> int:
-        return len(self._first.requests.times)
+    def close(self) -> Rows:
+        """Put away all that is left."""
+        self._log.end()
+        while self._state.num_read < self._state.trace.num_requests:
+            self._put_requests_away(self._read_requests())
+            self._state.move_window(self._state.num_rows)
+        self._rows.requests.add(self._read_requests)
+        return self._rows
 
-    def log(self) -> NDArray[np.float64]:
-        """Rows of all steps, those of a replica in order of their start. They are handed out once:
-        a long log is not held twice.
-        """
-        parts = [self._log[: self._rows], *reversed(self._logs)]
-        self._logs.clear()
-        found = np.empty((sum(map(len, parts)), self._log.shape[1]))
-        begin = 0
-        while parts:
-            part = parts.pop()
-            found[begin : begin + len(part)] = part
-            begin += len(part)
-        return found
+    def _read_requests(self) -> pd.DataFrame:
+        state = self._state
+        return read_requests(state.plan, state.trace, self._pools, state.way_s)
+
+    def _put_requests_away(self, requests: pd.DataFrame) -> None:
+        self._rows.requests.add(lambda: requests)
+
+    def _put_away(self, log: list[NDArray[np.float64]]) -> None:
+        """Make tables of parts of the log."""
+        read = cache(partial(read_steps, log, self._pools))
+        self._rows.steps.add(lambda: read()[0])
+        self._rows.costs.add(lambda: read()[1])
 
     def _follow(self, changes: Iterator[Change]) -> ProcessGenerator:
         """Let what a policy says happen when it says it."""
@@ -250,12 +224,13 @@ class _Timeline:
             if change.at_s > self._until_s:
                 return
             self._run_ahead(change.at_s)
-            place = self._names.index(change.pool)
+            place = self._state.names.index(change.pool)
             if not change.starts:
                 for replica in change.replicas:
                     self._cut_step(place, replica, change.at_s)
-            self.changed.append(apply_change(change, place, self._pools, self._events))
-            self._balance_again(place)
+            state = self._state
+            self.changed.append(apply_change(change, place, state.pools, state.events))
+            state.balance_again(place)
             if not self._waits_to_send:
                 event = self._make_event(self._env.now, _AGAIN)
                 event.callbacks = [partial(self._send_again, at_s=change.at_s)]
@@ -263,99 +238,89 @@ class _Timeline:
 
     def _send_again(self, _: Event, at_s: float) -> None:
         """All that changes at this instant has changed."""
-        for place in range(len(self._pools)):
-            waiting = [r for own, again in self._waits_to_send if own == place for r in again]
-            send_again(waiting, place, at_s, self._events)
+        for place in range(len(self._state.pools)):
+            rows = [row for own, row in self._list_again() if own == place]
+            send_again(rows, place, at_s, self._state.events)
         self._waits_to_send.clear()
         if self._by_ranks:
             self._look_at(self._env.now)
 
-    def _balance_again(self, place: int) -> None:
-        """Replicas of a pool have stopped or started."""
-        pool = self._pools[place]
-        balance = pool.balance_again()
-        if place == 0:
-            self._first = self._first._replace(balance=balance)
-            return
-        assert self._handing is not None
-        assert self._plan.transfer is not None
-        decode, transfers = self._handing
-        receivers = pool.num_living * self._plan.transfer.decode_dp
-        self._handing = HandOver(
-            decode._replace(balance=balance), transfers._replace(receivers=max(1, receivers))
-        )
+    def _list_again(self) -> list[tuple[int, int]]:
+        """Place of the pool and row of each request that is to be sent again."""
+        first = self._state.first.requests.first
+        return [(place, r - first) for place, again in self._waits_to_send for r in again]
 
     def _cut_step(self, place: int, replica: int, at_s: float) -> None:
         """End the step that a replica has under way; no token comes of it."""
-        number = self._number_of(place, replica)
+        number = self._state.number_of(place, replica)
         if self._by_ranks:
             if number in self._under_way:
                 self._under_way.pop(number).cut_s = at_s
                 self._num_cut += 1
             return
-        if remove_events(self._events, [code_of(ENDS, number)]):
-            cut_row(self._find_row(place, replica), at_s)
-
-    def _find_row(self, place: int, replica: int) -> NDArray[np.float64]:
-        """The log row of the latest step of a replica."""
-        for log in (self._log[: self._rows], *reversed(self._logs)):
-            rows = np.flatnonzero((log[:, POOL] == place) & (log[:, REPLICA] == replica))
-            if len(rows):
-                found: NDArray[np.float64] = log[rows[-1]]
-                return found
-        raise ValueError(f"replica {replica} has taken no step")
-
-    def _number_of(self, place: int, replica: int) -> int:
-        """Number of a replica among those of all pools."""
-        return replica + place * self._pools[0].num_replicas
+        if remove_events(self._state.events, [code_of(ENDS, number)]):
+            cut_row(self._log.find_row(place, replica), at_s)
 
     def _run_ahead(self, until_s: float) -> None:
-        why = -1
+        why, log, state = -1, self._log, self._state
         while why != DONE:
-            why, self._rows = run_ahead(
-                self._events,
-                self._feed,
-                self._first,
-                self._handing,
+            why, log.num_taken = run_ahead(
+                state.events,
+                state.feed,
+                state.first,
+                state.handing,
                 until_s,
-                self._log,
-                self._rows,
+                log.rows,
+                log.num_taken,
                 not self._by_ranks,
             )
             if why == ASKS:
-                self._feed.chosen[0] = self._pools[self._feed.asks[0]].choose()
+                state.feed.chosen[0] = state.pools[state.feed.asks[0]].choose()
                 continue
+            if why == USED_UP:
+                self._move_window()
             if why == PRICE_WANTED:
-                self._price_step(int(self._feed.asks[0]))
+                self._price_step(int(state.feed.asks[0]))
             if why == STEP_FORMED:
-                self._env.process(self._take_step(self._log[self._rows - 1]))
-            if self._rows == len(self._log):
+                self._env.process(self._take_step(log.rows[log.num_taken - 1]))
+            if log.is_full:
                 self._start_log()
             if why != STEP_FORMED:
-                self._progress(int(self._feed.num_done[0]))
+                self._progress(int(state.feed.num_done[0]))
+
+    def _move_window(self) -> None:
+        """Put away the first requests that are settled, and go on with the next of the trace."""
+        state, requests = self._state, self._read_requests()
+        again = [row for _, row in self._list_again()]
+        count = count_settled(requests, state.pools, state.events, again)
+        if count:
+            self._put_requests_away(requests.iloc[:count])
+        state.move_window(count)
 
     def _price_step(self, number: int) -> None:
         """Price the step that a replica has formed, filling the entries that the table lacks."""
-        place = int(number >= self._pools[0].num_replicas)
-        pool, replica = self._pools[place], number - place * self._pools[0].num_replicas
-        table = self._handing.pool.table if self._handing and place else self._first.table
-        row = self._log[pool.clock.last_row[replica, 0]]
+        state = self._state
+        place, replica = state.find_replica(number)
+        pool = state.pools[place]
+        table = state.handing.pool.table if state.handing and place else state.first.table
+        row = self._log.rows[pool.clock.last_row[replica, 0]]
         while np.isnan(row[1]):
-            fill_entry(table, pool.prices, STREAMS[self._names[place]], *table.wanted.tolist())
+            fill_entry(table, pool.prices, STREAMS[state.names[place]], *table.wanted.tolist())
             row[1] = price_step(pool.requests, pool.ranks_of(replica), table, row[:POOL])
-        push_event(self._events, row[0] + row[1], code_of(ENDS, number))
+        push_event(state.events, row[0] + row[1], code_of(ENDS, number))
 
     def _start_log(self) -> None:
-        """Put the full log away, and begin another."""
-        self._logs.append(self._log)
-        self._log, self._rows = np.empty_like(self._log), 0
-        for pool in self._pools:
+        """Go on with another part of the log."""
+        state = self._state
+        next_s, _code = next_event(state.events, state.feed, state.first.requests.times)
+        self._log.go_on(next_s)
+        for pool in state.pools:
             pool.clock.run_row[:] = pool.clock.last_row[:] = -1
 
     def _take_step(self, row: NDArray[np.float64]) -> ProcessGenerator:
         """A formed step at a fidelity that simulates ranks."""
         place, replica = int(row[POOL]), int(row[REPLICA])
-        pool, number = self._pools[place], self._number_of(place, replica)
+        pool, number = self._state.pools[place], self._state.number_of(place, replica)
         step = self._under_way[number] = _UnderWay(row)
         taken = yield from self._by_ranks[place].take_step(
             self._env,
@@ -370,7 +335,7 @@ class _Timeline:
             return
         del self._under_way[number]
         self._by_ranks[place].taken.add(taken)
-        push_event(self._events, self._env.now, code_of(ENDS, number))
+        push_event(self._state.events, self._env.now, code_of(ENDS, number))
         self._look_at(self._env.now)
 
     def _look_at(self, at_s: float) -> None:
@@ -393,6 +358,7 @@ class _Timeline:
             return
         # An event may come a rounding error before its time.
         self._run_ahead(max(at_s, self._env.now))
-        next_s, _code = next_event(self._events, self._feed, self._first.requests.times)
+        state = self._state
+        next_s, _code = next_event(state.events, state.feed, state.first.requests.times)
         if next_s < math.inf:
             self._look_at(next_s)

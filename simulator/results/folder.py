@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -26,15 +26,19 @@ from typing import Any
 
 import pandas as pd
 
+from simulator.base.columns import Columns
 from simulator.base.errors import UserError
 from simulator.base.partial import hold_partial, new_of, replace_whole
 from simulator.base.spreadsheet import with_texts, write_csv
+from simulator.results.long_tables import read_long, write_long
 from simulator.results.run_file import read_run, write_run
 from simulator.results.shown_steps import step_text
 from simulator.results.tables import DeploymentRecord
 from simulator.results.token_time import make_token_time
 
-TABLES = ("requests", "steps", "moves", "ranks", "experts", "traffic", "spans")
+LONG_TABLES = ("requests", "steps")
+SHORT_TABLES = ("moves", "ranks", "experts", "traffic", "spans")
+TABLES = (*LONG_TABLES, *SHORT_TABLES)
 FILES = {
     *("run.json", "summary.csv", "token_time.csv", "faults.csv", "timeline.json"),
     *("report.html", "comparison.html"),
@@ -52,8 +56,10 @@ class Results:
     """``run.json``."""
     summary: pd.DataFrame
     """``summary.csv``: a row a deployment, in the scenario's order."""
-    requests: pd.DataFrame
-    steps: pd.DataFrame
+    requests: Mapping[str, Columns]
+    """By deployment."""
+    steps: Mapping[str, Columns]
+    """By deployment."""
     moves: pd.DataFrame
     ranks: pd.DataFrame
     experts: pd.DataFrame
@@ -80,10 +86,13 @@ class Results:
 
 def gather(run: dict[str, Any], summary: pd.DataFrame, records: list[DeploymentRecord]) -> Results:
     """Put the deployments' tables together."""
-    tables = {
-        name: pd.concat([getattr(r, name) for r in records], ignore_index=True) for name in TABLES
+    requests = {record.name: record.requests for record in records}
+    steps = {record.name: record.steps for record in records}
+    short = {
+        name: pd.concat([getattr(r, name) for r in records], ignore_index=True)
+        for name in SHORT_TABLES
     }
-    return Results(run=run, summary=summary, **tables)
+    return Results(run=run, summary=summary, requests=requests, steps=steps, **short)
 
 
 def write(results: Results, folder: Path, render: Callable[[Results], str]) -> None:
@@ -132,7 +141,9 @@ def _fill(folder: Path, results: Results, page: str) -> None:
     write_run(results.run, folder)
     write_csv(results.summary, folder / "summary.csv")
     write_csv(results.token_time, folder / "token_time.csv")
-    for name in TABLES:
+    for name in LONG_TABLES:
+        write_long(getattr(results, name), folder / f"{name}.parquet")
+    for name in SHORT_TABLES:
         getattr(results, name).to_parquet(folder / f"{name}.parquet", index=False)
     trace = chrome_trace(results.spans, partial(step_text, results.run))
     (folder / "timeline.json").write_text(json.dumps(trace), encoding="utf-8")
@@ -175,11 +186,18 @@ def merge(runs: list[tuple[Path, Results]]) -> Results:
             for name in results.deployments
         }
         tables = {
-            table: _rename(getattr(results, table), new_name) for table in ("summary", *TABLES)
+            table: _rename(getattr(results, table), new_name)
+            for table in ("summary", *SHORT_TABLES)
         }
+        requests, steps = (
+            {new_name[name]: columns for name, columns in long.items()}
+            for long in (results.requests, results.steps)
+        )
         facts = {new_name[name]: entry for name, entry in results.run["deployments"].items()}
         own = {"deployments": facts, "bands": _rename_bands(results.run.get("bands"), new_name)}
-        renamed.append(Results(run={**results.run, **own}, **tables))
+        renamed.append(
+            Results(run={**results.run, **own}, requests=requests, steps=steps, **tables)
+        )
     run = {key: value for key, value in first.run.items() if key != "verdict"}
     run["name"] = " and ".join(dict.fromkeys(str(results.run["name"]) for _, results in runs))
     run["deployments"] = {
@@ -191,9 +209,11 @@ def merge(runs: list[tuple[Path, Results]]) -> Results:
     }
     together = {
         table: pd.concat([getattr(r, table) for r in renamed], ignore_index=True)
-        for table in ("summary", *TABLES)
+        for table in ("summary", *SHORT_TABLES)
     }
-    return Results(run=run, **together)
+    requests = {name: columns for r in renamed for name, columns in r.requests.items()}
+    steps = {name: columns for r in renamed for name, columns in r.steps.items()}
+    return Results(run=run, requests=requests, steps=steps, **together)
 
 
 _BANDS = ("sources", "deployments", "better")
@@ -279,15 +299,17 @@ def read(folder: Path) -> Results:
         raise UserError(f"{folder}: is not a results folder (no run.json in it)")
     try:
         run = read_run(folder)
-        tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES}
+        names = list(run["deployments"])
+        requests, steps = (read_long(folder / f"{name}.parquet", names) for name in LONG_TABLES)
+        short = {name: pd.read_parquet(folder / f"{name}.parquet") for name in SHORT_TABLES}
         summary = _read_summary(folder / "summary.csv")
-        if list(run["deployments"]) != list(summary["deployment"]):
+        if names != list(summary["deployment"]):
             raise ValueError("run.json and summary.csv name other deployments")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder}: is not a whole results folder: {' '.join(str(error).split())}"
         ) from error
-    return Results(run=run, summary=summary, **tables)
+    return Results(run=run, summary=summary, requests=requests, steps=steps, **short)
 
 
 def _read_summary(path: Path) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from simulator.base.columns import Columns, Picked
 from simulator.config.workload import SLO
 from simulator.deployment.plan import DeploymentPlan
 from simulator.results.tables import STEP_PHASES, DeploymentRecord
@@ -220,7 +221,7 @@ def summarise(
     return pd.DataFrame(rows, columns=["deployment", *METRICS])
 
 
-def latencies(requests: pd.DataFrame) -> pd.DataFrame:
+def latencies(requests: Columns) -> pd.DataFrame:
     """``ttft_s``, ``tpot_s`` and ``e2e_s`` of every request; NaN for those that did not finish, and
     TPOT for those of one output token.
     """
@@ -271,15 +272,12 @@ def meets(latency: pd.DataFrame, slo: SLO) -> pd.Series:
 def _measure(plan: DeploymentPlan, record: DeploymentRecord, slo: SLO) -> dict[str, float]:
     everyone, steps = record.requests, record.steps
     is_finished = everyone["outcome"] == "finished"
-    requests = everyone if is_finished.all() else everyone[is_finished]
+    requests = everyone if is_finished.all() else Picked(everyone, is_finished.to_numpy())
     num_lost = int((everyone["outcome"] == "lost").sum())
-    latency = latencies(requests)
     # Who is lost comes when nobody is there, which counts as well.
     ended_s = np.fmax(everyone["finish_s"], everyone["arrival_s"]).max()
     duration_s = float(ended_s - everyone["arrival_s"].min())
     num_input, num_output = float(requests["num_input"].sum()), float(requests["num_output"].sum())
-    has_slo = any(limit is not None for limit in (slo.ttft_s, slo.tpot_s, slo.e2e_s))
-    met = meets(latency, slo)
     busy_s = float(steps["duration_s"].sum())
     num_replicas = sum(pool.serving.replicas for pool in plan.pools)
     found = {
@@ -291,8 +289,6 @@ def _measure(plan: DeploymentPlan, record: DeploymentRecord, slo: SLO) -> dict[s
         "output_tokens_per_s": num_output / duration_s,
         "total_tokens_per_s_per_gpu": (num_input + num_output) / duration_s / plan.num_gpus,
         "output_tokens_per_s_per_gpu": num_output / duration_s / plan.num_gpus,
-        "slo_attainment": _ratio(met.sum(), len(requests) + num_lost) if has_slo else np.nan,
-        "goodput_per_s": float(met.sum()) / duration_s if has_slo else np.nan,
         "utilisation": min(1.0, busy_s / num_replicas / duration_s),
         "load_imbalance": record.load_imbalance,
         "uniform_imbalance": record.uniform_imbalance,
@@ -313,7 +309,7 @@ def _measure(plan: DeploymentPlan, record: DeploymentRecord, slo: SLO) -> dict[s
         "recomputed_share": _recomputed_share(plan, requests, steps),
         "cost_per_million_tokens": _cost(plan, duration_s, num_output),
     }
-    found |= describe_latencies(latency)
+    found |= _measure_latencies(requests, slo, len(requests) + num_lost, duration_s)
     for level in (50, 99):
         found[f"itl_p{level}_s"] = record.itl.quantile_s(level / 100)
     for phase in STEP_PHASES:
@@ -321,12 +317,26 @@ def _measure(plan: DeploymentPlan, record: DeploymentRecord, slo: SLO) -> dict[s
     return {key: found[key] for key in METRICS}
 
 
+def _measure_latencies(
+    requests: Columns, slo: SLO, num_ended: int, duration_s: float
+) -> dict[str, float]:
+    """Latencies, and which of those that ended met the targets."""
+    latency = latencies(requests)
+    has_slo = any(limit is not None for limit in (slo.ttft_s, slo.tpot_s, slo.e2e_s))
+    met = float(meets(latency, slo).sum())
+    return {
+        **describe_latencies(latency),
+        "slo_attainment": _ratio(met, num_ended) if has_slo else np.nan,
+        "goodput_per_s": met / duration_s if has_slo else np.nan,
+    }
+
+
 def _ratio(part: float, whole: float) -> float:
     """NaN of nothing, such as where no request finished."""
     return float(part) / float(whole) if whole else np.nan
 
 
-def _recomputed_share(plan: DeploymentPlan, requests: pd.DataFrame, steps: pd.DataFrame) -> float:
+def _recomputed_share(plan: DeploymentPlan, requests: Columns, steps: Columns) -> float:
     """What is computed beyond each prompt once, over all that is computed as prompts are; the last
     token that a decode pool computes again for every prompt is not lost work.
     """
@@ -336,7 +346,7 @@ def _recomputed_share(plan: DeploymentPlan, requests: pd.DataFrame, steps: pd.Da
     return max(0.0, 1.0 - _ratio(once, steps["prefill_tokens"].sum()))
 
 
-def _busy_gpus(plan: DeploymentPlan, steps: pd.DataFrame) -> list[tuple[DeploymentPlan, float]]:
+def _busy_gpus(plan: DeploymentPlan, steps: Columns) -> list[tuple[DeploymentPlan, float]]:
     """Each pool, and its GPUs times the seconds of its steps."""
     if plan.prefill is None:
         return [(plan, plan.placement.layout.num_gpus * float(steps["duration_s"].sum()))]
@@ -348,7 +358,7 @@ def _busy_gpus(plan: DeploymentPlan, steps: pd.DataFrame) -> list[tuple[Deployme
     ]
 
 
-def _mfu(plan: DeploymentPlan, requests: pd.DataFrame, steps: pd.DataFrame) -> float:
+def _mfu(plan: DeploymentPlan, requests: Columns, steps: Columns) -> float:
     placement = plan.placement
     arrays = [
         requests[column].to_numpy(np.int64) for column in ("num_input", "num_output", "num_cached")

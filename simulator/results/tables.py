@@ -1,9 +1,10 @@
 """The rows that a run produces. Every backend (SimPy, compiled fast path, in-process, Ray) returns
 these and nothing else.
 
-All tables are pandas frames; every one has a first column ``deployment`` (the deployment's name).
-Times are seconds of virtual time since the first arrival. :mod:`simulator.results.folder` writes
-them, :mod:`simulator.report` reads them.
+Tables of requests and steps, which may be long, are read a column at a time
+(:mod:`simulator.base.columns`); the others are pandas frames. In these, and in every file, the
+first column is ``deployment`` (the deployment's name). Times are seconds of virtual time since the
+first arrival. :mod:`simulator.results.folder` writes them, :mod:`simulator.report` reads them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from simulator.base.columns import Columns
 from simulator.work.uniform_load import UniformImbalance
 
 STEP_PHASES = (
@@ -226,10 +228,11 @@ class DeploymentRecord:
     """What one deployment's run produced."""
 
     name: str
-    requests: pd.DataFrame
-    """``REQUEST_COLUMNS``, one row a request; times that never came are NaN."""
-    steps: pd.DataFrame
-    """``STEP_COLUMNS``, one row a step of an engine, or a run of steps that are alike."""
+    requests: Columns
+    """``REQUEST_COLUMNS`` but the deployment, one row a request; times that never came are NaN."""
+    steps: Columns
+    """``STEP_COLUMNS`` but the deployment, one row a step of an engine, or a run of steps that are
+    alike."""
     ranks: pd.DataFrame
     """``RANK_COLUMNS`` of ``shown_steps``; empty for a dense model."""
     experts: pd.DataFrame

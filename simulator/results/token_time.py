@@ -4,12 +4,13 @@ so that the parts add up to the time per output token.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from simulator.base.columns import Columns, Picked
 from simulator.results.tables import STEP_PHASES
 
 KINDS = ("decode", "mixed", "prefill", "cut")
@@ -28,7 +29,7 @@ COLUMNS = {
 """Seconds are a mean over all output tokens of the deployment but each request's first."""
 
 
-def kinds_of(steps: pd.DataFrame) -> pd.Series:
+def kinds_of(steps: Columns) -> NDArray[np.str_]:
     """What each step computes, one of :data:`KINDS`.
 
     >>> tokens = {"prefill_tokens": [0, 5, 5, 0], "decode_tokens": [3, 3, 0, 0]}
@@ -37,12 +38,11 @@ def kinds_of(steps: pd.DataFrame) -> pd.Series:
     """
     has_prompts, has_decodes = steps["prefill_tokens"] > 0, steps["decode_tokens"] > 0
     others = np.where(has_prompts, "prefill", "cut")
-    kinds = np.where(has_decodes, np.where(has_prompts, "mixed", "decode"), others)
-    return pd.Series(kinds, index=steps.index)
+    return np.where(has_decodes, np.where(has_prompts, "mixed", "decode"), others)
 
 
 def make_token_time(
-    requests: pd.DataFrame, steps: pd.DataFrame, moves: pd.DataFrame
+    requests: Mapping[str, Columns], steps: Mapping[str, Columns], moves: pd.DataFrame
 ) -> pd.DataFrame:
     """A row a deployment and kind of step, the columns of :data:`COLUMNS`.
 
@@ -52,32 +52,31 @@ def make_token_time(
     but the first took. A request that comes in the middle of a step counts for what is left of it.
 
     Args:
-        requests: ``REQUEST_COLUMNS``; those count that finished.
-        steps: ``STEP_COLUMNS``.
+        requests: ``REQUEST_COLUMNS`` by deployment; those count that finished.
+        steps: ``STEP_COLUMNS`` by deployment.
         moves: ``MOVE_COLUMNS``.
     """
     rows = [
         {"deployment": name, **row}
-        for name, own in requests.groupby("deployment", sort=False)
-        for row in _rows(
-            own, steps[steps["deployment"] == name], moves[moves["deployment"] == name]
-        )
+        for name, own in requests.items()
+        for row in _rows(own, steps[name], moves[moves["deployment"] == name])
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _rows(
-    requests: pd.DataFrame, steps: pd.DataFrame, moves: pd.DataFrame
-) -> Iterator[dict[str, object]]:
-    later = requests[(requests["num_output"] > 1) & (requests["outcome"] == "finished")]
+def _rows(requests: Columns, steps: Columns, moves: pd.DataFrame) -> Iterator[dict[str, object]]:
+    has_more = (requests["num_output"] > 1) & (requests["outcome"] == "finished")
+    later = Picked(requests, has_more.to_numpy())
     num_tokens = int((later["num_output"] - 1).sum())
     if not num_tokens:
         return
-    steps = steps[steps["pool"] != "prefill"]
-    has_moved = later["request"].isin(moves["request"])
-    weight = _count_going(later[~has_moved], steps).astype(np.float64)
+    steps = Picked(steps, (steps["pool"] != "prefill").to_numpy())
+    has_moved = later["request"].isin(moves["request"]).to_numpy()
+    weight = _count_going(Picked(later, ~has_moved), steps).astype(np.float64)
     if has_moved.any():
-        weight = weight + _weigh_stays(_list_stays(later[has_moved], moves), steps)
+        columns = ("request", "replica", "first_token_s", "finish_s")
+        moved = pd.DataFrame({column: later[column][has_moved] for column in columns})
+        weight = weight + _weigh_stays(_list_stays(moved, moves), steps)
     kinds, step_s = kinds_of(steps), float(steps["duration_s"].sum())
     for kind in KINDS:
         places = np.flatnonzero(kinds == kind)
@@ -100,17 +99,18 @@ def _rows(
             }
 
 
-def _count_going(requests: pd.DataFrame, steps: pd.DataFrame) -> NDArray[np.int64]:
+def _count_going(requests: Columns, steps: Columns) -> NDArray[np.int64]:
     """Requests of each step's replica that have their first token and not their last while it
     runs.
     """
     going = np.zeros(len(steps), dtype=np.int64)
-    replicas = steps["replica"].to_numpy()
-    for replica, own in requests.groupby("replica"):
-        places = np.flatnonzero(replicas == replica)
+    of_steps, of_requests = (table["replica"].to_numpy() for table in (steps, requests))
+    for replica in np.unique(of_requests):
+        places = np.flatnonzero(of_steps == replica)
         start_s = steps["start_s"].to_numpy()[places]
-        begun_s = np.sort(own["first_token_s"].to_numpy()) - _ROUNDING_S
-        ended_s = np.sort(own["finish_s"].to_numpy())
+        own = of_requests == replica
+        begun_s = np.sort(requests["first_token_s"].to_numpy()[own]) - _ROUNDING_S
+        ended_s = np.sort(requests["finish_s"].to_numpy()[own])
         going[places] = np.searchsorted(begun_s, start_s, "right")
         going[places] -= np.searchsorted(ended_s, start_s, "right")
     return going
@@ -130,7 +130,7 @@ def _list_stays(requests: pd.DataFrame, moves: pd.DataFrame) -> pd.DataFrame:
     return stays[stays["ended_s"] > stays["begun_s"]]
 
 
-def _weigh_stays(stays: pd.DataFrame, steps: pd.DataFrame) -> NDArray[np.float64]:
+def _weigh_stays(stays: pd.DataFrame, steps: Columns) -> NDArray[np.float64]:
     """Share of each step that stays at its replica cover, added up over them."""
     weight = np.zeros(len(steps))
     replicas = steps["replica"].to_numpy()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from simulator.base.columns import Columns, Picked
 from simulator.cost.engine_time import BEYOND_S, MEASURED_SEQUENCES
 from simulator.results.changes_text import tell_changes, tell_recomputation, tell_room_wait
 from simulator.results.folder import Results
@@ -271,17 +272,16 @@ def _numbers(row: pd.Series) -> str:
     )
 
 
-def _decodes(results: Results, name: str) -> pd.DataFrame:
-    steps = results.steps[results.steps["deployment"] == name]
-    return steps[(steps["prefill_tokens"] == 0) & (steps["decodes"] > 0)]
+def _decodes(results: Results, name: str) -> Columns:
+    steps = results.steps[name]
+    return Picked(steps, ((steps["prefill_tokens"] == 0) & (steps["decodes"] > 0)).to_numpy())
 
 
 def _queue(results: Results, name: str, row: pd.Series, short: str) -> str | None:
     """Whether requests pile up, and what they wait for, which says more of headroom than how busy
     an engine is: it is always busy.
     """
-    steps = results.steps[results.steps["deployment"] == name]
-    requests = results.requests[results.requests["deployment"] == name]
+    steps, requests = results.steps[name], results.requests[name]
     waiting = float((steps["waiting"] * steps["duration_s"]).sum() / steps["duration_s"].sum())
     if waiting <= _QUEUE:
         return None
@@ -298,12 +298,12 @@ def _queue(results: Results, name: str, row: pd.Series, short: str) -> str | Non
     return f"{short} queues at times: {waiting:.1f} requests wait {wait}; {kept}."
 
 
-def _limits(steps: pd.DataFrame, facts: dict[str, Any]) -> str:
+def _limits(steps: Columns, facts: dict[str, Any]) -> str:
     """What requests wait for, with its share of the time in which any waits, the longest first."""
     has_pools = (steps["pool"] != "both").any()  # each has limits of its own
     numbers = {key: "" if has_pools else f"{facts[key]:,} " for key in _LIMIT_FACTS}
-    queued = steps[steps["waiting"] > 0]
-    shares = queued.groupby("limited_by", observed=True)["duration_s"].sum()
+    queued = Picked(steps, (steps["waiting"] > 0).to_numpy())
+    shares = queued["duration_s"].groupby(queued["limited_by"], observed=True).sum()
     shares = (shares / shares.sum()).sort_values(ascending=False, kind="stable")
     named = [
         f"{_LIMIT_WORDS[str(limit)].format(**numbers)} ({_percent(share)} of that time)"
@@ -362,7 +362,7 @@ def _notes(results: Results, short: dict[str, str]) -> list[str]:
             + "."
         )
     for name in results.deployments:
-        steps = results.steps[results.steps["deployment"] == name]
+        steps = results.steps[name]
         most = int(steps["running"].max()) // facts[name]["num_batches"]
         if most > MEASURED_SEQUENCES and (steps["pool"] == "both").all():
             notes.append(

@@ -64,7 +64,7 @@ def parse_arguments(given: list[str] | None = None) -> argparse.Namespace:
         "--only",
         nargs="+",
         choices=list(every),
-        help=f"run these scenarios; {', '.join(opt_in)} is run only where it is named",
+        help=f"run these scenarios; only where they are named: {', '.join(opt_in)}",
     )
     parser.add_argument("--quick", action="store_true", help="smaller sizes: in about a minute")
     parser.add_argument("--out", type=Path, default=OUT, help=f"folder of the files ({OUT})")

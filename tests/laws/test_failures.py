@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from simulator.engine import timeline
+from simulator.engine import step_rows
 from simulator.engine.timeline import serve
 from simulator.policies.failures import Change
 from tests.cases import times
@@ -116,7 +116,7 @@ def test_a_loss_after_the_end_changes_nothing(tiny):
     later_s = float(before.requests_table()["finish_s"].max()) + 1
     after = serve(with_changes(plan, Change(later_s, "both", (0, 1), starts=False)), trace)
     pd.testing.assert_frame_equal(before.requests_table(), after.requests_table(), check_exact=True)
-    assert np.array_equal(before.log, after.log)
+    pd.testing.assert_frame_equal(before.steps, after.steps, check_exact=True)
 
 
 def test_with_no_replica_left_requests_are_lost_and_closed_loops_end(tiny):
@@ -267,7 +267,7 @@ def test_a_prompt_whose_cache_is_on_its_way_is_computed_once_more_and_no_more(ti
 def test_where_a_log_begins_anew_makes_no_difference(tiny, monkeypatch, rows):
     plan, trace = draw_failing(tiny, 3001)
     whole = tiny.serve(plan, trace)
-    monkeypatch.setattr(timeline, "_LOG_ROWS", rows)
+    monkeypatch.setattr(step_rows, "_LOG_ROWS", rows)
     parts = tiny.serve(plan, trace)
     pd.testing.assert_frame_equal(whole.requests_table(), parts.requests_table(), check_exact=True)
     for name in whole.pools:

@@ -78,7 +78,7 @@ def test_a_cache_leaves_when_it_is_computed_and_there_is_room(tiny, seed):
     transfer, table = plan.transfer, served.requests_table()
     decode, prefill = served.pools["decode"].requests, served.pools["prefill"].requests
     moved = transfer.goes_on(trace.num_output)
-    asked_s = served.sent_s + served.way_s
+    asked_s = table["arrival_s"].to_numpy() + served.way_s
     if not transfer.reserves_first:
         asked_s = prefill.first_s + transfer.handshake_s
     leaves_s = np.maximum(prefill.first_s + transfer.handshake_s, decode.reserved_s)

@@ -127,7 +127,7 @@ def test_run_json_says_which_steps_the_tables_are_of(tmp_path, fidelity):
         "shown_steps"
     ]
     assert set(shown) == set(results.ranks["phase"]) == set(results.spans["phase"])
-    steps = results.steps.set_index("start_s")
+    steps = results.steps["own"].set_index("start_s")
     for step in shown.values():
         assert len(step["prefill_tokens"]) == len(step["decode_tokens"]) == 4
         assert 1 < step["uniform_imbalance"]["mean"] < 4

@@ -23,8 +23,14 @@ def token_s(requests):
     return (later["finish_s"] - later["first_token_s"]).sum() / (later["num_output"] - 1).sum()
 
 
+def token_time(record):
+    return make_token_time(
+        {record.name: record.requests}, {record.name: record.steps}, record.moves
+    )
+
+
 def check_sums(record):
-    found = make_token_time(record.requests, record.steps, record.moves)
+    found = token_time(record)
     assert found["token_s"].sum() == pytest.approx(token_s(record.requests), rel=1e-9)
     np.testing.assert_allclose(found[PARTS].sum(axis=1), found["token_s"], rtol=1e-12)
     assert (found[[*PARTS, "token_s"]] >= -1e-12).all(axis=None)
@@ -71,18 +77,16 @@ def test_a_run_of_first_tokens_only_has_no_such_time(tiny):
     trace = tiny.trace(5, 1000.0)
     trace = dataclasses.replace(trace, num_output=np.ones_like(trace.num_output))
     record = tiny.run(tiny.plan("dense"), trace)
-    assert make_token_time(record.requests, record.steps, record.moves).empty
+    assert token_time(record).empty
 
 
 def test_deployments_are_kept_apart(tiny):
     records = [tiny.run(tiny.plan(model), tiny.trace(20, 1000.0)) for model in ("dense", "moe")]
-    requests, steps, moves = (
-        pd.concat(
-            [getattr(r, table).assign(deployment=str(n)) for n, r in enumerate(records)],
-            ignore_index=True,
-        )
-        for table in ("requests", "steps", "moves")
+    requests, steps = (
+        {str(n): getattr(record, table) for n, record in enumerate(records)}
+        for table in ("requests", "steps")
     )
+    moves = pd.concat([r.moves.assign(deployment=str(n)) for n, r in enumerate(records)])
     both = make_token_time(requests, steps, moves).groupby("deployment")["token_s"].sum()
     assert both.tolist() == pytest.approx([token_s(record.requests) for record in records])
 

@@ -136,7 +136,7 @@ def record(
     finish_s = first_s + (num_output - 1) * rng.lognormal(-3.5, 0.25, num_requests) / speed
     requests = pd.DataFrame(
         {
-            "deployment": name, "request": np.arange(num_requests), "replica": 0, "dp_rank": np.arange(num_requests) % num_ranks,
+            "request": np.arange(num_requests), "replica": 0, "dp_rank": np.arange(num_requests) % num_ranks,
             "arrival_s": arrival_s, "scheduled_s": (arrival_s + first_s) / 2, "first_token_s": first_s, ("finish_s"): finish_s,
             "num_input": rng.integers(10, 4000, num_requests), "num_output": num_output, ("num_cached"): 0, ("num_preemptions"): 0,
             "room_wait_s": 0.0, "transfer_s": 0.0, "num_retries": 0, "outcome": "finished",
@@ -148,7 +148,7 @@ def record(
     load = 1 + np.sin(start_s / 9) * 0.6 + rng.random(len(start_s)) * 0.3
     steps = pd.DataFrame(
         {
-            "deployment": name, "replica": 0, "pool": "both", "limited_by": "none", "start_s": start_s, "duration_s": duration_s, "num_steps": 1,
+            "replica": 0, "pool": "both", "limited_by": "none", "start_s": start_s, "duration_s": duration_s, "num_steps": 1,
             "prefill_tokens": rng.integers(0, 4000, len(start_s)), "decode_tokens": (30 * load).astype(int), "decodes": (30 * load).astype(int), ("running"): (30 * load).astype(int),
             "waiting": np.maximum(0, (load - 1.4) * 40).astype(int), "kv_used": np.clip(load / 2.2, 0, 1),
             **{f"{phase}_s": duration_s * share for phase, share in shares.items()},

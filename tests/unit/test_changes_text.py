@@ -19,7 +19,7 @@ def change(at_s, *replicas, starts=False, pool="both", had=0):
 
 def tell(changes, **row):
     run = {"deployments": {"A": {"changes": changes}}}
-    tables = dict.fromkeys(TABLES, pd.DataFrame())
+    tables = dict.fromkeys(TABLES, pd.DataFrame()) | {"requests": {}, "steps": {}}
     row = pd.Series({"num_retries": 0, "num_lost": 0, "num_requests": 100} | row)
     return tell_changes(Results(run=run, summary=pd.DataFrame(), **tables), "A", row, "A")
 

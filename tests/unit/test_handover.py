@@ -77,7 +77,7 @@ def test_the_scenario_runs_and_meets_the_targets(found, tmp_path):
         "the best MoE and the best dense one"
     )
     results = run_scenario(scenario, path)
-    requests = results.requests[results.requests["deployment"] == scenario.deployments[0].name]
+    requests = results.requests[scenario.deployments[0].name]
     assert outcome(requests, found.question.targets, scenario.workload.slo).met
 
 

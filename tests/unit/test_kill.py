@@ -71,7 +71,7 @@ def run(tmp_path, more, ranks=4):
 
 
 def test_a_run_says_what_stopped_and_what_became_of_the_requests(tmp_path):
-    whole = run(tmp_path, "").requests
+    whole = run(tmp_path, "").requests["own"]
     served = whole[whole["replica"] == 1].iloc[0]
     at_s = float(served["first_token_s"] + served["finish_s"]) / 2
     loss = f'failures = [{{ kind = "kill", at_s = {at_s}, gpu = 5, restart_s = 0.01 }}]'
@@ -94,7 +94,7 @@ def test_a_run_says_what_stopped_and_what_became_of_the_requests(tmp_path):
 def test_lost_requests_are_told_and_meet_no_target(tmp_path):
     late = 'failures = [{ kind = "kill", at_s = 0.06, gpu = 0 }]'
     results = run(tmp_path, late, ranks=8)
-    row, outcomes = results.summary.iloc[0], results.requests["outcome"]
+    row, outcomes = results.summary.iloc[0], results.requests["own"]["outcome"]
     assert 0 < row["num_lost"] == (outcomes == "lost").sum() < 5
     assert row["num_requests"] + row["num_lost"] == 5
     assert any(
@@ -106,7 +106,7 @@ def test_lost_requests_are_told_and_meet_no_target(tmp_path):
 def test_a_run_in_which_nothing_finishes_says_so(tmp_path):
     with pytest.raises(UserError, match="no step was taken: its replicas stop before any request"):
         run(tmp_path, 'failures = [{ kind = "kill", at_s = 0.0, node = 0 }]')
-    first_s = float(run(tmp_path, "").requests["scheduled_s"].min()) + 1e-4
+    first_s = float(run(tmp_path, "").requests["own"]["scheduled_s"].min()) + 1e-4
     with pytest.raises(UserError, match="no request finished: failures stop its replicas before"):
         run(tmp_path, f'failures = [{{ kind = "kill", at_s = {first_s}, node = 0 }}]')
 
@@ -122,5 +122,5 @@ def test_who_loses_requests_is_not_better_whatever_the_latencies(tmp_path):
     assert "it loses none, dies" in results.run["verdict"]["headline"]
     rows = results.summary.set_index("deployment")
     assert rows["num_lost"]["dies"] > 0
-    assert rows["duration_s"]["dies"] >= float(results.requests["arrival_s"].max())
+    assert rows["duration_s"]["dies"] >= float(results.requests["dies"]["arrival_s"].max())
     assert rows["ttft_p50_s"]["dies"] > 0

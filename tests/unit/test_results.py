@@ -10,6 +10,8 @@ import pytest
 from simulator.base.errors import UserError
 from simulator.cli.run import report
 from simulator.results.folder import (
+    LONG_TABLES,
+    SHORT_TABLES,
     TABLES,
     Results,
     check_writable,
@@ -38,6 +40,9 @@ def made(*names, **run):
         )
         for table in TABLES
     }
+    for table in LONG_TABLES:
+        rows = tables[table].drop(columns="deployment")
+        tables[table] = {name: rows.iloc[[n]] for n, name in enumerate(names)}
     spans = {
         "phase": "decode",
         "rank": 0,
@@ -79,10 +84,15 @@ def test_what_is_written_is_read_back_unchanged(tmp_path):
     assert found.run == results.run
     assert found.deployments == ["a", "b, c", "NA", "1"]
     assert found.summary["ttft_p50_s"][0] == 0.1 + 0.2
-    for table in ("summary", *TABLES):
+    for table in ("summary", *SHORT_TABLES):
         pd.testing.assert_frame_equal(
             getattr(found, table), getattr(results, table), check_dtype=False
         )
+    for table in LONG_TABLES:
+        own, other = getattr(found, table), getattr(results, table)
+        assert list(own) == list(other)
+        for name in own:
+            pd.testing.assert_frame_equal(own[name], other[name].reset_index(drop=True))
     assert [path.name for path in (tmp_path / "deep" / "er").iterdir()] == ["run"]
 
 
@@ -224,8 +234,10 @@ def test_merged_runs_keep_their_deployments_apart(tmp_path):
     assert list(found.run["deployments"]) == found.deployments
     assert found.run["name"] == "r and second"
     assert "verdict" not in found.run
-    for table in TABLES:
+    for table in SHORT_TABLES:
         assert set(getattr(found, table)["deployment"]) == set(found.deployments)
+    for table in LONG_TABLES:
+        assert list(getattr(found, table)) == found.deployments
 
 
 def test_runs_that_cannot_be_compared_are_not_merged(tmp_path):

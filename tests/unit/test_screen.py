@@ -111,7 +111,11 @@ def test_a_hostile_name_is_printed_in_the_comparison_and_comes_back_from_its_fol
         summary=run.summary.replace({"deployment": new}),
         **{
             name: getattr(run, name).replace({"deployment": new})
-            for name in ("requests", "steps", "ranks", "experts", "traffic", "spans")
+            for name in ("ranks", "experts", "traffic", "spans")
+        },
+        **{
+            table: {new.get(name, name): rows for name, rows in getattr(run, table).items()}
+            for table in ("requests", "steps")
         },
     )
     write(renamed, tmp_path / "out", lambda _: "")

@@ -72,7 +72,6 @@ def deployment(
     facts["num_gpus"] = int(row["num_gpus"])
     steps = pd.DataFrame(
         {
-            "deployment": name,
             "replica": 0,
             "pool": pool,
             "start_s": step_s * np.arange(5),
@@ -90,7 +89,6 @@ def deployment(
     )
     requests = pd.DataFrame(
         {
-            "deployment": name,
             "request": [0, 1],
             "replica": 0,
             "outcome": "finished",
@@ -110,8 +108,8 @@ def results(*made):
     tables = dict.fromkeys(TABLES, empty)
     tables |= {
         "moves": pd.DataFrame(columns=list(MOVE_COLUMNS)),
-        "steps": pd.concat([m[1] for m in made]),
-        "requests": pd.concat([m[2] for m in made]),
+        "steps": {m[0]["deployment"]: m[1] for m in made},
+        "requests": {m[0]["deployment"]: m[2] for m in made},
     }
     summary = pd.DataFrame([m[0] for m in made])
     return Results(

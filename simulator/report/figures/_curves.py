@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from simulator.base.columns import Columns
 from simulator.report import style
 from simulator.results.changes_text import tell_change
 from simulator.results.folder import Results
@@ -127,7 +127,7 @@ def _target_line(drawn: go.Figure, x: float, text: str) -> None:
 def over_time(
     results: Results,
     y: str,
-    in_bins: Callable[[pd.DataFrame, str, Array], Bins],
+    in_bins: Callable[[Columns, str, Array], Bins],
     hover: str,
     height: int = 260,
 ) -> go.Figure | None:
@@ -139,14 +139,18 @@ def over_time(
         in_bins: of a deployment's steps, its name and the bins' edges: the quantity in each bin.
         hover: Plotly's template for the value.
     """
-    steps = results.steps
-    if steps.empty:
+    drawn_of = {name: steps for name, steps in results.steps.items() if len(steps)}
+    if not drawn_of:
         return None
-    end_s = (steps["start_s"] + steps["duration_s"]).groupby(steps["deployment"]).max()
+    end_s = {
+        name: float((steps["start_s"] + steps["duration_s"]).max())
+        for name, steps in drawn_of.items()
+    }
+    last_s = max(end_s.values())
     # Bins hold a few steps each, or a short run would show its steps as spikes.
-    num_bins = int(np.clip(steps.groupby("deployment").size().max() // 3, 1, MAX_BINS))
-    edges_s = np.linspace(0, float(end_s.max()), num_bins + 1)
-    unit_s, unit = time_axis(float(end_s.max()))
+    num_bins = int(np.clip(max(map(len, drawn_of.values())) // 3, 1, MAX_BINS))
+    edges_s = np.linspace(0, last_s, num_bins + 1)
+    unit_s, unit = time_axis(last_s)
     width = seconds(float(edges_s[1]))
     has_changes = any(style.facts(results, name).get("changes") for name in results.deployments)
     changes = "<br>dotted: a replica stops, dashed: it serves again" if has_changes else ""
@@ -154,17 +158,17 @@ def over_time(
         f"Time since the first arrival, bins of {width} ({unit}){changes}", y, height
     )
     label, line = style.labels(results), style.lines(results)
-    for name, group in steps.groupby("deployment", sort=False):
-        bins = in_bins(group, str(name), edges_s)
+    for name, steps in drawn_of.items():
+        bins = in_bins(steps, name, edges_s)
         # The bin in which the run ends is only partly covered: its mean would look like a drop.
-        shown = edges_s[1:] <= float(end_s[name])
+        shown = edges_s[1:] <= end_s[name]
         shown[0] = True
         middles = np.float32(((edges_s[:-1] + edges_s[1:]) / 2 / unit_s)[shown])
-        common = {"x": middles, "name": label[str(name)]}
+        common = {"x": middles, "name": label[name]}
         drawn.add_scatter(
             **common,
             y=np.float32(bins.mean[shown]),
-            line=line[str(name)] | {"width": 1.6},
+            line=line[name] | {"width": 1.6},
             mode="lines" if shown.sum() > 12 else "lines+markers",
             hovertemplate=f"{hover} at %{{x:.3~g}} {unit}",
         )
@@ -172,7 +176,7 @@ def over_time(
             drawn.add_scatter(
                 **common,
                 y=np.float32(bins.peak[shown]),
-                line=line[str(name)] | {"width": 0.7},
+                line=line[name] | {"width": 0.7},
                 opacity=0.65,
                 mode="lines",
                 showlegend=False,
@@ -180,7 +184,7 @@ def over_time(
             )
     _mark_changes(drawn, results, unit_s)
     drawn.update_yaxes(rangemode="tozero", nticks=6)
-    drawn.update_xaxes(range=[0, float(end_s.max()) / unit_s])
+    drawn.update_xaxes(range=[0, last_s / unit_s])
     return drawn
 
 
@@ -202,21 +206,22 @@ def _mark_changes(drawn: go.Figure, results: Results, unit_s: float) -> None:
             )
 
 
-def level_in_bins(steps: pd.DataFrame, column: str, edges_s: Array) -> Bins:
+def level_in_bins(steps: Columns, column: str, edges_s: Array) -> Bins:
     """Mean and peak of a step's column in each bin, replicas added up."""
-    return Bins(mean_in_bins(steps, column, edges_s), peak_in_bins(steps, column, edges_s))
+    level = steps[column].to_numpy(float)
+    return Bins(mean_in_bins(steps, level, edges_s), peak_in_bins(steps, level, edges_s))
 
 
-def peak_in_bins(steps: pd.DataFrame, column: str, edges_s: Array) -> Array:
-    """The most that a step's column reaches in each bin, replicas added up; a replica between steps
-    counts as zero.
+def peak_in_bins(steps: Columns, value: Array, edges_s: Array) -> Array:
+    """The most that something reaches in each bin, replicas added up, of which there is a value a
+    step; a replica between steps counts as zero.
 
     >>> times = {"start_s": [0.0, 2.0], "duration_s": [1.0, 2.0]}
-    >>> steps = pd.DataFrame({"replica": [0, 0], **times, "waiting": [4, 6]})
-    >>> peak_in_bins(steps, "waiting", np.array([0.0, 0.5, 1.5, 2.0, 4.0]))
+    >>> steps = pd.DataFrame({"replica": [0, 0], **times})
+    >>> peak_in_bins(steps, np.array([4.0, 6.0]), np.array([0.0, 0.5, 1.5, 2.0, 4.0]))
     array([4., 4., 0., 6.])
     """
-    start_s, value = steps["start_s"].to_numpy(float), steps[column].to_numpy(float)
+    start_s = steps["start_s"].to_numpy(float)
     end_s = start_s + steps["duration_s"].to_numpy(float)
     times_s = np.r_[end_s, start_s]  # at one instant what ends comes before what begins
     order = np.argsort(times_s, kind="stable")
@@ -231,21 +236,23 @@ def peak_in_bins(steps: pd.DataFrame, column: str, edges_s: Array) -> Array:
     return np.maximum(peak, 0.0)
 
 
-def mean_in_bins(steps: pd.DataFrame, column: str, edges_s: Array) -> Array:
-    """Mean over time of a step's column in each bin, replicas added up; a replica between steps
-    counts as zero.
+def mean_in_bins(steps: Columns, value: Array, edges_s: Array) -> Array:
+    """Mean over time of something in each bin, replicas added up, of which there is a value a step;
+    a replica between steps counts as zero.
 
     >>> times = {"start_s": [0.0, 2.0], "duration_s": [1.0, 2.0]}
-    >>> steps = pd.DataFrame({"replica": [0, 0], **times, "waiting": [4, 6]})
-    >>> mean_in_bins(steps, "waiting", np.array([0.0, 2.0, 4.0]))
+    >>> steps = pd.DataFrame({"replica": [0, 0], **times})
+    >>> mean_in_bins(steps, np.array([4.0, 6.0]), np.array([0.0, 2.0, 4.0]))
     array([2., 6.])
     """
     total = np.zeros(len(edges_s) - 1)
-    for _, replica in steps.groupby("replica"):
-        replica = replica.sort_values("start_s")
-        start_s = replica["start_s"].to_numpy(float)
-        duration_s = replica["duration_s"].to_numpy(float)
-        area = np.cumsum(duration_s * replica[column].to_numpy(float))
+    replicas = steps["replica"].to_numpy()
+    begun_s, took_s = (steps[name].to_numpy(float) for name in ("start_s", "duration_s"))
+    for replica in np.unique(replicas):
+        own = np.flatnonzero(replicas == replica)
+        own = own[np.argsort(begun_s[own])]
+        start_s, duration_s = begun_s[own], took_s[own]
+        area = np.cumsum(duration_s * value[own])
         # The running integral is flat between steps and rises evenly within one.
         times_s = np.c_[start_s, start_s + duration_s].ravel()
         integral = np.c_[np.r_[0.0, area[:-1]], area].ravel()

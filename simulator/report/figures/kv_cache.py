@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-import pandas as pd
 import plotly.graph_objects as go
 
+from simulator.base.columns import Columns
 from simulator.base.frozen import Frozen
 from simulator.report.figures._curves import Array, Bins, level_in_bins, over_time
 from simulator.results.folder import Results
@@ -37,7 +37,7 @@ class KvCache(Frozen):
         return drawn
 
 
-def _share_in_bins(steps: pd.DataFrame, _: str, edges_s: Array) -> Bins:
+def _share_in_bins(steps: Columns, _: str, edges_s: Array) -> Bins:
     """Replicas' shares over their number: a replica between steps holds nothing."""
     added, num_replicas = level_in_bins(steps, "kv_used", edges_s), steps["replica"].nunique()
     return Bins(*(bins / max(num_replicas, 1) for bins in added if bins is not None))

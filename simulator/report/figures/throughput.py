@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from simulator.base.columns import Columns
 from simulator.base.frozen import Frozen
 from simulator.report.figures._curves import Bins, events_in_bins, mean_in_bins, over_time
 from simulator.results.folder import Results
@@ -28,12 +28,11 @@ class Throughput(Frozen):
     width: ClassVar[Literal["full", "half", "quarter"]] = "half"
 
     def draw(self, results: Results) -> go.Figure | None:
-        def in_bins(steps: pd.DataFrame, name: str, edges_s: NDArray[np.float64]) -> Bins:
-            requests = results.requests[results.requests["deployment"] == name]
+        def in_bins(steps: Columns, name: str, edges_s: NDArray[np.float64]) -> Bins:
             took_s = steps["duration_s"].where(steps["duration_s"] > 0)
-            rate = (steps["decode_tokens"] / took_s).fillna(0.0)
-            decoded = mean_in_bins(steps.assign(rate=rate), "rate", edges_s)
-            first_s = requests["first_token_s"].dropna().to_numpy()
+            rate = (steps["decode_tokens"] / took_s).fillna(0.0).to_numpy(float)
+            decoded = mean_in_bins(steps, rate, edges_s)
+            first_s = results.requests[name]["first_token_s"].dropna().to_numpy()
             first = events_in_bins(first_s, np.ones(len(first_s)), edges_s)
             return Bins(decoded + first, None)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from simulator.base.columns import Columns, Picked
 from simulator.base.frozen import Frozen
 from simulator.report.figures._curves import distribution
 from simulator.results.folder import Results
@@ -30,15 +30,12 @@ class Tpot(Frozen):
     width: ClassVar[Literal["full", "half", "quarter"]] = "half"
 
     def draw(self, results: Results) -> go.Figure | None:
-        values = {
-            str(name): self._values(group)
-            for name, group in results.requests.groupby("deployment", sort=False)
-        }
+        values = {name: self._values(requests) for name, requests in results.requests.items()}
         return distribution(results, values, "TPOT", (results.run.get("slo") or {}).get("tpot_s"))
 
     @staticmethod
-    def _values(requests: pd.DataFrame) -> NDArray[np.float64]:
-        several = requests[requests["num_output"] > 1]
+    def _values(requests: Columns) -> NDArray[np.float64]:
+        several = Picked(requests, (requests["num_output"] > 1).to_numpy())
         return (
             (several["finish_s"] - several["first_token_s"]) / (several["num_output"] - 1)
         ).to_numpy(float)

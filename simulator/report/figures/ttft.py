@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from simulator.base.columns import Columns
 from simulator.base.frozen import Frozen
 from simulator.report.figures._curves import distribution
 from simulator.results.folder import Results
@@ -28,12 +28,9 @@ class Ttft(Frozen):
     width: ClassVar[Literal["full", "half", "quarter"]] = "half"
 
     def draw(self, results: Results) -> go.Figure | None:
-        values = {
-            str(name): self._values(group)
-            for name, group in results.requests.groupby("deployment", sort=False)
-        }
+        values = {name: self._values(requests) for name, requests in results.requests.items()}
         return distribution(results, values, "TTFT", (results.run.get("slo") or {}).get("ttft_s"))
 
     @staticmethod
-    def _values(requests: pd.DataFrame) -> NDArray[np.float64]:
+    def _values(requests: Columns) -> NDArray[np.float64]:
         return (requests["first_token_s"] - requests["arrival_s"]).to_numpy(float)

@@ -25,7 +25,6 @@ from simulator.deployment.fits import fits_of
 from simulator.deployment.memory import check_requests
 from simulator.deployment.plan import DeploymentPlan, make_plan
 from simulator.engine import timeline as engine
-from simulator.engine.state import Requests
 from simulator.engine.table import StepTable, make_table
 from simulator.results.tables import STEP_PHASES
 from simulator.step.prices import Prices
@@ -45,14 +44,15 @@ class Served:
     """A run of one replica."""
 
     plan: DeploymentPlan
-    requests: Requests
+    requests: pd.DataFrame
+    """``REQUEST_COLUMNS`` but the deployment."""
     log: pd.DataFrame
     """A row a step, with the columns of ``LOG_COLUMNS``."""
 
     @property
     def output_per_s(self) -> float:
         """Output tokens of all requests over the time from the first arrival to the last token."""
-        return float(self.requests.num_output.sum() / np.nanmax(self.requests.finish_s))
+        return float(self.requests["num_output"].sum() / self.requests["finish_s"].max())
 
     @cached_property
     def shares(self) -> dict[str, float]:
@@ -119,7 +119,7 @@ def serve(
     found = engine.serve(
         plan, trace, fill=lambda pool, _: _table(named, pool.max_tokens), way_s=0.0
     )
-    return Served(plan, found.pools["both"].requests, found.steps_of("both"))
+    return Served(plan, found.requests_table(), found.steps_of("both"))
 
 
 @lru_cache(maxsize=8)

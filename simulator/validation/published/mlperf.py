@@ -244,7 +244,7 @@ def _reached(case: _Row) -> tuple[float, Served]:
     if case.scenario == "offline":
         batch = benchmark.max_sequences
         short = serve(deployment, *_queries(benchmark, _FIRST_TURNS * batch))
-        wanted = int(_OFFLINE_S * short.output_per_s / float(short.requests.num_output.mean()))
+        wanted = int(_OFFLINE_S * short.output_per_s / float(short.requests["num_output"].mean()))
         count = int(np.clip(wanted, _FIRST_TURNS * batch, _MOST_TURNS * batch))
         offline = serve(deployment, *_queries(benchmark, count))
         return offline.output_per_s, offline
@@ -255,7 +255,7 @@ def _reached(case: _Row) -> tuple[float, Served]:
             f"{case.benchmark}: the limits of its server scenario are not known; "
             "add ttft_limit_ms and tpot_limit_ms"
         )
-    mean_output = float(offline.requests.num_output.mean())
+    mean_output = float(offline.requests["num_output"].mean())
     # An offline run ends with few requests at once, so a server that is never empty may do better.
     low, high = 0.0, offline.output_per_s / mean_output * 1.15
     best = offline
@@ -314,17 +314,7 @@ def _queries(benchmark: Benchmark, count: int) -> tuple[NDArray[np.int64], NDArr
 
 
 def _meets(served: Served, limits: tuple[float | None, ...]) -> bool:
-    requests = served.requests
-    found = latencies(
-        pd.DataFrame(
-            {
-                "arrival_s": requests.arrival_s,
-                "first_token_s": requests.first_s,
-                "finish_s": requests.finish_s,
-                "num_output": requests.num_output,
-            }
-        )
-    )
+    found = latencies(served.requests)
     return all(
         limit is None or found[name].quantile(0.99) <= limit
         for name, limit in zip(("ttft_s", "tpot_s"), limits, strict=True)

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
 from simulator.deployment.plan import DeploymentPlan
-from simulator.engine.step_log import LOG_COLUMNS, ROW_STEPS
+from simulator.engine.step_log import LOG_COLUMNS
 from simulator.engine.table import StepTable
 from simulator.engine.timeline import serve
+from simulator.results.metrics import latencies
 from simulator.workload.traces import RequestTrace
 
 
@@ -42,12 +43,11 @@ def serve_closed_loop(plan: DeploymentPlan, table: StepTable, trace: RequestTrac
         raise UserError(f"deployment '{plan.name}': a closed loop needs a concurrency")
     one = replace(plan, serving=replace(plan.serving, replicas=1))
     served = serve(one, trace, fill=lambda *_: table, way_s=0.0)
-    requests = served.pools["both"].requests
-    more_tokens = np.where(requests.num_output > 1, requests.num_output - 1, np.nan)
+    latency, steps = latencies(served.requests), served.steps_of("both")
     return ClosedLoop(
-        ttft_s=requests.first_s - requests.arrival_s,
-        tpot_s=(requests.finish_s - requests.first_s) / more_tokens,
-        arrival_s=requests.arrival_s.copy(),
-        steps=served.log[:, : len(LOG_COLUMNS)],
-        num_steps=served.log[:, ROW_STEPS],
+        ttft_s=latency["ttft_s"].to_numpy(),
+        tpot_s=latency["tpot_s"].to_numpy(),
+        arrival_s=served.requests["arrival_s"].to_numpy(),
+        steps=steps[list(LOG_COLUMNS)].to_numpy(),
+        num_steps=steps["num_steps"].to_numpy(np.float64),
     )

@@ -4,7 +4,7 @@ content, not by name.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -73,6 +73,20 @@ class TraceFormat(Protocol):
                 request.
         """
         ...
+
+
+def cut_trace(trace: RequestTrace, first: int, end: int) -> RequestTrace:
+    """The requests from ``first`` up to ``end``, whose prefix blocks keep their numbers; without
+    copies.
+    """
+    has_prefixes = trace.prefix_block_tokens > 0
+    return replace(
+        trace,
+        arrival_s=trace.arrival_s[first:end],
+        num_input=trace.num_input[first:end],
+        num_output=trace.num_output[first:end],
+        prefix_starts=trace.prefix_starts[first : end + 1] if has_prefixes else trace.prefix_starts,
+    )
 
 
 def take_prefixes(

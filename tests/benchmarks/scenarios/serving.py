@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.pool import PoolState
 from simulator.engine.served import Served
-from simulator.engine.step_log import ROW_STEPS
 from simulator.engine.table import StepTable, make_table
 from simulator.engine.timeline import serve
 from simulator.workload.traces import RequestTrace
@@ -118,7 +117,7 @@ class Tables:
 
 def count_steps(served: Served) -> int:
     """Steps of all replicas."""
-    return int(served.log[:, ROW_STEPS].sum())
+    return int(served.steps["num_steps"].sum())
 
 
 def measure(effort: Effort, tell: Callable[[str], None]) -> Iterator[Row]:

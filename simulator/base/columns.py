@@ -1,0 +1,223 @@
+"""Tables that are read a column at a time: frames, or rows in a file that memory would not hold.
+
+A table that comes in parts is a frame as long as there is one part; from the second on parts are
+row groups of a Parquet file that has no name, so that nothing of it is left when a process ends.
+"""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import chain
+from typing import IO, Any, Protocol
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pandas.api.types import union_categoricals
+
+from simulator.base.errors import UserError
+from simulator.base.reading import refuse_damage
+
+
+class Columns(Protocol):
+    """A table of which single columns are looked at."""
+
+    def __getitem__(self, name: str, /) -> pd.Series:
+        """A column, its rows in the table's order."""
+        ...
+
+    def __len__(self) -> int:
+        """Rows."""
+        ...
+
+
+class Picked:
+    """Some rows of a table."""
+
+    def __init__(self, columns: Columns, is_own: NDArray[np.bool_]) -> None:
+        """The rows of ``columns`` for which ``is_own`` is true."""
+        self._columns, self._is_own = columns, is_own
+
+    def __getitem__(self, name: str, /) -> pd.Series:
+        return self._columns[name][self._is_own]
+
+    def __len__(self) -> int:
+        return int(self._is_own.sum())
+
+
+class StoredColumns:
+    """Rows in a Parquet file; whoever asks for a column has it read."""
+
+    def __init__(self, file: IO[bytes], groups: list[int] | None = None) -> None:
+        """Rows of some row groups, by default of all, of a file that is closed with this object."""
+        weakref.finalize(self, file.close)
+        self._bytes = file
+        self._file = _parquet().ParquetFile(file)
+        self._groups = list(range(self._file.num_row_groups)) if groups is None else groups
+
+    def __getitem__(self, name: str, /) -> pd.Series:
+        parts = map(partial(self._read_part, name), self._groups)
+        first = next(parts)
+        if first.dtype.kind not in "if":
+            return pd.Series(union_categoricals([first.astype("category"), *parts]))
+        # Part by part into its place: all parts beside the whole would take twice the room.
+        values, begin = np.empty(len(self), dtype=first.to_numpy().dtype), 0
+        for part in chain([first], parts):
+            values[begin : begin + len(part)] = part
+            begin += len(part)
+        return pd.Series(values, copy=False)
+
+    def __len__(self) -> int:
+        metadata = self._file.metadata
+        return sum(metadata.row_group(group).num_rows for group in self._groups)
+
+    def _read_part(self, name: str, group: int) -> pd.Series:
+        with refuse_damage(str(self._bytes.name), "a Parquet file"):
+            part: pd.Series = self._file.read_row_group(group, columns=[name]).to_pandas()[name]
+        return part
+
+    def frames(self) -> Iterator[pd.DataFrame]:
+        """All columns, a row group at a time."""
+        for group in self._groups:
+            yield self._file.read_row_group(group).to_pandas()
+
+    def __getstate__(self) -> tuple[bytes, list[int]]:
+        """What another process needs: the whole file."""
+        self._bytes.seek(0)
+        return self._bytes.read(), self._groups
+
+    def __setstate__(self, state: tuple[bytes, list[int]]) -> None:
+        file = _open_unnamed()
+        with _told_if_full():
+            file.write(state[0])
+            file.flush()
+        StoredColumns.__init__(self, file, state[1])
+
+
+def list_frames(columns: Columns) -> Iterator[pd.DataFrame]:
+    """A table in parts that memory holds."""
+    if isinstance(columns, StoredColumns):
+        yield from columns.frames()
+    else:
+        assert isinstance(columns, pd.DataFrame)
+        yield columns
+
+
+def read_whole(columns: Columns) -> pd.DataFrame:
+    """A table as one frame."""
+    return pd.concat(list(list_frames(columns)), ignore_index=True)
+
+
+class Spool:
+    """A table that comes part by part; an only part is not made before somebody looks at it."""
+
+    def __init__(self) -> None:
+        """Nothing has come."""
+        self._only: Callable[[], pd.DataFrame] | None = None
+        self._file: IO[bytes] | None = None
+        self._writer: Any = None
+
+    def add(self, make: Callable[[], pd.DataFrame]) -> None:
+        """Put more rows behind those that have come, if there are any.
+
+        Raises:
+            UserError: if there is no room on disk.
+        """
+        if self._writer is None and self._only is None:
+            self._only = make
+            return
+        part, first = make(), self._only and self._only()
+        if first is not None and not len(first):
+            self._only = lambda: part
+        elif len(part):
+            with _told_if_full():
+                self._write(part, first)
+
+    def _write(self, part: pd.DataFrame, first: pd.DataFrame | None) -> None:
+        if first is not None:
+            self._only, self._file = None, _open_unnamed()
+            self._writer = ParquetParts(self._file)
+            self._unused = weakref.finalize(self, _throw_away, self._writer, self._file)
+            self._writer.add(first)
+        self._writer.add(part)
+
+    def close(self) -> Columns:
+        """The table, to which nothing is added any more.
+
+        Raises:
+            UserError: if there is no room on disk.
+            ValueError: if no part has come.
+        """
+        if self._only is not None:
+            return self._only()
+        if self._file is None:
+            raise ValueError("a table of no part has no columns")
+        with _told_if_full():
+            self._writer.close()
+            self._file.flush()
+        self._unused.detach()
+        return StoredColumns(self._file)
+
+
+class ParquetParts:
+    """A Parquet file that is written a row group at a time."""
+
+    def __init__(self, file: Any) -> None:
+        """Into a file that is open, or a path."""
+        self._file = file
+        self._writer: Any = None
+        self._arrow = importlib.import_module("pyarrow")
+
+    def add(self, part: pd.DataFrame, **first: str) -> None:
+        """Write rows, which make a row group; none behind others make none.
+
+        Args:
+            first: further columns, each of one value, before the others.
+        """
+        for place, (name, value) in enumerate(first.items()):
+            part = part.copy(deep=False)
+            part.insert(place, name, value)
+        table = self._arrow.Table.from_pandas(part, preserve_index=False)
+        if self._writer is None:
+            self._writer = _parquet().ParquetWriter(self._file, table.schema)
+        elif not len(part):
+            return
+        self._writer.write_table(table)
+
+    def close(self) -> None:
+        """All is written."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _throw_away(parts: ParquetParts, file: IO[bytes]) -> None:
+    """Nobody wants the rows: what is open is closed in its order."""
+    with suppress(OSError):
+        parts.close()
+    file.close()
+
+
+@contextmanager
+def _told_if_full() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{tempfile.gettempdir()}: has no room for what a long run leaves "
+            f"({error.strerror or error}); let TMPDIR name a folder that has"
+        ) from error
+
+
+def _open_unnamed() -> IO[bytes]:
+    """A file that is gone when it is closed, or when this process ends."""
+    return tempfile.TemporaryFile()
+
+
+def _parquet() -> Any:
+    """Untyped, as all that is pyarrow's, and not loaded before a table is long."""
+    return importlib.import_module("pyarrow.parquet")

@@ -1,0 +1,158 @@
+"""What the compiled loop works on: the pools with their window on the trace, how requests come to
+them, and the events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from simulator.deployment.plan import DeploymentPlan
+from simulator.engine.events import start_events
+from simulator.engine.hand_over import HandOver
+from simulator.engine.pool import PoolState
+from simulator.engine.sending import Feed
+from simulator.engine.table import StepTable
+from simulator.engine.transfers import start_transfers
+from simulator.engine.windows import ROWS, move_events, move_window
+from simulator.workload.traces import RequestTrace
+
+POOLS: tuple[str, ...] = ("both", "prefill", "decode")
+"""Names of pools, that which requests come to first before the other."""
+_NEVER = 1 << 62
+
+
+class LoopState:
+    """The arguments of :func:`simulator.engine.replicas.run_ahead`."""
+
+    def __init__(
+        self,
+        plan: DeploymentPlan,
+        trace: RequestTrace,
+        pools: Mapping[str, PoolState],
+        tables: Mapping[str, StepTable],
+        way_s: float,
+    ) -> None:
+        """The first requests of the trace have rows; none has come.
+
+        Args:
+            way_s: seconds from the client to the scheduler.
+        """
+        self.plan, self.trace, self.way_s = plan, trace, way_s
+        self.names = [name for name in POOLS if name in pools]
+        self.pools = [pools[name] for name in self.names]
+        self.num_read = 0
+        """Requests of the trace that have, or had, a row."""
+        self.events = start_events(0)
+        self.feed = _start_feed(trace, way_s)
+        self.first = self.pools[0].with_table(tables[self.names[0]])
+        self.handing = self._start_handing(tables)
+        self._transfers = self.handing.transfers if self.handing else None
+        self.move_window(0)
+
+    def _start_handing(self, tables: Mapping[str, StepTable]) -> HandOver | None:
+        wires, prefill = self.plan.transfer, self.plan.prefill
+        if wires is None or prefill is None:
+            return None
+        pool = self.pools[1].with_table(tables[self.names[1]])
+        most_ended = int(self.first.ranks.running[0].size)
+        transfers = start_transfers(wires, prefill, self.plan, self.trace, most_ended)
+        return HandOver(pool, transfers)
+
+    @property
+    def num_rows(self) -> int:
+        """Requests in the window."""
+        return len(self.first.requests.times)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no request needs anything more."""
+        return bool(self.feed.num_done[0] == self.trace.num_requests)
+
+    def move_window(self, count: int) -> None:
+        """Let the first rows go, and add rows for the next requests of the trace."""
+        begin, stay = self.num_read, self.num_rows - count
+        concurrency = self.trace.concurrency or 0
+        end = min(begin + max(ROWS, stay // 4, concurrency + 1), self.trace.num_requests)
+        arrival_s = self.trace.arrival_s[begin:end]
+        if self.feed.is_closed:
+            arrival_s = np.where(np.arange(begin, end) < concurrency, 0.0, np.inf)
+        # At the scheduler; the record says when requests were sent.
+        move_window(self.pools[0], count, arrival_s + self.way_s)
+        for pool in self.pools[1:]:  # where caches arrive
+            move_window(pool, count, np.full(end - begin, np.nan))
+        self.num_read = end
+        self._use_rows()
+        self._move_feed(count, concurrency if begin == 0 else 0)
+        num_replicas = sum(pool.num_replicas for pool in self.pools)
+        may_return = len(self.pools) > 1 or bool(self.plan.failures)
+        # A request may be about to come to both pools.
+        most = 2 * num_replicas + self.num_rows * may_return * len(self.pools) + 1
+        self.events = move_events(self.events, count, most)
+
+    def _move_feed(self, count: int, num_begin: int) -> None:
+        feed, num_rows = self.feed, self.num_rows
+        feed.num_come[0] -= count
+        feed.num_released[0] += min(num_begin, num_rows) - count
+        if not feed.is_closed:
+            feed.num_released[0] = num_rows
+        # All that are in flight may end, and be followed by others, at once.
+        spare = self.trace.concurrency or 0
+        is_last = self.num_read == self.trace.num_requests
+        feed.used_up[0] = _NEVER if is_last else num_rows - spare
+
+    def _use_rows(self) -> None:
+        """Let compiled code work on the rows that the pools have now."""
+        first = self.pools[0]
+        self.first = self.first._replace(requests=first.requests, balance=first.balance)
+        if self.handing is None or self._transfers is None:
+            return
+        pool, rows = self.pools[1], slice(first.requests.first, self.num_read)
+        decode = self.handing.pool._replace(requests=pool.requests, balance=pool.balance)
+        transfers = self.handing.transfers._replace(
+            goes_on=self._transfers.goes_on[rows],
+            send_s=self._transfers.send_s[rows],
+            receive_s=self._transfers.receive_s[rows],
+        )
+        self.handing = HandOver(decode, transfers)
+
+    def balance_again(self, place: int) -> None:
+        """Replicas of a pool have stopped or started."""
+        pool = self.pools[place]
+        balance = pool.balance_again()
+        if place == 0:
+            self.first = self.first._replace(balance=balance)
+            return
+        assert self.handing is not None
+        assert self.plan.transfer is not None
+        decode, transfers = self.handing
+        receivers = pool.num_living * self.plan.transfer.decode_dp
+        self.handing = HandOver(
+            decode._replace(balance=balance), transfers._replace(receivers=max(1, receivers))
+        )
+
+    def number_of(self, place: int, replica: int) -> int:
+        """Number of a pool's replica among those of all pools."""
+        return replica + place * self.pools[0].num_replicas
+
+    def find_replica(self, number: int) -> tuple[int, int]:
+        """Place of the pool and replica in it, by the number among those of all pools."""
+        place = int(number >= self.pools[0].num_replicas)
+        return place, number - place * self.pools[0].num_replicas
+
+
+def _start_feed(trace: RequestTrace, way_s: float) -> Feed:
+    def count(value: int = 0) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        return np.full(1, value, dtype=np.int64)
+
+    return Feed(
+        num_come=count(),
+        num_released=count(),
+        is_closed=trace.concurrency is not None,
+        way_s=way_s,
+        num_done=count(),
+        chosen=count(-1),
+        used_up=count(),
+        asks=count(),
+    )

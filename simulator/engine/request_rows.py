@@ -1,0 +1,128 @@
+"""What has become of the requests in the window, a row each as tables have them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from simulator.cost.transfer import Transfer
+from simulator.deployment.plan import DeploymentPlan
+from simulator.engine.pool import PoolState
+from simulator.engine.state import Floats, Ints, Requests
+from simulator.results.tables import OUTCOMES
+from simulator.workload.traces import RequestTrace
+
+
+def read_requests(
+    plan: DeploymentPlan, trace: RequestTrace, pools: Mapping[str, PoolState], way_s: float
+) -> pd.DataFrame:
+    """``REQUEST_COLUMNS`` but the deployment, of the requests that the pools have rows for.
+
+    Args:
+        pools: by name, ``both`` or ``prefill`` and ``decode``.
+        way_s: seconds from the client to the scheduler.
+    """
+    first = (pools.get("prefill") or pools["both"]).requests
+    end = first.first + len(first.times)
+    # Of an open loop exactly what the trace says.
+    is_open = trace.concurrency is None
+    sent_s = np.array(trace.arrival_s[first.first : end] if is_open else first.arrival_s - way_s)
+    if plan.transfer is None:
+        return _one_pool(pools["both"], sent_s)
+    return _two_pools(pools["prefill"], pools["decode"], plan.transfer, sent_s, way_s)
+
+
+def _one_pool(pool: PoolState, sent_s: Floats) -> pd.DataFrame:
+    requests, count = pool.requests, len(sent_s)
+    return pd.DataFrame(
+        {
+            "request": requests.first + np.arange(count),
+            "replica": pool.replica_of,
+            "dp_rank": requests.dp_rank,
+            "arrival_s": sent_s,
+            "scheduled_s": requests.scheduled_s,
+            "first_token_s": requests.first_s,
+            "finish_s": requests.finish_s,
+            "num_input": requests.num_input,
+            "num_output": requests.num_output,
+            "num_cached": requests.cached,
+            "num_preemptions": requests.preemptions,
+            "num_retries": _count_retries(requests),
+            "outcome": _outcomes(requests.finish_s, requests.lost_s),
+            "prefill_replica": np.full(count, -1),
+            "room_wait_s": np.zeros(count),
+            "transfer_s": np.zeros(count),
+            "transfer_bytes": np.zeros(count),
+        }
+    )
+
+
+def _two_pools(
+    prefill: PoolState, decode: PoolState, transfer: Transfer, sent_s: Floats, way_s: float
+) -> pd.DataFrame:
+    prompts, decodes = prefill.requests, decode.requests
+    moved = transfer.goes_on(decodes.num_output)
+    first_s = np.where(moved, decodes.first_s, prompts.first_s)
+    finish_s = np.where(moved, decodes.finish_s, first_s)
+    lost_s = np.fmax(prompts.lost_s, decodes.lost_s)
+    has_left = moved & ~np.isnan(decodes.arrival_s)
+    held_s = _held_s(transfer, prompts, decodes)
+    waits_s = _room_waits_s(transfer, prompts, decodes, held_s, sent_s + way_s)
+    num_bytes = [transfer.num_bytes(int(tokens)) for tokens in prompts.num_input]
+    return pd.DataFrame(
+        {
+            "request": decodes.first + np.arange(len(moved)),
+            "replica": np.where(moved, decode.replica_of, -1),
+            "dp_rank": np.where(moved, decodes.dp_rank, -1),
+            "arrival_s": sent_s,
+            "scheduled_s": prompts.scheduled_s,
+            "first_token_s": first_s,
+            "finish_s": finish_s,
+            "num_input": decodes.num_input,
+            "num_output": decodes.num_output,
+            "num_cached": prompts.cached,
+            "num_preemptions": prompts.preemptions + decodes.preemptions,
+            "num_retries": _count_retries(prompts) + _count_retries(decodes),
+            "outcome": _outcomes(finish_s, lost_s),
+            "prefill_replica": np.where(
+                prefill.replica_of < 0, -1, prefill.replica_of + decode.num_replicas
+            ),
+            "room_wait_s": np.where(moved & ~np.isnan(decodes.reserved_s), waits_s, 0.0),
+            "transfer_s": np.where(has_left, decodes.arrival_s - prompts.first_s - held_s, 0.0),
+            "transfer_bytes": np.where(has_left, num_bytes, 0.0),
+        }
+    )
+
+
+def _held_s(transfer: Transfer, prompts: Requests, decodes: Requests) -> Floats:
+    """Seconds for which caches that were ready to leave waited for room in the decode pool."""
+    ready_s = prompts.first_s + transfer.handshake_s
+    held_s: Floats = np.maximum(decodes.reserved_s - ready_s, 0.0)
+    return held_s
+
+
+def _room_waits_s(
+    transfer: Transfer, prompts: Requests, decodes: Requests, held_s: Floats, asked_s: Floats
+) -> Floats:
+    """Seconds for which requests waited for room in the decode pool, computed or not."""
+    if not transfer.reserves_first:
+        return held_s
+    first_s = np.fmax(prompts.first_s, asked_s)
+    before_s = np.maximum(np.minimum(decodes.reserved_s, first_s) - asked_s, 0.0)
+    waits_s: Floats = before_s + np.nan_to_num(held_s)
+    return waits_s
+
+
+def _count_retries(requests: Requests) -> Ints:
+    """Times that each request was sent again: not when it was given back and nobody was there."""
+    found: Ints = requests.retries - ((requests.retries > 0) & ~np.isnan(requests.lost_s))
+    return found
+
+
+def _outcomes(finish_s: Floats, lost_s: Floats) -> pd.Series:
+    """What became of each request, one of :data:`~simulator.results.tables.OUTCOMES`."""
+    codes = np.where(np.isnan(finish_s), OUTCOMES.index("unfinished"), OUTCOMES.index("finished"))
+    codes[~np.isnan(lost_s)] = OUTCOMES.index("lost")
+    return pd.Series(pd.Categorical.from_codes(codes.astype("int8"), pd.Index(OUTCOMES)))

@@ -1,0 +1,105 @@
+"""The log of steps: rows that compiled code fills, and the tables that are made of those whose
+steps have ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from simulator.engine.pool import PoolState
+from simulator.engine.state import Floats
+from simulator.engine.step_log import DECODES, LOG_COLUMNS, NUM_COLUMNS, POOL, REPLICA, ROW_STEPS
+from simulator.results.tables import ADMISSION_LIMITS, STEP_COLUMNS
+
+_LOG_ROWS = 8192
+HELD_ROWS = 1 << 17
+"""Rows that are held before they are put away."""
+COST_COLUMNS = ("load_imbalance", "read_bytes", "dropped_pairs")
+"""Columns of the log that are no part of the table of steps."""
+_COUNTS = ("prefill_tokens", "decode_tokens", "running", "waiting")
+
+
+class StepLog:
+    """Rows in order of their forming, those of a replica in order of their start."""
+
+    def __init__(self, put_away: Callable[[list[Floats]], None]) -> None:
+        """No step has been formed.
+
+        Args:
+            put_away: takes parts of the log whose steps have ended, none before an earlier one.
+        """
+        self.rows = np.empty((_LOG_ROWS, NUM_COLUMNS))
+        """Those of the latest steps, and room for more."""
+        self.num_taken = 0
+        """The first so many of ``rows`` are taken."""
+        self._put_away = put_away
+        self._full: list[Floats] = []
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no row is left."""
+        return self.num_taken == len(self.rows)
+
+    def go_on(self, now_s: float) -> None:
+        """Begin another part behind a full one, and put away what has ended by now, if it is
+        much.
+        """
+        self._full.append(self.rows)
+        self.rows, self.num_taken = np.empty_like(self.rows), 0
+        if len(self._full) * len(self.rows) >= HELD_ROWS:
+            has_ended = [bool((part[:, 0] + part[:, 1] < now_s).all()) for part in self._full]
+            count = len(has_ended) if all(has_ended) else has_ended.index(False)
+            if count:
+                self._put_away(self._full[:count])
+                del self._full[:count]
+
+    def find_row(self, place: int, replica: int) -> Floats:
+        """The row of the latest step of a replica of a pool."""
+        for log in (self.rows[: self.num_taken], *reversed(self._full)):
+            rows = np.flatnonzero((log[:, POOL] == place) & (log[:, REPLICA] == replica))
+            if len(rows):
+                found: Floats = log[rows[-1]]
+                return found
+        raise ValueError(f"replica {replica} has taken no step")
+
+    def end(self) -> None:
+        """Put away all that is left."""
+        self._put_away([*self._full, self.rows[: self.num_taken]])
+        self._full.clear()
+
+
+def read_steps(
+    parts: Sequence[Floats], pools: Mapping[str, PoolState]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Parts of the log as ``STEP_COLUMNS`` but the deployment, replica after replica, and beside it
+    as :data:`COST_COLUMNS`.
+    """
+    log = np.concatenate(parts)
+    replica, names = log[:, REPLICA].astype(np.int64), ["both"]
+    if len(pools) > 1:  # in the log the pool comes first that requests come to first
+        names = ["prefill", "decode"]
+        replica += np.where(log[:, POOL] == 0, pools["decode"].num_replicas, 0)
+    order = np.argsort(replica, kind="stable")
+    rows = slice(None) if (order == np.arange(len(order))).all() else order
+    limits, of_pool = log[rows, LOG_COLUMNS.index("limited_by")], log[rows, POOL]
+    columns: dict[str, object] = {
+        "replica": replica[rows],
+        "pool": pd.Categorical.from_codes(of_pool.astype("int8"), pd.Index(names)),
+        "num_steps": log[rows, ROW_STEPS].astype(np.int64),
+        "decodes": log[rows, DECODES].astype(np.int64),
+        "limited_by": pd.Categorical.from_codes(limits.astype("int8"), pd.Index(ADMISSION_LIMITS)),
+    }
+    # A column at a time, so that a long log is not held twice.
+    for place, column in enumerate(LOG_COLUMNS):
+        if column not in columns:
+            kind = np.int64 if column in _COUNTS else np.float64
+            columns[column] = np.array(log[rows, place], dtype=kind)
+    own = [column for column in STEP_COLUMNS if column != "deployment"]
+    steps, costs = (
+        pd.DataFrame({column: columns[column] for column in part}, copy=False)
+        for part in (own, COST_COLUMNS)
+    )
+    return steps, costs

@@ -1,0 +1,138 @@
+"""A window on the trace: rows for the requests that are under way, and for those that come next.
+
+Requests are numbered, and come, in order of arrival. When those of the window have come, its first
+rows are put away, as far as their requests are settled; the others move to the front, and the next
+of the trace follow. Every place that names a request by its row is moved as far, so nothing else
+changes: the order of events at one instant is that of rows, which stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from simulator.engine.events import (
+    ARRIVES,
+    COMES_LATER,
+    GOES_ON,
+    KIND_BITS,
+    LEAVES,
+    Events,
+    number_of,
+    start_events,
+)
+from simulator.engine.pool import PoolState
+from simulator.engine.state import (
+    FIRST_COMING,
+    FIRST_IN_LINE,
+    FIRST_RESERVED,
+    FOLLOWING,
+    HEAD,
+    LAST_COMING,
+    LAST_IN_LINE,
+    LAST_READY,
+    LAST_RESERVED,
+    TAIL,
+    Floats,
+    Ints,
+    Requests,
+)
+
+ROWS = 1 << 17
+"""New rows of a window, unless four times as many stay, so that few are moved often."""
+_OF_REQUESTS = (LEAVES, GOES_ON, ARRIVES, COMES_LATER)
+"""Kinds of events that name a request."""
+_IN_RANKS = [HEAD, TAIL, LAST_READY, FIRST_IN_LINE, LAST_IN_LINE]
+_IN_COUNTS = [FIRST_RESERVED, LAST_RESERVED]
+_IN_CLOCK = [FIRST_COMING, LAST_COMING]
+
+
+def move_window(pool: PoolState, count: int, arrival_s: Floats) -> None:
+    """Let the first ``count`` rows of a pool go, and add one for each of the trace's next requests,
+    whose arrivals are given.
+    """
+    old = pool.requests
+    begin = old.first + len(old.times)
+    requests = pool.begin_requests(begin, begin + len(arrival_s))
+    requests.arrival_s[:] = arrival_s
+    if count < len(old.times):
+        requests = Requests(
+            np.concatenate([old.ints[count:], requests.ints]),
+            np.concatenate([old.times[count:], requests.times]),
+            np.concatenate([old.prefix_starts[count:-1], requests.prefix_starts]),
+            requests.prefix_ids,
+            old.first + count,
+        )
+    nowhere = np.full(len(arrival_s), -1, dtype=np.int64)
+    pool.hold_rows(requests, np.concatenate([pool.replica_of[count:], nowhere]))
+    requests.ints[:, FOLLOWING] = _moved(requests.ints[:, FOLLOWING], count)
+    pool.ranks.running[:] = _moved(pool.ranks.running, count)
+    for array, columns in (
+        (pool.ranks.each, _IN_RANKS),
+        (pool.ranks.counts, _IN_COUNTS),
+        (pool.clock.counts, _IN_CLOCK),
+    ):
+        array[..., columns] = _moved(array[..., columns], count)
+
+
+def _moved(rows: Ints, count: int) -> Ints:
+    """Names of requests that go on; what was left of others names none."""
+    return np.maximum(rows - count, -1)
+
+
+def move_events(events: Events, count: int, most: int) -> Events:
+    """The same events behind the first ``count`` rows, with room for ``most``."""
+    moved, num_left = start_events(most), int(events.num_left[0])
+    codes = events.code[:num_left]
+    moved.at_s[:num_left] = events.at_s[:num_left]
+    moved.code[:num_left] = codes - count * _name_requests(codes)
+    moved.num_left[0] = num_left
+    return moved
+
+
+def _name_requests(codes: Ints) -> NDArray[np.bool_]:
+    """Which events are of requests, not of replicas."""
+    return np.isin(codes >> KIND_BITS, _OF_REQUESTS)
+
+
+def count_settled(
+    requests: pd.DataFrame, pools: Sequence[PoolState], events: Events, again: Iterable[int]
+) -> int:
+    """How many of the first rows are of requests that have finished or are lost, and that nothing
+    names any more.
+
+    Args:
+        requests: the rows (:func:`simulator.engine.request_rows.read_requests`).
+        again: rows of requests that are about to be sent again.
+    """
+    outcome = requests["outcome"]
+    is_settled = (outcome != "unfinished").to_numpy()
+    count = len(is_settled) if is_settled.all() else int(np.argmin(is_settled))
+    codes = events.code[: int(events.num_left[0])]
+    named = [*again, *(number_of(int(code)) for code in codes[_name_requests(codes)])]
+    if (outcome[:count] == "lost").any():  # else nobody queues, or runs, that is settled
+        named += [row for pool in pools for row in list_named(pool)]
+    return min(count, *named) if named else count
+
+
+def list_named(pool: PoolState) -> Iterator[int]:
+    """The rows of the requests that run at a pool's ranks, wait there or are about to."""
+    following = pool.requests.following
+    for replica in range(pool.num_replicas):
+        ranks, clock = pool.ranks_of(replica), pool.clock_of(replica)
+        for d in range(len(ranks.each)):
+            yield from ranks.running[d, : ranks.num_running[d]].tolist()
+            yield from list_chain(following, int(ranks.head[d]), int(ranks.num_waiting[d]))
+            first = int(ranks.each[d, FIRST_IN_LINE])
+            yield from list_chain(following, first, int(ranks.num_in_line[d]))
+        yield from list_chain(following, int(clock.first_coming[0]), int(clock.num_coming[0]))
+
+
+def list_chain(following: Ints, first: int, count: int) -> Iterator[int]:
+    """The rows of a queue of ``count`` requests."""
+    for _ in range(count):
+        yield first
+        first = int(following[first])

@@ -1,0 +1,52 @@
+"""Tables of requests and steps in a results folder: one Parquet file for all deployments, whose row
+groups are of one deployment each, so that a run of many requests is written and read in parts.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from simulator.base.columns import Columns, ParquetParts, StoredColumns, list_frames
+
+
+def write_long(tables: Mapping[str, Columns], path: Path) -> None:
+    """Write the table of each deployment behind that of the one before."""
+    parts = ParquetParts(path)
+    for deployment, columns in tables.items():
+        for frame in list_frames(columns):
+            parts.add(frame, deployment=deployment)
+    parts.close()
+
+
+def read_long(path: Path, deployments: Sequence[str]) -> dict[str, Columns]:
+    """The table of each deployment: a frame where all are short, else columns in the file.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    metadata = importlib.import_module("pyarrow.parquet").read_metadata(path)
+    owners = [_find_owner(metadata.row_group(place)) for place in range(metadata.num_row_groups)]
+    if len(owners) <= len(deployments) or set(owners) != set(deployments):
+        return _split(pd.read_parquet(path), deployments)
+    return {
+        name: StoredColumns(
+            path.open("rb"), [place for place, owner in enumerate(owners) if owner == name]
+        )
+        for name in deployments
+    }
+
+
+def _find_owner(group: Any) -> str | None:
+    """The only deployment that a row group is of, as far as its statistics say."""
+    found = group.column(0).statistics
+    return found.min if found is not None and found.min == found.max else None
+
+
+def _split(table: pd.DataFrame, deployments: Sequence[str]) -> dict[str, Columns]:
+    owner = table.pop("deployment")
+    return {name: table[owner == name].reset_index(drop=True) for name in deployments}

@@ -1,0 +1,34 @@
+"""A whole run of ten million requests, report included: more than memory would hold at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from tests.benchmarks.effort import Effort
+from tests.benchmarks.rows import Row
+from tests.benchmarks.scenarios.whole_run import run_scenario
+
+TITLE = "A long run"
+ORDER = 45
+OPT_IN = True
+REQUESTS, MOST_S, MOST_BYTES = 10_000_000, 150.0, 1.5e9
+"""CPU seconds and peak memory that were asked for when requests came to be served in windows
+(DESIGN.md, 79)."""
+
+
+def measure(effort: Effort, tell: Callable[[str], None]) -> Iterator[Row]:
+    """One process."""
+    count = effort.take(REQUESTS)
+    name = f"moesim run, {count:,} requests"
+    tell(name)
+    spent, is_whole = run_scenario(count), count == REQUESTS
+    yield Row("long_run", name, "CPU time", "s", spent.cpu_s, target=MOST_S if is_whole else None)
+    yield Row("long_run", name, "wall time", "s", spent.wall_s)
+    yield Row(
+        "long_run",
+        name,
+        "peak memory",
+        "B",
+        float(spent.peak_bytes),
+        target=MOST_BYTES if is_whole else None,
+    )
