@@ -34,6 +34,7 @@ POLICIES = {
     "scheduling": "scheduling",
     "balancing": "balancing",
     "failures": "failures",
+    "rebalancing": "rebalancing",
     "speculation": "speculation",
     "arrivals": "arrivals",
     "lengths": "lengths",

@@ -151,6 +151,8 @@ class DeploymentSpec(Frozen):
     balancing: Policy = {"kind": "least_outstanding"}
     failures: Annotated[tuple[Policy, ...], Field(strict=False)] = ()
     """What breaks while it serves, each a table with the ``kind`` of a policy."""
+    rebalancing: Policy = {"kind": "none"}
+    """When experts are placed anew while it serves; those of a prefill pool stay where they are."""
     speculation: Policy = {"kind": "none"}
     """How output tokens are drafted, several of which a step verifies at once."""
     overlap: Literal["none", "two_batch"] = "none"

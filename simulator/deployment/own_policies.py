@@ -16,6 +16,7 @@ from simulator.policies.contracts import (
     choose_replica,
     count_copies,
     drop_overflow,
+    list_looks,
     list_turns,
     prepare_balancer,
 )
@@ -39,6 +40,7 @@ def try_policies(plan: DeploymentPlan) -> None:
             _try_dispatch(plan)
     for changes in plan.list_failures():
         list(islice(changes, _TOKENS))
+    list(islice(list_looks(plan.serving.rebalancing), _TOKENS))
     if not is_shipped(type(plan.serving.balancing)):
         balancer = prepare_balancer(
             plan.serving.balancing, plan.serving.replicas, np.random.default_rng(0)

@@ -25,11 +25,18 @@ from simulator.cost.transfer import Transfer, make_transfer
 from simulator.deployment.expert_plan import plan_experts
 from simulator.deployment.memory import Capacity, capacity_of, check_memory, does_fit
 from simulator.deployment.placement import Placement, choose_precision, wire_links
-from simulator.deployment.refusals import check_drafts, check_pruning, check_sequences, check_stages
+from simulator.deployment.refusals import (
+    check_drafts,
+    check_pruning,
+    check_rebalancing,
+    check_sequences,
+    check_stages,
+)
 from simulator.deployment.splits import check_splits, find_refusal
 from simulator.policies.balancing import BalancingPolicy
 from simulator.policies.contracts import list_changes, make_drafts, make_rules
 from simulator.policies.failures import Change, FailurePolicy, Machines
+from simulator.policies.rebalancing import RebalancingPolicy
 from simulator.policies.scheduling import Rules
 from simulator.work.layout import Layout, make_layout
 from simulator.work.memory import CacheSize, Precision, cache_size
@@ -45,6 +52,8 @@ class Serving:
     balancing: BalancingPolicy
     capacity: Capacity
     """What the memory of a GPU holds, and what is left for the KV cache."""
+    rebalancing: RebalancingPolicy
+    """When its experts are placed anew."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +145,7 @@ def _make_pools(spec: DeploymentSpec, seed: int, place: str, folder: Path) -> De
     }
     changes |= {"prefill": None, "cluster": pool.cluster or spec.cluster}
     changes["speculation"] = {"kind": "none"}  # nothing decodes there
+    changes["rebalancing"] = {"kind": "none"}
     if (
         pool.parallel.ep or 1
     ) == 1:  # its experts are split like dense blocks, so the decode pool's copies are not there
@@ -242,7 +252,10 @@ def _make_pool(
         seed=seed,
     )
     balancing = build("balancing", spec.balancing, f"{place} [balancing]")
-    return DeploymentPlan(spec, placement, Serving(replicas, rules, balancing, capacity))
+    check_rebalancing(spec, layout, f"{place} [rebalancing]")
+    rebalancing = build("rebalancing", spec.rebalancing, f"{place} [rebalancing]")
+    serving = Serving(replicas, rules, balancing, capacity, rebalancing)
+    return DeploymentPlan(spec, placement, serving)
 
 
 def _check_start(

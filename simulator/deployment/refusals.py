@@ -48,6 +48,21 @@ def check_drafts(
         )
 
 
+def check_rebalancing(spec: DeploymentSpec, layout: Layout, where: str) -> None:
+    """Refuse to move experts where none can, or where moving them is not simulated."""
+    if spec.rebalancing["kind"] == "none":
+        return
+    if not layout.travels:
+        raise UserError(
+            f"{where}: each GPU has a part of every expert, so that none can move; "
+            "it takes attention_dp > 1 and ep > 1, or leave rebalancing out"
+        )
+    if layout.pp > 1:
+        raise UserError(
+            f"{where}: moving experts in a pipeline is not simulated; leave pp or rebalancing out"
+        )
+
+
 def check_stages(
     spec: DeploymentSpec,
     layout: Layout,

@@ -89,6 +89,7 @@ def make_record(served: Served) -> DeploymentRecord:
         dropped_share=_share_dropped(plan, steps, served.costs),
         moves=named(served.moves_table()),
         changes=served.list_changes(),
+        rebalances=served.rebalances,
         shown_steps={phase: step for found in probes for phase, step in found.shown_steps.items()},
     )
 

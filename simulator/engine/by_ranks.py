@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Literal
 
 import numpy as np
 import simpy
@@ -10,7 +12,8 @@ from numpy.typing import NDArray
 from simpy.events import ProcessGenerator
 
 from simulator.deployment.expert_plan import POOL_TOKENS
-from simulator.engine.fabric import Wires
+from simulator.engine.fabric import FluidWires, Wires
+from simulator.engine.message import MessageWires
 from simulator.engine.rank import StepTimes, run_step
 from simulator.engine.state import Ranks, Requests
 from simulator.engine.step_price import ATTENTION, in_flight, slow_down
@@ -67,6 +70,10 @@ class ByRanks:
         self.stream = stream
         self.taken = TakenSteps()
 
+    def use_prices(self, prices: Prices) -> None:
+        """Let steps that are formed from now on cost something else."""
+        self.prices = prices
+
     def take_step(
         self,
         env: simpy.Environment,
@@ -83,33 +90,32 @@ class ByRanks:
             number: how many steps the replica took before.
             batches: of each lane that has something to compute.
         """
-        plan = self.prices.placement
-        drawn = plan.rng(self.stream, replica, number)
+        prices = self.prices
+        placement = prices.placement
+        drawn = placement.rng(self.stream, replica, number)
         offsets = drawn.integers(POOL_TOKENS, size=len(batches)).tolist()
         # Lanes are at different stages at any time, so each has the wires to itself.
         priced = [
-            self.prices.price_batch(batch, offset)
+            prices.price_batch(batch, offset)
             for batch, offset in zip(batches, offsets, strict=True)
         ]
         lanes = [env.process(self.run_batch(env, one)) for one in priced]
         parts = np.zeros((len(lanes), len(STEP_PHASES) + 3))
-        head_s = np.array([self.prices.head_s[batch.num_logits].max() for batch in batches])
+        head_s = np.array([prices.head_s[batch.num_logits].max() for batch in batches])
         for lane, process in enumerate(lanes):
             times: StepTimes = yield process
             parts[lane, : len(STEP_PHASES)] = [times.phases[phase] for phase in STEP_PHASES]
-            parts[lane, len(STEP_PHASES) :] = measure_loads(self.prices, priced[lane])
-        if plan.layout.pp == 1:
+            parts[lane, len(STEP_PHASES) :] = measure_loads(prices, priced[lane])
+        if placement.layout.pp == 1:
             row[ATTENTION:] = parts[0]
         else:
-            sends_s = np.array(
-                [self.prices.sends_s(int(batch.tokens_d.max())) for batch in batches]
-            )
-            in_flight(parts, head_s, sends_s, plan.layout.pp, *self.prices.stage_shares, row)
+            sends_s = np.array([prices.sends_s(int(batch.tokens_d.max())) for batch in batches])
+            in_flight(parts, head_s, sends_s, placement.layout.pp, *prices.stage_shares, row)
             yield env.timeout(max(0.0, row[0] + _parts_s(row) - env.now))
         row[1] = env.now - row[0]
-        if plan.drafts.num_tokens:
-            slow_down(row, plan.drafts.slowdown, plan.drafts.slowdown)
-            yield env.timeout(row[1] * (plan.drafts.slowdown - 1.0))
+        if placement.drafts.num_tokens:
+            slow_down(row, placement.drafts.slowdown, placement.drafts.slowdown)
+            yield env.timeout(row[1] * (placement.drafts.slowdown - 1.0))
             row[1] = env.now - row[0]
         return TakenStep(
             replica, number, float(row[0]), float(row[1]), tuple(batches), tuple(offsets)
@@ -121,15 +127,21 @@ class ByRanks:
         """One batch through all layers, on wires of its own; the process's value is its
         :class:`~simulator.engine.rank.StepTimes`.
         """
-        plan = self.prices.placement
+        placement = self.prices.placement
         return run_step(
             env,
             self.make_wires(env),
             list_operations(self.prices, priced),
-            plan.layout.num_ranks,
-            shared_cores=plan.calibration.shared_cores,
+            placement.layout.num_ranks,
+            shared_cores=placement.calibration.shared_cores,
             keep_spans=keep_spans,
         )
+
+
+def start_ranks_of(prices: Prices, fidelity: Literal["rank", "message"], stream: str) -> ByRanks:
+    """What runs a pool's steps at a fidelity that simulates ranks."""
+    make_messages = partial(MessageWires, fabric=prices.placement.fabric)
+    return ByRanks(prices, FluidWires if fidelity == "rank" else make_messages, stream)
 
 
 def _parts_s(row: NDArray[np.float64]) -> float:

@@ -86,6 +86,13 @@ def remove_events(events: Events, codes: Sequence[int]) -> int:
     return count - len(kept)
 
 
+def find_event(events: Events, code: int) -> float | None:
+    """When the event of a code happens; ``None`` if there is none."""
+    count = int(events.num_left[0])
+    places = np.flatnonzero(events.code[:count] == code)
+    return float(events.at_s[places[0]]) if len(places) else None
+
+
 @borrowing
 def pop_event(events: Events) -> None:
     """Take the next event away."""

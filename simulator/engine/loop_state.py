@@ -12,7 +12,7 @@ from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.events import start_events
 from simulator.engine.hand_over import HandOver
 from simulator.engine.pool import PoolState
-from simulator.engine.sending import Feed
+from simulator.engine.sending import Feed, Pool
 from simulator.engine.table import StepTable
 from simulator.engine.transfers import start_transfers
 from simulator.engine.windows import ROWS, move_events, move_window
@@ -120,17 +120,28 @@ class LoopState:
     def balance_again(self, place: int) -> None:
         """Replicas of a pool have stopped or started."""
         pool = self.pools[place]
-        balance = pool.balance_again()
+        self._replace_pool(place, self.pool_at(place)._replace(balance=pool.balance_again()))
+        if place == 1 and self.handing is not None and self.plan.transfer is not None:
+            receivers = max(1, pool.num_living * self.plan.transfer.decode_dp)
+            transfers = self.handing.transfers._replace(receivers=receivers)
+            self.handing = self.handing._replace(transfers=transfers)
+
+    def use_table(self, place: int, table: StepTable) -> None:
+        """Let steps of a pool that are formed from now on cost something else."""
+        self._replace_pool(place, self.pool_at(place)._replace(table=table))
+
+    def pool_at(self, place: int) -> Pool:
+        """A pool as compiled code sees it."""
         if place == 0:
-            self.first = self.first._replace(balance=balance)
-            return
+            return self.first
         assert self.handing is not None
-        assert self.plan.transfer is not None
-        decode, transfers = self.handing
-        receivers = pool.num_living * self.plan.transfer.decode_dp
-        self.handing = HandOver(
-            decode._replace(balance=balance), transfers._replace(receivers=max(1, receivers))
-        )
+        return self.handing.pool
+
+    def _replace_pool(self, place: int, pool: Pool) -> None:
+        if place == 0:
+            self.first = pool
+        elif self.handing is not None:
+            self.handing = self.handing._replace(pool=pool)
 
     def number_of(self, place: int, replica: int) -> int:
         """Number of a pool's replica among those of all pools."""

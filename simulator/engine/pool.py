@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -12,12 +13,14 @@ from numpy.typing import NDArray
 from simulator.deployment.memory import check_requests
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.limits import make_limits, scaled_blocks
+from simulator.engine.rebalancing import place_again
 from simulator.engine.sending import Balance, Pool
 from simulator.engine.start import start_clock, start_ranks, start_requests
 from simulator.engine.state import Clock, Ints, Limits, Ranks, Requests
 from simulator.engine.table import StepTable, sums_contexts
 from simulator.policies.balancing import LoadBalancer, Rule
 from simulator.policies.contracts import choose_replica, list_turns, prepare_balancer
+from simulator.policies.placement import Placed
 from simulator.step.prices import Prices
 from simulator.workload.requests import longest_tokens
 from simulator.workload.traces import RequestTrace, cut_trace
@@ -121,6 +124,12 @@ class PoolState:
             and limits.block_tokens <= _LONGEST_RING
         )
 
+    def place_experts(self, placed: Placed) -> None:
+        """Let the experts of all replicas lie elsewhere; prices are of that then."""
+        placement = place_again(self.plan.placement, placed)
+        self.plan = replace(self.plan, placement=placement)
+        del self.prices
+
     def choose(self) -> int:
         """The replica that the user's own balancer chooses for the next request."""
         assert not isinstance(self._balancer, Rule)
@@ -172,6 +181,25 @@ class PoolState:
     def clock_of(self, replica: int) -> Clock:
         """The clock of one replica."""
         return Clock._make(array[replica] for array in self.clock)
+
+
+def start_pools(plan: DeploymentPlan, trace: RequestTrace) -> dict[str, PoolState]:
+    """The pools of a plan by name: ``both`` for one that computes prompts and decodes, else
+    ``decode`` and ``prefill``.
+
+    Raises:
+        UserError: if the trace's longest request does not fit in the KV cache.
+    """
+    if plan.prefill is None:
+        return {"both": PoolState(plan, trace)}
+    # Nothing but decodes comes to the decode pool; what is preempted is computed again there.
+    limits = make_limits(plan, trace)
+    rules = limits.rules._replace(mixes_phases=True, balance_steps=0, wait_steps=0)
+    limits = limits._replace(rules=rules, prefix_tokens=0, prefix_blocks=0)
+    prompts = replace(trace, num_output=np.broadcast_to(np.int64(1), trace.num_output.shape))
+    hands_over = make_limits(plan.prefill, prompts)._replace(hands_over=True)
+    decode = PoolState(plan, trace, limits, "balancing decodes")
+    return {"decode": decode, "prefill": PoolState(plan.prefill, prompts, hands_over)}
 
 
 def _repeat(arrays: Iterable[NDArray[Any]], count: int) -> Iterator[NDArray[Any]]:

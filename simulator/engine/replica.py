@@ -19,6 +19,7 @@ from simulator.engine.state import (
     FOLLOWING,
     HAS_ENDED,
     IS_BUSY,
+    IS_PAUSED,
     LOST_S,
     NUM_COMING,
     NUM_FINISHED,
@@ -98,6 +99,9 @@ def take_steps(
             if span.next_s <= now_s or (finished > 0 and stops) or rows == len(log) or work > PAUSE:
                 return FORMS_NEXT, now_s, done, rows, work
         ends = True
+        if clock.counts[0, IS_PAUSED] > 0:
+            clock.counts[0, IS_BUSY] = False
+            return IDLE, now_s, done, rows, work
         is_idle = clock.counts[0, NUM_PUSHED] == clock.counts[0, NUM_FINISHED]
         if clock.counts[0, NUM_COMING] > 0 and (
             is_idle or clock.counts[0, NUM_STEPS] % limits.rules.poll_steps == 0

@@ -15,7 +15,7 @@ from simulator.engine.by_ranks import ByRanks
 from simulator.engine.changes import Changed
 from simulator.engine.pool import PoolState
 from simulator.engine.step_log import LOG_COLUMNS
-from simulator.results.tables import ADMISSION_LIMITS, MOVE_COLUMNS, ReplicasChanged
+from simulator.results.tables import ADMISSION_LIMITS, MOVE_COLUMNS, ExpertsMoved, ReplicasChanged
 
 
 class Rows(NamedTuple):
@@ -40,6 +40,8 @@ class Served:
     way_s: float
     """From the client to the scheduler."""
     changed: tuple[Changed, ...] = ()
+    """In order of time."""
+    rebalances: tuple[ExpertsMoved, ...] = ()
     """In order of time."""
     until_s: float | None = None
     """When it was ended, if not when all was done."""

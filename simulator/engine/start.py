@@ -6,7 +6,7 @@ import numpy as np
 
 from simulator.engine.state import (
     FIRST_IN_LINE,
-    HAS_ENDED,
+    IS_PAUSED,
     LAST_IN_LINE,
     LAST_RESERVED,
     NEWER,
@@ -93,7 +93,7 @@ def start_ranks(
 def start_clock() -> Clock:
     """Idle."""
     clock = Clock(
-        np.zeros((1, HAS_ENDED + 1), dtype=np.int64), np.zeros(NUM_GAP_BINS, dtype=np.int64)
+        np.zeros((1, IS_PAUSED + 1), dtype=np.int64), np.zeros(NUM_GAP_BINS, dtype=np.int64)
     )
     clock.first_coming[:] = clock.last_coming[:] = -1
     clock.run_row[:] = clock.last_row[:] = -1

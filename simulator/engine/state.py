@@ -97,7 +97,8 @@ blocks or is about to, and blocks are kept for its cache, which is on its way or
     RUN_ROW,
     LAST_ROW,
     HAS_ENDED,
-) = range(13)
+    IS_PAUSED,
+) = range(14)
 """Columns: whole numbers of a replica."""
 
 
@@ -324,5 +325,7 @@ class Clock(_ClockArrays):
     """Row of the latest step; -1 for none."""
     has_ended = Column("counts", HAS_ENDED)
     """Whether a request ended with the latest step."""
+    is_paused = Column("counts", IS_PAUSED)
+    """For how many reasons the replica forms no step though it serves: its experts move."""
     is_gone = Column("counts", IS_GONE)
     """For how many reasons the replica has stopped and is sent nothing; 0 where it serves."""

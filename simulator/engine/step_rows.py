@@ -37,6 +37,7 @@ class StepLog:
         """The first so many of ``rows`` are taken."""
         self._put_away = put_away
         self._full: list[Floats] = []
+        self._tokens_away = np.zeros((2, 2))
 
     @property
     def is_full(self) -> bool:
@@ -53,8 +54,20 @@ class StepLog:
             has_ended = [bool((part[:, 0] + part[:, 1] < now_s).all()) for part in self._full]
             count = len(has_ended) if all(has_ended) else has_ended.index(False)
             if count:
+                for place in range(2):
+                    self._tokens_away[place] += _count_tokens(self._full[:count], place)
                 self._put_away(self._full[:count])
                 del self._full[:count]
+
+    def count_tokens(self, place: int, drafted: int) -> int:
+        """Tokens that the steps of a pool have computed.
+
+        Args:
+            drafted: tokens that are computed with each one that decodes.
+        """
+        held = _count_tokens([*self._full, self.rows[: self.num_taken]], place)
+        prefilled, decodes = self._tokens_away[place] + held
+        return int(prefilled + decodes * (1 + drafted))
 
     def find_row(self, place: int, replica: int) -> Floats:
         """The row of the latest step of a replica of a pool."""
@@ -69,6 +82,14 @@ class StepLog:
         """Put away all that is left."""
         self._put_away([*self._full, self.rows[: self.num_taken]])
         self._full.clear()
+
+
+def _count_tokens(parts: Sequence[Floats], place: int) -> Floats:
+    """Prompt tokens of a pool's steps, and sequences that decode in them, ``[2]``."""
+    columns = [LOG_COLUMNS.index("prefill_tokens"), DECODES]
+    counts = [part[part[:, POOL] == place][:, columns].sum(axis=0) for part in parts]
+    found: Floats = np.sum(counts, axis=0)
+    return found
 
 
 def read_steps(

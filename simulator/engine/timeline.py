@@ -9,28 +9,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
+from itertools import chain
 from typing import Literal
 
 import numpy as np
 import pandas as pd
-import simpy
 from numpy.typing import NDArray
-from simpy.events import Event, EventPriority, ProcessGenerator
+from simpy.events import Event, ProcessGenerator
 
 from simulator.base.columns import Spool
 from simulator.base.progress import CountDone
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.assembly import make_record
-from simulator.engine.by_ranks import ByRanks, read_batches
+from simulator.engine.by_ranks import ByRanks, read_batches, start_ranks_of
 from simulator.engine.changes import Changed, apply_change, cut_row, send_again
-from simulator.engine.events import ENDS, code_of, push_event, remove_events
-from simulator.engine.fabric import FluidWires
-from simulator.engine.limits import make_limits
+from simulator.engine.events import ENDS, FORMS, code_of, find_event, push_event, remove_events
+from simulator.engine.instants import AGAIN, CHANGE, Instants
 from simulator.engine.loop_state import LoopState
-from simulator.engine.message import MessageWires
-from simulator.engine.pool import PoolState
+from simulator.engine.pool import PoolState, start_pools
+from simulator.engine.rebalancing import expect_load, price_move
 from simulator.engine.replicas import (
     ASKS,
     DONE,
@@ -41,14 +40,17 @@ from simulator.engine.replicas import (
     run_ahead,
 )
 from simulator.engine.request_rows import read_requests
+from simulator.engine.sending import form_soon
 from simulator.engine.served import Rows, Served
 from simulator.engine.step_log import POOL, REPLICA
 from simulator.engine.step_price import price_step
 from simulator.engine.step_rows import StepLog, read_steps
 from simulator.engine.table import StepTable, empty_table, fill_entry, start_table
 from simulator.engine.windows import count_settled
+from simulator.policies.contracts import decide_placement, list_looks
 from simulator.policies.failures import Change
-from simulator.results.tables import DeploymentRecord
+from simulator.policies.placement import Placed
+from simulator.results.tables import DeploymentRecord, ExpertsMoved
 from simulator.workload.traces import RequestTrace
 
 Fidelity = Literal["step", "rank", "message"]
@@ -56,9 +58,6 @@ MakeTable = Callable[[PoolState, str], StepTable]
 """Starts a pool's table; entries that it lacks are filled with the random numbers of the stream."""
 STREAMS = {"both": "steps", "decode": "steps", "prefill": "prefill steps"}
 """Names of the random numbers of each pool's steps."""
-_LAST, _CHANGE, _AGAIN = EventPriority(2), EventPriority(3), EventPriority(4)
-"""Behind everything else that SimPy does at an instant, so that all steps that end then have ended;
-behind that, where something changes; and when all of that instant has changed."""
 
 
 def run_plan(
@@ -103,7 +102,7 @@ def serve(
     Raises:
         UserError: if the trace's longest request does not fit in the KV cache.
     """
-    pools = _start_pools(plan, trace)
+    pools = start_pools(plan, trace)
     if way_s is None:
         way_s = (plan.prefill or plan).placement.calibration.engine.first_token_s
     tables: dict[str, StepTable] = {}
@@ -113,29 +112,13 @@ def serve(
             tables[name] = fill(pool, STREAMS[name])
         else:
             tables[name] = empty_table()
-            by_ranks[name] = _make_by_ranks(pool, fidelity, STREAMS[name])
-    timeline = _Timeline(LoopState(plan, trace, pools, tables, way_s), pools, by_ranks, progress)
+            by_ranks[name] = start_ranks_of(pool.prices, fidelity, STREAMS[name])
+    state = LoopState(plan, trace, pools, tables, way_s)
+    timeline = _Timeline(state, pools, by_ranks, fill, progress)
     timeline.run(math.inf if until is None else until)
     rows = timeline.close()
-    return Served(plan, pools, by_ranks, rows, way_s, tuple(timeline.changed), until)
-
-
-def _start_pools(plan: DeploymentPlan, trace: RequestTrace) -> dict[str, PoolState]:
-    if plan.prefill is None:
-        return {"both": PoolState(plan, trace)}
-    # Nothing but decodes comes to the decode pool; what is preempted is computed again there.
-    limits = make_limits(plan, trace)
-    rules = limits.rules._replace(mixes_phases=True, balance_steps=0, wait_steps=0)
-    limits = limits._replace(rules=rules, prefix_tokens=0, prefix_blocks=0)
-    prompts = replace(trace, num_output=np.broadcast_to(np.int64(1), trace.num_output.shape))
-    hands_over = make_limits(plan.prefill, prompts)._replace(hands_over=True)
-    decode = PoolState(plan, trace, limits, "balancing decodes")
-    return {"decode": decode, "prefill": PoolState(plan.prefill, prompts, hands_over)}
-
-
-def _make_by_ranks(pool: PoolState, fidelity: Fidelity, stream: str) -> ByRanks:
-    make_messages = partial(MessageWires, fabric=pool.plan.placement.fabric)
-    return ByRanks(pool.prices, FluidWires if fidelity == "rank" else make_messages, stream)
+    changes = tuple(timeline.changed), tuple(timeline.rebalances)
+    return Served(plan, pools, by_ranks, rows, way_s, *changes, until)
 
 
 @dataclass
@@ -143,6 +126,8 @@ class _UnderWay:
     """A step of a fidelity that simulates ranks."""
 
     row: NDArray[np.float64]
+    ended: Event
+    """Waited for where experts are to move behind it."""
     cut_s: float | None = None
     """When its replica stopped."""
 
@@ -155,21 +140,22 @@ class _Timeline:
         state: LoopState,
         pools: dict[str, PoolState],
         by_ranks: dict[str, ByRanks],
+        fill: MakeTable,
         progress: CountDone,
     ) -> None:
-        # As a float, for compiled code would be compiled once more for whole numbers.
-        self._env = simpy.Environment(initial_time=0.0)
-        self._state, self._pools, self._progress = state, pools, progress
+        self._instants = Instants()
+        self._env = self._instants.env
+        self._state, self._pools = state, pools
+        self._fill, self._progress = fill, progress
         self._by_ranks = [by_ranks[name] for name in state.names if name in by_ranks]
         self._log = StepLog(self._put_away)
         self._rows = Rows(Spool(), Spool(), Spool())
-        self._looks_s: set[float] = set()
-        """When the loop is looked at, as far as that is known."""
         self._under_way: dict[int, _UnderWay] = {}
         """By number of the replica in all pools, where ranks are simulated."""
         self._num_cut = 0
         """Steps that were cut off, and whose ranks SimPy still follows to their end."""
         self.changed: list[Changed] = []
+        self.rebalances: list[ExpertsMoved] = []
         self._waits_to_send: list[tuple[int, list[int]]] = []
         """Numbers of requests that replicas gave back at this instant, by place of their pool."""
         self._until_s = math.inf
@@ -179,6 +165,11 @@ class _Timeline:
         self._until_s = until_s
         for changes in self._state.plan.list_failures():
             self._env.process(self._follow(changes))
+        for place, pool in enumerate(self._state.pools):
+            looks = list_looks(pool.plan.serving.rebalancing)
+            first_s = next(looks, None)
+            if first_s is not None:
+                self._env.process(self._rebalance(place, chain([first_s], looks)))
         if self._by_ranks:
             self._look_at(0.0)
         while not self._state.is_done:
@@ -220,7 +211,7 @@ class _Timeline:
     def _follow(self, changes: Iterator[Change]) -> ProcessGenerator:
         """Let what a policy says happen when it says it."""
         for change in changes:
-            yield self._make_event(change.at_s, _CHANGE)
+            yield self._instants.wait_until(change.at_s, CHANGE)
             if change.at_s > self._until_s:
                 return
             self._run_ahead(change.at_s)
@@ -232,11 +223,11 @@ class _Timeline:
             self.changed.append(apply_change(change, place, state.pools, state.events))
             state.balance_again(place)
             if not self._waits_to_send:
-                event = self._make_event(self._env.now, _AGAIN)
-                event.callbacks = [partial(self._send_again, at_s=change.at_s)]
+                send = partial(self._send_again, change.at_s)
+                self._instants.call_at(self._env.now, AGAIN, send)
             self._waits_to_send.append((place, self.changed[-1].again))
 
-    def _send_again(self, _: Event, at_s: float) -> None:
+    def _send_again(self, at_s: float) -> None:
         """All that changes at this instant has changed."""
         for place in range(len(self._state.pools)):
             rows = [row for own, row in self._list_again() if own == place]
@@ -249,6 +240,51 @@ class _Timeline:
         """Place of the pool and row of each request that is to be sent again."""
         first = self._state.first.requests.first
         return [(place, r - first) for place, again in self._waits_to_send for r in again]
+
+    def _rebalance(self, place: int, looks: Iterator[float]) -> ProcessGenerator:
+        """Ask a pool's policy when it wants to be asked, and place experts as it says."""
+        pool, before = self._state.pools[place], 0
+        policy, drafted = pool.plan.serving.rebalancing, pool.plan.placement.drafts.num_tokens
+        for number, at_s in enumerate(looks):
+            yield self._instants.wait_until(at_s, CHANGE)
+            if at_s > self._until_s:
+                return
+            self._run_ahead(at_s)
+            placement, computed = pool.plan.placement, self._log.count_tokens(place, drafted)
+            load = expect_load(placement, at_s, computed - before)
+            placed = decide_placement(policy, load, placement.rng("rebalancing", number))
+            before = computed
+            if placed is not None:
+                self._move_experts(place, placed, at_s)
+
+    def _move_experts(self, place: int, placed: Placed, at_s: float) -> None:
+        """Price steps with the experts where they will be; those under way keep their prices."""
+        pool, name = self._state.pools[place], self._state.names[place]
+        moved = price_move(pool.plan.placement, placed, at_s, name)
+        self.rebalances.append(moved)
+        pool.place_experts(placed)
+        if self._by_ranks:
+            self._by_ranks[place].use_prices(pool.prices)
+        else:
+            self._state.use_table(place, self._fill(pool, STREAMS[name]))
+        for replica in range(pool.num_replicas):
+            pool.clock_of(replica).is_paused[:] += 1
+            self._env.process(self._pause(place, replica, moved.seconds))
+
+    def _pause(self, place: int, replica: int, seconds: float) -> ProcessGenerator:
+        """Keep a replica from forming steps while its experts move, behind the step under way."""
+        state, number = self._state, self._state.number_of(place, replica)
+        if number in self._under_way:
+            yield self._under_way[number].ended
+        begin_s = find_event(state.events, code_of(ENDS, number)) or self._env.now
+        yield self._instants.wait_until(begin_s + seconds, CHANGE)
+        now_s = max(begin_s + seconds, self._env.now)
+        self._run_ahead(now_s)
+        clock = state.pools[place].clock
+        clock.is_paused[replica] -= 1
+        form_soon(state.events, clock, replica, number, now_s, FORMS)
+        if self._by_ranks:
+            self._look_at(now_s)
 
     def _cut_step(self, place: int, replica: int, at_s: float) -> None:
         """End the step that a replica has under way; no token comes of it."""
@@ -302,7 +338,7 @@ class _Timeline:
         state = self._state
         place, replica = state.find_replica(number)
         pool = state.pools[place]
-        table = state.handing.pool.table if state.handing and place else state.first.table
+        table = state.pool_at(place).table
         row = self._log.rows[pool.clock.last_row[replica, 0]]
         while np.isnan(row[1]):
             fill_entry(table, pool.prices, STREAMS[state.names[place]], *table.wanted.tolist())
@@ -321,7 +357,7 @@ class _Timeline:
         """A formed step at a fidelity that simulates ranks."""
         place, replica = int(row[POOL]), int(row[REPLICA])
         pool, number = self._state.pools[place], self._state.number_of(place, replica)
-        step = self._under_way[number] = _UnderWay(row)
+        step = self._under_way[number] = _UnderWay(row, Event(self._env))
         taken = yield from self._by_ranks[place].take_step(
             self._env,
             replica,
@@ -329,6 +365,8 @@ class _Timeline:
             read_batches(pool.requests, pool.ranks_of(replica)),
             row[:POOL],
         )
+        if step.ended.callbacks:
+            step.ended.succeed()
         if step.cut_s is not None:
             cut_row(row, step.cut_s)
             self._num_cut -= 1
@@ -340,20 +378,9 @@ class _Timeline:
 
     def _look_at(self, at_s: float) -> None:
         """Run ahead at a time, when everything else at that instant has happened."""
-        if at_s in self._looks_s:
-            return
-        self._looks_s.add(at_s)
-        event = self._make_event(at_s, _LAST)
-        event.callbacks = [partial(self._look, at_s=at_s)]
+        self._instants.look_at(at_s, self._look)
 
-    def _make_event(self, at_s: float, priority: EventPriority) -> Event:
-        event = Event(self._env)
-        event._ok, event._value = True, None
-        self._env.schedule(event, priority=priority, delay=max(0.0, at_s - self._env.now))
-        return event
-
-    def _look(self, _: Event, at_s: float) -> None:
-        self._looks_s.discard(at_s)
+    def _look(self, at_s: float) -> None:
         if self._env.now > self._until_s:
             return
         # An event may come a rounding error before its time.

@@ -21,6 +21,7 @@ from simulator.policies.dispatch import DispatchPolicy, ExecutableDispatch, Rows
 from simulator.policies.failures import Change, FailurePolicy, Machines
 from simulator.policies.overflow import OverflowPolicy
 from simulator.policies.placement import Placed, PlacementPolicy
+from simulator.policies.rebalancing import ExpertLoad, RebalancingPolicy
 from simulator.policies.routing import Router, RoutingPolicy
 from simulator.policies.scheduling import Rules, SchedulingPolicy
 from simulator.policies.speculation import Drafts, SpeculationPolicy
@@ -94,11 +95,14 @@ def place_experts(
         )
         return "" if fits else wanted
 
-    found = ask(policy, "place", load_LE, num_ranks, rng, expects=expects)
+    return _as_whole_numbers(ask(policy, "place", load_LE, num_ranks, rng, expects=expects))
+
+
+def _as_whole_numbers(placed: Placed) -> Placed:
     return Placed(
-        np.asarray(found.expert_LP, dtype=np.int64),
-        np.asarray(found.rank_LP, dtype=np.int64),
-        found.num_ranks,
+        np.asarray(placed.expert_LP, dtype=np.int64),
+        np.asarray(placed.rank_LP, dtype=np.int64),
+        placed.num_ranks,
     )
 
 
@@ -112,10 +116,8 @@ def _holds_all(placed: Placed, shape: tuple[int, ...], num_ranks: int) -> bool:
     if rank_LP.min(initial=0) < 0 or rank_LP.max(initial=0) >= num_ranks:
         return False
     everyone = set(range(num_experts))
-    slots_LR = [np.bincount(rank_P, minlength=num_ranks) for rank_P in rank_LP]
-    return all(set(expert_P.tolist()) == everyone for expert_P in expert_LP) and all(
-        np.ptp(slots_R) <= 1 for slots_R in slots_LR
-    )
+    holds_all = all(set(expert_P.tolist()) == everyone for expert_P in expert_LP)
+    return holds_all and bool((np.ptp(_count_slots(placed), axis=1) <= 1).all())
 
 
 def count_copies(
@@ -260,6 +262,68 @@ def _hold_changes(
             return
         now_s = change.at_s
         yield change
+
+
+def list_looks(policy: RebalancingPolicy) -> Iterator[float]:
+    """When a rebalancing policy is asked, in order of time."""
+
+    def expects(found: Any) -> str:
+        return "" if isinstance(found, Iterator) else "an iterator of seconds"
+
+    looks: Iterator[float] = ask(policy, "looks", expects=expects)
+    return looks if is_shipped(type(policy)) else _hold_looks(policy, looks)
+
+
+def _hold_looks(policy: RebalancingPolicy, looks: Iterator[float]) -> Iterator[float]:
+    """A user's own seconds, each looked at when it is asked for."""
+    name = method_name(policy, "looks")
+    now_s: float | None = None
+
+    def expects(found: Any) -> str:
+        fits = found is None or (
+            isinstance(found, float | int)
+            and 0 <= found < float("inf")
+            and (now_s is None or found > now_s)
+        )
+        return "" if fits else "seconds from 0 on" if now_s is None else f"seconds after {now_s:g}"
+
+    while True:
+        found = hold(name, lambda: next(looks, None), expects)
+        if found is None:
+            return
+        now_s = float(found)
+        yield now_s
+
+
+def decide_placement(
+    policy: RebalancingPolicy, load: ExpertLoad, rng: np.random.Generator
+) -> Placed | None:
+    """Where experts are to lie from now on; ``None`` where they are."""
+    before = load.placed
+    slots_R = _count_slots(before)
+
+    def expects(placed: Any) -> str:
+        fits = placed is None or (
+            isinstance(placed, Placed)
+            and _holds_all(placed, load.load_LE.shape, before.num_ranks)
+            and placed.expert_LP.shape == before.expert_LP.shape
+            and np.array_equal(_count_slots(placed), slots_R)
+        )
+        wanted = (
+            f"None or a Placed with expert_LP and rank_LP of shape {before.expert_LP.shape}, each "
+            f"of {load.load_LE.shape[1]} experts in every layer, and as many slots on each rank as "
+            "before"
+        )
+        return "" if fits else wanted
+
+    found = ask(policy, "decide", load, rng, expects=expects)
+    return None if found is None else _as_whole_numbers(found)
+
+
+def _count_slots(placed: Placed) -> NDArray[np.int64]:
+    """Slots of each rank in each layer, ``[L, R]``."""
+    counts = [np.bincount(rank_P, minlength=placed.num_ranks) for rank_P in placed.rank_LP]
+    return np.stack(counts)
 
 
 class _RulesRange(Frozen):

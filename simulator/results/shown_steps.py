@@ -17,12 +17,13 @@ SHOWN = "shown_steps"
 
 
 def describe_record(record: DeploymentRecord) -> dict[str, Any]:
-    """What ``run.json`` says of a deployment's shown steps, and of replicas that stopped or
-    started.
+    """What ``run.json`` says of a deployment's shown steps, of replicas that stopped or started,
+    and of experts that moved.
     """
     return {
         SHOWN: {phase: asdict(step) for phase, step in record.shown_steps.items()},
         "changes": [asdict(change) for change in record.changes],
+        "rebalances": [asdict(moved) for moved in record.rebalances],
     }
 
 

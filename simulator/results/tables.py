@@ -224,6 +224,24 @@ class ReplicasChanged:
 
 
 @dataclass(frozen=True)
+class ExpertsMoved:
+    """Experts that were placed anew at one instant, in each replica of a pool; under
+    ``rebalances`` of the deployment in ``run.json``.
+    """
+
+    at_s: float
+    """When it was decided; a replica's experts move when the step that it has under way ends."""
+    pool: str
+    """Their pool, named as in ``STEP_COLUMNS``."""
+    num_experts: int
+    """Copies of experts that travelled between the ranks of one replica, over all layers."""
+    num_bytes: float
+    """Bytes of their weights."""
+    seconds: float
+    """How long each replica formed no step."""
+
+
+@dataclass(frozen=True)
 class DeploymentRecord:
     """What one deployment's run produced."""
 
@@ -258,5 +276,7 @@ class DeploymentRecord:
     """``MOVE_COLUMNS``, one row for each time that a request's replica stopped."""
     changes: tuple[ReplicasChanged, ...]
     """What happened to replicas, in order of time."""
+    rebalances: tuple[ExpertsMoved, ...]
+    """When experts were placed anew, in order of time."""
     shown_steps: dict[str, ShownStep]
     """By phase, the steps that ``ranks``, ``traffic`` and ``spans`` are of."""

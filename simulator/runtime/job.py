@@ -144,6 +144,8 @@ def make_job(plan: DeploymentPlan, folder: Path) -> Job:
             f"{where}: failures can be simulated, but not executed; leave them out, "
             "and name the faults of ranks in [execution]"
         )
+    if spec.rebalancing["kind"] != "none":
+        raise UserError(f"{where}: rebalancing can be simulated, but not executed; leave it out")
     if placement.drafts.num_tokens:
         raise UserError(
             f"{where}: drafts can be simulated, but not executed; leave speculation out"

@@ -2,6 +2,7 @@
 listed.
 """
 
+import dataclasses
 from itertools import islice
 
 import numpy as np
@@ -9,12 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from simulator.base.errors import UserError
 from simulator.base.plugins import available, build
 from simulator.policies.balancing import Rule
-from simulator.policies.contracts import make_drafts
+from simulator.policies.contracts import decide_placement, make_drafts
 from simulator.policies.failures import Machines
 from simulator.policies.messages import Messages
 from simulator.policies.overflow import may_drop
+from simulator.policies.rebalancing import ExpertLoad
 from tests.cases import cases
 
 
@@ -159,6 +162,40 @@ def test_failure_policies_say_what_happens_in_order_and_of_replicas_that_there_a
         assert change.at_s >= 0
         assert change.replicas
         assert set(change.replicas) <= set(range(machines[change.pool].num_replicas))
+
+
+@pytest.mark.parametrize("rebalancing", available("rebalancing"))
+def test_rebalancing_policies_look_in_order_and_keep_every_expert(rebalancing):
+    policy = build("rebalancing", {"kind": rebalancing}, "test")
+    looks, again = (list(islice(policy.looks(), 20)) for _ in range(2))
+    assert looks == again
+    assert looks == sorted(set(looks))
+    load_LE = np.random.default_rng(3).uniform(0, 9, (2, 8))
+    placed = build("placement", {"kind": "contiguous"}, "test").place(load_LE, 4, None)
+    load = ExpertLoad(1.0, 100, load_LE, placed)
+    found = decide_placement(policy, load, np.random.default_rng(1))
+    assert found is None or found.expert_LP.shape == placed.expert_LP.shape
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"expert_LP": np.zeros((2, 8), dtype=np.int64)},
+        {"expert_LP": np.tile(np.arange(9), (2, 1)), "rank_LP": np.tile(np.arange(9) % 4, (2, 1))},
+        {"rank_LP": np.zeros((2, 8), dtype=np.int64)},
+        {"num_ranks": 2},
+    ],
+)
+def test_a_placement_that_loses_an_expert_or_moves_slots_is_refused(change):
+    load_LE = np.ones((2, 8))
+    placed = build("placement", {"kind": "contiguous"}, "test").place(load_LE, 4, None)
+
+    class Wrong:
+        def decide(self, load, rng):
+            return dataclasses.replace(placed, **change)
+
+    with pytest.raises(UserError, match=r"Wrong.decide\(\) .*as many slots on each rank"):
+        decide_placement(Wrong(), ExpertLoad(1.0, 100, load_LE, placed), None)
 
 
 @cases(60)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
-from simulator.engine import timeline
+from simulator.engine import by_ranks, timeline
 from simulator.engine.by_ranks import ByRanks
 from simulator.engine.step_log import LOG_COLUMNS
 from simulator.engine.step_price import price_step
@@ -150,6 +150,9 @@ def serve_by_events(monkeypatch, plan, trace, tables, way_s=None, until=None):
             self.table = tables.make(prices, stream)
             self.taken = SimpleNamespace(add=lambda step: None)
 
+        def use_prices(self, prices):
+            self.table = tables.make(prices, self.stream)
+
         def take_step(self, env, replica, number, batches, row):
             requests, ranks = batches
             priced = np.zeros(len(LOG_COLUMNS))
@@ -160,6 +163,6 @@ def serve_by_events(monkeypatch, plan, trace, tables, way_s=None, until=None):
             yield env.timeout(row[1])
 
     with monkeypatch.context() as patch:
-        patch.setattr(timeline, "ByRanks", ByTable)
+        patch.setattr(by_ranks, "ByRanks", ByTable)
         patch.setattr(timeline, "read_batches", lambda requests, ranks: (requests, ranks))
         return timeline.serve(plan, trace, "rank", way_s=way_s, until=until)

@@ -83,7 +83,7 @@ def price_both(monkeypatch, plan, trace):
             return taken
 
     with monkeypatch.context() as patch:
-        patch.setattr(timeline, "ByRanks", Both)
+        patch.setattr("simulator.engine.by_ranks.ByRanks", Both)
         patch.setattr(timeline, "read_batches", lambda requests, ranks: (requests, ranks))
         run_plan(plan, trace, "rank")
     return np.array(prices).T

@@ -49,7 +49,7 @@ def test_every_batch_of_a_rank_run_costs_the_same_by_the_table(
             prices.append((table_s, row[1]))
             return taken
 
-    monkeypatch.setattr(timeline, "ByRanks", Both)
+    monkeypatch.setattr("simulator.engine.by_ranks.ByRanks", Both)
     monkeypatch.setattr(timeline, "read_batches", price_by_table)
     run_plan(
         plan,

@@ -80,6 +80,13 @@ class Own(Frozen):
     def changes(self, machines, rng):
         return {returned}
 """
+REBALANCING = """
+class Own(Frozen):
+    def looks(self):
+        return {returned}
+    def decide(self, load, rng):
+        return None
+"""
 SPECULATION = """
 class Own(Frozen):
     def drafts(self, num_layers):
@@ -106,6 +113,7 @@ FAMILIES = {
     "rule": (RULE, "Own.prepare()", "deployments.0.balancing"),
     "scheduling": (SCHEDULING, "Own.rules()", "deployments.0.scheduling"),
     "failures": (FAILURES, "Own.changes()", "deployments.0.failures"),
+    "rebalancing": (REBALANCING, "Own.looks()", "deployments.0.rebalancing"),
     "speculation": (SPECULATION, "Own.drafts()", "deployments.0.speculation"),
     "arrivals": (ARRIVALS, "Own.arrival_s()", "workload.requests.arrivals"),
     "lengths": (LENGTHS, "Own.draw()", "workload.requests.lengths"),
@@ -119,6 +127,7 @@ RIGHT = {
     "rule": "Rule(turns=lambda count: np.arange(count) % num_replicas)",
     "scheduling": "Rules(2048, 64, mixes_phases=True, splits_prompts=True)",
     "failures": "iter([Change(0.5, 'both', (1,), False), Change(2, 'both', (1,), True)])",
+    "rebalancing": "iter([0, 0.5, 7])",
     "speculation": "Drafts((0.9, 0.5), 1 / num_layers)",
     "arrivals": "np.arange(num_requests)",
     "lengths": "(ones * 20, ones)",
@@ -154,6 +163,10 @@ WRONG = [
     ("failures", "iter([Change(1.0, 'decode', (0,), False)])", "both with", "Change("),
     ("failures", "(Change(1.0 - n, 'both', (0,), False) for n in (0, 1))", "1 s or", "Change("),
     ("failures", "(1 / n for n in (0,))", "failed (", "ZeroDivisionError"),
+    ("rebalancing", "[1.0]", "an iterator of seconds", "list [1.0]"),
+    ("rebalancing", "iter([-1.0])", "seconds from 0 on", "float -1.0"),
+    ("rebalancing", "iter([2.0, 2.0])", "seconds after 2", "float 2.0"),
+    ("rebalancing", "iter(['1'])", "seconds from 0 on", "str '1'"),
     ("speculation", "(0.9,)", "Drafts with at most 64", "tuple (0.9,)"),
     ("speculation", "Drafts((1.5,))", "probabilities from 0 to 1", "Drafts(accepted=(1.5,)"),
     ("speculation", "Drafts((0.5,), -1.0)", "a pass_share of at least 0", "pass_share=-1.0"),

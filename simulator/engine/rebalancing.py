@@ -1,0 +1,57 @@
+"""Experts that are placed anew while a deployment serves: from what the policy is told to what the
+move takes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from simulator.deployment.placement import Placement
+from simulator.policies.messages import Messages
+from simulator.policies.placement import Placed
+from simulator.policies.rebalancing import ExpertLoad
+from simulator.results.tables import ExpertsMoved
+from simulator.work.expert_moves import count_expert_moves
+from simulator.work.memory import expert_bytes_per_layer
+
+
+def expect_load(placement: Placement, at_s: float, num_tokens: int) -> ExpertLoad:
+    """What ``num_tokens`` tokens are expected to have chosen, by the pool that steps take theirs
+    from.
+    """
+    experts, moe = placement.experts, placement.model.moe
+    assert experts is not None
+    assert moe is not None
+    pool_LTK = experts.topk_ids_LTK
+    counts = [np.bincount(ids_TK.ravel(), minlength=moe.num_experts) for ids_TK in pool_LTK]
+    load_LE = np.stack(counts) * (num_tokens / pool_LTK.shape[1])
+    return ExpertLoad(at_s, num_tokens, load_LE, experts.placed)
+
+
+def place_again(placement: Placement, placed: Placed) -> Placement:
+    """The placement with its experts elsewhere."""
+    assert placement.experts is not None
+    return replace(placement, experts=replace(placement.experts, placed=placed))
+
+
+def price_move(placement: Placement, placed: Placed, at_s: float, pool: str) -> ExpertsMoved:
+    """What it takes to move the experts of one replica, whose links carry nothing else meanwhile.
+
+    All layers travel in one exchange. A rank of a split expert gets its part from the same part of
+    another copy.
+    """
+    experts, moe, layout = placement.experts, placement.model.moe, placement.layout
+    assert experts is not None
+    assert moe is not None
+    nodes = placement.fabric.node_R[:: layout.moe_tp]
+    moves_SR = count_expert_moves(experts.placed, placed, nodes)
+    part_bytes = expert_bytes_per_layer(
+        moe, placement.model.hidden_size, layout, placement.precision, num_slots=layout.ep
+    )
+    parts_SR = np.kron(moves_SR, np.eye(layout.moe_tp, dtype=np.int64))
+    sent = Messages.from_matrix(parts_SR.astype(np.float64)).times(part_bytes)
+    seconds = placement.comm.exchange("dispatch", sent).alone_s
+    num_bytes = float(parts_SR.sum() * part_bytes)
+    return ExpertsMoved(at_s, pool, int(moves_SR.sum()), num_bytes, seconds)

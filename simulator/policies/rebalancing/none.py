@@ -1,0 +1,21 @@
+"""Experts stay where the placement policy put them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from simulator.base.frozen import Frozen
+from simulator.policies.placement import Placed
+from simulator.policies.rebalancing import ExpertLoad
+
+
+class Never(Frozen):
+    """As engines without an expert balancer do."""
+
+    def looks(self) -> Iterator[float]:
+        return iter(())
+
+    def decide(self, load: ExpertLoad, rng: np.random.Generator) -> Placed | None:
+        return None
