@@ -81,7 +81,7 @@ def test_efforts_can_be_measured(effort):
 def test_what_is_named_is_run_and_nothing_else():
     every = list_scenarios()
     opt_in = {name for name, scenario in every.items() if scenario.OPT_IN}
-    assert opt_in == {"plan"}
+    assert opt_in == {"long_run", "plan"}
     assert set(choose(None)) == set(every) - opt_in
     assert list(choose(["plan", "serving"])) == ["serving", "plan"]
 
