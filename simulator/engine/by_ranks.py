@@ -38,17 +38,26 @@ def read_batches(requests: Requests, ranks: Ranks) -> list[Batch]:
 
 
 def _read_batch(requests: Requests, ranks: Ranks, lane: range) -> Batch:
-    new, context, decodes, logits = [], [], [], []
+    new, context, decodes, logits, numbers, domains = [], [], [], [], [], []
     for d in lane:
         chosen = np.flatnonzero(ranks.chunk[d, : ranks.num_running[d]])
         ids = ranks.running[d, chosen]
+        numbers.append(requests.first + ids)
+        domains.append(requests.domain[ids])
         new.append(ranks.chunk[d, chosen].copy())
         context.append(requests.computed[ids])
         known = requests.num_input[ids] + requests.generated[ids]
         decodes.append((requests.generated[ids] > 0) & (context[-1] + 1 == known))
         is_last = ~decodes[-1] & (context[-1] + new[-1] == known)
         logits.append(int(is_last.sum() + new[-1][decodes[-1]].sum()))
-    return Batch(tuple(new), tuple(context), tuple(decodes), np.array(logits, dtype=np.int64))
+    return Batch(
+        tuple(new),
+        tuple(context),
+        tuple(decodes),
+        np.array(logits, dtype=np.int64),
+        tuple(numbers),
+        tuple(domains),
+    )
 
 
 class ByRanks:

@@ -30,8 +30,13 @@ def read_requests(
     is_open = trace.concurrency is None
     sent_s = np.array(trace.arrival_s[first.first : end] if is_open else first.arrival_s - way_s)
     if plan.transfer is None:
-        return _one_pool(pools["both"], sent_s)
-    return _two_pools(pools["prefill"], pools["decode"], plan.transfer, sent_s, way_s)
+        table = _one_pool(pools["both"], sent_s)
+    else:
+        table = _two_pools(pools["prefill"], pools["decode"], plan.transfer, sent_s, way_s)
+    names: pd.Index[str] = pd.Index(trace.domains, dtype="str")
+    before = list(table).index("num_cached")
+    table.insert(before, "domain", pd.Series(pd.Categorical.from_codes(first.domain, names)))
+    return table
 
 
 def _one_pool(pool: PoolState, sent_s: Floats) -> pd.DataFrame:

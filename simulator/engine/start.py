@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from simulator.engine.state import (
+    DOMAIN,
     FIRST_IN_LINE,
     IS_PAUSED,
     LAST_IN_LINE,
@@ -13,7 +14,6 @@ from simulator.engine.state import (
     RAN_OUT,
     RESERVED_OUTPUT,
     RESERVED_S,
-    STAGE,
     Clock,
     Ints,
     Ranks,
@@ -34,7 +34,7 @@ def start_requests(trace: RequestTrace, *, with_prefixes: bool, first: int = 0) 
     starts = trace.prefix_starts if has_prefixes else np.zeros(count + 1)
     ids = trace.prefix_ids if has_prefixes else np.zeros(0)
     requests = Requests(
-        np.zeros((count, STAGE + 1), dtype=np.int64),
+        np.zeros((count, DOMAIN + 1), dtype=np.int64),
         np.full((count, RESERVED_S + 1), np.nan),
         starts.astype(np.int64),
         np.require(ids, np.int64, ["C", "W"]),  # compiled code is of arrays that can be written
@@ -44,6 +44,7 @@ def start_requests(trace: RequestTrace, *, with_prefixes: bool, first: int = 0) 
     requests.num_input[:] = trace.num_input
     requests.num_output[:] = trace.num_output
     requests.following[:] = -1
+    requests.domain[:] = trace.domain if len(trace.domain) else -1
     return requests
 
 

@@ -48,7 +48,8 @@ class Column:
     JOINED,
     RETRIES,
     STAGE,
-) = range(18)
+    DOMAIN,
+) = range(19)
 """Columns: whole numbers of a request."""
 HERE, IN_LINE, RESERVED = range(3)
 """Stages of a request of the decode pool: nothing is to come for it, it stands in line for KV
@@ -151,6 +152,9 @@ class Requests(_RequestsArrays):
     retries = Column("ints", RETRIES)
     """Times that its replica was gone and it was sent to another one."""
     stage = Column("ints", STAGE)
+    domain = Column("ints", DOMAIN)
+    """Kind of text, by its place in :attr:`simulator.workload.traces.RequestTrace.domains`; -1
+    where none is told."""
     arrival_s = Column("times", ARRIVAL_S)
     scheduled_s = Column("times", SCHEDULED_S)
     first_s = Column("times", FIRST_S)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.workload.traces import RequestTrace, take_prefixes
+from simulator.workload.traces import RequestTrace, take_domains, take_prefixes
 
 LEAST_STAYS = 4.0
 """Stays that the judged requests' arrivals must span to show a steady state; with fewer, most of
@@ -181,6 +181,7 @@ def subset(trace: RequestTrace, chosen: NDArray[np.int64]) -> RequestTrace:
         arrival_s=arrival_s - (arrival_s[0] if len(arrival_s) else 0.0),
         num_input=trace.num_input[chosen],
         num_output=trace.num_output[chosen],
+        domain=take_domains(trace, chosen),
         prefix_starts=starts,
         prefix_ids=ids,
     )
@@ -217,6 +218,7 @@ def _repeated(trace: RequestTrace, lead: int, times: int, period_s: float) -> Re
         arrival_s=trace.arrival_s[order] + which * period_s,
         num_input=trace.num_input[order],
         num_output=trace.num_output[order],
+        domain=take_domains(trace, order),
         prefix_starts=starts,
         prefix_ids=ids,
     )

@@ -78,6 +78,13 @@ class Batch:
     is_decode: tuple[NDArray[np.bool_], ...]
     num_logits: NDArray[np.int64]
     """Sequences of each rank that get an output token from this step."""
+    requests: tuple[NDArray[np.int64], ...] = ()
+    """For each rank, the numbers of these sequences' requests in the trace; empty where they stand
+    for any."""
+    domains: tuple[NDArray[np.int64], ...] = ()
+    """For each rank, the kinds of text of these requests
+    (:attr:`simulator.workload.traces.RequestTrace.domain`), -1 where none is told; empty where they
+    stand for any."""
 
     @cached_property
     def tokens_d(self) -> NDArray[np.int64]:

@@ -10,7 +10,9 @@ tensor-parallel groups stay in that order, as SGLang leaves them.
 from __future__ import annotations
 
 from collections import deque
-from typing import TypeVar
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +22,7 @@ from simulator.step.program import Batch, Busy, Finish, Operation, Start, Togeth
 _HIDDEN = ("dispatch", "combine")
 """Phases of the exchanges that the other half's computation hides."""
 Tokens = TypeVar("Tokens", int, NDArray[np.int64])
-_Row = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]
+Value = TypeVar("Value", np.int64, np.bool_)
 
 
 def halves(batch: Batch) -> tuple[Batch, Batch] | None:
@@ -32,20 +34,21 @@ def halves(batch: Batch) -> tuple[Batch, Batch] | None:
     """
     if int(batch.tokens_d.max(initial=0)) < 2:
         return None
-    parts: tuple[list[_Row], list[_Row]] = ([], [])
-    for new, context, is_decode in zip(
-        batch.new_tokens, batch.context_tokens, batch.is_decode, strict=True
-    ):
-        order = np.argsort(~is_decode, kind="stable")
-        new, context, is_decode = new[order], context[order], is_decode[order]
-        begin = np.cumsum(new) - new
-        in_first = np.clip(first_half(int(new.sum())) - begin, 0, new)
-        for part, tokens, seen in zip(
-            parts, (in_first, new - in_first), (context, context + in_first), strict=True
-        ):
-            part.append((tokens[tokens > 0], seen[tokens > 0], is_decode[tokens > 0]))
-    first, second = (_batch(part) for part in parts)
-    return first, second
+    orders = [np.argsort(~is_decode, kind="stable") for is_decode in batch.is_decode]
+    ordered = _take(batch, orders)
+    firsts = [
+        np.clip(first_half(int(new.sum())) - (np.cumsum(new) - new), 0, new)
+        for new in ordered.new_tokens
+    ]
+    rests = [new - first for new, first in zip(ordered.new_tokens, firsts, strict=True)]
+    seen = [context + first for context, first in zip(ordered.context_tokens, firsts, strict=True)]
+    return (
+        _take(replace(ordered, new_tokens=tuple(firsts)), [first > 0 for first in firsts]),
+        _take(
+            replace(ordered, new_tokens=tuple(rests), context_tokens=tuple(seen)),
+            [rest > 0 for rest in rests],
+        ),
+    )
 
 
 def first_half(num_tokens: Tokens) -> Tokens:
@@ -53,9 +56,20 @@ def first_half(num_tokens: Tokens) -> Tokens:
     return num_tokens - num_tokens // 2
 
 
-def _batch(rows: list[_Row]) -> Batch:
-    new, context, is_decode = zip(*rows, strict=True)
-    return Batch(new, context, is_decode, np.zeros(len(rows), dtype=np.int64))
+def _take(batch: Batch, chosen: Sequence[NDArray[Any]]) -> Batch:
+    """Some sequences of each rank, in some order, without logits."""
+
+    def take(rows: Sequence[NDArray[Value]]) -> tuple[NDArray[Value], ...]:
+        return tuple(row[own] for row, own in zip(rows, chosen, strict=True)) if rows else ()
+
+    return Batch(
+        take(batch.new_tokens),
+        take(batch.context_tokens),
+        take(batch.is_decode),
+        np.zeros(len(batch.new_tokens), dtype=np.int64),
+        take(batch.requests),
+        take(batch.domains),
+    )
 
 
 def interleave(first: list[Operation], second: list[Operation]) -> list[Operation]:

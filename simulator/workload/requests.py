@@ -336,6 +336,7 @@ def _limited(
         arrival_s=(arrival_s - arrival_s[0]) / spec.rate_scale,
         num_input=num_input,
         num_output=trace.num_output[kept],
+        domain=trace.domain[kept],
         prefix_block_tokens=block_tokens,
         prefix_starts=starts,
         prefix_ids=ids,

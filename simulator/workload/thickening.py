@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.workload.traces import RequestTrace, take_prefixes
+from simulator.workload.traces import RequestTrace, take_domains, take_prefixes
 
 _NEIGHBOURS = 64
 """Recorded requests around a moment that one drawn for it may be like: enough to mix lengths, and
@@ -54,6 +54,7 @@ def thicken(trace: RequestTrace, factor: float, rng: np.random.Generator) -> Req
         arrival_s=arrival_s[order],
         num_input=trace.num_input[source],
         num_output=trace.num_output[source],
+        domain=take_domains(trace, source),
         prefix_starts=starts,
         prefix_ids=ids,
         notes=(*trace.notes, note),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from simulator.base import plugins
+from simulator.planner.traffic import subset
 from simulator.workload.reading import ANY_LOG
 from simulator.workload.requests import describe, read_trace
 from simulator.workload.traces.table import write_table
@@ -277,6 +278,19 @@ def test_tables_hold_lengths_alone_too(tmp_path):
     assert trace.num_input.tolist() == [1, 374]
     write_table(trace, tmp_path / "again.parquet")
     assert read_trace(tmp_path / "again.parquet").arrival_s.tolist() == [0, 2.5]
+
+
+@pytest.mark.parametrize("name", ["again.parquet", "again.csv"])
+def test_tables_say_what_kind_of_text_a_request_is(tmp_path, name):
+    head = "arrival_s,num_input,num_output,domain\n"
+    trace = read(tmp_path, head + "9,4,4,code\n5,1,2,code\n7,3,4,chat\n7,0,4,prose\n")
+    assert trace.domains == ("chat", "code")
+    assert trace.domain.tolist() == [1, 0, 1]
+    write_table(trace, tmp_path / name)
+    again = read_trace(tmp_path / name)
+    assert (again.domains, again.domain.tolist()) == (trace.domains, trace.domain.tolist())
+    later = subset(trace, np.array([1, 2]))
+    assert (later.domains, later.domain.tolist()) == (trace.domains, [0, 1])
 
 
 @pytest.mark.slow

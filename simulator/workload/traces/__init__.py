@@ -36,6 +36,10 @@ class RequestTrace:
     1]]``; empty without blocks."""
     prefix_ids: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """Block ids numbered densely from 0; equal ids hold equal tokens behind an equal prefix."""
+    domains: tuple[str, ...] = ()
+    """Kinds of text that the source tells apart; empty where it tells none."""
+    domain: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """``[N]`` which of them each request is of, by its place; empty without any."""
     notes: tuple[str, ...] = ()
     """What a reader dropped, repaired or assumed, in words for the user ("7 rows of 0 tokens left
     out")."""
@@ -85,8 +89,14 @@ def cut_trace(trace: RequestTrace, first: int, end: int) -> RequestTrace:
         arrival_s=trace.arrival_s[first:end],
         num_input=trace.num_input[first:end],
         num_output=trace.num_output[first:end],
+        domain=trace.domain[first:end],
         prefix_starts=trace.prefix_starts[first : end + 1] if has_prefixes else trace.prefix_starts,
     )
+
+
+def take_domains(trace: RequestTrace, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """:attr:`RequestTrace.domain` of the given rows, in that order."""
+    return trace.domain[rows] if len(trace.domain) else trace.domain
 
 
 def take_prefixes(

@@ -43,6 +43,8 @@ class RawRequests:
     prefix_block_tokens: int = 0
     prefix_starts: NDArray[np.int64] | None = None
     prefix_ids: NDArray[np.int64] | None = None
+    domain: NDArray[Any] | None = None
+    """Kind of text of each request, by name."""
     notes: tuple[str, ...] = ()
 
 
@@ -63,6 +65,10 @@ def checked(raw: RawRequests) -> RequestTrace:
     starts, ids = np.zeros(0, np.int64), np.zeros(0, np.int64)
     if raw.prefix_starts is not None and raw.prefix_ids is not None:
         starts, ids = take_prefixes(raw.prefix_starts, raw.prefix_ids, order)
+    domains, domain = (), np.zeros(0, np.int64)
+    if raw.domain is not None:
+        names, domain = np.unique(raw.domain[order].astype(str), return_inverse=True)
+        domains = tuple(names.tolist())
     arrival_s = time_s[order]
     return RequestTrace(
         arrival_s=arrival_s - arrival_s[0],
@@ -73,6 +79,8 @@ def checked(raw: RawRequests) -> RequestTrace:
         prefix_block_tokens=raw.prefix_block_tokens if len(starts) else 0,
         prefix_starts=starts,
         prefix_ids=ids,
+        domains=domains,
+        domain=domain.astype(np.int64),
         notes=tuple(notes),
         repairs=tuple(repairs),
     )

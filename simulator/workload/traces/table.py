@@ -1,5 +1,5 @@
 """The project's own table, Parquet or CSV: ``num_input``, ``num_output`` and, where known,
-``arrival_s`` and prefix blocks.
+``arrival_s``, ``domain`` (a text that says what kind of text it is) and prefix blocks.
 
 Prefix blocks are two columns: ``prefix_ids`` (a list of ids in Parquet, ids separated by spaces in
 CSV) and ``prefix_block_tokens`` (the same number in every row).
@@ -41,6 +41,8 @@ class Table(Frozen):
         kinds = dict(_LENGTHS)
         if "arrival_s" in names:
             kinds["arrival_s"] = "float"
+        if "domain" in names:
+            kinds["domain"] = "text"
         if "prefix_ids" in names:
             if "prefix_block_tokens" not in names:
                 raise UserError(
@@ -67,6 +69,7 @@ class Table(Frozen):
                 prefix_block_tokens=int(blocks[0]) if len(blocks) else 0,
                 prefix_starts=columns.get("prefix_ids_starts"),
                 prefix_ids=columns.get("prefix_ids"),
+                domain=columns.get("domain"),
             )
         )
 
@@ -77,6 +80,8 @@ def write_table(trace: RequestTrace, path: Path) -> None:
     """
     columns: dict[str, Any] = {"arrival_s": trace.arrival_s} if trace.has_arrivals else {}
     columns |= {"num_input": trace.num_input, "num_output": trace.num_output}
+    if trace.domains:
+        columns["domain"] = [trace.domains[place] for place in trace.domain]
     if trace.prefix_block_tokens:
         columns["prefix_block_tokens"] = np.full(trace.num_requests, trace.prefix_block_tokens)
         columns["prefix_ids"] = [
