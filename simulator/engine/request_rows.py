@@ -33,9 +33,9 @@ def read_requests(
         table = _one_pool(pools["both"], sent_s)
     else:
         table = _two_pools(pools["prefill"], pools["decode"], plan.transfer, sent_s, way_s)
-    names: pd.Index[str] = pd.Index(trace.domains, dtype="str")
+    names: pd.Index[str] = pd.Index(["", *trace.domains])
     before = list(table).index("num_cached")
-    table.insert(before, "domain", pd.Series(pd.Categorical.from_codes(first.domain, names)))
+    table.insert(before, "domain", pd.Series(pd.Categorical.from_codes(first.domain + 1, names)))
     return table
 
 

@@ -62,7 +62,7 @@ REQUEST_COLUMNS = {
     "finish_s": "last output token",
     "num_input": "prompt tokens",
     "num_output": "output tokens",
-    "domain": "kind of text, as the trace names it; missing where it names none",
+    "domain": "kind of text, as the trace names it; empty where it names none",
     "num_cached": "prompt tokens found in the prefix cache",
     "num_preemptions": "times it lost its KV blocks and was computed again",
     "num_retries": "times that its replica was gone and it was sent to another one",

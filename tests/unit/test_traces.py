@@ -283,13 +283,13 @@ def test_tables_hold_lengths_alone_too(tmp_path):
 @pytest.mark.parametrize("name", ["again.parquet", "again.csv"])
 def test_tables_say_what_kind_of_text_a_request_is(tmp_path, name):
     head = "arrival_s,num_input,num_output,domain\n"
-    trace = read(tmp_path, head + "9,4,4,code\n5,1,2,code\n7,3,4,chat\n7,0,4,prose\n")
+    trace = read(tmp_path, head + "9,4,4,code\n5,1,2,code\n7,3,4,chat\n7,0,4,prose\n8,2,2,\n")
     assert trace.domains == ("chat", "code")
-    assert trace.domain.tolist() == [1, 0, 1]
+    assert trace.domain.tolist() == [1, 0, -1, 1]
     write_table(trace, tmp_path / name)
     again = read_trace(tmp_path / name)
     assert (again.domains, again.domain.tolist()) == (trace.domains, trace.domain.tolist())
-    later = subset(trace, np.array([1, 2]))
+    later = subset(trace, np.array([1, 3]))
     assert (later.domains, later.domain.tolist()) == (trace.domains, [0, 1])
 
 

@@ -39,7 +39,7 @@ class RequestTrace:
     domains: tuple[str, ...] = ()
     """Kinds of text that the source tells apart; empty where it tells none."""
     domain: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    """``[N]`` which of them each request is of, by its place; empty without any."""
+    """``[N]`` which of them each request is of, by its place, -1 for none; empty without any."""
     notes: tuple[str, ...] = ()
     """What a reader dropped, repaired or assumed, in words for the user ("7 rows of 0 tokens left
     out")."""

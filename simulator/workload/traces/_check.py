@@ -44,7 +44,7 @@ class RawRequests:
     prefix_starts: NDArray[np.int64] | None = None
     prefix_ids: NDArray[np.int64] | None = None
     domain: NDArray[Any] | None = None
-    """Kind of text of each request, by name."""
+    """Kind of text of each request, by name; an empty one is none."""
     notes: tuple[str, ...] = ()
 
 
@@ -67,7 +67,9 @@ def checked(raw: RawRequests) -> RequestTrace:
         starts, ids = take_prefixes(raw.prefix_starts, raw.prefix_ids, order)
     domains, domain = (), np.zeros(0, np.int64)
     if raw.domain is not None:
-        names, domain = np.unique(raw.domain[order].astype(str), return_inverse=True)
+        given = raw.domain[order].astype(str)
+        names = np.unique(given[given != ""])
+        domain = np.where(given == "", -1, np.searchsorted(names, given))
         domains = tuple(names.tolist())
     arrival_s = time_s[order]
     return RequestTrace(

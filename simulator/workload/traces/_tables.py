@@ -15,8 +15,8 @@ from simulator.workload.traces._columns import read_csv
 from simulator.workload.traces._rows import Columns, Kind, Rows
 from simulator.workload.unpacking import csv_header
 
-_LONGEST_TIME = 64
-"""Characters of a time; in Parquet one text can stand in a million rows."""
+_LONGEST_TEXT = 64
+"""Characters of a time or a name; in Parquet one text can stand in a million rows."""
 
 
 def column_names(path: Path, head: bytes) -> tuple[str, ...]:
@@ -40,10 +40,14 @@ def read_table(path: Path, data: bytes, kinds: dict[str, Kind]) -> Rows:
     if not data.startswith(parquet.MAGIC):
         return read_csv(path, data, kinds)
     table = parquet.read_columns(data, list(kinds), str(path))
-    missing = {name: table.column(name).is_null().to_numpy() for name in kinds}
+    missing = {
+        name: table.column(name).is_null().to_numpy()
+        for name, kind in kinds.items()
+        if kind != "text"
+    }
     is_whole = ~np.any(list(missing.values()), axis=0)
     unusable = tuple(
-        f"row {row + 1}: {next(name for name in kinds if missing[name][row])} has no value"
+        f"row {row + 1}: {next(name for name in missing if missing[name][row])} has no value"
         for row in np.flatnonzero(~is_whole).tolist()
     )
     kept = np.flatnonzero(is_whole)
@@ -59,6 +63,9 @@ def _column(path: Path, name: str, kind: Kind, column: Any) -> Columns:
     if kind == "time":
         return {name: _times(path, name, column)}
     pa = arrow()
+    if kind == "text":
+        texts = _short_texts(path, name, column, "short ones")
+        return {name: np.asarray(texts.fill_null("").to_numpy())}
     types = {"int": pa.int64(), "float": pa.float64(), "ids": pa.list_(pa.int64())}
     try:
         column = column.cast(types[kind])
@@ -80,13 +87,20 @@ def _column(path: Path, name: str, kind: Kind, column: Any) -> Columns:
 
 def _times(path: Path, name: str, column: Any) -> NDArray[Any]:
     """Numbers, moments (``datetime64``) or texts."""
-    pa, types = arrow(), arrow("types")
+    types = arrow("types")
     if types.is_dictionary(column.type):
-        different = pa.concat_arrays([chunk.dictionary for chunk in column.chunks])
-        lengths = arrow("compute").utf8_length(different)
-        if (arrow("compute").max(lengths).as_py() or 0) > _LONGEST_TIME:
-            raise UserError(f"{path}: column {name} holds long texts, and must hold times")
-        column = column.cast(pa.string())
+        column = _short_texts(path, name, column, "times")
     elif types.is_date(column.type):
-        column = column.cast(pa.timestamp("ms"))
+        column = column.cast(arrow().timestamp("ms"))
     return np.asarray(column.to_numpy())
+
+
+def _short_texts(path: Path, name: str, column: Any, wanted: str) -> Any:
+    """A column as texts; long ones that many rows share would fill the memory."""
+    pa, different = arrow(), column
+    if arrow("types").is_dictionary(column.type):
+        different = pa.concat_arrays([chunk.dictionary for chunk in column.chunks])
+    lengths = arrow("compute").utf8_length(different.cast(pa.string()))
+    if (arrow("compute").max(lengths).as_py() or 0) > _LONGEST_TEXT:
+        raise UserError(f"{path}: column {name} holds long texts, and must hold {wanted}")
+    return column.cast(pa.string())

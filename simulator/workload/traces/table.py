@@ -81,7 +81,8 @@ def write_table(trace: RequestTrace, path: Path) -> None:
     columns: dict[str, Any] = {"arrival_s": trace.arrival_s} if trace.has_arrivals else {}
     columns |= {"num_input": trace.num_input, "num_output": trace.num_output}
     if trace.domains:
-        columns["domain"] = [trace.domains[place] for place in trace.domain]
+        names = (*trace.domains, "")
+        columns["domain"] = [names[place] for place in trace.domain.tolist()]
     if trace.prefix_block_tokens:
         columns["prefix_block_tokens"] = np.full(trace.num_requests, trace.prefix_block_tokens)
         columns["prefix_ids"] = [
