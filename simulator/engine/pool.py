@@ -128,7 +128,7 @@ class PoolState:
         """Let the experts of all replicas lie elsewhere; prices are of that then."""
         placement = place_again(self.plan.placement, placed)
         self.plan = replace(self.plan, placement=placement)
-        del self.prices
+        self.__dict__.pop("prices", None)  # where they were asked for
 
     def choose(self) -> int:
         """The replica that the user's own balancer chooses for the next request."""

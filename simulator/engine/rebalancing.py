@@ -4,6 +4,7 @@ move takes.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -27,7 +28,17 @@ def expect_load(placement: Placement, at_s: float, num_tokens: int) -> ExpertLoa
     pool_LTK = experts.topk_ids_LTK
     counts = [np.bincount(ids_TK.ravel(), minlength=moe.num_experts) for ids_TK in pool_LTK]
     load_LE = np.stack(counts) * (num_tokens / pool_LTK.shape[1])
-    return ExpertLoad(at_s, num_tokens, load_LE, experts.placed)
+    # A policy gets copies, for what it writes into them must not move anything.
+    placed = copy.deepcopy(experts.placed)
+    return ExpertLoad(at_s, num_tokens, load_LE, placed)
+
+
+def moves_any(placement: Placement, placed: Placed) -> bool:
+    """Whether any slot holds another expert, or lies elsewhere, than now."""
+    assert placement.experts is not None
+    now = placement.experts.placed
+    stays = np.array_equal(now.expert_LP, placed.expert_LP)
+    return not (stays and np.array_equal(now.rank_LP, placed.rank_LP))
 
 
 def place_again(placement: Placement, placed: Placed) -> Placement:

@@ -29,7 +29,7 @@ from simulator.engine.events import ENDS, FORMS, code_of, find_event, push_event
 from simulator.engine.instants import AGAIN, CHANGE, Instants
 from simulator.engine.loop_state import LoopState
 from simulator.engine.pool import PoolState, start_pools
-from simulator.engine.rebalancing import expect_load, price_move
+from simulator.engine.rebalancing import expect_load, moves_any, price_move
 from simulator.engine.replicas import (
     ASKS,
     DONE,
@@ -93,8 +93,8 @@ def serve(
 
     Args:
         progress: told how many requests are done, some ten times a second.
-        fill: makes the tables of the ``step`` fidelity; may return what it returned before for a
-            plan that differs in its replicas only.
+        fill: makes the tables of the ``step`` fidelity, once more when experts have moved; may
+            return what it returned before for a plan that differs in its replicas only.
         way_s: seconds from the client to the scheduler; by default what the calibration says.
         until: seconds since the first arrival after which nothing happens any more, and what is
             under way is cut off; by default until all is done.
@@ -260,6 +260,8 @@ class _Timeline:
     def _move_experts(self, place: int, placed: Placed, at_s: float) -> None:
         """Price steps with the experts where they will be; those under way keep their prices."""
         pool, name = self._state.pools[place], self._state.names[place]
+        if not moves_any(pool.plan.placement, placed):
+            return
         moved = price_move(pool.plan.placement, placed, at_s, name)
         self.rebalances.append(moved)
         pool.place_experts(placed)

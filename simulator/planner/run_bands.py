@@ -8,6 +8,7 @@ those runs figures are interpolated over draws of the error that deployments sha
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ import pandas as pd
 from simulator.base.progress import CountDone, Progress, count_part, show_nothing
 from simulator.config.calibration import Calibration
 from simulator.config.workload import SLO
+from simulator.deployment.placement import Placement
 from simulator.deployment.plan import DeploymentPlan
 from simulator.engine.pool import PoolState
 from simulator.engine.table import StepTable, slow_table, start_table
@@ -55,20 +57,31 @@ class Drawn(NamedTuple):
 
 
 class Tables:
-    """Step tables of one plan, filled once and slowed as asked."""
+    """Step tables of one plan, one for each place that its experts ever lie, filled once and slowed
+    as asked.
+    """
 
     def __init__(self) -> None:
-        self._tables: dict[str, StepTable] = {}
+        self._tables: dict[tuple[str, bytes], StepTable] = {}
 
     def slowed(self, factor: float) -> MakeTable:
         """What makes a table whose seconds are ``factor`` times as long."""
 
         def fill(pool: PoolState, stream: str) -> StepTable:
-            if stream not in self._tables:
-                self._tables[stream] = start_table(pool.prices)
-            return slow_table(self._tables[stream], factor)
+            key = (stream, _digest_places(pool.plan.placement))
+            if key not in self._tables:
+                self._tables[key] = start_table(pool.prices)
+            return slow_table(self._tables[key], factor)
 
         return fill
+
+
+def _digest_places(placement: Placement) -> bytes:
+    """A digest of where experts lie."""
+    if placement.experts is None:
+        return b""
+    placed = placement.experts.placed
+    return hashlib.blake2b(placed.expert_LP.tobytes() + placed.rank_LP.tobytes()).digest()
 
 
 def draw_figures(

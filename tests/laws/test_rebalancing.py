@@ -10,6 +10,7 @@ import pytest
 
 from simulator.base.errors import UserError
 from simulator.engine.timeline import serve
+from simulator.planner.run_bands import Tables
 from simulator.policies.failures import Change
 from simulator.policies.placement import Placed
 from tests.cases import times
@@ -63,7 +64,7 @@ def test_a_placement_that_stays_costs_nothing_and_changes_nothing(tiny):
     plan, trace = tiny.plan("moe", **KEYS, replicas=2), tiny.trace(60, 400.0)
     staying = with_script(plan, (0.05, plan.placement.experts.placed))
     served = tiny.serve(staying, trace)
-    assert [(moved.num_bytes, moved.seconds) for moved in served.rebalances] == [(0.0, 0.0)]
+    assert served.rebalances == ()
     pd.testing.assert_frame_equal(
         served.requests_table(), tiny.serve(plan, trace).requests_table(), check_exact=True
     )
@@ -82,6 +83,30 @@ def test_steps_cost_what_they_would_have_cost_had_experts_always_been_there(tiny
         served.requests_table(), serve(there, trace).requests_table(), check_exact=True
     )
     assert not served.requests_table().equals(serve(without(plan), trace).requests_table())
+
+
+def test_tables_that_runs_share_know_where_experts_lie(tiny):
+    plan, trace, tables = moving(tiny, 0.03, 0.06), tiny.trace(60, 900.0), Tables()
+    known = serve(plan, trace).requests_table()
+    for _ in range(2):
+        found = serve(plan, trace, fill=tables.slowed(1.0)).requests_table()
+        pd.testing.assert_frame_equal(found, known, check_exact=True)
+
+
+def test_what_a_policy_writes_into_its_load_moves_nothing_by_itself(tiny):
+    @dataclasses.dataclass(frozen=True)
+    class InPlace(Script):
+        def decide(self, load, rng):
+            load.placed.expert_LP[:] = load.placed.expert_LP[:, ::-1]
+            return load.placed
+
+    InPlace.__module__ = Script.__module__
+    plan = tiny.plan("moe", **KEYS)
+    before = plan.placement.experts.placed.expert_LP.copy()
+    changed = change_plan(plan, rebalancing=InPlace(((0.03, None),)))
+    served = tiny.serve(changed, tiny.trace(30, 900.0))
+    assert [moved.num_experts > 0 for moved in served.rebalances] == [True]
+    assert (plan.placement.experts.placed.expert_LP == before).all()
 
 
 @pytest.mark.parametrize("replicas", [1, 3])
