@@ -152,7 +152,8 @@ def describe(trace: RequestTrace) -> dict[str, Any]:
     ``fano_60s`` (variance over mean of the requests in a window; 1 for Poisson); ``input`` and
     ``output``, each ``{mean, p50, p90, p99, max}`` in tokens; ``input_output_correlation``; with
     prefix blocks ``prefix``: ``{block_tokens, num_blocks, num_unique, ideal_hit_ratio,
-    single_use_ratio}``. What is undefined is ``None``.
+    single_use_ratio}``; with kinds of text ``domains``, the requests of each. What is undefined is
+    ``None``.
     """
     found: dict[str, Any] = {
         "num_requests": trace.num_requests,
@@ -190,6 +191,9 @@ def describe(trace: RequestTrace) -> dict[str, Any]:
             "ideal_hit_ratio": 1 - len(uses) / len(trace.prefix_ids),
             "single_use_ratio": float((uses == 1).mean()),
         }
+    if trace.domains:
+        counts = np.bincount(trace.domain[trace.domain >= 0], minlength=len(trace.domains))
+        found["domains"] = dict(zip(trace.domains, counts.tolist(), strict=True))
     return found
 
 

@@ -7,9 +7,12 @@ import json
 import time
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from simulator.base import plugins
+from simulator.base.errors import UserError
 from simulator.planner.traffic import subset
 from simulator.workload.reading import ANY_LOG
 from simulator.workload.requests import describe, read_trace
@@ -291,6 +294,23 @@ def test_tables_say_what_kind_of_text_a_request_is(tmp_path, name):
     assert (again.domains, again.domain.tolist()) == (trace.domains, trace.domain.tolist())
     later = subset(trace, np.array([1, 3]))
     assert (later.domains, later.domain.tolist()) == (trace.domains, [0, 1])
+
+
+def test_logs_may_say_what_kind_of_text_a_request_is_and_info_tells_how_many(tmp_path):
+    trace = read(tmp_path, "num_input_tokens,num_output_tokens,domain\n1,2,code\n2,2,\n3,3,code\n")
+    assert trace.domain.tolist() == [0, -1, 0]
+    assert describe(trace)["domains"] == {"code": 2}
+
+
+@pytest.mark.parametrize("value", ["x" * 65, ["a"], b"\xff"])
+def test_a_domain_that_is_no_short_text_is_refused_by_name(tmp_path, value):
+    columns = {"num_input": [1], "num_output": [2], "domain": [value]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"domain .*texts of at most 64 characters"):
+        read_trace(tmp_path / "a.parquet")
+    if isinstance(value, str):
+        with pytest.raises(UserError, match="domain must be a text of at most 64 characters"):
+            read(tmp_path, f"num_input,num_output,domain\n1,2,{value}\n")
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from simulator.base.errors import UserError
 from simulator.workload.traces import RequestTrace, take_prefixes
+from simulator.workload.traces._rows import LONGEST_TEXT
 
 _MOST_UNUSABLE = 0.5
 """Share of rows that may be left out; a file with more is rather of another layout."""
@@ -68,6 +69,10 @@ def checked(raw: RawRequests) -> RequestTrace:
     domains, domain = (), np.zeros(0, np.int64)
     if raw.domain is not None:
         given = raw.domain[order].astype(str)
+        if max(map(len, given.tolist()), default=0) > LONGEST_TEXT:
+            raise UserError(
+                f"{raw.path}: domain must be a text of at most {LONGEST_TEXT} characters"
+            )
         names = np.unique(given[given != ""])
         domain = np.where(given == "", -1, np.searchsorted(names, given))
         domains = tuple(names.tolist())

@@ -22,6 +22,8 @@ Kind = Literal["int", "float", "clock", "time", "ids", "text"]
 """``clock``: wall-clock time, given as nanoseconds since 1970. ``time``: as it stands in the file,
 for :func:`~simulator.workload.traces._times.read_times`. ``ids``: a list of block ids in each row,
 given as two columns, ``NAME`` (all ids) and ``NAME_starts`` (``[N + 1]``)."""
+LONGEST_TEXT = 64
+"""Characters of a time or a name; in Parquet one text can stand in a million rows."""
 Columns = dict[str, NDArray[Any]]
 _WORDS = {
     "int": "a whole number",

@@ -12,11 +12,8 @@ from simulator.base import parquet
 from simulator.base.errors import UserError
 from simulator.workload.traces._arrow import arrow
 from simulator.workload.traces._columns import read_csv
-from simulator.workload.traces._rows import Columns, Kind, Rows
+from simulator.workload.traces._rows import LONGEST_TEXT, Columns, Kind, Rows
 from simulator.workload.unpacking import csv_header
-
-_LONGEST_TEXT = 64
-"""Characters of a time or a name; in Parquet one text can stand in a million rows."""
 
 
 def column_names(path: Path, head: bytes) -> tuple[str, ...]:
@@ -64,7 +61,7 @@ def _column(path: Path, name: str, kind: Kind, column: Any) -> Columns:
         return {name: _times(path, name, column)}
     pa = arrow()
     if kind == "text":
-        texts = _short_texts(path, name, column, "short ones")
+        texts = _short_texts(path, name, column, f"texts of at most {LONGEST_TEXT} characters")
         return {name: np.asarray(texts.fill_null("").to_numpy())}
     types = {"int": pa.int64(), "float": pa.float64(), "ids": pa.list_(pa.int64())}
     try:
@@ -100,7 +97,10 @@ def _short_texts(path: Path, name: str, column: Any, wanted: str) -> Any:
     pa, different = arrow(), column
     if arrow("types").is_dictionary(column.type):
         different = pa.concat_arrays([chunk.dictionary for chunk in column.chunks])
-    lengths = arrow("compute").utf8_length(different.cast(pa.string()))
-    if (arrow("compute").max(lengths).as_py() or 0) > _LONGEST_TEXT:
-        raise UserError(f"{path}: column {name} holds long texts, and must hold {wanted}")
-    return column.cast(pa.string())
+    try:
+        lengths = arrow("compute").utf8_length(different.cast(pa.string()))
+        if (arrow("compute").max(lengths).as_py() or 0) > LONGEST_TEXT:
+            raise UserError(f"{path}: column {name} holds long texts, and must hold {wanted}")
+        return column.cast(pa.string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise UserError(f"{path}: column {name} must hold {wanted}: {error}") from None

@@ -1,5 +1,5 @@
 """Anybody's log of requests: CSV, Parquet or JSON lines with columns for the arrival, the prompt's
-tokens and the output's tokens, under the names that logs use.
+tokens and the output's tokens, under the names that logs use, and perhaps ``domain``.
 
 Times are ISO 8601, or seconds, milliseconds, microseconds or nanoseconds, and a note says as what
 they were read. Without times there are lengths only. Asked last: what has a format of its own is
@@ -46,6 +46,8 @@ class RequestLog(Frozen):
         if arrival is not None:
             kinds[arrival] = "time"
         is_json = data.lstrip().startswith(b"{")
+        if not is_json and "domain" in column_names(path, head_of(data)):
+            kinds["domain"] = "text"
         rows = read_json_lines(data, kinds) if is_json else read_table(path, data, kinds)
         time_s, note = None, "no column of arrival times: lengths only"
         if arrival is not None:
@@ -73,6 +75,7 @@ def _raw(
         num_input=rows.columns[names[1]],
         num_output=rows.columns[names[2]],
         names=names,
+        domain=rows.columns.get("domain"),
         notes=(f"prompt tokens from {names[1]}, output tokens from {names[2]}; {note}",),
     )
 
