@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from simulator.base.compiled import borrowing
-from simulator.engine.state import GENERATED, NUM_OUTPUT, Limits, Requests
+from simulator.engine.state import GENERATED, NUM_OUTPUT, NUMBER, Limits, Requests
 
 _STEP, _FIRST, _SECOND = (
     np.uint64(number) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
@@ -41,7 +41,7 @@ def count_kept_tokens(requests: Requests, limits: Limits, r: int, new: int) -> i
     """
     ints = requests.ints
     left = ints[r, NUM_OUTPUT] - ints[r, GENERATED]
-    kept, number = 1, requests.first + r
+    kept, number = 1, ints[r, NUMBER]
     while (
         kept < min(new, left)
         and draw_uniform(limits.draft_seed, number, ints[r, GENERATED] + kept)

@@ -42,7 +42,7 @@ def _read_batch(requests: Requests, ranks: Ranks, lane: range) -> Batch:
     for d in lane:
         chosen = np.flatnonzero(ranks.chunk[d, : ranks.num_running[d]])
         ids = ranks.running[d, chosen]
-        numbers.append(requests.first + ids)
+        numbers.append(requests.number[ids])
         domains.append(requests.domain[ids])
         new.append(ranks.chunk[d, chosen].copy())
         context.append(requests.computed[ids])

@@ -43,7 +43,7 @@ def _one_pool(pool: PoolState, sent_s: Floats) -> pd.DataFrame:
     requests, count = pool.requests, len(sent_s)
     return pd.DataFrame(
         {
-            "request": requests.first + np.arange(count),
+            "request": requests.number,
             "replica": pool.replica_of,
             "dp_rank": requests.dp_rank,
             "arrival_s": sent_s,
@@ -78,7 +78,7 @@ def _two_pools(
     num_bytes = [transfer.num_bytes(int(tokens)) for tokens in prompts.num_input]
     return pd.DataFrame(
         {
-            "request": decodes.first + np.arange(len(moved)),
+            "request": decodes.number,
             "replica": np.where(moved, decode.replica_of, -1),
             "dp_rank": np.where(moved, decodes.dp_rank, -1),
             "arrival_s": sent_s,

@@ -11,6 +11,7 @@ from simulator.engine.state import (
     LAST_IN_LINE,
     LAST_RESERVED,
     NEWER,
+    NUMBER,
     RAN_OUT,
     RESERVED_OUTPUT,
     RESERVED_S,
@@ -34,7 +35,7 @@ def start_requests(trace: RequestTrace, *, with_prefixes: bool, first: int = 0) 
     starts = trace.prefix_starts if has_prefixes else np.zeros(count + 1)
     ids = trace.prefix_ids if has_prefixes else np.zeros(0)
     requests = Requests(
-        np.zeros((count, DOMAIN + 1), dtype=np.int64),
+        np.zeros((count, NUMBER + 1), dtype=np.int64),
         np.full((count, RESERVED_S + 1), np.nan),
         starts.astype(np.int64),
         np.require(ids, np.int64, ["C", "W"]),  # compiled code is of arrays that can be written
@@ -45,6 +46,7 @@ def start_requests(trace: RequestTrace, *, with_prefixes: bool, first: int = 0) 
     requests.num_output[:] = trace.num_output
     requests.following[:] = -1
     requests.domain[:] = trace.domain if len(trace.domain) else -1
+    requests.number[:] = trace.part_of.numbers if trace.part_of else first + np.arange(count)
     return requests
 
 

@@ -49,7 +49,8 @@ class Column:
     RETRIES,
     STAGE,
     DOMAIN,
-) = range(19)
+    NUMBER,
+) = range(20)
 """Columns: whole numbers of a request."""
 HERE, IN_LINE, RESERVED = range(3)
 """Stages of a request of the decode pool: nothing is to come for it, it stands in line for KV
@@ -155,6 +156,8 @@ class Requests(_RequestsArrays):
     domain = Column("ints", DOMAIN)
     """Kind of text, by its place in :attr:`simulator.workload.traces.RequestTrace.domains`; -1
     where none is told."""
+    number = Column("ints", NUMBER)
+    """Its place in the whole trace, by which chance is drawn."""
     arrival_s = Column("times", ARRIVAL_S)
     scheduled_s = Column("times", SCHEDULED_S)
     first_s = Column("times", FIRST_S)

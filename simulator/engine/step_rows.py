@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from simulator.engine.pool import PoolState
-from simulator.engine.state import Floats
+from simulator.engine.state import LAST_ROW, RUN_ROW, Clock, Floats
 from simulator.engine.step_log import DECODES, LOG_COLUMNS, NUM_COLUMNS, POOL, REPLICA, ROW_STEPS
 from simulator.results.tables import ADMISSION_LIMITS, STEP_COLUMNS
 
@@ -44,13 +44,15 @@ class StepLog:
         """Whether no row is left."""
         return self.num_taken == len(self.rows)
 
-    def go_on(self, now_s: float) -> None:
+    def go_on(self, now_s: float, clocks: Sequence[Clock]) -> None:
         """Begin another part behind a full one, and put away what has ended by now, if it is
         much.
+
+        Args:
+            clocks: of all pools, which name rows that later steps may join or change.
         """
-        self._full.append(self.rows)
-        self.rows, self.num_taken = np.empty_like(self.rows), 0
-        if len(self._full) * len(self.rows) >= HELD_ROWS:
+        self._begin_part(clocks)
+        if sum(map(len, self._full)) >= HELD_ROWS:
             has_ended = [bool((part[:, 0] + part[:, 1] < now_s).all()) for part in self._full]
             count = len(has_ended) if all(has_ended) else has_ended.index(False)
             if count:
@@ -58,6 +60,22 @@ class StepLog:
                     self._tokens_away[place] += _count_tokens(self._full[:count], place)
                 self._put_away(self._full[:count])
                 del self._full[:count]
+
+    def _begin_part(self, clocks: Sequence[Clock]) -> None:
+        """Take the rows that clocks name over into another part, so that which steps share a row
+        depends on their replica alone.
+        """
+        full, named = self.rows, [RUN_ROW, LAST_ROW]
+        rows = np.unique(np.concatenate([clock.counts[..., named].ravel() for clock in clocks]))
+        carried = rows[rows >= 0]
+        self.rows, self.num_taken = np.empty((len(carried) + _LOG_ROWS, NUM_COLUMNS)), len(carried)
+        self.rows[: len(carried)] = full[carried]
+        place_of = np.full(len(full) + 1, -1)
+        place_of[carried] = np.arange(len(carried))
+        for clock in clocks:
+            clock.counts[..., named] = place_of[clock.counts[..., named]]
+        # Steps that ranks take write into their rows, which no clock names: no copy of those.
+        self._full.append(np.delete(full, carried, axis=0) if len(carried) else full)
 
     def count_tokens(self, place: int, drafted: int) -> int:
         """Tokens that the steps of a pool have computed.
@@ -68,15 +86,6 @@ class StepLog:
         held = _count_tokens([*self._full, self.rows[: self.num_taken]], place)
         prefilled, decodes = self._tokens_away[place] + held
         return int(prefilled + decodes * (1 + drafted))
-
-    def find_row(self, place: int, replica: int) -> Floats:
-        """The row of the latest step of a replica of a pool."""
-        for log in (self.rows[: self.num_taken], *reversed(self._full)):
-            rows = np.flatnonzero((log[:, POOL] == place) & (log[:, REPLICA] == replica))
-            if len(rows):
-                found: Floats = log[rows[-1]]
-                return found
-        raise ValueError(f"replica {replica} has taken no step")
 
     def end(self) -> None:
         """Put away all that is left."""

@@ -297,7 +297,8 @@ class _Timeline:
                 self._num_cut += 1
             return
         if remove_events(self._state.events, [code_of(ENDS, number)]):
-            cut_row(self._log.find_row(place, replica), at_s)
+            clock = self._state.pools[place].clock_of(replica)
+            cut_row(self._log.rows[clock.last_row[0]], at_s)
 
     def _run_ahead(self, until_s: float) -> None:
         why, log, state = -1, self._log, self._state
@@ -351,9 +352,7 @@ class _Timeline:
         """Go on with another part of the log."""
         state = self._state
         next_s, _code = next_event(state.events, state.feed, state.first.requests.times)
-        self._log.go_on(next_s)
-        for pool in state.pools:
-            pool.clock.run_row[:] = pool.clock.last_row[:] = -1
+        self._log.go_on(next_s, [pool.clock for pool in state.pools])
 
     def _take_step(self, row: NDArray[np.float64]) -> ProcessGenerator:
         """A formed step at a fidelity that simulates ranks."""

@@ -198,7 +198,11 @@ def describe(trace: RequestTrace) -> dict[str, Any]:
 
 
 def longest_tokens(trace: RequestTrace) -> int:
-    """Prompt and output tokens of the longest request."""
+    """Prompt and output tokens of the longest request, of the whole trace where these are part of
+    one.
+    """
+    if trace.part_of is not None:
+        return trace.part_of.longest_tokens
     return int((trace.num_input + trace.num_output).max())
 
 

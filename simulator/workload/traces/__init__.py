@@ -13,6 +13,16 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
+class PartOf:
+    """What some requests of a trace need to know of the whole, to be served as they are there."""
+
+    numbers: NDArray[np.int64]
+    """Places of the requests in the whole; sorted."""
+    longest_tokens: int
+    """Prompt and output tokens of the longest request of the whole."""
+
+
+@dataclass(frozen=True)
 class RequestTrace:
     """Requests in order of arrival. Arrays have one entry a request."""
 
@@ -47,6 +57,8 @@ class RequestTrace:
     """What was wrong with the file and has been repaired, beyond what its source is known for:
     rows left out, rows sorted. Each says where ("line 3: ..."), and is refused where the user asks
     for a file without any."""
+    part_of: PartOf | None = None
+    """The trace that these are some requests of, if they are."""
 
     @property
     def num_requests(self) -> int:
@@ -83,7 +95,7 @@ def cut_trace(trace: RequestTrace, first: int, end: int) -> RequestTrace:
     """The requests from ``first`` up to ``end``, whose prefix blocks keep their numbers; without
     copies.
     """
-    has_prefixes = trace.prefix_block_tokens > 0
+    has_prefixes, part = trace.prefix_block_tokens > 0, trace.part_of
     return replace(
         trace,
         arrival_s=trace.arrival_s[first:end],
@@ -91,6 +103,24 @@ def cut_trace(trace: RequestTrace, first: int, end: int) -> RequestTrace:
         num_output=trace.num_output[first:end],
         domain=trace.domain[first:end],
         prefix_starts=trace.prefix_starts[first : end + 1] if has_prefixes else trace.prefix_starts,
+        part_of=part and replace(part, numbers=part.numbers[first:end]),
+    )
+
+
+def pick_requests(trace: RequestTrace, rows: NDArray[np.int64]) -> RequestTrace:
+    """Some requests of a whole trace in its order, which come when they come there."""
+    starts, ids = trace.prefix_starts, trace.prefix_ids
+    if trace.prefix_block_tokens:
+        starts, ids = take_prefixes(starts, ids, rows)
+    return replace(
+        trace,
+        arrival_s=trace.arrival_s[rows],
+        num_input=trace.num_input[rows],
+        num_output=trace.num_output[rows],
+        prefix_starts=starts,
+        prefix_ids=ids,
+        domain=take_domains(trace, rows),
+        part_of=PartOf(rows, int((trace.num_input + trace.num_output).max())),
     )
 
 

@@ -1,0 +1,186 @@
+"""Replicas that nothing joins, served apart: where a balancer does not look at load, it is known
+before anything is served where every request goes, so that each range of replicas is a deployment
+of its own, and what comes of all is what comes of the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from simulator.base.columns import Columns, Spool, list_frames
+from simulator.base.progress import CountDone
+from simulator.deployment.plan import DeploymentPlan
+from simulator.engine.pool import PoolState
+from simulator.engine.served import Rows, Served
+from simulator.engine.state import Ints
+from simulator.engine.step_rows import HELD_ROWS
+from simulator.engine.timeline import MakeTable, serve
+from simulator.engine.windows import ROWS
+from simulator.policies.balancing import Rule
+from simulator.policies.contracts import list_looks
+from simulator.workload.traces import RequestTrace, pick_requests
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some replicas of a deployment, and the requests that are sent to them."""
+
+    plan: DeploymentPlan
+    trace: RequestTrace
+    first: int
+    """Number of the first of them in the deployment."""
+
+
+class ServedShard(NamedTuple):
+    """What came of a shard, as one process gives it to another; replicas are numbered from 0."""
+
+    requests: Columns
+    steps: Columns
+    costs: Columns
+    gap_counts: Ints
+    """``[M, NUM_GAP_BINS]``."""
+    way_s: float
+    """See :class:`~simulator.engine.served.Served`."""
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """A balancing policy that has chosen already."""
+
+    turns: Ints
+    needs_load: ClassVar[bool] = False
+
+    def prepare(self, num_replicas: int, rng: np.random.Generator) -> Rule:
+        return Rule(turns=lambda _: self.turns)
+
+
+def split_replicas(plan: DeploymentPlan, trace: RequestTrace, most: int) -> list[Shard]:
+    """At most so many shards, of equally many replicas; none where it would not be several, or
+    where anything joins replicas: load, a closed loop, another pool, failures, experts that move.
+    """
+    count = min(most, plan.serving.replicas)
+    if count < 2 or not _are_apart(plan, trace):
+        return []
+    turns = PoolState(plan, trace).balance.turns
+    if not len(turns):
+        return []
+    ends = [plan.serving.replicas * number // count for number in range(count + 1)]
+    return [_take_range(plan, trace, turns, *span) for span in pairwise(ends)]
+
+
+def _are_apart(plan: DeploymentPlan, trace: RequestTrace) -> bool:
+    """Whether replicas have nothing to do with each other once it is known who gets what."""
+    stays = next(list_looks(plan.serving.rebalancing), None) is None
+    is_open = trace.concurrency is None and trace.num_requests > 0
+    return plan.prefill is None and is_open and not plan.failures and stays
+
+
+def _take_range(
+    plan: DeploymentPlan, trace: RequestTrace, turns: Ints, first: int, end: int
+) -> Shard:
+    rows = np.flatnonzero((turns >= first) & (turns < end))
+    serving = replace(plan.serving, replicas=end - first, balancing=_Chosen(turns[rows] - first))
+    return Shard(replace(plan, serving=serving), pick_requests(trace, rows), first)
+
+
+def serve_shard(shard: Shard, progress: CountDone, fill: MakeTable) -> ServedShard:
+    """Serve a shard at the ``step`` fidelity.
+
+    Args:
+        progress: as of :func:`simulator.engine.timeline.serve`.
+        fill: likewise; the tables of all shards have the same entries.
+    """
+    served = serve(shard.plan, shard.trace, progress=progress, fill=fill)
+    gap_counts = served.pools["both"].clock.gap_counts
+    return ServedShard(served.requests, served.steps, served.costs, gap_counts, served.way_s)
+
+
+def merge_shards(
+    plan: DeploymentPlan,
+    trace: RequestTrace,
+    shards: Sequence[Shard],
+    served: Sequence[ServedShard],
+) -> Served:
+    """What :func:`~simulator.engine.timeline.serve` returns for the whole deployment.
+
+    Steps are replica after replica in all, also where they come in several parts.
+    """
+    pool = PoolState(plan, trace)
+    pool.clock.gap_counts[:] = np.concatenate([one.gap_counts for one in served])
+    steps = (
+        frame
+        for shard, one in zip(shards, served, strict=True)
+        for frame in _shifted(one.steps, shard.first)
+    )
+    costs = (frame for one in served for frame in list_frames(one.costs))
+    rows = Rows(_merge_requests(trace, shards, served), _spool(steps), _spool(costs))
+    return Served(plan, {"both": pool}, {}, rows, served[0].way_s)
+
+
+def _shifted(table: Columns, first: int) -> Iterator[pd.DataFrame]:
+    """A shard's rows with the replicas' numbers in the deployment."""
+    for frame in list_frames(table):
+        yield frame.assign(replica=frame["replica"] + first)
+
+
+def _spool(frames: Iterator[pd.DataFrame]) -> Spool:
+    """Rows one behind the other, in parts as large as those of a run."""
+    spool = Spool()
+    held: list[pd.DataFrame] = []
+    for frame in frames:
+        held.append(frame)
+        if sum(map(len, held)) >= HELD_ROWS:
+            spool.add(partial(_stack, held))
+            held = []
+    if held:
+        spool.add(partial(_stack, held))
+    return spool
+
+
+def _stack(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat(frames, ignore_index=True)
+
+
+def _merge_requests(
+    trace: RequestTrace, shards: Sequence[Shard], served: Sequence[ServedShard]
+) -> Spool:
+    """Requests in the order of the trace, a window of it at a time."""
+    spool = Spool()
+    readers = [
+        _Reader(_shifted(one.requests, shard.first))
+        for shard, one in zip(shards, served, strict=True)
+    ]
+    for begin in range(0, trace.num_requests, ROWS):
+        parts = [reader.take_before(begin + ROWS) for reader in readers]
+        spool.add(partial(_in_order, parts))
+    return spool
+
+
+def _in_order(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat(parts).sort_values("request", ignore_index=True)
+
+
+class _Reader:
+    """Requests of a shard, of which the first are taken again and again."""
+
+    def __init__(self, frames: Iterator[pd.DataFrame]) -> None:
+        self._frames, self._left = frames, next(frames)
+
+    def take_before(self, end: int) -> pd.DataFrame:
+        """Those whose numbers are lower than ``end`` and that were not taken yet."""
+        taken = []
+        while True:
+            count = int(np.searchsorted(self._left["request"], end))
+            taken.append(self._left.iloc[:count])
+            left = self._left.iloc[count:]
+            more = next(self._frames, None) if not len(left) else None
+            self._left = left if more is None else more
+            if more is None:
+                return pd.concat(taken)

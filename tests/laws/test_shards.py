@@ -1,0 +1,112 @@
+"""Replicas that nothing joins: served apart and put together, they leave what the whole leaves, to
+the last bit.
+"""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from simulator.config.workload import SLO
+from simulator.engine import loop_state, shards, step_rows
+from simulator.engine.assembly import make_record
+from simulator.engine.shards import merge_shards, serve_shard, split_replicas
+from simulator.policies.balancing.least_outstanding import LeastOutstanding
+from simulator.policies.balancing.random import Random
+from simulator.policies.balancing.round_robin import RoundRobin
+from simulator.results.metrics import summarise
+from tests.cases import times
+from tests.laws.deployments import draw_deployment
+from tests.laws.test_drafts import draw_drafting
+from tests.laws.test_failures import draw_failing
+from tests.laws.test_windows import check_same, share_prefixes
+from tests.parts import change_plan
+
+BLIND = [Random(), RoundRobin()]
+
+
+def draw_apart(tiny, seed):
+    """Any deployment of one pool in an open loop whose balancer does not look at load."""
+    rng = np.random.default_rng([seed, 84])
+    draw = (draw_deployment, draw_drafting)[seed % 2]
+    while True:
+        plan, trace = draw(tiny, seed)
+        if plan.prefill is None:
+            break
+        seed += 10_000
+    if rng.random() < 0.3:
+        trace = share_prefixes(trace, rng)
+    plan = change_plan(plan, replicas=int(rng.integers(2, 7)), balancing=BLIND[rng.integers(2)])
+    return plan, dataclasses.replace(trace, concurrency=None)
+
+
+def serve_apart(tiny, plan, trace, most):
+    """Served in shards, put together."""
+    split = split_replicas(plan, trace, most)
+    assert len(split) == min(most, plan.serving.replicas)
+    served = [serve_shard(shard, lambda _: None, tiny.tables.fill) for shard in split]
+    return merge_shards(plan, trace, split, served)
+
+
+@pytest.mark.parametrize("seed", range(8400, 8400 + times(24)))
+def test_shards_leave_what_the_whole_leaves(tiny, monkeypatch, seed):
+    plan, trace = draw_apart(tiny, seed)
+    monkeypatch.setattr(step_rows, "_LOG_ROWS", int(np.random.default_rng(seed).choice([5, 8192])))
+    whole = tiny.serve(plan, trace)
+    for most in (2, 3, plan.serving.replicas):
+        apart = serve_apart(tiny, plan, trace, most)
+        check_same(whole, apart)
+        records = make_record(whole), make_record(apart)
+        summaries = [summarise([plan], [record], SLO()) for record in records]
+        pd.testing.assert_frame_equal(*summaries, check_exact=True)
+        for table in ("requests", "steps", "ranks", "traffic", "spans"):
+            frames = [getattr(record, table) for record in records]
+            pd.testing.assert_frame_equal(*frames, check_exact=True)
+        assert records[0].shown_steps == records[1].shown_steps
+
+
+@pytest.mark.parametrize("seed", range(8500, 8500 + times(6)))
+def test_they_do_where_tables_come_in_parts(tiny, monkeypatch, seed):
+    plan, trace = draw_apart(tiny, seed)
+    whole = tiny.serve(plan, trace)
+    monkeypatch.setattr(loop_state, "ROWS", 4)
+    monkeypatch.setattr(shards, "ROWS", 7)
+    monkeypatch.setattr(shards, "HELD_ROWS", 9)
+    monkeypatch.setattr(step_rows, "HELD_ROWS", 0)
+    monkeypatch.setattr(step_rows, "_LOG_ROWS", 5)
+    check_same(whole, serve_apart(tiny, plan, trace, 3))
+
+
+@pytest.mark.parametrize("seed", range(8600, 8600 + times(12)))
+def test_how_full_the_log_is_makes_no_difference_to_which_steps_share_a_row(
+    tiny, monkeypatch, seed
+):
+    plan, trace = (draw_deployment, draw_failing)[seed % 2](tiny, seed)
+    whole = tiny.serve(plan, trace)
+    monkeypatch.setattr(step_rows, "_LOG_ROWS", int(np.random.default_rng(seed).integers(1, 20)))
+    check_same(whole, tiny.serve(plan, trace))
+
+
+def test_every_request_is_of_one_shard(tiny):
+    plan = tiny.plan("dense", replicas=5, num_layers=2, balancing={"kind": "random"})
+    trace = tiny.trace(40)
+    split = split_replicas(plan, trace, 3)
+    assert [shard.plan.serving.replicas for shard in split] == [1, 2, 2]
+    assert [shard.first for shard in split] == [0, 1, 3]
+    numbers = np.concatenate([shard.trace.part_of.numbers for shard in split])
+    assert sorted(numbers) == list(range(40))
+
+
+def test_what_is_joined_is_not_split(tiny):
+    plan = tiny.plan("dense", replicas=4, num_layers=2, balancing={"kind": "round_robin"})
+    trace, two = tiny.trace(20), tiny.plan("dense", num_layers=2, cluster="h100-sxm-128")
+    assert len(split_replicas(plan, trace, 9)) == 4
+    assert not split_replicas(plan, trace, 1)
+    assert not split_replicas(two, trace, 9)
+    assert not split_replicas(change_plan(plan, balancing=LeastOutstanding()), trace, 9)
+    assert not split_replicas(plan, dataclasses.replace(trace, concurrency=3), 9)
+    assert not split_replicas(dataclasses.replace(plan, prefill=two), trace, 9)
+    failing, _ = draw_failing(tiny, 3349)
+    assert failing.failures
+    assert not split_replicas(dataclasses.replace(plan, failures=failing.failures), trace, 9)
