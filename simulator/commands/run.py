@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from simulator.base.errors import UserError
-from simulator.base.progress import Progress, count_part, show_nothing
-from simulator.config.workload import SLO
+from simulator.base.progress import Progress, show_nothing
+from simulator.commands.deployments import Question, serve_deployments
 from simulator.deployment.facts import facts_of
 from simulator.deployment.memory import check_requests
 from simulator.deployment.notes import memory_notes, notes_of, scheduling_notes, start_notes
 from simulator.deployment.own_policies import try_policies
 from simulator.deployment.plan import DeploymentPlan, make_plan
-from simulator.engine.timeline import Fidelity, run_plan
-from simulator.parallel.workers import Workers
-from simulator.planner.run_bands import Drawn, Tables, draw_figures, make_bands
+from simulator.engine.timeline import Fidelity
+from simulator.planner.run_bands import make_bands
 from simulator.results.folder import Results, gather
-from simulator.results.metrics import summarise
 from simulator.results.provenance import Provenance
 from simulator.results.shown_steps import describe_record
-from simulator.results.tables import DeploymentRecord
 from simulator.results.verdict import verdict
 from simulator.scenario.scenario import Scenario
 from simulator.workload.requests import describe, load_requests, longest_tokens
@@ -84,38 +79,6 @@ def notes_on(scenario: Scenario, plans: list[DeploymentPlan], trace: RequestTrac
     return list(dict.fromkeys(notes))
 
 
-@dataclass(frozen=True)
-class _Served:
-    """What came of a deployment."""
-
-    record: DeploymentRecord
-    summary: pd.DataFrame
-    drawn: Drawn | None
-
-
-def _serve_deployment(
-    plan: DeploymentPlan,
-    trace: RequestTrace,
-    fidelity: Fidelity,
-    slo: SLO,
-    seed: int,
-    where: str,
-    tick: Progress = show_nothing,
-) -> _Served:
-    tables = Tables()
-    shown = count_part(tick, plan.name, trace.num_requests)
-    record = run_plan(plan, trace, fidelity, shown, tables.slowed(1.0))
-    if not (record.requests["outcome"] == "finished").any():
-        raise UserError(
-            f"{where} [deployments '{plan.name}']: no request finished: failures stop its "
-            "replicas before; let them stop later"
-        )
-    summary = summarise([plan], [record], slo)
-    at_steps = record if fidelity == "step" else None
-    drawn = draw_figures(plan, trace, slo, seed, summary.iloc[0], at_steps, tables, tick)
-    return _Served(record, summary, drawn)
-
-
 def run_scenario(
     scenario: Scenario,
     path: Path,
@@ -128,8 +91,8 @@ def run_scenario(
 
     Args:
         path: the scenario's file; paths in it are relative to its folder.
-        workers: processes that deployments are spread over, with the same results; ``None`` = one a
-            core, or one a CPU of the cluster.
+        workers: processes that deployments, and shards of long ones, are spread over, with the same
+            results; ``None`` = one a core, or one a CPU of the cluster.
         address: of a Ray cluster (``host:port``) whose nodes serve deployments.
 
     Raises:
@@ -139,20 +102,8 @@ def run_scenario(
     made = Provenance.begin()
     plans, trace = prepare_run(scenario, path)
     slo = scenario.workload.slo
-    serve = partial(
-        _serve_deployment,
-        trace=trace,
-        fidelity=fidelity,
-        slo=slo,
-        seed=scenario.seed,
-        where=str(path),
-    )
-    if workers == 1 and address is None:
-        served = [serve(plan, tick=tick) for plan in plans]
-    else:
-        shown = count_part(tick, "deployments", len(plans))
-        with Workers(min(workers, len(plans)) if workers else None, address) as crew:
-            served = crew.map(serve, plans, shown)
+    question = Question(trace, fidelity, slo, scenario.seed, str(path))
+    served = serve_deployments(plans, question, tick, workers, address)
     records = [one.record for one in served]
     requests = scenario.workload.requests
     run: dict[str, Any] = {

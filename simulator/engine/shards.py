@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -50,15 +50,16 @@ class ServedShard(NamedTuple):
     """See :class:`~simulator.engine.served.Served`."""
 
 
-@dataclass(frozen=True)
 class _Chosen:
     """A balancing policy that has chosen already."""
 
-    turns: Ints
-    needs_load: ClassVar[bool] = False
+    needs_load = False
+
+    def __init__(self, turns: Ints) -> None:
+        self._turns = turns
 
     def prepare(self, num_replicas: int, rng: np.random.Generator) -> Rule:
-        return Rule(turns=lambda _: self.turns)
+        return Rule(turns=lambda _: self._turns)
 
 
 def split_replicas(plan: DeploymentPlan, trace: RequestTrace, most: int) -> list[Shard]:

@@ -58,7 +58,7 @@ class Drawn(NamedTuple):
 
 class Tables:
     """Step tables of one plan, one for each place that its experts ever lie, filled once and slowed
-    as asked.
+    as asked; another process fills its own.
     """
 
     def __init__(self) -> None:
@@ -74,6 +74,10 @@ class Tables:
             return slow_table(self._tables[key], factor)
 
         return fill
+
+    def __reduce__(self) -> tuple[type[Tables], tuple[()]]:
+        """Nothing of what has been filled: while it is handed on, this process may fill more."""
+        return Tables, ()
 
 
 def _digest_places(placement: Placement) -> bytes:

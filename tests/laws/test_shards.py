@@ -3,6 +3,7 @@ the last bit.
 """
 
 import dataclasses
+import pickle
 
 import numpy as np
 import pandas as pd
@@ -41,12 +42,17 @@ def draw_apart(tiny, seed):
     return plan, dataclasses.replace(trace, concurrency=None)
 
 
+def hand_on(value):
+    """What another process gets."""
+    return pickle.loads(pickle.dumps(value))
+
+
 def serve_apart(tiny, plan, trace, most):
-    """Served in shards, put together."""
+    """Served in shards, each as if in a process of its own, and put together."""
     split = split_replicas(plan, trace, most)
     assert len(split) == min(most, plan.serving.replicas)
-    served = [serve_shard(shard, lambda _: None, tiny.tables.fill) for shard in split]
-    return merge_shards(plan, trace, split, served)
+    served = [serve_shard(hand_on(shard), lambda _: None, tiny.tables.fill) for shard in split]
+    return merge_shards(plan, trace, split, [hand_on(one) for one in served])
 
 
 @pytest.mark.parametrize("seed", range(8400, 8400 + times(24)))

@@ -1,0 +1,183 @@
+"""The deployments of a scenario, served by one process or several: each whole, or in shards where
+it is long and nothing joins its replicas.
+
+What is split does not depend on how many processes there are, so neither do results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pandas as pd
+
+from simulator.base.errors import UserError
+from simulator.base.progress import Progress, count_part, show_nothing
+from simulator.config.workload import SLO
+from simulator.deployment.plan import DeploymentPlan
+from simulator.engine.assembly import make_record
+from simulator.engine.shards import (
+    ServedShard,
+    Shard,
+    merge_shards,
+    serve_shard,
+    split_replicas,
+)
+from simulator.engine.timeline import Fidelity, run_plan
+from simulator.parallel.workers import Workers
+from simulator.planner.run_bands import Drawn, Tables, draw_figures
+from simulator.results.metrics import summarise
+from simulator.results.tables import DeploymentRecord
+from simulator.workload.traces import RequestTrace
+
+_SHARD_REQUESTS = 1 << 15
+"""Requests of a shard on average, at least: a third of a second or more, beside which filling its
+tables and handing it on is little."""
+_MOST_SHARDS = 16
+"""Of one deployment: what comes of all is held, up to 40 MB each, until it is put together."""
+
+_Task = Callable[..., Any]
+"""Takes the keyword ``tick``."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What all deployments are asked."""
+
+    trace: RequestTrace
+    fidelity: Fidelity
+    slo: SLO
+    seed: int
+    where: str
+    """The scenario's file, for errors."""
+
+
+@dataclass(frozen=True)
+class ServedDeployment:
+    """What came of a deployment."""
+
+    record: DeploymentRecord
+    summary: pd.DataFrame
+    drawn: Drawn | None
+
+
+def serve_deployments(
+    plans: Sequence[DeploymentPlan],
+    question: Question,
+    tick: Progress = show_nothing,
+    workers: int | None = 1,
+    address: str | None = None,
+) -> list[ServedDeployment]:
+    """Serve the same requests on every deployment.
+
+    Args:
+        workers: processes, with the same results; ``None`` = one a core, or one a CPU of the
+            cluster.
+        address: of a Ray cluster (``host:port``) whose nodes serve, too.
+
+    Raises:
+        UserError: if no request of a deployment finishes, or the cluster cannot be joined.
+    """
+    split = [_split(plan, question) for plan in plans]
+    tables = [Tables() for _ in plans]
+    tasks: list[_Task] = []
+    for plan, shards, own in zip(plans, split, tables, strict=True):
+        tasks += _list_shard_tasks(shards, question, own) or [
+            partial(_serve_whole, plan, question, own)
+        ]
+    found = iter(_do(tasks, tick, workers, address))
+    return [
+        _put_together(plan, question, shards, [next(found) for _ in shards], own, tick)
+        if shards
+        else next(found)
+        for plan, shards, own in zip(plans, split, tables, strict=True)
+    ]
+
+
+def _split(plan: DeploymentPlan, question: Question) -> list[Shard]:
+    if question.fidelity != "step":
+        return []
+    most = min(question.trace.num_requests // _SHARD_REQUESTS, _MOST_SHARDS)
+    return split_replicas(plan, question.trace, most)
+
+
+def _do(
+    tasks: Sequence[_Task], tick: Progress, workers: int | None, address: str | None
+) -> list[Any]:
+    """What comes of all tasks, in their order."""
+    if workers == 1 and address is None:
+        return [task(tick=tick) for task in tasks]
+    shown = count_part(tick, "deployments and parts of them", len(tasks))
+    with Workers(min(workers, len(tasks)) if workers else None, address) as crew:
+        return crew.map(_call, tasks, shown)
+
+
+def _call(task: _Task) -> Any:
+    return task(tick=show_nothing)
+
+
+def _list_shard_tasks(shards: Sequence[Shard], question: Question, tables: Tables) -> list[_Task]:
+    tasks: list[_Task] = []
+    before = 0
+    for shard in shards:
+        tasks.append(partial(_serve_shard, shard, before, question.trace.num_requests, tables))
+        before += shard.trace.num_requests
+    return tasks
+
+
+def _serve_shard(
+    shard: Shard, before: int, total: int, tables: Tables, tick: Progress
+) -> ServedShard:
+    """Serve a shard.
+
+    Args:
+        before: requests of the shards before it, for progress.
+    """
+
+    def show(done: int) -> None:
+        tick(shard.plan.name, before + done, total)
+
+    return serve_shard(shard, show, tables.slowed(1.0))
+
+
+def _put_together(
+    plan: DeploymentPlan,
+    question: Question,
+    shards: Sequence[Shard],
+    served: Sequence[ServedShard],
+    tables: Tables,
+    tick: Progress,
+) -> ServedDeployment:
+    record = make_record(merge_shards(plan, question.trace, shards, served))
+    return _sum_up(plan, question, record, tables, tick)
+
+
+def _serve_whole(
+    plan: DeploymentPlan, question: Question, tables: Tables, tick: Progress
+) -> ServedDeployment:
+    shown = count_part(tick, plan.name, question.trace.num_requests)
+    record = run_plan(plan, question.trace, question.fidelity, shown, tables.slowed(1.0))
+    return _sum_up(plan, question, record, tables, tick)
+
+
+def _sum_up(
+    plan: DeploymentPlan,
+    question: Question,
+    record: DeploymentRecord,
+    tables: Tables,
+    tick: Progress,
+) -> ServedDeployment:
+    if not (record.requests["outcome"] == "finished").any():
+        raise UserError(
+            f"{question.where} [deployments '{plan.name}']: no request finished: failures stop its "
+            "replicas before; let them stop later"
+        )
+    slo = question.slo
+    summary = summarise([plan], [record], slo)
+    at_steps = record if question.fidelity == "step" else None
+    drawn = draw_figures(
+        plan, question.trace, slo, question.seed, summary.iloc[0], at_steps, tables, tick
+    )
+    return ServedDeployment(record, summary, drawn)
