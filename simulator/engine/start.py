@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from simulator.engine.state import (
-    DOMAIN,
     FIRST_IN_LINE,
     IS_PAUSED,
     LAST_IN_LINE,

@@ -39,7 +39,8 @@ def draw_apart(tiny, seed):
     if rng.random() < 0.3:
         trace = share_prefixes(trace, rng)
     plan = change_plan(plan, replicas=int(rng.integers(2, 7)), balancing=BLIND[rng.integers(2)])
-    return plan, dataclasses.replace(trace, concurrency=None)
+    domain = rng.integers(-1, 2, trace.num_requests)
+    return plan, dataclasses.replace(trace, concurrency=None, domain=domain, domains=("a", "b"))
 
 
 def hand_on(value):
