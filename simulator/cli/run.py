@@ -65,7 +65,8 @@ def run(
 
     With --sweep, --seeds or several scenarios every combination is a run of its own, on all cores
     or on the nodes of a Ray cluster (--address), with one report over them. The deployments of one
-    scenario are served one after another, or with --workers or --address at the same time.
+    scenario are served one after another, or with --workers or --address at the same time; so are
+    replicas of a long run whose balancer does not look at load.
     """
     if fidelity not in ("step", "rank", "message"):
         raise UserError(f"--fidelity {fidelity or repr(fidelity)}: must be step, rank or message")
