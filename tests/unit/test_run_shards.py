@@ -4,6 +4,7 @@ one is lost.
 
 import filecmp
 import os
+import pickle
 import signal
 import time
 from functools import partial
@@ -75,6 +76,13 @@ def test_shards_write_the_same_bytes_with_one_process_and_two(scenario, monkeypa
     names = [path.name for path in folders[0].iterdir() if path.suffix in (".csv", ".parquet")]
     assert {"requests.parquet", "steps.parquet", "summary.csv"} <= set(names)
     assert filecmp.cmpfiles(*folders, names, shallow=False) == (names, [], [])
+
+
+def test_tables_are_handed_on_empty_since_they_may_be_filled_meanwhile(tiny):
+    tables = Tables()
+    plan = tiny.plan("moe", attention_dp=4, ep=4, num_layers=2)
+    serve(plan, tiny.trace(4), fill=tables.slowed(1.0))
+    assert pickle.dumps(tables) == pickle.dumps(Tables())
 
 
 def serve_or_die(folder, home, shard):
