@@ -216,6 +216,7 @@ def peak_in_bins(steps: Columns, value: Array, edges_s: Array) -> Array:
     """The most that something reaches in each bin, replicas added up, of which there is a value a
     step; a replica between steps counts as zero.
 
+    >>> import pandas as pd
     >>> times = {"start_s": [0.0, 2.0], "duration_s": [1.0, 2.0]}
     >>> steps = pd.DataFrame({"replica": [0, 0], **times})
     >>> peak_in_bins(steps, np.array([4.0, 6.0]), np.array([0.0, 0.5, 1.5, 2.0, 4.0]))
@@ -240,6 +241,7 @@ def mean_in_bins(steps: Columns, value: Array, edges_s: Array) -> Array:
     """Mean over time of something in each bin, replicas added up, of which there is a value a step;
     a replica between steps counts as zero.
 
+    >>> import pandas as pd
     >>> times = {"start_s": [0.0, 2.0], "duration_s": [1.0, 2.0]}
     >>> steps = pd.DataFrame({"replica": [0, 0], **times})
     >>> mean_in_bins(steps, np.array([4.0, 6.0]), np.array([0.0, 2.0, 4.0]))
