@@ -85,6 +85,7 @@ def record(requests=REQUESTS):
         spans=empty,
         moves=empty,
         changes=(),
+        rebalances=(),
         itl=gaps(GAPS_S),
         load_imbalance=1.75,
         uniform_imbalance=1.25,
