@@ -168,7 +168,7 @@ class ParquetParts:
     """A Parquet file that is written a row group at a time."""
 
     def __init__(self, file: Any) -> None:
-        """Into a file that is open, or a path."""
+        """Start without rows; ``file`` is open for writing, or a path."""
         self._file = file
         self._writer: Any = None
         self._arrow = importlib.import_module("pyarrow")
@@ -190,7 +190,7 @@ class ParquetParts:
         self._writer.write_table(table)
 
     def close(self) -> None:
-        """All is written."""
+        """Finish the file."""
         if self._writer is not None:
             self._writer.close()
 

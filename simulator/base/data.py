@@ -42,7 +42,7 @@ class _Known(NamedTuple):
     """What was looked up and loaded."""
 
     files: dict[str, dict[str, Path]]
-    """By family, then by name."""
+    """Paths by family, then by name."""
     loaded: dict[Hashable, Any]
 
 

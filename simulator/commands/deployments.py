@@ -36,7 +36,7 @@ _SHARD_REQUESTS = 1 << 15
 """Requests of a shard on average, at least: a third of a second or more, beside which filling its
 tables and handing it on is little."""
 _MOST_SHARDS = 16
-"""Of one deployment: what comes of all is held, up to 40 MB each, until it is put together."""
+"""Most shards of one deployment: their results, up to 40 MB each, are held until put together."""
 
 _Task = Callable[..., Any]
 """Takes the keyword ``tick``."""

@@ -144,9 +144,9 @@ def _choose(scenario: Scenario, names: Sequence[str], path: Path) -> list[Deploy
 
 def _check_measured(plan: DeploymentPlan) -> None:
     """Refuse a number of ranks whose collectives were not measured before it has run, not after."""
-    placement = plan.placement
     from simulator.config.host import HostRates
 
+    placement = plan.placement
     if isinstance(placement.calibration, HostRates) and placement.layout.num_ranks > 1:
         _ = placement.calibration.collectives
 

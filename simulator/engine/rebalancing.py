@@ -48,7 +48,8 @@ def place_again(placement: Placement, placed: Placed) -> Placement:
 
 
 def price_move(placement: Placement, placed: Placed, at_s: float, pool: str) -> ExpertsMoved:
-    """What it takes to move the experts of one replica, whose links carry nothing else meanwhile.
+    """Copies, bytes and seconds of moving the experts of one replica, whose links carry nothing
+    else meanwhile.
 
     All layers travel in one exchange. A rank of a split expert gets its part from the same part of
     another copy.

@@ -40,9 +40,9 @@ class Served:
     way_s: float
     """From the client to the scheduler."""
     changed: tuple[Changed, ...] = ()
-    """In order of time."""
+    """Stops and starts of replicas, in order of time."""
     rebalances: tuple[ExpertsMoved, ...] = ()
-    """In order of time."""
+    """Moves of experts, in order of time."""
     until_s: float | None = None
     """When it was ended, if not when all was done."""
 

@@ -63,7 +63,7 @@ class _Chosen:
 
 
 def split_replicas(plan: DeploymentPlan, trace: RequestTrace, most: int) -> list[Shard]:
-    """At most so many shards, of equally many replicas; none where it would not be several, or
+    """Up to ``most`` shards, of equally many replicas; none where it would not be several, or
     where anything joins replicas: load, a closed loop, another pool, failures, experts that move.
     """
     count = min(most, plan.serving.replicas)
@@ -175,7 +175,7 @@ class _Reader:
         self._frames, self._left = frames, next(frames)
 
     def take_before(self, end: int) -> pd.DataFrame:
-        """Those whose numbers are lower than ``end`` and that were not taken yet."""
+        """Take the requests whose numbers are lower than ``end`` and that were not taken yet."""
         taken = []
         while True:
             count = int(np.searchsorted(self._left["request"], end))

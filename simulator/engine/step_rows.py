@@ -32,7 +32,7 @@ class StepLog:
             put_away: takes parts of the log whose steps have ended, none before an earlier one.
         """
         self.rows = np.empty((_LOG_ROWS, NUM_COLUMNS))
-        """Those of the latest steps, and room for more."""
+        """Rows of the latest steps, and room for more."""
         self.num_taken = 0
         """The first so many of ``rows`` are taken."""
         self._put_away = put_away

@@ -84,7 +84,7 @@ def _moved(rows: Ints, count: int) -> Ints:
 
 
 def move_events(events: Events, count: int, most: int) -> Events:
-    """The same events behind the first ``count`` rows, with room for ``most``."""
+    """Events renumbered to where the first ``count`` rows are gone, with room for ``most``."""
     moved, num_left = start_events(most), int(events.num_left[0])
     codes = events.code[:num_left]
     moved.at_s[:num_left] = events.at_s[:num_left]

@@ -76,7 +76,7 @@ class Tables:
         return fill
 
     def __reduce__(self) -> tuple[type[Tables], tuple[()]]:
-        """Nothing of what has been filled: while it is handed on, this process may fill more."""
+        """Hand on empty tables, for this process may fill more while it hands on."""
         return Tables, ()
 
 

@@ -21,9 +21,9 @@ class ByRank(NamedTuple):
     sent_R: Floats
     received_R: Floats
     sent_across_R: Floats
-    """To other nodes."""
+    """Sent to other nodes."""
     received_across_R: Floats
-    """From other nodes."""
+    """Received from other nodes."""
 
 
 class Messages(NamedTuple):

@@ -57,9 +57,9 @@ class Results:
     summary: pd.DataFrame
     """``summary.csv``: a row a deployment, in the scenario's order."""
     requests: Mapping[str, Columns]
-    """By deployment."""
+    """``REQUEST_COLUMNS`` by deployment."""
     steps: Mapping[str, Columns]
-    """By deployment."""
+    """``STEP_COLUMNS`` by deployment."""
     moves: pd.DataFrame
     ranks: pd.DataFrame
     experts: pd.DataFrame

@@ -162,7 +162,9 @@ class Prices:
         return term.window + int(rates.window_block), term.compression, rates.tile_rows
 
     def sum_contexts(self, term: Lookback, phase: Phase, batch: Batch) -> NDArray[np.float64]:
-        """Over the sequences of each rank that a kernel of ``phase`` looks back for, ``[D, 6]``."""
+        """Sums ``[D, 6]`` over the sequences of each rank that a kernel of ``phase`` looks back
+        for.
+        """
         new_N, context_N, rank_N = batch.sequences
         chosen = (new_N <= self.decode_rows) == (phase == "decode")
         sums_D6: NDArray[np.float64] = sums_by_rank(
@@ -267,7 +269,7 @@ class Prices:
 
     @cached_property
     def experts(self) -> ExpertPrices:
-        """Of the routed experts."""
+        """Prices of the routed experts."""
         if self.placement.experts is None or self.placement.model.moe is None:
             raise ValueError(f"{self.placement.model.name} has no routed experts")
         return ExpertPrices(self.placement, self.placement.experts, self.placement.model.moe)

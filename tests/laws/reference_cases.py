@@ -57,7 +57,7 @@ def draw_plan(tiny, rng):
 
 
 def draw_policies(plan, rng):
-    """The same plan, serving by any rules."""
+    """A plan that serves by any rules."""
     scheduling = draw_scheduling(rng, may_hold=plan.placement.layout.pp == 1)
     return change_plan(
         plan,

@@ -9,7 +9,7 @@ from simulator.engine.timeline import STREAMS
 from simulator.step import prices as pieces
 
 MOST_TOKENS = 1100
-"""Of a data-parallel rank in the largest step of any case."""
+"""Tokens of a data-parallel rank in the largest step of any case."""
 
 
 def fill_from(tables):

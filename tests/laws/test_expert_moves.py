@@ -33,7 +33,7 @@ def has(placed, layer, rank):
 
 
 def move_one_by_one(before, after, node_R):
-    """The same by sets: who lacks what, and who has it."""
+    """Count moves by sets of who lacks what, and who has it."""
     found = np.zeros((after.num_ranks, after.num_ranks), dtype=int)
     for layer in range(len(after.expert_LP)):
         for expert in range(int(after.expert_LP.max()) + 1):

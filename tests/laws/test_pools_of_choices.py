@@ -34,7 +34,7 @@ def test_what_is_held_is_what_the_token_before_has(tokens, experts, share, seed)
 @cases(40)
 @given(st.integers(0, POOL_TOKENS - 1), st.integers(1, 2 * POOL_TOKENS), st.integers(0, 1000))
 def test_a_steps_tokens_are_the_pools_from_one_place_on_and_go_round_it(offset, total, seed):
-    """As many as the pool has, where there are more."""
+    """Steps of more tokens than the pool has take a whole round."""
     ids_LTK = np.random.default_rng(seed).integers(8, size=(2, POOL_TOKENS, 2)).astype(np.int16)
     experts = SimpleNamespace(
         topk_ids_LTK=ids_LTK, overflow=build("overflow", {"kind": "none"}, "test")

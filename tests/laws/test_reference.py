@@ -90,7 +90,7 @@ def test_requests_steps_and_gaps_are_those_of_the_published_rules(tiny, seed):
 
 
 def test_the_reference_knows_nothing_of_the_engine():
-    """It would prove nothing if it did."""
+    """A reference that shared the engine's code would prove nothing."""
     files = sorted(REFERENCE.glob("*.py"))
     assert len(files) > 5
     for path in files:

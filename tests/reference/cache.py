@@ -23,7 +23,7 @@ class Cache:
         self._num_fresh = settings.num_blocks
         """Blocks that nobody has had yet, which stand before all others in the line."""
         self._free: dict[int, None] = {}
-        """Those that were given back, in the order in which they are taken."""
+        """Blocks that were given back, in the order in which they are taken."""
         self.prefixes: dict[int, list[int]] = {}
         """KV blocks of each prefix block that is cached."""
         self.idle: dict[int, None] = {}

@@ -25,7 +25,7 @@ class Kind(IntEnum):
     RETURNS = 7
     """A request comes from a client that got an answer at this instant."""
     STEP_FORMS_LATE = 8
-    """For requests that so returned."""
+    """A replica forms a step for requests that returned at this instant."""
     CHANGES = 9
     """Replicas stop or start."""
     HAS_CHANGED = 10
@@ -40,9 +40,9 @@ class Event(NamedTuple):
     at_s: float
     kind: Kind
     place: int
-    """Of the pool."""
+    """Place of the pool, 0 for the one that requests come to first."""
     number: int
-    """Of the replica or request."""
+    """Number of the replica or request."""
 
 
 class Events:

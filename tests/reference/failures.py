@@ -26,7 +26,7 @@ class Failures:
         self._pools, self._events, self._handing = pools, events, handing
         self._changes: list[tuple[Change, Iterator[Change]]] = []
         self._again: list[tuple[int, Request]] = []
-        """By place of their pool."""
+        """Place of their pool, and requests that are about to be sent again."""
         self._is_told = False
         for policy in policies:
             self._follow(policy)

@@ -21,16 +21,16 @@ class Rank:
     def __init__(self, settings: Settings, cache: Cache, admissions: Iterator[int]) -> None:
         self.settings, self.cache = settings, cache
         self.ready: list[Request] = []
-        """Wait for nothing but tokens and places: their caches have come."""
+        """Requests whose caches have come: they wait for nothing but tokens and places."""
         self.waiting: list[Request] = []
         self.running: list[Request] = []
-        """In order of admission."""
+        """Requests in order of admission."""
         self.line: list[Request] = []
-        """Want KV blocks for caches that are to come."""
+        """Requests that want KV blocks for caches that are to come."""
         self.reserved: list[Request] = []
-        """Have such blocks."""
+        """Requests that have KV blocks for caches that are to come."""
         self.tokens: dict[Request, int] = {}
-        """Of the step."""
+        """Tokens of each request in the step."""
         self.budget = 0
         """Tokens that the step may still get."""
         self.is_full = False

@@ -28,9 +28,7 @@ class Replica:
         """Reasons for which it serves nobody."""
         self.steps: list[Step] = []
         self.gaps_s: list[float] = []
-        """Between output tokens."""
-        """Whether all that ran without a pipeline lost their blocks, so that a step was formed
-        again, with those that waited."""
+        """Seconds between output tokens."""
         self._sizes = num_caches, num_lanes
         self.empty()
 

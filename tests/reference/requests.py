@@ -43,15 +43,15 @@ class Request:
     fixed_blocks: list[int] = field(default_factory=list)
     """KV blocks of its own that hold windows and states."""
     lost_blocks: list[int] = field(default_factory=list)
-    """Full KV blocks that it had when it was preempted ..."""
+    """Full KV blocks that it had when it was preempted."""
     lost_behind: int = 0
-    """... behind so many prefix blocks."""
+    """Prefix blocks that stood before ``lost_blocks``."""
     cached: int = 0
     """Prompt tokens that were there when it was first admitted."""
     preemptions: int = 0
     retries: int = 0
     arrival_s: float | None = None
-    """At the pool's replicas; in a decode pool that of its cache."""
+    """When it came to the pool's replicas; in a decode pool, when its cache did."""
     scheduled_s: float | None = None
     first_s: float | None = None
     latest_s: float | None = None

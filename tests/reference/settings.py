@@ -12,13 +12,13 @@ from simulator.workload.traces import RequestTrace
 
 @dataclass(frozen=True)
 class Settings:
-    """Of one pool; blocks are KV blocks of one data-parallel rank."""
+    """Rules and sizes of one pool; blocks are KV blocks of one data-parallel rank."""
 
     rules: Rules
     num_blocks: int
     block_tokens: int
     fixed_blocks: int
-    """That every running sequence takes for windows and states."""
+    """Blocks that every running sequence takes for windows and states."""
     prefix_tokens: int
     """Tokens of a prefix block, 0 where none is shared."""
     finds_lost: bool

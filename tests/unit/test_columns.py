@@ -122,7 +122,7 @@ def test_a_deployment_without_rows_gets_none_back(tmp_path):
 
 
 def test_row_groups_of_several_deployments_are_told_apart(tmp_path):
-    """As other programs may write them."""
+    """Other programs may write row groups of several deployments."""
     table = make_part(np.random.default_rng(2), 12)
     table.insert(0, "deployment", ["a", "b"] * 6)
     table.to_parquet(tmp_path / "long.parquet", row_group_size=3)

@@ -12,7 +12,7 @@ from simulator.policies.rebalancing import ExpertLoad
 
 
 class Never(Frozen):
-    """As engines without an expert balancer do."""
+    """No move at any time, as in engines without an expert balancer."""
 
     def looks(self) -> Iterator[float]:
         return iter(())
