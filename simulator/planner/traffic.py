@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.workload.traces import RequestTrace, take_domains, take_prefixes
+from simulator.workload.traces import RequestTrace, take_requests
 
 LEAST_STAYS = 4.0
 """Stays that the judged requests' arrivals must span to show a steady state; with fewer, most of
@@ -172,19 +172,8 @@ def led(trace: RequestTrace, first: int, last: int, stay_s: float) -> Traffic:
 
 def subset(trace: RequestTrace, chosen: NDArray[np.int64]) -> RequestTrace:
     """Some requests of a trace, in its order."""
-    arrival_s = trace.arrival_s[chosen]
-    starts, ids = trace.prefix_starts, trace.prefix_ids
-    if trace.prefix_block_tokens:
-        starts, ids = take_prefixes(starts, ids, chosen)
-    return replace(
-        trace,
-        arrival_s=arrival_s - (arrival_s[0] if len(arrival_s) else 0.0),
-        num_input=trace.num_input[chosen],
-        num_output=trace.num_output[chosen],
-        domain=take_domains(trace, chosen),
-        prefix_starts=starts,
-        prefix_ids=ids,
-    )
+    taken = take_requests(trace, chosen)
+    return replace(taken, arrival_s=taken.arrival_s - taken.arrival_s[:1])
 
 
 def busiest(
@@ -207,18 +196,9 @@ def _repeated(trace: RequestTrace, lead: int, times: int, period_s: float) -> Re
     which = np.concatenate(
         [np.zeros(lead, np.int64), np.repeat(np.arange(times), trace.num_requests - lead)]
     )
-    starts, ids = trace.prefix_starts, trace.prefix_ids
+    taken = take_requests(trace, order)
+    ids = taken.prefix_ids
     if trace.prefix_block_tokens:
-        counts = np.diff(starts)[order]
-        places = np.concatenate([np.arange(starts[r], starts[r + 1]) for r in order])
-        ids = ids[places] + np.repeat(which, counts) * (int(ids.max(initial=0)) + 1)
-        starts = np.concatenate([[0], np.cumsum(counts)])
-    return replace(
-        trace,
-        arrival_s=trace.arrival_s[order] + which * period_s,
-        num_input=trace.num_input[order],
-        num_output=trace.num_output[order],
-        domain=take_domains(trace, order),
-        prefix_starts=starts,
-        prefix_ids=ids,
-    )
+        time_of = np.repeat(which, np.diff(taken.prefix_starts))
+        ids = ids + time_of * (int(ids.max(initial=0)) + 1)
+    return replace(taken, arrival_s=taken.arrival_s + which * period_s, prefix_ids=ids)

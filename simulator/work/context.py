@@ -106,7 +106,6 @@ def add_decodes(
     sums[5] = max(sums[5], float(longest + 1))
 
 
-@compiled
 def total_sums(
     context: NDArray[np.int64],
     new: NDArray[np.int64],
@@ -114,10 +113,10 @@ def total_sums(
     compression: int,
     tile_rows: float,
 ) -> NDArray[np.float64]:
-    """:func:`add_sums` over sequences."""
-    sums = np.zeros(6)
-    for i in range(len(new)):
-        add_sums(sums, context[i], new[i], window, compression, tile_rows)
+    """:func:`add_sums` over sequences, ``[6]``."""
+    one_rank = np.zeros(len(new), dtype=np.int64)
+    sums_D6 = sums_by_rank(context, new, one_rank, 1, window, compression, tile_rows)
+    sums: NDArray[np.float64] = sums_D6[0]
     return sums
 
 

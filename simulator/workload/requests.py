@@ -25,7 +25,7 @@ from simulator.workload.contracts import draw_arrivals, draw_lengths
 from simulator.workload.lengths import LengthDistribution
 from simulator.workload.reading import read_trace
 from simulator.workload.thickening import thicken
-from simulator.workload.traces import RequestTrace, take_prefixes
+from simulator.workload.traces import RequestTrace, take_requests
 
 __all__ = [
     "describe",
@@ -327,27 +327,16 @@ def _limited(
             f"{where}: no request is left; the source ends {end_s:.6g} s in, "
             f"and start_s is {spec.start_s:g}"
         )
-    kept = slice(first, last)
-    starts, ids = trace.prefix_starts, trace.prefix_ids
-    if trace.prefix_block_tokens:
-        starts, ids = take_prefixes(starts, ids, np.arange(first, last))
-    arrival_s, num_input, block_tokens = (
-        trace.arrival_s[kept],
-        trace.num_input[kept],
-        trace.prefix_block_tokens,
-    )
+    kept = take_requests(trace, np.arange(first, last))
+    num_input, block_tokens = kept.num_input, kept.prefix_block_tokens
     if spec.prompt_scale != 1.0:
         num_input = np.maximum(np.rint(num_input * spec.prompt_scale), 1).astype(np.int64)
         block_tokens = max(1, round(block_tokens * spec.prompt_scale)) if block_tokens else 0
     limited = replace(
-        trace,
-        arrival_s=(arrival_s - arrival_s[0]) / spec.rate_scale,
+        kept,
+        arrival_s=(kept.arrival_s - kept.arrival_s[0]) / spec.rate_scale,
         num_input=num_input,
-        num_output=trace.num_output[kept],
-        domain=trace.domain[kept],
         prefix_block_tokens=block_tokens,
-        prefix_starts=starts,
-        prefix_ids=ids,
     )
     return check_bounds(limited, where)
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.workload.traces import RequestTrace, take_domains, take_prefixes
+from simulator.workload.traces import RequestTrace, take_requests
 
 _NEIGHBOURS = 64
 """Recorded requests around a moment that one drawn for it may be like: enough to mix lengths, and
@@ -44,35 +44,29 @@ def thicken(trace: RequestTrace, factor: float, rng: np.random.Generator) -> Req
     arrival_s = np.concatenate([trace.arrival_s, drawn_s])
     order = np.argsort(arrival_s, kind="stable")
     source = np.concatenate([np.arange(recorded), like])[order]
-    starts, ids = _prefixes(trace, source, order >= recorded)
+    taken = take_requests(trace, source)
     note = (
         f"thickened {factor:g} times: {added} of {added + recorded} requests are drawn from "
         "recorded ones near in time"
     )
     return replace(
-        trace,
+        taken,
         arrival_s=arrival_s[order],
-        num_input=trace.num_input[source],
-        num_output=trace.num_output[source],
-        domain=take_domains(trace, source),
-        prefix_starts=starts,
-        prefix_ids=ids,
+        prefix_ids=_own_prefixes(taken, order >= recorded),
         notes=(*trace.notes, note),
     )
 
 
-def _prefixes(
-    trace: RequestTrace, source: NDArray[np.int64], is_drawn: NDArray[np.bool_]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _own_prefixes(taken: RequestTrace, is_drawn: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Blocks of the requests: a drawn one has blocks of its own where the one that it is like has
     them alone.
     """
-    if not trace.prefix_block_tokens:
-        return trace.prefix_starts, trace.prefix_ids
-    starts, ids = take_prefixes(trace.prefix_starts, trace.prefix_ids, source)
-    of_drawn = np.repeat(is_drawn, np.diff(starts))
+    if not taken.prefix_block_tokens:
+        return taken.prefix_ids
+    ids = taken.prefix_ids.copy()
+    of_drawn = np.repeat(is_drawn, np.diff(taken.prefix_starts))
     num_ids = int(ids.max(initial=-1)) + 1
     uses = np.bincount(ids[~of_drawn], minlength=num_ids)
     own = of_drawn & (uses[ids] == 1)
     ids[own] = num_ids + np.arange(int(own.sum()))
-    return starts, ids
+    return ids

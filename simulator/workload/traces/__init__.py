@@ -107,9 +107,11 @@ def cut_trace(trace: RequestTrace, first: int, end: int) -> RequestTrace:
     )
 
 
-def pick_requests(trace: RequestTrace, rows: NDArray[np.int64]) -> RequestTrace:
-    """Some requests of a whole trace in its order, which come when they come there."""
-    starts, ids = trace.prefix_starts, trace.prefix_ids
+def take_requests(trace: RequestTrace, rows: NDArray[np.int64]) -> RequestTrace:
+    """The requests of the given rows, in that order, each with all that it has; their arrivals and
+    their places in a whole stay as they are.
+    """
+    starts, ids, part = trace.prefix_starts, trace.prefix_ids, trace.part_of
     if trace.prefix_block_tokens:
         starts, ids = take_prefixes(starts, ids, rows)
     return replace(
@@ -117,16 +119,17 @@ def pick_requests(trace: RequestTrace, rows: NDArray[np.int64]) -> RequestTrace:
         arrival_s=trace.arrival_s[rows],
         num_input=trace.num_input[rows],
         num_output=trace.num_output[rows],
+        domain=trace.domain[rows] if len(trace.domain) else trace.domain,
         prefix_starts=starts,
         prefix_ids=ids,
-        domain=take_domains(trace, rows),
-        part_of=PartOf(rows, int((trace.num_input + trace.num_output).max())),
+        part_of=part and replace(part, numbers=part.numbers[rows]),
     )
 
 
-def take_domains(trace: RequestTrace, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """:attr:`RequestTrace.domain` of the given rows, in that order."""
-    return trace.domain[rows] if len(trace.domain) else trace.domain
+def pick_requests(trace: RequestTrace, rows: NDArray[np.int64]) -> RequestTrace:
+    """Some requests of a whole trace in its order, which are served as they are there."""
+    longest = int((trace.num_input + trace.num_output).max())
+    return replace(take_requests(trace, rows), part_of=PartOf(rows, longest))
 
 
 def take_prefixes(

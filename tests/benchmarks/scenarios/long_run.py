@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from tests.benchmarks.effort import Effort
 from tests.benchmarks.rows import Row
-from tests.benchmarks.scenarios.whole_run import run_scenario
+from tests.benchmarks.scenarios.whole_run import list_rows, run_scenario
 
 TITLE = "A long run"
 ORDER = 45
@@ -21,14 +21,5 @@ def measure(effort: Effort, tell: Callable[[str], None]) -> Iterator[Row]:
     count = effort.take(REQUESTS)
     name = f"moesim run, {count:,} requests"
     tell(name)
-    spent, is_whole = run_scenario(count), count == REQUESTS
-    yield Row("long_run", name, "CPU time", "s", spent.cpu_s, target=MOST_S if is_whole else None)
-    yield Row("long_run", name, "wall time", "s", spent.wall_s)
-    yield Row(
-        "long_run",
-        name,
-        "peak memory",
-        "B",
-        float(spent.peak_bytes),
-        target=MOST_BYTES if is_whole else None,
-    )
+    targets = (MOST_S, MOST_BYTES) if count == REQUESTS else (None, None)
+    yield from list_rows("long_run", name, run_scenario(count), *targets)

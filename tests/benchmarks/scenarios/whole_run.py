@@ -38,6 +38,15 @@ def run_scenario(num_requests: int, **environment: str) -> Spent:
         return run_moesim("run", path, "--out", Path(name) / "out", **environment)
 
 
+def list_rows(
+    scenario: str, name: str, spent: Spent, most_s: float | None, most_bytes: float | None
+) -> Iterator[Row]:
+    """What a run took, beside the CPU seconds and the bytes that were asked for, if any were."""
+    yield Row(scenario, name, "CPU time", "s", spent.cpu_s, target=most_s)
+    yield Row(scenario, name, "wall time", "s", spent.wall_s)
+    yield Row(scenario, name, "peak memory", "B", float(spent.peak_bytes), target=most_bytes)
+
+
 def measure(effort: Effort, tell: Callable[[str], None]) -> Iterator[Row]:
     """Two sizes, and what lies between them."""
     found = {}
@@ -46,23 +55,8 @@ def measure(effort: Effort, tell: Callable[[str], None]) -> Iterator[Row]:
         tell(name)
         found[count] = spent = run_scenario(count)
         is_million = count == MILLION
-        yield Row(
-            "whole_run",
-            name,
-            "CPU time",
-            "s",
-            spent.cpu_s,
-            target=MILLION_S if is_million else None,
-        )
-        yield Row("whole_run", name, "wall time", "s", spent.wall_s)
-        yield Row(
-            "whole_run",
-            name,
-            "peak memory",
-            "B",
-            float(spent.peak_bytes),
-            target=MILLION_BYTES if is_million else None,
-        )
+        targets = (MILLION_S, MILLION_BYTES) if is_million else (None, None)
+        yield from list_rows("whole_run", name, spent, *targets)
     (few, least), (many, most) = found.items()
     between = f"from {few:,} to {many:,} requests"
     yield Row(
