@@ -42,10 +42,28 @@ def borrowing(function: Compiled) -> Compiled:
     takes four times as long as the work of a step of the engine (measured: 830 against 190 ns for
     its price). An array that would be allocated is an error when it is compiled.
 
+    Machine code of callers contains that of the function: by itself LLVM refuses where tuples of
+    arrays are long argument lists, which are copied at every call then (measured: half of the time
+    of the engine's loop).
+
     What unpacks Python's arguments is compiled where Python calls it: for one that only compiled
     code calls it would take a quarter of compiling.
     """
-    inner = _compile(function, _jit(_nrt=False, no_cpython_wrapper=True)(function))
+    return _borrow(function, inline="never")
+
+
+def merging(function: Compiled) -> Compiled:
+    """The function, compiled as by :func:`borrowing`, for a long one with a single caller.
+
+    It is written into that before types are found, and is not compiled by itself besides: each of
+    a chain of such functions would contain the code of all below it.
+    """
+    return _borrow(function, inline="always")
+
+
+def _borrow(function: Compiled, inline: str) -> Compiled:
+    options = {"_nrt": False, "forceinline": True, "inline": inline}
+    inner = _compile(function, _jit(no_cpython_wrapper=True, **options)(function))
     if hasattr(inner, "py_func"):
         _open_to_python(inner, function)
     return inner

@@ -10,7 +10,7 @@ which costs twenty times the arithmetic of a sequence.
 
 from __future__ import annotations
 
-from simulator.base.compiled import borrowing
+from simulator.base.compiled import borrowing, merging
 from simulator.engine.acceptance import count_kept_tokens
 from simulator.engine.admission import admit
 from simulator.engine.blocks import available, blocks_for, release, share_prompt, take
@@ -18,8 +18,8 @@ from simulator.engine.decodes import (
     dissolve,
     end_decodes,
     find_gap_bin,
-    has_room,
     join,
+    take_blocks,
 )
 from simulator.engine.preemption import find_latest, preempt, queue_last, retract
 from simulator.engine.reservations import reserve_blocks, stand_in_line
@@ -31,7 +31,6 @@ from simulator.engine.state import (
     FINISH_S,
     FIRST_S,
     FOLLOWING,
-    FREE_BLOCKS,
     GENERATED,
     HEAD,
     HELD,
@@ -48,7 +47,6 @@ from simulator.engine.state import (
     NUM_PUSHED,
     NUM_RESERVED,
     NUM_RUNNING,
-    NUM_TAKEN,
     NUM_WAITING,
     OUTSTANDING_TOKENS,
     RAN_OUT,
@@ -69,10 +67,11 @@ _KV_CACHE, _HELD_BACK = (ADMISSION_LIMITS.index(name) for name in ("kv_cache", "
 @borrowing
 def push(requests: Requests, ranks: Ranks, clock: Clock, r: int) -> None:
     """Queue request ``r`` at the data-parallel rank with the fewest unfinished requests."""
-    best = 0
+    best, fewest = 0, _count_unfinished(ranks, 0)
     for d in range(1, len(ranks.each)):
-        if _count_unfinished(ranks, d) < _count_unfinished(ranks, best):
-            best = d
+        count = _count_unfinished(ranks, d)
+        if count < fewest:
+            best, fewest = d, count
     requests.ints[r, DP_RANK] = best
     if requests.ints[r, STAGE] == IN_LINE:
         stand_in_line(requests, ranks, best, r)
@@ -99,16 +98,16 @@ def is_decode(num_input: int, generated: int, computed: int) -> bool:
     return generated > 0 and computed + 1 == num_input + generated
 
 
-@borrowing
+@merging
 def form_step(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> bool:
     """Fill ``ranks.chunk`` for the next step, and keep blocks for caches that are to come. Returns
     whether there is anything to compute.
     """
-    has_work = _fill(requests, ranks, limits, now_s)
-    # Who ran may have lost its blocks, to other lanes or to caches that are to come.
-    while ranks.pools[:, RAN_OUT].any() and not computes(ranks, 0, len(ranks.each)):
+    while True:
         has_work = _fill(requests, ranks, limits, now_s)
-    return bool(has_work)
+        # Who ran may have lost its blocks, to other lanes or to caches that are to come.
+        if not ranks.pools[:, RAN_OUT].any() or computes(ranks, 0, len(ranks.each)):
+            return bool(has_work)
 
 
 @borrowing
@@ -122,7 +121,7 @@ def computes(ranks: Ranks, first: int, end: int) -> bool:
     return False
 
 
-@borrowing
+@merging
 def _fill(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> bool:
     """Fill ``ranks.chunk`` once. Returns whether any rank gave tokens away, which another lane may
     have taken back.
@@ -131,18 +130,15 @@ def _fill(requests: Requests, ranks: Ranks, limits: Limits, now_s: float) -> boo
     has_work = False
     holds = limits.rules.balance_steps > 0 and _holds_prompts(ranks, limits)
     holds = holds or (limits.rules.wait_steps > 0 and _waits_for_more(requests, ranks, limits))
-    pools, ring = ranks.pools, ranks.ring
+    pools = ranks.pools
     pools[:, RAN_OUT] = False
     for d in range(len(each)):
         budget = limits.rules.token_budget
+        if each[d, NUM_DECODES] > budget:
+            dissolve(requests, ranks, limits, d)
         if each[d, NUM_DECODES] > 0:
-            need = ring[d, each[d, TICKS] % limits.block_tokens]
-            if has_room(requests, ranks, d, need, limits):
-                pools[d, FREE_BLOCKS] -= need
-                pools[d, NUM_TAKEN] += need
-                budget -= each[d, NUM_DECODES]
-            else:
-                dissolve(requests, ranks, limits, d)
+            take_blocks(requests, ranks, limits, d)
+            budget -= each[d, NUM_DECODES]
         chunk[d, each[d, NUM_DECODES] : each[d, NUM_RUNNING]] = 0
         if limits.rules.output_share > 0 and limits.rules.mixes_phases:
             retract(requests, ranks, d, limits)

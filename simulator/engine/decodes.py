@@ -4,8 +4,8 @@ next. Compiled.
 Requests that decode do the same in every step, so they are not looked at one by one: their rank
 counts its steps, and a request is what it was when it joined and the steps since. They stand first
 among those that run, in order of admission; others (prompts, and decodes behind an unfinished
-prompt) follow and are looked at. Where the next step would be otherwise, for want of blocks or of
-tokens, the sums are dissolved and every request is itself again.
+prompt) follow and are looked at. Who loses its blocks leaves the sums; where a step has fewer
+tokens than there are decodes, the sums are dissolved and every request is itself again.
 
 Sums are of whole numbers, so a step costs the same to the last bit as if each were looked at.
 """
@@ -15,7 +15,8 @@ from __future__ import annotations
 import math
 
 from simulator.base.compiled import borrowing
-from simulator.engine.blocks import blocks_for, release
+from simulator.engine.blocks import release
+from simulator.engine.preemption import preempt
 from simulator.engine.state import (
     BLOCKS,
     COMPUTED,
@@ -32,6 +33,7 @@ from simulator.engine.state import (
     NUM_INPUT,
     NUM_OUTPUT,
     NUM_RUNNING,
+    NUM_TAKEN,
     OUTSTANDING_TOKENS,
     TICKS,
     Clock,
@@ -52,23 +54,18 @@ def find_gap_bin(gap_s: float) -> int:
 
 
 @borrowing
-def has_room(requests: Requests, ranks: Ranks, d: int, need: int, limits: Limits) -> bool:
-    """Whether the next step of rank ``d`` has tokens for all summed decodes, and free blocks for
-    everyone that runs.
-
-    Args:
-        need: KV blocks that the summed decodes take.
+def take_blocks(requests: Requests, ranks: Ranks, limits: Limits, d: int) -> None:
+    """Give the summed decodes of rank ``d`` the KV blocks that their next tokens need; the latest
+    admitted of the rank lose theirs when these run out.
     """
-    each, ints = ranks.each, requests.ints
-    count = each[d, NUM_DECODES]
-    if count > limits.rules.token_budget:
-        return False
-    for i in range(count, each[d, NUM_RUNNING]):
-        r = ranks.running[d, i]
-        left = ints[r, NUM_INPUT] + ints[r, GENERATED] - ints[r, COMPUTED]
-        new = min(left, limits.rules.token_budget)
-        need += max(0, blocks_for(ints[r, COMPUTED] + new, limits) - ints[r, BLOCKS])
-    return bool(need <= ranks.pools[d, FREE_BLOCKS])
+    each, pools, ring = ranks.each, ranks.pools, ranks.ring
+    turn = each[d, TICKS] % limits.block_tokens
+    while ring[d, turn] > pools[d, FREE_BLOCKS]:
+        if each[d, NUM_RUNNING] == each[d, NUM_DECODES]:
+            _leave_last(requests, ranks, limits, d)
+        preempt(requests, ranks, d, each[d, NUM_RUNNING] - 1, limits)
+    pools[d, FREE_BLOCKS] -= ring[d, turn]
+    pools[d, NUM_TAKEN] += ring[d, turn]
 
 
 @borrowing
@@ -116,6 +113,22 @@ def dissolve(requests: Requests, ranks: Ranks, limits: Limits, d: int) -> None:
     for i in range(each[d, NUM_DECODES]):
         _leave(requests, ranks, limits, d, ranks.running[d, i])
     each[d, NUM_DECODES] = each[d, CONTEXTS] = each[d, LONGEST] = 0
+
+
+@borrowing
+def _leave_last(requests: Requests, ranks: Ranks, limits: Limits, d: int) -> None:
+    """Let the latest admitted of the summed decodes of rank ``d`` be itself again."""
+    each, ticks = ranks.each, ranks.each[d, TICKS]
+    last = each[d, NUM_DECODES] - 1
+    r = ranks.running[d, last]
+    _leave(requests, ranks, limits, d, r)
+    longest, next_end = -ticks, _NEVER
+    for i in range(last):
+        longest = max(longest, ranks.starts[d, i])
+        next_end = min(next_end, ranks.ends[d, i])
+    each[d, NUM_DECODES] = last
+    each[d, CONTEXTS] -= requests.ints[r, COMPUTED]
+    each[d, LONGEST], each[d, NEXT_END] = longest + ticks, next_end
 
 
 @borrowing

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.base.compiled import borrowing
+from simulator.base.compiled import borrowing, merging
 from simulator.engine.batching import complete_step, form_step, push
 from simulator.engine.reservations import expects_caches
 from simulator.engine.state import (
@@ -63,7 +63,7 @@ class Span(NamedTuple):
     """Whose steps they are, for the log."""
 
 
-@borrowing
+@merging
 def take_steps(
     requests: Requests,
     ranks: Ranks,

@@ -105,11 +105,11 @@ def run_ahead(
     Returns:
         Why it returned, and how many rows of the log are taken.
     """
-    requests, ranks, clock, limits, table, balance = first
+    requests, clock, balance = first.requests, first.clock, first.balance
     num_first, work = len(clock.counts), 0
-    stops, ended = feed.is_closed, feed.chosen[:0]
+    ended = feed.chosen[:0]
     if handing is not None:
-        stops, ended = True, handing.transfers.ended
+        ended = handing.transfers.ended
     while True:
         if feed.num_come[0] >= feed.used_up[0]:
             return USED_UP, rows
@@ -124,39 +124,25 @@ def run_ahead(
                 return PAUSED, rows
             pop_event(events)
             next_s, _ = next_event(events, feed, requests.times)
-            place, replica = 0, number
-            if number >= num_first:
-                place, replica = 1, number - num_first
+            pool, place, replica, room = first, 0, number, ended
+            if handing is not None and number >= num_first:
+                pool, place, replica, room = handing.pool, 1, number - num_first, ended[:0]
             span = Span(kind == ENDS, at_s, next_s, until_s, prices_steps, place, replica)
-            if handing is None or place == 0:
-                state, then_s, done, rows, size = take_steps(
-                    requests,
-                    ranks_of(ranks, replica),
-                    limits,
-                    clock_of(clock, replica),
-                    table,
-                    span,
-                    stops,
-                    ended,
-                    log,
-                    rows,
-                )
-            else:
-                pool = handing.pool
-                state, then_s, done, rows, size = take_steps(
-                    pool.requests,
-                    ranks_of(pool.ranks, replica),
-                    pool.limits,
-                    clock_of(pool.clock, replica),
-                    pool.table,
-                    span,
-                    feed.is_closed,
-                    ended[:0],
-                    log,
-                    rows,
-                )
-                if pool.ranks.counts[replica, 0, FIRST_RESERVED] >= 0:
-                    use_reserved(events, first, handing, replica)
+            state, then_s, done, rows, size = take_steps(
+                pool.requests,
+                ranks_of(pool.ranks, replica),
+                pool.limits,
+                clock_of(pool.clock, replica),
+                pool.table,
+                span,
+                feed.is_closed or len(room) > 0,
+                room,
+                log,
+                rows,
+            )
+            reserves = pool.ranks.counts[replica, 0, FIRST_RESERVED] >= 0
+            if handing is not None and place == 1 and reserves:
+                use_reserved(events, first, handing, replica)
             if handing is not None and place == 0:
                 for i in range(done):
                     push_event(events, then_s, code_of(LEAVES, ended[i]))

@@ -32,6 +32,19 @@ def cpu_s(call: Callable[[], object]) -> float:
     return time.process_time() - began_s
 
 
+def repeated_cpu_s(call: Callable[[], object]) -> float:
+    """CPU seconds of a call, the mean of as many as take half a second.
+
+    A process that has waited for another begins slowly (measured: twice as long for the first tenth
+    of a second), which is much of a short call and little of a long one.
+    """
+    count, spent_s = 0, 0.0
+    while spent_s < 0.5:
+        spent_s += cpu_s(call)
+        count += 1
+    return spent_s / count
+
+
 def time_in_turns(calls: Mapping[Name, Callable[[], float]], rounds: int) -> dict[Name, float]:
     """The median of what each call returns: every round asks all of them, one after the other, so
     that a machine that is slow for a while is slow for all.

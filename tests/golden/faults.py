@@ -44,8 +44,8 @@ FAULTS = (
     Fault(
         "a request goes to the fullest rank",
         BATCHING,
-        "_count_unfinished(ranks, d) < _count_unfinished(ranks, best)",
-        "_count_unfinished(ranks, d) > _count_unfinished(ranks, best)",
+        "if count < fewest:",
+        "if count > fewest:",
     ),
     Fault(
         "a prompt's last token counts as a decode",

@@ -132,6 +132,21 @@ def test_all_that_decode_are_summed():
     assert run.most_summed == 8
 
 
+def test_who_loses_its_blocks_leaves_the_others_summed():
+    asked = [Asked(0, 8, 24)] * 8
+    limits = make_limits(checks_known=False)
+    summed_for = []
+
+    def look(run):
+        if run.ranks.ran_out[0]:
+            first = run.ranks.running[0, 0]
+            summed_for.append(int(run.ranks.ticks[0] - run.requests.joined[first]))
+
+    run = Run(asked, limits, 5 * blocks_needed(asked, limits), 1, True).serve(look)
+    assert run.requests.preemptions.sum() > 0
+    assert min(summed_for) > 0
+
+
 @given(
     contexts=st.lists(st.integers(0, 200_000), min_size=1, max_size=20),
     tile_rows=st.sampled_from([1.0, 16.0, 64.0]),

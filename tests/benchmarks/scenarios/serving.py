@@ -16,7 +16,7 @@ from simulator.engine.served import Served
 from simulator.engine.table import StepTable, make_table
 from simulator.engine.timeline import serve
 from simulator.workload.traces import RequestTrace
-from tests.benchmarks.clock import cpu_s, time_in_turns
+from tests.benchmarks.clock import repeated_cpu_s, time_in_turns
 from tests.benchmarks.deployments import (
     DEEPSEEK,
     DENSE,
@@ -169,7 +169,7 @@ def _prepare(plan: DeploymentPlan, trace: RequestTrace, tables: Tables) -> Calla
         return serve(plan, trace, fill=tables.fill).requests_table()
 
     call()
-    return partial(cpu_s, call)
+    return partial(repeated_cpu_s, call)
 
 
 def _prepare_base(base: Revision, case: Case) -> Callable[[], float]:
