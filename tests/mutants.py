@@ -7,6 +7,8 @@ process that forks before anything of the simulator is imported. numba compiles 
 changed lines of compiled functions run, and are seen to be reached; ``NUMBA_DISABLE_JIT=0`` lets
 it, for longer tests of rooms that compile nothing. What tests reach is found in one run of all of
 them, some fifteen minutes, and kept beside the answers in ``reports/out/mutants`` for ``--known``.
+``--rooms simulator/engine`` draws from some rooms alone, ``--tests tests/laws tests/unit`` looks at
+some tests alone, which takes less.
 
 Numbers of draws, such as ``17 203``, try these only. What lives is either equal to the program,
 or changes words or speed alone, or wants a test.
@@ -27,7 +29,7 @@ import sys
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib.machinery import SourceFileLoader
 from multiprocessing import get_context
@@ -60,6 +62,7 @@ ROOMS = (
     "simulator/cost",
     "simulator/planner",
 )
+TESTS = ("tests/unit", "tests/contracts", "tests/laws")
 _FORK = get_context("fork")
 # A law is tried on a fifth of its cases, and does not look for the smallest that fails.
 settings.register_profile(
@@ -119,12 +122,12 @@ def _spans_of_annotations(file: str) -> Iterator[tuple[tuple[int, int], tuple[in
                 )
 
 
-def draw_mutants(seed: int, count: int) -> list[Mutant]:
-    """Draw places of all rooms in random order, each with one of its changes, where that makes a
+def draw_mutants(seed: int, count: int, rooms: Sequence[str] = ROOMS) -> list[Mutant]:
+    """Draw places of the rooms in random order, each with one of its changes, where that makes a
     program.
     """
     places = defaultdict(list)
-    for room in ROOMS:
+    for room in rooms:
         for path in sorted((ROOT / room).rglob("*.py")):
             for mutant in list_mutants(str(path.relative_to(ROOT))):
                 places[mutant[:3]].append(mutant)
@@ -177,14 +180,15 @@ def _stop(*_) -> None:
     raise _TooLongError
 
 
-def find_reached(folder: Path) -> None:
-    """Run the light tests once, and keep which lines each reaches and how long it takes."""
+def find_reached(folder: Path, rooms: Sequence[str], tests: Sequence[str]) -> None:
+    """Run the light ones of the tests once, and keep which lines of the rooms each reaches and how
+    long it takes.
+    """
     os.environ["COVERAGE_FILE"] = str(folder / "reached")
     listen, say = _FORK.Pipe(duplex=False)
     options = ["--part", "light", "--cov-context=test", "--cov-report="]
-    options += [f"--cov={room}" for room in ROOMS]
-    folders = ["tests/unit", "tests/contracts", "tests/laws"]
-    process = _FORK.Process(target=_run, args=([*options, *folders], say, _Limit()))
+    options += [f"--cov={room}" for room in rooms]
+    process = _FORK.Process(target=_run, args=([*options, *tests], say, _Limit()))
     process.start()
     say.close()
     seconds, failed = {}, set()
@@ -303,6 +307,8 @@ def main() -> None:
     parser.add_argument("chosen", nargs="*", type=int, help="numbers of draws; all, where none")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=500)
+    parser.add_argument("--rooms", nargs="+", default=ROOMS, help="to draw from")
+    parser.add_argument("--tests", nargs="+", default=TESTS, help="files and folders that try them")
     parser.add_argument("--seconds", type=float, default=12, help="of tests for each mutant")
     parser.add_argument("--minutes", type=float, default=240, help="to begin mutants in")
     parser.add_argument("--known", action="store_true", help="what tests reach is known already")
@@ -313,14 +319,15 @@ def main() -> None:
     os.chdir(ROOT)
     began_s = time.monotonic()
     if not asked.known:
-        find_reached(asked.out)
+        find_reached(asked.out, asked.rooms, asked.tests)
     reached = Reached(asked.out)
     outcomes = defaultdict(int)
+    drawn = draw_mutants(asked.seed, asked.count, asked.rooms)
     with (asked.out / "answers.csv").open("a" if asked.chosen else "w", newline="") as file:
         rows = csv.writer(file)
         if not file.tell():
             rows.writerow(("number", *Mutant._fields, "outcome", "by", "tests", "seconds", "wrong"))
-        for number, mutant in enumerate(draw_mutants(asked.seed, asked.count), 1):
+        for number, mutant in enumerate(drawn, 1):
             if asked.chosen and number not in asked.chosen:
                 continue
             if time.monotonic() - began_s > 60 * asked.minutes:
