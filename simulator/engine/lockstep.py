@@ -140,6 +140,8 @@ def _bring_over(
             else:
                 flowing_F[num_flowing] = other
                 num_flowing += 1
+        if not open_F[flight]:
+            return now_s  # others flow on beside what starts next
         flow_FL = np.empty((num_flowing, busy_FL.shape[1]))
         for place in range(num_flowing):
             for link in range(busy_FL.shape[1]):  # a whole row takes two seconds to compile

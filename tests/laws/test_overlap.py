@@ -5,19 +5,24 @@ import dataclasses
 import numpy as np
 import pytest
 import simpy
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from simulator.base.errors import UserError
+from simulator.cost.comm import Exchange
 from simulator.engine.fabric import FluidWires
 from simulator.engine.lockstep import Lockstep
 from simulator.engine.message import MessageWires
 from simulator.engine.rank import finish_step, run_step
 from simulator.engine.timeline import run_plan
+from simulator.policies.messages import Messages
 from simulator.results.metrics import latencies
 from simulator.results.tables import STEP_PHASES
 from simulator.step.operations import step_operations
 from simulator.step.prices import Prices
-from simulator.step.program import Batch, Busy, Start, Together
+from simulator.step.program import Batch, Busy, Finish, Start, Together
 from simulator.step.two_batch import halves
+from tests.cases import cases
 from tests.parts import change_plan
 
 SPLITS = {
@@ -140,6 +145,58 @@ def test_all_ranks_in_one_process_take_the_times_of_a_process_each(tiny, split, 
         assert Lockstep(program, plan.placement.layout.num_ranks).run() == pytest.approx(
             times.phases, rel=1e-9, abs=1e-15
         )
+
+
+exchanges = st.builds(
+    lambda latency_s, busy_s, stagger_s: Exchange(
+        latency_s, np.array(busy_s), Messages.none(), stagger_s
+    ),
+    st.sampled_from([0.0, 0.3]),
+    st.lists(st.sampled_from([0.0, 0.5, 1.0, 3.0]), min_size=2, max_size=2),
+    st.sampled_from([0.0, 0.1]),
+)
+parts = st.lists(
+    st.one_of(
+        st.lists(st.sampled_from([0.0, 0.2, 1.0]), min_size=3, max_size=3),
+        st.tuples(exchanges, st.booleans()),
+        st.integers(0, 3),
+    ),
+    max_size=12,
+)
+"""What three ranks compute, what they exchange and whether they wait for it, and which of what they
+have started they wait for then.
+"""
+
+
+def program_of(parts):
+    program, started, everyone = [], [], (tuple(range(3)),)
+    for part in parts:
+        if isinstance(part, list):
+            program.append(Busy("dense", 0, np.array(part)))
+        elif isinstance(part, int):
+            program += [Finish(started.pop(part % len(started)))] if started else []
+        elif part[1]:
+            program.append(Together("combine", 0, everyone, part[:1]))
+        else:
+            started.append(Start("dispatch", 0, everyone, part[:1], len(program)))
+            program.append(started[-1])
+    return program + [Finish(start) for start in started]
+
+
+LONG, SHORT, EMPTY = (
+    Exchange(0.0, np.array([busy_s, 0.0]), Messages.none()) for busy_s in (3.0, 1.0, 0.0)
+)
+
+
+@cases(100)
+@given(parts)
+@example([(LONG, False), (EMPTY, True), (SHORT, True)])
+def test_they_do_whatever_is_under_way_at_once(parts):
+    """Among it exchanges that carry nothing."""
+    program, env = program_of(parts), simpy.Environment()
+    times = finish_step(env, run_step(env, FluidWires(env), program, 3))
+    found = Lockstep(program, 3).run()
+    assert found == pytest.approx(dict.fromkeys(found, 0.0) | times.phases, rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize("split", ["one node", "tensor-parallel attention"])
