@@ -51,6 +51,8 @@ def test_the_step_that_stands_for_all_is_where_their_time_passes():
     chosen = durations_s[_find_median_of_time(durations_s, np.ones(42, dtype=np.int64))]
     assert _find_median_of_time(np.array([0.2, 1.8, 0.2, 1.9]), np.array([20, 1, 20, 1])) == 1
     assert chosen == 1.8
+    in_ms = 1000 * durations_s
+    assert in_ms[_find_median_of_time(in_ms, np.ones(42, dtype=np.int64))] == 1800
     half_s = durations_s.sum() / 2
     assert (
         durations_s[durations_s < chosen].sum() < half_s <= durations_s[durations_s <= chosen].sum()

@@ -58,6 +58,8 @@ def test_whatever_stops_every_request_finishes_or_is_lost_and_no_token_comes_twi
         assert (free == pool.ranks.capacity_blocks).all()
         assert not pool.ranks.num_waiting.any()
         assert not pool.ranks.num_running.any()
+        assert not pool.clock.outstanding_tokens.any()
+        assert (pool.clock.num_pushed == pool.clock.num_finished).all()
 
     check_steps(served)
 

@@ -220,19 +220,24 @@ def test_a_full_decode_pool_preempts_and_still_ends(tiny):
     assert requests["finish_s"].notna().all()
 
 
-def test_prefixes_are_shared_where_prompts_are_computed(tiny):
+@pytest.mark.parametrize(("num_input", "num_cached"), [(64, 48), (65, 64)])
+def test_prefixes_are_shared_where_prompts_are_computed(tiny, num_input, num_cached):
+    """And nobody holds them when caches have left, not even of prompts of whole prefix blocks."""
     trace = RequestTrace(
         arrival_s=np.arange(4.0),
-        num_input=np.full(4, 65),
+        num_input=np.full(4, num_input),
         num_output=np.full(4, 3),
         provenance="one prefix",
         prefix_block_tokens=16,
         prefix_starts=np.arange(5) * 4,
         prefix_ids=np.tile(np.arange(4), 4),
     )
-    requests = run_plan(pooled(tiny, "dense"), trace).requests
-    assert list(requests["num_cached"]) == [0, 64, 64, 64]
+    served = tiny.serve(pooled(tiny, "dense"), trace)
+    requests, pool = served.requests_table(), served.pools["prefill"]
+    assert list(requests["num_cached"]) == [0, *[num_cached] * 3]
     assert (requests["transfer_bytes"] == requests["transfer_bytes"][0]).all()
+    free = pool.ranks.free_blocks + pool.ranks.num_evictable * pool.limits.prefix_blocks
+    assert (free == pool.ranks.capacity_blocks).all()
 
 
 def test_gpus_cost_and_facts_count_both_pools(tiny):

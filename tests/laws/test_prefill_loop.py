@@ -58,6 +58,21 @@ def test_a_step_of_a_number_between_two_that_were_priced_takes_as_long_as_its_pl
         np.testing.assert_allclose(served(given, concurrency=number, rounds=1), step_s)
 
 
+def test_between_four_that_were_priced_a_step_takes_what_lies_between_them():
+    """Of busy ranks and of prompts of each: seconds that are linear in both are met wherever."""
+
+    def step_s(busy, each):
+        return 0.5 + 0.25 * busy + 0.125 * each + 0.0625 * busy * each
+
+    busy_B, each_N = np.array([1.0, 3.0, 4.0, 7.0]), np.array([1.0, 3.0, 4.0, 6.0])
+    given = Prompts(7, 6, busy_B, each_N, step_s(busy_B[:, None], each_N))
+    for number in range(1, 7 * 6 + 1):
+        fullest = -(-number // 7)
+        np.testing.assert_allclose(
+            served(given, concurrency=number, rounds=1), step_s(number / fullest, fullest)
+        )
+
+
 def test_a_full_pool_is_as_fast_as_its_steps():
     """With nothing between requests, each waits for all others: as many steps as there are requests
     in flight (Little's law).

@@ -90,7 +90,11 @@ def test_a_prompt_alone_is_shown_on_the_one_rank_that_had_it(tiny):
 
 def test_a_step_without_known_ranks_is_representative(tiny):
     record = tiny.run(tiny.plan("moe", **SPLIT), tiny.trace(12, 2000.0))
-    for step in record.shown_steps.values():
+    steps = record.steps[["prefill_tokens", "decodes", "num_steps"]]
+    taken = {(p, d // count) for p, d, count in steps.itertuples(index=False)}
+    for phase, step in record.shown_steps.items():
+        assert (sum(step.prefill_tokens), sum(step.decode_tokens)) in taken
+        assert (sum(step.prefill_tokens) > 0) == (phase == "prefill")
         assert step.source == "representative"
         assert step.number is step.replica is step.start_s is step.duration_s is None
         assert np.ptp(step.prefill_tokens) <= 1

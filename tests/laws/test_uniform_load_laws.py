@@ -98,6 +98,13 @@ def test_a_concentrated_routing_has_one_that_stays_at_large_batches(tiny, total)
     assert total < 1024 or found > 0.3
 
 
+def test_a_batch_of_one_token_is_one_of_one_token(tiny):
+    plan, trace = tiny.plan("moe", **SPLIT), tiny.trace(1, longest_input=1)
+    alone = uniform_imbalance(plan, 1).mean
+    assert alone > 1.2 * uniform_imbalance(plan, 2).mean
+    assert run_plan(plan, trace).uniform_imbalance == pytest.approx(alone)
+
+
 def test_a_run_sets_its_imbalance_against_that_of_its_own_batches(tiny):
     trace = tiny.trace(60, 2000.0)
     scheduling = {"kind": "chunked", "token_budget": 64, "max_sequences": 64}

@@ -11,10 +11,13 @@ from simulator.base.frozen import validate
 from simulator.config.deployment import DeploymentSpec
 from simulator.config.workload import SLO
 from simulator.deployment.plan import make_plan
+from simulator.engine.batching import form_step
+from simulator.engine.preemption import retract
+from simulator.engine.start import start_ranks, start_requests
 from simulator.engine.timeline import run_plan
 from simulator.results.metrics import summarise
 from simulator.workload.traces import RequestTrace
-from tests.unit.steps_of_a_second import Asked, make_limits, serve
+from tests.unit.steps_of_a_second import Asked, make_limits, make_trace, serve
 
 LONG_PROMPTS = {
     "name": "long prompts",
@@ -94,6 +97,31 @@ def test_what_a_request_lost_and_nobody_took_is_found_again():
     again = [row for step in served.steps[1:] for row in step[0] if row[0] == 1 and not row[3]]
     assert again
     assert again[0][2] in (4, 8, 12), "whole blocks of its prompt"
+
+
+@pytest.mark.parametrize("mixes_phases", [True, False])
+def test_after_a_retraction_admission_counts_on_what_those_that_are_left_have_used(mixes_phases):
+    """And after a step without one on a little less than before. Seven blocks of four tokens, all
+    taken, and both requests need another one: the one with fewer output tokens loses its own,
+    though it was admitted first.
+    """
+    limits = make_limits(
+        mixes_phases=mixes_phases,
+        output_share=0.7,
+        least_output_share=0.1,
+        output_share_decay=0.05,
+        retract_steps=2,
+    )
+    requests = start_requests(make_trace([Asked(0, 10, 20), Asked(0, 12, 30)]), with_prefixes=False)
+    ranks = start_ranks(1, 8, 7, 0, output_share=0.7)
+    ranks.running[0, :2], ranks.num_running[0], ranks.free_blocks[0] = (0, 1), 2, 0
+    requests.computed[:], requests.generated[:], requests.blocks[:] = (12, 16), (3, 5), (3, 4)
+    requests.admitted[:] = (0, 1)
+    form_step(requests, ranks, limits, 0.0)
+    assert requests.preemptions.tolist() == [1, 0]
+    assert ranks.output_share[0] == (5 + 2) / (30 + 1)
+    retract(requests, ranks, 0, limits)
+    assert ranks.output_share[0] == pytest.approx((5 + 2) / (30 + 1) - 0.05)
 
 
 def test_those_with_the_fewest_output_tokens_lose_their_blocks_and_wait_last():

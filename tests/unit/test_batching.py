@@ -1,5 +1,7 @@
 """Batching and KV blocks, step by step: who is in a step, and who loses its blocks."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from simulator.engine.batching import complete_step, form_step, is_decode, push
 from simulator.engine.by_ranks import read_batches
+from simulator.engine.preemption import find_latest
 from simulator.engine.start import start_clock, start_ranks, start_requests
 from tests.unit.steps_of_a_second import (
     PREFIX_TOKENS,
@@ -108,6 +111,45 @@ def test_an_output_of_one_token_ends_with_the_prompt():
 def test_requests_are_spread_over_data_parallel_ranks():
     served = serve([Asked(0, 8, 3)] * 9, make_limits(), 100, num_ranks=3)
     assert np.bincount(served.requests.dp_rank).tolist() == [3, 3, 3]
+
+
+@QUICK
+@given(st.lists(st.tuples(*[st.integers(0, 3)] * 4), min_size=1, max_size=4))
+def test_a_request_goes_to_the_rank_with_the_fewest_the_first_of_equals(counts):
+    """Those that wait, run, stand in line for blocks or have them count alike."""
+    requests = start_requests(make_trace([Asked(0, 8, 3)]), with_prefixes=False)
+    ranks = start_ranks(len(counts), 8, 100, 0)
+    kinds = (ranks.num_waiting, ranks.num_running, ranks.num_in_line, ranks.num_reserved)
+    for column, count in zip(kinds, np.array(counts).T, strict=True):
+        column[:] = count
+    push(requests, ranks, start_clock(), 0)
+    assert requests.dp_rank[0] == np.argmin(np.sum(counts, axis=1))
+
+
+@QUICK
+@given(st.permutations(range(9)), st.lists(st.integers(0, 4), min_size=2, max_size=2))
+def test_of_the_lanes_of_a_rank_the_one_that_admitted_last_is_found(admitted, counts):
+    """However many run in the others, and whoever was admitted last by another rank."""
+    counts, lanes = [1, *counts], 3
+    requests = start_requests(make_trace([Asked(0, 8, 3)] * 18), with_prefixes=False)
+    ranks = start_ranks(2 * lanes, 8, 100, 0, lanes)
+    requests.admitted[:] = [*admitted, *range(9, 18)]
+    begins = np.cumsum([0, *counts])
+    for lane, (begin, end) in enumerate(pairwise(begins)):
+        ids = sorted(range(begin, end), key=lambda r: admitted[r])
+        ranks.running[2 * lane, : len(ids)], ranks.num_running[2 * lane] = ids, len(ids)
+    ranks.running[1, :8], ranks.num_running[1] = range(9, 17), 8
+    latest = max(range(begins[-1]), key=lambda r: admitted[r])
+    found = find_latest(requests, ranks, 0)
+    assert ranks.running[found, ranks.num_running[found] - 1] == latest
+
+
+def test_prompts_wait_until_every_rank_has_one_but_not_for_ever():
+    limits = make_limits(balance_steps=2)
+    alone = serve([Asked(0, 8, 9), Asked(1, 8, 2)], limits, 100, num_ranks=2)
+    assert alone.requests.scheduled_s.tolist() == [0, 3]
+    joined = serve([Asked(0, 8, 9), Asked(1, 8, 2), Asked(2, 8, 2)], limits, 100, num_ranks=2)
+    assert joined.requests.scheduled_s.tolist() == [0, 2, 2]
 
 
 def test_a_chunk_of_one_token_in_the_middle_of_a_recomputation_is_not_a_decode():
