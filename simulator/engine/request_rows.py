@@ -14,6 +14,8 @@ from simulator.engine.state import Floats, Ints, Requests
 from simulator.results.tables import OUTCOMES
 from simulator.workload.traces import RequestTrace
 
+_OUTCOME = pd.CategoricalDtype(list(OUTCOMES))
+
 
 def read_requests(
     plan: DeploymentPlan, trace: RequestTrace, pools: Mapping[str, PoolState], way_s: float
@@ -130,4 +132,4 @@ def _outcomes(finish_s: Floats, lost_s: Floats) -> pd.Series:
     """What became of each request, one of :data:`~simulator.results.tables.OUTCOMES`."""
     codes = np.where(np.isnan(finish_s), OUTCOMES.index("unfinished"), OUTCOMES.index("finished"))
     codes[~np.isnan(lost_s)] = OUTCOMES.index("lost")
-    return pd.Series(pd.Categorical.from_codes(codes.astype("int8"), pd.Index(OUTCOMES)))
+    return pd.Series(pd.Categorical.from_codes(codes.astype("int8"), dtype=_OUTCOME))
