@@ -27,7 +27,7 @@ test: .venv/tested .venv/browser
 # Every law on ten times as many cases as `make test`, drawn anew for each seed.
 SEED ?= 1
 soak: .venv/tested
-	@$(PYTEST) $(WORKERS) --dist loadgroup -m "soak or hypothesis" --hypothesis-profile=soak --hypothesis-seed=$(SEED) tests \
+	@$(PYTEST) $(WORKERS) --dist loadgroup -m "soak or hypothesis or seeded" --hypothesis-profile=soak --hypothesis-seed=$(SEED) tests \
 	  || { echo "again with the same cases: make soak SEED=$(SEED)"; exit 1; }
 
 check: .venv/tested

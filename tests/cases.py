@@ -5,6 +5,7 @@ broken by the change. ``make soak`` tries ten times as many, drawn from a seed (
 SEED=2``), and is where cases nobody has seen are met.
 """
 
+import pytest
 from hypothesis import settings
 
 SOAK = 10
@@ -35,3 +36,15 @@ def times(number):
 def cases(number):
     """Settings of a law that is tried on so many cases in ``make test``."""
     return settings(max_examples=times(number))
+
+
+def seeds(first, number):
+    """A law that draws its own cases is tried on so many in ``make test``, numbered from ``first``
+    on.
+    """
+
+    def mark(law):
+        every = pytest.mark.parametrize("seed", range(first, first + times(number)))
+        return pytest.mark.seeded(every(law))
+
+    return mark

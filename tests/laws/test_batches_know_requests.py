@@ -6,12 +6,11 @@ import dataclasses
 from collections import Counter
 
 import numpy as np
-import pytest
 
 from simulator.engine import by_ranks, timeline
 from simulator.engine.timeline import serve
 from simulator.step.two_batch import halves
-from tests.cases import times
+from tests.cases import seeds
 from tests.laws.deployments import draw_deployment
 
 
@@ -36,7 +35,7 @@ def record_batches(monkeypatch, plan, trace):
     return seen, served
 
 
-@pytest.mark.parametrize("seed", range(5200, 5200 + times(10)))
+@seeds(5200, 10)
 def test_tokens_of_each_request_add_up(tiny, monkeypatch, seed):
     plan, trace = draw_deployment(tiny, seed)
     few = min(trace.num_requests, 10)

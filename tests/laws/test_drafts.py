@@ -17,7 +17,7 @@ from simulator.planner.traffic import subset
 from simulator.policies.speculation import Drafts
 from simulator.scenario.scenario import load_scenario
 from simulator.workload.traces import RequestTrace
-from tests.cases import times
+from tests.cases import seeds
 from tests.laws.deployments import check_same_events, draw_deployment, serve_by_events
 from tests.parts import change_plan
 from tests.single_steps import take_apart
@@ -39,7 +39,7 @@ def with_drafts(plan, *accepted, pass_share=0.0):
     return change_plan(plan, drafts=Drafts(accepted, pass_share))
 
 
-@pytest.mark.parametrize("seed", range(7000, 7000 + times(40)))
+@seeds(7000, 20)
 def test_whatever_is_drafted_every_token_comes_once(tiny, seed):
     plan, trace = draw_drafting(tiny, seed)
     served = tiny.serve(plan, trace)
@@ -59,7 +59,7 @@ def test_whatever_is_drafted_every_token_comes_once(tiny, seed):
         assert (free == own.ranks.capacity_blocks).all()
 
 
-@pytest.mark.parametrize("seed", range(7100, 7100 + times(20)))
+@seeds(7100, 10)
 def test_drafts_do_the_same_at_every_fidelity(tiny, monkeypatch, seed):
     plan, trace = draw_drafting(tiny, seed)
     compiled = tiny.serve(plan, trace)
@@ -79,7 +79,7 @@ def test_a_request_keeps_the_same_tokens_in_any_batch(tiny, split):
     assert len(set(found)) == 1
 
 
-@pytest.mark.parametrize("seed", range(7200, 7200 + times(6)))
+@seeds(7200, 6)
 def test_simulated_ranks_take_as_long_as_the_table_says(tiny, seed):
     plan, trace = draw_drafting(tiny, seed)
     if plan.placement.model.moe is not None:

@@ -5,7 +5,7 @@ import pytest
 
 from simulator.policies.placement import Placed
 from simulator.work.expert_moves import count_expert_moves
-from tests.cases import times
+from tests.cases import seeds
 
 
 def draw_placed(rng, shape):
@@ -49,7 +49,7 @@ def move_one_by_one(before, after, node_R):
     return found
 
 
-@pytest.mark.parametrize("seed", range(times(60)))
+@seeds(0, 60)
 def test_what_a_rank_lacks_comes_from_the_nearest_that_has_it(seed):
     before, after, node_R = draw_two(seed)
     moves_SR = count_expert_moves(before, after, node_R)

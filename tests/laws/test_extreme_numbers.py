@@ -22,6 +22,8 @@ from tests.cases import times
 from tests.shared import shared_file
 from tests.small_scenario import small_scenario
 
+pytestmark = pytest.mark.seeded
+
 EXTREMES = (
     *(
         0,

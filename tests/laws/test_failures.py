@@ -11,7 +11,7 @@ import pytest
 from simulator.engine import step_rows
 from simulator.engine.timeline import serve
 from simulator.policies.failures import Change
-from tests.cases import times
+from tests.cases import seeds
 from tests.laws.deployments import check_same_events, draw_deployment, serve_by_events
 from tests.laws.failing import draw_changes, with_changes
 from tests.parts import change_plan
@@ -31,7 +31,7 @@ def generated(served):
     return pool.requests.generated
 
 
-@pytest.mark.parametrize("seed", range(3000, 3000 + times(40)))
+@seeds(3000, 24)
 def test_whatever_stops_every_request_finishes_or_is_lost_and_no_token_comes_twice(tiny, seed):
     """And a replica that has stopped takes no step until it starts."""
     plan, trace = draw_failing(tiny, seed)
@@ -88,7 +88,7 @@ def check_steps(served):
         np.testing.assert_allclose(steps[parts].sum(axis=1), steps["duration_s"], atol=1e-12)
 
 
-@pytest.mark.parametrize("seed", range(3000, 3000 + times(30)))
+@seeds(3000, 16)
 def test_failures_do_the_same_at_every_fidelity(tiny, monkeypatch, seed):
     plan, trace = draw_failing(tiny, seed)
     compiled = tiny.serve(plan, trace)
@@ -161,7 +161,7 @@ def test_requests_that_move_keep_their_tokens_and_are_computed_again(tiny):
     assert cut[["prefill_tokens", "decode_tokens"]].tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("seed", range(3000, 3000 + times(15)))
+@seeds(3000, 15)
 @pytest.mark.parametrize("by", ["table", "events"])
 def test_what_is_ended_early_is_the_beginning_of_the_whole(tiny, monkeypatch, seed, by):
     plan, trace = draw_failing(tiny, seed)

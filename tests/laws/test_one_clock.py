@@ -8,11 +8,11 @@ import pytest
 from simulator.engine import instants
 from simulator.engine.events import code_of, pop_event, push_event, start_events
 from simulator.engine.timeline import serve
-from tests.cases import times
+from tests.cases import seeds
 from tests.laws.deployments import check_same_events, draw_deployment, join_steps, serve_by_events
 
 
-@pytest.mark.parametrize("seed", range(2000, 2000 + times(40)))
+@seeds(2000, 20)
 def test_events_have_one_order_at_every_fidelity(tiny, monkeypatch, seed):
     """Closed loops of many replicas and of two pools among them. A time may differ by its last
     digit, since SimPy adds up differences.

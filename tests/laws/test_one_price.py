@@ -16,7 +16,7 @@ from simulator.planner.curve import Curve
 from simulator.planner.steady import fixed
 from simulator.step.prices import Prices
 from simulator.workload.traces import RequestTrace
-from tests.cases import times
+from tests.cases import seeds
 
 SPLITS = [
     ("dense", {"tp": 4}),
@@ -89,7 +89,7 @@ def price_both(monkeypatch, plan, trace):
     return np.array(prices).T
 
 
-@pytest.mark.parametrize("seed", range(times(len(EVERY))))
+@seeds(0, len(EVERY))
 def test_the_table_is_what_ranks_take_on_the_same_batches(tiny, monkeypatch, seed):
     plan = draw_plan(tiny, seed)
     trace = tiny.trace(40, 80.0, longest_input=400, longest_output=12, seed=seed)

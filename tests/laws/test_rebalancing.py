@@ -13,7 +13,7 @@ from simulator.engine.timeline import serve
 from simulator.planner.run_bands import Tables
 from simulator.policies.failures import Change
 from simulator.policies.placement import Placed
-from tests.cases import times
+from tests.cases import seeds
 from tests.laws.deployments import check_same_events, serve_by_events
 from tests.laws.test_failures import with_changes
 from tests.parts import change_plan
@@ -140,7 +140,7 @@ def test_a_policy_is_told_what_was_computed_since_it_was_asked_last(tiny):
         assert pairs_L == pytest.approx(np.full(len(pairs_L), load.num_tokens * moe.top_k))
 
 
-@pytest.mark.parametrize("seed", range(times(20)))
+@seeds(0, 20)
 def test_whatever_moves_and_stops_no_request_is_lost_on_the_way(tiny, seed):
     rng = np.random.default_rng([seed, 11])
     prefill = {"parallel": {"tp": 2}, "replicas": 1} if rng.random() < 0.4 else None

@@ -9,7 +9,7 @@ import pytest
 
 from simulator.engine.timeline import serve
 from simulator.workload.traces import RequestTrace
-from tests.cases import times
+from tests.cases import seeds
 from tests.laws.deployments import draw_deployment, shrink_cache
 from tests.parts import change_plan
 
@@ -49,7 +49,7 @@ def count_most(pool, blocks, begin_s, end_s, is_there):
     return found
 
 
-@pytest.mark.parametrize("seed", range(5000, 5000 + times(40)))
+@seeds(5000, 20)
 def test_no_cache_holds_more_than_its_blocks_while_others_wait(tiny, seed):
     """Counted again from when requests had room, and from when their caches had left."""
     plan, trace = draw_pools(tiny, seed)
@@ -71,7 +71,7 @@ def test_no_cache_holds_more_than_its_blocks_while_others_wait(tiny, seed):
     assert max(at_prefill, default=0) <= prefill.ranks.capacity_blocks.max()
 
 
-@pytest.mark.parametrize("seed", range(5100, 5100 + times(20)))
+@seeds(5100, 10)
 def test_a_cache_leaves_when_it_is_computed_and_there_is_room(tiny, seed):
     plan, trace = draw_pools(tiny, seed)
     served = tiny.serve(plan, trace)

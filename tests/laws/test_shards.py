@@ -7,7 +7,6 @@ import pickle
 
 import numpy as np
 import pandas as pd
-import pytest
 
 from simulator.config.workload import SLO
 from simulator.engine import loop_state, shards, step_rows
@@ -17,7 +16,7 @@ from simulator.policies.balancing.least_outstanding import LeastOutstanding
 from simulator.policies.balancing.random import Random
 from simulator.policies.balancing.round_robin import RoundRobin
 from simulator.results.metrics import summarise
-from tests.cases import times
+from tests.cases import seeds
 from tests.laws.deployments import draw_deployment
 from tests.laws.test_drafts import draw_drafting
 from tests.laws.test_failures import draw_failing
@@ -56,7 +55,7 @@ def serve_apart(tiny, plan, trace, most):
     return merge_shards(plan, trace, split, [hand_on(one) for one in served])
 
 
-@pytest.mark.parametrize("seed", range(8400, 8400 + times(16)))
+@seeds(8400, 8)
 def test_shards_leave_what_the_whole_leaves(tiny, monkeypatch, seed):
     plan, trace = draw_apart(tiny, seed)
     monkeypatch.setattr(step_rows, "_LOG_ROWS", int(np.random.default_rng(seed).choice([5, 8192])))
@@ -65,7 +64,7 @@ def test_shards_leave_what_the_whole_leaves(tiny, monkeypatch, seed):
         check_same(whole, serve_apart(tiny, plan, trace, most))
 
 
-@pytest.mark.parametrize("seed", range(8700, 8700 + times(6)))
+@seeds(8700, 4)
 def test_their_record_is_the_one_of_the_whole(tiny, seed):
     plan, trace = draw_apart(tiny, seed)
     served = tiny.serve(plan, trace), serve_apart(tiny, plan, trace, 3)
@@ -78,7 +77,7 @@ def test_their_record_is_the_one_of_the_whole(tiny, seed):
     assert records[0].shown_steps == records[1].shown_steps
 
 
-@pytest.mark.parametrize("seed", range(8500, 8500 + times(6)))
+@seeds(8500, 3)
 def test_they_do_where_tables_come_in_parts(tiny, monkeypatch, seed):
     plan, trace = draw_apart(tiny, seed)
     whole = tiny.serve(plan, trace)
@@ -90,7 +89,7 @@ def test_they_do_where_tables_come_in_parts(tiny, monkeypatch, seed):
     check_same(whole, serve_apart(tiny, plan, trace, 3))
 
 
-@pytest.mark.parametrize("seed", range(8600, 8600 + times(8)))
+@seeds(8600, 4)
 def test_how_full_the_log_is_makes_no_difference_to_which_steps_share_a_row(
     tiny, monkeypatch, seed
 ):

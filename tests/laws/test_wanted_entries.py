@@ -9,7 +9,7 @@ import pytest
 from simulator.engine.table import fill_entry, make_table, slow_table, start_table
 from simulator.engine.timeline import serve
 from simulator.step.prices import Prices
-from tests.cases import times
+from tests.cases import seeds
 from tests.laws.deployments import draw_deployment
 
 
@@ -24,7 +24,7 @@ def keep_tables(make):
     return fill, kept
 
 
-@pytest.mark.parametrize("seed", range(8000, 8000 + times(25)))
+@seeds(8000, 25)
 def test_entries_that_are_filled_when_asked_for_are_the_same(tiny, seed):
     """Requests and steps to the last bit."""
     plan, trace = draw_deployment(tiny, seed)

@@ -39,7 +39,7 @@ from simulator.engine.state import (
     NUM_WAITING,
     TAIL,
 )
-from tests.cases import times
+from tests.cases import seeds
 from tests.laws.deployments import draw_deployment, serve_by_events
 from tests.laws.test_drafts import draw_drafting
 from tests.laws.test_failures import draw_failing
@@ -95,7 +95,7 @@ def check_same(one, other):
         assert np.array_equal(pool.clock.gap_counts, other.pools[name].clock.gap_counts)
 
 
-@pytest.mark.parametrize("seed", range(7900, 7900 + times(36)))
+@seeds(7900, 20)
 def test_how_many_rows_a_window_has_makes_no_difference(tiny, monkeypatch, seed):
     plan, trace, until_s = draw_case(tiny, seed)
     monkeypatch.setattr(step_rows, "_LOG_ROWS", 16)
@@ -104,7 +104,7 @@ def test_how_many_rows_a_window_has_makes_no_difference(tiny, monkeypatch, seed)
     check_same(whole, tiny.serve(plan, trace, until=until_s))
 
 
-@pytest.mark.parametrize("seed", range(7800, 7800 + times(4)))
+@seeds(7800, 4)
 def test_nor_where_ranks_say_how_long_steps_take(tiny, monkeypatch, seed):
     plan, trace, _ = draw_case(tiny, seed)
     monkeypatch.setattr(step_rows, "_LOG_ROWS", 16)
@@ -193,7 +193,7 @@ def test_lost_requests_stay_while_something_names_them(tiny):
     assert windows.count_settled(requests, [pool], start_events(0), []) == 8
 
 
-@pytest.mark.parametrize("seed", range(7700, 7700 + times(8)))
+@seeds(7700, 8)
 def test_whatever_names_a_request_names_it_when_the_window_has_moved(tiny, monkeypatch, seed):
     plan, trace, _ = draw_case(tiny, seed)
     move, moved = LoopState.move_window, []
