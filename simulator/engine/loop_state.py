@@ -163,6 +163,7 @@ def _start_feed(trace: RequestTrace, way_s: float) -> Feed:
         is_closed=trace.concurrency is not None,
         way_s=way_s,
         num_done=count(),
+        num_requests=trace.num_requests,
         chosen=count(-1),
         used_up=count(),
         asks=count(),

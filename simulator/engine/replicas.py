@@ -57,9 +57,10 @@ from simulator.engine.state import (
 )
 
 DONE, LOG_FULL, STEP_FORMED, ASKS, PAUSED, PRICE_WANTED, USED_UP = range(7)
-"""Why the loop returned: nothing happens until the given time; the log has no row left; a step has
-been formed whose end is not known; a balancer in Python is asked; some time has passed; a step has
-been formed whose price the table does not have yet; the window on the trace has no request left."""
+"""Why the loop returned: nothing happens until the given time, or no request needs anything more;
+the log has no row left; a step has been formed whose end is not known; a balancer in Python is
+asked; some time has passed; a step has been formed whose price the table does not have yet; the
+window on the trace has no request left."""
 
 
 @borrowing
@@ -114,7 +115,7 @@ def run_ahead(
         if feed.num_come[0] >= feed.used_up[0]:
             return USED_UP, rows
         at_s, code = next_event(events, feed, requests.times)
-        if at_s > until_s or at_s == math.inf:
+        if at_s > until_s or at_s == math.inf or feed.num_done[0] == feed.num_requests:
             return DONE, rows
         kind, number = kind_of(code), number_of(code)
         if kind in (ENDS, FORMS, FORMS_LATE):

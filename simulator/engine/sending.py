@@ -74,7 +74,9 @@ class Feed(NamedTuple):
     way_s: float
     """From the end of one request of a closed loop to the next one's arrival."""
     num_done: Ints
-    """``[1]`` requests that need nothing more."""
+    """``[1]`` requests that need nothing more ..."""
+    num_requests: int
+    """... of all of the trace."""
     chosen: Ints
     """``[1]`` the replica that a balancer in Python has chosen, or -1."""
     used_up: Ints

@@ -388,5 +388,5 @@ class _Timeline:
         self._run_ahead(max(at_s, self._env.now))
         state = self._state
         next_s, _code = next_event(state.events, state.feed, state.first.requests.times)
-        if next_s < math.inf:
+        if next_s < math.inf and not state.is_done:
             self._look_at(next_s)

@@ -90,6 +90,15 @@ def check_steps(served):
 
 @seeds(3000, 16)
 def test_failures_do_the_same_at_every_fidelity(tiny, monkeypatch, seed):
+    check_fidelities(tiny, monkeypatch, seed)
+
+
+def test_no_step_is_formed_once_all_requests_are_lost(tiny, monkeypatch):
+    """Nobody is left to decode, and prompts wait at a replica that goes on."""
+    check_fidelities(tiny, monkeypatch, 3158)
+
+
+def check_fidelities(tiny, monkeypatch, seed):
     plan, trace = draw_failing(tiny, seed)
     compiled = tiny.serve(plan, trace)
     simpy = serve_by_events(monkeypatch, plan, trace, tiny.tables)
