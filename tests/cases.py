@@ -1,8 +1,9 @@
 """How many cases a law is tried on.
 
 ``make test`` tries the same cases each time, drawn from the test's own name: what fails there was
-broken by the change. ``make soak`` tries ten times as many, drawn from a seed (``make soak
-SEED=2``), and is where cases nobody has seen are met.
+broken by the change. ``make soak`` tries ten times as many, and is where cases nobody has seen are
+met: those of Hypothesis are drawn from a seed (``make soak SEED=2``), those of :func:`seeds` go on
+from the last number.
 """
 
 import pytest
@@ -39,7 +40,7 @@ def cases(number):
 
 
 def seeds(first, number):
-    """A law that draws its own cases is tried on so many in ``make test``, numbered from ``first``
+    """Marks of a law that draws a case by its number: how many ``make test`` tries, from ``first``
     on.
     """
 

@@ -52,7 +52,7 @@ def folder(tiny_bench, tmp_path_factory):
     return out
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 @pytest.mark.xdist_group("bench")
 def test_every_scenario_finds_rows_with_units(tiny_bench):
     assert {row.kind for row in tiny_bench.rows} == set(choose(None))
@@ -66,7 +66,7 @@ def test_every_scenario_finds_rows_with_units(tiny_bench):
         assert (row.value is None) <= bool(row.note)
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 @pytest.mark.xdist_group("bench")
 def test_the_table_adds_up(folder):
     with (folder / "bench.csv").open(encoding="utf-8") as file:
@@ -79,7 +79,7 @@ def test_the_table_adds_up(folder):
         assert float(row["ratio"]) == pytest.approx(quotient, rel=1e-4)
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 @pytest.mark.xdist_group("bench")
 def test_the_files_say_the_same(tiny_bench, folder):
     known = json.loads((folder / "bench.json").read_text(encoding="utf-8"))
@@ -99,7 +99,7 @@ def test_the_files_say_the_same(tiny_bench, folder):
         assert found == pytest.approx(fit_exponent(sizes, values))
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 @pytest.mark.xdist_group("bench")
 def test_the_page_names_every_row(tiny_bench, folder):
     page = (folder / "bench.html").read_text(encoding="utf-8")

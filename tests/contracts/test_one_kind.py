@@ -156,7 +156,6 @@ def test_code_of_own_kinds_runs_only_where_it_is_allowed(outside):
     assert "--allow-code" in refused.stderr
 
 
-@pytest.mark.soak
 def test_the_same_files_in_the_project_give_the_same_numbers(outside, tmp_path):
     for name in ("simulator", "workloads", "cluster_configs"):
         shutil.copytree(PROJECT / name, tmp_path / name, ignore=UNFINISHED)

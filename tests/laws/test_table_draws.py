@@ -43,7 +43,7 @@ def test_a_table_hangs_on_no_rule_replica_pool_or_failure(tiny):
             np.testing.assert_array_equal(getattr(found, name), wanted, err_msg=f"{name}, {change}")
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_entries_scatter_little_between_streams(tiny):
     """DeepSeek-V3 over 32 ranks: 0.3 % at the median and 1 % at most over twelve streams, of which
     five are tried here.

@@ -61,7 +61,7 @@ def test_every_batch_of_a_rank_run_costs_the_same_by_the_table(
     assert np.median(np.abs(by_table / by_ranks - 1)) < 0.02
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 def test_a_shipped_model_over_several_traces(tiny):
     """One request that just misses a step moves a short trace's latencies by some per cent either
     way, so six are averaged.

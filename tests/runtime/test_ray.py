@@ -222,7 +222,6 @@ class TestEachTransport:
         assert not is_alive(victim)
 
 
-@pytest.mark.soak
 def test_a_rank_that_takes_longer_than_was_asked_for_is_no_hung_one(nodes, job, reference):
     """A busy machine: each of its steps takes twice the time that ranks may always wait."""
     backend = start(nodes, job, "process_group", timeout_s=0.5)

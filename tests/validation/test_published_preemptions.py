@@ -45,10 +45,7 @@ def count_preemptions(watermark, seed):
     return int(requests.preemptions.sum())
 
 
-@pytest.mark.parametrize(
-    "watermark",
-    [0.0, 0.05, *(pytest.param(share, marks=pytest.mark.soak) for share in (0.02, 0.10, 0.15))],
-)
+@pytest.mark.parametrize("watermark", PUBLISHED)
 def test_preemptions_by_watermark_are_those_published_for_vllm(watermark):
     counted = [count_preemptions(watermark, seed) for seed in range(2)]
     assert np.mean(counted) == pytest.approx(PUBLISHED[watermark], rel=0.25)
