@@ -35,7 +35,7 @@ check: .venv/tested
 	$(BIN)/ruff check simulator tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/codespell README.md DESIGN.md CHANGELOG.md CONTRIBUTING.md simulator tests workloads cluster_configs
+	$(BIN)/codespell README.md DESIGN.md CHANGELOG.md CONTRIBUTING.md docs simulator tests workloads cluster_configs
 
 # Recompute the committed numbers; read the difference before committing it.
 golden: .venv/tested

@@ -1,4 +1,4 @@
-"""What happens, and when (DESIGN.md, 61 and 65)."""
+"""What happens, and when (ADR 61 and ADR 65)."""
 
 from __future__ import annotations
 
