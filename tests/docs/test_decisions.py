@@ -1,5 +1,6 @@
 """Decisions have numbers, dates and reasons, and the map of the house names each once."""
 
+import itertools
 import re
 import tomllib
 
@@ -45,5 +46,5 @@ def test_the_picture_shows_the_layers_from_the_bottom_up():
     rooms = re.findall(r"(?m)^   ([a-z_]+) +[a-z]+", picture)
     level = {room: number for number, level in enumerate(levels) for room in level}
     assert set(rooms) == set(level) - {"__main__"}
-    for earlier, later in zip(rooms, rooms[1:], strict=False):
+    for earlier, later in itertools.pairwise(rooms):
         assert level[earlier] <= level[later], f"{earlier} is drawn below {later}"
