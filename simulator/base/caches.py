@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from platformdirs import user_cache_path
 
+DATABASE = "findings.sqlite"
+"""The file that findings of searches are kept in."""
 _told: list[Callable[[], None]] = []
 
 
@@ -42,9 +44,8 @@ def list_caches() -> dict[str, list[Path]]:
     return {
         "compiled functions": [*compiled.glob("*.nbi"), *compiled.glob("*.nbc")],
         "findings of searches": [
-            path
-            for path in findings_folder().glob("??/*.json")
-            if len(path.stem) == 64 and path.stem.startswith(path.parent.name)
+            *findings_folder().glob(f"{DATABASE}*"),
+            *findings_folder().glob(f"??/{'[0-9a-f]' * 64}.json"),  # of earlier versions
         ],
     }
 

@@ -1,5 +1,12 @@
-"""What was explored, on disk, keyed by its whole content: a search that was killed or extended goes
-on where it was.
+"""Results of simulations on disk, keyed by all that they depend on: a search that was killed or
+extended goes on where it was.
+
+They lie in one SQLite file, which any number of processes of one machine may use at once. Machines
+may share it where their file system locks files across machines (NFS 4, Lustre and the like): a
+transaction is guarded by these locks and by a rollback journal. A write-ahead log would be faster,
+but needs memory that all machines share, and nothing tells which file systems are shared; a
+simulation takes a hundred times as long as writing what it found. A file that is damaged all the
+same is set aside.
 """
 
 from __future__ import annotations
@@ -8,8 +15,10 @@ import contextlib
 import hashlib
 import json
 import os
+import sqlite3
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,10 +26,26 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter
 
 from simulator import __version__
+from simulator.base.caches import DATABASE
 from simulator.base.data import search_folders
 from simulator.base.errors import UserError
 
-Kept = TypeVar("Kept")
+Value = TypeVar("Value")
+_TABLE = """
+CREATE TABLE IF NOT EXISTS findings (
+    digest TEXT PRIMARY KEY,
+    value TEXT NOT NULL,
+    last_used_s INTEGER NOT NULL
+)
+"""
+"""Values are JSON under digests by :func:`key_of`; seconds are those since 1970."""
+_BUSY_S = 60.0
+"""Wait for other processes, whose transactions take a millisecond; a longer one is stuck."""
+_MOST_BYTES = 512 * 2**20
+"""Of the database; some 200,000 findings, of hundreds of questions."""
+_REFRESH_S = 24 * 3600
+"""Time of last use is written down once a day, so that reading hardly ever writes."""
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _FAILED: set[Path] = set()
 """Folders that this process could not write into."""
 _LEFT_OUT = ("calibration", "cli", "commands", "report", "runtime", "validation")
@@ -35,7 +60,7 @@ _FAMILIES = (
 
 
 class Store:
-    """A folder of findings, one file each, written whole or not at all."""
+    """Findings in the database of a folder, each written whole or not at all."""
 
     def __init__(self, folder: Path | None) -> None:
         """Without a folder nothing is kept."""
@@ -59,29 +84,50 @@ class Store:
                 f"--cache {self.folder}: cannot be written: {error.strerror}; name another folder"
             ) from None
 
-    def get(self, key: str, shape: TypeAdapter[Kept]) -> Kept | None:
-        """What was kept under the key; ``None`` where nothing was, or what is there cannot be read
-        or has another shape.
+    def get(self, key: str, shape: TypeAdapter[Value]) -> Value | None:
+        """Read what was kept under a key; ``None`` where nothing was, or what is there cannot be
+        read or has another shape.
         """
-        if self.folder is None:
-            return None
+        rows: list[tuple[bytes, int]] = []
+
+        def read(database: sqlite3.Connection) -> None:
+            rows[:] = database.execute(
+                "SELECT value, last_used_s FROM findings WHERE digest = ?", (key,)
+            ).fetchall()
+            now_s = int(time.time())
+            if rows and rows[0][1] < now_s - _REFRESH_S:
+                database.execute(
+                    "UPDATE findings SET last_used_s = ? WHERE digest = ?", (now_s, key)
+                )
+
+        with contextlib.suppress(sqlite3.Error, OSError):
+            self._transact(read, "rw")
         try:
-            return shape.validate_json(self._path(key).read_bytes(), strict=True)
-        except (OSError, ValueError):
+            return shape.validate_json(rows[0][0], strict=True) if rows else None
+        except ValueError:
             return None
 
     def put(self, key: str, value: Any) -> None:
-        """Keep it, where that is possible. Readers see the whole file or none, whenever the process
-        is killed.
+        """Keep a value, where that is possible. Readers see the whole of it or nothing, whenever
+        the process is killed.
         """
         if self.folder is None or self.has_failed:
             return
+        row = (key, json.dumps(value), int(time.time()))
+
+        def write(database: sqlite3.Connection) -> None:
+            database.execute(_TABLE)
+            database.execute("INSERT OR REPLACE INTO findings VALUES (?, ?, ?)", row)
+            _remove_oldest(database)
+
         try:
-            self._write(self._path(key), json.dumps(value))
-        except OSError as error:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._transact(write, "rwc")
+        except (sqlite3.Error, OSError) as error:
             _FAILED.add(self.folder)
             warnings.warn(
-                f"--cache {self.folder}: cannot be written any more ({error.strerror}), "
+                f"--cache {self.folder}: cannot be written any more "
+                f"({getattr(error, 'strerror', error)}), "
                 "so what is found from here on is not kept for another search",
                 RuntimeWarning,
                 stacklevel=2,
@@ -92,22 +138,66 @@ class Store:
         """Whether this process could not write into the folder, and has given that up."""
         return self.folder in _FAILED
 
-    def _write(self, path: Path, text: str) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(
-            f".{path.stem}-{os.uname().nodename}-{os.getpid()}.partial"
-        )  # other machines may share the folder
-        try:
-            partial.write_text(text, encoding="utf-8")
-            os.replace(partial, path)
-        finally:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
+    def _transact(self, work: Callable[[sqlite3.Connection], None], mode: str) -> None:
+        """Do all of a work on the database or nothing; once more where that was damaged.
 
-    def _path(self, key: str) -> Path:
+        Args:
+            mode: ``rw``, or ``rwc`` to create the database.
+        """
         if self.folder is None:
-            raise ValueError("nothing is kept")
-        return self.folder / key[:2] / f"{key}.json"
+            return
+        file = self.folder / DATABASE
+        inode = file.stat().st_ino if file.exists() else None
+        try:
+            _run_transaction(file, work, mode)
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode & 0xFF not in _DAMAGED:  # other bits say how
+                raise
+            _set_aside(file, inode)
+            _run_transaction(file, work, mode)
+
+
+def _run_transaction(file: Path, work: Callable[[sqlite3.Connection], None], mode: str) -> None:
+    """Do a work in one transaction, which is not forced onto the disk before it ends: that takes 30
+    ms, and only a machine that loses its power needs it.
+    """
+    address = f"{file.absolute().as_uri()}?mode={mode}"
+    with contextlib.closing(sqlite3.connect(address, _BUSY_S, uri=True)) as database:
+        database.text_factory = bytes
+        database.execute("PRAGMA synchronous = OFF")
+        with database:
+            work(database)
+
+
+def _remove_oldest(database: sqlite3.Connection) -> None:
+    """Remove the half that was not used for longest, where the database is too large."""
+    pages, free, size = (
+        database.execute(f"PRAGMA {name}").fetchone()[0]
+        for name in ("page_count", "freelist_count", "page_size")
+    )
+    if (pages - free) * size > _MOST_BYTES:
+        database.execute(
+            "DELETE FROM findings WHERE digest IN (SELECT digest FROM findings "
+            "ORDER BY last_used_s LIMIT (SELECT count(*) / 2 FROM findings))"
+        )
+
+
+def _set_aside(file: Path, inode: int | None) -> None:
+    """Rename a damaged file, unless another process has, and has begun a new one.
+
+    Args:
+        inode: of the damaged file.
+    """
+    if not file.exists() or file.stat().st_ino != inode:
+        return
+    aside = file.with_name(f"{file.name}.damaged")
+    file.replace(aside)
+    warnings.warn(
+        f"--cache {file.parent}: {file.name} is damaged and was set aside as {aside.name}; "
+        "what it held is simulated again",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 def key_of(*parts: Any) -> str:

@@ -172,7 +172,11 @@ def test_caches_are_measured_and_cleared_and_no_file_of_others_goes(tmp_path, mo
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("MOESIM_CACHE", str(tmp_path / "plan"))
     key = "ab" + "0" * 62
-    mine = [tmp_path / "moesim" / "a.nbi", tmp_path / "plan" / "ab" / f"{key}.json"]
+    mine = [
+        tmp_path / "moesim" / "a.nbi",
+        tmp_path / "plan" / "ab" / f"{key}.json",
+        tmp_path / "plan" / "findings.sqlite",
+    ]
     others = [
         tmp_path / "other_1" / "a.nbi",
         tmp_path / "plan" / "ab" / "notes.json",
@@ -185,7 +189,7 @@ def test_caches_are_measured_and_cleared_and_no_file_of_others_goes(tmp_path, mo
     runner = CliRunner()
     for command in ("info", "clear"):
         found = json.loads(runner.invoke(app, ["cache", command, "--json"]).stdout)
-        assert [(one["files"], one["bytes"]) for one in found.values()] == [(1, 5), (1, 5)]
+        assert [(one["files"], one["bytes"]) for one in found.values()] == [(1, 5), (2, 10)]
     assert [path for path in mine if path.exists()] == []
     assert all(path.exists() for path in others)
     assert "0 files" in runner.invoke(app, ["cache", "info"]).output

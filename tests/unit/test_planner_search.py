@@ -26,6 +26,7 @@ from simulator.planner.search import best_first, identity, search
 from simulator.planner.space import Design, Space
 from simulator.planner.store import Store, key_of
 from simulator.planner.trial import Outcome
+from tests.findings_database import query, read_findings
 
 REGRET = 0.02
 """Of the search's choice over the cheapest of the whole space; the issue's limit."""
@@ -166,21 +167,19 @@ def test_a_killed_search_goes_on_where_it_was(fresh, tmp_path):
     )
     try:
         for _ in range(2400):
-            if len(list(folder.rglob("*.json"))) >= 3 or running.poll() is not None:
+            if len(read_findings(folder)) >= 3 or running.poll() is not None:
                 break
             time.sleep(0.05)
         running.send_signal(signal.SIGKILL)
     finally:
         running.wait()
-    done = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*.json")}
+    done = query(folder, "SELECT rowid, digest, value FROM findings")  # written again: another row
     assert len(done) >= 3
-    for _, content in done.values():
-        json.loads(content)
+    for _, _, value in done:
+        json.loads(value)
     found = search(asked, Path(), Store(folder), workers=1)
-    assert all(
-        (path.stat().st_mtime_ns, path.read_bytes()) == before for path, before in done.items()
-    )
-    assert len(list(folder.rglob("*.json"))) > len(done)
+    more = query(folder, "SELECT rowid, digest, value FROM findings")
+    assert set(more) > set(done)
     assert [json.dumps([f.option, as_json(f)]) for f in found.findings] == [
         json.dumps([f.option, as_json(f)]) for f in fresh.findings
     ]
@@ -191,24 +190,24 @@ def test_an_extended_search_does_not_repeat_what_it_has(tmp_path):
     """Another name, another model: what was explored stays explored; another target does not."""
     asked = question(models=[{"model": "qwen3-8b"}])
     search(asked, Path(), Store(tmp_path), workers=1)
-    done = {path.name for path in tmp_path.rglob("*.json")}
+    done = set(read_findings(tmp_path))
     search(
         question(name="another", models=[{"model": "gpt-oss-20b"}, {"model": "qwen3-8b"}]),
         Path(),
         Store(tmp_path),
         workers=1,
     )
-    more = {path.name for path in tmp_path.rglob("*.json")}
+    more = set(read_findings(tmp_path))
     alone = tmp_path / "alone"
     search(question(models=[{"model": "gpt-oss-20b"}]), Path(), Store(alone), workers=1)
-    assert len(more) <= len(done) + len(list(alone.rglob("*.json")))
+    assert len(more) <= len(done) + len(read_findings(alone))
     search(
         asked.model_copy(update={"targets": question(targets={"tpot_s": {"p50": 0.03}}).targets}),
         Path(),
         Store(tmp_path),
         workers=1,
     )
-    assert {path.name for path in tmp_path.rglob("*.json") if alone not in path.parents} > more
+    assert set(read_findings(tmp_path)) > more
 
 
 def test_a_recording_that_a_model_names_itself_is_part_of_the_key(tmp_path):

@@ -1,20 +1,26 @@
-"""What a search keeps on disk: read back as it was, or not at all; and a disk that takes nothing
-more.
+"""Findings on disk are read back as they were, or not at all, whoever else writes, is killed, or
+damages the file; and a disk may be full.
 """
 
 import json
 import math
 import resource
+import signal
+import subprocess
+import sys
+import time
 from contextlib import contextmanager
 
 import pytest
 
+from simulator.base.caches import DATABASE
 from simulator.planner.explore import Finding, Sized
 from simulator.planner.kept import KEPT_FINDING, as_json, finding_of
 from simulator.planner.screen import Option
 from simulator.planner.space import Design
 from simulator.planner.store import Store, key_of
 from simulator.planner.trial import Outcome
+from tests.findings_database import query, read_findings
 
 OPTION = Option(
     Design(0, 0, 1, 1, 1, "", "bf16", 0, "none"), 2048, None, 4, 0, 10.0, 10.0, 4, 4, 0.01, 0.1
@@ -48,10 +54,109 @@ def test_what_was_kept_in_another_shape_is_done_again(tmp_path, damage):
     store.put(key, KEPT)
     found = store.get(key, KEPT_FINDING)
     assert json.dumps(as_json(finding_of(found, OPTION, 1.0))) == json.dumps(KEPT)
-    (path,) = (entry for entry in tmp_path.rglob("*") if entry.is_file())
-    damaged = DAMAGED[damage]
-    path.write_bytes(damaged if isinstance(damaged, bytes) else damaged.encode())
+    query(tmp_path, "UPDATE findings SET value = ?", DAMAGED[damage])
     assert store.get(key, KEPT_FINDING) is None
+
+
+@pytest.mark.parametrize("damage", ["no database", "a page overwritten", "cut short"])
+def test_a_damaged_database_is_set_aside_and_said_once(tmp_path, damage):
+    store, file = Store(tmp_path), tmp_path / DATABASE
+    for n in range(50):
+        store.put(key_of(n), KEPT)
+    whole = file.read_bytes()
+    page, half = b"\xa5" * 4096, len(whole) // 2 // 4096 * 4096
+    damaged = {
+        "no database": page,
+        "a page overwritten": whole[:4096] + page * (len(whole) // 4096 - 1),
+        "cut short": whole[:half],
+    }[damage]
+    file.write_bytes(damaged)
+    with pytest.warns(RuntimeWarning, match=f"{DATABASE} is damaged and was set aside as") as said:
+        assert store.get(key_of(1), KEPT_FINDING) is None
+    assert len(said) == 1
+    assert (tmp_path / f"{DATABASE}.damaged").read_bytes() == damaged
+    store.put(key_of(1), KEPT)
+    assert store.get(key_of(1), KEPT_FINDING) is not None
+    assert not store.has_failed
+
+
+def test_a_damaged_database_does_not_cost_what_is_written_next(tmp_path):
+    (tmp_path / DATABASE).write_bytes(b"\xa5" * 4096)
+    with pytest.warns(RuntimeWarning, match="was set aside"):
+        Store(tmp_path).put(key_of("x"), KEPT)
+    assert list(read_findings(tmp_path)) == [key_of("x")]
+
+
+WRITER = """
+import sys, hashlib
+from pathlib import Path
+from pydantic import TypeAdapter
+from simulator.planner.store import Store
+store, shape = Store(Path(sys.argv[1])), TypeAdapter(list[str])
+for n in range(int(sys.argv[3])):
+    key = hashlib.sha256(f"{sys.argv[2]} {n}".encode()).hexdigest()
+    store.put(key, [key] * (n % 200))
+    print(key, flush=True)
+    assert store.get(key, shape) == [key] * (n % 200)
+assert not store.has_failed
+"""
+
+
+def start_writers(folder, count, num_findings):
+    """Processes that each keep findings whose value follows from their key, and print the keys."""
+    arguments = ["-W", "error", "-c", WRITER, str(folder)]
+    return [
+        subprocess.Popen(
+            [sys.executable, *arguments, str(n), str(num_findings)], stdout=subprocess.PIPE
+        )
+        for n in range(count)
+    ]
+
+
+def check_whole(folder):
+    """Digests of findings, all of which are as they were written."""
+    assert query(folder, "PRAGMA integrity_check") == [("ok",)]
+    found = read_findings(folder)
+    for key, value in found.items():
+        assert set(json.loads(value)) <= {key}
+    return set(found)
+
+
+def test_processes_that_write_at_once_lose_nothing(tmp_path):
+    writers = start_writers(tmp_path, 4, 100)
+    said = [set(writer.communicate()[0].decode().split()) for writer in writers]
+    assert [writer.returncode for writer in writers] == [0] * 4
+    assert [len(keys) for keys in said] == [100] * 4
+    assert check_whole(tmp_path) == set().union(*said)
+
+
+def test_killed_processes_lose_only_what_they_were_writing(tmp_path):
+    """Each may have written one finding that it did not get to say."""
+    writers = start_writers(tmp_path, 3, 10**6)
+    lines = b"".join(writer.stdout.readline() for writer in writers)
+    for writer in writers:
+        writer.send_signal(signal.SIGKILL)
+        time.sleep(0.1)
+    lines += b"".join(writer.communicate()[0] for writer in writers)
+    said = set(lines.decode().split())
+    found = check_whole(tmp_path)
+    assert said <= found
+    assert len(found) <= len(said) + len(writers)
+    store = Store(tmp_path)
+    store.put(key_of("x"), KEPT)
+    assert store.get(key_of("x"), KEPT_FINDING) is not None
+
+
+def test_the_longest_unused_half_goes_where_there_is_too_much(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    for n in range(40):
+        store.put(key_of(n), KEPT)
+    query(tmp_path, "UPDATE findings SET last_used_s = rowid")
+    for n in range(10):
+        assert store.get(key_of(n), KEPT_FINDING) is not None  # is used now
+    monkeypatch.setattr("simulator.planner.store._MOST_BYTES", 8192)
+    store.put(key_of("x"), KEPT)
+    assert set(read_findings(tmp_path)) == {key_of(n) for n in [*range(10), *range(30, 40), "x"]}
 
 
 @contextmanager
@@ -69,7 +174,7 @@ def test_a_full_disk_is_said_once_and_costs_only_what_would_have_been_kept(tmp_p
     store = Store(tmp_path)
     with (
         full_disk(),
-        pytest.warns(RuntimeWarning, match=r"cannot be written any more \(File too") as said,
+        pytest.warns(RuntimeWarning, match=r"cannot be written any more \(disk I/O") as said,
     ):
         store.put(key_of("x"), KEPT)
     with full_disk():
@@ -77,4 +182,4 @@ def test_a_full_disk_is_said_once_and_costs_only_what_would_have_been_kept(tmp_p
     assert len(said) == 1
     assert store.has_failed
     assert store.get(key_of("x"), KEPT_FINDING) is None
-    assert [entry for entry in tmp_path.rglob("*") if entry.is_file()] == []
+    assert read_findings(tmp_path) == {}
